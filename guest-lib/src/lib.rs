@@ -1,0 +1,1 @@
+//! Guest library of VMSRS: requests whose memory errors cost only themselves.

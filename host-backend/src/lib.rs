@@ -1,0 +1,1 @@
+//! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.

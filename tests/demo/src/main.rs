@@ -1,0 +1,3 @@
+//! The demonstration: load, faults, model and the table.
+
+fn main() {}

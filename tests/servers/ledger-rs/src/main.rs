@@ -1,0 +1,3 @@
+//! The ledger server in Rust, with planted bugs.
+
+fn main() {}
