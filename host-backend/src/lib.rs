@@ -1,1 +1,3 @@
 //! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
+
+pub mod vmm;
