@@ -1,0 +1,101 @@
+//! Incident reports: what went wrong, where, and which drafts were dropped.
+
+/// SIGSEGV or SIGBUS with no better explanation (for example a null write).
+pub const KIND_MEMORY: u32 = 1;
+/// SIGFPE (for example an integer division by zero).
+pub const KIND_ARITHMETIC: u32 = 2;
+/// SIGILL or SIGTRAP.
+pub const KIND_INSTRUCTION: u32 = 3;
+/// SIGABRT: a failed assertion, glibc's heap checks, stack protector, C++ terminate, Rust abort.
+pub const KIND_ABORT: u32 = 4;
+/// The request ran over the guard page below its stack.
+pub const KIND_STACK_OVERFLOW: u32 = 5;
+/// A write to a page of a domain that the request does not hold, refused by the driver.
+pub const KIND_FOREIGN_WRITE: u32 = 6;
+/// A write into a sealed frame, stopped by the second-level page table.
+pub const KIND_SEALED_WRITE: u32 = 7;
+/// A block that was freed already was freed again.
+pub const KIND_DOUBLE_FREE: u32 = 8;
+/// A pointer that is no block of the domain was freed.
+pub const KIND_FOREIGN_FREE: u32 = 9;
+/// The audit at commit found bytes behind a block overwritten.
+pub const KIND_RED_ZONE: u32 = 10;
+/// The audit at commit found a freed block written to.
+pub const KIND_USE_AFTER_FREE: u32 = 11;
+/// The audit found the heap's own metadata damaged.
+pub const KIND_HEAP_CORRUPT: u32 = 12;
+/// A Rust panic left the request.
+pub const KIND_PANIC: u32 = 13;
+/// The request missed its deadline (endless loop, deadlock, sleep).
+pub const KIND_DEADLINE: u32 = 14;
+/// The thread of a request ended inside it.
+pub const KIND_THREAD_DEATH: u32 = 15;
+/// The process ended with the request in flight.
+pub const KIND_PROCESS_DEATH: u32 = 16;
+/// The pool of frames ran dry while the request wrote.
+pub const KIND_NO_FRAMES: u32 = 17;
+/// The server called the request failed (an invariant of its own).
+pub const KIND_INVARIANT: u32 = 18;
+/// Largest `KIND_` constant.
+pub const KIND_MAX: u32 = 18;
+
+/// General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
+/// r8 to r15, rip, rflags.
+pub const REGISTERS: usize = 18;
+
+/// Return addresses in a report, innermost first; unused ones are 0.
+pub const BACKTRACE: usize = 16;
+
+/// A failed request, as the library and the driver know it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IncidentReport {
+    /// Its number, from the driver's range (odd).
+    pub incident: u64,
+    /// Tag of the request.
+    pub tag: u64,
+    /// The app.
+    pub app: u32,
+    /// The first domain that the request held, or [`crate::NONE`].
+    pub domain: u32,
+    /// One of the `KIND_` constants.
+    pub kind: u32,
+    /// The signal, or 0.
+    pub signal: i32,
+    /// `si_code` of the signal, or 0.
+    pub code: i32,
+    /// Process (thread group) in the guest.
+    pub pid: u32,
+    /// Thread in the guest.
+    pub tid: u32,
+    /// [`DroppedDraft`]s that follow the report in its message.
+    pub drafts: u32,
+    /// Address of the access that failed, or 0.
+    pub address: u64,
+    /// Domain that `address` belongs to, or [`crate::NONE`].
+    pub address_domain: u32,
+    /// Drafts that were dropped in all; more than `drafts` when the report had no room.
+    pub drafts_total: u32,
+    /// Nanoseconds from the detection in the guest to the end of the discard.
+    pub recovery_ns: u64,
+    /// Name of the thread, padded with zero bytes.
+    pub thread_name: [u8; 16],
+    /// Registers at the error, see [`REGISTERS`]; all zero if there are none.
+    pub registers: [u64; REGISTERS],
+    /// Return addresses, see [`BACKTRACE`].
+    pub backtrace: [u64; BACKTRACE],
+}
+
+/// A draft that was dropped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct DroppedDraft {
+    /// The domain.
+    pub domain: u32,
+    /// The page.
+    pub page: u32,
+    /// The draft's frame: granted, now evidence.
+    pub frame: u32,
+    /// The frame with the page's committed content, or [`crate::NONE`] if it never was committed.
+    pub committed: u32,
+}
