@@ -18,39 +18,39 @@ pub const DEVICE_PATH: &str = "/dev/vmsrs";
 
 /// Opens the app with [`IoctlOpenApp`]. `EBUSY`: this file has another app open. `ENOSPC`: the host
 /// has [`crate::MAX_APPS`] apps.
-pub const VMSRS_OPEN_APP: u32 = 0xc070_5601;
+pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
 /// Opens a domain with [`IoctlOpenDomain`]. `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains.
-pub const VMSRS_OPEN_DOMAIN: u32 = 0xc050_5602;
+pub const IOCTL_OPEN_DOMAIN: u32 = 0xc050_5602;
 /// Finds or makes an extent with [`IoctlExtent`]. `ENOMEM`: the window is full.
-pub const VMSRS_EXTENT: u32 = 0xc010_5603;
+pub const IOCTL_EXTENT: u32 = 0xc010_5603;
 /// Registers the calling thread with [`IoctlThread`]. `EEXIST`: it is registered already.
 /// `EAGAIN`: too many threads.
-pub const VMSRS_THREAD: u32 = 0xc020_5604;
+pub const IOCTL_THREAD: u32 = 0xc020_5604;
 /// Fetches more tags with [`IoctlTags`].
-pub const VMSRS_TAGS: u32 = 0x8010_5605;
+pub const IOCTL_TAGS: u32 = 0x8010_5605;
 /// Commits with [`IoctlCommit`]. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request
 /// was failed by the driver (deadline); nothing is committed. `ETIMEDOUT`: committed, but the host
 /// did not seal in time (with [`COMMIT_SEAL`] only).
-pub const VMSRS_COMMIT: u32 = 0x4010_5606;
+pub const IOCTL_COMMIT: u32 = 0x4010_5606;
 /// Fails the calling thread's request with [`IoctlFail`]: drafts are discarded, then the locks of
 /// its domains are released, other members are interrupted, the report goes to the host.
-pub const VMSRS_FAIL: u32 = 0xc148_5607;
+pub const IOCTL_FAIL: u32 = 0xc148_5607;
 /// Discards the calling thread's drafts without an incident, with [`IoctlTag`]; locks stay as they
 /// are.
-pub const VMSRS_DISCARD: u32 = 0x4008_5608;
+pub const IOCTL_DISCARD: u32 = 0x4008_5608;
 /// Waits for a domain's lock and takes it, with [`IoctlLock`]. `ETIMEDOUT`: not within the timeout.
 /// `EINTR`: a signal came first. `EDEADLK`: the calling thread's request holds it already.
-pub const VMSRS_LOCK_WAIT: u32 = 0x4010_5609;
+pub const IOCTL_LOCK_WAIT: u32 = 0x4010_5609;
 /// Wakes the threads that wait for a domain's lock, with [`IoctlLock`].
-pub const VMSRS_LOCK_WAKE: u32 = 0x4010_560a;
+pub const IOCTL_LOCK_WAKE: u32 = 0x4010_560a;
 /// Sends the seal batch now and waits until everything committed before is sealed. No argument.
 /// `ETIMEDOUT`: the host did not answer in time.
-pub const VMSRS_FLUSH: u32 = 0x0000_560b;
+pub const IOCTL_FLUSH: u32 = 0x0000_560b;
 /// Reads the driver's state with [`IoctlInfo`].
-pub const VMSRS_INFO: u32 = 0x8040_560c;
+pub const IOCTL_INFO: u32 = 0x8040_560c;
 /// Unregisters the calling thread; a request it still has is failed
 /// ([`crate::incident::KIND_THREAD_DEATH`]). No argument. `ENOENT`: it is not registered.
-pub const VMSRS_THREAD_EXIT: u32 = 0x0000_560d;
+pub const IOCTL_THREAD_EXIT: u32 = 0x0000_560d;
 
 /// `mmap` offset of app `n`'s pages: `n << APP_OFFSET_SHIFT`.
 pub const APP_OFFSET_SHIFT: u32 = 40;
@@ -64,7 +64,7 @@ pub const LOCKS_LENGTH: u64 = 0x0080_0000;
 /// Commit flag: return when the host has sealed the commit.
 pub const COMMIT_SEAL: u32 = 1;
 
-/// Argument of [`VMSRS_OPEN_APP`].
+/// Argument of [`IOCTL_OPEN_APP`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlOpenApp {
@@ -86,7 +86,7 @@ pub struct IoctlOpenApp {
     pub app: u32,
 }
 
-/// Argument of [`VMSRS_OPEN_DOMAIN`].
+/// Argument of [`IOCTL_OPEN_DOMAIN`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlOpenDomain {
@@ -102,7 +102,7 @@ pub struct IoctlOpenDomain {
     pub reserved: u32,
 }
 
-/// Argument of [`VMSRS_EXTENT`].
+/// Argument of [`IOCTL_EXTENT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlExtent {
@@ -116,7 +116,7 @@ pub struct IoctlExtent {
     pub page: u32,
 }
 
-/// Argument of [`VMSRS_THREAD`].
+/// Argument of [`IOCTL_THREAD`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlThread {
@@ -133,7 +133,7 @@ pub struct IoctlThread {
     pub reserved: u32,
 }
 
-/// Argument of [`VMSRS_TAGS`].
+/// Argument of [`IOCTL_TAGS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlTags {
@@ -143,7 +143,7 @@ pub struct IoctlTags {
     pub tag_count: u64,
 }
 
-/// Argument of [`VMSRS_COMMIT`].
+/// Argument of [`IOCTL_COMMIT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlCommit {
@@ -155,7 +155,7 @@ pub struct IoctlCommit {
     pub domain: u32,
 }
 
-/// Argument of [`VMSRS_FAIL`].
+/// Argument of [`IOCTL_FAIL`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlFail {
@@ -185,7 +185,7 @@ pub struct IoctlFail {
     pub backtrace: [u64; BACKTRACE],
 }
 
-/// Argument of [`VMSRS_DISCARD`].
+/// Argument of [`IOCTL_DISCARD`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlTag {
@@ -193,19 +193,19 @@ pub struct IoctlTag {
     pub tag: u64,
 }
 
-/// Argument of [`VMSRS_LOCK_WAIT`] and [`VMSRS_LOCK_WAKE`].
+/// Argument of [`IOCTL_LOCK_WAIT`] and [`IOCTL_LOCK_WAKE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlLock {
-    /// In: the tag that takes the lock; ignored by [`VMSRS_LOCK_WAKE`].
+    /// In: the tag that takes the lock; ignored by [`IOCTL_LOCK_WAKE`].
     pub tag: u64,
     /// In: the domain.
     pub domain: u32,
-    /// In: most milliseconds to wait, 1 to 3,600,000; ignored by [`VMSRS_LOCK_WAKE`].
+    /// In: most milliseconds to wait, 1 to 3,600,000; ignored by [`IOCTL_LOCK_WAKE`].
     pub timeout_ms: u32,
 }
 
-/// Argument of [`VMSRS_INFO`].
+/// Argument of [`IOCTL_INFO`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlInfo {
@@ -249,24 +249,24 @@ mod tests {
     #[test]
     fn ioctl_numbers_agree_with_the_sizes_of_their_arguments() {
         assert_eq!(
-            VMSRS_OPEN_APP,
+            IOCTL_OPEN_APP,
             ioc(READ | WRITE, 1, size_of::<IoctlOpenApp>())
         );
         assert_eq!(
-            VMSRS_OPEN_DOMAIN,
+            IOCTL_OPEN_DOMAIN,
             ioc(READ | WRITE, 2, size_of::<IoctlOpenDomain>())
         );
-        assert_eq!(VMSRS_EXTENT, ioc(READ | WRITE, 3, size_of::<IoctlExtent>()));
-        assert_eq!(VMSRS_THREAD, ioc(READ | WRITE, 4, size_of::<IoctlThread>()));
-        assert_eq!(VMSRS_TAGS, ioc(READ, 5, size_of::<IoctlTags>()));
-        assert_eq!(VMSRS_COMMIT, ioc(WRITE, 6, size_of::<IoctlCommit>()));
-        assert_eq!(VMSRS_FAIL, ioc(READ | WRITE, 7, size_of::<IoctlFail>()));
-        assert_eq!(VMSRS_DISCARD, ioc(WRITE, 8, size_of::<IoctlTag>()));
-        assert_eq!(VMSRS_LOCK_WAIT, ioc(WRITE, 9, size_of::<IoctlLock>()));
-        assert_eq!(VMSRS_LOCK_WAKE, ioc(WRITE, 10, size_of::<IoctlLock>()));
-        assert_eq!(VMSRS_FLUSH, ioc(NONE, 11, 0));
-        assert_eq!(VMSRS_INFO, ioc(READ, 12, size_of::<IoctlInfo>()));
-        assert_eq!(VMSRS_THREAD_EXIT, ioc(NONE, 13, 0));
+        assert_eq!(IOCTL_EXTENT, ioc(READ | WRITE, 3, size_of::<IoctlExtent>()));
+        assert_eq!(IOCTL_THREAD, ioc(READ | WRITE, 4, size_of::<IoctlThread>()));
+        assert_eq!(IOCTL_TAGS, ioc(READ, 5, size_of::<IoctlTags>()));
+        assert_eq!(IOCTL_COMMIT, ioc(WRITE, 6, size_of::<IoctlCommit>()));
+        assert_eq!(IOCTL_FAIL, ioc(READ | WRITE, 7, size_of::<IoctlFail>()));
+        assert_eq!(IOCTL_DISCARD, ioc(WRITE, 8, size_of::<IoctlTag>()));
+        assert_eq!(IOCTL_LOCK_WAIT, ioc(WRITE, 9, size_of::<IoctlLock>()));
+        assert_eq!(IOCTL_LOCK_WAKE, ioc(WRITE, 10, size_of::<IoctlLock>()));
+        assert_eq!(IOCTL_FLUSH, ioc(NONE, 11, 0));
+        assert_eq!(IOCTL_INFO, ioc(READ, 12, size_of::<IoctlInfo>()));
+        assert_eq!(IOCTL_THREAD_EXIT, ioc(NONE, 13, 0));
     }
 
     #[test]

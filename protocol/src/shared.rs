@@ -4,7 +4,7 @@
 pub const HELD_MAX: usize = 32;
 
 /// Bit of a lock word: threads wait in the driver; whoever releases must call
-/// [`crate::ioctl::VMSRS_LOCK_WAKE`].
+/// [`crate::ioctl::IOCTL_LOCK_WAKE`].
 pub const LOCK_WAITERS: u64 = 0x8000_0000_0000_0000;
 
 /// Mask of a lock word: the tag of the request that holds the domain, or 0.
