@@ -1,3 +1,4 @@
 //! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
 
+pub mod devices;
 pub mod vmm;
