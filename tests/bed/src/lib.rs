@@ -1,1 +1,30 @@
-//! The test-bed.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod accelerator;
+mod apt;
+mod bed;
+mod cache;
+mod command;
+mod direct;
+mod error;
+mod image;
+mod job;
+mod kernel;
+pub mod kmod;
+mod ldd;
+pub mod modules;
+mod nested;
+pub mod newc;
+pub mod project;
+mod stream;
+pub mod tools;
+pub mod vmlinux;
+
+pub use accelerator::{Accelerator, direct_kvm};
+pub use bed::{Bed, Progress};
+pub use cache::Cache;
+pub use error::{Error, Result};
+pub use image::Image;
+pub use job::{Event, Job, Outcome};
+pub use kernel::{Kernel, Series};

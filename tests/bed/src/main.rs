@@ -1,3 +1,153 @@
-//! The test-bed of VMSRS: packages, images, nested or direct KVM.
+//! The command line of the test-bed.
 
-fn main() {}
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use vmsrs_bed::{Accelerator, Bed, Cache, Event, Job, Series, project, tools};
+
+/// Debian kernels and a KVM host to run them on, on any machine.
+#[derive(Parser)]
+#[command(name = "bed", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Fetch Debian's kernels and busybox into the cache, and install missing tools.
+    Fetch {
+        /// Fetch everything anew, in the versions that are current now.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Build the driver and the test module with warnings as errors, and check them with sparse.
+    Kmod {
+        /// The kernel series to build for; all by default.
+        #[arg(long = "kernel", value_name = "SERIES")]
+        series: Vec<Series>,
+    },
+    /// Tell how guests are run here and which kernels there are.
+    Info,
+    /// Run a command on the KVM host; console and results come to standard error and standard output.
+    #[command(
+        after_help = "Example:\n  bed run --program target/release/vmsrs=vmsrs -- vmsrs doctor"
+    )]
+    Run(Run),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Put a program and its shared libraries into the job folder.
+    #[arg(long, value_name = "PATH=NAME", value_parser = pair)]
+    program: Vec<(String, String)>,
+    /// Put a file into the job folder.
+    #[arg(long, value_name = "PATH=NAME", value_parser = pair)]
+    file: Vec<(String, String)>,
+    /// Set a variable of the environment.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// Kill it after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// Memory of the nested KVM host in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 3072)]
+    memory: u32,
+    /// CPUs of the nested KVM host.
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// One CPU whose clock counts instructions.
+    #[arg(long)]
+    deterministic: bool,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true)]
+    command: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Action::Fetch { update } => fetch(update),
+        Action::Kmod { series } => kmod(series),
+        Action::Info => info(),
+        Action::Run(arguments) => run(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("bed: {error:#}");
+        // As for programs that could not be started at all: the job's own codes are below.
+        ExitCode::from(125)
+    })
+}
+
+fn progress(message: &str) {
+    eprintln!("bed: {message}");
+}
+
+fn fetch(update: bool) -> anyhow::Result<ExitCode> {
+    tools::ensure(tools::UNPACK, &progress)?;
+    tools::ensure(tools::KMOD, &progress)?;
+    if Accelerator::choose()? == Accelerator::Nested {
+        tools::ensure(tools::NESTED, &progress)?;
+    }
+    Cache::fetch(&project::cache(), update, &progress)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn kmod(mut series: Vec<Series>) -> anyhow::Result<ExitCode> {
+    if series.is_empty() {
+        series.extend(Series::ALL);
+    }
+    let bed = Bed::auto()?;
+    for series in series {
+        let modules = bed.modules(series)?;
+        println!("{}\n{}", modules.driver.display(), modules.test.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn info() -> anyhow::Result<ExitCode> {
+    let bed = Bed::auto()?;
+    println!("accelerator: {}", bed.accelerator().name());
+    if let Err(reason) = vmsrs_bed::direct_kvm("/sys".as_ref(), "/dev".as_ref()) {
+        println!("  why not this machine's own KVM: {reason}");
+    }
+    for series in Series::ALL {
+        println!("kernel {series}: {}", bed.kernel(series)?.release());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(arguments: Run) -> anyhow::Result<ExitCode> {
+    let bed = Bed::auto()?;
+    let mut job = Job::new(arguments.command)
+        .timeout(Duration::from_secs(arguments.timeout))
+        .memory_mib(arguments.memory)
+        .cpus(arguments.cpus);
+    for (path, name) in arguments.program {
+        job = job.program(path, name);
+    }
+    for (path, name) in arguments.file {
+        job = job.file(path, name);
+    }
+    for (name, value) in arguments.env {
+        job = job.env(name, value);
+    }
+    if arguments.deterministic {
+        job = job.deterministic();
+    }
+    let outcome = bed.run(&job, |event| match event {
+        Event::Console(line) => eprintln!("{line}"),
+        Event::Result(line) => println!("{line}"),
+    })?;
+    Ok(ExitCode::from(
+        u8::try_from(outcome.code).unwrap_or(u8::MAX),
+    ))
+}
+
+/// Splits `a=b`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((left, right)) if !left.is_empty() => Ok((left.to_owned(), right.to_owned())),
+        _ => Err(format!("{text:?} has no `=` between two parts")),
+    }
+}

@@ -1,0 +1,94 @@
+//! Decides where guests run: on this machine's own KVM, or on a KVM host emulated by QEMU.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::tools;
+
+/// What executes the guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// This machine's own KVM with hardware second-level page tables.
+    Direct,
+    /// A Debian kernel in QEMU's software CPU, whose SVM with nested paging KVM uses.
+    Nested,
+}
+
+impl Accelerator {
+    /// `kvm` or `nested-tcg`; reports give this name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "kvm",
+            Self::Nested => "nested-tcg",
+        }
+    }
+
+    /// Chooses by `VMSRS_BED` (`nested` or `direct`) or, when it is not set, by what this machine can do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDirect`] when direct KVM is asked for and not to be had, [`Error::BadMode`] for another value.
+    pub fn choose() -> Result<Self> {
+        let direct = match tools::is_root() {
+            true => direct_kvm(Path::new("/sys"), Path::new("/dev")),
+            false => Err("only root sets up taps".to_owned()),
+        };
+        match (env::var("VMSRS_BED").unwrap_or_default().as_str(), direct) {
+            ("", Ok(())) | ("direct", Ok(())) => Ok(Self::Direct),
+            ("", Err(_)) | ("nested", _) => Ok(Self::Nested),
+            ("direct", Err(reason)) => Err(Error::NoDirect { reason }),
+            (value, _) => Err(Error::BadMode {
+                value: value.to_owned(),
+            }),
+        }
+    }
+}
+
+/// Whether the machine's KVM runs stock guests with second-level page tables and taps can be made; if not, why.
+pub fn direct_kvm(sys: &Path, dev: &Path) -> Result<(), String> {
+    let parameters = [
+        "module/kvm_intel/parameters/ept",
+        "module/kvm_amd/parameters/npt",
+    ];
+    let second_level = parameters.iter().any(|parameter| {
+        let value = fs::read_to_string(sys.join(parameter)).unwrap_or_default();
+        matches!(value.trim(), "Y" | "1")
+    });
+    if !second_level {
+        return Err("neither kvm_intel with ept nor kvm_amd with npt is loaded".to_owned());
+    }
+    for device in ["kvm", "net/tun"] {
+        let path = dev.join(device);
+        if let Err(error) = fs::OpenOptions::new().read(true).write(true).open(&path) {
+            return Err(format!("cannot open {}: {error}", path.display()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_without_second_level_page_tables_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let reason = direct_kvm(folder.path(), folder.path()).unwrap_err();
+        assert!(reason.contains("npt"), "{reason}");
+    }
+
+    #[test]
+    fn kvm_with_second_level_page_tables_is_used_when_its_devices_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir_all(root.join("module/kvm_amd/parameters")).unwrap();
+        fs::create_dir_all(root.join("net")).unwrap();
+        fs::write(root.join("module/kvm_amd/parameters/npt"), "Y\n").unwrap();
+        fs::write(root.join("kvm"), "").unwrap();
+        assert!(direct_kvm(root, root).unwrap_err().contains("net/tun"));
+        fs::write(root.join("net/tun"), "").unwrap();
+        assert_eq!(direct_kvm(root, root), Ok(()));
+    }
+}

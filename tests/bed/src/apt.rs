@@ -1,0 +1,246 @@
+//! A private view of the Debian archive.
+//!
+//! The machine's own apt configuration stays as it is: sources, package lists and caches are in a folder of ours. The
+//! mirror is the one that the machine itself uses.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command;
+use crate::error::{Error, IoContext, Result};
+
+/// The release whose kernels the project supports.
+const RELEASE: &str = "bookworm";
+/// The keys of the archive, on every Debian machine.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// One package of one version.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) version: String,
+}
+
+/// The Debian archive, with lists of its own below a folder.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    config: PathBuf,
+}
+
+impl Archive {
+    /// Reads the archive's current lists of packages; they are kept in `folder`.
+    pub(crate) fn update(folder: &Path) -> Result<Self> {
+        // Only one list format and no translations: a tenth of the usual download.
+        for part in ["lists/partial", "archives/partial"] {
+            let path = folder.join(part);
+            fs::create_dir_all(&path).context("create", &path)?;
+        }
+        let sources = folder.join("sources.list");
+        fs::write(&sources, source_list(&Mirrors::of_machine()?)).context("write", &sources)?;
+        let config = folder.join("apt.conf");
+        fs::write(&config, configuration(folder)).context("write", &config)?;
+        let archive = Self { config };
+        command::output(archive.command("apt-get").arg("update"))?;
+        Ok(archive)
+    }
+
+    /// The newest version of `name` that begins with `series`, and the names of the packages it depends on.
+    pub(crate) fn newest(&self, name: &str, series: &str) -> Result<(Package, Vec<String>)> {
+        let text =
+            command::stdout(self.command("apt-cache").args(["show", name])).unwrap_or_default();
+        pick(&text, series)
+            .map(|(version, dependencies)| {
+                let package = Package {
+                    name: name.to_owned(),
+                    version,
+                };
+                (package, dependencies)
+            })
+            .ok_or_else(|| Error::NoPackage {
+                package: name.to_owned(),
+                series: series.to_owned(),
+            })
+    }
+
+    /// Downloads a package file into `folder`; apt checks its signature chain and checksum.
+    pub(crate) fn download(&self, package: &Package, folder: &Path) -> Result<()> {
+        let mut command = self.command("apt-get");
+        command
+            .arg("download")
+            .arg(format!("{}={}", package.name, package.version));
+        command::output(command.current_dir(folder)).map(drop)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .arg("--quiet")
+            .arg("--config-file")
+            .arg(&self.config)
+            .env("LC_ALL", "C");
+        command
+    }
+}
+
+/// The newest version in the output of `apt-cache show` (newest first) that begins with `series`, with the first
+/// alternative of each of its dependencies.
+fn pick(records: &str, series: &str) -> Option<(String, Vec<String>)> {
+    records.split("\n\n").find_map(|record| {
+        let field = |name: &str| {
+            record
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
+        let version = field("Version").filter(|version| version.starts_with(series))?;
+        let dependencies = field("Depends")
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(|dependency| dependency.split_whitespace().next())
+            .map(str::to_owned)
+            .collect();
+        Some((version.to_owned(), dependencies))
+    })
+}
+
+/// Where the archive and its security updates are fetched from.
+#[derive(Debug, PartialEq, Eq)]
+struct Mirrors {
+    main: String,
+    /// `None` on machines that have no source for it; the kernels are then those of the last point release.
+    security: Option<String>,
+}
+
+impl Mirrors {
+    fn of_machine() -> Result<Self> {
+        let mut command = Command::new("apt-get");
+        command
+            .args([
+                "indextargets",
+                "--format",
+                "$(ORIGIN)|$(REPO_URI)|$(RELEASE)",
+                "Created-By: Packages",
+            ])
+            .env("LC_ALL", "C");
+        let mut mirrors = Self::among(&command::stdout(&mut command)?);
+        if let Ok(main) = env::var("VMSRS_DEBIAN_MIRROR") {
+            mirrors = Some(Self {
+                main,
+                security: None,
+            });
+        }
+        mirrors.ok_or(Error::NoMirror)
+    }
+
+    /// Finds the mirrors in lines of `origin|address|release`.
+    fn among(targets: &str) -> Option<Self> {
+        let debian: Vec<(&str, &str)> = targets
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.split('|');
+                let (origin, address, release) = (fields.next()?, fields.next()?, fields.next()?);
+                // The origin is known only once lists have been fetched.
+                let is_debian = matches!(origin, "Debian" | "") && address.contains("debian");
+                is_debian.then_some((address, release))
+            })
+            .collect();
+        let main = debian.iter().find(|(_, release)| !release.contains('-'))?;
+        let security = debian
+            .iter()
+            .find(|(_, release)| release.ends_with("-security"));
+        Some(Self {
+            main: main.0.to_owned(),
+            security: security.map(|(address, _)| (*address).to_owned()),
+        })
+    }
+}
+
+fn source_list(mirrors: &Mirrors) -> String {
+    let options = if Path::new(KEYRING).exists() {
+        format!("[arch=amd64 signed-by={KEYRING}]")
+    } else {
+        "[arch=amd64]".to_owned()
+    };
+    let main = &mirrors.main;
+    let mut list = format!(
+        "deb {options} {main} {RELEASE} main\ndeb {options} {main} {RELEASE}-backports main\n"
+    );
+    if let Some(security) = &mirrors.security {
+        list.push_str(&format!(
+            "deb {options} {security} {RELEASE}-security main\n"
+        ));
+    }
+    list
+}
+
+fn configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        r#"// Made by the test-bed.
+Dir::Etc::SourceList "{folder}/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::State::Lists "{folder}/lists";
+Dir::Cache::Archives "{folder}/archives";
+Dir::Cache::pkgcache "{folder}/pkgcache.bin";
+Dir::Cache::srcpkgcache "{folder}/srcpkgcache.bin";
+Acquire::Languages "none";
+Acquire::Retries "3";
+// The folder need not be readable for apt's own user.
+APT::Sandbox::User "root";
+// What the machine does after its own updates is not for ours.
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORDS: &str = "Package: linux-headers-cloud-amd64\nVersion: 6.12.95-1~bpo12+1\n\
+        Depends: linux-headers-6.12.95+deb12-cloud-amd64 (= 6.12.95-1~bpo12+1), a | b\nSize: 1\n\n\
+        Package: linux-headers-cloud-amd64\nVersion: 6.1.192-2\nDepends: linux-headers-6.1.0-56-cloud-amd64\n\n\
+        Package: linux-headers-cloud-amd64\nVersion: 6.1.176-1\nSize: 1\n";
+
+    #[test]
+    fn the_newest_version_of_the_series_is_picked() {
+        let (version, dependencies) = pick(RECORDS, "6.1.").unwrap();
+        assert_eq!(version, "6.1.192-2");
+        assert_eq!(dependencies, ["linux-headers-6.1.0-56-cloud-amd64"]);
+    }
+
+    #[test]
+    fn of_alternatives_the_first_counts() {
+        let (_, dependencies) = pick(RECORDS, "6.12.").unwrap();
+        assert_eq!(
+            dependencies,
+            ["linux-headers-6.12.95+deb12-cloud-amd64", "a"]
+        );
+    }
+
+    #[test]
+    fn a_series_that_is_not_there_gives_nothing() {
+        assert_eq!(pick(RECORDS, "7."), None);
+        assert_eq!(pick("", ""), None);
+    }
+
+    #[test]
+    fn the_machines_own_mirror_is_used() {
+        let targets = "Other|https://example.org/other/|nodistro\n\
+            Debian|http://mirror.example/debian/|bookworm\n\
+            Debian|http://mirror.example/debian/|bookworm-updates\n\
+            Debian|http://mirror.example/debian-security/|bookworm-security\n";
+        let expected = Mirrors {
+            main: "http://mirror.example/debian/".into(),
+            security: Some("http://mirror.example/debian-security/".into()),
+        };
+        assert_eq!(Mirrors::among(targets), Some(expected));
+        assert_eq!(
+            Mirrors::among("Other|https://example.org/other/|nodistro\n"),
+            None
+        );
+    }
+}

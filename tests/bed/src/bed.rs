@@ -1,0 +1,133 @@
+//! The test-bed itself: everything fetched, one way to run guests chosen.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::accelerator::Accelerator;
+use crate::cache::Cache;
+use crate::error::Result;
+use crate::image::Image;
+use crate::job::{Event, Job, Outcome};
+use crate::kernel::{Kernel, Series};
+use crate::{direct, kmod, nested, project, tools};
+
+/// Told what takes time while the test-bed is made ready: one short line each.
+pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A KVM host to run jobs on, with Debian kernels to boot as guests.
+///
+/// It is cheap to clone. Jobs may run at the same time from several threads.
+///
+/// ```no_run
+/// # fn main() -> Result<(), vmsrs_bed::Error> {
+/// use vmsrs_bed::{Bed, Event, Job};
+///
+/// let bed = Bed::auto()?;
+/// let job = Job::script(r#"test -c /dev/kvm && echo yes >>"$VMSRS_RESULTS""#);
+/// let outcome = bed.run(&job, |event| {
+///     if let Event::Console(line) = event {
+///         eprintln!("{line}");
+///     }
+/// })?;
+/// assert!(outcome.success());
+/// assert_eq!(outcome.results, ["yes"]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Bed {
+    cache: Cache,
+    accelerator: Accelerator,
+    progress: Progress,
+}
+
+impl Bed {
+    /// The test-bed of this machine: fetches what is missing and chooses the accelerator; progress goes to standard error.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Bed::with_progress`].
+    pub fn auto() -> Result<Self> {
+        Self::with_progress(Arc::new(|message| eprintln!("bed: {message}")))
+    }
+
+    /// The same as [`Bed::auto`] with progress going to `progress`.
+    ///
+    /// # Errors
+    ///
+    /// When packages or tools are missing and cannot be had, and when `VMSRS_BED` asks for what is not there.
+    pub fn with_progress(progress: Progress) -> Result<Self> {
+        let accelerator = Accelerator::choose()?;
+        tools::ensure(tools::UNPACK, &*progress)?;
+        let cache = Cache::fetch(&project::cache(), false, &*progress)?;
+        Ok(Self {
+            cache,
+            accelerator,
+            progress,
+        })
+    }
+
+    /// What executes the guests of jobs that are not [`Job::deterministic`].
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    /// A Debian kernel, to boot as a guest.
+    ///
+    /// # Errors
+    ///
+    /// When the cache is damaged.
+    pub fn kernel(&self, series: Series) -> Result<Kernel> {
+        self.cache.kernel(series)
+    }
+
+    /// The driver and the test module for a kernel, built when their sources have changed.
+    ///
+    /// # Errors
+    ///
+    /// When they do not build without warnings.
+    pub fn modules(&self, series: Series) -> Result<kmod::Modules> {
+        tools::ensure(tools::KMOD, &*self.progress)?;
+        kmod::build(&self.kernel(series)?, &*self.progress)
+    }
+
+    /// An image with busybox in it, for a guest.
+    ///
+    /// # Errors
+    ///
+    /// When the cache is damaged.
+    pub fn image(&self) -> Result<Image> {
+        Ok(Image::new().busybox(self.cache.busybox()?))
+    }
+
+    /// The static busybox, for what is not an [`Image`].
+    ///
+    /// # Errors
+    ///
+    /// When the cache is damaged.
+    pub fn busybox(&self) -> Result<PathBuf> {
+        self.cache.busybox()
+    }
+
+    /// Runs a job on the KVM host and waits for its end; `on_event` has each line of console and results as it comes.
+    ///
+    /// Nothing of the job is left behind, in whatever way it or this process ends.
+    ///
+    /// # Errors
+    ///
+    /// When the job cannot be started, does not end in its time, or the host goes down. A job that ends with an exit
+    /// code other than zero is no error here: see [`Outcome::code`].
+    pub fn run(&self, job: &Job, mut on_event: impl FnMut(Event<'_>)) -> Result<Outcome> {
+        job.check()?;
+        if self.accelerator == Accelerator::Direct && !job.deterministic {
+            return direct::run(job, &mut on_event);
+        }
+        tools::ensure(tools::NESTED, &*self.progress)?;
+        nested::run(
+            &self.kernel(Series::V6_1)?,
+            self.image()?,
+            job,
+            &mut on_event,
+        )
+    }
+}

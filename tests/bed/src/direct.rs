@@ -1,0 +1,72 @@
+//! Runs a job on this machine, for its own KVM.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::accelerator::Accelerator;
+use crate::error::{IoContext, Result};
+use crate::job::{Event, Job, Outcome};
+use crate::project;
+use crate::stream::{self, EXIT_MARK};
+
+/// Runs the job in the folder given as its first argument and removes that folder, also when it is told to end or when
+/// the process that started it is gone. It leads a process group (see [`stream::run`]) and takes all of it along.
+const SUPERVISOR: &str = r#"
+trap 'rm -rf "$1"; kill -KILL 0' TERM INT HUP
+exec 3>&1 1>&2 </dev/null
+cd "$1" || exit 125
+VMSRS_RESULTS=/proc/$$/fd/3 sh ./.run &
+wait $!
+code=$?
+cd /
+rm -rf "$1"
+echo "@exit $code" >&3
+kill -KILL 0
+"#;
+
+/// Stages the job's files in a folder, runs it there and waits for its end.
+pub(crate) fn run(job: &Job, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+    debug_assert!(SUPERVISOR.contains(EXIT_MARK));
+    let base = project::build();
+    fs::create_dir_all(&base).context("create", &base)?;
+    let folder = tempfile::Builder::new()
+        .prefix("job-")
+        .tempdir_in(&base)
+        .context("create a folder in", &base)?;
+    stage(job, folder.path())?;
+    stream::run(supervised(job, folder.path()), job.timeout, on_event)
+}
+
+fn stage(job: &Job, folder: &Path) -> Result<()> {
+    for file in &job.files {
+        let target = folder.join(&file.name);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).context("create", parent)?;
+        }
+        fs::copy(&file.source, &target).context("copy", &file.source)?;
+        if file.program {
+            let permissions = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(&target, permissions).context("set the permissions of", &target)?;
+        }
+    }
+    let script = folder.join(".run");
+    fs::write(&script, job.run_script(Accelerator::Direct.name())).context("write", &script)
+}
+
+fn supervised(job: &Job, folder: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM", "sh", "-c", SUPERVISOR, "sh"])
+        .arg(folder);
+    if !job.library_folders.is_empty() {
+        let joined: Vec<_> = job
+            .library_folders
+            .iter()
+            .map(|folder| folder.to_string_lossy())
+            .collect();
+        command.env("LD_LIBRARY_PATH", joined.join(":"));
+    }
+    command
+}

@@ -1,0 +1,158 @@
+//! The error of everything in the test-bed that touches the machine.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// What can go wrong between asking for a test run and having its result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried, with the path.
+        action: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A helper program could not be started.
+    #[error("cannot start {program}")]
+    Spawn {
+        /// The program's name.
+        program: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A helper program reported a failure.
+    #[error("{command} failed ({status})\n{output}")]
+    Command {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// Tools are missing and this user may not install them.
+    #[error("these tools are missing: {missing}; install them with: {remedy}")]
+    MissingTools {
+        /// The programs or libraries that were looked for.
+        missing: String,
+        /// The command line that installs them.
+        remedy: String,
+    },
+    /// The machine's package sources name no Debian archive.
+    #[error(
+        "apt's sources name no Debian archive; add one, or set VMSRS_DEBIAN_MIRROR to the address of a Debian mirror"
+    )]
+    NoMirror,
+    /// A package is not in the Debian archive.
+    #[error(
+        "no version {series}* of package {package} in the Debian archive; check the mirror in apt's sources"
+    )]
+    NoPackage {
+        /// The package's name.
+        package: String,
+        /// How its version has to begin.
+        series: String,
+    },
+    /// A file that belongs to a fetched package is not there.
+    #[error("{what} is not in {place}; run `bed fetch --update`")]
+    NotFetched {
+        /// The file that was looked for.
+        what: String,
+        /// The folder it was looked for in.
+        place: String,
+    },
+    /// A kernel image is not as expected.
+    #[error("cannot unpack the kernel {path}")]
+    Vmlinux {
+        /// The image's path.
+        path: String,
+        /// What is wrong with it.
+        source: crate::vmlinux::Error,
+    },
+    /// A kernel module cannot be resolved.
+    #[error("cannot resolve the kernel modules of {release}")]
+    Modules {
+        /// The kernel's release.
+        release: String,
+        /// Which module, and why.
+        source: crate::modules::Error,
+    },
+    /// A program's shared libraries cannot be found.
+    #[error(
+        "cannot pack {path}: shared library {library} was not found; add its folder with `library_dir`"
+    )]
+    NoLibrary {
+        /// The program.
+        path: String,
+        /// The library that `ldd` could not find.
+        library: String,
+    },
+    /// A name of a job's file is not a plain relative path.
+    #[error("{name:?} is not a plain relative path; job files lie below the job's own folder")]
+    JobFileName {
+        /// The name.
+        name: String,
+    },
+    /// The checker found something in the driver's source.
+    #[error("sparse reports about the driver for {release}:\n{messages}")]
+    Sparse {
+        /// The kernel's release.
+        release: String,
+        /// The messages, one a line.
+        messages: String,
+    },
+    /// The machine's own KVM was asked for and cannot run a stock guest.
+    #[error(
+        "this machine's KVM cannot run a stock guest ({reason}); unset VMSRS_BED or set it to `nested`"
+    )]
+    NoDirect {
+        /// What is missing.
+        reason: String,
+    },
+    /// `VMSRS_BED` holds something else than `nested` or `direct`.
+    #[error("VMSRS_BED is {value:?}; it may be `nested` or `direct`")]
+    BadMode {
+        /// The value.
+        value: String,
+    },
+    /// The job did not end in time; it has been killed.
+    #[error("no end after {} s, killed; the last console lines were:\n{console}", after.as_secs())]
+    Timeout {
+        /// The job's time limit.
+        after: Duration,
+        /// The end of the console's output.
+        console: String,
+    },
+    /// The KVM host went down before the job reported its exit code.
+    #[error(
+        "the KVM host ended ({status}) before the job did; the last console lines were:\n{console}"
+    )]
+    Died {
+        /// How QEMU or the job's shell ended.
+        status: std::process::ExitStatus,
+        /// The end of the console's output.
+        console: String,
+    },
+}
+
+/// The result of the test-bed's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Attaches what was tried to an I/O error.
+pub(crate) trait IoContext<T> {
+    /// Names the action and the path it was about, as in "read /etc/hosts".
+    fn context(self, action: &str, path: &Path) -> Result<T>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn context(self, action: &str, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            action: format!("{action} {}", path.display()),
+            source,
+        })
+    }
+}

@@ -1,0 +1,229 @@
+//! What is run on the KVM host, and what comes back.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use crate::command::shell_quote;
+use crate::error::{Error, Result};
+
+/// How long a job may take unless told otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+/// The memory of the nested KVM host unless told otherwise, in MiB.
+const DEFAULT_MEMORY_MIB: u32 = 3072;
+/// The CPUs of the nested KVM host unless told otherwise.
+const DEFAULT_CPUS: u32 = 2;
+
+/// A program to run on the KVM host, with the files it needs.
+///
+/// On the nested host and on this machine alike, the program starts in the *job folder*, which holds the job's files by
+/// their relative names and is first in `PATH`. The environment has
+///
+/// - `VMSRS_RESULTS`: the path of a file; each line appended to it comes back as [`Event::Result`] and in
+///   [`Outcome::results`]. Any process of the job may open it for writing, in the way of the shell's
+///   `echo done >>"$VMSRS_RESULTS"`. Lines that begin with `@exit ` are reserved.
+/// - `VMSRS_ACCELERATOR`: [`crate::Accelerator::name`].
+/// - what [`Job::env`] adds.
+///
+/// What the job prints comes back as [`Event::Console`], on the nested host mixed with the kernel's messages.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub(crate) command: Vec<String>,
+    pub(crate) files: Vec<JobFile>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) library_folders: Vec<PathBuf>,
+    pub(crate) timeout: Duration,
+    pub(crate) memory_mib: u32,
+    pub(crate) cpus: u32,
+    pub(crate) deterministic: bool,
+}
+
+/// A file of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JobFile {
+    pub(crate) source: PathBuf,
+    pub(crate) name: String,
+    pub(crate) program: bool,
+}
+
+impl Job {
+    /// A job that runs `command`: a program of the job, of busybox or of the shell's, and its arguments.
+    pub fn new<I, S>(command: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self {
+            command: command.into_iter().map(Into::into).collect(),
+            files: Vec::new(),
+            env: Vec::new(),
+            library_folders: Vec::new(),
+            timeout: DEFAULT_TIMEOUT,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            cpus: DEFAULT_CPUS,
+            deterministic: false,
+        }
+    }
+
+    /// A job that runs a script for a POSIX shell (busybox's on the nested host).
+    pub fn script(script: impl Into<String>) -> Self {
+        Self::new(["sh".to_owned(), "-c".to_owned(), script.into()])
+    }
+
+    /// Adds an argument to the command.
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.command.push(argument.into());
+        self
+    }
+
+    /// Adds a program with its shared libraries, under a relative name in the job folder.
+    pub fn program(self, source: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+        self.add(source.into(), name.into(), true)
+    }
+
+    /// Adds a file, under a relative name in the job folder.
+    pub fn file(self, source: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+        self.add(source.into(), name.into(), false)
+    }
+
+    /// Sets a variable of the environment.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds a folder of this machine in which the programs' shared libraries are looked for first.
+    pub fn library_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.library_folders.push(folder.into());
+        self
+    }
+
+    /// How long it may take, booting included; 5 minutes by default. After that it is killed.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The memory of the nested KVM host in MiB, 3072 by default; without meaning on this machine's own KVM.
+    pub fn memory_mib(mut self, memory: u32) -> Self {
+        self.memory_mib = memory;
+        self
+    }
+
+    /// The CPUs of the nested KVM host, 2 by default; without meaning on this machine's own KVM.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Runs on the nested KVM host with one CPU whose clock counts instructions, one a nanosecond: measurements are
+    /// then the same on every machine. The run takes longer than one without. Such a job never runs on this machine's own KVM.
+    pub fn deterministic(mut self) -> Self {
+        self.deterministic = true;
+        self.cpus = 1;
+        self
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::JobFileName`] for a name that would lie outside the job folder.
+    pub(crate) fn check(&self) -> Result<()> {
+        let plain = |name: &str| {
+            !name.is_empty()
+                && Path::new(name)
+                    .components()
+                    .all(|part| matches!(part, Component::Normal(_)))
+        };
+        match self.files.iter().find(|file| !plain(&file.name)) {
+            None => Ok(()),
+            Some(file) => Err(Error::JobFileName {
+                name: file.name.clone(),
+            }),
+        }
+    }
+
+    /// The script that runs the job's command; it expects to begin in the job folder.
+    pub(crate) fn run_script(&self, accelerator: &str) -> String {
+        let mut script = format!("export PATH=\"$PWD:$PATH\" VMSRS_ACCELERATOR={accelerator}\n");
+        for (name, value) in &self.env {
+            script.push_str(&format!("export {name}={}\n", shell_quote(value)));
+        }
+        let command: Vec<String> = self.command.iter().map(|word| shell_quote(word)).collect();
+        script.push_str(&format!("exec {}\n", command.join(" ")));
+        script
+    }
+
+    fn add(mut self, source: PathBuf, name: String, program: bool) -> Self {
+        self.files.push(JobFile {
+            source,
+            name,
+            program,
+        });
+        self
+    }
+}
+
+/// Something that happened while a job ran; handed on at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A line of the console, without its end.
+    Console(&'a str),
+    /// A line of the result stream, without its end.
+    Result(&'a str),
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The exit code; 128 plus the signal's number when a signal ended it.
+    pub code: i32,
+    /// The lines of the result stream.
+    pub results: Vec<String>,
+    /// The last lines of the console.
+    pub console: Vec<String>,
+    /// How long it took, booting included.
+    pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// Whether the exit code is zero.
+    pub fn success(&self) -> bool {
+        self.code == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_passes_words_and_environment_as_they_are() {
+        let job = Job::new(["printf", "%s|%s|%s"])
+            .arg("a b")
+            .arg("$HOME")
+            .env("X", "it's")
+            .arg("x");
+        let mut sh = std::process::Command::new("sh");
+        let script = job.run_script("test");
+        assert_eq!(
+            crate::command::stdout(sh.args(["-c", &script])).unwrap(),
+            "a b|$HOME|x"
+        );
+        assert!(script.contains(r"export X='it'\''s'"));
+    }
+
+    #[test]
+    fn files_outside_the_job_folder_are_refused() {
+        for name in ["", "/etc/passwd", "../up", "a/../../b"] {
+            assert!(
+                Job::new(["true"]).file("/x", name).check().is_err(),
+                "{name:?}"
+            );
+        }
+        assert!(
+            Job::new(["true"])
+                .file("/x", "guest/initrd")
+                .check()
+                .is_ok()
+        );
+    }
+}

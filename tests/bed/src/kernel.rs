@@ -1,0 +1,326 @@
+//! Debian kernels, unpacked into the cache: image, modules and headers of one release.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::command;
+use crate::error::{Error, IoContext, Result};
+use crate::modules;
+use crate::vmlinux;
+
+/// A kernel series that the driver supports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Series {
+    /// Debian 12's own kernel.
+    V6_1,
+    /// The kernel of Debian 13, for Debian 12 in its backports.
+    V6_12,
+}
+
+impl Series {
+    /// All supported series, oldest first.
+    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+
+    /// The series as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+}
+
+impl std::fmt::Display for Series {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Series {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|series| series.name() == text)
+            .ok_or_else(|| format!("no such kernel series: {text}; there are 6.1 and 6.12"))
+    }
+}
+
+/// A kernel in the cache.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    folder: PathBuf,
+    release: String,
+}
+
+impl Kernel {
+    /// Finds the kernel whose packages were unpacked into `folder`.
+    ///
+    /// # Errors
+    ///
+    /// When `folder` holds no kernel.
+    pub(crate) fn unpacked(folder: &Path) -> Result<Self> {
+        let modules = folder.join("lib/modules");
+        let release = fs::read_dir(&modules)
+            .context("read", &modules)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .next()
+            .ok_or_else(|| not_fetched("lib/modules", folder))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            release,
+        })
+    }
+
+    /// The release, as `uname -r` tells it.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// The compressed kernel (bzImage).
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.folder
+            .join("boot")
+            .join(format!("vmlinuz-{}", self.release))
+    }
+
+    /// The folder that external modules are built against.
+    pub fn headers(&self) -> PathBuf {
+        self.folder
+            .join("usr/src")
+            .join(format!("linux-headers-{}", self.release))
+    }
+
+    /// The uncompressed kernel, an ELF file; unpacked on first use and kept beside the compressed one.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read or unpacked.
+    pub fn vmlinux(&self) -> Result<PathBuf> {
+        let path = self
+            .folder
+            .join("boot")
+            .join(format!("vmlinux-{}", self.release));
+        if path.exists() {
+            return Ok(path);
+        }
+        let vmlinuz = self.vmlinuz();
+        let image = fs::read(&vmlinuz).context("read", &vmlinuz)?;
+        let (compression, payload) = vmlinux::payload(&image).map_err(|source| Error::Vmlinux {
+            path: vmlinuz.display().to_string(),
+            source,
+        })?;
+        let elf = unpack(compression.program(), payload)?;
+        let folder = self.folder.join("boot");
+        let mut file =
+            tempfile::NamedTempFile::new_in(&folder).context("create a file in", &folder)?;
+        file.write_all(&elf).context("write", file.path())?;
+        file.persist(&path)
+            .map_err(|error| error.error)
+            .context("create", &path)?;
+        Ok(path)
+    }
+
+    /// The modules to load for `wanted`, in order, each unpacked: name and content.
+    ///
+    /// `extra` are modules that are not the kernel's own; their dependencies are loaded before them.
+    ///
+    /// # Errors
+    ///
+    /// When a module is not there or is damaged.
+    pub(crate) fn modules(
+        &self,
+        wanted: &[String],
+        extra: &[PathBuf],
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        let root = self.folder.join("lib/modules").join(&self.release);
+        let mut files = Vec::new();
+        collect_modules(&root.join("kernel"), &mut files)?;
+        files.extend(
+            extra
+                .iter()
+                .filter_map(|path| Some((module_name(path)?, path.clone()))),
+        );
+        let builtin_list = root.join("modules.builtin");
+        let builtin: Vec<String> = fs::read_to_string(&builtin_list)
+            .context("read", &builtin_list)?
+            .lines()
+            .filter_map(|line| module_name(Path::new(line)))
+            .collect();
+
+        let mut wanted = wanted.to_vec();
+        wanted.extend(extra.iter().filter_map(|path| module_name(path)));
+        let mut objects = std::collections::BTreeMap::new();
+        let order = modules::load_order(&wanted, |name| {
+            // The last one wins, so that an extra module stands for one of the kernel's own.
+            let Some((_, path)) = files.iter().rev().find(|(file, _)| file == name) else {
+                return match builtin.iter().any(|module| module == name) {
+                    true => Ok(None),
+                    false => Err(self.modules_error(modules::Error::Missing(name.to_owned()))),
+                };
+            };
+            let object = read_module(path)?;
+            let depends =
+                modules::depends(name, &object).map_err(|source| self.modules_error(source))?;
+            objects.insert(name.to_owned(), object);
+            Ok::<_, Error>(Some(depends))
+        })?;
+        Ok(order
+            .into_iter()
+            .filter_map(|name| objects.remove(&name).map(|object| (name, object)))
+            .collect())
+    }
+
+    fn modules_error(&self, source: modules::Error) -> Error {
+        Error::Modules {
+            release: self.release.clone(),
+            source,
+        }
+    }
+}
+
+impl From<modules::Error> for Error {
+    fn from(source: modules::Error) -> Self {
+        Self::Modules {
+            release: "the unpacked kernel".to_owned(),
+            source,
+        }
+    }
+}
+
+/// Makes unpacked headers usable where they lie: Debian's Makefile includes another by its installed path.
+pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
+    let sources = folder.join("usr/src");
+    for entry in fs::read_dir(&sources).context("read", &sources)?.flatten() {
+        let makefile = entry.path().join("Makefile");
+        let Ok(text) = fs::read_to_string(&makefile) else {
+            continue;
+        };
+        if let Some(relocated) = relocated_makefile(&text) {
+            fs::write(&makefile, relocated).context("write", &makefile)?;
+            // Without it modules get no BTF, which nothing here reads and whose making takes another tool.
+            let _ = fs::remove_file(entry.path().join("vmlinux"));
+        }
+    }
+    Ok(())
+}
+
+/// The Makefile of a headers folder with its include made relative; `None` for all other Makefiles.
+fn relocated_makefile(text: &str) -> Option<String> {
+    let path = text.trim().strip_prefix("include /usr/src/")?;
+    if path.contains(char::is_whitespace) {
+        return None;
+    }
+    Some(format!(
+        "include $(dir $(realpath $(lastword $(MAKEFILE_LIST))))../{path}\n"
+    ))
+}
+
+/// All modules below `folder`, by canonical name.
+fn collect_modules(folder: &Path, found: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    for entry in fs::read_dir(folder).context("read", folder)?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect_modules(&path, found)?;
+        } else if let Some(name) = module_name(&path) {
+            found.push((name, path));
+        }
+    }
+    Ok(())
+}
+
+/// `kvm_amd` for `…/kvm-amd.ko.xz`.
+fn module_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let stem = ["", ".xz", ".zst", ".gz"]
+        .iter()
+        .find_map(|packing| name.strip_suffix(packing)?.strip_suffix(".ko"))?;
+    Some(modules::canonical(stem))
+}
+
+fn read_module(path: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).context("read", path)?;
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => unpack("xz", &bytes),
+        Some("zst") => unpack("zstd", &bytes),
+        Some("gz") => unpack("gzip", &bytes),
+        _ => Ok(bytes),
+    }
+}
+
+/// Pipes `packed` through a decompressor.
+fn unpack(program: &str, packed: &[u8]) -> Result<Vec<u8>> {
+    let mut input = tempfile::tempfile().context("create a file in", &std::env::temp_dir())?;
+    let written = input
+        .write_all(packed)
+        .and_then(|()| std::io::Seek::rewind(&mut input));
+    written.context("write to", &std::env::temp_dir())?;
+    let mut decompressor = Command::new(program);
+    decompressor.arg("-dc").stdin(Stdio::from(input));
+    let output = decompressor
+        .output()
+        .map_err(|source| command::spawn_error(&decompressor, source))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(Error::Command {
+        command: command::display(&decompressor),
+        status: output.status,
+        output: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+fn not_fetched(what: &str, folder: &Path) -> Error {
+    Error::NotFetched {
+        what: what.to_owned(),
+        place: folder.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_makefile_of_headers_includes_its_neighbour() {
+        let text =
+            relocated_makefile("include /usr/src/linux-headers-6.1.0-1-common/Makefile\n").unwrap();
+        assert!(
+            text.ends_with("../linux-headers-6.1.0-1-common/Makefile\n"),
+            "{text}"
+        );
+        assert!(!text.contains("/usr/src"));
+        assert_eq!(
+            relocated_makefile("# a whole Makefile\ninclude /usr/src/x\n"),
+            None
+        );
+    }
+
+    #[test]
+    fn module_names_have_neither_packing_nor_hyphens() {
+        let name = |path: &str| module_name(Path::new(path));
+        assert_eq!(
+            name("kernel/arch/x86/kvm/kvm-amd.ko.xz").as_deref(),
+            Some("kvm_amd")
+        );
+        assert_eq!(name("tun.ko").as_deref(), Some("tun"));
+        assert_eq!(name("modules.order"), None);
+    }
+
+    #[test]
+    fn what_was_packed_is_unpacked() {
+        let packed =
+            command::output(Command::new("sh").args(["-c", "printf text | gzip -c"])).unwrap();
+        assert_eq!(unpack("gzip", &packed.stdout).unwrap(), b"text");
+        assert!(unpack("gzip", b"no archive").is_err());
+    }
+
+    #[test]
+    fn series_are_read_as_written() {
+        assert_eq!("6.12".parse(), Ok(Series::V6_12));
+        assert!("5.10".parse::<Series>().is_err());
+    }
+}

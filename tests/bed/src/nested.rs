@@ -1,0 +1,126 @@
+//! Runs a job on a KVM host emulated by QEMU: a Debian kernel as level 1, whose KVM uses the SVM and the nested paging
+//! of QEMU's software CPU.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use crate::accelerator::Accelerator;
+use crate::error::{IoContext, Result};
+use crate::image::Image;
+use crate::job::{Event, Job, Outcome};
+use crate::kernel::Kernel;
+use crate::project;
+use crate::stream::{self, EXIT_MARK};
+
+/// What a KVM host with taps needs; `kvm_amd` brings `kvm` and what it depends on.
+const MODULES: [&str; 2] = ["kvm_amd", "tun"];
+
+/// The second serial port: its lines are the result stream.
+const RESULTS: &str = "/dev/ttyS1";
+
+/// Boots `kernel` with `base` (an image with busybox) and the job in it, and waits for the job's end.
+pub(crate) fn run(
+    kernel: &Kernel,
+    base: Image,
+    job: &Job,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Outcome> {
+    let image = pack(kernel, base, job)?;
+    let initrd = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
+    stream::run(qemu(kernel, &initrd, job), job.timeout, on_event)
+}
+
+/// The level-1 image, in a file without a name: nothing of it is left whatever ends this process.
+fn pack(kernel: &Kernel, base: Image, job: &Job) -> Result<File> {
+    let mut image = base.modules(MODULES);
+    for folder in &job.library_folders {
+        image = image.library_folder(folder);
+    }
+    for file in &job.files {
+        let destination = format!("/job/{}", file.name);
+        image = match file.program {
+            true => image.binary(&file.source, destination),
+            false => image.file(&file.source, destination),
+        };
+    }
+    let image = image
+        .text(
+            "/job/.run",
+            0o755,
+            job.run_script(Accelerator::Nested.name()),
+        )
+        .init(&init_script());
+
+    let folder = project::build();
+    std::fs::create_dir_all(&folder).context("create", &folder)?;
+    let file = tempfile::tempfile_in(&folder).context("create a file in", &folder)?;
+    image.write_to(
+        kernel,
+        BufWriter::new(&file),
+        &folder.join("the image of the KVM host"),
+    )?;
+    Ok(file)
+}
+
+fn init_script() -> String {
+    // Setting the port again at the end waits until all has been sent.
+    format!(
+        r#"
+stty -F {RESULTS} raw -echo
+cd /job
+VMSRS_RESULTS={RESULTS} sh ./.run </dev/null
+code=$?
+echo "{EXIT_MARK}$code" >{RESULTS}
+stty -F {RESULTS} raw -echo
+"#
+    )
+}
+
+fn qemu(kernel: &Kernel, initrd: &str, job: &Job) -> Command {
+    // QEMU goes when this thread does, however that comes about.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    qemu.args([
+        "-nodefaults",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-cpu",
+        "max",
+    ]);
+    match job.deterministic {
+        true => qemu.args([
+            "-accel",
+            "tcg,thread=single,tb-size=512",
+            "-icount",
+            "shift=0,sleep=off",
+        ]),
+        false => qemu.args(["-accel", "tcg,thread=multi,tb-size=512"]),
+    };
+    qemu.args([
+        "-m",
+        &job.memory_mib.to_string(),
+        "-smp",
+        &job.cpus.to_string(),
+    ]);
+    // The console goes to standard error beside QEMU's own messages, the result stream to standard output.
+    qemu.args([
+        "-chardev",
+        "file,id=console,path=/dev/stderr",
+        "-serial",
+        "chardev:console",
+    ]);
+    qemu.args([
+        "-chardev",
+        "file,id=results,path=/dev/stdout",
+        "-serial",
+        "chardev:results",
+    ]);
+    qemu.arg("-kernel")
+        .arg(kernel.vmlinuz())
+        .args(["-initrd", initrd]);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
+    qemu
+}

@@ -1,0 +1,191 @@
+//! Runs a job's process: its standard output is the result stream, its standard error the console.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::command;
+use crate::error::{Error, Result};
+use crate::job::{Event, Outcome};
+
+/// Begins the line of the result stream that carries the exit code.
+pub(crate) const EXIT_MARK: &str = "@exit ";
+
+/// How many of the last console lines an outcome and an error have.
+const CONSOLE_LINES: usize = 40;
+
+/// Kills the process and its group when it goes out of scope.
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Once it has been waited for, its number may be another's.
+        if let Ok(None) = self.0.try_wait() {
+            let kill = format!("kill -KILL -{}", self.0.id());
+            let _ = Command::new("sh").args(["-c", &kill]).status();
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+enum Line {
+    Console(String),
+    Result(String),
+}
+
+/// Runs `process`, hands on its lines as they come, and takes the exit code from the result stream.
+///
+/// # Errors
+///
+/// [`Error::Timeout`] after `timeout` (the process is then killed), [`Error::Died`] when it ended without an exit code.
+pub(crate) fn run(
+    mut process: Command,
+    timeout: Duration,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Outcome> {
+    let begin = Instant::now();
+    // A group of its own, so that what it starts can be killed with it.
+    process.process_group(0);
+    process
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = process
+        .spawn()
+        .map_err(|source| command::spawn_error(&process, source))?;
+    let mut child = KillOnDrop(child);
+    let (sender, lines) = mpsc::channel();
+    if let Some(stdout) = child.0.stdout.take() {
+        forward(stdout, sender.clone(), Line::Result);
+    }
+    if let Some(stderr) = child.0.stderr.take() {
+        forward(stderr, sender, Line::Console);
+    }
+
+    let mut code = None;
+    let mut results = Vec::new();
+    let mut console = VecDeque::new();
+    loop {
+        match lines.recv_timeout(timeout.saturating_sub(begin.elapsed())) {
+            Ok(Line::Console(line)) => {
+                on_event(Event::Console(&line));
+                if console.len() == CONSOLE_LINES {
+                    console.pop_front();
+                }
+                console.push_back(line);
+            }
+            Ok(Line::Result(line)) => match line.strip_prefix(EXIT_MARK) {
+                Some(number) => code = number.trim().parse().ok(),
+                None => {
+                    on_event(Event::Result(&line));
+                    results.push(line);
+                }
+            },
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(Error::Timeout {
+                    after: timeout,
+                    console: join(&console),
+                });
+            }
+            // Both streams have ended.
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = child
+        .0
+        .wait()
+        .map_err(|source| command::spawn_error(&process, source))?;
+    let code = code.ok_or_else(|| Error::Died {
+        status,
+        console: join(&console),
+    })?;
+    Ok(Outcome {
+        code,
+        results,
+        console: console.into(),
+        elapsed: begin.elapsed(),
+    })
+}
+
+/// Sends each line of `stream` on, from a thread that ends with the stream.
+fn forward(stream: impl Read + Send + 'static, lines: Sender<Line>, kind: fn(String) -> Line) {
+    thread::spawn(move || {
+        for bytes in BufReader::new(stream).split(b'\n') {
+            let Ok(bytes) = bytes else { return };
+            let line = String::from_utf8_lossy(&bytes);
+            // Terminals end lines with a carriage return too.
+            if lines
+                .send(kind(line.trim_end_matches('\r').to_owned()))
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+}
+
+fn join(lines: &VecDeque<String>) -> String {
+    lines
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn lines_come_on_their_streams_and_the_exit_code_with_the_results() {
+        let mut seen = Vec::new();
+        let process = shell("echo one; echo hello >&2; echo two; echo '@exit 3'");
+        let outcome = run(process, Duration::from_secs(20), &mut |event| {
+            seen.push(match event {
+                Event::Console(line) => format!("console {line}"),
+                Event::Result(line) => format!("result {line}"),
+            });
+        })
+        .unwrap();
+        assert_eq!((outcome.code, outcome.success()), (3, false));
+        assert_eq!(outcome.results, ["one", "two"]);
+        assert_eq!(outcome.console, ["hello"]);
+        seen.sort();
+        assert_eq!(seen, ["console hello", "result one", "result two"]);
+    }
+
+    #[test]
+    fn a_job_that_takes_too_long_is_killed_and_its_last_words_are_told() {
+        let process = shell("echo waiting >&2; sleep 600; true");
+        let error = run(process, Duration::from_millis(500), &mut |_| ()).unwrap_err();
+        assert!(
+            matches!(&error, Error::Timeout { console, .. } if console == "waiting"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_end_without_an_exit_code_is_an_error() {
+        let error = run(
+            shell("echo oops >&2; exit 1"),
+            Duration::from_secs(20),
+            &mut |_| (),
+        )
+        .unwrap_err();
+        assert!(
+            matches!(&error, Error::Died { console, .. } if console == "oops"),
+            "{error}"
+        );
+    }
+}
