@@ -77,10 +77,11 @@ impl Bus {
         let last = base.checked_add(len - 1).ok_or(invalid)?;
         // Ranges do not overlap each other, so the last one that starts at or before our end is
         // the only one that can reach into ours.
-        if let Some((&other, entry)) = self.ranges.range(..=last).next_back()
-            && entry.len - 1 >= base.saturating_sub(other)
-        {
-            return Err(BusError::Overlap { base, len, other });
+        match self.ranges.range(..=last).next_back() {
+            Some((&other, entry)) if entry.len > base.saturating_sub(other) => {
+                return Err(BusError::Overlap { base, len, other });
+            }
+            _ => {}
         }
         self.ranges.insert(base, Entry { len, device });
         Ok(())

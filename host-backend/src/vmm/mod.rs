@@ -1,5 +1,24 @@
 //! The virtual machine: memory, vCPUs, interrupts, firmware tables and the legacy devices that a
 //! stock Linux kernel needs to boot.
+//!
+//! [`Vm::new`] makes a machine from a [`VmConfig`], devices are added to it, and [`Vm::run`] runs
+//! it to its end.
 
+pub mod acpi;
 pub mod bus;
+pub mod console;
+pub mod cpu;
+pub mod exit;
+pub mod fault;
 pub mod irq;
+mod kick;
+pub mod loader;
+pub mod memory;
+pub mod power;
+pub mod serial;
+mod vcpu;
+pub mod vm;
+pub mod walk;
+
+pub use exit::{CrashReport, ExitReason, StopHandle};
+pub use vm::{MmioSlot, Vm, VmConfig, VmError};

@@ -1,0 +1,29 @@
+//! Boots a kernel on the console of this terminal: the VMM alone, without the VMSRS device.
+//!
+//! Usage: `boot KERNEL [INITRAMFS [VCPUS [MEMORY_MIB [PARAMETERS]]]]`
+
+use std::fs;
+
+use anyhow::Context;
+use vmsrs_host::vmm::console::Console;
+use vmsrs_host::vmm::{Vm, VmConfig};
+
+fn main() -> anyhow::Result<()> {
+    env_logger::init();
+    let mut args = std::env::args().skip(1);
+    let kernel = args.next().context("give a kernel")?.into();
+    let initramfs = args.next().map(fs::read).transpose()?;
+    let vcpus = args.next().map_or(Ok(1), |arg| arg.parse())?;
+    let mebibytes = args.next().map_or(Ok(256), |arg| arg.parse::<u64>())?;
+    let vm = Vm::new(VmConfig {
+        memory_bytes: mebibytes << 20,
+        vcpus,
+        kernel,
+        initramfs,
+        cmdline: args.next().unwrap_or_default(),
+        console: Console::stdio(),
+    })?;
+    let reason = vm.run()?;
+    println!("{reason}");
+    Ok(())
+}

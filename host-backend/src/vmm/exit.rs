@@ -1,0 +1,196 @@
+//! How a VM ends: the reasons, the report of a crash, and the handle with which anybody ends it.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::kick::Kicker;
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest turned itself off.
+    PowerOff,
+    /// The guest asked for a reset. This VMM does not restart it by itself.
+    Reset,
+    /// Somebody outside the guest asked for the end; the text says who.
+    Stopped(&'static str),
+    /// The guest cannot go on.
+    Crash(Box<CrashReport>),
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest turned itself off"),
+            Self::Reset => f.write_str("the guest reset itself"),
+            Self::Stopped(by) => write!(f, "stopped by {by}"),
+            Self::Crash(report) => write!(f, "the guest died: {report}"),
+        }
+    }
+}
+
+/// What is known about the moment in which a guest could not go on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CrashReport {
+    /// What happened, in one sentence without a full stop.
+    pub what: String,
+    /// The vCPU on which it happened.
+    pub vcpu: u32,
+    /// Its instruction pointer.
+    pub rip: u64,
+    /// Its page-table root.
+    pub cr3: u64,
+    /// The address that it last tried to reach by a page fault.
+    pub cr2: u64,
+    /// Its privilege level: 0 for the kernel, 3 for user mode.
+    pub cpl: u8,
+    /// The guest physical address concerned, if there is one and it is known.
+    pub gpa: Option<u64>,
+    /// The bytes at the instruction pointer, if they can be read.
+    pub code: Vec<u8>,
+}
+
+impl fmt::Display for CrashReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            what,
+            vcpu,
+            rip,
+            cr3,
+            cr2,
+            cpl,
+            ..
+        } = self;
+        write!(
+            f,
+            "{what}; vCPU {vcpu}, CPL {cpl}, RIP {rip:#x}, CR2 {cr2:#x}, CR3 {cr3:#x}"
+        )?;
+        if let Some(gpa) = self.gpa {
+            write!(f, ", GPA {gpa:#x}")?;
+        }
+        if !self.code.is_empty() {
+            write!(f, ", code")?;
+            for byte in &self.code {
+                write!(f, " {byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends a running VM, from any thread. Clones end the same VM.
+#[derive(Clone, Default)]
+pub struct StopHandle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Guards the reason and the list of vCPUs together, so that a vCPU that joins late sees a
+    /// stop that came early.
+    state: Mutex<State>,
+    stopped: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    reason: Option<ExitReason>,
+    kickers: Vec<Kicker>,
+}
+
+impl StopHandle {
+    /// Ends the VM with `reason`: every vCPU leaves the guest and its thread ends. The first
+    /// reason counts; later calls change nothing.
+    pub fn stop(&self, reason: ExitReason) {
+        let mut state = self.lock();
+        if state.reason.is_none() {
+            state.reason = Some(reason);
+            self.shared.stopped.notify_all();
+        }
+        for kicker in &state.kickers {
+            kicker.kick();
+        }
+    }
+
+    /// Whether a reason to end has been given.
+    pub fn is_stopping(&self) -> bool {
+        self.lock().reason.is_some()
+    }
+
+    /// Waits until a reason to end is given and returns it.
+    pub fn wait(&self) -> ExitReason {
+        let mut state = self.lock();
+        loop {
+            if let Some(reason) = &state.reason {
+                return reason.clone();
+            }
+            state = self
+                .shared
+                .stopped
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Adds a vCPU to those that a stop kicks out of the guest, also if the stop came already.
+    pub(crate) fn attach(&self, kicker: Kicker) {
+        let mut state = self.lock();
+        if state.reason.is_some() {
+            kicker.kick();
+        } else {
+            state.kickers.push(kicker);
+        }
+    }
+
+    /// Forgets all vCPUs: to be called between [`Self::wait`], after which each of them has been
+    /// kicked, and the moment in which their threads are joined and cannot be signalled any more.
+    pub(crate) fn detach_all(&self) {
+        self.lock().kickers.clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // The state is consistent after each statement under the lock, so a panic elsewhere while
+        // holding it does no harm.
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_to_stop_counts() {
+        let handle = StopHandle::default();
+        assert!(!handle.is_stopping());
+        handle.stop(ExitReason::PowerOff);
+        handle.stop(ExitReason::Reset);
+        assert!(handle.is_stopping());
+        assert_eq!(handle.wait(), ExitReason::PowerOff);
+    }
+
+    #[test]
+    fn a_crash_report_names_cpu_address_and_code() {
+        let report = CrashReport {
+            what: "triple fault".into(),
+            vcpu: 1,
+            rip: 0x1000,
+            gpa: Some(0x2000),
+            code: vec![0x0f, 0x0b],
+            ..CrashReport::default()
+        };
+        let text = ExitReason::Crash(Box::new(report)).to_string();
+        for part in [
+            "triple fault",
+            "vCPU 1",
+            "RIP 0x1000",
+            "GPA 0x2000",
+            "code 0f 0b",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The thread of a vCPU: enters the guest, serves its exits, and reports its death.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::{io, ops};
+
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::bus::Bus;
+use super::exit::{CrashReport, ExitReason, StopHandle};
+use super::fault::{Exception, FaultCause, FaultHandler, VcpuContext, Verdict};
+use super::kick::Kicker;
+use super::memory::GuestRam;
+use super::walk::Paging;
+
+const VECTOR_GENERAL_PROTECTION: u8 = 13;
+const VECTOR_PAGE_FAULT: u8 = 14;
+
+/// How many bytes at the instruction pointer a crash report holds.
+const REPORTED_CODE_LEN: usize = 15;
+
+/// What all vCPUs of a VM share.
+pub(crate) struct Shared {
+    pub(crate) pio: Bus,
+    pub(crate) mmio: Bus,
+    pub(crate) ram: GuestRam,
+    /// Guest physical addresses of the window.
+    pub(crate) window: ops::Range<u64>,
+    pub(crate) faults: Option<Arc<dyn FaultHandler>>,
+    pub(crate) stop: StopHandle,
+}
+
+/// One virtual CPU.
+pub(crate) struct Vcpu {
+    fd: VcpuFd,
+    index: u32,
+    shared: Arc<Shared>,
+}
+
+/// What is left to do after an exit has been looked at.
+enum Next {
+    Enter,
+    Fault(FaultCause),
+    Stop(ExitReason),
+    Crash(String, Option<u64>),
+}
+
+impl Vcpu {
+    pub(crate) fn new(fd: VcpuFd, index: u32, shared: Arc<Shared>) -> Self {
+        Self { fd, index, shared }
+    }
+
+    /// Runs the guest until it ends or somebody stops it. Every way out of here stops the VM.
+    pub(crate) fn run(mut self) {
+        let stop = self.shared.stop.clone();
+        // A defect of a device must not leave a VM that waits for ever for this vCPU's end.
+        let end = panic::catch_unwind(AssertUnwindSafe(|| self.run_until_end()));
+        stop.stop(end.unwrap_or(ExitReason::Stopped("a defect of the VMM (see above)")));
+    }
+
+    fn run_until_end(&mut self) -> ExitReason {
+        match Kicker::for_this_thread(&self.fd) {
+            Ok(kicker) => self.shared.stop.attach(kicker),
+            Err(error) => {
+                return self.crash(format!("its control page cannot be mapped: {error}"), None);
+            }
+        }
+        loop {
+            match self.enter() {
+                Next::Enter => {}
+                Next::Stop(reason) => return reason,
+                Next::Crash(what, gpa) => return self.crash(what, gpa),
+                Next::Fault(cause) => {
+                    if let Err(reason) = self.handle_fault(cause) {
+                        return reason;
+                    }
+                }
+            }
+            // A stop sets `immediate_exit`, so the next entry fails with EINTR and ends the loop.
+        }
+    }
+
+    fn enter(&mut self) -> Next {
+        // A stale reason would be taken for the one of a failed entry.
+        self.fd.get_kvm_run().exit_reason = 0;
+        let shared = &self.shared;
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => shared.pio.read(port.into(), data),
+            Ok(VcpuExit::IoOut(port, data)) => shared.pio.write(port.into(), data),
+            Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
+            Ok(VcpuExit::MmioWrite(gpa, data)) if shared.window.contains(&gpa) => {
+                let len = data.len();
+                return Next::Fault(FaultCause::Emulated { gpa, len });
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => shared.mmio.write(address, data),
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => {
+                return Next::Fault(FaultCause::Address(gpa));
+            }
+            Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Shutdown) => return crash("it shut down by a triple fault"),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
+                return Next::Stop(ExitReason::PowerOff);
+            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+                return Next::Stop(ExitReason::Reset);
+            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                return crash("it told KVM that it crashed");
+            }
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return crash(format!(
+                    "the hardware refused to enter it (reason {reason:#x}, host CPU {cpu})"
+                ));
+            }
+            Ok(VcpuExit::InternalError) => {
+                let text = internal_error(self.fd.get_kvm_run());
+                return crash(text);
+            }
+            Ok(other) => return crash(format!("unexpected exit from KVM: {other:?}")),
+            Err(error) => return self.entry_failed(io::Error::from(error)),
+        }
+        Next::Enter
+    }
+
+    fn entry_failed(&self, error: io::Error) -> Next {
+        match error.raw_os_error() {
+            Some(libc::EINTR) if self.shared.stop.is_stopping() => {
+                // The reason that was given first is kept.
+                Next::Stop(ExitReason::Stopped("the VM"))
+            }
+            Some(libc::EINTR | libc::EAGAIN) => Next::Enter,
+            Some(libc::EFAULT) => Next::Fault(FaultCause::Unknown),
+            Some(libc::EHWPOISON) => crash("it touched memory that the hardware reports as broken"),
+            _ => crash(format!("KVM cannot run it: {error}")),
+        }
+    }
+
+    /// Asks the handler about a refused access and carries out what it says.
+    fn handle_fault(&mut self, cause: FaultCause) -> Result<(), ExitReason> {
+        let gpa = match cause {
+            FaultCause::Address(gpa) | FaultCause::Emulated { gpa, .. } => Some(gpa),
+            FaultCause::Unknown => None,
+        };
+        let Some(handler) = self.shared.faults.clone() else {
+            let what = "it touched memory that it must not touch, and nobody handles that";
+            return Err(self.crash(what.into(), gpa));
+        };
+        if matches!(cause, FaultCause::Emulated { .. }) {
+            self.complete_instruction();
+        }
+        let failed = |error: kvm_ioctls::Error| format!("KVM does not give its registers: {error}");
+        let (regs, sregs) = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => (regs, sregs),
+            (Err(error), _) | (_, Err(error)) => return Err(self.crash(failed(error), gpa)),
+        };
+        let mut context = VcpuContext {
+            index: self.index,
+            cause,
+            regs,
+            sregs,
+            exception: None,
+        };
+        match handler.on_memory_fault(&mut context) {
+            Verdict::Dead(report) => Err(ExitReason::Crash(report)),
+            Verdict::Resume => match context.exception {
+                None => Ok(()),
+                Some(exception) => self
+                    .deliver(exception, context)
+                    .map_err(|what| self.crash(what, gpa)),
+            },
+        }
+    }
+
+    /// Lets KVM finish an instruction whose store it handed to us, without running the next.
+    fn complete_instruction(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // EINTR is what is asked for; anything else shows at the next entry again.
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
+        // A stop may have set the flag that was just cleared.
+        if self.shared.stop.is_stopping() {
+            self.fd.set_kvm_immediate_exit(1);
+        }
+    }
+
+    /// Makes the next entry deliver `exception`.
+    fn deliver(&self, exception: Exception, mut context: VcpuContext) -> Result<(), String> {
+        let failed = |error: kvm_ioctls::Error| format!("KVM does not deliver a fault: {error}");
+        let mut events = self.fd.get_vcpu_events().map_err(failed)?;
+        if events.exception.injected != 0 {
+            // Its own delivery of an exception was refused: a second one would be a double fault
+            // whose handler meets the same stack.
+            return Err("its stack for exceptions lies in protected memory".into());
+        }
+        let (vector, error_code) = match exception {
+            Exception::PageFault {
+                address,
+                error_code,
+            } => {
+                context.sregs.cr2 = address;
+                self.fd.set_sregs(&context.sregs).map_err(failed)?;
+                (VECTOR_PAGE_FAULT, error_code)
+            }
+            Exception::GeneralProtection => (VECTOR_GENERAL_PROTECTION, 0),
+        };
+        events.exception.injected = 1;
+        events.exception.pending = 0;
+        events.exception.nr = vector;
+        events.exception.has_error_code = 1;
+        events.exception.error_code = error_code;
+        self.fd.set_vcpu_events(&events).map_err(failed)
+    }
+
+    /// Collects what is known about the vCPU's end.
+    fn crash(&self, what: String, gpa: Option<u64>) -> ExitReason {
+        let regs = self.fd.get_regs().unwrap_or_default();
+        let sregs = self.fd.get_sregs().unwrap_or_default();
+        let paging = Paging::from(&sregs);
+        let rip = sregs.cs.base.wrapping_add(regs.rip);
+        ExitReason::Crash(Box::new(CrashReport {
+            what,
+            vcpu: self.index,
+            rip: regs.rip,
+            cr3: sregs.cr3,
+            cr2: sregs.cr2,
+            cpl: sregs.ss.dpl,
+            gpa,
+            code: paging.read_virtual(&self.shared.ram, rip, REPORTED_CODE_LEN),
+        }))
+    }
+}
+
+fn crash(what: impl Into<String>) -> Next {
+    Next::Crash(what.into(), None)
+}
+
+fn internal_error(run: &kvm_run) -> String {
+    // SAFETY: KVM fills this member of the union for KVM_EXIT_INTERNAL_ERROR, and every bit
+    // pattern is a valid value of it.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let data = &internal.data[..internal.data.len().min(internal.ndata as usize)];
+    format!(
+        "KVM met an internal error (suberror {}, data {data:x?})",
+        internal.suberror
+    )
+}
