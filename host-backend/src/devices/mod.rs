@@ -1,7 +1,7 @@
 //! Virtio devices: what a device is to its transport, and what it gets when the driver starts it.
 //!
 //! A device knows its identity, its features, its configuration space and its queues' work. The
-//! transport (`mmio`) knows registers and the life cycle, and hands the queues over by value:
+//! transport ([`mmio`]) knows registers and the life cycle, and hands the queues over by value:
 //! between [`VirtioDevice::activate`] and [`VirtioDevice::reset`] they belong to the device alone,
 //! so a queue cannot be used after a reset.
 
@@ -11,6 +11,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 mod interrupt;
+pub mod mmio;
 mod tally;
 
 pub use interrupt::DeviceInterrupt;

@@ -12,14 +12,17 @@ pub struct Tally {
 
 impl Tally {
     /// Counts one event. `kind` is a sentence about the guest without a full stop, such as
-    /// "the driver wrote to a read-only register"; `source` names the device in the log.
-    pub fn add(&self, source: &str, kind: &'static str) {
+    /// "the driver wrote to a read-only register"; `source` names the device in the log. True if it
+    /// is the first of its kind.
+    pub fn add(&self, source: &str, kind: &'static str) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(kind).or_insert(0);
         *count = count.saturating_add(1);
-        if *count == 1 {
+        let first = *count == 1;
+        if first {
             log::warn!("{source}: {kind} (logged once, counted from now on)");
         }
+        first
     }
 
     /// The kinds seen so far with their counts, in alphabetic order.
@@ -36,9 +39,9 @@ mod tests {
     #[test]
     fn every_event_is_counted_under_its_kind() {
         let tally = Tally::default();
-        for kind in ["b", "a", "b"] {
-            tally.add("device", kind);
-        }
+        assert!(tally.add("device", "b"));
+        assert!(tally.add("device", "a"));
+        assert!(!tally.add("device", "b"));
         assert_eq!(tally.counts(), [("a", 1), ("b", 2)]);
     }
 }
