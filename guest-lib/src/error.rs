@@ -1,0 +1,123 @@
+//! What calls of the library can answer when they do nothing.
+
+use crate::failure::Failure;
+use std::io;
+
+/// Why a call was refused. Nothing was changed by a call that gives one of these, unless its
+/// description says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An app name or a domain key has no byte, or more than 64.
+    #[error("{what} must have 1 to 64 bytes, this one has {length}")]
+    Length {
+        /// "the app's name" or "the domain's key".
+        what: &'static str,
+        /// Bytes it has.
+        length: usize,
+    },
+    /// An argument is out of its range (null pointer, alignment that is no power of two or above
+    /// 4096, unknown flag).
+    #[error("{0} is out of its range")]
+    Argument(&'static str),
+    /// The device exists but cannot be used.
+    #[error("cannot use {path}: {source}; check its permissions and that the driver is of this version")]
+    Device {
+        /// Path of the device.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The app's address range is occupied by something else.
+    #[error("cannot map the app's pages at {address:#x}: {source}; is a program or library mapped there?")]
+    Map {
+        /// Address where the pages must be.
+        address: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The domain was written by a build of the library with another layout of its heap.
+    #[error(
+        "the domain's heap has layout {found:#018x}, this library has {expected:#018x}; \
+         use the library version that wrote it"
+    )]
+    Layout {
+        /// Fingerprint in the domain.
+        found: u64,
+        /// Fingerprint of this library.
+        expected: u64,
+    },
+    /// The call belongs into a request, and the calling thread has none.
+    #[error("the calling thread has no request; call this inside run()")]
+    NotInRequest,
+    /// The request of the calling thread does not hold the domain.
+    #[error("the request does not hold this domain; enter() it first")]
+    NotHeld,
+    /// `run` inside `run`.
+    #[error("the calling thread has a request already; requests do not nest")]
+    Nested,
+    /// The request holds the domain already.
+    #[error("the request holds this domain already")]
+    AlreadyHeld,
+    /// The domain given to `run` cannot be left before the request's end.
+    #[error("the domain of run() is held to the end of the request")]
+    MainDomain,
+    /// A request can hold 32 domains and 256 defers.
+    #[error("the request has reached its limit of {0}")]
+    Limit(&'static str),
+    /// The domain belongs to another app than the request.
+    #[error("the domain belongs to another app than the request")]
+    OtherApp,
+    /// The domain's lock did not become free in time.
+    #[error("the domain's lock did not become free within {milliseconds} ms")]
+    LockTimeout {
+        /// The timeout.
+        milliseconds: u32,
+    },
+    /// No memory: the window is full, the domain has reached its greatest size, or the block is
+    /// larger than a domain can hold in one piece.
+    #[error("no memory in the domain for {size} bytes")]
+    OutOfMemory {
+        /// Bytes asked for.
+        size: usize,
+    },
+    /// The pointer is no live block of the domain (only outside of a request; inside one it fails
+    /// the request).
+    #[error("the pointer is no block of this domain")]
+    ForeignPointer,
+    /// Committed, but the host has not sealed it in time. The data is visible to everybody and will
+    /// be sealed when the host answers.
+    #[error("committed, but the host did not seal it in time")]
+    Unsealed,
+    /// The process was forked inside the request; the child has no request.
+    #[error("the process was forked inside the request; the child has no part in it")]
+    Forked,
+    /// The operating system or the driver refused.
+    #[error("{call}: {source}")]
+    System {
+        /// What was tried.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn system(call: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { call, source }
+    }
+}
+
+/// How a request ended when it did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError<E> {
+    /// The request failed: an error was suppressed, everything it wrote was discarded.
+    #[error(transparent)]
+    Failed(Box<Failure>),
+    /// The closure returned an error; everything it wrote was discarded.
+    #[error("the request was given up: {0}")]
+    GivenUp(E),
+    /// The request was not run, or (for [`Error::Unsealed`]) committed with a reservation.
+    #[error(transparent)]
+    Refused(#[from] Error),
+}
