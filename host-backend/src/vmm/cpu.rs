@@ -3,7 +3,7 @@
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_fpu,
-    kvm_msr_entry, kvm_regs, kvm_segment,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use thiserror::Error;
@@ -162,6 +162,14 @@ impl CpuTemplate {
             .for_each(change);
     }
 
+    /// The state components that XCR0 can turn on: leaf 0xd, EDX:EAX. 0 without XSAVE.
+    fn state_components(&self) -> u64 {
+        self.entries
+            .iter()
+            .find(|entry| entry.function == 0xd && entry.index == 0)
+            .map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
+    }
+
     /// The table of vCPU `id`, whose local APIC identifier is `id`.
     fn for_vcpu(&self, id: u32) -> Vec<kvm_cpuid_entry2> {
         let mut template = self.clone();
@@ -196,6 +204,7 @@ pub fn set_up(
         CpuId::from_entries(&template.for_vcpu(id)).map_err(|_| CpuError::TooManyCpuidEntries)?;
     vcpu.set_cpuid2(&cpuid).map_err(kvm("set the features"))?;
     set_msrs(vcpu)?;
+    set_xcr0(vcpu, template)?;
     let fpu = kvm_fpu {
         // The values after FNINIT and reset.
         fcw: 0x37f,
@@ -208,6 +217,26 @@ pub fn set_up(
         Some(entry) => set_registers(vcpu, entry),
         None => Ok(()),
     }
+}
+
+/// Turns on every state component that the guest's CPUID table names.
+///
+/// A guest does that by itself with XSETBV. KVM computes the sizes in leaf 0xd from the value it
+/// knows of, and a KVM on a software CPU that does not intercept XSETBV (QEMU's TCG) knows only
+/// what it is told here: with the value after reset, Linux finds the sizes contradictory and turns
+/// XSAVE, AVX and protection keys off.
+fn set_xcr0(vcpu: &VcpuFd, template: &CpuTemplate) -> Result<(), CpuError> {
+    let components = template.state_components();
+    if components == 0 {
+        return Ok(());
+    }
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0].value = components;
+    vcpu.set_xcrs(&xcrs)
+        .map_err(kvm("enable the extended state"))
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), CpuError> {

@@ -8,6 +8,7 @@ pub mod acpi;
 pub mod bus;
 pub mod console;
 pub mod cpu;
+pub mod decode;
 pub mod exit;
 pub mod fault;
 pub mod irq;
