@@ -1,0 +1,276 @@
+//! The host's side: boots guests with `vmsrs run`, runs behaviours, tells the results.
+//!
+//! It runs in the job folder of the test-bed, which has `vmsrs`, `vmlinux` and `guest.img`.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::agent::{Answer, Ask};
+use crate::behaviours;
+use crate::{Behaviour, Machine};
+
+/// Address of the host on the tap, with the network's prefix.
+const HOST_ADDRESS: &str = "192.168.77.1";
+/// Port where the host waits for the guest's agent.
+const PORT: u16 = 7000;
+/// A boot takes about 10 s in the nested test-bed; this is for a machine with much else to do.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// Longest that one step may take.
+const STEP_LIMIT: Duration = Duration::from_secs(120);
+
+/// A running virtual machine with its agent.
+pub struct Guest {
+    vm: Child,
+    folder: PathBuf,
+    reader: BufReader<TcpStream>,
+    writer: TcpStream,
+    behaviour: &'static str,
+}
+
+impl Guest {
+    /// Boots a virtual machine and waits for its agent.
+    fn boot(machine: Machine) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("vmsrs-e2e-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let log = File::create(folder.join("vmsrs.log"))?;
+        let (window, pool) = match machine {
+            Machine::Usual => ("64M", "1024"),
+            Machine::SmallWindow => ("4M", "256"),
+        };
+        let mut vm = Command::new("vmsrs")
+            .args(["run", "--kernel", "vmlinux", "--initramfs", "guest.img"])
+            .args(["--memory", "512M", "--vcpus", "2"])
+            .args(["--window", window, "--pool", pool])
+            .args(["--tap", &format!("tap0,{HOST_ADDRESS}/24")])
+            .arg("--socket")
+            .arg(folder.join("vm.sock"))
+            .arg("--console")
+            .arg(folder.join("console.log"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start vmsrs")?;
+        let agent = wait_for_agent(&mut vm);
+        match agent {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(STEP_LIMIT))?;
+                Ok(Self {
+                    vm,
+                    folder,
+                    reader: BufReader::new(stream.try_clone()?),
+                    writer: stream,
+                    behaviour: "",
+                })
+            }
+            Err(error) => {
+                let _ = vm.kill();
+                let _ = vm.wait();
+                Err(error.context(logs(&folder)))
+            }
+        }
+    }
+
+    /// Runs a step of the behaviour in the guest, in a process of its own; how it ended is in the
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// When the agent cannot be reached any more: the guest or the VMM went down or hangs.
+    pub fn step(&mut self, step: &str, argument: &str) -> Result<Answer> {
+        let ask = Ask {
+            behaviour: self.behaviour.to_owned(),
+            step: step.to_owned(),
+            argument: argument.to_owned(),
+        };
+        let mut line = serde_json::to_string(&ask)?;
+        line.push('\n');
+        self.writer
+            .write_all(line.as_bytes())
+            .context("the agent hung up")?;
+        let mut answer = String::new();
+        let read = self
+            .reader
+            .read_line(&mut answer)
+            .with_context(|| format!("no answer from the guest for step {step}"))?;
+        ensure!(read > 0, "the guest hung up in step {step}");
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// Runs a step that must end well, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When the step fails, with all that it said.
+    pub fn run(&mut self, step: &str, argument: &str) -> Result<String> {
+        let answer = self.step(step, argument)?;
+        ensure!(
+            answer.success(),
+            "step {step} ended with code {:?}, signal {:?}\n{}{}",
+            answer.code,
+            answer.signal,
+            answer.output,
+            answer.errors
+        );
+        Ok(answer.output)
+    }
+
+    /// What a `vmsrs` command that reaches the running machine says with `--json`.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails or does not print JSON.
+    pub fn vmsrs(&self, arguments: &[&str]) -> Result<Value> {
+        let output = Command::new("vmsrs")
+            .args(arguments)
+            .arg("--json")
+            .arg("--socket")
+            .arg(self.folder.join("vm.sock"))
+            .output()
+            .context("start vmsrs")?;
+        ensure!(
+            output.status.success(),
+            "vmsrs {arguments:?} ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("vmsrs {arguments:?} printed no JSON"))
+    }
+
+    /// Ends the machine as an operator would, by SIGTERM, and sees that it ends well.
+    fn stop(mut self) -> Result<()> {
+        // SAFETY: plain system call; the child has not been waited for, so its number is its own.
+        unsafe { libc::kill(self.vm.id() as libc::pid_t, libc::SIGTERM) };
+        let status = self.vm.wait()?;
+        let logs = logs(&self.folder);
+        let _ = fs::remove_dir_all(&self.folder);
+        ensure!(status.success(), "vmsrs run ended with {status}\n{logs}");
+        Ok(())
+    }
+}
+
+/// The ends of the console's and the VMM's logs, for messages.
+fn logs(folder: &std::path::Path) -> String {
+    let mut text = String::new();
+    for name in ["vmsrs.log", "console.log"] {
+        let content = fs::read(folder.join(name)).unwrap_or_default();
+        let content = String::from_utf8_lossy(&content);
+        let lines: Vec<&str> = content.lines().collect();
+        let _ = writeln!(text, "--- {name}");
+        for line in &lines[lines.len().saturating_sub(60)..] {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+/// Waits for the agent's connection while the machine lives.
+fn wait_for_agent(vm: &mut Child) -> Result<TcpStream> {
+    let start = Instant::now();
+    let listener = TcpListener::bind(("0.0.0.0", PORT)).context("listen for the agent")?;
+    listener.set_nonblocking(true)?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("wait for the agent"),
+        }
+        if let Some(status) = vm.try_wait()? {
+            bail!("vmsrs run ended with {status} before the guest was up");
+        }
+        let Some(rest) = BOOT_LIMIT.checked_sub(start.elapsed()) else {
+            bail!("the guest did not come up in {BOOT_LIMIT:?}");
+        };
+        poll_readable(&listener, rest.min(Duration::from_millis(500)))?;
+    }
+}
+
+/// Waits until the listener has a connection, or for `limit`.
+fn poll_readable(listener: &TcpListener, limit: Duration) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd {
+        fd: listener.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid pollfd for the time of the call.
+    let result = unsafe { libc::poll(&mut poll, 1, limit.as_millis() as libc::c_int) };
+    ensure!(result >= 0, "poll: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Writes a line to the results of the test-bed, or to standard output without one.
+fn tell(value: &Value) -> Result<()> {
+    match std::env::var_os("VMSRS_RESULTS") {
+        Some(path) => {
+            let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+            file.write_all(format!("{value}\n").as_bytes())?;
+        }
+        None => println!("{value}"),
+    }
+    Ok(())
+}
+
+/// Tests the behaviours with these names, all if there are none. Each result is a line
+/// `{"behaviour": NAME, "error": null or TEXT}`.
+///
+/// # Errors
+///
+/// When results cannot be told; a behaviour that fails is a result.
+pub fn run_all(names: &[&str]) -> Result<()> {
+    for machine in [Machine::Usual, Machine::SmallWindow] {
+        let chosen: Vec<&'static Behaviour> = behaviours::ALL
+            .iter()
+            .copied()
+            .filter(|b| b.machine == machine && (names.is_empty() || names.contains(&b.name)))
+            .collect();
+        let mut guest = None;
+        for behaviour in chosen {
+            eprintln!("behaviour: {}", behaviour.name);
+            let result = test(&mut guest, behaviour);
+            let error = result.err().map(|error| format!("{error:?}"));
+            if let Some(text) = &error {
+                eprintln!("{text}");
+            }
+            tell(&json!({"behaviour": behaviour.name, "error": error}))?;
+        }
+        if let Some(guest) = guest {
+            let error = guest.stop().err().map(|error| format!("{error:?}"));
+            tell(&json!({"behaviour": format!("end of {machine:?}"), "error": error}))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tests one behaviour on the guest that runs, or on a new one where there is none or it is lost.
+fn test(slot: &mut Option<Guest>, behaviour: &'static Behaviour) -> Result<()> {
+    if slot.is_none() {
+        *slot = Some(Guest::boot(behaviour.machine)?);
+    }
+    let guest = slot.as_mut().context("a guest was booted")?;
+    guest.behaviour = behaviour.name;
+    let result = (behaviour.host)(guest);
+    if result.is_err() {
+        // The next behaviour gets a machine of its own; what this one left tells what happened.
+        let mut lost = slot.take().context("a guest was booted")?;
+        let _ = lost.vm.kill();
+        let _ = lost.vm.wait();
+        let logs = logs(&lost.folder);
+        let _ = fs::remove_dir_all(&lost.folder);
+        return result.context(logs);
+    }
+    result
+}
