@@ -187,13 +187,15 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
         OEM_TABLE_ID,
         OEM_REVISION,
     );
-    dsdt.append_slice(&serial_device());
+    // Appended at once, as each append computes the checksum of the whole table anew.
+    let mut code = serial_device();
     for (index, device) in devices.iter().enumerate() {
-        dsdt.append_slice(&virtio_device(index, device));
+        code.extend(virtio_device(index, device));
     }
     // Soft off: the value that the kernel writes to the sleep control register.
     let soft_off = aml::Package::new(vec![&power::SLEEP_TYPE_OFF, &aml::ZERO]);
-    dsdt.append_slice(&to_bytes(&aml::Name::new("_S5_".into(), &soft_off)));
+    code.extend(to_bytes(&aml::Name::new("_S5_".into(), &soft_off)));
+    dsdt.append_slice(&code);
     dsdt
 }
 

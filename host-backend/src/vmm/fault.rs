@@ -1,8 +1,43 @@
-//! Writes that the second-level page table refused.
+//! Writes that the second-level page table refused: finding the address, suppressing the
+//! instruction, and telling the monitor.
+//!
+//! The window's frames that hold sealed, retired or free memory are never writable by the guest. A
+//! store into one of them leaves the guest with EFAULT, and in most kernels without an address.
+//! [`WindowGuard`] finds the address by decoding the instruction and walking the guest's page
+//! tables, and lets an exception take the place of the instruction:
+//!
+//! - in user mode, and in the kernel's accesses to user addresses, #PF with the protection-key bit.
+//!   Without that bit Linux would take a fault on a writable entry for a stale TLB and try again for
+//!   ever; with it the thread gets SIGSEGV, and a system call that copies there gets EFAULT.
+//! - for the kernel's own addresses #GP, for which Linux has fix-ups or an oops of that task alone.
+//!   A #PF with the protection-key bit would be a contradiction there.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
+use super::decode::{DecodedWrite, MAX_INSTRUCTION_LEN, RegisterFile, decode_write};
 use super::exit::CrashReport;
+use super::memory::PAGE_SIZE;
+use super::walk::{Paging, PhysicalMemory};
+
+/// Page-fault error code: the page is present, the access was a write, a protection key forbids
+/// it (Intel SDM, volume 3, section 4.7).
+const PF_PRESENT: u32 = 1 << 0;
+const PF_WRITE: u32 = 1 << 1;
+const PF_USER: u32 = 1 << 2;
+const PF_PROTECTION_KEY: u32 = 1 << 5;
+
+/// How often a vCPU may come back with the very same registers before it is given up.
+const MAX_RETRIES: u32 = 64;
+/// The first retries are immediate; each later one waits longer by this, about a second in all.
+/// That bridges a change of protection that another thread has begun and not finished.
+const RETRY_DELAY: Duration = Duration::from_micros(500);
+const IMMEDIATE_RETRIES: u32 = 4;
 
 /// What KVM tells about a refused access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,4 +107,445 @@ pub enum Verdict {
 pub trait FaultHandler: Send + Sync {
     /// Decides about one refused access.
     fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict;
+}
+
+/// Says which frames of the window the guest may not write at this moment.
+pub trait WriteProtection: Send + Sync {
+    /// Whether frame number `frame` is write-protected.
+    fn is_protected(&self, frame: u32) -> bool;
+}
+
+impl<F: Fn(u32) -> bool + Send + Sync> WriteProtection for F {
+    fn is_protected(&self, frame: u32) -> bool {
+        self(frame)
+    }
+}
+
+/// A store into a protected frame that was suppressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The vCPU.
+    pub vcpu: u32,
+    /// The protected frame of the window.
+    pub frame: u32,
+    /// Guest physical address of the first protected byte.
+    pub gpa: u64,
+    /// Its virtual address, if the instruction could be decoded.
+    pub gva: Option<u64>,
+    /// The instruction pointer.
+    pub rip: u64,
+    /// The privilege level: 0 for the kernel, 3 for user mode.
+    pub cpl: u8,
+    /// Root of the page tables, which names the process.
+    pub cr3: u64,
+    /// The instruction's bytes, if they could be read.
+    pub code: Vec<u8>,
+    /// What the guest gets in its place.
+    pub exception: Exception,
+}
+
+/// Takes note of suppressed stores. Called in the thread of the vCPU, before it resumes.
+pub trait ViolationSink: Send + Sync {
+    /// Takes note of one.
+    fn violation(&self, violation: &Violation);
+}
+
+impl<F: Fn(&Violation) + Send + Sync> ViolationSink for F {
+    fn violation(&self, violation: &Violation) {
+        self(violation);
+    }
+}
+
+/// The fault handler of a VM with a window.
+pub struct WindowGuard<M> {
+    memory: M,
+    window: Range<u64>,
+    protection: Arc<dyn WriteProtection>,
+    sink: Arc<dyn ViolationSink>,
+    /// Guards, per vCPU, the registers at its last fault without a finding and how often they
+    /// have come since.
+    retries: Mutex<HashMap<u32, (kvm_regs, u32)>>,
+}
+
+/// A protected byte that an instruction writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
+    gva: u64,
+    gpa: u64,
+}
+
+impl<M: PhysicalMemory> WindowGuard<M> {
+    /// Makes a handler for the window at the guest physical addresses `window`; `memory` is the
+    /// guest's RAM.
+    pub fn new(
+        memory: M,
+        window: Range<u64>,
+        protection: Arc<dyn WriteProtection>,
+        sink: Arc<dyn ViolationSink>,
+    ) -> Self {
+        Self {
+            memory,
+            window,
+            protection,
+            sink,
+            retries: Mutex::default(),
+        }
+    }
+
+    fn decide(&self, vcpu: &mut VcpuContext) -> Verdict {
+        let known = match vcpu.cause {
+            FaultCause::Emulated { gpa, .. } => {
+                // The store is gone already and its instruction over: there is nothing to decode
+                // and nothing to try again.
+                self.suppress(vcpu, gpa, None, Vec::new());
+                return Verdict::Resume;
+            }
+            FaultCause::Address(gpa) if !self.window.contains(&gpa) => {
+                let what = "it touched an address that is neither RAM nor a device";
+                return self.dead(vcpu, what.into(), Some(gpa));
+            }
+            FaultCause::Address(gpa) => Some(gpa),
+            FaultCause::Unknown => None,
+        };
+
+        let registers = RegisterFile {
+            regs: &vcpu.regs,
+            sregs: &vcpu.sregs,
+        };
+        let paging = Paging::from(&vcpu.sregs);
+        let code = paging.read_virtual(&self.memory, registers.linear_rip(), MAX_INSTRUCTION_LEN);
+        let decoded = decode_write(&code, &registers);
+        let target = decoded
+            .as_ref()
+            .and_then(|write| self.find_target(&paging, write));
+        match (decoded, target, known) {
+            (Some(write), Some(target), _) => {
+                self.suppress(vcpu, target.gpa, Some(target.gva), write.code);
+                Verdict::Resume
+            }
+            (_, _, Some(gpa)) if self.is_protected(gpa) => {
+                self.suppress(vcpu, gpa, None, code);
+                Verdict::Resume
+            }
+            (decoded, ..) => self.retry(vcpu, decoded.is_some(), known),
+        }
+    }
+
+    /// Whether the page at `gpa` is a protected frame of the window.
+    fn is_protected(&self, gpa: u64) -> bool {
+        self.frame(gpa)
+            .is_some_and(|frame| self.protection.is_protected(frame))
+    }
+
+    fn frame(&self, gpa: u64) -> Option<u32> {
+        if !self.window.contains(&gpa) {
+            return None;
+        }
+        u32::try_from((gpa - self.window.start) / PAGE_SIZE).ok()
+    }
+
+    /// The first protected byte among those that an instruction writes.
+    fn find_target(&self, paging: &Paging, write: &DecodedWrite) -> Option<Target> {
+        write.ranges.iter().find_map(|range| {
+            let mut gva = range.start;
+            let mut left = range.len;
+            while left > 0 {
+                // An unmapped page ends the range: the instruction never gets beyond it.
+                let gpa = paging.translate(&self.memory, gva)?.gpa;
+                if self.is_protected(gpa) {
+                    return Some(Target { gva, gpa });
+                }
+                let step = (PAGE_SIZE - gva % PAGE_SIZE).min(left);
+                gva = gva.wrapping_add(step);
+                left -= step;
+            }
+            None
+        })
+    }
+
+    /// Sets the exception that takes the instruction's place and tells the monitor.
+    fn suppress(&self, vcpu: &mut VcpuContext, gpa: u64, gva: Option<u64>, code: Vec<u8>) {
+        let cpl = vcpu.cpl();
+        let exception = match gva {
+            Some(address) if cpl == 3 || Paging::is_user_address(address) => {
+                let user = if cpl == 3 { PF_USER } else { 0 };
+                Exception::PageFault {
+                    address,
+                    error_code: PF_PRESENT | PF_WRITE | PF_PROTECTION_KEY | user,
+                }
+            }
+            _ => Exception::GeneralProtection,
+        };
+        vcpu.exception = Some(exception);
+        self.lock_retries().remove(&vcpu.index);
+        let violation = Violation {
+            vcpu: vcpu.index,
+            // Every address that comes here lies in the window.
+            frame: self.frame(gpa).unwrap_or(u32::MAX),
+            gpa,
+            gva,
+            rip: vcpu.regs.rip,
+            cpl,
+            cr3: vcpu.sregs.cr3,
+            code,
+            exception,
+        };
+        self.sink.violation(&violation);
+    }
+
+    /// Lets the vCPU try again, as the frame may have become writable meanwhile, or the page
+    /// tables may have changed; but not for ever.
+    fn retry(&self, vcpu: &VcpuContext, decoded: bool, gpa: Option<u64>) -> Verdict {
+        let count = {
+            let mut retries = self.lock_retries();
+            let (regs, count) = retries.entry(vcpu.index).or_insert((vcpu.regs, 0));
+            if *regs == vcpu.regs {
+                *count += 1;
+            } else {
+                (*regs, *count) = (vcpu.regs, 1);
+            }
+            *count
+        };
+        if count > MAX_RETRIES {
+            let what = if decoded {
+                "its store was refused again and again, and no protected frame explains it"
+            } else {
+                "its access was refused, and its instruction cannot be decoded"
+            };
+            return self.dead(vcpu, what.into(), gpa);
+        }
+        match count.checked_sub(IMMEDIATE_RETRIES) {
+            None | Some(0) => thread::yield_now(),
+            Some(beyond) => thread::sleep(RETRY_DELAY * beyond),
+        }
+        Verdict::Resume
+    }
+
+    fn lock_retries(&self) -> std::sync::MutexGuard<'_, HashMap<u32, (kvm_regs, u32)>> {
+        // Each entry is whole after every statement, so a panic elsewhere does no harm.
+        self.retries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dead(&self, vcpu: &VcpuContext, what: String, gpa: Option<u64>) -> Verdict {
+        let registers = RegisterFile {
+            regs: &vcpu.regs,
+            sregs: &vcpu.sregs,
+        };
+        let rip = registers.linear_rip();
+        let paging = Paging::from(&vcpu.sregs);
+        Verdict::Dead(Box::new(CrashReport {
+            what,
+            vcpu: vcpu.index,
+            rip: vcpu.regs.rip,
+            cr3: vcpu.sregs.cr3,
+            cr2: vcpu.sregs.cr2,
+            cpl: vcpu.cpl(),
+            gpa,
+            code: paging.read_virtual(&self.memory, rip, MAX_INSTRUCTION_LEN),
+        }))
+    }
+}
+
+impl<M: PhysicalMemory + Send + Sync> FaultHandler for WindowGuard<M> {
+    fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict {
+        self.decide(vcpu)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::walk::tests::{TestMemory, long_mode};
+    use kvm_bindings::kvm_segment;
+
+    const WINDOW: u64 = 0x1_0000_0000;
+    const CODE: u64 = 0x40_0000;
+    const USER: u64 = 0x7000_0000;
+    const KERNEL: u64 = 0xffff_8880_0000_0000;
+    const MAPPED: u64 = 7;
+
+    struct Bench {
+        guard: WindowGuard<TestMemory>,
+        seen: Arc<Mutex<Vec<Violation>>>,
+        protected: Arc<Mutex<Vec<u32>>>,
+    }
+
+    impl Bench {
+        /// Frames 0 and 1 of the window are mapped one after the other, at a user and at a kernel
+        /// address, with `code` at the instruction pointer.
+        fn new(code: &[u8], protected: &[u32]) -> Self {
+            let memory = TestMemory::new();
+            memory.map(4, CODE, 1, 0x9000 | MAPPED);
+            memory.store(0x9000, &[0x90; 16]);
+            memory.store(0x9000, code);
+            for base in [USER, KERNEL] {
+                for frame in 0..2 {
+                    let offset = frame * PAGE_SIZE;
+                    memory.map(4, base + offset, 1, (WINDOW + offset) | MAPPED);
+                }
+            }
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let protected = Arc::new(Mutex::new(protected.to_vec()));
+            let (sink, frames) = (seen.clone(), protected.clone());
+            Self {
+                guard: WindowGuard::new(
+                    memory,
+                    WINDOW..WINDOW + 16 * PAGE_SIZE,
+                    Arc::new(move |frame: u32| frames.lock().unwrap().contains(&frame)),
+                    Arc::new(move |violation: &Violation| {
+                        sink.lock().unwrap().push(violation.clone());
+                    }),
+                ),
+                seen,
+                protected,
+            }
+        }
+
+        fn fault(&self, cause: FaultCause, cpl: u8, rdi: u64) -> (Verdict, Option<Exception>) {
+            let paging = long_mode(4);
+            let mut vcpu = VcpuContext {
+                index: 1,
+                cause,
+                regs: kvm_regs {
+                    rip: CODE,
+                    rdi,
+                    rcx: 0x1000,
+                    ..Default::default()
+                },
+                sregs: kvm_sregs {
+                    cr0: paging.cr0,
+                    cr3: paging.cr3,
+                    cr4: paging.cr4,
+                    efer: paging.efer,
+                    cs: kvm_segment {
+                        l: 1,
+                        ..Default::default()
+                    },
+                    ss: kvm_segment {
+                        dpl: cpl,
+                        ..Default::default()
+                    },
+                    ..Default::default()
+                },
+                exception: None,
+            };
+            let verdict = self.guard.decide(&mut vcpu);
+            (verdict, vcpu.exception)
+        }
+
+        fn exception(&self, cause: FaultCause, cpl: u8, rdi: u64) -> Option<Exception> {
+            let (verdict, exception) = self.fault(cause, cpl, rdi);
+            assert!(matches!(verdict, Verdict::Resume), "{verdict:?}");
+            exception
+        }
+    }
+
+    /// mov [rdi], rax
+    const STORE: &[u8] = &[0x48, 0x89, 0x07];
+    /// rep movsb
+    const COPY: &[u8] = &[0xf3, 0xa4];
+
+    fn page_fault(address: u64, error_code: u32) -> Option<Exception> {
+        Some(Exception::PageFault {
+            address,
+            error_code,
+        })
+    }
+
+    #[test]
+    fn a_store_in_user_mode_gets_a_page_fault_by_protection_key() {
+        let bench = Bench::new(STORE, &[0]);
+        let exception = bench.exception(FaultCause::Unknown, 3, USER + 8);
+        assert_eq!(exception, page_fault(USER + 8, 0x27));
+        let seen = bench.seen.lock().unwrap();
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].frame, 0);
+        assert_eq!(seen[0].gpa, WINDOW + 8);
+        assert_eq!(seen[0].gva, Some(USER + 8));
+        assert_eq!((seen[0].vcpu, seen[0].cpl, seen[0].rip), (1, 3, CODE));
+        assert_eq!(seen[0].code, STORE);
+    }
+
+    #[test]
+    fn a_copy_by_the_kernel_to_a_user_address_gets_a_page_fault_without_the_user_bit() {
+        let bench = Bench::new(COPY, &[1]);
+        let exception = bench.exception(FaultCause::Unknown, 0, USER + 0x800);
+        assert_eq!(exception, page_fault(USER + 0x1000, 0x23));
+        assert_eq!(bench.seen.lock().unwrap()[0].frame, 1);
+    }
+
+    #[test]
+    fn a_store_of_the_kernel_to_its_own_address_gets_a_general_protection_fault() {
+        let bench = Bench::new(STORE, &[0]);
+        let exception = bench.exception(FaultCause::Unknown, 0, KERNEL);
+        assert_eq!(exception, Some(Exception::GeneralProtection));
+        assert_eq!(bench.seen.lock().unwrap()[0].gva, Some(KERNEL));
+    }
+
+    #[test]
+    fn a_store_across_two_pages_reports_the_first_protected_byte() {
+        let bench = Bench::new(STORE, &[1]);
+        let exception = bench.exception(FaultCause::Unknown, 3, USER + 0xffc);
+        assert_eq!(exception, page_fault(USER + 0x1000, 0x27));
+    }
+
+    #[test]
+    fn a_known_address_suppresses_even_what_cannot_be_decoded() {
+        // An opcode that does not exist.
+        let bench = Bench::new(&[0x0f, 0x0a], &[0]);
+        let exception = bench.exception(FaultCause::Address(WINDOW), 0, 0);
+        assert_eq!(exception, Some(Exception::GeneralProtection));
+        assert_eq!(bench.seen.lock().unwrap()[0].gva, None);
+    }
+
+    #[test]
+    fn an_emulated_store_is_reported_and_suppressed() {
+        let bench = Bench::new(STORE, &[0]);
+        let cause = FaultCause::Emulated {
+            gpa: WINDOW + 4,
+            len: 4,
+        };
+        let exception = bench.exception(cause, 3, 0);
+        assert_eq!(exception, Some(Exception::GeneralProtection));
+        assert_eq!(bench.seen.lock().unwrap()[0].gpa, WINDOW + 4);
+    }
+
+    #[test]
+    fn a_frame_that_turned_writable_is_simply_tried_again() {
+        let bench = Bench::new(STORE, &[]);
+        assert_eq!(bench.exception(FaultCause::Unknown, 3, USER), None);
+        assert!(bench.seen.lock().unwrap().is_empty());
+        bench.protected.lock().unwrap().push(0);
+        assert!(bench.exception(FaultCause::Unknown, 3, USER).is_some());
+    }
+
+    #[test]
+    fn a_vcpu_without_progress_is_given_up_with_a_report() {
+        let bench = Bench::new(STORE, &[]);
+        for _ in 0..MAX_RETRIES {
+            assert_eq!(bench.exception(FaultCause::Unknown, 3, USER), None);
+        }
+        let (verdict, _) = bench.fault(FaultCause::Unknown, 3, USER);
+        let Verdict::Dead(report) = verdict else {
+            panic!("{verdict:?}");
+        };
+        assert_eq!((report.rip, report.vcpu), (CODE, 1));
+        assert_eq!(&report.code[..3], STORE);
+    }
+
+    #[test]
+    fn progress_between_faults_starts_the_count_anew() {
+        let bench = Bench::new(STORE, &[]);
+        for round in 0..2 * u64::from(MAX_RETRIES) {
+            let rdi = USER + round % 2 * 8;
+            assert_eq!(bench.exception(FaultCause::Unknown, 3, rdi), None);
+        }
+    }
+
+    #[test]
+    fn an_address_outside_the_window_ends_the_guest() {
+        let bench = Bench::new(STORE, &[0]);
+        let (verdict, _) = bench.fault(FaultCause::Address(0x1000), 0, USER);
+        assert!(matches!(verdict, Verdict::Dead(report) if report.gpa == Some(0x1000)));
+    }
 }
