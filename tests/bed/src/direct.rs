@@ -70,3 +70,56 @@ fn supervised(job: &Job, folder: &Path) -> Command {
     }
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_job_runs_in_its_folder_and_leaves_nothing() {
+        let program = std::env::current_exe().unwrap();
+        let job = Job::script(
+            r#"test -x bin/me && echo "$PWD" >>"$VMSRS_RESULTS"; sleep 600 & echo $! >>"$VMSRS_RESULTS"; exit 3"#,
+        )
+        .program(program, "bin/me");
+        let outcome = run(&job, &mut |_| ()).unwrap();
+        assert_eq!(outcome.code, 3);
+        let [folder, process] = &outcome.results[..] else {
+            panic!("{outcome:?}");
+        };
+        assert!(!Path::new(folder).exists());
+        assert!(is_gone(process));
+    }
+
+    #[test]
+    fn a_job_that_takes_too_long_is_killed_with_all_it_started() {
+        let job =
+            Job::script("sleep 600 & echo $! $PWD >&2; wait").timeout(Duration::from_millis(700));
+        let error = run(&job, &mut |_| ()).unwrap_err();
+        let Error::Timeout { console, .. } = error else {
+            panic!("{error}");
+        };
+        let (process, folder) = console.split_once(' ').unwrap();
+        assert!(is_gone(process));
+        assert!(!Path::new(folder).exists());
+    }
+
+    /// Whether a process has ended, or does within ten seconds; one that nobody has waited for yet has.
+    fn is_gone(process: &str) -> bool {
+        let status = PathBuf::from("/proc").join(process).join("status");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let status = fs::read_to_string(&status).unwrap_or_default();
+            if status.is_empty() || status.contains("State:\tZ") {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+    }
+}

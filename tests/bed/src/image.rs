@@ -43,7 +43,7 @@ const INIT_END: &str = "\nsync\npoweroff -f\nreboot -f\n";
 ///
 /// let bed = Bed::auto()?;
 /// let kernel = bed.kernel(Series::V6_1)?;
-/// bed.image()
+/// bed.image()?
 ///     .modules(["virtio_mmio", "virtio_net"])
 ///     .module_file("build/kmod/vmsrs.ko")
 ///     .binary("target/release/ledger-rs", "/bin/ledger-rs")

@@ -42,26 +42,17 @@ pub fn build(kernel: &Kernel, progress: &dyn Fn(&str)) -> Result<Modules> {
     Ok(Modules { driver, test })
 }
 
-/// Builds the module in one folder and returns its `.ko` file.
+/// Builds the module whose sources are in `folder` below `root`, in a copy below `base`; returns its `.ko` file.
 ///
 /// # Errors
 ///
 /// The same as [`build`].
-pub(crate) fn build_folder(
-    kernel: &Kernel,
-    root: &Path,
-    base: &Path,
-    folder: &str,
-) -> Result<PathBuf> {
+pub fn build_folder(kernel: &Kernel, root: &Path, base: &Path, folder: &str) -> Result<PathBuf> {
     let copy = base.join(folder);
     sync(&root.join(folder), &copy)?;
     let mut make = Command::new("make");
     make.arg("-C").arg(kernel.headers());
     make.arg(format!("M={}", copy.display()));
-    make.arg(format!(
-        "KBUILD_EXTRA_SYMBOLS={}",
-        base.join(DRIVER).join("Module.symvers").display()
-    ));
     // C=2 has the checker see every file, also those that need no compiling: a complaint does not go away by itself.
     make.args(["W=1", "C=2", "KCFLAGS=-Werror", "modules"]);
     // The caller may be make itself, with settings that are not meant for this build.

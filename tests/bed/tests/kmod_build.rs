@@ -1,0 +1,68 @@
+//! What the driver's build accepts and what it refuses, shown with small modules on every supported kernel.
+
+use std::fs;
+use std::path::PathBuf;
+
+use vmsrs_bed::{Bed, Error, Result, Series, kmod, tools};
+
+const FRAME: &str = r#"// SPDX-License-Identifier: GPL-2.0
+#include <linux/module.h>
+BODY
+static int __init sample_init(void)
+{
+	return 0;
+}
+module_init(sample_init);
+MODULE_DESCRIPTION("Sample");
+MODULE_LICENSE("GPL");
+"#;
+
+/// Builds a module with `body` in it for each kernel.
+fn build(body: &str) -> Vec<Result<PathBuf>> {
+    let bed = Bed::auto().unwrap();
+    tools::ensure(tools::KMOD, &|_| ()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("sample");
+    fs::create_dir_all(&source).unwrap();
+    fs::write(source.join("Kbuild"), "obj-m := sample.o\n").unwrap();
+    fs::write(source.join("sample.c"), FRAME.replace("BODY", body)).unwrap();
+    Series::ALL
+        .map(|series| {
+            let kernel = bed.kernel(series).unwrap();
+            let base = folder.path().join(kernel.release());
+            kmod::build_folder(&kernel, folder.path(), &base, "sample")
+        })
+        .into()
+}
+
+#[test]
+fn a_clean_module_builds() {
+    for result in build("") {
+        assert_eq!(result.unwrap().file_name().unwrap(), "sample.ko");
+    }
+}
+
+#[test]
+fn a_compiler_warning_stops_the_build() {
+    for result in build("static int unused;") {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(&error, Error::Command { output, .. } if output.contains("unused")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn what_only_the_checker_sees_stops_the_build() {
+    // An address of user space used as the kernel's own.
+    let body =
+        "int sample_read(int __user *at);\nint sample_read(int __user *at)\n{\n\treturn *at;\n}";
+    for result in build(body) {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(&error, Error::Sparse { messages, .. } if messages.contains("noderef")),
+            "{error}"
+        );
+    }
+}
