@@ -1,0 +1,50 @@
+# VMSRS: every target fetches and installs what it needs; `make help` lists them.
+
+CARGO ?= cargo
+BED = $(CARGO) run --quiet --release -p vmsrs-bed --
+
+.PHONY: help demo test build headers kmod lint unit e2e fetch clean
+.DEFAULT_GOAL := help
+# cargo uses all CPUs by itself, and its steps wait for one another anyway.
+.NOTPARALLEL:
+
+help: ## Show this list
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: build fetch ## Boot a guest, let requests corrupt memory, show that nobody else notices
+	$(CARGO) run --quiet --release -p vmsrs-demo
+
+test: lint kmod unit e2e ## Run all checks and tests
+
+build: ## Build the vmsrs command, the library, the servers and the test programs
+	$(CARGO) build --release --workspace
+
+headers: ## Generate the C headers anew from their Rust sources
+	$(CARGO) run --quiet -p vmsrs-headers
+
+kmod: fetch ## Build the driver for Linux 6.1 and 6.12: no warnings, sparse clean
+	$(BED) kmod
+
+lint: ## Check format, clippy's advice, header drift, and licences where cargo-deny is installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) test -p vmsrs-headers
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --offline check bans licenses sources; \
+	else \
+		echo "cargo-deny is not installed: licences are not checked"; \
+	fi
+
+unit: fetch ## Run unit and property tests, and those of the test-bed
+	$(CARGO) test --workspace --exclude vmsrs-e2e --exclude vmsrs-headers
+
+# In the nested test-bed all code is emulated: only an optimised build is quick enough there.
+e2e: fetch ## Run the end-to-end tests in a real guest
+	$(CARGO) test --release -p vmsrs-e2e
+
+fetch: ## Fetch Debian's kernels into build/cache and install missing tools
+	$(BED) fetch
+
+clean: ## Remove everything that was built; what was fetched stays
+	$(CARGO) clean
+	rm -rf build/kmod
