@@ -7,7 +7,9 @@
 
 pub mod agent;
 pub mod behaviours;
+pub mod fault;
 pub mod host;
+pub mod raw;
 pub mod steps;
 
 use anyhow::Result;

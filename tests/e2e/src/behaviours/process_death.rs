@@ -1,0 +1,80 @@
+//! The process's death discards its requests and leaves committed domains whole.
+
+use anyhow::{Result, ensure};
+
+use crate::host::Guest;
+use crate::raw::{App, peek, poke};
+use crate::{Behaviour, Machine};
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "death_of_the_process_discards_its_requests_and_leaves_committed_domains_whole",
+    machine: Machine::Usual,
+    steps: &[("die", die), ("look", look)],
+    host,
+};
+
+fn host(guest: &mut Guest) -> Result<()> {
+    let answer = guest.step("die", "")?;
+    ensure!(
+        answer.signal == Some(libc::SIGKILL),
+        "the process died by SIGKILL: {answer:?}"
+    );
+    guest.run("look", "")?;
+    let incidents = guest.vmsrs(&["incidents"])?;
+    let found =
+        incidents.as_array().into_iter().flatten().any(|incident| {
+            incident["kind"] == "process-death" && incident["app"] == "process-death"
+        });
+    ensure!(found, "the host has the incident: {incidents}");
+    Ok(())
+}
+
+/// Commits, then is killed in the middle of the next request, half of it written.
+fn die(_: &str) -> Result<()> {
+    let app = App::open("process-death")?;
+    let (domain, page) = app.domain("user", 8)?;
+    let thread = app.thread()?;
+    let tag = thread.begin(&[domain])?;
+    // SAFETY: the pages are the domain's, which the request holds.
+    unsafe {
+        poke(page, 1);
+        poke(page.add(4096), 1);
+    }
+    thread.commit(tag, 0)?;
+    thread.end()?;
+    let _tag = thread.begin(&[domain])?;
+    // SAFETY: as above; and a process may kill itself.
+    unsafe {
+        poke(page, 2);
+        poke(page.add(2 * 4096), 2);
+        libc::kill(libc::getpid(), libc::SIGKILL);
+    }
+    unreachable!("SIGKILL does not return")
+}
+
+fn look(_: &str) -> Result<()> {
+    let app = App::open("process-death")?;
+    let (domain, page) = app.domain("user", 8)?;
+    // SAFETY: the pages are readable by the whole process.
+    unsafe {
+        ensure!(peek(page) == 1, "the committed version is back");
+        ensure!(
+            peek(page.add(4096)) == 1,
+            "and in the page that was not touched again"
+        );
+        ensure!(
+            peek(page.add(2 * 4096)) == 0,
+            "a page that was never committed is zero"
+        );
+    }
+    ensure!(app.info()?.drafts == 0, "no draft is left");
+    // The lock is free, the domain works on.
+    let thread = app.thread()?;
+    let tag = thread.begin(&[domain])?;
+    // SAFETY: the page is the domain's, which the request holds.
+    unsafe { poke(page, 3) };
+    thread.commit(tag, 0)?;
+    thread.end()?;
+    Ok(app.flush()?)
+}

@@ -1,0 +1,97 @@
+//! Makes a write that must fault, and tells where and how it did.
+
+use std::arch::naked_asm;
+use std::io;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+/// A signal that a write got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The signal.
+    pub signal: i32,
+    /// Its code.
+    pub code: i32,
+    /// The address in its siginfo.
+    pub address: u64,
+    /// The instruction pointer when it came.
+    pub instruction: u64,
+}
+
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+static CODE: AtomicI32 = AtomicI32::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static INSTRUCTION: AtomicU64 = AtomicU64::new(0);
+
+/// Stores `value` at `address`; its first instruction is the store.
+#[unsafe(naked)]
+unsafe extern "C" fn store(_address: *mut u8, _value: u8) {
+    naked_asm!("mov byte ptr [rdi], sil", "ret")
+}
+
+/// Address of the instruction that [`try_store`] stores with.
+pub fn store_instruction() -> u64 {
+    store as *const () as u64
+}
+
+extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel gives both for a handler with SA_SIGINFO.
+    unsafe {
+        let context = &mut *context.cast::<libc::ucontext_t>();
+        let registers = &mut context.uc_mcontext.gregs;
+        let rip = registers[libc::REG_RIP as usize] as u64;
+        CODE.store((*info).si_code, Ordering::Relaxed);
+        ADDRESS.store((*info).si_addr() as u64, Ordering::Relaxed);
+        INSTRUCTION.store(rip, Ordering::Relaxed);
+        SIGNAL.store(signal, Ordering::Release);
+        if rip != store_instruction() {
+            // Not ours to skip: let it end the process.
+            libc::signal(signal, libc::SIG_DFL);
+            return;
+        }
+        // Return from `store` as if it had stored.
+        let stack = registers[libc::REG_RSP as usize] as *const i64;
+        registers[libc::REG_RIP as usize] = *stack;
+        registers[libc::REG_RSP as usize] += 8;
+    }
+}
+
+/// Stores a byte; `Err` tells the fault that stopped it.
+///
+/// The handlers of SIGSEGV and SIGBUS of the process are replaced.
+///
+/// # Errors
+///
+/// The fault, if the store did not happen.
+///
+/// # Panics
+///
+/// When a handler cannot be installed.
+///
+/// # Safety
+///
+/// The store must be sound wherever it is not stopped.
+pub unsafe fn try_store(address: *mut u8, value: u8) -> Result<(), Fault> {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: `action` is fully initialized; the handler is async-signal-safe.
+        let result = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction =
+                handler as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            libc::sigaction(signal, &action, std::ptr::null_mut())
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+    SIGNAL.store(0, Ordering::Release);
+    // SAFETY: the caller says that the store is sound; if it faults, the handler steps over it.
+    unsafe { store(address, value) };
+    match SIGNAL.load(Ordering::Acquire) {
+        0 => Ok(()),
+        signal => Err(Fault {
+            signal,
+            code: CODE.load(Ordering::Relaxed),
+            address: ADDRESS.load(Ordering::Relaxed),
+            instruction: INSTRUCTION.load(Ordering::Relaxed),
+        }),
+    }
+}
