@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 mod interrupt;
 pub mod mmio;
+pub mod net;
 mod tally;
 
 pub use interrupt::DeviceInterrupt;

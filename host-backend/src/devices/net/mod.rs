@@ -1,0 +1,150 @@
+//! The network card: virtio-net (Virtio 1.2, 5.1) with one receive and one transmit queue, on a
+//! tap interface.
+//!
+//! No offloads are offered: a frame is a frame, its virtio-net header says nothing, and neither
+//! side has to trust lengths or checksums of the other's header.
+
+mod counters;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use self::counters::{NetCounters, NetCounts};
+pub use self::tap::{TapAddress, TapConfig, TapConfigError, TapError, open as open_tap};
+use self::worker::Worker;
+use super::{ActivateError, Activation, VirtioDevice, copy_config};
+
+/// The queue with empty buffers for frames to the guest (Virtio 1.2, 5.1.2).
+const QUEUE_RECEIVE: u16 = 0;
+/// The queue with frames from the guest.
+const QUEUE_TRANSMIT: u16 = 1;
+/// Size of both queues in descriptors.
+const QUEUE_SIZE: u16 = 256;
+
+/// Bytes of a virtio-net header: `struct virtio_net_hdr_v1`.
+const HEADER: usize = 12;
+/// Largest frame in bytes, without its virtio-net header: the largest MTU that Linux allows, an
+/// Ethernet header and a VLAN tag.
+const FRAME_MAX: usize = 65_535 + 14 + 4;
+
+/// An Ethernet address.
+pub type MacAddress = [u8; 6];
+
+/// The network card.
+#[derive(Debug)]
+pub struct Net {
+    tap: File,
+    mac: MacAddress,
+    counters: Arc<NetCounters>,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: EventFd,
+    thread: JoinHandle<()>,
+}
+
+impl Net {
+    /// Makes a network card with the address `mac` on `tap`.
+    ///
+    /// `tap` is non-blocking; each read gives one frame and each write takes one, behind a
+    /// virtio-net header of 12 bytes. [`open_tap`] gives such a file.
+    pub fn new(tap: File, mac: MacAddress) -> Self {
+        Self {
+            tap,
+            mac,
+            counters: Arc::default(),
+            running: None,
+        }
+    }
+
+    /// What went through the card so far.
+    pub fn counters(&self) -> Arc<NetCounters> {
+        self.counters.clone()
+    }
+}
+
+/// An address for the network card of the guest behind the tap interface `tap`: locally
+/// administered, and the same in every run, so that a guest that is started again is the same host
+/// to its neighbours.
+pub fn mac_for(tap: &str) -> MacAddress {
+    // FNV-1a: short, and different names give different addresses but for one in 2^32.
+    let hash = tap.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let [a, b, c, d] = hash.to_be_bytes();
+    [0x02, 0x56, a, b, c, d]
+}
+
+impl VirtioDevice for Net {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn vendor_id(&self) -> u32 {
+        vmsrs_protocol::device::VENDOR_ID
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_NET_F_MAC
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE, QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        copy_config(&self.mac, offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let receive = activation.take_queue(QUEUE_RECEIVE)?;
+        let transmit = activation.take_queue(QUEUE_TRANSMIT)?;
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let worker = Worker::new(
+            self.tap.try_clone()?,
+            receive,
+            transmit,
+            activation.memory,
+            activation.interrupt,
+            self.counters.clone(),
+            stop.try_clone()?,
+        )?;
+        let thread = thread::Builder::new()
+            .name("net".into())
+            .spawn(move || worker.run())?;
+        self.running = Some(Running { stop, thread });
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        let Some(Running { stop, thread }) = self.running.take() else {
+            return;
+        };
+        let stopped: io::Result<()> = stop.write(1);
+        debug_assert!(stopped.is_ok(), "the event counter is far from full");
+        if thread.join().is_err() {
+            // The panic's message is on standard error already.
+            log::error!("net: the worker thread panicked");
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}

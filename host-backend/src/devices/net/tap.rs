@@ -1,0 +1,317 @@
+//! Opening a tap interface.
+
+use std::ffi::{c_int, c_ulong};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::HEADER;
+
+const TUN_PATH: &str = "/dev/net/tun";
+
+/// Which tap interface to use, and what to configure on the host's side of it.
+///
+/// Written as `NAME` or `NAME,ADDRESS/PREFIX`, for example `tap0,192.168.77.1/24`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapConfig {
+    /// Name of the interface; it is made if it does not exist, and then goes away with the VM.
+    pub name: String,
+    /// The host's address; the interface is set up with it. Without one the interface is left as
+    /// it is.
+    pub address: Option<TapAddress>,
+}
+
+/// An IPv4 address with the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapAddress {
+    /// The address of the host.
+    pub address: Ipv4Addr,
+    /// Length of the prefix in bits, 1 to 30.
+    pub prefix: u8,
+}
+
+impl TapAddress {
+    fn netmask(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(u32::MAX << (32 - u32::from(self.prefix)))
+    }
+}
+
+/// Why a description of a tap interface makes no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum TapConfigError {
+    /// The name is no name of an interface.
+    #[error("`{0}` is no interface name: give 1 to 15 bytes without `/`, `:` and white space")]
+    Name(String),
+    /// The address is none.
+    #[error("`{0}` is no address: give ADDRESS/PREFIX, for example 192.168.77.1/24")]
+    Address(String),
+}
+
+impl FromStr for TapConfig {
+    type Err = TapConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, address) = match text.split_once(',') {
+            Some((name, address)) => (name, Some(address)),
+            None => (text, None),
+        };
+        // The rules of Linux's dev_valid_name(), and no pattern such as `tap%d`.
+        let valid = !name.is_empty()
+            && name.len() < libc::IFNAMSIZ
+            && !matches!(name, "." | "..")
+            && !name.contains(|c: char| "/:%\0".contains(c) || c.is_ascii_whitespace());
+        if !valid {
+            return Err(TapConfigError::Name(name.to_owned()));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            address: address.map(str::parse).transpose()?,
+        })
+    }
+}
+
+impl FromStr for TapAddress {
+    type Err = TapConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (address, prefix) = text.split_once('/')?;
+            let address = address.parse().ok()?;
+            let prefix = prefix
+                .parse()
+                .ok()
+                .filter(|prefix| (1..=30).contains(prefix))?;
+            Some(Self { address, prefix })
+        };
+        parse().ok_or_else(|| TapConfigError::Address(text.to_owned()))
+    }
+}
+
+/// Why a tap interface cannot be used.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// The kernel has no tap interfaces.
+    #[error("there is no {TUN_PATH}: load the module with `modprobe tun`")]
+    NoDriver(#[source] io::Error),
+    /// The user may not use it.
+    #[error(
+        "no right to use the tap interface {name}: run as root or with CAP_NET_ADMIN, or let root \
+         make it for you with `ip tuntap add dev {name} mode tap user $USER`"
+    )]
+    Rights {
+        /// Name of the interface.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another program uses it.
+    #[error(
+        "the tap interface {name} is in use by another program: end that program or give another \
+         name"
+    )]
+    Busy {
+        /// Name of the interface.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An interface of that name is no tap interface.
+    #[error("the interface {name} exists and is no tap interface: give another name")]
+    NoTap {
+        /// Name of the interface.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot {what} of the tap interface {name}")]
+    SetUp {
+        /// What failed.
+        what: &'static str,
+        /// Name of the interface.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Opens a tap interface, without blocking and with virtio-net headers of 12 bytes, and configures
+/// the host's side if `config` says so. An interface that did not exist goes away when the file is
+/// closed.
+///
+/// # Errors
+///
+/// Fails with a message that names the remedy. Nothing is left behind: an interface made by this
+/// call is gone again.
+pub fn open(config: &TapConfig) -> Result<File, TapError> {
+    let name = &config.name;
+    let tap = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(TUN_PATH)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => TapError::Rights {
+                name: name.clone(),
+                source,
+            },
+            _ => TapError::NoDriver(source),
+        })?;
+
+    let mut request = interface(name);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    // The flags fit: IFF_VNET_HDR is bit 14.
+    request.ifr_ifru.ifru_flags = flags as i16;
+    // SAFETY: TUNSETIFF reads and writes an `ifreq`.
+    unsafe { ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }.map_err(|source| {
+        let name = name.clone();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => TapError::Rights { name, source },
+            Some(libc::EBUSY) => TapError::Busy { name, source },
+            Some(libc::EINVAL) => TapError::NoTap { name, source },
+            _ => TapError::SetUp {
+                what: "attach to the queue",
+                name,
+                source,
+            },
+        }
+    })?;
+
+    let set_up = |what| {
+        move |source| TapError::SetUp {
+            what,
+            name: name.clone(),
+            source,
+        }
+    };
+    let mut header = HEADER as c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads an int.
+    unsafe { ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw mut header) }
+        .map_err(set_up("choose the header size"))?;
+    // An interface that existed may have been left with offloads by its last user.
+    // SAFETY: TUNSETOFFLOAD takes its argument by value; a null pointer is the value 0.
+    unsafe {
+        ioctl(
+            tap.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            std::ptr::null_mut::<c_int>(),
+        )
+    }
+    .map_err(set_up("turn off the offloads"))?;
+    if let Some(address) = config.address {
+        set_address(name, address).map_err(set_up("set the address"))?;
+    }
+    Ok(tap)
+}
+
+/// Gives the interface its address and netmask, and turns it on.
+fn set_address(name: &str, address: TapAddress) -> io::Result<()> {
+    // SAFETY: the call has no memory effects.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let fd = socket.as_raw_fd();
+
+    let mut request = interface(name);
+    request.ifr_ifru.ifru_addr = socket_address(address.address);
+    // SAFETY: SIOCSIFADDR reads an `ifreq` with an address.
+    unsafe { ioctl(fd, libc::SIOCSIFADDR as _, &raw mut request) }?;
+    request.ifr_ifru.ifru_netmask = socket_address(address.netmask());
+    // SAFETY: SIOCSIFNETMASK reads an `ifreq` with an address.
+    unsafe { ioctl(fd, libc::SIOCSIFNETMASK as _, &raw mut request) }?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq` with flags.
+    unsafe { ioctl(fd, libc::SIOCSIFFLAGS as _, &raw mut request) }
+}
+
+/// A request about the interface `name`, which is shorter than `IFNAMSIZ`.
+fn interface(name: &str) -> libc::ifreq {
+    // SAFETY: all zeros is a valid value of this plain structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, &byte) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        *target = byte as _;
+    }
+    request
+}
+
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let [a, b, c, d] = address.octets().map(|byte| byte as _);
+    libc::sockaddr {
+        sa_family: libc::AF_INET as _,
+        // `sockaddr_in`: the port, the address, padding.
+        sa_data: [0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0],
+    }
+}
+
+/// # Safety
+///
+/// `argument` must be what `request` expects.
+unsafe fn ioctl<T>(fd: c_int, request: c_ulong, argument: *mut T) -> io::Result<()> {
+    // SAFETY: by contract.
+    if unsafe { libc::ioctl(fd, request, argument) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_is_a_name_with_or_without_an_address() {
+        assert_eq!(
+            "tap0".parse(),
+            Ok(TapConfig {
+                name: "tap0".into(),
+                address: None
+            })
+        );
+        let config: TapConfig = "vm.1,10.1.2.3/30".parse().unwrap();
+        let address = config.address.unwrap();
+        assert_eq!(address.address, Ipv4Addr::new(10, 1, 2, 3));
+        assert_eq!(address.netmask(), Ipv4Addr::new(255, 255, 255, 252));
+        let address: TapAddress = "10.0.0.1/1".parse().unwrap();
+        assert_eq!(address.netmask(), Ipv4Addr::new(128, 0, 0, 0));
+    }
+
+    #[test]
+    fn names_and_addresses_that_make_no_sense_are_refused() {
+        for name in [
+            "",
+            "a/b",
+            "tap 0",
+            "tap%d",
+            ".",
+            "..",
+            "sixteen-bytes-xx",
+            "a:1",
+        ] {
+            assert_eq!(
+                name.parse::<TapConfig>(),
+                Err(TapConfigError::Name(name.into()))
+            );
+        }
+        for address in [
+            "",
+            "10.0.0.1",
+            "10.0.0.1/0",
+            "10.0.0.1/31",
+            "10.0.0/24",
+            "::1/64",
+        ] {
+            assert_eq!(
+                format!("tap0,{address}").parse::<TapConfig>(),
+                Err(TapConfigError::Address(address.into()))
+            );
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The network card's thread: moves frames between the tap interface and the queues.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{FRAME_MAX, HEADER, NetCounters};
+use crate::devices::{ActiveQueue, DeviceInterrupt};
+
+/// Names the device in the log.
+const NAME: &str = "net";
+
+/// Most frames in one direction before the other direction, and a stop, get their turn.
+const TURN: usize = 128;
+
+/// Least Ethernet frame: two addresses and a type.
+const FRAME_MIN: usize = 14;
+
+/// The header in front of every frame to the guest: no offload, one buffer (Virtio 1.2, 5.1.6.4:
+/// `num_buffers` is 1 without VIRTIO_NET_F_MRG_RXBUF).
+const RECEIVE_HEADER: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// Tokens of the event loop.
+const TAP: u64 = 0;
+const RECEIVE: u64 = 1;
+const TRANSMIT: u64 = 2;
+const STOP: u64 = 3;
+
+pub(super) struct Worker {
+    tap: File,
+    receive: ActiveQueue,
+    transmit: ActiveQueue,
+    memory: GuestMemoryMmap,
+    interrupt: DeviceInterrupt,
+    counters: Arc<NetCounters>,
+    /// Kept open because it is watched.
+    _stop: EventFd,
+    epoll: Epoll,
+    /// A frame from the tap interface with its header, `incoming_length` bytes of it in use.
+    incoming: Vec<u8>,
+    incoming_length: usize,
+    /// Whether the tap interface is watched. It is not while a frame waits for a buffer of the
+    /// guest, since it would stay readable all the time.
+    watching_tap: bool,
+    outgoing: Vec<u8>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        tap: File,
+        receive: ActiveQueue,
+        transmit: ActiveQueue,
+        memory: GuestMemoryMmap,
+        interrupt: DeviceInterrupt,
+        counters: Arc<NetCounters>,
+        stop: EventFd,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        for (fd, token) in [
+            (tap.as_raw_fd(), TAP),
+            (receive.kick.as_raw_fd(), RECEIVE),
+            (transmit.kick.as_raw_fd(), TRANSMIT),
+            (stop.as_raw_fd(), STOP),
+        ] {
+            epoll.ctl(ControlOperation::Add, fd, readable(token))?;
+        }
+        Ok(Self {
+            tap,
+            receive,
+            transmit,
+            memory,
+            interrupt,
+            counters,
+            _stop: stop,
+            epoll,
+            incoming: vec![0; HEADER + FRAME_MAX],
+            incoming_length: 0,
+            watching_tap: true,
+            outgoing: vec![0; HEADER + FRAME_MAX],
+        })
+    }
+
+    /// Works until the stop event, or until the guest's rings make no sense.
+    pub(super) fn run(mut self) {
+        // The guest may have filled the queue before it started the device.
+        let mut result = self.transmit();
+        let mut events = [EpollEvent::default(); 4];
+        while result.is_ok() {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    log::error!("{NAME}: the device stops: {error}");
+                    break;
+                }
+            };
+            if events[..count].iter().any(|event| event.data() == STOP) {
+                return;
+            }
+            for event in &events[..count] {
+                result = result.and_then(|()| match event.data() {
+                    TAP => self.receive(),
+                    RECEIVE => {
+                        drain(&self.receive.kick);
+                        self.receive()
+                    }
+                    _ => {
+                        drain(&self.transmit.kick);
+                        self.transmit()
+                    }
+                });
+            }
+        }
+        if self
+            .counters
+            .tally
+            .add(NAME, "the driver broke the rings of a queue")
+            && let Err(error) = result
+        {
+            log::warn!("{NAME}: {error}");
+        }
+        self.interrupt.needs_reset();
+    }
+
+    /// Gives frames of the tap interface to the guest, until there are no more, there are no
+    /// buffers, or the turn is over; then the tap interface is still readable.
+    fn receive(&mut self) -> Result<(), QueueError> {
+        for _ in 0..TURN {
+            if self.incoming_length == 0 && !self.read_tap() {
+                break;
+            }
+            let Some(chain) = pop(&mut self.receive, &self.memory)? else {
+                // A buffer that came in this moment is seen here; one that comes later kicks.
+                if self.receive.queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                self.watch_tap(false);
+                return signal(&mut self.receive, &self.memory, &self.interrupt);
+            };
+            let head = chain.head_index();
+            let frame = &mut self.incoming[..self.incoming_length];
+            frame[..HEADER].copy_from_slice(&RECEIVE_HEADER);
+            let written = write_chain(chain, &self.memory, frame);
+            self.incoming_length = 0;
+            match written {
+                Some(_) => raise(&self.counters.received),
+                None => {
+                    raise(&self.counters.received_dropped);
+                    self.counters.tally.add(
+                        NAME,
+                        "the driver's buffer is no RAM or too small for a frame",
+                    );
+                }
+            }
+            let queue = &mut self.receive.queue;
+            queue.add_used(&self.memory, head, written.unwrap_or(0))?;
+        }
+        if !self.watching_tap {
+            self.receive.queue.disable_notification(&self.memory)?;
+            self.watch_tap(true);
+        }
+        signal(&mut self.receive, &self.memory, &self.interrupt)
+    }
+
+    /// Fetches the next frame; false if there is none.
+    fn read_tap(&mut self) -> bool {
+        match self.tap.read(&mut self.incoming) {
+            Ok(length) if length >= HEADER + FRAME_MIN => {
+                self.incoming_length = length;
+                true
+            }
+            // The tap interface gives whole frames; anything shorter is the end of a stand-in.
+            Ok(_) => false,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    log::debug!("{NAME}: reading the tap interface: {error}");
+                }
+                false
+            }
+        }
+    }
+
+    /// Starts or stops watching the tap interface.
+    fn watch_tap(&mut self, watch: bool) {
+        let event = if watch {
+            readable(TAP)
+        } else {
+            EpollEvent::new(EventSet::empty(), TAP)
+        };
+        let fd: RawFd = self.tap.as_raw_fd();
+        match self.epoll.ctl(ControlOperation::Modify, fd, event) {
+            Ok(()) => self.watching_tap = watch,
+            // Nothing is lost, the thread only spins until there are buffers.
+            Err(error) => log::debug!("{NAME}: cannot change what is watched: {error}"),
+        }
+    }
+
+    /// Gives frames of the guest to the tap interface.
+    fn transmit(&mut self) -> Result<(), QueueError> {
+        self.transmit.queue.disable_notification(&self.memory)?;
+        for _ in 0..TURN {
+            let Some(chain) = pop(&mut self.transmit, &self.memory)? else {
+                if self.transmit.queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                return signal(&mut self.transmit, &self.memory, &self.interrupt);
+            };
+            let head = chain.head_index();
+            match read_chain(chain, &self.memory, &mut self.outgoing) {
+                Ok(length) => self.write_tap(length),
+                Err(what) => {
+                    raise(&self.counters.transmitted_dropped);
+                    self.counters.tally.add(NAME, what);
+                }
+            }
+            self.transmit.queue.add_used(&self.memory, head, 0)?;
+        }
+        // There may be more: come back here after everybody else had a turn. The counter is full
+        // only if a kick is pending anyway.
+        let _ = self.transmit.kick.write(1);
+        signal(&mut self.transmit, &self.memory, &self.interrupt)
+    }
+
+    fn write_tap(&mut self, length: usize) {
+        match self.tap.write(&self.outgoing[..length]) {
+            Ok(written) if written == length => raise(&self.counters.transmitted),
+            // The interface is down or its queue is full: frames get lost, as on any wire.
+            result => {
+                raise(&self.counters.transmitted_dropped);
+                log::trace!("{NAME}: a frame is lost: {result:?}");
+            }
+        }
+    }
+}
+
+fn readable(token: u64) -> EpollEvent {
+    EpollEvent::new(EventSet::IN, token)
+}
+
+fn drain(event: &EventFd) {
+    // An error means that it was drained before.
+    let _ = event.read();
+}
+
+fn raise(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
+
+/// The next chain; an error if the available ring makes no sense.
+fn pop<'a>(
+    active: &mut ActiveQueue,
+    memory: &'a GuestMemoryMmap,
+) -> Result<Option<Chain<'a>>, QueueError> {
+    Ok(active.queue.iter(memory)?.next())
+}
+
+fn signal(
+    active: &mut ActiveQueue,
+    memory: &GuestMemoryMmap,
+    interrupt: &DeviceInterrupt,
+) -> Result<(), QueueError> {
+    if active.queue.needs_notification(memory)? {
+        interrupt.queue_used();
+    }
+    Ok(())
+}
+
+/// Copies `frame` into the writable part of `chain` and returns its length; `None` if it does not
+/// fit or the chain is malformed.
+fn write_chain(chain: Chain<'_>, memory: &GuestMemoryMmap, frame: &[u8]) -> Option<u32> {
+    let mut writer = chain.writer(memory).ok()?;
+    if writer.available_bytes() < frame.len() {
+        return None;
+    }
+    writer.write_all(frame).ok()?;
+    u32::try_from(frame.len()).ok()
+}
+
+/// Copies the frame in `chain`, with an empty virtio-net header in front, into `buffer` and
+/// returns the length of both; or says what is wrong with it.
+fn read_chain(
+    chain: Chain<'_>,
+    memory: &GuestMemoryMmap,
+    buffer: &mut [u8],
+) -> Result<usize, &'static str> {
+    let mut reader = chain
+        .reader(memory)
+        .map_err(|_| "the driver sent a chain that does not lie in RAM")?;
+    let length = reader.available_bytes();
+    if length < HEADER + FRAME_MIN {
+        return Err("the driver sent a frame that is too short");
+    }
+    let frame = buffer
+        .get_mut(..length)
+        .ok_or("the driver sent a frame that is too long")?;
+    reader
+        .read_exact(frame)
+        .map_err(|_| "the driver sent a chain that does not lie in RAM")?;
+    // Flags and kind of segmentation: offloads, which were not offered. The other fields mean
+    // nothing without them.
+    if frame[..2] != [0, 0] {
+        return Err("the driver asked for an offload that was not offered");
+    }
+    frame[..HEADER].fill(0);
+    Ok(length)
+}
