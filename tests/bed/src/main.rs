@@ -84,11 +84,11 @@ fn progress(message: &str) {
 }
 
 fn fetch(update: bool) -> anyhow::Result<ExitCode> {
-    tools::ensure(tools::UNPACK, &progress)?;
-    tools::ensure(tools::KMOD, &progress)?;
+    let mut needed = [tools::UNPACK, tools::KMOD].concat();
     if Accelerator::choose()? == Accelerator::Nested {
-        tools::ensure(tools::NESTED, &progress)?;
+        needed.extend(tools::NESTED);
     }
+    tools::ensure(&needed, &progress)?;
     Cache::fetch(&project::cache(), update, &progress)?;
     Ok(ExitCode::SUCCESS)
 }
