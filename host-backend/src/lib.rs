@@ -1,4 +1,5 @@
 //! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
 
 pub mod devices;
+pub mod engine;
 pub mod vmm;

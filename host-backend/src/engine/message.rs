@@ -1,0 +1,242 @@
+//! Control messages: bytes of the driver become calls of the engine, results become bytes.
+//!
+//! Everything in a message is checked here or in the call it leads to, and nowhere else; a message
+//! that is refused has no effect.
+
+use std::time::Duration;
+
+use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
+use vmsrs_protocol::FrameRun;
+use vmsrs_protocol::control::{
+    AddExtent, ControlHeader, DiscardRequest, GrantReply, GrantRequest, ListDomain, ListReply,
+    MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS,
+    MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain,
+    ReplyHeader, STATUS_OK, SealReply, SealRequest,
+};
+use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
+use vmsrs_protocol::seal::SealRecord;
+
+use super::protection::{Inspect, Protection};
+use super::refusal::Refusal;
+use super::{Call, Engine};
+
+/// A reply, and what was refused, for whoever counts that.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The reply's bytes: empty when there is no room for a header, else a [`ReplyHeader`] and its
+    /// payload, never more than the room for it.
+    pub bytes: Vec<u8>,
+    /// Why the message, or a commit in it, was refused.
+    pub refusal: Option<Refusal>,
+}
+
+impl Reply {
+    /// The reply to a message that is refused.
+    pub fn refused(refusal: Refusal, room: usize) -> Self {
+        let header = ReplyHeader {
+            status: refusal.status(),
+            length: 0,
+        };
+        let bytes = match room < size_of::<ReplyHeader>() {
+            true => Vec::new(),
+            false => bytes_of(&header).to_vec(),
+        };
+        Self {
+            bytes,
+            refusal: Some(refusal),
+        }
+    }
+}
+
+/// Carries out one message of the driver.
+///
+/// `message` is what the driver wrote, headers included; `room` is how many bytes a reply may have;
+/// `at` is the time since the Unix epoch, for incidents.
+pub fn handle_message(
+    engine: &mut Engine,
+    memory: &mut (impl Protection + Inspect),
+    at: Duration,
+    message: &[u8],
+    room: usize,
+) -> Reply {
+    match dispatch(engine, memory, at, message, room) {
+        Ok((payload, refusal)) => {
+            let header = ReplyHeader {
+                status: STATUS_OK,
+                // Replies are bounded by `room`, and that by the longest message.
+                length: payload.len() as u32,
+            };
+            let mut bytes = bytes_of(&header).to_vec();
+            bytes.extend_from_slice(&payload);
+            debug_assert!(bytes.len() <= room);
+            Reply { bytes, refusal }
+        }
+        Err(refusal) => Reply::refused(refusal, room),
+    }
+}
+
+type Outcome = Result<(Vec<u8>, Option<Refusal>), Refusal>;
+
+fn dispatch(
+    engine: &mut Engine,
+    memory: &mut (impl Protection + Inspect),
+    at: Duration,
+    message: &[u8],
+    room: usize,
+) -> Outcome {
+    let mut input = Input(message);
+    let header: ControlHeader = input.take()?;
+    if header.length as usize != input.0.len() {
+        return Err(Refusal::Malformed(
+            "the driver sent a message whose length is not what its header says",
+        ));
+    }
+    let room = Room(room).less::<ReplyHeader>()?;
+    let payload = match header.kind {
+        MESSAGE_OPEN_APP => {
+            room.less::<vmsrs_protocol::control::AppReply>()?;
+            bytes_of(&engine.open_app(&input.last::<OpenApp>()?)?).to_vec()
+        }
+        MESSAGE_OPEN_DOMAIN => {
+            room.less::<vmsrs_protocol::control::DomainReply>()?;
+            bytes_of(&engine.open_domain(&input.last::<OpenDomain>()?)?).to_vec()
+        }
+        MESSAGE_LIST_EXTENTS => {
+            let (list, limit) = list_request(&mut input, room)?;
+            let (extents, next) = engine.list_extents(list.app, list.domain, list.first, limit)?;
+            list_reply(&extents, next)
+        }
+        MESSAGE_LIST_PAGES => {
+            let (list, limit) = list_request(&mut input, room)?;
+            let (pages, next) = engine.list_pages(list.app, list.domain, list.first, limit)?;
+            list_reply(&pages, next)
+        }
+        MESSAGE_ADD_EXTENT => {
+            room.less::<vmsrs_protocol::control::ExtentReply>()?;
+            bytes_of(&engine.add_extent(&input.last::<AddExtent>()?)?).to_vec()
+        }
+        MESSAGE_GRANT => {
+            let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();
+            let request: GrantRequest = input.last()?;
+            grant_reply(&engine.grant(request.frames, max_runs, memory)?)
+        }
+        MESSAGE_SEAL => {
+            let max_runs = room.less::<SealReply>()?.entries::<FrameRun>();
+            let request: SealRequest = input.take()?;
+            let records: Vec<SealRecord> = input.list(request.records)?;
+            let outcome = engine.seal(&records, max_runs, memory)?;
+            let mut payload = bytes_of(&SealReply {
+                sealed: outcome.taken,
+                refusal: outcome.refusal_status(),
+                // At most `REPLY_RUNS_MAX`.
+                runs: outcome.granted.len() as u32,
+                reserved: 0,
+            })
+            .to_vec();
+            payload.extend_from_slice(bytemuck::cast_slice(&outcome.granted));
+            return Ok((payload, outcome.refusal));
+        }
+        MESSAGE_INCIDENT => {
+            let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();
+            let report: IncidentReport = input.take()?;
+            let drafts: Vec<DroppedDraft> = input.list(report.drafts)?;
+            let call = Call { at, max_runs };
+            grant_reply(&engine.report(call, &report, &drafts, memory)?)
+        }
+        MESSAGE_DISCARD => {
+            let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();
+            let request: DiscardRequest = input.take()?;
+            let frames: Vec<u32> = input.list(request.frames)?;
+            grant_reply(&engine.discard(&frames, max_runs, memory)?)
+        }
+        _ => return Err(Refusal::Unknown),
+    };
+    Ok((payload, None))
+}
+
+fn list_request(input: &mut Input<'_>, room: Room) -> Result<(ListDomain, usize), Refusal> {
+    let list: ListDomain = input.last()?;
+    // Extents and pages have entries of the same size.
+    let entries = room
+        .less::<ListReply>()?
+        .entries::<vmsrs_protocol::control::PageFrame>();
+    Ok((list, entries.min(list.limit as usize)))
+}
+
+fn list_reply<T: NoUninit>(entries: &[T], next: u32) -> Vec<u8> {
+    let reply = ListReply {
+        // Bounded by the reply's room.
+        count: entries.len() as u32,
+        next,
+    };
+    let mut payload = bytes_of(&reply).to_vec();
+    payload.extend_from_slice(bytemuck::cast_slice(entries));
+    payload
+}
+
+fn grant_reply(runs: &[FrameRun]) -> Vec<u8> {
+    let reply = GrantReply {
+        // At most `REPLY_RUNS_MAX`.
+        runs: runs.len() as u32,
+        reserved: 0,
+    };
+    let mut payload = bytes_of(&reply).to_vec();
+    payload.extend_from_slice(bytemuck::cast_slice(runs));
+    payload
+}
+
+/// What is left of a message.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    /// The next structure.
+    fn take<T: AnyBitPattern>(&mut self) -> Result<T, Refusal> {
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(size_of::<T>())
+            .ok_or(Refusal::Malformed(
+                "the driver sent a message that is too short for its kind",
+            ))?;
+        self.0 = rest;
+        Ok(pod_read_unaligned(bytes))
+    }
+
+    /// The last structure.
+    fn last<T: AnyBitPattern>(&mut self) -> Result<T, Refusal> {
+        let value = self.take()?;
+        self.list::<u8>(0)?;
+        Ok(value)
+    }
+
+    /// The rest, which must be `count` structures.
+    fn list<T: AnyBitPattern>(&mut self, count: u32) -> Result<Vec<T>, Refusal> {
+        let size = size_of::<T>();
+        if self.0.len() % size != 0 || self.0.len() / size != count as usize {
+            return Err(Refusal::Malformed(
+                "the driver sent a message whose list is not as long as it says",
+            ));
+        }
+        Ok(self.0.chunks_exact(size).map(pod_read_unaligned).collect())
+    }
+}
+
+/// Bytes that are left for a reply.
+#[derive(Clone, Copy)]
+struct Room(usize);
+
+impl Room {
+    /// The room behind a structure.
+    fn less<T>(self) -> Result<Self, Refusal> {
+        self.0
+            .checked_sub(size_of::<T>())
+            .map(Self)
+            .ok_or(Refusal::Malformed(
+                "the driver sent a message without enough room for the reply",
+            ))
+    }
+
+    /// How many structures fit.
+    fn entries<T>(self) -> usize {
+        self.0 / size_of::<T>()
+    }
+}

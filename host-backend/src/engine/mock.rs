@@ -1,0 +1,88 @@
+//! A window for tests: content is one number a frame, and changes of protection can fail.
+
+use std::io;
+
+use vmsrs_protocol::{FrameRun, ZERO_FRAME};
+
+use super::runs::frames_of;
+use super::{Difference, Inspect, Laundry, Protection, ProtectionError};
+
+pub(crate) struct MockMemory {
+    pub(crate) writable: Vec<bool>,
+    pub(crate) content: Vec<u64>,
+    /// Changes of protection that succeed before one fails half-way.
+    pub(crate) fails_after: Option<u32>,
+    /// Changes of protection so far.
+    pub(crate) changes: u32,
+}
+
+impl MockMemory {
+    pub(crate) fn new(frames: u32) -> Self {
+        Self {
+            writable: vec![false; frames as usize],
+            content: vec![0; frames as usize],
+            fails_after: None,
+            changes: 0,
+        }
+    }
+
+    /// What the guest does to a frame: nothing if it may not.
+    pub(crate) fn guest_write(&mut self, frame: u32, content: u64) {
+        if self.writable[frame as usize] {
+            self.content[frame as usize] = content;
+        }
+    }
+
+    pub(crate) fn wipe(&mut self, laundry: &Laundry) {
+        for frame in laundry.runs().iter().copied().flat_map(frames_of) {
+            assert_ne!(frame, ZERO_FRAME);
+            assert!(!self.writable[frame as usize]);
+            self.content[frame as usize] = 0;
+        }
+    }
+
+    fn change(&mut self, run: FrameRun, writable: bool) -> Result<(), ProtectionError> {
+        assert_ne!(run.count, 0);
+        self.changes += 1;
+        let fails = match &mut self.fails_after {
+            Some(0) => {
+                self.fails_after = None;
+                true
+            }
+            Some(count) => {
+                *count -= 1;
+                false
+            }
+            None => false,
+        };
+        let done = if fails { run.count / 2 } else { run.count };
+        for frame in run.start..run.start + done {
+            self.writable[frame as usize] = writable;
+        }
+        if fails {
+            let source = io::Error::from_raw_os_error(libc::ENOMEM);
+            return Err(ProtectionError { run, source });
+        }
+        Ok(())
+    }
+}
+
+impl Protection for MockMemory {
+    fn protect(&mut self, run: FrameRun) -> Result<(), ProtectionError> {
+        self.change(run, false)
+    }
+
+    fn unprotect(&mut self, run: FrameRun) -> Result<(), ProtectionError> {
+        self.change(run, true)
+    }
+}
+
+impl Inspect for MockMemory {
+    fn difference(&self, draft: u32, committed: u32) -> Difference {
+        let differs = self.content[draft as usize] != self.content[committed as usize];
+        Difference {
+            bytes: u32::from(differs),
+            first: differs.then_some(0),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The recovery engine: store, recovery, monitor and cleanser.
+//!
+//! It knows frames, pages and commits, and nothing of KVM, queues or threads: memory is reached
+//! through [`Protection`] and [`Inspect`], time comes as an argument, and one call is one event. So
+//! everything it promises can be tested by property and by model.
+//!
+//! # States of a frame
+//!
+//! ```text
+//!          grant              seal
+//!   Free ────────▶ Granted ─────────▶ Sealed
+//!    ▲                │ │                │ superseded
+//!    │ wiped          │ │ discard        ▼
+//!    └────────────────│─└────────────▶ Retired
+//!                     │ incident         ▲
+//!                     └──▶ Evidence ─────┘ oldest goes first
+//! ```
+//!
+//! Only granted frames are writable by the guest. The zero frame is sealed for ever. The budget
+//! `pages in extents + 1 + pool + evidence <= window` makes sure that a full pool can always be
+//! granted as soon as the cleanser has caught up.
+
+mod cleanser;
+mod config;
+mod message;
+mod monitor;
+mod protection;
+mod recovery;
+mod refusal;
+mod report;
+mod runs;
+mod seal;
+mod store;
+
+#[cfg(test)]
+mod mock;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use vmsrs_protocol::FrameRun;
+use vmsrs_protocol::control::{
+    AddExtent, AppReply, DomainReply, Extent, OpenApp, OpenDomain, PageFrame,
+};
+use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
+use vmsrs_protocol::event::{EVENT_SEALED_WRITE, Event};
+use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
+use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
+
+pub use cleanser::Laundry;
+pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
+pub use message::{Reply, handle_message};
+pub use monitor::{SealedWrite, Verdict, kind_name};
+pub use protection::{Difference, Inspect, Protection, ProtectionError, difference};
+pub use refusal::Refusal;
+pub use report::{
+    Count, DraftFacts, IncidentDetail, IncidentSummary, Outcome, RequestFacts, Restored,
+    SealedWriteFacts, Status,
+};
+pub use seal::SealOutcome;
+pub use store::{FrameState, PageOf};
+
+use monitor::Monitor;
+use recovery::Limits;
+use seal::Staging;
+use store::Store;
+
+/// Tags of one boot of the guest: the driver may use as many before they run into the next boot's.
+const TAGS_PER_BOOT: u64 = 1 << 42;
+
+/// Tags stay below this (see [`DeviceConfig::tag_base`]).
+const TAG_LIMIT: u64 = 1 << 62;
+
+/// The recovery engine of one virtual machine.
+pub struct Engine {
+    config: EngineConfig,
+    store: Store,
+    staging: Staging,
+    monitor: Monitor,
+    counters: Counters,
+    tag_base: u64,
+}
+
+/// What comes with a message beside its content.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Time since the Unix epoch.
+    pub at: Duration,
+    /// Most runs of frames in the reply.
+    pub max_runs: usize,
+}
+
+#[derive(Default)]
+struct Counters {
+    commits: u64,
+    sealed_pages: u64,
+    seal_messages: u64,
+    dropped_drafts: u64,
+    resets: u64,
+}
+
+impl Engine {
+    /// Makes an engine whose frames are all free, and not writable by the guest.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the limits make no sense together.
+    pub fn new(config: EngineConfig) -> Result<Self, ConfigError> {
+        Ok(Self {
+            store: Store::new(&config)?,
+            staging: Staging::default(),
+            monitor: Monitor::new(config.incidents),
+            counters: Counters::default(),
+            tag_base: 1,
+            config,
+        })
+    }
+
+    /// What the driver reads in the device's configuration space in this boot.
+    pub fn device_config(&self) -> DeviceConfig {
+        DeviceConfig {
+            abi_version: ABI_VERSION,
+            window_frames: self.config.window_frames,
+            pool_frames: self.config.pool_frames,
+            batch_records: self.config.batch_records,
+            tag_base: self.tag_base,
+            incident_base: self.monitor.base(),
+        }
+    }
+
+    /// Finds or makes an app.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a name that is empty or not padded with zeros, and more than `MAX_APPS` apps.
+    pub fn open_app(&mut self, message: &OpenApp) -> Result<AppReply, Refusal> {
+        self.store.open_app(message)
+    }
+
+    /// Finds or makes a domain.
+    ///
+    /// # Errors
+    ///
+    /// Refuses an unknown app, a key of a wrong length or not padded with zeros, and more domains
+    /// than the window has units of pages for.
+    pub fn open_domain(&mut self, message: &OpenDomain) -> Result<DomainReply, Refusal> {
+        self.store.open_domain(message)
+    }
+
+    /// At most `limit` extents of a domain from number `first` on, with the next number or `NONE`.
+    ///
+    /// # Errors
+    ///
+    /// Refuses an unknown app or domain.
+    pub fn list_extents(
+        &self,
+        app: u32,
+        domain: u32,
+        first: u32,
+        limit: usize,
+    ) -> Result<(Vec<Extent>, u32), Refusal> {
+        self.store.list_extents(app, domain, first, limit)
+    }
+
+    /// At most `limit` sealed pages of a domain from page `first` on, with the next page or `NONE`.
+    ///
+    /// # Errors
+    ///
+    /// Refuses an unknown app or domain.
+    pub fn list_pages(
+        &self,
+        app: u32,
+        domain: u32,
+        first: u32,
+        limit: usize,
+    ) -> Result<(Vec<PageFrame>, u32), Refusal> {
+        self.store.list_pages(app, domain, first, limit)
+    }
+
+    /// Finds or makes an extent.
+    ///
+    /// # Errors
+    ///
+    /// Refuses an unknown app or domain, an index beyond the next one, a length that cannot be, and
+    /// an extent that the window has no room for.
+    pub fn add_extent(&mut self, message: &AddExtent) -> Result<Extent, Refusal> {
+        self.store.add_extent(message)
+    }
+
+    /// Grants frames to the driver, fewer than `frames` when a limit says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Host`] when none could be made writable.
+    pub fn grant(
+        &mut self,
+        frames: u32,
+        max_runs: usize,
+        protection: &mut impl Protection,
+    ) -> Result<Vec<FrameRun>, Refusal> {
+        self.store.grant(frames, max_runs, protection)
+    }
+
+    /// Takes over committed pages, whole commits in order, up to the first that is refused.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a message with more records than the driver may send; the outcome has every other
+    /// refusal.
+    pub fn seal(
+        &mut self,
+        records: &[SealRecord],
+        max_runs: usize,
+        protection: &mut impl Protection,
+    ) -> Result<SealOutcome, Refusal> {
+        if records.len() > self.config.batch_records as usize {
+            return Err(Refusal::Malformed(
+                "the driver sent more seal records in a message than it may",
+            ));
+        }
+        let outcome = seal::seal(
+            &mut self.store,
+            &mut self.staging,
+            records,
+            max_runs,
+            protection,
+        );
+        let commits = records[..outcome.taken as usize]
+            .iter()
+            .filter(|record| record.flags & SEAL_LAST != 0);
+        self.counters.commits += commits.count() as u64;
+        self.counters.sealed_pages += u64::from(outcome.sealed);
+        self.counters.seal_messages += 1;
+        Ok(outcome)
+    }
+
+    /// Takes the report of a failed request; its drafts become evidence. Gives frames in exchange.
+    ///
+    /// # Errors
+    ///
+    /// Refuses an unknown kind, a number that is not new, an unknown app or domain, pages that are
+    /// not their domain's, frames that are not granted, and [`Refusal::Host`] when they could not be
+    /// made read-only.
+    pub fn report(
+        &mut self,
+        call: Call,
+        report: &IncidentReport,
+        drafts: &[DroppedDraft],
+        memory: &mut (impl Protection + Inspect),
+    ) -> Result<Vec<FrameRun>, Refusal> {
+        let limits = Limits {
+            evidence_frames: self.config.evidence_frames,
+            max_runs: call.max_runs,
+        };
+        let granted = recovery::report(
+            &mut self.store,
+            &mut self.monitor,
+            limits,
+            call.at,
+            report,
+            drafts,
+            memory,
+        )?;
+        self.counters.dropped_drafts += drafts.len() as u64;
+        Ok(granted)
+    }
+
+    /// Takes drafts that were dropped without an error. Gives frames in exchange.
+    ///
+    /// # Errors
+    ///
+    /// Refuses frames that are not granted or named twice, and [`Refusal::Host`] when they could not
+    /// be made read-only.
+    pub fn discard(
+        &mut self,
+        frames: &[u32],
+        max_runs: usize,
+        protection: &mut impl Protection,
+    ) -> Result<Vec<FrameRun>, Refusal> {
+        let granted = recovery::discard(&mut self.store, frames, max_runs, protection)?;
+        self.counters.dropped_drafts += frames.len() as u64;
+        Ok(granted)
+    }
+
+    /// Keeps a write that the second-level page table stopped, and gives the event for the driver.
+    pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
+        let owner = self.store.frames.page(write.frame).and_then(|owner| {
+            let app = self.store.apps.get(owner.app as usize)?;
+            Some((owner.app, app.owner(owner.page)?))
+        });
+        Event {
+            kind: EVENT_SEALED_WRITE,
+            frame: write.frame,
+            incident: self.monitor.add_sealed_write(at, write, owner),
+            address: write.address,
+            instruction: write.instruction,
+            vcpu: write.vcpu,
+            reserved: 0,
+        }
+    }
+
+    /// The state of a frame; `None` beyond the window.
+    pub fn frame_state(&self, frame: u32) -> Option<FrameState> {
+        self.store.frames.state(frame)
+    }
+
+    /// Whether the guest may not write to a frame.
+    pub fn is_protected(&self, frame: u32) -> bool {
+        self.frame_state(frame) != Some(FrameState::Granted)
+    }
+
+    /// Ends a boot of the guest: all granted frames are retired, a commit that has not arrived
+    /// whole is dropped, numbers go on behind those in use. Apps, domains and their sealed pages
+    /// stay.
+    ///
+    /// Frames that the host cannot make read-only stay granted, unknown to the next driver, until
+    /// the next reset.
+    pub fn reset(&mut self, protection: &mut impl Protection) {
+        self.staging.drop_commit(&mut self.store);
+        let mut granted: Vec<u32> = self.store.frames.in_state(FrameState::Granted).collect();
+        for run in runs::gather(&mut granted, |_| false) {
+            match protection.protect(run) {
+                Ok(()) => runs::frames_of(run).for_each(|frame| self.store.retire(frame)),
+                Err(error) => log::error!("{error}: {}", error.source),
+            }
+        }
+        self.store.take_short();
+        self.monitor.reset();
+        self.tag_base = (self.tag_base + TAGS_PER_BOOT).min(TAG_LIMIT - TAGS_PER_BOOT);
+        self.counters.resets += 1;
+    }
+
+    /// Takes up to `frames` retired frames to wipe.
+    pub fn take_laundry(&mut self, frames: u32) -> Laundry {
+        cleanser::take(&mut self.store, frames)
+    }
+
+    /// Takes wiped frames back. Gives whether the driver should hear that frames are free again.
+    pub fn cleansed(&mut self, laundry: Laundry) -> bool {
+        cleanser::done(&mut self.store, laundry)
+    }
+
+    /// Panics when one of the promises about frames and pages does not hold.
+    #[cfg(test)]
+    pub(crate) fn check_invariants(&self) {
+        self.store.check_invariants();
+        let staged = self
+            .store
+            .frames
+            .in_state(FrameState::Granted)
+            .filter(|&frame| self.store.frames.is_staged(frame));
+        assert_eq!(staged.count(), self.staging.len());
+        let mut evidence: Vec<u32> = self
+            .monitor
+            .incidents()
+            .flat_map(|incident| &incident.drafts)
+            .map(|draft| draft.frame)
+            .filter(|&frame| frame != vmsrs_protocol::NONE)
+            .collect();
+        evidence.sort_unstable();
+        let frames = self.store.frames.in_state(FrameState::Evidence);
+        assert_eq!(evidence, frames.collect::<Vec<_>>());
+        assert!(evidence.len() <= self.config.evidence_frames as usize);
+    }
+}

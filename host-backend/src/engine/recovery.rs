@@ -1,0 +1,191 @@
+//! Recovery: a failed request's drafts are checked, taken away from the guest and kept as evidence;
+//! the verdict says what the pages go back to.
+//!
+//! Restoring itself costs the host nothing: sealed versions were never touched, and the driver maps
+//! them again on demand.
+
+use std::time::Duration;
+
+use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
+use vmsrs_protocol::{FrameRun, NONE, ZERO_FRAME};
+
+use super::monitor::{DRAFTS_KEPT, Dropped, Incident, Monitor, Verdict};
+use super::protection::{Difference, Inspect, Protection};
+use super::refusal::Refusal;
+use super::store::{FrameState, Store};
+
+/// Takes a report of a failed request with its dropped drafts; gives frames in exchange.
+pub(crate) fn report(
+    store: &mut Store,
+    monitor: &mut Monitor,
+    limits: Limits,
+    at: Duration,
+    report: &IncidentReport,
+    drafts: &[DroppedDraft],
+    memory: &mut (impl Protection + Inspect),
+) -> Result<Vec<FrameRun>, Refusal> {
+    check(store, monitor, report, drafts)?;
+    let frames: Vec<u32> = drafts.iter().map(|draft| draft.frame).collect();
+    drop_frames(store, &frames, memory)?;
+
+    let verdict = drafts
+        .iter()
+        .map(|draft| judge(store, report.app, draft))
+        .max()
+        .unwrap_or(Verdict::Intact);
+    let kept = drafts
+        .len()
+        .min(DRAFTS_KEPT)
+        .min(limits.evidence_frames as usize);
+    let mut incident = Incident {
+        at,
+        report: *report,
+        verdict,
+        drafts: Vec::with_capacity(drafts.len().min(DRAFTS_KEPT)),
+    };
+    for (number, draft) in drafts.iter().enumerate() {
+        if number < DRAFTS_KEPT {
+            incident.drafts.push(Dropped {
+                domain: draft.domain,
+                page: draft.page,
+                frame: if number < kept { draft.frame } else { NONE },
+                difference: compare(store, draft, memory),
+            });
+        }
+        if number >= kept {
+            store.retire(draft.frame);
+        }
+    }
+    // Oldest evidence goes first, and the incident before the evidence of younger ones.
+    if let Some(mut oldest) = monitor.add(incident) {
+        for frame in oldest.release_evidence() {
+            store.retire(frame);
+        }
+    }
+    while store.frames.count(FrameState::Evidence) > limits.evidence_frames {
+        for frame in monitor.release_oldest_evidence() {
+            store.retire(frame);
+        }
+    }
+    Ok(exchange(store, frames.len(), limits.max_runs, memory))
+}
+
+/// Bounds on what a report may use.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Most frames kept as evidence.
+    pub(crate) evidence_frames: u32,
+    /// Most runs in the reply.
+    pub(crate) max_runs: usize,
+}
+
+/// Takes drafts that were dropped without an error; gives frames in exchange.
+pub(crate) fn discard(
+    store: &mut Store,
+    frames: &[u32],
+    max_runs: usize,
+    protection: &mut impl Protection,
+) -> Result<Vec<FrameRun>, Refusal> {
+    for &frame in frames {
+        store.check_granted(frame)?;
+    }
+    check_distinct(frames.iter().copied())?;
+    drop_frames(store, frames, protection)?;
+    for &frame in frames {
+        store.retire(frame);
+    }
+    Ok(exchange(store, frames.len(), max_runs, protection))
+}
+
+fn check(
+    store: &Store,
+    monitor: &Monitor,
+    report: &IncidentReport,
+    drafts: &[DroppedDraft],
+) -> Result<(), Refusal> {
+    if report.kind == 0 || report.kind > KIND_MAX {
+        return Err(Refusal::Malformed(
+            "the driver reported an incident of an unknown kind",
+        ));
+    }
+    if !monitor.is_new_number(report.incident) {
+        return Err(Refusal::Malformed(
+            "the driver reported an incident under a number that is not its to give",
+        ));
+    }
+    store.app(report.app)?;
+    for domain in [report.domain, report.address_domain] {
+        if domain != NONE {
+            store.app_with_domain(report.app, domain)?;
+        }
+    }
+    for draft in drafts {
+        store.check_page(report.app, draft.domain, draft.page)?;
+        store.check_granted(draft.frame)?;
+    }
+    check_distinct(drafts.iter().map(|draft| draft.frame))
+}
+
+fn check_distinct(frames: impl Iterator<Item = u32>) -> Result<(), Refusal> {
+    let mut frames: Vec<u32> = frames.collect();
+    frames.sort_unstable();
+    if frames.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Refusal::Malformed("the driver dropped a frame twice"));
+    }
+    Ok(())
+}
+
+/// Takes granted frames away from the guest: they are read-only evidence then, until the caller
+/// says otherwise.
+fn drop_frames(
+    store: &mut Store,
+    frames: &[u32],
+    protection: &mut impl Protection,
+) -> Result<(), Refusal> {
+    let set = |store: &mut Store, state| {
+        for &frame in frames {
+            store.frames.set(frame, state);
+        }
+    };
+    set(store, FrameState::Evidence);
+    store.protect(frames.to_vec(), protection, |store| {
+        set(store, FrameState::Granted);
+    })
+}
+
+/// What a page goes back to, by the host's own page map.
+fn judge(store: &Store, app: u32, draft: &DroppedDraft) -> Verdict {
+    let sealed = store.apps[app as usize].frame(draft.page);
+    if draft.committed == sealed {
+        Verdict::Intact
+    } else if store.frames.state(draft.committed) == Some(FrameState::Granted) {
+        Verdict::Unsealed
+    } else {
+        Verdict::Mismatch
+    }
+}
+
+fn compare(store: &Store, draft: &DroppedDraft, memory: &impl Inspect) -> Difference {
+    let committed = match draft.committed {
+        NONE => ZERO_FRAME,
+        frame => frame,
+    };
+    match store.frames.state(committed) {
+        Some(_) => memory.difference(draft.frame, committed),
+        None => Difference::default(),
+    }
+}
+
+fn exchange(
+    store: &mut Store,
+    frames: usize,
+    max_runs: usize,
+    protection: &mut impl Protection,
+) -> Vec<FrameRun> {
+    // The frames are dropped, so a host that cannot grant does not make the message fail: the
+    // driver asks again when its pool runs low.
+    let wanted = u32::try_from(frames).unwrap_or(u32::MAX);
+    store
+        .grant(wanted, max_runs, protection)
+        .unwrap_or_default()
+}

@@ -1,0 +1,379 @@
+//! What the engine tells people: its status and its incidents, as plain data for the control
+//! socket and the command line.
+
+use serde::{Deserialize, Serialize};
+use vmsrs_protocol::NONE;
+use vmsrs_protocol::incident::{KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH};
+
+use super::Engine;
+use super::monitor::{Dropped, Incident, SealedWrites, Verdict, kind_name};
+use super::store::FrameState;
+
+/// How an incident ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The request failed, its writes were dropped, its process goes on.
+    Recovered,
+    /// The request ended with its thread or process, its writes were dropped.
+    Discarded,
+    /// The write did not happen.
+    Stopped,
+}
+
+/// What the pages of a failed request go back to, as the host checked it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restored {
+    /// To the versions that the host has sealed.
+    Sealed,
+    /// Some to versions that were committed and not sealed yet.
+    Committed,
+    /// The driver named versions that the host does not know.
+    Unknown,
+}
+
+/// A number of events of one sort.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// What happened.
+    pub what: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// The engine's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Frames in the window.
+    pub window_frames: u32,
+    /// Most frames that the driver may hold as granted.
+    pub pool_frames: u32,
+    /// Frames that are wiped and wait for a grant.
+    pub free_frames: u32,
+    /// Frames that the guest may write.
+    pub granted_frames: u32,
+    /// Frames that hold committed pages; the zero frame is among them.
+    pub sealed_frames: u32,
+    /// Frames that wait for the cleanser.
+    pub retired_frames: u32,
+    /// Frames that are kept for incidents.
+    pub evidence_frames: u32,
+    /// Apps.
+    pub apps: u32,
+    /// Domains of all apps.
+    pub domains: u32,
+    /// Pages that domains have.
+    pub pages: u32,
+    /// Pages that domains can have in all.
+    pub pages_max: u32,
+    /// Commits sealed.
+    pub commits: u64,
+    /// Pages sealed.
+    pub sealed_pages: u64,
+    /// Seal messages taken.
+    pub seal_messages: u64,
+    /// Drafts dropped, with and without an incident.
+    pub dropped_drafts: u64,
+    /// Pages of a commit that is still arriving.
+    pub staged_pages: u64,
+    /// Times that the driver started the device anew.
+    pub resets: u64,
+    /// Bytes that the host keeps about frames, pages and domains.
+    pub metadata_bytes: u64,
+    /// Incidents by kind since the VM was started.
+    pub incidents: Vec<Count>,
+    /// What the guest's driver was refused, by reason.
+    pub refusals: Vec<Count>,
+}
+
+/// An incident in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncidentSummary {
+    /// Its number: odd from the driver, even from the host.
+    pub number: u64,
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// Name of its kind.
+    pub kind: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Name of the app, if one is known.
+    pub app: Option<String>,
+    /// Key of the domain that the request worked on, or that owns the frame.
+    pub domain: Option<String>,
+    /// Guest virtual address of the access that failed, if there was one.
+    pub address: Option<u64>,
+}
+
+/// Everything known about one incident.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncidentDetail {
+    /// What the list shows.
+    #[serde(flatten)]
+    pub summary: IncidentSummary,
+    /// Guest instruction pointer at the error, if it is known.
+    pub instruction: Option<u64>,
+    /// About a failed request.
+    pub request: Option<RequestFacts>,
+    /// About a write into a sealed frame.
+    pub sealed_write: Option<SealedWriteFacts>,
+}
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFacts {
+    /// Its tag.
+    pub tag: u64,
+    /// The signal, or 0.
+    pub signal: i32,
+    /// `si_code` of the signal, or 0.
+    pub code: i32,
+    /// Process in the guest.
+    pub pid: u32,
+    /// Thread in the guest.
+    pub tid: u32,
+    /// Name of the thread.
+    pub thread: String,
+    /// Key of the domain that the address belongs to, if it does.
+    pub address_domain: Option<String>,
+    /// Nanoseconds from the detection in the guest to the end of the discard.
+    pub recovery_ns: u64,
+    /// What its pages went back to.
+    pub restored: Restored,
+    /// Drafts that were dropped in all.
+    pub drafts_total: u32,
+    /// The first of them.
+    pub drafts: Vec<DraftFacts>,
+    /// Registers at the error: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip, rflags.
+    /// Empty if there are none.
+    pub registers: Vec<u64>,
+    /// Return addresses, innermost first.
+    pub backtrace: Vec<u64>,
+}
+
+/// A dropped draft.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftFacts {
+    /// Key of its domain.
+    pub domain: String,
+    /// Its page.
+    pub page: u32,
+    /// Bytes in which it differed from the page's committed version.
+    pub changed_bytes: u32,
+    /// Offset in the page of the first of them.
+    pub first_changed: Option<u32>,
+    /// The frame that still holds it.
+    pub frame: Option<u32>,
+}
+
+/// A write into a frame that the guest may not write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedWriteFacts {
+    /// The frame.
+    pub frame: u32,
+    /// The virtual CPU.
+    pub vcpu: u32,
+    /// Guest physical address.
+    pub physical: u64,
+    /// Whether the guest was in user mode.
+    pub user: bool,
+    /// How often the same instruction tried to write the frame.
+    pub count: u64,
+}
+
+impl Engine {
+    /// The engine's state. The caller knows the refusals.
+    pub fn status(&self) -> Status {
+        let frames = |state| self.store.frames.count(state);
+        let (pages, pages_max) = self.store.pages();
+        Status {
+            window_frames: self.store.frames.len(),
+            pool_frames: self.config.pool_frames,
+            free_frames: frames(FrameState::Free),
+            granted_frames: frames(FrameState::Granted),
+            sealed_frames: frames(FrameState::Sealed),
+            retired_frames: frames(FrameState::Retired),
+            evidence_frames: frames(FrameState::Evidence),
+            // At most `MAX_APPS`.
+            apps: self.store.apps.len() as u32,
+            domains: self.store.domains(),
+            pages,
+            pages_max,
+            commits: self.counters.commits,
+            sealed_pages: self.counters.sealed_pages,
+            seal_messages: self.counters.seal_messages,
+            dropped_drafts: self.counters.dropped_drafts,
+            staged_pages: self.staging.len() as u64,
+            resets: self.counters.resets,
+            metadata_bytes: self.store.bytes() as u64,
+            incidents: self
+                .monitor
+                .kinds()
+                .map(|(kind, count)| Count {
+                    what: kind_name(kind).to_owned(),
+                    count,
+                })
+                .collect(),
+            refusals: Vec::new(),
+        }
+    }
+
+    /// All incidents that are kept, oldest first.
+    pub fn incidents(&self) -> Vec<IncidentSummary> {
+        let requests = self
+            .monitor
+            .incidents()
+            .map(|incident| self.request_summary(incident));
+        let writes = self
+            .monitor
+            .sealed_writes()
+            .map(|writes| self.write_summary(writes));
+        let mut list: Vec<_> = requests.chain(writes).collect();
+        list.sort_by_key(|summary| summary.at_ms);
+        list
+    }
+
+    /// Everything known about an incident; `None` when it is unknown or no longer kept.
+    pub fn incident(&self, number: u64) -> Option<IncidentDetail> {
+        if let Some(incident) = self.monitor.incident(number) {
+            let rip = incident.report.registers[16];
+            return Some(IncidentDetail {
+                summary: self.request_summary(incident),
+                instruction: (rip != 0).then_some(rip),
+                request: Some(self.request_facts(incident)),
+                sealed_write: None,
+            });
+        }
+        let writes = self
+            .monitor
+            .sealed_writes()
+            .find(|writes| writes.number == number)?;
+        Some(IncidentDetail {
+            summary: self.write_summary(writes),
+            instruction: Some(writes.write.instruction),
+            request: None,
+            sealed_write: Some(SealedWriteFacts {
+                frame: writes.write.frame,
+                vcpu: writes.write.vcpu,
+                physical: writes.write.physical,
+                user: writes.write.user,
+                count: writes.count,
+            }),
+        })
+    }
+
+    fn request_summary(&self, incident: &Incident) -> IncidentSummary {
+        let report = &incident.report;
+        IncidentSummary {
+            number: report.incident,
+            at_ms: milliseconds(incident.at),
+            kind: kind_name(report.kind).to_owned(),
+            outcome: match report.kind {
+                KIND_THREAD_DEATH | KIND_PROCESS_DEATH => Outcome::Discarded,
+                _ => Outcome::Recovered,
+            },
+            app: self.app_name(report.app),
+            domain: self.domain_key(report.app, report.domain),
+            address: (report.address != 0).then_some(report.address),
+        }
+    }
+
+    fn write_summary(&self, writes: &SealedWrites) -> IncidentSummary {
+        IncidentSummary {
+            number: writes.number,
+            at_ms: milliseconds(writes.at),
+            kind: kind_name(KIND_SEALED_WRITE).to_owned(),
+            outcome: Outcome::Stopped,
+            app: writes.owner.and_then(|(app, _)| self.app_name(app)),
+            domain: writes
+                .owner
+                .and_then(|(app, domain)| self.domain_key(app, domain)),
+            address: (writes.write.address != 0).then_some(writes.write.address),
+        }
+    }
+
+    fn request_facts(&self, incident: &Incident) -> RequestFacts {
+        let report = &incident.report;
+        let name = &report.thread_name;
+        let name_length = name.iter().take_while(|&&byte| byte != 0).count();
+        let has_registers = report.registers.iter().any(|&register| register != 0);
+        RequestFacts {
+            tag: report.tag,
+            signal: report.signal,
+            code: report.code,
+            pid: report.pid,
+            tid: report.tid,
+            thread: printable(&name[..name_length]),
+            address_domain: self.domain_key(report.app, report.address_domain),
+            recovery_ns: report.recovery_ns,
+            restored: match incident.verdict {
+                Verdict::Intact => Restored::Sealed,
+                Verdict::Unsealed => Restored::Committed,
+                Verdict::Mismatch => Restored::Unknown,
+            },
+            drafts_total: report.drafts_total,
+            drafts: incident
+                .drafts
+                .iter()
+                .map(|draft| self.draft_facts(report.app, draft))
+                .collect(),
+            registers: match has_registers {
+                true => report.registers.to_vec(),
+                false => Vec::new(),
+            },
+            backtrace: report
+                .backtrace
+                .iter()
+                .copied()
+                .take_while(|&address| address != 0)
+                .collect(),
+        }
+    }
+
+    fn draft_facts(&self, app: u32, draft: &Dropped) -> DraftFacts {
+        DraftFacts {
+            domain: self.domain_key(app, draft.domain).unwrap_or_default(),
+            page: draft.page,
+            changed_bytes: draft.difference.bytes,
+            first_changed: draft.difference.first,
+            frame: (draft.frame != NONE).then_some(draft.frame),
+        }
+    }
+
+    fn app_name(&self, app: u32) -> Option<String> {
+        let app = self.store.apps.get(app as usize)?;
+        Some(printable(app.name()))
+    }
+
+    fn domain_key(&self, app: u32, domain: u32) -> Option<String> {
+        let app = self.store.apps.get(app as usize)?;
+        app.key(domain).map(printable)
+    }
+}
+
+/// Text of the guest's choosing, safe to show on a terminal.
+fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text)
+        .chars()
+        .map(|character| match character.is_control() {
+            true => char::REPLACEMENT_CHARACTER,
+            false => character,
+        })
+        .collect()
+}
+
+fn milliseconds(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn text_of_the_guest_cannot_control_a_terminal() {
+        assert_eq!(printable(b"user-1"), "user-1");
+        assert_eq!(printable(b"\x1b[2J\xff"), "\u{fffd}[2J\u{fffd}");
+    }
+}

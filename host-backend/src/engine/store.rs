@@ -1,0 +1,382 @@
+//! Storage management: which frame holds which page of which domain, and which frames the driver
+//! may write.
+
+mod app;
+mod frame_set;
+mod frames;
+mod keys;
+
+use vmsrs_protocol::control::{
+    AddExtent, AppReply, DomainReply, Extent, OpenApp, OpenDomain, PageFrame, REPLY_RUNS_MAX,
+};
+use vmsrs_protocol::{
+    EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, FrameRun, KEY_MAX, MAX_APPS, MAX_DOMAINS, NONE,
+};
+
+use super::config::{ConfigError, EngineConfig};
+use super::protection::Protection;
+use super::refusal::Refusal;
+use super::runs::gather;
+
+pub(crate) use app::App;
+pub(crate) use frame_set::FrameSet;
+pub(crate) use frames::FrameTable;
+pub use frames::{FrameState, PageOf};
+
+/// Frames, apps, and the budget of the window.
+pub(crate) struct Store {
+    pub(crate) frames: FrameTable,
+    /// The frames in state [`FrameState::Free`].
+    pub(crate) free: FrameSet,
+    /// The frames in state [`FrameState::Retired`] that the cleanser has not taken yet.
+    pub(crate) retired: FrameSet,
+    pub(crate) apps: Vec<App>,
+    pool_frames: u32,
+    /// Pages that extents may have in all.
+    page_frames: u32,
+    /// Pages that extents have in all.
+    pages: u32,
+    /// Domains of all apps. Each needs a unit of pages to be of any use, which bounds their number
+    /// and with it the memory that a guest can make the host spend.
+    domains: u32,
+    /// A grant was cut short because no frame was free.
+    short: bool,
+}
+
+impl Store {
+    pub(crate) fn new(config: &EngineConfig) -> Result<Self, ConfigError> {
+        let page_frames = config.page_frames()?;
+        let frames = FrameTable::new(config.window_frames);
+        let mut free = FrameSet::new(config.window_frames);
+        frames
+            .in_state(FrameState::Free)
+            .for_each(|frame| free.insert(frame));
+        Ok(Self {
+            frames,
+            free,
+            retired: FrameSet::new(config.window_frames),
+            apps: Vec::new(),
+            pool_frames: config.pool_frames,
+            page_frames,
+            pages: 0,
+            domains: 0,
+            short: false,
+        })
+    }
+
+    pub(crate) fn open_app(&mut self, message: &OpenApp) -> Result<AppReply, Refusal> {
+        let length = message.name.iter().take_while(|&&byte| byte != 0).count();
+        let (name, padding) = message.name.split_at(length);
+        if name.is_empty() || padding.iter().any(|&byte| byte != 0) {
+            return Err(Refusal::Malformed(
+                "the driver opened an app without a name",
+            ));
+        }
+        let found = self.apps.iter().position(|app| app.name() == name);
+        let number = match found {
+            Some(number) => number,
+            None if self.apps.len() == MAX_APPS as usize => {
+                return Err(Refusal::NoSpace(
+                    "the driver opened more apps than there can be",
+                ));
+            }
+            None => {
+                self.apps.push(App::new(name));
+                self.apps.len() - 1
+            }
+        };
+        Ok(AppReply {
+            // Below `MAX_APPS`.
+            app: number as u32,
+            domains: self.apps[number].domains(),
+        })
+    }
+
+    pub(crate) fn open_domain(&mut self, message: &OpenDomain) -> Result<DomainReply, Refusal> {
+        let length = message.key_length as usize;
+        if length == 0 || length > KEY_MAX {
+            return Err(Refusal::Malformed(
+                "the driver opened a domain whose key is empty or too long",
+            ));
+        }
+        let (key, padding) = message.key.split_at(length);
+        if padding.iter().any(|&byte| byte != 0) {
+            return Err(Refusal::Malformed(
+                "the driver opened a domain with bytes behind its key",
+            ));
+        }
+        let app = self.app(message.app)?;
+        let domain = match app.find(key) {
+            Some(domain) => domain,
+            None if app.domains() == MAX_DOMAINS
+                || self.domains >= self.page_frames.div_ceil(EXTENT_UNIT_PAGES) =>
+            {
+                return Err(Refusal::NoSpace(
+                    "the driver opened more domains than the window has room for",
+                ));
+            }
+            None => {
+                self.domains += 1;
+                self.apps[message.app as usize].add_domain(key)
+            }
+        };
+        let (extents, pages) = self.apps[message.app as usize].domain_size(domain);
+        Ok(DomainReply {
+            domain,
+            extents,
+            pages,
+            reserved: 0,
+        })
+    }
+
+    pub(crate) fn list_extents(
+        &self,
+        app: u32,
+        domain: u32,
+        first: u32,
+        limit: usize,
+    ) -> Result<(Vec<Extent>, u32), Refusal> {
+        let mut extents = self
+            .app_with_domain(app, domain)?
+            .extents_from(domain, first);
+        let list: Vec<Extent> = extents.by_ref().take(limit).collect();
+        let next = match extents.next() {
+            // There are fewer extents than pages in an app.
+            Some(_) => first + list.len() as u32,
+            None => NONE,
+        };
+        Ok((list, next))
+    }
+
+    pub(crate) fn list_pages(
+        &self,
+        app: u32,
+        domain: u32,
+        first: u32,
+        limit: usize,
+    ) -> Result<(Vec<PageFrame>, u32), Refusal> {
+        let mut pages = self.app_with_domain(app, domain)?.pages_from(domain, first);
+        let list: Vec<PageFrame> = pages.by_ref().take(limit).collect();
+        let next = pages.next().map_or(NONE, |entry| entry.page);
+        Ok((list, next))
+    }
+
+    pub(crate) fn add_extent(&mut self, message: &AddExtent) -> Result<Extent, Refusal> {
+        let AddExtent {
+            app,
+            domain,
+            index,
+            pages,
+        } = *message;
+        let number = app as usize;
+        self.app_with_domain(app, domain)?;
+        let app = &mut self.apps[number];
+        if let Some(extent) = app.extents_from(domain, index).next() {
+            return Ok(extent);
+        }
+        if index != app.domain_size(domain).0 {
+            return Err(Refusal::NotFound(
+                "the driver asked for an extent beyond the next one of a domain",
+            ));
+        }
+        if pages == 0 || pages > EXTENT_MAX_PAGES {
+            return Err(Refusal::Malformed(
+                "the driver asked for an extent of a length that cannot be",
+            ));
+        }
+        let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
+        if pages > self.page_frames - self.pages || pages > app.pages_left() {
+            return Err(Refusal::NoSpace(
+                "the window has no room for another extent",
+            ));
+        }
+        self.pages += pages;
+        Ok(app.add_extent(domain, pages))
+    }
+
+    /// Grants up to `wanted` frames in at most `max_runs` runs, fewer when the pool's limit, the
+    /// free frames or a reply's room says so.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Host`] when frames could not be made writable and none was granted.
+    pub(crate) fn grant(
+        &mut self,
+        wanted: u32,
+        max_runs: usize,
+        protection: &mut impl Protection,
+    ) -> Result<Vec<FrameRun>, Refusal> {
+        let room = self
+            .pool_frames
+            .saturating_sub(self.frames.count(FrameState::Granted));
+        let wanted = wanted.min(room);
+        if wanted > self.free.len() {
+            self.short = true;
+        }
+        let mut failed = false;
+        let mut granted = self.free.take(wanted, max_runs.min(REPLY_RUNS_MAX));
+        granted.retain(|&run| {
+            let result = protection.unprotect(run);
+            self.frames.set_run(run, FrameState::Granted);
+            let Err(error) = result else {
+                return true;
+            };
+            log::error!("{error}: {}", error.source);
+            failed = true;
+            // Frames that may be writable now are not free. If they cannot be made read-only
+            // again they stay granted, unknown to the driver, until the next reset.
+            if protection.protect(run).is_ok() {
+                self.frames.set_run(run, FrameState::Free);
+                self.free.insert_run(run);
+            }
+            false
+        });
+        if failed && granted.is_empty() {
+            return Err(Refusal::Host);
+        }
+        Ok(granted)
+    }
+
+    /// Makes `frames`, none of which is free, read-only: all of them or, after an error, none.
+    ///
+    /// The caller has given them their new states already, so that gaps between them can be
+    /// bridged where the guest cannot write anyway; `undo` says which of them must be writable
+    /// again after an error, and gives them back their former states.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Host`] when the operating system refuses; `undo` has been called then.
+    pub(crate) fn protect(
+        &mut self,
+        mut frames: Vec<u32>,
+        protection: &mut impl Protection,
+        undo: impl FnOnce(&mut Self),
+    ) -> Result<(), Refusal> {
+        let writable = |frame| self.frames.state(frame) == Some(FrameState::Granted);
+        let runs = gather(&mut frames, |frame| !writable(frame));
+        let failed = runs.iter().find_map(|&run| protection.protect(run).err());
+        let Some(error) = failed else {
+            return Ok(());
+        };
+        log::error!("{error}: {}", error.source);
+        undo(self);
+        for run in gather(&mut frames, |_| false) {
+            if let Err(error) = protection.unprotect(run) {
+                // Granted frames that stay read-only break no promise, and the driver has no use
+                // for these: it asked for them to be taken.
+                log::error!("{error}: {}", error.source);
+            }
+        }
+        Err(Refusal::Host)
+    }
+
+    /// Leaves a frame that the guest cannot write to the cleanser.
+    pub(crate) fn retire(&mut self, frame: u32) {
+        self.frames.set(frame, FrameState::Retired);
+        self.retired.insert(frame);
+    }
+
+    /// Whether a grant was cut short for want of free frames since this was asked last.
+    pub(crate) fn take_short(&mut self) -> bool {
+        std::mem::take(&mut self.short)
+    }
+
+    pub(crate) fn app(&self, app: u32) -> Result<&App, Refusal> {
+        self.apps.get(app as usize).ok_or(Refusal::NotFound(
+            "the driver named an app that does not exist",
+        ))
+    }
+
+    pub(crate) fn app_with_domain(&self, app: u32, domain: u32) -> Result<&App, Refusal> {
+        self.app(app)?;
+        let app = &self.apps[app as usize];
+        if app.has_domain(domain) {
+            Ok(app)
+        } else {
+            Err(Refusal::NotFound(
+                "the driver named a domain that does not exist",
+            ))
+        }
+    }
+
+    /// Checks that a page belongs to a domain.
+    pub(crate) fn check_page(&self, app: u32, domain: u32, page: u32) -> Result<(), Refusal> {
+        if self.app_with_domain(app, domain)?.owner(page) == Some(domain) {
+            Ok(())
+        } else {
+            Err(Refusal::NotOwner(
+                "the driver named a page that is not its domain's",
+            ))
+        }
+    }
+
+    /// Checks that a frame is granted and that no record of an unfinished commit names it.
+    pub(crate) fn check_granted(&self, frame: u32) -> Result<(), Refusal> {
+        if self.frames.state(frame) == Some(FrameState::Granted) && !self.frames.is_staged(frame) {
+            Ok(())
+        } else {
+            Err(Refusal::NotOwner(
+                "the driver named a frame that is not granted",
+            ))
+        }
+    }
+
+    /// Number of domains of all apps.
+    pub(crate) fn domains(&self) -> u32 {
+        self.domains
+    }
+
+    /// Pages that extents have in all, and that they may have.
+    pub(crate) fn pages(&self) -> (u32, u32) {
+        (self.pages, self.page_frames)
+    }
+
+    /// Bytes of host memory in use.
+    pub(crate) fn bytes(&self) -> usize {
+        let apps: usize = self.apps.iter().map(App::bytes).sum();
+        self.frames.bytes() + self.free.bytes() + self.retired.bytes() + apps
+    }
+
+    /// Panics when one of the promises about frames and pages does not hold. For tests.
+    #[cfg(test)]
+    pub(crate) fn check_invariants(&self) {
+        let mut sealed = std::collections::HashMap::new();
+        let mut pages = 0;
+        for (number, app) in (0u32..).zip(&self.apps) {
+            pages += app.pages();
+            for page in 0..app.pages() {
+                let frame = app.frame(page);
+                if frame != NONE {
+                    let owner = PageOf { app: number, page };
+                    assert_eq!(self.frames.page(frame), Some(owner), "frame {frame}");
+                    assert_eq!(sealed.insert(frame, owner), None, "frame {frame} twice");
+                }
+            }
+        }
+        assert_eq!(pages, self.pages);
+        assert!(self.pages <= self.page_frames);
+        let mut total = 0;
+        for state in [
+            FrameState::Free,
+            FrameState::Granted,
+            FrameState::Sealed,
+            FrameState::Retired,
+            FrameState::Evidence,
+        ] {
+            let frames: Vec<u32> = self.frames.in_state(state).collect();
+            assert_eq!(frames.len(), self.frames.count(state) as usize);
+            total += frames.len();
+            for frame in frames {
+                let free = state == FrameState::Free;
+                assert_eq!(self.free.contains(frame), free, "frame {frame} {state:?}");
+                assert!(!self.retired.contains(frame) || state == FrameState::Retired);
+                assert!(!self.frames.is_staged(frame) || state == FrameState::Granted);
+            }
+        }
+        assert_eq!(total, self.frames.len() as usize);
+        // The zero frame belongs to no page.
+        let expected = sealed.len() + 1;
+        assert_eq!(self.frames.count(FrameState::Sealed) as usize, expected);
+        assert!(self.frames.count(FrameState::Granted) <= self.pool_frames);
+    }
+}
