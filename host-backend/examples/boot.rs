@@ -6,9 +6,11 @@ use std::fs;
 
 use anyhow::Context;
 use vmsrs_host::vmm::console::Console;
+use vmsrs_host::vmm::signals::Termination;
 use vmsrs_host::vmm::{Vm, VmConfig};
 
 fn main() -> anyhow::Result<()> {
+    let termination = Termination::block()?;
     env_logger::init();
     let mut args = std::env::args().skip(1);
     let kernel = args.next().context("give a kernel")?.into();
@@ -23,6 +25,7 @@ fn main() -> anyhow::Result<()> {
         cmdline: args.next().unwrap_or_default(),
         console: Console::stdio(),
     })?;
+    termination.stops(vm.stop_handle())?;
     let reason = vm.run()?;
     println!("{reason}");
     Ok(())

@@ -17,6 +17,7 @@ pub mod loader;
 pub mod memory;
 pub mod power;
 pub mod serial;
+pub mod signals;
 mod vcpu;
 pub mod vm;
 pub mod walk;

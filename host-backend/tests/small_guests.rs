@@ -1,0 +1,222 @@
+//! Guests of a few instructions, run on the machine's own KVM: how a VM ends, and what a store
+//! into a protected frame leads to.
+//!
+//! Each test says so and passes when this machine has no usable /dev/kvm; the end-to-end tests
+//! show the same with whole kernels in the nested test-bed.
+
+use std::fs;
+use std::io::Write;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use kvm_ioctls::Kvm;
+use linux_loader::bootparam::setup_header;
+use tempfile::NamedTempFile;
+use vm_memory::ByteValued;
+use vmsrs_host::vmm::console::Console;
+use vmsrs_host::vmm::fault::{Violation, WindowGuard};
+use vmsrs_host::vmm::{ExitReason, Vm, VmConfig, VmError};
+
+const MEMORY: u64 = 64 << 20;
+const PAGE: usize = 4096;
+
+/// A bzImage whose 64-bit entry point is `code`.
+fn kernel(code: &[u8]) -> NamedTempFile {
+    // One boot sector, one setup sector, and the code 0x200 bytes into the rest.
+    let mut image = vec![0u8; 1024 + 0x200];
+    let header = setup_header {
+        setup_sects: 1,
+        header: u32::from_le_bytes(*b"HdrS"),
+        version: 0x020f,
+        loadflags: 1,
+        xloadflags: 1,
+        initrd_addr_max: u32::MAX >> 1,
+        pref_address: 0x10_0000,
+        init_size: 0x1000,
+        ..Default::default()
+    };
+    image[0x1f1..][..size_of::<setup_header>()].copy_from_slice(header.as_slice());
+    image.extend_from_slice(code);
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(&image).unwrap();
+    file
+}
+
+/// Console output that a test can read.
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn machine(code: &[u8], output: Output) -> Option<Vm> {
+    if let Err(error) = Kvm::new() {
+        eprintln!("skipped: /dev/kvm cannot be opened: {error}");
+        return None;
+    }
+    let kernel = kernel(code);
+    let vm = Vm::new(VmConfig {
+        memory_bytes: MEMORY,
+        vcpus: 2,
+        kernel: kernel.path().to_owned(),
+        initramfs: None,
+        cmdline: String::new(),
+        console: Console::output_to(output),
+    });
+    Some(vm.expect("the VM is made"))
+}
+
+fn run(code: &[u8]) -> Option<ExitReason> {
+    Some(machine(code, Output::default())?.run().unwrap())
+}
+
+/// `mov dx, port; mov al, value; out dx, al`
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+/// `jmp` to itself.
+const SPIN: &[u8] = &[0xeb, 0xfe];
+
+#[test]
+fn console_output_comes_out_and_the_keyboard_controller_resets() {
+    let output = Output::default();
+    let mut code = out(0x3f8, b'h');
+    code.extend(out(0x3f8, b'i'));
+    code.extend(out(0x64, 0xfe));
+    code.extend(SPIN);
+    let Some(vm) = machine(&code, output.clone()) else {
+        return;
+    };
+    assert_eq!(vm.run().unwrap(), ExitReason::Reset);
+    assert_eq!(*output.0.lock().unwrap(), b"hi");
+}
+
+#[test]
+fn soft_off_ends_the_vm() {
+    let mut code = out(0x600, 0x34);
+    code.extend(SPIN);
+    if let Some(reason) = run(&code) {
+        assert_eq!(reason, ExitReason::PowerOff);
+    }
+}
+
+#[test]
+fn a_triple_fault_is_reported_with_place_and_code() {
+    // ud2, without any interrupt descriptor table.
+    let Some(reason) = run(&[0x0f, 0x0b, 0x90, 0x90]) else {
+        return;
+    };
+    let ExitReason::Crash(report) = reason else {
+        panic!("{reason}");
+    };
+    assert_eq!(report.vcpu, 0);
+    assert!(!report.what.is_empty());
+}
+
+#[test]
+fn a_guest_that_never_exits_is_stopped_from_outside() {
+    let Some(vm) = machine(SPIN, Output::default()) else {
+        return;
+    };
+    let stop = vm.stop_handle();
+    let stopper = thread::spawn(move || stop.stop(ExitReason::Stopped("a test")));
+    assert_eq!(vm.run().unwrap(), ExitReason::Stopped("a test"));
+    stopper.join().unwrap();
+}
+
+/// Two pages of memory of which the first is writable and the second is not.
+struct HalfProtected(*mut u8);
+
+impl HalfProtected {
+    fn new() -> Self {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping that overlays nothing.
+        let pages = unsafe { libc::mmap(std::ptr::null_mut(), 2 * PAGE, access, flags, -1, 0) };
+        assert_ne!(pages, libc::MAP_FAILED);
+        let pages = pages.cast::<u8>();
+        // SAFETY: the second of the two pages just mapped.
+        assert_eq!(0, unsafe {
+            libc::mprotect(pages.add(PAGE).cast(), PAGE, libc::PROT_READ)
+        });
+        Self(pages)
+    }
+
+    fn byte(&self, offset: usize) -> u8 {
+        assert!(offset < 2 * PAGE);
+        // SAFETY: in bounds of the mapping, which is never unmapped.
+        unsafe { self.0.add(offset).read_volatile() }
+    }
+}
+
+#[test]
+fn a_store_into_a_protected_frame_is_suppressed_and_reported() {
+    let code = [
+        // Map the virtual address 1 GiB to the window, by the first entry of the second page
+        // directory: mov rax, 4 GiB | 0x83; mov [0xc000], rax
+        &[0x48, 0xb8, 0x83, 0, 0, 0, 1, 0, 0, 0][..],
+        &[0x48, 0x89, 0x04, 0x25, 0x00, 0xc0, 0, 0],
+        // mov edi, 1 GiB; mov byte [rdi], 0x11; mov byte [rdi+0x1008], 0x22; ud2
+        &[0xbf, 0, 0, 0, 0x40],
+        &[0xc6, 0x07, 0x11],
+        &[0xc6, 0x87, 0x08, 0x10, 0, 0, 0x22],
+        &[0x0f, 0x0b],
+    ]
+    .concat();
+    let Some(mut vm) = machine(&code, Output::default()) else {
+        return;
+    };
+    let pages = HalfProtected::new();
+    let start = vm.layout().window_start();
+    assert_eq!(start.0, 4 << 30);
+    // SAFETY: the mapping is never unmapped.
+    unsafe { vm.add_window(start, pages.0, 2 * PAGE as u64, Arc::new(())) }.unwrap();
+    let seen: Arc<Mutex<Vec<Violation>>> = Arc::default();
+    let sink = seen.clone();
+    let window: Range<u64> = start.0..start.0 + 2 * PAGE as u64;
+    vm.set_fault_handler(Arc::new(WindowGuard::new(
+        vm.memory().clone(),
+        window,
+        Arc::new(|frame: u32| frame == 1),
+        Arc::new(move |violation: &Violation| sink.lock().unwrap().push(violation.clone())),
+    )));
+    // The guest has no handler for the exception, so that it dies of it.
+    let reason = vm.run().unwrap();
+    assert!(matches!(reason, ExitReason::Crash(_)), "{reason}");
+    assert_eq!(pages.byte(0), 0x11, "{reason}");
+    assert_eq!(pages.byte(PAGE + 8), 0);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 1, "{reason}");
+    assert_eq!((seen[0].frame, seen[0].gpa), (1, (4 << 30) + 0x1008));
+}
+
+#[test]
+fn configurations_that_make_no_sense_are_refused() {
+    let config = |memory_bytes, vcpus| VmConfig {
+        memory_bytes,
+        vcpus,
+        kernel: "/no/such/kernel".into(),
+        initramfs: None,
+        cmdline: String::new(),
+        console: Console::output_to(std::io::sink()),
+    };
+    assert!(matches!(Vm::new(config(MEMORY, 0)), Err(VmError::Vcpus(0))));
+    assert!(matches!(Vm::new(config(1, 1)), Err(VmError::Memory(_))));
+    if fs::exists("/dev/kvm").unwrap_or(false) && Kvm::new().is_ok() {
+        assert!(matches!(
+            Vm::new(config(MEMORY, 1)),
+            Err(VmError::Loader(_))
+        ));
+    }
+}
