@@ -1,0 +1,154 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::load::Options;
+
+/// Shows what VMSRS does: the same load against a server that dies and one that does not.
+#[derive(Debug, Parser)]
+#[command(name = "vmsrs-demo", version, about, long_about = None)]
+pub struct Cli {
+    /// What to do; without it the whole demonstration is run.
+    #[command(subcommand)]
+    pub command: Option<Job>,
+    /// The load of the demonstration.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// The server of the demonstration.
+    #[arg(long, value_enum, default_value_t = Server::C)]
+    pub server: Server,
+}
+
+/// What can be done besides the whole demonstration.
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Make the load against a ledger server that runs already.
+    #[command(
+        after_help = "Example:\n  cc -O2 -pthread -DPLAIN tests/servers/ledger.c -o /tmp/ledger\n  \
+                      /tmp/ledger 7878 &\n  vmsrs-demo load --connect 127.0.0.1:7878 --no-faults"
+    )]
+    Load {
+        /// Address and port of the server.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        connect: SocketAddr,
+        /// The load.
+        #[command(flatten)]
+        load: LoadArgs,
+    },
+    /// On a KVM host: boot a guest, make the load against its server, stop the guest.
+    #[command(hide = true)]
+    Guest(GuestArgs),
+}
+
+/// Which implementation of the ledger is attacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Server {
+    /// tests/servers/ledger.c
+    C,
+    /// tests/servers/ledger-rs
+    Rust,
+}
+
+/// How much load is made.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// Users.
+    #[arg(long, default_value_t = 52)]
+    pub users: usize,
+    /// Connections, each with a thread of its own on both sides.
+    #[arg(long, default_value_t = 16)]
+    pub connections: usize,
+    /// Requests; rounded up to a multiple of 20 for each connection.
+    #[arg(long, default_value_t = 3200)]
+    pub requests: usize,
+    /// Seed: the same one gives the same requests.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Send ordinary requests only.
+    #[arg(long)]
+    pub no_faults: bool,
+    /// Seconds that one answer may take.
+    #[arg(long, default_value_t = 20)]
+    pub reply_timeout: u64,
+    /// Seconds that all requests together may take.
+    #[arg(long, default_value_t = 180)]
+    pub deadline: u64,
+}
+
+impl LoadArgs {
+    /// The options for a server at `address`.
+    pub fn options(&self, address: SocketAddr) -> Options {
+        Options {
+            address,
+            users: self.users,
+            connections: self.connections,
+            requests: self.requests,
+            faults: !self.no_faults,
+            seed: self.seed,
+            reply_timeout: Duration::from_secs(self.reply_timeout),
+            deadline: Duration::from_secs(self.deadline),
+        }
+    }
+
+    /// The same as arguments for another process.
+    pub fn to_arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = [
+            ("--users", self.users.to_string()),
+            ("--connections", self.connections.to_string()),
+            ("--requests", self.requests.to_string()),
+            ("--seed", self.seed.to_string()),
+            ("--reply-timeout", self.reply_timeout.to_string()),
+            ("--deadline", self.deadline.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect();
+        if self.no_faults {
+            arguments.push("--no-faults".to_owned());
+        }
+        arguments
+    }
+}
+
+/// A guest to boot and to load.
+#[derive(Debug, Clone, Args)]
+pub struct GuestArgs {
+    /// Its name in the results.
+    #[arg(long)]
+    pub name: String,
+    /// The kernel.
+    #[arg(long)]
+    pub kernel: PathBuf,
+    /// The initramfs.
+    #[arg(long)]
+    pub initramfs: PathBuf,
+    /// Seconds until the server in it must answer.
+    #[arg(long, default_value_t = 90)]
+    pub boot_timeout: u64,
+    /// The load.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn load_arguments_survive_the_way_to_another_process() {
+        let first = Cli::parse_from(["vmsrs-demo", "--users", "60", "--no-faults", "--seed", "9"]);
+        let arguments = first.load.to_arguments();
+        let again = Cli::parse_from(std::iter::once("vmsrs-demo".to_owned()).chain(arguments));
+        assert_eq!(format!("{:?}", first.load), format!("{:?}", again.load));
+    }
+}
