@@ -1,5 +1,7 @@
 //! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
 
+pub mod control;
 pub mod devices;
 pub mod engine;
 pub mod vmm;
+pub mod window;
