@@ -25,6 +25,9 @@
 #define VMSRS_REALLOC
 #endif
 
+// Bytes that one request can take from its arena.
+#define ARENA_SIZE ((16 * 1024) * 1024)
+
 // Done.
 #define VMSRS_OK 0
 
@@ -143,10 +146,19 @@
 // The server called the request failed (`vmsrs_fail`).
 #define VMSRS_KIND_INVARIANT 18
 
+// Size of a request stack unless [`set_request_stack_size`] says otherwise.
+#define DEFAULT_REQUEST_STACK (256 * 1024)
+
+// An app, open in this process for as long as it lives.
 typedef struct vmsrs_app vmsrs_app;
 
+// A domain, open in this process for as long as it lives.
+//
+// All processes that open the app find the domain at the same addresses, so pointers inside of it
+// stay good.
 typedef struct vmsrs_domain vmsrs_domain;
 
+// A running request. It exists on its own thread, until its function returns.
 typedef struct vmsrs_request vmsrs_request;
 
 // State of the driver, for statistics.
@@ -465,6 +477,12 @@ const char *vmsrs_strerror(int code);
 // null.
 const char *vmsrs_kind_name(uint32_t kind);
 
+extern uint64_t vmsrs_switch(uint8_t *top, void (*entry)(void*), void *argument, uint64_t *saved);
+
+extern void vmsrs_landing(void);
+
+extern void vmsrs_leap(uint64_t saved) VMSRS_NORETURN;
+
 // Opens the app called `name` (1 to 64 bytes), makes it if it is new, and installs the library's
 // signal handlers. Code that runs in requests must bear being cut short at any instruction without
 // its cleanup being run (see "Abandoned frames" in the README).
@@ -705,6 +723,12 @@ const char *vmsrs_strerror(int code);
 // Short name of a kind of failure ("null write" is "memory"), as the host's tools print it. Never
 // null.
 const char *vmsrs_kind_name(uint32_t kind);
+
+extern uint64_t vmsrs_switch(uint8_t *top, void (*entry)(void*), void *argument, uint64_t *saved);
+
+extern void vmsrs_landing(void);
+
+extern void vmsrs_leap(uint64_t saved) VMSRS_NORETURN;
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,1 +1,38 @@
-//! Guest library of VMSRS: requests whose memory errors cost only themselves.
+#![doc = include_str!("../README.md")]
+#![warn(clippy::pedantic)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::module_name_repetitions,
+    clippy::cast_ptr_alignment
+)]
+
+mod app;
+mod arena;
+mod audit;
+mod backend;
+pub mod capi;
+mod device;
+mod domain;
+mod error;
+mod failure;
+mod fork;
+mod heap;
+mod layout;
+mod lock;
+mod region;
+mod request;
+mod signal;
+mod stack;
+mod switch;
+mod thread;
+mod unprotected;
+
+pub use app::{App, Protection};
+pub use arena::{ARENA_SIZE, Arena};
+pub use domain::Domain;
+pub use error::{Error, RunError};
+pub use failure::{Failure, Kind};
+pub use request::{Entered, Options, Request};
+pub use stack::{DEFAULT_REQUEST_STACK, request_stacks, set_request_stack_size};

@@ -57,7 +57,10 @@ fn generate(source: &str, header: &str) -> Header {
 ///
 /// When a source or a configuration cannot be read or parsed.
 pub fn headers() -> Vec<Header> {
-    vec![generate("protocol", "guest-kmod/vmsrs_protocol.h")]
+    vec![
+        generate("protocol", "guest-kmod/vmsrs_protocol.h"),
+        generate("guest-lib", "guest-lib/include/vmsrs.h"),
+    ]
 }
 
 #[cfg(test)]

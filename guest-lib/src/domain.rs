@@ -1,0 +1,277 @@
+//! Domains: the unit of ownership, with a heap, a root pointer and a lock.
+
+use crate::app::App;
+use crate::error::{Error, RunError};
+use crate::heap::{Damage, Heap};
+use crate::layout::{DomainHeader, FINGERPRINT, MAGIC};
+use crate::request::{self, Options, Request};
+use crate::thread::{self, Noted, Thread};
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use vmsrs_protocol::control::Extent;
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, PAGE_SIZE};
+
+/// A domain, open in this process for as long as it lives.
+///
+/// All processes that open the app find the domain at the same addresses, so pointers inside of it
+/// stay good.
+pub struct Domain {
+    app: &'static App,
+    number: u32,
+    first: Extent,
+    header: NonNull<DomainHeader>,
+}
+
+// SAFETY: the header's memory is guarded by the domain's lock; the rest never changes.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Domain")
+            .field("number", &self.number)
+            .field("address", &self.header)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Domain {
+    /// Finds or makes the domain with that key (1 to 64 bytes).
+    pub(crate) fn open(app: &'static App, key: &[u8]) -> Result<Self, Error> {
+        let backend = app.backend();
+        let number = backend
+            .open_domain(key)
+            .map_err(Error::system("opening the domain"))?;
+        let first = backend
+            .extent(number, 0, EXTENT_UNIT_PAGES)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOMEM) => Error::OutOfMemory {
+                    size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
+                },
+                _ => Error::system("making the domain's first extent")(error),
+            })?;
+        let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);
+        let header = NonNull::new(address as *mut DomainHeader)
+            .ok_or(Error::Argument("the domain's address"))?;
+        let domain = Self {
+            app,
+            number,
+            first,
+            header,
+        };
+        domain.check_layout()?;
+        Ok(domain)
+    }
+
+    /// Refuses a domain whose heap this library does not understand.
+    pub(crate) fn check_layout(&self) -> Result<(), Error> {
+        let header = self.header.as_ptr();
+        // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
+        // volatile. A new domain is all zero.
+        let (magic, found) = unsafe {
+            (
+                (&raw const (*header).magic).read_volatile(),
+                (&raw const (*header).fingerprint).read_volatile(),
+            )
+        };
+        if magic == MAGIC && found != FINGERPRINT {
+            return Err(Error::Layout {
+                found,
+                expected: FINGERPRINT,
+            });
+        }
+        Ok(())
+    }
+
+    /// The app.
+    #[must_use]
+    pub fn app(&self) -> &'static App {
+        self.app
+    }
+
+    /// The domain's number in its app, as the host's tools print it.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(crate) fn lock_word(&self) -> &AtomicU64 {
+        self.app.backend().lock_word(self.number)
+    }
+
+    /// The heap; the calling thread's request holds the domain.
+    pub(crate) fn heap(&self) -> Heap {
+        // SAFETY: open() got header and extent from the backend; callers hold the domain.
+        unsafe { Heap::new(self.header, self.app.base(), self.number) }
+    }
+
+    /// Runs `f` as a request that holds this domain, with the default [`Options`].
+    ///
+    /// `f` runs on a stack of its own. If it returns `Ok`, everything it wrote to domains is
+    /// committed. If it returns `Err`, that is discarded, its defers run, and the error comes back
+    /// as [`RunError::GivenUp`]. If an error strikes (see [`crate::Kind`]), what it wrote is
+    /// discarded, the locks that it held are free again, its defers run, and
+    /// [`RunError::Failed`] comes back; the thread goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Failed`], [`RunError::GivenUp`], or [`RunError::Refused`] with
+    /// [`Error::Nested`], [`Error::LockTimeout`], [`Error::Layout`], [`Error::System`],
+    /// [`Error::Forked`], or [`Error::Unsealed`].
+    pub fn run<T, E>(
+        &'static self,
+        f: impl FnOnce(&Request) -> Result<T, E>,
+    ) -> Result<T, RunError<E>> {
+        self.run_with(&Options::default(), f)
+    }
+
+    /// Like [`Domain::run`], with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::run`].
+    pub fn run_with<T, E>(
+        &'static self,
+        options: &Options,
+        f: impl FnOnce(&Request) -> Result<T, E>,
+    ) -> Result<T, RunError<E>> {
+        let mut f = Some(f);
+        let mut value = None;
+        let ended = request::run(self, options, &mut |request| {
+            let Some(f) = f.take() else {
+                return false;
+            };
+            value.insert(f(request)).is_ok()
+        });
+        match (ended, value) {
+            (Ok(()), Some(Ok(value))) => Ok(value),
+            (Ok(()), Some(Err(error))) => Err(RunError::GivenUp(error)),
+            (Ok(()), None) => Err(RunError::Refused(Error::NotInRequest)),
+            (Err(request::Stop::Failed(failure)), _) => Err(RunError::Failed(failure)),
+            (Err(request::Stop::Refused(error)), _) => Err(RunError::Refused(error)),
+        }
+    }
+
+    /// The calling thread, if its request holds this domain.
+    fn held_here(&self) -> Result<&'static Thread, Error> {
+        let thread = thread::current().ok_or(Error::NotInRequest)?;
+        if !std::ptr::eq(thread.app(), self.app) || !thread.holds(self.number) {
+            return Err(Error::NotHeld);
+        }
+        Ok(thread)
+    }
+
+    /// Takes a block of at least `size` bytes, aligned to `alignment` (a power of two up to 4096;
+    /// at least 16 is given). Its content is undefined; it is visible to others when the request
+    /// commits. One block can have at most a little less than 4 MiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`], [`Error::NotHeld`], [`Error::Argument`], [`Error::OutOfMemory`].
+    pub fn allocate(&'static self, size: usize, alignment: usize) -> Result<NonNull<u8>, Error> {
+        let thread = self.held_here()?;
+        if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
+            return Err(Error::Argument("the alignment"));
+        }
+        let mut heap = self.heap();
+        heap.prepare(self.first);
+        let block = heap
+            .allocate(size, alignment)
+            .unwrap_or_else(|damage| fail(damage))
+            .ok_or(Error::OutOfMemory { size })?;
+        thread.recent.note(Noted {
+            domain: self,
+            address: block.as_ptr() as u64,
+        });
+        Ok(block)
+    }
+
+    /// Gives a block back. A pointer that is no live block of the domain makes the request fail
+    /// ([`crate::Kind::DoubleFree`], [`crate::Kind::ForeignFree`]), as does an overwritten red zone;
+    /// then this does not return.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`], [`Error::NotHeld`].
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the block afterwards.
+    pub unsafe fn deallocate(&'static self, block: NonNull<u8>) -> Result<(), Error> {
+        let thread = self.held_here()?;
+        let address = block.as_ptr() as u64;
+        let mut heap = self.heap();
+        heap.retire(address).unwrap_or_else(|damage| fail(damage));
+        let oldest = thread.quarantine.note(Noted {
+            domain: self,
+            address,
+        });
+        if let Some(oldest) = oldest {
+            let mut heap = oldest.domain.heap();
+            heap.release(oldest.address)
+                .unwrap_or_else(|damage| fail(damage));
+        }
+        Ok(())
+    }
+
+    /// Changes a block's size, in its place or by moving it; the alignment of a moved block is 16.
+    /// A pointer that is no live block makes the request fail.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::allocate`]; the block is unchanged then.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the old pointer afterwards.
+    pub unsafe fn reallocate(
+        &'static self,
+        block: NonNull<u8>,
+        size: usize,
+    ) -> Result<NonNull<u8>, Error> {
+        self.held_here()?;
+        let address = block.as_ptr() as u64;
+        let mut heap = self.heap();
+        let old = heap.size(address).unwrap_or_else(|damage| fail(damage));
+        let in_place = heap.resize(address, size);
+        if in_place.unwrap_or_else(|damage| fail(damage)) {
+            return Ok(block);
+        }
+        let new = self.allocate(size, 16)?;
+        // SAFETY: two live blocks, both with at least that many bytes.
+        unsafe { new.copy_from_nonoverlapping(block, old.min(size)) };
+        // SAFETY: passed on to the caller.
+        unsafe { self.deallocate(block) }?;
+        Ok(new)
+    }
+
+    /// The root pointer, or null if it was never set. Without holding the domain, what it leads to
+    /// may change meanwhile.
+    #[must_use]
+    pub fn root_address(&self) -> *mut u8 {
+        let header = self.header.as_ptr();
+        // SAFETY: the domain's first page is mapped; others may write it meanwhile.
+        unsafe { (&raw const (*header).root).read_volatile() }
+    }
+
+    /// Sets the root pointer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`], [`Error::NotHeld`].
+    pub fn set_root_address(&'static self, root: *mut u8) -> Result<(), Error> {
+        self.held_here()?;
+        self.heap().prepare(self.first);
+        let header = self.header.as_ptr();
+        // SAFETY: the request holds the domain, and others read with volatile.
+        unsafe { (&raw mut (*header).root).write_volatile(root) };
+        Ok(())
+    }
+}
+
+fn fail(damage: Damage) -> ! {
+    thread::fail_request(damage.kind, damage.address, &[])
+}

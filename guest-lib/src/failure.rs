@@ -1,0 +1,147 @@
+//! A failed request, as its server sees it.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::time::Duration;
+use vmsrs_protocol::incident as wire;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $wire:ident, $text:literal;)*) => {
+        /// What kind of error made a request fail.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Kind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Kind {
+            /// The number that the protocol and the C interface use.
+            #[must_use]
+            pub const fn number(self) -> u32 {
+                match self {
+                    $(Self::$name => wire::$wire,)*
+                }
+            }
+
+            /// The kind with that number, if there is one.
+            #[must_use]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $(wire::$wire => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// A short name.
+            pub(crate) const fn c_name(self) -> &'static CStr {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// SIGSEGV or SIGBUS with no better explanation.
+    Memory = KIND_MEMORY, c"memory";
+    /// SIGFPE.
+    Arithmetic = KIND_ARITHMETIC, c"arithmetic";
+    /// SIGILL or SIGTRAP.
+    Instruction = KIND_INSTRUCTION, c"instruction";
+    /// SIGABRT.
+    Abort = KIND_ABORT, c"abort";
+    /// The request ran over the guard below its stack.
+    StackOverflow = KIND_STACK_OVERFLOW, c"stack overflow";
+    /// A write to a page of a domain that the request does not hold.
+    ForeignWrite = KIND_FOREIGN_WRITE, c"foreign write";
+    /// A write into a sealed frame, stopped by the host.
+    SealedWrite = KIND_SEALED_WRITE, c"sealed write";
+    /// A block freed twice.
+    DoubleFree = KIND_DOUBLE_FREE, c"double free";
+    /// A pointer freed that is no block of the domain.
+    ForeignFree = KIND_FOREIGN_FREE, c"foreign free";
+    /// Bytes behind a block were overwritten.
+    RedZone = KIND_RED_ZONE, c"red zone";
+    /// A freed block was written to.
+    UseAfterFree = KIND_USE_AFTER_FREE, c"use after free";
+    /// The heap's own metadata is damaged.
+    HeapCorrupt = KIND_HEAP_CORRUPT, c"heap corrupt";
+    /// A panic left the request.
+    Panic = KIND_PANIC, c"panic";
+    /// The deadline was missed.
+    Deadline = KIND_DEADLINE, c"deadline";
+    /// The thread ended inside its request.
+    ThreadDeath = KIND_THREAD_DEATH, c"thread death";
+    /// The process ended with the request in flight.
+    ProcessDeath = KIND_PROCESS_DEATH, c"process death";
+    /// The pool of frames ran dry.
+    NoFrames = KIND_NO_FRAMES, c"no frames";
+    /// The server called the request failed.
+    Invariant = KIND_INVARIANT, c"invariant";
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.c_name().to_str().unwrap_or_default())
+    }
+}
+
+/// One failed request: what it did, where, and what it cost.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Failure {
+    /// What went wrong.
+    pub kind: Kind,
+    /// Number of the incident, for `vmsrs incidents` on the host. Without protection a number that
+    /// counts within the process.
+    pub incident: u64,
+    /// Address of the access or of the block, or 0.
+    pub address: u64,
+    /// Instruction pointer at the error, or 0.
+    pub instruction: u64,
+    /// The signal, or 0.
+    pub signal: i32,
+    /// `si_code` of the signal, or 0.
+    pub code: i32,
+    /// Pages that were discarded.
+    pub drafts: u32,
+    /// From the detection to the end of the discard; the defers come after it.
+    pub recovery: Duration,
+    /// Defers that failed themselves and were cut short.
+    pub defers_failed: u32,
+    /// What a panic or [`crate::Request::fail`] said, up to 127 bytes; may be empty.
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "the request failed: {}", self.kind)?;
+        if !self.message.is_empty() {
+            write!(formatter, " ({})", self.message)?;
+        }
+        if self.address != 0 {
+            write!(formatter, " at address {:#x}", self.address)?;
+        }
+        if self.instruction != 0 {
+            write!(formatter, ", instruction {:#x}", self.instruction)?;
+        }
+        write!(formatter, "; incident {}", self.incident)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_the_protocol_has_a_name_and_keeps_its_number() {
+        for number in 1..=wire::KIND_MAX {
+            assert_eq!(Kind::from_number(number).map(Kind::number), Some(number));
+        }
+        assert_eq!(Kind::from_number(0), None);
+        assert_eq!(Kind::from_number(wire::KIND_MAX + 1), None);
+    }
+}

@@ -1,0 +1,74 @@
+//! Locks of domains: one word each, shared with the driver.
+
+use crate::domain::Domain;
+use crate::error::Error;
+use crate::thread::Thread;
+use std::sync::atomic::Ordering;
+use vmsrs_protocol::shared::{HELD_MAX, LOCK_WAITERS};
+
+/// Default time to wait for a lock, in milliseconds.
+pub(crate) const TIMEOUT_MS: u32 = 10_000;
+
+/// Most milliseconds that the driver accepts.
+const TIMEOUT_MAX: u32 = 3_600_000;
+
+/// Locks the domain for the thread's request.
+///
+/// # Errors
+///
+/// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::System`].
+pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
+    let number = domain.number();
+    if thread.holds(number) {
+        return Err(Error::AlreadyHeld);
+    }
+    if thread.held().len() >= HELD_MAX {
+        return Err(Error::Limit("32 held domains"));
+    }
+    let tag = thread.tag();
+    // First the entry, then the lock: a thread that dies in between leaves no lock behind.
+    thread.push_held(number);
+    let word = domain.lock_word();
+    if word
+        .compare_exchange(0, tag, Ordering::Acquire, Ordering::Relaxed)
+        .is_ok()
+    {
+        return Ok(());
+    }
+    let timeout_ms = timeout_ms.clamp(1, TIMEOUT_MAX);
+    let start = crate::thread::now();
+    let mut left = timeout_ms;
+    loop {
+        let outcome = domain.app().backend().lock_wait(tag, number, left);
+        let Err(error) = outcome else {
+            return Ok(());
+        };
+        let interrupted = error.raw_os_error() == Some(libc::EINTR);
+        if interrupted && !thread.is_pending() {
+            let waited = (crate::thread::now() - start) / 1_000_000;
+            left = timeout_ms.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX));
+            if left > 0 {
+                continue;
+            }
+        }
+        thread.remove_held(number);
+        return Err(match error.raw_os_error() {
+            Some(libc::ETIMEDOUT | libc::EINTR) => Error::LockTimeout {
+                milliseconds: timeout_ms,
+            },
+            Some(libc::EDEADLK) => Error::AlreadyHeld,
+            _ => Error::system("waiting for a domain's lock")(error),
+        });
+    }
+}
+
+/// Unlocks the domain, which the thread's request holds.
+pub(crate) fn unlock(thread: &Thread, domain: u32) {
+    let backend = thread.app().backend();
+    let before = backend.lock_word(domain).swap(0, Ordering::SeqCst);
+    if before & LOCK_WAITERS != 0 {
+        // An error can only mean that the device is gone; then nobody can wait in it either.
+        let _ = backend.lock_wake(domain);
+    }
+    thread.remove_held(domain);
+}

@@ -1,0 +1,447 @@
+//! Every kind of error ends its request alone; the thread serves the next one.
+
+mod common;
+
+use common::{app, domain, failure, success};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::ptr::NonNull;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vmsrs::{Error, Failure, Kind, Options, Request, RunError, request_stacks};
+
+fn check(kind: Kind, f: impl Fn(&Request)) -> Failure {
+    let domain = domain();
+    let mut last = None;
+    for round in 0..3 {
+        let failure = failure(domain, &f);
+        assert_eq!(failure.kind, kind, "{failure}");
+        assert_ne!(failure.incident, 0);
+        assert_eq!(success(domain, |_| round), round);
+        last = Some(failure);
+    }
+    last.unwrap()
+}
+
+fn null_write() {
+    // SAFETY: it is not; that is the test.
+    unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
+}
+
+#[test]
+fn a_null_write_is_a_memory_failure_with_its_address() {
+    let failure = check(Kind::Memory, |_| null_write());
+    assert_eq!(failure.address, 16);
+    assert_eq!(failure.signal, libc::SIGSEGV);
+    assert_ne!(failure.instruction, 0);
+    assert!(failure.to_string().contains("0x10"), "{failure}");
+}
+
+#[test]
+fn a_jump_to_nowhere_is_a_memory_failure() {
+    check(Kind::Memory, |_| {
+        // SAFETY: it is not; that is the test.
+        let nowhere: extern "C" fn() = unsafe { std::mem::transmute(black_box(8usize)) };
+        nowhere();
+    });
+}
+
+#[test]
+fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
+    let file = tempfile::tempfile().unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+    check(Kind::Memory, |_| {
+        // SAFETY: a new mapping; the read behind the file's end is the test.
+        unsafe {
+            let place = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, fd, 0);
+            black_box(place.cast::<u8>().read_volatile());
+        }
+    });
+}
+
+#[test]
+fn a_division_by_zero_is_an_arithmetic_failure() {
+    check(Kind::Arithmetic, |_| {
+        // SAFETY: clobbers what it says; the exception is the test.
+        unsafe {
+            std::arch::asm!("xor edx, edx", "xor ecx, ecx", "div ecx",
+                out("eax") _, out("ecx") _, out("edx") _);
+        }
+    });
+}
+
+#[test]
+fn an_invalid_opcode_and_a_breakpoint_are_instruction_failures() {
+    // SAFETY: the exception is the test.
+    check(Kind::Instruction, |_| unsafe { std::arch::asm!("ud2") });
+    // SAFETY: as above.
+    check(Kind::Instruction, |_| unsafe { std::arch::asm!("int3") });
+}
+
+#[test]
+fn an_abort_is_suppressed() {
+    check(Kind::Abort, |_| std::process::abort());
+    // SAFETY: aborting is the test.
+    check(Kind::Abort, |_| unsafe { libc::abort() });
+}
+
+fn deep(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    if black_box(depth) == u64::MAX {
+        return 0;
+    }
+    deep(depth + 1) + frame[black_box(3)]
+}
+
+#[test]
+fn a_stack_overflow_is_found_in_the_guard() {
+    check(Kind::StackOverflow, |_| {
+        black_box(deep(0));
+    });
+}
+
+#[test]
+fn a_panic_is_a_failure_with_its_message() {
+    let failure = check(Kind::Panic, |_| panic!("thirteen is {}", 13));
+    assert_eq!(failure.message, "thirteen is 13");
+}
+
+#[test]
+fn a_failed_invariant_is_a_failure_with_its_message() {
+    let failure = check(Kind::Invariant, |request| request.fail("balance below zero"));
+    assert_eq!(failure.message, "balance below zero");
+}
+
+#[test]
+fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
+    check(Kind::Instruction, |_| {
+        let mxcsr = 0x1f80u32 | 0x6000;
+        // SAFETY: leaving them changed is the test.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", "std", "fldz", "ud2", in(reg) &raw const mxcsr) };
+    });
+    assert!((black_box(1.0f64) / black_box(3.0) * 3.0 - 1.0).abs() < 1e-15);
+    let mut mxcsr = 0u32;
+    // SAFETY: stores the control word.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr) };
+    assert_eq!(mxcsr & 0x6000, 0);
+}
+
+#[test]
+fn a_block_freed_twice_is_found() {
+    check(Kind::DoubleFree, |request| {
+        let block = NonNull::from(request.alloc([1u64; 8]).unwrap());
+        // SAFETY: the first is right, the second is the test.
+        unsafe {
+            request.free(block).unwrap();
+            request.free(block).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_block_freed_again_in_a_later_request_is_found() {
+    let domain = domain();
+    let block = success(domain, |request| NonNull::from(request.alloc([1u64; 8]).unwrap()).addr());
+    let free = |request: &Request| {
+        let block = NonNull::new(block.get() as *mut [u64; 8]).unwrap();
+        // SAFETY: right the first time; the second is the test.
+        unsafe { request.free(block).unwrap() };
+    };
+    success(domain, free);
+    assert_eq!(failure(domain, free).kind, Kind::DoubleFree);
+}
+
+#[test]
+fn a_pointer_that_is_no_block_is_found_when_freed() {
+    let stranger = Box::new(5u64);
+    let failure = check(Kind::ForeignFree, |request| {
+        // SAFETY: it is not; that is the test.
+        unsafe { request.free(NonNull::from(&*stranger)).unwrap() };
+    });
+    assert_eq!(failure.address, std::ptr::from_ref(&*stranger) as u64);
+    check(Kind::ForeignFree, |request| {
+        let block = request.alloc([1u64; 8]).unwrap();
+        // SAFETY: as above.
+        unsafe { request.free(NonNull::from(&block[2])).unwrap() };
+    });
+}
+
+#[test]
+fn a_write_behind_a_block_is_found_at_the_commit() {
+    for size in [1, 8, 15, 16, 40] {
+        let domain = domain();
+        let failure = failure(domain, |_| {
+            let block = domain.allocate(size, 8).unwrap();
+            // SAFETY: it is not; that is the test.
+            unsafe { block.add(size).write(0) };
+        });
+        assert_eq!(failure.kind, Kind::RedZone);
+    }
+}
+
+#[test]
+fn a_write_behind_a_block_of_an_earlier_request_is_found_at_the_commit() {
+    let domain = domain();
+    let block = success(domain, |_| domain.allocate(24, 8).unwrap().addr().get());
+    let failure = failure(domain, |_| {
+        // SAFETY: it is not; that is the test.
+        unsafe { ((block + 24) as *mut u8).write(0) };
+    });
+    assert_eq!(failure.kind, Kind::RedZone);
+    assert_eq!(failure.address, (block + 24) as u64);
+}
+
+#[test]
+fn a_write_to_a_freed_block_is_found_at_the_commit() {
+    let failure = check(Kind::UseAfterFree, |request| {
+        let block = NonNull::from(request.alloc([1u64; 8]).unwrap());
+        // SAFETY: the free is right, the write is the test.
+        unsafe {
+            request.free(block).unwrap();
+            (*block.as_ptr())[3] = 4;
+        }
+    });
+    assert_ne!(failure.address, 0);
+}
+
+#[test]
+fn a_write_over_the_header_of_a_block_is_found_at_the_commit() {
+    check(Kind::HeapCorrupt, |request| {
+        let block = NonNull::from(request.alloc([1u64; 8]).unwrap()).cast::<u64>();
+        // SAFETY: it is not; that is the test.
+        unsafe { block.sub(1).write(7) };
+    });
+}
+
+#[test]
+fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
+    let domain = domain();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let defer = |request: &Request| {
+        for number in 0..3 {
+            let order = Arc::clone(&order);
+            request.defer(move || order.lock().unwrap().push(number)).unwrap();
+        }
+    };
+    success(domain, defer);
+    assert!(order.lock().unwrap().is_empty());
+    assert_eq!(Arc::strong_count(&order), 1, "defers not run are dropped");
+    failure(domain, |request| {
+        defer(request);
+        null_write();
+    });
+    assert_eq!(std::mem::take(&mut *order.lock().unwrap()), [2, 1, 0]);
+    let outcome = domain.run(|request| {
+        defer(request);
+        Err::<(), _>("no")
+    });
+    assert!(matches!(outcome, Err(RunError::GivenUp("no"))));
+    assert_eq!(std::mem::take(&mut *order.lock().unwrap()), [2, 1, 0]);
+}
+
+#[test]
+fn an_error_in_a_defer_ends_that_defer_alone() {
+    let domain = domain();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let failure = failure(domain, |request| {
+        let last = Arc::clone(&order);
+        request.defer(move || last.lock().unwrap().push(1)).unwrap();
+        request.defer(null_write).unwrap();
+        request.defer(|| panic!("in a defer")).unwrap();
+        let first = Arc::clone(&order);
+        request.defer(move || first.lock().unwrap().push(4)).unwrap();
+        null_write();
+    });
+    assert_eq!(failure.kind, Kind::Memory);
+    assert_eq!(failure.defers_failed, 2);
+    assert_eq!(*order.lock().unwrap(), [4, 1]);
+    success(domain, |_| ());
+}
+
+#[test]
+fn locks_are_free_after_a_failure_while_others_wait_for_them() {
+    let shared = domain();
+    let (inside, is_inside) = mpsc::channel();
+    let mut waiters = Vec::new();
+    let guilty = std::thread::spawn(move || {
+        let own = domain();
+        failure(own, |request| {
+            let _kept = request.enter(shared).unwrap().keep();
+            inside.send(()).unwrap();
+            while shared_waiters(shared) == 0 {
+                std::thread::yield_now();
+            }
+            null_write();
+        })
+    });
+    is_inside.recv().unwrap();
+    for _ in 0..4 {
+        waiters.push(std::thread::spawn(move || {
+            let own = domain();
+            success(own, |request| {
+                let entered = request.enter(shared).unwrap();
+                entered.leave().unwrap();
+            });
+            success(shared, |_| ());
+        }));
+    }
+    assert_eq!(guilty.join().unwrap().kind, Kind::Memory);
+    for waiter in waiters {
+        waiter.join().unwrap();
+    }
+}
+
+/// Whether somebody waits for the domain: seen by trying to run with next to no patience, which
+/// marks the lock the same way.
+fn shared_waiters(shared: &'static vmsrs::Domain) -> usize {
+    std::thread::spawn(move || {
+        let options = Options {
+            lock_timeout: Some(Duration::from_millis(1)),
+            ..Options::default()
+        };
+        match shared.run_with(&options, |_| Ok::<_, ()>(())) {
+            Err(RunError::Refused(Error::LockTimeout { .. })) => 1,
+            other => panic!("{other:?}"),
+        }
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn wrong_use_is_refused_with_a_defined_error() {
+    let (one, two) = (domain(), domain());
+    assert!(matches!(one.allocate(8, 8), Err(Error::NotInRequest)));
+    // SAFETY: the address is never used.
+    let outcome = unsafe { one.deallocate(NonNull::dangling()) };
+    assert!(matches!(outcome, Err(Error::NotInRequest)));
+    assert!(matches!(
+        one.set_root_address(std::ptr::null_mut()),
+        Err(Error::NotInRequest)
+    ));
+    success(one, |request| {
+        let nested = two.run(|_| Ok::<_, ()>(()));
+        assert!(matches!(nested, Err(RunError::Refused(Error::Nested))));
+        assert!(matches!(two.allocate(8, 8), Err(Error::NotHeld)));
+        assert!(matches!(one.allocate(8, 3), Err(Error::Argument(_))));
+        assert!(matches!(one.allocate(8, 8192), Err(Error::Argument(_))));
+        assert!(matches!(
+            one.allocate(5 << 20, 8),
+            Err(Error::OutOfMemory { .. })
+        ));
+        assert!(matches!(request.enter(one), Err(Error::AlreadyHeld)));
+        let entered = request.enter(two).unwrap();
+        assert!(matches!(request.enter(two), Err(Error::AlreadyHeld)));
+        entered.leave().unwrap();
+        request.enter(two).unwrap().leave().unwrap();
+    });
+    assert!(matches!(app().domain(""), Err(Error::Length { .. })));
+    assert!(matches!(app().domain([0; 65]), Err(Error::Length { .. })));
+    // SAFETY: refused.
+    assert!(matches!(unsafe { vmsrs::App::open("") }, Err(Error::Length { .. })));
+}
+
+#[test]
+fn a_request_can_hold_thirty_two_domains() {
+    let others: Vec<_> = (0..32).map(|_| domain()).collect();
+    success(domain(), |request| {
+        for other in &others[..31] {
+            request.enter(other).unwrap().keep();
+        }
+        assert!(matches!(request.enter(others[31]), Err(Error::Limit(_))));
+    });
+    for other in others {
+        success(other, |_| ());
+    }
+}
+
+#[test]
+fn the_same_name_and_key_give_the_same_app_and_domain() {
+    assert!(std::ptr::eq(app(), app()));
+    let one = app().domain("twice").unwrap();
+    assert!(std::ptr::eq(one, app().domain(b"twice").unwrap()));
+    assert_eq!(app().protection(), vmsrs::Protection::None);
+}
+
+#[test]
+fn data_and_root_stay_from_request_to_request() {
+    let domain = domain();
+    success(domain, |request| {
+        assert_eq!(request.root::<u64>(), None);
+        let block = request.alloc(41u64).unwrap();
+        request.set_root(Some(NonNull::from(block))).unwrap();
+    });
+    let value = success(domain, |request| {
+        // SAFETY: set above, and held.
+        unsafe { *request.root::<u64>().unwrap().as_mut() += 1 };
+        // SAFETY: as above.
+        unsafe { *request.root::<u64>().unwrap().as_ref() }
+    });
+    assert_eq!(value, 42);
+}
+
+#[test]
+fn arena_memory_is_there_in_every_request_anew() {
+    let domain = domain();
+    for _ in 0..50 {
+        success(domain, |request| {
+            let text = request.arena().alloc_str("hello").unwrap();
+            assert_eq!(text, "hello");
+            assert_eq!(request.arena().used(), 5);
+            assert!(request.arena().allocate(1 << 20, 16).is_some());
+        });
+    }
+}
+
+thread_local! {
+    static COUNT: Cell<u32> = const { Cell::new(0) };
+}
+
+#[test]
+fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(|| {
+                let domain = domain();
+                for _ in 0..1000 {
+                    failure(domain, |_| {
+                        COUNT.set(COUNT.get() + 1);
+                        null_write();
+                    });
+                }
+                // One stack a thread, however many of its requests failed; other tests have some.
+                assert!(request_stacks() < 200);
+                assert_eq!(COUNT.get(), 1000);
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn the_child_of_a_fork_in_a_request_leaves_it_with_an_error() {
+    let domain = domain();
+    let outcome = domain.run(|_| {
+        // SAFETY: the child only ends.
+        Ok::<_, ()>(unsafe { libc::fork() })
+    });
+    match outcome {
+        Err(RunError::Refused(Error::Forked)) => {
+            // In the child.
+            let again = domain.app().domain("after the fork").unwrap();
+            let fine = again.run(|_| Ok::<_, ()>(7)).is_ok_and(|value| value == 7);
+            // SAFETY: ends the child without touching what it shares with the parent.
+            unsafe { libc::_exit(if fine { 0 } else { 1 }) }
+        }
+        Ok(child) => {
+            let mut status = 0;
+            // SAFETY: waits for the child made above.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
