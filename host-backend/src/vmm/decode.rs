@@ -448,6 +448,29 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        /// The guest chooses the code and every register.
+        #[test]
+        fn any_code_with_any_registers_gives_bounded_ranges(
+            code: [u8; MAX_INSTRUCTION_LEN],
+            values: [u64; 8],
+            long: bool,
+        ) {
+            let [rax, rcx, rsi, rdi, rsp, rip, rflags, fs] = values;
+            let regs = kvm_regs { rax, rcx, rsi, rdi, rsp, rip, rflags, ..Default::default() };
+            let mut sregs = long_mode();
+            sregs.fs.base = fs;
+            sregs.cs.l = u8::from(long);
+            let file = RegisterFile { regs: &regs, sregs: &sregs };
+            if let Some(write) = decode_write(&code, &file) {
+                assert!(!write.code.is_empty() && write.code.len() <= MAX_INSTRUCTION_LEN);
+                for range in write.ranges {
+                    assert!((1..=MAX_STRING_LEN).contains(&range.len));
+                }
+            }
+        }
+    }
+
     #[test]
     fn code_that_is_invalid_or_cut_short_is_not_decoded() {
         let (regs, sregs) = (registers(), long_mode());

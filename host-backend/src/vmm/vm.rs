@@ -174,8 +174,8 @@ struct Window {
 
 /// A virtual machine, ready for devices and then to run.
 pub struct Vm {
-    // Declared before the memory so that KVM lets go of it first.
     vm: Arc<VmFd>,
+    // Declared before the memory and the window, so that they go first.
     vcpus: Vec<kvm_ioctls::VcpuFd>,
     layout: Layout,
     ram: GuestRam,
@@ -308,7 +308,7 @@ impl Vm {
     /// Shows `len` bytes of host memory at `host` to the guest at `start`, as the window. What the
     /// guest may do there follows the protection of the host mapping, page by page, at any time.
     ///
-    /// `owner` is kept until KVM has let go of the memory.
+    /// `owner` is kept until no vCPU is left that could reach the memory.
     ///
     /// # Errors
     ///
@@ -342,8 +342,8 @@ impl Vm {
             userspace_addr: host,
             flags: 0,
         };
-        // SAFETY: the caller vouches for the host memory, and `owner` is stored below and dropped
-        // only after the VM's descriptor.
+        // SAFETY: the caller vouches for the host memory as long as `owner` lives, and `owner` is
+        // stored below and dropped only after the last vCPU.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm("map the window"))?;
         self.window = Some(Window {
             start: start.0,
@@ -449,7 +449,7 @@ fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), VmError> {
             flags: 0,
         };
         // SAFETY: the region is mapped as long as `ram` lives, and the VM keeps `ram` longer than
-        // its KVM descriptor.
+        // its vCPUs, through which alone KVM reaches it.
         unsafe { vm.set_user_memory_region(region) }.map_err(kvm("map the guest's RAM"))?;
     }
     Ok(())

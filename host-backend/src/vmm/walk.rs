@@ -313,6 +313,18 @@ pub(crate) mod tests {
         assert_eq!(gpa(&long_mode(4), &memory, 0x1000), None);
     }
 
+    proptest::proptest! {
+        /// The guest chooses what its page tables hold, also tables that point to themselves.
+        #[test]
+        fn any_page_table_entry_gives_an_end(entry: u64, address: u64, leaf in 1u32..=5) {
+            let memory = TestMemory::new();
+            memory.map(5, address, leaf, entry);
+            let paging = long_mode(5);
+            paging.translate(&memory, address);
+            paging.read_virtual(&memory, address, 16);
+        }
+    }
+
     #[test]
     fn without_paging_an_address_is_its_own_translation() {
         let paging = Paging {
