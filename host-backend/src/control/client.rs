@@ -1,0 +1,93 @@
+//! The client's side of the control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{Refusal, Request, Response};
+
+/// Longest time to wait for a VM.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest response in bytes: many times what all incidents with all their facts take.
+const RESPONSE_MAX: u64 = 64 << 20;
+
+/// Why a VM did not answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens, or not for us.
+    #[error(
+        "no VM can be reached at {}: start one with `vmsrs run`, or give its --name or --socket",
+        .path.display()
+    )]
+    Connect {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke, or the VM was too slow.
+    #[error("the VM did not answer: it is ending, or stuck; see its own messages")]
+    Exchange(#[from] io::Error),
+    /// The response is none.
+    #[error("the VM answered with something else: is it of another version?")]
+    Malformed(#[from] serde_json::Error),
+    /// The VM did not carry the request out.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+}
+
+/// A connection to a VM.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the VM whose control socket is at `path`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no VM listens there, or the socket belongs to another user.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let connect = || {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        };
+        let stream = connect().map_err(|source| ClientError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// Sends a request and waits for its response, at most 10 seconds at a time.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the VM does not answer, or refuses: [`Response::Error`] comes as
+    /// [`ClientError::Refused`].
+    pub fn ask(&mut self, request: Request) -> Result<Response, ClientError> {
+        let mut line = serde_json::to_vec(&request)?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line)?;
+        line.clear();
+        (&mut self.stream)
+            .take(RESPONSE_MAX)
+            .read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        match serde_json::from_slice(&line)? {
+            Response::Error(refusal) => Err(ClientError::Refused(refusal)),
+            response => Ok(response),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The control socket: how the `vmsrs` command, or any program of the same user, talks to a running
+//! VM.
+//!
+//! A UNIX stream socket; each request is one line of JSON, and so is each response, in order. See
+//! [`Request`] and [`Response`]; `docs/reference-cli.md` shows them.
+
+mod client;
+mod server;
+mod socket;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::client::{Client, ClientError};
+pub use self::server::{Server, ServerError};
+pub use self::socket::{PathError, default_path};
+use crate::devices::net::NetCounts;
+use crate::engine::{Count, IncidentDetail, IncidentSummary, Status};
+
+/// What can be asked of a VM. In JSON: `{"request":"incident","id":7}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "request",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
+pub enum Request {
+    /// How the VM is.
+    Status {},
+    /// All incidents that are kept, oldest first.
+    Incidents {},
+    /// Everything about one incident.
+    Incident {
+        /// Its number.
+        id: u64,
+    },
+    /// End the VM.
+    Stop {},
+}
+
+/// The answer to a [`Request`]. In JSON: `{"response":"stopping"}`,
+/// `{"response":"status","data":{...}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "response", content = "data", rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<VmStatus>),
+    /// To [`Request::Incidents`].
+    Incidents(Vec<IncidentSummary>),
+    /// To [`Request::Incident`].
+    Incident(Box<IncidentDetail>),
+    /// To [`Request::Stop`]: the VM is about to end.
+    Stopping,
+    /// The request was not carried out.
+    Error(Refusal),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For programs.
+    pub reason: Reason,
+    /// For people: one sentence.
+    pub message: String,
+}
+
+/// The reasons why requests are not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The line is no request.
+    Malformed,
+    /// There is no incident with that number, or it is no longer kept.
+    NoSuchIncident,
+    /// Too many connections at a time.
+    Busy,
+}
+
+/// How a VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: String,
+    /// Version of the VMM.
+    pub version: String,
+    /// The VMM's process on the host.
+    pub pid: u32,
+    /// Milliseconds since the VM was started.
+    pub uptime_ms: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// RAM in bytes, without the window.
+    pub memory_bytes: u64,
+    /// The recovery engine.
+    pub recovery: Status,
+    /// The network card, if there is one.
+    pub network: Option<NetCounts>,
+    /// What the guest's drivers did wrong on devices other than the recovery device.
+    pub device_errors: Vec<Count>,
+}
+
+/// What the server asks about the VM. Called in the server's thread; must not block for long.
+pub trait Operator: Send + Sync {
+    /// How the VM is.
+    fn status(&self) -> VmStatus;
+    /// All incidents that are kept, oldest first.
+    fn incidents(&self) -> Vec<IncidentSummary>;
+    /// Everything about the incident `id`, if it is kept.
+    fn incident(&self, id: u64) -> Option<IncidentDetail>;
+    /// Ends the VM; returns at once.
+    fn stop(&self);
+}
+
+/// Carries out one line from a client.
+fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
+    match serde_json::from_slice(line) {
+        Ok(Request::Status {}) => Response::Status(Box::new(operator.status())),
+        Ok(Request::Incidents {}) => Response::Incidents(operator.incidents()),
+        Ok(Request::Incident { id }) => match operator.incident(id) {
+            Some(incident) => Response::Incident(Box::new(incident)),
+            None => refuse(
+                Reason::NoSuchIncident,
+                format!("there is no incident {id}, or it is no longer kept"),
+            ),
+        },
+        Ok(Request::Stop {}) => {
+            operator.stop();
+            Response::Stopping
+        }
+        Err(error) => refuse(
+            Reason::Malformed,
+            format!("the line is no request: {error}"),
+        ),
+    }
+}
+
+fn refuse(reason: Reason, message: impl Into<String>) -> Response {
+    Response::Error(Refusal {
+        reason,
+        message: message.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_documented_form() {
+        for (request, json) in [
+            (Request::Status {}, r#"{"request":"status"}"#),
+            (Request::Incidents {}, r#"{"request":"incidents"}"#),
+            (
+                Request::Incident { id: 7 },
+                r#"{"request":"incident","id":7}"#,
+            ),
+            (Request::Stop {}, r#"{"request":"stop"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn responses_have_the_documented_form() {
+        let json = serde_json::to_string(&Response::Stopping).unwrap();
+        assert_eq!(json, r#"{"response":"stopping"}"#);
+        let json = serde_json::to_string(&refuse(Reason::NoSuchIncident, "no")).unwrap();
+        assert_eq!(
+            json,
+            r#"{"response":"error","data":{"reason":"no-such-incident","message":"no"}}"#
+        );
+    }
+}

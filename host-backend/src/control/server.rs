@@ -1,0 +1,483 @@
+//! The server: one thread that serves every connection as far as it goes without waiting, so that
+//! no client can hold up another or the VM.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::socket::BoundSocket;
+use super::{Operator, Reason, Response, answer, refuse};
+
+/// Longest request in bytes.
+const REQUEST_MAX: usize = 4096;
+/// Most connections at a time.
+const CONNECTIONS_MAX: usize = 16;
+/// A connection on which nothing moves for this long is closed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Why the control socket could not be set up.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// A VM listens there.
+    #[error(
+        "the control socket {} is in use by a running VM: give this one another --name or \
+         --socket",
+        .0.display()
+    )]
+    Busy(PathBuf),
+    /// Something else is there.
+    #[error("{} exists and is no socket: give another --socket", .0.display())]
+    NoSocket(PathBuf),
+    /// The system refused.
+    #[error(
+        "cannot listen at {}: check that its folder exists and is yours, or give another --socket",
+        .path.display()
+    )]
+    Bind {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No thread or descriptor for the server.
+    #[error("cannot start a thread for the control socket")]
+    Thread(#[source] io::Error),
+}
+
+/// The control socket of a VM; dropping it ends the server and removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    quit: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A control socket that is bound, and so taken, while the VM behind it is still being made.
+#[derive(Debug)]
+pub struct Reservation {
+    socket: BoundSocket,
+}
+
+impl Server {
+    /// Listens at `path`, for this user alone. Clients wait until [`Reservation::serve`].
+    ///
+    /// # Errors
+    ///
+    /// Fails with a message that names the remedy, in particular when a running VM has the socket.
+    pub fn reserve(path: &Path) -> Result<Reservation, ServerError> {
+        Ok(Reservation {
+            socket: BoundSocket::bind(path)?,
+        })
+    }
+}
+
+impl Reservation {
+    /// Starts to answer clients.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the system has no thread or descriptor left.
+    pub fn serve(self, operator: Arc<dyn Operator>) -> Result<Server, ServerError> {
+        let quit = EventFd::new(EFD_NONBLOCK).map_err(ServerError::Thread)?;
+        let thread_quit = quit.try_clone().map_err(ServerError::Thread)?;
+        let thread = thread::Builder::new()
+            .name("control".into())
+            .spawn(move || serve(&self.socket, &thread_quit, &*operator))
+            .map_err(ServerError::Thread)?;
+        Ok(Server {
+            quit,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.quit.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    last_moved: Instant,
+    /// Close it when the output is written.
+    closing: bool,
+}
+
+fn serve(socket: &BoundSocket, quit: &EventFd, operator: &dyn Operator) {
+    let mut connections: Vec<Connection> = Vec::new();
+    loop {
+        let mut fds = vec![
+            poll_for(quit.as_raw_fd(), libc::POLLIN),
+            poll_for(socket.listener.as_raw_fd(), libc::POLLIN),
+        ];
+        fds.extend(connections.iter().map(Connection::poll));
+        let timeout = if connections.is_empty() {
+            -1
+        } else {
+            IDLE.as_millis() as libc::c_int
+        };
+        // SAFETY: the array is valid for its length.
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, timeout) };
+        if ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            log::error!("control socket: {}", io::Error::last_os_error());
+            return;
+        }
+        if fds[0].revents != 0 {
+            // The answer to a request to stop is often still to be written.
+            for connection in &mut connections {
+                connection.write();
+            }
+            return;
+        }
+        for (connection, fd) in connections.iter_mut().zip(&fds[2..]) {
+            if fd.revents != 0 {
+                connection.advance(operator);
+            }
+        }
+        connections.retain(Connection::is_open);
+        if fds[1].revents != 0 {
+            accept(socket, &mut connections);
+        }
+    }
+}
+
+fn accept(socket: &BoundSocket, connections: &mut Vec<Connection>) {
+    let stream = match socket.listener.accept() {
+        Ok((stream, _)) => stream,
+        Err(error) => {
+            log::debug!("control socket: a client went away: {error}");
+            return;
+        }
+    };
+    if let Err(error) = stream.set_nonblocking(true) {
+        log::debug!("control socket: {error}");
+        return;
+    }
+    let mut connection = Connection {
+        stream,
+        input: Vec::new(),
+        output: Vec::new(),
+        last_moved: Instant::now(),
+        closing: false,
+    };
+    if connections.len() < CONNECTIONS_MAX {
+        connections.push(connection);
+    } else {
+        connection.respond(&refuse(Reason::Busy, "too many connections at a time"));
+        connection.write();
+    }
+}
+
+impl Connection {
+    fn poll(&self) -> libc::pollfd {
+        // While a client does not take its answers no more requests are read.
+        let events = if self.output.is_empty() {
+            libc::POLLIN
+        } else {
+            libc::POLLOUT
+        };
+        poll_for(self.stream.as_raw_fd(), events)
+    }
+
+    fn is_open(&self) -> bool {
+        let done = self.closing && self.output.is_empty();
+        !done && self.last_moved.elapsed() < IDLE
+    }
+
+    /// Reads, answers and writes as far as it goes without waiting.
+    fn advance(&mut self, operator: &dyn Operator) {
+        self.write();
+        if self.output.is_empty() {
+            self.read();
+        }
+        // One answer at a time: a client that asks much and reads nothing must not fill memory.
+        while self.output.is_empty() && self.answer_next(operator) {
+            self.write();
+        }
+    }
+
+    fn read(&mut self) {
+        let mut buffer = [0; REQUEST_MAX];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => self.closing = true,
+            Ok(count) => {
+                self.input.extend_from_slice(&buffer[..count]);
+                self.last_moved = Instant::now();
+            }
+            Err(error) if would_wait(&error) => {}
+            Err(_) => self.abandon(),
+        }
+    }
+
+    /// Answers the next whole line that has been read; false if there is none.
+    fn answer_next(&mut self, operator: &dyn Operator) -> bool {
+        if let Some(end) = self.input.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            self.respond(&answer(operator, &line));
+            true
+        } else if self.input.len() >= REQUEST_MAX {
+            self.input.clear();
+            self.closing = true;
+            self.respond(&refuse(Reason::Malformed, "the request is too long"));
+            true
+        } else {
+            false
+        }
+    }
+
+    fn respond(&mut self, response: &Response) {
+        match serde_json::to_writer(&mut self.output, response) {
+            Ok(()) => self.output.push(b'\n'),
+            Err(error) => {
+                log::error!("control socket: {error}");
+                self.abandon();
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(count) => {
+                    self.output.drain(..count);
+                    self.last_moved = Instant::now();
+                }
+                Err(error) if would_wait(&error) => return,
+                Err(_) => return self.abandon(),
+            }
+        }
+    }
+
+    /// The client has gone away: nothing more can be written.
+    fn abandon(&mut self) {
+        self.output.clear();
+        self.closing = true;
+    }
+}
+
+fn would_wait(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted)
+}
+
+fn poll_for(fd: libc::c_int, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::control::{Client, ClientError, Request, VmStatus};
+    use crate::engine::{IncidentDetail, IncidentSummary, Outcome};
+
+    #[derive(Default)]
+    struct Machine {
+        stopped: AtomicBool,
+    }
+
+    fn incident(number: u64) -> IncidentSummary {
+        IncidentSummary {
+            number,
+            at_ms: 1,
+            kind: "abort".into(),
+            outcome: Outcome::Recovered,
+            app: Some("ledger".into()),
+            domain: Some("user-7".into()),
+            address: Some(0x1000),
+        }
+    }
+
+    impl Operator for Machine {
+        fn status(&self) -> VmStatus {
+            VmStatus {
+                name: "vm".into(),
+                version: "1".into(),
+                pid: 1,
+                uptime_ms: 2,
+                vcpus: 3,
+                memory_bytes: 4,
+                recovery: Default::default(),
+                network: None,
+                device_errors: Vec::new(),
+            }
+        }
+
+        fn incidents(&self) -> Vec<IncidentSummary> {
+            // More than a socket's buffer holds.
+            (0..20_000).map(incident).collect()
+        }
+
+        fn incident(&self, id: u64) -> Option<IncidentDetail> {
+            (id == 7).then(|| IncidentDetail {
+                summary: incident(7),
+                instruction: None,
+                request: None,
+                sealed_write: None,
+            })
+        }
+
+        fn stop(&self) {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    struct Bench {
+        place: tempfile::TempDir,
+        machine: Arc<Machine>,
+        server: Option<Server>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let place = tempfile::tempdir().unwrap();
+            let machine = Arc::new(Machine::default());
+            let server = Server::reserve(&place.path().join("s")).unwrap();
+            Self {
+                server: Some(server.serve(machine.clone()).unwrap()),
+                machine,
+                place,
+            }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.place.path().join("s")
+        }
+
+        fn client(&self) -> Client {
+            Client::connect(&self.path()).unwrap()
+        }
+
+        fn stream(&self) -> UnixStream {
+            let stream = UnixStream::connect(self.path()).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            stream
+        }
+    }
+
+    #[test]
+    fn every_request_gets_its_response() {
+        let bench = Bench::new();
+        let mut client = bench.client();
+        let status = client.ask(Request::Status {}).unwrap();
+        assert_eq!(status, Response::Status(Box::new(bench.machine.status())));
+        let incidents = client.ask(Request::Incidents {}).unwrap();
+        assert_eq!(incidents, Response::Incidents(bench.machine.incidents()));
+        let detail = client.ask(Request::Incident { id: 7 }).unwrap();
+        let expected = bench.machine.incident(7).unwrap();
+        assert_eq!(detail, Response::Incident(Box::new(expected)));
+        assert_eq!(client.ask(Request::Stop {}).unwrap(), Response::Stopping);
+        assert!(bench.machine.stopped.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn an_unknown_incident_is_an_error_and_the_connection_stays() {
+        let bench = Bench::new();
+        let mut client = bench.client();
+        match client.ask(Request::Incident { id: 9 }) {
+            Err(ClientError::Refused(refusal)) => {
+                assert_eq!(refusal.reason, Reason::NoSuchIncident);
+            }
+            other => panic!("{other:?}"),
+        }
+        client.ask(Request::Status {}).unwrap();
+    }
+
+    #[test]
+    fn lines_that_are_no_requests_are_refused_one_by_one() {
+        let bench = Bench::new();
+        let mut stream = bench.stream();
+        let lines: [&[u8]; 5] = [
+            b"\n",
+            b"{}\n",
+            b"{\"request\":\"reboot\"}\n",
+            b"{\"request\":\"status\",\"more\":1}\n",
+            b"\xff\xfe\x00\n",
+        ];
+        stream.write_all(&lines.concat()).unwrap();
+        stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        let mut reader = BufReader::new(stream).lines();
+        for _ in lines {
+            let line = reader.next().unwrap().unwrap();
+            assert!(line.contains("\"malformed\""), "{line}");
+        }
+        let line = reader.next().unwrap().unwrap();
+        assert!(line.starts_with("{\"response\":\"status\""), "{line}");
+    }
+
+    #[test]
+    fn a_request_without_end_is_refused_and_the_connection_closed() {
+        let bench = Bench::new();
+        let mut stream = bench.stream();
+        stream.write_all(&[b'x'; REQUEST_MAX]).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("too long"), "{answer}");
+    }
+
+    #[test]
+    fn clients_that_send_half_a_request_or_read_nothing_hold_nobody_up() {
+        let bench = Bench::new();
+        let mut half = bench.stream();
+        half.write_all(b"{\"request\":").unwrap();
+        let mut deaf = bench.stream();
+        for _ in 0..100 {
+            deaf.write_all(b"{\"request\":\"incidents\"}\n").unwrap();
+        }
+        bench.client().ask(Request::Status {}).unwrap();
+        half.write_all(b"\"status\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(half).read_line(&mut line).unwrap();
+        assert!(line.starts_with("{\"response\":\"status\""), "{line}");
+    }
+
+    #[test]
+    fn too_many_connections_are_told_so() {
+        let bench = Bench::new();
+        let clients: Vec<_> = (0..CONNECTIONS_MAX)
+            .map(|_| {
+                let mut client = bench.client();
+                client.ask(Request::Status {}).unwrap();
+                client
+            })
+            .collect();
+        let mut answer = String::new();
+        bench.stream().read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("\"busy\""), "{answer}");
+        drop(clients);
+    }
+
+    #[test]
+    fn the_end_of_the_server_removes_the_socket_and_closes_connections() {
+        let mut bench = Bench::new();
+        let mut stream = bench.stream();
+        bench.client().ask(Request::Status {}).unwrap();
+        drop(bench.server.take());
+        assert!(!bench.path().exists());
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+        assert!(matches!(
+            Client::connect(&bench.path()),
+            Err(ClientError::Connect { .. })
+        ));
+    }
+}
