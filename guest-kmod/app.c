@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Apps, domains and extents: caches of what the host says. Nothing here is dropped before the
+ * device structure is, so whoever found something may use it.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+
+#include "vmsrs.h"
+
+static u32 unit_of(u32 page)
+{
+	return page / VMSRS_EXTENT_UNIT_PAGES;
+}
+
+/* The extent that a page belongs to, or NULL. Any context. */
+struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page)
+{
+	return xa_load(&app->units, unit_of(page));
+}
+
+static u64 app_base(const struct vmsrs_app *app)
+{
+	return VMSRS_APP_BASE + ((u64)app->number << VMSRS_APP_OFFSET_SHIFT);
+}
+
+/* The domain that an address of the app belongs to, or NONE. */
+u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address)
+{
+	u64 page = (address - app_base(app)) >> PAGE_SHIFT;
+	struct vmsrs_extent_pages *extent;
+
+	if (address < app_base(app) || page >= VMSRS_APP_PAGES)
+		return NONE;
+	extent = vmsrs_extent_find(app, page);
+	return extent ? extent->domain->number : NONE;
+}
+
+/* A name or key is `length` bytes and then zeros. */
+static bool padded(const u8 *bytes, size_t length, size_t size)
+{
+	return length <= size && !memchr_inv(bytes + length, 0, size - length);
+}
+
+/*
+ * An answer that the host may only give to a question of ours that makes no sense shows that it
+ * and the driver disagree about the state.
+ */
+static long unexpected(struct vmsrs_device *dev, u32 kind, int error)
+{
+	if (error == -ENODEV || error == -ENOMEM)
+		return error;
+	vmsrs_break(dev, "message %u refused (%d)", kind, error);
+	return -ENODEV;
+}
+
+static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 *name)
+{
+	struct vmsrs_app *app = kzalloc(sizeof(*app), GFP_KERNEL);
+
+	if (!app)
+		return NULL;
+	app->lock_pages = kvcalloc(LOCK_PAGES, sizeof(*app->lock_pages), GFP_KERNEL);
+	if (!app->lock_pages) {
+		kfree(app);
+		return NULL;
+	}
+	app->dev = dev;
+	app->number = number;
+	mutex_init(&app->lock);
+	xa_init(&app->domains);
+	xa_init(&app->units);
+	memcpy(app->name, name, sizeof(app->name));
+	return app;
+}
+
+static void domain_free(struct vmsrs_domain *domain)
+{
+	struct vmsrs_extent_pages *extent, *next;
+
+	for (extent = domain->first; extent; extent = next) {
+		next = extent->next;
+		kvfree(extent);
+	}
+	kfree(domain);
+}
+
+/* Frees an app that nobody uses; its domains must have no drafts. */
+void vmsrs_app_free(struct vmsrs_app *app)
+{
+	struct vmsrs_domain *domain;
+	unsigned long number;
+
+	if (!app)
+		return;
+	xa_for_each(&app->domains, number, domain)
+		domain_free(domain);
+	xa_destroy(&app->domains);
+	xa_destroy(&app->units);
+	vmsrs_locks_free(app);
+	kfree(app);
+}
+
+/* Asks the host for the app's number and finds or makes its structure. apps_lock is held. */
+static struct vmsrs_app *app_get(struct vmsrs_device *dev, const u8 *name)
+{
+	struct vmsrs_open_app request;
+	struct vmsrs_app_reply reply;
+	struct vmsrs_app *app;
+	int error;
+
+	memcpy(request.name, name, sizeof(request.name));
+	error = vmsrs_control_call(dev, VMSRS_MESSAGE_OPEN_APP, &request, sizeof(request), &reply,
+				   sizeof(reply));
+	if (error)
+		return ERR_PTR(error);
+	if (reply.app >= VMSRS_MAX_APPS) {
+		vmsrs_break(dev, "app number %u", reply.app);
+		return ERR_PTR(-ENODEV);
+	}
+	app = dev->apps[reply.app];
+	if (app) {
+		if (!memcmp(app->name, name, sizeof(app->name)))
+			return app;
+		vmsrs_break(dev, "two apps with number %u", reply.app);
+		return ERR_PTR(-ENODEV);
+	}
+	app = app_new(dev, reply.app, name);
+	if (!app)
+		return ERR_PTR(-ENOMEM);
+	dev->apps[reply.app] = app;
+	return app;
+}
+
+long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_app *app;
+	long ret = 0;
+
+	if (arg->abi_version != VMSRS_ABI_VERSION || !arg->name[0] ||
+	    !padded(arg->name, strnlen(arg->name, VMSRS_NAME_MAX), VMSRS_NAME_MAX))
+		return -EINVAL;
+	mutex_lock(&dev->apps_lock);
+	app = file->app;
+	if (app) {
+		if (memcmp(app->name, arg->name, sizeof(app->name)))
+			ret = -EBUSY;
+	} else {
+		app = app_get(dev, arg->name);
+		if (IS_ERR(app)) {
+			ret = PTR_ERR(app);
+		} else {
+			app->files++;
+			/* Pairs with file_app(). */
+			smp_store_release(&file->app, app);
+		}
+	}
+	mutex_unlock(&dev->apps_lock);
+	if (ret)
+		return ret;
+	arg->app = app->number;
+	arg->base = app_base(app);
+	arg->length = (u64)VMSRS_APP_PAGES * PAGE_SIZE;
+	arg->pages_offset = (u64)app->number << VMSRS_APP_OFFSET_SHIFT;
+	arg->locks_offset = VMSRS_LOCKS_OFFSET;
+	arg->locks_length = VMSRS_LOCKS_LENGTH;
+	return 0;
+}
+
+/* The file's last reference went. Lock words that nobody maps any more start anew. */
+void vmsrs_app_close(struct vmsrs_file *file)
+{
+	struct vmsrs_app *app = file->app;
+
+	if (!app)
+		return;
+	mutex_lock(&file->dev->apps_lock);
+	if (!--app->files)
+		vmsrs_locks_clear(app);
+	mutex_unlock(&file->dev->apps_lock);
+}
+
+static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
+					     const struct vmsrs_extent *where)
+{
+	struct vmsrs_extent_pages *extent;
+
+	extent = kvzalloc(struct_size(extent, entries, where->pages), GFP_KERNEL);
+	if (!extent)
+		return NULL;
+	extent->domain = domain;
+	extent->page = where->page;
+	extent->pages = where->pages;
+	memset(extent->entries, 0xff, where->pages * sizeof(extent->entries[0]));
+	BUILD_BUG_ON(NONE != 0xffffffff);
+	return extent;
+}
+
+static void extent_append(struct vmsrs_domain *domain, struct vmsrs_extent_pages *extent)
+{
+	if (domain->last)
+		domain->last->next = extent;
+	else
+		domain->first = extent;
+	domain->last = extent;
+	domain->extent_count++;
+}
+
+static bool extent_valid(const struct vmsrs_extent *extent)
+{
+	return extent->pages && extent->pages <= VMSRS_EXTENT_MAX_PAGES &&
+	       extent->pages % VMSRS_EXTENT_UNIT_PAGES == 0 &&
+	       extent->page % VMSRS_EXTENT_UNIT_PAGES == 0 &&
+	       extent->page <= VMSRS_APP_PAGES - extent->pages;
+}
+
+/* Makes room in the index for an extent, so that publishing it can't fail. app->lock is held. */
+static int extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent)
+{
+	u32 first = unit_of(extent->page), end = unit_of(extent->page + extent->pages), unit;
+	int error = 0;
+
+	for (unit = first; unit < end; unit++) {
+		if (xa_load(&app->units, unit)) {
+			vmsrs_break(app->dev, "overlapping extents at page %u", extent->page);
+			error = -ENODEV;
+			break;
+		}
+		error = xa_reserve(&app->units, unit, GFP_KERNEL);
+		if (error)
+			break;
+	}
+	if (error)
+		while (unit-- > first)
+			xa_release(&app->units, unit);
+	return error;
+}
+
+static void extent_unreserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent)
+{
+	u32 unit;
+
+	for (unit = unit_of(extent->page); unit < unit_of(extent->page + extent->pages); unit++)
+		xa_release(&app->units, unit);
+}
+
+/* From here on faults find the extent. */
+static void extent_publish(struct vmsrs_app *app, struct vmsrs_extent_pages *extent)
+{
+	u32 unit;
+
+	for (unit = unit_of(extent->page); unit < unit_of(extent->page + extent->pages); unit++)
+		WARN_ON(xa_err(xa_store(&app->units, unit, extent, GFP_KERNEL)));
+}
+
+/*
+ * Sends a list message and gives the entries to `take`. Sets *next to where the next one begins.
+ * app->lock is held.
+ */
+static int list_some(struct vmsrs_domain *domain, u32 kind, u32 *next, size_t entry_size,
+		     int (*take)(struct vmsrs_domain *domain, const void *entries, u32 count))
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_list_domain *request;
+	const struct vmsrs_list_reply *list;
+	const void *reply;
+	u32 length;
+	int error;
+
+	request = vmsrs_control_begin(dev);
+	if (IS_ERR(request))
+		return PTR_ERR(request);
+	request->app = domain->app->number;
+	request->domain = domain->number;
+	request->first = *next;
+	request->limit = (VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_reply_header) -
+			  sizeof(*list)) / entry_size;
+	error = vmsrs_control_exchange(dev, kind, sizeof(*request), &reply, &length);
+	if (error) {
+		error = unexpected(dev, kind, error);
+		goto end;
+	}
+	list = reply;
+	error = -EPROTO;
+	if (length >= sizeof(*list) && list->count <= (length - sizeof(*list)) / entry_size &&
+	    length == sizeof(*list) + list->count * entry_size &&
+	    (list->next == NONE || (list->count && list->next > *next)))
+		error = take(domain, list + 1, list->count);
+	*next = error ? NONE : list->next;
+	if (error == -EPROTO)
+		error = unexpected(dev, kind, error);
+end:
+	vmsrs_control_end(dev);
+	return error;
+}
+
+/* Takes extents of a domain that is not published yet. */
+static int take_extents(struct vmsrs_domain *domain, const void *entries, u32 count)
+{
+	const struct vmsrs_extent *where = entries;
+	struct vmsrs_extent_pages *extent;
+	int error;
+
+	for (; count--; where++) {
+		if (!extent_valid(where))
+			return -EPROTO;
+		extent = extent_new(domain, where);
+		if (!extent)
+			return -ENOMEM;
+		error = extent_reserve(domain->app, extent);
+		if (error) {
+			kvfree(extent);
+			return error;
+		}
+		extent_append(domain, extent);
+	}
+	return 0;
+}
+
+static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
+{
+	struct vmsrs_extent_pages *extent;
+
+	/* Only while a domain is fetched, whose extents the index does not show yet. */
+	for (extent = domain->first; extent; extent = extent->next)
+		if (page >= extent->page && page - extent->page < extent->pages)
+			return &extent->entries[page - extent->page];
+	return NULL;
+}
+
+/* Takes sealed pages of a domain that is not published yet. */
+static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 count)
+{
+	const struct vmsrs_page_frame *sealed = entries;
+	struct vmsrs_page *entry;
+
+	for (; count--; sealed++) {
+		entry = page_entry(domain, sealed->page);
+		if (!entry || sealed->frame == VMSRS_ZERO_FRAME ||
+		    sealed->frame >= domain->app->dev->config.window_frames)
+			return -EPROTO;
+		entry->frame = sealed->frame;
+	}
+	return 0;
+}
+
+/* Fetches a domain that the driver does not know yet. app->lock is held. */
+static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app, u32 number)
+{
+	struct vmsrs_extent_pages *extent;
+	struct vmsrs_domain *domain;
+	u32 next;
+	int error;
+
+	domain = kzalloc(sizeof(*domain), GFP_KERNEL);
+	if (!domain)
+		return ERR_PTR(-ENOMEM);
+	mutex_init(&domain->lock);
+	domain->app = app;
+	domain->number = number;
+	INIT_LIST_HEAD(&domain->owned);
+	INIT_LIST_HEAD(&domain->drafts);
+
+	error = xa_reserve(&app->domains, number, GFP_KERNEL);
+	for (next = 0; !error && next != NONE;)
+		error = list_some(domain, VMSRS_MESSAGE_LIST_EXTENTS, &next,
+				  sizeof(struct vmsrs_extent), take_extents);
+	for (next = 0; !error && next != NONE;)
+		error = list_some(domain, VMSRS_MESSAGE_LIST_PAGES, &next,
+				  sizeof(struct vmsrs_page_frame), take_pages);
+	if (error) {
+		xa_release(&app->domains, number);
+		for (extent = domain->first; extent; extent = extent->next)
+			extent_unreserve(app, extent);
+		domain_free(domain);
+		return ERR_PTR(error);
+	}
+	for (extent = domain->first; extent; extent = extent->next)
+		extent_publish(app, extent);
+	WARN_ON(xa_err(xa_store(&app->domains, number, domain, GFP_KERNEL)));
+	return domain;
+}
+
+long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg)
+{
+	struct vmsrs_open_domain request;
+	struct vmsrs_domain_reply reply;
+	struct vmsrs_domain *domain;
+	long ret;
+
+	if (!arg->key_length || arg->key_length > VMSRS_KEY_MAX ||
+	    !padded(arg->key, arg->key_length, VMSRS_KEY_MAX))
+		return -EINVAL;
+	request.app = app->number;
+	request.key_length = arg->key_length;
+	memcpy(request.key, arg->key, sizeof(request.key));
+
+	mutex_lock(&app->lock);
+	ret = vmsrs_control_call(app->dev, VMSRS_MESSAGE_OPEN_DOMAIN, &request, sizeof(request),
+				 &reply, sizeof(reply));
+	if (ret)
+		goto unlock;
+	if (reply.domain >= VMSRS_MAX_DOMAINS) {
+		vmsrs_break(app->dev, "domain number %u", reply.domain);
+		ret = -ENODEV;
+		goto unlock;
+	}
+	domain = xa_load(&app->domains, reply.domain);
+	if (!domain)
+		domain = domain_fetch(app, reply.domain);
+	if (IS_ERR(domain)) {
+		ret = PTR_ERR(domain);
+		goto unlock;
+	}
+	arg->domain = domain->number;
+	arg->extents = domain->extent_count;
+	arg->reserved = 0;
+unlock:
+	mutex_unlock(&app->lock);
+	return ret;
+}
+
+/* Makes the next extent of a domain. app->lock is held. */
+static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pages)
+{
+	struct vmsrs_app *app = domain->app;
+	struct vmsrs_add_extent request = {
+		.app = app->number,
+		.domain = domain->number,
+		.index = domain->extent_count,
+		.pages = pages,
+	};
+	struct vmsrs_extent_pages *extent;
+	vmsrs_extent_reply reply;
+	int error;
+
+	error = vmsrs_control_call(app->dev, VMSRS_MESSAGE_ADD_EXTENT, &request, sizeof(request),
+				   &reply, sizeof(reply));
+	if (error == -ENOSPC)
+		return ERR_PTR(-ENOMEM);
+	if (error)
+		return ERR_PTR(unexpected(app->dev, VMSRS_MESSAGE_ADD_EXTENT, error));
+	if (!extent_valid(&reply)) {
+		vmsrs_break(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
+		return ERR_PTR(-ENODEV);
+	}
+	/* When memory is short here the host has the extent: asking again finds it. */
+	extent = extent_new(domain, &reply);
+	if (!extent)
+		return ERR_PTR(-ENOMEM);
+	error = extent_reserve(app, extent);
+	if (error) {
+		kvfree(extent);
+		return ERR_PTR(error);
+	}
+	extent_append(domain, extent);
+	extent_publish(app, extent);
+	return extent;
+}
+
+long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
+{
+	struct vmsrs_extent_pages *extent;
+	struct vmsrs_domain *domain;
+	long ret = 0;
+	u32 i;
+
+	mutex_lock(&app->lock);
+	domain = xa_load(&app->domains, arg->domain);
+	if (!domain || arg->index > domain->extent_count) {
+		ret = -EINVAL;
+	} else if (arg->index == domain->extent_count) {
+		if (arg->pages && arg->pages <= VMSRS_EXTENT_MAX_PAGES)
+			extent = extent_add(domain, arg->pages);
+		else
+			extent = ERR_PTR(-EINVAL);
+		ret = PTR_ERR_OR_ZERO(extent);
+	} else if (arg->index == domain->extent_count - 1) {
+		extent = domain->last;
+	} else {
+		extent = domain->first;
+		for (i = 0; i < arg->index; i++)
+			extent = extent->next;
+	}
+	if (!ret) {
+		arg->page = extent->page;
+		arg->pages = extent->pages;
+	}
+	mutex_unlock(&app->lock);
+	return ret;
+}

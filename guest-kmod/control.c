@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The control queue: one message at a time, each answered within CONTROL_TIMEOUT.
+ *
+ * The buffers belong to the driver while control.lock is held and no message is out. When the host
+ * misses the timeout it still has them, so nothing is sent ever again; they are freed after the
+ * device's reset.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
+
+#include "compat.h"
+#include "vmsrs.h"
+
+int vmsrs_control_init(struct vmsrs_device *dev)
+{
+	struct vmsrs_control *control = &dev->control;
+
+	mutex_init(&control->lock);
+	spin_lock_init(&control->vq_lock);
+	init_waitqueue_head(&control->wait);
+	control->request = kmalloc(VMSRS_MESSAGE_BYTES_MAX, GFP_KERNEL);
+	control->reply = kmalloc(VMSRS_MESSAGE_BYTES_MAX, GFP_KERNEL);
+	if (!control->request || !control->reply) {
+		vmsrs_control_free(dev);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+void vmsrs_control_free(struct vmsrs_device *dev)
+{
+	kfree(dev->control.request);
+	kfree(dev->control.reply);
+}
+
+/* The host used a buffer. Hard interrupt. */
+void vmsrs_control_done(struct virtqueue *vq)
+{
+	struct vmsrs_device *dev = vq->vdev->priv;
+	struct vmsrs_control *control = &dev->control;
+	unsigned long flags;
+	unsigned int used;
+
+	spin_lock_irqsave(&control->vq_lock, flags);
+	while (virtqueue_get_buf(vq, &used)) {
+		control->used = used;
+		control->done = true;
+	}
+	spin_unlock_irqrestore(&control->vq_lock, flags);
+	wake_up(&control->wait);
+}
+
+/*
+ * Begins a message: returns where its payload goes, or an error. vmsrs_control_end() must follow
+ * unless it is an error.
+ */
+void *vmsrs_control_begin(struct vmsrs_device *dev)
+{
+	mutex_lock(&dev->control.lock);
+	if (vmsrs_broken(dev)) {
+		mutex_unlock(&dev->control.lock);
+		return ERR_PTR(-ENODEV);
+	}
+	return dev->control.request + sizeof(struct vmsrs_control_header);
+}
+
+void vmsrs_control_end(struct vmsrs_device *dev)
+{
+	mutex_unlock(&dev->control.lock);
+}
+
+static int status_error(u32 status)
+{
+	switch (status) {
+	case VMSRS_STATUS_OK:
+		return 0;
+	case VMSRS_STATUS_MALFORMED:
+		return -EINVAL;
+	case VMSRS_STATUS_UNKNOWN:
+		return -EOPNOTSUPP;
+	case VMSRS_STATUS_NO_SPACE:
+		return -ENOSPC;
+	case VMSRS_STATUS_NOT_FOUND:
+		return -ENOENT;
+	case VMSRS_STATUS_NOT_OWNER:
+		return -EPERM;
+	case VMSRS_STATUS_STALE:
+		return -ESTALE;
+	default:
+		return -EIO;
+	}
+}
+
+static bool control_done(struct vmsrs_control *control)
+{
+	bool done;
+
+	spin_lock_irq(&control->vq_lock);
+	done = control->done;
+	spin_unlock_irq(&control->vq_lock);
+	return done;
+}
+
+/*
+ * Sends the message whose payload of `length` bytes was put where vmsrs_control_begin() said, and
+ * waits for the reply. The reply's payload stays valid up to vmsrs_control_end().
+ *
+ * Not interruptible, since the buffers are the host's until it answers: a waiter that left early
+ * could never send again. The timeout bounds it.
+ *
+ * -ENODEV: the host is broken. Otherwise the host's refusal as status_error() translates it.
+ */
+int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const void **reply,
+			   u32 *reply_length)
+{
+	struct vmsrs_control *control = &dev->control;
+	struct vmsrs_control_header *header = control->request;
+	const struct vmsrs_reply_header *answer = control->reply;
+	struct scatterlist out, in, *sgs[] = { &out, &in };
+	int error;
+
+	lockdep_assert_held(&control->lock);
+	header->kind = kind;
+	header->length = length;
+	sg_init_one(&out, control->request, sizeof(*header) + length);
+	sg_init_one(&in, control->reply, VMSRS_MESSAGE_BYTES_MAX);
+
+	spin_lock_irq(&control->vq_lock);
+	control->done = false;
+	error = virtqueue_add_sgs(control->vq, sgs, 1, 1, control, GFP_ATOMIC);
+	if (!error)
+		virtqueue_kick(control->vq);
+	spin_unlock_irq(&control->vq_lock);
+	if (error) {
+		vmsrs_break(dev, "message %u does not go into the control queue (%d)", kind,
+			    error);
+		return -ENODEV;
+	}
+	wait_event_timeout(control->wait, control_done(control) || vmsrs_broken(dev),
+			   CONTROL_TIMEOUT);
+	if (vmsrs_broken(dev))
+		return -ENODEV;
+	if (!control_done(control)) {
+		vmsrs_break(dev, "no answer to message %u within %u s", kind, CONTROL_TIMEOUT / HZ);
+		return -ENODEV;
+	}
+	if (control->used < sizeof(*answer) || control->used > VMSRS_MESSAGE_BYTES_MAX ||
+	    answer->length > control->used - sizeof(*answer)) {
+		vmsrs_break(dev, "malformed answer to message %u", kind);
+		return -ENODEV;
+	}
+	if (answer->status != VMSRS_STATUS_OK)
+		return status_error(answer->status);
+	*reply = answer + 1;
+	*reply_length = answer->length;
+	return 0;
+}
+
+/* Sends a message of fixed size whose reply has a fixed size. Errors as in the exchange. */
+int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
+		       void *reply, u32 reply_length)
+{
+	const void *bytes;
+	u32 got;
+	void *request;
+	int error;
+
+	request = vmsrs_control_begin(dev);
+	if (IS_ERR(request))
+		return PTR_ERR(request);
+	memcpy(request, payload, length);
+	error = vmsrs_control_exchange(dev, kind, length, &bytes, &got);
+	if (!error) {
+		if (got == reply_length) {
+			memcpy(reply, bytes, reply_length);
+		} else {
+			vmsrs_break(dev, "answer of %u bytes to message %u", got, kind);
+			error = -ENODEV;
+		}
+	}
+	vmsrs_control_end(dev);
+	return error;
+}

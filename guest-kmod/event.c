@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The event queue: what the host reports by itself. The queue's callback alone uses it once the
+ * device runs.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/ratelimit.h>
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
+
+#include "compat.h"
+#include "vmsrs.h"
+
+int vmsrs_event_init(struct vmsrs_device *dev)
+{
+	dev->events = kcalloc(VMSRS_EVENT_BUFFERS, sizeof(*dev->events), GFP_KERNEL);
+	return dev->events ? 0 : -ENOMEM;
+}
+
+void vmsrs_event_free(struct vmsrs_device *dev)
+{
+	kfree(dev->events);
+}
+
+static bool give_buffer(struct virtqueue *vq, struct vmsrs_event *event)
+{
+	struct scatterlist sg;
+
+	sg_init_one(&sg, event, sizeof(*event));
+	return !virtqueue_add_inbuf(vq, &sg, 1, event, GFP_ATOMIC);
+}
+
+/*
+ * Gives the host its first buffers. It uses none before the kick, and there are no callbacks
+ * before a buffer is used.
+ */
+void vmsrs_event_start(struct vmsrs_device *dev)
+{
+	u32 i;
+
+	if (!dev->event_vq)
+		return;
+	for (i = 0; i < VMSRS_EVENT_BUFFERS; i++)
+		if (!give_buffer(dev->event_vq, &dev->events[i]))
+			break;
+	virtqueue_kick(dev->event_vq);
+}
+
+static void handle_event(struct vmsrs_device *dev, const struct vmsrs_event *event)
+{
+	switch (event->kind) {
+	case VMSRS_EVENT_SEALED_WRITE:
+		pr_warn_ratelimited("incident %llu: write to protected frame %u stopped, address %#llx, instruction %#llx, CPU %d\n",
+				    event->incident, event->frame, event->address,
+				    event->instruction, (int)event->vcpu);
+		break;
+	case VMSRS_EVENT_FRAMES_FREE:
+		WRITE_ONCE(dev->pool.dry, false);
+		vmsrs_host_work_now(dev);
+		break;
+	default:
+		pr_warn_ratelimited("unknown event %u\n", event->kind);
+	}
+}
+
+/* The host used buffers. Hard interrupt; never runs twice at a time. */
+void vmsrs_event_done(struct virtqueue *vq)
+{
+	struct vmsrs_device *dev = vq->vdev->priv;
+	struct vmsrs_event *event;
+	unsigned int used;
+
+	while ((event = virtqueue_get_buf(vq, &used))) {
+		if (used == sizeof(*event))
+			handle_event(dev, event);
+		else
+			pr_warn_ratelimited("event of %u bytes\n", used);
+		if (!give_buffer(vq, event))
+			break;
+	}
+	virtqueue_kick(vq);
+}

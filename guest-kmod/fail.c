@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Failed and discarded requests. The order matters: no write of the request is accepted any more,
+ * its drafts are gone from the page tables, and only then its locks are free.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/ktime.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+
+#include "vmsrs.h"
+
+/* Drops a domain's drafts. The next access maps the committed version again. */
+static void domain_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
+{
+	struct vmsrs_draft *draft;
+
+	mutex_lock(&domain->lock);
+	vmsrs_zap_drafts(domain->app, &domain->drafts);
+	list_for_each_entry(draft, &domain->drafts, list)
+		draft->entry->draft = NONE;
+	list_splice_tail_init(&domain->drafts, &report->drafts);
+	report->count += domain->draft_count;
+	domain->draft_count = 0;
+	domain->owner = NULL;
+	list_del_init(&domain->owned);
+	mutex_unlock(&domain->lock);
+}
+
+/* The calling paths can't fail, and these are small. */
+static struct vmsrs_report *report_new(bool incident)
+{
+	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL | __GFP_NOFAIL);
+
+	INIT_LIST_HEAD(&report->drafts);
+	report->incident = incident;
+	return report;
+}
+
+static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
+{
+	atomic_sub(report->count, &dev->drafts);
+	atomic64_add(report->count, &dev->discarded);
+	if (report->incident)
+		atomic64_inc(&dev->incidents);
+	if (report->incident || report->count)
+		vmsrs_host_report(dev, report);
+	else
+		kfree(report);
+}
+
+/*
+ * Finds or makes the request and marks it failed. The new one, if it was needed, comes from *spare.
+ */
+static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
+					 struct vmsrs_request **spare)
+{
+	struct vmsrs_request *request;
+
+	lockdep_assert_held(&app->dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	if (!request) {
+		request = *spare;
+		*spare = NULL;
+		vmsrs_request_add(request);
+	}
+	if (!request->failed) {
+		WRITE_ONCE(request->failed, true);
+		list_add_tail(&request->failed_entry, &app->dev->failed_requests);
+	}
+	return request;
+}
+
+static struct vmsrs_request *request_spare(struct vmsrs_app *app, u64 tag)
+{
+	return vmsrs_request_alloc(app, tag, GFP_KERNEL | __GFP_NOFAIL);
+}
+
+/* What a signal alone does not say. */
+static u32 refine(const struct vmsrs_thread *thread, const struct vmsrs_ioctl_fail *fail,
+		  bool overdue)
+{
+	if (fail->kind != VMSRS_KIND_MEMORY)
+		return fail->kind;
+	if (overdue)
+		return VMSRS_KIND_DEADLINE;
+	if (thread && thread->refused_address &&
+	    thread->refused_address == (fail->address & PAGE_MASK))
+		return thread->refused_kind;
+	return fail->kind;
+}
+
+static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 domain,
+		     const struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report)
+{
+	struct task_struct *task = thread ? thread->task : current;
+	struct vmsrs_incident_report *body = &report->body;
+	char name[TASK_COMM_LEN];
+
+	body->incident = fail->incident;
+	body->tag = fail->tag;
+	body->app = app->number;
+	body->domain = domain;
+	body->kind = fail->kind;
+	body->signal = fail->signal;
+	body->code = fail->code;
+	body->pid = task_tgid_nr(task);
+	body->tid = task_pid_nr(task);
+	body->address = fail->address;
+	body->address_domain = fail->address ? vmsrs_address_domain(app, fail->address) : NONE;
+	body->drafts_total = report->count;
+	body->recovery_ns = fail->recovery_ns;
+	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
+	get_task_comm(name, task);
+	memcpy(body->thread_name, name, sizeof(name));
+	memcpy(body->registers, fail->registers, sizeof(body->registers));
+	memcpy(body->backtrace, fail->backtrace, sizeof(body->backtrace));
+}
+
+/* First domain that the thread entered, or NONE. */
+static u32 first_held(const struct vmsrs_thread *thread)
+{
+	u32 domain;
+
+	if (!thread || !READ_ONCE(thread->control->held_count))
+		return NONE;
+	domain = READ_ONCE(thread->control->held[0]);
+	return domain < VMSRS_MAX_DOMAINS ? domain : NONE;
+}
+
+/*
+ * Releases the locks of a request: of the domains that had its drafts, of what the thread holds,
+ * and of what its other members hold.
+ */
+static void release_locks(struct vmsrs_app *app, struct vmsrs_thread *thread, u64 tag,
+			  const struct vmsrs_report *report)
+{
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_thread *member;
+	struct vmsrs_draft *draft;
+	u32 last = NONE;
+
+	list_for_each_entry(draft, &report->drafts, list) {
+		if (draft->domain != last)
+			vmsrs_lock_release(app, draft->domain, tag);
+		last = draft->domain;
+	}
+	if (thread)
+		vmsrs_lock_release_held(thread, tag);
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry(member, &dev->thread_list, list)
+		if (member->app == app && vmsrs_thread_tag(member) == tag)
+			vmsrs_lock_release_held(member, tag);
+	spin_unlock(&dev->threads_lock);
+}
+
+/*
+ * Fails request fail->tag: discards its drafts, releases its locks, interrupts its other threads,
+ * and has the incident reported. `thread` is the thread at fault, or NULL if it is not known.
+ * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again.
+ */
+void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
+{
+	struct vmsrs_request *request, *spare = request_spare(app, fail->tag);
+	struct vmsrs_report *report = report_new(true);
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_domain *domain, *next;
+	u64 now = ktime_get_ns();
+	LIST_HEAD(domains);
+	u32 first;
+
+	if (!fail->detected_ns || fail->detected_ns > now)
+		fail->detected_ns = now;
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	request = mark_failed(app, fail->tag, &spare);
+	fail->kind = refine(thread, fail, request->overdue);
+	list_splice_init(&request->domains, &domains);
+	request->file = NULL;
+	spin_unlock(&dev->requests_lock);
+	kfree(spare);
+
+	first = first_held(thread);
+	if (first == NONE && !list_empty(&domains))
+		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
+	list_for_each_entry_safe(domain, next, &domains, owned)
+		domain_discard(domain, report);
+	atomic_sub(report->count, &request->drafts);
+	release_locks(app, thread, fail->tag, report);
+
+	fail->drafts = report->count;
+	fail->recovery_ns = ktime_get_ns() - fail->detected_ns;
+	if (request->discarded) {
+		/* Another member was first; its incident stands for the request. */
+		fail->incident = request->incident;
+		fail->kind = request->kind;
+		report->incident = false;
+	} else {
+		fail->incident = atomic64_fetch_add(2, &dev->next_incident);
+		request->discarded = true;
+		request->incident = fail->incident;
+		request->kind = fail->kind;
+		describe(app, thread, first, fail, report);
+		vmsrs_thread_signal_members(app, fail->tag);
+	}
+	mutex_unlock(&dev->commit_lock);
+	report_finish(dev, report);
+}
+
+/* Fails what was begun through a file whose last reference went. */
+void vmsrs_fail_file(struct vmsrs_file *file)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_ioctl_fail fail;
+	struct vmsrs_request *request;
+	struct vmsrs_app *app;
+	int bucket;
+
+	do {
+		app = NULL;
+		memset(&fail, 0, sizeof(fail));
+		fail.kind = VMSRS_KIND_PROCESS_DEATH;
+		spin_lock(&dev->requests_lock);
+		hash_for_each(dev->requests, bucket, request, node) {
+			if (request->file == file) {
+				fail.tag = request->tag;
+				app = request->app;
+				break;
+			}
+		}
+		spin_unlock(&dev->requests_lock);
+		if (app)
+			vmsrs_fail(app, NULL, &fail);
+	} while (app);
+}
+
+/* Drops a request's drafts without an incident; its locks stay. */
+void vmsrs_discard(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_report *report = report_new(false);
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_domain *domain, *next;
+	struct vmsrs_request *request;
+	LIST_HEAD(domains);
+
+	mutex_lock(&dev->commit_lock);
+	request = vmsrs_request_take(app, tag, NONE, &domains);
+	if (!IS_ERR_OR_NULL(request)) {
+		list_for_each_entry_safe(domain, next, &domains, owned)
+			domain_discard(domain, report);
+		atomic_sub(report->count, &request->drafts);
+		vmsrs_request_settle(request);
+	}
+	mutex_unlock(&dev->commit_lock);
+	report_finish(dev, report);
+}
+
+/*
+ * Marks a request as failed by its deadline and interrupts its threads. One of them is expected to
+ * call IOCTL_FAIL; until then its locks and drafts stay, but it can neither write nor commit.
+ */
+void vmsrs_overdue(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_request *request, *spare = request_spare(app, tag);
+	struct vmsrs_device *dev = app->dev;
+
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	if (!request || !request->failed) {
+		request = mark_failed(app, tag, &spare);
+		request->overdue = true;
+	}
+	spin_unlock(&dev->requests_lock);
+	kfree(spare);
+	vmsrs_thread_signal_members(app, tag);
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * /dev/vmsrs: open, close, ioctl, mmap.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "vmsrs.h"
+
+static int file_open(struct inode *inode, struct file *filp)
+{
+	/* misc_open() put it there; the device can't go while it runs. */
+	struct vmsrs_device *dev = container_of(filp->private_data, struct vmsrs_device, misc);
+	struct vmsrs_file *file;
+
+	file = kzalloc(sizeof(*file), GFP_KERNEL);
+	if (!file)
+		return -ENOMEM;
+	kref_get(&dev->ref);
+	file->dev = dev;
+	filp->private_data = file;
+	/* One address space for all, so that one call zaps a page everywhere. */
+	filp->f_mapping = dev->inode->i_mapping;
+	return nonseekable_open(inode, filp);
+}
+
+/* A process that exits closes its files here, when all its threads are past running. */
+static int file_flush(struct file *filp, fl_owner_t id)
+{
+	if (current->flags & PF_EXITING)
+		vmsrs_threads_reap(filp->private_data, false);
+	return 0;
+}
+
+/* The last reference, mappings included, is gone. */
+static int file_release(struct inode *inode, struct file *filp)
+{
+	struct vmsrs_file *file = filp->private_data;
+	struct vmsrs_device *dev = file->dev;
+
+	vmsrs_threads_reap(file, true);
+	vmsrs_fail_file(file);
+	vmsrs_app_close(file);
+	kfree(file);
+	vmsrs_device_put(dev);
+	return 0;
+}
+
+/* The file's app, or NULL. Pairs with the release in vmsrs_app_open(). */
+static struct vmsrs_app *file_app(struct vmsrs_file *file)
+{
+	return smp_load_acquire(&file->app);
+}
+
+/* 0 if the calling thread is registered and carries the tag. */
+static long check_tag(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_thread *thread = vmsrs_thread_current(app);
+	long ret = 0;
+
+	if (!tag)
+		ret = -EINVAL;
+	else if (!thread || vmsrs_thread_tag(thread) != tag || !vmsrs_tag_valid(app->dev, tag))
+		ret = -EPERM;
+	if (thread)
+		vmsrs_thread_put(thread);
+	return ret;
+}
+
+static long ioctl_open_app(struct vmsrs_file *file, void __user *user)
+{
+	struct vmsrs_ioctl_open_app arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = vmsrs_app_open(file, &arg);
+	if (!ret && copy_to_user(user, &arg, sizeof(arg)))
+		ret = -EFAULT;
+	return ret;
+}
+
+static long ioctl_open_domain(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_open_domain arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = vmsrs_domain_open(app, &arg);
+	if (!ret && copy_to_user(user, &arg, sizeof(arg)))
+		ret = -EFAULT;
+	return ret;
+}
+
+static long ioctl_extent(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_extent arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = vmsrs_extent_open(app, &arg);
+	if (!ret && copy_to_user(user, &arg, sizeof(arg)))
+		ret = -EFAULT;
+	return ret;
+}
+
+static long ioctl_thread(struct vmsrs_file *file, void __user *user)
+{
+	struct vmsrs_ioctl_thread arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = vmsrs_thread_register(file, &arg);
+	if (!ret && copy_to_user(user, &arg, sizeof(arg))) {
+		vmsrs_thread_exit(file);
+		ret = -EFAULT;
+	}
+	return ret;
+}
+
+static long ioctl_tags(struct vmsrs_device *dev, void __user *user)
+{
+	struct vmsrs_ioctl_tags arg;
+
+	vmsrs_thread_tags(dev, &arg.tag_first, &arg.tag_count);
+	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static long ioctl_commit(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_commit arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = check_tag(app, arg.tag);
+	return ret ? ret : vmsrs_commit(app, &arg);
+}
+
+static long ioctl_fail(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_thread *thread;
+	struct vmsrs_ioctl_fail arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	if (!arg.kind || arg.kind > VMSRS_KIND_MAX)
+		return -EINVAL;
+	ret = check_tag(app, arg.tag);
+	if (ret)
+		return ret;
+	thread = vmsrs_thread_current(app);
+	if (!thread)
+		return -EPERM;
+	vmsrs_fail(app, thread, &arg);
+	thread->refused_address = 0;
+	thread->frame_due = 0;
+	vmsrs_thread_put(thread);
+	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static long ioctl_discard(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_tag arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = check_tag(app, arg.tag);
+	if (!ret)
+		vmsrs_discard(app, arg.tag);
+	return ret;
+}
+
+static long ioctl_lock(struct vmsrs_app *app, unsigned int command, void __user *user)
+{
+	struct vmsrs_ioctl_lock arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	if (arg.domain >= VMSRS_MAX_DOMAINS)
+		return -EINVAL;
+	if (command == VMSRS_IOCTL_LOCK_WAKE) {
+		vmsrs_lock_wake(app, arg.domain);
+		return 0;
+	}
+	if (!arg.timeout_ms || arg.timeout_ms > 3600000)
+		return -EINVAL;
+	ret = check_tag(app, arg.tag);
+	return ret ? ret : vmsrs_lock_wait(app, &arg);
+}
+
+static long ioctl_info(struct vmsrs_device *dev, void __user *user)
+{
+	struct vmsrs_ioctl_info arg = {
+		.window_frames = dev->config.window_frames,
+		.pool_frames = dev->config.pool_frames,
+		.pool_free = READ_ONCE(dev->pool.free_count),
+		.drafts = atomic_read(&dev->drafts),
+		.broken = vmsrs_broken(dev),
+		.commits = atomic64_read(&dev->commits),
+		.sealed_pages = atomic64_read(&dev->sealed_pages),
+		.discarded = atomic64_read(&dev->discarded),
+		.incidents = atomic64_read(&dev->incidents),
+		.seal_messages = atomic64_read(&dev->seal_messages),
+	};
+
+	spin_lock(&dev->batch.lock);
+	arg.unsealed = dev->batch.appended - atomic64_read(&dev->batch.sealed);
+	spin_unlock(&dev->batch.lock);
+	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+/* Calls that give up a request or a lock, or tell the state, work without a host, too. */
+static bool needs_host(unsigned int command)
+{
+	switch (command) {
+	case VMSRS_IOCTL_FAIL:
+	case VMSRS_IOCTL_DISCARD:
+	case VMSRS_IOCTL_LOCK_WAIT:
+	case VMSRS_IOCTL_LOCK_WAKE:
+	case VMSRS_IOCTL_THREAD_EXIT:
+	case VMSRS_IOCTL_INFO:
+		return false;
+	default:
+		return true;
+	}
+}
+
+static long file_ioctl(struct file *filp, unsigned int command, unsigned long arg)
+{
+	struct vmsrs_file *file = filp->private_data;
+	struct vmsrs_app *app = file_app(file);
+	void __user *user = (void __user *)arg;
+
+	if (_IOC_TYPE(command) != 'V')
+		return -ENOTTY;
+	if (needs_host(command) && vmsrs_broken(file->dev))
+		return -ENODEV;
+	switch (command) {
+	case VMSRS_IOCTL_OPEN_APP:
+		return ioctl_open_app(file, user);
+	case VMSRS_IOCTL_TAGS:
+		return ioctl_tags(file->dev, user);
+	case VMSRS_IOCTL_INFO:
+		return ioctl_info(file->dev, user);
+	case VMSRS_IOCTL_FLUSH:
+		return vmsrs_flush(file->dev, false);
+	}
+	if (!app)
+		return -EBADFD;
+	switch (command) {
+	case VMSRS_IOCTL_OPEN_DOMAIN:
+		return ioctl_open_domain(app, user);
+	case VMSRS_IOCTL_EXTENT:
+		return ioctl_extent(app, user);
+	case VMSRS_IOCTL_THREAD:
+		return ioctl_thread(file, user);
+	case VMSRS_IOCTL_THREAD_EXIT:
+		return vmsrs_thread_exit(file);
+	case VMSRS_IOCTL_COMMIT:
+		return ioctl_commit(app, user);
+	case VMSRS_IOCTL_FAIL:
+		return ioctl_fail(app, user);
+	case VMSRS_IOCTL_DISCARD:
+		return ioctl_discard(app, user);
+	case VMSRS_IOCTL_LOCK_WAIT:
+	case VMSRS_IOCTL_LOCK_WAKE:
+		return ioctl_lock(app, command, user);
+	default:
+		return -ENOTTY;
+	}
+}
+
+/* True if the mapping lies within `length` bytes at `offset` of the file. */
+static bool within(const struct vm_area_struct *vma, u64 offset, u64 length)
+{
+	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
+
+	return start >= offset && start - offset < length &&
+	       vma->vm_end - vma->vm_start <= length - (start - offset);
+}
+
+/* The app's pages: at their fixed address only, since they are full of pointers. */
+static int mmap_pages(struct vmsrs_app *app, struct vm_area_struct *vma)
+{
+	u64 offset = (u64)app->number << VMSRS_APP_OFFSET_SHIFT;
+
+	if (vma->vm_start != VMSRS_APP_BASE + ((u64)vma->vm_pgoff << PAGE_SHIFT))
+		return -EINVAL;
+	if (!within(vma, offset, (u64)VMSRS_APP_PAGES << PAGE_SHIFT))
+		return -EINVAL;
+	vm_flags_mod(vma, VM_PFNMAP, 0);
+	vma->vm_ops = &vmsrs_page_vm_ops;
+	vma->vm_private_data = app;
+	return 0;
+}
+
+static int mmap_locks(struct vmsrs_app *app, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &vmsrs_lock_vm_ops;
+	vma->vm_private_data = app;
+	return 0;
+}
+
+static int file_mmap(struct file *filp, struct vm_area_struct *vma)
+{
+	struct vmsrs_file *file = filp->private_data;
+	struct vmsrs_app *app = file_app(file);
+
+	if (!app)
+		return -EBADFD;
+	if (READ_ONCE(file->dev->gone))
+		return -ENODEV;
+	/* Private copies would be out of reach; nothing here is code. */
+	if (!(vma->vm_flags & VM_SHARED) || vma->vm_flags & VM_EXEC)
+		return -EINVAL;
+	/* Not inherited, not dumped, not pinned: a child is another process with its own rights. */
+	vm_flags_mod(vma, VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY, VM_MAYEXEC);
+	if (within(vma, VMSRS_LOCKS_OFFSET, VMSRS_LOCKS_LENGTH))
+		return mmap_locks(app, vma);
+	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)THREADS_MAX << PAGE_SHIFT))
+		return vmsrs_thread_mmap(file, vma);
+	return mmap_pages(app, vma);
+}
+
+const struct file_operations vmsrs_fops = {
+	.owner = THIS_MODULE,
+	.open = file_open,
+	.flush = file_flush,
+	.release = file_release,
+	.unlocked_ioctl = file_ioctl,
+	.mmap = file_mmap,
+};

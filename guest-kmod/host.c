@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The host work: sends what has been collected, commits in their order, then reports, and asks for
+ * frames. Nothing else sends these messages, so there is one of it at a time.
+ *
+ * Any refusal shows that driver and host disagree about the state: it breaks the device.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/slab.h>
+
+#include "vmsrs.h"
+
+#define PAYLOAD_MAX	(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
+
+#define RECORDS_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
+			 sizeof(struct vmsrs_seal_record))
+#define DROPPED_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
+			 sizeof(struct vmsrs_dropped_draft))
+#define DISCARDED_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
+
+void vmsrs_host_work_soon(struct vmsrs_device *dev)
+{
+	queue_delayed_work(dev->wq, &dev->host_work, BATCH_DELAY);
+}
+
+/* Any context. */
+void vmsrs_host_work_now(struct vmsrs_device *dev)
+{
+	mod_delayed_work(dev->wq, &dev->host_work, 0);
+}
+
+/*
+ * Appends the records of one whole commit. commit_lock is held, so that their order is that of the
+ * commits. Returns how many records are sealed when these are.
+ */
+u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	bool full;
+	u64 end;
+
+	lockdep_assert_held(&dev->commit_lock);
+	spin_lock(&batch->lock);
+	list_splice_tail_init(records, &batch->records);
+	batch->queued += count;
+	batch->appended += count;
+	end = batch->appended;
+	full = batch->queued >= min_t(u32, dev->config.batch_records, RECORDS_MAX);
+	spin_unlock(&batch->lock);
+	if (full)
+		vmsrs_host_work_now(dev);
+	else
+		vmsrs_host_work_soon(dev);
+	return end;
+}
+
+/* Takes the report over. */
+void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
+{
+	spin_lock(&dev->batch.lock);
+	list_add_tail(&report->list, &dev->batch.reports);
+	spin_unlock(&dev->batch.lock);
+	vmsrs_host_work_soon(dev);
+}
+
+/* Moves up to `limit` records from the batch to a list. */
+static u32 take_records(struct vmsrs_batch *batch, u32 limit, struct list_head *records)
+{
+	struct list_head *last = &batch->records;
+	u32 count = 0;
+
+	spin_lock(&batch->lock);
+	while (count < limit && !list_is_last(last, &batch->records)) {
+		last = last->next;
+		count++;
+	}
+	list_cut_position(records, &batch->records, last);
+	batch->queued -= count;
+	spin_unlock(&batch->lock);
+	return count;
+}
+
+static void fill_record(struct vmsrs_seal_record *record, const struct vmsrs_draft *draft)
+{
+	record->tag = draft->tag;
+	record->app = draft->app;
+	record->domain = draft->domain;
+	record->page = draft->page;
+	record->old_frame = draft->committed;
+	record->new_frame = draft->frame;
+	record->flags = draft->flags;
+}
+
+/* Frames that the host took back: sealed or dropped. Frees the drafts. */
+static void revoke(struct vmsrs_device *dev, struct list_head *drafts)
+{
+	struct vmsrs_draft *draft;
+
+	list_for_each_entry(draft, drafts, list)
+		vmsrs_pool_revoke(dev, draft->frame);
+	vmsrs_drafts_free(drafts);
+}
+
+static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 length, u32 count,
+			   struct list_head *records)
+{
+	const struct vmsrs_seal_reply *reply = bytes;
+
+	if (length < sizeof(*reply) || reply->runs > VMSRS_REPLY_RUNS_MAX ||
+	    length != sizeof(*reply) + reply->runs * sizeof(struct vmsrs_frame_run))
+		return -EPROTO;
+	if (reply->refusal != VMSRS_STATUS_OK || reply->sealed != count) {
+		vmsrs_break(dev, "seal refused after %u of %u records (status %u)", reply->sealed,
+			    count, reply->refusal);
+		return -ENODEV;
+	}
+	revoke(dev, records);
+	return vmsrs_pool_grant(dev, (const void *)(reply + 1), reply->runs);
+}
+
+static int send_records(struct vmsrs_device *dev)
+{
+	u32 limit = min_t(u32, dev->config.batch_records, RECORDS_MAX);
+	struct vmsrs_batch *batch = &dev->batch;
+	struct vmsrs_seal_request *request;
+	struct vmsrs_seal_record *record;
+	struct vmsrs_draft *draft;
+	const void *reply;
+	u32 count, length;
+	int error;
+
+	do {
+		LIST_HEAD(records);
+
+		if (list_empty_careful(&batch->records))
+			return 0;
+		request = vmsrs_control_begin(dev);
+		if (IS_ERR(request))
+			return PTR_ERR(request);
+		count = take_records(batch, limit, &records);
+		request->records = count;
+		request->reserved = 0;
+		record = (struct vmsrs_seal_record *)(request + 1);
+		list_for_each_entry(draft, &records, list)
+			fill_record(record++, draft);
+		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_SEAL,
+					       sizeof(*request) + count * sizeof(*record), &reply,
+					       &length);
+		if (!error)
+			error = take_seal_reply(dev, reply, length, count, &records);
+		vmsrs_control_end(dev);
+		vmsrs_drafts_free(&records);
+		if (error)
+			return error;
+		WRITE_ONCE(dev->pool.dry, false);
+		atomic64_inc(&dev->seal_messages);
+		atomic64_add(count, &dev->sealed_pages);
+		atomic64_add(count, &batch->sealed);
+		wake_up_all(&batch->wait);
+	} while (count == limit);
+	return 0;
+}
+
+static struct vmsrs_report *take_report(struct vmsrs_batch *batch)
+{
+	struct vmsrs_report *report;
+
+	spin_lock(&batch->lock);
+	report = list_first_entry_or_null(&batch->reports, struct vmsrs_report, list);
+	if (report)
+		list_del(&report->list);
+	spin_unlock(&batch->lock);
+	return report;
+}
+
+static void report_free(struct vmsrs_report *report)
+{
+	vmsrs_drafts_free(&report->drafts);
+	kfree(report);
+}
+
+/* Moves up to `limit` drafts of a report to a list. */
+static u32 take_drafts(struct vmsrs_report *report, u32 limit, struct list_head *drafts)
+{
+	struct list_head *last = &report->drafts;
+	u32 count = 0;
+
+	while (count < limit && !list_is_last(last, &report->drafts)) {
+		last = last->next;
+		count++;
+	}
+	list_cut_position(drafts, &report->drafts, last);
+	return count;
+}
+
+static u32 fill_incident(void *payload, struct vmsrs_report *report, struct list_head *drafts)
+{
+	struct vmsrs_incident_report *body = payload;
+	struct vmsrs_dropped_draft *dropped = (struct vmsrs_dropped_draft *)(body + 1);
+	struct vmsrs_draft *draft;
+	u32 count;
+
+	count = take_drafts(report, DROPPED_MAX, drafts);
+	*body = report->body;
+	body->drafts = count;
+	list_for_each_entry(draft, drafts, list) {
+		dropped->domain = draft->domain;
+		dropped->page = draft->page;
+		dropped->frame = draft->frame;
+		dropped->committed = draft->committed;
+		dropped++;
+	}
+	return sizeof(*body) + count * sizeof(*dropped);
+}
+
+static u32 fill_discard(void *payload, struct vmsrs_report *report, struct list_head *drafts)
+{
+	struct vmsrs_discard_request *request = payload;
+	u32 *frame = (u32 *)(request + 1);
+	struct vmsrs_draft *draft;
+
+	request->frames = take_drafts(report, DISCARDED_MAX, drafts);
+	request->reserved = 0;
+	list_for_each_entry(draft, drafts, list)
+		*frame++ = draft->frame;
+	return sizeof(*request) + request->frames * sizeof(*frame);
+}
+
+/* Sends one message of a report: the incident first, then what did not go into it. */
+static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *report)
+{
+	const void *reply;
+	LIST_HEAD(drafts);
+	void *payload;
+	u32 kind, length;
+	int error;
+
+	payload = vmsrs_control_begin(dev);
+	if (IS_ERR(payload))
+		return PTR_ERR(payload);
+	if (report->incident) {
+		kind = VMSRS_MESSAGE_INCIDENT;
+		length = fill_incident(payload, report, &drafts);
+		report->incident = false;
+	} else {
+		kind = VMSRS_MESSAGE_DISCARD;
+		length = fill_discard(payload, report, &drafts);
+	}
+	error = vmsrs_control_exchange(dev, kind, length, &reply, &length);
+	if (!error) {
+		revoke(dev, &drafts);
+		error = vmsrs_pool_take_reply(dev, reply, length);
+	}
+	vmsrs_control_end(dev);
+	vmsrs_drafts_free(&drafts);
+	return error;
+}
+
+static int send_reports(struct vmsrs_device *dev)
+{
+	struct vmsrs_report *report;
+	int error = 0;
+
+	while (!error && (report = take_report(&dev->batch))) {
+		while (!error && (report->incident || !list_empty(&report->drafts)))
+			error = send_report_part(dev, report);
+		report_free(report);
+		WRITE_ONCE(dev->pool.dry, false);
+	}
+	return error;
+}
+
+static void host_work(struct work_struct *work)
+{
+	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device,
+						host_work);
+	int error;
+
+	if (vmsrs_broken(dev))
+		return;
+	error = send_records(dev);
+	if (!error)
+		error = send_reports(dev);
+	if (!error)
+		error = vmsrs_pool_refill(dev);
+	if (error) {
+		vmsrs_break(dev, "a message was refused or badly answered (%d)", error);
+		return;
+	}
+	if (atomic_read(&dev->pool.waiters) && !READ_ONCE(dev->pool.free_count))
+		queue_delayed_work(dev->wq, &dev->host_work, GRANT_RETRY_DELAY);
+}
+
+void vmsrs_host_init(struct vmsrs_device *dev)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+
+	spin_lock_init(&batch->lock);
+	INIT_LIST_HEAD(&batch->records);
+	INIT_LIST_HEAD(&batch->reports);
+	init_waitqueue_head(&batch->wait);
+	INIT_DELAYED_WORK(&dev->host_work, host_work);
+}
+
+/* Drops what was not sent; the work does not run any more. */
+void vmsrs_host_free(struct vmsrs_device *dev)
+{
+	struct vmsrs_report *report;
+
+	vmsrs_drafts_free(&dev->batch.records);
+	while ((report = take_report(&dev->batch)))
+		report_free(report);
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * An inode of our own, whose mapping all opens of the device share: then one call zaps a page in
+ * every process, whichever device node was opened.
+ */
+#include <linux/fs.h>
+#include <linux/mount.h>
+#include <linux/pseudo_fs.h>
+
+#include "vmsrs.h"
+
+#define VMSRS_FS_MAGIC 0x56535253
+
+static struct vfsmount *vmsrs_mount;
+static int vmsrs_mount_count;
+
+static int vmsrs_fs_init_context(struct fs_context *context)
+{
+	return init_pseudo(context, VMSRS_FS_MAGIC) ? 0 : -ENOMEM;
+}
+
+/*
+ * No .owner: the mount would keep the module from being unloaded as long as there is a device. It
+ * is gone before the module is, since open files hold the module.
+ */
+static struct file_system_type vmsrs_fs_type = {
+	.name = "vmsrs",
+	.init_fs_context = vmsrs_fs_init_context,
+	.kill_sb = kill_anon_super,
+};
+
+struct inode *vmsrs_inode_new(void)
+{
+	struct inode *inode;
+	int error;
+
+	error = simple_pin_fs(&vmsrs_fs_type, &vmsrs_mount, &vmsrs_mount_count);
+	if (error)
+		return ERR_PTR(error);
+	inode = alloc_anon_inode(vmsrs_mount->mnt_sb);
+	if (IS_ERR(inode))
+		simple_release_fs(&vmsrs_mount, &vmsrs_mount_count);
+	return inode;
+}
+
+void vmsrs_inode_free(struct inode *inode)
+{
+	iput(inode);
+	simple_release_fs(&vmsrs_mount, &vmsrs_mount_count);
+}

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page faults: which frame a page shows, and who may make a draft of it.
+ *
+ * Page table entries are a cache of the page map: read-only for committed versions, writable for
+ * drafts. They are inserted and zapped under the domain's lock.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/mm.h>
+#include <linux/slab.h>
+
+#include "vmsrs.h"
+
+static struct kmem_cache *draft_cache;
+
+int vmsrs_draft_cache_init(void)
+{
+	draft_cache = KMEM_CACHE(vmsrs_draft, 0);
+	return draft_cache ? 0 : -ENOMEM;
+}
+
+void vmsrs_draft_cache_exit(void)
+{
+	kmem_cache_destroy(draft_cache);
+}
+
+void vmsrs_draft_free(struct vmsrs_draft *draft)
+{
+	kmem_cache_free(draft_cache, draft);
+}
+
+void vmsrs_drafts_free(struct list_head *drafts)
+{
+	struct vmsrs_draft *draft, *next;
+
+	list_for_each_entry_safe(draft, next, drafts, list) {
+		list_del(&draft->list);
+		vmsrs_draft_free(draft);
+	}
+}
+
+/* Zaps `count` pages in every process. */
+static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
+{
+	loff_t offset = ((loff_t)app->number << VMSRS_APP_OFFSET_SHIFT) +
+			((loff_t)page << PAGE_SHIFT);
+
+	unmap_mapping_range(app->dev->inode->i_mapping, offset, (loff_t)count << PAGE_SHIFT, 1);
+}
+
+/* Zaps the pages of a domain's drafts, run by run. The domain's lock is held. */
+void vmsrs_zap_drafts(struct vmsrs_app *app, struct list_head *drafts)
+{
+	struct vmsrs_draft *draft;
+	u32 start = 0, end = 0;
+
+	/* Drafts are in order of their first write, which mostly goes up or down. */
+	list_for_each_entry(draft, drafts, list) {
+		if (end != start && draft->page == end) {
+			end++;
+		} else if (end != start && draft->page + 1 == start) {
+			start--;
+		} else {
+			if (end != start)
+				zap_pages(app, start, end - start);
+			start = draft->page;
+			end = start + 1;
+		}
+	}
+	if (end != start)
+		zap_pages(app, start, end - start);
+}
+
+/* Zaps the pages of all apps in every process. */
+void vmsrs_zap_everything(struct vmsrs_device *dev)
+{
+	unmap_mapping_range(dev->inode->i_mapping, 0,
+			    (loff_t)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT, 1);
+}
+
+static void *frame_address(struct vmsrs_device *dev, u32 frame)
+{
+	return dev->window + ((size_t)frame << PAGE_SHIFT);
+}
+
+static unsigned long frame_pfn(struct vmsrs_device *dev, u32 frame)
+{
+	return PHYS_PFN(dev->window_phys) + frame;
+}
+
+static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
+{
+	return vmf->pgoff - ((pgoff_t)app->number << APP_PAGES_SHIFT);
+}
+
+static vm_fault_t map_writable(struct vmsrs_device *dev, struct vm_fault *vmf, u32 frame)
+{
+	/*
+	 * vm_page_prot is the one for read-only entries, since the mapping asks to be told about
+	 * first writes.
+	 */
+	return vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(dev, frame),
+				   vm_get_page_prot(vmf->vma->vm_flags));
+}
+
+/* Everybody may read: the draft if there is one, else the committed version, else zeros. */
+static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
+{
+	u32 page = fault_page(app, vmf), frame;
+	struct vmsrs_extent_pages *extent;
+	struct vmsrs_page *entry;
+	vm_fault_t ret;
+
+	extent = vmsrs_extent_find(app, page);
+	if (!extent)
+		return VM_FAULT_SIGSEGV;
+	entry = &extent->entries[page - extent->page];
+
+	mutex_lock(&extent->domain->lock);
+	frame = entry->draft;
+	if (frame == NONE)
+		frame = entry->frame;
+	if (frame == NONE)
+		frame = VMSRS_ZERO_FRAME;
+	ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(app->dev, frame),
+				  vmf->vma->vm_page_prot);
+	mutex_unlock(&extent->domain->lock);
+	return ret;
+}
+
+/* May the request write to the domain? domain->lock is held. */
+static bool may_write(struct vmsrs_domain *domain, u64 tag)
+{
+	if (vmsrs_lock_tag(domain->app, domain->number) != tag)
+		return false;
+	return !domain->owner ||
+	       (domain->owner->tag == tag && !READ_ONCE(domain->owner->failed));
+}
+
+/*
+ * Makes a draft of a page and puts it on the domain's list. domain->lock is held.
+ * -EAGAIN: no frame. -ESTALE: the request has failed. -EFBIG: it has too many drafts.
+ */
+static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
+		      struct vmsrs_file *file, u64 tag, struct vmsrs_draft *draft)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	int error;
+
+	draft->frame = vmsrs_pool_take(dev);
+	if (draft->frame == NONE)
+		return -EAGAIN;
+	if (!domain->owner) {
+		error = vmsrs_request_own(domain, file, tag);
+		if (error)
+			goto put;
+	}
+	if (atomic_inc_return(&domain->owner->drafts) > VMSRS_COMMIT_PAGES_MAX) {
+		atomic_dec(&domain->owner->drafts);
+		error = -EFBIG;
+		goto put;
+	}
+	/* Granted frames are zero already. */
+	if (entry->frame != NONE)
+		copy_page(frame_address(dev, draft->frame), frame_address(dev, entry->frame));
+	draft->tag = tag;
+	draft->app = domain->app->number;
+	draft->domain = domain->number;
+	draft->committed = entry->frame;
+	draft->entry = entry;
+	draft->flags = 0;
+	entry->draft = draft->frame;
+	list_add_tail(&draft->list, &domain->drafts);
+	domain->draft_count++;
+	atomic_inc(&dev->drafts);
+	return 0;
+
+put:
+	vmsrs_pool_put(dev, draft->frame);
+	return error;
+}
+
+static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 kind)
+{
+	thread->refused_address = vmf->address;
+	thread->refused_kind = kind;
+	return kind == VMSRS_KIND_NO_FRAMES ? VM_FAULT_SIGBUS : VM_FAULT_SIGSEGV;
+}
+
+/* A write by a registered thread. */
+static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *thread,
+			       struct vm_fault *vmf)
+{
+	struct vmsrs_file *file = vmf->vma->vm_file->private_data;
+	u32 page = fault_page(app, vmf);
+	struct vmsrs_extent_pages *extent;
+	struct vmsrs_draft *draft;
+	struct vmsrs_domain *domain;
+	struct vmsrs_page *entry;
+	vm_fault_t ret;
+	u64 tag;
+	int error;
+
+	extent = vmsrs_extent_find(app, page);
+	if (!extent)
+		return VM_FAULT_SIGSEGV;
+	domain = extent->domain;
+	entry = &extent->entries[page - extent->page];
+	tag = vmsrs_thread_tag(thread);
+	if (!vmsrs_tag_valid(app->dev, tag))
+		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
+	draft = kmem_cache_alloc(draft_cache, GFP_KERNEL);
+	if (!draft)
+		return VM_FAULT_OOM;
+	draft->page = page;
+
+	for (;;) {
+		mutex_lock(&domain->lock);
+		if (!may_write(domain, tag)) {
+			error = -ESTALE;
+		} else if (entry->draft != NONE) {
+			/* Drafted by another member, or mapped for reading since. */
+			error = -EEXIST;
+		} else {
+			error = draft_make(domain, entry, file, tag, draft);
+		}
+		if (!error || error == -EEXIST) {
+			zap_pages(app, page, 1);
+			ret = map_writable(app->dev, vmf, entry->draft);
+		}
+		mutex_unlock(&domain->lock);
+		if (error != -EAGAIN)
+			break;
+		ret = vmsrs_pool_wait(app->dev, thread, vmf);
+		if (ret)
+			goto free;
+		if (vmsrs_broken(app->dev)) {
+			ret = VM_FAULT_SIGBUS;
+			goto free;
+		}
+	}
+
+	switch (error) {
+	case 0:
+		thread->frame_due = 0;
+		WRITE_ONCE(thread->control->drafts, READ_ONCE(thread->control->drafts) + 1);
+		return ret;
+	case -EEXIST:
+		break;
+	case -ENOMEM:
+		ret = VM_FAULT_OOM;
+		break;
+	case -EFBIG:
+		ret = refuse(thread, vmf, VMSRS_KIND_NO_FRAMES);
+		break;
+	default:
+		ret = refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
+	}
+free:
+	vmsrs_draft_free(draft);
+	return ret;
+}
+
+/*
+ * A write by whoever runs: a thread of the process, or the kernel on its behalf (a copy to user
+ * memory, which ends with EFAULT). A kernel thread that borrowed the mm is no registered thread.
+ */
+static vm_fault_t page_write(struct vmsrs_app *app, struct vm_fault *vmf)
+{
+	struct vmsrs_thread *thread;
+	vm_fault_t ret;
+
+	if (vmsrs_broken(app->dev))
+		return VM_FAULT_SIGBUS;
+	thread = vmsrs_thread_current(app);
+	if (!thread)
+		return VM_FAULT_SIGSEGV;
+	ret = thread_write(app, thread, vmf);
+	vmsrs_thread_put(thread);
+	return ret;
+}
+
+static vm_fault_t page_access(struct vm_fault *vmf, bool write)
+{
+	struct vmsrs_app *app = vmf->vma->vm_private_data;
+	struct vmsrs_device *dev = app->dev;
+	vm_fault_t ret;
+	int index;
+
+	/* Removal waits for this section before the window goes. */
+	index = srcu_read_lock(&dev->srcu);
+	if (READ_ONCE(dev->gone))
+		ret = VM_FAULT_SIGBUS;
+	else if (write)
+		ret = page_write(app, vmf);
+	else
+		ret = page_read(app, vmf);
+	srcu_read_unlock(&dev->srcu, index);
+	return ret;
+}
+
+static vm_fault_t page_fault(struct vm_fault *vmf)
+{
+	return page_access(vmf, vmf->flags & FAULT_FLAG_WRITE);
+}
+
+/* First write to a page that is mapped read-only. */
+static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
+{
+	return page_access(vmf, true);
+}
+
+/* The addresses are fixed: pointers live in the pages. */
+static int page_mremap(struct vm_area_struct *vma)
+{
+	return -EINVAL;
+}
+
+const struct vm_operations_struct vmsrs_page_vm_ops = {
+	.fault = page_fault,
+	.pfn_mkwrite = page_pfn_mkwrite,
+	.mremap = page_mremap,
+};

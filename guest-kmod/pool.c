@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The pool of granted frames. Frames come from the host zeroed, go out lowest first so that what
+ * is sealed together lies together, and never come back after they were written to: the host wipes
+ * them first.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/bitmap.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/sched/signal.h>
+
+#include "compat.h"
+#include "vmsrs.h"
+
+int vmsrs_pool_init(struct vmsrs_device *dev)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	size_t bytes = BITS_TO_LONGS(dev->config.window_frames) * sizeof(long);
+
+	spin_lock_init(&pool->lock);
+	init_waitqueue_head(&pool->wait);
+	pool->granted = kvzalloc(bytes, GFP_KERNEL);
+	pool->free = kvzalloc(bytes, GFP_KERNEL);
+	if (!pool->granted || !pool->free) {
+		vmsrs_pool_free(dev);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+void vmsrs_pool_free(struct vmsrs_device *dev)
+{
+	kvfree(dev->pool.granted);
+	kvfree(dev->pool.free);
+}
+
+/* Takes the lowest free frame, or NONE. Asks for more in time. Context: may not be an interrupt. */
+u32 vmsrs_pool_take(struct vmsrs_device *dev)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	u32 frame = NONE;
+	bool low;
+
+	spin_lock(&pool->lock);
+	if (pool->free_count) {
+		frame = find_next_bit(pool->free, dev->config.window_frames, pool->hint);
+		__clear_bit(frame, pool->free);
+		pool->free_count--;
+		pool->hint = frame + 1;
+	}
+	low = pool->free_count < dev->config.pool_frames / 4;
+	spin_unlock(&pool->lock);
+	if (low)
+		vmsrs_host_work_soon(dev);
+	return frame;
+}
+
+/* Puts a frame back that was taken and not written to. */
+void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+
+	spin_lock(&pool->lock);
+	__set_bit(frame, pool->free);
+	pool->free_count++;
+	pool->hint = min(pool->hint, frame);
+	spin_unlock(&pool->lock);
+	wake_up(&pool->wait);
+}
+
+/* The frame is the host's again: it was sealed or dropped. */
+void vmsrs_pool_revoke(struct vmsrs_device *dev, u32 frame)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+
+	spin_lock(&pool->lock);
+	__clear_bit(frame, pool->granted);
+	pool->granted_count--;
+	spin_unlock(&pool->lock);
+}
+
+static bool run_valid(struct vmsrs_device *dev, const struct vmsrs_frame_run *run)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	u32 frames = dev->config.window_frames;
+
+	if (run->start == VMSRS_ZERO_FRAME || run->start >= frames || !run->count ||
+	    run->count > frames - run->start ||
+	    run->count > dev->config.pool_frames - pool->granted_count)
+		return false;
+	return find_next_bit(pool->granted, run->start + run->count, run->start) >=
+	       run->start + run->count;
+}
+
+/* Adds frames that the host granted. -EPROTO: it granted what it may not. */
+int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *runs, u32 count)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	int error = 0;
+	u32 i;
+
+	if (!count)
+		return 0;
+	spin_lock(&pool->lock);
+	for (i = 0; i < count; i++) {
+		if (!run_valid(dev, &runs[i])) {
+			error = -EPROTO;
+			break;
+		}
+		bitmap_set(pool->granted, runs[i].start, runs[i].count);
+		bitmap_set(pool->free, runs[i].start, runs[i].count);
+		pool->granted_count += runs[i].count;
+		pool->free_count += runs[i].count;
+		pool->hint = min(pool->hint, runs[i].start);
+	}
+	spin_unlock(&pool->lock);
+	wake_up_all(&pool->wait);
+	return error;
+}
+
+/* Takes the frames in a reply that starts with a vmsrs_grant_reply. */
+int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 length)
+{
+	const struct vmsrs_grant_reply *head = reply;
+
+	if (length < sizeof(*head) || head->runs > VMSRS_REPLY_RUNS_MAX ||
+	    length != sizeof(*head) + head->runs * sizeof(struct vmsrs_frame_run))
+		return -EPROTO;
+	return vmsrs_pool_grant(dev, reply + sizeof(*head), head->runs);
+}
+
+/*
+ * Asks the host for the frames that the pool lacks. Called by the host work alone.
+ *
+ * A grant may be cut short by the number of runs in a reply, so it asks on as long as frames come.
+ */
+int vmsrs_pool_refill(struct vmsrs_device *dev)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	struct vmsrs_grant_request request = { };
+	const void *reply;
+	u32 length, before, now;
+	void *payload;
+	int error;
+
+	for (;;) {
+		spin_lock(&pool->lock);
+		before = pool->granted_count;
+		now = pool->free_count;
+		spin_unlock(&pool->lock);
+		request.frames = dev->config.pool_frames - before;
+		/* Frames come with every sealed batch; ask only when that does not suffice. */
+		if (!request.frames || now >= dev->config.pool_frames / 2)
+			return 0;
+		if (READ_ONCE(pool->dry) && !atomic_read(&pool->waiters))
+			return 0;
+
+		payload = vmsrs_control_begin(dev);
+		if (IS_ERR(payload))
+			return PTR_ERR(payload);
+		memcpy(payload, &request, sizeof(request));
+		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_GRANT, sizeof(request), &reply,
+					       &length);
+		if (!error)
+			error = vmsrs_pool_take_reply(dev, reply, length);
+		vmsrs_control_end(dev);
+		if (error == -ENOSPC)
+			error = 0;
+		if (error)
+			return error;
+
+		spin_lock(&pool->lock);
+		now = pool->granted_count;
+		spin_unlock(&pool->lock);
+		if (now == before) {
+			WRITE_ONCE(pool->dry, true);
+			return 0;
+		}
+		WRITE_ONCE(pool->dry, false);
+	}
+}
+
+static bool frame_free(struct vmsrs_device *dev)
+{
+	return READ_ONCE(dev->pool.free_count) || vmsrs_broken(dev);
+}
+
+/*
+ * Waits for a frame in a write fault. No lock of the driver may be held.
+ *
+ * Returns 0 when the caller shall try again, else what the fault handler returns. Where mm allows
+ * it, the wait is without mmap_lock (VM_FAULT_RETRY), so that other threads can map and unmap, and
+ * signals are taken at the faulting instruction.
+ */
+vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
+			   struct vm_fault *vmf)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	unsigned int flags = vmf->flags;
+	struct file *file = NULL;
+	long left;
+
+	if (!thread->frame_due)
+		thread->frame_due = (jiffies + FRAME_TIMEOUT) | 1;
+	left = (long)(thread->frame_due - jiffies);
+	if (left <= 0) {
+		thread->frame_due = 0;
+		thread->refused_address = vmf->address;
+		thread->refused_kind = VMSRS_KIND_NO_FRAMES;
+		return VM_FAULT_SIGBUS;
+	}
+	if (flags & FAULT_FLAG_ALLOW_RETRY) {
+		if (flags & FAULT_FLAG_RETRY_NOWAIT)
+			return VM_FAULT_RETRY;
+		/* The mapping may go while nobody holds the lock; its file keeps all this alive. */
+		file = get_file(vmf->vma->vm_file);
+		release_fault_lock(vmf);
+	}
+	atomic_inc(&pool->waiters);
+	vmsrs_host_work_now(dev);
+	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE))
+		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev), left);
+	else
+		left = wait_event_killable_timeout(pool->wait, frame_free(dev), left);
+	atomic_dec(&pool->waiters);
+	if (file) {
+		fput(file);
+		return VM_FAULT_RETRY;
+	}
+	return left < 0 ? VM_FAULT_SIGBUS : 0;
+}

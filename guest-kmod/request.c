@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Requests: found by app and tag, made at their first draft.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/hash.h>
+#include <linux/slab.h>
+
+#include "vmsrs.h"
+
+/* Was the tag given out in this boot? */
+bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag)
+{
+	return tag && tag >= dev->config.tag_base && tag < (u64)atomic64_read(&dev->next_tag);
+}
+
+/* requests_lock is held. */
+struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_request *request;
+
+	lockdep_assert_held(&app->dev->requests_lock);
+	hash_for_each_possible(app->dev->requests, request, node, tag)
+		if (request->tag == tag && request->app == app)
+			return request;
+	return NULL;
+}
+
+struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp)
+{
+	struct vmsrs_request *request = kzalloc(sizeof(*request), gfp);
+
+	if (!request)
+		return NULL;
+	INIT_LIST_HEAD(&request->domains);
+	INIT_LIST_HEAD(&request->failed_entry);
+	request->app = app;
+	request->tag = tag;
+	return request;
+}
+
+/* requests_lock is held. */
+void vmsrs_request_add(struct vmsrs_request *request)
+{
+	lockdep_assert_held(&request->app->dev->requests_lock);
+	hash_add(request->app->dev->requests, &request->node, request->tag);
+}
+
+/*
+ * Makes the request the owner of a domain that has none. domain->lock is held.
+ * -ESTALE: the request has failed.
+ */
+int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag)
+{
+	struct vmsrs_app *app = domain->app;
+	struct vmsrs_request *request, *spare;
+	int error = 0;
+
+	lockdep_assert_held(&domain->lock);
+	spare = vmsrs_request_alloc(app, tag, GFP_KERNEL);
+	if (!spare)
+		return -ENOMEM;
+	spin_lock(&app->dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	if (!request) {
+		request = spare;
+		spare = NULL;
+		request->file = file;
+		vmsrs_request_add(request);
+	}
+	if (request->failed) {
+		error = -ESTALE;
+	} else {
+		list_add_tail(&domain->owned, &request->domains);
+		domain->owner = request;
+	}
+	spin_unlock(&app->dev->requests_lock);
+	kfree(spare);
+	return error;
+}
+
+/*
+ * Takes a request's domains, or just one of them, off it, for the caller to empty. commit_lock is
+ * held. The domains still name their owner until their lock is taken; a draft that is made before
+ * that belongs to what the caller does. Returns the request, NULL if there is none, or -ESTALE if
+ * it has failed (and then takes nothing).
+ */
+struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 number,
+					 struct list_head *domains)
+{
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_request *request;
+	struct vmsrs_domain *domain, *next;
+
+	lockdep_assert_held(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	if (request && request->failed) {
+		request = ERR_PTR(-ESTALE);
+	} else if (request) {
+		list_for_each_entry_safe(domain, next, &request->domains, owned)
+			if (number == NONE || domain->number == number)
+				list_move_tail(&domain->owned, domains);
+	}
+	spin_unlock(&dev->requests_lock);
+	return request;
+}
+
+/* Removes a request that has neither failed nor any drafts left. commit_lock is held. */
+void vmsrs_request_settle(struct vmsrs_request *request)
+{
+	struct vmsrs_device *dev = request->app->dev;
+	bool idle;
+
+	lockdep_assert_held(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	idle = list_empty(&request->domains) && !request->failed;
+	if (idle)
+		hash_del(&request->node);
+	spin_unlock(&dev->requests_lock);
+	if (idle)
+		kfree(request);
+}
+
+static bool tag_carried(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_thread *thread;
+
+	list_for_each_entry(thread, &app->dev->thread_list, list)
+		if (thread->app == app && vmsrs_thread_tag(thread) == tag)
+			return true;
+	return false;
+}
+
+/*
+ * Removes failed requests whose tag no thread carries any more; up to then the tag must be
+ * remembered, so that late writes of members are refused.
+ */
+void vmsrs_requests_prune(struct vmsrs_device *dev)
+{
+	struct vmsrs_request *request, *next;
+	LIST_HEAD(done);
+
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
+		bool carried;
+
+		if (!request->discarded)
+			continue;
+		spin_lock(&dev->threads_lock);
+		carried = tag_carried(request->app, request->tag);
+		spin_unlock(&dev->threads_lock);
+		if (!carried) {
+			hash_del(&request->node);
+			list_move(&request->failed_entry, &done);
+		}
+	}
+	spin_unlock(&dev->requests_lock);
+	mutex_unlock(&dev->commit_lock);
+	list_for_each_entry_safe(request, next, &done, failed_entry)
+		kfree(request);
+}
+
+/* Frees all requests; nobody else uses the device structure any more. */
+void vmsrs_requests_free(struct vmsrs_device *dev)
+{
+	struct vmsrs_request *request;
+	struct hlist_node *next;
+	struct vmsrs_domain *domain;
+	int bucket;
+
+	hash_for_each_safe(dev->requests, bucket, next, request, node) {
+		list_for_each_entry(domain, &request->domains, owned)
+			vmsrs_drafts_free(&domain->drafts);
+		kfree(request);
+	}
+}

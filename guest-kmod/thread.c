@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Registered threads: their control pages, and the watch that looks for missed deadlines and for
+ * threads that are gone.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/fs.h>
+#include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+
+#include "vmsrs.h"
+
+/* Most overdue threads that one run of the watch deals with; the next run takes the others. */
+#define OVERDUE_MAX 16
+
+static void thread_release(struct kref *ref)
+{
+	struct vmsrs_thread *thread = container_of(ref, struct vmsrs_thread, ref);
+
+	ida_free(&thread->dev->slots, thread->slot);
+	put_page(thread->page);
+	mmdrop(thread->mm);
+	put_task_struct(thread->task);
+	kfree_rcu(thread, rcu);
+}
+
+void vmsrs_thread_put(struct vmsrs_thread *thread)
+{
+	kref_put(&thread->ref, thread_release);
+}
+
+/* The calling thread's registration with the app, or NULL. The caller puts it. */
+struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
+{
+	struct vmsrs_thread *thread, *found = NULL;
+
+	rcu_read_lock();
+	hash_for_each_possible_rcu(app->dev->threads, thread, node, (unsigned long)current) {
+		if (thread->task == current && thread->app == app &&
+		    kref_get_unless_zero(&thread->ref)) {
+			found = thread;
+			break;
+		}
+	}
+	rcu_read_unlock();
+	return found;
+}
+
+/* Takes a thread out of the tables; whoever does so ends it. threads_lock is held. */
+static void thread_unlink(struct vmsrs_thread *thread, struct list_head *list)
+{
+	lockdep_assert_held(&thread->dev->threads_lock);
+	hash_del_rcu(&thread->node);
+	list_move_tail(&thread->list, list);
+}
+
+/*
+ * No program code of the registration will run any more: the thread ends, or execs (its mm is
+ * another one; the address of the old one is not used again while it is referenced).
+ */
+static bool thread_dead(const struct vmsrs_thread *thread)
+{
+	return READ_ONCE(thread->task->flags) & PF_EXITING ||
+	       READ_ONCE(thread->task->mm) != thread->mm;
+}
+
+static bool process_dead(const struct vmsrs_thread *thread)
+{
+	const struct signal_struct *signal = thread->task->signal;
+
+	return READ_ONCE(signal->flags) & SIGNAL_GROUP_EXIT || !atomic_read(&signal->live) ||
+	       READ_ONCE(thread->task->mm) != thread->mm;
+}
+
+/* Ends an unlinked thread: fails the request that it has, and drops the tables' reference. */
+static void thread_end(struct vmsrs_thread *thread, u32 kind)
+{
+	struct vmsrs_ioctl_fail fail = { .kind = kind, .tag = vmsrs_thread_tag(thread) };
+
+	if (vmsrs_tag_valid(thread->dev, fail.tag))
+		vmsrs_fail(thread->app, thread, &fail);
+	else
+		vmsrs_lock_release_held(thread, 0);
+	vmsrs_thread_put(thread);
+}
+
+static void threads_end(struct list_head *threads)
+{
+	struct vmsrs_thread *thread, *next;
+
+	list_for_each_entry_safe(thread, next, threads, list) {
+		list_del(&thread->list);
+		/* A thread whose mm is gone, but that lives, was cut off by exit or exec. */
+		thread_end(thread, process_dead(thread) ? VMSRS_KIND_PROCESS_DEATH :
+							  VMSRS_KIND_THREAD_DEATH);
+	}
+}
+
+/* Ends the threads of a file that are gone, or all of them. */
+void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_thread *thread, *next;
+	LIST_HEAD(ended);
+
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry_safe(thread, next, &dev->thread_list, list)
+		if (thread->file == file && (all || thread_dead(thread)))
+			thread_unlink(thread, &ended);
+	spin_unlock(&dev->threads_lock);
+	threads_end(&ended);
+}
+
+void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count)
+{
+	*count = TAGS_PER_RANGE;
+	*first = atomic64_fetch_add(TAGS_PER_RANGE, &dev->next_tag);
+}
+
+static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_thread *thread;
+	int slot;
+
+	thread = kzalloc(sizeof(*thread), GFP_KERNEL);
+	if (!thread)
+		return ERR_PTR(-ENOMEM);
+	thread->page = alloc_page(GFP_KERNEL | __GFP_ZERO);
+	if (!thread->page) {
+		kfree(thread);
+		return ERR_PTR(-ENOMEM);
+	}
+	slot = ida_alloc_max(&dev->slots, THREADS_MAX - 1, GFP_KERNEL);
+	if (slot < 0) {
+		__free_page(thread->page);
+		kfree(thread);
+		return ERR_PTR(slot == -ENOSPC ? -EAGAIN : slot);
+	}
+	kref_init(&thread->ref);
+	INIT_LIST_HEAD(&thread->list);
+	thread->dev = dev;
+	thread->app = file->app;
+	thread->file = file;
+	thread->task = get_task_struct(current);
+	thread->mm = current->mm;
+	mmgrab(thread->mm);
+	thread->control = page_address(thread->page);
+	thread->slot = slot;
+	thread->signal = signal;
+	return thread;
+}
+
+/* Registers the calling thread with the file's app. */
+long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_thread *thread;
+
+	if (arg->signal && (!valid_signal(arg->signal) || sig_kernel_only(arg->signal)))
+		return -EINVAL;
+	/* Only the thread itself registers itself, so nobody comes between. */
+	thread = vmsrs_thread_current(file->app);
+	if (thread) {
+		vmsrs_thread_put(thread);
+		return -EEXIST;
+	}
+	thread = thread_new(file, arg->signal);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	arg->control_offset = VMSRS_CONTROL_OFFSET + (u64)thread->slot * PAGE_SIZE;
+	arg->reserved = 0;
+	vmsrs_thread_tags(dev, &arg->tag_first, &arg->tag_count);
+
+	spin_lock(&dev->threads_lock);
+	hash_add_rcu(dev->threads, &thread->node, (unsigned long)current);
+	list_add_tail(&thread->list, &dev->thread_list);
+	spin_unlock(&dev->threads_lock);
+	queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+	return 0;
+}
+
+/* Unregisters the calling thread. */
+long vmsrs_thread_exit(struct vmsrs_file *file)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_thread *thread;
+	LIST_HEAD(ended);
+
+	thread = vmsrs_thread_current(file->app);
+	if (!thread)
+		return -ENOENT;
+	spin_lock(&dev->threads_lock);
+	/* The last close of another file of the app may have unlinked it. */
+	if (!hlist_unhashed(&thread->node))
+		thread_unlink(thread, &ended);
+	spin_unlock(&dev->threads_lock);
+	if (!list_empty(&ended)) {
+		list_del(&thread->list);
+		thread_end(thread, VMSRS_KIND_THREAD_DEATH);
+	}
+	vmsrs_thread_put(thread);
+	return 0;
+}
+
+/* Maps the control page of a thread that registered itself through this very file. */
+int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
+{
+	u64 slot = vma->vm_pgoff - (VMSRS_CONTROL_OFFSET >> PAGE_SHIFT);
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_thread *thread;
+	struct page *page = NULL;
+	int error;
+
+	if (vma->vm_end - vma->vm_start != PAGE_SIZE)
+		return -EINVAL;
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry(thread, &dev->thread_list, list) {
+		if (thread->slot == slot && thread->file == file &&
+		    thread->task->tgid == current->tgid) {
+			page = thread->page;
+			get_page(page);
+			break;
+		}
+	}
+	spin_unlock(&dev->threads_lock);
+	if (!page)
+		return -EINVAL;
+	error = vm_insert_page(vma, vma->vm_start, page);
+	put_page(page);
+	return error;
+}
+
+/* Interrupts the threads that carry a tag, but for the calling one. */
+void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_thread *thread;
+
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry(thread, &dev->thread_list, list)
+		if (thread->app == app && thread->signal && thread->task != current &&
+		    vmsrs_thread_tag(thread) == tag)
+			send_sig(thread->signal, thread->task, 1);
+	spin_unlock(&dev->threads_lock);
+}
+
+/* An overdue thread: its request is to be marked (and the thread interrupted), or failed. */
+struct overdue {
+	struct vmsrs_thread *thread;
+	u64 tag;
+	bool fail;
+};
+
+/* Looks at one thread. True if *overdue was filled in, with a reference to the thread. */
+static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *overdue)
+{
+	u32 deadline = READ_ONCE(thread->control->deadline_ms);
+	u64 tag = vmsrs_thread_tag(thread);
+	u64 due;
+
+	if (tag != thread->seen_tag) {
+		thread->seen_tag = tag;
+		thread->seen_ns = now;
+		thread->signalled_ns = 0;
+		return false;
+	}
+	if (!deadline || !vmsrs_tag_valid(thread->dev, tag))
+		return false;
+	due = thread->seen_ns + deadline * (u64)NSEC_PER_MSEC;
+	if (now < due)
+		return false;
+	if (thread->signalled_ns &&
+	    now < thread->signalled_ns + DEADLINE_GRACE_MS * (u64)NSEC_PER_MSEC)
+		return false;
+	overdue->fail = thread->signalled_ns;
+	overdue->tag = tag;
+	overdue->thread = thread;
+	kref_get(&thread->ref);
+	thread->signalled_ns = now;
+	return true;
+}
+
+/*
+ * Every WATCH_PERIOD while threads are registered: ends those that are gone and deals with overdue
+ * requests. The first time a request is interrupted; after the grace period it is failed here, and
+ * its threads interrupted again, for as long as they carry the tag.
+ */
+static void watch(struct work_struct *work)
+{
+	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device, watch);
+	struct overdue overdue[OVERDUE_MAX];
+	struct vmsrs_thread *thread, *next;
+	u64 now = ktime_get_ns();
+	LIST_HEAD(ended);
+	u32 count = 0, i;
+	bool idle;
+
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry_safe(thread, next, &dev->thread_list, list) {
+		if (thread_dead(thread))
+			thread_unlink(thread, &ended);
+		else if (count < OVERDUE_MAX && watch_thread(thread, now, &overdue[count]))
+			count++;
+	}
+	idle = list_empty(&dev->thread_list);
+	spin_unlock(&dev->threads_lock);
+
+	threads_end(&ended);
+	for (i = 0; i < count; i++) {
+		struct vmsrs_ioctl_fail fail = {
+			.kind = VMSRS_KIND_DEADLINE,
+			.tag = overdue[i].tag,
+			.detected_ns = now,
+		};
+
+		if (overdue[i].fail)
+			vmsrs_fail(overdue[i].thread->app, overdue[i].thread, &fail);
+		vmsrs_overdue(overdue[i].thread->app, overdue[i].tag);
+		vmsrs_thread_put(overdue[i].thread);
+	}
+	vmsrs_requests_prune(dev);
+	if (!idle && !READ_ONCE(dev->gone))
+		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+}
+
+void vmsrs_threads_init(struct vmsrs_device *dev)
+{
+	spin_lock_init(&dev->threads_lock);
+	hash_init(dev->threads);
+	INIT_LIST_HEAD(&dev->thread_list);
+	ida_init(&dev->slots);
+	INIT_DELAYED_WORK(&dev->watch, watch);
+}

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Inner structures of the VMSRS driver.
+ *
+ * The host is the authority for apps, domains, extents and sealed pages. The driver caches what the
+ * host said, keeps the versions that are not sealed yet, and maps pages.
+ *
+ * Lock order, outermost first. Locks on one line are never held together.
+ *
+ *	mmap_lock or a VMA's lock (held by mm when it calls the fault handlers and .mmap)
+ *	apps_lock
+ *	vmsrs_app.lock
+ *	commit_lock
+ *	vmsrs_domain.lock (more than one only under commit_lock)
+ *	control.lock
+ *	requests_lock
+ *	threads_lock
+ *	pool.lock, batch.lock, control.vq_lock
+ *
+ * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks: neither ever waits
+ *   for anything that is held over a copy from or to user memory.
+ * - User memory is accessed with no lock of the driver held.
+ * - control.lock is held while the host works on a message, at most CONTROL_TIMEOUT. Holders of
+ *   apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
+ *   not.
+ * - mm's own i_mmap_rwsem and page table locks nest inside a domain's lock: a page's entries are
+ *   zapped and inserted under it, so they always show the domain's state.
+ */
+#ifndef VMSRS_H
+#define VMSRS_H
+
+#include <linux/atomic.h>
+#include <linux/hashtable.h>
+#include <linux/idr.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/miscdevice.h>
+#include <linux/mm_types.h>
+#include <linux/mutex.h>
+#include <linux/spinlock.h>
+#include <linux/srcu.h>
+#include <linux/virtio.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+
+#include "vmsrs_protocol.h"
+
+#define NONE			VMSRS_NONE
+#define APP_PAGES_SHIFT		(VMSRS_APP_OFFSET_SHIFT - PAGE_SHIFT)
+
+/* The host must answer a message within this time. */
+#define CONTROL_TIMEOUT		(10 * HZ)
+/* A commit or flush waits this long for its records to be sealed. */
+#define SEAL_TIMEOUT		(10 * HZ)
+/* A write fault waits this long for a frame. */
+#define FRAME_TIMEOUT		(2 * HZ)
+/* Work for the host is collected this long before it is sent. */
+#define BATCH_DELAY		msecs_to_jiffies(5)
+/* The host is asked again this often while somebody waits for a frame. */
+#define GRANT_RETRY_DELAY	msecs_to_jiffies(10)
+/* Period of the watch. */
+#define WATCH_PERIOD		msecs_to_jiffies(10)
+/* An overdue request that nobody fails is failed by the driver after this time. */
+#define DEADLINE_GRACE_MS	1000
+/* A sleeper looks at its lock word again after this time, even if nobody woke it. */
+#define LOCK_SLICE		HZ
+
+/* Most threads that are registered at a time. */
+#define THREADS_MAX		65536
+/* Tags given out at a time. */
+#define TAGS_PER_RANGE		BIT_ULL(20)
+/* Pages of lock words of one app. */
+#define LOCK_PAGES		(VMSRS_LOCKS_LENGTH / PAGE_SIZE)
+
+struct vmsrs_app;
+struct vmsrs_domain;
+struct vmsrs_device;
+
+/* A page of a domain. Guarded by the domain's lock. */
+struct vmsrs_page {
+	u32 frame;		/* committed version, or NONE */
+	u32 draft;		/* version that a request is writing, or NONE */
+};
+
+/*
+ * Consecutive pages of a domain. Never changes and never goes away while the device structure
+ * lives, but for the contents of entries[].
+ */
+struct vmsrs_extent_pages {
+	struct vmsrs_domain *domain;
+	struct vmsrs_extent_pages *next;	/* in order of index; guarded by vmsrs_app.lock */
+	u32 page;
+	u32 pages;
+	struct vmsrs_page entries[];
+};
+
+/*
+ * A version of a page on its way: first on its domain's list of drafts, then either in the seal
+ * batch or in a report. Whoever has it on its list owns it.
+ */
+struct vmsrs_draft {
+	struct list_head list;
+	struct vmsrs_page *entry;
+	u64 tag;
+	u32 app;
+	u32 domain;
+	u32 page;
+	u32 frame;
+	u32 committed;		/* frame of the version before, or NONE */
+	u32 flags;		/* of its seal record */
+};
+
+struct vmsrs_domain {
+	struct mutex lock;	/* guards drafts, draft_count, owner and the entries of its extents */
+	struct vmsrs_app *app;
+	struct vmsrs_extent_pages *first, *last;	/* guarded by vmsrs_app.lock */
+	struct vmsrs_request *owner;		/* whose drafts these are, or NULL if there are none */
+	struct list_head owned;			/* in owner->domains; guarded by requests_lock */
+	struct list_head drafts;
+	u32 number;
+	u32 draft_count;
+	u32 extent_count;			/* guarded by vmsrs_app.lock */
+};
+
+/* Apps live as long as the device structure. */
+struct vmsrs_app {
+	struct vmsrs_device *dev;
+	struct mutex lock;		/* guards domains and extents while they are fetched or made */
+	struct xarray domains;		/* number -> struct vmsrs_domain */
+	struct xarray units;		/* page / EXTENT_UNIT_PAGES -> struct vmsrs_extent_pages */
+	struct page **lock_pages;	/* LOCK_PAGES entries, set once each by cmpxchg */
+	u32 number;
+	u32 files;			/* guarded by vmsrs_device.apps_lock */
+	u8 name[VMSRS_NAME_MAX];
+};
+
+/*
+ * A request that has drafts or has failed. Made at its first draft; goes away when its drafts are
+ * committed or discarded, or, if it failed, when no thread carries its tag any more.
+ * Removed only under commit_lock.
+ */
+struct vmsrs_request {
+	struct hlist_node node;		/* in requests; guarded by requests_lock */
+	struct list_head domains;	/* domains with its drafts; guarded by requests_lock */
+	struct list_head failed_entry;	/* in failed_requests; guarded by requests_lock */
+	struct vmsrs_app *app;
+	struct vmsrs_file *file;	/* through which it wrote first; only compared */
+	u64 tag;
+	atomic_t drafts;
+	bool failed;			/* set under requests_lock, never cleared: it may not write */
+	bool overdue;			/* failed because of its deadline; guarded by requests_lock */
+	bool discarded;			/* guarded by commit_lock, like the following */
+	u32 kind;
+	u64 incident;
+};
+
+/* A registered thread: one for each thread and app. */
+struct vmsrs_thread {
+	struct kref ref;
+	struct rcu_head rcu;
+	struct hlist_node node;		/* in threads; guarded by threads_lock, read under RCU */
+	struct list_head list;		/* in thread_list; guarded by threads_lock */
+	struct vmsrs_device *dev;
+	struct vmsrs_app *app;
+	struct vmsrs_file *file;	/* valid while the thread is in thread_list */
+	struct task_struct *task;	/* referenced, so its address is not used again */
+	struct mm_struct *mm;		/* referenced (not its pages); tells an exec */
+	struct page *page;
+	struct vmsrs_thread_control *control;	/* in page; the process writes to it at any time */
+	u32 slot;
+	u32 signal;
+
+	/* Only used by the thread itself. */
+	u64 refused_address;		/* page of the last write that was refused, or 0 */
+	u32 refused_kind;
+	unsigned long frame_due;	/* jiffies when waiting for a frame ends, or 0 */
+
+	/* Only used by the watch. */
+	u64 seen_tag;
+	u64 seen_ns;
+	u64 signalled_ns;
+};
+
+struct vmsrs_file {
+	struct vmsrs_device *dev;
+	struct vmsrs_app *app;		/* set once under apps_lock; NULL before */
+};
+
+/* Frames that the host granted. */
+struct vmsrs_pool {
+	spinlock_t lock;		/* guards what follows up to the wait queue */
+	unsigned long *granted;		/* a bit a frame: free, in a draft, or unsealed */
+	unsigned long *free;		/* a bit a frame: subset of granted */
+	u32 granted_count;
+	u32 free_count;
+	u32 hint;			/* no free frame is below */
+	wait_queue_head_t wait;		/* for a free frame */
+	atomic_t waiters;
+	bool dry;			/* the host granted less than asked; only a hint */
+};
+
+/* Committed pages and reports, on their way to the host. */
+struct vmsrs_batch {
+	spinlock_t lock;		/* guards records, queued, reports and appended */
+	struct list_head records;	/* struct vmsrs_draft, in order of commit */
+	u32 queued;			/* records on the list */
+	struct list_head reports;	/* struct vmsrs_report */
+	u64 appended;			/* records ever put on the list */
+	atomic64_t sealed;		/* records ever sealed */
+	wait_queue_head_t wait;		/* for sealed */
+};
+
+struct vmsrs_control {
+	struct mutex lock;		/* one message at a time; guards request and reply */
+	spinlock_t vq_lock;		/* guards vq, done and used */
+	struct virtqueue *vq;
+	void *request;			/* MESSAGE_BYTES_MAX each; the host's while a message is out */
+	void *reply;
+	bool done;
+	u32 used;
+	wait_queue_head_t wait;
+};
+
+#define VMSRS_EVENT_BUFFERS 16
+
+struct vmsrs_device {
+	struct kref ref;		/* the virtio device and every open file */
+	struct virtio_device *vdev;	/* valid until remove; use only under control.lock */
+	struct miscdevice misc;
+	struct inode *inode;		/* whose mapping all opens share */
+	struct workqueue_struct *wq;
+	bool gone;			/* the virtio device was removed; set before broken */
+	bool broken;			/* the host misbehaved, or gone; never cleared */
+	struct srcu_struct srcu;	/* read side: fault handlers, which use the window */
+
+	struct vmsrs_device_config config;
+	phys_addr_t window_phys;
+	void *window;
+
+	struct vmsrs_control control;
+	struct virtqueue *event_vq;	/* NULL without FEATURE_EVENTS; used by its callback alone */
+	struct vmsrs_event *events;	/* VMSRS_EVENT_BUFFERS buffers */
+
+	struct vmsrs_pool pool;
+	struct vmsrs_batch batch;
+	struct delayed_work host_work;
+
+	struct mutex apps_lock;		/* guards apps and their files, and vmsrs_file.app */
+	struct vmsrs_app *apps[VMSRS_MAX_APPS];
+
+	struct mutex commit_lock;	/* commits, discards and failures happen one after the other */
+	spinlock_t requests_lock;	/* guards requests and failed_requests */
+	DECLARE_HASHTABLE(requests, 8);
+	struct list_head failed_requests;
+
+	spinlock_t threads_lock;	/* guards threads and thread_list */
+	DECLARE_HASHTABLE(threads, 8);
+	struct list_head thread_list;
+	struct ida slots;
+	struct delayed_work watch;
+
+	atomic64_t next_tag;
+	atomic64_t next_incident;
+
+	atomic_t drafts;
+	atomic64_t commits;
+	atomic64_t sealed_pages;
+	atomic64_t discarded;
+	atomic64_t incidents;
+	atomic64_t seal_messages;
+};
+
+/* A failed request's story, or (without incident) frames to be discarded. */
+struct vmsrs_report {
+	struct list_head list;
+	struct list_head drafts;
+	bool incident;
+	u32 count;
+	struct vmsrs_incident_report body;
+};
+
+/* main.c */
+void vmsrs_device_put(struct vmsrs_device *dev);
+__printf(2, 3) void vmsrs_break(struct vmsrs_device *dev, const char *format, ...);
+void vmsrs_wake_everybody(struct vmsrs_device *dev);
+
+static inline bool vmsrs_broken(const struct vmsrs_device *dev)
+{
+	return READ_ONCE(dev->broken);
+}
+
+/* inode.c */
+struct inode *vmsrs_inode_new(void);
+void vmsrs_inode_free(struct inode *inode);
+
+/* control.c */
+int vmsrs_control_init(struct vmsrs_device *dev);
+void vmsrs_control_free(struct vmsrs_device *dev);
+void vmsrs_control_done(struct virtqueue *vq);
+void *vmsrs_control_begin(struct vmsrs_device *dev);
+int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const void **reply,
+			   u32 *reply_length);
+void vmsrs_control_end(struct vmsrs_device *dev);
+int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
+		       void *reply, u32 reply_length);
+
+/* event.c */
+int vmsrs_event_init(struct vmsrs_device *dev);
+void vmsrs_event_start(struct vmsrs_device *dev);
+void vmsrs_event_free(struct vmsrs_device *dev);
+void vmsrs_event_done(struct virtqueue *vq);
+
+/* pool.c */
+int vmsrs_pool_init(struct vmsrs_device *dev);
+void vmsrs_pool_free(struct vmsrs_device *dev);
+u32 vmsrs_pool_take(struct vmsrs_device *dev);
+void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame);
+void vmsrs_pool_revoke(struct vmsrs_device *dev, u32 frame);
+int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *runs, u32 count);
+int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 length);
+int vmsrs_pool_refill(struct vmsrs_device *dev);
+vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
+			   struct vm_fault *vmf);
+
+/* app.c */
+long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg);
+void vmsrs_app_close(struct vmsrs_file *file);
+void vmsrs_app_free(struct vmsrs_app *app);
+long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
+long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
+struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
+u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address);
+
+/* page.c */
+extern const struct vm_operations_struct vmsrs_page_vm_ops;
+void vmsrs_zap_drafts(struct vmsrs_app *app, struct list_head *drafts);
+void vmsrs_zap_everything(struct vmsrs_device *dev);
+int vmsrs_draft_cache_init(void);
+void vmsrs_draft_cache_exit(void);
+void vmsrs_drafts_free(struct list_head *drafts);
+void vmsrs_draft_free(struct vmsrs_draft *draft);
+
+/* request.c */
+int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag);
+struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 domain,
+					 struct list_head *domains);
+struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
+void vmsrs_request_add(struct vmsrs_request *request);
+struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp);
+void vmsrs_request_settle(struct vmsrs_request *request);
+bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
+void vmsrs_requests_prune(struct vmsrs_device *dev);
+void vmsrs_requests_free(struct vmsrs_device *dev);
+
+/* commit.c */
+long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg);
+long vmsrs_flush(struct vmsrs_device *dev, bool killable_only);
+
+/* host.c */
+void vmsrs_host_init(struct vmsrs_device *dev);
+void vmsrs_host_free(struct vmsrs_device *dev);
+void vmsrs_host_work_soon(struct vmsrs_device *dev);
+void vmsrs_host_work_now(struct vmsrs_device *dev);
+u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
+void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
+
+/* fail.c */
+void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
+void vmsrs_fail_file(struct vmsrs_file *file);
+void vmsrs_discard(struct vmsrs_app *app, u64 tag);
+void vmsrs_overdue(struct vmsrs_app *app, u64 tag);
+
+/* thread.c */
+void vmsrs_threads_init(struct vmsrs_device *dev);
+struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app);
+void vmsrs_thread_put(struct vmsrs_thread *thread);
+long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg);
+long vmsrs_thread_exit(struct vmsrs_file *file);
+void vmsrs_threads_reap(struct vmsrs_file *file, bool all);
+int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma);
+void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag);
+void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
+
+static inline u64 vmsrs_thread_tag(const struct vmsrs_thread *thread)
+{
+	return READ_ONCE(thread->control->tag);
+}
+
+/* lock.c */
+extern const struct vm_operations_struct vmsrs_lock_vm_ops;
+void vmsrs_locks_init(void);
+u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain);
+void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag);
+void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag);
+long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg);
+void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain);
+void vmsrs_lock_wake_everybody(void);
+void vmsrs_locks_clear(struct vmsrs_app *app);
+void vmsrs_locks_free(struct vmsrs_app *app);
+
+/* file.c */
+extern const struct file_operations vmsrs_fops;
+
+#endif /* VMSRS_H */
