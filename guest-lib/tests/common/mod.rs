@@ -1,11 +1,15 @@
 //! An app without a device, for tests on any machine.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test program has its own copy and uses a part of it"
+)]
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmsrs::{App, Domain, Failure, Request, RunError};
 
 /// The app of this test program.
-#[allow(dead_code, reason = "not every test program uses everything")]
 pub fn app() -> &'static App {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -17,7 +21,6 @@ pub fn app() -> &'static App {
 }
 
 /// A domain that no other test has.
-#[allow(dead_code, reason = "not every test program uses everything")]
 pub fn domain() -> &'static Domain {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -25,7 +28,6 @@ pub fn domain() -> &'static Domain {
 }
 
 /// Runs a request that must fail.
-#[allow(dead_code, reason = "not every test program uses everything")]
 pub fn failure(domain: &'static Domain, f: impl FnOnce(&Request)) -> Failure {
     let outcome = domain.run(|request| {
         f(request);
@@ -38,7 +40,6 @@ pub fn failure(domain: &'static Domain, f: impl FnOnce(&Request)) -> Failure {
 }
 
 /// Runs a request that must succeed.
-#[allow(dead_code, reason = "not every test program uses everything")]
 pub fn success<T: std::fmt::Debug>(domain: &'static Domain, f: impl FnOnce(&Request) -> T) -> T {
     domain
         .run(|request| Ok::<_, ()>(f(request)))

@@ -1,0 +1,59 @@
+//! A server in the small: users with notes. One request is buggy; the next one does not notice.
+//!
+//! `cargo run --example notes`
+
+use std::ptr::NonNull;
+use vmsrs::{App, Domain, Request, RunError};
+
+/// The root of a user's domain: everything is reached from here.
+struct Notes {
+    count: u32,
+    total_length: usize,
+}
+
+fn notes(request: &Request) -> Result<&mut Notes, vmsrs::Error> {
+    let mut root = match request.root::<Notes>() {
+        Some(root) => root,
+        None => {
+            let fresh = NonNull::from(request.alloc(Notes {
+                count: 0,
+                total_length: 0,
+            })?);
+            request.set_root(Some(fresh))?;
+            fresh
+        }
+    };
+    // SAFETY: the root of these domains is always a Notes, and the request holds its domain.
+    Ok(unsafe { root.as_mut() })
+}
+
+fn add_note(request: &Request, text: &str) -> Result<u32, vmsrs::Error> {
+    let notes = notes(request)?;
+    notes.count += 1;
+    notes.total_length += text.len();
+    Ok(notes.count)
+}
+
+/// The mean length of a user's notes, with a bug: a user without notes.
+fn mean(request: &Request) -> Result<u32, vmsrs::Error> {
+    let notes = notes(request)?;
+    Ok(u32::try_from(notes.total_length).unwrap_or(u32::MAX) / notes.count)
+}
+
+fn serve(user: &'static Domain, work: impl FnOnce(&Request) -> Result<u32, vmsrs::Error>) {
+    match user.run(work) {
+        Ok(value) => println!("ok {value}"),
+        Err(RunError::Failed(failure)) => println!("{failure}"),
+        Err(error) => println!("error: {error}"),
+    }
+}
+
+fn main() -> Result<(), vmsrs::Error> {
+    // SAFETY: no request here lends its locals to other threads.
+    let app = unsafe { App::open("notes") }?;
+    let alice = app.domain("alice")?;
+    serve(alice, mean);
+    serve(alice, |request| add_note(request, "buy milk"));
+    serve(alice, mean);
+    Ok(())
+}

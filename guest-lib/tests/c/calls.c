@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/* Calls everything in vmsrs.h at least once, rightly and wrongly. */
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vmsrs.h>
+
+#define CHECK(condition)                                                       \
+	do {                                                                   \
+		if (!(condition)) {                                            \
+			fprintf(stderr, "%d: %s\n", __LINE__, #condition);     \
+			exit(1);                                               \
+		}                                                              \
+	} while (0)
+
+static vmsrs_app *app;
+static vmsrs_domain *one, *two;
+static int undone;
+
+static void undo(void *argument)
+{
+	undone = undone * 10 + *(int *)argument;
+}
+
+static int right(vmsrs_request *request, void *argument)
+{
+	char *block = vmsrs_alloc(one, 100);
+	char *wide = vmsrs_alloc_aligned(one, 10, 4096);
+	int result;
+
+	CHECK(argument == &one);
+	CHECK(block && wide && (size_t)wide % 4096 == 0);
+	memset(block, 7, 100);
+	block = vmsrs_realloc(one, block, 5000);
+	CHECK(block && block[99] == 7);
+	CHECK(vmsrs_set_root(one, block) == VMSRS_OK);
+	CHECK(vmsrs_root(one) == block);
+	CHECK(vmsrs_free(one, wide) == VMSRS_OK);
+	CHECK(vmsrs_free(one, NULL) == VMSRS_OK);
+	errno = 0;
+	CHECK(!vmsrs_alloc(two, 1) && errno == EPERM);
+	CHECK(vmsrs_free(two, block) == VMSRS_ENOTHELD);
+	CHECK(vmsrs_set_root(two, NULL) == VMSRS_ENOTHELD);
+	errno = 0;
+	CHECK(!vmsrs_alloc(one, (size_t)-1) && errno == ENOMEM);
+	errno = 0;
+	CHECK(!vmsrs_alloc_aligned(one, 1, 5) && errno == EINVAL);
+	CHECK(vmsrs_enter(request, one) == VMSRS_EHELD);
+	CHECK(vmsrs_leave(request, one) == VMSRS_EMAIN);
+	CHECK(vmsrs_leave(request, two) == VMSRS_ENOTHELD);
+	CHECK(vmsrs_enter(request, two) == VMSRS_OK);
+	CHECK(vmsrs_alloc_zeroed(two, 10));
+	CHECK(vmsrs_leave(request, two) == VMSRS_OK);
+	CHECK(vmsrs_commit(request, VMSRS_SEAL) == VMSRS_OK);
+	CHECK(vmsrs_commit(request, 8) == VMSRS_EINVAL);
+	CHECK(vmsrs_arena_alloc(request, 1000));
+	CHECK(!vmsrs_arena_alloc(request, 1 << 30));
+	CHECK(vmsrs_run(two, right, NULL, &result) == VMSRS_ENESTED);
+	return 42;
+}
+
+static int wrong(vmsrs_request *request, void *argument)
+{
+	static int numbers[] = { 1, 2, 3 };
+
+	for (int i = 0; i < 3; i++)
+		CHECK(vmsrs_defer(request, undo, &numbers[i]) == VMSRS_OK);
+	switch (*(int *)argument) {
+	case VMSRS_KIND_MEMORY:
+		*(volatile int *)argument = 0;
+		*(volatile int *)8 = 0;
+		break;
+	case VMSRS_KIND_ABORT:
+		assert(!"this");
+		break;
+	case VMSRS_KIND_ARITHMETIC:
+		raise(SIGFPE);
+		break;
+	case VMSRS_KIND_DOUBLE_FREE: {
+		void *block = vmsrs_alloc(one, 10);
+
+		vmsrs_free(one, block);
+		vmsrs_free(one, block);
+		break;
+	}
+	case VMSRS_KIND_FOREIGN_FREE:
+		vmsrs_free(one, &numbers[0]);
+		break;
+	case VMSRS_KIND_INVARIANT:
+		vmsrs_fail("so be it");
+	}
+	return -5;
+}
+
+/* glibc's own check: an overflown buffer on the stack. */
+static int smash(vmsrs_request *request, void *argument)
+{
+	char buffer[8];
+	volatile char *bytes = buffer;
+
+	(void)request;
+	for (int i = 0; i < *(int *)argument; i++)
+		bytes[i] = 1;
+	return buffer[0];
+}
+
+static void *thread(void *argument)
+{
+	vmsrs_failure failure;
+	int kinds[] = { VMSRS_KIND_MEMORY,	VMSRS_KIND_ABORT,
+			VMSRS_KIND_ARITHMETIC,	VMSRS_KIND_DOUBLE_FREE,
+			VMSRS_KIND_FOREIGN_FREE, VMSRS_KIND_INVARIANT };
+
+	(void)argument;
+	CHECK(vmsrs_last_failure(&failure) == VMSRS_ENOREQUEST);
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		int kind = kinds[i], result = 77;
+
+		undone = 0;
+		CHECK(vmsrs_run(one, wrong, &kind, &result) == VMSRS_EFAILED);
+		CHECK(result == 77 && undone == 321);
+		CHECK(vmsrs_last_failure(&failure) == VMSRS_OK);
+		CHECK(failure.kind == (unsigned int)kinds[i]);
+		CHECK(failure.incident != 0);
+		CHECK(strlen(vmsrs_kind_name(failure.kind)) > 2);
+	}
+	CHECK(!strcmp(failure.message, "so be it"));
+	return NULL;
+}
+
+int main(void)
+{
+	vmsrs_options options = { .deadline_ms = 5000, .lock_timeout_ms = 100 };
+	vmsrs_app *again;
+	vmsrs_info info;
+	pthread_t id;
+	int kind = 0, result = 0, bytes = 64;
+
+	CHECK(vmsrs_open(NULL, &app) == VMSRS_EINVAL);
+	CHECK(vmsrs_open("", &app) == VMSRS_EINVAL);
+	CHECK(vmsrs_open("calls", &app) == VMSRS_OK);
+	CHECK(vmsrs_open("calls", &again) == VMSRS_OK && again == app);
+	CHECK(vmsrs_protection(app) == VMSRS_PROTECTION_NONE);
+	CHECK(vmsrs_app_info(app, &info) == VMSRS_OK && info.broken == 0);
+	CHECK(vmsrs_flush(app) == VMSRS_OK);
+	CHECK(vmsrs_domain_open(app, "one", 3, &one) == VMSRS_OK);
+	CHECK(vmsrs_domain_open(app, "two", 3, &two) == VMSRS_OK);
+	CHECK(vmsrs_domain_open(app, "none", 0, &two) == VMSRS_EINVAL);
+
+	errno = 0;
+	CHECK(!vmsrs_alloc(one, 8) && errno == EPERM);
+	CHECK(vmsrs_free(one, &errno) == VMSRS_ENOREQUEST);
+	CHECK(vmsrs_run(one, NULL, NULL, NULL) == VMSRS_EINVAL);
+
+	CHECK(vmsrs_run_with(one, &options, right, &one, &result) == VMSRS_OK);
+	CHECK(result == 42);
+	CHECK(vmsrs_run(one, wrong, &kind, &result) == VMSRS_OK);
+	CHECK(result == -5 && undone == 321);
+	options.flags = 4;
+	CHECK(vmsrs_run_with(one, &options, right, &one, NULL) == VMSRS_EINVAL);
+
+	CHECK(pthread_create(&id, NULL, thread, NULL) == 0);
+	CHECK(pthread_join(id, NULL) == 0);
+	CHECK(vmsrs_run(two, smash, &bytes, &result) == VMSRS_EFAILED);
+	CHECK(vmsrs_run(one, right, &one, &result) == VMSRS_OK);
+	for (int code = -17; code <= 0; code++)
+		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
+	return 0;
+}
