@@ -1,11 +1,13 @@
 //! The demonstration: a load with fatal requests in it, a model beside it, and a comparison.
 //!
-//! [`load::run`] makes the load against a ledger server (`tests/servers/`), wherever that runs. The
-//! binary boots the server in guests on the test-bed's KVM host and shows what happened.
+//! [`load::run`] makes the load against a ledger server (`tests/servers/`), wherever that runs.
+//! [`demo::run`] boots the server in guests on the test-bed's KVM host and shows what happened.
 
 pub mod cli;
 pub mod client;
 pub mod command;
+pub mod demo;
+pub mod guest;
 pub mod kind;
 pub mod load;
 pub mod model;
@@ -13,4 +15,6 @@ pub mod outcome;
 pub mod percentile;
 pub mod plan;
 pub mod reply;
+pub mod report;
+pub mod steps;
 pub mod table;

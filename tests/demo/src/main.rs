@@ -1,18 +1,20 @@
 //! The demonstration: load, faults, model and the table.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use vmsrs_demo::cli::{Cli, Job, LoadArgs};
-use vmsrs_demo::{load, table};
+use vmsrs_demo::steps::Steps;
+use vmsrs_demo::{demo, guest, load, table};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
+        None => demo::run(&cli.load, cli.server),
         Some(Job::Load { connect, load }) => run_load(*connect, load),
-        Some(Job::Guest(_)) | None => unreachable!(),
+        Some(Job::Guest(args)) => guest::run(args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -25,19 +27,10 @@ fn main() -> ExitCode {
 }
 
 /// Makes the load against a running server; whether all promises were kept.
-fn run_load(address: std::net::SocketAddr, args: &LoadArgs) -> Result<bool> {
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} requests, {msg}",
-    )?);
-    let outcome = load::run(&args.options(address), |progress| {
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
-        bar.set_message(format!(
-            "{} fatal, {} recovered, {} others failed",
-            progress.fatal, progress.recovered, progress.innocent_failed
-        ));
-    })?;
-    bar.finish_and_clear();
+fn run_load(address: SocketAddr, args: &LoadArgs) -> Result<bool> {
+    let steps = Steps::new();
+    let outcome = load::run(&args.options(address), |progress| steps.counts(&progress))?;
+    steps.clear();
     print!("{}", table::table(&outcome));
     for complaint in &outcome.complaints {
         println!("  ! {complaint}");
