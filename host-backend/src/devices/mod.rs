@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod recovery;
 mod tally;
 
 pub use interrupt::DeviceInterrupt;

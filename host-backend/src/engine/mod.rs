@@ -333,6 +333,11 @@ impl Engine {
         self.counters.resets += 1;
     }
 
+    /// Whether retired frames wait for the cleanser.
+    pub fn has_laundry(&self) -> bool {
+        self.store.retired.len() != 0
+    }
+
     /// Takes up to `frames` retired frames to wipe.
     pub fn take_laundry(&mut self, frames: u32) -> Laundry {
         cleanser::take(&mut self.store, frames)

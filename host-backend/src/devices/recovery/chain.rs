@@ -1,0 +1,89 @@
+//! Descriptor chains of the control queue: what the driver has sent, checked before anything
+//! happens.
+
+use std::io::{Read, Write};
+
+use virtio_queue::{DescriptorChain, Writer};
+use vm_memory::GuestMemoryMmap;
+use vmsrs_protocol::control::MESSAGE_BYTES_MAX;
+
+pub(super) type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
+
+/// A message of the driver.
+pub(super) struct Message {
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Where a reply goes.
+pub(super) struct ReplyBuffer<'a> {
+    writer: Writer<'a>,
+}
+
+impl<'a> ReplyBuffer<'a> {
+    /// The writable part of a chain; `None` if it does not lie in RAM.
+    pub(super) fn new(chain: Chain<'a>, memory: &'a GuestMemoryMmap) -> Option<Self> {
+        let writer = chain.writer(memory).ok()?;
+        Some(Self { writer })
+    }
+
+    /// How many bytes a reply may have.
+    pub(super) fn room(&self) -> usize {
+        self.writer
+            .available_bytes()
+            .min(MESSAGE_BYTES_MAX as usize)
+    }
+
+    /// Writes a reply that is no longer than the room, and gives its length; 0 if the driver's
+    /// memory could not be written after all.
+    pub(super) fn write(mut self, reply: &[u8]) -> u32 {
+        match self.writer.write_all(reply) {
+            Ok(()) => u32::try_from(reply.len()).unwrap_or_default(),
+            Err(_) => 0,
+        }
+    }
+}
+
+impl Message {
+    /// Reads the readable part of a chain, or says what is wrong with the chain.
+    pub(super) fn read(chain: Chain<'_>, memory: &GuestMemoryMmap) -> Result<Self, &'static str> {
+        let length = check(chain.clone())?;
+        let mut bytes = vec![0; length];
+        chain
+            .reader(memory)
+            .ok()
+            .and_then(|mut reader| reader.read_exact(&mut bytes).ok())
+            .ok_or("the driver sent a message that does not lie in RAM")?;
+        Ok(Self { bytes })
+    }
+}
+
+/// Checks the shape of a chain and gives the length of its readable part.
+fn check(chain: Chain<'_>) -> Result<usize, &'static str> {
+    let mut length: u32 = 0;
+    let mut writable = false;
+    let mut ended = false;
+    for descriptor in chain {
+        if descriptor.is_write_only() {
+            writable = true;
+        } else if writable {
+            return Err("the driver sent a chain with readable descriptors behind writable ones");
+        } else {
+            length = length
+                .checked_add(descriptor.len())
+                .filter(|&length| length <= MESSAGE_BYTES_MAX)
+                .ok_or("the driver sent a message that is too long")?;
+        }
+        ended = !descriptor.has_next();
+    }
+    if !ended {
+        // The iterator stops after as many descriptors as there are, and at one it cannot read.
+        return Err("the driver sent a chain without an end");
+    }
+    if !writable {
+        return Err("the driver sent a chain without a writable part");
+    }
+    if length == 0 {
+        return Err("the driver sent a chain without a readable part");
+    }
+    Ok(length as usize)
+}

@@ -1,0 +1,183 @@
+//! The VMSRS device: control queue, event queue and the window as a shared memory region.
+//!
+//! One thread serves the queues while the driver has the device running; the cleanser's thread
+//! lives as long as the device, since frames wait for it after a reset too.
+
+mod chain;
+mod cleanser;
+mod control;
+mod events;
+mod handle;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use bytemuck::bytes_of;
+use thiserror::Error;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmsrs_protocol::device::{
+    DEVICE_ID, FEATURE_EVENTS, QUEUE_CONTROL, QUEUE_COUNT, QUEUE_EVENT, QUEUE_SIZE, SHM_WINDOW,
+    VENDOR_ID,
+};
+
+use super::{ActivateError, Activation, ShmRegion, VirtioDevice, copy_config};
+use crate::engine::{ConfigError, Engine, EngineConfig};
+use crate::window::{MprotectProtection, Window};
+
+pub use handle::RecoveryHandle;
+
+use cleanser::Cleanser;
+use worker::Worker;
+
+/// Names the device in the log.
+const NAME: &str = "vmsrs";
+
+/// Why the device could not be made.
+#[derive(Debug, Error)]
+pub enum RecoveryDeviceError {
+    /// The engine's limits do not fit the window.
+    #[error(transparent)]
+    Limits(#[from] ConfigError),
+    /// The limits are for a window of another size.
+    #[error("the engine's limits are for {expected} frames, the window has {actual}")]
+    WindowSize {
+        /// Frames in the limits.
+        expected: u32,
+        /// Frames in the window.
+        actual: u32,
+    },
+    /// The host's operating system refused a thread or a descriptor.
+    #[error("the host has no thread or descriptor left for the device")]
+    Host(#[from] io::Error),
+}
+
+/// The VMSRS device.
+#[derive(Debug)]
+pub struct RecoveryDevice {
+    handle: RecoveryHandle,
+    shm: [ShmRegion; 1],
+    running: Option<Running>,
+    /// Ends its thread when it is dropped.
+    _cleanser: Cleanser,
+}
+
+#[derive(Debug)]
+struct Running {
+    stop: EventFd,
+    thread: JoinHandle<()>,
+}
+
+impl RecoveryDevice {
+    /// Makes the device for `window`, which lies at `address` in the guest.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the limits make no sense for this window, or when the operating system refuses a
+    /// thread or a descriptor.
+    pub fn new(
+        config: EngineConfig,
+        window: Arc<Window>,
+        protection: MprotectProtection,
+        address: GuestAddress,
+    ) -> Result<Self, RecoveryDeviceError> {
+        if config.window_frames != window.frames() {
+            return Err(RecoveryDeviceError::WindowSize {
+                expected: config.window_frames,
+                actual: window.frames(),
+            });
+        }
+        let region = ShmRegion {
+            // Shared memory region IDs have 8 bits; this one is 0.
+            id: SHM_WINDOW,
+            address,
+            length: window.size(),
+        };
+        let handle = RecoveryHandle::new(Engine::new(config)?, protection, window)?;
+        let cleanser = Cleanser::start(handle.clone())?;
+        Ok(Self {
+            handle,
+            shm: [region],
+            running: None,
+            _cleanser: cleanser,
+        })
+    }
+
+    /// The way to the engine for everybody but the driver.
+    pub fn handle(&self) -> RecoveryHandle {
+        self.handle.clone()
+    }
+}
+
+impl VirtioDevice for RecoveryDevice {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn vendor_id(&self) -> u32 {
+        VENDOR_ID
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << FEATURE_EVENTS
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE as u16; QUEUE_COUNT as usize]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        copy_config(bytes_of(&self.handle.device_config()), offset, data);
+    }
+
+    fn shm_regions(&self) -> &[ShmRegion] {
+        &self.shm
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let control = activation.take_queue(QUEUE_CONTROL as u16)?;
+        let event = match activation.features & 1 << FEATURE_EVENTS {
+            0 => None,
+            _ => Some(activation.take_queue(QUEUE_EVENT as u16)?),
+        };
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let worker = Worker::new(
+            self.handle.clone(),
+            control,
+            event,
+            activation.memory,
+            activation.interrupt,
+            stop.try_clone()?,
+        )?;
+        let thread = thread::Builder::new()
+            .name("vmsrs-queues".into())
+            .spawn(move || worker.run())?;
+        self.running = Some(Running { stop, thread });
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        let Some(Running { stop, thread }) = self.running.take() else {
+            return;
+        };
+        let stopped = stop.write(1);
+        debug_assert!(stopped.is_ok(), "the event counter is far from full");
+        if thread.join().is_err() {
+            // The panic's message is on standard error already.
+            log::error!("{NAME}: the worker thread panicked");
+        }
+        self.handle.reset();
+    }
+}
+
+impl Drop for RecoveryDevice {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
