@@ -23,8 +23,12 @@ static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static INSTRUCTION: AtomicU64 = AtomicU64::new(0);
 
 /// Stores `value` at `address`; its first instruction is the store.
+///
+/// # Safety
+///
+/// The store must be sound, or stopped.
 #[unsafe(naked)]
-unsafe extern "C" fn store(_address: *mut u8, _value: u8) {
+pub unsafe extern "C" fn store(_address: *mut u8, _value: u8) {
     naked_asm!("mov byte ptr [rdi], sil", "ret")
 }
 

@@ -4,19 +4,29 @@ use anyhow::{Context, Result};
 
 use crate::Behaviour;
 
+mod deadline;
 mod discard;
 mod draft_and_commit;
 mod foreign_write;
+mod kinds_of_error;
+mod lock_after_error;
 mod process_death;
+mod read_only;
 mod seal_batches;
+mod window_full;
 
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
     &draft_and_commit::BEHAVIOUR,
     &discard::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
+    &lock_after_error::BEHAVIOUR,
+    &kinds_of_error::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &seal_batches::BEHAVIOUR,
+    &read_only::BEHAVIOUR,
+    &deadline::BEHAVIOUR,
+    &window_full::BEHAVIOUR,
 ];
 
 /// The behaviour with this name.

@@ -1,0 +1,95 @@
+//! A lock held at the error is free afterwards, and what it guards is as before.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use vmsrs::{App, Kind, RunError};
+
+use crate::fault::store;
+use crate::host::Guest;
+use crate::{Behaviour, Machine};
+
+/// Rounds of failing under the lock.
+const ROUNDS: u64 = 50;
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "a_lock_held_at_the_error_is_free_afterwards_and_what_it_guards_is_as_before",
+    machine: Machine::Usual,
+    steps: &[("lock", lock)],
+    host,
+};
+
+fn host(guest: &mut Guest) -> Result<()> {
+    guest.run("lock", "").map(drop)
+}
+
+/// What the lock guards: both are always equal for whoever holds the lock.
+#[repr(C)]
+struct Guarded {
+    one: u64,
+    other: u64,
+}
+
+static HALF_DONE: AtomicBool = AtomicBool::new(false);
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+fn lock(_: &str) -> Result<()> {
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("lock-after-error") }?;
+    let shared = app.domain("shared")?;
+    let guilty = app.domain("guilty")?;
+    let innocent = app.domain("innocent")?;
+    shared.run(|request| {
+        let guarded = request.alloc(Guarded { one: 1, other: 1 })?;
+        request.set_root(Some(guarded.into()))
+    })?;
+    let guarded = shared.root_address().cast::<Guarded>();
+
+    for round in 1..=ROUNDS {
+        HALF_DONE.store(false, Ordering::SeqCst);
+        WAITING.store(false, Ordering::SeqCst);
+        let other = std::thread::spawn(move || -> Result<u64> {
+            while !HALF_DONE.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            let seen = innocent.run(|request| {
+                WAITING.store(true, Ordering::SeqCst);
+                let entered = request.enter(shared)?;
+                // SAFETY: the shared domain is held, and the block lives in it.
+                let (one, other) = unsafe { ((*guarded).one, (*guarded).other) };
+                // SAFETY: as above.
+                unsafe {
+                    (*guarded).one += 1;
+                    (*guarded).other += 1;
+                }
+                entered.leave()?;
+                Ok::<_, vmsrs::Error>((one, other))
+            })?;
+            ensure!(seen.0 == seen.1, "half a change was seen: {seen:?}");
+            Ok(seen.0)
+        });
+        let result = guilty.run(|request| {
+            let _kept = request.enter(shared)?.keep();
+            // SAFETY: the shared domain is held, and the block lives in it.
+            unsafe { (*guarded).one = u64::MAX };
+            HALF_DONE.store(true, Ordering::SeqCst);
+            while !WAITING.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            // SAFETY: a wild write; it ends the request.
+            unsafe { store(std::ptr::without_provenance_mut(0x10), 1) };
+            Ok::<_, vmsrs::Error>(())
+        });
+        let Err(RunError::Failed(failure)) = result else {
+            anyhow::bail!("round {round}: the wild write was not noticed")
+        };
+        ensure!(failure.kind == Kind::Memory, "round {round}: {failure}");
+        let seen = other
+            .join()
+            .ok()
+            .context("the innocent thread panicked")??;
+        ensure!(seen == round, "round {round}: the innocent saw {seen}");
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! A request that writes nothing makes no system call, so no exit either.
+
+use anyhow::{Result, ensure};
+use vmsrs::{App, Error};
+
+use crate::host::Guest;
+use crate::{Behaviour, Machine};
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "a_request_that_writes_nothing_makes_no_system_call",
+    machine: Machine::Usual,
+    steps: &[("read", read)],
+    host,
+};
+
+fn host(guest: &mut Guest) -> Result<()> {
+    guest.run("read", "").map(drop)
+}
+
+fn read(_: &str) -> Result<()> {
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("read-only") }?;
+    let domain = app.domain("user")?;
+    domain.run(|request| {
+        let block = request.alloc(5u64)?;
+        request.set_root(Some(block.into()))
+    })?;
+    let look = || {
+        domain.run(|request| {
+            // SAFETY: the domain is held, and the block lives in it.
+            let value = request
+                .root::<u64>()
+                .map(|root| unsafe { root.read_volatile() });
+            Ok::<_, Error>(value)
+        })
+    };
+    ensure!(look()? == Some(5), "the value is there");
+    // From here on, the kernel kills this thread for any system call but read, write, exit and
+    // sigreturn (seccomp's strict mode).
+    // SAFETY: changes what this thread may do.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
+    let mut good = result == 0;
+    for _ in 0..1000 {
+        good &= matches!(look(), Ok(Some(5)));
+    }
+    // SAFETY: ends the only thread, without the system calls of exit().
+    unsafe { libc::syscall(libc::SYS_exit, libc::c_int::from(!good)) };
+    unreachable!("exit does not return")
+}
