@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Test module: the guest's kernel writes where it should not.
+ *
+ * Makes a kernel with a stray pointer out of a healthy one, to show that the second-level page
+ * table protects sealed frames from it. Never load it outside a test.
+ *
+ * One byte is stored, through a mapping of the module's own, into a frame of the VMSRS window. The
+ * frame is named by its number, or by an address of the calling process whose page it shows.
+ * Commands are written, one a write(2), to /sys/kernel/debug/vmsrs_stray/store:
+ *
+ *	frame NUMBER OFFSET VALUE MODE
+ *	address ADDRESS VALUE MODE
+ *
+ * (ADDRESS and VALUE as strtoul takes them, with 0x for hexadecimal). MODE is
+ *
+ *	nofault	the store has an exception table entry: write(2) fails with EFAULT
+ *	raw	the store has none, like any stray write: a kernel thread does it and dies of the
+ *		oops; write(2) fails with EIO. (The kernel must run without panic_on_oops.)
+ *
+ * A store that is not stopped lets write(2) succeed. The byte that the kernel then reads at the
+ * place is in /sys/kernel/debug/vmsrs_stray/byte, the frame that the last command hit in .../frame.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/completion.h>
+#include <linux/debugfs.h>
+#include <linux/io.h>
+#include <linux/ioport.h>
+#include <linux/kthread.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/version.h>
+
+#include <asm/asm.h>
+
+/* The name under which vmsrs.ko claims the window. */
+#define WINDOW_NAME "vmsrs window"
+
+static unsigned long long phys;
+module_param(phys, ullong, 0400);
+MODULE_PARM_DESC(phys, "physical address of the window (default: what vmsrs.ko claimed)");
+
+static unsigned long long length;
+module_param(length, ullong, 0400);
+MODULE_PARM_DESC(length, "bytes of the window, with phys");
+
+static struct dentry *directory;
+static DEFINE_MUTEX(command_lock);	/* guards what follows */
+static u32 last_frame;
+static u32 last_byte;
+
+struct store {
+	u8 *place;
+	u8 value;
+	bool survived;
+	struct completion started;
+};
+
+/* A store like any other. Not inlined, so that its name is in the oops. */
+static noinline void store_raw(u8 *place, u8 value)
+{
+	WRITE_ONCE(*place, value);
+}
+
+/* A store that survives its exception. (copy_to_kernel_nofault() is not exported.) */
+static noinline int store_nofault(u8 *place, u8 value)
+{
+	int error = -EFAULT;
+
+	asm volatile("1:	movb %2, %1\n"
+		     "	xorl %0, %0\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+r" (error), "=m" (*place)
+		     : "q" (value)
+		     : "cc");
+	return error;
+}
+
+static int store_thread(void *data)
+{
+	struct store *store = data;
+
+	complete(&store->started);
+	store_raw(store->place, store->value);
+	store->survived = true;
+	return 0;
+}
+
+/* True if the thread came to its end; false if an exception ended it. */
+static bool store_in_thread(struct store *store)
+{
+	struct task_struct *task;
+
+	init_completion(&store->started);
+	task = kthread_create(store_thread, store, "vmsrs_stray");
+	if (IS_ERR(task))
+		return false;
+	get_task_struct(task);
+	wake_up_process(task);
+	/* A thread that is stopped before it starts does not run; one that oopses exits, too. */
+	wait_for_completion(&store->started);
+	kthread_stop(task);
+	put_task_struct(task);
+	return store->survived;
+}
+
+static int command_store(u64 frame, u32 offset, u8 value, const char *mode)
+{
+	struct store store = { .value = value };
+	u8 *page;
+	int error = 0;
+
+	if (offset >= PAGE_SIZE || frame >= length >> PAGE_SHIFT)
+		return -ERANGE;
+	page = memremap(phys + (frame << PAGE_SHIFT), PAGE_SIZE, MEMREMAP_WB);
+	if (!page)
+		return -ENOMEM;
+	store.place = page + offset;
+	if (!strcmp(mode, "nofault"))
+		error = store_nofault(store.place, value);
+	else if (!strcmp(mode, "raw"))
+		error = store_in_thread(&store) ? 0 : -EIO;
+	else
+		error = -EINVAL;
+	last_frame = frame;
+	last_byte = READ_ONCE(*store.place);
+	memunmap(page);
+	return error;
+}
+
+/* The physical page that a mapped address shows. mmap_lock is held. */
+static int find_pfn(struct vm_area_struct *vma, unsigned long address, unsigned long *pfn)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 12, 0)
+	return follow_pfn(vma, address, pfn);
+#else
+	struct follow_pfnmap_args args = { .vma = vma, .address = address };
+	int error = follow_pfnmap_start(&args);
+
+	if (error)
+		return error;
+	*pfn = args.pfn;
+	follow_pfnmap_end(&args);
+	return 0;
+#endif
+}
+
+/* The frame that an address of the calling process shows; the page must be mapped. */
+static int find_frame(unsigned long address, u64 *frame)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	unsigned long pfn = 0;
+	int error;
+
+	mmap_read_lock(mm);
+	vma = vma_lookup(mm, address);
+	error = vma ? find_pfn(vma, address, &pfn) : -EINVAL;
+	mmap_read_unlock(mm);
+	if (error)
+		return error;
+	if (PFN_PHYS((u64)pfn) < phys || PFN_PHYS((u64)pfn) - phys >= length)
+		return -EINVAL;
+	*frame = (PFN_PHYS((u64)pfn) - phys) >> PAGE_SHIFT;
+	return 0;
+}
+
+static ssize_t store_write(struct file *file, const char __user *user, size_t size, loff_t *offset)
+{
+	unsigned long address;
+	u32 place, value;
+	char mode[8];
+	char *line;
+	u64 frame;
+	int error;
+
+	if (size > 128)
+		return -EINVAL;
+	line = memdup_user_nul(user, size);
+	if (IS_ERR(line))
+		return PTR_ERR(line);
+	mutex_lock(&command_lock);
+	error = 0;
+	if (sscanf(line, "frame %lli %i %i %7s", &frame, &place, &value, mode) == 4) {
+		/* Named outright. */
+	} else if (sscanf(line, "address %li %i %7s", &address, &value, mode) == 3) {
+		error = find_frame(address, &frame);
+		place = offset_in_page(address);
+	} else {
+		error = -EINVAL;
+	}
+	if (!error)
+		error = command_store(frame, place, value, mode);
+	mutex_unlock(&command_lock);
+	kfree(line);
+	return error ? error : size;
+}
+
+static const struct file_operations store_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = store_write,
+};
+
+static bool find_in(struct resource *resource)
+{
+	for (; resource; resource = resource->sibling) {
+		if (resource->name && !strcmp(resource->name, WINDOW_NAME)) {
+			phys = resource->start;
+			length = resource_size(resource);
+			return true;
+		}
+		if (find_in(resource->child))
+			return true;
+	}
+	return false;
+}
+
+static int __init stray_init(void)
+{
+	if (!phys && !find_in(iomem_resource.child)) {
+		pr_err("no VMSRS window: load vmsrs.ko first, or give phys= and length=\n");
+		return -ENODEV;
+	}
+	directory = debugfs_create_dir("vmsrs_stray", NULL);
+	debugfs_create_file("store", 0200, directory, NULL, &store_fops);
+	debugfs_create_u32("frame", 0400, directory, &last_frame);
+	debugfs_create_u32("byte", 0400, directory, &last_byte);
+	return 0;
+}
+
+static void __exit stray_exit(void)
+{
+	debugfs_remove(directory);
+}
+
+module_init(stray_init);
+module_exit(stray_exit);
+
+MODULE_DESCRIPTION("Test module: stray kernel writes into the VMSRS window");
+MODULE_AUTHOR("The VMSRS authors");
+MODULE_LICENSE("GPL");
