@@ -64,6 +64,16 @@ impl Archive {
             })
     }
 
+    /// The packages that this machine would need for `name` from the backports, itself included; none when it has a
+    /// version as new as that.
+    pub(crate) fn missing_for(&self, name: &str) -> Result<Vec<Package>> {
+        let mut command = self.command("apt-get");
+        command.args(["--simulate", "--no-install-recommends", "--target-release"]);
+        command.arg(format!("{RELEASE}-backports"));
+        let text = command::stdout(command.args(["install", name]))?;
+        Ok(text.lines().filter_map(simulated).collect())
+    }
+
     /// Downloads a package file into `folder`; apt checks its signature chain and checksum.
     pub(crate) fn download(&self, package: &Package, folder: &Path) -> Result<()> {
         let mut command = self.command("apt-get");
@@ -101,6 +111,16 @@ fn pick(records: &str, series: &str) -> Option<(String, Vec<String>)> {
             .map(str::to_owned)
             .collect();
         Some((version.to_owned(), dependencies))
+    })
+}
+
+/// The package in a line `Inst name [old version] (version suite [amd64])` of a simulated installation.
+fn simulated(line: &str) -> Option<Package> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+    let (_, rest) = rest.split_once('(')?;
+    Some(Package {
+        name: name.to_owned(),
+        version: rest.split(' ').next()?.to_owned(),
     })
 }
 
@@ -225,6 +245,24 @@ mod tests {
     fn a_series_that_is_not_there_gives_nothing() {
         assert_eq!(pick(RECORDS, "7."), None);
         assert_eq!(pick("", ""), None);
+    }
+
+    #[test]
+    fn a_simulated_installation_names_its_packages() {
+        let package = |line| simulated(line).map(|package| (package.name, package.version));
+        let expected = Some(("a".to_owned(), "1:10.0~bpo".to_owned()));
+        assert_eq!(
+            package("Inst a [1:7.2] (1:10.0~bpo Debian Backports:x [amd64]) []"),
+            expected
+        );
+        assert_eq!(
+            package("Inst a (1:10.0~bpo Debian Backports:x [amd64])"),
+            expected
+        );
+        assert_eq!(
+            package("Conf a (1:10.0~bpo Debian Backports:x [amd64])"),
+            None
+        );
     }
 
     #[test]

@@ -123,7 +123,12 @@ impl Bed {
             return direct::run(job, &mut on_event);
         }
         tools::ensure(tools::NESTED, &*self.progress)?;
+        let qemu = self.cache.qemu();
+        if qemu.is_installed() {
+            tools::ensure(tools::QEMU, &*self.progress)?;
+        }
         nested::run(
+            &qemu,
             &self.kernel(Series::V6_1)?,
             self.image()?,
             job,

@@ -12,6 +12,7 @@ use crate::apt::{Archive, Package};
 use crate::command;
 use crate::error::{Error, IoContext, Result};
 use crate::kernel::{self, Kernel, Series};
+use crate::qemu::Qemu;
 
 /// Packages that belong together.
 struct Set {
@@ -19,8 +20,15 @@ struct Set {
     name: String,
     /// The packages to begin with.
     packages: Vec<&'static str>,
-    /// How their versions begin.
-    series: String,
+    /// Which versions, and which other packages.
+    choice: Choice,
+}
+
+enum Choice {
+    /// The newest versions that begin so, with the kernel packages they depend on.
+    Series(String),
+    /// The versions in the backports, with everything they depend on that this machine does not have.
+    Missing,
 }
 
 impl Set {
@@ -29,7 +37,7 @@ impl Set {
             name: format!("linux-{series}"),
             // Image and headers come together: a module fits only the very release it was built for.
             packages: vec!["linux-image-cloud-amd64", "linux-headers-cloud-amd64"],
-            series: format!("{series}."),
+            choice: Choice::Series(format!("{series}.")),
         }
     }
 
@@ -37,13 +45,21 @@ impl Set {
         Self {
             name: "busybox".to_owned(),
             packages: vec!["busybox-static"],
-            series: String::new(),
+            choice: Choice::Series(String::new()),
+        }
+    }
+
+    fn qemu() -> Self {
+        Self {
+            name: "qemu".to_owned(),
+            packages: vec!["qemu-system-x86"],
+            choice: Choice::Missing,
         }
     }
 
     fn all() -> Vec<Self> {
         let mut sets: Vec<Self> = Series::ALL.into_iter().map(Self::kernel).collect();
-        sets.push(Self::busybox());
+        sets.extend([Self::busybox(), Self::qemu()]);
         sets
     }
 }
@@ -110,6 +126,11 @@ impl Cache {
                 place: folder.display().to_string(),
             })
     }
+
+    /// The QEMU for the nested KVM host.
+    pub(crate) fn qemu(&self) -> Qemu {
+        Qemu::unpacked(&self.folder.join(Set::qemu().name))
+    }
 }
 
 fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)) -> Result<()> {
@@ -159,6 +180,10 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
 /// The packages of a set and those they depend on, of the kernel's own kind: what a kernel needs to be installed on a
 /// machine is not needed here.
 fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
+    let series = match &set.choice {
+        Choice::Series(series) => series,
+        Choice::Missing => return missing(archive, set),
+    };
     const KINDS: [&str; 4] = [
         "linux-image-",
         "linux-headers-",
@@ -172,7 +197,7 @@ fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
         if !seen.insert(name.clone()) {
             continue;
         }
-        let (package, dependencies) = archive.newest(&name, &set.series)?;
+        let (package, dependencies) = archive.newest(&name, series)?;
         packages.insert(package);
         open.extend(
             dependencies
@@ -180,5 +205,17 @@ fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
                 .filter(|name| KINDS.iter().any(|kind| name.starts_with(kind))),
         );
     }
+    Ok(packages.into_iter().collect())
+}
+
+/// The packages of a set and those they depend on, without what this machine has.
+fn missing(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
+    // Parts of the C library work with their own dynamic loader alone, and each machine has them.
+    const BASE: [&str; 2] = ["libc6", "libc-bin"];
+    let mut packages = BTreeSet::new();
+    for name in &set.packages {
+        packages.extend(archive.missing_for(name)?);
+    }
+    packages.retain(|package| !BASE.contains(&package.name.as_str()));
     Ok(packages.into_iter().collect())
 }

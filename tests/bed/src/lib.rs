@@ -17,6 +17,7 @@ pub mod modules;
 mod nested;
 pub mod newc;
 pub mod project;
+mod qemu;
 mod stream;
 pub mod tools;
 pub mod vmlinux;

@@ -12,6 +12,7 @@ use crate::image::Image;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::Kernel;
 use crate::project;
+use crate::qemu::Qemu;
 use crate::stream::{self, EXIT_MARK};
 
 /// What a KVM host with taps needs; `kvm_amd` brings `kvm` and what it depends on.
@@ -22,6 +23,7 @@ const RESULTS: &str = "/dev/ttyS1";
 
 /// Boots `kernel` with `base` (an image with busybox) and the job in it, and waits for the job's end.
 pub(crate) fn run(
+    qemu: &Qemu,
     kernel: &Kernel,
     base: Image,
     job: &Job,
@@ -29,7 +31,8 @@ pub(crate) fn run(
 ) -> Result<Outcome> {
     let image = pack(kernel, base, job)?;
     let initrd = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
-    stream::run(qemu(kernel, &initrd, job), job.timeout, on_event)
+    let process = emulator(qemu, kernel, &initrd, job);
+    stream::run(process, job.timeout, on_event)
 }
 
 /// The level-1 image, in a file without a name: nothing of it is left whatever ends this process.
@@ -78,10 +81,9 @@ stty -F {RESULTS} raw -echo
     )
 }
 
-fn qemu(kernel: &Kernel, initrd: &str, job: &Job) -> Command {
+fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &str, job: &Job) -> Command {
     // QEMU goes when this thread does, however that comes about.
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    let mut qemu = qemu.command(&["setpriv", "--pdeathsig", "KILL"]);
     qemu.args([
         "-nodefaults",
         "-no-reboot",

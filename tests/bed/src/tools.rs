@@ -80,11 +80,11 @@ pub const KMOD: &[Tool] = &[
     Tool::library("libelf.so.1", "libelf1"),
 ];
 
-/// What booting the nested KVM host takes.
-pub const NESTED: &[Tool] = &[
-    Tool::program("qemu-system-x86_64", "qemu-system-x86"),
-    Tool::program("setpriv", "util-linux"),
-];
+/// What booting the nested KVM host takes, beside a QEMU.
+pub const NESTED: &[Tool] = &[Tool::program("setpriv", "util-linux")];
+
+/// QEMU itself, for machines whose own is as new as the one that would be fetched.
+pub const QEMU: &[Tool] = &[Tool::program("qemu-system-x86_64", "qemu-system-x86")];
 
 /// Makes sure that `tools` are there: installs what is missing when this is root.
 ///
