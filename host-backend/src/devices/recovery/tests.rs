@@ -1,1 +1,529 @@
+//! The device between a driver's queues in memory and its threads.
 
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
+use vmsrs_protocol::FrameRun;
+use vmsrs_protocol::control::{
+    AppReply, ControlHeader, DiscardRequest, GRANT_REPLY_BYTES, GrantReply, GrantRequest,
+    MESSAGE_BYTES_MAX, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_OPEN_APP, OpenApp, ReplyHeader,
+    STATUS_MALFORMED, STATUS_OK, STATUS_UNKNOWN,
+};
+use vmsrs_protocol::device::DeviceConfig;
+use vmsrs_protocol::event::{EVENT_FRAMES_FREE, EVENT_SEALED_WRITE, Event};
+
+use super::*;
+use crate::devices::{ActiveQueue, DeviceInterrupt};
+use crate::engine::SealedWrite;
+use crate::vmm::irq::Interrupt;
+
+const FRAMES: u32 = 1024;
+/// Where messages lie, beyond the mock queue's own memory.
+const MESSAGE: u64 = 0x10_0000;
+const REPLY: u64 = 0x20_0000;
+const NOWHERE: u64 = 0xf000_0000;
+
+/// Long enough for any machine; only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x100_0000)]).unwrap()
+}
+
+fn device() -> RecoveryDevice {
+    let (window, protection) = Window::new(u64::from(FRAMES) * 4096).unwrap();
+    let config = EngineConfig::for_window(FRAMES);
+    RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32)).unwrap()
+}
+
+fn message<T: Pod>(kind: u32, payload: &T) -> Vec<u8> {
+    let header = ControlHeader {
+        kind,
+        length: size_of::<T>() as u32,
+    };
+    [bytes_of(&header), bytes_of(payload)].concat()
+}
+
+fn open_app() -> Vec<u8> {
+    let mut payload = OpenApp::zeroed();
+    payload.name[..6].copy_from_slice(b"ledger");
+    message(MESSAGE_OPEN_APP, &payload)
+}
+
+fn readable(address: u64, length: u32) -> RawDescriptor {
+    RawDescriptor::from(Descriptor::new(address, length, 0, 0))
+}
+
+fn writable(address: u64, length: u32) -> RawDescriptor {
+    let flags = VRING_DESC_F_WRITE as u16;
+    RawDescriptor::from(Descriptor::new(address, length, flags, 0))
+}
+
+/// Sends one chain over a fresh queue to `handle`; gives the used length.
+fn send(handle: &RecoveryHandle, memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
+    memory.write_slice(&[0; 0x4000], GuestAddress(0)).unwrap();
+    let mock = MockSplitQueue::new(memory, 16);
+    mock.build_desc_chain(chain).unwrap();
+    serve(handle, memory, &mock)
+}
+
+fn serve(
+    handle: &RecoveryHandle,
+    memory: &GuestMemoryMmap,
+    mock: &MockSplitQueue<'_, GuestMemoryMmap>,
+) -> u32 {
+    let mut queue: Queue = mock.create_queue().unwrap();
+    let more = control::process(&mut queue, memory, handle).unwrap();
+    assert!(!more);
+    assert_eq!(mock.used().idx().load(), 1);
+    mock.used().ring().ref_at(0).unwrap().load().len()
+}
+
+fn reply_header(memory: &GuestMemoryMmap) -> ReplyHeader {
+    reply_at(memory, 0)
+}
+
+fn reply_at<T: Pod>(memory: &GuestMemoryMmap, offset: u64) -> T {
+    let mut bytes = vec![0; size_of::<T>()];
+    memory
+        .read_slice(&mut bytes, GuestAddress(REPLY + offset))
+        .unwrap();
+    pod_read_unaligned(&bytes)
+}
+
+fn refusals(handle: &RecoveryHandle) -> u64 {
+    handle
+        .status()
+        .refusals
+        .iter()
+        .map(|refusal| refusal.count)
+        .sum()
+}
+
+#[test]
+fn a_message_in_several_descriptors_gets_its_reply_in_several_descriptors() {
+    let (device, memory) = (device(), memory());
+    let bytes = open_app();
+    memory.write_slice(&bytes, GuestAddress(MESSAGE)).unwrap();
+    let rest = bytes.len() as u32 - 5;
+    let chain = [
+        readable(MESSAGE, 5),
+        readable(MESSAGE + 5, rest),
+        writable(REPLY, 3),
+        writable(REPLY + 3, 100),
+    ];
+    let length = send(&device.handle(), &memory, &chain);
+    assert_eq!(
+        length as usize,
+        size_of::<ReplyHeader>() + size_of::<AppReply>()
+    );
+    assert_eq!(reply_header(&memory).status, STATUS_OK);
+    assert_eq!(reply_at::<AppReply>(&memory, 8).app, 0);
+}
+
+#[test]
+fn a_malformed_chain_is_refused_and_counted_and_the_device_goes_on() {
+    let (device, memory) = (device(), memory());
+    let handle = device.handle();
+    let bytes = open_app();
+    let length = bytes.len() as u32;
+    memory.write_slice(&bytes, GuestAddress(MESSAGE)).unwrap();
+    let chains: [(&str, Vec<RawDescriptor>, bool); 9] = [
+        ("no writable part", vec![readable(MESSAGE, length)], false),
+        ("no readable part", vec![writable(REPLY, 64)], true),
+        (
+            "readable behind writable",
+            vec![writable(REPLY, 64), readable(MESSAGE, length)],
+            true,
+        ),
+        (
+            "too long",
+            vec![
+                readable(MESSAGE, MESSAGE_BYTES_MAX + 1),
+                writable(REPLY, 64),
+            ],
+            true,
+        ),
+        (
+            "a total that is too long",
+            vec![
+                readable(MESSAGE, MESSAGE_BYTES_MAX),
+                readable(MESSAGE, 1),
+                writable(REPLY, 64),
+            ],
+            true,
+        ),
+        (
+            "message outside RAM",
+            vec![readable(NOWHERE, length), writable(REPLY, 64)],
+            true,
+        ),
+        (
+            "reply outside RAM",
+            vec![readable(MESSAGE, length), writable(NOWHERE, 64)],
+            false,
+        ),
+        (
+            "reply without room for its header",
+            vec![readable(MESSAGE, length), writable(REPLY, 7)],
+            false,
+        ),
+        (
+            "shorter than its header says",
+            vec![readable(MESSAGE, length - 1), writable(REPLY, 64)],
+            true,
+        ),
+    ];
+    for (number, (what, chain, answered)) in (1u64..).zip(chains) {
+        let used = send(&handle, &memory, &chain);
+        if answered {
+            assert_eq!(used, 8, "{what}");
+            assert_eq!(reply_header(&memory).status, STATUS_MALFORMED, "{what}");
+        } else {
+            assert_eq!(used, 0, "{what}");
+        }
+        assert_eq!(refusals(&handle), number, "{what}");
+    }
+    assert_eq!(handle.status().apps, 0);
+    let chain = [readable(MESSAGE, length), writable(REPLY, 64)];
+    send(&handle, &memory, &chain);
+    assert_eq!(reply_header(&memory).status, STATUS_OK);
+}
+
+#[test]
+fn a_chain_that_is_a_loop_is_refused() {
+    let (device, memory) = (device(), memory());
+    let mock = MockSplitQueue::new(&memory, 16);
+    let next = VRING_DESC_F_NEXT as u16;
+    let write = VRING_DESC_F_WRITE as u16;
+    let table = [
+        Descriptor::new(MESSAGE, 4, next, 1),
+        Descriptor::new(REPLY, 64, next | write, 1),
+    ];
+    for (index, descriptor) in (0u16..).zip(table) {
+        let raw = RawDescriptor::from(descriptor);
+        mock.desc_table().store(index, raw).unwrap();
+    }
+    mock.avail().ring().ref_at(0).unwrap().store(0);
+    mock.avail().idx().store(1);
+    assert_eq!(serve(&device.handle(), &memory, &mock), 8);
+    assert_eq!(reply_header(&memory).status, STATUS_MALFORMED);
+    assert_eq!(refusals(&device.handle()), 1);
+}
+
+#[test]
+fn an_unknown_kind_of_message_is_refused_and_counted() {
+    let (device, memory) = (device(), memory());
+    let bytes = message(4711, &0u32);
+    memory.write_slice(&bytes, GuestAddress(MESSAGE)).unwrap();
+    let chain = [readable(MESSAGE, bytes.len() as u32), writable(REPLY, 64)];
+    for count in 1..4 {
+        send(&device.handle(), &memory, &chain);
+        assert_eq!(reply_header(&memory).status, STATUS_UNKNOWN);
+        let refusals = device.handle().status().refusals;
+        assert_eq!(refusals.len(), 1);
+        assert_eq!(refusals[0].count, count);
+    }
+}
+
+#[test]
+fn rings_that_make_no_sense_are_an_error() {
+    let (device, memory) = (device(), memory());
+    let mock = MockSplitQueue::new(&memory, 16);
+    mock.avail().idx().store(100);
+    let mut queue: Queue = mock.create_queue().unwrap();
+    assert!(control::process(&mut queue, &memory, &device.handle()).is_err());
+}
+
+/// An interrupt line that tells a test.
+struct Line(Mutex<Sender<()>>);
+
+impl Interrupt for Line {
+    fn trigger(&self) -> io::Result<()> {
+        // A test that no longer listens does not care.
+        let _ = self.0.lock().unwrap().send(());
+        Ok(())
+    }
+}
+
+/// A driver's side of one queue. (The mock queue's used ring overlaps the second half of its
+/// available ring, so it is good for a few chains only.)
+struct Ring<'a> {
+    memory: &'a GuestMemoryMmap,
+    /// Address of the descriptor table; the rings follow at fixed distances.
+    start: u64,
+    kick: EventFd,
+    sent: u16,
+}
+
+impl<'a> Ring<'a> {
+    const SIZE: u16 = 16;
+    const AVAIL: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+
+    fn new(memory: &'a GuestMemoryMmap, start: u64) -> Self {
+        memory
+            .write_slice(&[0; 0x3000], GuestAddress(start))
+            .unwrap();
+        Self {
+            memory,
+            start,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            sent: 0,
+        }
+    }
+
+    fn active(&self, index: u16) -> ActiveQueue {
+        let mut queue = Queue::new(Self::SIZE).unwrap();
+        queue.set_size(Self::SIZE);
+        queue.set_desc_table_address(Some(self.start as u32), Some(0));
+        queue.set_avail_ring_address(Some((self.start + Self::AVAIL) as u32), Some(0));
+        queue.set_used_ring_address(Some((self.start + Self::USED) as u32), Some(0));
+        queue.set_ready(true);
+        ActiveQueue {
+            index,
+            queue,
+            kick: self.kick.try_clone().unwrap(),
+        }
+    }
+
+    fn put<T: vm_memory::ByteValued>(&self, value: T, offset: u64) {
+        let address = GuestAddress(self.start + offset);
+        self.memory.write_obj(value, address).unwrap();
+    }
+
+    /// Makes a chain of at most two descriptors available.
+    fn send(&mut self, chain: &[RawDescriptor]) {
+        let first = (self.sent * 2) % Self::SIZE;
+        for (index, &raw) in (first..).zip(chain) {
+            let descriptor = Descriptor::from(raw);
+            let more = index - first + 1 < chain.len() as u16;
+            let flags = descriptor.flags() | if more { VRING_DESC_F_NEXT as u16 } else { 0 };
+            let linked = Descriptor::new(descriptor.addr().0, descriptor.len(), flags, index + 1);
+            self.put(RawDescriptor::from(linked), u64::from(index) * 16);
+        }
+        let slot = u64::from(self.sent % Self::SIZE);
+        self.put(first, Self::AVAIL + 4 + slot * 2);
+        self.sent += 1;
+        self.set_available(self.sent);
+    }
+
+    fn set_available(&self, index: u16) {
+        self.put(index, Self::AVAIL + 2);
+        self.kick.write(1).unwrap();
+    }
+
+    fn used(&self) -> u16 {
+        let address = GuestAddress(self.start + Self::USED + 2);
+        self.memory
+            .load(address, std::sync::atomic::Ordering::Acquire)
+            .unwrap()
+    }
+}
+
+/// A running device with its driver.
+struct Bench<'a> {
+    device: RecoveryDevice,
+    memory: &'a GuestMemoryMmap,
+    control: Ring<'a>,
+    event: Ring<'a>,
+    interrupts: Receiver<()>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(memory: &'a GuestMemoryMmap) -> Self {
+        let mut bench = Self {
+            device: device(),
+            memory,
+            control: Ring::new(memory, 0),
+            event: Ring::new(memory, 0x8000),
+            interrupts: mpsc::channel().1,
+        };
+        bench.start();
+        bench
+    }
+
+    fn start(&mut self) {
+        self.control = Ring::new(self.memory, 0);
+        self.event = Ring::new(self.memory, 0x8000);
+        let (sender, interrupts) = mpsc::channel();
+        self.interrupts = interrupts;
+        self.device
+            .activate(Activation {
+                memory: self.memory.clone(),
+                queues: vec![self.control.active(0), self.event.active(1)],
+                interrupt: DeviceInterrupt::new(Line(Mutex::new(sender))),
+                features: self.device.features() & !(1 << VIRTIO_RING_F_EVENT_IDX),
+            })
+            .unwrap();
+    }
+
+    fn config(&self) -> DeviceConfig {
+        let mut bytes = [0; size_of::<DeviceConfig>()];
+        self.device.read_config(0, &mut bytes);
+        pod_read_unaligned(&bytes)
+    }
+
+    fn wait(&self, done: impl Fn() -> bool) {
+        while !done() {
+            self.interrupts.recv_timeout(PATIENCE).unwrap();
+        }
+    }
+
+    fn call(&mut self, message: &[u8]) -> ReplyHeader {
+        self.memory
+            .write_slice(message, GuestAddress(MESSAGE))
+            .unwrap();
+        self.control.send(&[
+            readable(MESSAGE, message.len() as u32),
+            writable(REPLY, GRANT_REPLY_BYTES as u32),
+        ]);
+        let sent = self.control.sent;
+        self.wait(|| self.control.used() == sent);
+        reply_header(self.memory)
+    }
+
+    fn grant(&mut self, frames: u32) -> Vec<FrameRun> {
+        let request = GrantRequest {
+            frames,
+            reserved: 0,
+        };
+        let header = self.call(&message(MESSAGE_GRANT, &request));
+        let refusals = self.device.handle().status().refusals;
+        assert_eq!(header.status, STATUS_OK, "{refusals:?}");
+        let reply: GrantReply = reply_at(self.memory, 8);
+        (0..u64::from(reply.runs))
+            .map(|run| reply_at(self.memory, 16 + run * 8))
+            .collect()
+    }
+
+    /// Gives the device a buffer for an event and waits for it.
+    fn event(&mut self) -> Event {
+        let buffer = REPLY + 0x1000;
+        self.event
+            .send(&[writable(buffer, size_of::<Event>() as u32)]);
+        let sent = self.event.sent;
+        self.wait(|| self.event.used() == sent);
+        reply_at(self.memory, 0x1000)
+    }
+}
+
+#[test]
+fn a_driver_is_granted_frames_over_the_running_queues() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    assert_eq!(bench.call(&open_app()).status, STATUS_OK);
+    let runs = bench.grant(16);
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0].count, 16);
+    let handle = bench.device.handle();
+    let granted = runs[0].start..runs[0].start + 16;
+    for frame in 0..FRAMES {
+        assert_eq!(handle.is_protected(frame), !granted.contains(&frame));
+    }
+}
+
+#[test]
+fn a_sealed_write_reaches_the_driver_as_an_event() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    let write = SealedWrite {
+        frame: 9,
+        vcpu: 1,
+        address: 0xdead_0000,
+        instruction: 0xffff_ffff_8100_0000,
+        ..SealedWrite::default()
+    };
+    let number = bench.device.handle().sealed_write(write);
+    let event = bench.event();
+    assert_eq!(event.kind, EVENT_SEALED_WRITE);
+    assert_eq!(event.incident, number);
+    assert_eq!(event.address, 0xdead_0000);
+    let detail = bench.device.handle().incident(number).unwrap();
+    assert_eq!(detail.sealed_write.unwrap().frame, 9);
+}
+
+#[test]
+fn the_driver_hears_when_frames_are_free_after_it_got_too_few() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    // Take the whole pool and drop it over and over: the free frames run out unless the cleanser
+    // keeps up, and if they do run out an event must come.
+    let pool = bench.config().pool_frames;
+    let mut held: Vec<u32> = Vec::new();
+    for _ in 0..100 {
+        let wanted = pool - held.len() as u32;
+        let runs = bench.grant(wanted);
+        held.extend(runs.iter().flat_map(|run| run.start..run.start + run.count));
+        if held.is_empty() {
+            assert_eq!(bench.event().kind, EVENT_FRAMES_FREE);
+            continue;
+        }
+        let request = DiscardRequest {
+            frames: held.len() as u32,
+            reserved: 0,
+        };
+        let header = ControlHeader {
+            kind: MESSAGE_DISCARD,
+            length: (size_of::<DiscardRequest>() + held.len() * 4) as u32,
+        };
+        let list: &[u8] = bytemuck::cast_slice(&held);
+        let discard = [bytes_of(&header), bytes_of(&request), list].concat();
+        assert_eq!(bench.call(&discard).status, STATUS_OK);
+        let reply: GrantReply = reply_at(&memory, 8);
+        held = (0..u64::from(reply.runs))
+            .map(|run| reply_at::<FrameRun>(&memory, 16 + run * 8))
+            .flat_map(|run| run.start..run.start + run.count)
+            .collect();
+    }
+    assert!(bench.device.handle().status().dropped_drafts > u64::from(pool));
+}
+
+#[test]
+fn a_reset_takes_the_granted_frames_and_keeps_the_apps() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    bench.call(&open_app());
+    bench.grant(16);
+    let before = bench.config();
+    bench.device.reset();
+    let handle = bench.device.handle();
+    assert!((0..FRAMES).all(|frame| handle.is_protected(frame)));
+    let after = bench.config();
+    assert!(after.tag_base > before.tag_base);
+    assert!(after.incident_base > before.incident_base);
+    bench.start();
+    assert_eq!(handle.status().apps, 1);
+    assert_eq!(handle.status().resets, 1);
+    assert_eq!(bench.grant(1).len(), 1);
+}
+
+#[test]
+fn broken_rings_stop_the_device_until_a_reset_and_not_the_host() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    bench.control.set_available(999);
+    let handle = bench.device.handle();
+    bench.wait(|| refusals(&handle) == 1);
+    bench.device.reset();
+    bench.start();
+    assert_eq!(bench.call(&open_app()).status, STATUS_OK);
+}
+
+#[test]
+fn limits_for_another_window_are_refused() {
+    let (window, protection) = Window::new(u64::from(FRAMES) * 4096).unwrap();
+    let config = EngineConfig::for_window(FRAMES * 2);
+    let result = RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32));
+    assert!(matches!(
+        result,
+        Err(RecoveryDeviceError::WindowSize { .. })
+    ));
+}
