@@ -348,8 +348,10 @@ static void unlink_note(struct user *user, struct note *note)
 
 static void release_note(vmsrs_domain *own, struct note *note)
 {
-	release(own, note->text);
+	char *text = note->text;
+
 	release(own, note);
+	release(own, text);
 }
 
 /* Gives the note room for `size` bytes of text, keeping what it has. */
@@ -537,6 +539,12 @@ static void note_join(struct request *request, struct user *user)
 	say(request->session, "OK notes=%" PRIu32, user->note_count);
 }
 
+/* Kept a function of its own, or compilers turn the division by zero into another fault. */
+__attribute__((noinline)) static uint32_t mean(uint32_t total, uint32_t count)
+{
+	return total / count;
+}
+
 /* NOTE AVERAGE <prefix>: mean length of the notes that begin so. Costs a fee. */
 static void note_average(struct request *request, struct user *user)
 {
@@ -552,7 +560,7 @@ static void note_average(struct request *request, struct user *user)
 		}
 	}
 	/* BUG, division by zero: no note begins so. */
-	total /= count;
+	total = mean(total, count);
 	update_entry(request, user);
 	say(request->session, "OK average=%" PRIu32, total);
 }
@@ -1057,17 +1065,21 @@ static void fatal(const char *what, const char *why)
 	exit(1);
 }
 
+/* Listens on the port, any free one for 0, and says which it is. */
 static int listen_on(uint16_t port)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port) };
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	socklen_t length = sizeof(address);
 	int one = 1;
 
 	if (listener < 0)
 		fatal("socket", strerror(errno));
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 64))
+	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 64) ||
+	    getsockname(listener, (struct sockaddr *)&address, &length))
 		fatal("listen", strerror(errno));
+	fprintf(stderr, "ledger: ready on port %u\n", ntohs(address.sin_port));
 	return listener;
 }
 
@@ -1105,7 +1117,6 @@ int main(int count, char **arguments)
 		fclose(file);
 	open_app();
 	listener = listen_on(port);
-	fprintf(stderr, "ledger: ready on port %u\n", port);
 	for (;;) {
 		struct session *session = calloc(1, sizeof(*session));
 		pthread_t thread;
