@@ -1,1 +1,854 @@
+//! What the engine refuses, one by one, and what its calls give.
 
+use std::time::Duration;
+
+use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
+use vmsrs_protocol::control::{
+    AddExtent, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_INCIDENT,
+    MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
+    OpenApp, OpenDomain, ReplyHeader, STATUS_HOST_ERROR, STATUS_MALFORMED, STATUS_NO_SPACE,
+    STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply,
+    SealRequest,
+};
+use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX, KIND_MEMORY};
+use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
+use vmsrs_protocol::{EXTENT_MAX_PAGES, FrameRun, KEY_MAX, MAX_APPS, NAME_MAX, NONE, ZERO_FRAME};
+
+use super::mock::MockMemory;
+use super::runs::frames_of;
+use super::{Call, Engine, EngineConfig, FrameState, Outcome, Restored, SealedWrite};
+use super::{Refusal, handle_message};
+
+const RUNS: usize = 64;
+const CALL: Call = Call {
+    at: Duration::from_millis(1234),
+    max_runs: RUNS,
+};
+
+/// An engine with one app of two domains of four pages each, and eight granted frames.
+struct Bench {
+    engine: Engine,
+    memory: MockMemory,
+    frames: Vec<u32>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(EngineConfig {
+            window_frames: 200,
+            pool_frames: 40,
+            batch_records: 64,
+            evidence_frames: 8,
+            incidents: 4,
+        })
+    }
+
+    fn with(config: EngineConfig) -> Self {
+        let mut bench = Self {
+            engine: Engine::new(config).unwrap(),
+            memory: MockMemory::new(config.window_frames),
+            frames: Vec::new(),
+        };
+        bench.engine.open_app(&app_name("ledger")).unwrap();
+        for (domain, key) in [(0, "alice"), (1, "bob")] {
+            bench.engine.open_domain(&domain_key(0, key)).unwrap();
+            bench.engine.add_extent(&extent(domain, 0, 4)).unwrap();
+        }
+        let granted = bench.engine.grant(8, RUNS, &mut bench.memory).unwrap();
+        bench.frames = granted.into_iter().flat_map(frames_of).collect();
+        bench
+    }
+
+    fn seal(&mut self, records: &[SealRecord]) -> (u32, Option<Refusal>) {
+        let outcome = self.engine.seal(records, RUNS, &mut self.memory).unwrap();
+        self.engine.check_invariants();
+        (outcome.taken, outcome.refusal)
+    }
+
+    fn report(
+        &mut self,
+        report: &IncidentReport,
+        drafts: &[DroppedDraft],
+    ) -> Result<Vec<FrameRun>, Refusal> {
+        let granted = self.engine.report(CALL, report, drafts, &mut self.memory);
+        self.engine.check_invariants();
+        granted
+    }
+
+    fn state(&self, frame: u32) -> FrameState {
+        self.engine.frame_state(frame).unwrap()
+    }
+
+    fn frame_of(&self, page: u32) -> u32 {
+        self.engine.store.apps[0].frame(page)
+    }
+}
+
+fn app_name(name: &str) -> OpenApp {
+    let mut message = OpenApp::zeroed();
+    message.name[..name.len()].copy_from_slice(name.as_bytes());
+    message
+}
+
+fn domain_key(app: u32, key: &str) -> OpenDomain {
+    let mut message = OpenDomain::zeroed();
+    message.app = app;
+    message.key_length = key.len() as u32;
+    message.key[..key.len()].copy_from_slice(key.as_bytes());
+    message
+}
+
+fn extent(domain: u32, index: u32, pages: u32) -> AddExtent {
+    AddExtent {
+        app: 0,
+        domain,
+        index,
+        pages,
+    }
+}
+
+/// A commit of one page of domain 0.
+fn record(page: u32, old_frame: u32, new_frame: u32) -> SealRecord {
+    SealRecord {
+        tag: 7,
+        app: 0,
+        domain: 0,
+        page,
+        old_frame,
+        new_frame,
+        flags: SEAL_LAST,
+    }
+}
+
+fn report(incident: u64) -> IncidentReport {
+    IncidentReport {
+        incident,
+        tag: 7,
+        kind: KIND_MEMORY,
+        address_domain: NONE,
+        ..IncidentReport::default()
+    }
+}
+
+fn draft(page: u32, frame: u32, committed: u32) -> DroppedDraft {
+    DroppedDraft {
+        domain: 0,
+        page,
+        frame,
+        committed,
+    }
+}
+
+#[test]
+fn an_app_needs_a_name_padded_with_zeros() {
+    let mut bench = Bench::new();
+    let mut holed = app_name("a");
+    holed.name[5] = b'x';
+    for message in [app_name(""), holed] {
+        let refusal = bench.engine.open_app(&message).unwrap_err();
+        assert_eq!(refusal.status(), STATUS_MALFORMED);
+    }
+    let longest = "x".repeat(NAME_MAX);
+    assert_eq!(bench.engine.open_app(&app_name(&longest)).unwrap().app, 1);
+    let known = bench.engine.open_app(&app_name("ledger")).unwrap();
+    assert_eq!((known.app, known.domains), (0, 2));
+}
+
+#[test]
+fn there_are_as_many_apps_as_there_are_address_ranges() {
+    let mut bench = Bench::new();
+    for number in 1..MAX_APPS {
+        let name = format!("app-{number}");
+        assert_eq!(bench.engine.open_app(&app_name(&name)).unwrap().app, number);
+    }
+    let refusal = bench.engine.open_app(&app_name("one more")).unwrap_err();
+    assert_eq!(refusal.status(), STATUS_NO_SPACE);
+}
+
+#[test]
+fn a_domain_needs_an_app_and_a_key_padded_with_zeros() {
+    let mut bench = Bench::new();
+    let mut too_long = domain_key(0, "k");
+    too_long.key_length = KEY_MAX as u32 + 1;
+    let mut holed = domain_key(0, "k");
+    holed.key[9] = 1;
+    for (message, status) in [
+        (domain_key(0, ""), STATUS_MALFORMED),
+        (too_long, STATUS_MALFORMED),
+        (holed, STATUS_MALFORMED),
+        (domain_key(1, "k"), STATUS_NOT_FOUND),
+    ] {
+        let refusal = bench.engine.open_domain(&message).unwrap_err();
+        assert_eq!(refusal.status(), status);
+    }
+    let known = bench.engine.open_domain(&domain_key(0, "bob")).unwrap();
+    assert_eq!((known.domain, known.extents, known.pages), (1, 1, 0));
+}
+
+#[test]
+fn a_guest_cannot_make_more_domains_than_the_window_has_units_for() {
+    let mut bench = Bench::new();
+    let (_, room) = bench.engine.store.pages();
+    let mut opened = 2;
+    let refusal = loop {
+        let key = format!("user-{opened}");
+        match bench.engine.open_domain(&domain_key(0, &key)) {
+            Ok(_) => opened += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal.status(), STATUS_NO_SPACE);
+    assert_eq!(opened, room.div_ceil(4));
+}
+
+#[test]
+fn an_extent_is_rounded_up_and_found_again() {
+    let mut bench = Bench::new();
+    let first = bench.engine.add_extent(&extent(0, 1, 5)).unwrap();
+    assert_eq!((first.page, first.pages), (8, 8));
+    let again = bench.engine.add_extent(&extent(0, 1, 100)).unwrap();
+    assert_eq!(again, first);
+    for (message, status) in [
+        (extent(0, 3, 4), STATUS_NOT_FOUND),
+        (extent(2, 0, 4), STATUS_NOT_FOUND),
+        (extent(0, 2, 0), STATUS_MALFORMED),
+        (extent(0, 2, EXTENT_MAX_PAGES + 1), STATUS_MALFORMED),
+        (extent(0, 2, u32::MAX), STATUS_MALFORMED),
+        (extent(0, 2, EXTENT_MAX_PAGES), STATUS_NO_SPACE),
+    ] {
+        let refusal = bench.engine.add_extent(&message).unwrap_err();
+        assert_eq!(refusal.status(), status, "{message:?}");
+    }
+}
+
+#[test]
+fn a_full_window_still_grants_a_full_pool() {
+    let mut bench = Bench::new();
+    let (used, room) = bench.engine.store.pages();
+    let mut index = 1;
+    let mut page = used;
+    while bench.engine.add_extent(&extent(0, index, 4)).is_ok() {
+        index += 1;
+        page += 4;
+    }
+    assert!(room - page < 4);
+    // Commit every page there is, in batches, with the frames that come back.
+    let pages: Vec<(u32, u32)> = (0..page)
+        .map(|page| (u32::from((4..8).contains(&page)), page))
+        .collect();
+    for &(domain, page) in &pages {
+        let frame = bench.frames.remove(0);
+        let record = SealRecord {
+            domain,
+            ..record(page, NONE, frame)
+        };
+        let outcome = bench
+            .engine
+            .seal(&[record], RUNS, &mut bench.memory)
+            .unwrap();
+        assert_eq!((outcome.taken, outcome.refusal), (1, None));
+        bench
+            .frames
+            .extend(outcome.granted.into_iter().flat_map(frames_of));
+    }
+    bench.engine.check_invariants();
+    let status = bench.engine.status();
+    assert_eq!(status.sealed_frames, page + 1);
+    let granted = bench
+        .engine
+        .grant(u32::MAX, RUNS, &mut bench.memory)
+        .unwrap();
+    let granted: u32 = granted.iter().map(|run| run.count).sum();
+    assert_eq!(granted + status.granted_frames, status.pool_frames);
+}
+
+#[test]
+fn a_grant_keeps_to_the_pool_and_to_the_room_for_runs() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.engine.grant(5, 0, &mut bench.memory), Ok(Vec::new()));
+    let granted = bench.engine.grant(1000, 1, &mut bench.memory).unwrap();
+    assert_eq!(granted.len(), 1);
+    assert_eq!(granted[0].count, 32);
+    assert_eq!(bench.engine.grant(1, 1, &mut bench.memory), Ok(Vec::new()));
+}
+
+#[test]
+fn a_grant_that_the_host_cannot_carry_out_leaves_the_frames_free() {
+    let mut bench = Bench::new();
+    bench.memory.fails_after = Some(0);
+    let refusal = bench.engine.grant(4, RUNS, &mut bench.memory).unwrap_err();
+    assert_eq!(refusal.status(), STATUS_HOST_ERROR);
+    bench.engine.check_invariants();
+    assert_eq!(bench.engine.status().granted_frames, 8);
+    assert_eq!(bench.memory.writable.iter().filter(|&&w| w).count(), 8);
+}
+
+#[test]
+fn a_sealed_page_is_read_only_and_its_former_frame_is_retired() {
+    let mut bench = Bench::new();
+    let (first, second) = (bench.frames[0], bench.frames[1]);
+    assert_eq!(bench.seal(&[record(2, NONE, first)]), (1, None));
+    assert_eq!(bench.frame_of(2), first);
+    assert!(!bench.memory.writable[first as usize]);
+    assert_eq!(bench.seal(&[record(2, first, second)]), (1, None));
+    assert_eq!(bench.frame_of(2), second);
+    assert_eq!(bench.state(first), FrameState::Retired);
+}
+
+#[test]
+fn a_page_committed_twice_in_a_batch_keeps_the_last_version() {
+    let mut bench = Bench::new();
+    let (first, second) = (bench.frames[0], bench.frames[1]);
+    let records = [record(2, NONE, first), record(2, first, second)];
+    assert_eq!(bench.seal(&records), (2, None));
+    assert_eq!(bench.frame_of(2), second);
+    assert_eq!(bench.state(first), FrameState::Retired);
+    assert!(!bench.memory.writable[first as usize]);
+}
+
+#[test]
+fn a_refused_commit_changes_nothing_and_those_before_it_count() {
+    let frame = |bench: &Bench, index: usize| bench.frames[index];
+    type Spoil = fn(&mut SealRecord);
+    let cases: [(u32, Spoil); 12] = [
+        (STATUS_STALE, |record| record.old_frame = 5),
+        (STATUS_STALE, |record| record.old_frame = ZERO_FRAME),
+        (STATUS_NOT_OWNER, |record| record.page = 4),
+        (STATUS_NOT_OWNER, |record| record.page = 8),
+        (STATUS_NOT_OWNER, |record| record.page = u32::MAX),
+        (STATUS_NOT_OWNER, |record| record.new_frame = ZERO_FRAME),
+        (STATUS_NOT_OWNER, |record| record.new_frame = 150),
+        (STATUS_NOT_OWNER, |record| record.new_frame = NONE),
+        (STATUS_NOT_FOUND, |record| record.domain = 2),
+        (STATUS_NOT_FOUND, |record| record.app = 1),
+        (STATUS_MALFORMED, |record| record.tag = 0),
+        (STATUS_MALFORMED, |record| record.flags |= 4),
+    ];
+    for (status, spoil) in cases {
+        let mut bench = Bench::new();
+        let good = record(0, NONE, frame(&bench, 0));
+        let mut part = record(1, NONE, frame(&bench, 1));
+        part.flags = 0;
+        let mut bad = record(2, NONE, frame(&bench, 2));
+        spoil(&mut bad);
+        // Both records of a commit have the same tag, whatever it is.
+        part.tag = bad.tag;
+        let behind = record(3, NONE, frame(&bench, 3));
+        let (taken, refusal) = bench.seal(&[good, part, bad, behind]);
+        assert_eq!(taken, 1);
+        assert_eq!(refusal.map(Refusal::status), Some(status), "{bad:?}");
+        assert_eq!(bench.frame_of(0), frame(&bench, 0));
+        for page in 1..4 {
+            assert_eq!(bench.frame_of(page), NONE);
+            let frame = frame(&bench, page as usize);
+            assert_eq!(bench.state(frame), FrameState::Granted);
+            assert!(bench.memory.writable[frame as usize]);
+        }
+    }
+}
+
+#[test]
+fn a_frame_cannot_hold_two_pages_of_a_commit() {
+    let mut bench = Bench::new();
+    let frame = bench.frames[0];
+    let mut first = record(0, NONE, frame);
+    first.flags = 0;
+    let (taken, refusal) = bench.seal(&[first, record(1, NONE, frame)]);
+    assert_eq!(taken, 0);
+    assert_eq!(refusal.map(Refusal::status), Some(STATUS_NOT_OWNER));
+}
+
+#[test]
+fn a_commit_with_two_tags_is_refused() {
+    let mut bench = Bench::new();
+    let mut first = record(0, NONE, bench.frames[0]);
+    first.flags = 0;
+    let mut second = record(1, NONE, bench.frames[1]);
+    second.tag = 8;
+    let (_, refusal) = bench.seal(&[first, second]);
+    assert_eq!(refusal.map(Refusal::status), Some(STATUS_MALFORMED));
+}
+
+#[test]
+fn a_commit_over_several_messages_is_sealed_with_its_last_record() {
+    let mut bench = Bench::new();
+    let mut first = record(0, NONE, bench.frames[0]);
+    first.flags = 0;
+    assert_eq!(bench.seal(&[first]), (1, None));
+    assert_eq!(bench.frame_of(0), NONE);
+    let last = record(1, NONE, bench.frames[1]);
+    assert_eq!(bench.seal(&[last]), (1, None));
+    assert_eq!(bench.frame_of(0), bench.frames[0]);
+    assert_eq!(bench.frame_of(1), bench.frames[1]);
+}
+
+#[test]
+fn frames_of_an_unfinished_commit_cannot_be_dropped() {
+    let mut bench = Bench::new();
+    let frame = bench.frames[0];
+    let mut first = record(0, NONE, frame);
+    first.flags = 0;
+    bench.seal(&[first]);
+    let refusal = bench
+        .engine
+        .discard(&[frame], RUNS, &mut bench.memory)
+        .unwrap_err();
+    assert_eq!(refusal.status(), STATUS_NOT_OWNER);
+    let refusal = bench.report(&report(1), &[draft(0, frame, NONE)]);
+    assert_eq!(refusal.unwrap_err().status(), STATUS_NOT_OWNER);
+}
+
+#[test]
+fn a_reset_drops_an_unfinished_commit_and_keeps_sealed_pages() {
+    let mut bench = Bench::new();
+    bench.seal(&[record(3, NONE, bench.frames[3])]);
+    let mut first = record(0, NONE, bench.frames[0]);
+    first.flags = 0;
+    bench.seal(&[first]);
+    bench.engine.reset(&mut bench.memory);
+    bench.engine.check_invariants();
+    assert!(!bench.memory.writable.contains(&true));
+    assert_eq!(bench.engine.status().granted_frames, 0);
+    assert_eq!(bench.frame_of(3), bench.frames[3]);
+    // The rest of the commit must not become a commit of its own.
+    let (_, refusal) = bench.seal(&[record(1, NONE, bench.frames[1])]);
+    assert_eq!(refusal.map(Refusal::status), Some(STATUS_NOT_OWNER));
+    assert_eq!(bench.engine.open_app(&app_name("ledger")).unwrap().app, 0);
+}
+
+#[test]
+fn a_commit_of_too_many_pages_is_refused_before_it_fills_the_host() {
+    let mut bench = Bench::with(EngineConfig {
+        window_frames: COMMIT_PAGES_MAX * 2,
+        pool_frames: COMMIT_PAGES_MAX + 16,
+        batch_records: 64,
+        evidence_frames: 8,
+        incidents: 4,
+    });
+    let granted = bench
+        .engine
+        .grant(u32::MAX, RUNS, &mut bench.memory)
+        .unwrap();
+    let mut frames = granted.into_iter().flat_map(frames_of);
+    let mut sent = 0;
+    let refusal = loop {
+        let records: Vec<SealRecord> = frames
+            .by_ref()
+            .take(64)
+            .map(|frame| SealRecord {
+                flags: 0,
+                ..record(0, NONE, frame)
+            })
+            .collect();
+        let outcome = bench
+            .engine
+            .seal(&records, RUNS, &mut bench.memory)
+            .unwrap();
+        match outcome.refusal {
+            None => sent += outcome.taken,
+            Some(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal.status(), STATUS_NO_SPACE);
+    assert_eq!(sent, COMMIT_PAGES_MAX);
+    bench.engine.check_invariants();
+    assert_eq!(bench.engine.status().staged_pages, 0);
+}
+
+#[test]
+fn a_message_with_too_many_records_is_refused() {
+    let mut bench = Bench::new();
+    let records = vec![record(0, NONE, 1); 65];
+    let refusal = bench.engine.seal(&records, RUNS, &mut bench.memory);
+    assert_eq!(refusal.unwrap_err().status(), STATUS_MALFORMED);
+}
+
+#[test]
+fn a_seal_that_the_host_cannot_carry_out_is_as_if_it_had_not_been_sent() {
+    let mut bench = Bench::new();
+    let mut first = record(0, NONE, bench.frames[0]);
+    first.flags = 0;
+    bench.seal(&[first]);
+    // Two runs that nothing bridges: the second change of protection fails half-way.
+    let records = [
+        record(1, NONE, bench.frames[2]),
+        record(2, NONE, bench.frames[4]),
+    ];
+    bench.memory.fails_after = Some(1);
+    let (taken, refusal) = bench.seal(&records);
+    assert_eq!(taken, 0);
+    assert_eq!(refusal.map(Refusal::status), Some(STATUS_HOST_ERROR));
+    for &frame in &bench.frames {
+        assert_eq!(bench.state(frame), FrameState::Granted);
+        assert!(bench.memory.writable[frame as usize]);
+    }
+    assert_eq!(bench.seal(&records), (2, None));
+    for page in 0..3 {
+        assert_eq!(bench.frame_of(page), bench.frames[page as usize * 2]);
+    }
+}
+
+#[test]
+fn neighbouring_frames_are_sealed_by_one_change_of_protection() {
+    let mut bench = Bench::new();
+    let records: Vec<SealRecord> = (0..4)
+        .map(|page| record(page, NONE, bench.frames[3 - page as usize]))
+        .collect();
+    let before = bench.memory.changes;
+    bench.engine.seal(&records, 0, &mut bench.memory).unwrap();
+    assert_eq!(bench.memory.changes - before, 1);
+}
+
+#[test]
+fn a_failed_request_leaves_an_incident_with_its_evidence() {
+    let mut bench = Bench::new();
+    bench.seal(&[record(2, NONE, bench.frames[0])]);
+    let evidence = bench.frames[1];
+    bench.memory.guest_write(evidence, 99);
+    let mut facts = report(1);
+    facts.drafts_total = 2;
+    facts.address = 0xbad;
+    facts.registers[16] = 0x40_0000;
+    facts.backtrace[0] = 0x40_0001;
+    facts.thread_name[..6].copy_from_slice(b"worker");
+    let drafts = [
+        draft(2, evidence, bench.frames[0]),
+        draft(3, bench.frames[2], NONE),
+    ];
+    let granted = bench.report(&facts, &drafts).unwrap();
+    assert_eq!(granted.iter().map(|run| run.count).sum::<u32>(), 2);
+    assert_eq!(bench.state(evidence), FrameState::Evidence);
+    assert!(!bench.memory.writable[evidence as usize]);
+
+    let detail = bench.engine.incident(1).unwrap();
+    assert_eq!(detail.summary.kind, "memory");
+    assert_eq!(detail.summary.outcome, Outcome::Recovered);
+    assert_eq!(detail.summary.at_ms, 1234);
+    assert_eq!(detail.summary.app.as_deref(), Some("ledger"));
+    assert_eq!(detail.summary.domain.as_deref(), Some("alice"));
+    assert_eq!(detail.instruction, Some(0x40_0000));
+    let request = detail.request.unwrap();
+    assert_eq!(request.thread, "worker");
+    assert_eq!(request.restored, Restored::Sealed);
+    assert_eq!(request.backtrace, [0x40_0001]);
+    assert_eq!(request.drafts.len(), 2);
+    assert_eq!(request.drafts[0].changed_bytes, 1);
+    assert_eq!(request.drafts[0].frame, Some(evidence));
+    assert_eq!(request.drafts[1].changed_bytes, 0);
+    assert_eq!(bench.engine.incidents().len(), 1);
+}
+
+#[test]
+fn the_verdict_says_what_a_page_goes_back_to() {
+    let mut bench = Bench::new();
+    bench.seal(&[record(2, NONE, bench.frames[0])]);
+    let cases = [
+        (1, bench.frames[0], bench.frames[1], Restored::Sealed),
+        // Committed and still in the driver's batch.
+        (3, bench.frames[7], bench.frames[2], Restored::Committed),
+        (5, ZERO_FRAME, bench.frames[3], Restored::Unknown),
+        (7, u32::MAX - 1, bench.frames[4], Restored::Unknown),
+    ];
+    for (number, committed, frame, restored) in cases {
+        bench
+            .report(&report(number), &[draft(2, frame, committed)])
+            .unwrap();
+        let request = bench.engine.incident(number).unwrap().request.unwrap();
+        assert_eq!(request.restored, restored, "committed {committed}");
+    }
+}
+
+#[test]
+fn a_wrong_report_is_refused_and_leaves_no_incident() {
+    let mut bench = Bench::new();
+    let frame = bench.frames[0];
+    let good = draft(0, frame, NONE);
+    let cases = [
+        (report(2), vec![good], STATUS_MALFORMED),
+        (report(u64::MAX), vec![good], STATUS_MALFORMED),
+        (
+            IncidentReport {
+                kind: KIND_MAX + 1,
+                ..report(1)
+            },
+            vec![good],
+            STATUS_MALFORMED,
+        ),
+        (
+            IncidentReport {
+                kind: 0,
+                ..report(1)
+            },
+            vec![good],
+            STATUS_MALFORMED,
+        ),
+        (
+            IncidentReport {
+                app: 1,
+                ..report(1)
+            },
+            vec![good],
+            STATUS_NOT_FOUND,
+        ),
+        (
+            IncidentReport {
+                domain: 2,
+                ..report(1)
+            },
+            vec![good],
+            STATUS_NOT_FOUND,
+        ),
+        (
+            IncidentReport {
+                address_domain: 2,
+                ..report(1)
+            },
+            vec![good],
+            STATUS_NOT_FOUND,
+        ),
+        (report(1), vec![good, good], STATUS_MALFORMED),
+        (report(1), vec![draft(4, frame, NONE)], STATUS_NOT_OWNER),
+        (
+            report(1),
+            vec![draft(0, ZERO_FRAME, NONE)],
+            STATUS_NOT_OWNER,
+        ),
+        (report(1), vec![draft(0, NONE, NONE)], STATUS_NOT_OWNER),
+    ];
+    for (report, drafts, status) in cases {
+        let refusal = bench.report(&report, &drafts).unwrap_err();
+        assert_eq!(refusal.status(), status, "{report:?} {drafts:?}");
+    }
+    assert!(bench.engine.incidents().is_empty());
+    bench.report(&report(1), &[good]).unwrap();
+    let again = bench.report(&report(1), &[]).unwrap_err();
+    assert_eq!(again.status(), STATUS_MALFORMED);
+}
+
+#[test]
+fn old_evidence_and_old_incidents_make_room_for_new_ones() {
+    let mut bench = Bench::new();
+    for number in 0..10u64 {
+        let drafts: Vec<DroppedDraft> = bench
+            .frames
+            .drain(..3)
+            .zip(0..3)
+            .map(|(frame, page)| draft(page, frame, NONE))
+            .collect();
+        let granted = bench.report(&report(number * 2 + 1), &drafts).unwrap();
+        bench.frames.extend(granted.into_iter().flat_map(frames_of));
+    }
+    let kept: Vec<u64> = bench
+        .engine
+        .incidents()
+        .iter()
+        .map(|incident| incident.number)
+        .collect();
+    assert_eq!(kept, [13, 15, 17, 19]);
+    // Eight frames of evidence: two incidents with three each.
+    assert_eq!(bench.engine.status().evidence_frames, 6);
+    let oldest = bench.engine.incident(13).unwrap().request.unwrap();
+    assert_eq!(oldest.drafts.len(), 3);
+    assert!(oldest.drafts.iter().all(|draft| draft.frame.is_none()));
+    assert_eq!(bench.engine.status().incidents[0].count, 10);
+}
+
+#[test]
+fn a_report_with_more_drafts_than_the_evidence_holds_keeps_the_first() {
+    let mut bench = Bench::new();
+    bench.engine.add_extent(&extent(0, 1, 12)).unwrap();
+    let more = bench.engine.grant(8, RUNS, &mut bench.memory).unwrap();
+    bench.frames.extend(more.into_iter().flat_map(frames_of));
+    let pages = (0..4).chain(8..20);
+    let drafts: Vec<DroppedDraft> = pages
+        .zip(&bench.frames)
+        .map(|(page, &frame)| draft(page, frame, NONE))
+        .collect();
+    assert_eq!(drafts.len(), 16);
+    bench.report(&report(1), &drafts).unwrap();
+    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let kept = request.drafts.iter().filter(|draft| draft.frame.is_some());
+    assert_eq!(kept.count(), 8);
+    assert_eq!(bench.engine.status().retired_frames, 8);
+}
+
+#[test]
+fn a_discard_that_names_a_frame_twice_or_not_granted_is_refused() {
+    let mut bench = Bench::new();
+    let frame = bench.frames[0];
+    for (frames, status) in [
+        (vec![frame, frame], STATUS_MALFORMED),
+        (vec![frame, 0], STATUS_NOT_OWNER),
+        (vec![frame, NONE], STATUS_NOT_OWNER),
+    ] {
+        let refusal = bench.engine.discard(&frames, RUNS, &mut bench.memory);
+        assert_eq!(refusal.unwrap_err().status(), status);
+        assert_eq!(bench.state(frame), FrameState::Granted);
+    }
+    bench
+        .engine
+        .discard(&[frame], RUNS, &mut bench.memory)
+        .unwrap();
+    assert_eq!(bench.state(frame), FrameState::Retired);
+}
+
+#[test]
+fn a_retired_frame_is_granted_again_only_when_it_has_been_wiped() {
+    let mut bench = Bench::new();
+    let frame = bench.frames[0];
+    bench.memory.guest_write(frame, 5);
+    bench
+        .engine
+        .discard(&[frame], RUNS, &mut bench.memory)
+        .unwrap();
+    let laundry = bench.engine.take_laundry(100);
+    assert_eq!(laundry.runs().len(), 1);
+    assert!(bench.engine.take_laundry(100).is_empty());
+    assert_eq!(bench.state(frame), FrameState::Retired);
+    bench.memory.wipe(&laundry);
+    assert!(!bench.engine.cleansed(laundry));
+    assert_eq!(bench.state(frame), FrameState::Free);
+}
+
+#[test]
+fn a_sealed_write_names_the_owner_of_the_page() {
+    let mut bench = Bench::new();
+    let frame = bench.frames[0];
+    bench.seal(&[record(2, NONE, frame)]);
+    let write = SealedWrite {
+        frame,
+        instruction: 0x1234,
+        ..SealedWrite::default()
+    };
+    let event = bench.engine.sealed_write(Duration::ZERO, write);
+    let detail = bench.engine.incident(event.incident).unwrap();
+    assert_eq!(detail.summary.outcome, Outcome::Stopped);
+    assert_eq!(detail.summary.domain.as_deref(), Some("alice"));
+    assert_eq!(detail.sealed_write.unwrap().count, 1);
+}
+
+#[test]
+fn what_the_host_keeps_is_at_most_32_bytes_a_page() {
+    // The worst case: every domain has a single extent of the smallest size.
+    let pages = 1 << 18;
+    let mut bench = Bench::with(EngineConfig {
+        window_frames: pages + 8192,
+        pool_frames: 4096,
+        batch_records: 64,
+        evidence_frames: 64,
+        incidents: 4,
+    });
+    let mut domains = 2;
+    while domains * 4 < pages {
+        let key = format!("user-{domains:010}");
+        let reply = bench.engine.open_domain(&domain_key(0, &key)).unwrap();
+        bench
+            .engine
+            .add_extent(&extent(reply.domain, 0, 4))
+            .unwrap();
+        domains += 1;
+    }
+    let status = bench.engine.status();
+    assert_eq!(status.pages, pages);
+    let bytes = status.metadata_bytes as f64 / f64::from(status.pages);
+    assert!(bytes <= 32.0, "{bytes} bytes a page");
+}
+
+fn send(bench: &mut Bench, kind: u32, payload: &[u8], room: usize) -> (ReplyHeader, Vec<u8>) {
+    let header = ControlHeader {
+        kind,
+        length: payload.len() as u32,
+    };
+    let message = [bytes_of(&header), payload].concat();
+    let reply = handle_message(
+        &mut bench.engine,
+        &mut bench.memory,
+        Duration::ZERO,
+        &message,
+        room,
+    );
+    let (header, payload) = reply.bytes.split_at(size_of::<ReplyHeader>());
+    (pod_read_unaligned(header), payload.to_vec())
+}
+
+#[test]
+fn a_message_whose_reply_has_no_room_has_no_effect() {
+    let kinds = [
+        MESSAGE_OPEN_APP,
+        MESSAGE_OPEN_DOMAIN,
+        MESSAGE_LIST_EXTENTS,
+        MESSAGE_LIST_PAGES,
+        MESSAGE_ADD_EXTENT,
+        MESSAGE_GRANT,
+        MESSAGE_SEAL,
+        MESSAGE_INCIDENT,
+        MESSAGE_DISCARD,
+    ];
+    for kind in kinds {
+        let mut bench = Bench::new();
+        let before = bench.engine.status();
+        let (header, payload) = send(&mut bench, kind, &[0; 512], 8);
+        assert_eq!(header.status, STATUS_MALFORMED, "kind {kind}");
+        assert!(payload.is_empty());
+        assert_eq!(bench.engine.status(), before);
+    }
+}
+
+#[test]
+fn a_seal_message_says_what_was_taken_and_why_the_rest_was_not() {
+    let mut bench = Bench::new();
+    let records = [
+        record(0, NONE, bench.frames[0]),
+        record(1, ZERO_FRAME, bench.frames[1]),
+    ];
+    let request = SealRequest {
+        records: 2,
+        reserved: 0,
+    };
+    let payload = [bytes_of(&request), bytemuck::cast_slice(&records)].concat();
+    let (header, reply) = send(&mut bench, MESSAGE_SEAL, &payload, 4096);
+    assert_eq!(header.status, STATUS_OK);
+    let seal: SealReply = pod_read_unaligned(&reply[..size_of::<SealReply>()]);
+    assert_eq!((seal.sealed, seal.refusal), (1, STATUS_STALE));
+    assert_eq!(seal.runs, 1);
+    assert_eq!(header.length as usize, reply.len());
+}
+
+#[test]
+fn a_list_that_is_not_as_long_as_it_says_is_refused() {
+    let mut bench = Bench::new();
+    let request = SealRequest {
+        records: u32::MAX,
+        reserved: 0,
+    };
+    for length in [0, 1, 31, 33, 64] {
+        let payload = [bytes_of(&request), &vec![0; length]].concat();
+        let (header, _) = send(&mut bench, MESSAGE_SEAL, &payload, 4096);
+        assert_eq!(header.status, STATUS_MALFORMED);
+    }
+    let (header, _) = send(&mut bench, 0, &[], 4096);
+    assert_eq!(header.status, STATUS_UNKNOWN);
+}
+
+#[test]
+fn lists_come_in_parts_that_fit_the_reply() {
+    let mut bench = Bench::new();
+    let records: Vec<SealRecord> = (0..3)
+        .map(|page| record(page, NONE, bench.frames[page as usize]))
+        .collect();
+    bench.seal(&records);
+    let list = vmsrs_protocol::control::ListDomain {
+        app: 0,
+        domain: 0,
+        first: 0,
+        limit: u32::MAX,
+    };
+    // Room for two entries behind both headers.
+    let (header, reply) = send(&mut bench, MESSAGE_LIST_PAGES, bytes_of(&list), 8 + 8 + 17);
+    assert_eq!((header.status, header.length), (STATUS_OK, 8 + 16));
+    let part: vmsrs_protocol::control::ListReply = pod_read_unaligned(&reply[..8]);
+    assert_eq!((part.count, part.next), (2, 2));
+    let (_, reply) = send(&mut bench, MESSAGE_LIST_EXTENTS, bytes_of(&list), 64);
+    let part: vmsrs_protocol::control::ListReply = pod_read_unaligned(&reply[..8]);
+    assert_eq!((part.count, part.next), (1, NONE));
+}
