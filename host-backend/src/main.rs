@@ -1,3 +1,7 @@
-//! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
+//! The `vmsrs` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmsrs_host::cli::main()
+}

@@ -1,0 +1,530 @@
+//! `vmsrs doctor`: can this machine run a stock guest, and if not, what is missing.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IOEVENTFD, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD,
+    KVM_CAP_MEMORY_FAULT_INFO, KVM_CAP_PIT2, KVM_CAP_USER_MEMORY,
+};
+use kvm_ioctls::Kvm;
+use serde::Serialize;
+
+use super::text::{write_json, write_text};
+use super::{Exit, Failure, Size};
+use crate::engine::EngineConfig;
+use crate::window::Window;
+
+/// Tell whether this machine can run a stock guest, and what is missing
+///
+/// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces and limits of
+/// the kernel. Changes nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vmsrs doctor
+  vmsrs doctor --window 4G
+  vmsrs doctor --json | jq -r '.checks[] | select(.state == \"missing\") | .remedy'
+
+Exit codes: 0 a stock guest can run, 3 it cannot.")]
+pub(super) struct Arguments {
+    /// The window that is planned, for the kernel's limits
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    window: Size,
+    /// Write one line of JSON (docs/reference-cli.md describes it)
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What to do when this machine cannot run a stock guest.
+const TEST_BED: &str = "\
+This machine cannot run a stock guest by itself. The nested test-bed can, slowly: it emulates a CPU
+with second-level paging in QEMU. In the project's folder, `make demo` and `make test` use it by
+themselves where it is needed.";
+
+/// What was found about one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// It is there.
+    Ok,
+    /// It is not there, and something is lost without it.
+    Absent,
+    /// It is not there, and a stock guest cannot run without it.
+    Missing,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Absent => "absent",
+            Self::Missing => "MISSING",
+        }
+    }
+
+    /// The state of something that a guest cannot do without.
+    fn required(present: bool) -> Self {
+        if present { Self::Ok } else { Self::Missing }
+    }
+
+    /// The state of something that only some guests need.
+    fn optional(present: bool) -> Self {
+        if present { Self::Ok } else { Self::Absent }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    /// For programs; never changes.
+    id: &'static str,
+    name: &'static str,
+    state: State,
+    /// What was found.
+    found: String,
+    /// How to get it; empty if it is there.
+    remedy: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Whether a stock guest can run here.
+    can_run: bool,
+    checks: Vec<Check>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let frames = Window::frames_of_size(arguments.window.0)?;
+    let pool = EngineConfig::for_window(frames).pool_frames;
+    let machine = Machine {
+        root: PathBuf::from("/"),
+    };
+    let report = machine.examine(pool);
+    if arguments.json {
+        write_json(&report)?;
+    } else {
+        write_text(&describe(&report))?;
+    }
+    Ok(if report.can_run {
+        Exit::Ok
+    } else {
+        Exit::Machine
+    })
+}
+
+fn describe(report: &Report) -> String {
+    let width = report.checks.iter().map(|check| check.name.len()).max();
+    let width = width.unwrap_or(0);
+    let mut text = String::new();
+    for check in &report.checks {
+        let Check {
+            name,
+            state,
+            found,
+            remedy,
+            ..
+        } = check;
+        let word = state.word();
+        text.push_str(&format!("{word:<7}  {name:width$}  {found}\n"));
+        if !remedy.is_empty() {
+            text.push_str(&format!("{:7}  {:width$}  -> {remedy}\n", "", ""));
+        }
+    }
+    text.push('\n');
+    if report.can_run {
+        text.push_str("A stock guest can run on this machine.\n");
+    } else {
+        text.push_str(TEST_BED);
+        text.push('\n');
+    }
+    text
+}
+
+/// A machine whose files lie below `root`.
+struct Machine {
+    root: PathBuf,
+}
+
+impl Machine {
+    fn examine(&self, pool: u32) -> Report {
+        let (device, system) = self.kvm();
+        let checks = vec![
+            device,
+            interface(system.as_ref()),
+            self.second_level_paging(),
+            fault_information(system.as_ref()),
+            self.protection_keys(),
+            self.tap(),
+            self.map_count(pool),
+            memory_files(),
+        ];
+        Report {
+            can_run: checks.iter().all(|check| check.state != State::Missing),
+            checks,
+        }
+    }
+
+    /// The first line of a file, without white space around it.
+    fn line(&self, path: &str) -> Option<String> {
+        let text = fs::read_to_string(self.root.join(path)).ok()?;
+        Some(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        self.root.join(path).exists()
+    }
+
+    /// The flags of the first CPU.
+    fn cpu_flags(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.root.join("proc/cpuinfo")).unwrap_or_default();
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags"));
+        flags
+            .and_then(|flags| flags.split_once(':'))
+            .map(|(_, flags)| flags.split_whitespace().map(str::to_owned).collect())
+            .unwrap_or_default()
+    }
+
+    fn has_flag(&self, flag: &str) -> bool {
+        self.cpu_flags().iter().any(|known| known == flag)
+    }
+
+    /// The KVM device, opened if that is possible.
+    fn kvm(&self) -> (Check, Option<Kvm>) {
+        let path = self.root.join("dev/kvm");
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let (found, remedy) = match &opened {
+            Ok(_) => ("can be opened".to_owned(), String::new()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (
+                "is there, but not for this user".to_owned(),
+                "join its group (`sudo usermod -aG kvm $USER`, then log in again) or run as root"
+                    .to_owned(),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                ("is not there".to_owned(), self.module_remedy())
+            }
+            Err(error) => (format!("cannot be opened: {error}"), self.module_remedy()),
+        };
+        let check = Check {
+            id: "kvm",
+            name: "/dev/kvm",
+            state: State::required(opened.is_ok()),
+            found,
+            remedy,
+        };
+        let system = opened.ok().and_then(|_| {
+            let path = std::ffi::CString::new(path.into_os_string().into_encoded_bytes()).ok()?;
+            Kvm::new_with_path(path).ok()
+        });
+        (check, system)
+    }
+
+    fn module_remedy(&self) -> String {
+        if self.has_flag("vmx") {
+            "load the module: `sudo modprobe kvm_intel`".to_owned()
+        } else if self.has_flag("svm") {
+            "load the module: `sudo modprobe kvm_amd`".to_owned()
+        } else {
+            "turn on virtualization (VT-x or AMD-V) in the firmware; in a virtual machine, turn on \
+             nested virtualization on its host"
+                .to_owned()
+        }
+    }
+
+    fn second_level_paging(&self) -> Check {
+        let parameter = |module: &str, name: &str| {
+            let path = format!("sys/module/{module}/parameters/{name}");
+            self.line(&path).map(|value| value == "Y" || value == "1")
+        };
+        let ept = parameter("kvm_intel", "ept");
+        let npt = parameter("kvm_amd", "npt");
+        let (present, found, remedy) = match (ept, npt) {
+            (Some(true), _) => (true, "EPT".to_owned(), ""),
+            (_, Some(true)) => (true, "NPT".to_owned(), ""),
+            (Some(false), _) => (
+                false,
+                "EPT is turned off, or the CPU has none".to_owned(),
+                "load the module with it: `sudo modprobe -r kvm_intel && sudo modprobe kvm_intel \
+                 ept=1`",
+            ),
+            (_, Some(false)) => (
+                false,
+                "NPT is turned off, or the CPU has none".to_owned(),
+                "load the module with it: `sudo modprobe -r kvm_amd && sudo modprobe kvm_amd npt=1`",
+            ),
+            (None, None) => (
+                false,
+                match self.software_kvm() {
+                    Some(module) => {
+                        format!("KVM works in software here ({module}), without EPT or NPT")
+                    }
+                    None => "neither kvm_intel nor kvm_amd is loaded".to_owned(),
+                },
+                "use a machine with VT-x and EPT or AMD-V and NPT, or the nested test-bed",
+            ),
+        };
+        Check {
+            id: "second-level-paging",
+            name: "EPT or NPT",
+            state: State::required(present),
+            found,
+            remedy: remedy.to_owned(),
+        }
+    }
+
+    /// A KVM module that is neither Intel's nor AMD's: it interprets a guest's kernel, and no stock
+    /// kernel gets far on it.
+    fn software_kvm(&self) -> Option<String> {
+        let modules = fs::read_dir(self.root.join("sys/module")).ok()?;
+        let mut names: Vec<_> = modules
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with("kvm_"))
+            .collect();
+        names.sort();
+        names.into_iter().next()
+    }
+
+    fn protection_keys(&self) -> Check {
+        let (has, enabled) = (self.has_flag("pku"), self.has_flag("ospke"));
+        let present = has && enabled;
+        let (found, remedy) = match (has, enabled) {
+            (_, true) => ("there", ""),
+            (true, false) => (
+                "the CPU has them, the kernel has turned them off",
+                "boot without `nopku`",
+            ),
+            (false, false) => (
+                "the CPU has none: a stray write into another request's uncommitted page is not \
+                 caught",
+                "use a CPU with PKU (Intel since Skylake-SP, AMD since Zen 3)",
+            ),
+        };
+        Check {
+            id: "protection-keys",
+            name: "protection keys (PKU)",
+            state: State::optional(present),
+            found: found.to_owned(),
+            remedy: remedy.to_owned(),
+        }
+    }
+
+    fn tap(&self) -> Check {
+        let present = self.exists("dev/net/tun");
+        Check {
+            id: "tap",
+            name: "/dev/net/tun",
+            state: State::optional(present),
+            found: if present {
+                "is there"
+            } else {
+                "is not there: guests have no network"
+            }
+            .to_owned(),
+            remedy: if present {
+                ""
+            } else {
+                "load the module: `sudo modprobe tun`"
+            }
+            .to_owned(),
+        }
+    }
+
+    /// Each frame that the guest may write can split the window's mapping in two places.
+    fn map_count(&self, pool: u32) -> Check {
+        const OTHER_MAPPINGS: u64 = 1000;
+        const PATH: &str = "proc/sys/vm/max_map_count";
+        let needed = u64::from(pool) * 2 + OTHER_MAPPINGS;
+        let limit = self.line(PATH).and_then(|text| text.parse::<u64>().ok());
+        // A kernel that does not tell its limit has the usual one, which was enough.
+        let present = limit.is_none_or(|limit| limit >= needed);
+        let found = match limit {
+            Some(limit) => format!("{limit}; a pool of {pool} frames takes up to {needed}"),
+            None => "unknown".to_owned(),
+        };
+        Check {
+            id: "map-count",
+            name: "vm.max_map_count",
+            state: State::optional(present),
+            found,
+            remedy: if present {
+                String::new()
+            } else {
+                format!("raise it: `sudo sysctl vm.max_map_count={needed}`, or give less to --pool")
+            },
+        }
+    }
+}
+
+/// What the VMM needs of KVM's interface, all of it older than Linux 4.13.
+const CAPABILITIES: [(u32, &str); 6] = [
+    (KVM_CAP_USER_MEMORY, "user memory"),
+    (KVM_CAP_IRQCHIP, "interrupt controller"),
+    (KVM_CAP_PIT2, "timer"),
+    (KVM_CAP_IRQFD, "irqfd"),
+    (KVM_CAP_IOEVENTFD, "ioeventfd"),
+    (KVM_CAP_IMMEDIATE_EXIT, "immediate exit"),
+];
+
+fn interface(system: Option<&Kvm>) -> Check {
+    let (present, found) = match system {
+        None => (false, "unknown without /dev/kvm".to_owned()),
+        Some(system) => {
+            let version = system.get_api_version();
+            let missing: Vec<_> = CAPABILITIES
+                .iter()
+                .filter(|&&(capability, _)| extension(system, capability) == 0)
+                .map(|&(_, name)| name)
+                .collect();
+            if version != KVM_API_VERSION as i32 {
+                (false, format!("version {version}, not {KVM_API_VERSION}"))
+            } else if missing.is_empty() {
+                (true, format!("version {version}, complete"))
+            } else {
+                (false, format!("lacks {}", missing.join(", ")))
+            }
+        }
+    };
+    Check {
+        id: "kvm-interface",
+        name: "KVM's interface",
+        state: State::required(present),
+        found,
+        remedy: match (present, system) {
+            (true, _) => String::new(),
+            (false, None) => "get /dev/kvm first".to_owned(),
+            (false, Some(_)) => "use Linux 6.1 or newer".to_owned(),
+        },
+    }
+}
+
+/// The value of a capability; 0 if KVM does not have it.
+fn extension(system: &Kvm, capability: u32) -> i32 {
+    system.check_extension_raw(capability.into())
+}
+
+fn fault_information(system: Option<&Kvm>) -> Check {
+    let present = system.is_some_and(|it| extension(it, KVM_CAP_MEMORY_FAULT_INFO) > 0);
+    Check {
+        id: "memory-fault-info",
+        name: "KVM_CAP_MEMORY_FAULT_INFO",
+        state: State::optional(present),
+        found: match (system, present) {
+            (None, _) => "unknown without /dev/kvm",
+            (_, true) => "there",
+            (_, false) => "not there: addresses of refused writes are found by decoding",
+        }
+        .to_owned(),
+        remedy: if present {
+            ""
+        } else {
+            "nothing is lost; kernels since Linux 6.8 have it"
+        }
+        .to_owned(),
+    }
+}
+
+fn memory_files() -> Check {
+    // SAFETY: the name is a string that ends with a zero byte.
+    let fd = unsafe { libc::memfd_create(c"vmsrs-doctor".as_ptr(), libc::MFD_CLOEXEC) };
+    let (found, remedy) = if fd >= 0 {
+        // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+        unsafe { libc::close(fd) };
+        ("can be made".to_owned(), "")
+    } else {
+        let error = io::Error::last_os_error();
+        (
+            format!("cannot be made: {error}"),
+            "allow memfd_create in this sandbox, and use Linux with CONFIG_MEMFD_CREATE",
+        )
+    };
+    Check {
+        id: "memfd",
+        name: "files in memory (memfd)",
+        state: State::required(fd >= 0),
+        found,
+        remedy: remedy.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine made of the given files, without a KVM that can be opened.
+    fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Machine) {
+        let place = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = place.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let root = place.path().to_owned();
+        (place, Machine { root })
+    }
+
+    #[test]
+    fn a_machine_without_anything_cannot_run_and_is_told_what_to_get() {
+        let (_place, machine) = machine(&[]);
+        let report = machine.examine(8192);
+        assert!(!report.can_run);
+        for check in &report.checks {
+            assert_eq!(
+                check.state == State::Ok,
+                check.remedy.is_empty(),
+                "{check:?}"
+            );
+        }
+        assert!(describe(&report).contains("nested test-bed"));
+    }
+
+    #[test]
+    fn the_module_to_load_is_that_of_the_cpu() {
+        for (flags, module) in [("fpu vmx", "kvm_intel"), ("fpu svm", "kvm_amd")] {
+            let flags = format!("processor\t: 0\nflags\t\t: {flags}\n");
+            let (_place, machine) = machine(&[("proc/cpuinfo", &flags)]);
+            assert!(machine.kvm().0.remedy.contains(module));
+        }
+    }
+
+    #[test]
+    fn second_level_paging_is_what_the_modules_say() {
+        for (path, value, state) in [
+            ("sys/module/kvm_intel/parameters/ept", "Y\n", State::Ok),
+            ("sys/module/kvm_intel/parameters/ept", "N\n", State::Missing),
+            ("sys/module/kvm_amd/parameters/npt", "1\n", State::Ok),
+            ("sys/module/kvm_amd/parameters/npt", "0\n", State::Missing),
+        ] {
+            let (_place, machine) = machine(&[(path, value)]);
+            assert_eq!(machine.second_level_paging().state, state, "{path} {value}");
+        }
+    }
+
+    #[test]
+    fn a_kvm_in_software_is_named() {
+        let (_place, machine) = machine(&[("sys/module/kvm_pvm/refcnt", "0\n")]);
+        let check = machine.second_level_paging();
+        assert_eq!(check.state, State::Missing);
+        assert!(check.found.contains("kvm_pvm"), "{}", check.found);
+    }
+
+    #[test]
+    fn protection_keys_must_be_turned_on_too() {
+        for (flags, state) in [
+            ("pku ospke", State::Ok),
+            ("pku", State::Absent),
+            ("fpu", State::Absent),
+        ] {
+            let (_place, machine) = machine(&[("proc/cpuinfo", &format!("flags : {flags}\n"))]);
+            assert_eq!(machine.protection_keys().state, state);
+        }
+    }
+
+    #[test]
+    fn the_limit_of_mappings_must_suit_the_pool() {
+        let (_place, machine) = machine(&[("proc/sys/vm/max_map_count", "65530\n")]);
+        assert_eq!(machine.map_count(0x4000).state, State::Ok);
+        let check = machine.map_count(0x8000);
+        assert_eq!(check.state, State::Absent);
+        assert!(check.remedy.contains("66536"), "{}", check.remedy);
+    }
+}

@@ -1,0 +1,116 @@
+//! Exit codes of the `vmsrs` command, for scripts.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// How the command ended. The numbers are part of the interface and never change their meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything went well; for `run`: the guest turned itself off, or somebody stopped it.
+    Ok = 0,
+    /// Something unexpected, such as a full disk.
+    Failure = 1,
+    /// The command line makes no sense, or names a file that is missing or of the wrong sort.
+    Usage = 2,
+    /// This machine cannot do it: no KVM, no rights, too little memory.
+    Machine = 3,
+    /// No VM can be reached at the control socket.
+    Unreachable = 4,
+    /// The guest died: the virtual CPU could not go on.
+    GuestDied = 5,
+    /// The guest reset itself: it restarted, or its kernel panicked.
+    GuestReset = 6,
+    /// The control socket or the tap interface is in use.
+    Busy = 7,
+    /// There is no incident with that number.
+    NotFound = 8,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// The list of exit codes in the help text.
+pub(super) const HELP: &str = "\
+Exit codes:
+  0  success; for `run`: the guest turned itself off, or was stopped
+  1  something unexpected
+  2  the command line makes no sense, or a file is missing or of the wrong sort
+  3  this machine cannot do it (see `vmsrs doctor`)
+  4  no VM can be reached at the control socket
+  5  the guest died
+  6  the guest reset itself: a restart, or a kernel panic
+  7  the control socket or the tap interface is in use
+  8  there is no incident with that number";
+
+/// An error at the edge of the program: what to say, and with which code to exit.
+#[derive(Debug)]
+pub struct Failure {
+    /// The code.
+    pub exit: Exit,
+    /// The error with its causes.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    /// An error that ends the program with `exit`.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit,
+            error: error.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// One line: the error, and its causes unless they say the same.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.error.to_string();
+        write!(f, "{said}")?;
+        for cause in self.error.chain().skip(1) {
+            let text = cause.to_string();
+            if !said.contains(&text) {
+                write!(f, " ({text})")?;
+                said = text;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(Exit::Failure, error)
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::new(Exit::Failure, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_lists_every_code() {
+        for code in Exit::Ok as u8..=Exit::NotFound as u8 {
+            assert!(HELP.contains(&format!("\n  {code}  ")), "code {code}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_its_cause() {
+        let cause = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let error = anyhow::Error::new(cause).context("cannot read it: check the path");
+        assert_eq!(
+            Failure::new(Exit::Usage, error).to_string(),
+            "cannot read it: check the path (No such file or directory (os error 2))"
+        );
+    }
+}

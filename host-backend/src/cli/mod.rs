@@ -1,0 +1,165 @@
+//! The `vmsrs` command: its arguments, and what its subcommands do.
+
+mod doctor;
+mod exit;
+mod incidents;
+mod initramfs;
+mod newc;
+mod run;
+mod size;
+mod status;
+mod text;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use log::LevelFilter;
+
+pub use self::exit::{Exit, Failure};
+pub use self::initramfs::InitramfsError;
+pub use self::newc::PackError;
+pub use self::run::RunError;
+pub use self::size::{Size, SizeError};
+use crate::control::{Client, ClientError, default_path};
+
+/// Name of a VM whose user gives none.
+const DEFAULT_NAME: &str = "vm";
+
+/// Runs virtual machines in which a failing request costs its own user an error and nobody else
+/// anything.
+#[derive(Debug, Parser)]
+#[command(name = "vmsrs", version, after_help = exit::HELP, max_term_width = 100)]
+struct Arguments {
+    /// Say more on standard error; twice for details, three times for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Doctor(doctor::Arguments),
+    Status(status::Arguments),
+    Incidents(incidents::Arguments),
+}
+
+impl Command {
+    fn json(&self) -> bool {
+        match self {
+            Self::Run(arguments) => arguments.json,
+            Self::Doctor(arguments) => arguments.json,
+            Self::Status(arguments) => arguments.json,
+            Self::Incidents(arguments) => arguments.json,
+        }
+    }
+
+    fn execute(self) -> Result<Exit, Failure> {
+        match self {
+            Self::Run(arguments) => run::run(arguments),
+            Self::Doctor(arguments) => doctor::run(&arguments),
+            Self::Status(arguments) => status::run(&arguments),
+            Self::Incidents(arguments) => incidents::run(&arguments),
+        }
+    }
+}
+
+/// Which VM is meant.
+#[derive(Debug, Args)]
+struct Target {
+    /// Name of the VM
+    #[arg(long, default_value = DEFAULT_NAME)]
+    name: String,
+    /// Path of its control socket [default: /run/vmsrs/NAME.sock for root, otherwise
+    /// $XDG_RUNTIME_DIR/vmsrs/NAME.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Target {
+    fn path(&self) -> Result<PathBuf, Failure> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => default_path(&self.name).map_err(|error| Failure::new(Exit::Usage, error)),
+        }
+    }
+
+    fn connect(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.path()?)?)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        use crate::control::Reason;
+        let exit = match &error {
+            ClientError::Connect { .. } | ClientError::Exchange(_) => Exit::Unreachable,
+            ClientError::Malformed(_) => Exit::Failure,
+            ClientError::Refused(refusal) => match refusal.reason {
+                Reason::NoSuchIncident => Exit::NotFound,
+                Reason::Busy => Exit::Busy,
+                Reason::Malformed => Exit::Failure,
+            },
+        };
+        Self::new(exit, error)
+    }
+}
+
+/// The whole program: parses the command line, carries it out and says how it went.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.verbose);
+    let json = arguments.command.json();
+    match arguments.command.execute() {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprintln!("vmsrs: {failure}");
+            if json {
+                let error = failure.to_string();
+                let exit = failure.exit as u8;
+                // What cannot be written to standard output has been said on standard error.
+                let _ = text::write_json(&serde_json::json!({ "error": error, "exit": exit }));
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        // It reports every mistake of the guest as an error, without end. What the guest does wrong
+        // is counted, and logged once per kind, by the devices.
+        .filter_module("virtio_queue", LevelFilter::Off)
+        .parse_default_env()
+        .format_target(false)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Arguments::command().get_subcommands() {
+            let help = command.get_after_help().expect("a help text").to_string();
+            assert!(help.contains("Examples:"), "{}", command.get_name());
+        }
+    }
+}

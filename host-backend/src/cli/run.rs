@@ -1,0 +1,542 @@
+//! `vmsrs run`: makes a VM of the parts and runs it to its end.
+//!
+//! What can be refused cheaply comes first, and everything that is made undoes itself when it is
+//! dropped, so a start that fails leaves nothing behind.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::Serialize;
+use thiserror::Error;
+use vmsrs_protocol::PAGE_SIZE;
+
+use super::Target;
+use super::exit::{Exit, Failure};
+use super::initramfs::{self, InitramfsError};
+use super::newc::PackError;
+use super::size::Size;
+use super::text::{duration, write_json};
+use crate::control::{Operator, Server, ServerError, VmStatus};
+use crate::devices::mmio::MmioTransport;
+use crate::devices::net::{self, Net, NetCounters, TapConfig, TapError};
+use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, RecoveryHandle};
+use crate::devices::{Tally, VirtioDevice};
+use crate::engine::{ConfigError, Count, EngineConfig, IncidentDetail, IncidentSummary, Status};
+use crate::vmm::console::Console;
+use crate::vmm::fault::WindowGuard;
+use crate::vmm::loader::LoaderError;
+use crate::vmm::memory::{Layout, MemoryError};
+use crate::vmm::signals::Termination;
+use crate::vmm::vm::MAX_VCPUS;
+use crate::vmm::{CrashReport, ExitReason, StopHandle, Vm, VmConfig, VmError};
+use crate::window::{Window, WindowError};
+
+/// Run a virtual machine until it ends
+///
+/// Boots a Linux kernel with a recovery device, and with a network card if there is a tap
+/// interface. While it runs, `vmsrs status` and `vmsrs incidents` reach it over its control socket.
+/// SIGINT and SIGTERM end it, and so does Ctrl-A x on its console.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  A guest on this terminal:
+    vmsrs run --kernel vmlinuz --initramfs guest.img
+
+  A server that is reached at 192.168.77.2, from a folder with an `init`:
+    vmsrs run --kernel vmlinuz --initramfs ./guest --memory 1G --vcpus 2 \\
+        --window 512M --tap tap0,192.168.77.1/24 --console guest.log
+
+  In a script, with the report at the end:
+    vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
+
+Exit codes: 0 the guest turned itself off or was stopped, 1 unexpected, 2 the command line makes no
+sense, 3 this machine cannot do it, 5 the guest died, 6 the guest reset itself (a restart or a
+kernel panic), 7 the control socket or the tap interface is in use.")]
+pub(super) struct Arguments {
+    /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
+    #[arg(long, value_name = "FILE|FOLDER")]
+    initramfs: Option<PathBuf>,
+    /// The guest's RAM, without the window: 64M to 1T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    vcpus: u32,
+    /// The window: memory for the pages of all domains and the drafts of requests
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    window: Size,
+    /// Most frames of 4 KiB that the guest may write at a time [default: an eighth of the window,
+    /// at most 16384]
+    #[arg(long, value_name = "FRAMES")]
+    pool: Option<u32>,
+    /// Tap interface for the guest's network card; with an address the host's side is set up too
+    #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]")]
+    tap: Option<TapConfig>,
+    /// Kernel parameters besides those that every guest gets
+    #[arg(
+        long,
+        value_name = "PARAMETERS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// Where the guest's serial console goes: stdio, none, or a file
+    #[arg(long, value_name = "stdio|none|FILE", default_value = "stdio")]
+    console: ConsoleTarget,
+    #[command(flatten)]
+    target: Target,
+    /// Write a report as one line of JSON at the end (docs/reference-cli.md describes it)
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Where the serial console goes.
+#[derive(Debug, Clone)]
+enum ConsoleTarget {
+    Stdio,
+    None,
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleTarget {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "stdio" => Self::Stdio,
+            "none" => Self::None,
+            file => Self::File(file.into()),
+        })
+    }
+}
+
+/// Why a VM could not be started, beyond what its parts say themselves.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// More memory than there is.
+    #[error(
+        "the guest's memory and window together ({wanted}) are more than this machine has \
+         ({available}): give less to --memory or --window"
+    )]
+    TooMuchMemory {
+        /// RAM and window.
+        wanted: Size,
+        /// Memory and swap of the host.
+        available: Size,
+    },
+    /// A number of vCPUs that makes no sense.
+    #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
+    Vcpus(u32),
+    /// The console's file cannot be written.
+    #[error("cannot write the console to {}: check the path and its permissions", .path.display())]
+    Console {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Assembles the VM, runs it, reports.
+pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    // First, since threads inherit it.
+    let termination = Termination::block()?;
+
+    let engine = check_sizes(&arguments)?;
+    check_kernel(&arguments)?;
+    let initramfs = arguments
+        .initramfs
+        .as_deref()
+        .map(|path| initramfs::load(path, &arguments.cmdline))
+        .transpose()?;
+    let socket = Server::reserve(&arguments.target.path()?)?;
+    let tap = match &arguments.tap {
+        Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
+        None => None,
+    };
+    let console = open_console(&arguments.console)?;
+
+    let mut vm = Vm::new(VmConfig {
+        memory_bytes: arguments.memory.0,
+        vcpus: arguments.vcpus,
+        kernel: arguments.kernel,
+        initramfs,
+        cmdline: arguments.cmdline,
+        console,
+    })?;
+    let recovery = add_recovery_device(&mut vm, engine, arguments.window)?;
+    let network = match tap {
+        Some((name, tap)) => Some(add_network_card(&mut vm, name, tap)?),
+        None => None,
+    };
+    termination.stops(vm.stop_handle())?;
+
+    let operator = Arc::new(RunningVm {
+        name: arguments.target.name,
+        started: Instant::now(),
+        vcpus: arguments.vcpus,
+        memory: arguments.memory,
+        recovery,
+        network,
+        stop: vm.stop_handle(),
+    });
+    let server = socket.serve(operator.clone())?;
+    let reason = vm.run()?;
+    drop(server);
+    report(&operator, &reason, arguments.json)
+}
+
+/// Checks the sizes before anything is made; gives the engine's limits.
+fn check_sizes(arguments: &Arguments) -> Result<EngineConfig, Failure> {
+    if !(1..=MAX_VCPUS).contains(&arguments.vcpus) {
+        return Err(RunError::Vcpus(arguments.vcpus).into());
+    }
+    Layout::new(arguments.memory.0)?;
+    let frames = Window::frames_of_size(arguments.window.0)?;
+    let mut engine = EngineConfig::for_window(frames);
+    if let Some(pool) = arguments.pool {
+        engine.pool_frames = pool;
+    }
+    engine.page_frames().map_err(|error| match error {
+        ConfigError::WindowTooSmall { needed, .. } => {
+            let needed = Size(needed.saturating_mul(PAGE_SIZE.into()));
+            let error = anyhow::anyhow!(
+                "a window of {} is too small for its pool: give at least {needed} to --window, or \
+                 less to --pool",
+                arguments.window
+            );
+            Failure::new(Exit::Usage, error)
+        }
+        error => Failure::new(Exit::Usage, error),
+    })?;
+    if let Some(available) = host_memory() {
+        // Neither is above 2^44: the sum fits.
+        let wanted = Size(arguments.memory.0 + arguments.window.0);
+        if wanted > available {
+            return Err(RunError::TooMuchMemory { wanted, available }.into());
+        }
+    }
+    Ok(engine)
+}
+
+/// Memory and swap of this machine, if the system tells.
+fn host_memory() -> Option<Size> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let kibibytes = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let total = kibibytes("MemTotal:")? + kibibytes("SwapTotal:").unwrap_or(0);
+    Some(Size(total << 10))
+}
+
+/// A kernel that is not there is the most frequent mistake: say so before anything is made.
+fn check_kernel(arguments: &Arguments) -> Result<(), Failure> {
+    let path = &arguments.kernel;
+    let read_error = |source| LoaderError::Read {
+        path: path.clone(),
+        source,
+    };
+    let file = File::open(path).map_err(read_error)?;
+    if file.metadata().map_err(read_error)?.is_dir() {
+        return Err(read_error(io::ErrorKind::IsADirectory.into()).into());
+    }
+    Ok(())
+}
+
+fn open_console(target: &ConsoleTarget) -> Result<Console, Failure> {
+    Ok(match target {
+        ConsoleTarget::Stdio => Console::stdio(),
+        ConsoleTarget::None => Console::output_to(io::sink()),
+        ConsoleTarget::File(path) => {
+            let file = File::create(path).map_err(|source| RunError::Console {
+                path: path.clone(),
+                source,
+            })?;
+            Console::output_to(file)
+        }
+    })
+}
+
+fn add_recovery_device(
+    vm: &mut Vm,
+    engine: EngineConfig,
+    size: Size,
+) -> Result<RecoveryHandle, Failure> {
+    let (window, protection) = Window::new(size.0)?;
+    let start = vm.layout().window_start();
+    let mapping = window.guest_mapping();
+    // SAFETY: the mapping is as long as the window and stays as long as the window lives, which is
+    // the owner. Nothing in this process makes references to it.
+    unsafe { vm.add_window(start, mapping, window.size(), window.clone()) }?;
+    let device = RecoveryDevice::new(engine, window, protection, start)?;
+    let handle = device.handle();
+    vm.set_fault_handler(Arc::new(WindowGuard::new(
+        vm.memory().clone(),
+        start.0..start.0 + size.0,
+        Arc::new(handle.clone()),
+        Arc::new(handle.clone()),
+    )));
+    add_device(vm, "vmsrs", Box::new(device))?;
+    Ok(handle)
+}
+
+/// The network card, for reports.
+struct Network {
+    frames: Arc<NetCounters>,
+    transport: Arc<Tally>,
+}
+
+fn add_network_card(vm: &mut Vm, name: &str, tap: File) -> Result<Network, Failure> {
+    let net = Net::new(tap, net::mac_for(name));
+    let frames = net.counters();
+    let transport = add_device(vm, "net", Box::new(net))?;
+    Ok(Network { frames, transport })
+}
+
+/// Puts a device behind registers and connects its queues' notifications; gives the count of what
+/// its driver does wrong with the registers.
+fn add_device(
+    vm: &mut Vm,
+    name: &'static str,
+    device: Box<dyn VirtioDevice>,
+) -> Result<Arc<Tally>, Failure> {
+    let slot = vm.allocate_mmio_slot()?;
+    let transport = MmioTransport::new(name, device, vm.memory().clone(), slot.interrupt())?;
+    for (queue, kick) in (0..).zip(transport.kicks()) {
+        if let Err(error) = slot.register_queue_notify(queue, kick) {
+            // The notification then comes as an exit: slower, and nothing else.
+            log::info!("{name}: queue {queue} is notified by exits: {error}");
+        }
+    }
+    let tally = transport.tally();
+    vm.add_mmio_device(&slot, Arc::new(Mutex::new(transport)))?;
+    Ok(tally)
+}
+
+/// The VM as the control socket sees it.
+struct RunningVm {
+    name: String,
+    started: Instant,
+    vcpus: u32,
+    memory: Size,
+    recovery: RecoveryHandle,
+    network: Option<Network>,
+    stop: StopHandle,
+}
+
+impl RunningVm {
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Operator for RunningVm {
+    fn status(&self) -> VmStatus {
+        let tallies = self.network.iter().flat_map(|network| {
+            let device = network.frames.tally().counts();
+            device.into_iter().chain(network.transport.counts())
+        });
+        VmStatus {
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: self.uptime_ms(),
+            vcpus: self.vcpus,
+            memory_bytes: self.memory.0,
+            recovery: self.recovery.status(),
+            network: self.network.as_ref().map(|net| net.frames.snapshot()),
+            device_errors: tallies
+                .map(|(what, count)| Count {
+                    what: what.to_owned(),
+                    count,
+                })
+                .collect(),
+        }
+    }
+
+    fn incidents(&self) -> Vec<IncidentSummary> {
+        self.recovery.incidents()
+    }
+
+    fn incident(&self, id: u64) -> Option<IncidentDetail> {
+        self.recovery.incident(id)
+    }
+
+    fn stop(&self) {
+        self.stop.stop(ExitReason::Stopped("the control socket"));
+    }
+}
+
+/// The report at the end of `vmsrs run --json`.
+#[derive(Serialize)]
+struct Report<'a> {
+    name: &'a str,
+    exit: u8,
+    reason: &'static str,
+    message: String,
+    uptime_ms: u64,
+    crash: Option<Crash<'a>>,
+    recovery: Status,
+}
+
+#[derive(Serialize)]
+struct Crash<'a> {
+    what: &'a str,
+    vcpu: u32,
+    cpl: u8,
+    rip: u64,
+    cr2: u64,
+    cr3: u64,
+    gpa: Option<u64>,
+    code: &'a [u8],
+}
+
+impl<'a> From<&'a CrashReport> for Crash<'a> {
+    fn from(report: &'a CrashReport) -> Self {
+        Self {
+            what: &report.what,
+            vcpu: report.vcpu,
+            cpl: report.cpl,
+            rip: report.rip,
+            cr2: report.cr2,
+            cr3: report.cr3,
+            gpa: report.gpa,
+            code: &report.code,
+        }
+    }
+}
+
+fn report(vm: &RunningVm, reason: &ExitReason, json: bool) -> Result<Exit, Failure> {
+    let (exit, word, crash) = match reason {
+        ExitReason::PowerOff => (Exit::Ok, "power-off", None),
+        ExitReason::Reset => (Exit::GuestReset, "reset", None),
+        ExitReason::Stopped(_) => (Exit::Ok, "stopped", None),
+        ExitReason::Crash(report) => (Exit::GuestDied, "crash", Some(Crash::from(&**report))),
+    };
+    let recovery = vm.recovery.status();
+    let incidents: u64 = recovery.incidents.iter().map(|count| count.count).sum();
+    let uptime_ms = vm.uptime_ms();
+    eprintln!(
+        "vmsrs: {reason} after {}, with {incidents} incident{}",
+        duration(uptime_ms),
+        if incidents == 1 { "" } else { "s" }
+    );
+    if json {
+        write_json(&Report {
+            name: &vm.name,
+            exit: exit as u8,
+            reason: word,
+            message: reason.to_string(),
+            uptime_ms,
+            crash,
+            recovery,
+        })?;
+    }
+    Ok(exit)
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let exit = match error {
+            RunError::TooMuchMemory { .. } => Exit::Machine,
+            RunError::Vcpus(_) | RunError::Console { .. } => Exit::Usage,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<InitramfsError> for Failure {
+    fn from(error: InitramfsError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<PackError> for Failure {
+    fn from(error: PackError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        let exit = match error {
+            ServerError::Busy(_) => Exit::Busy,
+            ServerError::NoSocket(_) | ServerError::Bind { .. } => Exit::Usage,
+            ServerError::Thread(_) => Exit::Machine,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<TapError> for Failure {
+    fn from(error: TapError) -> Self {
+        let exit = match error {
+            TapError::Busy { .. } => Exit::Busy,
+            TapError::NoTap { .. } => Exit::Usage,
+            TapError::NoDriver(_) | TapError::Rights { .. } | TapError::SetUp { .. } => {
+                Exit::Machine
+            }
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<VmError> for Failure {
+    fn from(error: VmError) -> Self {
+        let exit = match &error {
+            VmError::Loader(_) | VmError::Vcpus(_) | VmError::Memory(MemoryError::Size(_)) => {
+                Exit::Usage
+            }
+            VmError::OpenKvm(_)
+            | VmError::KvmVersion(_)
+            | VmError::Kvm { .. }
+            | VmError::Memory(_)
+            | VmError::Cpu(_)
+            | VmError::Event { .. }
+            | VmError::Thread { .. } => Exit::Machine,
+            _ => Exit::Failure,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<LoaderError> for Failure {
+    fn from(error: LoaderError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<MemoryError> for Failure {
+    fn from(error: MemoryError) -> Self {
+        Self::from(VmError::from(error))
+    }
+}
+
+impl From<WindowError> for Failure {
+    fn from(error: WindowError) -> Self {
+        let exit = match error {
+            WindowError::Size(_) | WindowError::Limits(_) => Exit::Usage,
+            WindowError::Create { .. } | WindowError::Map(_) => Exit::Machine,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<RecoveryDeviceError> for Failure {
+    fn from(error: RecoveryDeviceError) -> Self {
+        let exit = match error {
+            RecoveryDeviceError::Limits(_) => Exit::Usage,
+            RecoveryDeviceError::WindowSize { .. } => Exit::Failure,
+            RecoveryDeviceError::Host(_) => Exit::Machine,
+        };
+        Self::new(exit, error)
+    }
+}

@@ -1,0 +1,153 @@
+//! `vmsrs status`: how a running VM is.
+
+use super::text::{self, duration, facts, write_json, write_text};
+use super::{Exit, Failure, Size, Target};
+use crate::control::{Request, Response, VmStatus};
+use crate::engine::Count;
+
+/// Show how a running VM is: its window, its domains, what failed in it
+///
+/// Needs the right to use the VM's control socket: the user who started it, or root.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vmsrs status
+  vmsrs status --name web --json | jq .recovery.free_frames
+
+Exit codes: 0 success, 2 wrong usage, 4 no VM can be reached.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    /// Write one line of JSON (docs/reference-cli.md describes it)
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let response = arguments.target.connect()?.ask(Request::Status {})?;
+    let Response::Status(status) = response else {
+        return Err(unexpected());
+    };
+    if arguments.json {
+        write_json(&status)?;
+    } else {
+        write_text(&describe(&status))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// The VM gave an answer to another question.
+pub(super) fn unexpected() -> Failure {
+    let error = anyhow::anyhow!("the VM answered with something else: is it of another version?");
+    Failure::new(Exit::Failure, error)
+}
+
+fn describe(status: &VmStatus) -> String {
+    let recovery = &status.recovery;
+    let page = u64::from(vmsrs_protocol::PAGE_SIZE);
+    let frames = |frames: u32| {
+        let size = Size(u64::from(frames) * page).to_string();
+        format!("{frames:>8} frames {size:>8}")
+    };
+    let mut rows = vec![
+        (
+            "VM",
+            format!("{} (process {})", text::printable(&status.name), status.pid),
+        ),
+        ("uptime", duration(status.uptime_ms)),
+        ("vCPUs", status.vcpus.to_string()),
+        ("memory", Size(status.memory_bytes).to_string()),
+        ("window", frames(recovery.window_frames)),
+        ("  free", frames(recovery.free_frames)),
+        (
+            "  granted",
+            format!(
+                "{}  (at most {})",
+                frames(recovery.granted_frames),
+                recovery.pool_frames
+            ),
+        ),
+        ("  sealed", frames(recovery.sealed_frames)),
+        ("  retired", frames(recovery.retired_frames)),
+        ("  evidence", frames(recovery.evidence_frames)),
+        ("apps", recovery.apps.to_string()),
+        ("domains", recovery.domains.to_string()),
+        (
+            "pages",
+            format!("{} of {}", recovery.pages, recovery.pages_max),
+        ),
+        (
+            "commits",
+            format!(
+                "{} ({} pages in {} seal messages)",
+                recovery.commits, recovery.sealed_pages, recovery.seal_messages
+            ),
+        ),
+        ("drafts dropped", recovery.dropped_drafts.to_string()),
+        ("device resets", recovery.resets.to_string()),
+    ];
+    if let Some(network) = status.network {
+        rows.push((
+            "network",
+            format!(
+                "{} frames in ({} dropped), {} out ({} dropped)",
+                network.received,
+                network.received_dropped,
+                network.transmitted,
+                network.transmitted_dropped
+            ),
+        ));
+    }
+    push_counts(&mut rows, "incidents", &recovery.incidents);
+    push_counts(&mut rows, "refused", &recovery.refusals);
+    push_counts(&mut rows, "device errors", &status.device_errors);
+    facts(&rows)
+}
+
+fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Count]) {
+    let total: u64 = counts.iter().map(|count| count.count).sum();
+    rows.push((name, total.to_string()));
+    for Count { what, count } in counts {
+        rows.push(("", format!("{count:>8}  {}", text::printable(what))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Status;
+
+    #[test]
+    fn the_text_names_every_part() {
+        let status = VmStatus {
+            name: "web".into(),
+            version: "1".into(),
+            pid: 7,
+            uptime_ms: 61_000,
+            vcpus: 2,
+            memory_bytes: 512 << 20,
+            recovery: Status {
+                window_frames: 65_536,
+                pool_frames: 8192,
+                incidents: vec![Count {
+                    what: "double-free".into(),
+                    count: 3,
+                }],
+                ..Status::default()
+            },
+            network: None,
+            device_errors: Vec::new(),
+        };
+        let text = describe(&status);
+        for part in [
+            "web (process 7)",
+            "1 min 1 s",
+            "512M",
+            "65536 frames     256M",
+            "incidents       3",
+            "3  double-free",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+}

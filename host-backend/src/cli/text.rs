@@ -1,0 +1,184 @@
+//! Output for people and for programs.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Writes one line of JSON to standard output.
+pub(super) fn write_json(value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    write(&line)
+}
+
+/// Writes text to standard output.
+pub(super) fn write_text(text: &str) -> io::Result<()> {
+    write(text.as_bytes())
+}
+
+/// Writes to standard output; a reader that has gone away (`vmsrs incidents | head`) is no error.
+fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Lines of a name and a value each, the values in one column. An empty name continues the line
+/// above.
+pub(super) fn facts(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in rows {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name:width$}  {value}");
+    }
+    text
+}
+
+/// A table with aligned columns.
+pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let mut line = |cells: [&str; N]| {
+        let mut line = String::new();
+        for (cell, width) in cells.into_iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    };
+    line(head);
+    for row in rows {
+        line(row.each_ref().map(String::as_str));
+    }
+    text
+}
+
+/// Text from the guest, without characters that a terminal would act on.
+pub(super) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// An optional text from the guest, or `-`.
+pub(super) fn printable_or_dash(text: Option<&str>) -> String {
+    text.map_or_else(|| "-".to_owned(), printable)
+}
+
+/// An optional address, or `-`.
+pub(super) fn address(address: Option<u64>) -> String {
+    address.map_or_else(|| "-".to_owned(), |address| format!("{address:#x}"))
+}
+
+/// A span of time, in its two largest units.
+pub(super) fn duration(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..60 => format!("{seconds}.{:03} s", ms % 1000),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// A span of time in nanoseconds, in the unit that fits.
+pub(super) fn nanoseconds(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
+        _ => format!("{:.1} ms", ns as f64 / 1e6),
+    }
+}
+
+/// A point in time, given in milliseconds since the Unix epoch, in UTC.
+pub(super) fn time(ms: u64) -> String {
+    const DAY: u64 = 86_400_000;
+    let (days, rest) = (ms / DAY, ms % DAY);
+    let (year, month, day) = date(days);
+    let (seconds, millis) = (rest / 1000, rest % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}")
+}
+
+/// Year, month and day of the day that many days after 1970-01-01, in the Gregorian calendar.
+fn date(days: u64) -> (u64, u64, u64) {
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    // 400 years have the same number of days wherever they start.
+    let mut year = 1970 + days / 146_097 * 400;
+    let mut rest = days % 146_097;
+    loop {
+        let length = 365 + u64::from(is_leap(year));
+        if rest < length {
+            break;
+        }
+        rest -= length;
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if rest < length {
+            break;
+        }
+        rest -= length;
+        month += 1;
+    }
+    (year, month, rest + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00.000"),
+            (951_782_400_000, "2000-02-29 00:00:00.000"),
+            (1_709_251_199_999, "2024-02-29 23:59:59.999"),
+            (1_767_225_600_001, "2026-01-01 00:00:00.001"),
+            (4_107_542_400_000, "2100-03-01 00:00:00.000"),
+        ] {
+            assert_eq!(time(ms), text);
+        }
+    }
+
+    #[test]
+    fn spans_have_the_unit_that_fits() {
+        assert_eq!(duration(1_234), "1.234 s");
+        assert_eq!(duration(61_000), "1 min 1 s");
+        assert_eq!(duration(7_260_000), "2 h 1 min");
+        assert_eq!(duration(90_000_000), "1 d 1 h");
+        assert_eq!(nanoseconds(999), "999 ns");
+        assert_eq!(nanoseconds(4_200), "4.2 µs");
+        assert_eq!(nanoseconds(3_000_000), "3.0 ms");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [
+            ["1".to_owned(), "äöü".to_owned()],
+            ["22".to_owned(), "-".to_owned()],
+        ];
+        assert_eq!(table(["A", "NAME"], &rows), "A   NAME\n1   äöü\n22  -\n");
+        let rows = [("a", "1".to_owned()), ("long", "2".to_owned())];
+        assert_eq!(facts(&rows), "a     1\nlong  2\n");
+    }
+
+    #[test]
+    fn text_of_the_guest_cannot_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+}
