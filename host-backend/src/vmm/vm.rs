@@ -190,7 +190,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM: opens KVM, allocates RAM, loads the kernel, sets up the vCPUs and the legacy
+    /// Makes a VM: allocates RAM, loads the kernel, opens KVM, sets up the vCPUs and the legacy
     /// devices.
     ///
     /// # Errors
@@ -201,10 +201,6 @@ impl Vm {
             return Err(VmError::Vcpus(config.vcpus));
         }
         let layout = Layout::new(config.memory_bytes)?;
-        let system = Kvm::new().map_err(VmError::OpenKvm)?;
-        if system.get_api_version() != KVM_API_VERSION as i32 {
-            return Err(VmError::KvmVersion(system.get_api_version()));
-        }
         let ram = layout.allocate()?;
         let cmdline = match config.cmdline.trim() {
             "" => DEFAULT_CMDLINE.to_owned(),
@@ -217,6 +213,11 @@ impl Vm {
             rsdp: FIRMWARE_START,
         };
         let entry = loader::load(&ram, &layout, &source)?;
+
+        let system = Kvm::new().map_err(VmError::OpenKvm)?;
+        if system.get_api_version() != KVM_API_VERSION as i32 {
+            return Err(VmError::KvmVersion(system.get_api_version()));
+        }
 
         let vm = Arc::new(create_vm(&system)?);
         map_ram(&vm, &ram)?;

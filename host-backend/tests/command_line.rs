@@ -1,0 +1,399 @@
+//! The `vmsrs` command with wrong input: one sentence with the remedy, a documented exit code, and
+//! nothing left behind.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const USAGE: i32 = 2;
+const MACHINE: i32 = 3;
+const UNREACHABLE: i32 = 4;
+const BUSY: i32 = 7;
+
+/// An ordinary user, for tests that root runs.
+const NOBODY: u32 = 65_534;
+
+/// A place for the files of one test.
+struct Place {
+    folder: TempDir,
+    /// What is there before the command runs.
+    before: Vec<PathBuf>,
+}
+
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            before: Vec::new(),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A file with `content`; its path.
+    fn file(&self, name: &str, content: &[u8]) -> String {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A file that the loader takes for a kernel until it looks closer.
+    fn kernel(&self) -> String {
+        self.file("kernel", b"\x7fELF\x02\x01\x01")
+    }
+
+    /// `vmsrs run` with a kernel, and a socket in this place.
+    fn run(&mut self, arguments: &[&str]) -> Output {
+        let kernel = self.kernel();
+        self.run_kernel(&kernel, arguments)
+    }
+
+    fn run_kernel(&mut self, kernel: &str, arguments: &[&str]) -> Output {
+        self.before = list(self.folder.path());
+        self.command(kernel, arguments).output().unwrap()
+    }
+
+    fn command(&self, kernel: &str, arguments: &[&str]) -> Command {
+        let mut command = vmsrs();
+        command.args(["run", "--console", "none", "--kernel", kernel]);
+        if !arguments.contains(&"--socket") {
+            command.arg("--socket").arg(self.path("vm.sock"));
+        }
+        command.args(arguments);
+        command
+    }
+
+    /// The command ended with `code`, said one line with all of `words`, and left nothing behind.
+    #[track_caller]
+    fn assert_refused(&self, output: &Output, code: i32, words: &[&str]) {
+        assert_sentence(output, code, words);
+        assert_eq!(list(self.folder.path()), self.before);
+    }
+}
+
+fn vmsrs() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmsrs"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+#[track_caller]
+fn assert_sentence(output: &Output, code: i32, words: &[&str]) {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("vmsrs: "), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn a_kernel_that_is_missing_is_named() {
+    let mut place = Place::new();
+    let output = place.run_kernel("/no/such/kernel", &[]);
+    place.assert_refused(&output, USAGE, &["/no/such/kernel", "check the path"]);
+    let folder = place.path("");
+    let output = place.run_kernel(&folder, &[]);
+    place.assert_refused(&output, USAGE, &["cannot read the kernel"]);
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_refused() {
+    let mut place = Place::new();
+    for content in [&b""[..], b"hello, I am no kernel\n", &[0; 4096]] {
+        let path = place.file("text", content);
+        let output = place.run_kernel(&path, &[]);
+        place.assert_refused(&output, USAGE, &[&path, "bzImage"]);
+    }
+    let output = place.run(&[]);
+    place.assert_refused(&output, USAGE, &["kernel"]);
+}
+
+#[test]
+fn an_initramfs_that_is_missing_or_something_else_is_refused() {
+    let mut place = Place::new();
+    let output = place.run(&["--initramfs", "/no/such/file"]);
+    place.assert_refused(&output, USAGE, &["/no/such/file", "check the path"]);
+    let path = place.file("text", b"hello");
+    let output = place.run(&["--initramfs", &path]);
+    place.assert_refused(&output, USAGE, &[&path, "cpio"]);
+    let path = place.path("empty");
+    fs::create_dir(&path).unwrap();
+    let output = place.run(&["--initramfs", &path]);
+    place.assert_refused(&output, USAGE, &[&path, "init"]);
+}
+
+#[test]
+fn memory_that_makes_no_sense_is_refused() {
+    let mut place = Place::new();
+    for size in ["0", "3M", "10T", "65537K"] {
+        let output = place.run(&["--memory", size]);
+        place.assert_refused(
+            &output,
+            USAGE,
+            &["guest memory of", "give a multiple of 4 KiB"],
+        );
+    }
+    let output = place.run(&["--memory", "1T"]);
+    place.assert_refused(&output, MACHINE, &["1.0T", "--memory"]);
+}
+
+#[test]
+fn a_window_that_makes_no_sense_is_refused() {
+    let mut place = Place::new();
+    for size in ["0", "1k", "4097k", "99T"] {
+        let output = place.run(&["--window", size]);
+        place.assert_refused(&output, USAGE, &["window", "give"]);
+    }
+    let output = place.run(&["--window", "64K"]);
+    place.assert_refused(
+        &output,
+        USAGE,
+        &["a window of 64K is too small", "--window"],
+    );
+    let output = place.run(&["--window", "4M", "--pool", "1000"]);
+    place.assert_refused(&output, USAGE, &["a window of 4M is too small", "--pool"]);
+    let output = place.run(&["--pool", "0"]);
+    place.assert_refused(&output, USAGE, &["pool", "at least one"]);
+}
+
+#[test]
+fn a_number_of_vcpus_that_makes_no_sense_is_refused() {
+    let mut place = Place::new();
+    for number in ["0", "65", "4294967295"] {
+        let output = place.run(&["--vcpus", number]);
+        place.assert_refused(&output, USAGE, &[number, "--vcpus"]);
+    }
+}
+
+#[test]
+fn values_that_do_not_parse_are_refused_by_the_command_line() {
+    for (option, value, remedy) in [
+        ("--memory", "512", "for example 512M"),
+        ("--memory", "lots", "for example 512M"),
+        ("--window", "-1M", "for example 512M"),
+        ("--vcpus", "two", "invalid digit"),
+        ("--tap", "a/b", "no interface name"),
+        ("--tap", "tap0,10.0.0.1", "ADDRESS/PREFIX"),
+    ] {
+        let argument = format!("{option}={value}");
+        let output = vmsrs()
+            .args(["run", "--kernel", "k", &argument])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(USAGE), "{text}");
+        assert!(text.contains(remedy), "{text}");
+    }
+}
+
+#[test]
+fn a_socket_in_use_is_left_alone() {
+    let mut place = Place::new();
+    let _other = UnixListener::bind(place.path("vm.sock")).unwrap();
+    let output = place.run(&[]);
+    place.assert_refused(&output, BUSY, &["vm.sock", "in use", "--socket"]);
+    let path = place.file("precious", b"content");
+    let output = place.run(&["--socket", &path]);
+    place.assert_refused(&output, USAGE, &["precious", "no socket"]);
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+}
+
+#[test]
+fn a_socket_that_cannot_be_made_is_refused() {
+    let mut place = Place::new();
+    let path = place.path(&"x".repeat(120));
+    let output = place.run(&["--socket", &path]);
+    place.assert_refused(&output, USAGE, &["cannot listen", "--socket"]);
+    let output = place.run(&["--socket", "/no/such/folder/s"]);
+    place.assert_refused(&output, USAGE, &["/no/such/folder/s"]);
+    let kernel = place.kernel();
+    let output = vmsrs()
+        .args(["run", "--name", "../vm", "--kernel", &kernel])
+        .output()
+        .unwrap();
+    assert_sentence(&output, USAGE, &["../vm", "no name for a VM"]);
+}
+
+#[test]
+fn a_console_that_cannot_be_written_is_refused() {
+    let mut place = Place::new();
+    let output = place.run(&["--console", "/no/such/folder/log"]);
+    // Given twice, an option is an error of its own.
+    assert_eq!(output.status.code(), Some(USAGE));
+    let kernel = place.kernel();
+    let socket = place.path("vm.sock");
+    let output = vmsrs()
+        .args(["run", "--kernel", &kernel, "--socket", &socket])
+        .args(["--console", "/no/such/folder/log"])
+        .output()
+        .unwrap();
+    assert_sentence(&output, USAGE, &["/no/such/folder/log", "check the path"]);
+    assert!(!Path::new(&socket).exists());
+}
+
+#[test]
+fn a_tap_interface_in_use_is_left_alone() {
+    let config = "vmsrs-test0".parse().unwrap();
+    let Ok(_other) = vmsrs_host::devices::net::open_tap(&config) else {
+        eprintln!("skipped: no tap interfaces for this user");
+        return;
+    };
+    let mut place = Place::new();
+    let output = place.run(&["--tap", "vmsrs-test0"]);
+    place.assert_refused(&output, BUSY, &["vmsrs-test0", "in use"]);
+}
+
+#[test]
+fn an_interface_that_is_no_tap_is_refused() {
+    let mut place = Place::new();
+    let output = place.run(&["--tap", "lo"]);
+    // Without the right to use any tap interface that is said first.
+    let code = output.status.code().unwrap();
+    assert!([USAGE, MACHINE].contains(&code));
+    place.assert_refused(&output, code, &["tap"]);
+}
+
+/// The command as an ordinary user; `None` when this test's user is one, or cannot become one.
+fn as_nobody(place: &Place, device: &str, arguments: &[&str]) -> Option<Output> {
+    let metadata = fs::metadata(device).ok()?;
+    if metadata.permissions().mode() & 0o006 != 0 {
+        eprintln!("skipped: everybody has rights on {device}");
+        return None;
+    }
+    // The program may lie where an ordinary user cannot look.
+    let program = place.path("vmsrs");
+    fs::copy(env!("CARGO_BIN_EXE_vmsrs"), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    if chown(place.folder.path(), Some(NOBODY), Some(NOBODY)).is_err() {
+        eprintln!("skipped: only root can become another user");
+        return None;
+    }
+    let kernel = place.path("kernel");
+    let output = Command::new(program)
+        .args(["run", "--console", "none", "--kernel", &kernel])
+        .args(["--socket", &place.path("vm.sock")])
+        .args(arguments)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    assert!(!Path::new(&place.path("vm.sock")).exists());
+    Some(output)
+}
+
+/// A bzImage that does nothing: enough for the loader.
+fn tiny_kernel() -> Vec<u8> {
+    let mut image = vec![0; 0x1000];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0x1f1, &[1]);
+    put(0x1fe, &[0x55, 0xaa]);
+    put(0x201, &[0x66]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x20fu16.to_le_bytes());
+    put(0x211, &[1]);
+    put(0x214, &0x10_0000u32.to_le_bytes());
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(0x230, &0x20_0000u32.to_le_bytes());
+    put(0x236, &3u16.to_le_bytes());
+    put(0x238, &2047u32.to_le_bytes());
+    put(0x258, &0x100_0000u64.to_le_bytes());
+    put(0x260, &0x10_0000u32.to_le_bytes());
+    image
+}
+
+#[test]
+fn a_user_without_rights_on_kvm_is_told_how_to_get_them() {
+    let place = Place::new();
+    place.file("kernel", &tiny_kernel());
+    if let Some(output) = as_nobody(&place, "/dev/kvm", &[]) {
+        assert_sentence(&output, MACHINE, &["/dev/kvm", "group"]);
+    }
+}
+
+#[test]
+fn a_user_without_rights_on_tap_interfaces_is_told_how_to_get_them() {
+    let place = Place::new();
+    place.kernel();
+    if let Some(output) = as_nobody(&place, "/dev/net/tun", &["--tap", "vmsrs-test1"]) {
+        assert_sentence(&output, MACHINE, &["vmsrs-test1", "ip tuntap add"]);
+    }
+}
+
+#[test]
+fn a_vm_that_does_not_run_cannot_be_reached() {
+    let place = Place::new();
+    let socket = place.path("vm.sock");
+    let stale = place.path("stale.sock");
+    drop(UnixListener::bind(&stale).unwrap());
+    for path in [&socket, &stale] {
+        for arguments in [&["status"][..], &["incidents"], &["incidents", "7"]] {
+            let output = vmsrs()
+                .args(arguments)
+                .args(["--socket", path])
+                .output()
+                .unwrap();
+            assert_sentence(&output, UNREACHABLE, &[path, "vmsrs run"]);
+        }
+    }
+}
+
+#[test]
+fn errors_are_json_too_where_json_is_asked_for() {
+    let place = Place::new();
+    let output = vmsrs()
+        .args(["status", "--json", "--socket", &place.path("vm.sock")])
+        .output()
+        .unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["exit"], UNREACHABLE);
+    assert!(value["error"].as_str().unwrap().contains("vm.sock"));
+}
+
+#[test]
+fn the_doctor_says_whether_this_machine_can_run_a_guest() {
+    let text = vmsrs().arg("doctor").output().unwrap();
+    let json = vmsrs().args(["doctor", "--json"]).output().unwrap();
+    assert_eq!(text.status.code(), json.status.code());
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let expected = if report["can_run"] == true {
+        0
+    } else {
+        MACHINE
+    };
+    assert_eq!(json.status.code(), Some(expected));
+    let text = String::from_utf8(text.stdout).unwrap();
+    for check in report["checks"].as_array().unwrap() {
+        assert!(text.contains(check["name"].as_str().unwrap()));
+        assert_eq!(check["state"] == "ok", check["remedy"] == "");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in ["run", "doctor", "status", "incidents"] {
+        let output = vmsrs().args([command, "--help"]).output().unwrap();
+        assert!(output.status.success());
+        let text = String::from_utf8(output.stdout).unwrap();
+        for part in ["Usage:", "--json", "Examples:", "Exit codes:"] {
+            assert!(text.contains(part), "{command}: no {part:?}");
+        }
+    }
+}
