@@ -87,7 +87,13 @@ impl Arena {
         if used > KEEP {
             let behind = self.region.low().wrapping_add(KEEP);
             // SAFETY: inside of the region; its content is dead.
-            unsafe { libc::madvise(behind.cast(), self.region.size() - KEEP, libc::MADV_DONTNEED) };
+            unsafe {
+                libc::madvise(
+                    behind.cast(),
+                    self.region.size() - KEEP,
+                    libc::MADV_DONTNEED,
+                )
+            };
         }
     }
 }

@@ -100,7 +100,8 @@ pub const VMSRS_KIND_INVARIANT: u32 = 18;
 
 /// Work of one request. What it returns goes to `*result` of `vmsrs_run`; a negative value gives the
 /// request up: everything it wrote is discarded.
-pub type RequestFn = Option<unsafe extern "C-unwind" fn(request: *mut Request, argument: *mut c_void) -> c_int>;
+pub type RequestFn =
+    Option<unsafe extern "C-unwind" fn(request: *mut Request, argument: *mut c_void) -> c_int>;
 
 /// Work that undoes something outside of domains.
 pub type DeferFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
@@ -470,7 +471,9 @@ pub unsafe extern "C" fn vmsrs_leave(request: *const Request, domain: *const Dom
 pub unsafe extern "C" fn vmsrs_commit(request: *const Request, flags: u32) -> c_int {
     // SAFETY: a handle or null by contract.
     match unsafe { request.as_ref() } {
-        Some(request) if flags & !VMSRS_SEAL == 0 => status(request.commit(flags & VMSRS_SEAL != 0)),
+        Some(request) if flags & !VMSRS_SEAL == 0 => {
+            status(request.commit(flags & VMSRS_SEAL != 0))
+        }
         _ => VMSRS_EINVAL,
     }
 }
@@ -686,7 +689,9 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_OK => c"done",
         VMSRS_EFAILED => c"the request failed and everything it wrote was discarded",
         VMSRS_EINVAL => c"an argument is out of its range",
-        VMSRS_EDEVICE => c"the VMSRS device cannot be used; check its permissions and the driver's version",
+        VMSRS_EDEVICE => {
+            c"the VMSRS device cannot be used; check its permissions and the driver's version"
+        }
         VMSRS_ELAYOUT => c"the domain's heap was written by a library with another layout",
         VMSRS_ENOREQUEST => c"the calling thread has no request (or none of its requests failed)",
         VMSRS_ENOTHELD => c"the request does not hold this domain",
@@ -710,7 +715,9 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
 /// null.
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_kind_name(kind: u32) -> *const c_char {
-    Kind::from_number(kind).map_or(c"unknown", Kind::c_name).as_ptr()
+    Kind::from_number(kind)
+        .map_or(c"unknown", Kind::c_name)
+        .as_ptr()
 }
 
 thread_local! {

@@ -151,13 +151,14 @@ impl Device {
             close();
             refused(error)
         })?;
-        let pages = map(fd, app.base as *mut u8, app.length, app.pages_offset).map_err(|source| {
-            close();
-            Error::Map {
-                address: app.base,
-                source,
-            }
-        })?;
+        let pages =
+            map(fd, app.base as *mut u8, app.length, app.pages_offset).map_err(|source| {
+                close();
+                Error::Map {
+                    address: app.base,
+                    source,
+                }
+            })?;
         let locks = map(fd, std::ptr::null_mut(), app.locks_length, app.locks_offset);
         let locks = locks.map_err(|error| {
             // SAFETY: mapped above, and nobody knows it yet.

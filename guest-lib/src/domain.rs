@@ -48,7 +48,7 @@ impl Domain {
         let first = backend
             .extent(number, 0, EXTENT_UNIT_PAGES)
             .map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOMEM) => Error::OutOfMemory {
+                Some(libc::ENOMEM | libc::ENOSPC) => Error::OutOfMemory {
                     size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
                 },
                 _ => Error::system("making the domain's first extent")(error),

@@ -21,7 +21,9 @@ pub enum Error {
     #[error("{0} is out of its range")]
     Argument(&'static str),
     /// The device exists but cannot be used.
-    #[error("cannot use {path}: {source}; check its permissions and that the driver is of this version")]
+    #[error(
+        "cannot use {path}: {source}; check its permissions and that the driver is of this version"
+    )]
     Device {
         /// Path of the device.
         path: String,
@@ -29,7 +31,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The app's address range is occupied by something else.
-    #[error("cannot map the app's pages at {address:#x}: {source}; is a program or library mapped there?")]
+    #[error(
+        "cannot map the app's pages at {address:#x}: {source}; is a program or library mapped there?"
+    )]
     Map {
         /// Address where the pages must be.
         address: u64,

@@ -174,8 +174,12 @@ impl Block {
     ///
     /// The block's header is good.
     unsafe fn mark(self, state: State) {
-        let header =
-            BlockHeader::new(self.address, self.header.size(), self.header.alignment(), state);
+        let header = BlockHeader::new(
+            self.address,
+            self.header.size(),
+            self.header.alignment(),
+            state,
+        );
         // SAFETY: by contract the block is one, and its header is before it.
         unsafe { ((self.address - BLOCK_HEADER as u64) as *mut BlockHeader).write(header) };
     }
@@ -279,7 +283,10 @@ impl Heap {
         let start = self.base + u64::from(extent.page) * PAGE as u64;
         let grain = (address - start) / GRAIN as u64;
         let words = (start + bitmap_offset(index) as u64) as *mut u64;
-        Some((words.wrapping_add((grain / 64) as usize), (grain % 64) as u32))
+        Some((
+            words.wrapping_add((grain / 64) as usize),
+            (grain % 64) as u32,
+        ))
     }
 
     /// Takes a block of `size` bytes; `None` when there is no memory. `alignment` is a power of two
@@ -452,7 +459,8 @@ impl Heap {
                 return Ok(());
             }
             let block = Block::at(address);
-            let known = block.header.is(address, State::Live) || block.header.is(address, State::Freed);
+            let known =
+                block.header.is(address, State::Live) || block.header.is(address, State::Freed);
             if !known {
                 return Err(corrupt);
             }

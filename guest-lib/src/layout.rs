@@ -164,7 +164,10 @@ mod tests {
         assert!(!header.is(0x1010, State::Live));
         assert!(!header.is(0x1000, State::Freed));
         assert_eq!((header.size(), header.alignment()), (40, 64));
-        let other = BlockHeader { meta: header.meta + 1, ..header };
+        let other = BlockHeader {
+            meta: header.meta + 1,
+            ..header
+        };
         assert!(!other.is(0x1000, State::Live));
     }
 }

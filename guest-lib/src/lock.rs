@@ -16,7 +16,8 @@ const TIMEOUT_MAX: u32 = 3_600_000;
 ///
 /// # Errors
 ///
-/// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::System`].
+/// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::System`]. If the
+/// request has missed its deadline, an interrupt is pending too.
 pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
     let number = domain.number();
     if thread.holds(number) {
@@ -52,8 +53,12 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
             }
         }
         thread.remove_held(number);
+        if error.raw_os_error() == Some(libc::ESTALE) || (interrupted && thread.is_pending()) {
+            // The deadline came while waiting: the caller lets the request fail.
+            thread.set_pending(true);
+        }
         return Err(match error.raw_os_error() {
-            Some(libc::ETIMEDOUT | libc::EINTR) => Error::LockTimeout {
+            Some(libc::ETIMEDOUT | libc::EINTR | libc::ESTALE) => Error::LockTimeout {
                 milliseconds: timeout_ms,
             },
             Some(libc::EDEADLK) => Error::AlreadyHeld,

@@ -57,6 +57,11 @@ impl Region {
         self.low.as_ptr()
     }
 
+    /// The same.
+    pub(crate) fn place(&self) -> NonNull<u8> {
+        self.low
+    }
+
     /// First byte behind the memory.
     pub(crate) fn top(&self) -> *mut u8 {
         self.low.as_ptr().wrapping_add(self.size)

@@ -351,6 +351,10 @@ pub(crate) fn run(
             .inspect_err(|_| lock::unlock(thread, domain.number()))
     });
     if let Err(error) = entered {
+        if thread.is_pending() {
+            thread.note_failure(Kind::Deadline, 0, &[]);
+            return Err(Stop::Failed(recover(thread)));
+        }
         thread.end();
         thread.rest();
         return Err(error.into());
@@ -414,7 +418,10 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> &str {
-    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+    match (
+        payload.downcast_ref::<&str>(),
+        payload.downcast_ref::<String>(),
+    ) {
         (Some(text), _) => text,
         (_, Some(text)) => text,
         _ => "",

@@ -243,9 +243,7 @@ unsafe fn suppress(
     };
     let kind = match signal {
         libc::SIGSEGV | libc::SIGBUS if thread.is_stack_overflow(address) => Kind::StackOverflow,
-        libc::SIGSEGV
-            if info.si_code == SEGV_PKUERR && crate::app::App::at(address).is_some() =>
-        {
+        libc::SIGSEGV if info.si_code == SEGV_PKUERR && crate::app::App::at(address).is_some() => {
             Kind::SealedWrite
         }
         libc::SIGSEGV | libc::SIGBUS => Kind::Memory,

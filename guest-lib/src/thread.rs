@@ -16,7 +16,6 @@ use crate::stack::Stack;
 use crate::{signal, switch};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
-use std::io;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -258,10 +257,9 @@ impl Thread {
         let registration = app
             .backend()
             .register(signal::interrupt())
+            .inspect_err(|_| signal::leave_signal_stack())
             .map_err(Error::system("registering the thread"))?;
-        let place = memory.low().cast::<Self>();
-        let failed = || Error::system("registering the thread")(io::ErrorKind::OutOfMemory.into());
-        let place = NonNull::new(place).ok_or_else(failed)?;
+        let place = memory.place().cast::<Self>();
         let thread = Self {
             app,
             control: registration.control,
@@ -442,7 +440,10 @@ impl Thread {
 
     fn set_held_count(&self, count: usize) {
         // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).held_count }, count as u32);
+        self.write(
+            |control| unsafe { &raw mut (*control).held_count },
+            count as u32,
+        );
     }
 
     /// The handles of the held domains: parallel to the control block's list, but the library's.
@@ -496,7 +497,10 @@ impl Thread {
         CURRENT.set(ptr::from_ref(self));
         self.clear_drafts();
         // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).deadline_ms }, deadline_ms);
+        self.write(
+            |control| unsafe { &raw mut (*control).deadline_ms },
+            deadline_ms,
+        );
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).tag }, tag);
         Ok(())
@@ -612,8 +616,7 @@ impl Thread {
                 break;
             }
             // SAFETY: two aligned words inside of the request stack.
-            let (next, address) =
-                unsafe { (*(frame as *const u64), *((frame + 8) as *const u64)) };
+            let (next, address) = unsafe { (*(frame as *const u64), *((frame + 8) as *const u64)) };
             *entry = address;
             if next <= frame {
                 break;

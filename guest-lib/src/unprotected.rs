@@ -135,7 +135,10 @@ impl Backend for Unprotected {
         let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let page = tables.next_page;
-        let extents = tables.extents.get_mut(domain as usize).ok_or_else(invalid)?;
+        let extents = tables
+            .extents
+            .get_mut(domain as usize)
+            .ok_or_else(invalid)?;
         if let Some(&extent) = extents.get(index as usize) {
             return Ok(extent);
         }

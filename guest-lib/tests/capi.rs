@@ -6,7 +6,7 @@ use std::process::Command;
 /// Where cargo has put the static library of this build.
 fn library() -> PathBuf {
     let program = std::env::current_exe().unwrap();
-    let folder = program.ancestors().nth(2).unwrap();
+    let folder = program.parent().unwrap();
     let library = folder.join("libvmsrs.a");
     assert!(library.exists(), "{} is missing", library.display());
     library

@@ -86,8 +86,7 @@ impl Model {
                     // SAFETY: live, and forgotten above.
                     let block = unsafe { self.domain.reallocate(block, size) }.unwrap();
                     // SAFETY: a live block of at least that size.
-                    let kept =
-                        unsafe { std::slice::from_raw_parts(block.as_ptr(), old.min(size)) };
+                    let kept = unsafe { std::slice::from_raw_parts(block.as_ptr(), old.min(size)) };
                     assert!(kept.iter().all(|&found| found == byte));
                     self.fill(block, size);
                 }

@@ -54,7 +54,14 @@ fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
     check(Kind::Memory, |_| {
         // SAFETY: a new mapping; the read behind the file's end is the test.
         unsafe {
-            let place = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, fd, 0);
+            let place = libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            );
             black_box(place.cast::<u8>().read_volatile());
         }
     });
@@ -109,7 +116,9 @@ fn a_panic_is_a_failure_with_its_message() {
 
 #[test]
 fn a_failed_invariant_is_a_failure_with_its_message() {
-    let failure = check(Kind::Invariant, |request| request.fail("balance below zero"));
+    let failure = check(Kind::Invariant, |request| {
+        request.fail("balance below zero")
+    });
     assert_eq!(failure.message, "balance below zero");
 }
 
@@ -142,7 +151,9 @@ fn a_block_freed_twice_is_found() {
 #[test]
 fn a_block_freed_again_in_a_later_request_is_found() {
     let domain = domain();
-    let block = success(domain, |request| NonNull::from(request.alloc([1u64; 8]).unwrap()).addr());
+    let block = success(domain, |request| {
+        NonNull::from(request.alloc([1u64; 8]).unwrap()).addr()
+    });
     let free = |request: &Request| {
         let block = NonNull::new(block.get() as *mut [u64; 8]).unwrap();
         // SAFETY: right the first time; the second is the test.
@@ -222,7 +233,9 @@ fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
     let defer = |request: &Request| {
         for number in 0..3 {
             let order = Arc::clone(&order);
-            request.defer(move || order.lock().unwrap().push(number)).unwrap();
+            request
+                .defer(move || order.lock().unwrap().push(number))
+                .unwrap();
         }
     };
     success(domain, defer);
@@ -251,7 +264,9 @@ fn an_error_in_a_defer_ends_that_defer_alone() {
         request.defer(null_write).unwrap();
         request.defer(|| panic!("in a defer")).unwrap();
         let first = Arc::clone(&order);
-        request.defer(move || first.lock().unwrap().push(4)).unwrap();
+        request
+            .defer(move || first.lock().unwrap().push(4))
+            .unwrap();
         null_write();
     });
     assert_eq!(failure.kind, Kind::Memory);
@@ -340,7 +355,10 @@ fn wrong_use_is_refused_with_a_defined_error() {
     assert!(matches!(app().domain(""), Err(Error::Length { .. })));
     assert!(matches!(app().domain([0; 65]), Err(Error::Length { .. })));
     // SAFETY: refused.
-    assert!(matches!(unsafe { vmsrs::App::open("") }, Err(Error::Length { .. })));
+    assert!(matches!(
+        unsafe { vmsrs::App::open("") },
+        Err(Error::Length { .. })
+    ));
 }
 
 #[test]
@@ -395,6 +413,46 @@ fn arena_memory_is_there_in_every_request_anew() {
     }
 }
 
+/// The signal that the library has chosen for the driver's interrupts.
+fn interrupt() -> i32 {
+    (libc::SIGRTMIN()..=libc::SIGRTMAX())
+        .rev()
+        .find(|&signal| {
+            // SAFETY: all zero is a sigaction, and it is only read.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, std::ptr::null(), &raw mut action);
+                action.sa_sigaction != libc::SIG_DFL
+            }
+        })
+        .unwrap()
+}
+
+#[test]
+fn an_interrupt_ends_a_request_past_its_deadline_and_no_other() {
+    let domain = domain();
+    // SAFETY: signals this thread.
+    let interrupt = |_: &Request| unsafe { libc::raise(interrupt()) };
+    assert_eq!(success(domain, interrupt), 0);
+    let run = |limit: u64, sleep: u64| {
+        let options = Options {
+            deadline: Some(Duration::from_millis(limit)),
+            ..Options::default()
+        };
+        domain.run_with(&options, |request| {
+            let start = std::time::Instant::now();
+            while start.elapsed() < Duration::from_millis(sleep) {}
+            Ok::<_, ()>(interrupt(request))
+        })
+    };
+    assert!(matches!(run(60_000, 0), Ok(0)));
+    let Err(RunError::Failed(failure)) = run(1, 2) else {
+        panic!("the deadline was missed")
+    };
+    assert_eq!(failure.kind, Kind::Deadline);
+    assert!(matches!(run(60_000, 0), Ok(0)));
+}
+
 thread_local! {
     static COUNT: Cell<u32> = const { Cell::new(0) };
 }
@@ -419,30 +477,5 @@ fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
         .collect();
     for thread in threads {
         thread.join().unwrap();
-    }
-}
-
-#[test]
-fn the_child_of_a_fork_in_a_request_leaves_it_with_an_error() {
-    let domain = domain();
-    let outcome = domain.run(|_| {
-        // SAFETY: the child only ends.
-        Ok::<_, ()>(unsafe { libc::fork() })
-    });
-    match outcome {
-        Err(RunError::Refused(Error::Forked)) => {
-            // In the child.
-            let again = domain.app().domain("after the fork").unwrap();
-            let fine = again.run(|_| Ok::<_, ()>(7)).is_ok_and(|value| value == 7);
-            // SAFETY: ends the child without touching what it shares with the parent.
-            unsafe { libc::_exit(if fine { 0 } else { 1 }) }
-        }
-        Ok(child) => {
-            let mut status = 0;
-            // SAFETY: waits for the child made above.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
-        }
-        other => panic!("{other:?}"),
     }
 }
