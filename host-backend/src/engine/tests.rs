@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
+use proptest::prelude::*;
 use vmsrs_protocol::control::{
     AddExtent, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_INCIDENT,
     MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
@@ -851,4 +852,44 @@ fn lists_come_in_parts_that_fit_the_reply() {
     let (_, reply) = send(&mut bench, MESSAGE_LIST_EXTENTS, bytes_of(&list), 64);
     let part: vmsrs_protocol::control::ListReply = pod_read_unaligned(&reply[..8]);
     assert_eq!((part.count, part.next), (1, NONE));
+}
+
+/// Words that are fields of messages more often than chance would have it.
+fn words() -> impl Strategy<Value = Vec<u32>> {
+    let word = prop_oneof![
+        8 => 0u32..12,
+        2 => 60u32..80,
+        1 => Just(NONE),
+        1 => any::<u32>(),
+    ];
+    prop::collection::vec(word, 0..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_message_breaks_a_promise(
+        messages in prop::collection::vec((0u32..12, words(), any::<bool>(), 0usize..700), 1..40)
+    ) {
+        let mut bench = Bench::new();
+        for (kind, words, is_framed, room) in messages {
+            let payload: &[u8] = bytemuck::cast_slice(&words);
+            let header = ControlHeader {
+                kind,
+                length: payload.len() as u32,
+            };
+            let message = match is_framed {
+                true => [bytes_of(&header), payload].concat(),
+                false => payload.to_vec(),
+            };
+            let Bench { engine, memory, .. } = &mut bench;
+            let reply = handle_message(engine, memory, Duration::ZERO, &message, room);
+            prop_assert!(reply.bytes.len() <= room);
+            bench.engine.check_invariants();
+            for (frame, &writable) in (0u32..).zip(&bench.memory.writable) {
+                prop_assert_eq!(bench.engine.is_protected(frame), !writable);
+            }
+        }
+    }
 }

@@ -1,0 +1,73 @@
+//! Control messages of a hostile driver.
+//!
+//! The input is cut into messages by a 16-bit length in front of each. After every message the
+//! frames that the guest could write must be exactly those that the engine has granted, and no
+//! reply may be longer than the room for it.
+#![no_main]
+
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use vmsrs_host::engine::{
+    Difference, Engine, EngineConfig, FrameState, Inspect, Protection, ProtectionError,
+    handle_message,
+};
+use vmsrs_protocol::FrameRun;
+
+const FRAMES: u32 = 256;
+
+/// Permissions without memory behind them.
+struct Permissions {
+    writable: [bool; FRAMES as usize],
+}
+
+impl Permissions {
+    fn set(&mut self, run: FrameRun, writable: bool) {
+        // A run outside the window panics here, which is a finding.
+        for frame in run.start..run.start + run.count {
+            self.writable[frame as usize] = writable;
+        }
+    }
+}
+
+impl Protection for Permissions {
+    fn protect(&mut self, run: FrameRun) -> Result<(), ProtectionError> {
+        self.set(run, false);
+        Ok(())
+    }
+
+    fn unprotect(&mut self, run: FrameRun) -> Result<(), ProtectionError> {
+        self.set(run, true);
+        Ok(())
+    }
+}
+
+impl Inspect for Permissions {
+    fn difference(&self, draft: u32, committed: u32) -> Difference {
+        assert!(draft < FRAMES && committed < FRAMES);
+        Difference::default()
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let config = EngineConfig::for_window(FRAMES);
+    let mut engine = Engine::new(config).expect("the limits suit the window");
+    let mut permissions = Permissions {
+        writable: [false; FRAMES as usize],
+    };
+    let mut rest = input;
+    while let Some((length, behind)) = rest.split_first_chunk::<2>() {
+        let length = usize::from(u16::from_le_bytes(*length)).min(behind.len());
+        let (message, behind) = behind.split_at(length);
+        rest = behind;
+        let room = length % 1024;
+        let reply = handle_message(&mut engine, &mut permissions, Duration::ZERO, message, room);
+        assert!(reply.bytes.len() <= room);
+        for (frame, &writable) in (0..).zip(&permissions.writable) {
+            let granted = engine.frame_state(frame) == Some(FrameState::Granted);
+            assert_eq!(writable, granted, "frame {frame}");
+        }
+        let laundry = engine.take_laundry(16);
+        engine.cleansed(laundry);
+    }
+});
