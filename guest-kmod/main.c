@@ -54,6 +54,9 @@ static void vmsrs_device_release(struct kref *ref)
 	struct vmsrs_device *dev = container_of(ref, struct vmsrs_device, ref);
 	u32 i;
 
+	/* Works that are not due yet are nothing that the workqueue waits for. */
+	cancel_delayed_work_sync(&dev->watch);
+	cancel_delayed_work_sync(&dev->host_work);
 	destroy_workqueue(dev->wq);
 	vmsrs_requests_free(dev);
 	vmsrs_host_free(dev);

@@ -188,9 +188,13 @@ static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 
 	return kind == VMSRS_KIND_NO_FRAMES ? VM_FAULT_SIGBUS : VM_FAULT_SIGSEGV;
 }
 
-/* A write by a registered thread. */
+/*
+ * A write by a registered thread. `mapped` says that the page has a read-only entry
+ * (.pfn_mkwrite): then mm makes that very entry writable unless the answer is an error or
+ * VM_FAULT_NOPAGE, so there is no VM_FAULT_RETRY.
+ */
 static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *thread,
-			       struct vm_fault *vmf)
+			       struct vm_fault *vmf, bool mapped)
 {
 	struct vmsrs_file *file = vmf->vma->vm_file->private_data;
 	u32 page = fault_page(app, vmf);
@@ -228,10 +232,16 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		if (!error || error == -EEXIST) {
 			zap_pages(app, page, 1);
 			ret = map_writable(app->dev, vmf, entry->draft);
+		} else if (error == -EAGAIN && mapped) {
+			/* The instruction faults again, without an entry, and may wait then. */
+			zap_pages(app, page, 1);
+			ret = VM_FAULT_NOPAGE;
 		}
 		mutex_unlock(&domain->lock);
 		if (error != -EAGAIN)
 			break;
+		if (mapped)
+			goto free;
 		ret = vmsrs_pool_wait(app->dev, thread, vmf);
 		if (ret)
 			goto free;
@@ -266,7 +276,7 @@ free:
  * A write by whoever runs: a thread of the process, or the kernel on its behalf (a copy to user
  * memory, which ends with EFAULT). A kernel thread that borrowed the mm is no registered thread.
  */
-static vm_fault_t page_write(struct vmsrs_app *app, struct vm_fault *vmf)
+static vm_fault_t page_write(struct vmsrs_app *app, struct vm_fault *vmf, bool mapped)
 {
 	struct vmsrs_thread *thread;
 	vm_fault_t ret;
@@ -276,12 +286,12 @@ static vm_fault_t page_write(struct vmsrs_app *app, struct vm_fault *vmf)
 	thread = vmsrs_thread_current(app);
 	if (!thread)
 		return VM_FAULT_SIGSEGV;
-	ret = thread_write(app, thread, vmf);
+	ret = thread_write(app, thread, vmf, mapped);
 	vmsrs_thread_put(thread);
 	return ret;
 }
 
-static vm_fault_t page_access(struct vm_fault *vmf, bool write)
+static vm_fault_t page_access(struct vm_fault *vmf, bool write, bool mapped)
 {
 	struct vmsrs_app *app = vmf->vma->vm_private_data;
 	struct vmsrs_device *dev = app->dev;
@@ -293,7 +303,7 @@ static vm_fault_t page_access(struct vm_fault *vmf, bool write)
 	if (READ_ONCE(dev->gone))
 		ret = VM_FAULT_SIGBUS;
 	else if (write)
-		ret = page_write(app, vmf);
+		ret = page_write(app, vmf, mapped);
 	else
 		ret = page_read(app, vmf);
 	srcu_read_unlock(&dev->srcu, index);
@@ -302,13 +312,13 @@ static vm_fault_t page_access(struct vm_fault *vmf, bool write)
 
 static vm_fault_t page_fault(struct vm_fault *vmf)
 {
-	return page_access(vmf, vmf->flags & FAULT_FLAG_WRITE);
+	return page_access(vmf, vmf->flags & FAULT_FLAG_WRITE, false);
 }
 
 /* First write to a page that is mapped read-only. */
 static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 {
-	return page_access(vmf, true);
+	return page_access(vmf, true, true);
 }
 
 /* The addresses are fixed: pointers live in the pages. */
