@@ -3,6 +3,7 @@
 //! What can be refused cheaply comes first, and everything that is made undoes itself when it is
 //! dropped, so a start that fails leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -171,9 +172,10 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         cmdline: arguments.cmdline,
         console,
     })?;
-    let recovery = add_recovery_device(&mut vm, engine, arguments.window)?;
+    let mut tallies = Vec::new();
+    let recovery = add_recovery_device(&mut vm, engine, arguments.window, &mut tallies)?;
     let network = match tap {
-        Some((name, tap)) => Some(add_network_card(&mut vm, name, tap)?),
+        Some((name, tap)) => Some(add_network_card(&mut vm, name, tap, &mut tallies)?),
         None => None,
     };
     termination.stops(vm.stop_handle())?;
@@ -185,6 +187,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         memory: arguments.memory,
         recovery,
         network,
+        tallies,
         stop: vm.stop_handle(),
     });
     let server = socket.serve(operator.clone())?;
@@ -269,6 +272,7 @@ fn add_recovery_device(
     vm: &mut Vm,
     engine: EngineConfig,
     size: Size,
+    tallies: &mut Vec<Arc<Tally>>,
 ) -> Result<RecoveryHandle, Failure> {
     let (window, protection) = Window::new(size.0)?;
     let start = vm.layout().window_start();
@@ -284,21 +288,20 @@ fn add_recovery_device(
         Arc::new(handle.clone()),
         Arc::new(handle.clone()),
     )));
-    add_device(vm, "vmsrs", Box::new(device))?;
+    tallies.push(add_device(vm, "vmsrs", Box::new(device))?);
     Ok(handle)
 }
 
-/// The network card, for reports.
-struct Network {
-    frames: Arc<NetCounters>,
-    transport: Arc<Tally>,
-}
-
-fn add_network_card(vm: &mut Vm, name: &str, tap: File) -> Result<Network, Failure> {
+fn add_network_card(
+    vm: &mut Vm,
+    name: &str,
+    tap: File,
+    tallies: &mut Vec<Arc<Tally>>,
+) -> Result<Arc<NetCounters>, Failure> {
     let net = Net::new(tap, net::mac_for(name));
-    let frames = net.counters();
-    let transport = add_device(vm, "net", Box::new(net))?;
-    Ok(Network { frames, transport })
+    let counters = net.counters();
+    tallies.push(add_device(vm, "net", Box::new(net))?);
+    Ok(counters)
 }
 
 /// Puts a device behind registers and connects its queues' notifications; gives the count of what
@@ -328,7 +331,9 @@ struct RunningVm {
     vcpus: u32,
     memory: Size,
     recovery: RecoveryHandle,
-    network: Option<Network>,
+    network: Option<Arc<NetCounters>>,
+    /// What drivers do wrong with the registers of each device.
+    tallies: Vec<Arc<Tally>>,
     stop: StopHandle,
 }
 
@@ -340,10 +345,12 @@ impl RunningVm {
 
 impl Operator for RunningVm {
     fn status(&self) -> VmStatus {
-        let tallies = self.network.iter().flat_map(|network| {
-            let device = network.frames.tally().counts();
-            device.into_iter().chain(network.transport.counts())
-        });
+        let frames = self.network.iter().map(|network| network.tally());
+        let registers = self.tallies.iter().map(|tally| &**tally);
+        let mut errors = BTreeMap::new();
+        for (what, count) in frames.chain(registers).flat_map(Tally::counts) {
+            *errors.entry(what).or_insert(0) += count;
+        }
         VmStatus {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -352,8 +359,9 @@ impl Operator for RunningVm {
             vcpus: self.vcpus,
             memory_bytes: self.memory.0,
             recovery: self.recovery.status(),
-            network: self.network.as_ref().map(|net| net.frames.snapshot()),
-            device_errors: tallies
+            network: self.network.as_ref().map(|net| net.snapshot()),
+            device_errors: errors
+                .into_iter()
                 .map(|(what, count)| Count {
                     what: what.to_owned(),
                     count,

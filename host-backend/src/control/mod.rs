@@ -95,7 +95,8 @@ pub struct VmStatus {
     pub recovery: Status,
     /// The network card, if there is one.
     pub network: Option<NetCounts>,
-    /// What the guest's drivers did wrong on devices other than the recovery device.
+    /// What the guest's drivers did wrong with registers and frames, by kind; what they were
+    /// refused by the recovery engine is in `recovery`.
     pub device_errors: Vec<Count>,
 }
 
