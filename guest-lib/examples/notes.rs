@@ -11,8 +11,10 @@ struct Notes {
     total_length: usize,
 }
 
-fn notes(request: &Request) -> Result<&mut Notes, vmsrs::Error> {
-    let mut root = match request.root::<Notes>() {
+/// The user's notes, made if there are none. One borrow at a time: the pointer leads to the same
+/// notes each time.
+fn notes(request: &Request) -> Result<NonNull<Notes>, vmsrs::Error> {
+    let root = match request.root::<Notes>() {
         Some(root) => root,
         None => {
             let fresh = NonNull::from(request.alloc(Notes {
@@ -23,12 +25,13 @@ fn notes(request: &Request) -> Result<&mut Notes, vmsrs::Error> {
             fresh
         }
     };
-    // SAFETY: the root of these domains is always a Notes, and the request holds its domain.
-    Ok(unsafe { root.as_mut() })
+    Ok(root)
 }
 
 fn add_note(request: &Request, text: &str) -> Result<u32, vmsrs::Error> {
-    let notes = notes(request)?;
+    // SAFETY: the root of these domains is always a Notes; the request holds the domain, and this is
+    // its only borrow.
+    let notes = unsafe { notes(request)?.as_mut() };
     notes.count += 1;
     notes.total_length += text.len();
     Ok(notes.count)
@@ -36,7 +39,9 @@ fn add_note(request: &Request, text: &str) -> Result<u32, vmsrs::Error> {
 
 /// The mean length of a user's notes, with a bug: a user without notes.
 fn mean(request: &Request) -> Result<u32, vmsrs::Error> {
-    let notes = notes(request)?;
+    // SAFETY: the root of these domains is always a Notes; the request holds the domain, and this is
+    // its only borrow.
+    let notes = unsafe { notes(request)?.as_mut() };
     Ok(u32::try_from(notes.total_length).unwrap_or(u32::MAX) / notes.count)
 }
 

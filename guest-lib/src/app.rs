@@ -96,7 +96,7 @@ impl App {
             Device::open(&PathBuf::from(&path), name)?
         };
         let backend: Box<dyn Backend> = match device {
-            Opened::App(device) => Box::new(device),
+            Opened::App(device) => device,
             Opened::Absent => {
                 warn_unprotected(&path.to_string_lossy());
                 Box::new(Unprotected::open(apps.len() as u32)?)

@@ -24,7 +24,7 @@ use vmsrs_protocol::{KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
 #[derive(Debug)]
 pub(crate) enum Opened {
     /// It is there, and the app is open.
-    App(Device),
+    App(Box<Device>),
     /// There is no device.
     Absent,
 }
@@ -166,13 +166,13 @@ impl Device {
             close();
             refused(error)
         })?;
-        Ok(Opened::App(Self {
+        Ok(Opened::App(Box::new(Self {
             path: c_path,
             name: padded,
             fd: AtomicI32::new(fd),
             app,
             locks: locks.cast(),
-        }))
+        })))
     }
 
     fn fd(&self) -> RawFd {

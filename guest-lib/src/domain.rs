@@ -254,7 +254,7 @@ impl Domain {
     pub fn root_address(&self) -> *mut u8 {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
-        unsafe { (&raw const (*header).root).read_volatile() }
+        unsafe { (&raw const (*header).root).read_volatile() as *mut u8 }
     }
 
     /// Sets the root pointer.
@@ -267,7 +267,7 @@ impl Domain {
         self.heap().prepare(self.first);
         let header = self.header.as_ptr();
         // SAFETY: the request holds the domain, and others read with volatile.
-        unsafe { (&raw mut (*header).root).write_volatile(root) };
+        unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
         Ok(())
     }
 }

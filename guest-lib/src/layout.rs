@@ -35,7 +35,7 @@ pub(crate) struct DomainHeader {
     /// [`FINGERPRINT`] of the library that initialised it.
     pub(crate) fingerprint: u64,
     /// The server's root pointer.
-    pub(crate) root: *mut u8,
+    pub(crate) root: u64,
     /// Blocks, those in quarantine included.
     pub(crate) blocks: u64,
     /// The domain's number.
@@ -138,7 +138,7 @@ impl BlockHeader {
     }
 }
 
-/// A finalizer in the manner of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+/// A finalizer in the manner of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number
 /// generators, OOPSLA 2014): one changed bit changes half of the result.
 fn check(address: u64, meta: u64, state: State) -> u64 {
     let mut value = address ^ meta.rotate_left(32) ^ ((state as u64) << 17);

@@ -12,6 +12,7 @@ mod app;
 mod arena;
 mod audit;
 mod backend;
+#[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
 mod device;
 mod domain;

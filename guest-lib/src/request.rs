@@ -74,6 +74,10 @@ impl Entered<'_> {
     }
 
     /// Holds the domain to the end of the request; it commits together with it.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "the domain stays held either way"
+    )]
     pub fn keep(self) -> &'static Domain {
         let domain = self.domain;
         std::mem::forget(self);
@@ -207,7 +211,7 @@ impl Request {
         if ptr::eq(self.domain(), domain) {
             return Err(Error::MainDomain);
         }
-        self.audited(thread, |thread| audit(thread, domain));
+        audited(thread, |thread| audit(thread, domain));
         thread.critical(|| {
             if thread.has_drafts() {
                 let backend = thread.app().backend();
@@ -229,21 +233,12 @@ impl Request {
     /// [`Error::Unsealed`] (committed all the same), [`Error::System`], [`Error::NotInRequest`].
     pub fn commit(&self, seal: bool) -> Result<(), Error> {
         let thread = self.thread()?;
-        self.audited(thread, audit_all);
+        audited(thread, audit_all);
         let sealed = thread.critical(|| commit_all(thread, seal));
         if matches!(sealed, Ok(()) | Err(Error::Unsealed)) {
             thread.forget_defers();
         }
         sealed
-    }
-
-    fn audited(&self, thread: &Thread, audit: impl FnOnce(&Thread) -> Result<(), Damage>) {
-        if !needs_audit(thread) {
-            return;
-        }
-        if let Err(damage) = audit(thread) {
-            thread::fail_request(damage.kind, damage.address, &[]);
-        }
     }
 
     /// Registers work that undoes something outside of domains, in case the request fails or is
@@ -304,6 +299,12 @@ pub(crate) enum Stop {
     Refused(Error),
 }
 
+impl Stop {
+    fn failed(thread: &Thread) -> Self {
+        Self::Failed(Box::new(recover(thread)))
+    }
+}
+
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Self::Refused(error)
@@ -330,6 +331,15 @@ fn needs_audit(thread: &Thread) -> bool {
     thread.has_drafts() || !thread.app().backend().protects()
 }
 
+/// Audits from inside of the request, which fails with what is found.
+fn audited(thread: &Thread, audit: impl FnOnce(&Thread) -> Result<(), Damage>) {
+    if needs_audit(thread)
+        && let Err(damage) = audit(thread)
+    {
+        thread::fail_request(damage.kind, damage.address, &[]);
+    }
+}
+
 /// Runs `body` as a request; it says whether what it wrote is kept.
 pub(crate) fn run(
     domain: &'static Domain,
@@ -353,7 +363,7 @@ pub(crate) fn run(
     if let Err(error) = entered {
         if thread.is_pending() {
             thread.note_failure(Kind::Deadline, 0, &[]);
-            return Err(Stop::Failed(recover(thread)));
+            return Err(Stop::failed(thread));
         }
         thread.end();
         thread.rest();
@@ -375,12 +385,15 @@ pub(crate) fn run(
     }
     thread.set_phase(Phase::Ending);
     if cut {
-        return Err(Stop::Failed(recover(thread)));
+        return Err(Stop::failed(thread));
     }
     match call.outcome {
-        Outcome::Cut => Err(Stop::Failed(recover(thread))),
+        Outcome::Cut => Err(Stop::failed(thread)),
         Outcome::Keep => finish(thread, options.seal),
-        Outcome::GiveUp | Outcome::Forked => give_up(thread),
+        Outcome::GiveUp | Outcome::Forked => {
+            give_up(thread);
+            Ok(())
+        }
     }
 }
 
@@ -467,7 +480,7 @@ fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     if let Err(Error::System { source, .. }) = &committed {
         if source.raw_os_error() == Some(libc::ESTALE) {
             thread.note_failure(Kind::Deadline, 0, &[]);
-            return Err(Stop::Failed(recover(thread)));
+            return Err(Stop::failed(thread));
         }
         discard(thread);
     }
@@ -484,13 +497,12 @@ fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
 }
 
 /// The end that the function asked for.
-fn give_up(thread: &Thread) -> Result<(), Stop> {
+fn give_up(thread: &Thread) {
     discard(thread);
     unlock_all(thread);
     thread.end();
     run_defers(thread);
     thread.rest();
-    Ok(())
 }
 
 fn discard(thread: &Thread) {
@@ -514,7 +526,7 @@ fn give_in(what: &str, error: &std::io::Error) -> ! {
 }
 
 /// The bad end: discard, free the locks, report, run the defers.
-fn recover(thread: &Thread) -> Box<Failure> {
+fn recover(thread: &Thread) -> Failure {
     let mut record = thread.record();
     record.tag = thread.tag();
     loop {
@@ -528,7 +540,7 @@ fn recover(thread: &Thread) -> Box<Failure> {
     thread.end();
     let defers_failed = run_defers(thread);
     thread.rest();
-    Box::new(Failure {
+    Failure {
         kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
         incident: record.incident,
         address: record.address,
@@ -539,7 +551,7 @@ fn recover(thread: &Thread) -> Box<Failure> {
         recovery: Duration::from_nanos(record.recovery_ns),
         defers_failed,
         message,
-    })
+    }
 }
 
 struct Undo<'a> {

@@ -5,8 +5,8 @@
 
 use crate::error::Error;
 use crate::region::Region;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Size of a request stack unless [`set_request_stack_size`] says otherwise.
 pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
@@ -39,7 +39,7 @@ impl Stack {
     pub(crate) fn take() -> Result<Self, Error> {
         let size = SIZE.load(Ordering::Relaxed);
         let pooled = {
-            let mut pool = POOL.lock().unwrap_or_else(|poison| poison.into_inner());
+            let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
             pool.pop().filter(|region| region.size() == size)
         };
         let region = match pooled {
@@ -58,7 +58,7 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         OUTSTANDING.fetch_sub(1, Ordering::Relaxed);
-        let mut pool = POOL.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() < POOL_MAX {
             pool.extend(self.0.take());
         }

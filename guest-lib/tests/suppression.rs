@@ -355,10 +355,8 @@ fn wrong_use_is_refused_with_a_defined_error() {
     assert!(matches!(app().domain(""), Err(Error::Length { .. })));
     assert!(matches!(app().domain([0; 65]), Err(Error::Length { .. })));
     // SAFETY: refused.
-    assert!(matches!(
-        unsafe { vmsrs::App::open("") },
-        Err(Error::Length { .. })
-    ));
+    let nameless = unsafe { vmsrs::App::open("") };
+    assert!(matches!(nameless, Err(Error::Length { .. })));
 }
 
 #[test]
