@@ -224,8 +224,8 @@ impl<'a> Watch<'a> {
                 .with_context(|| format!("create {}", log_path.display()))?,
             log_path,
             step: Some(steps.begin(match accelerator {
-                "nested" => "boot a KVM host in QEMU",
-                _ => "start on this machine's KVM",
+                "direct" => "start on this machine's KVM",
+                _ => "boot a KVM host in QEMU",
             })),
             guest: String::new(),
             done: Vec::new(),

@@ -135,6 +135,7 @@ impl Machine {
                 let _ = tell(&Message::Progress(progress));
             }
         })?;
+        self.print_incidents(&outcome.innocent_incidents);
         Ok(Done {
             name: args.name.clone(),
             outcome,
@@ -178,6 +179,19 @@ impl Machine {
             return None;
         }
         serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Prints what the host knows about these incidents, for whoever looks for their cause.
+    fn print_incidents(&self, incidents: &[u64]) {
+        for incident in incidents {
+            let output = Command::new("vmsrs")
+                .args(["incidents", &incident.to_string(), "--socket"])
+                .arg(&self.socket)
+                .output();
+            if let Ok(output) = output {
+                eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+            }
+        }
     }
 
     /// Ends the machine as an operator would.

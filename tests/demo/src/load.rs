@@ -151,6 +151,7 @@ struct World<'a> {
     kinds: Vec<Mutex<KindRecord>>,
     others_in_flight: Mutex<Vec<u64>>,
     complaints: Mutex<Vec<String>>,
+    innocent_incidents: Mutex<Vec<u64>>,
     deaths: Mutex<Vec<(bool, Death)>>,
     over: AtomicBool,
     in_flight: AtomicU64,
@@ -182,6 +183,7 @@ impl<'a> World<'a> {
             kinds: Kind::ALL.iter().map(|_| Mutex::default()).collect(),
             others_in_flight: Mutex::default(),
             complaints: Mutex::default(),
+            innocent_incidents: Mutex::default(),
             deaths: Mutex::default(),
             over: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
@@ -326,6 +328,7 @@ impl<'a> World<'a> {
             recovered: self.recovered.load(SeqCst),
             innocent_requests_failed: self.failed.load(SeqCst),
             innocent_answers_wrong: self.wrong.load(SeqCst),
+            innocent_incidents: lock(&self.innocent_incidents).clone(),
             innocent_bytes_changed: self.bytes_changed.load(SeqCst),
             bytes_compared: self.bytes_compared.load(SeqCst),
             reconnects: self.reconnects.load(SeqCst),
@@ -442,7 +445,13 @@ impl<'a> Worker<'a> {
                 }
                 return;
             }
-            Ok(Reply::Failed(failure)) => format!("failed as {failure:?}"),
+            Ok(Reply::Failed(failure)) => {
+                let mut incidents = lock(&world.innocent_incidents);
+                if incidents.len() < MOST_COMPLAINTS {
+                    incidents.push(failure.incident);
+                }
+                format!("failed as {failure:?}")
+            }
             Err(error) => {
                 self.reconnect(number, None, &error);
                 error.to_string()

@@ -42,6 +42,8 @@ pub struct Outcome {
     pub innocent_requests_failed: u64,
     /// Ordinary requests whose answer was not the model's.
     pub innocent_answers_wrong: u64,
+    /// Numbers of incidents that hit ordinary requests; the first ones.
+    pub innocent_incidents: Vec<u64>,
     /// Bytes in which the state of the users and the directory differs from the model.
     pub innocent_bytes_changed: u64,
     /// Bytes that were compared in the end.
