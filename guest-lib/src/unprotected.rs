@@ -196,8 +196,10 @@ impl Backend for Unprotected {
         for &domain in held {
             let word = self.lock_word(domain);
             if word.load(Ordering::Relaxed) & LOCK_TAG == report.tag {
-                word.store(0, Ordering::Release);
-                self.lock_wake(domain)?;
+                let before = word.swap(0, Ordering::SeqCst);
+                if before & LOCK_WAITERS != 0 {
+                    self.lock_wake(domain)?;
+                }
             }
         }
         report.incident = NEXT_INCIDENT.fetch_add(1, Ordering::Relaxed);
