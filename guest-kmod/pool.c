@@ -203,7 +203,8 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	struct file *file = NULL;
 	long left;
 
-	if (!thread->frame_due)
+	/* A wait that a signal ended long ago is not gone on with. */
+	if (!thread->frame_due || time_after(jiffies, thread->frame_due + FRAME_TIMEOUT))
 		thread->frame_due = (jiffies + FRAME_TIMEOUT) | 1;
 	left = (long)(thread->frame_due - jiffies);
 	if (left <= 0) {

@@ -135,11 +135,14 @@ static bool tag_carried(struct vmsrs_app *app, u64 tag)
 
 /*
  * Removes failed requests whose tag no thread carries any more; up to then the tag must be
- * remembered, so that late writes of members are refused.
+ * remembered, so that late writes of members are refused. One that was overdue and whose threads
+ * went on without failing it is failed first.
  */
 void vmsrs_requests_prune(struct vmsrs_device *dev)
 {
+	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_DEADLINE };
 	struct vmsrs_request *request, *next;
+	struct vmsrs_app *app = NULL;
 	LIST_HEAD(done);
 
 	mutex_lock(&dev->commit_lock);
@@ -147,20 +150,25 @@ void vmsrs_requests_prune(struct vmsrs_device *dev)
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
 		bool carried;
 
-		if (!request->discarded)
-			continue;
 		spin_lock(&dev->threads_lock);
 		carried = tag_carried(request->app, request->tag);
 		spin_unlock(&dev->threads_lock);
-		if (!carried) {
+		if (carried)
+			continue;
+		if (list_empty(&request->domains)) {
 			hash_del(&request->node);
 			list_move(&request->failed_entry, &done);
+		} else {
+			app = request->app;
+			fail.tag = request->tag;
 		}
 	}
 	spin_unlock(&dev->requests_lock);
 	mutex_unlock(&dev->commit_lock);
 	list_for_each_entry_safe(request, next, &done, failed_entry)
 		kfree(request);
+	if (app)
+		vmsrs_fail(app, NULL, &fail);
 }
 
 /* Frees all requests; nobody else uses the device structure any more. */
