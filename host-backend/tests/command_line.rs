@@ -6,14 +6,16 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
+use vmsrs_host::control::{Client, Request, Response};
 
 const USAGE: i32 = 2;
 const MACHINE: i32 = 3;
 const UNREACHABLE: i32 = 4;
 const BUSY: i32 = 7;
+const NOT_FOUND: i32 = 8;
 
 /// An ordinary user, for tests that root runs.
 const NOBODY: u32 = 65_534;
@@ -297,15 +299,17 @@ fn as_nobody(place: &Place, device: &str, arguments: &[&str]) -> Option<Output> 
     Some(output)
 }
 
-/// A bzImage that does nothing: enough for the loader.
+/// A bzImage that runs in circles.
 fn tiny_kernel() -> Vec<u8> {
+    const SETUP: usize = 0x400;
+    const ENTRY_64: usize = 0x200;
     let mut image = vec![0; 0x1000];
     let mut put = |offset: usize, bytes: &[u8]| {
         image[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
+    // The header of the Linux/x86 boot protocol 2.15.
     put(0x1f1, &[1]);
-    put(0x1fe, &[0x55, 0xaa]);
-    put(0x201, &[0x66]);
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x66]);
     put(0x202, b"HdrS");
     put(0x206, &0x20fu16.to_le_bytes());
     put(0x211, &[1]);
@@ -316,7 +320,86 @@ fn tiny_kernel() -> Vec<u8> {
     put(0x238, &2047u32.to_le_bytes());
     put(0x258, &0x100_0000u64.to_le_bytes());
     put(0x260, &0x10_0000u32.to_le_bytes());
+    // jmp $
+    put(SETUP + ENTRY_64, &[0xeb, 0xfe]);
     image
+}
+
+/// Starts a VM that runs in circles and waits until it can be reached; `None` if this machine
+/// cannot run one.
+fn start_vm(place: &Place) -> Option<Child> {
+    let kernel = place.file("kernel", &tiny_kernel());
+    let mut vm = place
+        .command(&kernel, &["--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    loop {
+        if let Some(status) = vm.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(MACHINE));
+            eprintln!("skipped: no KVM for this user");
+            return None;
+        }
+        // A client that connects during the start waits for the answer.
+        let status = vmsrs()
+            .args(["status", "--json", "--socket", &place.path("vm.sock")])
+            .output()
+            .unwrap();
+        if status.status.success() {
+            let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+            assert_eq!(status["pid"], vm.id());
+            return Some(vm);
+        }
+    }
+}
+
+/// The VM's report, and that nothing of it is left.
+fn report(place: &Place, vm: Child) -> serde_json::Value {
+    let output = vm.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(
+        list(place.folder.path()),
+        [PathBuf::from(place.path("kernel"))]
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
+    let place = Place::new();
+    let Some(vm) = start_vm(&place) else { return };
+    let socket = place.path("vm.sock");
+    let run = |arguments: &[&str]| {
+        let mut command = vmsrs();
+        command.args(arguments).args(["--socket", &socket]);
+        command.output().unwrap()
+    };
+    let status = run(&["status"]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("window"));
+    let incidents = run(&["incidents"]);
+    assert_eq!(incidents.stdout, b"no incidents\n");
+    assert_sentence(&run(&["incidents", "7"]), NOT_FOUND, &["no incident 7"]);
+    let second = place.command(&place.path("kernel"), &[]).output().unwrap();
+    assert_sentence(&second, BUSY, &["vm.sock", "running VM"]);
+    let mut client = Client::connect(Path::new(&socket)).unwrap();
+    assert_eq!(client.ask(Request::Stop {}).unwrap(), Response::Stopping);
+    let report = report(&place, vm);
+    assert_eq!(report["reason"], "stopped");
+    assert_eq!(report["exit"], 0);
+    assert_eq!(report["recovery"]["window_frames"], 65_536);
+}
+
+#[test]
+fn a_termination_signal_ends_a_vm_in_order() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let place = Place::new();
+        let Some(vm) = start_vm(&place) else { return };
+        // SAFETY: plain system call; the child has not been waited for, so its number is its own.
+        unsafe { libc::kill(vm.id() as libc::pid_t, signal) };
+        assert_eq!(report(&place, vm)["reason"], "stopped");
+    }
 }
 
 #[test]
