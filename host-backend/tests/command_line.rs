@@ -278,10 +278,14 @@ fn as_nobody(place: &Place, device: &str, arguments: &[&str]) -> Option<Output> 
         eprintln!("skipped: everybody has rights on {device}");
         return None;
     }
-    // The program may lie where an ordinary user cannot look.
+    // The program may lie where an ordinary user cannot look. Another process copies it: a child of
+    // another test's thread would inherit our descriptor, and keep the copy from being executed.
     let program = place.path("vmsrs");
-    fs::copy(env!("CARGO_BIN_EXE_vmsrs"), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let copied = Command::new("install")
+        .args(["-m", "755", env!("CARGO_BIN_EXE_vmsrs"), &program])
+        .status()
+        .unwrap();
+    assert!(copied.success());
     if chown(place.folder.path(), Some(NOBODY), Some(NOBODY)).is_err() {
         eprintln!("skipped: only root can become another user");
         return None;
