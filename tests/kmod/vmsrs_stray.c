@@ -18,6 +18,9 @@
  *	raw	the store has none, like any stray write: a kernel thread does it and dies of the
  *		oops; write(2) fails with EIO. (The kernel must run without panic_on_oops.)
  *
+ * /sys/kernel/debug/vmsrs_stray/window can be mapped: the window's frames, writable by a user process
+ * past the driver, as a corrupt page table would show them.
+ *
  * A store that is not stopped lets write(2) succeed. The byte that the kernel then reads at the
  * place is in /sys/kernel/debug/vmsrs_stray/byte, the frame that the last command hit in .../frame.
  */
@@ -208,6 +211,21 @@ static const struct file_operations store_fops = {
 	.write = store_write,
 };
 
+static int window_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	unsigned long size = vma->vm_end - vma->vm_start;
+
+	if (vma->vm_pgoff || size > length)
+		return -EINVAL;
+	return remap_pfn_range(vma, vma->vm_start, PHYS_PFN(phys), size, vma->vm_page_prot);
+}
+
+static const struct file_operations window_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.mmap = window_mmap,
+};
+
 static bool find_in(struct resource *resource)
 {
 	for (; resource; resource = resource->sibling) {
@@ -230,6 +248,8 @@ static int __init stray_init(void)
 	}
 	directory = debugfs_create_dir("vmsrs_stray", NULL);
 	debugfs_create_file("store", 0200, directory, NULL, &store_fops);
+	/* "Unsafe": debugfs's own wrapper has no mmap. Nobody removes the file but this module. */
+	debugfs_create_file_unsafe("window", 0600, directory, NULL, &window_fops);
 	debugfs_create_u32("frame", 0400, directory, &last_frame);
 	debugfs_create_u32("byte", 0400, directory, &last_byte);
 	return 0;

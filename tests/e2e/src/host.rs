@@ -146,6 +146,21 @@ impl Guest {
             .with_context(|| format!("vmsrs {arguments:?} printed no JSON"))
     }
 
+    /// The incidents of one kind, oldest first, each with all its facts.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guest::vmsrs`].
+    pub fn incidents(&self, kind: &str) -> Result<Vec<Value>> {
+        let list = self.vmsrs(&["incidents"])?;
+        list.as_array()
+            .context("a list of incidents")?
+            .iter()
+            .filter(|incident| incident["kind"] == kind)
+            .map(|incident| self.vmsrs(&["incidents", &incident["number"].to_string()]))
+            .collect()
+    }
+
     /// Ends the machine as an operator would, by SIGTERM, and sees that it ends well.
     fn stop(mut self) -> Result<()> {
         // SAFETY: plain system call; the child has not been waited for, so its number is its own.

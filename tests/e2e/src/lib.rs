@@ -11,6 +11,7 @@ pub mod fault;
 pub mod host;
 pub mod raw;
 pub mod steps;
+pub mod stray;
 
 use anyhow::Result;
 

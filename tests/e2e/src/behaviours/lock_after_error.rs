@@ -44,7 +44,8 @@ fn lock(_: &str) -> Result<()> {
         let guarded = request.alloc(Guarded { one: 1, other: 1 })?;
         request.set_root(Some(guarded.into()))
     })?;
-    let guarded = shared.root_address().cast::<Guarded>();
+    // Asked for in each request: a raw pointer does not go to another thread by itself.
+    let guarded = || shared.root_address().cast::<Guarded>();
 
     for round in 1..=ROUNDS {
         HALF_DONE.store(false, Ordering::SeqCst);
@@ -57,11 +58,11 @@ fn lock(_: &str) -> Result<()> {
                 WAITING.store(true, Ordering::SeqCst);
                 let entered = request.enter(shared)?;
                 // SAFETY: the shared domain is held, and the block lives in it.
-                let (one, other) = unsafe { ((*guarded).one, (*guarded).other) };
+                let (one, other) = unsafe { ((*guarded()).one, (*guarded()).other) };
                 // SAFETY: as above.
                 unsafe {
-                    (*guarded).one += 1;
-                    (*guarded).other += 1;
+                    (*guarded()).one += 1;
+                    (*guarded()).other += 1;
                 }
                 entered.leave()?;
                 Ok::<_, vmsrs::Error>((one, other))
@@ -72,7 +73,7 @@ fn lock(_: &str) -> Result<()> {
         let result = guilty.run(|request| {
             let _kept = request.enter(shared)?.keep();
             // SAFETY: the shared domain is held, and the block lives in it.
-            unsafe { (*guarded).one = u64::MAX };
+            unsafe { (*guarded()).one = u64::MAX };
             HALF_DONE.store(true, Ordering::SeqCst);
             while !WAITING.load(Ordering::SeqCst) {
                 std::thread::yield_now();

@@ -8,18 +8,22 @@ mod deadline;
 mod discard;
 mod draft_and_commit;
 mod foreign_write;
+mod kernel_write;
 mod kinds_of_error;
 mod lock_after_error;
 mod process_death;
 mod read_only;
 mod seal_batches;
 mod window_full;
+mod window_mapped_writable;
 
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
     &draft_and_commit::BEHAVIOUR,
     &discard::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
+    &kernel_write::BEHAVIOUR,
+    &window_mapped_writable::BEHAVIOUR,
     &lock_after_error::BEHAVIOUR,
     &kinds_of_error::BEHAVIOUR,
     &process_death::BEHAVIOUR,

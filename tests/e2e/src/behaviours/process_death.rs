@@ -21,12 +21,11 @@ fn host(guest: &mut Guest) -> Result<()> {
         "the process died by SIGKILL: {answer:?}"
     );
     guest.run("look", "")?;
-    let incidents = guest.vmsrs(&["incidents"])?;
-    let found =
-        incidents.as_array().into_iter().flatten().any(|incident| {
-            incident["kind"] == "process-death" && incident["app"] == "process-death"
-        });
-    ensure!(found, "the host has the incident: {incidents}");
+    let incidents = guest.incidents("process-death")?;
+    let found = incidents
+        .iter()
+        .any(|incident| incident["app"] == "process-death");
+    ensure!(found, "the host has the incident: {incidents:?}");
     Ok(())
 }
 

@@ -18,7 +18,7 @@ fn host(guest: &mut Guest) -> Result<()> {
     guest.run("fill", "")?;
     let status = guest.vmsrs(&["status"])?;
     ensure!(
-        status["window"]["sealed"].as_u64() > Some(0),
+        status["recovery"]["sealed_frames"].as_u64() > Some(0),
         "the machine lives: {status}"
     );
     Ok(())

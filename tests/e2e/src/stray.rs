@@ -1,0 +1,24 @@
+//! The test module in the guest: a kernel that writes where it should not.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+/// The module's files.
+pub const DEBUGFS: &str = "/sys/kernel/debug/vmsrs_stray";
+
+/// Loads the module, unless it is loaded already.
+///
+/// # Errors
+///
+/// When it does not load.
+pub fn load_stray_module() -> Result<()> {
+    if Path::new(DEBUGFS).exists() {
+        return Ok(());
+    }
+    let script = "mount -t debugfs debugfs /sys/kernel/debug && insmod /lib/modules/vmsrs_stray.ko";
+    let status = Command::new("sh").args(["-c", script]).status()?;
+    ensure!(status.success(), "the test module does not load: {status}");
+    Ok(())
+}
