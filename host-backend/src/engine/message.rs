@@ -211,7 +211,7 @@ impl Input<'_> {
     /// The rest, which must be `count` structures.
     fn list<T: AnyBitPattern>(&mut self, count: u32) -> Result<Vec<T>, Refusal> {
         let size = size_of::<T>();
-        if self.0.len() % size != 0 || self.0.len() / size != count as usize {
+        if !self.0.len().is_multiple_of(size) || self.0.len() / size != count as usize {
             return Err(Refusal::Malformed(
                 "the driver sent a message whose list is not as long as it says",
             ));

@@ -106,7 +106,7 @@ impl Layout {
     /// Fails with [`MemoryError::Size`] when `size` is no multiple of the page size or out of
     /// bounds.
     pub fn new(size: u64) -> result::Result<Self, MemoryError> {
-        if size % PAGE_SIZE != 0 || !(MIN_RAM..=MAX_RAM).contains(&size) {
+        if !size.is_multiple_of(PAGE_SIZE) || !(MIN_RAM..=MAX_RAM).contains(&size) {
             return Err(MemoryError::Size(size));
         }
         let below = size.min(HOLE_START);

@@ -83,7 +83,7 @@ impl Window {
     pub fn frames_of_size(size: u64) -> Result<u32, WindowError> {
         let page = u64::from(PAGE_SIZE);
         match u32::try_from(size / page) {
-            Ok(frames) if size % page == 0 && frames != 0 && frames != NONE => Ok(frames),
+            Ok(frames) if size.is_multiple_of(page) && frames != 0 && frames != NONE => Ok(frames),
             _ => Err(WindowError::Size(size)),
         }
     }
