@@ -78,7 +78,7 @@ impl Server {
         // nothing but what lies in domains.
         let app = unsafe { App::open("ledger")? };
         let directory = app.domain("/directory")?;
-        let names = directory.run(|request| Directory::open(request))?;
+        let names = directory.run(Directory::open)?;
         let accounts = names
             .into_iter()
             .map(|name| Ok((name, app.domain(name.as_str())?)))
@@ -249,9 +249,11 @@ impl Session {
                 line,
                 answer,
             };
-            match (User::of(account.1), command) {
+            // SAFETY: the request holds the account's domain, and this is the only reference.
+            match (unsafe { User::of(account.1) }, command) {
                 (Some(user), Some(command)) => {
-                    let other = other.and_then(|other| User::of(other.1));
+                    // SAFETY: it holds the other domain too, which is another one.
+                    let other = other.and_then(|other| unsafe { User::of(other.1) });
                     command.run(&mut context, user, other)
                 }
                 (Some(user), None) => context.say(format_args!("OK user={}", user.name.as_str())),

@@ -187,10 +187,18 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// The state in a domain that the calling request holds.
-    pub(crate) fn of(domain: &'static Domain) -> Option<&'static mut Self> {
-        // SAFETY: the root of a user's domain is null or a User; the request holds the domain, and
-        // takes one reference for its time only.
+    /// The state in a domain.
+    ///
+    /// # Safety
+    ///
+    /// The calling request holds the domain, and has no other reference to what is in it.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the reference is to what the domain's root leads to"
+    )]
+    pub(crate) unsafe fn of(domain: &'static Domain) -> Option<&'static mut Self> {
+        // SAFETY: the root of a user's domain is null or a User; the rest is passed on to
+        // the caller.
         unsafe { domain.root_address().cast::<Self>().as_mut() }
     }
 
@@ -204,7 +212,8 @@ impl User {
         let entry = directory
             .allocate(size_of::<Entry>(), align_of::<Entry>())?
             .cast::<Entry>();
-        let Some(shared) = Directory::of(directory) else {
+        // SAFETY: entered above; the only reference in this request.
+        let Some(shared) = (unsafe { Directory::of(directory) }) else {
             return Err(Error::NotHeld);
         };
         let mut link: *mut *mut Entry = &raw mut shared.first;
@@ -301,16 +310,25 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// The directory in a domain that the calling request holds.
-    pub(crate) fn of(domain: &'static Domain) -> Option<&'static mut Self> {
-        // SAFETY: the root of the directory's domain is null or a Directory; the request holds the
-        // domain, and takes one reference for its time only.
+    /// The directory in a domain.
+    ///
+    /// # Safety
+    ///
+    /// The calling request holds the domain, and has no other reference to what is in it.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the reference is to what the domain's root leads to"
+    )]
+    pub(crate) unsafe fn of(domain: &'static Domain) -> Option<&'static mut Self> {
+        // SAFETY: the root of the directory's domain is null or a Directory; the rest is passed on
+        // to the caller.
         unsafe { domain.root_address().cast::<Self>().as_mut() }
     }
 
     /// Makes the directory if there is none; the names in it.
     pub(crate) fn open(request: &Request) -> Result<Vec<Name>, Error> {
-        if let Some(directory) = Self::of(request.domain()) {
+        // SAFETY: the request runs on the directory's domain; the only reference in it.
+        if let Some(directory) = unsafe { Self::of(request.domain()) } {
             return Ok(directory.entries().map(|entry| entry.name).collect());
         }
         let directory = request.alloc(Self {
