@@ -40,7 +40,6 @@ fn generate(source: &str, header: &str) -> Header {
     let mut text = Vec::new();
     cbindgen::Builder::new()
         .with_config(config)
-        .with_src(folder.join("src/lib.rs"))
         .with_crate(&folder)
         .generate()
         .unwrap_or_else(|error| panic!("cannot generate {header}: {error}"))
