@@ -245,6 +245,7 @@ pub fn kind_name(kind: u32) -> &'static str {
         kinds::KIND_PROCESS_DEATH => "process-death",
         kinds::KIND_NO_FRAMES => "no-frames",
         kinds::KIND_INVARIANT => "invariant",
+        kinds::KIND_FOREIGN_DRAFT => "foreign-draft",
         _ => "unknown",
     }
 }

@@ -344,7 +344,7 @@ impl Store {
         let mut pages = 0;
         for (number, app) in (0u32..).zip(&self.apps) {
             pages += app.pages();
-            for page in 0..app.pages() {
+            for page in 0..app.end() {
                 let frame = app.frame(page);
                 if frame != NONE {
                     let owner = PageOf { app: number, page };

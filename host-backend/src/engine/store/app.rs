@@ -1,13 +1,11 @@
 //! An app: its domains, their extents, and which frame holds which page.
 
+use std::collections::HashMap;
+
 use vmsrs_protocol::control::{Extent, PageFrame};
 use vmsrs_protocol::{APP_PAGES, EXTENT_UNIT_PAGES, NONE};
 
 use super::keys::KeyTable;
-
-/// The extents behind a domain's first one, boxed: most domains have one extent.
-#[derive(Default)]
-struct MoreExtents(Vec<Extent>);
 
 /// A domain. Extents are never given back, and pages are handed out upwards, so a domain's extents
 /// are in the order of their pages.
@@ -15,41 +13,16 @@ struct MoreExtents(Vec<Extent>);
 struct Domain {
     /// Its first extent; without pages as long as there is none.
     first: Extent,
-    more: Option<Box<MoreExtents>>,
     /// Pages with a sealed frame.
     sealed: u32,
 }
 
-impl Domain {
-    fn extents(&self) -> impl Iterator<Item = Extent> {
-        let first = Some(self.first).filter(|extent| extent.pages != 0);
-        let more = self.more.as_deref().map_or(&[][..], |more| &more.0);
-        first.into_iter().chain(more.iter().copied())
-    }
-
-    fn extent_count(&self) -> u32 {
-        let more = self.more.as_deref().map_or(0, |more| more.0.len());
-        // Extents have at least one unit, so there are fewer than `APP_PAGES`.
-        u32::from(self.first.pages != 0) + more as u32
-    }
-
-    /// The extents from number `index` on.
-    fn extents_from(&self, index: u32) -> impl Iterator<Item = Extent> {
-        let more = self.more.as_deref().map_or(&[][..], |more| &more.0);
-        let rest = (index as usize).saturating_sub(1).min(more.len());
-        let first = Some(self.first).filter(|extent| index == 0 && extent.pages != 0);
-        first.into_iter().chain(more[rest..].iter().copied())
-    }
-
-    fn push(&mut self, extent: Extent) {
-        if self.first.pages == 0 {
-            self.first = extent;
-        } else {
-            let more = self.more.get_or_insert_default();
-            grow(&mut more.0, 1);
-            more.0.push(extent);
-        }
-    }
+/// Consecutive pages that have one owner, as many as a unit has.
+struct Unit {
+    /// The domain.
+    owner: u32,
+    /// The frame of each page, or [`NONE`] if it was never committed.
+    frames: [u32; EXTENT_UNIT_PAGES as usize],
 }
 
 /// One server program.
@@ -57,10 +30,13 @@ pub(crate) struct App {
     name: Box<[u8]>,
     keys: KeyTable,
     domains: Vec<Domain>,
-    /// The domain of each unit of pages that is in an extent.
-    owners: Vec<u32>,
-    /// The frame of each page that is in an extent, or [`NONE`] if it was never committed.
-    map: Vec<u32>,
+    /// The extents behind the first one, of the few domains that have more than one.
+    more: HashMap<u32, Vec<Extent>>,
+    /// For each unit of the address range up to the end of the last extent, where it is in
+    /// `units`; [`NONE`] for a guard.
+    places: Vec<u32>,
+    /// The units that are in extents.
+    units: Vec<Unit>,
 }
 
 impl App {
@@ -69,8 +45,9 @@ impl App {
             name: name.into(),
             keys: KeyTable::default(),
             domains: Vec::new(),
-            owners: Vec::new(),
-            map: Vec::new(),
+            more: HashMap::new(),
+            places: Vec::new(),
+            units: Vec::new(),
         }
     }
 
@@ -102,72 +79,114 @@ impl App {
         self.keys.insert(key)
     }
 
+    /// The extents of an existing domain behind its first one.
+    fn more(&self, domain: u32) -> &[Extent] {
+        self.more.get(&domain).map_or(&[], Vec::as_slice)
+    }
+
     /// Number of extents and of sealed pages of an existing domain.
     pub(crate) fn domain_size(&self, domain: u32) -> (u32, u32) {
-        let domain = &self.domains[domain as usize];
-        (domain.extent_count(), domain.sealed)
+        let facts = &self.domains[domain as usize];
+        // Extents have at least one unit, so there are fewer than `APP_PAGES`.
+        let extents = u32::from(facts.first.pages != 0) + self.more(domain).len() as u32;
+        (extents, facts.sealed)
     }
 
     /// Extents of an existing domain from number `index` on.
     pub(crate) fn extents_from(&self, domain: u32, index: u32) -> impl Iterator<Item = Extent> {
-        self.domains[domain as usize].extents_from(index)
+        let first = self.domains[domain as usize].first;
+        let more = self.more(domain);
+        let rest = (index as usize).saturating_sub(1).min(more.len());
+        let first = Some(first).filter(|extent| index == 0 && extent.pages != 0);
+        first.into_iter().chain(more[rest..].iter().copied())
     }
 
     /// Sealed pages of an existing domain from page `first` on.
     pub(crate) fn pages_from(&self, domain: u32, first: u32) -> impl Iterator<Item = PageFrame> {
-        self.domains[domain as usize]
-            .extents()
+        self.extents_from(domain, 0)
             .flat_map(move |extent| first.max(extent.page)..(extent.page + extent.pages).max(first))
             .map(|page| PageFrame {
                 page,
-                frame: self.map[page as usize],
+                frame: self.frame(page),
             })
             .filter(|entry| entry.frame != NONE)
     }
 
-    /// Pages that no extent has taken yet.
+    /// Most pages that the next extent can have.
     pub(crate) fn pages_left(&self) -> u32 {
-        APP_PAGES - self.pages()
+        APP_PAGES
+            .saturating_sub(self.end())
+            .saturating_sub(EXTENT_UNIT_PAGES)
     }
 
     /// Pages in extents.
+    #[cfg(test)]
     pub(crate) fn pages(&self) -> u32 {
         // The address range has `APP_PAGES` pages, checked by `pages_left`.
-        self.map.len() as u32
+        self.units.len() as u32 * EXTENT_UNIT_PAGES
+    }
+
+    /// The page behind the last extent.
+    pub(crate) fn end(&self) -> u32 {
+        self.places.len() as u32 * EXTENT_UNIT_PAGES
     }
 
     /// Adds an extent of `pages` pages, whole units and at most [`Self::pages_left`], to an
     /// existing domain.
+    ///
+    /// A guard unit that belongs to nobody keeps it from another domain's extent: a write that runs
+    /// over the end of a domain is refused there, also when the neighbour's pages are being written
+    /// by its own request. Guard pages have no frame and cost address range alone.
     pub(crate) fn add_extent(&mut self, domain: u32, pages: u32) -> Extent {
+        if self.units.last().is_some_and(|last| last.owner != domain) {
+            grow(&mut self.places, 1);
+            self.places.push(NONE);
+        }
         let extent = Extent {
-            page: self.pages(),
+            page: self.end(),
             pages,
         };
-        let units = (pages / EXTENT_UNIT_PAGES) as usize;
-        grow(&mut self.owners, units);
-        self.owners.resize(self.owners.len() + units, domain);
-        grow(&mut self.map, pages as usize);
-        self.map.resize(self.map.len() + pages as usize, NONE);
-        self.domains[domain as usize].push(extent);
+        let count = pages / EXTENT_UNIT_PAGES;
+        let place = self.units.len() as u32;
+        grow(&mut self.places, count as usize);
+        self.places.extend(place..place + count);
+        grow(&mut self.units, count as usize);
+        self.units.extend((0..count).map(|_| Unit {
+            owner: domain,
+            frames: [NONE; EXTENT_UNIT_PAGES as usize],
+        }));
+        let first = &mut self.domains[domain as usize].first;
+        if first.pages == 0 {
+            *first = extent;
+        } else {
+            self.more.entry(domain).or_default().push(extent);
+        }
         extent
+    }
+
+    fn unit(&self, page: u32) -> Option<&Unit> {
+        let place = *self.places.get((page / EXTENT_UNIT_PAGES) as usize)?;
+        self.units.get(place as usize)
     }
 
     /// The domain that a page belongs to.
     pub(crate) fn owner(&self, page: u32) -> Option<u32> {
-        self.owners
-            .get((page / EXTENT_UNIT_PAGES) as usize)
-            .copied()
+        self.unit(page).map(|unit| unit.owner)
     }
 
-    /// The sealed frame of a page in an extent, or [`NONE`].
+    /// The sealed frame of a page; [`NONE`] if it was never committed or is in no extent.
     pub(crate) fn frame(&self, page: u32) -> u32 {
-        self.map[page as usize]
+        self.unit(page).map_or(NONE, |unit| {
+            unit.frames[(page % EXTENT_UNIT_PAGES) as usize]
+        })
     }
 
     /// Puts another frame, or [`NONE`], behind a page in an extent.
     pub(crate) fn set_frame(&mut self, page: u32, frame: u32) {
-        let domain = &mut self.domains[self.owners[(page / EXTENT_UNIT_PAGES) as usize] as usize];
-        let entry = &mut self.map[page as usize];
+        let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
+        let unit = &mut self.units[place as usize];
+        let domain = &mut self.domains[unit.owner as usize];
+        let entry = &mut unit.frames[(page % EXTENT_UNIT_PAGES) as usize];
         domain.sealed -= u32::from(*entry != NONE);
         domain.sealed += u32::from(frame != NONE);
         *entry = frame;
@@ -176,15 +195,15 @@ impl App {
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
         let more: usize = self
-            .domains
-            .iter()
-            .filter_map(|domain| domain.more.as_deref())
-            .map(|more| size_of::<MoreExtents>() + more.0.capacity() * size_of::<Extent>())
+            .more
+            .values()
+            .map(|more| size_of::<(u32, Vec<Extent>)>() + more.capacity() * size_of::<Extent>())
             .sum();
         self.keys.bytes()
             + more
             + self.domains.capacity() * size_of::<Domain>()
-            + (self.owners.capacity() + self.map.capacity()) * size_of::<u32>()
+            + self.places.capacity() * size_of::<u32>()
+            + self.units.capacity() * size_of::<Unit>()
     }
 }
 
@@ -208,17 +227,28 @@ mod tests {
     }
 
     #[test]
-    fn extents_follow_each_other_and_own_their_pages() {
+    fn extents_own_their_pages_and_nobody_owns_those_between_two_domains() {
         let mut app = app();
         assert_eq!(app.add_extent(0, 4), Extent { page: 0, pages: 4 });
-        assert_eq!(app.add_extent(1, 8), Extent { page: 4, pages: 8 });
-        assert_eq!(app.add_extent(0, 4), Extent { page: 12, pages: 4 });
-        assert_eq!(app.owner(3), Some(0));
-        assert_eq!(app.owner(11), Some(1));
-        assert_eq!(app.owner(15), Some(0));
-        assert_eq!(app.owner(16), None);
-        assert_eq!(app.owner(u32::MAX), None);
-        for (index, pages) in [(0, vec![0, 12]), (1, vec![12]), (2, vec![]), (9, vec![])] {
+        assert_eq!(app.add_extent(1, 8), Extent { page: 8, pages: 8 });
+        assert_eq!(app.add_extent(1, 4), Extent { page: 16, pages: 4 });
+        assert_eq!(app.add_extent(0, 4), Extent { page: 24, pages: 4 });
+        assert_eq!(app.pages(), 20);
+        for (page, owner) in [
+            (3, Some(0)),
+            (4, None),
+            (7, None),
+            (8, Some(1)),
+            (15, Some(1)),
+            (19, Some(1)),
+            (20, None),
+            (24, Some(0)),
+            (28, None),
+            (u32::MAX, None),
+        ] {
+            assert_eq!(app.owner(page), owner, "page {page}");
+        }
+        for (index, pages) in [(0, vec![0, 24]), (1, vec![24]), (2, vec![]), (9, vec![])] {
             let found: Vec<u32> = app
                 .extents_from(0, index)
                 .map(|extent| extent.page)
@@ -233,20 +263,20 @@ mod tests {
         app.add_extent(0, 4);
         app.add_extent(1, 4);
         app.add_extent(0, 4);
-        for (page, frame) in [(1, 11), (5, 55), (8, 88), (11, 111)] {
+        for (page, frame) in [(1, 11), (9, 55), (16, 88), (19, 111)] {
             app.set_frame(page, frame);
         }
         for (first, pages) in [
-            (0, vec![1, 8, 11]),
-            (2, vec![8, 11]),
-            (9, vec![11]),
+            (0, vec![1, 16, 19]),
+            (2, vec![16, 19]),
+            (17, vec![19]),
             (u32::MAX, vec![]),
         ] {
             let found: Vec<u32> = app.pages_from(0, first).map(|entry| entry.page).collect();
             assert_eq!(found, pages, "from {first}");
         }
         assert_eq!(app.domain_size(0), (2, 3));
-        app.set_frame(8, NONE);
+        app.set_frame(16, NONE);
         assert_eq!(app.domain_size(0), (2, 2));
     }
 }
