@@ -1,4 +1,4 @@
-//! Builds the driver and the test module against unpacked headers, without warnings, and has `sparse` check them.
+//! Builds the driver and the test modules against unpacked headers, without warnings, and has `sparse` check them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,18 +11,20 @@ use crate::project;
 
 /// The modules of the project, as folders relative to its root; the copy keeps their places relative to each other.
 const DRIVER: &str = "guest-kmod";
-const TEST_MODULE: &str = "tests/kmod";
+const TEST_MODULES: &str = "tests/kmod";
 
 /// Modules built for one kernel.
 #[derive(Debug, Clone)]
 pub struct Modules {
     /// `vmsrs.ko`, the driver.
     pub driver: PathBuf,
-    /// The module that misbehaves on request.
+    /// `vmsrs_stray.ko`, by which the kernel writes where it should not.
     pub test: PathBuf,
+    /// `vmsrs_hostile.ko`, a driver that may do anything to the device.
+    pub hostile: PathBuf,
 }
 
-/// Builds both modules with all warnings (`W=1`), each an error, and checks them with sparse.
+/// Builds all modules with all warnings (`W=1`), each an error, and checks them with sparse.
 ///
 /// The build happens in a copy below `build/`, so the sources stay clean and each kernel has its own objects.
 ///
@@ -38,8 +40,13 @@ pub fn build(kernel: &Kernel, progress: &dyn Fn(&str)) -> Result<Modules> {
 
     progress(&format!("building the driver for {}", kernel.release()));
     let driver = build_folder(kernel, project::root(), &base, DRIVER)?;
-    let test = build_folder(kernel, project::root(), &base, TEST_MODULE)?;
-    Ok(Modules { driver, test })
+    // Both lie in one folder.
+    let built = build_folder(kernel, project::root(), &base, TEST_MODULES)?;
+    Ok(Modules {
+        driver,
+        test: built.with_file_name("vmsrs_stray.ko"),
+        hostile: built.with_file_name("vmsrs_hostile.ko"),
+    })
 }
 
 /// Builds the module whose sources are in `folder` below `root`, in a copy below `base`; returns its `.ko` file.

@@ -100,7 +100,9 @@ fn kmod(mut series: Vec<Series>) -> anyhow::Result<ExitCode> {
     let bed = Bed::auto()?;
     for series in series {
         let modules = bed.modules(series)?;
-        println!("{}\n{}", modules.driver.display(), modules.test.display());
+        for module in [modules.driver, modules.test, modules.hostile] {
+            println!("{}", module.display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
