@@ -7,6 +7,7 @@
 
 #include <linux/ktime.h>
 #include <linux/sched.h>
+#include <linux/signal.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
@@ -77,14 +78,36 @@ static struct vmsrs_request *request_spare(struct vmsrs_app *app, u64 tag)
 	return vmsrs_request_alloc(app, tag, GFP_KERNEL | __GFP_NOFAIL);
 }
 
+/*
+ * A protection key forbade the access to a page of an app. A request has the key of its own drafts
+ * open: what it hit was another's draft, which may be committed or gone by now. In a domain that it
+ * holds, it was the host that stopped a write into a sealed frame, which looks the same.
+ */
+static u32 refine_key(struct vmsrs_app *app, const struct vmsrs_ioctl_fail *fail)
+{
+	u32 domain = vmsrs_address_domain(app, fail->address);
+
+	if (domain != NONE && vmsrs_lock_tag(app, domain) == fail->tag)
+		return VMSRS_KIND_SEALED_WRITE;
+	return VMSRS_KIND_FOREIGN_DRAFT;
+}
+
+static bool in_apps(u64 address)
+{
+	return address >= VMSRS_APP_BASE &&
+	       address - VMSRS_APP_BASE < (u64)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT;
+}
+
 /* What a signal alone does not say. */
-static u32 refine(const struct vmsrs_thread *thread, const struct vmsrs_ioctl_fail *fail,
-		  bool overdue)
+static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
+		  const struct vmsrs_ioctl_fail *fail, bool overdue)
 {
 	if (fail->kind != VMSRS_KIND_MEMORY)
 		return fail->kind;
 	if (overdue)
 		return VMSRS_KIND_DEADLINE;
+	if (fail->signal == SIGSEGV && fail->code == SEGV_PKUERR && in_apps(fail->address))
+		return refine_key(app, fail);
 	if (thread && thread->refused_address &&
 	    thread->refused_address == (fail->address & PAGE_MASK))
 		return thread->refused_kind;
@@ -175,9 +198,9 @@ void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, &spare);
-	fail->kind = refine(thread, fail, request->overdue);
+	fail->kind = refine(app, thread, fail, request->overdue);
 	list_splice_init(&request->domains, &domains);
-	request->file = NULL;
+	WRITE_ONCE(request->file, NULL);
 	spin_unlock(&dev->requests_lock);
 	kfree(spare);
 

@@ -10,6 +10,8 @@
 #include <linux/mm.h>
 #include <linux/slab.h>
 
+#include <asm/cpufeature.h>
+
 #include "vmsrs.h"
 
 static struct kmem_cache *draft_cache;
@@ -94,38 +96,62 @@ static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
 	return vmf->pgoff - ((pgoff_t)app->number << APP_PAGES_SHIFT);
 }
 
-static vm_fault_t map_writable(struct vmsrs_device *dev, struct vm_fault *vmf, u32 frame)
+/*
+ * Puts the protection key of a draft's request into the protection of its entry. The page table
+ * belongs to all threads of the process, the key makes the difference between them: the CPU refuses
+ * whoever has it closed in PKRU, and mm ends such a fault (SEGV_PKUERR, EFAULT for a copy of the
+ * kernel's) without asking here. Committed versions have the mapping's own key, 0.
+ */
+static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
+{
+	if (!owner->key || !cpu_feature_enabled(X86_FEATURE_OSPKE))
+		return prot;
+	return __pgprot((pgprot_val(prot) & ~_PAGE_PKEY_MASK) |
+			(pgprotval_t)owner->key << _PAGE_BIT_PKEY_BIT0);
+}
+
+/* Maps a draft for its request. domain->lock is held. */
+static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf, u32 frame)
 {
 	/*
 	 * vm_page_prot is the one for read-only entries, since the mapping asks to be told about
 	 * first writes.
 	 */
-	return vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(dev, frame),
-				   vm_get_page_prot(vmf->vma->vm_flags));
+	pgprot_t prot = vm_get_page_prot(vmf->vma->vm_flags);
+
+	return vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(domain->app->dev, frame),
+				   draft_prot(prot, domain->owner));
 }
 
-/* Everybody may read: the draft if there is one, else the committed version, else zeros. */
+/*
+ * Everybody may read: the committed version, or zeros; in the process of the request that is
+ * writing the page, its draft (under the request's key).
+ */
 static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 {
 	u32 page = fault_page(app, vmf), frame;
+	pgprot_t prot = vmf->vma->vm_page_prot;
 	struct vmsrs_extent_pages *extent;
+	struct vmsrs_domain *domain;
 	struct vmsrs_page *entry;
 	vm_fault_t ret;
 
 	extent = vmsrs_extent_find(app, page);
 	if (!extent)
 		return VM_FAULT_SIGSEGV;
+	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
 
-	mutex_lock(&extent->domain->lock);
-	frame = entry->draft;
-	if (frame == NONE)
-		frame = entry->frame;
-	if (frame == NONE)
-		frame = VMSRS_ZERO_FRAME;
-	ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(app->dev, frame),
-				  vmf->vma->vm_page_prot);
-	mutex_unlock(&extent->domain->lock);
+	mutex_lock(&domain->lock);
+	frame = entry->frame == NONE ? VMSRS_ZERO_FRAME : entry->frame;
+	/* The file is NULL when the request has failed: then the draft is about to go. */
+	if (entry->draft != NONE &&
+	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
+		frame = entry->draft;
+		prot = draft_prot(prot, domain->owner);
+	}
+	ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(app->dev, frame), prot);
+	mutex_unlock(&domain->lock);
 	return ret;
 }
 
@@ -143,7 +169,7 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
  * -EAGAIN: no frame. -ESTALE: the request has failed. -EFBIG: it has too many drafts.
  */
 static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
-		      struct vmsrs_file *file, u64 tag, struct vmsrs_draft *draft)
+		      struct vmsrs_file *file, u64 tag, u32 key, struct vmsrs_draft *draft)
 {
 	struct vmsrs_device *dev = domain->app->dev;
 	int error;
@@ -152,7 +178,7 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 	if (draft->frame == NONE)
 		return -EAGAIN;
 	if (!domain->owner) {
-		error = vmsrs_request_own(domain, file, tag);
+		error = vmsrs_request_own(domain, file, tag, key);
 		if (error)
 			goto put;
 	}
@@ -203,6 +229,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	struct vmsrs_domain *domain;
 	struct vmsrs_page *entry;
 	vm_fault_t ret;
+	u32 key;
 	u64 tag;
 	int error;
 
@@ -212,6 +239,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
 	tag = vmsrs_thread_tag(thread);
+	key = vmsrs_thread_key(thread);
 	if (!vmsrs_tag_valid(app->dev, tag))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	draft = kmem_cache_alloc(draft_cache, GFP_KERNEL);
@@ -227,11 +255,11 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 			/* Drafted by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
-			error = draft_make(domain, entry, file, tag, draft);
+			error = draft_make(domain, entry, file, tag, key, draft);
 		}
 		if (!error || error == -EEXIST) {
 			zap_pages(app, page, 1);
-			ret = map_writable(app->dev, vmf, entry->draft);
+			ret = map_writable(domain, vmf, entry->draft);
 		} else if (error == -EAGAIN && mapped) {
 			/* The instruction faults again, without an entry, and may wait then. */
 			zap_pages(app, page, 1);

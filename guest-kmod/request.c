@@ -48,10 +48,11 @@ void vmsrs_request_add(struct vmsrs_request *request)
 }
 
 /*
- * Makes the request the owner of a domain that has none. domain->lock is held.
+ * Makes the request the owner of a domain that has none; `file` and `key` are for a request that is
+ * not known yet. domain->lock is held.
  * -ESTALE: the request has failed.
  */
-int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag)
+int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
 {
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_request *request, *spare;
@@ -67,6 +68,7 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
 		request = spare;
 		spare = NULL;
 		request->file = file;
+		request->key = key;
 		vmsrs_request_add(request);
 	}
 	if (request->failed) {

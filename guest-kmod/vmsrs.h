@@ -66,6 +66,8 @@
 /* A sleeper looks at its lock word again after this time, even if nobody woke it. */
 #define LOCK_SLICE		HZ
 
+/* Largest protection key of x86: 4 bits of a page table entry. */
+#define PROTECTION_KEY_MAX	15
 /* Most threads that are registered at a time. */
 #define THREADS_MAX		65536
 /* Tags given out at a time. */
@@ -147,6 +149,7 @@ struct vmsrs_request {
 	struct vmsrs_app *app;
 	struct vmsrs_file *file;	/* through which it wrote first; only compared */
 	u64 tag;
+	u32 key;			/* protection key of its drafts, or 0; never changes */
 	atomic_t drafts;
 	bool failed;			/* set under requests_lock, never cleared: it may not write */
 	bool overdue;			/* failed because of its deadline; guarded by requests_lock */
@@ -342,7 +345,7 @@ void vmsrs_drafts_free(struct list_head *drafts);
 void vmsrs_draft_free(struct vmsrs_draft *draft);
 
 /* request.c */
-int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag);
+int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key);
 struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 domain,
 					 struct list_head *domains);
 struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
@@ -385,6 +388,14 @@ void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
 static inline u64 vmsrs_thread_tag(const struct vmsrs_thread *thread)
 {
 	return READ_ONCE(thread->control->tag);
+}
+
+/* Protection key for the drafts of a request that the thread begins, or 0. */
+static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
+{
+	u32 key = READ_ONCE(thread->control->key);
+
+	return key <= PROTECTION_KEY_MAX ? key : 0;
 }
 
 /* lock.c */

@@ -162,7 +162,8 @@
 // The request ran over the guard page below its stack.
 #define VMSRS_KIND_STACK_OVERFLOW 5
 
-// A write to a page of a domain that the request does not hold, refused by the driver.
+// A write to a page that the request does not hold, refused by the driver: another domain's, or one
+// of the guard pages between domains.
 #define VMSRS_KIND_FOREIGN_WRITE 6
 
 // A write into a sealed frame, stopped by the second-level page table.
@@ -201,8 +202,11 @@
 // The server called the request failed (an invariant of its own).
 #define VMSRS_KIND_INVARIANT 18
 
+// A read or write of a page that another request was writing, stopped by a protection key.
+#define VMSRS_KIND_FOREIGN_DRAFT 19
+
 // Largest `KIND_` constant.
-#define VMSRS_KIND_MAX 18
+#define VMSRS_KIND_MAX 19
 
 // General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
 // r8 to r15, rip, rflags.
@@ -575,8 +579,12 @@ struct vmsrs_thread_control {
   uint32_t deadline_ms;
   // Entries in use in `held`.
   uint32_t held_count;
-  // Reserved.
-  uint32_t reserved;
+  // Protection key of the request's drafts, 1 to 15, or 0 for none; anything else counts as 0.
+  // Where the CPU has protection keys, the driver puts it into the page-table entries of the
+  // drafts, so that only threads whose PKRU opens the key reach them. It is taken from the
+  // thread that makes the request's first draft and stays the request's: another key of another
+  // member changes nothing.
+  uint32_t key;
   // Domains that this thread holds or is about to lock, in the order of their locking. A domain
   // is entered here before its lock is taken and removed after it is released, so that a
   // thread's death at any point leaves no lock behind.
@@ -675,7 +683,8 @@ struct vmsrs_ioctl_fail {
   // In: address of the access that failed, or 0.
   uint64_t address;
   // In: one of the `KIND_` constants; [`crate::incident::KIND_MEMORY`] is refined by the driver
-  // ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_NO_FRAMES`],
+  // ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_FOREIGN_DRAFT`],
+  // [`crate::incident::KIND_SEALED_WRITE`], [`crate::incident::KIND_NO_FRAMES`],
   // [`crate::incident::KIND_DEADLINE`]). Out: the kind in the report.
   uint32_t kind;
   // In: the signal, or 0.

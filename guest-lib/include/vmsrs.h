@@ -146,6 +146,9 @@
 // The server called the request failed (`vmsrs_fail`).
 #define VMSRS_KIND_INVARIANT 18
 
+// A read or write of a page that another request was writing, stopped by a protection key.
+#define VMSRS_KIND_FOREIGN_DRAFT 19
+
 // An app, open in this process for as long as it lives.
 typedef struct vmsrs_app vmsrs_app;
 

@@ -5,7 +5,7 @@ use crate::device::{Device, Opened};
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::unprotected::Unprotected;
-use crate::{fork, signal};
+use crate::{fork, pkru, signal};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -107,6 +107,9 @@ impl App {
             .ok_or(Error::Argument("the app's number"))?;
         signal::install()?;
         fork::install();
+        if backend.protects() {
+            pkru::install();
+        }
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             backend,

@@ -97,6 +97,8 @@ pub const VMSRS_KIND_PROCESS_DEATH: u32 = 16;
 pub const VMSRS_KIND_NO_FRAMES: u32 = 17;
 /// The server called the request failed (`vmsrs_fail`).
 pub const VMSRS_KIND_INVARIANT: u32 = 18;
+/// A read or write of a page that another request was writing, stopped by a protection key.
+pub const VMSRS_KIND_FOREIGN_DRAFT: u32 = 19;
 
 /// Work of one request. What it returns goes to `*result` of `vmsrs_run`; a negative value gives the
 /// request up: everything it wrote is discarded.

@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::error::{Error, RunError};
 use crate::heap::{Damage, Heap};
 use crate::layout::{DomainHeader, FINGERPRINT, MAGIC};
+use crate::pkru;
 use crate::request::{self, Options, Request};
 use crate::thread::{self, Noted, Thread};
 use std::fmt;
@@ -249,12 +250,18 @@ impl Domain {
     }
 
     /// The root pointer, or null if it was never set. Without holding the domain, what it leads to
-    /// may change meanwhile.
+    /// may change meanwhile, and what another request is writing there cannot be read where the CPU
+    /// has protection keys.
     #[must_use]
     pub fn root_address(&self) -> *mut u8 {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
-        unsafe { (&raw const (*header).root).read_volatile() as *mut u8 }
+        let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
+        if self.held_here().is_ok() {
+            read()
+        } else {
+            pkru::with_all(read)
+        }
     }
 
     /// Sets the root pointer.

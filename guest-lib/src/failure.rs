@@ -79,6 +79,8 @@ kinds! {
     NoFrames = KIND_NO_FRAMES, c"no frames";
     /// The server called the request failed.
     Invariant = KIND_INVARIANT, c"invariant";
+    /// A read or write of a page that another request was writing, stopped by a protection key.
+    ForeignDraft = KIND_FOREIGN_DRAFT, c"foreign draft";
 }
 
 impl fmt::Display for Kind {

@@ -22,6 +22,7 @@ mod fork;
 mod heap;
 mod layout;
 mod lock;
+mod pkru;
 mod region;
 mod request;
 mod signal;

@@ -28,9 +28,6 @@ const ERRORS: [c_int; 6] = [
     libc::SIGABRT,
 ];
 
-/// `si_code` of an access that a protection key forbids (asm-generic/siginfo.h).
-const SEGV_PKUERR: c_int = 4;
-
 /// What was installed before.
 struct Previous {
     suppress: bool,
@@ -241,11 +238,9 @@ unsafe fn suppress(
     } else {
         0
     };
+    // What the driver knows better (foreign write, foreign draft, sealed write), it says at the report.
     let kind = match signal {
         libc::SIGSEGV | libc::SIGBUS if thread.is_stack_overflow(address) => Kind::StackOverflow,
-        libc::SIGSEGV if info.si_code == SEGV_PKUERR && crate::app::App::at(address).is_some() => {
-            Kind::SealedWrite
-        }
         libc::SIGSEGV | libc::SIGBUS => Kind::Memory,
         libc::SIGFPE => Kind::Arithmetic,
         libc::SIGILL | libc::SIGTRAP => Kind::Instruction,

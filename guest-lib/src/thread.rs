@@ -10,6 +10,7 @@ use crate::backend::Tags;
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::Kind;
+use crate::pkru::{self, Key};
 use crate::region::Region;
 use crate::request::Request;
 use crate::stack::Stack;
@@ -128,6 +129,8 @@ impl Drop for Deferred {
 pub(crate) struct Thread {
     app: &'static App,
     control: NonNull<ThreadControl>,
+    /// Protection key of its requests' drafts.
+    key: Key,
     tags: Cell<Tags>,
     phase: Cell<Phase>,
     /// Above 0: interrupts wait until it is 0 again.
@@ -225,6 +228,7 @@ pub(crate) fn forget_all() {
         thread.forgotten.set(true);
     }
     CURRENT.set(ptr::null());
+    pkru::close();
     // The parent's control blocks are not mapped here: the threads are left as they are.
     let _ = MINE.try_with(|mine| mine.0.try_borrow_mut().map(|mut mine| mine.clear()));
 }
@@ -259,10 +263,12 @@ impl Thread {
             .register(signal::interrupt())
             .inspect_err(|_| signal::leave_signal_stack())
             .map_err(Error::system("registering the thread"))?;
+        let key = Key::take();
         let place = memory.place().cast::<Self>();
         let thread = Self {
             app,
             control: registration.control,
+            key,
             tags: Cell::new(registration.tags),
             phase: Cell::new(Phase::Idle),
             critical: Cell::new(0),
@@ -284,6 +290,11 @@ impl Thread {
             _signal_stack: signal_stack,
             _memory: memory,
         };
+        // SAFETY: as in tag().
+        thread.write(
+            |control| unsafe { &raw mut (*control).key },
+            thread.key.number(),
+        );
         // SAFETY: fresh memory of the right size, page-aligned.
         unsafe { place.write(thread) };
         Ok(place)
@@ -503,11 +514,14 @@ impl Thread {
         );
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).tag }, tag);
+        self.key.open();
         Ok(())
     }
 
-    /// Ends the request; nothing is held any more.
+    /// Ends the request; nothing is held any more. All ways out of a request lead here, but for the
+    /// child of a fork ([`forget_all`]).
     pub(crate) fn end(&self) {
+        pkru::close();
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).tag }, 0);
         // SAFETY: as in tag().

@@ -10,7 +10,8 @@ pub const KIND_INSTRUCTION: u32 = 3;
 pub const KIND_ABORT: u32 = 4;
 /// The request ran over the guard page below its stack.
 pub const KIND_STACK_OVERFLOW: u32 = 5;
-/// A write to a page of a domain that the request does not hold, refused by the driver.
+/// A write to a page that the request does not hold, refused by the driver: another domain's, or one
+/// of the guard pages between domains.
 pub const KIND_FOREIGN_WRITE: u32 = 6;
 /// A write into a sealed frame, stopped by the second-level page table.
 pub const KIND_SEALED_WRITE: u32 = 7;
@@ -36,8 +37,10 @@ pub const KIND_PROCESS_DEATH: u32 = 16;
 pub const KIND_NO_FRAMES: u32 = 17;
 /// The server called the request failed (an invariant of its own).
 pub const KIND_INVARIANT: u32 = 18;
+/// A read or write of a page that another request was writing, stopped by a protection key.
+pub const KIND_FOREIGN_DRAFT: u32 = 19;
 /// Largest `KIND_` constant.
-pub const KIND_MAX: u32 = 18;
+pub const KIND_MAX: u32 = 19;
 
 /// General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
 /// r8 to r15, rip, rflags.

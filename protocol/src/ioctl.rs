@@ -170,7 +170,8 @@ pub struct IoctlFail {
     /// In: address of the access that failed, or 0.
     pub address: u64,
     /// In: one of the `KIND_` constants; [`crate::incident::KIND_MEMORY`] is refined by the driver
-    /// ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_NO_FRAMES`],
+    /// ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_FOREIGN_DRAFT`],
+    /// [`crate::incident::KIND_SEALED_WRITE`], [`crate::incident::KIND_NO_FRAMES`],
     /// [`crate::incident::KIND_DEADLINE`]). Out: the kind in the report.
     pub kind: u32,
     /// In: the signal, or 0.

@@ -31,8 +31,12 @@ pub struct ThreadControl {
     pub deadline_ms: u32,
     /// Entries in use in `held`.
     pub held_count: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// Protection key of the request's drafts, 1 to 15, or 0 for none; anything else counts as 0.
+    /// Where the CPU has protection keys, the driver puts it into the page-table entries of the
+    /// drafts, so that only threads whose PKRU opens the key reach them. It is taken from the
+    /// thread that makes the request's first draft and stays the request's: another key of another
+    /// member changes nothing.
+    pub key: u32,
     /// Domains that this thread holds or is about to lock, in the order of their locking. A domain
     /// is entered here before its lock is taken and removed after it is released, so that a
     /// thread's death at any point leaves no lock behind.

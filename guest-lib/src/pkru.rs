@@ -1,0 +1,255 @@
+//! Protection keys: who reaches which drafts.
+//!
+//! All threads share a page table, so a draft that is writable for its request would be writable for
+//! everybody. The driver puts a protection key into the entries of a request's drafts
+//! ([`vmsrs_protocol::shared::ThreadControl::key`]), and each thread's PKRU register says which keys
+//! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside of requests none
+//! of the library's. Changing PKRU takes no system call.
+//!
+//! Keys are few. The library takes what the kernel gives, once in a process, and each thread gets
+//! the key that the fewest threads have; with more threads than keys some share one, and are not
+//! protected from each other's strays.
+
+use std::arch::asm;
+use std::arch::x86_64::__cpuid_count;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+
+/// Keys of the CPU. Key 0 is everybody's.
+const KEYS: usize = 16;
+
+/// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
+const OSPKE: u32 = 1 << 4;
+
+/// `pkey_alloc`: no access with the key for the calling thread.
+const PKEY_DISABLE_ACCESS: libc::c_ulong = 1;
+
+/// A set of keys, and what PKRU says about them. Each key has two bits in PKRU: access disabled,
+/// and write disabled above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Keys {
+    /// Both bits of each key of the set.
+    both: u32,
+}
+
+impl Keys {
+    const fn bits(key: u32) -> u32 {
+        0b11 << (2 * key)
+    }
+
+    const fn with(self, key: u32) -> Self {
+        Self {
+            both: self.both | Self::bits(key),
+        }
+    }
+
+    const fn is_empty(self) -> bool {
+        self.both == 0
+    }
+
+    /// PKRU with all keys of the set closed but `open` (0: all of them), and the others' bits as
+    /// they are.
+    const fn apply(self, pkru: u32, open: u32) -> u32 {
+        // Closed is "access disabled" alone, as in the kernel's default.
+        const ACCESS: u32 = 0x5555_5555;
+        let closed = if open == 0 {
+            self.both
+        } else {
+            self.both & !Self::bits(open)
+        };
+        (pkru & !self.both) | (closed & ACCESS)
+    }
+
+    /// PKRU with all keys of the set open.
+    const fn open_all(self, pkru: u32) -> u32 {
+        pkru & !self.both
+    }
+}
+
+/// Both bits of each of the library's keys; 0 until [`install`] found some. A plain word, for the
+/// way out of requests.
+static OURS: AtomicU32 = AtomicU32::new(0);
+
+/// Threads that have each key. No lock: the child of a fork may find one locked for ever, and a
+/// choice that is not the best does no harm.
+static THREADS: [AtomicU32; KEYS] = [const { AtomicU32::new(0) }; KEYS];
+
+fn ours() -> Keys {
+    Keys {
+        both: OURS.load(Ordering::Relaxed),
+    }
+}
+
+/// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
+/// `VMSRS_PKU=off`, there are none, and everything works without them.
+pub(crate) fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
+        if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
+            OURS.store(allocate().both, Ordering::Relaxed);
+        }
+    });
+}
+
+/// All keys that the kernel gives.
+fn allocate() -> Keys {
+    let mut keys = Keys::default();
+    loop {
+        // SAFETY: the call takes two numbers; a new key guards no memory yet.
+        let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, PKEY_DISABLE_ACCESS) };
+        match u32::try_from(key) {
+            Ok(key) if (1..KEYS as u32).contains(&key) => keys = keys.with(key),
+            _ => return keys,
+        }
+    }
+}
+
+/// A thread's key, given back when this is dropped; 0 where there are none.
+#[derive(Debug)]
+pub(crate) struct Key(u32);
+
+impl Key {
+    /// The library's key that the fewest threads have.
+    pub(crate) fn take() -> Self {
+        let key = (1..KEYS as u32)
+            .filter(|&key| ours().both & Keys::bits(key) != 0)
+            .min_by_key(|&key| THREADS[key as usize].load(Ordering::Relaxed))
+            .unwrap_or(0);
+        THREADS[key as usize].fetch_add(1, Ordering::Relaxed);
+        close();
+        Self(key)
+    }
+
+    /// Its number, for the driver.
+    pub(crate) fn number(&self) -> u32 {
+        self.0
+    }
+
+    /// Lets the calling thread use this key, and no other of the library's.
+    pub(crate) fn open(&self) {
+        update(|pkru| ours().apply(pkru, self.0));
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        THREADS[self.0 as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes all of the library's keys from the calling thread. Async-signal-safe.
+pub(crate) fn close() {
+    update(|pkru| ours().apply(pkru, 0));
+}
+
+/// Runs the library's own code with all of its keys open, to look at what another request may be
+/// writing. If a signal ends the request meanwhile, its landing closes them.
+pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
+    if ours().is_empty() {
+        return code();
+    }
+    let before = read();
+    write(ours().open_all(before));
+    let value = code();
+    write(before);
+    value
+}
+
+fn update(change: impl FnOnce(u32) -> u32) {
+    if !ours().is_empty() {
+        write(change(read()));
+    }
+}
+
+/// The calling thread's PKRU. Only called when there are keys.
+fn read() -> u32 {
+    debug_assert!(!ours().is_empty());
+    let pkru;
+    // SAFETY: there are keys, so CR4.PKE is set and the instruction is known. ECX must be 0; EDX
+    // becomes 0.
+    unsafe {
+        asm!("rdpkru", in("ecx") 0, out("eax") pkru, out("edx") _, options(nomem, nostack, preserves_flags));
+    }
+    pkru
+}
+
+/// Sets the calling thread's PKRU. Only called when there are keys.
+fn write(pkru: u32) {
+    debug_assert!(!ours().is_empty());
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: as in read(). Only bits of the library's keys change, and those guard drafts alone.
+    // The assembly counts as an access to all memory, so nothing moves across it.
+    unsafe {
+        asm!("wrpkru", in("eax") pkru, in("ecx") 0, in("edx") 0, options(nostack, preserves_flags));
+    }
+    compiler_fence(Ordering::SeqCst);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINUX_DEFAULT: u32 = 0x5555_5554;
+
+    fn keys(list: impl IntoIterator<Item = u32>) -> Keys {
+        list.into_iter().fold(Keys::default(), Keys::with)
+    }
+
+    /// What PKRU says of a key: (access disabled, write disabled).
+    fn rights(pkru: u32, key: u32) -> (bool, bool) {
+        let bits = pkru >> (2 * key);
+        (bits & 1 != 0, bits & 2 != 0)
+    }
+
+    #[test]
+    fn a_request_has_its_own_key_open_and_all_others_of_ours_closed() {
+        let ours = keys(1..16);
+        for own in 1..16 {
+            let pkru = ours.apply(LINUX_DEFAULT, own);
+            for key in 1..16 {
+                assert_eq!(rights(pkru, key), (key != own, false));
+            }
+        }
+    }
+
+    #[test]
+    fn outside_of_requests_pkru_is_linuxs_default() {
+        let ours = keys(1..16);
+        let inside = ours.apply(LINUX_DEFAULT, 7);
+        assert_eq!(ours.apply(inside, 0), LINUX_DEFAULT);
+        assert_eq!(ours.apply(0, 0), LINUX_DEFAULT);
+        assert_eq!(ours.apply(u32::MAX, 0), LINUX_DEFAULT | 0b11);
+    }
+
+    #[test]
+    fn keys_that_are_not_ours_and_key_0_stay_as_they_are() {
+        let ours = keys([2, 3, 15]);
+        for pkru in [0, u32::MAX, LINUX_DEFAULT, 0x1234_5678, 0xaaaa_aaa8] {
+            for new in [
+                ours.apply(pkru, 0),
+                ours.apply(pkru, 3),
+                ours.apply(pkru, 15),
+                ours.open_all(pkru),
+            ] {
+                for key in (0..16).filter(|key| ![2, 3, 15].contains(key)) {
+                    assert_eq!(rights(new, key), rights(pkru, key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn going_from_one_key_to_another_leaves_no_trace_of_the_first() {
+        let ours = keys([1, 4, 9]);
+        let first = ours.apply(LINUX_DEFAULT, 4);
+        assert_eq!(ours.apply(first, 9), ours.apply(LINUX_DEFAULT, 9));
+        assert_eq!(ours.open_all(first), ours.open_all(LINUX_DEFAULT));
+    }
+
+    #[test]
+    fn without_keys_nothing_changes() {
+        assert!(Keys::default().is_empty());
+        assert_eq!(Keys::default().apply(0x1234_5678, 0), 0x1234_5678);
+    }
+}
