@@ -1,0 +1,45 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# Makes the folder of a small guest: busybox, the modules it needs, vmsrs.ko, and one program.
+#
+#   make-guest.sh FOLDER PROGRAM VMSRS.KO [KERNEL-RELEASE [ROOT]]
+#
+# PROGRAM is linked statically. The kernel's package is installed, on this machine or below ROOT;
+# its release is that of this machine's running kernel unless another one is given.
+set -eu
+folder=$1 program=$2 driver=$3 release=${4:-$(uname -r)} root=${5:-}
+
+mkdir -p "$folder/bin" "$folder/lib/modules" "$folder/proc" "$folder/sys" "$folder/dev" "$folder/tmp"
+cp "$(command -v busybox)" "$folder/bin/busybox"
+cp "$program" "$folder/bin/server"
+# `insmod FILE` lines, dependencies first; what is built into the kernel needs no line.
+: > "$folder/lib/modules/order"
+for module in virtio_mmio virtio_net; do
+	modprobe -d "$root/" -S "$release" --show-depends "$module"
+done | while read -r verb file _; do
+	[ "$verb" = insmod ] || continue
+	cp "$file" "$folder/lib/modules/"
+	grep -qx "$(basename "$file")" "$folder/lib/modules/order" ||
+		basename "$file" >> "$folder/lib/modules/order"
+done
+cp "$driver" "$folder/lib/modules/vmsrs.ko"
+echo vmsrs.ko >> "$folder/lib/modules/order"
+
+cat > "$folder/init" <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /lib/modules/order); do
+	insmod "/lib/modules/$module"
+done
+ip link set lo up
+ip addr add 192.168.77.2/24 dev eth0
+ip link set eth0 up
+cd /tmp
+server 7000
+poweroff -f
+INIT
+chmod 755 "$folder/init"

@@ -1,0 +1,160 @@
+//! The servers of docs/tutorial.md do what it says, without protection as on a laptop.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a server to listen or to answer.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server in a folder of its own; it is killed in the end.
+struct Server {
+    process: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(program: &Path, folder: tempfile::TempDir) -> Self {
+        // The servers take a port and do not tell it: take one that was free just now.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let process = Command::new(program)
+            .arg(port.to_string())
+            .current_dir(folder.path())
+            .env("VMSRS_DEVICE", "none")
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        Self {
+            process,
+            port,
+            folder,
+        }
+    }
+
+    fn connect(&mut self) -> Connection {
+        let start = Instant::now();
+        loop {
+            if let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)) {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                return Connection(BufReader::new(stream));
+            }
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none(), "the server ended: {ended:?}");
+            assert!(start.elapsed() < LIMIT, "the server does not listen");
+            // There is no event of a listening socket in another process.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    /// The answer to a line; empty when the server hangs up.
+    fn ask(&mut self, line: &str) -> String {
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+        let mut answer = String::new();
+        match self.0.read_line(&mut answer) {
+            Ok(_) => answer.trim_end().to_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => String::new(),
+            Err(error) => panic!("{line}: {error}"),
+        }
+    }
+}
+
+/// The folder where cargo has put this build.
+fn target() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    program.parent().unwrap().to_path_buf()
+}
+
+/// Compiles a source of the tutorial with warnings as errors, and starts it.
+fn compile(source: &str, flags: &[&str]) -> Server {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("server");
+    let output = Command::new("cc")
+        .args(["-Wall", "-Wextra", "-Werror", "-O2", "-pthread", "-I"])
+        .arg(root.join("include"))
+        .arg(root.join("../docs/tutorial").join(source))
+        .args(flags)
+        .args(["-ldl", "-lm", "-o"])
+        .arg(&program)
+        .output()
+        .unwrap_or_else(|error| panic!("cc: {error}; install build-essential"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    Server::start(&program, folder)
+}
+
+#[test]
+fn the_server_without_vmsrs_dies_of_its_bug() {
+    let mut server = compile("lists-plain.c", &[]);
+    let mut alice = server.connect();
+    let mut bob = server.connect();
+    assert_eq!(
+        alice.ask("alice set 0 milk"),
+        "ok 0 milk, (null), (null), (null)"
+    );
+    assert_eq!(bob.ask("bob set 0 tea"), "ok 0 tea, (null), (null), (null)");
+    assert_eq!(alice.ask("alice save"), "");
+    assert!(!server.process.wait().unwrap().success());
+    assert!(server.folder.path().join("alice.partial").exists());
+}
+
+/// What both ported servers do; `bug` is how the second one shows, and `none` an empty slot.
+fn survives(server: &mut Server, bug: &str, none: &str) {
+    let mut alice = server.connect();
+    let mut bob = server.connect();
+    let rest = format!("{none}, {none}, {none}");
+    assert_eq!(alice.ask("alice set 0 milk"), format!("ok 0 milk, {rest}"));
+    assert_eq!(bob.ask("bob set 0 tea"), format!("ok 0 tea, {rest}"));
+    assert_eq!(
+        alice.ask("alice save"),
+        format!("failed: {bug}, incident 1")
+    );
+    let files = std::fs::read_dir(server.folder.path()).unwrap();
+    let partial = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".partial");
+    assert!(
+        !files
+            .map(|file| file.unwrap().file_name())
+            .any(|name| partial(&name))
+    );
+    assert_eq!(
+        alice.ask("alice append 0 eggs"),
+        "failed: red zone, incident 2"
+    );
+    assert_eq!(bob.ask("bob show"), format!("ok 0 tea, {rest}"));
+    assert!(server.process.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn the_ported_server_survives_its_bugs() {
+    let library = target().join("libvmsrs.a");
+    let mut server = compile("lists.c", &[library.to_str().unwrap()]);
+    survives(&mut server, "memory", "(null)");
+}
+
+#[test]
+fn the_server_in_rust_survives_its_bugs() {
+    let program = target().join("../examples/lists");
+    assert!(
+        program.exists(),
+        "cargo builds examples only without a filter on targets: run `cargo build --example lists`"
+    );
+    let mut server = Server::start(&program, tempfile::tempdir().unwrap());
+    survives(&mut server, "panic", "-");
+}
