@@ -1,0 +1,29 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# The tutorial's session on the KVM host of the test-bed: boots the guest, talks to the server in
+# it, and shows what the host knows. Its folder has vmsrs, vmlinuz and guest.img.
+set -eu
+
+vmsrs run --kernel vmlinuz --initramfs guest.img --memory 256M --window 64M \
+	--tap tap0,192.168.77.1/24 --console guest.log &
+until nc -w 2 192.168.77.2 7000 </dev/null 2>/dev/null; do
+	kill -0 $! || exit 1
+	sleep 1
+done
+grep 'vmsrs' guest.log || true
+
+talk() {
+	echo "\$ nc 192.168.77.2 7000"
+	printf '%s\n' "$@"
+	printf '%s\n' "$@" | nc 192.168.77.2 7000
+}
+talk 'alice set 0 milk' 'bob set 0 tea'
+talk 'alice append 0 eggs'
+talk 'alice save'
+talk 'alice show' 'bob show'
+for command in 'incidents' 'incidents 1' 'incidents 3' 'status'; do
+	echo "\$ vmsrs $command"
+	vmsrs $command
+done
+kill -TERM $!
+wait $!
