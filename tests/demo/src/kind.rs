@@ -121,6 +121,7 @@ pub fn detector(kind: &str) -> &str {
         "abort" => "SIGABRT",
         "stack overflow" => "stack guard",
         "foreign write" => "driver: foreign write",
+        "foreign draft" => "protection key",
         "sealed write" => "second-level page table",
         "double free" => "double free check",
         "foreign free" => "free of no block",

@@ -1,10 +1,10 @@
-//! Makes a write that must fault, and tells where and how it did.
+//! Makes a write or read that must fault, and tells where and how it did.
 
 use std::arch::naked_asm;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-/// A signal that a write got.
+/// A signal that a write or read got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The signal.
@@ -37,6 +37,21 @@ pub fn store_instruction() -> u64 {
     store as *const () as u64
 }
 
+/// Loads the byte at `address`; its first instruction is the load.
+///
+/// # Safety
+///
+/// The load must be sound, or stopped.
+#[unsafe(naked)]
+pub unsafe extern "C" fn load(_address: *const u8) -> u8 {
+    naked_asm!("mov al, byte ptr [rdi]", "ret")
+}
+
+/// Address of the instruction that [`try_load`] loads with.
+pub fn load_instruction() -> u64 {
+    load as *const () as u64
+}
+
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives both for a handler with SA_SIGINFO.
     unsafe {
@@ -47,12 +62,12 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
         ADDRESS.store((*info).si_addr() as u64, Ordering::Relaxed);
         INSTRUCTION.store(rip, Ordering::Relaxed);
         SIGNAL.store(signal, Ordering::Release);
-        if rip != store_instruction() {
+        if rip != store_instruction() && rip != load_instruction() {
             // Not ours to skip: let it end the process.
             libc::signal(signal, libc::SIG_DFL);
             return;
         }
-        // Return from `store` as if it had stored.
+        // Return from `store` or `load` as if it had been done.
         let stack = registers[libc::REG_RSP as usize] as *const i64;
         registers[libc::REG_RIP as usize] = *stack;
         registers[libc::REG_RSP as usize] += 8;
@@ -75,6 +90,31 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
 ///
 /// The store must be sound wherever it is not stopped.
 pub unsafe fn try_store(address: *mut u8, value: u8) -> Result<(), Fault> {
+    // SAFETY: the caller says that the store is sound; if it faults, the handler steps over it.
+    attempt(|| unsafe { store(address, value) })
+}
+
+/// Loads a byte; `Err` tells the fault that stopped it.
+///
+/// The handlers of SIGSEGV and SIGBUS of the process are replaced.
+///
+/// # Errors
+///
+/// The fault, if the load did not happen.
+///
+/// # Panics
+///
+/// When a handler cannot be installed.
+///
+/// # Safety
+///
+/// The load must be sound wherever it is not stopped.
+pub unsafe fn try_load(address: *const u8) -> Result<u8, Fault> {
+    // SAFETY: the caller says that the load is sound; if it faults, the handler steps over it.
+    attempt(|| unsafe { load(address) })
+}
+
+fn attempt<T>(access: impl FnOnce() -> T) -> Result<T, Fault> {
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
         // SAFETY: `action` is fully initialized; the handler is async-signal-safe.
         let result = unsafe {
@@ -87,10 +127,9 @@ pub unsafe fn try_store(address: *mut u8, value: u8) -> Result<(), Fault> {
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }
     SIGNAL.store(0, Ordering::Release);
-    // SAFETY: the caller says that the store is sound; if it faults, the handler steps over it.
-    unsafe { store(address, value) };
+    let value = access();
     match SIGNAL.load(Ordering::Acquire) {
-        0 => Ok(()),
+        0 => Ok(value),
         signal => Err(Fault {
             signal,
             code: CODE.load(Ordering::Relaxed),

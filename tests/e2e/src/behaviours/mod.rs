@@ -7,6 +7,7 @@ use crate::Behaviour;
 mod deadline;
 mod discard;
 mod draft_and_commit;
+mod foreign_draft;
 mod foreign_write;
 mod kernel_write;
 mod kinds_of_error;
@@ -22,6 +23,7 @@ pub const ALL: &[&Behaviour] = &[
     &draft_and_commit::BEHAVIOUR,
     &discard::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
+    &foreign_draft::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
     &window_mapped_writable::BEHAVIOUR,
     &lock_after_error::BEHAVIOUR,
