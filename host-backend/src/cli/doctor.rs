@@ -288,15 +288,15 @@ impl Machine {
         let (has, enabled) = (self.has_flag("pku"), self.has_flag("ospke"));
         let present = has && enabled;
         let (found, remedy) = match (has, enabled) {
-            (_, true) => ("there; this version does not use them", ""),
+            (_, true) => ("there, for the drafts of requests", ""),
             (true, false) => (
                 "the CPU has them, the kernel has turned them off",
                 "boot without `nopku`",
             ),
             (false, false) => (
                 "the CPU has none",
-                "nothing is lost, this version does not use them; Intel has them since Skylake-SP, \
-                 AMD since Zen 3",
+                "without them a stray write can reach another request's draft; Intel has them since \
+                 Skylake-SP, AMD since Zen 3",
             ),
         };
         Check {
