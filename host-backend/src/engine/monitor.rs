@@ -18,6 +18,10 @@ const BOOT_GAP: u64 = 1000;
 /// Room for the driver's incident numbers in one boot.
 const NUMBERS_PER_BOOT: u64 = 1 << 40;
 
+/// The driver's numbers begin no higher than about here. Boots of a good driver never get there; a
+/// hostile one that wastes its numbers gets the same ones again.
+const BASE_LIMIT: u64 = 1 << 62;
+
 /// What the host found when it checked a report against its own tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -118,9 +122,8 @@ impl Monitor {
 
     /// Leaves the numbers of the boot that ends behind.
     pub(crate) fn reset(&mut self) {
-        // The largest number is bounded by the boots so far, so this stays far below 2^64.
-        let last = self.largest.max(self.base);
-        self.base = last.saturating_add(BOOT_GAP).next_multiple_of(BOOT_GAP) + 1;
+        let last = self.largest.max(self.base).min(BASE_LIMIT);
+        self.base = (last + BOOT_GAP).next_multiple_of(BOOT_GAP) + 1;
     }
 
     /// Whether the driver may give a new incident this number.
@@ -279,6 +282,18 @@ mod tests {
             monitor.kinds().collect::<Vec<_>>(),
             [(KIND_SEALED_WRITE, 1001)]
         );
+    }
+
+    #[test]
+    fn incident_numbers_do_not_overflow_however_often_a_hostile_guest_resets() {
+        let mut monitor = Monitor::new(4);
+        // The largest number that a boot may use, in more boots than 64 bits have room for.
+        for _ in 0..1u32 << 25 {
+            monitor.largest = monitor.base + (NUMBERS_PER_BOOT - 2);
+            monitor.reset();
+        }
+        assert!(monitor.base() % 2 == 1 && monitor.is_new_number(monitor.base()));
+        assert!(monitor.base().checked_add(NUMBERS_PER_BOOT).is_some());
     }
 
     #[test]

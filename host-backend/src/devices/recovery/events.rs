@@ -13,6 +13,9 @@ use super::handle::RecoveryHandle;
 /// Most events that wait for the driver's buffers.
 const PENDING_MAX: usize = 64;
 
+/// Most buffers of the driver before others, and a stop, get their turn.
+pub(super) const TURN: usize = 64;
+
 /// Events that wait for the thread that serves the queues.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
@@ -42,7 +45,8 @@ impl Pending {
     }
 }
 
-/// Puts pending events into the driver's buffers, as many as there are.
+/// Puts pending events into the driver's buffers; true if there may be more to do. (Buffers that
+/// are too small use up a turn and no event, so that the number of events is no bound.)
 ///
 /// # Errors
 ///
@@ -51,14 +55,17 @@ pub(super) fn process(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
     handle: &RecoveryHandle,
-) -> Result<(), QueueError> {
-    while handle.has_events() {
+) -> Result<bool, QueueError> {
+    for _ in 0..TURN {
+        if !handle.has_events() {
+            return Ok(false);
+        }
         let Some(chain) = queue.iter(memory)?.next() else {
             // The driver kicks when it has filled the queue again.
             if queue.enable_notification(memory)? {
                 continue;
             }
-            return Ok(());
+            return Ok(false);
         };
         let head = chain.head_index();
         let buffer =
@@ -74,5 +81,5 @@ pub(super) fn process(
         };
         queue.add_used(memory, head, written)?;
     }
-    Ok(())
+    Ok(true)
 }

@@ -138,9 +138,9 @@ impl RecoveryHandle {
         self.drop_events();
     }
 
-    /// Counts something that the driver did wrong.
-    pub(super) fn count(&self, what: &'static str) {
-        self.shared.tally.add(NAME, what);
+    /// Counts something that the driver did wrong; true if it is the first of its kind.
+    pub(super) fn count(&self, what: &'static str) -> bool {
+        self.shared.tally.add(NAME, what)
     }
 
     /// Waits until frames are retired and wipes a batch of them; false when the cleanser has to

@@ -234,6 +234,19 @@ fn an_unknown_kind_of_message_is_refused_and_counted() {
 }
 
 #[test]
+fn a_chain_whose_head_is_out_of_range_is_an_error() {
+    let (device, memory) = (device(), memory());
+    for head in [16, 0x7fff, u16::MAX] {
+        let mock = MockSplitQueue::new(&memory, 16);
+        mock.avail().ring().ref_at(0).unwrap().store(head);
+        mock.avail().idx().store(1);
+        let mut queue: Queue = mock.create_queue().unwrap();
+        assert!(control::process(&mut queue, &memory, &device.handle()).is_err());
+        assert_eq!(mock.used().idx().load(), 0);
+    }
+}
+
+#[test]
 fn rings_that_make_no_sense_are_an_error() {
     let (device, memory) = (device(), memory());
     let mock = MockSplitQueue::new(&memory, 16);
@@ -428,6 +441,30 @@ fn a_driver_is_granted_frames_over_the_running_queues() {
     for frame in 0..FRAMES {
         assert_eq!(handle.is_protected(frame), !granted.contains(&frame));
     }
+}
+
+#[test]
+fn a_driver_that_gives_useless_buffers_without_end_does_not_hold_up_the_device() {
+    const SIZE: u16 = 256;
+    let (device, memory) = (device(), memory());
+    let handle = device.handle();
+    handle.sealed_write(SealedWrite::default());
+    // Every buffer is the same empty one: the event goes on waiting.
+    let mock = MockSplitQueue::new(&memory, SIZE);
+    let mut queue: Queue = mock.create_queue().unwrap();
+    queue.set_used_ring_address(Some(REPLY as u32), Some(0));
+    mock.avail().idx().store(SIZE);
+    for turn in 1..=4 {
+        let more = events::process(&mut queue, &memory, &handle).unwrap();
+        assert!(more, "turn {turn}");
+        let used: Result<u16, _> = memory.load(
+            GuestAddress(REPLY + 2),
+            std::sync::atomic::Ordering::Acquire,
+        );
+        assert_eq!(used.unwrap(), turn * events::TURN as u16);
+    }
+    assert!(!events::process(&mut queue, &memory, &handle).unwrap());
+    assert!(handle.has_events());
 }
 
 #[test]

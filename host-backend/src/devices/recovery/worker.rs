@@ -104,8 +104,9 @@ impl Worker {
                 });
             }
         }
-        if let Err(error) = result {
-            self.handle.count("the driver broke the rings of a queue");
+        if let Err(error) = result
+            && self.handle.count("the driver broke the rings of a queue")
+        {
             log::warn!("{NAME}: {error}");
         }
         self.interrupt.needs_reset();
@@ -129,7 +130,10 @@ impl Worker {
             self.handle.drop_events();
             return Ok(());
         };
-        events::process(&mut active.queue, &self.memory, &self.handle)?;
+        if events::process(&mut active.queue, &self.memory, &self.handle)? {
+            // As above.
+            let _ = self.pending.write(1);
+        }
         if active.queue.needs_notification(&self.memory)? {
             self.interrupt.queue_used();
         }
