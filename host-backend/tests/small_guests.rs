@@ -4,7 +4,6 @@
 //! Each test says so and passes when this machine has no usable /dev/kvm; the end-to-end tests
 //! show the same with whole kernels in the nested test-bed.
 
-use std::fs;
 use std::io::Write;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -16,7 +15,8 @@ use tempfile::NamedTempFile;
 use vm_memory::ByteValued;
 use vmsrs_host::vmm::console::Console;
 use vmsrs_host::vmm::fault::{Violation, WindowGuard};
-use vmsrs_host::vmm::{ExitReason, Vm, VmConfig, VmError};
+use vmsrs_host::vmm::loader::Kernel;
+use vmsrs_host::vmm::{ExitReason, StopHandle, Vm, VmConfig, VmError};
 
 const MEMORY: u64 = 64 << 20;
 const PAGE: usize = 4096;
@@ -64,14 +64,15 @@ fn machine(code: &[u8], output: Output) -> Option<Vm> {
         return None;
     }
     let kernel = kernel(code);
-    let vm = Vm::new(VmConfig {
+    let config = VmConfig {
         memory_bytes: MEMORY,
         vcpus: 2,
-        kernel: kernel.path().to_owned(),
+        kernel: Kernel::open(kernel.path()).unwrap(),
         initramfs: None,
         cmdline: String::new(),
         console: Console::output_to(output),
-    });
+    };
+    let vm = Vm::new(&config, StopHandle::default());
     Some(vm.expect("the VM is made"))
 }
 
@@ -203,20 +204,19 @@ fn a_store_into_a_protected_frame_is_suppressed_and_reported() {
 
 #[test]
 fn configurations_that_make_no_sense_are_refused() {
-    let config = |memory_bytes, vcpus| VmConfig {
-        memory_bytes,
-        vcpus,
-        kernel: "/no/such/kernel".into(),
-        initramfs: None,
-        cmdline: String::new(),
-        console: Console::output_to(std::io::sink()),
+    let file = NamedTempFile::new().unwrap();
+    let make = |memory_bytes, vcpus| {
+        let config = VmConfig {
+            memory_bytes,
+            vcpus,
+            kernel: Kernel::open(file.path()).unwrap(),
+            initramfs: None,
+            cmdline: String::new(),
+            console: Console::output_to(std::io::sink()),
+        };
+        Vm::new(&config, StopHandle::default())
     };
-    assert!(matches!(Vm::new(config(MEMORY, 0)), Err(VmError::Vcpus(0))));
-    assert!(matches!(Vm::new(config(1, 1)), Err(VmError::Memory(_))));
-    if fs::exists("/dev/kvm").unwrap_or(false) && Kvm::new().is_ok() {
-        assert!(matches!(
-            Vm::new(config(MEMORY, 1)),
-            Err(VmError::Loader(_))
-        ));
-    }
+    assert!(matches!(make(MEMORY, 0), Err(VmError::Vcpus(0))));
+    assert!(matches!(make(1, 1), Err(VmError::Memory(_))));
+    assert!(matches!(make(MEMORY, 1), Err(VmError::Loader(_))));
 }

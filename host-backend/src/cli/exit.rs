@@ -17,9 +17,9 @@ pub enum Exit {
     Machine = 3,
     /// No VM can be reached at the control socket.
     Unreachable = 4,
-    /// The guest died: the virtual CPU could not go on.
+    /// The guest died (the virtual CPU could not go on) and was not started again.
     GuestDied = 5,
-    /// The guest reset itself: it restarted, or its kernel panicked.
+    /// The guest reset itself (it rebooted, or its kernel panicked) and was not started again.
     GuestReset = 6,
     /// The control socket or the tap interface is in use.
     Busy = 7,
@@ -41,8 +41,8 @@ Exit codes:
   2  the command line makes no sense, or a file is missing or of the wrong sort
   3  this machine cannot do it (see `vmsrs doctor`)
   4  no VM can be reached at the control socket
-  5  the guest died
-  6  the guest reset itself: a restart, or a kernel panic
+  5  the guest died, and was not started again
+  6  the guest reset itself (a reboot or a kernel panic), and was not started again
   7  the control socket or the tap interface is in use
   8  there is no incident with that number";
 

@@ -16,7 +16,8 @@ use crate::engine::{IncidentDetail, IncidentSummary, RequestFacts};
 /// List what failed in a running VM, or show one incident with all its facts
 ///
 /// Without an ID the newest incident is last. Odd numbers are failed requests reported by the
-/// guest, even ones are writes that the second-level page table stopped.
+/// guest, even ones are the host's own: writes that the second-level page table stopped, and ends of
+/// the guest's kernel that took requests with them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -140,6 +141,14 @@ fn describe(detail: &IncidentDetail) -> String {
             ("attempts", write.count.to_string()),
         ]);
     }
+    if let Some(down) = &detail.guest_down {
+        rows.extend([
+            ("how", printable(&down.reason)),
+            ("frames granted", down.granted_frames.to_string()),
+            ("drafts dropped", down.written_frames.to_string()),
+            ("pages of a commit cut off", down.staged_pages.to_string()),
+        ]);
+    }
     let mut text = String::new();
     if let Some(request) = &detail.request {
         let thread = printable(&request.thread);
@@ -207,7 +216,7 @@ fn describe_request(request: &RequestFacts) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{DraftFacts, Outcome, Restored, SealedWriteFacts};
+    use crate::engine::{DraftFacts, GuestDownFacts, Outcome, Restored, SealedWriteFacts};
 
     fn summary() -> IncidentSummary {
         IncidentSummary {
@@ -264,6 +273,12 @@ mod tests {
                 user: false,
                 count: 2,
             }),
+            guest_down: Some(GuestDownFacts {
+                reason: "the guest reset itself".into(),
+                granted_frames: 1024,
+                written_frames: 3,
+                staged_pages: 0,
+            }),
         };
         let text = describe(&detail);
         for part in [
@@ -279,6 +294,7 @@ mod tests {
             "#0  0x0000000000402000",
             "the kernel, vCPU 1",
             "0x100005000",
+            "the guest reset itself",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }

@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use thiserror::Error;
@@ -18,18 +18,18 @@ use vmsrs_protocol::PAGE_SIZE;
 use super::Target;
 use super::exit::{Exit, Failure};
 use super::initramfs::{self, InitramfsError};
+use super::machine::Machine;
 use super::newc::PackError;
+use super::restart::{self, Budget, OnReboot};
 use super::size::Size;
 use super::text::{duration, write_json};
-use crate::control::{Operator, Server, ServerError, VmStatus};
-use crate::devices::mmio::MmioTransport;
-use crate::devices::net::{self, Net, NetCounters, TapConfig, TapError};
-use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, RecoveryHandle};
-use crate::devices::{Tally, VirtioDevice};
+use crate::control::{Operator, Restart, Server, ServerError, VmStatus};
+use crate::devices::Tally;
+use crate::devices::net::{self, NetCounters, TapConfig, TapError};
+use crate::devices::recovery::{RecoveryDeviceError, RecoveryHandle};
 use crate::engine::{ConfigError, Count, EngineConfig, IncidentDetail, IncidentSummary, Status};
 use crate::vmm::console::Console;
-use crate::vmm::fault::WindowGuard;
-use crate::vmm::loader::LoaderError;
+use crate::vmm::loader::{Kernel, LoaderError};
 use crate::vmm::memory::{Layout, MemoryError};
 use crate::vmm::signals::Termination;
 use crate::vmm::vm::MAX_VCPUS;
@@ -40,7 +40,8 @@ use crate::window::{Window, WindowError};
 ///
 /// Boots a Linux kernel with a recovery device, and with a network card if there is a tap
 /// interface. While it runs, `vmsrs status` and `vmsrs incidents` reach it over its control socket.
-/// SIGINT and SIGTERM end it, and so does Ctrl-A x on its console.
+/// SIGINT and SIGTERM end it, and so does Ctrl-A x on its console. A guest that reboots, panics or
+/// dies is started again and finds all sealed state in place.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -56,7 +57,8 @@ Examples:
 
 Exit codes: 0 the guest turned itself off or was stopped, 1 unexpected, 2 the command line makes no
 sense, 3 this machine cannot do it, 5 the guest died, 6 the guest reset itself (a restart or a
-kernel panic), 7 the control socket or the tap interface is in use.")]
+kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 the guest was not
+to be started again, or went down too often.")]
 pub(super) struct Arguments {
     /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
     #[arg(long, value_name = "FILE")]
@@ -91,6 +93,18 @@ pub(super) struct Arguments {
     /// Where the guest's serial console goes: stdio, none, or a file
     #[arg(long, value_name = "stdio|none|FILE", default_value = "stdio")]
     console: ConsoleTarget,
+    /// What to do when the guest reboots, panics or dies: start it again with the window as it is,
+    /// or end
+    #[arg(
+        long,
+        value_name = "restart|exit",
+        default_value = "restart",
+        hide_possible_values = true
+    )]
+    on_reboot: OnReboot,
+    /// Most restarts within 60 seconds; a guest that needs more ends the VM
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+    restarts: u32,
     #[command(flatten)]
     target: Target,
     /// Write a report as one line of JSON at the end (docs/reference-cli.md describes it)
@@ -151,7 +165,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let termination = Termination::block()?;
 
     let engine = check_sizes(&arguments)?;
-    check_kernel(&arguments)?;
+    let kernel = Kernel::open(&arguments.kernel)?;
     let initramfs = arguments
         .initramfs
         .as_deref()
@@ -164,36 +178,79 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     };
     let console = open_console(&arguments.console)?;
 
-    let mut vm = Vm::new(VmConfig {
+    let config = VmConfig {
         memory_bytes: arguments.memory.0,
         vcpus: arguments.vcpus,
-        kernel: arguments.kernel,
+        kernel,
         initramfs,
         cmdline: arguments.cmdline,
         console,
-    })?;
-    let mut tallies = Vec::new();
-    let recovery = add_recovery_device(&mut vm, engine, arguments.window, &mut tallies)?;
-    let network = match tap {
-        Some((name, tap)) => Some(add_network_card(&mut vm, name, tap, &mut tallies)?),
-        None => None,
     };
-    termination.stops(vm.stop_handle())?;
+    let stop = StopHandle::default();
+    let machine = Machine::new(config, engine, arguments.window, tap, stop.clone())?;
+    let vm = machine.power_on()?;
+    termination.stops(stop.clone())?;
 
     let operator = Arc::new(RunningVm {
         name: arguments.target.name,
         started: Instant::now(),
         vcpus: arguments.vcpus,
         memory: arguments.memory,
-        recovery,
-        network,
-        tallies,
-        stop: vm.stop_handle(),
+        restarts: Mutex::default(),
+        recovery: machine.recovery(),
+        network: machine.network(),
+        tallies: machine.tallies(),
+        stop,
     });
     let server = socket.serve(operator.clone())?;
-    let reason = vm.run()?;
+    let limit = match arguments.on_reboot {
+        OnReboot::Restart => Some(arguments.restarts),
+        OnReboot::Exit => None,
+    };
+    let end = run_boots(&machine, vm, &operator, limit)?;
     drop(server);
-    report(&operator, &reason, arguments.json)
+    report(&operator, &end, arguments.json)
+}
+
+/// How the last boot ended.
+struct End {
+    reason: ExitReason,
+    /// The guest would have been started again, but went down too often: so many restarts were
+    /// allowed.
+    gave_up_after: Option<u32>,
+}
+
+/// Runs `vm`, and the guest's next boots as long as it goes down by itself and `limit` (restarts in
+/// a period, if there are to be any) allows.
+fn run_boots(
+    machine: &Machine,
+    mut vm: Vm,
+    operator: &RunningVm,
+    limit: Option<u32>,
+) -> Result<End, Failure> {
+    let mut budget = limit.map(Budget::new);
+    loop {
+        let reason = vm.run()?;
+        machine.power_off(&reason);
+        let mut end = End {
+            reason,
+            gave_up_after: None,
+        };
+        let Some(budget) = budget.as_mut().filter(|_| end.reason.allows_restart()) else {
+            return Ok(end);
+        };
+        if let Err(ordered) = operator.stop.rearm() {
+            end.reason = ordered;
+            return Ok(end);
+        }
+        if !budget.take(Instant::now()) {
+            end.gave_up_after = limit;
+            return Ok(end);
+        }
+        eprintln!("vmsrs: {}: starting it again", end.reason);
+        operator.restarting(&end.reason);
+        vm = machine.power_on()?;
+    }
 }
 
 /// Checks the sizes before anything is made; gives the engine's limits.
@@ -240,20 +297,6 @@ fn host_memory() -> Option<Size> {
     Some(Size(total << 10))
 }
 
-/// A kernel that is not there is the most frequent mistake: say so before anything is made.
-fn check_kernel(arguments: &Arguments) -> Result<(), Failure> {
-    let path = &arguments.kernel;
-    let read_error = |source| LoaderError::Read {
-        path: path.clone(),
-        source,
-    };
-    let file = File::open(path).map_err(read_error)?;
-    if file.metadata().map_err(read_error)?.is_dir() {
-        return Err(read_error(io::ErrorKind::IsADirectory.into()).into());
-    }
-    Ok(())
-}
-
 fn open_console(target: &ConsoleTarget) -> Result<Console, Failure> {
     Ok(match target {
         ConsoleTarget::Stdio => Console::stdio(),
@@ -268,68 +311,13 @@ fn open_console(target: &ConsoleTarget) -> Result<Console, Failure> {
     })
 }
 
-fn add_recovery_device(
-    vm: &mut Vm,
-    engine: EngineConfig,
-    size: Size,
-    tallies: &mut Vec<Arc<Tally>>,
-) -> Result<RecoveryHandle, Failure> {
-    let (window, protection) = Window::new(size.0)?;
-    let start = vm.layout().window_start();
-    let mapping = window.guest_mapping();
-    // SAFETY: the mapping is as long as the window and stays as long as the window lives, which is
-    // the owner. Nothing in this process makes references to it.
-    unsafe { vm.add_window(start, mapping, window.size(), window.clone()) }?;
-    let device = RecoveryDevice::new(engine, window, protection, start)?;
-    let handle = device.handle();
-    vm.set_fault_handler(Arc::new(WindowGuard::new(
-        vm.memory().clone(),
-        start.0..start.0 + size.0,
-        Arc::new(handle.clone()),
-        Arc::new(handle.clone()),
-    )));
-    tallies.push(add_device(vm, "vmsrs", Box::new(device))?);
-    Ok(handle)
-}
-
-fn add_network_card(
-    vm: &mut Vm,
-    name: &str,
-    tap: File,
-    tallies: &mut Vec<Arc<Tally>>,
-) -> Result<Arc<NetCounters>, Failure> {
-    let net = Net::new(tap, net::mac_for(name));
-    let counters = net.counters();
-    tallies.push(add_device(vm, "net", Box::new(net))?);
-    Ok(counters)
-}
-
-/// Puts a device behind registers and connects its queues' notifications; gives the count of what
-/// its driver does wrong with the registers.
-fn add_device(
-    vm: &mut Vm,
-    name: &'static str,
-    device: Box<dyn VirtioDevice>,
-) -> Result<Arc<Tally>, Failure> {
-    let slot = vm.allocate_mmio_slot()?;
-    let transport = MmioTransport::new(name, device, vm.memory().clone(), slot.interrupt())?;
-    for (queue, kick) in (0..).zip(transport.kicks()) {
-        if let Err(error) = slot.register_queue_notify(queue, kick) {
-            // The notification then comes as an exit: slower, and nothing else.
-            log::info!("{name}: queue {queue} is notified by exits: {error}");
-        }
-    }
-    let tally = transport.tally();
-    vm.add_mmio_device(&slot, Arc::new(Mutex::new(transport)))?;
-    Ok(tally)
-}
-
 /// The VM as the control socket sees it.
 struct RunningVm {
     name: String,
     started: Instant,
     vcpus: u32,
     memory: Size,
+    restarts: Mutex<Restarts>,
     recovery: RecoveryHandle,
     network: Option<Arc<NetCounters>>,
     /// What drivers do wrong with the registers of each device.
@@ -337,7 +325,31 @@ struct RunningVm {
     stop: StopHandle,
 }
 
+/// The guest's restarts.
+#[derive(Debug, Default)]
+struct Restarts {
+    count: u64,
+    last: Option<Restart>,
+}
+
 impl RunningVm {
+    /// Notes that the guest starts again after it ended for `reason`.
+    fn restarting(&self, reason: &ExitReason) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH);
+        let mut restarts = self.restarts();
+        restarts.count += 1;
+        restarts.last = Some(Restart {
+            at_ms: u64::try_from(at.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
+            reason: word(reason).to_owned(),
+            message: reason.to_string(),
+        });
+    }
+
+    fn restarts(&self) -> MutexGuard<'_, Restarts> {
+        // Plain values, whole after every statement.
+        self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn uptime_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -358,6 +370,8 @@ impl Operator for RunningVm {
             uptime_ms: self.uptime_ms(),
             vcpus: self.vcpus,
             memory_bytes: self.memory.0,
+            restarts: self.restarts().count,
+            last_restart: self.restarts().last.clone(),
             recovery: self.recovery.status(),
             network: self.network.as_ref().map(|net| net.snapshot()),
             device_errors: errors
@@ -391,6 +405,8 @@ struct Report<'a> {
     reason: &'static str,
     message: String,
     uptime_ms: u64,
+    restarts: u64,
+    gave_up: bool,
     crash: Option<Crash<'a>>,
     recovery: Status,
 }
@@ -422,28 +438,48 @@ impl<'a> From<&'a CrashReport> for Crash<'a> {
     }
 }
 
-fn report(vm: &RunningVm, reason: &ExitReason, json: bool) -> Result<Exit, Failure> {
-    let (exit, word, crash) = match reason {
-        ExitReason::PowerOff => (Exit::Ok, "power-off", None),
-        ExitReason::Reset => (Exit::GuestReset, "reset", None),
-        ExitReason::Stopped(_) => (Exit::Ok, "stopped", None),
-        ExitReason::Crash(report) => (Exit::GuestDied, "crash", Some(Crash::from(&**report))),
+/// An end of the guest, for programs.
+fn word(reason: &ExitReason) -> &'static str {
+    match reason {
+        ExitReason::PowerOff => "power-off",
+        ExitReason::Reset => "reset",
+        ExitReason::Stopped(_) => "stopped",
+        ExitReason::Crash(_) => "crash",
+    }
+}
+
+fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
+    let reason = &end.reason;
+    let (exit, crash) = match reason {
+        ExitReason::PowerOff | ExitReason::Stopped(_) => (Exit::Ok, None),
+        ExitReason::Reset => (Exit::GuestReset, None),
+        ExitReason::Crash(report) => (Exit::GuestDied, Some(Crash::from(&**report))),
     };
     let recovery = vm.recovery.status();
     let incidents: u64 = recovery.incidents.iter().map(|count| count.count).sum();
     let uptime_ms = vm.uptime_ms();
+    let restarts = vm.restarts().count;
     eprintln!(
         "vmsrs: {reason} after {}, with {incidents} incident{}",
         duration(uptime_ms),
         if incidents == 1 { "" } else { "s" }
     );
+    if let Some(limit) = end.gave_up_after {
+        eprintln!(
+            "vmsrs: gave up, because the guest went down after {limit} restarts within {} s: its \
+             console says why; --restarts allows more",
+            restart::PERIOD.as_secs()
+        );
+    }
     if json {
         write_json(&Report {
             name: &vm.name,
             exit: exit as u8,
-            reason: word,
+            reason: word(reason),
             message: reason.to_string(),
             uptime_ms,
+            restarts,
+            gave_up: end.gave_up_after.is_some(),
             crash,
             recovery,
         })?;

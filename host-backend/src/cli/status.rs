@@ -55,6 +55,7 @@ fn describe(status: &VmStatus) -> String {
             format!("{} (process {})", text::printable(&status.name), status.pid),
         ),
         ("uptime", duration(status.uptime_ms)),
+        ("restarts", restarts(status)),
         ("vCPUs", status.vcpus.to_string()),
         ("memory", Size(status.memory_bytes).to_string()),
         ("window", frames(recovery.window_frames)),
@@ -104,6 +105,19 @@ fn describe(status: &VmStatus) -> String {
     facts(&rows)
 }
 
+/// The number of restarts, with when and why the latest was.
+fn restarts(status: &VmStatus) -> String {
+    match &status.last_restart {
+        None => status.restarts.to_string(),
+        Some(last) => format!(
+            "{} (last at {}: {})",
+            status.restarts,
+            text::time(last.at_ms),
+            text::printable(&last.message)
+        ),
+    }
+}
+
 fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Count]) {
     let total: u64 = counts.iter().map(|count| count.count).sum();
     rows.push((name, total.to_string()));
@@ -115,6 +129,7 @@ fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Cou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Restart;
     use crate::engine::Status;
 
     #[test]
@@ -135,6 +150,12 @@ mod tests {
                 }],
                 ..Status::default()
             },
+            restarts: 2,
+            last_restart: Some(Restart {
+                at_ms: 0,
+                reason: "reset".into(),
+                message: "the guest reset itself".into(),
+            }),
             network: None,
             device_errors: Vec::new(),
         };
@@ -142,6 +163,7 @@ mod tests {
         for part in [
             "web (process 7)",
             "1 min 1 s",
+            "2 (last at 1970-01-01 00:00:00.000: the guest reset itself)",
             "512M",
             "65536 frames     256M",
             "incidents       3",

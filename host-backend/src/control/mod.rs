@@ -91,6 +91,10 @@ pub struct VmStatus {
     pub vcpus: u32,
     /// RAM in bytes, without the window.
     pub memory_bytes: u64,
+    /// Times that the guest was started again since then.
+    pub restarts: u64,
+    /// The latest of them.
+    pub last_restart: Option<Restart>,
     /// The recovery engine.
     pub recovery: Status,
     /// The network card, if there is one.
@@ -98,6 +102,17 @@ pub struct VmStatus {
     /// What the guest's drivers did wrong with registers and frames, by kind; what they were
     /// refused by the recovery engine is in `recovery`.
     pub device_errors: Vec<Count>,
+}
+
+/// An end of the guest that was answered with a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// How the guest ended, for programs: `reset` or `crash`.
+    pub reason: String,
+    /// The same for people.
+    pub message: String,
 }
 
 /// What the server asks about the VM. Called in the server's thread; must not block for long.

@@ -316,6 +316,8 @@ mod tests {
                 vcpus: 3,
                 memory_bytes: 4,
                 recovery: Default::default(),
+                restarts: 0,
+                last_restart: None,
                 network: None,
                 device_errors: Vec::new(),
             }
@@ -332,6 +334,7 @@ mod tests {
                 instruction: None,
                 request: None,
                 sealed_write: None,
+                guest_down: None,
             })
         }
 

@@ -22,6 +22,7 @@
 
 mod cleanser;
 mod config;
+mod guest_down;
 mod message;
 mod monitor;
 mod protection;
@@ -57,12 +58,13 @@ pub use monitor::{SealedWrite, Verdict, kind_name};
 pub use protection::{Difference, Inspect, Protection, ProtectionError, difference};
 pub use refusal::Refusal;
 pub use report::{
-    Count, DraftFacts, IncidentDetail, IncidentSummary, Outcome, RequestFacts, Restored,
-    SealedWriteFacts, Status,
+    Count, DraftFacts, GuestDownFacts, IncidentDetail, IncidentSummary, Outcome, RequestFacts,
+    Restored, SealedWriteFacts, Status,
 };
 pub use seal::SealOutcome;
 pub use store::{FrameState, PageOf};
 
+use guest_down::{GuestDown, GuestDowns, Loss};
 use monitor::Monitor;
 use recovery::Limits;
 use seal::Staging;
@@ -80,6 +82,7 @@ pub struct Engine {
     store: Store,
     staging: Staging,
     monitor: Monitor,
+    guest_downs: GuestDowns,
     counters: Counters,
     tag_base: u64,
 }
@@ -113,6 +116,7 @@ impl Engine {
             store: Store::new(&config)?,
             staging: Staging::default(),
             monitor: Monitor::new(config.incidents),
+            guest_downs: GuestDowns::new(config.incidents),
             counters: Counters::default(),
             tag_base: 1,
             config,
@@ -331,6 +335,27 @@ impl Engine {
         self.monitor.reset();
         self.tag_base = (self.tag_base + TAGS_PER_BOOT).min(TAG_LIMIT - TAGS_PER_BOOT);
         self.counters.resets += 1;
+    }
+
+    /// As [`Self::reset`], because the guest's kernel has gone. What it takes with it becomes an
+    /// incident with `reason`: how it ended, in a sentence without a full stop.
+    pub fn guest_down(
+        &mut self,
+        at: Duration,
+        reason: &str,
+        memory: &mut (impl Protection + Inspect),
+    ) {
+        let loss = Loss::of(&self.store, self.staging.len(), memory);
+        if !loss.is_none() {
+            self.counters.dropped_drafts += u64::from(loss.written_frames);
+            self.guest_downs.add(GuestDown {
+                number: self.monitor.take_number(),
+                at,
+                reason: reason.to_owned(),
+                loss,
+            });
+        }
+        self.reset(memory);
     }
 
     /// Whether retired frames wait for the cleanser.

@@ -167,8 +167,7 @@ impl Monitor {
         if self.sealed_writes.len() == self.limit {
             self.sealed_writes.pop_front();
         }
-        let number = self.next_number;
-        self.next_number += 2;
+        let number = self.take_number();
         self.sealed_writes.push_back(SealedWrites {
             number,
             at,
@@ -176,6 +175,13 @@ impl Monitor {
             count: 1,
             owner,
         });
+        number
+    }
+
+    /// The next number for an incident that the host itself reports.
+    pub(crate) fn take_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 2;
         number
     }
 

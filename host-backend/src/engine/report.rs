@@ -6,6 +6,7 @@ use vmsrs_protocol::NONE;
 use vmsrs_protocol::incident::{KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH};
 
 use super::Engine;
+use super::guest_down::{self, GuestDown};
 use super::monitor::{Dropped, Incident, SealedWrites, Verdict, kind_name};
 use super::store::FrameState;
 
@@ -15,7 +16,7 @@ use super::store::FrameState;
 pub enum Outcome {
     /// The request failed, its writes were dropped, its process goes on.
     Recovered,
-    /// The request ended with its thread or process, its writes were dropped.
+    /// The request ended with its thread, its process or the whole guest, its writes were dropped.
     Discarded,
     /// The write did not happen.
     Stopped,
@@ -118,6 +119,8 @@ pub struct IncidentDetail {
     pub request: Option<RequestFacts>,
     /// About a write into a sealed frame.
     pub sealed_write: Option<SealedWriteFacts>,
+    /// About an end of the guest's kernel.
+    pub guest_down: Option<GuestDownFacts>,
 }
 
 /// A failed request.
@@ -182,11 +185,29 @@ pub struct SealedWriteFacts {
     pub count: u64,
 }
 
+/// An end of the guest's kernel that took requests with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDownFacts {
+    /// How it ended.
+    pub reason: String,
+    /// Frames that the driver held.
+    pub granted_frames: u32,
+    /// Those of them that the guest had written: drafts, and commits that had not reached the host.
+    pub written_frames: u32,
+    /// Pages of a commit of which only a part had reached the host.
+    pub staged_pages: u32,
+}
+
 impl Engine {
     /// The engine's state. The caller knows the refusals.
     pub fn status(&self) -> Status {
         let frames = |state| self.store.frames.count(state);
         let (pages, pages_max) = self.store.pages();
+        let downs = Some(self.guest_downs.count()).filter(|&count| count != 0);
+        let downs = downs.map(|count| Count {
+            what: guest_down::KIND_NAME.to_owned(),
+            count,
+        });
         Status {
             window_frames: self.store.frames.len(),
             pool_frames: self.config.pool_frames,
@@ -214,6 +235,7 @@ impl Engine {
                     what: kind_name(kind).to_owned(),
                     count,
                 })
+                .chain(downs)
                 .collect(),
             refusals: Vec::new(),
         }
@@ -229,7 +251,8 @@ impl Engine {
             .monitor
             .sealed_writes()
             .map(|writes| self.write_summary(writes));
-        let mut list: Vec<_> = requests.chain(writes).collect();
+        let downs = self.guest_downs.iter().map(down_summary);
+        let mut list: Vec<_> = requests.chain(writes).chain(downs).collect();
         list.sort_by_key(|summary| summary.at_ms);
         list
     }
@@ -243,6 +266,21 @@ impl Engine {
                 instruction: (rip != 0).then_some(rip),
                 request: Some(self.request_facts(incident)),
                 sealed_write: None,
+                guest_down: None,
+            });
+        }
+        if let Some(down) = self.guest_downs.iter().find(|down| down.number == number) {
+            return Some(IncidentDetail {
+                summary: down_summary(down),
+                instruction: None,
+                request: None,
+                sealed_write: None,
+                guest_down: Some(GuestDownFacts {
+                    reason: down.reason.clone(),
+                    granted_frames: down.loss.granted_frames,
+                    written_frames: down.loss.written_frames,
+                    staged_pages: down.loss.staged_pages,
+                }),
             });
         }
         let writes = self
@@ -260,6 +298,7 @@ impl Engine {
                 user: writes.write.user,
                 count: writes.count,
             }),
+            guest_down: None,
         })
     }
 
@@ -349,6 +388,18 @@ impl Engine {
     fn domain_key(&self, app: u32, domain: u32) -> Option<String> {
         let app = self.store.apps.get(app as usize)?;
         app.key(domain).map(printable)
+    }
+}
+
+fn down_summary(down: &GuestDown) -> IncidentSummary {
+    IncidentSummary {
+        number: down.number,
+        at_ms: milliseconds(down.at),
+        kind: guest_down::KIND_NAME.to_owned(),
+        outcome: Outcome::Discarded,
+        app: None,
+        domain: None,
+        address: None,
     }
 }
 

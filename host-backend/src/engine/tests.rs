@@ -422,6 +422,36 @@ fn a_reset_drops_an_unfinished_commit_and_keeps_sealed_pages() {
 }
 
 #[test]
+fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
+    let mut bench = Bench::new();
+    let at = Duration::from_millis(5);
+    bench.memory.guest_write(bench.frames[3], 7);
+    bench.seal(&[record(3, NONE, bench.frames[3])]);
+    bench.memory.guest_write(bench.frames[0], 8);
+    let Bench { engine, memory, .. } = &mut bench;
+    engine.guest_down(at, "the guest reset itself", memory);
+    engine.check_invariants();
+    assert!(!memory.writable.contains(&true));
+    let [incident] = &engine.incidents()[..] else {
+        panic!("{:?}", engine.incidents());
+    };
+    assert_eq!((incident.number, incident.at_ms), (2, 5));
+    assert_eq!(incident.kind, "guest-down");
+    let detail = engine.incident(2).unwrap().guest_down.unwrap();
+    assert_eq!(detail.reason, "the guest reset itself");
+    assert_eq!((detail.granted_frames, detail.written_frames), (8, 1));
+    assert_eq!(bench.frame_of(3), bench.frames[3]);
+    assert_eq!(bench.memory.content[bench.frames[3] as usize], 7);
+
+    let Bench { engine, memory, .. } = &mut bench;
+    engine.guest_down(at, "the guest reset itself", memory);
+    assert_eq!(engine.incidents().len(), 1);
+    let status = engine.status();
+    assert_eq!((status.resets, status.granted_frames), (2, 0));
+    assert_eq!(status.incidents[0].what, "guest-down");
+}
+
+#[test]
 fn a_commit_of_too_many_pages_is_refused_before_it_fills_the_host() {
     let mut bench = Bench::with(EngineConfig {
         window_frames: COMMIT_PAGES_MAX * 2,

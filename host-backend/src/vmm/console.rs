@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -15,9 +15,11 @@ const ESCAPE: u8 = 0x01;
 /// After the escape key: end the VM.
 const QUIT: u8 = b'x';
 
-/// The two ends of the guest's serial console.
+/// The two ends of the guest's serial console. Clones are the same console, so that it goes on
+/// when the guest starts again.
+#[derive(Clone)]
 pub struct Console {
-    pub(crate) output: Box<dyn Write + Send>,
+    output: Arc<Mutex<dyn Write + Send>>,
     pub(crate) input: bool,
 }
 
@@ -25,7 +27,7 @@ impl Console {
     /// Standard output and, in raw mode if it is a terminal, standard input. Ctrl-A x ends the VM.
     pub fn stdio() -> Self {
         Self {
-            output: Box::new(io::stdout()),
+            output: Arc::new(Mutex::new(io::stdout())),
             input: true,
         }
     }
@@ -33,9 +35,15 @@ impl Console {
     /// Sends the console's output to `output`; there is no input.
     pub fn output_to(output: impl Write + Send + 'static) -> Self {
         Self {
-            output: Box::new(output),
+            output: Arc::new(Mutex::new(output)),
             input: false,
         }
+    }
+
+    /// Writes all of `bytes`, at once.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.write_all(bytes).and_then(|()| output.flush())
     }
 }
 
@@ -75,8 +83,12 @@ impl RawMode {
             return Ok(Self);
         }
         *saved() = Some(settings);
-        // SAFETY: the handler is a function without preconditions.
-        unsafe { libc::atexit(restore_terminal) };
+        // Once, however often the guest starts again.
+        static AT_EXIT: Once = Once::new();
+        AT_EXIT.call_once(|| {
+            // SAFETY: the handler is a function without preconditions.
+            unsafe { libc::atexit(restore_terminal) };
+        });
         let mut raw = settings;
         // SAFETY: the structure is valid.
         unsafe { libc::cfmakeraw(&mut raw) };

@@ -10,12 +10,20 @@ use super::kick::Kicker;
 pub enum ExitReason {
     /// The guest turned itself off.
     PowerOff,
-    /// The guest asked for a reset. This VMM does not restart it by itself.
+    /// The guest asked for a reset: it restarts, or its kernel panicked. What becomes of it is its
+    /// operator's choice.
     Reset,
     /// Somebody outside the guest asked for the end; the text says who.
     Stopped(&'static str),
     /// The guest cannot go on.
     Crash(Box<CrashReport>),
+}
+
+impl ExitReason {
+    /// Whether the guest went down in a way that a restart can answer: nobody wanted its end.
+    pub fn allows_restart(&self) -> bool {
+        matches!(self, Self::Reset | Self::Crash(_))
+    }
 }
 
 impl fmt::Display for ExitReason {
@@ -95,6 +103,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     reason: Option<ExitReason>,
+    /// Who asked for the end from outside first; also when the guest had ended by itself before.
+    ordered: Option<&'static str>,
     kickers: Vec<Kicker>,
 }
 
@@ -103,6 +113,9 @@ impl StopHandle {
     /// reason counts; later calls change nothing.
     pub fn stop(&self, reason: ExitReason) {
         let mut state = self.lock();
+        if let ExitReason::Stopped(by) = reason {
+            state.ordered.get_or_insert(by);
+        }
         if state.reason.is_none() {
             state.reason = Some(reason);
             self.shared.stopped.notify_all();
@@ -129,6 +142,23 @@ impl StopHandle {
                 .stopped
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Forgets why the guest ended, for its next boot. To be called when all its vCPUs have ended.
+    ///
+    /// # Errors
+    ///
+    /// Somebody outside the guest asked for the end, perhaps after the guest had ended by itself:
+    /// there must be no next boot, and this is the reason.
+    pub fn rearm(&self) -> Result<(), ExitReason> {
+        let mut state = self.lock();
+        match state.ordered {
+            Some(by) => Err(ExitReason::Stopped(by)),
+            None => {
+                state.reason = None;
+                Ok(())
+            }
         }
     }
 
@@ -170,6 +200,25 @@ mod tests {
         handle.stop(ExitReason::Reset);
         assert!(handle.is_stopping());
         assert_eq!(handle.wait(), ExitReason::PowerOff);
+    }
+
+    #[test]
+    fn a_handle_is_ready_again_after_an_end_of_the_guests_own() {
+        let handle = StopHandle::default();
+        handle.stop(ExitReason::Reset);
+        assert_eq!(handle.rearm(), Ok(()));
+        assert!(!handle.is_stopping());
+        handle.stop(ExitReason::PowerOff);
+        assert_eq!(handle.wait(), ExitReason::PowerOff);
+    }
+
+    #[test]
+    fn an_order_to_stop_that_comes_while_the_guest_resets_is_not_lost() {
+        let handle = StopHandle::default();
+        handle.stop(ExitReason::Reset);
+        handle.stop(ExitReason::Stopped("a test"));
+        assert_eq!(handle.wait(), ExitReason::Reset);
+        assert_eq!(handle.rearm(), Err(ExitReason::Stopped("a test")));
     }
 
     #[test]

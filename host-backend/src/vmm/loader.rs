@@ -5,7 +5,7 @@
 //! ELF format with a PVH note, started by the x86/HVM direct boot ABI.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -59,11 +59,41 @@ const PVH_VERSION_WITH_MEMORY_MAP: u32 = 1;
 const ENTRY_PRESENT_WRITABLE: u64 = 0x3;
 const ENTRY_LARGE_PAGE: u64 = 0x80;
 
+/// A kernel's file, open. Every boot loads from this file, whatever lies at its path by then: a
+/// guest that starts again gets the kernel that belongs to its initramfs.
+#[derive(Debug)]
+pub struct Kernel {
+    path: PathBuf,
+    file: File,
+}
+
+impl Kernel {
+    /// Opens a bzImage or a vmlinux.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is no file that can be read. What it holds is looked at by [`load`].
+    pub fn open(path: &Path) -> Result<Self, LoaderError> {
+        let read_error = |source| LoaderError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(read_error)?;
+        if file.metadata().map_err(read_error)?.is_dir() {
+            return Err(read_error(io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+}
+
 /// What is to be loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct BootSource<'a> {
-    /// Path of the kernel: a bzImage or a vmlinux.
-    pub kernel: &'a Path,
+    /// The kernel.
+    pub kernel: &'a Kernel,
     /// The initramfs, if there is one: a cpio archive, packed or not.
     pub initramfs: Option<&'a [u8]>,
     /// The command line.
@@ -150,23 +180,32 @@ pub fn load(
     layout: &Layout,
     source: &BootSource<'_>,
 ) -> Result<Entry, LoaderError> {
-    let path = source.kernel;
+    let Kernel { path, file } = source.kernel;
     let read_error = |source| LoaderError::Read {
         path: path.to_owned(),
         source,
     };
     write_command_line(ram, source.cmdline)?;
-    let mut file = File::open(path).map_err(read_error)?;
     let mut magic = [0; 4];
-    if read_at(&file, &mut magic, 0).map_err(read_error)? && magic == ELF_MAGIC {
+    if read_at(file, &mut magic, 0).map_err(read_error)? && magic == ELF_MAGIC {
+        let mut file = reader(file).map_err(read_error)?;
         return load_vmlinux(ram, layout, source, &mut file);
     }
-    if read_at(&file, &mut magic, BZIMAGE_MAGIC_OFFSET).map_err(read_error)?
+    if read_at(file, &mut magic, BZIMAGE_MAGIC_OFFSET).map_err(read_error)?
         && magic == BZIMAGE_MAGIC
     {
+        let mut file = reader(file).map_err(read_error)?;
         return load_bzimage(ram, layout, source, &mut file);
     }
     Err(LoaderError::NotAKernel(path.to_owned()))
+}
+
+/// A handle that reads `file` from its start.
+fn reader(file: &File) -> io::Result<File> {
+    let mut reader = file.try_clone()?;
+    // Both handles share the position, which the last boot moved.
+    reader.rewind()?;
+    Ok(reader)
 }
 
 /// Fills `buffer` from `offset`; false when the file ends before.
@@ -218,7 +257,7 @@ fn load_vmlinux(
     source: &BootSource<'_>,
     file: &mut File,
 ) -> Result<Entry, LoaderError> {
-    let path = source.kernel;
+    let path = &source.kernel.path;
     let kernel = Elf::load(ram, None, file, None).map_err(|source| LoaderError::Load {
         path: path.to_owned(),
         source,
@@ -270,7 +309,7 @@ fn load_bzimage(
     source: &BootSource<'_>,
     file: &mut File,
 ) -> Result<Entry, LoaderError> {
-    let path = source.kernel;
+    let path = &source.kernel.path;
     let start = GuestAddress(HIGH_RAM_START);
     let kernel =
         BzImage::load(ram, Some(start), file, None).map_err(|source| LoaderError::Load {
@@ -376,7 +415,7 @@ mod tests {
     ) -> Result<Entry, LoaderError> {
         let layout = Layout::new(MIN_RAM).unwrap();
         let source = BootSource {
-            kernel,
+            kernel: &Kernel::open(kernel)?,
             initramfs,
             cmdline,
             rsdp: 0xe0000,
@@ -431,7 +470,7 @@ mod tests {
         let ram = layout.allocate().unwrap();
         let file = file_with(&bzimage(XLF_KERNEL_64));
         let source = BootSource {
-            kernel: file.path(),
+            kernel: &Kernel::open(file.path()).unwrap(),
             initramfs: Some(b"archive"),
             cmdline: "quiet",
             rsdp: 0xe0000,

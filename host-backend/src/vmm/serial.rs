@@ -8,6 +8,7 @@ use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bus::BusDevice;
+use super::console::Console;
 use super::irq::IrqFd;
 
 /// First port of COM1.
@@ -37,11 +38,11 @@ impl SerialEvents for InputEvents {
 
 /// Output of the console: it never fails, since a console that has gone away must not be the
 /// guest's trouble.
-struct Output(Box<dyn Write + Send>);
+struct Output(Console);
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Err(error) = self.0.write_all(bytes).and_then(|()| self.0.flush()) {
+        if let Err(error) = self.0.write(bytes) {
             log::debug!("console output is lost: {error}");
         }
         Ok(bytes.len())
@@ -59,14 +60,14 @@ pub(crate) struct SerialPort {
 }
 
 impl SerialPort {
-    /// A port that writes to `output` and interrupts by `irq`.
-    pub(crate) fn new(irq: IrqFd, output: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// A port that writes to `console` and interrupts by `irq`.
+    pub(crate) fn new(irq: IrqFd, console: Console) -> io::Result<Self> {
         let emptied = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let events = InputEvents {
             emptied: emptied.clone(),
         };
         Ok(Self {
-            uart: Serial::with_events(irq, events, Output(output)),
+            uart: Serial::with_events(irq, events, Output(console)),
             emptied,
         })
     }

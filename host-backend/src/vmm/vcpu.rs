@@ -128,8 +128,8 @@ impl Vcpu {
     fn entry_failed(&self, error: io::Error) -> Next {
         match error.raw_os_error() {
             Some(libc::EINTR) if self.shared.stop.is_stopping() => {
-                // The reason that was given first is kept.
-                Next::Stop(ExitReason::Stopped("the VM"))
+                // There is a reason already, so this does not wait; it is kept.
+                Next::Stop(self.shared.stop.wait())
             }
             Some(libc::EINTR | libc::EAGAIN) => Next::Enter,
             Some(libc::EFAULT) => Next::Fault(FaultCause::Unknown),

@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -23,7 +22,7 @@ use super::cpu::{self, CpuError, CpuTemplate};
 use super::exit::{ExitReason, StopHandle};
 use super::fault::FaultHandler;
 use super::irq::{Interrupt, IrqFd, register_notify};
-use super::loader::{self, BootSource, LoaderError};
+use super::loader::{self, BootSource, Kernel, LoaderError};
 use super::memory::{
     FIRMWARE_START, GuestRam, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, MMIO_START,
     MemoryError, PAGE_SIZE,
@@ -124,8 +123,8 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// Path of the kernel: a bzImage or a vmlinux with a PVH note.
-    pub kernel: PathBuf,
+    /// The kernel: a bzImage or a vmlinux with a PVH note.
+    pub kernel: Kernel,
     /// The initramfs, if there is one.
     pub initramfs: Option<Vec<u8>>,
     /// Kernel parameters after [`DEFAULT_CMDLINE`].
@@ -190,13 +189,13 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a VM: allocates RAM, loads the kernel, opens KVM, sets up the vCPUs and the legacy
-    /// devices.
+    /// Makes a VM for one boot of the guest: allocates RAM, loads the kernel, opens KVM, sets up
+    /// the vCPUs and the legacy devices. `stop` ends it.
     ///
     /// # Errors
     ///
     /// Fails with a message that names the remedy; nothing is left behind.
-    pub fn new(config: VmConfig) -> Result<Self, VmError> {
+    pub fn new(config: &VmConfig, stop: StopHandle) -> Result<Self, VmError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(VmError::Vcpus(config.vcpus));
         }
@@ -231,9 +230,8 @@ impl Vm {
             })
             .collect::<Result<_, VmError>>()?;
 
-        let stop = StopHandle::default();
         let serial_irq = IrqFd::new(&vm, serial::COM1_IRQ).map_err(event("the console"))?;
-        let port = SerialPort::new(serial_irq, config.console.output);
+        let port = SerialPort::new(serial_irq, config.console.clone());
         let serial = Arc::new(Mutex::new(port.map_err(event("the console"))?));
         Ok(Self {
             pio: legacy_devices(&serial, &stop)?,

@@ -37,6 +37,15 @@ const VERSION: u32 = 2;
 /// What SHMLen and SHMBase read as for a region that does not exist.
 const NO_REGION: u64 = u64::MAX;
 
+/// The interrupt of a device without power.
+struct Unconnected;
+
+impl Interrupt for Unconnected {
+    fn trigger(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A virtio device with its registers, as it sits on the MMIO bus.
 pub struct MmioTransport {
     /// Names the device in the log.
@@ -56,18 +65,13 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers. `name` names it in the log, `line` is its interrupt,
-    /// `memory` the RAM that its driver may put queues and buffers in.
+    /// Puts `device` behind registers, without power: it needs [`Self::power_on`]. `name` names it
+    /// in the log.
     ///
     /// # Errors
     ///
     /// Fails when the host has no descriptors left for the queues' events.
-    pub fn new(
-        name: &'static str,
-        device: Box<dyn VirtioDevice>,
-        memory: GuestMemoryMmap,
-        line: impl Interrupt + 'static,
-    ) -> io::Result<Self> {
+    pub fn new(name: &'static str, device: Box<dyn VirtioDevice>) -> io::Result<Self> {
         let queues = device
             .queue_max_sizes()
             .iter()
@@ -76,8 +80,8 @@ impl MmioTransport {
         Ok(Self {
             name,
             device,
-            memory,
-            interrupt: DeviceInterrupt::new(line),
+            memory: GuestMemoryMmap::default(),
+            interrupt: DeviceInterrupt::new(Unconnected),
             tally: Arc::default(),
             queues,
             status: status::RESET,
@@ -87,6 +91,21 @@ impl MmioTransport {
             queue_select: 0,
             shm_select: 0,
         })
+    }
+
+    /// Gives the device to a VM: `memory` is the RAM that its driver may put queues and buffers
+    /// in, `line` its interrupt.
+    pub fn power_on(&mut self, memory: GuestMemoryMmap, line: impl Interrupt + 'static) {
+        self.memory = memory;
+        self.interrupt = DeviceInterrupt::new(line);
+    }
+
+    /// Takes the device from a VM that has ended: resets it, and lets go of memory and interrupt.
+    /// The device itself stays, for the next VM.
+    pub fn power_off(&mut self) {
+        self.reset();
+        self.memory = GuestMemoryMmap::default();
+        self.interrupt = DeviceInterrupt::new(Unconnected);
     }
 
     /// What the driver did wrong so far, by kind.

@@ -103,7 +103,8 @@ impl Driver {
             log: log.clone(),
             refuses,
         };
-        let transport = MmioTransport::new("test", Box::new(device), memory, line.clone()).unwrap();
+        let mut transport = MmioTransport::new("test", Box::new(device)).unwrap();
+        transport.power_on(memory, line.clone());
         Self {
             transport,
             log,
@@ -173,6 +174,22 @@ impl Driver {
         let counts = self.transport.tally().counts();
         counts.into_iter().map(|(_, count)| count).sum()
     }
+}
+
+#[test]
+fn a_device_without_power_has_no_queues_and_no_memory_and_starts_again_with_new_ones() {
+    let mut driver = Driver::new();
+    driver.start();
+    driver.transport.power_off();
+    assert!(!driver.is_active());
+    assert_eq!(driver.read(VIRTIO_MMIO_STATUS), status::RESET);
+    driver.negotiate();
+    assert!(!driver.set_up_queue(0, 16, [0x1000, 0x2000, 0x3000]));
+    driver.transport.power_off();
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+    driver.transport.power_on(memory, driver.line.clone());
+    driver.start();
+    assert!(driver.is_active());
 }
 
 #[test]

@@ -45,6 +45,8 @@ struct Core {
     protection: MprotectProtection,
     /// The cleanser has to end.
     stopping: bool,
+    /// How the guest ended, between its end and its next boot.
+    guest_down: Option<String>,
 }
 
 impl RecoveryHandle {
@@ -59,6 +61,7 @@ impl RecoveryHandle {
                     engine,
                     protection,
                     stopping: false,
+                    guest_down: None,
                 }),
                 laundry: Condvar::new(),
                 window,
@@ -108,6 +111,13 @@ impl RecoveryHandle {
         event.incident
     }
 
+    /// Says that the guest has ended, and how (a sentence without a full stop), or that it boots
+    /// again. What the driver still held when the guest ended becomes an incident at the device's
+    /// reset.
+    pub fn set_guest_down(&self, reason: Option<String>) {
+        self.core().guest_down = reason;
+    }
+
     /// What the driver reads in the configuration space.
     pub(super) fn device_config(&self) -> DeviceConfig {
         self.core().engine.device_config()
@@ -131,9 +141,15 @@ impl RecoveryHandle {
     pub(super) fn reset(&self) {
         let mut core = self.core();
         let Core {
-            engine, protection, ..
+            engine,
+            protection,
+            guest_down,
+            ..
         } = &mut *core;
-        engine.reset(protection);
+        match guest_down.take() {
+            Some(reason) => engine.guest_down(now(), &reason, protection),
+            None => engine.reset(protection),
+        }
         self.wake_cleanser(core);
         self.drop_events();
     }

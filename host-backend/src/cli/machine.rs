@@ -1,0 +1,145 @@
+//! The parts of a VM that outlive its guest's kernel, and the VM of each boot that is made of them.
+//!
+//! The window with its protection, the recovery engine, the devices with their tap interface, the
+//! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are made anew for each
+//! boot, so that nothing of one kernel is left to the next.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::exit::Failure;
+use super::size::Size;
+use crate::devices::mmio::MmioTransport;
+use crate::devices::net::{self, Net, NetCounters};
+use crate::devices::recovery::{RecoveryDevice, RecoveryHandle};
+use crate::devices::{Tally, VirtioDevice};
+use crate::engine::EngineConfig;
+use crate::vmm::fault::WindowGuard;
+use crate::vmm::memory::Layout;
+use crate::vmm::{ExitReason, StopHandle, Vm, VmConfig};
+use crate::window::Window;
+
+/// The lasting parts of a VM.
+pub(super) struct Machine {
+    config: VmConfig,
+    stop: StopHandle,
+    window: Arc<Window>,
+    recovery: RecoveryHandle,
+    network: Option<Arc<NetCounters>>,
+    devices: Vec<Device>,
+}
+
+/// A device with its registers.
+struct Device {
+    name: &'static str,
+    transport: Arc<Mutex<MmioTransport>>,
+}
+
+impl Device {
+    fn new(name: &'static str, device: Box<dyn VirtioDevice>) -> Result<Self, Failure> {
+        let transport = MmioTransport::new(name, device)?;
+        Ok(Self {
+            name,
+            transport: Arc::new(Mutex::new(transport)),
+        })
+    }
+
+    fn transport(&self) -> MutexGuard<'_, MmioTransport> {
+        // A device that panicked in a vCPU's thread is reset at the end of the boot.
+        self.transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machine {
+    /// Makes the lasting parts: the window, the recovery device, and a network card on `tap` (the
+    /// interface's name, and the interface). `stop` ends every boot.
+    pub(super) fn new(
+        config: VmConfig,
+        engine: EngineConfig,
+        window: Size,
+        tap: Option<(&str, File)>,
+        stop: StopHandle,
+    ) -> Result<Self, Failure> {
+        let start = Layout::new(config.memory_bytes)?.window_start();
+        let (window, protection) = Window::new(window.0)?;
+        let recovery = RecoveryDevice::new(engine, window.clone(), protection, start)?;
+        let handle = recovery.handle();
+        let mut devices = vec![Device::new("vmsrs", Box::new(recovery))?];
+        let mut network = None;
+        if let Some((name, tap)) = tap {
+            let net = Net::new(tap, net::mac_for(name));
+            network = Some(net.counters());
+            devices.push(Device::new("net", Box::new(net))?);
+        }
+        Ok(Self {
+            config,
+            stop,
+            window,
+            recovery: handle,
+            network,
+            devices,
+        })
+    }
+
+    /// The recovery engine.
+    pub(super) fn recovery(&self) -> RecoveryHandle {
+        self.recovery.clone()
+    }
+
+    /// What went through the network card, if there is one.
+    pub(super) fn network(&self) -> Option<Arc<NetCounters>> {
+        self.network.clone()
+    }
+
+    /// What drivers do wrong with the registers of each device.
+    pub(super) fn tallies(&self) -> Vec<Arc<Tally>> {
+        self.devices
+            .iter()
+            .map(|device| device.transport().tally())
+            .collect()
+    }
+
+    /// Makes the VM of the next boot.
+    pub(super) fn power_on(&self) -> Result<Vm, Failure> {
+        let mut vm = Vm::new(&self.config, self.stop.clone())?;
+        let (start, size) = (vm.layout().window_start(), self.window.size());
+        let mapping = self.window.guest_mapping();
+        // SAFETY: the mapping is as long as the window and stays as long as the window lives, which
+        // is the owner. Nothing in this process makes references to it.
+        unsafe { vm.add_window(start, mapping, size, self.window.clone()) }?;
+        vm.set_fault_handler(Arc::new(WindowGuard::new(
+            vm.memory().clone(),
+            start.0..start.0 + size,
+            Arc::new(self.recovery.clone()),
+            Arc::new(self.recovery.clone()),
+        )));
+        for device in &self.devices {
+            let slot = vm.allocate_mmio_slot()?;
+            let mut transport = device.transport();
+            transport.power_on(vm.memory().clone(), slot.interrupt());
+            for (queue, kick) in (0..).zip(transport.kicks()) {
+                if let Err(error) = slot.register_queue_notify(queue, kick) {
+                    // The notification then comes as an exit: slower, and nothing else.
+                    let name = device.name;
+                    log::info!("{name}: queue {queue} is notified by exits: {error}");
+                }
+            }
+            drop(transport);
+            vm.add_mmio_device(&slot, device.transport.clone())?;
+        }
+        Ok(vm)
+    }
+
+    /// Takes the devices from a VM that has ended, for `reason`.
+    pub(super) fn power_off(&self, reason: &ExitReason) {
+        // Whoever ends a VM knows what it costs; a guest that goes down does not.
+        let down = reason.allows_restart().then(|| reason.to_string());
+        self.recovery.set_guest_down(down);
+        for device in &self.devices {
+            device.transport().power_off();
+        }
+        self.recovery.set_guest_down(None);
+    }
+}
