@@ -109,7 +109,7 @@ long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 	if (arg->domain != NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
 	mutex_lock(&dev->commit_lock);
-	if (vmsrs_broken(dev)) {
+	if (!vmsrs_usable(dev)) {
 		mutex_unlock(&dev->commit_lock);
 		return -ENODEV;
 	}

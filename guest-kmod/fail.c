@@ -141,7 +141,10 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	memcpy(body->backtrace, fail->backtrace, sizeof(body->backtrace));
 }
 
-/* First domain that the thread entered, or NONE. */
+/*
+ * First domain that the thread entered, or NONE. The program may have written any number there;
+ * the host refuses a report about a domain that does not exist.
+ */
 static u32 first_held(const struct vmsrs_thread *thread)
 {
 	u32 domain;
@@ -149,7 +152,7 @@ static u32 first_held(const struct vmsrs_thread *thread)
 	if (!thread || !READ_ONCE(thread->control->held_count))
 		return NONE;
 	domain = READ_ONCE(thread->control->held[0]);
-	return domain < VMSRS_MAX_DOMAINS ? domain : NONE;
+	return xa_load(&thread->app->domains, domain) ? domain : NONE;
 }
 
 /*
@@ -258,7 +261,10 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 	} while (app);
 }
 
-/* Drops a request's drafts without an incident; its locks stay. */
+/*
+ * Drops a request's drafts without an incident; its locks stay. That holds for a request that is
+ * overdue, too: its thread may be about to give it up and release the locks.
+ */
 void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_report *report = report_new(false);
@@ -268,8 +274,12 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	LIST_HEAD(domains);
 
 	mutex_lock(&dev->commit_lock);
-	request = vmsrs_request_take(app, tag, NONE, &domains);
-	if (!IS_ERR_OR_NULL(request)) {
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	if (request)
+		list_splice_init(&request->domains, &domains);
+	spin_unlock(&dev->requests_lock);
+	if (request) {
 		list_for_each_entry_safe(domain, next, &domains, owned)
 			domain_discard(domain, report);
 		atomic_sub(report->count, &request->drafts);

@@ -167,6 +167,8 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	thread->refused_address = 0;
 	thread->frame_due = 0;
 	vmsrs_thread_put(thread);
+	/* Its drafts are gone and its locks free: only who fails requests faster waits. */
+	vmsrs_host_reports_wait(app->dev);
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
@@ -247,7 +249,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 
 	if (_IOC_TYPE(command) != 'V')
 		return -ENOTTY;
-	if (needs_host(command) && vmsrs_broken(file->dev))
+	if (needs_host(command) && !vmsrs_usable(file->dev))
 		return -ENODEV;
 	switch (command) {
 	case VMSRS_IOCTL_OPEN_APP:

@@ -55,13 +55,38 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	return end;
 }
 
-/* Takes the report over. */
+static void report_free(struct vmsrs_report *report)
+{
+	vmsrs_drafts_free(&report->drafts);
+	kfree(report);
+}
+
+/* Takes the report over. Nobody can be told when the host is gone. */
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
+	if (vmsrs_broken(dev)) {
+		report_free(report);
+		return;
+	}
 	spin_lock(&dev->batch.lock);
 	list_add_tail(&report->list, &dev->batch.reports);
+	dev->batch.reports_queued++;
 	spin_unlock(&dev->batch.lock);
 	vmsrs_host_work_soon(dev);
+}
+
+static bool reports_few(struct vmsrs_device *dev)
+{
+	return READ_ONCE(dev->batch.reports_queued) < REPORTS_MAX || vmsrs_broken(dev);
+}
+
+/* For who adds reports at will: waits until the host has kept up, or for a second. */
+void vmsrs_host_reports_wait(struct vmsrs_device *dev)
+{
+	if (reports_few(dev))
+		return;
+	vmsrs_host_work_now(dev);
+	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), HZ);
 }
 
 /* Moves up to `limit` records from the batch to a list. */
@@ -168,16 +193,12 @@ static struct vmsrs_report *take_report(struct vmsrs_batch *batch)
 
 	spin_lock(&batch->lock);
 	report = list_first_entry_or_null(&batch->reports, struct vmsrs_report, list);
-	if (report)
+	if (report) {
 		list_del(&report->list);
+		batch->reports_queued--;
+	}
 	spin_unlock(&batch->lock);
 	return report;
-}
-
-static void report_free(struct vmsrs_report *report)
-{
-	vmsrs_drafts_free(&report->drafts);
-	kfree(report);
 }
 
 /* Moves up to `limit` drafts of a report to a list. */
@@ -261,12 +282,17 @@ static int send_reports(struct vmsrs_device *dev)
 {
 	struct vmsrs_report *report;
 	int error = 0;
+	u32 i;
 
-	while (!error && (report = take_report(&dev->batch))) {
+	for (i = 0; !error && i < REPORTS_PER_TURN; i++) {
+		report = take_report(&dev->batch);
+		if (!report)
+			return 0;
 		while (!error && (report->incident || !list_empty(&report->drafts)))
 			error = send_report_part(dev, report);
 		report_free(report);
 		WRITE_ONCE(dev->pool.dry, false);
+		wake_up_all(&dev->batch.wait);
 	}
 	return error;
 }
@@ -288,7 +314,9 @@ static void host_work(struct work_struct *work)
 		vmsrs_break(dev, "a message was refused or badly answered (%d)", error);
 		return;
 	}
-	if (atomic_read(&dev->pool.waiters) && !READ_ONCE(dev->pool.free_count))
+	if (!list_empty_careful(&dev->batch.reports))
+		vmsrs_host_work_now(dev);
+	else if (atomic_read(&dev->pool.waiters) && !READ_ONCE(dev->pool.free_count))
 		queue_delayed_work(dev->wq, &dev->host_work, GRANT_RETRY_DELAY);
 }
 

@@ -69,7 +69,6 @@ static void vmsrs_device_release(struct kref *ref)
 	ida_destroy(&dev->slots);
 	cleanup_srcu_struct(&dev->srcu);
 	kfree(dev);
-	atomic_dec(&device_count);
 }
 
 void vmsrs_device_put(struct vmsrs_device *dev)
@@ -276,17 +275,44 @@ put_count:
 	return error;
 }
 
+/* Are there commits that the host does not have? */
+static bool work_left(struct vmsrs_device *dev)
+{
+	bool left;
+
+	spin_lock(&dev->batch.lock);
+	left = !list_empty(&dev->batch.records);
+	spin_unlock(&dev->batch.lock);
+	return left;
+}
+
 /*
  * Files may stay open, with their mappings; they keep the structure. No new user comes after the
- * deregistration, no message is sent after the latch, no fault handler uses the window after the
- * grace period.
+ * deregistration, no draft and no commit after `gone`, no fault handler uses the window after the
+ * grace period, no message is sent after `broken`.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
 	struct vmsrs_device *dev = vdev->priv;
 
 	misc_deregister(&dev->misc);
+	mutex_lock(&dev->commit_lock);
 	WRITE_ONCE(dev->gone, true);
+	mutex_unlock(&dev->commit_lock);
+	vmsrs_wake_everybody(dev);
+
+	/*
+	 * Before the reset, at which the host takes the frames of drafts back: neither a copy in a
+	 * fault handler nor a process may write to them then.
+	 */
+	synchronize_srcu(&dev->srcu);
+	vmsrs_zap_everything(dev);
+
+	/* What programs were told is committed must reach the host. */
+	do {
+		vmsrs_host_work_now(dev);
+		flush_delayed_work(&dev->host_work);
+	} while (!vmsrs_broken(dev) && work_left(dev));
 	smp_wmb(); /* who sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_wake_everybody(dev);
@@ -300,11 +326,11 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	dev->vdev = NULL;
 	mutex_unlock(&dev->control.lock);
 
-	synchronize_srcu(&dev->srcu);
-	vmsrs_zap_everything(dev);
 	vmsrs_unmap_window(dev);
 	vdev->priv = NULL;
 	vmsrs_device_put(dev);
+	/* Files of this device that are still open do not keep it from being bound again. */
+	atomic_dec(&device_count);
 }
 
 #ifdef CONFIG_PM_SLEEP

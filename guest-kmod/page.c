@@ -273,7 +273,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		ret = vmsrs_pool_wait(app->dev, thread, vmf);
 		if (ret)
 			goto free;
-		if (vmsrs_broken(app->dev)) {
+		if (!vmsrs_usable(app->dev)) {
 			ret = VM_FAULT_SIGBUS;
 			goto free;
 		}

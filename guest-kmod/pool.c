@@ -185,7 +185,7 @@ int vmsrs_pool_refill(struct vmsrs_device *dev)
 
 static bool frame_free(struct vmsrs_device *dev)
 {
-	return READ_ONCE(dev->pool.free_count) || vmsrs_broken(dev);
+	return READ_ONCE(dev->pool.free_count) || !vmsrs_usable(dev);
 }
 
 /*
@@ -222,7 +222,8 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	}
 	atomic_inc(&pool->waiters);
 	vmsrs_host_work_now(dev);
-	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE))
+	/* A copy by the kernel goes on after a signal: it would come back here at once. */
+	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE) && (flags & FAULT_FLAG_USER))
 		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev), left);
 	else
 		left = wait_event_killable_timeout(pool->wait, frame_free(dev), left);

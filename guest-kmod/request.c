@@ -125,14 +125,24 @@ void vmsrs_request_settle(struct vmsrs_request *request)
 		kfree(request);
 }
 
-static bool tag_carried(struct vmsrs_app *app, u64 tag)
+/*
+ * Sets `carried` of the failed requests. One pass over the threads and one over the requests:
+ * programs decide how many there are of both. requests_lock is held.
+ */
+static void mark_carried(struct vmsrs_device *dev)
 {
+	struct vmsrs_request *request;
 	struct vmsrs_thread *thread;
 
-	list_for_each_entry(thread, &app->dev->thread_list, list)
-		if (thread->app == app && vmsrs_thread_tag(thread) == tag)
-			return true;
-	return false;
+	list_for_each_entry(request, &dev->failed_requests, failed_entry)
+		request->carried = false;
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry(thread, &dev->thread_list, list) {
+		request = vmsrs_request_find(thread->app, vmsrs_thread_tag(thread));
+		if (request)
+			request->carried = true;
+	}
+	spin_unlock(&dev->threads_lock);
 }
 
 /*
@@ -149,13 +159,10 @@ void vmsrs_requests_prune(struct vmsrs_device *dev)
 
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
+	if (!list_empty(&dev->failed_requests))
+		mark_carried(dev);
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
-		bool carried;
-
-		spin_lock(&dev->threads_lock);
-		carried = tag_carried(request->app, request->tag);
-		spin_unlock(&dev->threads_lock);
-		if (carried)
+		if (request->carried)
 			continue;
 		if (list_empty(&request->domains)) {
 			hash_del(&request->node);

@@ -41,8 +41,9 @@ struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
 
 	rcu_read_lock();
 	hash_for_each_possible_rcu(app->dev->threads, thread, node, (unsigned long)current) {
-		if (thread->task == current && thread->app == app &&
-		    kref_get_unless_zero(&thread->ref)) {
+		/* One of before an exec may not be reaped yet. */
+		if (thread->task == current && thread->mm == current->mm &&
+		    thread->app == app && kref_get_unless_zero(&thread->ref)) {
 			found = thread;
 			break;
 		}
@@ -245,7 +246,7 @@ void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(thread, &dev->thread_list, list)
 		if (thread->app == app && thread->signal && thread->task != current &&
-		    vmsrs_thread_tag(thread) == tag)
+		    !thread_dead(thread) && vmsrs_thread_tag(thread) == tag)
 			send_sig(thread->signal, thread->task, 1);
 	spin_unlock(&dev->threads_lock);
 }

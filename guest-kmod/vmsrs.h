@@ -68,10 +68,15 @@
 
 /* Largest protection key of x86: 4 bits of a page table entry. */
 #define PROTECTION_KEY_MAX	15
+/* Who adds a report to that many waits until some are sent, so that nobody can pile them up. */
+#define REPORTS_MAX		256
+/* Reports sent before commits, which may have come meanwhile, have their turn again. */
+#define REPORTS_PER_TURN	16
+
 /* Most threads that are registered at a time. */
 #define THREADS_MAX		65536
-/* Tags given out at a time. */
-#define TAGS_PER_RANGE		BIT_ULL(20)
+/* Tags given out at a time: few, since a short-lived thread leaves the most of them unused. */
+#define TAGS_PER_RANGE		BIT_ULL(16)
 /* Pages of lock words of one app. */
 #define LOCK_PAGES		(VMSRS_LOCKS_LENGTH / PAGE_SIZE)
 
@@ -153,6 +158,7 @@ struct vmsrs_request {
 	atomic_t drafts;
 	bool failed;			/* set under requests_lock, never cleared: it may not write */
 	bool overdue;			/* failed because of its deadline; guarded by requests_lock */
+	bool carried;			/* only for vmsrs_requests_prune() */
 	bool discarded;			/* guarded by commit_lock, like the following */
 	u32 kind;
 	u64 incident;
@@ -205,13 +211,14 @@ struct vmsrs_pool {
 
 /* Committed pages and reports, on their way to the host. */
 struct vmsrs_batch {
-	spinlock_t lock;		/* guards records, queued, reports and appended */
+	spinlock_t lock;		/* guards what follows up to appended */
 	struct list_head records;	/* struct vmsrs_draft, in order of commit */
 	u32 queued;			/* records on the list */
 	struct list_head reports;	/* struct vmsrs_report */
+	u32 reports_queued;		/* reports on the list */
 	u64 appended;			/* records ever put on the list */
 	atomic64_t sealed;		/* records ever sealed */
-	wait_queue_head_t wait;		/* for sealed */
+	wait_queue_head_t wait;		/* for sealed, and for fewer reports */
 };
 
 struct vmsrs_control {
@@ -233,7 +240,7 @@ struct vmsrs_device {
 	struct miscdevice misc;
 	struct inode *inode;		/* whose mapping all opens share */
 	struct workqueue_struct *wq;
-	bool gone;			/* the virtio device was removed; set before broken */
+	bool gone;			/* the virtio device is being removed; set under commit_lock */
 	bool broken;			/* the host misbehaved, or gone; never cleared */
 	struct srcu_struct srcu;	/* read side: fault handlers, which use the window */
 
@@ -291,6 +298,12 @@ void vmsrs_wake_everybody(struct vmsrs_device *dev);
 static inline bool vmsrs_broken(const struct vmsrs_device *dev)
 {
 	return READ_ONCE(dev->broken);
+}
+
+/* May programs ask for something that needs the host? */
+static inline bool vmsrs_usable(const struct vmsrs_device *dev)
+{
+	return !READ_ONCE(dev->gone) && !vmsrs_broken(dev);
 }
 
 /* inode.c */
@@ -367,6 +380,7 @@ void vmsrs_host_work_soon(struct vmsrs_device *dev);
 void vmsrs_host_work_now(struct vmsrs_device *dev);
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
+void vmsrs_host_reports_wait(struct vmsrs_device *dev);
 
 /* fail.c */
 void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
