@@ -12,8 +12,9 @@ use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
     DEVICE_PATH, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO,
-    IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_THREAD, IoctlCommit, IoctlExtent,
-    IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlTag, IoctlThread,
+    IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_THREAD, IoctlCommit,
+    IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlTag,
+    IoctlThread,
 };
 use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl};
 use vmsrs_protocol::{KEY_MAX, NAME_MAX, NONE, PAGE_SIZE};
@@ -24,6 +25,9 @@ pub struct App {
     base: u64,
     locks: NonNull<AtomicU64>,
 }
+
+// SAFETY: the lock words are atomics, mapped as long as the process lives; the rest never changes.
+unsafe impl Sync for App {}
 
 /// A domain of an app.
 #[derive(Clone, Copy, Debug)]
@@ -183,7 +187,8 @@ impl App {
 }
 
 impl Thread<'_> {
-    fn control(&self) -> *mut ThreadControl {
+    /// The thread's control block, mapped as long as the process lives.
+    pub fn control(&self) -> *mut ThreadControl {
         self.control.as_ptr()
     }
 
@@ -238,6 +243,34 @@ impl Thread<'_> {
             domain: NONE,
         };
         ioctl(&self.app.file, IOCTL_COMMIT, &mut argument)
+    }
+
+    /// Commits one domain of the request.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn commit_domain(&self, tag: u64, domain: Domain) -> io::Result<()> {
+        let mut argument = IoctlCommit {
+            tag,
+            flags: 0,
+            domain: domain.number,
+        };
+        ioctl(&self.app.file, IOCTL_COMMIT, &mut argument)
+    }
+
+    /// Waits for a domain's lock and takes it for the request.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn lock_wait(&self, tag: u64, domain: Domain, timeout_ms: u32) -> io::Result<()> {
+        let mut argument = IoctlLock {
+            tag,
+            domain: domain.number,
+            timeout_ms,
+        };
+        ioctl(&self.app.file, IOCTL_LOCK_WAIT, &mut argument)
     }
 
     /// Discards the request's drafts without an incident.

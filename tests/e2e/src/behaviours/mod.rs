@@ -4,17 +4,23 @@ use anyhow::{Context, Result};
 
 use crate::Behaviour;
 
+mod control_block;
 mod deadline;
 mod discard;
 mod draft_and_commit;
+mod driver_unbind;
 mod foreign_draft;
 mod foreign_write;
+mod fork;
+mod given_up_overdue;
 mod kernel_write;
 mod kinds_of_error;
 mod lock_after_error;
+mod many_processes;
 mod process_death;
 mod read_only;
 mod seal_batches;
+mod threads_and_model;
 mod window_full;
 mod window_mapped_writable;
 
@@ -32,6 +38,12 @@ pub const ALL: &[&Behaviour] = &[
     &seal_batches::BEHAVIOUR,
     &read_only::BEHAVIOUR,
     &deadline::BEHAVIOUR,
+    &given_up_overdue::BEHAVIOUR,
+    &control_block::BEHAVIOUR,
+    &many_processes::BEHAVIOUR,
+    &fork::BEHAVIOUR,
+    &threads_and_model::BEHAVIOUR,
+    &driver_unbind::BEHAVIOUR,
     &window_full::BEHAVIOUR,
 ];
 

@@ -1,0 +1,87 @@
+//! Nonsense in a control block, and more failures than the host can hear of, hurt nobody else.
+
+use anyhow::{Result, ensure};
+use vmsrs_protocol::MAX_DOMAINS;
+use vmsrs_protocol::incident::KIND_INVARIANT;
+use vmsrs_protocol::ioctl::COMMIT_SEAL;
+
+use crate::host::Guest;
+use crate::raw::{App, Thread, poke};
+use crate::{Behaviour, Machine};
+
+/// Requests that fail as fast as a thread can.
+const FAILURES: u32 = 3000;
+/// Commits of somebody else meanwhile.
+const COMMITS: u8 = 20;
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "nonsense_in_a_control_block_and_a_storm_of_failures_hurt_nobody_else",
+    machine: Machine::Usual,
+    steps: &[("nonsense", nonsense), ("storm", storm)],
+    host,
+};
+
+fn host(guest: &mut Guest) -> Result<()> {
+    guest.run("nonsense", "")?;
+    guest.run("storm", "").map(drop)
+}
+
+/// Begins a request whose control block says that it holds `count` domains, all with this number,
+/// and fails it.
+fn fail_with(thread: &Thread<'_>, count: u32, number: u32) -> Result<()> {
+    let tag = thread.begin(&[])?;
+    // SAFETY: the control block is mapped; what is in it is what the driver must bear.
+    unsafe {
+        (*thread.control()).held.fill(number);
+        std::ptr::write_volatile(&raw mut (*thread.control()).held_count, count);
+    }
+    thread.fail(tag, KIND_INVARIANT, 0)?;
+    // SAFETY: as above.
+    unsafe {
+        std::ptr::write_volatile(&raw mut (*thread.control()).held_count, 0);
+        std::ptr::write_volatile(&raw mut (*thread.control()).tag, 0);
+    }
+    Ok(())
+}
+
+/// Writes `value` to the page as a request, and waits for its seal.
+fn commit(app: &App, thread: &Thread<'_>, key: &str, value: u8) -> Result<()> {
+    let (domain, page) = app.domain(key, 4)?;
+    let tag = thread.begin(&[domain])?;
+    // SAFETY: the page is the domain's, which the request holds.
+    unsafe { poke(page, value) };
+    thread.commit(tag, COMMIT_SEAL)?;
+    Ok(thread.end()?)
+}
+
+fn nonsense(_: &str) -> Result<()> {
+    let app = App::open("control-block")?;
+    let thread = app.thread()?;
+    // Domains that do not exist, and that cannot.
+    for number in [MAX_DOMAINS - 1, MAX_DOMAINS, u32::MAX] {
+        for count in [1, u32::MAX] {
+            fail_with(&thread, count, number)?;
+        }
+    }
+    let innocent = App::open("control-block-innocent")?;
+    commit(&innocent, &innocent.thread()?, "user", 1)?;
+    ensure!(app.info()?.broken == 0, "the device works on");
+    Ok(())
+}
+
+fn storm(_: &str) -> Result<()> {
+    let app = App::open("control-block")?;
+    let innocent = App::open("control-block-innocent")?;
+    std::thread::scope(|scope| {
+        let storm = scope.spawn(|| -> Result<()> {
+            let thread = app.thread()?;
+            (0..FAILURES).try_for_each(|_| fail_with(&thread, 0, 0))
+        });
+        let thread = innocent.thread()?;
+        (0..COMMITS).try_for_each(|value| commit(&innocent, &thread, "user", value))?;
+        storm.join().expect("the thread does not panic")
+    })?;
+    ensure!(app.info()?.broken == 0, "the device works on");
+    Ok(())
+}
