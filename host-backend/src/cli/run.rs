@@ -326,7 +326,7 @@ struct RunningVm {
 }
 
 /// The guest's restarts.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Restarts {
     count: u64,
     last: Option<Restart>,
@@ -363,6 +363,7 @@ impl Operator for RunningVm {
         for (what, count) in frames.chain(registers).flat_map(Tally::counts) {
             *errors.entry(what).or_insert(0) += count;
         }
+        let restarts = self.restarts().clone();
         VmStatus {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -370,8 +371,8 @@ impl Operator for RunningVm {
             uptime_ms: self.uptime_ms(),
             vcpus: self.vcpus,
             memory_bytes: self.memory.0,
-            restarts: self.restarts().count,
-            last_restart: self.restarts().last.clone(),
+            restarts: restarts.count,
+            last_restart: restarts.last,
             recovery: self.recovery.status(),
             network: self.network.as_ref().map(|net| net.snapshot()),
             device_errors: errors
