@@ -134,12 +134,12 @@ impl Machine {
 
     /// Takes the devices from a VM that has ended, for `reason`.
     pub(super) fn power_off(&self, reason: &ExitReason) {
-        // Whoever ends a VM knows what it costs; a guest that goes down does not.
-        let down = reason.allows_restart().then(|| reason.to_string());
-        self.recovery.set_guest_down(down);
         for device in &self.devices {
             device.transport().power_off();
         }
-        self.recovery.set_guest_down(None);
+        // Whoever ends a VM on purpose means to lose what is in flight.
+        if reason.allows_restart() {
+            self.recovery.guest_down(&reason.to_string());
+        }
     }
 }

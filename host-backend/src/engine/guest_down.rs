@@ -26,7 +26,7 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// Counts what there is to lose. The guest no longer runs.
+    /// Counts what a reset is about to drop. The driver no longer uses the device.
     pub(crate) fn of(store: &Store, staged_pages: usize, memory: &impl Inspect) -> Self {
         let mut loss = Self {
             // A commit has fewer pages than the window has frames.

@@ -40,6 +40,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+use std::mem;
 use std::time::Duration;
 
 use vmsrs_protocol::FrameRun;
@@ -83,6 +84,8 @@ pub struct Engine {
     staging: Staging,
     monitor: Monitor,
     guest_downs: GuestDowns,
+    /// What the last reset dropped, until a driver starts.
+    lost: Loss,
     counters: Counters,
     tag_base: u64,
 }
@@ -117,6 +120,7 @@ impl Engine {
             staging: Staging::default(),
             monitor: Monitor::new(config.incidents),
             guest_downs: GuestDowns::new(config.incidents),
+            lost: Loss::default(),
             counters: Counters::default(),
             tag_base: 1,
             config,
@@ -322,11 +326,12 @@ impl Engine {
     ///
     /// Frames that the host cannot make read-only stay granted, unknown to the next driver, until
     /// the next reset.
-    pub fn reset(&mut self, protection: &mut impl Protection) {
+    pub fn reset(&mut self, memory: &mut (impl Protection + Inspect)) {
+        self.lost = Loss::of(&self.store, self.staging.len(), memory);
         self.staging.drop_commit(&mut self.store);
         let mut granted: Vec<u32> = self.store.frames.in_state(FrameState::Granted).collect();
         for run in runs::gather(&mut granted, |_| false) {
-            match protection.protect(run) {
+            match memory.protect(run) {
                 Ok(()) => runs::frames_of(run).for_each(|frame| self.store.retire(frame)),
                 Err(error) => log::error!("{error}: {}", error.source),
             }
@@ -337,25 +342,26 @@ impl Engine {
         self.counters.resets += 1;
     }
 
-    /// As [`Self::reset`], because the guest's kernel has gone. What it takes with it becomes an
-    /// incident with `reason`: how it ended, in a sentence without a full stop.
-    pub fn guest_down(
-        &mut self,
-        at: Duration,
-        reason: &str,
-        memory: &mut (impl Protection + Inspect),
-    ) {
-        let loss = Loss::of(&self.store, self.staging.len(), memory);
-        if !loss.is_none() {
-            self.counters.dropped_drafts += u64::from(loss.written_frames);
-            self.guest_downs.add(GuestDown {
-                number: self.monitor.take_number(),
-                at,
-                reason: reason.to_owned(),
-                loss,
-            });
+    /// Says that a driver has started: what the last reset dropped was for another to worry about.
+    pub fn driver_started(&mut self) {
+        self.lost = Loss::default();
+    }
+
+    /// Says that the guest's kernel has gone; `reason` tells how, in a sentence without a full stop.
+    /// What was dropped by the reset since a driver started last becomes an incident. The reset may
+    /// be the guest's own work: kernels reset their devices when they reboot in order.
+    pub fn guest_down(&mut self, at: Duration, reason: &str) {
+        let loss = mem::take(&mut self.lost);
+        if loss.is_none() {
+            return;
         }
-        self.reset(memory);
+        self.counters.dropped_drafts += u64::from(loss.written_frames);
+        self.guest_downs.add(GuestDown {
+            number: self.monitor.take_number(),
+            at,
+            reason: reason.to_owned(),
+            loss,
+        });
     }
 
     /// Whether retired frames wait for the cleanser.

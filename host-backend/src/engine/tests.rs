@@ -429,7 +429,8 @@ fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
     bench.seal(&[record(3, NONE, bench.frames[3])]);
     bench.memory.guest_write(bench.frames[0], 8);
     let Bench { engine, memory, .. } = &mut bench;
-    engine.guest_down(at, "the guest reset itself", memory);
+    engine.reset(memory);
+    engine.guest_down(at, "the guest reset itself");
     engine.check_invariants();
     assert!(!memory.writable.contains(&true));
     let [incident] = &engine.incidents()[..] else {
@@ -444,11 +445,22 @@ fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
     assert_eq!(bench.memory.content[bench.frames[3] as usize], 7);
 
     let Bench { engine, memory, .. } = &mut bench;
-    engine.guest_down(at, "the guest reset itself", memory);
+    engine.reset(memory);
+    engine.guest_down(at, "the guest reset itself");
     assert_eq!(engine.incidents().len(), 1);
     let status = engine.status();
     assert_eq!((status.resets, status.granted_frames), (2, 0));
     assert_eq!(status.incidents[0].what, "guest-down");
+}
+
+#[test]
+fn drafts_that_a_driver_left_behind_are_not_lost_by_the_boot_of_the_next_one() {
+    let mut bench = Bench::new();
+    bench.memory.guest_write(bench.frames[0], 8);
+    bench.engine.reset(&mut bench.memory);
+    bench.engine.driver_started();
+    bench.engine.guest_down(Duration::ZERO, "a test");
+    assert_eq!(bench.engine.incidents(), []);
 }
 
 #[test]

@@ -45,8 +45,6 @@ struct Core {
     protection: MprotectProtection,
     /// The cleanser has to end.
     stopping: bool,
-    /// How the guest ended, between its end and its next boot.
-    guest_down: Option<String>,
 }
 
 impl RecoveryHandle {
@@ -61,7 +59,6 @@ impl RecoveryHandle {
                     engine,
                     protection,
                     stopping: false,
-                    guest_down: None,
                 }),
                 laundry: Condvar::new(),
                 window,
@@ -111,11 +108,15 @@ impl RecoveryHandle {
         event.incident
     }
 
-    /// Says that the guest has ended, and how (a sentence without a full stop), or that it boots
-    /// again. What the driver still held when the guest ended becomes an incident at the device's
-    /// reset.
-    pub fn set_guest_down(&self, reason: Option<String>) {
-        self.core().guest_down = reason;
+    /// Says that the guest's kernel has gone, and how (a sentence without a full stop), after the
+    /// device was reset: what the reset dropped becomes an incident.
+    pub fn guest_down(&self, reason: &str) {
+        self.core().engine.guest_down(now(), reason);
+    }
+
+    /// Begins a driver's use of the device.
+    pub(super) fn driver_started(&self) {
+        self.core().engine.driver_started();
     }
 
     /// What the driver reads in the configuration space.
@@ -141,15 +142,9 @@ impl RecoveryHandle {
     pub(super) fn reset(&self) {
         let mut core = self.core();
         let Core {
-            engine,
-            protection,
-            guest_down,
-            ..
+            engine, protection, ..
         } = &mut *core;
-        match guest_down.take() {
-            Some(reason) => engine.guest_down(now(), &reason, protection),
-            None => engine.reset(protection),
-        }
+        engine.reset(protection);
         self.wake_cleanser(core);
         self.drop_events();
     }

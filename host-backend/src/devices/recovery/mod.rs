@@ -155,6 +155,7 @@ impl VirtioDevice for RecoveryDevice {
             activation.interrupt,
             stop.try_clone()?,
         )?;
+        self.handle.driver_started();
         let thread = thread::Builder::new()
             .name("vmsrs-queues".into())
             .spawn(move || worker.run())?;
