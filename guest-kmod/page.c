@@ -235,7 +235,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 
 	extent = vmsrs_extent_find(app, page);
 	if (!extent)
-		return VM_FAULT_SIGSEGV;
+		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
 	tag = vmsrs_thread_tag(thread);
