@@ -42,7 +42,7 @@ impl Guest {
         fs::create_dir_all(&folder)?;
         let log = File::create(folder.join("vmsrs.log"))?;
         let (window, pool) = match machine {
-            Machine::Usual => ("64M", "1024"),
+            Machine::Usual | Machine::Hostile => ("64M", "1024"),
             Machine::SmallWindow => ("4M", "256"),
         };
         let mut vm = Command::new("vmsrs")
@@ -161,6 +161,16 @@ impl Guest {
             .collect()
     }
 
+    /// What the VMM has written to its log so far.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        let log = fs::read(self.folder.join("vmsrs.log"))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
     /// Ends the machine as an operator would, by SIGTERM, and sees that it ends well.
     fn stop(mut self) -> Result<()> {
         // SAFETY: plain system call; the child has not been waited for, so its number is its own.
@@ -246,7 +256,7 @@ fn tell(value: &Value) -> Result<()> {
 ///
 /// When results cannot be told; a behaviour that fails is a result.
 pub fn run_all(names: &[&str]) -> Result<()> {
-    for machine in [Machine::Usual, Machine::SmallWindow] {
+    for machine in [Machine::Usual, Machine::SmallWindow, Machine::Hostile] {
         let chosen: Vec<&'static Behaviour> = behaviours::ALL
             .iter()
             .copied()

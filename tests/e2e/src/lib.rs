@@ -9,6 +9,7 @@ pub mod agent;
 pub mod behaviours;
 pub mod fault;
 pub mod host;
+pub mod hostile;
 pub mod raw;
 pub mod steps;
 pub mod stray;
@@ -25,6 +26,8 @@ pub enum Machine {
     Usual,
     /// The same with the smallest window that fits its pool, to fill it.
     SmallWindow,
+    /// The usual one, for a behaviour that leaves a device with a strange past.
+    Hostile,
 }
 
 /// One behaviour that the whole system must have.

@@ -68,6 +68,7 @@ fn run_bed(names: &[String]) -> Result<Outcomes> {
         .modules(["virtio_mmio", "virtio_net"])
         .module_file(&modules.driver)
         .module_file_unloaded(&modules.test)
+        .module_file_unloaded(&modules.hostile)
         .binary(e2e, "/bin/vmsrs-e2e")
         .init("ifconfig eth0 192.168.77.2 netmask 255.255.255.0 up\nvmsrs-e2e agent 192.168.77.1:7000")
         .write(&kernel, &image)?;

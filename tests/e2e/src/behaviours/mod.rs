@@ -13,6 +13,7 @@ mod foreign_draft;
 mod foreign_write;
 mod fork;
 mod given_up_overdue;
+mod hostile_guest;
 mod kernel_write;
 mod kinds_of_error;
 mod lock_after_error;
@@ -45,6 +46,7 @@ pub const ALL: &[&Behaviour] = &[
     &threads_and_model::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
     &window_full::BEHAVIOUR,
+    &hostile_guest::BEHAVIOUR,
 ];
 
 /// The behaviour with this name.

@@ -1,0 +1,177 @@
+//! A guest whose kernel is hostile: whatever its driver sends, it is refused and counted; the device
+//! and the virtual machine go on, and a good driver finds the device in order afterwards.
+
+mod chains;
+mod frames;
+mod messages;
+mod registers;
+mod talk;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use vmsrs_protocol::ioctl::COMMIT_SEAL;
+
+use crate::host::Guest;
+use crate::hostile::{Device, register};
+use crate::raw::{App, peek, poke};
+use crate::{Behaviour, Machine};
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "a_hostile_guest_is_refused_and_counted_and_the_device_and_the_machine_go_on",
+    machine: Machine::Hostile,
+    steps: &[
+        ("enter", enter),
+        ("attack", attack),
+        ("leave", leave),
+        ("commit", commit),
+    ],
+    host,
+};
+
+/// What a hostile driver does to a device that runs; some restart it.
+type Attack = fn(&mut Device) -> Result<()>;
+
+/// The attacks by name.
+const ATTACKS: &[(&str, Attack)] = &[
+    ("chains that are no messages", chains::no_messages),
+    (
+        "messages that lie about their length",
+        messages::lengths_that_lie,
+    ),
+    ("messages of unknown kinds", messages::unknown_kinds),
+    ("replies without room", chains::no_room),
+    ("frames that are not the driver's", messages::foreign_frames),
+    ("records against stale frames", messages::stale_records),
+    ("pages of other domains", messages::foreign_pages),
+    ("a frame twice", messages::frame_twice),
+    ("counts of billions", messages::billions),
+    ("false reports", messages::false_reports),
+    ("chains in a loop", chains::loops),
+    ("chains outside of memory", chains::outside_memory),
+    ("huge indirect tables", chains::indirect_tables),
+    ("heads out of range", chains::heads_out_of_range),
+    ("an index far ahead", chains::index_far_ahead),
+    ("notifications for nothing", registers::idle_notifications),
+    ("odd accesses to registers", registers::odd_accesses),
+    ("regions that do not exist", registers::no_regions),
+    ("queues in wrong places", registers::wrong_queues),
+    ("statuses out of order", registers::wrong_statuses),
+    ("rings that lie on each other", chains::rings_on_each_other),
+    (
+        "writes into every kind of frame",
+        frames::every_kind_of_frame,
+    ),
+];
+
+/// Lines that the VMM may have logged in the end, far fewer than there were attacks.
+const LOG_LINES: usize = 120;
+
+fn host(guest: &mut Guest) -> Result<()> {
+    guest.run("commit", "before")?;
+    guest.run("enter", "")?;
+    for (name, _) in ATTACKS {
+        let before = refused(&guest.vmsrs(&["status"])?)?;
+        guest
+            .run("attack", name)
+            .with_context(|| (*name).to_owned())?;
+        let status = guest.vmsrs(&["status"])?;
+        ensure!(
+            refused(&status)? > before,
+            "{name}: it was refused and not counted: {status}"
+        );
+        let of = |what: &str| {
+            status["recovery"][what]
+                .as_u64()
+                .context("a number of frames")
+        };
+        ensure!(
+            of("granted_frames")? <= of("pool_frames")?,
+            "{name}: more frames granted than may be: {status}"
+        );
+    }
+    guest.run("leave", "")?;
+    guest.run("commit", "after")?;
+    let log = guest.log()?;
+    ensure!(
+        log.lines().count() < LOG_LINES,
+        "the guest has filled the log of the host:\n{log}"
+    );
+    Ok(())
+}
+
+/// Everything that the host has refused the guest's drivers.
+fn refused(status: &Value) -> Result<u64> {
+    let lists = [&status["recovery"]["refusals"], &status["device_errors"]];
+    let mut sum = 0;
+    for list in lists {
+        for count in list.as_array().context("a list of counts")? {
+            sum += count["count"].as_u64().context("a count")?;
+        }
+    }
+    Ok(sum)
+}
+
+fn shell(script: &str) -> Result<()> {
+    let output = Command::new("sh").args(["-ec", script]).output()?;
+    ensure!(
+        output.status.success(),
+        "{script}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The hostile driver takes the place of the good one.
+fn enter(_: &str) -> Result<()> {
+    shell(
+        "rmmod vmsrs
+         mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
+         insmod /lib/modules/vmsrs_hostile.ko",
+    )?;
+    let mut device = Device::open()?;
+    device.start()?;
+    device.works()?;
+    let address = device.read_pair(register::SHM_BASE)?;
+    let length = device.read_pair(register::SHM_LEN)?;
+    shell(&format!(
+        "insmod /lib/modules/vmsrs_stray.ko phys={address} length={length}"
+    ))
+}
+
+/// The good driver is back.
+fn leave(_: &str) -> Result<()> {
+    shell("rmmod vmsrs_stray\nrmmod vmsrs_hostile\ninsmod /lib/modules/vmsrs.ko")
+}
+
+/// A normal request commits and is sealed; what one before the attacks has left is there.
+fn commit(when: &str) -> Result<()> {
+    let app = App::open("bystander")?;
+    let (domain, page) = app.domain("user", 4)?;
+    // SAFETY: the page is readable by the whole process.
+    let found = unsafe { peek(page.add(7)) };
+    let (expected, value) = if when == "before" { (0, 1) } else { (1, 2) };
+    ensure!(found == expected, "the committed byte is {found}");
+    let thread = app.thread()?;
+    let tag = thread.begin(&[domain])?;
+    // SAFETY: the page is the domain's, which the request holds.
+    unsafe { poke(page.add(7), value) };
+    thread.commit(tag, COMMIT_SEAL)?;
+    // SAFETY: as above.
+    let found = unsafe { peek(page.add(7)) };
+    ensure!(found == value, "the byte is committed");
+    Ok(thread.end()?)
+}
+
+fn attack(name: &str) -> Result<()> {
+    let (_, attack) = ATTACKS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .context("a known attack")?;
+    let mut device = Device::open()?;
+    device.start()?;
+    attack(&mut device)?;
+    device.works()
+}

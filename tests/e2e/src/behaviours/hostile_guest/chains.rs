@@ -1,0 +1,199 @@
+//! Attacks by descriptor chains and rings.
+
+use anyhow::{Result, ensure};
+use bytemuck::{bytes_of, cast_slice};
+use vmsrs_protocol::ZERO_FRAME;
+use vmsrs_protocol::control::MESSAGE_BYTES_MAX;
+
+use super::talk::store;
+use crate::hostile::{
+    Answer, CONTROL, Descriptor, Device, EVENT, INDIRECT, MESSAGE, NEXT, QUEUE_SIZE, REPLY, TABLE,
+    WRITE, linked, open_app, register, status,
+};
+
+pub(super) fn no_messages(device: &mut Device) -> Result<()> {
+    let bytes = open_app();
+    let length = bytes.len() as u32;
+    device.put(MESSAGE, &bytes);
+    let readable = device.readable(MESSAGE, length);
+    let writable = device.writable(REPLY, 64);
+    device.malformed("no readable part", &[writable])?;
+    device.malformed("readable behind writable", &linked(&[writable, readable]))?;
+    device.malformed(
+        "empty readable part",
+        &linked(&[device.readable(MESSAGE, 0), writable]),
+    )?;
+    let long = device.readable(MESSAGE, MESSAGE_BYTES_MAX + 1);
+    device.malformed("too long", &linked(&[long, writable]))?;
+    device.unanswered("no writable part", &[readable])?;
+    device.unanswered("an empty descriptor", &[Descriptor::default()])
+}
+
+pub(super) fn no_room(device: &mut Device) -> Result<()> {
+    let bytes = open_app();
+    device.put(MESSAGE, &bytes);
+    let readable = device.readable(MESSAGE, bytes.len() as u32);
+    for room in 0..8 {
+        let writable = device.writable(REPLY, room);
+        device.unanswered("no room for a header", &linked(&[readable, writable]))?;
+    }
+    let writable = device.writable(REPLY, 8);
+    device.malformed("no room for the rest", &linked(&[readable, writable]))
+}
+
+pub(super) fn loops(device: &mut Device) -> Result<()> {
+    device.put(MESSAGE, &open_app());
+    let jump = |descriptor: Descriptor, next: u16| Descriptor {
+        flags: descriptor.flags | NEXT,
+        next,
+        ..descriptor
+    };
+    let readable = device.readable(MESSAGE, 4);
+    let writable = device.writable(REPLY, 64);
+    let huge = device.readable(MESSAGE, u32::MAX);
+    device.malformed("at the end", &[jump(readable, 1), jump(writable, 1)])?;
+    device.malformed("two of them", &[jump(writable, 1), jump(writable, 0)])?;
+    device.unanswered("to itself", &[jump(readable, 0)])?;
+    device.unanswered("of many gigabytes", &[jump(huge, 0)])
+}
+
+pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
+    let bytes = open_app();
+    let length = bytes.len() as u32;
+    device.put(MESSAGE, &bytes);
+    let readable = device.readable(MESSAGE, length);
+    let writable = device.writable(REPLY, 64);
+    let window = device.read_pair(register::SHM_BASE)?;
+    // A hole, the device's own registers' neighbourhood, the window, the end of everything.
+    for address in [
+        0xf000_0000,
+        0xfee0_0000,
+        window,
+        window + 1,
+        1 << 52,
+        u64::MAX - 3,
+    ] {
+        let lost = Descriptor {
+            address,
+            ..readable
+        };
+        device.malformed("a message", &linked(&[lost, writable]))?;
+        let lost = Descriptor {
+            address,
+            ..writable
+        };
+        device.unanswered("a reply", &linked(&[readable, lost]))?;
+        device.unanswered("both", &[lost])?;
+    }
+    for next in [QUEUE_SIZE, 0x7fff, u16::MAX] {
+        let torn = Descriptor {
+            flags: NEXT,
+            next,
+            ..readable
+        };
+        device.unanswered("a link out of the table", &[torn])?;
+        let torn = Descriptor {
+            flags: WRITE | NEXT,
+            next,
+            ..writable
+        };
+        let chain = [linked(&[readable, writable])[0], torn];
+        device.malformed("a link out of the table", &chain)?;
+    }
+    Ok(())
+}
+
+pub(super) fn indirect_tables(device: &mut Device) -> Result<()> {
+    // Indirect descriptors were not offered, so that none of this is more than a broken chain.
+    const ENTRIES: u16 = 0x8000;
+    device.put(MESSAGE, &open_app());
+    let entry = device.readable(MESSAGE, 1);
+    let table: Vec<Descriptor> = (1..=ENTRIES)
+        .map(|next| Descriptor {
+            flags: NEXT,
+            next: next % ENTRIES,
+            ..entry
+        })
+        .collect();
+    device.put(TABLE, cast_slice(&table));
+    let bytes = u32::from(ENTRIES) * size_of::<Descriptor>() as u32;
+    let writable = device.writable(REPLY, 64);
+    for length in [bytes, 0xf_fff0, 0xffff_fff0, u32::MAX, 1, 0] {
+        let indirect = Descriptor {
+            flags: INDIRECT,
+            ..device.readable(TABLE, length)
+        };
+        device.unanswered("a table", &[indirect])?;
+        device.unanswered("a table and more", &linked(&[indirect, writable]))?;
+        let malformed = [linked(&[writable, indirect])[0], indirect];
+        device.malformed("a table at the end", &malformed)?;
+    }
+    // A table that names itself as a table.
+    let nested = Descriptor {
+        flags: INDIRECT,
+        ..device.readable(TABLE, 16)
+    };
+    device.put(TABLE, bytes_of(&nested));
+    device.unanswered("a table in itself", &[nested])
+}
+
+pub(super) fn heads_out_of_range(device: &mut Device) -> Result<()> {
+    // Often, to see that the host's log does not grow with it.
+    for head in (QUEUE_SIZE..=u16::MAX).step_by(977) {
+        device.offer(CONTROL, head, 1)?;
+        let answer = device.wait(CONTROL)?;
+        ensure!(answer == Answer::NeedsReset, "head {head}: {answer:?}");
+        // A device that has stopped says nothing any more.
+        device.write(register::QUEUE_NOTIFY, CONTROL)?;
+        device.start()?;
+    }
+    device.works()
+}
+
+pub(super) fn index_far_ahead(device: &mut Device) -> Result<()> {
+    for count in [QUEUE_SIZE + 1, 1000, 0x8000, u16::MAX] {
+        device.offer(CONTROL, 0, count)?;
+        let answer = device.wait(CONTROL)?;
+        ensure!(answer == Answer::NeedsReset, "{count} ahead: {answer:?}");
+        device.start()?;
+    }
+    // As many as there can be, all of them the same chain, are carried out.
+    let bytes = open_app();
+    device.put(MESSAGE, &bytes);
+    let chain = linked(&[
+        device.readable(MESSAGE, bytes.len() as u32),
+        device.writable(REPLY, 64),
+    ]);
+    device.put_table(CONTROL, &chain);
+    device.offer(CONTROL, 0, QUEUE_SIZE)?;
+    let answer = device.wait(CONTROL)?;
+    ensure!(matches!(answer, Answer::Used(16)), "{answer:?}");
+    Ok(())
+}
+
+pub(super) fn rings_on_each_other(device: &mut Device) -> Result<()> {
+    for queue in [CONTROL, EVENT] {
+        // The used ring lies on the available ring: what the device writes, it reads as new chains.
+        device.negotiate()?;
+        for number in [CONTROL, EVENT] {
+            let mut places = device.places(number);
+            if number == queue {
+                places[2] = places[1];
+            }
+            let ready = device.set_up(number, QUEUE_SIZE.into(), places)?;
+            ensure!(ready, "a strange queue, but in RAM");
+        }
+        device.write(register::STATUS, status::RUNNING)?;
+        // For the event queue there must be something to tell.
+        ensure!(
+            store(ZERO_FRAME, "1")? == Some(libc::EFAULT),
+            "the store is stopped"
+        );
+        device.offer(queue, 0, 1)?;
+        // The device must hear the reset while it is at it.
+        device.write(register::STATUS, 0)?;
+        device.start()?;
+        device.works()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Attacks by accesses to registers.
+
+use anyhow::{Result, ensure};
+
+use crate::hostile::{CONTROL, Device, EVENT, QUEUE_SIZE, register, status};
+
+pub(super) fn idle_notifications(device: &mut Device) -> Result<()> {
+    for _ in 0..1000 {
+        for queue in [CONTROL, EVENT] {
+            device.write(register::QUEUE_NOTIFY, queue)?;
+        }
+    }
+    for queue in [2, 0xff, 0x10000, u32::MAX] {
+        device.write(register::QUEUE_NOTIFY, queue)?;
+    }
+    for width in [1, 2, 8] {
+        device.access(register::QUEUE_NOTIFY, &vec![0; width])?;
+    }
+    device.works()?;
+    // A device that is not running.
+    device.negotiate()?;
+    for queue in [CONTROL, EVENT, 2] {
+        device.write(register::QUEUE_NOTIFY, queue)?;
+    }
+    device.start()
+}
+
+pub(super) fn odd_accesses(device: &mut Device) -> Result<()> {
+    let config = |device: &Device| device.peek(register::CONFIG, 8);
+    let before = config(device)?;
+    for offset in 0..0x110 {
+        for width in [1, 2, 4, 8] {
+            // A whole register is for the other attacks.
+            if width == 4 && offset % 4 == 0 && offset < register::CONFIG {
+                continue;
+            }
+            device.peek(offset, width)?;
+            device.access(offset, &vec![0xff; width])?;
+        }
+    }
+    // Registers that do not exist.
+    for offset in [0x01c, 0x028, 0x054, 0x0c0, 0x0f8] {
+        device.peek(offset, 4)?;
+        device.write(offset, u32::MAX)?;
+    }
+    for (offset, width) in [(0xfff, 1), (0xffe, 2), (0xffc, 4), (0xff8, 8)] {
+        let bytes = device.peek(offset, width)?;
+        ensure!(
+            bytes.iter().all(|&byte| byte == 0),
+            "beyond the end: {bytes:x?}"
+        );
+        device.access(offset, &vec![0xff; width])?;
+    }
+    ensure!(config(device)? == before, "the configuration is as before");
+    ensure!(
+        device.read(register::STATUS)? == status::RUNNING,
+        "the device still runs"
+    );
+    Ok(())
+}
+
+pub(super) fn no_regions(device: &mut Device) -> Result<()> {
+    let window = device.read_pair(register::SHM_BASE)?;
+    for region in [1, 0xff, 0x100, 0x8000_0000, u32::MAX] {
+        device.write(register::SHM_SEL, region)?;
+        for register in [register::SHM_LEN, register::SHM_BASE] {
+            let value = device.read_pair(register)?;
+            ensure!(value == u64::MAX, "region {region:#x}: {value:#x}");
+        }
+    }
+    device.write(register::SHM_LEN, 0)?;
+    device.write(register::SHM_BASE, 0)?;
+    device.write(register::STATUS, 0)?;
+    ensure!(
+        device.read_pair(register::SHM_BASE)? == window,
+        "the window is where it was"
+    );
+    device.start()
+}
+
+pub(super) fn wrong_queues(device: &mut Device) -> Result<()> {
+    device.negotiate()?;
+    let window = device.read_pair(register::SHM_BASE)?;
+    let good = device.places(CONTROL);
+    for size in [0, 3, 65, 128, 0x1_0000, 0x8000_0040, u32::MAX] {
+        ensure!(!device.set_up(CONTROL, size, good)?, "a queue of {size}");
+    }
+    for part in 0..3 {
+        for address in [
+            0,
+            good[part] + 1,
+            0xf000_0000,
+            window,
+            1 << 52,
+            u64::MAX - 15,
+        ] {
+            let mut places = good;
+            places[part] = address;
+            let ready = device.set_up(CONTROL, QUEUE_SIZE.into(), places)?;
+            ensure!(!ready, "part {part} at {address:#x}");
+        }
+    }
+    for queue in [2, 0xffff, u32::MAX] {
+        ensure!(!device.set_up(queue, 64, good)?, "queue {queue:#x}");
+    }
+    // A device without its queues does not start.
+    device.write(register::STATUS, status::RUNNING)?;
+    let status = device.read(register::STATUS)?;
+    ensure!(status & status::NEEDS_RESET != 0, "status {status:#x}");
+    device.start()?;
+    // A queue of a running device stays as it is.
+    device.set_up(CONTROL, 32, [window; 3])?;
+    device.write(register::QUEUE_READY, 0)?;
+    device.works()
+}
+
+pub(super) fn wrong_statuses(device: &mut Device) -> Result<()> {
+    for first in [1, 3, 11, 15, 0x80, 0xc0, 0x10, 0xffff_ff00, u32::MAX] {
+        for second in [15, 11, 0x40, 0x4f, 0x80, 7, u32::MAX] {
+            device.write(register::STATUS, 0)?;
+            device.write(register::STATUS, first)?;
+            device.write(register::STATUS, second)?;
+            device.write(register::QUEUE_NOTIFY, CONTROL)?;
+        }
+    }
+    // Features that were not offered.
+    for half in [0, 1] {
+        device.write(register::STATUS, 0)?;
+        device.write(register::STATUS, 1)?;
+        device.write(register::STATUS, status::DRIVER)?;
+        device.write(register::DRIVER_FEATURES_SEL, half)?;
+        device.write(register::DRIVER_FEATURES, u32::MAX)?;
+        device.write(register::STATUS, status::FEATURES_OK)?;
+        let status = device.read(register::STATUS)?;
+        ensure!(status == status::DRIVER, "features: status {status:#x}");
+    }
+    // Out of breath: resets as fast as they go.
+    for _ in 0..100 {
+        device.start()?;
+    }
+    Ok(())
+}
