@@ -32,6 +32,8 @@ pub struct Guest {
     folder: PathBuf,
     reader: BufReader<TcpStream>,
     writer: TcpStream,
+    /// Where the agent comes to in every boot.
+    listener: TcpListener,
     behaviour: &'static str,
 }
 
@@ -42,13 +44,21 @@ impl Guest {
         fs::create_dir_all(&folder)?;
         let log = File::create(folder.join("vmsrs.log"))?;
         let (window, pool) = match machine {
-            Machine::Usual | Machine::Hostile => ("64M", "1024"),
+            Machine::Usual | Machine::Hostile | Machine::Restarting => ("64M", "1024"),
             Machine::SmallWindow => ("4M", "256"),
         };
+        let on_reboot = match machine {
+            Machine::Restarting => "restart",
+            // A guest that goes down without being asked to is lost.
+            _ => "exit",
+        };
+        let listener = TcpListener::bind(("0.0.0.0", PORT)).context("listen for the agent")?;
+        listener.set_nonblocking(true)?;
         let mut vm = Command::new("vmsrs")
             .args(["run", "--kernel", "vmlinux", "--initramfs", "guest.img"])
             .args(["--memory", "512M", "--vcpus", "2"])
             .args(["--window", window, "--pool", pool])
+            .args(["--on-reboot", on_reboot, "--restarts", "100"])
             .args(["--tap", &format!("tap0,{HOST_ADDRESS}/24")])
             .arg("--socket")
             .arg(folder.join("vm.sock"))
@@ -59,18 +69,16 @@ impl Guest {
             .stderr(log)
             .spawn()
             .context("start vmsrs")?;
-        let agent = wait_for_agent(&mut vm);
+        let agent = wait_for_agent(&listener, &mut vm, None);
         match agent {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(STEP_LIMIT))?;
-                Ok(Self {
-                    vm,
-                    folder,
-                    reader: BufReader::new(stream.try_clone()?),
-                    writer: stream,
-                    behaviour: "",
-                })
-            }
+            Ok(stream) => Ok(Self {
+                vm,
+                folder,
+                reader: BufReader::new(stream.try_clone()?),
+                writer: stream,
+                listener,
+                behaviour: "",
+            }),
             Err(error) => {
                 let _ = vm.kill();
                 let _ = vm.wait();
@@ -86,6 +94,32 @@ impl Guest {
     ///
     /// When the agent cannot be reached any more: the guest or the VMM went down or hangs.
     pub fn step(&mut self, step: &str, argument: &str) -> Result<Answer> {
+        self.ask(step, argument)?;
+        let mut answer = String::new();
+        let read = self
+            .reader
+            .read_line(&mut answer)
+            .with_context(|| format!("no answer from the guest for step {step}"))?;
+        ensure!(read > 0, "the guest hung up in step {step}");
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// Runs a step that takes the guest down, and waits for the agent of the guest's next boot.
+    ///
+    /// # Errors
+    ///
+    /// When the step ends with an answer, or the guest does not come up again.
+    pub fn run_down(&mut self, step: &str, argument: &str) -> Result<()> {
+        self.ask(step, argument)?;
+        let stream = wait_for_agent(&self.listener, &mut self.vm, Some(&mut self.reader))
+            .with_context(|| format!("step {step}"))?;
+        self.reader = BufReader::new(stream.try_clone()?);
+        self.writer = stream;
+        Ok(())
+    }
+
+    /// Asks the agent for a step.
+    fn ask(&mut self, step: &str, argument: &str) -> Result<()> {
         let ask = Ask {
             behaviour: self.behaviour.to_owned(),
             step: step.to_owned(),
@@ -95,14 +129,7 @@ impl Guest {
         line.push('\n');
         self.writer
             .write_all(line.as_bytes())
-            .context("the agent hung up")?;
-        let mut answer = String::new();
-        let read = self
-            .reader
-            .read_line(&mut answer)
-            .with_context(|| format!("no answer from the guest for step {step}"))?;
-        ensure!(read > 0, "the guest hung up in step {step}");
-        Ok(serde_json::from_str(&answer)?)
+            .context("the agent hung up")
     }
 
     /// Runs a step that must end well, and returns what it printed.
@@ -198,16 +225,19 @@ fn logs(folder: &std::path::Path) -> String {
     text
 }
 
-/// Waits for the agent's connection while the machine lives.
-fn wait_for_agent(vm: &mut Child) -> Result<TcpStream> {
+/// Waits for the agent's connection while the machine lives, and its last one (`old`) is silent.
+fn wait_for_agent(
+    listener: &TcpListener,
+    vm: &mut Child,
+    mut old: Option<&mut BufReader<TcpStream>>,
+) -> Result<TcpStream> {
     let start = Instant::now();
-    let listener = TcpListener::bind(("0.0.0.0", PORT)).context("listen for the agent")?;
-    listener.set_nonblocking(true)?;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(STEP_LIMIT))?;
                 return Ok(stream);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -219,22 +249,39 @@ fn wait_for_agent(vm: &mut Child) -> Result<TcpStream> {
         let Some(rest) = BOOT_LIMIT.checked_sub(start.elapsed()) else {
             bail!("the guest did not come up in {BOOT_LIMIT:?}");
         };
-        poll_readable(&listener, rest.min(Duration::from_millis(500)))?;
+        let stream = old.as_ref().map(|reader| reader.get_ref());
+        if poll_readable(listener, stream, rest.min(Duration::from_millis(500)))?
+            && let Some(reader) = old.take()
+        {
+            let mut answer = String::new();
+            // A connection that breaks is no answer: that guest has gone.
+            if reader.read_line(&mut answer).is_ok_and(|read| read > 0) {
+                bail!("the guest answered and did not go down: {answer}");
+            }
+        }
     }
 }
 
-/// Waits until the listener has a connection, or for `limit`.
-fn poll_readable(listener: &TcpListener, limit: Duration) -> Result<()> {
+/// Waits until the listener has a connection or the stream (if there is one) something to read, or
+/// for `limit`; whether it is the stream.
+fn poll_readable(
+    listener: &TcpListener,
+    stream: Option<&TcpStream>,
+    limit: Duration,
+) -> Result<bool> {
     use std::os::fd::AsRawFd;
-    let mut poll = libc::pollfd {
-        fd: listener.as_raw_fd(),
+    let poll = |fd| libc::pollfd {
+        fd,
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: `poll` is one valid pollfd for the time of the call.
-    let result = unsafe { libc::poll(&mut poll, 1, limit.as_millis() as libc::c_int) };
+    // A negative descriptor is left out.
+    let stream = stream.map_or(-1, AsRawFd::as_raw_fd);
+    let mut fds = [poll(listener.as_raw_fd()), poll(stream)];
+    // SAFETY: `fds` are two valid pollfds for the time of the call.
+    let result = unsafe { libc::poll(fds.as_mut_ptr(), 2, limit.as_millis() as libc::c_int) };
     ensure!(result >= 0, "poll: {}", std::io::Error::last_os_error());
-    Ok(())
+    Ok(fds[1].revents != 0)
 }
 
 /// Writes a line to the results of the test-bed, or to standard output without one.
@@ -256,7 +303,12 @@ fn tell(value: &Value) -> Result<()> {
 ///
 /// When results cannot be told; a behaviour that fails is a result.
 pub fn run_all(names: &[&str]) -> Result<()> {
-    for machine in [Machine::Usual, Machine::SmallWindow, Machine::Hostile] {
+    for machine in [
+        Machine::Usual,
+        Machine::SmallWindow,
+        Machine::Hostile,
+        Machine::Restarting,
+    ] {
         let chosen: Vec<&'static Behaviour> = behaviours::ALL
             .iter()
             .copied()

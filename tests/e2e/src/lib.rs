@@ -28,6 +28,8 @@ pub enum Machine {
     SmallWindow,
     /// The usual one, for a behaviour that leaves a device with a strange past.
     Hostile,
+    /// The usual one, where a guest that goes down is started again.
+    Restarting,
 }
 
 /// One behaviour that the whole system must have.

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::Behaviour;
 
+mod boot_loop;
 mod control_block;
 mod deadline;
 mod discard;
@@ -13,6 +14,8 @@ mod foreign_draft;
 mod foreign_write;
 mod fork;
 mod given_up_overdue;
+mod greedy_request;
+mod guest_reboot;
 mod hostile_guest;
 mod kernel_write;
 mod kinds_of_error;
@@ -21,6 +24,7 @@ mod many_processes;
 mod process_death;
 mod read_only;
 mod seal_batches;
+mod server_killed;
 mod threads_and_model;
 mod window_full;
 mod window_mapped_writable;
@@ -36,6 +40,7 @@ pub const ALL: &[&Behaviour] = &[
     &lock_after_error::BEHAVIOUR,
     &kinds_of_error::BEHAVIOUR,
     &process_death::BEHAVIOUR,
+    &server_killed::BEHAVIOUR,
     &seal_batches::BEHAVIOUR,
     &read_only::BEHAVIOUR,
     &deadline::BEHAVIOUR,
@@ -46,7 +51,10 @@ pub const ALL: &[&Behaviour] = &[
     &threads_and_model::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
     &window_full::BEHAVIOUR,
+    &greedy_request::BEHAVIOUR,
     &hostile_guest::BEHAVIOUR,
+    &guest_reboot::BEHAVIOUR,
+    &boot_loop::BEHAVIOUR,
 ];
 
 /// The behaviour with this name.

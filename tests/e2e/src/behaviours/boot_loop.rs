@@ -1,0 +1,59 @@
+//! A guest that panics at every boot does not do so for ever.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::host::Guest;
+use crate::{Behaviour, Machine};
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "a_guest_that_panics_at_every_boot_ends_with_a_report_after_its_restarts",
+    machine: Machine::Restarting,
+    steps: &[],
+    host,
+};
+
+/// The exit code for a guest that reset itself.
+const GUEST_RESET: i32 = 6;
+
+/// Boots a machine of its own without any file system, so that its kernel panics for want of an
+/// init.
+fn host(_: &mut Guest) -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("vmsrs-e2e-loop-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let console = folder.join("console.log");
+    let output = Command::new("vmsrs")
+        .args(["run", "--kernel", "vmlinux", "--memory", "256M"])
+        .args(["--restarts", "1", "--json", "--window", "16M"])
+        .arg("--socket")
+        .arg(folder.join("vm.sock"))
+        .arg("--console")
+        .arg(&console)
+        .output()
+        .context("start vmsrs")?;
+    let console = fs::read(&console)?;
+    let console = String::from_utf8_lossy(&console);
+    fs::remove_dir_all(&folder)?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(GUEST_RESET),
+        "vmsrs ended with {}: {errors}\n{console}",
+        output.status
+    );
+    ensure!(
+        errors.contains("gave up, because the guest went down after 1 restarts within 60 s"),
+        "it says why: {errors}"
+    );
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(
+        report["reason"] == "reset" && report["gave_up"] == true && report["restarts"] == 1,
+        "it reports why: {report}"
+    );
+    let panics = console.matches("Kernel panic - not syncing").count();
+    ensure!(panics == 2, "the console has both boots: {console}");
+    Ok(())
+}

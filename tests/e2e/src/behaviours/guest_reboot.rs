@@ -1,0 +1,199 @@
+//! Sealed commits survive the end of the guest's kernel, at the same addresses.
+
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use vmsrs_protocol::ioctl::COMMIT_SEAL;
+
+use crate::host::Guest;
+use crate::raw::{App, Domain};
+use crate::{Behaviour, Machine};
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "sealed_commits_survive_a_panic_and_a_reboot_of_the_guests_kernel_at_the_same_addresses",
+    machine: Machine::Restarting,
+    steps: &[("look", look), ("go-down", go_down)],
+    host,
+};
+
+const APP: &str = "guest-reboot";
+/// Pages of a domain that every commit writes, all with the same value.
+const PAGES: usize = 3;
+/// Domains that get sealed commits alone.
+const USERS: usize = 3;
+/// The domain with a commit that is not waited for when the guest goes down.
+const UNSEALED: usize = USERS;
+/// The domain with a draft when the guest goes down.
+const DRAFT: usize = USERS + 1;
+const DOMAINS: usize = USERS + 2;
+
+/// How the guest goes down.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum End {
+    Panic,
+    Reboot,
+    TripleFault,
+}
+
+/// What a boot of the guest does: commits to these domains in this order, then its end.
+#[derive(Debug, Serialize, Deserialize)]
+struct Work {
+    commits: Vec<usize>,
+    end: End,
+}
+
+/// Address and value of every domain.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Seen {
+    addresses: Vec<u64>,
+    values: Vec<u64>,
+}
+
+fn host(guest: &mut Guest) -> Result<()> {
+    let mut model = seen(guest)?;
+    ensure!(
+        model.values == [0; DOMAINS],
+        "new domains are zeros: {model:?}"
+    );
+    let restarts_before = restarts(guest)?;
+    for (round, end) in (1..).zip([End::Panic, End::Reboot, End::TripleFault]) {
+        let work = Work {
+            commits: random_commits(),
+            end,
+        };
+        let lost_before = guest.incidents("guest-down")?.len();
+        guest.run_down("go-down", &serde_json::to_string(&work)?)?;
+        for &domain in &work.commits {
+            model.values[domain] += 1;
+        }
+        let found = seen(guest)?;
+        // Nobody waited for that commit: it is there or not, as a whole.
+        let unsealed = found.values[UNSEALED] - model.values[UNSEALED];
+        ensure!(unsealed <= 1, "{model:?}, found {found:?}");
+        model.values[UNSEALED] += unsealed;
+        ensure!(
+            found == model,
+            "after {work:?}: expected {model:?}, found {found:?}"
+        );
+
+        ensure!(
+            restarts(guest)? == restarts_before + round,
+            "the host counts restarts"
+        );
+        let reason = match end {
+            End::Panic | End::Reboot => "reset",
+            End::TripleFault => "crash",
+        };
+        let last = &guest.vmsrs(&["status"])?["last_restart"];
+        ensure!(
+            last["reason"] == reason,
+            "the host knows the reason: {last}"
+        );
+        let lost = guest.incidents("guest-down")?;
+        ensure!(
+            lost.len() == lost_before + 1,
+            "the drafts that are gone are an incident: {lost:?}"
+        );
+        let facts = &lost[lost_before]["guest_down"];
+        ensure!(
+            facts["written_frames"]
+                .as_u64()
+                .is_some_and(|n| n >= PAGES as u64),
+            "with their number: {facts}"
+        );
+    }
+    Ok(())
+}
+
+fn seen(guest: &mut Guest) -> Result<Seen> {
+    Ok(serde_json::from_str(&guest.run("look", "")?)?)
+}
+
+fn restarts(guest: &Guest) -> Result<u64> {
+    guest.vmsrs(&["status"])?["restarts"]
+        .as_u64()
+        .context("the number of restarts")
+}
+
+/// Up to 40 commits, each to a domain by chance.
+fn random_commits() -> Vec<usize> {
+    let random = || RandomState::new().build_hasher().finish() as usize;
+    (0..random() % 41).map(|_| random() % USERS).collect()
+}
+
+fn open(app: &App) -> Result<Vec<(Domain, *mut u64)>> {
+    (0..DOMAINS)
+        .map(|number| {
+            let (domain, page) = app.domain(&format!("user-{number}"), PAGES as u32)?;
+            Ok((domain, page.cast()))
+        })
+        .collect()
+}
+
+/// The words that a commit writes: the first of each page.
+fn words(first: *mut u64) -> impl Iterator<Item = *mut u64> {
+    const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
+    (0..PAGES).map(move |page| first.wrapping_add(page * WORDS_PER_PAGE))
+}
+
+fn look(_: &str) -> Result<()> {
+    let app = App::open(APP)?;
+    let mut seen = Seen {
+        addresses: Vec::new(),
+        values: Vec::new(),
+    };
+    for (_, first) in open(&app)? {
+        // SAFETY: the pages are readable by the whole process.
+        let values: Vec<u64> = words(first)
+            .map(|word| unsafe { word.read_volatile() })
+            .collect();
+        ensure!(
+            values.iter().all(|&value| value == values[0]),
+            "a commit is there as a whole or not at all: {values:?}"
+        );
+        seen.addresses.push(first as u64);
+        seen.values.push(values[0]);
+    }
+    println!("{}", serde_json::to_string(&seen)?);
+    Ok(())
+}
+
+fn go_down(argument: &str) -> Result<()> {
+    let work: Work = serde_json::from_str(argument)?;
+    let app = App::open(APP)?;
+    let domains = open(&app)?;
+    let thread = app.thread()?;
+    let draft = |number: usize| -> Result<u64> {
+        let (domain, first) = domains[number];
+        let tag = thread.begin(&[domain])?;
+        // SAFETY: the pages are the domain's, which the request holds.
+        let next = unsafe { first.read_volatile() } + 1;
+        for word in words(first) {
+            // SAFETY: as above.
+            unsafe { word.write_volatile(next) };
+        }
+        Ok(tag)
+    };
+    for number in work.commits {
+        thread.commit(draft(number)?, COMMIT_SEAL)?;
+        thread.end()?;
+    }
+    thread.commit(draft(UNSEALED)?, 0)?;
+    thread.end()?;
+    let _uncommitted = draft(DRAFT)?;
+    match work.end {
+        End::Panic => fs::write("/proc/sysrq-trigger", "c")?,
+        End::Reboot => {}
+        // The kernel's last resort when it reboots: an exception without a handler.
+        End::TripleFault => fs::write("/sys/kernel/reboot/type", "triple")?,
+    }
+    // SAFETY: the guest's file systems are in memory; there is nothing to be lost.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+    bail!(
+        "the guest did not go down: {}",
+        std::io::Error::last_os_error()
+    )
+}
