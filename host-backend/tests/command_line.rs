@@ -190,6 +190,8 @@ fn values_that_do_not_parse_are_refused_by_the_command_line() {
         ("--memory", "lots", "for example 512M"),
         ("--window", "-1M", "for example 512M"),
         ("--vcpus", "two", "invalid digit"),
+        ("--on-reboot", "sometimes", "restart, exit"),
+        ("--restarts", "-1", "is not in 0.."),
         ("--tap", "a/b", "no interface name"),
         ("--tap", "tap0,10.0.0.1", "ADDRESS/PREFIX"),
     ] {

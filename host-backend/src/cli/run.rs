@@ -93,14 +93,8 @@ pub(super) struct Arguments {
     /// Where the guest's serial console goes: stdio, none, or a file
     #[arg(long, value_name = "stdio|none|FILE", default_value = "stdio")]
     console: ConsoleTarget,
-    /// What to do when the guest reboots, panics or dies: start it again with the window as it is,
-    /// or end
-    #[arg(
-        long,
-        value_name = "restart|exit",
-        default_value = "restart",
-        hide_possible_values = true
-    )]
+    /// What to do when the guest reboots, panics or dies
+    #[arg(long, value_name = "ACTION", default_value = "restart")]
     on_reboot: OnReboot,
     /// Most restarts within 60 seconds; a guest that needs more ends the VM
     #[arg(long, value_name = "NUMBER", default_value_t = 3)]
@@ -467,8 +461,9 @@ fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
     );
     if let Some(limit) = end.gave_up_after {
         eprintln!(
-            "vmsrs: gave up, because the guest went down after {limit} restarts within {} s: its \
-             console says why; --restarts allows more",
+            "vmsrs: gave up, because the guest went down after {limit} restart{} within {} s: \
+             its console says why; --restarts allows more",
+            if limit == 1 { "" } else { "s" },
             restart::PERIOD.as_secs()
         );
     }

@@ -45,7 +45,7 @@ fn host(_: &mut Guest) -> Result<()> {
         output.status
     );
     ensure!(
-        errors.contains("gave up, because the guest went down after 1 restarts within 60 s"),
+        errors.contains("gave up, because the guest went down after 1 restart within 60 s"),
         "it says why: {errors}"
     );
     let report: Value = serde_json::from_slice(&output.stdout)?;
