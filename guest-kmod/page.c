@@ -165,6 +165,15 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 }
 
 /*
+ * Most drafts of one request: what the host takes as one commit, but at most half of the pool, so
+ * that a request that writes without end fails alone and not those beside it.
+ */
+static int drafts_max(const struct vmsrs_device *dev)
+{
+	return min_t(u32, VMSRS_COMMIT_PAGES_MAX, dev->config.pool_frames / 2);
+}
+
+/*
  * Makes a draft of a page and puts it on the domain's list. domain->lock is held.
  * -EAGAIN: no frame. -ESTALE: the request has failed. -EFBIG: it has too many drafts.
  */
@@ -182,7 +191,7 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 		if (error)
 			goto put;
 	}
-	if (atomic_inc_return(&domain->owner->drafts) > VMSRS_COMMIT_PAGES_MAX) {
+	if (atomic_inc_return(&domain->owner->drafts) > drafts_max(dev)) {
 		atomic_dec(&domain->owner->drafts);
 		error = -EFBIG;
 		goto put;

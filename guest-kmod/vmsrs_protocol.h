@@ -196,7 +196,8 @@
 // The process ended with the request in flight.
 #define VMSRS_KIND_PROCESS_DEATH 16
 
-// The pool of frames ran dry while the request wrote.
+// The request wrote to more pages than half of the pool has frames, or the pool stayed dry while it
+// waited to write.
 #define VMSRS_KIND_NO_FRAMES 17
 
 // The server called the request failed (an invariant of its own).

@@ -1,0 +1,77 @@
+//! A request that writes more than its share of the pool fails alone.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use vmsrs::{App, Error, Kind, RunError};
+
+use crate::host::Guest;
+use crate::{Behaviour, Machine};
+
+/// Half of the small machine's pool.
+const SHARE: usize = 128;
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "a_request_that_writes_more_than_half_of_the_pool_fails_alone",
+    machine: Machine::SmallWindow,
+    steps: &[("greedy", greedy)],
+    host,
+};
+
+fn host(guest: &mut Guest) -> Result<()> {
+    guest.run("greedy", "").map(drop)
+}
+
+static GREEDY_AT_ITS_LIMIT: AtomicBool = AtomicBool::new(false);
+static INNOCENT_DONE: AtomicBool = AtomicBool::new(false);
+
+fn greedy(_: &str) -> Result<()> {
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("greedy") }?;
+    let large = app.domain("large")?;
+    let small = app.domain("small")?;
+    // Room first, in requests of their own.
+    let block = large.run(|request| request.domain().allocate((SHARE + 32) * 4096, 4096))?;
+    let first = block.as_ptr().expose_provenance();
+    let write = move |page: usize| {
+        // SAFETY: the block has that many pages, and the callers hold its domain.
+        unsafe {
+            std::ptr::with_exposed_provenance_mut::<u8>(first + page * 4096).write_volatile(1)
+        };
+    };
+    small.run(|request| request.alloc(0u8).map(drop))?;
+
+    let innocent = std::thread::spawn(move || -> Result<()> {
+        while !GREEDY_AT_ITS_LIMIT.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let result = (0..200).try_for_each(|_| small.run(|request| request.alloc(0u8).map(drop)));
+        INNOCENT_DONE.store(true, Ordering::SeqCst);
+        Ok(result?)
+    });
+    let result = large.run(|_| {
+        // A few less than its share: the domain's first page may be a draft as well.
+        (0..SHARE - 8).for_each(write);
+        GREEDY_AT_ITS_LIMIT.store(true, Ordering::SeqCst);
+        while !INNOCENT_DONE.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        (SHARE - 8..SHARE + 32).for_each(write);
+        Ok::<_, Error>(())
+    });
+    innocent
+        .join()
+        .ok()
+        .context("the innocent thread panicked")??;
+    let Err(RunError::Failed(failure)) = result else {
+        anyhow::bail!("more than half of the pool was written: {result:?}")
+    };
+    ensure!(failure.kind == Kind::NoFrames, "{failure}");
+    ensure!(
+        failure.drafts as usize <= SHARE,
+        "{} drafts",
+        failure.drafts
+    );
+    Ok(app.flush()?)
+}
