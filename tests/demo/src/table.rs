@@ -75,7 +75,7 @@ fn write_table(text: &mut String, outcome: &Outcome) -> std::fmt::Result {
         (
             "others in flight at a fatal one",
             format!(
-                "{} (never fewer than {})",
+                "median {}, least {}",
                 outcome.others_in_flight_p50, outcome.others_in_flight_min
             ),
         ),
