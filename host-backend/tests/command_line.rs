@@ -141,6 +141,30 @@ fn an_initramfs_that_is_missing_or_something_else_is_refused() {
 }
 
 #[test]
+fn files_that_never_end_or_make_wait_are_refused_at_once() {
+    let mut place = Place::new();
+    let fifo = place.path("fifo");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    for path in [fifo.as_str(), "/dev/zero"] {
+        let output = place.run_kernel(path, &[]);
+        place.assert_refused(&output, USAGE, &[path, "give a bzImage"]);
+        let output = place.run(&["--initramfs", path]);
+        place.assert_refused(&output, USAGE, &[path, "give a cpio archive"]);
+    }
+}
+
+#[test]
+fn an_initramfs_larger_than_the_memory_is_refused() {
+    let mut place = Place::new();
+    let path = place.file("archive", b"070701");
+    let archive = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    archive.set_len(1 << 40).unwrap();
+    let output = place.run(&["--initramfs", &path]);
+    place.assert_refused(&output, USAGE, &[&path, "512M", "--memory"]);
+}
+
+#[test]
 fn memory_that_makes_no_sense_is_refused() {
     let mut place = Place::new();
     for size in ["0", "3M", "10T", "65537K"] {

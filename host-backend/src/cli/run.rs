@@ -163,7 +163,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let initramfs = arguments
         .initramfs
         .as_deref()
-        .map(|path| initramfs::load(path, &arguments.cmdline))
+        .map(|path| initramfs::load(path, &arguments.cmdline, arguments.memory))
         .transpose()?;
     let socket = Server::reserve(&arguments.target.path()?)?;
     let tap = match &arguments.tap {

@@ -4,9 +4,9 @@
 //! protocol (kernel documentation, `arch/x86/boot.rst`, "64-bit boot protocol"), and a vmlinux in
 //! ELF format with a PVH note, started by the x86/HVM direct boot ABI.
 
-use std::fs::File;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -72,21 +72,35 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// Fails when there is no file that can be read. What it holds is looked at by [`load`].
+    /// Fails when there is no regular file that can be read. What it holds is looked at by [`load`].
     pub fn open(path: &Path) -> Result<Self, LoaderError> {
         let read_error = |source| LoaderError::Read {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(read_error)?;
-        if file.metadata().map_err(read_error)?.is_dir() {
+        let (file, metadata) = open_at_once(path).map_err(read_error)?;
+        if metadata.is_dir() {
             return Err(read_error(io::ErrorKind::IsADirectory.into()));
+        }
+        if !metadata.is_file() {
+            return Err(LoaderError::NotAKernel(path.to_owned()));
         }
         Ok(Self {
             path: path.to_owned(),
             file,
         })
     }
+}
+
+/// Opens a file for reading without waiting, and tells what it is: a FIFO would wait for a writer
+/// and a device for its event, during which nothing could end the program.
+pub(crate) fn open_at_once(path: &Path) -> io::Result<(File, Metadata)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    Ok((file, metadata))
 }
 
 /// What is to be loaded.
