@@ -14,7 +14,7 @@ const WHOLE: u64 = 64;
 ///
 /// The first damage found.
 pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
-    let mut heap = domain.heap();
+    let mut heap = domain.heap(thread);
     for place in 0..thread.quarantine.used().min(QUARANTINE) {
         let Some(noted) = thread.quarantine.get(place) else {
             continue;

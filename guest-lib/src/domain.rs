@@ -67,8 +67,9 @@ impl Domain {
         Ok(domain)
     }
 
-    /// Refuses a domain whose heap this library does not understand.
-    pub(crate) fn check_layout(&self) -> Result<(), Error> {
+    /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
+    /// a new domain has none.
+    pub(crate) fn check_layout(&self) -> Result<bool, Error> {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
         // volatile. A new domain is all zero.
@@ -84,7 +85,7 @@ impl Domain {
                 expected: FINGERPRINT,
             });
         }
-        Ok(())
+        Ok(magic != 0)
     }
 
     /// The app.
@@ -104,9 +105,10 @@ impl Domain {
     }
 
     /// The heap; the calling thread's request holds the domain.
-    pub(crate) fn heap(&self) -> Heap {
+    pub(crate) fn heap(&self, thread: &Thread) -> Heap {
+        let made = thread.has_heap(self);
         // SAFETY: open() got header and extent from the backend; callers hold the domain.
-        unsafe { Heap::new(self.header, self.app.base(), self.number) }
+        unsafe { Heap::new(self.header, self.app.base(), self.number, made) }
     }
 
     /// Runs `f` as a request that holds this domain, with the default [`Options`].
@@ -177,12 +179,12 @@ impl Domain {
         if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
             return Err(Error::Argument("the alignment"));
         }
-        let mut heap = self.heap();
-        heap.prepare(self.first);
-        let block = heap
-            .allocate(size, alignment)
-            .unwrap_or_else(|damage| fail(damage))
-            .ok_or(Error::OutOfMemory { size })?;
+        let block = self
+            .heap(thread)
+            .allocate(self.first, size, alignment)
+            .unwrap_or_else(|damage| fail(damage));
+        thread.note_heap(self);
+        let block = block.ok_or(Error::OutOfMemory { size })?;
         thread.recent.note(Noted {
             domain: self,
             address: block.as_ptr() as u64,
@@ -204,14 +206,14 @@ impl Domain {
     pub unsafe fn deallocate(&'static self, block: NonNull<u8>) -> Result<(), Error> {
         let thread = self.held_here()?;
         let address = block.as_ptr() as u64;
-        let mut heap = self.heap();
+        let mut heap = self.heap(thread);
         heap.retire(address).unwrap_or_else(|damage| fail(damage));
         let oldest = thread.quarantine.note(Noted {
             domain: self,
             address,
         });
         if let Some(oldest) = oldest {
-            let mut heap = oldest.domain.heap();
+            let mut heap = oldest.domain.heap(thread);
             heap.release(oldest.address)
                 .unwrap_or_else(|damage| fail(damage));
         }
@@ -233,9 +235,9 @@ impl Domain {
         block: NonNull<u8>,
         size: usize,
     ) -> Result<NonNull<u8>, Error> {
-        self.held_here()?;
+        let thread = self.held_here()?;
         let address = block.as_ptr() as u64;
-        let mut heap = self.heap();
+        let mut heap = self.heap(thread);
         let old = heap.size(address).unwrap_or_else(|damage| fail(damage));
         let in_place = heap.resize(address, size);
         if in_place.unwrap_or_else(|damage| fail(damage)) {
@@ -270,8 +272,11 @@ impl Domain {
     ///
     /// [`Error::NotInRequest`], [`Error::NotHeld`].
     pub fn set_root_address(&'static self, root: *mut u8) -> Result<(), Error> {
-        self.held_here()?;
-        self.heap().prepare(self.first);
+        let thread = self.held_here()?;
+        self.heap(thread)
+            .prepare(self.first)
+            .unwrap_or_else(|damage| fail(damage));
+        thread.note_heap(self);
         let header = self.header.as_ptr();
         // SAFETY: the request holds the domain, and others read with volatile.
         unsafe { (&raw mut (*header).root).write_volatile(root as u64) };

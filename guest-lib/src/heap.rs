@@ -211,28 +211,42 @@ pub(crate) struct Heap {
     header: *mut DomainHeader,
     base: u64,
     domain: u32,
+    /// The heap was there when the request took the domain, or was made by the request.
+    made: bool,
 }
 
 impl Heap {
     /// # Safety
     ///
     /// `header` is the first page of domain `domain` of the app at `base`, with the whole first
-    /// extent behind it, and the calling thread's request holds the domain while this lives.
-    pub(crate) unsafe fn new(header: NonNull<DomainHeader>, base: u64, domain: u32) -> Self {
+    /// extent behind it, and the calling thread's request holds the domain while this lives. `made`
+    /// says whether the domain is known to have a heap: what the request may have overwritten in the
+    /// domain itself cannot tell.
+    pub(crate) unsafe fn new(
+        header: NonNull<DomainHeader>,
+        base: u64,
+        domain: u32,
+        made: bool,
+    ) -> Self {
         Self {
             header: header.as_ptr(),
             base,
             domain,
+            made,
         }
     }
 
     /// Makes a new domain usable. `first` is its first extent.
-    pub(crate) fn prepare(&self, first: Extent) {
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::HeapCorrupt`] when the domain has a heap and its header is damaged.
+    pub(crate) fn prepare(&mut self, first: Extent) -> Result<(), Damage> {
+        if self.ready()? {
+            return Ok(());
+        }
         // SAFETY: the header is ours by new()'s contract.
         unsafe {
-            if (*self.header).magic != 0 {
-                return;
-            }
             let mut heap = Dlmalloc::new_with_allocator(Growth {
                 header: self.header,
             });
@@ -245,11 +259,38 @@ impl Heap {
             (*self.header).extent_count = 1;
             (*self.header).magic = MAGIC;
         }
+        self.made = true;
+        Ok(())
     }
 
-    fn ready(&self) -> bool {
+    /// Whether the domain has a heap. A header that a request has overwritten is found here, before
+    /// anything in it is used.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::HeapCorrupt`].
+    fn ready(&self) -> Result<bool, Damage> {
         // SAFETY: the header is ours by new()'s contract.
-        unsafe { (*self.header).magic == MAGIC }
+        let (magic, fingerprint, domain, count) = unsafe {
+            (
+                (*self.header).magic,
+                (*self.header).fingerprint,
+                (*self.header).domain,
+                (*self.header).extent_count,
+            )
+        };
+        if magic == 0 && !self.made {
+            return Ok(false);
+        }
+        let whole = magic == MAGIC
+            && fingerprint == FINGERPRINT
+            && domain == self.domain
+            && (1..=EXTENTS_MAX as u32).contains(&count);
+        if whole {
+            Ok(true)
+        } else {
+            Err(Damage::new(Kind::HeapCorrupt, self.header as u64))
+        }
     }
 
     fn blocks(&self) -> u64 {
@@ -258,7 +299,8 @@ impl Heap {
     }
 
     fn dlmalloc(&mut self) -> &mut Dlmalloc<Growth> {
-        // SAFETY: initialised by prepare(), and ours by new()'s contract.
+        // SAFETY: callers have found the header ready(), so prepare() has initialised it; ours by
+        // new()'s contract.
         unsafe { (*self.header).heap.assume_init_mut() }
     }
 
@@ -290,16 +332,18 @@ impl Heap {
     }
 
     /// Takes a block of `size` bytes; `None` when there is no memory. `alignment` is a power of two
-    /// up to 4096. The domain is prepared.
+    /// up to 4096. `first` is the domain's first extent.
     ///
     /// # Errors
     ///
-    /// [`Kind::HeapCorrupt`] when the heap gives what cannot be.
+    /// [`Kind::HeapCorrupt`] when the header is damaged or the heap gives what cannot be.
     pub(crate) fn allocate(
         &mut self,
+        first: Extent,
         size: usize,
         alignment: usize,
     ) -> Result<Option<NonNull<u8>>, Damage> {
+        self.prepare(first)?;
         if size > EXTENT_MAX_PAGES as usize * PAGE {
             return Ok(None);
         }
@@ -332,6 +376,9 @@ impl Heap {
     /// The live block at `address`.
     fn live(&self, address: u64) -> Result<Block, Damage> {
         let foreign = Damage::new(Kind::ForeignFree, address);
+        if !self.ready()? {
+            return Err(foreign);
+        }
         let (word, bit) = self.bit(address).ok_or(foreign)?;
         // SAFETY: bit() found the address in the domain's heap, its word in the bitmap.
         unsafe {
@@ -425,6 +472,9 @@ impl Heap {
     /// [`Kind::UseAfterFree`], [`Kind::RedZone`], [`Kind::HeapCorrupt`].
     pub(crate) fn release(&mut self, address: u64) -> Result<(), Damage> {
         let corrupt = Damage::new(Kind::HeapCorrupt, address);
+        if !self.ready()? {
+            return Err(corrupt);
+        }
         let (word, bit) = self.bit(address).ok_or(corrupt)?;
         // SAFETY: bit() found the address in the domain's heap; it was a block when it was retired,
         // and its header is checked before the rest is used.
@@ -444,7 +494,7 @@ impl Heap {
         Ok(())
     }
 
-    /// Checks the header page and one block.
+    /// Checks one block; [`Heap::check`] has checked the header.
     ///
     /// # Errors
     ///
@@ -475,27 +525,8 @@ impl Heap {
     ///
     /// The first damage found.
     pub(crate) fn check(&self, limit: u64) -> Result<bool, Damage> {
-        if !self.ready() {
-            // SAFETY: the header is ours by new()'s contract.
-            let magic = unsafe { (*self.header).magic };
-            if magic == 0 {
-                return Ok(true);
-            }
-            return Err(Damage::new(Kind::HeapCorrupt, self.header as u64));
-        }
-        // SAFETY: the header is ours by new()'s contract.
-        let (fingerprint, domain, count) = unsafe {
-            (
-                (*self.header).fingerprint,
-                (*self.header).domain,
-                (*self.header).extent_count,
-            )
-        };
-        let whole = fingerprint == FINGERPRINT
-            && domain == self.domain
-            && (1..=EXTENTS_MAX as u32).contains(&count);
-        if !whole {
-            return Err(Damage::new(Kind::HeapCorrupt, self.header as u64));
+        if !self.ready()? {
+            return Ok(true);
         }
         if self.blocks() > limit {
             return Ok(false);

@@ -194,11 +194,10 @@ impl Request {
         }
         thread.critical(|| {
             lock::lock(thread, domain, thread.lock_timeout_ms())?;
-            if let Err(error) = domain.check_layout() {
-                lock::unlock(thread, domain.number());
-                return Err(error);
-            }
-            thread.note_domain(domain);
+            let has_heap = domain
+                .check_layout()
+                .inspect_err(|_| lock::unlock(thread, domain.number()))?;
+            thread.note_domain(domain, has_heap);
             Ok(())
         })
     }
@@ -360,16 +359,19 @@ pub(crate) fn run(
             .check_layout()
             .inspect_err(|_| lock::unlock(thread, domain.number()))
     });
-    if let Err(error) = entered {
-        if thread.is_pending() {
+    let has_heap = match entered {
+        Ok(has_heap) => has_heap,
+        Err(_) if thread.is_pending() => {
             thread.note_failure(Kind::Deadline, 0, &[]);
             return Err(Stop::failed(thread));
         }
-        thread.end();
-        thread.rest();
-        return Err(error.into());
-    }
-    thread.note_domain(domain);
+        Err(error) => {
+            thread.end();
+            thread.rest();
+            return Err(error.into());
+        }
+    };
+    thread.note_domain(domain, has_heap);
     thread.request().domain.set(Some(domain));
     let mut call = Call {
         thread,

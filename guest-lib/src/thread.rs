@@ -148,6 +148,9 @@ pub(crate) struct Thread {
     deadline: Cell<u64>,
     lock_timeout_ms: Cell<u32>,
     domains: UnsafeCell<[Option<&'static Domain>; HELD_MAX]>,
+    /// Bit n: the domain at place n has a heap. Kept outside of the domain, where a request's stray
+    /// write cannot make a damaged heap look like a new domain.
+    heaps: Cell<u32>,
     request: Request,
     pub(crate) quarantine: Ring<QUARANTINE>,
     pub(crate) recent: Ring<RECENT>,
@@ -156,6 +159,8 @@ pub(crate) struct Thread {
     _signal_stack: Region,
     _memory: Region,
 }
+
+const _: () = assert!(HELD_MAX <= u32::BITS as usize, "a bit for each place");
 
 thread_local! {
     /// The thread whose request runs; no destructor, so that the signal handler can read it at any
@@ -282,6 +287,7 @@ impl Thread {
             deadline: Cell::new(0),
             lock_timeout_ms: Cell::new(crate::lock::TIMEOUT_MS),
             domains: UnsafeCell::new([None; HELD_MAX]),
+            heaps: Cell::new(0),
             request: Request::new(place),
             quarantine: Ring::new(),
             recent: Ring::new(),
@@ -463,15 +469,19 @@ impl Thread {
         unsafe { (&*self.domains.get()).get(place).copied().flatten() }
     }
 
-    pub(crate) fn note_domain(&self, domain: &'static Domain) {
+    pub(crate) fn note_domain(&self, domain: &'static Domain, has_heap: bool) {
         // SAFETY: as in domain_at().
         let domains = unsafe { &mut *self.domains.get() };
         if let Some(free) = domains.iter_mut().find(|place| place.is_none()) {
             *free = Some(domain);
         }
+        if has_heap {
+            self.note_heap(domain);
+        }
     }
 
     pub(crate) fn forget_domain(&self, domain: &Domain) {
+        self.heaps.set(self.heaps.get() & !self.bit(domain));
         // SAFETY: as in domain_at().
         let domains = unsafe { &mut *self.domains.get() };
         for place in domains {
@@ -479,6 +489,26 @@ impl Thread {
                 *place = None;
             }
         }
+    }
+
+    /// Notes that a domain that the request holds has a heap.
+    pub(crate) fn note_heap(&self, domain: &Domain) {
+        self.heaps.set(self.heaps.get() | self.bit(domain));
+    }
+
+    /// Whether a domain that the request holds had a heap when the request took it, or got one since.
+    pub(crate) fn has_heap(&self, domain: &Domain) -> bool {
+        self.heaps.get() & self.bit(domain) != 0
+    }
+
+    /// The bit of `heaps` for a domain that the request holds, or 0.
+    fn bit(&self, domain: &Domain) -> u32 {
+        (0..HELD_MAX)
+            .find(|&place| {
+                self.domain_at(place)
+                    .is_some_and(|held| ptr::eq(held, domain))
+            })
+            .map_or(0, |place| 1 << place)
     }
 
     // A request's begin and end.
@@ -531,6 +561,7 @@ impl Thread {
         self.deadline.set(0);
         // SAFETY: as in domain_at().
         unsafe { *self.domains.get() = [None; HELD_MAX] };
+        self.heaps.set(0);
         self.quarantine.clear();
         self.recent.clear();
         self.arena.reset();

@@ -226,6 +226,67 @@ fn a_write_over_the_header_of_a_block_is_found_at_the_commit() {
     assert_eq!(failure.kind, Kind::HeapCorrupt);
 }
 
+/// The first page of a domain, found from its first block, which lies in it.
+fn header_page(block: NonNull<u8>) -> *mut u8 {
+    let page = block.as_ptr().map_addr(|address| address & !4095);
+    // SAFETY: the domain's first page is mapped.
+    let magic = unsafe { std::slice::from_raw_parts(page, 8) };
+    assert_eq!(magic, b"VMSRSDOM");
+    page
+}
+
+/// What a request can do to a domain's heap after it damaged the header.
+const USES: [fn(&'static vmsrs::Domain, NonNull<u8>); 5] = [
+    |domain, _| drop(domain.allocate(16, 16)),
+    |domain, _| drop(domain.set_root_address(std::ptr::null_mut())),
+    // SAFETY: nobody uses the block afterwards.
+    |domain, block| drop(unsafe { domain.deallocate(block) }),
+    // SAFETY: as above.
+    |domain, block| drop(unsafe { domain.reallocate(block, 500) }),
+    // The audit alone.
+    |_, _| {},
+];
+
+/// Damages a domain's header, in the request that made the heap or in a later one.
+fn damage_header(damage: impl Fn(*mut u8)) {
+    for same_request in [true, false] {
+        for (number, usage) in USES.iter().enumerate() {
+            let domain = domain();
+            let take = || {
+                let block = domain.allocate(10, 16).unwrap();
+                domain.set_root_address(block.as_ptr()).unwrap();
+                block
+            };
+            let old = (!same_request).then(|| success(domain, |_| take().as_ptr() as usize));
+            let failure = failure(domain, |_| {
+                let block = old.map_or_else(take, |old| NonNull::new(old as *mut u8).unwrap());
+                damage(header_page(block));
+                usage(domain, block);
+            });
+            assert_eq!(failure.kind, Kind::HeapCorrupt, "use {number}: {failure}");
+        }
+    }
+}
+
+#[test]
+fn a_header_that_is_zeroed_does_not_pass_for_a_new_domain() {
+    // SAFETY: it is not; that is the test.
+    damage_header(|page| unsafe { page.write_bytes(0, 4096) });
+    // SAFETY: as above.
+    damage_header(|page| unsafe { page.write_bytes(0, 8) });
+}
+
+#[test]
+fn a_header_full_of_garbage_is_found_before_it_is_used() {
+    // SAFETY: it is not; that is the test.
+    damage_header(|page| unsafe { page.write_bytes(0xff, 4096) });
+    // The magic, the fingerprint, the domain's number, the number of extents.
+    for (offset, bytes) in [(0, 8), (8, 8), (32, 4), (36, 4)] {
+        // SAFETY: as above.
+        damage_header(|page| unsafe { page.add(offset).write_bytes(0xff, bytes) });
+    }
+}
+
 #[test]
 fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
     let domain = domain();
