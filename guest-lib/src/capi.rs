@@ -14,6 +14,7 @@ use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::time::Duration;
+use vmsrs_protocol::KEY_MAX;
 
 /// Done.
 pub const VMSRS_OK: i32 = 0;
@@ -301,7 +302,8 @@ pub unsafe extern "C" fn vmsrs_domain_open(
     let Some(app) = (unsafe { app.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    if key.is_null() || domain.is_null() {
+    // The length first: a slice of an absurd length must not even be made.
+    if key.is_null() || domain.is_null() || !(1..=KEY_MAX).contains(&length) {
         return VMSRS_EINVAL;
     }
     // SAFETY: `length` bytes by contract.

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,6 +151,8 @@ int main(void)
 	CHECK(vmsrs_domain_open(app, "one", 3, &one) == VMSRS_OK);
 	CHECK(vmsrs_domain_open(app, "two", 3, &two) == VMSRS_OK);
 	CHECK(vmsrs_domain_open(app, "none", 0, &two) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_open(app, "long", 65, &two) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_open(app, "long", SIZE_MAX, &two) == VMSRS_EINVAL);
 
 	errno = 0;
 	CHECK(!vmsrs_alloc(one, 8) && errno == EPERM);
