@@ -250,6 +250,9 @@ fn a_socket_that_cannot_be_made_is_refused() {
     place.assert_refused(&output, USAGE, &["cannot listen", "--socket"]);
     let output = place.run(&["--socket", "/no/such/folder/s"]);
     place.assert_refused(&output, USAGE, &["/no/such/folder/s"]);
+    let path = place.path("mistyped/vm.sock");
+    let output = place.run(&["--socket", &path]);
+    place.assert_refused(&output, USAGE, &[&path, "check that its folder exists"]);
     let kernel = place.kernel();
     let output = vmsrs()
         .args(["run", "--name", "../vm", "--kernel", &kernel])

@@ -23,7 +23,7 @@ use super::newc::PackError;
 use super::restart::{self, Budget, OnReboot};
 use super::size::Size;
 use super::text::{duration, write_json};
-use crate::control::{Operator, Restart, Server, ServerError, VmStatus};
+use crate::control::{Folder, Operator, Restart, Server, ServerError, VmStatus};
 use crate::devices::Tally;
 use crate::devices::net::{self, NetCounters, TapConfig, TapError};
 use crate::devices::recovery::{RecoveryDeviceError, RecoveryHandle};
@@ -165,7 +165,11 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         .as_deref()
         .map(|path| initramfs::load(path, &arguments.cmdline, arguments.memory))
         .transpose()?;
-    let socket = Server::reserve(&arguments.target.path()?)?;
+    let folder = match arguments.target.socket {
+        Some(_) => Folder::MustExist,
+        None => Folder::MayBeMade,
+    };
+    let socket = Server::reserve(&arguments.target.path()?, folder)?;
     let tap = match &arguments.tap {
         Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
         None => None,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::client::{Client, ClientError};
 pub use self::server::{Reservation, Server, ServerError};
-pub use self::socket::{PathError, default_path};
+pub use self::socket::{Folder, PathError, default_path};
 use crate::devices::net::NetCounts;
 use crate::engine::{Count, IncidentDetail, IncidentSummary, Status};
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::socket::BoundSocket;
+use super::socket::{BoundSocket, Folder};
 use super::{Operator, Reason, Response, answer, refuse};
 
 /// Longest request in bytes.
@@ -70,9 +70,9 @@ impl Server {
     /// # Errors
     ///
     /// Fails with a message that names the remedy, in particular when a running VM has the socket.
-    pub fn reserve(path: &Path) -> Result<Reservation, ServerError> {
+    pub fn reserve(path: &Path, folder: Folder) -> Result<Reservation, ServerError> {
         Ok(Reservation {
-            socket: BoundSocket::bind(path)?,
+            socket: BoundSocket::bind(path, folder)?,
         })
     }
 }
@@ -353,7 +353,7 @@ mod tests {
         fn new() -> Self {
             let place = tempfile::tempdir().unwrap();
             let machine = Arc::new(Machine::default());
-            let server = Server::reserve(&place.path().join("s")).unwrap();
+            let server = Server::reserve(&place.path().join("s"), Folder::MustExist).unwrap();
             Self {
                 server: Some(server.serve(machine.clone()).unwrap()),
                 machine,

@@ -19,6 +19,15 @@ const FOLDER: &str = "vmsrs";
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 16;
 
+/// What to do about a socket's folder that does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Folder {
+    /// Make it, for this user alone, and remove it with its last socket.
+    MayBeMade,
+    /// Fail: whoever chose the path may have mistyped it.
+    MustExist,
+}
+
 /// Why there is no default place for the socket.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PathError {
@@ -74,8 +83,11 @@ pub(super) struct BoundSocket {
 
 impl BoundSocket {
     /// Listens at `path`, for this user alone. The socket of a VM that is gone is replaced.
-    pub(super) fn bind(path: &Path) -> Result<Self, ServerError> {
-        let made_folder = make_folder(path)?;
+    pub(super) fn bind(path: &Path, folder: Folder) -> Result<Self, ServerError> {
+        let made_folder = match folder {
+            Folder::MayBeMade => make_folder(path)?,
+            Folder::MustExist => false,
+        };
         let bound = bind_private(path).or_else(|error| {
             if error.raw_os_error() == Some(libc::EADDRINUSE) {
                 remove_stale(path)?;
@@ -223,7 +235,7 @@ mod tests {
     fn the_socket_is_private_and_goes_away_with_its_folder() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("vmsrs/vm.sock");
-        let socket = BoundSocket::bind(&path).unwrap();
+        let socket = BoundSocket::bind(&path, Folder::MayBeMade).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
@@ -235,7 +247,7 @@ mod tests {
     fn a_folder_that_was_there_stays() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("vm.sock");
-        drop(BoundSocket::bind(&path).unwrap());
+        drop(BoundSocket::bind(&path, Folder::MayBeMade).unwrap());
         assert!(place.path().exists());
         assert!(!path.exists());
     }
@@ -245,9 +257,9 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("vm.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let first = BoundSocket::bind(&path).unwrap();
+        let first = BoundSocket::bind(&path, Folder::MayBeMade).unwrap();
         assert!(matches!(
-            BoundSocket::bind(&path),
+            BoundSocket::bind(&path, Folder::MayBeMade),
             Err(ServerError::Busy(busy)) if busy == path
         ));
         UnixStream::connect(&path).unwrap();
@@ -260,7 +272,7 @@ mod tests {
         let path = place.path().join("vm.sock");
         fs::write(&path, "precious").unwrap();
         assert!(matches!(
-            BoundSocket::bind(&path),
+            BoundSocket::bind(&path, Folder::MayBeMade),
             Err(ServerError::NoSocket(_))
         ));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
@@ -271,7 +283,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("folder").join("x".repeat(120));
         assert!(matches!(
-            BoundSocket::bind(&path),
+            BoundSocket::bind(&path, Folder::MayBeMade),
             Err(ServerError::Bind { .. })
         ));
         assert!(!place.path().join("folder").exists());
@@ -290,5 +302,16 @@ mod tests {
         for folder in [None, Some(PathBuf::from("relative")), Some(PathBuf::new())] {
             assert_eq!(path_in(folder, "vm"), Err(PathError::NoRuntimeFolder));
         }
+    }
+
+    #[test]
+    fn a_folder_that_must_exist_is_not_made() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("folder/vm.sock");
+        assert!(matches!(
+            BoundSocket::bind(&path, Folder::MustExist),
+            Err(ServerError::Bind { .. })
+        ));
+        assert!(!place.path().join("folder").exists());
     }
 }
