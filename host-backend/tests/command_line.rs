@@ -193,9 +193,35 @@ fn a_window_that_makes_no_sense_is_refused() {
         &["a window of 64K is too small", "--window"],
     );
     let output = place.run(&["--window", "4M", "--pool", "1000"]);
-    place.assert_refused(&output, USAGE, &["a window of 4M is too small", "--pool"]);
+    place.assert_refused(&output, USAGE, &["a window of 4M", "at most 943 to --pool"]);
+    let output = place.run(&["--window", "4M", "--pool", "944"]);
+    place.assert_refused(&output, USAGE, &["at most 943 to --pool"]);
+    let output = place.run(&["--pool", "4294967295"]);
+    place.assert_refused(&output, USAGE, &["at most 64447 to --pool"]);
     let output = place.run(&["--pool", "0"]);
-    place.assert_refused(&output, USAGE, &["pool", "at least one"]);
+    place.assert_refused(&output, USAGE, &["at least 1 to --pool"]);
+}
+
+#[test]
+fn what_a_refusal_of_sizes_advises_is_taken() {
+    let mut place = Place::new();
+    for arguments in [
+        &["--window", "4M", "--pool", "943"][..],
+        &["--window", "1M"],
+    ] {
+        // The next thing that is wrong.
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--initramfs", "/no/such/file"]);
+        let output = place.run(&arguments);
+        place.assert_refused(&output, USAGE, &["/no/such/file"]);
+    }
+}
+
+#[test]
+fn a_command_line_for_the_kernel_that_is_too_long_is_refused() {
+    let mut place = Place::new();
+    let output = place.run(&["--cmdline", &"x".repeat(2047)]);
+    place.assert_refused(&output, USAGE, &["2047", "make --cmdline shorter by"]);
 }
 
 #[test]

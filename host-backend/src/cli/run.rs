@@ -13,7 +13,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use thiserror::Error;
-use vmsrs_protocol::PAGE_SIZE;
 
 use super::Target;
 use super::exit::{Exit, Failure};
@@ -143,6 +142,28 @@ pub enum RunError {
     /// A number of vCPUs that makes no sense.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
     Vcpus(u32),
+    /// A pool without frames.
+    #[error("a pool of 0 frames lets the guest write nothing: give at least 1 to --pool")]
+    NoPool,
+    /// The pool leaves no room for pages.
+    #[error(
+        "a pool of {pool} frames is too large for a window of {window}: give at most {most} to \
+         --pool, or more to --window"
+    )]
+    PoolTooLarge {
+        /// Frames of the pool.
+        pool: u32,
+        /// The window.
+        window: Size,
+        /// Most frames that a pool can have in this window.
+        most: u64,
+    },
+    /// The window is too small for any pool, or for its own.
+    #[error("a window of {window} is too small: give at least 1M to --window")]
+    WindowTooSmall {
+        /// The window.
+        window: Size,
+    },
     /// The console's file cannot be written.
     #[error("cannot write the console to {}: check the path and its permissions", .path.display())]
     Console {
@@ -262,15 +283,22 @@ fn check_sizes(arguments: &Arguments) -> Result<EngineConfig, Failure> {
     if let Some(pool) = arguments.pool {
         engine.pool_frames = pool;
     }
+    if engine.pool_frames == 0 && arguments.pool.is_some() {
+        return Err(RunError::NoPool.into());
+    }
     engine.page_frames().map_err(|error| match error {
         ConfigError::WindowTooSmall { needed, .. } => {
-            let needed = Size(needed.saturating_mul(PAGE_SIZE.into()));
-            let error = anyhow::anyhow!(
-                "a window of {} is too small for its pool: give at least {needed} to --window, or \
-                 less to --pool",
-                arguments.window
-            );
-            Failure::new(Exit::Usage, error)
+            let window = arguments.window;
+            // What is needed beside the pool.
+            let rest = needed - u64::from(engine.pool_frames);
+            match arguments.pool {
+                Some(pool) if rest < frames.into() => Failure::from(RunError::PoolTooLarge {
+                    pool,
+                    window,
+                    most: u64::from(frames) - rest,
+                }),
+                _ => RunError::WindowTooSmall { window }.into(),
+            }
         }
         error => Failure::new(Exit::Usage, error),
     })?;
@@ -491,7 +519,11 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         let exit = match error {
             RunError::TooMuchMemory { .. } => Exit::Machine,
-            RunError::Vcpus(_) | RunError::Console { .. } => Exit::Usage,
+            RunError::Vcpus(_)
+            | RunError::NoPool
+            | RunError::PoolTooLarge { .. }
+            | RunError::WindowTooSmall { .. }
+            | RunError::Console { .. } => Exit::Usage,
         };
         Self::new(exit, error)
     }

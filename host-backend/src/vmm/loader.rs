@@ -176,9 +176,19 @@ pub enum LoaderError {
         /// Least memory in bytes below 3 GiB.
         needed: u64,
     },
-    /// The command line is too long or has a NUL in it.
-    #[error("the kernel command line has a NUL byte or more than {MAX_COMMAND_LINE} bytes")]
-    CommandLine,
+    /// The command line is too long.
+    #[error(
+        "the kernel's command line has {len} bytes, with the parameters that every guest gets, and \
+         may have {MAX_COMMAND_LINE}: make --cmdline shorter by {}",
+        len.saturating_sub(MAX_COMMAND_LINE)
+    )]
+    LongCommandLine {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The command line would end early.
+    #[error("the kernel's command line has a NUL byte: take it out")]
+    NulInCommandLine,
     /// Writing to guest memory failed.
     #[error("cannot write the boot parameters to guest memory")]
     Memory(#[from] GuestMemoryError),
@@ -232,8 +242,11 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
 }
 
 fn write_command_line(ram: &GuestRam, cmdline: &str) -> Result<(), LoaderError> {
-    if cmdline.len() > MAX_COMMAND_LINE || cmdline.contains('\0') {
-        return Err(LoaderError::CommandLine);
+    if cmdline.len() > MAX_COMMAND_LINE {
+        return Err(LoaderError::LongCommandLine { len: cmdline.len() });
+    }
+    if cmdline.contains('\0') {
+        return Err(LoaderError::NulInCommandLine);
     }
     ram.write_slice(cmdline.as_bytes(), GuestAddress(low::COMMAND_LINE))?;
     ram.write_obj(0u8, GuestAddress(low::COMMAND_LINE + cmdline.len() as u64))?;
@@ -534,13 +547,17 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_that_is_too_long_is_refused() {
+    fn a_command_line_that_is_too_long_or_ends_early_is_refused() {
         let file = file_with(&bzimage(XLF_KERNEL_64));
         let longest = "x".repeat(MAX_COMMAND_LINE);
         assert!(load_path(file.path(), None, &longest).is_ok());
-        for cmdline in [format!("{longest}x"), "a\0b".into()] {
-            let error = load_path(file.path(), None, &cmdline).unwrap_err();
-            assert!(matches!(error, LoaderError::CommandLine));
-        }
+        assert!(matches!(
+            load_path(file.path(), None, &format!("{longest}x")),
+            Err(LoaderError::LongCommandLine { len: 2048 })
+        ));
+        assert!(matches!(
+            load_path(file.path(), None, "a\0b"),
+            Err(LoaderError::NulInCommandLine)
+        ));
     }
 }
