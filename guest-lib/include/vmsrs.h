@@ -393,7 +393,8 @@ int vmsrs_defer(const struct vmsrs_request *request,
                 void *argument);
 
 // Memory of the request's arena: not zeroed, 16-byte aligned, gone when the request ends, not
-// versioned. Null when the request has used up its 16 MiB or `request` is null.
+// versioned. Null when the request has used up its 16 MiB, or `request` is null or not the running
+// request of the calling thread.
 //
 // # Safety
 //

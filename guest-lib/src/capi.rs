@@ -524,7 +524,8 @@ pub unsafe extern "C" fn vmsrs_defer(
 }
 
 /// Memory of the request's arena: not zeroed, 16-byte aligned, gone when the request ends, not
-/// versioned. Null when the request has used up its 16 MiB or `request` is null.
+/// versioned. Null when the request has used up its 16 MiB, or `request` is null or not the running
+/// request of the calling thread.
 ///
 /// # Safety
 ///
@@ -535,7 +536,7 @@ pub unsafe extern "C" fn vmsrs_defer(
 pub unsafe extern "C" fn vmsrs_arena_alloc(request: *const Request, size: usize) -> *mut c_void {
     // SAFETY: a handle or null by contract.
     unsafe { request.as_ref() }
-        .and_then(|request| request.arena().allocate(size, 16))
+        .and_then(|request| request.checked_arena().ok()?.allocate(size, 16))
         .map_or(ptr::null_mut(), |block| block.as_ptr().cast())
 }
 

@@ -285,6 +285,16 @@ impl Request {
         unsafe { self.thread.as_ref() }.arena()
     }
 
+    /// Like [`Request::arena`], for callers whom no borrow keeps on the request's thread and inside
+    /// of its function.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`].
+    pub(crate) fn checked_arena(&self) -> Result<&Arena, Error> {
+        self.thread().map(Thread::arena)
+    }
+
     /// Calls the request failed: an invariant of the server does not hold.
     pub fn fail(&self, message: &str) -> ! {
         thread::fail_request(Kind::Invariant, 0, message.as_bytes())

@@ -27,11 +27,21 @@ static void undo(void *argument)
 	undone = undone * 10 + *(int *)argument;
 }
 
+static vmsrs_request *last;
+
+/* The request of another thread gives nothing. */
+static void *stranger(void *request)
+{
+	CHECK(!vmsrs_arena_alloc(request, 16));
+	return NULL;
+}
+
 static int right(vmsrs_request *request, void *argument)
 {
 	char *block = vmsrs_alloc(one, 100);
 	char *wide = vmsrs_alloc_aligned(one, 10, 4096);
 	int result;
+	pthread_t id;
 
 	CHECK(argument == &one);
 	CHECK(block && wide && (size_t)wide % 4096 == 0);
@@ -60,6 +70,10 @@ static int right(vmsrs_request *request, void *argument)
 	CHECK(vmsrs_commit(request, 8) == VMSRS_EINVAL);
 	CHECK(vmsrs_arena_alloc(request, 1000));
 	CHECK(!vmsrs_arena_alloc(request, 1 << 30));
+	CHECK(!vmsrs_arena_alloc(NULL, 1));
+	CHECK(pthread_create(&id, NULL, stranger, request) == 0);
+	CHECK(pthread_join(id, NULL) == 0);
+	last = request;
 	CHECK(vmsrs_run(two, right, NULL, &result) == VMSRS_ENESTED);
 	return 42;
 }
@@ -161,6 +175,7 @@ int main(void)
 
 	CHECK(vmsrs_run_with(one, &options, right, &one, &result) == VMSRS_OK);
 	CHECK(result == 42);
+	CHECK(!vmsrs_arena_alloc(last, 16));
 	CHECK(vmsrs_run(one, wrong, &kind, &result) == VMSRS_OK);
 	CHECK(result == -5 && undone == 321);
 	options.flags = 4;
