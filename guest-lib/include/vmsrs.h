@@ -68,8 +68,8 @@
 // No memory: the window or the domain is full.
 #define VMSRS_ENOMEM -12
 
-// The pointer is no block of the domain.
-#define VMSRS_EFOREIGN -13
+// The domain given to `vmsrs_run` is held to the end of the request.
+#define VMSRS_EMAIN -13
 
 // Committed, but the host did not seal it in time; it will when it answers.
 #define VMSRS_EUNSEALED -14
@@ -79,9 +79,6 @@
 
 // The operating system or the driver refused; `errno` says why.
 #define VMSRS_ESYSTEM -16
-
-// The domain given to `vmsrs_run` is held to the end of the request.
-#define VMSRS_EMAIN -17
 
 // No device: nothing is restored after an error, but errors are suppressed all the same.
 #define VMSRS_PROTECTION_NONE 0

@@ -43,16 +43,14 @@ pub const VMSRS_EAPP: i32 = -10;
 pub const VMSRS_ETIMEOUT: i32 = -11;
 /// No memory: the window or the domain is full.
 pub const VMSRS_ENOMEM: i32 = -12;
-/// The pointer is no block of the domain.
-pub const VMSRS_EFOREIGN: i32 = -13;
+/// The domain given to `vmsrs_run` is held to the end of the request.
+pub const VMSRS_EMAIN: i32 = -13;
 /// Committed, but the host did not seal it in time; it will when it answers.
 pub const VMSRS_EUNSEALED: i32 = -14;
 /// The process was forked inside the request; the child has no part in it.
 pub const VMSRS_EFORKED: i32 = -15;
 /// The operating system or the driver refused; `errno` says why.
 pub const VMSRS_ESYSTEM: i32 = -16;
-/// The domain given to `vmsrs_run` is held to the end of the request.
-pub const VMSRS_EMAIN: i32 = -17;
 
 /// No device: nothing is restored after an error, but errors are suppressed all the same.
 pub const VMSRS_PROTECTION_NONE: i32 = 0;
@@ -706,11 +704,10 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_EAPP => c"the domain belongs to another app than the request",
         VMSRS_ETIMEOUT => c"the domain's lock did not become free in time",
         VMSRS_ENOMEM => c"no memory: the window or the domain is full",
-        VMSRS_EFOREIGN => c"the pointer is no block of this domain",
+        VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
         VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
         VMSRS_EFORKED => c"the process was forked inside the request",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
-        VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
         _ => c"unknown code",
     };
     text.as_ptr()
@@ -753,7 +750,6 @@ fn code(error: &Error) -> c_int {
         Error::OtherApp => VMSRS_EAPP,
         Error::LockTimeout { .. } => VMSRS_ETIMEOUT,
         Error::OutOfMemory { .. } => VMSRS_ENOMEM,
-        Error::ForeignPointer => VMSRS_EFOREIGN,
         Error::Unsealed => VMSRS_EUNSEALED,
         Error::Forked => VMSRS_EFORKED,
         Error::Map { source, .. } | Error::System { source, .. } => {

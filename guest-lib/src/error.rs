@@ -85,10 +85,6 @@ pub enum Error {
         /// Bytes asked for.
         size: usize,
     },
-    /// The pointer is no live block of the domain (only outside of a request; inside one it fails
-    /// the request).
-    #[error("the pointer is no block of this domain")]
-    ForeignPointer,
     /// Committed, but the host has not sealed it in time. The data is visible to everybody and will
     /// be sealed when the host answers.
     #[error("committed, but the host did not seal it in time")]
