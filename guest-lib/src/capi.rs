@@ -794,3 +794,38 @@ impl From<&Failure> for CFailure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmsrs_protocol::incident;
+
+    #[test]
+    fn the_kinds_of_the_c_interface_are_all_those_of_the_protocol() {
+        let kinds = [
+            (VMSRS_KIND_MEMORY, incident::KIND_MEMORY),
+            (VMSRS_KIND_ARITHMETIC, incident::KIND_ARITHMETIC),
+            (VMSRS_KIND_INSTRUCTION, incident::KIND_INSTRUCTION),
+            (VMSRS_KIND_ABORT, incident::KIND_ABORT),
+            (VMSRS_KIND_STACK_OVERFLOW, incident::KIND_STACK_OVERFLOW),
+            (VMSRS_KIND_FOREIGN_WRITE, incident::KIND_FOREIGN_WRITE),
+            (VMSRS_KIND_SEALED_WRITE, incident::KIND_SEALED_WRITE),
+            (VMSRS_KIND_DOUBLE_FREE, incident::KIND_DOUBLE_FREE),
+            (VMSRS_KIND_FOREIGN_FREE, incident::KIND_FOREIGN_FREE),
+            (VMSRS_KIND_RED_ZONE, incident::KIND_RED_ZONE),
+            (VMSRS_KIND_USE_AFTER_FREE, incident::KIND_USE_AFTER_FREE),
+            (VMSRS_KIND_HEAP_CORRUPT, incident::KIND_HEAP_CORRUPT),
+            (VMSRS_KIND_PANIC, incident::KIND_PANIC),
+            (VMSRS_KIND_DEADLINE, incident::KIND_DEADLINE),
+            (VMSRS_KIND_THREAD_DEATH, incident::KIND_THREAD_DEATH),
+            (VMSRS_KIND_PROCESS_DEATH, incident::KIND_PROCESS_DEATH),
+            (VMSRS_KIND_NO_FRAMES, incident::KIND_NO_FRAMES),
+            (VMSRS_KIND_INVARIANT, incident::KIND_INVARIANT),
+            (VMSRS_KIND_FOREIGN_DRAFT, incident::KIND_FOREIGN_DRAFT),
+        ];
+        for (number, (ours, protocol)) in (1..).zip(kinds) {
+            assert_eq!((ours, protocol), (number, number));
+        }
+        assert_eq!(kinds.len(), incident::KIND_MAX as usize);
+    }
+}
