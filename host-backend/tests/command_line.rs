@@ -360,6 +360,12 @@ fn as_nobody(place: &Place, device: &str, arguments: &[&str]) -> Option<Output> 
 
 /// A bzImage that runs in circles.
 fn tiny_kernel() -> Vec<u8> {
+    // jmp $
+    kernel_of(&[0xeb, 0xfe])
+}
+
+/// A bzImage that runs `code` in 64-bit mode.
+fn kernel_of(code: &[u8]) -> Vec<u8> {
     const SETUP: usize = 0x400;
     const ENTRY_64: usize = 0x200;
     let mut image = vec![0; 0x1000];
@@ -379,8 +385,7 @@ fn tiny_kernel() -> Vec<u8> {
     put(0x238, &2047u32.to_le_bytes());
     put(0x258, &0x100_0000u64.to_le_bytes());
     put(0x260, &0x10_0000u32.to_le_bytes());
-    // jmp $
-    put(SETUP + ENTRY_64, &[0xeb, 0xfe]);
+    put(SETUP + ENTRY_64, code);
     image
 }
 
@@ -477,6 +482,32 @@ fn a_user_without_rights_on_tap_interfaces_is_told_how_to_get_them() {
     if let Some(output) = as_nobody(&place, "/dev/net/tun", &["--tap", "vmsrs-test1"]) {
         assert_sentence(&output, MACHINE, &["vmsrs-test1", "ip tuntap add"]);
     }
+}
+
+#[test]
+fn an_internal_error_of_a_kvm_in_software_is_no_reason_to_start_again() {
+    let doctor = vmsrs().args(["doctor", "--json"]).output().unwrap();
+    let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let state = |id: &str| {
+        let checks = doctor["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["id"] == id).unwrap()["state"].clone()
+    };
+    if state("kvm") != "ok" || state("second-level-paging") == "ok" {
+        eprintln!("skipped: no KVM for this user, or one with EPT or NPT");
+        return;
+    }
+    let mut place = Place::new();
+    // mov eax, 0xd0000000; jmp rax: there is no memory.
+    let code = [0xb8, 0, 0, 0, 0xd0, 0xff, 0xe0];
+    let kernel = place.file("kernel", &kernel_of(&code));
+    let output = place.run_kernel(&kernel, &["--json"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(MACHINE), "{text}");
+    assert!(text.contains("see `vmsrs doctor`"), "{text}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["exit"], MACHINE);
+    assert_eq!(report["reason"], "crash");
+    assert_eq!(report["restarts"], 0);
 }
 
 #[test]

@@ -141,6 +141,14 @@ fn describe(report: &Report) -> String {
     text
 }
 
+/// Whether KVM uses second-level page tables on this machine.
+pub(super) fn has_second_level_paging() -> bool {
+    let machine = Machine {
+        root: PathBuf::from("/"),
+    };
+    machine.second_level_paging().state == State::Ok
+}
+
 /// A machine whose files lie below `root`.
 struct Machine {
     root: PathBuf,

@@ -15,6 +15,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::Target;
+use super::doctor;
 use super::exit::{Exit, Failure};
 use super::initramfs::{self, InitramfsError};
 use super::machine::Machine;
@@ -237,6 +238,8 @@ struct End {
     /// The guest would have been started again, but went down too often: so many restarts were
     /// allowed.
     gave_up_after: Option<u32>,
+    /// KVM gave up, and a restart would only repeat it: it has no second-level page tables.
+    unfit_kvm: bool,
 }
 
 /// Runs `vm`, and the guest's next boots as long as it goes down by itself and `limit` (restarts in
@@ -252,9 +255,13 @@ fn run_boots(
         let reason = vm.run()?;
         machine.power_off(&reason);
         let mut end = End {
+            unfit_kvm: is_unfit_kvm(&reason),
             reason,
             gave_up_after: None,
         };
+        if end.unfit_kvm {
+            return Ok(end);
+        }
         let Some(budget) = budget.as_mut().filter(|_| end.reason.allows_restart()) else {
             return Ok(end);
         };
@@ -270,6 +277,13 @@ fn run_boots(
         operator.restarting(&end.reason);
         vm = machine.power_on()?;
     }
+}
+
+/// Whether the guest ended because of a KVM that cannot run stock guests: it interprets parts of
+/// them, and met an instruction that it does not know.
+fn is_unfit_kvm(reason: &ExitReason) -> bool {
+    matches!(reason, ExitReason::Crash(report) if report.internal_error)
+        && !doctor::has_second_level_paging()
 }
 
 /// Checks the sizes before anything is made; gives the engine's limits.
@@ -480,7 +494,14 @@ fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
     let (exit, crash) = match reason {
         ExitReason::PowerOff | ExitReason::Stopped(_) => (Exit::Ok, None),
         ExitReason::Reset => (Exit::GuestReset, None),
-        ExitReason::Crash(report) => (Exit::GuestDied, Some(Crash::from(&**report))),
+        ExitReason::Crash(report) => {
+            let exit = if end.unfit_kvm {
+                Exit::Machine
+            } else {
+                Exit::GuestDied
+            };
+            (exit, Some(Crash::from(&**report)))
+        }
     };
     let recovery = vm.recovery.status();
     let incidents: u64 = recovery.incidents.iter().map(|count| count.count).sum();
@@ -491,6 +512,12 @@ fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
         duration(uptime_ms),
         if incidents == 1 { "" } else { "s" }
     );
+    if end.unfit_kvm {
+        eprintln!(
+            "vmsrs: KVM has neither EPT nor NPT on this machine, and cannot run a stock guest: \
+             see `vmsrs doctor`"
+        );
+    }
     if let Some(limit) = end.gave_up_after {
         eprintln!(
             "vmsrs: gave up, because the guest went down after {limit} restart{} within {} s: \

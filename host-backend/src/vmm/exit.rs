@@ -42,6 +42,8 @@ impl fmt::Display for ExitReason {
 pub struct CrashReport {
     /// What happened, in one sentence without a full stop.
     pub what: String,
+    /// KVM itself gave up (`KVM_EXIT_INTERNAL_ERROR`), rather than the guest.
+    pub internal_error: bool,
     /// The vCPU on which it happened.
     pub vcpu: u32,
     /// Its instruction pointer.

@@ -335,6 +335,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         let paging = Paging::from(&vcpu.sregs);
         Verdict::Dead(Box::new(CrashReport {
             what,
+            internal_error: false,
             vcpu: vcpu.index,
             rip: vcpu.regs.rip,
             cr3: vcpu.sregs.cr3,

@@ -46,6 +46,8 @@ enum Next {
     Fault(FaultCause),
     Stop(ExitReason),
     Crash(String, Option<u64>),
+    /// KVM gave up.
+    InternalError(String),
 }
 
 impl Vcpu {
@@ -73,6 +75,12 @@ impl Vcpu {
                 Next::Enter => {}
                 Next::Stop(reason) => return reason,
                 Next::Crash(what, gpa) => return self.crash(what, gpa),
+                Next::InternalError(what) => {
+                    return ExitReason::Crash(Box::new(CrashReport {
+                        internal_error: true,
+                        ..self.crash_report(what, None)
+                    }));
+                }
                 Next::Fault(cause) => {
                     if let Err(reason) = self.handle_fault(cause) {
                         return reason;
@@ -116,8 +124,7 @@ impl Vcpu {
                 ));
             }
             Ok(VcpuExit::InternalError) => {
-                let text = internal_error(self.fd.get_kvm_run());
-                return crash(text);
+                return Next::InternalError(internal_error(self.fd.get_kvm_run()));
             }
             Ok(other) => return crash(format!("unexpected exit from KVM: {other:?}")),
             Err(error) => return self.entry_failed(io::Error::from(error)),
@@ -214,14 +221,19 @@ impl Vcpu {
         self.fd.set_vcpu_events(&events).map_err(failed)
     }
 
-    /// Collects what is known about the vCPU's end.
     fn crash(&self, what: String, gpa: Option<u64>) -> ExitReason {
+        ExitReason::Crash(Box::new(self.crash_report(what, gpa)))
+    }
+
+    /// Collects what is known about the vCPU's end.
+    fn crash_report(&self, what: String, gpa: Option<u64>) -> CrashReport {
         let regs = self.fd.get_regs().unwrap_or_default();
         let sregs = self.fd.get_sregs().unwrap_or_default();
         let paging = Paging::from(&sregs);
         let rip = sregs.cs.base.wrapping_add(regs.rip);
-        ExitReason::Crash(Box::new(CrashReport {
+        CrashReport {
             what,
+            internal_error: false,
             vcpu: self.index,
             rip: regs.rip,
             cr3: sregs.cr3,
@@ -229,7 +241,7 @@ impl Vcpu {
             cpl: sregs.ss.dpl,
             gpa,
             code: paging.read_virtual(&self.shared.ram, rip, REPORTED_CODE_LEN),
-        }))
+        }
     }
 }
 
