@@ -140,10 +140,11 @@ void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 }
 
 /*
- * Takes the lock, or marks it as waited for. Who has slept sets the mark when taking it, since
- * there may be more sleepers.
+ * Takes the lock, or marks it as waited for. Whoever takes it here sets the mark as well: there may
+ * be sleepers that marked the word before its last release. That holds even for one who has not
+ * slept: it is on the queue, and the wake-up of that release may have found it there.
  */
-static int lock_try(atomic64_t *word, u64 tag, bool slept)
+static int lock_try(atomic64_t *word, u64 tag)
 {
 	s64 value = atomic64_read(word), new;
 
@@ -153,7 +154,7 @@ static int lock_try(atomic64_t *word, u64 tag, bool slept)
 		if (value & VMSRS_LOCK_TAG)
 			new = value | VMSRS_LOCK_WAITERS;
 		else
-			new = tag | (value & VMSRS_LOCK_WAITERS) | (slept ? VMSRS_LOCK_WAITERS : 0);
+			new = tag | VMSRS_LOCK_WAITERS;
 		if (new == value || atomic64_try_cmpxchg(word, &value, new))
 			return (new & VMSRS_LOCK_TAG) == tag ? 0 : -EAGAIN;
 	}
@@ -180,7 +181,6 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 	unsigned long due = jiffies + msecs_to_jiffies(arg->timeout_ms);
 	struct lock_sleeper sleeper;
 	wait_queue_head_t *queue;
-	bool slept = false;
 	long ret, left, interrupted;
 
 	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL);
@@ -196,7 +196,7 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 			ret = -ESTALE;
 			break;
 		}
-		ret = lock_try(sleeper.word, arg->tag, slept);
+		ret = lock_try(sleeper.word, arg->tag);
 		if (ret != -EAGAIN)
 			break;
 		if (READ_ONCE(app->dev->gone)) {
@@ -213,7 +213,6 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 			break;
 		}
 		schedule_timeout(min_t(long, left, LOCK_SLICE));
-		slept = true;
 	}
 	finish_wait(queue, &sleeper.entry);
 	/* A wake-up that came too late for this sleeper is another's. */

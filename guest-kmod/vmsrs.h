@@ -63,7 +63,10 @@
 #define WATCH_PERIOD		msecs_to_jiffies(10)
 /* An overdue request that nobody fails is failed by the driver after this time. */
 #define DEADLINE_GRACE_MS	1000
-/* A sleeper looks at its lock word again after this time, even if nobody woke it. */
+/*
+ * A sleeper looks at its lock word again after this time, even if nobody woke it. Only programs that
+ * clear a word and do not say so need that: among others no wake-up is lost (tests/loom).
+ */
 #define LOCK_SLICE		HZ
 
 /* Largest protection key of x86: 4 bits of a page table entry. */

@@ -20,6 +20,7 @@ mod error;
 mod failure;
 mod fork;
 mod heap;
+mod held;
 mod layout;
 mod lock;
 mod pkru;
@@ -28,8 +29,10 @@ mod request;
 mod signal;
 mod stack;
 mod switch;
+mod sync;
 mod thread;
 mod unprotected;
+mod word;
 
 pub use app::{App, Protection};
 pub use arena::{ARENA_SIZE, Arena};

@@ -3,8 +3,8 @@
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::thread::Thread;
-use std::sync::atomic::Ordering;
-use vmsrs_protocol::shared::{HELD_MAX, LOCK_WAITERS};
+use crate::word::{self, Released};
+use vmsrs_protocol::shared::HELD_MAX;
 
 /// Default time to wait for a lock, in milliseconds.
 pub(crate) const TIMEOUT_MS: u32 = 10_000;
@@ -30,10 +30,7 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
     // First the entry, then the lock: a thread that dies in between leaves no lock behind.
     thread.push_held(number);
     let word = domain.lock_word();
-    if word
-        .compare_exchange(0, tag, Ordering::Acquire, Ordering::Relaxed)
-        .is_ok()
-    {
+    if word::try_lock(word, tag) {
         return Ok(());
     }
     let timeout_ms = timeout_ms.clamp(1, TIMEOUT_MAX);
@@ -67,11 +64,11 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
     }
 }
 
-/// Unlocks the domain, which the thread's request holds.
+/// Unlocks the domain, which the thread's request holds, unless the driver has done so already.
 pub(crate) fn unlock(thread: &Thread, domain: u32) {
     let backend = thread.app().backend();
-    let before = backend.lock_word(domain).swap(0, Ordering::SeqCst);
-    if before & LOCK_WAITERS != 0 {
+    let released = word::release(backend.lock_word(domain), thread.tag());
+    if released == Released::WithWaiters {
         // An error can only mean that the device is gone; then nobody can wait in it either.
         let _ = backend.lock_wake(domain);
     }

@@ -10,6 +10,7 @@ use crate::backend::Tags;
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::Kind;
+use crate::held::{self, HeldList};
 use crate::pkru::{self, Key};
 use crate::region::Region;
 use crate::request::Request;
@@ -411,12 +412,6 @@ impl Thread {
         self.write(|control| unsafe { &raw mut (*control).drafts }, 0);
     }
 
-    fn held_count(&self) -> usize {
-        // SAFETY: as in tag().
-        let count = self.read(|control| unsafe { &raw mut (*control).held_count });
-        (count as usize).min(HELD_MAX)
-    }
-
     fn held_entry(&self, place: usize) -> *mut u32 {
         // SAFETY: as in tag().
         let held = self.field(|control| unsafe { &raw mut (*control).held });
@@ -427,7 +422,7 @@ impl Thread {
     pub(crate) fn held(&self) -> &[u32] {
         // SAFETY: inside of the control block; only this thread writes it, by methods that are not
         // called while the result is in use.
-        unsafe { std::slice::from_raw_parts(self.held_entry(0), self.held_count()) }
+        unsafe { std::slice::from_raw_parts(self.held_entry(0), held::len(self)) }
     }
 
     pub(crate) fn holds(&self, domain: u32) -> bool {
@@ -436,31 +431,12 @@ impl Thread {
 
     /// Notes a domain as held; its lock is taken next.
     pub(crate) fn push_held(&self, domain: u32) {
-        let count = self.held_count();
-        self.write(|_| self.held_entry(count), domain);
-        self.set_held_count(count + 1);
+        held::push(self, domain);
     }
 
     /// Forgets a domain as held; its lock is free.
     pub(crate) fn remove_held(&self, domain: u32) {
-        let count = self.held_count();
-        let Some(place) = self.held().iter().position(|&held| held == domain) else {
-            return;
-        };
-        // Copied down before the count falls: whenever the thread dies, all others are listed.
-        for place in place..count - 1 {
-            let next = self.held()[place + 1];
-            self.write(|_| self.held_entry(place), next);
-        }
-        self.set_held_count(count - 1);
-    }
-
-    fn set_held_count(&self, count: usize) {
-        // SAFETY: as in tag().
-        self.write(
-            |control| unsafe { &raw mut (*control).held_count },
-            count as u32,
-        );
+        held::remove(self, domain);
     }
 
     /// The handles of the held domains: parallel to the control block's list, but the library's.
@@ -556,7 +532,7 @@ impl Thread {
         self.write(|control| unsafe { &raw mut (*control).tag }, 0);
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).deadline_ms }, 0);
-        self.set_held_count(0);
+        self.set_count(0);
         self.clear_drafts();
         self.deadline.set(0);
         // SAFETY: as in domain_at().
@@ -713,5 +689,25 @@ impl Thread {
         while let Some(deferred) = self.newest_defer() {
             drop(deferred);
         }
+    }
+}
+
+impl HeldList for Thread {
+    fn count(&self) -> u32 {
+        // SAFETY: as in tag().
+        self.read(|control| unsafe { &raw mut (*control).held_count })
+    }
+
+    fn set_count(&self, count: u32) {
+        // SAFETY: as in tag().
+        self.write(|control| unsafe { &raw mut (*control).held_count }, count);
+    }
+
+    fn entry(&self, place: usize) -> u32 {
+        self.read(|_| self.held_entry(place))
+    }
+
+    fn set_entry(&self, place: usize, domain: u32) {
+        self.write(|_| self.held_entry(place), domain);
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::backend::{Backend, Registration, Tags};
 use crate::error::Error;
+use crate::word::{self, Released};
 use std::collections::HashMap;
 use std::io;
 use std::ptr::{self, NonNull};
@@ -194,12 +195,8 @@ impl Backend for Unprotected {
 
     fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()> {
         for &domain in held {
-            let word = self.lock_word(domain);
-            if word.load(Ordering::Relaxed) & LOCK_TAG == report.tag {
-                let before = word.swap(0, Ordering::SeqCst);
-                if before & LOCK_WAITERS != 0 {
-                    self.lock_wake(domain)?;
-                }
+            if word::release(self.lock_word(domain), report.tag) == Released::WithWaiters {
+                self.lock_wake(domain)?;
             }
         }
         report.incident = NEXT_INCIDENT.fetch_add(1, Ordering::Relaxed);

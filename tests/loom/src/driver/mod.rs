@@ -1,0 +1,10 @@
+//! The driver's concurrent parts, line by line: `lock.rs` is `guest-kmod/lock.c`, and so on.
+//!
+//! What loom has no counterpart for is modelled by what it guarantees: a spinlock or a mutex by a
+//! mutex, a full barrier by sequentially consistent accesses.
+
+mod lock;
+mod thread;
+
+pub use lock::{Driver, Errno};
+pub use thread::Thread;

@@ -1,0 +1,3 @@
+//! loom's atomics, for the library's modules.
+
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};

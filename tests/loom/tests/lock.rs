@@ -1,0 +1,211 @@
+//! The locks of domains: `guest-lib/src/word.rs` and `held.rs` against `guest-kmod/lock.c`.
+
+use loom::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmsrs_loom::driver::{Driver, Errno, Thread};
+use vmsrs_loom::{Library, Life, Protected, check};
+
+/// A device with its threads, and what the lock of domain 0 protects.
+#[derive(Clone)]
+struct World {
+    driver: Arc<Driver>,
+    threads: Vec<Arc<Thread>>,
+    data: Arc<Protected>,
+}
+
+impl World {
+    fn new(threads: usize) -> Self {
+        let threads: Vec<_> = (0..threads).map(Thread::register).collect();
+        Self {
+            driver: Driver::new(&threads),
+            threads,
+            data: Arc::default(),
+        }
+    }
+
+    /// Begins request `number + 1` in thread `number`.
+    fn library(&self, number: usize, life: Life) -> Library {
+        let tag = number as u64 + 1;
+        Library::begin(&self.driver, &self.threads[number], tag, life)
+    }
+
+    /// A thread that runs one request on domain 0.
+    fn spawn(&self, number: usize, life: Life) -> JoinHandle<()> {
+        let world = self.clone();
+        let library = self.library(number, life);
+        thread::spawn(move || library.run(|library| world.request(library)))
+    }
+
+    fn request(&self, library: &Library) {
+        if library.lock(0).is_ok() {
+            self.data.touch();
+            library.unlock(0);
+        }
+        library.end();
+    }
+
+    /// What must be true when all threads are through.
+    fn check(&self) {
+        assert!(self.driver.is_free(0), "a lock is left behind");
+    }
+}
+
+#[test]
+fn one_holder_at_a_time_and_no_wake_up_is_lost() {
+    check(3, || {
+        let world = World::new(3);
+        let others = [world.spawn(1, Life::long()), world.spawn(2, Life::long())];
+        world.request(&world.library(0, Life::long()));
+        for other in others {
+            other.join().unwrap();
+        }
+        world.check();
+        assert_eq!(world.data.count(), 3);
+    });
+}
+
+/// A thread waits and something ends its wait at any time; the one behind it gets the lock all the
+/// same.
+fn a_wait_that_ends_early(end: fn(&Driver, &Thread), errno: Errno) {
+    check(2, move || {
+        let world = World::new(3);
+        let patient = world.spawn(2, Life::long());
+        let impatient = {
+            let world = world.clone();
+            let library = world.library(1, Life::long());
+            thread::spawn(move || {
+                library.run(|library| match library.lock(0) {
+                    Ok(()) => library.unlock(0),
+                    Err(error) => assert_eq!(error, errno),
+                });
+            })
+        };
+        let holder = world.library(0, Life::long());
+        let held = holder.lock(0);
+        end(&world.driver, &world.threads[1]);
+        if held.is_ok() {
+            world.data.touch();
+            holder.unlock(0);
+        }
+        impatient.join().unwrap();
+        patient.join().unwrap();
+        world.check();
+        assert_eq!(world.data.count(), 2);
+    });
+}
+
+#[test]
+fn a_wake_up_that_finds_a_waiter_whose_time_is_over_goes_to_the_next() {
+    a_wait_that_ends_early(Driver::expire, Errno::TimedOut);
+}
+
+#[test]
+fn a_wake_up_that_finds_an_interrupted_waiter_goes_to_the_next() {
+    a_wait_that_ends_early(Driver::signal, Errno::Interrupted);
+}
+
+/// Accesses of a thread that locks, unlocks and ends, in any order of events: more are tried than
+/// there are.
+const STEPS: u32 = 12;
+
+#[test]
+fn a_thread_that_dies_anywhere_leaves_no_lock_behind() {
+    for steps in 0..STEPS {
+        check(2, move || {
+            let world = World::new(3);
+            let mortal = world.spawn(1, Life::short(steps));
+            let other = world.spawn(2, Life::long());
+            mortal.join().unwrap();
+            other.join().unwrap();
+            // The lock can be had.
+            world.request(&world.library(0, Life::long()));
+            world.check();
+        });
+    }
+}
+
+#[test]
+fn a_domain_whose_word_has_the_tag_is_always_on_the_list() {
+    for steps in 0.. {
+        let through = Arc::new(AtomicBool::new(false));
+        let ended = through.clone();
+        check(0, move || {
+            let world = World::new(1);
+            let library = world.library(0, Life::short(steps));
+            library.run_watched(|library| {
+                library.lock(0).unwrap();
+                library.lock(1).unwrap();
+                // Out of the middle.
+                library.unlock(0);
+                library.lock(0).unwrap();
+                library.unlock(0);
+                library.unlock(1);
+                ended.store(true, Ordering::Relaxed);
+            });
+            for domain in 0..2 {
+                let held = library.held().contains(&domain);
+                assert!(held || world.driver.is_free(domain), "after {steps} steps");
+            }
+        });
+        if through.load(Ordering::Relaxed) {
+            assert!(steps > 12, "no more than {steps} steps are too few");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_request_that_was_failed_from_outside_does_not_release_a_lock_of_another() {
+    check(2, || {
+        let world = World::new(3);
+        let others = [world.spawn(1, Life::long()), world.spawn(2, Life::long())];
+        // Overdue: the watch releases its locks while it goes on. What it would write is refused.
+        let overdue = world.library(0, Life::long());
+        let watch = {
+            let world = world.clone();
+            thread::spawn(move || world.driver.fail(&world.threads[0], 1))
+        };
+        if overdue.lock(0).is_ok() {
+            overdue.unlock(0);
+        }
+        watch.join().unwrap();
+        for other in others {
+            other.join().unwrap();
+        }
+        world.check();
+        assert_eq!(world.data.count(), 2);
+    });
+}
+
+#[test]
+fn a_wake_up_for_one_domain_is_not_lost_to_a_sleeper_of_another() {
+    check(2, || {
+        let world = World::new(3);
+        let data = Arc::<Protected>::default();
+        let request = |number: usize, domain: u32| {
+            let library = world.library(number, Life::long());
+            let data = data.clone();
+            thread::spawn(move || {
+                library.run(|library| {
+                    library.lock(domain).unwrap();
+                    if domain == 1 {
+                        data.touch();
+                    }
+                    library.unlock(domain);
+                });
+            })
+        };
+        let holder = world.library(0, Life::long());
+        holder.lock(0).unwrap();
+        holder.lock(1).unwrap();
+        let others = [request(1, 0), request(2, 1)];
+        holder.unlock(1);
+        holder.unlock(0);
+        for other in others {
+            other.join().unwrap();
+        }
+        assert!(world.driver.is_free(0) && world.driver.is_free(1));
+        assert_eq!(data.count(), 1);
+    });
+}
