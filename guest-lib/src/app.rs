@@ -5,7 +5,7 @@ use crate::device::{Device, Opened};
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::unprotected::Unprotected;
-use crate::{fork, pkru, signal};
+use crate::{clib, fork, pkru, signal};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -105,6 +105,7 @@ impl App {
         let slot = BY_NUMBER
             .get(backend.number() as usize)
             .ok_or(Error::Argument("the app's number"))?;
+        clib::install();
         signal::install()?;
         fork::install();
         if backend.protects() {

@@ -8,12 +8,14 @@
     clippy::cast_ptr_alignment
 )]
 
+mod alarm;
 mod app;
 mod arena;
 mod audit;
 mod backend;
 #[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
+mod clib;
 mod device;
 mod domain;
 mod error;

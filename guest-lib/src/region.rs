@@ -4,14 +4,16 @@ use crate::error::Error;
 use std::io;
 use std::ptr::{self, NonNull};
 
-/// Bytes of each guard. Larger than one page, so that a frame with big locals does not step over it.
-pub(crate) const GUARD: usize = 64 * 1024;
+/// Bytes of each guard, unless more is asked for below.
+const GUARD: usize = 64 * 1024;
 
 /// Private zeroed memory with an inaccessible guard below and above; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Region {
     low: NonNull<u8>,
     size: usize,
+    /// Bytes of the guard below.
+    guard: usize,
 }
 
 // SAFETY: the memory is nobody else's; whoever has the region has it alone.
@@ -24,13 +26,23 @@ impl Region {
     ///
     /// [`Error::System`] when the kernel has no memory or no more mappings.
     pub(crate) fn new(size: usize) -> Result<Self, Error> {
+        Self::above_guard(size, GUARD)
+    }
+
+    /// Like [`Region::new`], with `guard` bytes below, whole pages. A guard takes addresses, but no
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::new`].
+    pub(crate) fn above_guard(size: usize, guard: usize) -> Result<Self, Error> {
         let size = size.next_multiple_of(4096);
         let failed = || Error::system("mmap of a thread's memory")(io::Error::last_os_error());
         // SAFETY: a new mapping at an address that the kernel chooses touches nothing.
         let all = unsafe {
             libc::mmap(
                 ptr::null_mut(),
-                size + 2 * GUARD,
+                guard + size + GUARD,
                 libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
@@ -40,16 +52,16 @@ impl Region {
         if all == libc::MAP_FAILED {
             return Err(failed());
         }
-        let low = all.cast::<u8>().wrapping_add(GUARD);
+        let low = all.cast::<u8>().wrapping_add(guard);
         // SAFETY: inside of the mapping made above.
         if unsafe { libc::mprotect(low.cast(), size, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
             let error = failed();
             // SAFETY: the mapping made above, which nobody knows yet.
-            unsafe { libc::munmap(all, size + 2 * GUARD) };
+            unsafe { libc::munmap(all, guard + size + GUARD) };
             return Err(error);
         }
         let low = NonNull::new(low).ok_or_else(failed)?;
-        Ok(Self { low, size })
+        Ok(Self { low, size, guard })
     }
 
     /// First byte.
@@ -75,7 +87,7 @@ impl Region {
     /// Whether the address lies in the guard below.
     pub(crate) fn is_below(&self, address: u64) -> bool {
         let low = self.low() as u64;
-        (low - GUARD as u64..low).contains(&address)
+        (low - self.guard as u64..low).contains(&address)
     }
 
     /// Whether `address` and the 7 bytes behind it lie inside.
@@ -87,7 +99,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in new(); nobody uses it after its owner.
-        unsafe { libc::munmap(self.low().wrapping_sub(GUARD).cast(), self.size + 2 * GUARD) };
+        let all = self.low().wrapping_sub(self.guard);
+        // SAFETY: the mapping made in above_guard(); nobody uses it after its owner.
+        unsafe { libc::munmap(all.cast(), self.guard + self.size + GUARD) };
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::arena::Arena;
 use crate::audit::{audit, audit_all};
+use crate::clib;
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::{Failure, Kind};
@@ -531,10 +532,14 @@ fn give_in(what: &str, error: &std::io::Error) -> ! {
     signal::say(b"vmsrs: ");
     signal::say(what.as_bytes());
     signal::say(b": ");
-    signal::say(error.to_string().as_bytes());
+    give_in_because(error.to_string().as_bytes());
+}
+
+/// Ends the process: nothing else is left that keeps the promises.
+fn give_in_because(what: &[u8]) -> ! {
+    signal::say(what);
     signal::say(b"; the process ends, committed domains are whole\n");
-    // SAFETY: ends the process.
-    unsafe { libc::abort() }
+    signal::end_process()
 }
 
 /// The bad end: discard, free the locks, report, run the defers.
@@ -548,7 +553,11 @@ fn recover(thread: &Thread) -> Failure {
             Err(error) => give_in("cannot discard what the failed request wrote", &error),
         }
     }
+    signal::unblock();
     let message = thread.message();
+    if clib::is_suspect(record.signal, record.registers[16]) && !clib::heap_works(thread) {
+        give_in_because(b"vmsrs: the C library's heap is damaged or stays locked");
+    }
     thread.end();
     let defers_failed = run_defers(thread);
     thread.rest();

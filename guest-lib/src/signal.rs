@@ -5,6 +5,7 @@
 //! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
 //! cannot loop.
 
+use crate::clib;
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::region::Region;
@@ -147,10 +148,37 @@ pub(crate) fn leave_signal_stack() {
     unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) };
 }
 
+/// Unblocks the library's signals on the calling thread: a request may have blocked them before it
+/// failed, and the kernel ends the process for an error whose signal is blocked.
+pub(crate) fn unblock() {
+    let Some(previous) = PREVIOUS.get() else {
+        return;
+    };
+    // SAFETY: fills the set, adds signals' numbers, and changes this thread's mask alone.
+    unsafe {
+        let mut ours: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut ours);
+        for &signal in &previous.signals {
+            libc::sigaddset(&raw mut ours, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ours, ptr::null_mut());
+    }
+}
+
 /// Writes to standard error without a lock or an allocation.
 pub(crate) fn say(text: &[u8]) {
     // SAFETY: the bytes are alive; a message that cannot be written is lost.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}
+
+/// Ends the process by SIGABRT, whatever handlers there are: they could wait for what is broken.
+pub(crate) fn end_process() -> ! {
+    // SAFETY: all zero is the default disposition; abort() has no conditions.
+    unsafe {
+        let default: libc::sigaction = zeroed();
+        libc::sigaction(libc::SIGABRT, &raw const default, ptr::null_mut());
+        libc::abort()
+    }
 }
 
 /// Index in `uc_mcontext.gregs` of each register, in the protocol's order.
@@ -210,6 +238,13 @@ unsafe fn suppress(
         }
         if thread.phase() != Phase::Running || thread.is_critical() {
             thread.set_pending(true);
+            return true;
+        }
+        // SAFETY: the kernel's context of this thread.
+        let registers = unsafe { &(*context).uc_mcontext.gregs };
+        let instruction = registers[libc::REG_RIP as usize] as u64;
+        if clib::is_busy(instruction, registers[libc::REG_RAX as usize] as u64) && thread.may_wait()
+        {
             return true;
         }
     } else {

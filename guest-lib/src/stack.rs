@@ -11,6 +11,10 @@ use std::sync::{Mutex, PoisonError};
 /// Size of a request stack unless [`set_request_stack_size`] says otherwise.
 pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
 
+/// Bytes of the guard below a request stack: code that was compiled without stack probes steps over
+/// as much as one frame has. Addresses alone, no memory.
+const GUARD: usize = 64 * 1024 * 1024;
+
 static SIZE: AtomicUsize = AtomicUsize::new(DEFAULT_REQUEST_STACK);
 static POOL: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 static OUTSTANDING: AtomicUsize = AtomicUsize::new(0);
@@ -44,7 +48,7 @@ impl Stack {
         };
         let region = match pooled {
             Some(region) => region,
-            None => Region::new(size)?,
+            None => Region::above_guard(size, GUARD)?,
         };
         OUTSTANDING.fetch_add(1, Ordering::Relaxed);
         Ok(Self(Some(region)))

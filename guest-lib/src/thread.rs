@@ -4,6 +4,7 @@
 //! A thread is registered by its first request and unregistered when it ends. Its state lies in a
 //! mapping of its own between guards, away from the C library's heap.
 
+use crate::alarm::Alarm;
 use crate::app::App;
 use crate::arena::Arena;
 use crate::backend::Tags;
@@ -15,12 +16,13 @@ use crate::pkru::{self, Key};
 use crate::region::Region;
 use crate::request::Request;
 use crate::stack::Stack;
-use crate::{signal, switch};
+use crate::{clib, signal, switch};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{Ordering, compiler_fence};
+use std::time::Duration;
 use vmsrs_protocol::incident::{BACKTRACE, REGISTERS};
 use vmsrs_protocol::ioctl::IoctlFail;
 use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
@@ -147,6 +149,10 @@ pub(crate) struct Thread {
     message_length: Cell<usize>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
+    /// Looks again, and for the library's own time limits.
+    alarm: Alarm,
+    /// Times that an interrupt has waited for the thread to leave the C library.
+    waited: Cell<u32>,
     lock_timeout_ms: Cell<u32>,
     domains: UnsafeCell<[Option<&'static Domain>; HELD_MAX]>,
     /// Bit n: the domain at place n has a heap. Kept outside of the domain, where a request's stray
@@ -286,6 +292,8 @@ impl Thread {
             message: UnsafeCell::new([0; MESSAGE]),
             message_length: Cell::new(0),
             deadline: Cell::new(0),
+            alarm: Alarm::default(),
+            waited: Cell::new(0),
             lock_timeout_ms: Cell::new(crate::lock::TIMEOUT_MS),
             domains: UnsafeCell::new([None; HELD_MAX]),
             heaps: Cell::new(0),
@@ -373,6 +381,29 @@ impl Thread {
     /// Whether the request is past its deadline. Async-signal-safe.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline.get() != 0 && now() >= self.deadline.get()
+    }
+
+    /// Has the interrupt come again a little later, if it has not waited too long already.
+    /// Async-signal-safe.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.waited.set(self.waited.get() + 1);
+        self.waited.get() <= clib::RETRIES && self.alarm.set(signal::interrupt(), clib::RETRY)
+    }
+
+    /// Limits the time of what the library runs on the request stack next. False if the kernel has
+    /// no timer.
+    pub(crate) fn set_limit(&self, limit: Duration) -> bool {
+        // It may hang in the C library itself.
+        self.waited.set(clib::RETRIES);
+        self.pending.set(false);
+        self.deadline.set(now() + limit.as_nanos() as u64);
+        self.alarm.set(signal::interrupt(), limit)
+    }
+
+    /// Takes the limit back.
+    pub(crate) fn clear_limit(&self) {
+        self.alarm.stop();
+        self.deadline.set(0);
     }
 
     // The control block.
@@ -505,6 +536,7 @@ impl Thread {
         self.tags.set(tags);
         self.pending.set(false);
         self.critical.set(0);
+        self.waited.set(0);
         self.lock_timeout_ms.set(lock_timeout_ms);
         self.deadline.set(match deadline_ms {
             0 => 0,
@@ -535,6 +567,7 @@ impl Thread {
         self.set_count(0);
         self.clear_drafts();
         self.deadline.set(0);
+        self.alarm.stop();
         // SAFETY: as in domain_at().
         unsafe { *self.domains.get() = [None; HELD_MAX] };
         self.heaps.set(0);

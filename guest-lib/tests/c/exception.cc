@@ -1,12 +1,87 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 // The header in C++; a C++ exception that leaves a request is a failure like any other.
+// `exception NAME` lets requests end that way, and ends with 0 if each ended as it should.
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <exception>
 #include <stdexcept>
+#include <string>
 #include <vmsrs.h>
+
+static int destroyed;
+
+struct Guard {
+	~Guard() { destroyed++; }
+};
 
 static int throws(vmsrs_request *, void *)
 {
+	Guard guard;
+
 	throw std::runtime_error("nobody catches this");
+}
+
+static int throws_int(vmsrs_request *, void *)
+{
+	throw 5;
+}
+
+static void promises() noexcept
+{
+	throw std::logic_error("not so");
+}
+
+static int breaks_noexcept(vmsrs_request *, void *)
+{
+	promises();
+	return 0;
+}
+
+static int terminates(vmsrs_request *, void *)
+{
+	std::terminate();
+}
+
+struct Base {
+	Base() { indirect(); }
+	virtual ~Base() {}
+	void indirect() { pure(); }
+	virtual void pure() = 0;
+};
+
+struct Derived : Base {
+	void pure() override {}
+};
+
+static int calls_a_pure_virtual(vmsrs_request *, void *)
+{
+	Derived derived;
+
+	return 0;
+}
+
+static int catches(vmsrs_request *, void *)
+{
+	try {
+		Guard guard;
+
+		throw std::runtime_error(std::string("caught"));
+	} catch (const std::exception &error) {
+		return std::strcmp(error.what(), "caught") ? 0 : 7;
+	}
+}
+
+static void undo(void *)
+{
+	throw std::runtime_error("in a defer");
+}
+
+static int defers_and_throws(vmsrs_request *request, void *)
+{
+	if (vmsrs_defer(request, undo, nullptr) != VMSRS_OK)
+		return 0;
+	throw std::runtime_error("in a request");
 }
 
 static int fine(vmsrs_request *, void *)
@@ -14,7 +89,26 @@ static int fine(vmsrs_request *, void *)
 	return 7;
 }
 
-int main()
+struct Case {
+	const char *name;
+	vmsrs_request_fn function;
+	// Of a good end, or VMSRS_EFAILED.
+	int result;
+	int destroyed;
+	unsigned defers_failed;
+};
+
+static const Case cases[] = {
+	{ "throw", throws, VMSRS_EFAILED, 1, 0 },
+	{ "throw-int", throws_int, VMSRS_EFAILED, 0, 0 },
+	{ "noexcept", breaks_noexcept, VMSRS_EFAILED, 0, 0 },
+	{ "terminate", terminates, VMSRS_EFAILED, 0, 0 },
+	{ "pure-virtual", calls_a_pure_virtual, VMSRS_EFAILED, 0, 0 },
+	{ "caught", catches, 7, 1, 0 },
+	{ "defer", defers_and_throws, VMSRS_EFAILED, 0, 1 },
+};
+
+int main(int, char **arguments)
 {
 	vmsrs_app *app = nullptr;
 	vmsrs_domain *domain = nullptr;
@@ -22,12 +116,30 @@ int main()
 	if (vmsrs_open("exception", &app) != VMSRS_OK ||
 	    vmsrs_domain_open(app, "user", 4, &domain) != VMSRS_OK)
 		return EXIT_FAILURE;
-	for (int round = 0; round < 3; round++) {
-		int result = 0;
-		if (vmsrs_run(domain, throws, nullptr, &result) != VMSRS_EFAILED)
-			return EXIT_FAILURE;
-		if (vmsrs_run(domain, fine, nullptr, &result) != VMSRS_OK || result != 7)
-			return EXIT_FAILURE;
+	for (const Case &test : cases) {
+		if (std::strcmp(test.name, arguments[1]))
+			continue;
+		for (int round = 1; round <= 3; round++) {
+			vmsrs_failure failure;
+			int result = 0;
+			int status = vmsrs_run(domain, test.function, nullptr, &result);
+
+			if (destroyed != round * test.destroyed)
+				return 2;
+			if (test.result != VMSRS_EFAILED) {
+				if (status != VMSRS_OK || result != test.result)
+					return 3;
+			} else if (status != VMSRS_EFAILED ||
+				   vmsrs_last_failure(&failure) != VMSRS_OK ||
+				   failure.kind != VMSRS_KIND_ABORT ||
+				   failure.defers_failed != test.defers_failed) {
+				return 4;
+			}
+			if (vmsrs_run(domain, fine, nullptr, &result) != VMSRS_OK ||
+			    result != 7)
+				return 5;
+		}
+		return EXIT_SUCCESS;
 	}
-	return EXIT_SUCCESS;
+	return 6;
 }

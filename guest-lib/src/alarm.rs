@@ -1,0 +1,63 @@
+//! A timer that sends the library's signal to its own thread.
+//!
+//! The kernel's calls are used directly, since the C library's `timer_create` allocates: this is
+//! needed where the C library's heap may be locked or half changed.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::mem::zeroed;
+use std::ptr;
+use std::time::Duration;
+
+/// One timer of the calling thread, set or not.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm(Cell<Option<c_int>>);
+
+impl Alarm {
+    /// Sends `signal` to the calling thread once, after `delay`. False if the kernel has no timer
+    /// for it. Async-signal-safe.
+    pub(crate) fn set(&self, signal: c_int, delay: Duration) -> bool {
+        self.stop();
+        let mut id: c_int = 0;
+        // SAFETY: all zero is a sigevent.
+        let mut event: libc::sigevent = unsafe { zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal;
+        // SAFETY: the call has no conditions.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        // SAFETY: reads the event, writes the number, both alive.
+        let made = unsafe {
+            libc::syscall(
+                libc::SYS_timer_create,
+                libc::CLOCK_MONOTONIC,
+                &raw const event,
+                &raw mut id,
+            )
+        };
+        if made != 0 {
+            return false;
+        }
+        self.0.set(Some(id));
+        // SAFETY: all zero is a time.
+        let mut time: libc::itimerspec = unsafe { zeroed() };
+        time.it_value.tv_sec = delay.as_secs() as libc::time_t;
+        time.it_value.tv_nsec = delay.subsec_nanos().into();
+        let none = ptr::null_mut::<libc::itimerspec>();
+        // SAFETY: reads the time, which is alive.
+        unsafe { libc::syscall(libc::SYS_timer_settime, id, 0, &raw const time, none) == 0 }
+    }
+
+    /// Takes the timer back. Its signal may be on the way already. Async-signal-safe.
+    pub(crate) fn stop(&self) {
+        if let Some(id) = self.0.take() {
+            // SAFETY: a timer of this process, made above.
+            unsafe { libc::syscall(libc::SYS_timer_delete, id) };
+        }
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/*
+ * Errors that the C library, the compiler or the CPU find, each in a request, in their real form.
+ * `errors NAME` lets requests fail that way while another thread works, and ends with 0 if each of
+ * them failed with the kind that it should and the process works on.
+ */
+#define _GNU_SOURCE
+#undef NDEBUG
+#include <alloca.h>
+#include <assert.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vmsrs.h>
+
+#define CHECK(condition)                                                       \
+	do {                                                                   \
+		if (!(condition)) {                                            \
+			dprintf(2, "%d: %s\n", __LINE__, #condition);          \
+			_exit(1);                                              \
+		}                                                              \
+	} while (0)
+
+/* The compiler must not know what it is going to do. */
+static volatile size_t many = 64;
+static volatile size_t huge = 3 << 20;
+static char *volatile escaped;
+
+/* What is written there is not in vain. */
+static void use(const volatile char *bytes)
+{
+	many = bytes[3] == 1 ? 64 : 0;
+}
+
+static void overrun_the_stack_frame(void)
+{
+	char buffer[16];
+	volatile char *bytes = buffer;
+
+	escaped = buffer;
+	for (size_t i = 0; i < many; i++)
+		bytes[i] = 1;
+}
+
+static void overrun_a_known_buffer(void)
+{
+	char buffer[16];
+
+	escaped = buffer;
+	memset(buffer, 1, many);
+	use(escaped);
+}
+
+static void format_into_a_known_buffer(void)
+{
+	char buffer[16];
+
+	escaped = buffer;
+	sprintf(buffer, "%0*d", (int)many, 1);
+}
+
+static void fail_an_assertion(void)
+{
+	assert(many == 65);
+}
+
+static void free_twice_in_the_thread_cache(void)
+{
+	char *block = escaped = malloc(40);
+
+	CHECK(block);
+	free(escaped);
+	free(escaped);
+}
+
+/* Too large for the thread's cache: the arena's lock is held when glibc finds it. */
+static void free_twice_in_the_arena(void)
+{
+	char *block = escaped = malloc(4000), *next = malloc(4000);
+
+	CHECK(block && next);
+	free(escaped);
+	free(escaped);
+}
+
+static void free_what_is_no_block(void)
+{
+	escaped = malloc(4000);
+	CHECK(escaped);
+	free(escaped + 16);
+}
+
+/* The size of the chunk behind is overwritten, and found when that chunk is merged. */
+static void overrun_a_block_of_the_c_library(void)
+{
+	char *block = escaped = malloc(4008), *next = malloc(4008),
+	     *last = malloc(4008);
+
+	CHECK(block && next && last);
+	memset(escaped, 0x41, 4008 + many / 4);
+	free(next);
+}
+
+static void call_abort(void)
+{
+	abort();
+}
+
+static void divide_by_zero(void)
+{
+	volatile size_t zero = 0;
+
+	many = many / zero;
+}
+
+static void run_an_undefined_instruction(void)
+{
+	__builtin_trap();
+}
+
+static void meet_a_breakpoint(void)
+{
+	__asm__ volatile("int3");
+}
+
+static void write_to_null(void)
+{
+	*(volatile int *)many = 1;
+}
+
+static void read_no_canonical_address(void)
+{
+	many = *(volatile size_t *)0xdfdfdfdfdfdfdfdf;
+}
+
+static void write_to_code(void)
+{
+	*(volatile char *)(size_t)write_to_null = 1;
+}
+
+/* The file ends before the mapping does, since another truncated it. */
+static void read_behind_the_end_of_a_file(void)
+{
+	int fd = memfd_create("short", MFD_CLOEXEC);
+	volatile char *bytes;
+
+	CHECK(fd >= 0 && ftruncate(fd, 8192) == 0);
+	bytes = mmap(NULL, 8192, PROT_READ, MAP_SHARED, fd, 0);
+	CHECK(bytes != MAP_FAILED && bytes[4096] == 0);
+	CHECK(ftruncate(fd, 100) == 0);
+	CHECK(close(fd) == 0);
+	many = bytes[4096];
+}
+
+static size_t recurse(size_t depth)
+{
+	volatile char frame[200];
+
+	frame[0] = depth;
+	if (many == 64)
+		return recurse(depth + 1) + frame[0];
+	return depth;
+}
+
+static void recurse_for_ever(void)
+{
+	recurse(0);
+}
+
+/* One step over a guard of a page, or of sixteen, if the compiler did not probe. */
+static void take_too_much_of_the_stack(void)
+{
+	char *bytes = alloca(huge);
+
+	escaped = bytes;
+	memset(bytes, 1, many);
+	use(escaped);
+}
+
+static void loop_in_malloc(void)
+{
+	for (;;)
+		free(malloc(100000));
+}
+
+/* A list that a stray write has made a ring. */
+static void loop_in_the_c_library(void)
+{
+	for (;;)
+		many = strlen(memset(escaped, 1, huge - 1)) ? 64 : 0;
+}
+
+static void sleep_in_read(void)
+{
+	int ends[2];
+	char byte;
+
+	CHECK(pipe2(ends, O_CLOEXEC) == 0);
+	for (;;)
+		if (read(ends[0], &byte, 1) > 0)
+			break;
+}
+
+static void sleep_in_pause(void)
+{
+	for (;;)
+		pause();
+}
+
+static void wait_for_its_own_mutex(void)
+{
+	pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+	for (;;)
+		pthread_mutex_lock(&mutex);
+}
+
+struct error {
+	const char *name;
+	void (*commit)(void);
+	unsigned int kind;
+};
+
+static const struct error errors[] = {
+	{ "stack-protector", overrun_the_stack_frame, VMSRS_KIND_ABORT },
+	{ "fortify-memset", overrun_a_known_buffer, VMSRS_KIND_ABORT },
+	{ "fortify-sprintf", format_into_a_known_buffer, VMSRS_KIND_ABORT },
+	{ "assert", fail_an_assertion, VMSRS_KIND_ABORT },
+	{ "malloc-twice-cache", free_twice_in_the_thread_cache, VMSRS_KIND_ABORT },
+	{ "malloc-twice-arena", free_twice_in_the_arena, VMSRS_KIND_ABORT },
+	{ "malloc-no-block", free_what_is_no_block, VMSRS_KIND_ABORT },
+	{ "malloc-overrun", overrun_a_block_of_the_c_library, VMSRS_KIND_ABORT },
+	{ "abort", call_abort, VMSRS_KIND_ABORT },
+	{ "division", divide_by_zero, VMSRS_KIND_ARITHMETIC },
+	{ "undefined", run_an_undefined_instruction, VMSRS_KIND_INSTRUCTION },
+	{ "breakpoint", meet_a_breakpoint, VMSRS_KIND_INSTRUCTION },
+	{ "null", write_to_null, VMSRS_KIND_MEMORY },
+	{ "no-address", read_no_canonical_address, VMSRS_KIND_MEMORY },
+	{ "code", write_to_code, VMSRS_KIND_MEMORY },
+	{ "truncated", read_behind_the_end_of_a_file, VMSRS_KIND_MEMORY },
+	{ "recursion", recurse_for_ever, VMSRS_KIND_STACK_OVERFLOW },
+	{ "alloca", take_too_much_of_the_stack, VMSRS_KIND_STACK_OVERFLOW },
+	{ "deadline-in-malloc", loop_in_malloc, VMSRS_KIND_DEADLINE },
+	{ "deadline-in-c-library", loop_in_the_c_library, VMSRS_KIND_DEADLINE },
+	{ "deadline-in-read", sleep_in_read, VMSRS_KIND_DEADLINE },
+	{ "deadline-in-pause", sleep_in_pause, VMSRS_KIND_DEADLINE },
+	{ "deadline-in-mutex", wait_for_its_own_mutex, VMSRS_KIND_DEADLINE },
+};
+
+static vmsrs_domain *domain;
+
+static int request(vmsrs_request *this, void *argument)
+{
+	const struct error *error = argument;
+
+	(void)this;
+	error->commit();
+	return 0;
+}
+
+static int nothing(vmsrs_request *this, void *argument)
+{
+	(void)this;
+	(void)argument;
+	return 0;
+}
+
+static atomic_bool ended;
+
+/* Another thread that needs the C library's heap, in the same arena. */
+static void *work(void *argument)
+{
+	(void)argument;
+	while (!ended)
+		free(malloc(100000));
+	return NULL;
+}
+
+/* Does what the driver does where there is one: interrupts the thread past its deadline. */
+static void *watch(void *argument)
+{
+	const struct timespec tick = { .tv_nsec = 300000 };
+
+	while (!ended) {
+		pthread_kill(*(pthread_t *)argument, SIGRTMAX);
+		nanosleep(&tick, NULL);
+	}
+	return NULL;
+}
+
+int main(int count, char **arguments)
+{
+	const struct error *error = NULL;
+	int rounds = count > 2 ? atoi(arguments[2]) : 3;
+	vmsrs_app *app;
+	vmsrs_options options = { 0 };
+	pthread_t self = pthread_self(), worker, watcher;
+
+	CHECK(count >= 2);
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
+		if (!strcmp(errors[i].name, arguments[1]))
+			error = &errors[i];
+	CHECK(error);
+	CHECK(vmsrs_open("errors", &app) == VMSRS_OK);
+	CHECK(vmsrs_domain_open(app, "user", 4, &domain) == VMSRS_OK);
+	CHECK(pthread_create(&worker, NULL, work, NULL) == 0);
+	if (error->kind == VMSRS_KIND_DEADLINE) {
+		options.deadline_ms = 1;
+		escaped = malloc(huge);
+		CHECK(escaped);
+		escaped[huge - 1] = 0;
+	}
+	/* The library has installed its handler for the topmost real-time signal. */
+	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
+	/* A hang is a failure of the test, not of the machine that runs it. */
+	alarm(60);
+	for (int round = 0; round < rounds; round++) {
+		vmsrs_failure failure;
+
+		CHECK(vmsrs_run_with(domain, &options, request, (void *)error,
+				     NULL) == VMSRS_EFAILED);
+		CHECK(vmsrs_last_failure(&failure) == VMSRS_OK);
+		if (failure.kind != error->kind)
+			dprintf(2, "kind %u\n", failure.kind);
+		CHECK(failure.kind == error->kind && failure.incident != 0);
+		CHECK(vmsrs_run(domain, nothing, NULL, NULL) == VMSRS_OK);
+		/* In every size class of the C library's heap. */
+		for (size_t size = 16; size < 4 << 20; size *= 2)
+			free(malloc(size));
+	}
+	ended = 1;
+	CHECK(pthread_join(worker, NULL) == 0);
+	CHECK(pthread_join(watcher, NULL) == 0);
+	return 0;
+}

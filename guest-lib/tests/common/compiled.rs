@@ -1,0 +1,88 @@
+//! Programs that the C or C++ compiler of this machine builds of this crate's sources.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test program has its own copy and uses a part of it"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Where cargo has put the static library of this build.
+fn library() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let folder = program.parent().unwrap();
+    let library = folder.join("libvmsrs.a");
+    assert!(library.exists(), "{} is missing", library.display());
+    library
+}
+
+/// A compiled program; its file is gone when this is dropped.
+#[derive(Debug)]
+pub struct Program {
+    folder: tempfile::TempDir,
+}
+
+impl Program {
+    /// Compiles a source of this crate with warnings as errors.
+    pub fn compile(compiler: &str, flags: &[&str], source: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new(compiler)
+            .args(["-Wall", "-Wextra", "-Werror", "-g", "-O1", "-I"])
+            .arg(root.join("include"))
+            .args(flags)
+            .arg(root.join(source))
+            .arg(library())
+            .args(["-lpthread", "-ldl", "-lm", "-o"])
+            .arg(folder.path().join("program"))
+            .output()
+            .unwrap_or_else(|error| panic!("{compiler}: {error}; install build-essential"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        Self { folder }
+    }
+
+    /// Compiles a Rust program of one file that is linked with the shared library of this build.
+    pub fn compile_rust(flags: &[&str], source: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = tempfile::tempdir().unwrap();
+        let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let libraries = library().with_file_name("");
+        let output = Command::new(compiler)
+            .args(["--edition=2024", "-ldylib=vmsrs", "-L"])
+            .arg(&libraries)
+            .arg(format!("-Clink-arg=-Wl,-rpath,{}", libraries.display()))
+            .args(flags)
+            .arg(root.join(source))
+            .arg("-o")
+            .arg(folder.path().join("program"))
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        Self { folder }
+    }
+
+    /// Runs it, without a device.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(self.folder.path().join("program"))
+            .args(arguments)
+            .env("VMSRS_DEVICE", "none")
+            .output()
+            .unwrap()
+    }
+
+    /// Runs it to a good end, and gives what it printed.
+    pub fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}\n{text}{errors}",
+            output.status
+        );
+        text
+    }
+}

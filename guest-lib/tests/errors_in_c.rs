@@ -1,0 +1,146 @@
+//! Errors of programs in C and C++ in their real form: found by the C library, the compiler's checks,
+//! the CPU, or the C++ runtime. Each ends its request alone, and the process works on; or the process
+//! ends clearly, where the C library's own heap stays locked.
+
+#[path = "common/compiled.rs"]
+mod compiled;
+
+use compiled::Program;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::OnceLock;
+
+/// What a distribution's packages are compiled with, and warnings off that see the errors coming.
+const HARDENED: &[&str] = &[
+    "-O2",
+    "-U_FORTIFY_SOURCE",
+    "-D_FORTIFY_SOURCE=2",
+    "-fstack-protector-all",
+    "-Wno-dangling-pointer",
+    "-Wno-free-nonheap-object",
+];
+
+fn errors() -> &'static Program {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    PROGRAM.get_or_init(|| Program::compile("cc", HARDENED, "tests/c/errors.c"))
+}
+
+fn exceptions() -> &'static Program {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    PROGRAM.get_or_init(|| Program::compile("c++", &["-Wno-terminate"], "tests/c/exception.cc"))
+}
+
+#[test]
+fn an_overrun_of_a_stack_frame_found_by_the_stack_protector_ends_its_request_alone() {
+    errors().succeed(&["stack-protector"]);
+}
+
+#[test]
+fn an_overrun_of_a_buffer_found_by_fortify_ends_its_request_alone() {
+    errors().succeed(&["fortify-memset"]);
+    errors().succeed(&["fortify-sprintf"]);
+}
+
+#[test]
+fn a_failed_assertion_ends_its_request_alone() {
+    errors().succeed(&["assert"]);
+}
+
+#[test]
+fn an_abort_in_c_ends_its_request_alone() {
+    errors().succeed(&["abort"]);
+}
+
+#[test]
+fn a_wrong_free_that_glibc_finds_before_it_locks_its_heap_ends_its_request_alone() {
+    errors().succeed(&["malloc-twice-cache"]);
+    errors().succeed(&["malloc-no-block"]);
+}
+
+/// glibc says so with its heap locked, and half changed: every other thread would wait for ever.
+#[test]
+fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobody() {
+    for error in ["malloc-twice-arena", "malloc-overrun"] {
+        let output = errors().run(&[error]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
+        assert!(
+            errors.contains("the C library's heap is damaged or stays locked"),
+            "{errors}"
+        );
+    }
+}
+
+#[test]
+fn errors_that_the_cpu_finds_end_their_requests_alone() {
+    for error in ["division", "undefined", "breakpoint"] {
+        errors().succeed(&[error]);
+    }
+    for error in ["null", "no-address", "code"] {
+        errors().succeed(&[error]);
+    }
+}
+
+#[test]
+fn a_read_of_a_mapped_file_that_was_truncated_ends_its_request_alone() {
+    errors().succeed(&["truncated"]);
+}
+
+#[test]
+fn a_stack_overflow_in_c_ends_its_request_alone() {
+    errors().succeed(&["recursion"]);
+}
+
+#[test]
+fn a_frame_of_megabytes_without_stack_probes_does_not_step_over_the_guard() {
+    errors().succeed(&["alloca"]);
+}
+
+#[test]
+fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut_short() {
+    errors().succeed(&["deadline-in-malloc", "200"]);
+}
+
+#[test]
+fn a_request_past_its_deadline_is_cut_short_in_a_loop_of_the_c_library() {
+    errors().succeed(&["deadline-in-c-library"]);
+}
+
+#[test]
+fn a_request_past_its_deadline_is_woken_from_sleep_in_a_system_call_or_a_lock() {
+    for sleep in ["deadline-in-read", "deadline-in-pause", "deadline-in-mutex"] {
+        errors().succeed(&[sleep]);
+    }
+}
+
+#[test]
+fn a_cpp_exception_that_leaves_its_request_ends_it_alone() {
+    exceptions().succeed(&["throw"]);
+    exceptions().succeed(&["throw-int"]);
+}
+
+#[test]
+fn a_cpp_exception_thrown_through_noexcept_ends_its_request_alone() {
+    exceptions().succeed(&["noexcept"]);
+}
+
+/// The program is linked with the shared library, since it has a panic runtime of its own.
+#[test]
+fn a_panic_of_a_program_whose_panics_abort_ends_its_request_alone() {
+    Program::compile_rust(&["-Cpanic=abort"], "tests/c/panic_abort.rs").succeed(&[]);
+}
+
+#[test]
+fn std_terminate_ends_its_request_alone() {
+    exceptions().succeed(&["terminate"]);
+    exceptions().succeed(&["pure-virtual"]);
+}
+
+#[test]
+fn a_cpp_exception_caught_in_its_request_is_no_error() {
+    exceptions().succeed(&["caught"]);
+}
+
+#[test]
+fn a_cpp_exception_in_a_defer_ends_that_defer_alone() {
+    exceptions().succeed(&["defer"]);
+}
