@@ -131,7 +131,8 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->pid = task_tgid_nr(task);
 	body->tid = task_pid_nr(task);
 	body->address = fail->address;
-	body->address_domain = fail->address ? vmsrs_address_domain(app, fail->address) : NONE;
+	body->flags = fail->flags & VMSRS_REPORT_ADDRESS;
+	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : NONE;
 	body->drafts_total = report->count;
 	body->recovery_ns = fail->recovery_ns;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
@@ -184,9 +185,10 @@ static void release_locks(struct vmsrs_app *app, struct vmsrs_thread *thread, u6
 /*
  * Fails request fail->tag: discards its drafts, releases its locks, interrupts its other threads,
  * and has the incident reported. `thread` is the thread at fault, or NULL if it is not known.
- * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again.
+ * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again, and the
+ * result is false.
  */
-void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
+bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_request *request, *spare = request_spare(app, fail->tag);
 	struct vmsrs_report *report = report_new(true);
@@ -194,6 +196,7 @@ void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	struct vmsrs_domain *domain, *next;
 	u64 now = ktime_get_ns();
 	LIST_HEAD(domains);
+	bool incident;
 	u32 first;
 
 	if (!fail->detected_ns || fail->detected_ns > now)
@@ -230,8 +233,10 @@ void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 		describe(app, thread, first, fail, report);
 		vmsrs_thread_signal_members(app, fail->tag);
 	}
+	incident = report->incident;
 	mutex_unlock(&dev->commit_lock);
 	report_finish(dev, report);
+	return incident;
 }
 
 /* Fails what was begun through a file whose last reference went. */

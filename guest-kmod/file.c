@@ -155,7 +155,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
-	if (!arg.kind || arg.kind > VMSRS_KIND_MAX)
+	if (!arg.kind || arg.kind > VMSRS_KIND_MAX || !vmsrs_evidence_valid(&arg))
 		return -EINVAL;
 	ret = check_tag(app, arg.tag);
 	if (ret)
@@ -163,7 +163,8 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	thread = vmsrs_thread_current(app);
 	if (!thread)
 		return -EPERM;
-	vmsrs_fail(app, thread, &arg);
+	if (vmsrs_fail(app, thread, &arg))
+		vmsrs_evidence_take(app->dev, &arg);
 	thread->refused_address = 0;
 	thread->frame_due = 0;
 	vmsrs_thread_put(thread);

@@ -58,6 +58,7 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 static void report_free(struct vmsrs_report *report)
 {
 	vmsrs_drafts_free(&report->drafts);
+	kvfree(report->evidence);
 	kfree(report);
 }
 
@@ -73,6 +74,20 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 	dev->batch.reports_queued++;
 	spin_unlock(&dev->batch.lock);
 	vmsrs_host_work_soon(dev);
+}
+
+/* Takes the evidence over; it goes behind the report of its incident. */
+void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
+{
+	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL);
+
+	if (!report) {
+		kvfree(evidence);
+		return;
+	}
+	INIT_LIST_HEAD(&report->drafts);
+	report->evidence = evidence;
+	vmsrs_host_report(dev, report);
 }
 
 static bool reports_few(struct vmsrs_device *dev)
@@ -248,12 +263,25 @@ static u32 fill_discard(void *payload, struct vmsrs_report *report, struct list_
 	return sizeof(*request) + request->frames * sizeof(*frame);
 }
 
+static u32 fill_evidence(void *payload, struct vmsrs_report *report)
+{
+	const struct vmsrs_evidence *evidence = report->evidence;
+	u32 length = sizeof(*evidence) + evidence->stack_bytes + evidence->modules_bytes +
+		     evidence->text_bytes;
+
+	memcpy(payload, evidence, length);
+	kvfree(evidence);
+	report->evidence = NULL;
+	return length;
+}
+
 /* Sends one message of a report: the incident first, then what did not go into it. */
 static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	const void *reply;
 	LIST_HEAD(drafts);
 	void *payload;
+	bool grants = true;
 	u32 kind, length;
 	int error;
 
@@ -264,6 +292,10 @@ static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *repor
 		kind = VMSRS_MESSAGE_INCIDENT;
 		length = fill_incident(payload, report, &drafts);
 		report->incident = false;
+	} else if (report->evidence) {
+		kind = VMSRS_MESSAGE_EVIDENCE;
+		length = fill_evidence(payload, report);
+		grants = false;
 	} else {
 		kind = VMSRS_MESSAGE_DISCARD;
 		length = fill_discard(payload, report, &drafts);
@@ -271,7 +303,10 @@ static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *repor
 	error = vmsrs_control_exchange(dev, kind, length, &reply, &length);
 	if (!error) {
 		revoke(dev, &drafts);
-		error = vmsrs_pool_take_reply(dev, reply, length);
+		if (grants)
+			error = vmsrs_pool_take_reply(dev, reply, length);
+		else if (length)
+			error = -EPROTO;
 	}
 	vmsrs_control_end(dev);
 	vmsrs_drafts_free(&drafts);
@@ -288,7 +323,8 @@ static int send_reports(struct vmsrs_device *dev)
 		report = take_report(&dev->batch);
 		if (!report)
 			return 0;
-		while (!error && (report->incident || !list_empty(&report->drafts)))
+		while (!error && (report->incident || report->evidence ||
+				  !list_empty(&report->drafts)))
 			error = send_report_part(dev, report);
 		report_free(report);
 		WRITE_ONCE(dev->pool.dry, false);

@@ -284,10 +284,11 @@ struct vmsrs_device {
 	atomic64_t seal_messages;
 };
 
-/* A failed request's story, or (without incident) frames to be discarded. */
+/* A failed request's story, or (without incident) frames to be discarded, or evidence. */
 struct vmsrs_report {
 	struct list_head list;
 	struct list_head drafts;
+	struct vmsrs_evidence *evidence;	/* with its bytes behind it; by kvmalloc, or NULL */
 	bool incident;
 	u32 count;
 	struct vmsrs_incident_report body;
@@ -383,13 +384,18 @@ void vmsrs_host_work_soon(struct vmsrs_device *dev);
 void vmsrs_host_work_now(struct vmsrs_device *dev);
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
+void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence);
 void vmsrs_host_reports_wait(struct vmsrs_device *dev);
 
 /* fail.c */
-void vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
+bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
 void vmsrs_fail_file(struct vmsrs_file *file);
 void vmsrs_discard(struct vmsrs_app *app, u64 tag);
 void vmsrs_overdue(struct vmsrs_app *app, u64 tag);
+
+/* evidence.c */
+bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail);
+void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail);
 
 /* thread.c */
 void vmsrs_threads_init(struct vmsrs_device *dev);

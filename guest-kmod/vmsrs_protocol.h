@@ -82,6 +82,10 @@
 // dropped without an error; cleansed.
 #define VMSRS_MESSAGE_DISCARD 9
 
+// [`crate::incident::Evidence`] and its bytes → nothing: belongs to an incident that was reported
+// before. That of an incident which is not kept is dropped.
+#define VMSRS_MESSAGE_EVIDENCE 10
+
 // The message was carried out.
 #define VMSRS_STATUS_OK 0
 
@@ -120,7 +124,7 @@
 #define VMSRS_VENDOR_ID 1397904214
 
 // Version of everything in this crate. Both sides refuse any other.
-#define VMSRS_ABI_VERSION 1
+#define VMSRS_ABI_VERSION 2
 
 // Feature bit: the device has an event queue.
 #define VMSRS_FEATURE_EVENTS 0
@@ -216,6 +220,21 @@
 // Return addresses in a report, innermost first; unused ones are 0.
 #define VMSRS_BACKTRACE 16
 
+// Report flag: `address` is the address of an access or of a block, even if it is 0.
+#define VMSRS_REPORT_ADDRESS 1
+
+// Most bytes of a stack in [`Evidence`].
+#define VMSRS_STACK_MAX (16 * 1024)
+
+// Most bytes of [`ModuleEntry`]s and paths in [`Evidence`].
+#define VMSRS_MODULES_MAX (16 * 1024)
+
+// Most bytes of a message in [`Evidence`].
+#define VMSRS_TEXT_MAX 128
+
+// Longest build ID in bytes; 20 (SHA-1) is usual.
+#define VMSRS_BUILD_ID_MAX 32
+
 // Opens the app with [`IoctlOpenApp`]. `EBUSY`: this file has another app open. `ENOSPC`: the host
 // has [`crate::MAX_APPS`] apps.
 #define VMSRS_IOCTL_OPEN_APP 3228587521
@@ -240,7 +259,7 @@
 
 // Fails the calling thread's request with [`IoctlFail`]: drafts are discarded, then the locks of
 // its domains are released, other members are interrupted, the report goes to the host.
-#define VMSRS_IOCTL_FAIL 3242743303
+#define VMSRS_IOCTL_FAIL 3246413319
 
 // Discards the calling thread's drafts without an incident, with [`IoctlTag`]; locks stay as they
 // are.
@@ -533,7 +552,7 @@ struct vmsrs_incident_report {
   uint32_t tid;
   // [`DroppedDraft`]s that follow the report in its message.
   uint32_t drafts;
-  // Address of the access that failed, or 0.
+  // Address of the access that failed; meaningless without [`REPORT_ADDRESS`].
   uint64_t address;
   // Domain that `address` belongs to, or [`crate::NONE`].
   uint32_t address_domain;
@@ -541,6 +560,10 @@ struct vmsrs_incident_report {
   uint32_t drafts_total;
   // Nanoseconds from the detection in the guest to the end of the discard.
   uint64_t recovery_ns;
+  // [`REPORT_ADDRESS`] or 0.
+  uint32_t flags;
+  // Reserved.
+  uint32_t reserved;
   // Name of the thread, padded with zero bytes.
   uint8_t thread_name[16];
   // Registers at the error, see [`REGISTERS`]; all zero if there are none.
@@ -559,6 +582,28 @@ struct vmsrs_dropped_draft {
   uint32_t frame;
   // The frame with the page's committed content, or [`crate::NONE`] if it never was committed.
   uint32_t committed;
+};
+
+// What the program kept for whoever looks for the bug; follows the report of its incident in a
+// message of its own. Behind it come `stack_bytes`, `modules_bytes` and `text_bytes` bytes. The
+// driver takes them from the program as they are: nobody vouches for their content.
+struct vmsrs_evidence {
+  // The incident.
+  uint64_t incident;
+  // Address of the first byte of stack that is kept.
+  uint64_t stack;
+  // First byte of the whole stack; its guard lies below.
+  uint64_t stack_low;
+  // First byte behind the whole stack.
+  uint64_t stack_high;
+  // Bytes of stack, at most [`STACK_MAX`].
+  uint32_t stack_bytes;
+  // Bytes of module table, at most [`MODULES_MAX`].
+  uint32_t modules_bytes;
+  // Bytes of message (UTF-8, a panic's for example), at most [`TEXT_MAX`].
+  uint32_t text_bytes;
+  // Reserved.
+  uint32_t reserved;
 };
 
 // The control block of one thread: one page, mapped read-write by the process, read by the driver
@@ -681,7 +726,8 @@ struct vmsrs_ioctl_fail {
   uint64_t detected_ns;
   // Out: nanoseconds from the detection to the end of the discard.
   uint64_t recovery_ns;
-  // In: address of the access that failed, or 0.
+  // In: address of the access that failed; meaningless without
+  // [`crate::incident::REPORT_ADDRESS`].
   uint64_t address;
   // In: one of the `KIND_` constants; [`crate::incident::KIND_MEMORY`] is refined by the driver
   // ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_FOREIGN_DRAFT`],
@@ -698,6 +744,25 @@ struct vmsrs_ioctl_fail {
   uint64_t registers[VMSRS_REGISTERS];
   // In: return addresses, see [`BACKTRACE`].
   uint64_t backtrace[VMSRS_BACKTRACE];
+  // In: address of the bytes of stack to keep as evidence. Evidence is read when the drafts are
+  // gone and the locks are free; what cannot be read is left out.
+  uint64_t stack;
+  // In: first byte of the whole stack.
+  uint64_t stack_low;
+  // In: first byte behind the whole stack.
+  uint64_t stack_high;
+  // In: address of the module table ([`crate::incident::ModuleEntry`]).
+  uint64_t modules;
+  // In: address of the message.
+  uint64_t text;
+  // In: bytes of stack, at most [`crate::incident::STACK_MAX`].
+  uint32_t stack_bytes;
+  // In: bytes of module table, at most [`crate::incident::MODULES_MAX`].
+  uint32_t modules_bytes;
+  // In: bytes of message, at most [`crate::incident::TEXT_MAX`].
+  uint32_t text_bytes;
+  // In: [`crate::incident::REPORT_ADDRESS`] or 0.
+  uint32_t flags;
 };
 
 // Argument of [`IOCTL_DISCARD`].

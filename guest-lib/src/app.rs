@@ -5,7 +5,7 @@ use crate::device::{Device, Opened};
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::unprotected::Unprotected;
-use crate::{clib, fork, pkru, signal};
+use crate::{clib, evidence, fork, pkru, signal};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -108,6 +108,8 @@ impl App {
         clib::install();
         signal::install()?;
         fork::install();
+        evidence::install();
+        evidence::refresh();
         if backend.protects() {
             pkru::install();
         }

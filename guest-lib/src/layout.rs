@@ -8,21 +8,20 @@
 //!
 //! An extent's bitmap has one bit for each 16 bytes of the extent: set where a block's bytes begin.
 //! So a pointer is known to be a block without reading through it, and the audit finds all blocks.
+//! A bit stands for [`GRAIN`] bytes, the least alignment of a block.
 
 use crate::heap::Growth;
 use dlmalloc::Dlmalloc;
 use std::mem::{MaybeUninit, align_of, offset_of, size_of};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
+pub(crate) use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
 
 /// Marks an initialised domain ("VMSRSDOM").
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"VMSRSDOM");
 
 /// Most extents in one domain. They grow with the domain up to 4 MiB each: about 470 MiB in all.
 pub(crate) const EXTENTS_MAX: usize = 128;
-
-/// Bytes that one bit of a bitmap stands for; also the least alignment of a block.
-pub(crate) const GRAIN: usize = 16;
 
 /// Bytes of bitmap for a page.
 pub(crate) const BITMAP_PER_PAGE: usize = PAGE_SIZE as usize / GRAIN / 8;
@@ -87,26 +86,6 @@ const _: () = assert!(
     "the first page has room for a heap behind header and bitmap"
 );
 
-/// State of a block, mixed into its check word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    Live = 0x4c49_5645,
-    Freed = 0x4652_4545,
-}
-
-/// Lies before every block's bytes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct BlockHeader {
-    /// Bound to the block's address, size and state.
-    pub(crate) check: u64,
-    /// Size in bytes; the logarithm of the alignment is in the top byte.
-    pub(crate) meta: u64,
-}
-
-/// Bytes of a [`BlockHeader`].
-pub(crate) const BLOCK_HEADER: usize = size_of::<BlockHeader>();
-
 /// What a red zone is made of.
 pub(crate) const RED: u8 = 0xbd;
 
@@ -116,58 +95,8 @@ pub(crate) const POISON: u8 = 0xdf;
 /// Bytes of a freed block that are poisoned: more would draft pages that the request never touched.
 pub(crate) const POISON_MAX: usize = 1024;
 
-impl BlockHeader {
-    pub(crate) fn new(address: u64, size: usize, alignment: usize, state: State) -> Self {
-        let meta = size as u64 | u64::from(alignment.trailing_zeros()) << 56;
-        Self {
-            check: check(address, meta, state),
-            meta,
-        }
-    }
-
-    pub(crate) fn is(self, address: u64, state: State) -> bool {
-        self.check == check(address, self.meta, state)
-    }
-
-    pub(crate) fn size(self) -> usize {
-        (self.meta & ((1 << 56) - 1)) as usize
-    }
-
-    pub(crate) fn alignment(self) -> usize {
-        1 << ((self.meta >> 56) & 63)
-    }
-}
-
-/// A finalizer in the manner of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number
-/// generators, OOPSLA 2014): one changed bit changes half of the result.
-fn check(address: u64, meta: u64, state: State) -> u64 {
-    let mut value = address ^ meta.rotate_left(32) ^ ((state as u64) << 17);
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 /// Bytes from a block's first to the end of its red zone. The zone has 8 to 23 bytes, and together
 /// with the allocator's own word a block wastes nothing.
 pub(crate) const fn with_red_zone(size: usize) -> usize {
     size.next_multiple_of(GRAIN) + 8
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_block_header_is_good_for_one_address_size_and_state_only() {
-        let header = BlockHeader::new(0x1000, 40, 64, State::Live);
-        assert!(header.is(0x1000, State::Live));
-        assert!(!header.is(0x1010, State::Live));
-        assert!(!header.is(0x1000, State::Freed));
-        assert_eq!((header.size(), header.alignment()), (40, 64));
-        let other = BlockHeader {
-            meta: header.meta + 1,
-            ..header
-        };
-        assert!(!other.is(0x1000, State::Live));
-    }
 }

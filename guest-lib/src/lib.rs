@@ -19,6 +19,7 @@ mod clib;
 mod device;
 mod domain;
 mod error;
+mod evidence;
 mod failure;
 mod fork;
 mod heap;

@@ -5,6 +5,7 @@ use crate::audit::{audit, audit_all};
 use crate::clib;
 use crate::domain::Domain;
 use crate::error::Error;
+use crate::evidence;
 use crate::failure::{Failure, Kind};
 use crate::heap::Damage;
 use crate::lock;
@@ -546,6 +547,7 @@ fn give_in_because(what: &[u8]) -> ! {
 fn recover(thread: &Thread) -> Failure {
     let mut record = thread.record();
     record.tag = thread.tag();
+    evidence::attach(&mut record, thread.stack_region(), thread.message());
     loop {
         match thread.app().backend().fail(&mut record, thread.held()) {
             Ok(()) => break,
@@ -554,10 +556,10 @@ fn recover(thread: &Thread) -> Failure {
         }
     }
     signal::unblock();
-    let message = thread.message();
     if clib::is_suspect(record.signal, record.registers[16]) && !clib::heap_works(thread) {
         give_in_because(b"vmsrs: the C library's heap is damaged or stays locked");
     }
+    let message = String::from_utf8_lossy(thread.message()).into_owned();
     thread.end();
     let defers_failed = run_defers(thread);
     thread.rest();

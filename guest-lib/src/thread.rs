@@ -16,7 +16,7 @@ use crate::pkru::{self, Key};
 use crate::region::Region;
 use crate::request::Request;
 use crate::stack::Stack;
-use crate::{clib, signal, switch};
+use crate::{clib, evidence, signal, switch};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::size_of;
@@ -265,6 +265,7 @@ pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
 
 impl Thread {
     fn register(app: &'static App) -> Result<NonNull<Self>, Error> {
+        evidence::refresh();
         let memory = Region::new(size_of::<Self>())?;
         let signal_stack = Region::new(SIGNAL_STACK)?;
         let stack = Stack::take()?;
@@ -650,6 +651,7 @@ impl Thread {
             code,
             registers,
             backtrace: self.backtrace(registers[6]),
+            flags: evidence::address_flag(address, signal, code),
             ..IoctlFail::default()
         };
         // SAFETY: this thread's own, read after the landing only.
@@ -680,6 +682,11 @@ impl Thread {
         addresses
     }
 
+    /// The request stack.
+    pub(crate) fn stack_region(&self) -> Option<&Region> {
+        self.stack.region()
+    }
+
     /// Whether an address lies in the guard below the request stack.
     pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
         let region = self.stack.region();
@@ -692,10 +699,11 @@ impl Thread {
         unsafe { self.record.get().read() }
     }
 
-    pub(crate) fn message(&self) -> String {
+    /// What the error said.
+    pub(crate) fn message(&self) -> &[u8] {
         // SAFETY: as in record().
         let message = unsafe { &*self.message.get() };
-        String::from_utf8_lossy(&message[..self.message_length.get().min(MESSAGE)]).into_owned()
+        &message[..self.message_length.get().min(MESSAGE)]
     }
 
     // Defers.

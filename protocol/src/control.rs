@@ -28,6 +28,9 @@ pub const MESSAGE_INCIDENT: u32 = 8;
 /// [`DiscardRequest`] and frame numbers (`u32` each) → [`GrantReply`] and [`FrameRun`]s: drafts
 /// dropped without an error; cleansed.
 pub const MESSAGE_DISCARD: u32 = 9;
+/// [`crate::incident::Evidence`] and its bytes → nothing: belongs to an incident that was reported
+/// before. That of an incident which is not kept is dropped.
+pub const MESSAGE_EVIDENCE: u32 = 10;
 
 /// The message was carried out.
 pub const STATUS_OK: u32 = 0;

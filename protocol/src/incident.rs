@@ -1,4 +1,5 @@
-//! Incident reports: what went wrong, where, and which drafts were dropped.
+//! Incident reports: what went wrong, where, and which drafts were dropped; and the evidence for
+//! whoever looks for the bug: the failing stack, the modules of the program, what the program said.
 
 /// SIGSEGV or SIGBUS with no better explanation (for example a null write).
 pub const KIND_MEMORY: u32 = 1;
@@ -50,6 +51,18 @@ pub const REGISTERS: usize = 18;
 /// Return addresses in a report, innermost first; unused ones are 0.
 pub const BACKTRACE: usize = 16;
 
+/// Report flag: `address` is the address of an access or of a block, even if it is 0.
+pub const REPORT_ADDRESS: u32 = 1;
+
+/// Most bytes of a stack in [`Evidence`].
+pub const STACK_MAX: u32 = 16 * 1024;
+/// Most bytes of [`ModuleEntry`]s and paths in [`Evidence`].
+pub const MODULES_MAX: u32 = 16 * 1024;
+/// Most bytes of a message in [`Evidence`].
+pub const TEXT_MAX: u32 = 128;
+/// Longest build ID in bytes; 20 (SHA-1) is usual.
+pub const BUILD_ID_MAX: usize = 32;
+
 /// A failed request, as the library and the driver know it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -74,7 +87,7 @@ pub struct IncidentReport {
     pub tid: u32,
     /// [`DroppedDraft`]s that follow the report in its message.
     pub drafts: u32,
-    /// Address of the access that failed, or 0.
+    /// Address of the access that failed; meaningless without [`REPORT_ADDRESS`].
     pub address: u64,
     /// Domain that `address` belongs to, or [`crate::NONE`].
     pub address_domain: u32,
@@ -82,6 +95,10 @@ pub struct IncidentReport {
     pub drafts_total: u32,
     /// Nanoseconds from the detection in the guest to the end of the discard.
     pub recovery_ns: u64,
+    /// [`REPORT_ADDRESS`] or 0.
+    pub flags: u32,
+    /// Reserved.
+    pub reserved: u32,
     /// Name of the thread, padded with zero bytes.
     pub thread_name: [u8; 16],
     /// Registers at the error, see [`REGISTERS`]; all zero if there are none.
@@ -102,4 +119,47 @@ pub struct DroppedDraft {
     pub frame: u32,
     /// The frame with the page's committed content, or [`crate::NONE`] if it never was committed.
     pub committed: u32,
+}
+
+/// What the program kept for whoever looks for the bug; follows the report of its incident in a
+/// message of its own. Behind it come `stack_bytes`, `modules_bytes` and `text_bytes` bytes. The
+/// driver takes them from the program as they are: nobody vouches for their content.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Evidence {
+    /// The incident.
+    pub incident: u64,
+    /// Address of the first byte of stack that is kept.
+    pub stack: u64,
+    /// First byte of the whole stack; its guard lies below.
+    pub stack_low: u64,
+    /// First byte behind the whole stack.
+    pub stack_high: u64,
+    /// Bytes of stack, at most [`STACK_MAX`].
+    pub stack_bytes: u32,
+    /// Bytes of module table, at most [`MODULES_MAX`].
+    pub modules_bytes: u32,
+    /// Bytes of message (UTF-8, a panic's for example), at most [`TEXT_MAX`].
+    pub text_bytes: u32,
+    /// Reserved.
+    pub reserved: u32,
+}
+
+/// A module (the program, or a library) in a module table. `path_bytes` bytes of path follow, then
+/// zero bytes up to a multiple of 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct ModuleEntry {
+    /// What the loader added to the addresses in the file.
+    pub bias: u64,
+    /// Its first address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Bytes of `build_id` in use; 0 without one.
+    pub build_id_bytes: u32,
+    /// Bytes of path that follow.
+    pub path_bytes: u32,
+    /// The build ID (ELF note `NT_GNU_BUILD_ID`).
+    pub build_id: [u8; BUILD_ID_MAX],
 }

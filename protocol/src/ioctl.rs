@@ -34,7 +34,7 @@ pub const IOCTL_TAGS: u32 = 0x8010_5605;
 pub const IOCTL_COMMIT: u32 = 0x4010_5606;
 /// Fails the calling thread's request with [`IoctlFail`]: drafts are discarded, then the locks of
 /// its domains are released, other members are interrupted, the report goes to the host.
-pub const IOCTL_FAIL: u32 = 0xc148_5607;
+pub const IOCTL_FAIL: u32 = 0xc180_5607;
 /// Discards the calling thread's drafts without an incident, with [`IoctlTag`]; locks stay as they
 /// are.
 pub const IOCTL_DISCARD: u32 = 0x4008_5608;
@@ -167,7 +167,8 @@ pub struct IoctlFail {
     pub detected_ns: u64,
     /// Out: nanoseconds from the detection to the end of the discard.
     pub recovery_ns: u64,
-    /// In: address of the access that failed, or 0.
+    /// In: address of the access that failed; meaningless without
+    /// [`crate::incident::REPORT_ADDRESS`].
     pub address: u64,
     /// In: one of the `KIND_` constants; [`crate::incident::KIND_MEMORY`] is refined by the driver
     /// ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_FOREIGN_DRAFT`],
@@ -184,6 +185,25 @@ pub struct IoctlFail {
     pub registers: [u64; REGISTERS],
     /// In: return addresses, see [`BACKTRACE`].
     pub backtrace: [u64; BACKTRACE],
+    /// In: address of the bytes of stack to keep as evidence. Evidence is read when the drafts are
+    /// gone and the locks are free; what cannot be read is left out.
+    pub stack: u64,
+    /// In: first byte of the whole stack.
+    pub stack_low: u64,
+    /// In: first byte behind the whole stack.
+    pub stack_high: u64,
+    /// In: address of the module table ([`crate::incident::ModuleEntry`]).
+    pub modules: u64,
+    /// In: address of the message.
+    pub text: u64,
+    /// In: bytes of stack, at most [`crate::incident::STACK_MAX`].
+    pub stack_bytes: u32,
+    /// In: bytes of module table, at most [`crate::incident::MODULES_MAX`].
+    pub modules_bytes: u32,
+    /// In: bytes of message, at most [`crate::incident::TEXT_MAX`].
+    pub text_bytes: u32,
+    /// In: [`crate::incident::REPORT_ADDRESS`] or 0.
+    pub flags: u32,
 }
 
 /// Argument of [`IOCTL_DISCARD`].

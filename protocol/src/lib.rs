@@ -22,6 +22,7 @@ compile_error!("VMSRS is for little-endian machines (x86-64)");
 pub mod control;
 pub mod device;
 pub mod event;
+pub mod heap;
 pub mod incident;
 pub mod ioctl;
 pub mod seal;

@@ -113,7 +113,8 @@ fn describe(detail: &IncidentDetail) -> String {
     let owner = detail
         .request
         .as_ref()
-        .and_then(|request| request.address_domain.as_deref());
+        .and_then(|request| request.address_at.as_ref())
+        .and_then(|at| at.domain.as_deref());
     let mut at = address(summary.address);
     if let Some(owner) = owner {
         let _ = write!(at, " (in domain {})", printable(owner));
@@ -216,7 +217,9 @@ fn describe_request(request: &RequestFacts) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{DraftFacts, GuestDownFacts, Outcome, Restored, SealedWriteFacts};
+    use crate::engine::{
+        AddressFacts, DraftFacts, GuestDownFacts, Outcome, Place, Restored, SealedWriteFacts,
+    };
 
     fn summary() -> IncidentSummary {
         IncidentSummary {
@@ -252,13 +255,22 @@ mod tests {
                 pid: 100,
                 tid: 101,
                 thread: "worker".into(),
-                address_domain: Some("user-8".into()),
+                address_at: Some(AddressFacts {
+                    place: Place::Domain,
+                    app: Some("ledger".into()),
+                    domain: Some("user-8".into()),
+                    behind: None,
+                }),
+                program: None,
+                details_dropped: false,
                 recovery_ns: 4_200,
                 restored: Restored::Sealed,
                 drafts_total: 1,
                 drafts: vec![DraftFacts {
                     domain: "user-7".into(),
                     page: 3,
+                    address: 0x1000_0000_3000,
+                    changes: Vec::new(),
                     changed_bytes: 17,
                     first_changed: Some(0x20),
                     frame: Some(12),

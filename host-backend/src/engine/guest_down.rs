@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vmsrs_protocol::ZERO_FRAME;
+use vmsrs_protocol::PAGE_SIZE;
 
 use super::protection::Inspect;
 use super::store::{FrameState, Store};
@@ -33,10 +33,12 @@ impl Loss {
             staged_pages: staged_pages as u32,
             ..Self::default()
         };
+        let mut content = [0; PAGE_SIZE as usize];
         for frame in store.frames.in_state(FrameState::Granted) {
             loss.granted_frames += 1;
             // Frames are zeros when they are granted.
-            loss.written_frames += u32::from(memory.difference(frame, ZERO_FRAME).bytes != 0);
+            memory.read(frame, &mut content);
+            loss.written_frames += u32::from(content.iter().any(|&byte| byte != 0));
         }
         loss
     }

@@ -9,11 +9,11 @@ use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
 use vmsrs_protocol::FrameRun;
 use vmsrs_protocol::control::{
     AddExtent, ControlHeader, DiscardRequest, GrantReply, GrantRequest, ListDomain, ListReply,
-    MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS,
-    MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain,
-    ReplyHeader, STATUS_OK, SealReply, SealRequest,
+    MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_EVIDENCE, MESSAGE_GRANT, MESSAGE_INCIDENT,
+    MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
+    OpenApp, OpenDomain, ReplyHeader, STATUS_OK, SealReply, SealRequest,
 };
-use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
+use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::SealRecord;
 
 use super::protection::{Inspect, Protection};
@@ -142,6 +142,11 @@ fn dispatch(
             let drafts: Vec<DroppedDraft> = input.list(report.drafts)?;
             let call = Call { at, max_runs };
             grant_reply(&engine.report(call, &report, &drafts, memory)?)
+        }
+        MESSAGE_EVIDENCE => {
+            let evidence: Evidence = input.take()?;
+            engine.evidence(&evidence, input.0)?;
+            Vec::new()
         }
         MESSAGE_DISCARD => {
             let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();

@@ -5,7 +5,7 @@ use std::io;
 use vmsrs_protocol::{FrameRun, ZERO_FRAME};
 
 use super::runs::frames_of;
-use super::{Difference, Inspect, Laundry, Protection, ProtectionError};
+use super::{Inspect, Laundry, Page, Protection, ProtectionError};
 
 pub(crate) struct MockMemory {
     pub(crate) writable: Vec<bool>,
@@ -78,11 +78,8 @@ impl Protection for MockMemory {
 }
 
 impl Inspect for MockMemory {
-    fn difference(&self, draft: u32, committed: u32) -> Difference {
-        let differs = self.content[draft as usize] != self.content[committed as usize];
-        Difference {
-            bytes: u32::from(differs),
-            first: differs.then_some(0),
-        }
+    fn read(&self, frame: u32, content: &mut Page) {
+        content.fill(0);
+        content[..8].copy_from_slice(&self.content[frame as usize].to_le_bytes());
     }
 }

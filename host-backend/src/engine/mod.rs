@@ -20,9 +20,12 @@
 //! `pages in extents + 1 + pool + evidence <= window` makes sure that a full pool can always be
 //! granted as soon as the cleanser has caught up.
 
+mod changes;
 mod cleanser;
 mod config;
+mod evidence;
 mod guest_down;
+mod hex;
 mod message;
 mod monitor;
 mod protection;
@@ -49,18 +52,20 @@ use vmsrs_protocol::control::{
 };
 use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
 use vmsrs_protocol::event::{EVENT_SEALED_WRITE, Event};
-use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
+use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 
+pub use changes::Page;
 pub use cleanser::Laundry;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use message::{Reply, handle_message};
 pub use monitor::{SealedWrite, Verdict, kind_name};
-pub use protection::{Difference, Inspect, Protection, ProtectionError, difference};
+pub use protection::{Inspect, Protection, ProtectionError};
 pub use refusal::Refusal;
 pub use report::{
-    Count, DraftFacts, GuestDownFacts, IncidentDetail, IncidentSummary, Outcome, RequestFacts,
-    Restored, SealedWriteFacts, Status,
+    AddressFacts, BlockFacts, BlockState, ChangeFacts, Count, DraftFacts, GuestDownFacts,
+    IncidentDetail, IncidentSummary, Outcome, Place, ProgramFacts, RequestFacts, Restored,
+    SealedWriteFacts, Status,
 };
 pub use seal::SealOutcome;
 pub use store::{FrameState, PageOf};
@@ -274,6 +279,19 @@ impl Engine {
         )?;
         self.counters.dropped_drafts += drafts.len() as u64;
         Ok(granted)
+    }
+
+    /// Takes what the program kept of a failed request: `bytes` are its stack, modules and message,
+    /// of the lengths that `evidence` says. For an incident that is not kept, or has some already, it
+    /// is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Refuses parts that are too long or not what `bytes` has.
+    pub fn evidence(&mut self, evidence: &Evidence, bytes: &[u8]) -> Result<(), Refusal> {
+        let kept = evidence::Program::new(evidence, bytes)?;
+        self.monitor.attach(evidence.incident, kept);
+        Ok(())
     }
 
     /// Takes drafts that were dropped without an error. Gives frames in exchange.

@@ -6,10 +6,18 @@ use std::time::Duration;
 use vmsrs_protocol::NONE;
 use vmsrs_protocol::incident::{IncidentReport, KIND_MAX, KIND_SEALED_WRITE};
 
-use super::protection::Difference;
+use super::changes::Change;
+use super::evidence::Program;
 
-/// Most drafts of one incident whose facts are kept.
-pub(crate) const DRAFTS_KEPT: usize = 64;
+/// Most drafts of one incident that are listed.
+pub(crate) const DRAFTS_KEPT: usize = 256;
+
+/// Bytes of changes that are kept of one incident; of further pages only their number is.
+pub(crate) const CHANGES_MAX: usize = 1 << 20;
+
+/// Bytes of details (changes, stacks, modules) that all incidents keep; the oldest go first, the
+/// newest incident keeps its own.
+const DETAILS_MAX: usize = 16 << 20;
 
 /// Gap between the incident numbers of two boots of the guest, for numbers that the driver gave out
 /// and could not report any more.
@@ -34,13 +42,18 @@ pub enum Verdict {
 }
 
 /// A dropped draft of an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dropped {
     pub(crate) domain: u32,
     pub(crate) page: u32,
     /// The frame with the draft's content, or [`NONE`] when it is no longer kept.
     pub(crate) frame: u32,
-    pub(crate) difference: Difference,
+    /// Bytes in which it differs from the version that stays.
+    pub(crate) changed: u32,
+    /// Offset of the first of them.
+    pub(crate) first: Option<u32>,
+    /// What differs; empty when it is not kept.
+    pub(crate) changes: Vec<Change>,
 }
 
 /// A failed request.
@@ -52,6 +65,10 @@ pub(crate) struct Incident {
     pub(crate) verdict: Verdict,
     /// At most [`DRAFTS_KEPT`].
     pub(crate) drafts: Vec<Dropped>,
+    /// What the program kept, if it came.
+    pub(crate) program: Option<Program>,
+    /// Its details had to go.
+    pub(crate) stripped: bool,
 }
 
 /// A write that the second-level page table stopped, as the virtual CPU's thread saw it.
@@ -145,7 +162,38 @@ impl Monitor {
             None
         };
         self.incidents.push_back(incident);
+        self.trim();
         oldest
+    }
+
+    /// Keeps what the program of an incident sent; without that incident, or a second time, it is
+    /// dropped.
+    pub(crate) fn attach(&mut self, number: u64, program: Program) {
+        let incident = self
+            .incidents
+            .iter_mut()
+            .rev()
+            .find(|incident| incident.report.incident == number);
+        if let Some(incident) = incident
+            && incident.program.is_none()
+            && !incident.stripped
+        {
+            incident.program = Some(program);
+            self.trim();
+        }
+    }
+
+    /// Drops the oldest details beyond the limit.
+    fn trim(&mut self) {
+        let mut left = DETAILS_MAX;
+        for (age, incident) in self.incidents.iter_mut().rev().enumerate() {
+            let cost = incident.cost();
+            if age > 0 && cost > left {
+                incident.strip();
+            } else {
+                left = left.saturating_sub(cost);
+            }
+        }
     }
 
     /// Keeps a sealed write and gives its number. Further writes by the same instruction to the
@@ -222,6 +270,21 @@ impl Monitor {
 }
 
 impl Incident {
+    /// Bytes that its details take.
+    fn cost(&self) -> usize {
+        let changes = self.drafts.iter().flat_map(|draft| &draft.changes);
+        changes.map(Change::cost).sum::<usize>() + self.program.as_ref().map_or(0, Program::cost)
+    }
+
+    /// Drops its details.
+    fn strip(&mut self) {
+        for draft in &mut self.drafts {
+            draft.changes = Vec::new();
+        }
+        self.program = None;
+        self.stripped = true;
+    }
+
     /// Frames that hold its evidence; it has none any more.
     pub(crate) fn release_evidence(&mut self) -> Vec<u32> {
         self.drafts

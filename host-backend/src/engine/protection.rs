@@ -4,7 +4,9 @@
 use std::io;
 
 use thiserror::Error;
-use vmsrs_protocol::{FrameRun, PAGE_SIZE};
+use vmsrs_protocol::FrameRun;
+
+use super::changes::Page;
 
 /// The protection of a run of frames could not be changed.
 #[derive(Debug, Error)]
@@ -39,45 +41,6 @@ pub trait Protection {
 
 /// A look at the content of frames, for evidence.
 pub trait Inspect {
-    /// Where the content of two frames differs. The guest may be writing to either of them.
-    fn difference(&self, draft: u32, committed: u32) -> Difference;
-}
-
-/// How a dropped draft differed from the committed version of its page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Difference {
-    /// Bytes that differ.
-    pub bytes: u32,
-    /// Offset in the page of the first byte that differs, if one does.
-    pub first: Option<u32>,
-}
-
-/// Compares a draft with the committed version of its page.
-pub fn difference(draft: &[u8], committed: &[u8]) -> Difference {
-    debug_assert!(draft.len() == committed.len() && draft.len() <= PAGE_SIZE as usize);
-    let mut found = Difference::default();
-    for (offset, (new, old)) in (0u32..).zip(draft.iter().zip(committed)) {
-        if new != old {
-            found.bytes += 1;
-            found.first.get_or_insert(offset);
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Difference, difference};
-
-    #[test]
-    fn a_difference_has_its_first_offset_and_its_number_of_bytes() {
-        assert_eq!(difference(&[1, 2, 3], &[1, 2, 3]), Difference::default());
-        assert_eq!(
-            difference(&[1, 9, 3, 8], &[1, 2, 3, 4]),
-            Difference {
-                bytes: 2,
-                first: Some(1)
-            }
-        );
-    }
+    /// Copies a frame's content, which the guest may be changing. Zeros if there is no such frame.
+    fn read(&self, frame: u32, content: &mut Page);
 }

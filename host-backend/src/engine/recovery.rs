@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
-use vmsrs_protocol::{FrameRun, NONE, ZERO_FRAME};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, FrameRun, NONE, PAGE_SIZE};
 
-use super::monitor::{DRAFTS_KEPT, Dropped, Incident, Monitor, Verdict};
-use super::protection::{Difference, Inspect, Protection};
+use super::changes::{self, Page};
+use super::monitor::{CHANGES_MAX, DRAFTS_KEPT, Dropped, Incident, Monitor, Verdict};
+use super::protection::{Inspect, Protection};
 use super::refusal::Refusal;
 use super::store::{FrameState, Store};
 
@@ -42,19 +43,24 @@ pub(crate) fn report(
         report: *report,
         verdict,
         drafts: Vec::with_capacity(drafts.len().min(DRAFTS_KEPT)),
+        program: None,
+        stripped: false,
     };
-    for (number, draft) in drafts.iter().enumerate() {
-        if number < DRAFTS_KEPT {
-            incident.drafts.push(Dropped {
-                domain: draft.domain,
-                page: draft.page,
-                frame: if number < kept { draft.frame } else { NONE },
-                difference: compare(store, draft, memory),
-            });
-        }
-        if number >= kept {
-            store.retire(draft.frame);
-        }
+    let mut room = CHANGES_MAX;
+    let versions = Versions {
+        store,
+        app: report.app,
+        drafts,
+        memory,
+    };
+    for (number, draft) in drafts.iter().take(DRAFTS_KEPT).enumerate() {
+        let frame = if number < kept { draft.frame } else { NONE };
+        incident
+            .drafts
+            .push(versions.compare(draft, frame, &mut room));
+    }
+    for draft in &drafts[kept..] {
+        store.retire(draft.frame);
     }
     // Oldest evidence goes first, and the incident before the evidence of younger ones.
     if let Some(mut oldest) = monitor.add(incident) {
@@ -165,14 +171,108 @@ fn judge(store: &Store, app: u32, draft: &DroppedDraft) -> Verdict {
     }
 }
 
-fn compare(store: &Store, draft: &DroppedDraft, memory: &impl Inspect) -> Difference {
-    let committed = match draft.committed {
-        NONE => ZERO_FRAME,
-        frame => frame,
-    };
-    match store.frames.state(committed) {
-        Some(_) => memory.difference(draft.frame, committed),
-        None => Difference::default(),
+/// Pages that a heap block may reach over before a changed byte, and still be found.
+const BLOCK_PAGES_MAX: u32 = 16;
+
+/// The versions of an app's pages that a report is about.
+struct Versions<'a, M> {
+    store: &'a Store,
+    app: u32,
+    drafts: &'a [DroppedDraft],
+    memory: &'a M,
+}
+
+impl<M: Inspect> Versions<'_, M> {
+    /// The content of a frame of the window; zeros for [`NONE`] and beyond.
+    fn content(&self, frame: u32) -> Page {
+        let mut content = [0; PAGE_SIZE as usize];
+        if self.store.frames.state(frame).is_some() {
+            self.memory.read(frame, &mut content);
+        }
+        content
+    }
+
+    fn address(&self, page: u32) -> u64 {
+        let page = u64::from(self.app) * u64::from(APP_PAGES) + u64::from(page);
+        APP_BASE + page * u64::from(PAGE_SIZE)
+    }
+
+    /// What a dropped draft had changed; `frame` is where it is kept.
+    fn compare(&self, draft: &DroppedDraft, frame: u32, room: &mut usize) -> Dropped {
+        // The driver's word for the version that stays counts, even where it is not sealed yet. One
+        // that is no frame at all says nothing about changes.
+        let known = draft.committed == NONE || self.store.frames.state(draft.committed).is_some();
+        let new = self.content(draft.frame);
+        let old = if known {
+            self.content(draft.committed)
+        } else {
+            new
+        };
+        let (changed, first) = changes::count(&old, &new);
+        let mut found = Vec::new();
+        if changed != 0 && *room != 0 {
+            found = changes::changes(&old, &new);
+            let cost: usize = found.iter().map(changes::Change::cost).sum();
+            match room.checked_sub(cost) {
+                Some(left) => {
+                    *room = left;
+                    self.find_blocks(draft, &old, &new, &mut found);
+                }
+                None => {
+                    *room = 0;
+                    found = Vec::new();
+                }
+            }
+        }
+        Dropped {
+            domain: draft.domain,
+            page: draft.page,
+            frame,
+            changed,
+            first,
+            changes: found,
+        }
+    }
+
+    /// Says for each change in which block it begins.
+    fn find_blocks(
+        &self,
+        draft: &DroppedDraft,
+        old: &Page,
+        new: &Page,
+        found: &mut [changes::Change],
+    ) {
+        let address = self.address(draft.page);
+        let blocks = changes::blocks(address, old, new);
+        let before = found.first().is_some_and(|change| {
+            changes::nearest(&blocks, address + u64::from(change.offset)).is_none()
+        });
+        let before = if before {
+            self.last_block_before(draft)
+        } else {
+            None
+        };
+        for change in found {
+            change.block = changes::nearest(&blocks, address + u64::from(change.offset)).or(before);
+        }
+    }
+
+    /// The last block that begins in the pages before a draft's, as far as they are its domain's.
+    fn last_block_before(&self, draft: &DroppedDraft) -> Option<changes::Block> {
+        let app = &self.store.apps[self.app as usize];
+        for page in (draft.page.saturating_sub(BLOCK_PAGES_MAX)..draft.page).rev() {
+            if app.owner(page) != Some(draft.domain) {
+                return None;
+            }
+            let old = self.content(app.frame(page));
+            let dropped = self.drafts.iter().find(|dropped| dropped.page == page);
+            let new = dropped.map_or(old, |dropped| self.content(dropped.frame));
+            let last = changes::blocks(self.address(page), &old, &new).pop();
+            if last.is_some() {
+                return last;
+            }
+        }
+        None
     }
 }
 

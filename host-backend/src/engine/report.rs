@@ -2,10 +2,15 @@
 //! socket and the command line.
 
 use serde::{Deserialize, Serialize};
-use vmsrs_protocol::NONE;
-use vmsrs_protocol::incident::{KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH};
+use vmsrs_protocol::heap::State;
+use vmsrs_protocol::incident::{
+    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REPORT_ADDRESS,
+};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, NONE, PAGE_SIZE};
 
 use super::Engine;
+use super::changes::{Block, Change};
+use super::evidence::Program;
 use super::guest_down::{self, GuestDown};
 use super::monitor::{Dropped, Incident, SealedWrites, Verdict, kind_name};
 use super::store::FrameState;
@@ -138,8 +143,8 @@ pub struct RequestFacts {
     pub tid: u32,
     /// Name of the thread.
     pub thread: String,
-    /// Key of the domain that the address belongs to, if it does.
-    pub address_domain: Option<String>,
+    /// Whose the address is, if it lies in the apps' address ranges.
+    pub address_at: Option<AddressFacts>,
     /// Nanoseconds from the detection in the guest to the end of the discard.
     pub recovery_ns: u64,
     /// What its pages went back to.
@@ -148,11 +153,59 @@ pub struct RequestFacts {
     pub drafts_total: u32,
     /// The first of them.
     pub drafts: Vec<DraftFacts>,
+    /// What the program kept; `None` if it could not keep anything, or it is no longer kept.
+    pub program: Option<ProgramFacts>,
+    /// What the program kept and what the drafts had changed had to make room for younger incidents.
+    pub details_dropped: bool,
     /// Registers at the error: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip, rflags.
     /// Empty if there are none.
     pub registers: Vec<u64>,
     /// Return addresses, innermost first.
     pub backtrace: Vec<u64>,
+}
+
+/// Whose an address in the apps' ranges is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressFacts {
+    /// The sort of place.
+    pub place: Place,
+    /// Name of the app in whose range it lies, if there is such an app.
+    pub app: Option<String>,
+    /// Key of the domain that has the page, or that ends before it.
+    pub domain: Option<String>,
+    /// Bytes from that domain's end to the address, if it lies behind it.
+    pub behind: Option<u64>,
+}
+
+/// Sorts of places in the apps' address ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// A page of a domain.
+    Domain,
+    /// A guard behind a domain.
+    Guard,
+    /// An address that no domain has.
+    Unused,
+}
+
+/// What the program kept of its failure. Nobody vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramFacts {
+    /// Address of the first byte of `stack`.
+    pub stack_address: u64,
+    /// First byte of the whole stack.
+    pub stack_low: u64,
+    /// First byte behind the whole stack.
+    pub stack_high: u64,
+    /// The top of the stack that failed.
+    #[serde(with = "super::hex")]
+    pub stack: Vec<u8>,
+    /// Module table ([`vmsrs_protocol::incident::ModuleEntry`]).
+    #[serde(with = "super::hex")]
+    pub modules: Vec<u8>,
+    /// What the program said, a panic's message for example; may be empty.
+    pub message: String,
 }
 
 /// A dropped draft.
@@ -162,12 +215,54 @@ pub struct DraftFacts {
     pub domain: String,
     /// Its page.
     pub page: u32,
+    /// Address of the page in the program.
+    pub address: u64,
     /// Bytes in which it differed from the page's committed version.
     pub changed_bytes: u32,
     /// Offset in the page of the first of them.
     pub first_changed: Option<u32>,
     /// The frame that still holds it.
     pub frame: Option<u32>,
+    /// What differed, in order; empty if that is not kept.
+    pub changes: Vec<ChangeFacts>,
+}
+
+/// Bytes that a dropped draft had changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeFacts {
+    /// Address of the first of them.
+    pub address: u64,
+    /// In the version that stayed.
+    #[serde(with = "super::hex")]
+    pub old: Vec<u8>,
+    /// In the dropped draft; as many.
+    #[serde(with = "super::hex")]
+    pub new: Vec<u8>,
+    /// The heap block that begins at or before the change, and nearest to it.
+    pub block: Option<BlockFacts>,
+}
+
+/// A block of the library's heap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockFacts {
+    /// Its address.
+    pub address: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its state in the version that stayed; `None`: there was no such block.
+    pub was: Option<BlockState>,
+    /// Its state in the dropped draft; `None`: there was no such block, or its header was damaged.
+    pub became: Option<BlockState>,
+}
+
+/// State of a heap block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockState {
+    /// In use.
+    Live,
+    /// Given back.
+    Freed,
 }
 
 /// A write into a frame that the guest may not write.
@@ -314,7 +409,7 @@ impl Engine {
             },
             app: self.app_name(report.app),
             domain: self.domain_key(report.app, report.domain),
-            address: (report.address != 0).then_some(report.address),
+            address: (report.flags & REPORT_ADDRESS != 0).then_some(report.address),
         }
     }
 
@@ -344,7 +439,9 @@ impl Engine {
             pid: report.pid,
             tid: report.tid,
             thread: printable(&name[..name_length]),
-            address_domain: self.domain_key(report.app, report.address_domain),
+            address_at: (report.flags & REPORT_ADDRESS != 0)
+                .then(|| self.address_facts(report.address))
+                .flatten(),
             recovery_ns: report.recovery_ns,
             restored: match incident.verdict {
                 Verdict::Intact => Restored::Sealed,
@@ -357,6 +454,8 @@ impl Engine {
                 .iter()
                 .map(|draft| self.draft_facts(report.app, draft))
                 .collect(),
+            program: incident.program.as_ref().map(program_facts),
+            details_dropped: incident.stripped,
             registers: match has_registers {
                 true => report.registers.to_vec(),
                 false => Vec::new(),
@@ -371,13 +470,61 @@ impl Engine {
     }
 
     fn draft_facts(&self, app: u32, draft: &Dropped) -> DraftFacts {
+        let address = page_address(app, draft.page);
         DraftFacts {
             domain: self.domain_key(app, draft.domain).unwrap_or_default(),
             page: draft.page,
-            changed_bytes: draft.difference.bytes,
-            first_changed: draft.difference.first,
+            address,
+            changed_bytes: draft.changed,
+            first_changed: draft.first,
             frame: (draft.frame != NONE).then_some(draft.frame),
+            changes: draft
+                .changes
+                .iter()
+                .map(|change| change_facts(address, change))
+                .collect(),
         }
+    }
+
+    /// Whose an address is; `None` outside of the apps' ranges.
+    fn address_facts(&self, address: u64) -> Option<AddressFacts> {
+        let page = address.checked_sub(APP_BASE)? / u64::from(PAGE_SIZE);
+        let number = u32::try_from(page / u64::from(APP_PAGES)).ok()?;
+        if number >= vmsrs_protocol::MAX_APPS {
+            return None;
+        }
+        let unused = |app| AddressFacts {
+            place: Place::Unused,
+            app,
+            domain: None,
+            behind: None,
+        };
+        let Some(app) = self.store.apps.get(number as usize) else {
+            return Some(unused(None));
+        };
+        let name = Some(printable(app.name()));
+        // Below `APP_PAGES`.
+        let page = (page % u64::from(APP_PAGES)) as u32;
+        if let Some(domain) = app.owner(page) {
+            return Some(AddressFacts {
+                place: Place::Domain,
+                app: name,
+                domain: self.domain_key(number, domain),
+                behind: None,
+            });
+        }
+        // A guard is one unit, and the unit before it is somebody's.
+        let guard = page - page % EXTENT_UNIT_PAGES;
+        let before = guard.checked_sub(1).and_then(|last| app.owner(last));
+        Some(match before {
+            None => unused(name),
+            Some(domain) => AddressFacts {
+                place: Place::Guard,
+                app: name,
+                domain: self.domain_key(number, domain),
+                behind: Some(address - page_address(number, guard)),
+            },
+        })
     }
 
     fn app_name(&self, app: u32) -> Option<String> {
@@ -388,6 +535,44 @@ impl Engine {
     fn domain_key(&self, app: u32, domain: u32) -> Option<String> {
         let app = self.store.apps.get(app as usize)?;
         app.key(domain).map(printable)
+    }
+}
+
+fn page_address(app: u32, page: u32) -> u64 {
+    let page = u64::from(app) * u64::from(APP_PAGES) + u64::from(page);
+    APP_BASE + page * u64::from(PAGE_SIZE)
+}
+
+fn change_facts(page: u64, change: &Change) -> ChangeFacts {
+    ChangeFacts {
+        address: page + u64::from(change.offset),
+        old: change.before().to_vec(),
+        new: change.after().to_vec(),
+        block: change.block.map(block_facts),
+    }
+}
+
+fn block_facts(block: Block) -> BlockFacts {
+    let state = |state| match state {
+        State::Live => BlockState::Live,
+        State::Freed => BlockState::Freed,
+    };
+    BlockFacts {
+        address: block.address,
+        size: block.size,
+        was: block.was.map(state),
+        became: block.became.map(state),
+    }
+}
+
+fn program_facts(program: &Program) -> ProgramFacts {
+    ProgramFacts {
+        stack_address: program.stack_address,
+        stack_low: program.stack_bounds.0,
+        stack_high: program.stack_bounds.1,
+        stack: program.stack.to_vec(),
+        modules: program.modules.to_vec(),
+        message: printable(&program.text),
     }
 }
 

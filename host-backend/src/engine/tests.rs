@@ -1,5 +1,6 @@
 //! What the engine refuses, one by one, and what its calls give.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
@@ -11,13 +12,18 @@ use vmsrs_protocol::control::{
     STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply,
     SealRequest,
 };
-use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX, KIND_MEMORY};
+use vmsrs_protocol::incident::{
+    DroppedDraft, Evidence, IncidentReport, KIND_MAX, KIND_MEMORY, REPORT_ADDRESS, STACK_MAX,
+};
 use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
-use vmsrs_protocol::{EXTENT_MAX_PAGES, FrameRun, KEY_MAX, MAX_APPS, NAME_MAX, NONE, ZERO_FRAME};
+use vmsrs_protocol::{
+    APP_BASE, EXTENT_MAX_PAGES, FrameRun, KEY_MAX, MAX_APPS, NAME_MAX, NONE, ZERO_FRAME,
+};
 
 use super::mock::MockMemory;
 use super::runs::frames_of;
-use super::{Call, Engine, EngineConfig, FrameState, Outcome, Restored, SealedWrite};
+use super::{BlockState, Call, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place};
+use super::{Protection, ProtectionError, Restored, SealedWrite};
 use super::{Refusal, handle_message};
 
 const RUNS: usize = 64;
@@ -554,7 +560,8 @@ fn a_failed_request_leaves_an_incident_with_its_evidence() {
     bench.memory.guest_write(evidence, 99);
     let mut facts = report(1);
     facts.drafts_total = 2;
-    facts.address = 0xbad;
+    facts.address = APP_BASE + 4 * 4096 + 8;
+    facts.flags = REPORT_ADDRESS;
     facts.registers[16] = 0x40_0000;
     facts.backtrace[0] = 0x40_0001;
     facts.thread_name[..6].copy_from_slice(b"worker");
@@ -583,6 +590,152 @@ fn a_failed_request_leaves_an_incident_with_its_evidence() {
     assert_eq!(request.drafts[0].frame, Some(evidence));
     assert_eq!(request.drafts[1].changed_bytes, 0);
     assert_eq!(bench.engine.incidents().len(), 1);
+    let [change] = &request.drafts[0].changes[..] else {
+        panic!("{:?}", request.drafts[0].changes);
+    };
+    assert_eq!(change.address, APP_BASE + 2 * 4096);
+    assert_eq!((&change.old[..], &change.new[..]), (&[0][..], &[99][..]));
+    let at = request.address_at.unwrap();
+    assert_eq!((at.place, at.behind), (Place::Guard, Some(8)));
+    assert_eq!(at.domain.as_deref(), Some("alice"));
+}
+
+#[test]
+fn an_access_to_address_0_is_not_one_without_an_address() {
+    let mut bench = Bench::new();
+    bench.report(&report(1), &[]).unwrap();
+    let mut null = report(3);
+    null.flags = REPORT_ADDRESS;
+    bench.report(&null, &[]).unwrap();
+    let address = |number| bench.engine.incident(number).unwrap().summary.address;
+    assert_eq!((address(1), address(3)), (None, Some(0)));
+}
+
+fn evidence(incident: u64) -> (Evidence, Vec<u8>) {
+    let facts = Evidence {
+        incident,
+        stack: 0x7000,
+        stack_low: 0x4000,
+        stack_high: 0x8000,
+        stack_bytes: 8,
+        modules_bytes: 4,
+        text_bytes: 2,
+        reserved: 0,
+    };
+    (facts, b"ssssssssmmmmtt".to_vec())
+}
+
+#[test]
+fn evidence_belongs_to_its_incident_and_comes_once() {
+    let mut bench = Bench::new();
+    bench.report(&report(1), &[]).unwrap();
+    let (facts, bytes) = evidence(1);
+    bench.engine.evidence(&facts, &bytes).unwrap();
+    bench.engine.evidence(&facts, &[b'x'; 14]).unwrap();
+    bench.engine.evidence(&evidence(3).0, &bytes).unwrap();
+    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let program = request.program.unwrap();
+    assert_eq!((program.stack_low, program.stack_high), (0x4000, 0x8000));
+    assert_eq!(&program.stack[..], b"ssssssss");
+    assert_eq!(&program.modules[..], b"mmmm");
+    assert_eq!(program.message, "tt");
+}
+
+#[test]
+fn evidence_with_wrong_lengths_is_refused() {
+    let mut bench = Bench::new();
+    bench.report(&report(1), &[]).unwrap();
+    let (facts, bytes) = evidence(1);
+    let long = Evidence {
+        stack_bytes: STACK_MAX + 8,
+        ..facts
+    };
+    let huge = Evidence {
+        text_bytes: u32::MAX,
+        ..facts
+    };
+    for (facts, bytes) in [
+        (facts, &bytes[1..]),
+        (facts, &[0; 15][..]),
+        (facts, &[]),
+        (long, &[0; STACK_MAX as usize + 14][..]),
+        (huge, &bytes[..]),
+    ] {
+        let refusal = bench.engine.evidence(&facts, bytes).unwrap_err();
+        assert_eq!(refusal.status(), STATUS_MALFORMED);
+    }
+    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    assert_eq!(request.program, None);
+}
+
+#[test]
+fn a_changed_byte_behind_a_block_of_an_earlier_page_names_that_block() {
+    use vmsrs_protocol::heap::{BlockHeader, State};
+    let mut bench = Bench::new();
+    // The mock's pages have content in their first 8 bytes alone: a page-wide memory of its own.
+    let block = APP_BASE + 0x400;
+    let mut pages = Pages::default();
+    let header = BlockHeader::new(block, 0xc00, 16, State::Live);
+    let place = 0x400 - size_of::<BlockHeader>();
+    let sealed = bench.frames[0];
+    pages.0.entry(sealed).or_insert([0; 4096])[place..0x400].copy_from_slice(bytes_of(&header));
+    bench.seal(&[record(0, NONE, sealed)]);
+    let dropped = bench.frames[1];
+    pages.0.entry(dropped).or_insert([0; 4096])[2] = 7;
+    bench
+        .engine
+        .report(CALL, &report(1), &[draft(1, dropped, NONE)], &mut pages)
+        .unwrap();
+    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let change = &request.drafts[0].changes[0];
+    let found = change.block.as_ref().unwrap();
+    assert_eq!((found.address, found.size), (block, 0xc00));
+    assert_eq!(change.address - (found.address + found.size), 2);
+    assert_eq!(found.was, Some(BlockState::Live));
+}
+
+/// Whole pages, by frame.
+#[derive(Default)]
+struct Pages(BTreeMap<u32, Page>);
+
+impl Inspect for Pages {
+    fn read(&self, frame: u32, content: &mut Page) {
+        *content = self.0.get(&frame).copied().unwrap_or([0; 4096]);
+    }
+}
+
+impl Protection for Pages {
+    fn protect(&mut self, _: FrameRun) -> Result<(), ProtectionError> {
+        Ok(())
+    }
+
+    fn unprotect(&mut self, _: FrameRun) -> Result<(), ProtectionError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn details_of_old_incidents_make_room_and_the_newest_keep_theirs() {
+    let config = EngineConfig {
+        incidents: 1024,
+        ..EngineConfig::for_window(4096)
+    };
+    let mut bench = Bench::with(config);
+    let stack = vec![0; STACK_MAX as usize];
+    // More than the host keeps of all incidents together.
+    for number in 0..1024 {
+        let number = 2 * number + 1;
+        bench.report(&report(number), &[]).unwrap();
+        let facts = Evidence {
+            incident: number,
+            stack_bytes: STACK_MAX,
+            ..Evidence::default()
+        };
+        bench.engine.evidence(&facts, &stack).unwrap();
+    }
+    let request = |number| bench.engine.incident(number).unwrap().request.unwrap();
+    assert!(request(1).details_dropped && request(1).program.is_none());
+    assert!(!request(2047).details_dropped && request(2047).program.is_some());
 }
 
 #[test]

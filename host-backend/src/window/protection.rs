@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 use super::Window;
-use crate::engine::{Difference, Inspect, Protection, ProtectionError, difference};
+use crate::engine::{Inspect, Page, Protection, ProtectionError};
 
 /// The protection of a window's frames. There is one value for each window.
 #[derive(Debug)]
@@ -86,19 +86,10 @@ impl Protection for MprotectProtection {
 }
 
 impl Inspect for MprotectProtection {
-    fn difference(&self, draft: u32, committed: u32) -> Difference {
-        let mut new = [0; PAGE_SIZE as usize];
-        let mut old = [0; PAGE_SIZE as usize];
-        let read = self
-            .window
-            .read(draft, &mut new)
-            .and_then(|()| self.window.read(committed, &mut old));
-        match read {
-            Ok(()) => difference(&new, &old),
-            Err(error) => {
-                log::error!("{error}");
-                Difference::default()
-            }
+    fn read(&self, frame: u32, content: &mut Page) {
+        if let Err(error) = self.window.read(frame, content) {
+            log::error!("{error}");
+            content.fill(0);
         }
     }
 }

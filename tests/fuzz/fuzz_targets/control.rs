@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vmsrs_host::engine::{
-    Difference, Engine, EngineConfig, FrameState, Inspect, Protection, ProtectionError,
-    handle_message,
+    Engine, EngineConfig, FrameState, Inspect, Page, Protection, ProtectionError, handle_message,
 };
 use vmsrs_protocol::FrameRun;
 
@@ -43,9 +42,9 @@ impl Protection for Permissions {
 }
 
 impl Inspect for Permissions {
-    fn difference(&self, draft: u32, committed: u32) -> Difference {
-        assert!(draft < FRAMES && committed < FRAMES);
-        Difference::default()
+    fn read(&self, frame: u32, content: &mut Page) {
+        assert!(frame < FRAMES);
+        content.fill(0);
     }
 }
 

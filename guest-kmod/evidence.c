@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Evidence: what a program keeps of a failed request for whoever looks for the bug. It is read when
+ * the request's drafts are gone and its locks are free, so nobody but the failed thread waits for it,
+ * and without it the report is as good as before.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/mm.h>
+#include <linux/uaccess.h>
+
+#include "vmsrs.h"
+
+bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail)
+{
+	return fail->stack_bytes <= VMSRS_STACK_MAX && fail->modules_bytes <= VMSRS_MODULES_MAX &&
+	       fail->text_bytes <= VMSRS_TEXT_MAX;
+}
+
+/* Reads a part from the calling program; returns its length, or 0 if it can't be read. */
+static u32 take(void *to, u64 from, u32 length)
+{
+	return copy_from_user(to, u64_to_user_ptr(from), length) ? 0 : length;
+}
+
+/* Reads the evidence of incident fail->incident from the calling program and has it sent. */
+void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail)
+{
+	struct vmsrs_evidence *evidence;
+	size_t length = sizeof(*evidence) + fail->stack_bytes + fail->modules_bytes +
+			fail->text_bytes;
+	u8 *bytes;
+
+	BUILD_BUG_ON(sizeof(struct vmsrs_control_header) + sizeof(*evidence) + VMSRS_STACK_MAX +
+		     VMSRS_MODULES_MAX + VMSRS_TEXT_MAX > VMSRS_MESSAGE_BYTES_MAX);
+	if (length == sizeof(*evidence))
+		return;
+	evidence = kvmalloc(length, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!evidence)
+		return;
+	memset(evidence, 0, sizeof(*evidence));
+	evidence->incident = fail->incident;
+	evidence->stack = fail->stack;
+	evidence->stack_low = fail->stack_low;
+	evidence->stack_high = fail->stack_high;
+	bytes = (u8 *)(evidence + 1);
+	evidence->stack_bytes = take(bytes, fail->stack, fail->stack_bytes);
+	bytes += evidence->stack_bytes;
+	evidence->modules_bytes = take(bytes, fail->modules, fail->modules_bytes);
+	bytes += evidence->modules_bytes;
+	evidence->text_bytes = take(bytes, fail->text, fail->text_bytes);
+	vmsrs_host_evidence(dev, evidence);
+}

@@ -1,0 +1,209 @@
+//! What a request had changed in a page: the dropped draft against the version that stays, in runs
+//! of bytes, each with the heap block it begins in. Plain functions over the bytes of pages.
+
+use vmsrs_protocol::PAGE_SIZE;
+use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
+
+/// The content of a page.
+pub type Page = [u8; PAGE_SIZE as usize];
+
+/// Equal bytes up to which two changes count as one: a number whose middle byte stays is one change.
+const GAP: usize = 8;
+
+/// Bytes that are differing and neighbouring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Offset in the page.
+    pub(crate) offset: u16,
+    /// The bytes before, and as many after.
+    bytes: Box<[u8]>,
+    /// The block that begins at or before the change, and nearest to it.
+    pub(crate) block: Option<Block>,
+}
+
+impl Change {
+    pub(crate) fn before(&self) -> &[u8] {
+        &self.bytes[..self.bytes.len() / 2]
+    }
+
+    pub(crate) fn after(&self) -> &[u8] {
+        &self.bytes[self.bytes.len() / 2..]
+    }
+
+    /// Bytes of host memory in use.
+    pub(crate) fn cost(&self) -> usize {
+        // A small allocation costs about as much as its bytes again.
+        size_of::<Self>() + 32 + self.bytes.len()
+    }
+}
+
+/// A block of the library's heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) address: u64,
+    pub(crate) size: u64,
+    /// Its state in the version that stays; `None` if it is none there.
+    pub(crate) was: Option<State>,
+    /// Its state in the dropped version; `None` if it is none there, or its header is damaged.
+    pub(crate) became: Option<State>,
+}
+
+/// How many bytes of two pages differ, and where the first of them is.
+pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
+    if old == new {
+        return (0, None);
+    }
+    let mut differing = (0u32..)
+        .zip(old.iter().zip(new))
+        .filter(|(_, (old, new))| old != new)
+        .map(|(offset, _)| offset);
+    let first = differing.next();
+    (u32::from(first.is_some()) + differing.count() as u32, first)
+}
+
+/// The changes from `old` to `new`, in order, without their blocks.
+pub(crate) fn changes(old: &Page, new: &Page) -> Vec<Change> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (offset, (before, after)) in old.iter().zip(new).enumerate() {
+        if before == after {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((_, end)) if offset - *end <= GAP => *end = offset + 1,
+            _ => runs.push((offset, offset + 1)),
+        }
+    }
+    let change = |(from, to): (usize, usize)| Change {
+        // Below the size of a page.
+        offset: from as u16,
+        bytes: [&old[from..to], &new[from..to]].concat().into(),
+        block: None,
+    };
+    runs.into_iter().map(change).collect()
+}
+
+/// Blocks of the two versions of the page at `address`, in order.
+pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
+    let mut found = Vec::new();
+    for offset in (0..=PAGE_SIZE as usize - BLOCK_HEADER).step_by(GRAIN) {
+        // At the end of the page the header describes a block that begins in the next one.
+        let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
+        let was = header(old, offset).and_then(|header| state(header, block));
+        let became = header(new, offset).and_then(|header| state(header, block));
+        let Some((_, size)) = was.or(became) else {
+            continue;
+        };
+        found.push(Block {
+            address: block,
+            size,
+            was: was.map(|(state, _)| state),
+            became: became.map(|(state, _)| state),
+        });
+    }
+    found
+}
+
+fn header(page: &Page, offset: usize) -> Option<BlockHeader> {
+    let bytes = page.get(offset..offset + BLOCK_HEADER)?;
+    Some(bytemuck::pod_read_unaligned(bytes))
+}
+
+fn state(header: BlockHeader, address: u64) -> Option<(State, u64)> {
+    [State::Live, State::Freed]
+        .into_iter()
+        .find(|&state| header.is(address, state))
+        .map(|state| (state, header.size() as u64))
+}
+
+/// The last of the blocks (in order) that begins at or before `address`. A change that begins in a
+/// block's header counts as the block before.
+pub(crate) fn nearest(blocks: &[Block], address: u64) -> Option<Block> {
+    let behind = blocks.partition_point(|block| block.address <= address);
+    blocks[..behind].last().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ADDRESS: u64 = 0x1000_0000_2000;
+
+    fn page(bytes: &[(usize, u8)]) -> Page {
+        let mut page = [0; PAGE_SIZE as usize];
+        for &(offset, byte) in bytes {
+            page[offset] = byte;
+        }
+        page
+    }
+
+    fn put(page: &mut Page, offset: usize, size: usize, state: State) {
+        let header = BlockHeader::new(ADDRESS + offset as u64, size, 16, state);
+        page[offset - BLOCK_HEADER..offset].copy_from_slice(bytemuck::bytes_of(&header));
+    }
+
+    #[test]
+    fn neighbouring_changes_are_one_and_distant_ones_are_two() {
+        let new = page(&[(10, 1), (18, 2), (28, 3)]);
+        let found = changes(&page(&[]), &new);
+        let places: Vec<_> = found
+            .iter()
+            .map(|change| (change.offset, change.after().len()))
+            .collect();
+        assert_eq!(places, [(10, 9), (28, 1)]);
+        assert_eq!(found[1].after(), [3]);
+        assert_eq!(found[1].before(), [0]);
+        assert_eq!(count(&page(&[]), &new), (3, Some(10)));
+        assert_eq!(count(&new, &new), (0, None));
+    }
+
+    #[test]
+    fn blocks_of_both_versions_are_found_with_what_became_of_them() {
+        let mut old = page(&[]);
+        put(&mut old, 0x100, 40, State::Live);
+        put(&mut old, 0x200, 24, State::Live);
+        let mut new = old;
+        put(&mut new, 0x100, 40, State::Freed);
+        new[0x1f0] ^= 1;
+        put(&mut new, 0x400, 8, State::Live);
+        put(&mut new, 0x1000, 100, State::Live);
+        let found = blocks(ADDRESS, &old, &new);
+        let facts: Vec<_> = found
+            .iter()
+            .map(|block| (block.address - ADDRESS, block.size, block.was, block.became))
+            .collect();
+        assert_eq!(
+            facts,
+            [
+                (0x100, 40, Some(State::Live), Some(State::Freed)),
+                (0x200, 24, Some(State::Live), None),
+                (0x400, 8, None, Some(State::Live)),
+                (0x1000, 100, None, Some(State::Live)),
+            ]
+        );
+        assert_eq!(nearest(&found, ADDRESS + 0xff), None);
+        for (offset, block) in [(0x100, 0), (0x1ff, 0), (0x200, 1), (0xfff, 2), (0x1000, 3)] {
+            assert_eq!(nearest(&found, ADDRESS + offset), Some(found[block]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn changes_applied_to_the_old_version_give_the_new_one(
+            old in proptest::collection::vec((0..PAGE_SIZE as usize, any::<u8>()), 0..200),
+            new in proptest::collection::vec((0..PAGE_SIZE as usize, any::<u8>()), 0..200),
+        ) {
+            let (mut old, new) = (page(&old), page(&new));
+            let mut end = 0;
+            for change in changes(&old, &new) {
+                let place = usize::from(change.offset)..usize::from(change.offset) + change.after().len();
+                prop_assert!(end == 0 || place.start > end + GAP);
+                prop_assert_eq!(change.before(), &old[place.clone()]);
+                end = place.end;
+                old[place].copy_from_slice(change.after());
+            }
+            prop_assert_eq!(old, new);
+        }
+    }
+}
