@@ -229,6 +229,10 @@ typedef struct vmsrs_failure {
 // Work that undoes something outside of domains.
 typedef void (*vmsrs_defer_fn)(void *argument);
 
+// Checks a domain: returns 0 if the domain is sound. Anything else fails the request, as does any error
+// in it. `vmsrs_fail` in it fails the request with a message.
+typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -474,6 +478,31 @@ const char *vmsrs_strerror(int code);
 // Short name of a kind of failure ("null write" is "memory"), as the host's tools print it. Never
 // null.
 const char *vmsrs_kind_name(uint32_t kind);
+
+// Registers a check of every domain of the app, once in a process. It is called before anything of a
+// domain is committed, in the request, for each domain that is to be committed with something written
+// by the request: at the end, by `vmsrs_commit`, and by `vmsrs_leave`. If it returns anything but 0, or
+// dies of an error, the request fails (`VMSRS_KIND_INVARIANT`). It should only read.
+//
+// Returns `VMSRS_OK`, or `VMSRS_EINVAL`, also if the app has a check already.
+//
+// # Safety
+//
+// `app` comes from `vmsrs_open`; any thread may call `function` with `argument` at any time.
+VMSRS_MUST_USE
+int vmsrs_app_invariant(const struct vmsrs_app *app,
+                        vmsrs_invariant_fn function,
+                        void *argument);
+
+// Like `vmsrs_app_invariant`, for one domain. The app's check is called as well.
+//
+// # Safety
+//
+// `domain` comes from `vmsrs_domain_open`; the rest as `vmsrs_app_invariant`.
+VMSRS_MUST_USE
+int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
+                           vmsrs_invariant_fn function,
+                           void *argument);
 
 #ifdef __cplusplus
 }  // extern "C"

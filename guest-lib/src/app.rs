@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::device::{Device, Opened};
 use crate::domain::Domain;
 use crate::error::Error;
+use crate::invariant::Invariant;
 use crate::unprotected::Unprotected;
 use crate::{clib, evidence, fork, pkru, signal};
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ pub struct App {
     name: Vec<u8>,
     backend: Box<dyn Backend>,
     domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
+    invariant: Invariant,
 }
 
 /// Guards that an app is opened once.
@@ -117,6 +119,7 @@ impl App {
             name: name.to_vec(),
             backend,
             domains: Mutex::default(),
+            invariant: Invariant::default(),
         }));
         slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
         apps.push(app);
@@ -191,6 +194,10 @@ impl App {
 
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    pub(crate) fn invariant(&self) -> &Invariant {
+        &self.invariant
     }
 
     /// Address of page 0.

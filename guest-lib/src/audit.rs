@@ -2,18 +2,21 @@
 
 use crate::domain::Domain;
 use crate::heap::Damage;
+use crate::invariant;
 use crate::thread::{QUARANTINE, RECENT, Thread};
 
 /// Blocks up to which the whole domain is checked. Above, the audit looks at the blocks that the
 /// request took and freed, so that its cost stays flat.
 const WHOLE: u64 = 64;
 
-/// Gives the blocks that the request freed back to the heap, and checks the heap.
+/// Checks the server's invariants, gives the blocks that the request freed back to the heap, and checks
+/// the heap.
 ///
 /// # Errors
 ///
 /// The first damage found.
 pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
+    invariant::check(thread, domain);
     let mut heap = domain.heap(thread);
     for place in 0..thread.quarantine.used().min(QUARANTINE) {
         let Some(noted) = thread.quarantine.get(place) else {

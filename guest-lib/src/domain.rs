@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::error::{Error, RunError};
 use crate::heap::{Damage, Heap};
+use crate::invariant::Invariant;
 use crate::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::pkru;
 use crate::request::{self, Options, Request};
@@ -22,6 +23,7 @@ pub struct Domain {
     number: u32,
     first: Extent,
     header: NonNull<DomainHeader>,
+    invariant: Invariant,
 }
 
 // SAFETY: the header's memory is guarded by the domain's lock; the rest never changes.
@@ -62,6 +64,7 @@ impl Domain {
             number,
             first,
             header,
+            invariant: Invariant::default(),
         };
         domain.check_layout()?;
         Ok(domain)
@@ -98,6 +101,10 @@ impl Domain {
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    pub(crate) fn invariant(&self) -> &Invariant {
+        &self.invariant
     }
 
     pub(crate) fn lock_word(&self) -> &AtomicU64 {

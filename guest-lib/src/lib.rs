@@ -15,6 +15,8 @@ mod audit;
 mod backend;
 #[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
+#[expect(clippy::doc_markdown, reason = "names of the C interface")]
+pub mod capi_invariant;
 mod clib;
 mod device;
 mod domain;
@@ -24,6 +26,7 @@ mod failure;
 mod fork;
 mod heap;
 mod held;
+mod invariant;
 mod layout;
 mod lock;
 mod pkru;

@@ -444,7 +444,8 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
     thread.set_phase(Phase::Ending);
 }
 
-fn panic_text(payload: &(dyn Any + Send)) -> &str {
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     match (
         payload.downcast_ref::<&str>(),
         payload.downcast_ref::<String>(),

@@ -140,6 +140,8 @@ pub(crate) struct Thread {
     critical: Cell<u32>,
     /// An interrupt waits.
     pending: Cell<bool>,
+    /// An invariant of the server is being checked.
+    checking: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
     forgotten: Cell<bool>,
     stack: Stack,
@@ -286,6 +288,7 @@ impl Thread {
             phase: Cell::new(Phase::Idle),
             critical: Cell::new(0),
             pending: Cell::new(false),
+            checking: Cell::new(false),
             forgotten: Cell::new(false),
             stack,
             saved: UnsafeCell::new(0),
@@ -353,6 +356,11 @@ impl Thread {
 
     pub(crate) fn set_pending(&self, pending: bool) {
         self.pending.set(pending);
+    }
+
+    /// Notes that an invariant is being checked: an error in it is called one of the invariant.
+    pub(crate) fn set_checking(&self, checking: bool) {
+        self.checking.set(checking);
     }
 
     pub(crate) fn is_critical(&self) -> bool {
@@ -538,6 +546,7 @@ impl Thread {
         self.pending.set(false);
         self.critical.set(0);
         self.waited.set(0);
+        self.checking.set(false);
         self.lock_timeout_ms.set(lock_timeout_ms);
         self.deadline.set(match deadline_ms {
             0 => 0,
@@ -628,10 +637,9 @@ impl Thread {
         registers[7] = rsp;
         registers[16] = rip;
         self.note(kind, address, 0, 0, registers);
-        let length = message.len().min(MESSAGE);
-        // SAFETY: this thread's own, and no reference into it is alive.
-        unsafe { (&mut *self.message.get())[..length].copy_from_slice(&message[..length]) };
-        self.message_length.set(length);
+        if !message.is_empty() {
+            self.set_message(message);
+        }
     }
 
     /// Fills the record for the report. Async-signal-safe.
@@ -643,6 +651,16 @@ impl Thread {
         code: i32,
         registers: [u64; REGISTERS],
     ) {
+        let in_check = self.checking.replace(false) && kind != Kind::Deadline;
+        let (kind, message) = if in_check {
+            let message: &[u8] = match kind {
+                Kind::Invariant => &[],
+                _ => b"an error in the check of the invariant",
+            };
+            (Kind::Invariant, message)
+        } else {
+            (kind, &[][..])
+        };
         let record = IoctlFail {
             detected_ns: now(),
             address,
@@ -656,7 +674,14 @@ impl Thread {
         };
         // SAFETY: this thread's own, read after the landing only.
         unsafe { self.record.get().write(record) };
-        self.message_length.set(0);
+        self.set_message(message);
+    }
+
+    fn set_message(&self, message: &[u8]) {
+        let length = message.len().min(MESSAGE);
+        // SAFETY: this thread's own, and no reference into it is alive.
+        unsafe { (&mut *self.message.get())[..length].copy_from_slice(&message[..length]) };
+        self.message_length.set(length);
     }
 
     /// Follows the frame pointers, inside of the request stack and upwards only, so that no damage

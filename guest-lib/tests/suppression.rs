@@ -122,6 +122,99 @@ fn a_failed_invariant_is_a_failure_with_its_message() {
     assert_eq!(failure.message, "balance below zero");
 }
 
+/// Puts a value at the root of a domain whose values must be even.
+fn put(domain: &'static vmsrs::Domain, value: u64) -> Result<(), RunError<Error>> {
+    domain.run(|request| {
+        match request.root::<u64>() {
+            // SAFETY: set below, and held.
+            Some(mut root) => unsafe { *root.as_mut() = value },
+            None => request.set_root(Some(NonNull::from(request.alloc(value)?)))?,
+        }
+        Ok(())
+    })
+}
+
+fn even(domain: &'static vmsrs::Domain) -> Result<(), String> {
+    // SAFETY: put() has set it, and the request holds the domain.
+    match unsafe { domain.root_address().cast::<u64>().as_ref() } {
+        Some(13) => panic!("thirteen"),
+        Some(15) => null_write(),
+        Some(17) => std::process::abort(),
+        Some(value) if value % 2 == 1 => return Err(format!("{value} is odd")),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn invariant_failure(outcome: Result<(), RunError<Error>>) -> String {
+    match outcome {
+        Err(RunError::Failed(failure)) => {
+            assert_eq!(failure.kind, Kind::Invariant, "{failure}");
+            failure.message
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_commit_that_breaks_a_registered_invariant_fails_with_its_message() {
+    let domain = domain();
+    domain.set_invariant(even).unwrap();
+    assert!(domain.set_invariant(even).is_err());
+    put(domain, 2).unwrap();
+    assert_eq!(invariant_failure(put(domain, 3)), "3 is odd");
+    put(domain, 4).unwrap();
+}
+
+#[test]
+fn an_error_in_the_check_of_an_invariant_is_one_of_the_invariant() {
+    let domain = domain();
+    domain.set_invariant(even).unwrap();
+    assert_eq!(invariant_failure(put(domain, 13)), "thirteen");
+    for value in [15, 17] {
+        let message = invariant_failure(put(domain, value));
+        assert_eq!(message, "an error in the check of the invariant");
+        put(domain, 2).unwrap();
+    }
+}
+
+#[test]
+fn an_invariant_is_checked_when_a_shared_domain_is_left_and_at_a_commit_in_between() {
+    let (own, shared) = (domain(), domain());
+    put(shared, 2).unwrap();
+    shared.set_invariant(even).unwrap();
+    for by_leave in [true, false] {
+        let spoil = |request: &Request| {
+            let entered = request.enter(shared).unwrap();
+            // SAFETY: set by put(), and held.
+            unsafe { *shared.root_address().cast::<u64>() = 5 };
+            if by_leave {
+                entered.leave().unwrap();
+            } else {
+                entered.keep();
+                request.commit(false).unwrap();
+            }
+            unreachable!("the invariant does not hold");
+        };
+        assert_eq!(failure(own, spoil).kind, Kind::Invariant);
+        put(shared, 2).unwrap();
+    }
+}
+
+#[test]
+fn an_invariant_of_the_app_holds_for_every_domain() {
+    // SAFETY: no request here lends its locals to other threads.
+    let app = unsafe { vmsrs::App::open("with an invariant") }.unwrap();
+    app.set_invariant(even).unwrap();
+    assert!(app.set_invariant(even).is_err());
+    for key in ["one", "two"] {
+        let domain = app.domain(key).unwrap();
+        put(domain, 2).unwrap();
+        assert_eq!(invariant_failure(put(domain, 7)), "7 is odd");
+        put(domain, 2).unwrap();
+    }
+}
+
 #[test]
 fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
     check(Kind::Instruction, |_| {

@@ -123,6 +123,71 @@ static int smash(vmsrs_request *request, void *argument)
 	return buffer[0];
 }
 
+/* The value at the root must be even; 13 is a bug in the check itself. */
+static int is_even(vmsrs_domain *domain, void *argument)
+{
+	int *root = vmsrs_root(domain);
+
+	CHECK(argument == &undone);
+	if (root && *root == 13)
+		root = (int *)8;
+	if (root && *root == 15)
+		vmsrs_fail("fifteen");
+	return root && *root % 2;
+}
+
+static int set_value(vmsrs_request *request, void *argument)
+{
+	vmsrs_domain *domain = *(int *)argument < 0 ? one : two;
+	int *root = vmsrs_root(domain);
+
+	(void)request;
+	if (!root) {
+		root = vmsrs_alloc(domain, sizeof(*root));
+		CHECK(root && vmsrs_set_root(domain, root) == VMSRS_OK);
+	}
+	*root = *(int *)argument;
+	return 0;
+}
+
+static void invariants(void)
+{
+	const struct {
+		int value;
+		int status;
+		const char *message;
+	} cases[] = {
+		{ 2, VMSRS_OK, "" },
+		{ 3, VMSRS_EFAILED, "the check of the invariant returned 1" },
+		{ 4, VMSRS_OK, "" },
+		{ 13, VMSRS_EFAILED, "an error in the check of the invariant" },
+		{ 15, VMSRS_EFAILED, "fifteen" },
+		{ 6, VMSRS_OK, "" },
+	};
+
+	CHECK(vmsrs_domain_invariant(NULL, is_even, &undone) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_invariant(two, NULL, &undone) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_invariant(two, is_even, &undone) == VMSRS_OK);
+	CHECK(vmsrs_domain_invariant(two, is_even, &undone) == VMSRS_EINVAL);
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		vmsrs_failure failure;
+		int value = cases[i].value;
+
+		CHECK(vmsrs_run(two, set_value, &value, NULL) == cases[i].status);
+		if (cases[i].status == VMSRS_OK)
+			continue;
+		CHECK(vmsrs_last_failure(&failure) == VMSRS_OK);
+		CHECK(failure.kind == VMSRS_KIND_INVARIANT);
+		CHECK(!strcmp(failure.message, cases[i].message));
+	}
+	CHECK(vmsrs_app_invariant(NULL, is_even, &undone) == VMSRS_EINVAL);
+	CHECK(vmsrs_app_invariant(app, is_even, &undone) == VMSRS_OK);
+	CHECK(vmsrs_app_invariant(app, is_even, &undone) == VMSRS_EINVAL);
+	for (int value = -2; value > -4; value--)
+		CHECK(vmsrs_run(one, set_value, &value, NULL) ==
+		      (value % 2 ? VMSRS_EFAILED : VMSRS_OK));
+}
+
 static void *thread(void *argument)
 {
 	vmsrs_failure failure;
@@ -185,6 +250,7 @@ int main(void)
 	CHECK(pthread_join(id, NULL) == 0);
 	CHECK(vmsrs_run(two, smash, &bytes, &result) == VMSRS_EFAILED);
 	CHECK(vmsrs_run(one, right, &one, &result) == VMSRS_OK);
+	invariants();
 	for (int code = -16; code <= 0; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
 	return 0;
