@@ -158,15 +158,17 @@ static u32 first_held(const struct vmsrs_thread *thread)
 
 /*
  * Releases the locks of a request: of the domains that had its drafts, of what the thread holds,
- * and of what its other members hold.
+ * of what its other members hold, and of what it held when it was suspended. commit_lock is held.
  */
-static void release_locks(struct vmsrs_app *app, struct vmsrs_thread *thread, u64 tag,
+static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
 			  const struct vmsrs_report *report)
 {
+	struct vmsrs_app *app = request->app;
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_thread *member;
 	struct vmsrs_draft *draft;
-	u32 last = NONE;
+	u64 tag = request->tag;
+	u32 last = NONE, i;
 
 	list_for_each_entry(draft, &report->drafts, list) {
 		if (draft->domain != last)
@@ -175,6 +177,9 @@ static void release_locks(struct vmsrs_app *app, struct vmsrs_thread *thread, u6
 	}
 	if (thread)
 		vmsrs_lock_release_held(thread, tag);
+	for (i = 0; i < request->held_count; i++)
+		if (request->held[i] < VMSRS_MAX_DOMAINS)
+			vmsrs_lock_release(app, request->held[i], tag);
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(member, &dev->thread_list, list)
 		if (member->app == app && vmsrs_thread_tag(member) == tag)
@@ -183,32 +188,29 @@ static void release_locks(struct vmsrs_app *app, struct vmsrs_thread *thread, u6
 }
 
 /*
- * Fails request fail->tag: discards its drafts, releases its locks, interrupts its other threads,
- * and has the incident reported. `thread` is the thread at fault, or NULL if it is not known.
- * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again, and the
- * result is false.
+ * Fails request fail->tag. The new request, if it was needed, comes from *spare. commit_lock is
+ * held; the caller finishes the report without it. False if it had failed before.
  */
-bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
+static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
+			struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report,
+			struct vmsrs_request **spare)
 {
-	struct vmsrs_request *request, *spare = request_spare(app, fail->tag);
-	struct vmsrs_report *report = report_new(true);
 	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_request *request;
 	struct vmsrs_domain *domain, *next;
 	u64 now = ktime_get_ns();
 	LIST_HEAD(domains);
-	bool incident;
 	u32 first;
 
 	if (!fail->detected_ns || fail->detected_ns > now)
 		fail->detected_ns = now;
-	mutex_lock(&dev->commit_lock);
+	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
-	request = mark_failed(app, fail->tag, &spare);
+	request = mark_failed(app, fail->tag, spare);
 	fail->kind = refine(app, thread, fail, request->overdue);
 	list_splice_init(&request->domains, &domains);
 	WRITE_ONCE(request->file, NULL);
 	spin_unlock(&dev->requests_lock);
-	kfree(spare);
 
 	first = first_held(thread);
 	if (first == NONE && !list_empty(&domains))
@@ -216,7 +218,7 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	list_for_each_entry_safe(domain, next, &domains, owned)
 		domain_discard(domain, report);
 	atomic_sub(report->count, &request->drafts);
-	release_locks(app, thread, fail->tag, report);
+	release_locks(request, thread, report);
 
 	fail->drafts = report->count;
 	fail->recovery_ns = ktime_get_ns() - fail->detected_ns;
@@ -233,18 +235,89 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 		describe(app, thread, first, fail, report);
 		vmsrs_thread_signal_members(app, fail->tag);
 	}
-	incident = report->incident;
+	return report->incident;
+}
+
+/*
+ * Fails request fail->tag: discards its drafts, releases its locks, interrupts its other threads,
+ * and has the incident reported. `thread` is the thread at fault, or NULL if it is not known.
+ * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again, and the
+ * result is false.
+ */
+bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
+{
+	struct vmsrs_request *spare = request_spare(app, fail->tag);
+	struct vmsrs_report *report = report_new(true);
+	struct vmsrs_device *dev = app->dev;
+	bool incident;
+
+	mutex_lock(&dev->commit_lock);
+	incident = fail_locked(app, thread, fail, report, &spare);
 	mutex_unlock(&dev->commit_lock);
+	kfree(spare);
 	report_finish(dev, report);
 	return incident;
 }
 
-/* Fails what was begun through a file whose last reference went. */
+/* Fails a suspended request, unless it was resumed meanwhile or has failed already. */
+void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
+{
+	struct vmsrs_report *report = report_new(true);
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_request *request;
+	bool wanted;
+
+	/* Who resumes it takes commit_lock, too. */
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_request_find(app, fail->tag);
+	wanted = request && request->suspended_by && !request->failed;
+	spin_unlock(&dev->requests_lock);
+	if (wanted)
+		fail_locked(app, NULL, fail, report, NULL);
+	mutex_unlock(&dev->commit_lock);
+	if (wanted)
+		report_finish(dev, report);
+	else
+		kfree(report);
+}
+
+/* Fails a request that holds the domain, but that nobody works for any more. */
+void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
+{
+	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
+	struct vmsrs_request *spare = request_spare(app, tag);
+	struct vmsrs_report *report = report_new(true);
+	struct vmsrs_device *dev = app->dev;
+	bool wanted;
+
+	mutex_lock(&dev->commit_lock);
+	/*
+	 * In this order: the last one who carried it has released the domain before. A tag that was
+	 * never given out is scribble in the lock word.
+	 */
+	wanted = vmsrs_request_orphaned(app, tag) && vmsrs_lock_tag(app, domain) == tag;
+	if (wanted && vmsrs_tag_valid(dev, tag))
+		fail_locked(app, NULL, &fail, report, &spare);
+	if (wanted)
+		vmsrs_lock_release(app, domain, tag);
+	mutex_unlock(&dev->commit_lock);
+	kfree(spare);
+	if (fail.incident)
+		report_finish(dev, report);
+	else
+		kfree(report);
+}
+
+/*
+ * Fails what was begun through a file whose last reference went, and forgets what was suspended
+ * through it.
+ */
 void vmsrs_fail_file(struct vmsrs_file *file)
 {
 	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_request *request, *next;
 	struct vmsrs_ioctl_fail fail;
-	struct vmsrs_request *request;
 	struct vmsrs_app *app;
 	int bucket;
 
@@ -254,7 +327,8 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		fail.kind = VMSRS_KIND_PROCESS_DEATH;
 		spin_lock(&dev->requests_lock);
 		hash_for_each(dev->requests, bucket, request, node) {
-			if (request->file == file) {
+			if (request->file == file ||
+			    (request->suspended_by == file && !request->failed)) {
 				fail.tag = request->tag;
 				app = request->app;
 				break;
@@ -264,6 +338,18 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		if (app)
 			vmsrs_fail(app, NULL, &fail);
 	} while (app);
+
+	/* Nobody will resume them: they go when the watch looks next. */
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	list_for_each_entry_safe(request, next, &dev->suspended_requests, suspended_entry) {
+		if (request->suspended_by == file) {
+			request->suspended_by = NULL;
+			list_del_init(&request->suspended_entry);
+		}
+	}
+	spin_unlock(&dev->requests_lock);
+	mutex_unlock(&dev->commit_lock);
 }
 
 /*

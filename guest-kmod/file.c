@@ -186,6 +186,45 @@ static long ioctl_discard(struct vmsrs_app *app, void __user *user)
 	return ret;
 }
 
+static long ioctl_suspend(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_suspend arg;
+	struct vmsrs_thread *thread;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = check_tag(app, arg.tag);
+	if (ret)
+		return ret;
+	thread = vmsrs_thread_current(app);
+	if (!thread)
+		return -EPERM;
+	ret = vmsrs_suspend(file, thread, &arg);
+	vmsrs_thread_put(thread);
+	return ret;
+}
+
+static long ioctl_resume(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_tag arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = check_tag(app, arg.tag);
+	return ret ? ret : vmsrs_resume(file, arg.tag);
+}
+
+static long ioctl_abandon(struct vmsrs_file *file, void __user *user)
+{
+	struct vmsrs_ioctl_tag arg;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	return vmsrs_abandon(file, arg.tag);
+}
+
 static long ioctl_lock(struct vmsrs_app *app, unsigned int command, void __user *user)
 {
 	struct vmsrs_ioctl_lock arg;
@@ -235,6 +274,9 @@ static bool needs_host(unsigned int command)
 	case VMSRS_IOCTL_LOCK_WAIT:
 	case VMSRS_IOCTL_LOCK_WAKE:
 	case VMSRS_IOCTL_THREAD_EXIT:
+	case VMSRS_IOCTL_SUSPEND:
+	case VMSRS_IOCTL_RESUME:
+	case VMSRS_IOCTL_ABANDON:
 	case VMSRS_IOCTL_INFO:
 		return false;
 	default:
@@ -279,6 +321,12 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 		return ioctl_fail(app, user);
 	case VMSRS_IOCTL_DISCARD:
 		return ioctl_discard(app, user);
+	case VMSRS_IOCTL_SUSPEND:
+		return ioctl_suspend(file, app, user);
+	case VMSRS_IOCTL_RESUME:
+		return ioctl_resume(file, app, user);
+	case VMSRS_IOCTL_ABANDON:
+		return ioctl_abandon(file, user);
 	case VMSRS_IOCTL_LOCK_WAIT:
 	case VMSRS_IOCTL_LOCK_WAKE:
 		return ioctl_lock(app, command, user);

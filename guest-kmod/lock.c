@@ -150,7 +150,7 @@ static int lock_try(atomic64_t *word, u64 tag)
 
 	for (;;) {
 		if ((value & VMSRS_LOCK_TAG) == tag)
-			return -EDEADLK;
+			return -EEXIST;
 		if (value & VMSRS_LOCK_TAG)
 			new = value | VMSRS_LOCK_WAITERS;
 		else
@@ -158,6 +158,15 @@ static int lock_try(atomic64_t *word, u64 tag)
 		if (new == value || atomic64_try_cmpxchg(word, &value, new))
 			return (new & VMSRS_LOCK_TAG) == tag ? 0 : -EAGAIN;
 	}
+}
+
+/* Nobody will release the lock of a request that nobody works for. */
+static void release_orphan(struct vmsrs_app *app, u32 domain)
+{
+	u64 tag = vmsrs_lock_tag(app, domain);
+
+	if (tag && vmsrs_request_orphaned(app, tag))
+		vmsrs_fail_orphan(app, domain, tag);
 }
 
 static bool request_failed(struct vmsrs_app *app, u64 tag)
@@ -174,11 +183,12 @@ static bool request_failed(struct vmsrs_app *app, u64 tag)
 
 /*
  * Waits for a domain's lock and takes it. The caller checked that the tag is the calling thread's.
- * -ESTALE: the request has failed.
+ * -ESTALE: the request has failed. -EDEADLK: its holder waits for the caller's request.
  */
 long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 {
 	unsigned long due = jiffies + msecs_to_jiffies(arg->timeout_ms);
+	struct vmsrs_wait wait = { .app = app, .tag = arg->tag };
 	struct lock_sleeper sleeper;
 	wait_queue_head_t *queue;
 	long ret, left, interrupted;
@@ -186,6 +196,9 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL);
 	if (!sleeper.word)
 		return -ENOMEM;
+	wait.word = sleeper.word;
+	INIT_HLIST_NODE(&wait.node);
+	INIT_LIST_HEAD(&wait.todo);
 	queue = queue_of(sleeper.word);
 	init_wait_entry(&sleeper.entry, WQ_FLAG_EXCLUSIVE);
 	sleeper.entry.func = lock_wake_function;
@@ -212,9 +225,14 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 			ret = -ETIMEDOUT;
 			break;
 		}
-		schedule_timeout(min_t(long, left, LOCK_SLICE));
+		ret = vmsrs_wait_enter(&wait);
+		if (ret)
+			break;
+		if (!schedule_timeout(min_t(long, left, LOCK_SLICE)))
+			release_orphan(app, arg->domain);
 	}
 	finish_wait(queue, &sleeper.entry);
+	vmsrs_wait_leave(&wait);
 	/* A wake-up that came too late for this sleeper is another's. */
 	if (ret)
 		wake_one(sleeper.word);

@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/hash.h>
+#include <linux/ktime.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
@@ -35,6 +36,7 @@ struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t 
 		return NULL;
 	INIT_LIST_HEAD(&request->domains);
 	INIT_LIST_HEAD(&request->failed_entry);
+	INIT_LIST_HEAD(&request->suspended_entry);
 	request->app = app;
 	request->tag = tag;
 	return request;
@@ -109,7 +111,10 @@ struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 num
 	return request;
 }
 
-/* Removes a request that has neither failed nor any drafts left. commit_lock is held. */
+/*
+ * Removes a request that has not failed, is not suspended, and has no drafts left. commit_lock is
+ * held.
+ */
 void vmsrs_request_settle(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
@@ -117,7 +122,7 @@ void vmsrs_request_settle(struct vmsrs_request *request)
 
 	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
-	idle = list_empty(&request->domains) && !request->failed;
+	idle = list_empty(&request->domains) && !request->failed && !request->suspended_by;
 	if (idle)
 		hash_del(&request->node);
 	spin_unlock(&dev->requests_lock);
@@ -126,27 +131,48 @@ void vmsrs_request_settle(struct vmsrs_request *request)
 }
 
 /*
- * Sets `carried` of the failed requests. One pass over the threads and one over the requests:
+ * Nobody works for the request and nobody set it aside: who carried it has lost its tag (a control
+ * block that was overwritten). A tag is carried before the first lock is taken with it, until after
+ * the last one is released.
+ */
+bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_request *request;
+	bool suspended;
+
+	spin_lock(&app->dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	suspended = request && request->suspended_by;
+	spin_unlock(&app->dev->requests_lock);
+	return !suspended && !vmsrs_thread_carries(app, tag);
+}
+
+/*
+ * Sets `carried` of the failed requests, and interrupts again who carries them. One pass over the threads and one over the requests:
  * programs decide how many there are of both. requests_lock is held.
  */
 static void mark_carried(struct vmsrs_device *dev)
 {
 	struct vmsrs_request *request;
 	struct vmsrs_thread *thread;
+	u64 now = ktime_get_ns();
 
 	list_for_each_entry(request, &dev->failed_requests, failed_entry)
 		request->carried = false;
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(thread, &dev->thread_list, list) {
 		request = vmsrs_request_find(thread->app, vmsrs_thread_tag(thread));
-		if (request)
-			request->carried = true;
+		if (!request)
+			continue;
+		request->carried = true;
+		if (request->failed)
+			vmsrs_thread_signal_again(thread, now);
 	}
 	spin_unlock(&dev->threads_lock);
 }
 
 /*
- * Removes failed requests whose tag no thread carries any more; up to then the tag must be
+ * Removes failed requests whose tag no thread carries any more, unless one may be resumed; up to then the tag must be
  * remembered, so that late writes of members are refused. One that was overdue and whose threads
  * went on without failing it is failed first.
  */
@@ -162,7 +188,7 @@ void vmsrs_requests_prune(struct vmsrs_device *dev)
 	if (!list_empty(&dev->failed_requests))
 		mark_carried(dev);
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
-		if (request->carried)
+		if (request->carried || request->suspended_by)
 			continue;
 		if (list_empty(&request->domains)) {
 			hash_del(&request->node);

@@ -237,17 +237,57 @@ int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 	return error;
 }
 
+/*
+ * Interrupts a thread that carries the tag of a failed request. Which one is told in the control
+ * block first: a signal that comes late finds another tag there. threads_lock is held.
+ */
+static void interrupt(struct vmsrs_thread *thread, u64 tag, u64 now)
+{
+	WRITE_ONCE(thread->control->failed, tag);
+	thread->interrupted_ns = now;
+	if (thread->signal && thread->task != current && !thread_dead(thread))
+		send_sig(thread->signal, thread->task, 1);
+}
+
+/*
+ * The same once more, if the last time was long ago: a thread may carry the tag only since, or have
+ * slept in its way out. threads_lock is held.
+ */
+void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now)
+{
+	lockdep_assert_held(&thread->dev->threads_lock);
+	if (now - thread->interrupted_ns >= SIGNAL_AGAIN_MS * (u64)NSEC_PER_MSEC)
+		interrupt(thread, vmsrs_thread_tag(thread), now);
+}
+
+/* Does a thread that lives carry the tag? */
+bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_thread *thread;
+	bool carried = false;
+
+	spin_lock(&dev->threads_lock);
+	list_for_each_entry(thread, &dev->thread_list, list) {
+		carried = thread->app == app && vmsrs_thread_tag(thread) == tag;
+		if (carried)
+			break;
+	}
+	spin_unlock(&dev->threads_lock);
+	return carried;
+}
+
 /* Interrupts the threads that carry a tag, but for the calling one. */
 void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_thread *thread;
+	u64 now = ktime_get_ns();
 
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(thread, &dev->thread_list, list)
-		if (thread->app == app && thread->signal && thread->task != current &&
-		    !thread_dead(thread) && vmsrs_thread_tag(thread) == tag)
-			send_sig(thread->signal, thread->task, 1);
+		if (thread->app == app && vmsrs_thread_tag(thread) == tag)
+			interrupt(thread, tag, now);
 	spin_unlock(&dev->threads_lock);
 }
 
@@ -261,21 +301,15 @@ struct overdue {
 /* Looks at one thread. True if *overdue was filled in, with a reference to the thread. */
 static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *overdue)
 {
-	u32 deadline = READ_ONCE(thread->control->deadline_ms);
+	u64 due = READ_ONCE(thread->control->deadline_ns);
 	u64 tag = vmsrs_thread_tag(thread);
-	u64 due;
 
-	if (tag != thread->seen_tag) {
-		thread->seen_tag = tag;
-		thread->seen_ns = now;
+	if (!due || now < due || !vmsrs_tag_valid(thread->dev, tag))
+		return false;
+	if (tag != thread->signalled_tag) {
+		thread->signalled_tag = tag;
 		thread->signalled_ns = 0;
-		return false;
 	}
-	if (!deadline || !vmsrs_tag_valid(thread->dev, tag))
-		return false;
-	due = thread->seen_ns + deadline * (u64)NSEC_PER_MSEC;
-	if (now < due)
-		return false;
 	if (thread->signalled_ns &&
 	    now < thread->signalled_ns + DEADLINE_GRACE_MS * (u64)NSEC_PER_MSEC)
 		return false;
@@ -288,8 +322,8 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 }
 
 /*
- * Every WATCH_PERIOD while threads are registered: ends those that are gone and deals with overdue
- * requests. The first time a request is interrupted; after the grace period it is failed here, and
+ * Every WATCH_PERIOD while threads are registered or requests suspended: ends threads that are gone
+ * and deals with overdue requests. The first time a request is interrupted; after the grace period it is failed here, and
  * its threads interrupted again, for as long as they carry the tag.
  */
 static void watch(struct work_struct *work)
@@ -325,7 +359,9 @@ static void watch(struct work_struct *work)
 		vmsrs_overdue(overdue[i].thread->app, overdue[i].tag);
 		vmsrs_thread_put(overdue[i].thread);
 	}
+	vmsrs_suspended_watch(dev, now);
 	vmsrs_requests_prune(dev);
+	idle = idle && !vmsrs_suspended_any(dev);
 	if (!idle && !READ_ONCE(dev->gone))
 		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
 }

@@ -15,7 +15,7 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, control.vq_lock
+ *	pool.lock, batch.lock, control.vq_lock, waits_lock
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks: neither ever waits
  *   for anything that is held over a copy from or to user memory.
@@ -63,9 +63,12 @@
 #define WATCH_PERIOD		msecs_to_jiffies(10)
 /* An overdue request that nobody fails is failed by the driver after this time. */
 #define DEADLINE_GRACE_MS	1000
+/* Threads that carry the tag of a failed request are interrupted again after this time. */
+#define SIGNAL_AGAIN_MS		100
 /*
  * A sleeper looks at its lock word again after this time, even if nobody woke it. Only programs that
- * clear a word and do not say so need that: among others no wake-up is lost (tests/loom).
+ * clear a word and do not say so need that: among others no wake-up is lost (tests/loom). The
+ * holder's death without a trace is found then, too, and a circle that closed without the driver.
  */
 #define LOCK_SLICE		HZ
 
@@ -146,14 +149,20 @@ struct vmsrs_app {
 };
 
 /*
- * A request that has drafts or has failed. Made at its first draft; goes away when its drafts are
- * committed or discarded, or, if it failed, when no thread carries its tag any more.
- * Removed only under commit_lock.
+ * A request that has drafts, has failed, or is suspended. Made at its first draft or suspension;
+ * goes away when its drafts are committed or discarded, or, if it failed, when no thread carries its
+ * tag any more; but never while it is suspended. Removed only under commit_lock.
  */
 struct vmsrs_request {
 	struct hlist_node node;		/* in requests; guarded by requests_lock */
 	struct list_head domains;	/* domains with its drafts; guarded by requests_lock */
 	struct list_head failed_entry;	/* in failed_requests; guarded by requests_lock */
+	/* Guarded by requests_lock, changed under commit_lock as well: */
+	struct list_head suspended_entry;	/* in suspended_requests */
+	struct vmsrs_file *suspended_by;	/* only compared; NULL if it is not suspended */
+	u64 due_ns;			/* its deadline while suspended, or 0 */
+	u32 held_count;			/* domains it holds while suspended; not checked */
+	u32 held[VMSRS_HELD_MAX];
 	struct vmsrs_app *app;
 	struct vmsrs_file *file;	/* through which it wrote first; only compared */
 	u64 tag;
@@ -189,9 +198,19 @@ struct vmsrs_thread {
 	unsigned long frame_due;	/* jiffies when waiting for a frame ends, or 0 */
 
 	/* Only used by the watch. */
-	u64 seen_tag;
-	u64 seen_ns;
+	u64 signalled_tag;		/* that was overdue when the watch saw it */
 	u64 signalled_ns;
+
+	u64 interrupted_ns;		/* last signal; guarded by threads_lock */
+};
+
+/* A thread that sleeps for a lock. */
+struct vmsrs_wait {
+	struct hlist_node node;		/* in waits; guarded by waits_lock */
+	struct list_head todo;		/* of one walk; guarded by waits_lock */
+	struct vmsrs_app *app;
+	u64 tag;
+	atomic64_t *word;
 };
 
 struct vmsrs_file {
@@ -263,9 +282,13 @@ struct vmsrs_device {
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
 	struct mutex commit_lock;	/* commits, discards and failures happen one after the other */
-	spinlock_t requests_lock;	/* guards requests and failed_requests */
+	spinlock_t requests_lock;	/* guards requests and the two lists */
 	DECLARE_HASHTABLE(requests, 8);
 	struct list_head failed_requests;
+	struct list_head suspended_requests;
+
+	spinlock_t waits_lock;		/* guards waits; nests in nothing of the driver's */
+	DECLARE_HASHTABLE(waits, 8);	/* struct vmsrs_wait, by tag */
 
 	spinlock_t threads_lock;	/* guards threads and thread_list */
 	DECLARE_HASHTABLE(threads, 8);
@@ -370,6 +393,7 @@ void vmsrs_request_add(struct vmsrs_request *request);
 struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp);
 void vmsrs_request_settle(struct vmsrs_request *request);
 bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
+bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
 void vmsrs_requests_prune(struct vmsrs_device *dev);
 void vmsrs_requests_free(struct vmsrs_device *dev);
 
@@ -389,6 +413,8 @@ void vmsrs_host_reports_wait(struct vmsrs_device *dev);
 
 /* fail.c */
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
+void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail);
+void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag);
 void vmsrs_fail_file(struct vmsrs_file *file);
 void vmsrs_discard(struct vmsrs_app *app, u64 tag);
 void vmsrs_overdue(struct vmsrs_app *app, u64 tag);
@@ -396,6 +422,18 @@ void vmsrs_overdue(struct vmsrs_app *app, u64 tag);
 /* evidence.c */
 bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail);
 void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail);
+/* suspend.c */
+long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
+		   const struct vmsrs_ioctl_suspend *arg);
+long vmsrs_resume(struct vmsrs_file *file, u64 tag);
+long vmsrs_abandon(struct vmsrs_file *file, u64 tag);
+void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now);
+bool vmsrs_suspended_any(struct vmsrs_device *dev);
+
+/* deadlock.c */
+void vmsrs_waits_init(struct vmsrs_device *dev);
+int vmsrs_wait_enter(struct vmsrs_wait *wait);
+void vmsrs_wait_leave(struct vmsrs_wait *wait);
 
 /* thread.c */
 void vmsrs_threads_init(struct vmsrs_device *dev);
@@ -406,6 +444,8 @@ long vmsrs_thread_exit(struct vmsrs_file *file);
 void vmsrs_threads_reap(struct vmsrs_file *file, bool all);
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma);
 void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag);
+void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now);
+bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag);
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
 
 static inline u64 vmsrs_thread_tag(const struct vmsrs_thread *thread)

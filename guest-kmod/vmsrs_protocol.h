@@ -258,7 +258,9 @@
 #define VMSRS_IOCTL_COMMIT 1074812422
 
 // Fails the calling thread's request with [`IoctlFail`]: drafts are discarded, then the locks of
-// its domains are released, other members are interrupted, the report goes to the host.
+// its domains are released, the other threads that carry its tag are interrupted (again and again
+// for as long as they carry it), the report goes to the host. When it has failed before, the answer
+// is that incident.
 #define VMSRS_IOCTL_FAIL 3246413319
 
 // Discards the calling thread's drafts without an incident, with [`IoctlTag`]; locks stay as they
@@ -266,7 +268,12 @@
 #define VMSRS_IOCTL_DISCARD 1074288136
 
 // Waits for a domain's lock and takes it, with [`IoctlLock`]. `ETIMEDOUT`: not within the timeout.
-// `EINTR`: a signal came first. `EDEADLK`: the calling thread's request holds it already.
+// `EINTR`: a signal came first. `EEXIST`: the calling thread's request holds it already. `ESTALE`:
+// the request has failed. `EDEADLK`: the holder waits, directly or through other requests, for a
+// domain that the caller's request holds; whoever closes such a circle gets this answer, and the
+// others go on waiting. A request counts as waiting when any of its threads waits. The lock of a
+// request that no thread carries any more and that is not suspended is released when somebody has
+// waited for it for a second, or to the end of a shorter timeout.
 #define VMSRS_IOCTL_LOCK_WAIT 1074812425
 
 // Wakes the threads that wait for a domain's lock, with [`IoctlLock`].
@@ -282,6 +289,26 @@
 // Unregisters the calling thread; a request it still has is failed
 // ([`crate::incident::KIND_THREAD_DEATH`]). No argument. `ENOENT`: it is not registered.
 #define VMSRS_IOCTL_THREAD_EXIT 22029
+
+// Sets the calling thread's request aside, with [`IoctlSuspend`]: its drafts and the domains in the
+// thread's `held` stay its own without any thread that carries its tag. The caller clears its
+// control block afterwards. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request has
+// failed. `EALREADY`: it is suspended already.
+//
+// A suspended request that misses its deadline is failed by the driver: its drafts are gone and its
+// locks free at once, and its tag is remembered until [`IOCTL_RESUME`] or [`IOCTL_ABANDON`]. When
+// the last reference to the file through which it was suspended goes, it is failed
+// ([`crate::incident::KIND_PROCESS_DEATH`]).
+#define VMSRS_IOCTL_SUSPEND 1074812430
+
+// Takes a suspended request up again, with [`IoctlTag`]. The calling thread carries its tag and
+// has its domains in `held` already. `ENOENT`: no such request was suspended through this file.
+// `ESTALE`: it has failed meanwhile; [`IOCTL_FAIL`] gives the incident.
+#define VMSRS_IOCTL_RESUME 1074288143
+
+// Gives a suspended request up, with [`IoctlTag`]: drafts are discarded, then its locks are
+// released. The calling thread need not be registered. `ENOENT`: as for [`IOCTL_RESUME`].
+#define VMSRS_IOCTL_ABANDON 1074288144
 
 // `mmap` offset of app `n`'s pages: `n << APP_OFFSET_SHIFT`.
 #define VMSRS_APP_OFFSET_SHIFT 40
@@ -304,7 +331,7 @@
 // Most pages in one commit that the host keeps while its records arrive.
 #define VMSRS_COMMIT_PAGES_MAX 65536
 
-// Most domains that one thread can hold at a time.
+// Most domains that one request can hold at a time.
 #define VMSRS_HELD_MAX 32
 
 // Bit of a lock word: threads wait in the driver; whoever releases must call
@@ -616,13 +643,17 @@ struct vmsrs_evidence {
 struct vmsrs_thread_control {
   // Tag of the request that the thread works for, or 0.
   uint64_t tag;
+  // Written by the driver, before it sends the thread's signal: tag of the request that has
+  // failed. A thread that carries this tag must come to its landing; any other value is of a
+  // request that it has left.
+  uint64_t failed;
+  // `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0 for no limit.
+  // The driver's watch looks every 10 ms: it is never early, and late by one period at most.
+  // The clock is that of the initial time namespace.
+  uint64_t deadline_ns;
   // Drafts made by this thread in this request: raised by the driver, set to 0 by the library
   // when a request begins and when it has committed.
   uint32_t drafts;
-  // Milliseconds that the request may take, or 0 for no limit. Counted from the first time that
-  // the driver's watch sees the tag, so it is never early, and late by at most two ticks of the
-  // watch.
-  uint32_t deadline_ms;
   // Entries in use in `held`.
   uint32_t held_count;
   // Protection key of the request's drafts, 1 to 15, or 0 for none; anything else counts as 0.
@@ -631,9 +662,12 @@ struct vmsrs_thread_control {
   // thread that makes the request's first draft and stays the request's: another key of another
   // member changes nothing.
   uint32_t key;
-  // Domains that this thread holds or is about to lock, in the order of their locking. A domain
-  // is entered here before its lock is taken and removed after it is released, so that a
-  // thread's death at any point leaves no lock behind.
+  // Reserved.
+  uint32_t reserved;
+  // Domains that the request holds or is about to lock. Of the threads that carry a request's
+  // tag, one has the list: whichever of them locks or unlocks a domain, it is entered there
+  // before its lock is taken and removed after it is released, so that a thread's death at any
+  // point leaves no lock behind. [`crate::ioctl::IOCTL_SUSPEND`] takes it over.
   uint32_t held[VMSRS_HELD_MAX];
 };
 
@@ -765,7 +799,15 @@ struct vmsrs_ioctl_fail {
   uint32_t flags;
 };
 
-// Argument of [`IOCTL_DISCARD`].
+// Argument of [`IOCTL_SUSPEND`].
+struct vmsrs_ioctl_suspend {
+  // In: the request's tag.
+  uint64_t tag;
+  // In: `CLOCK_MONOTONIC` nanoseconds at which it is over its deadline, or 0 for no limit.
+  uint64_t deadline_ns;
+};
+
+// Argument of [`IOCTL_DISCARD`], [`IOCTL_RESUME`] and [`IOCTL_ABANDON`].
 struct vmsrs_ioctl_tag {
   // In: the request's tag.
   uint64_t tag;

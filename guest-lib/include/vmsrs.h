@@ -80,6 +80,10 @@
 // The operating system or the driver refused; `errno` says why.
 #define VMSRS_ESYSTEM -16
 
+// The domain's holder waits for a domain that this request holds. The request still holds what it
+// held: leave some of it and try again, or give up.
+#define VMSRS_EDEADLOCK -17
+
 // No device: nothing is restored after an error, but errors are suppressed all the same.
 #define VMSRS_PROTECTION_NONE 0
 

@@ -51,6 +51,9 @@ pub const VMSRS_EUNSEALED: i32 = -14;
 pub const VMSRS_EFORKED: i32 = -15;
 /// The operating system or the driver refused; `errno` says why.
 pub const VMSRS_ESYSTEM: i32 = -16;
+/// The domain's holder waits for a domain that this request holds. The request still holds what it
+/// held: leave some of it and try again, or give up.
+pub const VMSRS_EDEADLOCK: i32 = -17;
 
 /// No device: nothing is restored after an error, but errors are suppressed all the same.
 pub const VMSRS_PROTECTION_NONE: i32 = 0;
@@ -707,6 +710,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
         VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
         VMSRS_EFORKED => c"the process was forked inside the request",
+        VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
         _ => c"unknown code",
     };
@@ -749,6 +753,7 @@ fn code(error: &Error) -> c_int {
         Error::Limit(_) => VMSRS_ELIMIT,
         Error::OtherApp => VMSRS_EAPP,
         Error::LockTimeout { .. } => VMSRS_ETIMEOUT,
+        Error::WouldDeadlock => VMSRS_EDEADLOCK,
         Error::OutOfMemory { .. } => VMSRS_ENOMEM,
         Error::Unsealed => VMSRS_EUNSEALED,
         Error::Forked => VMSRS_EFORKED,

@@ -78,6 +78,11 @@ pub enum Error {
         /// The timeout.
         milliseconds: u32,
     },
+    /// The domain's holder waits, directly or through other requests, for a domain that this request
+    /// holds. The request still holds what it held: it may leave some of it and try again, or give
+    /// up.
+    #[error("waiting for the domain would never end: its holder waits for this request")]
+    WouldDeadlock,
     /// No memory: the window is full, the domain has reached its greatest size, or the block is
     /// larger than a domain can hold in one piece.
     #[error("no memory in the domain for {size} bytes")]

@@ -16,7 +16,8 @@ const TIMEOUT_MAX: u32 = 3_600_000;
 ///
 /// # Errors
 ///
-/// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::System`]. If the
+/// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::WouldDeadlock`],
+/// [`Error::System`]. If the
 /// request has missed its deadline, an interrupt is pending too.
 pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
     let number = domain.number();
@@ -58,7 +59,8 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
             Some(libc::ETIMEDOUT | libc::EINTR | libc::ESTALE) => Error::LockTimeout {
                 milliseconds: timeout_ms,
             },
-            Some(libc::EDEADLK) => Error::AlreadyHeld,
+            Some(libc::EDEADLK) => Error::WouldDeadlock,
+            Some(libc::EEXIST) => Error::AlreadyHeld,
             _ => Error::system("waiting for a domain's lock")(error),
         });
     }

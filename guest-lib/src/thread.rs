@@ -557,8 +557,8 @@ impl Thread {
         self.clear_drafts();
         // SAFETY: as in tag().
         self.write(
-            |control| unsafe { &raw mut (*control).deadline_ms },
-            deadline_ms,
+            |control| unsafe { &raw mut (*control).deadline_ns },
+            self.deadline.get(),
         );
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).tag }, tag);
@@ -573,7 +573,7 @@ impl Thread {
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).tag }, 0);
         // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).deadline_ms }, 0);
+        self.write(|control| unsafe { &raw mut (*control).deadline_ns }, 0);
         self.set_count(0);
         self.clear_drafts();
         self.deadline.set(0);

@@ -228,7 +228,7 @@ impl Backend for Unprotected {
                 continue;
             }
             if now & LOCK_TAG == tag {
-                return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+                return Err(io::Error::from_raw_os_error(libc::EEXIST));
             }
             let marked = now | LOCK_WAITERS;
             if now != marked

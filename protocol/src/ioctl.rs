@@ -33,13 +33,20 @@ pub const IOCTL_TAGS: u32 = 0x8010_5605;
 /// did not seal in time (with [`COMMIT_SEAL`] only).
 pub const IOCTL_COMMIT: u32 = 0x4010_5606;
 /// Fails the calling thread's request with [`IoctlFail`]: drafts are discarded, then the locks of
-/// its domains are released, other members are interrupted, the report goes to the host.
+/// its domains are released, the other threads that carry its tag are interrupted (again and again
+/// for as long as they carry it), the report goes to the host. When it has failed before, the answer
+/// is that incident.
 pub const IOCTL_FAIL: u32 = 0xc180_5607;
 /// Discards the calling thread's drafts without an incident, with [`IoctlTag`]; locks stay as they
 /// are.
 pub const IOCTL_DISCARD: u32 = 0x4008_5608;
 /// Waits for a domain's lock and takes it, with [`IoctlLock`]. `ETIMEDOUT`: not within the timeout.
-/// `EINTR`: a signal came first. `EDEADLK`: the calling thread's request holds it already.
+/// `EINTR`: a signal came first. `EEXIST`: the calling thread's request holds it already. `ESTALE`:
+/// the request has failed. `EDEADLK`: the holder waits, directly or through other requests, for a
+/// domain that the caller's request holds; whoever closes such a circle gets this answer, and the
+/// others go on waiting. A request counts as waiting when any of its threads waits. The lock of a
+/// request that no thread carries any more and that is not suspended is released when somebody has
+/// waited for it for a second, or to the end of a shorter timeout.
 pub const IOCTL_LOCK_WAIT: u32 = 0x4010_5609;
 /// Wakes the threads that wait for a domain's lock, with [`IoctlLock`].
 pub const IOCTL_LOCK_WAKE: u32 = 0x4010_560a;
@@ -51,6 +58,23 @@ pub const IOCTL_INFO: u32 = 0x8040_560c;
 /// Unregisters the calling thread; a request it still has is failed
 /// ([`crate::incident::KIND_THREAD_DEATH`]). No argument. `ENOENT`: it is not registered.
 pub const IOCTL_THREAD_EXIT: u32 = 0x0000_560d;
+/// Sets the calling thread's request aside, with [`IoctlSuspend`]: its drafts and the domains in the
+/// thread's `held` stay its own without any thread that carries its tag. The caller clears its
+/// control block afterwards. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request has
+/// failed. `EALREADY`: it is suspended already.
+///
+/// A suspended request that misses its deadline is failed by the driver: its drafts are gone and its
+/// locks free at once, and its tag is remembered until [`IOCTL_RESUME`] or [`IOCTL_ABANDON`]. When
+/// the last reference to the file through which it was suspended goes, it is failed
+/// ([`crate::incident::KIND_PROCESS_DEATH`]).
+pub const IOCTL_SUSPEND: u32 = 0x4010_560e;
+/// Takes a suspended request up again, with [`IoctlTag`]. The calling thread carries its tag and
+/// has its domains in `held` already. `ENOENT`: no such request was suspended through this file.
+/// `ESTALE`: it has failed meanwhile; [`IOCTL_FAIL`] gives the incident.
+pub const IOCTL_RESUME: u32 = 0x4008_560f;
+/// Gives a suspended request up, with [`IoctlTag`]: drafts are discarded, then its locks are
+/// released. The calling thread need not be registered. `ENOENT`: as for [`IOCTL_RESUME`].
+pub const IOCTL_ABANDON: u32 = 0x4008_5610;
 
 /// `mmap` offset of app `n`'s pages: `n << APP_OFFSET_SHIFT`.
 pub const APP_OFFSET_SHIFT: u32 = 40;
@@ -206,7 +230,17 @@ pub struct IoctlFail {
     pub flags: u32,
 }
 
-/// Argument of [`IOCTL_DISCARD`].
+/// Argument of [`IOCTL_SUSPEND`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlSuspend {
+    /// In: the request's tag.
+    pub tag: u64,
+    /// In: `CLOCK_MONOTONIC` nanoseconds at which it is over its deadline, or 0 for no limit.
+    pub deadline_ns: u64,
+}
+
+/// Argument of [`IOCTL_DISCARD`], [`IOCTL_RESUME`] and [`IOCTL_ABANDON`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlTag {
@@ -288,6 +322,9 @@ mod tests {
         assert_eq!(IOCTL_FLUSH, ioc(NONE, 11, 0));
         assert_eq!(IOCTL_INFO, ioc(READ, 12, size_of::<IoctlInfo>()));
         assert_eq!(IOCTL_THREAD_EXIT, ioc(NONE, 13, 0));
+        assert_eq!(IOCTL_SUSPEND, ioc(WRITE, 14, size_of::<IoctlSuspend>()));
+        assert_eq!(IOCTL_RESUME, ioc(WRITE, 15, size_of::<IoctlTag>()));
+        assert_eq!(IOCTL_ABANDON, ioc(WRITE, 16, size_of::<IoctlTag>()));
     }
 
     #[test]

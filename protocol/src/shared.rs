@@ -1,6 +1,6 @@
 //! Memory shared between a process and the driver: thread control blocks and lock words.
 
-/// Most domains that one thread can hold at a time.
+/// Most domains that one request can hold at a time.
 pub const HELD_MAX: usize = 32;
 
 /// Bit of a lock word: threads wait in the driver; whoever releases must call
@@ -22,13 +22,17 @@ pub const LOCK_TAG: u64 = 0x7fff_ffff_ffff_ffff;
 pub struct ThreadControl {
     /// Tag of the request that the thread works for, or 0.
     pub tag: u64,
+    /// Written by the driver, before it sends the thread's signal: tag of the request that has
+    /// failed. A thread that carries this tag must come to its landing; any other value is of a
+    /// request that it has left.
+    pub failed: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0 for no limit.
+    /// The driver's watch looks every 10 ms: it is never early, and late by one period at most.
+    /// The clock is that of the initial time namespace.
+    pub deadline_ns: u64,
     /// Drafts made by this thread in this request: raised by the driver, set to 0 by the library
     /// when a request begins and when it has committed.
     pub drafts: u32,
-    /// Milliseconds that the request may take, or 0 for no limit. Counted from the first time that
-    /// the driver's watch sees the tag, so it is never early, and late by at most two ticks of the
-    /// watch.
-    pub deadline_ms: u32,
     /// Entries in use in `held`.
     pub held_count: u32,
     /// Protection key of the request's drafts, 1 to 15, or 0 for none; anything else counts as 0.
@@ -37,8 +41,11 @@ pub struct ThreadControl {
     /// thread that makes the request's first draft and stays the request's: another key of another
     /// member changes nothing.
     pub key: u32,
-    /// Domains that this thread holds or is about to lock, in the order of their locking. A domain
-    /// is entered here before its lock is taken and removed after it is released, so that a
-    /// thread's death at any point leaves no lock behind.
+    /// Reserved.
+    pub reserved: u32,
+    /// Domains that the request holds or is about to lock. Of the threads that carry a request's
+    /// tag, one has the list: whichever of them locks or unlocks a domain, it is entered there
+    /// before its lock is taken and removed after it is released, so that a thread's death at any
+    /// point leaves no lock behind. [`crate::ioctl::IOCTL_SUSPEND`] takes it over.
     pub held: [u32; HELD_MAX],
 }

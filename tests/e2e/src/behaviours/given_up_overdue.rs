@@ -28,13 +28,13 @@ fn give_up(_: &str) -> Result<()> {
         // SAFETY: the page is the domain's, which the request holds.
         unsafe { poke(page, 0xff) };
         // SAFETY: the control block is mapped as long as the process lives.
-        unsafe { std::ptr::write_volatile(&raw mut (*thread.control()).deadline_ms, 20) };
+        unsafe { std::ptr::write_volatile(&raw mut (*thread.control()).deadline_ns, 1) };
         // A commit of a domain without drafts changes nothing, and tells when the deadline was seen.
         while thread.commit_domain(tag, other).is_ok() {
             std::thread::yield_now();
         }
         // SAFETY: as above.
-        unsafe { std::ptr::write_volatile(&raw mut (*thread.control()).deadline_ms, 0) };
+        unsafe { std::ptr::write_volatile(&raw mut (*thread.control()).deadline_ns, 0) };
         thread.discard(tag)?;
         // SAFETY: the pages are readable by the whole process.
         let seen = unsafe { peek(page) };
