@@ -43,10 +43,8 @@ impl Default for Registration {
 impl Registration {
     fn use_memory(&self) {
         // SAFETY: loom checks that nobody frees it meanwhile.
-        assert!(
-            self.memory.with(|memory| unsafe { *memory }),
-            "use after free"
-        );
+        let whole = self.memory.with(|memory| unsafe { *memory });
+        assert!(whole, "use after free");
     }
 
     fn use_resources(&self) {

@@ -1,0 +1,149 @@
+//! The six promises of `docs/design.md`, as far as the engine keeps them: what must be true after
+//! every step, whatever the driver and the guest did.
+//!
+//! That these can fail was tried by hand, with one mistake at a time in the engine:
+//!
+//! | mistake | caught by |
+//! |---|---|
+//! | sealing leaves the last run of frames writable | 3 |
+//! | a record against an old frame is taken all the same | 4 |
+//! | a refused commit leaves its first records applied | 2 |
+//! | a frame is granted that is granted already, or that is not wiped | 3, and the store's own check |
+//! | a reset applies the records of a commit that has not arrived whole | 2 |
+//! | dropped drafts stay writable, or evidence is wiped while it is kept | 3 |
+//! | a superseded version is forgotten instead of retired | 6 |
+//! | a page is sealed for a domain that it does not belong to | the right refusal is missed |
+
+use std::collections::BTreeMap;
+
+use vmsrs_protocol::{NONE, ZERO_FRAME};
+
+use super::{CONFIG, RUNS, World};
+use crate::engine::FrameState;
+
+/// What a page holds, by app and page: the frame and its content.
+pub(super) type Pages = BTreeMap<(u32, u32), (u32, u64)>;
+
+impl World {
+    /// All promises.
+    pub(super) fn check(&mut self) {
+        self.engine.check_invariants();
+        self.recovery_data_is_isolated();
+        let pages = self.sealed_pages();
+        self.user_data_is_consistent(&pages);
+        self.commits_are_atomic(&pages);
+        self.nothing_is_rolled_back(&pages);
+        self.former = pages;
+    }
+
+    /// The pages of all domains, as the engine tells a driver that starts.
+    fn sealed_pages(&self) -> Pages {
+        let mut found = Pages::new();
+        for &(app, domain) in self.extents.keys() {
+            let (pages, next) = self.engine.list_pages(app, domain, 0, usize::MAX).unwrap();
+            assert_eq!(next, NONE);
+            for entry in pages {
+                let content = self.memory.content[entry.frame as usize];
+                found.insert((app, entry.page), (entry.frame, content));
+            }
+        }
+        found
+    }
+
+    /// Promise 1, user data consistency: a domain holds exactly what its committed requests wrote,
+    /// in the frames that the driver knows.
+    fn user_data_is_consistent(&self, found: &Pages) {
+        assert_eq!(found, &self.pages);
+    }
+
+    /// Promise 2, atomicity: where one page shows a commit, none of the same commit shows an older
+    /// version. Contents are numbered in the order of the commits.
+    fn commits_are_atomic(&self, found: &Pages) {
+        for commit in &self.commits {
+            let content = |page| found.get(page).map_or(0, |&(_, content)| content);
+            let shown = commit
+                .iter()
+                .any(|(page, written)| content(page) == *written);
+            let older = commit
+                .iter()
+                .find(|(page, written)| content(page) < *written);
+            assert!(!shown || older.is_none(), "half of a commit: {older:?}");
+        }
+    }
+
+    /// Promise 3, isolation of recovery data: a guest that runs wild, its kernel included, writes
+    /// into every frame that it can. It reaches granted frames alone; sealed versions, evidence and
+    /// wiped frames stay as they are.
+    fn recovery_data_is_isolated(&mut self) {
+        for frame in 0..CONFIG.window_frames {
+            let state = self.engine.frame_state(frame);
+            let granted = state == Some(FrameState::Granted);
+            let writable = self.memory.writable[frame as usize];
+            assert!(granted || !writable, "frame {frame} is writable");
+            assert!(self.leftover || writable == granted, "frame {frame}");
+            assert_eq!(self.engine.is_protected(frame), !granted);
+            // But for drafts that are committed and not yet sent: those, only the driver's page
+            // tables guard.
+            let unsent = self
+                .unfinished
+                .as_ref()
+                .is_some_and(|(records, _)| records.iter().any(|record| record.new_frame == frame));
+            if !unsent {
+                self.memory.guest_write(frame, u64::MAX);
+            }
+            let content = self.memory.content[frame as usize];
+            if state == Some(FrameState::Evidence) {
+                assert_eq!(Some(&content), self.evidence.get(&frame), "frame {frame}");
+            }
+            if state == Some(FrameState::Free) {
+                assert_eq!(content, 0, "frame {frame} is free and not wiped");
+            }
+        }
+        assert_eq!(self.memory.content[ZERO_FRAME as usize], 0);
+    }
+
+    /// Promise 4, no rollback: no page goes back to a version before, none goes away.
+    fn nothing_is_rolled_back(&self, found: &Pages) {
+        for (page, &(_, before)) in &self.former {
+            let now = found.get(page).map(|&(_, content)| content);
+            // A frame that was left read-only had zeros in it when it was committed.
+            assert!(
+                now.is_some_and(|now| now >= before || now == 0),
+                "{page:?} went back from {before} to {now:?}"
+            );
+        }
+    }
+
+    /// Promise 5, any threads: locks are the library's and the driver's (`tests/loom`). The engine's
+    /// part is that no number of an earlier boot comes again, so that nothing left from there is
+    /// taken for a running request's.
+    pub(super) fn numbers_never_come_again(&self, before: &vmsrs_protocol::device::DeviceConfig) {
+        let after = self.engine.device_config();
+        assert!(after.tag_base > before.tag_base && after.tag_base >= self.next_tag);
+        assert!(after.incident_base > before.incident_base);
+        assert!(after.incident_base >= self.next_incident);
+    }
+
+    /// Promise 6, only the guilty pays: whatever happened, everybody else can go on. As soon as the
+    /// cleanser has caught up the driver gets its whole pool; that right messages are taken is
+    /// checked where the steps send them.
+    pub(super) fn everybody_else_can_go_on(&mut self) {
+        self.memory.fails_after = None;
+        let laundry = self.engine.take_laundry(u32::MAX);
+        self.memory.wipe(&laundry);
+        self.engine.cleansed(laundry);
+        loop {
+            let runs = self
+                .engine
+                .grant(CONFIG.pool_frames, RUNS, &mut self.memory)
+                .expect("nothing fails any more");
+            if runs.is_empty() {
+                break;
+            }
+            self.take_grant(&runs);
+        }
+        let frames = 0..CONFIG.window_frames;
+        let granted = frames.filter(|&frame| !self.engine.is_protected(frame));
+        assert_eq!(granted.count(), CONFIG.pool_frames as usize);
+    }
+}
