@@ -4,5 +4,6 @@ pub mod cli;
 pub mod control;
 pub mod devices;
 pub mod engine;
+pub mod symbols;
 pub mod vmm;
 pub mod window;

@@ -115,10 +115,15 @@ fn state(header: BlockHeader, address: u64) -> Option<(State, u64)> {
         .map(|state| (state, header.size() as u64))
 }
 
-/// The last of the blocks (in order) that begins at or before `address`. A change that begins in a
-/// block's header counts as the block before.
+/// The last of the blocks (in order) that begins at or before `address`. A block begins with its
+/// header where that is good in the dropped version; a damaged one was overwritten from the block
+/// before it.
 pub(crate) fn nearest(blocks: &[Block], address: u64) -> Option<Block> {
-    let behind = blocks.partition_point(|block| block.address <= address);
+    let begin = |block: &Block| match block.became {
+        Some(_) => block.address.saturating_sub(BLOCK_HEADER as u64),
+        None => block.address,
+    };
+    let behind = blocks.partition_point(|block| begin(block) <= address);
     blocks[..behind].last().copied()
 }
 
@@ -182,8 +187,9 @@ mod tests {
                 (0x1000, 100, None, Some(State::Live)),
             ]
         );
-        assert_eq!(nearest(&found, ADDRESS + 0xff), None);
-        for (offset, block) in [(0x100, 0), (0x1ff, 0), (0x200, 1), (0xfff, 2), (0x1000, 3)] {
+        assert_eq!(nearest(&found, ADDRESS + 0xef), None);
+        // The damaged header of the second one counts as the first, a good header as its own.
+        for (offset, block) in [(0xf0, 0), (0x1ff, 0), (0x200, 1), (0x3f0, 2), (0xff0, 3)] {
             assert_eq!(nearest(&found, ADDRESS + offset), Some(found[block]));
         }
     }

@@ -1,0 +1,320 @@
+//! One incident as text, in the order in which a developer asks: what, who, where, and what it did.
+
+use std::fmt::Write as _;
+
+use vmsrs_protocol::incident::REGISTERS;
+
+use super::changes::{place, rows};
+use super::list::spelled;
+use super::shown::Shown;
+use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
+use crate::engine::{DraftFacts, RequestFacts};
+use crate::symbols::{Found, Frame};
+
+/// Names of the registers, in the order of the protocol.
+pub(super) const REGISTER_NAMES: [&str; REGISTERS] = [
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15", "rip", "rflags",
+];
+
+/// Changes, and rows of each, that are shown without --full.
+const CHANGES: usize = 16;
+const ROWS: usize = 4;
+
+pub(super) fn describe(shown: &Shown, full: bool) -> String {
+    let mut text = facts(&rows_of(shown));
+    for note in &shown.trace.notes {
+        let _ = writeln!(text, "\nnote: {}", printable(note));
+    }
+    if let Some(request) = &shown.detail.request {
+        text.push_str(&backtrace(&shown.trace.frames));
+        text.push_str(&dropped(request));
+        text.push_str(&changed(request, full));
+        text.push_str(&registers(&request.registers));
+    }
+    text
+}
+
+/// The facts that fit in a line each.
+pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
+    let detail = &shown.detail;
+    let summary = &detail.summary;
+    let mut at = address(summary.address);
+    if let Some(is) = &shown.address_is {
+        let _ = write!(at, " ({})", printable(is));
+    }
+    let mut rows = vec![
+        ("incident", summary.number.to_string()),
+        ("time (UTC)", text::time(summary.at_ms)),
+        ("kind", printable(&summary.kind)),
+        ("outcome", spelled(summary.outcome)),
+        ("app", printable_or_dash(summary.app.as_deref())),
+        ("domain", printable_or_dash(summary.domain.as_deref())),
+    ];
+    if let Some(culprit) = shown.culprit() {
+        rows.push(("in", printable(&culprit)));
+    }
+    rows.push(("address", at));
+    rows.push(("instruction", address(detail.instruction)));
+    if let Some(write) = &detail.sealed_write {
+        let mode = if write.user {
+            "user mode"
+        } else {
+            "the kernel"
+        };
+        rows.extend([
+            ("written by", format!("{mode}, vCPU {}", write.vcpu)),
+            ("frame", write.frame.to_string()),
+            ("guest physical", format!("{:#x}", write.physical)),
+            ("attempts", write.count.to_string()),
+        ]);
+    }
+    if let Some(down) = &detail.guest_down {
+        rows.extend([
+            ("how", printable(&down.reason)),
+            ("frames granted", down.granted_frames.to_string()),
+            ("drafts dropped", down.written_frames.to_string()),
+            ("pages of a commit cut off", down.staged_pages.to_string()),
+        ]);
+    }
+    if let Some(request) = &detail.request {
+        let message = request.program.as_ref().map(|program| &program.message);
+        if let Some(message) = message.filter(|message| !message.is_empty()) {
+            rows.push(("message", printable(message)));
+        }
+        let thread = printable(&request.thread);
+        rows.extend([
+            ("request tag", request.tag.to_string()),
+            (
+                "thread",
+                format!("{thread} (process {}, thread {})", request.pid, request.tid),
+            ),
+            (
+                "signal",
+                format!("{} (code {})", request.signal, request.code),
+            ),
+            ("recovered in", nanoseconds(request.recovery_ns)),
+            ("restored to", spelled(request.restored)),
+            ("drafts dropped", request.drafts_total.to_string()),
+        ]);
+    }
+    rows
+}
+
+/// Where a frame is: function and offset or module and offset.
+pub(super) fn frame_name(frame: &Frame) -> String {
+    match &frame.function {
+        Some(function) => printable(function),
+        None => match (&frame.module, frame.module_offset) {
+            (Some(module), Some(offset)) => format!("{}+{offset:#x}", printable(module)),
+            _ => "?".to_owned(),
+        },
+    }
+}
+
+/// The source line of a frame; empty if it is not known.
+pub(super) fn frame_line(frame: &Frame) -> String {
+    match (&frame.file, frame.line) {
+        (Some(file), Some(line)) => format!("{}:{line}", printable(file)),
+        (Some(file), None) => printable(file),
+        _ => String::new(),
+    }
+}
+
+fn backtrace(frames: &[Frame]) -> String {
+    let mut text = String::new();
+    if frames.is_empty() {
+        return text;
+    }
+    text.push_str("\nbacktrace\n");
+    let hidden = frames.iter().filter(|frame| frame.machinery).count();
+    if hidden != 0 {
+        let _ = writeln!(text, "       ({hidden} lines of the panic itself)");
+    }
+    for frame in frames.iter().filter(|frame| !frame.machinery) {
+        let mark = match frame.found {
+            Found::Scan => "?",
+            _ => " ",
+        };
+        let inlined = if frame.inlined { " (inlined)" } else { "" };
+        let _ = writeln!(
+            text,
+            " {mark}#{:<3} {:#018x}  {}{inlined}",
+            frame.level,
+            frame.address,
+            frame_name(frame)
+        );
+        let line = frame_line(frame);
+        if !line.is_empty() {
+            let _ = writeln!(text, "{:28}at {line}", "");
+        }
+    }
+    text
+}
+
+fn dropped(request: &RequestFacts) -> String {
+    if request.drafts.is_empty() {
+        return String::new();
+    }
+    let row = |draft: &DraftFacts| {
+        [
+            printable(&draft.domain),
+            draft.page.to_string(),
+            format!("{:#x}", draft.address),
+            draft.changed_bytes.to_string(),
+            address(draft.first_changed.map(u64::from)),
+            draft
+                .frame
+                .map_or_else(|| "-".to_owned(), |frame| frame.to_string()),
+        ]
+    };
+    let rows: Vec<_> = request.drafts.iter().map(row).collect();
+    let head = [
+        "DOMAIN",
+        "PAGE",
+        "ADDRESS",
+        "BYTES CHANGED",
+        "FIRST AT",
+        "FRAME",
+    ];
+    let mut text = format!("\ndropped drafts\n{}", table(head, &rows));
+    let more = (request.drafts_total as usize).saturating_sub(rows.len());
+    if more != 0 {
+        let _ = writeln!(text, "and {more} more");
+    }
+    text
+}
+
+fn changed(request: &RequestFacts, full: bool) -> String {
+    let mut text = String::new();
+    if request.details_dropped {
+        text.push_str("\nchanges: no longer kept, they made room for younger incidents\n");
+        return text;
+    }
+    let (limit, row_limit) = if full {
+        (usize::MAX, usize::MAX)
+    } else {
+        (CHANGES, ROWS)
+    };
+    let all = request
+        .drafts
+        .iter()
+        .flat_map(|draft| draft.changes.iter().map(move |change| (draft, change)));
+    let count = all.clone().count();
+    if count != 0 {
+        text.push_str("\nchanges (- before, + what the request had written)\n");
+    }
+    for (draft, change) in all.take(limit) {
+        let length = change.new.len();
+        let _ = writeln!(
+            text,
+            "{} page {}: {length} bytes at {:#x}, {}",
+            printable(&draft.domain),
+            draft.page,
+            change.address,
+            place(change)
+        );
+        for (address, old, new) in rows(change, row_limit) {
+            let _ = writeln!(text, "  {address:#x}  - {old}");
+            let _ = writeln!(
+                text,
+                "  {:width$}  + {new}",
+                "",
+                width = 2 + hex_digits(address)
+            );
+        }
+        let shown = row_limit.saturating_mul(super::changes::ROW);
+        if length > shown {
+            let _ = writeln!(text, "  ... {} more bytes: see --full", length - shown);
+        }
+    }
+    if count > limit {
+        let _ = writeln!(text, "... {} more changes: see --full", count - limit);
+    }
+    text
+}
+
+fn hex_digits(number: u64) -> usize {
+    format!("{number:x}").len()
+}
+
+fn registers(registers: &[u64]) -> String {
+    let mut text = String::new();
+    if registers.is_empty() {
+        return text;
+    }
+    text.push_str("\nregisters\n");
+    let named: Vec<_> = REGISTER_NAMES.iter().zip(registers).collect();
+    for line in named.chunks(3) {
+        for (name, value) in line {
+            let _ = write!(text, "{name:>6} {value:016x}  ");
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+    use crate::engine::{GuestDownFacts, SealedWriteFacts};
+
+    /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
+
+    #[test]
+    fn an_incident_reads_as_the_sample_does() {
+        let text = describe(&sample::shown(), false);
+        if std::env::var_os("VMSRS_BLESS").is_some() {
+            std::fs::write(GOLDEN, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(GOLDEN).unwrap());
+    }
+
+    #[test]
+    fn all_bytes_are_shown_when_asked_for() {
+        let shown = sample::shown();
+        let short = describe(&shown, false);
+        let full = describe(&shown, true);
+        assert!(short.contains("see --full") && !full.contains("see --full"));
+        assert!(full.len() > short.len());
+    }
+
+    #[test]
+    fn what_the_host_alone_knows_is_shown() {
+        let mut shown = sample::shown();
+        shown.detail.request = None;
+        shown.detail.sealed_write = Some(SealedWriteFacts {
+            frame: 5,
+            vcpu: 1,
+            physical: 0x1_0000_5000,
+            user: false,
+            count: 2,
+        });
+        shown.detail.guest_down = Some(GuestDownFacts {
+            reason: "the guest reset itself".into(),
+            granted_frames: 1024,
+            written_frames: 3,
+            staged_pages: 0,
+        });
+        let text = describe(&shown, false);
+        for part in [
+            "the kernel, vCPU 1",
+            "0x100005000",
+            "the guest reset itself",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_guest_reaches_the_terminal_as_a_command() {
+        let text = describe(&sample::hostile(), true);
+        assert!(
+            text.chars().all(|c| c == '\n' || !c.is_control()),
+            "{text:?}"
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! The list of incidents as a table.
+
+use serde::Serialize;
+
+use crate::cli::text::{self, address, printable, printable_or_dash, table};
+use crate::engine::IncidentSummary;
+
+/// An enumeration in the spelling that it has in JSON.
+pub(super) fn spelled(value: impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        _ => "?".to_owned(),
+    }
+}
+
+pub(super) const HEAD: [&str; 7] = [
+    "ID",
+    "TIME (UTC)",
+    "KIND",
+    "OUTCOME",
+    "APP",
+    "DOMAIN",
+    "ADDRESS",
+];
+
+pub(super) fn row(incident: &IncidentSummary) -> [String; 7] {
+    [
+        incident.number.to_string(),
+        text::time(incident.at_ms),
+        printable(&incident.kind),
+        spelled(incident.outcome),
+        printable_or_dash(incident.app.as_deref()),
+        printable_or_dash(incident.domain.as_deref()),
+        address(incident.address),
+    ]
+}
+
+pub(super) fn describe(list: &[IncidentSummary]) -> String {
+    if list.is_empty() {
+        return "no incidents\n".to_owned();
+    }
+    let rows: Vec<_> = list.iter().map(row).collect();
+    table(HEAD, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn the_list_is_a_table() {
+        assert_eq!(describe(&[]), "no incidents\n");
+        let mut summary = sample::shown().detail.summary;
+        summary.domain = None;
+        let text = describe(&[summary]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0].find("KIND"), lines[1].find("foreign-write"));
+        assert!(lines[1].ends_with("recovered  ledger  -       0x100000004004"));
+    }
+}

@@ -1,0 +1,105 @@
+//! `vmsrs incidents`: what failed in a VM.
+
+mod changes;
+mod detail;
+mod list;
+mod page;
+mod shown;
+
+#[cfg(test)]
+mod sample;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use self::shown::Shown;
+use super::status::unexpected;
+use super::text::{write_json, write_text};
+use super::{Exit, Failure, Target};
+use crate::control::{Request, Response};
+use crate::symbols::SymbolFiles;
+
+/// List what failed in a running VM, or show one incident with all its facts
+///
+/// Without an ID the newest incident is last. Odd numbers are failed requests reported by the
+/// guest, even ones are the host's own: writes that the second-level page table stopped, and ends of
+/// the guest's kernel that took requests with them.
+///
+/// Functions and lines come from the server's files with symbols: those in the folders given with
+/// --symbols, those under /usr/lib/debug/.build-id, and those at the same path as in the guest, each
+/// if its build ID is the one that failed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vmsrs incidents
+  vmsrs incidents 7 --symbols build/
+  vmsrs incidents 7 --symbols build/ --html incident-7.html
+  vmsrs incidents --json | jq '.[] | select(.kind == \"double-free\") | .number'
+
+Exit codes: 0 success, 2 wrong usage, 4 no VM can be reached, 8 no such incident.")]
+pub(super) struct Arguments {
+    /// Number of one incident
+    id: Option<u64>,
+    #[command(flatten)]
+    target: Target,
+    /// Folder (or file) with the server's programs and libraries, with symbols; may be repeated
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "VMSRS_SYMBOLS",
+        value_delimiter = ':'
+    )]
+    symbols: Vec<PathBuf>,
+    /// Show all changed bytes, not only the first
+    #[arg(long)]
+    full: bool,
+    /// Write one page of HTML, which needs nothing else, to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    html: Option<PathBuf>,
+    /// Write one line of JSON (docs/reference-cli.md describes it)
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    // A folder that is not there is said before anybody is asked.
+    let files = SymbolFiles::new(&arguments.symbols)
+        .context("--symbols (or VMSRS_SYMBOLS) names a folder that cannot be read")
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let mut client = arguments.target.connect()?;
+    match arguments.id {
+        None => match client.ask(Request::Incidents {})? {
+            Response::Incidents(list) if arguments.json => write_json(&list)?,
+            Response::Incidents(list) => match &arguments.html {
+                Some(_) => write_page(arguments, &page::list(&list))?,
+                None => write_text(&list::describe(&list))?,
+            },
+            _ => return Err(unexpected()),
+        },
+        Some(id) => match client.ask(Request::Incident { id })? {
+            Response::Incident(detail) => {
+                let shown = Shown::new(*detail, &files);
+                if arguments.json {
+                    write_json(&shown)?;
+                } else if arguments.html.is_some() {
+                    write_page(arguments, &page::incident(&shown))?;
+                } else {
+                    write_text(&detail::describe(&shown, arguments.full))?;
+                }
+            }
+            _ => return Err(unexpected()),
+        },
+    }
+    Ok(Exit::Ok)
+}
+
+fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {
+    let Some(path) = &arguments.html else {
+        return Ok(());
+    };
+    fs::write(path, page)
+        .with_context(|| format!("cannot write {}: give another --html", path.display()))
+        .map_err(|error| Failure::new(Exit::Failure, error))
+}

@@ -1,0 +1,156 @@
+//! An incident for tests.
+
+use super::shown::Shown;
+use crate::engine::{
+    AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentSummary,
+    Outcome, Place, ProgramFacts, RequestFacts, Restored,
+};
+use crate::symbols::{Found, Frame, Trace};
+
+/// A buffer overflow, with everything that can be known about it.
+pub(super) fn shown() -> Shown {
+    let block = BlockFacts {
+        address: 0x1000_0000_3f00,
+        size: 40,
+        was: Some(BlockState::Live),
+        became: Some(BlockState::Live),
+    };
+    let frame = Frame {
+        level: 0,
+        address: 0x5555_5555_6789,
+        module: Some("/usr/bin/ledger".into()),
+        module_offset: Some(0x6789),
+        function: Some("append".into()),
+        file: Some("/src/ledger.c".into()),
+        line: Some(42),
+        column: Some(7),
+        inlined: true,
+        found: Found::Registers,
+        machinery: false,
+    };
+    Shown {
+        detail: IncidentDetail {
+            summary: IncidentSummary {
+                number: 7,
+                at_ms: 0,
+                kind: "foreign-write".into(),
+                outcome: Outcome::Recovered,
+                app: Some("ledger".into()),
+                domain: Some("user-7".into()),
+                address: Some(0x1000_0000_4004),
+            },
+            instruction: Some(0x5555_5555_6789),
+            request: Some(RequestFacts {
+                tag: 99,
+                signal: 11,
+                code: 2,
+                pid: 100,
+                tid: 101,
+                thread: "worker".into(),
+                address_at: Some(AddressFacts {
+                    place: Place::Guard,
+                    app: Some("ledger".into()),
+                    domain: Some("user-7".into()),
+                    behind: Some(4),
+                }),
+                recovery_ns: 4_200,
+                restored: Restored::Sealed,
+                drafts_total: 3,
+                drafts: vec![DraftFacts {
+                    domain: "user-7".into(),
+                    page: 3,
+                    address: 0x1000_0000_3000,
+                    changed_bytes: 216,
+                    first_changed: Some(0xf28),
+                    frame: Some(12),
+                    changes: vec![
+                        ChangeFacts {
+                            address: 0x1000_0000_3010,
+                            old: 7u64.to_le_bytes().to_vec(),
+                            new: 8u64.to_le_bytes().to_vec(),
+                            block: None,
+                        },
+                        ChangeFacts {
+                            address: 0x1000_0000_3f28,
+                            old: vec![0; 208],
+                            new: vec![b'A'; 208],
+                            block: Some(block),
+                        },
+                    ],
+                }],
+                program: Some(ProgramFacts {
+                    stack_address: 0x7f00_0000_0000,
+                    stack_low: 0x7eff_fffc_0000,
+                    stack_high: 0x7f00_0000_1000,
+                    stack: vec![1, 2, 3],
+                    modules: Vec::new(),
+                    message: "a sum does not add up".into(),
+                }),
+                details_dropped: false,
+                registers: (0..18).collect(),
+                backtrace: vec![0x5555_5555_7000],
+            }),
+            sealed_write: None,
+            guest_down: None,
+        },
+        address_is: Some(
+            "the guard behind domain user-7 of app ledger, 4 bytes behind its end".into(),
+        ),
+        trace: Trace {
+            frames: vec![
+                frame.clone(),
+                Frame {
+                    function: Some("serve".into()),
+                    line: Some(50),
+                    inlined: false,
+                    ..frame.clone()
+                },
+                Frame {
+                    level: 1,
+                    address: 0x7fff_1234,
+                    module: Some("/lib/libplug.so".into()),
+                    module_offset: Some(0x1234),
+                    function: None,
+                    file: None,
+                    line: None,
+                    column: None,
+                    inlined: false,
+                    found: Found::Scan,
+                    machinery: false,
+                },
+            ],
+            notes: vec!["no file for libplug.so: give the folder".into()],
+        },
+    }
+}
+
+/// One whose every text is an attack on a terminal and on a browser.
+pub(super) fn hostile() -> Shown {
+    let evil = "\x1b[2J\"'><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u{202e}";
+    let mut shown = shown();
+    let text = || Some(evil.to_owned());
+    shown.detail.summary.kind = evil.into();
+    shown.detail.summary.app = text();
+    shown.detail.summary.domain = text();
+    shown.address_is = text();
+    for frame in &mut shown.trace.frames {
+        frame.module = text();
+        frame.function = text();
+        frame.file = text();
+    }
+    shown.trace.notes = vec![evil.into()];
+    if let Some(request) = &mut shown.detail.request {
+        request.thread = evil.into();
+        for draft in &mut request.drafts {
+            draft.domain = evil.into();
+            for change in &mut draft.changes {
+                let length = change.new.len();
+                change.new = evil.bytes().cycle().take(length).collect();
+            }
+        }
+        if let Some(program) = &mut request.program {
+            program.message = evil.into();
+        }
+    }
+    shown
+}
