@@ -3,18 +3,28 @@
 CARGO ?= cargo
 BED = $(CARGO) run --quiet --release -p vmsrs-bed --
 
-.PHONY: help demo test build headers kmod lint unit e2e fetch clean
+.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign fetch clean
+
+# Of the campaign; see docs/campaign.md.
+SEED ?= 1
+ERRORS ?= 10000
+VCPUS ?= 2
+SERVER ?= c
+CAMPAIGN = $(CARGO) run --quiet --release -p vmsrs-campaign -- --seed $(SEED) --vcpus $(VCPUS) --server $(SERVER)
 .DEFAULT_GOAL := help
 # cargo uses all CPUs by itself, and its steps wait for one another anyway.
 .NOTPARALLEL:
 
 help: ## Show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: build fetch ## Boot a guest, let requests corrupt memory, show that nobody else notices
 	$(CARGO) run --quiet --release -p vmsrs-demo
 
-test: lint kmod unit e2e ## Run all checks and tests
+campaign: build fetch ## Make 10,000 errors of every kind in a guest, and judge (SEED= ERRORS= VCPUS= SERVER=)
+	$(CAMPAIGN) --errors $(ERRORS)
+
+test: lint kmod unit e2e shortcampaign ## Run all checks and tests
 
 build: ## Build the vmsrs command, the library, the servers and the test programs
 	$(CARGO) build --release --workspace
@@ -41,6 +51,9 @@ unit: fetch ## Run unit and property tests, and those of the test-bed
 # In the nested test-bed all code is emulated: only an optimised build is quick enough there.
 e2e: fetch ## Run the end-to-end tests in a real guest
 	$(CARGO) test --release -p vmsrs-e2e
+
+shortcampaign: build fetch ## Run a campaign of 300 errors
+	$(CAMPAIGN) --errors 300
 
 fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 	$(BED) fetch

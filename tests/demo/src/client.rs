@@ -34,6 +34,15 @@ impl Client {
         })
     }
 
+    /// A handle by which another thread can shut the connection down.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptors left.
+    pub fn handle(&self) -> io::Result<TcpStream> {
+        self.stream.get_ref().try_clone()
+    }
+
     /// Sends a line and waits for the answer's line, which is returned without its end.
     ///
     /// # Errors
@@ -43,6 +52,15 @@ impl Client {
         self.stream
             .get_mut()
             .write_all(format!("{line}\n").as_bytes())?;
+        self.receive()
+    }
+
+    /// Waits for another line of an answer that has several, without its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::ask`].
+    pub fn receive(&mut self) -> io::Result<Vec<u8>> {
         let mut reply = Vec::new();
         (&mut self.stream)
             .take(REPLY_MAX)

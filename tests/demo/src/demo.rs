@@ -3,15 +3,16 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use vmsrs_bed::{Bed, Event, Job, Series, project};
 
+use crate::build::{built, compile};
 use crate::cli::{LoadArgs, Server};
-use crate::guest::{Done, GUEST, Message, PORT};
+use crate::guest::{Done, Message};
+use crate::machine::{GUEST, PORT};
 use crate::outcome::Outcome;
 use crate::report::Report;
 use crate::steps::{Step, Steps};
@@ -171,35 +172,6 @@ impl Servers {
         };
         Ok(Self { plain, protected })
     }
-}
-
-fn compile(program: &Path, arguments: &[&Path]) -> Result<()> {
-    let source = project::root().join("tests/servers/ledger.c");
-    let output = Command::new("cc")
-        .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .arg(program)
-        .arg(source)
-        .args(arguments)
-        .output()
-        .context("start cc; install gcc")?;
-    ensure!(
-        output.status.success(),
-        "the server does not compile:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
-/// A file that cargo has built beside this program.
-fn built(name: &str) -> Result<PathBuf> {
-    let program = std::env::current_exe().context("find this program")?;
-    let path = program.with_file_name(name);
-    ensure!(
-        path.exists(),
-        "{} is missing; build it first: make build",
-        path.display()
-    );
-    Ok(path)
 }
 
 /// Follows the job on the KVM host.

@@ -3,6 +3,7 @@
 //! [`load::run`] makes the load against a ledger server (`tests/servers/`), wherever that runs.
 //! [`demo::run`] boots the server in guests on the test-bed's KVM host and shows what happened.
 
+pub mod build;
 pub mod cli;
 pub mod client;
 pub mod command;
@@ -10,6 +11,7 @@ pub mod demo;
 pub mod guest;
 pub mod kind;
 pub mod load;
+pub mod machine;
 pub mod model;
 pub mod outcome;
 pub mod percentile;

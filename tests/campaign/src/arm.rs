@@ -1,0 +1,193 @@
+//! What the injector (`inject/inject.c`) is told before a request, and what it tells before the
+//! answer.
+
+use std::fmt;
+
+/// First byte of the lines to and from the injector.
+pub const MARK: u8 = 1;
+
+/// Where in a request an error strikes; the names are the injector's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Point {
+    /// The request begins.
+    Start,
+    /// The request's work is done; nothing is committed.
+    End,
+    /// A root pointer is fetched.
+    Root,
+    /// A block of a domain is allocated.
+    Alloc,
+    /// A block of a domain is freed.
+    Free,
+    /// A shared domain is about to be entered.
+    Enter,
+    /// A shared domain has been entered.
+    Entered,
+    /// A shared domain is about to be left.
+    Leave,
+    /// The server's code copies or measures memory.
+    Copy,
+    /// The library's code copies or sets memory, in the allocator among others.
+    Library,
+    /// The library is about to call the driver's commit.
+    Commit,
+    /// The driver's commit has returned.
+    Committed,
+    /// A deferred function of a request that has failed.
+    Defer,
+    /// The library is about to call the driver's recovery.
+    Recovery,
+    /// The driver's recovery has returned.
+    Recovered,
+    /// So many nanoseconds after the begin.
+    Moment,
+}
+
+impl Point {
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::End => "end",
+            Self::Root => "root",
+            Self::Alloc => "alloc",
+            Self::Free => "free",
+            Self::Enter => "enter",
+            Self::Entered => "entered",
+            Self::Leave => "leave",
+            Self::Copy => "copy",
+            Self::Library => "library",
+            Self::Commit => "commit",
+            Self::Committed => "committed",
+            Self::Defer => "defer",
+            Self::Recovery => "recovery",
+            Self::Recovered => "recovered",
+            Self::Moment => "moment",
+        }
+    }
+}
+
+/// The line that arms the request behind it. [`fmt::Display`] gives it without its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arm {
+    /// Where the error strikes.
+    pub point: Point,
+    /// At which passage, from 1; nanoseconds for [`Point::Moment`].
+    pub count: u64,
+    /// The injector's name of the error; `none` only sets the options.
+    pub error: &'static str,
+    /// What else the error depends on.
+    pub parameter: u64,
+    /// The request's deadline in milliseconds, 0 for none.
+    pub deadline_ms: u32,
+    /// Whether the request is answered only when its commit is sealed.
+    pub seal: bool,
+}
+
+impl Arm {
+    /// No error, but an answer only when the commit is sealed.
+    pub const SEAL: Self = Self {
+        point: Point::Start,
+        count: 0,
+        error: "none",
+        parameter: 0,
+        deadline_ms: 0,
+        seal: true,
+    };
+
+    /// Whether the injector tells before the answer what became of it.
+    #[must_use]
+    pub fn is_reported(&self) -> bool {
+        self.error != "none"
+    }
+}
+
+impl fmt::Display for Arm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            count,
+            error,
+            parameter,
+            deadline_ms,
+            ..
+        } = self;
+        write!(
+            f,
+            "{}{} {count} {error} {parameter} {deadline_ms} {}",
+            char::from(MARK),
+            self.point.name(),
+            u8::from(self.seal)
+        )
+    }
+}
+
+/// What the injector tells before the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strike {
+    /// Whether the error was made.
+    pub fired: bool,
+    /// Passages of its point.
+    pub passages: u64,
+    /// A write was refused with an error code.
+    pub stopped: bool,
+}
+
+impl Strike {
+    /// Reads a line of the injector; nothing if it is none.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(line).ok()?;
+        let mut words = text.strip_prefix(char::from(MARK))?.split(' ');
+        let strike = Self {
+            fired: words.next()? == "1",
+            passages: words.next()?.parse().ok()?,
+            stopped: words.next()? == "1",
+        };
+        words.next().is_none().then_some(strike)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INJECTOR: &str = include_str!("../inject/inject.c");
+
+    #[test]
+    fn the_line_is_as_the_injector_reads_it() {
+        let arm = Arm {
+            point: Point::Alloc,
+            count: 2,
+            error: "flip",
+            parameter: 35,
+            deadline_ms: 300,
+            seal: true,
+        };
+        assert_eq!(arm.to_string(), "\u{1}alloc 2 flip 35 300 1");
+    }
+
+    #[test]
+    fn a_strike_is_read_and_nothing_else() {
+        let strike = Strike::parse(b"\x011 3 0").unwrap();
+        assert_eq!(
+            (strike.fired, strike.passages, strike.stopped),
+            (true, 3, false)
+        );
+        for line in [&b"OK note=1"[..], b"\x01", b"\x011 x 0", b"\x011 1 0 0"] {
+            assert_eq!(Strike::parse(line), None);
+        }
+    }
+
+    #[test]
+    fn the_injector_knows_every_point() {
+        for point in [
+            Point::Start,
+            Point::Moment,
+            Point::Committed,
+            Point::Recovered,
+        ] {
+            assert!(INJECTOR.contains(&format!("\"{}\"", point.name())));
+        }
+    }
+}

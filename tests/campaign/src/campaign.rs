@@ -1,0 +1,303 @@
+//! The whole campaign: builds, boots, makes errors, and tells.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_demo::build::{built, compile};
+use vmsrs_demo::cli::Server;
+use vmsrs_demo::machine::{GUEST, PORT};
+use vmsrs_demo::steps::{Step, Steps};
+
+use crate::cli::RunArgs;
+use crate::guest::{Done, Message, STATE_PORT};
+use crate::report::{Place, Report};
+use crate::run::Progress;
+use crate::table;
+
+/// Booting and stopping, besides the run itself.
+const MARGIN: Duration = Duration::from_secs(300);
+
+/// Runs the campaign; whether all promises were kept.
+///
+/// # Errors
+///
+/// When it cannot be run to its end.
+pub fn run(args: &RunArgs) -> Result<bool> {
+    let start = Instant::now();
+    let steps = Steps::new();
+    let folder = project::root().join("target/campaign");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+
+    let step = steps.begin("fetch Debian's kernels");
+    let detail = steps.clone();
+    let bed = Bed::with_progress(Arc::new(move |message| detail.detail(message)))?;
+    let kernel = bed.kernel(Series::V6_1)?;
+    step.end(kernel.release());
+
+    let step = steps.begin("build the driver");
+    let modules = bed.modules(Series::V6_1)?;
+    step.end("vmsrs.ko, vmsrs_stray.ko");
+
+    let step = steps.begin("build the server and the injector");
+    let programs = Programs::build(&folder, args.server)?;
+    step.end("libvmsrs.so below libinject.so");
+
+    let step = steps.begin("pack the guest");
+    let image_path = folder.join(format!("guest-{}.img", std::process::id()));
+    let mut image = bed
+        .image()?
+        .modules(["virtio_mmio", "virtio_net"])
+        .module_file(&modules.driver)
+        .module_file_unloaded(&modules.test)
+        .library_folder(&programs.libraries)
+        .binary(&programs.server, "/bin/ledger");
+    if let Some(injector) = &programs.injector {
+        image = image.binary(injector, "/lib/libinject.so");
+    }
+    image
+        .text("/bin/state", 0o755, STATE)
+        .init(&init(programs.injector.is_some()))
+        .write(&kernel, &image_path)?;
+    step.end("stock Debian, busybox, server");
+
+    let mut job = Job::new(["vmsrs-campaign", "guest"]);
+    for argument in ["--kernel", "vmlinux", "--initramfs", "guest.img"] {
+        job = job.arg(argument);
+    }
+    for argument in args.to_arguments() {
+        job = job.arg(argument);
+    }
+    let job = job
+        .program(
+            std::env::current_exe().context("find this program")?,
+            "vmsrs-campaign",
+        )
+        .program(built("vmsrs")?, "vmsrs")
+        .file(kernel.vmlinux()?, "vmlinux")
+        .file(&image_path, "guest.img")
+        .timeout(Duration::from_secs(args.deadline) + MARGIN);
+    let accelerator = bed.accelerator().name();
+    let mut watch = Watch::new(&steps, &folder, accelerator)?;
+    let ended = bed.run(&job, |event| watch.event(event));
+    let _ = fs::remove_file(&image_path);
+    steps.clear();
+    let done = watch.result(ended?.code)?;
+
+    let place = Place {
+        seed: args.seed,
+        vcpus: args.vcpus,
+        accelerator: accelerator.to_owned(),
+        guest_kernel: kernel.release().to_owned(),
+        server: match args.server {
+            Server::C => "c".to_owned(),
+            Server::Rust => "rust".to_owned(),
+        },
+        guest_restarts: done.guest_restarts,
+    };
+    let report = Report::new(&place, &done.outcome);
+    let path = folder.join("report.json");
+    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
+        .with_context(|| format!("write {}", path.display()))?;
+    println!("\n{}", table::table(&report));
+    println!("  the report: {}", path.display());
+    println!("  in all {:.0} s", start.elapsed().as_secs_f64());
+    if !report.broken_promises.is_empty() {
+        let trace = folder.join("trace.log");
+        fs::write(&trace, done.outcome.trace.join("\n") + "\n")
+            .with_context(|| format!("write {}", trace.display()))?;
+        for complaint in &done.outcome.complaints {
+            println!("  ! {complaint}");
+        }
+        for promise in &report.broken_promises {
+            println!("  BROKEN: {promise}");
+        }
+        println!(
+            "  the last requests: {}\n  the same errors again: make campaign SEED={} ERRORS={} VCPUS={}",
+            trace.display(),
+            args.seed,
+            args.errors,
+            args.vcpus
+        );
+    }
+    Ok(report.broken_promises.is_empty())
+}
+
+/// What the guest does: a supervisor that starts the server anew whenever it ends, and beside it a
+/// port that tells what the processes do.
+fn init(injector: bool) -> String {
+    let preload = match injector {
+        true => "LD_PRELOAD=/lib/libinject.so ",
+        false => "",
+    };
+    format!(
+        "ifconfig eth0 {GUEST} netmask 255.255.255.0 up\n\
+         mount -t debugfs debugfs /sys/kernel/debug\n\
+         insmod /lib/modules/vmsrs_stray.ko\n\
+         echo 1 >/proc/sys/kernel/sysrq\n\
+         (while :; do nc -l -p {STATE_PORT} -e /bin/state; done) >/dev/null 2>&1 &\n\
+         while :; do\n\
+         \t{preload}ledger {PORT}\n\
+         \techo \"init: the server ended with code $?\"\n\
+         done\n"
+    )
+}
+
+const STATE: &str = r#"#!/bin/sh
+ps -o pid,stat,time,comm
+for task in /proc/[0-9]*/task/[0-9]*; do
+	[ -s "$task/cmdline" ] || continue
+	echo "$task $(cat $task/comm) $(cat $task/wchan) syscall: $(cat $task/syscall)"
+	cat $task/stack
+done
+echo l >/proc/sysrq-trigger
+dmesg | tail -n 100
+"#;
+
+/// What is built for the guest.
+struct Programs {
+    server: PathBuf,
+    injector: Option<PathBuf>,
+    /// The folder with `libvmsrs.so`.
+    libraries: PathBuf,
+}
+
+impl Programs {
+    /// Compiles the C server against the shared library, so that the injector can stand between
+    /// them. The Rust server, which `make build` has compiled, has the library in it.
+    fn build(folder: &Path, server: Server) -> Result<Self> {
+        let library = built("libvmsrs.so")?;
+        let libraries = library.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let root = project::root();
+        let include = root.join("guest-lib/include");
+        let (server, injector) = match server {
+            Server::Rust => (built("ledger-rs")?, None),
+            Server::C => {
+                let program = folder.join("ledger");
+                // By name, not by path: it lies elsewhere in the guest.
+                compile(
+                    &program,
+                    &[
+                        "-I".as_ref(),
+                        &include,
+                        "-L".as_ref(),
+                        &libraries,
+                        "-lvmsrs".as_ref(),
+                    ],
+                )?;
+                let injector = folder.join("libinject.so");
+                let source = root.join("tests/campaign/inject/inject.c");
+                let output = Command::new("cc")
+                    .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
+                    .args(["-fno-builtin", "-fPIC", "-shared", "-o"])
+                    .arg(&injector)
+                    .arg(source)
+                    .arg("-I")
+                    .arg(&include)
+                    .arg("-I")
+                    .arg(root.join("guest-kmod"))
+                    .output()
+                    .context("start cc; install gcc")?;
+                ensure!(
+                    output.status.success(),
+                    "the injector does not compile:\n{}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                (program, Some(injector))
+            }
+        };
+        Ok(Self {
+            server,
+            injector,
+            libraries,
+        })
+    }
+}
+
+/// Follows the job on the KVM host.
+struct Watch<'a> {
+    steps: &'a Steps,
+    bar: ProgressBar,
+    log: File,
+    log_path: PathBuf,
+    step: Option<Step<'a>>,
+    done: Option<Done>,
+    trouble: Option<String>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(steps: &'a Steps, folder: &Path, accelerator: &str) -> Result<Self> {
+        let log_path = folder.join("console.log");
+        let log =
+            File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
+        let name = format!("boot the guest ({accelerator})");
+        Ok(Self {
+            steps,
+            bar: ProgressBar::hidden(),
+            log,
+            log_path,
+            step: Some(steps.begin(name)),
+            done: None,
+            trouble: None,
+        })
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            // The log is for people who look for the cause of trouble; the run does without it.
+            Event::Console(line) => drop(writeln!(self.log, "{line}")),
+            Event::Result(line) => match serde_json::from_str(line) {
+                Ok(message) => self.message(message),
+                Err(_) => drop(writeln!(self.log, "result: {line}")),
+            },
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Ready { .. } => {
+                if let Some(step) = self.step.take() {
+                    step.end("the server answers");
+                }
+                self.steps.clear();
+                self.bar = ProgressBar::new(0);
+                let style = ProgressStyle::with_template(
+                    "  {bar:30} {pos}/{len} errors, {msg} [{elapsed}, {eta} left]",
+                );
+                self.bar
+                    .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            }
+            Message::Progress(progress) => self.counts(&progress),
+            Message::Done(done) => {
+                self.bar.finish_and_clear();
+                self.done = Some(*done);
+            }
+            Message::Trouble(words) => self.trouble = Some(words),
+        }
+    }
+
+    fn counts(&self, progress: &Progress) {
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.injected);
+        self.bar.set_message(format!(
+            "{} requests lost, {} others harmed, {} restarts",
+            progress.lost, progress.harmed, progress.restarts
+        ));
+    }
+
+    fn result(self, code: i32) -> Result<Done> {
+        self.bar.finish_and_clear();
+        let log = self.log_path.display();
+        match (self.done, self.trouble) {
+            (Some(done), None) if code == 0 => Ok(done),
+            (_, Some(trouble)) => bail!("{trouble}; the log is {log}"),
+            _ => bail!("the run on the KVM host ended with code {code}; the log is {log}"),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use vmsrs_demo::cli::Server;
+
+use crate::run::Options;
+
+/// Makes thousands of errors in a server's requests and checks that nobody else notices.
+#[derive(Debug, Parser)]
+#[command(name = "vmsrs-campaign", version, about, long_about = None)]
+pub struct Cli {
+    /// What to do; without it the campaign is run in a guest.
+    #[command(subcommand)]
+    pub command: Option<Job>,
+    /// What is run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What can be done besides.
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Run against a new ledger server that runs already, without the injector: planted bugs only.
+    Against {
+        /// Address and port of the server.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        connect: SocketAddr,
+        /// What is run.
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// Print the errors that a seed plans.
+    Plan {
+        /// What would be run.
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// On a KVM host: boot a guest, run the campaign against its server, stop the guest.
+    #[command(hide = true)]
+    Guest(GuestArgs),
+}
+
+/// What is run.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Seed: the same one plans the same errors.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Errors.
+    #[arg(long, default_value_t = 10_000)]
+    pub errors: u64,
+    /// CPUs of the guest.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub vcpus: u32,
+    /// The server; the injector works with the C server only.
+    #[arg(long, value_enum, default_value_t = Server::C)]
+    pub server: Server,
+    /// Users.
+    #[arg(long, default_value_t = 64)]
+    pub users: usize,
+    /// Connections, each with a thread of its own on both sides.
+    #[arg(long, default_value_t = 16)]
+    pub connections: usize,
+    /// Seconds that one answer may take before it counts as a hang.
+    #[arg(long, default_value_t = 60)]
+    pub reply_timeout: u64,
+    /// Seconds that a server may be away before it counts as a hang.
+    #[arg(long, default_value_t = 180)]
+    pub outage_limit: u64,
+    /// Seconds that all may take.
+    #[arg(long, default_value_t = 1800)]
+    pub deadline: u64,
+}
+
+impl RunArgs {
+    /// The options for a server at `address` in a guest.
+    #[must_use]
+    pub fn options(&self, address: SocketAddr) -> Options {
+        Options {
+            address,
+            seed: self.seed,
+            errors: self.errors,
+            users: self.users,
+            connections: self.connections,
+            injector: self.server == Server::C,
+            reply_timeout: Duration::from_secs(self.reply_timeout),
+            outage_limit: Duration::from_secs(self.outage_limit),
+            deadline: Duration::from_secs(self.deadline),
+        }
+    }
+
+    /// The same as arguments for another process.
+    #[must_use]
+    pub fn to_arguments(&self) -> Vec<String> {
+        let server = match self.server {
+            Server::C => "c",
+            Server::Rust => "rust",
+        };
+        [
+            ("--seed", self.seed.to_string()),
+            ("--errors", self.errors.to_string()),
+            ("--vcpus", self.vcpus.to_string()),
+            ("--server", server.to_owned()),
+            ("--users", self.users.to_string()),
+            ("--connections", self.connections.to_string()),
+            ("--reply-timeout", self.reply_timeout.to_string()),
+            ("--outage-limit", self.outage_limit.to_string()),
+            ("--deadline", self.deadline.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+    }
+}
+
+/// A guest to boot.
+#[derive(Debug, Clone, Args)]
+pub struct GuestArgs {
+    /// The kernel.
+    #[arg(long)]
+    pub kernel: PathBuf,
+    /// The initramfs.
+    #[arg(long)]
+    pub initramfs: PathBuf,
+    /// Seconds until the server in it must answer.
+    #[arg(long, default_value_t = 90)]
+    pub boot_timeout: u64,
+    /// What is run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_survive_the_way_to_another_process() {
+        let first = Cli::parse_from(["vmsrs-campaign", "--seed", "9", "--server", "rust"]);
+        let arguments = first.run.to_arguments();
+        let again = Cli::parse_from(std::iter::once("vmsrs-campaign".to_owned()).chain(arguments));
+        assert_eq!(format!("{:?}", first.run), format!("{:?}", again.run));
+    }
+}

@@ -1,0 +1,358 @@
+//! The kinds of errors, and what is promised of each.
+
+use vmsrs_demo::kind::Kind as Bug;
+
+use crate::arm::Point;
+use crate::task::Task;
+
+/// What a kind promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is an error whatever the request does: the request is lost, or the error was without
+    /// effect.
+    Detected,
+    /// A change of the server's code. It may give the request's own user a wrong answer or wrong
+    /// data, which nothing can tell from right ones; all other users are as they must be.
+    OwnDamage,
+    /// It ends the server's process. Every commit outlives it.
+    Kills,
+    /// It takes the guest's kernel down. Every sealed commit outlives it.
+    Panics,
+    /// It lands in memory that no domain versions, and may end the process. Every commit outlives
+    /// it.
+    Untagged,
+}
+
+/// How a kind is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A bug that the server itself has.
+    Planted(Bug),
+    /// The injector makes one of these errors.
+    Injected(&'static [&'static str]),
+}
+
+/// A kind of error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// The name in the report.
+    pub name: &'static str,
+    /// How it is made.
+    pub origin: Origin,
+    /// Where it strikes, one of them by chance.
+    pub points: &'static [Point],
+    /// Requests that it is made in, one of them by chance; empty for those that pass the point.
+    pub tasks: &'static [Task],
+    /// What is promised.
+    pub fate: Fate,
+    /// The deadline that the request gets, in milliseconds; 0 for none.
+    pub deadline_ms: u32,
+}
+
+use Fate::{Detected, Kills, OwnDamage, Panics, Untagged};
+use Point::{
+    Alloc, Commit, Committed, Copy, Defer, End, Enter, Entered, Free, Leave, Library, Moment,
+    Recovered, Recovery, Root, Start,
+};
+
+/// Ordinary places in a request.
+const ANYWHERE: &[Point] = &[Start, End, Root, Alloc, Free, Enter, Entered, Leave, Copy];
+/// Errors that strike at once wherever they are made.
+const SUDDEN: &[&str] = &[
+    "null-write",
+    "null-read",
+    "wild-write",
+    "foreign-write",
+    "division",
+    "instruction",
+    "abort",
+    "overflow",
+];
+
+const fn kind(
+    name: &'static str,
+    origin: Origin,
+    points: &'static [Point],
+    tasks: &'static [Task],
+    fate: Fate,
+) -> Kind {
+    Kind {
+        name,
+        origin,
+        points,
+        tasks,
+        fate,
+        deadline_ms: 0,
+    }
+}
+
+const fn planted(name: &'static str, bug: Bug) -> Kind {
+    kind(name, Origin::Planted(bug), &[], &[], Detected)
+}
+
+const fn sudden(name: &'static str, error: &'static [&'static str]) -> Kind {
+    kind(name, Origin::Injected(error), ANYWHERE, &[], Detected)
+}
+
+const fn mutation(
+    name: &'static str,
+    error: &'static [&'static str],
+    points: &'static [Point],
+    tasks: &'static [Task],
+) -> Kind {
+    kind(name, Origin::Injected(error), points, tasks, OwnDamage)
+}
+
+const fn late(name: &'static str, error: &'static [&'static str]) -> Kind {
+    Kind {
+        deadline_ms: 400,
+        ..kind(
+            name,
+            Origin::Injected(error),
+            &[Start, End, Entered, Alloc, Copy],
+            &[],
+            Detected,
+        )
+    }
+}
+
+/// All kinds of errors that a run makes in turns.
+pub const COMMON: &[Kind] = &[
+    planted("planted: null write", Bug::NullWrite),
+    planted("planted: heap overflow", Bug::HeapOverflow),
+    planted("planted: overrun by a few bytes", Bug::SmallOverrun),
+    planted("planted: use after free", Bug::UseAfterFree),
+    planted("planted: double free", Bug::DoubleFree),
+    planted("planted: stack overflow", Bug::StackOverflow),
+    planted("planted: division by zero", Bug::DivisionByZero),
+    planted("planted: failed assertion", Bug::Abort),
+    planted("planted: wild write, shared lock held", Bug::WildWrite),
+    sudden("null write", &["null-write"]),
+    sudden("null read", &["null-read"]),
+    sudden("wild write", &["wild-write"]),
+    sudden("foreign write", &["foreign-write"]),
+    sudden("write to code", &["code-write"]),
+    sudden("wild jump", &["wild-jump"]),
+    sudden("division by zero", &["division"]),
+    sudden("illegal instruction", &["instruction"]),
+    sudden("trap", &["trap"]),
+    sudden("abort", &["abort"]),
+    sudden("stack overflow", &["overflow"]),
+    sudden("stack protector", &["smash"]),
+    sudden("overrun of a block", &["overrun"]),
+    sudden("write to a freed block", &["late-write"]),
+    sudden("double free", &["double-free"]),
+    sudden("free of no block", &["foreign-free"]),
+    sudden("C heap: double free", &["c-double-free"]),
+    sudden("C heap: free of no block", &["c-foreign-free"]),
+    sudden("broken invariant", &["fail"]),
+    sudden("kernel write to a sealed frame", &["stray"]),
+    late("endless loop", &["loop"]),
+    late("endless sleep in a system call", &["sleep"]),
+    late("deadlock", &["deadlock"]),
+    kind(
+        "error with two users' domains locked",
+        Origin::Injected(SUDDEN),
+        &[Start, End, Entered],
+        &[Task::Transfer],
+        Detected,
+    ),
+    kind(
+        "error with the directory locked",
+        Origin::Injected(SUDDEN),
+        &[Entered],
+        &[],
+        Detected,
+    ),
+    kind(
+        "error in the allocator",
+        Origin::Injected(SUDDEN),
+        &[Library],
+        &[
+            Task::NoteAdd,
+            Task::NoteDelete,
+            Task::NoteJoin,
+            Task::NewUser,
+        ],
+        Detected,
+    ),
+    kind(
+        "error at a random moment",
+        Origin::Injected(SUDDEN),
+        &[Moment],
+        &[],
+        Detected,
+    ),
+    kind(
+        "second error in a defer",
+        Origin::Injected(SUDDEN),
+        &[Defer],
+        &[],
+        Detected,
+    ),
+    mutation("mutation: shorter allocation", &["shorten"], &[Alloc], &[]),
+    mutation("mutation: freed too early", &["early-free"], &[Alloc], &[]),
+    mutation(
+        "mutation: bit flipped in a pointer",
+        &["flip"],
+        &[Alloc, Root, Free],
+        &[],
+    ),
+    mutation(
+        "mutation: memory not initialised",
+        &["dirty"],
+        &[Alloc],
+        &[Task::NewUser],
+    ),
+    mutation("mutation: allocation fails", &["skip"], &[Alloc], &[]),
+    mutation(
+        "mutation: pointer into another domain",
+        &["elsewhere"],
+        &[Alloc, Root, Free],
+        &[],
+    ),
+    mutation("mutation: freed twice", &["twice"], &[Free], &[]),
+    mutation("mutation: not freed", &["skip"], &[Free], &[]),
+    mutation("mutation: copy too long", &["longer"], &[Copy], &[]),
+    mutation("mutation: copy too short", &["shorter"], &[Copy], &[]),
+    mutation("mutation: copy left out", &["skip"], &[Copy], &[]),
+    mutation("mutation: lock not taken", &["skip"], &[Enter], &[]),
+    mutation("mutation: lock taken twice", &["twice"], &[Enter], &[]),
+    mutation(
+        "mutation: lock not given back",
+        &["skip"],
+        &[Leave],
+        &[Task::Directory],
+    ),
+    mutation(
+        "mutation: lock given back twice",
+        &["twice"],
+        &[Leave],
+        &[Task::Directory],
+    ),
+];
+
+/// A kind that ends a process or a guest: made once in so many errors.
+#[derive(Debug, Clone, Copy)]
+pub struct Rare {
+    /// The kind.
+    pub kind: Kind,
+    /// Once in so many errors ...
+    pub period: u64,
+    /// ... and for the first time at this one.
+    pub first: u64,
+}
+
+const fn rare(kind: Kind, period: u64, first: u64) -> Rare {
+    Rare {
+        kind,
+        period,
+        first,
+    }
+}
+
+/// Points at which the death of the process is a case of its own.
+const DEATHS: &[Point] = &[
+    Start, End, Alloc, Entered, Commit, Committed, Recovery, Recovered, Defer,
+];
+
+/// The kinds that end a process or a guest.
+pub const RARE: &[Rare] = &[
+    rare(
+        kind(
+            "kill -9 of the server",
+            Origin::Injected(&["kill"]),
+            DEATHS,
+            &[],
+            Kills,
+        ),
+        300,
+        40,
+    ),
+    rare(
+        kind(
+            "error of the library in commit or recovery",
+            Origin::Injected(SUDDEN),
+            &[Commit, Committed, Recovery, Recovered],
+            &[],
+            Untagged,
+        ),
+        800,
+        70,
+    ),
+    rare(
+        kind(
+            "untagged: C heap",
+            Origin::Injected(&["c-overrun"]),
+            &[Start, End],
+            &[],
+            Untagged,
+        ),
+        1000,
+        100,
+    ),
+    rare(
+        kind(
+            "untagged: stack of another thread",
+            Origin::Injected(&["other-stack"]),
+            &[Start, End],
+            &[],
+            Untagged,
+        ),
+        1000,
+        130,
+    ),
+    rare(
+        kind(
+            "untagged: the server's variables",
+            Origin::Injected(&["global"]),
+            &[Start, End],
+            &[],
+            Untagged,
+        ),
+        1000,
+        160,
+    ),
+    rare(
+        kind(
+            "panic of the guest's kernel",
+            Origin::Injected(&["panic"]),
+            &[Start, End, Entered, Commit, Committed],
+            &[],
+            Panics,
+        ),
+        4000,
+        190,
+    ),
+];
+
+/// All kinds, in the order of the report.
+pub fn all() -> impl Iterator<Item = &'static Kind> {
+    COMMON.iter().chain(RARE.iter().map(|rare| &rare.kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_kinds_are_distinct() {
+        let names: std::collections::BTreeSet<_> = all().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), all().count());
+    }
+
+    #[test]
+    fn the_injector_knows_every_error_and_every_point() {
+        let injector = include_str!("../inject/inject.c");
+        for kind in all() {
+            let Origin::Injected(errors) = kind.origin else {
+                continue;
+            };
+            assert!(!kind.points.is_empty(), "{}", kind.name);
+            let points = kind.points.iter().map(|point| point.name());
+            for name in errors.iter().copied().chain(points) {
+                assert!(injector.contains(&format!("\"{name}\"")), "{name}");
+            }
+        }
+    }
+}

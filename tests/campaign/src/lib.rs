@@ -1,0 +1,21 @@
+//! The fault campaign: thousands of errors of every kind in a server's requests, a model of every
+//! user beside it, and a verdict. See `docs/campaign.md`.
+//!
+//! [`run::run`] makes the errors and holds everything against the model; [`campaign::run`] boots the
+//! server in a guest on the test-bed's KVM host for it.
+
+pub mod arm;
+pub mod campaign;
+pub mod class;
+pub mod cli;
+pub mod directory;
+pub mod guest;
+pub mod kind;
+pub mod outcome;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod table;
+pub mod task;
+mod worker;
+mod world;

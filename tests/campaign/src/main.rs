@@ -1,0 +1,55 @@
+//! The fault campaign.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use vmsrs_campaign::cli::{Cli, Job, RunArgs};
+use vmsrs_campaign::plan::Plan;
+use vmsrs_campaign::{campaign, guest, run};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        None => campaign::run(&cli.run),
+        Some(Job::Against { connect, run }) => against(*connect, run),
+        Some(Job::Plan { run }) => {
+            print_plan(run);
+            Ok(true)
+        }
+        Some(Job::Guest(args)) => guest::run(args),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("vmsrs-campaign: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs against a server without injector; whether all promises were kept.
+fn against(address: SocketAddr, args: &RunArgs) -> Result<bool> {
+    let mut options = args.options(address);
+    options.injector = false;
+    let outcome = run::run(&options, |_| ())?;
+    println!("{}", serde_json::to_string_pretty(&outcome)?);
+    Ok(outcome.broken_promises().is_empty())
+}
+
+fn print_plan(args: &RunArgs) {
+    let connections = args.connections.max(1);
+    let plans: Vec<_> = (0..connections)
+        .map(|connection| Plan::new(args.seed, connection, connections))
+        .collect();
+    for place in 0..args.errors {
+        let connection = (place % connections as u64) as usize;
+        let error = plans[connection].error(place / connections as u64);
+        println!(
+            "{place} [{connection}] {}: {:?}",
+            error.kind.name, error.means
+        );
+    }
+}

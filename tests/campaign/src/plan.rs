@@ -1,0 +1,161 @@
+//! Which errors are made, by seed.
+//!
+//! The plan is a pure function of the seed, the connection and the number of the error. How the
+//! requests of different connections interleave is not part of it.
+
+use rand::rngs::SmallRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use vmsrs_demo::kind::Kind as Bug;
+
+use crate::arm::{Arm, Point};
+use crate::kind::{COMMON, Kind, Origin, RARE};
+use crate::task::Task;
+
+/// How an error is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Means {
+    /// By a request that reaches a bug of the server.
+    Bug(Bug),
+    /// By the injector, in a request of this sort.
+    Arm(Arm, Task),
+}
+
+/// One error of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// Its kind.
+    pub kind: &'static Kind,
+    /// How it is made.
+    pub means: Means,
+    /// Ordinary requests before it.
+    pub ordinary: u32,
+    /// Seed of what else is drawn when the state of its user is known.
+    pub draw: u64,
+}
+
+/// The errors of one connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    seed: u64,
+    connection: u64,
+    connections: u64,
+}
+
+impl Plan {
+    /// The plan of a connection.
+    #[must_use]
+    pub fn new(seed: u64, connection: usize, connections: usize) -> Self {
+        Self {
+            seed,
+            connection: connection as u64,
+            connections: connections as u64,
+        }
+    }
+
+    /// Error number `number` of this connection, from 0. All connections together take turns
+    /// through the kinds, in an order that each turn draws anew.
+    #[must_use]
+    pub fn error(&self, number: u64) -> Planned {
+        let place = number * self.connections + self.connection;
+        let mut rng = SmallRng::seed_from_u64(self.seed ^ mix(place + 1));
+        let kind = self.kind(place);
+        let means = match kind.origin {
+            Origin::Planted(bug) => Means::Bug(bug),
+            Origin::Injected(errors) => {
+                let point = *kind.points.choose(&mut rng).unwrap_or(&Point::Start);
+                let tasks = match kind.tasks {
+                    [] => Task::passing(point),
+                    tasks => tasks,
+                };
+                let arm = Arm {
+                    point,
+                    count: count(point, &mut rng),
+                    error: errors.choose(&mut rng).copied().unwrap_or("none"),
+                    parameter: u64::from(rng.random::<u32>()),
+                    deadline_ms: kind.deadline_ms,
+                    seal: rng.random_ratio(1, 16),
+                };
+                Means::Arm(arm, *tasks.choose(&mut rng).unwrap_or(&Task::Deposit))
+            }
+        };
+        Planned {
+            kind,
+            means,
+            ordinary: rng.random_range(0..4),
+            draw: rng.random(),
+        }
+    }
+
+    fn kind(&self, place: u64) -> &'static Kind {
+        let due = |rare: &&crate::kind::Rare| place % rare.period == rare.first;
+        if let Some(rare) = RARE.iter().find(due) {
+            return &rare.kind;
+        }
+        let length = COMMON.len() as u64;
+        let mut turn: Vec<&Kind> = COMMON.iter().collect();
+        turn.shuffle(&mut SmallRng::seed_from_u64(
+            self.seed ^ mix(u64::MAX - place / length),
+        ));
+        turn[(place % length) as usize]
+    }
+}
+
+/// At which passage the error is made: most requests pass a point once or a few times.
+fn count(point: Point, rng: &mut impl Rng) -> u64 {
+    match point {
+        Point::Alloc | Point::Free => rng.random_range(1..=2),
+        Point::Copy => rng.random_range(1..=4),
+        Point::Library => rng.random_range(1..=6),
+        Point::Moment => rng.random_range(1_000..400_000),
+        _ => 1,
+    }
+}
+
+/// Spreads neighbours over all numbers (the finaliser of SplitMix64).
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::all;
+
+    fn errors(seed: u64, count: u64) -> Vec<Planned> {
+        let plans: Vec<_> = (0..4).map(|c| Plan::new(seed, c, 4)).collect();
+        (0..count)
+            .flat_map(|number| plans.iter().map(move |plan| plan.error(number)))
+            .collect()
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_errors_and_another_one_others() {
+        assert_eq!(errors(7, 50), errors(7, 50));
+        assert_ne!(errors(7, 50), errors(8, 50));
+    }
+
+    #[test]
+    fn every_kind_has_its_turn() {
+        let made: std::collections::BTreeSet<_> =
+            errors(1, 75).iter().map(|error| error.kind.name).collect();
+        let missing: Vec<_> = all()
+            .map(|k| k.name)
+            .filter(|n| !made.contains(n))
+            .collect();
+        assert_eq!(missing, [""; 0]);
+    }
+
+    #[test]
+    fn an_error_is_made_where_its_kind_says() {
+        for error in errors(3, 500) {
+            if let Means::Arm(arm, _) = error.means {
+                assert!(error.kind.points.contains(&arm.point), "{error:?}");
+                assert!(arm.count > 0, "{error:?}");
+            }
+        }
+    }
+}

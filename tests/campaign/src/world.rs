@@ -1,0 +1,318 @@
+//! What the connections share: the model, the server's lives, the tally.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use vmsrs_demo::command::Command;
+use vmsrs_demo::model::{DirectoryChange, User};
+use vmsrs_demo::reply::Stats;
+
+use crate::class::Class;
+use crate::kind::{Fate, Kind};
+use crate::run::{Options, Progress};
+
+/// Trouble that is told in words; the rest is counted only.
+const MOST_COMPLAINTS: usize = 40;
+/// Harm after which the run is given up.
+const MOST_HARM: u64 = 100;
+/// Requests that the trace goes back.
+const TRACE: usize = 600;
+
+/// The run is to end: trouble has been noted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Over;
+
+/// One process of the server, from its first answer to its end.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) boot: String,
+    pub(crate) pid: u32,
+    /// The error that is to end it.
+    pub(crate) ending: Option<&'static Kind>,
+    /// Memory outside of domains has been damaged: it need not work as it should any more.
+    pub(crate) damaged: bool,
+    /// Errors whose requests had no answer when it ended.
+    pub(crate) suspects: Vec<&'static str>,
+    pub(crate) broken: Option<Instant>,
+    pub(crate) begun: Instant,
+}
+
+/// A user that an error of his own has left with wrong data: nobody uses him any more.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    pub(crate) name: String,
+    /// His state, if it could be read.
+    pub(crate) dump: Option<Vec<u8>>,
+}
+
+/// What the directory counts, as far as it is known.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) known: DirectoryChange,
+    /// Changes that were made or not.
+    pub(crate) maybe: DirectoryChange,
+}
+
+/// Numbers of the run.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) injected: AtomicU64,
+    pub(crate) lost: AtomicU64,
+    pub(crate) harmed: AtomicU64,
+    pub(crate) commits_lost: AtomicU64,
+    pub(crate) hangs: AtomicU64,
+    pub(crate) not_reached: AtomicU64,
+    pub(crate) cut_off: AtomicU64,
+    pub(crate) bytes_compared: AtomicU64,
+    pub(crate) in_flight: AtomicU64,
+    pub(crate) errors_in_flight: AtomicU64,
+    pub(crate) most_errors_in_flight: AtomicU64,
+    pub(crate) lost_in_damaged: AtomicU64,
+}
+
+/// What the connections share.
+pub(crate) struct World<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) users: Vec<Mutex<User>>,
+    pub(crate) vaults: Vec<User>,
+    pub(crate) retired: Mutex<Vec<Retired>>,
+    /// Users that errors were made in the making of.
+    pub(crate) strangers: Mutex<Vec<String>>,
+    pub(crate) totals: Mutex<Totals>,
+    pub(crate) tally: Mutex<BTreeMap<&'static str, BTreeMap<Class, u64>>>,
+    pub(crate) detectors: Mutex<BTreeMap<&'static str, BTreeMap<String, u64>>>,
+    pub(crate) lives: Mutex<Vec<Life>>,
+    /// Held while an error is under way that ends the server.
+    pub(crate) ending: Mutex<()>,
+    /// Whether answers wait for the seal; read by every request while it is under way.
+    pub(crate) sealing: RwLock<bool>,
+    pub(crate) count: Counters,
+    pub(crate) complaints: Mutex<Vec<String>>,
+    pub(crate) over: AtomicBool,
+    /// For each connection, the life of the server it was made in, and a handle to it.
+    handles: Vec<Mutex<Option<(usize, TcpStream)>>>,
+    latest: Mutex<&'static str>,
+    trace: Mutex<VecDeque<String>>,
+    begun: Instant,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(options: &'a Options) -> Self {
+        let user = |prefix: &str, number: usize| User::new(format!("{prefix}{number}"));
+        Self {
+            options,
+            users: (0..options.users)
+                .map(|number| Mutex::new(user("user", number)))
+                .collect(),
+            vaults: (0..4).map(|number| user("vault", number)).collect(),
+            retired: Mutex::default(),
+            strangers: Mutex::default(),
+            totals: Mutex::default(),
+            tally: Mutex::default(),
+            detectors: Mutex::default(),
+            lives: Mutex::default(),
+            ending: Mutex::default(),
+            sealing: RwLock::default(),
+            count: Counters::default(),
+            complaints: Mutex::default(),
+            over: AtomicBool::new(false),
+            handles: (0..options.connections).map(|_| Mutex::default()).collect(),
+            latest: Mutex::new("none"),
+            trace: Mutex::default(),
+            begun: Instant::now(),
+        }
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            injected: self.count.injected.load(SeqCst),
+            total: self.options.errors,
+            lost: self.count.lost.load(SeqCst),
+            harmed: self.count.harmed.load(SeqCst),
+            restarts: lock(&self.lives).len().saturating_sub(1) as u64,
+            requests: self.count.requests.load(SeqCst),
+        }
+    }
+
+    pub(crate) fn complain(&self, words: String) {
+        let mut complaints = lock(&self.complaints);
+        if complaints.len() < MOST_COMPLAINTS {
+            let at = self.begun.elapsed().as_secs_f64();
+            let words: String = words.chars().take(600).collect();
+            complaints.push(format!("{at:.2} s: {words}"));
+        }
+    }
+
+    /// Notes a request and its answer.
+    pub(crate) fn trace(&self, connection: usize, line: &str, answer: &[u8]) {
+        let answer = String::from_utf8_lossy(&answer[..answer.len().min(100)]).into_owned();
+        let line: String = line.chars().take(100).collect();
+        let at = self.begun.elapsed().as_secs_f64();
+        let mut trace = lock(&self.trace);
+        if trace.len() == TRACE {
+            trace.pop_front();
+        }
+        trace.push_back(format!("{at:.3} [{connection}] {line:?} -> {answer:?}"));
+    }
+
+    /// The last requests and their answers.
+    pub(crate) fn traced(&self) -> Vec<String> {
+        lock(&self.trace).iter().cloned().collect()
+    }
+
+    /// Notes the error that is being made, to be blamed for what happens to others.
+    pub(crate) fn blame(&self, kind: &Kind) {
+        *lock(&self.latest) = kind.name;
+    }
+
+    pub(crate) fn count(&self, kind: &'static str, class: Class) {
+        *lock(&self.tally)
+            .entry(kind)
+            .or_default()
+            .entry(class)
+            .or_default() += 1;
+    }
+
+    /// Counts an error that was made.
+    pub(crate) fn made(&self, kind: &'static Kind, class: Class, detector: Option<&str>) {
+        self.count.injected.fetch_add(1, SeqCst);
+        if class == Class::RequestLost {
+            self.count.lost.fetch_add(1, SeqCst);
+        }
+        self.count(kind.name, class);
+        if class == Class::OthersHarmed {
+            self.count.harmed.fetch_add(1, SeqCst);
+        }
+        if let Some(detector) = detector {
+            *lock(&self.detectors)
+                .entry(kind.name)
+                .or_default()
+                .entry(detector.to_owned())
+                .or_default() += 1;
+        }
+    }
+
+    /// Somebody who made no error was hit.
+    pub(crate) fn harm(&self, words: String) {
+        let kind = *lock(&self.latest);
+        self.complain(format!("others harmed (latest error: {kind}): {words}"));
+        self.count(kind, Class::OthersHarmed);
+        if self.count.harmed.fetch_add(1, SeqCst) >= MOST_HARM {
+            self.over.store(true, SeqCst);
+        }
+    }
+
+    /// A commit that was answered is not there after the death of a process or a guest.
+    pub(crate) fn commit_lost(&self, words: String) {
+        self.complain(format!("commit lost: {words}"));
+        if self.count.commits_lost.fetch_add(1, SeqCst) >= MOST_HARM {
+            self.over.store(true, SeqCst);
+        }
+    }
+
+    /// A request has no answer though it had all the time.
+    pub(crate) fn hang(&self, words: String) {
+        self.complain(format!("hang: {words}"));
+        let kind = *lock(&self.latest);
+        self.count(kind, Class::Hang);
+        self.count.hangs.fetch_add(1, SeqCst);
+        self.over.store(true, SeqCst);
+    }
+
+    /// The server's life that answers so: its number.
+    pub(crate) fn life(&self, stats: &Stats) -> usize {
+        let mut lives = lock(&self.lives);
+        let known = lives
+            .iter()
+            .position(|life| life.pid == stats.pid && life.boot == stats.boot);
+        known.unwrap_or_else(|| {
+            lives.push(Life {
+                boot: stats.boot.clone(),
+                pid: stats.pid,
+                ending: None,
+                damaged: false,
+                suspects: Vec::new(),
+                broken: None,
+                begun: Instant::now(),
+            });
+            lives.len() - 1
+        })
+    }
+
+    /// Notes a connection to the server of this life, and shuts those to earlier ones down: a guest
+    /// that was booted anew does not even close them.
+    pub(crate) fn connected(&self, connection: usize, life: usize, handle: Option<TcpStream>) {
+        *lock(&self.handles[connection]) = handle.map(|handle| (life, handle));
+        for old in &self.handles {
+            let mut old = lock(old);
+            if let Some((_, handle)) = old.take_if(|(of, _)| *of < life) {
+                // One that is closed already needs no end.
+                let _ = handle.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Changes what is known of a life.
+    pub(crate) fn with_life<T>(&self, number: usize, change: impl FnOnce(&mut Life) -> T) -> T {
+        change(&mut lock(&self.lives)[number])
+    }
+
+    /// Whether a life need not work as it should any more.
+    pub(crate) fn is_damaged(&self, number: usize) -> bool {
+        self.with_life(number, |life| {
+            life.damaged || life.ending.is_some_and(|kind| kind.fate == Fate::Untagged)
+        })
+    }
+
+    /// Holds a text against what it must be.
+    pub(crate) fn same(&self, expected: &str, found: &[u8]) -> bool {
+        self.count
+            .bytes_compared
+            .fetch_add(expected.len() as u64, SeqCst);
+        expected.as_bytes() == found
+    }
+
+    pub(crate) fn add(&self, change: DirectoryChange) {
+        lock(&self.totals).known += change;
+    }
+
+    /// A request that perhaps changed the directory's counts.
+    pub(crate) fn add_maybe(&self, command: &Command) {
+        lock(&self.totals).maybe += match command {
+            Command::Directory => DirectoryChange {
+                changes: 0,
+                listings: 1,
+            },
+            _ => DirectoryChange {
+                changes: 1,
+                listings: 0,
+            },
+        };
+    }
+
+    /// Time without a server after each life that ended: that of the process, that of the guest.
+    pub(crate) fn outages(&self) -> (Vec<Duration>, Vec<Duration>) {
+        let lives = lock(&self.lives);
+        let (mut servers, mut guests) = (Vec::new(), Vec::new());
+        for pair in lives.windows(2) {
+            let Some(broken) = pair[0].broken else {
+                continue;
+            };
+            let outage = pair[1].begun.saturating_duration_since(broken);
+            if pair[0].boot == pair[1].boot {
+                servers.push(outage);
+            } else {
+                guests.push(outage);
+            }
+        }
+        (servers, guests)
+    }
+}
