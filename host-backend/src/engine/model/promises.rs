@@ -5,14 +5,18 @@
 //!
 //! | mistake | caught by |
 //! |---|---|
-//! | sealing leaves the last run of frames writable | 3 |
-//! | a record against an old frame is taken all the same | 4 |
-//! | a refused commit leaves its first records applied | 2 |
-//! | a frame is granted that is granted already, or that is not wiped | 3, and the store's own check |
-//! | a reset applies the records of a commit that has not arrived whole | 2 |
-//! | dropped drafts stay writable, or evidence is wiped while it is kept | 3 |
-//! | a superseded version is forgotten instead of retired | 6 |
-//! | a page is sealed for a domain that it does not belong to | the right refusal is missed |
+//! | a run of frames is not protected | 3: a frame is writable |
+//! | dropped drafts stay writable | 3: a frame is writable |
+//! | a frame becomes free before it is wiped | 3: it is not zeros |
+//! | a stale old frame is accepted | the refusal that must come |
+//! | a refused commit leaves its first records | the store's own check |
+//! | records count before their commit has arrived whole | the store's own check |
+//! | a reset keeps the records of such a commit | the store's own check |
+//! | a refused message is taken back in the wrong order | the store's own check |
+//! | a frame is granted twice | the store's own check |
+//! | a page is sealed for a domain that it does not belong to | the refusal that must come |
+//! | tags begin anew after a reset | 5 |
+//! | superseded frames are forgotten | 6: a frame is lost |
 
 use std::collections::BTreeMap;
 
@@ -132,6 +136,10 @@ impl World {
         let laundry = self.engine.take_laundry(u32::MAX);
         self.memory.wipe(&laundry);
         self.engine.cleansed(laundry);
+        for frame in 0..CONFIG.window_frames {
+            let state = self.engine.frame_state(frame);
+            assert_ne!(state, Some(FrameState::Retired), "frame {frame} is lost");
+        }
         loop {
             let runs = self
                 .engine
