@@ -1,30 +1,33 @@
-//! What lies in a domain's first page, and how blocks look.
+//! What lies in a domain's first page, and how its extents are divided.
 //!
 //! ```text
-//! extent 0:  DomainHeader | bitmap | heap ...
-//! extent n:  bitmap | heap ...
-//! block:     BlockHeader | bytes | red zone
+//! extent 0:  DomainHeader | starts | fills | heap ...
+//! extent n:  starts | fills | heap ...
+//! heap:      chunk | chunk | ...        a block or free room, each with a BlockHeader before it
 //! ```
 //!
-//! An extent's bitmap has one bit for each 16 bytes of the extent: set where a block's bytes begin.
-//! So a pointer is known to be a block without reading through it, and the audit finds all blocks.
-//! A bit stands for [`GRAIN`] bytes, the least alignment of a block.
+//! An extent has two bitmaps with one bit for each 16 bytes. In *starts* it is set where a chunk's bytes
+//! begin, so a pointer is known to be a block without reading through it, and the audit finds all
+//! chunks. In *fills* it is set where free room is filled with [`POISON`] and must still be.
 
-use crate::heap::Growth;
-use dlmalloc::Dlmalloc;
-use std::mem::{MaybeUninit, align_of, offset_of, size_of};
+use std::mem::{align_of, offset_of, size_of};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
 pub(crate) use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
 
+use crate::heap::bins::Bins;
+
 /// Marks an initialised domain ("VMSRSDOM").
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"VMSRSDOM");
 
-/// Most extents in one domain. They grow with the domain up to 4 MiB each: about 470 MiB in all.
+/// Most extents in one domain. They grow with the domain up to 4 MiB each: about 460 MiB in all.
 pub(crate) const EXTENTS_MAX: usize = 128;
 
-/// Bytes of bitmap for a page.
+/// Bytes of one bitmap for a page.
 pub(crate) const BITMAP_PER_PAGE: usize = PAGE_SIZE as usize / GRAIN / 8;
+
+/// Bytes of an extent's bitmaps for a page.
+pub(crate) const MAPS_PER_PAGE: usize = 2 * BITMAP_PER_PAGE;
 
 /// Starts a domain's first page. All zero in a new domain.
 #[repr(C)]
@@ -39,27 +42,25 @@ pub(crate) struct DomainHeader {
     pub(crate) blocks: u64,
     /// The domain's number.
     pub(crate) domain: u32,
-    /// Entries in use in `extents`.
+    /// Entries in use in `extents`; the heap has them all.
     pub(crate) extent_count: u32,
-    /// Bit n: the heap has extent n.
-    pub(crate) given: u128,
+    /// Bound to `domain`, `extent_count` and the extents in use.
+    pub(crate) extents_check: u64,
     /// The extents, as the host gave them.
     pub(crate) extents: [Extent; EXTENTS_MAX],
-    /// The heap's state; initialised when `magic` is.
-    pub(crate) heap: MaybeUninit<Dlmalloc<Growth>>,
+    /// Lists of free room.
+    pub(crate) bins: Bins,
 }
 
 /// Identifies the layout: a domain written by a library with another one is refused.
-///
-/// The order of a Rust structure's fields is the compiler's choice, so its version counts too.
 pub(crate) const FINGERPRINT: u64 = {
     let numbers = [
         size_of::<DomainHeader>(),
         align_of::<DomainHeader>(),
-        offset_of!(DomainHeader, heap),
-        size_of::<Dlmalloc<Growth>>(),
+        offset_of!(DomainHeader, bins),
         EXTENTS_MAX,
         GRAIN,
+        MAPS_PER_PAGE,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325;
     let mut index = 0;
@@ -67,7 +68,6 @@ pub(crate) const FINGERPRINT: u64 = {
         hash = fnv(hash, &numbers[index].to_le_bytes());
         index += 1;
     }
-    hash = fnv(hash, env!("VMSRS_RUSTC").as_bytes());
     fnv(hash, env!("CARGO_PKG_VERSION").as_bytes())
 };
 
@@ -82,9 +82,20 @@ const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
 }
 
 const _: () = assert!(
-    size_of::<DomainHeader>() + 4 * BITMAP_PER_PAGE < 3 * PAGE_SIZE as usize / 4,
-    "the first page has room for a heap behind header and bitmap"
+    size_of::<DomainHeader>() + 4 * MAPS_PER_PAGE < 3 * PAGE_SIZE as usize / 4,
+    "the first page has room for a heap behind header and bitmaps"
 );
+
+/// The value of [`DomainHeader::extents_check`].
+pub(crate) fn extents_check(domain: u32, extents: &[Extent]) -> u64 {
+    let start = u64::from(domain) << 32 | extents.len() as u64;
+    extents.iter().fold(start, |hash, extent| {
+        let word = u64::from(extent.page) << 32 | u64::from(extent.pages);
+        (hash ^ word)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29)
+    })
+}
 
 /// What a red zone is made of.
 pub(crate) const RED: u8 = 0xbd;
@@ -95,8 +106,7 @@ pub(crate) const POISON: u8 = 0xdf;
 /// Bytes of a freed block that are poisoned: more would draft pages that the request never touched.
 pub(crate) const POISON_MAX: usize = 1024;
 
-/// Bytes from a block's first to the end of its red zone. The zone has 8 to 23 bytes, and together
-/// with the allocator's own word a block wastes nothing.
+/// Bytes from a block's first to the end of its red zone, of 8 to 23 bytes.
 pub(crate) const fn with_red_zone(size: usize) -> usize {
-    size.next_multiple_of(GRAIN) + 8
+    (size + 8).next_multiple_of(GRAIN)
 }

@@ -15,7 +15,6 @@ mod audit;
 mod backend;
 #[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
-#[expect(clippy::doc_markdown, reason = "names of the C interface")]
 pub mod capi_invariant;
 mod clib;
 mod device;

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! block: BlockHeader | bytes | red zone
+//! free:  BlockHeader | links of its list | poison, where a block was given back
 //! ```
 
 /// Least alignment of a block's address.
@@ -15,8 +16,10 @@ pub const GRAIN: usize = 16;
 pub enum State {
     /// In use.
     Live = 0x4c49_5645,
-    /// Given back.
+    /// Given back by the running request.
     Freed = 0x4652_4545,
+    /// Free room.
+    Free = 0x524f_4f4d,
 }
 
 /// Lies before every block's bytes.
@@ -25,7 +28,8 @@ pub enum State {
 pub struct BlockHeader {
     /// Bound to the block's address, size and state.
     pub check: u64,
-    /// Size in bytes; the logarithm of the alignment is in the top byte.
+    /// Size in bytes in the low half; in the high half the room from the block's first byte to the
+    /// next header, in units of 16 bytes.
     pub meta: u64,
 }
 
@@ -35,11 +39,12 @@ pub struct BlockHeader {
 pub const BLOCK_HEADER: usize = size_of::<BlockHeader>();
 
 impl BlockHeader {
-    /// The header of a block of `size` bytes at `address`.
+    /// The header of a block of `size` bytes at `address` that has `room` bytes to the next header, a
+    /// multiple of 16 below 4 GiB.
     #[inline]
     #[must_use]
-    pub fn new(address: u64, size: usize, alignment: usize, state: State) -> Self {
-        let meta = size as u64 | u64::from(alignment.trailing_zeros()) << 56;
+    pub fn new(address: u64, size: usize, room: usize, state: State) -> Self {
+        let meta = size as u64 | ((room / GRAIN) as u64) << 32;
         Self {
             check: check(address, meta, state),
             meta,
@@ -57,14 +62,14 @@ impl BlockHeader {
     #[inline]
     #[must_use]
     pub fn size(self) -> usize {
-        (self.meta & ((1 << 56) - 1)) as usize
+        (self.meta & 0xffff_ffff) as usize
     }
 
-    /// Its alignment.
+    /// Bytes from the block's first to the next header.
     #[inline]
     #[must_use]
-    pub fn alignment(self) -> usize {
-        1 << ((self.meta >> 56) & 63)
+    pub fn room(self) -> usize {
+        (self.meta >> 32) as usize * GRAIN
     }
 }
 
@@ -88,7 +93,7 @@ mod tests {
         assert!(header.is(0x1000, State::Live));
         assert!(!header.is(0x1010, State::Live));
         assert!(!header.is(0x1000, State::Freed));
-        assert_eq!((header.size(), header.alignment()), (40, 64));
+        assert_eq!((header.size(), header.room()), (40, 64));
         let other = BlockHeader {
             meta: header.meta + 1,
             ..header

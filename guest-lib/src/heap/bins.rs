@@ -1,0 +1,111 @@
+//! Which list free room of a size is in: two-level segregated fit (Masmano, Ripoll, Crespo, Real: TLSF,
+//! a new dynamic memory allocator for real-time systems, ECRTS 2004).
+//!
+//! Rooms below [`EXACT`] grains have a list for each size. Above, each power of two is divided into
+//! [`STEPS`] lists. A map says which lists have something in them, so looking for room takes a bounded
+//! number of steps.
+
+use vmsrs_protocol::EXTENT_MAX_PAGES;
+use vmsrs_protocol::PAGE_SIZE;
+use vmsrs_protocol::heap::GRAIN;
+
+/// Grains up to which a list has rooms of one size only.
+const EXACT: usize = 16;
+/// Lists for a power of two, and their logarithm.
+const STEPS: usize = 1 << STEPS_LOG;
+const STEPS_LOG: u32 = 3;
+/// The same for [`EXACT`].
+const EXACT_LOG: u32 = EXACT.trailing_zeros();
+
+/// Most grains of a room.
+const GRAINS_MAX: usize = EXTENT_MAX_PAGES as usize * PAGE_SIZE as usize / GRAIN;
+
+/// Lists.
+pub(crate) const COUNT: usize = list_of(GRAINS_MAX) + 1;
+
+const WORDS: usize = COUNT.div_ceil(64);
+
+/// The lists' heads, and the map.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Bins {
+    map: [u64; WORDS],
+    /// Address of the first room's bytes in each list, or 0.
+    heads: [u64; COUNT],
+}
+
+/// The list of a room of that many grains.
+pub(crate) const fn list_of(grains: usize) -> usize {
+    if grains < EXACT {
+        return grains;
+    }
+    let log = grains.ilog2();
+    let step = (grains >> (log - STEPS_LOG)) & (STEPS - 1);
+    EXACT + (log - EXACT_LOG) as usize * STEPS + step
+}
+
+/// The first list whose rooms all have at least that many grains.
+pub(super) fn list_for(grains: usize) -> usize {
+    if grains < EXACT {
+        return grains;
+    }
+    list_of(grains + (1 << (grains.ilog2() - STEPS_LOG)) - 1)
+}
+
+impl Bins {
+    /// The first list from `list` on that has something in it, and its head.
+    pub(super) fn first_from(&self, list: usize) -> Option<(usize, u64)> {
+        let mut word = list / 64;
+        let mut bits = self.map.get(word)? & (u64::MAX << (list % 64));
+        while bits == 0 {
+            word += 1;
+            bits = *self.map.get(word)?;
+        }
+        let found = word * 64 + bits.trailing_zeros() as usize;
+        Some((found, *self.heads.get(found)?))
+    }
+
+    pub(super) fn head(&self, list: usize) -> u64 {
+        self.heads.get(list).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set_head(&mut self, list: usize, address: u64) {
+        let Some(head) = self.heads.get_mut(list) else {
+            return;
+        };
+        *head = address;
+        let bit = 1 << (list % 64);
+        if address == 0 {
+            self.map[list / 64] &= !bit;
+        } else {
+            self.map[list / 64] |= bit;
+        }
+    }
+
+    /// Whether the map says of a list what its head says.
+    pub(super) fn agrees(&self, list: usize) -> bool {
+        (self.map[list / 64] >> (list % 64) & 1 != 0) == (self.head(list) != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_grow_with_the_size_and_a_list_for_a_size_has_nothing_smaller() {
+        let mut last = 0;
+        for grains in 1..=GRAINS_MAX {
+            let list = list_of(grains);
+            assert!(list == last || list == last + 1);
+            last = list;
+        }
+        assert_eq!(last, COUNT - 1);
+        for grains in (1..5000).chain(GRAINS_MAX / 2 - 2000..GRAINS_MAX / 2 + 2000) {
+            let list = list_for(grains);
+            assert!(list >= list_of(grains));
+            let smaller = (1..grains).rev().take(1000);
+            assert!(smaller.map(list_of).all(|other| other < list), "{grains}");
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Allocation in a domain, with all state inside the domain, so that blocks and bookkeeping are
+//! discarded together when a request fails.
+//!
+//! Everything here runs in a request that holds the domain. Nothing that lies in the domain is trusted:
+//! a header is checked before its numbers are used, both directions of a link before one of them is
+//! followed, and poison before its room is given out. So damage costs the request that meets it, and
+//! cannot make the allocator write elsewhere or run for ever. Damage found on the way is a [`Damage`];
+//! the caller makes the request fail with it.
+
+pub(crate) mod bins;
+mod check;
+mod room;
+mod span;
+
+use crate::app::App;
+use crate::failure::Kind;
+use crate::layout::{
+    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, MAPS_PER_PAGE,
+    POISON, POISON_MAX, RED, State, extents_check, with_red_zone,
+};
+use span::Span;
+use std::ptr::NonNull;
+use vmsrs_protocol::control::Extent;
+use vmsrs_protocol::{EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, PAGE_SIZE};
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// Something wrong in a domain, found before it could do harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) kind: Kind,
+    pub(crate) address: u64,
+}
+
+impl Damage {
+    const fn new(kind: Kind, address: u64) -> Self {
+        Self { kind, address }
+    }
+
+    const fn corrupt(address: u64) -> Self {
+        Self::new(Kind::HeapCorrupt, address)
+    }
+}
+
+/// A block or free room: where its bytes are, and its header, which was found good.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    span: Span,
+    address: u64,
+    header: BlockHeader,
+    state: State,
+}
+
+impl Chunk {
+    /// First byte behind its room: the next chunk's header, or the extent's end.
+    fn end(&self) -> u64 {
+        self.address + self.header.room() as u64
+    }
+
+    /// Writes its header anew.
+    fn mark(&mut self, size: usize, room: usize, state: State) {
+        self.header = BlockHeader::new(self.address, size, room, state);
+        self.state = state;
+        let place = (self.address - BLOCK_HEADER as u64) as *mut BlockHeader;
+        // SAFETY: a chunk of a domain that the request holds; its header is before its bytes.
+        unsafe { place.write(self.header) };
+    }
+
+    fn slice(&self, from: usize, to: usize) -> &'static mut [u8] {
+        let bytes = self.address as *mut u8;
+        // SAFETY: callers stay within the chunk's room, which the checked header vouches for; what
+        // reads and writes it besides is the server's code, which does not run meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(bytes.add(from), to - from) }
+    }
+
+    fn red_zone(&self) -> &'static mut [u8] {
+        self.slice(self.header.size(), self.header.room())
+    }
+
+    /// What is poisoned of a freed block.
+    fn poisoned(&self) -> &'static mut [u8] {
+        self.slice(0, self.header.size().min(POISON_MAX))
+    }
+
+    fn check_red_zone(&self) -> Result<(), Damage> {
+        let size = self.header.size();
+        match self.red_zone().iter().position(|&byte| byte != RED) {
+            None => Ok(()),
+            Some(at) => Err(Damage::new(
+                Kind::RedZone,
+                self.address + (size + at) as u64,
+            )),
+        }
+    }
+}
+
+/// The heap of a domain that the calling thread's request holds.
+#[derive(Debug)]
+pub(crate) struct Heap {
+    header: *mut DomainHeader,
+    base: u64,
+    domain: u32,
+    /// The heap was there when the request took the domain, or was made by the request.
+    made: bool,
+}
+
+impl Heap {
+    /// # Safety
+    ///
+    /// `header` is the first page of domain `domain` of the app at `base`, with the whole first
+    /// extent behind it, and the calling thread's request holds the domain while this lives. `made`
+    /// says whether the domain is known to have a heap: what the request may have overwritten in the
+    /// domain itself cannot tell.
+    pub(crate) unsafe fn new(
+        header: NonNull<DomainHeader>,
+        base: u64,
+        domain: u32,
+        made: bool,
+    ) -> Self {
+        Self {
+            header: header.as_ptr(),
+            base,
+            domain,
+            made,
+        }
+    }
+
+    /// Makes a new domain usable. `first` is its first extent.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::HeapCorrupt`] when the domain has a heap and its header is damaged.
+    pub(crate) fn prepare(&mut self, first: Extent) -> Result<(), Damage> {
+        if self.ready()? {
+            return Ok(());
+        }
+        // SAFETY: the header is ours by new()'s contract.
+        unsafe {
+            (*self.header).fingerprint = FINGERPRINT;
+            (*self.header).domain = self.domain;
+            (*self.header).magic = MAGIC;
+        }
+        self.made = true;
+        self.add_extent(0, first)
+    }
+
+    /// Whether the domain has a heap. A header that a request has overwritten is found here, before
+    /// anything in it is used.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::HeapCorrupt`].
+    fn ready(&self) -> Result<bool, Damage> {
+        // SAFETY: the header is ours by new()'s contract.
+        let (magic, fingerprint, domain, count, check) = unsafe {
+            (
+                (*self.header).magic,
+                (*self.header).fingerprint,
+                (*self.header).domain,
+                (*self.header).extent_count,
+                (*self.header).extents_check,
+            )
+        };
+        if magic == 0 && !self.made {
+            return Ok(false);
+        }
+        let whole = magic == MAGIC
+            && fingerprint == FINGERPRINT
+            && domain == self.domain
+            && (1..=EXTENTS_MAX as u32).contains(&count)
+            && check == extents_check(domain, self.extents());
+        if whole {
+            Ok(true)
+        } else {
+            Err(Damage::corrupt(self.header as u64))
+        }
+    }
+
+    fn extents(&self) -> &[Extent] {
+        // SAFETY: the header is ours by new()'s contract; nothing grows while the borrow lives.
+        unsafe {
+            let extents = &(*self.header).extents;
+            &extents[..((*self.header).extent_count as usize).min(EXTENTS_MAX)]
+        }
+    }
+
+    fn spans(&self) -> impl Iterator<Item = Span> {
+        let extents = self.extents().iter().enumerate();
+        extents.map(|(index, &extent)| Span::new(self.base, index, extent))
+    }
+
+    fn span_of(&self, address: u64) -> Option<Span> {
+        self.spans().find(|span| span.contains(address))
+    }
+
+    /// The chunk whose bytes begin at an address.
+    fn chunk(span: Span, address: u64) -> Result<Chunk, Damage> {
+        let corrupt = Damage::corrupt(address);
+        if !span.can_start(address) || !span.starts().get(address) {
+            return Err(corrupt);
+        }
+        // SAFETY: can_start() says that a header before the address lies in the extent, which the
+        // request holds.
+        let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
+        let state = [State::Live, State::Free, State::Freed]
+            .into_iter()
+            .find(|&state| header.is(address, state))
+            .ok_or(corrupt)?;
+        let inside = header.room() >= GRAIN && address + header.room() as u64 <= span.end();
+        if !inside || with_red_zone(header.size()) > header.room().max(GRAIN) {
+            return Err(corrupt);
+        }
+        Ok(Chunk {
+            span,
+            address,
+            header,
+            state,
+        })
+    }
+
+    /// Gives the heap an extent.
+    fn add_extent(&mut self, index: usize, extent: Extent) -> Result<(), Damage> {
+        // SAFETY: the header is ours by new()'s contract.
+        unsafe {
+            (*self.header).extents[index] = extent;
+            (*self.header).extent_count = index as u32 + 1;
+            (*self.header).extents_check = extents_check(self.domain, self.extents());
+        }
+        let span = Span::new(self.base, index, extent);
+        let address = span.first() + BLOCK_HEADER as u64;
+        let room = (span.end() - address) as usize;
+        self.make_room(span, address, room)
+    }
+
+    /// Makes the heap larger, so that there is a room of at least `bytes`. False when there is no
+    /// memory.
+    fn grow(&mut self, bytes: usize) -> Result<bool, Damage> {
+        let Some(app) = App::at(self.header as u64) else {
+            return Ok(false);
+        };
+        let least = (bytes + BLOCK_HEADER).div_ceil(PAGE - MAPS_PER_PAGE) as u32;
+        if least > EXTENT_MAX_PAGES {
+            return Ok(false);
+        }
+        let backend = app.backend();
+        loop {
+            let index = self.extents().len();
+            if index >= EXTENTS_MAX {
+                return Ok(false);
+            }
+            // Growing by what there is already keeps extents few and small domains small.
+            let total: u32 = self.extents().iter().map(|extent| extent.pages).sum();
+            let ask = |pages: u32| {
+                let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
+                backend.extent(self.domain, index as u32, pages)
+            };
+            let found = ask(least.max(total.min(EXTENT_MAX_PAGES)))
+                // A nearly full window may have room for what is needed, if not for more.
+                .or_else(|_| ask(least));
+            // What a request that failed has left may be smaller than what was asked for.
+            let Ok(extent) = found else {
+                return Ok(false);
+            };
+            self.add_extent(index, extent)?;
+            if extent.pages >= least {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes a block of `size` bytes; `None` when there is no memory. `alignment` is a power of two
+    /// up to 4096. `first` is the domain's first extent.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::HeapCorrupt`], [`Kind::UseAfterFree`]: damage on the way.
+    pub(crate) fn allocate(
+        &mut self,
+        first: Extent,
+        size: usize,
+        alignment: usize,
+    ) -> Result<Option<NonNull<u8>>, Damage> {
+        self.prepare(first)?;
+        if size > EXTENT_MAX_PAGES as usize * PAGE {
+            return Ok(None);
+        }
+        let alignment = alignment.max(GRAIN);
+        let room = with_red_zone(size);
+        let wanted = if alignment > GRAIN {
+            room + alignment + 2 * GRAIN
+        } else {
+            room
+        };
+        let Some(found) = self.find(wanted)? else {
+            return Ok(None);
+        };
+        let mut block = self.carve(found, room, alignment)?;
+        block.mark(size, block.header.room(), State::Live);
+        block.red_zone().fill(RED);
+        // SAFETY: the header is ours by new()'s contract.
+        unsafe { (*self.header).blocks += 1 };
+        Ok(NonNull::new(block.address as *mut u8))
+    }
+
+    /// The live block at `address`.
+    fn live(&self, address: u64) -> Result<Chunk, Damage> {
+        let foreign = Damage::new(Kind::ForeignFree, address);
+        if !self.ready()? {
+            return Err(foreign);
+        }
+        let span = self.span_of(address).ok_or(foreign)?;
+        if !span.can_start(address) {
+            return Err(foreign);
+        }
+        if !span.starts().get(address) {
+            return Err(Damage::new(Self::kind_of_stranger(span, address), address));
+        }
+        let chunk = Self::chunk(span, address)?;
+        match chunk.state {
+            State::Live => Ok(chunk),
+            State::Freed | State::Free => Err(Damage::new(Kind::DoubleFree, address)),
+        }
+    }
+
+    /// A pointer into the heap where no chunk begins: inside of a block it is foreign; elsewhere it is
+    /// memory that was given back before.
+    fn kind_of_stranger(span: Span, address: u64) -> Kind {
+        let before = span.starts().before(address);
+        let chunk = before.and_then(|before| Self::chunk(span, before).ok());
+        match chunk {
+            Some(chunk) if chunk.state == State::Live => Kind::ForeignFree,
+            _ => Kind::DoubleFree,
+        }
+    }
+
+    /// Bytes of a live block.
+    ///
+    /// # Errors
+    ///
+    /// The damage when it is none.
+    pub(crate) fn size(&self, address: u64) -> Result<usize, Damage> {
+        self.live(address).map(|block| block.header.size())
+    }
+
+    /// Changes a block's size in its place if its room allows.
+    ///
+    /// # Errors
+    ///
+    /// The damage when it is no live block, or overwritten behind.
+    pub(crate) fn resize(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
+        let mut block = self.live(address)?;
+        let room = block.header.room();
+        // Room for one more chunk is not wasted.
+        if size > room || !(room.saturating_sub(GRAIN)..=room).contains(&with_red_zone(size)) {
+            return Ok(false);
+        }
+        block.check_red_zone()?;
+        block.mark(size, room, State::Live);
+        block.red_zone().fill(RED);
+        Ok(true)
+    }
+
+    /// Marks a block as freed and poisons it. It goes back to the heap with [`Heap::release`].
+    ///
+    /// # Errors
+    ///
+    /// The damage when it is no live block, or overwritten behind.
+    pub(crate) fn retire(&mut self, address: u64) -> Result<(), Damage> {
+        let mut block = self.live(address)?;
+        block.check_red_zone()?;
+        block.mark(block.header.size(), block.header.room(), State::Freed);
+        block.poisoned().fill(POISON);
+        Ok(())
+    }
+
+    /// Gives a retired block back to the heap, if nobody has written to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::UseAfterFree`], [`Kind::RedZone`], [`Kind::HeapCorrupt`].
+    pub(crate) fn release(&mut self, address: u64) -> Result<(), Damage> {
+        let corrupt = Damage::corrupt(address);
+        if !self.ready()? {
+            return Err(corrupt);
+        }
+        let span = self.span_of(address).ok_or(corrupt)?;
+        let block = Self::chunk(span, address)?;
+        if block.state != State::Freed {
+            return Err(corrupt);
+        }
+        if let Some(at) = block.poisoned().iter().position(|&byte| byte != POISON) {
+            return Err(Damage::new(Kind::UseAfterFree, address + at as u64));
+        }
+        block.check_red_zone()?;
+        self.merge(block)?;
+        // SAFETY: the header is ours by new()'s contract.
+        unsafe { (*self.header).blocks = (*self.header).blocks.saturating_sub(1) };
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! One extent as the heap sees it: its two bitmaps, and the chunks behind them.
+
+use crate::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
+use std::mem::size_of;
+use vmsrs_protocol::PAGE_SIZE;
+use vmsrs_protocol::control::Extent;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const STEP: u64 = GRAIN as u64;
+
+/// An extent's addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// First byte of the extent.
+    start: u64,
+    maps: u64,
+    pages: usize,
+}
+
+impl Span {
+    /// Extent `index` of a domain of the app at `base`.
+    pub(super) fn new(base: u64, index: usize, extent: Extent) -> Self {
+        let start = base + u64::from(extent.page) * PAGE;
+        let header = if index == 0 {
+            size_of::<DomainHeader>().next_multiple_of(64) as u64
+        } else {
+            0
+        };
+        Self {
+            start,
+            maps: start + header,
+            pages: extent.pages as usize,
+        }
+    }
+
+    /// Address of the first chunk's header.
+    pub(super) fn first(self) -> u64 {
+        self.maps + (self.pages * MAPS_PER_PAGE) as u64
+    }
+
+    /// First byte behind the extent.
+    pub(super) fn end(self) -> u64 {
+        self.start + self.pages as u64 * PAGE
+    }
+
+    /// Whether the address lies in the extent.
+    pub(super) fn contains(self, address: u64) -> bool {
+        (self.start..self.end()).contains(&address)
+    }
+
+    /// Whether a chunk's bytes can begin at the address.
+    pub(super) fn can_start(self, address: u64) -> bool {
+        address >= self.first() + STEP && address < self.end() && address.is_multiple_of(STEP)
+    }
+
+    /// Where the bytes of chunks begin.
+    pub(super) fn starts(self) -> Bits {
+        Bits {
+            start: self.start,
+            end: self.end(),
+            words: self.maps as *mut u64,
+        }
+    }
+
+    /// Which free room is filled.
+    pub(super) fn fills(self) -> Bits {
+        Bits {
+            words: (self.maps + (self.pages * BITMAP_PER_PAGE) as u64) as *mut u64,
+            ..self.starts()
+        }
+    }
+}
+
+/// A bitmap of an extent. Addresses are those that its bits stand for; others have no bit, and are
+/// treated as if theirs were 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bits {
+    start: u64,
+    end: u64,
+    words: *mut u64,
+}
+
+impl Bits {
+    /// The word of an address and the bit in it.
+    fn place(self, address: u64) -> Option<(*mut u64, u32)> {
+        if !(self.start..self.end).contains(&address) {
+            return None;
+        }
+        let grain = (address - self.start) / STEP;
+        let word = self.words.wrapping_add((grain / 64) as usize);
+        Some((word, (grain % 64) as u32))
+    }
+
+    pub(super) fn get(self, address: u64) -> bool {
+        // SAFETY: place() gives words of the extent's bitmap, which the request holds.
+        self.place(address)
+            .is_some_and(|(word, bit)| unsafe { word.read() } >> bit & 1 != 0)
+    }
+
+    pub(super) fn set(self, address: u64) {
+        if let Some((word, bit)) = self.place(address) {
+            // SAFETY: as in get().
+            unsafe { *word |= 1 << bit };
+        }
+    }
+
+    pub(super) fn clear(self, address: u64) {
+        if let Some((word, bit)) = self.place(address) {
+            // SAFETY: as in get().
+            unsafe { *word &= !(1 << bit) };
+        }
+    }
+
+    pub(super) fn set_range(self, from: u64, to: u64) {
+        let mut at = from;
+        while at < to {
+            self.set(at);
+            at += STEP;
+        }
+    }
+
+    /// Clears the bits of a range; words that are 0 already are not written.
+    pub(super) fn clear_range(self, from: u64, to: u64) {
+        let mut at = self.next(from, to);
+        while let Some(found) = at {
+            self.clear(found);
+            at = self.next(found + STEP, to);
+        }
+    }
+
+    /// The first address from `from` on, below `to`, whose bit is set.
+    pub(super) fn next(self, from: u64, to: u64) -> Option<u64> {
+        let to = to.min(self.end);
+        let mut at = from.max(self.start);
+        while at < to {
+            let (word, bit) = self.place(at)?;
+            // SAFETY: as in get().
+            let rest = unsafe { word.read() } >> bit;
+            if rest != 0 {
+                let found = at + u64::from(rest.trailing_zeros()) * STEP;
+                return (found < to).then_some(found);
+            }
+            at += u64::from(64 - bit) * STEP;
+        }
+        None
+    }
+
+    /// The last address below `below` whose bit is set.
+    pub(super) fn before(self, below: u64) -> Option<u64> {
+        let mut at = below.min(self.end).checked_sub(STEP)?;
+        while at >= self.start {
+            let (word, bit) = self.place(at)?;
+            // SAFETY: as in get().
+            let rest = unsafe { word.read() } << (63 - bit);
+            if rest != 0 {
+                return Some(at - u64::from(rest.leading_zeros()) * STEP);
+            }
+            at = at.checked_sub(u64::from(bit + 1) * STEP)?;
+        }
+        None
+    }
+}
