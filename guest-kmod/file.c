@@ -225,6 +225,23 @@ static long ioctl_abandon(struct vmsrs_file *file, void __user *user)
 	return vmsrs_abandon(file, arg.tag);
 }
 
+static long ioctl_drafts(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_drafts arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	if (arg.domain >= VMSRS_MAX_DOMAINS || !arg.capacity || arg.capacity > VMSRS_DRAFTS_MAX)
+		return -EINVAL;
+	ret = check_tag(app, arg.tag);
+	if (!ret)
+		ret = vmsrs_drafts_list(app, &arg);
+	if (ret)
+		return ret;
+	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
 static long ioctl_lock(struct vmsrs_app *app, unsigned int command, void __user *user)
 {
 	struct vmsrs_ioctl_lock arg;
@@ -327,6 +344,8 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 		return ioctl_resume(file, app, user);
 	case VMSRS_IOCTL_ABANDON:
 		return ioctl_abandon(file, user);
+	case VMSRS_IOCTL_DRAFTS:
+		return ioctl_drafts(app, user);
 	case VMSRS_IOCTL_LOCK_WAIT:
 	case VMSRS_IOCTL_LOCK_WAKE:
 		return ioctl_lock(app, command, user);

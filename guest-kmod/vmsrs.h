@@ -399,6 +399,9 @@ void vmsrs_requests_free(struct vmsrs_device *dev);
 
 /* commit.c */
 long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg);
+
+/* drafts.c */
+long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
 long vmsrs_flush(struct vmsrs_device *dev, bool killable_only);
 
 /* host.c */

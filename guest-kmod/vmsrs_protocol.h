@@ -124,7 +124,7 @@
 #define VMSRS_VENDOR_ID 1397904214
 
 // Version of everything in this crate. Both sides refuse any other.
-#define VMSRS_ABI_VERSION 2
+#define VMSRS_ABI_VERSION 3
 
 // Feature bit: the device has an event queue.
 #define VMSRS_FEATURE_EVENTS 0
@@ -310,6 +310,10 @@
 // released. The calling thread need not be registered. `ENOENT`: as for [`IOCTL_RESUME`].
 #define VMSRS_IOCTL_ABANDON 1074288144
 
+// Lists the pages of a domain that the calling thread's request has drafts of, with [`IoctlDrafts`],
+// in the order in which they were first written. `EPERM`: the tag is not the calling thread's.
+#define VMSRS_IOCTL_DRAFTS 3223344657
+
 // `mmap` offset of app `n`'s pages: `n << APP_OFFSET_SHIFT`.
 #define VMSRS_APP_OFFSET_SHIFT 40
 
@@ -324,6 +328,9 @@
 
 // Commit flag: return when the host has sealed the commit.
 #define VMSRS_COMMIT_SEAL 1
+
+// Most pages that one [`IOCTL_DRAFTS`] answers with.
+#define VMSRS_DRAFTS_MAX 1024
 
 // Flag of the last record of a commit.
 #define VMSRS_SEAL_LAST 1
@@ -821,6 +828,22 @@ struct vmsrs_ioctl_lock {
   uint32_t domain;
   // In: most milliseconds to wait, 1 to 3,600,000; ignored by [`IOCTL_LOCK_WAKE`].
   uint32_t timeout_ms;
+};
+
+// Argument of [`IOCTL_DRAFTS`].
+struct vmsrs_ioctl_drafts {
+  // In: tag of the request.
+  uint64_t tag;
+  // In: address of room for `capacity` page numbers of 32 bits.
+  uint64_t pages;
+  // In: the domain.
+  uint32_t domain;
+  // In: pages to leave out at the front.
+  uint32_t skip;
+  // In: most pages to list, 1 to [`DRAFTS_MAX`].
+  uint32_t capacity;
+  // Out: pages listed.
+  uint32_t count;
 };
 
 // Argument of [`IOCTL_INFO`].

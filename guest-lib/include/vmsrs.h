@@ -93,6 +93,10 @@
 // Option: return when the host has sealed the commit.
 #define VMSRS_SEAL 1
 
+// Option: the audit before the commit looks at all of every domain that is committed, not only at the
+// pages that the request has written.
+#define VMSRS_AUDIT_WHOLE 2
+
 // SIGSEGV or SIGBUS with no better explanation (for example a null write).
 #define VMSRS_KIND_MEMORY 1
 
@@ -194,7 +198,7 @@ typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
 
 // How a request is run. All zero is the default.
 typedef struct vmsrs_options {
-  // `VMSRS_SEAL` or 0.
+  // `VMSRS_SEAL`, `VMSRS_AUDIT_WHOLE`, both, or 0.
   uint32_t flags;
   // Milliseconds that the request may take, 0 for no limit.
   uint32_t deadline_ms;

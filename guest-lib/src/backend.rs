@@ -48,6 +48,15 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()>;
     /// Discards; locks stay.
     fn discard(&self, tag: u64) -> io::Result<()>;
+    /// Lists pages of a domain that the request has drafts of, in `pages`, without the first `skip`.
+    /// Returns how many, or `None` where nobody counts drafts.
+    fn drafts(
+        &self,
+        tag: u64,
+        domain: u32,
+        skip: usize,
+        pages: &mut [u32],
+    ) -> io::Result<Option<usize>>;
     /// Waits for a lock and takes it.
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()>;
     /// Wakes who waits for a lock.

@@ -8,7 +8,7 @@ use crate::app::{App, Protection};
 use crate::domain::Domain;
 use crate::error::{Error, RunError};
 use crate::failure::{Failure, Kind};
-use crate::request::{Options, Request};
+use crate::request::{Audit, Options, Request};
 use crate::thread;
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -62,6 +62,9 @@ pub const VMSRS_PROTECTION_FULL: i32 = 1;
 
 /// Option: return when the host has sealed the commit.
 pub const VMSRS_SEAL: u32 = 1;
+/// Option: the audit before the commit looks at all of every domain that is committed, not only at the
+/// pages that the request has written.
+pub const VMSRS_AUDIT_WHOLE: u32 = 2;
 
 /// SIGSEGV or SIGBUS with no better explanation (for example a null write).
 pub const VMSRS_KIND_MEMORY: u32 = 1;
@@ -114,7 +117,7 @@ pub type DeferFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct COptions {
-    /// `VMSRS_SEAL` or 0.
+    /// `VMSRS_SEAL`, `VMSRS_AUDIT_WHOLE`, both, or 0.
     pub flags: u32,
     /// Milliseconds that the request may take, 0 for no limit.
     pub deadline_ms: u32,
@@ -370,7 +373,7 @@ pub unsafe extern "C" fn vmsrs_run_with(
     };
     // SAFETY: options or null by contract.
     let options = unsafe { options.as_ref() }.copied().unwrap_or_default();
-    if options.flags & !VMSRS_SEAL != 0 {
+    if options.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 {
         return VMSRS_EINVAL;
     }
     let milliseconds = |value: u32| (value != 0).then(|| Duration::from_millis(value.into()));
@@ -378,6 +381,11 @@ pub unsafe extern "C" fn vmsrs_run_with(
         seal: options.flags & VMSRS_SEAL != 0,
         deadline: milliseconds(options.deadline_ms),
         lock_timeout: milliseconds(options.lock_timeout_ms),
+        audit: if options.flags & VMSRS_AUDIT_WHOLE != 0 {
+            Audit::Whole
+        } else {
+            Audit::Written
+        },
     };
     let mut value = 0;
     let outcome = domain.run_with(&options, |request| {

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO,
-    IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_TAGS, IOCTL_THREAD,
-    IOCTL_THREAD_EXIT, IoctlCommit, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp,
-    IoctlOpenDomain, IoctlTag, IoctlTags, IoctlThread,
+    COMMIT_SEAL, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH,
+    IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_TAGS,
+    IOCTL_THREAD, IOCTL_THREAD_EXIT, IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo,
+    IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlTag, IoctlTags, IoctlThread,
 };
 use vmsrs_protocol::shared::ThreadControl;
 use vmsrs_protocol::{KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
@@ -293,6 +293,26 @@ impl Backend for Device {
         let mut argument = IoctlTag { tag };
         // SAFETY: the call's argument.
         unsafe { call(self.fd(), IOCTL_DISCARD, &raw mut argument) }
+    }
+
+    fn drafts(
+        &self,
+        tag: u64,
+        domain: u32,
+        skip: usize,
+        pages: &mut [u32],
+    ) -> io::Result<Option<usize>> {
+        let mut argument = IoctlDrafts {
+            tag,
+            pages: pages.as_mut_ptr() as u64,
+            domain,
+            skip: skip as u32,
+            capacity: pages.len() as u32,
+            count: 0,
+        };
+        // SAFETY: the call's argument; `pages` has room for `capacity` numbers.
+        unsafe { call(self.fd(), IOCTL_DRAFTS, &raw mut argument) }?;
+        Ok(Some((argument.count as usize).min(pages.len())))
     }
 
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {

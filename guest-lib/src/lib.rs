@@ -44,5 +44,5 @@ pub use arena::{ARENA_SIZE, Arena};
 pub use domain::Domain;
 pub use error::{Error, RunError};
 pub use failure::{Failure, Kind};
-pub use request::{Entered, Options, Request};
+pub use request::{Audit, Entered, Options, Request};
 pub use stack::{DEFAULT_REQUEST_STACK, request_stacks, set_request_stack_size};

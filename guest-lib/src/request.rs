@@ -20,6 +20,17 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 use vmsrs_protocol::NONE;
 
+/// What the audit looks at in each domain before it is committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audit {
+    /// The pages that the request has written, and all of a domain with at most 64 blocks: what it costs
+    /// grows with what was written.
+    #[default]
+    Written,
+    /// All of the domain: what it costs grows with the domain.
+    Whole,
+}
+
 /// How a request is run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -30,6 +41,8 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// How long to wait for a domain's lock; the deadline or 10 s if not given.
     pub lock_timeout: Option<Duration>,
+    /// What the audit looks at.
+    pub audit: Audit,
 }
 
 /// A running request. It exists on its own thread, until its function returns.
@@ -366,6 +379,7 @@ pub(crate) fn run(
     let patience = options.lock_timeout.map(milliseconds).or(deadline);
     let patience = patience.unwrap_or(lock::TIMEOUT_MS);
     thread.begin(deadline.unwrap_or(0), patience)?;
+    thread.set_whole_audit(options.audit == Audit::Whole);
     let entered = lock::lock(thread, domain, patience).and_then(|()| {
         domain
             .check_layout()

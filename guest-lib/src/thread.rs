@@ -140,6 +140,8 @@ pub(crate) struct Thread {
     critical: Cell<u32>,
     /// An interrupt waits.
     pending: Cell<bool>,
+    /// The audit looks at whole domains, not only at what the request has written.
+    whole_audit: Cell<bool>,
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
@@ -288,6 +290,7 @@ impl Thread {
             phase: Cell::new(Phase::Idle),
             critical: Cell::new(0),
             pending: Cell::new(false),
+            whole_audit: Cell::new(false),
             checking: Cell::new(false),
             forgotten: Cell::new(false),
             stack,
@@ -356,6 +359,14 @@ impl Thread {
 
     pub(crate) fn set_pending(&self, pending: bool) {
         self.pending.set(pending);
+    }
+
+    pub(crate) fn wants_whole_audit(&self) -> bool {
+        self.whole_audit.get()
+    }
+
+    pub(crate) fn set_whole_audit(&self, whole: bool) {
+        self.whole_audit.set(whole);
     }
 
     /// Notes that an invariant is being checked: an error in it is called one of the invariant.

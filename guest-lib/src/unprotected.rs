@@ -210,6 +210,10 @@ impl Backend for Unprotected {
         Ok(())
     }
 
+    fn drafts(&self, _: u64, _: u32, _: usize, _: &mut [u32]) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
+
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {
         let word = self.lock_word(domain);
         let end = Instant::now() + Duration::from_millis(milliseconds.into());

@@ -8,7 +8,7 @@ pub const DEVICE_ID: u32 = 0x5653;
 pub const VENDOR_ID: u32 = 0x5352_5356;
 
 /// Version of everything in this crate. Both sides refuse any other.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Feature bit: the device has an event queue.
 pub const FEATURE_EVENTS: u32 = 0;

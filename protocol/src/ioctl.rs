@@ -75,6 +75,9 @@ pub const IOCTL_RESUME: u32 = 0x4008_560f;
 /// Gives a suspended request up, with [`IoctlTag`]: drafts are discarded, then its locks are
 /// released. The calling thread need not be registered. `ENOENT`: as for [`IOCTL_RESUME`].
 pub const IOCTL_ABANDON: u32 = 0x4008_5610;
+/// Lists the pages of a domain that the calling thread's request has drafts of, with [`IoctlDrafts`],
+/// in the order in which they were first written. `EPERM`: the tag is not the calling thread's.
+pub const IOCTL_DRAFTS: u32 = 0xc020_5611;
 
 /// `mmap` offset of app `n`'s pages: `n << APP_OFFSET_SHIFT`.
 pub const APP_OFFSET_SHIFT: u32 = 40;
@@ -260,6 +263,27 @@ pub struct IoctlLock {
     pub timeout_ms: u32,
 }
 
+/// Most pages that one [`IOCTL_DRAFTS`] answers with.
+pub const DRAFTS_MAX: u32 = 1024;
+
+/// Argument of [`IOCTL_DRAFTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlDrafts {
+    /// In: tag of the request.
+    pub tag: u64,
+    /// In: address of room for `capacity` page numbers of 32 bits.
+    pub pages: u64,
+    /// In: the domain.
+    pub domain: u32,
+    /// In: pages to leave out at the front.
+    pub skip: u32,
+    /// In: most pages to list, 1 to [`DRAFTS_MAX`].
+    pub capacity: u32,
+    /// Out: pages listed.
+    pub count: u32,
+}
+
 /// Argument of [`IOCTL_INFO`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -325,6 +349,10 @@ mod tests {
         assert_eq!(IOCTL_SUSPEND, ioc(WRITE, 14, size_of::<IoctlSuspend>()));
         assert_eq!(IOCTL_RESUME, ioc(WRITE, 15, size_of::<IoctlTag>()));
         assert_eq!(IOCTL_ABANDON, ioc(WRITE, 16, size_of::<IoctlTag>()));
+        assert_eq!(
+            IOCTL_DRAFTS,
+            ioc(READ | WRITE, 17, size_of::<IoctlDrafts>())
+        );
     }
 
     #[test]

@@ -94,13 +94,13 @@ mod tests {
 
     #[test]
     fn lists_grow_with_the_size_and_a_list_for_a_size_has_nothing_smaller() {
-        let mut last = 0;
+        let mut highest = 0;
         for grains in 1..=GRAINS_MAX {
             let list = list_of(grains);
-            assert!(list == last || list == last + 1);
-            last = list;
+            assert!(list == highest || list == highest + 1);
+            highest = list;
         }
-        assert_eq!(last, COUNT - 1);
+        assert_eq!(highest, COUNT - 1);
         for grains in (1..5000).chain(GRAINS_MAX / 2 - 2000..GRAINS_MAX / 2 + 2000) {
             let list = list_for(grains);
             assert!(list >= list_of(grains));

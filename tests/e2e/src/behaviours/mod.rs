@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::Behaviour;
 
+mod audit_written_pages;
 mod boot_loop;
 mod control_block;
 mod deadline;
@@ -39,6 +40,7 @@ pub const ALL: &[&Behaviour] = &[
     &window_mapped_writable::BEHAVIOUR,
     &lock_after_error::BEHAVIOUR,
     &kinds_of_error::BEHAVIOUR,
+    &audit_written_pages::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
     &seal_batches::BEHAVIOUR,
