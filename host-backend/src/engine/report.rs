@@ -555,7 +555,7 @@ fn change_facts(page: u64, change: &Change) -> ChangeFacts {
 fn block_facts(block: Block) -> BlockFacts {
     let state = |state| match state {
         State::Live => BlockState::Live,
-        State::Freed => BlockState::Freed,
+        State::Freed | State::Free => BlockState::Freed,
     };
     BlockFacts {
         address: block.address,
