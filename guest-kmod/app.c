@@ -341,7 +341,8 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 	for (; count--; sealed++) {
 		entry = page_entry(domain, sealed->page);
 		if (!entry || sealed->frame == VMSRS_ZERO_FRAME ||
-		    sealed->frame >= domain->app->dev->config.window_frames)
+		    (sealed->frame >= domain->app->dev->config.window_frames &&
+		     sealed->frame != VMSRS_DAMAGED_FRAME))
 			return -EPROTO;
 		entry->frame = sealed->frame;
 	}
@@ -393,11 +394,13 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 	long ret;
 
 	if (!arg->key_length || arg->key_length > VMSRS_KEY_MAX ||
-	    !padded(arg->key, arg->key_length, VMSRS_KEY_MAX))
+	    !padded(arg->key, arg->key_length, VMSRS_KEY_MAX) ||
+	    arg->flags & ~VMSRS_DOMAIN_MIRROR)
 		return -EINVAL;
 	request.app = app->number;
 	request.key_length = arg->key_length;
 	memcpy(request.key, arg->key, sizeof(request.key));
+	request.flags = arg->flags;
 
 	mutex_lock(&app->lock);
 	ret = vmsrs_control_call(app->dev, VMSRS_MESSAGE_OPEN_DOMAIN, &request, sizeof(request),
@@ -418,7 +421,7 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 	}
 	arg->domain = domain->number;
 	arg->extents = domain->extent_count;
-	arg->reserved = 0;
+	arg->flags = reply.flags;
 unlock:
 	mutex_unlock(&app->lock);
 	return ret;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The event queue: what the host reports by itself. The queue's callback alone uses it once the
- * device runs.
+ * The event queue: what the host reports by itself. A work alone uses it once the device runs, since
+ * some events need locks.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -11,12 +11,6 @@
 
 #include "compat.h"
 #include "vmsrs.h"
-
-int vmsrs_event_init(struct vmsrs_device *dev)
-{
-	dev->events = kcalloc(VMSRS_EVENT_BUFFERS, sizeof(*dev->events), GFP_KERNEL);
-	return dev->events ? 0 : -ENOMEM;
-}
 
 void vmsrs_event_free(struct vmsrs_device *dev)
 {
@@ -28,7 +22,7 @@ static bool give_buffer(struct virtqueue *vq, struct vmsrs_event *event)
 	struct scatterlist sg;
 
 	sg_init_one(&sg, event, sizeof(*event));
-	return !virtqueue_add_inbuf(vq, &sg, 1, event, GFP_ATOMIC);
+	return !virtqueue_add_inbuf(vq, &sg, 1, event, GFP_KERNEL);
 }
 
 /*
@@ -59,25 +53,62 @@ static void handle_event(struct vmsrs_device *dev, const struct vmsrs_event *eve
 		WRITE_ONCE(dev->pool.dry, false);
 		vmsrs_host_work_now(dev);
 		break;
+	case VMSRS_EVENT_DAMAGE:
+		pr_err_ratelimited("incident %llu: the content of the page at %#llx is lost\n",
+				   event->incident, event->address);
+		vmsrs_page_damaged(dev, event->address, event->frame);
+		break;
 	default:
 		pr_warn_ratelimited("unknown event %u\n", event->kind);
 	}
 }
 
-/* The host used buffers. Hard interrupt; never runs twice at a time. */
-void vmsrs_event_done(struct virtqueue *vq)
+static void event_work(struct work_struct *work)
 {
-	struct vmsrs_device *dev = vq->vdev->priv;
+	struct vmsrs_device *dev = container_of(work, struct vmsrs_device, event_work);
+	struct virtqueue *vq = dev->event_vq;
 	struct vmsrs_event *event;
 	unsigned int used;
 
-	while ((event = virtqueue_get_buf(vq, &used))) {
-		if (used == sizeof(*event))
-			handle_event(dev, event);
-		else
-			pr_warn_ratelimited("event of %u bytes\n", used);
-		if (!give_buffer(vq, event))
-			break;
-	}
-	virtqueue_kick(vq);
+	do {
+		virtqueue_disable_cb(vq);
+		while ((event = virtqueue_get_buf(vq, &used))) {
+			if (used == sizeof(*event))
+				handle_event(dev, event);
+			else
+				pr_warn_ratelimited("event of %u bytes\n", used);
+			if (!give_buffer(vq, event))
+				break;
+		}
+		virtqueue_kick(vq);
+	} while (!virtqueue_enable_cb(vq));
+}
+
+int vmsrs_event_init(struct vmsrs_device *dev)
+{
+	spin_lock_init(&dev->event_lock);
+	INIT_WORK(&dev->event_work, event_work);
+	dev->events = kcalloc(VMSRS_EVENT_BUFFERS, sizeof(*dev->events), GFP_KERNEL);
+	return dev->events ? 0 : -ENOMEM;
+}
+
+/* The host used buffers. Hard interrupt. */
+void vmsrs_event_done(struct virtqueue *vq)
+{
+	struct vmsrs_device *dev = vq->vdev->priv;
+	unsigned long flags;
+
+	spin_lock_irqsave(&dev->event_lock, flags);
+	if (!dev->events_stopped)
+		queue_work(dev->wq, &dev->event_work);
+	spin_unlock_irqrestore(&dev->event_lock, flags);
+}
+
+/* Events are no longer looked at from here on. */
+void vmsrs_event_stop(struct vmsrs_device *dev)
+{
+	spin_lock_irq(&dev->event_lock);
+	dev->events_stopped = true;
+	spin_unlock_irq(&dev->event_lock);
+	cancel_work_sync(&dev->event_work);
 }

@@ -97,7 +97,7 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 	config->tag_base = virtio_cread64(vdev, offsetof(struct vmsrs_device_config, tag_base));
 	config->incident_base = virtio_cread64(vdev, offsetof(struct vmsrs_device_config,
 							      incident_base));
-	if (config->window_frames < 2 || config->window_frames == NONE ||
+	if (config->window_frames < 2 || config->window_frames >= VMSRS_DAMAGED_FRAME ||
 	    !config->pool_frames || config->pool_frames >= config->window_frames ||
 	    !config->batch_records || config->tag_base >= BIT_ULL(62) ||
 	    !(config->incident_base & 1)) {
@@ -252,6 +252,7 @@ reset:
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_wake_everybody(dev);
 	cancel_delayed_work_sync(&dev->host_work);
+	vmsrs_event_stop(dev);
 	virtio_reset_device(vdev);
 	vdev->config->del_vqs(vdev);
 unmap_window:
@@ -319,6 +320,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_wake_everybody(dev);
 
+	vmsrs_event_stop(dev);
 	/* A sender that saw the device whole is done when its lock is free. */
 	mutex_lock(&dev->control.lock);
 	virtio_reset_device(vdev);

@@ -9,6 +9,7 @@
 
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/uaccess.h>
 
 #include <asm/cpufeature.h>
 
@@ -81,6 +82,42 @@ void vmsrs_zap_everything(struct vmsrs_device *dev)
 			    (loff_t)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT, 1);
 }
 
+/*
+ * The content of a page's committed version is lost: nobody gets to see what is there. A version that
+ * superseded it meanwhile is none of that.
+ */
+void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
+{
+	struct vmsrs_extent_pages *extent;
+	struct vmsrs_page *entry;
+	struct vmsrs_app *app;
+	u64 offset;
+	u32 page;
+
+	offset = address - VMSRS_APP_BASE;
+	if (address < VMSRS_APP_BASE || offset >> VMSRS_APP_OFFSET_SHIFT >= VMSRS_MAX_APPS)
+		return;
+	mutex_lock(&dev->apps_lock);
+	app = dev->apps[offset >> VMSRS_APP_OFFSET_SHIFT];
+	mutex_unlock(&dev->apps_lock);
+	if (!app)
+		return;
+	page = (offset >> PAGE_SHIFT) & (VMSRS_APP_PAGES - 1);
+	/* A domain that is being fetched may have been told the state before. */
+	mutex_lock(&app->lock);
+	extent = vmsrs_extent_find(app, page);
+	if (extent) {
+		entry = &extent->entries[page - extent->page];
+		mutex_lock(&extent->domain->lock);
+		if (entry->frame == frame) {
+			entry->frame = VMSRS_DAMAGED_FRAME;
+			zap_pages(app, page, 1);
+		}
+		mutex_unlock(&extent->domain->lock);
+	}
+	mutex_unlock(&app->lock);
+}
+
 static void *frame_address(struct vmsrs_device *dev, u32 frame)
 {
 	return dev->window + ((size_t)frame << PAGE_SHIFT);
@@ -123,6 +160,25 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 				   draft_prot(prot, domain->owner));
 }
 
+static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 kind)
+{
+	thread->refused_address = vmf->address;
+	thread->refused_kind = kind;
+	return kind == VMSRS_KIND_FOREIGN_WRITE ? VM_FAULT_SIGSEGV : VM_FAULT_SIGBUS;
+}
+
+/* A read of a page whose content is lost, by a registered thread or by anybody else. */
+static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
+{
+	struct vmsrs_thread *thread = vmsrs_thread_current(app);
+
+	if (thread) {
+		refuse(thread, vmf, VMSRS_KIND_DAMAGED);
+		vmsrs_thread_put(thread);
+	}
+	return VM_FAULT_SIGBUS;
+}
+
 /*
  * Everybody may read: the committed version, or zeros; in the process of the request that is
  * writing the page, its draft (under the request's key).
@@ -150,9 +206,13 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 		frame = entry->draft;
 		prot = draft_prot(prot, domain->owner);
 	}
-	ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(app->dev, frame), prot);
+	if (frame == VMSRS_DAMAGED_FRAME)
+		ret = VM_FAULT_SIGBUS;
+	else
+		ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(app->dev, frame),
+					  prot);
 	mutex_unlock(&domain->lock);
-	return ret;
+	return frame == VMSRS_DAMAGED_FRAME ? refuse_damaged(app, vmf) : ret;
 }
 
 /* May the request write to the domain? domain->lock is held. */
@@ -175,7 +235,8 @@ static int drafts_max(const struct vmsrs_device *dev)
 
 /*
  * Makes a draft of a page and puts it on the domain's list. domain->lock is held.
- * -EAGAIN: no frame. -ESTALE: the request has failed. -EFBIG: it has too many drafts.
+ * -EAGAIN: no frame. -ESTALE: the request has failed. -EFBIG: it has too many drafts. -EIO: the
+ * committed version is lost.
  */
 static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 		      struct vmsrs_file *file, u64 tag, u32 key, struct vmsrs_draft *draft)
@@ -183,9 +244,21 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 	struct vmsrs_device *dev = domain->app->dev;
 	int error;
 
+	if (entry->frame == VMSRS_DAMAGED_FRAME)
+		return -EIO;
 	draft->frame = vmsrs_pool_take(dev);
 	if (draft->frame == NONE)
 		return -EAGAIN;
+	/*
+	 * Granted frames are zero already. The host ends an access to broken memory with a fault; then
+	 * it tells which page that was.
+	 */
+	if (entry->frame != NONE &&
+	    copy_mc_to_kernel(frame_address(dev, draft->frame), frame_address(dev, entry->frame),
+			      PAGE_SIZE)) {
+		error = -EIO;
+		goto put;
+	}
 	if (!domain->owner) {
 		error = vmsrs_request_own(domain, file, tag, key);
 		if (error)
@@ -196,9 +269,6 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 		error = -EFBIG;
 		goto put;
 	}
-	/* Granted frames are zero already. */
-	if (entry->frame != NONE)
-		copy_page(frame_address(dev, draft->frame), frame_address(dev, entry->frame));
 	draft->tag = tag;
 	draft->app = domain->app->number;
 	draft->domain = domain->number;
@@ -214,13 +284,6 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 put:
 	vmsrs_pool_put(dev, draft->frame);
 	return error;
-}
-
-static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 kind)
-{
-	thread->refused_address = vmf->address;
-	thread->refused_kind = kind;
-	return kind == VMSRS_KIND_NO_FRAMES ? VM_FAULT_SIGBUS : VM_FAULT_SIGSEGV;
 }
 
 /*
@@ -300,6 +363,9 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		break;
 	case -EFBIG:
 		ret = refuse(thread, vmf, VMSRS_KIND_NO_FRAMES);
+		break;
+	case -EIO:
+		ret = refuse(thread, vmf, VMSRS_KIND_DAMAGED);
 		break;
 	default:
 		ret = refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);

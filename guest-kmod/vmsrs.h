@@ -92,7 +92,7 @@ struct vmsrs_device;
 
 /* A page of a domain. Guarded by the domain's lock. */
 struct vmsrs_page {
-	u32 frame;		/* committed version, or NONE */
+	u32 frame;		/* committed version, NONE, or VMSRS_DAMAGED_FRAME */
 	u32 draft;		/* version that a request is writing, or NONE */
 };
 
@@ -271,8 +271,11 @@ struct vmsrs_device {
 	void *window;
 
 	struct vmsrs_control control;
-	struct virtqueue *event_vq;	/* NULL without FEATURE_EVENTS; used by its callback alone */
+	struct virtqueue *event_vq;	/* NULL without FEATURE_EVENTS; used by event_work alone */
 	struct vmsrs_event *events;	/* VMSRS_EVENT_BUFFERS buffers */
+	spinlock_t event_lock;		/* guards events_stopped; taken in hard interrupts */
+	bool events_stopped;		/* event_work is not queued any more */
+	struct work_struct event_work;
 
 	struct vmsrs_pool pool;
 	struct vmsrs_batch batch;
@@ -351,6 +354,7 @@ int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, 
 /* event.c */
 int vmsrs_event_init(struct vmsrs_device *dev);
 void vmsrs_event_start(struct vmsrs_device *dev);
+void vmsrs_event_stop(struct vmsrs_device *dev);
 void vmsrs_event_free(struct vmsrs_device *dev);
 void vmsrs_event_done(struct virtqueue *vq);
 
@@ -379,6 +383,7 @@ u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address);
 extern const struct vm_operations_struct vmsrs_page_vm_ops;
 void vmsrs_zap_drafts(struct vmsrs_app *app, struct list_head *drafts);
 void vmsrs_zap_everything(struct vmsrs_device *dev);
+void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame);
 int vmsrs_draft_cache_init(void);
 void vmsrs_draft_cache_exit(void);
 void vmsrs_drafts_free(struct list_head *drafts);

@@ -25,6 +25,9 @@
 // "No frame", "no page" or "no domain", where a field of that kind may be empty.
 #define VMSRS_NONE 4294967295
 
+// In a list of sealed pages: the page's content is lost. No window has a frame of this number.
+#define VMSRS_DAMAGED_FRAME 4294967294
+
 // Pages of a domain come in extents whose length is a multiple of this many pages and whose first
 // page is a multiple of it too, so that page → domain is one look-up per unit.
 #define VMSRS_EXTENT_UNIT_PAGES 4
@@ -110,6 +113,13 @@
 // The host could not carry the message out (its own operating system refused).
 #define VMSRS_STATUS_HOST_ERROR 7
 
+// Flag of a domain: the host keeps a second copy of each sealed page. The copies take room of the
+// window, as much as the pages.
+#define VMSRS_DOMAIN_MIRROR 1
+
+// Flag of a domain: the content of some sealed page is lost ([`crate::DAMAGED_FRAME`]).
+#define VMSRS_DOMAIN_DAMAGED 2
+
 // Most [`FrameRun`]s in one reply.
 #define VMSRS_REPLY_RUNS_MAX 64
 
@@ -150,6 +160,10 @@
 
 // Frames became free after a grant had been cut short; asking again is worth it.
 #define VMSRS_EVENT_FRAMES_FREE 2
+
+// The content of a sealed page is lost, and no mirror has it: `address` is the page's, `frame` the
+// frame that held it. An event of this kind is never dropped.
+#define VMSRS_EVENT_DAMAGE 3
 
 // SIGSEGV or SIGBUS with no better explanation (for example a null write).
 #define VMSRS_KIND_MEMORY 1
@@ -210,8 +224,17 @@
 // A read or write of a page that another request was writing, stopped by a protection key.
 #define VMSRS_KIND_FOREIGN_DRAFT 19
 
+// The content of a sealed frame no longer had its checksum.
+#define VMSRS_KIND_CHECKSUM 20
+
+// The hardware of the host reported the memory behind a frame as broken.
+#define VMSRS_KIND_POISON 21
+
+// The request touched a page whose sealed content is lost ([`KIND_CHECKSUM`], [`KIND_POISON`]).
+#define VMSRS_KIND_DAMAGED 22
+
 // Largest `KIND_` constant.
-#define VMSRS_KIND_MAX 19
+#define VMSRS_KIND_MAX 22
 
 // General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
 // r8 to r15, rip, rflags.
@@ -239,7 +262,8 @@
 // has [`crate::MAX_APPS`] apps.
 #define VMSRS_IOCTL_OPEN_APP 3228587521
 
-// Opens a domain with [`IoctlOpenDomain`]. `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains.
+// Opens a domain with [`IoctlOpenDomain`]. `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains,
+// or the window has no room for the mirror.
 #define VMSRS_IOCTL_OPEN_DOMAIN 3226490370
 
 // Finds or makes an extent with [`IoctlExtent`]. `ENOMEM`: the window is full.
@@ -412,6 +436,8 @@ struct vmsrs_open_domain {
   uint32_t key_length;
   // The key; bytes behind `key_length` are zero.
   uint8_t key[VMSRS_KEY_MAX];
+  // [`DOMAIN_MIRROR`] or 0. A domain that has a mirror keeps it, whatever this says.
+  uint32_t flags;
 };
 
 // Reply to [`MESSAGE_OPEN_DOMAIN`].
@@ -422,8 +448,8 @@ struct vmsrs_domain_reply {
   uint32_t extents;
   // Sealed pages it has.
   uint32_t pages;
-  // Reserved.
-  uint32_t reserved;
+  // [`DOMAIN_MIRROR`] and [`DOMAIN_DAMAGED`], as they hold.
+  uint32_t flags;
 };
 
 // Payload of [`MESSAGE_LIST_EXTENTS`] and [`MESSAGE_LIST_PAGES`].
@@ -458,7 +484,7 @@ struct vmsrs_extent {
 struct vmsrs_page_frame {
   // The page.
   uint32_t page;
-  // The frame.
+  // The frame, or [`crate::DAMAGED_FRAME`] when its content is lost.
   uint32_t frame;
 };
 
@@ -708,8 +734,8 @@ struct vmsrs_ioctl_open_domain {
   uint32_t domain;
   // Out: extents it has; 0 for a new one.
   uint32_t extents;
-  // Reserved.
-  uint32_t reserved;
+  // In: [`crate::control::DOMAIN_MIRROR`] or 0. Out: the domain's flags.
+  uint32_t flags;
 };
 
 // Argument of [`IOCTL_EXTENT`].

@@ -201,7 +201,7 @@ impl Backend for Device {
             key_length: key.len() as u32,
             domain: 0,
             extents: 0,
-            reserved: 0,
+            flags: 0,
         };
         argument.key[..key.len()].copy_from_slice(key);
         // SAFETY: the call's argument.

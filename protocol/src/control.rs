@@ -97,7 +97,15 @@ pub struct OpenDomain {
     pub key_length: u32,
     /// The key; bytes behind `key_length` are zero.
     pub key: [u8; KEY_MAX],
+    /// [`DOMAIN_MIRROR`] or 0. A domain that has a mirror keeps it, whatever this says.
+    pub flags: u32,
 }
+
+/// Flag of a domain: the host keeps a second copy of each sealed page. The copies take room of the
+/// window, as much as the pages.
+pub const DOMAIN_MIRROR: u32 = 1;
+/// Flag of a domain: the content of some sealed page is lost ([`crate::DAMAGED_FRAME`]).
+pub const DOMAIN_DAMAGED: u32 = 2;
 
 /// Reply to [`MESSAGE_OPEN_DOMAIN`].
 #[repr(C)]
@@ -109,8 +117,8 @@ pub struct DomainReply {
     pub extents: u32,
     /// Sealed pages it has.
     pub pages: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// [`DOMAIN_MIRROR`] and [`DOMAIN_DAMAGED`], as they hold.
+    pub flags: u32,
 }
 
 /// Payload of [`MESSAGE_LIST_EXTENTS`] and [`MESSAGE_LIST_PAGES`].
@@ -153,7 +161,7 @@ pub struct Extent {
 pub struct PageFrame {
     /// The page.
     pub page: u32,
-    /// The frame.
+    /// The frame, or [`crate::DAMAGED_FRAME`] when its content is lost.
     pub frame: u32,
 }
 

@@ -1,11 +1,15 @@
 //! Events: what the host reports by itself. The driver keeps buffers of [`Event`]'s size in the
-//! event queue; when there is none, the event is counted and dropped (the incident is kept).
+//! event queue; when there is none, the event is counted and dropped (the incident is kept)
+//! unless its kind says otherwise.
 
 /// The guest's kernel or a process wrote to a frame that it may not write; the second-level page
 /// table stopped it.
 pub const EVENT_SEALED_WRITE: u32 = 1;
 /// Frames became free after a grant had been cut short; asking again is worth it.
 pub const EVENT_FRAMES_FREE: u32 = 2;
+/// The content of a sealed page is lost, and no mirror has it: `address` is the page's, `frame` the
+/// frame that held it. An event of this kind is never dropped.
+pub const EVENT_DAMAGE: u32 = 3;
 
 /// One event.
 #[repr(C)]

@@ -41,8 +41,14 @@ pub const KIND_NO_FRAMES: u32 = 17;
 pub const KIND_INVARIANT: u32 = 18;
 /// A read or write of a page that another request was writing, stopped by a protection key.
 pub const KIND_FOREIGN_DRAFT: u32 = 19;
+/// The content of a sealed frame no longer had its checksum.
+pub const KIND_CHECKSUM: u32 = 20;
+/// The hardware of the host reported the memory behind a frame as broken.
+pub const KIND_POISON: u32 = 21;
+/// The request touched a page whose sealed content is lost ([`KIND_CHECKSUM`], [`KIND_POISON`]).
+pub const KIND_DAMAGED: u32 = 22;
 /// Largest `KIND_` constant.
-pub const KIND_MAX: u32 = 19;
+pub const KIND_MAX: u32 = 22;
 
 /// General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
 /// r8 to r15, rip, rflags.

@@ -19,7 +19,8 @@ pub const DEVICE_PATH: &str = "/dev/vmsrs";
 /// Opens the app with [`IoctlOpenApp`]. `EBUSY`: this file has another app open. `ENOSPC`: the host
 /// has [`crate::MAX_APPS`] apps.
 pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
-/// Opens a domain with [`IoctlOpenDomain`]. `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains.
+/// Opens a domain with [`IoctlOpenDomain`]. `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains,
+/// or the window has no room for the mirror.
 pub const IOCTL_OPEN_DOMAIN: u32 = 0xc050_5602;
 /// Finds or makes an extent with [`IoctlExtent`]. `ENOMEM`: the window is full.
 pub const IOCTL_EXTENT: u32 = 0xc010_5603;
@@ -125,8 +126,8 @@ pub struct IoctlOpenDomain {
     pub domain: u32,
     /// Out: extents it has; 0 for a new one.
     pub extents: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// In: [`crate::control::DOMAIN_MIRROR`] or 0. Out: the domain's flags.
+    pub flags: u32,
 }
 
 /// Argument of [`IOCTL_EXTENT`].

@@ -38,6 +38,9 @@ pub const ZERO_FRAME: u32 = 0;
 /// "No frame", "no page" or "no domain", where a field of that kind may be empty.
 pub const NONE: u32 = 0xffff_ffff;
 
+/// In a list of sealed pages: the page's content is lost. No window has a frame of this number.
+pub const DAMAGED_FRAME: u32 = 0xffff_fffe;
+
 /// Pages of a domain come in extents whose length is a multiple of this many pages and whose first
 /// page is a multiple of it too, so that page → domain is one look-up per unit.
 pub const EXTENT_UNIT_PAGES: u32 = 4;

@@ -23,8 +23,10 @@ pub enum Exit {
     GuestReset = 6,
     /// The control socket or the tap interface is in use.
     Busy = 7,
-    /// There is no incident with that number.
+    /// There is no incident with that number, or no app or domain of that name.
     NotFound = 8,
+    /// The content of sealed pages is lost.
+    Damaged = 9,
 }
 
 impl From<Exit> for ExitCode {
@@ -44,7 +46,8 @@ Exit codes:
   5  the guest died, and was not started again
   6  the guest reset itself (a reboot or a kernel panic), and was not started again
   7  the control socket or the tap interface is in use
-  8  there is no incident with that number";
+  8  there is no incident with that number, or no app or domain of that name
+  9  the content of sealed pages is lost";
 
 /// An error at the edge of the program: what to say, and with which code to exit.
 #[derive(Debug)]

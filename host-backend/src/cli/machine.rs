@@ -11,7 +11,7 @@ use super::exit::Failure;
 use super::size::Size;
 use crate::devices::mmio::MmioTransport;
 use crate::devices::net::{self, Net, NetCounters};
-use crate::devices::recovery::{RecoveryDevice, RecoveryHandle};
+use crate::devices::recovery::{RecoveryDevice, RecoveryHandle, ScrubRate};
 use crate::devices::{Tally, VirtioDevice};
 use crate::engine::EngineConfig;
 use crate::vmm::fault::WindowGuard;
@@ -27,6 +27,15 @@ pub(super) struct Machine {
     recovery: RecoveryHandle,
     network: Option<Arc<NetCounters>>,
     devices: Vec<Device>,
+}
+
+/// The window that is to be made.
+pub(super) struct WindowPlan {
+    pub(super) size: Size,
+    /// The engine's limits, which fit the size.
+    pub(super) engine: EngineConfig,
+    /// How fast sealed pages are checked.
+    pub(super) scrub: ScrubRate,
 }
 
 /// A device with its registers.
@@ -53,18 +62,18 @@ impl Device {
 }
 
 impl Machine {
-    /// Makes the lasting parts: the window, the recovery device, and a network card on `tap` (the
+    /// Makes the lasting parts: the window as planned, the recovery device, and a network card on `tap` (the
     /// interface's name, and the interface). `stop` ends every boot.
     pub(super) fn new(
         config: VmConfig,
-        engine: EngineConfig,
-        window: Size,
+        plan: WindowPlan,
         tap: Option<(&str, File)>,
         stop: StopHandle,
     ) -> Result<Self, Failure> {
         let start = Layout::new(config.memory_bytes)?.window_start();
-        let (window, protection) = Window::new(window.0)?;
-        let recovery = RecoveryDevice::new(engine, window.clone(), protection, start)?;
+        let (window, protection) = Window::new(plan.size.0)?;
+        let recovery =
+            RecoveryDevice::new(plan.engine, window.clone(), protection, start, plan.scrub)?;
         let handle = recovery.handle();
         let mut devices = vec![Device::new("vmsrs", Box::new(recovery))?];
         let mut network = None;

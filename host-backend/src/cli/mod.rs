@@ -8,6 +8,7 @@ mod machine;
 mod newc;
 mod restart;
 mod run;
+mod scrub;
 mod size;
 mod status;
 mod text;
@@ -46,6 +47,7 @@ enum Command {
     Doctor(doctor::Arguments),
     Status(status::Arguments),
     Incidents(incidents::Arguments),
+    Scrub(scrub::Arguments),
 }
 
 impl Command {
@@ -55,6 +57,7 @@ impl Command {
             Self::Doctor(arguments) => arguments.json,
             Self::Status(arguments) => arguments.json,
             Self::Incidents(arguments) => arguments.json,
+            Self::Scrub(arguments) => arguments.json,
         }
     }
 
@@ -64,6 +67,7 @@ impl Command {
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
             Self::Incidents(arguments) => incidents::run(&arguments),
+            Self::Scrub(arguments) => scrub::run(&arguments),
         }
     }
 }
@@ -100,7 +104,7 @@ impl From<ClientError> for Failure {
             ClientError::Connect { .. } | ClientError::Exchange(_) => Exit::Unreachable,
             ClientError::Malformed(_) => Exit::Failure,
             ClientError::Refused(refusal) => match refusal.reason {
-                Reason::NoSuchIncident => Exit::NotFound,
+                Reason::NoSuchIncident | Reason::NoSuchDomain => Exit::NotFound,
                 Reason::Busy => Exit::Busy,
                 Reason::Malformed => Exit::Failure,
             },

@@ -18,16 +18,18 @@ use super::Target;
 use super::doctor;
 use super::exit::{Exit, Failure};
 use super::initramfs::{self, InitramfsError};
-use super::machine::Machine;
+use super::machine::{Machine, WindowPlan};
 use super::newc::PackError;
 use super::restart::{self, Budget, OnReboot};
 use super::size::Size;
 use super::text::{duration, write_json};
-use crate::control::{Folder, Operator, Restart, Server, ServerError, VmStatus};
+use crate::control::{Folder, Operator, Restart, ScrubStep, Server, ServerError, VmStatus};
 use crate::devices::Tally;
 use crate::devices::net::{self, NetCounters, TapConfig, TapError};
-use crate::devices::recovery::{RecoveryDeviceError, RecoveryHandle};
-use crate::engine::{ConfigError, Count, EngineConfig, IncidentDetail, IncidentSummary, Status};
+use crate::devices::recovery::{RecoveryDeviceError, RecoveryHandle, ScrubRate};
+use crate::engine::{
+    ConfigError, Count, EngineConfig, IncidentDetail, IncidentSummary, Position, Scope, Status,
+};
 use crate::vmm::console::Console;
 use crate::vmm::loader::{Kernel, LoaderError};
 use crate::vmm::memory::{Layout, MemoryError};
@@ -79,6 +81,9 @@ pub(super) struct Arguments {
     /// at most 16384]
     #[arg(long, value_name = "FRAMES")]
     pool: Option<u32>,
+    /// How fast sealed pages are checked in the background, in bytes a second; 0 for not at all
+    #[arg(long, value_name = "SIZE", default_value = "16M")]
+    scrub: Size,
     /// Tap interface for the guest's network card; with an address the host's side is set up too
     #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]")]
     tap: Option<TapConfig>,
@@ -207,7 +212,14 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         console,
     };
     let stop = StopHandle::default();
-    let machine = Machine::new(config, engine, arguments.window, tap, stop.clone())?;
+    let window = WindowPlan {
+        size: arguments.window,
+        engine,
+        scrub: ScrubRate {
+            bytes_per_second: arguments.scrub.0,
+        },
+    };
+    let machine = Machine::new(config, window, tap, stop.clone())?;
     let vm = machine.power_on()?;
     termination.stops(stop.clone())?;
 
@@ -365,6 +377,9 @@ struct RunningVm {
     stop: StopHandle,
 }
 
+/// Pages that are checked for one request: a client that waits gets an answer soon.
+const SCRUB_PAGES: u32 = 1024;
+
 /// The guest's restarts.
 #[derive(Debug, Clone, Default)]
 struct Restarts {
@@ -431,6 +446,25 @@ impl Operator for RunningVm {
 
     fn incident(&self, id: u64) -> Option<IncidentDetail> {
         self.recovery.incident(id)
+    }
+
+    fn scrub(
+        &self,
+        app: Option<&str>,
+        domain: Option<&str>,
+        from: Option<Position>,
+    ) -> Option<ScrubStep> {
+        let scope = match app {
+            None => Scope::default(),
+            Some(app) => self.recovery.find(app, domain)?,
+        };
+        let position = from.unwrap_or(scope.start());
+        let (found, next) = self.recovery.scrub(scope, position, SCRUB_PAGES);
+        Some(ScrubStep {
+            found,
+            pages: self.recovery.sealed_pages(scope),
+            next,
+        })
     }
 
     fn stop(&self) {

@@ -69,6 +69,7 @@ fn describe(status: &VmStatus) -> String {
             ),
         ),
         ("  sealed", frames(recovery.sealed_frames)),
+        ("  mirror", frames(recovery.mirror_frames)),
         ("  retired", frames(recovery.retired_frames)),
         ("  evidence", frames(recovery.evidence_frames)),
         ("apps", recovery.apps.to_string()),
@@ -85,6 +86,14 @@ fn describe(status: &VmStatus) -> String {
             ),
         ),
         ("drafts dropped", recovery.dropped_drafts.to_string()),
+        (
+            "scrubbed",
+            format!(
+                "{} pages in {} passes, {} repaired",
+                recovery.scrub.checked, recovery.scrub_passes, recovery.scrub.repaired
+            ),
+        ),
+        ("pages lost", recovery.damaged_pages.to_string()),
         ("device resets", recovery.resets.to_string()),
     ];
     if let Some(network) = status.network {

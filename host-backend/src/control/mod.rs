@@ -14,10 +14,10 @@ pub use self::client::{Client, ClientError};
 pub use self::server::{Reservation, Server, ServerError};
 pub use self::socket::{Folder, PathError, default_path};
 use crate::devices::net::NetCounts;
-use crate::engine::{Count, IncidentDetail, IncidentSummary, Status};
+use crate::engine::{Count, IncidentDetail, IncidentSummary, Position, ScrubCounts, Status};
 
 /// What can be asked of a VM. In JSON: `{"request":"incident","id":7}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     tag = "request",
     rename_all = "kebab-case",
@@ -34,6 +34,15 @@ pub enum Request {
         /// Its number.
         id: u64,
     },
+    /// Check some sealed pages now. The answer says where the next request goes on.
+    Scrub {
+        /// Name of the app, or all apps.
+        app: Option<String>,
+        /// Key of the domain in it, or all its domains.
+        domain: Option<String>,
+        /// Where to go on, or the beginning.
+        from: Option<Position>,
+    },
     /// End the VM.
     Stop {},
 }
@@ -49,6 +58,8 @@ pub enum Response {
     Incidents(Vec<IncidentSummary>),
     /// To [`Request::Incident`].
     Incident(Box<IncidentDetail>),
+    /// To [`Request::Scrub`].
+    Scrub(ScrubStep),
     /// To [`Request::Stop`]: the VM is about to end.
     Stopping,
     /// The request was not carried out.
@@ -72,8 +83,21 @@ pub enum Reason {
     Malformed,
     /// There is no incident with that number, or it is no longer kept.
     NoSuchIncident,
+    /// There is no such app, or no such domain in it.
+    NoSuchDomain,
     /// Too many connections at a time.
     Busy,
+}
+
+/// A part of the check of sealed pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStep {
+    /// What this part has found.
+    pub found: ScrubCounts,
+    /// Sealed pages that are to be checked in all parts.
+    pub pages: u64,
+    /// Where the next part begins, if there is one.
+    pub next: Option<Position>,
 }
 
 /// How a VM is.
@@ -123,6 +147,14 @@ pub trait Operator: Send + Sync {
     fn incidents(&self) -> Vec<IncidentSummary>;
     /// Everything about the incident `id`, if it is kept.
     fn incident(&self, id: u64) -> Option<IncidentDetail>;
+    /// Checks some sealed pages from a position, or the beginning, on. `None` when there is no such
+    /// app or domain.
+    fn scrub(
+        &self,
+        app: Option<&str>,
+        domain: Option<&str>,
+        from: Option<Position>,
+    ) -> Option<ScrubStep>;
     /// Ends the VM; returns at once.
     fn stop(&self);
 }
@@ -139,6 +171,15 @@ fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
                 format!("there is no incident {id}, or it is no longer kept"),
             ),
         },
+        Ok(Request::Scrub { app, domain, from }) => {
+            match operator.scrub(app.as_deref(), domain.as_deref(), from) {
+                Some(step) => Response::Scrub(step),
+                None => refuse(
+                    Reason::NoSuchDomain,
+                    "there is no such app, or no such domain in it",
+                ),
+            }
+        }
         Ok(Request::Stop {}) => {
             operator.stop();
             Response::Stopping
@@ -169,6 +210,14 @@ mod tests {
             (
                 Request::Incident { id: 7 },
                 r#"{"request":"incident","id":7}"#,
+            ),
+            (
+                Request::Scrub {
+                    app: Some("ledger".into()),
+                    domain: None,
+                    from: None,
+                },
+                r#"{"request":"scrub","app":"ledger","domain":null,"from":null}"#,
             ),
             (Request::Stop {}, r#"{"request":"stop"}"#),
         ] {

@@ -286,8 +286,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::control::{Client, ClientError, Request, VmStatus};
-    use crate::engine::{IncidentDetail, IncidentSummary, Outcome};
+    use crate::control::{Client, ClientError, Request, ScrubStep, VmStatus};
+    use crate::engine::{IncidentDetail, IncidentSummary, Outcome, Position, ScrubCounts};
 
     #[derive(Default)]
     struct Machine {
@@ -335,6 +335,20 @@ mod tests {
                 request: None,
                 sealed_write: None,
                 guest_down: None,
+                corruption: None,
+            })
+        }
+
+        fn scrub(
+            &self,
+            app: Option<&str>,
+            _: Option<&str>,
+            from: Option<Position>,
+        ) -> Option<ScrubStep> {
+            (app == Some("ledger")).then_some(ScrubStep {
+                found: ScrubCounts::default(),
+                pages: 7,
+                next: from,
             })
         }
 

@@ -1,7 +1,7 @@
 //! The engine's limits.
 
 use thiserror::Error;
-use vmsrs_protocol::NONE;
+use vmsrs_protocol::DAMAGED_FRAME;
 use vmsrs_protocol::control::{ControlHeader, MESSAGE_BYTES_MAX, SealRequest};
 use vmsrs_protocol::seal::SealRecord;
 
@@ -50,7 +50,7 @@ impl EngineConfig {
     ///
     /// Fails when the limits do not leave [`PAGES_MIN`] frames or when one of them makes no sense.
     pub fn page_frames(&self) -> Result<u32, ConfigError> {
-        if self.window_frames == NONE {
+        if self.window_frames >= DAMAGED_FRAME {
             return Err(ConfigError::WindowTooLarge);
         }
         if self.pool_frames == 0 || self.incidents == 0 {
@@ -82,7 +82,7 @@ pub enum ConfigError {
         /// Fewest frames that would do.
         needed: u64,
     },
-    /// Frame numbers have 32 bits, and one of them means "none".
+    /// Frame numbers have 32 bits, and two of them mean something else.
     #[error("the window has too many frames; make it smaller than 16 TiB")]
     WindowTooLarge,
     /// The pool or the list of incidents has no entry.
@@ -127,7 +127,7 @@ mod tests {
         for (config, error) in [
             (
                 EngineConfig {
-                    window_frames: NONE,
+                    window_frames: DAMAGED_FRAME,
                     ..config
                 },
                 ConfigError::WindowTooLarge,

@@ -16,9 +16,8 @@ use vmsrs_protocol::control::{
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::SealRecord;
 
-use super::protection::{Inspect, Protection};
 use super::refusal::Refusal;
-use super::{Call, Engine};
+use super::{Call, Engine, Memory};
 
 /// A reply, and what was refused, for whoever counts that.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +53,7 @@ impl Reply {
 /// `at` is the time since the Unix epoch, for incidents.
 pub fn handle_message(
     engine: &mut Engine,
-    memory: &mut (impl Protection + Inspect),
+    memory: &mut impl Memory,
     at: Duration,
     message: &[u8],
     room: usize,
@@ -79,7 +78,7 @@ type Outcome = Result<(Vec<u8>, Option<Refusal>), Refusal>;
 
 fn dispatch(
     engine: &mut Engine,
-    memory: &mut (impl Protection + Inspect),
+    memory: &mut impl Memory,
     at: Duration,
     message: &[u8],
     room: usize,
@@ -122,9 +121,10 @@ fn dispatch(
         }
         MESSAGE_SEAL => {
             let max_runs = room.less::<SealReply>()?.entries::<FrameRun>();
+            let call = Call { at, max_runs };
             let request: SealRequest = input.take()?;
             let records: Vec<SealRecord> = input.list(request.records)?;
-            let outcome = engine.seal(&records, max_runs, memory)?;
+            let outcome = engine.seal(call, &records, memory)?;
             let mut payload = bytes_of(&SealReply {
                 sealed: outcome.taken,
                 refusal: outcome.refusal_status(),

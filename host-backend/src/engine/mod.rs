@@ -16,16 +16,21 @@
 //!                     └──▶ Evidence ─────┘ oldest goes first
 //! ```
 //!
-//! Only granted frames are writable by the guest. The zero frame is sealed for ever. The budget
-//! `pages in extents + 1 + pool + evidence <= window` makes sure that a full pool can always be
+//! Only granted frames are writable by the guest. The zero frame is sealed for ever. A sealed frame
+//! of a domain with a mirror has a second copy in a frame of the state Mirror: taken from the free
+//! ones when the page is sealed, retired with it. The budget
+//! `pages in extents + mirror + 1 + pool + evidence <= window` makes sure that a full pool can always be
 //! granted as soon as the cleanser has caught up.
 
 mod changes;
 mod cleanser;
 mod config;
+mod content;
+mod corruption;
 mod evidence;
 mod guest_down;
 mod hex;
+mod integrity;
 mod message;
 mod monitor;
 mod protection;
@@ -33,6 +38,7 @@ mod recovery;
 mod refusal;
 mod report;
 mod runs;
+mod scrub;
 mod seal;
 mod store;
 
@@ -43,34 +49,41 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::mem;
 use std::time::Duration;
 
-use vmsrs_protocol::FrameRun;
 use vmsrs_protocol::control::{
     AddExtent, AppReply, DomainReply, Extent, OpenApp, OpenDomain, PageFrame,
 };
 use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
-use vmsrs_protocol::event::{EVENT_SEALED_WRITE, Event};
-use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
+use vmsrs_protocol::event::{EVENT_DAMAGE, EVENT_SEALED_WRITE, Event};
+use vmsrs_protocol::incident::{
+    DroppedDraft, Evidence, IncidentReport, KIND_CHECKSUM, KIND_POISON,
+};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
+use vmsrs_protocol::{DAMAGED_FRAME, FrameRun, NONE, ZERO_FRAME};
 
 pub use changes::Page;
 pub use cleanser::Laundry;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
+pub use content::{Content, Unreadable, checksum};
 pub use message::{Reply, handle_message};
 pub use monitor::{SealedWrite, Verdict, kind_name};
 pub use protection::{Inspect, Protection, ProtectionError};
 pub use refusal::Refusal;
 pub use report::{
-    AddressFacts, BlockFacts, BlockState, ChangeFacts, Count, DraftFacts, GuestDownFacts,
-    IncidentDetail, IncidentSummary, Outcome, Place, ProgramFacts, RequestFacts, Restored,
-    SealedWriteFacts, Status,
+    AddressFacts, BlockFacts, BlockState, ChangeFacts, CorruptionFacts, Count, DraftFacts,
+    GuestDownFacts, IncidentDetail, IncidentSummary, Outcome, Place, ProgramFacts, RequestFacts,
+    Restored, SealedWriteFacts, Status,
 };
+pub use scrub::{Position, Scope, ScrubCounts};
 pub use seal::SealOutcome;
 pub use store::{FrameState, PageOf};
 
+use corruption::{Cause, Corruption, Corruptions, Difference, Remedy};
 use guest_down::{GuestDown, GuestDowns, Loss};
+use integrity::Finding;
 use monitor::Monitor;
 use recovery::Limits;
 use seal::Staging;
@@ -82,6 +95,15 @@ const TAGS_PER_BOOT: u64 = 1 << 42;
 /// Tags stay below this (see [`DeviceConfig::tag_base`]).
 const TAG_LIMIT: u64 = 1 << 62;
 
+/// Most domains that wait for a check because a request in them failed; the scrubber reaches others
+/// in its turn.
+const SUSPECTS_MAX: usize = 256;
+
+/// The memory of the window, as the engine needs it.
+pub trait Memory: Protection + Inspect + Content {}
+
+impl<M: Protection + Inspect + Content> Memory for M {}
+
 /// The recovery engine of one virtual machine.
 pub struct Engine {
     config: EngineConfig,
@@ -89,6 +111,12 @@ pub struct Engine {
     staging: Staging,
     monitor: Monitor,
     guest_downs: GuestDowns,
+    corruptions: Corruptions,
+    /// Domains of failed requests, as pairs of app and domain, whose sealed pages are to be checked
+    /// soon. At most [`SUSPECTS_MAX`].
+    suspects: VecDeque<(u32, u32)>,
+    /// What the driver has not been told yet.
+    events: Vec<Event>,
     /// What the last reset dropped, until a driver starts.
     lost: Loss,
     counters: Counters,
@@ -111,6 +139,8 @@ struct Counters {
     seal_messages: u64,
     dropped_drafts: u64,
     resets: u64,
+    scrubbed: ScrubCounts,
+    scrub_passes: u64,
 }
 
 impl Engine {
@@ -125,6 +155,9 @@ impl Engine {
             staging: Staging::default(),
             monitor: Monitor::new(config.incidents),
             guest_downs: GuestDowns::new(config.incidents),
+            corruptions: Corruptions::new(config.incidents),
+            suspects: VecDeque::new(),
+            events: Vec::new(),
             lost: Loss::default(),
             counters: Counters::default(),
             tag_base: 1,
@@ -190,7 +223,13 @@ impl Engine {
         first: u32,
         limit: usize,
     ) -> Result<(Vec<PageFrame>, u32), Refusal> {
-        self.store.list_pages(app, domain, first, limit)
+        let (mut pages, next) = self.store.list_pages(app, domain, first, limit)?;
+        for entry in &mut pages {
+            if self.store.frames.is_damaged(entry.frame) {
+                entry.frame = DAMAGED_FRAME;
+            }
+        }
+        Ok((pages, next))
     }
 
     /// Finds or makes an extent.
@@ -225,9 +264,9 @@ impl Engine {
     /// refusal.
     pub fn seal(
         &mut self,
+        call: Call,
         records: &[SealRecord],
-        max_runs: usize,
-        protection: &mut impl Protection,
+        memory: &mut (impl Protection + Content),
     ) -> Result<SealOutcome, Refusal> {
         if records.len() > self.config.batch_records as usize {
             return Err(Refusal::Malformed(
@@ -238,9 +277,12 @@ impl Engine {
             &mut self.store,
             &mut self.staging,
             records,
-            max_runs,
-            protection,
+            call.max_runs,
+            memory,
         );
+        for &frame in &outcome.damaged {
+            self.note_corruption(call.at, frame, Cause::Poison, Remedy::Lost, None);
+        }
         let commits = records[..outcome.taken as usize]
             .iter()
             .filter(|record| record.flags & SEAL_LAST != 0);
@@ -262,7 +304,7 @@ impl Engine {
         call: Call,
         report: &IncidentReport,
         drafts: &[DroppedDraft],
-        memory: &mut (impl Protection + Inspect),
+        memory: &mut impl Memory,
     ) -> Result<Vec<FrameRun>, Refusal> {
         let limits = Limits {
             evidence_frames: self.config.evidence_frames,
@@ -278,6 +320,7 @@ impl Engine {
             memory,
         )?;
         self.counters.dropped_drafts += drafts.len() as u64;
+        self.check_restored(call.at, report, drafts, memory);
         Ok(granted)
     }
 
@@ -292,6 +335,205 @@ impl Engine {
         let kept = evidence::Program::new(evidence, bytes)?;
         self.monitor.attach(evidence.incident, kept);
         Ok(())
+    }
+
+    /// Checks the sealed versions that a failed request's pages go back to, and puts its domains on
+    /// the list of those that are checked as a whole soon.
+    fn check_restored(
+        &mut self,
+        at: Duration,
+        report: &IncidentReport,
+        drafts: &[DroppedDraft],
+        memory: &mut impl Memory,
+    ) {
+        for draft in drafts {
+            let frame = self.store.apps[report.app as usize].frame(draft.page);
+            if frame != NONE {
+                self.check_frame(at, frame, memory);
+            }
+        }
+        let domains = drafts.iter().map(|draft| draft.domain);
+        for domain in domains.chain([report.domain]) {
+            let suspect = (report.app, domain);
+            if domain != NONE
+                && self.suspects.len() < SUSPECTS_MAX
+                && !self.suspects.contains(&suspect)
+            {
+                self.suspects.push_back(suspect);
+            }
+        }
+    }
+
+    /// Takes the next domain that is to be checked as a whole soon.
+    pub fn take_suspect(&mut self) -> Option<Scope> {
+        let (app, domain) = self.suspects.pop_front()?;
+        Some(Scope {
+            app: Some(app),
+            domain: Some(domain),
+        })
+    }
+
+    /// Whether a domain is to be checked as a whole soon.
+    pub fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// Checks at most `pages` sealed pages from a position on, and repairs from their mirrors those
+    /// that are wrong. Gives what was found, and where to go on, or `None` when that was all.
+    pub fn scrub(
+        &mut self,
+        at: Duration,
+        scope: Scope,
+        position: Position,
+        pages: u32,
+        memory: &mut impl Memory,
+    ) -> (ScrubCounts, Option<Position>) {
+        if position == Position::default()
+            && let Some((cause, remedy)) = integrity::check_zero_frame(memory)
+        {
+            self.note_corruption(at, ZERO_FRAME, cause, remedy, None);
+        }
+        let (frames, next) = scrub::next_frames(&self.store, scope, position, pages);
+        let mut counts = ScrubCounts::default();
+        for frame in frames {
+            counts.checked += 1;
+            match self.check_frame(at, frame, memory) {
+                Finding::Whole => {}
+                Finding::Mirrored => counts.mirrored += 1,
+                Finding::Wrong {
+                    remedy: Remedy::Repaired,
+                    ..
+                } => counts.repaired += 1,
+                Finding::Wrong { .. } | Finding::Damaged => counts.damaged += 1,
+            }
+        }
+        self.counters.scrubbed.add(counts);
+        if next.is_none() && scope == Scope::default() {
+            self.counters.scrub_passes += 1;
+        }
+        (counts, next)
+    }
+
+    /// Says that the hardware stopped an access of the guest to a frame because its memory is
+    /// broken. Gives whether the access can be tried again.
+    pub fn poisoned(&mut self, at: Duration, frame: u32, memory: &mut impl Memory) -> bool {
+        match self.frame_state(frame) {
+            Some(FrameState::Sealed) if frame == ZERO_FRAME => {
+                match integrity::check_zero_frame(memory) {
+                    None => true,
+                    Some((cause, remedy)) => {
+                        self.note_corruption(at, frame, cause, remedy, None);
+                        remedy == Remedy::Repaired
+                    }
+                }
+            }
+            Some(FrameState::Sealed) => !matches!(
+                self.check_frame(at, frame, memory),
+                Finding::Damaged
+                    | Finding::Wrong {
+                        remedy: Remedy::Replaced | Remedy::Lost,
+                        ..
+                    }
+            ),
+            // The cleanser gives it other memory when its user has dropped it.
+            Some(_) => {
+                self.note_corruption(at, frame, Cause::Poison, Remedy::Replaced, None);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Takes what the driver is to be told.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        mem::take(&mut self.events)
+    }
+
+    /// Finds the number of an app, and of a domain in it if a key is given.
+    pub fn find(&self, app: &[u8], domain: Option<&[u8]>) -> Option<Scope> {
+        let number = self
+            .store
+            .apps
+            .iter()
+            .position(|known| known.name() == app)?;
+        let domain = match domain {
+            Some(key) => Some(self.store.apps[number].find(key)?),
+            None => None,
+        };
+        Some(Scope {
+            // Below `MAX_APPS`.
+            app: Some(number as u32),
+            domain,
+        })
+    }
+
+    /// Number of sealed pages that are meant.
+    pub fn sealed_pages(&self, scope: Scope) -> u64 {
+        match (
+            scope.app.and_then(|app| self.store.app(app).ok()),
+            scope.domain,
+        ) {
+            (Some(app), Some(domain)) if app.has_domain(domain) => app.domain_size(domain).1.into(),
+            (Some(app), None) => (0..app.domains())
+                .map(|domain| u64::from(app.domain_size(domain).1))
+                .sum(),
+            // The zero frame belongs to no page.
+            _ => u64::from(self.store.frames.count(FrameState::Sealed)) - 1,
+        }
+    }
+
+    fn check_frame(&mut self, at: Duration, frame: u32, memory: &mut impl Memory) -> Finding {
+        let finding = integrity::check(&mut self.store, frame, memory);
+        if let Finding::Wrong {
+            cause,
+            remedy,
+            difference,
+        } = finding
+        {
+            self.note_corruption(at, frame, cause, remedy, difference);
+        }
+        finding
+    }
+
+    /// Keeps a corruption as an incident, and tells the driver when a page is lost.
+    fn note_corruption(
+        &mut self,
+        at: Duration,
+        frame: u32,
+        cause: Cause,
+        remedy: Remedy,
+        difference: Option<Difference>,
+    ) {
+        let page = self.store.frames.page(frame);
+        let owner = page.and_then(|page| {
+            let app = self.store.apps.get(page.app as usize)?;
+            Some((page.app, app.owner(page.page)?, page.page))
+        });
+        let number = self.monitor.take_number();
+        self.monitor.count(match cause {
+            Cause::Checksum => KIND_CHECKSUM,
+            Cause::Poison => KIND_POISON,
+        });
+        if let (Some(page), Remedy::Lost) = (page, remedy) {
+            self.events.push(Event {
+                kind: EVENT_DAMAGE,
+                frame,
+                incident: number,
+                address: page.address(),
+                instruction: 0,
+                vcpu: NONE,
+                reserved: 0,
+            });
+        }
+        self.corruptions.add(Corruption {
+            number,
+            at,
+            cause,
+            remedy,
+            frame,
+            owner,
+            difference,
+        });
     }
 
     /// Takes drafts that were dropped without an error. Gives frames in exchange.

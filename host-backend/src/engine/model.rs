@@ -3,11 +3,14 @@
 
 mod promises;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vmsrs_protocol::control::{AddExtent, Extent, OpenApp, OpenDomain};
+use vmsrs_protocol::control::{
+    AddExtent, DOMAIN_DAMAGED, DOMAIN_MIRROR, Extent, OpenApp, OpenDomain,
+};
+use vmsrs_protocol::event::EVENT_DAMAGE;
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MEMORY};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{FrameRun, KEY_MAX, NAME_MAX, NONE, ZERO_FRAME};
@@ -15,7 +18,8 @@ use vmsrs_protocol::{FrameRun, KEY_MAX, NAME_MAX, NONE, ZERO_FRAME};
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::{
-    Call, Engine, EngineConfig, FrameState, Refusal, SealOutcome, SealedWrite, handle_message,
+    Call, Engine, EngineConfig, FrameState, Outcome, Position, Refusal, Scope, SealOutcome,
+    SealedWrite, handle_message,
 };
 
 const CONFIG: EngineConfig = EngineConfig {
@@ -45,7 +49,8 @@ enum Damage {
 
 #[derive(Clone, Debug)]
 enum Step {
-    OpenDomain(u8, u8),
+    /// App, key, whether a mirror is asked for.
+    OpenDomain(u8, u8, bool),
     AddExtent(u8, u8, u32),
     Grant(u32),
     /// Commits, each of these pages; what is wrong with the last; how many records of the last are
@@ -57,6 +62,16 @@ enum Step {
     Cleanse(u32),
     Reset,
     FailProtection(u32),
+    /// The content of a sealed page, or its copy, goes wrong: by a flipped bit or by broken memory.
+    Corrupt {
+        page: u8,
+        copy: bool,
+        poison: bool,
+    },
+    /// All sealed pages are checked, so many at a time.
+    Scrub(u32),
+    /// The guest touches the memory of a page whatever its state, and the hardware stops that.
+    Touch(u8),
     Bytes(Vec<u8>, u16),
 }
 
@@ -76,7 +91,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let commits = prop::collection::vec(prop::collection::vec(any::<u8>(), 1..6), 1..4);
     let step = prop_oneof![
-        2 => (0u8..2, 0u8..4).prop_map(|(app, key)| Step::OpenDomain(app, key)),
+        2 => (0u8..2, 0u8..4, prop::bool::weighted(0.5))
+            .prop_map(|(app, key, mirror)| Step::OpenDomain(app, key, mirror)),
         3 => (0u8..2, 0u8..4, prop_oneof![3 => 1u32..12, 1 => 12u32..80])
             .prop_map(|(app, domain, pages)| Step::AddExtent(app, domain, pages)),
         4 => (1u32..50).prop_map(Step::Grant),
@@ -88,6 +104,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (1u32..64).prop_map(Step::Cleanse),
         1 => Just(Step::Reset),
         1 => (0u32..4).prop_map(Step::FailProtection),
+        5 => (any::<u8>(), any::<bool>(), any::<bool>())
+            .prop_map(|(page, copy, poison)| Step::Corrupt { page, copy, poison }),
+        3 => (1u32..20).prop_map(Step::Scrub),
+        1 => any::<u8>().prop_map(Step::Touch),
         1 => (prop::collection::vec(any::<u8>(), 0..64), any::<u16>())
             .prop_map(|(bytes, room)| Step::Bytes(bytes, room)),
     ];
@@ -110,6 +130,11 @@ struct World {
     former: promises::Pages,
     /// What dropped drafts held.
     evidence: BTreeMap<u32, u64>,
+    /// Frames of pages, and of copies, whose content went wrong and was not checked since; with the
+    /// page.
+    wrong: BTreeMap<u32, (u32, u32)>,
+    /// Pages whose content is lost.
+    lost: BTreeSet<(u32, u32)>,
     /// The commit whose last records the driver has kept back: all its records, and how many of
     /// them the host has.
     unfinished: Option<(Vec<SealRecord>, usize)>,
@@ -134,6 +159,8 @@ impl World {
             commits: Vec::new(),
             former: BTreeMap::new(),
             evidence: BTreeMap::new(),
+            wrong: BTreeMap::new(),
+            lost: BTreeSet::new(),
             unfinished: None,
             next_content: 1,
             next_incident: 1,
@@ -145,7 +172,7 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match step {
-            Step::OpenDomain(app, key) => self.open_domain(*app, *key),
+            Step::OpenDomain(app, key, mirror) => self.open_domain(*app, *key, *mirror),
             Step::AddExtent(app, domain, pages) => self.add_extent(*app, *domain, *pages),
             Step::Grant(frames) => {
                 let granted = self.engine.grant(*frames, RUNS, &mut self.memory);
@@ -186,6 +213,9 @@ impl World {
                 self.memory.fails_after = Some(*calls);
                 self.failed = true;
             }
+            Step::Corrupt { page, copy, poison } => self.corrupt(*page, *copy, *poison),
+            Step::Scrub(pages) => self.scrub(*pages),
+            Step::Touch(choice) => self.touch(*choice),
             Step::Bytes(bytes, room) => {
                 let room = usize::from(*room);
                 let reply = handle_message(
@@ -200,7 +230,106 @@ impl World {
         }
     }
 
-    fn open_domain(&mut self, app: u8, key: u8) {
+    /// A page that was committed, if there is one.
+    fn choose(&self, choice: u8) -> Option<((u32, u32), u32)> {
+        let index = usize::from(choice) % self.pages.len().max(1);
+        let (&page, &(frame, _)) = self.pages.iter().nth(index)?;
+        Some((page, frame))
+    }
+
+    fn corrupt(&mut self, choice: u8, copy: bool, poison: bool) {
+        let Some((page, frame)) = self.choose(choice) else {
+            return;
+        };
+        let target = match copy {
+            true => self.engine.store.frames.mirror(frame),
+            false => Some(frame),
+        };
+        let Some(target) = target else { return };
+        // A second bit in the same frame would only be the same error again, or none.
+        if self.lost.contains(&page) || self.wrong.insert(target, page).is_some() {
+            return;
+        }
+        match poison {
+            true => self.memory.poisoned[target as usize] = true,
+            false => self.memory.content[target as usize] ^= 1 << 40,
+        }
+    }
+
+    /// What a check must make of a page.
+    fn expect_check(&mut self, page: (u32, u32), frame: u32) {
+        let copy = self.engine.store.frames.mirror(frame);
+        let has_copy = copy.is_some_and(|copy| !self.wrong.contains_key(&copy));
+        if self.wrong.contains_key(&frame) && !has_copy {
+            self.lost.insert(page);
+            return;
+        }
+        self.wrong.remove(&frame);
+        if let Some(copy) = copy {
+            self.wrong.remove(&copy);
+        }
+    }
+
+    fn scrub(&mut self, limit: u32) {
+        let pages: Vec<_> = self
+            .pages
+            .iter()
+            .map(|(&p, &(frame, _))| (p, frame))
+            .collect();
+        let before = self.lost.len();
+        for &(page, frame) in &pages {
+            if !self.lost.contains(&page) {
+                self.expect_check(page, frame);
+            }
+        }
+        let mut next = Some(Position::default());
+        let mut checked = 0;
+        while let Some(position) = next {
+            let (counts, rest) = self.engine.scrub(
+                Duration::ZERO,
+                Scope::default(),
+                position,
+                limit,
+                &mut self.memory,
+            );
+            checked += counts.checked;
+            next = rest;
+        }
+        assert_eq!(checked, pages.len() as u64);
+        self.expect_events(self.lost.len() - before);
+    }
+
+    fn touch(&mut self, choice: u8) {
+        let Some((page, frame)) = self.choose(choice) else {
+            return;
+        };
+        let before = self.lost.len();
+        if !self.lost.contains(&page) {
+            self.expect_check(page, frame);
+        }
+        let again = self
+            .engine
+            .poisoned(Duration::ZERO, frame, &mut self.memory);
+        assert_eq!(again, !self.lost.contains(&page));
+        self.expect_events(self.lost.len() - before);
+    }
+
+    /// Every loss is told to the driver once.
+    fn expect_events(&mut self, losses: usize) {
+        let events = self.engine.take_events();
+        assert_eq!(events.len(), losses);
+        for event in events {
+            assert_eq!(event.kind, EVENT_DAMAGE);
+            let detail = self.engine.incident(event.incident);
+            // The incidents that are kept are few.
+            if let Some(detail) = detail {
+                assert_eq!(detail.summary.outcome, Outcome::Lost);
+                assert_eq!(detail.summary.address, Some(event.address));
+            }
+        }
+    }
+
+    fn open_domain(&mut self, app: u8, key: u8, mirror: bool) {
         let mut name = [0; NAME_MAX];
         name[0] = b'a' + app;
         let reply = self.engine.open_app(&OpenApp { name }).unwrap();
@@ -208,9 +337,25 @@ impl World {
             app: reply.app,
             key_length: 1,
             key: [0; KEY_MAX],
+            flags: if mirror { DOMAIN_MIRROR } else { 0 },
         };
         message.key[0] = key;
-        let reply = self.engine.open_domain(&message).unwrap();
+        let reply = match self.engine.open_domain(&message) {
+            Err(Refusal::NoSpace(_)) if mirror => {
+                message.flags = 0;
+                self.engine.open_domain(&message).unwrap()
+            }
+            reply => reply.unwrap(),
+        };
+        assert!(message.flags == 0 || reply.flags & DOMAIN_MIRROR != 0);
+        let is_lost = |&(app, page): &(u32, u32)| {
+            app == message.app
+                && self.engine.store.apps[app as usize].owner(page) == Some(reply.domain)
+        };
+        assert_eq!(
+            reply.flags & DOMAIN_DAMAGED != 0,
+            self.lost.iter().any(is_lost)
+        );
         let extents = self.extents.entry((message.app, reply.domain)).or_default();
         assert_eq!(reply.extents as usize, extents.len());
         let again = self.engine.open_domain(&message).unwrap();
@@ -376,7 +521,13 @@ impl World {
     }
 
     fn send(&mut self, message: &[SealRecord]) -> SealOutcome {
-        self.engine.seal(message, RUNS, &mut self.memory).unwrap()
+        let call = Call {
+            at: Duration::ZERO,
+            max_runs: RUNS,
+        };
+        let outcome = self.engine.seal(call, message, &mut self.memory).unwrap();
+        assert!(outcome.damaged.is_empty());
+        outcome
     }
 
     /// Checks the outcome of a message that must be taken, unless the host cannot.
@@ -529,6 +680,16 @@ impl World {
                 let request = facts.request.unwrap();
                 assert_eq!(request.drafts.len(), drafts.len());
                 assert_eq!(request.restored, super::Restored::Sealed);
+                let before = self.lost.len();
+                for draft in &drafts {
+                    let page = (app, draft.page);
+                    if let Some(&(frame, _)) = self.pages.get(&page)
+                        && !self.lost.contains(&page)
+                    {
+                        self.expect_check(page, frame);
+                    }
+                }
+                self.expect_events(self.lost.len() - before);
             }
             Err(Refusal::Host) => assert!(self.failed),
             Err(refusal) => assert!(wrong, "{refusal}"),
@@ -555,9 +716,9 @@ proptest! {
     fn the_promises_hold_whatever_the_driver_does(steps in steps()) {
         let mut world = World::new();
         // Most random sequences would otherwise begin with refusals only.
-        world.open_domain(0, 0);
+        world.open_domain(0, 0, false);
         world.add_extent(0, 0, 8);
-        world.open_domain(0, 1);
+        world.open_domain(0, 1, true);
         world.add_extent(0, 1, 8);
         world.step(&Step::Grant(20));
         for step in &steps {

@@ -263,7 +263,8 @@ impl Monitor {
         (0u32..).zip(self.kinds).filter(|&(_, count)| count != 0)
     }
 
-    fn count(&mut self, kind: u32) {
+    /// Counts an incident of this kind.
+    pub(crate) fn count(&mut self, kind: u32) {
         let count = &mut self.kinds[kind as usize];
         *count = count.saturating_add(1);
     }
@@ -318,6 +319,9 @@ pub fn kind_name(kind: u32) -> &'static str {
         kinds::KIND_NO_FRAMES => "no-frames",
         kinds::KIND_INVARIANT => "invariant",
         kinds::KIND_FOREIGN_DRAFT => "foreign-draft",
+        kinds::KIND_CHECKSUM => "checksum",
+        kinds::KIND_POISON => "poison",
+        kinds::KIND_DAMAGED => "damaged",
         _ => "unknown",
     }
 }

@@ -4,16 +4,19 @@
 use serde::{Deserialize, Serialize};
 use vmsrs_protocol::heap::State;
 use vmsrs_protocol::incident::{
-    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REPORT_ADDRESS,
+    KIND_CHECKSUM, KIND_POISON, KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH,
+    REPORT_ADDRESS,
 };
 use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, NONE, PAGE_SIZE};
 
 use super::Engine;
 use super::changes::{Block, Change};
+use super::corruption::{Cause, Corruption, Remedy};
 use super::evidence::Program;
 use super::guest_down::{self, GuestDown};
 use super::monitor::{Dropped, Incident, SealedWrites, Verdict, kind_name};
-use super::store::FrameState;
+use super::scrub::ScrubCounts;
+use super::store::{FrameState, PageOf};
 
 /// How an incident ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,12 @@ pub enum Outcome {
     Discarded,
     /// The write did not happen.
     Stopped,
+    /// The page has its right content again, from the mirror.
+    Repaired,
+    /// The access did not happen, and the frame gets other memory.
+    Replaced,
+    /// The content of the page is lost.
+    Lost,
 }
 
 /// What the pages of a failed request go back to, as the host checked it.
@@ -65,6 +74,14 @@ pub struct Status {
     pub retired_frames: u32,
     /// Frames that are kept for incidents.
     pub evidence_frames: u32,
+    /// Frames that hold second copies of committed pages.
+    pub mirror_frames: u32,
+    /// Committed pages whose content is lost.
+    pub damaged_pages: u32,
+    /// What checks of sealed pages have found since the VM was started.
+    pub scrub: ScrubCounts,
+    /// Times that all sealed pages were checked.
+    pub scrub_passes: u64,
     /// Apps.
     pub apps: u32,
     /// Domains of all apps.
@@ -126,6 +143,21 @@ pub struct IncidentDetail {
     pub sealed_write: Option<SealedWriteFacts>,
     /// About an end of the guest's kernel.
     pub guest_down: Option<GuestDownFacts>,
+    /// About a frame whose content went wrong by itself.
+    pub corruption: Option<CorruptionFacts>,
+}
+
+/// A frame whose content went wrong by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorruptionFacts {
+    /// The frame.
+    pub frame: u32,
+    /// The page that it held, if it held a committed one.
+    pub page: Option<u32>,
+    /// Bytes in which it differed from its mirror's copy, if they could be compared.
+    pub changed_bytes: Option<u32>,
+    /// Offset in the page of the first of them.
+    pub first_changed: Option<u32>,
 }
 
 /// A failed request.
@@ -311,6 +343,10 @@ impl Engine {
             sealed_frames: frames(FrameState::Sealed),
             retired_frames: frames(FrameState::Retired),
             evidence_frames: frames(FrameState::Evidence),
+            mirror_frames: frames(FrameState::Mirror),
+            damaged_pages: self.store.damaged(),
+            scrub: self.counters.scrubbed,
+            scrub_passes: self.counters.scrub_passes,
             // At most `MAX_APPS`.
             apps: self.store.apps.len() as u32,
             domains: self.store.domains(),
@@ -347,7 +383,12 @@ impl Engine {
             .sealed_writes()
             .map(|writes| self.write_summary(writes));
         let downs = self.guest_downs.iter().map(down_summary);
-        let mut list: Vec<_> = requests.chain(writes).chain(downs).collect();
+        let corruptions = self
+            .corruptions
+            .iter()
+            .map(|corruption| self.corruption_summary(corruption));
+        let host = writes.chain(downs).chain(corruptions);
+        let mut list: Vec<_> = requests.chain(host).collect();
         list.sort_by_key(|summary| summary.at_ms);
         list
     }
@@ -362,6 +403,7 @@ impl Engine {
                 request: Some(self.request_facts(incident)),
                 sealed_write: None,
                 guest_down: None,
+                corruption: None,
             });
         }
         if let Some(down) = self.guest_downs.iter().find(|down| down.number == number) {
@@ -375,6 +417,23 @@ impl Engine {
                     granted_frames: down.loss.granted_frames,
                     written_frames: down.loss.written_frames,
                     staged_pages: down.loss.staged_pages,
+                }),
+                corruption: None,
+            });
+        }
+        let mut corruptions = self.corruptions.iter();
+        if let Some(corruption) = corruptions.find(|known| known.number == number) {
+            return Some(IncidentDetail {
+                summary: self.corruption_summary(corruption),
+                instruction: None,
+                request: None,
+                sealed_write: None,
+                guest_down: None,
+                corruption: Some(CorruptionFacts {
+                    frame: corruption.frame,
+                    page: corruption.owner.map(|(_, _, page)| page),
+                    changed_bytes: corruption.difference.map(|found| found.bytes),
+                    first_changed: corruption.difference.and_then(|found| found.first),
                 }),
             });
         }
@@ -394,7 +453,29 @@ impl Engine {
                 count: writes.count,
             }),
             guest_down: None,
+            corruption: None,
         })
+    }
+
+    fn corruption_summary(&self, corruption: &Corruption) -> IncidentSummary {
+        let owner = corruption.owner;
+        IncidentSummary {
+            number: corruption.number,
+            at_ms: milliseconds(corruption.at),
+            kind: kind_name(match corruption.cause {
+                Cause::Checksum => KIND_CHECKSUM,
+                Cause::Poison => KIND_POISON,
+            })
+            .to_owned(),
+            outcome: match corruption.remedy {
+                Remedy::Repaired => Outcome::Repaired,
+                Remedy::Replaced => Outcome::Replaced,
+                Remedy::Lost => Outcome::Lost,
+            },
+            app: owner.and_then(|(app, ..)| self.app_name(app)),
+            domain: owner.and_then(|(app, domain, _)| self.domain_key(app, domain)),
+            address: owner.map(|(app, _, page)| PageOf { app, page }.address()),
+        }
     }
 
     fn request_summary(&self, incident: &Incident) -> IncidentSummary {

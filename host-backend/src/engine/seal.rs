@@ -5,6 +5,8 @@ use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
 use vmsrs_protocol::shared::LOCK_TAG;
 use vmsrs_protocol::{FrameRun, NONE};
 
+use super::content::Content;
+use super::integrity;
 use super::protection::Protection;
 use super::refusal::Refusal;
 use super::store::{FrameState, PageOf, Store};
@@ -26,6 +28,8 @@ pub struct SealOutcome {
     pub refusal: Option<Refusal>,
     /// Frames granted in exchange for the sealed ones.
     pub granted: Vec<FrameRun>,
+    /// Frames of them whose content could not be read.
+    pub damaged: Vec<u32>,
 }
 
 impl SealOutcome {
@@ -86,7 +90,7 @@ pub(crate) fn seal(
     staging: &mut Staging,
     records: &[SealRecord],
     max_runs: usize,
-    protection: &mut impl Protection,
+    memory: &mut (impl Protection + Content),
 ) -> SealOutcome {
     let staged = staging.take(store);
     let mut applied: Vec<SealRecord> = Vec::with_capacity(staged.len() + records.len());
@@ -118,10 +122,11 @@ pub(crate) fn seal(
             sealed: 0,
             refusal: None,
             granted: Vec::new(),
+            damaged: Vec::new(),
         };
     }
     let frames = applied.iter().map(|record| record.new_frame).collect();
-    let protected = store.protect(frames, protection, |store| {
+    let protected = store.protect(frames, memory, |store| {
         roll_back(store, &mut applied, 0);
     });
     if let Err(error) = protected {
@@ -131,22 +136,35 @@ pub(crate) fn seal(
             sealed: 0,
             refusal: Some(error),
             granted: Vec::new(),
+            damaged: Vec::new(),
         };
     }
     for record in &applied {
         if record.old_frame != NONE {
+            store.forget_damage(record.old_frame, owner(record));
             store.retire(record.old_frame);
         }
     }
+    // Only now can nobody change them any more. Those that a later commit of the message superseded
+    // are retired already.
+    let damaged = applied
+        .iter()
+        .map(|record| record.new_frame)
+        .filter(|&frame| store.frames.page(frame).is_some())
+        .collect::<Vec<_>>()
+        .into_iter()
+        .filter(|&frame| !integrity::take_in(store, frame, memory))
+        .collect();
     // The commits are sealed, so a host that cannot grant does not make the message fail: the
     // driver asks again when its pool runs low.
-    let granted = store.grant(applied.len() as u32, max_runs, protection);
+    let granted = store.grant(applied.len() as u32, max_runs, memory);
     SealOutcome {
         // A message has fewer than 2^16 bytes.
         taken: taken as u32,
         sealed: applied.len() as u32,
         refusal,
         granted: granted.unwrap_or_default(),
+        damaged,
     }
 }
 

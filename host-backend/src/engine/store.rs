@@ -7,7 +7,8 @@ mod frames;
 mod keys;
 
 use vmsrs_protocol::control::{
-    AddExtent, AppReply, DomainReply, Extent, OpenApp, OpenDomain, PageFrame, REPLY_RUNS_MAX,
+    AddExtent, AppReply, DOMAIN_DAMAGED, DOMAIN_MIRROR, DomainReply, Extent, OpenApp, OpenDomain,
+    PageFrame, REPLY_RUNS_MAX,
 };
 use vmsrs_protocol::{
     EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, FrameRun, KEY_MAX, MAX_APPS, MAX_DOMAINS, NONE,
@@ -36,6 +37,10 @@ pub(crate) struct Store {
     page_frames: u32,
     /// Pages that extents have in all.
     pages: u32,
+    /// Frames that are set aside for second copies of pages.
+    mirror_frames: u32,
+    /// Sealed pages whose content is lost.
+    damaged: u32,
     /// Domains of all apps. Each needs a unit of pages to be of any use, which bounds their number
     /// and with it the memory that a guest can make the host spend.
     domains: u32,
@@ -59,6 +64,8 @@ impl Store {
             pool_frames: config.pool_frames,
             page_frames,
             pages: 0,
+            mirror_frames: 0,
+            damaged: 0,
             domains: 0,
             short: false,
         })
@@ -105,6 +112,11 @@ impl Store {
                 "the driver opened a domain with bytes behind its key",
             ));
         }
+        if message.flags & !DOMAIN_MIRROR != 0 {
+            return Err(Refusal::Malformed(
+                "the driver opened a domain with unknown flags",
+            ));
+        }
         let app = self.app(message.app)?;
         let domain = match app.find(key) {
             Some(domain) => domain,
@@ -120,13 +132,71 @@ impl Store {
                 self.apps[message.app as usize].add_domain(key)
             }
         };
-        let (extents, pages) = self.apps[message.app as usize].domain_size(domain);
+        if message.flags & DOMAIN_MIRROR != 0 {
+            self.mirror_domain(message.app, domain)?;
+        }
+        let app = &self.apps[message.app as usize];
+        let (extents, pages) = app.domain_size(domain);
+        let mut flags = 0;
+        if app.is_mirrored(domain) {
+            flags |= DOMAIN_MIRROR;
+        }
+        if app.damaged(domain) != 0 {
+            flags |= DOMAIN_DAMAGED;
+        }
         Ok(DomainReply {
             domain,
             extents,
             pages,
-            reserved: 0,
+            flags,
         })
+    }
+
+    /// Sets frames aside for second copies of an existing domain's pages, unless they are already.
+    fn mirror_domain(&mut self, app: u32, domain: u32) -> Result<(), Refusal> {
+        let app = &mut self.apps[app as usize];
+        if app.is_mirrored(domain) {
+            return Ok(());
+        }
+        let pages = app.domain_pages(domain);
+        if pages > self.page_frames - self.pages - self.mirror_frames {
+            return Err(Refusal::NoSpace("the window has no room for a mirror"));
+        }
+        app.set_mirrored(domain);
+        self.mirror_frames += pages;
+        Ok(())
+    }
+
+    /// Whether a page's domain has a mirror.
+    pub(crate) fn is_mirrored(&self, page: PageOf) -> bool {
+        let app = &self.apps[page.app as usize];
+        app.owner(page.page)
+            .is_some_and(|domain| app.is_mirrored(domain))
+    }
+
+    /// Notes that the content of a sealed frame is lost.
+    pub(crate) fn damage(&mut self, frame: u32) {
+        if let Some(owner) = self.frames.page(frame)
+            && !self.frames.is_damaged(frame)
+        {
+            self.frames.set_damaged(frame, true);
+            self.apps[owner.app as usize].set_damaged(owner.page, true);
+            self.damaged += 1;
+        }
+    }
+
+    /// The page that a sealed frame holds gets another version: nobody misses this one.
+    pub(crate) fn forget_damage(&mut self, frame: u32, owner: PageOf) {
+        if self.frames.is_damaged(frame) {
+            self.frames.set_damaged(frame, false);
+            self.apps[owner.app as usize].set_damaged(owner.page, false);
+            self.damaged -= 1;
+        }
+    }
+
+    /// Sealed pages whose content is lost.
+    pub(crate) fn damaged(&self) -> u32 {
+        self.damaged
     }
 
     pub(crate) fn list_extents(
@@ -185,12 +255,19 @@ impl Store {
             ));
         }
         let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
-        if pages > self.page_frames - self.pages || pages > app.pages_left() {
+        let copies = match app.is_mirrored(domain) {
+            true => pages,
+            false => 0,
+        };
+        // Neither is above `EXTENT_MAX_PAGES`.
+        let room = self.page_frames - self.pages - self.mirror_frames;
+        if pages + copies > room || pages > app.pages_left() {
             return Err(Refusal::NoSpace(
                 "the window has no room for another extent",
             ));
         }
         self.pages += pages;
+        self.mirror_frames += copies;
         Ok(app.add_extent(domain, pages))
     }
 
@@ -270,8 +347,13 @@ impl Store {
         Err(Refusal::Host)
     }
 
-    /// Leaves a frame that the guest cannot write to the cleanser.
+    /// Leaves a frame that the guest cannot write to the cleanser, with its second copy if it has
+    /// one.
     pub(crate) fn retire(&mut self, frame: u32) {
+        if let Some(copy) = self.frames.take_mirror(frame) {
+            self.frames.set(copy, FrameState::Retired);
+            self.retired.insert(copy);
+        }
         self.frames.set(frame, FrameState::Retired);
         self.retired.insert(frame);
     }
@@ -326,9 +408,9 @@ impl Store {
         self.domains
     }
 
-    /// Pages that extents have in all, and that they may have.
+    /// Pages that extents have in all, and that they may have beside the mirrors.
     pub(crate) fn pages(&self) -> (u32, u32) {
-        (self.pages, self.page_frames)
+        (self.pages, self.page_frames - self.mirror_frames)
     }
 
     /// Bytes of host memory in use.
@@ -354,7 +436,18 @@ impl Store {
             }
         }
         assert_eq!(pages, self.pages);
-        assert!(self.pages <= self.page_frames);
+        assert!(self.pages + self.mirror_frames <= self.page_frames);
+        let mut copies = Vec::new();
+        let mut damaged = 0;
+        for &frame in sealed.keys() {
+            damaged += u32::from(self.frames.is_damaged(frame));
+            copies.extend(self.frames.mirror(frame));
+        }
+        assert_eq!(damaged, self.damaged);
+        copies.sort_unstable();
+        let mirrors: Vec<u32> = self.frames.in_state(FrameState::Mirror).collect();
+        assert_eq!(copies, mirrors, "every copy belongs to one page");
+        assert!(copies.len() <= self.mirror_frames as usize);
         let mut total = 0;
         for state in [
             FrameState::Free,
@@ -362,6 +455,7 @@ impl Store {
             FrameState::Sealed,
             FrameState::Retired,
             FrameState::Evidence,
+            FrameState::Mirror,
         ] {
             let frames: Vec<u32> = self.frames.in_state(state).collect();
             assert_eq!(frames.len(), self.frames.count(state) as usize);

@@ -23,8 +23,8 @@ use vmsrs_protocol::{
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::{BlockState, Call, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place};
+use super::{Content, Refusal, Unreadable, checksum, handle_message};
 use super::{Protection, ProtectionError, Restored, SealedWrite};
-use super::{Refusal, handle_message};
 
 const RUNS: usize = 64;
 const CALL: Call = Call {
@@ -67,7 +67,7 @@ impl Bench {
     }
 
     fn seal(&mut self, records: &[SealRecord]) -> (u32, Option<Refusal>) {
-        let outcome = self.engine.seal(records, RUNS, &mut self.memory).unwrap();
+        let outcome = self.engine.seal(CALL, records, &mut self.memory).unwrap();
         self.engine.check_invariants();
         (outcome.taken, outcome.refusal)
     }
@@ -255,7 +255,7 @@ fn a_full_window_still_grants_a_full_pool() {
         };
         let outcome = bench
             .engine
-            .seal(&[record], RUNS, &mut bench.memory)
+            .seal(CALL, &[record], &mut bench.memory)
             .unwrap();
         assert_eq!((outcome.taken, outcome.refusal), (1, None));
         bench
@@ -495,7 +495,7 @@ fn a_commit_of_too_many_pages_is_refused_before_it_fills_the_host() {
             .collect();
         let outcome = bench
             .engine
-            .seal(&records, RUNS, &mut bench.memory)
+            .seal(CALL, &records, &mut bench.memory)
             .unwrap();
         match outcome.refusal {
             None => sent += outcome.taken,
@@ -512,7 +512,7 @@ fn a_commit_of_too_many_pages_is_refused_before_it_fills_the_host() {
 fn a_message_with_too_many_records_is_refused() {
     let mut bench = Bench::new();
     let records = vec![record(0, NONE, 1); 65];
-    let refusal = bench.engine.seal(&records, RUNS, &mut bench.memory);
+    let refusal = bench.engine.seal(CALL, &records, &mut bench.memory);
     assert_eq!(refusal.unwrap_err().status(), STATUS_MALFORMED);
 }
 
@@ -548,7 +548,14 @@ fn neighbouring_frames_are_sealed_by_one_change_of_protection() {
         .map(|page| record(page, NONE, bench.frames[3 - page as usize]))
         .collect();
     let before = bench.memory.changes;
-    bench.engine.seal(&records, 0, &mut bench.memory).unwrap();
+    let call = Call {
+        max_runs: 0,
+        ..CALL
+    };
+    bench
+        .engine
+        .seal(call, &records, &mut bench.memory)
+        .unwrap();
     assert_eq!(bench.memory.changes - before, 1);
 }
 
@@ -701,6 +708,27 @@ struct Pages(BTreeMap<u32, Page>);
 impl Inspect for Pages {
     fn read(&self, frame: u32, content: &mut Page) {
         *content = self.0.get(&frame).copied().unwrap_or([0; 4096]);
+    }
+}
+
+impl Content for Pages {
+    fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
+        let mut content = [0; 4096];
+        self.read(frame, &mut content);
+        Ok(checksum(&content))
+    }
+
+    fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {
+        self.replace(to, Some(from))
+    }
+
+    fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable> {
+        let mut content = [0; 4096];
+        if let Some(from) = from {
+            self.read(from, &mut content);
+        }
+        self.0.insert(frame, content);
+        Ok(())
     }
 }
 

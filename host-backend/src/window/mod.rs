@@ -1,20 +1,22 @@
 //! The window: the memory that holds all tagged pages.
 //!
-//! It is a file in memory that is mapped twice. The *guest-facing* mapping is what KVM maps into
-//! the guest; its protection is the second-level protection, and no frame is writable there until
-//! it is granted. The *host's own* mapping is always readable and writable and is what the cleanser
-//! wipes through; the guest has no way to it.
+//! It is a file in memory. Its one mapping, *guest-facing*, is what KVM maps into the guest; the
+//! protection of that mapping is the second-level protection, and no frame is writable there until
+//! it is granted. The host itself reads and writes the file: that needs no permission of the
+//! mapping, the guest has no way to it, and memory that the hardware reports as broken is an error
+//! of the call there, where a mapping would raise a signal.
 
 mod protection;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileMemoryError};
+use vm_memory::{FileOffset, MmapRegion};
 use vmsrs_protocol::{FrameRun, NONE, PAGE_SIZE};
 
 use crate::engine::{ConfigError, EngineConfig};
@@ -43,22 +45,22 @@ pub enum WindowError {
     Map(#[from] MmapRegionError),
 }
 
-/// A frame that the window does not have was to be read or wiped.
+/// Frames cannot be read or written: the window does not have them, or their memory is broken.
 #[derive(Debug, Error)]
-#[error("frames {start}+{count} are outside the window")]
-pub struct OutsideWindow {
+#[error("frames {start}+{count} of the window cannot be accessed")]
+pub struct AccessError {
     start: u32,
     count: u32,
     #[source]
-    source: VolatileMemoryError,
+    source: io::Error,
 }
 
 /// The window's memory.
 #[derive(Debug)]
 pub struct Window {
     frames: u32,
+    file: Arc<File>,
     guest: MmapRegion,
-    host: MmapRegion,
 }
 
 impl Window {
@@ -92,18 +94,16 @@ impl Window {
         let size = u64::from(frames) * u64::from(PAGE_SIZE);
         let file = memory_file(size).map_err(|source| WindowError::Create { size, source })?;
         let file = Arc::new(file);
-        let map = |protection| -> Result<MmapRegion, WindowError> {
-            let length = usize::try_from(size).map_err(|_| WindowError::Size(size))?;
-            Ok(MmapRegionBuilder::new(length)
-                .with_file_offset(FileOffset::from_arc(Arc::clone(&file), 0))
-                .with_mmap_prot(protection)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .build()?)
-        };
+        let length = usize::try_from(size).map_err(|_| WindowError::Size(size))?;
+        let guest = MmapRegionBuilder::new(length)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(&file), 0))
+            .with_mmap_prot(libc::PROT_READ)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()?;
         let window = Arc::new(Self {
             frames,
-            guest: map(libc::PROT_READ)?,
-            host: map(libc::PROT_READ | libc::PROT_WRITE)?,
+            file,
+            guest,
         });
         let protection = MprotectProtection::new(Arc::clone(&window));
         Ok((window, protection))
@@ -125,22 +125,20 @@ impl Window {
         self.guest.as_ptr()
     }
 
-    /// Fills frames with zeros through the host's own mapping.
+    /// Fills frames with zeros. A frame whose memory is broken gets other memory.
     ///
-    /// Plain stores, rather than a hole in the file: that would take the pages out of both mappings
-    /// and make the next use of each fault twice.
+    /// Plain writes, rather than a hole in the file: that would take the pages out of the mapping and
+    /// make the next use of each fault twice.
     ///
     /// # Errors
     ///
-    /// Fails when the window does not have these frames.
-    pub fn wipe(&self, run: FrameRun) -> Result<(), OutsideWindow> {
-        const ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
-        let slice = self.slice(run)?;
-        for offset in (0..slice.len()).step_by(ZEROS.len()) {
-            let page = slice
-                .offset(offset)
-                .map_err(|source| outside(run, source))?;
-            page.copy_from(&ZEROS);
+    /// Fails when the window does not have these frames, or the system has no memory for them.
+    pub fn wipe(&self, run: FrameRun) -> Result<(), AccessError> {
+        self.check(run)?;
+        for frame in run.start..run.start + run.count {
+            if self.write(frame, &[0; PAGE_SIZE as usize]).is_err() {
+                self.renew(frame)?;
+            }
         }
         Ok(())
     }
@@ -149,34 +147,102 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Fails when the window does not have this frame.
+    /// Fails when the window does not have this frame, or its memory is broken.
     pub fn read(
         &self,
         frame: u32,
         content: &mut [u8; PAGE_SIZE as usize],
-    ) -> Result<(), OutsideWindow> {
-        let run = FrameRun {
-            start: frame,
-            count: 1,
-        };
-        self.slice(run)?.copy_to(&mut content[..]);
-        Ok(())
+    ) -> Result<(), AccessError> {
+        self.file
+            .read_exact_at(content, offset(frame))
+            .map_err(|source| access(frame, source))
     }
 
-    fn slice(&self, run: FrameRun) -> Result<vm_memory::VolatileSlice<'_>, OutsideWindow> {
+    /// Overwrites a frame's content.
+    ///
+    /// # Errors
+    ///
+    /// As [`Window::read`].
+    pub fn write(&self, frame: u32, content: &[u8; PAGE_SIZE as usize]) -> Result<(), AccessError> {
+        self.check(single(frame))?;
+        self.file
+            .write_all_at(content, offset(frame))
+            .map_err(|source| access(frame, source))
+    }
+
+    /// Gives the memory behind a frame back to the system: the frame has other memory then, all
+    /// zeros.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the window does not have this frame, or the system refuses.
+    pub fn renew(&self, frame: u32) -> Result<(), AccessError> {
+        self.check(single(frame))?;
         let page = PAGE_SIZE as usize;
-        // `usize` has 64 bits here, and frames have 32.
-        self.host
-            .get_slice(run.start as usize * page, run.count as usize * page)
-            .map_err(|source| outside(run, source))
+        // SAFETY: the descriptor is open, and the frame lies inside of the file.
+        let punched = unsafe {
+            libc::fallocate(
+                self.file.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                // Windows are smaller than 2^44 bytes.
+                offset(frame) as libc::off_t,
+                page as libc::off_t,
+            )
+        };
+        // The hole takes whole pages out of mappings, but leaves the marks of broken ones there.
+        // SAFETY: the frame lies in the guest-facing mapping, of which no Rust object is a part; what
+        // it shows is the file's content as before.
+        let dropped = unsafe {
+            let start = self.guest.as_ptr().add(frame as usize * page);
+            libc::madvise(start.cast(), page, libc::MADV_DONTNEED)
+        };
+        match (punched, dropped) {
+            (0, 0) => Ok(()),
+            _ => Err(access(frame, io::Error::last_os_error())),
+        }
+    }
+
+    /// Which frame lies at an address of the guest-facing mapping.
+    pub fn frame_at(&self, address: usize) -> Option<u32> {
+        let offset = address.checked_sub(self.guest.as_ptr() as usize)?;
+        let frame = u32::try_from(offset / PAGE_SIZE as usize).ok()?;
+        (frame < self.frames).then_some(frame)
+    }
+
+    fn check(&self, run: FrameRun) -> Result<(), AccessError> {
+        match run.start.checked_add(run.count) {
+            Some(end) if end <= self.frames => Ok(()),
+            _ => Err(AccessError {
+                start: run.start,
+                count: run.count,
+                source: io::ErrorKind::InvalidInput.into(),
+            }),
+        }
     }
 }
 
-fn outside(run: FrameRun, source: VolatileMemoryError) -> OutsideWindow {
-    OutsideWindow {
-        start: run.start,
-        count: run.count,
+fn offset(frame: u32) -> u64 {
+    u64::from(frame) * u64::from(PAGE_SIZE)
+}
+
+fn single(frame: u32) -> FrameRun {
+    FrameRun {
+        start: frame,
+        count: 1,
+    }
+}
+
+fn access(frame: u32, source: io::Error) -> AccessError {
+    AccessError {
+        start: frame,
+        count: 1,
         source,
+    }
+}
+
+impl From<AccessError> for io::Error {
+    fn from(error: AccessError) -> Self {
+        error.source
     }
 }
 
@@ -208,7 +274,7 @@ fn memory_file(size: u64) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Inspect, Protection};
+    use crate::engine::{Content, Inspect, Protection, checksum};
 
     const FRAMES: u32 = 256;
 
@@ -275,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_writes_is_seen_and_wiped_through_the_host_mapping() {
+    fn what_the_guest_writes_is_seen_and_wiped_through_the_file() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         protection.unprotect(run(7, 1)).unwrap();
         // SAFETY: frame 7 of the guest-facing mapping is writable, and nobody has a reference.
@@ -287,5 +353,26 @@ mod tests {
         window.wipe(run(7, 1)).unwrap();
         protection.read(7, &mut content);
         assert_eq!(content, [0; PAGE_SIZE as usize]);
+    }
+
+    #[test]
+    fn a_frame_is_copied_and_gets_other_memory_while_the_guest_may_not_write_it() {
+        let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
+        window.write(3, &[7; 4096]).unwrap();
+        protection.copy(3, 5).unwrap();
+        assert_eq!(protection.checksum(3).unwrap(), checksum(&[7; 4096]));
+        assert_eq!(protection.checksum(5).unwrap(), checksum(&[7; 4096]));
+        protection.replace(4, Some(5)).unwrap();
+        // SAFETY: frame 4 of the guest-facing mapping is readable, and nobody has a reference.
+        let seen = unsafe { window.guest_mapping().add(4 * 4096 + 9).read_volatile() };
+        assert_eq!(seen, 7);
+        assert!(!kernel_lets_write(&window, 4));
+        protection.replace(4, None).unwrap();
+        assert_eq!(protection.checksum(4).unwrap(), checksum(&[0; 4096]));
+        assert_eq!(
+            window.frame_at(window.guest_mapping() as usize + 4097),
+            Some(1)
+        );
+        assert_eq!(window.frame_at(window.guest_mapping() as usize - 1), None);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 use super::Window;
-use crate::engine::{Inspect, Page, Protection, ProtectionError};
+use crate::engine::{Content, Inspect, Page, Protection, ProtectionError, Unreadable, checksum};
 
 /// The protection of a window's frames. There is one value for each window.
 #[derive(Debug)]
@@ -91,5 +91,56 @@ impl Inspect for MprotectProtection {
             log::error!("{error}");
             content.fill(0);
         }
+    }
+}
+
+impl MprotectProtection {
+    fn content(&self, frame: u32) -> Result<[u8; PAGE_SIZE as usize], Unreadable> {
+        let mut content = [0; PAGE_SIZE as usize];
+        match self.window.read(frame, &mut content) {
+            Ok(()) => Ok(content),
+            Err(error) => Err(unreadable(frame, error)),
+        }
+    }
+}
+
+fn unreadable(frame: u32, error: impl Into<io::Error>) -> Unreadable {
+    Unreadable {
+        frame,
+        source: error.into(),
+    }
+}
+
+impl Content for MprotectProtection {
+    fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
+        Ok(checksum(&self.content(frame)?))
+    }
+
+    fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {
+        let content = self.content(from)?;
+        self.window
+            .write(to, &content)
+            .map_err(|error| unreadable(to, error))
+    }
+
+    fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable> {
+        let content = match from {
+            Some(from) => self.content(from)?,
+            None => [0; PAGE_SIZE as usize],
+        };
+        let run = FrameRun {
+            start: frame,
+            count: 1,
+        };
+        // Between the old memory and the new content the frame is zeros: nobody may see that. A
+        // virtual CPU that tries leaves the guest and tries again.
+        self.mprotect(run, libc::PROT_NONE)
+            .map_err(|error| unreadable(frame, error.source))?;
+        self.window
+            .renew(frame)
+            .and_then(|()| self.window.write(frame, &content))
+            .map_err(|error| unreadable(frame, error))?;
+        self.mprotect(run, libc::PROT_READ)
+            .map_err(|error| unreadable(frame, error.source))
     }
 }

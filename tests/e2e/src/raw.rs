@@ -105,7 +105,7 @@ impl App {
             key_length: key.len() as u32,
             domain: 0,
             extents: 0,
-            reserved: 0,
+            flags: 0,
         };
         ioctl(&self.file, IOCTL_OPEN_DOMAIN, &mut argument).context("open the domain")?;
         let domain = Domain {

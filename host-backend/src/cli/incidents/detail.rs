@@ -69,6 +69,15 @@ pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
             ("attempts", write.count.to_string()),
         ]);
     }
+    if let Some(corruption) = &detail.corruption {
+        let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+        rows.extend([
+            ("frame", corruption.frame.to_string()),
+            ("page", number(corruption.page)),
+            ("bytes changed", number(corruption.changed_bytes)),
+            ("first at", address(corruption.first_changed.map(u64::from))),
+        ]);
+    }
     if let Some(down) = &detail.guest_down {
         rows.extend([
             ("how", printable(&down.reason)),

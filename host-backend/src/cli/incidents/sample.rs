@@ -92,6 +92,7 @@ pub(super) fn shown() -> Shown {
             }),
             sealed_write: None,
             guest_down: None,
+            corruption: None,
         },
         address_is: Some(
             "the guard behind domain user-7 of app ledger, 4 bytes behind its end".into(),

@@ -31,7 +31,7 @@ impl Cleanser {
 
 impl Drop for Cleanser {
     fn drop(&mut self) {
-        self.handle.stop_cleansing();
+        self.handle.stop_background();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytemuck::bytes_of;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmsrs_protocol::event::Event;
+use vmsrs_protocol::event::{EVENT_DAMAGE, Event};
 
 use super::chain::ReplyBuffer;
 use super::handle::RecoveryHandle;
@@ -23,9 +23,10 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Adds an event; false if there are too many already.
+    /// Adds an event; false if there are too many already. Damage is always told: a guest cannot
+    /// cause it, and there is no more of it than there are pages.
     pub(super) fn push(&mut self, event: Event) -> bool {
-        let has_room = self.events.len() < PENDING_MAX;
+        let has_room = self.events.len() < PENDING_MAX || event.kind == EVENT_DAMAGE;
         if has_room {
             self.events.push_back(event);
         }

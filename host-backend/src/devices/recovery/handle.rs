@@ -16,10 +16,18 @@ use super::cleanser::BATCH;
 use super::events::Pending;
 use crate::devices::Tally;
 use crate::engine::{
-    Count, Engine, IncidentDetail, IncidentSummary, Reply, SealedWrite, Status, handle_message,
+    Count, Engine, IncidentDetail, IncidentSummary, Position, Reply, Scope, ScrubCounts,
+    SealedWrite, Status, handle_message,
 };
 use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
 use crate::window::{MprotectProtection, Window};
+
+/// Pages checked at a time, so that a message of the driver does not wait long for the engine.
+const SCRUB_BATCH: u32 = 32;
+
+/// The background threads have to end.
+#[derive(Debug)]
+pub(super) struct Stopping;
 
 /// A way to the recovery engine. Clones are the same engine.
 #[derive(Clone)]
@@ -32,8 +40,10 @@ struct Shared {
     core: Mutex<Core>,
     /// Signalled when frames are retired or the cleanser has to end.
     laundry: Condvar,
+    /// Signalled when a domain is to be checked soon or the scrubber has to end.
+    suspects: Condvar,
     window: Arc<Window>,
-    /// Guards the events that wait for the driver's buffers. Never taken before `core`.
+    /// Guards the events that wait for the driver's buffers. Taken after `core` where both are held.
     pending: Mutex<Pending>,
     /// Readable when an event is pending.
     kick: EventFd,
@@ -43,7 +53,7 @@ struct Shared {
 struct Core {
     engine: Engine,
     protection: MprotectProtection,
-    /// The cleanser has to end.
+    /// The cleanser and the scrubber have to end.
     stopping: bool,
 }
 
@@ -61,6 +71,7 @@ impl RecoveryHandle {
                     stopping: false,
                 }),
                 laundry: Condvar::new(),
+                suspects: Condvar::new(),
                 window,
                 pending: Mutex::default(),
                 kick: EventFd::new(EFD_NONBLOCK)?,
@@ -114,6 +125,87 @@ impl RecoveryHandle {
         self.core().engine.guest_down(now(), reason);
     }
 
+    /// Finds an app, and a domain in it if a key is given.
+    pub fn find(&self, app: &str, domain: Option<&str>) -> Option<Scope> {
+        self.core()
+            .engine
+            .find(app.as_bytes(), domain.map(str::as_bytes))
+    }
+
+    /// Number of sealed pages that are meant.
+    pub fn sealed_pages(&self, scope: Scope) -> u64 {
+        self.core().engine.sealed_pages(scope)
+    }
+
+    /// Checks at most `pages` sealed pages from a position on; gives what was found and where to go
+    /// on, or `None` when that was all. Others get the engine between batches.
+    pub fn scrub(
+        &self,
+        scope: Scope,
+        mut position: Position,
+        pages: u32,
+    ) -> (ScrubCounts, Option<Position>) {
+        let mut counts = ScrubCounts::default();
+        let mut left = pages;
+        while left > 0 {
+            let batch = left.min(SCRUB_BATCH);
+            left -= batch;
+            let mut core = self.core();
+            let Core {
+                engine, protection, ..
+            } = &mut *core;
+            let (found, next) = engine.scrub(now(), scope, position, batch, protection);
+            self.release(core);
+            counts.add(found);
+            match next {
+                Some(next) => position = next,
+                None => return (counts, None),
+            }
+        }
+        (counts, Some(position))
+    }
+
+    /// Says that the hardware stopped an access of the guest to a frame because its memory is broken.
+    /// Gives whether the access can be tried again.
+    pub fn poisoned(&self, frame: u32) -> bool {
+        let mut core = self.core();
+        let Core {
+            engine, protection, ..
+        } = &mut *core;
+        let repaired = engine.poisoned(now(), frame, protection);
+        self.release(core);
+        repaired
+    }
+
+    /// Waits until a domain is to be checked, at most for `pause`; `Err` when the scrubber has to
+    /// end.
+    pub(super) fn wait_for_suspect(&self, pause: Duration) -> Result<Option<Scope>, Stopping> {
+        let (mut core, _) = self
+            .shared
+            .suspects
+            .wait_timeout_while(self.core(), pause, |core| {
+                !core.stopping && !core.engine.has_suspects()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        match core.stopping {
+            true => Err(Stopping),
+            false => Ok(core.engine.take_suspect()),
+        }
+    }
+
+    /// Waits for `pause`; `Err` as soon as the scrubber has to end.
+    pub(super) fn wait_for_end(&self, pause: Duration) -> Result<(), Stopping> {
+        let (core, _) = self
+            .shared
+            .suspects
+            .wait_timeout_while(self.core(), pause, |core| !core.stopping)
+            .unwrap_or_else(PoisonError::into_inner);
+        match core.stopping {
+            true => Err(Stopping),
+            false => Ok(()),
+        }
+    }
+
     /// Begins a driver's use of the device.
     pub(super) fn driver_started(&self) {
         self.core().engine.driver_started();
@@ -131,7 +223,7 @@ impl RecoveryHandle {
             engine, protection, ..
         } = &mut *core;
         let reply = handle_message(engine, protection, now(), message, room);
-        self.wake_cleanser(core);
+        self.release(core);
         if let Some(refusal) = reply.refusal {
             self.count(refusal.reason());
         }
@@ -145,7 +237,7 @@ impl RecoveryHandle {
             engine, protection, ..
         } = &mut *core;
         engine.reset(protection);
-        self.wake_cleanser(core);
+        self.release(core);
         self.drop_events();
     }
 
@@ -188,10 +280,11 @@ impl RecoveryHandle {
         true
     }
 
-    /// Makes the cleanser end after the batch it is at.
-    pub(super) fn stop_cleansing(&self) {
+    /// Makes the cleanser and the scrubber end after the batch they are at.
+    pub(super) fn stop_background(&self) {
         self.core().stopping = true;
         self.shared.laundry.notify_all();
+        self.shared.suspects.notify_all();
     }
 
     pub(super) fn has_events(&self) -> bool {
@@ -220,11 +313,22 @@ impl RecoveryHandle {
         let _ = self.shared.kick.write(1);
     }
 
-    fn wake_cleanser(&self, core: MutexGuard<'_, Core>) {
+    /// Ends a use of the engine: wakes who has work now, and tells the driver what it has to know.
+    fn release(&self, mut core: MutexGuard<'_, Core>) {
+        let events = core.engine.take_events();
         let has_laundry = core.engine.has_laundry();
+        let has_suspects = core.engine.has_suspects();
+        // Before the engine is free: a driver that starts asks for the state, so that nothing it is
+        // told may be older than what it asked.
+        for event in events {
+            self.tell(event);
+        }
         drop(core);
         if has_laundry {
             self.shared.laundry.notify_one();
+        }
+        if has_suspects {
+            self.shared.suspects.notify_one();
         }
     }
 

@@ -1,13 +1,14 @@
 //! The VMSRS device: control queue, event queue and the window as a shared memory region.
 //!
-//! One thread serves the queues while the driver has the device running; the cleanser's thread
-//! lives as long as the device, since frames wait for it after a reset too.
+//! One thread serves the queues while the driver has the device running; the threads of the cleanser
+//! and the scrubber live as long as the device, since there is work for them after a reset too.
 
 mod chain;
 mod cleanser;
 mod control;
 mod events;
 mod handle;
+mod scrubber;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -32,8 +33,10 @@ use crate::engine::{ConfigError, Engine, EngineConfig};
 use crate::window::{MprotectProtection, Window};
 
 pub use handle::RecoveryHandle;
+pub use scrubber::ScrubRate;
 
 use cleanser::Cleanser;
+use scrubber::Scrubber;
 use worker::Worker;
 
 /// Names the device in the log.
@@ -66,6 +69,8 @@ pub struct RecoveryDevice {
     running: Option<Running>,
     /// Ends its thread when it is dropped.
     _cleanser: Cleanser,
+    /// Ends its thread when it is dropped.
+    _scrubber: Scrubber,
 }
 
 #[derive(Debug)]
@@ -75,7 +80,8 @@ struct Running {
 }
 
 impl RecoveryDevice {
-    /// Makes the device for `window`, which lies at `address` in the guest.
+    /// Makes the device for `window`, which lies at `address` in the guest; `scrub` says how fast its
+    /// sealed pages are checked.
     ///
     /// # Errors
     ///
@@ -86,6 +92,7 @@ impl RecoveryDevice {
         window: Arc<Window>,
         protection: MprotectProtection,
         address: GuestAddress,
+        scrub: ScrubRate,
     ) -> Result<Self, RecoveryDeviceError> {
         if config.window_frames != window.frames() {
             return Err(RecoveryDeviceError::WindowSize {
@@ -101,11 +108,13 @@ impl RecoveryDevice {
         };
         let handle = RecoveryHandle::new(Engine::new(config)?, protection, window)?;
         let cleanser = Cleanser::start(handle.clone())?;
+        let scrubber = Scrubber::start(handle.clone(), scrub)?;
         Ok(Self {
             handle,
             shm: [region],
             running: None,
             _cleanser: cleanser,
+            _scrubber: scrubber,
         })
     }
 

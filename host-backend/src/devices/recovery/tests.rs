@@ -25,6 +25,9 @@ use crate::engine::SealedWrite;
 use crate::vmm::irq::Interrupt;
 
 const FRAMES: u32 = 1024;
+const NO_SCRUB: ScrubRate = ScrubRate {
+    bytes_per_second: 0,
+};
 /// Where messages lie, beyond the mock queue's own memory.
 const MESSAGE: u64 = 0x10_0000;
 const REPLY: u64 = 0x20_0000;
@@ -40,7 +43,7 @@ fn memory() -> GuestMemoryMmap {
 fn device() -> RecoveryDevice {
     let (window, protection) = Window::new(u64::from(FRAMES) * 4096).unwrap();
     let config = EngineConfig::for_window(FRAMES);
-    RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32)).unwrap()
+    RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32), NO_SCRUB).unwrap()
 }
 
 fn message<T: Pod>(kind: u32, payload: &T) -> Vec<u8> {
@@ -558,7 +561,7 @@ fn broken_rings_stop_the_device_until_a_reset_and_not_the_host() {
 fn limits_for_another_window_are_refused() {
     let (window, protection) = Window::new(u64::from(FRAMES) * 4096).unwrap();
     let config = EngineConfig::for_window(FRAMES * 2);
-    let result = RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32));
+    let result = RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32), NO_SCRUB);
     assert!(matches!(
         result,
         Err(RecoveryDeviceError::WindowSize { .. })

@@ -20,7 +20,7 @@
 
 use std::collections::BTreeMap;
 
-use vmsrs_protocol::{NONE, ZERO_FRAME};
+use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
 use super::{CONFIG, RUNS, World};
 use crate::engine::FrameState;
@@ -33,11 +33,23 @@ impl World {
     pub(super) fn check(&mut self) {
         self.engine.check_invariants();
         self.recovery_data_is_isolated();
+        self.forget_superseded();
         let pages = self.sealed_pages();
         self.user_data_is_consistent(&pages);
         self.commits_are_atomic(&pages);
         self.nothing_is_rolled_back(&pages);
         self.former = pages;
+    }
+
+    /// What went wrong in a version that has been superseded harms nobody.
+    fn forget_superseded(&mut self) {
+        let frames = &self.engine.store.frames;
+        let pages = &self.pages;
+        self.wrong.retain(|&frame, page| {
+            let (current, _) = pages[page];
+            frame == current || frames.mirror(current) == Some(frame)
+        });
+        self.lost.retain(|page| frames.is_damaged(pages[page].0));
     }
 
     /// The pages of all domains, as the engine tells a driver that starts.
@@ -47,8 +59,19 @@ impl World {
             let (pages, next) = self.engine.list_pages(app, domain, 0, usize::MAX).unwrap();
             assert_eq!(next, NONE);
             for entry in pages {
-                let content = self.memory.content[entry.frame as usize];
-                found.insert((app, entry.page), (entry.frame, content));
+                let page = (app, entry.page);
+                let committed = self.pages.get(&page).copied();
+                let shown = match committed {
+                    // Nobody gets to see what is there. The page stands for what it was.
+                    Some(committed) if entry.frame == DAMAGED_FRAME => {
+                        assert!(self.lost.contains(&page), "{page:?} lost without a reason");
+                        committed
+                    }
+                    // Until the next check.
+                    Some(committed) if self.wrong.contains_key(&entry.frame) => committed,
+                    _ => (entry.frame, self.memory.content[entry.frame as usize]),
+                };
+                found.insert(page, shown);
             }
         }
         found

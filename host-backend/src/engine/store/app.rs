@@ -30,6 +30,10 @@ pub(crate) struct App {
     name: Box<[u8]>,
     keys: KeyTable,
     domains: Vec<Domain>,
+    /// One bit a domain: each sealed page has a second copy. As long as the last such domain needs.
+    mirrored: Vec<u64>,
+    /// Sealed pages whose content is lost, of the domains that have such.
+    damaged: HashMap<u32, u32>,
     /// The extents behind the first one, of the few domains that have more than one.
     more: HashMap<u32, Vec<Extent>>,
     /// For each unit of the address range up to the end of the last extent, where it is in
@@ -45,6 +49,8 @@ impl App {
             name: name.into(),
             keys: KeyTable::default(),
             domains: Vec::new(),
+            mirrored: Vec::new(),
+            damaged: HashMap::new(),
             more: HashMap::new(),
             places: Vec::new(),
             units: Vec::new(),
@@ -90,6 +96,44 @@ impl App {
         // Extents have at least one unit, so there are fewer than `APP_PAGES`.
         let extents = u32::from(facts.first.pages != 0) + self.more(domain).len() as u32;
         (extents, facts.sealed)
+    }
+
+    /// Whether each sealed page of an existing domain has a second copy.
+    pub(crate) fn is_mirrored(&self, domain: u32) -> bool {
+        let word = self.mirrored.get((domain / u64::BITS) as usize);
+        word.is_some_and(|word| word >> (domain % u64::BITS) & 1 == 1)
+    }
+
+    pub(crate) fn set_mirrored(&mut self, domain: u32) {
+        let index = (domain / u64::BITS) as usize;
+        if self.mirrored.len() <= index {
+            self.mirrored.resize(index + 1, 0);
+        }
+        self.mirrored[index] |= 1 << (domain % u64::BITS);
+    }
+
+    /// Sealed pages of an existing domain whose content is lost.
+    pub(crate) fn damaged(&self, domain: u32) -> u32 {
+        self.damaged.get(&domain).copied().unwrap_or(0)
+    }
+
+    /// Counts a page in an extent whose content is lost, or is so no longer.
+    pub(crate) fn set_damaged(&mut self, page: u32, damaged: bool) {
+        if let Some(owner) = self.owner(page) {
+            let count = self.damaged.entry(owner).or_default();
+            *count = match damaged {
+                true => *count + 1,
+                false => count.saturating_sub(1),
+            };
+        }
+    }
+
+    /// Pages in the extents of an existing domain.
+    pub(crate) fn domain_pages(&self, domain: u32) -> u32 {
+        // An app has fewer than `APP_PAGES` pages.
+        self.extents_from(domain, 0)
+            .map(|extent| extent.pages)
+            .sum()
     }
 
     /// Extents of an existing domain from number `index` on.
@@ -201,6 +245,8 @@ impl App {
             .sum();
         self.keys.bytes()
             + more
+            + self.mirrored.capacity() * size_of::<u64>()
+            + self.damaged.capacity() * size_of::<(u32, u32)>()
             + self.domains.capacity() * size_of::<Domain>()
             + self.places.capacity() * size_of::<u32>()
             + self.units.capacity() * size_of::<Unit>()

@@ -1,6 +1,6 @@
 //! The state of every frame.
 
-use vmsrs_protocol::{FrameRun, NONE, ZERO_FRAME};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, FrameRun, NONE, PAGE_SIZE, ZERO_FRAME};
 
 use crate::engine::runs::frames_of;
 
@@ -17,9 +17,11 @@ pub enum FrameState {
     Retired,
     /// A dropped draft that an incident keeps.
     Evidence,
+    /// The second copy of a committed page.
+    Mirror,
 }
 
-const STATES: usize = 5;
+const STATES: usize = 6;
 
 /// A page of an app, as the owner of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,35 +32,49 @@ pub struct PageOf {
     pub page: u32,
 }
 
-/// Eight bytes a frame: there can be a hundred million of them.
-#[derive(Clone, Copy)]
-struct Frame {
-    /// The page whose version this is, while sealed.
-    page: u32,
-    /// Its app; below `MAX_APPS`.
-    app: u8,
-    state: FrameState,
-    /// Named by a record of the commit whose records are still arriving.
-    staged: bool,
+impl PageOf {
+    /// The page's address in every process of its app.
+    pub fn address(self) -> u64 {
+        let pages = u64::from(self.app) * u64::from(APP_PAGES) + u64::from(self.page);
+        APP_BASE + pages * u64::from(PAGE_SIZE)
+    }
 }
 
+/// Low bits of a frame's marks: its app. There are at most 64 (`MAX_APPS`).
+const APP: u8 = 0x3f;
+/// Mark of a sealed frame with a second copy: then its number is in the frame's entry of
+/// `checksums`, and the checksum in the copy's.
+const MIRRORED: u8 = 0x40;
+/// Mark of a sealed frame whose content is lost.
+const DAMAGED: u8 = 0x80;
+
 /// The states of all frames, with the number of frames in each.
+///
+/// One array for each fact rather than a structure with padding: there can be a hundred million
+/// frames.
 pub(crate) struct FrameTable {
-    frames: Vec<Frame>,
+    /// The page whose version each frame is, while sealed.
+    pages: Vec<u32>,
+    /// The checksum of each frame's content when it was sealed.
+    checksums: Vec<u32>,
+    /// The app of each frame's page, and marks.
+    marks: Vec<u8>,
+    states: Vec<FrameState>,
+    /// One bit a frame: named by a record of the commit whose records are still arriving.
+    staged: Vec<u64>,
     counts: [u32; STATES],
 }
 
 impl FrameTable {
     /// All frames free but the zero frame, which is sealed for ever.
     pub(crate) fn new(frames: u32) -> Self {
-        let free = Frame {
-            page: NONE,
-            app: 0,
-            state: FrameState::Free,
-            staged: false,
-        };
+        let length = frames as usize;
         let mut table = Self {
-            frames: vec![free; frames as usize],
+            pages: vec![NONE; length],
+            checksums: vec![0; length],
+            marks: vec![0; length],
+            states: vec![FrameState::Free; length],
+            staged: vec![0; length.div_ceil(u64::BITS as usize)],
             counts: [0; STATES],
         };
         table.counts[FrameState::Free as usize] = frames;
@@ -68,20 +84,21 @@ impl FrameTable {
 
     pub(crate) fn len(&self) -> u32 {
         // The table was made with a `u32` length.
-        self.frames.len() as u32
+        self.states.len() as u32
     }
 
     /// The state of a frame; `None` beyond the window.
     pub(crate) fn state(&self, frame: u32) -> Option<FrameState> {
-        self.frames.get(frame as usize).map(|entry| entry.state)
+        self.states.get(frame as usize).copied()
     }
 
     /// The page whose committed version the frame holds.
     pub(crate) fn page(&self, frame: u32) -> Option<PageOf> {
-        let entry = self.frames.get(frame as usize)?;
-        (entry.state == FrameState::Sealed && entry.page != NONE).then_some(PageOf {
-            app: u32::from(entry.app),
-            page: entry.page,
+        let state = self.state(frame)?;
+        let page = self.pages[frame as usize];
+        (state == FrameState::Sealed && page != NONE).then_some(PageOf {
+            app: u32::from(self.marks[frame as usize] & APP),
+            page,
         })
     }
 
@@ -102,38 +119,94 @@ impl FrameTable {
 
     /// Makes a frame the committed version of a page.
     pub(crate) fn seal(&mut self, frame: u32, owner: PageOf) {
-        // Apps are fewer than 256 (`MAX_APPS`), checked when they are made.
+        // Apps are at most `MAX_APPS`, checked when they are made.
         self.replace(frame, FrameState::Sealed, owner.page, owner.app as u8);
     }
 
     pub(crate) fn is_staged(&self, frame: u32) -> bool {
-        self.frames[frame as usize].staged
+        self.staged[(frame / u64::BITS) as usize] >> (frame % u64::BITS) & 1 == 1
     }
 
     pub(crate) fn set_staged(&mut self, frame: u32, staged: bool) {
-        self.frames[frame as usize].staged = staged;
+        let word = &mut self.staged[(frame / u64::BITS) as usize];
+        let bit = 1 << (frame % u64::BITS);
+        match staged {
+            true => *word |= bit,
+            false => *word &= !bit,
+        }
+    }
+
+    /// The checksum of a sealed frame's right content.
+    pub(crate) fn checksum(&self, frame: u32) -> u32 {
+        let holder = self.mirror(frame).unwrap_or(frame);
+        self.checksums[holder as usize]
+    }
+
+    /// Sets the checksum of a frame that has no second copy.
+    pub(crate) fn set_checksum(&mut self, frame: u32, checksum: u32) {
+        debug_assert!(self.mirror(frame).is_none());
+        self.checksums[frame as usize] = checksum;
+    }
+
+    /// The frame with the second copy of a frame's content, if there is one.
+    pub(crate) fn mirror(&self, frame: u32) -> Option<u32> {
+        let has = self.marks[frame as usize] & MIRRORED != 0;
+        has.then(|| self.checksums[frame as usize])
+    }
+
+    /// Gives a frame that has its checksum a second copy.
+    pub(crate) fn set_mirror(&mut self, frame: u32, copy: u32) {
+        self.checksums[copy as usize] = self.checksum(frame);
+        self.checksums[frame as usize] = copy;
+        self.marks[frame as usize] |= MIRRORED;
+    }
+
+    /// Takes a frame's second copy away from it.
+    pub(crate) fn take_mirror(&mut self, frame: u32) -> Option<u32> {
+        let copy = self.mirror(frame)?;
+        self.checksums[frame as usize] = self.checksums[copy as usize];
+        self.marks[frame as usize] &= !MIRRORED;
+        Some(copy)
+    }
+
+    /// Whether a sealed frame's content is lost.
+    pub(crate) fn is_damaged(&self, frame: u32) -> bool {
+        self.marks[frame as usize] & DAMAGED != 0
+    }
+
+    pub(crate) fn set_damaged(&mut self, frame: u32, damaged: bool) {
+        let marks = &mut self.marks[frame as usize];
+        match damaged {
+            true => *marks |= DAMAGED,
+            false => *marks &= !DAMAGED,
+        }
     }
 
     /// The frames in a state, lowest first.
     pub(crate) fn in_state(&self, state: FrameState) -> impl Iterator<Item = u32> {
         (0u32..)
-            .zip(&self.frames)
-            .filter(move |(_, entry)| entry.state == state)
+            .zip(&self.states)
+            .filter(move |&(_, &known)| known == state)
             .map(|(frame, _)| frame)
     }
 
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
-        self.frames.capacity() * size_of::<Frame>()
+        (self.pages.capacity() + self.checksums.capacity()) * size_of::<u32>()
+            + self.marks.capacity()
+            + self.states.capacity() * size_of::<FrameState>()
+            + self.staged.capacity() * size_of::<u64>()
     }
 
+    /// Gives a frame another state and owner. Its checksum, second copy and damage stay, since a
+    /// commit that is refused brings the former version back.
     fn replace(&mut self, frame: u32, state: FrameState, page: u32, app: u8) {
-        let entry = &mut self.frames[frame as usize];
-        self.counts[entry.state as usize] -= 1;
+        let index = frame as usize;
+        self.counts[self.states[index] as usize] -= 1;
         self.counts[state as usize] += 1;
-        entry.state = state;
-        entry.page = page;
-        entry.app = app;
+        self.states[index] = state;
+        self.pages[index] = page;
+        self.marks[index] = self.marks[index] & !APP | app;
     }
 }
 
@@ -157,7 +230,19 @@ mod tests {
     }
 
     #[test]
-    fn the_state_of_a_frame_takes_eight_bytes() {
-        assert_eq!(size_of::<Frame>(), 8);
+    fn a_frame_keeps_its_checksum_with_and_without_a_second_copy() {
+        let mut table = FrameTable::new(8);
+        table.seal(3, PageOf { app: 63, page: 77 });
+        table.set_checksum(3, 4711);
+        table.set_mirror(3, 5);
+        table.set_damaged(3, true);
+        assert_eq!((table.checksum(3), table.mirror(3)), (4711, Some(5)));
+        assert_eq!(table.page(3), Some(PageOf { app: 63, page: 77 }));
+        // A commit that is refused.
+        table.set(3, FrameState::Retired);
+        table.seal(3, PageOf { app: 63, page: 77 });
+        assert_eq!(table.take_mirror(3), Some(5));
+        assert_eq!((table.checksum(3), table.mirror(3)), (4711, None));
+        assert!(table.is_damaged(3));
     }
 }

@@ -169,6 +169,7 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             app,
             key_length,
             key: [1; KEY_MAX],
+            flags: 0,
         };
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
         device.refused("a key", &bytes, STATUS_MALFORMED)?;

@@ -29,6 +29,7 @@ pub(super) fn domain(device: &mut Device, name: &str) -> Result<(u32, u32, u32)>
         app,
         key_length: name.len() as u32,
         key,
+        flags: 0,
     };
     let reply = accepted(device, &message(MESSAGE_OPEN_DOMAIN, &open, &[]))?;
     let domain = pod_read_unaligned::<DomainReply>(&reply).domain;
