@@ -84,6 +84,13 @@
 // held: leave some of it and try again, or give up.
 #define VMSRS_EDEADLOCK -17
 
+// The host lost content of the domain to broken memory, and the domain has no mirror.
+#define VMSRS_EDAMAGED -18
+
+// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
+// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
+#define VMSRS_MIRROR 1
+
 // No device: nothing is restored after an error, but errors are suppressed all the same.
 #define VMSRS_PROTECTION_NONE 0
 
@@ -153,6 +160,15 @@
 
 // A read or write of a page that another request was writing, stopped by a protection key.
 #define VMSRS_KIND_FOREIGN_DRAFT 19
+
+// The content of a sealed frame no longer had its checksum (the host's own incident).
+#define VMSRS_KIND_CHECKSUM 20
+
+// Memory of the host is broken (the host's own incident).
+#define VMSRS_KIND_POISON 21
+
+// The request touched a page whose content the host lost.
+#define VMSRS_KIND_DAMAGED 22
 
 // An app, open in this process for as long as it lives.
 typedef struct vmsrs_app vmsrs_app;
@@ -286,6 +302,7 @@ VMSRS_MUST_USE int vmsrs_flush(const struct vmsrs_app *app);
 // new.
 //
 // Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ENOMEM` (the window is full),
+// `VMSRS_EDAMAGED`,
 // `VMSRS_ESYSTEM`.
 //
 // # Safety
@@ -296,6 +313,22 @@ int vmsrs_domain_open(const struct vmsrs_app *app,
                       const void *key,
                       size_t length,
                       struct vmsrs_domain **domain);
+
+// Like `vmsrs_domain_open`, with flags: `VMSRS_MIRROR` or 0. A domain that is open already in this
+// process stays as it is, and one that has a mirror keeps it.
+//
+// Returns what `vmsrs_domain_open` returns; `VMSRS_ENOMEM` also when the window has no room for the
+// mirror.
+//
+// # Safety
+//
+// As `vmsrs_domain_open`.
+VMSRS_MUST_USE
+int vmsrs_domain_open_with(const struct vmsrs_app *app,
+                           const void *key,
+                           size_t length,
+                           uint32_t flags,
+                           struct vmsrs_domain **domain);
 
 // Runs `function` as a request that holds `domain`.
 //

@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::device::{Device, Opened};
-use crate::domain::Domain;
+use crate::domain::{Domain, DomainOptions};
 use crate::error::Error;
 use crate::invariant::Invariant;
 use crate::unprotected::Unprotected;
@@ -132,8 +132,22 @@ impl App {
     /// # Errors
     ///
     /// [`Error::Length`], [`Error::Layout`], [`Error::OutOfMemory`] (the window is full),
-    /// [`Error::System`].
+    /// [`Error::Damaged`], [`Error::System`].
     pub fn domain(&'static self, key: impl AsRef<[u8]>) -> Result<&'static Domain, Error> {
+        self.domain_with(key, DomainOptions::default())
+    }
+
+    /// Like [`App::domain`], with options. For a domain that is open already in this process they are
+    /// ignored.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::domain`]; [`Error::OutOfMemory`] also when the window has no room for the mirror.
+    pub fn domain_with(
+        &'static self,
+        key: impl AsRef<[u8]>,
+        options: DomainOptions,
+    ) -> Result<&'static Domain, Error> {
         let key = key.as_ref();
         if key.is_empty() || key.len() > KEY_MAX {
             return Err(Error::Length {
@@ -145,7 +159,7 @@ impl App {
         if let Some(domain) = domains.get(key) {
             return Ok(domain);
         }
-        let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key)?));
+        let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key, options)?));
         domains.insert(key.to_vec(), domain);
         Ok(domain)
     }

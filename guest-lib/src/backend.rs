@@ -32,8 +32,9 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn number(&self) -> u32;
     /// The word of a domain's lock.
     fn lock_word(&self, domain: u32) -> &AtomicU64;
-    /// Finds or makes a domain.
-    fn open_domain(&self, key: &[u8]) -> io::Result<u32>;
+    /// Finds or makes a domain, with a mirror if `flags` has
+    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Gives its number and its flags.
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)>;
     /// Finds or makes an extent.
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`.

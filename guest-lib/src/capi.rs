@@ -5,7 +5,7 @@
 //! function that got it and only on its thread.
 
 use crate::app::{App, Protection};
-use crate::domain::Domain;
+use crate::domain::{Domain, DomainOptions};
 use crate::error::{Error, RunError};
 use crate::failure::{Failure, Kind};
 use crate::request::{Audit, Options, Request};
@@ -54,6 +54,12 @@ pub const VMSRS_ESYSTEM: i32 = -16;
 /// The domain's holder waits for a domain that this request holds. The request still holds what it
 /// held: leave some of it and try again, or give up.
 pub const VMSRS_EDEADLOCK: i32 = -17;
+/// The host lost content of the domain to broken memory, and the domain has no mirror.
+pub const VMSRS_EDAMAGED: i32 = -18;
+
+/// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
+/// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
+pub const VMSRS_MIRROR: u32 = 1;
 
 /// No device: nothing is restored after an error, but errors are suppressed all the same.
 pub const VMSRS_PROTECTION_NONE: i32 = 0;
@@ -104,6 +110,12 @@ pub const VMSRS_KIND_NO_FRAMES: u32 = 17;
 pub const VMSRS_KIND_INVARIANT: u32 = 18;
 /// A read or write of a page that another request was writing, stopped by a protection key.
 pub const VMSRS_KIND_FOREIGN_DRAFT: u32 = 19;
+/// The content of a sealed frame no longer had its checksum (the host's own incident).
+pub const VMSRS_KIND_CHECKSUM: u32 = 20;
+/// Memory of the host is broken (the host's own incident).
+pub const VMSRS_KIND_POISON: u32 = 21;
+/// The request touched a page whose content the host lost.
+pub const VMSRS_KIND_DAMAGED: u32 = 22;
 
 /// Work of one request. What it returns goes to `*result` of `vmsrs_run`; a negative value gives the
 /// request up: everything it wrote is discarded.
@@ -289,6 +301,7 @@ pub unsafe extern "C" fn vmsrs_flush(app: *const App) -> c_int {
 /// new.
 ///
 /// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ENOMEM` (the window is full),
+/// `VMSRS_EDAMAGED`,
 /// `VMSRS_ESYSTEM`.
 ///
 /// # Safety
@@ -302,6 +315,34 @@ pub unsafe extern "C" fn vmsrs_domain_open(
     length: usize,
     domain: *mut *mut Domain,
 ) -> c_int {
+    // SAFETY: the same contract.
+    unsafe { vmsrs_domain_open_with(app, key, length, 0, domain) }
+}
+
+/// Like `vmsrs_domain_open`, with flags: `VMSRS_MIRROR` or 0. A domain that is open already in this
+/// process stays as it is, and one that has a mirror keeps it.
+///
+/// Returns what `vmsrs_domain_open` returns; `VMSRS_ENOMEM` also when the window has no room for the
+/// mirror.
+///
+/// # Safety
+///
+/// As `vmsrs_domain_open`.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_domain_open_with(
+    app: *const App,
+    key: *const c_void,
+    length: usize,
+    flags: u32,
+    domain: *mut *mut Domain,
+) -> c_int {
+    if flags & !VMSRS_MIRROR != 0 {
+        return VMSRS_EINVAL;
+    }
+    let options = DomainOptions {
+        mirror: flags & VMSRS_MIRROR != 0,
+    };
     // SAFETY: a handle or null by contract.
     let Some(app) = (unsafe { app.as_ref() }) else {
         return VMSRS_EINVAL;
@@ -312,7 +353,7 @@ pub unsafe extern "C" fn vmsrs_domain_open(
     }
     // SAFETY: `length` bytes by contract.
     let key = unsafe { std::slice::from_raw_parts(key.cast::<u8>(), length) };
-    match app.domain(key) {
+    match app.domain_with(key, options) {
         Ok(opened) => {
             // SAFETY: room for a pointer by contract.
             unsafe { *domain = ptr::from_ref(opened).cast_mut() };
@@ -719,6 +760,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
         VMSRS_EFORKED => c"the process was forked inside the request",
         VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
+        VMSRS_EDAMAGED => c"the host lost content of the domain to broken memory",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
         _ => c"unknown code",
     };
@@ -753,6 +795,7 @@ fn code(error: &Error) -> c_int {
             VMSRS_EDEVICE
         }
         Error::Layout { .. } => VMSRS_ELAYOUT,
+        Error::Damaged { .. } => VMSRS_EDAMAGED,
         Error::NotInRequest => VMSRS_ENOREQUEST,
         Error::NotHeld => VMSRS_ENOTHELD,
         Error::Nested => VMSRS_ENESTED,
@@ -835,6 +878,9 @@ mod tests {
             (VMSRS_KIND_NO_FRAMES, incident::KIND_NO_FRAMES),
             (VMSRS_KIND_INVARIANT, incident::KIND_INVARIANT),
             (VMSRS_KIND_FOREIGN_DRAFT, incident::KIND_FOREIGN_DRAFT),
+            (VMSRS_KIND_CHECKSUM, incident::KIND_CHECKSUM),
+            (VMSRS_KIND_POISON, incident::KIND_POISON),
+            (VMSRS_KIND_DAMAGED, incident::KIND_DAMAGED),
         ];
         for (number, (ours, protocol)) in (1..).zip(kinds) {
             assert_eq!((ours, protocol), (number, number));

@@ -195,13 +195,13 @@ impl Backend for Device {
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 
-    fn open_domain(&self, key: &[u8]) -> io::Result<u32> {
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {
         let mut argument = IoctlOpenDomain {
             key: [0; KEY_MAX],
             key_length: key.len() as u32,
             domain: 0,
             extents: 0,
-            flags: 0,
+            flags,
         };
         argument.key[..key.len()].copy_from_slice(key);
         // SAFETY: the call's argument.
@@ -209,7 +209,7 @@ impl Backend for Device {
         if argument.domain >= MAX_DOMAINS {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok(argument.domain)
+        Ok((argument.domain, argument.flags))
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {

@@ -11,8 +11,17 @@ use crate::thread::{self, Noted, Thread};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
-use vmsrs_protocol::control::Extent;
+use vmsrs_protocol::control::{DOMAIN_DAMAGED, DOMAIN_MIRROR, Extent};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, PAGE_SIZE};
+
+/// How a domain is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DomainOptions {
+    /// The host keeps a second copy of each sealed page, and repairs from it a page whose memory went
+    /// wrong. The copies take as much room of the window as the pages. A domain that has a mirror
+    /// keeps it, whoever opens it.
+    pub mirror: bool,
+}
 
 /// A domain, open in this process for as long as it lives.
 ///
@@ -43,11 +52,28 @@ impl fmt::Debug for Domain {
 
 impl Domain {
     /// Finds or makes the domain with that key (1 to 64 bytes).
-    pub(crate) fn open(app: &'static App, key: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn open(
+        app: &'static App,
+        key: &[u8],
+        options: DomainOptions,
+    ) -> Result<Self, Error> {
         let backend = app.backend();
-        let number = backend
-            .open_domain(key)
-            .map_err(Error::system("opening the domain"))?;
+        let flags = match options.mirror {
+            true => DOMAIN_MIRROR,
+            false => 0,
+        };
+        let (number, flags) =
+            backend
+                .open_domain(key, flags)
+                .map_err(|error| match error.raw_os_error() {
+                    Some(libc::ENOSPC) => Error::OutOfMemory {
+                        size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
+                    },
+                    _ => Error::system("opening the domain")(error),
+                })?;
+        if flags & DOMAIN_DAMAGED != 0 {
+            return Err(Error::Damaged { domain: number });
+        }
         let first = backend
             .extent(number, 0, EXTENT_UNIT_PAGES)
             .map_err(|error| match error.raw_os_error() {

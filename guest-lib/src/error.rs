@@ -51,6 +51,15 @@ pub enum Error {
         /// Fingerprint of this library.
         expected: u64,
     },
+    /// The content of sealed pages of the domain is lost, because the host's memory went wrong.
+    #[error(
+        "the host lost content of domain {domain} to broken memory, and the domain has no mirror; \
+         use another key, and see `vmsrs incidents` on the host"
+    )]
+    Damaged {
+        /// The domain's number.
+        domain: u32,
+    },
     /// The call belongs into a request, and the calling thread has none.
     #[error("the calling thread has no request; call this inside run()")]
     NotInRequest,

@@ -81,6 +81,12 @@ kinds! {
     Invariant = KIND_INVARIANT, c"invariant";
     /// A read or write of a page that another request was writing, stopped by a protection key.
     ForeignDraft = KIND_FOREIGN_DRAFT, c"foreign draft";
+    /// The content of a sealed frame no longer had its checksum. The host's own: no request has it.
+    Checksum = KIND_CHECKSUM, c"checksum";
+    /// Memory of the host is broken. The host's own: no request has it.
+    Poison = KIND_POISON, c"poison";
+    /// The request touched a page whose content the host lost.
+    Damaged = KIND_DAMAGED, c"damaged";
 }
 
 impl fmt::Display for Kind {

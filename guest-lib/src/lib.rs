@@ -41,7 +41,7 @@ mod word;
 
 pub use app::{App, Protection};
 pub use arena::{ARENA_SIZE, Arena};
-pub use domain::Domain;
+pub use domain::{Domain, DomainOptions};
 pub use error::{Error, RunError};
 pub use failure::{Failure, Kind};
 pub use request::{Audit, Entered, Options, Request};

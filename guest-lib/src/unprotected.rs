@@ -118,10 +118,10 @@ impl Backend for Unprotected {
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 
-    fn open_domain(&self, key: &[u8]) -> io::Result<u32> {
+    fn open_domain(&self, key: &[u8], _: u32) -> io::Result<(u32, u32)> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&domain) = tables.domains.get(key) {
-            return Ok(domain);
+            return Ok((domain, 0));
         }
         let domain = tables.extents.len() as u32;
         if domain >= MAX_DOMAINS {
@@ -129,7 +129,7 @@ impl Backend for Unprotected {
         }
         tables.extents.push(Vec::new());
         tables.domains.insert(key.to_vec(), domain);
-        Ok(domain)
+        Ok((domain, 0))
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
