@@ -4,9 +4,10 @@
 //! has drafts of, and at whole domains only if they are small or the request asked for it.
 
 use crate::domain::Domain;
+use crate::failure::Kind;
 use crate::heap::{Damage, Heap};
 use crate::invariant;
-use crate::thread::{QUARANTINE, RECENT, Thread};
+use crate::thread::{self, QUARANTINE, RECENT, Thread};
 use vmsrs_protocol::PAGE_SIZE;
 
 /// Blocks up to which the whole domain is checked always: cheaper than asking the driver.
@@ -22,6 +23,18 @@ const PAGES: usize = 256;
 ///
 /// The first damage found.
 pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
+    if !thread.is_whole() {
+        // The driver takes the locks of a request that it has failed at its deadline.
+        let (kind, message): (_, &[u8]) = if thread.is_overdue() {
+            (Kind::Deadline, b"")
+        } else {
+            (
+                Kind::Memory,
+                b"the request's control block or a lock word was overwritten",
+            )
+        };
+        thread::fail_request(kind, 0, message);
+    }
     if !was_written(thread, domain) {
         return Ok(());
     }
@@ -99,4 +112,76 @@ pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{App, Domain, Error, Failure, Kind, RunError, thread};
+    use std::sync::Once;
+    use vmsrs_protocol::shared::ThreadControl;
+
+    fn domains(name: &str) -> [&'static Domain; 2] {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            // SAFETY: before any other thread of the test reads the environment through this library.
+            unsafe { std::env::set_var("VMSRS_DEVICE", "none") };
+        });
+        // SAFETY: the requests of these tests lend nothing to other threads.
+        let app = unsafe { App::open(name) }.unwrap();
+        [app.domain("one").unwrap(), app.domain("two").unwrap()]
+    }
+
+    /// A request that damages its own control block.
+    fn damage([one, two]: [&'static Domain; 2], damage: impl Fn(&mut ThreadControl)) -> Failure {
+        let outcome = one.run(|request| {
+            request.enter(two)?.keep();
+            let control = thread::current().unwrap().control();
+            // SAFETY: this thread's control block; the damage is the test.
+            damage(unsafe { &mut *control.as_ptr() });
+            Ok::<_, Error>(())
+        });
+        match outcome {
+            Err(RunError::Failed(failure)) => *failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_control_block_that_its_request_overwrites_costs_that_request_alone() {
+        let domains = domains("control block");
+        let damages: [fn(&mut ThreadControl); 6] = [
+            |control| control.tag = 0,
+            |control| control.tag = u64::MAX >> 1,
+            |control| control.held_count = 0,
+            |control| control.held_count = u32::MAX,
+            |control| control.held = [77; 32],
+            |control| *control = ThreadControl::default(),
+        ];
+        for overwrite in damages {
+            let failure = damage(domains, overwrite);
+            assert_eq!(failure.kind, Kind::Memory);
+            assert!(failure.message.contains("control block"), "{failure}");
+            // Both locks are free again.
+            for domain in domains {
+                domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_lock_word_that_a_request_overwrites_is_found_before_its_commit() {
+        let [one, two] = domains("lock word");
+        let outcome = one.run(|request| {
+            request.enter(two)?.keep();
+            let tag = thread::current().unwrap().tag();
+            two.lock_word()
+                .store(tag + 1, std::sync::atomic::Ordering::Relaxed);
+            Ok::<_, Error>(())
+        });
+        let Err(RunError::Failed(failure)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(failure.kind, Kind::Memory);
+        one.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    }
 }

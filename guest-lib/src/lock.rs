@@ -2,9 +2,10 @@
 
 use crate::domain::Domain;
 use crate::error::Error;
+use crate::sync::Ordering;
 use crate::thread::Thread;
 use crate::word::{self, Released};
-use vmsrs_protocol::shared::HELD_MAX;
+use vmsrs_protocol::shared::{HELD_MAX, LOCK_TAG};
 
 /// Default time to wait for a lock, in milliseconds.
 pub(crate) const TIMEOUT_MS: u32 = 10_000;
@@ -64,6 +65,11 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
             _ => Error::system("waiting for a domain's lock")(error),
         });
     }
+}
+
+/// The tag of the request that holds the domain, or 0.
+pub(crate) fn holder(domain: &Domain) -> u64 {
+    domain.lock_word().load(Ordering::Relaxed) & LOCK_TAG
 }
 
 /// Unlocks the domain, which the thread's request holds, unless the driver has done so already.

@@ -352,7 +352,7 @@ struct Call<'a> {
 
 /// Without protection nobody counts drafts, and the audit is cheap: it always takes place.
 fn needs_audit(thread: &Thread) -> bool {
-    thread.has_drafts() || !thread.app().backend().protects()
+    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_whole()
 }
 
 /// Audits from inside of the request, which fails with what is found.
@@ -560,6 +560,7 @@ fn give_in_because(what: &[u8]) -> ! {
 
 /// The bad end: discard, free the locks, report, run the defers.
 fn recover(thread: &Thread) -> Failure {
+    thread.repair_control();
     let mut record = thread.record();
     record.tag = thread.tag();
     evidence::attach(&mut record, thread.stack_region(), thread.message());

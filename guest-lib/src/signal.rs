@@ -232,6 +232,9 @@ unsafe fn suppress(
     context: *mut libc::ucontext_t,
 ) -> bool {
     if signal == interrupt() {
+        if thread.is_diverted() {
+            return true;
+        }
         // Late ones, for a request that has ended meanwhile, find no request past its deadline.
         if !thread.is_overdue() {
             return true;
@@ -282,6 +285,13 @@ unsafe fn suppress(
         libc::SIGABRT => Kind::Abort,
         _ => Kind::Deadline,
     };
+    if !thread.divert() {
+        say(
+            b"vmsrs: an error on the way out of a request: the library's own state is damaged; \
+            the process ends, committed domains are whole\n",
+        );
+        end_process();
+    }
     thread.note(kind, address, signal, info.si_code, noted);
     registers[libc::REG_RIP as usize] = switch::landing() as i64;
     registers[libc::REG_RSP as usize] = thread.saved() as i64;

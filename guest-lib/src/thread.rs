@@ -16,7 +16,7 @@ use crate::pkru::{self, Key};
 use crate::region::Region;
 use crate::request::Request;
 use crate::stack::Stack;
-use crate::{clib, evidence, signal, switch};
+use crate::{clib, evidence, lock, signal, switch};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::size_of;
@@ -142,6 +142,11 @@ pub(crate) struct Thread {
     pending: Cell<bool>,
     /// The audit looks at whole domains, not only at what the request has written.
     whole_audit: Cell<bool>,
+    /// The tag of the running request, as the library gave it: the control block is where a stray write
+    /// may strike as well.
+    own_tag: Cell<u64>,
+    /// An error is on its way to the landing, and has not arrived.
+    diverted: Cell<bool>,
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
@@ -262,6 +267,7 @@ pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
         // SAFETY: ends the process.
         unsafe { libc::abort() }
     };
+    thread.divert();
     thread.note_failure(kind, address, message);
     // SAFETY: can_divert() says that this runs under the thread's switch.
     unsafe { switch::leap(thread.saved.get().read()) }
@@ -291,6 +297,8 @@ impl Thread {
             critical: Cell::new(0),
             pending: Cell::new(false),
             whole_audit: Cell::new(false),
+            own_tag: Cell::new(0),
+            diverted: Cell::new(false),
             checking: Cell::new(false),
             forgotten: Cell::new(false),
             stack,
@@ -446,6 +454,11 @@ impl Thread {
         unsafe { self.field(field).read_volatile() }
     }
 
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> NonNull<ThreadControl> {
+        self.control
+    }
+
     pub(crate) fn tag(&self) -> u64 {
         // SAFETY: the pointer is valid; only the field's address is taken.
         self.read(|control| unsafe { &raw mut (*control).tag })
@@ -538,6 +551,47 @@ impl Thread {
             .map_or(0, |place| 1 << place)
     }
 
+    /// Whether the control block and the locks say what the library has put there. Only asked when the
+    /// request is neither taking nor releasing a lock.
+    pub(crate) fn is_whole(&self) -> bool {
+        let tag = self.own_tag.get();
+        let held = (0..HELD_MAX).filter_map(|place| self.domain_at(place));
+        let mut count = 0;
+        let known = held.fold(true, |whole, domain| {
+            count += 1;
+            whole && self.holds(domain.number()) && lock::holder(domain) == tag
+        });
+        known && count == self.held().len() && self.tag() == tag
+    }
+
+    /// Puts right what a stray write has done to the control block, before the driver acts on it.
+    pub(crate) fn repair_control(&self) {
+        let tag = self.own_tag.get();
+        // SAFETY: as in tag().
+        self.write(|control| unsafe { &raw mut (*control).tag }, tag);
+        let held = || (0..HELD_MAX).filter_map(|place| self.domain_at(place));
+        if !held().all(|domain| self.holds(domain.number())) {
+            // What is entered and not noted yet is not locked yet, or the driver knows it as written.
+            while let Some(&domain) = self.held().last() {
+                self.remove_held(domain);
+            }
+            for domain in held() {
+                self.push_held(domain.number());
+            }
+        }
+    }
+
+    /// Whether the thread is on its way to the landing. Async-signal-safe.
+    pub(crate) fn is_diverted(&self) -> bool {
+        self.diverted.get()
+    }
+
+    /// Notes that the thread is sent to its landing; false if it was before and has not arrived.
+    /// Async-signal-safe.
+    pub(crate) fn divert(&self) -> bool {
+        !self.diverted.replace(true)
+    }
+
     // A request's begin and end.
 
     /// Begins a request: from here on the driver lets it write to the domains that it locks.
@@ -573,6 +627,7 @@ impl Thread {
         );
         // SAFETY: as in tag().
         self.write(|control| unsafe { &raw mut (*control).tag }, tag);
+        self.own_tag.set(tag);
         self.key.open();
         Ok(())
     }
@@ -621,7 +676,13 @@ impl Thread {
             return true;
         };
         // SAFETY: the region's top is page-aligned; the rest is the caller's.
-        unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) }
+        let cut = unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) };
+        if cut {
+            // The landing is no place to be sent to any more.
+            self.set_phase(Phase::Ending);
+        }
+        self.diverted.set(false);
+        cut
     }
 
     /// The stack pointer of the landing. Async-signal-safe.

@@ -70,6 +70,17 @@ fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobod
     }
 }
 
+/// A stray write to the server's own stack is one that nobody keeps versions of: what can be done is to
+/// end the process, not to go round in the landing.
+#[test]
+fn an_error_on_the_way_out_of_a_request_ends_the_process_and_does_not_loop() {
+    let output = errors().run(&["landing"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let signal = output.status.signal();
+    assert_eq!(signal, Some(libc::SIGABRT), "{errors}");
+    assert!(errors.contains("an error on the way out"), "{errors}");
+}
+
 #[test]
 fn errors_that_the_cpu_finds_end_their_requests_alone() {
     for error in ["division", "undefined", "breakpoint"] {

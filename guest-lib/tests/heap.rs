@@ -212,7 +212,7 @@ const KINDS: [Kind; 5] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Whatever a request has overwritten in its domain, its header and bitmaps included: using the heap
     /// afterwards ends well or with a failure that says what is wrong. It never crashes, writes

@@ -221,6 +221,18 @@ static void wait_for_its_own_mutex(void)
 		pthread_mutex_lock(&mutex);
 }
 
+static char *volatile server_stack;
+
+/* Where the landing is to return to: another stack of the process, which nobody keeps versions of. */
+static void destroy_the_stack_of_the_server(void)
+{
+	volatile char *bytes = server_stack;
+
+	for (int i = 1; i < 3000; i++)
+		bytes[-i] = 0x41;
+	write_to_null();
+}
+
 struct error {
 	const char *name;
 	void (*commit)(void);
@@ -246,6 +258,7 @@ static const struct error errors[] = {
 	{ "truncated", read_behind_the_end_of_a_file, VMSRS_KIND_MEMORY },
 	{ "recursion", recurse_for_ever, VMSRS_KIND_STACK_OVERFLOW },
 	{ "alloca", take_too_much_of_the_stack, VMSRS_KIND_STACK_OVERFLOW },
+	{ "landing", destroy_the_stack_of_the_server, VMSRS_KIND_MEMORY },
 	{ "deadline-in-malloc", loop_in_malloc, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-c-library", loop_in_the_c_library, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-read", sleep_in_read, VMSRS_KIND_DEADLINE },
@@ -300,9 +313,12 @@ int main(int count, char **arguments)
 	int rounds = count > 2 ? atoi(arguments[2]) : 3;
 	vmsrs_app *app;
 	vmsrs_options options = { 0 };
-	pthread_t self = pthread_self(), worker, watcher;
+	static pthread_t self;
+	pthread_t worker, watcher;
 
 	CHECK(count >= 2);
+	self = pthread_self();
+	server_stack = __builtin_frame_address(0) - 256;
 	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
 		if (!strcmp(errors[i].name, arguments[1]))
 			error = &errors[i];
