@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BED = $(CARGO) run --quiet --release -p vmsrs-bed --
 
-.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign fetch clean
+.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign propagation fetch clean
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -54,6 +54,9 @@ e2e: fetch ## Run the end-to-end tests in a real guest
 
 shortcampaign: build fetch ## Run a campaign of 300 errors
 	$(CAMPAIGN) --errors 300
+
+propagation: ## Corrupt words of an unprotected server and follow them: how long they live, who reads them
+	$(CARGO) run --quiet --release -p vmsrs-propagation
 
 fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 	$(BED) fetch

@@ -1,0 +1,51 @@
+//! Corrupts words of the plain ledger, one a trial, and reports what became of them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use vmsrs_propagation::place::{Region, Target};
+use vmsrs_propagation::report::Report;
+use vmsrs_propagation::server::Program;
+use vmsrs_propagation::trial;
+
+/// How far does a corrupted word of a server live, and does another request ever read it?
+#[derive(Parser)]
+struct Cli {
+    /// Words to corrupt, the regions taking turns.
+    #[arg(long, default_value_t = 600)]
+    words: u32,
+    /// Seed of the first trial; each next one is one more.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Requests that a word is followed for.
+    #[arg(long, default_value_t = 200)]
+    requests: u32,
+    /// Folder for the report.
+    #[arg(long, default_value = "target/propagation")]
+    output: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let program = Program::build(&cli.output)?;
+    let mut words = Vec::new();
+    for number in 0..cli.words {
+        let region = Region::ALL[number as usize % Region::ALL.len()];
+        let seed = cli.seed + u64::from(number);
+        let trial = trial::run(&program, Target::Any(region), seed, cli.requests)
+            .with_context(|| format!("seed {seed} in the {}", region.name()))?;
+        words.push(trial);
+    }
+    let report = Report::new(cli.seed, cli.requests, &words);
+    let write = |name: &str, content: String| {
+        let path = cli.output.join(name);
+        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
+    };
+    write("report.json", serde_json::to_string_pretty(&report)?)?;
+    write("lifetimes.svg", report.plot())?;
+    print!("{}", report.tables());
+    println!("\n{}", cli.output.join("report.json").display());
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! All trials together: numbers, a table, and a plot.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::access::Access;
+use crate::owner::Owner;
+use crate::place::Region;
+use crate::trial::{Outcome, Trial, Who};
+
+/// What became of the words of one region.
+#[derive(Debug, Default, Serialize)]
+pub struct Row {
+    /// The region, or `all`.
+    pub region: String,
+    /// Words corrupted.
+    pub corrupted: usize,
+    /// Of these, inside a request; the others between two.
+    pub inside_requests: usize,
+    /// Nobody touched it.
+    pub never_touched: usize,
+    /// First touched by a write that did not depend on it.
+    pub written_first: usize,
+    /// First read by the request in which it was corrupted.
+    pub read_first_by_same_request: usize,
+    /// First read by a later request of the same user.
+    pub read_first_by_same_user: usize,
+    /// First read by another user's request.
+    pub read_first_by_other_user: usize,
+    /// First read by the thread that accepts connections.
+    pub read_first_by_server: usize,
+    /// Overwritten as a whole while it was followed.
+    pub cleansed: usize,
+    /// Of these, before anybody had read it.
+    pub cleansed_unread: usize,
+    /// Read by another user's request at any time.
+    pub read_by_other_user: usize,
+    /// Requests until it was overwritten, over those that were: the median.
+    pub median_lifetime: Option<u32>,
+    /// Every answer and all state right to the end.
+    pub harmless: usize,
+    /// Wrong for the user in or after whose request it was corrupted, alone.
+    pub own_wrong: usize,
+    /// Wrong for others.
+    pub others_wrong: usize,
+    /// The server died.
+    pub crashes: usize,
+    /// Of these, in another request than the one in or after which it was corrupted.
+    pub crashes_later: usize,
+    /// An answer never came.
+    pub hangs: usize,
+}
+
+/// The report.
+#[derive(Debug, Serialize)]
+pub struct Report<'a> {
+    /// Seed of the first trial; the others follow.
+    pub seed: u64,
+    /// Words corrupted.
+    pub trials: usize,
+    /// Requests that each was followed for.
+    pub requests: u32,
+    /// A row for each region, and one for all.
+    pub rows: Vec<Row>,
+    /// A row for each owner of words in blocks of the heap that are in use.
+    pub owners: Vec<Row>,
+    /// Each trial.
+    pub words: &'a [Trial],
+}
+
+impl Row {
+    fn of<'a>(region: &str, trials: impl Iterator<Item = &'a Trial>) -> Self {
+        let mut row = Self {
+            region: region.to_owned(),
+            ..Self::default()
+        };
+        let mut lifetimes = Vec::new();
+        for trial in trials {
+            row.add(trial);
+            lifetimes.extend(trial.cleansed_after);
+        }
+        lifetimes.sort_unstable();
+        row.median_lifetime = lifetimes.get(lifetimes.len() / 2).copied();
+        row
+    }
+
+    fn add(&mut self, trial: &Trial) {
+        self.corrupted += 1;
+        self.inside_requests += usize::from(trial.inside.is_some());
+        let first = trial.first.as_ref().map(|touch| (touch.access, touch.who));
+        let counter = match first {
+            None => &mut self.never_touched,
+            Some((Access::Write, _)) => &mut self.written_first,
+            Some((Access::Read, Who::SameRequest)) => &mut self.read_first_by_same_request,
+            Some((Access::Read, Who::SameUser)) => &mut self.read_first_by_same_user,
+            Some((Access::Read, Who::OtherUser)) => &mut self.read_first_by_other_user,
+            Some((Access::Read, Who::Server)) => &mut self.read_first_by_server,
+        };
+        *counter += 1;
+        self.cleansed += usize::from(trial.cleansed_after.is_some());
+        let unread = trial.cleansed_after.is_some() && trial.first_read.is_none();
+        self.cleansed_unread += usize::from(unread);
+        self.read_by_other_user += usize::from(trial.read_by_other.is_some());
+        let outcome = match trial.outcome {
+            Outcome::Nothing => &mut self.harmless,
+            Outcome::OwnWrong => &mut self.own_wrong,
+            Outcome::OthersWrong => &mut self.others_wrong,
+            Outcome::Crash => &mut self.crashes,
+            Outcome::Hang => &mut self.hangs,
+        };
+        *outcome += 1;
+        let later = trial.outcome == Outcome::Crash && trial.wrong_after != Some(0);
+        self.crashes_later += usize::from(later);
+    }
+}
+
+const OWNERS: [(Owner, &str); 4] = [
+    (Owner::Own, "the request's own user"),
+    (Owner::OtherUser, "another user"),
+    (Owner::Shared, "the directory"),
+    (Owner::Process, "the process"),
+];
+
+impl<'a> Report<'a> {
+    /// Counts the trials.
+    pub fn new(seed: u64, requests: u32, words: &'a [Trial]) -> Self {
+        let mut rows: Vec<Row> = Region::ALL
+            .into_iter()
+            .map(|region| {
+                let trials = words.iter().filter(|trial| trial.region == region);
+                Row::of(region.name(), trials)
+            })
+            .collect();
+        rows.push(Row::of("all", words.iter()));
+        let owners = OWNERS
+            .into_iter()
+            .map(|(owner, name)| {
+                Row::of(
+                    name,
+                    words.iter().filter(|trial| trial.owner == Some(owner)),
+                )
+            })
+            .collect();
+        Self {
+            seed,
+            trials: words.len(),
+            requests,
+            rows,
+            owners,
+            words,
+        }
+    }
+
+    /// The numbers as tables in Markdown.
+    pub fn tables(&self) -> String {
+        let read = |row: &Row| {
+            format!(
+                "{} | {} | {} | {}",
+                row.read_first_by_same_request,
+                row.read_first_by_same_user,
+                row.read_first_by_other_user,
+                row.read_first_by_server
+            )
+        };
+        let mut text = String::from(
+            "| region | corrupted | never touched | written first | read first: same request | same user | other user | server |\n\
+             |---|---|---|---|---|---|---|---|\n",
+        );
+        for row in &self.rows {
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} |",
+                row.region,
+                row.corrupted,
+                row.never_touched,
+                row.written_first,
+                read(row)
+            );
+        }
+        text.push_str(
+            "\n| region | corrupted | cleansed | unread | median life | ever read by another user | harmless | own wrong | others wrong | crash (later) | hang |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|\n",
+        );
+        Self::outcomes(&mut text, &self.rows);
+        text.push_str(
+            "\n| owner of a block in use | corrupted | cleansed | unread | median life | ever read by another user | harmless | own wrong | others wrong | crash (later) | hang |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|\n",
+        );
+        Self::outcomes(&mut text, &self.owners);
+        text
+    }
+
+    fn outcomes(text: &mut String, rows: &[Row]) {
+        for row in rows {
+            let median = row
+                .median_lifetime
+                .map_or("-".to_owned(), |life| life.to_string());
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {median} | {} | {} | {} | {} | {} ({}) | {} |",
+                row.region,
+                row.corrupted,
+                row.cleansed,
+                row.cleansed_unread,
+                row.read_by_other_user,
+                row.harmless,
+                row.own_wrong,
+                row.others_wrong,
+                row.crashes,
+                row.crashes_later,
+                row.hangs
+            );
+        }
+    }
+
+    /// Share of the words of a region that are still corrupted after each number of requests. A
+    /// server that died or hung takes its word out of the count.
+    fn survival(&self, region: Region) -> Vec<f64> {
+        let words: Vec<&Trial> = self
+            .words
+            .iter()
+            .filter(|word| word.region == region)
+            .collect();
+        let mut share = 1.0;
+        let mut line = vec![1.0];
+        for after in 0..=self.requests {
+            let at_risk = words.iter().filter(|word| {
+                word.followed >= after && word.cleansed_after.is_none_or(|at| at >= after)
+            });
+            let cleansed = words
+                .iter()
+                .filter(|word| word.cleansed_after == Some(after));
+            let (at_risk, cleansed) = (at_risk.count(), cleansed.count());
+            if at_risk > 0 {
+                share *= 1.0 - cleansed as f64 / at_risk as f64;
+            }
+            line.push(share);
+        }
+        line
+    }
+
+    /// How long corrupted words live, as a picture.
+    pub fn plot(&self) -> String {
+        const COLOURS: [&str; 5] = ["#0072b2", "#56b4e9", "#d55e00", "#cc79a7", "#009e73"];
+        let (left, top, width, height) = (60.0, 30.0, 560.0, 300.0);
+        let steps = f64::from(self.requests + 1);
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"780\" height=\"390\" font-family=\"sans-serif\" font-size=\"13\">\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+             <text x=\"{left}\" y=\"18\">Words that are still corrupted, by requests since the corruption</text>\n"
+        );
+        for percent in [0, 25, 50, 75, 100] {
+            let y = top + height * (1.0 - f64::from(percent) / 100.0);
+            let _ = writeln!(
+                svg,
+                "<path d=\"M{left} {y}h{width}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{}\" text-anchor=\"end\">{percent} %</text>",
+                left - 8.0,
+                y + 4.0
+            );
+        }
+        for quarter in 0..=4 {
+            let x = left + width * f64::from(quarter) / 4.0;
+            let _ = writeln!(
+                svg,
+                "<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                top + height + 20.0,
+                self.requests * quarter / 4
+            );
+        }
+        for (number, (region, colour)) in Region::ALL.into_iter().zip(COLOURS).enumerate() {
+            let points: Vec<String> = self
+                .survival(region)
+                .into_iter()
+                .enumerate()
+                .map(|(step, share)| {
+                    let x = left + width * step as f64 / steps;
+                    format!("{x:.1},{:.1}", top + height * (1.0 - share))
+                })
+                .collect();
+            let y = top + 20.0 + 22.0 * number as f64;
+            let _ = writeln!(
+                svg,
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n\
+                 <path d=\"M640 {y}h24\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"670\" y=\"{}\">{}</text>",
+                points.join(" "),
+                y + 4.0,
+                region.name()
+            );
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+}
