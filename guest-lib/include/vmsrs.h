@@ -87,6 +87,9 @@
 // The host lost content of the domain to broken memory, and the domain has no mirror.
 #define VMSRS_EDAMAGED -18
 
+// The request that a ticket or a task is for is over.
+#define VMSRS_EENDED -19
+
 // Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
 // from it a page whose memory went wrong. The copies take as much room of the window as the pages.
 #define VMSRS_MIRROR 1
@@ -179,7 +182,7 @@ typedef struct vmsrs_app vmsrs_app;
 // stay good.
 typedef struct vmsrs_domain vmsrs_domain;
 
-// A running request. It exists on its own thread, until its function returns.
+// A running request, as one of its threads has it: on that thread, until its function returns.
 typedef struct vmsrs_request vmsrs_request;
 
 // State of the driver, for statistics.

@@ -7,7 +7,8 @@ use crate::domain::Domain;
 use crate::failure::Kind;
 use crate::heap::{Damage, Heap};
 use crate::invariant;
-use crate::thread::{self, QUARANTINE, RECENT, Thread};
+use crate::state::{QUARANTINE, RECENT};
+use crate::thread::{self, Thread};
 use vmsrs_protocol::PAGE_SIZE;
 
 /// Blocks up to which the whole domain is checked always: cheaper than asking the driver.
@@ -39,13 +40,14 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
         return Ok(());
     }
     invariant::check(thread, domain);
+    let state = thread.state();
     let mut heap = domain.heap(thread);
-    for place in 0..thread.quarantine.used().min(QUARANTINE) {
-        let Some(noted) = thread.quarantine.get(place) else {
+    for place in 0..state.quarantine().used().min(QUARANTINE) {
+        let Some(noted) = state.quarantine().get(place) else {
             continue;
         };
         if std::ptr::eq(noted.domain, domain) {
-            thread.quarantine.take(place);
+            state.quarantine().take(place);
             heap.release(noted.address)?;
         }
     }
@@ -57,8 +59,8 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
     if heap.check(limit)? || check_drafts(thread, domain, &heap)? {
         return Ok(());
     }
-    for place in 0..thread.recent.used().min(RECENT) {
-        if let Some(noted) = thread.recent.get(place)
+    for place in 0..state.recent().used().min(RECENT) {
+        if let Some(noted) = state.recent().get(place)
             && std::ptr::eq(noted.domain, domain)
         {
             heap.check_block(noted.address)?;
@@ -78,7 +80,7 @@ fn drafts(thread: &Thread, domain: &Domain, skip: usize, pages: &mut [u32]) -> O
 /// Whether the request may have written to the domain. A request that holds one domain alone has: it
 /// would not be audited otherwise.
 fn was_written(thread: &Thread, domain: &Domain) -> bool {
-    thread.held().len() <= 1 || drafts(thread, domain, 0, &mut [0]) != Some(0)
+    thread.state().held().as_slice().len() <= 1 || drafts(thread, domain, 0, &mut [0]) != Some(0)
 }
 
 /// Checks the pages that the request has written. False if nobody knows which they are.
@@ -107,7 +109,7 @@ fn check_drafts(thread: &Thread, domain: &Domain, heap: &Heap) -> Result<bool, D
 /// The first damage found.
 pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
     for place in 0..vmsrs_protocol::shared::HELD_MAX {
-        if let Some(domain) = thread.domain_at(place) {
+        if let Some(domain) = thread.state().domain_at(place) {
             audit(thread, domain)?;
         }
     }

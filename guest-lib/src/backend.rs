@@ -58,6 +58,12 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
         skip: usize,
         pages: &mut [u32],
     ) -> io::Result<Option<usize>>;
+    /// Sets the calling thread's request aside, with what its control block says it holds.
+    fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()>;
+    /// Takes a suspended request up again; the calling thread carries its tag.
+    fn resume(&self, tag: u64) -> io::Result<()>;
+    /// Gives a suspended request up: discards, then releases the locks of `held`.
+    fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()>;
     /// Waits for a lock and takes it.
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()>;
     /// Wakes who waits for a lock.

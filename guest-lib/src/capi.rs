@@ -56,6 +56,8 @@ pub const VMSRS_ESYSTEM: i32 = -16;
 pub const VMSRS_EDEADLOCK: i32 = -17;
 /// The host lost content of the domain to broken memory, and the domain has no mirror.
 pub const VMSRS_EDAMAGED: i32 = -18;
+/// The request that a ticket or a task is for is over.
+pub const VMSRS_EENDED: i32 = -19;
 
 /// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
 /// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
@@ -759,6 +761,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
         VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
         VMSRS_EFORKED => c"the process was forked inside the request",
+        VMSRS_EENDED => c"the request that the ticket or task is for is over",
         VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
         VMSRS_EDAMAGED => c"the host lost content of the domain to broken memory",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
@@ -805,6 +808,7 @@ fn code(error: &Error) -> c_int {
         Error::OtherApp => VMSRS_EAPP,
         Error::LockTimeout { .. } => VMSRS_ETIMEOUT,
         Error::WouldDeadlock => VMSRS_EDEADLOCK,
+        Error::Ended => VMSRS_EENDED,
         Error::OutOfMemory { .. } => VMSRS_ENOMEM,
         Error::Unsealed => VMSRS_EUNSEALED,
         Error::Forked => VMSRS_EFORKED,

@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH,
-    IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_TAGS,
-    IOCTL_THREAD, IOCTL_THREAD_EXIT, IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo,
-    IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlTag, IoctlTags, IoctlThread,
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_EXTENT,
+    IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP,
+    IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT,
+    IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp,
+    IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
 };
 use vmsrs_protocol::shared::ThreadControl;
 use vmsrs_protocol::{KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
@@ -313,6 +314,24 @@ impl Backend for Device {
         // SAFETY: the call's argument; `pages` has room for `capacity` numbers.
         unsafe { call(self.fd(), IOCTL_DRAFTS, &raw mut argument) }?;
         Ok(Some((argument.count as usize).min(pages.len())))
+    }
+
+    fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()> {
+        let mut argument = IoctlSuspend { tag, deadline_ns };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_SUSPEND, &raw mut argument) }
+    }
+
+    fn resume(&self, tag: u64) -> io::Result<()> {
+        let mut argument = IoctlTag { tag };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_RESUME, &raw mut argument) }
+    }
+
+    fn abandon(&self, tag: u64, _held: &[u32]) -> io::Result<()> {
+        let mut argument = IoctlTag { tag };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_ABANDON, &raw mut argument) }
     }
 
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {

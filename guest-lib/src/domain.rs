@@ -6,8 +6,10 @@ use crate::heap::{Damage, Heap};
 use crate::invariant::Invariant;
 use crate::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::pkru;
-use crate::request::{self, Options, Request};
-use crate::thread::{self, Noted, Thread};
+use crate::request::{Options, Request};
+use crate::ring::Noted;
+use crate::run::{self, End, Stop};
+use crate::thread::{self, Thread};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -139,7 +141,7 @@ impl Domain {
 
     /// The heap; the calling thread's request holds the domain.
     pub(crate) fn heap(&self, thread: &Thread) -> Heap {
-        let made = thread.has_heap(self);
+        let made = thread.state().has_heap(self);
         // SAFETY: open() got header and extent from the backend; callers hold the domain.
         unsafe { Heap::new(self.header, self.app.base(), self.number, made) }
     }
@@ -176,28 +178,37 @@ impl Domain {
     ) -> Result<T, RunError<E>> {
         let mut f = Some(f);
         let mut value = None;
-        let ended = request::run(self, options, &mut |request| {
+        let ended = run::run(self, options, &mut |request| {
             let Some(f) = f.take() else {
-                return false;
+                return End::GiveUp;
             };
-            value.insert(f(request)).is_ok()
+            match value.insert(f(request)) {
+                Ok(_) => End::Keep,
+                Err(_) => End::GiveUp,
+            }
         });
         match (ended, value) {
             (Ok(()), Some(Ok(value))) => Ok(value),
             (Ok(()), Some(Err(error))) => Err(RunError::GivenUp(error)),
             (Ok(()), None) => Err(RunError::Refused(Error::NotInRequest)),
-            (Err(request::Stop::Failed(failure)), _) => Err(RunError::Failed(failure)),
-            (Err(request::Stop::Refused(error)), _) => Err(RunError::Refused(error)),
+            (Err(Stop::Failed(failure)), _) => Err(RunError::Failed(failure)),
+            (Err(Stop::Refused(error)), _) => Err(RunError::Refused(error)),
         }
     }
 
-    /// The calling thread, if its request holds this domain.
-    fn held_here(&self) -> Result<&'static Thread, Error> {
+    /// Runs code on the calling thread, whose request holds this domain, while no other thread of
+    /// that request uses its heaps.
+    fn holding<T>(
+        &self,
+        code: impl FnOnce(&'static Thread) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let thread = thread::current().ok_or(Error::NotInRequest)?;
-        if !std::ptr::eq(thread.app(), self.app) || !thread.holds(self.number) {
-            return Err(Error::NotHeld);
-        }
-        Ok(thread)
+        thread.exclusive(|| {
+            if !thread.state().holds(self) {
+                return Err(Error::NotHeld);
+            }
+            code(thread)
+        })
     }
 
     /// Takes a block of at least `size` bytes, aligned to `alignment` (a power of two up to 4096;
@@ -208,21 +219,22 @@ impl Domain {
     ///
     /// [`Error::NotInRequest`], [`Error::NotHeld`], [`Error::Argument`], [`Error::OutOfMemory`].
     pub fn allocate(&'static self, size: usize, alignment: usize) -> Result<NonNull<u8>, Error> {
-        let thread = self.held_here()?;
-        if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
-            return Err(Error::Argument("the alignment"));
-        }
-        let block = self
-            .heap(thread)
-            .allocate(self.first, size, alignment)
-            .unwrap_or_else(|damage| fail(damage));
-        thread.note_heap(self);
-        let block = block.ok_or(Error::OutOfMemory { size })?;
-        thread.recent.note(Noted {
-            domain: self,
-            address: block.as_ptr() as u64,
-        });
-        Ok(block)
+        self.holding(|thread| {
+            if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
+                return Err(Error::Argument("the alignment"));
+            }
+            let block = self
+                .heap(thread)
+                .allocate(self.first, size, alignment)
+                .unwrap_or_else(|damage| fail(damage));
+            thread.state().note_heap(self);
+            let block = block.ok_or(Error::OutOfMemory { size })?;
+            thread.state().recent().note(Noted {
+                domain: self,
+                address: block.as_ptr() as u64,
+            });
+            Ok(block)
+        })
     }
 
     /// Gives a block back. A pointer that is no live block of the domain makes the request fail
@@ -237,20 +249,21 @@ impl Domain {
     ///
     /// Nobody uses the block afterwards.
     pub unsafe fn deallocate(&'static self, block: NonNull<u8>) -> Result<(), Error> {
-        let thread = self.held_here()?;
-        let address = block.as_ptr() as u64;
-        let mut heap = self.heap(thread);
-        heap.retire(address).unwrap_or_else(|damage| fail(damage));
-        let oldest = thread.quarantine.note(Noted {
-            domain: self,
-            address,
-        });
-        if let Some(oldest) = oldest {
-            let mut heap = oldest.domain.heap(thread);
-            heap.release(oldest.address)
-                .unwrap_or_else(|damage| fail(damage));
-        }
-        Ok(())
+        self.holding(|thread| {
+            let address = block.as_ptr() as u64;
+            let mut heap = self.heap(thread);
+            heap.retire(address).unwrap_or_else(|damage| fail(damage));
+            let oldest = thread.state().quarantine().note(Noted {
+                domain: self,
+                address,
+            });
+            if let Some(oldest) = oldest {
+                let mut heap = oldest.domain.heap(thread);
+                heap.release(oldest.address)
+                    .unwrap_or_else(|damage| fail(damage));
+            }
+            Ok(())
+        })
     }
 
     /// Changes a block's size, in its place or by moving it; the alignment of a moved block is 16.
@@ -268,12 +281,14 @@ impl Domain {
         block: NonNull<u8>,
         size: usize,
     ) -> Result<NonNull<u8>, Error> {
-        let thread = self.held_here()?;
-        let address = block.as_ptr() as u64;
-        let mut heap = self.heap(thread);
-        let old = heap.size(address).unwrap_or_else(|damage| fail(damage));
-        let in_place = heap.resize(address, size);
-        if in_place.unwrap_or_else(|damage| fail(damage)) {
+        let (old, in_place) = self.holding(|thread| {
+            let address = block.as_ptr() as u64;
+            let mut heap = self.heap(thread);
+            let old = heap.size(address).unwrap_or_else(|damage| fail(damage));
+            let in_place = heap.resize(address, size);
+            Ok((old, in_place.unwrap_or_else(|damage| fail(damage))))
+        })?;
+        if in_place {
             return Ok(block);
         }
         let new = self.allocate(size, 16)?;
@@ -292,7 +307,7 @@ impl Domain {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
         let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
-        if self.held_here().is_ok() {
+        if self.holding(|_| Ok(())).is_ok() {
             read()
         } else {
             pkru::with_all(read)
@@ -305,15 +320,16 @@ impl Domain {
     ///
     /// [`Error::NotInRequest`], [`Error::NotHeld`].
     pub fn set_root_address(&'static self, root: *mut u8) -> Result<(), Error> {
-        let thread = self.held_here()?;
-        self.heap(thread)
-            .prepare(self.first)
-            .unwrap_or_else(|damage| fail(damage));
-        thread.note_heap(self);
-        let header = self.header.as_ptr();
-        // SAFETY: the request holds the domain, and others read with volatile.
-        unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
-        Ok(())
+        self.holding(|thread| {
+            self.heap(thread)
+                .prepare(self.first)
+                .unwrap_or_else(|damage| fail(damage));
+            thread.state().note_heap(self);
+            let header = self.header.as_ptr();
+            // SAFETY: the request holds the domain, and others read with volatile.
+            unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
+            Ok(())
+        })
     }
 }
 

@@ -75,7 +75,7 @@ pub enum Error {
     /// The domain given to `run` cannot be left before the request's end.
     #[error("the domain of run() is held to the end of the request")]
     MainDomain,
-    /// A request can hold 32 domains and 256 defers.
+    /// A request can hold 32 domains and 256 defers, and 256 threads can have joined it.
     #[error("the request has reached its limit of {0}")]
     Limit(&'static str),
     /// The domain belongs to another app than the request.
@@ -87,6 +87,9 @@ pub enum Error {
         /// The timeout.
         milliseconds: u32,
     },
+    /// The request that a ticket or a task is for is over: it ended, or it has failed.
+    #[error("the request is over; begin another one")]
+    Ended,
     /// The domain's holder waits, directly or through other requests, for a domain that this request
     /// holds. The request still holds what it held: it may leave some of it and try again, or give
     /// up.

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::{signal, thread};
 use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Installs the handler, once in a process.
 pub(crate) fn install() {
@@ -14,7 +15,16 @@ pub(crate) fn install() {
     });
 }
 
+/// Forks between this process and the one that the library began in.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Tells whether a request that was begun at another time is this process's own.
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
 unsafe extern "C" fn child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
     thread::forget_all();
     for app in App::all() {
         if let Err(what) = app.backend().after_fork() {

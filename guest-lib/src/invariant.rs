@@ -6,7 +6,7 @@ use crate::app::App;
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::request::panic_text;
+use crate::run::panic_text;
 use crate::thread::{self, Thread};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

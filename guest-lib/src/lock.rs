@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::sync::Ordering;
 use crate::thread::Thread;
 use crate::word::{self, Released};
-use vmsrs_protocol::shared::{HELD_MAX, LOCK_TAG};
+use vmsrs_protocol::shared::LOCK_TAG;
 
 /// Default time to wait for a lock, in milliseconds.
 pub(crate) const TIMEOUT_MS: u32 = 10_000;
@@ -18,19 +18,12 @@ const TIMEOUT_MAX: u32 = 3_600_000;
 /// # Errors
 ///
 /// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::WouldDeadlock`],
-/// [`Error::System`]. If the
-/// request has missed its deadline, an interrupt is pending too.
+/// [`Error::System`]. If the request must end, an interrupt is pending too.
 pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
     let number = domain.number();
-    if thread.holds(number) {
-        return Err(Error::AlreadyHeld);
-    }
-    if thread.held().len() >= HELD_MAX {
-        return Err(Error::Limit("32 held domains"));
-    }
     let tag = thread.tag();
     // First the entry, then the lock: a thread that dies in between leaves no lock behind.
-    thread.push_held(number);
+    thread.exclusive(|| thread.state().push_held(number))?;
     let word = domain.lock_word();
     if word::try_lock(word, tag) {
         return Ok(());
@@ -51,11 +44,11 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
                 continue;
             }
         }
-        thread.remove_held(number);
         if error.raw_os_error() == Some(libc::ESTALE) || (interrupted && thread.is_pending()) {
-            // The deadline came while waiting: the caller lets the request fail.
+            // The request failed while waiting: the caller comes to its landing.
             thread.set_pending(true);
         }
+        thread.exclusive(|| thread.state().remove_held(number));
         return Err(match error.raw_os_error() {
             Some(libc::ETIMEDOUT | libc::EINTR | libc::ESTALE) => Error::LockTimeout {
                 milliseconds: timeout_ms,
@@ -74,11 +67,16 @@ pub(crate) fn holder(domain: &Domain) -> u64 {
 
 /// Unlocks the domain, which the thread's request holds, unless the driver has done so already.
 pub(crate) fn unlock(thread: &Thread, domain: u32) {
+    release(thread, domain);
+    thread.exclusive(|| thread.state().remove_held(domain));
+}
+
+/// Releases the lock of a domain if the thread's request still has it.
+pub(crate) fn release(thread: &Thread, domain: u32) {
     let backend = thread.app().backend();
     let released = word::release(backend.lock_word(domain), thread.tag());
     if released == Released::WithWaiters {
         // An error can only mean that the device is gone; then nobody can wait in it either.
         let _ = backend.lock_wake(domain);
     }
-    thread.remove_held(domain);
 }

@@ -125,17 +125,17 @@ impl Key {
     pub(crate) fn number(&self) -> u32 {
         self.0
     }
-
-    /// Lets the calling thread use this key, and no other of the library's.
-    pub(crate) fn open(&self) {
-        update(|pkru| ours().apply(pkru, self.0));
-    }
 }
 
 impl Drop for Key {
     fn drop(&mut self) {
         THREADS[self.0 as usize].fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Lets the calling thread use the key with that number (0: none), and no other of the library's.
+pub(crate) fn open(key: u32) {
+    update(|pkru| ours().apply(pkru, key));
 }
 
 /// Takes all of the library's keys from the calling thread. Async-signal-safe.

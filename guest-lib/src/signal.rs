@@ -235,8 +235,8 @@ unsafe fn suppress(
         if thread.is_diverted() {
             return true;
         }
-        // Late ones, for a request that has ended meanwhile, find no request past its deadline.
-        if !thread.is_overdue() {
+        // Late ones, for a request that the thread has left meanwhile, find none that must end.
+        if !thread.must_end() {
             return true;
         }
         if thread.phase() != Phase::Running || thread.is_critical() {

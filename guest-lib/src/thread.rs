@@ -1,182 +1,92 @@
 //! A thread of the server, as the library knows it: control block, request stack, signal stack, and
-//! what belongs to the request that it runs.
+//! which request it works for.
 //!
-//! A thread is registered by its first request and unregistered when it ends. Its state lies in a
+//! A thread is registered by its first request and unregistered when it ends. Its memory lies in a
 //! mapping of its own between guards, away from the C library's heap.
 
 use crate::alarm::Alarm;
 use crate::app::App;
 use crate::arena::Arena;
 use crate::backend::Tags;
-use crate::domain::Domain;
+use crate::control::Control;
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::held::{self, HeldList};
 use crate::pkru::{self, Key};
+use crate::record::{self, Record};
 use crate::region::Region;
-use crate::request::Request;
+use crate::request::{Audit, Options, Request};
 use crate::stack::Stack;
-use crate::{clib, evidence, lock, signal, switch};
+use crate::state::{Start, State};
+use crate::{clib, evidence, signal, switch};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
-use vmsrs_protocol::incident::{BACKTRACE, REGISTERS};
+use vmsrs_protocol::incident::REGISTERS;
 use vmsrs_protocol::ioctl::IoctlFail;
-use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
 
 /// Bytes of the stack that signal handlers run on.
 const SIGNAL_STACK: usize = 64 * 1024;
-
-/// Blocks that a request can free before the oldest goes back to the heap.
-pub(crate) const QUARANTINE: usize = 256;
-
-/// Newest blocks of a request that the audit looks at in a big domain.
-pub(crate) const RECENT: usize = 64;
-
-/// Most defers of one request.
-const DEFERS_MAX: usize = 256;
-
-/// Bytes of a failure's message.
-pub(crate) const MESSAGE: usize = 127;
 
 /// What a thread does; tells the signal handler what an error means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// No request.
     Idle,
-    /// A request begins; the server's stack.
+    /// A request begins, or is joined; the server's stack.
     Entering,
     /// The request's function, or the audit behind it; the request stack.
     Running,
-    /// The request ends; the server's stack.
+    /// The request ends, or is left; the server's stack.
     Ending,
     /// A defer of a failed request; the request stack.
     Deferring,
 }
 
-/// A freed block, or a new one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Noted {
-    pub(crate) domain: &'static Domain,
-    pub(crate) address: u64,
-}
-
-/// The last `N` blocks noted.
-#[derive(Debug)]
-pub(crate) struct Ring<const N: usize> {
-    entries: UnsafeCell<[Option<Noted>; N]>,
-    next: Cell<usize>,
-}
-
-impl<const N: usize> Ring<N> {
-    fn new() -> Self {
-        Self {
-            entries: UnsafeCell::new([None; N]),
-            next: Cell::new(0),
-        }
-    }
-
-    /// Notes a block; gives the one that had its place.
-    pub(crate) fn note(&self, noted: Noted) -> Option<Noted> {
-        let place = self.next.get() % N;
-        self.next.set(self.next.get() + 1);
-        // SAFETY: the ring belongs to one thread, and no reference into it outlives a method.
-        unsafe { (*self.entries.get())[place].replace(noted) }
-    }
-
-    /// The entry at `place`, oldest places first.
-    pub(crate) fn get(&self, place: usize) -> Option<Noted> {
-        // SAFETY: as in note().
-        unsafe { (&*self.entries.get()).get(place).copied().flatten() }
-    }
-
-    /// Takes the entry at `place`.
-    pub(crate) fn take(&self, place: usize) -> Option<Noted> {
-        // SAFETY: as in note().
-        unsafe { (&mut *self.entries.get()).get_mut(place)?.take() }
-    }
-
-    /// Places in use.
-    pub(crate) fn used(&self) -> usize {
-        self.next.get().min(N)
-    }
-
-    pub(crate) fn clear(&self) {
-        for place in 0..self.used() {
-            self.take(place);
-        }
-        self.next.set(0);
-    }
-}
-
-/// Something to undo. Dropping it drops what it owns without running it.
-pub(crate) struct Deferred {
-    pub(crate) call: unsafe extern "C-unwind" fn(*mut c_void),
-    pub(crate) argument: *mut c_void,
-    pub(crate) discard: Option<unsafe fn(*mut c_void)>,
-}
-
-impl Drop for Deferred {
-    fn drop(&mut self) {
-        if let Some(discard) = self.discard {
-            // SAFETY: whoever made this says that discard takes the argument.
-            unsafe { discard(self.argument) };
-        }
-    }
-}
-
 /// One thread in one app.
 pub(crate) struct Thread {
     app: &'static App,
-    control: NonNull<ThreadControl>,
-    /// Protection key of its requests' drafts.
+    control: Control,
+    /// Protection key of the drafts of requests that it begins.
     key: Key,
     tags: Cell<Tags>,
+    /// The state of requests that it begins.
+    own: &'static State,
+    /// The state of the request that it works for; its own when there is none.
+    state: Cell<&'static State>,
+    /// Its slot, if it has joined that request.
+    slot: Cell<Option<usize>>,
     phase: Cell<Phase>,
     /// Above 0: interrupts wait until it is 0 again.
     critical: Cell<u32>,
     /// An interrupt waits.
     pending: Cell<bool>,
-    /// The audit looks at whole domains, not only at what the request has written.
-    whole_audit: Cell<bool>,
-    /// The tag of the running request, as the library gave it: the control block is where a stray write
-    /// may strike as well.
-    own_tag: Cell<u64>,
     /// An error is on its way to the landing, and has not arrived.
     diverted: Cell<bool>,
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
+    /// The thread is inside of [`Thread::exclusive`].
+    alone: Cell<bool>,
+    /// The request has failed, and the thread knows: it has come to its landing.
+    landed: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
     forgotten: Cell<bool>,
     stack: Stack,
     saved: UnsafeCell<u64>,
-    record: UnsafeCell<IoctlFail>,
-    message: UnsafeCell<[u8; MESSAGE]>,
-    message_length: Cell<usize>,
+    record: Record,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
     /// Looks again, and for the library's own time limits.
     alarm: Alarm,
     /// Times that an interrupt has waited for the thread to leave the C library.
     waited: Cell<u32>,
-    lock_timeout_ms: Cell<u32>,
-    domains: UnsafeCell<[Option<&'static Domain>; HELD_MAX]>,
-    /// Bit n: the domain at place n has a heap. Kept outside of the domain, where a request's stray
-    /// write cannot make a damaged heap look like a new domain.
-    heaps: Cell<u32>,
     request: Request,
-    pub(crate) quarantine: Ring<QUARANTINE>,
-    pub(crate) recent: Ring<RECENT>,
-    defers: RefCell<Vec<Deferred>>,
     arena: Arena,
     _signal_stack: Region,
     _memory: Region,
 }
-
-const _: () = assert!(HELD_MAX <= u32::BITS as usize, "a bit for each place");
 
 thread_local! {
     /// The thread whose request runs; no destructor, so that the signal handler can read it at any
@@ -194,7 +104,8 @@ impl Drop for Mine {
             // SAFETY: written by register(); nobody else has it, and its own mapping outlives the
             // copy since a field of that copy owns it.
             let thread = unsafe { thread.as_ptr().read() };
-            thread.app.backend().unregister(thread.control);
+            thread.app.backend().unregister(thread.control.block());
+            thread.own.give_back();
             signal::leave_signal_stack();
         }
     }
@@ -222,7 +133,7 @@ pub(crate) fn current() -> Option<&'static Thread> {
 ///
 /// # Errors
 ///
-/// [`Error::System`].
+/// [`Error::System`], [`Error::NotInRequest`] when the thread is about to end.
 pub(crate) fn of(app: &'static App) -> Result<&'static Thread, Error> {
     let ended = || Error::NotInRequest;
     MINE.try_with(|mine| {
@@ -280,51 +191,45 @@ impl Thread {
         let signal_stack = Region::new(SIGNAL_STACK)?;
         let stack = Stack::take()?;
         let arena = Arena::new()?;
-        signal::enter_signal_stack(&signal_stack)?;
+        let own = State::take()?;
+        signal::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
             .register(signal::interrupt())
-            .inspect_err(|_| signal::leave_signal_stack())
+            .inspect_err(|_| {
+                signal::leave_signal_stack();
+                own.give_back();
+            })
             .map_err(Error::system("registering the thread"))?;
-        let key = Key::take();
         let place = memory.place().cast::<Self>();
         let thread = Self {
             app,
-            control: registration.control,
-            key,
+            // SAFETY: mapped until the thread is unregistered, which is the last thing it does.
+            control: unsafe { Control::new(registration.control) },
+            key: Key::take(),
             tags: Cell::new(registration.tags),
+            own,
+            state: Cell::new(own),
+            slot: Cell::new(None),
             phase: Cell::new(Phase::Idle),
             critical: Cell::new(0),
             pending: Cell::new(false),
-            whole_audit: Cell::new(false),
-            own_tag: Cell::new(0),
             diverted: Cell::new(false),
             checking: Cell::new(false),
+            alone: Cell::new(false),
+            landed: Cell::new(false),
             forgotten: Cell::new(false),
             stack,
             saved: UnsafeCell::new(0),
-            record: UnsafeCell::default(),
-            message: UnsafeCell::new([0; MESSAGE]),
-            message_length: Cell::new(0),
+            record: Record::new(),
             deadline: Cell::new(0),
             alarm: Alarm::default(),
             waited: Cell::new(0),
-            lock_timeout_ms: Cell::new(crate::lock::TIMEOUT_MS),
-            domains: UnsafeCell::new([None; HELD_MAX]),
-            heaps: Cell::new(0),
             request: Request::new(place),
-            quarantine: Ring::new(),
-            recent: Ring::new(),
-            defers: RefCell::new(Vec::with_capacity(DEFERS_MAX)),
             arena,
             _signal_stack: signal_stack,
             _memory: memory,
         };
-        // SAFETY: as in tag().
-        thread.write(
-            |control| unsafe { &raw mut (*control).key },
-            thread.key.number(),
-        );
         // SAFETY: fresh memory of the right size, page-aligned.
         unsafe { place.write(thread) };
         Ok(place)
@@ -340,6 +245,11 @@ impl Thread {
 
     pub(crate) fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// What belongs to the request that the thread works for.
+    pub(crate) fn state(&self) -> &'static State {
+        self.state.get()
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -370,11 +280,7 @@ impl Thread {
     }
 
     pub(crate) fn wants_whole_audit(&self) -> bool {
-        self.whole_audit.get()
-    }
-
-    pub(crate) fn set_whole_audit(&self, whole: bool) {
-        self.whole_audit.set(whole);
+        self.state().wants_whole_audit()
     }
 
     /// Notes that an invariant is being checked: an error in it is called one of the invariant.
@@ -398,9 +304,29 @@ impl Thread {
         value
     }
 
-    /// Fails the request if an interrupt waits.
+    /// Runs code that uses the request's lists or heaps: one thread of the request at a time, which
+    /// may come back here from inside. Comes to the landing instead if the request fails while another one has them.
+    pub(crate) fn exclusive<T>(&self, code: impl FnOnce() -> T) -> T {
+        if self.alone.get() {
+            return code();
+        }
+        let state = self.state();
+        while !state.latch.take(|| self.is_doomed()) {
+            // Nothing was begun here yet, so even critical code can be cut short.
+            if self.phase() == Phase::Running {
+                fail_request(Kind::Deadline, 0, &[]);
+            }
+        }
+        self.alone.set(true);
+        let value = code();
+        self.alone.set(false);
+        state.latch.open();
+        value
+    }
+
+    /// Fails the request if an interrupt waits, or another thread of it has failed.
     pub(crate) fn act_on_pending(&self) {
-        if !self.is_critical() && self.is_pending() && self.phase() == Phase::Running {
+        if !self.is_critical() && self.phase() == Phase::Running && self.is_doomed() {
             self.set_pending(false);
             fail_request(Kind::Deadline, 0, &[]);
         }
@@ -409,6 +335,21 @@ impl Thread {
     /// Whether the request is past its deadline. Async-signal-safe.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline.get() != 0 && now() >= self.deadline.get()
+    }
+
+    /// Whether the request has failed, by another thread of it or by the driver's word.
+    /// Async-signal-safe.
+    fn has_failed(&self) -> bool {
+        let tag = self.state().tag();
+        tag != 0
+            && !self.landed.get()
+            && (self.state().has_failed() || self.control.failed() == tag)
+    }
+
+    /// The thread has come to its landing: further interrupts for the request tell it nothing.
+    pub(crate) fn land(&self) {
+        self.landed.set(true);
+        self.pending.set(false);
     }
 
     /// Has the interrupt come again a little later, if it has not waited too long already.
@@ -434,151 +375,50 @@ impl Thread {
         self.deadline.set(0);
     }
 
-    // The control block.
-
-    fn field<T>(&self, field: impl FnOnce(*mut ThreadControl) -> *mut T) -> *mut T {
-        field(self.control.as_ptr())
+    /// Whether an interrupt is for the request that the thread works for. Async-signal-safe.
+    pub(crate) fn must_end(&self) -> bool {
+        self.is_overdue() || self.has_failed()
     }
 
-    fn write<T>(&self, field: impl FnOnce(*mut ThreadControl) -> *mut T, value: T) {
-        compiler_fence(Ordering::SeqCst);
-        // SAFETY: a field of the thread's own control block; volatile since the driver reads it
-        // whenever this thread faults.
-        unsafe { self.field(field).write_volatile(value) };
-        compiler_fence(Ordering::SeqCst);
+    fn is_doomed(&self) -> bool {
+        self.is_pending() || self.has_failed()
     }
 
-    fn read<T: Copy>(&self, field: impl FnOnce(*mut ThreadControl) -> *mut T) -> T {
-        compiler_fence(Ordering::SeqCst);
-        // SAFETY: as in write().
-        unsafe { self.field(field).read_volatile() }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn control(&self) -> NonNull<ThreadControl> {
-        self.control
-    }
-
+    /// Tag of the request that the thread works for, or 0.
     pub(crate) fn tag(&self) -> u64 {
-        // SAFETY: the pointer is valid; only the field's address is taken.
-        self.read(|control| unsafe { &raw mut (*control).tag })
+        self.control.tag()
     }
 
     /// Whether the request may have written to domains.
     pub(crate) fn has_drafts(&self) -> bool {
-        // SAFETY: as in tag().
-        let drafts = self.read(|control| unsafe { &raw mut (*control).drafts });
-        drafts != 0
+        self.control.drafts() != 0 || self.state().may_have_drafts()
     }
 
     pub(crate) fn clear_drafts(&self) {
-        // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).drafts }, 0);
+        self.control.clear_drafts();
     }
 
-    fn held_entry(&self, place: usize) -> *mut u32 {
-        // SAFETY: as in tag().
-        let held = self.field(|control| unsafe { &raw mut (*control).held });
-        held.cast::<u32>().wrapping_add(place.min(HELD_MAX - 1))
+    pub(crate) fn lock_timeout_ms(&self) -> u32 {
+        self.state().lock_timeout_ms()
     }
 
-    /// Domains held, in the order of their locking.
-    pub(crate) fn held(&self) -> &[u32] {
-        // SAFETY: inside of the control block; only this thread writes it, by methods that are not
-        // called while the result is in use.
-        unsafe { std::slice::from_raw_parts(self.held_entry(0), held::len(self)) }
-    }
-
-    pub(crate) fn holds(&self, domain: u32) -> bool {
-        self.held().contains(&domain)
-    }
-
-    /// Notes a domain as held; its lock is taken next.
-    pub(crate) fn push_held(&self, domain: u32) {
-        held::push(self, domain);
-    }
-
-    /// Forgets a domain as held; its lock is free.
-    pub(crate) fn remove_held(&self, domain: u32) {
-        held::remove(self, domain);
-    }
-
-    /// The handles of the held domains: parallel to the control block's list, but the library's.
-    pub(crate) fn domain_at(&self, place: usize) -> Option<&'static Domain> {
-        // SAFETY: this thread's own, and no reference into it outlives a method.
-        unsafe { (&*self.domains.get()).get(place).copied().flatten() }
-    }
-
-    pub(crate) fn note_domain(&self, domain: &'static Domain, has_heap: bool) {
-        // SAFETY: as in domain_at().
-        let domains = unsafe { &mut *self.domains.get() };
-        if let Some(free) = domains.iter_mut().find(|place| place.is_none()) {
-            *free = Some(domain);
-        }
-        if has_heap {
-            self.note_heap(domain);
-        }
-    }
-
-    pub(crate) fn forget_domain(&self, domain: &Domain) {
-        self.heaps.set(self.heaps.get() & !self.bit(domain));
-        // SAFETY: as in domain_at().
-        let domains = unsafe { &mut *self.domains.get() };
-        for place in domains {
-            if place.is_some_and(|held| ptr::eq(held, domain)) {
-                *place = None;
-            }
-        }
-    }
-
-    /// Notes that a domain that the request holds has a heap.
-    pub(crate) fn note_heap(&self, domain: &Domain) {
-        self.heaps.set(self.heaps.get() | self.bit(domain));
-    }
-
-    /// Whether a domain that the request holds had a heap when the request took it, or got one since.
-    pub(crate) fn has_heap(&self, domain: &Domain) -> bool {
-        self.heaps.get() & self.bit(domain) != 0
-    }
-
-    /// The bit of `heaps` for a domain that the request holds, or 0.
-    fn bit(&self, domain: &Domain) -> u32 {
-        (0..HELD_MAX)
-            .find(|&place| {
-                self.domain_at(place)
-                    .is_some_and(|held| ptr::eq(held, domain))
-            })
-            .map_or(0, |place| 1 << place)
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> NonNull<vmsrs_protocol::shared::ThreadControl> {
+        self.control.block()
     }
 
     /// Whether the control block and the locks say what the library has put there. Only asked when the
-    /// request is neither taking nor releasing a lock.
+    /// thread is neither taking nor releasing a lock.
     pub(crate) fn is_whole(&self) -> bool {
-        let tag = self.own_tag.get();
-        let held = (0..HELD_MAX).filter_map(|place| self.domain_at(place));
-        let mut count = 0;
-        let known = held.fold(true, |whole, domain| {
-            count += 1;
-            whole && self.holds(domain.number()) && lock::holder(domain) == tag
-        });
-        known && count == self.held().len() && self.tag() == tag
+        let state = self.state();
+        self.tag() == state.tag() && self.exclusive(|| state.is_whole())
     }
 
     /// Puts right what a stray write has done to the control block, before the driver acts on it.
     pub(crate) fn repair_control(&self) {
-        let tag = self.own_tag.get();
-        // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).tag }, tag);
-        let held = || (0..HELD_MAX).filter_map(|place| self.domain_at(place));
-        if !held().all(|domain| self.holds(domain.number())) {
-            // What is entered and not noted yet is not locked yet, or the driver knows it as written.
-            while let Some(&domain) = self.held().last() {
-                self.remove_held(domain);
-            }
-            for domain in held() {
-                self.push_held(domain.number());
-            }
-        }
+        let state = self.state();
+        self.control.set_tag(state.tag());
+        state.repair_control();
     }
 
     /// Whether the thread is on its way to the landing. Async-signal-safe.
@@ -599,7 +439,21 @@ impl Thread {
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
-    pub(crate) fn begin(&self, deadline_ms: u32, lock_timeout_ms: u32) -> Result<(), Error> {
+    pub(crate) fn begin(&self, options: &Options) -> Result<(), Error> {
+        self.begin_as(self.own, self.key.number(), options)
+    }
+
+    /// Begins a request with a state and a protection key that are not the thread's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Thread::begin`].
+    pub(crate) fn begin_as(
+        &self,
+        state: &'static State,
+        key: u32,
+        options: &Options,
+    ) -> Result<(), Error> {
         let mut tags = self.tags.get();
         if tags.next >= tags.end {
             let backend = self.app.backend();
@@ -608,58 +462,108 @@ impl Thread {
         let tag = tags.next;
         tags.next += 1;
         self.tags.set(tags);
+        state.begin(Start {
+            tag,
+            key,
+            deadline: match options.deadline_ms() {
+                0 => 0,
+                limit => now() + u64::from(limit) * 1_000_000,
+            },
+            lock_timeout_ms: options.patience_ms(),
+            whole_audit: options.audit == Audit::Whole,
+        });
+        self.lead(state);
+        Ok(())
+    }
+
+    /// Works for a request as the one that begins or ends it, and has its list of domains.
+    pub(crate) fn lead(&self, state: &'static State) {
+        state.set_control(self.control);
+        self.carry(state, None);
+    }
+
+    /// Works for a request that another thread leads. The thread has taken a slot.
+    pub(crate) fn join(&self, state: &'static State, slot: usize) {
+        state.note_drafts();
+        self.carry(state, Some(slot));
+    }
+
+    fn carry(&self, state: &'static State, slot: Option<usize>) {
+        self.state.set(state);
+        self.slot.set(slot);
         self.pending.set(false);
         self.critical.set(0);
         self.waited.set(0);
         self.checking.set(false);
-        self.lock_timeout_ms.set(lock_timeout_ms);
-        self.deadline.set(match deadline_ms {
-            0 => 0,
-            limit => now() + u64::from(limit) * 1_000_000,
-        });
+        self.alone.set(false);
+        self.landed.set(false);
+        self.deadline.set(state.deadline());
         self.set_phase(Phase::Entering);
         CURRENT.set(ptr::from_ref(self));
         self.clear_drafts();
-        // SAFETY: as in tag().
-        self.write(
-            |control| unsafe { &raw mut (*control).deadline_ns },
-            self.deadline.get(),
-        );
-        // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).tag }, tag);
-        self.own_tag.set(tag);
-        self.key.open();
-        Ok(())
+        self.control.set_deadline(state.deadline());
+        self.control.set_key(state.key());
+        self.control.set_tag(state.tag());
+        pkru::open(state.key());
     }
 
-    /// Ends the request; nothing is held any more. All ways out of a request lead here, but for the
-    /// child of a fork ([`forget_all`]).
-    pub(crate) fn end(&self) {
+    /// Works for the request no longer. All ways out of one lead here, but for the child of a fork
+    /// ([`forget_all`]).
+    fn put_down(&self) {
         pkru::close();
-        // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).tag }, 0);
-        // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).deadline_ns }, 0);
-        self.set_count(0);
+        self.control.set_tag(0);
+        self.control.set_deadline(0);
         self.clear_drafts();
         self.deadline.set(0);
         self.alarm.stop();
-        // SAFETY: as in domain_at().
-        unsafe { *self.domains.get() = [None; HELD_MAX] };
-        self.heaps.set(0);
-        self.quarantine.clear();
-        self.recent.clear();
+        self.alone.set(false);
         self.arena.reset();
+    }
+
+    /// Ends the request; nothing is held any more, and no other thread has joined it.
+    pub(crate) fn end(&self) {
+        let state = self.state();
+        self.put_down();
+        self.clear_held();
+        state.clear();
+    }
+
+    /// Leaves a suspended request, which goes on without the thread.
+    pub(crate) fn suspend(&self) {
+        let state = self.state();
+        if self.control.drafts() != 0 {
+            state.note_drafts();
+        }
+        self.put_down();
+        state.drop_control();
+        self.clear_held();
+    }
+
+    fn clear_held(&self) {
+        crate::held::HeldList::set_count(&self.control, 0);
+    }
+
+    /// Leaves a request that the thread has joined.
+    pub(crate) fn leave(&self) {
+        self.put_down();
+        let (state, slot) = (self.state(), self.slot.take());
+        self.rest();
+        if let Some(slot) = slot {
+            state.members.leave(slot);
+        }
+    }
+
+    /// The thread serves a request that is over, to run its defers.
+    pub(crate) fn attend(&self) {
+        self.set_phase(Phase::Ending);
+        CURRENT.set(ptr::from_ref(self));
     }
 
     /// The thread serves no request any more.
     pub(crate) fn rest(&self) {
+        self.state.set(self.own);
         self.set_phase(Phase::Idle);
         CURRENT.set(ptr::null());
-    }
-
-    pub(crate) fn lock_timeout_ms(&self) -> u32 {
-        self.lock_timeout_ms.get()
     }
 
     /// Calls `entry(argument)` on the request stack; true if it was cut short.
@@ -691,26 +595,24 @@ impl Thread {
         unsafe { self.saved.get().read() }
     }
 
+    /// The request stack.
+    pub(crate) fn stack_region(&self) -> Option<&Region> {
+        self.stack.region()
+    }
+
+    /// Whether an address lies in the guard below the request stack.
+    pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
+        let region = self.stack.region();
+        region.is_some_and(|stack| stack.is_below(address))
+    }
+
     // What went wrong.
 
     /// Notes an error that the library itself found.
     pub(crate) fn note_failure(&self, kind: Kind, address: u64, message: &[u8]) {
-        let mut registers = [0; REGISTERS];
-        let (rsp, rbp, rip): (u64, u64, u64);
-        // SAFETY: reads registers.
-        unsafe {
-            std::arch::asm!(
-                "mov {}, rsp", "mov {}, rbp", "lea {}, [rip]",
-                out(reg) rsp, out(reg) rbp, out(reg) rip,
-                options(nomem, nostack, preserves_flags)
-            );
-        }
-        registers[6] = rbp;
-        registers[7] = rsp;
-        registers[16] = rip;
-        self.note(kind, address, 0, 0, registers);
+        self.note(kind, address, 0, 0, record::registers());
         if !message.is_empty() {
-            self.set_message(message);
+            self.record.say(message);
         }
     }
 
@@ -733,119 +635,20 @@ impl Thread {
         } else {
             (kind, &[][..])
         };
-        let record = IoctlFail {
-            detected_ns: now(),
-            address,
-            kind: kind.number(),
-            signal,
-            code,
-            registers,
-            backtrace: self.backtrace(registers[6]),
-            flags: evidence::address_flag(address, signal, code),
-            ..IoctlFail::default()
-        };
-        // SAFETY: this thread's own, read after the landing only.
-        unsafe { self.record.get().write(record) };
-        self.set_message(message);
-    }
-
-    fn set_message(&self, message: &[u8]) {
-        let length = message.len().min(MESSAGE);
-        // SAFETY: this thread's own, and no reference into it is alive.
-        unsafe { (&mut *self.message.get())[..length].copy_from_slice(&message[..length]) };
-        self.message_length.set(length);
-    }
-
-    /// Follows the frame pointers, inside of the request stack and upwards only, so that no damage
-    /// can lead it astray. Frames of code without frame pointers are missing.
-    fn backtrace(&self, mut frame: u64) -> [u64; BACKTRACE] {
-        let mut addresses = [0; BACKTRACE];
-        let Some(stack) = self.stack.region() else {
-            return addresses;
-        };
-        for entry in &mut addresses {
-            let whole = stack.holds_word(frame) && stack.holds_word(frame + 8);
-            if !whole || !frame.is_multiple_of(8) {
-                break;
-            }
-            // SAFETY: two aligned words inside of the request stack.
-            let (next, address) = unsafe { (*(frame as *const u64), *((frame + 8) as *const u64)) };
-            *entry = address;
-            if next <= frame {
-                break;
-            }
-            frame = next;
-        }
-        addresses
-    }
-
-    /// The request stack.
-    pub(crate) fn stack_region(&self) -> Option<&Region> {
-        self.stack.region()
-    }
-
-    /// Whether an address lies in the guard below the request stack.
-    pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
-        let region = self.stack.region();
-        region.is_some_and(|stack| stack.is_below(address))
+        let stack = self.stack.region();
+        self.record.note(&record::report(
+            kind, address, signal, code, registers, stack,
+        ));
+        self.record.say(message);
     }
 
     /// The record of the error that cut the request short.
     pub(crate) fn record(&self) -> IoctlFail {
-        // SAFETY: the thread has landed; nobody writes the record.
-        unsafe { self.record.get().read() }
+        self.record.report()
     }
 
     /// What the error said.
     pub(crate) fn message(&self) -> &[u8] {
-        // SAFETY: as in record().
-        let message = unsafe { &*self.message.get() };
-        &message[..self.message_length.get().min(MESSAGE)]
-    }
-
-    // Defers.
-
-    /// # Errors
-    ///
-    /// [`Error::Limit`].
-    pub(crate) fn defer(&self, deferred: Deferred) -> Result<(), Error> {
-        self.critical(|| {
-            let mut defers = self.defers.borrow_mut();
-            if defers.len() >= DEFERS_MAX {
-                return Err(Error::Limit("256 defers"));
-            }
-            defers.push(deferred);
-            Ok(())
-        })
-    }
-
-    pub(crate) fn newest_defer(&self) -> Option<Deferred> {
-        self.defers.borrow_mut().pop()
-    }
-
-    pub(crate) fn forget_defers(&self) {
-        while let Some(deferred) = self.newest_defer() {
-            drop(deferred);
-        }
-    }
-}
-
-impl HeldList for Thread {
-    fn count(&self) -> u32 {
-        // SAFETY: as in tag().
-        self.read(|control| unsafe { &raw mut (*control).held_count })
-    }
-
-    fn set_count(&self, count: u32) {
-        // SAFETY: as in tag().
-        self.write(|control| unsafe { &raw mut (*control).held_count }, count);
-    }
-
-    fn entry(&self, place: usize) -> u32 {
-        self.read(|_| self.held_entry(place))
-    }
-
-    fn set_entry(&self, place: usize, domain: u32) {
-        self.write(|_| self.held_entry(place), domain);
+        self.record.message()
     }
 }

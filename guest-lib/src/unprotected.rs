@@ -4,7 +4,11 @@
 //! laptops and for tests; a server says what it has with [`crate::App::protection`].
 
 use crate::backend::{Backend, Registration, Tags};
+use crate::control::Control;
 use crate::error::Error;
+use crate::futex;
+use crate::members::thread_number;
+use crate::waits::Waits;
 use crate::word::{self, Released};
 use std::collections::HashMap;
 use std::io;
@@ -18,6 +22,9 @@ use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl};
 use vmsrs_protocol::{
     APP_BASE, APP_PAGES, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, MAX_DOMAINS, PAGE_SIZE,
 };
+
+/// A waiter looks for circles again after this time.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// Tags of one registration or refill.
 const TAGS: u64 = 1 << 16;
@@ -42,6 +49,17 @@ pub(crate) struct Unprotected {
     tables: Mutex<Tables>,
     /// Changes whenever a lock with waiters is released; futexes wait on it.
     releases: AtomicU32,
+    waits: Waits,
+    /// Guards the list alone: it is only held where no request can be cut short.
+    threads: Mutex<Vec<Registered>>,
+}
+
+/// A thread, to be interrupted when its request fails.
+#[derive(Clone, Copy, Debug)]
+struct Registered {
+    number: u32,
+    control: Control,
+    signal: i32,
 }
 
 // SAFETY: the lock words are atomics that live as long as the process; a mutex guards the rest.
@@ -99,7 +117,40 @@ impl Unprotected {
             locks: locks.cast(),
             tables: Mutex::default(),
             releases: AtomicU32::new(0),
+            waits: Waits::default(),
+            threads: Mutex::default(),
         })
+    }
+}
+
+impl Unprotected {
+    fn release(&self, held: &[u32], tag: u64) -> io::Result<()> {
+        for &domain in held {
+            if word::release(self.lock_word(domain), tag) == Released::WithWaiters {
+                self.lock_wake(domain)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Interrupts the other threads that work for a request.
+    fn interrupt(&self, tag: u64) {
+        let me = thread_number();
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.iter().filter(|thread| thread.number != me) {
+            if thread.control.tag() == tag {
+                thread.control.set_failed(tag);
+                // SAFETY: a thread of this process, and a signal that the library handles.
+                unsafe {
+                    libc::syscall(
+                        libc::SYS_tgkill,
+                        libc::getpid(),
+                        thread.number,
+                        thread.signal,
+                    )
+                };
+            }
+        }
     }
 }
 
@@ -169,14 +220,25 @@ impl Backend for Unprotected {
         Ok(extent)
     }
 
-    fn register(&self, _signal: i32) -> io::Result<Registration> {
+    fn register(&self, signal: i32) -> io::Result<Registration> {
+        let control = NonNull::from(Box::leak(Box::<ThreadControl>::default()));
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.push(Registered {
+            number: thread_number(),
+            // SAFETY: leaked, and off this list before it is freed.
+            control: unsafe { Control::new(control) },
+            signal,
+        });
         Ok(Registration {
-            control: NonNull::from(Box::leak(Box::<ThreadControl>::default())),
+            control,
             tags: self.tags()?,
         })
     }
 
     fn unregister(&self, control: NonNull<ThreadControl>) {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| thread.control.block() != control);
+        drop(threads);
         // SAFETY: leaked by register(), and its thread ends.
         drop(unsafe { Box::from_raw(control.as_ptr()) });
     }
@@ -194,11 +256,8 @@ impl Backend for Unprotected {
     }
 
     fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()> {
-        for &domain in held {
-            if word::release(self.lock_word(domain), report.tag) == Released::WithWaiters {
-                self.lock_wake(domain)?;
-            }
-        }
+        self.interrupt(report.tag);
+        self.release(held, report.tag)?;
         report.incident = NEXT_INCIDENT.fetch_add(1, Ordering::Relaxed);
         if report.detected_ns != 0 {
             report.recovery_ns = crate::thread::now().saturating_sub(report.detected_ns);
@@ -212,6 +271,18 @@ impl Backend for Unprotected {
 
     fn drafts(&self, _: u64, _: u32, _: usize, _: &mut [u32]) -> io::Result<Option<usize>> {
         Ok(None)
+    }
+
+    fn suspend(&self, _tag: u64, _deadline_ns: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn resume(&self, _tag: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()> {
+        self.release(held, tag)
     }
 
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {
@@ -246,40 +317,23 @@ impl Backend for Unprotected {
             if left.is_zero() {
                 return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
             }
-            let timeout = libc::timespec {
-                tv_sec: left.as_secs() as libc::time_t,
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            // SAFETY: FUTEX_WAIT reads the word and the timeout, both alive.
-            let slept = unsafe {
-                libc::syscall(
-                    libc::SYS_futex,
-                    self.releases.as_ptr(),
-                    libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-                    epoch,
-                    &raw const timeout,
-                )
-            };
-            if slept < 0 {
-                let error = io::Error::last_os_error();
-                if error.raw_os_error() == Some(libc::EINTR) {
-                    return Err(error);
-                }
+            let holder = |domain| self.lock_word(domain).load(Ordering::SeqCst) & LOCK_TAG;
+            if !self.waits.enter(tag, domain, holder) {
+                return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+            }
+            let slept = futex::wait(&self.releases, epoch, left.min(SLICE));
+            self.waits.leave(tag, domain);
+            if let Err(error) = slept
+                && error.raw_os_error() == Some(libc::EINTR)
+            {
+                return Err(error);
             }
         }
     }
 
     fn lock_wake(&self, _domain: u32) -> io::Result<()> {
         self.releases.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: FUTEX_WAKE takes the address of the word alone.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                self.releases.as_ptr(),
-                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-                i32::MAX,
-            );
-        }
+        futex::wake_all(&self.releases);
         Ok(())
     }
 

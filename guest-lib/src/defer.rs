@@ -1,0 +1,113 @@
+//! Work that undoes something outside of domains.
+
+use crate::state::State;
+use crate::thread::{Phase, Thread};
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Most defers of one request.
+pub(crate) const DEFERS_MAX: usize = 256;
+
+/// Something to undo. Dropping it drops what it owns without running it.
+pub(crate) struct Deferred {
+    call: unsafe extern "C-unwind" fn(*mut c_void),
+    argument: *mut c_void,
+    discard: Option<unsafe fn(*mut c_void)>,
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        if let Some(discard) = self.discard {
+            // SAFETY: whoever made this says that discard takes the argument.
+            unsafe { discard(self.argument) };
+        }
+    }
+}
+
+impl Deferred {
+    /// A closure.
+    pub(crate) fn new(undo: impl FnOnce() + Send + 'static) -> Self {
+        type Undo = Box<dyn FnOnce() + Send>;
+        unsafe extern "C-unwind" fn call(argument: *mut c_void) {
+            // SAFETY: made below, and called at most once.
+            let undo = unsafe { Box::from_raw(argument.cast::<Undo>()) };
+            undo();
+        }
+        unsafe fn discard(argument: *mut c_void) {
+            // SAFETY: made below, and not called.
+            drop(unsafe { Box::from_raw(argument.cast::<Undo>()) });
+        }
+        let undo: Box<Undo> = Box::new(Box::new(undo));
+        Self {
+            call,
+            argument: Box::into_raw(undo).cast(),
+            discard: Some(discard),
+        }
+    }
+
+    /// A C function, which may be called with its argument once, on any thread.
+    pub(crate) fn raw(
+        call: unsafe extern "C-unwind" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> Self {
+        Self {
+            call,
+            argument,
+            discard: None,
+        }
+    }
+
+    /// Does it; false if it panicked. What it owns stays if it is cut short.
+    fn run(self) -> bool {
+        let (call, argument) = (self.call, self.argument);
+        std::mem::forget(self);
+        // SAFETY: whoever made it says that it may be called with its argument, once.
+        catch_unwind(AssertUnwindSafe(|| unsafe { call(argument) })).is_ok()
+    }
+}
+
+struct Undo<'a> {
+    thread: &'a Thread,
+    deferred: Option<Deferred>,
+    done: bool,
+}
+
+/// Runs a request's defers, newest first, each on the thread's request stack so that an error in one
+/// ends that one alone. Returns how many did not end well.
+pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
+    let mut failed = 0;
+    while let Some(deferred) = state.newest_defer() {
+        let mut undo = Undo {
+            thread,
+            deferred: Some(deferred),
+            done: false,
+        };
+        // SAFETY: the request stack is free; enter() does not unwind.
+        let cut = unsafe { thread.on_request_stack(enter, (&raw mut undo).cast()) };
+        thread.set_phase(Phase::Ending);
+        // Cut short, what it owns is in an unknown state, and stays.
+        std::mem::forget(undo.deferred.take());
+        if cut || !undo.done {
+            failed += 1;
+        }
+    }
+    failed
+}
+
+unsafe extern "C" fn enter(argument: *mut c_void) {
+    // SAFETY: run_defers() passes this, which lives until this returns or is cut short.
+    let undo = unsafe { &mut *argument.cast::<Undo<'_>>() };
+    let thread = undo.thread;
+    if let Some(deferred) = undo.deferred.take() {
+        thread.set_phase(Phase::Deferring);
+        undo.done = deferred.run();
+    }
+    thread.set_phase(Phase::Ending);
+}
+
+/// Runs a request's defers where the thread is: inside of another request, whose errors theirs are.
+pub(crate) fn run_defers_here(state: &State) {
+    while let Some(deferred) = state.newest_defer() {
+        deferred.run();
+    }
+}

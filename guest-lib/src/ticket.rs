@@ -1,0 +1,139 @@
+//! Several threads for one request: tickets, by which others join it.
+
+use crate::domain::Domain;
+use crate::error::{Error, RunError};
+use crate::fork;
+use crate::request::Request;
+use crate::run::{self, Body, End, Outcome, Stop};
+use crate::state::State;
+use crate::thread;
+use std::convert::Infallible;
+use std::fmt;
+
+/// How a thread's part in a request, or a step of a [`crate::Task`], ended when it did not end well.
+pub type JoinError = RunError<Infallible>;
+
+/// Lets other threads work for a request.
+///
+/// A ticket is good until its request ends; it can be copied, sent, and used by any number of
+/// threads, up to 256 at a time.
+#[derive(Clone, Copy)]
+pub struct Ticket {
+    state: &'static State,
+    tag: u64,
+    domain: &'static Domain,
+    forks: u32,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Ticket")
+            .field("tag", &self.tag)
+            .field("domain", &self.domain)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ticket {
+    pub(crate) fn new(state: &'static State, domain: &'static Domain) -> Self {
+        Self {
+            state,
+            tag: state.tag(),
+            domain,
+            forks: fork::generation(),
+        }
+    }
+
+    /// Works for the request on the calling thread: runs `f` on its request stack and returns when
+    /// that is done. The request ends only after all threads have left it.
+    ///
+    /// The thread may do what the request may: write to every domain that the request holds,
+    /// whichever thread entered it, enter and leave domains, allocate, commit. When any thread of the
+    /// request fails, all come to their landings, whatever they do, and all get the same failure.
+    /// A panic of `f` fails the request, too.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Failed`], or [`RunError::Refused`] with [`Error::Ended`] (the request is over, or
+    /// has failed), [`Error::Nested`] (the thread has a request), [`Error::Limit`],
+    /// [`Error::Forked`], [`Error::System`]: `f` was not run, but for [`Error::Forked`] after a fork
+    /// in `f`.
+    pub fn join<T>(&self, f: impl FnOnce(&Request) -> T) -> Result<T, JoinError> {
+        let mut f = Some(f);
+        let mut value = None;
+        self.work(None, &mut |request| {
+            if let Some(f) = f.take() {
+                value = Some(f(request));
+            }
+            End::Leave
+        })?;
+        value.ok_or(RunError::Refused(Error::Ended))
+    }
+
+    /// Keeps a slot for a thread that will call [`Ticket::work`] with it.
+    pub(crate) fn reserve(&self) -> Result<usize, Error> {
+        let slot = self.state.members.reserve();
+        slot.ok_or(Error::Limit("256 threads"))
+    }
+
+    /// Gives a reserved slot back that no thread will use.
+    pub(crate) fn release(&self, slot: usize) {
+        self.state.members.leave(slot);
+    }
+
+    /// Runs `body` as a part of the request, in a reserved slot or a new one.
+    pub(crate) fn work(
+        &self,
+        reserved: Option<usize>,
+        body: &mut Body<'_>,
+    ) -> Result<(), JoinError> {
+        let (thread, slot) = match self.enter(reserved) {
+            Ok(entered) => entered,
+            Err(error) => {
+                if let (Some(slot), false) = (reserved, matches!(error, Error::Forked)) {
+                    self.release(slot);
+                }
+                return Err(error.into());
+            }
+        };
+        if !self.state.is_open(self.tag) && reserved.is_none() {
+            self.release(slot);
+            return Err(Error::Ended.into());
+        }
+        thread.join(self.state, slot);
+        match run::work(thread, self.domain, body) {
+            Outcome::Wants(_) => {
+                thread.leave();
+                Ok(())
+            }
+            Outcome::Forked => Err(Error::Forked.into()),
+            Outcome::Cut => Err(match run::failed_member(thread) {
+                Stop::Failed(failure) => RunError::Failed(failure),
+                Stop::Refused(error) => RunError::Refused(error),
+            }),
+        }
+    }
+
+    fn enter(&self, reserved: Option<usize>) -> Result<(&'static thread::Thread, usize), Error> {
+        if self.forks != fork::generation() {
+            return Err(Error::Forked);
+        }
+        if thread::current().is_some() {
+            return Err(Error::Nested);
+        }
+        let thread = thread::of(self.domain.app())?;
+        let slot = match reserved {
+            Some(slot) => {
+                self.state.members.adopt(slot);
+                slot
+            }
+            None => self
+                .state
+                .members
+                .enter()
+                .ok_or(Error::Limit("256 threads"))?,
+        };
+        Ok((thread, slot))
+    }
+}
