@@ -16,6 +16,8 @@ fn null_write() {
     unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
 }
 
+type Work = Box<dyn FnOnce(&Request) + Send>;
+
 /// A thread that joins when it gets a ticket, and says how that ended.
 fn member(
     work: impl FnOnce(&Request) + Send + 'static,
@@ -129,7 +131,7 @@ fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
     let mut pipe = [0; 2];
     // SAFETY: fills two descriptors.
     assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-    let work: [Box<dyn FnOnce(&Request) + Send>; 3] = [
+    let work: [Work; 3] = [
         Box::new(move |_| {
             let mut byte = 0u8;
             // SAFETY: reads into the byte; nobody writes to the pipe.

@@ -6,6 +6,7 @@ use crate::Behaviour;
 
 mod audit_written_pages;
 mod boot_loop;
+mod circle;
 mod control_block;
 mod deadline;
 mod discard;
@@ -22,10 +23,12 @@ mod kernel_write;
 mod kinds_of_error;
 mod lock_after_error;
 mod many_processes;
+mod members;
 mod process_death;
 mod read_only;
 mod seal_batches;
 mod server_killed;
+mod suspended;
 mod threads_and_model;
 mod window_full;
 mod window_mapped_writable;
@@ -51,6 +54,9 @@ pub const ALL: &[&Behaviour] = &[
     &many_processes::BEHAVIOUR,
     &fork::BEHAVIOUR,
     &threads_and_model::BEHAVIOUR,
+    &members::BEHAVIOUR,
+    &suspended::BEHAVIOUR,
+    &circle::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
     &greedy_request::BEHAVIOUR,
     // The last on its machine: domains are never given back, so the window stays full.
