@@ -159,7 +159,9 @@ fn landings(_: &str) -> Result<()> {
     let mut pipe = unsafe { std::fs::File::from_raw_fd(ends[0]) };
     let at = |ready: &Arc<Barrier>| {
         let ready = Arc::clone(ready);
-        move || drop(ready.wait())
+        move || {
+            ready.wait();
+        }
     };
     let reading = at(&ready);
     let sleeping = at(&ready);
@@ -304,7 +306,7 @@ fn pool(_: &str) -> Result<()> {
                     });
                     match outcome {
                         Ok(()) if !fails => {
-                            drop(done.fetch_add(1, Ordering::SeqCst).checked_add(1))
+                            done.fetch_add(1, Ordering::SeqCst);
                         }
                         Err(RunError::Failed(_)) if fails => {}
                         other => bail!("{other:?}"),

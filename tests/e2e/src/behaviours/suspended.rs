@@ -52,11 +52,10 @@ fn set(request: &Request, value: u64) -> Result<(), Error> {
 }
 
 fn number(domain: &'static Domain) -> Result<u64> {
-    // SAFETY: as in set().
     let read = |request: &Request| {
-        request
-            .root::<u64>()
-            .map_or(0, |number| unsafe { *number.as_ref() })
+        let number = request.root::<u64>();
+        // SAFETY: as in set().
+        number.map_or(0, |number| unsafe { *number.as_ref() })
     };
     Ok(domain.run(|request| Ok::<_, Error>(read(request)))?)
 }
@@ -82,9 +81,9 @@ fn steps(_: &str) -> Result<()> {
             let mut entered = Ok(());
             let outcome = task.step(|request| {
                 if step == 1 {
-                    entered = request
-                        .enter(shared)
-                        .map(|entered| drop(Some(entered.keep())));
+                    entered = request.enter(shared).map(|entered| {
+                        entered.keep();
+                    });
                 }
                 if entered.is_ok() {
                     entered = set(request, step);
