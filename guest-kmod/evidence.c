@@ -7,9 +7,31 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/mm.h>
+#include <linux/sched.h>
+#include <linux/sched/task_stack.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
 
 #include "vmsrs.h"
+
+/*
+ * Fills in the registers with which the current thread entered the kernel last, if the library told
+ * none: it dies in its request, so that is where it was.
+ */
+void vmsrs_evidence_registers(struct vmsrs_incident_report *body)
+{
+	const struct pt_regs *regs = task_pt_regs(current);
+	const u64 registers[] = {
+		regs->ax, regs->bx, regs->cx, regs->dx, regs->si, regs->di, regs->bp, regs->sp,
+		regs->r8, regs->r9, regs->r10, regs->r11, regs->r12, regs->r13, regs->r14, regs->r15,
+		regs->ip, regs->flags,
+	};
+
+	BUILD_BUG_ON(sizeof(registers) != sizeof(body->registers));
+	if (current->flags & PF_KTHREAD || memchr_inv(body->registers, 0, sizeof(registers)))
+		return;
+	memcpy(body->registers, registers, sizeof(registers));
+}
 
 bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail)
 {

@@ -140,6 +140,8 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	memcpy(body->thread_name, name, sizeof(name));
 	memcpy(body->registers, fail->registers, sizeof(body->registers));
 	memcpy(body->backtrace, fail->backtrace, sizeof(body->backtrace));
+	if (thread && task == current)
+		vmsrs_evidence_registers(body);
 }
 
 /*

@@ -428,6 +428,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag);
 void vmsrs_overdue(struct vmsrs_app *app, u64 tag);
 
 /* evidence.c */
+void vmsrs_evidence_registers(struct vmsrs_incident_report *body);
 bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail);
 void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail);
 /* suspend.c */

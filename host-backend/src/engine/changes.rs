@@ -90,7 +90,9 @@ pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
         let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
         let was = header(old, offset).and_then(|header| state(header, block));
         let became = header(new, offset).and_then(|header| state(header, block));
-        let Some((_, size)) = was.or(became) else {
+        // A block that was made of free room has the size that it has now.
+        let made = became.filter(|(state, _)| *state == State::Live);
+        let Some((_, size)) = made.or(was).or(became) else {
             continue;
         };
         found.push(Block {
@@ -109,10 +111,13 @@ fn header(page: &Page, offset: usize) -> Option<BlockHeader> {
 }
 
 fn state(header: BlockHeader, address: u64) -> Option<(State, u64)> {
-    [State::Live, State::Freed]
+    [State::Live, State::Freed, State::Free]
         .into_iter()
         .find(|&state| header.is(address, state))
-        .map(|state| (state, header.size() as u64))
+        .map(|state| match state {
+            State::Free => (state, header.room() as u64),
+            State::Live | State::Freed => (state, header.size() as u64),
+        })
 }
 
 /// The last of the blocks (in order) that begins at or before `address`. A block begins with its

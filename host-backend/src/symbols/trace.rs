@@ -229,12 +229,15 @@ fn add_named(
         None => frames.push(base),
         Some(outermost) => outermost.inlined = false,
     }
+    // Tables of lines alone have names without their modules or classes; the symbol has them.
     if let Some(outermost) = frames.last_mut()
-        && outermost.function.is_none()
+        && let Some(symbol) = loader.find_symbol(probe)
     {
-        outermost.function = loader
-            .find_symbol(probe)
-            .map(|symbol| addr2line::demangle_auto(Cow::from(symbol), None).into_owned());
+        let symbol = addr2line::demangle_auto(Cow::from(symbol), None);
+        let named = outermost.function.as_deref();
+        if named.is_none_or(|name| !name.contains("::") && symbol.contains("::")) {
+            outermost.function = Some(symbol.into_owned());
+        }
     }
 }
 

@@ -156,9 +156,18 @@ impl Guest {
     ///
     /// When the command fails or does not print JSON.
     pub fn vmsrs(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.show(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("vmsrs {arguments:?} printed no JSON"))
+    }
+
+    /// What a `vmsrs` command that reaches the running machine prints.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails.
+    pub fn show(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new("vmsrs")
             .args(arguments)
-            .arg("--json")
             .arg("--socket")
             .arg(self.folder.join("vm.sock"))
             .output()
@@ -169,8 +178,7 @@ impl Guest {
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("vmsrs {arguments:?} printed no JSON"))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The incidents of one kind, oldest first, each with all its facts.

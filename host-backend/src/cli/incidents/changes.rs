@@ -28,7 +28,14 @@ pub(super) fn place(change: &ChangeFacts) -> String {
     if change.address < block.address {
         format!("the header of {name}")
     } else if change.address < end {
-        format!("from byte {} of {name} on", change.address - block.address)
+        let from = format!("from byte {} of {name} on", change.address - block.address);
+        let beyond = (change.address + change.new.len() as u64).saturating_sub(end);
+        // The heap itself writes behind a block when it makes one.
+        match beyond {
+            0 => from,
+            _ if block.was.is_none() => from,
+            beyond => format!("{from}, and {beyond} bytes behind its end"),
+        }
     } else if change.address == end {
         format!("right behind the end of {name}")
     } else if change.address - end < NEAR {
@@ -116,6 +123,12 @@ mod tests {
                 "from byte 8 of the block of 40 bytes at 0x1000 on",
             ),
             (0x1000, Some(Live), Some(Freed), "(freed by this request)"),
+            (
+                0x1020,
+                Some(Live),
+                Some(Live),
+                ", and 12 bytes behind its end",
+            ),
             (
                 0x1028,
                 Some(Live),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::engine::IncidentDetail;
-use crate::symbols::{SymbolFiles, Trace, trace, whose};
+use crate::symbols::{Frame, SymbolFiles, Trace, trace, whose};
 
 /// An incident as it is shown.
 #[derive(Debug, Serialize)]
@@ -33,12 +33,13 @@ impl Shown {
         }
     }
 
-    /// Function and line of the code that failed: the first line of the backtrace that has a line,
-    /// or else a name.
+    /// Function and line of the code that failed: the first line of the backtrace that has a line and
+    /// is the server's own, or else the first with a line, or with a name.
     pub(super) fn culprit(&self) -> Option<String> {
         let frames = || self.trace.frames.iter().filter(|frame| !frame.machinery);
         let frame = frames()
-            .find(|frame| frame.line.is_some())
+            .find(|frame| frame.line.is_some() && !is_library(frame))
+            .or_else(|| frames().find(|frame| frame.line.is_some()))
             .or_else(|| frames().find(|frame| frame.function.is_some()))?;
         let function = frame.function.as_deref().unwrap_or("?");
         Some(match (&frame.file, frame.line) {
@@ -46,4 +47,11 @@ impl Shown {
             _ => function.to_owned(),
         })
     }
+}
+
+/// Whether a frame is Rust's standard library or this project's library, whose code fails for its
+/// callers' faults.
+fn is_library(frame: &Frame) -> bool {
+    let file = frame.file.as_deref().unwrap_or_default();
+    file.starts_with("/rustc/") || file.contains("/guest-lib/src/")
 }

@@ -12,6 +12,7 @@ mod deadline;
 mod discard;
 mod draft_and_commit;
 mod driver_unbind;
+mod evidence;
 mod foreign_draft;
 mod foreign_write;
 mod fork;
@@ -44,6 +45,7 @@ pub const ALL: &[&Behaviour] = &[
     &lock_after_error::BEHAVIOUR,
     &kinds_of_error::BEHAVIOUR,
     &audit_written_pages::BEHAVIOUR,
+    &evidence::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
     &seal_batches::BEHAVIOUR,

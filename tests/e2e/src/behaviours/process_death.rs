@@ -1,6 +1,6 @@
 //! The process's death discards its requests and leaves committed domains whole.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::host::Guest;
 use crate::raw::{App, peek, poke};
@@ -24,8 +24,11 @@ fn host(guest: &mut Guest) -> Result<()> {
     let incidents = guest.incidents("process-death")?;
     let found = incidents
         .iter()
-        .any(|incident| incident["app"] == "process-death");
-    ensure!(found, "the host has the incident: {incidents:?}");
+        .find(|incident| incident["app"] == "process-death");
+    let found = found.with_context(|| format!("the host has no incident: {incidents:?}"))?;
+    // The driver told where the thread was: inside of the system call that killed it.
+    let instruction = found["instruction"].as_u64();
+    ensure!(instruction.is_some_and(|at| at > 0x1000), "{found:#}");
     Ok(())
 }
 
