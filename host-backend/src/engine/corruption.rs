@@ -12,6 +12,17 @@ pub(crate) enum Cause {
     Poison,
 }
 
+/// What becomes of an access that met broken memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The frame has its content again.
+    Now,
+    /// The driver has been told to take the page away; then the access ends in the guest.
+    Later,
+    /// It fails.
+    Never,
+}
+
 /// How the content of a frame differed from its mirror's copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Difference {

@@ -68,6 +68,7 @@ pub use changes::Page;
 pub use cleanser::Laundry;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use content::{Content, Unreadable, checksum};
+pub use corruption::Retry;
 pub use message::{Reply, handle_message};
 pub use monitor::{SealedWrite, Verdict, kind_name};
 pub use protection::{Inspect, Protection, ProtectionError};
@@ -415,32 +416,34 @@ impl Engine {
     }
 
     /// Says that the hardware stopped an access of the guest to a frame because its memory is
-    /// broken. Gives whether the access can be tried again.
-    pub fn poisoned(&mut self, at: Duration, frame: u32, memory: &mut impl Memory) -> bool {
+    /// broken. Gives what becomes of the access.
+    pub fn poisoned(&mut self, at: Duration, frame: u32, memory: &mut impl Memory) -> Retry {
         match self.frame_state(frame) {
             Some(FrameState::Sealed) if frame == ZERO_FRAME => {
-                match integrity::check_zero_frame(memory) {
-                    None => true,
-                    Some((cause, remedy)) => {
-                        self.note_corruption(at, frame, cause, remedy, None);
-                        remedy == Remedy::Repaired
-                    }
+                let Some((cause, remedy)) = integrity::check_zero_frame(memory) else {
+                    return Retry::Now;
+                };
+                self.note_corruption(at, frame, cause, remedy, None);
+                match remedy {
+                    Remedy::Repaired => Retry::Now,
+                    Remedy::Replaced | Remedy::Lost => Retry::Never,
                 }
             }
-            Some(FrameState::Sealed) => !matches!(
-                self.check_frame(at, frame, memory),
-                Finding::Damaged
-                    | Finding::Wrong {
-                        remedy: Remedy::Replaced | Remedy::Lost,
-                        ..
-                    }
-            ),
-            // The cleanser gives it other memory when its user has dropped it.
+            Some(FrameState::Sealed) => match self.check_frame(at, frame, memory) {
+                Finding::Whole
+                | Finding::Mirrored
+                | Finding::Wrong {
+                    remedy: Remedy::Repaired,
+                    ..
+                } => Retry::Now,
+                Finding::Wrong { .. } | Finding::Damaged => Retry::Later,
+            },
             Some(_) => {
+                // Its user loses what is in it; the cleanser gives it other memory then.
                 self.note_corruption(at, frame, Cause::Poison, Remedy::Replaced, None);
-                false
+                Retry::Never
             }
-            None => false,
+            None => Retry::Never,
         }
     }
 

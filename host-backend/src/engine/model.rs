@@ -18,7 +18,7 @@ use vmsrs_protocol::{FrameRun, KEY_MAX, NAME_MAX, NONE, ZERO_FRAME};
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::{
-    Call, Engine, EngineConfig, FrameState, Outcome, Position, Refusal, Scope, SealOutcome,
+    Call, Engine, EngineConfig, FrameState, Outcome, Position, Refusal, Retry, Scope, SealOutcome,
     SealedWrite, handle_message,
 };
 
@@ -307,10 +307,14 @@ impl World {
         if !self.lost.contains(&page) {
             self.expect_check(page, frame);
         }
-        let again = self
+        let retry = self
             .engine
             .poisoned(Duration::ZERO, frame, &mut self.memory);
-        assert_eq!(again, !self.lost.contains(&page));
+        let expected = match self.lost.contains(&page) {
+            false => Retry::Now,
+            true => Retry::Later,
+        };
+        assert_eq!(retry, expected);
         self.expect_events(self.lost.len() - before);
     }
 

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
+use crate::engine::Retry;
+
 use super::decode::{DecodedWrite, MAX_INSTRUCTION_LEN, RegisterFile, decode_write};
 use super::exit::CrashReport;
 use super::memory::PAGE_SIZE;
@@ -44,6 +46,8 @@ const IMMEDIATE_RETRIES: u32 = 4;
 pub enum FaultCause {
     /// `KVM_EXIT_MEMORY_FAULT`: the guest physical address is known.
     Address(u64),
+    /// The memory behind this guest physical address is broken, and nothing was accessed.
+    Broken(u64),
     /// EFAULT and nothing else: the instruction has to be decoded.
     Unknown,
     /// KVM's instruction emulator carried out the instruction without its store. By the time the
@@ -148,6 +152,11 @@ pub struct Violation {
 pub trait ViolationSink: Send + Sync {
     /// Takes note of one.
     fn violation(&self, violation: &Violation);
+
+    /// Takes note of broken memory behind a frame, and says what becomes of the access.
+    fn broken(&self, _frame: u32) -> Retry {
+        Retry::Never
+    }
 }
 
 impl<F: Fn(&Violation) + Send + Sync> ViolationSink for F {
@@ -204,6 +213,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
                 let what = "it touched an address that is neither RAM nor a device";
                 return self.dead(vcpu, what.into(), Some(gpa));
             }
+            FaultCause::Broken(gpa) => return self.broken(vcpu, gpa),
             FaultCause::Address(gpa) => Some(gpa),
             FaultCause::Unknown => None,
         };
@@ -229,6 +239,23 @@ impl<M: PhysicalMemory> WindowGuard<M> {
             }
             (decoded, ..) => self.retry(vcpu, decoded.is_some(), known),
         }
+    }
+
+    /// An access met broken memory of the window. A frame that has its content again is simply tried
+    /// again. Where a committed page is lost, a process tries again until the driver, which is told, has taken the page out of its
+    /// page tables. The kernel may be holding what the driver needs for that, so its access fails at
+    /// once; a copy that is prepared for faults ends, anything else is an oops of that task.
+    fn broken(&self, vcpu: &mut VcpuContext, gpa: u64) -> Verdict {
+        let Some(frame) = self.frame(gpa) else {
+            return self.dead(vcpu, "it touched broken memory".into(), Some(gpa));
+        };
+        match self.sink.broken(frame) {
+            Retry::Now => return Verdict::Resume,
+            Retry::Later if vcpu.cpl() == 3 => return self.retry(vcpu, true, Some(gpa)),
+            Retry::Later | Retry::Never => {}
+        }
+        vcpu.exception = Some(Exception::GeneralProtection);
+        Verdict::Resume
     }
 
     /// Whether the page at `gpa` is a protected frame of the window.

@@ -15,6 +15,7 @@ pub mod irq;
 mod kick;
 pub mod loader;
 pub mod memory;
+mod poison;
 pub mod power;
 pub mod serial;
 pub mod signals;

@@ -14,7 +14,11 @@ use super::exit::{CrashReport, ExitReason, StopHandle};
 use super::fault::{Exception, FaultCause, FaultHandler, VcpuContext, Verdict};
 use super::kick::Kicker;
 use super::memory::GuestRam;
+use super::poison;
 use super::walk::Paging;
+
+/// Why a guest dies whose own RAM is broken.
+const BROKEN_MEMORY: &str = "it touched memory that the hardware reports as broken";
 
 const VECTOR_GENERAL_PROTECTION: u8 = 13;
 const VECTOR_PAGE_FAULT: u8 = 14;
@@ -29,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) ram: GuestRam,
     /// Guest physical addresses of the window.
     pub(crate) window: ops::Range<u64>,
+    /// Where the window lies in this process.
+    pub(crate) window_mapping: u64,
     pub(crate) faults: Option<Arc<dyn FaultHandler>>,
     pub(crate) stop: StopHandle,
 }
@@ -64,6 +70,9 @@ impl Vcpu {
     }
 
     fn run_until_end(&mut self) -> ExitReason {
+        if let Err(error) = poison::install() {
+            return self.crash(format!("SIGBUS cannot be handled: {error}"), None);
+        }
         match Kicker::for_this_thread(&self.fd) {
             Ok(kicker) => self.shared.stop.attach(kicker),
             Err(error) => {
@@ -95,7 +104,7 @@ impl Vcpu {
         // A stale reason would be taken for the one of a failed entry.
         self.fd.get_kvm_run().exit_reason = 0;
         let shared = &self.shared;
-        match self.fd.run() {
+        match poison::watched(|| self.fd.run()) {
             Ok(VcpuExit::IoIn(port, data)) => shared.pio.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => shared.pio.write(port.into(), data),
             Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
@@ -138,17 +147,34 @@ impl Vcpu {
                 // There is a reason already, so this does not wait; it is kept.
                 Next::Stop(self.shared.stop.wait())
             }
-            Some(libc::EINTR | libc::EAGAIN) => Next::Enter,
+            Some(libc::EINTR) => match poison::take() {
+                Some(address) => self.broken(address),
+                None => Next::Enter,
+            },
+            Some(libc::EAGAIN) => Next::Enter,
             Some(libc::EFAULT) => Next::Fault(FaultCause::Unknown),
-            Some(libc::EHWPOISON) => crash("it touched memory that the hardware reports as broken"),
+            Some(libc::EHWPOISON) => crash(BROKEN_MEMORY),
             _ => crash(format!("KVM cannot run it: {error}")),
+        }
+    }
+
+    /// The guest touched broken memory at an address of this process.
+    fn broken(&self, address: usize) -> Next {
+        let window = &self.shared.window;
+        let offset = (address as u64).checked_sub(self.shared.window_mapping);
+        match offset.filter(|offset| *offset < window.end - window.start) {
+            Some(offset) => Next::Fault(FaultCause::Broken(window.start + offset)),
+            // The guest's RAM is made anew for its next boot.
+            None => crash(BROKEN_MEMORY),
         }
     }
 
     /// Asks the handler about a refused access and carries out what it says.
     fn handle_fault(&mut self, cause: FaultCause) -> Result<(), ExitReason> {
         let gpa = match cause {
-            FaultCause::Address(gpa) | FaultCause::Emulated { gpa, .. } => Some(gpa),
+            FaultCause::Address(gpa)
+            | FaultCause::Broken(gpa)
+            | FaultCause::Emulated { gpa, .. } => Some(gpa),
             FaultCause::Unknown => None,
         };
         let Some(handler) = self.shared.faults.clone() else {

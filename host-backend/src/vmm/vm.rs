@@ -168,6 +168,8 @@ impl MmioSlot {
 struct Window {
     start: u64,
     len: u64,
+    /// Its address in this process.
+    host: u64,
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
@@ -347,6 +349,7 @@ impl Vm {
         self.window = Some(Window {
             start: start.0,
             len,
+            host,
             _owner: owner,
         });
         Ok(())
@@ -372,11 +375,13 @@ impl Vm {
             .window
             .as_ref()
             .map_or(0..0, |window| window.start..window.start + window.len);
+        let window_mapping = self.window.as_ref().map_or(0, |window| window.host);
         let shared = Arc::new(Shared {
             pio: self.pio,
             mmio: self.mmio,
             ram: self.ram.clone(),
             window,
+            window_mapping,
             faults: self.faults,
             stop: self.stop.clone(),
         });

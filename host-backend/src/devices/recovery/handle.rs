@@ -16,7 +16,7 @@ use super::cleanser::BATCH;
 use super::events::Pending;
 use crate::devices::Tally;
 use crate::engine::{
-    Count, Engine, IncidentDetail, IncidentSummary, Position, Reply, Scope, ScrubCounts,
+    Count, Engine, IncidentDetail, IncidentSummary, Position, Reply, Retry, Scope, ScrubCounts,
     SealedWrite, Status, handle_message,
 };
 use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
@@ -166,15 +166,15 @@ impl RecoveryHandle {
     }
 
     /// Says that the hardware stopped an access of the guest to a frame because its memory is broken.
-    /// Gives whether the access can be tried again.
-    pub fn poisoned(&self, frame: u32) -> bool {
+    /// Gives what becomes of the access.
+    pub fn poisoned(&self, frame: u32) -> Retry {
         let mut core = self.core();
         let Core {
             engine, protection, ..
         } = &mut *core;
-        let repaired = engine.poisoned(now(), frame, protection);
+        let retry = engine.poisoned(now(), frame, protection);
         self.release(core);
-        repaired
+        retry
     }
 
     /// Waits until a domain is to be checked, at most for `pause`; `Err` when the scrubber has to
@@ -356,6 +356,10 @@ impl WriteProtection for RecoveryHandle {
 }
 
 impl ViolationSink for RecoveryHandle {
+    fn broken(&self, frame: u32) -> Retry {
+        self.poisoned(frame)
+    }
+
     fn violation(&self, violation: &Violation) {
         self.sealed_write(SealedWrite {
             frame: violation.frame,
