@@ -11,8 +11,9 @@ use vmsrs_protocol::shared::HELD_MAX;
 
 /// A thread's control block (`struct vmsrs_thread_control`).
 ///
-/// The library's volatile stores are relaxed ones here, which is weaker than what the CPU does. The
-/// driver orders what it reads by locks and by the end of the thread alone.
+/// The library's volatile stores to the list are relaxed ones here, which is weaker than what the CPU
+/// does: the driver orders what it reads there by locks and by the end of the thread alone. The tag
+/// is read at any time; there, x86's order counts, in which a store is a release.
 #[derive(Default)]
 pub struct Control {
     pub(crate) tag: AtomicU64,
@@ -56,7 +57,7 @@ impl HeldList for Library {
 impl Library {
     /// A registered thread that begins its request with `tag`.
     pub fn begin(driver: &Arc<Driver>, thread: &Arc<Thread>, tag: u64, life: Life) -> Self {
-        thread.control.tag.store(tag, Ordering::Relaxed);
+        thread.control.tag.store(tag, Ordering::Release);
         Self {
             driver: driver.clone(),
             thread: thread.clone(),
@@ -101,7 +102,7 @@ impl Library {
     /// `Thread::end`: the request is over, and nothing is held.
     pub fn end(&self) {
         self.life.step();
-        self.thread.control.tag.store(0, Ordering::Relaxed);
+        self.thread.control.tag.store(0, Ordering::Release);
         self.set_count(0);
     }
 

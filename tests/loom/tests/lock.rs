@@ -209,3 +209,50 @@ fn a_wake_up_for_one_domain_is_not_lost_to_a_sleeper_of_another() {
         assert_eq!(data.count(), 1);
     });
 }
+
+#[test]
+fn of_requests_that_wait_for_one_another_one_is_told_and_the_others_go_on() {
+    check(2, || {
+        let world = World::new(2);
+        // Takes one domain, then the other; gives up what it has when it is told of a circle.
+        let both = |world: &World, number: usize, domains: [u32; 2]| {
+            let library = world.library(number, Life::long());
+            library.lock(domains[0]).unwrap();
+            let outcome = library.lock(domains[1]);
+            if outcome.is_ok() {
+                library.unlock(domains[1]);
+            }
+            library.unlock(domains[0]);
+            library.end();
+            outcome
+        };
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || both(&world, 1, [1, 0]))
+        };
+        let outcomes = [both(&world, 0, [0, 1]), other.join().unwrap()];
+        let told = |outcome: &&Result<(), Errno>| **outcome == Err(Errno::Deadlock);
+        assert!(outcomes.iter().filter(told).count() <= 1, "{outcomes:?}");
+        let good = |outcome: &&Result<(), Errno>| told(outcome) || outcome.is_ok();
+        assert_eq!(outcomes.iter().filter(good).count(), 2, "{outcomes:?}");
+        assert!(world.driver.is_free(0) && world.driver.is_free(1));
+    });
+}
+
+#[test]
+fn a_request_whose_thread_works_for_it_is_never_taken_for_an_orphan() {
+    check(3, || {
+        let world = World::new(2);
+        let workers = [0, 1].map(|number| {
+            let world = world.clone();
+            thread::spawn(move || world.request(&world.library(number, Life::long())))
+        });
+        // A sleeper looks after a slice of its sleep.
+        for _ in 0..2 {
+            assert!(!world.driver.holder_is_orphaned(0));
+        }
+        for worker in workers {
+            worker.join().unwrap();
+        }
+    });
+}

@@ -17,7 +17,7 @@ pub enum Region {
     /// Blocks of the heap that are in use, with the headers before them; without the buffers of
     /// connections.
     Heap,
-    /// Free blocks of the heap.
+    /// Free blocks of the heap; when there are none, what it gives out next.
     FreeHeap,
     /// The program's writable data.
     Globals,
@@ -146,6 +146,7 @@ pub fn choose(
         Region::Heap | Region::FreeHeap => {
             let blocks = heap(tracee)?;
             let used = region == Region::Heap;
+            let end = blocks.last().context("the heap is empty")?.end + 8;
             let blocks: Vec<_> = blocks
                 .into_iter()
                 .filter(|block| {
@@ -153,6 +154,9 @@ pub fn choose(
                     block.used == used && size != THREAD_CACHE && size < SESSION
                 })
                 .collect();
+            if blocks.is_empty() && !used {
+                return Ok(word(rng, end, end + NEXT));
+            }
             let block = blocks
                 .choose_weighted(rng, |block| block.end - block.start)
                 .context("the heap has no such block")?;
@@ -206,6 +210,9 @@ const STACK_USED: u64 = 4096;
 
 /// Size of the block in which glibc keeps a thread's cache of free blocks.
 const THREAD_CACHE: u64 = 0x290;
+
+/// Bytes behind the last block that the heap gives out next.
+const NEXT: u64 = 1024;
 
 /// Blocks from this size on are the buffers of sessions, which the kernel fills and empties.
 const SESSION: u64 = 0x10000;

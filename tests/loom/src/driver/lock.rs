@@ -1,5 +1,6 @@
 //! `guest-kmod/lock.c`: lock words, and the sleep of those that find one taken.
 
+use super::deadlock::Wait;
 use super::thread::Thread;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Mutex, MutexGuard};
@@ -13,6 +14,8 @@ const SLEEPERS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errno {
     /// The tag holds the domain already.
+    Exists,
+    /// The holder waits for the caller's request.
     Deadlock,
     /// A signal.
     Interrupted,
@@ -48,6 +51,8 @@ pub struct Driver {
     words: [AtomicU64; 2],
     queue: Mutex<Queue>,
     threads: Vec<Arc<Thread>>,
+    /// `waits`; guarded by `waits_lock`.
+    waits: Mutex<Vec<Wait>>,
     /// Tags of failed requests; guarded by `requests_lock`.
     failed: Mutex<Vec<u64>>,
 }
@@ -59,12 +64,17 @@ impl Driver {
             words: [AtomicU64::new(0), AtomicU64::new(0)],
             queue: Mutex::new(Queue::default()),
             threads: threads.to_vec(),
+            waits: Mutex::new(Vec::new()),
             failed: Mutex::new(Vec::new()),
         })
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no thread panics with the lock")
+    }
+
+    pub(super) fn waits(&self) -> MutexGuard<'_, Vec<Wait>> {
+        self.waits.lock().expect("no thread panics with the lock")
     }
 
     /// `lock_word`.
@@ -172,7 +182,7 @@ impl Driver {
         let mut value = word.load(Ordering::Relaxed);
         loop {
             if value & LOCK_TAG == tag {
-                return Err(Errno::Deadlock);
+                return Err(Errno::Exists);
             }
             let new = if value & LOCK_TAG != 0 {
                 value | LOCK_WAITERS
@@ -215,13 +225,35 @@ impl Driver {
             if self.queue().expired[thread.number] {
                 break Err(Errno::TimedOut);
             }
+            if !self.wait_enter(tag, domain) {
+                break Err(Errno::Deadlock);
+            }
             self.schedule(thread);
         };
         self.finish_wait(thread);
+        self.wait_leave(tag, domain);
         if outcome.is_err() {
             self.wake_one(domain);
         }
         outcome
+    }
+
+    /// `vmsrs_lock_tag`.
+    fn lock_tag(&self, domain: u32) -> u64 {
+        self.word(domain).load(Ordering::Acquire) & LOCK_TAG
+    }
+
+    /// `vmsrs_request_orphaned`, for a request that is not suspended, with `vmsrs_thread_carries`.
+    fn orphaned(&self, tag: u64) -> bool {
+        let carries = |thread: &Arc<Thread>| thread.control.tag.load(Ordering::Acquire) == tag;
+        !self.threads.iter().any(carries)
+    }
+
+    /// `release_orphan` and `vmsrs_fail_orphan`, up to the decision: whether the domain's holder
+    /// would be failed.
+    pub fn holder_is_orphaned(&self, domain: u32) -> bool {
+        let tag = self.lock_tag(domain);
+        tag != 0 && self.orphaned(tag) && self.lock_tag(domain) == tag
     }
 
     /// `send_sig` to a thread.

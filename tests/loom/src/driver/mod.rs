@@ -4,6 +4,7 @@
 //! mutex, a full barrier by sequentially consistent accesses, a grace period by a lock that readers
 //! share.
 
+mod deadlock;
 mod lock;
 mod page;
 mod table;
