@@ -287,6 +287,47 @@ fn a_pointer_that_is_no_block_is_found_when_freed() {
 }
 
 #[test]
+fn strangers_of_every_kind_are_found_when_freed_or_resized() {
+    let other = domain();
+    let theirs = success(other, |_| other.allocate(64, 16).unwrap().as_ptr() as usize);
+    let local = [0u64; 8];
+    let on_stack = std::ptr::from_ref(&local) as usize;
+    let strangers: [&dyn Fn(usize) -> usize; 7] = [
+        // Another domain's block, the stack's memory, code.
+        &|_| theirs,
+        &|_| on_stack,
+        &|_| null_write as *const () as usize,
+        // Inside of a block, aligned and not; its header; nothing at all.
+        &|block| block + 16,
+        &|block| block + 5,
+        &|block| block - 5,
+        &|_| 16,
+    ];
+    for (number, stranger) in strangers.iter().enumerate() {
+        for resize in [false, true] {
+            let domain = domain();
+            let failure = failure(domain, |_| {
+                let block = domain.allocate(64, 16).unwrap().as_ptr() as usize;
+                let wrong = NonNull::new(stranger(block) as *mut u8).unwrap();
+                // SAFETY: it is not right; that is the test.
+                unsafe {
+                    if resize {
+                        let _ = domain.reallocate(wrong, 200);
+                    } else {
+                        let _ = domain.deallocate(wrong);
+                    }
+                }
+            });
+            assert_eq!(failure.kind, Kind::ForeignFree, "{number}: {failure}");
+        }
+    }
+    // Nothing happened to the other domain's block.
+    let theirs = NonNull::new(theirs as *mut u8).unwrap();
+    // SAFETY: a live block, used by nobody afterwards.
+    success(other, |_| unsafe { other.deallocate(theirs).unwrap() });
+}
+
+#[test]
 fn a_write_behind_a_block_is_found_at_the_commit() {
     for size in [1, 8, 15, 16, 40] {
         let domain = domain();
