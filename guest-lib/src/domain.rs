@@ -60,10 +60,7 @@ impl Domain {
         options: DomainOptions,
     ) -> Result<Self, Error> {
         let backend = app.backend();
-        let flags = match options.mirror {
-            true => DOMAIN_MIRROR,
-            false => 0,
-        };
+        let flags = if options.mirror { DOMAIN_MIRROR } else { 0 };
         let (number, flags) =
             backend
                 .open_domain(key, flags)
