@@ -1,0 +1,285 @@
+//! The campaign must see what a broken server does. Here the server is the plain ledger behind a
+//! proxy: requests that would reach a bug are answered with an error and go no further, as with a
+//! perfect VMSRS. Each test then breaks one promise.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use vmsrs_campaign::outcome::Outcome;
+use vmsrs_campaign::run::{self, Options};
+
+/// A running ledger; killed when dropped.
+struct Ledger {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Ledger {
+    fn start(program: &Path) -> Self {
+        let mut process = Command::new(program)
+            .arg("0")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let port = lines
+            .find_map(|line| line.ok()?.rsplit_once("ready on port ")?.1.parse().ok())
+            .expect("the server says its port");
+        // Nobody reads what it says from here on, but its pipe must not close.
+        thread::spawn(move || lines.for_each(drop));
+        Self {
+            process,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        }
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Compiles the C server without VMSRS.
+fn plain_ledger(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../servers/ledger.c");
+    let program = folder.join("ledger-plain");
+    let status = Command::new("cc")
+        .args(["-O2", "-pthread", "-DPLAIN", "-o"])
+        .args([&program, &source])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    program
+}
+
+/// What the proxy does with the request whose number is given, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// One error changes the balance of a user who has nothing to do with it.
+    OtherUser(u64),
+    /// One failed request leaves a trace in its own user's state.
+    Trace(u64),
+    /// One ordinary answer is changed.
+    Answer(u64),
+    /// One ordinary request fails.
+    Failure(u64),
+    /// One request has no answer.
+    Silence(u64),
+    /// The server is killed and loses everything; another one is started.
+    Death(u64),
+}
+
+struct Proxy {
+    wrong: Wrong,
+    program: PathBuf,
+    ledger: std::sync::Mutex<Ledger>,
+    errors: AtomicU64,
+    answers: AtomicU64,
+}
+
+impl Proxy {
+    /// Starts a ledger and a proxy before it: the proxy and its address.
+    fn start(folder: &str, wrong: Wrong) -> (Arc<Self>, SocketAddr) {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = plain_ledger(&folder);
+        let proxy = Arc::new(Self {
+            wrong,
+            ledger: std::sync::Mutex::new(Ledger::start(&program)),
+            program,
+            errors: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+        });
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = proxy.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let proxy = shared.clone();
+                // A client or a server that goes away ends the connection.
+                thread::spawn(move || drop(proxy.serve(&client)));
+            }
+        });
+        (proxy, address)
+    }
+
+    fn ask(server: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<String> {
+        server.get_mut().write_all(format!("{line}\n").as_bytes())?;
+        let mut answer = String::new();
+        match server.read_line(&mut answer)? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(answer.trim_end_matches('\n').to_owned()),
+        }
+    }
+
+    fn serve(&self, client: &TcpStream) -> std::io::Result<()> {
+        let address = self.ledger.lock().unwrap().address;
+        let mut server = BufReader::new(TcpStream::connect(address)?);
+        client.set_nodelay(true)?;
+        for line in BufReader::new(client).lines() {
+            let line = line?;
+            let quotes = line.strip_prefix("NOTE QUOTE ").is_some_and(|id| {
+                has_quotes(&Self::ask(&mut server, "READ").unwrap_or_default(), id)
+            });
+            let mut answer = if quotes || reaches_a_bug(&line) {
+                self.error(&mut server)?
+            } else {
+                Self::ask(&mut server, &line)?
+            };
+            if answer.starts_with("OK balance=") {
+                let number = self.answers.fetch_add(1, SeqCst) + 1;
+                match self.wrong {
+                    Wrong::Answer(at) if number == at => answer.push('0'),
+                    Wrong::Failure(at) if number == at => {
+                        answer = "ERR memory incident=1 recovery_ns=1".to_owned();
+                    }
+                    Wrong::Silence(at) if number == at => continue,
+                    Wrong::Death(at) if number == at => {
+                        *self.ledger.lock().unwrap() = Ledger::start(&self.program);
+                    }
+                    _ => {}
+                }
+            }
+            (&*client).write_all(format!("{answer}\n").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The answer to a request with an error, which does not reach the server.
+    fn error(&self, server: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+        let number = self.errors.fetch_add(1, SeqCst) + 1;
+        match self.wrong {
+            Wrong::OtherUser(at) if number == at => {
+                let address = self.ledger.lock().unwrap().address;
+                let mut stranger = BufReader::new(TcpStream::connect(address)?);
+                Self::ask(&mut stranger, "USER vault2")?;
+                Self::ask(&mut stranger, "DEPOSIT 1")?;
+            }
+            Wrong::Trace(at) if number == at => {
+                Self::ask(server, "DEPOSIT 1")?;
+            }
+            _ => {}
+        }
+        Ok("ERR memory incident=1 recovery_ns=1".to_owned())
+    }
+}
+
+/// Requests that the campaign makes only to reach a bug of the server.
+fn reaches_a_bug(line: &str) -> bool {
+    let words: Vec<&str> = line.split(' ').collect();
+    let number = |place: usize| words.get(place).and_then(|word| word.parse::<u64>().ok());
+    match words[..] {
+        ["NOTE", "EDIT", ..] => number(2) >= Some(900_000),
+        ["NOTE", "PAD", ..] => number(3) >= Some(65_536),
+        ["NOTE", "JOIN", first, second] | ["NOTE", "DELETE", first, second] => first == second,
+        ["NOTE", "AVERAGE", "nothing", ..] => true,
+        ["CALC", sum] => sum.starts_with("(((((((("),
+        ["TAX", ..] => number(1) > Some(100),
+        ["LABEL", ..] => number(1) >= Some(4),
+        _ => false,
+    }
+}
+
+/// Whether the note with this number has quotes in it, from the answer to `READ`.
+fn has_quotes(dump: &str, wanted: &str) -> bool {
+    let Some((_, notes)) = dump.split_once(" notes=") else {
+        return false;
+    };
+    let mut rest = notes.split_once(' ').map_or("", |(_, rest)| rest);
+    while let [id, _, length, text] = rest.splitn(4, ':').collect::<Vec<_>>()[..] {
+        let (text, next) = text.split_at(length.parse().unwrap());
+        if id == wanted {
+            return text.contains('"');
+        }
+        rest = next.trim_start();
+    }
+    false
+}
+
+fn campaign(name: &str, wrong: Wrong) -> Outcome {
+    let (proxy, address) = Proxy::start(name, wrong);
+    let options = Options {
+        address,
+        seed: 5,
+        errors: 60,
+        users: 8,
+        connections: 4,
+        injector: false,
+        reply_timeout: Duration::from_secs(5),
+        outage_limit: Duration::from_secs(5),
+        deadline: Duration::from_secs(60),
+    };
+    let outcome = run::run(&options, |_| ()).unwrap();
+    // The proxy's threads live on; the ledger must not, or it would outlive this process.
+    let _ = proxy.ledger.lock().unwrap().process.kill();
+    outcome
+}
+
+/// The numbers of a verdict: others harmed, crashes, hangs, commits lost.
+fn verdict(outcome: &Outcome) -> [u64; 4] {
+    [
+        outcome.others_harmed,
+        outcome.crashes,
+        outcome.hangs,
+        outcome.commits_lost,
+    ]
+}
+
+#[test]
+fn a_server_that_loses_the_request_alone_keeps_all_promises() {
+    let outcome = campaign("nothing", Wrong::Nothing);
+    assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
+    assert!(outcome.errors_injected >= 60);
+    let lost: u64 = outcome.kinds.iter().map(|kind| kind.request_lost).sum();
+    assert!(lost >= 50, "{:#?}", outcome.kinds);
+}
+
+#[test]
+fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
+    let outcome = campaign("other-user", Wrong::OtherUser(20));
+    assert!(outcome.others_harmed > 0);
+}
+
+#[test]
+fn a_trace_of_a_failed_request_is_seen() {
+    let outcome = campaign("trace", Wrong::Trace(20));
+    assert!(outcome.others_harmed > 0);
+}
+
+#[test]
+fn a_wrong_answer_to_an_ordinary_request_is_seen() {
+    let outcome = campaign("answer", Wrong::Answer(20));
+    assert!(outcome.others_harmed > 0);
+}
+
+#[test]
+fn an_ordinary_request_that_fails_is_seen() {
+    let outcome = campaign("failure", Wrong::Failure(20));
+    assert!(outcome.others_harmed > 0);
+}
+
+#[test]
+fn a_request_without_an_answer_is_seen() {
+    let outcome = campaign("silence", Wrong::Silence(20));
+    assert_eq!(outcome.hangs, 1);
+}
+
+#[test]
+fn a_death_that_loses_commits_is_seen_as_both() {
+    let outcome = campaign("death", Wrong::Death(20));
+    assert!(
+        outcome.crashes > 0 && outcome.commits_lost > 0,
+        "{:?}",
+        verdict(&outcome)
+    );
+    assert!(!outcome.trace.is_empty());
+}
