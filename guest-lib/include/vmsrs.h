@@ -173,6 +173,12 @@
 // The request touched a page whose content the host lost.
 #define VMSRS_KIND_DAMAGED 22
 
+// What a step returns when the request goes on with another step.
+#define VMSRS_STEP_SUSPEND 1
+
+// What a step returns when the request is done: everything it wrote is committed.
+#define VMSRS_STEP_DONE 0
+
 // An app, open in this process for as long as it lives.
 typedef struct vmsrs_app vmsrs_app;
 
@@ -184,6 +190,13 @@ typedef struct vmsrs_domain vmsrs_domain;
 
 // A running request, as one of its threads has it: on that thread, until its function returns.
 typedef struct vmsrs_request vmsrs_request;
+
+// A request in steps, each on any thread.
+//
+// Its domains stay locked between the steps, and its deadline runs on: a task that misses it while it
+// is suspended fails, its locks are free at once, and the next step returns the failure. Dropping a
+// task gives it up. Dropped inside of another request, its defers run as a part of that one.
+typedef struct vmsrs_task vmsrs_task;
 
 // State of the driver, for statistics.
 typedef struct vmsrs_info {
@@ -259,6 +272,21 @@ typedef void (*vmsrs_defer_fn)(void *argument);
 // Checks a domain: returns 0 if the domain is sound. Anything else fails the request, as does any error
 // in it. `vmsrs_fail` in it fails the request with a message.
 typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
+
+// Lets other threads work for a request. Good until its request ends; can be copied and sent to any
+// number of threads. The fields are the library's.
+typedef struct vmsrs_ticket_t {
+  // The library's.
+  const void *state;
+  // The library's.
+  const void *domain;
+  // The library's.
+  uint64_t tag;
+  // The library's.
+  uint32_t forks;
+  // 0.
+  uint32_t reserved;
+} vmsrs_ticket_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -367,7 +395,7 @@ int vmsrs_run_with(const struct vmsrs_domain *domain,
                    void *argument,
                    int *result);
 
-// The last failure that `vmsrs_run` reported to the calling thread.
+// The last failure that `vmsrs_run`, `vmsrs_join` or `vmsrs_task_step` reported to the calling thread.
 //
 // Returns `VMSRS_OK`; `VMSRS_EINVAL` for a null pointer; `VMSRS_ENOREQUEST` if no request of this
 // thread has failed.
@@ -380,8 +408,9 @@ int vmsrs_last_failure(struct vmsrs_failure *failure);
 // Locks the shared domain for the request and opens an atomic section on it.
 //
 // Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_EHELD`, `VMSRS_ELIMIT`,
-// `VMSRS_EAPP`, `VMSRS_ETIMEOUT`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`. The order in which domains are
-// entered is the server's affair; give every request the same order.
+// `VMSRS_EAPP`, `VMSRS_ETIMEOUT`, `VMSRS_EDEADLOCK` (the holder waits for this request, directly or
+// through others), `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`. The order in which domains are entered is the
+// server's affair; with the same order in every request, none ever waits in a circle.
 //
 // # Safety
 //
@@ -424,7 +453,7 @@ VMSRS_MUST_USE int vmsrs_commit(const struct vmsrs_request *request, uint32_t fl
 void vmsrs_fail(const char *message) VMSRS_NORETURN;
 
 // Registers work that undoes something outside of domains (a file, a descriptor) if the request
-// fails or is given up. The newest runs first. It runs outside of the request: domains cannot be
+// fails or is given up. The newest runs first. It runs on the thread that ends it, outside of the request: domains cannot be
 // written, errors in it are suppressed.
 //
 // Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ELIMIT`.
@@ -547,6 +576,86 @@ VMSRS_MUST_USE
 int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
                            vmsrs_invariant_fn function,
                            void *argument);
+
+// Gives a ticket of the running request, by which other threads join it with `vmsrs_join`.
+//
+// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`.
+//
+// # Safety
+//
+// `request` is the one that the calling function got; `ticket` points to room for it.
+VMSRS_MUST_USE int vmsrs_ticket(const struct vmsrs_request *request, struct vmsrs_ticket_t *ticket);
+
+// Works for the ticket's request on the calling thread: runs `function` on the thread's request stack.
+// What it returns goes to `*result` (which may be null), whatever its sign. The request ends only after
+// all threads have left it. When any of them fails, all come to their landings, whatever they do.
+//
+// `VMSRS_OK`: `*result` is valid. `VMSRS_EFAILED`: the request has failed, see `vmsrs_last_failure`.
+// `VMSRS_EENDED`, `VMSRS_EINVAL`, `VMSRS_ENESTED`, `VMSRS_ELIMIT` (256 threads), `VMSRS_ESYSTEM`: the
+// function was not run. `VMSRS_EFORKED`: this is the child of a fork.
+//
+// # Safety
+//
+// `ticket` points to what `vmsrs_ticket` gave, or is null; the function bears being cut short.
+VMSRS_MUST_USE
+int vmsrs_join(const struct vmsrs_ticket_t *ticket,
+               vmsrs_request_fn function,
+               void *argument,
+               int *result);
+
+// Locks several shared domains in an order that is the same in all requests, and holds them to the end
+// of the request or to `vmsrs_leave`. Domains that the request holds already are no error.
+//
+// Returns as `vmsrs_enter`; if it is not `VMSRS_OK`, what this call has locked before is left again.
+//
+// # Safety
+//
+// `request` is the one that the calling function got, `domains` points to `count` domains.
+VMSRS_MUST_USE
+int vmsrs_enter_all(const struct vmsrs_request *request,
+                    const struct vmsrs_domain *const *domains,
+                    size_t count);
+
+// Makes a request that will hold `domain` and is done in steps, each on any thread. It begins with its
+// first step. `options` may be null.
+//
+// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ESYSTEM`.
+//
+// # Safety
+//
+// `domain` comes from `vmsrs_domain_open`; `options` points to options or is null; `task` points to
+// room for a pointer.
+VMSRS_MUST_USE
+int vmsrs_task_new(const struct vmsrs_domain *domain,
+                   const struct vmsrs_options *options,
+                   struct vmsrs_task **task);
+
+// Runs `function` as the next step of the request; one thread at a time. It returns
+// `VMSRS_STEP_SUSPEND` (the request goes on later, and keeps what it holds and wrote), `VMSRS_STEP_DONE`
+// (what it wrote is committed), or a negative value (it is given up). That goes to `*result`, which
+// may be null. The first step takes the domain's lock.
+//
+// `VMSRS_OK`, `VMSRS_EUNSEALED`: `*result` is valid. `VMSRS_EFAILED`: the request has failed, in this
+// step or by its deadline before it; see `vmsrs_last_failure`. `VMSRS_EENDED`: it is over.
+// `VMSRS_ENESTED`, `VMSRS_ETIMEOUT`: the function was not run, the step can be tried again.
+// `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`, `VMSRS_EFORKED`: as `vmsrs_run`.
+//
+// # Safety
+//
+// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function bears being
+// cut short.
+VMSRS_MUST_USE
+int vmsrs_task_step(struct vmsrs_task *task,
+                    vmsrs_request_fn function,
+                    void *argument,
+                    int *result);
+
+// Ends a task; one that is not over is given up. Null is allowed.
+//
+// # Safety
+//
+// `task` comes from `vmsrs_task_new`, and nobody uses it afterwards.
+void vmsrs_task_free(struct vmsrs_task *task);
 
 #ifdef __cplusplus
 }  // extern "C"

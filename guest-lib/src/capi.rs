@@ -141,6 +141,26 @@ pub struct COptions {
     pub reserved: u32,
 }
 
+impl COptions {
+    /// The same for the library; `None` when there is an unknown flag.
+    pub(crate) fn read(self) -> Option<Options> {
+        if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 {
+            return None;
+        }
+        let milliseconds = |value: u32| (value != 0).then(|| Duration::from_millis(value.into()));
+        Some(Options {
+            seal: self.flags & VMSRS_SEAL != 0,
+            deadline: milliseconds(self.deadline_ms),
+            lock_timeout: milliseconds(self.lock_timeout_ms),
+            audit: if self.flags & VMSRS_AUDIT_WHOLE != 0 {
+                Audit::Whole
+            } else {
+                Audit::Written
+            },
+        })
+    }
+}
+
 /// The last failed request of a thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -416,19 +436,8 @@ pub unsafe extern "C" fn vmsrs_run_with(
     };
     // SAFETY: options or null by contract.
     let options = unsafe { options.as_ref() }.copied().unwrap_or_default();
-    if options.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 {
+    let Some(options) = options.read() else {
         return VMSRS_EINVAL;
-    }
-    let milliseconds = |value: u32| (value != 0).then(|| Duration::from_millis(value.into()));
-    let options = Options {
-        seal: options.flags & VMSRS_SEAL != 0,
-        deadline: milliseconds(options.deadline_ms),
-        lock_timeout: milliseconds(options.lock_timeout_ms),
-        audit: if options.flags & VMSRS_AUDIT_WHOLE != 0 {
-            Audit::Whole
-        } else {
-            Audit::Written
-        },
     };
     let mut value = 0;
     let outcome = domain.run_with(&options, |request| {
@@ -439,7 +448,7 @@ pub unsafe extern "C" fn vmsrs_run_with(
     let (status, valid) = match outcome {
         Ok(()) | Err(RunError::GivenUp(())) => (VMSRS_OK, true),
         Err(RunError::Failed(failure)) => {
-            LAST.with(|last| *last.borrow_mut() = Some(failure));
+            note_failure(failure);
             (VMSRS_EFAILED, false)
         }
         Err(RunError::Refused(Error::Unsealed)) => (VMSRS_EUNSEALED, true),
@@ -452,7 +461,7 @@ pub unsafe extern "C" fn vmsrs_run_with(
     status
 }
 
-/// The last failure that `vmsrs_run` reported to the calling thread.
+/// The last failure that `vmsrs_run`, `vmsrs_join` or `vmsrs_task_step` reported to the calling thread.
 ///
 /// Returns `VMSRS_OK`; `VMSRS_EINVAL` for a null pointer; `VMSRS_ENOREQUEST` if no request of this
 /// thread has failed.
@@ -478,8 +487,9 @@ pub unsafe extern "C" fn vmsrs_last_failure(failure: *mut CFailure) -> c_int {
 /// Locks the shared domain for the request and opens an atomic section on it.
 ///
 /// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_EHELD`, `VMSRS_ELIMIT`,
-/// `VMSRS_EAPP`, `VMSRS_ETIMEOUT`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`. The order in which domains are
-/// entered is the server's affair; give every request the same order.
+/// `VMSRS_EAPP`, `VMSRS_ETIMEOUT`, `VMSRS_EDEADLOCK` (the holder waits for this request, directly or
+/// through others), `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`. The order in which domains are entered is the
+/// server's affair; with the same order in every request, none ever waits in a circle.
 ///
 /// # Safety
 ///
@@ -553,7 +563,7 @@ pub unsafe extern "C" fn vmsrs_fail(message: *const c_char) -> ! {
 }
 
 /// Registers work that undoes something outside of domains (a file, a descriptor) if the request
-/// fails or is given up. The newest runs first. It runs outside of the request: domains cannot be
+/// fails or is given up. The newest runs first. It runs on the thread that ends it, outside of the request: domains cannot be
 /// written, errors in it are suppressed.
 ///
 /// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ELIMIT`.
@@ -783,14 +793,19 @@ thread_local! {
     static LAST: RefCell<Option<Box<Failure>>> = const { RefCell::new(None) };
 }
 
-fn status(outcome: Result<(), Error>) -> c_int {
+/// Keeps a failure for `vmsrs_last_failure`.
+pub(crate) fn note_failure(failure: Box<Failure>) {
+    LAST.with(|last| *last.borrow_mut() = Some(failure));
+}
+
+pub(crate) fn status(outcome: Result<(), Error>) -> c_int {
     match outcome {
         Ok(()) => VMSRS_OK,
         Err(error) => code(&error),
     }
 }
 
-fn code(error: &Error) -> c_int {
+pub(crate) fn code(error: &Error) -> c_int {
     match error {
         Error::Length { .. } | Error::Argument(_) => VMSRS_EINVAL,
         Error::Device { source, .. } => {

@@ -16,6 +16,7 @@ mod backend;
 #[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
 pub mod capi_invariant;
+pub mod capi_members;
 mod clib;
 mod control;
 mod defer;

@@ -1,5 +1,6 @@
 //! Several threads for one request: tickets, by which others join it.
 
+use crate::capi_members::CTicket;
 use crate::domain::Domain;
 use crate::error::{Error, RunError};
 use crate::fork;
@@ -9,6 +10,7 @@ use crate::state::State;
 use crate::thread;
 use std::convert::Infallible;
 use std::fmt;
+use std::ptr;
 
 /// How a thread's part in a request, or a step of a [`crate::Task`], ended when it did not end well.
 pub type JoinError = RunError<Infallible>;
@@ -69,6 +71,37 @@ impl Ticket {
             End::Leave
         })?;
         value.ok_or(RunError::Refused(Error::Ended))
+    }
+
+    pub(crate) fn to_c(self) -> CTicket {
+        CTicket {
+            state: ptr::from_ref(self.state).cast(),
+            domain: ptr::from_ref(self.domain).cast(),
+            tag: self.tag,
+            forks: self.forks,
+            reserved: 0,
+        }
+    }
+
+    /// The ticket again; `None` when there is none in it.
+    ///
+    /// # Safety
+    ///
+    /// [`Ticket::to_c`] gave it, or it is all zero.
+    pub(crate) unsafe fn from_c(ticket: &CTicket) -> Option<Self> {
+        // SAFETY: null, or what lives for ever, by contract.
+        let (state, domain) = unsafe {
+            (
+                ticket.state.cast::<State>().as_ref()?,
+                ticket.domain.cast::<Domain>().as_ref()?,
+            )
+        };
+        Some(Self {
+            state,
+            tag: ticket.tag,
+            domain,
+            forks: ticket.forks,
+        })
     }
 
     /// Keeps a slot for a thread that will call [`Ticket::work`] with it.

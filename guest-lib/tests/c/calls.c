@@ -212,6 +212,98 @@ static void *thread(void *argument)
 	return NULL;
 }
 
+static vmsrs_ticket_t ticket;
+
+static int add_one(vmsrs_request *request, void *argument)
+{
+	int *block = vmsrs_alloc(one, sizeof(*block));
+
+	(void)request;
+	CHECK(block);
+	*block = *(int *)argument;
+	return -*block;
+}
+
+static int stop(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	(void)argument;
+	*(volatile int *)8 = 1;
+	return 0;
+}
+
+/* Works for the request of another thread, well or not. */
+static void *joiner(void *argument)
+{
+	vmsrs_failure failure;
+	int value = 7, result = 0;
+
+	if (argument) {
+		CHECK(vmsrs_join(&ticket, stop, NULL, NULL) == VMSRS_EFAILED);
+		CHECK(vmsrs_last_failure(&failure) == VMSRS_OK);
+		CHECK(failure.kind == VMSRS_KIND_MEMORY);
+	} else {
+		CHECK(vmsrs_join(&ticket, add_one, &value, &result) == VMSRS_OK);
+		CHECK(result == -7);
+	}
+	return NULL;
+}
+
+static int leads(vmsrs_request *request, void *argument)
+{
+	const vmsrs_domain *domains[] = { two, one };
+	pthread_t id;
+
+	CHECK(vmsrs_ticket(NULL, &ticket) == VMSRS_EINVAL);
+	CHECK(vmsrs_ticket(request, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_ticket(request, &ticket) == VMSRS_OK);
+	CHECK(vmsrs_join(&ticket, add_one, NULL, NULL) == VMSRS_ENESTED);
+	CHECK(vmsrs_enter_all(request, NULL, 2) == VMSRS_EINVAL);
+	CHECK(vmsrs_enter_all(request, domains, 2) == VMSRS_OK);
+	CHECK(vmsrs_leave(request, two) == VMSRS_OK);
+	CHECK(pthread_create(&id, NULL, joiner, argument) == 0);
+	CHECK(pthread_join(id, NULL) == 0);
+	return 0;
+}
+
+static int step(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	return *(int *)argument;
+}
+
+static void members_and_steps(void)
+{
+	vmsrs_ticket_t none = { 0 };
+	vmsrs_options options = { .flags = 8 };
+	int result = 0, want = VMSRS_STEP_SUSPEND;
+	vmsrs_task *task;
+
+	CHECK(vmsrs_run(one, leads, NULL, NULL) == VMSRS_OK);
+	CHECK(vmsrs_join(&ticket, add_one, &want, NULL) == VMSRS_EENDED);
+	CHECK(vmsrs_join(&none, add_one, &want, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_join(&ticket, NULL, &want, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_run(one, leads, &ticket, NULL) == VMSRS_EFAILED);
+
+	CHECK(vmsrs_task_new(one, &options, &task) == VMSRS_EINVAL);
+	CHECK(vmsrs_task_new(one, NULL, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_task_new(one, NULL, &task) == VMSRS_OK);
+	CHECK(vmsrs_task_step(task, NULL, NULL, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_task_step(task, step, &want, &result) == VMSRS_OK);
+	CHECK(result == VMSRS_STEP_SUSPEND);
+	options = (vmsrs_options){ .lock_timeout_ms = 1 };
+	CHECK(vmsrs_run_with(one, &options, step, &want, NULL) == VMSRS_ETIMEOUT);
+	want = VMSRS_STEP_DONE;
+	CHECK(vmsrs_task_step(task, step, &want, &result) == VMSRS_OK);
+	CHECK(result == VMSRS_STEP_DONE);
+	CHECK(vmsrs_task_step(task, step, &want, &result) == VMSRS_EENDED);
+	vmsrs_task_free(task);
+	vmsrs_task_free(NULL);
+	CHECK(vmsrs_task_new(one, NULL, &task) == VMSRS_OK);
+	CHECK(vmsrs_task_step(task, stop, NULL, NULL) == VMSRS_EFAILED);
+	vmsrs_task_free(task);
+}
+
 int main(void)
 {
 	vmsrs_options options = { .deadline_ms = 5000, .lock_timeout_ms = 100 };
@@ -250,8 +342,9 @@ int main(void)
 	CHECK(pthread_join(id, NULL) == 0);
 	CHECK(vmsrs_run(two, smash, &bytes, &result) == VMSRS_EFAILED);
 	CHECK(vmsrs_run(one, right, &one, &result) == VMSRS_OK);
+	members_and_steps();
 	invariants();
-	for (int code = -16; code <= 0; code++)
+	for (int code = -19; code <= 0; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
 	return 0;
 }
