@@ -335,6 +335,8 @@ int main(void)
 	CHECK(!vmsrs_arena_alloc(last, 16));
 	CHECK(vmsrs_run(one, wrong, &kind, &result) == VMSRS_OK);
 	CHECK(result == -5 && undone == 321);
+	options.flags = VMSRS_AUDIT_WHOLE | VMSRS_SEAL;
+	CHECK(vmsrs_run_with(one, &options, right, &one, &result) == VMSRS_OK);
 	options.flags = 4;
 	CHECK(vmsrs_run_with(one, &options, right, &one, NULL) == VMSRS_EINVAL);
 
