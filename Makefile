@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BED = $(CARGO) run --quiet --release -p vmsrs-bed --
 
-.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign propagation fetch clean
+.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign propagation fetch debug-kernel clean
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -15,8 +15,13 @@ CAMPAIGN = $(CARGO) run --quiet --release -p vmsrs-campaign -- --seed $(SEED) --
 # cargo uses all CPUs by itself, and its steps wait for one another anyway.
 .NOTPARALLEL:
 
+# The kernel that test guests run: 6.1 (if it is not given), 6.12 or debug (KASAN, lockdep, ...; built on first use).
+ifdef KERNEL
+export VMSRS_KERNEL = $(KERNEL)
+endif
+
 help: ## Show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 15
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: build fetch ## Boot a guest, let requests corrupt memory, show that nobody else notices
 	$(CARGO) run --quiet --release -p vmsrs-demo
@@ -49,7 +54,7 @@ unit: fetch ## Run unit and property tests, and those of the test-bed
 	$(CARGO) test --workspace --exclude vmsrs-e2e --exclude vmsrs-headers
 
 # In the nested test-bed all code is emulated: only an optimised build is quick enough there.
-e2e: fetch ## Run the end-to-end tests in a real guest
+e2e: fetch ## Run the end-to-end tests in a real guest; KERNEL=debug: with KASAN and lockdep in it
 	$(CARGO) test --release -p vmsrs-e2e
 
 shortcampaign: build fetch ## Run a campaign of 300 errors
@@ -60,6 +65,9 @@ propagation: ## Corrupt words of an unprotected server and follow them: how long
 
 fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 	$(BED) fetch
+
+debug-kernel: ## Build a guest kernel with KASAN, lockdep and more checkers, and the driver for it
+	$(BED) debug-kernel
 
 clean: ## Remove everything that was built; what was fetched stays
 	$(CARGO) clean

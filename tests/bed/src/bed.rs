@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::accelerator::Accelerator;
 use crate::cache::Cache;
 use crate::error::Result;
+use crate::flavour::Flavour;
 use crate::image::Image;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::{Kernel, Series};
@@ -81,14 +82,29 @@ impl Bed {
         self.cache.kernel(series)
     }
 
-    /// The driver and the test module for a kernel, built when their sources have changed.
+    /// A kernel to boot as a guest, Debian's or the debug kernel; that one is built when it is not in the cache.
+    ///
+    /// # Errors
+    ///
+    /// When the cache is damaged, and when the debug kernel cannot be fetched or built.
+    pub fn guest_kernel(&self, flavour: Flavour) -> Result<Kernel> {
+        match flavour {
+            Flavour::Stock(series) => self.kernel(series),
+            Flavour::Debug => {
+                tools::ensure(tools::KERNEL, &*self.progress)?;
+                self.cache.debug_kernel(&*self.progress)
+            }
+        }
+    }
+
+    /// The driver and the test modules for a kernel, built when their sources have changed.
     ///
     /// # Errors
     ///
     /// When they do not build without warnings.
-    pub fn modules(&self, series: Series) -> Result<kmod::Modules> {
+    pub fn modules(&self, kernel: &Kernel) -> Result<kmod::Modules> {
         tools::ensure(tools::KMOD, &*self.progress)?;
-        kmod::build(&self.kernel(series)?, &*self.progress)
+        kmod::build(kernel, &*self.progress)
     }
 
     /// An image with busybox in it, for a guest.

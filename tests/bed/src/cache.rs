@@ -10,7 +10,9 @@ use std::process::Command;
 
 use crate::apt::{Archive, Package};
 use crate::command;
+use crate::debug_kernel;
 use crate::error::{Error, IoContext, Result};
+use crate::flavour::Flavour;
 use crate::kernel::{self, Kernel, Series};
 use crate::qemu::Qemu;
 
@@ -19,7 +21,7 @@ struct Set {
     /// The folder's name in the cache.
     name: String,
     /// The packages to begin with.
-    packages: Vec<&'static str>,
+    packages: Vec<String>,
     /// Which versions, and which other packages.
     choice: Choice,
 }
@@ -36,7 +38,20 @@ impl Set {
         Self {
             name: format!("linux-{series}"),
             // Image and headers come together: a module fits only the very release it was built for.
-            packages: vec!["linux-image-cloud-amd64", "linux-headers-cloud-amd64"],
+            packages: [
+                "linux-image-cloud-amd64".to_owned(),
+                "linux-headers-cloud-amd64".to_owned(),
+            ]
+            .into(),
+            choice: Choice::Series(format!("{series}.")),
+        }
+    }
+
+    fn source(series: Series) -> Self {
+        let name = format!("linux-source-{series}");
+        Self {
+            packages: vec![name.clone()],
+            name,
             choice: Choice::Series(format!("{series}.")),
         }
     }
@@ -44,7 +59,7 @@ impl Set {
     fn busybox() -> Self {
         Self {
             name: "busybox".to_owned(),
-            packages: vec!["busybox-static"],
+            packages: vec!["busybox-static".to_owned()],
             choice: Choice::Series(String::new()),
         }
     }
@@ -52,11 +67,12 @@ impl Set {
     fn qemu() -> Self {
         Self {
             name: "qemu".to_owned(),
-            packages: vec!["qemu-system-x86"],
+            packages: vec!["qemu-system-x86".to_owned()],
             choice: Choice::Missing,
         }
     }
 
+    /// What every machine needs; a kernel's source is fetched when it is asked for.
     fn all() -> Vec<Self> {
         let mut sets: Vec<Self> = Series::ALL.into_iter().map(Self::kernel).collect();
         sets.extend([Self::busybox(), Self::qemu()]);
@@ -80,25 +96,37 @@ impl Cache {
     /// When something is missing and cannot be fetched; the cache is then as it was before.
     pub fn fetch(folder: &Path, update: bool, progress: &dyn Fn(&str)) -> Result<Self> {
         fs::create_dir_all(folder).context("create", folder)?;
-        let folder = &folder.canonicalize().context("find", folder)?;
-        let lock_path = folder.join("lock");
-        let lock = File::create(&lock_path).context("create", &lock_path)?;
-        lock.lock().context("lock", &lock_path)?;
-
-        let missing: Vec<Set> = Set::all()
-            .into_iter()
-            .filter(|set| update || !folder.join(&set.name).exists())
-            .collect();
-        if !missing.is_empty() {
-            progress("reading Debian's lists of packages");
-            let archive = Archive::update(&folder.join("apt"))?;
-            for set in &missing {
-                fetch_set(&archive, set, folder, progress)?;
-            }
+        let cache = Self {
+            folder: folder.canonicalize().context("find", folder)?,
+        };
+        let _lock = cache.lock("lock")?;
+        let mut sets = Set::all();
+        if update {
+            let source = Set::source(Flavour::DEBUG_SERIES);
+            sets.extend(cache.folder.join(&source.name).exists().then_some(source));
         }
-        Ok(Self {
-            folder: folder.clone(),
-        })
+        cache.fetch_sets(sets, update, progress)?;
+        Ok(cache)
+    }
+
+    /// Holds other processes off from what the lock with that name guards, until the file is closed.
+    fn lock(&self, name: &str) -> Result<File> {
+        let path = self.folder.join(name);
+        let file = File::create(&path).context("create", &path)?;
+        file.lock().context("lock", &path)?;
+        Ok(file)
+    }
+
+    /// Fetches the sets that are missing, with `update` all of them. The caller holds the lock.
+    fn fetch_sets(&self, mut sets: Vec<Set>, update: bool, progress: &dyn Fn(&str)) -> Result<()> {
+        sets.retain(|set| update || !self.folder.join(&set.name).exists());
+        if sets.is_empty() {
+            return Ok(());
+        }
+        progress("reading Debian's lists of packages");
+        let archive = Archive::update(&self.folder.join("apt"))?;
+        sets.iter()
+            .try_for_each(|set| fetch_set(&archive, set, &self.folder, progress))
     }
 
     /// The kernel of a series.
@@ -108,6 +136,29 @@ impl Cache {
     /// When its folder has been damaged.
     pub fn kernel(&self, series: Series) -> Result<Kernel> {
         Kernel::unpacked(&self.folder.join(Set::kernel(series).name))
+    }
+
+    /// The debug kernel; fetched as source and built when it is not there or its configuration has changed.
+    ///
+    /// Takes a lock of its own while it builds: nothing else waits for that.
+    ///
+    /// # Errors
+    ///
+    /// When the source cannot be fetched or does not build.
+    pub fn debug_kernel(&self, progress: &dyn Fn(&str)) -> Result<Kernel> {
+        let series = Flavour::DEBUG_SERIES;
+        let name = format!("linux-{series}-debug");
+        let _lock = self.lock(&format!("{name}.lock"))?;
+        let set = Set::source(series);
+        let folder = self.folder.join(&set.name);
+        let archive = folder.join(format!("usr/src/{}.tar.xz", set.name));
+        {
+            let _lock = self.lock("lock")?;
+            self.fetch_sets(vec![set], false, progress)?;
+        }
+        let path = folder.join(PACKAGES);
+        let source = fs::read_to_string(&path).context("read", &path)?;
+        debug_kernel::ensure(&self.folder.join(name), source.trim(), &archive, progress)
     }
 
     /// The static busybox.
@@ -133,6 +184,9 @@ impl Cache {
     }
 }
 
+/// The file in a set's folder that names its packages with their versions, one a line.
+const PACKAGES: &str = "packages";
+
 fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)) -> Result<()> {
     let packages = resolve(archive, set)?;
     let temporary = tempfile::Builder::new()
@@ -151,6 +205,12 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
         ));
         archive.download(package, temporary.path())?;
     }
+    let list: String = packages
+        .iter()
+        .map(|package| format!("{} {}\n", package.name, package.version))
+        .collect();
+    let path = tree.join(PACKAGES);
+    fs::write(&path, list).context("write", &path)?;
     progress(&format!("unpacking {}", set.name));
     for entry in fs::read_dir(temporary.path())
         .context("read", temporary.path())?
@@ -192,7 +252,7 @@ fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
     ];
     let mut packages = BTreeSet::new();
     let mut seen = BTreeSet::new();
-    let mut open: Vec<String> = set.packages.iter().map(|&name| name.to_owned()).collect();
+    let mut open = set.packages.clone();
     while let Some(name) = open.pop() {
         if !seen.insert(name.clone()) {
             continue;

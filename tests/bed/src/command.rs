@@ -38,6 +38,13 @@ pub(crate) fn stdout(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output(command)?.stdout).into_owned())
 }
 
+/// Hides from `command` (a `make`) that the caller may be make itself, with settings not meant for it.
+pub(crate) fn without_outer_make(command: &mut Command) {
+    for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
+        command.env_remove(variable);
+    }
+}
+
 /// The error for a program that could not be started.
 pub(crate) fn spawn_error(command: &Command, source: std::io::Error) -> Error {
     Error::Spawn {

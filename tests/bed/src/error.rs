@@ -73,6 +73,14 @@ pub enum Error {
         /// What is wrong with it.
         source: crate::vmlinux::Error,
     },
+    /// The debug kernel's configuration cannot be had with this source.
+    #[error(
+        "the kernel's configuration dropped {lost}; name what they depend on in debug-kernel.config"
+    )]
+    KernelConfig {
+        /// The lines that do not hold, with commas between.
+        lost: String,
+    },
     /// A kernel module cannot be resolved.
     #[error("cannot resolve the kernel modules of {release}")]
     Modules {
@@ -116,6 +124,12 @@ pub enum Error {
     /// `VMSRS_BED` holds something else than `nested` or `direct`.
     #[error("VMSRS_BED is {value:?}; it may be `nested` or `direct`")]
     BadMode {
+        /// The value.
+        value: String,
+    },
+    /// `VMSRS_KERNEL` names no kernel.
+    #[error("VMSRS_KERNEL is {value:?}; it may be `6.1`, `6.12` or `debug`")]
+    BadFlavour {
         /// The value.
         value: String,
     },

@@ -54,6 +54,7 @@ impl std::str::FromStr for Series {
 pub struct Kernel {
     folder: PathBuf,
     release: String,
+    make_variables: &'static [&'static str],
 }
 
 impl Kernel {
@@ -72,7 +73,16 @@ impl Kernel {
         Ok(Self {
             folder: folder.to_owned(),
             release,
+            make_variables: &[],
         })
+    }
+
+    /// The same kernel, whose modules are built with these variables for `make`.
+    pub(crate) fn with_make_variables(self, variables: &'static [&'static str]) -> Self {
+        Self {
+            make_variables: variables,
+            ..self
+        }
     }
 
     /// The release, as `uname -r` tells it.
@@ -92,6 +102,11 @@ impl Kernel {
         self.folder
             .join("usr/src")
             .join(format!("linux-headers-{}", self.release))
+    }
+
+    /// Variables that `make` needs in [`Kernel::headers`], as in `CC=gcc-12`.
+    pub fn make_variables(&self) -> &'static [&'static str] {
+        self.make_variables
     }
 
     /// The uncompressed kernel, an ELF file; unpacked on first use and kept beside the compressed one.

@@ -62,11 +62,8 @@ pub fn build_folder(kernel: &Kernel, root: &Path, base: &Path, folder: &str) -> 
     make.arg(format!("M={}", copy.display()));
     // C=2 has the checker see every file, also those that need no compiling: a complaint does not go away by itself.
     make.args(["W=1", "C=2", "KCFLAGS=-Werror", "modules"]);
-    // The caller may be make itself, with settings that are not meant for this build.
-    make.env_remove("MAKEFLAGS")
-        .env_remove("MFLAGS")
-        .env_remove("MAKELEVEL")
-        .env("LC_ALL", "C");
+    make.args(kernel.make_variables()).env("LC_ALL", "C");
+    command::without_outer_make(&mut make);
     let output = command::output(&mut make)?;
     let messages = complaints(&String::from_utf8_lossy(&output.stderr), &copy);
     if !messages.is_empty() {

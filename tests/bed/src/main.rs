@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use vmsrs_bed::{Accelerator, Bed, Cache, Event, Job, Series, project, tools};
+use vmsrs_bed::{Accelerator, Bed, Cache, Event, Flavour, Job, Series, project, tools};
 
 /// Debian kernels and a KVM host to run them on, on any machine.
 #[derive(Parser)]
@@ -22,7 +22,9 @@ enum Action {
         #[arg(long)]
         update: bool,
     },
-    /// Build the driver and the test module with warnings as errors, and check them with sparse.
+    /// Build the debug kernel (KASAN, lockdep, ...) into the cache, and the driver for it.
+    DebugKernel,
+    /// Build the driver and the test modules with warnings as errors, and check them with sparse.
     Kmod {
         /// The kernel series to build for; all by default.
         #[arg(long = "kernel", value_name = "SERIES")]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Action::Fetch { update } => fetch(update),
         Action::Kmod { series } => kmod(series),
+        Action::DebugKernel => debug_kernel(),
         Action::Info => info(),
         Action::Run(arguments) => run(arguments),
     };
@@ -99,10 +102,19 @@ fn kmod(mut series: Vec<Series>) -> anyhow::Result<ExitCode> {
     }
     let bed = Bed::auto()?;
     for series in series {
-        let modules = bed.modules(series)?;
-        for module in [modules.driver, modules.test, modules.hostile] {
-            println!("{}", module.display());
-        }
+        kmod_for(&bed, Flavour::Stock(series))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn debug_kernel() -> anyhow::Result<ExitCode> {
+    kmod_for(&Bed::auto()?, Flavour::Debug)
+}
+
+fn kmod_for(bed: &Bed, flavour: Flavour) -> anyhow::Result<ExitCode> {
+    let modules = bed.modules(&bed.guest_kernel(flavour)?)?;
+    for module in [modules.driver, modules.test, modules.hostile] {
+        println!("{}", module.display());
     }
     Ok(ExitCode::SUCCESS)
 }

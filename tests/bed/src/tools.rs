@@ -15,6 +15,8 @@ enum Sign {
     Program(&'static str),
     /// A shared library of that name in the system's library folders.
     Library(&'static str),
+    /// A header of that name in the system's folder of headers.
+    Header(&'static str),
 }
 
 /// Something that must be on the machine, and the Debian package that has it.
@@ -39,9 +41,16 @@ impl Tool {
         }
     }
 
+    const fn header(name: &'static str, package: &'static str) -> Self {
+        Self {
+            sign: Sign::Header(name),
+            package,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self.sign {
-            Sign::Program(name) | Sign::Library(name) => name,
+            Sign::Program(name) | Sign::Library(name) | Sign::Header(name) => name,
         }
     }
 
@@ -59,6 +68,7 @@ impl Tool {
             ]
             .iter()
             .any(|folder| Path::new(folder).join(name).exists()),
+            Sign::Header(name) => Path::new("/usr/include").join(name).exists(),
         }
     }
 }
@@ -78,6 +88,17 @@ pub const KMOD: &[Tool] = &[
     Tool::program("x86_64-linux-gnu-gcc-12", "gcc-12"),
     Tool::program("sparse", "sparse"),
     Tool::library("libelf.so.1", "libelf1"),
+];
+
+/// What building a kernel takes, beside [`UNPACK`].
+pub const KERNEL: &[Tool] = &[
+    Tool::program("make", "make"),
+    Tool::program("gcc-12", "gcc-12"),
+    Tool::program("flex", "flex"),
+    Tool::program("bison", "bison"),
+    Tool::program("bc", "bc"),
+    Tool::program("perl", "perl"),
+    Tool::header("libelf.h", "libelf-dev"),
 ];
 
 /// What booting the nested KVM host takes, beside a QEMU.
@@ -163,5 +184,6 @@ mod tests {
     fn a_missing_tool_is_noticed() {
         assert!(!Tool::program("no-such-program-vmsrs", "none").present());
         assert!(!Tool::library("libno-such-vmsrs.so.9", "none").present());
+        assert!(!Tool::header("no-such-vmsrs.h", "none").present());
     }
 }

@@ -43,7 +43,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
     step.end(kernel.release());
 
     let step = steps.begin("build the driver");
-    let modules = bed.modules(Series::V6_1)?;
+    let modules = bed.modules(&kernel)?;
     step.end("vmsrs.ko");
 
     let step = steps.begin("build the servers");

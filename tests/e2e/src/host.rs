@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{Answer, Ask};
 use crate::behaviours;
+use crate::console::Console;
 use crate::{Behaviour, Machine};
 
 /// Address of the host on the tap, with the network's prefix.
@@ -25,6 +26,8 @@ const PORT: u16 = 7000;
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Longest that one step may take.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
+/// The variable of the environment that says how many times as long the guest may take as on a stock kernel.
+pub const SLOWNESS: &str = "VMSRS_E2E_SLOWNESS";
 
 /// A running virtual machine with its agent.
 pub struct Guest {
@@ -35,6 +38,7 @@ pub struct Guest {
     /// Where the agent comes to in every boot.
     listener: TcpListener,
     behaviour: &'static str,
+    console: Console,
 }
 
 impl Guest {
@@ -73,11 +77,12 @@ impl Guest {
         match agent {
             Ok(stream) => Ok(Self {
                 vm,
-                folder,
                 reader: BufReader::new(stream.try_clone()?),
                 writer: stream,
                 listener,
                 behaviour: "",
+                console: Console::new(folder.join("console.log")),
+                folder,
             }),
             Err(error) => {
                 let _ = vm.kill();
@@ -196,6 +201,12 @@ impl Guest {
             .collect()
     }
 
+    /// Says that the behaviour brings the guest's kernel to complain with `text` on its console: no sign of a fault in
+    /// the driver then.
+    pub fn expect_complaint(&mut self, text: &'static str) {
+        self.console.expected.push(text);
+    }
+
     /// What the VMM has written to its log so far.
     ///
     /// # Errors
@@ -211,11 +222,18 @@ impl Guest {
         // SAFETY: plain system call; the child has not been waited for, so its number is its own.
         unsafe { libc::kill(self.vm.id() as libc::pid_t, libc::SIGTERM) };
         let status = self.vm.wait()?;
+        let complaint = self.console.check();
         let logs = logs(&self.folder);
         let _ = fs::remove_dir_all(&self.folder);
         ensure!(status.success(), "vmsrs run ended with {status}\n{logs}");
-        Ok(())
+        complaint
     }
+}
+
+/// `limit`, or longer for a kernel that is slower.
+fn patience(limit: Duration) -> Duration {
+    let slowness = std::env::var(SLOWNESS).ok();
+    limit * slowness.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// The ends of the console's and the VMM's logs, for messages.
@@ -240,12 +258,13 @@ fn wait_for_agent(
     mut old: Option<&mut BufReader<TcpStream>>,
 ) -> Result<TcpStream> {
     let start = Instant::now();
+    let limit = patience(BOOT_LIMIT);
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(STEP_LIMIT))?;
+                stream.set_read_timeout(Some(patience(STEP_LIMIT)))?;
                 return Ok(stream);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -254,8 +273,8 @@ fn wait_for_agent(
         if let Some(status) = vm.try_wait()? {
             bail!("vmsrs run ended with {status} before the guest was up");
         }
-        let Some(rest) = BOOT_LIMIT.checked_sub(start.elapsed()) else {
-            bail!("the guest did not come up in {BOOT_LIMIT:?}");
+        let Some(rest) = limit.checked_sub(start.elapsed()) else {
+            bail!("the guest did not come up in {limit:?}");
         };
         let stream = old.as_ref().map(|reader| reader.get_ref());
         if poll_readable(listener, stream, rest.min(Duration::from_millis(500)))?
@@ -347,7 +366,7 @@ fn test(slot: &mut Option<Guest>, behaviour: &'static Behaviour) -> Result<()> {
     }
     let guest = slot.as_mut().context("a guest was booted")?;
     guest.behaviour = behaviour.name;
-    let result = (behaviour.host)(guest);
+    let result = (behaviour.host)(guest).and_then(|()| guest.console.check());
     if result.is_err() {
         // The next behaviour gets a machine of its own; what this one left tells what happened.
         let mut lost = slot.take().context("a guest was booted")?;
