@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_bed::{Bed, Event, Flavour, Job, project};
 use vmsrs_demo::build::{built, compile};
 use vmsrs_demo::cli::Server;
 use vmsrs_demo::machine::{GUEST, PORT};
@@ -35,14 +35,16 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     let folder = project::root().join("target/campaign");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
 
+    let flavour = Flavour::chosen()?;
+
     let step = steps.begin("fetch Debian's kernels");
     let detail = steps.clone();
     let bed = Bed::with_progress(Arc::new(move |message| detail.detail(message)))?;
-    let kernel = bed.kernel(Series::V6_1)?;
+    let kernel = bed.guest_kernel(flavour)?;
     step.end(kernel.release());
 
     let step = steps.begin("build the driver");
-    let modules = bed.modules(Series::V6_1)?;
+    let modules = bed.modules(&kernel)?;
     step.end("vmsrs.ko, vmsrs_stray.ko");
 
     let step = steps.begin("build the server and the injector");
