@@ -3,7 +3,13 @@
 CARGO ?= cargo
 BED = $(CARGO) run --quiet --release -p vmsrs-bed --
 
-.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign propagation fetch debug-kernel clean
+# What cargo-fuzz sets, without the address sanitizer, which needs a nightly compiler.
+FUZZ_TARGETS = control evidence
+FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-assertions \
+	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+
+.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -44,6 +50,7 @@ lint: ## Check format, clippy's advice, header drift, and licences where cargo-d
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test -p vmsrs-headers
+	$(CARGO) check --manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --offline check bans licenses sources; \
 	else \
@@ -59,6 +66,14 @@ e2e: fetch ## Run the end-to-end tests in a real guest; KERNEL=debug: with KASAN
 
 shortcampaign: build fetch ## Run a campaign of 300 errors
 	$(CAMPAIGN) --errors 300
+
+fuzz: ## Fuzz what the host reads from its guest, TIME seconds for each target (60)
+	@cd tests/fuzz && for target in $(FUZZ_TARGETS); do \
+		mkdir -p ../../target/fuzz/corpus/$$target && \
+		RUSTFLAGS='$(FUZZ_FLAGS)' $(CARGO) run --release --target-dir ../../target/fuzz \
+			--target x86_64-unknown-linux-gnu --bin $$target -- -max_len=4096 \
+			-max_total_time=$(or $(TIME),60) $(CURDIR)/target/fuzz/corpus/$$target || exit 1; \
+	done
 
 propagation: ## Corrupt words of an unprotected server and follow them: how long they live, who reads them
 	$(CARGO) run --quiet --release -p vmsrs-propagation

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vmsrs_host::engine::{
-    Engine, EngineConfig, FrameState, Inspect, Page, Protection, ProtectionError, handle_message,
+    Content, Engine, EngineConfig, FrameState, Inspect, Page, Protection, ProtectionError,
+    Unreadable, checksum, handle_message,
 };
-use vmsrs_protocol::FrameRun;
+use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 const FRAMES: u32 = 256;
 
@@ -45,6 +46,23 @@ impl Inspect for Permissions {
     fn read(&self, frame: u32, content: &mut Page) {
         assert!(frame < FRAMES);
         content.fill(0);
+    }
+}
+
+impl Content for Permissions {
+    fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
+        assert!(frame < FRAMES);
+        Ok(checksum(&[0; PAGE_SIZE as usize]))
+    }
+
+    fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {
+        assert!(from < FRAMES && !self.writable[to as usize]);
+        Ok(())
+    }
+
+    fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable> {
+        assert!(from.is_none_or(|from| from < FRAMES) && !self.writable[frame as usize]);
+        Ok(())
     }
 }
 

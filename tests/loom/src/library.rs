@@ -99,6 +99,23 @@ impl Library {
         held::remove(self, domain);
     }
 
+    /// Sets the request aside: the driver knows before the thread lets go of it. Gives the tag.
+    pub fn suspend(&self) -> u64 {
+        let tag = self.tag();
+        self.driver.suspend(tag);
+        self.thread.control.tag.store(0, Ordering::Release);
+        self.set_count(0);
+        tag
+    }
+
+    /// Takes a request with one domain up again: the thread carries it before the driver forgets that
+    /// it was set aside.
+    pub fn resume(&self, tag: u64, domain: u32) {
+        held::push(self, domain);
+        self.thread.control.tag.store(tag, Ordering::Release);
+        self.driver.resume(tag);
+    }
+
     /// `Thread::end`: the request is over, and nothing is held.
     pub fn end(&self) {
         self.life.step();

@@ -256,3 +256,29 @@ fn a_request_whose_thread_works_for_it_is_never_taken_for_an_orphan() {
         }
     });
 }
+
+#[test]
+fn a_request_that_is_set_aside_and_taken_up_again_is_never_taken_for_an_orphan() {
+    check(3, || {
+        let world = World::new(2);
+        let worker = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let first = world.library(0, Life::long());
+                first.lock(0).unwrap();
+                let tag = first.suspend();
+                // Another thread of the server; it had no request.
+                let second = world.library(1, Life::long());
+                second.end();
+                second.resume(tag, 0);
+                second.unlock(0);
+                second.end();
+            })
+        };
+        for _ in 0..2 {
+            assert!(!world.driver.holder_is_orphaned(0));
+        }
+        worker.join().unwrap();
+        world.check();
+    });
+}

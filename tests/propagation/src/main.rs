@@ -14,7 +14,7 @@ use vmsrs_propagation::trial;
 #[derive(Parser)]
 struct Cli {
     /// Words to corrupt, the regions taking turns.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 2000)]
     words: u32,
     /// Seed of the first trial; each next one is one more.
     #[arg(long, default_value_t = 1)]

@@ -53,6 +53,9 @@ pub struct Driver {
     threads: Vec<Arc<Thread>>,
     /// `waits`; guarded by `waits_lock`.
     waits: Mutex<Vec<Wait>>,
+    commit_lock: Mutex<()>,
+    /// Tags of `suspended_requests`; guarded by `requests_lock`.
+    suspended: Mutex<Vec<u64>>,
     /// Tags of failed requests; guarded by `requests_lock`.
     failed: Mutex<Vec<u64>>,
 }
@@ -65,6 +68,8 @@ impl Driver {
             queue: Mutex::new(Queue::default()),
             threads: threads.to_vec(),
             waits: Mutex::new(Vec::new()),
+            commit_lock: Mutex::new(()),
+            suspended: Mutex::new(Vec::new()),
             failed: Mutex::new(Vec::new()),
         })
     }
@@ -243,8 +248,11 @@ impl Driver {
         self.word(domain).load(Ordering::Acquire) & LOCK_TAG
     }
 
-    /// `vmsrs_request_orphaned`, for a request that is not suspended, with `vmsrs_thread_carries`.
+    /// `vmsrs_request_orphaned`, with `vmsrs_thread_carries`.
     fn orphaned(&self, tag: u64) -> bool {
+        if self.suspended().contains(&tag) {
+            return false;
+        }
         let carries = |thread: &Arc<Thread>| thread.control.tag.load(Ordering::Acquire) == tag;
         !self.threads.iter().any(carries)
     }
@@ -253,7 +261,35 @@ impl Driver {
     /// would be failed.
     pub fn holder_is_orphaned(&self, domain: u32) -> bool {
         let tag = self.lock_tag(domain);
-        tag != 0 && self.orphaned(tag) && self.lock_tag(domain) == tag
+        if tag == 0 || !self.orphaned(tag) {
+            return false;
+        }
+        let _commit = self.commit_lock();
+        self.orphaned(tag) && self.lock_tag(domain) == tag
+    }
+
+    fn commit_lock(&self) -> MutexGuard<'_, ()> {
+        self.commit_lock
+            .lock()
+            .expect("no thread panics with the lock")
+    }
+
+    fn suspended(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.suspended
+            .lock()
+            .expect("no thread panics with the lock")
+    }
+
+    /// `vmsrs_suspend` (`suspend.c`).
+    pub(crate) fn suspend(&self, tag: u64) {
+        let _commit = self.commit_lock();
+        self.suspended().push(tag);
+    }
+
+    /// `vmsrs_resume`.
+    pub(crate) fn resume(&self, tag: u64) {
+        let _commit = self.commit_lock();
+        self.suspended().retain(|&other| other != tag);
     }
 
     /// `send_sig` to a thread.
