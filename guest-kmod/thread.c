@@ -73,9 +73,11 @@ static bool thread_dead(const struct vmsrs_thread *thread)
 static bool process_dead(const struct vmsrs_thread *thread)
 {
 	const struct signal_struct *signal = thread->task->signal;
+	const struct mm_struct *mm = READ_ONCE(thread->task->mm);
 
+	/* A thread that has ended alone has no mm any more; after an exec it has another one. */
 	return READ_ONCE(signal->flags) & SIGNAL_GROUP_EXIT || !atomic_read(&signal->live) ||
-	       READ_ONCE(thread->task->mm) != thread->mm;
+	       (mm && mm != thread->mm);
 }
 
 /* Ends an unlinked thread: fails the request that it has, and drops the tables' reference. */
