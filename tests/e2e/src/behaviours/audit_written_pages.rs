@@ -66,7 +66,7 @@ fn audit(_: &str) -> Result<()> {
         for at in [0, 8, 500] {
             let place = byte(block, at);
             // SAFETY: as above.
-            let failure = fails(domain, Kind::UseAfterFree, || unsafe { store(place, 0) })?;
+            let failure = fails(domain, Kind::UseAfterFree, || unsafe { store(place, 0x41) })?;
             ensure!(failure.address & !7 == place as u64 & !7, "{at}: {failure}");
         }
     }
