@@ -11,6 +11,8 @@ use crate::{Behaviour, Machine};
 
 /// Blocks in the domain: far more than those up to which the audit looks at all of a domain.
 const BLOCKS: usize = 3000;
+/// How many of them one request makes: it may write half of the pool at most.
+const SOME: usize = 500;
 /// Bytes of each.
 const SIZE: usize = 1000;
 /// Pages that one request writes: more than the driver names in one answer.
@@ -43,10 +45,11 @@ fn audit(_: &str) -> Result<()> {
     // SAFETY: no request here lends its locals to others.
     let app = unsafe { App::open("audit") }?;
     let domain = app.domain("large")?;
-    let blocks: Vec<NonNull<u8>> = domain.run(|_| {
-        let blocks = (0..BLOCKS).map(|_| domain.allocate(SIZE, 16));
-        blocks.collect::<Result<_, Error>>()
-    })?;
+    let mut blocks: Vec<NonNull<u8>> = Vec::new();
+    while blocks.len() < BLOCKS {
+        let some = (0..SOME).map(|_| domain.allocate(SIZE, 16));
+        blocks.extend(domain.run(|_| some.collect::<Result<Vec<_>, Error>>())?);
+    }
     let freed = [blocks[100], blocks[2900]];
     domain.run(|_| {
         // SAFETY: nobody uses them afterwards, but to do damage.
