@@ -83,6 +83,8 @@ fn circle(_: &str) -> Result<()> {
                         other => bail!("{other:?}"),
                     }
                 }
+                // Who goes on alone would hold its domain while it waits for the other's next round.
+                both.wait();
             }
             Ok(told)
         })
