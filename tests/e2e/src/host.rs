@@ -186,6 +186,27 @@ impl Guest {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// How a `vmsrs` command that reaches the running machine ends.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn exit_code(&self, arguments: &[&str]) -> Result<Option<i32>> {
+        let status = Command::new("vmsrs")
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.folder.join("vm.sock"))
+            .stdout(Stdio::null())
+            .status()
+            .context("start vmsrs")?;
+        Ok(status.code())
+    }
+
+    /// The VMM's process.
+    pub fn pid(&self) -> u32 {
+        self.vm.id()
+    }
+
     /// The incidents of one kind, oldest first, each with all its facts.
     ///
     /// # Errors

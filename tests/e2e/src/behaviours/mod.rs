@@ -8,6 +8,7 @@ mod audit_written_pages;
 mod boot_loop;
 mod circle;
 mod control_block;
+mod corruption;
 mod deadline;
 mod discard;
 mod draft_and_commit;
@@ -42,6 +43,8 @@ pub const ALL: &[&Behaviour] = &[
     &foreign_draft::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
     &window_mapped_writable::BEHAVIOUR,
+    &corruption::MIRRORED,
+    &corruption::UNMIRRORED,
     &lock_after_error::BEHAVIOUR,
     &kinds_of_error::BEHAVIOUR,
     &audit_written_pages::BEHAVIOUR,
