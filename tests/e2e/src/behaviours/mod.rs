@@ -27,6 +27,7 @@ mod lock_after_error;
 mod many_processes;
 mod members;
 mod process_death;
+mod propagation;
 mod read_only;
 mod seal_batches;
 mod server_killed;
@@ -59,6 +60,7 @@ pub const ALL: &[&Behaviour] = &[
     &many_processes::BEHAVIOUR,
     &fork::BEHAVIOUR,
     &threads_and_model::BEHAVIOUR,
+    &propagation::BEHAVIOUR,
     &members::BEHAVIOUR,
     &suspended::BEHAVIOUR,
     &circle::BEHAVIOUR,
