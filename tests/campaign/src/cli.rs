@@ -87,6 +87,7 @@ impl RunArgs {
             users: self.users,
             connections: self.connections,
             injector: self.server == Server::C,
+            host: None,
             reply_timeout: Duration::from_secs(self.reply_timeout),
             outage_limit: Duration::from_secs(self.outage_limit),
             deadline: Duration::from_secs(self.deadline),

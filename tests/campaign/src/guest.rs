@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vmsrs_demo::machine::{GUEST, Machine, PORT, Shape, logs, tell};
 
 use crate::cli::GuestArgs;
+use crate::host::Host;
 use crate::outcome::Outcome;
 use crate::run::{self, Options, Progress};
 
@@ -90,7 +91,14 @@ fn with_guest(machine: &mut Machine, args: &GuestArgs) -> Result<Done> {
     let seconds = machine.wait_for_server(address, Duration::from_secs(args.boot_timeout))?;
     tell(&Message::Ready { seconds })?;
     let mut told = Instant::now();
-    let options: Options = args.run.options(address);
+    let host = Host {
+        process: machine.process_id(),
+        socket: machine.socket().to_path_buf(),
+    };
+    let options = Options {
+        host: Some(host),
+        ..args.run.options(address)
+    };
     let outcome = run::run(&options, |progress| {
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();

@@ -28,6 +28,8 @@ pub enum Fate {
 pub enum Origin {
     /// A bug that the server itself has.
     Planted(Bug),
+    /// A bit flips in a sealed frame, by the host's memory.
+    Flip,
     /// The injector makes one of these errors.
     Injected(&'static [&'static str]),
 }
@@ -232,7 +234,7 @@ pub const COMMON: &[Kind] = &[
     ),
 ];
 
-/// A kind that ends a process or a guest: made once in so many errors.
+/// A kind that ends a process or a guest, or takes a command on the host: made once in so many errors.
 #[derive(Debug, Clone, Copy)]
 pub struct Rare {
     /// The kind.
@@ -256,8 +258,19 @@ const DEATHS: &[Point] = &[
     Start, End, Alloc, Entered, Commit, Committed, Recovery, Recovered, Defer,
 ];
 
-/// The kinds that end a process or a guest.
+/// The kinds that cost more than a request.
 pub const RARE: &[Rare] = &[
+    rare(
+        kind(
+            "bit flip in a sealed frame with a mirror",
+            Origin::Flip,
+            &[],
+            &[],
+            Detected,
+        ),
+        120,
+        25,
+    ),
     rare(
         kind(
             "kill -9 of the server",

@@ -10,6 +10,7 @@ pub mod class;
 pub mod cli;
 pub mod directory;
 pub mod guest;
+pub mod host;
 pub mod kind;
 pub mod outcome;
 pub mod plan;

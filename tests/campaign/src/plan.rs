@@ -17,6 +17,8 @@ use crate::task::Task;
 pub enum Means {
     /// By a request that reaches a bug of the server.
     Bug(Bug),
+    /// By a bit that flips in the host's memory; which one follows from the number.
+    Flip(u64),
     /// By the injector, in a request of this sort.
     Arm(Arm, Task),
 }
@@ -62,6 +64,7 @@ impl Plan {
         let kind = self.kind(place);
         let means = match kind.origin {
             Origin::Planted(bug) => Means::Bug(bug),
+            Origin::Flip => Means::Flip(rng.random()),
             Origin::Injected(errors) => {
                 let point = *kind.points.choose(&mut rng).unwrap_or(&Point::Start);
                 let tasks = match kind.tasks {

@@ -13,6 +13,7 @@ use vmsrs_demo::model::{DirectoryChange, User};
 
 use crate::class::Class;
 use crate::directory::Directory;
+use crate::host::Host;
 use crate::kind::{Fate, all};
 use crate::outcome::Outcome;
 use crate::worker::Worker;
@@ -33,6 +34,8 @@ pub struct Options {
     pub connections: usize,
     /// Whether the server runs below the injector and a supervisor that starts it anew.
     pub injector: bool,
+    /// The virtual machine, where there is one.
+    pub host: Option<Host>,
     /// How long one answer may take before it counts as a hang.
     pub reply_timeout: Duration,
     /// How long a server may be away.
@@ -158,7 +161,7 @@ fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     for user in &world.users {
         prepare(&mut lock(user))?;
     }
-    for user in &mut world.vaults {
+    for user in world.vaults.iter_mut().chain(&mut world.mirrors) {
         prepare(user)?;
     }
     world.add(total);
@@ -173,7 +176,8 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
         client.ask("READ")
     };
     let users: Vec<_> = world.users.iter().map(lock).collect();
-    for user in users.iter().map(|user| &**user).chain(&world.vaults) {
+    let unchanged = || world.vaults.iter().chain(&world.mirrors);
+    for user in users.iter().map(|user| &**user).chain(unchanged()) {
         let found = read(&user.name)?;
         if !world.same(&user.dump(), &found) {
             world.harm(format!(
@@ -202,7 +206,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     let entries: Vec<String> = users
         .iter()
         .map(|user| user.entry())
-        .chain(world.vaults.iter().map(User::entry))
+        .chain(unchanged().map(User::entry))
         .collect();
     let mut others: Vec<String> = retired.iter().map(|user| user.name.clone()).collect();
     others.extend(lock(&world.strangers).iter().cloned());

@@ -147,6 +147,7 @@ impl<'a> Worker<'a> {
                 };
                 self.bug(index, planned.kind, &command)
             }
+            Means::Flip(number) => self.flip(planned.kind, number),
             Means::Arm(arm, Task::NewUser) => self.new_user(planned.kind, arm),
             Means::Arm(arm, task) => match planned.kind.fate {
                 Fate::Detected | Fate::OwnDamage => self.error(index, planned, arm, task),
@@ -547,6 +548,47 @@ impl<'a> Worker<'a> {
                     }
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Flips a bit in a sealed frame of a domain with a mirror, and has the host look for it.
+    fn flip(&mut self, kind: &'static Kind, number: u64) -> Result<(), Over> {
+        let world = self.world;
+        let (Some(host), true) = (&world.options.host, world.options.injector) else {
+            return Ok(());
+        };
+        let _flipping = lock(&world.flipping);
+        let user = &world.mirrors[(number % world.mirrors.len() as u64) as usize];
+        let Some(note) = user.notes.first() else {
+            return Ok(());
+        };
+        world.blame(kind);
+        let scrubbed = match host.flip(note.text.as_bytes(), number) {
+            Ok(true) => host.scrub(&user.name),
+            Ok(false) => {
+                world.count.not_reached.fetch_add(1, SeqCst);
+                return Ok(());
+            }
+            Err(error) => Err(error),
+        };
+        let found = self.read_back(user)?;
+        let right = found
+            .as_ref()
+            .is_some_and(|found| world.same(&user.dump(), found));
+        let class = match (&scrubbed, right) {
+            (Ok(()), true) => Class::RecoveredRight,
+            _ => Class::OthersHarmed,
+        };
+        world.made(kind, class, Some("checksum"));
+        if class == Class::OthersHarmed {
+            world.complain(format!(
+                "{}: {} {scrubbed:?}: found {:?}, must be {:?}",
+                kind.name,
+                user.name,
+                found.as_deref().map(String::from_utf8_lossy),
+                user.dump()
+            ));
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ const MOST_COMPLAINTS: usize = 40;
 const MOST_HARM: u64 = 100;
 /// Requests that the trace goes back.
 const TRACE: usize = 600;
+/// Users of each sort that nobody changes; the injector knows the number too.
+const VAULTS: usize = 4;
 
 /// The run is to end: trouble has been noted.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +80,12 @@ pub(crate) struct Counters {
 pub(crate) struct World<'a> {
     pub(crate) options: &'a Options,
     pub(crate) users: Vec<Mutex<User>>,
+    /// Users whom nobody changes: stray writes aim at them.
     pub(crate) vaults: Vec<User>,
+    /// Users whom nobody changes, with mirrors: bits flip in their frames.
+    pub(crate) mirrors: Vec<User>,
+    /// Held while a bit is wrong.
+    pub(crate) flipping: Mutex<()>,
     pub(crate) retired: Mutex<Vec<Retired>>,
     /// Users that errors were made in the making of.
     pub(crate) strangers: Mutex<Vec<String>>,
@@ -112,7 +119,8 @@ impl<'a> World<'a> {
             users: (0..options.users)
                 .map(|number| Mutex::new(user("user", number)))
                 .collect(),
-            vaults: (0..4).map(|number| user("vault", number)).collect(),
+            vaults: (0..VAULTS).map(|number| user("vault", number)).collect(),
+            mirrors: (0..VAULTS).map(|number| user("mirror", number)).collect(),
             retired: Mutex::default(),
             strangers: Mutex::default(),
             totals: Mutex::default(),
@@ -120,6 +128,7 @@ impl<'a> World<'a> {
             detectors: Mutex::default(),
             lives: Mutex::default(),
             ending: Mutex::default(),
+            flipping: Mutex::default(),
             sealing: RwLock::default(),
             count: Counters::default(),
             complaints: Mutex::default(),

@@ -109,6 +109,18 @@ impl Machine {
         }
     }
 
+    /// Number of the process of `vmsrs run`.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// What a `vmsrs` command says with `--json`; nothing if it fails.
     #[must_use]
     pub fn ask(&self, command: &str) -> Option<Value> {
