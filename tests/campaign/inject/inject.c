@@ -30,6 +30,7 @@
 #include <fcntl.h>
 #include <link.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -67,13 +68,17 @@ enum point {
 	AT_DEFER,     /* a deferred function, after the request failed by a null write at its end */
 	AT_RECOVERY,  /* the driver's recovery, before it, after a null write at the end */
 	AT_RECOVERED, /* the driver's recovery, after it */
+	AT_MEMBER,    /* another thread that works for the request, when its function has ended */
+	AT_BESIDE,    /* the request's own thread, while two others compute and sleep for it */
+	AT_HANDED,    /* the request's end, after another thread has begun it */
 	AT_MOMENT,    /* <count> nanoseconds after the function began, at whatever instruction */
 	POINTS,
 };
 
 static const char *const points[POINTS] = {
 	"start", "end",	    "root",   "alloc",	   "free",  "enter",	"entered",   "leave",
-	"copy",	 "library", "commit", "committed", "defer", "recovery", "recovered", "moment",
+	"copy",	 "library", "commit", "committed", "defer", "recovery", "recovered", "member",
+	"beside", "handed", "moment",
 };
 
 /* What goes wrong. Those from SHORTEN on are changes of one call, the others are made at any point. */
@@ -183,6 +188,11 @@ static struct {
 	int (*leave)(const vmsrs_request *, const vmsrs_domain *);
 	int (*defer)(const vmsrs_request *, vmsrs_defer_fn, void *);
 	void (*fail)(const char *);
+	int (*ticket)(const vmsrs_request *, vmsrs_ticket_t *);
+	int (*join)(const vmsrs_ticket_t *, vmsrs_request_fn, void *, int *);
+	int (*task_new)(const vmsrs_domain *, const vmsrs_options *, vmsrs_task **);
+	int (*task_step)(vmsrs_task *, vmsrs_request_fn, void *, int *);
+	void (*task_free)(vmsrs_task *);
 } real;
 
 static bool contains(struct dl_phdr_info *info, uintptr_t *low, uintptr_t *high, bool writable)
@@ -243,6 +253,11 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(leave, "vmsrs_leave");
 	FIND(defer, "vmsrs_defer");
 	FIND(fail, "vmsrs_fail");
+	FIND(ticket, "vmsrs_ticket");
+	FIND(join, "vmsrs_join");
+	FIND(task_new, "vmsrs_task_new");
+	FIND(task_step, "vmsrs_task_step");
+	FIND(task_free, "vmsrs_task_free");
 #undef FIND
 	dl_iterate_phdr(note_object, &first);
 }
@@ -502,11 +517,115 @@ static bool begin_moment(timer_t *timer)
 	return !timer_settime(*timer, 0, &time, NULL);
 }
 
+/* ---- Other threads --------------------------------------------------------------------------- */
+
+enum role { MAKE_ERROR, COMPUTE, BLOCK, BEGIN };
+
+/* A thread that helps the thread of a connection. Lives as long as the process. */
+struct helper {
+	sem_t go;
+	sem_t done; /* for BEGIN */
+	enum role role;
+	enum error error;
+	unsigned long long parameter;
+	const vmsrs_domain *domain;
+	vmsrs_ticket_t ticket;
+	vmsrs_task *task;
+	int code;
+};
+
+enum { HELPERS = 2 };
+
+static __thread struct helper *helpers __attribute__((tls_model("initial-exec")));
+
+static int help(vmsrs_request *request, void *argument)
+{
+	struct helper *self = argument;
+	void *block;
+
+	(void)request;
+	switch (self->role) {
+	case MAKE_ERROR:
+		make(self->error, self->parameter);
+		return 0;
+	case COMPUTE:
+		make(LOOP, 0);
+		return 0;
+	case BLOCK:
+		make(SLEEP, 0);
+		return 0;
+	default: /* something that the other thread's failure has to take back */
+		block = real.alloc(self->domain, 100);
+		if (block)
+			real.memset(block, 0x77, 100);
+		real.free(self->domain, block);
+		return VMSRS_STEP_SUSPEND;
+	}
+}
+
+static void *helper(void *argument)
+{
+	struct helper *self = argument;
+
+	for (;;) {
+		if (sem_wait(&self->go))
+			continue;
+		arm.domain = self->domain;
+		if (self->role == BEGIN) {
+			self->code = real.task_step(self->task, help, self, NULL);
+			sem_post(&self->done);
+		} else {
+			/* Whether the request is over before, fails or not: the driver sees it. */
+			self->code = real.join(&self->ticket, help, self, NULL);
+		}
+	}
+	return NULL;
+}
+
+/* Gives the calling thread its helpers. Not inside of a request. */
+static void hire(void)
+{
+	struct helper *hired = calloc(HELPERS, sizeof(*hired));
+
+	for (int i = 0; hired && i < HELPERS; i++) {
+		pthread_t thread;
+
+		sem_init(&hired[i].go, 0, 0);
+		sem_init(&hired[i].done, 0, 0);
+		if (pthread_create(&thread, NULL, helper, &hired[i]))
+			_exit(3);
+		pthread_detach(thread);
+	}
+	helpers = hired;
+}
+
+static void ask_helper(int number, enum role role, vmsrs_request *request)
+{
+	struct helper *asked = &helpers[number];
+
+	asked->role = role;
+	asked->error = arm.error;
+	asked->parameter = arm.parameter;
+	asked->domain = arm.domain;
+	if (real.ticket(request, &asked->ticket) != VMSRS_OK)
+		real.fail("the injector's ticket");
+	sem_post(&asked->go);
+}
+
+/* The request's own thread while another one makes the error: computes, sleeps, or goes on. */
+static void make_in_helper(vmsrs_request *request)
+{
+	ask_helper(0, MAKE_ERROR, request);
+	if (arm.parameter % 3 < 2)
+		make(arm.parameter % 3 ? SLEEP : LOOP, 0);
+}
+
 /* ---- Requests -------------------------------------------------------------------------------- */
 
 struct call {
 	vmsrs_request_fn function;
 	void *argument;
+	int result;
 };
 
 static void deferred(void *unused)
@@ -527,17 +646,56 @@ static int function(vmsrs_request *request, void *argument)
 	if (arm.point == AT_DEFER && real.defer(request, deferred, NULL) != VMSRS_OK)
 		real.fail("the injector's defer");
 	strike(AT_START);
+	if (arm.point == AT_BESIDE) {
+		ask_helper(0, COMPUTE, request);
+		ask_helper(1, BLOCK, request);
+	}
 	result = call->function(request, call->argument);
 	strike(AT_END);
+	strike(AT_BESIDE);
+	strike(AT_HANDED);
+	if (passage(AT_MEMBER))
+		make_in_helper(request);
 	if (arm.point == AT_DEFER || arm.point == AT_RECOVERY || arm.point == AT_RECOVERED)
 		make(NULL_WRITE, 0);
 	arm.running = false;
 	return result;
 }
 
+/* The last step of a task: its result is the function's. */
+static int last_step(vmsrs_request *request, void *argument)
+{
+	struct call *call = argument;
+
+	call->result = function(request, call);
+	return call->result < 0 ? call->result : VMSRS_STEP_DONE;
+}
+
+/* vmsrs_run_with() in two steps, the first of them on another thread. */
+static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, struct call *call, int *result)
+{
+	struct helper *other = &helpers[0];
+	int code = real.task_new(domain, options, &other->task);
+
+	if (code != VMSRS_OK)
+		return code;
+	other->role = BEGIN;
+	other->domain = domain;
+	sem_post(&other->go);
+	while (sem_wait(&other->done))
+		continue;
+	code = other->code;
+	if (code == VMSRS_OK) {
+		code = real.task_step(other->task, last_step, call, NULL);
+		*result = call->result;
+	}
+	real.task_free(other->task);
+	return code;
+}
+
 EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *argument, int *result)
 {
-	struct call call = { work, argument };
+	struct call call = { work, argument, 0 };
 	vmsrs_options options = { .flags = arm.seal ? VMSRS_SEAL : 0, .deadline_ms = arm.deadline };
 	bool timed = false;
 	timer_t timer;
@@ -551,7 +709,10 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	arm.domain = domain;
 	if (arm.point == AT_MOMENT)
 		timed = begin_moment(&timer);
-	code = real.run_with(domain, &options, function, &call, result);
+	if (arm.point == AT_HANDED)
+		code = run_handed(domain, &options, &call, result);
+	else
+		code = real.run_with(domain, &options, function, &call, result);
 	arm.running = false;
 	if (timed)
 		timer_delete(timer);
@@ -829,6 +990,8 @@ static void take_line(const char *line)
 	arm.error = (enum error)found_error;
 	arm.options = true;
 	arm.armed = arm.error != NONE;
+	if (!helpers && (arm.point == AT_MEMBER || arm.point == AT_BESIDE || arm.point == AT_HANDED))
+		hire();
 	return;
 malformed:
 	fprintf(stderr, "inject: malformed line: %s\n", line);

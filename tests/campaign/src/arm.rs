@@ -39,6 +39,12 @@ pub enum Point {
     Recovery,
     /// The driver's recovery has returned.
     Recovered,
+    /// Another thread that works for the request.
+    Member,
+    /// The request's own thread, while others compute and sleep for it.
+    Beside,
+    /// The end of a request that another thread has begun.
+    Handed,
     /// So many nanoseconds after the begin.
     Moment,
 }
@@ -63,6 +69,9 @@ impl Point {
             Self::Defer => "defer",
             Self::Recovery => "recovery",
             Self::Recovered => "recovered",
+            Self::Member => "member",
+            Self::Beside => "beside",
+            Self::Handed => "handed",
             Self::Moment => "moment",
         }
     }

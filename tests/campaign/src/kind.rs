@@ -53,8 +53,8 @@ pub struct Kind {
 
 use Fate::{Detected, Kills, OwnDamage, Panics, Untagged};
 use Point::{
-    Alloc, Commit, Committed, Copy, Defer, End, Enter, Entered, Free, Leave, Library, Moment,
-    Recovered, Recovery, Root, Start,
+    Alloc, Beside, Commit, Committed, Copy, Defer, End, Enter, Entered, Free, Handed, Leave,
+    Library, Member, Moment, Recovered, Recovery, Root, Start,
 };
 
 /// Ordinary places in a request.
@@ -115,6 +115,15 @@ const fn late(name: &'static str, error: &'static [&'static str]) -> Kind {
             &[],
             Detected,
         )
+    }
+}
+
+/// The deadline is for the case that a thread does not come back: a request that it ends shows in
+/// `detected_by`.
+const fn threads(name: &'static str, points: &'static [Point]) -> Kind {
+    Kind {
+        deadline_ms: 20_000,
+        ..kind(name, Origin::Injected(SUDDEN), points, &[], Detected)
     }
 }
 
@@ -185,6 +194,9 @@ pub const COMMON: &[Kind] = &[
         &[],
         Detected,
     ),
+    threads("error in another thread of the request", &[Member]),
+    threads("error while other threads of the request work", &[Beside]),
+    threads("error in a request handed to another thread", &[Handed]),
     kind(
         "second error in a defer",
         Origin::Injected(SUDDEN),
