@@ -60,7 +60,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = Server::C)]
     pub server: Server,
     /// Users.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 32)]
     pub users: usize,
     /// Connections, each with a thread of its own on both sides.
     #[arg(long, default_value_t = 16)]

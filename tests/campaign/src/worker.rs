@@ -333,6 +333,17 @@ impl<'a> Worker<'a> {
         };
         world.made(kind, class, detector.as_deref());
         let right = class == Class::RequestLost || (answer_right && state_right);
+        let hidden = !failed && HIDDEN.contains(&arm.error);
+        // Wrong texts are the user's own from here on, and good to go on with.
+        let taken = match (&found, failed || hidden || !answer_right) {
+            (Some(found), false) => effect.user.with_texts_of(found),
+            _ => None,
+        };
+        if let (Some(taken), false) = (taken, right) {
+            world.add(effect.change);
+            *user = taken;
+            return Ok(());
+        }
         if right && !failed {
             world.add(effect.change);
             *user = effect.user;
@@ -350,7 +361,7 @@ impl<'a> Worker<'a> {
                 found.as_deref().map(String::from_utf8_lossy),
             ));
         }
-        if !right || (!failed && HIDDEN.contains(&arm.error)) {
+        if !right || hidden {
             self.retire(user)?;
         }
         Ok(())

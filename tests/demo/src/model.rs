@@ -118,6 +118,30 @@ impl User {
         dump
     }
 
+    /// This user with the memo and the notes' texts of an answer to `READ`, if that differs in
+    /// nothing else and they are plain text.
+    pub fn with_texts_of(&self, dump: &[u8]) -> Option<Self> {
+        let dump = std::str::from_utf8(dump).ok()?;
+        if !dump.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return None;
+        }
+        let mut user = self.clone();
+        let (_, rest) = dump.split_once(" memo=")?;
+        let (memo, rest) = split_counted(rest)?;
+        memo.clone_into(&mut user.memo);
+        let mut rest = rest.strip_prefix(" notes=")?;
+        rest = rest.trim_start_matches(|digit: char| digit.is_ascii_digit());
+        for note in &mut user.notes {
+            // Number and change are held against the model below.
+            let (_, tail) = rest.strip_prefix(' ')?.split_once(':')?;
+            let (_, tail) = tail.split_once(':')?;
+            let (text, tail) = split_counted(tail)?;
+            text.clone_into(&mut note.text);
+            rest = tail;
+        }
+        (user.dump() == dump).then_some(user)
+    }
+
     /// This user's entry as `DIRECTORY` shows it.
     pub fn entry(&self) -> String {
         let entry = &self.entry;
@@ -335,6 +359,12 @@ impl User {
     }
 }
 
+/// Takes `LENGTH:TEXT` apart: the text, and what is behind it.
+fn split_counted(text: &str) -> Option<(&str, &str)> {
+    let (length, rest) = text.split_once(':')?;
+    rest.split_at_checked(length.parse().ok()?)
+}
+
 /// The answer to `DIRECTORY` when nobody changes anything: the users in order of name.
 pub fn directory(users: &[&User], total: DirectoryChange) -> String {
     let mut users = users.to_vec();
@@ -488,6 +518,29 @@ mod tests {
             directory(&[&b, &a], total),
             "OK users=2 changes=2 listings=0 a:0:2:0:1:0:0:0:0 b:0:1:1:0:0:0:0:0"
         );
+    }
+
+    #[test]
+    fn texts_are_taken_over_and_nothing_else() {
+        let mut user = User::new("a");
+        line(&mut user, Command::Deposit(9));
+        line(&mut user, Command::NoteAdd("some bread".to_owned()));
+        line(&mut user, Command::NoteAdd("milk".to_owned()));
+        let dump = user.dump().replace("bread", "b: 4d");
+        let taken = user.with_texts_of(dump.as_bytes()).unwrap();
+        assert_eq!(taken.notes[0].text, "some b: 4d");
+        assert_eq!((taken.dump(), taken.entry()), (dump.clone(), user.entry()));
+        for (from, to) in [
+            ("balance=9", "balance=8"),
+            ("milk", "m\u{1}lk"),
+            ("4:milk", "9:milk"),
+        ] {
+            assert_eq!(
+                user.with_texts_of(dump.replace(from, to).as_bytes()),
+                None,
+                "{to}"
+            );
+        }
     }
 
     #[test]
