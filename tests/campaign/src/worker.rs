@@ -508,7 +508,14 @@ impl<'a> Worker<'a> {
     fn end(&mut self, index: usize, planned: &Planned, arm: Arm, task: Task) -> Result<(), Over> {
         let world = self.world;
         let kind = planned.kind;
-        self.connect()?;
+        // The connection may be one to a server that has ended since: an answer shows that it is not.
+        // From here on nobody else ends the server.
+        loop {
+            self.choose(&lock(&world.users[index]))?;
+            if self.ask(None, "PING")?.is_ok() {
+                break;
+            }
+        }
         let life = self.life;
         world.with_life(life, |life| life.ending = Some(kind));
         world.blame(kind);
@@ -548,7 +555,11 @@ impl<'a> Worker<'a> {
                     error: "kill",
                     ..arm
                 };
-                self.with_users(index, Command::Deposit(1), Some(kill), |_, _, _, _| Ok(()))?;
+                // It may have ended by itself: then this is a connection to another one, or none.
+                if self.life == life {
+                    let _gone = self.ask(Some(kill), "READ")?;
+                    self.client = None;
+                }
             }
             Made::Yes | Made::No => {
                 world.count.not_reached.fetch_add(1, SeqCst);
