@@ -525,12 +525,15 @@ impl<'a> Worker<'a> {
             let mut rng = SmallRng::seed_from_u64(planned.draw);
             task.command(&user, &others, &mut rng)
         };
+        let sent = Instant::now();
         let lost_before = world.count.commits_lost.load(SeqCst);
         let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {
             this.struck(user, effect, &struck, kind, arm)
         })?;
         match made {
             Made::Broken(_, side) => {
+                // Clients notice the end of a guest only when the next one answers.
+                world.with_life(life, |life| life.broken = Some(sent));
                 let committed = arm.point == Point::Committed;
                 let whole = match side {
                     Side::After => committed || arm.point == Point::Moment,
