@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo campaign test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
+.PHONY: help demo bench campaign test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -80,6 +80,9 @@ propagation: ## Corrupt words of an unprotected server and follow them: how long
 
 fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 	$(BED) fetch
+
+bench: build fetch ## Measure what requests and errors cost, in a guest
+	$(CARGO) run --quiet --release -p vmsrs-bench
 
 debug-kernel: ## Build a guest kernel with KASAN, lockdep and more checkers, and the driver for it
 	$(BED) debug-kernel

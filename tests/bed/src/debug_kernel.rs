@@ -198,6 +198,41 @@ mod tests {
     }
 
     #[test]
+    fn what_was_built_is_laid_out_as_a_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tree, kernel) = (folder.path().join("tree"), folder.path().join("kernel"));
+        for (path, content) in [
+            ("include/config/kernel.release", "6.1.9-debug\n"),
+            ("arch/x86/boot/bzImage", "compressed"),
+            ("vmlinux", "elf"),
+            ("System.map", ""),
+            ("modules.builtin", "kernel/drivers/virtio/virtio_mmio.ko\n"),
+            (".config", ""),
+            ("Kbuild", ""),
+            ("Makefile", ""),
+            ("Module.symvers", ""),
+            ("scripts/mod/modpost", ""),
+            ("tools/objtool/objtool", ""),
+        ] {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        lay_out(&tree, &kernel).unwrap();
+        let kernel = Kernel::unpacked(&kernel).unwrap();
+        assert_eq!(kernel.release(), "6.1.9-debug");
+        assert_eq!(fs::read_to_string(kernel.vmlinuz()).unwrap(), "compressed");
+        assert_eq!(
+            fs::read_to_string(kernel.vmlinux().unwrap()).unwrap(),
+            "elf"
+        );
+        assert!(kernel.headers().join("scripts/mod/modpost").exists());
+        // What a guest's image asks for is part of the kernel itself.
+        let modules = kernel.modules(&["virtio_mmio".to_owned()], &[]).unwrap();
+        assert!(modules.is_empty());
+    }
+
+    #[test]
     fn the_checkers_are_in_the_configuration() {
         for option in [
             "KASAN",
