@@ -81,8 +81,8 @@ propagation: ## Corrupt words of an unprotected server and follow them: how long
 fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 	$(BED) fetch
 
-bench: build fetch ## Measure what requests and errors cost, in a guest
-	$(CARGO) run --quiet --release -p vmsrs-bench
+bench: build fetch ## Measure what requests and errors cost, by a clock that counts instructions
+	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic --rounds 20
 
 debug-kernel: ## Build a guest kernel with KASAN, lockdep and more checkers, and the driver for it
 	$(BED) debug-kernel
