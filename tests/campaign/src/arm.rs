@@ -77,6 +77,19 @@ impl Point {
     }
 }
 
+/// Errors that are changes of the server's code.
+pub const MUTATIONS: [&str; 9] = [
+    "shorten",
+    "early-free",
+    "flip",
+    "dirty",
+    "skip",
+    "twice",
+    "longer",
+    "shorter",
+    "elsewhere",
+];
+
 /// The line that arms the request behind it. [`fmt::Display`] gives it without its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arm {
@@ -104,6 +117,12 @@ impl Arm {
         deadline_ms: 0,
         seal: true,
     };
+
+    /// Whether it changes the server's code, so that a request may commit wrong data of its own user.
+    #[must_use]
+    pub fn is_mutation(&self) -> bool {
+        MUTATIONS.contains(&self.error)
+    }
 
     /// Whether the injector tells before the answer what became of it.
     #[must_use]

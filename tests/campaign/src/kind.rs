@@ -367,6 +367,18 @@ mod tests {
     }
 
     #[test]
+    fn changes_of_code_are_those_kinds_that_may_damage_their_own_user() {
+        for kind in all() {
+            if let Origin::Injected(errors) = kind.origin {
+                let mutations = errors
+                    .iter()
+                    .all(|error| crate::arm::MUTATIONS.contains(error));
+                assert_eq!(mutations, kind.fate == OwnDamage, "{}", kind.name);
+            }
+        }
+    }
+
+    #[test]
     fn the_injector_knows_every_error_and_every_point() {
         let injector = include_str!("../inject/inject.c");
         for kind in all() {

@@ -211,7 +211,9 @@ impl<'a> Worker<'a> {
         let line = command.to_string();
         let life = self.life;
         let Ok(answer) = self.ask(arm, &line)? else {
-            let side = self.settle(&mut user, receiver.as_deref_mut(), &effect, &command)?;
+            let mutated = arm.is_some_and(|arm| arm.is_mutation());
+            let parts = (&effect, &command);
+            let side = self.settle(&mut user, receiver.as_deref_mut(), parts, mutated)?;
             return Ok(Made::Broken(life, side));
         };
         if let Some(strike) = answer.strike.filter(|strike| strike.fired) {
@@ -621,13 +623,14 @@ impl<'a> Worker<'a> {
     // ---- State --------------------------------------------------------------------------------
 
     /// Finds out after the death of the server whether a request was committed: its users' states
-    /// are all those before it or all those after it.
+    /// are all those before it or all those after it. A request with changed code (`mutated`) may
+    /// also have committed wrong data of its own user.
     fn settle(
         &mut self,
         user: &mut User,
         receiver: Option<&mut User>,
-        effect: &Effect,
-        command: &Command,
+        (effect, command): (&Effect, &Command),
+        mutated: bool,
     ) -> Result<Side, Over> {
         let world = self.world;
         let (before, after) = (user.dump(), effect.user.dump());
@@ -645,11 +648,13 @@ impl<'a> Worker<'a> {
             *user = effect.user.clone();
         }
         if side == Side::Neither {
-            world.commit_lost(format!(
-                "{} after the death in {command}: found {:?}, must be {before:?} or {after:?}",
-                user.name,
-                found.as_deref().map(String::from_utf8_lossy)
-            ));
+            if !mutated {
+                world.commit_lost(format!(
+                    "{} after the death in {command}: found {:?}, must be {before:?} or {after:?}",
+                    user.name,
+                    found.as_deref().map(String::from_utf8_lossy)
+                ));
+            }
             world.add_maybe(command);
             self.retire(user)?;
         }
