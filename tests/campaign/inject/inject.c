@@ -156,7 +156,14 @@ struct arm {
 
 static __thread struct arm arm __attribute__((tls_model("initial-exec")));
 
-enum { VAULTS = 4 };
+enum {
+	VAULTS = 4,
+	/*
+	 * How long requests wait for a lock. An emulated machine with other work to do may take long to
+	 * get through a queue; a lock that nobody gives back is found all the same.
+	 */
+	PATIENCE_MS = 60000,
+};
 
 static vmsrs_app *app;
 /* Domains whose users nobody changes, so that their frames are sealed. */
@@ -178,7 +185,6 @@ static struct {
 	int (*ioctl)(int, unsigned long, ...);
 	int (*open)(const char *, vmsrs_app **);
 	int (*domain_open_with)(const vmsrs_app *, const void *, size_t, uint32_t, vmsrs_domain **);
-	int (*run)(const vmsrs_domain *, vmsrs_request_fn, void *, int *);
 	int (*run_with)(const vmsrs_domain *, const vmsrs_options *, vmsrs_request_fn, void *, int *);
 	void *(*root)(const vmsrs_domain *);
 	void *(*alloc)(const vmsrs_domain *, size_t);
@@ -243,7 +249,6 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(ioctl, "ioctl");
 	FIND(open, "vmsrs_open");
 	FIND(domain_open_with, "vmsrs_domain_open_with");
-	FIND(run, "vmsrs_run");
 	FIND(run_with, "vmsrs_run_with");
 	FIND(root, "vmsrs_root");
 	FIND(alloc, "vmsrs_alloc");
@@ -696,13 +701,17 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *argument, int *result)
 {
 	struct call call = { work, argument, 0 };
-	vmsrs_options options = { .flags = arm.seal ? VMSRS_SEAL : 0, .deadline_ms = arm.deadline };
+	vmsrs_options options = {
+		.flags = arm.seal ? VMSRS_SEAL : 0,
+		.deadline_ms = arm.deadline,
+		.lock_timeout_ms = arm.deadline ? 0 : PATIENCE_MS,
+	};
 	bool timed = false;
 	timer_t timer;
 	int code;
 
 	if (!arm.options && !arm.armed)
-		return real.run(domain, work, argument, result);
+		options = (vmsrs_options){ .lock_timeout_ms = PATIENCE_MS };
 	arm.options = false;
 	if (!arm.armed)
 		return real.run_with(domain, &options, work, argument, result);

@@ -66,7 +66,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
     /// Seconds that one answer may take before it counts as a hang.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 120)]
     pub reply_timeout: u64,
     /// Seconds that a server may be away before it counts as a hang.
     #[arg(long, default_value_t = 180)]

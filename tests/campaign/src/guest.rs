@@ -109,6 +109,7 @@ fn with_guest(machine: &mut Machine, args: &GuestArgs) -> Result<Done> {
     if outcome.hangs > 0 {
         eprintln!("--- the guest's processes\n{}", guest_state());
     }
+    machine.print_incidents(&outcome.incidents);
     let status = machine.ask("status");
     let guest_restarts = status.and_then(|status| status["restarts"].as_u64());
     Ok(Done {

@@ -108,6 +108,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// The first things that were not as they must be, in words.
     pub complaints: Vec<String>,
+    /// Incidents of requests that nobody made an error in.
+    pub incidents: Vec<u64>,
     /// The last requests and answers, if something was not as it must be.
     pub trace: Vec<String>,
 }
@@ -163,6 +165,7 @@ impl Outcome {
             outage_guest: Outage::new(guests),
             seconds,
             complaints: lock(&world.complaints).clone(),
+            incidents: lock(&world.incidents).clone(),
             trace: Vec::new(),
         };
         if !outcome.broken_promises().is_empty() {

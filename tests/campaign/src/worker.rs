@@ -242,6 +242,7 @@ impl<'a> Worker<'a> {
                 if world.is_damaged(self.life) {
                     world.count.lost_in_damaged.fetch_add(1, SeqCst);
                 } else if !late {
+                    lock(&world.incidents).push(failure.incident);
                     world.harm(format!(
                         "{} {command}: failed as {failure:?} ({})",
                         user.name, self.connection

@@ -102,6 +102,8 @@ pub(crate) struct World<'a> {
     pub(crate) over: AtomicBool,
     /// For each connection, the life of the server it was made in, and a handle to it.
     handles: Vec<Mutex<Option<(usize, TcpStream)>>>,
+    /// Incidents of requests that nobody made an error in.
+    pub(crate) incidents: Mutex<Vec<u64>>,
     latest: Mutex<&'static str>,
     trace: Mutex<VecDeque<String>>,
     begun: Instant,
@@ -134,6 +136,7 @@ impl<'a> World<'a> {
             complaints: Mutex::default(),
             over: AtomicBool::new(false),
             handles: (0..options.connections).map(|_| Mutex::default()).collect(),
+            incidents: Mutex::default(),
             latest: Mutex::new("none"),
             trace: Mutex::default(),
             begun: Instant::now(),
