@@ -222,7 +222,8 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	atomic_sub(report->count, &request->drafts);
 	release_locks(request, thread, report);
 
-	fail->drafts = report->count;
+	request->dropped += report->count;
+	fail->drafts = request->dropped;
 	fail->recovery_ns = ktime_get_ns() - fail->detected_ns;
 	if (request->discarded) {
 		/* Another member was first; its incident stands for the request. */

@@ -172,6 +172,7 @@ struct vmsrs_request {
 	bool overdue;			/* failed because of its deadline; guarded by requests_lock */
 	bool carried;			/* only for vmsrs_requests_prune() */
 	bool discarded;			/* guarded by commit_lock, like the following */
+	u32 dropped;			/* drafts that its failure has cost so far */
 	u32 kind;
 	u64 incident;
 };

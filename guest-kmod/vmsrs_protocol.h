@@ -805,7 +805,8 @@ struct vmsrs_ioctl_fail {
   int32_t signal;
   // In: `si_code`, or 0.
   int32_t code;
-  // Out: drafts that were dropped.
+  // Out: drafts of the request that were dropped, by this call and by those before it: another
+  // member's, or the driver's own when the request was overdue.
   uint32_t drafts;
   // In: registers, see [`REGISTERS`].
   uint64_t registers[VMSRS_REGISTERS];

@@ -207,7 +207,8 @@ pub struct IoctlFail {
     pub signal: i32,
     /// In: `si_code`, or 0.
     pub code: i32,
-    /// Out: drafts that were dropped.
+    /// Out: drafts of the request that were dropped, by this call and by those before it: another
+    /// member's, or the driver's own when the request was overdue.
     pub drafts: u32,
     /// In: registers, see [`REGISTERS`].
     pub registers: [u64; REGISTERS],

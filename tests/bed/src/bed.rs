@@ -145,7 +145,7 @@ impl Bed {
         }
         nested::run(
             &qemu,
-            &self.kernel(Series::V6_1)?,
+            &self.kernel(job.host_series)?,
             self.image()?,
             job,
             &mut on_event,

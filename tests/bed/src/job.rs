@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::command::shell_quote;
 use crate::error::{Error, Result};
+use crate::kernel::Series;
 
 /// How long a job may take unless told otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -35,6 +36,7 @@ pub struct Job {
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
     pub(crate) deterministic: bool,
+    pub(crate) host_series: Series,
 }
 
 /// A file of a job.
@@ -61,6 +63,7 @@ impl Job {
             memory_mib: DEFAULT_MEMORY_MIB,
             cpus: DEFAULT_CPUS,
             deterministic: false,
+            host_series: Series::V6_1,
         }
     }
 
@@ -112,6 +115,12 @@ impl Job {
     /// The CPUs of the nested KVM host, 2 by default; without meaning on this machine's own KVM.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// The Debian kernel of the nested KVM host, 6.1 by default; without meaning on this machine's own KVM.
+    pub fn host_kernel(mut self, series: Series) -> Self {
+        self.host_series = series;
         self
     }
 

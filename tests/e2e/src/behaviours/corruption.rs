@@ -1,17 +1,18 @@
-//! Content of sealed frames that goes wrong by itself: a flipped bit in the host's memory.
+//! Content of sealed frames that goes wrong by itself: a flipped bit in the host's memory, or memory
+//! that the host's kernel has found broken.
 
-use std::fs::{self, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use vmsrs::{App, Domain, DomainOptions, Error, RunError};
+use vmsrs::{App, Domain, DomainOptions, Error, Kind, RunError};
 use vmsrs_protocol::PAGE_SIZE;
 
 use crate::host::Guest;
 use crate::raw;
-use crate::{Behaviour, Machine};
+use crate::{Behaviour, Machine, Step};
 
 /// With a mirror.
 pub(super) const MIRRORED: Behaviour = Behaviour {
@@ -29,10 +30,27 @@ pub(super) const UNMIRRORED: Behaviour = Behaviour {
     host: unmirrored,
 };
 
-const STEPS: &[(&str, fn(&str) -> Result<()>)] = &[
+/// Broken memory, with a mirror.
+pub(super) const POISONED_MIRRORED: Behaviour = Behaviour {
+    name: "a_poisoned_frame_has_its_content_again_from_the_mirror",
+    machine: Machine::Usual,
+    steps: STEPS,
+    host: poisoned_mirrored,
+};
+
+/// Broken memory, without one.
+pub(super) const POISONED_UNMIRRORED: Behaviour = Behaviour {
+    name: "a_poisoned_frame_without_a_mirror_is_an_incident_for_that_domain_alone",
+    machine: Machine::Usual,
+    steps: STEPS,
+    host: poisoned_unmirrored,
+};
+
+const STEPS: &[(&str, Step)] = &[
     ("write", write),
     ("read", read),
     ("refused", refused),
+    ("fails", fails),
     ("unreachable", unreachable),
 ];
 
@@ -49,34 +67,52 @@ fn mirrored(guest: &mut Guest) -> Result<()> {
         before["mirror_frames"].as_u64() > Some(0),
         "the mirror has frames: {before}"
     );
-    let frames = flip(guest, "mirrored", 1)?;
-    ensure!(frames == 1, "a frame of the value was hit");
-    let found = guest.vmsrs(&["scrub", "--app", APP, "--domain", "mirrored"])?;
-    ensure!(
-        found["repaired"] == 1 && found["damaged"] == 0,
-        "the check repairs it: {found}"
-    );
-    let incident = newest(guest)?;
-    ensure!(
-        incident["outcome"] == "repaired" && incident["domain"] == "mirrored",
-        "the incident says so: {incident}"
-    );
+    let incident = first_incident(guest, "mirrored", "checksum", flip)?;
     ensure!(
         incident["corruption"]["changed_bytes"] == 1,
-        "and what was wrong: {incident}"
+        "the incident says what was wrong: {incident}"
     );
-    guest.run("read", "mirrored")?;
     Ok(())
+}
+
+/// Does something to one frame after another of those with a page of the value, until the host has an
+/// incident: the mirror's frames look the same from outside, and are made right without one. The guest
+/// sees the right value all the time.
+fn first_incident(
+    guest: &mut Guest,
+    key: &str,
+    kind: &str,
+    harm: fn(&File, u64) -> Result<()>,
+) -> Result<Value> {
+    let (window, offsets) = find(guest, key)?;
+    for offset in offsets {
+        harm(&window, offset)?;
+        // Broken memory is met by the guest's virtual CPU here, a flipped bit by the check.
+        if kind == "poison" {
+            guest.run("read", key)?;
+        }
+        let found = guest.vmsrs(&["scrub", "--app", APP, "--domain", key])?;
+        ensure!(found["damaged"] == 0, "nothing is lost: {found}");
+        guest.run("read", key)?;
+        if let Ok(incident) = newest(guest, kind) {
+            ensure!(
+                incident["outcome"] == "repaired" && incident["domain"] == key,
+                "the incident says so: {incident}"
+            );
+            return Ok(incident);
+        }
+    }
+    bail!("no frame of {key} was a sealed one")
 }
 
 fn unmirrored(guest: &mut Guest) -> Result<()> {
     guest.run("write", "bystander")?;
     guest.run("write", "plain")?;
-    let frames = flip(guest, "plain", 1)?;
-    ensure!(frames == 1, "a frame of the value was hit");
+    let (window, offsets) = find(guest, "plain")?;
+    flip(&window, offsets[0])?;
     let code = guest.exit_code(&["scrub", "--app", APP])?;
     ensure!(code == Some(9), "scrub says that content is lost: {code:?}");
-    let incident = newest(guest)?;
+    let incident = newest(guest, "checksum")?;
     ensure!(
         incident["outcome"] == "lost" && incident["domain"] == "plain",
         "the incident names the domain: {incident}"
@@ -93,52 +129,126 @@ fn unmirrored(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
+fn poisoned_mirrored(guest: &mut Guest) -> Result<()> {
+    guest.run("write", "mirrored and poisoned")?;
+    first_incident(guest, "mirrored and poisoned", "poison", poison).map(drop)
+}
+
+fn poisoned_unmirrored(guest: &mut Guest) -> Result<()> {
+    guest.run("write", "bystander")?;
+    guest.run("write", "poisoned")?;
+    let (window, offsets) = find(guest, "poisoned")?;
+    poison(&window, offsets[0])?;
+    guest.run("fails", "poisoned")?;
+    let incident = newest(guest, "poison")?;
+    ensure!(
+        incident["outcome"] == "lost" && incident["domain"] == "poisoned",
+        "the incident names the domain: {incident}"
+    );
+    guest.run("refused", "poisoned")?;
+    guest.run("read", "bystander")?;
+    Ok(())
+}
+
 fn status(guest: &Guest) -> Result<Value> {
     Ok(guest.vmsrs(&["status"])?["recovery"].clone())
 }
 
-fn newest(guest: &Guest) -> Result<Value> {
-    guest
-        .incidents("checksum")?
-        .pop()
-        .context("an incident of a checksum")
+fn newest(guest: &Guest, kind: &str) -> Result<Value> {
+    let incident = guest.incidents(kind)?.pop();
+    incident.with_context(|| format!("an incident of kind {kind}"))
 }
 
-/// Flips a bit in `count` of the frames that hold pages of the value, in the memory of the VMM. Gives
-/// how many there were to hit.
-fn flip(guest: &Guest, key: &str, count: usize) -> Result<usize> {
-    let folder = format!("/proc/{}/fd", guest.pid());
+/// Flips a bit in a frame of the window, in the memory of the VMM.
+fn flip(window: &File, offset: u64) -> Result<()> {
+    let at = offset + u64::from(PAGE_SIZE) - 1;
+    let mut byte = [0];
+    window.read_exact_at(&mut byte, at)?;
+    window.write_all_at(&[byte[0] ^ 4], at)?;
+    Ok(())
+}
+
+/// Has the host's kernel take the memory of a frame of the window for broken, as it does when the
+/// hardware says so. That kills who maps the frame and asks for it: a child.
+fn poison(window: &File, offset: u64) -> Result<()> {
+    let offset = i64::try_from(offset)?;
+    // SAFETY: the child makes system calls and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        poison_and_end(window.as_raw_fd(), offset);
+    }
+    ensure!(child > 0, "fork: {}", std::io::Error::last_os_error());
+    let mut status = 0;
+    // SAFETY: waits for the child; status is valid.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    ensure!(waited == child, "wait for the child");
+    let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS;
+    let ended = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+    ensure!(
+        killed || ended,
+        "poison a frame: the child ended with {status:#x}"
+    );
+    Ok(())
+}
+
+/// Poisons a page of a file and ends the process: with 0, or with `errno`.
+fn poison_and_end(window: RawFd, offset: i64) -> ! {
+    let length = PAGE_SIZE as usize;
+    // SAFETY: a new mapping, whose content nobody looks at but the read that makes it present.
+    unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            window,
+            offset,
+        );
+        if address == libc::MAP_FAILED {
+            libc::_exit(*libc::__errno_location());
+        }
+        std::ptr::read_volatile(address.cast::<u8>());
+        let failed = libc::madvise(address, length, libc::MADV_HWPOISON) != 0;
+        libc::_exit(if failed { *libc::__errno_location() } else { 0 });
+    }
+}
+
+/// The file of the window in the VMM, and the offsets of all frames with a page of the value, of which
+/// there is at least one.
+fn find(guest: &Guest, key: &str) -> Result<(File, Vec<u64>)> {
     let mark = mark(key);
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(format!("/proc/{}/fd", guest.pid()))? {
         let path = entry?.path();
         if !fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().contains("vmsrs-window")) {
             continue;
         }
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let window = OpenOptions::new().read(true).write(true).open(&path)?;
         let mut page = vec![0; PAGE_SIZE as usize];
-        let mut done = 0;
-        for offset in (0..file.metadata()?.size()).step_by(page.len()) {
-            file.read_exact_at(&mut page, offset)?;
-            if page.starts_with(&mark) && done < count {
-                let at = page.len() - 1;
-                file.write_all_at(&[page[at] ^ 4], offset + at as u64)?;
-                done += 1;
+        let mut offsets = Vec::new();
+        for offset in (0..window.metadata()?.size()).step_by(page.len()) {
+            // Memory that an earlier behaviour has broken cannot be read.
+            if window.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
+                offsets.push(offset);
             }
         }
-        return Ok(done);
+        ensure!(
+            !offsets.is_empty(),
+            "no frame of the window has a page of {key}"
+        );
+        return Ok((window, offsets));
     }
     bail!("the VMM has no window")
 }
 
 fn mark(key: &str) -> Vec<u8> {
-    [MARK, key.as_bytes()].concat()
+    [MARK, key.as_bytes(), b";"].concat()
 }
 
 fn open(key: &str) -> Result<&'static Domain> {
     // SAFETY: no request here lends its locals to others.
     let app = unsafe { App::open(APP) }?;
     let options = DomainOptions {
-        mirror: key == "mirrored",
+        mirror: key.starts_with("mirrored"),
     };
     Ok(app.domain_with(key, options)?)
 }
@@ -195,6 +305,14 @@ fn refused(key: &str) -> Result<()> {
     match look(key) {
         Err(error) if matches!(error.downcast_ref(), Some(Error::Damaged { .. })) => Ok(()),
         result => bail!("opened a damaged domain: {result:?}"),
+    }
+}
+
+/// A request that touches the lost page fails, and alone.
+fn fails(key: &str) -> Result<()> {
+    match look(key)? {
+        Err(RunError::Failed(failure)) if failure.kind == Kind::Damaged => Ok(()),
+        result => bail!("read a page whose memory is broken: {result:?}"),
     }
 }
 

@@ -76,7 +76,7 @@ fn incident(guest: &Guest, number: &str) -> Result<Value> {
         let list = guest.vmsrs(&["incidents"])?;
         let known = list.as_array().is_some_and(|list| {
             list.iter()
-                .any(|entry| entry["number"].to_string() == number)
+                .any(|entry| entry["number"].as_u64() == number.parse().ok())
         });
         if known {
             let incident = guest.vmsrs(&["incidents", number, "--symbols", SYMBOLS])?;

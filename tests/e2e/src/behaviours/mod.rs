@@ -46,6 +46,8 @@ pub const ALL: &[&Behaviour] = &[
     &window_mapped_writable::BEHAVIOUR,
     &corruption::MIRRORED,
     &corruption::UNMIRRORED,
+    &corruption::POISONED_MIRRORED,
+    &corruption::POISONED_UNMIRRORED,
     &lock_after_error::BEHAVIOUR,
     &kinds_of_error::BEHAVIOUR,
     &audit_written_pages::BEHAVIOUR,

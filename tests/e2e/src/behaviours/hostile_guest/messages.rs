@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use bytemuck::{Zeroable, bytes_of};
 use vmsrs_protocol::control::{
     AddExtent, ControlHeader, DiscardRequest, MESSAGE_ADD_EXTENT, MESSAGE_DISCARD,
-    MESSAGE_INCIDENT, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain,
-    STATUS_MALFORMED, STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN,
+    MESSAGE_EVIDENCE, MESSAGE_INCIDENT, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
+    OpenDomain, STATUS_MALFORMED, STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN,
     SealRequest,
 };
 use vmsrs_protocol::device::DeviceConfig;
@@ -22,7 +22,7 @@ use crate::hostile::{Device, message, open_app, register};
 
 pub(super) fn lengths_that_lie(device: &mut Device) -> Result<()> {
     device.refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
-    for kind in MESSAGE_OPEN_APP..=MESSAGE_DISCARD {
+    for kind in MESSAGE_OPEN_APP..=MESSAGE_EVIDENCE {
         let header = ControlHeader { kind, length: 0 };
         device.refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
     }
@@ -38,7 +38,7 @@ pub(super) fn lengths_that_lie(device: &mut Device) -> Result<()> {
 }
 
 pub(super) fn unknown_kinds(device: &mut Device) -> Result<()> {
-    for kind in [0, MESSAGE_DISCARD + 1, 0x8000_0000, u32::MAX] {
+    for kind in [0, MESSAGE_EVIDENCE + 1, 0x8000_0000, u32::MAX] {
         let bytes = message(kind, &0u64, &[]);
         device.refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
     }
