@@ -22,6 +22,8 @@ use crate::{Behaviour, Machine};
 const HOST_ADDRESS: &str = "192.168.77.1";
 /// Port where the host waits for the guest's agent.
 const PORT: u16 = 7000;
+/// How long a report may take from the driver to the host.
+const REPORT_LIMIT: Duration = Duration::from_secs(60);
 /// A boot takes about 10 s in the nested test-bed; this is for a machine with much else to do.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Longest that one step may take.
@@ -205,6 +207,27 @@ impl Guest {
     /// The VMM's process.
     pub fn pid(&self) -> u32 {
         self.vm.id()
+    }
+
+    /// All facts of one incident. The driver reports it after the request has got its number: waits for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guest::vmsrs`], and when it does not come.
+    pub fn incident(&self, number: &str) -> Result<Value> {
+        let wanted = number.parse().ok();
+        let start = Instant::now();
+        loop {
+            let list = self.vmsrs(&["incidents"])?;
+            let mut list = list.as_array().context("a list of incidents")?.iter();
+            if list.any(|incident| incident["number"].as_u64() == wanted) {
+                return self.vmsrs(&["incidents", number]);
+            }
+            ensure!(
+                start.elapsed() < patience(REPORT_LIMIT),
+                "incident {number} does not come"
+            );
+        }
     }
 
     /// The incidents of one kind, oldest first, each with all its facts.

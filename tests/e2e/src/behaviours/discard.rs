@@ -21,7 +21,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("discard", "")?;
     let incident: u64 = guest.run("fail", "")?.trim().parse()?;
-    let facts = guest.vmsrs(&["incidents", &incident.to_string()])?;
+    let facts = guest.incident(&incident.to_string())?;
     ensure!(
         facts["kind"] == "invariant",
         "the host keeps the incident: {facts}"

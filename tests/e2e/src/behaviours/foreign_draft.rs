@@ -50,7 +50,7 @@ fn host(guest: &mut Guest) -> Result<()> {
     }
     guest.run("strays", "")?;
     for incident in guest.run("fails", "")?.lines() {
-        let facts = guest.vmsrs(&["incidents", incident])?;
+        let facts = guest.incident(incident)?;
         ensure!(
             facts["kind"] == "foreign-draft",
             "the host knows the kind: {facts}"

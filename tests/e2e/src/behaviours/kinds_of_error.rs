@@ -26,7 +26,7 @@ fn host(guest: &mut Guest) -> Result<()> {
         let Some((incident, kind)) = line.split_once(' ') else {
             anyhow::bail!("not expected: {line}")
         };
-        let facts = guest.vmsrs(&["incidents", incident])?;
+        let facts = guest.incident(incident)?;
         ensure!(
             facts["kind"] == kind,
             "incident {incident} is {facts}, not {kind}"

@@ -31,10 +31,10 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("commits", "")?;
     let incident = guest.run("landings", "")?;
-    let facts = guest.vmsrs(&["incidents", incident.trim()])?;
+    let facts = guest.incident(incident.trim())?;
     ensure!(facts["kind"] == "memory", "one incident for all: {facts}");
     let incident = guest.run("gone", "")?;
-    let facts = guest.vmsrs(&["incidents", incident.trim()])?;
+    let facts = guest.incident(incident.trim())?;
     ensure!(facts["kind"] == "thread-death", "its kind: {facts}");
     guest.run("fork", "")?;
     guest.run("pool", "").map(drop)

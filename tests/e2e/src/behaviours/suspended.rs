@@ -29,7 +29,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("steps", "")?;
     let incident = guest.run("deadline", "")?;
-    let facts = guest.vmsrs(&["incidents", incident.trim()])?;
+    let facts = guest.incident(incident.trim())?;
     ensure!(facts["kind"] == "deadline", "its kind: {facts}");
     guest.run("killed", "").map(drop)
 }
