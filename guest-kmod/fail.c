@@ -232,7 +232,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 		report->incident = false;
 	} else {
 		fail->incident = atomic64_fetch_add(2, &dev->next_incident);
-		request->discarded = true;
+		WRITE_ONCE(request->discarded, true);
 		request->incident = fail->incident;
 		request->kind = fail->kind;
 		describe(app, thread, first, fail, report);
@@ -262,7 +262,7 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	return incident;
 }
 
-/* Fails a suspended request, unless it was resumed meanwhile or has failed already. */
+/* Fails a suspended request, unless it was resumed meanwhile or has been discarded already. */
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_report *report = report_new(true);
@@ -274,7 +274,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, fail->tag);
-	wanted = request && request->suspended_by && !request->failed;
+	wanted = request && request->suspended_by && !request->discarded;
 	spin_unlock(&dev->requests_lock);
 	if (wanted)
 		fail_locked(app, NULL, fail, report, NULL);

@@ -282,6 +282,9 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 	return 0;
 
 put:
+	/* Frames of the pool are zero: what was copied here is some domain's own. */
+	if (entry->frame != NONE)
+		clear_page(frame_address(dev, draft->frame));
 	vmsrs_pool_put(dev, draft->frame);
 	return error;
 }

@@ -148,7 +148,11 @@ void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now)
 
 	spin_lock(&dev->requests_lock);
 	list_for_each_entry(request, &dev->suspended_requests, suspended_entry) {
-		if (request->failed || !request->due_ns || now < request->due_ns)
+		/*
+		 * One that was marked as overdue while its thread suspended it has failed, but still
+		 * has its locks and drafts. Only a hint here: vmsrs_fail_suspended() looks again.
+		 */
+		if (READ_ONCE(request->discarded) || !request->due_ns || now < request->due_ns)
 			continue;
 		apps[count] = request->app;
 		tags[count] = request->tag;

@@ -303,9 +303,14 @@ struct overdue {
 /* Looks at one thread. True if *overdue was filled in, with a reference to the thread. */
 static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *overdue)
 {
-	u64 due = READ_ONCE(thread->control->deadline_ns);
-	u64 tag = vmsrs_thread_tag(thread);
+	u64 tag = vmsrs_thread_tag(thread), due;
 
+	/* The deadline is the tag's if the tag is the same before and after. */
+	smp_rmb();
+	due = READ_ONCE(thread->control->deadline_ns);
+	smp_rmb();
+	if (vmsrs_thread_tag(thread) != tag)
+		return false;
 	if (!due || now < due || !vmsrs_tag_valid(thread->dev, tag))
 		return false;
 	if (tag != thread->signalled_tag) {

@@ -349,6 +349,8 @@ impl Thread {
     /// The thread has come to its landing: further interrupts for the request tell it nothing.
     pub(crate) fn land(&self) {
         self.landed.set(true);
+        // An error, unlike an interrupt, cuts critical code short.
+        self.critical.set(0);
         self.pending.set(false);
     }
 

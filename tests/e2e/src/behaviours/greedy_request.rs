@@ -3,13 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use vmsrs::{App, Error, Kind, RunError};
+use vmsrs::{App, Domain, Error, Kind, RunError};
 
 use crate::host::Guest;
 use crate::{Behaviour, Machine};
 
 /// Half of the small machine's pool.
 const SHARE: usize = 128;
+
+/// What the greedy request's domain is full of.
+const SECRET: u8 = 0xa7;
+
+/// Fresh pages that are looked at, in one request.
+const FRESH: usize = 100;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
@@ -41,6 +47,19 @@ fn greedy(_: &str) -> Result<()> {
         };
     };
     small.run(|request| request.alloc(0u8).map(drop))?;
+    // Something to copy into each draft.
+    for pages in (0..SHARE + 32).collect::<Vec<_>>().chunks(SHARE / 4) {
+        large.run(|_| {
+            for page in pages {
+                // SAFETY: as in `write`.
+                unsafe {
+                    std::ptr::with_exposed_provenance_mut::<u8>(first + page * 4096)
+                        .write_bytes(SECRET, 4096);
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+    }
 
     let innocent = std::thread::spawn(move || -> Result<()> {
         while !GREEDY_AT_ITS_LIMIT.load(Ordering::SeqCst) {
@@ -73,5 +92,31 @@ fn greedy(_: &str) -> Result<()> {
         "{} drafts",
         failure.drafts
     );
-    Ok(app.flush()?)
+    app.flush()?;
+    nothing_shows(app.domain("curious")?)
+}
+
+/// Pages that were never written are zero, whatever a refused draft had copied before.
+fn nothing_shows(curious: &'static Domain) -> Result<()> {
+    for _ in 0..2 {
+        let shown = curious.run(|request| {
+            let block = request.domain().allocate(FRESH * 4096, 4096)?.as_ptr();
+            // The heap's own bytes lie at both ends.
+            let shown = (1..FRESH - 1).filter(|page| {
+                let page = block.wrapping_add(page * 4096);
+                // SAFETY: a page inside of the block, whose first write makes a draft of it.
+                let bytes = unsafe {
+                    page.write_volatile(0);
+                    std::slice::from_raw_parts(page, 4096)
+                };
+                bytes.iter().any(|&byte| byte != 0)
+            });
+            Ok::<_, Error>(shown.count())
+        })?;
+        ensure!(
+            shown == 0,
+            "{shown} fresh pages have another domain's bytes"
+        );
+    }
+    Ok(())
 }
