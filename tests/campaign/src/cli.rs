@@ -65,6 +65,9 @@ pub struct RunArgs {
     /// Connections, each with a thread of its own on both sides.
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
+    /// Leave out the kinds that end the server's process or the guest.
+    #[arg(long)]
+    pub no_restarts: bool,
     /// Seconds that one answer may take before it counts as a hang.
     #[arg(long, default_value_t = 120)]
     pub reply_timeout: u64,
@@ -87,6 +90,7 @@ impl RunArgs {
             users: self.users,
             connections: self.connections,
             injector: self.server == Server::C,
+            restarts: !self.no_restarts,
             host: None,
             reply_timeout: Duration::from_secs(self.reply_timeout),
             outage_limit: Duration::from_secs(self.outage_limit),
@@ -114,6 +118,7 @@ impl RunArgs {
         ]
         .into_iter()
         .flat_map(|(name, value)| [name.to_owned(), value])
+        .chain(self.no_restarts.then(|| "--no-restarts".to_owned()))
         .collect()
     }
 }
@@ -147,7 +152,12 @@ mod tests {
 
     #[test]
     fn arguments_survive_the_way_to_another_process() {
-        let first = Cli::parse_from(["vmsrs-campaign", "--seed", "9", "--server", "rust"]);
+        let first = Cli::parse_from([
+            "vmsrs-campaign",
+            "--seed=9",
+            "--server=rust",
+            "--no-restarts",
+        ]);
         let arguments = first.run.to_arguments();
         let again = Cli::parse_from(std::iter::once("vmsrs-campaign".to_owned()).chain(arguments));
         assert_eq!(format!("{:?}", first.run), format!("{:?}", again.run));

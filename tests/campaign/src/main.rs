@@ -42,7 +42,9 @@ fn against(address: SocketAddr, args: &RunArgs) -> Result<bool> {
 fn print_plan(args: &RunArgs) {
     let connections = args.connections.max(1);
     let plans: Vec<_> = (0..connections)
-        .map(|connection| Plan::new(args.seed, connection, connections))
+        .map(|connection| {
+            Plan::new(args.seed, connection, connections).with_restarts(!args.no_restarts)
+        })
         .collect();
     for place in 0..args.errors {
         let connection = (place % connections as u64) as usize;

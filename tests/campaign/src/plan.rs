@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use vmsrs_demo::kind::Kind as Bug;
 
 use crate::arm::{Arm, Point};
-use crate::kind::{COMMON, Kind, Origin, RARE};
+use crate::kind::{COMMON, Fate, Kind, Origin, RARE, Rare};
 use crate::task::Task;
 
 /// How an error is made.
@@ -42,6 +42,7 @@ pub struct Plan {
     seed: u64,
     connection: u64,
     connections: u64,
+    restarts: bool,
 }
 
 impl Plan {
@@ -52,7 +53,15 @@ impl Plan {
             seed,
             connection: connection as u64,
             connections: connections as u64,
+            restarts: true,
         }
+    }
+
+    /// Whether it has the kinds that end the server's process or the guest; it has, unless told
+    /// otherwise.
+    #[must_use]
+    pub fn with_restarts(self, restarts: bool) -> Self {
+        Self { restarts, ..self }
     }
 
     /// Error number `number` of this connection, from 0. All connections together take turns
@@ -91,7 +100,9 @@ impl Plan {
     }
 
     fn kind(&self, place: u64) -> &'static Kind {
-        let due = |rare: &&crate::kind::Rare| place % rare.period == rare.first;
+        let due = |rare: &&Rare| {
+            place % rare.period == rare.first && (self.restarts || rare.kind.fate == Fate::Detected)
+        };
         if let Some(rare) = RARE.iter().find(due) {
             return &rare.kind;
         }
@@ -152,6 +163,13 @@ mod tests {
             .filter(|n| !made.contains(n))
             .collect();
         assert_eq!(missing, [""; 0]);
+    }
+
+    #[test]
+    fn without_restarts_no_error_ends_the_process_or_the_guest() {
+        let plan = Plan::new(1, 0, 1).with_restarts(false);
+        let ends = |fate| matches!(fate, Fate::Kills | Fate::Panics | Fate::Untagged);
+        assert!((0..2000).all(|number| !ends(plan.error(number).kind.fate)));
     }
 
     #[test]

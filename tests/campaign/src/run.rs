@@ -34,6 +34,8 @@ pub struct Options {
     pub connections: usize,
     /// Whether the server runs below the injector and a supervisor that starts it anew.
     pub injector: bool,
+    /// Whether errors are made that end the server's process or the guest.
+    pub restarts: bool,
     /// The virtual machine, where there is one.
     pub host: Option<Host>,
     /// How long one answer may take before it counts as a hang.

@@ -87,7 +87,8 @@ impl<'a> Worker<'a> {
             client: None,
             life: 0,
             audited: 0,
-            plan: Plan::new(options.seed, connection, options.connections),
+            plan: Plan::new(options.seed, connection, options.connections)
+                .with_restarts(options.restarts),
             load: Load::new(options.seed, connection),
             own: (connection..options.users)
                 .step_by(options.connections)

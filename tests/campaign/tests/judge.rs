@@ -214,6 +214,7 @@ fn campaign(name: &str, wrong: Wrong) -> Outcome {
         users: 8,
         connections: 4,
         injector: false,
+        restarts: true,
         host: None,
         reply_timeout: Duration::from_secs(5),
         outage_limit: Duration::from_secs(5),
