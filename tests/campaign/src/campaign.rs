@@ -3,14 +3,13 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmsrs_bed::{Bed, Event, Flavour, Job, project};
-use vmsrs_demo::build::{built, compile};
+use vmsrs_demo::build::{built, compile, compile_c};
 use vmsrs_demo::cli::Server;
 use vmsrs_demo::machine::{GUEST, PORT};
 use vmsrs_demo::steps::{Step, Steps};
@@ -194,23 +193,19 @@ impl Programs {
                     ],
                 )?;
                 let injector = folder.join("libinject.so");
-                let source = root.join("tests/campaign/inject/inject.c");
-                let output = Command::new("cc")
-                    .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
-                    .args(["-fno-builtin", "-fPIC", "-shared", "-o"])
-                    .arg(&injector)
-                    .arg(source)
-                    .arg("-I")
-                    .arg(&include)
-                    .arg("-I")
-                    .arg(root.join("guest-kmod"))
-                    .output()
-                    .context("start cc; install gcc")?;
-                ensure!(
-                    output.status.success(),
-                    "the injector does not compile:\n{}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
+                compile_c(
+                    Path::new("tests/campaign/inject/inject.c"),
+                    &injector,
+                    &[
+                        "-fno-builtin".as_ref(),
+                        "-fPIC".as_ref(),
+                        "-shared".as_ref(),
+                        "-I".as_ref(),
+                        &include,
+                        "-I".as_ref(),
+                        &root.join("guest-kmod"),
+                    ],
+                )?;
                 (program, Some(injector))
             }
         };

@@ -5,7 +5,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -13,52 +12,7 @@ use std::time::Duration;
 
 use vmsrs_campaign::outcome::Outcome;
 use vmsrs_campaign::run::{self, Options};
-
-/// A running ledger; killed when dropped.
-struct Ledger {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Ledger {
-    fn start(program: &Path) -> Self {
-        let mut process = Command::new(program)
-            .arg("0")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let port = lines
-            .find_map(|line| line.ok()?.rsplit_once("ready on port ")?.1.parse().ok())
-            .expect("the server says its port");
-        // Nobody reads what it says from here on, but its pipe must not close.
-        thread::spawn(move || lines.for_each(drop));
-        Self {
-            process,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        }
-    }
-}
-
-impl Drop for Ledger {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Compiles the C server without VMSRS.
-fn plain_ledger(folder: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../servers/ledger.c");
-    let program = folder.join("ledger-plain");
-    let status = Command::new("cc")
-        .args(["-O2", "-pthread", "-DPLAIN", "-o"])
-        .args([&program, &source])
-        .status()
-        .unwrap();
-    assert!(status.success());
-    program
-}
+use vmsrs_demo::native::{Ledger, plain_ledger};
 
 /// What the proxy does with the request whose number is given, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +45,10 @@ impl Proxy {
     fn start(folder: &str, wrong: Wrong) -> (Arc<Self>, SocketAddr) {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
         std::fs::create_dir_all(&folder).unwrap();
-        let program = plain_ledger(&folder);
+        let program = plain_ledger(&folder).unwrap();
         let proxy = Arc::new(Self {
             wrong,
-            ledger: std::sync::Mutex::new(Ledger::start(&program)),
+            ledger: std::sync::Mutex::new(Ledger::start(&program).unwrap()),
             program,
             errors: AtomicU64::new(0),
             answers: AtomicU64::new(0),
@@ -122,7 +76,7 @@ impl Proxy {
     }
 
     fn serve(&self, client: &TcpStream) -> std::io::Result<()> {
-        let address = self.ledger.lock().unwrap().address;
+        let address = self.ledger.lock().unwrap().address();
         let mut server = BufReader::new(TcpStream::connect(address)?);
         client.set_nodelay(true)?;
         for line in BufReader::new(client).lines() {
@@ -144,7 +98,7 @@ impl Proxy {
                     }
                     Wrong::Silence(at) if number == at => continue,
                     Wrong::Death(at) if number == at => {
-                        *self.ledger.lock().unwrap() = Ledger::start(&self.program);
+                        *self.ledger.lock().unwrap() = Ledger::start(&self.program).unwrap();
                     }
                     _ => {}
                 }
@@ -159,7 +113,7 @@ impl Proxy {
         let number = self.errors.fetch_add(1, SeqCst) + 1;
         match self.wrong {
             Wrong::OtherUser(at) if number == at => {
-                let address = self.ledger.lock().unwrap().address;
+                let address = self.ledger.lock().unwrap().address();
                 let mut stranger = BufReader::new(TcpStream::connect(address)?);
                 Self::ask(&mut stranger, "USER vault2")?;
                 Self::ask(&mut stranger, "DEPOSIT 1")?;
@@ -222,7 +176,7 @@ fn campaign(name: &str, wrong: Wrong) -> Outcome {
     };
     let outcome = run::run(&options, |_| ()).unwrap();
     // The proxy's threads live on; the ledger must not, or it would outlive this process.
-    let _ = proxy.ledger.lock().unwrap().process.kill();
+    proxy.ledger.lock().unwrap().kill();
     outcome
 }
 

@@ -10,20 +10,30 @@ use vmsrs_bed::project;
 ///
 /// # Errors
 ///
-/// When there is no compiler, or a warning.
+/// As [`compile_c`].
 pub fn compile(program: &Path, arguments: &[&Path]) -> Result<()> {
-    let source = project::root().join("tests/servers/ledger.c");
-    let output = Command::new("cc")
+    compile_c(Path::new("tests/servers/ledger.c"), program, arguments)
+}
+
+/// Compiles a C source of this project (its path from the project's root) to `output`, with more
+/// arguments for the compiler.
+///
+/// # Errors
+///
+/// When there is no compiler, or a warning.
+pub fn compile_c(source: &Path, output: &Path, arguments: &[&Path]) -> Result<()> {
+    let ended = Command::new("cc")
         .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .arg(program)
-        .arg(source)
+        .arg(output)
+        .arg(project::root().join(source))
         .args(arguments)
         .output()
         .context("start cc; install gcc")?;
     ensure!(
-        output.status.success(),
-        "the server does not compile:\n{}",
-        String::from_utf8_lossy(&output.stderr)
+        ended.status.success(),
+        "{} does not compile:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&ended.stderr)
     );
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod kind;
 pub mod load;
 pub mod machine;
 pub mod model;
+pub mod native;
 pub mod outcome;
 pub mod percentile;
 pub mod plan;

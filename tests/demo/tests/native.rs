@@ -1,67 +1,19 @@
 //! The load and the model against the plain C server on this machine.
 
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use vmsrs_demo::load::{self, Options};
+use vmsrs_demo::native::{Ledger, plain_ledger};
 use vmsrs_demo::outcome::Outcome;
-
-/// A running server; killed when dropped.
-struct Server {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Server {
-    fn start(program: &Path) -> Self {
-        let mut process = Command::new(program)
-            .arg("0")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let port = lines
-            .find_map(|line| line.ok()?.rsplit_once("ready on port ")?.1.parse().ok())
-            .expect("the server says its port");
-        // Nobody reads what it says from here on, but its pipe must not close.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self {
-            process,
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Compiles the C server without VMSRS.
-fn plain_server(folder: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../servers/ledger.c");
-    let program = folder.join("ledger-plain");
-    let status = Command::new("cc")
-        .args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-DPLAIN"])
-        .arg("-o")
-        .args([&program, &source])
-        .status()
-        .unwrap();
-    assert!(status.success());
-    program
-}
 
 fn load_against(name: &str, faults: bool) -> Outcome {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
-    let server = Server::start(&plain_server(&folder));
+    let server = Ledger::start(&plain_ledger(&folder).unwrap()).unwrap();
     let options = Options {
-        address: server.address,
+        address: server.address(),
         users: 50,
         connections: 16,
         requests: 4000,

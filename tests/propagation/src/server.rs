@@ -5,7 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use vmsrs_demo::build;
 
 use crate::symbols::Symbols;
 
@@ -23,17 +24,11 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// When there is no C compiler.
+    /// As [`build::compile`].
     pub fn build(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../servers/ledger.c");
         let path = folder.join("ledger-plain");
-        let status = Command::new("cc")
-            .args(["-O2", "-fno-inline", "-pthread", "-DPLAIN", "-o"])
-            .args([&path, &source])
-            .status()
-            .context("running cc; install a C compiler")?;
-        ensure!(status.success(), "the server does not compile");
+        build::compile(&path, &["-fno-inline".as_ref(), "-DPLAIN".as_ref()])?;
         let symbols = Symbols::of(&path)?;
         Ok(Self { path, symbols })
     }

@@ -71,18 +71,12 @@ fn host(guest: &mut Guest) -> Result<()> {
 
 /// An incident with what the program kept, which comes behind the report.
 fn incident(guest: &Guest, number: &str) -> Result<Value> {
+    guest.incident(number)?;
     let start = Instant::now();
     loop {
-        let list = guest.vmsrs(&["incidents"])?;
-        let known = list.as_array().is_some_and(|list| {
-            list.iter()
-                .any(|entry| entry["number"].as_u64() == number.parse().ok())
-        });
-        if known {
-            let incident = guest.vmsrs(&["incidents", number, "--symbols", SYMBOLS])?;
-            if !incident["request"]["program"].is_null() {
-                return Ok(incident);
-            }
+        let incident = guest.vmsrs(&["incidents", number, "--symbols", SYMBOLS])?;
+        if !incident["request"]["program"].is_null() {
+            return Ok(incident);
         }
         ensure!(start.elapsed() < LIMIT, "nothing kept of incident {number}");
     }
