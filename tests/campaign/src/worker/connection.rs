@@ -1,0 +1,171 @@
+//! The connection to a server that may go away.
+
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmsrs_demo::client::Client;
+use vmsrs_demo::model::User;
+
+use super::{Answer, Broken, Worker};
+use crate::arm::{Arm, Strike};
+use crate::kind::Fate;
+use crate::world::Over;
+
+/// Between two attempts to reach a server that is away.
+const RETRY: Duration = Duration::from_millis(20);
+
+impl Worker<'_> {
+    /// Makes the connection one of this user, and the user if he does not exist.
+    pub(super) fn choose(&mut self, user: &User) -> Result<(), Over> {
+        while self.chosen.as_ref() != Some(&user.name) || self.client.is_none() {
+            self.connect()?;
+            let Ok(answer) = self.ask(None, &format!("USER {}", user.name))? else {
+                continue;
+            };
+            if answer.line == format!("OK user={}", user.name).as_bytes() {
+                self.chosen = Some(user.name.clone());
+                return Ok(());
+            }
+            let words = String::from_utf8_lossy(&answer.line).into_owned();
+            if self.world.is_damaged(self.life) {
+                self.world.count.lost_in_damaged.fetch_add(1, SeqCst);
+            } else {
+                self.world.harm(format!("USER {}: {words}", user.name));
+            }
+            if self.world.over.load(SeqCst) {
+                return Err(Over);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a line whose answer may have line ends in it: nothing if it had.
+    pub(super) fn ask_wild(&mut self, line: &str) -> Result<Result<Option<Vec<u8>>, Broken>, Over> {
+        let Ok(answer) = self.ask(None, &format!("{line}\nPING"))? else {
+            return Ok(Err(Broken));
+        };
+        let mut found = Some(answer.line);
+        loop {
+            match self.receive()? {
+                Ok(line) if line == b"OK pong" => return Ok(Ok(found)),
+                Ok(_) => found = None,
+                Err(Broken) => return Ok(Err(Broken)),
+            }
+        }
+    }
+
+    /// Sends a line and waits for the answer.
+    pub(super) fn ask(
+        &mut self,
+        arm: Option<Arm>,
+        line: &str,
+    ) -> Result<Result<Answer, Broken>, Over> {
+        let world = self.world;
+        if world.over.load(SeqCst) {
+            return Err(Over);
+        }
+        let sealing = world.sealing.read().unwrap_or_else(PoisonError::into_inner);
+        let arm = match (arm, *sealing) {
+            (Some(arm), seal) => Some(Arm {
+                seal: arm.seal || seal,
+                ..arm
+            }),
+            (None, true) => Some(Arm::SEAL),
+            (None, false) => None,
+        };
+        let arm = arm.filter(|_| world.options.injector);
+        let text = match arm {
+            Some(arm) => format!("{arm}\n{line}"),
+            None => line.to_owned(),
+        };
+        world.count.requests.fetch_add(1, SeqCst);
+        let Some(client) = &mut self.client else {
+            return Ok(Err(Broken));
+        };
+        world.count.in_flight.fetch_add(1, SeqCst);
+        let mut answer = client.ask(&text);
+        let mut strike = None;
+        if let Ok(first) = &answer
+            && arm.is_some_and(|arm| arm.is_reported())
+        {
+            strike = Strike::parse(first);
+            if strike.is_some() {
+                answer = client.receive();
+            }
+        }
+        world.count.in_flight.fetch_sub(1, SeqCst);
+        drop(sealing);
+        let found = answer.as_deref().unwrap_or(b"(none)");
+        world.trace(self.connection, &text, found);
+        match answer {
+            Ok(line) => Ok(Ok(Answer { strike, line })),
+            Err(error) => self.broken(&error, &text).map(Err),
+        }
+    }
+
+    pub(super) fn receive(&mut self) -> Result<Result<Vec<u8>, Broken>, Over> {
+        let Some(client) = &mut self.client else {
+            return Ok(Err(Broken));
+        };
+        match client.receive() {
+            Ok(line) => Ok(Ok(line)),
+            Err(error) => self.broken(&error, "(the rest of an answer)").map(Err),
+        }
+    }
+
+    pub(super) fn broken(&mut self, error: &io::Error, line: &str) -> Result<Broken, Over> {
+        let world = self.world;
+        self.client = None;
+        self.chosen = None;
+        let timeout = matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        );
+        // A guest that is being booted anew does not even close its connections.
+        let away = world.with_life(self.life, |life| {
+            life.broken.get_or_insert_with(Instant::now);
+            life.ending.is_some_and(|kind| kind.fate == Fate::Panics)
+        });
+        if timeout && !away {
+            world.hang(format!(
+                "connection {}: no answer to {line:?}",
+                self.connection
+            ));
+            return Err(Over);
+        }
+        Ok(Broken)
+    }
+
+    /// Connects, if there is no connection, to a server that may be away for a while.
+    pub(super) fn connect(&mut self) -> Result<(), Over> {
+        let world = self.world;
+        let start = Instant::now();
+        while self.client.is_none() {
+            if world.over.load(SeqCst) {
+                return Err(Over);
+            }
+            let options = world.options;
+            let connected =
+                Client::connect(options.address, options.reply_timeout).and_then(|mut client| {
+                    let stats = client.stats()?;
+                    Ok((client, stats))
+                });
+            match connected {
+                Ok((client, stats)) => {
+                    self.life = world.life(&stats);
+                    world.connected(self.connection, self.life, client.handle().ok());
+                    self.client = Some(client);
+                }
+                Err(error) if start.elapsed() > options.outage_limit => {
+                    world.hang(format!("the server does not come back: {error}"));
+                    return Err(Over);
+                }
+                Err(_) => thread::sleep(RETRY),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,130 @@
+//! Errors that end the server or the guest, or may.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use vmsrs_demo::command::Command;
+
+use super::{Made, Side, Worker};
+use crate::arm::{Arm, Point};
+use crate::class::Class;
+use crate::kind::Fate;
+use crate::plan::Planned;
+use crate::task::Task;
+use crate::world::{Over, lock};
+
+impl Worker<'_> {
+    /// Makes an error that ends the server, or may.
+    pub(super) fn ending(
+        &mut self,
+        index: usize,
+        planned: &Planned,
+        arm: Arm,
+        task: Task,
+    ) -> Result<(), Over> {
+        let world = self.world;
+        let kind = planned.kind;
+        if !world.options.injector {
+            return Ok(());
+        }
+        let _ending = lock(&world.ending);
+        if kind.fate == Fate::Panics {
+            // Waits until no answer is under way that would not wait for its seal. One that does
+            // then shows that everything before it is sealed as well: commits are sealed in order.
+            *world
+                .sealing
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = true;
+            self.ordinary(index, Command::Deposit(1))?;
+        }
+        let result = self.end(index, planned, arm, task);
+        if kind.fate == Fate::Panics {
+            *world
+                .sealing
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = false;
+        }
+        result
+    }
+
+    pub(super) fn end(
+        &mut self,
+        index: usize,
+        planned: &Planned,
+        arm: Arm,
+        task: Task,
+    ) -> Result<(), Over> {
+        let world = self.world;
+        let kind = planned.kind;
+        // The connection may be one to a server that has ended since: an answer shows that it is not.
+        // From here on nobody else ends the server.
+        loop {
+            self.choose(&lock(&world.users[index]))?;
+            if self.ask(None, "PING")?.is_ok() {
+                break;
+            }
+        }
+        let life = self.life;
+        world.with_life(life, |life| life.ending = Some(kind));
+        world.blame(kind);
+        let others = self.others(index);
+        let command = {
+            let user = lock(&world.users[index]);
+            let mut rng = SmallRng::seed_from_u64(planned.draw);
+            task.command(&user, &others, &mut rng)
+        };
+        let sent = Instant::now();
+        let lost_before = world.count.commits_lost.load(SeqCst);
+        let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {
+            this.struck(user, effect, &struck, kind, arm)
+        })?;
+        match made {
+            Made::Broken(_, side) => {
+                // Clients notice the end of a guest only when the next one answers.
+                world.with_life(life, |life| life.broken = Some(sent));
+                let committed = arm.point == Point::Committed;
+                let whole = match side {
+                    Side::After => committed || arm.point == Point::Moment,
+                    Side::Before => !committed,
+                    Side::Neither => false,
+                };
+                if !whole && kind.fate != Fate::Untagged {
+                    world.commit_lost(format!("{} at {arm:?}: the state is {side:?}", kind.name));
+                }
+                let class = match world.count.commits_lost.load(SeqCst) == lost_before {
+                    true => Class::Restarted,
+                    false => Class::OthersHarmed,
+                };
+                world.made(kind, class, None);
+            }
+            Made::Yes if kind.fate == Fate::Untagged => {
+                // Alive, but nobody can tell for how long: a supervisor starts it anew.
+                world.with_life(life, |life| life.damaged = true);
+                let kill = Arm {
+                    point: Point::Start,
+                    count: 1,
+                    error: "kill",
+                    ..arm
+                };
+                // It may have ended by itself: then this is a connection to another one, or none.
+                if self.life == life {
+                    let _gone = self.ask(Some(kill), "READ")?;
+                    self.client = None;
+                }
+            }
+            Made::Yes | Made::No => {
+                world.count.not_reached.fetch_add(1, SeqCst);
+                world.with_life(life, |life| {
+                    // Whoever ended it meanwhile, it was not this.
+                    if life.broken.is_none() {
+                        life.ending = None;
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,289 @@
+//! Errors that cost their own request alone.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use vmsrs_demo::command::Command;
+use vmsrs_demo::kind::detector;
+use vmsrs_demo::model::User;
+use vmsrs_demo::reply::Reply;
+
+use super::{Effect, Made, Struck, Worker};
+use crate::arm::Arm;
+use crate::class::{Class, Seen, classify};
+use crate::kind::Kind;
+use crate::plan::Planned;
+use crate::task::Task;
+use crate::world::{Over, lock};
+
+/// Errors whose damage stays hidden in the heap of the user's own domain.
+const HIDDEN: [&str; 5] = ["shorten", "early-free", "flip", "dirty", "elsewhere"];
+
+impl Worker<'_> {
+    /// Makes an error in a request that has an answer whatever happens.
+    pub(super) fn error(
+        &mut self,
+        index: usize,
+        planned: &Planned,
+        arm: Arm,
+        task: Task,
+    ) -> Result<(), Over> {
+        let world = self.world;
+        let kind = planned.kind;
+        let others = self.others(index);
+        let command = {
+            let user = lock(&world.users[index]);
+            let mut rng = SmallRng::seed_from_u64(planned.draw);
+            task.command(&user, &others, &mut rng)
+        };
+        world.blame(kind);
+        let flying = world.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
+        world.count.most_errors_in_flight.fetch_max(flying, SeqCst);
+        let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {
+            this.struck(user, effect, &struck, kind, arm)
+        });
+        world.count.errors_in_flight.fetch_sub(1, SeqCst);
+        match made? {
+            Made::Yes => {}
+            Made::No => drop(world.count.not_reached.fetch_add(1, SeqCst)),
+            Made::Broken(life, _) => self.cut_off(life, kind),
+        }
+        if arm.error == "stray" {
+            self.look_at_vault(arm.parameter)?;
+        }
+        Ok(())
+    }
+
+    /// An error's request had no answer. Another one's error ended the server, or this one did: then
+    /// it is a crash.
+    pub(super) fn cut_off(&self, life: usize, kind: &'static Kind) {
+        let world = self.world;
+        let explained = world.with_life(life, |life| life.ending.is_some() || life.damaged);
+        if explained {
+            world.count.cut_off.fetch_add(1, SeqCst);
+        } else {
+            world.with_life(life, |life| life.suspects.push(kind.name));
+            world.count.injected.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// The error was made, and the request answered: finds out what became of it.
+    pub(super) fn struck(
+        &mut self,
+        user: &mut User,
+        effect: Effect,
+        struck: &Struck<'_>,
+        kind: &'static Kind,
+        arm: Arm,
+    ) -> Result<(), Over> {
+        let world = self.world;
+        let reply = Reply::parse(struck.line);
+        let failed = matches!(reply, Ok(Reply::Failed(_)));
+        let answer_right =
+            matches!(&reply, Ok(Reply::Answer(line)) if effect.expected.matches(line));
+        let must_be = match failed {
+            true => user.dump(),
+            false => effect.user.dump(),
+        };
+        let found = self.read_back(user)?;
+        let state_right = found
+            .as_ref()
+            .is_some_and(|found| world.same(&must_be, found));
+        let class = classify(Seen {
+            failed,
+            answer_right,
+            state_right,
+            stopped: struck.strike.stopped,
+        });
+        let detector = match &reply {
+            Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
+            _ => None,
+        };
+        world.made(kind, class, detector.as_deref());
+        let right = class == Class::RequestLost || (answer_right && state_right);
+        let hidden = !failed && HIDDEN.contains(&arm.error);
+        // Wrong texts are the user's own from here on, and good to go on with.
+        let taken = match (&found, failed || hidden || !answer_right) {
+            (Some(found), false) => effect.user.with_texts_of(found),
+            _ => None,
+        };
+        if let (Some(taken), false) = (taken, right) {
+            world.add(effect.change);
+            *user = taken;
+            return Ok(());
+        }
+        if right && !failed {
+            world.add(effect.change);
+            *user = effect.user;
+        } else if !right || matches!(struck.command, Command::Directory) {
+            // Listings are committed when the directory is left, whatever comes later.
+            world.add_maybe(struck.command);
+        }
+        if class == Class::OthersHarmed {
+            world.complain(format!(
+                "{} ({arm:?}), {} {}: answered {:?}, state {:?}, must be {must_be:?}",
+                kind.name,
+                user.name,
+                struck.command,
+                String::from_utf8_lossy(struck.line),
+                found.as_deref().map(String::from_utf8_lossy),
+            ));
+        }
+        if !right || hidden {
+            self.retire(user)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a request that reaches a bug of the server.
+    pub(super) fn bug(
+        &mut self,
+        index: usize,
+        kind: &'static Kind,
+        command: &Command,
+    ) -> Result<(), Over> {
+        let world = self.world;
+        let mut user = lock(&world.users[index]);
+        self.choose(&user)?;
+        world.blame(kind);
+        let flying = world.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
+        world.count.most_errors_in_flight.fetch_max(flying, SeqCst);
+        let life = self.life;
+        let answer = self.ask(None, &command.to_string());
+        world.count.errors_in_flight.fetch_sub(1, SeqCst);
+        let Ok(answer) = answer? else {
+            let before = user.dump();
+            let found = self.read_back(&user)?;
+            if found.as_deref() != Some(before.as_bytes()) {
+                world.commit_lost(format!("{} after {command}", user.name));
+                self.retire(&mut user)?;
+            }
+            self.cut_off(life, kind);
+            return Ok(());
+        };
+        let reply = Reply::parse(&answer.line);
+        let found = self.read_back(&user)?;
+        let seen = Seen {
+            failed: matches!(reply, Ok(Reply::Failed(_))),
+            answer_right: false,
+            state_right: found
+                .as_ref()
+                .is_some_and(|found| world.same(&user.dump(), found)),
+            stopped: false,
+        };
+        let class = classify(seen);
+        let noticed = match &reply {
+            Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
+            _ => None,
+        };
+        world.made(kind, class, noticed.as_deref());
+        if class != Class::RequestLost {
+            world.complain(format!(
+                "{}: {} {:?}, state {:?}, must be {:?}",
+                kind.name,
+                user.name,
+                String::from_utf8_lossy(&answer.line),
+                found.as_deref().map(String::from_utf8_lossy),
+                user.dump()
+            ));
+            world.add_maybe(command);
+            self.retire(&mut user)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an error in the making of a user. If it fails, there is no such user.
+    pub(super) fn new_user(&mut self, kind: &'static Kind, arm: Arm) -> Result<(), Over> {
+        let world = self.world;
+        let user = self.name();
+        world.blame(kind);
+        lock(&world.strangers).push(user.name.clone());
+        self.chosen = None;
+        self.connect()?;
+        let Ok(answer) = self.ask(Some(arm), &format!("USER {}", user.name))? else {
+            let life = self.life;
+            self.cut_off(life, kind);
+            return Ok(());
+        };
+        if !answer.strike.is_some_and(|strike| strike.fired) {
+            world.count.not_reached.fetch_add(1, SeqCst);
+            return Ok(());
+        }
+        let reply = Reply::parse(&answer.line);
+        let failed = matches!(reply, Ok(Reply::Failed(_)));
+        let must_be = match failed {
+            true => "NO user".to_owned(),
+            false => user.dump(),
+        };
+        let Ok(found) = self.ask_wild("READ")? else {
+            let life = self.life;
+            self.cut_off(life, kind);
+            return Ok(());
+        };
+        let seen = Seen {
+            failed,
+            answer_right: answer.line == format!("OK user={}", user.name).as_bytes(),
+            state_right: found
+                .as_ref()
+                .is_some_and(|found| world.same(&must_be, found)),
+            stopped: false,
+        };
+        let noticed = match &reply {
+            Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
+            _ => None,
+        };
+        let class = classify(seen);
+        world.made(kind, class, noticed.as_deref());
+        if class == Class::OthersHarmed {
+            world.complain(format!(
+                "{}: the user is there, but was answered {:?}: {:?}",
+                kind.name,
+                String::from_utf8_lossy(&answer.line),
+                found.as_deref().map(String::from_utf8_lossy)
+            ));
+        }
+        Ok(())
+    }
+
+    /// Flips a bit in a sealed frame of a domain with a mirror, and has the host look for it.
+    pub(super) fn flip(&mut self, kind: &'static Kind, number: u64) -> Result<(), Over> {
+        let world = self.world;
+        let (Some(host), true) = (&world.options.host, world.options.injector) else {
+            return Ok(());
+        };
+        let _flipping = lock(&world.flipping);
+        let user = &world.mirrors[(number % world.mirrors.len() as u64) as usize];
+        let Some(note) = user.notes.first() else {
+            return Ok(());
+        };
+        world.blame(kind);
+        let scrubbed = match host.flip(note.text.as_bytes(), number) {
+            Ok(true) => host.scrub(&user.name),
+            Ok(false) => {
+                world.count.not_reached.fetch_add(1, SeqCst);
+                return Ok(());
+            }
+            Err(error) => Err(error),
+        };
+        let found = self.read_back(user)?;
+        let right = found
+            .as_ref()
+            .is_some_and(|found| world.same(&user.dump(), found));
+        let class = match (&scrubbed, right) {
+            (Ok(()), true) => Class::RecoveredRight,
+            _ => Class::OthersHarmed,
+        };
+        world.made(kind, class, Some("checksum"));
+        if class == Class::OthersHarmed {
+            world.complain(format!(
+                "{}: {} {scrubbed:?}: found {:?}, must be {:?}",
+                kind.name,
+                user.name,
+                found.as_deref().map(String::from_utf8_lossy),
+                user.dump()
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! Ordinary requests, and what a request does to the models.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use vmsrs_demo::command::Command;
+use vmsrs_demo::model::User;
+use vmsrs_demo::reply::Reply;
+
+use super::{Effect, Made, Struck, Worker};
+use crate::arm::Arm;
+use crate::world::{Over, lock};
+
+impl Worker<'_> {
+    /// Sends an ordinary request and holds its answer against the model.
+    pub(super) fn ordinary(&mut self, index: usize, command: Command) -> Result<(), Over> {
+        self.with_users(index, command, None, |_, _, _, _| Ok(()))
+            .map(drop)
+    }
+
+    /// Sends a request with its users' models locked. An answer that says that the error was made
+    /// is given to `struck`, everything else is held against the model. Says whether it was made.
+    pub(super) fn with_users(
+        &mut self,
+        index: usize,
+        mut command: Command,
+        arm: Option<Arm>,
+        struck: impl FnOnce(&mut Self, &mut User, Effect, Struck<'_>) -> Result<(), Over>,
+    ) -> Result<Made, Over> {
+        let world = self.world;
+        // Models are locked in order of index, so that no two connections wait for each other.
+        let receiver = match &command {
+            Command::Transfer { receiver, .. } => Some(*receiver),
+            _ => None,
+        };
+        let early = receiver
+            .filter(|receiver| *receiver < index)
+            .map(|receiver| lock(&world.users[receiver]));
+        let mut user = lock(&world.users[index]);
+        let mut receiver = early.or_else(|| Some(lock(&world.users[receiver?])));
+        if let (Command::Transfer { name, .. }, Some(receiver)) = (&mut command, &receiver) {
+            name.clone_from(&receiver.name);
+        }
+        self.choose(&user)?;
+        let mut after = user.clone();
+        let mut receiver_after = receiver.as_deref().cloned();
+        let (expected, change) = after.apply(&command, receiver_after.as_mut());
+        let effect = Effect {
+            expected,
+            change,
+            user: after,
+            receiver: receiver_after,
+        };
+        let line = command.to_string();
+        let life = self.life;
+        let Ok(answer) = self.ask(arm, &line)? else {
+            let mutated = arm.is_some_and(|arm| arm.is_mutation());
+            let parts = (&effect, &command);
+            let side = self.settle(&mut user, receiver.as_deref_mut(), parts, mutated)?;
+            return Ok(Made::Broken(life, side));
+        };
+        if let Some(strike) = answer.strike.filter(|strike| strike.fired) {
+            let parts = Struck {
+                command: &command,
+                strike,
+                line: &answer.line,
+            };
+            let result = struck(self, &mut user, effect, parts);
+            return result.map(|()| Made::Yes);
+        }
+        match Reply::parse(&answer.line) {
+            Ok(Reply::Answer(found)) if effect.expected.matches(&found) => {
+                world.add(effect.change);
+                *user = effect.user;
+                if let (Some(receiver), Some(after)) = (receiver.as_deref_mut(), effect.receiver) {
+                    *receiver = after;
+                }
+            }
+            Ok(Reply::Failed(failure)) => {
+                if matches!(command, Command::Directory) {
+                    world.add_maybe(&command);
+                }
+                // One with a deadline may have to wait too long for others before it gets to its error.
+                let late = arm.is_some_and(|arm| arm.deadline_ms > 0);
+                if world.is_damaged(self.life) {
+                    world.count.lost_in_damaged.fetch_add(1, SeqCst);
+                } else if !late {
+                    lock(&world.incidents).push(failure.incident);
+                    world.harm(format!(
+                        "{} {command}: failed as {failure:?} ({})",
+                        user.name, self.connection
+                    ));
+                }
+            }
+            other => {
+                world.harm(format!(
+                    "{} {command}: {other:?} instead of {:?}",
+                    user.name, effect.expected
+                ));
+                world.add_maybe(&command);
+                self.retire(&mut user)?;
+            }
+        }
+        Ok(Made::No)
+    }
+}

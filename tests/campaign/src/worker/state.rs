@@ -1,0 +1,134 @@
+//! What users have, held against their models.
+
+use vmsrs_demo::command::Command;
+use vmsrs_demo::model::User;
+
+use super::{Effect, Side, Worker};
+use crate::world::{Over, Retired, lock};
+
+impl Worker<'_> {
+    /// Finds out after the death of the server whether a request was committed: its users' states
+    /// are all those before it or all those after it. A request with changed code (`mutated`) may
+    /// also have committed wrong data of its own user.
+    pub(super) fn settle(
+        &mut self,
+        user: &mut User,
+        receiver: Option<&mut User>,
+        (effect, command): (&Effect, &Command),
+        mutated: bool,
+    ) -> Result<Side, Over> {
+        let world = self.world;
+        let (before, after) = (user.dump(), effect.user.dump());
+        let found = self.read_back(user)?;
+        let side = match &found {
+            Some(found) if world.same(&before, found) => Side::Before,
+            Some(found) if world.same(&after, found) => Side::After,
+            _ => Side::Neither,
+        };
+        if matches!(command, Command::Directory) {
+            world.add_maybe(command);
+        }
+        if side == Side::After {
+            world.add(effect.change);
+            *user = effect.user.clone();
+        }
+        if side == Side::Neither {
+            if !mutated {
+                world.commit_lost(format!(
+                    "{} after the death in {command}: found {:?}, must be {before:?} or {after:?}",
+                    user.name,
+                    found.as_deref().map(String::from_utf8_lossy)
+                ));
+            }
+            world.add_maybe(command);
+            self.retire(user)?;
+        }
+        if let (Some(receiver), Some(after)) = (receiver, &effect.receiver) {
+            if side == Side::After {
+                *receiver = after.clone();
+            }
+            let found = self.read_back(receiver)?;
+            if found.as_deref() != Some(receiver.dump().as_bytes()) {
+                world.commit_lost(format!(
+                    "{}, receiver of {command} ({side:?}): found {:?}, must be {:?}",
+                    receiver.name,
+                    found.as_deref().map(String::from_utf8_lossy),
+                    receiver.dump()
+                ));
+                self.retire(receiver)?;
+            }
+        }
+        Ok(side)
+    }
+
+    /// The state of a user; nothing if it cannot be read or is no line.
+    pub(super) fn read_back(&mut self, user: &User) -> Result<Option<Vec<u8>>, Over> {
+        loop {
+            self.choose(user)?;
+            if let Ok(found) = self.ask_wild("READ")? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Reads all of this connection's users back, after the server was started anew.
+    pub(super) fn audit(&mut self) -> Result<(), Over> {
+        let world = self.world;
+        for index in self.own.clone() {
+            let mut user = lock(&world.users[index]);
+            let found = self.read_back(&user)?;
+            if found.as_deref() != Some(user.dump().as_bytes()) {
+                world.commit_lost(format!(
+                    "{} after the death of the server: found {:?}, must be {:?}",
+                    user.name,
+                    found.as_deref().map(String::from_utf8_lossy),
+                    user.dump()
+                ));
+                self.retire(&mut user)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything back once in each life of the server.
+    pub(super) fn audit_if_due(&mut self) -> Result<(), Over> {
+        while self.audited != self.life {
+            self.audited = self.life;
+            self.audit()?;
+        }
+        Ok(())
+    }
+
+    /// A user whom nobody may change must be as ever.
+    pub(super) fn look_at_vault(&mut self, number: u64) -> Result<(), Over> {
+        let world = self.world;
+        let vault = &world.vaults[(number % world.vaults.len() as u64) as usize];
+        let found = self.read_back(vault)?;
+        if found.as_deref() != Some(vault.dump().as_bytes()) {
+            world.harm(format!(
+                "{}: found {:?}, must be {:?}",
+                vault.name,
+                found.as_deref().map(String::from_utf8_lossy),
+                vault.dump()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Puts a new user in the place of one whose data are wrong.
+    pub(super) fn retire(&mut self, user: &mut User) -> Result<(), Over> {
+        let dump = self.read_back(user)?;
+        let new = self.name();
+        lock(&self.world.retired).push(Retired {
+            name: user.name.clone(),
+            dump: dump.filter(|dump| dump.starts_with(b"OK ")),
+        });
+        *user = new;
+        self.choose(user)
+    }
+
+    pub(super) fn name(&mut self) -> User {
+        self.made += 1;
+        User::new(format!("new{}-{}", self.connection, self.made))
+    }
+}
