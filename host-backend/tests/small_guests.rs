@@ -121,7 +121,7 @@ fn a_triple_fault_is_reported_with_place_and_code() {
     let ExitReason::Crash(report) = reason else {
         panic!("{reason}");
     };
-    assert_eq!(report.vcpu, 0);
+    assert_eq!(report.vcpu, Some(0));
     assert!(!report.what.is_empty());
 }
 

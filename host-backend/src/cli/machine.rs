@@ -5,6 +5,7 @@
 //! boot, so that nothing of one kernel is left to the next.
 
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::exit::Failure;
@@ -15,8 +16,9 @@ use crate::devices::recovery::{RecoveryDevice, RecoveryHandle, ScrubRate};
 use crate::devices::{Tally, VirtioDevice};
 use crate::engine::EngineConfig;
 use crate::vmm::fault::WindowGuard;
-use crate::vmm::memory::Layout;
-use crate::vmm::{ExitReason, StopHandle, Vm, VmConfig};
+use crate::vmm::irq::Interrupt;
+use crate::vmm::memory::{Layout, for_devices};
+use crate::vmm::{CrashReport, ExitReason, StopHandle, Vm, VmConfig, VmError};
 use crate::window::Window;
 
 /// The lasting parts of a VM.
@@ -58,6 +60,25 @@ impl Device {
         self.transport
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A device's interrupt line, and the way in which the device ends a guest whose RAM is broken.
+struct DeviceLine {
+    interrupt: Arc<dyn Interrupt>,
+    stop: StopHandle,
+}
+
+impl Interrupt for DeviceLine {
+    fn trigger(&self) -> io::Result<()> {
+        self.interrupt.trigger()
+    }
+
+    fn machine_check(&self) {
+        self.stop.stop(ExitReason::Crash(Box::new(CrashReport {
+            what: "a device met memory of the guest that the hardware reports as broken".into(),
+            ..CrashReport::default()
+        })));
     }
 }
 
@@ -124,10 +145,15 @@ impl Machine {
             Arc::new(self.recovery.clone()),
             Arc::new(self.recovery.clone()),
         )));
+        let ram = for_devices(vm.memory()).map_err(VmError::from)?;
         for device in &self.devices {
             let slot = vm.allocate_mmio_slot()?;
             let mut transport = device.transport();
-            transport.power_on(vm.memory().clone(), slot.interrupt());
+            let line = DeviceLine {
+                interrupt: slot.interrupt(),
+                stop: self.stop.clone(),
+            };
+            transport.power_on(ram.clone(), line);
             for (queue, kick) in (0..).zip(transport.kicks()) {
                 if let Err(error) = slot.register_queue_notify(queue, kick) {
                     // The notification then comes as an exit: slower, and nothing else.

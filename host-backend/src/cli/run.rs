@@ -489,7 +489,7 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct Crash<'a> {
     what: &'a str,
-    vcpu: u32,
+    vcpu: Option<u32>,
     cpl: u8,
     rip: u64,
     cr2: u64,

@@ -52,6 +52,11 @@ impl DeviceInterrupt {
         self.config_changed();
     }
 
+    /// Says that the device has met broken memory in the guest's RAM: the guest ends.
+    pub(super) fn machine_check(&self) {
+        self.shared.line.machine_check();
+    }
+
     /// The InterruptStatus register.
     pub(super) fn status(&self) -> u32 {
         self.shared.status.load(Ordering::Acquire)

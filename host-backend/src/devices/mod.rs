@@ -15,6 +15,7 @@ pub mod mmio;
 pub mod net;
 pub mod recovery;
 mod tally;
+mod worker;
 
 pub use interrupt::DeviceInterrupt;
 pub use tally::Tally;

@@ -44,8 +44,8 @@ pub struct CrashReport {
     pub what: String,
     /// KVM itself gave up (`KVM_EXIT_INTERNAL_ERROR`), rather than the guest.
     pub internal_error: bool,
-    /// The vCPU on which it happened.
-    pub vcpu: u32,
+    /// The vCPU on which it happened, whose registers follow; `None` for a device.
+    pub vcpu: Option<u32>,
     /// Its instruction pointer.
     pub rip: u64,
     /// Its page-table root.
@@ -71,10 +71,13 @@ impl fmt::Display for CrashReport {
             cpl,
             ..
         } = self;
-        write!(
-            f,
-            "{what}; vCPU {vcpu}, CPL {cpl}, RIP {rip:#x}, CR2 {cr2:#x}, CR3 {cr3:#x}"
-        )?;
+        f.write_str(what)?;
+        if let Some(vcpu) = vcpu {
+            write!(
+                f,
+                "; vCPU {vcpu}, CPL {cpl}, RIP {rip:#x}, CR2 {cr2:#x}, CR3 {cr3:#x}"
+            )?;
+        }
         if let Some(gpa) = self.gpa {
             write!(f, ", GPA {gpa:#x}")?;
         }
@@ -227,7 +230,7 @@ mod tests {
     fn a_crash_report_names_cpu_address_and_code() {
         let report = CrashReport {
             what: "triple fault".into(),
-            vcpu: 1,
+            vcpu: Some(1),
             rip: 0x1000,
             gpa: Some(0x2000),
             code: vec![0x0f, 0x0b],
@@ -243,5 +246,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn a_crash_that_no_vcpu_is_to_blame_for_names_none() {
+        let report = CrashReport {
+            what: "a device met broken memory".into(),
+            ..CrashReport::default()
+        };
+        assert_eq!(report.to_string(), "a device met broken memory");
     }
 }

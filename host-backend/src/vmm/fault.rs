@@ -363,7 +363,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         Verdict::Dead(Box::new(CrashReport {
             what,
             internal_error: false,
-            vcpu: vcpu.index,
+            vcpu: Some(vcpu.index),
             rip: vcpu.regs.rip,
             cr3: vcpu.sregs.cr3,
             cr2: vcpu.sregs.cr2,
@@ -557,7 +557,7 @@ mod tests {
         let Verdict::Dead(report) = verdict else {
             panic!("{verdict:?}");
         };
-        assert_eq!((report.rip, report.vcpu), (CODE, 1));
+        assert_eq!((report.rip, report.vcpu), (CODE, Some(1)));
         assert_eq!(&report.code[..3], STORE);
     }
 

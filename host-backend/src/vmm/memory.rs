@@ -7,7 +7,7 @@ use std::{io, result};
 
 use thiserror::Error;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Guest RAM. Cloning is cheap and shares the memory.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -184,6 +184,24 @@ impl Layout {
     }
 }
 
+/// Maps the same RAM once more, for devices. What a device does to its mapping when it meets broken
+/// memory (see `vmm/poison.rs`) is then not seen by the guest.
+///
+/// # Errors
+///
+/// Fails when the system refuses.
+pub fn for_devices(ram: &GuestRam) -> result::Result<GuestRam, MemoryError> {
+    let ranges: Vec<_> = ram
+        .iter()
+        .map(|region| {
+            // It fits: it is the length of a mapping.
+            let length = region.len() as usize;
+            (region.start_addr(), length, region.file_offset().cloned())
+        })
+        .collect();
+    Ok(GuestRam::from_ranges_with_files(&ranges)?)
+}
+
 fn memory_file(size: u64) -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated string; the call has no other memory effect.
     let fd = unsafe { libc::memfd_create(c"vmsrs-ram".as_ptr(), libc::MFD_CLOEXEC) };
@@ -197,9 +215,16 @@ fn memory_file(size: u64) -> io::Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
+
+    /// Cuts a RAM file off at a length: accesses to mappings raise SIGBUS behind it, and reads of the
+    /// file fail, as for broken memory.
+    pub(crate) fn lose(ram: &GuestRam, length: u64) {
+        let file = ram.iter().next().and_then(|region| region.file_offset());
+        file.unwrap().file().set_len(length).unwrap();
+    }
 
     const GIB: u64 = 1 << 30;
 

@@ -15,7 +15,7 @@ pub mod irq;
 mod kick;
 pub mod loader;
 pub mod memory;
-mod poison;
+pub(crate) mod poison;
 pub mod power;
 pub mod serial;
 pub mod signals;

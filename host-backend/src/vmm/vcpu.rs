@@ -160,13 +160,18 @@ impl Vcpu {
 
     /// The guest touched broken memory at an address of this process.
     fn broken(&self, address: usize) -> Next {
-        let window = &self.shared.window;
-        let offset = (address as u64).checked_sub(self.shared.window_mapping);
-        match offset.filter(|offset| *offset < window.end - window.start) {
-            Some(offset) => Next::Fault(FaultCause::Broken(window.start + offset)),
+        match self.window_address(address) {
+            Some(gpa) => Next::Fault(FaultCause::Broken(gpa)),
             // The guest's RAM is made anew for its next boot.
             None => crash(BROKEN_MEMORY),
         }
+    }
+
+    /// The guest physical address of an address of this process, if it lies in the window.
+    fn window_address(&self, address: usize) -> Option<u64> {
+        let window = &self.shared.window;
+        let offset = (address as u64).checked_sub(self.shared.window_mapping)?;
+        (offset < window.end - window.start).then(|| window.start + offset)
     }
 
     /// Asks the handler about a refused access and carries out what it says.
@@ -181,8 +186,8 @@ impl Vcpu {
             let what = "it touched memory that it must not touch, and nobody handles that";
             return Err(self.crash(what.into(), gpa));
         };
-        if matches!(cause, FaultCause::Emulated { .. }) {
-            self.complete_instruction();
+        if matches!(cause, FaultCause::Emulated { .. }) && !self.complete_instruction() {
+            return Err(self.crash(BROKEN_MEMORY.into(), gpa));
         }
         let failed = |error: kvm_ioctls::Error| format!("KVM does not give its registers: {error}");
         let (regs, sregs) = match (self.fd.get_regs(), self.fd.get_sregs()) {
@@ -207,16 +212,18 @@ impl Vcpu {
         }
     }
 
-    /// Lets KVM finish an instruction whose store it handed to us, without running the next.
-    fn complete_instruction(&mut self) {
+    /// Lets KVM finish an instruction whose store it handed to us, without running the next. False
+    /// when it met broken RAM there. (Broken memory of the window shows at the next access.)
+    fn complete_instruction(&mut self) -> bool {
         self.fd.set_kvm_immediate_exit(1);
         // EINTR is what is asked for; anything else shows at the next entry again.
-        let _ = self.fd.run();
+        let _ = poison::watched(|| self.fd.run().map(drop));
         self.fd.set_kvm_immediate_exit(0);
         // A stop may have set the flag that was just cleared.
         if self.shared.stop.is_stopping() {
             self.fd.set_kvm_immediate_exit(1);
         }
+        poison::take().is_none_or(|address| self.window_address(address).is_some())
     }
 
     /// Makes the next entry deliver `exception`.
@@ -260,7 +267,7 @@ impl Vcpu {
         CrashReport {
             what,
             internal_error: false,
-            vcpu: self.index,
+            vcpu: Some(self.index),
             rip: regs.rip,
             cr3: sregs.cr3,
             cr2: sregs.cr2,

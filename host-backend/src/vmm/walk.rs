@@ -3,8 +3,10 @@
 //! KVM's own translation (`KVM_TRANSLATE`) obeys SMAP and so fails for user pages while the guest's
 //! kernel runs; this one reads the tables as they are and leaves permissions to the caller.
 
+use std::os::unix::fs::FileExt;
+
 use kvm_bindings::kvm_sregs;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::memory::{GuestRam, PAGE_SIZE};
 
@@ -27,9 +29,22 @@ pub trait PhysicalMemory {
     fn read(&self, gpa: u64, buffer: &mut [u8]) -> bool;
 }
 
+/// Reads through the file behind RAM: broken memory is an error of the call there. Through a mapping it
+/// would be a signal, and the end of the VMM.
 impl PhysicalMemory for GuestRam {
     fn read(&self, gpa: u64, buffer: &mut [u8]) -> bool {
-        self.read_slice(buffer, GuestAddress(gpa)).is_ok()
+        let Some((region, at)) = self.to_region_addr(GuestAddress(gpa)) else {
+            return false;
+        };
+        let fits = (at.0.checked_add(buffer.len() as u64)).is_some_and(|end| end <= region.len());
+        // Page tables and instructions are read page by page, and regions are whole pages.
+        match region.file_offset() {
+            Some(file) if fits => file
+                .file()
+                .read_exact_at(buffer, file.start() + at.0)
+                .is_ok(),
+            _ => false,
+        }
     }
 }
 
@@ -311,6 +326,33 @@ pub(crate) mod tests {
         let memory = TestMemory::new();
         memory.map(4, 0x1000, 3, 0xdead_0000 | WRITABLE);
         assert_eq!(gpa(&long_mode(4), &memory, 0x1000), None);
+    }
+
+    #[test]
+    fn ram_whose_memory_is_broken_is_no_readable_memory() {
+        use vm_memory::Bytes;
+
+        use crate::vmm::memory::{HOLE_END, HOLE_START, Layout, tests::lose};
+
+        let size = HOLE_START + PAGE_SIZE;
+        let ram = Layout::new(size).unwrap().allocate().unwrap();
+        ram.write_obj(7u64, GuestAddress(HOLE_END)).unwrap();
+        let read = |gpa, length| {
+            let mut bytes = vec![0; length];
+            PhysicalMemory::read(&ram, gpa, &mut bytes).then_some(bytes)
+        };
+        assert_eq!(read(HOLE_END, 8), Some(7u64.to_le_bytes().to_vec()));
+        assert_eq!(read(HOLE_START - 8, 8), Some(vec![0; 8]));
+        for (gpa, length) in [
+            (HOLE_START - 4, 8),
+            (HOLE_START, 1),
+            (HOLE_END + PAGE_SIZE, 1),
+            (u64::MAX, 2),
+        ] {
+            assert_eq!(read(gpa, length), None, "{gpa:#x}");
+        }
+        lose(&ram, HOLE_START);
+        assert_eq!(read(HOLE_END, 8), None);
     }
 
     proptest::proptest! {

@@ -5,26 +5,27 @@
 //! side has to trust lengths or checksums of the other's header.
 
 mod counters;
+mod queues;
 mod tap;
 #[cfg(test)]
 mod tests;
-mod worker;
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use self::counters::{NetCounters, NetCounts};
+use self::queues::Queues;
 pub use self::tap::{TapAddress, TapConfig, TapConfigError, TapError, open as open_tap};
-use self::worker::Worker;
+use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
+
+/// Names the device in the log.
+const NAME: &str = "net";
 
 /// The queue with empty buffers for frames to the guest (Virtio 1.2, 5.1.2).
 const QUEUE_RECEIVE: u16 = 0;
@@ -48,13 +49,7 @@ pub struct Net {
     tap: File,
     mac: MacAddress,
     counters: Arc<NetCounters>,
-    running: Option<Running>,
-}
-
-#[derive(Debug)]
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<()>,
+    running: Option<Worker>,
 }
 
 impl Net {
@@ -113,38 +108,22 @@ impl VirtioDevice for Net {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let receive = activation.take_queue(QUEUE_RECEIVE)?;
         let transmit = activation.take_queue(QUEUE_TRANSMIT)?;
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let worker = Worker::new(
+        let Activation {
+            memory, interrupt, ..
+        } = activation;
+        let queues = Queues::new(
             self.tap.try_clone()?,
             receive,
             transmit,
-            activation.memory,
-            activation.interrupt,
+            memory.clone(),
+            interrupt.clone(),
             self.counters.clone(),
-            stop.try_clone()?,
         )?;
-        let thread = thread::Builder::new()
-            .name("net".into())
-            .spawn(move || worker.run())?;
-        self.running = Some(Running { stop, thread });
+        self.running = Some(Worker::start(NAME, memory, interrupt, queues)?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        let Some(Running { stop, thread }) = self.running.take() else {
-            return;
-        };
-        let stopped: io::Result<()> = stop.write(1);
-        debug_assert!(stopped.is_ok(), "the event counter is far from full");
-        if thread.join().is_err() {
-            // The panic's message is on standard error already.
-            log::error!("net: the worker thread panicked");
-        }
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        self.reset();
+        self.running = None;
     }
 }

@@ -7,6 +7,8 @@ use virtio_queue::{DescriptorChain, Writer};
 use vm_memory::GuestMemoryMmap;
 use vmsrs_protocol::control::MESSAGE_BYTES_MAX;
 
+use crate::vmm::poison;
+
 pub(super) type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
 /// A message of the driver.
@@ -53,6 +55,9 @@ impl Message {
             .ok()
             .and_then(|mut reader| reader.read_exact(&mut bytes).ok())
             .ok_or("the driver sent a message that does not lie in RAM")?;
+        if poison::is_noted() {
+            return Err("the memory of a message is broken");
+        }
         Ok(Self { bytes })
     }
 }

@@ -8,26 +8,25 @@ mod cleanser;
 mod control;
 mod events;
 mod handle;
+mod queues;
 mod scrubber;
 #[cfg(test)]
 mod tests;
-mod worker;
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use bytemuck::bytes_of;
 use thiserror::Error;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmsrs_protocol::device::{
     DEVICE_ID, FEATURE_EVENTS, QUEUE_CONTROL, QUEUE_COUNT, QUEUE_EVENT, QUEUE_SIZE, SHM_WINDOW,
     VENDOR_ID,
 };
 
+use super::worker::Worker;
 use super::{ActivateError, Activation, ShmRegion, VirtioDevice, copy_config};
 use crate::engine::{ConfigError, Engine, EngineConfig};
 use crate::window::{MprotectProtection, Window};
@@ -36,8 +35,8 @@ pub use handle::RecoveryHandle;
 pub use scrubber::ScrubRate;
 
 use cleanser::Cleanser;
+use queues::Queues;
 use scrubber::Scrubber;
-use worker::Worker;
 
 /// Names the device in the log.
 const NAME: &str = "vmsrs";
@@ -66,17 +65,11 @@ pub enum RecoveryDeviceError {
 pub struct RecoveryDevice {
     handle: RecoveryHandle,
     shm: [ShmRegion; 1],
-    running: Option<Running>,
+    running: Option<Worker>,
     /// Ends its thread when it is dropped.
     _cleanser: Cleanser,
     /// Ends its thread when it is dropped.
     _scrubber: Scrubber,
-}
-
-#[derive(Debug)]
-struct Running {
-    stop: EventFd,
-    thread: JoinHandle<()>,
 }
 
 impl RecoveryDevice {
@@ -155,32 +148,24 @@ impl VirtioDevice for RecoveryDevice {
             0 => None,
             _ => Some(activation.take_queue(QUEUE_EVENT as u16)?),
         };
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let worker = Worker::new(
+        let Activation {
+            memory, interrupt, ..
+        } = activation;
+        let queues = Queues::new(
             self.handle.clone(),
             control,
             event,
-            activation.memory,
-            activation.interrupt,
-            stop.try_clone()?,
+            memory.clone(),
+            interrupt.clone(),
         )?;
         self.handle.driver_started();
-        let thread = thread::Builder::new()
-            .name("vmsrs-queues".into())
-            .spawn(move || worker.run())?;
-        self.running = Some(Running { stop, thread });
+        self.running = Some(Worker::start(NAME, memory, interrupt, queues)?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        let Some(Running { stop, thread }) = self.running.take() else {
+        if self.running.take().is_none() {
             return;
-        };
-        let stopped = stop.write(1);
-        debug_assert!(stopped.is_ok(), "the event counter is far from full");
-        if thread.join().is_err() {
-            // The panic's message is on standard error already.
-            log::error!("{NAME}: the worker thread panicked");
         }
         self.handle.reset();
     }

@@ -1,6 +1,7 @@
 //! The device between a driver's queues in memory and its threads.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
-use vmsrs_protocol::FrameRun;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmsrs_protocol::control::{
     AppReply, ControlHeader, DiscardRequest, GRANT_REPLY_BYTES, GrantReply, GrantRequest,
     MESSAGE_BYTES_MAX, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_OPEN_APP, OpenApp, ReplyHeader,
@@ -18,11 +19,14 @@ use vmsrs_protocol::control::{
 };
 use vmsrs_protocol::device::DeviceConfig;
 use vmsrs_protocol::event::{EVENT_FRAMES_FREE, EVENT_SEALED_WRITE, Event};
+use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 use super::*;
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 use crate::engine::SealedWrite;
 use crate::vmm::irq::Interrupt;
+use crate::vmm::memory::tests::lose;
+use crate::vmm::memory::{Layout, MIN_RAM, for_devices};
 
 const FRAMES: u32 = 1024;
 const NO_SCRUB: ScrubRate = ScrubRate {
@@ -259,13 +263,21 @@ fn rings_that_make_no_sense_are_an_error() {
 }
 
 /// An interrupt line that tells a test.
-struct Line(Mutex<Sender<()>>);
+struct Line {
+    sender: Mutex<Sender<()>>,
+    machine_check: Arc<AtomicBool>,
+}
 
 impl Interrupt for Line {
     fn trigger(&self) -> io::Result<()> {
         // A test that no longer listens does not care.
-        let _ = self.0.lock().unwrap().send(());
+        let _ = self.sender.lock().unwrap().send(());
         Ok(())
+    }
+
+    fn machine_check(&self) {
+        self.machine_check.store(true, Ordering::SeqCst);
+        self.trigger().unwrap();
     }
 }
 
@@ -351,6 +363,7 @@ struct Bench<'a> {
     control: Ring<'a>,
     event: Ring<'a>,
     interrupts: Receiver<()>,
+    machine_check: Arc<AtomicBool>,
 }
 
 impl<'a> Bench<'a> {
@@ -361,6 +374,7 @@ impl<'a> Bench<'a> {
             control: Ring::new(memory, 0),
             event: Ring::new(memory, 0x8000),
             interrupts: mpsc::channel().1,
+            machine_check: Arc::default(),
         };
         bench.start();
         bench
@@ -375,7 +389,10 @@ impl<'a> Bench<'a> {
             .activate(Activation {
                 memory: self.memory.clone(),
                 queues: vec![self.control.active(0), self.event.active(1)],
-                interrupt: DeviceInterrupt::new(Line(Mutex::new(sender))),
+                interrupt: DeviceInterrupt::new(Line {
+                    sender: Mutex::new(sender),
+                    machine_check: self.machine_check.clone(),
+                }),
                 features: self.device.features() & !(1 << VIRTIO_RING_F_EVENT_IDX),
             })
             .unwrap();
@@ -566,4 +583,23 @@ fn limits_for_another_window_are_refused() {
         result,
         Err(RecoveryDeviceError::WindowSize { .. })
     ));
+}
+
+#[test]
+fn a_message_in_broken_memory_ends_the_guest_and_has_no_effect() {
+    let ram = Layout::new(MIN_RAM).unwrap().allocate().unwrap();
+    let memory = for_devices(&ram).unwrap();
+    let mut bench = Bench::new(&memory);
+    let page = MIN_RAM - u64::from(PAGE_SIZE);
+    lose(&ram, page);
+    bench.control.send(&[
+        readable(page, 64),
+        writable(REPLY, GRANT_REPLY_BYTES as u32),
+    ]);
+    bench.wait(|| bench.machine_check.load(Ordering::SeqCst));
+    let refusals = bench.device.handle().status().refusals;
+    let reasons: Vec<_> = refusals.iter().map(|count| &*count.what).collect();
+    assert_eq!(reasons, ["the memory of a message is broken"]);
+    bench.device.reset();
+    assert_eq!(bench.device.handle().status().resets, 1);
 }

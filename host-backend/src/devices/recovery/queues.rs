@@ -1,4 +1,4 @@
-//! The thread that serves the queues.
+//! The work on the queues, in the device's thread.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,16 +9,16 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::handle::RecoveryHandle;
-use super::{NAME, control, events};
+use super::{control, events};
+use crate::devices::worker::{Serve, drain};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 
 /// Tokens of the event loop.
 const CONTROL: u64 = 0;
 const BUFFERS: u64 = 1;
 const PENDING: u64 = 2;
-const STOP: u64 = 3;
 
-pub(super) struct Worker {
+pub(super) struct Queues {
     handle: RecoveryHandle,
     control: ActiveQueue,
     event: Option<ActiveQueue>,
@@ -26,19 +26,16 @@ pub(super) struct Worker {
     interrupt: DeviceInterrupt,
     /// Readable when an event is pending.
     pending: EventFd,
-    /// Kept open because it is watched.
-    _stop: EventFd,
     epoll: Epoll,
 }
 
-impl Worker {
+impl Queues {
     pub(super) fn new(
         handle: RecoveryHandle,
         control: ActiveQueue,
         event: Option<ActiveQueue>,
         memory: GuestMemoryMmap,
         interrupt: DeviceInterrupt,
-        stop: EventFd,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let pending = handle.event_kick()?;
@@ -48,7 +45,6 @@ impl Worker {
         for (fd, token) in [
             (control.kick.as_raw_fd(), CONTROL),
             (pending.as_raw_fd(), PENDING),
-            (stop.as_raw_fd(), STOP),
         ]
         .into_iter()
         .chain(buffers)
@@ -63,55 +59,46 @@ impl Worker {
             memory,
             interrupt,
             pending,
-            _stop: stop,
             epoll,
         })
     }
+}
 
-    /// Works until the stop event, or until the guest's rings make no sense.
-    pub(super) fn run(mut self) {
-        // The driver may have filled the queues before it started the device.
-        let mut result = self.serve_control().and_then(|()| self.serve_events());
-        let mut ready = [EpollEvent::default(); 4];
-        while result.is_ok() {
-            let count = match self.epoll.wait(-1, &mut ready) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    log::error!("{NAME}: the device stops: {error}");
-                    break;
-                }
-            };
-            if ready[..count].iter().any(|event| event.data() == STOP) {
-                return;
-            }
-            for event in &ready[..count] {
-                result = result.and_then(|()| match event.data() {
-                    CONTROL => {
-                        drain(&self.control.kick);
-                        self.serve_control()
-                    }
-                    BUFFERS => {
-                        if let Some(queue) = &self.event {
-                            drain(&queue.kick);
-                        }
-                        self.serve_events()
-                    }
-                    _ => {
-                        drain(&self.pending);
-                        self.serve_events()
-                    }
-                });
-            }
-        }
-        if let Err(error) = result
-            && self.handle.count("the driver broke the rings of a queue")
-        {
-            log::warn!("{NAME}: {error}");
-        }
-        self.interrupt.needs_reset();
+impl Serve for Queues {
+    fn epoll(&self) -> &Epoll {
+        &self.epoll
     }
 
+    fn start(&mut self) -> Result<(), QueueError> {
+        self.serve_control()?;
+        self.serve_events()
+    }
+
+    fn ready(&mut self, token: u64) -> Result<(), QueueError> {
+        match token {
+            CONTROL => {
+                drain(&self.control.kick);
+                self.serve_control()
+            }
+            BUFFERS => {
+                if let Some(queue) = &self.event {
+                    drain(&queue.kick);
+                }
+                self.serve_events()
+            }
+            _ => {
+                drain(&self.pending);
+                self.serve_events()
+            }
+        }
+    }
+
+    fn count_broken_rings(&self) -> bool {
+        self.handle.count("the driver broke the rings of a queue")
+    }
+}
+
+impl Queues {
     fn serve_control(&mut self) -> Result<(), QueueError> {
         let queue = &mut self.control.queue;
         if control::process(queue, &self.memory, &self.handle)? {
@@ -139,9 +126,4 @@ impl Worker {
         }
         Ok(())
     }
-}
-
-fn drain(event: &EventFd) {
-    // An error means that it was drained before.
-    let _ = event.read();
 }

@@ -1,4 +1,4 @@
-//! The network card's thread: moves frames between the tap interface and the queues.
+//! The work on the queues, in the device's thread: moves frames between the tap interface and the queues.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,13 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::{FRAME_MAX, HEADER, NetCounters};
+use super::{FRAME_MAX, HEADER, NAME, NetCounters};
+use crate::devices::worker::{Serve, drain};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
-
-/// Names the device in the log.
-const NAME: &str = "net";
+use crate::vmm::poison;
 
 /// Most frames in one direction before the other direction, and a stop, get their turn.
 const TURN: usize = 128;
@@ -31,17 +29,14 @@ const RECEIVE_HEADER: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const TAP: u64 = 0;
 const RECEIVE: u64 = 1;
 const TRANSMIT: u64 = 2;
-const STOP: u64 = 3;
 
-pub(super) struct Worker {
+pub(super) struct Queues {
     tap: File,
     receive: ActiveQueue,
     transmit: ActiveQueue,
     memory: GuestMemoryMmap,
     interrupt: DeviceInterrupt,
     counters: Arc<NetCounters>,
-    /// Kept open because it is watched.
-    _stop: EventFd,
     epoll: Epoll,
     /// A frame from the tap interface with its header, `incoming_length` bytes of it in use.
     incoming: Vec<u8>,
@@ -52,7 +47,7 @@ pub(super) struct Worker {
     outgoing: Vec<u8>,
 }
 
-impl Worker {
+impl Queues {
     pub(super) fn new(
         tap: File,
         receive: ActiveQueue,
@@ -60,14 +55,12 @@ impl Worker {
         memory: GuestMemoryMmap,
         interrupt: DeviceInterrupt,
         counters: Arc<NetCounters>,
-        stop: EventFd,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         for (fd, token) in [
             (tap.as_raw_fd(), TAP),
             (receive.kick.as_raw_fd(), RECEIVE),
             (transmit.kick.as_raw_fd(), TRANSMIT),
-            (stop.as_raw_fd(), STOP),
         ] {
             epoll.ctl(ControlOperation::Add, fd, readable(token))?;
         }
@@ -78,7 +71,6 @@ impl Worker {
             memory,
             interrupt,
             counters,
-            _stop: stop,
             epoll,
             incoming: vec![0; HEADER + FRAME_MAX],
             incoming_length: 0,
@@ -86,49 +78,39 @@ impl Worker {
             outgoing: vec![0; HEADER + FRAME_MAX],
         })
     }
+}
 
-    /// Works until the stop event, or until the guest's rings make no sense.
-    pub(super) fn run(mut self) {
-        // The guest may have filled the queue before it started the device.
-        let mut result = self.transmit();
-        let mut events = [EpollEvent::default(); 4];
-        while result.is_ok() {
-            let count = match self.epoll.wait(-1, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    log::error!("{NAME}: the device stops: {error}");
-                    break;
-                }
-            };
-            if events[..count].iter().any(|event| event.data() == STOP) {
-                return;
-            }
-            for event in &events[..count] {
-                result = result.and_then(|()| match event.data() {
-                    TAP => self.receive(),
-                    RECEIVE => {
-                        drain(&self.receive.kick);
-                        self.receive()
-                    }
-                    _ => {
-                        drain(&self.transmit.kick);
-                        self.transmit()
-                    }
-                });
-            }
-        }
-        if self
-            .counters
-            .tally
-            .add(NAME, "the driver broke the rings of a queue")
-            && let Err(error) = result
-        {
-            log::warn!("{NAME}: {error}");
-        }
-        self.interrupt.needs_reset();
+impl Serve for Queues {
+    fn epoll(&self) -> &Epoll {
+        &self.epoll
     }
 
+    fn start(&mut self) -> Result<(), QueueError> {
+        self.transmit()
+    }
+
+    fn ready(&mut self, token: u64) -> Result<(), QueueError> {
+        match token {
+            TAP => self.receive(),
+            RECEIVE => {
+                drain(&self.receive.kick);
+                self.receive()
+            }
+            _ => {
+                drain(&self.transmit.kick);
+                self.transmit()
+            }
+        }
+    }
+
+    fn count_broken_rings(&self) -> bool {
+        self.counters
+            .tally
+            .add(NAME, "the driver broke the rings of a queue")
+    }
+}
+
+impl Queues {
     /// Gives frames of the tap interface to the guest, until there are no more, there are no
     /// buffers, or the turn is over; then the tap interface is still readable.
     fn receive(&mut self) -> Result<(), QueueError> {
@@ -244,11 +226,6 @@ fn readable(token: u64) -> EpollEvent {
     EpollEvent::new(EventSet::IN, token)
 }
 
-fn drain(event: &EventFd) {
-    // An error means that it was drained before.
-    let _ = event.read();
-}
-
 fn raise(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -305,6 +282,9 @@ fn read_chain(
     reader
         .read_exact(frame)
         .map_err(|_| "the driver sent a chain that does not lie in RAM")?;
+    if poison::is_noted() {
+        return Err("the memory of a frame is broken");
+    }
     // Flags and kind of segmentation: offloads, which were not offered. The other fields mean
     // nothing without them.
     if frame[..2] != [0, 0] {

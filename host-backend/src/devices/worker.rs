@@ -1,0 +1,136 @@
+//! The thread of a device's queues: its event loop, and its life from activation to reset.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::thread::{self, JoinHandle};
+
+use virtio_queue::Error as QueueError;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::DeviceInterrupt;
+use crate::vmm::poison;
+
+/// Token of the event that ends the thread; a device's own are below it.
+const STOP: u64 = u64::MAX;
+
+/// Most events that are taken at a time.
+const EVENTS: usize = 4;
+
+/// What a device does in its thread.
+pub(super) trait Serve: Send + 'static {
+    /// What is watched: each event comes to [`Self::ready`] with its token, which is not `u64::MAX`.
+    fn epoll(&self) -> &Epoll;
+
+    /// Serves what the driver had put into the queues before it started the device.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the rings make no sense; the device then stops until its next reset.
+    fn start(&mut self) -> Result<(), QueueError>;
+
+    /// Serves one event.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    fn ready(&mut self, token: u64) -> Result<(), QueueError>;
+
+    /// Counts broken rings of the driver; true if they are the first.
+    fn count_broken_rings(&self) -> bool;
+}
+
+/// The running thread; it ends when this is dropped, and nothing of the device touches the guest's
+/// memory then.
+#[derive(Debug)]
+pub(super) struct Worker {
+    name: &'static str,
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread of the device `name`, which works on `memory` and interrupts by `interrupt`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the system has no thread or descriptor left.
+    pub(super) fn start(
+        name: &'static str,
+        memory: GuestMemoryMmap,
+        interrupt: DeviceInterrupt,
+        serve: impl Serve,
+    ) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        let watched = EpollEvent::new(EventSet::IN, STOP);
+        serve
+            .epoll()
+            .ctl(ControlOperation::Add, stop.as_raw_fd(), watched)?;
+        let thread = thread::Builder::new()
+            .name(format!("{name}-queues"))
+            .spawn(move || {
+                let done = poison::guarded(&memory, || run(name, serve, &interrupt));
+                if let Err(error) = done {
+                    log::error!("{name}: the device stops: SIGBUS cannot be handled: {error}");
+                    interrupt.needs_reset();
+                }
+            })?;
+        Ok(Self {
+            name,
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let stopped = self.stop.write(1);
+        debug_assert!(stopped.is_ok(), "the event counter is far from full");
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            // The panic's message is on standard error already.
+            log::error!("{}: the worker thread panicked", self.name);
+        }
+    }
+}
+
+/// Works until the stop event, until the guest's rings make no sense, or until its memory is broken.
+fn run(name: &str, mut serve: impl Serve, interrupt: &DeviceInterrupt) {
+    let mut result = serve.start();
+    let mut events = [EpollEvent::default(); EVENTS];
+    loop {
+        if poison::take().is_some() {
+            // Whatever else was wrong may have come of the zeros that were read there.
+            log::error!("{name}: the device stops: the hardware reports the guest's RAM as broken");
+            return interrupt.machine_check();
+        }
+        if let Err(error) = result {
+            if serve.count_broken_rings() {
+                log::warn!("{name}: {error}");
+            }
+            return interrupt.needs_reset();
+        }
+        let count = match serve.epoll().wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                log::error!("{name}: the device stops: {error}");
+                return interrupt.needs_reset();
+            }
+        };
+        if events[..count].iter().any(|event| event.data() == STOP) {
+            return;
+        }
+        for event in &events[..count] {
+            result = result.and_then(|()| serve.ready(event.data()));
+        }
+    }
+}
+
+/// Takes an event's count back to zero. It was zero already if that fails.
+pub(super) fn drain(event: &EventFd) {
+    let _ = event.read();
+}
