@@ -459,11 +459,11 @@ impl Operator for RunningVm {
             Some(app) => self.recovery.find(app, domain)?,
         };
         let position = from.unwrap_or(scope.start());
-        let (found, next) = self.recovery.scrub(scope, position, SCRUB_PAGES);
+        let turn = self.recovery.scrub(scope, position, SCRUB_PAGES);
         Some(ScrubStep {
-            found,
+            found: turn.found,
             pages: self.recovery.sealed_pages(scope),
-            next,
+            next: turn.next,
         })
     }
 

@@ -5,7 +5,7 @@
 
 use vmsrs_protocol::FrameRun;
 
-use super::runs::frames_of;
+use super::runs::{frames_of, gather};
 use super::store::{FrameState, Store};
 
 /// Runs of frames to wipe. They stay retired, and nobody else gets them, until they are given back
@@ -25,6 +25,22 @@ impl Laundry {
     /// Whether there is nothing to wipe.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// Wipes frame by frame. What `wipe` says false to is left over: it stays retired, to be wiped
+    /// another time. Gives the frames that were wiped, and those left over.
+    pub fn wash(self, mut wipe: impl FnMut(u32) -> bool) -> (Self, Self) {
+        let frames = self.runs.into_iter().flat_map(frames_of);
+        let (mut clean, mut left): (Vec<u32>, Vec<u32>) = frames.partition(|&frame| wipe(frame));
+        let gathered = |frames: &mut Vec<u32>| Self {
+            runs: gather(frames, |_| false),
+        };
+        (gathered(&mut clean), gathered(&mut left))
+    }
+
+    /// Adds other frames.
+    pub fn add(&mut self, other: Self) {
+        self.runs.extend(other.runs);
     }
 }
 

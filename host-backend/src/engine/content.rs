@@ -39,7 +39,7 @@ pub trait Content {
     /// # Errors
     ///
     /// Fails when `from` cannot be read, or the operating system has no other memory; the frame is
-    /// unchanged then, or unreadable for the guest.
+    /// unchanged then, or unreadable for the guest. One that should be zeros stays readable.
     fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable>;
 }
 

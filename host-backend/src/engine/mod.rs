@@ -78,7 +78,7 @@ pub use report::{
     GuestDownFacts, IncidentDetail, IncidentSummary, Outcome, Place, ProgramFacts, RequestFacts,
     Restored, SealedWriteFacts, Status,
 };
-pub use scrub::{Position, Scope, ScrubCounts};
+pub use scrub::{Position, Scope, ScrubCounts, ScrubTurn};
 pub use seal::SealOutcome;
 pub use store::{FrameState, PageOf};
 
@@ -379,8 +379,8 @@ impl Engine {
         !self.suspects.is_empty()
     }
 
-    /// Checks at most `pages` sealed pages from a position on, and repairs from their mirrors those
-    /// that are wrong. Gives what was found, and where to go on, or `None` when that was all.
+    /// Checks sealed pages from a position on, with the work of at most `pages` of them (at least 1),
+    /// and repairs from their mirrors those that are wrong. Gives what was found, and where to go on.
     pub fn scrub(
         &mut self,
         at: Duration,
@@ -388,13 +388,17 @@ impl Engine {
         position: Position,
         pages: u32,
         memory: &mut impl Memory,
-    ) -> (ScrubCounts, Option<Position>) {
+    ) -> ScrubTurn {
         if position == Position::default()
             && let Some((cause, remedy)) = integrity::check_zero_frame(memory)
         {
             self.note_corruption(at, ZERO_FRAME, cause, remedy, None);
         }
-        let (frames, next) = scrub::next_frames(&self.store, scope, position, pages);
+        let scrub::Found {
+            frames,
+            looked,
+            next,
+        } = scrub::next_frames(&self.store, scope, position, pages);
         let mut counts = ScrubCounts::default();
         for frame in frames {
             counts.checked += 1;
@@ -412,7 +416,11 @@ impl Engine {
         if next.is_none() && scope == Scope::default() {
             self.counters.scrub_passes += 1;
         }
-        (counts, next)
+        ScrubTurn {
+            found: counts,
+            looked,
+            next,
+        }
     }
 
     /// Says that the hardware stopped an access of the guest to a frame because its memory is

@@ -285,15 +285,16 @@ impl World {
         let mut next = Some(Position::default());
         let mut checked = 0;
         while let Some(position) = next {
-            let (counts, rest) = self.engine.scrub(
+            let turn = self.engine.scrub(
                 Duration::ZERO,
                 Scope::default(),
                 position,
                 limit,
                 &mut self.memory,
             );
-            checked += counts.checked;
-            next = rest;
+            assert!(turn.looked <= u64::from(limit.max(1)) + 1);
+            checked += turn.found.checked;
+            next = turn.next;
         }
         assert_eq!(checked, pages.len() as u64);
         self.expect_events(self.lost.len() - before);

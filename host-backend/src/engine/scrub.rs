@@ -64,23 +64,51 @@ impl Scope {
     }
 }
 
-/// Frames of at most `limit` sealed pages from a position on, and where the next ones are, if there
-/// are more. Looks at no more than `limit` domains.
+/// What one call has checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubTurn {
+    /// What was found.
+    pub found: ScrubCounts,
+    /// The work that it was, in sealed pages: looking for them counts too.
+    pub looked: u64,
+    /// Where the next pages are, if there are more.
+    pub next: Option<Position>,
+}
+
+/// To look at so many places for pages without a sealed one, or at so many domains, counts as a sealed
+/// page: one that is checked costs that much at least. So a domain with much room and few pages takes
+/// its share of the checks' rate too.
+const PLACES_A_PAGE: u64 = 64;
+
+/// Sealed frames from a position on, and where to go on.
+pub(crate) struct Found {
+    pub(crate) frames: Vec<u32>,
+    /// As [`ScrubTurn::looked`], at most 1 above the limit.
+    pub(crate) looked: u64,
+    pub(crate) next: Option<Position>,
+}
+
+/// Sealed frames from a position on, as many as are found with the work of `limit` sealed pages.
 pub(crate) fn next_frames(
     store: &Store,
     scope: Scope,
     mut position: Position,
     limit: u32,
-) -> (Vec<u32>, Option<Position>) {
+) -> Found {
+    let budget = u64::from(limit.max(1)) * PLACES_A_PAGE;
     let mut frames = Vec::new();
-    let mut domains = 0;
-    while let Some(app) = store.apps.get(position.app as usize) {
+    let mut spent = 0;
+    let next = loop {
+        let Some(app) = store.apps.get(position.app as usize) else {
+            break None;
+        };
         if !scope.has(position) {
-            return (frames, None);
+            break None;
         }
-        if frames.len() >= limit as usize || domains == limit {
-            return (frames, Some(position));
+        if spent >= budget {
+            break Some(position);
         }
+        spent += 1;
         if !app.has_domain(position.domain) {
             position = Position {
                 app: position.app + 1,
@@ -88,17 +116,30 @@ pub(crate) fn next_frames(
             };
             continue;
         }
-        domains += 1;
-        let room = limit as usize - frames.len();
-        let mut pages = app.pages_from(position.domain, position.page);
-        frames.extend(pages.by_ref().take(room).map(|entry| entry.frame));
-        match pages.next().map_or(NONE, |entry| entry.page) {
-            NONE => {
-                position.domain += 1;
-                position.page = 0;
+        let mut rest = None;
+        for place in app.places_from(position.domain, position.page) {
+            if spent >= budget {
+                rest = Some(place.page);
+                break;
             }
-            page => position.page = page,
+            spent += match place.frame {
+                NONE => 1,
+                frame => {
+                    frames.push(frame);
+                    PLACES_A_PAGE
+                }
+            };
         }
+        if let Some(page) = rest {
+            position.page = page;
+            break Some(position);
+        }
+        position.domain += 1;
+        position.page = 0;
+    };
+    Found {
+        frames,
+        looked: spent.div_ceil(PLACES_A_PAGE),
+        next,
     }
-    (frames, None)
 }

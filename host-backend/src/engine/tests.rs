@@ -20,8 +20,10 @@ use vmsrs_protocol::{
     APP_BASE, EXTENT_MAX_PAGES, FrameRun, KEY_MAX, MAX_APPS, NAME_MAX, NONE, ZERO_FRAME,
 };
 
+use super::cleanser::Laundry;
 use super::mock::MockMemory;
 use super::runs::frames_of;
+use super::scrub::{Position, Scope};
 use super::{BlockState, Call, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place};
 use super::{Content, Refusal, Unreadable, checksum, handle_message};
 use super::{Protection, ProtectionError, Restored, SealedWrite};
@@ -936,6 +938,71 @@ fn a_retired_frame_is_granted_again_only_when_it_has_been_wiped() {
     bench.memory.wipe(&laundry);
     assert!(!bench.engine.cleansed(laundry));
     assert_eq!(bench.state(frame), FrameState::Free);
+}
+
+#[test]
+fn a_frame_that_cannot_be_wiped_stays_retired_and_holds_up_no_other() {
+    let mut bench = Bench::new();
+    let frames: Vec<u32> = bench.frames.drain(..5).collect();
+    bench
+        .engine
+        .discard(&frames, RUNS, &mut bench.memory)
+        .unwrap();
+    let laundry = bench.engine.take_laundry(100);
+    let (clean, left) = laundry.wash(|frame| frame != frames[2]);
+    bench.engine.cleansed(clean);
+    for &frame in &frames {
+        let expected = match frame == frames[2] {
+            true => FrameState::Retired,
+            false => FrameState::Free,
+        };
+        assert_eq!(bench.state(frame), expected, "frame {frame}");
+    }
+    let mut again = Laundry::default();
+    again.add(left);
+    let (clean, left) = again.wash(|_| true);
+    assert!(left.is_empty());
+    bench.engine.cleansed(clean);
+    assert_eq!(bench.state(frames[2]), FrameState::Free);
+}
+
+#[test]
+fn to_look_for_pages_is_work_of_a_scrub_too() {
+    let mut bench = Bench::with(EngineConfig {
+        window_frames: 4096,
+        pool_frames: 40,
+        batch_records: 64,
+        evidence_frames: 8,
+        incidents: 4,
+    });
+    bench.engine.add_extent(&extent(0, 1, 1024)).unwrap();
+    let whole = bench.engine.scrub(
+        Duration::ZERO,
+        Scope::default(),
+        Position::default(),
+        u32::MAX,
+        &mut bench.memory,
+    );
+    assert_eq!((whole.found.checked, whole.next), (0, None));
+    assert!(whole.looked >= 1024 / 64, "{whole:?}");
+    // Small parts come to the end as well, each with no more than its share.
+    let (mut position, mut parts) = (Position::default(), 0);
+    loop {
+        let part = bench.engine.scrub(
+            Duration::ZERO,
+            Scope::default(),
+            position,
+            1,
+            &mut bench.memory,
+        );
+        parts += 1;
+        assert!(part.looked <= 2, "{part:?}");
+        match part.next {
+            None => break,
+            Some(next) => assert_ne!(std::mem::replace(&mut position, next), next),
+        }
+    }
+    assert!(parts >= 1024 / 64, "{parts}");
 }
 
 #[test]

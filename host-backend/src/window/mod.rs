@@ -7,6 +7,7 @@
 //! of the call there, where a mapping would raise a signal.
 
 mod protection;
+mod replace;
 
 use std::fs::File;
 use std::io;
@@ -177,18 +178,8 @@ impl Window {
     ///
     /// Fails when the window does not have this frame, or the system refuses.
     pub fn renew(&self, frame: u32) -> Result<(), AccessError> {
-        self.check(single(frame))?;
+        self.punch(frame)?;
         let page = PAGE_SIZE as usize;
-        // SAFETY: the descriptor is open, and the frame lies inside of the file.
-        let punched = unsafe {
-            libc::fallocate(
-                self.file.as_raw_fd(),
-                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                // Windows are smaller than 2^44 bytes.
-                offset(frame) as libc::off_t,
-                page as libc::off_t,
-            )
-        };
         // The hole takes whole pages out of mappings, but leaves the marks of broken ones there.
         // SAFETY: the frame lies in the guest-facing mapping, of which no Rust object is a part; what
         // it shows is the file's content as before.
@@ -196,8 +187,27 @@ impl Window {
             let start = self.guest.as_ptr().add(frame as usize * page);
             libc::madvise(start.cast(), page, libc::MADV_DONTNEED)
         };
-        match (punched, dropped) {
-            (0, 0) => Ok(()),
+        match dropped {
+            0 => Ok(()),
+            _ => Err(access(frame, io::Error::last_os_error())),
+        }
+    }
+
+    /// Takes the page of a frame out of the file.
+    fn punch(&self, frame: u32) -> Result<(), AccessError> {
+        self.check(single(frame))?;
+        // SAFETY: the descriptor is open, and the frame lies inside of the file.
+        let punched = unsafe {
+            libc::fallocate(
+                self.file.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                // Windows are smaller than 2^44 bytes.
+                offset(frame) as libc::off_t,
+                libc::off_t::from(PAGE_SIZE),
+            )
+        };
+        match punched {
+            0 => Ok(()),
             _ => Err(access(frame, io::Error::last_os_error())),
         }
     }
@@ -374,5 +384,62 @@ mod tests {
             Some(1)
         );
         assert_eq!(window.frame_at(window.guest_mapping() as usize - 1), None);
+    }
+
+    #[test]
+    fn who_reads_a_frame_while_it_gets_other_memory_sees_its_content_at_any_moment() {
+        let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
+        for frame in [3, 5] {
+            window.write(frame, &[7; 4096]).unwrap();
+        }
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let ordering = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut reads = 0u64;
+                // A panic or a signal shows what was seen between.
+                while !done.load(ordering) || reads == 0 {
+                    // SAFETY: frame 3 of the guest-facing mapping is readable at any moment, which is
+                    // what is tested, and nobody has a reference.
+                    let seen = unsafe { window.guest_mapping().add(3 * 4096 + 9).read_volatile() };
+                    assert_eq!(seen, 7);
+                    reads += 1;
+                }
+            });
+            for _ in 0..2000 {
+                protection.replace(3, Some(5)).unwrap();
+            }
+            done.store(true, ordering);
+            reader.join().unwrap();
+        });
+        assert!(!kernel_lets_write(&window, 3));
+        protection.unprotect(run(3, 1)).unwrap();
+        // SAFETY: frame 3 is writable now, and nobody has a reference.
+        unsafe { window.guest_mapping().add(3 * 4096).write_volatile(8) };
+        let mut content = [0; PAGE_SIZE as usize];
+        window.read(3, &mut content).unwrap();
+        assert_eq!(content[..2], [8, 7], "the mapping shows the file again");
+    }
+
+    #[test]
+    fn a_frame_that_cannot_get_other_memory_can_be_read_as_before() {
+        let (window, protection) = Window::with_frames(FRAMES).unwrap();
+        drop(protection);
+        let mut window = Arc::into_inner(window).unwrap();
+        window.write(3, &[7; 4096]).unwrap();
+        // Neither a hole nor a write is possible through this descriptor.
+        let path = format!("/proc/self/fd/{}", window.file.as_raw_fd());
+        window.file = Arc::new(File::open(path).unwrap());
+        let window = Arc::new(window);
+        let mut protection = MprotectProtection::new(window.clone());
+        for (frame, from, expected) in [(3, Some(4), 7), (0, None, 0)] {
+            assert!(protection.replace(frame, from).is_err());
+            // SAFETY: the frame is readable for the guest, and nobody has a reference.
+            let seen = unsafe {
+                let byte = window.guest_mapping().add(frame as usize * 4096);
+                byte.read_volatile()
+            };
+            assert_eq!(seen, expected, "frame {frame}");
+        }
     }
 }

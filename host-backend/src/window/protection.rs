@@ -128,19 +128,8 @@ impl Content for MprotectProtection {
             Some(from) => self.content(from)?,
             None => [0; PAGE_SIZE as usize],
         };
-        let run = FrameRun {
-            start: frame,
-            count: 1,
-        };
-        // Between the old memory and the new content the frame is zeros: nobody may see that. A
-        // virtual CPU that tries leaves the guest and tries again.
-        self.mprotect(run, libc::PROT_NONE)
-            .map_err(|error| unreadable(frame, error.source))?;
         self.window
-            .renew(frame)
-            .and_then(|()| self.window.write(frame, &content))
-            .map_err(|error| unreadable(frame, error))?;
-        self.mprotect(run, libc::PROT_READ)
-            .map_err(|error| unreadable(frame, error.source))
+            .replace(frame, &content)
+            .map_err(|error| unreadable(frame, error))
     }
 }

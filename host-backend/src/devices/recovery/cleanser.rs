@@ -2,12 +2,17 @@
 
 use std::io;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use super::NAME;
-use super::handle::RecoveryHandle;
+use super::handle::{RecoveryHandle, Stopping};
+use crate::engine::Laundry;
 
 /// Frames wiped at a time, so that one that is wanted does not wait long for the others.
 pub(super) const BATCH: u32 = 256;
+
+/// Time before frames that could not be wiped are tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// The running thread; it ends when this is dropped.
 #[derive(Debug)]
@@ -21,7 +26,9 @@ impl Cleanser {
         let worker = handle.clone();
         let thread = thread::Builder::new()
             .name("vmsrs-cleanser".into())
-            .spawn(move || while worker.cleanse_when_needed() {})?;
+            .spawn(move || {
+                let Stopping = cleanse(&worker);
+            })?;
         Ok(Self {
             handle,
             thread: Some(thread),
@@ -36,6 +43,47 @@ impl Drop for Cleanser {
             && thread.join().is_err()
         {
             log::error!("{NAME}: the cleanser's thread panicked");
+        }
+    }
+}
+
+/// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
+/// retired, so that nobody gets its old content, and holds up no other; it is tried again.
+fn cleanse(handle: &RecoveryHandle) -> Stopping {
+    let mut left = Laundry::default();
+    let mut tried = Instant::now();
+    loop {
+        let pause = (!left.is_empty()).then_some(RETRY);
+        let mut laundry = match handle.wait_for_laundry(pause) {
+            Ok(laundry) => laundry,
+            Err(stopping) => return stopping,
+        };
+        let quiet = !left.is_empty();
+        if tried.elapsed() >= RETRY {
+            tried = Instant::now();
+            laundry.add(std::mem::take(&mut left));
+        }
+        let mut error = None;
+        let (clean, dirty) = laundry.wash(|frame| match handle.wipe(frame) {
+            Ok(()) => true,
+            Err(refused) => {
+                error.get_or_insert(refused);
+                false
+            }
+        });
+        handle.cleansed(clean);
+        left.add(dirty);
+        match error {
+            // Said once, until all are clean again.
+            Some(error) if !quiet => log::error!(
+                "{NAME}: {error}: frames that cannot be wiped are kept back and tried again every \
+                 {} s",
+                RETRY.as_secs()
+            ),
+            None if quiet && left.is_empty() => {
+                log::info!("{NAME}: all frames that could not be wiped are wiped now");
+            }
+            _ => {}
         }
     }
 }

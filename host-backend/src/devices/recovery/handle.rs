@@ -7,20 +7,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmsrs_protocol::NONE;
 use vmsrs_protocol::device::DeviceConfig;
 use vmsrs_protocol::event::{EVENT_FRAMES_FREE, Event};
+use vmsrs_protocol::{FrameRun, NONE};
 
 use super::NAME;
 use super::cleanser::BATCH;
 use super::events::Pending;
 use crate::devices::Tally;
 use crate::engine::{
-    Count, Engine, IncidentDetail, IncidentSummary, Position, Reply, Retry, Scope, ScrubCounts,
-    SealedWrite, Status, handle_message,
+    Count, Engine, IncidentDetail, IncidentSummary, Laundry, Position, Reply, Retry, Scope,
+    ScrubTurn, SealedWrite, Status, handle_message,
 };
 use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
-use crate::window::{MprotectProtection, Window};
+use crate::window::{AccessError, MprotectProtection, Window};
 
 /// Pages checked at a time, so that a message of the driver does not wait long for the engine.
 const SCRUB_BATCH: u32 = 32;
@@ -137,32 +137,31 @@ impl RecoveryHandle {
         self.core().engine.sealed_pages(scope)
     }
 
-    /// Checks at most `pages` sealed pages from a position on; gives what was found and where to go
-    /// on, or `None` when that was all. Others get the engine between batches.
-    pub fn scrub(
-        &self,
-        scope: Scope,
-        mut position: Position,
-        pages: u32,
-    ) -> (ScrubCounts, Option<Position>) {
-        let mut counts = ScrubCounts::default();
-        let mut left = pages;
-        while left > 0 {
+    /// Checks sealed pages from a position on, with the work of at most `pages` of them; gives what was
+    /// found and where to go on. Others get the engine between batches.
+    pub fn scrub(&self, scope: Scope, position: Position, pages: u32) -> ScrubTurn {
+        let mut turn = ScrubTurn {
+            next: Some(position),
+            ..ScrubTurn::default()
+        };
+        while let Some(position) = turn.next
+            && turn.looked < u64::from(pages)
+        {
+            // The rest is no more than `pages`.
+            let left = (u64::from(pages) - turn.looked) as u32;
             let batch = left.min(SCRUB_BATCH);
-            left -= batch;
             let mut core = self.core();
             let Core {
                 engine, protection, ..
             } = &mut *core;
-            let (found, next) = engine.scrub(now(), scope, position, batch, protection);
+            let part = engine.scrub(now(), scope, position, batch, protection);
             self.release(core);
-            counts.add(found);
-            match next {
-                Some(next) => position = next,
-                None => return (counts, None),
-            }
+            turn.found.add(part.found);
+            // At least 1, so that this ends whatever a part has to look at.
+            turn.looked += part.looked.max(1);
+            turn.next = part.next;
         }
-        (counts, Some(position))
+        turn
     }
 
     /// Says that the hardware stopped an access of the guest to a frame because its memory is broken.
@@ -190,19 +189,6 @@ impl RecoveryHandle {
         match core.stopping {
             true => Err(Stopping),
             false => Ok(core.engine.take_suspect()),
-        }
-    }
-
-    /// Waits for `pause`; `Err` as soon as the scrubber has to end.
-    pub(super) fn wait_for_end(&self, pause: Duration) -> Result<(), Stopping> {
-        let (core, _) = self
-            .shared
-            .suspects
-            .wait_timeout_while(self.core(), pause, |core| !core.stopping)
-            .unwrap_or_else(PoisonError::into_inner);
-        match core.stopping {
-            true => Err(Stopping),
-            false => Ok(()),
         }
     }
 
@@ -246,29 +232,38 @@ impl RecoveryHandle {
         self.shared.tally.add(NAME, what)
     }
 
-    /// Waits until frames are retired and wipes a batch of them; false when the cleanser has to
-    /// end.
-    pub(super) fn cleanse_when_needed(&self) -> bool {
-        let mut core = self
-            .shared
-            .laundry
-            .wait_while(self.core(), |core| {
-                !core.stopping && !core.engine.has_laundry()
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        if core.stopping {
-            return false;
-        }
-        let laundry = core.engine.take_laundry(BATCH);
-        drop(core);
-        for &run in laundry.runs() {
-            if let Err(error) = self.shared.window.wipe(run) {
-                // The engine knows no frames outside the window: end rather than give out frames
-                // with old content.
-                log::error!("{NAME}: the cleanser stops: {error}");
-                return false;
+    /// Waits until frames are retired, at most for `pause` if there is one, and takes a batch of them
+    /// to be wiped, which is empty after the pause; `Err` when the cleanser has to end.
+    pub(super) fn wait_for_laundry(&self, pause: Option<Duration>) -> Result<Laundry, Stopping> {
+        let idle = |core: &mut Core| !core.stopping && !core.engine.has_laundry();
+        let laundry = &self.shared.laundry;
+        let mut core = match pause {
+            None => laundry
+                .wait_while(self.core(), idle)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(pause) => {
+                laundry
+                    .wait_timeout_while(self.core(), pause, idle)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
             }
+        };
+        match core.stopping {
+            true => Err(Stopping),
+            false => Ok(core.engine.take_laundry(BATCH)),
         }
+    }
+
+    /// Fills a frame with zeros.
+    pub(super) fn wipe(&self, frame: u32) -> Result<(), AccessError> {
+        self.shared.window.wipe(FrameRun {
+            start: frame,
+            count: 1,
+        })
+    }
+
+    /// Takes wiped frames back.
+    pub(super) fn cleansed(&self, laundry: Laundry) {
         if self.core().engine.cleansed(laundry) {
             self.tell(Event {
                 kind: EVENT_FRAMES_FREE,
@@ -277,7 +272,6 @@ impl RecoveryHandle {
                 ..Event::default()
             });
         }
-        true
     }
 
     /// Makes the cleanser and the scrubber end after the batch they are at.

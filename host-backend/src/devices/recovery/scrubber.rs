@@ -1,6 +1,7 @@
 //! The scrubber's thread: checks all sealed pages in turn, at a bounded rate, and the domains of
 //! failed requests as soon as they have failed.
 
+use std::collections::VecDeque;
 use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -19,12 +20,15 @@ pub struct ScrubRate {
     pub bytes_per_second: u64,
 }
 
-/// Pages checked at a time; the rest of the time that they may take is slept.
+/// Work of a turn, in pages; the rest of the time that they may take is slept.
 const TURN: u32 = 64;
 
 /// A pass over all sealed pages begins no earlier than this after the one before: a few pages are not
 /// checked over and over again.
 const PASS_MIN: Duration = Duration::from_secs(60);
+
+/// Most domains whose check is under way or waits.
+const SUSPECTS_MAX: usize = 256;
 
 /// Longest sleep; the scrubber is woken early to check the domains of a failed request, and to end.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
@@ -76,48 +80,122 @@ impl ScrubRate {
     }
 }
 
+/// A domain that is to be checked as a whole because a request in it failed.
+#[derive(Debug, PartialEq, Eq)]
+struct Suspect {
+    scope: Scope,
+    /// Where its check goes on.
+    position: Position,
+    /// A request in it has failed since its check began: there will be another.
+    again: bool,
+}
+
+/// Whose turn it is. A turn is the same work for everybody: the pass over all pages has every other
+/// one as long as it is under way, and suspects share the rest, one turn each in a circle. So a user
+/// who fails again and again in a big domain holds up neither the pass nor other users.
+#[derive(Debug, Default)]
+struct Rounds {
+    /// Where the pass over all pages goes on.
+    pass: Position,
+    /// At most one entry a domain.
+    suspects: VecDeque<Suspect>,
+    /// The last turn was a suspect's.
+    pass_is_next: bool,
+}
+
+/// A turn that was given, to be given back when it is over.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Pass,
+    Suspect(Suspect),
+}
+
+impl Rounds {
+    fn add(&mut self, scope: Scope) {
+        let full = self.suspects.len() >= SUSPECTS_MAX;
+        match self.suspects.iter_mut().find(|known| known.scope == scope) {
+            // Nothing is lost if its check has not begun yet.
+            Some(known) => known.again = known.position != scope.start(),
+            // The pass reaches it in its turn.
+            None if full => {}
+            None => self.suspects.push_back(Suspect {
+                scope,
+                position: scope.start(),
+                again: false,
+            }),
+        }
+    }
+
+    /// The next turn, if there is any work; the pass takes part if it is `due`.
+    fn next(&mut self, due: bool) -> Option<Turn> {
+        if due && (self.pass_is_next || self.suspects.is_empty()) {
+            self.pass_is_next = false;
+            return Some(Turn::Pass);
+        }
+        self.pass_is_next = true;
+        self.suspects.pop_front().map(Turn::Suspect)
+    }
+
+    /// Ends a turn; its work goes on at `next`. True if that was the end of a pass over all pages.
+    fn end(&mut self, turn: Turn, next: Option<Position>) -> bool {
+        match (turn, next) {
+            (Turn::Pass, next) => {
+                self.pass = next.unwrap_or_default();
+                return next.is_none();
+            }
+            (Turn::Suspect(suspect), Some(position)) => self.suspects.push_back(Suspect {
+                position,
+                ..suspect
+            }),
+            (Turn::Suspect(suspect), None) if suspect.again => self.add(suspect.scope),
+            (Turn::Suspect(_), None) => {}
+        }
+        false
+    }
+}
+
 fn scrub(handle: &RecoveryHandle, rate: ScrubRate) -> Stopping {
-    let mut position = Position::default();
+    let mut rounds = Rounds::default();
     let mut pass = Instant::now();
+    // The pass goes on from then on, and any turn begins at the earliest then.
     let mut due = pass + PASS_MIN;
+    let mut free = pass;
     loop {
-        let pause = due.saturating_duration_since(Instant::now());
-        let result = match handle.wait_for_suspect(pause) {
-            Ok(_) if rate.bytes_per_second == 0 => Ok(()),
-            Ok(Some(scope)) => scrub_domain(handle, rate, scope),
-            Ok(None) => Ok(()),
-            Err(stopping) => Err(stopping),
+        let wake = match rounds.suspects.is_empty() {
+            true => due.max(free),
+            false => free,
         };
-        if let Err(stopping) = result {
-            return stopping;
+        match handle.wait_for_suspect(wake.saturating_duration_since(Instant::now())) {
+            Err(stopping) => return stopping,
+            Ok(Some(_)) if rate.bytes_per_second == 0 => continue,
+            Ok(Some(scope)) => {
+                rounds.add(scope);
+                continue;
+            }
+            Ok(None) => {}
         }
         let now = Instant::now();
-        if now < due {
+        if now < wake {
             continue;
         }
         if rate.bytes_per_second == 0 {
             due = now + PAUSE_MAX;
             continue;
         }
-        let (counts, next) = handle.scrub(Scope::default(), position, TURN);
-        due = now + rate.time(counts.checked);
-        position = next.unwrap_or_default();
-        if next.is_none() {
-            due = due.max(pass + PASS_MIN);
+        let Some(turn) = rounds.next(now >= due) else {
+            continue;
+        };
+        let (scope, position) = match &turn {
+            Turn::Pass => (Scope::default(), rounds.pass),
+            Turn::Suspect(suspect) => (suspect.scope, suspect.position),
+        };
+        let done = handle.scrub(scope, position, TURN);
+        free = now + rate.time(done.looked);
+        if rounds.end(turn, done.next) {
+            due = free.max(pass + PASS_MIN);
             pass = due;
         }
     }
-}
-
-/// Checks a domain as a whole, at the same rate.
-fn scrub_domain(handle: &RecoveryHandle, rate: ScrubRate, scope: Scope) -> Result<(), Stopping> {
-    let mut next = Some(scope.start());
-    while let Some(position) = next {
-        let (counts, rest) = handle.scrub(scope, position, TURN);
-        next = rest;
-        handle.wait_for_end(rate.time(counts.checked))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -136,5 +214,68 @@ mod tests {
             bytes_per_second: 0,
         };
         assert_eq!(none.time(1), PAUSE_MAX);
+    }
+
+    fn domain(number: u32) -> Scope {
+        Scope {
+            app: Some(0),
+            domain: Some(number),
+        }
+    }
+
+    #[test]
+    fn a_user_who_fails_again_and_again_has_no_more_than_his_turns() {
+        let mut rounds = Rounds::default();
+        let (mut passes, mut turns) = (0, [0; 3]);
+        for number in 0..3 {
+            rounds.add(domain(number));
+        }
+        for _ in 0..600 {
+            // Domain 0 has no end, and fails before every turn; the others are checked again too.
+            rounds.add(domain(0));
+            let turn = rounds.next(true).unwrap();
+            let mut next = Some(Position {
+                page: 1,
+                ..Position::default()
+            });
+            match &turn {
+                Turn::Pass => passes += 1,
+                Turn::Suspect(suspect) => {
+                    let number = suspect.scope.domain.unwrap() as usize;
+                    turns[number] += 1;
+                    if number != 0 {
+                        next = None;
+                    }
+                }
+            }
+            rounds.end(turn, next);
+            for number in 1..3 {
+                rounds.add(domain(number));
+            }
+        }
+        assert_eq!(passes, 300, "the pass has every other turn");
+        assert_eq!(turns, [100; 3], "the rest is shared");
+    }
+
+    #[test]
+    fn a_domain_that_fails_during_its_check_is_checked_once_more() {
+        let mut rounds = Rounds::default();
+        let somewhere = Position {
+            page: 9,
+            ..domain(0).start()
+        };
+        rounds.add(domain(0));
+        rounds.add(domain(0));
+        let turn = rounds.next(false).unwrap();
+        rounds.end(turn, Some(somewhere));
+        rounds.add(domain(0));
+        rounds.add(domain(0));
+        let turn = rounds.next(false).unwrap();
+        assert!(matches!(&turn, Turn::Suspect(suspect) if suspect.position == somewhere));
+        rounds.end(turn, None);
+        let turn = rounds.next(false).unwrap();
+        assert!(matches!(&turn, Turn::Suspect(suspect) if suspect.position == domain(0).start()));
+        rounds.end(turn, None);
+        assert_eq!(rounds.next(false), None);
     }
 }

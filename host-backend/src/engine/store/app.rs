@@ -147,13 +147,24 @@ impl App {
 
     /// Sealed pages of an existing domain from page `first` on.
     pub(crate) fn pages_from(&self, domain: u32, first: u32) -> impl Iterator<Item = PageFrame> {
-        self.extents_from(domain, 0)
+        self.places_from(domain, first)
+            .filter(|entry| entry.frame != NONE)
+    }
+
+    /// All pages of an existing domain from page `first` on; those that were never committed have the
+    /// frame [`NONE`].
+    pub(crate) fn places_from(&self, domain: u32, first: u32) -> impl Iterator<Item = PageFrame> {
+        let more = self.more(domain);
+        // In the order of their pages, below `APP_PAGES`.
+        let over = more.partition_point(|extent| extent.page + extent.pages <= first);
+        let head = Some(self.domains[domain as usize].first).filter(|extent| extent.pages != 0);
+        head.into_iter()
+            .chain(more[over..].iter().copied())
             .flat_map(move |extent| first.max(extent.page)..(extent.page + extent.pages).max(first))
             .map(|page| PageFrame {
                 page,
                 frame: self.frame(page),
             })
-            .filter(|entry| entry.frame != NONE)
     }
 
     /// Most pages that the next extent can have.
