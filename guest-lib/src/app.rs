@@ -104,6 +104,25 @@ impl App {
                 Box::new(Unprotected::open(apps.len() as u32)?)
             }
         };
+        Self::begin(&mut apps, name, backend)
+    }
+
+    /// An app of a test's own making, under a name that is not open yet. `backend` gets its number.
+    #[cfg(test)]
+    pub(crate) fn with_backend(
+        name: &str,
+        backend: impl FnOnce(u32) -> Box<dyn Backend>,
+    ) -> &'static Self {
+        let mut apps = APPS.lock().unwrap_or_else(PoisonError::into_inner);
+        let backend = backend(apps.len() as u32);
+        Self::begin(&mut apps, name.as_bytes(), backend).unwrap()
+    }
+
+    fn begin(
+        apps: &mut Vec<&'static Self>,
+        name: &[u8],
+        backend: Box<dyn Backend>,
+    ) -> Result<&'static Self, Error> {
         let slot = BY_NUMBER
             .get(backend.number() as usize)
             .ok_or(Error::Argument("the app's number"))?;

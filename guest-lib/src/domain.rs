@@ -143,6 +143,17 @@ impl Domain {
         unsafe { Heap::new(self.header, self.app.base(), self.number, made) }
     }
 
+    /// A copy of the heap's own bookkeeping at this moment.
+    #[cfg(test)]
+    pub(crate) fn bookkeeping(&self) -> Vec<u64> {
+        let words = self.header.as_ptr().cast::<u64>();
+        // SAFETY: the domain's first page is mapped and aligned; others may write it meanwhile.
+        let word = |place| unsafe { words.add(place).read_volatile() };
+        (0..size_of::<DomainHeader>() / size_of::<u64>())
+            .map(word)
+            .collect()
+    }
+
     /// Runs `f` as a request that holds this domain, with the default [`Options`].
     ///
     /// `f` runs on a stack of its own. If it returns `Ok`, everything it wrote to domains is

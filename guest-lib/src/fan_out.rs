@@ -3,8 +3,10 @@
 use crate::error::Error;
 use crate::request::Request;
 use crate::run::End;
+use crate::slots::Reservation;
 use crate::ticket::Ticket;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{Builder, JoinHandle};
 
 /// Where a piece of work puts what it gives.
@@ -17,7 +19,7 @@ unsafe impl<T: Send> Send for Place<T> {}
 /// may be gone by then.
 struct Piece<T, F> {
     ticket: Ticket,
-    slot: usize,
+    reservation: Reservation,
     work: F,
     place: Place<T>,
 }
@@ -26,12 +28,30 @@ impl<T, F: FnOnce(&Request) -> T> Piece<T, F> {
     fn run(self) {
         let Self {
             ticket,
-            slot,
+            reservation,
             work,
             place,
         } = self;
+        let Some(slot) = ticket.adopt(reservation) else {
+            // The request has failed, and does not wait for this thread: what the piece borrows may be
+            // gone, and its place too.
+            std::mem::forget(work);
+            return;
+        };
+        // From here to the end of its part the request waits for this thread.
+        let thread = match ticket.thread() {
+            Ok(thread) => thread,
+            Err(error) => {
+                std::mem::forget(work);
+                // SAFETY: written before the thread gives its slot back.
+                unsafe { *place.0 = Some(Err(error)) };
+                ticket.release(slot);
+                return;
+            }
+        };
         let mut work = Some(work);
-        let outcome = ticket.work(Some(slot), &mut |request| {
+        // A failure is the request's, which its owner learns of.
+        let _ = ticket.work(thread, slot, &mut |request| {
             if let Some(work) = work.take() {
                 let value = work(request);
                 // SAFETY: the request's owner keeps the place until this thread has left.
@@ -39,14 +59,16 @@ impl<T, F: FnOnce(&Request) -> T> Piece<T, F> {
             }
             End::Leave
         });
-        let left = work.take();
-        if let (Err(crate::RunError::Refused(error)), true) = (outcome, left.is_some()) {
-            // The request has failed, or waits for this thread to end: both leave the place alone.
-            // SAFETY: written before the thread ends; a failed request leaks the place.
-            unsafe { *place.0 = Some(Err(error)) };
-        }
-        std::mem::forget(left);
+        std::mem::forget(work.take());
     }
+}
+
+/// How several pieces of work have ended.
+pub(crate) struct Pieces<T> {
+    /// What each gave, in order; nothing of those whose thread was not started.
+    pub(crate) gave: Vec<Option<Result<T, Error>>>,
+    /// Why a thread was not started. The others after it were not tried.
+    pub(crate) refused: Option<Error>,
 }
 
 impl Request {
@@ -62,43 +84,69 @@ impl Request {
         T: Send,
         F: FnOnce(&Request) -> T + Send,
     {
+        let done = self.fan_out_each(pieces)?;
+        if let Some(error) = done.refused {
+            return Err(error);
+        }
+        let gave = |place: Option<Result<T, Error>>| place.unwrap_or(Err(Error::Ended));
+        done.gave.into_iter().map(gave).collect()
+    }
+
+    /// Like [`Request::fan_out`], and tells how each of them has ended.
+    pub(crate) fn fan_out_each<T, F>(&self, pieces: Vec<F>) -> Result<Pieces<T>, Error>
+    where
+        T: Send,
+        F: FnOnce(&Request) -> T + Send,
+    {
         let ticket = self.ticket()?;
         let mut places: Vec<Option<Result<T, Error>>> = Vec::new();
         places.resize_with(pieces.len(), || None);
         let base = places.as_mut_ptr();
         let mut threads = Vec::with_capacity(pieces.len());
         let mut refused = None;
+        let mut panic = None;
         for (number, work) in pieces.into_iter().enumerate() {
-            // Once a slot is reserved its thread must start, or the request would wait for ever.
+            // Interrupts wait, so that a reserved slot has a thread. An error does not: the landing
+            // takes back what this thread has reserved and nobody has adopted.
             let started = self.critical(|| {
-                let slot = ticket.reserve()?;
+                let reservation = ticket.reserve()?;
                 let piece = Piece {
                     ticket,
-                    slot,
+                    reservation,
                     work,
                     place: Place(base.wrapping_add(number)),
                 };
                 // SAFETY: the thread uses what it borrows only while it has joined the request, and
-                // the request waits for it: in the loop below, or before its stack is used again.
-                unsafe { start(piece) }.inspect_err(|_| ticket.release(slot))
+                // this one waits for it: in the loop below, or at the landing, before its stack is used again.
+                let start = || unsafe { start(piece) };
+                // The piece's destructor may panic: the threads before it still use these frames.
+                let started = catch_unwind(AssertUnwindSafe(start));
+                if !matches!(started, Ok(Ok(_))) {
+                    ticket.cancel(reservation);
+                }
+                Ok(started)
             });
             match started {
-                Ok(thread) => threads.push(thread),
-                Err(error) => {
-                    refused = Some(error);
-                    break;
+                Ok(Ok(Ok(thread))) => {
+                    threads.push(thread);
+                    continue;
                 }
+                Ok(Err(payload)) => panic = Some(payload),
+                Ok(Ok(Err(error))) | Err(error) => refused = Some(error),
             }
+            break;
         }
         for thread in threads {
             // A panic fails the request; this thread does not come here then.
             let _ = thread.join();
         }
-        if let Some(error) = refused {
-            return Err(error);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
         }
-        let gave = |place: Option<Result<T, Error>>| place.unwrap_or(Err(Error::Ended));
-        places.into_iter().map(gave).collect()
+        Ok(Pieces {
+            gave: places,
+            refused,
+        })
     }
 }
 

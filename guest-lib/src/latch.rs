@@ -1,7 +1,8 @@
 //! The lock of a request's own lists and of the heaps of its domains.
 //!
 //! A thread that is cut short may hold it. Then the request has failed, so whoever waits for it
-//! gives up, and it is opened by force when all threads have left the request.
+//! gives up, and it is opened by force when all threads have left the request. A thread may also have
+//! ended with it: so whoever has slept for nothing looks whether one has.
 
 use crate::futex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,8 +21,9 @@ const PATIENCE: Duration = Duration::from_millis(10);
 pub(crate) struct Latch(AtomicU32);
 
 impl Latch {
-    /// Takes the latch; false if `give_up` said so while it was taken.
-    pub(crate) fn take(&self, give_up: impl Fn() -> bool) -> bool {
+    /// Takes the latch; false if `give_up` said so while it was taken. That is told whether a sleep has
+    /// just ended without a wake-up.
+    pub(crate) fn take(&self, give_up: impl Fn(bool) -> bool) -> bool {
         if self
             .0
             .compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed)
@@ -30,12 +32,14 @@ impl Latch {
             return true;
         }
         // Whoever has slept marks it again: there may be more sleepers.
+        let mut for_nothing = false;
         while self.0.swap(CONTENDED, Ordering::Acquire) != FREE {
-            if give_up() {
+            if give_up(for_nothing) {
                 return false;
             }
-            // An error is as good as a wake-up.
-            let _ = futex::wait(&self.0, CONTENDED, PATIENCE);
+            let slept = futex::wait(&self.0, CONTENDED, PATIENCE);
+            // Another error is as good as a wake-up.
+            for_nothing = slept.is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT));
         }
         true
     }
@@ -65,7 +69,7 @@ mod tests {
                 scope.spawn(|| {
                     let count = &count;
                     for _ in 0..10_000 {
-                        assert!(latch.take(|| false));
+                        assert!(latch.take(|_| false));
                         // SAFETY: under the latch.
                         unsafe { *count.0.get() += 1 };
                         latch.open();
@@ -79,9 +83,16 @@ mod tests {
     #[test]
     fn who_waits_for_an_abandoned_latch_gives_up_when_told_to() {
         let latch = Latch::default();
-        assert!(latch.take(|| false));
-        assert!(!latch.take(|| true));
+        assert!(latch.take(|_| false));
+        assert!(!latch.take(|_| true));
         latch.open();
-        assert!(latch.take(|| true));
+        assert!(latch.take(|_| true));
+    }
+
+    #[test]
+    fn who_waits_for_a_latch_that_nobody_opens_is_asked_after_a_sleep_for_nothing() {
+        let latch = Latch::default();
+        assert!(latch.take(|_| false));
+        assert!(!latch.take(|for_nothing| for_nothing));
     }
 }

@@ -30,6 +30,8 @@ mod fork;
 mod futex;
 mod heap;
 mod held;
+#[cfg(test)]
+mod hooked;
 mod invariant;
 mod latch;
 mod layout;
@@ -42,6 +44,7 @@ mod request;
 mod ring;
 mod run;
 mod signal;
+mod slots;
 mod stack;
 mod state;
 mod switch;

@@ -1,16 +1,12 @@
-//! The threads that have joined a request.
-//!
-//! A slot for each, with the thread's number. No lock: a thread can be cut short or end anywhere.
+//! The threads that have joined a request, and waiting for them.
 
 use crate::futex;
+use crate::slots::{Reservation, Slots};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Most threads that can have joined one request at a time.
 pub(crate) const MEMBERS_MAX: usize = 256;
-
-/// In a slot that is kept for a thread that is about to start.
-const RESERVED: u32 = u32::MAX;
 
 /// How often a waiter looks for members that have ended without leaving.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -18,9 +14,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Members {
-    slots: [AtomicU32; MEMBERS_MAX],
-    /// No slot from here on was ever used.
-    used: AtomicU32,
+    slots: Slots<MEMBERS_MAX>,
     /// Counts departures; waiters sleep on it.
     departures: AtomicU32,
 }
@@ -39,82 +33,89 @@ fn lives(number: u32) -> bool {
 }
 
 impl Members {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            slots: [const { AtomicU32::new(0) }; MEMBERS_MAX],
-            used: AtomicU32::new(0),
+            slots: Slots::new(),
             departures: AtomicU32::new(0),
         }
     }
 
     /// Takes a slot for the calling thread; `None` when there is none.
     pub(crate) fn enter(&self) -> Option<usize> {
-        self.take(thread_number())
+        self.slots.enter(thread_number())
     }
 
-    /// Keeps a slot for a thread that will [`Members::adopt`] it.
-    pub(crate) fn reserve(&self) -> Option<usize> {
-        self.take(RESERVED)
+    /// Keeps a slot for a thread that the calling one is about to start, and that will
+    /// [`Members::adopt`] it.
+    pub(crate) fn reserve(&self) -> Option<Reservation> {
+        self.slots.reserve(thread_number())
     }
 
-    /// Makes a reserved slot the calling thread's.
-    pub(crate) fn adopt(&self, slot: usize) {
-        self.slots[slot].store(thread_number(), Ordering::SeqCst);
+    /// Makes a reserved slot the calling thread's. `None` if it was taken back: the request may be over,
+    /// and what was borrowed for the thread may be gone.
+    pub(crate) fn adopt(&self, reservation: Reservation) -> Option<usize> {
+        self.slots.adopt(reservation, thread_number())
     }
 
-    fn take(&self, number: u32) -> Option<usize> {
-        let free = |slot: &AtomicU32| {
-            slot.compare_exchange(0, number, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
-        };
-        let slot = self.slots.iter().position(free)?;
-        self.used.fetch_max(slot as u32 + 1, Ordering::SeqCst);
-        Some(slot)
+    /// Gives a reserved slot back whose thread was not started.
+    pub(crate) fn cancel(&self, reservation: Reservation) {
+        if self.slots.cancel(reservation) {
+            self.tell();
+        }
+    }
+
+    /// Takes back what the calling thread has reserved: it was cut short, perhaps before it has
+    /// started the threads. Those that have not adopted their slots yet never will.
+    pub(crate) fn take_back(&self) {
+        if self.slots.take_back(thread_number()) {
+            self.tell();
+        }
     }
 
     /// Gives the slot back; the thread does nothing for the request any more.
     pub(crate) fn leave(&self, slot: usize) {
-        self.slots[slot].store(0, Ordering::SeqCst);
+        self.slots.leave(slot);
+        self.tell();
+    }
+
+    fn tell(&self) {
         self.departures.fetch_add(1, Ordering::SeqCst);
         futex::wake_all(&self.departures);
     }
 
     /// Whether nobody has joined.
     pub(crate) fn is_empty(&self) -> bool {
-        let used = self.used.load(Ordering::SeqCst) as usize;
-        self.slots[..used]
-            .iter()
-            .all(|slot| slot.load(Ordering::SeqCst) == 0)
+        self.slots.is_empty()
+    }
+
+    /// Whether a thread has ended without leaving.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.slots.lost(lives).is_some()
     }
 
     /// Waits until nobody has joined. A thread that has ended without leaving does not count; false if
     /// there was one.
     pub(crate) fn wait(&self) -> bool {
+        self.wait_until(|| self.is_empty())
+    }
+
+    /// Waits until the threads that the calling one has started for the request have left it: they
+    /// borrow from its stack.
+    pub(crate) fn wait_for_started(&self) {
+        self.wait_until(|| !self.slots.has_started(thread_number()));
+    }
+
+    fn wait_until(&self, done: impl Fn() -> bool) -> bool {
         let mut all_left = true;
         loop {
             let departures = self.departures.load(Ordering::SeqCst);
-            if self.is_empty() {
+            if done() {
                 return all_left;
             }
             // An error is as good as a wake-up.
             let _ = futex::wait(&self.departures, departures, PATIENCE);
-            all_left &= !self.sweep();
+            all_left &= !self.slots.sweep(lives);
         }
-    }
-
-    /// Clears the slots of threads that are gone; true if there were any.
-    fn sweep(&self) -> bool {
-        let mut found = false;
-        let used = self.used.load(Ordering::SeqCst) as usize;
-        for slot in &self.slots[..used] {
-            let number = slot.load(Ordering::SeqCst);
-            if number != 0 && number != RESERVED && !lives(number) {
-                // Nobody else changes the slot of a thread that is gone.
-                slot.store(0, Ordering::SeqCst);
-                found = true;
-            }
-        }
-        found
     }
 }
 
@@ -132,8 +133,8 @@ mod tests {
         }
         assert_eq!(members.enter(), None);
         members.leave(7);
-        assert_eq!(members.reserve(), Some(7));
-        members.adopt(7);
+        let reservation = members.reserve().unwrap();
+        assert_eq!(members.adopt(reservation), Some(7));
         for slot in 0..MEMBERS_MAX {
             assert!(!members.is_empty());
             members.leave(slot);
@@ -146,8 +147,11 @@ mod tests {
     fn a_member_that_ends_without_leaving_is_not_waited_for() {
         let members = Arc::new(Members::new());
         let theirs = Arc::clone(&members);
-        std::thread::spawn(move || theirs.enter()).join().unwrap();
+        std::thread::spawn(move || (theirs.enter(), theirs.reserve()))
+            .join()
+            .unwrap();
+        assert!(members.has_lost());
         assert!(!members.wait());
-        assert!(members.is_empty());
+        assert!(members.is_empty() && !members.has_lost());
     }
 }

@@ -288,23 +288,23 @@ impl Request {
         if ptr::eq(self.domain(), domain) {
             return Err(Error::MainDomain);
         }
-        audited(thread, |thread| audit(thread, domain));
-        thread.critical(|| {
-            // Another thread of the request may leave it at the same time: one of them does.
-            let taken = thread.exclusive(|| thread.state().forget_domain(domain));
+        let commit = || {
+            // Another thread of the request may have left it meanwhile.
+            let taken = thread.state().forget_domain(domain);
             let has_heap = taken.ok_or(Error::NotHeld)?;
             if thread.has_drafts() {
                 let backend = thread.app().backend();
                 backend
                     .commit(thread.tag(), domain.number(), false)
                     .map_err(|error| {
-                        thread.exclusive(|| thread.state().note_domain(domain, has_heap));
+                        thread.state().note_domain(domain, has_heap);
                         refused_commit(thread, error)
                     })?;
             }
             lock::unlock(thread, domain.number());
             Ok(())
-        })
+        };
+        audited(thread, |thread| audit(thread, domain), commit)
     }
 
     /// A ticket, by which other threads can work for this request.
@@ -325,15 +325,15 @@ impl Request {
     /// Commits everything that the request wrote so far, and waits for the host's seal if `seal`.
     /// The request goes on with its domains; its defers are forgotten. That is everything that all
     /// threads of the request wrote so far, also what one is in the middle of: let the others come to
-    /// rest before.
+    /// rest before. The heaps are whole all the same: a thread that takes or gives back a block meanwhile
+    /// waits for the commit.
     ///
     /// # Errors
     ///
     /// [`Error::Unsealed`] (committed all the same), [`Error::System`], [`Error::NotInRequest`].
     pub fn commit(&self, seal: bool) -> Result<(), Error> {
         let thread = self.thread()?;
-        audited(thread, audit_all);
-        let sealed = thread.critical(|| commit_all(thread, seal));
+        let sealed = audited(thread, audit_all, || commit_all(thread, seal));
         if matches!(sealed, Ok(()) | Err(Error::Unsealed)) {
             thread.exclusive(|| thread.state().forget_defers());
         }
@@ -385,5 +385,83 @@ impl Request {
     /// Calls the request failed: an invariant of the server does not hold.
     pub fn fail(&self, message: &str) -> ! {
         thread::fail_request(Kind::Invariant, 0, message.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooked::Hooked;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    #[test]
+    fn no_member_changes_a_heap_while_another_commits_it_or_leaves_its_domain() {
+        const MEMBERS: usize = 3;
+        const COMMITS: u32 = 50;
+        static DOMAINS: std::sync::OnceLock<[&Domain; 2]> = std::sync::OnceLock::new();
+        let (commits, changed) = (
+            Arc::new(AtomicU32::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (count, saw) = (Arc::clone(&commits), Arc::clone(&changed));
+        let app = Hooked::app("commit with members", |hooks| {
+            hooks.commit = Box::new(move |_, _| {
+                let bookkeeping = || DOMAINS.get().unwrap().map(Domain::bookkeeping);
+                let before = bookkeeping();
+                for _ in 0..20 {
+                    std::thread::yield_now();
+                }
+                if bookkeeping() != before {
+                    saw.store(true, Ordering::SeqCst);
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            });
+        });
+        let [main, shared] = ["main", "shared"].map(|key| app.domain(key).unwrap());
+        DOMAINS.set([main, shared]).unwrap();
+        let over = AtomicBool::new(false);
+        let over = &over;
+        main.run(|request| {
+            let busy = (0..MEMBERS).map(|_| {
+                Box::new(move |_: &Request| {
+                    while !over.load(Ordering::SeqCst) {
+                        for domain in [main, shared] {
+                            match domain.allocate(100, 16) {
+                                // SAFETY: live, and used no more. Left meanwhile, it stays.
+                                Ok(block) => drop(unsafe { domain.deallocate(block) }),
+                                Err(error) => assert!(matches!(error, Error::NotHeld)),
+                            }
+                        }
+                    }
+                }) as Box<dyn FnOnce(&Request) + Send>
+            });
+            let commits = |request: &Request| {
+                for round in 0..COMMITS {
+                    if round % 2 == 0 {
+                        request.commit(false).unwrap();
+                    } else {
+                        request.enter(shared).unwrap().leave().unwrap();
+                    }
+                }
+                over.store(true, Ordering::SeqCst);
+            };
+            let mut pieces: Vec<_> = busy.collect();
+            pieces.push(Box::new(commits));
+            request.fan_out(pieces).map(drop)
+        })
+        .unwrap();
+        assert_eq!(commits.load(Ordering::SeqCst), COMMITS + 1);
+        assert!(!changed.load(Ordering::SeqCst), "changed while committed");
+        for domain in [main, shared] {
+            let whole = Options {
+                audit: Audit::Whole,
+                ..Options::default()
+            };
+            domain
+                .run_with(&whole, |request| request.alloc(1u8).map(drop))
+                .unwrap();
+        }
     }
 }

@@ -18,6 +18,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use vmsrs_protocol::NONE;
 
+/// What a failure for a lost thread says.
+pub(crate) const LOST: &[u8] = b"a thread ended before it left the request";
+
 /// How a request ended when nothing it wrote was kept by its own choice.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -178,11 +181,7 @@ fn settle(thread: &Thread, end: End) -> Outcome {
     let all_left = thread.state().close();
     thread.act_on_pending();
     if !all_left {
-        thread.note_failure(
-            Kind::ThreadDeath,
-            0,
-            b"a thread ended before it left the request",
-        );
+        thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
     }
     if end == End::Keep
@@ -212,13 +211,21 @@ fn needs_audit(thread: &Thread) -> bool {
     thread.has_drafts() || !thread.app().backend().protects() || !thread.is_whole()
 }
 
-/// Audits from inside of the request, which fails with what is found.
-pub(crate) fn audited(thread: &Thread, audit: impl FnOnce(&Thread) -> Result<(), Damage>) {
-    if needs_audit(thread)
-        && let Err(damage) = thread.exclusive(|| audit(thread))
-    {
-        thread::fail_request(damage.kind, damage.address, &[]);
-    }
+/// Audits and commits from inside of the request, which fails with what the audit finds. Meanwhile no
+/// other thread of the request uses its heaps: what is committed is what was audited.
+pub(crate) fn audited<T>(
+    thread: &Thread,
+    audit: impl FnOnce(&Thread) -> Result<(), Damage>,
+    commit: impl FnOnce() -> T,
+) -> T {
+    thread.exclusive(|| {
+        if needs_audit(thread)
+            && let Err(damage) = audit(thread)
+        {
+            thread::fail_request(damage.kind, damage.address, &[]);
+        }
+        thread.critical(commit)
+    })
 }
 
 /// A commit that the driver refuses because the request has failed meanwhile fails it here too.
@@ -330,6 +337,7 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
 /// The same for a thread that has joined the request of another.
 pub(crate) fn failed_member(thread: &Thread) -> Stop {
     let failure = report(thread);
+    thread.state().members.wait_for_started();
     thread.leave();
     Stop::Failed(Box::new(failure))
 }

@@ -78,8 +78,8 @@ impl Task {
     /// # Errors
     ///
     /// [`RunError::Failed`]: the request has failed, in this step or (by its deadline) before it; `f`
-    /// was not run then. [`RunError::Refused`]: as [`Domain::run`]; with [`Error::Nested`] and
-    /// [`Error::LockTimeout`] the step can be tried again, with [`Error::Ended`] the task is over.
+    /// was not run then. [`RunError::Refused`]: as [`Domain::run`]; the step can be tried again unless
+    /// [`Task::is_over`] (with [`Error::Ended`], always).
     pub fn step<T>(&mut self, f: impl FnOnce(&Request) -> Step<T>) -> Result<Step<T>, JoinError> {
         if self.forks != fork::generation() {
             return Err(Error::Forked.into());
@@ -129,7 +129,8 @@ impl Task {
             }
             return locked;
         }
-        state.reopen();
+        // The thread carries the request before the driver forgets that it was set aside. Nobody joins it
+        // before the driver has agreed.
         thread.lead(state);
         let resumed = thread.app().backend().resume(state.tag());
         let failed = match &resumed {
@@ -142,11 +143,18 @@ impl Task {
             return Err(run::failed(thread));
         }
         if let Err(error) = resumed {
-            // The driver does not know it: nothing of it is left.
-            self.stage = Stage::Over;
-            run::give_up(thread);
+            if error.raw_os_error() == Some(libc::ENOENT) {
+                // The driver does not know it: nothing of it is left.
+                self.stage = Stage::Over;
+                run::give_up(thread);
+            } else {
+                // It is suspended as before: the next step tries again, or dropping the task ends it.
+                thread.suspend();
+                thread.rest();
+            }
             return Err(Error::system("resuming the request")(error).into());
         }
+        state.reopen();
         Ok(())
     }
 
@@ -210,5 +218,65 @@ fn join_error(stop: Stop) -> JoinError {
     match stop {
         Stop::Failed(failure) => RunError::Failed(failure),
         Stop::Refused(error) => RunError::Refused(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooked::Hooked;
+    use crate::ticket::Ticket;
+    use std::io;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn a_resume_that_is_refused_leaves_the_task_suspended_and_lets_nobody_join() {
+        static TICKET: Mutex<Option<Ticket>> = Mutex::new(None);
+        let tries = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&tries);
+        let app = Hooked::app("refused resume", |hooks| {
+            hooks.resume = Box::new(move |_| {
+                let ticket = TICKET.lock().unwrap().take().unwrap();
+                let joined = std::thread::spawn(move || ticket.join(|_| ())).join();
+                let joined = joined.unwrap();
+                assert!(
+                    matches!(joined, Err(RunError::Refused(Error::Ended))),
+                    "{joined:?}"
+                );
+                *TICKET.lock().unwrap() = Some(ticket);
+                match count.fetch_add(1, Ordering::SeqCst) {
+                    0 => Err(io::Error::from_raw_os_error(libc::EIO)),
+                    _ => Ok(()),
+                }
+            });
+        });
+        let domain = app.domain("one").unwrap();
+        let mut task = Task::new(domain, Options::default()).unwrap();
+        task.step(|request| {
+            *TICKET.lock().unwrap() = Some(request.ticket().unwrap());
+            Step::<()>::Suspend
+        })
+        .unwrap();
+        let refused = task.step(|_| -> Step<()> { unreachable!("not resumed") });
+        match refused {
+            Err(RunError::Refused(Error::System { source, .. })) => {
+                assert_eq!(source.raw_os_error(), Some(libc::EIO));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(!task.is_over());
+        assert!(crate::lock::holder(domain) != 0, "it keeps its domain");
+        // The thread is free for other requests, and carries nothing of the task.
+        let other = app.domain("two").unwrap();
+        other.run(|request| request.alloc(1u8).map(drop)).unwrap();
+        let ticket = TICKET.lock().unwrap().unwrap();
+        let last = task.step(|_| {
+            let joined = std::thread::spawn(move || ticket.join(|_| 5)).join();
+            Step::Done(joined.unwrap().unwrap())
+        });
+        assert_eq!(last.unwrap(), Step::Done(5));
+        assert_eq!(tries.load(Ordering::SeqCst), 2);
+        assert_eq!(crate::lock::holder(domain), 0);
     }
 }

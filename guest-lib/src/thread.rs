@@ -17,7 +17,7 @@ use crate::region::Region;
 use crate::request::{Audit, Options, Request};
 use crate::stack::Stack;
 use crate::state::{Start, State};
-use crate::{clib, evidence, signal, switch};
+use crate::{clib, evidence, run, signal, switch};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::size_of;
@@ -311,10 +311,14 @@ impl Thread {
             return code();
         }
         let state = self.state();
-        while !state.latch.take(|| self.is_doomed()) {
+        let give_up = |for_nothing| self.is_doomed() || (for_nothing && state.members.has_lost());
+        while !state.latch.take(give_up) {
             // Nothing was begun here yet, so even critical code can be cut short.
             if self.phase() == Phase::Running {
-                fail_request(Kind::Deadline, 0, &[]);
+                if self.is_doomed() {
+                    fail_request(Kind::Deadline, 0, &[]);
+                }
+                fail_request(Kind::ThreadDeath, 0, run::LOST);
             }
         }
         self.alone.set(true);
@@ -346,9 +350,11 @@ impl Thread {
             && (self.state().has_failed() || self.control.failed() == tag)
     }
 
-    /// The thread has come to its landing: further interrupts for the request tell it nothing.
+    /// The thread has come to its landing: further interrupts for the request tell it nothing, and it
+    /// starts no threads any more.
     pub(crate) fn land(&self) {
         self.landed.set(true);
+        self.state().members.take_back();
         // An error, unlike an interrupt, cuts critical code short.
         self.critical.set(0);
         self.pending.set(false);
@@ -652,5 +658,94 @@ impl Thread {
     /// What the error said.
     pub(crate) fn message(&self) -> &[u8] {
         self.record.message()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RunError;
+    use crate::failure::Failure;
+    use crate::hooked::Hooked;
+    use std::hint::black_box;
+    use std::sync::mpsc;
+
+    fn failure(outcome: Result<(), RunError<Error>>) -> Failure {
+        match outcome {
+            Err(RunError::Failed(failure)) => *failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    struct Spin<'a> {
+        thread: &'a Thread,
+        ended: bool,
+    }
+
+    /// Runs on the request stack, as a trial of the C library's heap that hangs does.
+    unsafe extern "C" fn spin(argument: *mut c_void) {
+        // SAFETY: the test passes this, which lives until this returns or is cut short.
+        let spin = unsafe { &mut *argument.cast::<Spin<'_>>() };
+        spin.thread.set_phase(Phase::Running);
+        let start = now();
+        // Ends by itself if nobody cuts it short.
+        while now() - start < 10_000_000_000 {
+            black_box(());
+        }
+        spin.ended = true;
+        spin.thread.set_phase(Phase::Ending);
+    }
+
+    #[test]
+    fn an_error_in_critical_code_leaves_interrupts_on() {
+        let app = Hooked::app("error in critical code", |_| ());
+        let domain = app.domain("one").unwrap();
+        let outcome = domain.run(|_| {
+            current().unwrap().critical(|| {
+                // SAFETY: it is not; that is the test.
+                unsafe { black_box(ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
+            });
+            Ok(())
+        });
+        assert_eq!(failure(outcome).address, 16);
+        let thread = of(app).unwrap();
+        assert!(!thread.is_critical() && !thread.is_pending());
+        // What comes next has its time limited, before any other request begins.
+        thread.attend();
+        assert!(thread.set_limit(Duration::from_millis(10)));
+        let mut argument = Spin {
+            thread,
+            ended: false,
+        };
+        // SAFETY: the request stack is free; spin() does not unwind.
+        let cut = unsafe { thread.on_request_stack(spin, (&raw mut argument).cast()) };
+        thread.clear_limit();
+        thread.rest();
+        assert!(cut && !argument.ended);
+    }
+
+    #[test]
+    fn a_thread_that_ends_with_the_latch_fails_the_request_of_whoever_waits_for_it() {
+        let app = Hooked::app("lost latch", |_| ());
+        let domain = app.domain("one").unwrap();
+        let (inside, is_inside) = mpsc::channel();
+        let failure = failure(domain.run(|request| {
+            let ticket = request.ticket()?;
+            let lost = std::thread::spawn(move || {
+                let _ = ticket.join(|_| {
+                    current().unwrap().exclusive(|| {
+                        inside.send(()).unwrap();
+                        // SAFETY: ends the thread behind everybody's back; what it owns is leaked.
+                        unsafe { libc::syscall(libc::SYS_exit, 0) };
+                    });
+                });
+            });
+            // It cannot tell how it ended.
+            std::mem::forget(lost);
+            is_inside.recv().unwrap();
+            request.alloc(1u8).map(drop)
+        }));
+        assert_eq!(failure.kind, Kind::ThreadDeath);
+        domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
     }
 }

@@ -6,8 +6,9 @@ use crate::error::{Error, RunError};
 use crate::fork;
 use crate::request::Request;
 use crate::run::{self, Body, End, Outcome, Stop};
+use crate::slots::Reservation;
 use crate::state::State;
-use crate::thread;
+use crate::thread::{self, Thread};
 use std::convert::Infallible;
 use std::fmt;
 use std::ptr;
@@ -64,7 +65,14 @@ impl Ticket {
     pub fn join<T>(&self, f: impl FnOnce(&Request) -> T) -> Result<T, JoinError> {
         let mut f = Some(f);
         let mut value = None;
-        self.work(None, &mut |request| {
+        let thread = self.thread()?;
+        let slot = self.state.members.enter();
+        let slot = slot.ok_or(Error::Limit("256 threads"))?;
+        if !self.state.is_open(self.tag) {
+            self.release(slot);
+            return Err(Error::Ended.into());
+        }
+        self.work(thread, slot, &mut |request| {
             if let Some(f) = f.take() {
                 value = Some(f(request));
             }
@@ -104,36 +112,46 @@ impl Ticket {
         })
     }
 
-    /// Keeps a slot for a thread that will call [`Ticket::work`] with it.
-    pub(crate) fn reserve(&self) -> Result<usize, Error> {
-        let slot = self.state.members.reserve();
-        slot.ok_or(Error::Limit("256 threads"))
+    /// Keeps a slot for a thread that the calling one is about to start, and that will call
+    /// [`Ticket::adopt`].
+    pub(crate) fn reserve(&self) -> Result<Reservation, Error> {
+        let reservation = self.state.members.reserve();
+        reservation.ok_or(Error::Limit("256 threads"))
     }
 
     /// Gives a reserved slot back that no thread will use.
+    pub(crate) fn cancel(&self, reservation: Reservation) {
+        self.state.members.cancel(reservation);
+    }
+
+    /// Makes a reserved slot the calling thread's. `None` if the request does not wait for it any more.
+    pub(crate) fn adopt(&self, reservation: Reservation) -> Option<usize> {
+        self.state.members.adopt(reservation)
+    }
+
+    /// Gives the calling thread's slot back.
     pub(crate) fn release(&self, slot: usize) {
         self.state.members.leave(slot);
     }
 
-    /// Runs `body` as a part of the request, in a reserved slot or a new one.
+    /// The calling thread, if it can work for the request.
+    pub(crate) fn thread(&self) -> Result<&'static Thread, Error> {
+        if self.forks != fork::generation() {
+            return Err(Error::Forked);
+        }
+        if thread::current().is_some() {
+            return Err(Error::Nested);
+        }
+        thread::of(self.domain.app())
+    }
+
+    /// Runs `body` as a part of the request, in a slot that the thread has, and leaves it.
     pub(crate) fn work(
         &self,
-        reserved: Option<usize>,
+        thread: &Thread,
+        slot: usize,
         body: &mut Body<'_>,
     ) -> Result<(), JoinError> {
-        let (thread, slot) = match self.enter(reserved) {
-            Ok(entered) => entered,
-            Err(error) => {
-                if let (Some(slot), false) = (reserved, matches!(error, Error::Forked)) {
-                    self.release(slot);
-                }
-                return Err(error.into());
-            }
-        };
-        if !self.state.is_open(self.tag) && reserved.is_none() {
-            self.release(slot);
-            return Err(Error::Ended.into());
-        }
         thread.join(self.state, slot);
         match run::work(thread, self.domain, body) {
             Outcome::Wants(_) => {
@@ -146,27 +164,5 @@ impl Ticket {
                 Stop::Refused(error) => RunError::Refused(error),
             }),
         }
-    }
-
-    fn enter(&self, reserved: Option<usize>) -> Result<(&'static thread::Thread, usize), Error> {
-        if self.forks != fork::generation() {
-            return Err(Error::Forked);
-        }
-        if thread::current().is_some() {
-            return Err(Error::Nested);
-        }
-        let thread = thread::of(self.domain.app())?;
-        let slot = match reserved {
-            Some(slot) => {
-                self.state.members.adopt(slot);
-                slot
-            }
-            None => self
-                .state
-                .members
-                .enter()
-                .ok_or(Error::Limit("256 threads"))?,
-        };
-        Ok((thread, slot))
     }
 }

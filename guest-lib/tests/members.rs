@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::{Duration, Instant};
 use vmsrs::{Domain, Error, JoinError, Kind, Request, RunError, Ticket};
 
 fn null_write() {
@@ -314,6 +315,52 @@ fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
         Err(RunError::Failed(theirs)) => assert_eq!(theirs.incident, failure.incident),
         other => panic!("{other:?}"),
     }
+    success(domain, |_| ());
+}
+
+#[test]
+fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
+    let domain = domain();
+    let is_back = Arc::new(AtomicBool::new(false));
+    let (theirs, seen) = (Arc::clone(&is_back), Arc::new(AtomicBool::new(false)));
+    let sees = Arc::clone(&seen);
+    let (ready, is_ready) = mpsc::channel();
+    let (send, receive) = mpsc::channel::<Ticket>();
+    let starter = thread::spawn(move || {
+        let piece = move |_: &Request| {
+            // SAFETY: fills a set and blocks it on this thread, which the failure cannot interrupt then.
+            unsafe {
+                let mut all = std::mem::zeroed();
+                libc::sigfillset(&raw mut all);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+            }
+            ready.send(()).unwrap();
+            // It does not come back, whatever the time.
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(200) {
+                if theirs.load(Ordering::SeqCst) {
+                    sees.store(true, Ordering::SeqCst);
+                    break;
+                }
+            }
+        };
+        let outcome = receive.recv().unwrap().join(|request| {
+            let _ = request.fan_out(vec![piece]);
+            unreachable!("the request has failed");
+        });
+        is_back.store(true, Ordering::SeqCst);
+        outcome
+    });
+    let failure = failure(domain, |request| {
+        send.send(request.ticket().unwrap()).unwrap();
+        is_ready.recv().unwrap();
+        null_write();
+    });
+    match starter.join().unwrap() {
+        Err(RunError::Failed(theirs)) => assert_eq!(theirs.incident, failure.incident),
+        other => panic!("{other:?}"),
+    }
+    assert!(!seen.load(Ordering::SeqCst), "its stack was free too early");
     success(domain, |_| ());
 }
 

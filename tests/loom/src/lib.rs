@@ -10,11 +10,14 @@
 //! deadlock: time slices and timeouts of the driver are not modelled unless a test is about them.
 
 pub mod driver;
+pub mod fan_out;
 #[path = "../../../guest-lib/src/held.rs"]
 mod held;
 mod library;
 mod life;
 mod protected;
+#[path = "../../../guest-lib/src/slots.rs"]
+mod slots;
 mod sync;
 #[path = "../../../guest-lib/src/word.rs"]
 mod word;
