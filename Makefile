@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench campaign test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
+.PHONY: help demo bench campaign campaigns test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -34,6 +34,9 @@ demo: build fetch ## Boot a guest, let requests corrupt memory, show that nobody
 
 campaign: build fetch ## Make 10,000 errors of every kind in a guest, and judge (SEED= ERRORS= VCPUS= SERVER=)
 	$(CAMPAIGN) --errors $(ERRORS)
+
+campaigns: build fetch ## The campaign nine times for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
+	$(CARGO) run --quiet --release -p vmsrs-campaign -- --matrix --errors $(ERRORS) --server $(SERVER)
 
 test: lint kmod unit e2e shortcampaign ## Run all checks and tests
 

@@ -1,7 +1,7 @@
 //! The whole campaign: builds, boots, makes errors, and tells.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,25 +15,47 @@ use vmsrs_demo::machine::{GUEST, PORT};
 use vmsrs_demo::steps::{Step, Steps};
 
 use crate::cli::RunArgs;
-use crate::guest::{Done, Message, STATE_PORT};
+use crate::console::SUPERVISOR;
+use crate::guest::{Done, Message, STATE_PORT, SUPERVISOR_PORT};
 use crate::report::{Place, Report};
 use crate::run::Progress;
 use crate::table;
+use crate::view;
 
+/// Between two lines with counts where there is no terminal.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 /// Booting and stopping, besides the run itself.
 const MARGIN: Duration = Duration::from_secs(300);
 
-/// Runs the campaign; whether all promises were kept.
+/// Names of the files that a run leaves.
+const REPORT: &str = "report.json";
+const PAGE: &str = "report.html";
+const TRACE: &str = "trace.log";
+
+/// The folder of reports.
+#[must_use]
+pub fn reports() -> PathBuf {
+    project::root().join("target/campaign")
+}
+
+/// Runs the campaign: its report, which lies in `folder` then.
 ///
 /// # Errors
 ///
-/// When it cannot be run to its end.
-pub fn run(args: &RunArgs) -> Result<bool> {
+/// When it cannot be run to its end; there is no report in `folder` then.
+pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     let start = Instant::now();
     let steps = Steps::new();
-    let folder = project::root().join("target/campaign");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
 
+    // Nobody shall take those of an earlier run for this one's.
+    for name in [REPORT, PAGE, TRACE] {
+        if let Err(error) = fs::remove_file(folder.join(name))
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(error).with_context(|| format!("remove {name} in {}", folder.display()));
+        }
+    }
     let flavour = Flavour::chosen()?;
 
     let step = steps.begin("fetch Debian's kernels");
@@ -47,7 +69,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     step.end("vmsrs.ko, vmsrs_stray.ko");
 
     let step = steps.begin("build the server and the injector");
-    let programs = Programs::build(&folder, args.server)?;
+    let programs = Programs::build(folder, args.server)?;
     step.end("libvmsrs.so below libinject.so");
 
     let step = steps.begin("pack the guest");
@@ -64,6 +86,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
     }
     image
         .text("/bin/state", 0o755, STATE)
+        .text("/bin/end-process", 0o755, END_PROCESS)
         .init(&init(programs.injector.is_some()))
         .write(&kernel, &image_path)?;
     step.end("stock Debian, busybox, server");
@@ -83,9 +106,9 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         .program(built("vmsrs")?, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image_path, "guest.img")
-        .timeout(Duration::from_secs(args.deadline) + MARGIN);
+        .timeout(args.deadline() + MARGIN);
     let accelerator = bed.accelerator().name();
-    let mut watch = Watch::new(&steps, &folder, accelerator)?;
+    let mut watch = Watch::new(&steps, folder, accelerator)?;
     let ended = bed.run(&job, |event| watch.event(event));
     let _ = fs::remove_file(&image_path);
     steps.clear();
@@ -100,34 +123,40 @@ pub fn run(args: &RunArgs) -> Result<bool> {
             Server::C => "c".to_owned(),
             Server::Rust => "rust".to_owned(),
         },
+        restarts: !args.no_restarts,
         guest_restarts: done.guest_restarts,
     };
     let report = Report::new(&place, &done.outcome);
-    let path = folder.join("report.json");
+    let path = folder.join(REPORT);
     fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
         .with_context(|| format!("write {}", path.display()))?;
     println!("\n{}", table::table(&report));
-    println!("  the report: {}", path.display());
+    let page = folder.join(PAGE);
+    fs::write(&page, view::page(&report)).with_context(|| format!("write {}", page.display()))?;
+    println!(
+        "  the report: {}\n  to look at: {}",
+        path.display(),
+        page.display()
+    );
     println!("  in all {:.0} s", start.elapsed().as_secs_f64());
     if !report.broken_promises.is_empty() {
-        let trace = folder.join("trace.log");
+        let trace = folder.join(TRACE);
         fs::write(&trace, done.outcome.trace.join("\n") + "\n")
             .with_context(|| format!("write {}", trace.display()))?;
-        for complaint in &done.outcome.complaints {
+        let quoted = &report.kernel_complaints_quoted;
+        for complaint in done.outcome.complaints.iter().chain(quoted) {
             println!("  ! {complaint}");
         }
         for promise in &report.broken_promises {
             println!("  BROKEN: {promise}");
         }
         println!(
-            "  the last requests: {}\n  the same errors again: make campaign SEED={} ERRORS={} VCPUS={}",
+            "  the last requests: {}\n  the same errors again: {}",
             trace.display(),
-            args.seed,
-            args.errors,
-            args.vcpus
+            args.command()
         );
     }
-    Ok(report.broken_promises.is_empty())
+    Ok(report)
 }
 
 /// What the guest does: a supervisor that starts the server anew whenever it ends, and beside it a
@@ -143,12 +172,24 @@ fn init(injector: bool) -> String {
          insmod /lib/modules/vmsrs_stray.ko\n\
          echo 1 >/proc/sys/kernel/sysrq\n\
          (while :; do nc -l -p {STATE_PORT} -e /bin/state; done) >/dev/null 2>&1 &\n\
+         (while :; do nc -l -p {SUPERVISOR_PORT} -e /bin/end-process; done) >/dev/null 2>&1 &\n\
+         # The kernel's log is written to the console in whole lines, whatever programs write there.\n\
+         echo on >/proc/sys/kernel/printk_devkmsg\n\
+         boot=$(cat /proc/sys/kernel/random/boot_id)\n\
          while :; do\n\
-         \t{preload}ledger {PORT}\n\
-         \techo \"init: the server ended with code $?\"\n\
+         \t{preload}ledger {PORT} &\n\
+         \tserver=$!\n\
+         \twait $server\n\
+         \techo \"{SUPERVISOR}$server of boot $boot ended with code $?\" >/dev/kmsg\n\
          done\n"
     )
 }
+
+/// Ends the process whose number it reads, and says whether it was there.
+const END_PROCESS: &str = r#"#!/bin/sh
+read process
+if kill -9 "$process"; then echo ended; else echo gone; fi
+"#;
 
 const STATE: &str = r#"#!/bin/sh
 ps -o pid,stat,time,comm
@@ -217,6 +258,20 @@ impl Programs {
     }
 }
 
+/// The counts, how fast they grow, and how long it will take at that rate.
+fn words(progress: &Progress, elapsed: Duration) -> String {
+    let rate = progress.injected as f64 / elapsed.as_secs_f64().max(0.001);
+    let left = progress.total.saturating_sub(progress.injected) as f64;
+    let left = match progress.injected {
+        0 => "time left unknown".to_owned(),
+        _ => format!("{:.0} min left", (left / rate / 60.0).ceil()),
+    };
+    format!(
+        "{} requests lost, {} others harmed, {} restarts; {rate:.1} a second, {left}",
+        progress.lost, progress.harmed, progress.restarts
+    )
+}
+
 /// Follows the job on the KVM host.
 struct Watch<'a> {
     steps: &'a Steps,
@@ -226,6 +281,10 @@ struct Watch<'a> {
     step: Option<Step<'a>>,
     done: Option<Done>,
     trouble: Option<String>,
+    /// Since when errors are made.
+    begun: Instant,
+    /// When the counts were last told in a line of their own.
+    told: Instant,
 }
 
 impl<'a> Watch<'a> {
@@ -242,6 +301,8 @@ impl<'a> Watch<'a> {
             step: Some(steps.begin(name)),
             done: None,
             trouble: None,
+            begun: Instant::now(),
+            told: Instant::now(),
         })
     }
 
@@ -263,9 +324,10 @@ impl<'a> Watch<'a> {
                     step.end("the server answers");
                 }
                 self.steps.clear();
+                (self.begun, self.told) = (Instant::now(), Instant::now());
                 self.bar = ProgressBar::new(0);
                 let style = ProgressStyle::with_template(
-                    "  {bar:30} {pos}/{len} errors, {msg} [{elapsed}, {eta} left]",
+                    "  {bar:30} {pos}/{len} errors, {msg} [{elapsed}]",
                 );
                 self.bar
                     .set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -279,13 +341,16 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn counts(&self, progress: &Progress) {
+    fn counts(&mut self, progress: &Progress) {
         self.bar.set_length(progress.total);
         self.bar.set_position(progress.injected);
-        self.bar.set_message(format!(
-            "{} requests lost, {} others harmed, {} restarts",
-            progress.lost, progress.harmed, progress.restarts
-        ));
+        let words = words(progress, self.begun.elapsed());
+        self.bar.set_message(words.clone());
+        // Whoever reads a log wants to know, too, that it goes on.
+        if self.bar.is_hidden() && self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            eprintln!("  {}/{} errors, {words}", progress.injected, progress.total);
+        }
     }
 
     fn result(self, code: i32) -> Result<Done> {
@@ -296,5 +361,22 @@ impl<'a> Watch<'a> {
             (_, Some(trouble)) => bail!("{trouble}; the log is {log}"),
             _ => bail!("the run on the KVM host ended with code {code}; the log is {log}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_has_a_rate_and_the_time_left() {
+        let mut progress = Progress {
+            total: 10_000,
+            ..Progress::default()
+        };
+        assert!(words(&progress, Duration::from_secs(9)).contains("time left unknown"));
+        progress.injected = 400;
+        let words = words(&progress, Duration::from_secs(100));
+        assert!(words.ends_with("4.0 a second, 40 min left"), "{words}");
     }
 }

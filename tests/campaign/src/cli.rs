@@ -16,6 +16,10 @@ pub struct Cli {
     /// What to do; without it the campaign is run in a guest.
     #[command(subcommand)]
     pub command: Option<Job>,
+    /// Make nine runs instead of one, seeds 1 to 3 with 1, 2 and 4 vCPUs each, and go on after one
+    /// that fails.
+    #[arg(long, conflicts_with_all = ["seed", "vcpus"])]
+    pub matrix: bool,
     /// What is run.
     #[command(flatten)]
     pub run: RunArgs,
@@ -74,12 +78,37 @@ pub struct RunArgs {
     /// Seconds that a server may be away before it counts as a hang.
     #[arg(long, default_value_t = 180)]
     pub outage_limit: u64,
-    /// Seconds that all may take.
-    #[arg(long, default_value_t = 1800)]
-    pub deadline: u64,
+    /// Seconds that all may take; a run that is given up then has failed [default: 900, and 2 for
+    /// each error].
+    #[arg(long)]
+    pub deadline: Option<u64>,
 }
 
 impl RunArgs {
+    /// How long all may take.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        let seconds = self.deadline;
+        Duration::from_secs(seconds.unwrap_or_else(|| 900 + self.errors.saturating_mul(2)))
+    }
+
+    /// The command that makes the same errors again.
+    #[must_use]
+    pub fn command(&self) -> String {
+        if self.no_restarts {
+            let arguments = self.to_arguments().join(" ");
+            return format!("cargo run --release -p vmsrs-campaign -- {arguments}");
+        }
+        let server = match self.server {
+            Server::C => "",
+            Server::Rust => " SERVER=rust",
+        };
+        format!(
+            "make campaign SEED={} ERRORS={} VCPUS={}{server}",
+            self.seed, self.errors, self.vcpus
+        )
+    }
+
     /// The options for a server at `address` in a guest.
     #[must_use]
     pub fn options(&self, address: SocketAddr) -> Options {
@@ -94,7 +123,7 @@ impl RunArgs {
             host: None,
             reply_timeout: Duration::from_secs(self.reply_timeout),
             outage_limit: Duration::from_secs(self.outage_limit),
-            deadline: Duration::from_secs(self.deadline),
+            deadline: self.deadline(),
         }
     }
 
@@ -114,7 +143,7 @@ impl RunArgs {
             ("--connections", self.connections.to_string()),
             ("--reply-timeout", self.reply_timeout.to_string()),
             ("--outage-limit", self.outage_limit.to_string()),
-            ("--deadline", self.deadline.to_string()),
+            ("--deadline", self.deadline().as_secs().to_string()),
         ]
         .into_iter()
         .flat_map(|(name, value)| [name.to_owned(), value])
@@ -160,6 +189,27 @@ mod tests {
         ]);
         let arguments = first.run.to_arguments();
         let again = Cli::parse_from(std::iter::once("vmsrs-campaign".to_owned()).chain(arguments));
-        assert_eq!(format!("{:?}", first.run), format!("{:?}", again.run));
+        let text = |run: &RunArgs| format!("{:?}", run.options(([127, 0, 0, 1], 1).into()));
+        assert_eq!(text(&first.run), text(&again.run));
+        assert_eq!(first.run.vcpus, again.run.vcpus);
+    }
+
+    #[test]
+    fn the_command_of_a_failed_run_makes_the_same_errors_again() {
+        let run = |arguments: &[&str]| {
+            let name = std::iter::once(&"vmsrs-campaign");
+            Cli::parse_from(name.chain(arguments)).run
+        };
+        assert_eq!(
+            run(&["--seed=9", "--errors=7", "--server=rust"]).command(),
+            "make campaign SEED=9 ERRORS=7 VCPUS=2 SERVER=rust"
+        );
+        assert!(run(&["--no-restarts"]).command().ends_with("--no-restarts"));
+    }
+
+    #[test]
+    fn a_long_run_has_a_long_time() {
+        let run = Cli::parse_from(["vmsrs-campaign"]).run;
+        assert!(run.deadline() >= Duration::from_secs(10_000));
     }
 }

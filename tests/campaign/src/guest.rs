@@ -17,6 +17,8 @@ use crate::run::{self, Options, Progress};
 
 /// Port in the guest that tells what its processes do.
 pub const STATE_PORT: u16 = 7879;
+/// Port in the guest at which the supervisor ends the process whose number it is told.
+pub const SUPERVISOR_PORT: u16 = 7880;
 /// Between two messages with counts.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 /// How often the host may restart the guest: more than is ever asked for.
@@ -94,6 +96,8 @@ fn with_guest(machine: &mut Machine, args: &GuestArgs) -> Result<Done> {
     let host = Host {
         process: machine.process_id(),
         socket: machine.socket().to_path_buf(),
+        console: machine.console(),
+        supervisor: SocketAddr::from((GUEST, SUPERVISOR_PORT)),
     };
     let options = Options {
         host: Some(host),

@@ -1,16 +1,56 @@
 //! The host's side of the virtual machine: bits that flip in its memory.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 /// Name of the file in memory that is the window.
 const WINDOW: &str = "/memfd:vmsrs-window";
 /// Blocks of a domain's heap begin at multiples of this.
 const GRAIN: usize = 16;
+
+/// How long the supervisor may take to answer once.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take in all.
+const SUPERVISOR_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the host has found by checking sealed pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scrubs {
+    /// Pages that were wrong and taken from the mirror.
+    pub repaired: u64,
+    /// Copies of the mirror that were missing or wrong and made anew.
+    pub mirrored: u64,
+}
+
+impl Scrubs {
+    /// What was found since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            repaired: self.repaired.saturating_sub(before.repaired),
+            mirrored: self.mirrored.saturating_sub(before.mirrored),
+        }
+    }
+
+    /// What noticed a flipped bit; nothing if nobody did.
+    #[must_use]
+    pub fn detector(self) -> Option<&'static str> {
+        match self {
+            Self { repaired: 1.., .. } => Some("checksum"),
+            Self { mirrored: 1.., .. } => Some("checksum of the mirror"),
+            _ => None,
+        }
+    }
+}
 
 /// A virtual machine that this process may look into.
 #[derive(Debug, Clone)]
@@ -19,6 +59,10 @@ pub struct Host {
     pub process: u32,
     /// Its control socket.
     pub socket: PathBuf,
+    /// The log of the guest's console.
+    pub console: PathBuf,
+    /// The supervisor in the guest: it ends a process whose number it is told.
+    pub supervisor: SocketAddr,
 }
 
 impl Host {
@@ -56,6 +100,57 @@ impl Host {
         }
         let words = String::from_utf8_lossy(&output.stderr);
         Err(io::Error::other(format!("{}: {words}", output.status)))
+    }
+
+    /// What the host has found so far by checking sealed pages.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails, or says nothing about it.
+    pub fn scrubs(&self) -> io::Result<Scrubs> {
+        let output = Command::new("vmsrs")
+            .args(["status", "--json", "--socket"])
+            .arg(&self.socket)
+            .output()?;
+        let status: Value = serde_json::from_slice(&output.stdout)?;
+        let count = |name: &str| {
+            let count = status["recovery"]["scrub"][name].as_u64();
+            count.ok_or_else(|| io::Error::other(format!("vmsrs status has no scrub.{name}")))
+        };
+        Ok(Scrubs {
+            repaired: count("repaired")?,
+            mirrored: count("mirrored")?,
+        })
+    }
+
+    /// Has the supervisor end the server's process `pid`; whether it was still there.
+    ///
+    /// # Errors
+    ///
+    /// When the supervisor does not answer.
+    pub fn end_process(&self, pid: u32) -> io::Result<bool> {
+        let start = Instant::now();
+        loop {
+            match self.ask_supervisor(pid) {
+                Ok(answer) if answer == "ended" => return Ok(true),
+                Ok(answer) if answer == "gone" => return Ok(false),
+                Ok(answer) if start.elapsed() > SUPERVISOR_LIMIT => {
+                    return Err(io::Error::other(format!("it answers {answer:?}")));
+                }
+                Err(error) if start.elapsed() > SUPERVISOR_LIMIT => return Err(error),
+                // It takes one connection after the other, and is not there between them.
+                _ => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn ask_supervisor(&self, pid: u32) -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.supervisor, SUPERVISOR_TIMEOUT)?;
+        stream.set_read_timeout(Some(SUPERVISOR_TIMEOUT))?;
+        stream.write_all(format!("{pid}\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.trim_end().to_owned())
     }
 
     fn window(&self) -> io::Result<File> {
@@ -110,7 +205,15 @@ fn data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+
+    #[test]
+    fn a_flip_is_noticed_only_if_the_hosts_counts_say_so() {
+        let counts = |repaired, mirrored| Scrubs { repaired, mirrored };
+        let found = |after: Scrubs| after.since(counts(3, 7)).detector();
+        assert_eq!(found(counts(3, 7)), None);
+        assert_eq!(found(counts(4, 7)), Some("checksum"));
+        assert_eq!(found(counts(3, 8)), Some("checksum of the mirror"));
+    }
 
     #[test]
     fn a_text_is_found_at_the_begin_of_blocks_behind_holes() {

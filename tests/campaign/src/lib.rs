@@ -6,17 +6,21 @@
 
 pub mod arm;
 pub mod campaign;
+mod cause;
 pub mod class;
 pub mod cli;
+mod console;
 pub mod directory;
 pub mod guest;
 pub mod host;
 pub mod kind;
+pub mod matrix;
 pub mod outcome;
 pub mod plan;
 pub mod report;
 pub mod run;
 pub mod table;
 pub mod task;
+pub mod view;
 mod worker;
 mod world;

@@ -7,12 +7,14 @@ use anyhow::Result;
 use clap::Parser;
 use vmsrs_campaign::cli::{Cli, Job, RunArgs};
 use vmsrs_campaign::plan::Plan;
-use vmsrs_campaign::{campaign, guest, run};
+use vmsrs_campaign::{campaign, guest, matrix, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
-        None => campaign::run(&cli.run),
+        None if cli.matrix => Ok(matrix::run(&cli.run, &campaign::reports())),
+        None => campaign::run(&cli.run, &campaign::reports())
+            .map(|report| report.broken_promises.is_empty()),
         Some(Job::Against { connect, run }) => against(*connect, run),
         Some(Job::Plan { run }) => {
             print_plan(run);

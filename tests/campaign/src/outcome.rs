@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arm::Point;
+use crate::cause::Cause;
 use crate::class::Class;
-use crate::kind::all;
-use crate::run::restarts;
-use crate::world::{World, lock};
+use crate::console::Console;
+use crate::kind::{Fate, all};
+use crate::world::{Ended, World, lock};
 
 /// The numbers of one kind of error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,29 @@ pub struct KindOutcome {
     pub detected_by: BTreeMap<String, u64>,
 }
 
+impl KindOutcome {
+    /// Errors that must be detected and were not: the request was answered, with wrong data or as
+    /// if there had been no error.
+    #[must_use]
+    pub fn undetected(&self) -> u64 {
+        let Some(kind) = all().find(|kind| kind.name == self.kind) else {
+            return 0;
+        };
+        match kind.fate {
+            // The request may be over before another thread of it comes to the error.
+            Fate::Detected if kind.points.contains(&Point::Member) => self.recovered_wrong_answer,
+            Fate::Detected | Fate::Kills | Fate::Panics => {
+                self.recovered_wrong_answer + self.no_effect
+            }
+            Fate::OwnDamage | Fate::Untagged => 0,
+        }
+    }
+}
+
+fn kinds_by_name<'a>(outcomes: &'a [KindOutcome], name: &str) -> Option<&'a KindOutcome> {
+    outcomes.iter().find(|outcome| outcome.kind == name)
+}
+
 /// The time without a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
@@ -47,6 +72,23 @@ pub struct Outage {
     pub median_ms: u64,
     /// The longest, in milliseconds.
     pub max_ms: u64,
+}
+
+/// What became of the errors that aim at memory outside of domains: how large that surface still is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untagged {
+    /// Errors that were made.
+    pub aimed: u64,
+    /// Of these, those that ended the process.
+    pub killed: u64,
+    /// Of these, those that were caught: the request alone was lost.
+    pub caught: u64,
+    /// Of these, those that nobody noticed at once, or that only their own user did.
+    pub unnoticed: u64,
+    /// Processes that lived on, and that the supervisor ended for the sake of safety.
+    pub replaced: u64,
+    /// Time without the server after those that the error ended.
+    pub outage: Outage,
 }
 
 impl Outage {
@@ -68,8 +110,16 @@ impl Outage {
 /// The result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// Errors that were to be made.
+    pub errors_planned: u64,
     /// Errors that were made.
     pub errors_injected: u64,
+    /// Of a kind that must be detected, and were not: the request was answered.
+    pub undetected: u64,
+    /// Complaints of the guest's kernel on its console that nobody has asked for.
+    pub kernel_complaints: u64,
+    /// The first of them, with the lines that follow.
+    pub kernel_complaints_quoted: Vec<String>,
     /// Per kind.
     pub kinds: Vec<KindOutcome>,
     /// Requests and states of others that were not as they must be.
@@ -82,8 +132,11 @@ pub struct Outcome {
     pub commits_lost: u64,
     /// Starts of the server's process after the first.
     pub server_restarts: u64,
-    /// Of these, those by errors that landed outside of domains.
+    /// Of these, those by errors that landed outside of domains. Processes that the supervisor has
+    /// ended because of such an error are in `untagged.replaced`.
     pub untagged_deaths: u64,
+    /// What became of errors outside of domains.
+    pub untagged: Untagged,
     /// Restarts of the guest that errors have asked for.
     pub guest_restarts_planned: u64,
     /// Requests sent.
@@ -115,12 +168,22 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn new(world: &World<'_>, seconds: f64) -> Self {
+    /// Puts together what the run has noted, why each life of the server `ended`, and what the
+    /// guest's console tells.
+    pub(crate) fn new(
+        world: &World<'_>,
+        ended: &[Ended],
+        console: Option<&Console>,
+        seconds: f64,
+    ) -> Self {
         let tally = lock(&world.tally);
         let detectors = lock(&world.detectors);
-        let (server_restarts, untagged_deaths, guest_restarts_planned) = restarts(world);
-        let (servers, guests) = world.outages();
-        let kinds: Vec<_> = all()
+        let outages = |wanted: &dyn Fn(&Ended) -> bool| {
+            let wanted = ended.iter().filter(|end| wanted(end));
+            Outage::new(wanted.filter_map(|end| end.outage).collect())
+        };
+        let causes = |cause: &Cause| ended.iter().filter(|end| end.cause == *cause).count() as u64;
+        let outcomes: Vec<_> = all()
             .filter_map(|kind| {
                 let classes = tally.get(kind.name)?;
                 let number = |class| classes.get(&class).copied().unwrap_or(0);
@@ -139,21 +202,41 @@ impl Outcome {
                 })
             })
             .collect();
+        let of_fate = |fate| {
+            let kinds = all().filter(move |kind| kind.fate == fate);
+            kinds.filter_map(|kind| kinds_by_name(&outcomes, kind.name))
+        };
+        let untagged = Untagged {
+            aimed: of_fate(Fate::Untagged).map(|kind| kind.injected).sum(),
+            killed: causes(&Cause::Untagged),
+            caught: of_fate(Fate::Untagged).map(|kind| kind.request_lost).sum(),
+            unnoticed: of_fate(Fate::Untagged)
+                .map(|kind| kind.no_effect + kind.recovered_right + kind.recovered_wrong_answer)
+                .sum(),
+            replaced: causes(&Cause::Replaced),
+            outage: outages(&|end| end.cause == Cause::Untagged),
+        };
         let crashes = tally
             .values()
             .filter_map(|classes| classes.get(&Class::Crash))
             .sum();
         let count = &world.count;
         let mut outcome = Self {
+            errors_planned: world.options.errors,
             errors_injected: count.injected.load(SeqCst),
-            kinds,
+            undetected: outcomes.iter().map(KindOutcome::undetected).sum(),
+            kernel_complaints: console.map_or(0, |console| console.complaints),
+            kernel_complaints_quoted: console
+                .map_or_else(Vec::new, |console| console.quoted.clone()),
+            kinds: outcomes,
             others_harmed: count.harmed.load(SeqCst),
             crashes,
             hangs: count.hangs.load(SeqCst),
             commits_lost: count.commits_lost.load(SeqCst),
-            server_restarts,
-            untagged_deaths,
-            guest_restarts_planned,
+            server_restarts: ended.len() as u64,
+            untagged_deaths: untagged.killed,
+            untagged,
+            guest_restarts_planned: causes(&Cause::Panic),
             requests: count.requests.load(SeqCst),
             not_reached: count.not_reached.load(SeqCst),
             cut_off: count.cut_off.load(SeqCst),
@@ -161,8 +244,8 @@ impl Outcome {
             most_errors_in_flight: count.most_errors_in_flight.load(SeqCst),
             bytes_compared: count.bytes_compared.load(SeqCst),
             users_retired: lock(&world.retired).len() as u64,
-            outage_server: Outage::new(servers),
-            outage_guest: Outage::new(guests),
+            outage_server: outages(&|end| end.same_boot),
+            outage_guest: outages(&|end| !end.same_boot),
             seconds,
             complaints: lock(&world.complaints).clone(),
             incidents: lock(&world.incidents).clone(),
@@ -179,6 +262,18 @@ impl Outcome {
     pub fn broken_promises(&self) -> Vec<String> {
         [
             (self.others_harmed, "others were harmed"),
+            (
+                self.errors_planned.saturating_sub(self.errors_injected),
+                "errors of the plan were not made: the run was given up",
+            ),
+            (
+                self.undetected,
+                "errors that must be detected were answered as if nothing were wrong",
+            ),
+            (
+                self.kernel_complaints,
+                "complaints of the guest's kernel on its console",
+            ),
             (self.crashes, "crashes"),
             (self.hangs, "hangs"),
             (self.commits_lost, "commits were lost"),
@@ -198,13 +293,34 @@ mod tests {
     fn each_broken_promise_is_told() {
         assert!(Outcome::default().broken_promises().is_empty());
         let outcome = Outcome {
+            errors_planned: 10,
+            errors_injected: 9,
+            undetected: 1,
+            kernel_complaints: 1,
             others_harmed: 1,
             crashes: 1,
             hangs: 1,
             commits_lost: 1,
             ..Outcome::default()
         };
-        assert_eq!(outcome.broken_promises().len(), 4);
+        assert_eq!(outcome.broken_promises().len(), 7);
+    }
+
+    #[test]
+    fn an_error_that_must_be_detected_and_was_answered_counts_as_undetected() {
+        let outcome = |kind: &str| KindOutcome {
+            kind: kind.to_owned(),
+            recovered_wrong_answer: 1,
+            no_effect: 2,
+            ..KindOutcome::default()
+        };
+        assert_eq!(outcome("null write").undetected(), 3);
+        assert_eq!(outcome("kill -9 of the server").undetected(), 3);
+        // Another thread of the request may come too late to its error.
+        let member = outcome("error in another thread of the request");
+        assert_eq!(member.undetected(), 1);
+        assert_eq!(outcome("mutation: copy too short").undetected(), 0);
+        assert_eq!(outcome("untagged: C heap").undetected(), 0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::{KindOutcome, Outage, Outcome};
+use crate::outcome::{KindOutcome, Outage, Outcome, Untagged};
 
 /// What the campaign found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,8 +23,21 @@ pub struct Report {
     pub commits_lost: u64,
     /// Starts of the server's process after the first.
     pub server_restarts: u64,
-    /// Of these, those by errors that landed outside of domains.
+    /// Of these, those by errors that landed outside of domains. Processes that the supervisor has
+    /// ended because of such an error are in `untagged.replaced`.
     pub untagged_deaths: u64,
+    /// What became of errors outside of domains.
+    pub untagged: Untagged,
+    /// Errors that were to be made.
+    pub errors_planned: u64,
+    /// Errors of a kind that must be detected, and were not.
+    pub undetected: u64,
+    /// Complaints of the guest's kernel on its console that nobody has asked for.
+    pub kernel_complaints: u64,
+    /// The first of them, with the lines that follow.
+    pub kernel_complaints_quoted: Vec<String>,
+    /// Whether errors were made that end the server's process or the guest.
+    pub restarts: bool,
     /// Restarts of the guest that no error has asked for.
     pub guest_restarts_unplanned: u64,
     /// Restarts of the guest that errors have asked for.
@@ -74,6 +87,8 @@ pub struct Place {
     pub guest_kernel: String,
     /// The server.
     pub server: String,
+    /// Whether errors were made that end the server's process or the guest.
+    pub restarts: bool,
     /// Restarts of the guest that the host counts; nothing if it could not be asked.
     pub guest_restarts: Option<u64>,
 }
@@ -101,6 +116,12 @@ impl Report {
             commits_lost: outcome.commits_lost,
             server_restarts: outcome.server_restarts,
             untagged_deaths: outcome.untagged_deaths,
+            untagged: outcome.untagged,
+            errors_planned: outcome.errors_planned,
+            undetected: outcome.undetected,
+            kernel_complaints: outcome.kernel_complaints,
+            kernel_complaints_quoted: outcome.kernel_complaints_quoted.clone(),
+            restarts: place.restarts,
             guest_restarts_unplanned: unplanned.unwrap_or(0),
             guest_restarts_planned: outcome.guest_restarts_planned,
             vcpus: place.vcpus,
@@ -133,13 +154,18 @@ mod tests {
             accelerator: "nested-tcg".to_owned(),
             guest_kernel: "6.1".to_owned(),
             server: "c".to_owned(),
+            restarts: true,
             guest_restarts,
         }
     }
 
     #[test]
     fn the_report_has_the_promised_keys() {
-        let report = Report::new(&place(Some(0)), &Outcome::default());
+        let outcome = Outcome {
+            kinds: vec![KindOutcome::default()],
+            ..Outcome::default()
+        };
+        let report = Report::new(&place(Some(0)), &outcome);
         assert_eq!(report.broken_promises, [""; 0]);
         let value = serde_json::to_value(report).unwrap();
         for key in [
@@ -155,6 +181,21 @@ mod tests {
             "guest_restarts_unplanned",
         ] {
             assert!(value.get(key).is_some(), "{key}");
+        }
+        for key in [
+            "kind",
+            "injected",
+            "recovered_right",
+            "recovered_wrong_answer",
+            "request_lost",
+            "others_harmed",
+            "crash",
+            "hang",
+        ] {
+            assert!(value["kinds"][0].get(key).is_some(), "{key}");
+        }
+        for key in ["aimed", "killed", "caught", "replaced", "outage"] {
+            assert!(value["untagged"].get(key).is_some(), "{key}");
         }
     }
 

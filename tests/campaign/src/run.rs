@@ -1,5 +1,6 @@
 //! A run: many connections, errors among ordinary requests, and a comparison of everything.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::SeqCst;
@@ -11,13 +12,15 @@ use vmsrs_demo::client::Client;
 use vmsrs_demo::command::Command;
 use vmsrs_demo::model::{DirectoryChange, User};
 
+use crate::cause::Cause;
 use crate::class::Class;
+use crate::console::Console;
 use crate::directory::Directory;
 use crate::host::Host;
-use crate::kind::{Fate, all};
+use crate::kind::all;
 use crate::outcome::Outcome;
 use crate::worker::Worker;
-use crate::world::{World, lock};
+use crate::world::{Ended, World, lock};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -135,8 +138,14 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     {
         world.harm(format!("reading everything back: {error}"));
     }
-    judge_lives(&world);
-    Ok(Outcome::new(&world, seconds))
+    // A server that died of the last request, or behind the last answer, is another one by now.
+    if let Err(error) = reconnect(&world) {
+        world.hang(format!("the server does not answer in the end: {error}"));
+    }
+    let console = read_console(&world);
+    let ended = world.ended(console.as_ref());
+    judge_ends(&world, &ended, console.as_ref());
+    Ok(Outcome::new(&world, &ended, console.as_ref(), seconds))
 }
 
 /// Makes the users and those whose state nobody changes, and gives all of them something to lose.
@@ -170,9 +179,47 @@ fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     Ok(())
 }
 
+/// A new connection to a server that may be away for a while; its life is noted.
+fn reconnect(world: &World<'_>) -> io::Result<Client> {
+    let options = world.options;
+    let start = Instant::now();
+    loop {
+        let connected =
+            Client::connect(options.address, options.reply_timeout).and_then(|mut client| {
+                let stats = client.stats()?;
+                Ok((client, stats))
+            });
+        match connected {
+            Ok((client, stats)) => {
+                world.life(&stats);
+                return Ok(client);
+            }
+            Err(error) if start.elapsed() > options.outage_limit => return Err(error),
+            // A refused connection comes back at once.
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// What the guest's console has told, where there is a guest. One that cannot be read is told as
+/// harm: the verdict rests on it.
+fn read_console(world: &World<'_>) -> Option<Console> {
+    let host = world.options.host.as_ref()?;
+    match fs::read(&host.console) {
+        Ok(text) => {
+            let text = String::from_utf8_lossy(&text);
+            Some(Console::parse(&text, world.panics_planned()))
+        }
+        Err(error) => {
+            world.harm(format!("the guest's console cannot be read: {error}"));
+            None
+        }
+    }
+}
+
 /// Reads everything back over a new connection.
 fn compare_everything(world: &World<'_>) -> io::Result<()> {
-    let mut client = Client::connect(world.options.address, world.options.reply_timeout)?;
+    let mut client = reconnect(world)?;
     let mut read = |name: &str| -> io::Result<Vec<u8>> {
         client.ask(&format!("USER {name}"))?;
         client.ask("READ")
@@ -221,35 +268,28 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Counts each end of the server that no error explains as a crash.
-fn judge_lives(world: &World<'_>) {
-    let crashes: Vec<String> = {
-        let lives = lock(&world.lives);
-        let ended = &lives[..lives.len().saturating_sub(1)];
-        let unexplained = |life: &&crate::world::Life| life.ending.is_none() && !life.damaged;
-        ended
-            .iter()
-            .filter(unexplained)
-            .map(|life| life.suspects.first().copied().unwrap_or("none").to_owned())
-            .collect()
-    };
-    for suspect in crashes {
-        world.complain(format!("the server ended; suspected: {suspect}"));
-        let kind = all().find(|kind| kind.name == suspect);
+/// Counts each end of the server that nothing planned explains as a crash.
+fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
+    let crash = |suspect: Option<&str>, words: &str| {
+        world.complain(format!(
+            "crash: {words}; suspected: {}",
+            suspect.unwrap_or("none")
+        ));
+        let kind = all().find(|kind| Some(kind.name) == suspect);
         world.count(kind.map_or("none", |kind| kind.name), Class::Crash);
-    }
-}
-
-/// How often the server's process ended as the kinds of errors have it, and in how many of these
-/// cases memory outside of domains was to blame.
-pub(crate) fn restarts(world: &World<'_>) -> (u64, u64, u64) {
-    let lives = lock(&world.lives);
-    let ended = &lives[..lives.len().saturating_sub(1)];
-    let of = |fate| {
-        ended
-            .iter()
-            .filter(|life| life.ending.is_some_and(|kind| kind.fate == fate))
-            .count() as u64
     };
-    (ended.len() as u64, of(Fate::Untagged), of(Fate::Panics))
+    for end in ended {
+        if let Cause::Crash(words) = &end.cause {
+            crash(end.suspect, words);
+        }
+    }
+    for end in console.iter().flat_map(|console| &console.ends) {
+        if !world.has_lived(&end.boot, end.pid) {
+            let words = format!(
+                "process {} ended with code {} before it answered anybody",
+                end.pid, end.code
+            );
+            crash(None, &words);
+        }
+    }
 }

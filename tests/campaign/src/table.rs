@@ -91,7 +91,10 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
                 report.seed, report.vcpus, report.guest_kernel
             ),
         ),
-        ("errors made", report.errors_injected.to_string()),
+        (
+            "errors made",
+            format!("{} of {}", report.errors_injected, report.errors_planned),
+        ),
         (
             "most under way at once",
             report.most_errors_in_flight.to_string(),
@@ -102,10 +105,15 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
             format!("{}, {}", report.crashes, report.hangs),
         ),
         ("commits lost", report.commits_lost.to_string()),
+        ("not detected, and must be", report.undetected.to_string()),
+        (
+            "complaints of the kernel",
+            report.kernel_complaints.to_string(),
+        ),
         (
             "restarts of the server",
             format!(
-                "{}, {} of them untagged",
+                "{}, {} of them untagged deaths",
                 report.server_restarts, report.untagged_deaths
             ),
         ),
@@ -116,6 +124,18 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
                 report.guest_restarts_planned, report.guest_restarts_unplanned
             ),
         ),
+        (
+            "errors outside of domains",
+            format!(
+                "{}: {} ended the process, {} caught, {} not noticed at once; the supervisor ended {}",
+                report.untagged.aimed,
+                report.untagged.killed,
+                report.untagged.caught,
+                report.untagged.unnoticed,
+                report.untagged.replaced
+            ),
+        ),
+        ("untagged deaths, outage", outage(&report.untagged.outage)),
         ("without server", outage(&report.outage_server)),
         ("without guest", outage(&report.outage_guest)),
         (

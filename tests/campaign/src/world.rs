@@ -10,7 +10,9 @@ use vmsrs_demo::command::Command;
 use vmsrs_demo::model::{DirectoryChange, User};
 use vmsrs_demo::reply::Stats;
 
+use crate::cause::{Cause, Evidence, cause};
 use crate::class::Class;
+use crate::console::Console;
 use crate::kind::{Fate, Kind};
 use crate::run::{Options, Progress};
 
@@ -36,6 +38,10 @@ pub(crate) struct Life {
     pub(crate) ending: Option<&'static Kind>,
     /// Memory outside of domains has been damaged: it need not work as it should any more.
     pub(crate) damaged: bool,
+    /// The supervisor was told to end it for that reason, and found it alive.
+    pub(crate) replaced: bool,
+    /// It is known to have ended, or is being ended by the supervisor.
+    pub(crate) gone: bool,
     /// Errors whose requests had no answer when it ended.
     pub(crate) suspects: Vec<&'static str>,
     pub(crate) broken: Option<Instant>,
@@ -95,6 +101,11 @@ pub(crate) struct World<'a> {
     pub(crate) lives: Mutex<Vec<Life>>,
     /// Held while an error is under way that ends the server.
     pub(crate) ending: Mutex<()>,
+    /// Held while the supervisor is asked to end a process.
+    pub(crate) supervisor: Mutex<()>,
+    /// Held shared while any other error is under way and is judged, and alone while one is that may
+    /// damage memory outside of domains: whatever ends the process then, it is this one.
+    pub(crate) quiet: RwLock<()>,
     /// Whether answers wait for the seal; read by every request while it is under way.
     pub(crate) sealing: RwLock<bool>,
     pub(crate) count: Counters,
@@ -131,6 +142,8 @@ impl<'a> World<'a> {
             lives: Mutex::default(),
             ending: Mutex::default(),
             flipping: Mutex::default(),
+            supervisor: Mutex::default(),
+            quiet: RwLock::default(),
             sealing: RwLock::default(),
             count: Counters::default(),
             complaints: Mutex::default(),
@@ -251,6 +264,8 @@ impl<'a> World<'a> {
                 pid: stats.pid,
                 ending: None,
                 damaged: false,
+                replaced: false,
+                gone: false,
                 suspects: Vec::new(),
                 broken: None,
                 begun: Instant::now(),
@@ -310,21 +325,55 @@ impl<'a> World<'a> {
         };
     }
 
-    /// Time without a server after each life that ended: that of the process, that of the guest.
-    pub(crate) fn outages(&self) -> (Vec<Duration>, Vec<Duration>) {
+    /// Each life that ended and the next one, with why it ended; `console` is what the guest's
+    /// console tells, where there is one.
+    pub(crate) fn ended(&self, console: Option<&Console>) -> Vec<Ended> {
         let lives = lock(&self.lives);
-        let (mut servers, mut guests) = (Vec::new(), Vec::new());
-        for pair in lives.windows(2) {
-            let Some(broken) = pair[0].broken else {
-                continue;
-            };
-            let outage = pair[1].begun.saturating_duration_since(broken);
-            if pair[0].boot == pair[1].boot {
-                servers.push(outage);
-            } else {
-                guests.push(outage);
-            }
-        }
-        (servers, guests)
+        let pairs = lives.windows(2).map(|pair| (&pair[0], &pair[1]));
+        pairs
+            .map(|(life, next)| {
+                let same_boot = life.boot == next.boot;
+                let evidence = Evidence {
+                    same_boot,
+                    supervised: console.is_some(),
+                    end: console.and_then(|console| console.end(&life.boot, life.pid)),
+                };
+                Ended {
+                    cause: cause(life, evidence),
+                    suspect: life.suspects.first().copied(),
+                    same_boot,
+                    outage: life
+                        .broken
+                        .map(|broken| next.begun.saturating_duration_since(broken)),
+                }
+            })
+            .collect()
     }
+
+    /// Panics of the guest that errors have asked for.
+    pub(crate) fn panics_planned(&self) -> u64 {
+        let lives = lock(&self.lives);
+        let panics = |life: &&Life| life.ending.is_some_and(|kind| kind.fate == Fate::Panics);
+        lives.iter().filter(panics).count() as u64
+    }
+
+    /// Whether a process has answered as this one of this boot.
+    pub(crate) fn has_lived(&self, boot: &str, pid: u32) -> bool {
+        let lives = lock(&self.lives);
+        lives
+            .iter()
+            .any(|life| life.pid == pid && life.boot == boot)
+    }
+}
+
+/// The end of a process of the server.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) cause: Cause,
+    /// An error whose request had no answer.
+    pub(crate) suspect: Option<&'static str>,
+    /// Whether the guest went on.
+    pub(crate) same_boot: bool,
+    /// Time without a server, if a client has noticed.
+    pub(crate) outage: Option<Duration>,
 }

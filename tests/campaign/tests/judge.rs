@@ -30,6 +30,23 @@ enum Wrong {
     Silence(u64),
     /// The server is killed and loses everything; another one is started.
     Death(u64),
+    /// The same, behind the last answer of all.
+    LastDeath,
+    /// One request in which the injector has made an error is answered as if there were none.
+    Unnoticed(u64),
+    /// One request with a deadline that does not come to its error fails, and not by the deadline.
+    Unexcused,
+    /// The same, by the deadline.
+    Late,
+}
+
+/// What a connection has come to.
+#[derive(Default)]
+struct Session {
+    /// It is past the last user whom the campaign reads back in the end.
+    in_the_end: bool,
+    /// Making a user has failed: it is nobody's.
+    nobody: bool,
 }
 
 struct Proxy {
@@ -37,6 +54,7 @@ struct Proxy {
     program: PathBuf,
     ledger: std::sync::Mutex<Ledger>,
     errors: AtomicU64,
+    null_writes: AtomicU64,
     answers: AtomicU64,
 }
 
@@ -51,6 +69,7 @@ impl Proxy {
             ledger: std::sync::Mutex::new(Ledger::start(&program).unwrap()),
             program,
             errors: AtomicU64::new(0),
+            null_writes: AtomicU64::new(0),
             answers: AtomicU64::new(0),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -79,8 +98,27 @@ impl Proxy {
         let address = self.ledger.lock().unwrap().address();
         let mut server = BufReader::new(TcpStream::connect(address)?);
         client.set_nodelay(true)?;
+        let mut session = Session::default();
+        let mut arm = None;
         for line in BufReader::new(client).lines() {
             let line = line?;
+            if let Some(words) = line.strip_prefix('\u{1}') {
+                arm = Some(words.to_owned());
+                continue;
+            }
+            if let Some(arm) = arm.take() {
+                let answer = self.armed(&mut server, &mut session, &arm, &line)?;
+                (&*client).write_all(format!("{answer}\n").as_bytes())?;
+                continue;
+            }
+            if session.nobody && line == "READ" {
+                (&*client).write_all(b"NO user\n")?;
+                continue;
+            }
+            if line.starts_with("USER ") {
+                session.nobody = false;
+            }
+            session.in_the_end |= line == "USER mirror3";
             let quotes = line.strip_prefix("NOTE QUOTE ").is_some_and(|id| {
                 has_quotes(&Self::ask(&mut server, "READ").unwrap_or_default(), id)
             });
@@ -103,9 +141,51 @@ impl Proxy {
                     _ => {}
                 }
             }
+            if line == "DIRECTORY" && session.in_the_end && self.wrong == Wrong::LastDeath {
+                *self.ledger.lock().unwrap() = Ledger::start(&self.program).unwrap();
+            }
             (&*client).write_all(format!("{answer}\n").as_bytes())?;
         }
         Ok(())
+    }
+
+    /// The answer to a request that the injector has been told to make an error in, with the
+    /// injector's line before it.
+    fn armed(
+        &self,
+        server: &mut BufReader<TcpStream>,
+        session: &mut Session,
+        arm: &str,
+        line: &str,
+    ) -> std::io::Result<String> {
+        const FAILED: &str = "ERR memory incident=1 recovery_ns=1";
+        let words: Vec<&str> = arm.split(' ').collect();
+        let (error, deadline) = (words[2], words[4]);
+        if error == "none" {
+            return Self::ask(server, line);
+        }
+        // Only this error is made in requests that every one of them passes.
+        if error == "null-write" && !line.starts_with("USER ") {
+            let number = self.null_writes.fetch_add(1, SeqCst) + 1;
+            if matches!(self.wrong, Wrong::Unnoticed(at) if number == at) {
+                return Ok(format!("\u{1}1 1 0\n{}", Self::ask(server, line)?));
+            }
+        }
+        if deadline == "400" {
+            match self.wrong {
+                Wrong::Unexcused => return Ok(format!("\u{1}0 0 0\n{FAILED}")),
+                Wrong::Late => {
+                    return Ok("\u{1}0 0 0\nERR deadline incident=1 recovery_ns=1".to_owned());
+                }
+                _ => {}
+            }
+        }
+        session.nobody |= line.starts_with("USER ");
+        // A write of the kernel is refused, and the request goes on.
+        Ok(match error {
+            "stray" => format!("\u{1}1 1 1\n{}", Self::ask(server, line)?),
+            _ => format!("\u{1}1 1 0\n{FAILED}"),
+        })
     }
 
     /// The answer to a request with an error, which does not reach the server.
@@ -160,8 +240,22 @@ fn has_quotes(dump: &str, wanted: &str) -> bool {
 }
 
 fn campaign(name: &str, wrong: Wrong) -> Outcome {
+    campaign_with(name, wrong, |options| options)
+}
+
+/// The same with errors of the injector, which the proxy plays.
+fn campaign_with_injector(name: &str, wrong: Wrong) -> Outcome {
+    campaign_with(name, wrong, |options| Options {
+        injector: true,
+        restarts: false,
+        errors: 300,
+        ..options
+    })
+}
+
+fn campaign_with(name: &str, wrong: Wrong, change: fn(Options) -> Options) -> Outcome {
     let (proxy, address) = Proxy::start(name, wrong);
-    let options = Options {
+    let options = change(Options {
         address,
         seed: 5,
         errors: 60,
@@ -173,7 +267,7 @@ fn campaign(name: &str, wrong: Wrong) -> Outcome {
         reply_timeout: Duration::from_secs(5),
         outage_limit: Duration::from_secs(5),
         deadline: Duration::from_secs(60),
-    };
+    });
     let outcome = run::run(&options, |_| ()).unwrap();
     // The proxy's threads live on; the ledger must not, or it would outlive this process.
     proxy.ledger.lock().unwrap().kill();
@@ -238,4 +332,48 @@ fn a_death_that_loses_commits_is_seen_as_both() {
         verdict(&outcome)
     );
     assert!(!outcome.trace.is_empty());
+}
+
+#[test]
+fn a_death_behind_the_last_answer_is_seen() {
+    let outcome = campaign("last-death", Wrong::LastDeath);
+    assert_eq!(verdict(&outcome), [0, 1, 0, 0], "{:?}", outcome.complaints);
+}
+
+#[test]
+fn a_run_that_is_given_up_breaks_a_promise() {
+    let outcome = campaign_with("given-up", Wrong::Nothing, |options| Options {
+        deadline: Duration::ZERO,
+        ..options
+    });
+    assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
+    assert!(outcome.errors_injected < outcome.errors_planned);
+    assert_eq!(outcome.broken_promises().len(), 1);
+}
+
+#[test]
+fn errors_of_the_injector_that_lose_their_request_alone_keep_all_promises() {
+    let outcome = campaign_with_injector("injector", Wrong::Nothing);
+    assert_eq!(
+        outcome.broken_promises(),
+        [""; 0],
+        "{:#?}",
+        outcome.complaints
+    );
+}
+
+#[test]
+fn an_error_that_must_be_detected_and_is_answered_breaks_a_promise() {
+    let outcome = campaign_with_injector("unnoticed", Wrong::Unnoticed(3));
+    assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
+    assert_eq!(outcome.undetected, 1);
+    assert_eq!(outcome.broken_promises().len(), 1);
+}
+
+#[test]
+fn a_deadline_that_was_armed_excuses_no_other_failure() {
+    let outcome = campaign_with_injector("unexcused", Wrong::Unexcused);
+    assert!(outcome.others_harmed > 0);
+    let outcome = campaign_with_injector("late", Wrong::Late);
+    assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
 }

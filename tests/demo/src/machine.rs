@@ -21,6 +21,8 @@ pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 /// Port of the server in the guest.
 pub const PORT: u16 = 7878;
 
+/// Name of the log of the guest's console.
+const CONSOLE: &str = "console.log";
 /// Time that `vmsrs run` has to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
@@ -73,7 +75,7 @@ impl Machine {
             .arg("--socket")
             .arg(&socket)
             .arg("--console")
-            .arg(folder.join("console.log"))
+            .arg(folder.join(CONSOLE))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -119,6 +121,12 @@ impl Machine {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The log of the guest's console.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.socket.with_file_name(CONSOLE)
     }
 
     /// What a `vmsrs` command says with `--json`; nothing if it fails.
@@ -213,7 +221,7 @@ pub fn tell(message: &impl Serialize) -> Result<()> {
 #[must_use]
 pub fn logs(folder: &Path) -> String {
     let mut text = String::new();
-    for name in ["vmsrs.log", "console.log"] {
+    for name in ["vmsrs.log", CONSOLE] {
         let content = fs::read(folder.join(name)).unwrap_or_default();
         let content = String::from_utf8_lossy(&content);
         let lines: Vec<&str> = content.lines().collect();

@@ -129,6 +129,8 @@ impl Worker<'_> {
             life.broken.get_or_insert_with(Instant::now);
             life.ending.is_some_and(|kind| kind.fate == Fate::Panics)
         });
+        // A damaged process may do anything, hang included: a supervisor ends it.
+        let away = away || world.is_damaged(self.life);
         if timeout && !away {
             world.hang(format!(
                 "connection {}: no answer to {line:?}",

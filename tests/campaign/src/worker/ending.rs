@@ -31,6 +31,9 @@ impl Worker<'_> {
             return Ok(());
         }
         let _ending = lock(&world.ending);
+        // Until it has been judged, nothing else may end the process.
+        let _quiet = (kind.fate == Fate::Untagged)
+            .then(|| world.quiet.write().unwrap_or_else(PoisonError::into_inner));
         if kind.fate == Fate::Panics {
             // Waits until no answer is under way that would not wait for its seal. One that does
             // then shows that everything before it is sealed as well: commits are sealed in order.
@@ -79,10 +82,21 @@ impl Worker<'_> {
         let sent = Instant::now();
         let lost_before = world.count.commits_lost.load(SeqCst);
         let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {
+            if kind.fate == Fate::Untagged {
+                // Alive, but nobody can tell for how long: a supervisor starts it anew.
+                let life = this.life;
+                this.replace(life)?;
+            }
             this.struck(user, effect, &struck, kind, arm)
         })?;
         match made {
-            Made::Broken(_, side) => {
+            Made::Broken(of, side) => {
+                if of != life {
+                    // It was made in the next one: something else has ended the first.
+                    world.with_life(life, |life| life.ending = None);
+                    world.with_life(of, |life| life.ending = Some(kind));
+                }
+                let life = of;
                 // Clients notice the end of a guest only when the next one answers.
                 world.with_life(life, |life| life.broken = Some(sent));
                 let committed = arm.point == Point::Committed;
@@ -100,29 +114,43 @@ impl Worker<'_> {
                 };
                 world.made(kind, class, None);
             }
-            Made::Yes if kind.fate == Fate::Untagged => {
-                // Alive, but nobody can tell for how long: a supervisor starts it anew.
-                world.with_life(life, |life| life.damaged = true);
-                let kill = Arm {
-                    point: Point::Start,
-                    count: 1,
-                    error: "kill",
-                    ..arm
-                };
-                // It may have ended by itself: then this is a connection to another one, or none.
-                if self.life == life {
-                    let _gone = self.ask(Some(kill), "READ")?;
-                    self.client = None;
-                }
-            }
-            Made::Yes | Made::No => {
+            Made::Yes if kind.fate == Fate::Untagged => {}
+            // Whoever ended it meanwhile, it was not this.
+            Made::Yes => world.with_life(life, |life| life.ending = None),
+            Made::No => {
                 world.count.not_reached.fetch_add(1, SeqCst);
-                world.with_life(life, |life| {
-                    // Whoever ended it meanwhile, it was not this.
-                    if life.broken.is_none() {
-                        life.ending = None;
-                    }
-                });
+                world.with_life(life, |life| life.ending = None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the supervisor end a process whose memory outside of domains has been damaged, unless it
+    /// has ended already.
+    pub(super) fn replace(&mut self, life: usize) -> Result<(), Over> {
+        let world = self.world;
+        let pid = world.with_life(life, |life| {
+            life.damaged = true;
+            life.broken.get_or_insert_with(Instant::now);
+            life.pid
+        });
+        self.client = None;
+        self.chosen = None;
+        let Some(host) = &world.options.host else {
+            return Ok(());
+        };
+        // All connections come here, and one of them is enough.
+        let _supervisor = lock(&world.supervisor);
+        if world.with_life(life, |life| std::mem::replace(&mut life.gone, true)) {
+            return Ok(());
+        }
+        match host.end_process(pid) {
+            Ok(true) => world.with_life(life, |life| life.replaced = true),
+            // It ended by itself.
+            Ok(false) => {}
+            Err(error) => {
+                world.hang(format!("the supervisor does not end a process: {error}"));
+                return Err(Over);
             }
         }
         Ok(())

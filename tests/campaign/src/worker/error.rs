@@ -1,5 +1,6 @@
 //! Errors that cost their own request alone.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 
 use rand::SeedableRng;
@@ -12,6 +13,7 @@ use vmsrs_demo::reply::Reply;
 use super::{Effect, Made, Struck, Worker};
 use crate::arm::Arm;
 use crate::class::{Class, Seen, classify};
+use crate::host::Scrubs;
 use crate::kind::Kind;
 use crate::plan::Planned;
 use crate::task::Task;
@@ -37,6 +39,7 @@ impl Worker<'_> {
             let mut rng = SmallRng::seed_from_u64(planned.draw);
             task.command(&user, &others, &mut rng)
         };
+        let _judged = world.quiet.read().unwrap_or_else(PoisonError::into_inner);
         world.blame(kind);
         let flying = world.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
         world.count.most_errors_in_flight.fetch_max(flying, SeqCst);
@@ -60,10 +63,11 @@ impl Worker<'_> {
     pub(super) fn cut_off(&self, life: usize, kind: &'static Kind) {
         let world = self.world;
         let explained = world.with_life(life, |life| life.ending.is_some() || life.damaged);
+        // If the end turns out to be another one than was planned, it is suspected all the same.
+        world.with_life(life, |life| life.suspects.push(kind.name));
         if explained {
             world.count.cut_off.fetch_add(1, SeqCst);
         } else {
-            world.with_life(life, |life| life.suspects.push(kind.name));
             world.count.injected.fetch_add(1, SeqCst);
         }
     }
@@ -144,6 +148,7 @@ impl Worker<'_> {
         command: &Command,
     ) -> Result<(), Over> {
         let world = self.world;
+        let _judged = world.quiet.read().unwrap_or_else(PoisonError::into_inner);
         let mut user = lock(&world.users[index]);
         self.choose(&user)?;
         world.blame(kind);
@@ -196,18 +201,26 @@ impl Worker<'_> {
     /// Makes an error in the making of a user. If it fails, there is no such user.
     pub(super) fn new_user(&mut self, kind: &'static Kind, arm: Arm) -> Result<(), Over> {
         let world = self.world;
+        let _judged = world.quiet.read().unwrap_or_else(PoisonError::into_inner);
         let user = self.name();
         world.blame(kind);
         lock(&world.strangers).push(user.name.clone());
         self.chosen = None;
         self.connect()?;
+        let life = self.life;
         let Ok(answer) = self.ask(Some(arm), &format!("USER {}", user.name))? else {
-            let life = self.life;
             self.cut_off(life, kind);
             return Ok(());
         };
         if !answer.strike.is_some_and(|strike| strike.fired) {
             world.count.not_reached.fetch_add(1, SeqCst);
+            if answer.line != format!("OK user={}", user.name).as_bytes() {
+                world.harm(format!(
+                    "USER {}, without its error: {}",
+                    user.name,
+                    String::from_utf8_lossy(&answer.line)
+                ));
+            }
             return Ok(());
         }
         let reply = Reply::parse(&answer.line);
@@ -217,7 +230,6 @@ impl Worker<'_> {
             false => user.dump(),
         };
         let Ok(found) = self.ask_wild("READ")? else {
-            let life = self.life;
             self.cut_off(life, kind);
             return Ok(());
         };
@@ -258,23 +270,34 @@ impl Worker<'_> {
             return Ok(());
         };
         world.blame(kind);
-        let scrubbed = match host.flip(note.text.as_bytes(), number) {
-            Ok(true) => host.scrub(&user.name),
-            Ok(false) => {
-                world.count.not_reached.fetch_add(1, SeqCst);
-                return Ok(());
+        // The host may find it by itself before it is told to look, so its own counts are the evidence.
+        let scrubbed = host.scrubs().and_then(|before| {
+            if !host.flip(note.text.as_bytes(), number)? {
+                return Ok(None);
             }
-            Err(error) => Err(error),
-        };
+            host.scrub(&user.name)?;
+            Ok(Some(host.scrubs()?.since(before)))
+        });
+        if let Ok(None) = scrubbed {
+            world.count.not_reached.fetch_add(1, SeqCst);
+            return Ok(());
+        }
         let found = self.read_back(user)?;
         let right = found
             .as_ref()
             .is_some_and(|found| world.same(&user.dump(), found));
+        let detector = scrubbed
+            .as_ref()
+            .ok()
+            .copied()
+            .flatten()
+            .and_then(Scrubs::detector);
         let class = match (&scrubbed, right) {
-            (Ok(()), true) => Class::RecoveredRight,
+            (Ok(_), true) if detector.is_some() => Class::RecoveredRight,
+            (Ok(_), true) => Class::NoEffect,
             _ => Class::OthersHarmed,
         };
-        world.made(kind, class, Some("checksum"));
+        world.made(kind, class, detector);
         if class == Class::OthersHarmed {
             world.complain(format!(
                 "{}: {} {scrubbed:?}: found {:?}, must be {:?}",

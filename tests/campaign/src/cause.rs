@@ -1,0 +1,156 @@
+//! Why a process of the server ended: by evidence, not by what happened to be under way.
+
+use crate::console::End;
+use crate::kind::Fate;
+use crate::world::Life;
+
+/// Exit code of a process that SIGKILL has ended.
+const KILLED: i32 = 137;
+
+/// Why a process of the server ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// By the SIGKILL that was planned.
+    Killed,
+    /// By damage outside of domains.
+    Untagged,
+    /// By the supervisor, because its memory outside of domains had been damaged.
+    Replaced,
+    /// With its guest, by the panic that was planned.
+    Panic,
+    /// By nothing that was planned: what is known, in words.
+    Crash(String),
+}
+
+/// What is known about the end of a process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Evidence<'a> {
+    /// Whether its guest went on.
+    pub(crate) same_boot: bool,
+    /// Whether the supervisor's words are there at all.
+    pub(crate) supervised: bool,
+    /// The supervisor's words about it.
+    pub(crate) end: Option<&'a End>,
+}
+
+/// Tells why `life` ended.
+pub(crate) fn cause(life: &Life, evidence: Evidence<'_>) -> Cause {
+    let fate = life.ending.map(|kind| kind.fate);
+    let code = evidence.end.map(|end| end.code);
+    let crash = |what: &str| {
+        let code = code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
+        let planned = life.ending.map_or("nothing", |kind| kind.name);
+        Cause::Crash(format!(
+            "process {} {what}, exit code {code}; planned: {planned}",
+            life.pid
+        ))
+    };
+    let with_guest = !evidence.same_boot && code.is_none();
+    if with_guest {
+        return match fate {
+            Some(Fate::Panics) => Cause::Panic,
+            _ => crash("went down with its guest"),
+        };
+    }
+    if evidence.supervised && code.is_none() {
+        return crash("ended, and the supervisor has not told how");
+    }
+    let by_kill = code.is_none_or(|code| code == KILLED);
+    match fate {
+        _ if life.replaced && by_kill => Cause::Replaced,
+        _ if life.damaged => Cause::Untagged,
+        Some(Fate::Untagged) => Cause::Untagged,
+        Some(Fate::Kills) if by_kill => Cause::Killed,
+        _ => crash("ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::{Kind, all};
+    use std::time::Instant;
+
+    fn life(fate: Option<Fate>) -> Life {
+        let kind = |fate| all().find(|kind: &&'static Kind| kind.fate == fate);
+        Life {
+            boot: "b".to_owned(),
+            pid: 7,
+            ending: fate.and_then(kind),
+            damaged: false,
+            replaced: false,
+            gone: false,
+            suspects: Vec::new(),
+            broken: None,
+            begun: Instant::now(),
+        }
+    }
+
+    fn ended(life: &Life, code: i32) -> Cause {
+        let end = End {
+            boot: "b".to_owned(),
+            pid: 7,
+            code,
+        };
+        let evidence = Evidence {
+            same_boot: true,
+            supervised: true,
+            end: Some(&end),
+        };
+        cause(life, evidence)
+    }
+
+    fn is_crash(cause: &Cause) -> bool {
+        matches!(cause, Cause::Crash(_))
+    }
+
+    #[test]
+    fn an_end_that_nothing_explains_is_a_crash() {
+        assert!(is_crash(&ended(&life(None), 139)));
+        assert!(is_crash(&ended(&life(None), 137)));
+    }
+
+    #[test]
+    fn a_planned_kill_excuses_no_other_signal() {
+        assert_eq!(ended(&life(Some(Fate::Kills)), 137), Cause::Killed);
+        assert!(is_crash(&ended(&life(Some(Fate::Kills)), 139)));
+    }
+
+    #[test]
+    fn a_planned_panic_excuses_no_end_of_the_process_in_a_guest_that_goes_on() {
+        let life = life(Some(Fate::Panics));
+        assert!(is_crash(&ended(&life, 139)));
+        let gone = Evidence {
+            same_boot: false,
+            supervised: true,
+            end: None,
+        };
+        assert_eq!(cause(&life, gone), Cause::Panic);
+        let planned_kill = self::life(Some(Fate::Kills));
+        assert!(is_crash(&cause(&planned_kill, gone)));
+    }
+
+    #[test]
+    fn the_supervisors_kill_of_a_damaged_server_is_no_untagged_death() {
+        let mut life = life(Some(Fate::Untagged));
+        assert_eq!(ended(&life, 139), Cause::Untagged);
+        life.damaged = true;
+        life.replaced = true;
+        assert_eq!(ended(&life, 137), Cause::Replaced);
+        // It had died by itself just before.
+        assert_eq!(ended(&life, 139), Cause::Untagged);
+    }
+
+    #[test]
+    fn an_end_without_the_supervisors_words_is_a_crash_where_there_is_a_supervisor() {
+        let life = life(Some(Fate::Kills));
+        let mut evidence = Evidence {
+            same_boot: true,
+            supervised: true,
+            end: None,
+        };
+        assert!(is_crash(&cause(&life, evidence)));
+        evidence.supervised = false;
+        assert_eq!(cause(&life, evidence), Cause::Killed);
+    }
+}

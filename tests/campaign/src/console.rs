@@ -1,0 +1,127 @@
+//! What the guest's console tells: how each process of the server ended, and what the kernel
+//! complains of.
+//!
+//! Both are evidence from outside of the server: the supervisor writes the exit codes through the
+//! kernel's log, whose records are written to the console in one piece.
+
+use vmsrs_bed::console::complaint;
+
+/// What the supervisor in the guest writes before the facts of an end.
+pub(crate) const SUPERVISOR: &str = "supervisor: process ";
+/// How the kernel tells the panic that the campaign asks for.
+const ASKED_FOR: &str = "Kernel panic - not syncing: sysrq triggered crash";
+/// Lines of a complaint that are kept, its first one included.
+const QUOTED: usize = 40;
+/// Complaints that are kept in words; the others are counted.
+const MOST_QUOTED: usize = 10;
+
+/// The end of a process of the server, as the supervisor saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Boot of the guest.
+    pub(crate) boot: String,
+    /// Number of the process.
+    pub(crate) pid: u32,
+    /// Exit code; 128 plus the signal's number when a signal ended it.
+    pub(crate) code: i32,
+}
+
+/// What the console has told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Console {
+    /// Ends of the server's processes, in order.
+    pub(crate) ends: Vec<End>,
+    /// Complaints of the guest's kernel that nobody has asked for.
+    pub(crate) complaints: u64,
+    /// The first of them, with the lines that follow.
+    pub(crate) quoted: Vec<String>,
+}
+
+impl Console {
+    /// Reads the console's log. `panics` of the guest were asked for.
+    pub(crate) fn parse(text: &str, panics: u64) -> Self {
+        let lines: Vec<&str> = text.lines().collect();
+        let mut console = Self::default();
+        let mut panics = panics;
+        for (number, line) in lines.iter().enumerate() {
+            console.ends.extend(end(line));
+            let Some(head) = complaint_within(line) else {
+                continue;
+            };
+            if head.starts_with(ASKED_FOR) && panics > 0 {
+                panics -= 1;
+                continue;
+            }
+            console.complaints += 1;
+            if console.quoted.len() < MOST_QUOTED {
+                let last = lines.len().min(number + QUOTED);
+                console.quoted.push(lines[number..last].join("\n"));
+            }
+        }
+        console
+    }
+
+    /// How this process ended; nothing if the supervisor has not seen it.
+    pub(crate) fn end(&self, boot: &str, pid: u32) -> Option<&End> {
+        let is_it = |end: &&End| end.pid == pid && end.boot == boot;
+        self.ends.iter().find(is_it)
+    }
+}
+
+/// The kernel's complaint in a line, which may begin with what a program has written.
+fn complaint_within(line: &str) -> Option<&str> {
+    complaint(line).or_else(|| {
+        line.match_indices('[')
+            .find_map(|(at, _)| complaint(&line[at..]))
+    })
+}
+
+/// Reads `supervisor: process 7 of boot 1b2c ended with code 139`.
+fn end(line: &str) -> Option<End> {
+    let (_, text) = line.split_once(SUPERVISOR)?;
+    let (pid, text) = text.split_once(" of boot ")?;
+    let (boot, code) = text.split_once(" ended with code ")?;
+    Some(End {
+        boot: boot.to_owned(),
+        pid: pid.parse().ok()?,
+        code: code.trim_end().parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PANIC: &str = "[    9.0] Kernel panic - not syncing: sysrq triggered crash\r\n";
+
+    #[test]
+    fn ends_are_read_wherever_the_record_begins() {
+        let text = "ledger: rea[    3.1] supervisor: process 7 of boot a-b ended with code 139\r\n\
+                    [    4.1] supervisor: process 9 of boot a-b ended with code 137\n\
+                    [    4.2] supervisor: process x of boot a-b ended with code 137\n";
+        let console = Console::parse(text, 0);
+        assert_eq!(console.ends.len(), 2);
+        assert_eq!(console.end("a-b", 7).unwrap().code, 139);
+        assert_eq!(console.end("a-b", 9).unwrap().code, 137);
+        assert_eq!(console.end("c", 9), None);
+    }
+
+    #[test]
+    fn a_panic_that_was_asked_for_is_no_complaint_and_a_second_one_is() {
+        let twice = PANIC.repeat(2);
+        assert_eq!(Console::parse(&twice, 2).complaints, 0);
+        assert_eq!(Console::parse(&twice, 1).complaints, 1);
+        assert_eq!(Console::parse(PANIC, 0).complaints, 1);
+    }
+
+    #[test]
+    fn a_complaint_of_the_kernel_is_kept_with_what_follows() {
+        let text = "Killed[    5.0] BUG: KASAN: use-after-free in vmsrs_commit\n\
+                    [    5.1]  dump_stack+0x1\n";
+        let console = Console::parse(text, 3);
+        assert_eq!(console.complaints, 1);
+        assert!(console.quoted[0].contains("dump_stack"), "{console:?}");
+        let none = "[    5.0] vmsrs: incident 10: write to protected frame 344 stopped\n";
+        assert_eq!(Console::parse(none, 0), Console::default());
+    }
+}

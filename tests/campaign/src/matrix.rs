@@ -1,0 +1,182 @@
+//! Many runs for the record: seeds and numbers of vCPUs, one after the other.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::campaign;
+use crate::cli::RunArgs;
+use crate::report::Report;
+
+/// Seeds of the runs.
+const SEEDS: [u64; 3] = [1, 2, 3];
+/// Numbers of vCPUs of the runs with each seed.
+const VCPUS: [u32; 3] = [1, 2, 4];
+
+/// One run of several.
+#[derive(Debug)]
+pub struct Run {
+    /// Seed of its plan.
+    pub seed: u64,
+    /// CPUs of its guest.
+    pub vcpus: u32,
+    /// What it found; in words why there is nothing.
+    pub report: Result<Report, String>,
+}
+
+impl Run {
+    /// Whether it came to its end and all promises were kept.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        let report = self.report.as_ref();
+        report.is_ok_and(|report| report.broken_promises.is_empty())
+    }
+}
+
+/// Makes all runs, whatever becomes of each, and prints a table of them; whether all were good. Each
+/// leaves its report in a folder `<seed>-<vcpus>` of `folder`.
+#[must_use]
+pub fn run(args: &RunArgs, folder: &Path) -> bool {
+    let mut runs: Vec<Run> = Vec::new();
+    for seed in SEEDS {
+        for vcpus in VCPUS {
+            println!(
+                "\n== run {} of {}: seed {seed}, {vcpus} vCPUs",
+                runs.len() + 1,
+                SEEDS.len() * VCPUS.len()
+            );
+            let args = RunArgs {
+                seed,
+                vcpus,
+                ..args.clone()
+            };
+            let folder = folder.join(format!("{seed}-{vcpus}"));
+            let report = campaign::run(&args, &folder).map_err(|error| format!("{error:#}"));
+            if let Err(error) = &report {
+                println!("  FAILED: {error}");
+            }
+            runs.push(Run {
+                seed,
+                vcpus,
+                report,
+            });
+        }
+    }
+    println!("\n{}", table(&runs));
+    runs.iter().all(Run::is_good)
+}
+
+/// A row for each run, and one with their sums.
+#[must_use]
+pub fn table(runs: &[Run]) -> String {
+    let head = [
+        "seed", "vCPUs", "errors", "lost", "own dmg", "harmed", "crashes", "hangs", "commits",
+        "missed", "kernel", "restarts", "untagged", "guest", "seconds",
+    ];
+    let mut text = String::new();
+    let mut line = |cells: &[String], end: &str| {
+        let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>8}")).collect();
+        // A string can always be written.
+        let _ = writeln!(text, "{}  {end}", cells.join(" "));
+    };
+    line(&head.map(str::to_owned), "verdict");
+    let mut sums = [0; 13];
+    for run in runs {
+        let mut cells = vec![run.seed.to_string(), run.vcpus.to_string()];
+        let Ok(report) = &run.report else {
+            cells.extend(sums.map(|_| "-".to_owned()));
+            line(&cells, "DID NOT END");
+            continue;
+        };
+        let numbers = numbers(report);
+        for (sum, number) in sums.iter_mut().zip(numbers) {
+            *sum += number;
+        }
+        cells.extend(numbers.map(|number| number.to_string()));
+        let verdict = match report.broken_promises.len() {
+            0 => "good".to_owned(),
+            _ => format!("BROKEN: {}", report.broken_promises.join("; ")),
+        };
+        line(&cells, &verdict);
+    }
+    let mut cells = vec!["all".to_owned(), String::new()];
+    cells.extend(sums.map(|sum| sum.to_string()));
+    let good = runs.iter().filter(|run| run.is_good()).count();
+    line(&cells, &format!("{good} of {} good", runs.len()));
+    text.push_str(
+        "  lost: requests with errors; own dmg: wrong data of the request's own user; commits: lost; \
+         missed: errors that must be detected;\n  kernel: its complaints; untagged: deaths of the \
+         server by them; guest: restarts that nobody asked for\n",
+    );
+    text
+}
+
+fn numbers(report: &Report) -> [u64; 13] {
+    let sum =
+        |number: fn(&crate::outcome::KindOutcome) -> u64| report.kinds.iter().map(number).sum();
+    [
+        report.errors_injected,
+        sum(|kind| kind.request_lost),
+        sum(|kind| kind.recovered_wrong_answer),
+        report.others_harmed,
+        report.crashes,
+        report.hangs,
+        report.commits_lost,
+        report.undetected,
+        report.kernel_complaints,
+        report.server_restarts,
+        report.untagged_deaths,
+        report.guest_restarts_unplanned,
+        // Whole seconds are enough.
+        report.seconds.round() as u64,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Outcome;
+    use crate::report::Place;
+
+    fn run(outcome: &Outcome) -> Run {
+        let place = Place {
+            seed: 3,
+            vcpus: 4,
+            accelerator: "nested-tcg".to_owned(),
+            guest_kernel: "6.1".to_owned(),
+            server: "c".to_owned(),
+            restarts: true,
+            guest_restarts: Some(0),
+        };
+        Run {
+            seed: 3,
+            vcpus: 4,
+            report: Ok(Report::new(&place, outcome)),
+        }
+    }
+
+    #[test]
+    fn the_table_has_sums_and_tells_which_runs_failed() {
+        let good = Outcome {
+            errors_injected: 300,
+            ..Outcome::default()
+        };
+        let harmed = Outcome {
+            others_harmed: 2,
+            errors_injected: 11,
+            ..Outcome::default()
+        };
+        let failed = Run {
+            seed: 1,
+            vcpus: 1,
+            report: Err("no kernel".to_owned()),
+        };
+        let runs = [run(&good), run(&harmed), failed];
+        assert_eq!(runs.each_ref().map(Run::is_good), [true, false, false]);
+        let table = table(&runs);
+        for words in ["311", "1 of 3 good", "2 others were harmed", "DID NOT END"] {
+            assert!(table.contains(words), "{words}: {table}");
+        }
+    }
+}
