@@ -704,7 +704,8 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	vmsrs_options options = {
 		.flags = arm.seal ? VMSRS_SEAL : 0,
 		.deadline_ms = arm.deadline,
-		.lock_timeout_ms = arm.deadline ? 0 : PATIENCE_MS,
+		/* With a deadline, too: then it is the deadline that ends a wait, and the request says so. */
+		.lock_timeout_ms = PATIENCE_MS,
 	};
 	bool timed = false;
 	timer_t timer;

@@ -71,8 +71,15 @@ impl Console {
 /// The kernel's complaint in a line, which may begin with what a program has written.
 fn complaint_within(line: &str) -> Option<&str> {
     complaint(line).or_else(|| {
-        line.match_indices('[')
-            .find_map(|(at, _)| complaint(&line[at..]))
+        // A time has a point; `ledger[211]` is a program that the kernel tells of.
+        let records = line.match_indices('[').map(|(at, _)| &line[at..]);
+        let timed = |record: &&str| {
+            record
+                .split(']')
+                .next()
+                .is_some_and(|time| time.contains('.'))
+        };
+        records.filter(timed).find_map(complaint)
     })
 }
 
@@ -121,7 +128,13 @@ mod tests {
         let console = Console::parse(text, 3);
         assert_eq!(console.complaints, 1);
         assert!(console.quoted[0].contains("dump_stack"), "{console:?}");
-        let none = "[    5.0] vmsrs: incident 10: write to protected frame 344 stopped\n";
-        assert_eq!(Console::parse(none, 0), Console::default());
+    }
+
+    #[test]
+    fn what_the_kernel_tells_of_programs_is_no_complaint() {
+        let text = "[    5.0] vmsrs: incident 10: write to protected frame 344 stopped\n\
+                    [    6.0] traps: ledger[138] general protection fault ip:41 sp:7f error:0\n\
+                    [    7.0] ledger[163]: segfault at 7f ip 7f sp 7f error 6\n";
+        assert_eq!(Console::parse(text, 0), Console::default());
     }
 }
