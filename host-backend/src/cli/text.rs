@@ -7,9 +7,55 @@ use serde::Serialize;
 
 /// Writes one line of JSON to standard output.
 pub(super) fn write_json(value: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
+    let mut line = json(value)?;
     line.push(b'\n');
     write(&line)
+}
+
+/// JSON in which every character that a terminal would act on is escaped: it may be shown there, and
+/// says the same.
+fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut line, Escaping,
+    ))?;
+    Ok(line)
+}
+
+/// Compact JSON. The characters that JSON itself wants escaped never come to the formatter.
+struct Escaping;
+
+impl serde_json::ser::Formatter for Escaping {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + Write,
+    {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(is_command) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            let mut after = rest[at..].chars();
+            // All of them have 16 bits; this would do for others too.
+            for unit in after.next().into_iter().flat_map(|c| {
+                let mut units = [0; 2];
+                let length = c.encode_utf16(&mut units).len();
+                units.into_iter().take(length)
+            }) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = after.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Whether a terminal, or whoever lays out text, acts on a character rather than showing it: control
+/// characters (C0, DEL and C1), marks and overrides of direction, separators of lines.
+fn is_command(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// Writes text to standard output.
@@ -65,7 +111,7 @@ pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> St
 /// Text from the guest, without characters that a terminal would act on.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if is_command(c) { '\u{fffd}' } else { c })
         .collect()
 }
 
@@ -180,5 +226,20 @@ mod tests {
     #[test]
     fn text_of_the_guest_cannot_reach_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(
+            printable("\u{9b}2J\u{7f}\u{202e}ä"),
+            "\u{fffd}2J\u{fffd}\u{fffd}ä"
+        );
+    }
+
+    #[test]
+    fn json_says_the_same_without_characters_that_a_terminal_acts_on() {
+        let all: String = ('\0'..='\u{2fff}').chain(['\u{10ffff}', '😀']).collect();
+        let bytes = json(&[&all, "\u{9b}2J", "plain ä"]).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(!text.contains(is_command), "{text:?}");
+        assert!(text.ends_with(r#","\u009b2J","plain ä"]"#), "{text}");
+        let back: Vec<String> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back[0], all);
     }
 }

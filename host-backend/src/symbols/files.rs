@@ -18,6 +18,9 @@ const DEBUG_FOLDER: &str = "/usr/lib/debug/.build-id";
 const FILES_MAX: usize = 20_000;
 const DEPTH_MAX: usize = 8;
 
+/// Largest file that is looked at.
+const FILE_MAX: u64 = 8 << 30;
+
 /// What a file has to offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Candidate {
@@ -34,12 +37,14 @@ struct Candidate {
 pub struct SymbolFiles {
     /// From the folders given.
     given: Vec<Candidate>,
+    /// The folders given, without symbolic links.
+    folders: Vec<PathBuf>,
     /// Places in `given`, by build ID.
     by_id: HashMap<Vec<u8>, Vec<usize>>,
 }
 
 /// The files of one module.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ModuleFiles {
     /// The file with code and unwind tables.
     pub(super) image: Option<PathBuf>,
@@ -60,7 +65,9 @@ impl SymbolFiles {
         let mut files = Self::default();
         let mut left = FILES_MAX;
         for place in places {
-            fs::metadata(place)?;
+            if fs::metadata(place)?.is_dir() {
+                files.folders.push(fs::canonicalize(place)?);
+            }
             files.add(place, DEPTH_MAX, &mut left);
         }
         for (number, candidate) in files.given.iter().enumerate() {
@@ -94,15 +101,30 @@ impl SymbolFiles {
         }
     }
 
-    /// The files of a module: by build ID in the folders given, in the distribution's folder and at
-    /// the module's own path; by name in the folders given.
-    pub(super) fn find(&self, module: &Module) -> ModuleFiles {
+    /// The files of modules, in their order. A module that is in the table many times is looked for
+    /// once.
+    pub(super) fn find_all(&self, modules: &[Module]) -> Vec<ModuleFiles> {
+        let mut known: HashMap<(&[u8], &str), ModuleFiles> = HashMap::new();
+        let mut all = Vec::new();
+        for module in modules {
+            let found = known
+                .entry((&module.build_id, &module.path))
+                .or_insert_with(|| self.find(module));
+            all.push(found.clone());
+        }
+        all
+    }
+
+    /// The files of a module: by build ID in the folders given, at the module's own path below them,
+    /// and in the distribution's folder; by name in the folders given.
+    fn find(&self, module: &Module) -> ModuleFiles {
         let mut candidates: Vec<Candidate> = Vec::new();
         if !module.build_id.is_empty() {
             let given = self.by_id.get(&module.build_id).into_iter().flatten();
             candidates.extend(given.map(|&place| self.given[place].clone()));
-            let others = [debug_path(&module.build_id), ordinary_path(&module.path)];
-            for path in others.into_iter().flatten() {
+            let below = self.folders.iter();
+            let below = below.filter_map(|folder| path_below(folder, &module.path));
+            for path in below.chain(debug_path(&module.build_id)) {
                 candidates.extend(
                     Candidate::look(&path)
                         .filter(|candidate| candidate.build_id == module.build_id),
@@ -135,16 +157,22 @@ impl SymbolFiles {
 }
 
 impl Candidate {
-    /// Looks at a file; `None` if it is no ELF file. The path may be the guest's word: nothing but a
-    /// regular file is opened, and nothing of one without the right build ID is shown.
+    /// Looks at a file; `None` if it is no ELF file, or too large. Nothing but a regular file is
+    /// opened. The path may come of the guest's word ([`path_below`]): nothing of a file without the
+    /// right build ID is shown.
     fn look(path: &Path) -> Option<Self> {
+        // To open a device can have effects, so it is looked at before too.
+        if !fs::metadata(path).ok()?.is_file() {
+            return None;
+        }
         let mut file = File::options()
             .read(true)
             // A pipe in its place must not make us wait.
-            .custom_flags(libc::O_NONBLOCK)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
             .open(path)
             .ok()?;
-        if !file.metadata().ok()?.is_file() {
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || metadata.len() > FILE_MAX {
             return None;
         }
         let mut magic = [0; 4];
@@ -181,15 +209,17 @@ fn debug_path(build_id: &[u8]) -> Option<PathBuf> {
     )))
 }
 
-/// The module's path in the guest, if it is one to look at on the host.
-fn ordinary_path(path: &str) -> Option<PathBuf> {
-    let path = Path::new(path);
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    let special = ["/proc", "/sys", "/dev"];
-    let special = special.iter().any(|folder| path.starts_with(folder));
-    (path.is_absolute() && plain && !special).then(|| path.to_owned())
+/// The file at a module's path in the guest, below a folder of the operator's (without symbolic links)
+/// that has the guest's files, or a part of them. The path is the guest's word: where it leads out of
+/// the folder, by `..` or by a symbolic link, there is no such file.
+fn path_below(folder: &Path, path: &str) -> Option<PathBuf> {
+    let relative = Path::new(path).strip_prefix("/").ok()?;
+    let mut parts = relative.components();
+    if relative.as_os_str().is_empty() || !parts.all(|part| matches!(part, Component::Normal(_))) {
+        return None;
+    }
+    let path = fs::canonicalize(folder.join(relative)).ok()?;
+    path.starts_with(folder).then_some(path)
 }
 
 #[cfg(test)]
@@ -246,20 +276,77 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_the_guest_lead_to_no_special_files() {
+    fn paths_of_the_guest_lead_to_files_below_the_folders_given_alone() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("server"), "x").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(folder.path()).unwrap();
+        fs::create_dir_all(root.join("usr/bin")).unwrap();
+        fs::write(root.join("usr/bin/server"), "x").unwrap();
+        let link = std::os::unix::fs::symlink::<&Path, PathBuf>;
+        link(Path::new("usr/bin"), root.join("bin")).unwrap();
+        link(outside.path(), root.join("out")).unwrap();
+        for path in ["/usr/bin/server", "/bin/server"] {
+            let found = path_below(&root, path);
+            assert_eq!(found, Some(root.join("usr/bin/server")), "{path}");
+        }
         for path in [
             "",
-            "relative",
+            "/",
+            "usr/bin/server",
+            "/usr/../usr/bin/server",
+            "/../server",
+            "//etc/passwd",
+            "/out/server",
             "/proc/self/mem",
-            "/dev/zero",
-            "/usr/../etc/x",
-            "/sys/x",
+            "/usr/bin/none",
         ] {
-            assert_eq!(ordinary_path(path), None, "{path}");
+            assert_eq!(path_below(&root, path), None, "{path}");
         }
-        assert!(ordinary_path("/usr/bin/server").is_some());
-        assert_eq!(Candidate::look(Path::new("/dev/zero")), None);
-        assert_eq!(Candidate::look(Path::new("/")), None);
+    }
+
+    #[test]
+    fn a_module_is_found_at_its_path_below_a_folder_and_never_at_its_path_on_the_host() {
+        let own = std::env::current_exe().unwrap();
+        let module = Module {
+            path: own.to_str().unwrap().to_owned(),
+            ..own_module()
+        };
+        let empty = tempfile::tempdir().unwrap();
+        let files = SymbolFiles::new(&[empty.path().to_owned()]).unwrap();
+        assert_eq!(files.find(&module), ModuleFiles::default());
+        // Deeper than folders are looked through.
+        let module = Module {
+            path: "/1/2/3/4/5/6/7/8/9/server".into(),
+            ..module
+        };
+        let file = empty.path().join(&module.path[1..]);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::copy(own, &file).unwrap();
+        let files = SymbolFiles::new(&[empty.path().to_owned()]).unwrap();
+        let found = files.find_all(&[module.clone(), module]);
+        assert_eq!(found.len(), 2);
+        for found in found {
+            assert_eq!(found.image, Some(fs::canonicalize(&file).unwrap()));
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_regular_file_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+        // SAFETY: the name is a string that ends with a zero byte.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        for path in [pipe.as_path(), Path::new("/dev/zero"), Path::new("/")] {
+            assert_eq!(Candidate::look(path), None, "{}", path.display());
+        }
+        let large = folder.path().join("large");
+        fs::copy(std::env::current_exe().unwrap(), &large).unwrap();
+        assert!(Candidate::look(&large).is_some());
+        let file = File::options().write(true).open(&large).unwrap();
+        file.set_len(FILE_MAX + 1).unwrap();
+        assert_eq!(Candidate::look(&large), None);
     }
 
     #[test]

@@ -1,35 +1,84 @@
 //! What unwinding needs of a module's file.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use object::{Object, ObjectSection, ObjectSegment, ReadCache, SegmentFlags};
 
 /// Unwind tables and code of a file, at the addresses that the file states.
 #[derive(Debug, Default)]
 pub(super) struct Image {
-    sections: Vec<(&'static [u8], Range<u64>, Vec<u8>)>,
+    sections: Vec<Section>,
     /// Executable segments.
-    code: Vec<(u64, Vec<u8>)>,
+    code: Vec<(u64, Arc<[u8]>)>,
+}
+
+/// One of [`SECTIONS`].
+#[derive(Debug)]
+struct Section {
+    name: &'static [u8],
+    /// Its addresses in the file.
+    range: Range<u64>,
+    data: Arc<[u8]>,
 }
 
 const SECTIONS: [&str; 4] = [".text", ".eh_frame", ".eh_frame_hdr", ".got"];
 
-/// Most bytes of code that are read of a file.
-const CODE_MAX: u64 = 1 << 30;
+/// Most bytes that are read of all files together.
+const BYTES_MAX: u64 = 1 << 30;
+
+/// What has been read: each file once, however many modules claim to be it.
+#[derive(Debug)]
+pub(super) struct Images {
+    /// By path; `None` for one that cannot be read, or for which there was no room.
+    read: HashMap<PathBuf, Option<Rc<Image>>>,
+    /// Bytes that may still be read.
+    left: u64,
+}
+
+impl Images {
+    pub(super) fn new() -> Self {
+        Self {
+            read: HashMap::new(),
+            left: BYTES_MAX,
+        }
+    }
+
+    /// The image of a file.
+    pub(super) fn of(&mut self, path: &Path) -> Option<Rc<Image>> {
+        if let Some(known) = self.read.get(path) {
+            return known.clone();
+        }
+        let image = Image::read(path, &mut self.left).map(Rc::new);
+        self.read.insert(path.to_owned(), image.clone());
+        image
+    }
+}
 
 impl Image {
-    /// Reads a file; `None` if it cannot be read.
-    pub(super) fn read(path: &Path) -> Option<Self> {
+    /// Reads a file; `None` if it cannot be read, or has more than the bytes that are `left`.
+    fn read(path: &Path, left: &mut u64) -> Option<Self> {
         let cache = ReadCache::new(File::open(path).ok()?);
         let object = object::File::parse(&cache).ok()?;
         let mut image = Self::default();
+        let mut take = |size: u64| {
+            *left = left.checked_sub(size)?;
+            Some(())
+        };
         for name in SECTIONS {
             if let Some(section) = object.section_by_name(name) {
                 let range = section.address()..section.address().checked_add(section.size())?;
-                let data = section.data().unwrap_or_default().to_vec();
-                image.sections.push((name.as_bytes(), range, data));
+                take(section.file_range().map_or(0, |(_, size)| size))?;
+                let data = section.data().unwrap_or_default().into();
+                image.sections.push(Section {
+                    name: name.as_bytes(),
+                    range,
+                    data,
+                });
             }
         }
         for segment in object.segments() {
@@ -37,8 +86,9 @@ impl Image {
                 SegmentFlags::Elf { p_flags, .. } => p_flags.0 & object::elf::PF_X.0 != 0,
                 _ => false,
             };
-            if executable && segment.size() <= CODE_MAX {
-                let data = segment.data().unwrap_or_default().to_vec();
+            if executable {
+                take(segment.file_range().1)?;
+                let data = segment.data().unwrap_or_default().into();
                 image.code.push((segment.address(), data));
             }
         }
@@ -69,25 +119,44 @@ fn ends_with_call(code: &[u8]) -> bool {
         })
 }
 
-impl framehop::ModuleSectionInfo<Vec<u8>> for &Image {
+impl framehop::ModuleSectionInfo<Arc<[u8]>> for &Image {
     fn base_svma(&self) -> u64 {
         0
     }
 
     fn section_svma_range(&mut self, name: &[u8]) -> Option<Range<u64>> {
-        let section = self.sections.iter().find(|section| section.0 == name);
-        section.map(|section| section.1.clone())
+        let section = self.sections.iter().find(|section| section.name == name);
+        section.map(|section| section.range.clone())
     }
 
-    fn section_data(&mut self, name: &[u8]) -> Option<Vec<u8>> {
-        let section = self.sections.iter().find(|section| section.0 == name);
-        section.map(|section| section.2.clone())
+    fn section_data(&mut self, name: &[u8]) -> Option<Arc<[u8]>> {
+        let section = self.sections.iter().find(|section| section.name == name);
+        section.map(|section| section.data.clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_once_and_all_files_have_a_bound_together() {
+        let own = std::env::current_exe().unwrap();
+        let mut images = Images::new();
+        let first = images.of(&own).unwrap();
+        let left = images.left;
+        assert!(left < BYTES_MAX);
+        for _ in 0..1000 {
+            assert!(Rc::ptr_eq(&images.of(&own).unwrap(), &first));
+        }
+        assert_eq!(images.left, left);
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("copy");
+        std::fs::copy(&own, &copy).unwrap();
+        images.left = BYTES_MAX - left - 1;
+        assert!(images.of(&copy).is_none());
+        assert!(images.of(Path::new("/nowhere")).is_none());
+    }
 
     #[test]
     fn calls_are_known_in_all_their_lengths() {

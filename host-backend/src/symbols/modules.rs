@@ -17,11 +17,16 @@ pub struct Module {
     pub path: String,
 }
 
+/// Most modules of a table that are looked at: more than any server loads.
+const MODULES: usize = 256;
+
 impl Module {
-    /// The modules of a table, up to the first entry that makes no sense.
+    /// The first modules of a table, up to the first entry that makes no sense.
     pub fn parse(mut table: &[u8]) -> Vec<Self> {
         let mut modules = Vec::new();
-        while let Some((module, rest)) = Self::parse_one(table) {
+        while modules.len() < MODULES
+            && let Some((module, rest)) = Self::parse_one(table)
+        {
             modules.push(module);
             table = rest;
         }
@@ -92,6 +97,12 @@ mod tests {
         assert_eq!(modules[0].build_id, [7; 20]);
         assert_eq!(Module::at(&modules, 0x4fff), Some(&modules[0]));
         assert_eq!(Module::at(&modules, 0x5000), None);
+    }
+
+    #[test]
+    fn a_table_has_no_more_modules_than_a_server_loads() {
+        let table = entry("/bin/a").repeat(MODULES + 1);
+        assert_eq!(Module::parse(&table).len(), MODULES);
     }
 
     #[test]

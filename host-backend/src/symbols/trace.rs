@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -19,6 +21,37 @@ const MACHINERY: [&str; 6] = [
     "rust_begin_unwind",
     "__rustc",
 ];
+
+/// Largest files with symbols, together, that are mapped for a backtrace.
+const SYMBOLS_MAX: u64 = 8 << 30;
+
+/// The files whose symbols have been asked for: each is mapped once, however many modules claim to be it.
+struct Loaders {
+    /// By path; `None` for one that cannot be read, or for which there was no room.
+    read: HashMap<PathBuf, Option<addr2line::Loader>>,
+    /// Bytes of files that may still be mapped.
+    left: u64,
+}
+
+impl Loaders {
+    fn new() -> Self {
+        Self {
+            read: HashMap::new(),
+            left: SYMBOLS_MAX,
+        }
+    }
+
+    fn of(&mut self, path: &Path) -> Option<&addr2line::Loader> {
+        if !self.read.contains_key(path) {
+            let loader = fs::metadata(path).ok().and_then(|metadata| {
+                self.left = self.left.checked_sub(metadata.len())?;
+                addr2line::Loader::new(path).ok()
+            });
+            self.read.insert(path.to_owned(), loader);
+        }
+        self.read.get(path)?.as_ref()
+    }
+}
 
 /// One line of a backtrace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,7 +100,7 @@ pub fn trace(request: &RequestFacts, files: &SymbolFiles) -> Trace {
         None => (&[][..], &[][..]),
     };
     let modules = Module::parse(table);
-    let found: Vec<ModuleFiles> = modules.iter().map(|module| files.find(module)).collect();
+    let found = files.find_all(&modules);
     let program = Program::new(&modules, &found);
     let stack = Stack {
         address: request
@@ -105,7 +138,7 @@ fn kept_from(request: &RequestFacts, stack: Stack<'_>, rsp: u64) -> u64 {
 
 fn name(places: &[Place], modules: &[Module], found: &[ModuleFiles]) -> Trace {
     let mut trace = Trace::default();
-    let mut loaders = HashMap::new();
+    let mut loaders = Loaders::new();
     let mut without = BTreeSet::new();
     let mut by_name = BTreeSet::new();
     let mut beyond = false;
@@ -120,10 +153,10 @@ fn name(places: &[Place], modules: &[Module], found: &[ModuleFiles]) -> Trace {
             continue;
         };
         let module = &modules[index];
-        let loader = loaders.entry(index).or_insert_with(|| {
-            let path = found[index].symbols.as_deref()?;
-            addr2line::Loader::new(path).ok()
-        });
+        let loader = found[index]
+            .symbols
+            .as_deref()
+            .and_then(|path| loaders.of(path));
         let Some(loader) = loader else {
             without.insert(describe(module));
             trace.frames.push(bare(level, *place, Some(module)));
@@ -264,5 +297,24 @@ fn mark_machinery(frames: &mut [Frame]) {
     let end = inner.iter().rposition(is_machinery);
     for frame in frames.iter_mut().take(end.map_or(0, |end| end + 1)) {
         frame.machinery = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_mapped_once_and_all_files_have_a_bound_together() {
+        let own = std::env::current_exe().unwrap();
+        let mut loaders = Loaders::new();
+        assert!(loaders.of(&own).is_some());
+        let left = loaders.left;
+        assert!(left < SYMBOLS_MAX);
+        assert!(loaders.of(&own).is_some());
+        assert_eq!(loaders.left, left);
+        let mut full = Loaders::new();
+        full.left = SYMBOLS_MAX - left - 1;
+        assert!(full.of(&own).is_none());
     }
 }

@@ -1,12 +1,14 @@
 //! Unwinding a kept stack: by the unwind tables of the modules' files, as debuggers do it.
 
 use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, Unwinder};
 
 use super::files::ModuleFiles;
-use super::image::Image;
+use super::image::{Image, Images};
 use super::modules::Module;
 
 /// Most frames that are followed.
@@ -68,23 +70,24 @@ impl Stack<'_> {
 pub(super) struct Program<'a> {
     modules: &'a [Module],
     /// By the module's first address.
-    images: HashMap<u64, Image>,
-    unwinder: UnwinderX86_64<Vec<u8>>,
+    images: HashMap<u64, Rc<Image>>,
+    unwinder: UnwinderX86_64<Arc<[u8]>>,
 }
 
 impl<'a> Program<'a> {
     pub(super) fn new(modules: &'a [Module], files: &[ModuleFiles]) -> Self {
         let mut unwinder = UnwinderX86_64::new();
         let mut images = HashMap::new();
+        let mut read = Images::new();
         for (module, files) in modules.iter().zip(files) {
-            let Some(image) = files.image.as_deref().and_then(Image::read) else {
+            let Some(image) = files.image.as_deref().and_then(|path| read.of(path)) else {
                 continue;
             };
             unwinder.add_module(framehop::Module::new(
                 module.path.clone(),
                 module.start..module.end,
                 module.bias,
-                &image,
+                &*image,
             ));
             images.insert(module.start, image);
         }

@@ -28,8 +28,9 @@ use crate::symbols::SymbolFiles;
 /// the guest's kernel that took requests with them.
 ///
 /// Functions and lines come from the server's files with symbols: those in the folders given with
-/// --symbols, those under /usr/lib/debug/.build-id, and those at the same path as in the guest, each
-/// if its build ID is the one that failed.
+/// --symbols, wherever they lie there or at the same path below the folder as in the guest, and those
+/// under /usr/lib/debug/.build-id, each if its build ID is the one that failed. The guest's word leads to
+/// no other file of this machine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

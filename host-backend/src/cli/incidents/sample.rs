@@ -127,7 +127,8 @@ pub(super) fn shown() -> Shown {
 
 /// One whose every text is an attack on a terminal and on a browser.
 pub(super) fn hostile() -> Shown {
-    let evil = "\x1b[2J\"'><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u{202e}";
+    let evil =
+        "\x1b[2J\"'><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u{202e}\u{9b}2J";
     let mut shown = shown();
     let text = || Some(evil.to_owned());
     shown.detail.summary.kind = evil.into();
