@@ -177,6 +177,7 @@ impl Outcome {
         seconds: f64,
     ) -> Self {
         let tally = lock(&world.tally);
+        let injected = lock(&world.injected);
         let detectors = lock(&world.detectors);
         let outages = |wanted: &dyn Fn(&Ended) -> bool| {
             let wanted = ended.iter().filter(|end| wanted(end));
@@ -185,11 +186,17 @@ impl Outcome {
         let causes = |cause: &Cause| ended.iter().filter(|end| end.cause == *cause).count() as u64;
         let outcomes: Vec<_> = all()
             .filter_map(|kind| {
-                let classes = tally.get(kind.name)?;
+                let none = BTreeMap::new();
+                let made = injected.get(kind.name).copied();
+                let classes = match (tally.get(kind.name), made) {
+                    (Some(classes), _) => classes,
+                    (None, Some(_)) => &none,
+                    (None, None) => return None,
+                };
                 let number = |class| classes.get(&class).copied().unwrap_or(0);
                 Some(KindOutcome {
                     kind: kind.name.to_owned(),
-                    injected: classes.values().sum(),
+                    injected: made.unwrap_or(0),
                     recovered_right: number(Class::RecoveredRight),
                     recovered_wrong_answer: number(Class::RecoveredWrongAnswer),
                     request_lost: number(Class::RequestLost),

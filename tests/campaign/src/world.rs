@@ -97,6 +97,8 @@ pub(crate) struct World<'a> {
     pub(crate) strangers: Mutex<Vec<String>>,
     pub(crate) totals: Mutex<Totals>,
     pub(crate) tally: Mutex<BTreeMap<&'static str, BTreeMap<Class, u64>>>,
+    /// Errors made, by kind.
+    pub(crate) injected: Mutex<BTreeMap<&'static str, u64>>,
     pub(crate) detectors: Mutex<BTreeMap<&'static str, BTreeMap<String, u64>>>,
     pub(crate) lives: Mutex<Vec<Life>>,
     /// Held while an error is under way that ends the server.
@@ -138,6 +140,7 @@ impl<'a> World<'a> {
             strangers: Mutex::default(),
             totals: Mutex::default(),
             tally: Mutex::default(),
+            injected: Mutex::default(),
             detectors: Mutex::default(),
             lives: Mutex::default(),
             ending: Mutex::default(),
@@ -206,9 +209,15 @@ impl<'a> World<'a> {
             .or_default() += 1;
     }
 
-    /// Counts an error that was made.
-    pub(crate) fn made(&self, kind: &'static Kind, class: Class, detector: Option<&str>) {
+    /// Counts an error that was made, whatever becomes of it.
+    pub(crate) fn inject(&self, kind: &'static Kind) {
         self.count.injected.fetch_add(1, SeqCst);
+        *lock(&self.injected).entry(kind.name).or_default() += 1;
+    }
+
+    /// Counts an error that was made and what became of it.
+    pub(crate) fn made(&self, kind: &'static Kind, class: Class, detector: Option<&str>) {
+        self.inject(kind);
         if class == Class::RequestLost {
             self.count.lost.fetch_add(1, SeqCst);
         }

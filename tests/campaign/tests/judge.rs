@@ -297,6 +297,9 @@ fn a_server_that_loses_the_request_alone_keeps_all_promises() {
 fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
     let outcome = campaign("other-user", Wrong::OtherUser(20));
     assert!(outcome.others_harmed > 0);
+    // Whom harm is blamed on has made no more errors by that.
+    let injected: u64 = outcome.kinds.iter().map(|kind| kind.injected).sum();
+    assert_eq!(injected, outcome.errors_injected);
 }
 
 #[test]

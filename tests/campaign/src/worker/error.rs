@@ -68,7 +68,7 @@ impl Worker<'_> {
         if explained {
             world.count.cut_off.fetch_add(1, SeqCst);
         } else {
-            world.count.injected.fetch_add(1, SeqCst);
+            world.inject(kind);
         }
     }
 
