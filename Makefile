@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench campaign campaigns test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
+.PHONY: help demo bench integral campaign campaigns test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -86,6 +86,9 @@ fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 
 bench: build fetch ## Measure what requests and errors cost, by a clock that counts instructions
 	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic --rounds 20
+
+integral: build fetch ## Measure what ordinary requests notice while one in ten is fatal
+	$(CARGO) run --quiet --release -p vmsrs-demo -- integral
 
 debug-kernel: ## Build a guest kernel with KASAN, lockdep and more checkers, and the driver for it
 	$(BED) debug-kernel

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::load::Options;
+use crate::plan::FATAL_ONE_IN;
 
 /// Shows what VMSRS does: the same load against a server that dies and one that does not.
 #[derive(Debug, Parser)]
@@ -39,6 +40,9 @@ pub enum Job {
         #[command(flatten)]
         load: LoadArgs,
     },
+    /// Measure what ordinary requests notice of fatal ones: three loads of the servers with and without VMSRS,
+    /// several times in turn.
+    Integral(IntegralArgs),
     /// On a KVM host: boot a guest, make the load against its server, stop the guest.
     #[command(hide = true)]
     Guest(GuestArgs),
@@ -62,9 +66,12 @@ pub struct LoadArgs {
     /// Connections, each with a thread of its own on both sides.
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
-    /// Requests; rounded up to a multiple of 20 for each connection.
+    /// Requests; rounded up for each connection to a multiple of the number of which one is fatal.
     #[arg(long, default_value_t = 3200)]
     pub requests: usize,
+    /// One request in so many is fatal.
+    #[arg(long, value_name = "N", default_value_t = FATAL_ONE_IN)]
+    pub fatal_one_in: usize,
     /// Seed: the same one gives the same requests.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -88,6 +95,7 @@ impl LoadArgs {
             connections: self.connections,
             requests: self.requests,
             faults: !self.no_faults,
+            fatal_one_in: self.fatal_one_in,
             seed: self.seed,
             reply_timeout: Duration::from_secs(self.reply_timeout),
             deadline: Duration::from_secs(self.deadline),
@@ -100,6 +108,7 @@ impl LoadArgs {
             ("--users", self.users.to_string()),
             ("--connections", self.connections.to_string()),
             ("--requests", self.requests.to_string()),
+            ("--fatal-one-in", self.fatal_one_in.to_string()),
             ("--seed", self.seed.to_string()),
             ("--reply-timeout", self.reply_timeout.to_string()),
             ("--deadline", self.deadline.to_string()),
@@ -111,6 +120,51 @@ impl LoadArgs {
             arguments.push("--no-faults".to_owned());
         }
         arguments
+    }
+}
+
+/// The measurement of the whole system at work.
+#[derive(Debug, Clone, Args)]
+pub struct IntegralArgs {
+    /// How often each of the three loads is made, each time in a new guest.
+    #[arg(long, default_value_t = 4)]
+    pub rounds: u32,
+    /// Seconds that all of it may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub limit: u64,
+    /// Users.
+    #[arg(long, default_value_t = 52)]
+    pub users: usize,
+    /// Connections, each with a thread of its own on both sides.
+    #[arg(long, default_value_t = 16)]
+    pub connections: usize,
+    /// Requests of each load.
+    #[arg(long, default_value_t = 6400)]
+    pub requests: usize,
+    /// One request in so many is fatal, where any is.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub fatal_one_in: usize,
+    /// Seed of the first round; the others follow.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Which server.
+    #[arg(long, value_enum, default_value_t = Server::C)]
+    pub server: Server,
+}
+
+impl IntegralArgs {
+    /// The load of a round.
+    pub fn load(&self, round: u32, faults: bool) -> LoadArgs {
+        LoadArgs {
+            users: self.users,
+            connections: self.connections,
+            requests: self.requests,
+            fatal_one_in: self.fatal_one_in,
+            seed: self.seed + u64::from(round),
+            no_faults: !faults,
+            reply_timeout: 20,
+            deadline: self.limit,
+        }
     }
 }
 

@@ -16,8 +16,9 @@ use crate::command::Command;
 use crate::kind::Kind;
 use crate::model::{DirectoryChange, User, differing_bytes, directory};
 use crate::outcome::{Death, KindRecord, Outcome, Progress};
+use crate::pace::Recorder;
 use crate::percentile::percentile;
-use crate::plan::{FATAL_ONE_IN, Plan};
+use crate::plan::{Plan, SMALLEST_GROUP};
 use crate::reply::{Reply, Stats};
 
 /// Trouble that is told in words; the rest is counted only.
@@ -36,10 +37,12 @@ pub struct Options {
     pub users: usize,
     /// Connections.
     pub connections: usize,
-    /// Requests; rounded up to a multiple of 20 for each connection.
+    /// Requests; rounded up to a multiple of `fatal_one_in` for each connection.
     pub requests: usize,
-    /// Whether one in twenty requests is fatal.
+    /// Whether any request is fatal.
     pub faults: bool,
+    /// One request in so many is fatal; at least [`SMALLEST_GROUP`].
+    pub fatal_one_in: usize,
     /// Seed of the plan: the same one gives the same requests.
     pub seed: u64,
     /// How long one answer may take.
@@ -60,6 +63,12 @@ pub enum Error {
         users: usize,
         /// Connections asked for.
         connections: usize,
+    },
+    /// A fatal request may need others that prepare it.
+    #[error("one request in {one_in} cannot be fatal; ask for one in {SMALLEST_GROUP} at most")]
+    TooManyFatal {
+        /// The share asked for.
+        one_in: usize,
     },
     /// The server cannot be reached, or fails before the load begins.
     #[error("no ledger answers at {address} ({doing}); start it first")]
@@ -93,6 +102,11 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
             connections: options.connections,
         });
     }
+    if options.fatal_one_in < SMALLEST_GROUP {
+        return Err(Error::TooManyFatal {
+            one_in: options.fatal_one_in,
+        });
+    }
     let unreachable = |doing| {
         move |source| Error::Server {
             address: options.address,
@@ -107,13 +121,13 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     let per_connection = options
         .requests
         .div_ceil(options.connections)
-        .next_multiple_of(FATAL_ONE_IN);
+        .next_multiple_of(options.fatal_one_in);
     let world = World::new(options, (per_connection * options.connections) as u64);
     world
         .set_up(&mut control)
         .map_err(unreachable("adding the users"))??;
 
-    let start = Instant::now();
+    let start = world.pace.start();
     thread::scope(|scope| {
         let workers: Vec<_> = (0..options.connections)
             .map(|connection| {
@@ -164,6 +178,8 @@ struct World<'a> {
     bytes_changed: AtomicU64,
     bytes_compared: AtomicU64,
     reconnects: AtomicU64,
+    /// Of ordinary requests that were answered.
+    pace: Recorder,
 }
 
 impl<'a> World<'a> {
@@ -196,6 +212,7 @@ impl<'a> World<'a> {
             bytes_changed: AtomicU64::new(0),
             bytes_compared: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
+            pace: Recorder::new(),
         }
     }
 
@@ -340,6 +357,7 @@ impl<'a> World<'a> {
             kinds: kinds.collect(),
             complaints: lock(&self.complaints).clone(),
             seconds,
+            pace: self.pace.pace(),
         }
     }
 }
@@ -365,7 +383,7 @@ impl<'a> Worker<'a> {
             world,
             connection,
             client: None,
-            plan: Plan::new(world.options.seed, connection),
+            plan: Plan::with_groups_of(world.options.fatal_one_in, world.options.seed, connection),
             own: (connection..world.users.len()).step_by(step).collect(),
             current: 0,
             chosen: None,
@@ -431,10 +449,12 @@ impl<'a> Worker<'a> {
 
         let before = (user.clone(), receiver.as_deref().cloned());
         let (expected, change) = user.apply(command, receiver.as_deref_mut());
+        let sent = Instant::now();
         let (number, answer) = self.ask(&command.to_string());
         let reply = answer.and_then(|line| Reply::parse(&line).map_err(io::Error::other));
         let complaint = match reply {
             Ok(Reply::Answer(line)) => {
+                world.pace.answered(sent);
                 *lock(&world.directory) += change;
                 if !expected.matches(&line) {
                     world.wrong.fetch_add(1, SeqCst);

@@ -7,13 +7,14 @@ use anyhow::Result;
 use clap::Parser;
 use vmsrs_demo::cli::{Cli, Job, LoadArgs};
 use vmsrs_demo::steps::Steps;
-use vmsrs_demo::{demo, guest, load, table};
+use vmsrs_demo::{demo, guest, integral, load, table};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         None => demo::run(&cli.load, cli.server),
         Some(Job::Load { connect, load }) => run_load(*connect, load),
+        Some(Job::Integral(args)) => integral::run(args),
         Some(Job::Guest(args)) => guest::run(args),
     };
     match result {

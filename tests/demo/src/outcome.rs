@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::{Kind, detector};
+use crate::pace::Pace;
 use crate::percentile::percentile;
 use crate::reply::Failure;
 
@@ -66,6 +67,8 @@ pub struct Outcome {
     pub complaints: Vec<String>,
     /// Seconds from the first request of the load to the last.
     pub seconds: f64,
+    /// How quickly ordinary requests were answered.
+    pub pace: Pace,
 }
 
 /// The end of a server.

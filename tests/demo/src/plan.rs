@@ -7,11 +7,14 @@ use crate::command::Command;
 use crate::kind::Kind;
 use crate::model::User;
 
-/// One request in so many is fatal.
+/// One request in so many is fatal, unless told otherwise.
 pub const FATAL_ONE_IN: usize = 20;
 
-/// Slots at the end of each group of [`FATAL_ONE_IN`] that are not drawn for the fatal request, so
-/// that one which needs preparation still falls into its own group.
+/// The smallest group that a plan can have its fatal request in.
+pub const SMALLEST_GROUP: usize = SPARE + 1;
+
+/// Slots at the end of each group that are not drawn for the fatal request, so that one which needs
+/// preparation still falls into its own group.
 const SPARE: usize = 3;
 
 const MOST_NOTES: usize = 5;
@@ -21,6 +24,8 @@ const LONGEST_TEXT: usize = 200;
 #[derive(Debug)]
 pub struct Plan {
     rng: SmallRng,
+    /// Requests of which one is fatal.
+    group: usize,
     group_slot: usize,
     fatal_slot: usize,
     fatal_done: bool,
@@ -40,7 +45,13 @@ impl Plan {
     /// The plan of connection number `connection`. Fatal requests take turns through all kinds;
     /// connections begin at different ones.
     pub fn new(seed: u64, connection: usize) -> Self {
+        Self::with_groups_of(FATAL_ONE_IN, seed, connection)
+    }
+
+    /// The same with one fatal request in each `group`; at least [`SMALLEST_GROUP`].
+    pub fn with_groups_of(group: usize, seed: u64, connection: usize) -> Self {
         let mut plan = Self {
+            group: group.max(SMALLEST_GROUP),
             rng: SmallRng::seed_from_u64(
                 seed ^ (connection as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             ),
@@ -95,7 +106,7 @@ impl Plan {
     }
 
     fn end_slot(&mut self) {
-        if self.group_slot == FATAL_ONE_IN {
+        if self.group_slot == self.group {
             self.group_slot = 0;
             self.fatal_done = false;
             self.fatal_slot = self.draw_fatal_slot();
@@ -109,7 +120,7 @@ impl Plan {
     }
 
     fn draw_fatal_slot(&mut self) -> usize {
-        self.rng.random_range(0..FATAL_ONE_IN - SPARE)
+        self.rng.random_range(0..self.group - SPARE)
     }
 
     fn ordinary(&mut self, user: &User, others: &[(usize, String)]) -> Command {
@@ -192,7 +203,10 @@ mod tests {
 
     /// Plans `count` requests and applies the ordinary ones to a model.
     fn steps(seed: u64, connection: usize, count: usize) -> Vec<Step> {
-        let mut plan = Plan::new(seed, connection);
+        steps_of(Plan::new(seed, connection), count)
+    }
+
+    fn steps_of(mut plan: Plan, count: usize) -> Vec<Step> {
         let (mut user, mut other) = (User::new("a"), User::new("b"));
         let others = [(1, "b".to_owned())];
         (0..count)
@@ -211,6 +225,16 @@ mod tests {
         for connection in 0..16 {
             for group in steps(7, connection, 600).chunks(FATAL_ONE_IN) {
                 assert_eq!(group.iter().filter(|step| step.fatal.is_some()).count(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn the_share_of_fatal_requests_can_be_chosen() {
+        for group in [SMALLEST_GROUP, 10, 50] {
+            let plan = Plan::with_groups_of(group, 7, 1);
+            for steps in steps_of(plan, 20 * group).chunks(group) {
+                assert_eq!(steps.iter().filter(|step| step.fatal.is_some()).count(), 1);
             }
         }
     }

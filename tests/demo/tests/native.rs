@@ -18,6 +18,7 @@ fn load_against(name: &str, faults: bool) -> Outcome {
         connections: 16,
         requests: 4000,
         faults,
+        fatal_one_in: 20,
         seed: 3,
         reply_timeout: Duration::from_secs(10),
         deadline: Duration::from_secs(60),
@@ -35,6 +36,9 @@ fn ordinary_requests_leave_every_byte_as_the_model_says() {
         outcome.complaints
     );
     assert!(outcome.requests >= 4000 && outcome.bytes_compared > 5000);
+    let pace = &outcome.pace;
+    assert_eq!(pace.requests(), outcome.requests);
+    assert!(pace.percentile_ns(50) > Some(0) && pace.percentile_ns(50) <= pace.percentile_ns(99));
 }
 
 #[test]
@@ -55,6 +59,7 @@ fn a_server_that_is_not_there_is_told_in_one_sentence() {
         connections: 2,
         requests: 40,
         faults: false,
+        fatal_one_in: 20,
         seed: 0,
         reply_timeout: Duration::from_secs(1),
         deadline: Duration::from_secs(1),

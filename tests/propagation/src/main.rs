@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
     };
     write("report.json", serde_json::to_string_pretty(&report)?)?;
-    write("lifetimes.svg", report.plot())?;
+    write("lifetimes.svg", report.plot()?)?;
     print!("{}", report.tables());
     println!("\n{}", cli.output.join("report.json").display());
     Ok(())

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
+use anyhow::Result;
 use serde::Serialize;
+use vmsrs_demo::chart::{Chart, Line};
 
 use crate::access::Access;
 use crate::owner::Owner;
@@ -242,54 +244,24 @@ impl<'a> Report<'a> {
     }
 
     /// How long corrupted words live, as a picture.
-    pub fn plot(&self) -> String {
-        const COLOURS: [&str; 5] = ["#0072b2", "#56b4e9", "#d55e00", "#cc79a7", "#009e73"];
-        let (left, top, width, height) = (60.0, 30.0, 560.0, 300.0);
-        let steps = f64::from(self.requests + 1);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"780\" height=\"390\" font-family=\"sans-serif\" font-size=\"13\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-             <text x=\"{left}\" y=\"18\">Words that are still corrupted, by requests since the corruption</text>\n"
-        );
-        for percent in [0, 25, 50, 75, 100] {
-            let y = top + height * (1.0 - f64::from(percent) / 100.0);
-            let _ = writeln!(
-                svg,
-                "<path d=\"M{left} {y}h{width}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{}\" text-anchor=\"end\">{percent} %</text>",
-                left - 8.0,
-                y + 4.0
-            );
-        }
-        for quarter in 0..=4 {
-            let x = left + width * f64::from(quarter) / 4.0;
-            let _ = writeln!(
-                svg,
-                "<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                top + height + 20.0,
-                self.requests * quarter / 4
-            );
-        }
-        for (number, (region, colour)) in Region::ALL.into_iter().zip(COLOURS).enumerate() {
-            let points: Vec<String> = self
-                .survival(region)
-                .into_iter()
-                .enumerate()
-                .map(|(step, share)| {
-                    let x = left + width * step as f64 / steps;
-                    format!("{x:.1},{:.1}", top + height * (1.0 - share))
-                })
-                .collect();
-            let y = top + 20.0 + 22.0 * number as f64;
-            let _ = writeln!(
-                svg,
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n\
-                 <path d=\"M640 {y}h24\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"670\" y=\"{}\">{}</text>",
-                points.join(" "),
-                y + 4.0,
-                region.name()
-            );
-        }
-        svg.push_str("</svg>\n");
-        svg
+    ///
+    /// # Errors
+    ///
+    /// As [`Chart::svg`].
+    pub fn plot(&self) -> Result<String> {
+        let line = |region: Region| Line {
+            name: region.name().to_owned(),
+            points: (0..)
+                .map(f64::from)
+                .zip(self.survival(region).into_iter().map(|share| share * 100.0))
+                .collect(),
+        };
+        let chart = Chart {
+            title: "Words that are still corrupted",
+            across: "requests since the corruption",
+            up: "per cent",
+            lines: Region::ALL.into_iter().map(line).collect(),
+        };
+        chart.svg()
     }
 }
