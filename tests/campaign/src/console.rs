@@ -10,6 +10,9 @@ use vmsrs_bed::console::complaint;
 pub(crate) const SUPERVISOR: &str = "supervisor: process ";
 /// How the kernel tells the panic that the campaign asks for.
 const ASKED_FOR: &str = "Kernel panic - not syncing: sysrq triggered crash";
+/// How a boot begins, and what shows that it came as far as the driver.
+const BOOT: &str = "] Linux version ";
+const DRIVER: &str = "] vmsrs virtio";
 /// Lines of a complaint that are kept, its first one included.
 const QUOTED: usize = 40;
 /// Complaints that are kept in words; the others are counted.
@@ -31,6 +34,8 @@ pub(crate) struct End {
 pub(crate) struct Console {
     /// Ends of the server's processes, in order.
     pub(crate) ends: Vec<End>,
+    /// Boots that ended before the driver was loaded.
+    pub(crate) boots_cut_short: u64,
     /// Complaints of the guest's kernel that nobody has asked for.
     pub(crate) complaints: u64,
     /// The first of them, with the lines that follow.
@@ -41,7 +46,10 @@ impl Console {
     /// Reads the console's log. `panics` of the guest were asked for.
     pub(crate) fn parse(text: &str, panics: u64) -> Self {
         let lines: Vec<&str> = text.lines().collect();
-        let mut console = Self::default();
+        let mut console = Self {
+            boots_cut_short: boots_cut_short(&lines),
+            ..Self::default()
+        };
         let mut panics = panics;
         for (number, line) in lines.iter().enumerate() {
             console.ends.extend(end(line));
@@ -66,6 +74,21 @@ impl Console {
         let is_it = |end: &&End| end.pid == pid && end.boot == boot;
         self.ends.iter().find(is_it)
     }
+}
+
+/// Counts boots that another one follows and that never came to the driver.
+fn boots_cut_short(lines: &[&str]) -> u64 {
+    let mut count = 0;
+    // Before the first boot there is none that could have been cut short.
+    let mut driver = true;
+    for line in lines {
+        if line.contains(BOOT) {
+            count += u64::from(!driver);
+            driver = false;
+        }
+        driver |= line.contains(DRIVER);
+    }
+    count
 }
 
 /// The kernel's complaint in a line, which may begin with what a program has written.
@@ -119,6 +142,16 @@ mod tests {
         assert_eq!(Console::parse(&twice, 2).complaints, 0);
         assert_eq!(Console::parse(&twice, 1).complaints, 1);
         assert_eq!(Console::parse(PANIC, 0).complaints, 1);
+    }
+
+    #[test]
+    fn a_boot_that_never_came_to_the_driver_was_cut_short_if_another_one_follows() {
+        let boot = "[    0.000000] Linux version 6.1.0-56-cloud-amd64 (debian)\n";
+        let driver = "[   17.7] vmsrs virtio0: 65536 frames at 0x100000000, pool of 2048\n";
+        let cut_short = |text: &str| Console::parse(text, 0).boots_cut_short;
+        assert_eq!(cut_short(&[boot, driver, boot, driver].concat()), 0);
+        assert_eq!(cut_short(&[boot, driver, boot, boot, driver].concat()), 1);
+        assert_eq!(cut_short(boot), 0);
     }
 
     #[test]

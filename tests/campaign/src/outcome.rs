@@ -139,6 +139,8 @@ pub struct Outcome {
     pub untagged: Untagged,
     /// Restarts of the guest that errors have asked for.
     pub guest_restarts_planned: u64,
+    /// Boots of the guest that ended before the driver was loaded.
+    pub guest_boots_cut_short: u64,
     /// Requests sent.
     pub requests: u64,
     /// Errors planned whose point the request did not pass.
@@ -244,6 +246,7 @@ impl Outcome {
             untagged_deaths: untagged.killed,
             untagged,
             guest_restarts_planned: causes(&Cause::Panic),
+            guest_boots_cut_short: console.map_or(0, |console| console.boots_cut_short),
             requests: count.requests.load(SeqCst),
             not_reached: count.not_reached.load(SeqCst),
             cut_off: count.cut_off.load(SeqCst),

@@ -42,6 +42,8 @@ pub struct Report {
     pub guest_restarts_unplanned: u64,
     /// Restarts of the guest that errors have asked for.
     pub guest_restarts_planned: u64,
+    /// Of the unplanned ones, those before the driver was loaded, as the console tells.
+    pub guest_boots_cut_short: u64,
     /// The guest's CPUs.
     pub vcpus: u32,
     /// `nested-tcg` or `direct`: how the guest was run.
@@ -124,6 +126,7 @@ impl Report {
             restarts: place.restarts,
             guest_restarts_unplanned: unplanned.unwrap_or(0),
             guest_restarts_planned: outcome.guest_restarts_planned,
+            guest_boots_cut_short: outcome.guest_boots_cut_short,
             vcpus: place.vcpus,
             accelerator: place.accelerator.clone(),
             guest_kernel: place.guest_kernel.clone(),

@@ -120,8 +120,10 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
         (
             "restarts of the guest",
             format!(
-                "{} asked for, {} not",
-                report.guest_restarts_planned, report.guest_restarts_unplanned
+                "{} asked for, {} not, {} of them before the driver was loaded",
+                report.guest_restarts_planned,
+                report.guest_restarts_unplanned,
+                report.guest_boots_cut_short
             ),
         ),
         (
