@@ -56,7 +56,7 @@
 // The request holds the domain already.
 #define VMSRS_EHELD -8
 
-// The request holds 32 domains or 256 defers already.
+// The request holds 32 domains or 256 defers, or has 256 threads already.
 #define VMSRS_ELIMIT -9
 
 // The domain belongs to another app than the request.
@@ -89,23 +89,6 @@
 
 // The request that a ticket or a task is for is over.
 #define VMSRS_EENDED -19
-
-// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
-// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
-#define VMSRS_MIRROR 1
-
-// No device: nothing is restored after an error, but errors are suppressed all the same.
-#define VMSRS_PROTECTION_NONE 0
-
-// The driver and the host keep versions of every page.
-#define VMSRS_PROTECTION_FULL 1
-
-// Option: return when the host has sealed the commit.
-#define VMSRS_SEAL 1
-
-// Option: the audit before the commit looks at all of every domain that is committed, not only at the
-// pages that the request has written.
-#define VMSRS_AUDIT_WHOLE 2
 
 // SIGSEGV or SIGBUS with no better explanation (for example a null write).
 #define VMSRS_KIND_MEMORY 1
@@ -172,6 +155,23 @@
 
 // The request touched a page whose content the host lost.
 #define VMSRS_KIND_DAMAGED 22
+
+// No device: nothing is restored after an error, but errors are suppressed all the same.
+#define VMSRS_PROTECTION_NONE 0
+
+// The driver and the host keep versions of every page.
+#define VMSRS_PROTECTION_FULL 1
+
+// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
+// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
+#define VMSRS_MIRROR 1
+
+// Option: return when the host has sealed the commit.
+#define VMSRS_SEAL 1
+
+// Option: the audit before the commit looks at all of every domain that is committed, not only at the
+// pages that the request has written.
+#define VMSRS_AUDIT_WHOLE 2
 
 // What a step returns when the request goes on with another step.
 #define VMSRS_STEP_SUSPEND 1
@@ -269,10 +269,6 @@ typedef struct vmsrs_failure {
 // Work that undoes something outside of domains.
 typedef void (*vmsrs_defer_fn)(void *argument);
 
-// Checks a domain: returns 0 if the domain is sound. Anything else fails the request, as does any error
-// in it. `vmsrs_fail` in it fails the request with a message.
-typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
-
 // Lets other threads work for a request. Good until its request ends; can be copied and sent to any
 // number of threads. The fields are the library's.
 typedef struct vmsrs_ticket_t {
@@ -288,9 +284,33 @@ typedef struct vmsrs_ticket_t {
   uint32_t reserved;
 } vmsrs_ticket_t;
 
+// One piece of a request's work, for `vmsrs_fan_out`.
+typedef struct vmsrs_piece {
+  // Called on a thread of its own, with that thread's request.
+  vmsrs_request_fn function;
+  // What it is called with.
+  void *argument;
+  // Set to `VMSRS_OK` if it was run; otherwise to the reason why not: `VMSRS_ELIMIT` (256 threads),
+  // `VMSRS_ESYSTEM` (no thread could be made).
+  int outcome;
+  // Set to what the function returned, whatever its sign; 0 if it was not run.
+  int result;
+} vmsrs_piece;
+
+// Checks a domain: returns 0 if the domain is sound. Anything else fails the request, as does any error
+// in it. `vmsrs_fail` in it fails the request with a message.
+typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
+
+// One sentence about a return code. Never null.
+const char *vmsrs_strerror(int code);
+
+// Short name of a kind of failure ("null write" is "memory"), as the host's tools print it. Never
+// null.
+const char *vmsrs_kind_name(uint32_t kind);
 
 // Opens the app called `name` (1 to 64 bytes), makes it if it is new, and installs the library's
 // signal handlers. Code that runs in requests must bear being cut short at any instruction without
@@ -360,6 +380,23 @@ int vmsrs_domain_open_with(const struct vmsrs_app *app,
                            size_t length,
                            uint32_t flags,
                            struct vmsrs_domain **domain);
+
+// The domain's root pointer, or null if it was never set. Its request should hold the domain, or
+// what the pointer leads to may change meanwhile.
+//
+// # Safety
+//
+// `domain` as `vmsrs_alloc`.
+void *vmsrs_root(const struct vmsrs_domain *domain);
+
+// Sets the domain's root pointer.
+//
+// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ENOTHELD`.
+//
+// # Safety
+//
+// `domain` as `vmsrs_alloc`.
+VMSRS_MUST_USE int vmsrs_set_root(const struct vmsrs_domain *domain, void *root);
 
 // Runs `function` as a request that holds `domain`.
 //
@@ -476,6 +513,19 @@ int vmsrs_defer(const struct vmsrs_request *request,
 //
 VMSRS_ALLOC void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
 
+// Locks several shared domains in an order that is the same in all requests, and holds them to the end
+// of the request or to `vmsrs_leave`. Domains that the request holds already are no error.
+//
+// Returns as `vmsrs_enter`; if it is not `VMSRS_OK`, what this call has locked before is left again.
+//
+// # Safety
+//
+// `request` is the one that the calling function got, `domains` points to `count` domains.
+VMSRS_MUST_USE
+int vmsrs_enter_all(const struct vmsrs_request *request,
+                    const struct vmsrs_domain *const *domains,
+                    size_t count);
+
 // A block of at least `size` bytes in a domain that the calling thread's request holds: not zeroed,
 // 16-byte aligned, visible to others when the request commits.
 //
@@ -528,55 +578,6 @@ VMSRS_REALLOC void *vmsrs_realloc(const struct vmsrs_domain *domain, void *block
 // `domain` as `vmsrs_alloc`; nobody uses the block afterwards.
 int vmsrs_free(const struct vmsrs_domain *domain, void *block);
 
-// The domain's root pointer, or null if it was never set. Its request should hold the domain, or
-// what the pointer leads to may change meanwhile.
-//
-// # Safety
-//
-// `domain` as `vmsrs_alloc`.
-void *vmsrs_root(const struct vmsrs_domain *domain);
-
-// Sets the domain's root pointer.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ENOTHELD`.
-//
-// # Safety
-//
-// `domain` as `vmsrs_alloc`.
-VMSRS_MUST_USE int vmsrs_set_root(const struct vmsrs_domain *domain, void *root);
-
-// One sentence about a return code. Never null.
-const char *vmsrs_strerror(int code);
-
-// Short name of a kind of failure ("null write" is "memory"), as the host's tools print it. Never
-// null.
-const char *vmsrs_kind_name(uint32_t kind);
-
-// Registers a check of every domain of the app, once in a process. It is called before anything of a
-// domain is committed, in the request, for each domain that is to be committed with something written
-// by the request: at the end, by `vmsrs_commit`, and by `vmsrs_leave`. If it returns anything but 0, or
-// dies of an error, the request fails (`VMSRS_KIND_INVARIANT`). It should only read.
-//
-// Returns `VMSRS_OK`, or `VMSRS_EINVAL`, also if the app has a check already.
-//
-// # Safety
-//
-// `app` comes from `vmsrs_open`; any thread may call `function` with `argument` at any time.
-VMSRS_MUST_USE
-int vmsrs_app_invariant(const struct vmsrs_app *app,
-                        vmsrs_invariant_fn function,
-                        void *argument);
-
-// Like `vmsrs_app_invariant`, for one domain. The app's check is called as well.
-//
-// # Safety
-//
-// `domain` comes from `vmsrs_domain_open`; the rest as `vmsrs_app_invariant`.
-VMSRS_MUST_USE
-int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
-                           vmsrs_invariant_fn function,
-                           void *argument);
-
 // Gives a ticket of the running request, by which other threads join it with `vmsrs_join`.
 //
 // Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`.
@@ -603,18 +604,22 @@ int vmsrs_join(const struct vmsrs_ticket_t *ticket,
                void *argument,
                int *result);
 
-// Locks several shared domains in an order that is the same in all requests, and holds them to the end
-// of the request or to `vmsrs_leave`. Domains that the request holds already are no error.
+// Does `count` pieces of the request's work at once: each on a new thread that joins the request.
+// Returns when all are done. When one of them fails, the whole request does, and this does not return.
 //
-// Returns as `vmsrs_enter`; if it is not `VMSRS_OK`, what this call has locked before is left again.
+// `VMSRS_OK`: all were run. `VMSRS_ELIMIT`, `VMSRS_ESYSTEM`: not all were; the `outcome` of each says
+// which. `VMSRS_EINVAL` (also more than 65536 pieces), `VMSRS_ENOREQUEST`: none was, and `pieces` is
+// unchanged.
 //
 // # Safety
 //
-// `request` is the one that the calling function got, `domains` points to `count` domains.
+// `request` is the one that the calling function got; `pieces` points to `count` pieces, which only this
+// call uses until it returns; another thread may call each function with its argument, and it bears being
+// cut short.
 VMSRS_MUST_USE
-int vmsrs_enter_all(const struct vmsrs_request *request,
-                    const struct vmsrs_domain *const *domains,
-                    size_t count);
+int vmsrs_fan_out(const struct vmsrs_request *request,
+                  struct vmsrs_piece *pieces,
+                  size_t count);
 
 // Makes a request that will hold `domain` and is done in steps, each on any thread. It begins with its
 // first step. `options` may be null.
@@ -656,6 +661,31 @@ int vmsrs_task_step(struct vmsrs_task *task,
 //
 // `task` comes from `vmsrs_task_new`, and nobody uses it afterwards.
 void vmsrs_task_free(struct vmsrs_task *task);
+
+// Registers a check of every domain of the app, once in a process. It is called before anything of a
+// domain is committed, in the request, for each domain that is to be committed with something written
+// by the request: at the end, by `vmsrs_commit`, and by `vmsrs_leave`. If it returns anything but 0, or
+// dies of an error, the request fails (`VMSRS_KIND_INVARIANT`). It should only read.
+//
+// Returns `VMSRS_OK`, or `VMSRS_EINVAL`, also if the app has a check already.
+//
+// # Safety
+//
+// `app` comes from `vmsrs_open`; any thread may call `function` with `argument` at any time.
+VMSRS_MUST_USE
+int vmsrs_app_invariant(const struct vmsrs_app *app,
+                        vmsrs_invariant_fn function,
+                        void *argument);
+
+// Like `vmsrs_app_invariant`, for one domain. The app's check is called as well.
+//
+// # Safety
+//
+// `domain` comes from `vmsrs_domain_open`; the rest as `vmsrs_app_invariant`.
+VMSRS_MUST_USE
+int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
+                           vmsrs_invariant_fn function,
+                           void *argument);
 
 #ifdef __cplusplus
 }  // extern "C"

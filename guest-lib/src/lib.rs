@@ -15,8 +15,6 @@ mod audit;
 mod backend;
 #[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
-pub mod capi_invariant;
-pub mod capi_members;
 mod clib;
 mod control;
 mod defer;

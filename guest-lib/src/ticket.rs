@@ -1,6 +1,6 @@
 //! Several threads for one request: tickets, by which others join it.
 
-use crate::capi_members::CTicket;
+use crate::capi::members::CTicket;
 use crate::domain::Domain;
 use crate::error::{Error, RunError};
 use crate::fork;

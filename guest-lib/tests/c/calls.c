@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <vmsrs.h>
 
 #define CHECK(condition)                                                       \
@@ -266,6 +267,84 @@ static int leads(vmsrs_request *request, void *argument)
 	return 0;
 }
 
+#define PIECES 64
+
+/* More threads than there is address space for: some pieces are not run, and each says so. */
+static void refused_pieces(vmsrs_request *request)
+{
+	void *reserve[4], *end;
+	vmsrs_piece pieces[PIECES];
+	struct rlimit old, none = { 0 };
+	int value = 3, status, run = 0;
+
+	/* What is left for malloc(), which would fail, too. */
+	for (int i = 0; i < 4; i++)
+		reserve[i] = malloc(100000);
+	end = malloc(16);
+	for (int i = 0; i < 4; i++)
+		free(reserve[i]);
+	for (int i = 0; i < PIECES; i++)
+		pieces[i] = (vmsrs_piece){ add_one, &value, 77, 77 };
+	CHECK(getrlimit(RLIMIT_AS, &old) == 0);
+	none.rlim_max = old.rlim_max;
+	CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+	status = vmsrs_fan_out(request, pieces, PIECES);
+	CHECK(setrlimit(RLIMIT_AS, &old) == 0);
+	free(end);
+	CHECK(status == VMSRS_ESYSTEM);
+	for (int i = 0; i < PIECES; i++) {
+		if (pieces[i].outcome == VMSRS_OK) {
+			CHECK(pieces[i].result == -3);
+			run++;
+		} else {
+			CHECK(pieces[i].outcome == VMSRS_ESYSTEM && pieces[i].result == 0);
+		}
+	}
+	CHECK(run < PIECES && pieces[PIECES - 1].outcome == VMSRS_ESYSTEM);
+}
+
+/* Several pieces at once; one of them fails if there is an argument. */
+static int fans_out(vmsrs_request *request, void *argument)
+{
+	int values[] = { 5, 6, 7 };
+	vmsrs_piece pieces[] = {
+		{ .function = add_one, .argument = &values[0], .outcome = 77 },
+		{ .function = add_one, .argument = &values[1], .outcome = 77 },
+		{ .function = add_one, .argument = &values[2], .outcome = 77 },
+	};
+
+	CHECK(vmsrs_fan_out(NULL, pieces, 3) == VMSRS_EINVAL);
+	CHECK(vmsrs_fan_out(request, NULL, 3) == VMSRS_EINVAL);
+	CHECK(vmsrs_fan_out(request, pieces, SIZE_MAX) == VMSRS_EINVAL);
+	pieces[1].function = NULL;
+	CHECK(vmsrs_fan_out(request, pieces, 3) == VMSRS_EINVAL);
+	CHECK(vmsrs_fan_out(request, pieces, 0) == VMSRS_OK);
+	CHECK(pieces[0].outcome == 77);
+	pieces[1].function = argument ? stop : add_one;
+	CHECK(vmsrs_fan_out(request, pieces, 3) == VMSRS_OK);
+	CHECK(!argument);
+	for (int i = 0; i < 3; i++)
+		CHECK(pieces[i].outcome == VMSRS_OK && pieces[i].result == -values[i]);
+	refused_pieces(request);
+	CHECK(vmsrs_fan_out(request, pieces, 3) == VMSRS_OK);
+	last = request;
+	return 0;
+}
+
+static void pieces(void)
+{
+	vmsrs_failure failure;
+	vmsrs_piece piece = { .function = add_one, .outcome = 77 };
+
+	CHECK(vmsrs_run(one, fans_out, NULL, NULL) == VMSRS_OK);
+	CHECK(vmsrs_fan_out(last, &piece, 1) == VMSRS_ENOREQUEST);
+	CHECK(piece.outcome == 77);
+	CHECK(vmsrs_run(one, fans_out, &failure, NULL) == VMSRS_EFAILED);
+	CHECK(vmsrs_last_failure(&failure) == VMSRS_OK);
+	CHECK(failure.kind == VMSRS_KIND_MEMORY && failure.address == 8);
+	CHECK(vmsrs_run(one, fans_out, NULL, NULL) == VMSRS_OK);
+}
+
 static int step(vmsrs_request *request, void *argument)
 {
 	(void)request;
@@ -345,6 +424,7 @@ int main(void)
 	CHECK(vmsrs_run(two, smash, &bytes, &result) == VMSRS_EFAILED);
 	CHECK(vmsrs_run(one, right, &one, &result) == VMSRS_OK);
 	members_and_steps();
+	pieces();
 	invariants();
 	for (int code = -19; code <= 0; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);

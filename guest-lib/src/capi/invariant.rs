@@ -1,7 +1,7 @@
-//! The C interface of invariants; a part of [`crate::capi`].
+//! Invariants.
 
+use super::codes::{VMSRS_EINVAL, VMSRS_OK};
 use crate::app::App;
-use crate::capi::{VMSRS_EINVAL, VMSRS_OK};
 use crate::domain::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;

@@ -1,0 +1,141 @@
+//! Apps.
+
+use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
+use crate::app::{App, Protection};
+use std::ffi::{CStr, c_char, c_int};
+use std::ptr;
+
+/// No device: nothing is restored after an error, but errors are suppressed all the same.
+pub const VMSRS_PROTECTION_NONE: i32 = 0;
+/// The driver and the host keep versions of every page.
+pub const VMSRS_PROTECTION_FULL: i32 = 1;
+
+/// State of the driver, for statistics.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CInfo {
+    /// Frames of 4 KiB in the window.
+    pub window_frames: u32,
+    /// Frames that the driver may hold at most.
+    pub pool_frames: u32,
+    /// Frames free in the driver's pool.
+    pub pool_free: u32,
+    /// Drafts of all requests.
+    pub drafts: u32,
+    /// Pages committed and not yet sealed.
+    pub unsealed: u32,
+    /// 1 if the host is broken; nothing can be written then.
+    pub broken: u32,
+    /// Commits with at least one page.
+    pub commits: u64,
+    /// Pages sealed.
+    pub sealed_pages: u64,
+    /// Drafts discarded.
+    pub discarded: u64,
+    /// Incidents reported by the driver.
+    pub incidents: u64,
+    /// Seal messages sent.
+    pub seal_messages: u64,
+}
+
+/// Opens the app called `name` (1 to 64 bytes), makes it if it is new, and installs the library's
+/// signal handlers. Code that runs in requests must bear being cut short at any instruction without
+/// its cleanup being run (see "Abandoned frames" in the README).
+///
+/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_EDEVICE`, or `VMSRS_ESYSTEM` (also when the app's
+/// addresses are occupied).
+///
+/// # Safety
+///
+/// `name` is a C string, `app` points to room for a pointer.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_open(name: *const c_char, app: *mut *mut App) -> c_int {
+    if name.is_null() || app.is_null() {
+        return VMSRS_EINVAL;
+    }
+    // SAFETY: a C string by contract.
+    let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+    // SAFETY: the caller of this function accepts the same contract.
+    match unsafe { App::open_bytes(name) } {
+        Ok(opened) => {
+            // SAFETY: room for a pointer by contract.
+            unsafe { *app = ptr::from_ref(opened).cast_mut() };
+            VMSRS_OK
+        }
+        Err(error) => code(&error),
+    }
+}
+
+/// `VMSRS_PROTECTION_FULL`, `VMSRS_PROTECTION_NONE`, or `VMSRS_EINVAL` for a null pointer.
+///
+/// # Safety
+///
+/// `app` comes from `vmsrs_open` or is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_protection(app: *const App) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { app.as_ref() } {
+        None => VMSRS_EINVAL,
+        Some(app) => match app.protection() {
+            Protection::None => VMSRS_PROTECTION_NONE,
+            Protection::Full => VMSRS_PROTECTION_FULL,
+        },
+    }
+}
+
+/// Reads the driver's state. Without protection all is 0.
+///
+/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ESYSTEM`.
+///
+/// # Safety
+///
+/// `app` comes from `vmsrs_open`; `info` points to room for the answer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_app_info(app: *const App, info: *mut CInfo) -> c_int {
+    // SAFETY: a handle or null by contract.
+    let Some(app) = (unsafe { app.as_ref() }) else {
+        return VMSRS_EINVAL;
+    };
+    if info.is_null() {
+        return VMSRS_EINVAL;
+    }
+    match app.info() {
+        Ok(now) => {
+            let now = CInfo {
+                window_frames: now.window_frames,
+                pool_frames: now.pool_frames,
+                pool_free: now.pool_free,
+                drafts: now.drafts,
+                unsealed: now.unsealed,
+                broken: now.broken,
+                commits: now.commits,
+                sealed_pages: now.sealed_pages,
+                discarded: now.discarded,
+                incidents: now.incidents,
+                seal_messages: now.seal_messages,
+            };
+            // SAFETY: room for the answer by contract.
+            unsafe { info.write(now) };
+            VMSRS_OK
+        }
+        Err(error) => code(&error),
+    }
+}
+
+/// Waits until everything committed so far is sealed by the host.
+///
+/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_EUNSEALED`, `VMSRS_ESYSTEM`.
+///
+/// # Safety
+///
+/// `app` comes from `vmsrs_open`.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_flush(app: *const App) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { app.as_ref() } {
+        None => VMSRS_EINVAL,
+        Some(app) => status(app.flush()),
+    }
+}

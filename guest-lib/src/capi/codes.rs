@@ -1,0 +1,128 @@
+//! Return codes, and what says the same by `errno`.
+
+use crate::error::Error;
+use std::ffi::{c_char, c_int};
+
+/// Done.
+pub const VMSRS_OK: i32 = 0;
+/// The request failed: its error was suppressed and everything it wrote was discarded.
+/// `vmsrs_last_failure` has the details.
+pub const VMSRS_EFAILED: i32 = -1;
+/// An argument is out of its range.
+pub const VMSRS_EINVAL: i32 = -2;
+/// The device is there but cannot be used (rights, version, or the host is broken).
+pub const VMSRS_EDEVICE: i32 = -3;
+/// The domain's heap was written by a library with another layout.
+pub const VMSRS_ELAYOUT: i32 = -4;
+/// The call belongs into a request, and the calling thread has none.
+pub const VMSRS_ENOREQUEST: i32 = -5;
+/// The request does not hold the domain.
+pub const VMSRS_ENOTHELD: i32 = -6;
+/// The calling thread has a request already; requests do not nest.
+pub const VMSRS_ENESTED: i32 = -7;
+/// The request holds the domain already.
+pub const VMSRS_EHELD: i32 = -8;
+/// The request holds 32 domains or 256 defers, or has 256 threads already.
+pub const VMSRS_ELIMIT: i32 = -9;
+/// The domain belongs to another app than the request.
+pub const VMSRS_EAPP: i32 = -10;
+/// The domain's lock did not become free in time.
+pub const VMSRS_ETIMEOUT: i32 = -11;
+/// No memory: the window or the domain is full.
+pub const VMSRS_ENOMEM: i32 = -12;
+/// The domain given to `vmsrs_run` is held to the end of the request.
+pub const VMSRS_EMAIN: i32 = -13;
+/// Committed, but the host did not seal it in time; it will when it answers.
+pub const VMSRS_EUNSEALED: i32 = -14;
+/// The process was forked inside the request; the child has no part in it.
+pub const VMSRS_EFORKED: i32 = -15;
+/// The operating system or the driver refused; `errno` says why.
+pub const VMSRS_ESYSTEM: i32 = -16;
+/// The domain's holder waits for a domain that this request holds. The request still holds what it
+/// held: leave some of it and try again, or give up.
+pub const VMSRS_EDEADLOCK: i32 = -17;
+/// The host lost content of the domain to broken memory, and the domain has no mirror.
+pub const VMSRS_EDAMAGED: i32 = -18;
+/// The request that a ticket or a task is for is over.
+pub const VMSRS_EENDED: i32 = -19;
+
+/// One sentence about a return code. Never null.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
+    let text = match code {
+        VMSRS_OK => c"done",
+        VMSRS_EFAILED => c"the request failed and everything it wrote was discarded",
+        VMSRS_EINVAL => c"an argument is out of its range",
+        VMSRS_EDEVICE => {
+            c"the VMSRS device cannot be used; check its permissions and the driver's version"
+        }
+        VMSRS_ELAYOUT => c"the domain's heap was written by a library with another layout",
+        VMSRS_ENOREQUEST => c"the calling thread has no request (or none of its requests failed)",
+        VMSRS_ENOTHELD => c"the request does not hold this domain",
+        VMSRS_ENESTED => c"the calling thread has a request already; requests do not nest",
+        VMSRS_EHELD => c"the request holds this domain already",
+        VMSRS_ELIMIT => c"the request has too many domains, defers or threads",
+        VMSRS_EAPP => c"the domain belongs to another app than the request",
+        VMSRS_ETIMEOUT => c"the domain's lock did not become free in time",
+        VMSRS_ENOMEM => c"no memory: the window or the domain is full",
+        VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
+        VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
+        VMSRS_EFORKED => c"the process was forked inside the request",
+        VMSRS_EENDED => c"the request that the ticket or task is for is over",
+        VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
+        VMSRS_EDAMAGED => c"the host lost content of the domain to broken memory",
+        VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
+        _ => c"unknown code",
+    };
+    text.as_ptr()
+}
+
+pub(super) fn status(outcome: Result<(), Error>) -> c_int {
+    match outcome {
+        Ok(()) => VMSRS_OK,
+        Err(error) => code(&error),
+    }
+}
+
+pub(super) fn code(error: &Error) -> c_int {
+    match error {
+        Error::Length { .. } | Error::Argument(_) => VMSRS_EINVAL,
+        Error::Device { source, .. } => {
+            set_errno(source.raw_os_error().unwrap_or(libc::EIO));
+            VMSRS_EDEVICE
+        }
+        Error::Layout { .. } => VMSRS_ELAYOUT,
+        Error::Damaged { .. } => VMSRS_EDAMAGED,
+        Error::NotInRequest => VMSRS_ENOREQUEST,
+        Error::NotHeld => VMSRS_ENOTHELD,
+        Error::Nested => VMSRS_ENESTED,
+        Error::AlreadyHeld => VMSRS_EHELD,
+        Error::MainDomain => VMSRS_EMAIN,
+        Error::Limit(_) => VMSRS_ELIMIT,
+        Error::OtherApp => VMSRS_EAPP,
+        Error::LockTimeout { .. } => VMSRS_ETIMEOUT,
+        Error::WouldDeadlock => VMSRS_EDEADLOCK,
+        Error::Ended => VMSRS_EENDED,
+        Error::OutOfMemory { .. } => VMSRS_ENOMEM,
+        Error::Unsealed => VMSRS_EUNSEALED,
+        Error::Forked => VMSRS_EFORKED,
+        Error::Map { source, .. } | Error::System { source, .. } => {
+            set_errno(source.raw_os_error().unwrap_or(libc::EIO));
+            VMSRS_ESYSTEM
+        }
+    }
+}
+
+pub(super) fn errno_of(error: &Error) -> c_int {
+    match error {
+        Error::OutOfMemory { .. } => libc::ENOMEM,
+        Error::NotInRequest | Error::NotHeld => libc::EPERM,
+        Error::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+        _ => libc::EINVAL,
+    }
+}
+
+pub(super) fn set_errno(value: c_int) {
+    // SAFETY: the C library gives each thread its own errno.
+    unsafe { *libc::__errno_location() = value };
+}

@@ -1,0 +1,99 @@
+//! Several pieces of a request's work at once.
+
+use super::codes::{VMSRS_EENDED, VMSRS_EINVAL, VMSRS_OK, code};
+use super::run::RequestFn;
+use crate::request::Request;
+use std::ffi::{c_int, c_void};
+use std::ptr;
+
+/// Most pieces of one call.
+const PIECES_MAX: usize = 1 << 16;
+
+/// One piece of a request's work, for `vmsrs_fan_out`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CPiece {
+    /// Called on a thread of its own, with that thread's request.
+    pub function: RequestFn,
+    /// What it is called with.
+    pub argument: *mut c_void,
+    /// Set to `VMSRS_OK` if it was run; otherwise to the reason why not: `VMSRS_ELIMIT` (256 threads),
+    /// `VMSRS_ESYSTEM` (no thread could be made).
+    pub outcome: c_int,
+    /// Set to what the function returned, whatever its sign; 0 if it was not run.
+    pub result: c_int,
+}
+
+/// A function and its argument, on their way to a thread.
+struct Call {
+    function: unsafe extern "C-unwind" fn(*mut Request, *mut c_void) -> c_int,
+    argument: *mut c_void,
+}
+
+// SAFETY: whoever calls vmsrs_fan_out() says that another thread may call it with its argument.
+unsafe impl Send for Call {}
+
+impl Call {
+    fn run(self, request: &Request) -> c_int {
+        // SAFETY: the function is called with what its type says; the request is this thread's.
+        unsafe { (self.function)(ptr::from_ref(request).cast_mut(), self.argument) }
+    }
+}
+
+/// Does `count` pieces of the request's work at once: each on a new thread that joins the request.
+/// Returns when all are done. When one of them fails, the whole request does, and this does not return.
+///
+/// `VMSRS_OK`: all were run. `VMSRS_ELIMIT`, `VMSRS_ESYSTEM`: not all were; the `outcome` of each says
+/// which. `VMSRS_EINVAL` (also more than 65536 pieces), `VMSRS_ENOREQUEST`: none was, and `pieces` is
+/// unchanged.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; `pieces` points to `count` pieces, which only this
+/// call uses until it returns; another thread may call each function with its argument, and it bears being
+/// cut short.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_fan_out(
+    request: *const Request,
+    pieces: *mut CPiece,
+    count: usize,
+) -> c_int {
+    // SAFETY: a handle or null by contract.
+    let Some(request) = (unsafe { request.as_ref() }) else {
+        return VMSRS_EINVAL;
+    };
+    // The length first: a slice of an absurd length must not even be made.
+    if pieces.is_null() || count > PIECES_MAX {
+        return VMSRS_EINVAL;
+    }
+    // SAFETY: so many pieces by contract.
+    let pieces = unsafe { std::slice::from_raw_parts_mut(pieces, count) };
+    let call = |piece: &CPiece| {
+        let (function, argument) = (piece.function?, piece.argument);
+        Some(Call { function, argument })
+    };
+    let Some(calls) = pieces.iter().map(call).collect::<Option<Vec<_>>>() else {
+        return VMSRS_EINVAL;
+    };
+    let work = calls
+        .into_iter()
+        .map(|call| move |request: &Request| call.run(request));
+    let done = match request.fan_out_each(work.collect()) {
+        Ok(done) => done,
+        Err(error) => return code(&error),
+    };
+    let refused = done.refused.as_ref().map_or(VMSRS_EENDED, code);
+    let mut status = VMSRS_OK;
+    for (piece, gave) in pieces.iter_mut().zip(done.gave) {
+        (piece.outcome, piece.result) = match gave {
+            Some(Ok(value)) => (VMSRS_OK, value),
+            Some(Err(error)) => (code(&error), 0),
+            None => (refused, 0),
+        };
+        if status == VMSRS_OK {
+            status = piece.outcome;
+        }
+    }
+    status
+}

@@ -1,0 +1,44 @@
+//! How a request is run.
+
+use crate::request::{Audit, Options};
+use std::time::Duration;
+
+/// Option: return when the host has sealed the commit.
+pub const VMSRS_SEAL: u32 = 1;
+/// Option: the audit before the commit looks at all of every domain that is committed, not only at the
+/// pages that the request has written.
+pub const VMSRS_AUDIT_WHOLE: u32 = 2;
+
+/// How a request is run. All zero is the default.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct COptions {
+    /// `VMSRS_SEAL`, `VMSRS_AUDIT_WHOLE`, both, or 0.
+    pub flags: u32,
+    /// Milliseconds that the request may take, 0 for no limit.
+    pub deadline_ms: u32,
+    /// Milliseconds to wait for a domain's lock, 0 for the default (the deadline, or 10 s).
+    pub lock_timeout_ms: u32,
+    /// Set to 0.
+    pub reserved: u32,
+}
+
+impl COptions {
+    /// The same for the library; `None` when there is an unknown flag.
+    pub(super) fn read(self) -> Option<Options> {
+        if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 {
+            return None;
+        }
+        let milliseconds = |value: u32| (value != 0).then(|| Duration::from_millis(value.into()));
+        Some(Options {
+            seal: self.flags & VMSRS_SEAL != 0,
+            deadline: milliseconds(self.deadline_ms),
+            lock_timeout: milliseconds(self.lock_timeout_ms),
+            audit: if self.flags & VMSRS_AUDIT_WHOLE != 0 {
+                Audit::Whole
+            } else {
+                Audit::Written
+            },
+        })
+    }
+}
