@@ -70,7 +70,7 @@ pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use content::{Content, Unreadable, checksum};
 pub use corruption::Retry;
 pub use message::{Reply, handle_message};
-pub use monitor::{SealedWrite, Verdict, kind_name};
+pub use monitor::{CODE_MAX, SealedWrite, Verdict, kind_name};
 pub use protection::{Inspect, Protection, ProtectionError};
 pub use refusal::Refusal;
 pub use report::{
@@ -568,7 +568,7 @@ impl Engine {
     pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
         let owner = self.store.frames.page(write.frame).and_then(|owner| {
             let app = self.store.apps.get(owner.app as usize)?;
-            Some((owner.app, app.owner(owner.page)?))
+            Some((owner.app, app.owner(owner.page)?, owner.page))
         });
         Event {
             kind: EVENT_SEALED_WRITE,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use vmsrs_protocol::NONE;
-use vmsrs_protocol::incident::{IncidentReport, KIND_MAX, KIND_SEALED_WRITE};
+use vmsrs_protocol::incident::{IncidentReport, KIND_MAX, KIND_SEALED_WRITE, REGISTERS};
 
 use super::changes::Change;
 use super::evidence::Program;
@@ -71,6 +71,9 @@ pub(crate) struct Incident {
     pub(crate) stripped: bool,
 }
 
+/// Bytes of code that are kept of a write that was stopped: the longest instruction of x86.
+pub const CODE_MAX: usize = 15;
+
 /// A write that the second-level page table stopped, as the virtual CPU's thread saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SealedWrite {
@@ -84,8 +87,33 @@ pub struct SealedWrite {
     pub instruction: u64,
     /// Guest physical address of the access.
     pub physical: u64,
-    /// Whether the guest was in user mode.
-    pub user: bool,
+    /// Privilege level of the guest: 0 for its kernel, 3 for user mode.
+    pub cpl: u8,
+    /// Root of its page tables, which names the process.
+    pub cr3: u64,
+    /// Its general registers in the order of [`IncidentReport::registers`].
+    pub registers: [u64; REGISTERS],
+    /// The bytes at the instruction pointer; see `code_length`.
+    pub code: [u8; CODE_MAX],
+    /// How many of them could be read.
+    pub code_length: u8,
+}
+
+impl SealedWrite {
+    /// The bytes at the instruction pointer that could be read.
+    pub fn code(&self) -> &[u8] {
+        &self.code[..usize::from(self.code_length).min(CODE_MAX)]
+    }
+
+    /// With these bytes at the instruction pointer; no more than [`CODE_MAX`] are kept.
+    #[must_use]
+    pub fn with_code(mut self, code: &[u8]) -> Self {
+        let length = code.len().min(CODE_MAX);
+        self.code[..length].copy_from_slice(&code[..length]);
+        // At most `CODE_MAX`.
+        self.code_length = length as u8;
+        self
+    }
 }
 
 /// Sealed writes by one instruction to one frame.
@@ -95,10 +123,10 @@ pub(crate) struct SealedWrites {
     /// Time of the first one since the Unix epoch.
     pub(crate) at: Duration,
     pub(crate) write: SealedWrite,
-    /// How often it was tried.
+    /// How often it was tried; the registers are those of the first time.
     pub(crate) count: u64,
-    /// App and domain of the page in the frame, if it held one.
-    pub(crate) owner: Option<(u32, u32)>,
+    /// App, domain and page, if the frame held a committed page.
+    pub(crate) owner: Option<(u32, u32, u32)>,
 }
 
 /// Incidents, each sort in a list of its own, so that a guest that tries sealed writes in a loop
@@ -202,7 +230,7 @@ impl Monitor {
         &mut self,
         at: Duration,
         write: SealedWrite,
-        owner: Option<(u32, u32)>,
+        owner: Option<(u32, u32, u32)>,
     ) -> u64 {
         self.count(KIND_SEALED_WRITE);
         let known = self.sealed_writes.iter_mut().rev().find(|known| {

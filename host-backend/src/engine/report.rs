@@ -308,6 +308,18 @@ pub struct SealedWriteFacts {
     pub physical: u64,
     /// Whether the guest was in user mode.
     pub user: bool,
+    /// Its privilege level: 0 for the kernel, 3 for user mode.
+    pub cpl: u8,
+    /// Root of its page tables, which names the process.
+    pub cr3: u64,
+    /// The committed page in the frame, by its number in its app, if it held one.
+    pub page: Option<u32>,
+    /// The bytes at the instruction pointer, as far as they could be read. (Where KVM emulated the
+    /// store, that is behind its instruction.)
+    #[serde(with = "super::hex")]
+    pub code: Vec<u8>,
+    /// General registers of the first attempt, in the order of a request's.
+    pub registers: Vec<u64>,
     /// How often the same instruction tried to write the frame.
     pub count: u64,
 }
@@ -449,7 +461,12 @@ impl Engine {
                 frame: writes.write.frame,
                 vcpu: writes.write.vcpu,
                 physical: writes.write.physical,
-                user: writes.write.user,
+                user: writes.write.cpl == 3,
+                cpl: writes.write.cpl,
+                cr3: writes.write.cr3,
+                page: writes.owner.map(|(_, _, page)| page),
+                code: writes.write.code().to_vec(),
+                registers: writes.write.registers.to_vec(),
                 count: writes.count,
             }),
             guest_down: None,
@@ -500,10 +517,10 @@ impl Engine {
             at_ms: milliseconds(writes.at),
             kind: kind_name(KIND_SEALED_WRITE).to_owned(),
             outcome: Outcome::Stopped,
-            app: writes.owner.and_then(|(app, _)| self.app_name(app)),
+            app: writes.owner.and_then(|(app, ..)| self.app_name(app)),
             domain: writes
                 .owner
-                .and_then(|(app, domain)| self.domain_key(app, domain)),
+                .and_then(|(app, domain, _)| self.domain_key(app, domain)),
             address: (writes.write.address != 0).then_some(writes.write.address),
         }
     }

@@ -25,8 +25,8 @@ use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::scrub::{Position, Scope};
 use super::{BlockState, Call, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place};
+use super::{CODE_MAX, Protection, ProtectionError, Restored, SealedWrite};
 use super::{Content, Refusal, Unreadable, checksum, handle_message};
-use super::{Protection, ProtectionError, Restored, SealedWrite};
 
 const RUNS: usize = 64;
 const CALL: Call = Call {
@@ -1013,13 +1013,21 @@ fn a_sealed_write_names_the_owner_of_the_page() {
     let write = SealedWrite {
         frame,
         instruction: 0x1234,
+        cpl: 3,
+        cr3: 0x5000,
+        registers: std::array::from_fn(|number| number as u64),
         ..SealedWrite::default()
-    };
+    }
+    .with_code(&[0x90; 20]);
     let event = bench.engine.sealed_write(Duration::ZERO, write);
     let detail = bench.engine.incident(event.incident).unwrap();
     assert_eq!(detail.summary.outcome, Outcome::Stopped);
     assert_eq!(detail.summary.domain.as_deref(), Some("alice"));
-    assert_eq!(detail.sealed_write.unwrap().count, 1);
+    let facts = detail.sealed_write.unwrap();
+    assert_eq!((facts.count, facts.page, facts.user), (1, Some(2), true));
+    assert_eq!((facts.cpl, facts.cr3), (3, 0x5000));
+    assert_eq!(facts.registers, (0..18).collect::<Vec<u64>>());
+    assert_eq!(facts.code, [0x90; CODE_MAX]);
 }
 
 #[test]

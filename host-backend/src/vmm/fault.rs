@@ -19,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
+use vmsrs_protocol::incident::REGISTERS;
 
 use crate::engine::Retry;
 
@@ -142,7 +143,9 @@ pub struct Violation {
     pub cpl: u8,
     /// Root of the page tables, which names the process.
     pub cr3: u64,
-    /// The instruction's bytes, if they could be read.
+    /// General registers, in the order of an incident's.
+    pub registers: [u64; REGISTERS],
+    /// The bytes at the instruction pointer, as far as they could be read.
     pub code: Vec<u8>,
     /// What the guest gets in its place.
     pub exception: Exception,
@@ -206,7 +209,8 @@ impl<M: PhysicalMemory> WindowGuard<M> {
             FaultCause::Emulated { gpa, .. } => {
                 // The store is gone already and its instruction over: there is nothing to decode
                 // and nothing to try again.
-                self.suppress(vcpu, gpa, None, Vec::new());
+                let code = self.code(vcpu);
+                self.suppress(vcpu, gpa, None, code);
                 return Verdict::Resume;
             }
             FaultCause::Address(gpa) if !self.window.contains(&gpa) => {
@@ -223,7 +227,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
             sregs: &vcpu.sregs,
         };
         let paging = Paging::from(&vcpu.sregs);
-        let code = paging.read_virtual(&self.memory, registers.linear_rip(), MAX_INSTRUCTION_LEN);
+        let code = self.code(vcpu);
         let decoded = decode_write(&code, &registers);
         let target = decoded
             .as_ref()
@@ -314,6 +318,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
             rip: vcpu.regs.rip,
             cpl,
             cr3: vcpu.sregs.cr3,
+            registers: in_order(&vcpu.regs),
             code,
             exception,
         };
@@ -353,13 +358,17 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         self.retries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn dead(&self, vcpu: &VcpuContext, what: String, gpa: Option<u64>) -> Verdict {
+    /// The bytes at the instruction pointer, as far as they can be read.
+    fn code(&self, vcpu: &VcpuContext) -> Vec<u8> {
         let registers = RegisterFile {
             regs: &vcpu.regs,
             sregs: &vcpu.sregs,
         };
         let rip = registers.linear_rip();
-        let paging = Paging::from(&vcpu.sregs);
+        Paging::from(&vcpu.sregs).read_virtual(&self.memory, rip, MAX_INSTRUCTION_LEN)
+    }
+
+    fn dead(&self, vcpu: &VcpuContext, what: String, gpa: Option<u64>) -> Verdict {
         Verdict::Dead(Box::new(CrashReport {
             what,
             internal_error: false,
@@ -369,9 +378,33 @@ impl<M: PhysicalMemory> WindowGuard<M> {
             cr2: vcpu.sregs.cr2,
             cpl: vcpu.cpl(),
             gpa,
-            code: paging.read_virtual(&self.memory, rip, MAX_INSTRUCTION_LEN),
+            code: self.code(vcpu),
         }))
     }
+}
+
+/// The registers in the order of an incident's.
+fn in_order(regs: &kvm_regs) -> [u64; REGISTERS] {
+    [
+        regs.rax,
+        regs.rbx,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        regs.rbp,
+        regs.rsp,
+        regs.r8,
+        regs.r9,
+        regs.r10,
+        regs.r11,
+        regs.r12,
+        regs.r13,
+        regs.r14,
+        regs.r15,
+        regs.rip,
+        regs.rflags,
+    ]
 }
 
 impl<M: PhysicalMemory + Send + Sync> FaultHandler for WindowGuard<M> {
@@ -492,6 +525,13 @@ mod tests {
         assert_eq!(seen[0].gva, Some(USER + 8));
         assert_eq!((seen[0].vcpu, seen[0].cpl, seen[0].rip), (1, 3, CODE));
         assert_eq!(seen[0].code, STORE);
+        assert_eq!(seen[0].cr3, long_mode(4).cr3);
+        // rcx, rdi and rip.
+        let registers = seen[0].registers;
+        assert_eq!(
+            (registers[2], registers[5], registers[16]),
+            (0x1000, USER + 8, CODE)
+        );
     }
 
     #[test]
@@ -535,7 +575,9 @@ mod tests {
         };
         let exception = bench.exception(cause, 3, 0);
         assert_eq!(exception, Some(Exception::GeneralProtection));
-        assert_eq!(bench.seen.lock().unwrap()[0].gpa, WINDOW + 4);
+        let seen = bench.seen.lock().unwrap();
+        assert_eq!(seen[0].gpa, WINDOW + 4);
+        assert_eq!(&seen[0].code[..3], STORE);
     }
 
     #[test]

@@ -30,15 +30,34 @@ pub(super) fn describe(shown: &Shown, full: bool) -> String {
         text.push_str(&backtrace(&shown.trace.frames));
         text.push_str(&dropped(request));
         text.push_str(&changed(request, full));
-        text.push_str(&registers(&request.registers));
     }
+    text.push_str(&registers(kept_registers(shown)));
     text
+}
+
+/// The registers of an incident, in the order of [`REGISTER_NAMES`]; empty if there are none.
+pub(super) fn kept_registers(shown: &Shown) -> &[u64] {
+    match (&shown.detail.request, &shown.detail.sealed_write) {
+        (Some(request), _) => &request.registers,
+        (None, Some(write)) => &write.registers,
+        (None, None) => &[],
+    }
+}
+
+/// Bytes of an instruction, or `-`.
+fn code(bytes: &[u8]) -> String {
+    let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    match bytes.is_empty() {
+        true => "-".to_owned(),
+        false => bytes.join(" "),
+    }
 }
 
 /// The facts that fit in a line each.
 pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
     let detail = &shown.detail;
     let summary = &detail.summary;
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let mut at = address(summary.address);
     if let Some(is) = &shown.address_is {
         let _ = write!(at, " ({})", printable(is));
@@ -63,14 +82,19 @@ pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
             "the kernel"
         };
         rows.extend([
-            ("written by", format!("{mode}, vCPU {}", write.vcpu)),
+            (
+                "written by",
+                format!("{mode} (CPL {}), vCPU {}", write.cpl, write.vcpu),
+            ),
+            ("page tables", format!("{:#x} (CR3)", write.cr3)),
+            ("code", code(&write.code)),
             ("frame", write.frame.to_string()),
+            ("page", number(write.page)),
             ("guest physical", format!("{:#x}", write.physical)),
             ("attempts", write.count.to_string()),
         ]);
     }
     if let Some(corruption) = &detail.corruption {
-        let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
         rows.extend([
             ("frame", corruption.frame.to_string()),
             ("page", number(corruption.page)),
@@ -268,7 +292,7 @@ fn registers(registers: &[u64]) -> String {
 mod tests {
     use super::super::sample;
     use super::*;
-    use crate::engine::{GuestDownFacts, SealedWriteFacts};
+    use crate::engine::GuestDownFacts;
 
     /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
@@ -295,13 +319,7 @@ mod tests {
     fn what_the_host_alone_knows_is_shown() {
         let mut shown = sample::shown();
         shown.detail.request = None;
-        shown.detail.sealed_write = Some(SealedWriteFacts {
-            frame: 5,
-            vcpu: 1,
-            physical: 0x1_0000_5000,
-            user: false,
-            count: 2,
-        });
+        shown.detail.sealed_write = Some(sample::sealed_write());
         shown.detail.guest_down = Some(GuestDownFacts {
             reason: "the guest reset itself".into(),
             granted_frames: 1024,
@@ -310,8 +328,11 @@ mod tests {
         });
         let text = describe(&shown, false);
         for part in [
-            "the kernel, vCPU 1",
+            "the kernel (CPL 0), vCPU 1",
             "0x100005000",
+            "0x12345000 (CR3)",
+            "48 89 07",
+            "rip 0000000000000110",
             "the guest reset itself",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");

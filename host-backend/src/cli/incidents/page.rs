@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::changes::{place, row};
-use super::detail::{REGISTER_NAMES, frame_line, frame_name, rows_of};
+use super::detail::{REGISTER_NAMES, frame_line, frame_name, kept_registers, rows_of};
 use super::list;
 use super::shown::Shown;
 use crate::cli::text::printable;
@@ -90,8 +90,8 @@ pub(super) fn incident(shown: &Shown) -> String {
     if let Some(request) = &shown.detail.request {
         body.push_str(&backtrace(&shown.trace.frames));
         body.push_str(&pages(request, summary.address));
-        body.push_str(&registers(&request.registers));
     }
+    body.push_str(&registers(kept_registers(shown)));
     document(&title, &body)
 }
 
@@ -285,6 +285,17 @@ mod tests {
             "<svg ",
             "a sum does not add up",
         ] {
+            assert!(page.contains(part), "{part:?} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_was_stopped_has_its_code_and_registers() {
+        let mut shown = sample::shown();
+        shown.detail.request = None;
+        shown.detail.sealed_write = Some(sample::sealed_write());
+        let page = incident(&shown);
+        for part in ["48 89 07", "CPL 0", "rip 0000000000000110"] {
             assert!(page.contains(part), "{part:?} in\n{page}");
         }
     }

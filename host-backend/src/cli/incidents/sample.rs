@@ -3,7 +3,7 @@
 use super::shown::Shown;
 use crate::engine::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentSummary,
-    Outcome, Place, ProgramFacts, RequestFacts, Restored,
+    Outcome, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
 };
 use crate::symbols::{Found, Frame, Trace};
 
@@ -122,6 +122,22 @@ pub(super) fn shown() -> Shown {
             ],
             notes: vec!["no file for libplug.so: give the folder".into()],
         },
+    }
+}
+
+/// A store of the kernel into a sealed page.
+pub(super) fn sealed_write() -> SealedWriteFacts {
+    SealedWriteFacts {
+        frame: 5,
+        vcpu: 1,
+        physical: 0x1_0000_5000,
+        user: false,
+        cpl: 0,
+        cr3: 0x1234_5000,
+        page: Some(9),
+        code: vec![0x48, 0x89, 0x07],
+        registers: (0x100..0x112).collect(),
+        count: 2,
     }
 }
 

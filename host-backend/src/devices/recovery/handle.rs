@@ -355,14 +355,18 @@ impl ViolationSink for RecoveryHandle {
     }
 
     fn violation(&self, violation: &Violation) {
-        self.sealed_write(SealedWrite {
+        let write = SealedWrite {
             frame: violation.frame,
             vcpu: violation.vcpu,
             address: violation.gva.unwrap_or(0),
             instruction: violation.rip,
             physical: violation.gpa,
-            user: violation.cpl == 3,
-        });
+            cpl: violation.cpl,
+            cr3: violation.cr3,
+            registers: violation.registers,
+            ..SealedWrite::default()
+        };
+        self.sealed_write(write.with_code(&violation.code));
     }
 }
 
