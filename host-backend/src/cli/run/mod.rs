@@ -1,0 +1,223 @@
+//! `vmsrs run`: makes a VM of the parts and runs it to its end.
+//!
+//! What can be refused cheaply comes first, and everything that is made undoes itself when it is
+//! dropped, so a start that fails leaves nothing behind.
+
+mod console;
+mod error;
+mod operator;
+mod report;
+mod sizes;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+pub use self::error::RunError;
+
+use self::console::ConsoleTarget;
+use self::operator::RunningVm;
+use super::Target;
+use super::doctor;
+use super::exit::{Exit, Failure};
+use super::initramfs;
+use super::machine::{Machine, WindowPlan};
+use super::restart::{Budget, OnReboot};
+use super::size::Size;
+use crate::control::{Folder, Server};
+use crate::devices::net::{self, TapConfig};
+use crate::devices::recovery::ScrubRate;
+use crate::vmm::loader::Kernel;
+use crate::vmm::signals::Termination;
+use crate::vmm::{ExitReason, StopHandle, Vm, VmConfig};
+
+/// Run a virtual machine until it ends
+///
+/// Boots a Linux kernel with a recovery device, and with a network card if there is a tap
+/// interface. While it runs, `vmsrs status` and `vmsrs incidents` reach it over its control socket.
+/// SIGINT and SIGTERM end it, and so does Ctrl-A x on its console. A guest that reboots, panics or
+/// dies is started again and finds all sealed state in place.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  A guest on this terminal:
+    vmsrs run --kernel vmlinuz --initramfs guest.img
+
+  A server that is reached at 192.168.77.2, from a folder with an `init`:
+    vmsrs run --kernel vmlinuz --initramfs ./guest --memory 1G --vcpus 2 \\
+        --window 512M --tap tap0,192.168.77.1/24 --console guest.log
+
+  In a script, with the report at the end:
+    vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
+
+Exit codes: 0 the guest turned itself off or was stopped, 1 unexpected, 2 the command line makes no
+sense, 3 this machine cannot do it, 5 the guest died, 6 the guest reset itself (a restart or a
+kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 the guest was not
+to be started again, or went down too often.")]
+pub(super) struct Arguments {
+    /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
+    #[arg(long, value_name = "FILE|FOLDER")]
+    initramfs: Option<PathBuf>,
+    /// The guest's RAM, without the window: 64M to 1T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    vcpus: u32,
+    /// The window: memory for the pages of all domains and the drafts of requests
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    window: Size,
+    /// Most frames of 4 KiB that the guest may write at a time [default: an eighth of the window,
+    /// at most 16384]
+    #[arg(long, value_name = "FRAMES")]
+    pool: Option<u32>,
+    /// How fast sealed pages are checked in the background, in bytes a second; 0 for not at all
+    #[arg(long, value_name = "SIZE", default_value = "16M")]
+    scrub: Size,
+    /// Tap interface for the guest's network card; with an address the host's side is set up too
+    #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]")]
+    tap: Option<TapConfig>,
+    /// Kernel parameters besides those that every guest gets
+    #[arg(
+        long,
+        value_name = "PARAMETERS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// Where the guest's serial console goes: stdio, none, or a file
+    #[arg(long, value_name = "stdio|none|FILE", default_value = "stdio")]
+    console: ConsoleTarget,
+    /// What to do when the guest reboots, panics or dies
+    #[arg(long, value_name = "ACTION", default_value = "restart")]
+    on_reboot: OnReboot,
+    /// Most restarts within 60 seconds; a guest that needs more ends the VM
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+    restarts: u32,
+    #[command(flatten)]
+    target: Target,
+    /// Write a report as one line of JSON at the end (docs/reference-cli.md describes it)
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Assembles the VM, runs it, reports.
+pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    // First, since threads inherit it.
+    let termination = Termination::block()?;
+
+    let engine = sizes::check(&arguments)?;
+    let kernel = Kernel::open(&arguments.kernel)?;
+    let initramfs = arguments
+        .initramfs
+        .as_deref()
+        .map(|path| initramfs::load(path, &arguments.cmdline, arguments.memory))
+        .transpose()?;
+    let folder = match arguments.target.socket {
+        Some(_) => Folder::MustExist,
+        None => Folder::MayBeMade,
+    };
+    let socket = Server::reserve(&arguments.target.path()?, folder)?;
+    let tap = match &arguments.tap {
+        Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
+        None => None,
+    };
+    let console = arguments.console.open()?;
+
+    let config = VmConfig {
+        memory_bytes: arguments.memory.0,
+        vcpus: arguments.vcpus,
+        kernel,
+        initramfs,
+        cmdline: arguments.cmdline,
+        console,
+    };
+    let stop = StopHandle::default();
+    let window = WindowPlan {
+        size: arguments.window,
+        engine,
+        scrub: ScrubRate {
+            bytes_per_second: arguments.scrub.0,
+        },
+    };
+    let machine = Machine::new(config, window, tap, stop.clone())?;
+    let vm = machine.power_on()?;
+    termination.stops(stop.clone())?;
+
+    let operator = Arc::new(RunningVm {
+        name: arguments.target.name,
+        started: Instant::now(),
+        vcpus: arguments.vcpus,
+        memory: arguments.memory,
+        restarts: Mutex::default(),
+        recovery: machine.recovery(),
+        network: machine.network(),
+        tallies: machine.tallies(),
+        stop,
+    });
+    let server = socket.serve(operator.clone())?;
+    let limit = match arguments.on_reboot {
+        OnReboot::Restart => Some(arguments.restarts),
+        OnReboot::Exit => None,
+    };
+    let end = run_boots(&machine, vm, &operator, limit)?;
+    drop(server);
+    report::report(&operator, &end, arguments.json)
+}
+
+/// How the last boot ended.
+struct End {
+    reason: ExitReason,
+    /// The guest would have been started again, but went down too often: so many restarts were
+    /// allowed.
+    gave_up_after: Option<u32>,
+    /// KVM gave up, and a restart would only repeat it: it has no second-level page tables.
+    unfit_kvm: bool,
+}
+
+/// Runs `vm`, and the guest's next boots as long as it goes down by itself and `limit` (restarts in
+/// a period, if there are to be any) allows.
+fn run_boots(
+    machine: &Machine,
+    mut vm: Vm,
+    operator: &RunningVm,
+    limit: Option<u32>,
+) -> Result<End, Failure> {
+    let mut budget = limit.map(Budget::new);
+    loop {
+        let reason = vm.run()?;
+        machine.power_off(&reason);
+        let mut end = End {
+            unfit_kvm: is_unfit_kvm(&reason),
+            reason,
+            gave_up_after: None,
+        };
+        if end.unfit_kvm {
+            return Ok(end);
+        }
+        let Some(budget) = budget.as_mut().filter(|_| end.reason.allows_restart()) else {
+            return Ok(end);
+        };
+        if let Err(ordered) = operator.stop.rearm() {
+            end.reason = ordered;
+            return Ok(end);
+        }
+        if !budget.take(Instant::now()) {
+            end.gave_up_after = limit;
+            return Ok(end);
+        }
+        eprintln!("vmsrs: {}: starting it again", end.reason);
+        operator.restarting(&end.reason);
+        vm = machine.power_on()?;
+    }
+}
+
+/// Whether the guest ended because of a KVM that cannot run stock guests: it interprets parts of
+/// them, and met an instruction that it does not know.
+fn is_unfit_kvm(reason: &ExitReason) -> bool {
+    matches!(reason, ExitReason::Crash(report) if report.internal_error)
+        && !doctor::has_second_level_paging()
+}

@@ -1,0 +1,116 @@
+//! The end of `vmsrs run`: what is said, and the exit code.
+
+use serde::Serialize;
+
+use super::End;
+use super::operator::RunningVm;
+use crate::cli::restart;
+use crate::cli::text::{duration, write_json};
+use crate::cli::{Exit, Failure};
+use crate::engine::Status;
+use crate::vmm::{CrashReport, ExitReason};
+
+/// The report at the end of `vmsrs run --json`.
+#[derive(Serialize)]
+struct Report<'a> {
+    name: &'a str,
+    exit: u8,
+    reason: &'static str,
+    message: String,
+    uptime_ms: u64,
+    restarts: u64,
+    gave_up: bool,
+    crash: Option<Crash<'a>>,
+    recovery: Status,
+}
+
+#[derive(Serialize)]
+struct Crash<'a> {
+    what: &'a str,
+    vcpu: Option<u32>,
+    cpl: u8,
+    rip: u64,
+    cr2: u64,
+    cr3: u64,
+    gpa: Option<u64>,
+    code: &'a [u8],
+}
+
+impl<'a> From<&'a CrashReport> for Crash<'a> {
+    fn from(report: &'a CrashReport) -> Self {
+        Self {
+            what: &report.what,
+            vcpu: report.vcpu,
+            cpl: report.cpl,
+            rip: report.rip,
+            cr2: report.cr2,
+            cr3: report.cr3,
+            gpa: report.gpa,
+            code: &report.code,
+        }
+    }
+}
+
+/// An end of the guest, for programs.
+pub(super) fn word(reason: &ExitReason) -> &'static str {
+    match reason {
+        ExitReason::PowerOff => "power-off",
+        ExitReason::Reset => "reset",
+        ExitReason::Stopped(_) => "stopped",
+        ExitReason::Crash(_) => "crash",
+    }
+}
+
+/// Says how the VM ended, on standard error and, if it is wanted, as JSON; gives the exit code.
+pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
+    let reason = &end.reason;
+    let (exit, crash) = match reason {
+        ExitReason::PowerOff | ExitReason::Stopped(_) => (Exit::Ok, None),
+        ExitReason::Reset => (Exit::GuestReset, None),
+        ExitReason::Crash(report) => {
+            let exit = if end.unfit_kvm {
+                Exit::Machine
+            } else {
+                Exit::GuestDied
+            };
+            (exit, Some(Crash::from(&**report)))
+        }
+    };
+    let recovery = vm.recovery.status();
+    let incidents: u64 = recovery.incidents.iter().map(|count| count.count).sum();
+    let uptime_ms = vm.uptime_ms();
+    let restarts = vm.restarts().count;
+    eprintln!(
+        "vmsrs: {reason} after {}, with {incidents} incident{}",
+        duration(uptime_ms),
+        if incidents == 1 { "" } else { "s" }
+    );
+    if end.unfit_kvm {
+        eprintln!(
+            "vmsrs: KVM has neither EPT nor NPT on this machine, and cannot run a stock guest: \
+             see `vmsrs doctor`"
+        );
+    }
+    if let Some(limit) = end.gave_up_after {
+        eprintln!(
+            "vmsrs: gave up, because the guest went down after {limit} restart{} within {} s: \
+             its console says why; --restarts allows more",
+            if limit == 1 { "" } else { "s" },
+            restart::PERIOD.as_secs()
+        );
+    }
+    if json {
+        write_json(&Report {
+            name: &vm.name,
+            exit: exit as u8,
+            reason: word(reason),
+            message: reason.to_string(),
+            uptime_ms,
+            restarts,
+            gave_up: end.gave_up_after.is_some(),
+            crash,
+            recovery,
+        })?;
+    }
+    Ok(exit)
+}
