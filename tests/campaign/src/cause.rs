@@ -40,8 +40,9 @@ pub(crate) fn cause(life: &Life, evidence: Evidence<'_>) -> Cause {
     let crash = |what: &str| {
         let code = code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
         let planned = life.ending.map_or("nothing", |kind| kind.name);
+        let before = evidence.end.map_or("", |end| &end.before);
         Cause::Crash(format!(
-            "process {} {what}, exit code {code}; planned: {planned}",
+            "process {} {what}, exit code {code}; planned: {planned}; the console before: {before:?}",
             life.pid
         ))
     };
@@ -91,6 +92,7 @@ mod tests {
             boot: "b".to_owned(),
             pid: 7,
             code,
+            before: String::new(),
         };
         let evidence = Evidence {
             same_boot: true,

@@ -15,6 +15,8 @@ const BOOT: &str = "] Linux version ";
 const DRIVER: &str = "] vmsrs virtio";
 /// Lines of a complaint that are kept, its first one included.
 const QUOTED: usize = 40;
+/// Lines before an end that are kept.
+const BEFORE: usize = 3;
 /// Complaints that are kept in words; the others are counted.
 const MOST_QUOTED: usize = 10;
 
@@ -27,6 +29,8 @@ pub(crate) struct End {
     pub(crate) pid: u32,
     /// Exit code; 128 plus the signal's number when a signal ended it.
     pub(crate) code: i32,
+    /// What the console had told just before: a message of the library, an assertion, ...
+    pub(crate) before: String,
 }
 
 /// What the console has told.
@@ -52,7 +56,8 @@ impl Console {
         };
         let mut panics = panics;
         for (number, line) in lines.iter().enumerate() {
-            console.ends.extend(end(line));
+            let before = || lines[number.saturating_sub(BEFORE)..number].join(" | ");
+            console.ends.extend(end(line, before));
             let Some(head) = complaint_within(line) else {
                 continue;
             };
@@ -107,7 +112,7 @@ fn complaint_within(line: &str) -> Option<&str> {
 }
 
 /// Reads `supervisor: process 7 of boot 1b2c ended with code 139`.
-fn end(line: &str) -> Option<End> {
+fn end(line: &str, before: impl FnOnce() -> String) -> Option<End> {
     let (_, text) = line.split_once(SUPERVISOR)?;
     let (pid, text) = text.split_once(" of boot ")?;
     let (boot, code) = text.split_once(" ended with code ")?;
@@ -115,6 +120,7 @@ fn end(line: &str) -> Option<End> {
         boot: boot.to_owned(),
         pid: pid.parse().ok()?,
         code: code.trim_end().parse().ok()?,
+        before: before(),
     })
 }
 
@@ -132,7 +138,9 @@ mod tests {
         let console = Console::parse(text, 0);
         assert_eq!(console.ends.len(), 2);
         assert_eq!(console.end("a-b", 7).unwrap().code, 139);
-        assert_eq!(console.end("a-b", 9).unwrap().code, 137);
+        let killed = console.end("a-b", 9).unwrap();
+        assert_eq!(killed.code, 137);
+        assert!(killed.before.contains("code 139"), "{killed:?}");
         assert_eq!(console.end("c", 9), None);
     }
 

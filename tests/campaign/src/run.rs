@@ -286,8 +286,8 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
     for end in console.iter().flat_map(|console| &console.ends) {
         if !world.has_lived(&end.boot, end.pid) {
             let words = format!(
-                "process {} ended with code {} before it answered anybody",
-                end.pid, end.code
+                "process {} ended with code {} before it answered anybody; the console before: {:?}",
+                end.pid, end.code, end.before
             );
             crash(None, &words);
         }
