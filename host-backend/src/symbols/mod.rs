@@ -4,7 +4,7 @@
 //! This runs in the process of whoever looks at an incident, never in the monitor: the stack and the
 //! module table are the guest's word, and unwinding them is work that a hostile guest must not make
 //! the monitor do. What comes from the guest here: registers, stack bytes, module table. The files
-//! with symbols are the developer's own, found by build ID ([`files`]), and trusted: a hostile guest
+//! with symbols are the developer's own, found by build ID, and trusted: a hostile guest
 //! chooses which of them are read, and gets nothing but time and bounded memory for it.
 
 mod files;
