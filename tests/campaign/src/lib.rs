@@ -13,6 +13,7 @@ mod console;
 pub mod directory;
 pub mod guest;
 pub mod host;
+mod keepalive;
 pub mod kind;
 pub mod matrix;
 pub mod outcome;

@@ -11,6 +11,7 @@ use vmsrs_demo::model::User;
 
 use super::{Answer, Broken, Worker};
 use crate::arm::{Arm, Strike};
+use crate::keepalive::keep_alive;
 use crate::kind::Fate;
 use crate::world::Over;
 
@@ -152,6 +153,7 @@ impl Worker<'_> {
             let options = world.options;
             let connected =
                 Client::connect(options.address, options.reply_timeout).and_then(|mut client| {
+                    keep_alive(&client.handle()?)?;
                     let stats = client.stats()?;
                     Ok((client, stats))
                 });
