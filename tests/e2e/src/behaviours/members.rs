@@ -3,12 +3,13 @@
 use std::hint::black_box;
 use std::io::Read;
 use std::os::fd::FromRawFd;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail, ensure};
-use vmsrs::{App, Domain, Error, JoinError, Kind, Request, RunError, Ticket};
+use vmsrs::{App, Audit, Domain, Error, JoinError, Kind, Options, Request, RunError, Ticket};
 
 use crate::fault::store;
 use crate::host::Guest;
@@ -20,6 +21,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     machine: Machine::Usual,
     steps: &[
         ("commits", commits),
+        ("heaps", heaps),
         ("landings", landings),
         ("gone", gone),
         ("fork", fork),
@@ -30,6 +32,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("commits", "")?;
+    guest.run("heaps", "")?;
     let incident = guest.run("landings", "")?;
     let facts = guest.incident(incident.trim())?;
     ensure!(facts["kind"] == "memory", "one incident for all: {facts}");
@@ -131,6 +134,53 @@ fn commits(_: &str) -> Result<()> {
     ensure!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
     let last = (number(main)?, number(shared)?);
     ensure!(last == (after.0, after.1 + 1), "{after:?} to {last:?}");
+    Ok(())
+}
+
+/// A commit in the middle does not catch a member inside of the heap: what the request falls back to when
+/// it fails is whole.
+fn heaps(_: &str) -> Result<()> {
+    type Piece = Box<dyn FnOnce(&Request) -> Result<(), Error> + Send>;
+    let domain = counter(app()?, "heaps")?;
+    let whole = Options {
+        audit: Audit::Whole,
+        ..Options::default()
+    };
+    for round in 0..10 {
+        let outcome = domain.run(|request| {
+            let busy = |_| -> Piece {
+                Box::new(|request: &Request| {
+                    loop {
+                        let block = NonNull::from(request.alloc([1u64; 20])?);
+                        // SAFETY: live, and used no more.
+                        unsafe { request.free(block)? };
+                    }
+                })
+            };
+            let commits = |request: &Request| -> Result<(), Error> {
+                for _ in 0..10 {
+                    request.commit(false)?;
+                }
+                // SAFETY: a wild write, which ends the request.
+                unsafe { store(std::ptr::null_mut(), 1) };
+                Ok(())
+            };
+            let mut pieces: Vec<_> = (0..3).map(busy).collect();
+            pieces.push(Box::new(commits));
+            request
+                .fan_out(pieces)?
+                .into_iter()
+                .collect::<Result<(), Error>>()
+        });
+        match outcome {
+            Err(RunError::Failed(failure)) => ensure!(
+                failure.kind == Kind::Memory && failure.address == 0,
+                "{failure}"
+            ),
+            other => bail!("round {round}: {other:?}"),
+        }
+        domain.run_with(&whole, |request| request.alloc(round).map(drop))?;
+    }
     Ok(())
 }
 
