@@ -16,56 +16,88 @@
 #include "vmsrs.h"
 
 /*
- * Most sleepers that one walk looks at. It holds waits_lock; in a longer chain the lock's timeout is
- * the way out.
+ * Most sleepers that one walk looks at. It holds the app's waits_lock; in a longer chain the lock's
+ * timeout is the way out.
  */
 #define WALK_MAX 1024
 
-void vmsrs_waits_init(struct vmsrs_device *dev)
+/* A walk over the sleepers of an app. Each is looked at once: it is on `todo` from then to the end. */
+struct walk {
+	struct list_head todo;
+	u32 looked;
+};
+
+void vmsrs_waits_init(struct vmsrs_app *app)
 {
-	spin_lock_init(&dev->waits_lock);
-	hash_init(dev->waits);
+	spin_lock_init(&app->waits_lock);
+	app->waits = RB_ROOT;
 }
 
-/* Appends the sleepers of a tag to the list of those to follow. True if `target` is that tag. */
-static bool follow(struct vmsrs_wait *of, u64 tag, u64 target, struct list_head *todo)
+static u64 tag_of(const struct rb_node *node)
 {
-	struct vmsrs_device *dev = of->app->dev;
+	return rb_entry(node, struct vmsrs_wait, node)->tag;
+}
+
+static bool tag_less(struct rb_node *node, const struct rb_node *parent)
+{
+	return tag_of(node) < tag_of(parent);
+}
+
+static int tag_compare(const void *key, const struct rb_node *node)
+{
+	u64 tag = *(const u64 *)key;
+
+	if (tag == tag_of(node))
+		return 0;
+	return tag < tag_of(node) ? -1 : 1;
+}
+
+/* Appends the sleepers of a tag to those to follow, up to WALK_MAX in all. */
+static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
+{
 	struct vmsrs_wait *wait;
+	struct rb_node *node;
 
-	if (tag == target)
-		return true;
-	hash_for_each_possible(dev->waits, wait, node, tag)
-		if (wait->tag == tag && wait->app == of->app && list_empty(&wait->todo))
-			list_add_tail(&wait->todo, todo);
-	return false;
+	rb_for_each(node, &tag, &app->waits, tag_compare) {
+		wait = rb_entry(node, struct vmsrs_wait, node);
+		/* They come in the same order each time: with the first, all have been seen. */
+		if (!list_empty(&wait->todo) || walk->looked == WALK_MAX)
+			return;
+		list_add_tail(&wait->todo, &walk->todo);
+		walk->looked++;
+	}
 }
 
-/*
- * Does what `first` waits for depend on its own request? waits_lock is held. Each sleeper is
- * followed once: it is on `todo` from then to the end.
- */
+/* Does what `first` waits for depend on its own request? waits_lock is held. */
 static bool closes_circle(struct vmsrs_wait *first)
 {
+	struct walk walk = { .looked = 1 };
 	struct vmsrs_wait *wait, *next;
 	bool found = false;
-	u32 steps = 0;
-	LIST_HEAD(todo);
 
-	list_add(&first->todo, &todo);
-	list_for_each_entry(wait, &todo, todo) {
+	INIT_LIST_HEAD(&walk.todo);
+	list_add(&first->todo, &walk.todo);
+	list_for_each_entry(wait, &walk.todo, todo) {
 		u64 holder = atomic64_read(wait->word) & VMSRS_LOCK_TAG;
 
-		if (holder && follow(wait, holder, first->tag, &todo)) {
+		if (holder == first->tag) {
 			found = true;
 			break;
 		}
-		if (++steps == WALK_MAX)
-			break;
+		if (holder)
+			follow(&walk, first->app, holder);
 	}
-	list_for_each_entry_safe(wait, next, &todo, todo)
+	list_for_each_entry_safe(wait, next, &walk.todo, todo)
 		list_del_init(&wait->todo);
 	return found;
+}
+
+/* waits_lock is held. */
+static void wait_remove(struct vmsrs_wait *wait)
+{
+	lockdep_assert_held(&wait->app->waits_lock);
+	rb_erase(&wait->node, &wait->app->waits);
+	RB_CLEAR_NODE(&wait->node);
 }
 
 /*
@@ -74,27 +106,27 @@ static bool closes_circle(struct vmsrs_wait *first)
  */
 int vmsrs_wait_enter(struct vmsrs_wait *wait)
 {
-	struct vmsrs_device *dev = wait->app->dev;
+	struct vmsrs_app *app = wait->app;
 	bool circle;
 
-	spin_lock(&dev->waits_lock);
-	if (hlist_unhashed(&wait->node))
-		hash_add(dev->waits, &wait->node, wait->tag);
+	spin_lock(&app->waits_lock);
+	if (RB_EMPTY_NODE(&wait->node))
+		rb_add(&wait->node, &app->waits, tag_less);
 	circle = closes_circle(wait);
 	if (circle)
-		hash_del(&wait->node);
-	spin_unlock(&dev->waits_lock);
+		wait_remove(wait);
+	spin_unlock(&app->waits_lock);
 	return circle ? -EDEADLK : 0;
 }
 
 /* The sleeper, if it was registered, has what it waited for or gave up. */
 void vmsrs_wait_leave(struct vmsrs_wait *wait)
 {
-	struct vmsrs_device *dev = wait->app->dev;
+	struct vmsrs_app *app = wait->app;
 
-	if (hlist_unhashed(&wait->node))
+	if (RB_EMPTY_NODE(&wait->node))
 		return;
-	spin_lock(&dev->waits_lock);
-	hash_del(&wait->node);
-	spin_unlock(&dev->waits_lock);
+	spin_lock(&app->waits_lock);
+	wait_remove(wait);
+	spin_unlock(&app->waits_lock);
 }

@@ -57,9 +57,13 @@ void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail
 		     VMSRS_MODULES_MAX + VMSRS_TEXT_MAX > VMSRS_MESSAGE_BYTES_MAX);
 	if (length == sizeof(*evidence))
 		return;
-	evidence = kvmalloc(length, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	if (!evidence)
+	if (!vmsrs_host_evidence_reserve(dev))
 		return;
+	evidence = kvmalloc(length, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!evidence) {
+		vmsrs_host_evidence_release(dev);
+		return;
+	}
 	memset(evidence, 0, sizeof(*evidence));
 	evidence->incident = fail->incident;
 	evidence->stack = fail->stack;

@@ -68,7 +68,9 @@ static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 	}
 	if (!request->failed) {
 		WRITE_ONCE(request->failed, true);
-		list_add_tail(&request->failed_entry, &app->dev->failed_requests);
+		vmsrs_suspended_undue(request);
+		if (!request->suspended_by)
+			list_add_tail(&request->failed_entry, &app->dev->failed_requests);
 	}
 	return request;
 }
@@ -212,6 +214,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	fail->kind = refine(app, thread, fail, request->overdue);
 	list_splice_init(&request->domains, &domains);
 	WRITE_ONCE(request->file, NULL);
+	list_del_init(&request->file_entry);
 	spin_unlock(&dev->requests_lock);
 
 	first = first_held(thread);
@@ -262,7 +265,7 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	return incident;
 }
 
-/* Fails a suspended request, unless it was resumed meanwhile or has been discarded already. */
+/* Fails a suspended request, unless it was resumed meanwhile or has failed already. */
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_report *report = report_new(true);
@@ -274,7 +277,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, fail->tag);
-	wanted = request && request->suspended_by && !request->discarded;
+	wanted = request && request->suspended_by && !request->failed;
 	spin_unlock(&dev->requests_lock);
 	if (wanted)
 		fail_locked(app, NULL, fail, report, NULL);
@@ -313,46 +316,36 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 }
 
 /*
- * Fails what was begun through a file whose last reference went, and forgets what was suspended
- * through it.
+ * Fails what was begun or suspended through a file whose last reference went, and forgets what was
+ * suspended. Nobody begins or suspends anything through it any more.
  */
 void vmsrs_fail_file(struct vmsrs_file *file)
 {
 	struct vmsrs_device *dev = file->dev;
-	struct vmsrs_request *request, *next;
-	struct vmsrs_ioctl_fail fail;
-	struct vmsrs_app *app;
-	int bucket;
+	struct vmsrs_request *request;
 
-	do {
-		app = NULL;
-		memset(&fail, 0, sizeof(fail));
-		fail.kind = VMSRS_KIND_PROCESS_DEATH;
+	for (;;) {
+		struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_PROCESS_DEATH };
+
 		spin_lock(&dev->requests_lock);
-		hash_for_each(dev->requests, bucket, request, node) {
-			if (request->file == file ||
-			    (request->suspended_by == file && !request->failed)) {
-				fail.tag = request->tag;
-				app = request->app;
-				break;
-			}
-		}
+		request = list_first_entry_or_null(&file->requests, struct vmsrs_request,
+						   file_entry);
+		if (!request)
+			request = list_first_entry_or_null(&file->suspended, struct vmsrs_request,
+							   suspended_entry);
+		if (request)
+			fail.tag = request->tag;
 		spin_unlock(&dev->requests_lock);
-		if (app)
-			vmsrs_fail(app, NULL, &fail);
-	} while (app);
-
-	/* Nobody will resume them: they go when the watch looks next. */
-	mutex_lock(&dev->commit_lock);
-	spin_lock(&dev->requests_lock);
-	list_for_each_entry_safe(request, next, &dev->suspended_requests, suspended_entry) {
-		if (request->suspended_by == file) {
-			request->suspended_by = NULL;
-			list_del_init(&request->suspended_entry);
-		}
+		if (!request)
+			break;
+		/* One that has failed before stays as it is. Both take it off a list. */
+		vmsrs_fail(file->app, NULL, &fail);
+		vmsrs_suspended_forget(file, fail.tag);
+		vmsrs_host_reports_wait(dev);
 	}
-	spin_unlock(&dev->requests_lock);
-	mutex_unlock(&dev->commit_lock);
+	/* Without threads the watch has stopped; it forgets what has failed. */
+	if (!list_empty_careful(&dev->failed_requests))
+		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
 }
 
 /*
@@ -385,20 +378,31 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 
 /*
  * Marks a request as failed by its deadline and interrupts its threads. One of them is expected to
- * call IOCTL_FAIL; until then its locks and drafts stay, but it can neither write nor commit.
+ * call IOCTL_FAIL; until then its locks and drafts stay, but it can neither write nor commit. One
+ * that was suspended meanwhile has no threads that could: it is failed here.
  */
-void vmsrs_overdue(struct vmsrs_app *app, u64 tag)
+void vmsrs_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {
 	struct vmsrs_request *request, *spare = request_spare(app, tag);
+	struct vmsrs_ioctl_fail fail = {
+		.kind = VMSRS_KIND_DEADLINE,
+		.tag = tag,
+		.detected_ns = now,
+	};
 	struct vmsrs_device *dev = app->dev;
+	bool suspended;
 
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
-	if (!request || !request->failed) {
+	suspended = request && request->suspended_by;
+	if (!suspended && (!request || !request->failed)) {
 		request = mark_failed(app, tag, &spare);
 		request->overdue = true;
 	}
 	spin_unlock(&dev->requests_lock);
 	kfree(spare);
-	vmsrs_thread_signal_members(app, tag);
+	if (suspended)
+		vmsrs_fail_suspended(app, &fail);
+	else
+		vmsrs_thread_signal_members(app, tag);
 }

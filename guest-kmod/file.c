@@ -20,9 +20,11 @@ static int file_open(struct inode *inode, struct file *filp)
 	struct vmsrs_device *dev = container_of(filp->private_data, struct vmsrs_device, misc);
 	struct vmsrs_file *file;
 
-	file = kzalloc(sizeof(*file), GFP_KERNEL);
+	file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
 	if (!file)
 		return -ENOMEM;
+	INIT_LIST_HEAD(&file->requests);
+	INIT_LIST_HEAD(&file->suspended);
 	kref_get(&dev->ref);
 	file->dev = dev;
 	filp->private_data = file;
@@ -151,6 +153,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_thread *thread;
 	struct vmsrs_ioctl_fail arg;
+	bool incident;
 	long ret;
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
@@ -163,13 +166,14 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	thread = vmsrs_thread_current(app);
 	if (!thread)
 		return -EPERM;
-	if (vmsrs_fail(app, thread, &arg))
-		vmsrs_evidence_take(app->dev, &arg);
+	incident = vmsrs_fail(app, thread, &arg);
 	thread->refused_address = 0;
 	thread->frame_due = 0;
 	vmsrs_thread_put(thread);
 	/* Its drafts are gone and its locks free: only who fails requests faster waits. */
 	vmsrs_host_reports_wait(app->dev);
+	if (incident)
+		vmsrs_evidence_take(app->dev, &arg);
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 

@@ -55,10 +55,39 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	return end;
 }
 
-static void report_free(struct vmsrs_report *report)
+/* Room for one more evidence to be sent. The caller gives it to vmsrs_host_evidence(), or back. */
+bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev)
+{
+	bool room;
+
+	spin_lock(&dev->batch.lock);
+	room = dev->batch.evidence < EVIDENCE_MAX;
+	if (room)
+		dev->batch.evidence++;
+	spin_unlock(&dev->batch.lock);
+	return room;
+}
+
+void vmsrs_host_evidence_release(struct vmsrs_device *dev)
+{
+	spin_lock(&dev->batch.lock);
+	dev->batch.evidence--;
+	spin_unlock(&dev->batch.lock);
+}
+
+/* Frees evidence with its room. */
+static void evidence_free(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
+{
+	if (!evidence)
+		return;
+	kvfree(evidence);
+	vmsrs_host_evidence_release(dev);
+}
+
+static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	vmsrs_drafts_free(&report->drafts);
-	kvfree(report->evidence);
+	evidence_free(dev, report->evidence);
 	kfree(report);
 }
 
@@ -66,7 +95,7 @@ static void report_free(struct vmsrs_report *report)
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	if (vmsrs_broken(dev)) {
-		report_free(report);
+		report_free(dev, report);
 		return;
 	}
 	spin_lock(&dev->batch.lock);
@@ -76,13 +105,13 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 	vmsrs_host_work_soon(dev);
 }
 
-/* Takes the evidence over; it goes behind the report of its incident. */
+/* Takes the evidence and its room over; it goes behind the report of its incident. */
 void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
 {
-	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL);
+	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL_ACCOUNT);
 
 	if (!report) {
-		kvfree(evidence);
+		evidence_free(dev, evidence);
 		return;
 	}
 	INIT_LIST_HEAD(&report->drafts);
@@ -95,13 +124,16 @@ static bool reports_few(struct vmsrs_device *dev)
 	return READ_ONCE(dev->batch.reports_queued) < REPORTS_MAX || vmsrs_broken(dev);
 }
 
-/* For who adds reports at will: waits until the host has kept up, or for a second. */
+/*
+ * For who adds reports at will: waits until the host has kept up. That it must within CONTROL_TIMEOUT a
+ * message, so each thread has one report more than REPORTS_MAX on the list at most.
+ */
 void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 {
 	if (reports_few(dev))
 		return;
 	vmsrs_host_work_now(dev);
-	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), HZ);
+	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), CONTROL_TIMEOUT);
 }
 
 /* Moves up to `limit` records from the batch to a list. */
@@ -263,14 +295,14 @@ static u32 fill_discard(void *payload, struct vmsrs_report *report, struct list_
 	return sizeof(*request) + request->frames * sizeof(*frame);
 }
 
-static u32 fill_evidence(void *payload, struct vmsrs_report *report)
+static u32 fill_evidence(struct vmsrs_device *dev, void *payload, struct vmsrs_report *report)
 {
-	const struct vmsrs_evidence *evidence = report->evidence;
+	struct vmsrs_evidence *evidence = report->evidence;
 	u32 length = sizeof(*evidence) + evidence->stack_bytes + evidence->modules_bytes +
 		     evidence->text_bytes;
 
 	memcpy(payload, evidence, length);
-	kvfree(evidence);
+	evidence_free(dev, evidence);
 	report->evidence = NULL;
 	return length;
 }
@@ -294,7 +326,7 @@ static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *repor
 		report->incident = false;
 	} else if (report->evidence) {
 		kind = VMSRS_MESSAGE_EVIDENCE;
-		length = fill_evidence(payload, report);
+		length = fill_evidence(dev, payload, report);
 		grants = false;
 	} else {
 		kind = VMSRS_MESSAGE_DISCARD;
@@ -326,7 +358,7 @@ static int send_reports(struct vmsrs_device *dev)
 		while (!error && (report->incident || report->evidence ||
 				  !list_empty(&report->drafts)))
 			error = send_report_part(dev, report);
-		report_free(report);
+		report_free(dev, report);
 		WRITE_ONCE(dev->pool.dry, false);
 		wake_up_all(&dev->batch.wait);
 	}
@@ -374,5 +406,5 @@ void vmsrs_host_free(struct vmsrs_device *dev)
 
 	vmsrs_drafts_free(&dev->batch.records);
 	while ((report = take_report(&dev->batch)))
-		report_free(report);
+		report_free(dev, report);
 }

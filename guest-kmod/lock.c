@@ -193,11 +193,11 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 	wait_queue_head_t *queue;
 	long ret, left, interrupted;
 
-	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL);
+	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL_ACCOUNT);
 	if (!sleeper.word)
 		return -ENOMEM;
 	wait.word = sleeper.word;
-	INIT_HLIST_NODE(&wait.node);
+	RB_CLEAR_NODE(&wait.node);
 	INIT_LIST_HEAD(&wait.todo);
 	queue = queue_of(sleeper.word);
 	init_wait_entry(&sleeper.entry, WQ_FLAG_EXCLUSIVE);
@@ -264,7 +264,8 @@ static vm_fault_t lock_fault(struct vm_fault *vmf)
 	struct vmsrs_app *app = vmf->vma->vm_private_data;
 	struct page *page;
 
-	page = lock_page(app, vmf->pgoff - (VMSRS_LOCKS_OFFSET >> PAGE_SHIFT), GFP_KERNEL);
+	page = lock_page(app, vmf->pgoff - (VMSRS_LOCKS_OFFSET >> PAGE_SHIFT),
+			 GFP_KERNEL_ACCOUNT);
 	if (!page)
 		return VM_FAULT_OOM;
 	get_page(page);

@@ -197,8 +197,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	spin_lock_init(&dev->requests_lock);
 	hash_init(dev->requests);
 	INIT_LIST_HEAD(&dev->failed_requests);
-	INIT_LIST_HEAD(&dev->suspended_requests);
-	vmsrs_waits_init(dev);
+	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
 	vmsrs_host_init(dev);
 	error = init_srcu_struct(&dev->srcu);

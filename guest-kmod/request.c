@@ -37,6 +37,8 @@ struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t 
 	INIT_LIST_HEAD(&request->domains);
 	INIT_LIST_HEAD(&request->failed_entry);
 	INIT_LIST_HEAD(&request->suspended_entry);
+	INIT_LIST_HEAD(&request->file_entry);
+	RB_CLEAR_NODE(&request->due_node);
 	request->app = app;
 	request->tag = tag;
 	return request;
@@ -47,6 +49,23 @@ void vmsrs_request_add(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
 	hash_add(request->app->dev->requests, &request->node, request->tag);
+}
+
+/* Adds a request that a thread has begun; `key` is that of its drafts. requests_lock is held. */
+void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
+{
+	request->file = file;
+	request->key = key;
+	list_add_tail(&request->file_entry, &file->requests);
+	vmsrs_request_add(request);
+}
+
+/* Takes a request out of the tables. requests_lock is held. */
+static void request_remove(struct vmsrs_request *request)
+{
+	lockdep_assert_held(&request->app->dev->requests_lock);
+	hash_del(&request->node);
+	list_del_init(&request->file_entry);
 }
 
 /*
@@ -61,7 +80,7 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
 	int error = 0;
 
 	lockdep_assert_held(&domain->lock);
-	spare = vmsrs_request_alloc(app, tag, GFP_KERNEL);
+	spare = vmsrs_request_alloc(app, tag, GFP_KERNEL_ACCOUNT);
 	if (!spare)
 		return -ENOMEM;
 	spin_lock(&app->dev->requests_lock);
@@ -69,9 +88,7 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
 	if (!request) {
 		request = spare;
 		spare = NULL;
-		request->file = file;
-		request->key = key;
-		vmsrs_request_add(request);
+		vmsrs_request_begun(request, file, key);
 	}
 	if (request->failed) {
 		error = -ESTALE;
@@ -124,7 +141,7 @@ void vmsrs_request_settle(struct vmsrs_request *request)
 	spin_lock(&dev->requests_lock);
 	idle = list_empty(&request->domains) && !request->failed && !request->suspended_by;
 	if (idle)
-		hash_del(&request->node);
+		request_remove(request);
 	spin_unlock(&dev->requests_lock);
 	if (idle)
 		kfree(request);
@@ -148,8 +165,9 @@ bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 }
 
 /*
- * Sets `carried` of the failed requests, and interrupts again who carries them. One pass over the threads and one over the requests:
- * programs decide how many there are of both. requests_lock is held.
+ * Sets `carried` of the failed requests, and interrupts again who carries them. One pass over the
+ * threads and one over the requests: programs decide how many there are of both. requests_lock is
+ * held.
  */
 static void mark_carried(struct vmsrs_device *dev)
 {
@@ -172,9 +190,9 @@ static void mark_carried(struct vmsrs_device *dev)
 }
 
 /*
- * Removes failed requests whose tag no thread carries any more, unless one may be resumed; up to then the tag must be
- * remembered, so that late writes of members are refused. One that was overdue and whose threads
- * went on without failing it is failed first.
+ * Removes failed requests whose tag no thread carries any more; up to then the tag must be
+ * remembered, so that late writes of members are refused. One that may be resumed is not on the list.
+ * One that was overdue and whose threads went on without failing it is failed first.
  */
 void vmsrs_requests_prune(struct vmsrs_device *dev)
 {
@@ -188,10 +206,10 @@ void vmsrs_requests_prune(struct vmsrs_device *dev)
 	if (!list_empty(&dev->failed_requests))
 		mark_carried(dev);
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
-		if (request->carried || request->suspended_by)
+		if (request->carried)
 			continue;
 		if (list_empty(&request->domains)) {
-			hash_del(&request->node);
+			request_remove(request);
 			list_move(&request->failed_entry, &done);
 		} else {
 			app = request->app;

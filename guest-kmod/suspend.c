@@ -24,6 +24,51 @@ static void take_held(struct vmsrs_request *request, const struct vmsrs_thread *
 	request->held_count = count;
 }
 
+static bool due_less(struct rb_node *node, const struct rb_node *parent)
+{
+	return rb_entry(node, struct vmsrs_request, due_node)->due_ns <
+	       rb_entry(parent, struct vmsrs_request, due_node)->due_ns;
+}
+
+/* The watch has nothing to do about a suspended request any more. requests_lock is held. */
+void vmsrs_suspended_undue(struct vmsrs_request *request)
+{
+	struct vmsrs_device *dev = request->app->dev;
+
+	lockdep_assert_held(&dev->requests_lock);
+	if (RB_EMPTY_NODE(&request->due_node))
+		return;
+	rb_erase_cached(&request->due_node, &dev->due_requests);
+	RB_CLEAR_NODE(&request->due_node);
+}
+
+/* Notes that a request is suspended. requests_lock is held. */
+static void suspend(struct vmsrs_file *file, struct vmsrs_request *request, u64 due_ns)
+{
+	lockdep_assert_held(&file->dev->requests_lock);
+	request->suspended_by = file;
+	list_add_tail(&request->suspended_entry, &file->suspended);
+	file->suspended_count++;
+	request->due_ns = due_ns;
+	if (due_ns)
+		rb_add_cached(&request->due_node, &file->dev->due_requests, due_less);
+}
+
+/* Forgets that a request is suspended. requests_lock is held. */
+static void unsuspend(struct vmsrs_request *request)
+{
+	struct vmsrs_device *dev = request->app->dev;
+
+	lockdep_assert_held(&dev->requests_lock);
+	vmsrs_suspended_undue(request);
+	list_del_init(&request->suspended_entry);
+	request->suspended_by->suspended_count--;
+	request->suspended_by = NULL;
+	/* It is remembered for as long as a thread carries its tag. */
+	if (request->failed)
+		list_add_tail(&request->failed_entry, &dev->failed_requests);
+}
+
 /* Sets a thread's request aside. The caller checked that the thread is its caller's. */
 long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		   const struct vmsrs_ioctl_suspend *arg)
@@ -32,28 +77,26 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	struct vmsrs_request *request, *spare;
 	long ret = 0;
 
-	spare = vmsrs_request_alloc(file->app, arg->tag, GFP_KERNEL);
+	spare = vmsrs_request_alloc(file->app, arg->tag, GFP_KERNEL_ACCOUNT);
 	if (!spare)
 		return -ENOMEM;
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(file->app, arg->tag);
-	if (!request) {
-		request = spare;
-		spare = NULL;
-		request->file = file;
-		request->key = vmsrs_thread_key(thread);
-		vmsrs_request_add(request);
-	}
-	if (request->failed) {
+	if (request && request->failed) {
 		ret = -ESTALE;
-	} else if (request->suspended_by) {
+	} else if (request && request->suspended_by) {
 		ret = -EALREADY;
+	} else if (file->suspended_count == VMSRS_SUSPENDED_MAX) {
+		ret = -EAGAIN;
 	} else {
-		request->suspended_by = file;
-		request->due_ns = arg->deadline_ns;
+		if (!request) {
+			request = spare;
+			spare = NULL;
+			vmsrs_request_begun(request, file, vmsrs_thread_key(thread));
+		}
+		suspend(file, request, arg->deadline_ns);
 		take_held(request, thread);
-		list_add_tail(&request->suspended_entry, &dev->suspended_requests);
 	}
 	spin_unlock(&dev->requests_lock);
 	mutex_unlock(&dev->commit_lock);
@@ -64,14 +107,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	return ret;
 }
 
-/* Forgets that a request is suspended. requests_lock is held. */
-static void unsuspend(struct vmsrs_request *request)
-{
-	lockdep_assert_held(&request->app->dev->requests_lock);
-	request->suspended_by = NULL;
-	list_del_init(&request->suspended_entry);
-}
-
+/* requests_lock is held. */
 static struct vmsrs_request *find_suspended(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_request *request = vmsrs_request_find(file->app, tag);
@@ -105,12 +141,15 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 	return ret;
 }
 
-/* Gives a suspended request up. */
+/*
+ * Gives a suspended request up. Its locks are free before it is forgotten: nobody carries its tag, so
+ * whoever waits for one of them would take it for an orphan.
+ */
 long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_device *dev = file->dev;
-	u32 held[VMSRS_HELD_MAX], count = 0, i;
 	struct vmsrs_request *request;
+	u32 i;
 
 	/* Its drafts first: nobody but this file's process can resume it meanwhile. */
 	spin_lock(&dev->requests_lock);
@@ -120,22 +159,37 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 		return -ENOENT;
 	vmsrs_discard(file->app, tag);
 
+	/* Under commit_lock it stays suspended, and its list of domains the same. */
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = find_suspended(file, tag);
-	if (request) {
-		count = request->held_count;
-		memcpy(held, request->held, sizeof(held));
-		unsuspend(request);
-	}
 	spin_unlock(&dev->requests_lock);
-	if (request)
+	if (request) {
+		for (i = 0; i < request->held_count; i++)
+			if (request->held[i] < VMSRS_MAX_DOMAINS)
+				vmsrs_lock_release(file->app, request->held[i], tag);
+		spin_lock(&dev->requests_lock);
+		unsuspend(request);
+		spin_unlock(&dev->requests_lock);
 		vmsrs_request_settle(request);
+	}
 	mutex_unlock(&dev->commit_lock);
-	for (i = 0; i < count; i++)
-		if (held[i] < VMSRS_MAX_DOMAINS)
-			vmsrs_lock_release(file->app, held[i], tag);
 	return request ? 0 : -ENOENT;
+}
+
+/* Nobody will resume a request of the file, which has failed; if it is suspended at all. */
+void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_request *request;
+
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	request = find_suspended(file, tag);
+	if (request)
+		unsuspend(request);
+	spin_unlock(&dev->requests_lock);
+	mutex_unlock(&dev->commit_lock);
 }
 
 /* Fails those that are over their deadline. */
@@ -144,20 +198,17 @@ void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now)
 	struct vmsrs_app *apps[OVERDUE_MAX];
 	struct vmsrs_request *request;
 	u64 tags[OVERDUE_MAX];
+	struct rb_node *node;
 	u32 count = 0, i;
 
 	spin_lock(&dev->requests_lock);
-	list_for_each_entry(request, &dev->suspended_requests, suspended_entry) {
-		/*
-		 * One that was marked as overdue while its thread suspended it has failed, but still
-		 * has its locks and drafts. Only a hint here: vmsrs_fail_suspended() looks again.
-		 */
-		if (READ_ONCE(request->discarded) || !request->due_ns || now < request->due_ns)
-			continue;
-		apps[count] = request->app;
-		tags[count] = request->tag;
-		if (++count == OVERDUE_MAX)
+	for (node = rb_first_cached(&dev->due_requests); node && count < OVERDUE_MAX;
+	     node = rb_next(node)) {
+		request = rb_entry(node, struct vmsrs_request, due_node);
+		if (now < request->due_ns)
 			break;
+		apps[count] = request->app;
+		tags[count++] = request->tag;
 	}
 	spin_unlock(&dev->requests_lock);
 	for (i = 0; i < count; i++) {
@@ -172,7 +223,7 @@ void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now)
 }
 
 /* Are there any whose deadline must be watched? */
-bool vmsrs_suspended_any(struct vmsrs_device *dev)
+bool vmsrs_suspended_due(struct vmsrs_device *dev)
 {
-	return !list_empty_careful(&dev->suspended_requests);
+	return !RB_EMPTY_ROOT(&dev->due_requests.rb_root);
 }

@@ -131,10 +131,10 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	struct vmsrs_thread *thread;
 	int slot;
 
-	thread = kzalloc(sizeof(*thread), GFP_KERNEL);
+	thread = kzalloc(sizeof(*thread), GFP_KERNEL_ACCOUNT);
 	if (!thread)
 		return ERR_PTR(-ENOMEM);
-	thread->page = alloc_page(GFP_KERNEL | __GFP_ZERO);
+	thread->page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 	if (!thread->page) {
 		kfree(thread);
 		return ERR_PTR(-ENOMEM);
@@ -329,9 +329,10 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 }
 
 /*
- * Every WATCH_PERIOD while threads are registered or requests suspended: ends threads that are gone
- * and deals with overdue requests. The first time a request is interrupted; after the grace period it is failed here, and
- * its threads interrupted again, for as long as they carry the tag.
+ * Every WATCH_PERIOD while threads are registered, or suspended requests have deadlines: ends threads
+ * that are gone and deals with overdue requests. The first time a request is interrupted; after the
+ * grace period it is failed here, and its threads interrupted again, for as long as they carry the
+ * tag. Failed requests are forgotten; with the last thread, all of them are.
  */
 static void watch(struct work_struct *work)
 {
@@ -363,12 +364,12 @@ static void watch(struct work_struct *work)
 
 		if (overdue[i].fail)
 			vmsrs_fail(overdue[i].thread->app, overdue[i].thread, &fail);
-		vmsrs_overdue(overdue[i].thread->app, overdue[i].tag);
+		vmsrs_overdue(overdue[i].thread->app, overdue[i].tag, now);
 		vmsrs_thread_put(overdue[i].thread);
 	}
 	vmsrs_suspended_watch(dev, now);
 	vmsrs_requests_prune(dev);
-	idle = idle && !vmsrs_suspended_any(dev);
+	idle = idle && !vmsrs_suspended_due(dev);
 	if (!idle && !READ_ONCE(dev->gone))
 		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
 }

@@ -15,7 +15,7 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, control.vq_lock, waits_lock
+ *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks: neither ever waits
  *   for anything that is held over a copy from or to user memory.
@@ -37,6 +37,7 @@
 #include <linux/miscdevice.h>
 #include <linux/mm_types.h>
 #include <linux/mutex.h>
+#include <linux/rbtree.h>
 #include <linux/spinlock.h>
 #include <linux/srcu.h>
 #include <linux/virtio.h>
@@ -76,6 +77,11 @@
 #define PROTECTION_KEY_MAX	15
 /* Who adds a report to that many waits until some are sent, so that nobody can pile them up. */
 #define REPORTS_MAX		256
+/*
+ * Most evidence that waits to be sent, up to a message each; an incident that comes while there is as
+ * much goes without.
+ */
+#define EVIDENCE_MAX		64
 /* Reports sent before commits, which may have come meanwhile, have their turn again. */
 #define REPORTS_PER_TURN	16
 
@@ -146,25 +152,32 @@ struct vmsrs_app {
 	u32 number;
 	u32 files;			/* guarded by vmsrs_device.apps_lock */
 	u8 name[VMSRS_NAME_MAX];
+	spinlock_t waits_lock;		/* guards waits; nests in nothing of the driver's */
+	struct rb_root waits;		/* struct vmsrs_wait, by tag */
 };
 
 /*
  * A request that has drafts, has failed, or is suspended. Made at its first draft or suspension;
  * goes away when its drafts are committed or discarded, or, if it failed, when no thread carries its
- * tag any more; but never while it is suspended. Removed only under commit_lock.
+ * tag any more; but never while it is suspended. One that failed while suspended has been discarded:
+ * what has failed is not suspended, and the watch does not only mark what is. Removed only under
+ * commit_lock.
  */
 struct vmsrs_request {
 	struct hlist_node node;		/* in requests; guarded by requests_lock */
 	struct list_head domains;	/* domains with its drafts; guarded by requests_lock */
-	struct list_head failed_entry;	/* in failed_requests; guarded by requests_lock */
+	/* In failed_requests, unless it is suspended; guarded by requests_lock */
+	struct list_head failed_entry;
 	/* Guarded by requests_lock, changed under commit_lock as well: */
-	struct list_head suspended_entry;	/* in suspended_requests */
-	struct vmsrs_file *suspended_by;	/* only compared; NULL if it is not suspended */
+	struct list_head suspended_entry;	/* in suspended_by->suspended */
+	struct vmsrs_file *suspended_by;	/* NULL if it is not suspended */
+	struct rb_node due_node;	/* in due_requests, or empty: it has no deadline or failed */
 	u64 due_ns;			/* its deadline while suspended, or 0 */
 	u32 held_count;			/* domains it holds while suspended; not checked */
 	u32 held[VMSRS_HELD_MAX];
 	struct vmsrs_app *app;
-	struct vmsrs_file *file;	/* through which it wrote first; only compared */
+	struct vmsrs_file *file;	/* through which it was begun; NULL if it has failed */
+	struct list_head file_entry;	/* in file->requests; guarded by requests_lock */
 	u64 tag;
 	u32 key;			/* protection key of its drafts, or 0; never changes */
 	atomic_t drafts;
@@ -207,7 +220,7 @@ struct vmsrs_thread {
 
 /* A thread that sleeps for a lock. */
 struct vmsrs_wait {
-	struct hlist_node node;		/* in waits; guarded by waits_lock */
+	struct rb_node node;		/* in app->waits, or empty; guarded by waits_lock */
 	struct list_head todo;		/* of one walk; guarded by waits_lock */
 	struct vmsrs_app *app;
 	u64 tag;
@@ -217,6 +230,10 @@ struct vmsrs_wait {
 struct vmsrs_file {
 	struct vmsrs_device *dev;
 	struct vmsrs_app *app;		/* set once under apps_lock; NULL before */
+	/* Guarded by requests_lock: */
+	struct list_head requests;	/* begun through it, and not failed */
+	struct list_head suspended;	/* suspended through it */
+	u32 suspended_count;
 };
 
 /* Frames that the host granted. */
@@ -239,6 +256,7 @@ struct vmsrs_batch {
 	u32 queued;			/* records on the list */
 	struct list_head reports;	/* struct vmsrs_report */
 	u32 reports_queued;		/* reports on the list */
+	u32 evidence;			/* reports with evidence, on the list or about to be */
 	u64 appended;			/* records ever put on the list */
 	atomic64_t sealed;		/* records ever sealed */
 	wait_queue_head_t wait;		/* for sealed, and for fewer reports */
@@ -286,13 +304,10 @@ struct vmsrs_device {
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
 	struct mutex commit_lock;	/* commits, discards and failures happen one after the other */
-	spinlock_t requests_lock;	/* guards requests and the two lists */
-	DECLARE_HASHTABLE(requests, 8);
+	spinlock_t requests_lock;	/* guards requests, the two below, and the lists of files */
+	DECLARE_HASHTABLE(requests, 10);
 	struct list_head failed_requests;
-	struct list_head suspended_requests;
-
-	spinlock_t waits_lock;		/* guards waits; nests in nothing of the driver's */
-	DECLARE_HASHTABLE(waits, 8);	/* struct vmsrs_wait, by tag */
+	struct rb_root_cached due_requests;	/* suspended ones with a deadline, by it */
 
 	spinlock_t threads_lock;	/* guards threads and thread_list */
 	DECLARE_HASHTABLE(threads, 8);
@@ -397,6 +412,7 @@ struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 dom
 struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
 void vmsrs_request_add(struct vmsrs_request *request);
 struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp);
+void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file, u32 key);
 void vmsrs_request_settle(struct vmsrs_request *request);
 bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
@@ -417,6 +433,8 @@ void vmsrs_host_work_soon(struct vmsrs_device *dev);
 void vmsrs_host_work_now(struct vmsrs_device *dev);
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
+bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
+void vmsrs_host_evidence_release(struct vmsrs_device *dev);
 void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence);
 void vmsrs_host_reports_wait(struct vmsrs_device *dev);
 
@@ -426,22 +444,25 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail);
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag);
 void vmsrs_fail_file(struct vmsrs_file *file);
 void vmsrs_discard(struct vmsrs_app *app, u64 tag);
-void vmsrs_overdue(struct vmsrs_app *app, u64 tag);
+void vmsrs_overdue(struct vmsrs_app *app, u64 tag, u64 now);
 
 /* evidence.c */
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body);
 bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail);
 void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail);
+
 /* suspend.c */
 long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		   const struct vmsrs_ioctl_suspend *arg);
 long vmsrs_resume(struct vmsrs_file *file, u64 tag);
 long vmsrs_abandon(struct vmsrs_file *file, u64 tag);
+void vmsrs_suspended_undue(struct vmsrs_request *request);
+void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
 void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now);
-bool vmsrs_suspended_any(struct vmsrs_device *dev);
+bool vmsrs_suspended_due(struct vmsrs_device *dev);
 
 /* deadlock.c */
-void vmsrs_waits_init(struct vmsrs_device *dev);
+void vmsrs_waits_init(struct vmsrs_app *app);
 int vmsrs_wait_enter(struct vmsrs_wait *wait);
 void vmsrs_wait_leave(struct vmsrs_wait *wait);
 

@@ -317,7 +317,8 @@
 // Sets the calling thread's request aside, with [`IoctlSuspend`]: its drafts and the domains in the
 // thread's `held` stay its own without any thread that carries its tag. The caller clears its
 // control block afterwards. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request has
-// failed. `EALREADY`: it is suspended already.
+// failed. `EALREADY`: it is suspended already. `EAGAIN`: [`SUSPENDED_MAX`] requests are suspended
+// through this file.
 //
 // A suspended request that misses its deadline is failed by the driver: its drafts are gone and its
 // locks free at once, and its tag is remembered until [`IOCTL_RESUME`] or [`IOCTL_ABANDON`]. When
@@ -352,6 +353,9 @@
 
 // Commit flag: return when the host has sealed the commit.
 #define VMSRS_COMMIT_SEAL 1
+
+// Most requests that are suspended through one open file at a time.
+#define VMSRS_SUSPENDED_MAX 4096
 
 // Most pages that one [`IOCTL_DRAFTS`] answers with.
 #define VMSRS_DRAFTS_MAX 1024

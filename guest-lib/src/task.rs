@@ -80,6 +80,7 @@ impl Task {
     /// [`RunError::Failed`]: the request has failed, in this step or (by its deadline) before it; `f`
     /// was not run then. [`RunError::Refused`]: as [`Domain::run`]; the step can be tried again unless
     /// [`Task::is_over`] (with [`Error::Ended`], always).
+    /// [`Error::Limit`]: 4096 requests of the process are suspended already; the request was given up.
     pub fn step<T>(&mut self, f: impl FnOnce(&Request) -> Step<T>) -> Result<Step<T>, JoinError> {
         if self.forks != fork::generation() {
             return Err(Error::Forked.into());
@@ -177,7 +178,11 @@ impl Task {
             }
             Err(error) => {
                 run::give_up(thread);
-                Err(Error::system("suspending the request")(error).into())
+                Err(match error.raw_os_error() {
+                    Some(libc::EAGAIN) => Error::Limit("4096 suspended requests of its process"),
+                    _ => Error::system("suspending the request")(error),
+                }
+                .into())
             }
         }
     }

@@ -62,7 +62,8 @@ pub const IOCTL_THREAD_EXIT: u32 = 0x0000_560d;
 /// Sets the calling thread's request aside, with [`IoctlSuspend`]: its drafts and the domains in the
 /// thread's `held` stay its own without any thread that carries its tag. The caller clears its
 /// control block afterwards. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request has
-/// failed. `EALREADY`: it is suspended already.
+/// failed. `EALREADY`: it is suspended already. `EAGAIN`: [`SUSPENDED_MAX`] requests are suspended
+/// through this file.
 ///
 /// A suspended request that misses its deadline is failed by the driver: its drafts are gone and its
 /// locks free at once, and its tag is remembered until [`IOCTL_RESUME`] or [`IOCTL_ABANDON`]. When
@@ -234,6 +235,9 @@ pub struct IoctlFail {
     /// In: [`crate::incident::REPORT_ADDRESS`] or 0.
     pub flags: u32,
 }
+
+/// Most requests that are suspended through one open file at a time.
+pub const SUSPENDED_MAX: u32 = 4096;
 
 /// Argument of [`IOCTL_SUSPEND`].
 #[repr(C)]

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    DEVICE_PATH, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO,
-    IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_THREAD, IoctlCommit,
-    IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlTag,
-    IoctlThread,
+    DEVICE_PATH, IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH,
+    IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_SUSPEND,
+    IOCTL_THREAD, IoctlCommit, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp,
+    IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlThread,
 };
 use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl};
 use vmsrs_protocol::{KEY_MAX, NAME_MAX, NONE, PAGE_SIZE};
@@ -179,6 +179,15 @@ impl App {
         Ok(info)
     }
 
+    /// Gives a suspended request up.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn abandon(&self, tag: u64) -> io::Result<()> {
+        ioctl(&self.file, IOCTL_ABANDON, &mut IoctlTag { tag })
+    }
+
     /// The lock word of a domain.
     pub fn lock_word(&self, domain: Domain) -> &AtomicU64 {
         // SAFETY: the mapping has a word for each possible domain and lasts as long as the process.
@@ -282,6 +291,19 @@ impl Thread<'_> {
         ioctl(&self.app.file, IOCTL_DISCARD, &mut IoctlTag { tag })
     }
 
+    /// Sets the request aside. The thread carries it up to [`Thread::put_down`].
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn suspend(&self, tag: u64) -> io::Result<()> {
+        let mut argument = IoctlSuspend {
+            tag,
+            deadline_ns: 0,
+        };
+        ioctl(&self.app.file, IOCTL_SUSPEND, &mut argument)
+    }
+
     /// Fails the request.
     ///
     /// # Errors
@@ -327,13 +349,18 @@ impl Thread<'_> {
                 ioctl(&self.app.file, IOCTL_LOCK_WAKE, &mut argument)?;
             }
         }
+        self.put_down();
+        Ok(())
+    }
+
+    /// Carries the request no longer, and releases nothing of it.
+    pub fn put_down(&self) {
         // SAFETY: as in `begin`.
         unsafe {
-            std::ptr::write_volatile(&raw mut (*self.control()).held_count, 0);
             std::ptr::write_volatile(&raw mut (*self.control()).tag, 0);
+            std::ptr::write_volatile(&raw mut (*self.control()).held_count, 0);
             (*self.control()).drafts = 0;
         }
-        Ok(())
     }
 }
 

@@ -116,6 +116,11 @@ impl Library {
         self.driver.resume(tag);
     }
 
+    /// Gives a request up that was set aside with one domain; nobody carries its tag.
+    pub fn abandon(&self, tag: u64, domain: u32) {
+        self.driver.abandon(tag, domain);
+    }
+
     /// `Thread::end`: the request is over, and nothing is held.
     pub fn end(&self) {
         self.life.step();

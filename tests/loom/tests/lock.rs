@@ -282,3 +282,24 @@ fn a_request_that_is_set_aside_and_taken_up_again_is_never_taken_for_an_orphan()
         world.check();
     });
 }
+
+#[test]
+fn a_request_that_is_set_aside_and_given_up_is_never_taken_for_an_orphan() {
+    check(3, || {
+        let world = World::new(1);
+        let worker = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let library = world.library(0, Life::long());
+                library.lock(0).unwrap();
+                let tag = library.suspend();
+                library.abandon(tag, 0);
+            })
+        };
+        for _ in 0..2 {
+            assert!(!world.driver.holder_is_orphaned(0));
+        }
+        worker.join().unwrap();
+        world.check();
+    });
+}

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use vmsrs::{App, Domain, Error, Kind, Options, Request, RunError, Step, Task};
+use vmsrs_protocol::ioctl::SUSPENDED_MAX;
 
 use crate::host::Guest;
+use crate::raw;
 use crate::{Behaviour, Machine};
 
 const NAME: &str = "a_suspended_request_keeps_its_locks_until_its_deadline_or_its_process_ends";
@@ -22,6 +24,8 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
         ("deadline", deadline),
         ("killed", killed),
         ("suspend and wait", suspend_and_wait),
+        ("limit", limit),
+        ("left behind", left_behind),
     ],
     host,
 };
@@ -31,7 +35,9 @@ fn host(guest: &mut Guest) -> Result<()> {
     let incident = guest.run("deadline", "")?;
     let facts = guest.incident(incident.trim())?;
     ensure!(facts["kind"] == "deadline", "its kind: {facts}");
-    guest.run("killed", "").map(drop)
+    guest.run("killed", "")?;
+    guest.run("limit", "")?;
+    guest.run("left behind", "").map(drop)
 }
 
 fn domain(key: &str) -> Result<&'static Domain> {
@@ -179,4 +185,63 @@ fn suspend_and_wait(_: &str) -> Result<()> {
     loop {
         thread::park();
     }
+}
+
+/// Suspends `count` requests that hold nothing, and returns their tags.
+fn suspend_empty(thread: &raw::Thread<'_>, count: u32) -> Result<Vec<u64>> {
+    (0..count)
+        .map(|_| {
+            let tag = thread.begin(&[])?;
+            let suspended = thread.suspend(tag);
+            thread.put_down();
+            suspended.map(|()| tag).map_err(Into::into)
+        })
+        .collect()
+}
+
+/// One program can suspend so many requests and no more; one that is given up makes room.
+fn limit(_: &str) -> Result<()> {
+    let app = raw::App::open("suspended")?;
+    let thread = app.thread()?;
+    let tags = suspend_empty(&thread, SUSPENDED_MAX)?;
+    let tag = thread.begin(&[])?;
+    let refused = thread.suspend(tag).expect_err("one too many");
+    ensure!(refused.raw_os_error() == Some(libc::EAGAIN), "{refused}");
+    app.abandon(tags[0])?;
+    thread.suspend(tag)?;
+    thread.put_down();
+    for tag in tags.into_iter().skip(1).chain([tag]) {
+        app.abandon(tag)?;
+    }
+    let gone = app.abandon(tag).expect_err("nothing of it is left");
+    ensure!(gone.raw_os_error() == Some(libc::ENOENT), "{gone}");
+    Ok(())
+}
+
+/// Suspended requests of a process that ends fail one by one.
+fn left_behind(_: &str) -> Result<()> {
+    const COUNT: u32 = 20;
+    let app = raw::App::open("suspended")?;
+    let before = app.info()?.incidents;
+    let suspend = || -> Result<()> {
+        let file = raw::App::open("suspended")?;
+        suspend_empty(&file.thread()?, COUNT).map(drop)
+    };
+    // SAFETY: the guest's process of a step has one thread, and the child only leaves by _exit().
+    match unsafe { libc::fork() } {
+        // SAFETY: always sound.
+        0 => unsafe { libc::_exit(i32::from(suspend().is_err())) },
+        child => {
+            let mut status = 0;
+            // SAFETY: the status is a variable of this function.
+            let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+            ensure!(waited == child && status == 0, "the child: {status}");
+        }
+    }
+    let failed = app.info()?.incidents - before;
+    ensure!(
+        failed == u64::from(COUNT),
+        "{failed} of {COUNT} have failed"
+    );
+    Ok(())
 }

@@ -292,6 +292,13 @@ impl Driver {
         self.suspended().retain(|&other| other != tag);
     }
 
+    /// `vmsrs_abandon` of a request without drafts that holds a domain.
+    pub(crate) fn abandon(&self, tag: u64, domain: u32) {
+        let _commit = self.commit_lock();
+        self.lock_release(domain, tag);
+        self.suspended().retain(|&other| other != tag);
+    }
+
     /// `send_sig` to a thread.
     pub fn signal(&self, thread: &Thread) {
         let mut queue = self.queue();

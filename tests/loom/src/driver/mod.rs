@@ -9,8 +9,10 @@ mod lock;
 mod page;
 mod table;
 mod thread;
+mod watch;
 
 pub use lock::{Driver, Errno};
 pub use page::{Pages, Refused, Stale};
 pub use table::{LockPage, Registration};
 pub use thread::Thread;
+pub use watch::Watch;
