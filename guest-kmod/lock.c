@@ -18,24 +18,42 @@
 
 #define QUEUE_BITS		8
 #define WORDS_PER_PAGE		(PAGE_SIZE / sizeof(u64))
+/*
+ * A sleeper that was woken so often, and each time found the lock taken by somebody who had not slept,
+ * gets it from whoever wakes it next. Not from the first: others can use the lock while the sleeper
+ * comes to run.
+ */
+#define HANDOVER_AFTER		2
 
-/* Sleepers, hashed by the address of their word. */
-static wait_queue_head_t lock_queues[1 << QUEUE_BITS];
+/* Sleepers, in the order in which they came; of all words with the same hash. */
+struct lock_queue {
+	spinlock_t lock;		/* guards the list and its members; nests in threads_lock */
+	struct list_head sleepers;
+};
 
+static struct lock_queue lock_queues[1 << QUEUE_BITS];
+
+/* On its queue until it has the lock or gives up, so its place stays. */
 struct lock_sleeper {
-	struct wait_queue_entry entry;
+	struct list_head entry;
+	struct task_struct *task;	/* runs with it on its stack */
 	atomic64_t *word;
+	u64 tag;
+	u32 woken;			/* times it was woken for the lock */
+	bool granted;			/* the lock was taken for it */
 };
 
 void vmsrs_locks_init(void)
 {
 	size_t i;
 
-	for (i = 0; i < ARRAY_SIZE(lock_queues); i++)
-		init_waitqueue_head(&lock_queues[i]);
+	for (i = 0; i < ARRAY_SIZE(lock_queues); i++) {
+		spin_lock_init(&lock_queues[i].lock);
+		INIT_LIST_HEAD(&lock_queues[i].sleepers);
+	}
 }
 
-static wait_queue_head_t *queue_of(atomic64_t *word)
+static struct lock_queue *queue_of(atomic64_t *word)
 {
 	return &lock_queues[hash_ptr(word, QUEUE_BITS)];
 }
@@ -75,20 +93,63 @@ u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain)
 	return word ? atomic64_read(word) & VMSRS_LOCK_TAG : 0;
 }
 
-static int lock_wake_function(struct wait_queue_entry *entry, unsigned int mode, int sync,
-			      void *word)
+/*
+ * Takes the lock, or marks it as waited for. Whoever takes it here sets the mark as well: there may
+ * be sleepers that marked the word before its last release. That holds even for one who has not
+ * slept: it is on the queue, and the wake-up of that release may have found it there.
+ */
+static int lock_try(atomic64_t *word, u64 tag)
 {
-	struct lock_sleeper *sleeper = container_of(entry, struct lock_sleeper, entry);
+	s64 value = atomic64_read(word), new;
 
-	if (word && sleeper->word != word)
-		return 0;
-	return autoremove_wake_function(entry, mode, sync, word);
+	for (;;) {
+		if ((value & VMSRS_LOCK_TAG) == tag)
+			return -EEXIST;
+		if (value & VMSRS_LOCK_TAG)
+			new = value | VMSRS_LOCK_WAITERS;
+		else
+			new = tag | VMSRS_LOCK_WAITERS;
+		if (new == value || atomic64_try_cmpxchg(word, &value, new))
+			return (new & VMSRS_LOCK_TAG) == tag ? 0 : -EAGAIN;
+	}
 }
 
-/* Wakes one sleeper; it marks the word again for the others. */
+/*
+ * Wakes the sleeper that has waited longest; it marks the word again for the others. For one that was
+ * overtaken too often the lock is taken here, if it still is free: between a program's release and
+ * its call another program can come, but hardly each time.
+ */
 static void wake_one(atomic64_t *word)
 {
-	__wake_up(queue_of(word), TASK_NORMAL, 1, word);
+	struct lock_queue *queue = queue_of(word);
+	struct lock_sleeper *sleeper;
+
+	spin_lock(&queue->lock);
+	list_for_each_entry(sleeper, &queue->sleepers, entry) {
+		if (sleeper->word != word || sleeper->granted)
+			continue;
+		if (sleeper->woken++ >= HANDOVER_AFTER)
+			WRITE_ONCE(sleeper->granted, !lock_try(word, sleeper->tag));
+		wake_up_process(sleeper->task);
+		break;
+	}
+	spin_unlock(&queue->lock);
+}
+
+static void sleeper_add(struct lock_queue *queue, struct lock_sleeper *sleeper)
+{
+	spin_lock(&queue->lock);
+	list_add_tail(&sleeper->entry, &queue->sleepers);
+	spin_unlock(&queue->lock);
+}
+
+/* Was the lock taken for the sleeper? From here on it is not. */
+static bool sleeper_remove(struct lock_queue *queue, struct lock_sleeper *sleeper)
+{
+	spin_lock(&queue->lock);
+	list_del(&sleeper->entry);
+	spin_unlock(&queue->lock);
+	return sleeper->granted;
 }
 
 void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain)
@@ -102,10 +163,15 @@ void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain)
 /* The device is gone. */
 void vmsrs_lock_wake_everybody(void)
 {
+	struct lock_sleeper *sleeper;
 	size_t i;
 
-	for (i = 0; i < ARRAY_SIZE(lock_queues); i++)
-		wake_up_all(&lock_queues[i]);
+	for (i = 0; i < ARRAY_SIZE(lock_queues); i++) {
+		spin_lock(&lock_queues[i].lock);
+		list_for_each_entry(sleeper, &lock_queues[i].sleepers, entry)
+			wake_up_process(sleeper->task);
+		spin_unlock(&lock_queues[i].lock);
+	}
 }
 
 /*
@@ -139,27 +205,6 @@ void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 	}
 }
 
-/*
- * Takes the lock, or marks it as waited for. Whoever takes it here sets the mark as well: there may
- * be sleepers that marked the word before its last release. That holds even for one who has not
- * slept: it is on the queue, and the wake-up of that release may have found it there.
- */
-static int lock_try(atomic64_t *word, u64 tag)
-{
-	s64 value = atomic64_read(word), new;
-
-	for (;;) {
-		if ((value & VMSRS_LOCK_TAG) == tag)
-			return -EEXIST;
-		if (value & VMSRS_LOCK_TAG)
-			new = value | VMSRS_LOCK_WAITERS;
-		else
-			new = tag | VMSRS_LOCK_WAITERS;
-		if (new == value || atomic64_try_cmpxchg(word, &value, new))
-			return (new & VMSRS_LOCK_TAG) == tag ? 0 : -EAGAIN;
-	}
-}
-
 /* Nobody will release the lock of a request that nobody works for. */
 static void release_orphan(struct vmsrs_app *app, u32 domain)
 {
@@ -181,42 +226,32 @@ static bool request_failed(struct vmsrs_app *app, u64 tag)
 	return failed;
 }
 
-/*
- * Waits for a domain's lock and takes it. The caller checked that the tag is the calling thread's.
- * -ESTALE: the request has failed. -EDEADLK: its holder waits for the caller's request.
- */
-long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
+/* Sleeps until the lock is had or there is a reason to give up. */
+static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg,
+		       struct lock_sleeper *sleeper, struct vmsrs_wait *wait)
 {
 	unsigned long due = jiffies + msecs_to_jiffies(arg->timeout_ms);
-	struct vmsrs_wait wait = { .app = app, .tag = arg->tag };
-	struct lock_sleeper sleeper;
-	wait_queue_head_t *queue;
-	long ret, left, interrupted;
+	long ret, left;
 
-	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL_ACCOUNT);
-	if (!sleeper.word)
-		return -ENOMEM;
-	wait.word = sleeper.word;
-	RB_CLEAR_NODE(&wait.node);
-	INIT_LIST_HEAD(&wait.todo);
-	queue = queue_of(sleeper.word);
-	init_wait_entry(&sleeper.entry, WQ_FLAG_EXCLUSIVE);
-	sleeper.entry.func = lock_wake_function;
 	for (;;) {
-		/* Queued before the word is looked at, so that no wake-up is missed. */
-		interrupted = prepare_to_wait_event(queue, &sleeper.entry, TASK_INTERRUPTIBLE);
+		/* Before the word is looked at, so that no wake-up is missed. */
+		set_current_state(TASK_INTERRUPTIBLE);
 		if (request_failed(app, arg->tag)) {
 			ret = -ESTALE;
 			break;
 		}
-		ret = lock_try(sleeper.word, arg->tag);
+		if (READ_ONCE(sleeper->granted)) {
+			ret = 0;
+			break;
+		}
+		ret = lock_try(sleeper->word, arg->tag);
 		if (ret != -EAGAIN)
 			break;
 		if (READ_ONCE(app->dev->gone)) {
 			ret = -ENODEV;
 			break;
 		}
-		if (interrupted) {
+		if (signal_pending(current)) {
 			ret = -EINTR;
 			break;
 		}
@@ -225,16 +260,49 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 			ret = -ETIMEDOUT;
 			break;
 		}
-		ret = vmsrs_wait_enter(&wait);
+		ret = vmsrs_wait_enter(wait);
 		if (ret)
 			break;
 		if (!schedule_timeout(min_t(long, left, LOCK_SLICE)))
 			release_orphan(app, arg->domain);
 	}
-	finish_wait(queue, &sleeper.entry);
+	__set_current_state(TASK_RUNNING);
+	return ret;
+}
+
+/*
+ * Waits for a domain's lock and takes it. The caller checked that the tag is the calling thread's.
+ * -ESTALE: the request has failed. -EDEADLK: its holder waits for the caller's request.
+ */
+long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
+{
+	struct vmsrs_wait wait = { .app = app, .tag = arg->tag };
+	struct lock_sleeper sleeper = { .task = current, .tag = arg->tag };
+	struct lock_queue *queue;
+	long ret;
+
+	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL_ACCOUNT);
+	if (!sleeper.word)
+		return -ENOMEM;
+	wait.word = sleeper.word;
+	RB_CLEAR_NODE(&wait.node);
+	INIT_LIST_HEAD(&wait.todo);
+	queue = queue_of(sleeper.word);
+	sleeper_add(queue, &sleeper);
+	ret = lock_sleep(app, arg, &sleeper, &wait);
 	vmsrs_wait_leave(&wait);
-	/* A wake-up that came too late for this sleeper is another's. */
-	if (ret)
+	if (sleeper_remove(queue, &sleeper)) {
+		/* Whatever ended the sleep, the lock is had; but not by a request that has failed. */
+		if (ret == -ESTALE)
+			vmsrs_lock_release(app, arg->domain, arg->tag);
+		else
+			ret = 0;
+	}
+	/*
+	 * A wake-up that came too late for this sleeper is another's: it has given up, or the lock was
+	 * released since, because its request failed.
+	 */
+	if (ret || vmsrs_lock_tag(app, arg->domain) != arg->tag)
 		wake_one(sleeper.word);
 	return ret;
 }

@@ -31,13 +31,16 @@ pub enum Errno {
 struct Sleeper {
     thread: usize,
     domain: u32,
+    tag: u64,
+    woken: u32,
+    granted: bool,
 }
 
-/// One bucket of `lock_queues`: all domains of a model hash to it. With the states of the tasks, as
-/// those change under its lock alone here.
+/// One of `lock_queues`: all domains of a model hash to it. With the states of the tasks, as those
+/// change under its lock alone here.
 #[derive(Default)]
 struct Queue {
-    entries: Vec<Sleeper>,
+    sleepers: Vec<Sleeper>,
     /// Not `TASK_RUNNING`.
     sleeping: [bool; SLEEPERS],
     /// `signal_pending()`.
@@ -46,8 +49,17 @@ struct Queue {
     expired: [bool; SLEEPERS],
 }
 
+impl Queue {
+    fn place(&self, thread: &Thread) -> usize {
+        let own = |sleeper: &Sleeper| sleeper.thread == thread.number;
+        self.sleepers.iter().position(own).expect("on the queue")
+    }
+}
+
 /// The device, with one app.
 pub struct Driver {
+    /// `HANDOVER_AFTER`.
+    handover_after: u32,
     words: [AtomicU64; 2],
     queue: Mutex<Queue>,
     threads: Vec<Arc<Thread>>,
@@ -61,9 +73,11 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver that knows these threads.
-    pub fn new(threads: &[Arc<Thread>]) -> Arc<Self> {
+    /// A driver that knows these threads, and hands a lock over to a sleeper that was woken for it
+    /// `handover_after` times.
+    pub fn new(threads: &[Arc<Thread>], handover_after: u32) -> Arc<Self> {
         Arc::new(Self {
+            handover_after,
             words: [AtomicU64::new(0), AtomicU64::new(0)],
             queue: Mutex::new(Queue::default()),
             threads: threads.to_vec(),
@@ -92,25 +106,37 @@ impl Driver {
         self.word(domain).load(Ordering::Relaxed) == 0
     }
 
-    /// `prepare_to_wait_event`, exclusive and interruptible. Whether a signal is pending.
-    fn prepare_to_wait(&self, thread: &Thread, domain: u32) -> bool {
+    /// Whether the domain's word says that somebody waits for it.
+    pub fn is_waited_for(&self, domain: u32) -> bool {
+        self.word(domain).load(Ordering::Relaxed) & LOCK_WAITERS != 0
+    }
+
+    /// `sleeper_add`.
+    fn sleeper_add(&self, thread: &Thread, tag: u64, domain: u32) {
+        self.queue().sleepers.push(Sleeper {
+            thread: thread.number,
+            domain,
+            tag,
+            woken: 0,
+            granted: false,
+        });
+    }
+
+    /// `sleeper_remove`. Whether the lock was taken for the sleeper.
+    fn sleeper_remove(&self, thread: &Thread) -> bool {
         let mut queue = self.queue();
-        if queue.signalled[thread.number] {
-            queue.entries.retain(|entry| entry.thread != thread.number);
-            return true;
-        }
-        if queue
-            .entries
-            .iter()
-            .all(|entry| entry.thread != thread.number)
-        {
-            queue.entries.push(Sleeper {
-                thread: thread.number,
-                domain,
-            });
-        }
-        queue.sleeping[thread.number] = true;
-        false
+        let place = queue.place(thread);
+        queue.sleepers.remove(place).granted
+    }
+
+    /// `set_current_state`.
+    fn set_sleeping(&self, thread: &Thread, sleeping: bool) {
+        self.queue().sleeping[thread.number] = sleeping;
+    }
+
+    fn is_granted(&self, thread: &Thread) -> bool {
+        let queue = self.queue();
+        queue.sleepers[queue.place(thread)].granted
     }
 
     /// `schedule_timeout`, without the time slice: only a wake-up ends it.
@@ -124,36 +150,29 @@ impl Driver {
         }
     }
 
-    /// `finish_wait`.
-    fn finish_wait(&self, thread: &Thread) {
-        let mut queue = self.queue();
-        queue.sleeping[thread.number] = false;
-        queue.entries.retain(|entry| entry.thread != thread.number);
-    }
-
-    /// `try_to_wake_up`: whether the task was not running.
-    fn wake_task(&self, queue: &mut Queue, thread: usize) -> bool {
+    /// `wake_up_process`.
+    fn wake_task(&self, queue: &mut Queue, thread: usize) {
         if !queue.sleeping[thread] {
-            return false;
+            return;
         }
         queue.sleeping[thread] = false;
         let task = self.threads.iter().find(|task| task.number == thread);
         task.expect("registered").scheduled.notify_one();
-        true
     }
 
-    /// `wake_one`, with `lock_wake_function` and `autoremove_wake_function`.
+    /// `wake_one`.
     fn wake_one(&self, domain: u32) {
         let mut queue = self.queue();
-        let mut place = 0;
-        while place < queue.entries.len() {
-            let thread = queue.entries[place].thread;
-            if queue.entries[place].domain == domain && self.wake_task(&mut queue, thread) {
-                queue.entries.remove(place);
-                return;
-            }
-            place += 1;
+        let first = |sleeper: &&mut Sleeper| sleeper.domain == domain && !sleeper.granted;
+        let Some(sleeper) = queue.sleepers.iter_mut().find(first) else {
+            return;
+        };
+        if sleeper.woken >= self.handover_after {
+            sleeper.granted = self.lock_try(domain, sleeper.tag).is_ok();
         }
+        sleeper.woken += 1;
+        let thread = sleeper.thread;
+        self.wake_task(&mut queue, thread);
     }
 
     /// `vmsrs_lock_wake`.
@@ -213,31 +232,47 @@ impl Driver {
         self.failed.lock().expect("no thread panics with the lock")
     }
 
-    /// `vmsrs_lock_wait`.
-    pub(crate) fn lock_wait(&self, thread: &Thread, tag: u64, domain: u32) -> Result<(), Errno> {
-        let outcome = loop {
-            let interrupted = self.prepare_to_wait(thread, domain);
+    /// `lock_sleep`.
+    fn lock_sleep(&self, thread: &Thread, tag: u64, domain: u32) -> Result<(), Errno> {
+        loop {
+            self.set_sleeping(thread, true);
             if self.failed().contains(&tag) {
-                break Err(Errno::Stale);
+                return Err(Errno::Stale);
+            }
+            if self.is_granted(thread) {
+                return Ok(());
             }
             let outcome = self.lock_try(domain, tag);
             if outcome != Err(Errno::Again) {
-                break outcome;
+                return outcome;
             }
-            if interrupted {
-                break Err(Errno::Interrupted);
+            if self.queue().signalled[thread.number] {
+                return Err(Errno::Interrupted);
             }
             if self.queue().expired[thread.number] {
-                break Err(Errno::TimedOut);
+                return Err(Errno::TimedOut);
             }
             if !self.wait_enter(tag, domain) {
-                break Err(Errno::Deadlock);
+                return Err(Errno::Deadlock);
             }
             self.schedule(thread);
-        };
-        self.finish_wait(thread);
+        }
+    }
+
+    /// `vmsrs_lock_wait`.
+    pub(crate) fn lock_wait(&self, thread: &Thread, tag: u64, domain: u32) -> Result<(), Errno> {
+        self.sleeper_add(thread, tag, domain);
+        let mut outcome = self.lock_sleep(thread, tag, domain);
+        self.set_sleeping(thread, false);
         self.wait_leave(tag, domain);
-        if outcome.is_err() {
+        if self.sleeper_remove(thread) {
+            if outcome == Err(Errno::Stale) {
+                self.lock_release(domain, tag);
+            } else {
+                outcome = Ok(());
+            }
+        }
+        if outcome.is_err() || self.lock_tag(domain) != tag {
             self.wake_one(domain);
         }
         outcome
