@@ -85,7 +85,7 @@ fetch: ## Fetch Debian's kernels into build/cache and install missing tools
 	$(BED) fetch
 
 bench: build fetch ## Measure what requests and errors cost, by a clock that counts instructions
-	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic --rounds 20
+	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic
 
 integral: build fetch ## Measure what ordinary requests notice while one in ten is fatal
 	$(CARGO) run --quiet --release -p vmsrs-demo -- integral

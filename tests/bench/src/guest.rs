@@ -1,13 +1,18 @@
-//! The measurements, in the guest: the same work in a request and without, and errors.
+//! The measurements, in the guest: the same work in a request and without, a key-value server, and errors.
 
+use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::hint::black_box;
+use std::io::{Write, stdin, stdout};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use vmsrs::{App, Domain};
+use anyhow::{Context, Result, anyhow, ensure};
+use vmsrs::{App, Domain, Options};
 
-use crate::sample::{Sample, What};
+use crate::host::READY;
+use crate::sample::{Parts, Sample, What};
+use crate::table::{Table, VALUE};
 
 const PAGE: usize = 4096;
 /// Pages of the block that requests write to.
@@ -17,69 +22,246 @@ const WRITTEN: [usize; 4] = [1, 4, 16, 64];
 /// Pages that a request has written when it fails.
 const WRITTEN_BEFORE_AN_ERROR: [usize; 5] = [1, 4, 16, 64, 256];
 
-/// Measures everything and hands each result to `tell`.
-pub(crate) fn measure(rounds: u32, tell: &mut dyn FnMut(&Sample)) -> Result<()> {
+/// Tables of the key-value server, each in a domain of its own.
+const SHARDS: u64 = 16;
+/// Keys of the key-value server; half of the tables' places.
+const KEYS: u64 = SHARDS * 512;
+/// Operations in a hundred that write.
+const WRITES_PERCENT: [u32; 2] = [5, 50];
+
+/// Measures everything. Small measurements are made more often, so that each takes about as long as that of `rounds`
+/// requests that write to 64 pages.
+pub(crate) fn measure(rounds: u32) -> Result<()> {
     // SAFETY: no request here lends its locals to other threads.
     let app = unsafe { App::open("bench") }?;
     let user = app.domain("user")?;
     let block = user.run(|_| user.allocate(PAGES * PAGE, PAGE));
-    let block = block.map_err(|error| anyhow::anyhow!("take a block: {error:?}"))?;
+    let block = block.map_err(|error| anyhow!("take a block: {error:?}"))?;
     let block = block.as_ptr();
     // The first writes grow the domain's memory: that is another cost.
     request(user, || write(block, PAGES))?;
+    seal(user)?;
 
     let mut plain = vec![0u8; (PAGES + 1) * PAGE];
     let offset = plain.as_ptr().align_offset(PAGE);
     let plain = plain.as_mut_ptr().wrapping_add(offset);
     write(plain, PAGES);
 
-    let mut both = |pages: usize, rounds: u32, work: fn(*mut u8, usize)| -> Result<()> {
-        for protected in [false, true] {
-            let once = || match protected {
-                true => request(user, || work(block, pages)),
-                false => {
-                    work(plain, pages);
-                    Ok(())
-                }
-            };
-            // Caches, stacks and frames are there after the first.
-            once()?;
+    // The first one is the first for the console as well.
+    for _ in 0..2 {
+        phase(|| Ok(Sample::new(What::Nothing, false, 1)))?;
+    }
+    phase(|| {
+        let rounds = rounds * 100;
+        let start = Instant::now();
+        for _ in 0..rounds {
+            black_box(__cpuid(0));
+        }
+        Ok(Sample::new(What::Exit, false, rounds).lasted(start))
+    })?;
+
+    let alone = |pages, rounds, work: fn(*mut u8, usize)| {
+        phase(|| {
+            work(plain, pages);
             let start = Instant::now();
             for _ in 0..rounds {
-                once()?;
+                work(plain, pages);
             }
-            tell(&Sample {
-                what: What::Request,
-                pages,
-                protected,
-                rounds,
-                nanoseconds: start.elapsed().as_nanos() as f64 / f64::from(rounds),
-            });
-        }
-        Ok(())
+            let sample = Sample::new(What::Request, false, rounds).lasted(start);
+            Ok(Sample { pages, ..sample })
+        })
     };
-    both(0, rounds * 10, |block, _| {
-        // SAFETY: the block is mapped; it is only read.
-        black_box(unsafe { block.read_volatile() });
-    })?;
+    let in_requests = |pages, rounds, work: fn(*mut u8, usize)| {
+        // Caches, stacks and frames are there after the first.
+        request(user, || work(block, pages))?;
+        phase(|| {
+            let mut stamps = Stamps::default();
+            let start = Instant::now();
+            for _ in 0..rounds {
+                stamps.request(user, || work(block, pages))?;
+            }
+            let sample = Sample::new(What::Request, true, rounds).lasted(start);
+            let parts = stamps.parts(sample.nanoseconds);
+            // What is not sealed yet is part of the host's work.
+            seal(user)?;
+            Ok(Sample {
+                pages,
+                parts: Some(parts),
+                ..sample
+            })
+        })
+    };
+    alone(0, rounds * 200, read)?;
+    in_requests(0, rounds * 200, read)?;
     for pages in WRITTEN {
-        both(pages, rounds, write)?;
+        let rounds = rounds * 64 / pages as u32;
+        alone(pages, rounds, write)?;
+        in_requests(pages, rounds, write)?;
     }
     for pages in WRITTEN_BEFORE_AN_ERROR {
-        let rounds = rounds.div_ceil(10);
-        let mut nanoseconds = 0.0;
-        for _ in 0..rounds {
-            nanoseconds += error_to_next_request(user, block, pages)? as f64;
-        }
-        tell(&Sample {
-            what: What::Recovery,
-            pages,
-            protected: true,
+        let rounds = rounds.div_ceil(2);
+        phase(|| {
+            let mut nanoseconds = 0.0;
+            for _ in 0..rounds {
+                nanoseconds += error_to_next_request(user, block, pages)? as f64;
+            }
+            seal(user)?;
+            Ok(Sample {
+                pages,
+                nanoseconds: nanoseconds / f64::from(rounds),
+                ..Sample::new(What::Recovery, true, rounds)
+            })
+        })?;
+    }
+    key_value(app, rounds * 40)
+}
+
+/// Makes one measurement while the host counts.
+fn phase(measure: impl FnOnce() -> Result<Sample>) -> Result<()> {
+    println!("{READY}");
+    stdout().flush()?;
+    let read = stdin().read_line(&mut String::new())?;
+    ensure!(read > 0, "nobody answers on the console");
+    println!("{}", measure()?.line()?);
+    Ok(())
+}
+
+impl Sample {
+    fn new(what: What, protected: bool, rounds: u32) -> Self {
+        Self {
+            what,
+            pages: 0,
+            writes_percent: None,
+            protected,
             rounds,
-            nanoseconds: nanoseconds / f64::from(rounds),
-        });
+            nanoseconds: 0.0,
+            parts: None,
+        }
+    }
+
+    fn lasted(self, start: Instant) -> Self {
+        Self {
+            nanoseconds: start.elapsed().as_nanos() as f64 / f64::from(self.rounds),
+            ..self
+        }
+    }
+}
+
+/// Where in requests time passes, by the CPU's time stamp counter.
+#[derive(Default)]
+struct Stamps {
+    begin: u64,
+    body: u64,
+    end: u64,
+}
+
+impl Stamps {
+    fn request(&mut self, user: &'static Domain, work: impl FnOnce()) -> Result<()> {
+        let called = now();
+        let (mut entered, mut done) = (0, 0);
+        request(user, || {
+            entered = now();
+            work();
+            done = now();
+        })?;
+        self.begin += entered - called;
+        self.body += done - entered;
+        self.end += now() - done;
+        Ok(())
+    }
+
+    /// The parts of the requests' mean time.
+    fn parts(&self, nanoseconds: f64) -> Parts {
+        let all = (self.begin + self.body + self.end) as f64;
+        let share = |part: u64| nanoseconds * part as f64 / all;
+        Parts {
+            begin: share(self.begin),
+            body: share(self.body),
+            end: share(self.end),
+        }
+    }
+}
+
+fn now() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction, and Linux lets programs use it.
+    unsafe { _rdtsc() }
+}
+
+/// The key-value server: each operation is a request for its key's domain, and without VMSRS takes its table's lock.
+fn key_value(app: &'static App, operations: u32) -> Result<()> {
+    let mut shards = Vec::new();
+    let mut tables = Vec::new();
+    for shard in 0..SHARDS {
+        let domain = app.domain(format!("shard {shard}"))?;
+        let block = domain.run(|_| domain.allocate(size_of::<Table>(), align_of::<Table>()));
+        let block = block.map_err(|error| anyhow!("take a table: {error:?}"))?;
+        shards.push((domain, block.cast::<Table>()));
+        tables.push(Mutex::new(Box::new(Table::new())));
+    }
+    let protected = |key: u64, value: Option<[u8; VALUE]>| {
+        let (domain, table) = shards[(key % SHARDS) as usize];
+        request(domain, || {
+            // SAFETY: a block of the domain, large enough, all zeros or a table; the request holds the domain.
+            operation(unsafe { &mut *table.as_ptr() }, key, value);
+        })
+    };
+    let plain = |key: u64, value: Option<[u8; VALUE]>| {
+        let mut table = tables[(key % SHARDS) as usize]
+            .lock()
+            .map_err(|_| anyhow!("a table is broken"))?;
+        operation(&mut table, key, value);
+        Ok(())
+    };
+    for key in 1..=KEYS {
+        protected(key, Some([1; VALUE]))?;
+        plain(key, Some([1; VALUE]))?;
+    }
+    seal(shards[0].0)?;
+    for writes_percent in WRITES_PERCENT {
+        let measure = |is_protected, serve: &dyn Fn(u64, Option<[u8; VALUE]>) -> Result<()>| {
+            phase(|| {
+                let mut random = Random(88_172_645_463_325_252);
+                let start = Instant::now();
+                for _ in 0..operations {
+                    let writes = random.next() % 100 < u64::from(writes_percent);
+                    let key = random.next() % KEYS + 1;
+                    serve(key, writes.then_some([key as u8; VALUE]))?;
+                }
+                let sample = Sample::new(What::KeyValue, is_protected, operations).lasted(start);
+                if is_protected {
+                    seal(shards[0].0)?;
+                }
+                Ok(Sample {
+                    writes_percent: Some(writes_percent),
+                    ..sample
+                })
+            })
+        };
+        measure(false, &plain)?;
+        measure(true, &protected)?;
     }
     Ok(())
+}
+
+fn operation(table: &mut Table, key: u64, value: Option<[u8; VALUE]>) {
+    match value {
+        Some(value) => assert!(table.put(key, value), "half of the places are free"),
+        None => assert!(black_box(table.get(key)).is_some(), "all keys are there"),
+    }
+}
+
+/// Marsaglia's xorshift (Journal of Statistical Software 8(14), 2003): a few instructions that cost both servers the
+/// same.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        // Low bits of neighbours depend on each other.
+        self.0 >> 16
+    }
 }
 
 /// Nanoseconds from an error in a request that has written to `pages` pages until the thread is in its next request.
@@ -109,7 +291,26 @@ fn request(user: &'static Domain, work: impl FnOnce()) -> Result<()> {
         work();
         Ok::<_, vmsrs::Error>(())
     })
-    .map_err(|error| anyhow::anyhow!("an ordinary request failed: {error:?}"))
+    .map_err(|error| anyhow!("an ordinary request failed: {error:?}"))
+}
+
+/// Waits until the host has sealed everything that was committed before.
+fn seal(user: &'static Domain) -> Result<()> {
+    let options = Options {
+        seal: true,
+        ..Options::default()
+    };
+    user.run_with(&options, |request| {
+        // A request that writes nothing has nothing to wait for.
+        request.set_root(request.root::<u8>())
+    })
+    .map_err(|error| anyhow!("the host has not sealed: {error:?}"))
+}
+
+/// Reads a byte.
+fn read(block: *mut u8, _: usize) {
+    // SAFETY: the callers' blocks are mapped.
+    black_box(unsafe { block.read_volatile() });
 }
 
 /// Writes a byte of each of `pages` pages.

@@ -1,9 +1,13 @@
-//! What requests and errors cost: boots a guest, measures in it, writes `target/bench/report.json` and prints a table.
+//! What requests and errors cost: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
 //!
-//! `vmsrs-bench guest` is the part that runs in the guest; its results come over the guest's console.
+//! `vmsrs-bench guest` is the part that runs in the guest; its results go over the guest's console to `vmsrs-bench host`,
+//! the part that runs on the KVM host and counts what they cost there.
 
 mod guest;
+mod host;
+mod report;
 mod sample;
+mod table;
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,17 +15,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use serde::Serialize;
 use vmsrs_bed::{Bed, Event, Job, Series, project};
 
-use crate::sample::{Sample, What};
+use crate::report::Report;
+use crate::sample::Measured;
 
 /// Measure what requests and errors cost, in a guest.
 #[derive(Parser)]
 #[command(name = "vmsrs-bench", version)]
 struct Arguments {
-    /// Requests for each measurement; a tenth of that for errors, ten times as many that read only.
-    #[arg(long, default_value_t = 200)]
+    /// Requests that write to 64 pages; of others as many as take about as long.
+    #[arg(long, default_value_t = 50)]
     rounds: u32,
     /// Let the KVM host's clock count instructions, on one CPU.
     #[arg(long)]
@@ -38,26 +42,19 @@ enum Part {
     /// Measure here, in the guest.
     #[command(hide = true)]
     Guest,
-}
-
-/// What is kept of a run.
-#[derive(Serialize)]
-struct Report {
-    accelerator: &'static str,
-    guest_kernel: String,
-    /// Whether a nanosecond is an instruction: budgets are meant for that clock alone.
-    deterministic: bool,
-    samples: Vec<Sample>,
+    /// Run this VM monitor here, on the KVM host, and count.
+    #[command(hide = true)]
+    Host {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    match arguments.part {
-        Some(Part::Guest) => guest::measure(arguments.rounds, &mut |sample| {
-            if let Ok(line) = sample.line() {
-                println!("{line}");
-            }
-        }),
+    match &arguments.part {
+        Some(Part::Guest) => guest::measure(arguments.rounds),
+        Some(Part::Host { command }) => host::run(command),
         None => run(&arguments),
     }
 }
@@ -84,7 +81,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             arguments.rounds
         ))
         .write(&kernel, &image)?;
-    let mut job = Job::new(["vmsrs", "run", "--kernel", "vmlinux"])
+    let mut job = Job::new(["vmsrs-bench", "host", "vmsrs", "run", "--kernel", "vmlinux"])
+        .program(&program, "vmsrs-bench")
         .program(vmsrs, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
@@ -98,20 +96,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.deterministic {
         job = job.deterministic();
     }
-    let mut samples = Vec::new();
+    let mut measured: Vec<Measured> = Vec::new();
     let mut failed = false;
-    let outcome = bed.run(&job, |event| {
-        if let Event::Console(line) = event {
+    let outcome = bed.run(&job, |event| match event {
+        Event::Console(line) => {
             failed |= line.trim() == "@failed";
-            match Sample::in_line(line) {
-                Some(sample) => samples.push(sample),
-                None => eprintln!("{line}"),
-            }
+            eprintln!("{line}");
         }
+        Event::Result(line) => match serde_json::from_str(line) {
+            Ok(one) => measured.push(one),
+            Err(_) => eprintln!("result: {line}"),
+        },
     })?;
     ensure!(
-        !failed && !samples.is_empty(),
-        "the measurements in the guest failed (see above); vmsrs run ended with {}",
+        !failed && outcome.success() && !measured.is_empty(),
+        "the measurements in the guest failed (see above); the job ended with {}",
         outcome.code
     );
     let report = Report {
@@ -121,10 +120,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         },
         guest_kernel: kernel.release().to_owned(),
         deterministic: arguments.deterministic,
-        samples,
+        samples: report::without_measuring(measured),
     };
     let path = write(&report)?;
-    print!("{}", table(&report));
+    print!("{}", report.tables());
     println!("the report: {}", path.display());
     Ok(())
 }
@@ -136,31 +135,4 @@ fn write(report: &Report) -> Result<PathBuf> {
     fs::write(&path, serde_json::to_string_pretty(report)? + "\n")
         .with_context(|| format!("write {}", path.display()))?;
     Ok(path)
-}
-
-/// A line for each protected measurement, with the one of the same work without protection beside it.
-fn table(report: &Report) -> String {
-    let mut text =
-        "                       pages     plain ns       with ns     budget ns\n".to_owned();
-    for sample in report.samples.iter().filter(|sample| sample.protected) {
-        let name = match (sample.what, sample.pages) {
-            (What::Request, 0) => "reads",
-            (What::Request, _) => "writes",
-            (What::Recovery, _) => "error to next request",
-        };
-        let plain = report.samples.iter().find(|plain| {
-            !plain.protected && plain.what == sample.what && plain.pages == sample.pages
-        });
-        let plain = plain.map_or("-".to_owned(), |plain| format!("{:.0}", plain.nanoseconds));
-        // On another clock than that of instructions a budget says nothing.
-        let budget = match sample.budget().filter(|_| report.deterministic) {
-            Some(budget) => format!("{budget:.0}"),
-            None => "-".to_owned(),
-        };
-        text.push_str(&format!(
-            "{name:22} {:5} {plain:>12} {:>13.0} {budget:>13}\n",
-            sample.pages, sample.nanoseconds
-        ));
-    }
-    text
 }

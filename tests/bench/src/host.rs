@@ -1,0 +1,126 @@
+//! The side of the KVM host: runs the VM monitor, and counts what each measurement in its guest costs the host.
+//!
+//! The guest says on its console when it is ready for the next measurement and waits for a line; so the counters are
+//! read while it does nothing. What the lines themselves cost is measured with nothing between them.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::sample::{Cost, Measured, Sample};
+
+/// The guest's word that it waits.
+pub(crate) const READY: &str = "@ready";
+
+/// Where KVM has its counters.
+const DEBUGFS: &str = "/sys/kernel/debug";
+
+/// Clock ticks in a second, as `/proc` counts them (proc(5)): the same on all of Linux's x86.
+const NANOSECONDS_A_TICK: u64 = 1_000_000_000 / 100;
+
+/// Runs the command, answers its guest, and tells each measurement as a line of the test-bed's results.
+pub(crate) fn run(command: &[String]) -> Result<()> {
+    if !Path::new(DEBUGFS).join("kvm").is_dir() {
+        let mounted = Command::new("mount")
+            .args(["-t", "debugfs", "none", DEBUGFS])
+            .status();
+        ensure!(
+            mounted.is_ok_and(|status| status.success()),
+            "{DEBUGFS} cannot be mounted: KVM's counters are there"
+        );
+    }
+    let results = std::env::var_os("VMSRS_RESULTS").context("VMSRS_RESULTS is not set")?;
+    let mut results = OpenOptions::new().append(true).open(results)?;
+    let (program, arguments) = command.split_first().context("no command")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    let mut input = child.stdin.take().context("its input")?;
+    let output = child.stdout.take().context("its output")?;
+    let mut before = None;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if line.trim() == READY {
+            before = Some(now(child.id())?);
+            input.write_all(b"\n")?;
+        } else if let Some(sample) = Sample::in_line(&line) {
+            let before = before.take().context("a measurement was not begun")?;
+            let cost = now(child.id())?.since(&before);
+            let measured = serde_json::to_string(&Measured { sample, cost })?;
+            writeln!(results, "{measured}")?;
+        } else {
+            println!("{line}");
+        }
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "{program} ended with {status}");
+    Ok(())
+}
+
+/// The counters of a VM monitor's process.
+fn now(process: u32) -> Result<Cost> {
+    let mut cost = Cost::default();
+    let mine = format!("{process}-");
+    for folder in fs::read_dir(Path::new(DEBUGFS).join("kvm"))? {
+        let folder = folder?;
+        if !folder.file_name().to_string_lossy().starts_with(&mine) {
+            continue;
+        }
+        for file in fs::read_dir(folder.path())? {
+            let file = file?;
+            let value = fs::read_to_string(file.path()).unwrap_or_default();
+            // Folders of vCPUs and tables of other kinds are not numbers.
+            if let Ok(value) = value.trim().parse::<u64>() {
+                let name = file.file_name().to_string_lossy().into_owned();
+                *cost.exits.entry(name).or_default() += value;
+            }
+        }
+    }
+    let process = Path::new("/proc").join(process.to_string());
+    for thread in fs::read_dir(process.join("task"))? {
+        let thread = thread?.path();
+        let name = fs::read_to_string(thread.join("comm"))?.trim().to_owned();
+        let times = fs::read_to_string(thread.join("schedstat"))?;
+        *cost.cpu_ns.entry(name).or_default() += first_number(&times).context("schedstat")?;
+        let stat = fs::read_to_string(thread.join("stat"))?;
+        cost.guest_ns += guest_ticks(&stat).context("stat")? * NANOSECONDS_A_TICK;
+    }
+    Ok(cost)
+}
+
+fn first_number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// `guest_time` of a line of `/proc/PID/stat`, field 43; the name in field 2 may have spaces in it.
+fn guest_ticks(stat: &str) -> Option<u64> {
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_whitespace().nth(43 - 3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_s_time_is_found_behind_any_name() {
+        let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
+        let stat = format!("17 (a ) name) {}", fields.join(" "));
+        assert_eq!(guest_ticks(&stat), Some(43));
+        assert_eq!(guest_ticks("17 (x) S 1"), None);
+        let own = fs::read_to_string("/proc/self/stat").unwrap();
+        assert!(guest_ticks(&own).is_some());
+    }
+
+    #[test]
+    fn a_thread_s_time_is_the_first_of_its_numbers() {
+        assert_eq!(first_number("12345 6 7\n"), Some(12345));
+        assert_eq!(first_number(""), None);
+    }
+}

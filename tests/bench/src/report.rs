@@ -1,0 +1,184 @@
+//! What is kept of a run, and its tables.
+
+use serde::Serialize;
+
+use crate::sample::{Cost, Measured, What};
+
+/// `target/bench/report.json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) accelerator: &'static str,
+    pub(crate) guest_kernel: String,
+    /// Whether a nanosecond is an instruction: budgets are meant for that clock alone.
+    pub(crate) deterministic: bool,
+    pub(crate) samples: Vec<Measured>,
+}
+
+/// Takes what measuring itself costs from the costs of all measurements: the last that measured nothing.
+pub(crate) fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
+    let nothing = measured
+        .iter()
+        .rfind(|one| one.sample.what == What::Nothing)
+        .map_or_else(Cost::default, |one| one.cost.clone());
+    measured.retain(|one| one.sample.what != What::Nothing);
+    for one in &mut measured {
+        one.cost = one.cost.since(&nothing);
+    }
+    measured
+}
+
+impl Measured {
+    fn name(&self) -> String {
+        let percent = self.sample.writes_percent.unwrap_or(0);
+        match (self.sample.what, self.sample.pages) {
+            (What::Nothing, _) => "nothing".to_owned(),
+            (What::Exit, _) => "an exit".to_owned(),
+            (What::Request, 0) => "reads".to_owned(),
+            (What::Request, pages) => format!("writes, pages: {pages}"),
+            (What::Recovery, pages) => format!("error to next request, pages: {pages}"),
+            (What::KeyValue, _) => format!("key-value, {percent} % writes"),
+        }
+    }
+
+    /// A round's share of a count over all rounds.
+    fn each(&self, count: u64) -> f64 {
+        count as f64 / f64::from(self.sample.rounds)
+    }
+}
+
+impl Report {
+    /// The numbers as tables in Markdown.
+    pub(crate) fn tables(&self) -> String {
+        let mut text = String::from(
+            "| | plain, ns | with, ns | budget, ns | plain, exits | with, exits |\n|---|---|---|---|---|---|\n",
+        );
+        for one in &self.samples {
+            let is_plain = |plain: &&Measured| {
+                let (plain, sample) = (&plain.sample, &one.sample);
+                !plain.protected
+                    && plain.what == sample.what
+                    && plain.pages == sample.pages
+                    && plain.writes_percent == sample.writes_percent
+            };
+            // What there is without protection alone has a line of its own.
+            if !one.sample.protected && one.sample.what != What::Exit {
+                continue;
+            }
+            let plain = self.samples.iter().find(is_plain);
+            let number = |value: Option<f64>, digits: usize| match value {
+                Some(value) => format!("{value:.digits$}"),
+                None => "-".to_owned(),
+            };
+            let with = Some(one).filter(|one| one.sample.protected);
+            // On another clock than that of instructions a budget says nothing.
+            let budget = one.sample.budget().filter(|_| self.deterministic);
+            let exits = |one: &Measured| one.each(one.cost.all_exits());
+            text.push_str(&format!(
+                "| {} | {} | {} | {} | {} | {} |\n",
+                one.name(),
+                number(plain.map(|plain| plain.sample.nanoseconds), 0),
+                number(with.map(|one| one.sample.nanoseconds), 0),
+                number(budget, 0),
+                number(plain.map(exits), 2),
+                number(with.map(exits), 2),
+            ));
+        }
+        text.push_str(&self.where_it_goes());
+        text.push_str(&self.kinds_of_exits());
+        text
+    }
+
+    /// Nanoseconds of each protected round: by what the request does, and by who has the CPU. What the VM monitor's
+    /// threads do for a request may come after it.
+    fn where_it_goes(&self) -> String {
+        let mut text = String::from(
+            "\n| where it goes, ns | begin | function, page faults | end, commit | vCPU: guest | vCPU: KVM, monitor | sealing | cleansing | others |\n\
+             |---|---|---|---|---|---|---|---|---|\n",
+        );
+        for one in self.samples.iter().filter(|one| one.sample.protected) {
+            let parts = match one.sample.parts {
+                Some(parts) => {
+                    format!("{:.0} | {:.0} | {:.0}", parts.begin, parts.body, parts.end)
+                }
+                None => "- | - | -".to_owned(),
+            };
+            let is_vcpu = |name: &str| name.starts_with("vcpu");
+            let seals = |name: &str| name.ends_with("-queues");
+            let wipes = |name: &str| name == "vmsrs-cleanser";
+            let vcpu = one.cost.cpu(is_vcpu);
+            let others = |name: &str| !is_vcpu(name) && !seals(name) && !wipes(name);
+            text.push_str(&format!(
+                "| {} | {parts} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |\n",
+                one.name(),
+                one.each(one.cost.guest_ns),
+                one.each(vcpu.saturating_sub(one.cost.guest_ns)),
+                one.each(one.cost.cpu(seals)),
+                one.each(one.cost.cpu(wipes)),
+                one.each(one.cost.cpu(others)),
+            ));
+        }
+        text
+    }
+
+    /// Everything that KVM counts at least once in a hundred protected rounds.
+    fn kinds_of_exits(&self) -> String {
+        let mut text = String::from("\n| | KVM's counters, for each |\n|---|---|\n");
+        for one in self.samples.iter().filter(|one| one.sample.protected) {
+            let kinds = one.cost.exits.iter();
+            let kinds: Vec<String> = kinds
+                .filter(|(_, count)| one.each(**count) >= 0.01)
+                .map(|(name, count)| format!("{name} {:.2}", one.each(*count)))
+                .collect();
+            text.push_str(&format!("| {} | {} |\n", one.name(), kinds.join(", ")));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::tests::sample;
+
+    fn measured(what: What, pages: usize, protected: bool, exits: u64) -> Measured {
+        Measured {
+            sample: sample(what, pages, protected),
+            cost: Cost {
+                exits: [("exits".to_owned(), exits)].into(),
+                cpu_ns: [
+                    ("vcpu0".to_owned(), 5000),
+                    ("recovery-queues".to_owned(), 700),
+                ]
+                .into(),
+                guest_ns: 3000,
+            },
+        }
+    }
+
+    #[test]
+    fn what_measuring_costs_is_taken_from_all_measurements() {
+        let mut nothing = measured(What::Nothing, 0, false, 30);
+        nothing.cost.cpu_ns.clear();
+        nothing.cost.guest_ns = 0;
+        let left = without_measuring(vec![nothing, measured(What::Request, 1, true, 50)]);
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].cost.all_exits(), 20);
+    }
+
+    #[test]
+    fn plain_and_protected_are_side_by_side() {
+        let report = Report {
+            accelerator: "nested-tcg",
+            guest_kernel: String::new(),
+            deterministic: true,
+            samples: vec![
+                measured(What::Request, 4, false, 10),
+                measured(What::Request, 4, true, 25),
+            ],
+        };
+        let tables = report.tables();
+        assert!(tables.contains("| writes, pages: 4 | 1234 | 1234 | 17500 | 1.00 | 2.50 |"));
+        assert!(tables.contains("| - | - | - | 300 | 200 | 70 | 0 | 0 |"));
+        assert!(tables.contains("| exits 2.50 |"));
+    }
+}
