@@ -39,9 +39,22 @@ struct Held {
 struct Lists {
     /// Domains whose locks are taken.
     domains: [Option<Held>; HELD_MAX],
+    /// No place of `domains` from here on was used since the request began: most requests use one, and
+    /// should not pay for looking at all.
+    used: usize,
     quarantine: Ring<QUARANTINE>,
     recent: Ring<RECENT>,
     defers: Vec<Deferred>,
+}
+
+impl Lists {
+    fn held(&self) -> impl Iterator<Item = &Held> + Clone {
+        self.domains.iter().take(self.used).flatten()
+    }
+
+    fn held_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.domains.iter_mut().take(self.used).flatten()
+    }
 }
 
 /// A copy of a request's list of domains.
@@ -144,6 +157,7 @@ impl State {
             control: AtomicPtr::new(ptr::null_mut()),
             lists: UnsafeCell::new(Lists {
                 domains: [None; HELD_MAX],
+                used: 0,
                 quarantine: Ring::new(),
                 recent: Ring::new(),
                 defers: Vec::with_capacity(DEFERS_MAX),
@@ -173,7 +187,9 @@ impl State {
         self.deadline.store(0, Ordering::Relaxed);
         self.drop_control();
         self.lists(|lists| {
-            lists.domains = [None; HELD_MAX];
+            let used = lists.used.min(HELD_MAX);
+            lists.domains[..used].fill(None);
+            lists.used = 0;
             lists.quarantine.clear();
             lists.recent.clear();
         });
@@ -256,7 +272,7 @@ impl State {
     pub(crate) fn set_control(&self, control: Control) {
         control.set_count(0);
         self.lists(|lists| {
-            for held in lists.domains.iter().flatten() {
+            for held in lists.held() {
                 held::push(&control, held.domain.number());
             }
         });
@@ -319,7 +335,7 @@ impl State {
 
     fn find(&self, domain: &Domain) -> Option<Held> {
         self.lists(|lists| {
-            let mut held = lists.domains.iter().flatten();
+            let mut held = lists.held();
             held.find(|held| ptr::eq(held.domain, domain)).copied()
         })
     }
@@ -332,7 +348,7 @@ impl State {
     /// The domain with that number, if its lock is taken.
     pub(crate) fn domain_with(&self, number: u32) -> Option<&'static Domain> {
         self.lists(|lists| {
-            let mut held = lists.domains.iter().flatten();
+            let mut held = lists.held();
             let held = held.find(|held| held.domain.number() == number)?;
             Some(held.domain)
         })
@@ -342,7 +358,7 @@ impl State {
     pub(crate) fn domains(&self) -> HeldDomains {
         let mut copy = HeldDomains::default();
         self.lists(|lists| {
-            for held in lists.domains.iter().flatten() {
+            for held in lists.held() {
                 copy.domains[copy.count] = held.domain.number();
                 copy.count += 1;
             }
@@ -353,8 +369,9 @@ impl State {
     /// Notes a domain whose lock the request has taken.
     pub(crate) fn note_domain(&self, domain: &'static Domain, has_heap: bool) {
         self.lists(|lists| {
-            if let Some(free) = lists.domains.iter_mut().find(|place| place.is_none()) {
-                *free = Some(Held { domain, has_heap });
+            if let Some(free) = lists.domains.iter().position(Option::is_none) {
+                lists.used = lists.used.max(free + 1);
+                lists.domains[free] = Some(Held { domain, has_heap });
             }
         });
     }
@@ -374,7 +391,7 @@ impl State {
     /// Notes that a domain that the request holds has a heap.
     pub(crate) fn note_heap(&self, domain: &Domain) {
         self.lists(|lists| {
-            for held in lists.domains.iter_mut().flatten() {
+            for held in lists.held_mut() {
                 held.has_heap |= ptr::eq(held.domain, domain);
             }
         });
@@ -403,7 +420,7 @@ impl State {
         let (tag, listed) = (self.tag(), self.held());
         let listed = listed.as_slice();
         self.lists(|lists| {
-            let held = || lists.domains.iter().flatten();
+            let held = || lists.held();
             let known = held().all(|held| {
                 listed.contains(&held.domain.number()) && lock::holder(held.domain) == tag
             });

@@ -3,6 +3,8 @@
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
+pub use plotters::prelude::SeriesLabelPosition;
+
 /// Colours that can be told apart by the colour-blind as well (Okabe and Ito).
 const COLOURS: [RGBColor; 5] = [
     RGBColor(0x00, 0x72, 0xb2),
@@ -23,6 +25,8 @@ pub struct Chart<'a> {
     pub across: &'a str,
     /// What goes up; it begins at 0.
     pub up: &'a str,
+    /// Where the lines' names are.
+    pub legend: SeriesLabelPosition,
     /// The lines.
     pub lines: Vec<Line>,
 }
@@ -80,7 +84,7 @@ impl Chart<'_> {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
+            .position(self.legend.clone())
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .draw()?;
@@ -98,6 +102,7 @@ mod tests {
             title: "Requests & time",
             across: "seconds",
             up: "requests",
+            legend: SeriesLabelPosition::UpperLeft,
             lines,
         };
         chart.svg().unwrap()

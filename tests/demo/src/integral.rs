@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use vmsrs_bed::project;
 
-use crate::chart::{Chart, Line};
+use crate::chart::{Chart, Line, SeriesLabelPosition};
 use crate::cli::IntegralArgs;
 use crate::guests::{Guests, Half};
 use crate::outcome::Outcome;
@@ -207,6 +207,7 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
         title: "Ordinary requests answered in a second, mean of all rounds",
         across: "seconds since the first request",
         up: "requests per second",
+        legend: SeriesLabelPosition::UpperRight,
         lines: report.loads.iter().map(Compared::line).collect(),
     };
     for (name, text) in [

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use serde::Serialize;
-use vmsrs_demo::chart::{Chart, Line};
+use vmsrs_demo::chart::{Chart, Line, SeriesLabelPosition};
 
 use crate::access::Access;
 use crate::owner::Owner;
@@ -260,6 +260,7 @@ impl<'a> Report<'a> {
             title: "Words that are still corrupted",
             across: "requests since the corruption",
             up: "per cent",
+            legend: SeriesLabelPosition::LowerRight,
             lines: Region::ALL.into_iter().map(line).collect(),
         };
         chart.svg()
