@@ -8,6 +8,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::futex;
 use crate::members::thread_number;
+use crate::thread::{self, Thread};
 use crate::waits::Waits;
 use crate::word::{self, Released};
 use std::collections::HashMap;
@@ -260,7 +261,7 @@ impl Backend for Unprotected {
         self.release(held, report.tag)?;
         report.incident = NEXT_INCIDENT.fetch_add(1, Ordering::Relaxed);
         if report.detected_ns != 0 {
-            report.recovery_ns = crate::thread::now().saturating_sub(report.detected_ns);
+            report.recovery_ns = thread::now().saturating_sub(report.detected_ns);
         }
         Ok(())
     }
@@ -317,6 +318,10 @@ impl Backend for Unprotected {
             if left.is_zero() {
                 return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
             }
+            if thread::current().is_some_and(Thread::is_pending) {
+                // The interrupt came before the sleep, which it would have ended.
+                return Err(io::Error::from_raw_os_error(libc::EINTR));
+            }
             let holder = |domain| self.lock_word(domain).load(Ordering::SeqCst) & LOCK_TAG;
             if !self.waits.enter(tag, domain, holder) {
                 return Err(io::Error::from_raw_os_error(libc::EDEADLK));
@@ -348,5 +353,44 @@ impl Backend for Unprotected {
     /// A child has its own copy of everything, as with any memory.
     fn after_fork(&self) -> Result<(), &'static str> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Error, Kind, Options, RunError, hooked::Hooked, thread};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn an_interrupt_that_comes_just_before_a_wait_for_a_lock_ends_the_wait() {
+        let app = Hooked::app("interrupt before a wait", |_| ());
+        let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
+        let (held, is_held) = mpsc::channel();
+        let (free, freed) = mpsc::channel::<()>();
+        let holder = std::thread::spawn(move || {
+            one.run(|_| {
+                held.send(()).unwrap();
+                freed.recv().unwrap();
+                Ok::<_, Error>(())
+            })
+        });
+        is_held.recv().unwrap();
+        let patient = Options {
+            lock_timeout: Some(Duration::from_secs(3600)),
+            ..Options::default()
+        };
+        let outcome = two.run_with(&patient, |request| {
+            // What the handler does in critical code.
+            thread::current().unwrap().set_pending(true);
+            request.enter(one).map(|entered| entered.keep().number())
+        });
+        match outcome {
+            Err(RunError::Failed(failure)) => assert_eq!(failure.kind, Kind::Deadline),
+            other => panic!("{other:?}"),
+        }
+        free.send(()).unwrap();
+        holder.join().unwrap().unwrap();
+        one.run(|request| request.alloc(1u8).map(drop)).unwrap();
     }
 }
