@@ -212,9 +212,14 @@ fn key_value(app: &'static App, operations: u32) -> Result<()> {
         operation(&mut table, key, value);
         Ok(())
     };
-    for key in 1..=KEYS {
-        protected(key, Some([1; VALUE]))?;
-        plain(key, Some([1; VALUE]))?;
+    for (shard, (domain, table)) in (0..).zip(&shards) {
+        let keys = || (1..=KEYS).filter(|key| key % SHARDS == shard);
+        request(domain, || {
+            // SAFETY: as above.
+            let table = unsafe { &mut *table.as_ptr() };
+            keys().for_each(|key| operation(table, key, Some([1; VALUE])));
+        })?;
+        keys().try_for_each(|key| plain(key, Some([1; VALUE])))?;
     }
     seal(shards[0].0)?;
     for writes_percent in WRITES_PERCENT {

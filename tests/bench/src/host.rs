@@ -18,9 +18,6 @@ pub(crate) const READY: &str = "@ready";
 /// Where KVM has its counters.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
-/// Clock ticks in a second, as `/proc` counts them (proc(5)): the same on all of Linux's x86.
-const NANOSECONDS_A_TICK: u64 = 1_000_000_000 / 100;
-
 /// Runs the command, answers its guest, and tells each measurement as a line of the test-bed's results.
 pub(crate) fn run(command: &[String]) -> Result<()> {
     if !Path::new(DEBUGFS).join("kvm").is_dir() {
@@ -88,8 +85,6 @@ fn now(process: u32) -> Result<Cost> {
         let name = fs::read_to_string(thread.join("comm"))?.trim().to_owned();
         let times = fs::read_to_string(thread.join("schedstat"))?;
         *cost.cpu_ns.entry(name).or_default() += first_number(&times).context("schedstat")?;
-        let stat = fs::read_to_string(thread.join("stat"))?;
-        cost.guest_ns += guest_ticks(&stat).context("stat")? * NANOSECONDS_A_TICK;
     }
     Ok(cost)
 }
@@ -98,25 +93,9 @@ fn first_number(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// `guest_time` of a line of `/proc/PID/stat`, field 43; the name in field 2 may have spaces in it.
-fn guest_ticks(stat: &str) -> Option<u64> {
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    behind_name.split_whitespace().nth(43 - 3)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_guest_s_time_is_found_behind_any_name() {
-        let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
-        let stat = format!("17 (a ) name) {}", fields.join(" "));
-        assert_eq!(guest_ticks(&stat), Some(43));
-        assert_eq!(guest_ticks("17 (x) S 1"), None);
-        let own = fs::read_to_string("/proc/self/stat").unwrap();
-        assert!(guest_ticks(&own).is_some());
-    }
 
     #[test]
     fn a_thread_s_time_is_the_first_of_its_numbers() {

@@ -104,7 +104,10 @@ fn run(arguments: &Arguments) -> Result<()> {
             eprintln!("{line}");
         }
         Event::Result(line) => match serde_json::from_str(line) {
-            Ok(one) => measured.push(one),
+            Ok(one) => {
+                eprintln!("{line}");
+                measured.push(one);
+            }
             Err(_) => eprintln!("result: {line}"),
         },
     })?;

@@ -92,8 +92,8 @@ impl Report {
     /// threads do for a request may come after it.
     fn where_it_goes(&self) -> String {
         let mut text = String::from(
-            "\n| where it goes, ns | begin | function, page faults | end, commit | vCPU: guest | vCPU: KVM, monitor | sealing | cleansing | others |\n\
-             |---|---|---|---|---|---|---|---|---|\n",
+            "\n| where it goes, ns | begin | function, page faults | end, commit | vCPU | sealing | cleansing | others |\n\
+             |---|---|---|---|---|---|---|---|\n",
         );
         for one in self.samples.iter().filter(|one| one.sample.protected) {
             let parts = match one.sample.parts {
@@ -105,13 +105,11 @@ impl Report {
             let is_vcpu = |name: &str| name.starts_with("vcpu");
             let seals = |name: &str| name.ends_with("-queues");
             let wipes = |name: &str| name == "vmsrs-cleanser";
-            let vcpu = one.cost.cpu(is_vcpu);
             let others = |name: &str| !is_vcpu(name) && !seals(name) && !wipes(name);
             text.push_str(&format!(
-                "| {} | {parts} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |\n",
+                "| {} | {parts} | {:.0} | {:.0} | {:.0} | {:.0} |\n",
                 one.name(),
-                one.each(one.cost.guest_ns),
-                one.each(vcpu.saturating_sub(one.cost.guest_ns)),
+                one.each(one.cost.cpu(is_vcpu)),
                 one.each(one.cost.cpu(seals)),
                 one.each(one.cost.cpu(wipes)),
                 one.each(one.cost.cpu(others)),
@@ -126,7 +124,7 @@ impl Report {
         for one in self.samples.iter().filter(|one| one.sample.protected) {
             let kinds = one.cost.exits.iter();
             let kinds: Vec<String> = kinds
-                .filter(|(_, count)| one.each(**count) >= 0.01)
+                .filter(|(name, count)| !name.ends_with("_ns") && one.each(**count) >= 0.01)
                 .map(|(name, count)| format!("{name} {:.2}", one.each(*count)))
                 .collect();
             text.push_str(&format!("| {} | {} |\n", one.name(), kinds.join(", ")));
@@ -150,7 +148,6 @@ mod tests {
                     ("recovery-queues".to_owned(), 700),
                 ]
                 .into(),
-                guest_ns: 3000,
             },
         }
     }
@@ -159,7 +156,6 @@ mod tests {
     fn what_measuring_costs_is_taken_from_all_measurements() {
         let mut nothing = measured(What::Nothing, 0, false, 30);
         nothing.cost.cpu_ns.clear();
-        nothing.cost.guest_ns = 0;
         let left = without_measuring(vec![nothing, measured(What::Request, 1, true, 50)]);
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].cost.all_exits(), 20);
@@ -178,7 +174,7 @@ mod tests {
         };
         let tables = report.tables();
         assert!(tables.contains("| writes, pages: 4 | 1234 | 1234 | 17500 | 1.00 | 2.50 |"));
-        assert!(tables.contains("| - | - | - | 300 | 200 | 70 | 0 | 0 |"));
+        assert!(tables.contains("| 1234567 | 1234567 | 1234567 | 500 | 70 | 0 | 0 |"));
         assert!(tables.contains("| exits 2.50 |"));
     }
 }
