@@ -130,19 +130,36 @@ impl Bits {
 
     /// The first address from `from` on, below `to`, whose bit is set.
     pub(super) fn next(self, from: u64, to: u64) -> Option<u64> {
-        let to = to.min(self.end);
-        let mut at = from.max(self.start);
-        while at < to {
-            let (word, bit) = self.place(at)?;
-            // SAFETY: as in get().
-            let rest = unsafe { word.read() } >> bit;
-            if rest != 0 {
-                let found = at + u64::from(rest.trailing_zeros()) * STEP;
-                return (found < to).then_some(found);
-            }
-            at += u64::from(64 - bit) * STEP;
+        const WORD: u64 = 64 * STEP;
+        let (mut at, to) = (from.max(self.start), to.min(self.end));
+        if at >= to {
+            return None;
         }
-        None
+        let (mut word, bit) = self.place(at)?;
+        // SAFETY: as in get().
+        let mut rest = unsafe { word.read() } >> bit;
+        if rest == 0 {
+            at += u64::from(64 - bit) * STEP;
+            word = word.wrapping_add(1);
+            // Each commit looks through whole bitmaps, and most of their words are 0.
+            // SAFETY: as in get(): the words of addresses below `to`.
+            while at + 4 * WORD <= to && unsafe { word.cast::<[u64; 4]>().read() } == [0; 4] {
+                at += 4 * WORD;
+                word = word.wrapping_add(4);
+            }
+            // SAFETY: as above.
+            while at < to && unsafe { word.read() } == 0 {
+                at += WORD;
+                word = word.wrapping_add(1);
+            }
+            if at >= to {
+                return None;
+            }
+            // SAFETY: as above.
+            rest = unsafe { word.read() };
+        }
+        let found = at + u64::from(rest.trailing_zeros()) * STEP;
+        (found < to).then_some(found)
     }
 
     /// The last address below `below` whose bit is set.
@@ -158,5 +175,39 @@ impl Bits {
             at = at.checked_sub(u64::from(bit + 1) * STEP)?;
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: u64 = 1 << 20;
+    const WORDS: usize = 24;
+    const GRAINS: u64 = 64 * WORDS as u64;
+
+    #[test]
+    fn the_next_set_bit_is_found_from_everywhere() {
+        let mut words = [0u64; WORDS];
+        let bits = Bits {
+            start: START,
+            end: START + GRAINS * STEP,
+            words: words.as_mut_ptr(),
+        };
+        let address = |grain: u64| START + grain * STEP;
+        let set = [0, 5, 63, 64, 700, 701, 1000, GRAINS - 1];
+        for grain in set {
+            bits.set(address(grain));
+        }
+        for from in 0..=GRAINS {
+            for to in [from, from + 1, from + 255, from + 700, GRAINS, GRAINS + 9] {
+                let expected = set.into_iter().find(|&grain| grain >= from && grain < to);
+                let found = bits.next(address(from), address(to));
+                assert_eq!(found, expected.map(address), "from {from} to {to}");
+            }
+        }
+        assert_eq!(bits.next(0, u64::MAX), Some(address(0)));
+        bits.clear_range(0, u64::MAX);
+        assert_eq!(bits.next(0, u64::MAX), None);
     }
 }
