@@ -126,8 +126,9 @@ impl LoadArgs {
 /// The measurement of the whole system at work.
 #[derive(Debug, Clone, Args)]
 pub struct IntegralArgs {
-    /// How often each of the three loads is made, each time in a new guest.
-    #[arg(long, default_value_t = 4)]
+    /// How often each of the three loads is made, each time in a new guest; with a multiple of three each load is first,
+    /// second and last in a round equally often.
+    #[arg(long, default_value_t = 3)]
     pub rounds: u32,
     /// Seconds that all of it may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
@@ -139,7 +140,7 @@ pub struct IntegralArgs {
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
     /// Requests of each load.
-    #[arg(long, default_value_t = 6400)]
+    #[arg(long, default_value_t = 1920)]
     pub requests: usize,
     /// One request in so many is fatal, where any is.
     #[arg(long, value_name = "N", default_value_t = 10)]

@@ -44,8 +44,8 @@ impl Load {
         }
     }
 
-    /// The order in a round: each is first, second and last equally often, so that none has the
-    /// quieter machine.
+    /// The order in a round: in any three rounds each is first, second and last, so that none has
+    /// the quieter machine.
     fn order(round: u32) -> [Self; 3] {
         let mut order = Self::ALL;
         order.rotate_left(round as usize % Self::ALL.len());
