@@ -19,8 +19,9 @@
  *
  *   \1<fired> <passages> <stopped>\n
  *
- * <fired>: whether the error was made; <passages> of the point that were counted; <stopped>: 1 if a
- * write was refused with an error code instead of an exception.
+ * <fired>: whether the error was made (at "member": whether the other thread came to it before the
+ * request was over); <passages> of the point that were counted; <stopped>: 1 if a write was refused
+ * with an error code instead of an exception.
  *
  * Everything is a function of the lines received, but for the point "moment", which is a time.
  */
@@ -530,6 +531,8 @@ enum role { MAKE_ERROR, COMPUTE, BLOCK, BEGIN };
 struct helper {
 	sem_t go;
 	sem_t done; /* for BEGIN */
+	atomic_ulong asked, finished; /* jobs */
+	atomic_bool struck;	      /* the error of the latest job is being made */
 	enum role role;
 	enum error error;
 	unsigned long long parameter;
@@ -551,6 +554,8 @@ static int help(vmsrs_request *request, void *argument)
 	(void)request;
 	switch (self->role) {
 	case MAKE_ERROR:
+		/* The request does not end before this thread has left it: whoever answers sees this. */
+		atomic_store(&self->struck, true);
 		make(self->error, self->parameter);
 		return 0;
 	case COMPUTE:
@@ -583,6 +588,7 @@ static void *helper(void *argument)
 			/* Whether the request is over before, fails or not: the driver sees it. */
 			self->code = real.join(&self->ticket, help, self, NULL);
 		}
+		atomic_fetch_add(&self->finished, 1);
 	}
 	return NULL;
 }
@@ -604,6 +610,18 @@ static void hire(void)
 	helpers = hired;
 }
 
+/*
+ * Waits until the helpers have done what they were asked for: one that comes late must not read half
+ * of its next job. Not inside of a request. A thread that never comes back shows as a hang.
+ */
+static void await_helpers(void)
+{
+	for (int i = 0; i < HELPERS; i++) {
+		while (atomic_load(&helpers[i].finished) != atomic_load(&helpers[i].asked))
+			usleep(1000);
+	}
+}
+
 static void ask_helper(int number, enum role role, vmsrs_request *request)
 {
 	struct helper *asked = &helpers[number];
@@ -614,6 +632,8 @@ static void ask_helper(int number, enum role role, vmsrs_request *request)
 	asked->domain = arm.domain;
 	if (real.ticket(request, &asked->ticket) != VMSRS_OK)
 		real.fail("the injector's ticket");
+	atomic_store(&asked->struck, false);
+	atomic_fetch_add(&asked->asked, 1);
 	sem_post(&asked->go);
 }
 
@@ -686,6 +706,7 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 		return code;
 	other->role = BEGIN;
 	other->domain = domain;
+	atomic_fetch_add(&other->asked, 1);
 	sem_post(&other->go);
 	while (sem_wait(&other->done))
 		continue;
@@ -1000,8 +1021,12 @@ static void take_line(const char *line)
 	arm.error = (enum error)found_error;
 	arm.options = true;
 	arm.armed = arm.error != NONE;
-	if (!helpers && (arm.point == AT_MEMBER || arm.point == AT_BESIDE || arm.point == AT_HANDED))
-		hire();
+	if (arm.point == AT_MEMBER || arm.point == AT_BESIDE || arm.point == AT_HANDED) {
+		if (!helpers)
+			hire();
+		await_helpers();
+		atomic_store(&helpers[0].struck, false);
+	}
 	return;
 malformed:
 	fprintf(stderr, "inject: malformed line: %s\n", line);
@@ -1054,8 +1079,9 @@ EXPORT ssize_t recv(int socket, void *buffer, size_t size, int flags)
 EXPORT ssize_t send(int socket, const void *buffer, size_t size, int flags)
 {
 	if (arm.armed) {
+		bool fired = arm.point == AT_MEMBER ? atomic_load(&helpers[0].struck) : arm.fired;
 		char line[64];
-		int length = snprintf(line, sizeof(line), "\1%d %lu %d\n", arm.fired, arm.passages, arm.stopped);
+		int length = snprintf(line, sizeof(line), "\1%d %lu %d\n", fired, arm.passages, arm.stopped);
 
 		arm.armed = false;
 		if (real.send(socket, line, (size_t)length, flags | MSG_MORE) != length)

@@ -51,6 +51,19 @@ pub struct Kind {
     pub deadline_ms: u32,
 }
 
+/// Errors that only a deadline ends.
+const ENDLESS: [&str; 3] = ["loop", "sleep", "deadlock"];
+
+impl Kind {
+    /// Whether it is a deadline that must notice it. A deadline that ends a request with another
+    /// error says that a thread did not come back.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        matches!(self.origin, Origin::Injected(errors)
+            if errors.iter().all(|error| ENDLESS.contains(error)))
+    }
+}
+
 use Fate::{Detected, Kills, OwnDamage, Panics, Untagged};
 use Point::{
     Alloc, Beside, Commit, Committed, Copy, Defer, End, Enter, Entered, Free, Handed, Leave,
@@ -118,8 +131,7 @@ const fn late(name: &'static str, error: &'static [&'static str]) -> Kind {
     }
 }
 
-/// The deadline is for the case that a thread does not come back: a request that it ends shows in
-/// `detected_by`.
+/// The deadline is for the case that a thread does not come back: a request that it ends is a hang.
 const fn threads(name: &'static str, points: &'static [Point]) -> Kind {
     Kind {
         deadline_ms: 20_000,
@@ -364,6 +376,13 @@ mod tests {
     fn names_of_kinds_are_distinct() {
         let names: std::collections::BTreeSet<_> = all().map(|kind| kind.name).collect();
         assert_eq!(names.len(), all().count());
+    }
+
+    #[test]
+    fn only_endless_errors_end_by_their_deadline() {
+        for kind in all() {
+            assert_eq!(kind.is_endless(), kind.deadline_ms == 400, "{}", kind.name);
+        }
     }
 
     #[test]

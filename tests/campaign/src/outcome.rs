@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arm::Point;
 use crate::cause::Cause;
 use crate::class::Class;
 use crate::console::Console;
@@ -18,7 +17,7 @@ use crate::world::{Ended, World, lock};
 pub struct KindOutcome {
     /// Its name.
     pub kind: String,
-    /// Errors that were made.
+    /// Errors that were made: the sum of the classes.
     pub injected: u64,
     /// Answered right: the error was stopped or repaired.
     pub recovered_right: u64,
@@ -49,8 +48,6 @@ impl KindOutcome {
             return 0;
         };
         match kind.fate {
-            // The request may be over before another thread of it comes to the error.
-            Fate::Detected if kind.points.contains(&Point::Member) => self.recovered_wrong_answer,
             Fate::Detected | Fate::Kills | Fate::Panics => {
                 self.recovered_wrong_answer + self.no_effect
             }
@@ -179,7 +176,6 @@ impl Outcome {
         seconds: f64,
     ) -> Self {
         let tally = lock(&world.tally);
-        let injected = lock(&world.injected);
         let detectors = lock(&world.detectors);
         let outages = |wanted: &dyn Fn(&Ended) -> bool| {
             let wanted = ended.iter().filter(|end| wanted(end));
@@ -188,17 +184,11 @@ impl Outcome {
         let causes = |cause: &Cause| ended.iter().filter(|end| end.cause == *cause).count() as u64;
         let outcomes: Vec<_> = all()
             .filter_map(|kind| {
-                let none = BTreeMap::new();
-                let made = injected.get(kind.name).copied();
-                let classes = match (tally.get(kind.name), made) {
-                    (Some(classes), _) => classes,
-                    (None, Some(_)) => &none,
-                    (None, None) => return None,
-                };
+                let classes = tally.get(kind.name)?;
                 let number = |class| classes.get(&class).copied().unwrap_or(0);
                 Some(KindOutcome {
                     kind: kind.name.to_owned(),
-                    injected: made.unwrap_or(0),
+                    injected: classes.values().sum(),
                     recovered_right: number(Class::RecoveredRight),
                     recovered_wrong_answer: number(Class::RecoveredWrongAnswer),
                     request_lost: number(Class::RequestLost),
@@ -225,10 +215,6 @@ impl Outcome {
             replaced: causes(&Cause::Replaced),
             outage: outages(&|end| end.cause == Cause::Untagged),
         };
-        let crashes = tally
-            .values()
-            .filter_map(|classes| classes.get(&Class::Crash))
-            .sum();
         let count = &world.count;
         let mut outcome = Self {
             errors_planned: world.options.errors,
@@ -239,7 +225,7 @@ impl Outcome {
                 .map_or_else(Vec::new, |console| console.quoted.clone()),
             kinds: outcomes,
             others_harmed: count.harmed.load(SeqCst),
-            crashes,
+            crashes: count.crashes.load(SeqCst),
             hangs: count.hangs.load(SeqCst),
             commits_lost: count.commits_lost.load(SeqCst),
             server_restarts: ended.len() as u64,
@@ -326,9 +312,9 @@ mod tests {
         };
         assert_eq!(outcome("null write").undetected(), 3);
         assert_eq!(outcome("kill -9 of the server").undetected(), 3);
-        // Another thread of the request may come too late to its error.
+        // If the other thread comes too late, the error was not made at all.
         let member = outcome("error in another thread of the request");
-        assert_eq!(member.undetected(), 1);
+        assert_eq!(member.undetected(), 3);
         assert_eq!(outcome("mutation: copy too short").undetected(), 0);
         assert_eq!(outcome("untagged: C heap").undetected(), 0);
     }

@@ -275,8 +275,12 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
             "crash: {words}; suspected: {}",
             suspect.unwrap_or("none")
         ));
-        let kind = all().find(|kind| Some(kind.name) == suspect);
-        world.count(kind.map_or("none", |kind| kind.name), Class::Crash);
+        world.count.crashes.fetch_add(1, SeqCst);
+        // It was cut off: now it is known by what.
+        if let Some(kind) = all().find(|kind| Some(kind.name) == suspect) {
+            world.count.cut_off.fetch_sub(1, SeqCst);
+            world.made(kind, Class::Crash, None);
+        }
     };
     for end in ended {
         if let Cause::Crash(words) = &end.cause {

@@ -73,6 +73,7 @@ pub(crate) struct Counters {
     pub(crate) harmed: AtomicU64,
     pub(crate) commits_lost: AtomicU64,
     pub(crate) hangs: AtomicU64,
+    pub(crate) crashes: AtomicU64,
     pub(crate) not_reached: AtomicU64,
     pub(crate) cut_off: AtomicU64,
     pub(crate) bytes_compared: AtomicU64,
@@ -96,9 +97,8 @@ pub(crate) struct World<'a> {
     /// Users that errors were made in the making of.
     pub(crate) strangers: Mutex<Vec<String>>,
     pub(crate) totals: Mutex<Totals>,
+    /// What became of the errors that were made, by kind.
     pub(crate) tally: Mutex<BTreeMap<&'static str, BTreeMap<Class, u64>>>,
-    /// Errors made, by kind.
-    pub(crate) injected: Mutex<BTreeMap<&'static str, u64>>,
     pub(crate) detectors: Mutex<BTreeMap<&'static str, BTreeMap<String, u64>>>,
     pub(crate) lives: Mutex<Vec<Life>>,
     /// Held while an error is under way that ends the server.
@@ -140,7 +140,6 @@ impl<'a> World<'a> {
             strangers: Mutex::default(),
             totals: Mutex::default(),
             tally: Mutex::default(),
-            injected: Mutex::default(),
             detectors: Mutex::default(),
             lives: Mutex::default(),
             ending: Mutex::default(),
@@ -201,29 +200,23 @@ impl<'a> World<'a> {
         *lock(&self.latest) = kind.name;
     }
 
-    pub(crate) fn count(&self, kind: &'static str, class: Class) {
+    /// Counts an error that was made and what became of it. What it did to others, or to the
+    /// process, counts in the sums of the run: who is to blame for that is not known for certain.
+    pub(crate) fn made(&self, kind: &'static Kind, class: Class, detector: Option<&str>) {
+        self.count.injected.fetch_add(1, SeqCst);
         *lock(&self.tally)
-            .entry(kind)
+            .entry(kind.name)
             .or_default()
             .entry(class)
             .or_default() += 1;
-    }
-
-    /// Counts an error that was made, whatever becomes of it.
-    pub(crate) fn inject(&self, kind: &'static Kind) {
-        self.count.injected.fetch_add(1, SeqCst);
-        *lock(&self.injected).entry(kind.name).or_default() += 1;
-    }
-
-    /// Counts an error that was made and what became of it.
-    pub(crate) fn made(&self, kind: &'static Kind, class: Class, detector: Option<&str>) {
-        self.inject(kind);
-        if class == Class::RequestLost {
-            self.count.lost.fetch_add(1, SeqCst);
-        }
-        self.count(kind.name, class);
-        if class == Class::OthersHarmed {
-            self.count.harmed.fetch_add(1, SeqCst);
+        let sum = match class {
+            Class::RequestLost => Some(&self.count.lost),
+            Class::OthersHarmed => Some(&self.count.harmed),
+            Class::Hang => Some(&self.count.hangs),
+            _ => None,
+        };
+        if let Some(sum) = sum {
+            sum.fetch_add(1, SeqCst);
         }
         if let Some(detector) = detector {
             *lock(&self.detectors)
@@ -238,7 +231,6 @@ impl<'a> World<'a> {
     pub(crate) fn harm(&self, words: String) {
         let kind = *lock(&self.latest);
         self.complain(format!("others harmed (latest error: {kind}): {words}"));
-        self.count(kind, Class::OthersHarmed);
         if self.count.harmed.fetch_add(1, SeqCst) >= MOST_HARM {
             self.over.store(true, SeqCst);
         }
@@ -254,9 +246,8 @@ impl<'a> World<'a> {
 
     /// A request has no answer though it had all the time.
     pub(crate) fn hang(&self, words: String) {
-        self.complain(format!("hang: {words}"));
         let kind = *lock(&self.latest);
-        self.count(kind, Class::Hang);
+        self.complain(format!("hang (latest error: {kind}): {words}"));
         self.count.hangs.fetch_add(1, SeqCst);
         self.over.store(true, SeqCst);
     }

@@ -38,6 +38,8 @@ enum Wrong {
     Unexcused,
     /// The same, by the deadline.
     Late,
+    /// Errors in requests of several threads are noticed only by the deadline.
+    Overdue,
 }
 
 /// What a connection has come to.
@@ -180,6 +182,9 @@ impl Proxy {
                 _ => {}
             }
         }
+        if deadline == "20000" && self.wrong == Wrong::Overdue {
+            return Ok("\u{1}1 1 0\nERR deadline incident=1 recovery_ns=1".to_owned());
+        }
         session.nobody |= line.starts_with("USER ");
         // A write of the kernel is refused, and the request goes on.
         Ok(match error {
@@ -284,6 +289,25 @@ fn verdict(outcome: &Outcome) -> [u64; 4] {
     ]
 }
 
+/// Each error that was made has one class.
+fn assert_consistent(outcome: &Outcome) {
+    let injected: u64 = outcome.kinds.iter().map(|kind| kind.injected).sum();
+    assert_eq!(injected, outcome.errors_injected);
+    for kind in &outcome.kinds {
+        let classes = [
+            kind.recovered_right,
+            kind.recovered_wrong_answer,
+            kind.request_lost,
+            kind.no_effect,
+            kind.restarted,
+            kind.others_harmed,
+            kind.crash,
+            kind.hang,
+        ];
+        assert_eq!(classes.iter().sum::<u64>(), kind.injected, "{kind:?}");
+    }
+}
+
 #[test]
 fn a_server_that_loses_the_request_alone_keeps_all_promises() {
     let outcome = campaign("nothing", Wrong::Nothing);
@@ -298,8 +322,7 @@ fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
     let outcome = campaign("other-user", Wrong::OtherUser(20));
     assert!(outcome.others_harmed > 0);
     // Whom harm is blamed on has made no more errors by that.
-    let injected: u64 = outcome.kinds.iter().map(|kind| kind.injected).sum();
-    assert_eq!(injected, outcome.errors_injected);
+    assert_consistent(&outcome);
 }
 
 #[test]
@@ -324,6 +347,7 @@ fn an_ordinary_request_that_fails_is_seen() {
 fn a_request_without_an_answer_is_seen() {
     let outcome = campaign("silence", Wrong::Silence(20));
     assert_eq!(outcome.hangs, 1);
+    assert_consistent(&outcome);
 }
 
 #[test]
@@ -335,6 +359,8 @@ fn a_death_that_loses_commits_is_seen_as_both() {
         verdict(&outcome)
     );
     assert!(!outcome.trace.is_empty());
+    // Errors whose requests were cut off are not counted as made, but for one that is suspected.
+    assert_consistent(&outcome);
 }
 
 #[test]
@@ -379,4 +405,12 @@ fn a_deadline_that_was_armed_excuses_no_other_failure() {
     assert!(outcome.others_harmed > 0);
     let outcome = campaign_with_injector("late", Wrong::Late);
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
+}
+
+#[test]
+fn a_deadline_that_ends_another_error_than_an_endless_one_is_a_hang() {
+    let outcome = campaign_with_injector("overdue", Wrong::Overdue);
+    assert!(outcome.hangs > 0, "{:#?}", outcome.kinds);
+    assert_eq!(verdict(&outcome)[0], 0, "{:#?}", outcome.complaints);
+    assert_consistent(&outcome);
 }

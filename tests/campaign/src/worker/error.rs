@@ -58,18 +58,12 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// An error's request had no answer. Another one's error ended the server, or this one did: then
-    /// it is a crash.
+    /// An error's request had no answer, so nobody knows whether the error was made. Another one's
+    /// error ended the server, or this one did: then it is a crash, of which it is suspected.
     pub(super) fn cut_off(&self, life: usize, kind: &'static Kind) {
         let world = self.world;
-        let explained = world.with_life(life, |life| life.ending.is_some() || life.damaged);
-        // If the end turns out to be another one than was planned, it is suspected all the same.
         world.with_life(life, |life| life.suspects.push(kind.name));
-        if explained {
-            world.count.cut_off.fetch_add(1, SeqCst);
-        } else {
-            world.inject(kind);
-        }
+        world.count.cut_off.fetch_add(1, SeqCst);
     }
 
     /// The error was made, and the request answered: finds out what became of it.
@@ -104,7 +98,15 @@ impl Worker<'_> {
             Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
             _ => None,
         };
-        world.made(kind, class, detector.as_deref());
+        let overdue = detector.as_deref() == Some("deadline") && !kind.is_endless();
+        if overdue {
+            world.complain(format!(
+                "hang: {} ({arm:?}), {} {} was ended by its deadline",
+                kind.name, user.name, struck.command
+            ));
+        }
+        let counted = if overdue { Class::Hang } else { class };
+        world.made(kind, counted, detector.as_deref());
         let right = class == Class::RequestLost || (answer_right && state_right);
         let hidden = !failed && HIDDEN.contains(&arm.error);
         // Wrong texts are the user's own from here on, and good to go on with.

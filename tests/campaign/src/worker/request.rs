@@ -7,7 +7,7 @@ use vmsrs_demo::model::User;
 use vmsrs_demo::reply::{Failure, Reply};
 
 use super::{Effect, Made, Struck, Worker};
-use crate::arm::Arm;
+use crate::arm::{Arm, Strike};
 use crate::world::{Over, lock};
 
 impl Worker<'_> {
@@ -85,7 +85,7 @@ impl Worker<'_> {
                 }
                 if world.is_damaged(self.life) {
                     world.count.lost_in_damaged.fetch_add(1, SeqCst);
-                } else if !is_late(arm, &failure) {
+                } else if !is_late(arm, answer.strike, &failure) {
                     lock(&world.incidents).push(failure.incident);
                     world.harm(format!(
                         "{} {command}: failed as {failure:?} ({})",
@@ -107,9 +107,13 @@ impl Worker<'_> {
 }
 
 /// Whether a request that did not come to its error has failed by the deadline that it got with the
-/// error: it may have to wait too long for others before.
-fn is_late(arm: Option<Arm>, failure: &Failure) -> bool {
-    arm.is_some_and(|arm| arm.deadline_ms > 0) && failure.kind == "deadline"
+/// error: it may have to wait too long for others before. One that has come to the error's place and
+/// waits there for a thread that does not make it hangs.
+fn is_late(arm: Option<Arm>, strike: Option<Strike>, failure: &Failure) -> bool {
+    arm.is_some_and(|arm| {
+        let has_come = strike.is_some_and(|strike| strike.passages >= arm.count);
+        arm.deadline_ms > 0 && !has_come && failure.kind == "deadline"
+    })
 }
 
 #[cfg(test)]
@@ -127,12 +131,19 @@ mod tests {
     #[test]
     fn a_deadline_excuses_a_failure_by_the_deadline_and_no_other() {
         let arm = Arm {
+            count: 1,
             deadline_ms: 400,
             ..Arm::SEAL
         };
-        assert!(is_late(Some(arm), &failure("deadline")));
-        assert!(!is_late(Some(arm), &failure("memory")));
-        assert!(!is_late(Some(Arm::SEAL), &failure("deadline")));
-        assert!(!is_late(None, &failure("deadline")));
+        let strike = |passages| Strike {
+            fired: false,
+            passages,
+            stopped: false,
+        };
+        assert!(is_late(Some(arm), Some(strike(0)), &failure("deadline")));
+        assert!(!is_late(Some(arm), Some(strike(1)), &failure("deadline")));
+        assert!(!is_late(Some(arm), Some(strike(0)), &failure("memory")));
+        assert!(!is_late(Some(Arm::SEAL), None, &failure("deadline")));
+        assert!(!is_late(None, None, &failure("deadline")));
     }
 }
