@@ -66,6 +66,34 @@ pub(crate) fn cause(life: &Life, evidence: Evidence<'_>) -> Cause {
     }
 }
 
+/// Restarts of a life that its end does not explain, and an end that no error's restart belongs to, in
+/// words. `cause` is why it ended; nothing if it lives on.
+pub(crate) fn unexplained(life: &Life, cause: Option<&Cause>) -> Vec<String> {
+    let explains = |fate| match cause {
+        Some(Cause::Killed) => fate == Fate::Kills,
+        Some(Cause::Panic) => fate == Fate::Panics,
+        Some(Cause::Untagged | Cause::Replaced) => fate == Fate::Untagged,
+        Some(Cause::Crash(_)) | None => false,
+    };
+    let mut trouble = Vec::new();
+    for (number, kind) in life.restarted.iter().enumerate() {
+        if number > 0 || !explains(kind.fate) {
+            trouble.push(format!(
+                "{} cost process {} its clients, which ended by {cause:?}",
+                kind.name, life.pid
+            ));
+        }
+    }
+    let must_have = matches!(cause, Some(Cause::Killed | Cause::Panic));
+    if must_have && life.restarted.is_empty() {
+        trouble.push(format!(
+            "process {} ended by {cause:?}, and no error's request was lost with it",
+            life.pid
+        ));
+    }
+    trouble
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +106,7 @@ mod tests {
             boot: "b".to_owned(),
             pid: 7,
             ending: fate.and_then(kind),
+            restarted: Vec::new(),
             damaged: false,
             replaced: false,
             gone: false,
@@ -110,6 +139,34 @@ mod tests {
     fn an_end_that_nothing_explains_is_a_crash() {
         assert!(is_crash(&ended(&life(None), 139)));
         assert!(is_crash(&ended(&life(None), 137)));
+    }
+
+    #[test]
+    fn a_restart_belongs_to_one_end_for_its_reason_and_that_end_to_it() {
+        let mut life = life(Some(Fate::Kills));
+        let is_explained = |life: &Life, cause: Option<&Cause>| unexplained(life, cause).is_empty();
+        assert!(is_explained(&life, None));
+        assert!(!is_explained(&life, Some(&Cause::Killed)));
+        life.restarted.extend(life.ending);
+        assert!(is_explained(&life, Some(&Cause::Killed)));
+        assert!(!is_explained(&life, Some(&Cause::Panic)));
+        assert!(!is_explained(&life, Some(&Cause::Crash(String::new()))));
+        // The connection broke, and the process lives on.
+        assert!(!is_explained(&life, None));
+        life.restarted.extend(life.ending);
+        assert!(!is_explained(&life, Some(&Cause::Killed)));
+    }
+
+    #[test]
+    fn a_damaged_process_may_end_by_itself_or_be_ended() {
+        let mut life = life(Some(Fate::Untagged));
+        life.restarted.extend(life.ending);
+        assert_eq!(unexplained(&life, Some(&Cause::Untagged)), [""; 0]);
+        assert_eq!(unexplained(&life, Some(&Cause::Replaced)), [""; 0]);
+        assert_eq!(unexplained(&life, Some(&Cause::Killed)).len(), 1);
+        // One whose request was answered, and which was ended afterwards.
+        life.restarted.clear();
+        assert_eq!(unexplained(&life, Some(&Cause::Replaced)), [""; 0]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) struct End {
 pub(crate) struct Console {
     /// Ends of the server's processes, in order.
     pub(crate) ends: Vec<End>,
+    /// Panics that were asked for, and that the kernel tells of.
+    pub(crate) panics: u64,
     /// Boots that ended before the driver was loaded.
     pub(crate) boots_cut_short: u64,
     /// Complaints of the guest's kernel that nobody has asked for.
@@ -54,15 +56,14 @@ impl Console {
             boots_cut_short: boots_cut_short(&lines),
             ..Self::default()
         };
-        let mut panics = panics;
         for (number, line) in lines.iter().enumerate() {
             let before = || lines[number.saturating_sub(BEFORE)..number].join(" | ");
             console.ends.extend(end(line, before));
             let Some(head) = complaint_within(line) else {
                 continue;
             };
-            if head.starts_with(ASKED_FOR) && panics > 0 {
-                panics -= 1;
+            if head.starts_with(ASKED_FOR) && console.panics < panics {
+                console.panics += 1;
                 continue;
             }
             console.complaints += 1;
@@ -150,6 +151,10 @@ mod tests {
         assert_eq!(Console::parse(&twice, 2).complaints, 0);
         assert_eq!(Console::parse(&twice, 1).complaints, 1);
         assert_eq!(Console::parse(PANIC, 0).complaints, 1);
+        // One that was asked for and that the kernel does not tell of did not happen.
+        assert_eq!(Console::parse(&twice, 3).panics, 2);
+        assert_eq!(Console::parse(&twice, 1).panics, 1);
+        assert_eq!(Console::parse("", 1).panics, 0);
     }
 
     #[test]

@@ -134,7 +134,9 @@ pub struct Outcome {
     pub untagged_deaths: u64,
     /// What became of errors outside of domains.
     pub untagged: Untagged,
-    /// Restarts of the guest that errors have asked for.
+    /// Restarts that errors have cost and that no end of the server explains, and ends without one.
+    pub restarts_unexplained: u64,
+    /// Restarts of the guest that errors have asked for, and whose panics the console tells of.
     pub guest_restarts_planned: u64,
     /// Boots of the guest that ended before the driver was loaded.
     pub guest_boots_cut_short: u64,
@@ -231,7 +233,10 @@ impl Outcome {
             server_restarts: ended.len() as u64,
             untagged_deaths: untagged.killed,
             untagged,
-            guest_restarts_planned: causes(&Cause::Panic),
+            restarts_unexplained: count.restarts_unexplained.load(SeqCst),
+            guest_restarts_planned: console.map_or(causes(&Cause::Panic), |console| {
+                causes(&Cause::Panic).min(console.panics)
+            }),
             guest_boots_cut_short: console.map_or(0, |console| console.boots_cut_short),
             requests: count.requests.load(SeqCst),
             not_reached: count.not_reached.load(SeqCst),
@@ -271,6 +276,10 @@ impl Outcome {
                 "complaints of the guest's kernel on its console",
             ),
             (self.crashes, "crashes"),
+            (
+                self.restarts_unexplained,
+                "restarts do not match the ends of the server",
+            ),
             (self.hangs, "hangs"),
             (self.commits_lost, "commits were lost"),
         ]
@@ -295,11 +304,12 @@ mod tests {
             kernel_complaints: 1,
             others_harmed: 1,
             crashes: 1,
+            restarts_unexplained: 1,
             hangs: 1,
             commits_lost: 1,
             ..Outcome::default()
         };
-        assert_eq!(outcome.broken_promises().len(), 7);
+        assert_eq!(outcome.broken_promises().len(), 8);
     }
 
     #[test]

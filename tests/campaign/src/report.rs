@@ -36,6 +36,8 @@ pub struct Report {
     pub kernel_complaints: u64,
     /// The first of them, with the lines that follow.
     pub kernel_complaints_quoted: Vec<String>,
+    /// Restarts that errors have cost and that no end of the server explains, and ends without one.
+    pub restarts_unexplained: u64,
     /// Whether errors were made that end the server's process or the guest.
     pub restarts: bool,
     /// Restarts of the guest that no error has asked for.
@@ -123,6 +125,7 @@ impl Report {
             undetected: outcome.undetected,
             kernel_complaints: outcome.kernel_complaints,
             kernel_complaints_quoted: outcome.kernel_complaints_quoted.clone(),
+            restarts_unexplained: outcome.restarts_unexplained,
             restarts: place.restarts,
             guest_restarts_unplanned: unplanned.unwrap_or(0),
             guest_restarts_planned: outcome.guest_restarts_planned,

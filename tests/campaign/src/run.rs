@@ -12,7 +12,7 @@ use vmsrs_demo::client::Client;
 use vmsrs_demo::command::Command;
 use vmsrs_demo::model::{DirectoryChange, User};
 
-use crate::cause::Cause;
+use crate::cause::{Cause, unexplained};
 use crate::class::Class;
 use crate::console::Console;
 use crate::directory::Directory;
@@ -268,7 +268,8 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Counts each end of the server that nothing planned explains as a crash.
+/// Counts each end of the server that nothing planned explains as a crash, and holds the restarts that
+/// errors have cost against the ends.
 fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
     let crash = |suspect: Option<&str>, words: &str| {
         world.complain(format!(
@@ -285,6 +286,13 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
     for end in ended {
         if let Cause::Crash(words) = &end.cause {
             crash(end.suspect, words);
+        }
+    }
+    for (number, life) in lock(&world.lives).iter().enumerate() {
+        let cause = ended.get(number).map(|end| &end.cause);
+        for words in unexplained(life, cause) {
+            world.count.restarts_unexplained.fetch_add(1, SeqCst);
+            world.complain(format!("restart: {words}"));
         }
     }
     for end in console.iter().flat_map(|console| &console.ends) {

@@ -36,6 +36,8 @@ pub(crate) struct Life {
     pub(crate) pid: u32,
     /// The error that is to end it.
     pub(crate) ending: Option<&'static Kind>,
+    /// Errors whose requests had no answer because it ended, as far as their connections can tell.
+    pub(crate) restarted: Vec<&'static Kind>,
     /// Memory outside of domains has been damaged: it need not work as it should any more.
     pub(crate) damaged: bool,
     /// The supervisor was told to end it for that reason, and found it alive.
@@ -74,6 +76,7 @@ pub(crate) struct Counters {
     pub(crate) commits_lost: AtomicU64,
     pub(crate) hangs: AtomicU64,
     pub(crate) crashes: AtomicU64,
+    pub(crate) restarts_unexplained: AtomicU64,
     pub(crate) not_reached: AtomicU64,
     pub(crate) cut_off: AtomicU64,
     pub(crate) bytes_compared: AtomicU64,
@@ -263,6 +266,7 @@ impl<'a> World<'a> {
                 boot: stats.boot.clone(),
                 pid: stats.pid,
                 ending: None,
+                restarted: Vec::new(),
                 damaged: false,
                 replaced: false,
                 gone: false,

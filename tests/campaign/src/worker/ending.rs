@@ -98,7 +98,15 @@ impl Worker<'_> {
                 }
                 let life = of;
                 // Clients notice the end of a guest only when the next one answers.
-                world.with_life(life, |life| life.broken = Some(sent));
+                let lives_on = self.life == life;
+                world.with_life(life, |life| {
+                    life.broken = Some(sent);
+                    life.restarted.push(kind);
+                    if lives_on {
+                        // The connection alone is gone: that excuses no later end.
+                        life.ending = None;
+                    }
+                });
                 let committed = arm.point == Point::Committed;
                 let whole = match side {
                     Side::After => committed || arm.point == Point::Moment,
