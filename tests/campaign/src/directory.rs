@@ -56,6 +56,15 @@ impl Directory {
         })
     }
 
+    /// What it counts.
+    #[must_use]
+    pub fn counts(&self) -> DirectoryChange {
+        DirectoryChange {
+            changes: self.changes,
+            listings: self.listings,
+        }
+    }
+
     /// What is not as it must be, in words. `entries` must be there to the byte, and besides them
     /// only those of the users called `others`. The counts are `known`, or up to `maybe` more.
     #[must_use]

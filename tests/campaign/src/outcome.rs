@@ -152,6 +152,8 @@ pub struct Outcome {
     pub most_errors_in_flight: u64,
     /// Bytes of users' state that were compared.
     pub bytes_compared: u64,
+    /// How often the directory was compared.
+    pub directories_compared: u64,
     /// Users with wrong data of their own making, taken out of use.
     pub users_retired: u64,
     /// Time without the server's process.
@@ -244,6 +246,7 @@ impl Outcome {
             lost_in_damaged_process: count.lost_in_damaged.load(SeqCst),
             most_errors_in_flight: count.most_errors_in_flight.load(SeqCst),
             bytes_compared: count.bytes_compared.load(SeqCst),
+            directories_compared: count.directories_compared.load(SeqCst),
             users_retired: lock(&world.retired).len() as u64,
             outage_server: outages(&|end| end.same_boot),
             outage_guest: outages(&|end| !end.same_boot),

@@ -66,6 +66,8 @@ pub struct Report {
     pub lost_in_damaged_process: u64,
     /// Users with wrong data of their own making, taken out of use.
     pub users_retired: u64,
+    /// How often the directory was compared.
+    pub directories_compared: u64,
     /// Bytes of users' state that were compared.
     pub bytes_compared: u64,
     /// Time without the server's process.
@@ -140,6 +142,7 @@ impl Report {
             cut_off: outcome.cut_off,
             lost_in_damaged_process: outcome.lost_in_damaged_process,
             users_retired: outcome.users_retired,
+            directories_compared: outcome.directories_compared,
             bytes_compared: outcome.bytes_compared,
             outage_server: outcome.outage_server,
             outage_guest: outcome.outage_guest,

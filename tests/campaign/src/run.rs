@@ -15,7 +15,6 @@ use vmsrs_demo::model::{DirectoryChange, User};
 use crate::cause::{Cause, unexplained};
 use crate::class::Class;
 use crate::console::Console;
-use crate::directory::Directory;
 use crate::host::Host;
 use crate::kind::all;
 use crate::outcome::Outcome;
@@ -251,20 +250,9 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
             }
         }
     }
-    let found = Directory::parse(&client.ask("DIRECTORY")?).map_err(io::Error::other)?;
-    let entries: Vec<String> = users
-        .iter()
-        .map(|user| user.entry())
-        .chain(unchanged().map(User::entry))
-        .collect();
-    let mut others: Vec<String> = retired.iter().map(|user| user.name.clone()).collect();
-    others.extend(lock(&world.strangers).iter().cloned());
-    let totals = lock(&world.totals);
-    let mut known = totals.known;
-    known.listings += 1;
-    for trouble in found.compare(&entries, &others, known, totals.maybe) {
-        world.harm(format!("the directory in the end: {trouble}"));
-    }
+    drop(retired);
+    drop(users);
+    world.compare_directory(&client.ask("DIRECTORY")?, "in the end");
     Ok(())
 }
 

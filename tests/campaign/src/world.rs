@@ -13,6 +13,7 @@ use vmsrs_demo::reply::Stats;
 use crate::cause::{Cause, Evidence, cause};
 use crate::class::Class;
 use crate::console::Console;
+use crate::directory::Directory;
 use crate::kind::{Fate, Kind};
 use crate::run::{Options, Progress};
 
@@ -66,6 +67,30 @@ pub(crate) struct Totals {
     pub(crate) maybe: DirectoryChange,
 }
 
+impl Totals {
+    /// What a listing has found at a time when no request was under way: from here on the counts are
+    /// known for certain.
+    fn settle(&mut self, found: DirectoryChange) {
+        *self = Self {
+            known: found,
+            maybe: DirectoryChange::default(),
+        };
+    }
+}
+
+/// When the directory is to be compared: with so many lives of the server, or so many errors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NextComparison {
+    lives: usize,
+    errors: u64,
+}
+
+/// Errors between two comparisons of the directory in one life of the server: a few in each run, as
+/// all connections have to wait for each other then.
+fn comparison_period(errors: u64) -> u64 {
+    (errors / 8).max(25)
+}
+
 /// Numbers of the run.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -84,6 +109,7 @@ pub(crate) struct Counters {
     pub(crate) errors_in_flight: AtomicU64,
     pub(crate) most_errors_in_flight: AtomicU64,
     pub(crate) lost_in_damaged: AtomicU64,
+    pub(crate) directories_compared: AtomicU64,
 }
 
 /// What the connections share.
@@ -111,6 +137,13 @@ pub(crate) struct World<'a> {
     /// Held shared while any other error is under way and is judged, and alone while one is that may
     /// damage memory outside of domains: whatever ends the process then, it is this one.
     pub(crate) quiet: RwLock<()>,
+    /// Held shared by each connection while it makes requests, and alone while the directory is
+    /// compared: then no request is under way.
+    pub(crate) rounds: RwLock<()>,
+    /// Held by the one connection that compares it.
+    pub(crate) comparing: Mutex<()>,
+    /// When the directory is to be compared again.
+    pub(crate) next_comparison: Mutex<NextComparison>,
     /// Whether answers wait for the seal; read by every request while it is under way.
     pub(crate) sealing: RwLock<bool>,
     pub(crate) count: Counters,
@@ -149,6 +182,12 @@ impl<'a> World<'a> {
             flipping: Mutex::default(),
             supervisor: Mutex::default(),
             quiet: RwLock::default(),
+            rounds: RwLock::default(),
+            comparing: Mutex::default(),
+            next_comparison: Mutex::new(NextComparison {
+                lives: 2,
+                errors: comparison_period(options.errors),
+            }),
             sealing: RwLock::default(),
             count: Counters::default(),
             complaints: Mutex::default(),
@@ -329,6 +368,47 @@ impl<'a> World<'a> {
         };
     }
 
+    /// Whether the directory is to be compared.
+    pub(crate) fn is_comparison_due(&self) -> bool {
+        let lives = lock(&self.lives).len();
+        let next = *lock(&self.next_comparison);
+        lives >= next.lives || self.count.injected.load(SeqCst) >= next.errors
+    }
+
+    /// Holds an answer to `DIRECTORY`, which came while no other request was under way, against what all
+    /// users have and have done. What may have been done or not is known from then on.
+    pub(crate) fn compare_directory(&self, line: &[u8], when: &str) {
+        *lock(&self.next_comparison) = NextComparison {
+            lives: lock(&self.lives).len() + 1,
+            errors: self.count.injected.load(SeqCst) + comparison_period(self.options.errors),
+        };
+        let found = match Directory::parse(line) {
+            Ok(found) => found,
+            Err(error) => return self.harm(format!("the directory {when}: {error}")),
+        };
+        let unchanged = self.vaults.iter().chain(&self.mirrors);
+        let entries: Vec<String> = self
+            .users
+            .iter()
+            .map(|user| lock(user).entry())
+            .chain(unchanged.map(User::entry))
+            .collect();
+        let retired = lock(&self.retired);
+        let mut others: Vec<String> = retired.iter().map(|user| user.name.clone()).collect();
+        drop(retired);
+        others.extend(lock(&self.strangers).iter().cloned());
+        let mut totals = lock(&self.totals);
+        // This one.
+        totals.known.listings += 1;
+        let trouble = found.compare(&entries, &others, totals.known, totals.maybe);
+        totals.settle(found.counts());
+        drop(totals);
+        self.count.directories_compared.fetch_add(1, SeqCst);
+        for words in trouble {
+            self.harm(format!("the directory {when}: {words}"));
+        }
+    }
+
     /// Each life that ended and the next one, with why it ended; `console` is what the guest's
     /// console tells, where there is one.
     pub(crate) fn ended(&self, console: Option<&Console>) -> Vec<Ended> {
@@ -380,4 +460,27 @@ pub(crate) struct Ended {
     pub(crate) same_boot: bool,
     /// Time without a server, if a client has noticed.
     pub(crate) outage: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_is_lost_is_seen_though_an_earlier_one_was_uncertain() {
+        let change = |changes| DirectoryChange {
+            changes,
+            listings: 0,
+        };
+        let mut totals = Totals {
+            known: change(5),
+            maybe: change(1),
+        };
+        // The uncertain one was made. One more is made then, and is lost.
+        totals.settle(change(6));
+        totals.known += change(1);
+        let found = Directory::parse(b"OK users=0 changes=6 listings=0").unwrap();
+        let trouble = found.compare(&[], &[], totals.known, totals.maybe);
+        assert_eq!(trouble.len(), 1, "{trouble:?}");
+    }
 }

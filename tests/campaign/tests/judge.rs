@@ -38,6 +38,8 @@ enum Wrong {
     Unexcused,
     /// The same, by the deadline.
     Late,
+    /// The directory has a user whom nobody knows, and not any more in the end.
+    Ghost,
     /// Errors in requests of several threads are noticed only by the deadline.
     Overdue,
 }
@@ -142,6 +144,9 @@ impl Proxy {
                     }
                     _ => {}
                 }
+            }
+            if line == "DIRECTORY" && !session.in_the_end && self.wrong == Wrong::Ghost {
+                answer.push_str(" ghost:0:0:0:0:0:0:0:0");
             }
             if line == "DIRECTORY" && session.in_the_end && self.wrong == Wrong::LastDeath {
                 *self.ledger.lock().unwrap() = Ledger::start(&self.program).unwrap();
@@ -313,6 +318,7 @@ fn a_server_that_loses_the_request_alone_keeps_all_promises() {
     let outcome = campaign("nothing", Wrong::Nothing);
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
     assert!(outcome.errors_injected >= 60);
+    assert!(outcome.directories_compared >= 3);
     let lost: u64 = outcome.kinds.iter().map(|kind| kind.request_lost).sum();
     assert!(lost >= 50, "{:#?}", outcome.kinds);
 }
@@ -323,6 +329,12 @@ fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
     assert!(outcome.others_harmed > 0);
     // Whom harm is blamed on has made no more errors by that.
     assert_consistent(&outcome);
+}
+
+#[test]
+fn a_directory_that_is_wrong_for_a_while_is_seen() {
+    let outcome = campaign("ghost", Wrong::Ghost);
+    assert!(outcome.others_harmed > 0);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod error;
 mod request;
 mod state;
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
@@ -105,6 +106,10 @@ impl<'a> Worker<'a> {
                 world.complain("the run was given up: it took too long".to_owned());
             }
             let planned = self.plan.error(number);
+            if self.compare_if_due().is_err() {
+                return;
+            }
+            let _round = world.rounds.read().unwrap_or_else(PoisonError::into_inner);
             if self.round(&planned).is_err() {
                 return;
             }

@@ -1,9 +1,11 @@
 //! What users have, held against their models.
 
+use std::sync::PoisonError;
+
 use vmsrs_demo::command::Command;
 use vmsrs_demo::model::User;
 
-use super::{Effect, Side, Worker};
+use super::{Broken, Effect, Side, Worker};
 use crate::world::{Over, Retired, lock};
 
 impl Worker<'_> {
@@ -95,6 +97,33 @@ impl Worker<'_> {
         while self.audited != self.life {
             self.audited = self.life;
             self.audit()?;
+        }
+        Ok(())
+    }
+
+    /// Compares the directory after each start of the server and now and then between, while no other
+    /// request is under way.
+    pub(super) fn compare_if_due(&mut self) -> Result<(), Over> {
+        let world = self.world;
+        if !world.is_comparison_due() {
+            return Ok(());
+        }
+        // All connections come here, and one of them is enough: the others go on to their rounds, and
+        // wait there until it is done.
+        let Ok(_one) = world.comparing.try_lock() else {
+            return Ok(());
+        };
+        let _alone = world.rounds.write().unwrap_or_else(PoisonError::into_inner);
+        while world.is_comparison_due() {
+            self.choose(&lock(&world.users[self.own[0]]))?;
+            match self.ask(None, "DIRECTORY")? {
+                Ok(answer) => {
+                    let when = format!("in life {} of the server", self.life + 1);
+                    world.compare_directory(&answer.line, &when);
+                    break;
+                }
+                Err(Broken) => world.add_maybe(&Command::Directory),
+            }
         }
         Ok(())
     }
