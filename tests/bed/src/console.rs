@@ -5,7 +5,6 @@
 const BEGINNINGS: &[&str] = &[
     // Oopses, KASAN, sleeping while atomic, soft lockups, bad pages, "scheduling while atomic".
     "BUG: ",
-    "BUG kmalloc",
     "kernel BUG at ",
     "Oops",
     "general protection fault",
@@ -46,10 +45,18 @@ const BEGINNINGS: &[&str] = &[
 /// ```
 pub fn complaint(line: &str) -> Option<&str> {
     let text = without_time(line.trim_end());
-    BEGINNINGS
+    let known = BEGINNINGS
         .iter()
-        .any(|beginning| text.starts_with(beginning))
-        .then_some(text)
+        .any(|beginning| text.starts_with(beginning));
+    (known || is_of_slab(text)).then_some(text)
+}
+
+/// Whether it is the head of a report of the slab allocator, which names the cache: `BUG kmalloc-64 (Tainted: G ...): ...`.
+fn is_of_slab(text: &str) -> bool {
+    let cache = text
+        .strip_prefix("BUG ")
+        .and_then(|rest| rest.split_once(" ("));
+    cache.is_some_and(|(cache, _)| !cache.is_empty() && !cache.contains(char::is_whitespace))
 }
 
 /// The line without `[   12.345678] ` and, where the kernel gives it, `[  T123] `.
@@ -85,6 +92,8 @@ mod tests {
             "INFO: task kworker/0:1:12 blocked for more than 122 seconds.",
             "rcu: INFO: rcu_preempt self-detected stall on CPU",
             "list_del corruption. prev->next should be ffff, but was 0",
+            "BUG kmalloc-64 (Not tainted): Right Redzone overwritten",
+            "BUG vmsrs_draft (Tainted: G           O     ): Poison overwritten",
         ] {
             assert_eq!(complaint(&format!("[    1.000000] {head}\r")), Some(head));
             assert_eq!(
@@ -106,6 +115,7 @@ mod tests {
             "thread 'main' panicked: BUG: of a program",
             "[    1.0]  ? __warn+0x81/0x100",
             "[not a stamp] BUG: x",
+            "[    3.1] BUG reports go to the list (see MAINTAINERS)",
         ] {
             assert_eq!(complaint(line), None, "{line}");
         }
