@@ -169,10 +169,11 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 {
 	struct vmsrs_app *app = request->app;
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_thread *member;
+	struct vmsrs_thread *member, *next;
 	struct vmsrs_draft *draft;
 	u64 tag = request->tag;
 	u32 last = NONE, i;
+	LIST_HEAD(members);
 
 	list_for_each_entry(draft, &report->drafts, list) {
 		if (draft->domain != last)
@@ -184,11 +185,21 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	for (i = 0; i < request->held_count; i++)
 		if (request->held[i] < VMSRS_MAX_DOMAINS)
 			vmsrs_lock_release(app, request->held[i], tag);
+	/* Each may have many locks, and each lock many sleepers: too long a walk for threads_lock. */
 	spin_lock(&dev->threads_lock);
-	list_for_each_entry(member, &dev->thread_list, list)
-		if (member->app == app && vmsrs_thread_tag(member) == tag)
-			vmsrs_lock_release_held(member, tag);
+	list_for_each_entry(member, &dev->thread_list, list) {
+		if (member == thread || member->app != app || vmsrs_thread_tag(member) != tag)
+			continue;
+		kref_get(&member->ref);
+		list_add_tail(&member->releasing, &members);
+	}
 	spin_unlock(&dev->threads_lock);
+	list_for_each_entry_safe(member, next, &members, releasing) {
+		list_del_init(&member->releasing);
+		vmsrs_lock_release_held(member, tag);
+		vmsrs_thread_put(member);
+		cond_resched();
+	}
 }
 
 /*

@@ -125,6 +125,19 @@ static bool reports_few(struct vmsrs_device *dev)
 }
 
 /*
+ * For who adds reports, but must not wait: how many it may add now. At least one, so that it gets on,
+ * slowly, while the host does not; that is over when the host has missed CONTROL_TIMEOUT.
+ */
+u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
+{
+	u32 queued = READ_ONCE(dev->batch.reports_queued);
+
+	if (vmsrs_broken(dev))
+		return U32_MAX;
+	return queued < REPORTS_MAX ? REPORTS_MAX - queued : 1;
+}
+
+/*
  * For who adds reports at will: waits until the host has kept up. That it must within CONTROL_TIMEOUT a
  * message, so each thread has one report more than REPORTS_MAX on the list at most.
  */

@@ -27,7 +27,7 @@
 
 /* Sleepers, in the order in which they came; of all words with the same hash. */
 struct lock_queue {
-	spinlock_t lock;		/* guards the list and its members; nests in threads_lock */
+	spinlock_t lock;		/* guards the list and its members; an innermost one */
 	struct list_head sleepers;
 };
 

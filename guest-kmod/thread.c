@@ -117,6 +117,8 @@ void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 			thread_unlink(thread, &ended);
 	spin_unlock(&dev->threads_lock);
 	threads_end(&ended);
+	/* Nothing is held any more: only who ends threads faster than the host is told waits. */
+	vmsrs_host_reports_wait(dev);
 }
 
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count)
@@ -147,6 +149,7 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	}
 	kref_init(&thread->ref);
 	INIT_LIST_HEAD(&thread->list);
+	INIT_LIST_HEAD(&thread->releasing);
 	thread->dev = dev;
 	thread->app = file->app;
 	thread->file = file;
@@ -208,6 +211,8 @@ long vmsrs_thread_exit(struct vmsrs_file *file)
 		thread_end(thread, VMSRS_KIND_THREAD_DEATH);
 	}
 	vmsrs_thread_put(thread);
+	/* A program may register and leave in the middle of a request as often as it likes. */
+	vmsrs_host_reports_wait(dev);
 	return 0;
 }
 
@@ -332,13 +337,15 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
  * Every WATCH_PERIOD while threads are registered, or suspended requests have deadlines: ends threads
  * that are gone and deals with overdue requests. The first time a request is interrupted; after the
  * grace period it is failed here, and its threads interrupted again, for as long as they carry the
- * tag. Failed requests are forgotten; with the last thread, all of them are.
+ * tag. Failed requests are forgotten; with the last thread, all of them are. It must not wait for the
+ * host, so it ends no more threads than there is room for reports; the next run goes on.
  */
 static void watch(struct work_struct *work)
 {
 	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device, watch);
 	struct overdue overdue[OVERDUE_MAX];
 	struct vmsrs_thread *thread, *next;
+	u32 room = vmsrs_host_reports_room(dev);
 	u64 now = ktime_get_ns();
 	LIST_HEAD(ended);
 	u32 count = 0, i;
@@ -346,10 +353,14 @@ static void watch(struct work_struct *work)
 
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry_safe(thread, next, &dev->thread_list, list) {
-		if (thread_dead(thread))
-			thread_unlink(thread, &ended);
-		else if (count < OVERDUE_MAX && watch_thread(thread, now, &overdue[count]))
+		if (thread_dead(thread)) {
+			if (room) {
+				thread_unlink(thread, &ended);
+				room--;
+			}
+		} else if (count < OVERDUE_MAX && watch_thread(thread, now, &overdue[count])) {
 			count++;
+		}
 	}
 	idle = list_empty(&dev->thread_list);
 	spin_unlock(&dev->threads_lock);

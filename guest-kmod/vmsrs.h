@@ -216,6 +216,7 @@ struct vmsrs_thread {
 	u64 signalled_ns;
 
 	u64 interrupted_ns;		/* last signal; guarded by threads_lock */
+	struct list_head releasing;	/* among those whose locks go; guarded by commit_lock */
 };
 
 /* A thread that sleeps for a lock. */
@@ -437,6 +438,7 @@ bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
 void vmsrs_host_evidence_release(struct vmsrs_device *dev);
 void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence);
 void vmsrs_host_reports_wait(struct vmsrs_device *dev);
+u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
 
 /* fail.c */
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
