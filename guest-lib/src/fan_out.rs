@@ -117,7 +117,8 @@ impl Request {
                     place: Place(base.wrapping_add(number)),
                 };
                 // SAFETY: the thread uses what it borrows only while it has joined the request, and
-                // this one waits for it: in the loop below, or at the landing, before its stack is used again.
+                // this one waits for it: in the loop below, or at the landing, before anything runs on the
+                // request stack again (the trial of the C library's heap, which cannot wait, has its own).
                 let start = || unsafe { start(piece) };
                 // The piece's destructor may panic: the threads before it still use these frames.
                 let started = catch_unwind(AssertUnwindSafe(start));

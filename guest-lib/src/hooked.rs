@@ -11,12 +11,17 @@ use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
 use vmsrs_protocol::shared::ThreadControl;
 
+/// [`Backend::lock_wait`], with tag and domain; `None` for the wait itself.
+type LockWait = dyn Fn(u64, u32) -> Option<io::Result<()>> + Send + Sync;
+
 /// What a test does instead.
 pub(crate) struct Hooks {
     /// [`Backend::commit`], with tag and domain.
     pub(crate) commit: Box<dyn Fn(u64, u32) -> io::Result<()> + Send + Sync>,
     /// [`Backend::resume`], with the tag.
     pub(crate) resume: Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>,
+    /// Before or instead of a wait for a lock.
+    pub(crate) lock_wait: Box<LockWait>,
 }
 
 /// See the module's description.
@@ -37,6 +42,7 @@ impl Hooked {
         let mut hooks = Hooks {
             commit: Box::new(|_, _| Ok(())),
             resume: Box::new(|_| Ok(())),
+            lock_wait: Box::new(|_, _| None),
         };
         set(&mut hooks);
         App::with_backend(name, |number| {
@@ -114,7 +120,8 @@ impl Backend for Hooked {
     }
 
     fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {
-        self.inner.lock_wait(tag, domain, milliseconds)
+        (self.hooks.lock_wait)(tag, domain)
+            .unwrap_or_else(|| self.inner.lock_wait(tag, domain, milliseconds))
     }
 
     fn lock_wake(&self, domain: u32) -> io::Result<()> {

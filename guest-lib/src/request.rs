@@ -15,6 +15,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
+use vmsrs_protocol::shared::HELD_MAX;
 
 /// What the audit looks at in each domain before it is committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -207,14 +208,16 @@ impl Request {
 
     /// Locks several shared domains, in an order of its own that is the same in all requests, and
     /// holds them to the end of the request or to [`Request::leave`]. Domains that the request holds
-    /// already, or that are named twice, are no error.
+    /// already, or that are named twice, are no error; one that another thread of the request waits for is
+    /// waited for as well.
     ///
     /// Requests that enter all they need by one such call cannot wait for each other in a circle,
     /// unless by the domain that they began with.
     ///
     /// # Errors
     ///
-    /// As [`Request::enter`]; what this call has locked before is left again.
+    /// As [`Request::enter`]; what this call has locked before is left again, and nothing else. Another
+    /// thread of the request that found it locked loses it with that.
     pub fn enter_all(&self, domains: &[&'static Domain]) -> Result<(), Error> {
         // By number, without a copy on any heap: the next one above the last.
         let above = |last: Option<u32>| {
@@ -223,13 +226,22 @@ impl Request {
                 .min_by_key(|domain| domain.number())
         };
         let mut last = None;
-        let mut entered = 0u64;
+        // Other threads of the request enter and leave domains meanwhile, so these are not just its newest.
+        let mut entered = [None; HELD_MAX];
+        let mut places = entered.iter_mut();
         while let Some(domain) = above(last) {
-            match self.enter_unguarded(domain) {
-                Ok(()) => entered += 1,
-                Err(Error::AlreadyHeld) => {}
+            match self.enter_or_share(domain) {
+                // A request holds no more than there are places.
+                Ok(true) => places
+                    .next()
+                    .into_iter()
+                    .for_each(|place| *place = Some(domain)),
+                Ok(false) => {}
                 Err(error) => {
-                    self.leave_newest(entered);
+                    for domain in entered.iter().rev().flatten() {
+                        // What cannot be left is held to the end.
+                        let _ = self.leave_unguarded(domain);
+                    }
                     return Err(error);
                 }
             }
@@ -238,19 +250,30 @@ impl Request {
         Ok(())
     }
 
-    /// Unlocks the last `count` domains entered; nothing was written to them yet.
-    fn leave_newest(&self, count: u64) {
-        let Ok(thread) = self.thread() else {
-            return;
-        };
-        for _ in 0..count {
-            let newest = thread.state().held();
-            let newest = newest.as_slice().last().copied();
-            let domain = newest.and_then(|number| thread.state().domain_with(number));
-            if let Some(domain) = domain {
-                // What cannot be left is held to the end.
-                let _ = self.leave_unguarded(domain);
+    /// Locks a domain unless the request holds it; whether it was locked here. While another thread of the
+    /// request waits for it, so does this one.
+    fn enter_or_share(&self, domain: &'static Domain) -> Result<bool, Error> {
+        let thread = self.thread()?;
+        let state = thread.state();
+        let milliseconds = thread.lock_timeout_ms();
+        let end = thread::now().saturating_add(u64::from(milliseconds) * 1_000_000);
+        loop {
+            match self.enter_unguarded(domain) {
+                Err(Error::AlreadyHeld) => {}
+                entered => return entered.map(|()| true),
             }
+            let look = || (state.holds(domain), state.lists_held(domain.number()));
+            if thread.exclusive(look).0 {
+                return Ok(false);
+            }
+            if thread::now() >= end {
+                return Err(Error::LockTimeout { milliseconds });
+            }
+            state.wait_for_held(|| {
+                let (held, listed) = thread.exclusive(look);
+                held || !listed
+            });
+            thread.act_on_pending();
         }
     }
 
@@ -392,8 +415,121 @@ impl Request {
 mod tests {
     use super::*;
     use crate::hooked::Hooked;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex, mpsc};
+
+    type Piece<'a> = Box<dyn FnOnce(&Request) + Send + 'a>;
+
+    /// A request that holds the domain until the sender is dropped.
+    fn hold(domain: &'static Domain) -> (mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+        let (held, is_held) = mpsc::channel();
+        let (free, is_free) = mpsc::channel::<()>();
+        let holder = std::thread::spawn(move || {
+            let outcome = domain.run(|_| {
+                held.send(()).unwrap();
+                let _ = is_free.recv();
+                Ok::<_, Error>(())
+            });
+            outcome.unwrap();
+        });
+        is_held.recv().unwrap();
+        (free, holder)
+    }
+
+    #[test]
+    fn a_thread_that_cannot_enter_all_leaves_what_it_entered_and_nothing_of_another_thread() {
+        for refusal in [libc::ETIMEDOUT, libc::EDEADLK] {
+            let (waits, is_waiting) = mpsc::channel();
+            let (go_on, may_go_on) = mpsc::channel();
+            let may_go_on = Mutex::new(may_go_on);
+            let committed = Arc::new(Mutex::new(Vec::new()));
+            let commits = Arc::clone(&committed);
+            let app = Hooked::app(&format!("enter all, refused with {refusal}"), |hooks| {
+                hooks.lock_wait = Box::new(move |_, _| {
+                    waits.send(()).unwrap();
+                    may_go_on.lock().unwrap().recv().unwrap();
+                    Some(Err(std::io::Error::from_raw_os_error(refusal)))
+                });
+                hooks.commit = Box::new(move |_, domain| {
+                    commits.lock().unwrap().push(domain);
+                    Ok(())
+                });
+            });
+            let [main, x, y, z] = ["main", "x", "y", "z"].map(|key| app.domain(key).unwrap());
+            let (free, holder) = hold(y);
+            let (refused, is_refused) = mpsc::channel();
+            main.run(|request| {
+                let enters_all: Piece<'_> = Box::new(move |request| {
+                    let outcome = request.enter_all(&[x, y]);
+                    assert!(
+                        matches!(
+                            outcome,
+                            Err(Error::LockTimeout { .. } | Error::WouldDeadlock)
+                        ),
+                        "{outcome:?}"
+                    );
+                    refused.send(()).unwrap();
+                });
+                let committed = Arc::clone(&committed);
+                let is_busy: Piece<'_> = Box::new(move |request| {
+                    is_waiting.recv().unwrap();
+                    request.enter(z).unwrap().keep();
+                    go_on.send(()).unwrap();
+                    is_refused.recv().unwrap();
+                    let state = thread::current().unwrap().state();
+                    let held = thread::current()
+                        .unwrap()
+                        .exclusive(|| [x, y, z].map(|domain| state.holds(domain)));
+                    assert_eq!(held, [false, false, true]);
+                    assert_eq!(lock::holder(z), state.tag());
+                    assert_eq!(lock::holder(x), 0);
+                    assert!(!committed.lock().unwrap().contains(&z.number()));
+                });
+                request.fan_out(vec![enters_all, is_busy]).map(drop)
+            })
+            .unwrap();
+            drop(free);
+            holder.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn enter_all_does_not_return_before_the_request_holds_what_another_thread_waits_for() {
+        let (waits, is_waiting) = mpsc::channel();
+        let app = Hooked::app("enter all, waited for by another", |hooks| {
+            hooks.lock_wait = Box::new(move |_, _| {
+                waits.send(()).unwrap();
+                None
+            });
+        });
+        let [main, y] = ["main", "y"].map(|key| app.domain(key).unwrap());
+        let (free, holder) = hold(y);
+        let has_returned = AtomicBool::new(false);
+        let has_returned = &has_returned;
+        main.run(|request| {
+            let state = thread::current().unwrap().state();
+            let enters: Piece<'_> = Box::new(move |request| {
+                request.enter(y).unwrap().keep();
+            });
+            let enters_all: Piece<'_> = Box::new(move |request| {
+                is_waiting.recv().unwrap();
+                let outcome = request.enter_all(&[y]);
+                let holder = lock::holder(y);
+                has_returned.store(true, Ordering::SeqCst);
+                outcome.unwrap();
+                assert_eq!(holder, state.tag());
+            });
+            let lets_go: Piece<'_> = Box::new(move |_| {
+                while state.held_waiters() == 0 && !has_returned.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                drop(free);
+            });
+            request.fan_out(vec![enters, enters_all, lets_go]).map(drop)
+        })
+        .unwrap();
+        holder.join().unwrap();
+    }
 
     #[test]
     fn no_member_changes_a_heap_while_another_commits_it_or_leaves_its_domain() {

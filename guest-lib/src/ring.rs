@@ -50,10 +50,16 @@ impl<const N: usize> Ring<N> {
         self.next.get().min(N)
     }
 
-    pub(crate) fn clear(&self) {
-        for place in 0..self.used() {
+    /// Forgets what is noted: in the places in use, or in `all`, in case the ring was written to by mistake.
+    pub(crate) fn clear(&self, all: bool) {
+        for place in 0..if all { N } else { self.used() } {
             self.take(place);
         }
         self.next.set(0);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_next(&self, next: usize) {
+        self.next.set(next);
     }
 }

@@ -123,7 +123,7 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
             Err(failed(thread))
         }
         Err(error) => {
-            thread.end();
+            thread.end(true);
             thread.rest();
             Err(error.into())
         }
@@ -273,12 +273,12 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
         discard(thread);
     }
     unlock_all(thread);
-    thread.end();
-    match committed {
-        Ok(()) | Err(Error::Unsealed) => state.forget_defers(),
-        Err(_) => {
-            run_defers(thread, state);
-        }
+    let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));
+    thread.end(kept);
+    if kept {
+        state.forget_defers();
+    } else {
+        run_defers(thread, state);
     }
     thread.rest();
     Ok(committed?)
@@ -289,7 +289,7 @@ pub(crate) fn give_up(thread: &Thread) {
     let state = thread.state();
     discard(thread);
     unlock_all(thread);
-    thread.end();
+    thread.end(false);
     run_defers(thread, state);
     thread.rest();
 }
@@ -324,11 +324,14 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
     let state = thread.state();
     let mut failure = report(thread);
     state.members.wait();
-    // What another thread locked while the driver released the locks.
-    for &domain in state.held().as_slice() {
-        lock::release(thread, domain);
+    // What another thread locked while the driver released the locks, and what a stray write has taken from
+    // the list that the driver reads. Nobody else changes either now.
+    for held in [state.held(), state.domains()] {
+        for &domain in held.as_slice() {
+            lock::release(thread, domain);
+        }
     }
-    thread.end();
+    thread.end(false);
     failure.defers_failed = run_defers(thread, state);
     thread.rest();
     Stop::Failed(Box::new(failure))

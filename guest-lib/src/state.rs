@@ -7,6 +7,7 @@ use crate::defer::{DEFERS_MAX, Deferred};
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::Failure;
+use crate::futex;
 use crate::held::{self, HeldList};
 use crate::latch::Latch;
 use crate::lock;
@@ -18,6 +19,7 @@ use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
 
 /// Blocks that a request can free before the oldest goes back to the heap.
@@ -25,6 +27,9 @@ pub(crate) const QUARANTINE: usize = 256;
 
 /// Newest blocks of a request that the audit looks at in a big domain.
 pub(crate) const RECENT: usize = 64;
+
+/// How long a thread that waits for another one's domain sleeps before it looks whether it should give up.
+const HELD_PATIENCE: Duration = Duration::from_millis(10);
 
 /// A domain that the request holds.
 #[derive(Clone, Copy)]
@@ -101,6 +106,10 @@ pub(crate) struct State {
     pub(crate) latch: Latch,
     /// The control block where the driver reads which domains are held, or null.
     control: AtomicPtr<ThreadControl>,
+    /// Counts changes of what is held while somebody waits for one.
+    held_changes: AtomicU32,
+    /// Threads that wait for such a change.
+    held_waiters: AtomicU32,
     lists: UnsafeCell<Lists>,
     /// What the first thread that landed was told; for the others.
     failure: Mutex<Option<Failure>>,
@@ -155,6 +164,8 @@ impl State {
             members: Members::new(),
             latch: Latch::default(),
             control: AtomicPtr::new(ptr::null_mut()),
+            held_changes: AtomicU32::new(0),
+            held_waiters: AtomicU32::new(0),
             lists: UnsafeCell::new(Lists {
                 domains: [None; HELD_MAX],
                 used: 0,
@@ -181,20 +192,28 @@ impl State {
     }
 
     /// The request is over, and has no thread any more.
-    pub(crate) fn clear(&self) {
+    ///
+    /// `kept`: it was audited and committed. Otherwise a stray write may have changed what the lists say
+    /// about themselves, so all their places are emptied: nothing of this request must be the next one's.
+    pub(crate) fn clear(&self, kept: bool) {
         self.closed.store(true, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
         self.deadline.store(0, Ordering::Relaxed);
         self.drop_control();
         self.lists(|lists| {
-            let used = lists.used.min(HELD_MAX);
+            let used = if kept {
+                lists.used.min(HELD_MAX)
+            } else {
+                HELD_MAX
+            };
             lists.domains[..used].fill(None);
             lists.used = 0;
-            lists.quarantine.clear();
-            lists.recent.clear();
+            lists.quarantine.clear(!kept);
+            lists.recent.clear(!kept);
         });
-        // A thread that was cut short may have left it taken.
+        // A thread that was cut short may have left it taken, or itself counted.
         self.latch.open();
+        self.held_waiters.store(0, Ordering::SeqCst);
     }
 
     /// The request's tag, or 0 when there is none.
@@ -326,6 +345,39 @@ impl State {
         if let Some(control) = self.control() {
             held::remove(&control, domain);
         }
+        self.tell_held();
+    }
+
+    /// What is held, or waited for, has changed; under the latch, so that who waits for it either is counted
+    /// by now or sees the change.
+    fn tell_held(&self) {
+        if self.held_waiters.load(Ordering::SeqCst) != 0 {
+            self.held_changes.fetch_add(1, Ordering::SeqCst);
+            futex::wake_all(&self.held_changes);
+        }
+    }
+
+    /// Sleeps until another thread of the request holds a domain, or waits for one no longer, unless `over`.
+    /// May also return for no reason, and does so after [`HELD_PATIENCE`]. The caller does not have the latch.
+    pub(crate) fn wait_for_held(&self, over: impl FnOnce() -> bool) {
+        self.held_waiters.fetch_add(1, Ordering::SeqCst);
+        let changes = self.held_changes.load(Ordering::SeqCst);
+        if !over() {
+            // An error is as good as a wake-up.
+            let _ = futex::wait(&self.held_changes, changes, HELD_PATIENCE);
+        }
+        self.held_waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Threads in [`State::wait_for_held`].
+    #[cfg(test)]
+    pub(crate) fn held_waiters(&self) -> u32 {
+        self.held_waiters.load(Ordering::SeqCst)
+    }
+
+    /// Whether the domain is on the list: held, or waited for, by a thread of the request.
+    pub(crate) fn lists_held(&self, domain: u32) -> bool {
+        self.held().as_slice().contains(&domain)
     }
 
     /// Whether the request has taken the domain's lock.
@@ -343,15 +395,6 @@ impl State {
     /// The domain at a place below [`HELD_MAX`]; places stay while a domain is held.
     pub(crate) fn domain_at(&self, place: usize) -> Option<&'static Domain> {
         self.lists(|lists| lists.domains.get(place)?.map(|held| held.domain))
-    }
-
-    /// The domain with that number, if its lock is taken.
-    pub(crate) fn domain_with(&self, number: u32) -> Option<&'static Domain> {
-        self.lists(|lists| {
-            let mut held = lists.held();
-            let held = held.find(|held| held.domain.number() == number)?;
-            Some(held.domain)
-        })
     }
 
     /// The domains whose locks are taken.
@@ -374,6 +417,7 @@ impl State {
                 lists.domains[free] = Some(Held { domain, has_heap });
             }
         });
+        self.tell_held();
     }
 
     /// Forgets a domain that the request holds; says whether it has a heap, or `None` if it is not
@@ -429,7 +473,8 @@ impl State {
         })
     }
 
-    /// Enters all domains in the control block's list again if one is missing there.
+    /// Enters all domains in the control block's list again if one is missing there. The caller has the
+    /// latch, or is the request's only thread.
     pub(crate) fn repair_control(&self) {
         let Some(control) = self.control() else {
             return;
@@ -468,5 +513,42 @@ impl State {
         while let Some(deferred) = self.newest_defer() {
             drop(deferred);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Kind, RunError, hooked::Hooked, thread};
+
+    #[test]
+    fn a_failed_request_leaves_nothing_to_the_next_one_whatever_its_lists_say_of_themselves() {
+        let app = Hooked::app("lists that lie", |_| ());
+        let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
+        let outcome = one.run(|request| {
+            request.enter(two)?.keep();
+            let block = two.allocate(100, 16)?;
+            // SAFETY: live, and used no more.
+            unsafe { two.deallocate(block)? };
+            let state = thread::current().unwrap().state();
+            // As a stray write may do it.
+            state.lists(|lists| {
+                lists.used = 0;
+                lists.quarantine.set_next(0);
+                lists.recent.set_next(0);
+            });
+            request.fail("this request fails")
+        });
+        let outcome: Result<(), RunError<Error>> = outcome;
+        assert!(
+            matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::Invariant)
+        );
+        let state = thread::of(app).unwrap().state();
+        state.lists(|lists| {
+            assert!(lists.domains.iter().all(Option::is_none));
+            assert!((0..QUARANTINE).all(|place| lists.quarantine.get(place).is_none()));
+            assert!((0..RECENT).all(|place| lists.recent.get(place).is_none()));
+        });
+        assert_eq!(lock::holder(two), 0);
     }
 }

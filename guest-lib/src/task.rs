@@ -205,7 +205,7 @@ impl Drop for Task {
             // An error means that the driver has nothing of it any more.
             let held = state.domains();
             let _ = app.backend().abandon(state.tag(), held.as_slice());
-            state.clear();
+            state.clear(false);
             match thread::current().map_or_else(|| thread::of(app).ok(), |_| None) {
                 Some(thread) => {
                     thread.attend();

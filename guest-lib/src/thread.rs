@@ -426,7 +426,14 @@ impl Thread {
     pub(crate) fn repair_control(&self) {
         let state = self.state();
         self.control.set_tag(state.tag());
-        state.repair_control();
+        // Other threads of the request may be changing its lists, and one that was cut short may have the
+        // latch for good: then the list stays as it is, and what is on none is released after all have left.
+        if self.alone.get() {
+            state.repair_control();
+        } else if state.latch.take(|for_nothing| for_nothing) {
+            state.repair_control();
+            state.latch.open();
+        }
     }
 
     /// Whether the thread is on its way to the landing. Async-signal-safe.
@@ -528,12 +535,13 @@ impl Thread {
         self.arena.reset();
     }
 
-    /// Ends the request; nothing is held any more, and no other thread has joined it.
-    pub(crate) fn end(&self) {
+    /// Ends the request; nothing is held any more, and no other thread has joined it. `kept`: what it wrote
+    /// was audited and committed.
+    pub(crate) fn end(&self, kept: bool) {
         let state = self.state();
         self.put_down();
         self.clear_held();
-        state.clear();
+        state.clear(kept);
     }
 
     /// Leaves a suspended request, which goes on without the thread.
@@ -587,6 +595,21 @@ impl Thread {
         let Some(stack) = self.stack.region() else {
             return true;
         };
+        // SAFETY: the caller's.
+        unsafe { self.on_stack(stack, entry, argument) }
+    }
+
+    /// The same on another stack.
+    ///
+    /// # Safety
+    ///
+    /// As [`switch::switch`]; the stack is not in use.
+    pub(crate) unsafe fn on_stack(
+        &self,
+        stack: &Region,
+        entry: unsafe extern "C" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> bool {
         // SAFETY: the region's top is page-aligned; the rest is the caller's.
         let cut = unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) };
         if cut {

@@ -52,7 +52,8 @@ impl FanOut {
     }
 
     /// The starter's landing: takes back what nobody has adopted (whether there was something), waits for
-    /// the others, and uses its stack again.
+    /// the others, and uses its request stack again, for defers or the next request. What runs before the
+    /// wait is on other stacks, the trial of the C library's heap among it, and has no part in the model.
     pub fn land(&self) -> bool {
         let taken_back = self.slots.take_back(STARTER);
         while self.slots.has_started(STARTER) {
