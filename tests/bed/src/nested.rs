@@ -54,7 +54,7 @@ fn pack(kernel: &Kernel, base: Image, job: &Job) -> Result<File> {
             0o755,
             job.run_script(Accelerator::Nested.name()),
         )
-        .init(&init_script());
+        .init(&init_script(job));
 
     let folder = project::build();
     std::fs::create_dir_all(&folder).context("create", &folder)?;
@@ -67,18 +67,37 @@ fn pack(kernel: &Kernel, base: Image, job: &Job) -> Result<File> {
     Ok(file)
 }
 
-fn init_script() -> String {
+fn init_script(job: &Job) -> String {
+    let pinned = match job.deterministic {
+        true => String::new(),
+        false => format!("taskset -c 1-{} ", job.cpus),
+    };
     // Setting the port again at the end waits until all has been sent.
     format!(
         r#"
 stty -F {RESULTS} raw -echo
 cd /job
-VMSRS_RESULTS={RESULTS} sh ./.run </dev/null
+VMSRS_RESULTS={RESULTS} {pinned}sh ./.run </dev/null
 code=$?
 echo "{EXIT_MARK}$code" >{RESULTS}
 stty -F {RESULTS} raw -echo
 "#
     )
+}
+
+/// How many CPUs QEMU emulates.
+///
+/// The job has all but the first. Whenever a CPU restores a floating-point state, QEMU clears the flag IGNNE# of the
+/// *first* one, by reading and writing the word that also says whether that one is in a guest and uses its nested page
+/// tables, and without a lock (`cpu_clear_ignne()` in `target/i386/tcg/system/fpu_helper.c`, up to 11.1 at least). If
+/// the first CPU enters or leaves a guest at this moment, guest or host goes on with the other's page tables: a triple
+/// fault or a hang of either. On a CPU that runs no guests nothing is lost. With one thread for all CPUs
+/// ([`Job::deterministic`]) there is nobody to race with.
+fn emulated_cpus(job: &Job) -> u32 {
+    match job.deterministic {
+        true => job.cpus,
+        false => job.cpus + 1,
+    }
 }
 
 fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &str, job: &Job) -> Command {
@@ -105,7 +124,7 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &str, job: &Job) -> Command {
         "-m",
         &job.memory_mib.to_string(),
         "-smp",
-        &job.cpus.to_string(),
+        &emulated_cpus(job).to_string(),
     ]);
     // The console goes to standard error beside QEMU's own messages, the result stream to standard output.
     qemu.args([

@@ -295,18 +295,6 @@ fn logs(folder: &std::path::Path) -> String {
     text
 }
 
-/// Boots a machine, again if it does not come up: on the emulated host one boot in about fifty ends by
-/// a triple fault before the driver is loaded (docs/testing.md), which says nothing about a behaviour.
-fn boot(machine: Machine) -> Result<Guest> {
-    for _ in 0..2 {
-        match Guest::boot(machine) {
-            Ok(guest) => return Ok(guest),
-            Err(error) => eprintln!("the guest did not come up; trying again: {error:?}"),
-        }
-    }
-    Guest::boot(machine)
-}
-
 /// Waits for the agent's connection while the machine lives, and its last one (`old`) is silent.
 fn wait_for_agent(
     listener: &TcpListener,
@@ -418,7 +406,7 @@ pub fn run_all(names: &[&str]) -> Result<()> {
 /// Tests one behaviour on the guest that runs, or on a new one where there is none or it is lost.
 fn test(slot: &mut Option<Guest>, behaviour: &'static Behaviour) -> Result<()> {
     if slot.is_none() {
-        *slot = Some(boot(behaviour.machine)?);
+        *slot = Some(Guest::boot(behaviour.machine)?);
     }
     let guest = slot.as_mut().context("a guest was booted")?;
     guest.behaviour = behaviour.name;
