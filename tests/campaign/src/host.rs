@@ -14,6 +14,26 @@ use serde_json::Value;
 
 /// Name of the file in memory that is the window.
 const WINDOW: &str = "/memfd:vmsrs-window";
+/// Kinds of incidents by which a request fails and its process goes on.
+const FAILED_REQUESTS: [&str; 17] = [
+    "memory",
+    "arithmetic",
+    "instruction",
+    "abort",
+    "stack-overflow",
+    "foreign-write",
+    "double-free",
+    "foreign-free",
+    "red-zone",
+    "use-after-free",
+    "heap-corrupt",
+    "panic",
+    "deadline",
+    "no-frames",
+    "invariant",
+    "foreign-draft",
+    "damaged",
+];
 /// Blocks of a domain's heap begin at multiples of this.
 const GRAIN: usize = 16;
 
@@ -108,11 +128,7 @@ impl Host {
     ///
     /// When the command fails, or says nothing about it.
     pub fn scrubs(&self) -> io::Result<Scrubs> {
-        let output = Command::new("vmsrs")
-            .args(["status", "--json", "--socket"])
-            .arg(&self.socket)
-            .output()?;
-        let status: Value = serde_json::from_slice(&output.stdout)?;
+        let status = self.status()?;
         let count = |name: &str| {
             let count = status["recovery"]["scrub"][name].as_u64();
             count.ok_or_else(|| io::Error::other(format!("vmsrs status has no scrub.{name}")))
@@ -121,6 +137,25 @@ impl Host {
             repaired: count("repaired")?,
             mirrored: count("mirrored")?,
         })
+    }
+
+    /// Incidents of failed requests that the host has counted so far, without those that ended with
+    /// their thread or process, of which no answer can tell.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails, or says nothing about it.
+    pub fn failed_requests(&self) -> io::Result<u64> {
+        failed_requests(&self.status()?)
+            .ok_or_else(|| io::Error::other("vmsrs status has no counts of incidents"))
+    }
+
+    fn status(&self) -> io::Result<Value> {
+        let output = Command::new("vmsrs")
+            .args(["status", "--json", "--socket"])
+            .arg(&self.socket)
+            .output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// Has the supervisor end the server's process `pid`; whether it was still there.
@@ -163,6 +198,16 @@ impl Host {
         }
         Err(io::Error::other("vmsrs run has no window"))
     }
+}
+
+/// The sum of incidents of requests that failed and were answered.
+fn failed_requests(status: &Value) -> Option<u64> {
+    let counts = status["recovery"]["incidents"].as_array()?;
+    let of_requests = counts.iter().filter(|count| {
+        let what = count["what"].as_str();
+        what.is_some_and(|what| FAILED_REQUESTS.contains(&what))
+    });
+    of_requests.map(|count| count["count"].as_u64()).sum()
 }
 
 /// Where `text` stands at the begin of a block.
@@ -213,6 +258,18 @@ mod tests {
         assert_eq!(found(counts(3, 7)), None);
         assert_eq!(found(counts(4, 7)), Some("checksum"));
         assert_eq!(found(counts(3, 8)), Some("checksum of the mirror"));
+    }
+
+    #[test]
+    fn incidents_of_failed_requests_are_counted_and_no_others() {
+        let status = serde_json::json!({"recovery": {"incidents": [
+            {"what": "memory", "count": 5},
+            {"what": "double-free", "count": 2},
+            {"what": "sealed-write", "count": 7},
+            {"what": "process-death", "count": 1},
+        ]}});
+        assert_eq!(failed_requests(&status), Some(7));
+        assert_eq!(failed_requests(&serde_json::json!({})), None);
     }
 
     #[test]

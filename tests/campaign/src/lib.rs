@@ -11,6 +11,7 @@ pub mod class;
 pub mod cli;
 mod console;
 pub mod directory;
+mod failures;
 pub mod guest;
 pub mod host;
 mod keepalive;

@@ -152,6 +152,12 @@ pub struct Outcome {
     pub most_errors_in_flight: u64,
     /// Bytes of users' state that were compared.
     pub bytes_compared: u64,
+    /// Failed requests that clients were told of.
+    pub failures_answered: u64,
+    /// Failed requests that the host counts.
+    pub incidents_reported: u64,
+    /// Of these, those that no request explains, or answers that no incident belongs to.
+    pub incidents_unexplained: u64,
     /// How often the directory was compared.
     pub directories_compared: u64,
     /// Users with wrong data of their own making, taken out of use.
@@ -246,6 +252,9 @@ impl Outcome {
             lost_in_damaged_process: count.lost_in_damaged.load(SeqCst),
             most_errors_in_flight: count.most_errors_in_flight.load(SeqCst),
             bytes_compared: count.bytes_compared.load(SeqCst),
+            failures_answered: lock(&world.failures).number(),
+            incidents_reported: count.incidents_reported.load(SeqCst),
+            incidents_unexplained: count.incidents_unexplained.load(SeqCst),
             directories_compared: count.directories_compared.load(SeqCst),
             users_retired: lock(&world.retired).len() as u64,
             outage_server: outages(&|end| end.same_boot),
@@ -284,6 +293,10 @@ impl Outcome {
                 "restarts do not match the ends of the server",
             ),
             (self.hangs, "hangs"),
+            (
+                self.incidents_unexplained,
+                "incidents of the host do not match the failures that clients were told of",
+            ),
             (self.commits_lost, "commits were lost"),
         ]
         .iter()
@@ -308,11 +321,12 @@ mod tests {
             others_harmed: 1,
             crashes: 1,
             restarts_unexplained: 1,
+            incidents_unexplained: 1,
             hangs: 1,
             commits_lost: 1,
             ..Outcome::default()
         };
-        assert_eq!(outcome.broken_promises().len(), 8);
+        assert_eq!(outcome.broken_promises().len(), 9);
     }
 
     #[test]

@@ -66,6 +66,12 @@ pub struct Report {
     pub lost_in_damaged_process: u64,
     /// Users with wrong data of their own making, taken out of use.
     pub users_retired: u64,
+    /// Failed requests that clients were told of.
+    pub failures_answered: u64,
+    /// Failed requests that the host counts.
+    pub incidents_reported: u64,
+    /// Of these, those that no request explains, or answers that no incident belongs to.
+    pub incidents_unexplained: u64,
     /// How often the directory was compared.
     pub directories_compared: u64,
     /// Bytes of users' state that were compared.
@@ -142,6 +148,9 @@ impl Report {
             cut_off: outcome.cut_off,
             lost_in_damaged_process: outcome.lost_in_damaged_process,
             users_retired: outcome.users_retired,
+            failures_answered: outcome.failures_answered,
+            incidents_reported: outcome.incidents_reported,
+            incidents_unexplained: outcome.incidents_unexplained,
             directories_compared: outcome.directories_compared,
             bytes_compared: outcome.bytes_compared,
             outage_server: outcome.outage_server,

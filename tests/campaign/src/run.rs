@@ -21,6 +21,9 @@ use crate::outcome::Outcome;
 use crate::worker::Worker;
 use crate::world::{Ended, World, lock};
 
+/// How long the host may take at the end until it has all reports of failed requests.
+const REPORTS_UNDER_WAY: Duration = Duration::from_secs(10);
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -144,6 +147,7 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     let console = read_console(&world);
     let ended = world.ended(console.as_ref());
     judge_ends(&world, &ended, console.as_ref());
+    judge_incidents(&world);
     Ok(Outcome::new(&world, &ended, console.as_ref(), seconds))
 }
 
@@ -254,6 +258,40 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     drop(users);
     world.compare_directory(&client.ask("DIRECTORY")?, "in the end");
     Ok(())
+}
+
+/// Holds the host's count of incidents against what clients were told. Reports that are still under
+/// way have some time to arrive.
+fn judge_incidents(world: &World<'_>) {
+    let Some(host) = &world.options.host else {
+        return;
+    };
+    let failures = lock(&world.failures);
+    let start = Instant::now();
+    let reported = loop {
+        match host.failed_requests() {
+            Ok(reported) if reported >= failures.number() => break reported,
+            Ok(reported) if start.elapsed() > REPORTS_UNDER_WAY => break reported,
+            Ok(_) => thread::sleep(Duration::from_millis(200)),
+            Err(error) => {
+                return world.harm(format!("the host's incidents cannot be counted: {error}"));
+            }
+        }
+    };
+    // A connection has one failure at a time, whose report may go down with the guest.
+    let lost = world.panics_planned() * world.options.connections as u64;
+    let unexplained = failures.unexplained(reported, lost);
+    let count = &world.count;
+    count.incidents_reported.store(reported, SeqCst);
+    count.incidents_unexplained.store(unexplained, SeqCst);
+    if unexplained > 0 {
+        world.complain(format!(
+            "the host counts {reported} incidents of failed requests; clients were told of {}, and {} \
+             more may have failed without an answer",
+            failures.number(),
+            failures.unanswered(),
+        ));
+    }
 }
 
 /// Counts each end of the server that nothing planned explains as a crash, and holds the restarts that

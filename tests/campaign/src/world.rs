@@ -14,6 +14,7 @@ use crate::cause::{Cause, Evidence, cause};
 use crate::class::Class;
 use crate::console::Console;
 use crate::directory::Directory;
+use crate::failures::Failures;
 use crate::kind::{Fate, Kind};
 use crate::run::{Options, Progress};
 
@@ -110,6 +111,8 @@ pub(crate) struct Counters {
     pub(crate) most_errors_in_flight: AtomicU64,
     pub(crate) lost_in_damaged: AtomicU64,
     pub(crate) directories_compared: AtomicU64,
+    pub(crate) incidents_reported: AtomicU64,
+    pub(crate) incidents_unexplained: AtomicU64,
 }
 
 /// What the connections share.
@@ -153,6 +156,8 @@ pub(crate) struct World<'a> {
     handles: Vec<Mutex<Option<(usize, TcpStream)>>>,
     /// Incidents of requests that nobody made an error in.
     pub(crate) incidents: Mutex<Vec<u64>>,
+    /// What clients were told of failures.
+    pub(crate) failures: Mutex<Failures>,
     latest: Mutex<&'static str>,
     trace: Mutex<VecDeque<String>>,
     begun: Instant,
@@ -194,6 +199,7 @@ impl<'a> World<'a> {
             over: AtomicBool::new(false),
             handles: (0..options.connections).map(|_| Mutex::default()).collect(),
             incidents: Mutex::default(),
+            failures: Mutex::default(),
             latest: Mutex::new("none"),
             trace: Mutex::default(),
             begun: Instant::now(),

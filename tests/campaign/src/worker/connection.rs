@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use vmsrs_demo::client::Client;
 use vmsrs_demo::model::User;
+use vmsrs_demo::reply::Reply;
 
 use super::{Answer, Broken, Worker};
 use crate::arm::{Arm, Strike};
 use crate::keepalive::keep_alive;
 use crate::kind::Fate;
-use crate::world::Over;
+use crate::world::{Over, lock};
 
 /// Between two attempts to reach a server that is away.
 const RETRY: Duration = Duration::from_millis(20);
@@ -101,9 +102,24 @@ impl Worker<'_> {
         drop(sealing);
         let found = answer.as_deref().unwrap_or(b"(none)");
         world.trace(self.connection, &text, found);
+        self.note_failure(arm, answer.as_deref().ok());
         match answer {
             Ok(line) => Ok(Ok(Answer { strike, line })),
             Err(error) => self.broken(&error, &text).map(Err),
+        }
+    }
+
+    /// Notes what the answer tells of a failure; `line` is nothing if there is none. Requests without
+    /// an error do not fail, unless the process is damaged.
+    fn note_failure(&self, arm: Option<Arm>, line: Option<&[u8]>) {
+        let damaged = self.world.is_damaged(self.life);
+        let armed = arm.is_some_and(|arm| arm.is_reported());
+        let mut failures = lock(&self.world.failures);
+        match line.map(Reply::parse) {
+            Some(Ok(Reply::Failed(failure))) if !damaged => failures.answered(&failure),
+            None if armed || damaged => failures.uncertain(),
+            Some(_) if damaged => failures.uncertain(),
+            _ => {}
         }
     }
 

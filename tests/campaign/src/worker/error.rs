@@ -160,6 +160,8 @@ impl Worker<'_> {
         let answer = self.ask(None, &command.to_string());
         world.count.errors_in_flight.fetch_sub(1, SeqCst);
         let Ok(answer) = answer? else {
+            // It may have failed before.
+            lock(&world.failures).uncertain();
             let before = user.dump();
             let found = self.read_back(&user)?;
             if found.as_deref() != Some(before.as_bytes()) {
