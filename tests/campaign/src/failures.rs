@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use vmsrs_demo::reply::Failure;
 
+/// The host counts stopped writes together, whether a request failed by one or not.
+const SEALED_WRITE: &str = "sealed write";
+
 /// What clients were told of requests that failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Failures {
@@ -17,7 +20,7 @@ impl Failures {
     /// A request was answered with a failure. Without a device there are no incidents; the host's own
     /// ones, of stopped writes, are not counted.
     pub(crate) fn answered(&mut self, failure: &Failure) {
-        if failure.incident % 2 != 0 {
+        if failure.incident % 2 != 0 && failure.kind != SEALED_WRITE {
             self.answered.insert(failure.incident);
         }
     }
@@ -79,6 +82,17 @@ mod tests {
         assert_eq!(failures.unexplained(1, 2), 0);
         failures.uncertain();
         assert_eq!(failures.unexplained(1, 1), 1);
+    }
+
+    #[test]
+    fn stopped_writes_are_not_compared() {
+        let mut failures = failures(&[1, 2]);
+        failures.answered(&Failure {
+            kind: SEALED_WRITE.to_owned(),
+            incident: 3,
+            recovery_ns: 1,
+        });
+        assert_eq!((failures.number(), failures.unexplained(1, 0)), (1, 0));
     }
 
     #[test]
