@@ -20,7 +20,7 @@ impl Failures {
     /// A request was answered with a failure. Without a device there are no incidents; the host's own
     /// ones, of stopped writes, are not counted.
     pub(crate) fn answered(&mut self, failure: &Failure) {
-        if failure.incident % 2 != 0 && failure.kind != SEALED_WRITE {
+        if !failure.incident.is_multiple_of(2) && failure.kind != SEALED_WRITE {
             self.answered.insert(failure.incident);
         }
     }
