@@ -22,8 +22,8 @@ use crate::run::{Options, Progress};
 const MOST_COMPLAINTS: usize = 40;
 /// Harm after which the run is given up.
 const MOST_HARM: u64 = 100;
-/// Requests that the trace goes back.
-const TRACE: usize = 600;
+/// Requests of each connection that the trace goes back: of one that hangs, too.
+const TRACE: usize = 100;
 /// Users of each sort that nobody changes; the injector knows the number too.
 const VAULTS: usize = 4;
 
@@ -159,7 +159,7 @@ pub(crate) struct World<'a> {
     /// What clients were told of failures.
     pub(crate) failures: Mutex<Failures>,
     latest: Mutex<&'static str>,
-    trace: Mutex<VecDeque<String>>,
+    trace: Mutex<BTreeMap<usize, VecDeque<(f64, String)>>>,
     begun: Instant,
 }
 
@@ -232,15 +232,22 @@ impl<'a> World<'a> {
         let line: String = line.chars().take(100).collect();
         let at = self.begun.elapsed().as_secs_f64();
         let mut trace = lock(&self.trace);
+        let trace = trace.entry(connection).or_default();
         if trace.len() == TRACE {
             trace.pop_front();
         }
-        trace.push_back(format!("{at:.3} [{connection}] {line:?} -> {answer:?}"));
+        trace.push_back((
+            at,
+            format!("{at:.3} [{connection}] {line:?} -> {answer:?}"),
+        ));
     }
 
     /// The last requests and their answers.
     pub(crate) fn traced(&self) -> Vec<String> {
-        lock(&self.trace).iter().cloned().collect()
+        let trace = lock(&self.trace);
+        let mut lines: Vec<&(f64, String)> = trace.values().flatten().collect();
+        lines.sort_by(|one, other| one.0.total_cmp(&other.0));
+        lines.into_iter().map(|(_, line)| line.clone()).collect()
     }
 
     /// Notes the error that is being made, to be blamed for what happens to others.
