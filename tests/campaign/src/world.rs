@@ -236,10 +236,7 @@ impl<'a> World<'a> {
         if trace.len() == TRACE {
             trace.pop_front();
         }
-        trace.push_back((
-            at,
-            format!("{at:.3} [{connection}] {line:?} -> {answer:?}"),
-        ));
+        trace.push_back((at, format!("{at:.3} [{connection}] {line:?} -> {answer:?}")));
     }
 
     /// The last requests and their answers.
