@@ -138,9 +138,12 @@ impl Request {
             break;
         }
         for thread in threads {
-            // A panic fails the request; this thread does not come here then.
+            // A panic fails the request.
             let _ = thread.join();
         }
+        // The interrupt of a failed piece may have found this thread in the C library, and comes again: too late,
+        // the pieces have not given what the caller relies on.
+        self.thread()?.act_on_pending();
         if let Some(payload) = panic {
             resume_unwind(payload);
         }

@@ -30,6 +30,7 @@ mod heap;
 mod held;
 #[cfg(test)]
 mod hooked;
+mod identity;
 mod invariant;
 mod latch;
 mod layout;

@@ -1,8 +1,10 @@
 //! The threads that have joined a request, and waiting for them.
 
 use crate::futex;
+use crate::identity::{identity, is_used, lives, thread_number};
 use crate::slots::{Reservation, Slots};
-use std::sync::atomic::{AtomicU32, Ordering};
+use crate::thread::{self, now};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Most threads that can have joined one request at a time.
@@ -17,19 +19,17 @@ pub(crate) struct Members {
     slots: Slots<MEMBERS_MAX>,
     /// Counts departures; waiters sleep on it.
     departures: AtomicU32,
+    /// `CLOCK_MONOTONIC` nanoseconds of the last look whether those who have the members' numbers are the
+    /// members.
+    looked: AtomicU64,
 }
 
-/// The calling thread's number. Async-signal-safe.
-pub(crate) fn thread_number() -> u32 {
-    // SAFETY: no conditions.
-    unsafe { libc::gettid() }.cast_unsigned()
-}
-
-/// Whether a thread of this process has that number.
-fn lives(number: u32) -> bool {
-    // SAFETY: signal 0 only asks.
-    let answer = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), number, 0) };
-    answer == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+/// Runs code that has files open, on a thread that an interrupt may send to its landing at any time.
+fn uncut<T>(code: impl FnOnce() -> T) -> T {
+    match thread::current() {
+        Some(thread) => thread.critical(code),
+        None => code(),
+    }
 }
 
 impl Members {
@@ -37,24 +37,25 @@ impl Members {
         Self {
             slots: Slots::new(),
             departures: AtomicU32::new(0),
+            looked: AtomicU64::new(0),
         }
     }
 
     /// Takes a slot for the calling thread; `None` when there is none.
     pub(crate) fn enter(&self) -> Option<usize> {
-        self.slots.enter(thread_number())
+        self.slots.enter(identity())
     }
 
     /// Keeps a slot for a thread that the calling one is about to start, and that will
     /// [`Members::adopt`] it.
     pub(crate) fn reserve(&self) -> Option<Reservation> {
-        self.slots.reserve(thread_number())
+        self.slots.reserve(identity())
     }
 
     /// Makes a reserved slot the calling thread's. `None` if it was taken back: the request may be over,
     /// and what was borrowed for the thread may be gone.
     pub(crate) fn adopt(&self, reservation: Reservation) -> Option<usize> {
-        self.slots.adopt(reservation, thread_number())
+        self.slots.adopt(reservation, identity())
     }
 
     /// Gives a reserved slot back whose thread was not started.
@@ -90,7 +91,20 @@ impl Members {
 
     /// Whether a thread has ended without leaving.
     pub(crate) fn has_lost(&self) -> bool {
-        self.slots.lost(lives).is_some()
+        uncut(|| self.slots.lost(self.alive()).is_some())
+    }
+
+    /// Tells a slot whose thread lives. One look in [`PATIENCE`] is at more than its number, for all who look:
+    /// that costs more, and hardly any number is used again so soon.
+    fn alive(&self) -> fn(u64) -> bool {
+        let (now, last) = (now(), self.looked.load(Ordering::Relaxed));
+        let due = u128::from(now.saturating_sub(last)) >= PATIENCE.as_nanos();
+        let mine = due
+            && self
+                .looked
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if mine { lives } else { is_used }
     }
 
     /// Waits until nobody has joined. A thread that has ended without leaving does not count; false if
@@ -114,7 +128,7 @@ impl Members {
             }
             // An error is as good as a wake-up.
             let _ = futex::wait(&self.departures, departures, PATIENCE);
-            all_left &= !self.slots.sweep(lives);
+            all_left &= !uncut(|| self.slots.sweep(self.alive()));
         }
     }
 }
@@ -153,5 +167,20 @@ mod tests {
         assert!(members.has_lost());
         assert!(!members.wait());
         assert!(members.is_empty() && !members.has_lost());
+    }
+
+    #[test]
+    fn a_member_that_ended_without_leaving_is_not_the_thread_that_has_its_number_now() {
+        let members = Members::new();
+        // The number is in use, by the thread that asks.
+        let before = identity() ^ (1 << (crate::slots::IDENTITY_BITS - 1));
+        members.slots.enter(before).unwrap();
+        assert!(members.has_lost());
+        assert!(!members.wait());
+        assert!(members.is_empty());
+        let slot = members.enter().unwrap();
+        members.looked.store(0, Ordering::Relaxed);
+        assert!(!members.has_lost());
+        members.leave(slot);
     }
 }

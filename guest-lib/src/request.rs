@@ -120,7 +120,7 @@ impl Request {
     }
 
     /// The thread, if this is its running request.
-    fn thread(&self) -> Result<&'static Thread, Error> {
+    pub(crate) fn thread(&self) -> Result<&'static Thread, Error> {
         thread::current()
             .filter(|thread| {
                 ptr::eq(*thread, self.thread.as_ptr()) && thread.phase() == Phase::Running

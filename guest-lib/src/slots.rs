@@ -2,18 +2,21 @@
 //!
 //! No lock: a thread can be cut short or end anywhere. `tests/loom` builds this module too.
 //!
-//! A slot is free (0), has a thread (its number, and that of the thread that started it), or is *reserved*:
+//! A slot is free (0), has a thread (its identity, and the number of the thread that started it), or is *reserved*:
 //! by a thread of the request, for one that it is about to start. What a reserved slot says is used once,
 //! so it can be taken back: of the thread that was started and the one that takes the slot back, one wins,
 //! and a thread that comes too late finds out, even if the slot has been reserved again since.
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// In what a reserved slot says; below it a count, and the number of the thread that reserved it.
+/// In what a reserved slot says; below it a count, and the identity of the thread that reserved it.
 const RESERVED: u64 = 1 << 63;
 
-/// Bits of a thread's number.
-const NUMBER_BITS: u32 = 32;
+/// Bits of a thread's identity: its number, and above it what tells threads of the same number apart.
+pub(crate) const IDENTITY_BITS: u32 = 41;
+
+/// Bits of a thread's number: Linux has numbers below 2^22.
+pub(crate) const NUMBER_BITS: u32 = 22;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -33,8 +36,13 @@ pub(crate) struct Reservation {
 }
 
 /// The thread that a slot is about: the one that has it, or the one that reserved it.
-fn number(says: u64) -> u32 {
-    says as u32
+fn identity(says: u64) -> u64 {
+    says & ((1 << IDENTITY_BITS) - 1)
+}
+
+/// The number in an identity, or in what a slot says.
+fn number(identity: u64) -> u64 {
+    identity & ((1 << NUMBER_BITS) - 1)
 }
 
 impl<const COUNT: usize> Slots<COUNT> {
@@ -46,25 +54,24 @@ impl<const COUNT: usize> Slots<COUNT> {
         }
     }
 
-    /// Takes a slot for the thread with that number; `None` when there is none.
-    pub(crate) fn enter(&self, number: u32) -> Option<usize> {
-        self.take(number.into())
+    /// Takes a slot for that thread; `None` when there is none.
+    pub(crate) fn enter(&self, identity: u64) -> Option<usize> {
+        self.take(identity)
     }
 
-    /// Keeps a slot for a thread that will [`Slots::adopt`] it. `number` is that of the calling thread.
-    pub(crate) fn reserve(&self, number: u32) -> Option<Reservation> {
-        // It repeats itself after 2^31: by then whoever was about to start has come.
+    /// Keeps a slot for a thread that will [`Slots::adopt`] it. `identity` is that of the calling thread.
+    pub(crate) fn reserve(&self, identity: u64) -> Option<Reservation> {
+        // It repeats itself after 2^22: by then whoever was about to start has come.
         let count = self.reservations.fetch_add(1, Ordering::SeqCst);
-        let says = RESERVED | count << NUMBER_BITS | u64::from(number);
+        let says = RESERVED | count << IDENTITY_BITS | identity;
         let slot = self.take(says)?;
         Some(Reservation { slot, says })
     }
 
-    /// Makes a reserved slot that of the thread with this number. `None` if it was taken back: the
+    /// Makes a reserved slot that of this thread. `None` if it was taken back: the
     /// request does not wait for this thread, and may be over.
-    pub(crate) fn adopt(&self, reservation: Reservation, number: u32) -> Option<usize> {
-        let starter = self::number(reservation.says);
-        let says = u64::from(starter) << NUMBER_BITS | u64::from(number);
+    pub(crate) fn adopt(&self, reservation: Reservation, identity: u64) -> Option<usize> {
+        let says = number(reservation.says) << IDENTITY_BITS | identity;
         self.change(reservation.slot, reservation.says, says)
             .then_some(reservation.slot)
     }
@@ -79,7 +86,9 @@ impl<const COUNT: usize> Slots<COUNT> {
     pub(crate) fn take_back(&self, reserver: u32) -> bool {
         let mut found = false;
         for (slot, says) in self.taken() {
-            found |= says & RESERVED != 0 && number(says) == reserver && self.change(slot, says, 0);
+            found |= says & RESERVED != 0
+                && number(says) == u64::from(reserver)
+                && self.change(slot, says, 0);
         }
         found
     }
@@ -87,7 +96,7 @@ impl<const COUNT: usize> Slots<COUNT> {
     /// Whether a thread has a slot that the one with that number has started.
     pub(crate) fn has_started(&self, starter: u32) -> bool {
         let mut taken = self.taken();
-        taken.any(|(_, says)| says & RESERVED == 0 && says >> NUMBER_BITS == u64::from(starter))
+        taken.any(|(_, says)| says & RESERVED == 0 && says >> IDENTITY_BITS == u64::from(starter))
     }
 
     /// Frees the slot of a thread that does nothing for the request any more.
@@ -101,12 +110,12 @@ impl<const COUNT: usize> Slots<COUNT> {
     }
 
     /// A slot whose thread is gone, or whose thread to be was to be started by one that is gone.
-    pub(crate) fn lost(&self, lives: impl Fn(u32) -> bool) -> Option<(usize, u64)> {
-        self.taken().find(|&(_, says)| !lives(number(says)))
+    pub(crate) fn lost(&self, lives: impl Fn(u64) -> bool) -> Option<(usize, u64)> {
+        self.taken().find(|&(_, says)| !lives(identity(says)))
     }
 
     /// Frees the slots of threads that are gone; false if there was none.
-    pub(crate) fn sweep(&self, lives: impl Fn(u32) -> bool) -> bool {
+    pub(crate) fn sweep(&self, lives: impl Fn(u64) -> bool) -> bool {
         let mut found = false;
         while let Some((slot, says)) = self.lost(&lives) {
             // Otherwise somebody who lives has adopted it.

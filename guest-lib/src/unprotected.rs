@@ -7,7 +7,7 @@ use crate::backend::{Backend, Registration, Tags};
 use crate::control::Control;
 use crate::error::Error;
 use crate::futex;
-use crate::members::thread_number;
+use crate::identity::thread_number;
 use crate::thread::{self, Thread};
 use crate::waits::Waits;
 use crate::word::{self, Released};

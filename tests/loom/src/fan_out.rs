@@ -33,12 +33,12 @@ impl FanOut {
     ///
     /// When there is no slot left.
     pub fn reserve(&self) -> Start {
-        Start(self.slots.reserve(STARTER).unwrap())
+        Start(self.slots.reserve(STARTER.into()).unwrap())
     }
 
     /// `Piece::run` on the thread with that number; whether the piece was run.
     pub fn run(&self, start: Start, number: u32) -> bool {
-        let Some(slot) = self.slots.adopt(start.0, number) else {
+        let Some(slot) = self.slots.adopt(start.0, number.into()) else {
             return false;
         };
         self.borrowed.touch();
@@ -66,7 +66,7 @@ impl FanOut {
     /// The owner's wait for its members, after the starter has ended without leaving. Whether it has freed
     /// the slot.
     pub fn sweep(&self) -> bool {
-        let swept = self.slots.sweep(|number| number != STARTER);
+        let swept = self.slots.sweep(|identity| identity != u64::from(STARTER));
         while !self.slots.is_empty() {
             loom::thread::yield_now();
         }
@@ -86,7 +86,7 @@ impl FanOut {
     ///
     /// When there is no slot left.
     pub fn join(&self, number: u32) {
-        let slot = self.slots.enter(number).unwrap();
+        let slot = self.slots.enter(number.into()).unwrap();
         self.slots.leave(slot);
     }
 }
