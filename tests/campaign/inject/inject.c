@@ -164,6 +164,12 @@ enum {
 	 * get through a queue; a lock that nobody gives back is found all the same.
 	 */
 	PATIENCE_MS = 60000,
+	/*
+	 * Of requests that have no other deadline. An error that damages its own user's data may have
+	 * made a ring of a list; whoever reads it later must come to an end. An ordinary request that is
+	 * ended by it counts as harmed, and an error that is not endless by itself as a hang.
+	 */
+	DEADLINE_MS = 75000,
 };
 
 static vmsrs_app *app;
@@ -724,7 +730,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	struct call call = { work, argument, 0 };
 	vmsrs_options options = {
 		.flags = arm.seal ? VMSRS_SEAL : 0,
-		.deadline_ms = arm.deadline,
+		.deadline_ms = arm.deadline ? arm.deadline : DEADLINE_MS,
 		/* With a deadline, too: then it is the deadline that ends a wait, and the request says so. */
 		.lock_timeout_ms = PATIENCE_MS,
 	};
@@ -733,7 +739,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	int code;
 
 	if (!arm.options && !arm.armed)
-		options = (vmsrs_options){ .lock_timeout_ms = PATIENCE_MS };
+		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = PATIENCE_MS };
 	arm.options = false;
 	if (!arm.armed)
 		return real.run_with(domain, &options, work, argument, result);
