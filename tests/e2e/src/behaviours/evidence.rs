@@ -20,8 +20,9 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     host,
 };
 
-/// The program in the job folder; the one in the guest has another path.
-const SYMBOLS: &str = "vmsrs-e2e";
+/// The program in the job folder, since the one in the guest has another path, and the libraries, which have the same
+/// paths in the guest and on the KVM host.
+const SYMBOLS: [&str; 4] = ["--symbols", "vmsrs-e2e", "--symbols", "/lib"];
 /// Longest that the driver may take to send what the program kept, on a machine with much else to do.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of the block that the request writes to.
@@ -74,7 +75,7 @@ fn incident(guest: &Guest, number: &str) -> Result<Value> {
     guest.incident(number)?;
     let start = Instant::now();
     loop {
-        let incident = guest.vmsrs(&["incidents", number, "--symbols", SYMBOLS])?;
+        let incident = guest.vmsrs(&[&["incidents", number][..], &SYMBOLS].concat())?;
         if !incident["request"]["program"].is_null() {
             return Ok(incident);
         }
@@ -107,10 +108,10 @@ fn changed_bytes(incident: &Value) -> Result<()> {
 
 /// What people read has the function and the bytes, on a terminal and in a browser.
 fn pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
-    let text = guest.show(&["incidents", number, "--symbols", SYMBOLS])?;
+    let text = guest.show(&[&["incidents", number][..], &SYMBOLS].concat())?;
     let page = std::env::temp_dir().join(format!("incident-{number}.html"));
     let path = page.to_str().context("a path of letters")?;
-    guest.show(&["incidents", number, "--symbols", SYMBOLS, "--html", path])?;
+    guest.show(&[&["incidents", number, "--html", path][..], &SYMBOLS].concat())?;
     let html = std::fs::read_to_string(&page)?;
     std::fs::remove_file(&page)?;
     for shown in [&text, &html] {
