@@ -265,7 +265,10 @@ impl Outcome {
             trace: Vec::new(),
         };
         if !outcome.broken_promises().is_empty() {
-            outcome.trace = world.traced();
+            outcome.trace = world.first_traced();
+            if outcome.trace.is_empty() {
+                outcome.trace = world.traced();
+            }
         }
         outcome
     }

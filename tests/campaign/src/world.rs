@@ -160,6 +160,8 @@ pub(crate) struct World<'a> {
     pub(crate) failures: Mutex<Failures>,
     latest: Mutex<&'static str>,
     trace: Mutex<BTreeMap<usize, VecDeque<(f64, String)>>>,
+    /// The trace at the first complaint.
+    first_trace: Mutex<Vec<String>>,
     begun: Instant,
 }
 
@@ -202,6 +204,7 @@ impl<'a> World<'a> {
             failures: Mutex::default(),
             latest: Mutex::new("none"),
             trace: Mutex::default(),
+            first_trace: Mutex::default(),
             begun: Instant::now(),
         }
     }
@@ -219,10 +222,17 @@ impl<'a> World<'a> {
 
     pub(crate) fn complain(&self, words: String) {
         let mut complaints = lock(&self.complaints);
+        if complaints.is_empty() {
+            // What led to it is forgotten in the end.
+            *lock(&self.first_trace) = self.traced();
+        }
         if complaints.len() < MOST_COMPLAINTS {
             let at = self.begun.elapsed().as_secs_f64();
             let words: String = words.chars().take(600).collect();
-            complaints.push(format!("{at:.2} s: {words}"));
+            let words = format!("{at:.2} s: {words}");
+            // For whoever watches a long run; the report comes at its end.
+            eprintln!("campaign: {words}");
+            complaints.push(words);
         }
     }
 
@@ -237,6 +247,11 @@ impl<'a> World<'a> {
             trace.pop_front();
         }
         trace.push_back((at, format!("{at:.3} [{connection}] {line:?} -> {answer:?}")));
+    }
+
+    /// The last requests before the first complaint and their answers.
+    pub(crate) fn first_traced(&self) -> Vec<String> {
+        lock(&self.first_trace).clone()
     }
 
     /// The last requests and their answers.
