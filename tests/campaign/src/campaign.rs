@@ -1,7 +1,7 @@
 //! The whole campaign: builds, boots, makes errors, and tells.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use vmsrs_bed::{Bed, Event, Flavour, Job, project};
 use vmsrs_demo::build::{built, compile, compile_c};
 use vmsrs_demo::cli::Server;
+use vmsrs_demo::log::Log;
 use vmsrs_demo::machine::{GUEST, PORT};
 use vmsrs_demo::steps::{Step, Steps};
 
@@ -276,8 +277,7 @@ fn words(progress: &Progress, elapsed: Duration) -> String {
 struct Watch<'a> {
     steps: &'a Steps,
     bar: ProgressBar,
-    log: File,
-    log_path: PathBuf,
+    log: Log,
     step: Option<Step<'a>>,
     done: Option<Done>,
     trouble: Option<String>,
@@ -289,15 +289,11 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(steps: &'a Steps, folder: &Path, accelerator: &str) -> Result<Self> {
-        let log_path = folder.join("console.log");
-        let log =
-            File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
         let name = format!("boot the guest ({accelerator})");
         Ok(Self {
             steps,
             bar: ProgressBar::hidden(),
-            log,
-            log_path,
+            log: Log::create(folder)?,
             step: Some(steps.begin(name)),
             done: None,
             trouble: None,
@@ -307,13 +303,8 @@ impl<'a> Watch<'a> {
     }
 
     fn event(&mut self, event: Event<'_>) {
-        match event {
-            // The log is for people who look for the cause of trouble; the run does without it.
-            Event::Console(line) => drop(writeln!(self.log, "{line}")),
-            Event::Result(line) => match serde_json::from_str(line) {
-                Ok(message) => self.message(message),
-                Err(_) => drop(writeln!(self.log, "result: {line}")),
-            },
+        if let Some(message) = self.log.message(event) {
+            self.message(message);
         }
     }
 
@@ -355,7 +346,7 @@ impl<'a> Watch<'a> {
 
     fn result(self, code: i32) -> Result<Done> {
         self.bar.finish_and_clear();
-        let log = self.log_path.display();
+        let log = self.log.path().display();
         match (self.done, self.trouble) {
             (Some(done), None) if code == 0 => Ok(done),
             (_, Some(trouble)) => bail!("{trouble}; the log is {log}"),

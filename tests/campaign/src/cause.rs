@@ -98,21 +98,12 @@ pub(crate) fn unexplained(life: &Life, cause: Option<&Cause>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::kind::{Kind, all};
-    use std::time::Instant;
 
     fn life(fate: Option<Fate>) -> Life {
         let kind = |fate| all().find(|kind: &&'static Kind| kind.fate == fate);
         Life {
-            boot: "b".to_owned(),
-            pid: 7,
             ending: fate.and_then(kind),
-            restarted: Vec::new(),
-            damaged: false,
-            replaced: false,
-            gone: false,
-            suspects: Vec::new(),
-            broken: None,
-            begun: Instant::now(),
+            ..Life::new("b".to_owned(), 7)
         }
     }
 

@@ -52,6 +52,24 @@ pub(crate) struct Life {
     pub(crate) begun: Instant,
 }
 
+impl Life {
+    /// One that begins now.
+    pub(crate) fn new(boot: String, pid: u32) -> Self {
+        Self {
+            boot,
+            pid,
+            ending: None,
+            restarted: Vec::new(),
+            damaged: false,
+            replaced: false,
+            gone: false,
+            suspects: Vec::new(),
+            broken: None,
+            begun: Instant::now(),
+        }
+    }
+}
+
 /// A user that an error of his own has left with wrong data: nobody uses him any more.
 #[derive(Debug)]
 pub(crate) struct Retired {
@@ -262,6 +280,15 @@ impl<'a> World<'a> {
         lines.into_iter().map(|(_, line)| line.clone()).collect()
     }
 
+    /// Runs an error's request, which counts as under way meanwhile.
+    pub(crate) fn in_flight<T>(&self, request: impl FnOnce() -> T) -> T {
+        let flying = self.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
+        self.count.most_errors_in_flight.fetch_max(flying, SeqCst);
+        let answer = request();
+        self.count.errors_in_flight.fetch_sub(1, SeqCst);
+        answer
+    }
+
     /// Notes the error that is being made, to be blamed for what happens to others.
     pub(crate) fn blame(&self, kind: &Kind) {
         *lock(&self.latest) = kind.name;
@@ -326,18 +353,7 @@ impl<'a> World<'a> {
             .iter()
             .position(|life| life.pid == stats.pid && life.boot == stats.boot);
         known.unwrap_or_else(|| {
-            lives.push(Life {
-                boot: stats.boot.clone(),
-                pid: stats.pid,
-                ending: None,
-                restarted: Vec::new(),
-                damaged: false,
-                replaced: false,
-                gone: false,
-                suspects: Vec::new(),
-                broken: None,
-                begun: Instant::now(),
-            });
+            lives.push(Life::new(stats.boot.clone(), stats.pid));
             lives.len() - 1
         })
     }

@@ -15,6 +15,7 @@ mod guests;
 pub mod integral;
 pub mod kind;
 pub mod load;
+pub mod log;
 pub mod machine;
 pub mod model;
 pub mod native;

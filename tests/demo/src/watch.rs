@@ -1,21 +1,19 @@
 //! What is told while loads are made on the KVM host.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use vmsrs_bed::Event;
 
 use crate::guest::{Done, Message};
+use crate::log::Log;
 use crate::steps::{Step, Steps};
 
 /// Follows the job on the KVM host.
 pub(crate) struct Watch<'a> {
     steps: &'a Steps,
     accelerator: &'static str,
-    log: File,
-    log_path: PathBuf,
+    log: Log,
     step: Option<Step<'a>>,
     guest: String,
     done: Vec<Done>,
@@ -24,13 +22,10 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     pub(crate) fn new(steps: &'a Steps, folder: &Path, accelerator: &'static str) -> Result<Self> {
-        let log_path = folder.join("console.log");
         Ok(Self {
             steps,
             accelerator,
-            log: File::create(&log_path)
-                .with_context(|| format!("create {}", log_path.display()))?,
-            log_path,
+            log: Log::create(folder)?,
             step: Some(steps.begin(match accelerator {
                 "direct" => "start on this machine's KVM",
                 _ => "boot a KVM host in QEMU",
@@ -42,13 +37,8 @@ impl<'a> Watch<'a> {
     }
 
     pub(crate) fn event(&mut self, event: Event<'_>) {
-        match event {
-            // The log is for people who look for the cause of trouble; the run does without it.
-            Event::Console(line) => drop(writeln!(self.log, "{line}")),
-            Event::Result(line) => match serde_json::from_str(line) {
-                Ok(message) => self.message(message),
-                Err(_) => drop(writeln!(self.log, "result: {line}")),
-            },
+        if let Some(message) = self.log.message(event) {
+            self.message(message);
         }
     }
 
@@ -90,7 +80,7 @@ impl<'a> Watch<'a> {
     ///
     /// When it did not, or there was trouble.
     pub(crate) fn end(self, code: i32) -> Result<Ended> {
-        let log = self.log_path.display();
+        let log = self.log.path().display();
         if let Some(trouble) = self.trouble {
             bail!("the guest {}: {trouble}; the log is {log}", self.guest);
         }

@@ -4,8 +4,6 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 use vmsrs_demo::command::Command;
 
 use super::{Made, Side, Worker};
@@ -73,12 +71,7 @@ impl Worker<'_> {
         let life = self.life;
         world.with_life(life, |life| life.ending = Some(kind));
         world.blame(kind);
-        let others = self.others(index);
-        let command = {
-            let user = lock(&world.users[index]);
-            let mut rng = SmallRng::seed_from_u64(planned.draw);
-            task.command(&user, &others, &mut rng)
-        };
+        let command = self.draw(index, planned, task);
         let sent = Instant::now();
         let lost_before = world.count.commits_lost.load(SeqCst);
         let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {

@@ -3,8 +3,6 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 use vmsrs_demo::command::Command;
 use vmsrs_demo::kind::detector;
 use vmsrs_demo::model::User;
@@ -33,20 +31,14 @@ impl Worker<'_> {
     ) -> Result<(), Over> {
         let world = self.world;
         let kind = planned.kind;
-        let others = self.others(index);
-        let command = {
-            let user = lock(&world.users[index]);
-            let mut rng = SmallRng::seed_from_u64(planned.draw);
-            task.command(&user, &others, &mut rng)
-        };
+        let command = self.draw(index, planned, task);
         let _judged = world.quiet.read().unwrap_or_else(PoisonError::into_inner);
         world.blame(kind);
-        let flying = world.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
-        world.count.most_errors_in_flight.fetch_max(flying, SeqCst);
-        let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {
-            this.struck(user, effect, &struck, kind, arm)
+        let made = world.in_flight(|| {
+            self.with_users(index, command, Some(arm), |this, user, effect, struck| {
+                this.struck(user, effect, &struck, kind, arm)
+            })
         });
-        world.count.errors_in_flight.fetch_sub(1, SeqCst);
         match made? {
             Made::Yes => {}
             Made::No => drop(world.count.not_reached.fetch_add(1, SeqCst)),
@@ -154,11 +146,8 @@ impl Worker<'_> {
         let mut user = lock(&world.users[index]);
         self.choose(&user)?;
         world.blame(kind);
-        let flying = world.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
-        world.count.most_errors_in_flight.fetch_max(flying, SeqCst);
         let life = self.life;
-        let answer = self.ask(None, &command.to_string());
-        world.count.errors_in_flight.fetch_sub(1, SeqCst);
+        let answer = world.in_flight(|| self.ask(None, &command.to_string()));
         let Ok(answer) = answer? else {
             // It may have failed before.
             lock(&world.failures).uncertain();

@@ -159,6 +159,14 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// The request of a planned error, for the user as he is now.
+    fn draw(&self, index: usize, planned: &Planned, task: Task) -> Command {
+        let others = self.others(index);
+        let user = lock(&self.world.users[index]);
+        let mut rng = SmallRng::seed_from_u64(planned.draw);
+        task.command(&user, &others, &mut rng)
+    }
+
     /// The users that money may go to.
     fn others(&self, index: usize) -> Vec<(usize, String)> {
         // Names are filled in when the receiver is locked.
