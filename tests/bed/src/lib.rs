@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod accelerator;
 mod apt;
@@ -24,6 +24,7 @@ mod qemu;
 mod stream;
 pub mod tools;
 pub mod vmlinux;
+pub mod window;
 
 pub use accelerator::{Accelerator, direct_kvm};
 pub use bed::{Bed, Progress};

@@ -41,6 +41,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -51,6 +52,10 @@
 #include "vmsrs_protocol.h"
 
 #define EXPORT __attribute__((visibility("default")))
+
+/* exception.cc */
+void inject_exception(void);
+void inject_terminate(void);
 
 /* Where an error strikes. */
 enum point {
@@ -87,8 +92,10 @@ enum error {
 	NONE,
 	NULL_WRITE,
 	NULL_READ,
+	BAD_FILE,
 	WILD_WRITE,
 	FOREIGN_WRITE,
+	FOREIGN_DRAFT,
 	CODE_WRITE,
 	WILD_JUMP,
 	DIVISION,
@@ -97,6 +104,9 @@ enum error {
 	ABORT,
 	OVERFLOW,
 	SMASH,
+	FORTIFY,
+	EXCEPTION,
+	TERMINATE,
 	OVERRUN,
 	LATE_WRITE,
 	DOUBLE_FREE,
@@ -126,9 +136,10 @@ enum error {
 };
 
 static const char *const errors[ERRORS] = {
-	"none",		  "null-write",	   "null-read",	   "wild-write",  "foreign-write",
-	"code-write",	  "wild-jump",	   "division",	   "instruction", "trap",
-	"abort",	  "overflow",	   "smash",	   "overrun",	  "late-write",
+	"none",		  "null-write",	   "null-read",	   "bad-file",	  "wild-write",
+	"foreign-write",  "foreign-draft", "code-write",   "wild-jump",	  "division",
+	"instruction",	  "trap",	   "abort",	   "overflow",	  "smash",
+	"fortify",	  "exception",	   "terminate",	   "overrun",	  "late-write",
 	"double-free",	  "foreign-free",  "c-double-free", "c-foreign-free", "fail",
 	"loop",		  "sleep",	   "deadlock",	   "stray",	  "kill",
 	"panic",	  "c-overrun",	   "other-stack",  "global",	  "shorten",
@@ -170,11 +181,17 @@ enum {
 	 * ended by it counts as harmed, and an error that is not endless by itself as a hang.
 	 */
 	DEADLINE_MS = 75000,
+	/* More threads share places. */
+	WORKERS = 64,
 };
 
 static vmsrs_app *app;
 /* Domains whose users nobody changes, so that their frames are sealed. */
 static _Atomic(vmsrs_domain *) vaults[VAULTS];
+/* What each thread's request works on at the moment: a block of a domain that it holds, most likely with a draft. */
+static _Atomic(char *) works[WORKERS];
+/* A mapping of a file that has no byte. */
+static const volatile char *bad_file;
 /* A thread that serves another connection: an address in its stack. */
 static _Atomic(char *) stacks[2];
 static uintptr_t library_low, library_high, server_low, server_high, server_data;
@@ -244,6 +261,7 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *first)
 __attribute__((constructor)) static void find_real(void)
 {
 	bool first = true;
+	int file;
 
 #define FIND(field, symbol) real.field = (__typeof__(real.field))dlsym(RTLD_NEXT, symbol)
 	FIND(memcpy, "memcpy");
@@ -272,6 +290,11 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(task_free, "vmsrs_task_free");
 #undef FIND
 	dl_iterate_phdr(note_object, &first);
+	file = memfd_create("bad-file", MFD_CLOEXEC);
+	bad_file = mmap(NULL, 4096, PROT_READ, MAP_SHARED, file, 0);
+	if (bad_file == MAP_FAILED)
+		_exit(3);
+	close(file);
 }
 
 /* ---- The errors ------------------------------------------------------------------------------ */
@@ -317,6 +340,29 @@ static char *vault_root(unsigned long long number)
 	return vault ? real.root(vault) : NULL;
 }
 
+static unsigned int worker(void)
+{
+	static atomic_uint workers;
+	static __thread unsigned int number __attribute__((tls_model("initial-exec")));
+
+	if (!number)
+		number = 1 + atomic_fetch_add(&workers, 1);
+	return number % WORKERS;
+}
+
+/* What another thread's request works on; NULL if no other is under way. */
+static char *work_of_another(unsigned long long number)
+{
+	for (unsigned int i = 0; i < WORKERS; i++) {
+		unsigned int other = (number + i) % WORKERS;
+		char *work = other == worker() ? NULL : atomic_load(&works[other]);
+
+		if (work)
+			return work;
+	}
+	return NULL;
+}
+
 /* Makes an error that needs no call to change. Returns when the request may go on. */
 static void make(enum error error, unsigned long long parameter)
 {
@@ -331,6 +377,9 @@ static void make(enum error error, unsigned long long parameter)
 	case NULL_READ:
 		nothing = *(volatile uintptr_t *)(nothing + parameter % 4088);
 		break;
+	case BAD_FILE: /* behind the end of a file: SIGBUS */
+		nothing = (uintptr_t)bad_file[parameter % 4096] & 0;
+		break;
 	case WILD_WRITE: /* somewhere in the app's range, far above every domain */
 		*(volatile char *)(VMSRS_APP_BASE + (1ULL << 38) + parameter % (1ULL << 38)) = 1;
 		break;
@@ -338,6 +387,16 @@ static void make(enum error error, unsigned long long parameter)
 		place = vault_root(parameter);
 		if (place)
 			((volatile char *)place)[parameter % 64] ^= 0x55;
+		break;
+	case FOREIGN_DRAFT:
+		/*
+		 * Changes nothing where it is let through: a key may be shared, there being fewer than threads.
+		 * Then the error was not made.
+		 */
+		place = work_of_another(parameter);
+		if (place)
+			__asm__ volatile("lock orb $0, %0" : "+m"(*(volatile char *)place));
+		arm.fired = false;
 		break;
 	case CODE_WRITE:
 		*(volatile char *)(server_low + parameter % (server_high - server_low)) = 1;
@@ -361,6 +420,15 @@ static void make(enum error error, unsigned long long parameter)
 		break;
 	case SMASH: /* what the compiler calls when it finds its canary changed */
 		((void (*)(void))dlsym(RTLD_DEFAULT, "__stack_chk_fail"))();
+		break;
+	case FORTIFY: /* what the C library calls when a copy is longer than its target */
+		((void (*)(void))dlsym(RTLD_DEFAULT, "__chk_fail"))();
+		break;
+	case EXCEPTION:
+		inject_exception();
+		break;
+	case TERMINATE:
+		inject_terminate();
 		break;
 	case OVERRUN:
 		place = real.alloc(arm.domain, 24);
@@ -741,8 +809,11 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	if (!arm.options && !arm.armed)
 		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = PATIENCE_MS };
 	arm.options = false;
-	if (!arm.armed)
-		return real.run_with(domain, &options, work, argument, result);
+	if (!arm.armed) {
+		code = real.run_with(domain, &options, work, argument, result);
+		atomic_store(&works[worker()], NULL);
+		return code;
+	}
 	arm.domain = domain;
 	if (arm.point == AT_MOMENT)
 		timed = begin_moment(&timer);
@@ -751,6 +822,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	else
 		code = real.run_with(domain, &options, function, &call, result);
 	arm.running = false;
+	atomic_store(&works[worker()], NULL);
 	if (timed)
 		timer_delete(timer);
 	return code;
@@ -787,16 +859,18 @@ EXPORT void *vmsrs_root(const vmsrs_domain *domain)
 {
 	/* Only pointers to what the request's own user has: see docs/campaign.md. */
 	enum error error = domain == arm.domain ? change(AT_ROOT) : NONE;
+	void *root = real.root(domain);
 
+	atomic_store(&works[worker()], root);
 	switch (error) {
 	case FLIP:
-		return flipped(real.root(domain));
+		return flipped(root);
 	case ELSEWHERE:
 		return vault_root(arm.parameter);
 	case SKIP:
 		return NULL;
 	default:
-		return real.root(domain);
+		return root;
 	}
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use vmsrs_bed::{Bed, Event, Flavour, Job, project};
+use vmsrs_bed::{Bed, Event, Flavour, Job, Series, project};
 use vmsrs_demo::build::{built, compile, compile_c};
 use vmsrs_demo::cli::Server;
 use vmsrs_demo::log::Log;
@@ -107,6 +107,8 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         .program(built("vmsrs")?, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image_path, "guest.img")
+        // Memory is poisoned; Debian's 6.1 for clouds knows nothing of broken memory.
+        .host_kernel(Series::V6_12)
         .timeout(args.deadline() + MARGIN);
     let accelerator = bed.accelerator().name();
     let mut watch = Watch::new(&steps, folder, accelerator)?;
@@ -239,6 +241,8 @@ impl Programs {
                     Path::new("tests/campaign/inject/inject.c"),
                     &injector,
                     &[
+                        root.join("tests/campaign/inject/exception.cc").as_ref(),
+                        "-lstdc++".as_ref(),
                         "-fno-builtin".as_ref(),
                         "-fPIC".as_ref(),
                         "-shared".as_ref(),

@@ -1,6 +1,6 @@
-//! The host's side of the virtual machine: bits that flip in its memory.
+//! The host's side of the virtual machine: memory of its that goes wrong.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
@@ -11,9 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use vmsrs_bed::window;
 
-/// Name of the file in memory that is the window.
-const WINDOW: &str = "/memfd:vmsrs-window";
 /// Kinds of incidents by which a request fails and its process goes on.
 const FAILED_REQUESTS: [&str; 17] = [
     "memory",
@@ -42,13 +41,24 @@ const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take in all.
 const SUPERVISOR_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the host has found by checking sealed pages.
+/// How a frame goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// A bit flips, and nobody says so.
+    Flip,
+    /// Its memory is broken, and the hardware says so.
+    Poison,
+}
+
+/// What the host has found wrong in sealed pages, by its checks and by accesses of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scrubs {
     /// Pages that were wrong and taken from the mirror.
     pub repaired: u64,
     /// Copies of the mirror that were missing or wrong and made anew.
     pub mirrored: u64,
+    /// Incidents of pages whose memory was broken.
+    pub poisoned: u64,
 }
 
 impl Scrubs {
@@ -58,15 +68,17 @@ impl Scrubs {
         Self {
             repaired: self.repaired.saturating_sub(before.repaired),
             mirrored: self.mirrored.saturating_sub(before.mirrored),
+            poisoned: self.poisoned.saturating_sub(before.poisoned),
         }
     }
 
-    /// What noticed a flipped bit; nothing if nobody did.
+    /// What noticed that a frame had gone wrong; nothing if nobody did.
     #[must_use]
     pub fn detector(self) -> Option<&'static str> {
         match self {
+            Self { poisoned: 1.., .. } => Some("poisoned memory"),
             Self { repaired: 1.., .. } => Some("checksum"),
-            Self { mirrored: 1.., .. } => Some("checksum of the mirror"),
+            Self { mirrored: 1.., .. } => Some("check of the mirror"),
             _ => None,
         }
     }
@@ -86,22 +98,28 @@ pub struct Host {
 }
 
 impl Host {
-    /// Flips a bit in one of the frames that have `text` at the begin of a block, past every
-    /// protection; `number` says in which frame and which bit. False if there is none.
+    /// Lets one of the frames go wrong that have `text` at the begin of a block, past every protection;
+    /// `number` says which of them, and which bit flips. False if there is none.
     ///
     /// # Errors
     ///
-    /// When the window cannot be read or written.
-    pub fn flip(&self, text: &[u8], number: u64) -> io::Result<bool> {
-        let window = self.window()?;
+    /// When the window cannot be read or written, or the host's kernel does not take memory for broken.
+    pub fn harm(&self, harm: Harm, text: &[u8], number: u64) -> io::Result<bool> {
+        let window = window::open(self.process)?;
         let places = find(&window, text)?;
         if places.is_empty() {
             return Ok(false);
         }
         let number = usize::try_from(number >> 8).unwrap_or(usize::MAX >> 1);
-        let byte = number % text.len();
-        let place = places[number % places.len()] + byte as u64;
-        window.write_all_at(&[text[byte] ^ 1 << (number % 8)], place)?;
+        let place = places[number % places.len()];
+        match harm {
+            Harm::Flip => {
+                let byte = number % text.len();
+                let changed = [text[byte] ^ 1 << (number % 8)];
+                window.write_all_at(&changed, place + byte as u64)?;
+            }
+            Harm::Poison => window::poison(&window, place & !0xfff)?,
+        }
         Ok(true)
     }
 
@@ -136,6 +154,8 @@ impl Host {
         Ok(Scrubs {
             repaired: count("repaired")?,
             mirrored: count("mirrored")?,
+            poisoned: incidents(&status, &["poison"])
+                .ok_or_else(|| io::Error::other("vmsrs status has no counts of incidents"))?,
         })
     }
 
@@ -146,7 +166,7 @@ impl Host {
     ///
     /// When the command fails, or says nothing about it.
     pub fn failed_requests(&self) -> io::Result<u64> {
-        failed_requests(&self.status()?)
+        incidents(&self.status()?, &FAILED_REQUESTS)
             .ok_or_else(|| io::Error::other("vmsrs status has no counts of incidents"))
     }
 
@@ -187,27 +207,16 @@ impl Host {
         stream.read_to_string(&mut answer)?;
         Ok(answer.trim_end().to_owned())
     }
-
-    fn window(&self) -> io::Result<File> {
-        for file in fs::read_dir(format!("/proc/{}/fd", self.process))? {
-            let path = file?.path();
-            let is_window = |target: PathBuf| target.to_string_lossy().starts_with(WINDOW);
-            if fs::read_link(&path).is_ok_and(is_window) {
-                return OpenOptions::new().read(true).write(true).open(path);
-            }
-        }
-        Err(io::Error::other("vmsrs run has no window"))
-    }
 }
 
-/// The sum of incidents of requests that failed and were answered.
-fn failed_requests(status: &Value) -> Option<u64> {
+/// How many incidents of these kinds there were.
+fn incidents(status: &Value, kinds: &[&str]) -> Option<u64> {
     let counts = status["recovery"]["incidents"].as_array()?;
-    let of_requests = counts.iter().filter(|count| {
+    let of_kinds = counts.iter().filter(|count| {
         let what = count["what"].as_str();
-        what.is_some_and(|what| FAILED_REQUESTS.contains(&what))
+        what.is_some_and(|what| kinds.contains(&what))
     });
-    of_requests.map(|count| count["count"].as_u64()).sum()
+    of_kinds.map(|count| count["count"].as_u64()).sum()
 }
 
 /// Where `text` stands at the begin of a block.
@@ -249,15 +258,22 @@ fn data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, OpenOptions};
+
     use super::*;
 
     #[test]
-    fn a_flip_is_noticed_only_if_the_hosts_counts_say_so() {
-        let counts = |repaired, mirrored| Scrubs { repaired, mirrored };
-        let found = |after: Scrubs| after.since(counts(3, 7)).detector();
-        assert_eq!(found(counts(3, 7)), None);
-        assert_eq!(found(counts(4, 7)), Some("checksum"));
-        assert_eq!(found(counts(3, 8)), Some("checksum of the mirror"));
+    fn a_frame_that_went_wrong_is_noticed_only_if_the_hosts_counts_say_so() {
+        let counts = |repaired, mirrored, poisoned| Scrubs {
+            repaired,
+            mirrored,
+            poisoned,
+        };
+        let found = |after: Scrubs| after.since(counts(3, 7, 1)).detector();
+        assert_eq!(found(counts(3, 7, 1)), None);
+        assert_eq!(found(counts(4, 7, 1)), Some("checksum"));
+        assert_eq!(found(counts(3, 8, 1)), Some("check of the mirror"));
+        assert_eq!(found(counts(4, 7, 2)), Some("poisoned memory"));
     }
 
     #[test]
@@ -268,8 +284,8 @@ mod tests {
             {"what": "sealed-write", "count": 7},
             {"what": "process-death", "count": 1},
         ]}});
-        assert_eq!(failed_requests(&status), Some(7));
-        assert_eq!(failed_requests(&serde_json::json!({})), None);
+        assert_eq!(incidents(&status, &FAILED_REQUESTS), Some(7));
+        assert_eq!(incidents(&serde_json::json!({}), &FAILED_REQUESTS), None);
     }
 
     #[test]

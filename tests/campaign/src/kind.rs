@@ -3,6 +3,7 @@
 use vmsrs_demo::kind::Kind as Bug;
 
 use crate::arm::Point;
+use crate::host::Harm;
 use crate::task::Task;
 
 /// What a kind promises.
@@ -28,8 +29,8 @@ pub enum Fate {
 pub enum Origin {
     /// A bug that the server itself has.
     Planted(Bug),
-    /// A bit flips in a sealed frame, by the host's memory.
-    Flip,
+    /// The host's memory behind a sealed frame goes wrong.
+    Memory(Harm),
     /// The injector makes one of these errors.
     Injected(&'static [&'static str]),
 }
@@ -152,8 +153,10 @@ pub const COMMON: &[Kind] = &[
     planted("planted: wild write, shared lock held", Bug::WildWrite),
     sudden("null write", &["null-write"]),
     sudden("null read", &["null-read"]),
+    sudden("read behind the end of a file", &["bad-file"]),
     sudden("wild write", &["wild-write"]),
     sudden("foreign write", &["foreign-write"]),
+    sudden("write to another request's draft", &["foreign-draft"]),
     sudden("write to code", &["code-write"]),
     sudden("wild jump", &["wild-jump"]),
     sudden("division by zero", &["division"]),
@@ -162,6 +165,9 @@ pub const COMMON: &[Kind] = &[
     sudden("abort", &["abort"]),
     sudden("stack overflow", &["overflow"]),
     sudden("stack protector", &["smash"]),
+    sudden("fortified copy", &["fortify"]),
+    sudden("C++ exception", &["exception"]),
+    sudden("C++ terminate", &["terminate"]),
     sudden("overrun of a block", &["overrun"]),
     sudden("write to a freed block", &["late-write"]),
     sudden("double free", &["double-free"]),
@@ -287,13 +293,24 @@ pub const RARE: &[Rare] = &[
     rare(
         kind(
             "bit flip in a sealed frame with a mirror",
-            Origin::Flip,
+            Origin::Memory(Harm::Flip),
             &[],
             &[],
             Detected,
         ),
         120,
         25,
+    ),
+    rare(
+        kind(
+            "poisoned memory of a sealed frame with a mirror",
+            Origin::Memory(Harm::Poison),
+            &[],
+            &[],
+            Detected,
+        ),
+        400,
+        60,
     ),
     rare(
         kind(

@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 use vmsrs_demo::kind::Kind as Bug;
 
 use crate::arm::{Arm, Point};
+use crate::host::Harm;
 use crate::kind::{COMMON, Fate, Kind, Origin, RARE, Rare};
 use crate::task::Task;
 
@@ -17,8 +18,8 @@ use crate::task::Task;
 pub enum Means {
     /// By a request that reaches a bug of the server.
     Bug(Bug),
-    /// By a bit that flips in the host's memory; which one follows from the number.
-    Flip(u64),
+    /// By the host's memory, which goes wrong in a place that follows from the number.
+    Memory(Harm, u64),
     /// By the injector, in a request of this sort.
     Arm(Arm, Task),
 }
@@ -73,7 +74,7 @@ impl Plan {
         let kind = self.kind(place);
         let means = match kind.origin {
             Origin::Planted(bug) => Means::Bug(bug),
-            Origin::Flip => Means::Flip(rng.random()),
+            Origin::Memory(harm) => Means::Memory(harm, rng.random()),
             Origin::Injected(errors) => {
                 let point = *kind.points.choose(&mut rng).unwrap_or(&Point::Start);
                 let tasks = match kind.tasks {

@@ -139,10 +139,10 @@ pub(crate) struct World<'a> {
     pub(crate) users: Vec<Mutex<User>>,
     /// Users whom nobody changes: stray writes aim at them.
     pub(crate) vaults: Vec<User>,
-    /// Users whom nobody changes, with mirrors: bits flip in their frames.
+    /// Users whom nobody changes, with mirrors: the host's memory behind their frames goes wrong.
     pub(crate) mirrors: Vec<User>,
-    /// Held while a bit is wrong.
-    pub(crate) flipping: Mutex<()>,
+    /// Held while a frame of theirs is wrong.
+    pub(crate) damaging: Mutex<()>,
     pub(crate) retired: Mutex<Vec<Retired>>,
     /// Users that errors were made in the making of.
     pub(crate) strangers: Mutex<Vec<String>>,
@@ -204,7 +204,7 @@ impl<'a> World<'a> {
             detectors: Mutex::default(),
             lives: Mutex::default(),
             ending: Mutex::default(),
-            flipping: Mutex::default(),
+            damaging: Mutex::default(),
             supervisor: Mutex::default(),
             quiet: RwLock::default(),
             rounds: RwLock::default(),

@@ -11,7 +11,7 @@ use vmsrs_demo::reply::Reply;
 use super::{Effect, Made, Struck, Worker};
 use crate::arm::Arm;
 use crate::class::{Class, Seen, classify};
-use crate::host::Scrubs;
+use crate::host::{Harm, Scrubs};
 use crate::kind::Kind;
 use crate::plan::Planned;
 use crate::task::Task;
@@ -251,22 +251,33 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Flips a bit in a sealed frame of a domain with a mirror, and has the host look for it.
-    pub(super) fn flip(&mut self, kind: &'static Kind, number: u64) -> Result<(), Over> {
+    /// Lets the host's memory go wrong behind a sealed frame of a domain with a mirror, and has the host
+    /// look for it.
+    pub(super) fn memory(
+        &mut self,
+        kind: &'static Kind,
+        harm: Harm,
+        number: u64,
+    ) -> Result<(), Over> {
         let world = self.world;
         let (Some(host), true) = (&world.options.host, world.options.injector) else {
             return Ok(());
         };
-        let _flipping = lock(&world.flipping);
+        let _damaging = lock(&world.damaging);
         let user = &world.mirrors[(number % world.mirrors.len() as u64) as usize];
         let Some(note) = user.notes.first() else {
             return Ok(());
         };
         world.blame(kind);
+        let mut met = Ok(None);
         // The host may find it by itself before it is told to look, so its own counts are the evidence.
         let scrubbed = host.scrubs().and_then(|before| {
-            if !host.flip(note.text.as_bytes(), number)? {
+            if !host.harm(harm, note.text.as_bytes(), number)? {
                 return Ok(None);
+            }
+            // Whoever reads a flipped bit gets wrong data; broken memory may be met by the guest first.
+            if harm == Harm::Poison && number & 0x80 == 0 {
+                met = self.read_back(user);
             }
             host.scrub(&user.name)?;
             Ok(Some(host.scrubs()?.since(before)))
@@ -275,10 +286,11 @@ impl Worker<'_> {
             world.count.not_reached.fetch_add(1, SeqCst);
             return Ok(());
         }
+        let must_be = user.dump();
+        let right = |found: &Vec<u8>| world.same(&must_be, found);
+        let met = met?;
         let found = self.read_back(user)?;
-        let right = found
-            .as_ref()
-            .is_some_and(|found| world.same(&user.dump(), found));
+        let right = met.as_ref().is_none_or(right) && found.as_ref().is_some_and(right);
         let detector = scrubbed
             .as_ref()
             .ok()
@@ -293,11 +305,11 @@ impl Worker<'_> {
         world.made(kind, class, detector);
         if class == Class::OthersHarmed {
             world.complain(format!(
-                "{}: {} {scrubbed:?}: found {:?}, must be {:?}",
+                "{}: {} {scrubbed:?}: met {:?}, found {:?}, must be {must_be:?}",
                 kind.name,
                 user.name,
+                met.as_deref().map(String::from_utf8_lossy),
                 found.as_deref().map(String::from_utf8_lossy),
-                user.dump()
             ));
         }
         Ok(())

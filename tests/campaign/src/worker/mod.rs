@@ -148,7 +148,7 @@ impl<'a> Worker<'a> {
                 };
                 self.bug(index, planned.kind, &command)
             }
-            Means::Flip(number) => self.flip(planned.kind, number),
+            Means::Memory(harm, number) => self.memory(planned.kind, harm, number),
             Means::Arm(arm, Task::NewUser) => self.new_user(planned.kind, arm),
             Means::Arm(arm, task) => match planned.kind.fate {
                 Fate::Detected | Fate::OwnDamage => self.error(index, planned, arm, task),

@@ -1,13 +1,14 @@
 //! Content of sealed frames that goes wrong by itself: a flipped bit in the host's memory, or memory
 //! that the host's kernel has found broken.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vmsrs::{App, Domain, DomainOptions, Error, Kind, RunError};
+use vmsrs_bed::window;
 use vmsrs_protocol::PAGE_SIZE;
 
 use crate::host::Guest;
@@ -168,76 +169,29 @@ fn flip(window: &File, offset: u64) -> Result<()> {
     Ok(())
 }
 
-/// Has the host's kernel take the memory of a frame of the window for broken, as it does when the
-/// hardware says so. That kills who maps the frame and asks for it: a child.
+/// Has the host's kernel take the memory of a frame of the window for broken.
 fn poison(window: &File, offset: u64) -> Result<()> {
-    let offset = i64::try_from(offset)?;
-    // SAFETY: the child makes system calls and ends.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        poison_and_end(window.as_raw_fd(), offset);
-    }
-    ensure!(child > 0, "fork: {}", std::io::Error::last_os_error());
-    let mut status = 0;
-    // SAFETY: waits for the child; status is valid.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    ensure!(waited == child, "wait for the child");
-    let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS;
-    let ended = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
-    ensure!(
-        killed || ended,
-        "poison a frame: the child ended with {status:#x}"
-    );
-    Ok(())
-}
-
-/// Poisons a page of a file and ends the process: with 0, or with `errno`.
-fn poison_and_end(window: RawFd, offset: i64) -> ! {
-    let length = PAGE_SIZE as usize;
-    // SAFETY: a new mapping, whose content nobody looks at but the read that makes it present.
-    unsafe {
-        let address = libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ,
-            libc::MAP_SHARED,
-            window,
-            offset,
-        );
-        if address == libc::MAP_FAILED {
-            libc::_exit(*libc::__errno_location());
-        }
-        std::ptr::read_volatile(address.cast::<u8>());
-        let failed = libc::madvise(address, length, libc::MADV_HWPOISON) != 0;
-        libc::_exit(if failed { *libc::__errno_location() } else { 0 });
-    }
+    window::poison(window, offset).context("poison a frame")
 }
 
 /// The file of the window in the VMM, and the offsets of all frames with a page of the value, of which
 /// there is at least one.
 fn find(guest: &Guest, key: &str) -> Result<(File, Vec<u64>)> {
     let mark = mark(key);
-    for entry in fs::read_dir(format!("/proc/{}/fd", guest.pid()))? {
-        let path = entry?.path();
-        if !fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().contains("vmsrs-window")) {
-            continue;
+    let window = window::open(guest.pid())?;
+    let mut page = vec![0; PAGE_SIZE as usize];
+    let mut offsets = Vec::new();
+    for offset in (0..window.metadata()?.size()).step_by(page.len()) {
+        // Memory that an earlier behaviour has broken cannot be read.
+        if window.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
+            offsets.push(offset);
         }
-        let window = OpenOptions::new().read(true).write(true).open(&path)?;
-        let mut page = vec![0; PAGE_SIZE as usize];
-        let mut offsets = Vec::new();
-        for offset in (0..window.metadata()?.size()).step_by(page.len()) {
-            // Memory that an earlier behaviour has broken cannot be read.
-            if window.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
-                offsets.push(offset);
-            }
-        }
-        ensure!(
-            !offsets.is_empty(),
-            "no frame of the window has a page of {key}"
-        );
-        return Ok((window, offsets));
     }
-    bail!("the VMM has no window")
+    ensure!(
+        !offsets.is_empty(),
+        "no frame of the window has a page of {key}"
+    );
+    Ok((window, offsets))
 }
 
 fn mark(key: &str) -> Vec<u8> {

@@ -1,0 +1,101 @@
+//! The window of a virtual machine, as the process of `vmsrs run` has it: to let its memory go wrong.
+
+#![allow(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+
+/// What the file in memory is called.
+const NAME: &str = "/memfd:vmsrs-window";
+/// Bytes of a frame.
+const FRAME: usize = 4096;
+
+/// Opens the window of the process `vmm` for reading and writing, past every protection.
+///
+/// # Errors
+///
+/// When the process, or its window, does not exist or may not be opened.
+pub fn open(vmm: u32) -> io::Result<File> {
+    for file in fs::read_dir(format!("/proc/{vmm}/fd"))? {
+        let path = file?.path();
+        let is_window = |target: PathBuf| target.to_string_lossy().starts_with(NAME);
+        if fs::read_link(&path).is_ok_and(is_window) {
+            return OpenOptions::new().read(true).write(true).open(path);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("process {vmm} has no window"),
+    ))
+}
+
+/// Has the host's kernel take the memory of the frame at `offset` for broken, as it does when the
+/// hardware says so. That kills who maps the frame and asks for it: a child.
+///
+/// # Errors
+///
+/// When the frame cannot be mapped, or the kernel does not do it (it needs `CONFIG_MEMORY_FAILURE`, and
+/// an administrator).
+pub fn poison(window: &File, offset: u64) -> io::Result<()> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: the child makes system calls and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        poison_and_end(window.as_raw_fd(), offset);
+    }
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child; status is valid.
+    while unsafe { libc::waitpid(child, &raw mut status, 0) } != child {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    if libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS {
+        return Ok(());
+    }
+    match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
+        (true, 0) => Ok(()),
+        (true, errno) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::Error::other(format!(
+            "the process that poisons a frame ended with {status:#x}"
+        ))),
+    }
+}
+
+/// Poisons a page of a file and ends the process: with 0, or with `errno`.
+fn poison_and_end(window: RawFd, offset: i64) -> ! {
+    // SAFETY: a new mapping, whose content nobody looks at but the read that makes it present.
+    unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            FRAME,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            window,
+            offset,
+        );
+        if address == libc::MAP_FAILED {
+            libc::_exit(*libc::__errno_location());
+        }
+        std::ptr::read_volatile(address.cast::<u8>());
+        let failed = libc::madvise(address, FRAME, libc::MADV_HWPOISON) != 0;
+        libc::_exit(if failed { *libc::__errno_location() } else { 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_a_window_is_told_so() {
+        let error = open(std::process::id()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
