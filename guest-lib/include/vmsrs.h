@@ -90,6 +90,12 @@
 // The request that a ticket or a task is for is over.
 #define VMSRS_EENDED -19
 
+// Memory cannot be guarded: there are no protection keys, or threads have them all.
+#define VMSRS_ENOKEYS -20
+
+// The program's variables cannot be guarded: it binds its functions late, or has the library in it.
+#define VMSRS_EVARIABLES -21
+
 // SIGSEGV or SIGBUS with no better explanation (for example a null write).
 #define VMSRS_KIND_MEMORY 1
 
@@ -686,6 +692,33 @@ VMSRS_MUST_USE
 int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
                            vmsrs_invariant_fn function,
                            void *argument);
+
+// Lets requests only read the pages from `start` on, `length` bytes of them (both multiples of 4096). A
+// write in a request fails it. Outside of requests, and so in deferred functions, nothing changes.
+//
+// Call it after `vmsrs_open` and before other threads start. A thread that was there before cannot
+// touch the pages until it has had a request; one made inside a request may only read them until it has
+// had one itself. Handlers of signals cannot touch the pages at all (pkeys(7)).
+//
+// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOKEYS`, `VMSRS_ESYSTEM`.
+//
+// # Safety
+//
+// The pages are the caller's, and stay mapped for reading and writing.
+VMSRS_MUST_USE
+int vmsrs_guard(void *start,
+                size_t length);
+
+// As `vmsrs_guard`, for all variables of the program itself (`.data` and `.bss`; not those of its
+// libraries). For programs whose requests change none of them, linked with `libvmsrs.so` and `-z now`.
+//
+// Returns `VMSRS_OK`, `VMSRS_ENOKEYS`, `VMSRS_EVARIABLES`, `VMSRS_ESYSTEM`.
+//
+// # Safety
+//
+// As `vmsrs_guard`.
+VMSRS_MUST_USE
+int vmsrs_guard_variables(void);
 
 #ifdef __cplusplus
 }  // extern "C"

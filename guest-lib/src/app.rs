@@ -16,7 +16,7 @@ use vmsrs_protocol::ioctl::{DEVICE_PATH, IoctlInfo};
 use vmsrs_protocol::{APP_BASE, APP_PAGES, KEY_MAX, MAX_APPS, NAME_MAX, PAGE_SIZE};
 
 /// Bytes of address range of one app.
-const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
+pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
 
 /// What happens to memory when a request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -107,6 +107,15 @@ pub enum Error {
     /// be sealed when the host answers.
     #[error("committed, but the host did not seal it in time")]
     Unsealed,
+    /// Memory cannot be guarded from requests.
+    #[error(
+        "no protection key is left to guard memory with: the CPU or kernel has none, VMSRS_PKU=off is set, \
+         no app is open, or threads have them all; guard memory after opening the app and before threads start"
+    )]
+    NoKeys,
+    /// The program's variables cannot be guarded as a whole.
+    #[error("cannot guard the program's variables: {0}")]
+    Variables(&'static str),
     /// The process was forked inside the request; the child has no request.
     #[error("the process was forked inside the request; the child has no part in it")]
     Forked,

@@ -1,4 +1,4 @@
-//! Protection keys: who reaches which drafts.
+//! Protection keys: who reaches which drafts, and who writes to guarded memory.
 //!
 //! All threads share a page table, so a draft that is writable for its request would be writable for
 //! everybody. The driver puts a protection key into the entries of a request's drafts
@@ -9,11 +9,14 @@
 //! Keys are few. The library takes what the kernel gives, once in a process, and each thread gets
 //! the key that the fewest threads have; with more threads than keys some share one, and are not
 //! protected from each other's strays.
+//!
+//! One key becomes that of guarded memory ([`crate::guard`]) when a server asks for it: in a request
+//! it lets read and not write, outside of requests it is open.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use std::sync::{Mutex, Once, PoisonError};
 
 /// Keys of the CPU. Key 0 is everybody's.
 const KEYS: usize = 16;
@@ -64,11 +67,31 @@ impl Keys {
     const fn open_all(self, pkru: u32) -> u32 {
         pkru & !self.both
     }
+
+    const fn has(self, key: u32) -> bool {
+        self.both & Self::bits(key) != 0
+    }
+}
+
+/// PKRU with the key of guarded memory (0: none) open for reading, and for writing if `writable`.
+const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
+    if key == 0 {
+        return pkru;
+    }
+    let open = pkru & !Keys::bits(key);
+    if writable {
+        open
+    } else {
+        open | 0b10 << (2 * key)
+    }
 }
 
 /// Both bits of each of the library's keys; 0 until [`install`] found some. A plain word, for the
 /// way out of requests.
 static OURS: AtomicU32 = AtomicU32::new(0);
+
+/// The key of guarded memory, which is none of [`OURS`]; 0 until [`guard_key`] took one.
+static GUARD: AtomicU32 = AtomicU32::new(0);
 
 /// Threads that have each key. No lock: the child of a fork may find one locked for ever, and a
 /// choice that is not the best does no harm.
@@ -78,6 +101,10 @@ fn ours() -> Keys {
     Keys {
         both: OURS.load(Ordering::Relaxed),
     }
+}
+
+fn guard() -> u32 {
+    GUARD.load(Ordering::Relaxed)
 }
 
 /// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
@@ -112,11 +139,22 @@ pub(crate) struct Key(u32);
 impl Key {
     /// The library's key that the fewest threads have.
     pub(crate) fn take() -> Self {
-        let key = (1..KEYS as u32)
-            .filter(|&key| ours().both & Keys::bits(key) != 0)
-            .min_by_key(|&key| THREADS[key as usize].load(Ordering::Relaxed))
-            .unwrap_or(0);
-        THREADS[key as usize].fetch_add(1, Ordering::Relaxed);
+        let key = loop {
+            let key = (1..KEYS as u32)
+                .filter(|&key| ours().has(key))
+                .min_by_key(|&key| THREADS[key as usize].load(Ordering::Relaxed))
+                .unwrap_or(0);
+            THREADS[key as usize].fetch_add(1, Ordering::SeqCst);
+            // guard_key() takes a key away first and looks for its threads then, so one of the two sees
+            // the other.
+            let keys = Keys {
+                both: OURS.load(Ordering::SeqCst),
+            };
+            if key == 0 || keys.has(key) {
+                break key;
+            }
+            THREADS[key as usize].fetch_sub(1, Ordering::SeqCst);
+        };
         close();
         Self(key)
     }
@@ -133,14 +171,41 @@ impl Drop for Key {
     }
 }
 
-/// Lets the calling thread use the key with that number (0: none), and no other of the library's.
-pub(crate) fn open(key: u32) {
-    update(|pkru| ours().apply(pkru, key));
+/// The key of guarded memory, open for the calling thread; made of one that no thread has if there is
+/// none yet. Nothing without protection keys, or when threads have all of them.
+pub(crate) fn guard_key() -> Option<u32> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if guard() != 0 {
+        return Some(guard());
+    }
+    let is_free = |key: u32| THREADS[key as usize].load(Ordering::SeqCst) == 0;
+    let key = (1..KEYS as u32).rev().find(|&key| {
+        if !ours().has(key) || !is_free(key) {
+            return false;
+        }
+        OURS.fetch_and(!Keys::bits(key), Ordering::SeqCst);
+        if is_free(key) {
+            return true;
+        }
+        OURS.fetch_or(Keys::bits(key), Ordering::SeqCst);
+        false
+    })?;
+    GUARD.store(key, Ordering::SeqCst);
+    close();
+    Some(key)
 }
 
-/// Takes all of the library's keys from the calling thread. Async-signal-safe.
+/// For a thread that begins to work for a request: it may use the key with that number (0: none) and
+/// no other of the library's, and not write to guarded memory.
+pub(crate) fn open(key: u32) {
+    update(|pkru| apply_guard(ours().apply(pkru, key), guard(), false));
+}
+
+/// For a thread outside of requests: none of the library's keys, and all of guarded memory.
+/// Async-signal-safe.
 pub(crate) fn close() {
-    update(|pkru| ours().apply(pkru, 0));
+    update(|pkru| apply_guard(ours().apply(pkru, 0), guard(), true));
 }
 
 /// Runs the library's own code with all of its keys open, to look at what another request may be
@@ -157,14 +222,18 @@ pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
 }
 
 fn update(change: impl FnOnce(u32) -> u32) {
-    if !ours().is_empty() {
+    if has_keys() {
         write(change(read()));
     }
 }
 
+fn has_keys() -> bool {
+    !ours().is_empty() || guard() != 0
+}
+
 /// The calling thread's PKRU. Only called when there are keys.
 fn read() -> u32 {
-    debug_assert!(!ours().is_empty());
+    debug_assert!(has_keys());
     let pkru;
     // SAFETY: there are keys, so CR4.PKE is set and the instruction is known. ECX must be 0; EDX
     // becomes 0.
@@ -176,9 +245,10 @@ fn read() -> u32 {
 
 /// Sets the calling thread's PKRU. Only called when there are keys.
 fn write(pkru: u32) {
-    debug_assert!(!ours().is_empty());
+    debug_assert!(has_keys());
     compiler_fence(Ordering::SeqCst);
-    // SAFETY: as in read(). Only bits of the library's keys change, and those guard drafts alone.
+    // SAFETY: as in read(). Only bits of the library's keys change, and those are on drafts and on what
+    // the server has guarded alone.
     // The assembly counts as an access to all memory, so nothing moves across it.
     unsafe {
         asm!("wrpkru", in("eax") pkru, in("ecx") 0, in("edx") 0, options(nostack, preserves_flags));
@@ -248,7 +318,24 @@ mod tests {
     }
 
     #[test]
+    fn guarded_memory_is_read_only_in_a_request_and_open_outside() {
+        for pkru in [0, u32::MAX, LINUX_DEFAULT] {
+            for guard in 1..16 {
+                let inside = apply_guard(pkru, guard, false);
+                assert_eq!(rights(inside, guard), (false, true));
+                let outside = apply_guard(inside, guard, true);
+                assert_eq!(rights(outside, guard), (false, false));
+                for key in (0..16).filter(|&key| key != guard) {
+                    assert_eq!(rights(inside, key), rights(pkru, key));
+                    assert_eq!(rights(outside, key), rights(pkru, key));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn without_keys_nothing_changes() {
+        assert_eq!(apply_guard(0x1234_5678, 0, false), 0x1234_5678);
         assert!(Keys::default().is_empty());
         assert_eq!(Keys::default().apply(0x1234_5678, 0), 0x1234_5678);
     }

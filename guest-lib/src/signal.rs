@@ -8,6 +8,7 @@
 use crate::clib;
 use crate::error::Error;
 use crate::failure::Kind;
+use crate::pkru;
 use crate::region::Region;
 use crate::switch;
 use crate::thread::{self, Phase, Thread};
@@ -305,6 +306,8 @@ unsafe fn suppress(
 ///
 /// The arguments are those of a signal handler.
 unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // Handlers begin with all keys closed, and the server's may look at guarded memory.
+    pkru::close();
     let action = PREVIOUS.get().and_then(|previous| {
         let place = previous.signals.iter().position(|&known| known == signal)?;
         previous.actions.get(place)

@@ -1103,6 +1103,15 @@ static void open_app(void)
 		code = vmsrs_run(directory_domain, start_directory, NULL, &result);
 	if (code != VMSRS_OK)
 		fatal("directory", "it could not be opened");
+#ifndef PLAIN
+	/*
+	 * STEP 7. Requests only read the variables above, so close them while requests run: a stray write to one
+	 * costs its request then, and not the server. Where the CPU has no protection keys, go on without.
+	 */
+	code = vmsrs_guard_variables();
+	if (code == VMSRS_EVARIABLES)
+		fprintf(stderr, "ledger: variables are not guarded: %s\n", vmsrs_strerror(code));
+#endif
 }
 
 int main(int count, char **arguments)

@@ -45,6 +45,10 @@ pub const VMSRS_EDEADLOCK: i32 = -17;
 pub const VMSRS_EDAMAGED: i32 = -18;
 /// The request that a ticket or a task is for is over.
 pub const VMSRS_EENDED: i32 = -19;
+/// Memory cannot be guarded: there are no protection keys, or threads have them all.
+pub const VMSRS_ENOKEYS: i32 = -20;
+/// The program's variables cannot be guarded: it binds its functions late, or has the library in it.
+pub const VMSRS_EVARIABLES: i32 = -21;
 
 /// One sentence about a return code. Never null.
 #[unsafe(no_mangle)]
@@ -71,6 +75,12 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_EENDED => c"the request that the ticket or task is for is over",
         VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
         VMSRS_EDAMAGED => c"the host lost content of the domain to broken memory",
+        VMSRS_ENOKEYS => {
+            c"no protection key is left; guard memory after vmsrs_open and before threads start"
+        }
+        VMSRS_EVARIABLES => {
+            c"the program's variables cannot be guarded; link it with -z now and with libvmsrs.so"
+        }
         VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
         _ => c"unknown code",
     };
@@ -106,6 +116,8 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::OutOfMemory { .. } => VMSRS_ENOMEM,
         Error::Unsealed => VMSRS_EUNSEALED,
         Error::Forked => VMSRS_EFORKED,
+        Error::NoKeys => VMSRS_ENOKEYS,
+        Error::Variables(_) => VMSRS_EVARIABLES,
         Error::Map { source, .. } | Error::System { source, .. } => {
             set_errno(source.raw_os_error().unwrap_or(libc::EIO));
             VMSRS_ESYSTEM

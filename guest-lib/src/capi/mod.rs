@@ -29,3 +29,5 @@ pub mod fan_out;
 pub mod task;
 
 pub mod invariant;
+
+pub mod guard;

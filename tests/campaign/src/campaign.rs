@@ -234,6 +234,8 @@ impl Programs {
                         "-L".as_ref(),
                         &libraries,
                         "-lvmsrs".as_ref(),
+                        // So that requests do not change its variables.
+                        "-Wl,-z,now".as_ref(),
                     ],
                 )?;
                 let injector = folder.join("libinject.so");

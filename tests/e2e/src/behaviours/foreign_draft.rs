@@ -61,7 +61,7 @@ fn host(guest: &mut Guest) -> Result<()> {
 }
 
 /// Whether the CPU has protection keys and the kernel has turned them on.
-fn has_keys() -> Result<bool> {
+pub(super) fn has_keys() -> Result<bool> {
     let cpus = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     Ok(cpus.split_whitespace().any(|word| word == "ospke"))
 }
@@ -148,7 +148,7 @@ fn expect_out_of_reach(who: &str, target: *mut u8) -> Result<()> {
 }
 
 /// Whether the kernel writes a zero there on behalf of this thread; EFAULT is the only other answer.
-fn kernel_writes(target: *mut u8) -> Result<bool> {
+pub(super) fn kernel_writes(target: *mut u8) -> Result<bool> {
     let zero = File::open("/dev/zero")?;
     // SAFETY: nothing but this test's own draft lies there; the kernel checks the address itself.
     let got = unsafe { libc::read(zero.as_raw_fd(), target.cast(), 1) };

@@ -19,6 +19,7 @@ mod foreign_write;
 mod fork;
 mod given_up_overdue;
 mod greedy_request;
+mod guard;
 mod guest_reboot;
 mod hostile_guest;
 mod kernel_write;
@@ -42,6 +43,7 @@ pub const ALL: &[&Behaviour] = &[
     &discard::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
     &foreign_draft::BEHAVIOUR,
+    &guard::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
     &window_mapped_writable::BEHAVIOUR,
     &corruption::MIRRORED,

@@ -1,0 +1,214 @@
+//! Memory that the server has guarded is read-only while a request runs, where the CPU has protection keys.
+
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use vmsrs::{App, Domain, Error, Failure, Kind, Options, RunError, Step, Task};
+use vmsrs_protocol::PAGE_SIZE;
+
+use super::foreign_draft::{has_keys, kernel_writes};
+use crate::fault::store;
+use crate::host::Guest;
+use crate::{Behaviour, Machine};
+
+/// The behaviour.
+pub(super) const BEHAVIOUR: Behaviour = Behaviour {
+    name: "requests_read_guarded_memory_and_do_not_write_to_it",
+    machine: Machine::Usual,
+    steps: &[("guarded", guarded), ("late", late), ("off", off)],
+    host,
+};
+
+const PAGES: usize = 2;
+/// What stands in the guarded pages, and what is written to them.
+const BEFORE: u8 = 7;
+const AFTER: u8 = 9;
+/// Protection keys that a process can have.
+const KEYS: usize = 15;
+
+fn host(guest: &mut Guest) -> Result<()> {
+    guest.run("off", "")?;
+    let incidents = guest.run("guarded", "")?;
+    guest.run("late", "")?;
+    for line in incidents.lines() {
+        let (incident, address) = line.split_once(' ').context("incident and address")?;
+        let facts = guest.incident(incident)?;
+        ensure!(
+            facts["kind"] == "memory" && facts["address"].as_u64() == address.parse().ok(),
+            "the host knows where it was: {facts}"
+        );
+    }
+    Ok(())
+}
+
+fn open() -> Result<&'static Domain> {
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("guard") }?;
+    Ok(app.domain("owner")?)
+}
+
+/// Pages that nobody else has.
+fn pages() -> Result<*mut u8> {
+    // SAFETY: a new mapping.
+    let pages = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            PAGES * PAGE_SIZE as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    ensure!(pages != libc::MAP_FAILED, "no memory");
+    let pages = pages.cast::<u8>();
+    // SAFETY: as long as this.
+    unsafe { pages.write_bytes(BEFORE, PAGES * PAGE_SIZE as usize) };
+    Ok(pages)
+}
+
+fn failure<T, E>(outcome: Result<T, RunError<E>>) -> Option<Box<Failure>> {
+    match outcome {
+        Err(RunError::Failed(failure)) => Some(failure),
+        _ => None,
+    }
+}
+
+fn guard(pages: *mut u8) -> Result<(), Error> {
+    // SAFETY: the pages are never unmapped, and no request here blocks signals.
+    unsafe { vmsrs::guard(pages, PAGES * PAGE_SIZE as usize) }
+}
+
+fn guarded(_: &str) -> Result<()> {
+    let domain = open()?;
+    let pages = pages()?;
+    if !has_keys()? {
+        ensure!(
+            matches!(guard(pages), Err(Error::NoKeys)),
+            "without protection keys the library says so"
+        );
+        eprintln!("skipped: this CPU has no protection keys (pku); memory cannot be guarded here");
+        return Ok(());
+    }
+    guard(pages)?;
+    guard(pages).context("guarding again does nothing")?;
+    // The last byte, of the second page.
+    let place = pages.wrapping_add(PAGES * PAGE_SIZE as usize - 1);
+    let address = place.expose_provenance();
+    // SAFETY: the pages are mapped, and writes to them are sound or stopped.
+    let (look, write) = (
+        move || unsafe { std::ptr::with_exposed_provenance::<u8>(address).read_volatile() },
+        move |value| unsafe { store(std::ptr::with_exposed_provenance_mut(address), value) },
+    );
+
+    // In a request.
+    let refused = |what: &str, failure: Option<Box<Failure>>| -> Result<()> {
+        let failure =
+            failure.with_context(|| format!("{what}: a request wrote to guarded memory"))?;
+        ensure!(
+            failure.kind == Kind::Memory && failure.address == address as u64,
+            "{what}: {failure}"
+        );
+        ensure!(failure.defers_failed == 0, "{what}: a defer may write");
+        println!("{} {}", failure.incident, failure.address);
+        ensure!(
+            look() == AFTER,
+            "{what}: only its defer has written: {}",
+            look()
+        );
+        write(BEFORE);
+        Ok(())
+    };
+    let outcome = domain.run(|request| {
+        assert_eq!(look(), BEFORE, "a request may read");
+        request.defer(move || write(AFTER))?;
+        write(0);
+        Ok::<_, Error>(())
+    });
+    refused("the request's thread", failure(outcome))?;
+    let outcome = domain.run(|request| {
+        request.defer(move || write(AFTER))?;
+        request
+            .fan_out(vec![move |_: &vmsrs::Request| write(0)])
+            .map(drop)
+    });
+    refused("a member", failure(outcome))?;
+    let mut task = Task::new(domain, Options::default())?;
+    let first = thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            task.step(|request| {
+                let defer = request.defer(move || write(AFTER));
+                defer.expect("room for a defer");
+                Step::<()>::Suspend
+            })
+            .map(drop)
+        });
+        first.join()
+    });
+    first.ok().context("the first step panicked")??;
+    // Between the steps a thread is outside of the request.
+    write(AFTER);
+    write(BEFORE);
+    let outcome = task.step(|_| {
+        write(0);
+        Step::Done(())
+    });
+    refused("a resumed task", failure(outcome))?;
+    let mut written = Ok(true);
+    domain.run(|_| {
+        written = kernel_writes(std::ptr::with_exposed_provenance_mut(address));
+        Ok::<_, Error>(())
+    })?;
+    ensure!(!written?, "read(2) in a request gives EFAULT");
+
+    // Outside of requests, whatever the last one came to.
+    write(AFTER);
+    let newcomer = thread::spawn(move || {
+        write(AFTER + 1);
+        look()
+    });
+    let seen = newcomer.join().ok().context("the newcomer panicked")?;
+    ensure!(seen == AFTER + 1, "a new thread reads and writes: {seen}");
+    ensure!(
+        kernel_writes(std::ptr::with_exposed_provenance_mut(address))?,
+        "read(2) outside of a request writes"
+    );
+    Ok(())
+}
+
+/// When threads have all keys, none is left; their requests keep theirs.
+fn late(_: &str) -> Result<()> {
+    if !has_keys()? {
+        return Ok(());
+    }
+    let domain = open()?;
+    let barrier = std::sync::Barrier::new(KEYS + 1);
+    thread::scope(|scope| {
+        for _ in 0..KEYS {
+            scope.spawn(|| {
+                // A thread has its key from its first request on.
+                let ran = domain.run(|_| Ok::<_, Error>(()));
+                barrier.wait();
+                barrier.wait();
+                ran.expect("an empty request");
+            });
+        }
+        barrier.wait();
+        let late = pages().map(guard);
+        barrier.wait();
+        ensure!(
+            matches!(late, Ok(Err(Error::NoKeys))),
+            "all keys are taken: {late:?}"
+        );
+        Ok(())
+    })
+}
+
+/// Without keys the library says so.
+fn off(_: &str) -> Result<()> {
+    // SAFETY: the process has one thread yet.
+    unsafe { std::env::set_var("VMSRS_PKU", "off") };
+    open()?;
+    ensure!(matches!(guard(pages()?), Err(Error::NoKeys)), "no keys");
+    Ok(())
+}
