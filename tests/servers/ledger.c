@@ -7,15 +7,15 @@
  *
  * The file builds into two programs:
  *
- *   cc -O2 -pthread ledger.c -lvmsrs      the server with VMSRS
- *   cc -O2 -pthread -DPLAIN ledger.c      the same server with malloc and mutexes
+ *   cc -O2 -pthread ledger.c -lvmsrs -Wl,-z,now   the server with VMSRS
+ *   cc -O2 -pthread -DPLAIN ledger.c              the same server with malloc and mutexes
  *
  * Some handlers have bugs. They are the ordinary kind: a check that is missing, a number that is
  * cut off, a pointer kept too long. Each is marked "BUG" with the request that reaches it. The
  * plain server dies of them, or goes on with somebody's data destroyed. The server with VMSRS
  * answers that one request with an error and goes on as if it had never come.
  *
- * If you want to port a server of your own, look for "STEP 1" to "STEP 6".
+ * If you want to port a server of your own, look for "STEP 1" to "STEP 7".
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
