@@ -33,6 +33,7 @@ mod held;
 mod hooked;
 mod identity;
 mod invariant;
+mod keys;
 mod latch;
 mod layout;
 mod lock;

@@ -13,13 +13,12 @@
 //! One key becomes that of guarded memory ([`crate::guard`]) when a server asks for it: in a request
 //! it lets read and not write, outside of requests it is open.
 
+use crate::keys::{KEYS, Table, bits};
+use crate::sync::AtomicU32;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
-use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::sync::{Mutex, Once, PoisonError};
-
-/// Keys of the CPU. Key 0 is everybody's.
-const KEYS: usize = 16;
 
 /// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
 const OSPKE: u32 = 1 << 4;
@@ -36,13 +35,9 @@ struct Keys {
 }
 
 impl Keys {
-    const fn bits(key: u32) -> u32 {
-        0b11 << (2 * key)
-    }
-
     const fn with(self, key: u32) -> Self {
         Self {
-            both: self.both | Self::bits(key),
+            both: self.both | bits(key),
         }
     }
 
@@ -58,7 +53,7 @@ impl Keys {
         let closed = if open == 0 {
             self.both
         } else {
-            self.both & !Self::bits(open)
+            self.both & !bits(open)
         };
         (pkru & !self.both) | (closed & ACCESS)
     }
@@ -67,10 +62,6 @@ impl Keys {
     const fn open_all(self, pkru: u32) -> u32 {
         pkru & !self.both
     }
-
-    const fn has(self, key: u32) -> bool {
-        self.both & Self::bits(key) != 0
-    }
 }
 
 /// PKRU with the key of guarded memory (0: none) open for reading, and for writing if `writable`.
@@ -78,7 +69,7 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
     if key == 0 {
         return pkru;
     }
-    let open = pkru & !Keys::bits(key);
+    let open = pkru & !bits(key);
     if writable {
         open
     } else {
@@ -86,20 +77,18 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
     }
 }
 
-/// Both bits of each of the library's keys; 0 until [`install`] found some. A plain word, for the
-/// way out of requests.
-static OURS: AtomicU32 = AtomicU32::new(0);
+/// The library's keys; none until [`install`] found some.
+static TABLE: Table = Table {
+    ours: AtomicU32::new(0),
+    threads: [const { AtomicU32::new(0) }; KEYS],
+};
 
-/// The key of guarded memory, which is none of [`OURS`]; 0 until [`guard_key`] took one.
+/// The key of guarded memory, which is none of the [`TABLE`]'s; 0 until [`guard_key`] took one.
 static GUARD: AtomicU32 = AtomicU32::new(0);
-
-/// Threads that have each key. No lock: the child of a fork may find one locked for ever, and a
-/// choice that is not the best does no harm.
-static THREADS: [AtomicU32; KEYS] = [const { AtomicU32::new(0) }; KEYS];
 
 fn ours() -> Keys {
     Keys {
-        both: OURS.load(Ordering::Relaxed),
+        both: TABLE.ours.load(Ordering::Relaxed),
     }
 }
 
@@ -114,7 +103,7 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
         if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
-            OURS.store(allocate().both, Ordering::Relaxed);
+            TABLE.ours.store(allocate().both, Ordering::Relaxed);
         }
     });
 }
@@ -139,22 +128,7 @@ pub(crate) struct Key(u32);
 impl Key {
     /// The library's key that the fewest threads have.
     pub(crate) fn take() -> Self {
-        let key = loop {
-            let key = (1..KEYS as u32)
-                .filter(|&key| ours().has(key))
-                .min_by_key(|&key| THREADS[key as usize].load(Ordering::Relaxed))
-                .unwrap_or(0);
-            THREADS[key as usize].fetch_add(1, Ordering::SeqCst);
-            // guard_key() takes a key away first and looks for its threads then, so one of the two sees
-            // the other.
-            let keys = Keys {
-                both: OURS.load(Ordering::SeqCst),
-            };
-            if key == 0 || keys.has(key) {
-                break key;
-            }
-            THREADS[key as usize].fetch_sub(1, Ordering::SeqCst);
-        };
+        let key = TABLE.take();
         close();
         Self(key)
     }
@@ -167,7 +141,7 @@ impl Key {
 
 impl Drop for Key {
     fn drop(&mut self) {
-        THREADS[self.0 as usize].fetch_sub(1, Ordering::Relaxed);
+        TABLE.give_back(self.0);
     }
 }
 
@@ -179,19 +153,8 @@ pub(crate) fn guard_key() -> Option<u32> {
     if guard() != 0 {
         return Some(guard());
     }
-    let is_free = |key: u32| THREADS[key as usize].load(Ordering::SeqCst) == 0;
-    let key = (1..KEYS as u32).rev().find(|&key| {
-        if !ours().has(key) || !is_free(key) {
-            return false;
-        }
-        OURS.fetch_and(!Keys::bits(key), Ordering::SeqCst);
-        if is_free(key) {
-            return true;
-        }
-        OURS.fetch_or(Keys::bits(key), Ordering::SeqCst);
-        false
-    })?;
-    GUARD.store(key, Ordering::SeqCst);
+    let key = TABLE.withdraw()?;
+    GUARD.store(key, Ordering::Relaxed);
     close();
     Some(key)
 }

@@ -13,6 +13,9 @@ pub mod driver;
 pub mod fan_out;
 #[path = "../../../guest-lib/src/held.rs"]
 mod held;
+pub mod key_table;
+#[path = "../../../guest-lib/src/keys.rs"]
+mod keys;
 mod library;
 mod life;
 mod protected;
