@@ -32,9 +32,9 @@ impl Table {
                 .min_by_key(|&key| self.threads[key as usize].load(Ordering::Relaxed))
                 .unwrap_or(0);
             self.threads[key as usize].fetch_add(1, Ordering::AcqRel);
-            // Read by a change, as the count is in `withdraw`: of the two changes of a word one comes first,
-            // and what was done before it is seen after the other.
-            if key == 0 || self.ours.fetch_or(0, Ordering::AcqRel) & bits(key) != 0 {
+            // `withdraw` reads the count by a change as well, so one of the two comes first: either it sees
+            // this thread, or this thread sees here that the key is gone.
+            if key == 0 || self.ours.load(Ordering::Relaxed) & bits(key) != 0 {
                 return key;
             }
             self.give_back(key);
@@ -54,11 +54,11 @@ impl Table {
             if self.ours.load(Ordering::Relaxed) & bits(key) == 0 || !is_free(key) {
                 return false;
             }
-            self.ours.fetch_and(!bits(key), Ordering::AcqRel);
+            self.ours.fetch_and(!bits(key), Ordering::Relaxed);
             if is_free(key) {
                 return true;
             }
-            self.ours.fetch_or(bits(key), Ordering::AcqRel);
+            self.ours.fetch_or(bits(key), Ordering::Relaxed);
             false
         })
     }
