@@ -160,6 +160,16 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 				   draft_prot(prot, domain->owner));
 }
 
+/* What was noted of an earlier request says nothing about this one. Only the thread itself comes here. */
+static void note_tag(struct vmsrs_thread *thread, u64 tag)
+{
+	if (thread->noted_tag == tag)
+		return;
+	thread->noted_tag = tag;
+	thread->refused_address = 0;
+	thread->frame_due = 0;
+}
+
 static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 kind)
 {
 	thread->refused_address = vmf->address;
@@ -173,6 +183,7 @@ static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
 	struct vmsrs_thread *thread = vmsrs_thread_current(app);
 
 	if (thread) {
+		note_tag(thread, vmsrs_thread_tag(thread));
 		refuse(thread, vmf, VMSRS_KIND_DAMAGED);
 		vmsrs_thread_put(thread);
 	}
@@ -308,13 +319,14 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	u64 tag;
 	int error;
 
+	tag = vmsrs_thread_tag(thread);
+	key = vmsrs_thread_key(thread);
+	note_tag(thread, tag);
 	extent = vmsrs_extent_find(app, page);
 	if (!extent)
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
-	tag = vmsrs_thread_tag(thread);
-	key = vmsrs_thread_key(thread);
 	if (!vmsrs_tag_valid(app->dev, tag))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	draft = kmem_cache_alloc(draft_cache, GFP_KERNEL);

@@ -207,7 +207,8 @@ struct vmsrs_thread {
 	u32 signal;
 
 	/* Only used by the thread itself. */
-	u64 refused_address;		/* page of the last write that was refused, or 0 */
+	u64 noted_tag;			/* the tag that the next three are of */
+	u64 refused_address;		/* page of the last access that was refused, or 0 */
 	u32 refused_kind;
 	unsigned long frame_due;	/* jiffies when waiting for a frame ends, or 0 */
 

@@ -50,7 +50,7 @@
 // The request does not hold the domain.
 #define VMSRS_ENOTHELD -6
 
-// The calling thread has a request already; requests do not nest.
+// The calling thread has a request already, and the call belongs outside of requests.
 #define VMSRS_ENESTED -7
 
 // The request holds the domain already.
@@ -694,13 +694,15 @@ int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
                            void *argument);
 
 // Lets requests only read the pages from `start` on, `length` bytes of them (both multiples of 4096). A
-// write in a request fails it. Outside of requests, and so in deferred functions, nothing changes.
+// write in a request fails it. Outside of requests, and so in deferred functions of a request that has failed,
+// nothing changes.
 //
 // Call it after `vmsrs_open` and before other threads start. A thread that was there before cannot
-// touch the pages until it has had a request; one made inside a request may only read them until it has
-// had one itself. Handlers of signals cannot touch the pages at all (pkeys(7)).
+// touch the pages until it has had a request, nor can those that it makes; one made inside a request may only read
+// them until it has had one itself. Handlers of signals begin without access: one of the server that touches the
+// pages calls `vmsrs_open_guard` first. No request may write to the pages while it blocks SIGSEGV.
 //
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOKEYS`, `VMSRS_ESYSTEM`.
+// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request, `VMSRS_ENOKEYS`, `VMSRS_ESYSTEM`.
 //
 // # Safety
 //
@@ -709,16 +711,22 @@ VMSRS_MUST_USE
 int vmsrs_guard(void *start,
                 size_t length);
 
-// As `vmsrs_guard`, for all variables of the program itself (`.data` and `.bss`; not those of its
-// libraries). For programs whose requests change none of them, linked with `libvmsrs.so` and `-z now`.
+// As `vmsrs_guard`, for the variables of the program: the pages of its `.data` and `.bss`, those with its
+// copies of variables of libraries among them (`stderr`, `environ`, `std::cout`: compile with `-fPIC
+// -mno-direct-extern-access` if requests must change such a one). For programs whose requests change none of
+// them, linked with `libvmsrs.so` and `-Wl,-z,now`.
 //
-// Returns `VMSRS_OK`, `VMSRS_ENOKEYS`, `VMSRS_EVARIABLES`, `VMSRS_ESYSTEM`.
+// Returns as `vmsrs_guard`, and `VMSRS_EVARIABLES`.
 //
 // # Safety
 //
 // As `vmsrs_guard`.
 VMSRS_MUST_USE
 int vmsrs_guard_variables(void);
+
+// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
+// of a signal: for handlers, which begin without access. Async-signal-safe.
+void vmsrs_open_guard(void);
 
 #ifdef __cplusplus
 }  // extern "C"

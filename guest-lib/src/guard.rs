@@ -7,29 +7,30 @@
 use crate::app::APP_BYTES;
 use crate::error::Error;
 use crate::pkru;
+use crate::thread;
 use std::ffi::{c_int, c_void};
 use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// Lets requests only read the pages from `start` on, `length` bytes of them. Outside of requests nothing
-/// changes, and defers are outside. A write in a request fails it ([`crate::Kind::Memory`]); a system
-/// call that would write there in its name gives EFAULT.
+/// changes, and the defers of a request that has failed are outside. A write in a request fails it
+/// ([`crate::Kind::Memory`]); a system call that would write there in its name gives EFAULT.
 ///
 /// Call it after [`crate::App::open`] and before other threads start. A thread that was there before cannot touch
-/// the pages until it has had a request. A thread that is made inside a request may only read them until it has had
-/// one itself. Handlers of signals begin with all keys closed (pkeys(7)): those of the server cannot touch the pages
-/// at all. Guarding pages again does nothing.
+/// the pages until it has had a request, nor can those that it makes. A thread that is made inside a request may
+/// only read them until it has had one itself. Handlers of signals begin with all keys closed (pkeys(7)): one of the
+/// server that touches the pages calls [`open_guard`] first. Guarding pages again does nothing.
 ///
 /// # Errors
 ///
 /// [`Error::Argument`] if `start` or `length` is no multiple of 4096, or pages of domains are among them;
-/// [`Error::NoKeys`]; [`Error::System`] if pages are not mapped.
+/// [`Error::Nested`] inside of a request; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped.
 ///
 /// # Safety
 ///
-/// The pages stay mapped for reading and writing, and are the caller's. Nothing that a request calls writes to them
-/// with a signal blocked that the error would raise.
+/// The pages stay mapped for reading and writing, and are the caller's. No request writes to them while it blocks
+/// SIGSEGV.
 pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     let from = start.addr();
     let end = from.checked_add(length);
@@ -44,6 +45,9 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
             "a range to guard that has pages of domains",
         ));
     }
+    if thread::current().is_some() {
+        return Err(Error::Nested);
+    }
     let key = pkru::guard_key().ok_or(Error::NoKeys)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's pages, which stay readable and writable.
@@ -56,13 +60,20 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     }
 }
 
-/// [`guard`]s the program's own variables: the pages of its `.data` and `.bss`, and of nothing else. Returns
-/// how many bytes that are. For programs whose requests change none of their variables.
+/// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
+/// of a signal: for handlers, which begin without access. Async-signal-safe.
+pub fn open_guard() {
+    pkru::open_guard();
+}
+
+/// [`guard`]s the program's variables: the pages of its `.data` and `.bss`, those with the program's copies of its
+/// libraries' variables among them (`stderr`, `environ`, C++'s `std::cout`, as far as it uses them). Returns how many
+/// bytes that are. For programs whose requests change none of them.
 ///
 /// # Errors
 ///
 /// As [`guard`]; [`Error::Variables`] when the program has this library in it, whose variables requests do
-/// change, or when it binds the functions of its libraries at their first call.
+/// change (so do all programs in Rust), or when it binds the functions of its libraries at their first call.
 ///
 /// # Safety
 ///
@@ -106,33 +117,41 @@ unsafe extern "C" fn first(
     1
 }
 
-/// The pages of a module's variables: those of its writable segment that the loader has not made
-/// read-only.
+/// The pages of a module's variables: what of its writable segments the loader has not made read-only. Linkers
+/// put both into one segment, or each into one of its own.
 fn variables(bias: usize, headers: &[libc::Elf64_Phdr]) -> Found {
     let range = |header: &libc::Elf64_Phdr| {
         let start = bias.wrapping_add(header.p_vaddr as usize);
         start..start + header.p_memsz as usize
     };
-    let mut writable = headers
-        .iter()
-        .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W != 0)
-        .map(range);
-    let segment = writable.next().ok_or("it has none")?;
-    if writable.next().is_some() {
-        return Err("they lie in more than one segment");
-    }
-    let own = (&raw const OWN).addr();
-    if segment.contains(&own) {
-        return Err("the library is part of it; link with libvmsrs.so");
-    }
     let sealed = headers
         .iter()
-        .filter(|header| header.p_type == libc::PT_GNU_RELRO)
+        .find(|header| header.p_type == libc::PT_GNU_RELRO)
+        .map(range);
+    let own = (&raw const OWN).addr();
+    let mut found = 0..0;
+    for segment in headers
+        .iter()
+        .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W != 0)
         .map(range)
-        .find(|sealed| segment.contains(&sealed.start));
-    // The loader rounds so.
-    let start = sealed.map_or(segment.start, |sealed| sealed.end) / PAGE * PAGE;
-    Ok(start..segment.end.next_multiple_of(PAGE))
+    {
+        if segment.contains(&own) {
+            return Err("the library is part of it; link it with libvmsrs.so");
+        }
+        // The loader rounds so.
+        let end = segment.end.next_multiple_of(PAGE);
+        let start = match &sealed {
+            Some(sealed) if segment.contains(&sealed.start) => sealed.end / PAGE * PAGE,
+            _ => segment.start / PAGE * PAGE,
+        };
+        if start < end && !found.is_empty() {
+            return Err("they lie in more than one segment");
+        }
+        if start < end {
+            found = start..end;
+        }
+    }
+    Ok(found)
 }
 
 /// A variable of the library, to see where its variables are. Not constant, so that it lies with them.
@@ -202,8 +221,41 @@ mod tests {
         let pages = |headers: &[libc::Elf64_Phdr]| variables(0x1_0000, headers);
         assert_eq!(pages(&[text, data, relro]), Ok(0x1_7000..0x1_8000));
         assert_eq!(pages(&[text, data]), Ok(0x1_6000..0x1_8000));
-        assert!(pages(&[text]).is_err());
+        assert_eq!(pages(&[text]), Ok(0..0), "a program without variables");
         assert!(pages(&[text, data, data]).is_err());
+        // As lld lays them out.
+        let (sealed, rest) = (
+            header(libc::PT_LOAD, write, 0x6cb0, 0x350),
+            header(libc::PT_LOAD, write, 0x8000, 0x1234),
+        );
+        assert_eq!(pages(&[text, sealed, rest, relro]), Ok(0x1_8000..0x1_a000));
+    }
+
+    #[test]
+    fn a_program_that_binds_functions_late_is_known_by_its_dynamic_section() {
+        const JMPREL: [u64; 2] = [23, 0x1000];
+        let binds_late = |entries: &[[u64; 2]]| {
+            let dynamic = header(
+                libc::PT_DYNAMIC,
+                libc::PF_R,
+                entries.as_ptr().expose_provenance(),
+                size_of_val(entries),
+            );
+            // SAFETY: a table in memory.
+            unsafe { super::binds_late(0, &[dynamic]) }
+        };
+        assert!(binds_late(&[[1, 0], JMPREL, [0, 0]]));
+        for at_once in [[24, 0], [30, 8], [0x6fff_fffb, 1]] {
+            assert!(!binds_late(&[JMPREL, at_once, [0, 0]]), "{at_once:?}");
+            assert!(binds_late(&[JMPREL, [0, 0], at_once]), "behind the end");
+        }
+        assert!(
+            binds_late(&[JMPREL, [30, 4], [0x6fff_fffb, 2], [0, 0]]),
+            "other flags"
+        );
+        assert!(!binds_late(&[[1, 0], [0, 0]]), "no functions of libraries");
+        // SAFETY: no table.
+        assert!(!unsafe { super::binds_late(0, &[]) });
     }
 
     #[test]

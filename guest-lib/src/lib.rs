@@ -62,7 +62,7 @@ pub use arena::{ARENA_SIZE, Arena};
 pub use domain::{Domain, DomainOptions};
 pub use error::{Error, RunError};
 pub use failure::{Failure, Kind};
-pub use guard::{guard, guard_variables};
+pub use guard::{guard, guard_variables, open_guard};
 pub use request::{Audit, Entered, Options, Request};
 pub use stack::{DEFAULT_REQUEST_STACK, request_stacks, set_request_stack_size};
 pub use task::{Step, Task};

@@ -77,18 +77,27 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
     }
 }
 
-/// The library's keys; none until [`install`] found some.
+/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, for the way out of
+/// requests.
+static GIVEN: AtomicU32 = AtomicU32::new(0);
+
+/// Which threads have which of them.
 static TABLE: Table = Table {
     ours: AtomicU32::new(0),
     threads: [const { AtomicU32::new(0) }; KEYS],
 };
 
-/// The key of guarded memory, which is none of the [`TABLE`]'s; 0 until [`guard_key`] took one.
+/// The key of guarded memory, which no thread has; 0 until [`guard_key`] took one.
 static GUARD: AtomicU32 = AtomicU32::new(0);
 
+/// The keys of drafts. One that is about to be taken away from the table is among them: a thread may have it.
 fn ours() -> Keys {
+    let guard = match guard() {
+        0 => 0,
+        key => bits(key),
+    };
     Keys {
-        both: TABLE.ours.load(Ordering::Relaxed),
+        both: GIVEN.load(Ordering::Relaxed) & !guard,
     }
 }
 
@@ -103,7 +112,9 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
         if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
-            TABLE.ours.store(allocate().both, Ordering::Relaxed);
+            let given = allocate().both;
+            GIVEN.store(given, Ordering::Relaxed);
+            TABLE.ours.store(given, Ordering::Relaxed);
         }
     });
 }
@@ -126,11 +137,9 @@ fn allocate() -> Keys {
 pub(crate) struct Key(u32);
 
 impl Key {
-    /// The library's key that the fewest threads have.
+    /// The library's key that the fewest threads have. What the calling thread may do stays as it is.
     pub(crate) fn take() -> Self {
-        let key = TABLE.take();
-        close();
-        Self(key)
+        Self(TABLE.take())
     }
 
     /// Its number, for the driver.
@@ -145,18 +154,23 @@ impl Drop for Key {
     }
 }
 
-/// The key of guarded memory, open for the calling thread; made of one that no thread has if there is
-/// none yet. Nothing without protection keys, or when threads have all of them.
+/// The key of guarded memory, open for the calling thread, which is outside of requests; made of one that no
+/// thread has if there is none yet. Nothing without protection keys, or when threads have all of them.
 pub(crate) fn guard_key() -> Option<u32> {
+    // Servers guard memory when they start: no child of a fork comes here while another thread does.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if guard() != 0 {
-        return Some(guard());
+    if guard() == 0 {
+        GUARD.store(TABLE.withdraw()?, Ordering::Relaxed);
     }
-    let key = TABLE.withdraw()?;
-    GUARD.store(key, Ordering::Relaxed);
     close();
-    Some(key)
+    Some(guard())
+}
+
+/// Lets the calling thread write to guarded memory, until it begins or ends a request, or returns from the
+/// handler of a signal. Async-signal-safe.
+pub(crate) fn open_guard() {
+    update(|pkru| apply_guard(pkru, guard(), true));
 }
 
 /// For a thread that begins to work for a request: it may use the key with that number (0: none) and

@@ -307,7 +307,7 @@ unsafe fn suppress(
 /// The arguments are those of a signal handler.
 unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // Handlers begin with all keys closed, and the server's may look at guarded memory.
-    pkru::close();
+    pkru::open_guard();
     let action = PREVIOUS.get().and_then(|previous| {
         let place = previous.signals.iter().position(|&known| known == signal)?;
         previous.actions.get(place)

@@ -202,6 +202,10 @@ impl Thread {
             })
             .map_err(Error::system("registering the thread"))?;
         let place = memory.place().cast::<Self>();
+        // In a request of another app it has that one's key.
+        if current().is_none() {
+            pkru::close();
+        }
         let thread = Self {
             app,
             // SAFETY: mapped until the thread is unregistered, which is the last thing it does.

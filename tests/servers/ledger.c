@@ -116,6 +116,11 @@ static int vmsrs_set_root(vmsrs_domain *domain, void *block)
 	return VMSRS_OK;
 }
 
+static const char *vmsrs_strerror(int code)
+{
+	return code == VMSRS_OK ? "done" : "refused";
+}
+
 __attribute__((noreturn)) static void vmsrs_fail(const char *message)
 {
 	fprintf(stderr, "ledger: %s\n", message);
@@ -262,7 +267,7 @@ static void *allocate(vmsrs_domain *domain, size_t size)
 	void *block = vmsrs_alloc(domain, size ? size : 1);
 
 	if (!block)
-		vmsrs_fail("no memory for the request");
+		vmsrs_fail(errno == ENOMEM ? "no memory for the request" : "memory of a domain that is not held");
 	return block;
 }
 
@@ -304,10 +309,21 @@ static bool charge(struct request *request, struct user *user)
  * - Without leave() the lock is kept and the directory commits together with the user's state: both
  *   change or neither does. Here that is wanted, since the entry repeats facts of the user.
  */
+static void enter(vmsrs_request *running, vmsrs_domain *domain)
+{
+	int code = vmsrs_enter(running, domain);
+	char message[160];
+
+	if (code == VMSRS_OK)
+		return;
+	snprintf(message, sizeof(message), "%s is not entered: %s",
+		 domain == directory_domain ? "the directory" : "another user", vmsrs_strerror(code));
+	vmsrs_fail(message);
+}
+
 static struct directory *enter_directory(struct request *request)
 {
-	if (vmsrs_enter(request->running, directory_domain) != VMSRS_OK)
-		vmsrs_fail("the directory's lock is not to be had");
+	enter(request->running, directory_domain);
 	return vmsrs_root(directory_domain);
 }
 
@@ -844,8 +860,7 @@ static int serve(vmsrs_request *running, void *argument)
 	if (other) {
 		bool first = strcmp(request->account->name, other->name) < 0;
 
-		if (vmsrs_enter(running, (first ? other : request->account)->domain) != VMSRS_OK)
-			vmsrs_fail("the other user's lock is not to be had");
+		enter(running, (first ? other : request->account)->domain);
 	}
 	user = vmsrs_root(request->account->domain);
 	if (!request->command) {
@@ -1109,7 +1124,7 @@ static void open_app(void)
 	 * costs its request then, and not the server. Where the CPU has no protection keys, go on without.
 	 */
 	code = vmsrs_guard_variables();
-	if (code == VMSRS_EVARIABLES)
+	if (code != VMSRS_OK && code != VMSRS_ENOKEYS)
 		fprintf(stderr, "ledger: variables are not guarded: %s\n", vmsrs_strerror(code));
 #endif
 }

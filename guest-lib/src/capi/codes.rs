@@ -18,7 +18,7 @@ pub const VMSRS_ELAYOUT: i32 = -4;
 pub const VMSRS_ENOREQUEST: i32 = -5;
 /// The request does not hold the domain.
 pub const VMSRS_ENOTHELD: i32 = -6;
-/// The calling thread has a request already; requests do not nest.
+/// The calling thread has a request already, and the call belongs outside of requests.
 pub const VMSRS_ENESTED: i32 = -7;
 /// The request holds the domain already.
 pub const VMSRS_EHELD: i32 = -8;
@@ -63,7 +63,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_ELAYOUT => c"the domain's heap was written by a library with another layout",
         VMSRS_ENOREQUEST => c"the calling thread has no request (or none of its requests failed)",
         VMSRS_ENOTHELD => c"the request does not hold this domain",
-        VMSRS_ENESTED => c"the calling thread has a request already; requests do not nest",
+        VMSRS_ENESTED => c"the calling thread has a request already; call this outside of it",
         VMSRS_EHELD => c"the request holds this domain already",
         VMSRS_ELIMIT => c"the request has too many domains, defers or threads",
         VMSRS_EAPP => c"the domain belongs to another app than the request",

@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
+use crate::accelerator::Accelerator;
+
 /// What the file in memory is called.
 const NAME: &str = "/memfd:vmsrs-window";
 /// Bytes of a frame.
@@ -31,14 +33,26 @@ pub fn open(vmm: u32) -> io::Result<File> {
     ))
 }
 
+/// Whether memory may be poisoned here: it is out of use until the machine is booted anew, so in the nested
+/// test-bed alone, whose KVM host lives for one job.
+pub fn may_poison() -> bool {
+    std::env::var_os("VMSRS_ACCELERATOR").is_some_and(|name| name == Accelerator::Nested.name())
+}
+
 /// Has the host's kernel take the memory of the frame at `offset` for broken, as it does when the
 /// hardware says so. That kills who maps the frame and asks for it: a child.
 ///
 /// # Errors
 ///
-/// When the frame cannot be mapped, or the kernel does not do it (it needs `CONFIG_MEMORY_FAILURE`, and
-/// an administrator).
+/// When this is not the nested test-bed ([`may_poison`]), the frame cannot be mapped, or the kernel does not do it
+/// (it needs `CONFIG_MEMORY_FAILURE`, and an administrator).
 pub fn poison(window: &File, offset: u64) -> io::Result<()> {
+    if !may_poison() {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "memory is poisoned in the nested test-bed only",
+        ));
+    }
     let offset = i64::try_from(offset).map_err(io::Error::other)?;
     // SAFETY: the child makes system calls and ends.
     let child = unsafe { libc::fork() };
@@ -92,6 +106,14 @@ fn poison_and_end(window: RawFd, offset: i64) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_of_this_machine_is_not_poisoned() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(FRAME as u64).unwrap();
+        let error = poison(&file, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+    }
 
     #[test]
     fn a_process_without_a_window_is_told_so() {

@@ -114,6 +114,8 @@ enum error {
 	C_DOUBLE_FREE,
 	C_FOREIGN_FREE,
 	FAIL,
+	INVARIANT,
+	INVARIANT_ERROR,
 	LOOP,
 	SLEEP,
 	DEADLOCK,
@@ -141,6 +143,7 @@ static const char *const errors[ERRORS] = {
 	"instruction",	  "trap",	   "abort",	   "overflow",	  "smash",
 	"fortify",	  "exception",	   "terminate",	   "overrun",	  "late-write",
 	"double-free",	  "foreign-free",  "c-double-free", "c-foreign-free", "fail",
+	"invariant",	  "invariant-error",
 	"loop",		  "sleep",	   "deadlock",	   "stray",	  "kill",
 	"panic",	  "c-overrun",	   "other-stack",  "global",	  "shorten",
 	"early-free",	  "flip",	   "dirty",	   "skip",	  "twice",
@@ -157,6 +160,7 @@ struct arm {
 	bool stopped;
 	enum point point;
 	enum error error;
+	enum error check; /* what the app's own check does about the request */
 	unsigned long count;
 	unsigned long passages;
 	unsigned long long parameter;
@@ -218,6 +222,7 @@ static struct {
 	int (*leave)(const vmsrs_request *, const vmsrs_domain *);
 	int (*defer)(const vmsrs_request *, vmsrs_defer_fn, void *);
 	void (*fail)(const char *);
+	int (*app_invariant)(const vmsrs_app *, vmsrs_invariant_fn, void *);
 	int (*ticket)(const vmsrs_request *, vmsrs_ticket_t *);
 	int (*join)(const vmsrs_ticket_t *, vmsrs_request_fn, void *, int *);
 	int (*task_new)(const vmsrs_domain *, const vmsrs_options *, vmsrs_task **);
@@ -283,6 +288,7 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(leave, "vmsrs_leave");
 	FIND(defer, "vmsrs_defer");
 	FIND(fail, "vmsrs_fail");
+	FIND(app_invariant, "vmsrs_app_invariant");
 	FIND(ticket, "vmsrs_ticket");
 	FIND(join, "vmsrs_join");
 	FIND(task_new, "vmsrs_task_new");
@@ -465,6 +471,10 @@ static void make(enum error error, unsigned long long parameter)
 		break;
 	case FAIL:
 		real.fail("an invariant does not hold");
+		break;
+	case INVARIANT:
+	case INVARIANT_ERROR:
+		arm.check = error;
 		break;
 	case LOOP:
 		for (;;)
@@ -828,12 +838,25 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	return code;
 }
 
+/* The app's own check, registered in the server's place: finds something, or dies, where it is told to. */
+static int check(vmsrs_domain *domain, void *unused)
+{
+	(void)domain, (void)unused;
+	if (!arm.armed)
+		return 0;
+	if (arm.check == INVARIANT_ERROR)
+		make(NULL_WRITE, 0);
+	return arm.check == INVARIANT;
+}
+
 EXPORT int vmsrs_open(const char *name, vmsrs_app **opened)
 {
 	int code = real.open(name, opened);
 
-	if (code == VMSRS_OK)
+	if (code == VMSRS_OK) {
 		app = *opened;
+		code = real.app_invariant(app, check, NULL);
+	}
 	return code;
 }
 

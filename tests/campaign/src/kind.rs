@@ -175,6 +175,14 @@ pub const COMMON: &[Kind] = &[
     sudden("C heap: double free", &["c-double-free"]),
     sudden("C heap: free of no block", &["c-foreign-free"]),
     sudden("broken invariant", &["fail"]),
+    // The check is called for what is to be committed: a deposit always changes something.
+    kind(
+        "registered invariant does not hold",
+        Origin::Injected(&["invariant", "invariant-error"]),
+        &[Start, End, Entered],
+        &[Task::Deposit],
+        Detected,
+    ),
     sudden("kernel write to a sealed frame", &["stray"]),
     late("endless loop", &["loop"]),
     late("endless sleep in a system call", &["sleep"]),

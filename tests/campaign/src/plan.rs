@@ -44,6 +44,7 @@ pub struct Plan {
     connection: u64,
     connections: u64,
     restarts: bool,
+    poison: bool,
 }
 
 impl Plan {
@@ -55,6 +56,7 @@ impl Plan {
             connection: connection as u64,
             connections: connections as u64,
             restarts: true,
+            poison: true,
         }
     }
 
@@ -63,6 +65,12 @@ impl Plan {
     #[must_use]
     pub fn with_restarts(self, restarts: bool) -> Self {
         Self { restarts, ..self }
+    }
+
+    /// Whether memory is poisoned; it is, unless told otherwise.
+    #[must_use]
+    pub fn with_poison(self, poison: bool) -> Self {
+        Self { poison, ..self }
     }
 
     /// Error number `number` of this connection, from 0. All connections together take turns
@@ -102,7 +110,9 @@ impl Plan {
 
     fn kind(&self, place: u64) -> &'static Kind {
         let due = |rare: &&Rare| {
-            place % rare.period == rare.first && (self.restarts || rare.kind.fate == Fate::Detected)
+            place % rare.period == rare.first
+                && (self.restarts || rare.kind.fate == Fate::Detected)
+                && (self.poison || rare.kind.origin != Origin::Memory(Harm::Poison))
         };
         if let Some(rare) = RARE.iter().find(due) {
             return &rare.kind;
@@ -171,6 +181,16 @@ mod tests {
         let plan = Plan::new(1, 0, 1).with_restarts(false);
         let ends = |fate| matches!(fate, Fate::Kills | Fate::Panics | Fate::Untagged);
         assert!((0..2000).all(|number| !ends(plan.error(number).kind.fate)));
+    }
+
+    #[test]
+    fn memory_is_poisoned_unless_told_otherwise() {
+        let poisons = |plan: Plan| {
+            (0..2000)
+                .any(|number| matches!(plan.error(number).means, Means::Memory(Harm::Poison, _)))
+        };
+        assert!(poisons(Plan::new(1, 0, 1)));
+        assert!(!poisons(Plan::new(1, 0, 1).with_poison(false)));
     }
 
     #[test]

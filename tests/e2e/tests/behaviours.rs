@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use vmsrs_bed::{Bed, Event, Flavour, Job, Series};
+use vmsrs_bed::{Bed, Event, Flavour, Job, Series, project};
 use vmsrs_e2e::{behaviours, host};
 
 /// Boots, tests and all: about two minutes in the nested test-bed; the limit is for a busy machine, and for a stock
@@ -66,12 +66,16 @@ fn run_bed(names: &[String]) -> Result<Outcomes> {
     let folder = tempfile::tempdir()?;
     let image = folder.path().join("guest.img");
     let e2e = Path::new(env!("CARGO_BIN_EXE_vmsrs-e2e"));
+    let variables = folder.path().join("variables");
+    compile_c("variables.c", &programs, &variables)?;
     bed.image()?
         .modules(["virtio_mmio", "virtio_net"])
         .module_file(&modules.driver)
         .module_file_unloaded(&modules.test)
         .module_file_unloaded(&modules.hostile)
+        .library_folder(&programs)
         .binary(e2e, "/bin/vmsrs-e2e")
+        .binary(&variables, "/bin/variables")
         .init("ifconfig eth0 192.168.77.2 netmask 255.255.255.0 up\nvmsrs-e2e agent 192.168.77.1:7000")
         .write(&kernel, &image)?;
     let mut job = Job::new(["vmsrs-e2e", "host"])
@@ -114,13 +118,33 @@ fn run_bed(names: &[String]) -> Result<Outcomes> {
     Ok(outcomes)
 }
 
-/// Builds the `vmsrs` command with the profile of this test and returns the folder where it lies.
+/// Compiles one of the programs in C against the library that lies in `folder`.
+fn compile_c(source: &str, folder: &Path, program: &Path) -> Result<()> {
+    let root = project::root();
+    let output = Command::new("cc")
+        .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
+        .arg(root.join("guest-lib/include"))
+        .arg(root.join("tests/e2e/programs").join(source))
+        .arg("-L")
+        .arg(folder)
+        .args(["-lvmsrs", "-Wl,-z,now", "-o"])
+        .arg(program)
+        .output()
+        .context("start cc; install gcc")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{source}: {errors}");
+    Ok(())
+}
+
+/// Builds the `vmsrs` command and `libvmsrs.so` with the profile of this test and returns the folder where
+/// they lie.
 fn build_programs() -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_BIN_EXE_vmsrs-e2e"))
         .parent()
         .context("the program lies in a folder")?;
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", "vmsrs-host", "--bin", "vmsrs"]);
+    cargo.args(["build", "--quiet", "-p", "vmsrs-host", "-p", "vmsrs"]);
+    cargo.args(["--bin", "vmsrs", "--lib"]);
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
@@ -128,6 +152,9 @@ fn build_programs() -> Result<PathBuf> {
         .parent()
         .context("the folder lies in a target folder")?;
     let status = cargo.arg("--target-dir").arg(target).status()?;
-    ensure!(status.success(), "cannot build the vmsrs command");
+    ensure!(
+        status.success(),
+        "cannot build the vmsrs command and the library"
+    );
     Ok(folder.to_path_buf())
 }

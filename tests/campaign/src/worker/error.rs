@@ -277,7 +277,7 @@ impl Worker<'_> {
             }
             // Whoever reads a flipped bit gets wrong data; broken memory may be met by the guest first.
             if harm == Harm::Poison && number & 0x80 == 0 {
-                met = self.read_back(user);
+                met = self.read_back(user).map(Some);
             }
             host.scrub(&user.name)?;
             Ok(Some(host.scrubs()?.since(before)))
@@ -290,7 +290,8 @@ impl Worker<'_> {
         let right = |found: &Vec<u8>| world.same(&must_be, found);
         let met = met?;
         let found = self.read_back(user)?;
-        let right = met.as_ref().is_none_or(right) && found.as_ref().is_some_and(right);
+        let right = |found: &Option<Vec<u8>>| found.as_ref().is_some_and(right);
+        let right = met.as_ref().is_none_or(right) && right(&found);
         let detector = scrubbed
             .as_ref()
             .ok()
@@ -308,7 +309,7 @@ impl Worker<'_> {
                 "{}: {} {scrubbed:?}: met {:?}, found {:?}, must be {must_be:?}",
                 kind.name,
                 user.name,
-                met.as_deref().map(String::from_utf8_lossy),
+                met.flatten().as_deref().map(String::from_utf8_lossy),
                 found.as_deref().map(String::from_utf8_lossy),
             ));
         }

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use vmsrs_bed::window;
 use vmsrs_demo::client::Client;
 use vmsrs_demo::command::Command;
 use vmsrs_demo::model::{DirectoryChange, Expected, User};
@@ -84,7 +85,8 @@ impl<'a> Worker<'a> {
             life: 0,
             audited: 0,
             plan: Plan::new(options.seed, connection, options.connections)
-                .with_restarts(options.restarts),
+                .with_restarts(options.restarts)
+                .with_poison(window::may_poison()),
             load: Load::new(options.seed, connection),
             own: (connection..options.users)
                 .step_by(options.connections)

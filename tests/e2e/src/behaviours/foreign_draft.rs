@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
-use vmsrs::{App, Domain, Error, Kind, RunError};
+use vmsrs::{App, Domain, Error, Kind, Options, RunError, Task};
 
 use crate::fault::{Fault, load, load_instruction, store, store_instruction, try_load, try_store};
 use crate::host::Guest;
@@ -272,6 +272,11 @@ fn ways_out(_: &str) -> Result<()> {
     let mut inside = outside;
     other.run(|_| {
         inside = pkru();
+        // A task that is made here has a key as well, and this request keeps its own.
+        let task = Task::new(other, Options::default())?;
+        let now = pkru();
+        assert_eq!(now, inside, "{now:#x}, not {inside:#x}");
+        drop(task);
         Ok::<_, Error>(())
     })?;
     let opened = outside & !inside;

@@ -1,5 +1,6 @@
 //! Memory that the server has guarded is read-only while a request runs, where the CPU has protection keys.
 
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +16,12 @@ use crate::{Behaviour, Machine};
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "requests_read_guarded_memory_and_do_not_write_to_it",
     machine: Machine::Usual,
-    steps: &[("guarded", guarded), ("late", late), ("off", off)],
+    steps: &[
+        ("guarded", guarded),
+        ("variables", variables),
+        ("late", late),
+        ("off", off),
+    ],
     host,
 };
 
@@ -29,6 +35,7 @@ const KEYS: usize = 15;
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("off", "")?;
     let incidents = guest.run("guarded", "")?;
+    guest.run("variables", "")?;
     guest.run("late", "")?;
     for line in incidents.lines() {
         let (incident, address) = line.split_once(' ').context("incident and address")?;
@@ -154,6 +161,17 @@ fn guarded(_: &str) -> Result<()> {
         Step::Done(())
     });
     refused("a resumed task", failure(outcome))?;
+    let mut inside = Ok(());
+    let outcome = domain.run(|request| {
+        request.defer(move || write(AFTER))?;
+        inside = guard(pages);
+        // Neither guarding nor a new task opens anything.
+        let task = Task::new(domain, Options::default());
+        write(0);
+        task.map(drop)
+    });
+    ensure!(matches!(inside, Err(Error::Nested)), "{inside:?}");
+    refused("a request that guards", failure(outcome))?;
     let mut written = Ok(true);
     domain.run(|_| {
         written = kernel_writes(std::ptr::with_exposed_provenance_mut(address));
@@ -172,6 +190,20 @@ fn guarded(_: &str) -> Result<()> {
     ensure!(
         kernel_writes(std::ptr::with_exposed_provenance_mut(address))?,
         "read(2) outside of a request writes"
+    );
+    Ok(())
+}
+
+/// A server in C whose variables are guarded as a whole (`tests/e2e/programs/variables.c`).
+fn variables(_: &str) -> Result<()> {
+    let output = Command::new("/bin/variables").output()?;
+    let expected = if has_keys()? { 0 } else { 77 };
+    ensure!(
+        output.status.code() == Some(expected),
+        "{}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
 }
