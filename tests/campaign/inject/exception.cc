@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-// Errors of a server in C++: for inject.c, whose server is in C and has nothing that catches.
+// Errors of a server in C++, in one in C: nothing there catches.
 
 #include <exception>
 

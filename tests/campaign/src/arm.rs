@@ -1,4 +1,4 @@
-//! What the injector (`inject/inject.c`) is told before a request, and what it tells before the
+//! What the injector (`inject/inject.h`) is told before a request, and what it tells before the
 //! answer.
 
 use std::fmt;
@@ -180,7 +180,7 @@ impl Strike {
 mod tests {
     use super::*;
 
-    const INJECTOR: &str = include_str!("../inject/inject.c");
+    const INJECTOR: &str = include_str!("../inject/line.c");
 
     #[test]
     fn the_line_is_as_the_injector_reads_it() {

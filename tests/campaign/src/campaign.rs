@@ -205,6 +205,19 @@ echo l >/proc/sysrq-trigger
 dmesg | tail -n 100
 "#;
 
+/// Sources of the injector.
+const INJECTOR: [&str; 9] = [
+    "calls.c",
+    "errors.c",
+    "exception.cc",
+    "line.c",
+    "memory.c",
+    "moment.c",
+    "real.c",
+    "requests.c",
+    "threads.c",
+];
+
 /// What is built for the guest.
 struct Programs {
     server: PathBuf,
@@ -240,14 +253,14 @@ impl Programs {
                 )?;
                 let injector = folder.join("libinject.so");
                 compile_c(
-                    Path::new("tests/campaign/inject/inject.c"),
+                    &INJECTOR.map(|name| Path::new("tests/campaign/inject").join(name)),
                     &injector,
                     &[
-                        root.join("tests/campaign/inject/exception.cc").as_ref(),
                         "-lstdc++".as_ref(),
                         "-fno-builtin".as_ref(),
                         "-fPIC".as_ref(),
                         "-shared".as_ref(),
+                        "-fvisibility=hidden".as_ref(),
                         "-I".as_ref(),
                         &include,
                         "-I".as_ref(),

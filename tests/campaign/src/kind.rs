@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn the_injector_knows_every_error_and_every_point() {
-        let injector = include_str!("../inject/inject.c");
+        let injector = include_str!("../inject/line.c");
         for kind in all() {
             let Origin::Injected(errors) = kind.origin else {
                 continue;

@@ -12,27 +12,28 @@ use vmsrs_bed::project;
 ///
 /// As [`compile_c`].
 pub fn compile(program: &Path, arguments: &[&Path]) -> Result<()> {
-    compile_c(Path::new("tests/servers/ledger.c"), program, arguments)
+    compile_c(&["tests/servers/ledger.c"], program, arguments)
 }
 
-/// Compiles a C source of this project (its path from the project's root) to `output`, with more
-/// arguments for the compiler.
+/// Compiles sources of this project in C or C++ (their paths from the project's root) to `output`, with
+/// more arguments for the compiler.
 ///
 /// # Errors
 ///
 /// When there is no compiler, or a warning.
-pub fn compile_c(source: &Path, output: &Path, arguments: &[&Path]) -> Result<()> {
+pub fn compile_c(sources: &[impl AsRef<Path>], output: &Path, arguments: &[&Path]) -> Result<()> {
+    let root = project::root();
     let ended = Command::new("cc")
         .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(output)
-        .arg(project::root().join(source))
+        .args(sources.iter().map(|source| root.join(source)))
         .args(arguments)
         .output()
         .context("start cc; install gcc")?;
     ensure!(
         ended.status.success(),
         "{} does not compile:\n{}",
-        source.display(),
+        output.display(),
         String::from_utf8_lossy(&ended.stderr)
     );
     Ok(())

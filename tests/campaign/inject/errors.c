@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+/* The errors, and when they are due. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "inject.h"
+
+/* Hidden from the compiler, which would make something else of what it can prove wrong. */
+static volatile uintptr_t nothing;
+
+__attribute__((noinline)) static int overflow(unsigned int depth)
+{
+	volatile char frame[512];
+
+	frame[depth % sizeof(frame)] = (char)depth;
+	/* Only a compiler could believe that this ends. */
+	return (nothing ? 0 : overflow(depth + 1)) + frame[0];
+}
+
+/* Writes a byte by the kernel, into a frame that no process may write. False if it was stopped. */
+static bool stray_write(void *place, unsigned int value)
+{
+	char line[96];
+	int file = open("/sys/kernel/debug/vmsrs_stray/store", O_WRONLY | O_CLOEXEC);
+	int length = snprintf(line, sizeof(line), "address %p 0x%x nofault", place, value & 0xff);
+	bool done = file >= 0 && write(file, line, (size_t)length) == length;
+
+	if (file >= 0)
+		close(file);
+	return done;
+}
+
+static void panic(void)
+{
+	int file = open("/proc/sysrq-trigger", O_WRONLY);
+
+	if (file >= 0 && write(file, "c", 1) == 1)
+		for (;;)
+			pause();
+}
+
+char *vault_root(unsigned long long number)
+{
+	vmsrs_domain *vault = atomic_load(&vaults[number % VAULTS]);
+
+	return vault ? real.root(vault) : NULL;
+}
+
+/* What another thread's request works on; NULL if no other is under way. */
+static char *work_of_another(unsigned long long number)
+{
+	for (unsigned int i = 0; i < WORKERS; i++) {
+		unsigned int other = (number + i) % WORKERS;
+		char *work = other == worker() ? NULL : atomic_load(&works[other]);
+
+		if (work)
+			return work;
+	}
+	return NULL;
+}
+
+void make(enum error error, unsigned long long parameter)
+{
+	static pthread_mutex_t never = PTHREAD_MUTEX_INITIALIZER;
+	char *place, *other;
+	int ends[2];
+
+	switch (error) {
+	case NULL_WRITE:
+		*(volatile char *)(nothing + parameter % 4096) = 1;
+		break;
+	case NULL_READ:
+		nothing = *(volatile uintptr_t *)(nothing + parameter % 4088);
+		break;
+	case BAD_FILE: /* behind the end of a file: SIGBUS */
+		nothing = (uintptr_t)bad_file[parameter % 4096] & 0;
+		break;
+	case WILD_WRITE: /* somewhere in the app's range, far above every domain */
+		*(volatile char *)(VMSRS_APP_BASE + (1ULL << 38) + parameter % (1ULL << 38)) = 1;
+		break;
+	case FOREIGN_WRITE:
+		place = vault_root(parameter);
+		if (place)
+			((volatile char *)place)[parameter % 64] ^= 0x55;
+		break;
+	case FOREIGN_DRAFT:
+		/*
+		 * Changes nothing where it is let through: a key may be shared, there being fewer than threads.
+		 * Then the error was not made.
+		 */
+		place = work_of_another(parameter);
+		if (place)
+			__asm__ volatile("lock orb $0, %0" : "+m"(*(volatile char *)place));
+		arm.fired = false;
+		break;
+	case CODE_WRITE:
+		*(volatile char *)(server_low + parameter % (server_high - server_low)) = 1;
+		break;
+	case WILD_JUMP:
+		((void (*)(void))(nothing + parameter % 4096))();
+		break;
+	case DIVISION:
+		nothing = (unsigned int)parameter / (unsigned int)nothing;
+		break;
+	case INSTRUCTION:
+		__asm__ volatile("ud2");
+		break;
+	case TRAP:
+		__asm__ volatile("int3");
+		break;
+	case ABORT:
+		abort();
+	case OVERFLOW:
+		nothing = (uintptr_t)overflow(0) & 0;
+		break;
+	case SMASH: /* what the compiler calls when it finds its canary changed */
+		((void (*)(void))dlsym(RTLD_DEFAULT, "__stack_chk_fail"))();
+		break;
+	case FORTIFY: /* what the C library calls when a copy is longer than its target */
+		((void (*)(void))dlsym(RTLD_DEFAULT, "__chk_fail"))();
+		break;
+	case EXCEPTION:
+		inject_exception();
+		break;
+	case TERMINATE:
+		inject_terminate();
+		break;
+	case OVERRUN:
+		place = real.alloc(arm.domain, 24);
+		if (place)
+			real.memset(place, 0x5a, 25 + parameter % 15);
+		break;
+	case LATE_WRITE:
+		place = real.alloc(arm.domain, 48);
+		if (place) {
+			real.free(arm.domain, place);
+			place[parameter % 48] ^= 0x5a;
+		}
+		break;
+	case DOUBLE_FREE:
+		place = real.alloc(arm.domain, 32);
+		real.free(arm.domain, place);
+		real.free(arm.domain, place);
+		break;
+	case FOREIGN_FREE:
+		place = real.alloc(arm.domain, 256);
+		real.free(arm.domain, parameter % 2 ? place + 16 : (char *)&place);
+		break;
+	case C_DOUBLE_FREE:
+		other = place = malloc(40);
+		__asm__("" : "+r"(other));
+		free(place);
+		free(other);
+		break;
+	case C_FOREIGN_FREE:
+		/* Not aligned: found before the C library takes a lock of its heap. */
+		place = (char *)(((uintptr_t)&place & ~15UL) + 8);
+		__asm__("" : "+r"(place));
+		free(place);
+		break;
+	case FAIL:
+		real.fail("an invariant does not hold");
+		break;
+	case INVARIANT:
+	case INVARIANT_ERROR:
+		arm.check = error;
+		break;
+	case LOOP:
+		for (;;)
+			__asm__ volatile("");
+	case SLEEP:
+		if (!pipe2(ends, O_CLOEXEC)) {
+			char byte;
+
+			/* Comes back with an error only when a signal that goes on interrupts it. */
+			while (read(ends[0], &byte, 1) < 0)
+				continue;
+		}
+		break;
+	case DEADLOCK:
+		pthread_mutex_lock(&never);
+		pthread_mutex_lock(&never);
+		break;
+	case STRAY:
+		place = vault_root(parameter);
+		if (place)
+			arm.stopped = !stray_write(place + parameter % 64, (unsigned int)parameter);
+		break;
+	case KILL:
+		kill(getpid(), SIGKILL);
+		break;
+	case PANIC:
+		panic();
+		break;
+	case C_OVERRUN: /* the sizes of the C library's next blocks, and what is behind */
+		place = malloc(40);
+		if (place)
+			real.memset(place, 0x41, 4096);
+		free(place);
+		break;
+	case OTHER_STACK: /* return addresses of a thread that waits for its client */
+		place = atomic_load(&stacks[0]);
+		if (place == NULL || (place > (char *)&ends && place - (char *)&ends < 1 << 20))
+			place = atomic_load(&stacks[1]);
+		if (place)
+			real.memset(place - 512, 0x41, 1024);
+		break;
+	case GLOBAL: /* the server's variables, the addresses of what it calls among them */
+		for (place = (char *)((server_data + 4095) & ~4095UL); place < (char *)server_data + 8192;
+		     place++)
+			*(volatile char *)place = 0x41;
+		break;
+	default:
+		break;
+	}
+}
+
+bool passage(enum point point)
+{
+	if (!arm.armed || arm.fired || arm.point != point)
+		return false;
+	if (++arm.passages < arm.count)
+		return false;
+	arm.fired = true;
+	return true;
+}
+
+void strike(enum point point)
+{
+	if (passage(point))
+		make(arm.error, arm.parameter);
+}
+
+enum error change(enum point point)
+{
+	if (!passage(point))
+		return NONE;
+	if (arm.error >= SHORTEN)
+		return arm.error;
+	make(arm.error, arm.parameter);
+	return NONE;
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+/* Begin and end of requests; the domains that the server opens. */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <string.h>
+
+#include "inject.h"
+
+static vmsrs_app *app;
+_Atomic(vmsrs_domain *) vaults[VAULTS];
+_Atomic(char *) works[WORKERS];
+
+enum {
+	/*
+	 * How long requests wait for a lock. An emulated machine with other work to do may take long to
+	 * get through a queue; a lock that nobody gives back is found all the same.
+	 */
+	PATIENCE_MS = 60000,
+	/*
+	 * Of requests that have no other deadline. An error that damages its own user's data may have
+	 * made a ring of a list; whoever reads it later must come to an end. An ordinary request that is
+	 * ended by it counts as harmed, and an error that is not endless by itself as a hang.
+	 */
+	DEADLINE_MS = 75000,
+};
+
+unsigned int worker(void)
+{
+	static atomic_uint workers;
+	static __thread unsigned int number __attribute__((tls_model("initial-exec")));
+
+	if (!number)
+		number = 1 + atomic_fetch_add(&workers, 1);
+	return number % WORKERS;
+}
+
+struct call {
+	vmsrs_request_fn function;
+	void *argument;
+	int result;
+};
+
+static void deferred(void *unused)
+{
+	(void)unused;
+	arm.deferring = true;
+	strike(AT_DEFER);
+	arm.deferring = false;
+}
+
+static int function(vmsrs_request *request, void *argument)
+{
+	struct call *call = argument;
+	int result;
+
+	arm.running = true;
+	arm.request = request;
+	if (arm.point == AT_DEFER && real.defer(request, deferred, NULL) != VMSRS_OK)
+		real.fail("the injector's defer");
+	strike(AT_START);
+	if (arm.point == AT_BESIDE)
+		occupy_helpers(request);
+	result = call->function(request, call->argument);
+	strike(AT_END);
+	strike(AT_BESIDE);
+	strike(AT_HANDED);
+	if (passage(AT_MEMBER))
+		make_in_helper(request);
+	if (arm.point == AT_DEFER || arm.point == AT_RECOVERY || arm.point == AT_RECOVERED)
+		make(NULL_WRITE, 0);
+	arm.running = false;
+	return result;
+}
+
+/* The last step of a task: its result is the function's. */
+static int last_step(vmsrs_request *request, void *argument)
+{
+	struct call *call = argument;
+
+	call->result = function(request, call);
+	return call->result < 0 ? call->result : VMSRS_STEP_DONE;
+}
+
+/* vmsrs_run_with() in two steps, the first of them on another thread. */
+static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, struct call *call, int *result)
+{
+	vmsrs_task *task;
+	int code = real.task_new(domain, options, &task);
+
+	if (code != VMSRS_OK)
+		return code;
+	code = begin_in_helper(task, domain);
+	if (code == VMSRS_OK) {
+		code = real.task_step(task, last_step, call, NULL);
+		*result = call->result;
+	}
+	real.task_free(task);
+	return code;
+}
+
+EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *argument, int *result)
+{
+	struct call call = { work, argument, 0 };
+	vmsrs_options options = {
+		.flags = arm.seal ? VMSRS_SEAL : 0,
+		.deadline_ms = arm.deadline ? arm.deadline : DEADLINE_MS,
+		/* With a deadline, too: then it is the deadline that ends a wait, and the request says so. */
+		.lock_timeout_ms = PATIENCE_MS,
+	};
+	bool timed = false;
+	timer_t timer;
+	int code;
+
+	if (!arm.options && !arm.armed)
+		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = PATIENCE_MS };
+	arm.options = false;
+	if (!arm.armed) {
+		code = real.run_with(domain, &options, work, argument, result);
+		atomic_store(&works[worker()], NULL);
+		return code;
+	}
+	arm.domain = domain;
+	if (arm.point == AT_MOMENT)
+		timed = begin_moment(&timer);
+	if (arm.point == AT_HANDED)
+		code = run_handed(domain, &options, &call, result);
+	else
+		code = real.run_with(domain, &options, function, &call, result);
+	arm.running = false;
+	atomic_store(&works[worker()], NULL);
+	if (timed)
+		timer_delete(timer);
+	return code;
+}
+
+/* The app's own check, registered in the server's place: finds something, or dies, where it is told to. */
+static int check(vmsrs_domain *domain, void *unused)
+{
+	(void)domain, (void)unused;
+	if (!arm.armed)
+		return 0;
+	if (arm.check == INVARIANT_ERROR)
+		make(NULL_WRITE, 0);
+	return arm.check == INVARIANT;
+}
+
+EXPORT int vmsrs_open(const char *name, vmsrs_app **opened)
+{
+	int code = real.open(name, opened);
+
+	if (code == VMSRS_OK) {
+		app = *opened;
+		code = real.app_invariant(app, check, NULL);
+	}
+	return code;
+}
+
+EXPORT int vmsrs_domain_open(const vmsrs_app *of, const void *key, size_t length, vmsrs_domain **domain)
+{
+	/* Users whose frames are hit by bit flips have mirrors. */
+	bool mirror = length == 7 && !memcmp(key, "mirror", 6);
+	int code = real.domain_open_with(of, key, length, mirror ? VMSRS_MIRROR : 0, domain);
+
+	if (code == VMSRS_OK && length == 6 && !memcmp(key, "vault", 5))
+		atomic_store(&vaults[((const char *)key)[5] % VAULTS], *domain);
+	return code;
+}
