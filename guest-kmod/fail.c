@@ -110,6 +110,7 @@ static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
 		return VMSRS_KIND_DEADLINE;
 	if (fail->signal == SIGSEGV && fail->code == SEGV_PKUERR && in_apps(fail->address))
 		return refine_key(app, fail);
+	/* Nothing is known of a request that has overwritten its own tag. */
 	if (thread && thread->noted_tag == fail->tag && thread->refused_address &&
 	    thread->refused_address == (fail->address & PAGE_MASK))
 		return thread->refused_kind;

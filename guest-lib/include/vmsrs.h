@@ -93,7 +93,8 @@
 // Memory cannot be guarded: there are no protection keys, or threads have them all.
 #define VMSRS_ENOKEYS -20
 
-// The program's variables cannot be guarded: it binds its functions late, or has the library in it.
+// The program's variables cannot be guarded: it binds its functions late, has the library in it, or has an unusual
+// layout.
 #define VMSRS_EVARIABLES -21
 
 // SIGSEGV or SIGBUS with no better explanation (for example a null write).
@@ -694,15 +695,16 @@ int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
                            void *argument);
 
 // Lets requests only read the pages from `start` on, `length` bytes of them (both multiples of 4096). A
-// write in a request fails it. Outside of requests, and so in deferred functions of a request that has failed,
-// nothing changes.
+// write in a request fails it. Outside of requests nothing changes, and deferred functions run outside of their
+// request (those of a task that is freed in another request run in that one).
 //
 // Call it after `vmsrs_open` and before other threads start. A thread that was there before cannot
-// touch the pages until it has had a request, nor can those that it makes; one made inside a request may only read
+// touch the pages until its next request ends, nor can those that it makes; one made inside a request may only read
 // them until it has had one itself. Handlers of signals begin without access: one of the server that touches the
 // pages calls `vmsrs_open_guard` first. No request may write to the pages while it blocks SIGSEGV.
 //
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request, `VMSRS_ENOKEYS`, `VMSRS_ESYSTEM`.
+// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request or a deferred function, `VMSRS_ENOKEYS`,
+// `VMSRS_ESYSTEM`.
 //
 // # Safety
 //
@@ -725,7 +727,7 @@ VMSRS_MUST_USE
 int vmsrs_guard_variables(void);
 
 // Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
-// of a signal: for handlers, which begin without access. Async-signal-safe.
+// of a signal: for handlers, which begin without access. A request that calls it may write, too. Async-signal-safe.
 void vmsrs_open_guard(void);
 
 #ifdef __cplusplus

@@ -1,5 +1,6 @@
 //! Work that undoes something outside of domains.
 
+use crate::pkru;
 use crate::state::State;
 use crate::thread::{Phase, Thread};
 use std::ffi::c_void;
@@ -85,6 +86,10 @@ pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
         // SAFETY: the request stack is free; enter() does not unwind.
         let cut = unsafe { thread.on_request_stack(enter, (&raw mut undo).cast()) };
         thread.set_phase(Phase::Ending);
+        if cut {
+            // The landing has the keys of what was cut short: of a signal's handler, say, which has none.
+            pkru::close();
+        }
         // Cut short, what it owns is in an unknown state, and stays.
         std::mem::forget(undo.deferred.take());
         if cut || !undo.done {

@@ -9,23 +9,26 @@ use crate::error::Error;
 use crate::pkru;
 use crate::thread;
 use std::ffi::{c_int, c_void};
+use std::sync::OnceLock;
 use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// Lets requests only read the pages from `start` on, `length` bytes of them. Outside of requests nothing
-/// changes, and the defers of a request that has failed are outside. A write in a request fails it
-/// ([`crate::Kind::Memory`]); a system call that would write there in its name gives EFAULT.
+/// changes, and defers run outside of their request (those of a task that is dropped in another request run in
+/// that one). A write in a request fails it ([`crate::Kind::Memory`]); a system call that would write there in its
+/// name gives EFAULT.
 ///
 /// Call it after [`crate::App::open`] and before other threads start. A thread that was there before cannot touch
-/// the pages until it has had a request, nor can those that it makes. A thread that is made inside a request may
+/// the pages until its next request ends, nor can those that it makes. A thread that is made inside a request may
 /// only read them until it has had one itself. Handlers of signals begin with all keys closed (pkeys(7)): one of the
 /// server that touches the pages calls [`open_guard`] first. Guarding pages again does nothing.
 ///
 /// # Errors
 ///
 /// [`Error::Argument`] if `start` or `length` is no multiple of 4096, or pages of domains are among them;
-/// [`Error::Nested`] inside of a request; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped.
+/// [`Error::Nested`] inside of a request or a defer; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped
+/// (those before the first such one are guarded then).
 ///
 /// # Safety
 ///
@@ -48,6 +51,7 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     if thread::current().is_some() {
         return Err(Error::Nested);
     }
+    open_at_exit()?;
     let key = pkru::guard_key().ok_or(Error::NoKeys)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's pages, which stay readable and writable.
@@ -60,13 +64,30 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     }
 }
 
+/// Programs write to their variables when they end, whatever called `exit`: a request, or the handler of a
+/// signal. What is registered last runs first.
+fn open_at_exit() -> Result<(), Error> {
+    extern "C" fn open() {
+        open_guard();
+    }
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    // SAFETY: a function that can be called at any time.
+    match REGISTERED.get_or_init(|| unsafe { libc::atexit(open) } == 0) {
+        true => Ok(()),
+        false => Err(Error::system("registering a function for the exit")(
+            std::io::Error::from_raw_os_error(libc::ENOMEM),
+        )),
+    }
+}
+
 /// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
-/// of a signal: for handlers, which begin without access. Async-signal-safe.
+/// of a signal: for handlers, which begin without access. A request that calls it may write, too. Async-signal-safe.
 pub fn open_guard() {
     pkru::open_guard();
 }
 
-/// [`guard`]s the program's variables: the pages of its `.data` and `.bss`, those with the program's copies of its
+/// [`guard`]s the program's variables: the pages of its `.data` and `.bss` (not those of its shared libraries, nor
+/// what each thread has of its own), those with the program's copies of its
 /// libraries' variables among them (`stderr`, `environ`, C++'s `std::cout`, as far as it uses them). Returns how many
 /// bytes that are. For programs whose requests change none of them.
 ///
@@ -130,11 +151,11 @@ fn variables(bias: usize, headers: &[libc::Elf64_Phdr]) -> Found {
         .map(range);
     let own = (&raw const OWN).addr();
     let mut found = 0..0;
-    for segment in headers
+    for header in headers
         .iter()
         .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W != 0)
-        .map(range)
     {
+        let (segment, executable) = (range(header), header.p_flags & libc::PF_X != 0);
         if segment.contains(&own) {
             return Err("the library is part of it; link it with libvmsrs.so");
         }
@@ -144,6 +165,9 @@ fn variables(bias: usize, headers: &[libc::Elf64_Phdr]) -> Found {
             Some(sealed) if segment.contains(&sealed.start) => sealed.end / PAGE * PAGE,
             _ => segment.start / PAGE * PAGE,
         };
+        if start < end && executable {
+            return Err("they lie in a segment with code");
+        }
         if start < end && !found.is_empty() {
             return Err("they lie in more than one segment");
         }
@@ -223,6 +247,8 @@ mod tests {
         assert_eq!(pages(&[text, data]), Ok(0x1_6000..0x1_8000));
         assert_eq!(pages(&[text]), Ok(0..0), "a program without variables");
         assert!(pages(&[text, data, data]).is_err());
+        let both = header(libc::PT_LOAD, write | libc::PF_X, 0x2000, 0x3000);
+        assert!(pages(&[both]).is_err(), "code would be executable no more");
         // As lld lays them out.
         let (sealed, rest) = (
             header(libc::PT_LOAD, write, 0x6cb0, 0x350),

@@ -202,7 +202,7 @@ impl Thread {
             })
             .map_err(Error::system("registering the thread"))?;
         let place = memory.place().cast::<Self>();
-        // In a request of another app it has that one's key.
+        // One that had a request would keep its key.
         if current().is_none() {
             pkru::close();
         }

@@ -47,7 +47,8 @@ pub const VMSRS_EDAMAGED: i32 = -18;
 pub const VMSRS_EENDED: i32 = -19;
 /// Memory cannot be guarded: there are no protection keys, or threads have them all.
 pub const VMSRS_ENOKEYS: i32 = -20;
-/// The program's variables cannot be guarded: it binds its functions late, or has the library in it.
+/// The program's variables cannot be guarded: it binds its functions late, has the library in it, or has an unusual
+/// layout.
 pub const VMSRS_EVARIABLES: i32 = -21;
 
 /// One sentence about a return code. Never null.
@@ -79,7 +80,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
             c"no protection key is left; guard memory after vmsrs_open and before threads start"
         }
         VMSRS_EVARIABLES => {
-            c"the program's variables cannot be guarded; link it with -z now and with libvmsrs.so"
+            c"the program's variables cannot be guarded; link it with -z now and libvmsrs.so, or guard pages of your choice"
         }
         VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
         _ => c"unknown code",

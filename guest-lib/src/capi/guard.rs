@@ -5,15 +5,16 @@ use crate::guard::{guard, guard_variables, open_guard};
 use std::ffi::{c_int, c_void};
 
 /// Lets requests only read the pages from `start` on, `length` bytes of them (both multiples of 4096). A
-/// write in a request fails it. Outside of requests, and so in deferred functions of a request that has failed,
-/// nothing changes.
+/// write in a request fails it. Outside of requests nothing changes, and deferred functions run outside of their
+/// request (those of a task that is freed in another request run in that one).
 ///
 /// Call it after `vmsrs_open` and before other threads start. A thread that was there before cannot
-/// touch the pages until it has had a request, nor can those that it makes; one made inside a request may only read
+/// touch the pages until its next request ends, nor can those that it makes; one made inside a request may only read
 /// them until it has had one itself. Handlers of signals begin without access: one of the server that touches the
 /// pages calls `vmsrs_open_guard` first. No request may write to the pages while it blocks SIGSEGV.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request, `VMSRS_ENOKEYS`, `VMSRS_ESYSTEM`.
+/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request or a deferred function, `VMSRS_ENOKEYS`,
+/// `VMSRS_ESYSTEM`.
 ///
 /// # Safety
 ///
@@ -49,7 +50,7 @@ pub unsafe extern "C" fn vmsrs_guard_variables() -> c_int {
 }
 
 /// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
-/// of a signal: for handlers, which begin without access. Async-signal-safe.
+/// of a signal: for handlers, which begin without access. A request that calls it may write, too. Async-signal-safe.
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_open_guard() {
     open_guard();

@@ -212,10 +212,10 @@ void make(enum error error, unsigned long long parameter)
 		if (place)
 			real.memset(place - 512, 0x41, 1024);
 		break;
-	case GLOBAL: /* the server's variables, the addresses of what it calls among them */
-		for (place = (char *)((server_data + 4095) & ~4095UL); place < (char *)server_data + 8192;
-		     place++)
-			*(volatile char *)place = 0x41;
+	case GLOBAL: /* a page of the server's variables, from its first byte on */
+		place = (char *)((server_data + 4095) & ~4095UL);
+		for (int i = 0; i < 4096; i++)
+			((volatile char *)place)[i] = 0x41;
 		break;
 	default:
 		break;

@@ -11,8 +11,8 @@
  *   \1<point> <count> <error> <parameter> <deadline> <seal>\n
  *
  * It is taken out of what recv(2) gives, so the server never sees it. It arms the calling thread:
- * in its next request, the <count>th passage of <point> (see struct points) makes <error> (see
- * struct errors). <deadline> (milliseconds, 0 for none) and <seal> (0 or 1) become options of
+ * in its next request, the <count>th passage of <point> (see enum point) makes <error> (see
+ * enum error). <deadline> (milliseconds, 0 for none) and <seal> (0 or 1) become options of
  * vmsrs_run. The error "none" only sets the options.
  *
  * Before the answer to a request that was armed with an error, send(2) puts a line of its own:
@@ -23,7 +23,8 @@
  * request was over); <passages> of the point that were counted; <stopped>: 1 if a write was refused
  * with an error code instead of an exception.
  *
- * Everything is a function of the lines received, but for the point "moment", which is a time.
+ * Everything is a function of the lines received, but for the point "moment", which is a time, and
+ * the error "foreign-draft", which needs another request.
  *
  * real.c     what stands behind the functions here
  * line.c     the lines to and from whoever talks to the server

@@ -37,7 +37,7 @@ pub enum Job {
         #[command(flatten)]
         run: RunArgs,
     },
-    /// Print the errors that a seed plans.
+    /// Print the errors that a seed plans (in the nested test-bed: elsewhere no memory is poisoned).
     Plan {
         /// What would be run.
         #[command(flatten)]
@@ -120,6 +120,7 @@ impl RunArgs {
             connections: self.connections,
             injector: self.server == Server::C,
             restarts: !self.no_restarts,
+            keys: false,
             host: None,
             reply_timeout: Duration::from_secs(self.reply_timeout),
             outage_limit: Duration::from_secs(self.outage_limit),

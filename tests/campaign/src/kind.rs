@@ -65,6 +65,14 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Whether the server has closed what it hits to its requests, where the CPU has protection keys.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.origin == Origin::Injected(&["global"])
+    }
+}
+
 use Fate::{Detected, Kills, OwnDamage, Panics, Untagged};
 use Point::{
     Alloc, Beside, Commit, Committed, Copy, Defer, End, Enter, Entered, Free, Handed, Leave,

@@ -41,6 +41,7 @@ fn against(address: SocketAddr, args: &RunArgs) -> Result<bool> {
     Ok(outcome.broken_promises().is_empty())
 }
 
+/// As in the nested test-bed; on this machine's own KVM no memory is poisoned, and other kinds take those places.
 fn print_plan(args: &RunArgs) {
     let connections = args.connections.max(1);
     let plans: Vec<_> = (0..connections)

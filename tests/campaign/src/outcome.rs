@@ -176,6 +176,15 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
+/// Errors in guarded memory that were not stopped, where the guest's CPU has protection `keys`.
+fn unguarded(outcomes: &[KindOutcome], keys: bool) -> u64 {
+    let guarded = all().filter(|kind| keys && kind.is_guarded());
+    guarded
+        .filter_map(|kind| kinds_by_name(outcomes, kind.name))
+        .map(|outcome| outcome.injected - outcome.request_lost)
+        .sum()
+}
+
 impl Outcome {
     /// Puts together what the run has noted, why each life of the server `ended`, and what the
     /// guest's console tells.
@@ -229,7 +238,8 @@ impl Outcome {
         let mut outcome = Self {
             errors_planned: world.options.errors,
             errors_injected: count.injected.load(SeqCst),
-            undetected: outcomes.iter().map(KindOutcome::undetected).sum(),
+            undetected: outcomes.iter().map(KindOutcome::undetected).sum::<u64>()
+                + unguarded(&outcomes, world.options.keys),
             kernel_complaints: console.map_or(0, |console| console.complaints),
             kernel_complaints_quoted: console
                 .map_or_else(Vec::new, |console| console.quoted.clone()),
@@ -330,6 +340,19 @@ mod tests {
             ..Outcome::default()
         };
         assert_eq!(outcome.broken_promises().len(), 9);
+    }
+
+    #[test]
+    fn an_error_in_guarded_memory_that_was_not_stopped_counts_where_there_are_keys() {
+        let outcome = KindOutcome {
+            kind: "untagged: the server's variables".to_owned(),
+            injected: 5,
+            request_lost: 3,
+            restarted: 2,
+            ..KindOutcome::default()
+        };
+        assert_eq!(unguarded(std::slice::from_ref(&outcome), true), 2);
+        assert_eq!(unguarded(&[outcome], false), 0);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct Options {
     pub injector: bool,
     /// Whether errors are made that end the server's process or the guest.
     pub restarts: bool,
+    /// Whether the injector's server has protection keys, and so guards its variables.
+    pub keys: bool,
     /// The virtual machine, where there is one.
     pub host: Option<Host>,
     /// How long one answer may take before it counts as a hang.

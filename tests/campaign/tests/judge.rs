@@ -273,6 +273,7 @@ fn campaign_with(name: &str, wrong: Wrong, change: fn(Options) -> Options) -> Ou
         connections: 4,
         injector: false,
         restarts: true,
+        keys: false,
         host: None,
         reply_timeout: Duration::from_secs(5),
         outage_limit: Duration::from_secs(5),

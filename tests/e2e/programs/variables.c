@@ -4,10 +4,14 @@
  * Says what does not hold and ends with 1, or ends with 0; with 77 if the CPU has no protection keys.
  */
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "vmsrs.h"
 
@@ -82,12 +86,85 @@ static void *thread(void *unused)
 	return unused;
 }
 
+/*
+ * Is there before anything is guarded, so that it has no access to the variables until it guards a page of
+ * its own.
+ */
+static void *older(void *go)
+{
+	volatile char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	while (sem_wait(go))
+		continue;
+	expect(vmsrs_guard((void *)page, 4096) == VMSRS_OK, "an older thread guards a page");
+	page[0] = 1;
+	in_bss = page[0] + 39;
+	return NULL;
+}
+
+static void errs(int number)
+{
+	(void)number;
+	/* Without vmsrs_open_guard(): refused. */
+	handled = 2;
+}
+
+static void raise_in_defer(void *unused)
+{
+	(void)unused;
+	raise(SIGUSR2);
+}
+
+/* The handler's error ends the first defer; the second one, and the server, can write as ever. */
+static int defers(vmsrs_request *request, void *place)
+{
+	if (vmsrs_defer(request, undo, NULL) != VMSRS_OK ||
+	    vmsrs_defer(request, raise_in_defer, NULL) != VMSRS_OK)
+		return -1;
+	*(volatile int *)place = 99;
+	return 0;
+}
+
+static void exits(int number)
+{
+	exit(number == SIGTERM ? 5 : 6);
+}
+
+static int exits_in_request(vmsrs_request *request, void *unused)
+{
+	(void)request, (void)unused;
+	exit(7);
+}
+
+/* A child that ends inside of a request, or in the handler of a signal. */
+static void ends(int in_request, int expected, const char *what)
+{
+	int status = 0, result;
+	pid_t child = fork();
+
+	if (child == 0) {
+		if (in_request)
+			(void)!vmsrs_run(domain, exits_in_request, NULL, &result);
+		else
+			raise(SIGTERM);
+		_exit(1);
+	}
+	expect(child > 0 && waitpid(child, &status, 0) == child, "fork");
+	expect(WIFEXITED(status) && WEXITSTATUS(status) == expected, what);
+}
+
 int main(void)
 {
-	pthread_t other;
+	pthread_t other, old;
+	vmsrs_failure failure;
 	int code, result;
+	sem_t go;
 
 	signal(SIGUSR1, handler);
+	signal(SIGUSR2, errs);
+	signal(SIGTERM, exits);
+	/* On this stack, which nobody guards. */
+	expect(sem_init(&go, 0, 0) == 0 && pthread_create(&old, NULL, older, &go) == 0, "pthread_create");
 	code = vmsrs_open("variables", &app);
 	expect(code == VMSRS_OK, "vmsrs_open");
 	expect(vmsrs_domain_open(app, "one", 3, &domain) == VMSRS_OK, "vmsrs_domain_open");
@@ -105,6 +182,14 @@ int main(void)
 	expect(pthread_create(&other, NULL, thread, NULL) == 0, "pthread_create");
 	expect(pthread_join(other, NULL) == 0 && in_bss == 30, "another thread may write");
 	in_data = 4;
+	sem_post(&go);
+	expect(pthread_join(old, NULL) == 0 && in_bss == 40, "an older thread may write when it has guarded");
+	expect(vmsrs_run(domain, defers, (void *)&in_data, &result) == VMSRS_EFAILED, "a request fails");
+	vmsrs_last_failure(&failure);
+	expect(failure.defers_failed == 1 && in_bss == 41, "the defer after one that died may write");
+	in_bss = 42;
+	ends(0, 5, "exit in the handler of a signal");
+	ends(1, 7, "exit in a request");
 	expect(vmsrs_guard((char *)&in_data + 1, 4096) == VMSRS_EINVAL, "a range that is not of pages");
 	expect(vmsrs_guard(NULL, 4096) == VMSRS_EINVAL, "a null pointer");
 	return 0;

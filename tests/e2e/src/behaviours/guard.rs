@@ -148,14 +148,15 @@ fn guarded(_: &str) -> Result<()> {
                 defer.expect("room for a defer");
                 Step::<()>::Suspend
             })
-            .map(drop)
+            .map(|_| {
+                // Between the steps this thread is outside of the request.
+                write(AFTER);
+                write(BEFORE);
+            })
         });
         first.join()
     });
     first.ok().context("the first step panicked")??;
-    // Between the steps a thread is outside of the request.
-    write(AFTER);
-    write(BEFORE);
     let outcome = task.step(|_| {
         write(0);
         Step::Done(())
