@@ -90,7 +90,7 @@
 // The request that a ticket or a task is for is over.
 #define VMSRS_EENDED -19
 
-// Memory cannot be guarded: there are no protection keys, or threads have them all.
+// Memory cannot be guarded: there are no protection keys, or requests have them all.
 #define VMSRS_ENOKEYS -20
 
 // The program's variables cannot be guarded: it binds its functions late, has the library in it, or has an unusual

@@ -110,7 +110,7 @@ pub enum Error {
     /// Memory cannot be guarded from requests.
     #[error(
         "no protection key is left to guard memory with: the CPU or kernel has none, VMSRS_PKU=off is set, \
-         no app is open, or threads have them all; guard memory after opening the app and before threads start"
+         no app is open, or requests have them all; guard memory after opening the app and before threads start"
     )]
     NoKeys,
     /// The program's variables cannot be guarded as a whole.

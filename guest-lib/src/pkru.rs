@@ -6,18 +6,19 @@
 //! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside of requests none
 //! of the library's. Changing PKRU takes no system call.
 //!
-//! Keys are few. The library takes what the kernel gives, once in a process, and each thread gets
-//! the key that the fewest threads have; with more threads than keys some share one, and are not
-//! protected from each other's strays.
+//! Keys are few. The library takes what the kernel gives, once in a process, and a request has one of
+//! them from its begin to its end, whatever threads work for it: one that no other request in flight
+//! has. Only with more requests in flight than keys some share one, and are not protected from each
+//! other's strays.
 //!
 //! One key becomes that of guarded memory ([`crate::guard`]) when a server asks for it: in a request
 //! it lets read and not write, outside of requests it is open.
 
-use crate::keys::{KEYS, Table, bits};
-use crate::sync::AtomicU32;
+use crate::keys::{Entry, KEYS, NOT_OURS, Table};
+use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
-use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
@@ -25,6 +26,11 @@ const OSPKE: u32 = 1 << 4;
 
 /// `pkey_alloc`: no access with the key for the calling thread.
 const PKEY_DISABLE_ACCESS: libc::c_ulong = 1;
+
+/// Both bits that PKRU has for a key.
+const fn bits(key: u32) -> u32 {
+    0b11 << (2 * key)
+}
 
 /// A set of keys, and what PKRU says about them. Each key has two bits in PKRU: access disabled,
 /// and write disabled above it.
@@ -39,6 +45,11 @@ impl Keys {
         Self {
             both: self.both | bits(key),
         }
+    }
+
+    /// The keys' numbers.
+    fn numbers(self) -> impl Iterator<Item = u32> {
+        (1..KEYS as u32).filter(move |&key| self.both & bits(key) != 0)
     }
 
     const fn is_empty(self) -> bool {
@@ -81,16 +92,15 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
 /// requests.
 static GIVEN: AtomicU32 = AtomicU32::new(0);
 
-/// Which threads have which of them.
+/// Which requests have which of them.
 static TABLE: Table = Table {
-    ours: AtomicU32::new(0),
-    threads: [const { AtomicU32::new(0) }; KEYS],
+    entries: [const { Entry(AtomicU64::new(NOT_OURS)) }; KEYS],
 };
 
-/// The key of guarded memory, which no thread has; 0 until [`guard_key`] took one.
+/// The key of guarded memory, which no request has; 0 until [`guard_key`] took one.
 static GUARD: AtomicU32 = AtomicU32::new(0);
 
-/// The keys of drafts. One that is about to be taken away from the table is among them: a thread may have it.
+/// The keys of drafts, also one that the table has given away to guard memory a moment ago.
 fn ours() -> Keys {
     let guard = match guard() {
         0 => 0,
@@ -112,9 +122,9 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
         if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
-            let given = allocate().both;
-            GIVEN.store(given, Ordering::Relaxed);
-            TABLE.ours.store(given, Ordering::Relaxed);
+            let given = allocate();
+            GIVEN.store(given.both, Ordering::Relaxed);
+            given.numbers().for_each(|key| TABLE.put(key));
         }
     });
 }
@@ -132,30 +142,26 @@ fn allocate() -> Keys {
     }
 }
 
-/// A thread's key, given back when this is dropped; 0 where there are none.
-#[derive(Debug)]
-pub(crate) struct Key(u32);
-
-impl Key {
-    /// The library's key that the fewest threads have. What the calling thread may do stays as it is.
-    pub(crate) fn take() -> Self {
-        Self(TABLE.take())
-    }
-
-    /// Its number, for the driver.
-    pub(crate) fn number(&self) -> u32 {
-        self.0
-    }
+/// A key for a request that begins, `wanted` if nobody has it; 0 where there are none. What the calling
+/// thread may do stays as it is.
+pub(crate) fn take(wanted: u32) -> u32 {
+    TABLE.take(wanted)
 }
 
-impl Drop for Key {
-    fn drop(&mut self) {
-        TABLE.give_back(self.0);
-    }
+/// The request that had the key is over: none of its drafts is in flight, and no thread has the key open.
+pub(crate) fn give_back(key: u32) {
+    TABLE.give_back(key);
+}
+
+/// In the child of a fork, which has no request: closes what its only thread had open, and has all keys
+/// again. Async-signal-safe.
+pub(crate) fn forget() {
+    close();
+    ours().numbers().for_each(|key| TABLE.put(key));
 }
 
 /// The key of guarded memory, open for the calling thread, which is outside of requests; made of one that no
-/// thread has if there is none yet. Nothing without protection keys, or when threads have all of them.
+/// request has if there is none yet. Nothing without protection keys, or when requests have all of them.
 pub(crate) fn guard_key() -> Option<u32> {
     // Servers guard memory when they start: no child of a fork comes here while another thread does.
     static ONE: Mutex<()> = Mutex::new(());

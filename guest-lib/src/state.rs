@@ -12,6 +12,7 @@ use crate::held::{self, HeldList};
 use crate::latch::Latch;
 use crate::lock;
 use crate::members::Members;
+use crate::pkru;
 use crate::region::Region;
 use crate::ring::Ring;
 use std::cell::UnsafeCell;
@@ -79,8 +80,6 @@ impl HeldDomains {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
     pub(crate) tag: u64,
-    /// Protection key of its drafts, or 0.
-    pub(crate) key: u32,
     /// `CLOCK_MONOTONIC` nanoseconds, or 0 for none.
     pub(crate) deadline: u64,
     /// Milliseconds to wait for a domain's lock.
@@ -92,7 +91,10 @@ pub(crate) struct Start {
 /// See the module's description.
 pub(crate) struct State {
     tag: AtomicU64,
+    /// Protection key of the request's drafts; 0 if it has none, or is over.
     key: AtomicU32,
+    /// The key of the request before.
+    last_key: AtomicU32,
     deadline: AtomicU64,
     lock_timeout_ms: AtomicU32,
     whole_audit: AtomicBool,
@@ -147,6 +149,8 @@ impl State {
 
     /// Gives a state back; its request is over.
     pub(crate) fn give_back(&'static self) {
+        // A thread that ends in the middle of its request has not done so.
+        self.free_key();
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         pool.push(self);
     }
@@ -155,6 +159,7 @@ impl State {
         Self {
             tag: AtomicU64::new(0),
             key: AtomicU32::new(0),
+            last_key: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
             lock_timeout_ms: AtomicU32::new(crate::lock::TIMEOUT_MS),
             whole_audit: AtomicBool::new(false),
@@ -179,7 +184,9 @@ impl State {
 
     /// A request begins; nobody else knows it yet.
     pub(crate) fn begin(&self, start: Start) {
-        self.key.store(start.key, Ordering::Relaxed);
+        let key = pkru::take(self.last_key.load(Ordering::Relaxed));
+        self.key.store(key, Ordering::Relaxed);
+        self.last_key.store(key, Ordering::Relaxed);
         self.deadline.store(start.deadline, Ordering::Relaxed);
         self.lock_timeout_ms
             .store(start.lock_timeout_ms, Ordering::Relaxed);
@@ -199,6 +206,7 @@ impl State {
         self.closed.store(true, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
         self.deadline.store(0, Ordering::Relaxed);
+        self.free_key();
         self.drop_control();
         self.lists(|lists| {
             let used = if kept {
@@ -219,6 +227,10 @@ impl State {
     /// The request's tag, or 0 when there is none.
     pub(crate) fn tag(&self) -> u64 {
         self.tag.load(Ordering::SeqCst)
+    }
+
+    fn free_key(&self) {
+        pkru::give_back(self.key.swap(0, Ordering::Relaxed));
     }
 
     pub(crate) fn key(&self) -> u32 {

@@ -5,7 +5,6 @@ use crate::domain::Domain;
 use crate::error::{Error, RunError};
 use crate::failure::Kind;
 use crate::fork;
-use crate::pkru::Key;
 use crate::request::{Options, Request};
 use crate::run::{self, End, Outcome, Stop};
 use crate::state::State;
@@ -41,7 +40,6 @@ pub struct Task {
     state: &'static State,
     domain: &'static Domain,
     options: Options,
-    key: Key,
     stage: Stage,
     forks: u32,
 }
@@ -67,7 +65,6 @@ impl Task {
             state: State::take()?,
             domain,
             options,
-            key: Key::take(),
             stage: Stage::New,
             forks: fork::generation(),
         })
@@ -123,7 +120,7 @@ impl Task {
     fn take_up(&mut self, thread: &Thread) -> Result<(), Stop> {
         let state = self.state;
         if self.stage == Stage::New {
-            thread.begin_as(state, self.key.number(), &self.options)?;
+            thread.begin_as(state, &self.options)?;
             let locked = run::lock_main(thread, self.domain);
             if matches!(locked, Err(Stop::Failed(_))) {
                 self.stage = Stage::Over;

@@ -11,7 +11,7 @@ use crate::backend::Tags;
 use crate::control::Control;
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::pkru::{self, Key};
+use crate::pkru;
 use crate::record::{self, Record};
 use crate::region::Region;
 use crate::request::{Audit, Options, Request};
@@ -49,8 +49,6 @@ pub(crate) enum Phase {
 pub(crate) struct Thread {
     app: &'static App,
     control: Control,
-    /// Protection key of the drafts of requests that it begins.
-    key: Key,
     tags: Cell<Tags>,
     /// The state of requests that it begins.
     own: &'static State,
@@ -160,7 +158,7 @@ pub(crate) fn forget_all() {
         thread.forgotten.set(true);
     }
     CURRENT.set(ptr::null());
-    pkru::close();
+    pkru::forget();
     // The parent's control blocks are not mapped here: the threads are left as they are.
     let _ = MINE.try_with(|mine| mine.0.try_borrow_mut().map(|mut mine| mine.clear()));
 }
@@ -210,7 +208,6 @@ impl Thread {
             app,
             // SAFETY: mapped until the thread is unregistered, which is the last thing it does.
             control: unsafe { Control::new(registration.control) },
-            key: Key::take(),
             tags: Cell::new(registration.tags),
             own,
             state: Cell::new(own),
@@ -459,20 +456,15 @@ impl Thread {
     ///
     /// [`Error::System`] when there are no tags.
     pub(crate) fn begin(&self, options: &Options) -> Result<(), Error> {
-        self.begin_as(self.own, self.key.number(), options)
+        self.begin_as(self.own, options)
     }
 
-    /// Begins a request with a state and a protection key that are not the thread's.
+    /// Begins a request with a state that is not the thread's.
     ///
     /// # Errors
     ///
     /// As [`Thread::begin`].
-    pub(crate) fn begin_as(
-        &self,
-        state: &'static State,
-        key: u32,
-        options: &Options,
-    ) -> Result<(), Error> {
+    pub(crate) fn begin_as(&self, state: &'static State, options: &Options) -> Result<(), Error> {
         let mut tags = self.tags.get();
         if tags.next >= tags.end {
             let backend = self.app.backend();
@@ -483,7 +475,6 @@ impl Thread {
         self.tags.set(tags);
         state.begin(Start {
             tag,
-            key,
             deadline: match options.deadline_ms() {
                 0 => 0,
                 limit => now() + u64::from(limit) * 1_000_000,

@@ -45,7 +45,7 @@ pub const VMSRS_EDEADLOCK: i32 = -17;
 pub const VMSRS_EDAMAGED: i32 = -18;
 /// The request that a ticket or a task is for is over.
 pub const VMSRS_EENDED: i32 = -19;
-/// Memory cannot be guarded: there are no protection keys, or threads have them all.
+/// Memory cannot be guarded: there are no protection keys, or requests have them all.
 pub const VMSRS_ENOKEYS: i32 = -20;
 /// The program's variables cannot be guarded: it binds its functions late, has the library in it, or has an unusual
 /// layout.

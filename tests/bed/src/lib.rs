@@ -7,6 +7,7 @@ mod bed;
 mod cache;
 mod command;
 pub mod console;
+pub mod cpu;
 mod debug_kernel;
 mod direct;
 mod error;

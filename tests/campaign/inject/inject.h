@@ -130,7 +130,6 @@ struct arm {
 	bool armed;    /* an error is to be made, or was made; until the answer is sent */
 	bool options;  /* deadline and seal are for the next request */
 	bool running;  /* the request's function runs */
-	bool deferring;
 	bool fired;
 	bool stopped;
 	enum point point;
@@ -142,7 +141,6 @@ struct arm {
 	unsigned int deadline;
 	unsigned int seal;
 	const vmsrs_domain *domain;
-	vmsrs_request *request;
 };
 
 extern __thread struct arm arm __attribute__((tls_model("initial-exec")));

@@ -43,9 +43,7 @@ struct call {
 static void deferred(void *unused)
 {
 	(void)unused;
-	arm.deferring = true;
 	strike(AT_DEFER);
-	arm.deferring = false;
 }
 
 static int function(vmsrs_request *request, void *argument)
@@ -54,7 +52,6 @@ static int function(vmsrs_request *request, void *argument)
 	int result;
 
 	arm.running = true;
-	arm.request = request;
 	if (arm.point == AT_DEFER && real.defer(request, deferred, NULL) != VMSRS_OK)
 		real.fail("the injector's defer");
 	strike(AT_START);

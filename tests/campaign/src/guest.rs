@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use vmsrs_bed::cpu;
 use vmsrs_demo::machine::{GUEST, Machine, PORT, Shape, logs, tell};
 
 use crate::cli::GuestArgs;
@@ -100,7 +101,8 @@ fn with_guest(machine: &mut Machine, args: &GuestArgs) -> Result<Done> {
         supervisor: SocketAddr::from((GUEST, SUPERVISOR_PORT)),
     };
     let options = Options {
-        keys: has_protection_keys()?,
+        // The guest has what this machine has.
+        keys: cpu::has_protection_keys().context("read /proc/cpuinfo")?,
         host: Some(host),
         ..args.run.options(address)
     };
@@ -135,10 +137,4 @@ fn guest_state() -> String {
         end.map_or_else(|error| Ok(format!("{text}\n{error}")), |_| Ok(text.clone()))
     };
     read().unwrap_or_else(|error| format!("the guest does not answer: {error}"))
-}
-
-/// Whether this machine's CPU has protection keys, and its kernel uses them: so has the guest then.
-fn has_protection_keys() -> Result<bool> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-    Ok(cpus.split_whitespace().any(|word| word == "ospke"))
 }

@@ -401,6 +401,17 @@ pub fn all() -> impl Iterator<Item = &'static Kind> {
     COMMON.iter().chain(RARE.iter().map(|rare| &rare.kind))
 }
 
+/// The kind with a name of the report.
+///
+/// # Errors
+///
+/// When there is none; says where the names are.
+pub fn named(name: &str) -> Result<&'static Kind, String> {
+    all()
+        .find(|kind| kind.name == name)
+        .ok_or_else(|| "no kind has this name; `vmsrs-campaign plan` prints them".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,7 +46,9 @@ fn print_plan(args: &RunArgs) {
     let connections = args.connections.max(1);
     let plans: Vec<_> = (0..connections)
         .map(|connection| {
-            Plan::new(args.seed, connection, connections).with_restarts(!args.no_restarts)
+            Plan::new(args.seed, connection, connections)
+                .with_restarts(!args.no_restarts)
+                .with_only(args.only)
         })
         .collect();
     for place in 0..args.errors {

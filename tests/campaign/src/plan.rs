@@ -45,6 +45,7 @@ pub struct Plan {
     connections: u64,
     restarts: bool,
     poison: bool,
+    only: Option<&'static Kind>,
 }
 
 impl Plan {
@@ -57,6 +58,7 @@ impl Plan {
             connections: connections as u64,
             restarts: true,
             poison: true,
+            only: None,
         }
     }
 
@@ -71,6 +73,12 @@ impl Plan {
     #[must_use]
     pub fn with_poison(self, poison: bool) -> Self {
         Self { poison, ..self }
+    }
+
+    /// The kind of all errors; each kind in its turn, unless told otherwise.
+    #[must_use]
+    pub fn with_only(self, only: Option<&'static Kind>) -> Self {
+        Self { only, ..self }
     }
 
     /// Error number `number` of this connection, from 0. All connections together take turns
@@ -109,6 +117,9 @@ impl Plan {
     }
 
     fn kind(&self, place: u64) -> &'static Kind {
+        if let Some(only) = self.only {
+            return only;
+        }
         let due = |rare: &&Rare| {
             place % rare.period == rare.first
                 && (self.restarts || rare.kind.fate == Fate::Detected)
@@ -191,6 +202,13 @@ mod tests {
         };
         assert!(poisons(Plan::new(1, 0, 1)));
         assert!(!poisons(Plan::new(1, 0, 1).with_poison(false)));
+    }
+
+    #[test]
+    fn a_plan_of_one_kind_has_no_other() {
+        let kind = all().last().unwrap();
+        let plan = Plan::new(1, 0, 1).with_only(Some(kind));
+        assert!((0..200).all(|number| plan.error(number).kind == kind));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::cause::{Cause, unexplained};
 use crate::class::Class;
 use crate::console::Console;
 use crate::host::Host;
-use crate::kind::all;
+use crate::kind::{Kind, all};
 use crate::outcome::Outcome;
 use crate::worker::Worker;
 use crate::world::{Ended, World, lock};
@@ -41,6 +41,8 @@ pub struct Options {
     pub injector: bool,
     /// Whether errors are made that end the server's process or the guest.
     pub restarts: bool,
+    /// The kind of all errors, if not all kinds are made.
+    pub only: Option<&'static Kind>,
     /// Whether the injector's server has protection keys, and so guards its variables.
     pub keys: bool,
     /// The virtual machine, where there is one.

@@ -273,6 +273,7 @@ fn campaign_with(name: &str, wrong: Wrong, change: fn(Options) -> Options) -> Ou
         connections: 4,
         injector: false,
         restarts: true,
+        only: None,
         keys: false,
         host: None,
         reply_timeout: Duration::from_secs(5),

@@ -1,43 +1,48 @@
-//! The table of protection keys, with few of them.
+//! The table of protection keys, with few of them, and what requests do with their drafts.
 
-use crate::keys::{KEYS, Table, bits};
-use crate::sync::{AtomicU32, Ordering};
+use crate::keys::{Entry, NOT_OURS, Table};
+use crate::protected::Protected;
+use crate::sync::AtomicU64;
 
-/// Keys 1 to `count`.
-#[derive(Debug)]
-pub struct KeyTable(Table);
+/// Number of keys at most, and key 0.
+const KEYS: usize = 4;
+
+/// The keys, and what is written with each: by one request at a time.
+pub struct KeyTable {
+    table: Table<KEYS>,
+    drafts: [Protected; KEYS],
+}
 
 impl KeyTable {
-    /// A table that no thread has a key of.
+    /// Keys 1 to `count` (3 at most), which no request has.
     pub fn new(count: u32) -> Self {
-        Self(Table {
-            ours: AtomicU32::new((1..=count).map(bits).sum()),
-            threads: [(); KEYS].map(|()| AtomicU32::new(0)),
-        })
+        let table = Table {
+            entries: [(); KEYS].map(|()| Entry(AtomicU64::new(NOT_OURS))),
+        };
+        (1..=count).for_each(|key| table.put(key));
+        Self {
+            table,
+            drafts: [(); KEYS].map(|()| Protected::default()),
+        }
     }
 
-    /// A thread's key, 0 for none.
-    pub fn take(&self) -> u32 {
-        self.0.take()
+    /// A request's key, 0 for none.
+    pub fn take(&self, wanted: u32) -> u32 {
+        self.table.take(wanted)
     }
 
-    /// The thread has it no longer.
+    /// The request has it no longer.
     pub fn give_back(&self, key: u32) {
-        self.0.give_back(key);
+        self.table.give_back(key);
     }
 
-    /// Takes a key away from all threads.
+    /// Takes a key away from all requests.
     pub fn withdraw(&self) -> Option<u32> {
-        self.0.withdraw()
+        self.table.withdraw()
     }
 
-    /// Keys that threads can get.
-    pub fn left(&self) -> u32 {
-        self.0.ours.load(Ordering::Relaxed).count_ones() / 2
-    }
-
-    /// Threads that have the key.
-    pub fn threads(&self, key: u32) -> u32 {
-        self.0.threads[key as usize].load(Ordering::Relaxed)
+    /// Writes to a draft with the key: two requests that do so at once end the test.
+    pub fn write(&self, key: u32) {
+        self.drafts[key as usize].touch();
     }
 }

@@ -1,3 +1,3 @@
 //! loom's atomics, for the library's modules.
 
-pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};

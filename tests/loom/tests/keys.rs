@@ -7,11 +7,53 @@ use vmsrs_loom::key_table::KeyTable;
 
 fn taker(table: &Arc<KeyTable>) -> thread::JoinHandle<u32> {
     let table = table.clone();
-    thread::spawn(move || table.take())
+    thread::spawn(move || table.take(0))
 }
 
 #[test]
-fn a_key_that_was_taken_away_is_no_threads() {
+fn no_two_requests_in_flight_share_a_key_while_there_are_enough() {
+    // There and back twice: while one looks, the other gives a key back that was looked at and takes the next.
+    check(4, || {
+        let table = Arc::new(KeyTable::new(3));
+        // Three in flight at most: one all the time, and one after the other on two threads.
+        let first = table.take(1);
+        let requests = move |table: &KeyTable, wanted: &[u32]| {
+            for &wanted in wanted {
+                let key = table.take(wanted);
+                assert!(key != 0 && key != first);
+                table.write(key);
+                table.give_back(key);
+            }
+        };
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || requests(&table, &[2, 3]))
+        };
+        requests(&table, &[1]);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn requests_that_had_to_share_leave_the_key_free() {
+    check(3, || {
+        let table = Arc::new(KeyTable::new(1));
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || {
+                assert_eq!(table.take(0), 1);
+                table.give_back(1);
+            })
+        };
+        assert_eq!(table.take(1), 1);
+        table.give_back(1);
+        other.join().unwrap();
+        assert_eq!(table.withdraw(), Some(1));
+    });
+}
+
+#[test]
+fn a_key_that_was_taken_away_is_no_requests() {
     check(3, || {
         let table = Arc::new(KeyTable::new(2));
         let takers = [taker(&table), taker(&table)];
@@ -21,41 +63,18 @@ fn a_key_that_was_taken_away_is_no_threads() {
             assert_ne!(Some(key), withdrawn);
             assert_ne!(key, 0, "one is always left");
         }
-        assert_eq!(table.left(), 2 - u32::from(withdrawn.is_some()));
-        assert_eq!(table.threads(1) + table.threads(2), 2);
+        assert_eq!(table.withdraw(), None, "requests have what is left");
     });
 }
 
 #[test]
-fn the_last_key_goes_to_a_thread_or_to_the_guard_and_never_to_both() {
+fn the_last_key_goes_to_a_request_or_to_the_guard_and_never_to_both() {
     check(3, || {
         let table = Arc::new(KeyTable::new(1));
         let taker = taker(&table);
         let withdrawn = table.withdraw();
         let key = taker.join().unwrap();
-        // Both may have seen the other and stood back; then the key is there for the next one.
-        assert_ne!(Some(key), withdrawn);
-        assert_eq!(table.left(), u32::from(withdrawn.is_none()));
-        assert_eq!(table.threads(1), u32::from(key == 1));
-        if key == 0 && withdrawn.is_none() {
-            assert_eq!(table.take(), 1);
-        }
-    });
-}
-
-#[test]
-fn a_key_that_was_given_back_can_be_taken_away() {
-    check(3, || {
-        let table = Arc::new(KeyTable::new(1));
-        let other = {
-            let table = table.clone();
-            thread::spawn(move || {
-                let key = table.take();
-                table.give_back(key);
-            })
-        };
-        other.join().unwrap();
-        assert_eq!(table.withdraw(), Some(1));
-        assert_eq!(table.take(), 0);
+        assert_eq!(key == 1, withdrawn.is_none());
+        assert_eq!(table.take(1), key);
     });
 }

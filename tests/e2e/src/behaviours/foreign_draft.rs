@@ -1,14 +1,15 @@
 //! A draft is out of reach for every thread but its request's own, where the CPU has protection keys.
 
 use std::arch::asm;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
-use vmsrs::{App, Domain, Error, Kind, Options, RunError, Task};
+use vmsrs::{App, Domain, Error, Kind, Options, RunError, Step, Task};
+use vmsrs_bed::cpu::has_protection_keys;
 
 use crate::fault::{Fault, load, load_instruction, store, store_instruction, try_load, try_store};
 use crate::host::Guest;
@@ -26,6 +27,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
         ("look", look),
         ("fails", fails),
         ("ways out", ways_out),
+        ("own keys", own_keys),
         ("off", off),
     ],
     host,
@@ -42,7 +44,7 @@ const STRAY: u8 = 99;
 fn host(guest: &mut Guest) -> Result<()> {
     if guest.run("keys", "")?.trim() != "true" {
         ensure!(
-            !has_keys()?,
+            !has_protection_keys()?,
             "the host's CPU has protection keys, the guest's has none"
         );
         eprintln!("skipped: this CPU has no protection keys (pku); drafts are not protected here");
@@ -57,17 +59,12 @@ fn host(guest: &mut Guest) -> Result<()> {
         );
     }
     guest.run("ways out", "")?;
+    guest.run("own keys", "")?;
     guest.run("off", "").map(drop)
 }
 
-/// Whether the CPU has protection keys and the kernel has turned them on.
-pub(super) fn has_keys() -> Result<bool> {
-    let cpus = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-    Ok(cpus.split_whitespace().any(|word| word == "ospke"))
-}
-
 fn keys(_: &str) -> Result<()> {
-    println!("{}", has_keys()?);
+    println!("{}", has_protection_keys()?);
     Ok(())
 }
 
@@ -311,6 +308,100 @@ fn ways_out(_: &str) -> Result<()> {
     let outcome = other.run(|request| -> Result<(), Error> { request.fail("as wanted") });
     ensure!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
     expect("a failed invariant")
+}
+
+/// Requests in flight have a key each as long as there are enough, however many threads there are.
+fn own_keys(_: &str) -> Result<()> {
+    // All that Linux has to give.
+    const KEYS: usize = 15;
+    const TASKS: usize = 3;
+    const BUSY: usize = KEYS - TASKS;
+    // For each that is busy, so many that have had requests before and wait for others.
+    const IDLE: usize = 3;
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("foreign-draft") }?;
+    let outside = pkru();
+    let opened = move || outside & !pkru();
+    let begin = |task: &mut Task| -> Result<u32> {
+        let mut key = 0;
+        task.step(|_| {
+            key = opened();
+            Step::<()>::Suspend
+        })?;
+        Ok(key)
+    };
+    let mut tasks = (0..TASKS)
+        .map(|number| {
+            let domain = app.domain(format!("suspended {number}"))?;
+            let mut task = Task::new(domain, Options::default())?;
+            let key = begin(&mut task)?;
+            Ok((task, key))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (known, in_flight, over) = (
+        Barrier::new(BUSY * (1 + IDLE)),
+        Barrier::new(BUSY + 1),
+        Barrier::new(BUSY * (1 + IDLE) + 1),
+    );
+    let (busy, further) = thread::scope(|scope| -> Result<_> {
+        let threads: Vec<_> = (0..BUSY * (1 + IDLE))
+            .map(|number| {
+                let (known, in_flight, over) = (&known, &in_flight, &over);
+                scope.spawn(move || -> Result<u32> {
+                    let domain = app.domain(format!("thread {number}"))?;
+                    domain.run(|_| Ok::<_, Error>(()))?;
+                    known.wait();
+                    let mut key = 0;
+                    if number % (1 + IDLE) == 0 {
+                        domain.run(|_| {
+                            key = opened();
+                            in_flight.wait();
+                            over.wait();
+                            Ok::<_, Error>(())
+                        })?;
+                    } else {
+                        over.wait();
+                    }
+                    Ok(key)
+                })
+            })
+            .collect();
+        in_flight.wait();
+        // One request more than keys works as well.
+        let further = app.domain("one more")?.run(|_| Ok::<_, Error>(opened()));
+        over.wait();
+        let keys = threads.into_iter().map(|thread| {
+            let key = thread.join().ok().context("a thread panicked")??;
+            Ok(key)
+        });
+        Ok((keys.collect::<Result<Vec<_>>>()?, further?))
+    })?;
+    let suspended = tasks.iter().map(|&(_, key)| key);
+    let keys: Vec<_> = busy
+        .into_iter()
+        .filter(|&key| key != 0)
+        .chain(suspended)
+        .collect();
+    let mut distinct = keys.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    ensure!(
+        keys.len() == KEYS && distinct.len() == KEYS,
+        "{KEYS} requests in flight have {} keys: {keys:x?}",
+        distinct.len()
+    );
+    ensure!(
+        keys.contains(&further) && further.count_ones() == 1,
+        "a further request shares a key, not {further:x}"
+    );
+    for (task, key) in &mut tasks {
+        let resumed = begin(task)?;
+        ensure!(
+            resumed == *key,
+            "a task keeps its key {key:x}, not {resumed:x}"
+        );
+    }
+    Ok(())
 }
 
 /// Without keys, nothing stops the stray: it is the key that does.

@@ -1,13 +1,15 @@
 //! Memory that the server has guarded is read-only while a request runs, where the CPU has protection keys.
 
 use std::process::Command;
+use std::sync::Barrier;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use vmsrs::{App, Domain, Error, Failure, Kind, Options, RunError, Step, Task};
+use vmsrs_bed::cpu::has_protection_keys;
 use vmsrs_protocol::PAGE_SIZE;
 
-use super::foreign_draft::{has_keys, kernel_writes};
+use super::foreign_draft::kernel_writes;
 use crate::fault::store;
 use crate::host::Guest;
 use crate::{Behaviour, Machine};
@@ -89,7 +91,7 @@ fn guard(pages: *mut u8) -> Result<(), Error> {
 fn guarded(_: &str) -> Result<()> {
     let domain = open()?;
     let pages = pages()?;
-    if !has_keys()? {
+    if !has_protection_keys()? {
         ensure!(
             matches!(guard(pages), Err(Error::NoKeys)),
             "without protection keys the library says so"
@@ -198,7 +200,7 @@ fn guarded(_: &str) -> Result<()> {
 /// A server in C whose variables are guarded as a whole (`tests/e2e/programs/variables.c`).
 fn variables(_: &str) -> Result<()> {
     let output = Command::new("/bin/variables").output()?;
-    let expected = if has_keys()? { 0 } else { 77 };
+    let expected = if has_protection_keys()? { 0 } else { 77 };
     ensure!(
         output.status.code() == Some(expected),
         "{}: {}{}",
@@ -209,21 +211,26 @@ fn variables(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// When threads have all keys, none is left; their requests keep theirs.
+/// When requests have all keys, none is left, and they keep theirs; afterwards there is one, however many threads
+/// have had requests.
 fn late(_: &str) -> Result<()> {
-    if !has_keys()? {
+    if !has_protection_keys()? {
         return Ok(());
     }
-    let domain = open()?;
-    let barrier = std::sync::Barrier::new(KEYS + 1);
+    open()?;
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("guard") }?;
+    let barrier = Barrier::new(KEYS + 1);
     thread::scope(|scope| {
-        for _ in 0..KEYS {
-            scope.spawn(|| {
-                // A thread has its key from its first request on.
-                let ran = domain.run(|_| Ok::<_, Error>(()));
-                barrier.wait();
-                barrier.wait();
-                ran.expect("an empty request");
+        for number in 0..KEYS {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                let domain = app.domain(format!("busy {number}"))?;
+                domain.run(|_| {
+                    barrier.wait();
+                    barrier.wait();
+                    Ok::<_, Error>(())
+                })
             });
         }
         barrier.wait();
@@ -234,7 +241,8 @@ fn late(_: &str) -> Result<()> {
             "all keys are taken: {late:?}"
         );
         Ok(())
-    })
+    })?;
+    Ok(guard(pages()?)?)
 }
 
 /// Without keys the library says so.
