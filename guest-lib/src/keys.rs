@@ -12,7 +12,8 @@ pub(crate) const KEYS: usize = 16;
 /// same key for each of its requests.
 ///
 /// The lower half of the word counts the requests that have the key, the upper half how often it was
-/// given back: if the word is the same twice, nobody took the key or gave it back in between.
+/// given back: if the word is the same twice, nobody took the key or gave it back in between (but for 2^32
+/// times, after which two requests might share a key).
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Entry(pub(crate) AtomicU64);
@@ -22,6 +23,10 @@ pub(crate) const NOT_OURS: u64 = u64::MAX;
 
 /// Added to the word when the key is given back.
 const GIVEN_BACK: u64 = (1 << 32) - 1;
+
+/// How often a request looks at all keys before it shares one: with many more requests than keys, on many
+/// CPUs, they might never be the same twice.
+const LOOKS: usize = 8;
 
 /// How many requests have the key; more than there can be if none gets it.
 const fn requests(word: u64) -> u32 {
@@ -41,31 +46,42 @@ impl<const N: usize> Table<N> {
         self.entries[key as usize].0.store(0, Ordering::Release);
     }
 
-    /// Gives a request a key that no other one has. If there is none, they share: the request gets the
-    /// key that the fewest have, or 0 if there are no keys at all. `wanted`, if it is free, is the quickest.
+    /// Gives a request a key that no other one has. If there is none, they share: the request gets a key
+    /// that few have, or 0 if there are no keys at all. `wanted`, if it is free, is the quickest.
     pub(crate) fn take(&self, wanted: u32) -> u32 {
-        let free = |key: u32, word| requests(word) == 0 && self.claim(key, word);
+        let free = |key: u32, word| requests(word) == 0 && self.change(key, word, word + 1);
         if free(wanted, self.look(wanted)) {
             return wanted;
         }
         let mut seen = self.look_at_all();
-        loop {
+        for _ in 0..LOOKS {
             if let Some(key) = (1..N as u32).find(|&key| free(key, seen[key as usize])) {
                 return key;
             }
             let again = self.look_at_all();
-            if again == seen {
-                // Nothing has happened between the two looks, so all keys were in use at the same time.
-                let count = |key: &u32| requests(seen[*key as usize]);
-                let ours = (1..N as u32).filter(|&key| seen[key as usize] != NOT_OURS);
-                let Some(key) = ours.min_by_key(count) else {
-                    return 0;
-                };
-                if self.claim(key, seen[key as usize]) {
-                    return key;
-                }
-            }
+            let still = again == seen;
             seen = again;
+            if still {
+                // Nothing has happened between the two looks: all keys were in use at the same time.
+                break;
+            }
+        }
+        self.share(seen)
+    }
+
+    /// Gives a request one of the keys that the fewest had, or have by now.
+    fn share(&self, mut seen: [u64; N]) -> u32 {
+        loop {
+            let count = |key: &u32| requests(seen[*key as usize]);
+            let ours = (1..N as u32).filter(|&key| seen[key as usize] != NOT_OURS);
+            let Some(key) = ours.min_by_key(count) else {
+                return 0;
+            };
+            let word = seen[key as usize];
+            if self.change(key, word, word + 1) {
+                return key;
+            }
+            seen[key as usize] = self.look(key);
         }
     }
 
@@ -80,7 +96,7 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Takes a key away that no request has, for good; nothing if they have all of them.
+    /// Takes a key away that no request has, for good; nothing if it finds none.
     pub(crate) fn withdraw(&self) -> Option<u32> {
         (1..N as u32).rev().find(|&key| {
             let word = self.look(key);
@@ -95,11 +111,6 @@ impl<const N: usize> Table<N> {
 
     fn look_at_all(&self) -> [u64; N] {
         array::from_fn(|key| self.look(key as u32))
-    }
-
-    /// One request more has the key, unless its word has changed.
-    fn claim(&self, key: u32, word: u64) -> bool {
-        self.change(key, word, word.wrapping_add(1))
     }
 
     fn change(&self, key: u32, from: u64, to: u64) -> bool {

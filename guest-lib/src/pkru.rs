@@ -145,6 +145,9 @@ fn allocate() -> Keys {
 /// A key for a request that begins, `wanted` if nobody has it; 0 where there are none. What the calling
 /// thread may do stays as it is.
 pub(crate) fn take(wanted: u32) -> u32 {
+    if ours().is_empty() {
+        return 0;
+    }
     TABLE.take(wanted)
 }
 

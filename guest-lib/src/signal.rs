@@ -139,14 +139,14 @@ pub(crate) fn enter_signal_stack(region: &Region) -> Result<(), Error> {
 }
 
 /// Takes the stack away again; the thread ends.
-pub(crate) fn leave_signal_stack() {
+pub(crate) fn leave_signal_stack() -> bool {
     let stack = libc::stack_t {
         ss_sp: ptr::null_mut(),
         ss_flags: libc::SS_DISABLE,
         ss_size: 0,
     };
-    // SAFETY: disables the stack; errors (running on it) cannot happen in a destructor.
-    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) };
+    // SAFETY: disables the stack, unless the thread runs on it.
+    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 }
 }
 
 /// Unblocks the library's signals on the calling thread: a request may have blocked them before it

@@ -147,10 +147,12 @@ impl State {
         }
     }
 
-    /// Gives a state back; its request is over.
+    /// Gives a state back. If a thread has ended in the middle of the request, others may still work for it and
+    /// have its key open: nobody else gets either then.
     pub(crate) fn give_back(&'static self) {
-        // A thread that ends in the middle of its request has not done so.
-        self.free_key();
+        if self.tag() != 0 {
+            return;
+        }
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         pool.push(self);
     }
@@ -206,7 +208,7 @@ impl State {
         self.closed.store(true, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
         self.deadline.store(0, Ordering::Relaxed);
-        self.free_key();
+        pkru::give_back(self.key.swap(0, Ordering::Relaxed));
         self.drop_control();
         self.lists(|lists| {
             let used = if kept {
@@ -227,10 +229,6 @@ impl State {
     /// The request's tag, or 0 when there is none.
     pub(crate) fn tag(&self) -> u64 {
         self.tag.load(Ordering::SeqCst)
-    }
-
-    fn free_key(&self) {
-        pkru::give_back(self.key.swap(0, Ordering::Relaxed));
     }
 
     pub(crate) fn key(&self) -> u32 {

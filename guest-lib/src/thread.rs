@@ -98,13 +98,23 @@ struct Mine(RefCell<Vec<NonNull<Thread>>>);
 
 impl Drop for Mine {
     fn drop(&mut self) {
-        for thread in self.0.get_mut().drain(..) {
+        for place in self.0.get_mut().drain(..) {
             // SAFETY: written by register(); nobody else has it, and its own mapping outlives the
             // copy since a field of that copy owns it.
-            let thread = unsafe { thread.as_ptr().read() };
+            let thread = unsafe { place.as_ptr().read() };
+            // A request that calls exit() comes here, since a thread that ends otherwise leaves it first. What
+            // runs next, the program's functions for its end, is no part of it any more.
+            let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
+            if in_request {
+                CURRENT.set(ptr::null());
+                pkru::close();
+            }
             thread.app.backend().unregister(thread.control.block());
             thread.own.give_back();
-            signal::leave_signal_stack();
+            if !signal::leave_signal_stack() || in_request {
+                // It still runs on one of its stacks.
+                std::mem::forget(thread);
+            }
         }
     }
 }

@@ -130,20 +130,52 @@ static void exits(int number)
 	exit(number == SIGTERM ? 5 : 6);
 }
 
+static int nothing(vmsrs_request *request, void *unused)
+{
+	(void)request, (void)unused;
+	return 0;
+}
+
 static int exits_in_request(vmsrs_request *request, void *unused)
 {
 	(void)request, (void)unused;
 	exit(7);
 }
 
-/* A child that ends inside of a request, or in the handler of a signal. */
-static void ends(int in_request, int expected, const char *what)
+/* What the calling thread may do with which protection key. */
+static unsigned int rights(void)
 {
+	unsigned int pkru;
+
+	__asm__ volatile("rdpkru" : "=a"(pkru) : "c"(0) : "edx");
+	return pkru;
+}
+
+static unsigned int rights_outside;
+
+/* The program's end is no part of the request that called for it. */
+static void at_end(void)
+{
+	if (rights() != rights_outside)
+		_exit(8);
+}
+
+enum end { IN_REQUEST, IN_HANDLER, IN_HANDLER_ON_ITS_STACK };
+
+/* A child that ends inside of a request, or in the handler of a signal. */
+static void ends(enum end where, int expected, const char *what)
+{
+	struct sigaction on_its_stack = { .sa_handler = exits, .sa_flags = SA_ONSTACK };
 	int status = 0, result;
 	pid_t child = fork();
 
 	if (child == 0) {
-		if (in_request)
+		/* So the thread has a stack for signals. */
+		(void)!vmsrs_run(domain, nothing, NULL, &result);
+		if (where == IN_HANDLER_ON_ITS_STACK)
+			sigaction(SIGTERM, &on_its_stack, NULL);
+		rights_outside = rights();
+		if (where == IN_REQUEST && atexit(at_end) == 0)
 			(void)!vmsrs_run(domain, exits_in_request, NULL, &result);
 		else
 			raise(SIGTERM);
@@ -188,8 +220,9 @@ int main(void)
 	vmsrs_last_failure(&failure);
 	expect(failure.defers_failed == 1 && in_bss == 41, "the defer after one that died may write");
 	in_bss = 42;
-	ends(0, 5, "exit in the handler of a signal");
-	ends(1, 7, "exit in a request");
+	ends(IN_HANDLER, 5, "exit in the handler of a signal");
+	ends(IN_HANDLER_ON_ITS_STACK, 5, "exit in the handler of a signal that runs on its own stack");
+	ends(IN_REQUEST, 7, "exit in a request");
 	expect(vmsrs_guard((char *)&in_data + 1, 4096) == VMSRS_EINVAL, "a range that is not of pages");
 	expect(vmsrs_guard(NULL, 4096) == VMSRS_EINVAL, "a null pointer");
 	return 0;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use vmsrs_loom::check;
 use vmsrs_loom::key_table::KeyTable;
 
+/// Switches that it takes to deceive two looks which only count: one at each step of the other thread.
+const BACK_AND_FORTH: usize = 6;
+
 fn taker(table: &Arc<KeyTable>) -> thread::JoinHandle<u32> {
     let table = table.clone();
     thread::spawn(move || table.take(0))
@@ -28,6 +31,26 @@ fn no_two_requests_in_flight_share_a_key_while_there_are_enough() {
         let other = {
             let table = table.clone();
             thread::spawn(move || requests(&table, &[2, 3]))
+        };
+        requests(&table, &[1]);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_key_that_is_given_back_and_taken_again_does_not_look_as_if_it_was_in_use_all_the_time() {
+    check(BACK_AND_FORTH, || {
+        let table = Arc::new(KeyTable::new(2));
+        let requests = move |table: &KeyTable, wanted: &[u32]| {
+            for &wanted in wanted {
+                let key = table.take(wanted);
+                table.write(key);
+                table.give_back(key);
+            }
+        };
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || requests(&table, &[1, 2, 1, 2, 1]))
         };
         requests(&table, &[1]);
         other.join().unwrap();
