@@ -397,7 +397,8 @@ static void host_work(struct work_struct *work)
 	}
 	if (!list_empty_careful(&dev->batch.reports))
 		vmsrs_host_work_now(dev);
-	else if (atomic_read(&dev->pool.waiters) && !READ_ONCE(dev->pool.free_count))
+	else if (atomic_read(&dev->pool.waiters) &&
+		 READ_ONCE(dev->pool.free_count) <= vmsrs_pool_reserve(dev))
 		queue_delayed_work(dev->wq, &dev->host_work, GRANT_RETRY_DELAY);
 }
 

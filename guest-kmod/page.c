@@ -245,19 +245,34 @@ static int drafts_max(const struct vmsrs_device *dev)
 }
 
 /*
+ * Frames that the domain's owner leaves to others. Several requests with less than drafts_max() each
+ * could take all, and one that wants its first frame would wait until it is failed: so those with many
+ * drafts do not touch the last eighth of the pool. domain->lock is held.
+ */
+static u32 frames_reserved(const struct vmsrs_device *dev, const struct vmsrs_domain *domain)
+{
+	u32 many = dev->config.pool_frames / 16;
+
+	if (domain->owner && atomic_read(&domain->owner->drafts) >= many)
+		return vmsrs_pool_reserve(dev);
+	return 0;
+}
+
+/*
  * Makes a draft of a page and puts it on the domain's list. domain->lock is held.
- * -EAGAIN: no frame. -ESTALE: the request has failed. -EFBIG: it has too many drafts. -EIO: the
- * committed version is lost.
+ * -EAGAIN: no frame beyond the `reserve`. -ESTALE: the request has failed. -EFBIG: it has too many
+ * drafts. -EIO: the committed version is lost.
  */
 static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
-		      struct vmsrs_file *file, u64 tag, u32 key, struct vmsrs_draft *draft)
+		      struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
+		      struct vmsrs_draft *draft)
 {
 	struct vmsrs_device *dev = domain->app->dev;
 	int error;
 
 	if (entry->frame == VMSRS_DAMAGED_FRAME)
 		return -EIO;
-	draft->frame = vmsrs_pool_take(dev);
+	draft->frame = vmsrs_pool_take(dev, reserve);
 	if (draft->frame == NONE)
 		return -EAGAIN;
 	/*
@@ -300,6 +315,17 @@ put:
 	return error;
 }
 
+/* Tells the library of a draft. Whatever a stray write has made of the count, it is not 0 then. */
+static void count_draft(struct vmsrs_thread_control *control)
+{
+	u32 drafts = READ_ONCE(control->drafts);
+
+	if (drafts != U32_MAX)
+		drafts++;
+	WRITE_ONCE(control->drafts, drafts);
+	WRITE_ONCE(control->drafts_complement, ~drafts);
+}
+
 /*
  * A write by a registered thread. `mapped` says that the page has a read-only entry
  * (.pfn_mkwrite): then mm makes that very entry writable unless the answer is an error or
@@ -315,7 +341,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	struct vmsrs_domain *domain;
 	struct vmsrs_page *entry;
 	vm_fault_t ret;
-	u32 key;
+	u32 key, reserve = 0;
 	u64 tag;
 	int error;
 
@@ -342,7 +368,8 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 			/* Drafted by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
-			error = draft_make(domain, entry, file, tag, key, draft);
+			reserve = frames_reserved(app->dev, domain);
+			error = draft_make(domain, entry, file, tag, key, reserve, draft);
 		}
 		if (!error || error == -EEXIST) {
 			zap_pages(app, page, 1);
@@ -357,7 +384,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 			break;
 		if (mapped)
 			goto free;
-		ret = vmsrs_pool_wait(app->dev, thread, vmf);
+		ret = vmsrs_pool_wait(app->dev, thread, vmf, reserve);
 		if (ret)
 			goto free;
 		if (!vmsrs_usable(app->dev)) {
@@ -369,7 +396,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	switch (error) {
 	case 0:
 		thread->frame_due = 0;
-		WRITE_ONCE(thread->control->drafts, READ_ONCE(thread->control->drafts) + 1);
+		count_draft(thread->control);
 		return ret;
 	case -EEXIST:
 		break;

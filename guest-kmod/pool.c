@@ -37,15 +37,18 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
 	kvfree(dev->pool.free);
 }
 
-/* Takes the lowest free frame, or NONE. Asks for more in time. Context: may not be an interrupt. */
-u32 vmsrs_pool_take(struct vmsrs_device *dev)
+/*
+ * Takes the lowest free frame, or NONE if no more than `reserve` are left. Asks for more in time.
+ * Context: may not be an interrupt.
+ */
+u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 {
 	struct vmsrs_pool *pool = &dev->pool;
 	u32 frame = NONE;
 	bool low;
 
 	spin_lock(&pool->lock);
-	if (pool->free_count) {
+	if (pool->free_count > reserve) {
 		frame = find_next_bit(pool->free, dev->config.window_frames, pool->hint);
 		__clear_bit(frame, pool->free);
 		pool->free_count--;
@@ -183,20 +186,20 @@ int vmsrs_pool_refill(struct vmsrs_device *dev)
 	}
 }
 
-static bool frame_free(struct vmsrs_device *dev)
+static bool frame_free(struct vmsrs_device *dev, u32 reserve)
 {
-	return READ_ONCE(dev->pool.free_count) || !vmsrs_usable(dev);
+	return READ_ONCE(dev->pool.free_count) > reserve || !vmsrs_usable(dev);
 }
 
 /*
- * Waits for a frame in a write fault. No lock of the driver may be held.
+ * Waits for a frame beyond the `reserve` in a write fault. No lock of the driver may be held.
  *
  * Returns 0 when the caller shall try again, else what the fault handler returns. Where mm allows
  * it, the wait is without mmap_lock (VM_FAULT_RETRY), so that other threads can map and unmap, and
  * signals are taken at the faulting instruction.
  */
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
-			   struct vm_fault *vmf)
+			   struct vm_fault *vmf, u32 reserve)
 {
 	struct vmsrs_pool *pool = &dev->pool;
 	unsigned int flags = vmf->flags;
@@ -224,9 +227,11 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	vmsrs_host_work_now(dev);
 	/* A copy by the kernel goes on after a signal: it would come back here at once. */
 	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE) && (flags & FAULT_FLAG_USER))
-		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev), left);
+		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev, reserve),
+							left);
 	else
-		left = wait_event_killable_timeout(pool->wait, frame_free(dev), left);
+		left = wait_event_killable_timeout(pool->wait, frame_free(dev, reserve),
+							left);
 	atomic_dec(&pool->waiters);
 	if (file) {
 		fput(file);

@@ -377,16 +377,23 @@ void vmsrs_event_free(struct vmsrs_device *dev);
 void vmsrs_event_done(struct virtqueue *vq);
 
 /* pool.c */
+
+/* Frames that requests with many drafts leave to others. */
+static inline u32 vmsrs_pool_reserve(const struct vmsrs_device *dev)
+{
+	return dev->config.pool_frames / 8;
+}
+
 int vmsrs_pool_init(struct vmsrs_device *dev);
 void vmsrs_pool_free(struct vmsrs_device *dev);
-u32 vmsrs_pool_take(struct vmsrs_device *dev);
+u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
 void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame);
 void vmsrs_pool_revoke(struct vmsrs_device *dev, u32 frame);
 int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *runs, u32 count);
 int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 length);
 int vmsrs_pool_refill(struct vmsrs_device *dev);
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
-			   struct vm_fault *vmf);
+			   struct vm_fault *vmf, u32 reserve);
 
 /* app.c */
 long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg);

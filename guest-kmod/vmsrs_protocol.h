@@ -689,7 +689,7 @@ struct vmsrs_thread_control {
   // The clock is that of the initial time namespace.
   uint64_t deadline_ns;
   // Drafts made by this thread in this request: raised by the driver, set to 0 by the library
-  // when a request begins and when it has committed.
+  // when a request begins and when it has committed. Not 0 any more once it was raised.
   uint32_t drafts;
   // Entries in use in `held`.
   uint32_t held_count;
@@ -699,8 +699,9 @@ struct vmsrs_thread_control {
   // thread that makes the request's first draft and stays the request's: another key of another
   // member changes nothing.
   uint32_t key;
-  // Reserved.
-  uint32_t reserved;
+  // Complement of `drafts`, written with it. A request can overwrite the whole block: if the two do not
+  // fit, it may have drafts.
+  uint32_t drafts_complement;
   // Domains that the request holds or is about to lock. Of the threads that carry a request's
   // tag, one has the list: whichever of them locks or unlocks a domain, it is entered there
   // before its lock is taken and removed after it is released, so that a thread's death at any

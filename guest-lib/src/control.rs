@@ -63,14 +63,23 @@ impl Control {
         self.write(|block| unsafe { &raw mut (*block).failed }, tag);
     }
 
-    pub(crate) fn drafts(self) -> u32 {
+    /// Whether the thread may have made drafts: it has, or a stray write has changed what is known of it.
+    pub(crate) fn may_have_drafts(self) -> bool {
         // SAFETY: as in tag().
-        self.read(|block| unsafe { &raw mut (*block).drafts })
+        let drafts = self.read(|block| unsafe { &raw mut (*block).drafts });
+        // SAFETY: as in tag().
+        let complement = self.read(|block| unsafe { &raw mut (*block).drafts_complement });
+        drafts != 0 || complement != u32::MAX
     }
 
     pub(crate) fn clear_drafts(self) {
         // SAFETY: as in tag().
         self.write(|block| unsafe { &raw mut (*block).drafts }, 0);
+        self.write(
+            // SAFETY: as in tag().
+            |block| unsafe { &raw mut (*block).drafts_complement },
+            u32::MAX,
+        );
     }
 
     /// `CLOCK_MONOTONIC` nanoseconds, or 0 for no deadline.

@@ -600,4 +600,39 @@ mod tests {
                 .unwrap();
         }
     }
+
+    #[test]
+    fn a_request_that_overwrites_its_count_of_drafts_is_committed_all_the_same() {
+        let commits = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&commits);
+        let app = Hooked::app("count of drafts", |hooks| {
+            hooks.commit = Box::new(move |_, _| {
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            });
+        });
+        let domain = app.domain("one").unwrap();
+        domain.run(|_| Ok::<_, Error>(())).unwrap();
+        assert_eq!(commits.load(Ordering::SeqCst), 0, "nothing was written");
+        // What the driver writes with the first draft, and what a stray write makes of it.
+        for (drafts, complement) in [(1, !1), (0, !1), (0, 0), (1, u32::MAX), (u32::MAX, 0)] {
+            commits.store(0, Ordering::SeqCst);
+            domain
+                .run(|_| {
+                    let control = thread::current().unwrap().control().as_ptr();
+                    // SAFETY: the calling thread's.
+                    unsafe {
+                        (&raw mut (*control).drafts).write_volatile(drafts);
+                        (&raw mut (*control).drafts_complement).write_volatile(complement);
+                    }
+                    Ok::<_, Error>(())
+                })
+                .unwrap();
+            assert_eq!(
+                commits.load(Ordering::SeqCst),
+                1,
+                "{drafts:#x} {complement:#x}"
+            );
+        }
+    }
 }

@@ -394,6 +394,11 @@ impl Thread {
         self.deadline.set(0);
     }
 
+    /// From here on the driver does not hold the request to its deadline.
+    pub(crate) fn meet_deadline(&self) {
+        self.control.set_deadline(0);
+    }
+
     /// Whether an interrupt is for the request that the thread works for. Async-signal-safe.
     pub(crate) fn must_end(&self) -> bool {
         self.is_overdue() || self.has_failed()
@@ -410,7 +415,7 @@ impl Thread {
 
     /// Whether the request may have written to domains.
     pub(crate) fn has_drafts(&self) -> bool {
-        self.control.drafts() != 0 || self.state().may_have_drafts()
+        self.control.may_have_drafts() || self.state().may_have_drafts()
     }
 
     pub(crate) fn clear_drafts(&self) {
@@ -552,7 +557,7 @@ impl Thread {
     /// Leaves a suspended request, which goes on without the thread.
     pub(crate) fn suspend(&self) {
         let state = self.state();
-        if self.control.drafts() != 0 {
+        if self.control.may_have_drafts() {
             state.note_drafts();
         }
         self.put_down();

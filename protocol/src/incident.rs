@@ -35,7 +35,8 @@ pub const KIND_THREAD_DEATH: u32 = 15;
 /// The process ended with the request in flight.
 pub const KIND_PROCESS_DEATH: u32 = 16;
 /// The request wrote to more pages than half of the pool has frames, or the pool stayed dry while it
-/// waited to write.
+/// waited to write (for a request that has written to many pages: but for the eighth that it leaves to
+/// others).
 pub const KIND_NO_FRAMES: u32 = 17;
 /// The server called the request failed (an invariant of its own).
 pub const KIND_INVARIANT: u32 = 18;

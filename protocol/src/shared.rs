@@ -31,7 +31,7 @@ pub struct ThreadControl {
     /// The clock is that of the initial time namespace.
     pub deadline_ns: u64,
     /// Drafts made by this thread in this request: raised by the driver, set to 0 by the library
-    /// when a request begins and when it has committed.
+    /// when a request begins and when it has committed. Not 0 any more once it was raised.
     pub drafts: u32,
     /// Entries in use in `held`.
     pub held_count: u32,
@@ -41,8 +41,9 @@ pub struct ThreadControl {
     /// thread that makes the request's first draft and stays the request's: another key of another
     /// member changes nothing.
     pub key: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// Complement of `drafts`, written with it. A request can overwrite the whole block: if the two do not
+    /// fit, it may have drafts.
+    pub drafts_complement: u32,
     /// Domains that the request holds or is about to lock. Of the threads that carry a request's
     /// tag, one has the list: whichever of them locks or unlocks a domain, it is entered there
     /// before its lock is taken and removed after it is released, so that a thread's death at any

@@ -212,9 +212,9 @@ impl Thread<'_> {
         // SAFETY: the control page is mapped for this thread and lasts as long as the process; the
         // driver only reads it, but for `drafts`.
         unsafe {
-            (*self.control()).drafts = 0;
             std::ptr::write_volatile(&raw mut (*self.control()).tag, tag);
         }
+        self.set_drafts(0);
         for domain in domains {
             // SAFETY: as above.
             unsafe {
@@ -238,6 +238,23 @@ impl Thread<'_> {
     pub fn drafts(&self) -> u32 {
         // SAFETY: as in `begin`.
         unsafe { std::ptr::read_volatile(&raw const (*self.control()).drafts) }
+    }
+
+    /// What the driver is to count on from, or what a stray write has made of it.
+    pub fn set_drafts(&self, drafts: u32) {
+        // SAFETY: as in `begin`.
+        unsafe {
+            std::ptr::write_volatile(&raw mut (*self.control()).drafts, drafts);
+            std::ptr::write_volatile(&raw mut (*self.control()).drafts_complement, !drafts);
+        }
+    }
+
+    /// Whether the driver has written both the count and its complement.
+    pub fn drafts_fit(&self) -> bool {
+        // SAFETY: as in `begin`.
+        let complement =
+            unsafe { std::ptr::read_volatile(&raw const (*self.control()).drafts_complement) };
+        complement == !self.drafts()
     }
 
     /// Commits all domains of the request.
@@ -359,8 +376,8 @@ impl Thread<'_> {
         unsafe {
             std::ptr::write_volatile(&raw mut (*self.control()).tag, 0);
             std::ptr::write_volatile(&raw mut (*self.control()).held_count, 0);
-            (*self.control()).drafts = 0;
         }
+        self.set_drafts(0);
     }
 }
 

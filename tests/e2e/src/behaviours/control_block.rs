@@ -1,9 +1,9 @@
 //! Nonsense in a control block, and more failures than the host can hear of, hurt nobody else.
 
 use anyhow::{Result, ensure};
-use vmsrs_protocol::MAX_DOMAINS;
 use vmsrs_protocol::incident::KIND_INVARIANT;
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
+use vmsrs_protocol::{MAX_DOMAINS, PAGE_SIZE};
 
 use crate::host::Guest;
 use crate::raw::{App, Thread, poke};
@@ -18,12 +18,13 @@ const COMMITS: u8 = 20;
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "nonsense_in_a_control_block_and_a_storm_of_failures_hurt_nobody_else",
     machine: Machine::Usual,
-    steps: &[("nonsense", nonsense), ("storm", storm)],
+    steps: &[("nonsense", nonsense), ("count", count), ("storm", storm)],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("nonsense", "")?;
+    guest.run("count", "")?;
     guest.run("storm", "").map(drop)
 }
 
@@ -68,6 +69,26 @@ fn nonsense(_: &str) -> Result<()> {
     commit(&innocent, &innocent.thread()?, "user", 1)?;
     ensure!(app.info()?.broken == 0, "the device works on");
     Ok(())
+}
+
+/// Whatever a stray write makes of the count of drafts, the next draft shows in it.
+fn count(_: &str) -> Result<()> {
+    let app = App::open("control-block")?;
+    let thread = app.thread()?;
+    let (domain, page) = app.domain("count", 4)?;
+    let tag = thread.begin(&[domain])?;
+    for (place, stray) in [0, 7, u32::MAX - 1, u32::MAX].into_iter().enumerate() {
+        thread.set_drafts(stray);
+        // SAFETY: the page is the domain's, which the request holds.
+        unsafe { poke(page.wrapping_add(place * PAGE_SIZE as usize), 1) };
+        ensure!(
+            thread.drafts() == stray.saturating_add(1) && thread.drafts_fit(),
+            "{stray:#x}: a draft makes it {:#x}",
+            thread.drafts()
+        );
+    }
+    thread.commit(tag, 0)?;
+    Ok(thread.end()?)
 }
 
 fn storm(_: &str) -> Result<()> {

@@ -77,6 +77,16 @@ fn foreign(_: &str) -> Result<()> {
     );
     thread.end()?;
 
+    // What was refused to one request says nothing about the thread's next one.
+    let tag = thread.begin(&[mine])?;
+    let failure = thread.fail(tag, KIND_MEMORY, their_page as u64 + 123)?;
+    ensure!(
+        failure.kind == KIND_MEMORY,
+        "nothing was refused to this request: {}",
+        failure.kind
+    );
+    thread.end()?;
+
     // A page in no extent belongs to nobody.
     let nowhere = app.address(vmsrs_protocol::APP_PAGES - 1);
     ensure!(

@@ -1,4 +1,5 @@
-//! A request that writes more than its share of the pool fails alone.
+//! A request that writes more than its share of the pool fails alone, and those that take their share leave
+//! some to others.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,12 +22,13 @@ const FRESH: usize = 100;
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "a_request_that_writes_more_than_half_of_the_pool_fails_alone",
     machine: Machine::SmallWindow,
-    steps: &[("greedy", greedy)],
+    steps: &[("greedy", greedy), ("together", together)],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("greedy", "").map(drop)
+    guest.run("greedy", "")?;
+    guest.run("together", "").map(drop)
 }
 
 static GREEDY_AT_ITS_LIMIT: AtomicBool = AtomicBool::new(false);
@@ -119,4 +121,73 @@ fn nothing_shows(curious: &'static Domain) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Two requests that may have half of the pool each do not take it all: of what is left, small ones live.
+fn together(_: &str) -> Result<()> {
+    // Each as much as it may have, but for a few pages that the heap needs.
+    const PAGES: usize = SHARE - 4;
+    // A small request, and still more than what is left if the two had all.
+    const FEW: usize = 12;
+    // SAFETY: no request here lends its locals to others.
+    let app = unsafe { App::open("greedy") }?;
+    let room = |key: &str, pages: usize| -> Result<(&'static Domain, usize)> {
+        let domain = app.domain(key)?;
+        let block = domain.run(|request| request.domain().allocate(pages * 4096, 4096))?;
+        Ok((domain, block.as_ptr().expose_provenance()))
+    };
+    let write = |first: usize, pages: usize| {
+        for page in 0..pages {
+            let place = std::ptr::with_exposed_provenance_mut::<u8>(first + page * 4096);
+            // SAFETY: the block has that many pages, and the callers hold its domain.
+            unsafe { place.write_volatile(1) };
+        }
+    };
+    let (one, other, few) = (
+        room("one half", PAGES)?,
+        room("other half", PAGES)?,
+        room("few", FEW)?,
+    );
+    app.flush()?;
+    let over = AtomicBool::new(false);
+    let (has_written, one_is_full) = std::sync::mpsc::channel();
+    let (one_waits, others_end) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| -> Result<()> {
+        let first = scope.spawn(move || {
+            one.0.run(|_| {
+                write(one.1, PAGES);
+                let _ = has_written.send(());
+                // Until the others are done, well or not.
+                let _ = others_end.recv();
+                Ok::<_, Error>(())
+            })
+        });
+        one_is_full.recv().context("the first request failed")?;
+        let over = &over;
+        let second = scope.spawn(move || {
+            let result = other.0.run(|_| {
+                write(other.1, PAGES);
+                Ok::<_, Error>(())
+            });
+            over.store(true, Ordering::SeqCst);
+            result
+        });
+        let mut small = Ok(());
+        while small.is_ok() && !over.load(Ordering::SeqCst) {
+            small = few.0.run(|_| {
+                write(few.1, FEW);
+                Ok::<_, Error>(())
+            });
+        }
+        let second = second.join().ok().context("the second thread panicked")?;
+        drop(one_waits);
+        let first = first.join().ok().context("the first thread panicked")?;
+        small.context("a small request beside two greedy ones")?;
+        first.context("the request that had its half first")?;
+        let Err(RunError::Failed(failure)) = second else {
+            anyhow::bail!("two requests took all of the pool: {second:?}")
+        };
+        ensure!(failure.kind == Kind::NoFrames, "{failure}");
+        Ok(())
+    })
 }
