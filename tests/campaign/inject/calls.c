@@ -95,14 +95,20 @@ EXPORT int vmsrs_enter(const vmsrs_request *request, const vmsrs_domain *domain)
 	code = real.enter(request, domain);
 	if (error == TWICE)
 		code = real.enter(request, domain);
-	if (code == VMSRS_OK)
+	if (code == VMSRS_OK) {
+		arm.entered = domain;
 		strike(AT_ENTERED);
+	}
 	return code;
 }
 
 EXPORT int vmsrs_leave(const vmsrs_request *request, const vmsrs_domain *domain)
 {
-	switch (change(AT_LEAVE)) {
+	enum error error = change(AT_LEAVE);
+
+	if (error != SKIP)
+		arm.entered = NULL;
+	switch (error) {
 	case SKIP:
 		return VMSRS_OK;
 	case TWICE:

@@ -141,6 +141,7 @@ struct arm {
 	unsigned int deadline;
 	unsigned int seal;
 	const vmsrs_domain *domain;
+	const vmsrs_domain *entered; /* the domain that it has entered, or NULL */
 };
 
 extern __thread struct arm arm __attribute__((tls_model("initial-exec")));

@@ -117,6 +117,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 		return code;
 	}
 	arm.domain = domain;
+	arm.entered = NULL;
 	if (arm.point == AT_MOMENT)
 		timed = begin_moment(&timer);
 	if (arm.point == AT_HANDED)

@@ -46,6 +46,12 @@ pub fn reports() -> PathBuf {
 /// When it cannot be run to its end; there is no report in `folder` then.
 pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     let start = Instant::now();
+    if let Some(kind) = args.only
+        && let Some(wants) = kind.wants(args.server == Server::C, true, true)
+    {
+        // Before all is built and booted. What the guest's host is like, is seen there.
+        bail!("errors of the kind '{}' want {wants}", kind.name);
+    }
     let steps = Steps::new();
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
 
@@ -127,6 +133,8 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
             Server::Rust => "rust".to_owned(),
         },
         restarts: !args.no_restarts,
+        only: args.only.map(|kind| kind.name.to_owned()),
+        connections: args.connections,
         guest_restarts: done.guest_restarts,
     };
     let report = Report::new(&place, &done.outcome);

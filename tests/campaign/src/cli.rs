@@ -195,17 +195,16 @@ mod tests {
 
     #[test]
     fn arguments_survive_the_way_to_another_process() {
-        let first = Cli::parse_from([
-            "vmsrs-campaign",
-            "--seed=9",
-            "--server=rust",
-            "--no-restarts",
-        ]);
-        let arguments = first.run.to_arguments();
-        let again = Cli::parse_from(std::iter::once("vmsrs-campaign".to_owned()).chain(arguments));
-        let text = |run: &RunArgs| format!("{:?}", run.options(([127, 0, 0, 1], 1).into()));
-        assert_eq!(text(&first.run), text(&again.run));
-        assert_eq!(first.run.vcpus, again.run.vcpus);
+        for further in ["--no-restarts", "--only=second error in a defer"] {
+            let first = ["vmsrs-campaign", "--seed=9", "--server=rust", further];
+            let first = Cli::parse_from(first).run;
+            let arguments = first.to_arguments();
+            let name = std::iter::once("vmsrs-campaign".to_owned());
+            let again = Cli::parse_from(name.chain(arguments)).run;
+            let text = |run: &RunArgs| format!("{:?}", run.options(([127, 0, 0, 1], 1).into()));
+            assert_eq!(text(&first), text(&again));
+            assert_eq!(first.vcpus, again.vcpus);
+        }
     }
 
     #[test]

@@ -66,10 +66,29 @@ impl Kind {
 }
 
 impl Kind {
-    /// Whether the server has closed what it hits to its requests, where the CPU has protection keys.
+    /// Whether a protection key closes what it hits, where the CPU has some: variables that the server has
+    /// guarded, and drafts of other requests.
     #[must_use]
     pub fn is_guarded(&self) -> bool {
-        self.origin == Origin::Injected(&["global"])
+        matches!(
+            self.origin,
+            Origin::Injected(["global"] | ["foreign-draft"])
+        )
+    }
+
+    /// What is missing to make errors of this kind, if anything.
+    #[must_use]
+    pub fn wants(&self, injector: bool, host: bool, poison: bool) -> Option<&'static str> {
+        match self.origin {
+            Origin::Injected(_) if !injector => Some("the injector, which the C server alone has"),
+            Origin::Memory(_) if !(injector && host) => {
+                Some("a guest with the injector, and its host")
+            }
+            Origin::Memory(Harm::Poison) if !poison => {
+                Some("the nested test-bed: this machine's own memory would be out of use")
+            }
+            _ => None,
+        }
     }
 }
 
@@ -401,15 +420,26 @@ pub fn all() -> impl Iterator<Item = &'static Kind> {
     COMMON.iter().chain(RARE.iter().map(|rare| &rare.kind))
 }
 
+/// How many turns a kind has in a plan of so many errors, if the plan has it.
+#[must_use]
+pub fn turns(kind: &Kind, errors: u64) -> u64 {
+    match RARE.iter().find(|rare| rare.kind.name == kind.name) {
+        Some(rare) => errors.saturating_sub(rare.first).div_ceil(rare.period),
+        // Some of them go to the rare ones.
+        None => errors / (COMMON.len() as u64 + 1),
+    }
+}
+
 /// The kind with a name of the report.
 ///
 /// # Errors
 ///
-/// When there is none; says where the names are.
+/// When there is none; says which there are.
 pub fn named(name: &str) -> Result<&'static Kind, String> {
-    all()
-        .find(|kind| kind.name == name)
-        .ok_or_else(|| "no kind has this name; `vmsrs-campaign plan` prints them".to_owned())
+    all().find(|kind| kind.name == name).ok_or_else(|| {
+        let names: Vec<_> = all().map(|kind| kind.name).collect();
+        format!("the kinds are:\n  {}", names.join("\n  "))
+    })
 }
 
 #[cfg(test)]
@@ -420,6 +450,45 @@ mod tests {
     fn names_of_kinds_are_distinct() {
         let names: std::collections::BTreeSet<_> = all().map(|kind| kind.name).collect();
         assert_eq!(names.len(), all().count());
+    }
+
+    #[test]
+    fn a_kind_is_found_by_its_name() {
+        assert_eq!(named("division by zero").unwrap().name, "division by zero");
+        assert!(
+            named("division")
+                .unwrap_err()
+                .contains("\n  division by zero\n")
+        );
+    }
+
+    #[test]
+    fn a_kind_says_what_it_wants() {
+        let wants = |name: &str, injector, host, poison| {
+            let wants = named(name).unwrap().wants(injector, host, poison);
+            wants.is_some()
+        };
+        assert!(!wants("planted: division by zero", false, false, false));
+        assert!(wants("division by zero", false, true, true));
+        assert!(!wants("division by zero", true, false, false));
+        assert!(wants(
+            "bit flip in a sealed frame with a mirror",
+            true,
+            false,
+            true
+        ));
+        assert!(!wants(
+            "bit flip in a sealed frame with a mirror",
+            true,
+            true,
+            false
+        ));
+        assert!(wants(
+            "poisoned memory of a sealed frame with a mirror",
+            true,
+            true,
+            false
+        ));
     }
 
     #[test]

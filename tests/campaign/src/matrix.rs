@@ -147,6 +147,8 @@ mod tests {
             guest_kernel: "6.1".to_owned(),
             server: "c".to_owned(),
             restarts: true,
+            only: None,
+            connections: 14,
             guest_restarts: Some(0),
         };
         Run {

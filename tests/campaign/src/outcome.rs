@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vmsrs_bed::window;
 
 use crate::cause::Cause;
 use crate::class::Class;
 use crate::console::Console;
-use crate::kind::{Fate, all};
+use crate::kind::{Fate, Kind, all, turns};
+use crate::run::Options;
 use crate::world::{Ended, World, lock};
 
 /// The numbers of one kind of error.
@@ -48,6 +50,8 @@ impl KindOutcome {
             return 0;
         };
         match kind.fate {
+            // It depends on the CPU.
+            _ if kind.is_guarded() => 0,
             Fate::Detected | Fate::Kills | Fate::Panics => {
                 self.recovered_wrong_answer + self.no_effect
             }
@@ -113,6 +117,8 @@ pub struct Outcome {
     pub errors_injected: u64,
     /// Of a kind that must be detected, and were not: the request was answered.
     pub undetected: u64,
+    /// Kinds that the plan has often, and that were never made.
+    pub kinds_never_made: Vec<String>,
     /// Complaints of the guest's kernel on its console that nobody has asked for.
     pub kernel_complaints: u64,
     /// The first of them, with the lines that follow.
@@ -176,7 +182,31 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
-/// Errors in guarded memory that were not stopped, where the guest's CPU has protection `keys`.
+/// With so many turns, a kind is made.
+const MANY_TURNS: u64 = 10;
+
+/// Kinds that a plan of so many errors has often, and that were never made.
+fn never_made(outcomes: &[KindOutcome], errors: u64) -> Vec<String> {
+    let is_often = |kind: &Kind| turns(kind, errors) >= MANY_TURNS;
+    let never = outcomes.iter().filter(|outcome| outcome.injected == 0);
+    never
+        .filter(|outcome| all().any(|kind| kind.name == outcome.kind && is_often(kind)))
+        .map(|outcome| outcome.kind.clone())
+        .collect()
+}
+
+/// Whether the plan of a run has a kind.
+fn is_planned(kind: &'static Kind, options: &Options) -> bool {
+    let may_end = options.restarts || matches!(kind.fate, Fate::Detected | Fate::OwnDamage);
+    let poison = window::may_poison();
+    options.only.is_none_or(|only| only == kind)
+        && may_end
+        && kind
+            .wants(options.injector, options.host.is_some(), poison)
+            .is_none()
+}
+
+/// Errors in what protection keys close that were not stopped, where the guest's CPU has protection `keys`.
 fn unguarded(outcomes: &[KindOutcome], keys: bool) -> u64 {
     let guarded = all().filter(|kind| keys && kind.is_guarded());
     guarded
@@ -201,11 +231,13 @@ impl Outcome {
             Outage::new(wanted.filter_map(|end| end.outage).collect())
         };
         let causes = |cause: &Cause| ended.iter().filter(|end| end.cause == *cause).count() as u64;
+        let none = BTreeMap::new();
         let outcomes: Vec<_> = all()
-            .filter_map(|kind| {
-                let classes = tally.get(kind.name)?;
+            .filter(|kind| tally.contains_key(kind.name) || is_planned(kind, world.options))
+            .map(|kind| {
+                let classes = tally.get(kind.name).unwrap_or(&none);
                 let number = |class| classes.get(&class).copied().unwrap_or(0);
-                Some(KindOutcome {
+                KindOutcome {
                     kind: kind.name.to_owned(),
                     injected: classes.values().sum(),
                     recovered_right: number(Class::RecoveredRight),
@@ -217,7 +249,7 @@ impl Outcome {
                     crash: number(Class::Crash),
                     hang: number(Class::Hang),
                     detected_by: detectors.get(kind.name).cloned().unwrap_or_default(),
-                })
+                }
             })
             .collect();
         let of_fate = |fate| {
@@ -240,6 +272,10 @@ impl Outcome {
             errors_injected: count.injected.load(SeqCst),
             undetected: outcomes.iter().map(KindOutcome::undetected).sum::<u64>()
                 + unguarded(&outcomes, world.options.keys),
+            kinds_never_made: match world.options.only {
+                None => never_made(&outcomes, world.options.errors),
+                Some(_) => Vec::new(),
+            },
             kernel_complaints: console.map_or(0, |console| console.complaints),
             kernel_complaints_quoted: console
                 .map_or_else(Vec::new, |console| console.quoted.clone()),
@@ -297,6 +333,10 @@ impl Outcome {
                 "errors that must be detected were answered as if nothing were wrong",
             ),
             (
+                self.kinds_never_made.len() as u64,
+                "kinds of errors were never made",
+            ),
+            (
                 self.kernel_complaints,
                 "complaints of the guest's kernel on its console",
             ),
@@ -330,6 +370,7 @@ mod tests {
             errors_planned: 10,
             errors_injected: 9,
             undetected: 1,
+            kinds_never_made: vec!["null write".to_owned()],
             kernel_complaints: 1,
             others_harmed: 1,
             crashes: 1,
@@ -339,7 +380,7 @@ mod tests {
             commits_lost: 1,
             ..Outcome::default()
         };
-        assert_eq!(outcome.broken_promises().len(), 9);
+        assert_eq!(outcome.broken_promises().len(), 10);
     }
 
     #[test]
@@ -353,6 +394,31 @@ mod tests {
         };
         assert_eq!(unguarded(std::slice::from_ref(&outcome), true), 2);
         assert_eq!(unguarded(&[outcome], false), 0);
+        let draft = KindOutcome {
+            kind: "write to another request's draft".to_owned(),
+            injected: 2,
+            no_effect: 1,
+            request_lost: 1,
+            ..KindOutcome::default()
+        };
+        assert_eq!(draft.undetected(), 0);
+        assert_eq!(unguarded(&[draft], true), 1);
+    }
+
+    #[test]
+    fn a_kind_that_had_many_turns_and_was_never_made_is_told() {
+        let outcome = |kind: &str, injected| KindOutcome {
+            kind: kind.to_owned(),
+            injected,
+            ..KindOutcome::default()
+        };
+        let outcomes = [
+            outcome("null write", 0),
+            outcome("division by zero", 3),
+            outcome("panic of the guest's kernel", 0),
+        ];
+        assert_eq!(never_made(&outcomes, 10_000), ["null write"]);
+        assert_eq!(never_made(&outcomes, 300), [""; 0]);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Report {
     pub errors_planned: u64,
     /// Errors of a kind that must be detected, and were not.
     pub undetected: u64,
+    /// Kinds that the plan has often, and that were never made.
+    pub kinds_never_made: Vec<String>,
     /// Complaints of the guest's kernel on its console that nobody has asked for.
     pub kernel_complaints: u64,
     /// The first of them, with the lines that follow.
@@ -40,6 +42,10 @@ pub struct Report {
     pub restarts_unexplained: u64,
     /// Whether errors were made that end the server's process or the guest.
     pub restarts: bool,
+    /// The kind of all errors, if not all kinds were made.
+    pub only: Option<String>,
+    /// Connections to the server.
+    pub connections: usize,
     /// Restarts of the guest that no error has asked for.
     pub guest_restarts_unplanned: u64,
     /// Restarts of the guest that errors have asked for.
@@ -101,6 +107,10 @@ pub struct Place {
     pub server: String,
     /// Whether errors were made that end the server's process or the guest.
     pub restarts: bool,
+    /// The kind of all errors, if not all kinds were made.
+    pub only: Option<String>,
+    /// Connections to the server.
+    pub connections: usize,
     /// Restarts of the guest that the host counts; nothing if it could not be asked.
     pub guest_restarts: Option<u64>,
 }
@@ -131,10 +141,13 @@ impl Report {
             untagged: outcome.untagged,
             errors_planned: outcome.errors_planned,
             undetected: outcome.undetected,
+            kinds_never_made: outcome.kinds_never_made.clone(),
             kernel_complaints: outcome.kernel_complaints,
             kernel_complaints_quoted: outcome.kernel_complaints_quoted.clone(),
             restarts_unexplained: outcome.restarts_unexplained,
             restarts: place.restarts,
+            only: place.only.clone(),
+            connections: place.connections,
             guest_restarts_unplanned: unplanned.unwrap_or(0),
             guest_restarts_planned: outcome.guest_restarts_planned,
             guest_boots_cut_short: outcome.guest_boots_cut_short,
@@ -173,6 +186,8 @@ mod tests {
             guest_kernel: "6.1".to_owned(),
             server: "c".to_owned(),
             restarts: true,
+            only: None,
+            connections: 14,
             guest_restarts,
         }
     }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use vmsrs_bed::window;
 use vmsrs_demo::client::Client;
 use vmsrs_demo::command::Command;
 use vmsrs_demo::model::{DirectoryChange, User};
@@ -85,6 +86,14 @@ pub enum Error {
         /// Connections asked for.
         connections: usize,
     },
+    /// A kind was asked for that cannot be made.
+    #[error("errors of the kind '{kind}' want {wants}")]
+    Kind {
+        /// The kind.
+        kind: &'static str,
+        /// What is missing.
+        wants: &'static str,
+    },
     /// The server cannot be reached, or fails before the run begins.
     #[error("no new ledger answers at {address} ({doing}); start one first")]
     Server {
@@ -107,6 +116,19 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
         return Err(Error::Options {
             users: options.users,
             connections: options.connections,
+        });
+    }
+    let can = (
+        options.injector,
+        options.host.is_some(),
+        window::may_poison(),
+    );
+    if let Some(kind) = options.only
+        && let Some(wants) = kind.wants(can.0, can.1, can.2)
+    {
+        return Err(Error::Kind {
+            kind: kind.name,
+            wants,
         });
     }
     let failed = |doing| {

@@ -20,6 +20,8 @@ enum Wrong {
     Nothing,
     /// One error changes the balance of a user who has nothing to do with it.
     OtherUser(u64),
+    /// One failed transfer leaves the money with its receiver.
+    Receiver,
     /// One failed request leaves a trace in its own user's state.
     Trace(u64),
     /// One ordinary answer is changed.
@@ -190,6 +192,10 @@ impl Proxy {
         if deadline == "20000" && self.wrong == Wrong::Overdue {
             return Ok("\u{1}1 1 0\nERR deadline incident=1 recovery_ns=1".to_owned());
         }
+        if let (Wrong::Receiver, Some(transfer)) = (self.wrong, line.strip_prefix("TRANSFER ")) {
+            let name = transfer.split(' ').next().unwrap_or_default();
+            self.deposit(name)?;
+        }
         session.nobody |= line.starts_with("USER ");
         // A write of the kernel is refused, and the request goes on.
         Ok(match error {
@@ -198,15 +204,20 @@ impl Proxy {
         })
     }
 
+    /// Gives money to a user whom nobody has asked to.
+    fn deposit(&self, name: &str) -> std::io::Result<()> {
+        let address = self.ledger.lock().unwrap().address();
+        let mut stranger = BufReader::new(TcpStream::connect(address)?);
+        Self::ask(&mut stranger, &format!("USER {name}"))?;
+        Self::ask(&mut stranger, "DEPOSIT 1").map(drop)
+    }
+
     /// The answer to a request with an error, which does not reach the server.
     fn error(&self, server: &mut BufReader<TcpStream>) -> std::io::Result<String> {
         let number = self.errors.fetch_add(1, SeqCst) + 1;
         match self.wrong {
             Wrong::OtherUser(at) if number == at => {
-                let address = self.ledger.lock().unwrap().address();
-                let mut stranger = BufReader::new(TcpStream::connect(address)?);
-                Self::ask(&mut stranger, "USER vault2")?;
-                Self::ask(&mut stranger, "DEPOSIT 1")?;
+                self.deposit("vault2")?;
             }
             Wrong::Trace(at) if number == at => {
                 Self::ask(server, "DEPOSIT 1")?;
@@ -331,6 +342,18 @@ fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
     assert!(outcome.others_harmed > 0);
     // Whom harm is blamed on has made no more errors by that.
     assert_consistent(&outcome);
+}
+
+#[test]
+fn a_failed_transfer_that_reaches_its_receiver_is_seen() {
+    let outcome = campaign_with_injector("receiver", Wrong::Receiver);
+    assert!(outcome.others_harmed > 0);
+    let blamed = |complaint: &String| complaint.contains("between two requests");
+    assert!(
+        outcome.complaints.iter().any(blamed),
+        "{:#?}",
+        outcome.complaints
+    );
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Worker<'_> {
                 let life = this.life;
                 this.replace(life)?;
             }
-            this.struck(user, effect, &struck, kind, arm)
+            this.struck(user, effect, struck, kind, arm)
         })?;
         match made {
             Made::Broken(of, side) => {

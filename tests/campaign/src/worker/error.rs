@@ -36,7 +36,7 @@ impl Worker<'_> {
         world.blame(kind);
         let made = world.in_flight(|| {
             self.with_users(index, command, Some(arm), |this, user, effect, struck| {
-                this.struck(user, effect, &struck, kind, arm)
+                this.struck(user, effect, struck, kind, arm)
             })
         });
         match made? {
@@ -62,8 +62,8 @@ impl Worker<'_> {
     pub(super) fn struck(
         &mut self,
         user: &mut User,
-        effect: Effect,
-        struck: &Struck<'_>,
+        mut effect: Effect,
+        struck: Struck<'_>,
         kind: &'static Kind,
         arm: Arm,
     ) -> Result<(), Over> {
@@ -100,6 +100,12 @@ impl Worker<'_> {
         let counted = if overdue { Class::Hang } else { class };
         world.made(kind, counted, detector.as_deref());
         let right = class == Class::RequestLost || (answer_right && state_right);
+        if let (Some(receiver), Some(after)) = (struck.receiver, effect.receiver.take()) {
+            if right && !failed {
+                *receiver = after;
+            }
+            self.is_as_known(receiver)?;
+        }
         let hidden = !failed && HIDDEN.contains(&arm.error);
         // Wrong texts are the user's own from here on, and good to go on with.
         let taken = match (&found, failed || hidden || !answer_right) {

@@ -196,4 +196,5 @@ struct Struck<'a> {
     command: &'a Command,
     strike: Strike,
     line: &'a [u8],
+    receiver: Option<&'a mut User>,
 }

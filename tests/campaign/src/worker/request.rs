@@ -40,6 +40,10 @@ impl Worker<'_> {
         if let (Command::Transfer { name, .. }, Some(receiver)) = (&mut command, &receiver) {
             name.clone_from(&receiver.name);
         }
+        // It may leave its user with wrong data, which must not hide what others have done to him before.
+        if arm.is_some_and(|arm| arm.is_mutation()) && !self.is_as_known(&mut user)? {
+            return Ok(Made::No);
+        }
         self.choose(&user)?;
         let mut after = user.clone();
         let mut receiver_after = receiver.as_deref().cloned();
@@ -67,6 +71,7 @@ impl Worker<'_> {
                 command: &command,
                 strike,
                 line: &answer.line,
+                receiver: receiver.as_deref_mut(),
             };
             let result = struck(self, &mut user, effect, parts);
             return result.map(|()| Made::Yes);

@@ -73,6 +73,25 @@ impl Worker<'_> {
         }
     }
 
+    /// Whether a user's state is that of the model. Otherwise somebody has harmed him, and he is retired.
+    pub(super) fn is_as_known(&mut self, user: &mut User) -> Result<bool, Over> {
+        let world = self.world;
+        let found = self.read_back(user)?;
+        let must_be = user.dump();
+        let same = found
+            .as_ref()
+            .is_some_and(|found| world.same(&must_be, found));
+        if !same {
+            world.harm(format!(
+                "{} between two requests: found {:?}, must be {must_be:?}",
+                user.name,
+                found.as_deref().map(String::from_utf8_lossy)
+            ));
+            self.retire(user)?;
+        }
+        Ok(same)
+    }
+
     /// Reads all of this connection's users back, after the server was started anew.
     pub(super) fn audit(&mut self) -> Result<(), Over> {
         let world = self.world;
