@@ -89,6 +89,11 @@ impl Members {
         self.slots.is_empty()
     }
 
+    /// A count that changes when one has left.
+    pub(crate) fn departures(&self) -> u32 {
+        self.departures.load(Ordering::SeqCst)
+    }
+
     /// Whether a thread has ended without leaving.
     pub(crate) fn has_lost(&self) -> bool {
         uncut(|| self.slots.lost(self.alive()).is_some())

@@ -30,6 +30,9 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Bytes of the stack that signal handlers run on.
 const SIGNAL_STACK: usize = 64 * 1024;
 
+/// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
+const AMID: &[u8] = b"the library was called in the middle of its own work";
+
 /// What a thread does; tells the signal handler what an error means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -322,12 +325,23 @@ impl Thread {
             return code();
         }
         let state = self.state();
-        let give_up = |for_nothing| self.is_doomed() || (for_nothing && state.members.has_lost());
+        // If no other thread is there, and none has left since the look before, it is this one that has them:
+        // the library was called in the middle of itself.
+        let (own, departures) = (Cell::new(false), Cell::new(None));
+        let give_up = |for_nothing| {
+            let alone = state.members.is_empty();
+            let before = departures.replace(Some(state.members.departures()));
+            own.set(for_nothing && alone && before == departures.get());
+            self.is_doomed() || own.get() || (for_nothing && state.members.has_lost())
+        };
         while !state.latch.take(give_up) {
             // Nothing was begun here yet, so even critical code can be cut short.
             if self.phase() == Phase::Running {
                 if self.is_doomed() {
                     fail_request(Kind::Deadline, 0, &[]);
+                }
+                if own.get() {
+                    fail_request(Kind::Memory, 0, AMID);
                 }
                 fail_request(Kind::ThreadDeath, 0, run::LOST);
             }
@@ -755,6 +769,20 @@ mod tests {
         thread.clear_limit();
         thread.rest();
         assert!(cut && !argument.ended);
+    }
+
+    #[test]
+    fn a_request_that_calls_the_library_in_the_middle_of_itself_fails_at_once() {
+        let app = Hooked::app("in the middle", |_| ());
+        let domain = app.domain("one").unwrap();
+        let failure = failure(domain.run(|request| {
+            // Here a jump to other code struck, between two instructions of `exclusive`.
+            assert!(current().unwrap().state().latch.take(|_| false));
+            request.alloc(1u8).map(drop)
+        }));
+        assert_eq!(failure.kind, Kind::Memory);
+        assert!(failure.message.contains("in the middle"), "{failure}");
+        domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
     }
 
     #[test]
