@@ -215,7 +215,8 @@
 #define VMSRS_KIND_PROCESS_DEATH 16
 
 // The request wrote to more pages than half of the pool has frames, or the pool stayed dry while it
-// waited to write.
+// waited to write (for a request that has written to many pages: but for the eighth that it leaves to
+// others).
 #define VMSRS_KIND_NO_FRAMES 17
 
 // The server called the request failed (an invariant of its own).
