@@ -250,7 +250,7 @@ fn fails(_: &str) -> Result<()> {
 }
 
 /// The calling thread's PKRU.
-fn pkru() -> u32 {
+pub(super) fn pkru() -> u32 {
     let pkru;
     // SAFETY: the CPU has protection keys, or this step would not run.
     unsafe { asm!("rdpkru", in("ecx") 0, out("eax") pkru, out("edx") _) };

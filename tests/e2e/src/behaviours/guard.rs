@@ -9,7 +9,7 @@ use vmsrs::{App, Domain, Error, Failure, Kind, Options, RunError, Step, Task};
 use vmsrs_bed::cpu::has_protection_keys;
 use vmsrs_protocol::PAGE_SIZE;
 
-use super::foreign_draft::kernel_writes;
+use super::foreign_draft::{kernel_writes, pkru};
 use crate::fault::store;
 use crate::host::Guest;
 use crate::{Behaviour, Machine};
@@ -222,17 +222,20 @@ fn late(_: &str) -> Result<()> {
     let app = unsafe { App::open("guard") }?;
     let barrier = Barrier::new(KEYS + 1);
     thread::scope(|scope| {
-        for number in 0..KEYS {
-            let barrier = &barrier;
-            scope.spawn(move || {
-                let domain = app.domain(format!("busy {number}"))?;
-                domain.run(|_| {
-                    barrier.wait();
-                    barrier.wait();
-                    Ok::<_, Error>(())
+        let busy: Vec<_> = (0..KEYS)
+            .map(|number| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    let domain = app.domain(format!("busy {number}"))?;
+                    domain.run(|_| {
+                        let before = pkru();
+                        barrier.wait();
+                        barrier.wait();
+                        Ok::<_, Error>(pkru() == before)
+                    })
                 })
-            });
-        }
+            })
+            .collect();
         barrier.wait();
         let late = pages().map(guard);
         barrier.wait();
@@ -240,6 +243,10 @@ fn late(_: &str) -> Result<()> {
             matches!(late, Ok(Err(Error::NoKeys))),
             "all keys are taken: {late:?}"
         );
+        for thread in busy {
+            let keeps = thread.join().ok().context("a busy thread panicked")??;
+            ensure!(keeps, "a request has its key to its end");
+        }
         Ok(())
     })?;
     Ok(guard(pages()?)?)
