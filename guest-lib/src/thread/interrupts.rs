@@ -1,0 +1,152 @@
+//! What may cut a request short from outside, an interrupt or its deadline, and when it must wait.
+
+use super::landing::fail_request;
+use super::{Phase, Thread, now};
+use crate::failure::Kind;
+use crate::{clib, signal};
+use std::sync::atomic::{Ordering, compiler_fence};
+use std::time::Duration;
+
+impl Thread {
+    pub(crate) fn is_critical(&self) -> bool {
+        self.critical.get() > 0
+    }
+
+    /// Runs code of the library that interrupts must not cut short; one that came meanwhile takes
+    /// effect at the end.
+    pub(crate) fn critical<T>(&self, code: impl FnOnce() -> T) -> T {
+        self.critical.set(self.critical.get() + 1);
+        compiler_fence(Ordering::SeqCst);
+        let value = code();
+        compiler_fence(Ordering::SeqCst);
+        self.critical.set(self.critical.get() - 1);
+        self.act_on_pending();
+        value
+    }
+
+    /// Fails the request if an interrupt waits, or another thread of it has failed.
+    pub(crate) fn act_on_pending(&self) {
+        if !self.is_critical() && self.phase() == Phase::Running && self.is_doomed() {
+            self.set_pending(false);
+            fail_request(Kind::Deadline, 0, &[]);
+        }
+    }
+
+    /// Whether the request is past its deadline. Async-signal-safe.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.deadline.get() != 0 && now() >= self.deadline.get()
+    }
+
+    /// Whether the request has failed, by another thread of it or by the driver's word.
+    /// Async-signal-safe.
+    fn has_failed(&self) -> bool {
+        let tag = self.state().tag();
+        tag != 0
+            && !self.landed.get()
+            && (self.state().has_failed() || self.control.failed() == tag)
+    }
+
+    /// The thread has come to its landing: further interrupts for the request tell it nothing, and it
+    /// starts no threads any more.
+    pub(crate) fn land(&self) {
+        self.landed.set(true);
+        self.state().members.take_back();
+        // An error, unlike an interrupt, cuts critical code short.
+        self.critical.set(0);
+        self.pending.set(false);
+    }
+
+    /// Has the interrupt come again a little later, if it has not waited too long already.
+    /// Async-signal-safe.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.waited.set(self.waited.get() + 1);
+        self.waited.get() <= clib::RETRIES && self.alarm.set(signal::interrupt(), clib::RETRY)
+    }
+
+    /// Limits the time of what the library runs on the request stack next. False if the kernel has
+    /// no timer.
+    pub(crate) fn set_limit(&self, limit: Duration) -> bool {
+        // It may hang in the C library itself.
+        self.waited.set(clib::RETRIES);
+        self.pending.set(false);
+        self.deadline.set(now() + limit.as_nanos() as u64);
+        self.alarm.set(signal::interrupt(), limit)
+    }
+
+    /// Takes the limit back.
+    pub(crate) fn clear_limit(&self) {
+        self.alarm.stop();
+        self.deadline.set(0);
+    }
+
+    /// From here on the driver does not hold the request to its deadline.
+    pub(crate) fn meet_deadline(&self) {
+        self.control.set_deadline(0);
+    }
+
+    /// Whether an interrupt is for the request that the thread works for. Async-signal-safe.
+    pub(crate) fn must_end(&self) -> bool {
+        self.is_overdue() || self.has_failed()
+    }
+
+    pub(super) fn is_doomed(&self) -> bool {
+        self.is_pending() || self.has_failed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooked::Hooked;
+    use crate::thread::{current, of};
+    use std::ffi::c_void;
+    use std::hint::black_box;
+    use std::ptr;
+
+    struct Spin<'a> {
+        thread: &'a Thread,
+        ended: bool,
+    }
+
+    /// Runs on the request stack, as a trial of the C library's heap that hangs does.
+    unsafe extern "C" fn spin(argument: *mut c_void) {
+        // SAFETY: the test passes this, which lives until this returns or is cut short.
+        let spin = unsafe { &mut *argument.cast::<Spin<'_>>() };
+        spin.thread.set_phase(Phase::Running);
+        let start = now();
+        // Ends by itself if nobody cuts it short.
+        while now() - start < 10_000_000_000 {
+            black_box(());
+        }
+        spin.ended = true;
+        spin.thread.set_phase(Phase::Ending);
+    }
+
+    #[test]
+    fn an_error_in_critical_code_leaves_interrupts_on() {
+        let app = Hooked::app("error in critical code", |_| ());
+        let domain = app.domain("one").unwrap();
+        let outcome = domain.run(|_| {
+            current().unwrap().critical(|| {
+                // SAFETY: it is not; that is the test.
+                unsafe { black_box(ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
+            });
+            Ok(())
+        });
+        assert_eq!(crate::thread::tests::failure(outcome).address, 16);
+        let thread = of(app).unwrap();
+        assert!(!thread.is_critical() && !thread.is_pending());
+        // What comes next has its time limited, before any other request begins.
+        thread.attend();
+        assert!(thread.set_limit(Duration::from_millis(10)));
+        let mut argument = Spin {
+            thread,
+            ended: false,
+        };
+        // SAFETY: the request stack is free; spin() does not unwind.
+        let cut = unsafe { thread.on_request_stack(spin, (&raw mut argument).cast()) };
+        thread.clear_limit();
+        thread.rest();
+        assert!(cut && !argument.ended);
+    }
+}

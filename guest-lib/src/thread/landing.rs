@@ -1,0 +1,144 @@
+//! The landing: where a thread goes when its request is cut short, and what it brings along.
+
+use super::registry::current;
+use super::{Phase, Thread};
+use crate::failure::Kind;
+use crate::record;
+use crate::region::Region;
+use crate::{signal, switch};
+use std::ffi::c_void;
+use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::ioctl::IoctlFail;
+
+/// Makes the running request of the calling thread fail, from its own code. Outside of a request
+/// the process is aborted with the message.
+pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
+    let thread = current().filter(|thread| thread.can_divert());
+    let Some(thread) = thread.filter(|_| signal::suppressing()) else {
+        signal::say(b"vmsrs: ");
+        signal::say(kind.c_name().to_bytes());
+        signal::say(b" outside of a request: ");
+        signal::say(message);
+        signal::say(b"\n");
+        // SAFETY: ends the process.
+        unsafe { libc::abort() }
+    };
+    thread.divert();
+    thread.note_failure(kind, address, message);
+    // SAFETY: can_divert() says that this runs under the thread's switch.
+    unsafe { switch::leap(thread.saved.get().read()) }
+}
+
+impl Thread {
+    /// Whether the thread is on its way to the landing. Async-signal-safe.
+    pub(crate) fn is_diverted(&self) -> bool {
+        self.diverted.get()
+    }
+
+    /// Notes that the thread is sent to its landing; false if it was before and has not arrived.
+    /// Async-signal-safe.
+    pub(crate) fn divert(&self) -> bool {
+        !self.diverted.replace(true)
+    }
+
+    /// Calls `entry(argument)` on the request stack; true if it was cut short.
+    ///
+    /// # Safety
+    ///
+    /// As [`switch::switch`]; the request stack is not in use.
+    pub(crate) unsafe fn on_request_stack(
+        &self,
+        entry: unsafe extern "C" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> bool {
+        let Some(stack) = self.stack.region() else {
+            return true;
+        };
+        // SAFETY: the caller's.
+        unsafe { self.on_stack(stack, entry, argument) }
+    }
+
+    /// The same on another stack.
+    ///
+    /// # Safety
+    ///
+    /// As [`switch::switch`]; the stack is not in use.
+    pub(crate) unsafe fn on_stack(
+        &self,
+        stack: &Region,
+        entry: unsafe extern "C" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> bool {
+        // SAFETY: the region's top is page-aligned; the rest is the caller's.
+        let cut = unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) };
+        if cut {
+            // The landing is no place to be sent to any more.
+            self.set_phase(Phase::Ending);
+        }
+        self.diverted.set(false);
+        cut
+    }
+
+    /// The stack pointer of the landing. Async-signal-safe.
+    pub(crate) fn saved(&self) -> u64 {
+        // SAFETY: written by the switch of this thread before anything runs under it.
+        unsafe { self.saved.get().read() }
+    }
+
+    /// The request stack.
+    pub(crate) fn stack_region(&self) -> Option<&Region> {
+        self.stack.region()
+    }
+
+    /// Whether an address lies in the guard below the request stack.
+    pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
+        let region = self.stack.region();
+        region.is_some_and(|stack| stack.is_below(address))
+    }
+
+    // What went wrong.
+
+    /// Notes an error that the library itself found.
+    pub(crate) fn note_failure(&self, kind: Kind, address: u64, message: &[u8]) {
+        self.note(kind, address, 0, 0, record::registers());
+        if !message.is_empty() {
+            self.record.say(message);
+        }
+    }
+
+    /// Fills the record for the report. Async-signal-safe.
+    pub(crate) fn note(
+        &self,
+        kind: Kind,
+        address: u64,
+        signal: i32,
+        code: i32,
+        registers: [u64; REGISTERS],
+    ) {
+        let in_check = self.checking.replace(false) && kind != Kind::Deadline;
+        let (kind, message) = if in_check {
+            let message: &[u8] = match kind {
+                Kind::Invariant => &[],
+                _ => b"an error in the check of the invariant",
+            };
+            (Kind::Invariant, message)
+        } else {
+            (kind, &[][..])
+        };
+        let stack = self.stack.region();
+        self.record.note(&record::report(
+            kind, address, signal, code, registers, stack,
+        ));
+        self.record.say(message);
+    }
+
+    /// The record of the error that cut the request short.
+    pub(crate) fn record(&self) -> IoctlFail {
+        self.record.report()
+    }
+
+    /// What the error said.
+    pub(crate) fn message(&self) -> &[u8] {
+        self.record.message()
+    }
+}

@@ -1,0 +1,208 @@
+//! A thread of the server, as the library knows it: control block, request stack, signal stack, and
+//! which request it works for.
+//!
+//! A thread is registered by its first request and unregistered when it ends. Its memory lies in a
+//! mapping of its own between guards, away from the C library's heap.
+
+mod exclusive;
+mod interrupts;
+mod landing;
+mod registry;
+mod serving;
+
+pub(crate) use landing::fail_request;
+pub(crate) use registry::{current, forget_all, of};
+
+use crate::alarm::Alarm;
+use crate::app::App;
+use crate::arena::Arena;
+use crate::backend::Tags;
+use crate::control::Control;
+use crate::record::Record;
+use crate::region::Region;
+use crate::request::Request;
+use crate::stack::Stack;
+use crate::state::State;
+use std::cell::{Cell, UnsafeCell};
+#[cfg(test)]
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+/// What a thread does; tells the signal handler what an error means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// No request.
+    Idle,
+    /// A request begins, or is joined; the server's stack.
+    Entering,
+    /// The request's function, or the audit behind it; the request stack.
+    Running,
+    /// The request ends, or is left; the server's stack.
+    Ending,
+    /// A defer of a failed request; the request stack.
+    Deferring,
+}
+
+/// One thread in one app.
+pub(crate) struct Thread {
+    app: &'static App,
+    control: Control,
+    tags: Cell<Tags>,
+    /// The state of requests that it begins.
+    own: &'static State,
+    /// The state of the request that it works for; its own when there is none.
+    state: Cell<&'static State>,
+    /// Its slot, if it has joined that request.
+    slot: Cell<Option<usize>>,
+    phase: Cell<Phase>,
+    /// Above 0: interrupts wait until it is 0 again.
+    critical: Cell<u32>,
+    /// An interrupt waits.
+    pending: Cell<bool>,
+    /// An error is on its way to the landing, and has not arrived.
+    diverted: Cell<bool>,
+    /// An invariant of the server is being checked.
+    checking: Cell<bool>,
+    /// The thread is inside of [`Thread::exclusive`].
+    alone: Cell<bool>,
+    /// The request has failed, and the thread knows: it has come to its landing.
+    landed: Cell<bool>,
+    /// This is a forked child's copy: the driver does not know it.
+    forgotten: Cell<bool>,
+    stack: Stack,
+    saved: UnsafeCell<u64>,
+    record: Record,
+    /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
+    deadline: Cell<u64>,
+    /// Looks again, and for the library's own time limits.
+    alarm: Alarm,
+    /// Times that an interrupt has waited for the thread to leave the C library.
+    waited: Cell<u32>,
+    request: Request,
+    arena: Arena,
+    _signal_stack: Region,
+    _memory: Region,
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds. Async-signal-safe.
+pub(crate) fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes the structure.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+impl Thread {
+    pub(crate) fn app(&self) -> &'static App {
+        self.app
+    }
+
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// What belongs to the request that the thread works for.
+    pub(crate) fn state(&self) -> &'static State {
+        self.state.get()
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        compiler_fence(Ordering::SeqCst);
+        self.phase.set(phase);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Whether the thread runs on its request stack, with a landing behind it.
+    pub(crate) fn can_divert(&self) -> bool {
+        matches!(self.phase(), Phase::Running | Phase::Deferring)
+    }
+
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.forgotten.get()
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.get()
+    }
+
+    pub(crate) fn set_pending(&self, pending: bool) {
+        self.pending.set(pending);
+    }
+
+    pub(crate) fn wants_whole_audit(&self) -> bool {
+        self.state().wants_whole_audit()
+    }
+
+    /// Notes that an invariant is being checked: an error in it is called one of the invariant.
+    pub(crate) fn set_checking(&self, checking: bool) {
+        self.checking.set(checking);
+    }
+
+    /// Tag of the request that the thread works for, or 0.
+    pub(crate) fn tag(&self) -> u64 {
+        self.control.tag()
+    }
+
+    /// Whether the request may have written to domains.
+    pub(crate) fn has_drafts(&self) -> bool {
+        self.control.may_have_drafts() || self.state().may_have_drafts()
+    }
+
+    pub(crate) fn clear_drafts(&self) {
+        self.control.clear_drafts();
+    }
+
+    pub(crate) fn lock_timeout_ms(&self) -> u32 {
+        self.state().lock_timeout_ms()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> NonNull<vmsrs_protocol::shared::ThreadControl> {
+        self.control.block()
+    }
+
+    /// Whether the control block and the locks say what the library has put there. Only asked when the
+    /// thread is neither taking nor releasing a lock.
+    pub(crate) fn is_whole(&self) -> bool {
+        let state = self.state();
+        self.tag() == state.tag() && self.exclusive(|| state.is_whole())
+    }
+
+    /// Puts right what a stray write has done to the control block, before the driver acts on it.
+    pub(crate) fn repair_control(&self) {
+        let state = self.state();
+        self.control.set_tag(state.tag());
+        // Other threads of the request may be changing its lists, and one that was cut short may have the
+        // latch for good: then the list stays as it is, and what is on none is released after all have left.
+        if self.alone.get() {
+            state.repair_control();
+        } else if state.latch.take(|for_nothing| for_nothing) {
+            state.repair_control();
+            state.latch.open();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::{Error, RunError};
+    use crate::failure::Failure;
+
+    pub(super) fn failure(outcome: Result<(), RunError<Error>>) -> Failure {
+        match outcome {
+            Err(RunError::Failed(failure)) => *failure,
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Which threads there are: a thread is registered by its first request and unregistered when it ends.
+
+use super::{Phase, Thread};
+use crate::alarm::Alarm;
+use crate::app::App;
+use crate::arena::Arena;
+use crate::control::Control;
+use crate::error::Error;
+use crate::record::Record;
+use crate::region::Region;
+use crate::request::Request;
+use crate::stack::Stack;
+use crate::state::State;
+use crate::{evidence, pkru, signal};
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::mem::size_of;
+use std::ptr::{self, NonNull};
+
+/// Bytes of the stack that signal handlers run on.
+const SIGNAL_STACK: usize = 64 * 1024;
+
+thread_local! {
+    /// The thread whose request runs; no destructor, so that the signal handler can read it at any
+    /// time.
+    pub(super) static CURRENT: Cell<*const Thread> = const { Cell::new(ptr::null()) };
+    static MINE: Mine = const { Mine(RefCell::new(Vec::new())) };
+}
+
+/// The calling thread in each app that it has used.
+struct Mine(RefCell<Vec<NonNull<Thread>>>);
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        for place in self.0.get_mut().drain(..) {
+            // SAFETY: written by register(); nobody else has it, and its own mapping outlives the
+            // copy since a field of that copy owns it.
+            let thread = unsafe { place.as_ptr().read() };
+            // A request that calls exit() comes here, since a thread that ends otherwise leaves it first. What
+            // runs next, the program's functions for its end, is no part of it any more.
+            let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
+            if in_request {
+                CURRENT.set(ptr::null());
+                pkru::close();
+            }
+            thread.app.backend().unregister(thread.control.block());
+            thread.own.give_back();
+            if !signal::leave_signal_stack() || in_request {
+                // It still runs on one of its stacks.
+                std::mem::forget(thread);
+            }
+        }
+    }
+}
+
+/// The thread whose request runs here, if any. Async-signal-safe.
+pub(crate) fn current() -> Option<&'static Thread> {
+    // SAFETY: null, or a registered thread: it is unset when the request ends, and the thread's
+    // memory stays until the thread ends.
+    unsafe { CURRENT.get().as_ref() }
+}
+
+/// The calling thread in `app`, registered if it is new.
+///
+/// # Errors
+///
+/// [`Error::System`], [`Error::NotInRequest`] when the thread is about to end.
+pub(crate) fn of(app: &'static App) -> Result<&'static Thread, Error> {
+    let ended = || Error::NotInRequest;
+    MINE.try_with(|mine| {
+        let mut mine = mine.0.borrow_mut();
+        for thread in mine.iter() {
+            // SAFETY: registered threads stay until this thread ends.
+            let thread: &'static Thread = unsafe { thread.as_ref() };
+            if ptr::eq(thread.app, app) {
+                return Ok(thread);
+            }
+        }
+        mine.reserve(1);
+        let thread = Thread::register(app)?;
+        mine.push(thread);
+        // SAFETY: as above.
+        Ok(unsafe { thread.as_ref() })
+    })
+    .map_err(|_| ended())?
+}
+
+/// In the child of a fork: the registrations are the parent's.
+pub(crate) fn forget_all() {
+    if let Some(thread) = current() {
+        thread.forgotten.set(true);
+    }
+    CURRENT.set(ptr::null());
+    pkru::forget();
+    // The parent's control blocks are not mapped here: the threads are left as they are.
+    let _ = MINE.try_with(|mine| mine.0.try_borrow_mut().map(|mut mine| mine.clear()));
+}
+
+impl Thread {
+    fn register(app: &'static App) -> Result<NonNull<Self>, Error> {
+        evidence::refresh();
+        let memory = Region::new(size_of::<Self>())?;
+        let signal_stack = Region::new(SIGNAL_STACK)?;
+        let stack = Stack::take()?;
+        let arena = Arena::new()?;
+        let own = State::take()?;
+        signal::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
+        let registration = app
+            .backend()
+            .register(signal::interrupt())
+            .inspect_err(|_| {
+                signal::leave_signal_stack();
+                own.give_back();
+            })
+            .map_err(Error::system("registering the thread"))?;
+        let place = memory.place().cast::<Self>();
+        // One that had a request would keep its key.
+        if current().is_none() {
+            pkru::close();
+        }
+        let thread = Self {
+            app,
+            // SAFETY: mapped until the thread is unregistered, which is the last thing it does.
+            control: unsafe { Control::new(registration.control) },
+            tags: Cell::new(registration.tags),
+            own,
+            state: Cell::new(own),
+            slot: Cell::new(None),
+            phase: Cell::new(Phase::Idle),
+            critical: Cell::new(0),
+            pending: Cell::new(false),
+            diverted: Cell::new(false),
+            checking: Cell::new(false),
+            alone: Cell::new(false),
+            landed: Cell::new(false),
+            forgotten: Cell::new(false),
+            stack,
+            saved: UnsafeCell::new(0),
+            record: Record::new(),
+            deadline: Cell::new(0),
+            alarm: Alarm::default(),
+            waited: Cell::new(0),
+            request: Request::new(place),
+            arena,
+            _signal_stack: signal_stack,
+            _memory: memory,
+        };
+        // SAFETY: fresh memory of the right size, page-aligned.
+        unsafe { place.write(thread) };
+        Ok(place)
+    }
+}

@@ -1,0 +1,138 @@
+//! Which request a thread works for: begin and end, join and leave, suspend and resume.
+
+use super::registry::CURRENT;
+use super::{Phase, Thread, now};
+use crate::error::Error;
+use crate::pkru;
+use crate::request::{Audit, Options};
+use crate::state::{Start, State};
+use std::ptr;
+
+impl Thread {
+    /// Begins a request: from here on the driver lets it write to the domains that it locks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when there are no tags.
+    pub(crate) fn begin(&self, options: &Options) -> Result<(), Error> {
+        self.begin_as(self.own, options)
+    }
+
+    /// Begins a request with a state that is not the thread's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Thread::begin`].
+    pub(crate) fn begin_as(&self, state: &'static State, options: &Options) -> Result<(), Error> {
+        let mut tags = self.tags.get();
+        if tags.next >= tags.end {
+            let backend = self.app.backend();
+            tags = backend.tags().map_err(Error::system("fetching tags"))?;
+        }
+        let tag = tags.next;
+        tags.next += 1;
+        self.tags.set(tags);
+        state.begin(Start {
+            tag,
+            deadline: match options.deadline_ms() {
+                0 => 0,
+                limit => now() + u64::from(limit) * 1_000_000,
+            },
+            lock_timeout_ms: options.patience_ms(),
+            whole_audit: options.audit == Audit::Whole,
+        });
+        self.lead(state);
+        Ok(())
+    }
+
+    /// Works for a request as the one that begins or ends it, and has its list of domains.
+    pub(crate) fn lead(&self, state: &'static State) {
+        state.set_control(self.control);
+        self.carry(state, None);
+    }
+
+    /// Works for a request that another thread leads. The thread has taken a slot.
+    pub(crate) fn join(&self, state: &'static State, slot: usize) {
+        state.note_drafts();
+        self.carry(state, Some(slot));
+    }
+
+    fn carry(&self, state: &'static State, slot: Option<usize>) {
+        self.state.set(state);
+        self.slot.set(slot);
+        self.pending.set(false);
+        self.critical.set(0);
+        self.waited.set(0);
+        self.checking.set(false);
+        self.alone.set(false);
+        self.landed.set(false);
+        self.deadline.set(state.deadline());
+        self.set_phase(Phase::Entering);
+        CURRENT.set(ptr::from_ref(self));
+        self.clear_drafts();
+        self.control.set_deadline(state.deadline());
+        self.control.set_key(state.key());
+        self.control.set_tag(state.tag());
+        pkru::open(state.key());
+    }
+
+    /// Works for the request no longer. All ways out of one lead here, but for the child of a fork
+    /// ([`forget_all`]).
+    fn put_down(&self) {
+        pkru::close();
+        self.control.set_tag(0);
+        self.control.set_deadline(0);
+        self.clear_drafts();
+        self.deadline.set(0);
+        self.alarm.stop();
+        self.alone.set(false);
+        self.arena.reset();
+    }
+
+    /// Ends the request; nothing is held any more, and no other thread has joined it. `kept`: what it wrote
+    /// was audited and committed.
+    pub(crate) fn end(&self, kept: bool) {
+        let state = self.state();
+        self.put_down();
+        self.clear_held();
+        state.clear(kept);
+    }
+
+    /// Leaves a suspended request, which goes on without the thread.
+    pub(crate) fn suspend(&self) {
+        let state = self.state();
+        if self.control.may_have_drafts() {
+            state.note_drafts();
+        }
+        self.put_down();
+        state.drop_control();
+        self.clear_held();
+    }
+
+    fn clear_held(&self) {
+        crate::held::HeldList::set_count(&self.control, 0);
+    }
+
+    /// Leaves a request that the thread has joined.
+    pub(crate) fn leave(&self) {
+        self.put_down();
+        let (state, slot) = (self.state(), self.slot.take());
+        self.rest();
+        if let Some(slot) = slot {
+            state.members.leave(slot);
+        }
+    }
+
+    /// The thread serves a request that is over, to run its defers.
+    pub(crate) fn attend(&self) {
+        self.set_phase(Phase::Ending);
+        CURRENT.set(ptr::from_ref(self));
+    }
+
+    /// The thread serves no request any more.
+    pub(crate) fn rest(&self) {
+        self.state.set(self.own);
+        self.set_phase(Phase::Idle);
+        CURRENT.set(ptr::null());
+    }
+}
