@@ -104,7 +104,7 @@ impl Worker<'_> {
             if right && !failed {
                 *receiver = after;
             }
-            self.is_as_known(receiver)?;
+            self.is_unharmed(receiver)?;
         }
         let hidden = !failed && HIDDEN.contains(&arm.error);
         // Wrong texts are the user's own from here on, and good to go on with.

@@ -41,7 +41,7 @@ impl Worker<'_> {
             name.clone_from(&receiver.name);
         }
         // It may leave its user with wrong data, which must not hide what others have done to him before.
-        if arm.is_some_and(|arm| arm.is_mutation()) && !self.is_as_known(&mut user)? {
+        if arm.is_some_and(|arm| arm.is_mutation()) && !self.is_unharmed(&mut user)? {
             return Ok(Made::No);
         }
         self.choose(&user)?;

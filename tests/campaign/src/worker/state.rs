@@ -6,9 +6,9 @@ use vmsrs_demo::command::Command;
 use vmsrs_demo::model::User;
 
 use super::{Broken, Effect, Side, Worker};
-use crate::world::{Over, Retired, lock};
+use crate::world::{Over, Retired, World, lock};
 
-impl Worker<'_> {
+impl<'w> Worker<'w> {
     /// Finds out after the death of the server whether a request was committed: its users' states
     /// are all those before it or all those after it. A request with changed code (`mutated`) may
     /// also have committed wrong data of its own user.
@@ -49,16 +49,8 @@ impl Worker<'_> {
             if side == Side::After {
                 *receiver = after.clone();
             }
-            let found = self.read_back(receiver)?;
-            if found.as_deref() != Some(receiver.dump().as_bytes()) {
-                world.commit_lost(format!(
-                    "{}, receiver of {command} ({side:?}): found {:?}, must be {:?}",
-                    receiver.name,
-                    found.as_deref().map(String::from_utf8_lossy),
-                    receiver.dump()
-                ));
-                self.retire(receiver)?;
-            }
+            let what = format!(", receiver of {command} ({side:?})");
+            self.is_as_known(receiver, World::commit_lost, &what)?;
         }
         Ok(side)
     }
@@ -73,8 +65,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a user's state is that of the model. Otherwise somebody has harmed him, and he is retired.
-    pub(super) fn is_as_known(&mut self, user: &mut User) -> Result<bool, Over> {
+    /// Whether a user's state is that of the model. Otherwise `tell` says whose fault it is, and the user is
+    /// retired.
+    fn is_as_known(
+        &mut self,
+        user: &mut User,
+        tell: fn(&World<'w>, String),
+        what: &str,
+    ) -> Result<bool, Over> {
         let world = self.world;
         let found = self.read_back(user)?;
         let must_be = user.dump();
@@ -82,14 +80,20 @@ impl Worker<'_> {
             .as_ref()
             .is_some_and(|found| world.same(&must_be, found));
         if !same {
-            world.harm(format!(
-                "{} between two requests: found {:?}, must be {must_be:?}",
+            let words = format!(
+                "{}{what}: found {:?}, must be {must_be:?}",
                 user.name,
                 found.as_deref().map(String::from_utf8_lossy)
-            ));
+            );
+            tell(world, words);
             self.retire(user)?;
         }
         Ok(same)
+    }
+
+    /// Whether nobody has harmed a user since his last request.
+    pub(super) fn is_unharmed(&mut self, user: &mut User) -> Result<bool, Over> {
+        self.is_as_known(user, World::harm, " between two requests")
     }
 
     /// Reads all of this connection's users back, after the server was started anew.
@@ -97,16 +101,11 @@ impl Worker<'_> {
         let world = self.world;
         for index in self.own.clone() {
             let mut user = lock(&world.users[index]);
-            let found = self.read_back(&user)?;
-            if found.as_deref() != Some(user.dump().as_bytes()) {
-                world.commit_lost(format!(
-                    "{} after the death of the server: found {:?}, must be {:?}",
-                    user.name,
-                    found.as_deref().map(String::from_utf8_lossy),
-                    user.dump()
-                ));
-                self.retire(&mut user)?;
-            }
+            self.is_as_known(
+                &mut user,
+                World::commit_lost,
+                " after the death of the server",
+            )?;
         }
         Ok(())
     }
