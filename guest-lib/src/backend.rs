@@ -10,7 +10,7 @@ use vmsrs_protocol::shared::ThreadControl;
 /// A thread as the backend knows it.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    /// Its control block; stays until [`Backend::unregister`].
+    /// Its control block; stays until [`Backend::unmap`].
     pub(crate) control: NonNull<ThreadControl>,
     /// Tags that it may use.
     pub(crate) tags: Tags,
@@ -39,8 +39,11 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`.
     fn register(&self, signal: i32) -> io::Result<Registration>;
-    /// Unregisters the calling thread.
+    /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block is
+    /// there until [`Backend::unmap`].
     fn unregister(&self, control: NonNull<ThreadControl>);
+    /// Takes the control block of a thread away that was unregistered.
+    fn unmap(&self, control: NonNull<ThreadControl>);
     /// More tags.
     fn tags(&self) -> io::Result<Tags>;
     /// Commits one domain, or all with [`vmsrs_protocol::NONE`].

@@ -254,9 +254,12 @@ impl Backend for Device {
         })
     }
 
-    fn unregister(&self, control: NonNull<ThreadControl>) {
+    fn unregister(&self, _: NonNull<ThreadControl>) {
         // SAFETY: a call without an argument; an error means that the driver forgot us already.
         let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+    }
+
+    fn unmap(&self, control: NonNull<ThreadControl>) {
         // SAFETY: mapped by register(), and its thread ends.
         unsafe { libc::munmap(control.as_ptr().cast(), PAGE_SIZE as usize) };
     }

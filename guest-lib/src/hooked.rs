@@ -81,6 +81,10 @@ impl Backend for Hooked {
         self.inner.unregister(control);
     }
 
+    fn unmap(&self, control: NonNull<ThreadControl>) {
+        self.inner.unmap(control);
+    }
+
     fn tags(&self) -> io::Result<Tags> {
         self.inner.tags()
     }

@@ -3,7 +3,7 @@
 use crate::futex;
 use crate::identity::{identity, is_used, lives, thread_number};
 use crate::slots::{Reservation, Slots};
-use crate::thread::{self, now};
+use crate::thread::{now, uncut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -22,14 +22,6 @@ pub(crate) struct Members {
     /// `CLOCK_MONOTONIC` nanoseconds of the last look whether those who have the members' numbers are the
     /// members.
     looked: AtomicU64,
-}
-
-/// Runs code that has files open, on a thread that an interrupt may send to its landing at any time.
-fn uncut<T>(code: impl FnOnce() -> T) -> T {
-    match thread::current() {
-        Some(thread) => thread.critical(code),
-        None => code(),
-    }
 }
 
 impl Members {
@@ -89,13 +81,9 @@ impl Members {
         self.slots.is_empty()
     }
 
-    /// A count that changes when one has left.
-    pub(crate) fn departures(&self) -> u32 {
-        self.departures.load(Ordering::SeqCst)
-    }
-
     /// Whether a thread has ended without leaving.
     pub(crate) fn has_lost(&self) -> bool {
+        // It has files open.
         uncut(|| self.slots.lost(self.alive()).is_some())
     }
 

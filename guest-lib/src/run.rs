@@ -11,7 +11,7 @@ use crate::heap::Damage;
 use crate::lock;
 use crate::request::{Options, Request};
 use crate::signal;
-use crate::thread::{self, Phase, Thread};
+use crate::thread::{self, AMID, Phase, Thread};
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -164,6 +164,11 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
         return;
     }
     call.outcome = match ended {
+        // Whatever the library was changing is half changed.
+        Ok(_) if thread.is_amid() => {
+            thread.note_failure(Kind::Memory, 0, AMID);
+            Outcome::Cut
+        }
         Ok(End::Leave) => Outcome::Wants(End::Leave),
         Ok(end) => settle(thread, end),
         Err(payload) => {

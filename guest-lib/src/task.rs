@@ -62,7 +62,8 @@ impl Task {
     /// [`Error::System`] when there is no memory.
     pub fn new(domain: &'static Domain, options: Options) -> Result<Self, Error> {
         Ok(Self {
-            state: State::take()?,
+            // Perhaps in another request, which may be cut short at any time.
+            state: thread::uncut(State::take)?,
             domain,
             options,
             stage: Stage::New,
@@ -201,8 +202,11 @@ impl Drop for Task {
             let (app, state) = (self.domain.app(), self.state);
             // An error means that the driver has nothing of it any more.
             let held = state.domains();
-            let _ = app.backend().abandon(state.tag(), held.as_slice());
-            state.clear(false);
+            // Perhaps in another request, which must not be cut short between the two.
+            thread::uncut(|| {
+                let _ = app.backend().abandon(state.tag(), held.as_slice());
+                state.clear(false);
+            });
             match thread::current().map_or_else(|| thread::of(app).ok(), |_| None) {
                 Some(thread) => {
                     thread.attend();
@@ -212,7 +216,7 @@ impl Drop for Task {
                 None => run_defers_here(state),
             }
         }
-        self.state.give_back();
+        thread::uncut(|| self.state.give_back());
     }
 }
 

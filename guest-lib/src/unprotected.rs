@@ -239,7 +239,9 @@ impl Backend for Unprotected {
     fn unregister(&self, control: NonNull<ThreadControl>) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| thread.control.block() != control);
-        drop(threads);
+    }
+
+    fn unmap(&self, control: NonNull<ThreadControl>) {
         // SAFETY: leaked by register(), and its thread ends.
         drop(unsafe { Box::from_raw(control.as_ptr()) });
     }

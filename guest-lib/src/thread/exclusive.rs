@@ -3,11 +3,11 @@
 use super::landing::fail_request;
 use super::{Phase, Thread};
 use crate::failure::Kind;
+use crate::latch::Take;
 use crate::run;
-use std::cell::Cell;
 
 /// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
-const AMID: &[u8] = b"the library was called in the middle of its own work";
+pub(crate) const AMID: &[u8] = b"the library was called in the middle of its own work";
 
 impl Thread {
     /// Runs code that uses the request's lists or heaps: one thread of the request at a time, which
@@ -17,25 +17,25 @@ impl Thread {
             return code();
         }
         let state = self.state();
-        // If no other thread is there, and none has left since the look before, it is this one that has them:
-        // the library was called in the middle of itself.
-        let (own, departures) = (Cell::new(false), Cell::new(None));
-        let give_up = |for_nothing| {
-            let alone = state.members.is_empty();
-            let before = departures.replace(Some(state.members.departures()));
-            own.set(for_nothing && alone && before == departures.get());
-            self.is_doomed() || own.get() || (for_nothing && state.members.has_lost())
-        };
-        while !state.latch.take(give_up) {
+        let give_up = |for_nothing| self.is_doomed() || (for_nothing && state.members.has_lost());
+        loop {
+            let take = state.latch.take(self.number, give_up);
+            if take == Take::Taken {
+                break;
+            }
             // Nothing was begun here yet, so even critical code can be cut short.
             if self.phase() == Phase::Running {
                 if self.is_doomed() {
                     fail_request(Kind::Deadline, 0, &[]);
                 }
-                if own.get() {
+                if take == Take::Own {
                     fail_request(Kind::Memory, 0, AMID);
                 }
                 fail_request(Kind::ThreadDeath, 0, run::LOST);
+            }
+            if take == Take::Own {
+                // On its way out of the request with the latch that it has, and nothing begun under it.
+                break;
             }
         }
         self.alone.set(true);
@@ -44,28 +44,90 @@ impl Thread {
         state.latch.open();
         value
     }
+
+    /// Whether the thread was taken out of the middle of the library's work and never came back to it.
+    pub(crate) fn is_amid(&self) -> bool {
+        self.alone.get() || self.is_critical() || self.state().latch.is_of(self.number)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::hooked::Hooked;
     use crate::thread::current;
     use crate::thread::tests::failure;
     use std::sync::mpsc;
+
+    /// Here a jump to other code strikes, between two instructions of `exclusive`.
+    fn take_the_latch() -> &'static Thread {
+        let thread = current().unwrap();
+        let take = thread.state().latch.take(thread.number, |_| false);
+        assert_eq!(take, Take::Taken);
+        thread
+    }
 
     #[test]
     fn a_request_that_calls_the_library_in_the_middle_of_itself_fails_at_once() {
         let app = Hooked::app("in the middle", |_| ());
         let domain = app.domain("one").unwrap();
         let failure = failure(domain.run(|request| {
-            // Here a jump to other code struck, between two instructions of `exclusive`.
-            assert!(current().unwrap().state().latch.take(|_| false));
+            take_the_latch();
             request.alloc(1u8).map(drop)
         }));
         assert_eq!(failure.kind, Kind::Memory);
         assert!(failure.message.contains("in the middle"), "{failure}");
         domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    }
+
+    #[test]
+    fn another_thread_of_a_request_that_calls_the_library_in_the_middle_of_itself_fails_it_at_once()
+    {
+        let app = Hooked::app("another in the middle", |_| ());
+        let domain = app.domain("one").unwrap();
+        let failure = failure(domain.run(|request| {
+            let ticket = request.ticket()?;
+            let member = std::thread::spawn(move || {
+                let _ = ticket.join(|request| {
+                    take_the_latch();
+                    request.alloc(1u8).map(drop)
+                });
+            });
+            // It is over when it has failed the request, and this thread leaves with it.
+            member.join().unwrap();
+            Ok(())
+        }));
+        assert_eq!(failure.kind, Kind::Memory);
+        assert!(failure.message.contains("in the middle"), "{failure}");
+        domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    }
+
+    #[test]
+    fn a_request_that_was_taken_out_of_the_middle_of_the_library_is_not_committed() {
+        let app = Hooked::app("out of the middle", |hooks| {
+            hooks.commit = Box::new(|_, _| panic!("committed"));
+        });
+        let domain = app.domain("one").unwrap();
+        let end_amid: [fn(&Thread); 3] = [
+            |_| (),
+            |thread| thread.alone.set(true),
+            |thread| thread.critical.set(1),
+        ];
+        // As if a handler of a signal, or other code, had ended the function that was called.
+        let ends = [|| Ok(()), || Err(Error::Unsealed)];
+        for (end_amid, end) in end_amid
+            .iter()
+            .flat_map(|&amid| ends.map(|end| (amid, end)))
+        {
+            let failure = failure(domain.run(|_| {
+                end_amid(take_the_latch());
+                end()
+            }));
+            assert_eq!(failure.kind, Kind::Memory);
+            assert!(failure.message.contains("in the middle"), "{failure}");
+            domain.run(|_| Ok::<_, Error>(())).unwrap();
+        }
     }
 
     #[test]

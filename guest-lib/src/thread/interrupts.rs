@@ -1,11 +1,20 @@
 //! What may cut a request short from outside, an interrupt or its deadline, and when it must wait.
 
 use super::landing::fail_request;
+use super::registry::current;
 use super::{Phase, Thread, now};
 use crate::failure::Kind;
 use crate::{clib, signal};
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
+
+/// Runs code that must not be cut short on any thread, in a request or not: see [`Thread::critical`].
+pub(crate) fn uncut<T>(code: impl FnOnce() -> T) -> T {
+    match current() {
+        Some(thread) => thread.critical(code),
+        None => code(),
+    }
+}
 
 impl Thread {
     pub(crate) fn is_critical(&self) -> bool {

@@ -10,6 +10,8 @@ mod landing;
 mod registry;
 mod serving;
 
+pub(crate) use exclusive::AMID;
+pub(crate) use interrupts::uncut;
 pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, of};
 
@@ -18,6 +20,7 @@ use crate::app::App;
 use crate::arena::Arena;
 use crate::backend::Tags;
 use crate::control::Control;
+use crate::latch::Take;
 use crate::record::Record;
 use crate::region::Region;
 use crate::request::Request;
@@ -46,6 +49,8 @@ pub(crate) enum Phase {
 /// One thread in one app.
 pub(crate) struct Thread {
     app: &'static App,
+    /// Its number in the kernel.
+    number: u32,
     control: Control,
     tags: Cell<Tags>,
     /// The state of requests that it begins.
@@ -187,7 +192,7 @@ impl Thread {
         // latch for good: then the list stays as it is, and what is on none is released after all have left.
         if self.alone.get() {
             state.repair_control();
-        } else if state.latch.take(|for_nothing| for_nothing) {
+        } else if state.latch.take(self.number, |for_nothing| for_nothing) != Take::GivenUp {
             state.repair_control();
             state.latch.open();
         }

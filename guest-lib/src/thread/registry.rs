@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::arena::Arena;
 use crate::control::Control;
 use crate::error::Error;
+use crate::identity::thread_number;
 use crate::record::Record;
 use crate::region::Region;
 use crate::request::Request;
@@ -42,7 +43,15 @@ impl Drop for Mine {
                 CURRENT.set(ptr::null());
                 pkru::close();
             }
-            thread.app.backend().unregister(thread.control.block());
+            let (backend, control) = (thread.app.backend(), thread.control.block());
+            backend.unregister(control);
+            if !in_request {
+                backend.unmap(control);
+            } else if let Some(slot) = thread.slot.take() {
+                // The request has failed by that, and whoever leads it need not wait for the process's end,
+                // which may wait for him. If this thread leads it, others still read its control block.
+                thread.state().members.leave(slot);
+            }
             thread.own.give_back();
             if !signal::leave_signal_stack() || in_request {
                 // It still runs on one of its stacks.
@@ -119,7 +128,8 @@ impl Thread {
         }
         let thread = Self {
             app,
-            // SAFETY: mapped until the thread is unregistered, which is the last thing it does.
+            number: thread_number(),
+            // SAFETY: mapped until the thread ends, or the process if it ends in a request.
             control: unsafe { Control::new(registration.control) },
             tags: Cell::new(registration.tags),
             own,
