@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::engine::{BlockFacts, BlockState, ChangeFacts};
+use crate::engine::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
 
 /// Bytes in a row.
 pub(super) const ROW: usize = 16;
@@ -43,6 +43,29 @@ pub(super) fn place(change: &ChangeFacts) -> String {
     } else {
         "in no block: free, or the heap's own bookkeeping".into()
     }
+}
+
+/// Behind the end of which block a changed byte lies; a phrase.
+pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
+    let changes = || request.drafts.iter().flat_map(|draft| &draft.changes);
+    changes().find(|change| {
+        let from = address.checked_sub(change.address);
+        from.is_some_and(|from| from < change.new.len() as u64)
+    })?;
+    // A change may go on over blocks that begin behind it.
+    let block = changes()
+        .filter_map(|change| change.block.as_ref())
+        .filter(|block| block.address <= address)
+        .max_by_key(|block| block.address)?;
+    let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;
+    (bytes < NEAR).then(|| {
+        format!(
+            "{bytes} bytes behind the end of the {} of {} bytes at {:#x}",
+            what(block),
+            block.size,
+            block.address
+        )
+    })
 }
 
 /// A block with what the request had done to it.

@@ -12,7 +12,7 @@ use crate::engine::{DraftFacts, RequestFacts};
 use crate::symbols::{Found, Frame};
 
 /// Names of the registers, in the order of the protocol.
-pub(super) const REGISTER_NAMES: [&str; REGISTERS] = [
+const REGISTER_NAMES: [&str; REGISTERS] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15", "rip", "rflags",
 ];
@@ -31,17 +31,24 @@ pub(super) fn describe(shown: &Shown, full: bool) -> String {
         text.push_str(&dropped(request));
         text.push_str(&changed(request, full));
     }
-    text.push_str(&registers(kept_registers(shown)));
+    text.push_str(&registers(&kept_registers(shown)));
     text
 }
 
-/// The registers of an incident, in the order of [`REGISTER_NAMES`]; empty if there are none.
-pub(super) fn kept_registers(shown: &Shown) -> &[u64] {
-    match (&shown.detail.request, &shown.detail.sealed_write) {
+/// The registers of an incident with their names; empty if there are none.
+pub(super) fn kept_registers(shown: &Shown) -> Vec<(&'static str, u64)> {
+    let registers: &[u64] = match (&shown.detail.request, &shown.detail.sealed_write) {
         (Some(request), _) => &request.registers,
         (None, Some(write)) => &write.registers,
         (None, None) => &[],
-    }
+    };
+    let named = || REGISTER_NAMES.into_iter().zip(registers.iter().copied());
+    // The library notes no others for an error that it finds itself.
+    let places = |name: &str| ["rbp", "rsp", "rip"].contains(&name);
+    let is_found = named().all(|(name, value)| value == 0 || places(name));
+    named()
+        .filter(|&(name, _)| !is_found || places(name))
+        .collect()
 }
 
 /// Bytes of an instruction, or `-`.
@@ -72,6 +79,11 @@ pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
     ];
     if let Some(culprit) = shown.culprit() {
         rows.push(("in", printable(&culprit)));
+    } else if shown.is_found_by_audit() {
+        rows.push((
+            "found by",
+            "the audit at the request's end; the changes tell what was written".to_owned(),
+        ));
     }
     rows.push(("address", at));
     rows.push(("instruction", address(detail.instruction)));
@@ -271,14 +283,13 @@ fn hex_digits(number: u64) -> usize {
     format!("{number:x}").len()
 }
 
-fn registers(registers: &[u64]) -> String {
+fn registers(registers: &[(&str, u64)]) -> String {
     let mut text = String::new();
     if registers.is_empty() {
         return text;
     }
     text.push_str("\nregisters\n");
-    let named: Vec<_> = REGISTER_NAMES.iter().zip(registers).collect();
-    for line in named.chunks(3) {
+    for line in registers.chunks(3) {
         for (name, value) in line {
             let _ = write!(text, "{name:>6} {value:016x}  ");
         }
@@ -313,6 +324,18 @@ mod tests {
         let full = describe(&shown, true);
         assert!(short.contains("see --full") && !full.contains("see --full"));
         assert!(full.len() > short.len());
+    }
+
+    #[test]
+    fn registers_that_nobody_noted_are_left_out() {
+        let mut shown = sample::shown();
+        if let Some(request) = &mut shown.detail.request {
+            request.registers = vec![0; REGISTERS];
+            request.registers[16] = 5;
+        }
+        let text = describe(&shown, false);
+        assert!(text.contains("rip 0000000000000005"), "{text}");
+        assert!(!text.contains("rax"), "{text}");
     }
 
     #[test]

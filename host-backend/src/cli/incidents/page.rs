@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::changes::{place, row};
-use super::detail::{REGISTER_NAMES, frame_line, frame_name, kept_registers, rows_of};
+use super::detail::{frame_line, frame_name, kept_registers, rows_of};
 use super::list;
 use super::shown::Shown;
 use crate::cli::text::printable;
@@ -91,7 +91,7 @@ pub(super) fn incident(shown: &Shown) -> String {
         body.push_str(&backtrace(&shown.trace.frames));
         body.push_str(&pages(request, summary.address));
     }
-    body.push_str(&registers(kept_registers(shown)));
+    body.push_str(&registers(&kept_registers(shown)));
     document(&title, &body)
 }
 
@@ -244,12 +244,12 @@ fn map(drafts: &[DraftFacts], address: Option<u64>) -> String {
     )
 }
 
-fn registers(registers: &[u64]) -> String {
+fn registers(registers: &[(&str, u64)]) -> String {
     if registers.is_empty() {
         return String::new();
     }
     let mut text = String::from("<details><summary>Registers</summary>\n<pre>");
-    for (name, value) in REGISTER_NAMES.iter().zip(registers) {
+    for (name, value) in registers {
         let _ = writeln!(text, "{name:>6} {value:016x}");
     }
     text.push_str("</pre></details>\n");

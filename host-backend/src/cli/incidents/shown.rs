@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::changes::behind;
 use crate::engine::IncidentDetail;
 use crate::symbols::{Frame, SymbolFiles, Trace, trace, whose};
 
@@ -20,11 +21,15 @@ pub(super) struct Shown {
 impl Shown {
     pub(super) fn new(detail: IncidentDetail, files: &SymbolFiles) -> Self {
         let request = detail.request.as_ref();
-        let address_is = detail
-            .summary
-            .address
-            .zip(request)
-            .map(|(address, request)| whose(address, request));
+        let address_is =
+            detail
+                .summary
+                .address
+                .zip(request)
+                .map(|(address, request)| match behind(address, request) {
+                    Some(block) => format!("{}, {block}", whose(address, request)),
+                    None => whose(address, request),
+                });
         let trace = request.map_or_else(Trace::default, |request| trace(request, files));
         Self {
             detail,
@@ -33,25 +38,138 @@ impl Shown {
         }
     }
 
-    /// Function and line of the code that failed: the first line of the backtrace that has a line and
-    /// is the server's own, or else the first with a line, or with a name.
+    /// Function and line of the code that failed: the first frame of the backtrace that is the
+    /// server's own and has a line, or else the first with a name.
     pub(super) fn culprit(&self) -> Option<String> {
-        let frames = || self.trace.frames.iter().filter(|frame| !frame.machinery);
-        let frame = frames()
-            .find(|frame| frame.line.is_some() && !is_library(frame))
-            .or_else(|| frames().find(|frame| frame.line.is_some()))
-            .or_else(|| frames().find(|frame| frame.function.is_some()))?;
+        let frames = || self.trace.frames.iter();
+        let own = || frames().filter(|frame| !frame.machinery && !is_library(frame));
+        let frame = own()
+            .find(|frame| frame.line.is_some())
+            .or_else(|| own().find(|frame| frame.function.is_some()))?;
         let function = frame.function.as_deref().unwrap_or("?");
         Some(match (&frame.file, frame.line) {
             (Some(file), Some(line)) => format!("{function} at {file}:{line}"),
             _ => function.to_owned(),
         })
     }
+
+    /// Whether the audit found the error after the server's code had returned: nothing is on the stack
+    /// but the library then.
+    pub(super) fn is_found_by_audit(&self) -> bool {
+        let mut own =
+            (self.trace.frames.iter()).filter(|frame| frame.module.is_some() && !is_library(frame));
+        AUDITED.contains(&self.detail.summary.kind.as_str())
+            && self.trace.frames.iter().any(is_library)
+            && own.next().is_none()
+    }
 }
+
+/// The kinds that an audit finds.
+const AUDITED: [&str; 6] = [
+    "red-zone",
+    "use-after-free",
+    "heap-corrupt",
+    "double-free",
+    "foreign-free",
+    "invariant",
+];
 
 /// Whether a frame is Rust's standard library or this project's library, whose code fails for its
 /// callers' faults.
 fn is_library(frame: &Frame) -> bool {
-    let file = frame.file.as_deref().unwrap_or_default();
-    file.starts_with("/rustc/") || file.contains("/guest-lib/src/")
+    let function = frame.function.as_deref().unwrap_or_default();
+    let module = frame.module.as_deref().unwrap_or_default();
+    let module = module.rsplit('/').next().unwrap_or_default();
+    match &frame.file {
+        Some(file) => {
+            file.starts_with("/rustc/")
+                || file.starts_with("guest-lib/src/")
+                || file.contains("/guest-lib/src/")
+        }
+        // Assembly, or a file without lines.
+        None => {
+            module.starts_with("libvmsrs.so")
+                || function == "vmsrs_switch"
+                || function == "__rust_try"
+                || function.trim_start_matches('<').starts_with("vmsrs::")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{detail, page, sample};
+    use super::*;
+
+    /// A frame of a function in a file; without a line if there is none.
+    fn frame(function: &str, file: Option<&str>) -> Frame {
+        Frame {
+            function: Some(function.to_owned()),
+            file: file.map(str::to_owned),
+            line: file.map(|_| 62),
+            ..sample::shown().trace.frames[0].clone()
+        }
+    }
+
+    /// What the library's audit leaves of an overflow.
+    fn audited() -> Shown {
+        let mut shown = sample::shown();
+        shown.detail.summary.kind = "red-zone".to_owned();
+        shown.trace.frames = vec![
+            frame(
+                "vmsrs::record::registers",
+                Some("/src/vmsrs/guest-lib/src/record.rs"),
+            ),
+            frame(
+                "{closure#0}<()>",
+                Some("/rustc/0123/library/std/src/panic.rs"),
+            ),
+            frame("vmsrs::run::enter", Some("guest-lib/src/run.rs")),
+            frame("vmsrs_switch", None),
+        ];
+        shown
+    }
+
+    #[test]
+    fn what_the_audit_finds_is_laid_at_no_line_of_the_library() {
+        let shown = audited();
+        assert_eq!(shown.culprit(), None);
+        for text in [detail::describe(&shown, false), page::incident(&shown)] {
+            assert!(text.contains("the audit at the request"), "{text}");
+            let row = text.split("backtrace").next().unwrap_or_default();
+            let row = row.split("Backtrace").next().unwrap_or_default();
+            assert!(!row.contains("record.rs"), "{row}");
+        }
+    }
+
+    #[test]
+    fn what_the_library_finds_in_a_call_is_laid_at_the_caller() {
+        let mut shown = audited();
+        shown.trace.frames[3] = frame("drop_user", Some("/src/server.c"));
+        assert_eq!(
+            shown.culprit().as_deref(),
+            Some("drop_user at /src/server.c:62")
+        );
+        assert!(!shown.is_found_by_audit());
+    }
+
+    #[test]
+    fn without_symbols_of_the_server_nobody_can_tell_who_found_it() {
+        let mut shown = audited();
+        shown.trace.frames[3].function = None;
+        assert_eq!(shown.culprit(), None);
+        assert!(!shown.is_found_by_audit());
+    }
+
+    #[test]
+    fn an_address_behind_a_block_is_said_to_lie_there() {
+        let mut detail = sample::shown().detail;
+        detail.summary.address = Some(0x1000_0000_3f2a);
+        let shown = Shown::new(detail, &SymbolFiles::new(&[]).unwrap());
+        let is = shown.address_is.unwrap();
+        assert!(
+            is.ends_with(", 2 bytes behind the end of the block of 40 bytes at 0x100000003f00"),
+            "{is}"
+        );
+    }
 }
