@@ -444,6 +444,8 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     assert!(String::from_utf8_lossy(&status.stdout).contains("window"));
     let incidents = run(&["incidents"]);
     assert_eq!(incidents.stdout, b"no incidents\n");
+    let page = run(&["incidents", "--html", "-"]);
+    assert!(page.stdout.starts_with(b"<!DOCTYPE html>"), "{page:?}");
     assert_sentence(&run(&["incidents", "7"]), NOT_FOUND, &["no incident 7"]);
     let second = place.command(&place.path("kernel"), &[]).output().unwrap();
     assert_sentence(&second, BUSY, &["vm.sock", "running VM"]);

@@ -56,7 +56,7 @@ pub(super) struct Arguments {
     /// Show all changed bytes, not only the first
     #[arg(long)]
     full: bool,
-    /// Write one page of HTML, which needs nothing else, to this file
+    /// Write one page of HTML, which needs nothing else, to this file ('-' is standard output)
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     html: Option<PathBuf>,
     /// Write one line of JSON (docs/reference-cli.md describes it)
@@ -100,6 +100,9 @@ fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {
     let Some(path) = &arguments.html else {
         return Ok(());
     };
+    if path.as_os_str() == "-" {
+        return Ok(write_text(page)?);
+    }
     fs::write(path, page)
         .with_context(|| format!("cannot write {}: give another --html", path.display()))
         .map_err(|error| Failure::new(Exit::Failure, error))
