@@ -258,6 +258,10 @@ proptest! {
                     _ => {}
                 }
             }
+            // Whatever the heap has given out or written meanwhile, it was nobody's.
+            for &block in &blocks {
+                model.check(block);
+            }
         });
         match outcome {
             Ok(()) => {}
