@@ -151,6 +151,19 @@ impl Image {
         self.write_to(kernel, BufWriter::new(file), path)
     }
 
+    /// Writes the image for `kernel` to a file without a name on the file system of `folder`: nothing of it is left
+    /// whatever ends this process. [`crate::project::open_file`] has a path to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::write`].
+    pub fn write_unnamed(&self, kernel: &Kernel, folder: &Path) -> Result<File> {
+        fs::create_dir_all(folder).context("create", folder)?;
+        let file = tempfile::tempfile_in(folder).context("create a file in", folder)?;
+        self.write_to(kernel, BufWriter::new(&file), &folder.join("the image"))?;
+        Ok(file)
+    }
+
     /// Writes the image for `kernel` to `out`, which is called `path` in errors.
     pub(crate) fn write_to(&self, kernel: &Kernel, out: impl Write, path: &Path) -> Result<()> {
         let mut writer = newc::Writer::new(out);

@@ -2,12 +2,11 @@
 //! of QEMU's software CPU.
 
 use std::fs::File;
-use std::io::BufWriter;
-use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Command;
 
 use crate::accelerator::Accelerator;
-use crate::error::{IoContext, Result};
+use crate::error::Result;
 use crate::image::Image;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::Kernel;
@@ -30,8 +29,7 @@ pub(crate) fn run(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let image = pack(kernel, base, job)?;
-    let initrd = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
-    let process = emulator(qemu, kernel, &initrd, job);
+    let process = emulator(qemu, kernel, &project::open_file(&image), job);
     stream::run(process, job.timeout, on_event)
 }
 
@@ -48,23 +46,14 @@ fn pack(kernel: &Kernel, base: Image, job: &Job) -> Result<File> {
             false => image.file(&file.source, destination),
         };
     }
-    let image = image
+    image
         .text(
             "/job/.run",
             0o755,
             job.run_script(Accelerator::Nested.name()),
         )
-        .init(&init_script(job));
-
-    let folder = project::build();
-    std::fs::create_dir_all(&folder).context("create", &folder)?;
-    let file = tempfile::tempfile_in(&folder).context("create a file in", &folder)?;
-    image.write_to(
-        kernel,
-        BufWriter::new(&file),
-        &folder.join("the image of the KVM host"),
-    )?;
-    Ok(file)
+        .init(&init_script(job))
+        .write_unnamed(kernel, &project::build())
 }
 
 fn init_script(job: &Job) -> String {
@@ -100,7 +89,7 @@ fn emulated_cpus(job: &Job) -> u32 {
     }
 }
 
-fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &str, job: &Job) -> Command {
+fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
     // QEMU goes when this thread does, however that comes about.
     let mut qemu = qemu.command(&["setpriv", "--pdeathsig", "KILL"]);
     qemu.args([
@@ -141,7 +130,8 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &str, job: &Job) -> Command {
     ]);
     qemu.arg("-kernel")
         .arg(kernel.vmlinuz())
-        .args(["-initrd", initrd]);
+        .arg("-initrd")
+        .arg(initrd);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
     qemu
 }

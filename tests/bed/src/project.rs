@@ -1,5 +1,7 @@
 //! Where things lie: the project, its build folder, the cache.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 /// The project's folder.
@@ -15,10 +17,54 @@ pub fn build() -> PathBuf {
     root().join("build")
 }
 
+/// The program that runs, by a path that other processes can read as well and that stays readable when
+/// cargo puts a new one in its place meanwhile.
+pub fn own_program() -> PathBuf {
+    format!("/proc/{}/exe", std::process::id()).into()
+}
+
+/// An open file of this process, by a path that other processes can read as well while it is open.
+pub fn open_file(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
+}
+
 /// The folder that fetched packages are kept in: `VMSRS_CACHE` when set, `build/cache` otherwise.
 pub fn cache() -> PathBuf {
     match std::env::var_os("VMSRS_CACHE") {
         Some(folder) if !folder.is_empty() => folder.into(),
         _ => build().join("cache"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ldd;
+    use std::fs;
+    use std::process::Command;
+
+    #[test]
+    fn the_program_that_runs_can_be_read_when_its_file_is_gone() {
+        /// Tells this test that it runs in a program of its own.
+        const ALONE: &str = "VMSRS_BED_TEST_ALONE";
+        let file = std::env::current_exe().unwrap();
+        if std::env::var_os(ALONE).is_some() {
+            fs::remove_file(&file).unwrap();
+            let program = own_program();
+            assert!(fs::read(&program).unwrap().starts_with(b"\x7fELF"));
+            assert!(!ldd::libraries(&program, &[]).unwrap().is_empty());
+            return;
+        }
+        let folder = tempfile::tempdir_in(file.parent().unwrap()).unwrap();
+        let link = folder.path().join("test");
+        fs::hard_link(&file, &link).unwrap();
+        let name = "project::tests::the_program_that_runs_can_be_read_when_its_file_is_gone";
+        let ended = Command::new(&link)
+            .args(["--exact", name])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        assert!(!link.exists());
     }
 }

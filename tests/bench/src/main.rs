@@ -60,8 +60,9 @@ fn main() -> Result<()> {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let program = std::env::current_exe().context("find this program")?;
-    let vmsrs = program.with_file_name("vmsrs");
+    let program = project::own_program();
+    let built = std::env::current_exe().context("find this program")?;
+    let vmsrs = built.with_file_name("vmsrs");
     ensure!(
         vmsrs.is_file(),
         "{} is missing: build it with `make build`",

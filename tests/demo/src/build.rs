@@ -45,6 +45,7 @@ pub fn compile_c(sources: &[impl AsRef<Path>], output: &Path, arguments: &[&Path
 ///
 /// When it has not been built.
 pub fn built(name: &str) -> Result<PathBuf> {
+    // Its name does not matter: cargo may have put a new one in its place meanwhile.
     let program = std::env::current_exe().context("find this program")?;
     let path = program.with_file_name(name);
     ensure!(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use vmsrs_bed::{Bed, Job, Kernel, Series, project};
 
 use crate::build::{built, compile};
@@ -119,10 +119,7 @@ impl Guests {
             })
             .collect();
         let mut job = Job::script(script.join(" && "))
-            .program(
-                std::env::current_exe().context("find this program")?,
-                "vmsrs-demo",
-            )
+            .program(project::own_program(), "vmsrs-demo")
             .program(built("vmsrs")?, "vmsrs")
             .file(self.kernel.vmlinux()?, "vmlinux")
             .timeout(limit);
