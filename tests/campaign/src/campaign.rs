@@ -46,6 +46,7 @@ pub fn reports() -> PathBuf {
 /// When it cannot be run to its end; there is no report in `folder` then.
 pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     let start = Instant::now();
+    args.check()?;
     if let Some(kind) = args.only
         && let Some(wants) = kind.wants(args.server == Server::C, true, true)
     {
@@ -80,7 +81,6 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     step.end("libvmsrs.so below libinject.so");
 
     let step = steps.begin("pack the guest");
-    let image_path = folder.join(format!("guest-{}.img", std::process::id()));
     let mut image = bed
         .image()?
         .modules(["virtio_mmio", "virtio_net"])
@@ -91,11 +91,11 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     if let Some(injector) = &programs.injector {
         image = image.binary(injector, "/lib/libinject.so");
     }
-    image
+    let image = image
         .text("/bin/state", 0o755, STATE)
         .text("/bin/end-process", 0o755, END_PROCESS)
         .init(&init(programs.injector.is_some()))
-        .write(&kernel, &image_path)?;
+        .write_unnamed(&kernel, folder)?;
     step.end("stock Debian, busybox, server");
 
     let mut job = Job::new(["vmsrs-campaign", "guest"]);
@@ -106,20 +106,18 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         job = job.arg(argument);
     }
     let job = job
-        .program(
-            std::env::current_exe().context("find this program")?,
-            "vmsrs-campaign",
-        )
+        .program(project::own_program(), "vmsrs-campaign")
         .program(built("vmsrs")?, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
-        .file(&image_path, "guest.img")
+        .file(project::open_file(&image), "guest.img")
         // Memory is poisoned; Debian's 6.1 for clouds knows nothing of broken memory.
         .host_kernel(Series::V6_12)
         .timeout(args.deadline() + MARGIN);
     let accelerator = bed.accelerator().name();
     let mut watch = Watch::new(&steps, folder, accelerator)?;
     let ended = bed.run(&job, |event| watch.event(event));
-    let _ = fs::remove_file(&image_path);
+    // The job has read it; its room is not needed any more.
+    drop(image);
     steps.clear();
     let done = watch.result(ended?.code)?;
 
@@ -134,7 +132,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         },
         restarts: !args.no_restarts,
         only: args.only.map(|kind| kind.name.to_owned()),
-        connections: args.connections,
+        connections: args.connections.into(),
         guest_restarts: done.guest_restarts,
     };
     let report = Report::new(&place, &done.outcome);
@@ -150,7 +148,9 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         page.display()
     );
     println!("  in all {:.0} s", start.elapsed().as_secs_f64());
-    if !report.broken_promises.is_empty() {
+    if report.broken_promises.is_empty() {
+        println!("  {}", verdict(&report));
+    } else {
         let trace = folder.join(TRACE);
         fs::write(&trace, done.outcome.trace.join("\n") + "\n")
             .with_context(|| format!("write {}", trace.display()))?;
@@ -168,6 +168,14 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         );
     }
     Ok(report)
+}
+
+/// What a run says at last that broke no promise.
+fn verdict(report: &Report) -> String {
+    format!(
+        "Every promise was kept: none of {} errors harmed anybody else, and no commit was lost.",
+        report.errors_injected
+    )
 }
 
 /// What the guest does: a supervisor that starts the server anew whenever it ends, and beside it a

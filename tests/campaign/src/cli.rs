@@ -8,11 +8,12 @@ use clap::{Args, Parser, Subcommand};
 use vmsrs_demo::cli::Server;
 
 use crate::kind::{self, Kind};
-use crate::run::Options;
+use crate::run::{self, Options};
 
 /// Makes thousands of errors in a server's requests and checks that nobody else notices.
 #[derive(Debug, Parser)]
 #[command(name = "vmsrs-campaign", version, about, long_about = None)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; without it the campaign is run in a guest.
     #[command(subcommand)]
@@ -56,7 +57,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Errors.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub errors: u64,
     /// CPUs of the guest.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
@@ -64,14 +65,14 @@ pub struct RunArgs {
     /// The server; the injector works with the C server only.
     #[arg(long, value_enum, default_value_t = Server::C)]
     pub server: Server,
-    /// Users.
-    #[arg(long, default_value_t = 32)]
-    pub users: usize,
+    /// Users, at least one for each connection.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    pub users: u16,
     /// Connections, each with a thread of its own on both sides. With more, requests may have to share
     /// protection keys (15, one of them for guarded memory), and then a stray write between two that
     /// share goes unnoticed.
-    #[arg(long, default_value_t = 14)]
-    pub connections: usize,
+    #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub connections: u16,
     /// Leave out the kinds that end the server's process or the guest.
     #[arg(long)]
     pub no_restarts: bool,
@@ -91,6 +92,15 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// Whether the options fit together, before anything is built and booted.
+    ///
+    /// # Errors
+    ///
+    /// As [`run::spread`].
+    pub fn check(&self) -> Result<(), run::Error> {
+        run::spread(self.users.into(), self.connections.into())
+    }
+
     /// How long all may take.
     #[must_use]
     pub fn deadline(&self) -> Duration {
@@ -127,8 +137,8 @@ impl RunArgs {
             address,
             seed: self.seed,
             errors: self.errors,
-            users: self.users,
-            connections: self.connections,
+            users: self.users.into(),
+            connections: self.connections.into(),
             injector: self.server == Server::C,
             restarts: !self.no_restarts,
             only: self.only,
@@ -191,6 +201,28 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_before_anything_is_built() {
+        for arguments in [
+            &["--errors=0"][..],
+            &["--connections=0"],
+            &["--users=0"],
+            &["plan", "--connections=18446744073709551615"],
+            &["--seed=3", "plan"],
+        ] {
+            let name = std::iter::once(&"vmsrs-campaign");
+            let parsed = Cli::try_parse_from(name.chain(arguments));
+            assert!(parsed.is_err(), "{arguments:?}: {parsed:?}");
+        }
+        let run = |users| Cli::parse_from(["vmsrs-campaign", users, "--connections=8"]).run;
+        assert!(run("--users=8").check().is_ok());
+        let words = run("--users=7").check().unwrap_err().to_string();
+        assert!(
+            words.starts_with("7 users cannot be spread over 8"),
+            "{words}"
+        );
     }
 
     #[test]

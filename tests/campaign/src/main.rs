@@ -1,5 +1,6 @@
 //! The fault campaign.
 
+use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -12,14 +13,11 @@ use vmsrs_campaign::{campaign, guest, matrix, run};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
-        None if cli.matrix => Ok(matrix::run(&cli.run, &campaign::reports())),
+        None if cli.matrix => every(&cli.run),
         None => campaign::run(&cli.run, &campaign::reports())
             .map(|report| report.broken_promises.is_empty()),
         Some(Job::Against { connect, run }) => against(*connect, run),
-        Some(Job::Plan { run }) => {
-            print_plan(run);
-            Ok(true)
-        }
+        Some(Job::Plan { run }) => plan(run),
         Some(Job::Guest(args)) => guest::run(args),
     };
     match result {
@@ -41,9 +39,25 @@ fn against(address: SocketAddr, args: &RunArgs) -> Result<bool> {
     Ok(outcome.broken_promises().is_empty())
 }
 
+/// Makes all nine runs; whether all were good.
+fn every(args: &RunArgs) -> Result<bool> {
+    // Once, not in each of them.
+    args.check()?;
+    Ok(matrix::run(args, &campaign::reports()))
+}
+
+/// Prints the plan; a reader that has gone away (`plan | head`) is no error.
+fn plan(args: &RunArgs) -> Result<bool> {
+    args.check()?;
+    match print_plan(args, &mut io::stdout().lock()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(true),
+    }
+}
+
 /// As in the nested test-bed; on this machine's own KVM no memory is poisoned, and other kinds take those places.
-fn print_plan(args: &RunArgs) {
-    let connections = args.connections.max(1);
+fn print_plan(args: &RunArgs, output: &mut impl Write) -> io::Result<()> {
+    let connections = usize::from(args.connections);
     let plans: Vec<_> = (0..connections)
         .map(|connection| {
             Plan::new(args.seed, connection, connections)
@@ -54,9 +68,11 @@ fn print_plan(args: &RunArgs) {
     for place in 0..args.errors {
         let connection = (place % connections as u64) as usize;
         let error = plans[connection].error(place / connections as u64);
-        println!(
+        writeln!(
+            output,
             "{place} [{connection}] {}: {:?}",
             error.kind.name, error.means
-        );
+        )?;
     }
+    Ok(())
 }

@@ -106,18 +106,25 @@ pub enum Error {
     },
 }
 
+/// Whether each connection has a user at least.
+///
+/// # Errors
+///
+/// [`Error::Options`] if not.
+pub fn spread(users: usize, connections: usize) -> Result<(), Error> {
+    match connections == 0 || users < connections {
+        true => Err(Error::Options { users, connections }),
+        false => Ok(()),
+    }
+}
+
 /// Runs to the end; `on_progress` is called several times a second.
 ///
 /// # Errors
 ///
 /// When it cannot begin. Whatever the server does is no error but the outcome.
 pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<Outcome, Error> {
-    if options.connections == 0 || options.users < options.connections {
-        return Err(Error::Options {
-            users: options.users,
-            connections: options.connections,
-        });
-    }
+    spread(options.users, options.connections)?;
     let can = (
         options.injector,
         options.host.is_some(),
