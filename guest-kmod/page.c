@@ -244,18 +244,34 @@ static int drafts_max(const struct vmsrs_device *dev)
 	return min_t(u32, VMSRS_COMMIT_PAGES_MAX, dev->config.pool_frames / 2);
 }
 
-/*
- * Frames that the domain's owner leaves to others. Several requests with less than drafts_max() each
- * could take all, and one that wants its first frame would wait until it is failed: so those with many
- * drafts do not touch the last eighth of the pool. domain->lock is held.
- */
-static u32 frames_reserved(const struct vmsrs_device *dev, const struct vmsrs_domain *domain)
+/* Drafts of the request that writes to the domain. domain->lock is held. */
+static int drafts_of(const struct vmsrs_domain *domain, u64 tag)
 {
-	u32 many = dev->config.pool_frames / 16;
+	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_request *request;
+	int drafts = 0;
 
-	if (domain->owner && atomic_read(&domain->owner->drafts) >= many)
-		return vmsrs_pool_reserve(dev);
-	return 0;
+	if (domain->owner)
+		return atomic_read(&domain->owner->drafts);
+	/* It may have some in other domains. */
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_request_find(domain->app, tag);
+	if (request)
+		drafts = atomic_read(&request->drafts);
+	spin_unlock(&dev->requests_lock);
+	return drafts;
+}
+
+/*
+ * Frames that the request which writes to the domain leaves to others. Several requests with less than
+ * drafts_max() each could take all, and one that wants its first frame would wait until it is failed: so
+ * those with many drafts do not touch the last eighth of the pool. domain->lock is held.
+ */
+static u32 frames_reserved(const struct vmsrs_device *dev, const struct vmsrs_domain *domain, u64 tag)
+{
+	int many = min_t(int, dev->config.pool_frames / 16, drafts_max(dev) / 2);
+
+	return drafts_of(domain, tag) < many ? 0 : vmsrs_pool_reserve(dev);
 }
 
 /*
@@ -368,7 +384,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 			/* Drafted by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
-			reserve = frames_reserved(app->dev, domain);
+			reserve = frames_reserved(app->dev, domain, tag);
 			error = draft_make(domain, entry, file, tag, key, reserve, draft);
 		}
 		if (!error || error == -EEXIST) {

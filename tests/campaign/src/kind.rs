@@ -52,6 +52,10 @@ pub struct Kind {
     pub deadline_ms: u32,
 }
 
+/// So many requests in flight have a protection key each: the CPU has 16, one of which is everybody's and
+/// one that of guarded memory.
+pub const REQUESTS_WITH_OWN_KEYS: usize = 14;
+
 /// Errors that only a deadline ends.
 const ENDLESS: [&str; 3] = ["loop", "sleep", "deadlock"];
 
@@ -66,14 +70,27 @@ impl Kind {
 }
 
 impl Kind {
-    /// Whether a protection key closes what it hits, where the CPU has some: variables that the server has
+    /// Whether it hits what protection keys close on a CPU that has some: variables that the server has
     /// guarded, and drafts of other requests.
     #[must_use]
-    pub fn is_guarded(&self) -> bool {
-        matches!(
-            self.origin,
-            Origin::Injected(["global"] | ["foreign-draft"])
-        )
+    pub fn depends_on_keys(&self) -> bool {
+        self.is_guarded(1)
+    }
+
+    /// Whether keys close what it hits when so many requests may be in flight.
+    #[must_use]
+    pub fn is_guarded(&self, requests: usize) -> bool {
+        match self.origin {
+            Origin::Injected(["global"]) => true,
+            Origin::Injected(["foreign-draft"]) => requests <= REQUESTS_WITH_OWN_KEYS,
+            _ => false,
+        }
+    }
+
+    /// Whether it takes another request that is in flight.
+    #[must_use]
+    pub fn wants_company(&self) -> bool {
+        matches!(self.origin, Origin::Injected(["foreign-draft"]))
     }
 
     /// What is missing to make errors of this kind, if anything.
@@ -418,6 +435,15 @@ pub const RARE: &[Rare] = &[
 /// All kinds, in the order of the report.
 pub fn all() -> impl Iterator<Item = &'static Kind> {
     COMMON.iter().chain(RARE.iter().map(|rare| &rare.kind))
+}
+
+/// Whether one of the injector's errors lands in memory that no domain versions.
+#[must_use]
+pub fn is_untagged(error: &str) -> bool {
+    all().any(|kind| {
+        kind.fate == Fate::Untagged
+            && matches!(kind.origin, Origin::Injected(errors) if errors.contains(&error))
+    })
 }
 
 /// How many turns a kind has in a plan of so many errors, if the plan has it.

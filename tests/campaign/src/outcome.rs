@@ -51,7 +51,7 @@ impl KindOutcome {
         };
         match kind.fate {
             // It depends on the CPU.
-            _ if kind.is_guarded() => 0,
+            _ if kind.depends_on_keys() => 0,
             Fate::Detected | Fate::Kills | Fate::Panics => {
                 self.recovered_wrong_answer + self.no_effect
             }
@@ -185,9 +185,11 @@ pub struct Outcome {
 /// With so many turns, a kind is made.
 const MANY_TURNS: u64 = 10;
 
-/// Kinds that a plan of so many errors has often, and that were never made.
-fn never_made(outcomes: &[KindOutcome], errors: u64) -> Vec<String> {
-    let is_often = |kind: &Kind| turns(kind, errors) >= MANY_TURNS;
+/// Kinds that a plan of so many errors has often, and that were never made, though `requests` were in flight.
+fn never_made(outcomes: &[KindOutcome], errors: u64, requests: usize) -> Vec<String> {
+    let is_often = |kind: &Kind| {
+        turns(kind, errors) >= MANY_TURNS && (requests > 1 || !kind.wants_company())
+    };
     let never = outcomes.iter().filter(|outcome| outcome.injected == 0);
     never
         .filter(|outcome| all().any(|kind| kind.name == outcome.kind && is_often(kind)))
@@ -206,9 +208,10 @@ fn is_planned(kind: &'static Kind, options: &Options) -> bool {
             .is_none()
 }
 
-/// Errors in what protection keys close that were not stopped, where the guest's CPU has protection `keys`.
-fn unguarded(outcomes: &[KindOutcome], keys: bool) -> u64 {
-    let guarded = all().filter(|kind| keys && kind.is_guarded());
+/// Errors in what protection keys close that were not stopped, where the guest's CPU has protection `keys`, with
+/// so many `requests` in flight.
+fn unguarded(outcomes: &[KindOutcome], keys: bool, requests: usize) -> u64 {
+    let guarded = all().filter(|kind| keys && kind.is_guarded(requests));
     guarded
         .filter_map(|kind| kinds_by_name(outcomes, kind.name))
         .map(|outcome| outcome.injected - outcome.request_lost)
@@ -271,9 +274,9 @@ impl Outcome {
             errors_planned: world.options.errors,
             errors_injected: count.injected.load(SeqCst),
             undetected: outcomes.iter().map(KindOutcome::undetected).sum::<u64>()
-                + unguarded(&outcomes, world.options.keys),
+                + unguarded(&outcomes, world.options.keys, world.options.connections),
             kinds_never_made: match world.options.only {
-                None => never_made(&outcomes, world.options.errors),
+                None => never_made(&outcomes, world.options.errors, world.options.connections),
                 Some(_) => Vec::new(),
             },
             kernel_complaints: console.map_or(0, |console| console.complaints),
@@ -392,8 +395,9 @@ mod tests {
             restarted: 2,
             ..KindOutcome::default()
         };
-        assert_eq!(unguarded(std::slice::from_ref(&outcome), true), 2);
-        assert_eq!(unguarded(&[outcome], false), 0);
+        assert_eq!(unguarded(std::slice::from_ref(&outcome), true, 14), 2);
+        assert_eq!(unguarded(std::slice::from_ref(&outcome), false, 14), 0);
+        assert_eq!(unguarded(&[outcome], true, 15), 2);
         let draft = KindOutcome {
             kind: "write to another request's draft".to_owned(),
             injected: 2,
@@ -402,7 +406,9 @@ mod tests {
             ..KindOutcome::default()
         };
         assert_eq!(draft.undetected(), 0);
-        assert_eq!(unguarded(&[draft], true), 1);
+        assert_eq!(unguarded(std::slice::from_ref(&draft), true, 14), 1);
+        // Some share a key.
+        assert_eq!(unguarded(&[draft], true, 15), 0);
     }
 
     #[test]
@@ -417,8 +423,12 @@ mod tests {
             outcome("division by zero", 3),
             outcome("panic of the guest's kernel", 0),
         ];
-        assert_eq!(never_made(&outcomes, 10_000), ["null write"]);
-        assert_eq!(never_made(&outcomes, 300), [""; 0]);
+        assert_eq!(never_made(&outcomes, 10_000, 14), ["null write"]);
+        assert_eq!(never_made(&outcomes, 300, 14), [""; 0]);
+        // It takes two requests.
+        let draft = [outcome("write to another request's draft", 0)];
+        assert_eq!(never_made(&draft, 10_000, 1), [""; 0]);
+        assert_eq!(never_made(&draft, 10_000, 2).len(), 1);
     }
 
     #[test]

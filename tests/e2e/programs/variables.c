@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "vmsrs.h"
@@ -153,14 +154,105 @@ static unsigned int rights(void)
 
 static unsigned int rights_outside;
 
-/* The program's end is no part of the request that called for it. */
+/* Of a request with two threads; not among the guarded variables. */
+struct pair {
+	vmsrs_ticket_t ticket;
+	sem_t joined, out;
+};
+static struct pair *pair;
+
+/* The program's end is no part of the request that called for it, and may wait for that request's other thread. */
 static void at_end(void)
 {
+	struct timespec limit;
+
 	if (rights() != rights_outside)
 		_exit(8);
+	if (!pair)
+		return;
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += 20;
+	if (sem_timedwait(&pair->out, &limit) != 0)
+		_exit(9);
 }
 
-enum end { IN_REQUEST, IN_HANDLER, IN_HANDLER_ON_ITS_STACK };
+/* Mostly in the C library, where a thread is not interrupted at once. */
+static int allocates(vmsrs_request *request, void *unused)
+{
+	void *volatile block;
+
+	(void)request, (void)unused;
+	sem_post(&pair->joined);
+	for (;;) {
+		block = malloc(64);
+		free(block);
+	}
+	return 0;
+}
+
+static int waits(vmsrs_request *request, void *unused)
+{
+	(void)request, (void)unused;
+	for (;;)
+		pause();
+	return 0;
+}
+
+static void *joins_and_allocates(void *unused)
+{
+	int result;
+
+	(void)!vmsrs_join(&pair->ticket, allocates, NULL, &result);
+	sem_post(&pair->out);
+	return unused;
+}
+
+static void *joins_and_exits(void *unused)
+{
+	int result;
+
+	(void)!vmsrs_join(&pair->ticket, exits_in_request, NULL, &result);
+	return unused;
+}
+
+static int exits_as_leader(vmsrs_request *request, void *unused)
+{
+	pthread_t member;
+
+	if (vmsrs_ticket(request, &pair->ticket) != VMSRS_OK ||
+	    pthread_create(&member, NULL, joins_and_allocates, NULL) != 0)
+		return -1;
+	while (sem_wait(&pair->joined) != 0)
+		;
+	return exits_in_request(request, unused);
+}
+
+static int leads_one_that_exits(vmsrs_request *request, void *unused)
+{
+	pthread_t member;
+
+	if (vmsrs_ticket(request, &pair->ticket) != VMSRS_OK ||
+	    pthread_create(&member, NULL, joins_and_exits, NULL) != 0)
+		return -1;
+	return waits(request, unused);
+}
+
+enum end { IN_REQUEST, AS_LEADER, AS_MEMBER, IN_HANDLER, IN_HANDLER_ON_ITS_STACK };
+
+/* Ends the calling process in a request with another thread; at_end() waits for that. */
+static void ends_in_pair(enum end where)
+{
+	int result;
+
+	pair = malloc(sizeof(*pair));
+	if (!pair || sem_init(&pair->joined, 0, 0) != 0 || sem_init(&pair->out, 0, 0) != 0)
+		_exit(10);
+	(void)!vmsrs_run(domain, where == AS_LEADER ? exits_as_leader : leads_one_that_exits, NULL, &result);
+	sem_post(&pair->out);
+	/* The other thread ends the process. */
+	for (;;)
+		pause();
+}
 
 /* A child that ends inside of a request, or in the handler of a signal. */
 static void ends(enum end where, int expected, const char *what)
@@ -175,10 +267,12 @@ static void ends(enum end where, int expected, const char *what)
 		if (where == IN_HANDLER_ON_ITS_STACK)
 			sigaction(SIGTERM, &on_its_stack, NULL);
 		rights_outside = rights();
-		if (where == IN_REQUEST && atexit(at_end) == 0)
+		if (where == IN_HANDLER || where == IN_HANDLER_ON_ITS_STACK)
+			raise(SIGTERM);
+		else if (atexit(at_end) == 0 && where == IN_REQUEST)
 			(void)!vmsrs_run(domain, exits_in_request, NULL, &result);
 		else
-			raise(SIGTERM);
+			ends_in_pair(where);
 		_exit(1);
 	}
 	expect(child > 0 && waitpid(child, &status, 0) == child, "fork");
@@ -223,6 +317,8 @@ int main(void)
 	ends(IN_HANDLER, 5, "exit in the handler of a signal");
 	ends(IN_HANDLER_ON_ITS_STACK, 5, "exit in the handler of a signal that runs on its own stack");
 	ends(IN_REQUEST, 7, "exit in a request");
+	ends(AS_LEADER, 7, "exit in a request that another thread has joined");
+	ends(AS_MEMBER, 7, "exit by a thread that has joined a request");
 	expect(vmsrs_guard((char *)&in_data + 1, 4096) == VMSRS_EINVAL, "a range that is not of pages");
 	expect(vmsrs_guard(NULL, 4096) == VMSRS_EINVAL, "a null pointer");
 	return 0;

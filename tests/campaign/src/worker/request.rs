@@ -8,6 +8,7 @@ use vmsrs_demo::reply::{Failure, Reply};
 
 use super::{Effect, Made, Struck, Worker};
 use crate::arm::{Arm, Strike};
+use crate::kind;
 use crate::world::{Over, lock};
 
 impl Worker<'_> {
@@ -41,7 +42,8 @@ impl Worker<'_> {
             name.clone_from(&receiver.name);
         }
         // It may leave its user with wrong data, which must not hide what others have done to him before.
-        if arm.is_some_and(|arm| arm.is_mutation()) && !self.is_unharmed(&mut user)? {
+        let misleads = |arm: Arm| arm.is_mutation() || kind::is_untagged(arm.error);
+        if arm.is_some_and(misleads) && !self.is_unharmed(&mut user)? {
             return Ok(Made::No);
         }
         self.choose(&user)?;

@@ -2,6 +2,7 @@
 //! some to others.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use vmsrs::{App, Domain, Error, Kind, RunError};
@@ -22,13 +23,18 @@ const FRESH: usize = 100;
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "a_request_that_writes_more_than_half_of_the_pool_fails_alone",
     machine: Machine::SmallWindow,
-    steps: &[("greedy", greedy), ("together", together)],
+    steps: &[
+        ("greedy", greedy),
+        ("together", together),
+        ("further", further),
+    ],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("greedy", "")?;
-    guest.run("together", "").map(drop)
+    guest.run("together", "")?;
+    guest.run("further", "").map(drop)
 }
 
 static GREEDY_AT_ITS_LIMIT: AtomicBool = AtomicBool::new(false);
@@ -63,9 +69,9 @@ fn greedy(_: &str) -> Result<()> {
         })?;
     }
 
-    let innocent = std::thread::spawn(move || -> Result<()> {
+    let innocent = thread::spawn(move || -> Result<()> {
         while !GREEDY_AT_ITS_LIMIT.load(Ordering::SeqCst) {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         let result = (0..200).try_for_each(|_| small.run(|request| request.alloc(0u8).map(drop)));
         INNOCENT_DONE.store(true, Ordering::SeqCst);
@@ -76,7 +82,7 @@ fn greedy(_: &str) -> Result<()> {
         (0..SHARE - 8).for_each(write);
         GREEDY_AT_ITS_LIMIT.store(true, Ordering::SeqCst);
         while !INNOCENT_DONE.load(Ordering::SeqCst) {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         (SHARE - 8..SHARE + 32).for_each(write);
         Ok::<_, Error>(())
@@ -125,8 +131,20 @@ fn nothing_shows(curious: &'static Domain) -> Result<()> {
 
 /// Two requests that may have half of the pool each do not take it all: of what is left, small ones live.
 fn together(_: &str) -> Result<()> {
-    // Each as much as it may have, but for a few pages that the heap needs.
-    const PAGES: usize = SHARE - 4;
+    beside_small_ones(PAGES, 0)
+}
+
+/// The same if the second one takes what is left page by page, each in a domain that it has not written to yet.
+fn further(_: &str) -> Result<()> {
+    beside_small_ones(PAGES - 32, 31)
+}
+
+/// As much as a request may have, but for a few pages that the heap needs.
+const PAGES: usize = SHARE - 4;
+
+/// Small requests beside two, one of which has [`PAGES`], and the other one has `pages` and wants one more in
+/// each of `further` domains, or more than there are if that is none.
+fn beside_small_ones(pages: usize, further: usize) -> Result<()> {
     // A small request, and still more than what is left if the two had all.
     const FEW: usize = 12;
     // SAFETY: no request here lends its locals to others.
@@ -148,11 +166,14 @@ fn together(_: &str) -> Result<()> {
         room("other half", PAGES)?,
         room("few", FEW)?,
     );
+    let further: Vec<_> = (0..further)
+        .map(|number| room(&format!("further {number}"), 1))
+        .collect::<Result<_>>()?;
     app.flush()?;
-    let over = AtomicBool::new(false);
+    let (over, small_ended) = (AtomicBool::new(false), AtomicBool::new(false));
     let (has_written, one_is_full) = std::sync::mpsc::channel();
     let (one_waits, others_end) = std::sync::mpsc::channel::<()>();
-    std::thread::scope(|scope| -> Result<()> {
+    thread::scope(|scope| -> Result<()> {
         let first = scope.spawn(move || {
             one.0.run(|_| {
                 write(one.1, PAGES);
@@ -163,10 +184,19 @@ fn together(_: &str) -> Result<()> {
             })
         });
         one_is_full.recv().context("the first request failed")?;
-        let over = &over;
+        let (over, small_ended, further) = (&over, &small_ended, &further);
         let second = scope.spawn(move || {
-            let result = other.0.run(|_| {
-                write(other.1, PAGES);
+            let result = other.0.run(|request| {
+                write(other.1, pages);
+                let mut entered = Vec::new();
+                for (domain, page) in further {
+                    entered.push(request.enter(domain)?);
+                    write(*page, 1);
+                }
+                // If it has what it wanted, it keeps that.
+                while !further.is_empty() && !small_ended.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
                 Ok::<_, Error>(())
             });
             over.store(true, Ordering::SeqCst);
@@ -179,6 +209,7 @@ fn together(_: &str) -> Result<()> {
                 Ok::<_, Error>(())
             });
         }
+        small_ended.store(true, Ordering::SeqCst);
         let second = second.join().ok().context("the second thread panicked")?;
         drop(one_waits);
         let first = first.join().ok().context("the first thread panicked")?;
