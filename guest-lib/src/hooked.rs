@@ -20,6 +20,8 @@ pub(crate) struct Hooks {
     pub(crate) commit: Box<dyn Fn(u64, u32) -> io::Result<()> + Send + Sync>,
     /// [`Backend::resume`], with the tag.
     pub(crate) resume: Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>,
+    /// Before [`Backend::abandon`], with the tag.
+    pub(crate) abandon: Box<dyn Fn(u64) + Send + Sync>,
     /// Before or instead of a wait for a lock.
     pub(crate) lock_wait: Box<LockWait>,
 }
@@ -42,6 +44,7 @@ impl Hooked {
         let mut hooks = Hooks {
             commit: Box::new(|_, _| Ok(())),
             resume: Box::new(|_| Ok(())),
+            abandon: Box::new(|_| ()),
             lock_wait: Box::new(|_, _| None),
         };
         set(&mut hooks);
@@ -120,6 +123,7 @@ impl Backend for Hooked {
     }
 
     fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()> {
+        (self.hooks.abandon)(tag);
         self.inner.abandon(tag, held)
     }
 

@@ -635,4 +635,36 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn the_driver_does_not_hold_the_last_commit_to_the_deadline_which_holds_until_then() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let deadlines = Arc::clone(&seen);
+        let app = Hooked::app("deadline of commits", |hooks| {
+            hooks.commit = Box::new(move |_, _| {
+                let control = thread::current().unwrap().control().as_ptr();
+                // SAFETY: the calling thread's.
+                let deadline = unsafe { (&raw mut (*control).deadline_ns).read_volatile() };
+                deadlines.lock().unwrap().push(deadline != 0);
+                Ok(())
+            });
+        });
+        let domain = app.domain("one").unwrap();
+        let options = Options {
+            deadline: Some(Duration::from_secs(60)),
+            ..Options::default()
+        };
+        domain
+            .run_with(&options, |request| {
+                let control = thread::current().unwrap().control().as_ptr();
+                // SAFETY: the calling thread's; as the driver does for a first draft.
+                unsafe { (&raw mut (*control).drafts).write_volatile(1) };
+                request.commit(false)?;
+                // SAFETY: as above.
+                unsafe { (&raw mut (*control).drafts).write_volatile(1) };
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        assert_eq!(*seen.lock().unwrap(), [true, false]);
+    }
 }

@@ -230,11 +230,39 @@ fn join_error(stop: Stop) -> JoinError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Control;
     use crate::hooked::Hooked;
     use crate::ticket::Ticket;
     use std::io;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn a_request_that_is_cut_short_while_it_drops_a_task_has_dropped_it() {
+        let app = Hooked::app("cut in a drop", |hooks| {
+            hooks.abandon = Box::new(|_| {
+                // The request around it fails by another thread's error, in the middle of this.
+                let thread = thread::current().unwrap();
+                // SAFETY: the thread is registered.
+                unsafe { Control::new(thread.control()) }.set_failed(thread.tag());
+                // SAFETY: the library's own signal.
+                unsafe { libc::raise(crate::signal::interrupt()) };
+            });
+        });
+        let (outer, inner) = (app.domain("outer").unwrap(), app.domain("inner").unwrap());
+        let mut task = Task::new(inner, Options::default()).unwrap();
+        task.step(|_| Step::<()>::Suspend).unwrap();
+        let state = task.state;
+        assert_ne!(state.tag(), 0);
+        let task = std::cell::Cell::new(Some(task));
+        let failed: Result<(), RunError<Error>> = outer.run(|_| {
+            drop(task.take());
+            unreachable!("the request has failed")
+        });
+        assert!(matches!(failed, Err(RunError::Failed(_))), "{failed:?}");
+        assert_eq!((state.tag(), state.key()), (0, 0));
+        inner.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    }
 
     #[test]
     fn a_resume_that_is_refused_leaves_the_task_suspended_and_lets_nobody_join() {

@@ -105,18 +105,16 @@ EXPORT int vmsrs_enter(const vmsrs_request *request, const vmsrs_domain *domain)
 EXPORT int vmsrs_leave(const vmsrs_request *request, const vmsrs_domain *domain)
 {
 	enum error error = change(AT_LEAVE);
+	int code;
 
-	if (error != SKIP)
-		arm.entered = NULL;
-	switch (error) {
-	case SKIP:
+	if (error == SKIP)
 		return VMSRS_OK;
-	case TWICE:
-		(void)!real.leave(request, domain);
-		return real.leave(request, domain);
-	default:
-		return real.leave(request, domain);
-	}
+	code = real.leave(request, domain);
+	if (code == VMSRS_OK)
+		arm.entered = NULL;
+	if (error == TWICE)
+		code = real.leave(request, domain);
+	return code;
 }
 
 EXPORT int ioctl(int file, unsigned long number, ...)

@@ -187,9 +187,8 @@ const MANY_TURNS: u64 = 10;
 
 /// Kinds that a plan of so many errors has often, and that were never made, though `requests` were in flight.
 fn never_made(outcomes: &[KindOutcome], errors: u64, requests: usize) -> Vec<String> {
-    let is_often = |kind: &Kind| {
-        turns(kind, errors) >= MANY_TURNS && (requests > 1 || !kind.wants_company())
-    };
+    let is_often =
+        |kind: &Kind| turns(kind, errors) >= MANY_TURNS && (requests > 1 || !kind.wants_company());
     let never = outcomes.iter().filter(|outcome| outcome.injected == 0);
     never
         .filter(|outcome| all().any(|kind| kind.name == outcome.kind && is_often(kind)))
