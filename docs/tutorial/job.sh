@@ -6,8 +6,16 @@ set -eu
 
 vmsrs run --kernel vmlinuz --initramfs guest.img --memory 256M --window 64M \
 	--tap tap0,192.168.77.1/24 --console guest.log &
+tries=60
 until nc -w 2 192.168.77.2 7000 </dev/null 2>/dev/null; do
 	kill -0 $! || exit 1
+	tries=$((tries - 1))
+	if [ $tries = 0 ]; then
+		echo 'the server in the guest does not answer; the end of its console:' >&2
+		tail -n 30 guest.log >&2
+		kill -TERM $!
+		exit 1
+	fi
 	sleep 1
 done
 grep 'vmsrs' guest.log || true

@@ -1,6 +1,6 @@
 //! The whole campaign: builds, boots, makes errors, and tells.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +39,22 @@ pub fn reports() -> PathBuf {
     project::root().join("target/campaign")
 }
 
+/// Keeps the folder for one run at a time, until the file is closed: also by the end of the process.
+fn claim(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another campaign runs in {}; wait for its end, or use another clone",
+            folder.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock {}", path.display()))
+        }
+    }
+}
+
 /// Runs the campaign: its report, which lies in `folder` then.
 ///
 /// # Errors
@@ -55,6 +71,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     }
     let steps = Steps::new();
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let _alone = claim(folder)?;
 
     // Nobody shall take those of an earlier run for this one's.
     for name in [REPORT, PAGE, TRACE] {
@@ -404,5 +421,19 @@ mod tests {
         progress.injected = 400;
         let words = words(&progress, Duration::from_secs(100));
         assert!(words.ends_with("4.0 a second, 40 min left"), "{words}");
+    }
+
+    #[test]
+    fn a_folder_is_one_runs_at_a_time() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tmp/claimed");
+        fs::create_dir_all(&folder).unwrap();
+        let first = claim(&folder).unwrap();
+        let refused = claim(&folder).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("another campaign runs in "),
+            "{refused}"
+        );
+        drop(first);
+        claim(&folder).unwrap();
     }
 }

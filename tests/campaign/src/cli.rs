@@ -111,7 +111,15 @@ impl RunArgs {
     /// The command that makes the same errors again.
     #[must_use]
     pub fn command(&self) -> String {
-        if self.no_restarts || self.only.is_some() {
+        // What make does not know of.
+        let plain = Self {
+            seed: self.seed,
+            errors: self.errors,
+            vcpus: self.vcpus,
+            server: self.server,
+            ..Cli::parse_from(["vmsrs-campaign"]).run
+        };
+        if self.to_arguments() != plain.to_arguments() {
             let quoted = |argument: String| match argument.contains(' ') {
                 true => format!("\"{argument}\""),
                 false => argument,
@@ -250,6 +258,11 @@ mod tests {
             "make campaign SEED=9 ERRORS=7 VCPUS=2 SERVER=rust"
         );
         assert!(run(&["--no-restarts"]).command().ends_with("--no-restarts"));
+        let serial = run(&["--connections=1"]).command();
+        assert!(
+            serial.contains("--connections 1") || serial.contains("--connections=1"),
+            "{serial}"
+        );
         assert!(
             run(&["--only=division by zero"])
                 .command()
