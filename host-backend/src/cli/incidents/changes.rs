@@ -59,8 +59,12 @@ pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
         .max_by_key(|block| block.address)?;
     let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;
     (bytes < NEAR).then(|| {
+        let distance = match bytes {
+            0 => "right".to_owned(),
+            _ => format!("{bytes} bytes"),
+        };
         format!(
-            "{bytes} bytes behind the end of the {} of {} bytes at {:#x}",
+            "{distance} behind the end of the {} of {} bytes at {:#x}",
             what(block),
             block.size,
             block.address

@@ -35,6 +35,10 @@ fn host(guest: &mut Guest) -> Result<()> {
         let mut next = || told.next().context("kind, number and line");
         let (kind, number, line) = (next()?, next()?, next()?.parse::<u64>()?);
         let incident = incident(guest, number)?;
+        if kind == AUDIT {
+            found_by_audit(guest, number, &incident)?;
+            continue;
+        }
         let frames = incident["frames"].as_array().context("frames")?;
         let frame = frames
             .iter()
@@ -67,6 +71,28 @@ fn host(guest: &mut Guest) -> Result<()> {
         }
         pages(guest, number, kind)?;
     }
+    Ok(())
+}
+
+/// What the audit finds is laid at no line, since the server's code has returned; the address tells what it is.
+fn found_by_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
+    changed_bytes(incident)?;
+    ensure!(incident["kind"] == "red-zone", "{}", incident["kind"]);
+    let is = incident["address_is"].as_str().unwrap_or_default();
+    ensure!(
+        is.contains("behind the end of the block of 40 bytes"),
+        "{is}"
+    );
+    let text = guest.show(&[&["incidents", number][..], &SYMBOLS].concat())?;
+    let mut rows = text
+        .lines()
+        .take_while(|line| !line.starts_with("backtrace"));
+    let found = rows.find(|row| row.starts_with("found by") || row.starts_with("in "));
+    ensure!(
+        found.is_some_and(|row| row.contains("the audit at the request's end")),
+        "{found:?} in\n{text}"
+    );
+    eprintln!("{text}");
     Ok(())
 }
 
@@ -151,10 +177,14 @@ fn say_panic(line: &Cell<u32>) {
     panic!("a panic of the server's own code");
 }
 
+/// The name of the case in which the server's code returns, and the audit finds what it has done.
+const AUDIT: &str = "audit";
+
 const KINDS: &[(&str, Body)] = &[
     ("null_store", null_store),
     ("call_abort", call_abort),
     ("say_panic", say_panic),
+    (AUDIT, |_| ()),
 ];
 
 fn fail(_: &str) -> Result<()> {
