@@ -51,7 +51,7 @@ impl Guest {
         let log = File::create(folder.join("vmsrs.log"))?;
         let (window, pool) = match machine {
             Machine::Usual | Machine::Hostile | Machine::Restarting => ("64M", "1024"),
-            Machine::SmallWindow => ("6M", "256"),
+            Machine::SmallWindow => ("7M", "256"),
         };
         let on_reboot = match machine {
             Machine::Restarting => "restart",

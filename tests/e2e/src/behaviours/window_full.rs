@@ -31,7 +31,7 @@ fn fill(_: &str) -> Result<()> {
     // More than the window has.
     let mut blocks = 0u32;
     let full = loop {
-        ensure!(blocks < 1000, "8 MiB cannot fit into a window of 6 MiB");
+        ensure!(blocks < 1000, "8 MiB cannot fit into a window of 7 MiB");
         let result = domain.run(|request| {
             let block = request.domain().allocate(8192, 16)?;
             // SAFETY: a fresh block of that size.
