@@ -20,6 +20,9 @@ impl Flavour {
     /// The variable of the environment that chooses: `6.1` (when it is not set), `6.12` or `debug`.
     pub const VARIABLE: &str = "VMSRS_KERNEL";
 
+    /// The kernel of a guest when [`Flavour::VARIABLE`] is not set.
+    pub const DEFAULT: Self = Self::Stock(Series::V6_1);
+
     /// The series whose source the debug kernel is built from.
     pub(crate) const DEBUG_SERIES: Series = Series::V6_1;
 
@@ -33,7 +36,7 @@ impl Flavour {
             Ok(name) if !name.is_empty() => {
                 name.parse().map_err(|_| Error::BadFlavour { value: name })
             }
-            _ => Ok(Self::Stock(Series::V6_1)),
+            _ => Ok(Self::DEFAULT),
         }
     }
 

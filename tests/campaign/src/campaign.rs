@@ -181,7 +181,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         println!(
             "  the last requests: {}\n  the same errors again: {}",
             trace.display(),
-            args.command()
+            args.command(flavour)
         );
     }
     Ok(report)

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use vmsrs_bed::Flavour;
 use vmsrs_demo::cli::Server;
 
 use crate::kind::{self, Kind};
@@ -108,9 +109,9 @@ impl RunArgs {
         Duration::from_secs(seconds.unwrap_or_else(|| 900 + self.errors.saturating_mul(2)))
     }
 
-    /// The command that makes the same errors again.
+    /// The command that makes the same errors again, in guests with that kernel.
     #[must_use]
-    pub fn command(&self) -> String {
+    pub fn command(&self, kernel: Flavour) -> String {
         // What make does not know of.
         let plain = Self {
             seed: self.seed,
@@ -126,14 +127,22 @@ impl RunArgs {
             };
             let arguments: Vec<_> = self.to_arguments().into_iter().map(quoted).collect();
             let arguments = arguments.join(" ");
-            return format!("cargo run --release -p vmsrs-campaign -- {arguments}");
+            let variable = match kernel {
+                Flavour::DEFAULT => String::new(),
+                kernel => format!("{}={kernel} ", Flavour::VARIABLE),
+            };
+            return format!("{variable}cargo run --release -p vmsrs-campaign -- {arguments}");
         }
         let server = match self.server {
             Server::C => "",
             Server::Rust => " SERVER=rust",
         };
+        let kernel = match kernel {
+            Flavour::DEFAULT => String::new(),
+            kernel => format!(" KERNEL={kernel}"),
+        };
         format!(
-            "make campaign SEED={} ERRORS={} VCPUS={}{server}",
+            "make campaign SEED={} ERRORS={} VCPUS={}{server}{kernel}",
             self.seed, self.errors, self.vcpus
         )
     }
@@ -253,18 +262,22 @@ mod tests {
             let name = std::iter::once(&"vmsrs-campaign");
             Cli::parse_from(name.chain(arguments)).run
         };
+        let stock = |arguments: &[&str]| run(arguments).command(Flavour::DEFAULT);
+        let debug = |arguments: &[&str]| run(arguments).command(Flavour::Debug);
+        let rust = &["--seed=9", "--errors=7", "--server=rust"];
+        let command = "make campaign SEED=9 ERRORS=7 VCPUS=2 SERVER=rust";
+        assert_eq!(stock(rust), command);
+        assert_eq!(debug(rust), format!("{command} KERNEL=debug"));
+        let short = stock(&["--no-restarts"]);
+        assert!(short.ends_with("--no-restarts"));
         assert_eq!(
-            run(&["--seed=9", "--errors=7", "--server=rust"]).command(),
-            "make campaign SEED=9 ERRORS=7 VCPUS=2 SERVER=rust"
+            debug(&["--no-restarts"]),
+            format!("VMSRS_KERNEL=debug {short}")
         );
-        assert!(run(&["--no-restarts"]).command().ends_with("--no-restarts"));
-        let serial = run(&["--connections=1"]).command();
+        let serial = stock(&["--connections=1"]);
         assert!(serial.contains(" --connections 1 "), "{serial}");
-        assert!(
-            run(&["--only=division by zero"])
-                .command()
-                .ends_with(" \"--only=division by zero\"")
-        );
+        let only = stock(&["--only=division by zero"]);
+        assert!(only.ends_with(" \"--only=division by zero\""), "{only}");
     }
 
     #[test]
