@@ -211,6 +211,7 @@ impl Domain {
         code: impl FnOnce(&'static Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let thread = thread::current().ok_or(Error::NotInRequest)?;
+        thread.refuse_amid();
         thread.exclusive(|| {
             if !thread.state().holds(self) {
                 return Err(Error::NotHeld);
@@ -315,7 +316,8 @@ impl Domain {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
         let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
-        if self.holding(|_| Ok(())).is_ok() {
+        let is_held = |thread: &Thread| thread.exclusive(|| thread.state().holds(self));
+        if thread::current().is_some_and(is_held) {
             read()
         } else {
             pkru::with_all(read)

@@ -2,7 +2,7 @@
 
 use crate::arena::Arena;
 use crate::audit::{audit, audit_all};
-use crate::defer::Deferred;
+use crate::defer::{DEFERS_MAX, Deferred};
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::Kind;
@@ -293,6 +293,7 @@ impl Request {
         if !ptr::eq(thread.app(), domain.app()) {
             return Err(Error::OtherApp);
         }
+        thread.refuse_amid();
         thread.critical(|| {
             lock::lock(thread, domain, thread.lock_timeout_ms())?;
             let has_heap = domain
@@ -356,11 +357,16 @@ impl Request {
     /// [`Error::Unsealed`] (committed all the same), [`Error::System`], [`Error::NotInRequest`].
     pub fn commit(&self, seal: bool) -> Result<(), Error> {
         let thread = self.thread()?;
-        let sealed = audited(thread, audit_all, || commit_all(thread, seal));
-        if matches!(sealed, Ok(()) | Err(Error::Unsealed)) {
-            thread.exclusive(|| thread.state().forget_defers());
-        }
-        sealed
+        // What is committed is not undone any more, whatever happens from here on; so its defers are taken
+        // away with it. They are dropped as part of the request: they are the server's.
+        let mut forgotten = Vec::with_capacity(DEFERS_MAX);
+        audited(thread, audit_all, || {
+            let committed = commit_all(thread, seal);
+            if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
+                thread.state().take_defers(&mut forgotten);
+            }
+            committed
+        })
     }
 
     /// Registers work that undoes something outside of domains, in case the request fails or is
@@ -384,6 +390,7 @@ impl Request {
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {
         let thread = self.thread()?;
+        thread.refuse_amid();
         thread.critical(|| thread.exclusive(|| thread.state().defer(deferred)))
     }
 
@@ -414,6 +421,8 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Control;
+    use crate::error::RunError;
     use crate::hooked::Hooked;
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::sync::{Arc, Mutex, mpsc};
@@ -434,6 +443,88 @@ mod tests {
         });
         is_held.recv().unwrap();
         (free, holder)
+    }
+
+    /// Fails the calling thread's request as another thread of it does, in the middle of what it does.
+    fn fail_from_outside() {
+        let thread = thread::current().unwrap();
+        // SAFETY: the thread is registered.
+        unsafe { Control::new(thread.control()) }.set_failed(thread.tag());
+        // SAFETY: the library's own signal.
+        unsafe { libc::raise(crate::signal::interrupt()) };
+    }
+
+    #[test]
+    fn what_a_commit_in_the_middle_keeps_is_not_undone_even_if_the_request_fails_in_that_call() {
+        let app = Hooked::app("fails in a commit", |hooks| {
+            hooks.commit = Box::new(|_, _| {
+                fail_from_outside();
+                Ok(())
+            });
+        });
+        let domain = app.domain("one").unwrap();
+        let undone = Arc::new(AtomicU32::new(0));
+        let undo = Arc::clone(&undone);
+        let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+            request.defer(move || drop(undo.fetch_add(1, Ordering::SeqCst)))?;
+            thread::current().unwrap().state().note_drafts();
+            request.commit(true)?;
+            unreachable!("the request has failed")
+        });
+        assert!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
+        assert_eq!(undone.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_request_that_fails_after_a_commit_undoes_what_came_behind_it() {
+        let app = Hooked::app("fails behind a commit", |_| ());
+        let domain = app.domain("one").unwrap();
+        let undone = Arc::new(Mutex::new(Vec::new()));
+        let undo = |number| {
+            let undone = Arc::clone(&undone);
+            move || undone.lock().unwrap().push(number)
+        };
+        let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+            request.defer(undo(1))?;
+            request.commit(false)?;
+            request.defer(undo(2))?;
+            request.defer(undo(3))?;
+            request.fail("this request fails")
+        });
+        assert!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
+        assert_eq!(*undone.lock().unwrap(), [3, 2]);
+    }
+
+    /// Something a defer owns that cannot be dropped.
+    struct Broken(fn());
+
+    impl Drop for Broken {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    #[test]
+    fn an_error_in_dropping_a_defer_that_is_forgotten_ends_neither_the_request_nor_the_thread() {
+        let app = Hooked::app("forgotten defers", |_| ());
+        let domain = app.domain("one").unwrap();
+        let errors: [fn(); 2] = [
+            || panic!("dropped"),
+            // SAFETY: it is not; that is the test.
+            || unsafe { std::hint::black_box(ptr::null_mut::<u32>()).write_volatile(1) },
+        ];
+        for error in errors {
+            let dropped = Arc::new(());
+            let (broken, whole) = (Broken(error), Arc::clone(&dropped));
+            let outcome = domain.run(|request| {
+                request.defer(move || drop(whole))?;
+                request.defer(move || drop(broken))?;
+                Ok::<_, Error>(7)
+            });
+            assert_eq!(outcome.unwrap(), 7);
+            assert_eq!(Arc::strong_count(&dropped), 1);
+            domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
+        }
     }
 
     #[test]

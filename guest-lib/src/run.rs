@@ -2,7 +2,7 @@
 
 use crate::audit::audit_all;
 use crate::clib;
-use crate::defer::run_defers;
+use crate::defer::{forget_defers, run_defers};
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::evidence;
@@ -223,6 +223,7 @@ pub(crate) fn audited<T>(
     audit: impl FnOnce(&Thread) -> Result<(), Damage>,
     commit: impl FnOnce() -> T,
 ) -> T {
+    thread.refuse_amid();
     thread.exclusive(|| {
         if needs_audit(thread)
             && let Err(damage) = audit(thread)
@@ -283,7 +284,7 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));
     thread.end(kept);
     if kept {
-        state.forget_defers();
+        forget_defers(thread, state);
     } else {
         run_defers(thread, state);
     }

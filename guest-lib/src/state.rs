@@ -113,6 +113,10 @@ pub(crate) struct State {
     /// Threads that wait for such a change.
     held_waiters: AtomicU32,
     lists: UnsafeCell<Lists>,
+    /// The newest of the tasks that were dropped in the request, or null.
+    dropped: AtomicPtr<State>,
+    /// The one that was dropped before this one, or null.
+    next_dropped: AtomicPtr<State>,
     /// What the first thread that landed was told; for the others.
     failure: Mutex<Option<Failure>>,
 }
@@ -180,6 +184,8 @@ impl State {
                 recent: Ring::new(),
                 defers: Vec::with_capacity(DEFERS_MAX),
             }),
+            dropped: AtomicPtr::new(ptr::null_mut()),
+            next_dropped: AtomicPtr::new(ptr::null_mut()),
             failure: Mutex::new(None),
         }
     }
@@ -196,6 +202,8 @@ impl State {
         self.failed.store(false, Ordering::Relaxed);
         self.wrote.store(false, Ordering::Relaxed);
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A defer of the request before, cut short in the library, may have left it taken.
+        self.latch.open();
         self.tag.store(start.tag, Ordering::SeqCst);
         self.closed.store(false, Ordering::SeqCst);
     }
@@ -268,6 +276,11 @@ impl State {
         self.closed.store(false, Ordering::SeqCst);
     }
 
+    /// The request fails: all its threads come to their landings. One of them has to report it.
+    pub(crate) fn doom(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
     /// Async-signal-safe.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
@@ -275,7 +288,7 @@ impl State {
 
     /// The failure: `fail` reports it, the first time.
     pub(crate) fn fail(&self, fail: impl FnOnce() -> Failure) -> Failure {
-        self.failed.store(true, Ordering::SeqCst);
+        self.doom();
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert_with(fail).clone()
     }
@@ -519,10 +532,41 @@ impl State {
         self.lists(|lists| lists.defers.pop())
     }
 
-    pub(crate) fn forget_defers(&self) {
-        while let Some(deferred) = self.newest_defer() {
-            drop(deferred);
+    /// Moves all defers to `all`, which has room for [`DEFERS_MAX`]: nothing is taken from any heap then.
+    pub(crate) fn take_defers(&self, all: &mut Vec<Deferred>) {
+        self.lists(|lists| all.append(&mut lists.defers));
+    }
+
+    // Tasks that a thread of the request has dropped.
+
+    /// Takes the state of such a task, which is over: what is left of its defers is run when the request
+    /// ends, if the thread that drops it does not come to that. Async-signal-safe.
+    pub(crate) fn adopt(&self, dropped: &'static Self) {
+        let mut first = self.dropped.load(Ordering::Relaxed);
+        loop {
+            dropped.next_dropped.store(first, Ordering::Relaxed);
+            let place = ptr::from_ref(dropped).cast_mut();
+            match self.dropped.compare_exchange_weak(
+                first,
+                place,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(now) => first = now,
+            }
         }
+    }
+
+    /// The states of tasks that were dropped in the request, newest first; each must be given back.
+    pub(crate) fn take_dropped(&self) -> impl Iterator<Item = &'static Self> {
+        let mut next = self.dropped.swap(ptr::null_mut(), Ordering::Acquire);
+        std::iter::from_fn(move || {
+            // SAFETY: null, or a state, which lives for ever; on no other list.
+            let state: &'static Self = unsafe { next.as_ref() }?;
+            next = state.next_dropped.swap(ptr::null_mut(), Ordering::Relaxed);
+            Some(state)
+        })
     }
 }
 

@@ -202,18 +202,27 @@ impl Drop for Task {
             let (app, state) = (self.domain.app(), self.state);
             // An error means that the driver has nothing of it any more.
             let held = state.domains();
-            // Perhaps in another request, which must not be cut short between the two.
+            // Perhaps in another request, which must not be cut short in between.
+            let around = thread::current();
             thread::uncut(|| {
                 let _ = app.backend().abandon(state.tag(), held.as_slice());
                 state.clear(false);
+                if let Some(around) = around {
+                    around.state().adopt(state);
+                }
             });
-            match thread::current().map_or_else(|| thread::of(app).ok(), |_| None) {
-                Some(thread) => {
+            if around.is_some() {
+                // What is left of them when it is cut short, it runs at its end.
+                run_defers_here(state);
+                return;
+            }
+            match thread::of(app) {
+                Ok(thread) => {
                     thread.attend();
                     run_defers(thread, state);
                     thread.rest();
                 }
-                None => run_defers_here(state),
+                Err(_) => run_defers_here(state),
             }
         }
         thread::uncut(|| self.state.give_back());
@@ -251,7 +260,14 @@ mod tests {
         });
         let (outer, inner) = (app.domain("outer").unwrap(), app.domain("inner").unwrap());
         let mut task = Task::new(inner, Options::default()).unwrap();
-        task.step(|_| Step::<()>::Suspend).unwrap();
+        let undone = Arc::new(AtomicU32::new(0));
+        let undo = Arc::clone(&undone);
+        task.step(|request| {
+            let undo = move || drop(undo.fetch_add(1, Ordering::SeqCst));
+            request.defer(undo).unwrap();
+            Step::<()>::Suspend
+        })
+        .unwrap();
         let state = task.state;
         assert_ne!(state.tag(), 0);
         let task = std::cell::Cell::new(Some(task));
@@ -261,7 +277,50 @@ mod tests {
         });
         assert!(matches!(failed, Err(RunError::Failed(_))), "{failed:?}");
         assert_eq!((state.tag(), state.key()), (0, 0));
+        assert_eq!(undone.load(Ordering::SeqCst), 1);
         inner.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    }
+
+    #[test]
+    fn the_defers_of_a_task_that_is_dropped_in_a_request_run_at_once_and_once() {
+        let app = Hooked::app("task dropped in a request", |_| ());
+        let (outer, inner) = (app.domain("outer").unwrap(), app.domain("inner").unwrap());
+        for fails in [false, true] {
+            let undone = Arc::new(AtomicU32::new(0));
+            let mut task = Task::new(inner, Options::default()).unwrap();
+            task.step(|request| {
+                for _ in 0..2 {
+                    let undo = Arc::clone(&undone);
+                    request
+                        .defer(move || drop(undo.fetch_add(1, Ordering::SeqCst)))
+                        .unwrap();
+                }
+                Step::<()>::Suspend
+            })
+            .unwrap();
+            let outcome = outer.run(|request| {
+                drop(task);
+                assert_eq!(undone.load(Ordering::SeqCst), 2);
+                if fails {
+                    request.fail("this request fails");
+                }
+                Ok::<_, Error>(())
+            });
+            assert_eq!(outcome.is_err(), fails);
+            assert_eq!(undone.load(Ordering::SeqCst), 2);
+        }
+    }
+
+    #[test]
+    fn a_request_begins_with_a_latch_that_is_open_whatever_the_last_one_left() {
+        let app = Hooked::app("latch left taken", |_| ());
+        let domain = app.domain("one").unwrap();
+        let mut task = Task::new(domain, Options::default()).unwrap();
+        // As a defer leaves it that runs into the end of the stack inside of the library.
+        let taken = task.state.latch.take(u32::MAX >> 1, |_| false);
+        assert_eq!(taken, crate::latch::Take::Taken);
+        let done = task.step(|request| Step::Done(request.alloc(1u8).map(drop).is_ok()));
+        assert_eq!(done.unwrap(), Step::Done(true));
     }
 
     #[test]

@@ -237,6 +237,11 @@ impl Backend for Unprotected {
     }
 
     fn unregister(&self, control: NonNull<ThreadControl>) {
+        // SAFETY: leaked by register(), and its thread has not ended yet.
+        let tag = unsafe { Control::new(control) }.tag();
+        if tag != 0 {
+            self.interrupt(tag);
+        }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| thread.control.block() != control);
     }

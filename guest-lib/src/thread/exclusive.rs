@@ -5,6 +5,7 @@ use super::{Phase, Thread};
 use crate::failure::Kind;
 use crate::latch::Take;
 use crate::run;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
 pub(crate) const AMID: &[u8] = b"the library was called in the middle of its own work";
@@ -39,7 +40,10 @@ impl Thread {
             }
         }
         self.alone.set(true);
+        // Whoever cuts this short, or asks in the middle of it, sees how far it is.
+        compiler_fence(Ordering::SeqCst);
         let value = code();
+        compiler_fence(Ordering::SeqCst);
         self.alone.set(false);
         state.latch.open();
         value
@@ -49,13 +53,24 @@ impl Thread {
     pub(crate) fn is_amid(&self) -> bool {
         self.alone.get() || self.is_critical() || self.state().latch.is_of(self.number)
     }
+
+    /// Fails the request if this is the middle of the library's own work, where a handler of a signal or a wild
+    /// jump has called it again: what it would change, or commit, is half changed. The check of an invariant
+    /// is called by the library, and may call it.
+    pub(crate) fn refuse_amid(&self) {
+        if self.phase() == Phase::Running && !self.checking.get() && self.is_amid() {
+            fail_request(Kind::Memory, 0, AMID);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Domain;
     use crate::error::Error;
     use crate::hooked::Hooked;
+    use crate::request::Request;
     use crate::thread::current;
     use crate::thread::tests::failure;
     use std::sync::mpsc;
@@ -127,6 +142,42 @@ mod tests {
             assert_eq!(failure.kind, Kind::Memory);
             assert!(failure.message.contains("in the middle"), "{failure}");
             domain.run(|_| Ok::<_, Error>(())).unwrap();
+        }
+    }
+
+    #[test]
+    fn no_call_in_the_middle_of_the_library_changes_or_commits_anything() {
+        let app = Hooked::app("calls amid", |hooks| {
+            hooks.commit = Box::new(|_, _| panic!("committed"));
+        });
+        let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
+        let places: [fn(&Thread); 3] = [
+            |_| drop(take_the_latch()),
+            |thread| thread.alone.set(true),
+            |thread| thread.critical.set(1),
+        ];
+        let calls: [fn(&Request, &'static Domain) -> Result<(), Error>; 6] = [
+            |request, _| request.alloc(1u8).map(drop),
+            |request, _| request.set_root::<u8>(None),
+            |request, _| request.commit(false),
+            |request, two| request.enter(two).map(|entered| drop(entered.keep())),
+            |request, two| request.leave(two),
+            |request, _| request.defer(|| ()),
+        ];
+        for (place, call) in places
+            .iter()
+            .flat_map(|&place| calls.map(|call| (place, call)))
+        {
+            let failure = failure(one.run(|request| {
+                if call as usize == calls[4] as usize {
+                    request.enter(two)?.keep();
+                }
+                place(current().unwrap());
+                call(request, two)?;
+                unreachable!("the request has failed")
+            }));
+            assert_eq!(failure.kind, Kind::Memory);
+            assert!(failure.message.contains("in the middle"), "{failure}");
         }
     }
 

@@ -39,18 +39,27 @@ impl Drop for Mine {
             // A request that calls exit() comes here, since a thread that ends otherwise leaves it first. What
             // runs next, the program's functions for its end, is no part of it any more.
             let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
+            let (state, backend, control) =
+                (thread.state(), thread.app.backend(), thread.control.block());
             if in_request {
                 CURRENT.set(ptr::null());
                 pkru::close();
+                // A stray write may be why it exits.
+                thread.control.set_tag(state.tag());
             }
-            let (backend, control) = (thread.app.backend(), thread.control.block());
             backend.unregister(control);
-            if !in_request {
-                backend.unmap(control);
-            } else if let Some(slot) = thread.slot.take() {
+            if in_request {
                 // The request has failed by that, and whoever leads it need not wait for the process's end,
                 // which may wait for him. If this thread leads it, others still read its control block.
-                thread.state().members.leave(slot);
+                if state.tag() != 0 {
+                    state.doom();
+                    state.members.take_back();
+                }
+                if let Some(slot) = thread.slot.take() {
+                    state.members.leave(slot);
+                }
+            } else {
+                backend.unmap(control);
             }
             thread.own.give_back();
             if !signal::leave_signal_stack() || in_request {
