@@ -3,21 +3,18 @@
 mod common;
 
 use common::domain;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, mpsc};
 use vmsrs::{Request, RunError};
 
-/// Whether the request of the thread that did not call `exit` has failed.
-static FAILED: AtomicBool = AtomicBool::new(false);
-static OUT: AtomicBool = AtomicBool::new(false);
+/// Whether the request has failed, once the thread that did not call `exit` is out of it.
+static FAILED: Mutex<Option<bool>> = Mutex::new(None);
+static OUT: Condvar = Condvar::new();
 
 /// A function for the end of the process, as servers have them: waits until nobody works any more.
 extern "C" fn at_end() {
-    while !OUT.load(Ordering::SeqCst) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let code = if FAILED.load(Ordering::SeqCst) { 7 } else { 8 };
+    let failed = FAILED.lock().unwrap();
+    let failed = OUT.wait_while(failed, |failed| failed.is_none()).unwrap();
+    let code = if *failed == Some(true) { 7 } else { 8 };
     // SAFETY: ends the child without touching what it shares with the parent.
     unsafe { libc::_exit(code) }
 }
@@ -59,11 +56,8 @@ fn pause(_: &Request) {
 
 /// Says how the request ended, and waits for the end of the process.
 fn ended<T, E>(outcome: &Result<T, RunError<E>>) -> ! {
-    FAILED.store(
-        matches!(outcome, Err(RunError::Failed(_))),
-        Ordering::SeqCst,
-    );
-    OUT.store(true, Ordering::SeqCst);
+    *FAILED.lock().unwrap() = Some(matches!(outcome, Err(RunError::Failed(_))));
+    OUT.notify_all();
     loop {
         std::thread::park();
     }
