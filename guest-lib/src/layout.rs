@@ -13,7 +13,7 @@
 use std::mem::{align_of, offset_of, size_of};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
-pub(crate) use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
+pub(crate) use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, REVISION, State};
 
 use crate::heap::bins::Bins;
 
@@ -61,6 +61,7 @@ pub(crate) const FINGERPRINT: u64 = {
         EXTENTS_MAX,
         GRAIN,
         MAPS_PER_PAGE,
+        REVISION,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325;
     let mut index = 0;

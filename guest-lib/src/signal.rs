@@ -204,8 +204,11 @@ const GREGS: [c_int; REGISTERS] = [
     libc::REG_EFL,
 ];
 
+/// The CPU traps behind the next instruction.
+const TRAP_FLAG: i64 = 0x100;
+
 /// Trap, alignment check and direction flags.
-const FLAGS_OFF: i64 = 0x100 | 0x4_0000 | 0x400;
+const FLAGS_OFF: i64 = TRAP_FLAG | 0x4_0000 | 0x400;
 
 unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: errno is the thread's own.
@@ -232,7 +235,13 @@ unsafe fn suppress(
     info: &libc::siginfo_t,
     context: *mut libc::ucontext_t,
 ) -> bool {
+    // SAFETY: the kernel's context of this thread.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    let instruction = registers[libc::REG_RIP as usize] as u64;
+    let is_step = signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.is_led();
+    let signal = if is_step { interrupt() } else { signal };
     if signal == interrupt() {
+        registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
         if thread.is_diverted() {
             return true;
         }
@@ -244,11 +253,11 @@ unsafe fn suppress(
             thread.set_pending(true);
             return true;
         }
-        // SAFETY: the kernel's context of this thread.
-        let registers = unsafe { &(*context).uc_mcontext.gregs };
-        let instruction = registers[libc::REG_RIP as usize] as u64;
-        if clib::is_busy(instruction, registers[libc::REG_RAX as usize] as u64) && thread.may_wait()
-        {
+        let result = registers[libc::REG_RAX as usize] as u64;
+        if clib::is_busy(instruction, result) && thread.may_wait(instruction, result) {
+            if thread.is_led() {
+                registers[libc::REG_EFL as usize] |= TRAP_FLAG;
+            }
             return true;
         }
     } else {
@@ -264,8 +273,6 @@ unsafe fn suppress(
             return false;
         }
     }
-    // SAFETY: the kernel's context of this thread.
-    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let mut noted = [0; REGISTERS];
     for (to, from) in noted.iter_mut().zip(GREGS) {
         *to = registers[from as usize] as u64;

@@ -24,6 +24,15 @@ fn errors() -> &'static Program {
     PROGRAM.get_or_init(|| Program::compile("cc", HARDENED, "tests/c/errors.c"))
 }
 
+/// The same with the C library in it, as the tutorial links servers.
+fn errors_static() -> &'static Program {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let flags = [HARDENED, &["-static"]].concat();
+        Program::compile("cc", &flags, "tests/c/errors.c")
+    })
+}
+
 fn exceptions() -> &'static Program {
     static PROGRAM: OnceLock<Program> = OnceLock::new();
     PROGRAM.get_or_init(|| Program::compile("c++", &["-Wno-terminate"], "tests/c/exception.cc"))
@@ -59,14 +68,26 @@ fn a_wrong_free_that_glibc_finds_before_it_locks_its_heap_ends_its_request_alone
 /// glibc says so with its heap locked, and half changed: every other thread would wait for ever.
 #[test]
 fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobody() {
-    for error in ["malloc-twice-arena", "malloc-overrun"] {
-        let output = errors().run(&[error]);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
-        assert!(
-            errors.contains("the C library's heap is damaged or stays locked"),
-            "{errors}"
-        );
+    for program in [errors(), errors_static()] {
+        for error in ["malloc-twice-arena", "malloc-overrun"] {
+            let output = program.run(&[error]);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
+            assert!(
+                errors.contains("the C library's heap is damaged or stays locked"),
+                "{errors}"
+            );
+        }
+    }
+}
+
+/// The likeliest mistake of who moves a server to domains. Whatever the block's size, glibc finds it before it
+/// locks its heap.
+#[test]
+fn a_block_of_a_domain_given_to_the_c_librarys_free_or_realloc_ends_its_request_alone() {
+    for program in [errors(), errors_static()] {
+        program.succeed(&["domain-free", "300"]);
+        program.succeed(&["domain-realloc", "300"]);
     }
 }
 
@@ -109,17 +130,20 @@ fn a_frame_of_megabytes_without_stack_probes_does_not_step_over_the_guard() {
 #[test]
 fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut_short() {
     errors().succeed(&["deadline-in-malloc", "200"]);
+    errors_static().succeed(&["deadline-in-malloc", "200"]);
 }
 
 #[test]
 fn a_request_past_its_deadline_is_cut_short_in_a_loop_of_the_c_library() {
     errors().succeed(&["deadline-in-c-library"]);
+    errors_static().succeed(&["deadline-in-c-library"]);
 }
 
 #[test]
 fn a_request_past_its_deadline_is_woken_from_sleep_in_a_system_call_or_a_lock() {
     for sleep in ["deadline-in-read", "deadline-in-pause", "deadline-in-mutex"] {
         errors().succeed(&[sleep]);
+        errors_static().succeed(&[sleep]);
     }
 }
 

@@ -6,6 +6,11 @@
 //! free:  BlockHeader | links of its list | poison, where a block was given back
 //! ```
 
+/// Changes whenever blocks are marked in another way.
+///
+/// cbindgen:ignore
+pub const REVISION: usize = 1;
+
 /// Least alignment of a block's address.
 ///
 /// cbindgen:ignore
@@ -26,12 +31,19 @@ pub enum State {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct BlockHeader {
-    /// Bound to the block's address, size and state.
+    /// Bound to the block's address, size and state; odd.
     pub check: u64,
-    /// Size in bytes in the low half; in the high half the room from the block's first byte to the
-    /// next header, in units of 16 bytes.
+    /// Four times the size in bytes, and 2, in the low half; in the high half the room from the block's first
+    /// byte to the next header, in units of 16 bytes.
+    ///
+    /// To glibc, which finds the size of a block of its own there, the 2 means one with a mapping of its own,
+    /// and the odd word before it a place where no mapping begins: so its `free` and `realloc` refuse
+    /// such a block (`abort`) before they take a lock or change anything.
     pub meta: u64,
 }
+
+/// See [`BlockHeader::meta`]: `IS_MMAPPED` of glibc's `malloc.c`.
+const MAPPED: u64 = 2;
 
 /// Bytes of a [`BlockHeader`].
 ///
@@ -39,12 +51,12 @@ pub struct BlockHeader {
 pub const BLOCK_HEADER: usize = size_of::<BlockHeader>();
 
 impl BlockHeader {
-    /// The header of a block of `size` bytes at `address` that has `room` bytes to the next header, a
-    /// multiple of 16 below 4 GiB.
+    /// The header of a block of `size` bytes, below 1 GiB, at `address` that has `room` bytes to the next header,
+    /// a multiple of 16 below 4 GiB.
     #[inline]
     #[must_use]
     pub fn new(address: u64, size: usize, room: usize, state: State) -> Self {
-        let meta = size as u64 | ((room / GRAIN) as u64) << 32;
+        let meta = (size as u64) << 2 | MAPPED | ((room / GRAIN) as u64) << 32;
         Self {
             check: check(address, meta, state),
             meta,
@@ -62,7 +74,7 @@ impl BlockHeader {
     #[inline]
     #[must_use]
     pub fn size(self) -> usize {
-        (self.meta & 0xffff_ffff) as usize
+        (self.meta & 0xffff_ffff) as usize >> 2
     }
 
     /// Bytes from the block's first to the next header.
@@ -80,7 +92,7 @@ fn check(address: u64, meta: u64, state: State) -> u64 {
     let mut value = address ^ meta.rotate_left(32) ^ ((state as u64) << 17);
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
+    (value ^ (value >> 31)) | 1
 }
 
 #[cfg(test)]

@@ -63,13 +63,34 @@ impl Thread {
         // An error, unlike an interrupt, cuts critical code short.
         self.critical.set(0);
         self.pending.set(false);
+        self.steps.set(0);
     }
 
-    /// Has the interrupt come again a little later, if it has not waited too long already.
-    /// Async-signal-safe.
-    pub(crate) fn may_wait(&self) -> bool {
-        self.waited.set(self.waited.get() + 1);
-        self.waited.get() <= clib::RETRIES && self.alarm.set(signal::interrupt(), clib::RETRY)
+    /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
+    /// the thread is led from now on. Not if it has waited too long already. `instruction` is the next one,
+    /// `number` RAX. Async-signal-safe.
+    pub(crate) fn may_wait(&self, instruction: u64, number: u64) -> bool {
+        let steps = self.steps.take();
+        if steps == clib::STEPS {
+            return false;
+        }
+        if steps == 0 {
+            self.waited.set(self.waited.get() + 1);
+        }
+        let waited = self.waited.get();
+        if waited > clib::RETRIES {
+            return false;
+        }
+        if waited > clib::LOOKS && clib::can_step(instruction, number) {
+            self.steps.set(steps + 1);
+            return true;
+        }
+        self.alarm.set(signal::interrupt(), clib::RETRY)
+    }
+
+    /// Whether the thread is led out of the C library, instruction by instruction. Async-signal-safe.
+    pub(crate) fn is_led(&self) -> bool {
+        self.steps.get() != 0
     }
 
     /// Limits the time of what the library runs on the request stack next. False if the kernel has

@@ -83,6 +83,8 @@ pub(crate) struct Thread {
     alarm: Alarm,
     /// Times that an interrupt has waited for the thread to leave the C library.
     waited: Cell<u32>,
+    /// Instructions that the thread has been led through on its way out of the C library; 0 when it is not led.
+    steps: Cell<u32>,
     request: Request,
     arena: Arena,
     _signal_stack: Region,

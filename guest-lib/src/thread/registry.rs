@@ -158,6 +158,7 @@ impl Thread {
             deadline: Cell::new(0),
             alarm: Alarm::default(),
             waited: Cell::new(0),
+            steps: Cell::new(0),
             request: Request::new(place),
             arena,
             _signal_stack: signal_stack,

@@ -63,6 +63,7 @@ impl Thread {
         self.pending.set(false);
         self.critical.set(0);
         self.waited.set(0);
+        self.steps.set(0);
         self.checking.set(false);
         self.alone.set(false);
         self.landed.set(false);

@@ -32,6 +32,8 @@ static volatile size_t many = 64;
 static volatile size_t huge = 3 << 20;
 static char *volatile escaped;
 
+static vmsrs_domain *domain;
+
 /* What is written there is not in vain. */
 static void use(const volatile char *bytes)
 {
@@ -105,6 +107,27 @@ static void overrun_a_block_of_the_c_library(void)
 	CHECK(block && next && last);
 	memset(escaped, 0x41, 4008 + many / 4);
 	free(next);
+}
+
+/* A block of a domain of another size in each round. */
+static char *block_of_a_domain(void)
+{
+	static size_t round;
+	size_t size = ++round % 16 ? round : round << 12;
+
+	escaped = vmsrs_alloc(domain, size);
+	CHECK(escaped);
+	return escaped;
+}
+
+static void free_a_block_of_a_domain(void)
+{
+	free(block_of_a_domain());
+}
+
+static void resize_a_block_of_a_domain(void)
+{
+	escaped = realloc(block_of_a_domain(), 100);
 }
 
 static void call_abort(void)
@@ -183,10 +206,18 @@ static void take_too_much_of_the_stack(void)
 	use(escaped);
 }
 
+/* The compiler would leave out a block that nobody uses. */
+static void take_and_give_back(size_t size)
+{
+	char *volatile block = malloc(size);
+
+	free(block);
+}
+
 static void loop_in_malloc(void)
 {
 	for (;;)
-		free(malloc(100000));
+		take_and_give_back(100000);
 }
 
 /* A list that a stray write has made a ring. */
@@ -248,6 +279,8 @@ static const struct error errors[] = {
 	{ "malloc-twice-arena", free_twice_in_the_arena, VMSRS_KIND_ABORT },
 	{ "malloc-no-block", free_what_is_no_block, VMSRS_KIND_ABORT },
 	{ "malloc-overrun", overrun_a_block_of_the_c_library, VMSRS_KIND_ABORT },
+	{ "domain-free", free_a_block_of_a_domain, VMSRS_KIND_ABORT },
+	{ "domain-realloc", resize_a_block_of_a_domain, VMSRS_KIND_ABORT },
 	{ "abort", call_abort, VMSRS_KIND_ABORT },
 	{ "division", divide_by_zero, VMSRS_KIND_ARITHMETIC },
 	{ "undefined", run_an_undefined_instruction, VMSRS_KIND_INSTRUCTION },
@@ -265,8 +298,6 @@ static const struct error errors[] = {
 	{ "deadline-in-pause", sleep_in_pause, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-mutex", wait_for_its_own_mutex, VMSRS_KIND_DEADLINE },
 };
-
-static vmsrs_domain *domain;
 
 static int request(vmsrs_request *this, void *argument)
 {
@@ -291,7 +322,7 @@ static void *work(void *argument)
 {
 	(void)argument;
 	while (!ended)
-		free(malloc(100000));
+		take_and_give_back(100000);
 	return NULL;
 }
 
@@ -348,7 +379,7 @@ int main(int count, char **arguments)
 		CHECK(vmsrs_run(domain, nothing, NULL, NULL) == VMSRS_OK);
 		/* In every size class of the C library's heap. */
 		for (size_t size = 16; size < 4 << 20; size *= 2)
-			free(malloc(size));
+			take_and_give_back(size);
 	}
 	ended = 1;
 	CHECK(pthread_join(worker, NULL) == 0);
