@@ -1,5 +1,5 @@
 //! What a request had changed in a page: the dropped draft against the version that stays, in runs
-//! of bytes, each with the heap block it begins in. Plain functions over the bytes of pages.
+//! of bytes, each with the heap block it lies in or behind. Plain functions over the bytes of pages.
 
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
@@ -48,6 +48,17 @@ pub(crate) struct Block {
     pub(crate) became: Option<State>,
 }
 
+impl Block {
+    /// Where it begins: with its header where that is good in the dropped version; a damaged one was
+    /// overwritten from the block before it.
+    fn begin(&self) -> u64 {
+        match self.became {
+            Some(_) => self.address.saturating_sub(BLOCK_HEADER as u64),
+            None => self.address,
+        }
+    }
+}
+
 /// How many bytes of two pages differ, and where the first of them is.
 pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
     if old == new {
@@ -61,23 +72,30 @@ pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
     (u32::from(first.is_some()) + differing.count() as u32, first)
 }
 
-/// The changes from `old` to `new`, in order, without their blocks.
-pub(crate) fn changes(old: &Page, new: &Page) -> Vec<Change> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
+/// The changes from `old` to `new` of the page at `address`, in order, each with that of the page's
+/// `blocks` (in order) in which all of it lies: where the next block begins, the next change does.
+pub(crate) fn changes(address: u64, old: &Page, new: &Page, blocks: &[Block]) -> Vec<Change> {
+    let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
+    let mut behind = blocks.iter().copied().peekable();
+    let mut block = None;
     for (offset, (before, after)) in old.iter().zip(new).enumerate() {
         if before == after {
             continue;
         }
+        let at = address.wrapping_add(offset as u64);
+        while let Some(next) = behind.next_if(|next| next.begin() <= at) {
+            block = Some(next);
+        }
         match runs.last_mut() {
-            Some((_, end)) if offset - *end <= GAP => *end = offset + 1,
-            _ => runs.push((offset, offset + 1)),
+            Some((_, end, same)) if offset - *end <= GAP && *same == block => *end = offset + 1,
+            _ => runs.push((offset, offset + 1, block)),
         }
     }
-    let change = |(from, to): (usize, usize)| Change {
+    let change = |(from, to, block): (usize, usize, Option<Block>)| Change {
         // Below the size of a page.
         offset: from as u16,
         bytes: [&old[from..to], &new[from..to]].concat().into(),
-        block: None,
+        block,
     };
     runs.into_iter().map(change).collect()
 }
@@ -85,16 +103,24 @@ pub(crate) fn changes(old: &Page, new: &Page) -> Vec<Change> {
 /// Blocks of the two versions of the page at `address`, in order.
 pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
     let mut found = Vec::new();
+    let mut taken = 0;
     for offset in (0..=PAGE_SIZE as usize - BLOCK_HEADER).step_by(GRAIN) {
         // At the end of the page the header describes a block that begins in the next one.
         let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
         let was = header(old, offset).and_then(|header| state(header, block));
         let became = header(new, offset).and_then(|header| state(header, block));
-        // A block that was made of free room has the size that it has now.
-        let made = became.filter(|(state, _)| *state == State::Live);
+        // A block that was made of free room has the size that it has now, one that became free room
+        // that which it had.
+        let made = became.filter(|(state, _)| *state != State::Free);
         let Some((_, size)) = made.or(was).or(became) else {
             continue;
         };
+        if let Some(header) = header(new, offset).filter(|_| made.is_some()) {
+            taken = block.saturating_add(header.room() as u64);
+        } else if became.is_none() && block < taken {
+            // Its header is not damaged, but part of the block that has its room now.
+            continue;
+        }
         found.push(Block {
             address: block,
             size,
@@ -118,18 +144,6 @@ fn state(header: BlockHeader, address: u64) -> Option<(State, u64)> {
             State::Free => (state, header.room() as u64),
             State::Live | State::Freed => (state, header.size() as u64),
         })
-}
-
-/// The last of the blocks (in order) that begins at or before `address`. A block begins with its
-/// header where that is good in the dropped version; a damaged one was overwritten from the block
-/// before it.
-pub(crate) fn nearest(blocks: &[Block], address: u64) -> Option<Block> {
-    let begin = |block: &Block| match block.became {
-        Some(_) => block.address.saturating_sub(BLOCK_HEADER as u64),
-        None => block.address,
-    };
-    let behind = blocks.partition_point(|block| begin(block) <= address);
-    blocks[..behind].last().copied()
 }
 
 #[cfg(test)]
@@ -156,7 +170,7 @@ mod tests {
     #[test]
     fn neighbouring_changes_are_one_and_distant_ones_are_two() {
         let new = page(&[(10, 1), (18, 2), (28, 3)]);
-        let found = changes(&page(&[]), &new);
+        let found = changes(ADDRESS, &page(&[]), &new, &[]);
         let places: Vec<_> = found
             .iter()
             .map(|change| (change.offset, change.after().len()))
@@ -192,11 +206,58 @@ mod tests {
                 (0x1000, 100, None, Some(State::Live)),
             ]
         );
-        assert_eq!(nearest(&found, ADDRESS + 0xef), None);
-        // The damaged header of the second one counts as the first, a good header as its own.
-        for (offset, block) in [(0xf0, 0), (0x1ff, 0), (0x200, 1), (0x3f0, 2), (0xff0, 3)] {
-            assert_eq!(nearest(&found, ADDRESS + offset), Some(found[block]));
+        for offset in [0xef, 0x1ff, 0x200] {
+            new[offset] ^= 1;
         }
+        let changes = changes(ADDRESS, &old, &new, &found);
+        let places: Vec<_> = changes
+            .iter()
+            .map(|change| (change.offset, change.block))
+            .collect();
+        // The damaged header of the second one counts as the first, a good header as its own.
+        let [first, second, third, fourth] = found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            places,
+            [
+                (0xef, None),
+                (0xf0, Some(first)),
+                (0x1f0, Some(first)),
+                (0x1ff, Some(first)),
+                (0x200, Some(second)),
+                (0x3f0, Some(third)),
+                (0xff0, Some(fourth)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_former_block_inside_of_a_larger_one_that_took_its_room_is_none() {
+        let mut old = page(&[]);
+        put(&mut old, 0x100, 8, State::Live);
+        put(&mut old, 0x120, 8, State::Live);
+        put(&mut old, 0x200, 8, State::Live);
+        let mut new = page(&[]);
+        let header = BlockHeader::new(ADDRESS + 0x100, 0x40, 0x50, State::Live);
+        new[0xf0..0x100].copy_from_slice(bytemuck::bytes_of(&header));
+        let found = blocks(ADDRESS, &old, &new);
+        let places: Vec<_> = found.iter().map(|block| block.address - ADDRESS).collect();
+        // Nothing took the place of the last one: its header is damaged.
+        assert_eq!(places, [0x100, 0x200]);
+    }
+
+    #[test]
+    fn a_forged_header_with_the_largest_room_is_no_trouble() {
+        let address = 0u64.wrapping_sub(PAGE_SIZE.into());
+        let mut new = page(&[]);
+        let header = BlockHeader::new(address + 16, 8, 0xffff_ffff * GRAIN, State::Live);
+        new[..16].copy_from_slice(bytemuck::bytes_of(&header));
+        let found = blocks(address, &page(&[]), &new);
+        assert_eq!(
+            changes(address, &page(&[]), &new, &found)[0].block,
+            Some(found[0])
+        );
     }
 
     proptest! {
@@ -207,7 +268,7 @@ mod tests {
         ) {
             let (mut old, new) = (page(&old), page(&new));
             let mut end = 0;
-            for change in changes(&old, &new) {
+            for change in changes(ADDRESS, &old, &new, &[]) {
                 let place = usize::from(change.offset)..usize::from(change.offset) + change.after().len();
                 prop_assert!(end == 0 || place.start > end + GAP);
                 prop_assert_eq!(change.before(), &old[place.clone()]);

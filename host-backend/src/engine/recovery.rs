@@ -211,12 +211,14 @@ impl<M: Inspect> Versions<'_, M> {
         let (changed, first) = changes::count(&old, &new);
         let mut found = Vec::new();
         if changed != 0 && *room != 0 {
-            found = changes::changes(&old, &new);
+            let address = self.address(draft.page);
+            let blocks = changes::blocks(address, &old, &new);
+            found = changes::changes(address, &old, &new, &blocks);
             let cost: usize = found.iter().map(changes::Change::cost).sum();
             match room.checked_sub(cost) {
                 Some(left) => {
                     *room = left;
-                    self.find_blocks(draft, &old, &new, &mut found);
+                    self.find_block_before(draft, &mut found);
                 }
                 None => {
                     *room = 0;
@@ -234,26 +236,14 @@ impl<M: Inspect> Versions<'_, M> {
         }
     }
 
-    /// Says for each change in which block it begins.
-    fn find_blocks(
-        &self,
-        draft: &DroppedDraft,
-        old: &Page,
-        new: &Page,
-        found: &mut [changes::Change],
-    ) {
-        let address = self.address(draft.page);
-        let blocks = changes::blocks(address, old, new);
-        let before = found.first().is_some_and(|change| {
-            changes::nearest(&blocks, address + u64::from(change.offset)).is_none()
-        });
-        let before = if before {
-            self.last_block_before(draft)
-        } else {
-            None
-        };
-        for change in found {
-            change.block = changes::nearest(&blocks, address + u64::from(change.offset)).or(before);
+    /// Names the block of the changes before the page's first one.
+    fn find_block_before(&self, draft: &DroppedDraft, found: &mut [changes::Change]) {
+        let first = found.partition_point(|change| change.block.is_none());
+        if first != 0 {
+            let before = self.last_block_before(draft);
+            found[..first]
+                .iter_mut()
+                .for_each(|change| change.block = before);
         }
     }
 

@@ -270,7 +270,8 @@ pub struct ChangeFacts {
     /// In the dropped draft; as many.
     #[serde(with = "super::hex")]
     pub new: Vec<u8>,
-    /// The heap block that begins at or before the change, and nearest to it.
+    /// The heap block that begins at or before the change, and nearest to it. No block with a good
+    /// header begins inside of the change.
     pub block: Option<BlockFacts>,
 }
 

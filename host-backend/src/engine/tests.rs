@@ -12,6 +12,7 @@ use vmsrs_protocol::control::{
     STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply,
     SealRequest,
 };
+use vmsrs_protocol::heap::{BlockHeader, State};
 use vmsrs_protocol::incident::{
     DroppedDraft, Evidence, IncidentReport, KIND_MAX, KIND_MEMORY, REPORT_ADDRESS, STACK_MAX,
 };
@@ -24,7 +25,9 @@ use super::cleanser::Laundry;
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::scrub::{Position, Scope};
-use super::{BlockState, Call, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place};
+use super::{
+    BlockState, Call, ChangeFacts, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place,
+};
 use super::{CODE_MAX, Protection, ProtectionError, Restored, SealedWrite};
 use super::{Content, Refusal, Unreadable, checksum, handle_message};
 
@@ -679,7 +682,6 @@ fn evidence_with_wrong_lengths_is_refused() {
 
 #[test]
 fn a_changed_byte_behind_a_block_of_an_earlier_page_names_that_block() {
-    use vmsrs_protocol::heap::{BlockHeader, State};
     let mut bench = Bench::new();
     // The mock's pages have content in their first 8 bytes alone: a page-wide memory of its own.
     let block = APP_BASE + 0x400;
@@ -701,6 +703,89 @@ fn a_changed_byte_behind_a_block_of_an_earlier_page_names_that_block() {
     assert_eq!((found.address, found.size), (block, 0xc00));
     assert_eq!(change.address - (found.address + found.size), 2);
     assert_eq!(found.was, Some(BlockState::Live));
+}
+
+/// The changes between two versions of the page at `APP_BASE`, as an incident tells them.
+fn changes_of(old: Page, new: Page) -> Vec<ChangeFacts> {
+    let mut bench = Bench::new();
+    let mut pages = Pages::default();
+    let (sealed, dropped) = (bench.frames[0], bench.frames[1]);
+    pages.0.insert(sealed, old);
+    pages.0.insert(dropped, new);
+    bench.seal(&[record(0, NONE, sealed)]);
+    let drafts = [draft(0, dropped, sealed)];
+    (bench.engine)
+        .report(CALL, &report(1), &drafts, &mut pages)
+        .unwrap();
+    let mut request = bench.engine.incident(1).unwrap().request.unwrap();
+    request.drafts.remove(0).changes
+}
+
+/// Puts a block with its header and its red zone at an offset of a page.
+fn put_block(page: &mut Page, offset: usize, size: usize, room: usize, state: State) {
+    let header = BlockHeader::new(APP_BASE + offset as u64, size, room, state);
+    page[offset - size_of::<BlockHeader>()..offset].copy_from_slice(bytes_of(&header));
+    page[offset + size..offset + room].fill(0xbd);
+}
+
+/// Address, bytes and block of the change in which an offset lies.
+fn change_at(changes: &[ChangeFacts], offset: u64) -> (u64, usize, u64, u64) {
+    let (change, at) = changes
+        .iter()
+        .filter_map(|change| Some((change, (APP_BASE + offset).checked_sub(change.address)?)))
+        .find(|(change, at)| *at < change.new.len() as u64)
+        .unwrap();
+    let block = change.block.as_ref().unwrap();
+    assert!(at < 4096);
+    let (change_at, block_at) = (change.address - APP_BASE, block.address - APP_BASE);
+    (change_at, change.new.len(), block_at, block.size)
+}
+
+#[test]
+fn a_byte_behind_a_new_block_names_that_block_and_not_the_freed_one_before_it() {
+    let mut old = [0; 4096];
+    put_block(&mut old, 0x9d0, 5, 16, State::Live);
+    put_block(&mut old, 0x9f0, 0, 512, State::Free);
+    old[0x9f0..].fill(0);
+    let mut new = old;
+    // Made larger in its place and freed, so that the run goes on into the next block's header.
+    put_block(&mut new, 0x9d0, 8, 16, State::Freed);
+    new[0x9d0..0x9d8].fill(0xdd);
+    put_block(&mut new, 0x9f0, 9, 32, State::Live);
+    new[0x9f0..0x9fa].fill(b'Z');
+    let changes = changes_of(old, new);
+    let (from, _, block, size) = change_at(&changes, 0x9f9);
+    assert_eq!((from, block, size), (0x9e0, 0x9f0, 9));
+    // The audit goes by the size that a freed block had at last.
+    let (from, length, block, size) = change_at(&changes, 0x9d4);
+    assert_eq!((from, block, size), (0x9c0, 0x9d0, 8));
+    assert_eq!(from as usize + length, 0x9d8);
+}
+
+#[test]
+fn a_byte_behind_the_second_of_two_new_blocks_names_the_second() {
+    let old = [0; 4096];
+    let mut new = old;
+    put_block(&mut new, 0x990, 40, 48, State::Live);
+    new[0x990..0x9b8].fill(1);
+    put_block(&mut new, 0x9d0, 5, 16, State::Live);
+    new[0x9d0..0x9d6].fill(b'Z');
+    let changes = changes_of(old, new);
+    let (from, _, block, size) = change_at(&changes, 0x9d5);
+    assert_eq!((from, block, size), (0x9c0, 0x9d0, 5));
+    let (from, _, block, size) = change_at(&changes, 0x9b7);
+    assert_eq!((from, block, size), (0x980, 0x990, 40));
+}
+
+#[test]
+fn a_change_behind_a_block_ends_where_the_heap_made_the_next_one() {
+    let mut old = [0; 4096];
+    put_block(&mut old, 0x990, 40, 48, State::Live);
+    let mut new = old;
+    new[0x9b8] = b'Z';
+    put_block(&mut new, 0x9d0, 5, 16, State::Live);
+    let changes = changes_of(old, new);
+    assert_eq!(change_at(&changes, 0x9b8), (0x9b8, 1, 0x990, 40));
 }
 
 /// Whole pages, by frame.

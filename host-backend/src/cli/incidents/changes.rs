@@ -11,6 +11,9 @@ pub(super) const ROW: usize = 16;
 /// header.
 const NEAR: u64 = 256;
 
+/// More than any red zone has: farther behind a block is another, whose header nobody knows.
+const RED_ZONE: u64 = 40;
+
 /// Where a change lies: in, before or behind which block; a phrase.
 pub(super) fn place(change: &ChangeFacts) -> String {
     let Some(block) = &change.block else {
@@ -29,11 +32,12 @@ pub(super) fn place(change: &ChangeFacts) -> String {
         format!("the header of {name}")
     } else if change.address < end {
         let from = format!("from byte {} of {name} on", change.address - block.address);
-        let beyond = (change.address + change.new.len() as u64).saturating_sub(end);
+        let beyond = (change.address.saturating_add(change.new.len() as u64)).saturating_sub(end);
         // The heap itself writes behind a block when it makes one.
+        let made = block.was != Some(BlockState::Live) && block.became == Some(BlockState::Live);
         match beyond {
             0 => from,
-            _ if block.was.is_none() => from,
+            _ if made || block.was.is_none() => from,
             beyond => format!("{from}, and {beyond} bytes behind its end"),
         }
     } else if change.address == end {
@@ -47,18 +51,15 @@ pub(super) fn place(change: &ChangeFacts) -> String {
 
 /// Behind the end of which block a changed byte lies; a phrase.
 pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
-    let changes = || request.drafts.iter().flat_map(|draft| &draft.changes);
-    changes().find(|change| {
+    let mut changes = request.drafts.iter().flat_map(|draft| &draft.changes);
+    let change = changes.find(|change| {
         let from = address.checked_sub(change.address);
         from.is_some_and(|from| from < change.new.len() as u64)
     })?;
-    // A change may go on over blocks that begin behind it.
-    let block = changes()
-        .filter_map(|change| change.block.as_ref())
-        .filter(|block| block.address <= address)
-        .max_by_key(|block| block.address)?;
+    // Where a header is damaged, another block may lie between.
+    let block = (change.block.as_ref()).filter(|block| block.became.is_some())?;
     let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;
-    (bytes < NEAR).then(|| {
+    (bytes < RED_ZONE).then(|| {
         let distance = match bytes {
             0 => "right".to_owned(),
             _ => format!("{bytes} bytes"),
@@ -172,6 +173,77 @@ mod tests {
         ] {
             let place = place(&change(address, was, became));
             assert!(place.contains(text), "{place}");
+        }
+    }
+
+    #[test]
+    fn what_the_heap_writes_behind_a_block_that_it_makes_is_not_laid_at_the_request() {
+        use BlockState::{Freed, Live};
+        for was in [None, Some(Freed)] {
+            let place = place(&change(0x1020, was, Some(Live)));
+            assert!(place.ends_with("bytes at 0x1000 on"), "{place}");
+        }
+    }
+
+    /// A request with a change of 20 bytes at each of these addresses.
+    fn request(changes: &[(u64, BlockFacts)]) -> RequestFacts {
+        let shown = super::super::sample::shown();
+        let mut request = shown.detail.request.unwrap();
+        request.drafts[0].changes = changes
+            .iter()
+            .map(|(address, block)| ChangeFacts {
+                block: Some(block.clone()),
+                ..change(*address, None, None)
+            })
+            .collect();
+        request
+    }
+
+    #[test]
+    fn an_address_lies_behind_the_block_of_its_own_change() {
+        use BlockState::{Freed, Live};
+        let freed = BlockFacts {
+            address: 0x89d0,
+            size: 5,
+            was: Some(Live),
+            became: Some(Freed),
+        };
+        let overrun = BlockFacts {
+            address: 0x89f0,
+            size: 9,
+            was: None,
+            became: Some(Live),
+        };
+        // A former block that begins later says nothing of a change that has another.
+        let other = BlockFacts {
+            address: 0x89f8,
+            ..freed.clone()
+        };
+        let request = request(&[(0x89c0, freed), (0x89e8, overrun), (0x8b00, other)]);
+        assert_eq!(
+            behind(0x89f9, &request).as_deref(),
+            Some(
+                "right behind the end of the block (allocated by this request) of 9 bytes at 0x89f0"
+            )
+        );
+    }
+
+    #[test]
+    fn no_address_is_said_to_lie_behind_a_block_that_may_not_be_the_last_before_it() {
+        use BlockState::Live;
+        let block = |size, became| BlockFacts {
+            address: 0x1000,
+            size,
+            was: Some(Live),
+            became,
+        };
+        for (address, block) in [
+            (0x1028, block(40, None)),
+            (0x1050, block(40, Some(Live))),
+            (0x1010, block(40, Some(Live))),
+            (0x1010, block(u64::MAX, Some(Live))),
+        ] {
+            assert_eq!(behind(address, &request(&[(address, block)])), None);
         }
     }
 
