@@ -488,8 +488,18 @@ static int page_mremap(struct vm_area_struct *vma)
 	return -EINVAL;
 }
 
+/*
+ * Nor can a part of them be taken away or protected by itself (munmap, mprotect, mmap with MAP_FIXED): a request
+ * with a wrong address would do that to others.
+ */
+static int page_may_split(struct vm_area_struct *vma, unsigned long addr)
+{
+	return -EINVAL;
+}
+
 const struct vm_operations_struct vmsrs_page_vm_ops = {
 	.fault = page_fault,
 	.pfn_mkwrite = page_pfn_mkwrite,
 	.mremap = page_mremap,
+	.may_split = page_may_split,
 };

@@ -97,7 +97,8 @@ static void undo_save(void *argument)
 {
 	struct request *request = argument;
 
-	close(request->file);
+	if (request->file >= 0)
+		close(request->file);
 	unlink(request->partial);
 }
 
@@ -115,6 +116,7 @@ static void save(struct list *list, struct request *request)
 	for (int i = 0; i < SLOTS; i++)
 		dprintf(request->file, "%.*s\n", (int)strlen(list->item[i]), list->item[i]);
 	close(request->file);
+	request->file = -1;
 	rename(request->partial, path);
 }
 

@@ -56,7 +56,7 @@ pub const VMSRS_EVARIABLES: i32 = -21;
 pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
     let text = match code {
         VMSRS_OK => c"done",
-        VMSRS_EFAILED => c"the request failed and everything it wrote was discarded",
+        VMSRS_EFAILED => c"the request failed; where there is protection, everything it wrote was discarded",
         VMSRS_EINVAL => c"an argument is out of its range",
         VMSRS_EDEVICE => {
             c"the VMSRS device cannot be used; check its permissions and the driver's version"

@@ -24,9 +24,9 @@ pub struct COptions {
 }
 
 impl COptions {
-    /// The same for the library; `None` when there is an unknown flag.
+    /// The same for the library; `None` when there is an unknown flag, or what is reserved is not 0.
     pub(super) fn read(self) -> Option<Options> {
-        if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 {
+        if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 || self.reserved != 0 {
             return None;
         }
         let milliseconds = |value: u32| (value != 0).then(|| Duration::from_millis(value.into()));

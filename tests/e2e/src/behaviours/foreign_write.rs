@@ -16,12 +16,47 @@ use crate::{Behaviour, Machine};
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "a_foreign_write_raises_sigsegv_at_the_instruction_and_read_gives_efault",
     machine: Machine::Usual,
-    steps: &[("foreign", foreign)],
+    steps: &[("foreign", foreign), ("mapping", mapping)],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("foreign", "").map(drop)
+    guest.run("foreign", "")?;
+    guest.run("mapping", "").map(drop)
+}
+
+/// A request that gives system calls a wrong address takes no page from another domain.
+fn mapping(_: &str) -> Result<()> {
+    const PAGE: usize = 4096;
+    let app = App::open("foreign-mapping")?;
+    let (mine, _) = app.domain("mine", 4)?;
+    let (theirs, page) = app.domain("theirs", 4)?;
+    let thread = app.thread()?;
+    let tag = thread.begin(&[theirs])?;
+    // SAFETY: the page is the domain's, which the request holds.
+    unsafe { poke(page, 7) };
+    thread.commit(tag, 0)?;
+    thread.end()?;
+    thread.begin(&[mine])?;
+    let (none, place) = (libc::PROT_NONE, page.cast());
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let refused = |what: &str, given: isize| {
+        // Which error it is, is the kernel's affair.
+        ensure!(given == -1, "{what} gave {given}");
+        // SAFETY: readable by the whole process, if the call was refused.
+        ensure!(unsafe { peek(page) } == 7, "{what}: the byte is unharmed");
+        Ok(())
+    };
+    // SAFETY: the calls are refused; were they not, the test would find it.
+    unsafe {
+        refused("munmap", libc::munmap(place, PAGE) as isize)?;
+        refused("mprotect", libc::mprotect(place, PAGE, none) as isize)?;
+        let mapped = libc::mmap(place, PAGE, none, flags, -1, 0);
+        refused("mmap", mapped as isize)?;
+        let moved = libc::mremap(place, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE);
+        refused("mremap", moved as isize)?;
+    }
+    Ok(thread.end()?)
 }
 
 fn foreign(_: &str) -> Result<()> {
