@@ -466,7 +466,9 @@ mod tests {
         let undone = Arc::new(AtomicU32::new(0));
         let undo = Arc::clone(&undone);
         let outcome: Result<(), RunError<Error>> = domain.run(|request| {
-            request.defer(move || drop(undo.fetch_add(1, Ordering::SeqCst)))?;
+            request.defer(move || {
+                undo.fetch_add(1, Ordering::SeqCst);
+            })?;
             thread::current().unwrap().state().note_drafts();
             request.commit(true)?;
             unreachable!("the request has failed")

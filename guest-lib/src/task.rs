@@ -263,7 +263,9 @@ mod tests {
         let undone = Arc::new(AtomicU32::new(0));
         let undo = Arc::clone(&undone);
         task.step(|request| {
-            let undo = move || drop(undo.fetch_add(1, Ordering::SeqCst));
+            let undo = move || {
+                undo.fetch_add(1, Ordering::SeqCst);
+            };
             request.defer(undo).unwrap();
             Step::<()>::Suspend
         })
@@ -292,7 +294,9 @@ mod tests {
                 for _ in 0..2 {
                     let undo = Arc::clone(&undone);
                     request
-                        .defer(move || drop(undo.fetch_add(1, Ordering::SeqCst)))
+                        .defer(move || {
+                            undo.fetch_add(1, Ordering::SeqCst);
+                        })
                         .unwrap();
                 }
                 Step::<()>::Suspend

@@ -75,6 +75,8 @@ mod tests {
     use crate::thread::tests::failure;
     use std::sync::mpsc;
 
+    type Call = fn(&Request, &'static Domain) -> Result<(), Error>;
+
     /// Here a jump to other code strikes, between two instructions of `exclusive`.
     fn take_the_latch() -> &'static Thread {
         let thread = current().unwrap();
@@ -152,15 +154,17 @@ mod tests {
         });
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
         let places: [fn(&Thread); 3] = [
-            |_| drop(take_the_latch()),
+            |_| {
+                take_the_latch();
+            },
             |thread| thread.alone.set(true),
             |thread| thread.critical.set(1),
         ];
-        let calls: [fn(&Request, &'static Domain) -> Result<(), Error>; 6] = [
+        let calls: [Call; 6] = [
             |request, _| request.alloc(1u8).map(drop),
             |request, _| request.set_root::<u8>(None),
             |request, _| request.commit(false),
-            |request, two| request.enter(two).map(|entered| drop(entered.keep())),
+            |request, two| request.enter(two)?.leave(),
             |request, two| request.leave(two),
             |request, _| request.defer(|| ()),
         ];
