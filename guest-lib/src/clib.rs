@@ -36,8 +36,11 @@ pub(crate) const RETRIES: u32 = 400;
 /// Of these, the first ones that only look.
 pub(crate) const LOOKS: u32 = 16;
 
-/// Instructions that a thread is led through; more are a loop.
-pub(crate) const STEPS: u32 = 30_000;
+/// Instructions that a thread is led through in one request; who needs more is only looked at.
+pub(crate) const STEPS: u32 = 50_000;
+
+/// How long a thread may be led until the interrupt comes again.
+pub(crate) const LEAD: Duration = Duration::from_millis(50);
 
 /// The C library's code: first address and the one behind its last.
 static START: AtomicU64 = AtomicU64::new(0);
@@ -124,9 +127,6 @@ unsafe extern "C" fn look(
     1
 }
 
-/// The instruction of that name.
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
-
 /// Whether an instruction is the C library's. Async-signal-safe.
 pub(crate) fn contains(instruction: u64) -> bool {
     (START.load(Ordering::Relaxed)..END.load(Ordering::Relaxed)).contains(&instruction)
@@ -136,6 +136,7 @@ pub(crate) fn contains(instruction: u64) -> bool {
 /// the signal has woken it from a system call, in which nobody sleeps with the heap locked.
 /// `result` is RAX. Async-signal-safe.
 pub(crate) fn is_busy(instruction: u64, result: u64) -> bool {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
     if !contains(instruction) || !contains(instruction - 2) {
         return false;
     }
@@ -144,9 +145,10 @@ pub(crate) fn is_busy(instruction: u64, result: u64) -> bool {
     !(before == SYSCALL && result == -i64::from(libc::EINTR) as u64)
 }
 
-/// Whether a thread in the C library can be led through the next instruction: not if that is a system call,
-/// which may block the signal that each step gives, or make a thread that is led, too. Those of the heap
-/// do neither. `number` is RAX. Async-signal-safe.
+/// Whether a thread in the C library can be led through the next instruction. Not if that is a system call,
+/// which may block the signal that each step gives, or make a thread that is led, too; those of the heap
+/// do neither. Nor if it is a string instruction, which traps for each byte that it copies. `number` is RAX.
+/// Async-signal-safe.
 pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
     const OF_THE_HEAP: [libc::c_long; 6] = [
         libc::SYS_mmap,
@@ -156,9 +158,19 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
         libc::SYS_madvise,
         libc::SYS_brk,
     ];
+    if !contains(instruction + 3) {
+        return false;
+    }
     // SAFETY: code of the C library, which stays mapped.
-    let next = unsafe { *(instruction as *const [u8; 2]) };
-    next != SYSCALL || OF_THE_HEAP.iter().any(|&call| call as u64 == number)
+    let next = unsafe { *(instruction as *const [u8; 3]) };
+    match next {
+        [0x0f, 0x05, _] => OF_THE_HEAP.iter().any(|&call| call as u64 == number),
+        // REP, and REX perhaps.
+        [0xf2 | 0xf3, 0x40..=0x4f, operation] | [0xf2 | 0xf3, operation, _] => {
+            !matches!(operation, 0xa4..=0xa7 | 0xaa | 0xab | 0xae | 0xaf)
+        }
+        _ => true,
+    }
 }
 
 /// Whether a request that ended there may have left the C library's heap locked.
@@ -225,7 +237,7 @@ mod tests {
         // SAFETY: the top of the request stack, which nothing runs on: the thread has no request.
         let stack = unsafe { std::slice::from_raw_parts_mut(base, BYTES) };
         stack.fill(PATTERN);
-        thread.attend();
+        thread.attend(thread.state());
         let works = heap_works(thread);
         thread.rest();
         assert!(works);

@@ -104,7 +104,7 @@ fn end_dropped(thread: &Thread, state: &State) {
         is_last = true;
         for dropped in state.take_dropped() {
             is_last = false;
-            end_defers(thread, dropped, Fate::Run);
+            run_defers(thread, dropped);
             dropped.give_back();
         }
     }

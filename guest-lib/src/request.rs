@@ -2,7 +2,7 @@
 
 use crate::arena::Arena;
 use crate::audit::{audit, audit_all};
-use crate::defer::{DEFERS_MAX, Deferred};
+use crate::defer::Deferred;
 use crate::domain::Domain;
 use crate::error::Error;
 use crate::failure::Kind;
@@ -359,8 +359,9 @@ impl Request {
         let thread = self.thread()?;
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
         // away with it. They are dropped as part of the request: they are the server's.
-        let mut forgotten = Vec::with_capacity(DEFERS_MAX);
+        let mut forgotten = Vec::new();
         audited(thread, audit_all, || {
+            forgotten.reserve_exact(thread.state().defers());
             let committed = commit_all(thread, seal);
             if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
                 thread.state().take_defers(&mut forgotten);
@@ -391,7 +392,9 @@ impl Request {
     fn register(&self, deferred: Deferred) -> Result<(), Error> {
         let thread = self.thread()?;
         thread.refuse_amid();
-        thread.critical(|| thread.exclusive(|| thread.state().defer(deferred)))
+        // What is refused is dropped outside: it is the server's.
+        let mut deferred = Some(deferred);
+        thread.critical(|| thread.exclusive(|| thread.state().defer(&mut deferred)))
     }
 
     /// Memory that is gone when the request ends; each thread of the request has its own, which is
@@ -497,13 +500,33 @@ mod tests {
         assert_eq!(*undone.lock().unwrap(), [3, 2]);
     }
 
-    /// Something a defer owns that cannot be dropped.
-    struct Broken(fn());
+    /// Something a defer owns that does this when it is dropped.
+    struct Dropped(fn());
 
-    impl Drop for Broken {
+    impl Drop for Dropped {
         fn drop(&mut self) {
             (self.0)();
         }
+    }
+
+    #[test]
+    fn what_a_defer_that_is_one_too_many_owns_may_use_the_library_when_it_is_dropped() {
+        let app = Hooked::app("too many defers", |_| ());
+        let domain = app.domain("one").unwrap();
+        domain
+            .run(|request| {
+                for _ in 0..crate::defer::DEFERS_MAX {
+                    request.defer(|| ())?;
+                }
+                let broken = Dropped(|| {
+                    let thread = thread::current().unwrap();
+                    thread.request().alloc(1u8).map(drop).unwrap();
+                });
+                let refused = request.defer(move || drop(broken));
+                assert!(matches!(refused, Err(Error::Limit(_))), "{refused:?}");
+                Ok::<_, Error>(())
+            })
+            .unwrap();
     }
 
     #[test]
@@ -517,7 +540,7 @@ mod tests {
         ];
         for error in errors {
             let dropped = Arc::new(());
-            let (broken, whole) = (Broken(error), Arc::clone(&dropped));
+            let (broken, whole) = (Dropped(error), Arc::clone(&dropped));
             let outcome = domain.run(|request| {
                 request.defer(move || drop(whole))?;
                 request.defer(move || drop(broken))?;

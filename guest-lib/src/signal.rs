@@ -238,7 +238,7 @@ unsafe fn suppress(
     // SAFETY: the kernel's context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let instruction = registers[libc::REG_RIP as usize] as u64;
-    let is_step = signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.is_led();
+    let is_step = signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.was_led();
     let signal = if is_step { interrupt() } else { signal };
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
@@ -254,7 +254,9 @@ unsafe fn suppress(
             return true;
         }
         let result = registers[libc::REG_RAX as usize] as u64;
-        if clib::is_busy(instruction, result) && thread.may_wait(instruction, result) {
+        // SAFETY: the kernel's context of this thread.
+        let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
+        if clib::is_busy(instruction, result) && thread.may_wait(instruction, result, can_trap) {
             if thread.is_led() {
                 registers[libc::REG_EFL as usize] |= TRAP_FLAG;
             }
@@ -305,6 +307,16 @@ unsafe fn suppress(
     registers[libc::REG_RSP as usize] = thread.saved() as i64;
     registers[libc::REG_EFL as usize] &= !FLAGS_OFF;
     true
+}
+
+/// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that
+/// is blocked or ignored, and a handler that the server has installed since would not know what it is.
+/// Async-signal-safe.
+fn traps_come_here(mask: &libc::sigset_t) -> bool {
+    // SAFETY: reads the set.
+    let blocked = unsafe { libc::sigismember(ptr::from_ref(mask), libc::SIGTRAP) } != 0;
+    let ours = |action: libc::sigaction| action.sa_sigaction == handler as *const () as usize;
+    !blocked && disposition(libc::SIGTRAP).is_ok_and(ours)
 }
 
 /// Does what would have happened without the library.

@@ -515,15 +515,17 @@ impl State {
 
     // Defers.
 
+    /// Takes it, if there is room.
+    ///
     /// # Errors
     ///
     /// [`Error::Limit`].
-    pub(crate) fn defer(&self, deferred: Deferred) -> Result<(), Error> {
+    pub(crate) fn defer(&self, deferred: &mut Option<Deferred>) -> Result<(), Error> {
         self.lists(|lists| {
             if lists.defers.len() >= DEFERS_MAX {
                 return Err(Error::Limit("256 defers"));
             }
-            lists.defers.push(deferred);
+            lists.defers.extend(deferred.take());
             Ok(())
         })
     }
@@ -532,7 +534,12 @@ impl State {
         self.lists(|lists| lists.defers.pop())
     }
 
-    /// Moves all defers to `all`, which has room for [`DEFERS_MAX`]: nothing is taken from any heap then.
+    /// How many there are.
+    pub(crate) fn defers(&self) -> usize {
+        self.lists(|lists| lists.defers.len())
+    }
+
+    /// Moves all defers to `all`. If that has room for them, nothing is taken from any heap.
     pub(crate) fn take_defers(&self, all: &mut Vec<Deferred>) {
         self.lists(|lists| all.append(&mut lists.defers));
     }

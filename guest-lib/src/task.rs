@@ -218,7 +218,7 @@ impl Drop for Task {
             }
             match thread::of(app) {
                 Ok(thread) => {
-                    thread.attend();
+                    thread.attend(state);
                     run_defers(thread, state);
                     thread.rest();
                 }
@@ -243,6 +243,7 @@ mod tests {
     use crate::hooked::Hooked;
     use crate::ticket::Ticket;
     use std::io;
+    use std::ptr;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex};
 
@@ -313,6 +314,40 @@ mod tests {
             assert_eq!(outcome.is_err(), fails);
             assert_eq!(undone.load(Ordering::SeqCst), 2);
         }
+    }
+
+    #[test]
+    fn all_defers_of_a_task_run_that_a_defer_of_another_one_drops_though_one_of_them_fails() {
+        let app = Hooked::app("task dropped in a defer", |_| ());
+        let (first, second) = (app.domain("first").unwrap(), app.domain("second").unwrap());
+        let suspended = |domain, undo: Vec<Box<dyn FnOnce() + Send>>| {
+            let mut task = Task::new(domain, Options::default()).unwrap();
+            task.step(|request| {
+                for undo in undo {
+                    request.defer(undo).unwrap();
+                }
+                Step::<()>::Suspend
+            })
+            .unwrap();
+            task
+        };
+        let undone = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&undone);
+        let inner = suspended(
+            second,
+            vec![
+                Box::new(move || {
+                    count.fetch_add(1, Ordering::SeqCst);
+                }),
+                // The newest runs first.
+                // SAFETY: it is not; that is the test.
+                Box::new(|| unsafe {
+                    std::hint::black_box(ptr::null_mut::<u32>()).write_volatile(1);
+                }),
+            ],
+        );
+        drop(suspended(first, vec![Box::new(move || drop(inner))]));
+        assert_eq!(undone.load(Ordering::SeqCst), 1);
     }
 
     #[test]

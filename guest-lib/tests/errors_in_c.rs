@@ -131,6 +131,8 @@ fn a_frame_of_megabytes_without_stack_probes_does_not_step_over_the_guard() {
 fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut_short() {
     errors().succeed(&["deadline-in-malloc", "200"]);
     errors_static().succeed(&["deadline-in-malloc", "200"]);
+    errors().succeed(&["deadline-in-realloc", "200"]);
+    errors_static().succeed(&["deadline-in-realloc", "200"]);
 }
 
 #[test]

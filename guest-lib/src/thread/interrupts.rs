@@ -63,26 +63,34 @@ impl Thread {
         // An error, unlike an interrupt, cuts critical code short.
         self.critical.set(0);
         self.pending.set(false);
-        self.steps.set(0);
+        self.led.set(false);
     }
 
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
-    /// the thread is led from now on. Not if it has waited too long already. `instruction` is the next one,
-    /// `number` RAX. Async-signal-safe.
-    pub(crate) fn may_wait(&self, instruction: u64, number: u64) -> bool {
-        let steps = self.steps.take();
-        if steps == clib::STEPS {
-            return false;
-        }
-        if steps == 0 {
+    /// the thread is led from now on, if `can_trap` says that its traps come to the library. Not if it has
+    /// waited too long already. `instruction` is the next one, `number` RAX. Async-signal-safe.
+    pub(crate) fn may_wait(
+        &self,
+        instruction: u64,
+        number: u64,
+        can_trap: impl FnOnce() -> bool,
+    ) -> bool {
+        let was_led = self.led.take();
+        if !was_led {
             self.waited.set(self.waited.get() + 1);
         }
-        let waited = self.waited.get();
+        let (waited, steps) = (self.waited.get(), self.steps.get());
         if waited > clib::RETRIES {
             return false;
         }
-        if waited > clib::LOOKS && clib::can_step(instruction, number) {
+        // The alarm is for a handler of the server that strikes meanwhile, and does not return.
+        let leads = waited > clib::LOOKS
+            && steps < clib::STEPS
+            && clib::can_step(instruction, number)
+            && (was_led || (can_trap() && self.alarm.set(signal::interrupt(), clib::LEAD)));
+        if leads {
             self.steps.set(steps + 1);
+            self.led.set(true);
             return true;
         }
         self.alarm.set(signal::interrupt(), clib::RETRY)
@@ -90,6 +98,12 @@ impl Thread {
 
     /// Whether the thread is led out of the C library, instruction by instruction. Async-signal-safe.
     pub(crate) fn is_led(&self) -> bool {
+        self.led.get()
+    }
+
+    /// Whether the thread was led in this request: a trap may be from then, behind a handler of the server.
+    /// Async-signal-safe.
+    pub(crate) fn was_led(&self) -> bool {
         self.steps.get() != 0
     }
 
@@ -167,7 +181,7 @@ mod tests {
         let thread = of(app).unwrap();
         assert!(!thread.is_critical() && !thread.is_pending());
         // What comes next has its time limited, before any other request begins.
-        thread.attend();
+        thread.attend(thread.state());
         assert!(thread.set_limit(Duration::from_millis(10)));
         let mut argument = Spin {
             thread,

@@ -83,8 +83,10 @@ pub(crate) struct Thread {
     alarm: Alarm,
     /// Times that an interrupt has waited for the thread to leave the C library.
     waited: Cell<u32>,
-    /// Instructions that the thread has been led through on its way out of the C library; 0 when it is not led.
+    /// Instructions that the thread has been led through on its way out of the C library, in this request.
     steps: Cell<u32>,
+    /// The thread is led.
+    led: Cell<bool>,
     request: Request,
     arena: Arena,
     _signal_stack: Region,

@@ -159,6 +159,7 @@ impl Thread {
             alarm: Alarm::default(),
             waited: Cell::new(0),
             steps: Cell::new(0),
+            led: Cell::new(false),
             request: Request::new(place),
             arena,
             _signal_stack: signal_stack,

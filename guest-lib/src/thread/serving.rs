@@ -64,6 +64,7 @@ impl Thread {
         self.critical.set(0);
         self.waited.set(0);
         self.steps.set(0);
+        self.led.set(false);
         self.checking.set(false);
         self.alone.set(false);
         self.landed.set(false);
@@ -125,7 +126,8 @@ impl Thread {
     }
 
     /// The thread serves a request that is over, to run its defers.
-    pub(crate) fn attend(&self) {
+    pub(crate) fn attend(&self, state: &'static State) {
+        self.state.set(state);
         self.set_phase(Phase::Ending);
         CURRENT.set(ptr::from_ref(self));
     }

@@ -220,6 +220,20 @@ static void loop_in_malloc(void)
 		take_and_give_back(100000);
 }
 
+/* Copies with the heap locked, by string instructions where the CPU is good at them. */
+static void loop_in_realloc(void)
+{
+	char *volatile block = NULL;
+
+	for (size_t size = 60000;; size = size == 60000 ? 120000 : 60000) {
+		/* In the way of growing in place. */
+		char *volatile other = malloc(3000);
+
+		block = realloc(block, size);
+		free(other);
+	}
+}
+
 /* A list that a stray write has made a ring. */
 static void loop_in_the_c_library(void)
 {
@@ -293,6 +307,7 @@ static const struct error errors[] = {
 	{ "alloca", take_too_much_of_the_stack, VMSRS_KIND_STACK_OVERFLOW },
 	{ "landing", destroy_the_stack_of_the_server, VMSRS_KIND_MEMORY },
 	{ "deadline-in-malloc", loop_in_malloc, VMSRS_KIND_DEADLINE },
+	{ "deadline-in-realloc", loop_in_realloc, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-c-library", loop_in_the_c_library, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-read", sleep_in_read, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-pause", sleep_in_pause, VMSRS_KIND_DEADLINE },
