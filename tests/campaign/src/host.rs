@@ -99,7 +99,8 @@ pub struct Host {
 
 impl Host {
     /// Lets one of the frames go wrong that have `text` at the begin of a block, past every protection;
-    /// `number` says which of them, and which bit flips. False if there is none.
+    /// `number` says which of them, and which bit flips. False if there is none, or if the host gave its memory back
+    /// at this very moment (a frame that was retired): nothing is broken then.
     ///
     /// # Errors
     ///
@@ -118,7 +119,11 @@ impl Host {
                 let changed = [text[byte] ^ 1 << (number % 8)];
                 window.write_all_at(&changed, place + byte as u64)?;
             }
-            Harm::Poison => window::poison(&window, place & !0xfff)?,
+            Harm::Poison => match window::poison(&window, place & !0xfff) {
+                // "already truncated LRU page: Ignored", says the kernel.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(false),
+                poisoned => poisoned?,
+            },
         }
         Ok(true)
     }

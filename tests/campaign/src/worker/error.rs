@@ -288,16 +288,16 @@ impl Worker<'_> {
             host.scrub(&user.name)?;
             Ok(Some(host.scrubs()?.since(before)))
         });
-        if let Ok(None) = scrubbed {
-            world.count.not_reached.fetch_add(1, SeqCst);
-            return Ok(());
-        }
         let must_be = user.dump();
         let right = |found: &Vec<u8>| world.same(&must_be, found);
         let met = met?;
         let found = self.read_back(user)?;
         let right = |found: &Option<Vec<u8>>| found.as_ref().is_some_and(right);
         let right = met.as_ref().is_none_or(right) && right(&found);
+        if right && matches!(scrubbed, Ok(None)) {
+            world.count.not_reached.fetch_add(1, SeqCst);
+            return Ok(());
+        }
         let detector = scrubbed
             .as_ref()
             .ok()
