@@ -237,8 +237,61 @@
 // Largest `KIND_` constant.
 #define VMSRS_KIND_MAX 22
 
-// General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
-// r8 to r15, rip, rflags.
+// Index of RAX in a report's registers.
+#define VMSRS_REG_RAX 0
+
+// Index of RBX in a report's registers.
+#define VMSRS_REG_RBX 1
+
+// Index of RCX in a report's registers.
+#define VMSRS_REG_RCX 2
+
+// Index of RDX in a report's registers.
+#define VMSRS_REG_RDX 3
+
+// Index of RSI in a report's registers.
+#define VMSRS_REG_RSI 4
+
+// Index of RDI in a report's registers.
+#define VMSRS_REG_RDI 5
+
+// Index of RBP in a report's registers.
+#define VMSRS_REG_RBP 6
+
+// Index of RSP in a report's registers.
+#define VMSRS_REG_RSP 7
+
+// Index of R8 in a report's registers.
+#define VMSRS_REG_R8 8
+
+// Index of R9 in a report's registers.
+#define VMSRS_REG_R9 9
+
+// Index of R10 in a report's registers.
+#define VMSRS_REG_R10 10
+
+// Index of R11 in a report's registers.
+#define VMSRS_REG_R11 11
+
+// Index of R12 in a report's registers.
+#define VMSRS_REG_R12 12
+
+// Index of R13 in a report's registers.
+#define VMSRS_REG_R13 13
+
+// Index of R14 in a report's registers.
+#define VMSRS_REG_R14 14
+
+// Index of R15 in a report's registers.
+#define VMSRS_REG_R15 15
+
+// Index of RIP in a report's registers.
+#define VMSRS_REG_RIP 16
+
+// Index of RFLAGS in a report's registers.
+#define VMSRS_REG_RFLAGS 17
+
+// Number of registers in a report; the `REG_` constants are their indices.
 #define VMSRS_REGISTERS 18
 
 // Return addresses in a report, innermost first; unused ones are 0.
