@@ -105,9 +105,12 @@ impl Config {
         if let Some(tap) = &self.tap {
             add("--tap", tap.into());
         }
-        if let Some(restarts) = self.restarts {
-            add("--on-reboot", "restart".into());
-            add("--restarts", restarts.to_string().into());
+        match self.restarts {
+            Some(restarts) => {
+                add("--on-reboot", "restart".into());
+                add("--restarts", restarts.to_string().into());
+            }
+            None => add("--on-reboot", "exit".into()),
         }
         if self.console == Console::Log {
             add("--console", folder.join(CONSOLE).into());
@@ -135,7 +138,7 @@ mod tests {
         assert_eq!(
             line(&config),
             "run --kernel k --initramfs i --memory 512M --vcpus 2 --window 64M --pool 2048 \
-             --socket /f/vm.sock --console /f/console.log"
+             --socket /f/vm.sock --on-reboot exit --console /f/console.log"
         );
     }
 
