@@ -10,6 +10,7 @@ use crate::flavour::Flavour;
 use crate::image::Image;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::{Kernel, Series};
+use crate::release::Release;
 use crate::{direct, kmod, nested, project, tools};
 
 /// Told what takes time while the test-bed is made ready: one short line each.
@@ -56,8 +57,10 @@ impl Bed {
     ///
     /// # Errors
     ///
-    /// When packages or tools are missing and cannot be had, and when `VMSRS_BED` asks for what is not there.
+    /// When this is not a supported Debian, when packages or tools are missing and cannot be had, and when `VMSRS_BED` asks for
+    /// what is not there.
     pub fn with_progress(progress: Progress) -> Result<Self> {
+        Release::of_machine()?;
         let accelerator = Accelerator::choose()?;
         tools::ensure(tools::UNPACK, &*progress)?;
         let cache = Cache::fetch(&project::cache(), false, &*progress)?;
@@ -103,7 +106,7 @@ impl Bed {
     ///
     /// When they do not build without warnings.
     pub fn modules(&self, kernel: &Kernel) -> Result<kmod::Modules> {
-        tools::ensure(tools::KMOD, &*self.progress)?;
+        tools::ensure(&tools::kmod(&kernel.compiler()?), &*self.progress)?;
         kmod::build(kernel, &*self.progress)
     }
 

@@ -15,6 +15,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::flavour::Flavour;
 use crate::kernel::{self, Kernel, Series};
 use crate::qemu::Qemu;
+use crate::release::Release;
 
 /// Packages that belong together.
 struct Set {
@@ -29,7 +30,7 @@ struct Set {
 enum Choice {
     /// The newest versions that begin so, with the kernel packages they depend on.
     Series(String),
-    /// The versions in the backports, with everything they depend on that this machine does not have.
+    /// The versions in [`Release::qemu_suite`], with everything they depend on that this machine does not have.
     Missing,
 }
 
@@ -64,18 +65,18 @@ impl Set {
         }
     }
 
-    fn qemu() -> Self {
+    fn qemu(release: Release) -> Self {
         Self {
-            name: "qemu".to_owned(),
+            name: format!("qemu-{}", release.codename()),
             packages: vec!["qemu-system-x86".to_owned()],
             choice: Choice::Missing,
         }
     }
 
     /// What every machine needs; a kernel's source is fetched when it is asked for.
-    fn all() -> Vec<Self> {
+    fn all(release: Release) -> Vec<Self> {
         let mut sets: Vec<Self> = Series::ALL.into_iter().map(Self::kernel).collect();
-        sets.extend([Self::busybox(), Self::qemu()]);
+        sets.extend([Self::busybox(), Self::qemu(release)]);
         sets
     }
 }
@@ -84,6 +85,7 @@ impl Set {
 #[derive(Debug, Clone)]
 pub struct Cache {
     folder: PathBuf,
+    release: Release,
 }
 
 impl Cache {
@@ -93,14 +95,16 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// When something is missing and cannot be fetched; the cache is then as it was before.
+    /// When this is not a supported Debian, or something is missing and cannot be fetched; the cache is then as it was before.
     pub fn fetch(folder: &Path, update: bool, progress: &dyn Fn(&str)) -> Result<Self> {
+        let release = Release::of_machine()?;
         fs::create_dir_all(folder).context("create", folder)?;
         let cache = Self {
             folder: folder.canonicalize().context("find", folder)?,
+            release,
         };
         let _lock = cache.lock("lock")?;
-        let mut sets = Set::all();
+        let mut sets = Set::all(release);
         if update {
             let source = Set::source(Flavour::DEBUG_SERIES);
             sets.extend(cache.folder.join(&source.name).exists().then_some(source));
@@ -124,7 +128,7 @@ impl Cache {
             return Ok(());
         }
         progress("reading Debian's lists of packages");
-        let archive = Archive::update(&self.folder.join("apt"))?;
+        let archive = Archive::update(&self.folder.join("apt"), self.release)?;
         sets.iter()
             .try_for_each(|set| fetch_set(&archive, set, &self.folder, progress))
     }
@@ -180,7 +184,7 @@ impl Cache {
 
     /// The QEMU for the nested KVM host.
     pub(crate) fn qemu(&self) -> Qemu {
-        Qemu::unpacked(&self.folder.join(Set::qemu().name))
+        Qemu::unpacked(&self.folder.join(Set::qemu(self.release).name))
     }
 }
 

@@ -34,6 +34,14 @@ pub enum Error {
         /// The end of what it printed.
         output: String,
     },
+    /// The machine runs no Debian that is supported.
+    #[error(
+        "this machine runs {system}; the test-bed needs Debian 12 or 13, as a machine or as a container (`podman run --rm --interactive --tty --volume .:/vmsrs docker.io/library/debian:13`, with Rust in it)"
+    )]
+    NotDebian {
+        /// Its name.
+        system: String,
+    },
     /// Tools are missing and this user may not install them.
     #[error("these tools are missing: {missing}; install them with: {remedy}")]
     MissingTools {

@@ -49,6 +49,9 @@ impl std::str::FromStr for Series {
     }
 }
 
+/// Debian's variables for `make`, in the folder of headers.
+const KERNEL_VARIABLES: &str = ".kernelvariables";
+
 /// A kernel in the cache.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -107,6 +110,21 @@ impl Kernel {
     /// Variables that `make` needs in [`Kernel::headers`], as in `CC=gcc-12`.
     pub fn make_variables(&self) -> &'static [&'static str] {
         self.make_variables
+    }
+
+    /// The compiler that the kernel was built with, as in `gcc-12`: its modules take the same.
+    ///
+    /// # Errors
+    ///
+    /// When the headers do not name one.
+    pub fn compiler(&self) -> Result<String> {
+        let set = |variable: &&str| variable.strip_prefix("CC=").map(str::to_owned);
+        if let Some(compiler) = self.make_variables.iter().find_map(set) {
+            return Ok(compiler);
+        }
+        let path = self.headers().join(KERNEL_VARIABLES);
+        let text = fs::read_to_string(&path).context("read", &path)?;
+        compiler_in(&text).ok_or_else(|| not_fetched("the compiler's name", &path))
     }
 
     /// The uncompressed kernel, an ELF file; unpacked on first use and kept beside the compressed one.
@@ -204,6 +222,13 @@ impl From<modules::Error> for Error {
             source,
         }
     }
+}
+
+/// The compiler in Debian's variables for `make`: `gcc-12` in `CC = $(if ...) $(CROSS_COMPILE)gcc-12`.
+fn compiler_in(variables: &str) -> Option<String> {
+    let line = variables.lines().find(|line| line.starts_with("CC ="))?;
+    let name = line.rsplit([' ', ')']).next()?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// Makes unpacked headers usable where they lie: Debian's Makefile includes another by its installed path.
@@ -312,6 +337,13 @@ mod tests {
             relocated_makefile("# a whole Makefile\ninclude /usr/src/x\n"),
             None
         );
+    }
+
+    #[test]
+    fn the_compiler_is_the_one_of_the_headers() {
+        let text = "CCACHE = ccache\nCC = $(if $(USE),$(CCACHE)) $(CROSS_COMPILE)gcc-12\nX = 1\n";
+        assert_eq!(compiler_in(text).as_deref(), Some("gcc-12"));
+        assert_eq!(compiler_in("override ARCH = x86\n"), None);
     }
 
     #[test]

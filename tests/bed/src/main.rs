@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use vmsrs_bed::{Accelerator, Bed, Cache, Event, Flavour, Job, Series, project, tools};
+use vmsrs_bed::{Accelerator, Bed, Cache, Event, Flavour, Job, Release, Series, project, tools};
 
 /// Debian kernels and a KVM host to run them on, on any machine.
 #[derive(Parser)]
@@ -87,12 +87,18 @@ fn progress(message: &str) {
 }
 
 fn fetch(update: bool) -> anyhow::Result<ExitCode> {
-    let mut needed = [tools::UNPACK, tools::KMOD].concat();
+    Release::of_machine()?;
+    let mut needed = tools::UNPACK.to_vec();
     if Accelerator::choose()? == Accelerator::Nested {
-        needed.extend(tools::NESTED);
+        needed.extend_from_slice(tools::NESTED);
     }
     tools::ensure(&needed, &progress)?;
-    Cache::fetch(&project::cache(), update, &progress)?;
+    let cache = Cache::fetch(&project::cache(), update, &progress)?;
+    let mut needed = Vec::new();
+    for series in Series::ALL {
+        needed.extend(tools::kmod(&cache.kernel(series)?.compiler()?));
+    }
+    tools::ensure(&needed, &progress)?;
     Ok(ExitCode::SUCCESS)
 }
 

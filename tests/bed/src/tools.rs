@@ -1,5 +1,6 @@
 //! The programs the test-bed calls, and how a missing one gets onto the machine.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
@@ -8,59 +9,54 @@ use std::process::Command;
 use crate::command;
 use crate::error::{Error, Result};
 
-/// How a tool is recognised.
+/// What a tool is.
 #[derive(Debug, Clone, Copy)]
-enum Sign {
-    /// A program of that name in `PATH`.
-    Program(&'static str),
-    /// A shared library of that name in the system's library folders.
-    Library(&'static str),
-    /// A header of that name in the system's folder of headers.
-    Header(&'static str),
+enum Kind {
+    /// A program in `PATH`.
+    Program,
+    /// A shared library in the system's library folders.
+    Library,
+    /// A header in the system's folder of headers.
+    Header,
 }
 
 /// Something that must be on the machine, and the Debian package that has it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Tool {
-    sign: Sign,
-    package: &'static str,
+    kind: Kind,
+    name: Cow<'static, str>,
+    package: Cow<'static, str>,
 }
 
 impl Tool {
-    const fn program(name: &'static str, package: &'static str) -> Self {
+    const fn new(kind: Kind, name: &'static str, package: &'static str) -> Self {
         Self {
-            sign: Sign::Program(name),
-            package,
+            kind,
+            name: Cow::Borrowed(name),
+            package: Cow::Borrowed(package),
         }
+    }
+
+    const fn program(name: &'static str, package: &'static str) -> Self {
+        Self::new(Kind::Program, name, package)
     }
 
     const fn library(name: &'static str, package: &'static str) -> Self {
-        Self {
-            sign: Sign::Library(name),
-            package,
-        }
+        Self::new(Kind::Library, name, package)
     }
 
     const fn header(name: &'static str, package: &'static str) -> Self {
-        Self {
-            sign: Sign::Header(name),
-            package,
-        }
+        Self::new(Kind::Header, name, package)
     }
 
-    fn name(self) -> &'static str {
-        match self.sign {
-            Sign::Program(name) | Sign::Library(name) | Sign::Header(name) => name,
-        }
-    }
-
-    fn present(self) -> bool {
-        match self.sign {
-            Sign::Program(name) => {
+    fn is_present(&self) -> bool {
+        let name = &*self.name;
+        match self.kind {
+            Kind::Program => {
                 let path = env::var_os("PATH").unwrap_or_default();
                 env::split_paths(&path).any(|folder| folder.join(name).is_file())
             }
-            Sign::Library(name) => [
+            Kind::Library => [
                 "/lib/x86_64-linux-gnu",
                 "/usr/lib/x86_64-linux-gnu",
                 "/lib64",
@@ -68,7 +64,7 @@ impl Tool {
             ]
             .iter()
             .any(|folder| Path::new(folder).join(name).exists()),
-            Sign::Header(name) => Path::new("/usr/include").join(name).exists(),
+            Kind::Header => Path::new("/usr/include").join(name).exists(),
         }
     }
 }
@@ -80,15 +76,22 @@ pub const UNPACK: &[Tool] = &[
     Tool::program("zstd", "zstd"),
 ];
 
-/// What building the driver takes. Debian's kernels want the compiler they were built with; `objtool` from the
-/// kernel's build tools wants libelf.
-pub const KMOD: &[Tool] = &[
-    Tool::program("make", "make"),
-    Tool::program("gcc-12", "gcc-12"),
-    Tool::program("x86_64-linux-gnu-gcc-12", "gcc-12"),
-    Tool::program("sparse", "sparse"),
-    Tool::library("libelf.so.1", "libelf1"),
-];
+/// What building the driver takes, for a kernel that was built with `compiler`: Debian's kernels want the same one.
+/// `objtool` from the kernel's build tools wants libelf.
+pub fn kmod(compiler: &str) -> Vec<Tool> {
+    let compilers = [compiler.to_owned(), format!("x86_64-linux-gnu-{compiler}")];
+    let compilers = compilers.map(|name| Tool {
+        kind: Kind::Program,
+        name: name.into(),
+        package: compiler.to_owned().into(),
+    });
+    let others = [
+        Tool::program("make", "make"),
+        Tool::program("sparse", "sparse"),
+        Tool::library("libelf.so.1", "libelf1"),
+    ];
+    compilers.into_iter().chain(others).collect()
+}
 
 /// What building a kernel takes, beside [`UNPACK`].
 pub const KERNEL: &[Tool] = &[
@@ -111,24 +114,17 @@ pub const QEMU: &[Tool] = &[Tool::program("qemu-system-x86_64", "qemu-system-x86
 ///
 /// # Errors
 ///
-/// [`Error::MissingTools`] with the command to run when this is not root or the machine is no Debian, and
+/// [`Error::MissingTools`] with the command to run when this is not root, and
 /// [`Error::Command`] when the installation fails.
 pub fn ensure(tools: &[Tool], progress: &dyn Fn(&str)) -> Result<()> {
-    let missing: Vec<Tool> = tools
-        .iter()
-        .copied()
-        .filter(|tool| !tool.present())
-        .collect();
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| !tool.is_present()).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing
-        .iter()
-        .map(|tool| tool.name())
-        .collect::<Vec<_>>()
-        .join(", ");
-    let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
-    let packages: Vec<&str> = packages.into_iter().collect();
+    let names: BTreeSet<&str> = missing.iter().map(|tool| &*tool.name).collect();
+    let names = Vec::from_iter(names).join(", ");
+    let packages: BTreeSet<&str> = missing.iter().map(|tool| &*tool.package).collect();
+    let packages = Vec::from_iter(packages);
     if !is_root() {
         return Err(Error::MissingTools {
             missing: names,
@@ -182,8 +178,8 @@ mod tests {
 
     #[test]
     fn a_missing_tool_is_noticed() {
-        assert!(!Tool::program("no-such-program-vmsrs", "none").present());
-        assert!(!Tool::library("libno-such-vmsrs.so.9", "none").present());
-        assert!(!Tool::header("no-such-vmsrs.h", "none").present());
+        assert!(!Tool::program("no-such-program-vmsrs", "none").is_present());
+        assert!(!Tool::library("libno-such-vmsrs.so.9", "none").is_present());
+        assert!(!Tool::header("no-such-vmsrs.h", "none").is_present());
     }
 }

@@ -20,7 +20,6 @@ MODULE_LICENSE("GPL");
 /// Builds a module with `body` in it for each kernel.
 fn build(body: &str) -> Vec<Result<PathBuf>> {
     let bed = Bed::auto().unwrap();
-    tools::ensure(tools::KMOD, &|_| ()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("sample");
     fs::create_dir_all(&source).unwrap();
@@ -29,6 +28,8 @@ fn build(body: &str) -> Vec<Result<PathBuf>> {
     Series::ALL
         .map(|series| {
             let kernel = bed.kernel(series).unwrap();
+            let needed = tools::kmod(&kernel.compiler().unwrap());
+            tools::ensure(&needed, &|_| ()).unwrap();
             let base = folder.path().join(kernel.release());
             kmod::build_folder(&kernel, folder.path(), &base, "sample")
         })
