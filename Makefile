@@ -9,7 +9,11 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench integral campaign campaigns test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
+.PHONY: help demo bench integral campaign campaigns test build build-demo build-campaign build-bench headers kmod lint unit e2e \
+	shortcampaign fuzz propagation fetch trixie debug-kernel clean
+
+# What every guest runs: the vmsrs command and the library. What a target does not use it does not build.
+PRODUCT = -p vmsrs-host -p vmsrs
 
 # Of the campaign; see docs/campaign.md.
 SEED ?= 1
@@ -29,21 +33,30 @@ endif
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 15
 
-demo: build fetch ## Boot a guest, let requests corrupt memory, show that nobody else notices
+demo: fetch build-demo ## Boot a guest, let requests corrupt memory, show that nobody else notices
 	$(CARGO) run --quiet --release -p vmsrs-demo
 
-campaign: build fetch ## Make 10,000 errors of every kind in a guest, and judge (SEED= ERRORS= VCPUS= SERVER=)
+campaign: fetch build-campaign ## Make 10,000 errors of every kind in a guest, and judge (SEED= ERRORS= VCPUS= SERVER=)
 	$(CAMPAIGN) --errors $(ERRORS)
 
-campaigns: build fetch ## The campaign nine times for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
+campaigns: fetch build-campaign ## The campaign nine times for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
 	$(CARGO) run --quiet --release -p vmsrs-campaign -- --matrix --errors $(ERRORS) --server $(SERVER)
 
-test: lint kmod unit e2e shortcampaign ## Run all checks and tests
+test: fetch lint kmod unit e2e shortcampaign ## Run all checks and tests
 
 build: ## Build the vmsrs command, the library, the servers and the test programs
 	$(CARGO) build --release --workspace
 
-headers: ## Generate the C headers anew from their Rust sources
+build-demo:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-demo
+
+build-campaign:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-campaign $(if $(filter rust,$(SERVER)),-p ledger-rs)
+
+build-bench:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-bench
+
+headers: ## Generate the C headers from their Rust sources
 	$(CARGO) run --quiet -p vmsrs-headers
 
 kmod: fetch ## Build the driver for Linux 6.1 and 6.12: no warnings, sparse clean
@@ -67,7 +80,7 @@ unit: fetch ## Run unit and property tests, and those of the test-bed
 e2e: fetch ## Run the end-to-end tests in a real guest; KERNEL=debug: with KASAN and lockdep in it
 	$(CARGO) test --release -p vmsrs-e2e
 
-shortcampaign: build fetch ## Run a campaign of 300 errors, none of which ends the server
+shortcampaign: fetch build-campaign ## Run a campaign of 300 errors, none of which ends the server
 	$(CAMPAIGN) --errors 300 --no-restarts
 
 fuzz: ## Fuzz what the host reads from its guest, TIME seconds for each target (60)
@@ -81,13 +94,16 @@ fuzz: ## Fuzz what the host reads from its guest, TIME seconds for each target (
 propagation: ## Corrupt words of an unprotected server and follow them: how long they live, who reads them
 	$(CARGO) run --quiet --release -p vmsrs-propagation
 
-fetch: ## Fetch Debian's kernels into build/cache and install missing tools
+fetch: ## Fetch Debian's kernels and QEMU into build/cache and install missing tools
 	$(BED) fetch
 
-bench: build fetch ## Measure what requests and errors cost, by a clock that counts instructions
+trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as root; TARGETS= for others)
+	tests/bed/trixie.sh $(TARGETS)
+
+bench: fetch build-bench ## Measure what requests and errors cost, by a clock that counts instructions
 	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic
 
-integral: build fetch ## Measure what ordinary requests notice while one in ten is fatal
+integral: fetch build-demo ## Measure what ordinary requests notice while one in ten is fatal
 	$(CARGO) run --quiet --release -p vmsrs-demo -- integral
 
 debug-kernel: ## Build a guest kernel with KASAN, lockdep and more checkers, and the driver for it
