@@ -47,6 +47,8 @@ mmdebstrap --variant=apt --aptopt="$folder/apt.conf" --include=ca-certificates,m
 mkdir "$root/vmsrs" "$root/usr/local/rust" "$root/root/.cargo"
 git ls-files -z --cached --others --exclude-standard |
 	tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$root/vmsrs"
+# A proxy may have a certificate of its own.
+cp --dereference /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
 for config in config config.toml; do
 	cp --dereference "${CARGO_HOME:-$HOME/.cargo}/$config" "$root/root/.cargo/" 2>/dev/null || :

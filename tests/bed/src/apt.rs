@@ -1,7 +1,7 @@
 //! A private view of the Debian archive.
 //!
-//! The machine's own apt configuration stays as it is: sources, package lists and caches are in a folder of ours. The
-//! mirror is the one that the machine itself uses.
+//! The machine's apt configuration is not touched: sources, package lists and caches are in a separate folder. The mirror
+//! is the machine's own.
 
 use std::env;
 use std::fs;
@@ -12,10 +12,10 @@ use crate::command;
 use crate::error::{Error, IoContext, Result};
 use crate::release::Release;
 
-/// The keys of the archive, on every Debian machine.
+/// The archive's keys, present on every Debian machine.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// One package of one version.
+/// A package of a certain version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Package {
     pub(crate) name: String,
@@ -30,7 +30,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Reads the archive's current lists of packages; they are kept in `folder`.
+    /// Downloads the archive's current package lists into `folder`.
     pub(crate) fn update(folder: &Path, release: Release) -> Result<Self> {
         // Only one list format and no translations: a tenth of the usual download.
         for part in ["lists/partial", "archives/partial"] {
@@ -47,7 +47,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The newest version of `name` that begins with `series`, and the names of the packages it depends on.
+    /// The newest version of `name` that starts with `series`, and the names of its dependencies.
     pub(crate) fn newest(&self, name: &str, series: &str) -> Result<(Package, Vec<String>)> {
         let text =
             command::stdout(self.command("apt-cache").args(["show", name])).unwrap_or_default();
@@ -129,7 +129,7 @@ fn simulated(line: &str) -> Option<Package> {
 #[derive(Debug, PartialEq, Eq)]
 struct Mirrors {
     main: String,
-    /// `None` on machines that have no source for it; the kernels are then those of the last point release.
+    /// `None` when the machine has no such source: kernels are then those of the last point release.
     security: Option<String>,
 }
 
@@ -207,9 +207,9 @@ Dir::Cache::pkgcache "{folder}/pkgcache.bin";
 Dir::Cache::srcpkgcache "{folder}/srcpkgcache.bin";
 Acquire::Languages "none";
 Acquire::Retries "3";
-// The folder need not be readable for apt's own user.
+// apt's own user may not be able to read the folder.
 APT::Sandbox::User "root";
-// What the machine does after its own updates is not for ours.
+// The machine's update hooks are not meant for this.
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;

@@ -1,7 +1,7 @@
 //! What is fetched from Debian, and where it is kept.
 //!
-//! A set of packages is resolved, downloaded and unpacked in a temporary folder that gets its final name when all of it
-//! is there; so a set is either whole or absent, and a whole one needs no network.
+//! A set of packages is resolved, downloaded and unpacked in a temporary folder, which is renamed when it is complete. So a
+//! set is either complete or absent, and a complete one needs no network.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -21,14 +21,14 @@ use crate::release::Release;
 struct Set {
     /// The folder's name in the cache.
     name: String,
-    /// The packages to begin with.
+    /// The packages to start from.
     packages: Vec<String>,
     /// Which versions, and which other packages.
     choice: Choice,
 }
 
 enum Choice {
-    /// The newest versions that begin so, with the kernel packages they depend on.
+    /// The newest versions that start with this text, with the kernel packages they depend on.
     Series(String),
     /// The versions in [`Release::qemu_suite`], with everything they depend on that this machine does not have.
     Missing,
@@ -38,7 +38,7 @@ impl Set {
     fn kernel(series: Series) -> Self {
         Self {
             name: format!("linux-{series}"),
-            // Image and headers come together: a module fits only the very release it was built for.
+            // Image and headers come together: a module fits only the exact release it was built for.
             packages: [
                 "linux-image-cloud-amd64".to_owned(),
                 "linux-headers-cloud-amd64".to_owned(),
@@ -73,7 +73,7 @@ impl Set {
         }
     }
 
-    /// What every machine needs; a kernel's source is fetched when it is asked for.
+    /// What every machine needs; a kernel's source is fetched on demand.
     fn all(release: Release) -> Vec<Self> {
         let mut sets: Vec<Self> = Series::ALL.into_iter().map(Self::kernel).collect();
         sets.extend([Self::busybox(), Self::qemu(release)]);
@@ -89,9 +89,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache in `folder`, with everything in it; what is missing is fetched, and with `update` all of it anew.
+    /// The cache in `folder`, complete: what is missing is fetched, and with `update` everything is fetched again.
     ///
-    /// Takes a lock, so that several processes may ask at once.
+    /// Takes a lock, so several processes may do this at once.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Holds other processes off from what the lock with that name guards, until the file is closed.
+    /// Takes the lock with that name; it is held until the file is closed.
     fn lock(&self, name: &str) -> Result<File> {
         let path = self.folder.join(name);
         let file = File::create(&path).context("create", &path)?;
@@ -144,7 +144,7 @@ impl Cache {
 
     /// The debug kernel; fetched as source and built when it is not there or its configuration has changed.
     ///
-    /// Takes a lock of its own while it builds: nothing else waits for that.
+    /// Takes a separate lock while it builds, so nothing else waits for that.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl Cache {
     }
 }
 
-/// The file in a set's folder that names its packages with their versions, one a line.
+/// The file in a set's folder that lists its packages with their versions, one per line.
 const PACKAGES: &str = "packages";
 
 fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)) -> Result<()> {
@@ -241,8 +241,7 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
     fs::rename(&tree, &target).context("create", &target)
 }
 
-/// The packages of a set and those they depend on, of the kernel's own kind: what a kernel needs to be installed on a
-/// machine is not needed here.
+/// The packages of a set and the kernel packages they depend on. What installing a kernel takes besides is not needed.
 fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
     let series = match &set.choice {
         Choice::Series(series) => series,
@@ -272,9 +271,9 @@ fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
     Ok(packages.into_iter().collect())
 }
 
-/// The packages of a set and those they depend on, without what this machine has.
+/// The packages of a set and those they depend on, except what this machine has.
 fn missing(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
-    // Parts of the C library work with their own dynamic loader alone, and each machine has them.
+    // The C library only works with its own dynamic loader, and every machine has one.
     const BASE: [&str; 2] = ["libc6", "libc-bin"];
     let mut packages = BTreeSet::new();
     for name in &set.packages {

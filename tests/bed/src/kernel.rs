@@ -15,7 +15,7 @@ use crate::vmlinux;
 pub enum Series {
     /// Debian 12's own kernel.
     V6_1,
-    /// The kernel of Debian 13, for Debian 12 in its backports.
+    /// Debian 13's own kernel, also in the backports of Debian 12.
     V6_12,
 }
 
@@ -23,7 +23,7 @@ impl Series {
     /// All supported series, oldest first.
     pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
 
-    /// The series as people write it.
+    /// The series as in `6.1`.
     pub fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
@@ -88,7 +88,7 @@ impl Kernel {
         }
     }
 
-    /// The release, as `uname -r` tells it.
+    /// The release, as in `uname -r`.
     pub fn release(&self) -> &str {
         &self.release
     }
@@ -100,7 +100,7 @@ impl Kernel {
             .join(format!("vmlinuz-{}", self.release))
     }
 
-    /// The folder that external modules are built against.
+    /// The folder that out-of-tree modules are built against.
     pub fn headers(&self) -> PathBuf {
         self.folder
             .join("usr/src")
@@ -112,7 +112,7 @@ impl Kernel {
         self.make_variables
     }
 
-    /// The compiler that the kernel was built with, as in `gcc-12`: its modules take the same.
+    /// The compiler that the kernel was built with, as in `gcc-12`; its modules need the same.
     ///
     /// # Errors
     ///
@@ -159,7 +159,7 @@ impl Kernel {
 
     /// The modules to load for `wanted`, in order, each unpacked: name and content.
     ///
-    /// `extra` are modules that are not the kernel's own; their dependencies are loaded before them.
+    /// `extra` are out-of-tree modules; their dependencies are loaded before them.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl Kernel {
         wanted.extend(extra.iter().filter_map(|path| module_name(path)));
         let mut objects = std::collections::BTreeMap::new();
         let order = modules::load_order(&wanted, |name| {
-            // The last one wins, so that an extra module stands for one of the kernel's own.
+            // The last one wins, so an extra module replaces one of the kernel's own.
             let Some((_, path)) = files.iter().rev().find(|(file, _)| file == name) else {
                 return match builtin.iter().any(|module| module == name) {
                     true => Ok(None),
@@ -231,7 +231,7 @@ fn compiler_in(variables: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Makes unpacked headers usable where they lie: Debian's Makefile includes another by its installed path.
+/// Makes headers usable where they were unpacked: Debian's Makefile includes another by its installed path.
 pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
     let sources = folder.join("usr/src");
     for entry in fs::read_dir(&sources).context("read", &sources)?.flatten() {
@@ -241,7 +241,7 @@ pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
         };
         if let Some(relocated) = relocated_makefile(&text) {
             fs::write(&makefile, relocated).context("write", &makefile)?;
-            // Without it modules get no BTF, which nothing here reads and whose making takes another tool.
+            // Without it modules get no BTF, which would take another tool and which nothing here reads.
             let _ = fs::remove_file(entry.path().join("vmlinux"));
         }
     }

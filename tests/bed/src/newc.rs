@@ -10,7 +10,7 @@ const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
-/// Writes an archive, entry by entry; parent folders are made by themselves.
+/// Writes an archive, entry by entry; parent folders are added automatically.
 pub struct Writer<W> {
     out: W,
     folders: BTreeSet<String>,
@@ -18,7 +18,7 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins an archive on `out`.
+    /// Starts an archive on `out`.
     pub fn new(out: W) -> Self {
         Self {
             out,
@@ -61,7 +61,7 @@ impl<W: Write> Writer<W> {
         self.entry(name, DIRECTORY | 0o755, &[])
     }
 
-    /// Ends the archive and gives the writer back.
+    /// Ends the archive and returns the writer.
     ///
     /// # Errors
     ///

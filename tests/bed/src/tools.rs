@@ -1,4 +1,4 @@
-//! The programs the test-bed calls, and how a missing one gets onto the machine.
+//! The tools that the test-bed needs, and how missing ones are installed.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ enum Kind {
     Header,
 }
 
-/// Something that must be on the machine, and the Debian package that has it.
+/// Something that must be installed, and its Debian package.
 #[derive(Debug, Clone)]
 pub struct Tool {
     kind: Kind,
@@ -69,15 +69,15 @@ impl Tool {
     }
 }
 
-/// What unpacking kernels takes.
+/// What unpacking kernels needs.
 pub const UNPACK: &[Tool] = &[
     Tool::program("lz4", "lz4"),
     Tool::program("xz", "xz-utils"),
     Tool::program("zstd", "zstd"),
 ];
 
-/// What building the driver takes, for a kernel that was built with `compiler`: Debian's kernels want the same one.
-/// `objtool` from the kernel's build tools wants libelf.
+/// What building the driver needs, for a kernel that was built with `compiler`: modules need the same one. `objtool` from
+/// the kernel's build tools needs libelf.
 pub fn kmod(compiler: &str) -> Vec<Tool> {
     let compilers = [compiler.to_owned(), format!("x86_64-linux-gnu-{compiler}")];
     let compilers = compilers.map(|name| Tool {
@@ -93,7 +93,7 @@ pub fn kmod(compiler: &str) -> Vec<Tool> {
     compilers.into_iter().chain(others).collect()
 }
 
-/// What building a kernel takes, beside [`UNPACK`].
+/// What building a kernel needs besides [`UNPACK`].
 pub const KERNEL: &[Tool] = &[
     Tool::program("make", "make"),
     Tool::program("gcc-12", "gcc-12"),
@@ -104,18 +104,17 @@ pub const KERNEL: &[Tool] = &[
     Tool::header("libelf.h", "libelf-dev"),
 ];
 
-/// What booting the nested KVM host takes, beside a QEMU.
+/// What booting the nested KVM host needs besides QEMU.
 pub const NESTED: &[Tool] = &[Tool::program("setpriv", "util-linux")];
 
-/// QEMU itself, for machines whose own is as new as the one that would be fetched.
+/// QEMU itself, where the installed one is used.
 pub const QEMU: &[Tool] = &[Tool::program("qemu-system-x86_64", "qemu-system-x86")];
 
-/// Makes sure that `tools` are there: installs what is missing when this is root.
+/// Makes sure that `tools` are installed; root installs missing ones.
 ///
 /// # Errors
 ///
-/// [`Error::MissingTools`] with the command to run when this is not root, and
-/// [`Error::Command`] when the installation fails.
+/// [`Error::MissingTools`] with the command to run when this is not root, [`Error::Command`] when the installation fails.
 pub fn ensure(tools: &[Tool], progress: &dyn Fn(&str)) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| !tool.is_present()).collect();
     if missing.is_empty() {
@@ -136,7 +135,7 @@ pub fn ensure(tools: &[Tool], progress: &dyn Fn(&str)) -> Result<()> {
     }
     progress(&format!("installing {}", packages.join(" ")));
     if install(&packages).is_err() {
-        // The lists of packages may be missing or old; a source that cannot be reached must not stop the others.
+        // Package lists may be missing or old; a source that cannot be reached must not stop the others.
         let _ = command::output(apt_get().arg("update"));
         install(&packages)?;
     }
@@ -159,7 +158,7 @@ fn apt_get() -> Command {
     command
 }
 
-/// Whether this process may install packages and set up taps.
+/// Whether this process may install packages and create taps.
 pub(crate) fn is_root() -> bool {
     command::stdout(Command::new("id").arg("--user")).is_ok_and(|id| id.trim() == "0")
 }

@@ -1,4 +1,4 @@
-//! What the driver's build accepts and what it refuses, shown with small modules on every supported kernel.
+//! What the driver's build accepts and rejects, with small modules on every supported kernel.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ MODULE_DESCRIPTION("Sample");
 MODULE_LICENSE("GPL");
 "#;
 
-/// Builds a module with `body` in it for each kernel.
+/// Builds a module that contains `body` for each kernel.
 fn build(body: &str) -> Vec<Result<PathBuf>> {
     let bed = Bed::auto().unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ fn a_compiler_warning_stops_the_build() {
 
 #[test]
 fn what_only_the_checker_sees_stops_the_build() {
-    // An address of user space used as the kernel's own.
+    // A user-space address used as a kernel address.
     let body =
         "int sample_read(int __user *at);\nint sample_read(int __user *at)\n{\n\treturn *at;\n}";
     for result in build(body) {
