@@ -1,7 +1,7 @@
 //! The error of everything in the test-bed that touches the machine.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What can go wrong between asking for a test run and having its result.
@@ -126,6 +126,12 @@ pub enum Error {
     BadMode {
         /// The value.
         value: String,
+    },
+    /// A file that cargo builds next to the program that runs is missing.
+    #[error("{path:?} is missing; build it first: make build")]
+    NotBuilt {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// `VMSRS_KERNEL` names no kernel.
     #[error("VMSRS_KERNEL is {value:?}; it may be `6.1`, `6.12` or `debug`")]
