@@ -9,13 +9,13 @@ mod report;
 mod sample;
 mod table;
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_report::folder;
 
 use crate::report::Report;
 use crate::sample::Measured;
@@ -58,13 +58,7 @@ fn main() -> Result<()> {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let program = project::own_program();
-    let built = std::env::current_exe().context("find this program")?;
-    let vmsrs = built.with_file_name("vmsrs");
-    ensure!(
-        vmsrs.is_file(),
-        "{} is missing; build it with `make build-bench`",
-        vmsrs.display()
-    );
+    let vmsrs = project::built("vmsrs")?;
     let bed = Bed::auto()?;
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
@@ -117,17 +111,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         deterministic: arguments.deterministic,
         samples: report::without_measuring(measured),
     };
-    let path = write(&report)?;
+    let folder = project::root().join("target/bench");
+    folder::create(&folder)?;
+    let path = folder::write_report(&folder, &report)?;
     print!("{}", report.tables());
     println!("report: {}", path.display());
     Ok(())
-}
-
-fn write(report: &Report) -> Result<PathBuf> {
-    let folder = project::root().join("target/bench");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(report)? + "\n")
-        .with_context(|| format!("write {}", path.display()))?;
-    Ok(path)
 }

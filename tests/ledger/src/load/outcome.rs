@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kind::{Kind, detector};
-use crate::pace::Pace;
-use crate::percentile::percentile;
+use vmsrs_report::distribution::Distribution;
+
+use super::pace::Pace;
+use crate::bug::Bug;
 use crate::reply::Failure;
 
 /// Counts while the load runs.
@@ -62,7 +63,7 @@ pub struct Outcome {
     /// The request at which the server died, and of what.
     pub died: Option<Death>,
     /// Per kind of bug.
-    pub kinds: Vec<KindOutcome>,
+    pub kinds: Vec<BugOutcome>,
     /// The first things that were not as promised, in words.
     pub complaints: Vec<String>,
     /// Seconds from the first request of the load to the last.
@@ -82,7 +83,7 @@ pub struct Death {
 
 /// What became of one kind of bug.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KindOutcome {
+pub struct BugOutcome {
     /// Its name.
     pub kind: String,
     /// Requests that reached it.
@@ -104,26 +105,24 @@ pub struct KindOutcome {
 
 /// What is known about the requests that reached one kind of bug.
 #[derive(Debug, Default)]
-pub(crate) struct KindRecord {
+pub(crate) struct BugRecord {
     count: u64,
     recovered: u64,
     detectors: BTreeMap<String, u64>,
-    recovery_ns: Vec<u64>,
-    served_again_ns: Vec<u64>,
+    recovery_ns: Distribution,
+    served_again_ns: Distribution,
     answer: String,
 }
 
-impl KindRecord {
+impl BugRecord {
     pub(crate) fn sent(&mut self) {
         self.count += 1;
     }
 
     pub(crate) fn failed(&mut self, failure: &Failure) {
-        *self
-            .detectors
-            .entry(detector(&failure.kind).to_owned())
-            .or_default() += 1;
-        self.recovery_ns.push(failure.recovery_ns);
+        let detector = failure.detector().to_owned();
+        *self.detectors.entry(detector).or_default() += 1;
+        self.recovery_ns.record(failure.recovery_ns);
         self.answer = format!(
             "ERR {} incident={} recovery_ns={}",
             failure.kind, failure.incident, failure.recovery_ns
@@ -132,27 +131,33 @@ impl KindRecord {
 
     pub(crate) fn recovered(&mut self, served_again_ns: u64) {
         self.recovered += 1;
-        self.served_again_ns.push(served_again_ns);
+        self.served_again_ns.record(served_again_ns);
     }
 
-    pub(crate) fn outcome(&self, kind: Kind) -> KindOutcome {
+    pub(crate) fn outcome(&self, bug: Bug) -> BugOutcome {
         let mut detectors: Vec<_> = self.detectors.iter().collect();
         detectors.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let detectors: Vec<&str> = detectors.iter().map(|(name, _)| name.as_str()).collect();
-        KindOutcome {
-            kind: kind.name().to_owned(),
+        BugOutcome {
+            kind: bug.name().to_owned(),
             count: self.count,
             recovered: self.recovered,
             detected_by: detectors.join(", "),
-            recovery_ns_p50: percentile(&self.recovery_ns, 50),
-            recovery_ns_p99: percentile(&self.recovery_ns, 99),
-            served_again_ns_p50: percentile(&self.served_again_ns, 50),
+            recovery_ns_p50: self.recovery_ns.median(),
+            recovery_ns_p99: self.recovery_ns.percentile(99),
+            served_again_ns_p50: self.served_again_ns.median(),
             answer: self.answer.clone(),
         }
     }
 }
 
 impl Outcome {
+    /// Ordinary requests that failed or had a wrong answer.
+    #[must_use]
+    pub fn ordinary_failed(&self) -> u64 {
+        self.innocent_requests_failed + self.innocent_answers_wrong
+    }
+
     /// The promises that were broken; empty when all was kept.
     pub fn broken_promises(&self) -> Vec<String> {
         let mut broken = Vec::new();
@@ -225,13 +230,13 @@ mod tests {
             incident: 1,
             recovery_ns: 5,
         };
-        let mut record = KindRecord::default();
+        let mut record = BugRecord::default();
         for kind in ["abort", "memory", "memory"] {
             record.sent();
             record.failed(&failure(kind));
         }
         record.recovered(9);
-        let outcome = record.outcome(Kind::Abort);
+        let outcome = record.outcome(Bug::Abort);
         assert_eq!(outcome.detected_by, "SIGSEGV, SIGABRT");
         assert_eq!((outcome.count, outcome.recovered), (3, 1));
         assert_eq!(outcome.recovery_ns_p50, Some(5));

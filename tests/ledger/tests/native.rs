@@ -4,14 +4,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use vmsrs_demo::load::{self, Options};
-use vmsrs_demo::native::{Ledger, plain_ledger};
-use vmsrs_demo::outcome::Outcome;
+use vmsrs_ledger::load::outcome::Outcome;
+use vmsrs_ledger::load::{self, Options};
+use vmsrs_ledger::native::Ledger;
+use vmsrs_ledger::program;
 
 fn load_against(name: &str, faults: bool) -> Outcome {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
-    let server = Ledger::start(&plain_ledger(&folder).unwrap()).unwrap();
+    let server = Ledger::start(&program::plain(&folder, &[]).unwrap()).unwrap();
     let options = Options {
         address: server.address(),
         users: 50,
@@ -36,9 +37,9 @@ fn ordinary_requests_leave_every_byte_as_the_model_says() {
         outcome.complaints
     );
     assert!(outcome.requests >= 4000 && outcome.bytes_compared > 5000);
-    let pace = &outcome.pace;
-    assert_eq!(pace.requests(), outcome.requests);
-    assert!(pace.percentile_ns(50) > Some(0) && pace.percentile_ns(50) <= pace.percentile_ns(99));
+    let latencies = &outcome.pace.latencies;
+    assert_eq!(latencies.count(), outcome.requests);
+    assert!(latencies.median() > Some(0) && latencies.median() <= latencies.percentile(99));
 }
 
 #[test]
@@ -67,6 +68,6 @@ fn a_server_that_is_not_there_is_told_in_one_sentence() {
     let error = load::run(&options, |_| ()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "no ledger answers at 127.0.0.1:1 (connecting); start it first"
+        "no new ledger answers at 127.0.0.1:1 (connecting); start one first"
     );
 }

@@ -10,7 +10,7 @@ const NESTING: usize = 40_000;
 
 /// A kind of bug in the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum Bug {
     /// Write through a null pointer.
     NullWrite,
     /// Write over the end of a block until it leaves the user's own pages.
@@ -31,7 +31,7 @@ pub enum Kind {
     WildWrite,
 }
 
-impl Kind {
+impl Bug {
     /// All kinds.
     pub const ALL: [Self; 9] = [
         Self::NullWrite,
@@ -77,7 +77,7 @@ impl Kind {
         }
     }
 
-    /// The fatal request. [`Kind::preparation`] must have nothing left to do.
+    /// The fatal request. [`Bug::preparation`] must have nothing left to do.
     pub fn request(self, user: &User, rng: &mut impl Rng) -> Command {
         let note = |rng: &mut dyn rand::RngCore| {
             let index = rng.random_range(0..user.notes.len());
@@ -112,30 +112,6 @@ impl Kind {
     }
 }
 
-/// What noticed an error, from the short name of its kind in the server's answer.
-pub fn detector(kind: &str) -> &str {
-    match kind.replace(['-', '_'], " ").as_str() {
-        "memory" => "SIGSEGV",
-        "arithmetic" => "SIGFPE",
-        "instruction" => "SIGILL",
-        "abort" => "SIGABRT",
-        "stack overflow" => "stack guard",
-        "foreign write" => "driver: foreign write",
-        "foreign draft" => "protection key",
-        "sealed write" => "second-level page table",
-        "double free" => "double free check",
-        "foreign free" => "free of no block",
-        "red zone" => "red zone audit",
-        "use after free" => "freed block audit",
-        "heap corrupt" => "heap audit",
-        "panic" => "Rust panic",
-        "deadline" => "deadline",
-        "no frames" => "frame pool limit",
-        "invariant" => "server's own check",
-        _ => kind,
-    }
-}
-
 fn quoted_note(user: &User) -> Option<u32> {
     let quoted = |note: &&crate::model::Note| note.text.contains('"');
     user.notes.iter().find(quoted).map(|note| note.id)
@@ -149,7 +125,7 @@ mod tests {
     #[test]
     fn every_kind_is_within_reach_after_at_most_one_ordinary_request() {
         let mut rng = SmallRng::seed_from_u64(1);
-        for kind in Kind::ALL {
+        for kind in Bug::ALL {
             let mut user = User::new("a");
             if let Some(command) = kind.preparation(&user) {
                 user.apply(&command, None);
@@ -161,13 +137,7 @@ mod tests {
 
     #[test]
     fn names_of_kinds_are_distinct() {
-        let names: std::collections::BTreeSet<_> = Kind::ALL.map(Kind::name).into();
-        assert_eq!(names.len(), Kind::ALL.len());
-    }
-
-    #[test]
-    fn a_detector_is_named_whatever_the_separator() {
-        assert_eq!(detector("red-zone"), detector("red zone"));
-        assert_eq!(detector("something new"), "something new");
+        let names: std::collections::BTreeSet<_> = Bug::ALL.map(Bug::name).into();
+        assert_eq!(names.len(), Bug::ALL.len());
     }
 }

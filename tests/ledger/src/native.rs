@@ -2,13 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result};
-
-use crate::build;
 
 /// A running ledger; killed when dropped.
 #[derive(Debug)]
@@ -61,15 +59,4 @@ impl Drop for Ledger {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Compiles the C server without VMSRS into the folder.
-///
-/// # Errors
-///
-/// As [`build::compile`].
-pub fn plain_ledger(folder: &Path) -> Result<PathBuf> {
-    let program = folder.join("ledger-plain");
-    build::compile(&program, &["-DPLAIN".as_ref()])?;
-    Ok(program)
 }

@@ -1,4 +1,4 @@
-//! What a job on the KVM host says: its messages apart from everything else, which goes to a file.
+//! The output of a job on the KVM host: messages are parsed, everything else goes to a file.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,7 +10,7 @@ use vmsrs_bed::Event;
 
 /// The file `console.log` of a run.
 #[derive(Debug)]
-pub struct Log {
+pub(super) struct Log {
     file: File,
     path: PathBuf,
 }
@@ -21,21 +21,20 @@ impl Log {
     /// # Errors
     ///
     /// When it cannot be created.
-    pub fn create(folder: &Path) -> Result<Self> {
+    pub(super) fn create(folder: &Path) -> Result<Self> {
         let path = folder.join("console.log");
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self { file, path })
     }
 
-    /// Where it lies.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The message in an event of the job; an event without one is written to the file.
-    pub fn message<M: DeserializeOwned>(&mut self, event: Event<'_>) -> Option<M> {
-        // The log is for people who look for the cause of trouble; the run does without it.
+    /// The message in an event of the job; other events are written to the file.
+    pub(super) fn message<M: DeserializeOwned>(&mut self, event: Event<'_>) -> Option<M> {
+        // The run does not depend on the log.
         match event {
             Event::Console(line) => drop(writeln!(self.file, "{line}")),
             Event::Result(line) => match serde_json::from_str(line) {

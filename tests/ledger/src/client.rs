@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::keepalive::keep_alive;
 use crate::reply::Stats;
 
 /// Longest answer that is read; the server's own limit is below it.
@@ -11,6 +12,29 @@ const REPLY_MAX: u64 = 1 << 20;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// There is no server, or not a new one.
+#[derive(Debug, thiserror::Error)]
+#[error("no new ledger answers at {address} ({doing}); start one first")]
+pub struct NoServer {
+    /// Where.
+    pub address: SocketAddr,
+    /// What was tried.
+    pub doing: &'static str,
+    /// What happened.
+    pub source: io::Error,
+}
+
+impl NoServer {
+    /// Turns an error of a connection to `address` into this one.
+    pub fn at(address: SocketAddr, doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self {
+            address,
+            doing,
+            source,
+        }
+    }
+}
 
 /// A connection.
 #[derive(Debug)]
@@ -32,6 +56,15 @@ impl Client {
         Ok(Self {
             stream: BufReader::new(stream),
         })
+    }
+
+    /// Has the kernel notice when the server's machine has been rebooted: see [`keep_alive`].
+    ///
+    /// # Errors
+    ///
+    /// When the socket does not allow it.
+    pub fn keep_alive(&self) -> io::Result<()> {
+        keep_alive(self.stream.get_ref())
     }
 
     /// A handle by which another thread can shut the connection down.

@@ -25,6 +25,34 @@ pub struct Failure {
 #[error("the server answered with something that is no reply: {0:?}")]
 pub struct NoReply(pub String);
 
+impl Failure {
+    /// What noticed the error, by the name of its kind.
+    #[must_use]
+    pub fn detector(&self) -> &str {
+        let kind = &*self.kind;
+        match kind.replace(['-', '_'], " ").as_str() {
+            "memory" => "SIGSEGV",
+            "arithmetic" => "SIGFPE",
+            "instruction" => "SIGILL",
+            "abort" => "SIGABRT",
+            "stack overflow" => "stack guard",
+            "foreign write" => "driver: foreign write",
+            "foreign draft" => "protection key",
+            "sealed write" => "second-level page table",
+            "double free" => "double free check",
+            "foreign free" => "free of no block",
+            "red zone" => "red zone audit",
+            "use after free" => "freed block audit",
+            "heap corrupt" => "heap audit",
+            "panic" => "Rust panic",
+            "deadline" => "deadline",
+            "no frames" => "frame pool limit",
+            "invariant" => "server's own check",
+            _ => kind,
+        }
+    }
+}
+
 impl Reply {
     /// Reads a line, without its end.
     ///
@@ -98,6 +126,21 @@ mod tests {
                 recovery_ns: 1234
             })
         );
+    }
+
+    #[test]
+    fn a_detector_is_named_whatever_the_separator() {
+        let detector = |kind: &str| {
+            let kind = kind.to_owned();
+            let failure = Failure {
+                kind,
+                incident: 1,
+                recovery_ns: 1,
+            };
+            failure.detector().to_owned()
+        };
+        assert_eq!(detector("red-zone"), detector("red zone"));
+        assert_eq!(detector("something new"), "something new");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
+use crate::bug::Bug;
 use crate::command::Command;
-use crate::kind::Kind;
 use crate::model::User;
 
 /// One request in so many is fatal, unless told otherwise.
@@ -38,7 +38,7 @@ pub struct Step {
     /// What to send.
     pub command: Command,
     /// The bug that it reaches, if it is fatal.
-    pub fatal: Option<Kind>,
+    pub fatal: Option<Bug>,
 }
 
 impl Plan {
@@ -58,7 +58,7 @@ impl Plan {
             group_slot: 0,
             fatal_slot: 0,
             fatal_done: false,
-            next_kind: connection % Kind::ALL.len(),
+            next_kind: connection % Bug::ALL.len(),
         };
         plan.fatal_slot = plan.draw_fatal_slot();
         plan
@@ -76,11 +76,11 @@ impl Plan {
     pub fn next(&mut self, user: &User, others: &[(usize, String)], faults: bool) -> Step {
         let due = self.fatal_is_due(faults);
         self.group_slot += 1;
-        let kind = Kind::ALL[self.next_kind];
+        let kind = Bug::ALL[self.next_kind];
         let step = match due.then(|| kind.preparation(user)) {
             Some(None) => {
                 self.fatal_done = true;
-                self.next_kind = (self.next_kind + 1) % Kind::ALL.len();
+                self.next_kind = (self.next_kind + 1) % Bug::ALL.len();
                 Step {
                     command: kind.request(user, &mut self.rng),
                     fatal: Some(kind),
@@ -241,11 +241,11 @@ mod tests {
 
     #[test]
     fn the_kinds_take_turns() {
-        let kinds: std::collections::BTreeSet<Kind> = steps(7, 3, FATAL_ONE_IN * Kind::ALL.len())
+        let kinds: std::collections::BTreeSet<Bug> = steps(7, 3, FATAL_ONE_IN * Bug::ALL.len())
             .into_iter()
             .filter_map(|step| step.fatal)
             .collect();
-        assert_eq!(kinds.len(), Kind::ALL.len());
+        assert_eq!(kinds.len(), Bug::ALL.len());
     }
 
     #[test]

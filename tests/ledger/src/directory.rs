@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vmsrs_demo::model::DirectoryChange;
+use crate::model::DirectoryChange;
 
 /// The directory as the server tells it.
 #[derive(Debug, PartialEq, Eq)]
