@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use vmsrs_protocol::heap::State;
 use vmsrs_protocol::incident::{
-    KIND_CHECKSUM, KIND_POISON, KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH,
+    KIND_CHECKSUM, KIND_POISON, KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REG_RIP,
     REPORT_ADDRESS,
 };
 use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, NONE, PAGE_SIZE};
@@ -189,7 +189,7 @@ pub struct RequestFacts {
     pub program: Option<ProgramFacts>,
     /// What the program kept and what the drafts had changed had to make room for younger incidents.
     pub details_dropped: bool,
-    /// Registers at the error: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip, rflags.
+    /// Registers at the error, in the order of [`vmsrs_protocol::incident::REGISTER_NAMES`].
     /// Empty if there are none.
     pub registers: Vec<u64>,
     /// Return addresses, innermost first.
@@ -409,7 +409,7 @@ impl Engine {
     /// Everything known about an incident; `None` when it is unknown or no longer kept.
     pub fn incident(&self, number: u64) -> Option<IncidentDetail> {
         if let Some(incident) = self.monitor.incident(number) {
-            let rip = incident.report.registers[16];
+            let rip = incident.report.registers[REG_RIP];
             return Some(IncidentDetail {
                 summary: self.request_summary(incident),
                 instruction: (rip != 0).then_some(rip),
