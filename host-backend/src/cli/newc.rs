@@ -8,12 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-
-const MAGIC: &[u8] = b"070701";
-const TRAILER: &[u8] = b"TRAILER!!!";
-
-/// Names, data and headers start at multiples of this.
-const ALIGNMENT: usize = 4;
+use vmsrs_newc::{Attributes, Writer};
 
 /// Why a folder cannot be packed.
 #[derive(Debug, Error)]
@@ -39,16 +34,12 @@ pub enum PackError {
 ///
 /// Fails when something cannot be read.
 pub(super) fn pack(folder: &Path) -> Result<Vec<u8>, PackError> {
-    let mut archive = Archive::default();
+    let mut archive = Archive(Writer::new(Vec::new()));
     archive.folder(folder, &mut Vec::new())?;
-    Ok(archive.finish())
+    archive.0.finish().map_err(read_error(folder))
 }
 
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    entries: u32,
-}
+struct Archive(Writer<Vec<u8>>);
 
 impl Archive {
     /// Adds what is in `folder`, in order of the names; `name` is the folder's own name in the
@@ -80,77 +71,24 @@ impl Archive {
         } else {
             Vec::new()
         };
-        self.add(&Attributes::of(&metadata), name, &data)
-            .ok_or_else(|| PackError::TooLarge(path.to_owned()))?;
+        // Only a size can be refused: a vector takes everything.
+        self.0
+            .entry(name, &attributes(&metadata), &data)
+            .map_err(|_| PackError::TooLarge(path.to_owned()))?;
         if kind.is_dir() {
             self.folder(path, name)?;
         }
         Ok(())
     }
-
-    /// Adds one entry; `None` if it is too large.
-    fn add(&mut self, attributes: &Attributes, name: &[u8], data: &[u8]) -> Option<()> {
-        let size = u32::try_from(data.len()).ok()?;
-        let name_size = u32::try_from(name.len() + 1).ok()?;
-        self.entries += 1;
-        let fields = [
-            self.entries,
-            attributes.mode,
-            0,
-            0,
-            1,
-            attributes.time,
-            size,
-            0,
-            0,
-            attributes.device_major,
-            attributes.device_minor,
-            name_size,
-            0,
-        ];
-        self.bytes.extend_from_slice(MAGIC);
-        for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name);
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(data);
-        self.pad();
-        Some(())
-    }
-
-    fn pad(&mut self) {
-        let length = self.bytes.len().next_multiple_of(ALIGNMENT);
-        self.bytes.resize(length, 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let added = self.add(&Attributes::default(), TRAILER, &[]);
-        debug_assert!(added.is_some(), "the trailer is short");
-        self.bytes
-    }
 }
 
-#[derive(Default)]
-struct Attributes {
-    mode: u32,
-    /// Seconds since the Unix epoch.
-    time: u32,
-    device_major: u32,
-    device_minor: u32,
-}
-
-impl Attributes {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            mode: metadata.mode(),
-            // Times outside 1970 to 2106 have no place in the format.
-            time: u32::try_from(metadata.mtime()).unwrap_or(0),
-            device_major: libc::major(metadata.rdev()) as u32,
-            device_minor: libc::minor(metadata.rdev()) as u32,
-        }
+fn attributes(metadata: &Metadata) -> Attributes {
+    Attributes {
+        mode: metadata.mode(),
+        // Times outside 1970 to 2106 have no place in the format.
+        mtime: u32::try_from(metadata.mtime()).unwrap_or(0),
+        device_major: libc::major(metadata.rdev()) as u32,
+        device_minor: libc::minor(metadata.rdev()) as u32,
     }
 }
 
@@ -176,7 +114,7 @@ mod tests {
             head.to_vec()
         };
         loop {
-            assert_eq!(take(&mut bytes, 6), MAGIC);
+            assert_eq!(take(&mut bytes, 6), b"070701");
             let fields: Vec<u32> = (0..13)
                 .map(|_| {
                     let digits = String::from_utf8(take(&mut bytes, 8)).unwrap();
@@ -189,7 +127,7 @@ mod tests {
             let mut data = take(&mut bytes, size.next_multiple_of(4));
             data.truncate(size);
             let name = String::from_utf8(name[..name_size - 1].to_vec()).unwrap();
-            if name.as_bytes() == TRAILER {
+            if name == "TRAILER!!!" {
                 assert!(bytes.is_empty());
                 return entries;
             }
@@ -228,7 +166,7 @@ mod tests {
     #[test]
     fn device_nodes_keep_their_numbers() {
         let metadata = fs::metadata("/dev/null").unwrap();
-        let attributes = Attributes::of(&metadata);
+        let attributes = attributes(&metadata);
         assert_eq!(attributes.mode & libc::S_IFMT, libc::S_IFCHR);
         assert_eq!((attributes.device_major, attributes.device_minor), (1, 3));
     }

@@ -19,7 +19,6 @@ pub mod kmod;
 mod ldd;
 pub mod modules;
 mod nested;
-pub mod newc;
 pub mod project;
 mod qemu;
 mod stream;
