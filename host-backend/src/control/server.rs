@@ -287,7 +287,10 @@ mod tests {
 
     use super::*;
     use crate::control::{Client, ClientError, Request, ScrubStep, VmStatus};
-    use crate::engine::{IncidentDetail, IncidentSummary, Outcome, Position, ScrubCounts};
+    use crate::control::{
+        GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
+    };
+    use crate::engine::{Position, ScrubCounts};
 
     #[derive(Default)]
     struct Machine {
@@ -299,7 +302,7 @@ mod tests {
             number,
             at_ms: 1,
             kind: "abort".into(),
-            outcome: Outcome::Recovered,
+            outcome: IncidentOutcome::Recovered,
             app: Some("ledger".into()),
             domain: Some("user-7".into()),
             address: Some(0x1000),
@@ -332,10 +335,12 @@ mod tests {
             (id == 7).then(|| IncidentDetail {
                 summary: incident(7),
                 instruction: None,
-                request: None,
-                sealed_write: None,
-                guest_down: None,
-                corruption: None,
+                facts: IncidentFacts::GuestDown(GuestDownFacts {
+                    reason: "a test".into(),
+                    granted_frames: 0,
+                    written_frames: 0,
+                    staged_pages: 0,
+                }),
             })
         }
 

@@ -1,13 +1,16 @@
-//! The monitor: what went wrong, with its evidence, and what the guest did wrong.
+//! The incidents: what went wrong, with its evidence, and what the guest did wrong.
 
 use std::collections::VecDeque;
+use std::mem::discriminant;
 use std::time::Duration;
 
 use vmsrs_protocol::NONE;
 use vmsrs_protocol::incident::{IncidentReport, KIND_MAX, KIND_SEALED_WRITE, REGISTERS};
 
 use super::changes::Change;
+use super::corruption::Corruption;
 use super::evidence::Program;
+use super::guest_down::{self, GuestDown};
 
 /// Most drafts of one incident that are listed.
 pub(crate) const DRAFTS_KEPT: usize = 256;
@@ -56,11 +59,41 @@ pub(crate) struct Dropped {
     pub(crate) changes: Vec<Change>,
 }
 
-/// A failed request.
+/// The committed page that a frame holds, with its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageOwner {
+    pub(crate) app: u32,
+    pub(crate) domain: u32,
+    /// Number of the page in its app.
+    pub(crate) page: u32,
+}
+
+/// An incident that is kept.
 #[derive(Debug)]
 pub(crate) struct Incident {
-    /// Since the Unix epoch.
+    /// Odd from the driver, even from the host.
+    pub(crate) number: u64,
+    /// Since the Unix epoch; of repeated events, that of the first.
     pub(crate) at: Duration,
+    pub(crate) record: Record,
+}
+
+/// What is kept of an incident, by its sort.
+#[derive(Debug)]
+pub(crate) enum Record {
+    /// A failed request.
+    Request(Box<FailedRequest>),
+    /// Writes into a sealed frame.
+    SealedWrite(Box<SealedWrites>),
+    /// An end of the guest's kernel.
+    GuestDown(GuestDown),
+    /// A frame whose content went wrong by itself.
+    Corruption(Corruption),
+}
+
+/// A failed request.
+#[derive(Debug)]
+pub(crate) struct FailedRequest {
     pub(crate) report: IncidentReport,
     pub(crate) verdict: Verdict,
     /// At most [`DRAFTS_KEPT`].
@@ -119,26 +152,25 @@ impl SealedWrite {
 /// Sealed writes by one instruction to one frame.
 #[derive(Debug)]
 pub(crate) struct SealedWrites {
-    pub(crate) number: u64,
-    /// Time of the first one since the Unix epoch.
-    pub(crate) at: Duration,
+    /// The first one.
     pub(crate) write: SealedWrite,
-    /// How often it was tried; the registers are those of the first time.
+    /// How often it was tried.
     pub(crate) count: u64,
-    /// App, domain and page, if the frame held a committed page.
-    pub(crate) owner: Option<(u32, u32, u32)>,
+    /// Whose the frame was, if it held a committed page.
+    pub(crate) owner: Option<PageOwner>,
 }
 
-/// Incidents, each sort in a list of its own, so that a guest that tries sealed writes in a loop
+/// The latest incidents, as many of each sort, so that a guest that tries sealed writes in a loop
 /// does not push failed requests out.
-pub(crate) struct Monitor {
+pub(crate) struct IncidentStore {
+    /// Most incidents of one sort.
     limit: usize,
     /// Oldest first.
-    incidents: VecDeque<Incident>,
-    /// Oldest first.
-    sealed_writes: VecDeque<SealedWrites>,
+    kept: VecDeque<Incident>,
     /// Incidents since the engine was made, by kind.
     kinds: [u64; KIND_MAX as usize + 1],
+    /// Ends of the guest's kernel since the engine was made; they have no `KIND_` constant.
+    guest_downs: u64,
     /// The host's next number; even.
     next_number: u64,
     /// The driver's first number in this boot; odd.
@@ -147,13 +179,13 @@ pub(crate) struct Monitor {
     largest: u64,
 }
 
-impl Monitor {
+impl IncidentStore {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
-            incidents: VecDeque::new(),
-            sealed_writes: VecDeque::new(),
+            kept: VecDeque::new(),
             kinds: [0; KIND_MAX as usize + 1],
+            guest_downs: 0,
             next_number: 2,
             base: 1,
             largest: 0,
@@ -165,7 +197,7 @@ impl Monitor {
         self.base
     }
 
-    /// Leaves the numbers of the boot that ends behind.
+    /// Ends a boot of the guest: the next one's numbers start after those of this one.
     pub(crate) fn reset(&mut self) {
         let last = self.largest.max(self.base).min(BASE_LIMIT);
         self.base = (last + BOOT_GAP).next_multiple_of(BOOT_GAP) + 1;
@@ -177,128 +209,169 @@ impl Monitor {
             && number
                 .checked_sub(self.base)
                 .is_some_and(|offset| offset < NUMBERS_PER_BOOT)
-            && self.incident(number).is_none()
+            && self.get(number).is_none()
     }
 
-    /// Keeps an incident. Gives back the one that has to go for it.
-    pub(crate) fn add(&mut self, incident: Incident) -> Option<Incident> {
-        self.largest = self.largest.max(incident.report.incident);
-        self.count(incident.report.kind);
-        let oldest = if self.incidents.len() == self.limit {
-            self.incidents.pop_front()
-        } else {
-            None
-        };
-        self.incidents.push_back(incident);
+    /// Keeps a failed request. Returns the incident that has to go for it.
+    pub(crate) fn add_request(&mut self, at: Duration, request: FailedRequest) -> Option<Incident> {
+        let number = request.report.incident;
+        self.largest = self.largest.max(number);
+        self.count(request.report.kind);
+        let oldest = self.add(number, at, Record::Request(Box::new(request)));
         self.trim();
         oldest
     }
 
-    /// Keeps what the program of an incident sent; without that incident, or a second time, it is
-    /// dropped.
+    /// Keeps a sealed write and returns its number. Further writes by the same instruction to the
+    /// same frame are counted under the same number.
+    pub(crate) fn add_sealed_write(
+        &mut self,
+        at: Duration,
+        write: SealedWrite,
+        owner: Option<PageOwner>,
+    ) -> u64 {
+        self.count(KIND_SEALED_WRITE);
+        for incident in self.kept.iter_mut().rev() {
+            if let Record::SealedWrite(known) = &mut incident.record
+                && known.write.frame == write.frame
+                && known.write.instruction == write.instruction
+            {
+                known.count = known.count.saturating_add(1);
+                return incident.number;
+            }
+        }
+        let writes = SealedWrites {
+            write,
+            count: 1,
+            owner,
+        };
+        self.add_own(at, Record::SealedWrite(Box::new(writes)))
+    }
+
+    /// Keeps a corruption and returns its number.
+    pub(crate) fn add_corruption(&mut self, at: Duration, corruption: Corruption) -> u64 {
+        self.count(corruption.cause.kind());
+        self.add_own(at, Record::Corruption(corruption))
+    }
+
+    /// Keeps an end of the guest's kernel.
+    pub(crate) fn add_guest_down(&mut self, at: Duration, down: GuestDown) {
+        self.guest_downs = self.guest_downs.saturating_add(1);
+        self.add_own(at, Record::GuestDown(down));
+    }
+
+    /// Keeps what the program of a failed request sent; without that request, or a second time, it
+    /// is dropped.
     pub(crate) fn attach(&mut self, number: u64, program: Program) {
-        let incident = self
-            .incidents
+        let request = self
+            .kept
             .iter_mut()
             .rev()
-            .find(|incident| incident.report.incident == number);
-        if let Some(incident) = incident
-            && incident.program.is_none()
-            && !incident.stripped
+            .find(|incident| incident.number == number)
+            .and_then(Incident::request_mut);
+        if let Some(request) = request
+            && request.program.is_none()
+            && !request.stripped
         {
-            incident.program = Some(program);
+            request.program = Some(program);
             self.trim();
         }
+    }
+
+    /// The evidence that has been kept longest: the frames are no longer the incident's.
+    pub(crate) fn release_oldest_evidence(&mut self) -> Vec<u32> {
+        self.kept
+            .iter_mut()
+            .map(Incident::release_evidence)
+            .find(|frames| !frames.is_empty())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<&Incident> {
+        self.kept.iter().find(|incident| incident.number == number)
+    }
+
+    /// All incidents, in the order in which they came.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Incident> {
+        self.kept.iter()
+    }
+
+    /// Incidents since the engine was made, by the name of their kind, without zeros.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let kinds = (0u32..).zip(self.kinds);
+        kinds
+            .map(|(kind, count)| (kind_name(kind), count))
+            .chain([(guest_down::KIND_NAME, self.guest_downs)])
+            .filter(|&(_, count)| count != 0)
+    }
+
+    /// Keeps an incident that the host itself reports and returns its number.
+    fn add_own(&mut self, at: Duration, record: Record) -> u64 {
+        let number = self.next_number;
+        self.next_number += 2;
+        self.add(number, at, record);
+        number
+    }
+
+    /// Keeps an incident. Returns the oldest of the same sort, if it has to go for it.
+    fn add(&mut self, number: u64, at: Duration, record: Record) -> Option<Incident> {
+        let sort = discriminant(&record);
+        let same = |incident: &Incident| discriminant(&incident.record) == sort;
+        let oldest = match self.kept.iter().filter(|known| same(known)).count() < self.limit {
+            true => None,
+            false => self.kept.iter().position(same),
+        };
+        let removed = oldest.and_then(|oldest| self.kept.remove(oldest));
+        self.kept.push_back(Incident { number, at, record });
+        removed
     }
 
     /// Drops the oldest details beyond the limit.
     fn trim(&mut self) {
         let mut left = DETAILS_MAX;
-        for (age, incident) in self.incidents.iter_mut().rev().enumerate() {
-            let cost = incident.cost();
+        let requests = self.kept.iter_mut().rev().filter_map(Incident::request_mut);
+        for (age, request) in requests.enumerate() {
+            let cost = request.cost();
             if age > 0 && cost > left {
-                incident.strip();
+                request.strip();
             } else {
                 left = left.saturating_sub(cost);
             }
         }
     }
 
-    /// Keeps a sealed write and gives its number. Further writes by the same instruction to the
-    /// same frame are counted under the same number.
-    pub(crate) fn add_sealed_write(
-        &mut self,
-        at: Duration,
-        write: SealedWrite,
-        owner: Option<(u32, u32, u32)>,
-    ) -> u64 {
-        self.count(KIND_SEALED_WRITE);
-        let known = self.sealed_writes.iter_mut().rev().find(|known| {
-            known.write.frame == write.frame && known.write.instruction == write.instruction
-        });
-        if let Some(known) = known {
-            known.count = known.count.saturating_add(1);
-            return known.number;
-        }
-        if self.sealed_writes.len() == self.limit {
-            self.sealed_writes.pop_front();
-        }
-        let number = self.take_number();
-        self.sealed_writes.push_back(SealedWrites {
-            number,
-            at,
-            write,
-            count: 1,
-            owner,
-        });
-        number
-    }
-
-    /// The next number for an incident that the host itself reports.
-    pub(crate) fn take_number(&mut self) -> u64 {
-        let number = self.next_number;
-        self.next_number += 2;
-        number
-    }
-
-    /// The evidence that has been kept longest: the frames are no longer the incident's.
-    pub(crate) fn release_oldest_evidence(&mut self) -> Vec<u32> {
-        for incident in &mut self.incidents {
-            let frames = incident.release_evidence();
-            if !frames.is_empty() {
-                return frames;
-            }
-        }
-        Vec::new()
-    }
-
-    pub(crate) fn incident(&self, number: u64) -> Option<&Incident> {
-        self.incidents
-            .iter()
-            .find(|incident| incident.report.incident == number)
-    }
-
-    pub(crate) fn incidents(&self) -> impl Iterator<Item = &Incident> {
-        self.incidents.iter()
-    }
-
-    pub(crate) fn sealed_writes(&self) -> impl Iterator<Item = &SealedWrites> {
-        self.sealed_writes.iter()
-    }
-
-    /// Incidents since the engine was made, as pairs of kind and number, without zeros.
-    pub(crate) fn kinds(&self) -> impl Iterator<Item = (u32, u64)> {
-        (0u32..).zip(self.kinds).filter(|&(_, count)| count != 0)
-    }
-
-    /// Counts an incident of this kind.
-    pub(crate) fn count(&mut self, kind: u32) {
+    fn count(&mut self, kind: u32) {
         let count = &mut self.kinds[kind as usize];
         *count = count.saturating_add(1);
     }
 }
 
 impl Incident {
+    /// The failed request, if it is one.
+    #[cfg(test)]
+    pub(crate) fn request(&self) -> Option<&FailedRequest> {
+        match &self.record {
+            Record::Request(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    fn request_mut(&mut self) -> Option<&mut FailedRequest> {
+        match &mut self.record {
+            Record::Request(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// Frames that hold its evidence; it has none any more.
+    pub(crate) fn release_evidence(&mut self) -> Vec<u32> {
+        self.request_mut()
+            .map(FailedRequest::release_evidence)
+            .unwrap_or_default()
+    }
+}
+
+impl FailedRequest {
     /// Bytes that its details take.
     fn cost(&self) -> usize {
         let changes = self.drafts.iter().flat_map(|draft| &draft.changes);
@@ -315,7 +388,7 @@ impl Incident {
     }
 
     /// Frames that hold its evidence; it has none any more.
-    pub(crate) fn release_evidence(&mut self) -> Vec<u32> {
+    fn release_evidence(&mut self) -> Vec<u32> {
         self.drafts
             .iter_mut()
             .map(|draft| std::mem::replace(&mut draft.frame, NONE))
@@ -367,46 +440,66 @@ mod tests {
 
     #[test]
     fn sealed_writes_in_a_loop_are_one_incident_with_a_count() {
-        let mut monitor = Monitor::new(4);
+        let mut incidents = IncidentStore::new(4);
         let write = SealedWrite {
             frame: 3,
             instruction: 0x1000,
             ..SealedWrite::default()
         };
         for _ in 0..1000 {
-            assert_eq!(monitor.add_sealed_write(Duration::ZERO, write, None), 2);
+            assert_eq!(incidents.add_sealed_write(Duration::ZERO, write, None), 2);
         }
-        assert_eq!(monitor.sealed_writes().next().unwrap().count, 1000);
+        let Record::SealedWrite(writes) = &incidents.get(2).unwrap().record else {
+            panic!("another sort");
+        };
+        assert_eq!(writes.count, 1000);
         let other = SealedWrite { frame: 4, ..write };
-        assert_eq!(monitor.add_sealed_write(Duration::ZERO, other, None), 4);
+        assert_eq!(incidents.add_sealed_write(Duration::ZERO, other, None), 4);
         assert_eq!(
-            monitor.kinds().collect::<Vec<_>>(),
-            [(KIND_SEALED_WRITE, 1001)]
+            incidents.counts().collect::<Vec<_>>(),
+            [("sealed-write", 1001)]
         );
     }
 
     #[test]
     fn incident_numbers_do_not_overflow_however_often_a_hostile_guest_resets() {
-        let mut monitor = Monitor::new(4);
+        let mut incidents = IncidentStore::new(4);
         // The largest number that a boot may use, in more boots than 64 bits have room for.
         for _ in 0..1u32 << 25 {
-            monitor.largest = monitor.base + (NUMBERS_PER_BOOT - 2);
-            monitor.reset();
+            incidents.largest = incidents.base + (NUMBERS_PER_BOOT - 2);
+            incidents.reset();
         }
-        assert!(monitor.base() % 2 == 1 && monitor.is_new_number(monitor.base()));
-        assert!(monitor.base().checked_add(NUMBERS_PER_BOOT).is_some());
+        assert!(incidents.base() % 2 == 1 && incidents.is_new_number(incidents.base()));
+        assert!(incidents.base().checked_add(NUMBERS_PER_BOOT).is_some());
     }
 
     #[test]
     fn incident_numbers_go_on_after_a_reset_and_stay_odd() {
-        let mut monitor = Monitor::new(4);
-        assert!(monitor.is_new_number(1));
-        monitor.largest = 4711;
-        monitor.reset();
-        assert_eq!(monitor.base(), 6001);
+        let mut incidents = IncidentStore::new(4);
+        assert!(incidents.is_new_number(1));
+        incidents.largest = 4711;
+        incidents.reset();
+        assert_eq!(incidents.base(), 6001);
         for number in [6000, 6002, 5999, u64::MAX] {
-            assert!(!monitor.is_new_number(number), "{number}");
+            assert!(!incidents.is_new_number(number), "{number}");
         }
-        assert!(monitor.is_new_number(6001));
+        assert!(incidents.is_new_number(6001));
+    }
+
+    #[test]
+    fn the_latest_of_each_sort_are_kept_and_all_are_counted() {
+        let mut incidents = IncidentStore::new(2);
+        incidents.add_sealed_write(Duration::ZERO, SealedWrite::default(), None);
+        for _ in 0..3 {
+            let down = GuestDown {
+                reason: "the guest reset itself".into(),
+                loss: guest_down::Loss::default(),
+            };
+            incidents.add_guest_down(Duration::ZERO, down);
+        }
+        let kept: Vec<u64> = incidents.iter().map(|incident| incident.number).collect();
+        assert_eq!(kept, [2, 6, 8]);
+        let counts: Vec<_> = incidents.counts().collect();
+        assert_eq!(counts, [("sealed-write", 1), ("guest-down", 3)]);
     }
 }
