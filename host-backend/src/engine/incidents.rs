@@ -223,7 +223,7 @@ impl IncidentStore {
     }
 
     /// Keeps a sealed write and returns its number. Further writes by the same instruction to the
-    /// same frame are counted under the same number.
+    /// same frame are counted under the same number, as long as the frame holds the same page.
     pub(crate) fn add_sealed_write(
         &mut self,
         at: Duration,
@@ -235,6 +235,7 @@ impl IncidentStore {
             if let Record::SealedWrite(known) = &mut incident.record
                 && known.write.frame == write.frame
                 && known.write.instruction == write.instruction
+                && known.owner == owner
             {
                 known.count = known.count.saturating_add(1);
                 return incident.number;
@@ -484,6 +485,28 @@ mod tests {
             assert!(!incidents.is_new_number(number), "{number}");
         }
         assert!(incidents.is_new_number(6001));
+    }
+
+    #[test]
+    fn a_sealed_write_to_another_owners_page_is_another_incident() {
+        let mut incidents = IncidentStore::new(4);
+        let write = SealedWrite {
+            frame: 3,
+            instruction: 0x1000,
+            ..SealedWrite::default()
+        };
+        let owner = |domain| {
+            Some(PageOwner {
+                app: 0,
+                domain,
+                page: 7,
+            })
+        };
+        for (domain, number) in [(1, 2), (2, 4), (1, 2), (2, 4)] {
+            let added = incidents.add_sealed_write(Duration::ZERO, write, owner(domain));
+            assert_eq!(added, number, "domain {domain}");
+        }
+        assert_eq!(incidents.add_sealed_write(Duration::ZERO, write, None), 6);
     }
 
     #[test]
