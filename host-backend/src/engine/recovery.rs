@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
+use vmsrs_protocol::incident::{
+    DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON,
+};
 use vmsrs_protocol::{APP_BASE, APP_PAGES, FrameRun, NONE, PAGE_SIZE};
 
 use super::changes::{self, Page};
@@ -111,6 +113,12 @@ fn check(
     if report.kind == 0 || report.kind > KIND_MAX {
         return Err(Refusal::Malformed(
             "the driver reported an incident of an unknown kind",
+        ));
+    }
+    // What the host finds in its own memory is not the guest's to report.
+    if matches!(report.kind, KIND_CHECKSUM | KIND_POISON) {
+        return Err(Refusal::Malformed(
+            "the driver reported a hardware failure, which only the host can find",
         ));
     }
     if !incidents.is_new_number(report.incident) {

@@ -14,7 +14,8 @@ use vmsrs_protocol::control::{
 };
 use vmsrs_protocol::heap::{BlockHeader, State};
 use vmsrs_protocol::incident::{
-    DroppedDraft, Evidence, IncidentReport, KIND_MAX, KIND_MEMORY, REPORT_ADDRESS, STACK_MAX,
+    DroppedDraft, Evidence, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_MEMORY, KIND_POISON,
+    REPORT_ADDRESS, STACK_MAX,
 };
 use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
 use vmsrs_protocol::{
@@ -906,6 +907,17 @@ fn the_verdict_says_what_a_page_goes_back_to() {
             .clone();
         assert_eq!(request.restored, restored, "committed {committed}");
     }
+}
+
+#[test]
+fn the_driver_cannot_report_hardware_failures() {
+    let mut bench = Bench::new();
+    for kind in [KIND_CHECKSUM, KIND_POISON] {
+        let facts = IncidentReport { kind, ..report(1) };
+        let refusal = bench.report(&facts, &[]).unwrap_err();
+        assert_eq!(refusal.status(), STATUS_MALFORMED);
+    }
+    assert!(snapshot::incidents(&bench.engine).is_empty());
 }
 
 #[test]
