@@ -82,7 +82,7 @@ pub fn load(path: &Path, cmdline: &str, memory: Size) -> Result<Vec<u8>, Initram
         if !named && fs::symlink_metadata(path.join("init")).is_err() {
             return Err(InitramfsError::NoInit(path.to_owned()));
         }
-        return Ok(pack(path)?);
+        return Ok(pack(path, memory)?);
     }
     let (file, metadata) = open_at_once(path).map_err(read_error)?;
     if !metadata.is_file() {
