@@ -13,10 +13,8 @@ use crate::engine::changes::{Block, Change};
 use crate::engine::corruption::{Corruption, Remedy};
 use crate::engine::evidence::Program;
 use crate::engine::guest_down;
-use crate::engine::incidents::{
-    Dropped, FailedRequest, Incident, PageOwner, Record, SealedWrites, Verdict,
-};
-use crate::engine::store::Store;
+use crate::engine::incidents::{Dropped, FailedRequest, Incident, Record, SealedWrites, Verdict};
+use crate::engine::store::{PageOwner, Store};
 use crate::engine::{Engine, FrameState, PageOf, kind_name};
 use crate::engine_handle::EngineHandle;
 

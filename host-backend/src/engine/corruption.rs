@@ -2,7 +2,7 @@
 
 use vmsrs_protocol::incident::{KIND_CHECKSUM, KIND_POISON};
 
-use super::incidents::PageOwner;
+use super::store::PageOwner;
 
 /// How it shows that a frame's content has gone wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use super::changes::Change;
 use super::corruption::Corruption;
 use super::evidence::Program;
 use super::guest_down::{self, GuestDown};
+use super::store::PageOwner;
 
 /// Most drafts of one incident that are listed.
 pub(crate) const DRAFTS_KEPT: usize = 256;
@@ -57,15 +58,6 @@ pub(crate) struct Dropped {
     pub(crate) first: Option<u32>,
     /// What differs; empty when it is not kept.
     pub(crate) changes: Vec<Change>,
-}
-
-/// The committed page that a frame holds, with its owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageOwner {
-    pub(crate) app: u32,
-    pub(crate) domain: u32,
-    /// Number of the page in its app.
-    pub(crate) page: u32,
 }
 
 /// An incident that is kept.

@@ -75,7 +75,7 @@ pub use store::{FrameState, PageOf};
 
 use corruption::{Cause, Corruption, Difference, Remedy};
 use guest_down::{GuestDown, Loss};
-use incidents::{IncidentStore, PageOwner};
+use incidents::IncidentStore;
 use integrity::Finding;
 use recovery::Limits;
 use seal::Staging;
@@ -528,7 +528,7 @@ impl Engine {
             cause,
             remedy,
             frame,
-            owner: self.owner_of(frame),
+            owner: self.store.owner_of(frame),
             difference,
         };
         let number = self.incidents.add_corruption(at, corruption);
@@ -543,13 +543,6 @@ impl Engine {
                 reserved: 0,
             });
         }
-    }
-
-    /// The committed page in a frame, if it holds one.
-    fn owner_of(&self, frame: u32) -> Option<PageOwner> {
-        let PageOf { app, page } = self.store.frames.page(frame)?;
-        let domain = self.store.apps.get(app as usize)?.owner(page)?;
-        Some(PageOwner { app, domain, page })
     }
 
     /// Takes drafts that were dropped without an error. Gives frames in exchange.
@@ -571,7 +564,7 @@ impl Engine {
 
     /// Keeps a write that the second-level page table stopped, and gives the event for the driver.
     pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
-        let owner = self.owner_of(write.frame);
+        let owner = self.store.owner_of(write.frame);
         Event {
             kind: EVENT_SEALED_WRITE,
             frame: write.frame,
