@@ -1,18 +1,39 @@
-//! Writes cpio archives in the `newc` format, which the kernel unpacks as its initramfs.
+//! Writes cpio archives in the `newc` format, which Linux unpacks as its initramfs.
 //!
-//! The layout is in the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`:
-//! an ASCII header of thirteen 8-digit hexadecimal fields, the name, the data, each padded to four bytes.
+//! The layout is in the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`: an
+//! ASCII header of a magic number and thirteen 8-digit hexadecimal fields, the name, the data, the
+//! last two each padded to four bytes.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+
+const MAGIC: &str = "070701";
+const TRAILER: &[u8] = b"TRAILER!!!";
+
+/// Bytes of the magic number and the fields.
+const HEADER: usize = 6 + 13 * 8;
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 
-/// Writes an archive, entry by entry; parent folders are added automatically.
+/// What an entry's header says, beside name and size. The owner is always root.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attributes {
+    /// File type and permissions, as in `st_mode`.
+    pub mode: u32,
+    /// Time of modification, in seconds since the Unix epoch.
+    pub mtime: u32,
+    /// Major number of a device node.
+    pub device_major: u32,
+    /// Minor number of a device node.
+    pub device_minor: u32,
+}
+
+/// Writes an archive entry by entry.
 pub struct Writer<W> {
     out: W,
+    /// Folders made by [`Writer::file`], [`Writer::symlink`] and [`Writer::folder`].
     folders: BTreeSet<String>,
     next_inode: u32,
 }
@@ -27,38 +48,77 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Adds a regular file with the given permission bits.
+    /// Adds one entry as it is given. The name has no leading slash; its parent folders must be in
+    /// the archive already.
     ///
     /// # Errors
     ///
     /// Those of the underlying writer, and `InvalidInput` when the data is 4 GiB or larger.
-    pub fn file(&mut self, name: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
-        self.parents(name)?;
-        self.entry(clean(name), REGULAR | permissions, data)
+    pub fn entry(&mut self, name: &[u8], attributes: &Attributes, data: &[u8]) -> io::Result<()> {
+        let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let size = u32::try_from(data.len()).map_err(too_large)?;
+        let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        let fields = [
+            inode,
+            attributes.mode,
+            0, // user
+            0, // group
+            1, // links
+            attributes.mtime,
+            size,
+            0, // device of the file system, major and minor
+            0,
+            attributes.device_major,
+            attributes.device_minor,
+            name_size,
+            0, // checksum
+        ];
+        self.out.write_all(MAGIC.as_bytes())?;
+        for field in fields {
+            write!(self.out, "{field:08x}")?;
+        }
+        self.out.write_all(name)?;
+        self.out.write_all(&[0])?;
+        self.pad(HEADER + name.len() + 1)?;
+        self.out.write_all(data)?;
+        self.pad(data.len())
     }
 
-    /// Adds a symbolic link that points to `target`.
+    /// Adds a regular file with the given permission bits, and its parent folders.
+    ///
+    /// # Errors
+    ///
+    /// As [`Writer::entry`].
+    pub fn file(&mut self, name: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
+        self.child(name, REGULAR | permissions, data)
+    }
+
+    /// Adds a symbolic link to `target`, and its parent folders.
     ///
     /// # Errors
     ///
     /// Those of the underlying writer.
     pub fn symlink(&mut self, name: &str, target: &str) -> io::Result<()> {
-        self.parents(name)?;
-        self.entry(clean(name), SYMLINK | 0o777, target.as_bytes())
+        self.child(name, SYMLINK | 0o777, target.as_bytes())
     }
 
-    /// Adds a folder; adding it again does nothing.
+    /// Adds a folder and its parents; adding it again does nothing.
     ///
     /// # Errors
     ///
     /// Those of the underlying writer.
     pub fn folder(&mut self, name: &str) -> io::Result<()> {
-        self.parents(name)?;
         let name = clean(name);
-        if name.is_empty() || !self.folders.insert(name.to_owned()) {
-            return Ok(());
+        let ends = name.match_indices('/').map(|(end, _)| end);
+        for end in ends.chain([name.len()]) {
+            let folder = &name[..end];
+            if !folder.is_empty() && self.folders.insert(folder.to_owned()) {
+                self.entry(folder.as_bytes(), &with_mode(DIRECTORY | 0o755), &[])?;
+            }
         }
-        self.entry(name, DIRECTORY | 0o755, &[])
+        Ok(())
     }
 
     /// Ends the archive and returns the writer.
@@ -67,48 +127,29 @@ impl<W: Write> Writer<W> {
     ///
     /// Those of the underlying writer.
     pub fn finish(mut self) -> io::Result<W> {
-        self.entry("TRAILER!!!", 0, &[])?;
+        self.entry(TRAILER, &Attributes::default(), &[])?;
         self.out.flush()?;
         Ok(self.out)
     }
 
-    fn parents(&mut self, name: &str) -> io::Result<()> {
+    fn child(&mut self, name: &str, mode: u32, data: &[u8]) -> io::Result<()> {
         let name = clean(name);
-        for (end, _) in name.match_indices('/') {
-            let parent = &name[..end];
-            if self.folders.insert(parent.to_owned()) {
-                self.entry(parent, DIRECTORY | 0o755, &[])?;
-            }
+        if let Some((parent, _)) = name.rsplit_once('/') {
+            self.folder(parent)?;
         }
-        Ok(())
-    }
-
-    fn entry(&mut self, name: &str, mode: u32, data: &[u8]) -> io::Result<()> {
-        let size = u32::try_from(data.len()).map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{name} is too large for an initramfs"),
-            )
-        })?;
-        let inode = self.next_inode;
-        self.next_inode += 1;
-        let name_size = name.len() + 1;
-        // Fields: inode, mode, uid, gid, links, mtime, size, device (2), rdevice (2), name size, checksum.
-        write!(
-            self.out,
-            "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}\
-             {0:08x}{0:08x}{0:08x}{0:08x}{name_size:08x}{0:08x}{name}\0",
-            0, 1
-        )?;
-        const HEADER: usize = 110;
-        self.pad(HEADER + name_size)?;
-        self.out.write_all(data)?;
-        self.pad(data.len())
+        self.entry(name.as_bytes(), &with_mode(mode), data)
     }
 
     fn pad(&mut self, written: usize) -> io::Result<()> {
-        const ZEROES: [u8; 3] = [0; 3];
-        self.out.write_all(&ZEROES[..written.wrapping_neg() % 4])
+        const ZEROS: [u8; 3] = [0; 3];
+        self.out.write_all(&ZEROS[..written.wrapping_neg() % 4])
+    }
+}
+
+fn with_mode(mode: u32) -> Attributes {
+    Attributes {
+        mode,
+        ..Attributes::default()
     }
 }
 
@@ -163,6 +204,16 @@ mod tests {
             ("a/link", 0o120_777),
         ];
         assert_eq!(names, expected.map(|(name, mode)| (name.to_owned(), mode)));
+    }
+
+    #[test]
+    fn names_need_not_be_utf8() {
+        let mut writer = Writer::new(Vec::new());
+        writer
+            .entry(b"caf\xe9", &with_mode(REGULAR | 0o644), b"")
+            .unwrap();
+        let bytes = writer.finish().unwrap();
+        assert_eq!(&bytes[HEADER..][..5], b"caf\xe9\0");
     }
 
     proptest! {
