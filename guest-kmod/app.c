@@ -27,16 +27,16 @@ static u64 app_base(const struct vmsrs_app *app)
 	return VMSRS_APP_BASE + ((u64)app->number << VMSRS_APP_OFFSET_SHIFT);
 }
 
-/* The domain that an address of the app belongs to, or NONE. */
+/* The domain that an address of the app belongs to, or VMSRS_NONE. */
 u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address)
 {
 	u64 page = (address - app_base(app)) >> PAGE_SHIFT;
 	struct vmsrs_extent_pages *extent;
 
 	if (address < app_base(app) || page >= VMSRS_APP_PAGES)
-		return NONE;
+		return VMSRS_NONE;
 	extent = vmsrs_extent_find(app, page);
-	return extent ? extent->domain->number : NONE;
+	return extent ? extent->domain->number : VMSRS_NONE;
 }
 
 /* A name or key is `length` bytes and then zeros. */
@@ -63,7 +63,7 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 
 	if (!app)
 		return NULL;
-	app->lock_pages = kvcalloc(LOCK_PAGES, sizeof(*app->lock_pages), GFP_KERNEL);
+	app->lock_pages = kvcalloc(VMSRS_LOCK_PAGES, sizeof(*app->lock_pages), GFP_KERNEL);
 	if (!app->lock_pages) {
 		kfree(app);
 		return NULL;
@@ -197,7 +197,7 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 	extent->page = where->page;
 	extent->pages = where->pages;
 	memset(extent->entries, 0xff, where->pages * sizeof(extent->entries[0]));
-	BUILD_BUG_ON(NONE != 0xffffffff);
+	BUILD_BUG_ON(VMSRS_NONE != 0xffffffff);
 	return extent;
 }
 
@@ -289,9 +289,9 @@ static int list_some(struct vmsrs_domain *domain, u32 kind, u32 *next, size_t en
 	error = -EPROTO;
 	if (length >= sizeof(*list) && list->count <= (length - sizeof(*list)) / entry_size &&
 	    length == sizeof(*list) + list->count * entry_size &&
-	    (list->next == NONE || (list->count && list->next > *next)))
+	    (list->next == VMSRS_NONE || (list->count && list->next > *next)))
 		error = take(domain, list + 1, list->count);
-	*next = error ? NONE : list->next;
+	*next = error ? VMSRS_NONE : list->next;
 	if (error == -EPROTO)
 		error = unexpected(dev, kind, error);
 end:
@@ -368,10 +368,10 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app, u32 number)
 	INIT_LIST_HEAD(&domain->drafts);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
-	for (next = 0; !error && next != NONE;)
+	for (next = 0; !error && next != VMSRS_NONE;)
 		error = list_some(domain, VMSRS_MESSAGE_LIST_EXTENTS, &next,
 				  sizeof(struct vmsrs_extent), take_extents);
-	for (next = 0; !error && next != NONE;)
+	for (next = 0; !error && next != VMSRS_NONE;)
 		error = list_some(domain, VMSRS_MESSAGE_LIST_PAGES, &next,
 				  sizeof(struct vmsrs_page_frame), take_pages);
 	if (error) {

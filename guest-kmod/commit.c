@@ -17,7 +17,7 @@ static void domain_commit(struct vmsrs_domain *domain, struct list_head *records
 	vmsrs_zap_drafts(domain->app, &domain->drafts);
 	list_for_each_entry(draft, &domain->drafts, list) {
 		draft->entry->frame = draft->frame;
-		draft->entry->draft = NONE;
+		draft->entry->draft = VMSRS_NONE;
 	}
 	list_splice_tail_init(&domain->drafts, records);
 	domain->draft_count = 0;
@@ -70,11 +70,11 @@ static long seal_wait(struct vmsrs_device *dev, u64 end, bool killable_only)
 	if (killable_only)
 		left = wait_event_killable_timeout(batch->wait,
 						   (u64)atomic64_read(&batch->sealed) >= end ||
-						   vmsrs_broken(dev), SEAL_TIMEOUT);
+						   vmsrs_broken(dev), VMSRS_SEAL_TIMEOUT);
 	else
 		left = wait_event_interruptible_timeout(batch->wait,
 							(u64)atomic64_read(&batch->sealed) >=
-							end || vmsrs_broken(dev), SEAL_TIMEOUT);
+							end || vmsrs_broken(dev), VMSRS_SEAL_TIMEOUT);
 	if ((u64)atomic64_read(&batch->sealed) >= end)
 		return 0;
 	if (vmsrs_broken(dev))
@@ -106,7 +106,7 @@ long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 
 	if (arg->flags & ~VMSRS_COMMIT_SEAL)
 		return -EINVAL;
-	if (arg->domain != NONE && arg->domain >= VMSRS_MAX_DOMAINS)
+	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
 	mutex_lock(&dev->commit_lock);
 	if (!vmsrs_usable(dev)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The control queue: one message at a time, each answered within CONTROL_TIMEOUT.
+ * The control queue: one message at a time, each answered within VMSRS_CONTROL_TIMEOUT.
  *
  * The buffers belong to the driver while control.lock is held and no message is out. When the host
  * misses the timeout it still has them, so nothing is sent ever again; they are freed after the
@@ -140,11 +140,11 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 		return -ENODEV;
 	}
 	wait_event_timeout(control->wait, control_done(control) || vmsrs_broken(dev),
-			   CONTROL_TIMEOUT);
+			   VMSRS_CONTROL_TIMEOUT);
 	if (vmsrs_broken(dev))
 		return -ENODEV;
 	if (!control_done(control)) {
-		vmsrs_break(dev, "no answer to message %u within %u s", kind, CONTROL_TIMEOUT / HZ);
+		vmsrs_break(dev, "no answer to message %u within %u s", kind, VMSRS_CONTROL_TIMEOUT / HZ);
 		return -ENODEV;
 	}
 	if (control->used < sizeof(*answer) || control->used > VMSRS_MESSAGE_BYTES_MAX ||

@@ -19,7 +19,7 @@
  * Most sleepers that one walk looks at. It holds the app's waits_lock; in a longer chain the lock's
  * timeout is the way out.
  */
-#define WALK_MAX 1024
+#define VMSRS_WALK_MAX 1024
 
 /* A walk over the sleepers of an app. Each is looked at once: it is on `todo` from then to the end. */
 struct walk {
@@ -52,7 +52,7 @@ static int tag_compare(const void *key, const struct rb_node *node)
 	return tag < tag_of(node) ? -1 : 1;
 }
 
-/* Appends the sleepers of a tag to those to follow, up to WALK_MAX in all. */
+/* Appends the sleepers of a tag to those to follow, up to VMSRS_WALK_MAX in all. */
 static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_wait *wait;
@@ -61,7 +61,7 @@ static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 	rb_for_each(node, &tag, &app->waits, tag_compare) {
 		wait = rb_entry(node, struct vmsrs_wait, node);
 		/* They come in the same order each time: with the first, all have been seen. */
-		if (!list_empty(&wait->todo) || walk->looked == WALK_MAX)
+		if (!list_empty(&wait->todo) || walk->looked == VMSRS_WALK_MAX)
 			return;
 		list_add_tail(&wait->todo, &walk->todo);
 		walk->looked++;

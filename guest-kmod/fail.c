@@ -20,7 +20,7 @@ static void domain_discard(struct vmsrs_domain *domain, struct vmsrs_report *rep
 	mutex_lock(&domain->lock);
 	vmsrs_zap_drafts(domain->app, &domain->drafts);
 	list_for_each_entry(draft, &domain->drafts, list)
-		draft->entry->draft = NONE;
+		draft->entry->draft = VMSRS_NONE;
 	list_splice_tail_init(&domain->drafts, &report->drafts);
 	report->count += domain->draft_count;
 	domain->draft_count = 0;
@@ -89,7 +89,7 @@ static u32 refine_key(struct vmsrs_app *app, const struct vmsrs_ioctl_fail *fail
 {
 	u32 domain = vmsrs_address_domain(app, fail->address);
 
-	if (domain != NONE && vmsrs_lock_tag(app, domain) == fail->tag)
+	if (domain != VMSRS_NONE && vmsrs_lock_tag(app, domain) == fail->tag)
 		return VMSRS_KIND_SEALED_WRITE;
 	return VMSRS_KIND_FOREIGN_DRAFT;
 }
@@ -135,7 +135,7 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->tid = task_pid_nr(task);
 	body->address = fail->address;
 	body->flags = fail->flags & VMSRS_REPORT_ADDRESS;
-	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : NONE;
+	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
 	body->drafts_total = report->count;
 	body->recovery_ns = fail->recovery_ns;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
@@ -148,7 +148,7 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 }
 
 /*
- * First domain that the thread entered, or NONE. The program may have written any number there;
+ * First domain that the thread entered, or VMSRS_NONE. The program may have written any number there;
  * the host refuses a report about a domain that does not exist.
  */
 static u32 first_held(const struct vmsrs_thread *thread)
@@ -156,9 +156,9 @@ static u32 first_held(const struct vmsrs_thread *thread)
 	u32 domain;
 
 	if (!thread || !READ_ONCE(thread->control->held_count))
-		return NONE;
+		return VMSRS_NONE;
 	domain = READ_ONCE(thread->control->held[0]);
-	return xa_load(&thread->app->domains, domain) ? domain : NONE;
+	return xa_load(&thread->app->domains, domain) ? domain : VMSRS_NONE;
 }
 
 /*
@@ -173,7 +173,7 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	struct vmsrs_thread *member, *next;
 	struct vmsrs_draft *draft;
 	u64 tag = request->tag;
-	u32 last = NONE, i;
+	u32 last = VMSRS_NONE, i;
 	LIST_HEAD(members);
 
 	list_for_each_entry(draft, &report->drafts, list) {
@@ -230,7 +230,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	spin_unlock(&dev->requests_lock);
 
 	first = first_held(thread);
-	if (first == NONE && !list_empty(&domains))
+	if (first == VMSRS_NONE && !list_empty(&domains))
 		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
 	list_for_each_entry_safe(domain, next, &domains, owned)
 		domain_discard(domain, report);
@@ -357,7 +357,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 	}
 	/* Without threads the watch has stopped; it forgets what has failed. */
 	if (!list_empty_careful(&dev->failed_requests))
-		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+		queue_delayed_work(dev->wq, &dev->watch, VMSRS_WATCH_PERIOD);
 }
 
 /*

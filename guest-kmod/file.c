@@ -405,7 +405,7 @@ static int file_mmap(struct file *filp, struct vm_area_struct *vma)
 	vm_flags_mod(vma, VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY, VM_MAYEXEC);
 	if (within(vma, VMSRS_LOCKS_OFFSET, VMSRS_LOCKS_LENGTH))
 		return mmap_locks(app, vma);
-	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)THREADS_MAX << PAGE_SHIFT))
+	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT))
 		return vmsrs_thread_mmap(file, vma);
 	return mmap_pages(app, vma);
 }

@@ -11,17 +11,17 @@
 
 #include "vmsrs.h"
 
-#define PAYLOAD_MAX	(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
+#define VMSRS_PAYLOAD_MAX	(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
 
-#define RECORDS_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
+#define VMSRS_RECORDS_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
 			 sizeof(struct vmsrs_seal_record))
-#define DROPPED_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
+#define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
 			 sizeof(struct vmsrs_dropped_draft))
-#define DISCARDED_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
+#define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
 
 void vmsrs_host_work_soon(struct vmsrs_device *dev)
 {
-	queue_delayed_work(dev->wq, &dev->host_work, BATCH_DELAY);
+	queue_delayed_work(dev->wq, &dev->host_work, VMSRS_BATCH_DELAY);
 }
 
 /* Any context. */
@@ -46,7 +46,7 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	batch->queued += count;
 	batch->appended += count;
 	end = batch->appended;
-	full = batch->queued >= min_t(u32, dev->config.batch_records, RECORDS_MAX);
+	full = batch->queued >= min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 	spin_unlock(&batch->lock);
 	if (full)
 		vmsrs_host_work_now(dev);
@@ -61,7 +61,7 @@ bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev)
 	bool room;
 
 	spin_lock(&dev->batch.lock);
-	room = dev->batch.evidence < EVIDENCE_MAX;
+	room = dev->batch.evidence < VMSRS_EVIDENCE_MAX;
 	if (room)
 		dev->batch.evidence++;
 	spin_unlock(&dev->batch.lock);
@@ -121,12 +121,12 @@ void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *eviden
 
 static bool reports_few(struct vmsrs_device *dev)
 {
-	return READ_ONCE(dev->batch.reports_queued) < REPORTS_MAX || vmsrs_broken(dev);
+	return READ_ONCE(dev->batch.reports_queued) < VMSRS_REPORTS_MAX || vmsrs_broken(dev);
 }
 
 /*
  * For who adds reports, but must not wait: how many it may add now. At least one, so that it gets on,
- * slowly, while the host does not; that is over when the host has missed CONTROL_TIMEOUT.
+ * slowly, while the host does not; that is over when the host has missed VMSRS_CONTROL_TIMEOUT.
  */
 u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
 {
@@ -134,19 +134,19 @@ u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
 
 	if (vmsrs_broken(dev))
 		return U32_MAX;
-	return queued < REPORTS_MAX ? REPORTS_MAX - queued : 1;
+	return queued < VMSRS_REPORTS_MAX ? VMSRS_REPORTS_MAX - queued : 1;
 }
 
 /*
- * For who adds reports at will: waits until the host has kept up. That it must within CONTROL_TIMEOUT a
- * message, so each thread has one report more than REPORTS_MAX on the list at most.
+ * For who adds reports at will: waits until the host has kept up. That it must within VMSRS_CONTROL_TIMEOUT a
+ * message, so each thread has one report more than VMSRS_REPORTS_MAX on the list at most.
  */
 void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 {
 	if (reports_few(dev))
 		return;
 	vmsrs_host_work_now(dev);
-	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), CONTROL_TIMEOUT);
+	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), VMSRS_CONTROL_TIMEOUT);
 }
 
 /* Moves up to `limit` records from the batch to a list. */
@@ -206,7 +206,7 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 
 static int send_records(struct vmsrs_device *dev)
 {
-	u32 limit = min_t(u32, dev->config.batch_records, RECORDS_MAX);
+	u32 limit = min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 	struct vmsrs_batch *batch = &dev->batch;
 	struct vmsrs_seal_request *request;
 	struct vmsrs_seal_record *record;
@@ -282,7 +282,7 @@ static u32 fill_incident(void *payload, struct vmsrs_report *report, struct list
 	struct vmsrs_draft *draft;
 	u32 count;
 
-	count = take_drafts(report, DROPPED_MAX, drafts);
+	count = take_drafts(report, VMSRS_DROPPED_MAX, drafts);
 	*body = report->body;
 	body->drafts = count;
 	list_for_each_entry(draft, drafts, list) {
@@ -301,7 +301,7 @@ static u32 fill_discard(void *payload, struct vmsrs_report *report, struct list_
 	u32 *frame = (u32 *)(request + 1);
 	struct vmsrs_draft *draft;
 
-	request->frames = take_drafts(report, DISCARDED_MAX, drafts);
+	request->frames = take_drafts(report, VMSRS_DISCARDED_MAX, drafts);
 	request->reserved = 0;
 	list_for_each_entry(draft, drafts, list)
 		*frame++ = draft->frame;
@@ -364,7 +364,7 @@ static int send_reports(struct vmsrs_device *dev)
 	int error = 0;
 	u32 i;
 
-	for (i = 0; !error && i < REPORTS_PER_TURN; i++) {
+	for (i = 0; !error && i < VMSRS_REPORTS_PER_TURN; i++) {
 		report = take_report(&dev->batch);
 		if (!report)
 			return 0;
@@ -399,7 +399,7 @@ static void host_work(struct work_struct *work)
 		vmsrs_host_work_now(dev);
 	else if (atomic_read(&dev->pool.waiters) &&
 		 READ_ONCE(dev->pool.free_count) <= vmsrs_pool_reserve(dev))
-		queue_delayed_work(dev->wq, &dev->host_work, GRANT_RETRY_DELAY);
+		queue_delayed_work(dev->wq, &dev->host_work, VMSRS_GRANT_RETRY_DELAY);
 }
 
 void vmsrs_host_init(struct vmsrs_device *dev)

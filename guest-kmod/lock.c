@@ -16,14 +16,14 @@
 
 #include "vmsrs.h"
 
-#define QUEUE_BITS		8
-#define WORDS_PER_PAGE		(PAGE_SIZE / sizeof(u64))
+#define VMSRS_QUEUE_BITS		8
+#define VMSRS_WORDS_PER_PAGE		(PAGE_SIZE / sizeof(u64))
 /*
  * A sleeper that was woken so often, and each time found the lock taken by somebody who had not slept,
  * gets it from whoever wakes it next. Not from the first: others can use the lock while the sleeper
  * comes to run.
  */
-#define HANDOVER_AFTER		2
+#define VMSRS_HANDOVER_AFTER		2
 
 /* Sleepers, in the order in which they came; of all words with the same hash. */
 struct lock_queue {
@@ -31,7 +31,7 @@ struct lock_queue {
 	struct list_head sleepers;
 };
 
-static struct lock_queue lock_queues[1 << QUEUE_BITS];
+static struct lock_queue lock_queues[1 << VMSRS_QUEUE_BITS];
 
 /* On its queue until it has the lock or gives up, so its place stays. */
 struct lock_sleeper {
@@ -55,7 +55,7 @@ void vmsrs_locks_init(void)
 
 static struct lock_queue *queue_of(atomic64_t *word)
 {
-	return &lock_queues[hash_ptr(word, QUEUE_BITS)];
+	return &lock_queues[hash_ptr(word, VMSRS_QUEUE_BITS)];
 }
 
 /* The page with lock words; allocated if there is none yet, unless `gfp` is 0. */
@@ -78,11 +78,11 @@ static struct page *lock_page(struct vmsrs_app *app, u32 index, gfp_t gfp)
 
 static atomic64_t *lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
 {
-	struct page *page = lock_page(app, domain / WORDS_PER_PAGE, gfp);
+	struct page *page = lock_page(app, domain / VMSRS_WORDS_PER_PAGE, gfp);
 
 	if (!page)
 		return NULL;
-	return (atomic64_t *)page_address(page) + domain % WORDS_PER_PAGE;
+	return (atomic64_t *)page_address(page) + domain % VMSRS_WORDS_PER_PAGE;
 }
 
 /* Tag of the request that holds a domain, or 0. */
@@ -128,7 +128,7 @@ static void wake_one(atomic64_t *word)
 	list_for_each_entry(sleeper, &queue->sleepers, entry) {
 		if (sleeper->word != word || sleeper->granted)
 			continue;
-		if (sleeper->woken++ >= HANDOVER_AFTER)
+		if (sleeper->woken++ >= VMSRS_HANDOVER_AFTER)
 			WRITE_ONCE(sleeper->granted, !lock_try(word, sleeper->tag));
 		wake_up_process(sleeper->task);
 		break;
@@ -263,7 +263,7 @@ static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg
 		ret = vmsrs_wait_enter(wait);
 		if (ret)
 			break;
-		if (!schedule_timeout(min_t(long, left, LOCK_SLICE)))
+		if (!schedule_timeout(min_t(long, left, VMSRS_LOCK_SLICE)))
 			release_orphan(app, arg->domain);
 	}
 	__set_current_state(TASK_RUNNING);
@@ -312,7 +312,7 @@ void vmsrs_locks_clear(struct vmsrs_app *app)
 {
 	u32 i;
 
-	for (i = 0; i < LOCK_PAGES; i++)
+	for (i = 0; i < VMSRS_LOCK_PAGES; i++)
 		if (app->lock_pages[i])
 			clear_page(page_address(app->lock_pages[i]));
 }
@@ -321,7 +321,7 @@ void vmsrs_locks_free(struct vmsrs_app *app)
 {
 	u32 i;
 
-	for (i = 0; i < LOCK_PAGES; i++)
+	for (i = 0; i < VMSRS_LOCK_PAGES; i++)
 		if (app->lock_pages[i])
 			put_page(app->lock_pages[i]);
 	kvfree(app->lock_pages);

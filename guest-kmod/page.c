@@ -130,7 +130,7 @@ static unsigned long frame_pfn(struct vmsrs_device *dev, u32 frame)
 
 static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
 {
-	return vmf->pgoff - ((pgoff_t)app->number << APP_PAGES_SHIFT);
+	return vmf->pgoff - ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT);
 }
 
 /*
@@ -210,9 +210,9 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	entry = &extent->entries[page - extent->page];
 
 	mutex_lock(&domain->lock);
-	frame = entry->frame == NONE ? VMSRS_ZERO_FRAME : entry->frame;
+	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
 	/* The file is NULL when the request has failed: then the draft is about to go. */
-	if (entry->draft != NONE &&
+	if (entry->draft != VMSRS_NONE &&
 	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
 		frame = entry->draft;
 		prot = draft_prot(prot, domain->owner);
@@ -289,13 +289,13 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 	if (entry->frame == VMSRS_DAMAGED_FRAME)
 		return -EIO;
 	draft->frame = vmsrs_pool_take(dev, reserve);
-	if (draft->frame == NONE)
+	if (draft->frame == VMSRS_NONE)
 		return -EAGAIN;
 	/*
 	 * Granted frames are zero already. The host ends an access to broken memory with a fault; then
 	 * it tells which page that was.
 	 */
-	if (entry->frame != NONE &&
+	if (entry->frame != VMSRS_NONE &&
 	    copy_mc_to_kernel(frame_address(dev, draft->frame), frame_address(dev, entry->frame),
 			      PAGE_SIZE)) {
 		error = -EIO;
@@ -325,7 +325,7 @@ static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 
 put:
 	/* Frames of the pool are zero: what was copied here is some domain's own. */
-	if (entry->frame != NONE)
+	if (entry->frame != VMSRS_NONE)
 		clear_page(frame_address(dev, draft->frame));
 	vmsrs_pool_put(dev, draft->frame);
 	return error;
@@ -380,7 +380,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		mutex_lock(&domain->lock);
 		if (!may_write(domain, tag)) {
 			error = -ESTALE;
-		} else if (entry->draft != NONE) {
+		} else if (entry->draft != VMSRS_NONE) {
 			/* Drafted by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {

@@ -38,13 +38,13 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
 }
 
 /*
- * Takes the lowest free frame, or NONE if no more than `reserve` are left. Asks for more in time.
+ * Takes the lowest free frame, or VMSRS_NONE if no more than `reserve` are left. Asks for more in time.
  * Context: may not be an interrupt.
  */
 u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	u32 frame = NONE;
+	u32 frame = VMSRS_NONE;
 	bool low;
 
 	spin_lock(&pool->lock);
@@ -207,8 +207,8 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	long left;
 
 	/* A wait that a signal ended long ago is not gone on with. */
-	if (!thread->frame_due || time_after(jiffies, thread->frame_due + FRAME_TIMEOUT))
-		thread->frame_due = (jiffies + FRAME_TIMEOUT) | 1;
+	if (!thread->frame_due || time_after(jiffies, thread->frame_due + VMSRS_FRAME_TIMEOUT))
+		thread->frame_due = (jiffies + VMSRS_FRAME_TIMEOUT) | 1;
 	left = (long)(thread->frame_due - jiffies);
 	if (left <= 0) {
 		thread->frame_due = 0;

@@ -121,7 +121,7 @@ struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 num
 		request = ERR_PTR(-ESTALE);
 	} else if (request) {
 		list_for_each_entry_safe(domain, next, &request->domains, owned)
-			if (number == NONE || domain->number == number)
+			if (number == VMSRS_NONE || domain->number == number)
 				list_move_tail(&domain->owned, domains);
 	}
 	spin_unlock(&dev->requests_lock);

@@ -11,7 +11,7 @@
 #include "vmsrs.h"
 
 /* Overdue requests that one run of the watch fails; the next run takes the others. */
-#define OVERDUE_MAX 16
+#define VMSRS_OVERDUE_MAX 16
 
 /* Takes over the list of domains that the thread holds. requests_lock is held. */
 static void take_held(struct vmsrs_request *request, const struct vmsrs_thread *thread)
@@ -103,7 +103,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	kfree(spare);
 	/* Its deadline is watched even if its threads unregister. */
 	if (!ret)
-		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+		queue_delayed_work(dev->wq, &dev->watch, VMSRS_WATCH_PERIOD);
 	return ret;
 }
 
@@ -195,14 +195,14 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag)
 /* Fails those that are over their deadline. */
 void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now)
 {
-	struct vmsrs_app *apps[OVERDUE_MAX];
+	struct vmsrs_app *apps[VMSRS_OVERDUE_MAX];
 	struct vmsrs_request *request;
-	u64 tags[OVERDUE_MAX];
+	u64 tags[VMSRS_OVERDUE_MAX];
 	struct rb_node *node;
 	u32 count = 0, i;
 
 	spin_lock(&dev->requests_lock);
-	for (node = rb_first_cached(&dev->due_requests); node && count < OVERDUE_MAX;
+	for (node = rb_first_cached(&dev->due_requests); node && count < VMSRS_OVERDUE_MAX;
 	     node = rb_next(node)) {
 		request = rb_entry(node, struct vmsrs_request, due_node);
 		if (now < request->due_ns)

@@ -16,7 +16,7 @@
 #include "vmsrs.h"
 
 /* Most overdue threads that one run of the watch deals with; the next run takes the others. */
-#define OVERDUE_MAX 16
+#define VMSRS_OVERDUE_MAX 16
 
 static void thread_release(struct kref *ref)
 {
@@ -123,8 +123,8 @@ void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count)
 {
-	*count = TAGS_PER_RANGE;
-	*first = atomic64_fetch_add(TAGS_PER_RANGE, &dev->next_tag);
+	*count = VMSRS_TAGS_PER_RANGE;
+	*first = atomic64_fetch_add(VMSRS_TAGS_PER_RANGE, &dev->next_tag);
 }
 
 static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
@@ -141,7 +141,7 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 		kfree(thread);
 		return ERR_PTR(-ENOMEM);
 	}
-	slot = ida_alloc_max(&dev->slots, THREADS_MAX - 1, GFP_KERNEL);
+	slot = ida_alloc_max(&dev->slots, VMSRS_THREADS_MAX - 1, GFP_KERNEL);
 	if (slot < 0) {
 		__free_page(thread->page);
 		kfree(thread);
@@ -187,7 +187,7 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 	hash_add_rcu(dev->threads, &thread->node, (unsigned long)current);
 	list_add_tail(&thread->list, &dev->thread_list);
 	spin_unlock(&dev->threads_lock);
-	queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+	queue_delayed_work(dev->wq, &dev->watch, VMSRS_WATCH_PERIOD);
 	return 0;
 }
 
@@ -263,7 +263,7 @@ static void interrupt(struct vmsrs_thread *thread, u64 tag, u64 now)
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now)
 {
 	lockdep_assert_held(&thread->dev->threads_lock);
-	if (now - thread->interrupted_ns >= SIGNAL_AGAIN_MS * (u64)NSEC_PER_MSEC)
+	if (now - thread->interrupted_ns >= VMSRS_SIGNAL_AGAIN_MS * (u64)NSEC_PER_MSEC)
 		interrupt(thread, vmsrs_thread_tag(thread), now);
 }
 
@@ -323,7 +323,7 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 		thread->signalled_ns = 0;
 	}
 	if (thread->signalled_ns &&
-	    now < thread->signalled_ns + DEADLINE_GRACE_MS * (u64)NSEC_PER_MSEC)
+	    now < thread->signalled_ns + VMSRS_DEADLINE_GRACE_MS * (u64)NSEC_PER_MSEC)
 		return false;
 	overdue->fail = thread->signalled_ns;
 	overdue->tag = tag;
@@ -334,7 +334,7 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 }
 
 /*
- * Every WATCH_PERIOD while threads are registered, or suspended requests have deadlines: ends threads
+ * Every VMSRS_WATCH_PERIOD while threads are registered, or suspended requests have deadlines: ends threads
  * that are gone and deals with overdue requests. The first time a request is interrupted; after the
  * grace period it is failed here, and its threads interrupted again, for as long as they carry the
  * tag. Failed requests are forgotten; with the last thread, all of them are. It must not wait for the
@@ -343,7 +343,7 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 static void watch(struct work_struct *work)
 {
 	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device, watch);
-	struct overdue overdue[OVERDUE_MAX];
+	struct overdue overdue[VMSRS_OVERDUE_MAX];
 	struct vmsrs_thread *thread, *next;
 	u32 room = vmsrs_host_reports_room(dev);
 	u64 now = ktime_get_ns();
@@ -358,7 +358,7 @@ static void watch(struct work_struct *work)
 				thread_unlink(thread, &ended);
 				room--;
 			}
-		} else if (count < OVERDUE_MAX && watch_thread(thread, now, &overdue[count])) {
+		} else if (count < VMSRS_OVERDUE_MAX && watch_thread(thread, now, &overdue[count])) {
 			count++;
 		}
 	}
@@ -382,7 +382,7 @@ static void watch(struct work_struct *work)
 	vmsrs_requests_prune(dev);
 	idle = idle && !vmsrs_suspended_due(dev);
 	if (!idle && !READ_ONCE(dev->gone))
-		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+		queue_delayed_work(dev->wq, &dev->watch, VMSRS_WATCH_PERIOD);
 }
 
 void vmsrs_threads_init(struct vmsrs_device *dev)

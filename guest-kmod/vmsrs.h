@@ -20,7 +20,7 @@
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks: neither ever waits
  *   for anything that is held over a copy from or to user memory.
  * - User memory is accessed with no lock of the driver held.
- * - control.lock is held while the host works on a message, at most CONTROL_TIMEOUT. Holders of
+ * - control.lock is held while the host works on a message, at most VMSRS_CONTROL_TIMEOUT. Holders of
  *   apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
  *   not.
  * - mm's own i_mmap_rwsem and page table locks nest inside a domain's lock: a page's entries are
@@ -47,50 +47,49 @@
 
 #include "vmsrs_protocol.h"
 
-#define NONE			VMSRS_NONE
-#define APP_PAGES_SHIFT		(VMSRS_APP_OFFSET_SHIFT - PAGE_SHIFT)
+#define VMSRS_APP_PAGES_SHIFT		(VMSRS_APP_OFFSET_SHIFT - PAGE_SHIFT)
 
 /* The host must answer a message within this time. */
-#define CONTROL_TIMEOUT		(10 * HZ)
+#define VMSRS_CONTROL_TIMEOUT		(10 * HZ)
 /* A commit or flush waits this long for its records to be sealed. */
-#define SEAL_TIMEOUT		(10 * HZ)
+#define VMSRS_SEAL_TIMEOUT		(10 * HZ)
 /* A write fault waits this long for a frame. */
-#define FRAME_TIMEOUT		(2 * HZ)
+#define VMSRS_FRAME_TIMEOUT		(2 * HZ)
 /* Work for the host is collected this long before it is sent. */
-#define BATCH_DELAY		msecs_to_jiffies(5)
+#define VMSRS_BATCH_DELAY		msecs_to_jiffies(5)
 /* The host is asked again this often while somebody waits for a frame. */
-#define GRANT_RETRY_DELAY	msecs_to_jiffies(10)
+#define VMSRS_GRANT_RETRY_DELAY	msecs_to_jiffies(10)
 /* Period of the watch. */
-#define WATCH_PERIOD		msecs_to_jiffies(10)
+#define VMSRS_WATCH_PERIOD		msecs_to_jiffies(10)
 /* An overdue request that nobody fails is failed by the driver after this time. */
-#define DEADLINE_GRACE_MS	1000
+#define VMSRS_DEADLINE_GRACE_MS	1000
 /* Threads that carry the tag of a failed request are interrupted again after this time. */
-#define SIGNAL_AGAIN_MS		100
+#define VMSRS_SIGNAL_AGAIN_MS		100
 /*
  * A sleeper looks at its lock word again after this time, even if nobody woke it. Only programs that
  * clear a word and do not say so need that: among others no wake-up is lost (tests/loom). The
  * holder's death without a trace is found then, too, and a circle that closed without the driver.
  */
-#define LOCK_SLICE		HZ
+#define VMSRS_LOCK_SLICE		HZ
 
 /* Largest protection key of x86: 4 bits of a page table entry. */
-#define PROTECTION_KEY_MAX	15
+#define VMSRS_PROTECTION_KEY_MAX	15
 /* Who adds a report to that many waits until some are sent, so that nobody can pile them up. */
-#define REPORTS_MAX		256
+#define VMSRS_REPORTS_MAX		256
 /*
  * Most evidence that waits to be sent, up to a message each; an incident that comes while there is as
  * much goes without.
  */
-#define EVIDENCE_MAX		64
+#define VMSRS_EVIDENCE_MAX		64
 /* Reports sent before commits, which may have come meanwhile, have their turn again. */
-#define REPORTS_PER_TURN	16
+#define VMSRS_REPORTS_PER_TURN	16
 
 /* Most threads that are registered at a time. */
-#define THREADS_MAX		65536
+#define VMSRS_THREADS_MAX		65536
 /* Tags given out at a time: few, since a short-lived thread leaves the most of them unused. */
-#define TAGS_PER_RANGE		BIT_ULL(16)
+#define VMSRS_TAGS_PER_RANGE		BIT_ULL(16)
 /* Pages of lock words of one app. */
-#define LOCK_PAGES		(VMSRS_LOCKS_LENGTH / PAGE_SIZE)
+#define VMSRS_LOCK_PAGES		(VMSRS_LOCKS_LENGTH / PAGE_SIZE)
 
 struct vmsrs_app;
 struct vmsrs_domain;
@@ -98,8 +97,8 @@ struct vmsrs_device;
 
 /* A page of a domain. Guarded by the domain's lock. */
 struct vmsrs_page {
-	u32 frame;		/* committed version, NONE, or VMSRS_DAMAGED_FRAME */
-	u32 draft;		/* version that a request is writing, or NONE */
+	u32 frame;		/* committed version, VMSRS_NONE, or VMSRS_DAMAGED_FRAME */
+	u32 draft;		/* version that a request is writing, or VMSRS_NONE */
 };
 
 /*
@@ -126,7 +125,7 @@ struct vmsrs_draft {
 	u32 domain;
 	u32 page;
 	u32 frame;
-	u32 committed;		/* frame of the version before, or NONE */
+	u32 committed;		/* frame of the version before, or VMSRS_NONE */
 	u32 flags;		/* of its seal record */
 };
 
@@ -148,7 +147,7 @@ struct vmsrs_app {
 	struct mutex lock;		/* guards domains and extents while they are fetched or made */
 	struct xarray domains;		/* number -> struct vmsrs_domain */
 	struct xarray units;		/* page / EXTENT_UNIT_PAGES -> struct vmsrs_extent_pages */
-	struct page **lock_pages;	/* LOCK_PAGES entries, set once each by cmpxchg */
+	struct page **lock_pages;	/* VMSRS_LOCK_PAGES entries, set once each by cmpxchg */
 	u32 number;
 	u32 files;			/* guarded by vmsrs_device.apps_lock */
 	u8 name[VMSRS_NAME_MAX];
@@ -499,7 +498,7 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 {
 	u32 key = READ_ONCE(thread->control->key);
 
-	return key <= PROTECTION_KEY_MAX ? key : 0;
+	return key <= VMSRS_PROTECTION_KEY_MAX ? key : 0;
 }
 
 /* lock.c */
