@@ -3,8 +3,6 @@
  * Apps, domains and extents: caches of what the host says. Nothing here is dropped before the
  * device structure is, so whoever found something may use it.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -53,7 +51,7 @@ static long unexpected(struct vmsrs_device *dev, u32 kind, int error)
 {
 	if (error == -ENODEV || error == -ENOMEM)
 		return error;
-	vmsrs_break(dev, "message %u refused (%d)", kind, error);
+	vmsrs_device_fail(dev, "message %u refused (%d)", kind, error);
 	return -ENODEV;
 }
 
@@ -82,6 +80,7 @@ static void domain_free(struct vmsrs_domain *domain)
 {
 	struct vmsrs_extent_pages *extent, *next;
 
+	vmsrs_drafts_free(&domain->drafts);
 	for (extent = domain->first; extent; extent = next) {
 		next = extent->next;
 		kvfree(extent);
@@ -89,7 +88,7 @@ static void domain_free(struct vmsrs_domain *domain)
 	kfree(domain);
 }
 
-/* Frees an app that nobody uses; its domains must have no drafts. */
+/* Frees an app that nobody uses, with the drafts of its domains. */
 void vmsrs_app_free(struct vmsrs_app *app)
 {
 	struct vmsrs_domain *domain;
@@ -119,14 +118,14 @@ static struct vmsrs_app *app_get(struct vmsrs_device *dev, const u8 *name)
 	if (error)
 		return ERR_PTR(error);
 	if (reply.app >= VMSRS_MAX_APPS) {
-		vmsrs_break(dev, "app number %u", reply.app);
+		vmsrs_device_fail(dev, "app number %u", reply.app);
 		return ERR_PTR(-ENODEV);
 	}
 	app = dev->apps[reply.app];
 	if (app) {
 		if (!memcmp(app->name, name, sizeof(app->name)))
 			return app;
-		vmsrs_break(dev, "two apps with number %u", reply.app);
+		vmsrs_device_fail(dev, "two apps with number %u", reply.app);
 		return ERR_PTR(-ENODEV);
 	}
 	app = app_new(dev, reply.app, name);
@@ -227,7 +226,7 @@ static int extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages
 
 	for (unit = first; unit < end; unit++) {
 		if (xa_load(&app->units, unit)) {
-			vmsrs_break(app->dev, "overlapping extents at page %u", extent->page);
+			vmsrs_device_fail(app->dev, "overlapping extents at page %u", extent->page);
 			error = -ENODEV;
 			break;
 		}
@@ -409,7 +408,7 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 	if (ret)
 		goto unlock;
 	if (reply.domain >= VMSRS_MAX_DOMAINS) {
-		vmsrs_break(app->dev, "domain number %u", reply.domain);
+		vmsrs_device_fail(app->dev, "domain number %u", reply.domain);
 		ret = -ENODEV;
 		goto unlock;
 	}
@@ -449,7 +448,7 @@ static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pa
 	if (error)
 		return ERR_PTR(unexpected(app->dev, VMSRS_MESSAGE_ADD_EXTENT, error));
 	if (!extent_valid(&reply)) {
-		vmsrs_break(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
+		vmsrs_device_fail(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
 		return ERR_PTR(-ENODEV);
 	}
 	/* When memory is short here the host has the extent: asking again finds it. */

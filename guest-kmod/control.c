@@ -6,8 +6,6 @@
  * misses the timeout it still has them, so nothing is sent ever again; they are freed after the
  * device's reset.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 
@@ -60,7 +58,7 @@ void vmsrs_control_done(struct virtqueue *vq)
 void *vmsrs_control_begin(struct vmsrs_device *dev)
 {
 	mutex_lock(&dev->control.lock);
-	if (vmsrs_broken(dev)) {
+	if (vmsrs_device_broken(dev)) {
 		mutex_unlock(&dev->control.lock);
 		return ERR_PTR(-ENODEV);
 	}
@@ -135,21 +133,21 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 		virtqueue_kick(control->vq);
 	spin_unlock_irq(&control->vq_lock);
 	if (error) {
-		vmsrs_break(dev, "message %u does not go into the control queue (%d)", kind,
+		vmsrs_device_fail(dev, "message %u does not go into the control queue (%d)", kind,
 			    error);
 		return -ENODEV;
 	}
-	wait_event_timeout(control->wait, control_done(control) || vmsrs_broken(dev),
+	wait_event_timeout(control->wait, control_done(control) || vmsrs_device_broken(dev),
 			   VMSRS_CONTROL_TIMEOUT);
-	if (vmsrs_broken(dev))
+	if (vmsrs_device_broken(dev))
 		return -ENODEV;
 	if (!control_done(control)) {
-		vmsrs_break(dev, "no answer to message %u within %u s", kind, VMSRS_CONTROL_TIMEOUT / HZ);
+		vmsrs_device_fail(dev, "no answer to message %u within %u s", kind, VMSRS_CONTROL_TIMEOUT / HZ);
 		return -ENODEV;
 	}
 	if (control->used < sizeof(*answer) || control->used > VMSRS_MESSAGE_BYTES_MAX ||
 	    answer->length > control->used - sizeof(*answer)) {
-		vmsrs_break(dev, "malformed answer to message %u", kind);
+		vmsrs_device_fail(dev, "malformed answer to message %u", kind);
 		return -ENODEV;
 	}
 	if (answer->status != VMSRS_STATUS_OK)
@@ -177,7 +175,7 @@ int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, 
 		if (got == reply_length) {
 			memcpy(reply, bytes, reply_length);
 		} else {
-			vmsrs_break(dev, "answer of %u bytes to message %u", got, kind);
+			vmsrs_device_fail(dev, "answer of %u bytes to message %u", got, kind);
 			error = -ENODEV;
 		}
 	}

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Who waits for whom: a circle of requests, each of which waits for a domain that the next one
+ * Who waits for whom: a cycle of requests, each of which waits for a domain that the next one
  * holds, would last until somebody's timeout. Whoever would close one is told instead of put to
  * sleep.
  *
  * An edge leads from a sleeper's tag to the tag in the lock word that it sleeps for. Words change
  * without the driver, so edges are read from them during the walk and stored nowhere. All sleepers
- * of a circle are registered when its last one looks, and that one finds it: whoever takes a lock
- * without the driver runs, and only closes a circle when it sleeps itself. A thread of a request
+ * of a cycle are registered when its last one looks, and that one finds it: whoever takes a lock
+ * without the driver runs, and only closes a cycle when it sleeps itself. A thread of a request
  * that has another one asleep already can close one without sleeping; sleepers therefore look again
  * after each slice of their sleep.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include "vmsrs.h"
 
 /*
@@ -69,7 +67,7 @@ static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 }
 
 /* Does what `first` waits for depend on its own request? waits_lock is held. */
-static bool closes_circle(struct vmsrs_wait *first)
+static bool closes_cycle(struct vmsrs_wait *first)
 {
 	struct walk walk = { .looked = 1 };
 	struct vmsrs_wait *wait, *next;
@@ -101,22 +99,22 @@ static void wait_remove(struct vmsrs_wait *wait)
 }
 
 /*
- * Registers a sleeper, or has a registered one look again. -EDEADLK: it would close a circle; then
+ * Registers a sleeper, or has a registered one look again. -EDEADLK: it would close a cycle; then
  * it is not registered.
  */
 int vmsrs_wait_enter(struct vmsrs_wait *wait)
 {
 	struct vmsrs_app *app = wait->app;
-	bool circle;
+	bool cycle;
 
 	spin_lock(&app->waits_lock);
 	if (RB_EMPTY_NODE(&wait->node))
 		rb_add(&wait->node, &app->waits, tag_less);
-	circle = closes_circle(wait);
-	if (circle)
+	cycle = closes_cycle(wait);
+	if (cycle)
 		wait_remove(wait);
 	spin_unlock(&app->waits_lock);
-	return circle ? -EDEADLK : 0;
+	return cycle ? -EDEADLK : 0;
 }
 
 /* The sleeper, if it was registered, has what it waited for or gave up. */

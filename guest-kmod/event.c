@@ -51,7 +51,7 @@ static void handle_event(struct vmsrs_device *dev, const struct vmsrs_event *eve
 		break;
 	case VMSRS_EVENT_FRAMES_FREE:
 		WRITE_ONCE(dev->pool.dry, false);
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 		break;
 	case VMSRS_EVENT_DAMAGE:
 		pr_err_ratelimited("incident %llu: the content of the page at %#llx is lost\n",

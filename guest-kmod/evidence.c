@@ -4,8 +4,6 @@
  * the request's drafts are gone and its locks are free, so nobody but the failed thread waits for it,
  * and without it the report is as good as before.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/mm.h>
 #include <linux/sched.h>
 #include <linux/sched/task_stack.h>

@@ -3,31 +3,12 @@
  * Failed and discarded requests. The order matters: no write of the request is accepted any more,
  * its drafts are gone from the page tables, and only then its locks are free.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/signal.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
-
-/* Drops a domain's drafts. The next access maps the committed version again. */
-static void domain_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
-{
-	struct vmsrs_draft *draft;
-
-	mutex_lock(&domain->lock);
-	vmsrs_zap_drafts(domain->app, &domain->drafts);
-	list_for_each_entry(draft, &domain->drafts, list)
-		draft->entry->draft = VMSRS_NONE;
-	list_splice_tail_init(&domain->drafts, &report->drafts);
-	report->count += domain->draft_count;
-	domain->draft_count = 0;
-	domain->owner = NULL;
-	list_del_init(&domain->owned);
-	mutex_unlock(&domain->lock);
-}
 
 /* The calling paths can't fail, and these are small. */
 static struct vmsrs_report *report_new(bool incident)
@@ -68,7 +49,7 @@ static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 	}
 	if (!request->failed) {
 		WRITE_ONCE(request->failed, true);
-		vmsrs_suspended_undue(request);
+		vmsrs_suspended_clear_deadline(request);
 		if (!request->suspended_by)
 			list_add_tail(&request->failed_entry, &app->dev->failed_requests);
 	}
@@ -233,7 +214,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	if (first == VMSRS_NONE && !list_empty(&domains))
 		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
 	list_for_each_entry_safe(domain, next, &domains, owned)
-		domain_discard(domain, report);
+		vmsrs_drafts_discard(domain, report);
 	atomic_sub(report->count, &request->drafts);
 	release_locks(request, thread, report);
 
@@ -357,7 +338,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 	}
 	/* Without threads the watch has stopped; it forgets what has failed. */
 	if (!list_empty_careful(&dev->failed_requests))
-		queue_delayed_work(dev->wq, &dev->watch, VMSRS_WATCH_PERIOD);
+		vmsrs_device_start_watch(dev);
 }
 
 /*
@@ -380,12 +361,48 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	spin_unlock(&dev->requests_lock);
 	if (request) {
 		list_for_each_entry_safe(domain, next, &domains, owned)
-			domain_discard(domain, report);
+			vmsrs_drafts_discard(domain, report);
 		atomic_sub(report->count, &request->drafts);
-		vmsrs_request_settle(request);
+		vmsrs_request_remove_idle(request);
 	}
 	mutex_unlock(&dev->commit_lock);
 	report_finish(dev, report);
+}
+
+/*
+ * Gives a suspended request up. Its locks are free before it is forgotten: nobody carries its tag, so
+ * whoever waits for one of them would take it for an orphan.
+ */
+long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_request *request;
+	u32 i;
+
+	/* Its drafts first: nobody but this file's process can resume it meanwhile. */
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_suspended_find(file, tag);
+	spin_unlock(&dev->requests_lock);
+	if (!request)
+		return -ENOENT;
+	vmsrs_discard(file->app, tag);
+
+	/* Under commit_lock it stays suspended, and its list of domains the same. */
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_suspended_find(file, tag);
+	spin_unlock(&dev->requests_lock);
+	if (request) {
+		for (i = 0; i < request->held_count; i++)
+			if (request->held[i] < VMSRS_MAX_DOMAINS)
+				vmsrs_lock_release(file->app, request->held[i], tag);
+		spin_lock(&dev->requests_lock);
+		vmsrs_suspended_remove(request);
+		spin_unlock(&dev->requests_lock);
+		vmsrs_request_remove_idle(request);
+	}
+	mutex_unlock(&dev->commit_lock);
+	return request ? 0 : -ENOENT;
 }
 
 /*
@@ -393,7 +410,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
  * call IOCTL_FAIL; until then its locks and drafts stay, but it can neither write nor commit. One
  * that was suspended meanwhile has no threads that could: it is failed here.
  */
-void vmsrs_overdue(struct vmsrs_app *app, u64 tag, u64 now)
+void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {
 	struct vmsrs_request *request, *spare = request_spare(app, tag);
 	struct vmsrs_ioctl_fail fail = {

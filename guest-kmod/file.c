@@ -2,8 +2,6 @@
 /*
  * /dev/vmsrs: open, close, ioctl, mmap.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -272,7 +270,7 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 		.pool_frames = dev->config.pool_frames,
 		.pool_free = READ_ONCE(dev->pool.free_count),
 		.drafts = atomic_read(&dev->drafts),
-		.broken = vmsrs_broken(dev),
+		.broken = vmsrs_device_broken(dev),
 		.commits = atomic64_read(&dev->commits),
 		.sealed_pages = atomic64_read(&dev->sealed_pages),
 		.discarded = atomic64_read(&dev->discarded),
@@ -313,7 +311,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 
 	if (_IOC_TYPE(command) != 'V')
 		return -ENOTTY;
-	if (needs_host(command) && !vmsrs_usable(file->dev))
+	if (needs_host(command) && !vmsrs_device_usable(file->dev))
 		return -ENODEV;
 	switch (command) {
 	case VMSRS_IOCTL_OPEN_APP:
@@ -323,7 +321,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	case VMSRS_IOCTL_INFO:
 		return ioctl_info(file->dev, user);
 	case VMSRS_IOCTL_FLUSH:
-		return vmsrs_flush(file->dev, false);
+		return vmsrs_host_flush(file->dev, false);
 	}
 	if (!app)
 		return -EBADFD;

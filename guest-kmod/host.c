@@ -5,8 +5,7 @@
  *
  * Any refusal shows that driver and host disagree about the state: it breaks the device.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
@@ -18,17 +17,6 @@
 #define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
 			 sizeof(struct vmsrs_dropped_draft))
 #define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
-
-void vmsrs_host_work_soon(struct vmsrs_device *dev)
-{
-	queue_delayed_work(dev->wq, &dev->host_work, VMSRS_BATCH_DELAY);
-}
-
-/* Any context. */
-void vmsrs_host_work_now(struct vmsrs_device *dev)
-{
-	mod_delayed_work(dev->wq, &dev->host_work, 0);
-}
 
 /*
  * Appends the records of one whole commit. commit_lock is held, so that their order is that of the
@@ -49,10 +37,48 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	full = batch->queued >= min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 	spin_unlock(&batch->lock);
 	if (full)
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 	else
-		vmsrs_host_work_soon(dev);
+		vmsrs_device_kick_host_soon(dev);
 	return end;
+}
+
+/* Waits until `end` records are sealed. */
+long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	long left;
+
+	if ((u64)atomic64_read(&batch->sealed) >= end)
+		return 0;
+	vmsrs_device_kick_host(dev);
+	if (killable_only)
+		left = wait_event_killable_timeout(batch->wait,
+						   (u64)atomic64_read(&batch->sealed) >= end ||
+						   vmsrs_device_broken(dev), VMSRS_SEAL_TIMEOUT);
+	else
+		left = wait_event_interruptible_timeout(batch->wait,
+							(u64)atomic64_read(&batch->sealed) >=
+							end || vmsrs_device_broken(dev), VMSRS_SEAL_TIMEOUT);
+	if ((u64)atomic64_read(&batch->sealed) >= end)
+		return 0;
+	if (vmsrs_device_broken(dev))
+		return -ENODEV;
+	return left < 0 ? -EINTR : -ETIMEDOUT;
+}
+
+/*
+ * Sends the batch and waits until everything committed so far is sealed. With killable_only, only
+ * a fatal signal ends the wait early.
+ */
+long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only)
+{
+	u64 end;
+
+	spin_lock(&dev->batch.lock);
+	end = dev->batch.appended;
+	spin_unlock(&dev->batch.lock);
+	return vmsrs_host_wait_sealed(dev, end, killable_only);
 }
 
 /* Room for one more evidence to be sent. The caller gives it to vmsrs_host_evidence(), or back. */
@@ -94,7 +120,7 @@ static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 /* Takes the report over. Nobody can be told when the host is gone. */
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
-	if (vmsrs_broken(dev)) {
+	if (vmsrs_device_broken(dev)) {
 		report_free(dev, report);
 		return;
 	}
@@ -102,7 +128,7 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 	list_add_tail(&report->list, &dev->batch.reports);
 	dev->batch.reports_queued++;
 	spin_unlock(&dev->batch.lock);
-	vmsrs_host_work_soon(dev);
+	vmsrs_device_kick_host_soon(dev);
 }
 
 /* Takes the evidence and its room over; it goes behind the report of its incident. */
@@ -121,7 +147,7 @@ void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *eviden
 
 static bool reports_few(struct vmsrs_device *dev)
 {
-	return READ_ONCE(dev->batch.reports_queued) < VMSRS_REPORTS_MAX || vmsrs_broken(dev);
+	return READ_ONCE(dev->batch.reports_queued) < VMSRS_REPORTS_MAX || vmsrs_device_broken(dev);
 }
 
 /*
@@ -132,7 +158,7 @@ u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
 {
 	u32 queued = READ_ONCE(dev->batch.reports_queued);
 
-	if (vmsrs_broken(dev))
+	if (vmsrs_device_broken(dev))
 		return U32_MAX;
 	return queued < VMSRS_REPORTS_MAX ? VMSRS_REPORTS_MAX - queued : 1;
 }
@@ -145,7 +171,7 @@ void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 {
 	if (reports_few(dev))
 		return;
-	vmsrs_host_work_now(dev);
+	vmsrs_device_kick_host(dev);
 	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), VMSRS_CONTROL_TIMEOUT);
 }
 
@@ -196,7 +222,7 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 	    length != sizeof(*reply) + reply->runs * sizeof(struct vmsrs_frame_run))
 		return -EPROTO;
 	if (reply->refusal != VMSRS_STATUS_OK || reply->sealed != count) {
-		vmsrs_break(dev, "seal refused after %u of %u records (status %u)", reply->sealed,
+		vmsrs_device_fail(dev, "seal refused after %u of %u records (status %u)", reply->sealed,
 			    count, reply->refusal);
 		return -ENODEV;
 	}
@@ -384,7 +410,7 @@ static void host_work(struct work_struct *work)
 						host_work);
 	int error;
 
-	if (vmsrs_broken(dev))
+	if (vmsrs_device_broken(dev))
 		return;
 	error = send_records(dev);
 	if (!error)
@@ -392,11 +418,11 @@ static void host_work(struct work_struct *work)
 	if (!error)
 		error = vmsrs_pool_refill(dev);
 	if (error) {
-		vmsrs_break(dev, "a message was refused or badly answered (%d)", error);
+		vmsrs_device_fail(dev, "a message was refused or badly answered (%d)", error);
 		return;
 	}
 	if (!list_empty_careful(&dev->batch.reports))
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 	else if (atomic_read(&dev->pool.waiters) &&
 		 READ_ONCE(dev->pool.free_count) <= vmsrs_pool_reserve(dev))
 		queue_delayed_work(dev->wq, &dev->host_work, VMSRS_GRANT_RETRY_DELAY);

@@ -7,11 +7,9 @@
  * Like a futex, but the driver takes the lock for the sleeper, and knows how to release those of a
  * thread that failed or died.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/hash.h>
 #include <linux/mm.h>
-#include <linux/sched/signal.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
@@ -32,16 +30,6 @@ struct lock_queue {
 };
 
 static struct lock_queue lock_queues[1 << VMSRS_QUEUE_BITS];
-
-/* On its queue until it has the lock or gives up, so its place stays. */
-struct lock_sleeper {
-	struct list_head entry;
-	struct task_struct *task;	/* runs with it on its stack */
-	atomic64_t *word;
-	u64 tag;
-	u32 woken;			/* times it was woken for the lock */
-	bool granted;			/* the lock was taken for it */
-};
 
 void vmsrs_locks_init(void)
 {
@@ -76,7 +64,7 @@ static struct page *lock_page(struct vmsrs_app *app, u32 index, gfp_t gfp)
 	return page;
 }
 
-static atomic64_t *lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
+atomic64_t *vmsrs_lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
 {
 	struct page *page = lock_page(app, domain / VMSRS_WORDS_PER_PAGE, gfp);
 
@@ -88,7 +76,7 @@ static atomic64_t *lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
 /* Tag of the request that holds a domain, or 0. */
 u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain)
 {
-	atomic64_t *word = lock_word(app, domain, 0);
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
 
 	return word ? atomic64_read(word) & VMSRS_LOCK_TAG : 0;
 }
@@ -98,7 +86,7 @@ u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain)
  * be sleepers that marked the word before its last release. That holds even for one who has not
  * slept: it is on the queue, and the wake-up of that release may have found it there.
  */
-static int lock_try(atomic64_t *word, u64 tag)
+int vmsrs_lock_try(atomic64_t *word, u64 tag)
 {
 	s64 value = atomic64_read(word), new;
 
@@ -119,33 +107,37 @@ static int lock_try(atomic64_t *word, u64 tag)
  * overtaken too often the lock is taken here, if it still is free: between a program's release and
  * its call another program can come, but hardly each time.
  */
-static void wake_one(atomic64_t *word)
+void vmsrs_lock_wake_one(atomic64_t *word)
 {
 	struct lock_queue *queue = queue_of(word);
-	struct lock_sleeper *sleeper;
+	struct vmsrs_lock_sleeper *sleeper;
 
 	spin_lock(&queue->lock);
 	list_for_each_entry(sleeper, &queue->sleepers, entry) {
 		if (sleeper->word != word || sleeper->granted)
 			continue;
 		if (sleeper->woken++ >= VMSRS_HANDOVER_AFTER)
-			WRITE_ONCE(sleeper->granted, !lock_try(word, sleeper->tag));
+			WRITE_ONCE(sleeper->granted, !vmsrs_lock_try(word, sleeper->tag));
 		wake_up_process(sleeper->task);
 		break;
 	}
 	spin_unlock(&queue->lock);
 }
 
-static void sleeper_add(struct lock_queue *queue, struct lock_sleeper *sleeper)
+void vmsrs_sleeper_add(struct vmsrs_lock_sleeper *sleeper)
 {
+	struct lock_queue *queue = queue_of(sleeper->word);
+
 	spin_lock(&queue->lock);
 	list_add_tail(&sleeper->entry, &queue->sleepers);
 	spin_unlock(&queue->lock);
 }
 
 /* Was the lock taken for the sleeper? From here on it is not. */
-static bool sleeper_remove(struct lock_queue *queue, struct lock_sleeper *sleeper)
+bool vmsrs_sleeper_remove(struct vmsrs_lock_sleeper *sleeper)
 {
+	struct lock_queue *queue = queue_of(sleeper->word);
+
 	spin_lock(&queue->lock);
 	list_del(&sleeper->entry);
 	spin_unlock(&queue->lock);
@@ -154,16 +146,16 @@ static bool sleeper_remove(struct lock_queue *queue, struct lock_sleeper *sleepe
 
 void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain)
 {
-	atomic64_t *word = lock_word(app, domain, 0);
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
 
 	if (word)
-		wake_one(word);
+		vmsrs_lock_wake_one(word);
 }
 
 /* The device is gone. */
-void vmsrs_lock_wake_everybody(void)
+void vmsrs_lock_wake_all(void)
 {
-	struct lock_sleeper *sleeper;
+	struct vmsrs_lock_sleeper *sleeper;
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(lock_queues); i++) {
@@ -180,7 +172,7 @@ void vmsrs_lock_wake_everybody(void)
  */
 void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag)
 {
-	atomic64_t *word = lock_word(app, domain, 0);
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
 	s64 value;
 
 	if (!word)
@@ -189,7 +181,7 @@ void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag)
 	while (tag && (value & VMSRS_LOCK_TAG) == tag)
 		if (atomic64_try_cmpxchg(word, &value, 0))
 			break;
-	wake_one(word);
+	vmsrs_lock_wake_one(word);
 }
 
 /* Releases what a thread has entered as held, as far as the tag holds it. */
@@ -203,108 +195,6 @@ void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 		if (domain < VMSRS_MAX_DOMAINS)
 			vmsrs_lock_release(thread->app, domain, tag);
 	}
-}
-
-/* Nobody will release the lock of a request that nobody works for. */
-static void release_orphan(struct vmsrs_app *app, u32 domain)
-{
-	u64 tag = vmsrs_lock_tag(app, domain);
-
-	if (tag && vmsrs_request_orphaned(app, tag))
-		vmsrs_fail_orphan(app, domain, tag);
-}
-
-static bool request_failed(struct vmsrs_app *app, u64 tag)
-{
-	struct vmsrs_request *request;
-	bool failed;
-
-	spin_lock(&app->dev->requests_lock);
-	request = vmsrs_request_find(app, tag);
-	failed = request && request->failed;
-	spin_unlock(&app->dev->requests_lock);
-	return failed;
-}
-
-/* Sleeps until the lock is had or there is a reason to give up. */
-static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg,
-		       struct lock_sleeper *sleeper, struct vmsrs_wait *wait)
-{
-	unsigned long due = jiffies + msecs_to_jiffies(arg->timeout_ms);
-	long ret, left;
-
-	for (;;) {
-		/* Before the word is looked at, so that no wake-up is missed. */
-		set_current_state(TASK_INTERRUPTIBLE);
-		if (request_failed(app, arg->tag)) {
-			ret = -ESTALE;
-			break;
-		}
-		if (READ_ONCE(sleeper->granted)) {
-			ret = 0;
-			break;
-		}
-		ret = lock_try(sleeper->word, arg->tag);
-		if (ret != -EAGAIN)
-			break;
-		if (READ_ONCE(app->dev->gone)) {
-			ret = -ENODEV;
-			break;
-		}
-		if (signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
-		left = (long)(due - jiffies);
-		if (left <= 0) {
-			ret = -ETIMEDOUT;
-			break;
-		}
-		ret = vmsrs_wait_enter(wait);
-		if (ret)
-			break;
-		if (!schedule_timeout(min_t(long, left, VMSRS_LOCK_SLICE)))
-			release_orphan(app, arg->domain);
-	}
-	__set_current_state(TASK_RUNNING);
-	return ret;
-}
-
-/*
- * Waits for a domain's lock and takes it. The caller checked that the tag is the calling thread's.
- * -ESTALE: the request has failed. -EDEADLK: its holder waits for the caller's request.
- */
-long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
-{
-	struct vmsrs_wait wait = { .app = app, .tag = arg->tag };
-	struct lock_sleeper sleeper = { .task = current, .tag = arg->tag };
-	struct lock_queue *queue;
-	long ret;
-
-	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL_ACCOUNT);
-	if (!sleeper.word)
-		return -ENOMEM;
-	wait.word = sleeper.word;
-	RB_CLEAR_NODE(&wait.node);
-	INIT_LIST_HEAD(&wait.todo);
-	queue = queue_of(sleeper.word);
-	sleeper_add(queue, &sleeper);
-	ret = lock_sleep(app, arg, &sleeper, &wait);
-	vmsrs_wait_leave(&wait);
-	if (sleeper_remove(queue, &sleeper)) {
-		/* Whatever ended the sleep, the lock is had; but not by a request that has failed. */
-		if (ret == -ESTALE)
-			vmsrs_lock_release(app, arg->domain, arg->tag);
-		else
-			ret = 0;
-	}
-	/*
-	 * A wake-up that came too late for this sleeper is another's: it has given up, or the lock was
-	 * released since, because its request failed.
-	 */
-	if (ret || vmsrs_lock_tag(app, arg->domain) != arg->tag)
-		wake_one(sleeper.word);
-	return ret;
 }
 
 /* Nobody maps the words any more. */

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The virtio device: probe, remove, and the latch for a host that cannot be trusted any more.
+ * The virtio device: probe and remove.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/fs.h>
 #include <linux/io.h>
 #include <linux/ioport.h>
@@ -19,35 +17,6 @@
 
 /* There is one /dev/vmsrs. */
 static atomic_t device_count = ATOMIC_INIT(0);
-
-/* Everybody who waits looks at dev->broken when woken. */
-void vmsrs_wake_everybody(struct vmsrs_device *dev)
-{
-	wake_up_all(&dev->control.wait);
-	wake_up_all(&dev->pool.wait);
-	wake_up_all(&dev->batch.wait);
-	vmsrs_lock_wake_everybody();
-}
-
-/*
- * Stops using a host that broke the protocol or a timeout. From then on pages can be read, but
- * nothing can be written. Context: any but hard interrupts.
- */
-void vmsrs_break(struct vmsrs_device *dev, const char *format, ...)
-{
-	struct va_format reason;
-	va_list arguments;
-
-	if (xchg(&dev->broken, true))
-		return;
-	va_start(arguments, format);
-	reason.fmt = format;
-	reason.va = &arguments;
-	pr_err("the host can't be relied on any more, writes are refused from now on: %pV\n",
-	       &reason);
-	va_end(arguments);
-	vmsrs_wake_everybody(dev);
-}
 
 static void vmsrs_device_release(struct kref *ref)
 {
@@ -69,11 +38,6 @@ static void vmsrs_device_release(struct kref *ref)
 	ida_destroy(&dev->slots);
 	cleanup_srcu_struct(&dev->srcu);
 	kfree(dev);
-}
-
-void vmsrs_device_put(struct vmsrs_device *dev)
-{
-	kref_put(&dev->ref, vmsrs_device_release);
 }
 
 static int vmsrs_read_config(struct vmsrs_device *dev)
@@ -190,6 +154,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 		goto put_count;
 	}
 	kref_init(&dev->ref);
+	dev->release = vmsrs_device_release;
 	dev->vdev = vdev;
 	vdev->priv = dev;
 	mutex_init(&dev->apps_lock);
@@ -199,6 +164,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	INIT_LIST_HEAD(&dev->failed_requests);
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
+	vmsrs_watch_init(dev);
 	vmsrs_host_init(dev);
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
@@ -233,7 +199,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 		goto unmap_window;
 	virtio_device_ready(vdev);
 	vmsrs_event_start(dev);
-	vmsrs_host_work_now(dev);
+	vmsrs_device_kick_host(dev);
 
 	dev->misc.minor = MISC_DYNAMIC_MINOR;
 	dev->misc.name = "vmsrs";
@@ -249,7 +215,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 reset:
 	WRITE_ONCE(dev->gone, true);
 	WRITE_ONCE(dev->broken, true);
-	vmsrs_wake_everybody(dev);
+	vmsrs_device_wake_all(dev);
 	cancel_delayed_work_sync(&dev->host_work);
 	vmsrs_event_stop(dev);
 	virtio_reset_device(vdev);
@@ -301,23 +267,23 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	mutex_lock(&dev->commit_lock);
 	WRITE_ONCE(dev->gone, true);
 	mutex_unlock(&dev->commit_lock);
-	vmsrs_wake_everybody(dev);
+	vmsrs_device_wake_all(dev);
 
 	/*
 	 * Before the reset, at which the host takes the frames of drafts back: neither a copy in a
 	 * fault handler nor a process may write to them then.
 	 */
 	synchronize_srcu(&dev->srcu);
-	vmsrs_zap_everything(dev);
+	vmsrs_zap_all(dev);
 
 	/* What programs were told is committed must reach the host. */
 	do {
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 		flush_delayed_work(&dev->host_work);
-	} while (!vmsrs_broken(dev) && work_left(dev));
+	} while (!vmsrs_device_broken(dev) && work_left(dev));
 	smp_wmb(); /* who sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
-	vmsrs_wake_everybody(dev);
+	vmsrs_device_wake_all(dev);
 
 	vmsrs_event_stop(dev);
 	/* A sender that saw the device whole is done when its lock is free. */

@@ -4,8 +4,6 @@
  * is sealed together lies together, and never come back after they were written to: the host wipes
  * them first.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/bitmap.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -57,7 +55,7 @@ u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 	low = pool->free_count < dev->config.pool_frames / 4;
 	spin_unlock(&pool->lock);
 	if (low)
-		vmsrs_host_work_soon(dev);
+		vmsrs_device_kick_host_soon(dev);
 	return frame;
 }
 
@@ -188,7 +186,7 @@ int vmsrs_pool_refill(struct vmsrs_device *dev)
 
 static bool frame_free(struct vmsrs_device *dev, u32 reserve)
 {
-	return READ_ONCE(dev->pool.free_count) > reserve || !vmsrs_usable(dev);
+	return READ_ONCE(dev->pool.free_count) > reserve || !vmsrs_device_usable(dev);
 }
 
 /*
@@ -224,7 +222,7 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 		release_fault_lock(vmf);
 	}
 	atomic_inc(&pool->waiters);
-	vmsrs_host_work_now(dev);
+	vmsrs_device_kick_host(dev);
 	/* A copy by the kernel goes on after a signal: it would come back here at once. */
 	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE) && (flags & FAULT_FLAG_USER))
 		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev, reserve),

@@ -2,10 +2,7 @@
 /*
  * Requests: found by app and tag, made at their first draft.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/hash.h>
-#include <linux/ktime.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
@@ -52,7 +49,7 @@ void vmsrs_request_add(struct vmsrs_request *request)
 }
 
 /* Adds a request that a thread has begun; `key` is that of its drafts. requests_lock is held. */
-void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
+void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
 {
 	request->file = file;
 	request->key = key;
@@ -61,7 +58,7 @@ void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file,
 }
 
 /* Takes a request out of the tables. requests_lock is held. */
-static void request_remove(struct vmsrs_request *request)
+void vmsrs_request_remove(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
 	hash_del(&request->node);
@@ -73,7 +70,7 @@ static void request_remove(struct vmsrs_request *request)
  * not known yet. domain->lock is held.
  * -ESTALE: the request has failed.
  */
-int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
+int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
 {
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_request *request, *spare;
@@ -88,7 +85,7 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
 	if (!request) {
 		request = spare;
 		spare = NULL;
-		vmsrs_request_begun(request, file, key);
+		vmsrs_request_begin(request, file, key);
 	}
 	if (request->failed) {
 		error = -ESTALE;
@@ -107,7 +104,7 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
  * that belongs to what the caller does. Returns the request, NULL if there is none, or -ESTALE if
  * it has failed (and then takes nothing).
  */
-struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 number,
+struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
 					 struct list_head *domains)
 {
 	struct vmsrs_device *dev = app->dev;
@@ -132,7 +129,7 @@ struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 num
  * Removes a request that has not failed, is not suspended, and has no drafts left. commit_lock is
  * held.
  */
-void vmsrs_request_settle(struct vmsrs_request *request)
+void vmsrs_request_remove_idle(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
 	bool idle;
@@ -141,7 +138,7 @@ void vmsrs_request_settle(struct vmsrs_request *request)
 	spin_lock(&dev->requests_lock);
 	idle = list_empty(&request->domains) && !request->failed && !request->suspended_by;
 	if (idle)
-		request_remove(request);
+		vmsrs_request_remove(request);
 	spin_unlock(&dev->requests_lock);
 	if (idle)
 		kfree(request);
@@ -164,77 +161,13 @@ bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 	return !suspended && !vmsrs_thread_carries(app, tag);
 }
 
-/*
- * Sets `carried` of the failed requests, and interrupts again who carries them. One pass over the
- * threads and one over the requests: programs decide how many there are of both. requests_lock is
- * held.
- */
-static void mark_carried(struct vmsrs_device *dev)
-{
-	struct vmsrs_request *request;
-	struct vmsrs_thread *thread;
-	u64 now = ktime_get_ns();
-
-	list_for_each_entry(request, &dev->failed_requests, failed_entry)
-		request->carried = false;
-	spin_lock(&dev->threads_lock);
-	list_for_each_entry(thread, &dev->thread_list, list) {
-		request = vmsrs_request_find(thread->app, vmsrs_thread_tag(thread));
-		if (!request)
-			continue;
-		request->carried = true;
-		if (request->failed)
-			vmsrs_thread_signal_again(thread, now);
-	}
-	spin_unlock(&dev->threads_lock);
-}
-
-/*
- * Removes failed requests whose tag no thread carries any more; up to then the tag must be
- * remembered, so that late writes of members are refused. One that may be resumed is not on the list.
- * One that was overdue and whose threads went on without failing it is failed first.
- */
-void vmsrs_requests_prune(struct vmsrs_device *dev)
-{
-	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_DEADLINE };
-	struct vmsrs_request *request, *next;
-	struct vmsrs_app *app = NULL;
-	LIST_HEAD(done);
-
-	mutex_lock(&dev->commit_lock);
-	spin_lock(&dev->requests_lock);
-	if (!list_empty(&dev->failed_requests))
-		mark_carried(dev);
-	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
-		if (request->carried)
-			continue;
-		if (list_empty(&request->domains)) {
-			request_remove(request);
-			list_move(&request->failed_entry, &done);
-		} else {
-			app = request->app;
-			fail.tag = request->tag;
-		}
-	}
-	spin_unlock(&dev->requests_lock);
-	mutex_unlock(&dev->commit_lock);
-	list_for_each_entry_safe(request, next, &done, failed_entry)
-		kfree(request);
-	if (app)
-		vmsrs_fail(app, NULL, &fail);
-}
-
 /* Frees all requests; nobody else uses the device structure any more. */
 void vmsrs_requests_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_request *request;
 	struct hlist_node *next;
-	struct vmsrs_domain *domain;
 	int bucket;
 
-	hash_for_each_safe(dev->requests, bucket, next, request, node) {
-		list_for_each_entry(domain, &request->domains, owned)
-			vmsrs_drafts_free(&domain->drafts);
+	hash_for_each_safe(dev->requests, bucket, next, request, node)
 		kfree(request);
-	}
 }

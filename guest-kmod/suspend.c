@@ -4,14 +4,9 @@
  * known from IOCTL_SUSPEND to IOCTL_RESUME or IOCTL_ABANDON, even if they fail meanwhile: whoever
  * resumes one must learn of it.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/slab.h>
 
 #include "vmsrs.h"
-
-/* Overdue requests that one run of the watch fails; the next run takes the others. */
-#define VMSRS_OVERDUE_MAX 16
 
 /* Takes over the list of domains that the thread holds. requests_lock is held. */
 static void take_held(struct vmsrs_request *request, const struct vmsrs_thread *thread)
@@ -31,7 +26,7 @@ static bool due_less(struct rb_node *node, const struct rb_node *parent)
 }
 
 /* The watch has nothing to do about a suspended request any more. requests_lock is held. */
-void vmsrs_suspended_undue(struct vmsrs_request *request)
+void vmsrs_suspended_clear_deadline(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
 
@@ -55,12 +50,12 @@ static void suspend(struct vmsrs_file *file, struct vmsrs_request *request, u64 
 }
 
 /* Forgets that a request is suspended. requests_lock is held. */
-static void unsuspend(struct vmsrs_request *request)
+void vmsrs_suspended_remove(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
 
 	lockdep_assert_held(&dev->requests_lock);
-	vmsrs_suspended_undue(request);
+	vmsrs_suspended_clear_deadline(request);
 	list_del_init(&request->suspended_entry);
 	request->suspended_by->suspended_count--;
 	request->suspended_by = NULL;
@@ -93,7 +88,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		if (!request) {
 			request = spare;
 			spare = NULL;
-			vmsrs_request_begun(request, file, vmsrs_thread_key(thread));
+			vmsrs_request_begin(request, file, vmsrs_thread_key(thread));
 		}
 		suspend(file, request, arg->deadline_ns);
 		take_held(request, thread);
@@ -103,12 +98,12 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	kfree(spare);
 	/* Its deadline is watched even if its threads unregister. */
 	if (!ret)
-		queue_delayed_work(dev->wq, &dev->watch, VMSRS_WATCH_PERIOD);
+		vmsrs_device_start_watch(dev);
 	return ret;
 }
 
 /* requests_lock is held. */
-static struct vmsrs_request *find_suspended(struct vmsrs_file *file, u64 tag)
+struct vmsrs_request *vmsrs_suspended_find(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_request *request = vmsrs_request_find(file->app, tag);
 
@@ -127,54 +122,18 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
-	request = find_suspended(file, tag);
+	request = vmsrs_suspended_find(file, tag);
 	if (request) {
 		ret = request->failed ? -ESTALE : 0;
-		unsuspend(request);
+		vmsrs_suspended_remove(request);
 		/* From here on the thread's own list tells what it holds. */
 		request->held_count = 0;
 	}
 	spin_unlock(&dev->requests_lock);
 	if (request && !ret)
-		vmsrs_request_settle(request);
+		vmsrs_request_remove_idle(request);
 	mutex_unlock(&dev->commit_lock);
 	return ret;
-}
-
-/*
- * Gives a suspended request up. Its locks are free before it is forgotten: nobody carries its tag, so
- * whoever waits for one of them would take it for an orphan.
- */
-long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
-{
-	struct vmsrs_device *dev = file->dev;
-	struct vmsrs_request *request;
-	u32 i;
-
-	/* Its drafts first: nobody but this file's process can resume it meanwhile. */
-	spin_lock(&dev->requests_lock);
-	request = find_suspended(file, tag);
-	spin_unlock(&dev->requests_lock);
-	if (!request)
-		return -ENOENT;
-	vmsrs_discard(file->app, tag);
-
-	/* Under commit_lock it stays suspended, and its list of domains the same. */
-	mutex_lock(&dev->commit_lock);
-	spin_lock(&dev->requests_lock);
-	request = find_suspended(file, tag);
-	spin_unlock(&dev->requests_lock);
-	if (request) {
-		for (i = 0; i < request->held_count; i++)
-			if (request->held[i] < VMSRS_MAX_DOMAINS)
-				vmsrs_lock_release(file->app, request->held[i], tag);
-		spin_lock(&dev->requests_lock);
-		unsuspend(request);
-		spin_unlock(&dev->requests_lock);
-		vmsrs_request_settle(request);
-	}
-	mutex_unlock(&dev->commit_lock);
-	return request ? 0 : -ENOENT;
 }
 
 /* Nobody will resume a request of the file, which has failed; if it is suspended at all. */
@@ -185,45 +144,9 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag)
 
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
-	request = find_suspended(file, tag);
+	request = vmsrs_suspended_find(file, tag);
 	if (request)
-		unsuspend(request);
+		vmsrs_suspended_remove(request);
 	spin_unlock(&dev->requests_lock);
 	mutex_unlock(&dev->commit_lock);
-}
-
-/* Fails those that are over their deadline. */
-void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now)
-{
-	struct vmsrs_app *apps[VMSRS_OVERDUE_MAX];
-	struct vmsrs_request *request;
-	u64 tags[VMSRS_OVERDUE_MAX];
-	struct rb_node *node;
-	u32 count = 0, i;
-
-	spin_lock(&dev->requests_lock);
-	for (node = rb_first_cached(&dev->due_requests); node && count < VMSRS_OVERDUE_MAX;
-	     node = rb_next(node)) {
-		request = rb_entry(node, struct vmsrs_request, due_node);
-		if (now < request->due_ns)
-			break;
-		apps[count] = request->app;
-		tags[count++] = request->tag;
-	}
-	spin_unlock(&dev->requests_lock);
-	for (i = 0; i < count; i++) {
-		struct vmsrs_ioctl_fail fail = {
-			.kind = VMSRS_KIND_DEADLINE,
-			.tag = tags[i],
-			.detected_ns = now,
-		};
-
-		vmsrs_fail_suspended(apps[i], &fail);
-	}
-}
-
-/* Are there any whose deadline must be watched? */
-bool vmsrs_suspended_due(struct vmsrs_device *dev)
-{
-	return !RB_EMPTY_ROOT(&dev->due_requests.rb_root);
 }

@@ -4,6 +4,7 @@
  * every process, whichever device node was opened.
  */
 #include <linux/fs.h>
+#include <linux/mm.h>
 #include <linux/mount.h>
 #include <linux/pseudo_fs.h>
 
@@ -47,4 +48,20 @@ void vmsrs_inode_free(struct inode *inode)
 {
 	iput(inode);
 	simple_release_fs(&vmsrs_mount, &vmsrs_mount_count);
+}
+
+/* Zaps `count` pages in every process. */
+void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count)
+{
+	loff_t offset = ((loff_t)app->number << VMSRS_APP_OFFSET_SHIFT) +
+			((loff_t)page << PAGE_SHIFT);
+
+	unmap_mapping_range(app->dev->inode->i_mapping, offset, (loff_t)count << PAGE_SHIFT, 1);
+}
+
+/* Zaps the pages of all apps in every process. */
+void vmsrs_zap_all(struct vmsrs_device *dev)
+{
+	unmap_mapping_range(dev->inode->i_mapping, 0,
+			    (loff_t)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT, 1);
 }
