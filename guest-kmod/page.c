@@ -196,6 +196,8 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		vmsrs_draft_count(thread->control);
 		return ret;
 	case -EEXIST:
+		/* A wait for a frame of its own has ended, too: the next one has its full time. */
+		thread->frame_due = 0;
 		break;
 	case -ENOMEM:
 		ret = VM_FAULT_OOM;

@@ -1,4 +1,4 @@
-//! The locks of domains: `guest-lib/src/word.rs` and `held.rs` against `guest-kmod/lock.c`.
+//! The locks of domains: `guest-lib/src/word.rs` and `held.rs` against `guest-kmod/lock.c` and `lock_wait.c`.
 
 use loom::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use loom::thread::{self, JoinHandle};
@@ -272,7 +272,7 @@ fn a_wake_up_for_one_domain_is_not_lost_to_a_sleeper_of_another() {
 fn of_requests_that_wait_for_one_another_one_is_told_and_the_others_go_on() {
     check(2, || {
         let world = World::new(2);
-        // Takes one domain, then the other; gives up what it has when it is told of a circle.
+        // Takes one domain, then the other; gives up what it has when it is told of a cycle.
         let both = |world: &World, number: usize, domains: [u32; 2]| {
             let library = world.library(number, Life::long());
             library.lock(domains[0]).unwrap();

@@ -1,5 +1,5 @@
 //! Drafts: faults of a request's threads while it is failed, committed, or the device goes
-//! (`guest-kmod/page.c`, `request.c`, `fail.c`, `commit.c`).
+//! (`guest-kmod/page.c`, `drafts.c`, `request.c`, `commit.c`, `fail.c`).
 
 use loom::thread;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The table of threads (`guest-kmod/thread.c`) and the pages of lock words (`lock.c`).
+//! The table of threads (`guest-kmod/thread.c`, `reap.c`) and the pages of lock words (`lock.c`).
 
 use loom::thread;
 use std::sync::Arc;

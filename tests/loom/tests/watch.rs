@@ -1,4 +1,4 @@
-//! The watch of deadlines: `guest-kmod/thread.c` and `suspend.c`.
+//! The watch of deadlines: `guest-kmod/watch.c` and `suspend.c`.
 
 use loom::thread;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! `guest-kmod/lock.c`: lock words, and the sleep of those that find one taken.
+//! `guest-kmod/lock.c` and `lock_wait.c`: lock words, and the sleep of threads that find one taken; with the
+//! parts of `request.c`, `suspend.c`, `fail.c` and `reap.c` that release locks.
 
 use super::deadlock::Wait;
 use super::thread::Thread;
@@ -27,7 +28,7 @@ pub enum Errno {
     Again,
 }
 
-/// `struct lock_sleeper`, for a task that is on the queue.
+/// `struct vmsrs_lock_sleeper`, for a task that is on the queue.
 struct Sleeper {
     thread: usize,
     domain: u32,
@@ -58,7 +59,7 @@ impl Queue {
 
 /// The device, with one app.
 pub struct Driver {
-    /// `HANDOVER_AFTER`.
+    /// `VMSRS_HANDOVER_AFTER`.
     handover_after: u32,
     words: [AtomicU64; 2],
     queue: Mutex<Queue>,
@@ -66,7 +67,7 @@ pub struct Driver {
     /// `waits`; guarded by `waits_lock`.
     waits: Mutex<Vec<Wait>>,
     commit_lock: Mutex<()>,
-    /// Tags of `suspended_requests`; guarded by `requests_lock`.
+    /// Tags of suspended requests; guarded by `requests_lock`.
     suspended: Mutex<Vec<u64>>,
     /// Tags of failed requests; guarded by `requests_lock`.
     failed: Mutex<Vec<u64>>,
@@ -96,7 +97,7 @@ impl Driver {
         self.waits.lock().expect("no thread panics with the lock")
     }
 
-    /// `lock_word`.
+    /// `vmsrs_lock_word`.
     pub(crate) fn word(&self, domain: u32) -> &AtomicU64 {
         &self.words[domain as usize]
     }
@@ -111,7 +112,7 @@ impl Driver {
         self.word(domain).load(Ordering::Relaxed) & LOCK_WAITERS != 0
     }
 
-    /// `sleeper_add`.
+    /// `vmsrs_sleeper_add`.
     fn sleeper_add(&self, thread: &Thread, tag: u64, domain: u32) {
         self.queue().sleepers.push(Sleeper {
             thread: thread.number,
@@ -122,7 +123,7 @@ impl Driver {
         });
     }
 
-    /// `sleeper_remove`. Whether the lock was taken for the sleeper.
+    /// `vmsrs_sleeper_remove`. Whether the lock was taken for the sleeper.
     fn sleeper_remove(&self, thread: &Thread) -> bool {
         let mut queue = self.queue();
         let place = queue.place(thread);
@@ -160,7 +161,7 @@ impl Driver {
         task.expect("registered").scheduled.notify_one();
     }
 
-    /// `wake_one`.
+    /// `vmsrs_lock_wake_one`.
     fn wake_one(&self, domain: u32) {
         let mut queue = self.queue();
         let first = |sleeper: &&mut Sleeper| sleeper.domain == domain && !sleeper.granted;
@@ -200,7 +201,7 @@ impl Driver {
         }
     }
 
-    /// `lock_try`.
+    /// `vmsrs_lock_try`.
     fn lock_try(&self, domain: u32, tag: u64) -> Result<(), Errno> {
         let word = self.word(domain);
         let mut value = word.load(Ordering::Relaxed);

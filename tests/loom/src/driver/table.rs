@@ -1,4 +1,4 @@
-//! `guest-kmod/thread.c`: the table of threads, read under RCU; and `lock_page` of `lock.c`.
+//! `guest-kmod/thread.c` and `reap.c`: the table of threads, read under RCU; and `lock_page` of `lock.c`.
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -94,7 +94,7 @@ impl Registration {
         self.get_unless_zero()
     }
 
-    /// `thread_unlink`, if nobody has done so. Whoever does so ends the thread.
+    /// `vmsrs_thread_unlink`, if nobody has done so. Whoever does so ends the thread.
     fn unlink(&self) -> bool {
         let _threads = self
             .threads_lock

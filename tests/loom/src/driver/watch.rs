@@ -1,4 +1,4 @@
-//! `guest-kmod/thread.c`, `fail.c` and `suspend.c`: the watch, which fails requests over their
+//! `guest-kmod/watch.c`, `fail.c` and `suspend.c`: the watch, which fails requests over their
 //! deadline, against a thread that ends its request or sets it aside. Deadlines are over or none.
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -69,7 +69,7 @@ impl Watch {
         (same && over && tag != 0).then_some(tag)
     }
 
-    /// `vmsrs_overdue`.
+    /// `vmsrs_fail_overdue`.
     fn overdue(&self, tag: u64) {
         let suspended = {
             let mut requests = self.requests();
@@ -93,7 +93,7 @@ impl Watch {
         }
     }
 
-    /// `watch`, with `vmsrs_suspended_watch`.
+    /// `watch_work`, with `watch_suspended`.
     pub fn run(&self) {
         if let Some(tag) = self.look() {
             self.overdue(tag);
