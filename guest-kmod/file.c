@@ -147,6 +147,33 @@ static long ioctl_commit(struct vmsrs_app *app, void __user *user)
 	return ret ? ret : vmsrs_commit(app, &arg);
 }
 
+/*
+ * Kinds of failure that a program may report. The driver or the host finds the others: a program
+ * that reported them would forge a failure of the hardware, or blame another request.
+ */
+static bool kind_valid(u32 kind)
+{
+	switch (kind) {
+	case VMSRS_KIND_MEMORY:
+	case VMSRS_KIND_ARITHMETIC:
+	case VMSRS_KIND_INSTRUCTION:
+	case VMSRS_KIND_ABORT:
+	case VMSRS_KIND_STACK_OVERFLOW:
+	case VMSRS_KIND_DOUBLE_FREE:
+	case VMSRS_KIND_FOREIGN_FREE:
+	case VMSRS_KIND_RED_ZONE:
+	case VMSRS_KIND_USE_AFTER_FREE:
+	case VMSRS_KIND_HEAP_CORRUPT:
+	case VMSRS_KIND_PANIC:
+	case VMSRS_KIND_DEADLINE:
+	case VMSRS_KIND_THREAD_DEATH:
+	case VMSRS_KIND_INVARIANT:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_thread *thread;
@@ -156,7 +183,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
-	if (!arg.kind || arg.kind > VMSRS_KIND_MAX || !vmsrs_evidence_valid(&arg))
+	if (!kind_valid(arg.kind) || !vmsrs_evidence_valid(&arg))
 		return -EINVAL;
 	ret = check_tag(app, arg.tag);
 	if (ret)
