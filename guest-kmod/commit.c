@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Commit: a request's drafts become the committed versions, all together, and go into the seal
- * batch.
+ * Commit: all drafts of a request become the committed versions, together, and are queued to be
+ * sealed.
  */
 #include "vmsrs.h"
 
 /*
- * Commits the domains on the list and returns how many records are sealed when theirs are, or 0 if
- * they had no drafts. commit_lock is held. No other fault, commit or discard sees
- * some of them committed and others not: all locks are held from the first change to the last.
+ * Commits the domains on the list and returns how many records are sealed when theirs are, or 0
+ * if they had no drafts. commit_lock is held. All locks are held from the first change to the
+ * last, so that no fault, commit or discard sees some of the domains committed and others not.
  */
 static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *request,
 			  struct list_head *domains)
@@ -39,7 +39,14 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 	return end;
 }
 
-/* The caller checked that the tag is the calling thread's. */
+/**
+ * vmsrs_commit() - commit the drafts of a request
+ * @app: the app
+ * @arg: argument of the ioctl; the tag is the calling thread's
+ *
+ * Return: 0; -ESTALE: the request has failed; -ETIMEDOUT, -EINTR: committed but not sealed yet;
+ * -EINVAL; -ENODEV.
+ */
 long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 {
 	struct vmsrs_device *dev = app->dev;

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * Drafts: made at a request's first write to a page, committed or discarded with the request.
- */
+/* Drafts: created by a request's first write to a page, committed or discarded with the request. */
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -10,27 +8,48 @@
 
 static struct kmem_cache *draft_cache;
 
+/**
+ * vmsrs_draft_cache_init() - create the slab cache of drafts
+ *
+ * Return: 0 or -ENOMEM.
+ */
 int vmsrs_draft_cache_init(void)
 {
 	draft_cache = KMEM_CACHE(vmsrs_draft, 0);
 	return draft_cache ? 0 : -ENOMEM;
 }
 
+/**
+ * vmsrs_draft_cache_exit() - destroy the slab cache of drafts
+ */
 void vmsrs_draft_cache_exit(void)
 {
 	kmem_cache_destroy(draft_cache);
 }
 
+/**
+ * vmsrs_draft_alloc() - allocate a draft
+ *
+ * Return: the draft, not initialised, or NULL.
+ */
 struct vmsrs_draft *vmsrs_draft_alloc(void)
 {
 	return kmem_cache_alloc(draft_cache, GFP_KERNEL);
 }
 
+/**
+ * vmsrs_draft_free() - free a draft
+ * @draft: the draft
+ */
 void vmsrs_draft_free(struct vmsrs_draft *draft)
 {
 	kmem_cache_free(draft_cache, draft);
 }
 
+/**
+ * vmsrs_drafts_free() - free all drafts in a list
+ * @drafts: the list; empty afterwards
+ */
 void vmsrs_drafts_free(struct list_head *drafts)
 {
 	struct vmsrs_draft *draft, *next;
@@ -41,7 +60,7 @@ void vmsrs_drafts_free(struct list_head *drafts)
 	}
 }
 
-/* Zaps the pages of a domain's drafts, run by run. The domain's lock is held. */
+/* Unmaps the pages of a domain's drafts, run by run. The domain's lock is held. */
 static void zap_drafts(struct vmsrs_app *app, struct list_head *drafts)
 {
 	struct vmsrs_draft *draft;
@@ -65,8 +84,8 @@ static void zap_drafts(struct vmsrs_app *app, struct list_head *drafts)
 }
 
 /*
- * Most drafts of one request: what the host takes as one commit, but at most half of the pool, so
- * that a request that writes without end fails alone and not those beside it.
+ * Most drafts of one request: as many as the host takes in one commit, but at most half of the
+ * pool, so that a request that writes without end fails alone.
  */
 static int drafts_max(const struct vmsrs_device *dev)
 {
@@ -91,10 +110,14 @@ static int drafts_of(const struct vmsrs_domain *domain, u64 tag)
 	return drafts;
 }
 
-/*
- * Frames that the request which writes to the domain leaves to others. Several requests with less than
- * drafts_max() each could take all, and one that wants its first frame would wait until it is failed: so
- * those with many drafts do not touch the last eighth of the pool. domain->lock is held.
+/**
+ * vmsrs_drafts_reserve() - frames that a request must leave to others when it writes to a domain
+ * @domain: the domain, locked
+ * @tag: tag of the request
+ *
+ * Several requests with less than drafts_max() drafts each could take the whole pool, and one
+ * that wants its first frame would wait until it is failed. So requests with many drafts do not
+ * touch the last eighth of the pool.
  */
 u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag)
 {
@@ -109,10 +132,18 @@ static void *frame_address(struct vmsrs_device *dev, u32 frame)
 	return dev->window + ((size_t)frame << PAGE_SHIFT);
 }
 
-/*
- * Makes a draft of a page and puts it on the domain's list. domain->lock is held.
- * -EAGAIN: no frame beyond the `reserve`. -ESTALE: the request has failed. -EFBIG: it has too many
- * drafts. -EIO: the committed version is lost.
+/**
+ * vmsrs_draft_make() - make a draft of a page and add it to the domain's list
+ * @domain: the domain, locked
+ * @entry: the page
+ * @file: file of the writing thread
+ * @tag: tag of its request
+ * @key: protection key of the request, in case it is new
+ * @reserve: frames to leave to others
+ * @draft: the draft; its page is filled in, and it is the domain's if this succeeds
+ *
+ * Return: 0; -EAGAIN: no free frame beyond @reserve; -ESTALE: the request has failed; -EFBIG: it
+ * has too many drafts; -EIO: the committed version is lost; -ENOMEM.
  */
 int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 		     struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
@@ -166,7 +197,12 @@ put:
 	return error;
 }
 
-/* Tells the library of a draft. Whatever a stray write has made of the count, it is not 0 then. */
+/**
+ * vmsrs_draft_count() - count a draft in the thread's control block
+ * @control: the control block
+ *
+ * The count is not 0 afterwards, whatever a stray write has made of it.
+ */
 void vmsrs_draft_count(struct vmsrs_thread_control *control)
 {
 	u32 drafts = READ_ONCE(control->drafts);
@@ -177,7 +213,11 @@ void vmsrs_draft_count(struct vmsrs_thread_control *control)
 	WRITE_ONCE(control->drafts_complement, ~drafts);
 }
 
-/* Turns the drafts of a domain into its committed versions. Its lock is held. */
+/**
+ * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
+ * @domain: the domain, locked
+ * @records: list that the drafts are moved to
+ */
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 {
 	struct vmsrs_draft *draft;
@@ -192,7 +232,12 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 	domain->owner = NULL;
 }
 
-/* Drops a domain's drafts. The next access maps the committed version again. */
+/**
+ * vmsrs_drafts_discard() - drop the drafts of a domain; the next access maps the committed
+ * version
+ * @domain: the domain, in no request's list any more
+ * @report: takes over the drafts
+ */
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
 {
 	struct vmsrs_draft *draft;
@@ -209,7 +254,10 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	mutex_unlock(&domain->lock);
 }
 
-/* Notes the pages of the request's drafts, but for the first `skip`; returns how many. */
+/*
+ * Copies the page numbers of the request's drafts, except for the first `skip`; returns how
+ * many.
+ */
 static u32 copy_pages(struct vmsrs_domain *domain, const struct vmsrs_ioctl_drafts *arg, u32 *pages)
 {
 	struct vmsrs_draft *draft;
@@ -227,7 +275,14 @@ static u32 copy_pages(struct vmsrs_domain *domain, const struct vmsrs_ioctl_draf
 	return count;
 }
 
-/* The caller checked the argument's ranges, and that the tag is the calling thread's. */
+/**
+ * vmsrs_drafts_list() - list pages of a domain that a request has drafts of, for the library's
+ * audit
+ * @app: the app
+ * @arg: argument of the ioctl, with checked ranges; the tag is the calling thread's
+ *
+ * Return: 0; -EFAULT; -ENOMEM.
+ */
 long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg)
 {
 	/* Domains live as long as their app. */

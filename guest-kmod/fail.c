@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Failed and discarded requests. The order matters: no write of the request is accepted any more,
- * its drafts are gone from the page tables, and only then its locks are free.
+ * Failed, discarded and abandoned requests. The order matters: first no write of the request is
+ * accepted any more, then its drafts leave the page tables, and only then its locks are
+ * released.
  */
 #include <linux/ktime.h>
 #include <linux/sched.h>
@@ -10,7 +11,7 @@
 
 #include "vmsrs.h"
 
-/* The calling paths can't fail, and these are small. */
+/* The callers cannot fail, and these are small. */
 static struct vmsrs_report *report_new(bool incident)
 {
 	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL | __GFP_NOFAIL);
@@ -33,7 +34,8 @@ static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 }
 
 /*
- * Finds or makes the request and marks it failed. The new one, if it was needed, comes from *spare.
+ * Finds or adds the request and marks it failed. A new one comes from *spare. requests_lock is
+ * held.
  */
 static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 					 struct vmsrs_request **spare)
@@ -62,9 +64,9 @@ static struct vmsrs_request *request_spare(struct vmsrs_app *app, u64 tag)
 }
 
 /*
- * A protection key forbade the access to a page of an app. A request has the key of its own drafts
- * open: what it hit was another's draft, which may be committed or gone by now. In a domain that it
- * holds, it was the host that stopped a write into a sealed frame, which looks the same.
+ * A protection key forbade the access to a page of an app. A request has the key of its own
+ * drafts open, so it hit another request's draft, which may be committed or gone by now. In a
+ * domain that it holds, the host stopped a write into a sealed frame, which looks the same.
  */
 static u32 refine_key(struct vmsrs_app *app, const struct vmsrs_ioctl_fail *fail)
 {
@@ -81,7 +83,7 @@ static bool in_apps(u64 address)
 	       address - VMSRS_APP_BASE < (u64)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT;
 }
 
-/* What a signal alone does not say. */
+/* Finds out what a signal alone does not tell. */
 static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
 		  const struct vmsrs_ioctl_fail *fail, bool overdue)
 {
@@ -129,8 +131,8 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 }
 
 /*
- * First domain that the thread entered, or VMSRS_NONE. The program may have written any number there;
- * the host refuses a report about a domain that does not exist.
+ * First domain in the thread's list, or VMSRS_NONE. The program may have written any number
+ * there, and the host refuses a report about a domain that does not exist.
  */
 static u32 first_held(const struct vmsrs_thread *thread)
 {
@@ -143,8 +145,9 @@ static u32 first_held(const struct vmsrs_thread *thread)
 }
 
 /*
- * Releases the locks of a request: of the domains that had its drafts, of what the thread holds,
- * of what its other members hold, and of what it held when it was suspended. commit_lock is held.
+ * Releases the locks of a request: of the domains that had its drafts, of those that the thread
+ * and its other members hold, and of those that it held when it was suspended. commit_lock is
+ * held.
  */
 static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
 			  const struct vmsrs_report *report)
@@ -185,8 +188,8 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 }
 
 /*
- * Fails request fail->tag. The new request, if it was needed, comes from *spare. commit_lock is
- * held; the caller finishes the report without it. False if it had failed before.
+ * Fails request fail->tag. A new request comes from *spare. commit_lock is held; the caller
+ * finishes the report without it. Returns false if the request had failed before.
  */
 static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report,
@@ -237,11 +240,16 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	return report->incident;
 }
 
-/*
- * Fails request fail->tag: discards its drafts, releases its locks, interrupts its other threads,
- * and has the incident reported. `thread` is the thread at fault, or NULL if it is not known.
- * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again, and the
- * result is false.
+/**
+ * vmsrs_fail() - fail a request: discard its drafts, release its locks, interrupt its other
+ * threads
+ * @app: the app
+ * @thread: the thread at fault, or NULL if it is not known
+ * @fail: argument of the ioctl; what it returns is filled in
+ *
+ * If the request has failed before, its incident is returned again.
+ *
+ * Return: true if this is a new incident.
  */
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
 {
@@ -258,7 +266,11 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	return incident;
 }
 
-/* Fails a suspended request, unless it was resumed meanwhile or has failed already. */
+/**
+ * vmsrs_fail_suspended() - fail a request, unless it is not suspended any more or has failed
+ * @app: the app
+ * @fail: tag and reason
+ */
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_report *report = report_new(true);
@@ -281,7 +293,12 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 		kfree(report);
 }
 
-/* Fails a request that holds the domain, but that nobody works for any more. */
+/**
+ * vmsrs_fail_orphan() - fail a request that holds a domain but that no thread works for
+ * @app: the app
+ * @domain: the domain, whose lock is released
+ * @tag: tag of the request
+ */
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 {
 	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
@@ -308,9 +325,12 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 		kfree(report);
 }
 
-/*
- * Fails what was begun or suspended through a file whose last reference went, and forgets what was
- * suspended. Nobody begins or suspends anything through it any more.
+/**
+ * vmsrs_fail_file() - fail all requests begun or suspended through a file
+ * @file: the file, whose last reference went: no request is begun or suspended through it any
+ * 	more
+ *
+ * Suspended requests are forgotten.
  */
 void vmsrs_fail_file(struct vmsrs_file *file)
 {
@@ -341,9 +361,13 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		vmsrs_device_start_watch(dev);
 }
 
-/*
- * Drops a request's drafts without an incident; its locks stay. That holds for a request that is
- * overdue, too: its thread may be about to give it up and release the locks.
+/**
+ * vmsrs_discard() - drop a request's drafts without an incident
+ * @app: the app
+ * @tag: tag of the request
+ *
+ * The request keeps its locks. That holds for an overdue request, too: its thread may be about
+ * to give it up and release the locks.
  */
 void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
@@ -369,9 +393,15 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	report_finish(dev, report);
 }
 
-/*
- * Gives a suspended request up. Its locks are free before it is forgotten: nobody carries its tag, so
- * whoever waits for one of them would take it for an orphan.
+/**
+ * vmsrs_abandon() - give up a suspended request: drop its drafts and release its locks
+ * @file: file through which it was suspended
+ * @tag: tag of the request
+ *
+ * Its locks are free before it is forgotten: no thread carries its tag, so a thread that waits
+ * for one of them would take it for an orphan.
+ *
+ * Return: 0; -ENOENT: it is not suspended through this file.
  */
 long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 {
@@ -405,10 +435,15 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 	return request ? 0 : -ENOENT;
 }
 
-/*
- * Marks a request as failed by its deadline and interrupts its threads. One of them is expected to
- * call IOCTL_FAIL; until then its locks and drafts stay, but it can neither write nor commit. One
- * that was suspended meanwhile has no threads that could: it is failed here.
+/**
+ * vmsrs_fail_overdue() - mark a request as failed by its deadline and interrupt its threads
+ * @app: the app
+ * @tag: tag of the request
+ * @now: the time, in nanoseconds
+ *
+ * One of its threads is expected to call IOCTL_FAIL; until then the request keeps its locks and
+ * drafts, but can neither write nor commit. A request that was suspended in the meantime has no
+ * threads that could call it, and is failed here.
  */
 void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {

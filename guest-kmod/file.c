@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * /dev/vmsrs: open, close, ioctl, mmap.
- */
+/* /dev/vmsrs: open, close, ioctl, mmap. */
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -31,7 +29,7 @@ static int file_open(struct inode *inode, struct file *filp)
 	return nonseekable_open(inode, filp);
 }
 
-/* A process that exits closes its files here, when all its threads are past running. */
+/* A process that exits closes its files here, when none of its threads runs its code any more. */
 static int file_flush(struct file *filp, fl_owner_t id)
 {
 	if (current->flags & PF_EXITING)
@@ -39,7 +37,7 @@ static int file_flush(struct file *filp, fl_owner_t id)
 	return 0;
 }
 
-/* The last reference, mappings included, is gone. */
+/* The last reference is gone, mappings included. */
 static int file_release(struct inode *inode, struct file *filp)
 {
 	struct vmsrs_file *file = filp->private_data;
@@ -59,7 +57,7 @@ static struct vmsrs_app *file_app(struct vmsrs_file *file)
 	return smp_load_acquire(&file->app);
 }
 
-/* 0 if the calling thread is registered and carries the tag. */
+/* Returns 0 if the calling thread is registered and carries the tag. */
 static long check_tag(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_thread *thread = vmsrs_thread_current(app);
@@ -311,7 +309,7 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
-/* Calls that give up a request or a lock, or tell the state, work without a host, too. */
+/* Calls that give up a request or a lock, or query the state, work without a host, too. */
 static bool needs_host(unsigned int command)
 {
 	switch (command) {
@@ -383,7 +381,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	}
 }
 
-/* True if the mapping lies within `length` bytes at `offset` of the file. */
+/* Does the mapping lie within `length` bytes at `offset` of the file? */
 static bool within(const struct vm_area_struct *vma, u64 offset, u64 length)
 {
 	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
@@ -392,7 +390,7 @@ static bool within(const struct vm_area_struct *vma, u64 offset, u64 length)
 	       vma->vm_end - vma->vm_start <= length - (start - offset);
 }
 
-/* The app's pages: at their fixed address only, since they are full of pointers. */
+/* The app's pages can be mapped at their fixed address only, since they contain pointers. */
 static int mmap_pages(struct vmsrs_app *app, struct vm_area_struct *vma)
 {
 	u64 offset = (u64)app->number << VMSRS_APP_OFFSET_SHIFT;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The host work: sends what has been collected, commits in their order, then reports, and asks for
- * frames. Nothing else sends these messages, so there is one of it at a time.
+ * The host work: sends what has been collected (commits in their order, then reports) and asks
+ * for frames. These messages are sent nowhere else, and the work runs once at a time.
  *
- * Any refusal shows that driver and host disagree about the state: it breaks the device.
+ * A refusal shows that driver and host disagree about the state, so it breaks the device.
  */
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -18,9 +18,15 @@
 			 sizeof(struct vmsrs_dropped_draft))
 #define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
 
-/*
- * Appends the records of one whole commit. commit_lock is held, so that their order is that of the
- * commits. Returns how many records are sealed when these are.
+/**
+ * vmsrs_host_append() - queue the records of one whole commit
+ * @dev: the device
+ * @records: list of drafts; empty afterwards
+ * @count: length of the list
+ *
+ * commit_lock is held, so that the records are in the order of the commits.
+ *
+ * Return: the value of batch.sealed at which these records are sealed.
  */
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count)
 {
@@ -43,7 +49,14 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	return end;
 }
 
-/* Waits until `end` records are sealed. */
+/**
+ * vmsrs_host_wait_sealed() - wait until records are sealed
+ * @dev: the device
+ * @end: what vmsrs_host_append() returned
+ * @killable_only: only a fatal signal ends the wait early
+ *
+ * Return: 0; -ENODEV: the device is broken; -EINTR; -ETIMEDOUT.
+ */
 long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only)
 {
 	struct vmsrs_batch *batch = &dev->batch;
@@ -67,9 +80,12 @@ long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_onl
 	return left < 0 ? -EINTR : -ETIMEDOUT;
 }
 
-/*
- * Sends the batch and waits until everything committed so far is sealed. With killable_only, only
- * a fatal signal ends the wait early.
+/**
+ * vmsrs_host_flush() - send the batch and wait until everything committed so far is sealed
+ * @dev: the device
+ * @killable_only: only a fatal signal ends the wait early
+ *
+ * Return: as vmsrs_host_wait_sealed().
  */
 long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only)
 {
@@ -81,7 +97,13 @@ long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only)
 	return vmsrs_host_wait_sealed(dev, end, killable_only);
 }
 
-/* Room for one more evidence to be sent. The caller gives it to vmsrs_host_evidence(), or back. */
+/**
+ * vmsrs_host_evidence_reserve() - reserve room for one more piece of evidence
+ * @dev: the device
+ *
+ * Return: true if there is room; the caller passes it on to vmsrs_host_evidence(), or releases
+ * it.
+ */
 bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev)
 {
 	bool room;
@@ -94,6 +116,10 @@ bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev)
 	return room;
 }
 
+/**
+ * vmsrs_host_evidence_release() - release the room for a piece of evidence
+ * @dev: the device
+ */
 void vmsrs_host_evidence_release(struct vmsrs_device *dev)
 {
 	spin_lock(&dev->batch.lock);
@@ -101,7 +127,7 @@ void vmsrs_host_evidence_release(struct vmsrs_device *dev)
 	spin_unlock(&dev->batch.lock);
 }
 
-/* Frees evidence with its room. */
+/* Frees evidence and releases its room. */
 static void evidence_free(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
 {
 	if (!evidence)
@@ -117,7 +143,11 @@ static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 	kfree(report);
 }
 
-/* Takes the report over. Nobody can be told when the host is gone. */
+/**
+ * vmsrs_host_report() - queue a report, or free it if the host is gone
+ * @dev: the device
+ * @report: the report; taken over
+ */
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	if (vmsrs_device_broken(dev)) {
@@ -131,7 +161,11 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 	vmsrs_device_kick_host_soon(dev);
 }
 
-/* Takes the evidence and its room over; it goes behind the report of its incident. */
+/**
+ * vmsrs_host_evidence() - queue evidence after the report of its incident
+ * @dev: the device
+ * @evidence: the evidence, taken over with its room
+ */
 void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
 {
 	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL_ACCOUNT);
@@ -150,9 +184,13 @@ static bool reports_few(struct vmsrs_device *dev)
 	return READ_ONCE(dev->batch.reports_queued) < VMSRS_REPORTS_MAX || vmsrs_device_broken(dev);
 }
 
-/*
- * For who adds reports, but must not wait: how many it may add now. At least one, so that it gets on,
- * slowly, while the host does not; that is over when the host has missed VMSRS_CONTROL_TIMEOUT.
+/**
+ * vmsrs_host_reports_room() - tell how many reports may be added now by a caller that must not
+ * wait
+ * @dev: the device
+ *
+ * Return: at least 1, so that the caller makes progress while the host does not. That is over
+ * when the host has missed VMSRS_CONTROL_TIMEOUT.
  */
 u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
 {
@@ -163,9 +201,13 @@ u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
 	return queued < VMSRS_REPORTS_MAX ? VMSRS_REPORTS_MAX - queued : 1;
 }
 
-/*
- * For who adds reports at will: waits until the host has kept up. That it must within VMSRS_CONTROL_TIMEOUT a
- * message, so each thread has one report more than VMSRS_REPORTS_MAX on the list at most.
+/**
+ * vmsrs_host_reports_wait() - wait until the host has caught up with the reports
+ * @dev: the device
+ *
+ * For callers that add reports at will. The host must answer each message within
+ * VMSRS_CONTROL_TIMEOUT, so each thread has at most one report more than VMSRS_REPORTS_MAX in
+ * the list.
  */
 void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 {
@@ -203,7 +245,7 @@ static void fill_record(struct vmsrs_seal_record *record, const struct vmsrs_dra
 	record->flags = draft->flags;
 }
 
-/* Frames that the host took back: sealed or dropped. Frees the drafts. */
+/* Frames that the host took back, sealed or dropped. Frees the drafts. */
 static void revoke(struct vmsrs_device *dev, struct list_head *drafts)
 {
 	struct vmsrs_draft *draft;
@@ -346,7 +388,7 @@ static u32 fill_evidence(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 	return length;
 }
 
-/* Sends one message of a report: the incident first, then what did not go into it. */
+/* Sends one message of a report: the incident first, then what had no room in it. */
 static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	const void *reply;
@@ -428,6 +470,10 @@ static void host_work(struct work_struct *work)
 		queue_delayed_work(dev->wq, &dev->host_work, VMSRS_GRANT_RETRY_DELAY);
 }
 
+/**
+ * vmsrs_host_init() - initialise the batch and the host work
+ * @dev: the device
+ */
 void vmsrs_host_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
@@ -439,7 +485,10 @@ void vmsrs_host_init(struct vmsrs_device *dev)
 	INIT_DELAYED_WORK(&dev->host_work, host_work);
 }
 
-/* Drops what was not sent; the work does not run any more. */
+/**
+ * vmsrs_host_free() - free what was not sent
+ * @dev: the device; its host work does not run any more
+ */
 void vmsrs_host_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_report *report;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Lock words: one u64 a domain in pages that all processes of an app map, and the sleep of those
- * that find one taken. What a word means is told in vmsrs_protocol.h; programs change them at any
- * time, so they are only ever changed by compare-and-exchange here.
+ * Lock words: one u64 per domain, in pages that all processes of an app map. Programs change
+ * them at any time, so they are only ever changed by compare-and-exchange here. vmsrs_protocol.h
+ * defines them.
  *
- * Like a futex, but the driver takes the lock for the sleeper, and knows how to release those of a
- * thread that failed or died.
+ * Like a futex, except that the driver takes the lock for the sleeper (lock_wait.c), and
+ * releases the locks of a thread that failed or died.
  */
 #include <linux/hash.h>
 #include <linux/mm.h>
@@ -23,7 +23,11 @@
  */
 #define VMSRS_HANDOVER_AFTER		2
 
-/* Sleepers, in the order in which they came; of all words with the same hash. */
+/**
+ * struct lock_queue - sleepers of all words with the same hash
+ * @lock: guards the list and its members; an innermost lock
+ * @sleepers: struct vmsrs_lock_sleeper, in order of arrival
+ */
 struct lock_queue {
 	spinlock_t lock;		/* guards the list and its members; an innermost one */
 	struct list_head sleepers;
@@ -31,6 +35,9 @@ struct lock_queue {
 
 static struct lock_queue lock_queues[1 << VMSRS_QUEUE_BITS];
 
+/**
+ * vmsrs_locks_init() - initialise the queues of sleepers
+ */
 void vmsrs_locks_init(void)
 {
 	size_t i;
@@ -46,7 +53,7 @@ static struct lock_queue *queue_of(atomic64_t *word)
 	return &lock_queues[hash_ptr(word, VMSRS_QUEUE_BITS)];
 }
 
-/* The page with lock words; allocated if there is none yet, unless `gfp` is 0. */
+/* Returns a page of lock words; allocates it if there is none yet, unless `gfp` is 0. */
 static struct page *lock_page(struct vmsrs_app *app, u32 index, gfp_t gfp)
 {
 	struct page *page = smp_load_acquire(&app->lock_pages[index]), *other;
@@ -64,6 +71,14 @@ static struct page *lock_page(struct vmsrs_app *app, u32 index, gfp_t gfp)
 	return page;
 }
 
+/**
+ * vmsrs_lock_word() - find the lock word of a domain
+ * @app: the app
+ * @domain: number of the domain, below VMSRS_MAX_DOMAINS
+ * @gfp: how to allocate the word's page if there is none yet, or 0 not to
+ *
+ * Return: the word, or NULL if there is no page for it.
+ */
 atomic64_t *vmsrs_lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
 {
 	struct page *page = lock_page(app, domain / VMSRS_WORDS_PER_PAGE, gfp);
@@ -73,7 +88,13 @@ atomic64_t *vmsrs_lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
 	return (atomic64_t *)page_address(page) + domain % VMSRS_WORDS_PER_PAGE;
 }
 
-/* Tag of the request that holds a domain, or 0. */
+/**
+ * vmsrs_lock_tag() - tell which request holds a domain
+ * @app: the app
+ * @domain: number of the domain
+ *
+ * Return: the tag of the holder, or 0.
+ */
 u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain)
 {
 	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
@@ -81,10 +102,15 @@ u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain)
 	return word ? atomic64_read(word) & VMSRS_LOCK_TAG : 0;
 }
 
-/*
- * Takes the lock, or marks it as waited for. Whoever takes it here sets the mark as well: there may
- * be sleepers that marked the word before its last release. That holds even for one who has not
- * slept: it is on the queue, and the wake-up of that release may have found it there.
+/**
+ * vmsrs_lock_try() - take a lock, or mark it as waited for
+ * @word: the lock word
+ * @tag: tag that takes it
+ *
+ * Taking it sets the mark as well: there may be sleepers that marked the word before its last
+ * release, and the wake-up of that release may have found this caller at the front of the queue.
+ *
+ * Return: 0; -EEXIST: the tag holds the lock already; -EAGAIN: another tag holds it.
  */
 int vmsrs_lock_try(atomic64_t *word, u64 tag)
 {
@@ -102,10 +128,13 @@ int vmsrs_lock_try(atomic64_t *word, u64 tag)
 	}
 }
 
-/*
- * Wakes the sleeper that has waited longest; it marks the word again for the others. For one that was
- * overtaken too often the lock is taken here, if it still is free: between a program's release and
- * its call another program can come, but hardly each time.
+/**
+ * vmsrs_lock_wake_one() - wake the sleeper that has waited longest
+ * @word: the lock word
+ *
+ * The sleeper marks the word again for the others. If it was overtaken too often, the lock is
+ * taken for it here, provided it is still free: another program can come between a program's
+ * release and its wake-up call, but hardly each time.
  */
 void vmsrs_lock_wake_one(atomic64_t *word)
 {
@@ -124,6 +153,10 @@ void vmsrs_lock_wake_one(atomic64_t *word)
 	spin_unlock(&queue->lock);
 }
 
+/**
+ * vmsrs_sleeper_add() - append a task to the queue of its word
+ * @sleeper: the task
+ */
 void vmsrs_sleeper_add(struct vmsrs_lock_sleeper *sleeper)
 {
 	struct lock_queue *queue = queue_of(sleeper->word);
@@ -133,7 +166,12 @@ void vmsrs_sleeper_add(struct vmsrs_lock_sleeper *sleeper)
 	spin_unlock(&queue->lock);
 }
 
-/* Was the lock taken for the sleeper? From here on it is not. */
+/**
+ * vmsrs_sleeper_remove() - take a task off the queue of its word
+ * @sleeper: the task
+ *
+ * Return: true if the lock was taken for it; from here on it is not.
+ */
 bool vmsrs_sleeper_remove(struct vmsrs_lock_sleeper *sleeper)
 {
 	struct lock_queue *queue = queue_of(sleeper->word);
@@ -144,6 +182,11 @@ bool vmsrs_sleeper_remove(struct vmsrs_lock_sleeper *sleeper)
 	return sleeper->granted;
 }
 
+/**
+ * vmsrs_lock_wake() - wake the first sleeper of a domain's lock
+ * @app: the app
+ * @domain: number of the domain
+ */
 void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain)
 {
 	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
@@ -152,7 +195,9 @@ void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain)
 		vmsrs_lock_wake_one(word);
 }
 
-/* The device is gone. */
+/**
+ * vmsrs_lock_wake_all() - wake all sleepers, since the device is gone
+ */
 void vmsrs_lock_wake_all(void)
 {
 	struct vmsrs_lock_sleeper *sleeper;
@@ -166,9 +211,15 @@ void vmsrs_lock_wake_all(void)
 	}
 }
 
-/*
- * Releases a domain that the tag holds. Wakes in any case: the holder may have died between its
- * release and its wake-up call. Any context but interrupts.
+/**
+ * vmsrs_lock_release() - release a domain if the tag holds it
+ * @app: the app
+ * @domain: number of the domain
+ * @tag: tag of the holder, or 0 to wake only
+ *
+ * Wakes in any case: the holder may have died between its release and its wake-up call.
+ *
+ * Context: any except interrupts.
  */
 void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag)
 {
@@ -184,7 +235,11 @@ void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag)
 	vmsrs_lock_wake_one(word);
 }
 
-/* Releases what a thread has entered as held, as far as the tag holds it. */
+/**
+ * vmsrs_lock_release_held() - release the domains in a thread's list of held domains
+ * @thread: the thread
+ * @tag: tag of its request; only what this tag holds is released
+ */
 void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 {
 	u32 count = min_t(u32, READ_ONCE(thread->control->held_count), VMSRS_HELD_MAX);
@@ -197,7 +252,10 @@ void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 	}
 }
 
-/* Nobody maps the words any more. */
+/**
+ * vmsrs_locks_clear() - zero the lock words, which no process maps any more
+ * @app: the app
+ */
 void vmsrs_locks_clear(struct vmsrs_app *app)
 {
 	u32 i;
@@ -207,6 +265,10 @@ void vmsrs_locks_clear(struct vmsrs_app *app)
 			clear_page(page_address(app->lock_pages[i]));
 }
 
+/**
+ * vmsrs_locks_free() - free the pages of lock words
+ * @app: the app
+ */
 void vmsrs_locks_free(struct vmsrs_app *app)
 {
 	u32 i;

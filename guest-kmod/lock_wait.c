@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * The sleep of a thread that finds a domain's lock taken.
- */
+/* The sleep of a thread that finds a domain's lock taken. */
 #include <linux/jiffies.h>
 #include <linux/sched/signal.h>
 
 #include "vmsrs.h"
 
-/* Nobody will release the lock of a request that nobody works for. */
+/* Releases the lock of a request that no thread works for: nothing else would. */
 static void release_orphan(struct vmsrs_app *app, u32 domain)
 {
 	u64 tag = vmsrs_lock_tag(app, domain);
@@ -28,7 +26,7 @@ static bool request_failed(struct vmsrs_app *app, u64 tag)
 	return failed;
 }
 
-/* Sleeps until the lock is had or there is a reason to give up. */
+/* Sleeps until the task has the lock or there is a reason to give up. */
 static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg,
 		       struct vmsrs_lock_sleeper *sleeper, struct vmsrs_wait *wait)
 {
@@ -72,9 +70,13 @@ static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg
 	return ret;
 }
 
-/*
- * Waits for a domain's lock and takes it. The caller checked that the tag is the calling thread's.
- * -ESTALE: the request has failed. -EDEADLK: its holder waits for the caller's request.
+/**
+ * vmsrs_lock_wait() - wait for a domain's lock and take it
+ * @app: the app
+ * @arg: argument of the ioctl; the tag is the calling thread's
+ *
+ * Return: 0; -EEXIST: the request holds the lock; -ESTALE: it has failed; -EDEADLK: the holder
+ * waits for it; -ETIMEDOUT; -EINTR; -ENODEV; -ENOMEM.
  */
 long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 {

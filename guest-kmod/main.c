@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * The virtio device: probe and remove.
- */
+/* The module and the virtio driver: probe and remove. */
 #include <linux/fs.h>
 #include <linux/io.h>
 #include <linux/ioport.h>
@@ -75,7 +73,7 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 
 /*
  * Maps the window write-back for the driver. That also reserves the memory type, which the
- * processes' entries then get under PAT.
+ * processes' page table entries then get under PAT.
  */
 static int vmsrs_map_window(struct vmsrs_device *dev)
 {
@@ -243,7 +241,7 @@ put_count:
 	return error;
 }
 
-/* Are there commits that the host does not have? */
+/* Are there commits that the host has not received? */
 static bool work_left(struct vmsrs_device *dev)
 {
 	bool left;
@@ -255,9 +253,9 @@ static bool work_left(struct vmsrs_device *dev)
 }
 
 /*
- * Files may stay open, with their mappings; they keep the structure. No new user comes after the
- * deregistration, no draft and no commit after `gone`, no fault handler uses the window after the
- * grace period, no message is sent after `broken`.
+ * Files may stay open, with their mappings; they keep the structure. After the deregistration
+ * the device cannot be opened any more; after `gone` there are no new drafts and commits; after
+ * the grace period no fault handler uses the window; after `broken` no message is sent.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
@@ -302,6 +300,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	atomic_dec(&device_count);
 }
 
+/* A reset loses the granted frames with the drafts in them, so suspend is not supported. */
 #ifdef CONFIG_PM_SLEEP
 /* A reset loses the granted frames with the drafts in them, so the device can't be suspended. */
 static int vmsrs_freeze(struct virtio_device *vdev)

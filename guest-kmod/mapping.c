@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * An inode of our own, whose mapping all opens of the device share: then one call zaps a page in
- * every process, whichever device node was opened.
+ * The address space that all open files share, through an inode of the driver's own: one call
+ * zaps a page in every process, whichever device node was opened.
  */
 #include <linux/fs.h>
 #include <linux/mm.h>
@@ -21,8 +21,8 @@ static int vmsrs_fs_init_context(struct fs_context *context)
 }
 
 /*
- * No .owner: the mount would keep the module from being unloaded as long as there is a device. It
- * is gone before the module is, since open files hold the module.
+ * Without .owner: otherwise the mount would keep the module from being unloaded as long as there
+ * is a device. The mount is gone before the module is, since open files hold the module.
  */
 static struct file_system_type vmsrs_fs_type = {
 	.name = "vmsrs",
@@ -30,6 +30,11 @@ static struct file_system_type vmsrs_fs_type = {
 	.kill_sb = kill_anon_super,
 };
 
+/**
+ * vmsrs_inode_new() - create the inode
+ *
+ * Return: the inode, or an ERR_PTR().
+ */
 struct inode *vmsrs_inode_new(void)
 {
 	struct inode *inode;
@@ -44,13 +49,22 @@ struct inode *vmsrs_inode_new(void)
 	return inode;
 }
 
+/**
+ * vmsrs_inode_free() - free the inode
+ * @inode: the inode
+ */
 void vmsrs_inode_free(struct inode *inode)
 {
 	iput(inode);
 	simple_release_fs(&vmsrs_mount, &vmsrs_mount_count);
 }
 
-/* Zaps `count` pages in every process. */
+/**
+ * vmsrs_zap_pages() - unmap pages of an app in every process
+ * @app: the app
+ * @page: first page
+ * @count: number of pages
+ */
 void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 {
 	loff_t offset = ((loff_t)app->number << VMSRS_APP_OFFSET_SHIFT) +
@@ -59,7 +73,10 @@ void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 	unmap_mapping_range(app->dev->inode->i_mapping, offset, (loff_t)count << PAGE_SHIFT, 1);
 }
 
-/* Zaps the pages of all apps in every process. */
+/**
+ * vmsrs_zap_all() - unmap the pages of all apps in every process
+ * @dev: the device
+ */
 void vmsrs_zap_all(struct vmsrs_device *dev)
 {
 	unmap_mapping_range(dev->inode->i_mapping, 0,

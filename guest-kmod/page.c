@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page faults: which frame a page shows, and who may make a draft of it.
+ * Page faults: which frame a page shows, and which thread may make a draft of it.
  *
  * Page table entries are a cache of the page map: read-only for committed versions, writable for
  * drafts. They are inserted and zapped under the domain's lock.
@@ -22,10 +22,11 @@ static unsigned long frame_pfn(struct vmsrs_device *dev, u32 frame)
 }
 
 /*
- * Puts the protection key of a draft's request into the protection of its entry. The page table
- * belongs to all threads of the process, the key makes the difference between them: the CPU refuses
- * whoever has it closed in PKRU, and mm ends such a fault (SEGV_PKUERR, EFAULT for a copy of the
- * kernel's) without asking here. Committed versions have the mapping's own key, 0.
+ * Sets the protection key of a draft's request in the protection of its page table entry. All
+ * threads of the process share the page table; the key tells them apart. The CPU refuses a
+ * thread whose PKRU has the key closed, and mm ends that fault (SEGV_PKUERR, or EFAULT for a
+ * copy by the kernel) without calling the driver. Committed versions have the mapping's own key,
+ * 0.
  */
 static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 {
@@ -48,7 +49,7 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 				   draft_prot(prot, domain->owner));
 }
 
-/* What was noted of an earlier request says nothing about this one. Only the thread itself comes here. */
+/* Drops what was noted for an earlier request. Called by the thread itself only. */
 static void note_tag(struct vmsrs_thread *thread, u64 tag)
 {
 	if (thread->noted_tag == tag)
@@ -65,7 +66,7 @@ static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 
 	return kind == VMSRS_KIND_FOREIGN_WRITE ? VM_FAULT_SIGSEGV : VM_FAULT_SIGBUS;
 }
 
-/* A read of a page whose content is lost, by a registered thread or by anybody else. */
+/* A read of a page whose content is lost, by a registered thread or by any other. */
 static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
 {
 	struct vmsrs_thread *thread = vmsrs_thread_current(app);
@@ -79,7 +80,7 @@ static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
 }
 
 /*
- * Everybody may read: the committed version, or zeros; in the process of the request that is
+ * Every thread may read: the committed version, or zeros; in the process of the request that is
  * writing the page, its draft (under the request's key).
  */
 static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
@@ -126,7 +127,7 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 /*
  * A write by a registered thread. `mapped` says that the page has a read-only entry
  * (.pfn_mkwrite): then mm makes that very entry writable unless the answer is an error or
- * VM_FAULT_NOPAGE, so there is no VM_FAULT_RETRY.
+ * VM_FAULT_NOPAGE, so VM_FAULT_RETRY cannot be used.
  */
 static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			       struct vm_fault *vmf, bool mapped)
@@ -217,8 +218,8 @@ free:
 }
 
 /*
- * A write by whoever runs: a thread of the process, or the kernel on its behalf (a copy to user
- * memory, which ends with EFAULT). A kernel thread that borrowed the mm is no registered thread.
+ * A write by the current task: a thread of the process, or the kernel on its behalf (a copy to
+ * user memory, which ends with EFAULT). A kernel thread that borrowed the mm is not registered.
  */
 static vm_fault_t page_write(struct vmsrs_app *app, struct vm_fault *vmf, bool mapped)
 {
@@ -265,15 +266,15 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 	return page_access(vmf, true, true);
 }
 
-/* The addresses are fixed: pointers live in the pages. */
+/* The addresses are fixed: the pages contain pointers. */
 static int page_mremap(struct vm_area_struct *vma)
 {
 	return -EINVAL;
 }
 
 /*
- * Nor can a part of them be taken away or protected by itself (munmap, mprotect, mmap with MAP_FIXED): a request
- * with a wrong address would do that to others.
+ * No part of the mapping can be unmapped or protected by itself (munmap, mprotect, mmap with
+ * MAP_FIXED): a request with a wrong address would do that to others.
  */
 static int page_may_split(struct vm_area_struct *vma, unsigned long addr)
 {
@@ -287,9 +288,11 @@ const struct vm_operations_struct vmsrs_page_vm_ops = {
 	.may_split = page_may_split,
 };
 
-/*
- * The content of a page's committed version is lost: nobody gets to see what is there. A version that
- * superseded it meanwhile is none of that.
+/**
+ * vmsrs_page_damaged() - handle the loss of a page's committed version: refuse all access to it
+ * @dev: the device
+ * @address: address of the page, unchecked
+ * @frame: frame with the lost version; a version that has superseded it is not affected
  */
 void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 {

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * The end of registered threads: by their own call, with the file, or found by the watch.
- */
+/* The end of registered threads: by their own call, with their file, or found by the watch. */
 #include <linux/sched/signal.h>
 
 #include "vmsrs.h"
@@ -16,7 +14,7 @@ static bool process_dead(const struct vmsrs_thread *thread)
 	       (mm && mm != thread->mm);
 }
 
-/* Ends an unlinked thread: fails the request that it has, and drops the tables' reference. */
+/* Ends an unlinked thread: fails its request, if it has one, and drops the tables' reference. */
 static void thread_end(struct vmsrs_thread *thread, u32 kind)
 {
 	struct vmsrs_ioctl_fail fail = { .kind = kind, .tag = vmsrs_thread_tag(thread) };
@@ -28,6 +26,10 @@ static void thread_end(struct vmsrs_thread *thread, u32 kind)
 	vmsrs_thread_put(thread);
 }
 
+/**
+ * vmsrs_threads_end() - end unlinked threads
+ * @threads: list that vmsrs_thread_unlink() moved them to
+ */
 void vmsrs_threads_end(struct list_head *threads)
 {
 	struct vmsrs_thread *thread, *next;
@@ -40,7 +42,11 @@ void vmsrs_threads_end(struct list_head *threads)
 	}
 }
 
-/* Ends the threads of a file that are gone, or all of them. */
+/**
+ * vmsrs_threads_reap() - end the threads of a file
+ * @file: the file
+ * @all: all of them, not only those that are dead
+ */
 void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 {
 	struct vmsrs_device *dev = file->dev;
@@ -57,7 +63,12 @@ void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 	vmsrs_host_reports_wait(dev);
 }
 
-/* Unregisters the calling thread. */
+/**
+ * vmsrs_thread_exit() - unregister the calling thread
+ * @file: the file
+ *
+ * Return: 0; -ENOENT: it is not registered.
+ */
 long vmsrs_thread_exit(struct vmsrs_file *file)
 {
 	struct vmsrs_device *dev = file->dev;

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * Requests: found by app and tag, made at their first draft.
- */
+/* The table of requests. A request is added at its first draft, suspension or failure. */
 #include <linux/hash.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
 
-/* Was the tag given out in this boot? */
+/**
+ * vmsrs_tag_valid() - tell whether a tag was handed out in this boot
+ * @dev: the device
+ * @tag: the tag
+ */
 bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag)
 {
 	return tag && tag >= dev->config.tag_base && tag < (u64)atomic64_read(&dev->next_tag);
 }
 
-/* requests_lock is held. */
+/**
+ * vmsrs_request_find() - find a request; requests_lock is held
+ * @app: the app
+ * @tag: its tag
+ *
+ * Return: the request, or NULL.
+ */
 struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_request *request;
@@ -25,6 +33,14 @@ struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 	return NULL;
 }
 
+/**
+ * vmsrs_request_alloc() - allocate a request that is in no table
+ * @app: the app
+ * @tag: its tag
+ * @gfp: how to allocate it
+ *
+ * Return: the request, or NULL.
+ */
 struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp)
 {
 	struct vmsrs_request *request = kzalloc(sizeof(*request), gfp);
@@ -41,14 +57,22 @@ struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t 
 	return request;
 }
 
-/* requests_lock is held. */
+/**
+ * vmsrs_request_add() - add a request to the table; requests_lock is held
+ * @request: the request
+ */
 void vmsrs_request_add(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
 	hash_add(request->app->dev->requests, &request->node, request->tag);
 }
 
-/* Adds a request that a thread has begun; `key` is that of its drafts. requests_lock is held. */
+/**
+ * vmsrs_request_begin() - add a request that a thread has begun; requests_lock is held
+ * @request: the request
+ * @file: the thread's file
+ * @key: protection key of its drafts, or 0
+ */
 void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
 {
 	request->file = file;
@@ -57,7 +81,10 @@ void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file,
 	vmsrs_request_add(request);
 }
 
-/* Takes a request out of the tables. requests_lock is held. */
+/**
+ * vmsrs_request_remove() - take a request out of the tables; requests_lock is held
+ * @request: the request
+ */
 void vmsrs_request_remove(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
@@ -65,10 +92,14 @@ void vmsrs_request_remove(struct vmsrs_request *request)
 	list_del_init(&request->file_entry);
 }
 
-/*
- * Makes the request the owner of a domain that has none; `file` and `key` are for a request that is
- * not known yet. domain->lock is held.
- * -ESTALE: the request has failed.
+/**
+ * vmsrs_request_own_domain() - make a request the owner of a domain that has none
+ * @domain: the domain, locked
+ * @file: file of the writing thread, in case the request is new
+ * @tag: tag of the request
+ * @key: protection key of its drafts, in case it is new
+ *
+ * Return: 0; -ESTALE: the request has failed; -ENOMEM.
  */
 int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
 {
@@ -98,11 +129,18 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *fil
 	return error;
 }
 
-/*
- * Takes a request's domains, or just one of them, off it, for the caller to empty. commit_lock is
- * held. The domains still name their owner until their lock is taken; a draft that is made before
- * that belongs to what the caller does. Returns the request, NULL if there is none, or -ESTALE if
- * it has failed (and then takes nothing).
+/**
+ * vmsrs_request_take_domains() - take a request's domains off it, for the caller to empty
+ * @app: the app
+ * @tag: tag of the request
+ * @number: the one domain to take, or VMSRS_NONE for all
+ * @domains: list that they are moved to
+ *
+ * The domains still name their owner until their lock is taken; a draft made before that belongs
+ * to what the caller does. commit_lock is held.
+ *
+ * Return: the request; NULL if there is none; ERR_PTR(-ESTALE) if it has failed, and then
+ * nothing is taken.
  */
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
 					 struct list_head *domains)
@@ -125,9 +163,11 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
 	return request;
 }
 
-/*
- * Removes a request that has not failed, is not suspended, and has no drafts left. commit_lock is
- * held.
+/**
+ * vmsrs_request_remove_idle() - free a request that has nothing to be remembered for
+ * @request: the request; it stays if it has drafts, has failed or is suspended
+ *
+ * commit_lock is held.
  */
 void vmsrs_request_remove_idle(struct vmsrs_request *request)
 {
@@ -144,10 +184,13 @@ void vmsrs_request_remove_idle(struct vmsrs_request *request)
 		kfree(request);
 }
 
-/*
- * Nobody works for the request and nobody set it aside: who carried it has lost its tag (a control
- * block that was overwritten). A tag is carried before the first lock is taken with it, until after
- * the last one is released.
+/**
+ * vmsrs_request_orphaned() - tell whether no thread works for a request and it is not suspended
+ * @app: the app
+ * @tag: tag of the request
+ *
+ * Then the thread that carried it has lost its tag (its control block was overwritten): a tag is
+ * carried from before the first lock is taken with it until after the last one is released.
  */
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 {
@@ -161,7 +204,10 @@ bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 	return !suspended && !vmsrs_thread_carries(app, tag);
 }
 
-/* Frees all requests; nobody else uses the device structure any more. */
+/**
+ * vmsrs_requests_free() - free all requests
+ * @dev: the device, which nothing else uses any more
+ */
 void vmsrs_requests_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_request *request;

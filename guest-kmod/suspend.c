@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Suspended requests: no thread carries their tag, but their drafts and locks stay theirs. They are
- * known from IOCTL_SUSPEND to IOCTL_RESUME or IOCTL_ABANDON, even if they fail meanwhile: whoever
- * resumes one must learn of it.
+ * Suspended requests: no thread carries their tag, but they keep their drafts and locks. They
+ * are remembered from IOCTL_SUSPEND to IOCTL_RESUME or IOCTL_ABANDON, even if they fail in
+ * between: the thread that resumes one must learn of it.
  */
 #include <linux/slab.h>
 
 #include "vmsrs.h"
 
-/* Takes over the list of domains that the thread holds. requests_lock is held. */
+/* Copies the thread's list of held domains. requests_lock is held. */
 static void take_held(struct vmsrs_request *request, const struct vmsrs_thread *thread)
 {
 	u32 count = min_t(u32, READ_ONCE(thread->control->held_count), VMSRS_HELD_MAX);
@@ -25,7 +25,12 @@ static bool due_less(struct rb_node *node, const struct rb_node *parent)
 	       rb_entry(parent, struct vmsrs_request, due_node)->due_ns;
 }
 
-/* The watch has nothing to do about a suspended request any more. requests_lock is held. */
+/**
+ * vmsrs_suspended_clear_deadline() - stop watching the deadline of a suspended request
+ * @request: the request; it need not have a deadline
+ *
+ * requests_lock is held.
+ */
 void vmsrs_suspended_clear_deadline(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
@@ -49,7 +54,13 @@ static void suspend(struct vmsrs_file *file, struct vmsrs_request *request, u64 
 		rb_add_cached(&request->due_node, &file->dev->due_requests, due_less);
 }
 
-/* Forgets that a request is suspended. requests_lock is held. */
+/**
+ * vmsrs_suspended_remove() - note that a request is not suspended any more
+ * @request: the request
+ *
+ * If it has failed, it is remembered as failed for as long as a thread carries its tag.
+ * requests_lock and commit_lock are held.
+ */
 void vmsrs_suspended_remove(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
@@ -64,7 +75,14 @@ void vmsrs_suspended_remove(struct vmsrs_request *request)
 		list_add_tail(&request->failed_entry, &dev->failed_requests);
 }
 
-/* Sets a thread's request aside. The caller checked that the thread is its caller's. */
+/**
+ * vmsrs_suspend() - suspend a thread's request
+ * @file: the thread's file
+ * @thread: the calling thread, which carries the tag
+ * @arg: argument of the ioctl
+ *
+ * Return: 0; -ESTALE: it has failed; -EALREADY: it is suspended; -EAGAIN: too many are; -ENOMEM.
+ */
 long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		   const struct vmsrs_ioctl_suspend *arg)
 {
@@ -102,7 +120,14 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	return ret;
 }
 
-/* requests_lock is held. */
+/**
+ * vmsrs_suspended_find() - find a request that was suspended through a file; requests_lock is
+ * held
+ * @file: the file
+ * @tag: tag of the request
+ *
+ * Return: the request, or NULL.
+ */
 struct vmsrs_request *vmsrs_suspended_find(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_request *request = vmsrs_request_find(file->app, tag);
@@ -110,9 +135,14 @@ struct vmsrs_request *vmsrs_suspended_find(struct vmsrs_file *file, u64 tag)
 	return request && request->suspended_by == file ? request : NULL;
 }
 
-/*
- * Takes a request up again; the calling thread carries its tag. -ESTALE: it has failed. It is
- * remembered as failed for as long as that thread carries the tag.
+/**
+ * vmsrs_resume() - resume a request; the calling thread carries its tag
+ * @file: file through which it was suspended
+ * @tag: tag of the request
+ *
+ * A failed request is remembered as failed for as long as the thread carries the tag.
+ *
+ * Return: 0; -ESTALE: it has failed; -ENOENT: it was not suspended through this file.
  */
 long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 {
@@ -136,7 +166,11 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 	return ret;
 }
 
-/* Nobody will resume a request of the file, which has failed; if it is suspended at all. */
+/**
+ * vmsrs_suspended_forget() - forget that a failed request is suspended: it will not be resumed
+ * @file: file through which it may have been suspended
+ * @tag: tag of the request
+ */
 void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_device *dev = file->dev;

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * Registered threads and their control pages.
- */
+/* Registered threads and their control pages. */
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
@@ -23,12 +21,21 @@ static void thread_release(struct kref *ref)
 	kfree_rcu(thread, rcu);
 }
 
+/**
+ * vmsrs_thread_put() - drop a reference
+ * @thread: the thread
+ */
 void vmsrs_thread_put(struct vmsrs_thread *thread)
 {
 	kref_put(&thread->ref, thread_release);
 }
 
-/* The calling thread's registration with the app, or NULL. The caller puts it. */
+/**
+ * vmsrs_thread_current() - find the calling thread's registration with an app
+ * @app: the app
+ *
+ * Return: the registration, which the caller puts, or NULL.
+ */
 struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
 {
 	struct vmsrs_thread *thread, *found = NULL;
@@ -46,7 +53,13 @@ struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
 	return found;
 }
 
-/* Takes a thread out of the tables; whoever does so ends it. threads_lock is held. */
+/**
+ * vmsrs_thread_unlink() - take a thread out of the tables
+ * @thread: the thread
+ * @list: list that it is moved to
+ *
+ * The caller has to end the thread. threads_lock is held.
+ */
 void vmsrs_thread_unlink(struct vmsrs_thread *thread, struct list_head *list)
 {
 	lockdep_assert_held(&thread->dev->threads_lock);
@@ -54,9 +67,12 @@ void vmsrs_thread_unlink(struct vmsrs_thread *thread, struct list_head *list)
 	list_move_tail(&thread->list, list);
 }
 
-/*
- * No program code of the registration will run any more: the thread ends, or execs (its mm is
- * another one; the address of the old one is not used again while it is referenced).
+/**
+ * vmsrs_thread_dead() - tell whether a registered thread runs no more code of the program
+ * @thread: the thread
+ *
+ * That is so when it exits or execs: then its mm is another one, since the address of the old
+ * one is not reused while it is referenced.
  */
 bool vmsrs_thread_dead(const struct vmsrs_thread *thread)
 {
@@ -64,6 +80,12 @@ bool vmsrs_thread_dead(const struct vmsrs_thread *thread)
 	       READ_ONCE(thread->task->mm) != thread->mm;
 }
 
+/**
+ * vmsrs_thread_tags() - hand out a range of tags
+ * @dev: the device
+ * @first: first tag
+ * @count: number of tags
+ */
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count)
 {
 	*count = VMSRS_TAGS_PER_RANGE;
@@ -105,7 +127,13 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	return thread;
 }
 
-/* Registers the calling thread with the file's app. */
+/**
+ * vmsrs_thread_register() - register the calling thread with the file's app
+ * @file: the file
+ * @arg: argument of the ioctl
+ *
+ * Return: 0 or a negative error.
+ */
 long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg)
 {
 	struct vmsrs_device *dev = file->dev;
@@ -134,7 +162,13 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 	return 0;
 }
 
-/* Maps the control page of a thread that registered itself through this very file. */
+/**
+ * vmsrs_thread_mmap() - map the control page of a thread
+ * @file: file through which the thread registered
+ * @vma: the mapping
+ *
+ * Return: 0 or a negative error.
+ */
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 {
 	u64 slot = vma->vm_pgoff - (VMSRS_CONTROL_OFFSET >> PAGE_SHIFT);
@@ -163,8 +197,9 @@ int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 }
 
 /*
- * Interrupts a thread that carries the tag of a failed request. Which one is told in the control
- * block first: a signal that comes late finds another tag there. threads_lock is held.
+ * Interrupts a thread that carries the tag of a failed request. The tag is written to the
+ * control block first: if the signal comes late, the thread finds that it carries another one.
+ * threads_lock is held.
  */
 static void interrupt(struct vmsrs_thread *thread, u64 tag, u64 now)
 {
@@ -174,9 +209,13 @@ static void interrupt(struct vmsrs_thread *thread, u64 tag, u64 now)
 		send_sig(thread->signal, thread->task, 1);
 }
 
-/*
- * The same once more, if the last time was long ago: a thread may carry the tag only since, or have
- * slept in its way out. threads_lock is held.
+/**
+ * vmsrs_thread_signal_again() - interrupt a thread again if the last time was long ago
+ * @thread: a thread that carries the tag of a failed request
+ * @now: the time, in nanoseconds
+ *
+ * The thread may have taken the tag only since, or have slept on its way out. threads_lock is
+ * held.
  */
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now)
 {
@@ -185,7 +224,11 @@ void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now)
 		interrupt(thread, vmsrs_thread_tag(thread), now);
 }
 
-/* Does a thread that lives carry the tag? */
+/**
+ * vmsrs_thread_carries() - tell whether a registered thread carries a tag
+ * @app: the app
+ * @tag: the tag
+ */
 bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
@@ -202,7 +245,11 @@ bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag)
 	return carried;
 }
 
-/* Interrupts the threads that carry a tag, but for the calling one. */
+/**
+ * vmsrs_thread_signal_members() - interrupt the other threads that carry a tag
+ * @app: the app
+ * @tag: tag of a failed request
+ */
 void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
@@ -216,6 +263,10 @@ void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
 	spin_unlock(&dev->threads_lock);
 }
 
+/**
+ * vmsrs_threads_init() - initialise the tables of threads
+ * @dev: the device
+ */
 void vmsrs_threads_init(struct vmsrs_device *dev)
 {
 	spin_lock_init(&dev->threads_lock);

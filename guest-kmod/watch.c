@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The watch: a work that runs while threads are registered or suspended requests have deadlines. It
- * ends threads that are gone, fails overdue requests, and forgets failed ones.
+ * The watch: a work that runs every VMSRS_WATCH_PERIOD while threads are registered or suspended
+ * requests have deadlines. It ends dead threads, handles overdue requests, and forgets failed
+ * ones.
  */
 #include <linux/ktime.h>
 #include <linux/slab.h>
@@ -11,14 +12,19 @@
 /* Most overdue threads or requests that one run of the watch deals with. */
 #define VMSRS_OVERDUE_MAX 16
 
-/* An overdue thread: its request is to be marked (and the thread interrupted), or failed. */
+/**
+ * struct overdue - an overdue thread
+ * @thread: the thread, with a reference
+ * @tag: tag of its request
+ * @fail: the request is to be failed; otherwise it is only marked and the thread interrupted
+ */
 struct overdue {
 	struct vmsrs_thread *thread;
 	u64 tag;
 	bool fail;
 };
 
-/* Looks at one thread. True if *overdue was filled in, with a reference to the thread. */
+/* Looks at one thread. Returns true if *overdue was filled in, with a reference to the thread. */
 static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *overdue)
 {
 	u64 tag = vmsrs_thread_tag(thread), due;
@@ -46,7 +52,7 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 	return true;
 }
 
-/* Fails those that are over their deadline. */
+/* Fails suspended requests that are over their deadline. */
 static void watch_suspended(struct vmsrs_device *dev, u64 now)
 {
 	struct vmsrs_app *apps[VMSRS_OVERDUE_MAX];
@@ -76,16 +82,16 @@ static void watch_suspended(struct vmsrs_device *dev, u64 now)
 	}
 }
 
-/* Are there any whose deadline must be watched? */
+/* Are there suspended requests with a deadline? */
 static bool suspended_due(struct vmsrs_device *dev)
 {
 	return !RB_EMPTY_ROOT(&dev->due_requests.rb_root);
 }
 
 /*
- * Sets `carried` of the failed requests, and interrupts again who carries them. One pass over the
- * threads and one over the requests: programs decide how many there are of both. requests_lock is
- * held.
+ * Sets `carried` of the failed requests, and interrupts the threads that carry them again. One
+ * pass over the threads and one over the requests, since programs decide how many there are of
+ * both. requests_lock is held.
  */
 static void mark_carried(struct vmsrs_device *dev)
 {
@@ -108,9 +114,9 @@ static void mark_carried(struct vmsrs_device *dev)
 }
 
 /*
- * Removes failed requests whose tag no thread carries any more; up to then the tag must be
- * remembered, so that late writes of members are refused. One that may be resumed is not on the list.
- * One that was overdue and whose threads went on without failing it is failed first.
+ * Removes failed requests whose tag no thread carries any more; until then the tag must be
+ * remembered, so that late writes of members are refused. A suspended request is not in the
+ * list. An overdue one whose threads went on without failing it is failed first.
  */
 static void prune_requests(struct vmsrs_device *dev)
 {
@@ -143,11 +149,9 @@ static void prune_requests(struct vmsrs_device *dev)
 }
 
 /*
- * Every VMSRS_WATCH_PERIOD while threads are registered, or suspended requests have deadlines: ends threads
- * that are gone and deals with overdue requests. The first time a request is interrupted; after the
- * grace period it is failed here, and its threads interrupted again, for as long as they carry the
- * tag. Failed requests are forgotten; with the last thread, all of them are. It must not wait for the
- * host, so it ends no more threads than there is room for reports; the next run goes on.
+ * An overdue request is interrupted the first time. After the grace period it is failed here,
+ * and its threads are interrupted for as long as they carry the tag. The work must not wait for
+ * the host, so it ends no more threads than there is room for reports; the next run goes on.
  */
 static void watch_work(struct work_struct *work)
 {
@@ -194,6 +198,10 @@ static void watch_work(struct work_struct *work)
 		vmsrs_device_start_watch(dev);
 }
 
+/**
+ * vmsrs_watch_init() - initialise the watch
+ * @dev: the device
+ */
 void vmsrs_watch_init(struct vmsrs_device *dev)
 {
 	INIT_DELAYED_WORK(&dev->watch, watch_work);
