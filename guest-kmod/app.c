@@ -356,7 +356,7 @@ static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
 {
 	struct vmsrs_extent_pages *extent;
 
-	/* Only while a domain is fetched, whose extents the index does not show yet. */
+	/* Not from the index: the domain is being fetched, so its extents are not there yet. */
 	for (extent = domain->first; extent; extent = extent->next)
 		if (page >= extent->page && page - extent->page < extent->pages)
 			return &extent->entries[page - extent->page];
@@ -489,7 +489,7 @@ static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pa
 		vmsrs_device_fail(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
 		return ERR_PTR(-ENODEV);
 	}
-	/* When memory is short here the host has the extent: asking again finds it. */
+	/* If memory is short here, the host has the extent, and asking again finds it. */
 	extent = extent_new(domain, &reply);
 	if (!extent)
 		return ERR_PTR(-ENOMEM);

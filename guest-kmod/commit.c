@@ -25,7 +25,7 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 		vmsrs_drafts_commit(domain, &records);
 	}
 	list_for_each_entry_safe(domain, next, domains, owned) {
-		/* Once unlocked, it may get on another request's list. */
+		/* Once unlocked, it may be added to another request's list. */
 		list_del_init(&domain->owned);
 		mutex_unlock(&domain->lock);
 	}
@@ -75,6 +75,6 @@ long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 	mutex_unlock(&dev->commit_lock);
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;
-	/* Without own records, those of the request's earlier commits are waited for. */
+	/* Without records of this commit, wait for those of the request's earlier ones. */
 	return end ? vmsrs_host_wait_sealed(dev, end, true) : vmsrs_host_flush(dev, true);
 }

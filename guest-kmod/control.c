@@ -159,8 +159,8 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 		virtqueue_kick(control->vq);
 	spin_unlock_irq(&control->vq_lock);
 	if (error) {
-		vmsrs_device_fail(dev, "message %u does not go into the control queue (%d)", kind,
-			    error);
+		vmsrs_device_fail(dev, "cannot queue message %u (%d)", kind,
+				  error);
 		return -ENODEV;
 	}
 	wait_event_timeout(control->wait, control_done(control) || vmsrs_device_broken(dev),
@@ -168,7 +168,8 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 	if (vmsrs_device_broken(dev))
 		return -ENODEV;
 	if (!control_done(control)) {
-		vmsrs_device_fail(dev, "no answer to message %u within %u s", kind, VMSRS_CONTROL_TIMEOUT / HZ);
+		vmsrs_device_fail(dev, "no answer to message %u within %u s", kind,
+				  VMSRS_CONTROL_TIMEOUT / HZ);
 		return -ENODEV;
 	}
 	if (control->used < sizeof(*answer) || control->used > VMSRS_MESSAGE_BYTES_MAX ||

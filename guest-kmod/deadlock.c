@@ -65,7 +65,7 @@ static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 
 	rb_for_each(node, &tag, &app->waits, tag_compare) {
 		wait = rb_entry(node, struct vmsrs_wait, node);
-		/* They come in the same order each time: with the first, all have been seen. */
+		/* The order is the same each time: if the first was visited, all were. */
 		if (!list_empty(&wait->todo) || walk->looked == VMSRS_WALK_MAX)
 			return;
 		list_add_tail(&wait->todo, &walk->todo);

@@ -40,7 +40,7 @@ void vmsrs_device_fail(struct vmsrs_device *dev, const char *format, ...)
 	va_start(arguments, format);
 	reason.fmt = format;
 	reason.va = &arguments;
-	pr_err("the host can't be relied on any more, writes are refused from now on: %pV\n",
+	pr_err("the host cannot be trusted any more, writes are refused from now on: %pV\n",
 	       &reason);
 	va_end(arguments);
 	vmsrs_device_wake_all(dev);

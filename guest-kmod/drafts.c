@@ -66,7 +66,7 @@ static void zap_drafts(struct vmsrs_app *app, struct list_head *drafts)
 	struct vmsrs_draft *draft;
 	u32 start = 0, end = 0;
 
-	/* Drafts are in order of their first write, which mostly goes up or down. */
+	/* They are in the order of the first writes, which mostly goes up or down. */
 	list_for_each_entry(draft, drafts, list) {
 		if (end != start && draft->page == end) {
 			end++;
@@ -158,8 +158,8 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 	if (draft->frame == VMSRS_NONE)
 		return -EAGAIN;
 	/*
-	 * Granted frames are zero already. The host ends an access to broken memory with a fault; then
-	 * it tells which page that was.
+	 * Granted frames are zero already. An access to broken memory ends with a fault, and the
+	 * host reports which page that was.
 	 */
 	if (entry->frame != VMSRS_NONE &&
 	    copy_mc_to_kernel(frame_address(dev, draft->frame), frame_address(dev, entry->frame),
@@ -190,7 +190,7 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 	return 0;
 
 put:
-	/* Frames of the pool are zero: what was copied here is some domain's own. */
+	/* Frames of the pool are zero, and what was copied belongs to a domain. */
 	if (entry->frame != VMSRS_NONE)
 		clear_page(frame_address(dev, draft->frame));
 	vmsrs_pool_put(dev, draft->frame);
@@ -296,7 +296,7 @@ long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg)
 	pages = kmalloc_array(arg->capacity, sizeof(*pages), GFP_KERNEL);
 	if (!pages)
 		return -ENOMEM;
-	/* Copied when the lock is free: the page fault handler takes it. */
+	/* Copied without the lock, which the page fault handler takes. */
 	arg->count = copy_pages(domain, arg, pages);
 	if (copy_to_user(u64_to_user_ptr(arg->pages), pages, arg->count * sizeof(*pages)))
 		ret = -EFAULT;

@@ -22,9 +22,9 @@ void vmsrs_evidence_registers(struct vmsrs_incident_report *body)
 {
 	const struct pt_regs *regs = task_pt_regs(current);
 	const u64 registers[] = {
-		regs->ax, regs->bx, regs->cx, regs->dx, regs->si, regs->di, regs->bp, regs->sp,
-		regs->r8, regs->r9, regs->r10, regs->r11, regs->r12, regs->r13, regs->r14, regs->r15,
-		regs->ip, regs->flags,
+		regs->ax, regs->bx, regs->cx, regs->dx, regs->si, regs->di,
+		regs->bp, regs->sp, regs->r8, regs->r9, regs->r10, regs->r11,
+		regs->r12, regs->r13, regs->r14, regs->r15, regs->ip, regs->flags,
 	};
 
 	BUILD_BUG_ON(sizeof(registers) != sizeof(body->registers));

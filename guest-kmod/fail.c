@@ -93,7 +93,7 @@ static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
 		return VMSRS_KIND_DEADLINE;
 	if (fail->signal == SIGSEGV && fail->code == SEGV_PKUERR && in_apps(fail->address))
 		return refine_key(app, fail);
-	/* Nothing is known of a request that has overwritten its own tag. */
+	/* The notes are not about a request that has overwritten its own tag. */
 	if (thread && thread->noted_tag == fail->tag && thread->refused_address &&
 	    thread->refused_address == (fail->address & PAGE_MASK))
 		return thread->refused_kind;
@@ -170,7 +170,7 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	for (i = 0; i < request->held_count; i++)
 		if (request->held[i] < VMSRS_MAX_DOMAINS)
 			vmsrs_lock_release(app, request->held[i], tag);
-	/* Each may have many locks, and each lock many sleepers: too long a walk for threads_lock. */
+	/* Not under threads_lock: each may have many locks, and each lock many sleepers. */
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(member, &dev->thread_list, list) {
 		if (member == thread || member->app != app || vmsrs_thread_tag(member) != tag)
@@ -278,7 +278,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	struct vmsrs_request *request;
 	bool wanted;
 
-	/* Who resumes it takes commit_lock, too. */
+	/* A thread that resumes it takes commit_lock, too. */
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, fail->tag);
@@ -309,8 +309,8 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 
 	mutex_lock(&dev->commit_lock);
 	/*
-	 * In this order: the last one who carried it has released the domain before. A tag that was
-	 * never given out is scribble in the lock word.
+	 * In this order: the last thread that carried the tag released the domain before that. A
+	 * tag that was never handed out is garbage in the lock word.
 	 */
 	wanted = vmsrs_request_orphaned(app, tag) && vmsrs_lock_tag(app, domain) == tag;
 	if (wanted && vmsrs_tag_valid(dev, tag))
@@ -351,12 +351,12 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		spin_unlock(&dev->requests_lock);
 		if (!request)
 			break;
-		/* One that has failed before stays as it is. Both take it off a list. */
+		/* One that has failed before stays as it is. Both calls take it off a list. */
 		vmsrs_fail(file->app, NULL, &fail);
 		vmsrs_suspended_forget(file, fail.tag);
 		vmsrs_host_reports_wait(dev);
 	}
-	/* Without threads the watch has stopped; it forgets what has failed. */
+	/* Without threads the watch has stopped, and it has to forget the failed requests. */
 	if (!list_empty_careful(&dev->failed_requests))
 		vmsrs_device_start_watch(dev);
 }
@@ -409,7 +409,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 	struct vmsrs_request *request;
 	u32 i;
 
-	/* Its drafts first: nobody but this file's process can resume it meanwhile. */
+	/* Its drafts first: only this file's process could resume it in the meantime. */
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	spin_unlock(&dev->requests_lock);
@@ -417,7 +417,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 		return -ENOENT;
 	vmsrs_discard(file->app, tag);
 
-	/* Under commit_lock it stays suspended, and its list of domains the same. */
+	/* Under commit_lock it stays suspended and its list of domains does not change. */
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);

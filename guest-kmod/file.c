@@ -12,7 +12,7 @@
 
 static int file_open(struct inode *inode, struct file *filp)
 {
-	/* misc_open() put it there; the device can't go while it runs. */
+	/* misc_open() put it there; the device cannot be removed while it runs. */
 	struct vmsrs_device *dev = container_of(filp->private_data, struct vmsrs_device, misc);
 	struct vmsrs_file *file;
 
@@ -193,7 +193,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	thread->refused_address = 0;
 	thread->frame_due = 0;
 	vmsrs_thread_put(thread);
-	/* Its drafts are gone and its locks free: only who fails requests faster waits. */
+	/* Drafts are gone and locks free: only a thread that fails requests faster waits. */
 	vmsrs_host_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);
@@ -421,10 +421,10 @@ static int file_mmap(struct file *filp, struct vm_area_struct *vma)
 		return -EBADFD;
 	if (READ_ONCE(file->dev->gone))
 		return -ENODEV;
-	/* Private copies would be out of reach; nothing here is code. */
+	/* Private copies could not be zapped, and nothing here is code. */
 	if (!(vma->vm_flags & VM_SHARED) || vma->vm_flags & VM_EXEC)
 		return -EINVAL;
-	/* Not inherited, not dumped, not pinned: a child is another process with its own rights. */
+	/* Not inherited, not dumped, not pinned: a child of fork() has to open the app itself. */
 	vm_flags_mod(vma, VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY, VM_MAYEXEC);
 	if (within(vma, VMSRS_LOCKS_OFFSET, VMSRS_LOCKS_LENGTH))
 		return mmap_locks(app, vma);

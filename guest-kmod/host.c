@@ -16,7 +16,8 @@
 			 sizeof(struct vmsrs_seal_record))
 #define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
 			 sizeof(struct vmsrs_dropped_draft))
-#define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
+#define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / \
+				 sizeof(u32))
 
 /**
  * vmsrs_host_append() - queue the records of one whole commit
@@ -49,6 +50,11 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	return end;
 }
 
+static bool is_sealed(struct vmsrs_batch *batch, u64 end)
+{
+	return (u64)atomic64_read(&batch->sealed) >= end;
+}
+
 /**
  * vmsrs_host_wait_sealed() - wait until records are sealed
  * @dev: the device
@@ -62,18 +68,19 @@ long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_onl
 	struct vmsrs_batch *batch = &dev->batch;
 	long left;
 
-	if ((u64)atomic64_read(&batch->sealed) >= end)
+	if (is_sealed(batch, end))
 		return 0;
 	vmsrs_device_kick_host(dev);
 	if (killable_only)
 		left = wait_event_killable_timeout(batch->wait,
-						   (u64)atomic64_read(&batch->sealed) >= end ||
+						   is_sealed(batch, end) ||
 						   vmsrs_device_broken(dev), VMSRS_SEAL_TIMEOUT);
 	else
 		left = wait_event_interruptible_timeout(batch->wait,
-							(u64)atomic64_read(&batch->sealed) >=
-							end || vmsrs_device_broken(dev), VMSRS_SEAL_TIMEOUT);
-	if ((u64)atomic64_read(&batch->sealed) >= end)
+							is_sealed(batch, end) ||
+							vmsrs_device_broken(dev),
+							VMSRS_SEAL_TIMEOUT);
+	if (is_sealed(batch, end))
 		return 0;
 	if (vmsrs_device_broken(dev))
 		return -ENODEV;
@@ -264,8 +271,8 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 	    length != sizeof(*reply) + reply->runs * sizeof(struct vmsrs_frame_run))
 		return -EPROTO;
 	if (reply->refusal != VMSRS_STATUS_OK || reply->sealed != count) {
-		vmsrs_device_fail(dev, "seal refused after %u of %u records (status %u)", reply->sealed,
-			    count, reply->refusal);
+		vmsrs_device_fail(dev, "seal refused after %u of %u records (status %u)",
+				  reply->sealed, count, reply->refusal);
 		return -ENODEV;
 	}
 	revoke(dev, records);

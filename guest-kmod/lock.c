@@ -17,9 +17,9 @@
 #define VMSRS_QUEUE_BITS		8
 #define VMSRS_WORDS_PER_PAGE		(PAGE_SIZE / sizeof(u64))
 /*
- * A sleeper that was woken so often, and each time found the lock taken by somebody who had not slept,
- * gets it from whoever wakes it next. Not from the first: others can use the lock while the sleeper
- * comes to run.
+ * A sleeper that was woken this often, and each time found the lock taken by a thread that had not
+ * slept, is handed the lock by the next wake-up. Not by the first: others can use the lock until
+ * the sleeper gets to run.
  */
 #define VMSRS_HANDOVER_AFTER		2
 
@@ -29,7 +29,7 @@
  * @sleepers: struct vmsrs_lock_sleeper, in order of arrival
  */
 struct lock_queue {
-	spinlock_t lock;		/* guards the list and its members; an innermost one */
+	spinlock_t lock;	/* guards sleepers */
 	struct list_head sleepers;
 };
 

@@ -34,7 +34,7 @@ static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg
 	long ret, left;
 
 	for (;;) {
-		/* Before the word is looked at, so that no wake-up is missed. */
+		/* Before the word is read, so that no wake-up is missed. */
 		set_current_state(TASK_INTERRUPTIBLE);
 		if (request_failed(app, arg->tag)) {
 			ret = -ESTALE;
@@ -94,15 +94,15 @@ long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 	ret = lock_sleep(app, arg, &sleeper, &wait);
 	vmsrs_wait_leave(&wait);
 	if (vmsrs_sleeper_remove(&sleeper)) {
-		/* Whatever ended the sleep, the lock is had; but not by a request that has failed. */
+		/* Whatever ended the sleep, the task has the lock, unless its request failed. */
 		if (ret == -ESTALE)
 			vmsrs_lock_release(app, arg->domain, arg->tag);
 		else
 			ret = 0;
 	}
 	/*
-	 * A wake-up that came too late for this sleeper is another's: it has given up, or the lock was
-	 * released since, because its request failed.
+	 * A wake-up that came too late is passed on: the task has given up, or its request failed
+	 * and the lock was released since.
 	 */
 	if (ret || vmsrs_lock_tag(app, arg->domain) != arg->tag)
 		vmsrs_lock_wake_one(sleeper.word);

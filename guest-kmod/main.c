@@ -21,7 +21,7 @@ static void vmsrs_device_release(struct kref *ref)
 	struct vmsrs_device *dev = container_of(ref, struct vmsrs_device, ref);
 	u32 i;
 
-	/* Works that are not due yet are nothing that the workqueue waits for. */
+	/* destroy_workqueue() does not wait for works that are not due yet. */
 	cancel_delayed_work_sync(&dev->watch);
 	cancel_delayed_work_sync(&dev->host_work);
 	destroy_workqueue(dev->wq);
@@ -63,7 +63,7 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 	    !config->pool_frames || config->pool_frames >= config->window_frames ||
 	    !config->batch_records || config->tag_base >= BIT_ULL(62) ||
 	    !(config->incident_base & 1)) {
-		dev_err(&vdev->dev, "the device's configuration makes no sense\n");
+		dev_err(&vdev->dev, "the device's configuration is invalid\n");
 		return -EPROTO;
 	}
 	atomic64_set(&dev->next_tag, max_t(u64, config->tag_base, 1));
@@ -131,7 +131,7 @@ static int vmsrs_make_queues(struct vmsrs_device *dev)
 static int vmsrs_validate(struct virtio_device *vdev)
 {
 	if (!virtio_has_feature(vdev, VIRTIO_F_VERSION_1)) {
-		dev_err(&vdev->dev, "the device is no virtio 1.x device\n");
+		dev_err(&vdev->dev, "the device is not a virtio 1.x device\n");
 		return -ENODEV;
 	}
 	return 0;
@@ -143,7 +143,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	int error;
 
 	if (atomic_cmpxchg(&device_count, 0, 1)) {
-		dev_err(&vdev->dev, "there is a VMSRS device already\n");
+		dev_err(&vdev->dev, "there already is a VMSRS device\n");
 		return -EBUSY;
 	}
 	dev = kzalloc(sizeof(*dev), GFP_KERNEL);
@@ -268,23 +268,23 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	vmsrs_device_wake_all(dev);
 
 	/*
-	 * Before the reset, at which the host takes the frames of drafts back: neither a copy in a
-	 * fault handler nor a process may write to them then.
+	 * Before the reset, at which the host takes back the frames of drafts: from then on neither
+	 * a copy in a fault handler nor a process may write to them.
 	 */
 	synchronize_srcu(&dev->srcu);
 	vmsrs_zap_all(dev);
 
-	/* What programs were told is committed must reach the host. */
+	/* What programs were told is committed has to reach the host. */
 	do {
 		vmsrs_device_kick_host(dev);
 		flush_delayed_work(&dev->host_work);
 	} while (!vmsrs_device_broken(dev) && work_left(dev));
-	smp_wmb(); /* who sees broken for this reason sees gone: it names the error */
+	smp_wmb(); /* a thread that sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_device_wake_all(dev);
 
 	vmsrs_event_stop(dev);
-	/* A sender that saw the device whole is done when its lock is free. */
+	/* A sender that saw the device unbroken is done when its lock is free. */
 	mutex_lock(&dev->control.lock);
 	virtio_reset_device(vdev);
 	vdev->config->del_vqs(vdev);
@@ -296,7 +296,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	vmsrs_unmap_window(dev);
 	vdev->priv = NULL;
 	vmsrs_device_put(dev);
-	/* Files of this device that are still open do not keep it from being bound again. */
+	/* The device can be bound again while files of it are still open. */
 	atomic_dec(&device_count);
 }
 

@@ -40,8 +40,8 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf, u32 frame)
 {
 	/*
-	 * vm_page_prot is the one for read-only entries, since the mapping asks to be told about
-	 * first writes.
+	 * Not vm_page_prot, which is for read-only entries, since the driver is told about first
+	 * writes.
 	 */
 	pgprot_t prot = vm_get_page_prot(vmf->vma->vm_flags);
 
@@ -100,7 +100,7 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 
 	mutex_lock(&domain->lock);
 	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
-	/* The file is NULL when the request has failed: then the draft is about to go. */
+	/* The file is NULL if the request has failed: then the draft is about to go. */
 	if (entry->draft != VMSRS_NONE &&
 	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
 		frame = entry->draft;
@@ -163,7 +163,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		if (!may_write(domain, tag)) {
 			error = -ESTALE;
 		} else if (entry->draft != VMSRS_NONE) {
-			/* Drafted by another member, or mapped for reading since. */
+			/* Made by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
 			reserve = vmsrs_drafts_reserve(domain, tag);
@@ -197,7 +197,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		vmsrs_draft_count(thread->control);
 		return ret;
 	case -EEXIST:
-		/* A wait for a frame of its own has ended, too: the next one has its full time. */
+		/* That ends a wait for a frame as well: the next one gets its full time. */
 		thread->frame_due = 0;
 		break;
 	case -ENOMEM:
@@ -243,7 +243,7 @@ static vm_fault_t page_access(struct vm_fault *vmf, bool write, bool mapped)
 	vm_fault_t ret;
 	int index;
 
-	/* Removal waits for this section before the window goes. */
+	/* Removal waits for this section before it unmaps the window. */
 	index = srcu_read_lock(&dev->srcu);
 	if (READ_ONCE(dev->gone))
 		ret = VM_FAULT_SIGBUS;
@@ -311,7 +311,7 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 	if (!app)
 		return;
 	page = (offset >> PAGE_SHIFT) & (VMSRS_APP_PAGES - 1);
-	/* A domain that is being fetched may have been told the state before. */
+	/* Waits for a fetch of the domain, which may have got the state before the loss. */
 	mutex_lock(&app->lock);
 	extent = vmsrs_extent_find(app, page);
 	if (extent) {

@@ -193,7 +193,7 @@ int vmsrs_pool_refill(struct vmsrs_device *dev)
 		now = pool->free_count;
 		spin_unlock(&pool->lock);
 		request.frames = dev->config.pool_frames - before;
-		/* Frames come with every sealed batch; ask only when that does not suffice. */
+		/* Frames come with every sealed batch; ask only if that is not enough. */
 		if (!request.frames || now >= dev->config.pool_frames / 2)
 			return 0;
 		if (READ_ONCE(pool->dry) && !atomic_read(&pool->waiters))
@@ -250,7 +250,7 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	struct file *file = NULL;
 	long left;
 
-	/* A wait that a signal ended long ago is not gone on with. */
+	/* Not the rest of a wait that a signal ended long ago. */
 	if (!thread->frame_due || time_after(jiffies, thread->frame_due + VMSRS_FRAME_TIMEOUT))
 		thread->frame_due = (jiffies + VMSRS_FRAME_TIMEOUT) | 1;
 	left = (long)(thread->frame_due - jiffies);
@@ -263,19 +263,19 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	if (flags & FAULT_FLAG_ALLOW_RETRY) {
 		if (flags & FAULT_FLAG_RETRY_NOWAIT)
 			return VM_FAULT_RETRY;
-		/* The mapping may go while nobody holds the lock; its file keeps all this alive. */
+		/* The mapping may go without the lock; its file keeps the device and the app. */
 		file = get_file(vmf->vma->vm_file);
 		release_fault_lock(vmf);
 	}
 	atomic_inc(&pool->waiters);
 	vmsrs_device_kick_host(dev);
-	/* A copy by the kernel goes on after a signal: it would come back here at once. */
+	/* A copy by the kernel continues after a signal, and would come back here at once. */
 	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE) && (flags & FAULT_FLAG_USER))
 		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev, reserve),
 							left);
 	else
 		left = wait_event_killable_timeout(pool->wait, frame_free(dev, reserve),
-							left);
+						   left);
 	atomic_dec(&pool->waiters);
 	if (file) {
 		fput(file);

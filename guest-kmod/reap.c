@@ -9,7 +9,7 @@ static bool process_dead(const struct vmsrs_thread *thread)
 	const struct signal_struct *signal = thread->task->signal;
 	const struct mm_struct *mm = READ_ONCE(thread->task->mm);
 
-	/* A thread that has ended alone has no mm any more; after an exec it has another one. */
+	/* A thread that has exited alone has no mm; after an exec it has another one. */
 	return READ_ONCE(signal->flags) & SIGNAL_GROUP_EXIT || !atomic_read(&signal->live) ||
 	       (mm && mm != thread->mm);
 }
@@ -36,7 +36,7 @@ void vmsrs_threads_end(struct list_head *threads)
 
 	list_for_each_entry_safe(thread, next, threads, list) {
 		list_del(&thread->list);
-		/* A thread whose mm is gone, but that lives, was cut off by exit or exec. */
+		/* A live thread without its mm was ended by exit or exec of another thread. */
 		thread_end(thread, process_dead(thread) ? VMSRS_KIND_PROCESS_DEATH :
 							  VMSRS_KIND_THREAD_DEATH);
 	}
@@ -59,7 +59,7 @@ void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 			vmsrs_thread_unlink(thread, &ended);
 	spin_unlock(&dev->threads_lock);
 	vmsrs_threads_end(&ended);
-	/* Nothing is held any more: only who ends threads faster than the host is told waits. */
+	/* No lock is held: only a process that ends threads faster than that waits. */
 	vmsrs_host_reports_wait(dev);
 }
 
@@ -88,7 +88,7 @@ long vmsrs_thread_exit(struct vmsrs_file *file)
 		thread_end(thread, VMSRS_KIND_THREAD_DEATH);
 	}
 	vmsrs_thread_put(thread);
-	/* A program may register and leave in the middle of a request as often as it likes. */
+	/* A program may register and exit in a request as often as it likes. */
 	vmsrs_host_reports_wait(dev);
 	return 0;
 }

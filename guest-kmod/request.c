@@ -143,7 +143,7 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *fil
  * nothing is taken.
  */
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
-					 struct list_head *domains)
+						 struct list_head *domains)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;

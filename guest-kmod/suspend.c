@@ -156,7 +156,7 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 	if (request) {
 		ret = request->failed ? -ESTALE : 0;
 		vmsrs_suspended_remove(request);
-		/* From here on the thread's own list tells what it holds. */
+		/* From here on the thread's own list says what it holds. */
 		request->held_count = 0;
 	}
 	spin_unlock(&dev->requests_lock);

@@ -42,7 +42,7 @@ struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
 
 	rcu_read_lock();
 	hash_for_each_possible_rcu(app->dev->threads, thread, node, (unsigned long)current) {
-		/* One of before an exec may not be reaped yet. */
+		/* A registration from before an exec may not be reaped yet. */
 		if (thread->task == current && thread->mm == current->mm &&
 		    thread->app == app && kref_get_unless_zero(&thread->ref)) {
 			found = thread;
@@ -141,7 +141,7 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 
 	if (arg->signal && (!valid_signal(arg->signal) || sig_kernel_only(arg->signal)))
 		return -EINVAL;
-	/* Only the thread itself registers itself, so nobody comes between. */
+	/* Only the thread registers itself, so this cannot race. */
 	thread = vmsrs_thread_current(file->app);
 	if (thread) {
 		vmsrs_thread_put(thread);

@@ -209,8 +209,8 @@ struct vmsrs_app {
  * @node: in vmsrs_device.requests; guarded by requests_lock
  * @domains: domains with its drafts; guarded by requests_lock
  * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended; guarded by requests_lock
- * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under commit_lock
- *	as well, like the next five
+ * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under
+ *	commit_lock as well, like the next five
  * @suspended_by: file through which it was suspended, or NULL
  * @due_node: in vmsrs_device.due_requests, or empty if it has no deadline or has failed
  * @due_ns: its deadline while suspended, or 0
@@ -230,12 +230,12 @@ struct vmsrs_app {
  * @kind: kind of its incident
  * @incident: number of its incident
  *
- * Created at its first draft or suspension. Removed, under commit_lock, when its drafts are committed
- * or discarded, or, if it failed, when no thread carries its tag any more; but never while it is
- * suspended.
+ * Created at its first draft, suspension or failure. Removed, under commit_lock, when its drafts
+ * are committed or discarded, or, if it failed, when no thread carries its tag any more; but never
+ * while it is suspended.
  *
- * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while suspended.
- * A request that failed while suspended has always been discarded.
+ * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while
+ * suspended. A request that failed while suspended has always been discarded.
  */
 struct vmsrs_request {
 	struct hlist_node node;

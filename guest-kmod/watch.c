@@ -29,7 +29,7 @@ static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *o
 {
 	u64 tag = vmsrs_thread_tag(thread), due;
 
-	/* The deadline is the tag's if the tag is the same before and after. */
+	/* The deadline belongs to the tag if the tag is the same before and after. */
 	smp_rmb();
 	due = READ_ONCE(thread->control->deadline_ns);
 	smp_rmb();
@@ -171,7 +171,8 @@ static void watch_work(struct work_struct *work)
 				vmsrs_thread_unlink(thread, &ended);
 				room--;
 			}
-		} else if (count < VMSRS_OVERDUE_MAX && watch_thread(thread, now, &overdue[count])) {
+		} else if (count < VMSRS_OVERDUE_MAX &&
+			   watch_thread(thread, now, &overdue[count])) {
 			count++;
 		}
 	}
