@@ -8,7 +8,7 @@ use loom::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS};
 
-/// Most threads that sleep.
+/// Maximum number of sleeping threads.
 const SLEEPERS: usize = 4;
 
 /// Why a wait ended without the lock.
@@ -16,15 +16,15 @@ const SLEEPERS: usize = 4;
 pub enum Errno {
     /// The tag holds the domain already.
     Exists,
-    /// The holder waits for the caller's request.
+    /// The wait would close a cycle.
     Deadlock,
     /// A signal.
     Interrupted,
-    /// The time is over.
+    /// The time is up.
     TimedOut,
     /// The request has failed.
     Stale,
-    /// Not yet; never returned by the system call.
+    /// The lock is taken; never returned by the system call.
     Again,
 }
 
@@ -37,8 +37,8 @@ struct Sleeper {
     granted: bool,
 }
 
-/// One of `lock_queues`: all domains of a model hash to it. With the states of the tasks, as those
-/// change under its lock alone here.
+/// One of `lock_queues`: all domains of a model hash to it. Includes the states of the tasks, which change only under
+/// its lock here.
 #[derive(Default)]
 struct Queue {
     sleepers: Vec<Sleeper>,
@@ -102,12 +102,12 @@ impl Driver {
         &self.words[domain as usize]
     }
 
-    /// Whether nobody holds the domain and nobody is said to wait for it.
+    /// Whether the domain has no holder and is not marked as waited for.
     pub fn is_free(&self, domain: u32) -> bool {
         self.word(domain).load(Ordering::Relaxed) == 0
     }
 
-    /// Whether the domain's word says that somebody waits for it.
+    /// Whether the domain's word is marked as waited for.
     pub fn is_waited_for(&self, domain: u32) -> bool {
         self.word(domain).load(Ordering::Relaxed) & LOCK_WAITERS != 0
     }

@@ -11,7 +11,7 @@ use vmsrs_protocol::shared::LOCK_TAG;
 
 const DOMAINS: usize = 2;
 
-/// Frame 0 has the first committed version, the next ones are for drafts. None is used twice.
+/// Frame 0 has the first committed version, the next ones are for drafts. Each is used once.
 const FRAMES: usize = 4;
 
 /// An access that ends with SIGSEGV or SIGBUS.
@@ -62,8 +62,8 @@ struct State {
     used: usize,
 }
 
-/// The page-table entry of a domain's page. A processor looks at it and carries out the access in
-/// one: a zap returns when no processor uses the old entry any more.
+/// The page-table entry of a domain's page. A CPU reads it and makes the access in one step, since a zap returns only
+/// when no CPU uses the old entry any more.
 #[derive(Clone, Copy, Default)]
 struct Entry {
     frame: Option<usize>,
