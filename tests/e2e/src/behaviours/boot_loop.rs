@@ -11,7 +11,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_guest_that_panics_at_every_boot_ends_with_a_report_after_its_restarts",
+    name: "guest_that_panics_at_every_boot_is_given_up",
     machine: Machine::Restarting,
     steps: &[],
     host,

@@ -16,7 +16,7 @@ const COMMITS: u8 = 20;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "nonsense_in_a_control_block_and_a_storm_of_failures_hurt_nobody_else",
+    name: "corrupt_control_block_and_failure_storm_stay_local",
     machine: Machine::Usual,
     steps: &[("nonsense", nonsense), ("count", count), ("storm", storm)],
     host,

@@ -17,7 +17,7 @@ use crate::{Behaviour, Machine, Step};
 
 /// With a mirror.
 pub(super) const MIRRORED: Behaviour = Behaviour {
-    name: "a_flipped_bit_in_a_sealed_frame_is_repaired_from_the_mirror",
+    name: "bit_flip_is_repaired_from_mirror",
     machine: Machine::Usual,
     steps: STEPS,
     host: mirrored,
@@ -25,7 +25,7 @@ pub(super) const MIRRORED: Behaviour = Behaviour {
 
 /// Without.
 pub(super) const UNMIRRORED: Behaviour = Behaviour {
-    name: "a_flipped_bit_without_a_mirror_is_an_incident_for_that_domain_alone",
+    name: "bit_flip_without_mirror_damages_only_its_domain",
     machine: Machine::Usual,
     steps: STEPS,
     host: unmirrored,
@@ -33,7 +33,7 @@ pub(super) const UNMIRRORED: Behaviour = Behaviour {
 
 /// Broken memory, with a mirror.
 pub(super) const POISONED_MIRRORED: Behaviour = Behaviour {
-    name: "a_poisoned_frame_has_its_content_again_from_the_mirror",
+    name: "poisoned_frame_is_restored_from_mirror",
     machine: Machine::Usual,
     steps: STEPS,
     host: poisoned_mirrored,
@@ -41,7 +41,7 @@ pub(super) const POISONED_MIRRORED: Behaviour = Behaviour {
 
 /// Broken memory, without one.
 pub(super) const POISONED_UNMIRRORED: Behaviour = Behaviour {
-    name: "a_poisoned_frame_without_a_mirror_is_an_incident_for_that_domain_alone",
+    name: "poisoned_frame_without_mirror_damages_only_its_domain",
     machine: Machine::Usual,
     steps: STEPS,
     host: poisoned_unmirrored,

@@ -13,7 +13,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_request_that_misses_its_deadline_is_ended_whatever_it_is_doing",
+    name: "missed_deadline_ends_request_whatever_it_does",
     machine: Machine::Usual,
     steps: &[("deadline", deadline)],
     host,

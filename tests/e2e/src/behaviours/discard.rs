@@ -12,7 +12,7 @@ const PAGES: u32 = 32;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "discard_restores_the_committed_version_on_demand",
+    name: "discard_restores_committed_version",
     machine: Machine::Usual,
     steps: &[("discard", discard), ("fail", fail)],
     host,

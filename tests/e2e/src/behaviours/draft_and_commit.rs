@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_first_write_makes_a_draft_and_a_commit_publishes_it",
+    name: "first_write_makes_draft_and_commit_publishes_it",
     machine: Machine::Usual,
     steps: &[("write", write), ("read", read)],
     host,

@@ -21,7 +21,7 @@ const PAGES: u32 = 64;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "unbinding_the_driver_ends_requests_and_keeps_domains_whole",
+    name: "unbinding_driver_ends_requests_and_keeps_domains",
     machine: Machine::Usual,
     steps: &[("unbind", unbind), ("look", look)],
     host,

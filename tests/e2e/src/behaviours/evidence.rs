@@ -14,7 +14,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "an_incident_tells_the_function_the_line_and_the_changed_bytes",
+    name: "incident_names_function_line_and_changed_bytes",
     machine: Machine::Usual,
     steps: &[("fail", fail)],
     host,

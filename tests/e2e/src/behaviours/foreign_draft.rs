@@ -15,7 +15,7 @@ use crate::fault::{Fault, load, load_instruction, store, store_instruction, try_
 use crate::host::Guest;
 use crate::{Behaviour, Machine};
 
-const NAME: &str = "a_foreign_draft_is_out_of_reach_for_loads_stores_and_system_calls";
+const NAME: &str = "foreign_draft_is_inaccessible";
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {

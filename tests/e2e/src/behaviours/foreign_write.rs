@@ -14,7 +14,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_foreign_write_raises_sigsegv_at_the_instruction_and_read_gives_efault",
+    name: "foreign_write_gets_sigsegv_and_read_gets_efault",
     machine: Machine::Usual,
     steps: &[("foreign", foreign), ("mapping", mapping)],
     host,

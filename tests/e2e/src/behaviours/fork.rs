@@ -9,7 +9,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "the_child_of_a_fork_cannot_write_to_the_parents_drafts_and_works_in_the_app",
+    name: "forked_child_cannot_write_parents_drafts",
     machine: Machine::Usual,
     steps: &[("outside", outside), ("inside", inside)],
     host,

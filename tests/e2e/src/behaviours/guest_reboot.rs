@@ -13,7 +13,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "sealed_commits_survive_a_panic_and_a_reboot_of_the_guests_kernel_at_the_same_addresses",
+    name: "sealed_commits_survive_guest_panic_and_reboot",
     machine: Machine::Restarting,
     steps: &[("look", look), ("go-down", go_down)],
     host,

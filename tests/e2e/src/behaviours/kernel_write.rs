@@ -13,7 +13,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_write_by_the_guests_kernel_into_a_sealed_frame_is_stopped_by_the_second_level_page_table",
+    name: "kernel_write_to_sealed_frame_is_stopped",
     machine: Machine::Usual,
     steps: &[("prepare", prepare), ("nofault", nofault), ("raw", raw)],
     host,

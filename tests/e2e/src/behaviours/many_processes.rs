@@ -19,7 +19,7 @@ const KILL_AFTER: u64 = 7;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "killing_one_process_of_an_app_in_the_middle_of_requests_loses_nothing_of_the_others",
+    name: "killed_process_costs_other_processes_nothing",
     machine: Machine::Usual,
     steps: &[("parent", parent), ("worker", worker)],
     host,

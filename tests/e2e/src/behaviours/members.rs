@@ -17,7 +17,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "the_threads_of_a_request_fail_as_one_whatever_they_do",
+    name: "threads_of_a_request_fail_together",
     machine: Machine::Usual,
     steps: &[
         ("commits", commits),

@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "death_of_the_process_discards_its_requests_and_leaves_committed_domains_whole",
+    name: "process_death_discards_requests_and_keeps_commits",
     machine: Machine::Usual,
     steps: &[("die", die), ("look", look)],
     host,

@@ -17,7 +17,7 @@ const TRIALS: usize = 200;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "what_a_failing_request_corrupts_is_seen_by_no_other_request",
+    name: "corruption_by_failed_request_reaches_no_other",
     machine: Machine::Usual,
     steps: &[("propagation", propagation)],
     host,

@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_request_that_writes_nothing_makes_no_system_call",
+    name: "read_only_request_makes_no_system_call",
     machine: Machine::Usual,
     steps: &[("read", read)],
     host,

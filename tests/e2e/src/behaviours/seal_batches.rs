@@ -9,7 +9,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "seal_batches_go_out_when_full_after_a_short_time_or_when_asked",
+    name: "seal_batch_is_sent_when_full_or_due_or_requested",
     machine: Machine::Usual,
     steps: &[("batches", batches)],
     host,

@@ -11,7 +11,7 @@ use crate::host::Guest;
 use crate::raw::{App, Domain};
 use crate::{Behaviour, Machine};
 
-const NAME: &str = "every_commit_that_was_sealed_is_there_after_kill_9_of_the_server";
+const NAME: &str = "sealed_commits_survive_sigkill_of_the_server";
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {

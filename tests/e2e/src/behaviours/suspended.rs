@@ -13,7 +13,7 @@ use crate::host::Guest;
 use crate::raw;
 use crate::{Behaviour, Machine};
 
-const NAME: &str = "a_suspended_request_keeps_its_locks_until_its_deadline_or_its_process_ends";
+const NAME: &str = "suspended_request_holds_locks_until_deadline_or_exit";
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {

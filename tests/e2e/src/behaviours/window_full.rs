@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_full_window_makes_allocations_fail_and_nothing_else",
+    name: "full_window_fails_only_allocations",
     machine: Machine::SmallWindow,
     steps: &[("fill", fill)],
     host,

@@ -5,7 +5,7 @@ use bytemuck::{bytes_of, cast_slice};
 use vmsrs_protocol::ZERO_FRAME;
 use vmsrs_protocol::control::MESSAGE_BYTES_MAX;
 
-use super::talk::store;
+use super::engine::store;
 use crate::hostile::{
     Answer, CONTROL, Descriptor, Device, EVENT, INDIRECT, MESSAGE, NEXT, QUEUE_SIZE, REPLY, TABLE,
     WRITE, linked, open_app, register, status,

@@ -8,7 +8,7 @@ use vmsrs_protocol::ZERO_FRAME;
 use vmsrs_protocol::control::{MESSAGE_INCIDENT, STATUS_NOT_OWNER, STATUS_OK, SealReply};
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
 
-use super::talk::{accepted, discard, domain, grant, record, report, seal, store, window_frames};
+use super::engine::{accepted, discard, domain, grant, record, report, seal, store, window_frames};
 use crate::hostile::{Device, message};
 use crate::stray::DEBUGFS;
 

@@ -15,7 +15,7 @@ use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
 use vmsrs_protocol::seal::SealRecord;
 use vmsrs_protocol::{KEY_MAX, NONE, ZERO_FRAME};
 
-use super::talk::{
+use super::engine::{
     accepted, discard, domain, grant, no_pages, record, report, seal, seal_refused, window_frames,
 };
 use crate::hostile::{Device, message, open_app, register};

@@ -18,7 +18,7 @@ const SEED: u64 = 0x0005_eed0_fa11;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "threads_with_failing_requests_leave_every_domain_as_the_model_says",
+    name: "domains_match_model_after_concurrent_failures",
     machine: Machine::Usual,
     steps: &[("threads", threads)],
     host,

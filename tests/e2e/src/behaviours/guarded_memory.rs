@@ -16,7 +16,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "requests_read_guarded_memory_and_do_not_write_to_it",
+    name: "guarded_memory_is_read_only_in_requests",
     machine: Machine::Usual,
     steps: &[
         ("guarded", guarded),

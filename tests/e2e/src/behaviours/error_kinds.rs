@@ -13,7 +13,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "every_kind_of_error_costs_its_own_request_alone",
+    name: "every_kind_of_error_fails_only_its_request",
     machine: Machine::Usual,
     steps: &[("kinds", kinds)],
     host,

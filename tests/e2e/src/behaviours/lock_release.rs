@@ -14,7 +14,7 @@ const ROUNDS: u64 = 50;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_lock_held_at_the_error_is_free_afterwards_and_what_it_guards_is_as_before",
+    name: "failed_request_restores_data_before_releasing_lock",
     machine: Machine::Usual,
     steps: &[("lock", lock)],
     host,

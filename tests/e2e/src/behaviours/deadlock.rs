@@ -13,7 +13,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "of_requests_that_would_wait_for_each_other_one_is_told",
+    name: "deadlock_is_reported_to_one_request",
     machine: Machine::Usual,
     steps: &[
         ("circle", circle),

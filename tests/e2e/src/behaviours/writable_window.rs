@@ -21,7 +21,7 @@ const FRAMES: usize = 16384;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_process_that_maps_the_window_past_the_driver_cannot_write_to_sealed_frames",
+    name: "writable_window_mapping_cannot_change_sealed_frames",
     machine: Machine::Usual,
     steps: &[("write", write)],
     host,

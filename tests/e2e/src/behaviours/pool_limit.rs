@@ -21,7 +21,7 @@ const FRESH: usize = 100;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_request_that_writes_more_than_half_of_the_pool_fails_alone",
+    name: "request_over_half_the_pool_fails_alone",
     machine: Machine::SmallWindow,
     steps: &[
         ("greedy", greedy),

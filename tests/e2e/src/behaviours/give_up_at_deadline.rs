@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_request_given_up_at_its_deadline_leaves_nothing_behind",
+    name: "request_given_up_at_deadline_leaves_nothing_behind",
     machine: Machine::Usual,
     steps: &[("give-up", give_up)],
     host,

@@ -20,7 +20,7 @@ const PAGES: usize = 300;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "the_audit_finds_damage_in_any_page_that_was_written",
+    name: "audit_finds_damage_in_any_written_page",
     machine: Machine::Usual,
     steps: &[("audit", audit)],
     host,

@@ -5,7 +5,7 @@ mod chains;
 mod frames;
 mod messages;
 mod registers;
-mod talk;
+mod engine;
 
 use std::process::Command;
 
@@ -20,7 +20,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_hostile_guest_is_refused_and_counted_and_the_device_and_the_machine_go_on",
+    name: "hostile_guest_is_refused_and_counted",
     machine: Machine::Hostile,
     steps: &[
         ("enter", enter),
