@@ -11,6 +11,8 @@ mod console;
 pub mod fault;
 pub mod host;
 pub mod hostile;
+pub mod limits;
+pub mod mapping;
 pub mod raw;
 pub mod steps;
 pub mod stray;

@@ -17,16 +17,16 @@ pub(super) fn no_messages(device: &mut Device) -> Result<()> {
     device.put(MESSAGE, &bytes);
     let readable = device.readable(MESSAGE, length);
     let writable = device.writable(REPLY, 64);
-    device.malformed("no readable part", &[writable])?;
-    device.malformed("readable behind writable", &linked(&[writable, readable]))?;
-    device.malformed(
+    device.expect_malformed("no readable part", &[writable])?;
+    device.expect_malformed("readable behind writable", &linked(&[writable, readable]))?;
+    device.expect_malformed(
         "empty readable part",
         &linked(&[device.readable(MESSAGE, 0), writable]),
     )?;
     let long = device.readable(MESSAGE, MESSAGE_BYTES_MAX + 1);
-    device.malformed("too long", &linked(&[long, writable]))?;
-    device.unanswered("no writable part", &[readable])?;
-    device.unanswered("an empty descriptor", &[Descriptor::default()])
+    device.expect_malformed("too long", &linked(&[long, writable]))?;
+    device.expect_no_reply("no writable part", &[readable])?;
+    device.expect_no_reply("an empty descriptor", &[Descriptor::default()])
 }
 
 pub(super) fn no_room(device: &mut Device) -> Result<()> {
@@ -35,10 +35,10 @@ pub(super) fn no_room(device: &mut Device) -> Result<()> {
     let readable = device.readable(MESSAGE, bytes.len() as u32);
     for room in 0..8 {
         let writable = device.writable(REPLY, room);
-        device.unanswered("no room for a header", &linked(&[readable, writable]))?;
+        device.expect_no_reply("no room for a header", &linked(&[readable, writable]))?;
     }
     let writable = device.writable(REPLY, 8);
-    device.malformed("no room for the rest", &linked(&[readable, writable]))
+    device.expect_malformed("no room for the rest", &linked(&[readable, writable]))
 }
 
 pub(super) fn loops(device: &mut Device) -> Result<()> {
@@ -51,10 +51,10 @@ pub(super) fn loops(device: &mut Device) -> Result<()> {
     let readable = device.readable(MESSAGE, 4);
     let writable = device.writable(REPLY, 64);
     let huge = device.readable(MESSAGE, u32::MAX);
-    device.malformed("at the end", &[jump(readable, 1), jump(writable, 1)])?;
-    device.malformed("two of them", &[jump(writable, 1), jump(writable, 0)])?;
-    device.unanswered("to itself", &[jump(readable, 0)])?;
-    device.unanswered("of many gigabytes", &[jump(huge, 0)])
+    device.expect_malformed("at the end", &[jump(readable, 1), jump(writable, 1)])?;
+    device.expect_malformed("two of them", &[jump(writable, 1), jump(writable, 0)])?;
+    device.expect_no_reply("to itself", &[jump(readable, 0)])?;
+    device.expect_no_reply("of many gigabytes", &[jump(huge, 0)])
 }
 
 pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
@@ -77,13 +77,13 @@ pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
             address,
             ..readable
         };
-        device.malformed("a message", &linked(&[lost, writable]))?;
+        device.expect_malformed("a message", &linked(&[lost, writable]))?;
         let lost = Descriptor {
             address,
             ..writable
         };
-        device.unanswered("a reply", &linked(&[readable, lost]))?;
-        device.unanswered("both", &[lost])?;
+        device.expect_no_reply("a reply", &linked(&[readable, lost]))?;
+        device.expect_no_reply("both", &[lost])?;
     }
     for next in [QUEUE_SIZE, 0x7fff, u16::MAX] {
         let torn = Descriptor {
@@ -91,14 +91,14 @@ pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
             next,
             ..readable
         };
-        device.unanswered("a link out of the table", &[torn])?;
+        device.expect_no_reply("a link out of the table", &[torn])?;
         let torn = Descriptor {
             flags: WRITE | NEXT,
             next,
             ..writable
         };
         let chain = [linked(&[readable, writable])[0], torn];
-        device.malformed("a link out of the table", &chain)?;
+        device.expect_malformed("a link out of the table", &chain)?;
     }
     Ok(())
 }
@@ -123,10 +123,10 @@ pub(super) fn indirect_tables(device: &mut Device) -> Result<()> {
             flags: INDIRECT,
             ..device.readable(TABLE, length)
         };
-        device.unanswered("a table", &[indirect])?;
-        device.unanswered("a table and more", &linked(&[indirect, writable]))?;
+        device.expect_no_reply("a table", &[indirect])?;
+        device.expect_no_reply("a table and more", &linked(&[indirect, writable]))?;
         let malformed = [linked(&[writable, indirect])[0], indirect];
-        device.malformed("a table at the end", &malformed)?;
+        device.expect_malformed("a table at the end", &malformed)?;
     }
     // A table that names itself as a table.
     let nested = Descriptor {
@@ -134,7 +134,7 @@ pub(super) fn indirect_tables(device: &mut Device) -> Result<()> {
         ..device.readable(TABLE, 16)
     };
     device.put(TABLE, bytes_of(&nested));
-    device.unanswered("a table in itself", &[nested])
+    device.expect_no_reply("a table in itself", &[nested])
 }
 
 pub(super) fn heads_out_of_range(device: &mut Device) -> Result<()> {
@@ -147,7 +147,7 @@ pub(super) fn heads_out_of_range(device: &mut Device) -> Result<()> {
         device.write(register::QUEUE_NOTIFY, CONTROL)?;
         device.start()?;
     }
-    device.works()
+    device.expect_working()
 }
 
 pub(super) fn index_far_ahead(device: &mut Device) -> Result<()> {
@@ -176,11 +176,11 @@ pub(super) fn rings_on_each_other(device: &mut Device) -> Result<()> {
         // The used ring lies on the available ring: what the device writes, it reads as new chains.
         device.negotiate()?;
         for number in [CONTROL, EVENT] {
-            let mut places = device.places(number);
+            let mut places = device.queue_addresses(number);
             if number == queue {
                 places[2] = places[1];
             }
-            let ready = device.set_up(number, QUEUE_SIZE.into(), places)?;
+            let ready = device.set_up_queue(number, QUEUE_SIZE.into(), places)?;
             ensure!(ready, "a strange queue, but in RAM");
         }
         device.write(register::STATUS, status::RUNNING)?;
@@ -193,7 +193,7 @@ pub(super) fn rings_on_each_other(device: &mut Device) -> Result<()> {
         // The device must hear the reset while it is at it.
         device.write(register::STATUS, 0)?;
         device.start()?;
-        device.works()?;
+        device.expect_working()?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub(super) fn every_kind_of_frame(device: &mut Device) -> Result<()> {
         );
     }
     let stale = discard(&[kept]);
-    device.refused("a frame of before the reset", &stale, STATUS_NOT_OWNER)?;
+    device.expect_refused("a frame of before the reset", &stale, STATUS_NOT_OWNER)?;
     store(sealed, "0x77")?;
     let byte = fs::read_to_string(format!("{}/byte", DEBUGFS))?;
     ensure!(byte.trim() == "85", "the sealed byte is {byte}");

@@ -21,26 +21,26 @@ use super::engine::{
 use crate::hostile::{Device, message, open_app, register};
 
 pub(super) fn lengths_that_lie(device: &mut Device) -> Result<()> {
-    device.refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
+    device.expect_refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
     for kind in MESSAGE_OPEN_APP..=MESSAGE_EVIDENCE {
         let header = ControlHeader { kind, length: 0 };
-        device.refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
+        device.expect_refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
     }
     let good = open_app();
     for length in [0, 1, good.len() as u32, 0x7fff_ffff, u32::MAX] {
         let mut bytes = good.clone();
         bytes[4..8].copy_from_slice(&length.to_le_bytes());
-        device.refused("a length that lies", &bytes, STATUS_MALFORMED)?;
+        device.expect_refused("a length that lies", &bytes, STATUS_MALFORMED)?;
     }
     let mut long = good;
     long.push(0);
-    device.refused("a byte too many", &long, STATUS_MALFORMED)
+    device.expect_refused("a byte too many", &long, STATUS_MALFORMED)
 }
 
 pub(super) fn unknown_kinds(device: &mut Device) -> Result<()> {
     for kind in [0, MESSAGE_EVIDENCE + 1, 0x8000_0000, u32::MAX] {
         let bytes = message(kind, &0u64, &[]);
-        device.refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
+        device.expect_refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
     }
     Ok(())
 }
@@ -50,12 +50,12 @@ pub(super) fn foreign_frames(device: &mut Device) -> Result<()> {
     let window = window_frames(device)?;
     let own = grant(device, 4)?;
     for frame in [ZERO_FRAME, window - 1, window, 0x8000_0000, NONE] {
-        device.refused("discard", &discard(&[own[0], frame]), STATUS_NOT_OWNER)?;
+        device.expect_refused("discard", &discard(&[own[0], frame]), STATUS_NOT_OWNER)?;
         seal_refused(device, &[record(place, frame)], STATUS_NOT_OWNER)?;
     }
     accepted(device, &discard(&own))?;
     // Handed back: not its any more.
-    device.refused("discard again", &discard(&own), STATUS_NOT_OWNER)?;
+    device.expect_refused("discard again", &discard(&own), STATUS_NOT_OWNER)?;
     seal_refused(device, &[record(place, own[0])], STATUS_NOT_OWNER)
 }
 
@@ -111,7 +111,7 @@ pub(super) fn foreign_pages(device: &mut Device) -> Result<()> {
 pub(super) fn frame_twice(device: &mut Device) -> Result<()> {
     let place = domain(device, "twice")?;
     let own = grant(device, 1)?[0];
-    device.refused("discard", &discard(&[own, own]), STATUS_MALFORMED)?;
+    device.expect_refused("discard", &discard(&[own, own]), STATUS_MALFORMED)?;
     let (app, domain, page) = place;
     let first = SealRecord {
         flags: 0,
@@ -142,13 +142,13 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             message(MESSAGE_DISCARD, &discard, &[]),
             message(MESSAGE_INCIDENT, &report, &[]),
         ] {
-            device.refused("a list that is not there", &bytes, STATUS_MALFORMED)?;
+            device.expect_refused("a list that is not there", &bytes, STATUS_MALFORMED)?;
         }
     }
     let config = offset_of!(DeviceConfig, batch_records) as u64;
     let most = device.read(register::CONFIG + config)?;
     let many = vec![record((app, domain, 0), NONE); most as usize + 1];
-    device.refused("too many records", &seal(&many), STATUS_MALFORMED)?;
+    device.expect_refused("too many records", &seal(&many), STATUS_MALFORMED)?;
     for (index, pages, status) in [
         (1, 0, STATUS_MALFORMED),
         (1, u32::MAX, STATUS_MALFORMED),
@@ -162,7 +162,7 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             pages,
         };
         let bytes = message(MESSAGE_ADD_EXTENT, &extent, &[]);
-        device.refused("an extent", &bytes, status)?;
+        device.expect_refused("an extent", &bytes, status)?;
     }
     for key_length in [0, KEY_MAX as u32 + 1, u32::MAX] {
         let open = OpenDomain {
@@ -172,7 +172,7 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             flags: 0,
         };
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
-        device.refused("a key", &bytes, STATUS_MALFORMED)?;
+        device.expect_refused("a key", &bytes, STATUS_MALFORMED)?;
     }
     let config = offset_of!(DeviceConfig, pool_frames) as u64;
     let pool = device.read(register::CONFIG + config)?;
@@ -190,7 +190,7 @@ pub(super) fn false_reports(device: &mut Device) -> Result<()> {
     let good = report(device, place, 0)?;
     let send = |device: &mut Device, report: IncidentReport, status| {
         let bytes = message(MESSAGE_INCIDENT, &report, &[]);
-        device.refused("a false report", &bytes, status)
+        device.expect_refused("a false report", &bytes, status)
     };
     for kind in [0, KIND_MAX + 1, u32::MAX] {
         send(device, IncidentReport { kind, ..good }, STATUS_MALFORMED)?;
@@ -221,8 +221,8 @@ pub(super) fn false_reports(device: &mut Device) -> Result<()> {
         &IncidentReport { drafts: 1, ..good },
         bytes_of(&foreign),
     );
-    device.refused("a draft that is none", &bytes, STATUS_NOT_OWNER)?;
+    device.expect_refused("a draft that is none", &bytes, STATUS_NOT_OWNER)?;
     let bytes = message(MESSAGE_INCIDENT, &good, &[]);
     accepted(device, &bytes)?;
-    device.refused("a number twice", &bytes, STATUS_MALFORMED)
+    device.expect_refused("a number twice", &bytes, STATUS_MALFORMED)
 }

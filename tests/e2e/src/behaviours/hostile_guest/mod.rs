@@ -2,10 +2,10 @@
 //! and the virtual machine go on, and a good driver finds the device in order afterwards.
 
 mod chains;
+mod engine;
 mod frames;
 mod messages;
 mod registers;
-mod engine;
 
 use std::process::Command;
 
@@ -137,7 +137,7 @@ fn enter(_: &str) -> Result<()> {
     )?;
     let mut device = Device::open()?;
     device.start()?;
-    device.works()?;
+    device.expect_working()?;
     let address = device.read_pair(register::SHM_BASE)?;
     let length = device.read_pair(register::SHM_LEN)?;
     shell(&format!(
@@ -177,5 +177,5 @@ fn attack(name: &str) -> Result<()> {
     let mut device = Device::open()?;
     device.start()?;
     attack(&mut device)?;
-    device.works()
+    device.expect_working()
 }

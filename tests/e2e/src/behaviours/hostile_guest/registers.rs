@@ -16,7 +16,7 @@ pub(super) fn idle_notifications(device: &mut Device) -> Result<()> {
     for width in [1, 2, 8] {
         device.access(register::QUEUE_NOTIFY, &vec![0; width])?;
     }
-    device.works()?;
+    device.expect_working()?;
     // A device that is not running.
     device.negotiate()?;
     for queue in [CONTROL, EVENT, 2] {
@@ -81,9 +81,12 @@ pub(super) fn no_regions(device: &mut Device) -> Result<()> {
 pub(super) fn wrong_queues(device: &mut Device) -> Result<()> {
     device.negotiate()?;
     let window = device.read_pair(register::SHM_BASE)?;
-    let good = device.places(CONTROL);
+    let good = device.queue_addresses(CONTROL);
     for size in [0, 3, 65, 128, 0x1_0000, 0x8000_0040, u32::MAX] {
-        ensure!(!device.set_up(CONTROL, size, good)?, "a queue of {size}");
+        ensure!(
+            !device.set_up_queue(CONTROL, size, good)?,
+            "a queue of {size}"
+        );
     }
     for part in 0..3 {
         for address in [
@@ -96,12 +99,12 @@ pub(super) fn wrong_queues(device: &mut Device) -> Result<()> {
         ] {
             let mut places = good;
             places[part] = address;
-            let ready = device.set_up(CONTROL, QUEUE_SIZE.into(), places)?;
+            let ready = device.set_up_queue(CONTROL, QUEUE_SIZE.into(), places)?;
             ensure!(!ready, "part {part} at {address:#x}");
         }
     }
     for queue in [2, 0xffff, u32::MAX] {
-        ensure!(!device.set_up(queue, 64, good)?, "queue {queue:#x}");
+        ensure!(!device.set_up_queue(queue, 64, good)?, "queue {queue:#x}");
     }
     // A device without its queues does not start.
     device.write(register::STATUS, status::RUNNING)?;
@@ -109,9 +112,9 @@ pub(super) fn wrong_queues(device: &mut Device) -> Result<()> {
     ensure!(status & status::NEEDS_RESET != 0, "status {status:#x}");
     device.start()?;
     // A queue of a running device stays as it is.
-    device.set_up(CONTROL, 32, [window; 3])?;
+    device.set_up_queue(CONTROL, 32, [window; 3])?;
     device.write(register::QUEUE_READY, 0)?;
-    device.works()
+    device.expect_working()
 }
 
 pub(super) fn wrong_statuses(device: &mut Device) -> Result<()> {
