@@ -82,7 +82,7 @@ fn count(_: &str) -> Result<()> {
         // SAFETY: the page is the domain's, which the request holds.
         unsafe { poke(page.wrapping_add(place * PAGE_SIZE as usize), 1) };
         ensure!(
-            thread.drafts() == stray.saturating_add(1) && thread.drafts_fit(),
+            thread.drafts() == stray.saturating_add(1) && thread.drafts_match(),
             "{stray:#x}: a draft makes it {:#x}",
             thread.drafts()
         );

@@ -193,7 +193,7 @@ fn suspend_empty(thread: &raw::Thread<'_>, count: u32) -> Result<Vec<u64>> {
         .map(|_| {
             let tag = thread.begin(&[])?;
             let suspended = thread.suspend(tag);
-            thread.put_down();
+            thread.detach();
             suspended.map(|()| tag).map_err(Into::into)
         })
         .collect()
@@ -209,7 +209,7 @@ fn limit(_: &str) -> Result<()> {
     ensure!(refused.raw_os_error() == Some(libc::EAGAIN), "{refused}");
     app.abandon(tags[0])?;
     thread.suspend(tag)?;
-    thread.put_down();
+    thread.detach();
     for tag in tags.into_iter().skip(1).chain([tag]) {
         app.abandon(tag)?;
     }
