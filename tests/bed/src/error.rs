@@ -141,6 +141,30 @@ pub enum Error {
         /// The end of the console's output.
         console: String,
     },
+    /// `vmsrs run` ended too early, or with an error.
+    #[error("vmsrs run ended ({status}) {before}")]
+    GuestEnded {
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// Before what it ended, in words.
+        before: String,
+    },
+    /// What was waited for in a guest did not come.
+    #[error("{what} did not come within {} s", after.as_secs())]
+    GuestLate {
+        /// What was waited for.
+        what: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// The `vmsrs` command printed something else than it should.
+    #[error("vmsrs {command} did not print the expected JSON")]
+    Json {
+        /// The arguments.
+        command: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
     /// The KVM host went down before the job reported its exit code.
     #[error(
         "the KVM host ended ({status}) before the job did; the last console lines were:\n{console}"

@@ -6,6 +6,8 @@ use std::time::Duration;
 use crate::command::shell_quote;
 use crate::error::{Error, Result};
 use crate::kernel::Series;
+use crate::stream::START_MARK;
+use crate::{patience, results};
 
 /// How long a job may take unless told otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -21,8 +23,9 @@ const DEFAULT_CPUS: u32 = 2;
 ///
 /// - `VMSRS_RESULTS`: the path of a file; each line appended to it comes back as [`Event::Result`] and in
 ///   [`Outcome::results`]. Any process of the job may open it for writing, in the way of the shell's
-///   `echo done >>"$VMSRS_RESULTS"`. Lines that begin with `@exit ` are reserved.
+///   `echo done >>"$VMSRS_RESULTS"`. The lines `@start` and `@exit NUMBER` have a meaning here.
 /// - `VMSRS_ACCELERATOR`: [`crate::Accelerator::name`].
+/// - `VMSRS_PATIENCE`: what [`patience::factor`] gives.
 /// - what [`Job::env`] adds.
 ///
 /// What the job prints comes back as [`Event::Console`], on the nested host mixed with the kernel's messages.
@@ -32,7 +35,8 @@ pub struct Job {
     pub(crate) files: Vec<JobFile>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) library_folders: Vec<PathBuf>,
-    pub(crate) timeout: Duration,
+    timeout: Duration,
+    slowness: u32,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
     pub(crate) deterministic: bool,
@@ -60,6 +64,7 @@ impl Job {
             env: Vec::new(),
             library_folders: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
+            slowness: 1,
             memory_mib: DEFAULT_MEMORY_MIB,
             cpus: DEFAULT_CPUS,
             deterministic: false,
@@ -100,9 +105,18 @@ impl Job {
         self
     }
 
-    /// How long it may take, booting included; 5 minutes by default. After that it is killed.
+    /// How long it may take once it has started, 5 minutes by default; [`patience`] scales it. After that it is killed.
+    ///
+    /// The time counts from the last line `@start` in the results: the host writes one before it runs the command, and
+    /// the job may write more.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// How many times as long as usual everything in the job may take: its time limit, and the limits of what it runs.
+    pub fn slowness(mut self, times: u32) -> Self {
+        self.slowness = times;
         self
     }
 
@@ -152,13 +166,30 @@ impl Job {
 
     /// The script that runs the job's command; it expects to begin in the job folder.
     pub(crate) fn run_script(&self, accelerator: &str) -> String {
-        let mut script = format!("export PATH=\"$PWD:$PATH\" VMSRS_ACCELERATOR={accelerator}\n");
+        let mut script = format!(
+            "export PATH=\"$PWD:$PATH\" VMSRS_ACCELERATOR={accelerator} {}={}\n",
+            patience::VARIABLE,
+            self.patience()
+        );
         for (name, value) in &self.env {
             script.push_str(&format!("export {name}={}\n", shell_quote(value)));
         }
         let command: Vec<String> = self.command.iter().map(|word| shell_quote(word)).collect();
-        script.push_str(&format!("exec {}\n", command.join(" ")));
+        script.push_str(&format!(
+            "echo {START_MARK} >>\"${}\"\nexec {}\n",
+            results::VARIABLE,
+            command.join(" ")
+        ));
         script
+    }
+
+    /// How long it may take after its start.
+    pub(crate) fn limit(&self) -> Duration {
+        self.timeout.saturating_mul(self.patience())
+    }
+
+    fn patience(&self) -> u32 {
+        patience::factor().saturating_mul(self.slowness)
     }
 
     fn add(mut self, source: PathBuf, name: String, program: bool) -> Self {
@@ -212,12 +243,26 @@ mod tests {
             .env("X", "it's")
             .arg("x");
         let mut sh = std::process::Command::new("sh");
+        sh.env(results::VARIABLE, "/dev/null");
         let script = job.run_script("test");
         assert_eq!(
             crate::command::stdout(sh.args(["-c", &script])).unwrap(),
             "a b|$HOME|x"
         );
         assert!(script.contains(r"export X='it'\''s'"));
+    }
+
+    #[test]
+    fn a_slower_job_has_longer_limits() {
+        let job = Job::new(["true"]).timeout(Duration::from_secs(5));
+        let slower = job.clone().slowness(6);
+        assert_eq!(slower.limit(), job.limit() * 6);
+        let patience = 6 * patience::factor();
+        assert!(
+            slower
+                .run_script("x")
+                .contains(&format!("VMSRS_PATIENCE={patience}\n"))
+        );
     }
 
     #[test]

@@ -11,9 +11,19 @@ use std::time::{Duration, Instant};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::job::{Event, Outcome};
+use crate::patience;
+
+/// The line of the result stream from which the job's time limit counts.
+pub(crate) const START_MARK: &str = "@start";
 
 /// Begins the line of the result stream that carries the exit code.
 pub(crate) const EXIT_MARK: &str = "@exit ";
+
+/// How long the host may take to start the job; the nested one boots in about ten seconds.
+const START_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long to wait for lines of a process that has been killed.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How many of the last console lines an outcome and an error have.
 const CONSOLE_LINES: usize = 40;
@@ -21,8 +31,8 @@ const CONSOLE_LINES: usize = 40;
 /// Kills the process and its group when it goes out of scope.
 struct KillOnDrop(Child);
 
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
+impl KillOnDrop {
+    fn kill(&mut self) {
         // Once it has been waited for, its number may be another's.
         if let Ok(None) = self.0.try_wait() {
             let kill = format!("kill -KILL -{}", self.0.id());
@@ -30,6 +40,31 @@ impl Drop for KillOnDrop {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A limit that counts from its making.
+struct Deadline {
+    from: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        Self {
+            from: Instant::now(),
+            limit,
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        self.limit.saturating_sub(self.from.elapsed())
     }
 }
 
@@ -42,13 +77,15 @@ enum Line {
 ///
 /// # Errors
 ///
-/// [`Error::Timeout`] after `timeout` (the process is then killed), [`Error::Died`] when it ended without an exit code.
+/// [`Error::Timeout`] when the job has not ended `limit` after its start (the process is then killed), [`Error::Died`] when it
+/// ended without an exit code.
 pub(crate) fn run(
     mut process: Command,
-    timeout: Duration,
+    limit: Duration,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let begin = Instant::now();
+    let mut deadline = Deadline::after(patience::scaled(START_LIMIT));
     // A group of its own, so that what it starts can be killed with it.
     process.process_group(0);
     process
@@ -71,24 +108,32 @@ pub(crate) fn run(
     let mut results = Vec::new();
     let mut console = VecDeque::new();
     loop {
-        match lines.recv_timeout(timeout.saturating_sub(begin.elapsed())) {
+        match lines.recv_timeout(deadline.rest()) {
             Ok(Line::Console(line)) => {
                 on_event(Event::Console(&line));
-                if console.len() == CONSOLE_LINES {
-                    console.pop_front();
-                }
-                console.push_back(line);
+                remember(&mut console, line);
             }
-            Ok(Line::Result(line)) => match line.strip_prefix(EXIT_MARK) {
-                Some(number) => code = number.trim().parse().ok(),
-                None => {
+            Ok(Line::Result(line)) => {
+                if line == START_MARK {
+                    deadline = Deadline::after(limit);
+                } else if let Some(number) = line.strip_prefix(EXIT_MARK) {
+                    code = number.trim().parse().ok();
+                } else {
                     on_event(Event::Result(&line));
                     results.push(line);
                 }
-            },
+            }
             Err(RecvTimeoutError::Timeout) => {
+                child.kill();
+                // What it wrote before is still on its way; what left its group may keep the streams open.
+                while let Ok(line) = lines.recv_timeout(DRAIN_LIMIT) {
+                    if let Line::Console(line) = line {
+                        on_event(Event::Console(&line));
+                        remember(&mut console, line);
+                    }
+                }
                 return Err(Error::Timeout {
-                    after: timeout,
+                    after: deadline.limit,
                     console: join(&console),
                 });
             }
@@ -129,6 +174,14 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<Line>, kind: fn(Str
     });
 }
 
+/// Keeps `line` as one of the last lines of the console.
+fn remember(console: &mut VecDeque<String>, line: String) {
+    if console.len() == CONSOLE_LINES {
+        console.pop_front();
+    }
+    console.push_back(line);
+}
+
 fn join(lines: &VecDeque<String>) -> String {
     lines
         .iter()
@@ -151,7 +204,7 @@ mod tests {
     fn lines_come_on_their_streams_and_the_exit_code_with_the_results() {
         let mut seen = Vec::new();
         let process = shell("echo one; echo hello >&2; echo two; echo '@exit 3'");
-        let outcome = run(process, Duration::from_secs(20), &mut |event| {
+        let outcome = run(process, Duration::MAX, &mut |event| {
             seen.push(match event {
                 Event::Console(line) => format!("console {line}"),
                 Event::Result(line) => format!("result {line}"),
@@ -166,9 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_takes_too_long_is_killed_and_its_last_words_are_told() {
-        let process = shell("echo waiting >&2; sleep 600; true");
-        let error = run(process, Duration::from_millis(500), &mut |_| ()).unwrap_err();
+    fn a_job_that_hangs_is_killed_and_its_last_lines_are_told() {
+        let process = shell("echo waiting >&2; echo @start; sleep 600; true");
+        let error = run(process, Duration::from_millis(50), &mut |_| ()).unwrap_err();
         assert!(
             matches!(&error, Error::Timeout { console, .. } if console == "waiting"),
             "{error}"
@@ -177,12 +230,7 @@ mod tests {
 
     #[test]
     fn an_end_without_an_exit_code_is_an_error() {
-        let error = run(
-            shell("echo oops >&2; exit 1"),
-            Duration::from_secs(20),
-            &mut |_| (),
-        )
-        .unwrap_err();
+        let error = run(shell("echo oops >&2; exit 1"), Duration::MAX, &mut |_| ()).unwrap_err();
         assert!(
             matches!(&error, Error::Died { console, .. } if console == "oops"),
             "{error}"

@@ -1,14 +1,17 @@
-//! The side of the KVM host: runs the VM monitor, and counts what each measurement in its guest costs the host.
+//! The side of the KVM host: boots the guest, and counts what each measurement in its guest costs the host.
 //!
 //! The guest says on its console when it is ready for the next measurement and waits for a line; so the counters are
 //! read while it does nothing. What the lines themselves cost is measured with nothing between them.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vmsrs_bed::guest::{Config, Guest};
+use vmsrs_bed::results;
 
 use crate::sample::{Cost, Measured, Sample};
 
@@ -18,8 +21,11 @@ pub(crate) const READY: &str = "@ready";
 /// Where KVM has its counters.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
-/// Runs the command, answers its guest, and tells each measurement as a line of the test-bed's results.
-pub(crate) fn run(command: &[String]) -> Result<()> {
+/// How long `vmsrs run` may take to end after its guest; it takes less than a second.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// Boots the guest, answers it, and tells each measurement as a line of the test-bed's results.
+pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
     if !Path::new(DEBUGFS).join("kvm").is_dir() {
         let mounted = Command::new("mount")
             .args(["-t", "debugfs", "none", DEBUGFS])
@@ -29,34 +35,31 @@ pub(crate) fn run(command: &[String]) -> Result<()> {
             "{DEBUGFS} cannot be mounted: KVM's counters are there"
         );
     }
-    let results = std::env::var_os("VMSRS_RESULTS").context("VMSRS_RESULTS is not set")?;
-    let mut results = OpenOptions::new().append(true).open(results)?;
-    let (program, arguments) = command.split_first().context("no command")?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let mut input = child.stdin.take().context("its input")?;
-    let output = child.stdout.take().context("its output")?;
+    let config = Config::new(kernel, initramfs).vcpus(1).console_on_pipes();
+    let mut guest = config.boot()?;
+    measure(&mut guest).with_context(|| guest.logs())
+}
+
+/// Serves the guest's console until the guest ends.
+fn measure(guest: &mut Guest) -> Result<()> {
+    let (mut input, output) = guest.take_console().context("the guest's console")?;
+    let process = guest.pid();
     let mut before = None;
     for line in BufReader::new(output).lines() {
         let line = line?;
         if line.trim() == READY {
-            before = Some(now(child.id())?);
+            before = Some(now(process)?);
             input.write_all(b"\n")?;
         } else if let Some(sample) = Sample::in_line(&line) {
             let before = before.take().context("a measurement was not begun")?;
-            let cost = now(child.id())?.since(&before);
-            let measured = serde_json::to_string(&Measured { sample, cost })?;
-            writeln!(results, "{measured}")?;
+            let cost = now(process)?.since(&before);
+            results::tell(&Measured { sample, cost })?;
         } else {
             println!("{line}");
         }
     }
-    let status = child.wait()?;
-    ensure!(status.success(), "{program} ended with {status}");
+    let status = guest.wait_for_end("the end of vmsrs run", END_LIMIT)?;
+    ensure!(status.success(), "vmsrs run ended with {status}");
     Ok(())
 }
 

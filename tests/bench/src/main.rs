@@ -42,19 +42,16 @@ enum Part {
     /// Measure here, in the guest.
     #[command(hide = true)]
     Guest,
-    /// Run this VM monitor here, on the KVM host, and count.
+    /// Boot the guest here, on the KVM host, and count.
     #[command(hide = true)]
-    Host {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-        command: Vec<String>,
-    },
+    Host { kernel: PathBuf, initramfs: PathBuf },
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.part {
         Some(Part::Guest) => guest::measure(arguments.rounds),
-        Some(Part::Host { command }) => host::run(command),
+        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs),
         None => run(&arguments),
     }
 }
@@ -82,18 +79,12 @@ fn run(arguments: &Arguments) -> Result<()> {
             arguments.rounds
         ))
         .write(&kernel, &image)?;
-    let mut job = Job::new(["vmsrs-bench", "host", "vmsrs", "run", "--kernel", "vmlinux"])
+    let mut job = Job::new(["vmsrs-bench", "host", "vmlinux", "guest.img"])
         .program(&program, "vmsrs-bench")
         .program(vmsrs, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
         .timeout(Duration::from_secs(arguments.deadline));
-    for argument in ["--initramfs", "guest.img", "--memory", "512M"] {
-        job = job.arg(argument);
-    }
-    for argument in ["--vcpus", "1", "--window", "64M", "--pool", "2048"] {
-        job = job.arg(argument);
-    }
     if arguments.deterministic {
         job = job.deterministic();
     }
