@@ -55,6 +55,9 @@ const STEPS: &[(&str, Step)] = &[
     ("unreachable", unreachable),
 ];
 
+/// Exit code of `vmsrs scrub` when content is lost.
+const CONTENT_LOST: i32 = 9;
+
 const APP: &str = "corruption";
 /// What every page of the value begins with, so that the host finds its frames.
 const MARK: &[u8] = b"this page is watched by a checksum; ";
@@ -92,7 +95,9 @@ fn first_incident(
         if kind == "poison" {
             guest.run("read", key)?;
         }
-        let found = guest.vmsrs(&["scrub", "--app", APP, "--domain", key])?;
+        let found = guest
+            .control()
+            .query(&["scrub", "--app", APP, "--domain", key])?;
         ensure!(found["damaged"] == 0, "nothing is lost: {found}");
         guest.run("read", key)?;
         if let Ok(incident) = newest(guest, kind) {
@@ -111,8 +116,11 @@ fn unmirrored(guest: &mut Guest) -> Result<()> {
     guest.run("write", "plain")?;
     let (window, offsets) = find(guest, "plain")?;
     flip(&window, offsets[0])?;
-    let code = guest.exit_code(&["scrub", "--app", APP])?;
-    ensure!(code == Some(9), "scrub says that content is lost: {code:?}");
+    let scrub = guest.control().run(&["scrub", "--app", APP])?;
+    ensure!(
+        scrub.status.code() == Some(CONTENT_LOST),
+        "scrub does not say that content is lost: {scrub:?}"
+    );
     let incident = newest(guest, "checksum")?;
     ensure!(
         incident["outcome"] == "lost" && incident["domain"] == "plain",
@@ -152,7 +160,7 @@ fn poisoned_unmirrored(guest: &mut Guest) -> Result<()> {
 }
 
 fn status(guest: &Guest) -> Result<Value> {
-    Ok(guest.vmsrs(&["status"])?["recovery"].clone())
+    guest.recovery_status()
 }
 
 fn newest(guest: &Guest, kind: &str) -> Result<Value> {

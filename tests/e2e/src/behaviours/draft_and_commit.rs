@@ -16,7 +16,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 
 fn host(guest: &mut Guest) -> Result<()> {
     let sealed = |guest: &Guest| -> Result<u64> {
-        let status = guest.vmsrs(&["status"])?;
+        let status = guest.control().status()?;
         Ok(status["recovery"]["sealed_frames"].as_u64().unwrap_or(0))
     };
     let before = sealed(guest)?;

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::hint::black_box;
 use std::ptr::{NonNull, without_provenance_mut};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -23,8 +22,6 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 /// The program in the job folder, since the one in the guest has another path, and the libraries, which have the same
 /// paths in the guest and on the KVM host.
 const SYMBOLS: [&str; 4] = ["--symbols", "vmsrs-e2e", "--symbols", "/lib"];
-/// Longest that the driver may take to send what the program kept, on a machine with much else to do.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of the block that the request writes to.
 const BLOCK: usize = 40;
 
@@ -83,7 +80,9 @@ fn found_by_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
         is.contains("behind the end of the block of 40 bytes"),
         "{is}"
     );
-    let text = guest.show(&[&["incidents", number][..], &SYMBOLS].concat())?;
+    let text = guest
+        .control()
+        .show(&[&["incidents", number][..], &SYMBOLS].concat())?;
     let mut rows = text
         .lines()
         .take_while(|line| !line.starts_with("backtrace"));
@@ -96,17 +95,11 @@ fn found_by_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
     Ok(())
 }
 
-/// An incident with what the program kept, which comes behind the report.
-fn incident(guest: &Guest, number: &str) -> Result<Value> {
-    guest.incident(number)?;
-    let start = Instant::now();
-    loop {
-        let incident = guest.vmsrs(&[&["incidents", number][..], &SYMBOLS].concat())?;
-        if !incident["request"]["program"].is_null() {
-            return Ok(incident);
-        }
-        ensure!(start.elapsed() < LIMIT, "nothing kept of incident {number}");
-    }
+/// An incident with the program's evidence, which comes after the report.
+fn incident(guest: &mut Guest, number: &str) -> Result<Value> {
+    guest.incident_with(number, &SYMBOLS, |facts| {
+        !facts["request"]["program"].is_null()
+    })
 }
 
 /// The dropped draft has three bytes behind the block, and the incident says so.
@@ -134,10 +127,14 @@ fn changed_bytes(incident: &Value) -> Result<()> {
 
 /// What people read has the function and the bytes, on a terminal and in a browser.
 fn pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
-    let text = guest.show(&[&["incidents", number][..], &SYMBOLS].concat())?;
+    let text = guest
+        .control()
+        .show(&[&["incidents", number][..], &SYMBOLS].concat())?;
     let page = std::env::temp_dir().join(format!("incident-{number}.html"));
     let path = page.to_str().context("a path of letters")?;
-    guest.show(&[&["incidents", number, "--html", path][..], &SYMBOLS].concat())?;
+    guest
+        .control()
+        .show(&[&["incidents", number, "--html", path][..], &SYMBOLS].concat())?;
     let html = std::fs::read_to_string(&page)?;
     std::fs::remove_file(&page)?;
     for shown in [&text, &html] {

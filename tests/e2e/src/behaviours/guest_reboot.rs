@@ -88,7 +88,7 @@ fn host(guest: &mut Guest) -> Result<()> {
             End::Panic | End::Reboot => "reset",
             End::TripleFault => "crash",
         };
-        let last = &guest.vmsrs(&["status"])?["last_restart"];
+        let last = &guest.control().status()?["last_restart"];
         ensure!(
             last["reason"] == reason,
             "the host knows the reason: {last}"
@@ -114,7 +114,7 @@ fn seen(guest: &mut Guest) -> Result<Seen> {
 }
 
 fn restarts(guest: &Guest) -> Result<u64> {
-    guest.vmsrs(&["status"])?["restarts"]
+    guest.control().status()?["restarts"]
         .as_u64()
         .context("the number of restarts")
 }

@@ -16,7 +16,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("fill", "")?;
-    let status = guest.vmsrs(&["status"])?;
+    let status = guest.control().status()?;
     ensure!(
         status["recovery"]["sealed_frames"].as_u64() > Some(0),
         "the machine lives: {status}"

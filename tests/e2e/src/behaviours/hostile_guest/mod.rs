@@ -77,11 +77,11 @@ fn host(guest: &mut Guest) -> Result<()> {
     guest.run("commit", "before")?;
     guest.run("enter", "")?;
     for (name, _) in ATTACKS {
-        let before = refused(&guest.vmsrs(&["status"])?)?;
+        let before = refused(&guest.control().status()?)?;
         guest
             .run("attack", name)
             .with_context(|| (*name).to_owned())?;
-        let status = guest.vmsrs(&["status"])?;
+        let status = guest.control().status()?;
         ensure!(
             refused(&status)? > before || *name == RACE,
             "{name}: it was refused and not counted: {status}"
