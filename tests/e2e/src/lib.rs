@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod behaviours;
+pub mod counter;
 pub mod fault;
 pub mod host;
 pub mod hostile;

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use vmsrs::Options;
+
 /// Longest boot of a guest; it takes about 10 s in the nested test-bed.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// Longest step; the longest takes about 10 s in the nested test-bed. It is longer than what a step waits itself.
@@ -13,3 +15,11 @@ pub const STEP_LIMIT: Duration = Duration::from_secs(900);
 pub const REPORT_LIMIT: Duration = Duration::from_secs(600);
 /// Longest wait for one event within a step of the guest.
 pub const EVENT_LIMIT: Duration = Duration::from_secs(300);
+
+/// Options of a request that must get the locks it waits for, however busy the machine is.
+pub fn patient() -> Options {
+    Options {
+        lock_timeout: Some(EVENT_LIMIT),
+        ..Options::default()
+    }
+}
