@@ -48,11 +48,16 @@ fn host(_: &mut Guest) -> Result<()> {
         "the reason is missing: {errors}"
     );
     let report: Value = serde_json::from_slice(&output.stdout)?;
+    // More than one restart only on a machine so slow that two boots take more than the 60 s.
+    let restarts = report["restarts"].as_u64().context("no restarts")?;
     ensure!(
-        report["reason"] == "reset" && report["gave_up"] == true && report["restarts"] == 1,
-        "not a report of two resets: {report}"
+        report["reason"] == "reset" && report["gave_up"] == true && restarts >= 1,
+        "not a report of resets: {report}"
     );
-    let panics = console.matches("Kernel panic - not syncing").count();
-    ensure!(panics == 2, "the console has {panics} panics: {console}");
+    let panics = console.matches("Kernel panic - not syncing").count() as u64;
+    ensure!(
+        panics == restarts + 1,
+        "the console has {panics} panics for {restarts} restarts: {console}"
+    );
     Ok(())
 }

@@ -1,13 +1,15 @@
-//! Requests that would wait for each other: one is told, and both users' data are right.
+//! When requests would wait for each other, one of them gets an error, and both users' data are right.
 
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use vmsrs::{App, Domain, Error, Options, Request, RunError};
 
-use crate::host::Guest;
+use crate::counter::Counter;
+use crate::fault::wild_write;
+use crate::limits::{EVENT_LIMIT, patient};
 use crate::raw;
 use crate::{Behaviour, Machine};
 
@@ -16,125 +18,89 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "deadlock_is_reported_to_one_request",
     machine: Machine::Usual,
     steps: &[
-        ("circle", circle),
+        ("deadlock", deadlock),
         ("restored", restored),
         ("orphan", orphan),
     ],
-    host,
+    host: |guest| guest.run_steps(&["deadlock", "restored", "orphan"]),
 };
 
-/// Longer than any lock should take, shorter than the limit of a behaviour.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("circle", "")?;
-    guest.run("restored", "")?;
-    guest.run("orphan", "").map(drop)
+fn counter(key: &str) -> Result<Counter> {
+    // SAFETY: no request here shares its locals with other threads.
+    Counter::open(unsafe { App::open("deadlock") }?, key)
 }
 
-fn counter(key: &str) -> Result<&'static Domain> {
-    // SAFETY: no request here lends its locals to others.
-    let domain = unsafe { App::open("circle") }?.domain(key)?;
-    domain.run(|request| {
-        let block = request.alloc(0u64)?;
-        request.set_root(Some(block.into()))
-    })?;
-    Ok(domain)
-}
-
-fn cell(domain: &'static Domain) -> *mut u64 {
-    domain.root_address().cast()
-}
-
-fn options() -> Options {
-    Options {
-        lock_timeout: Some(PATIENCE),
-        ..Options::default()
-    }
-}
-
-fn circle(_: &str) -> Result<()> {
+fn deadlock(_: &str) -> Result<()> {
     const ROUNDS: u64 = 20;
     let (one, two) = (counter("one")?, counter("two")?);
     let both = Arc::new(Barrier::new(2));
-    let start = Instant::now();
     let threads = [(one, two), (two, one)].map(|(first, second)| {
         let both = Arc::clone(&both);
         thread::spawn(move || -> Result<u64> {
-            let mut told = 0;
+            let mut deadlocks = 0;
             for _ in 0..ROUNDS {
                 let mut met = false;
                 loop {
-                    let outcome = first.run_with(&options(), |request: &Request| {
-                        // SAFETY: held, and the root leads to a number.
-                        unsafe { *cell(first) += 1 };
+                    let outcome = first.domain().run_with(&patient(), |request: &Request| {
+                        first.add(1);
                         if !met {
                             both.wait();
                             met = true;
                         }
-                        let second = request.enter(second)?.keep();
-                        // SAFETY: as above.
-                        unsafe { *cell(second) += 1 };
+                        request.enter(second.domain())?.keep();
+                        second.add(1);
                         Ok::<_, Error>(())
                     });
+                    // A lock that times out is an error here.
                     match outcome {
                         Ok(()) => break,
-                        Err(RunError::GivenUp(Error::WouldDeadlock)) => told += 1,
+                        Err(RunError::GivenUp(Error::WouldDeadlock)) => deadlocks += 1,
                         other => bail!("{other:?}"),
                     }
                 }
-                // Who goes on alone would hold its domain while it waits for the other's next round.
+                // A thread that went on alone would hold its domain until the other's next round.
                 both.wait();
             }
-            Ok(told)
+            Ok(deadlocks)
         })
     });
-    let mut told = 0;
+    let mut deadlocks = 0;
     for thread in threads {
-        told += thread.join().ok().context("a thread panicked")??;
+        deadlocks += thread.join().ok().context("a thread panicked")??;
     }
-    ensure!(told >= ROUNDS, "in each round they met: {told}");
-    ensure!(start.elapsed() < PATIENCE, "nobody waited for a timeout");
-    for domain in [one, two] {
-        // SAFETY: as above.
-        let kept = domain.run(|_| Ok::<_, Error>(unsafe { *cell(domain) }))?;
-        ensure!(kept == 2 * ROUNDS, "both users' data are right: {kept}");
+    ensure!(
+        deadlocks >= ROUNDS,
+        "{deadlocks} deadlocks were reported in {ROUNDS} rounds"
+    );
+    for counter in [one, two] {
+        let kept = counter.read()?;
+        ensure!(kept == 2 * ROUNDS, "{kept} of {} commits", 2 * ROUNDS);
     }
     Ok(())
 }
 
-/// Whoever waits for the lock of a failing request sees what was restored.
+/// A request that waits for the lock of a failing request sees the restored data.
 fn restored(_: &str) -> Result<()> {
     const WAITERS: usize = 8;
     let shared = counter("restored")?;
-    let (inside, is_inside) = std::sync::mpsc::channel();
+    let (hold, is_held) = mpsc::channel();
     let guilty = thread::spawn(move || {
-        shared.run(|_| {
-            // SAFETY: as above.
-            unsafe { *cell(shared) = 77 };
+        shared.domain().run(|_| {
+            shared.set(77);
             // The receiver waits for this.
-            let _ = inside.send(());
-            // Until somebody waits.
-            while !waited_for(shared) {
+            let _ = hold.send(());
+            while !has_waiters(shared.domain()) {
                 thread::yield_now();
             }
-            // SAFETY: a wild write, which ends the request.
-            unsafe { crate::fault::store(std::ptr::null_mut(), 1) };
+            wild_write();
             Ok::<_, Error>(())
         })
     });
-    is_inside.recv()?;
+    is_held.recv()?;
     let waiters: Vec<_> = (0..WAITERS)
-        .map(|_| {
-            thread::spawn(move || {
-                shared.run_with(&options(), |_| {
-                    // SAFETY: as above.
-                    Ok::<_, Error>(unsafe { *cell(shared) })
-                })
-            })
-        })
+        .map(|_| thread::spawn(move || shared.read()))
         .collect();
-    let outcome = guilty.join().ok().context("the guilty one panicked")?;
+    let outcome = guilty.join().ok().context("the failing thread panicked")?;
     ensure!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
     for waiter in waiters {
         let seen = waiter.join().ok().context("a waiter panicked")??;
@@ -143,51 +109,51 @@ fn restored(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether somebody waits for the domain: a try without patience marks it the same way, so a ninth
-/// thread may stand for the others.
-fn waited_for(shared: &'static Domain) -> bool {
-    let little = Options {
+/// Whether a request waits for the domain. A short wait marks the lock in the same way, so this thread may itself be the
+/// waiter.
+fn has_waiters(shared: &'static Domain) -> bool {
+    let options = Options {
         lock_timeout: Some(Duration::from_millis(1)),
         ..Options::default()
     };
-    let refused = thread::spawn(move || shared.run_with(&little, |_| Ok::<_, Error>(())));
+    let refused = thread::spawn(move || shared.run_with(&options, |_| Ok::<_, Error>(())));
     matches!(
         refused.join(),
         Ok(Err(RunError::Refused(Error::LockTimeout { .. })))
     )
 }
 
-/// A domain whose holder has lost its tag is released to who waits for it.
+/// A domain whose holder has lost its tag is released to a waiter.
 fn orphan(_: &str) -> Result<()> {
     let app = raw::App::open("orphan")?;
     let (domain, page) = app.domain("user", 4)?;
-    let page = page.expose_provenance();
-    let page = move || std::ptr::with_exposed_provenance_mut::<u8>(page);
+    let address = page.expose_provenance();
+    let page = move || std::ptr::with_exposed_provenance_mut::<u8>(address);
     thread::scope(|scope| -> Result<()> {
-        let (lost, is_lost) = std::sync::mpsc::channel();
-        let (end, may_end) = std::sync::mpsc::channel::<()>();
+        let (lose, is_lost) = mpsc::channel();
+        let (end, may_end) = mpsc::channel::<()>();
         let holder = scope.spawn(|| -> Result<()> {
-            let (lost, may_end) = (lost, may_end);
+            let (lose, may_end) = (lose, may_end);
             let thread = app.thread()?;
             thread.begin(&[domain])?;
             // SAFETY: the page is the domain's, which the request holds.
             unsafe { raw::poke(page(), 77) };
-            // SAFETY: the control block is mapped; a stray write of the program's own.
+            // SAFETY: the control block is mapped; this is a stray write of the program.
             unsafe { std::ptr::write_volatile(&raw mut (*thread.control()).tag, 0xbad) };
-            lost.send(())?;
+            lose.send(())?;
             may_end.recv()?;
             Ok(())
         });
         is_lost.recv()?;
         let thread = app.thread()?;
         let tag = thread.begin(&[])?;
-        let taken = thread.lock_wait(tag, domain, PATIENCE.as_millis() as u32);
+        let taken = thread.lock_wait(tag, domain, EVENT_LIMIT.as_millis() as u32);
         // SAFETY: the pages are readable by the whole process.
         let seen = unsafe { raw::peek(page()) };
         end.send(())?;
         holder.join().ok().context("the holder panicked")??;
         taken.context("the lock")?;
-        ensure!(seen == 0, "the draft is gone, not {seen}");
+        ensure!(seen == 0, "the page holds {seen}, which was not committed");
         Ok(())
     })
 }
