@@ -38,7 +38,7 @@ impl<'a> Thread<'a> {
     /// # Errors
     ///
     /// When the domain is held by another request, or the commit fails.
-    pub fn commit_byte(
+    pub(crate) fn commit_byte(
         &self,
         domain: Domain,
         address: *mut u8,
