@@ -1,13 +1,13 @@
-//! Many threads, many users, failing requests at random: every domain holds exactly what its
-//! committed requests wrote.
+//! Random requests of many threads and users, some of which fail: every domain holds exactly what its committed requests
+//! wrote.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use vmsrs::{App, Domain, Error, Options, Request, RunError};
 
-use crate::fault::store;
-use crate::host::Guest;
+use crate::fault::wild_write;
+use crate::limits::patient;
 use crate::{Behaviour, Machine};
 
 const THREADS: u64 = 8;
@@ -18,17 +18,13 @@ const SEED: u64 = 0x0005_eed0_fa11;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "threads_with_failing_requests_leave_every_domain_as_the_model_says",
+    name: "domains_match_model_after_concurrent_failures",
     machine: Machine::Usual,
     steps: &[("threads", threads)],
-    host,
+    host: |guest| guest.run_steps(&["threads"]),
 };
 
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("threads", "").map(drop)
-}
-
-/// What a domain holds: how many changes it has seen, and a sum over all of them in their order.
+/// What a domain holds: the number of its changes, and a checksum over them in their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 struct State {
@@ -45,7 +41,7 @@ impl State {
     }
 }
 
-/// A committed change: of which domain, with what value, and what the domain held then.
+/// A committed change of a domain, and what the domain held afterwards.
 #[derive(Clone, Copy, Debug)]
 struct Change {
     domain: u32,
@@ -53,7 +49,7 @@ struct Change {
     after: State,
 }
 
-/// A small generator (xorshift); the same seed gives the same requests.
+/// An xorshift generator; the same seed gives the same requests.
 struct Random(u64);
 
 impl Random {
@@ -79,12 +75,12 @@ enum End {
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     user: u64,
-    /// A second user, above the first: locks are taken upwards.
+    /// A second user, above the first, since locks are taken in ascending order.
     second: Option<u64>,
-    /// A shared domain, and whether it is held to the end.
+    /// A shared domain, and whether it is held until the end.
     shared: Option<(u64, bool)>,
     value: u64,
-    /// Commit and wait for the seal, then change the user once more.
+    /// Commit and wait for the seal, then change the user's domain again.
     midway: bool,
     seal: bool,
     end: End,
@@ -127,7 +123,7 @@ fn change(domain: &'static Domain, value: u64) -> Change {
     }
 }
 
-/// Runs one request. What it commits goes to `log` as soon as it is committed.
+/// Runs one request, and appends its changes to `log` when they are committed.
 fn run(app: &'static App, plan: Plan, log: &mut Vec<Change>) -> Result<()> {
     let user = app.domain(format!("user-{}", plan.user))?;
     let second = plan
@@ -141,9 +137,9 @@ fn run(app: &'static App, plan: Plan, log: &mut Vec<Change>) -> Result<()> {
     let keep = plan.shared.is_some_and(|(_, keep)| keep);
     let options = Options {
         seal: plan.seal,
-        ..Options::default()
+        ..patient()
     };
-    // Room is made before, so that nothing in a request allocates.
+    // Reserved here, so that the request does not allocate from the C library's heap.
     log.reserve(8);
     let mut open = [None; 4];
     let outcome = user.run_with(&options, |request: &Request| {
@@ -171,11 +167,10 @@ fn run(app: &'static App, plan: Plan, log: &mut Vec<Change>) -> Result<()> {
         match plan.end {
             End::Commit => Ok(()),
             End::GiveUp => Err(Error::NotHeld),
-            // SAFETY: a wild write; it ends the request.
-            End::WildWrite => unsafe {
-                store(std::ptr::without_provenance_mut(0x10), 1);
+            End::WildWrite => {
+                wild_write();
                 Ok(())
-            },
+            }
             // SAFETY: ends the request.
             End::Abort => unsafe { libc::abort() },
             End::Invariant => request.fail("as planned"),
@@ -191,7 +186,7 @@ fn run(app: &'static App, plan: Plan, log: &mut Vec<Change>) -> Result<()> {
 }
 
 fn threads(_: &str) -> Result<()> {
-    // SAFETY: what requests lend to nobody stays theirs; the logs are each thread's own.
+    // SAFETY: no request shares its locals with other threads; each thread has a log of its own.
     let app = unsafe { App::open("threads-and-model") }?;
     let mut domains = Vec::new();
     for key in (0..USERS)
@@ -224,7 +219,7 @@ fn threads(_: &str) -> Result<()> {
             let twice = changes.insert(change.after.changes, change);
             ensure!(
                 twice.is_none(),
-                "two commits made one change: {twice:?} {change:?}"
+                "two commits made the same change: {twice:?} {change:?}"
             );
         }
     }
@@ -235,7 +230,7 @@ fn threads(_: &str) -> Result<()> {
             state = state.changed(change.value);
             ensure!(
                 state == change.after,
-                "domain {}: {change:?}, not {state:?}",
+                "domain {}: {change:?}, expected {state:?}",
                 domain.number()
             );
         }
@@ -244,14 +239,14 @@ fn threads(_: &str) -> Result<()> {
             domain.run(|_| Ok::<_, Error>(unsafe { *domain.root_address().cast::<State>() }))?;
         ensure!(
             kept == state,
-            "domain {} holds {kept:?}, not {state:?}",
+            "domain {} holds {kept:?}, expected {state:?}",
             domain.number()
         );
     }
     let info = app.info()?;
     ensure!(
         info.drafts == 0 && info.broken == 0,
-        "nothing is left: {info:?}"
+        "drafts are left, or the device has stopped: {info:?}"
     );
     Ok(app.flush()?)
 }

@@ -1,4 +1,4 @@
-//! Talking to the engine by the rules, so that the rules can be broken afterwards.
+//! Regular messages to the engine, which the attacks start from.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -19,8 +19,16 @@ use vmsrs_protocol::{FrameRun, KEY_MAX, NONE};
 use crate::hostile::{Device, message, open_app, register};
 use crate::stray::DEBUGFS;
 
-/// Opens a domain of the app `hostile` and gives app, domain, and first page of its first extent.
-pub(super) fn domain(device: &mut Device, name: &str) -> Result<(u32, u32, u32)> {
+/// A page of a domain.
+#[derive(Clone, Copy)]
+pub(super) struct Page {
+    pub(super) app: u32,
+    pub(super) domain: u32,
+    pub(super) page: u32,
+}
+
+/// Opens a domain of the app `hostile`; returns the first page of its first extent.
+pub(super) fn domain(device: &mut Device, name: &str) -> Result<Page> {
     let reply = accepted(device, &open_app())?;
     let app = pod_read_unaligned::<AppReply>(&reply).app;
     let mut key = [0; KEY_MAX];
@@ -40,17 +48,18 @@ pub(super) fn domain(device: &mut Device, name: &str) -> Result<(u32, u32, u32)>
         pages: 4,
     };
     let reply = accepted(device, &message(MESSAGE_ADD_EXTENT, &extent, &[]))?;
-    Ok((app, domain, pod_read_unaligned::<Extent>(&reply).page))
+    let page = pod_read_unaligned::<Extent>(&reply).page;
+    Ok(Page { app, domain, page })
 }
 
-/// Sends a message that must be carried out; gives the payload of its reply.
+/// Sends a message that must be carried out; returns the payload of its reply.
 pub(super) fn accepted(device: &mut Device, bytes: &[u8]) -> Result<Vec<u8>> {
     let (status, payload) = device.call(bytes)?;
-    ensure!(status == STATUS_OK, "a good message: status {status}");
+    ensure!(status == STATUS_OK, "a regular message: status {status}");
     Ok(payload)
 }
 
-/// Takes frames for the pool.
+/// Asks for frames for the pool; returns those that are granted.
 pub(super) fn grant(device: &mut Device, frames: u32) -> Result<Vec<u32>> {
     let request = GrantRequest {
         frames,
@@ -64,6 +73,7 @@ pub(super) fn grant(device: &mut Device, frames: u32) -> Result<Vec<u32>> {
         .collect())
 }
 
+/// A message that seals these records.
 pub(super) fn seal(records: &[SealRecord]) -> Vec<u8> {
     let request = SealRequest {
         records: records.len() as u32,
@@ -72,22 +82,22 @@ pub(super) fn seal(records: &[SealRecord]) -> Vec<u8> {
     message(MESSAGE_SEAL, &request, cast_slice(records))
 }
 
-/// Sends one commit that must be refused whole for this reason.
+/// Sends a commit that must be refused as a whole for this reason.
 pub(super) fn seal_refused(device: &mut Device, records: &[SealRecord], reason: u32) -> Result<()> {
     let reply = accepted(device, &seal(records))?;
     let reply: SealReply = pod_read_unaligned(&reply[..size_of::<SealReply>()]);
     ensure!(
         (reply.sealed, reply.refusal, reply.runs) == (0, reason, 0),
-        "{records:?}: {reply:?}, not {reason}"
+        "{records:?}: {reply:?}, expected {reason}"
     );
     Ok(())
 }
 
-/// Sees that a domain has no sealed page.
-pub(super) fn no_pages(device: &mut Device, (app, domain, _): (u32, u32, u32)) -> Result<()> {
+/// Checks that the domain of a page has no sealed pages.
+pub(super) fn no_pages(device: &mut Device, page: Page) -> Result<()> {
     let list = ListDomain {
-        app,
-        domain,
+        app: page.app,
+        domain: page.domain,
         first: 0,
         limit: u32::MAX,
     };
@@ -97,6 +107,7 @@ pub(super) fn no_pages(device: &mut Device, (app, domain, _): (u32, u32, u32)) -
     Ok(())
 }
 
+/// A message that hands these frames back.
 pub(super) fn discard(frames: &[u32]) -> Vec<u8> {
     let request = DiscardRequest {
         frames: frames.len() as u32,
@@ -105,43 +116,40 @@ pub(super) fn discard(frames: &[u32]) -> Vec<u8> {
     message(MESSAGE_DISCARD, &request, cast_slice(frames))
 }
 
-pub(super) fn record(place: (u32, u32, u32), new_frame: u32) -> SealRecord {
-    let (app, domain, page) = place;
+/// A record that seals `new_frame` as the first version of a page; its commit has no other records.
+pub(super) fn record(page: Page, new_frame: u32) -> SealRecord {
     SealRecord {
         tag: 1,
-        app,
-        domain,
-        page,
+        app: page.app,
+        domain: page.domain,
+        page: page.page,
         old_frame: NONE,
         new_frame,
         flags: SEAL_LAST,
     }
 }
 
-/// A report that is right but for what the caller changes.
-pub(super) fn report(
-    device: &Device,
-    place: (u32, u32, u32),
-    number: u64,
-) -> Result<IncidentReport> {
+/// A valid report of the device's incident with this index, for the caller to change.
+pub(super) fn report(device: &Device, page: Page, index: u64) -> Result<IncidentReport> {
     let config = offset_of!(DeviceConfig, incident_base) as u64;
     Ok(IncidentReport {
-        incident: device.read_pair(register::CONFIG + config)? + 2 * number,
+        incident: device.read_pair(register::CONFIG + config)? + 2 * index,
         tag: 1,
-        app: place.0,
-        domain: place.1,
+        app: page.app,
+        domain: page.domain,
         kind: KIND_MEMORY,
         address_domain: NONE,
         ..IncidentReport::zeroed()
     })
 }
 
+/// The number of frames of the window.
 pub(super) fn window_frames(device: &Device) -> Result<u32> {
     let offset = offset_of!(DeviceConfig, window_frames) as u64;
     device.read(register::CONFIG + offset)
 }
 
-/// Has the kernel store a byte into a frame; the error number, if it was stopped.
+/// Makes the kernel store a byte to a frame; returns the error number if the store was stopped.
 pub(super) fn store(frame: u32, value: &str) -> Result<Option<i32>> {
     let mut file = OpenOptions::new()
         .write(true)

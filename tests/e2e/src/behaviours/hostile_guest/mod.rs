@@ -1,11 +1,11 @@
-//! A guest whose kernel is hostile: whatever its driver sends, it is refused and counted; the device
-//! and the virtual machine go on, and a good driver finds the device in order afterwards.
+//! A guest with a hostile kernel: whatever its driver sends is refused and counted. The device and the virtual machine
+//! keep working, also for the regular driver afterwards.
 
 mod chains;
+mod engine;
 mod frames;
 mod messages;
 mod registers;
-mod talk;
 
 use std::process::Command;
 
@@ -20,7 +20,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_hostile_guest_is_refused_and_counted_and_the_device_and_the_machine_go_on",
+    name: "hostile_guest_is_refused_and_counted",
     machine: Machine::Hostile,
     steps: &[
         ("enter", enter),
@@ -31,72 +31,69 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     host,
 };
 
-/// What a hostile driver does to a device that runs; some restart it.
+/// What a hostile driver does to a running device; some attacks restart it.
 type Attack = fn(&mut Device) -> Result<()>;
 
-/// The attacks by name.
+/// Attacks by name.
 const ATTACKS: &[(&str, Attack)] = &[
-    ("chains that are no messages", chains::no_messages),
-    (
-        "messages that lie about their length",
-        messages::lengths_that_lie,
-    ),
+    ("malformed chains", chains::malformed),
+    ("messages of wrong length", messages::wrong_lengths),
     ("messages of unknown kinds", messages::unknown_kinds),
-    ("replies without room", chains::no_room),
-    ("frames that are not the driver's", messages::foreign_frames),
+    ("short reply buffers", chains::short_replies),
+    ("frames of others", messages::foreign_frames),
     ("records against stale frames", messages::stale_records),
     ("pages of other domains", messages::foreign_pages),
-    ("a frame twice", messages::frame_twice),
-    ("counts of billions", messages::billions),
+    ("duplicate frames", messages::duplicate_frames),
+    ("huge counts", messages::huge_counts),
     ("false reports", messages::false_reports),
     ("chains in a loop", chains::loops),
     ("chains outside of memory", chains::outside_memory),
     ("huge indirect tables", chains::indirect_tables),
     ("heads out of range", chains::heads_out_of_range),
     ("an index far ahead", chains::index_far_ahead),
-    ("notifications for nothing", registers::idle_notifications),
-    ("odd accesses to registers", registers::odd_accesses),
-    ("regions that do not exist", registers::no_regions),
-    ("queues in wrong places", registers::wrong_queues),
-    ("statuses out of order", registers::wrong_statuses),
-    (RACE, chains::rings_on_each_other),
+    ("spurious notifications", registers::spurious_notifications),
+    ("unaligned register accesses", registers::unaligned_accesses),
+    ("unknown regions", registers::unknown_regions),
+    ("invalid queues", registers::invalid_queues),
+    ("invalid statuses", registers::invalid_statuses),
+    (RACE, chains::overlapping_rings),
     (
         "writes into every kind of frame",
         frames::every_kind_of_frame,
     ),
 ];
 
-/// The attack that resets the device while it is at the rings: who comes first is not decided, and a
-/// device that hears the reset first has refused nothing.
-const RACE: &str = "rings that lie on each other";
+/// The attack that resets the device while it processes the rings: a device that sees the reset first has refused
+/// nothing.
+const RACE: &str = "overlapping rings";
 
-/// Lines that the VMM may have logged in the end, far fewer than there were attacks.
+/// Most lines that the VMM may have logged in the end, far fewer than there were attacks.
 const LOG_LINES: usize = 120;
 
 fn host(guest: &mut Guest) -> Result<()> {
     guest.run("commit", "before")?;
-    guest.run("enter", "")?;
+    guest.run_steps(&["enter"])?;
     for (name, _) in ATTACKS {
-        let before = refused(&guest.vmsrs(&["status"])?)?;
+        let before = refused(&guest.control().status()?)?;
         guest
             .run("attack", name)
             .with_context(|| (*name).to_owned())?;
-        let status = guest.vmsrs(&["status"])?;
+        let status = guest.control().status()?;
         ensure!(
             refused(&status)? > before || *name == RACE,
-            "{name}: it was refused and not counted: {status}"
+            "{name}: no refusal was counted: {status}"
         );
-        let of = |what: &str| {
+        let frames = |what: &str| {
             status["recovery"][what]
                 .as_u64()
                 .context("a number of frames")
         };
         ensure!(
-            of("granted_frames")? <= of("pool_frames")?,
-            "{name}: more frames granted than may be: {status}"
+            frames("granted_frames")? <= frames("pool_frames")?,
+            "{name}: more frames are granted than the pool has: {status}"
         );
     }
-    guest.run("leave", "")?;
+    guest.run_steps(&["leave"])?;
     guest.run("commit", "after")?;
     let log = guest.log()?;
     ensure!(
@@ -106,7 +103,7 @@ fn host(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// Everything that the host has refused the guest's drivers.
+/// The number of refusals and errors that the host has counted.
 fn refused(status: &Value) -> Result<u64> {
     let lists = [&status["recovery"]["refusals"], &status["device_errors"]];
     let mut sum = 0;
@@ -128,7 +125,7 @@ fn shell(script: &str) -> Result<()> {
     Ok(())
 }
 
-/// The hostile driver takes the place of the good one.
+/// Replaces the regular driver with the hostile one.
 fn enter(_: &str) -> Result<()> {
     shell(
         "rmmod vmsrs
@@ -137,7 +134,7 @@ fn enter(_: &str) -> Result<()> {
     )?;
     let mut device = Device::open()?;
     device.start()?;
-    device.works()?;
+    device.expect_working()?;
     let address = device.read_pair(register::SHM_BASE)?;
     let length = device.read_pair(register::SHM_LEN)?;
     shell(&format!(
@@ -145,19 +142,22 @@ fn enter(_: &str) -> Result<()> {
     ))
 }
 
-/// The good driver is back.
+/// Brings the regular driver back.
 fn leave(_: &str) -> Result<()> {
     shell("rmmod vmsrs_stray\nrmmod vmsrs_hostile\ninsmod /lib/modules/vmsrs.ko")
 }
 
-/// A normal request commits and is sealed; what one before the attacks has left is there.
+/// A regular request commits and is sealed; the commit made before the attacks is still there.
 fn commit(when: &str) -> Result<()> {
     let app = App::open("bystander")?;
     let (domain, page) = app.domain("user", 4)?;
     // SAFETY: the page is readable by the whole process.
     let found = unsafe { peek(page.add(7)) };
     let (expected, value) = if when == "before" { (0, 1) } else { (1, 2) };
-    ensure!(found == expected, "the committed byte is {found}");
+    ensure!(
+        found == expected,
+        "the committed byte is {found}, expected {expected}"
+    );
     let thread = app.thread()?;
     let tag = thread.begin(&[domain])?;
     // SAFETY: the page is the domain's, which the request holds.
@@ -165,7 +165,10 @@ fn commit(when: &str) -> Result<()> {
     thread.commit(tag, COMMIT_SEAL)?;
     // SAFETY: as above.
     let found = unsafe { peek(page.add(7)) };
-    ensure!(found == value, "the byte is committed");
+    ensure!(
+        found == value,
+        "the committed byte is {found}, expected {value}"
+    );
     Ok(thread.end()?)
 }
 
@@ -177,5 +180,5 @@ fn attack(name: &str) -> Result<()> {
     let mut device = Device::open()?;
     device.start()?;
     attack(&mut device)?;
-    device.works()
+    device.expect_working()
 }

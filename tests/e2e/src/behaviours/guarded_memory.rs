@@ -1,4 +1,4 @@
-//! Memory that the server has guarded is read-only while a request runs, where the CPU has protection keys.
+//! Where the CPU has protection keys, guarded memory is read-only in requests.
 
 use std::process::Command;
 use std::sync::Barrier;
@@ -12,11 +12,12 @@ use vmsrs_protocol::PAGE_SIZE;
 use super::foreign_draft::{kernel_writes, pkru};
 use crate::fault::store;
 use crate::host::Guest;
+use crate::mapping;
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "requests_read_guarded_memory_and_do_not_write_to_it",
+    name: "guarded_memory_is_read_only_in_requests",
     machine: Machine::Usual,
     steps: &[
         ("guarded", guarded),
@@ -28,50 +29,37 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 };
 
 const PAGES: usize = 2;
-/// What stands in the guarded pages, and what is written to them.
+/// What the guarded pages hold, and what is written to them.
 const BEFORE: u8 = 7;
 const AFTER: u8 = 9;
-/// Protection keys that a process can have.
+/// Protection keys that a process can allocate.
 const KEYS: usize = 15;
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("off", "")?;
+    guest.run_steps(&["off"])?;
     let incidents = guest.run("guarded", "")?;
-    guest.run("variables", "")?;
-    guest.run("late", "")?;
+    guest.run_steps(&["variables", "late"])?;
     for line in incidents.lines() {
         let (incident, address) = line.split_once(' ').context("incident and address")?;
         let facts = guest.incident(incident)?;
         ensure!(
             facts["kind"] == "memory" && facts["address"].as_u64() == address.parse().ok(),
-            "the host knows where it was: {facts}"
+            "not the address of the write: {facts}"
         );
     }
     Ok(())
 }
 
 fn open() -> Result<&'static Domain> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("guard") }?;
     Ok(app.domain("owner")?)
 }
 
-/// Pages that nobody else has.
+/// New pages, filled with [`BEFORE`].
 fn pages() -> Result<*mut u8> {
-    // SAFETY: a new mapping.
-    let pages = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            PAGES * PAGE_SIZE as usize,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    ensure!(pages != libc::MAP_FAILED, "no memory");
-    let pages = pages.cast::<u8>();
-    // SAFETY: as long as this.
+    let pages = mapping::anonymous(PAGES * PAGE_SIZE as usize)?.as_ptr();
+    // SAFETY: the mapping has this length.
     unsafe { pages.write_bytes(BEFORE, PAGES * PAGE_SIZE as usize) };
     Ok(pages)
 }
@@ -94,54 +82,57 @@ fn guarded(_: &str) -> Result<()> {
     if !has_protection_keys()? {
         ensure!(
             matches!(guard(pages), Err(Error::NoKeys)),
-            "without protection keys the library says so"
+            "guarding does not fail without protection keys"
         );
         eprintln!("skipped: this CPU has no protection keys (pku); memory cannot be guarded here");
         return Ok(());
     }
     guard(pages)?;
     guard(pages).context("guarding again does nothing")?;
-    // The last byte, of the second page.
-    let place = pages.wrapping_add(PAGES * PAGE_SIZE as usize - 1);
-    let address = place.expose_provenance();
-    // SAFETY: the pages are mapped, and writes to them are sound or stopped.
-    let (look, write) = (
+    // The last byte of the second page.
+    let target = pages.wrapping_add(PAGES * PAGE_SIZE as usize - 1);
+    let address = target.expose_provenance();
+    // SAFETY: the pages are mapped, and writes to them are sound or fault.
+    let (read, write) = (
         move || unsafe { std::ptr::with_exposed_provenance::<u8>(address).read_volatile() },
         move |value| unsafe { store(std::ptr::with_exposed_provenance_mut(address), value) },
     );
 
     // In a request.
-    let refused = |what: &str, failure: Option<Box<Failure>>| -> Result<()> {
+    let expect_refused = |what: &str, failure: Option<Box<Failure>>| -> Result<()> {
         let failure =
             failure.with_context(|| format!("{what}: a request wrote to guarded memory"))?;
         ensure!(
             failure.kind == Kind::Memory && failure.address == address as u64,
             "{what}: {failure}"
         );
-        ensure!(failure.defers_failed == 0, "{what}: a defer may write");
+        ensure!(
+            failure.defers_failed == 0,
+            "{what}: a defer could not write"
+        );
         println!("{} {}", failure.incident, failure.address);
         ensure!(
-            look() == AFTER,
-            "{what}: only its defer has written: {}",
-            look()
+            read() == AFTER,
+            "{what}: not only its defer has written: {}",
+            read()
         );
         write(BEFORE);
         Ok(())
     };
     let outcome = domain.run(|request| {
-        assert_eq!(look(), BEFORE, "a request may read");
+        assert_eq!(read(), BEFORE, "a request cannot read");
         request.defer(move || write(AFTER))?;
         write(0);
         Ok::<_, Error>(())
     });
-    refused("the request's thread", failure(outcome))?;
+    expect_refused("the request's thread", failure(outcome))?;
     let outcome = domain.run(|request| {
         request.defer(move || write(AFTER))?;
         request
             .fan_out(vec![move |_: &vmsrs::Request| write(0)])
             .map(drop)
     });
-    refused("a member", failure(outcome))?;
+    expect_refused("a member", failure(outcome))?;
     let mut task = Task::new(domain, Options::default())?;
     let first = thread::scope(|scope| {
         let first = scope.spawn(|| {
@@ -151,7 +142,7 @@ fn guarded(_: &str) -> Result<()> {
                 Step::<()>::Suspend
             })
             .map(|_| {
-                // Between the steps this thread is outside of the request.
+                // Between steps, this thread is outside of the request.
                 write(AFTER);
                 write(BEFORE);
             })
@@ -163,41 +154,44 @@ fn guarded(_: &str) -> Result<()> {
         write(0);
         Step::Done(())
     });
-    refused("a resumed task", failure(outcome))?;
+    expect_refused("a resumed task", failure(outcome))?;
     let mut inside = Ok(());
     let outcome = domain.run(|request| {
         request.defer(move || write(AFTER))?;
         inside = guard(pages);
-        // Neither guarding nor a new task opens anything.
+        // Neither guarding nor a new task opens the key.
         let task = Task::new(domain, Options::default());
         write(0);
         task.map(drop)
     });
     ensure!(matches!(inside, Err(Error::Nested)), "{inside:?}");
-    refused("a request that guards", failure(outcome))?;
+    expect_refused("a request that guards", failure(outcome))?;
     let mut written = Ok(true);
     domain.run(|_| {
         written = kernel_writes(std::ptr::with_exposed_provenance_mut(address));
         Ok::<_, Error>(())
     })?;
-    ensure!(!written?, "read(2) in a request gives EFAULT");
+    ensure!(!written?, "read(2) in a request does not fail with EFAULT");
 
-    // Outside of requests, whatever the last one came to.
+    // Outside of requests, however the last one ended.
     write(AFTER);
-    let newcomer = thread::spawn(move || {
+    let new_thread = thread::spawn(move || {
         write(AFTER + 1);
-        look()
+        read()
     });
-    let seen = newcomer.join().ok().context("the newcomer panicked")?;
-    ensure!(seen == AFTER + 1, "a new thread reads and writes: {seen}");
+    let seen = new_thread.join().ok().context("the new thread panicked")?;
+    ensure!(
+        seen == AFTER + 1,
+        "a new thread cannot read and write: {seen}"
+    );
     ensure!(
         kernel_writes(std::ptr::with_exposed_provenance_mut(address))?,
-        "read(2) outside of a request writes"
+        "read(2) outside of a request does not write"
     );
     Ok(())
 }
 
-/// A server in C whose variables are guarded as a whole (`tests/e2e/programs/variables.c`).
+/// A server in C that guards all of its variables (`tests/e2e/programs/variables.c`).
 fn variables(_: &str) -> Result<()> {
     let output = Command::new("/bin/variables").output()?;
     let expected = if has_protection_keys()? { 0 } else { 77 };
@@ -211,14 +205,14 @@ fn variables(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// When requests have all keys, none is left, and they keep theirs; afterwards there is one, however many threads
-/// have had requests.
+/// Guarding fails while requests have all keys, and they keep theirs; it succeeds afterwards, however many threads have
+/// run requests.
 fn late(_: &str) -> Result<()> {
     if !has_protection_keys()? {
         return Ok(());
     }
     open()?;
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("guard") }?;
     let barrier = Barrier::new(KEYS + 1);
     thread::scope(|scope| {
@@ -241,22 +235,25 @@ fn late(_: &str) -> Result<()> {
         barrier.wait();
         ensure!(
             matches!(late, Ok(Err(Error::NoKeys))),
-            "all keys are taken: {late:?}"
+            "guarding while all keys are taken: {late:?}"
         );
         for thread in busy {
-            let keeps = thread.join().ok().context("a busy thread panicked")??;
-            ensure!(keeps, "a request has its key to its end");
+            let kept = thread.join().ok().context("a busy thread panicked")??;
+            ensure!(kept, "a running request has lost its key");
         }
         Ok(())
     })?;
     Ok(guard(pages()?)?)
 }
 
-/// Without keys the library says so.
+/// Guarding fails when protection keys are turned off.
 fn off(_: &str) -> Result<()> {
-    // SAFETY: the process has one thread yet.
+    // SAFETY: the process has only one thread.
     unsafe { std::env::set_var("VMSRS_PKU", "off") };
     open()?;
-    ensure!(matches!(guard(pages()?), Err(Error::NoKeys)), "no keys");
+    ensure!(
+        matches!(guard(pages()?), Err(Error::NoKeys)),
+        "guarding without keys"
+    );
     Ok(())
 }

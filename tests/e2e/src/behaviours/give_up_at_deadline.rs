@@ -1,22 +1,17 @@
-//! A request that gives up just when its deadline strikes leaves nothing behind.
+//! A request that is given up just as its deadline expires leaves nothing behind.
 
 use anyhow::{Result, ensure};
 
-use crate::host::Guest;
 use crate::raw::{App, peek, poke};
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_request_given_up_at_its_deadline_leaves_nothing_behind",
+    name: "request_given_up_at_deadline_leaves_nothing_behind",
     machine: Machine::Usual,
     steps: &[("give-up", give_up)],
-    host,
+    host: |guest| guest.run_steps(&["give-up"]),
 };
-
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("give-up", "").map(drop)
-}
 
 fn give_up(_: &str) -> Result<()> {
     let app = App::open("given-up-overdue")?;
@@ -27,9 +22,9 @@ fn give_up(_: &str) -> Result<()> {
         let tag = thread.begin(&[domain])?;
         // SAFETY: the page is the domain's, which the request holds.
         unsafe { poke(page, 0xff) };
-        // SAFETY: the control block is mapped as long as the process lives.
+        // SAFETY: the control block stays mapped until the process ends.
         unsafe { std::ptr::write_volatile(&raw mut (*thread.control()).deadline_ns, 1) };
-        // A commit of a domain without drafts changes nothing, and tells when the deadline was seen.
+        // A commit of a domain without drafts changes nothing, and fails once the driver has seen the deadline.
         while thread.commit_domain(tag, other).is_ok() {
             std::thread::yield_now();
         }
@@ -40,15 +35,11 @@ fn give_up(_: &str) -> Result<()> {
         let seen = unsafe { peek(page) };
         ensure!(
             seen == round - 1,
-            "round {round}: the draft is gone, not {seen}"
+            "round {round}: the page holds {seen} after the discard"
         );
         thread.end()?;
-        // At once, before the driver can have tidied up.
-        let tag = thread.begin(&[domain])?;
-        // SAFETY: the page is the domain's, which the request holds.
-        unsafe { poke(page, round) };
-        thread.commit(tag, 0)?;
-        thread.end()?;
+        // At once, before the driver can have cleaned up.
+        thread.commit_byte(domain, page, round, 0)?;
     }
     Ok(())
 }

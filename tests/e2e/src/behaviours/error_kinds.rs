@@ -1,4 +1,4 @@
-//! Every kind of error costs its own request alone.
+//! Every kind of error fails only the request that makes it.
 
 use std::arch::asm;
 use std::hint::black_box;
@@ -7,13 +7,13 @@ use std::ptr::{NonNull, without_provenance_mut};
 use anyhow::{Result, ensure};
 use vmsrs::{App, Domain, Error, Kind, Request, RunError};
 
-use crate::fault::store;
+use crate::fault::{store, wild_write};
 use crate::host::Guest;
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "every_kind_of_error_costs_its_own_request_alone",
+    name: "every_kind_of_error_fails_only_its_request",
     machine: Machine::Usual,
     steps: &[("kinds", kinds)],
     host,
@@ -21,10 +21,10 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 
 fn host(guest: &mut Guest) -> Result<()> {
     let output = guest.run("kinds", "")?;
-    // The host knows each of them by the number that the server got.
+    // The host has each incident under the number that the server got.
     for line in output.lines() {
         let Some((incident, kind)) = line.split_once(' ') else {
-            anyhow::bail!("not expected: {line}")
+            anyhow::bail!("not an incident and a kind: {line}")
         };
         let facts = guest.incident(incident)?;
         ensure!(
@@ -38,43 +38,42 @@ fn host(guest: &mut Guest) -> Result<()> {
 
 type Body = fn(&Request, &'static Domain) -> Result<(), Error>;
 
-/// Where the other user's data lies.
+/// The other user's data.
 fn theirs(other: &Domain) -> *mut u8 {
     other.root_address()
 }
 
 fn null_write(_: &Request, _: &'static Domain) -> Result<(), Error> {
-    // SAFETY: faults, which ends the request.
-    unsafe { store(std::ptr::null_mut(), 1) };
+    wild_write();
     Ok(())
 }
 
-/// Runs over the end of a block until it leaves the domain's own pages.
+/// Writes past the end of a block until it leaves the domain's own pages.
 fn overflow(request: &Request, _: &'static Domain) -> Result<(), Error> {
     let block = request.domain().allocate(64, 16)?.as_ptr();
     for at in 0..(64 << 20) {
-        // SAFETY: nothing else than domains lies there; the first foreign page ends the request.
+        // SAFETY: only domains are mapped there; the first page of another domain ends the request.
         unsafe { store(block.wrapping_add(at), 0x41) };
     }
     Ok(())
 }
 
 fn foreign_write(_: &Request, other: &'static Domain) -> Result<(), Error> {
-    // SAFETY: refused, which ends the request.
+    // SAFETY: faults, which ends the request.
     unsafe { store(theirs(other), 0) };
     Ok(())
 }
 
 fn red_zone(request: &Request, _: &'static Domain) -> Result<(), Error> {
     let block = request.domain().allocate(40, 16)?.as_ptr();
-    // SAFETY: one byte behind the block lies in its red zone.
+    // SAFETY: the byte after the block is part of its red zone.
     unsafe { store(block.wrapping_add(40), 0x41) };
     Ok(())
 }
 
 fn use_after_free(request: &Request, _: &'static Domain) -> Result<(), Error> {
     let block = request.domain().allocate(40, 16)?;
-    // SAFETY: the block is given back, and written to afterwards: that is the error.
+    // SAFETY: the write to the freed block, which stays mapped, is the error under test.
     unsafe {
         request.domain().deallocate(block)?;
         store(block.as_ptr().wrapping_add(8), 1);
@@ -84,7 +83,7 @@ fn use_after_free(request: &Request, _: &'static Domain) -> Result<(), Error> {
 
 fn double_free(request: &Request, _: &'static Domain) -> Result<(), Error> {
     let block = request.domain().allocate(40, 16)?;
-    // SAFETY: the second call is the error.
+    // SAFETY: the second call is the error under test.
     unsafe {
         request.domain().deallocate(block)?;
         request.domain().deallocate(block)
@@ -95,7 +94,7 @@ fn foreign_free(request: &Request, other: &'static Domain) -> Result<(), Error> 
     let Some(block) = NonNull::new(theirs(other)) else {
         return Ok(());
     };
-    // SAFETY: the block is another domain's: that is the error.
+    // SAFETY: freeing a block of another domain is the error under test.
     unsafe { request.domain().deallocate(block) }
 }
 
@@ -163,16 +162,16 @@ const KINDS: &[(&str, Kind, Body)] = &[
     ("wild jump", Kind::Memory, wild_jump),
 ];
 
-/// The block that `kinds` puts at each domain's root.
+/// The number that `kinds` puts at each domain's root.
 fn value(domain: &Domain) -> u64 {
     // SAFETY: the root is a block with a u64, readable by the whole process.
     unsafe { domain.root_address().cast::<u64>().read_volatile() }
 }
 
 fn kinds(_: &str) -> Result<()> {
-    // A panic's report is of no interest here.
+    // The panic on purpose prints nothing.
     std::panic::set_hook(Box::new(|_| {}));
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("kinds-of-error") }?;
     let guilty = app.domain("guilty")?;
     let other = app.domain("other")?;
@@ -184,7 +183,7 @@ fn kinds(_: &str) -> Result<()> {
     }
     for (count, (name, kind, body)) in (7..).zip(KINDS) {
         let result = guilty.run(|request| {
-            // Half a change first, to be dropped.
+            // First a partial change, which is to be discarded.
             if let Some(mut root) = request.root::<u64>() {
                 // SAFETY: the domain is held, and the block lives in it.
                 unsafe { *root.as_mut() = u64::MAX };
@@ -193,10 +192,13 @@ fn kinds(_: &str) -> Result<()> {
             body(request, other)
         });
         let Err(RunError::Failed(failure)) = result else {
-            anyhow::bail!("{name}: not noticed: {result:?}")
+            anyhow::bail!("{name}: not detected: {result:?}")
         };
         ensure!(failure.kind == *kind, "{name}: {failure}");
-        ensure!(failure.drafts > 0, "{name}: the half change was a draft");
+        ensure!(
+            failure.drafts > 0,
+            "{name}: the partial change was not a draft"
+        );
         println!(
             "{} {}",
             failure.incident,
@@ -204,11 +206,11 @@ fn kinds(_: &str) -> Result<()> {
         );
         ensure!(
             value(guilty) == count,
-            "{name}: the guilty user's data is as before"
+            "{name}: the failed request's data has changed"
         );
         ensure!(
             value(other) == 7,
-            "{name}: the other user's data is as before"
+            "{name}: the other user's data has changed"
         );
         // The same user's next request works.
         guilty.run(|request| {
@@ -220,7 +222,7 @@ fn kinds(_: &str) -> Result<()> {
         })?;
         ensure!(
             value(guilty) == count + 1,
-            "{name}: the next request's write is committed"
+            "{name}: the next request's write was not committed"
         );
     }
     Ok(app.flush()?)

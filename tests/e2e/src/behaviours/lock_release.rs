@@ -1,30 +1,26 @@
-//! A lock held at the error is free afterwards, and what it guards is as before.
+//! When a request fails with a shared domain's lock held, the domain is restored before the lock is released.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use vmsrs::{App, Kind, RunError};
 
-use crate::fault::store;
-use crate::host::Guest;
+use crate::fault::wild_write;
+use crate::limits::patient;
 use crate::{Behaviour, Machine};
 
-/// Rounds of failing under the lock.
+/// How often a request fails with the lock held.
 const ROUNDS: u64 = 50;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_lock_held_at_the_error_is_free_afterwards_and_what_it_guards_is_as_before",
+    name: "failed_request_restores_data_before_releasing_lock",
     machine: Machine::Usual,
     steps: &[("lock", lock)],
-    host,
+    host: |guest| guest.run_steps(&["lock"]),
 };
 
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("lock", "").map(drop)
-}
-
-/// What the lock guards: both are always equal for whoever holds the lock.
+/// What the lock protects: two numbers that are equal whenever the lock is free.
 #[repr(C)]
 struct Guarded {
     one: u64,
@@ -35,7 +31,7 @@ static HALF_DONE: AtomicBool = AtomicBool::new(false);
 static WAITING: AtomicBool = AtomicBool::new(false);
 
 fn lock(_: &str) -> Result<()> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("lock-after-error") }?;
     let shared = app.domain("shared")?;
     let guilty = app.domain("guilty")?;
@@ -44,7 +40,7 @@ fn lock(_: &str) -> Result<()> {
         let guarded = request.alloc(Guarded { one: 1, other: 1 })?;
         request.set_root(Some(guarded.into()))
     })?;
-    // Asked for in each request: a raw pointer does not go to another thread by itself.
+    // Looked up in each request, since a raw pointer cannot be sent to another thread.
     let guarded = || shared.root_address().cast::<Guarded>();
 
     for round in 1..=ROUNDS {
@@ -54,7 +50,7 @@ fn lock(_: &str) -> Result<()> {
             while !HALF_DONE.load(Ordering::SeqCst) {
                 std::thread::yield_now();
             }
-            let seen = innocent.run(|request| {
+            let seen = innocent.run_with(&patient(), |request| {
                 WAITING.store(true, Ordering::SeqCst);
                 let entered = request.enter(shared)?;
                 // SAFETY: the shared domain is held, and the block lives in it.
@@ -67,7 +63,7 @@ fn lock(_: &str) -> Result<()> {
                 entered.leave()?;
                 Ok::<_, vmsrs::Error>((one, other))
             })?;
-            ensure!(seen.0 == seen.1, "half a change was seen: {seen:?}");
+            ensure!(seen.0 == seen.1, "a partial change was visible: {seen:?}");
             Ok(seen.0)
         });
         let result = guilty.run(|request| {
@@ -78,19 +74,18 @@ fn lock(_: &str) -> Result<()> {
             while !WAITING.load(Ordering::SeqCst) {
                 std::thread::yield_now();
             }
-            // SAFETY: a wild write; it ends the request.
-            unsafe { store(std::ptr::without_provenance_mut(0x10), 1) };
+            wild_write();
             Ok::<_, vmsrs::Error>(())
         });
         let Err(RunError::Failed(failure)) = result else {
-            anyhow::bail!("round {round}: the wild write was not noticed")
+            anyhow::bail!("round {round}: the wild write was not detected")
         };
         ensure!(failure.kind == Kind::Memory, "round {round}: {failure}");
         let seen = other
             .join()
             .ok()
             .context("the innocent thread panicked")??;
-        ensure!(seen == round, "round {round}: the innocent saw {seen}");
+        ensure!(seen == round, "round {round}: the other request saw {seen}");
     }
     Ok(())
 }

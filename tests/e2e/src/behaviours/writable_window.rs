@@ -1,27 +1,25 @@
-//! A user process that has the window mapped writable, past the driver, is stopped by the
-//! second-level page table; the signal has the exact address.
+//! The second-level page table stops a process that has mapped the window writable without the driver; the signal has
+//! the exact address.
 
 use std::fs::OpenOptions;
-use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use crate::fault::{store_instruction, try_store};
+use crate::fault::{Fault, SEGV_PKUERR, store_instruction, try_store};
 use crate::host::Guest;
+use crate::mapping;
 use crate::raw::{App, peek, poke};
 use crate::stray::{DEBUGFS, load_stray_module};
 use crate::{Behaviour, Machine};
 
-/// `si_code` of a write that a protection key forbids: what Linux makes of the host's page fault.
-const SEGV_PKUERR: i32 = 4;
-/// Pages looked through for the sealed one.
+/// Frames of the window, which are searched for the sealed one.
 const FRAMES: usize = 16384;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_process_that_maps_the_window_past_the_driver_cannot_write_to_sealed_frames",
+    name: "writable_window_mapping_cannot_change_sealed_frames",
     machine: Machine::Usual,
     steps: &[("write", write)],
     host,
@@ -34,14 +32,14 @@ fn host(guest: &mut Guest) -> Result<()> {
         .parse()
         .context("the address")?;
     let incidents = guest.incidents("sealed-write")?;
-    let newest = incidents.last().context("an incident")?;
+    let newest = incidents.last().context("no incident")?;
     ensure!(
         newest["address"] == address,
-        "the host knows the address: {newest}"
+        "not the address of the write: {newest}"
     );
     ensure!(
         newest["sealed_write"]["user"] == true,
-        "by a user process: {newest}"
+        "not by a user process: {newest}"
     );
     Ok(())
 }
@@ -59,57 +57,38 @@ fn write(_: &str) -> Result<()> {
     thread.commit(tag, COMMIT_SEAL)?;
     thread.end()?;
 
-    // What a corrupt page table of the guest would do: the frames are mapped writable.
+    // The frames are mapped writable, as by a corrupt page table of the guest.
     load_stray_module()?;
-    let memory = OpenOptions::new()
+    let window = OpenOptions::new()
         .read(true)
         .write(true)
         .open(format!("{DEBUGFS}/window"))?;
-    // SAFETY: a new mapping at an address that the kernel chooses.
-    let mapped = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            FRAMES * PAGE_SIZE as usize,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            memory.as_raw_fd(),
-            0,
-        )
-    };
-    ensure!(
-        mapped != libc::MAP_FAILED,
-        "map the window: {}",
-        std::io::Error::last_os_error()
-    );
-    let mapped = mapped.cast::<u8>();
+    let mapped = mapping::file(&window, FRAMES * PAGE_SIZE as usize).context("map the window")?;
+    let mapped = mapped.as_ptr();
     let frame = (ZERO_FRAME as usize..FRAMES)
         .find(|frame| {
-            // SAFETY: the mapping has that many frames, all readable.
+            // SAFETY: the mapping has that many frames, all of them readable.
             let bytes =
                 unsafe { std::slice::from_raw_parts(mapped.add(frame * PAGE_SIZE as usize), 16) };
             bytes == pattern
         })
         .context("the sealed frame")?;
     let target = mapped.wrapping_add(frame * PAGE_SIZE as usize + 9);
-    // SAFETY: the frame holds a page of this test alone, and the store is expected to be stopped.
+    // SAFETY: the frame holds a page of this test, and the store is expected to fault.
     let Err(fault) = (unsafe { try_store(target, 0) }) else {
-        anyhow::bail!("the store happened")
+        anyhow::bail!("the store was not stopped")
     };
-    ensure!(
-        fault.signal == libc::SIGSEGV && fault.code == SEGV_PKUERR,
-        "{fault:x?}"
-    );
-    ensure!(
-        fault.address == target as u64,
-        "the address is exact: {fault:x?}"
-    );
-    ensure!(
-        fault.instruction == store_instruction(),
-        "at the very instruction: {fault:x?}"
-    );
+    // Linux makes SEGV_PKUERR of the page fault that the host injects.
+    let expected = Fault {
+        signal: libc::SIGSEGV,
+        code: SEGV_PKUERR,
+        address: target as u64,
+        instruction: store_instruction(),
+    };
+    ensure!(fault == expected, "{fault:x?}, expected {expected:x?}");
     // SAFETY: the page is readable by the whole process.
     let byte = unsafe { peek(page.add(9)) };
-    ensure!(byte == pattern[9], "the byte is unharmed");
+    ensure!(byte == pattern[9], "the byte has changed");
     println!("{}", target as u64);
     Ok(())
 }
