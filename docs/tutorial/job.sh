@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# The tutorial's session on the KVM host of the test-bed: boots the guest, talks to the server in
-# it, and shows what the host knows. Its folder has vmsrs, vmlinuz and guest.img.
+# Runs the tutorial's session on the test-bed's KVM host: boots the guest, sends requests to the
+# server in it, and shows what the host recorded. Needs vmsrs, vmlinuz and guest.img in this folder.
 set -eu
 
 vmsrs run --kernel vmlinuz --initramfs guest.img --memory 256M --window 64M \
@@ -11,7 +11,7 @@ until nc -w 2 192.168.77.2 7000 </dev/null 2>/dev/null; do
 	kill -0 $! || exit 1
 	tries=$((tries - 1))
 	if [ $tries = 0 ]; then
-		echo 'the server in the guest does not answer; the end of its console:' >&2
+		echo 'the server in the guest does not answer; last lines of its console:' >&2
 		tail -n 30 guest.log >&2
 		kill -TERM $!
 		exit 1

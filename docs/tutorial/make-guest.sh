@@ -1,18 +1,18 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# Makes the folder of a small guest: busybox, the modules it needs, vmsrs.ko, and one program.
+# Creates the root folder of a small guest: busybox, kernel modules, vmsrs.ko, and one program.
 #
 #   make-guest.sh FOLDER PROGRAM VMSRS.KO [KERNEL-RELEASE [ROOT]]
 #
-# PROGRAM is linked statically. The kernel's package is installed, on this machine or below ROOT;
-# its release is that of this machine's running kernel unless another one is given.
+# PROGRAM must be linked statically. The kernel package must be installed, on this machine or below
+# ROOT. KERNEL-RELEASE defaults to that of the running kernel.
 set -eu
 folder=$1 program=$2 driver=$3 release=${4:-$(uname -r)} root=${5:-}
 
 mkdir -p "$folder/bin" "$folder/lib/modules" "$folder/proc" "$folder/sys" "$folder/dev" "$folder/tmp"
 cp "$(command -v busybox)" "$folder/bin/busybox"
 cp "$program" "$folder/bin/server"
-# `insmod FILE` lines, dependencies first; what is built into the kernel needs no line.
+# modprobe prints `insmod FILE`, dependencies first, or `builtin NAME`, which needs no file.
 : > "$folder/lib/modules/order"
 for module in virtio_mmio virtio_net; do
 	modprobe -d "$root/" -S "$release" --show-depends "$module"
