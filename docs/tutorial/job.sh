@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 # Runs the tutorial's session on the test-bed's KVM host: boots the guest, sends requests to the
-# server in it, and shows what the host recorded. Needs vmsrs, vmlinuz and guest.img in this folder.
+# server in it, and shows what the host recorded. Needs vmsrs, vmlinuz, guest.img and lists-static in
+# this folder.
 set -eu
 
 vmsrs run --kernel vmlinuz --initramfs guest.img --memory 256M --window 64M \
@@ -29,7 +30,7 @@ talk 'alice set 0 milk' 'bob set 0 tea'
 talk 'alice append 0 eggs'
 talk 'alice save'
 talk 'alice show' 'bob show'
-for command in 'incidents' 'incidents 1' 'incidents 3' 'status'; do
+for command in 'incidents' 'incidents 1 --symbols .' 'incidents 3 --symbols .' 'status'; do
 	echo "\$ vmsrs $command"
 	vmsrs $command
 done

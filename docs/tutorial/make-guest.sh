@@ -13,15 +13,16 @@ mkdir -p "$folder/bin" "$folder/lib/modules" "$folder/proc" "$folder/sys" "$fold
 cp "$(command -v busybox)" "$folder/bin/busybox"
 cp "$program" "$folder/bin/server"
 # modprobe prints `insmod FILE`, dependencies first, or `builtin NAME`, which needs no file.
-: > "$folder/lib/modules/order"
 for module in virtio_mmio virtio_net; do
 	modprobe -d "$root/" -S "$release" --show-depends "$module"
-done | while read -r verb file _; do
+done > "$folder/lib/modules/needed"
+: > "$folder/lib/modules/order"
+while read -r verb file _; do
 	[ "$verb" = insmod ] || continue
 	cp "$file" "$folder/lib/modules/"
 	grep -qx "$(basename "$file")" "$folder/lib/modules/order" ||
 		basename "$file" >> "$folder/lib/modules/order"
-done
+done < "$folder/lib/modules/needed"
 cp "$driver" "$folder/lib/modules/vmsrs.ko"
 echo vmsrs.ko >> "$folder/lib/modules/order"
 
