@@ -180,8 +180,8 @@ int main(int argc, char **argv)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET };
 	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	int code = vmsrs_open("lists", &app);
 	pthread_t thread;
+	int code = vmsrs_open("lists", &app);
 
 	if (code == VMSRS_OK)
 		code = vmsrs_domain_open(app, "/board", strlen("/board"), &board_domain);
