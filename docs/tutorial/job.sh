@@ -7,7 +7,7 @@ set -eu
 
 vmsrs run --kernel vmlinuz --initramfs guest.img --memory 256M --window 64M \
 	--tap tap0,192.168.77.1/24 --console guest.log &
-tries=60
+tries=300
 until nc -w 2 192.168.77.2 7000 </dev/null 2>/dev/null; do
 	kill -0 $! || exit 1
 	tries=$((tries - 1))

@@ -19,9 +19,13 @@ done > "$folder/lib/modules/needed"
 : > "$folder/lib/modules/order"
 while read -r verb file _; do
 	[ "$verb" = insmod ] || continue
-	cp "$file" "$folder/lib/modules/"
-	grep -qx "$(basename "$file")" "$folder/lib/modules/order" ||
-		basename "$file" >> "$folder/lib/modules/order"
+	name=$(basename "$file" .xz)
+	! grep -qx "$name" "$folder/lib/modules/order" || continue
+	case $file in
+	*.xz) xz -dc "$file" > "$folder/lib/modules/$name" ;;
+	*) cp "$file" "$folder/lib/modules/$name" ;;
+	esac
+	echo "$name" >> "$folder/lib/modules/order"
 done < "$folder/lib/modules/needed"
 cp "$driver" "$folder/lib/modules/vmsrs.ko"
 echo vmsrs.ko >> "$folder/lib/modules/order"
