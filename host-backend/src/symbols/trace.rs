@@ -11,7 +11,7 @@ use vmsrs_protocol::incident::{REG_RBP, REG_RIP, REG_RSP};
 use super::files::{ModuleFiles, SymbolFiles};
 use super::modules::Module;
 use super::unwind::{Found, Place, Program, Stack};
-use crate::engine::RequestFacts;
+use crate::control::RequestFacts;
 
 /// Functions of Rust's panic machinery and of the library's own hook, innermost in every panic.
 const MACHINERY: [&str; 6] = [

@@ -1,7 +1,7 @@
-//! What requests and errors cost: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
+//! The cost of requests and errors: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
 //!
-//! `vmsrs-bench guest` is the part that runs in the guest; its results go over the guest's console to `vmsrs-bench host`,
-//! the part that runs on the KVM host and counts what they cost there.
+//! `vmsrs-bench guest` runs in the guest; its results go over the guest's console to `vmsrs-bench host`, which runs on the KVM
+//! host and counts the cost there.
 
 mod guest;
 mod host;
@@ -9,13 +9,13 @@ mod report;
 mod sample;
 mod table;
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_report::folder;
 
 use crate::report::Report;
 use crate::sample::Measured;
@@ -24,13 +24,13 @@ use crate::sample::Measured;
 #[derive(Parser)]
 #[command(name = "vmsrs-bench", version)]
 struct Arguments {
-    /// Requests that write to 64 pages; of others as many as take about as long.
+    /// Requests that write to 64 pages; smaller ones are repeated more often.
     #[arg(long, default_value_t = 50)]
     rounds: u32,
-    /// Let the KVM host's clock count instructions, on one CPU.
+    /// Use a KVM host with one CPU whose clock counts instructions.
     #[arg(long)]
     deterministic: bool,
-    /// Give up after this many seconds.
+    /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     deadline: u64,
     #[command(subcommand)]
@@ -42,32 +42,23 @@ enum Part {
     /// Measure here, in the guest.
     #[command(hide = true)]
     Guest,
-    /// Run this VM monitor here, on the KVM host, and count.
+    /// Boot the guest here, on the KVM host, and count.
     #[command(hide = true)]
-    Host {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-        command: Vec<String>,
-    },
+    Host { kernel: PathBuf, initramfs: PathBuf },
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.part {
         Some(Part::Guest) => guest::measure(arguments.rounds),
-        Some(Part::Host { command }) => host::run(command),
+        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs),
         None => run(&arguments),
     }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     let program = project::own_program();
-    let built = std::env::current_exe().context("find this program")?;
-    let vmsrs = built.with_file_name("vmsrs");
-    ensure!(
-        vmsrs.is_file(),
-        "{} is missing: build it with `make build`",
-        vmsrs.display()
-    );
+    let vmsrs = project::built("vmsrs")?;
     let bed = Bed::auto()?;
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
@@ -82,18 +73,12 @@ fn run(arguments: &Arguments) -> Result<()> {
             arguments.rounds
         ))
         .write(&kernel, &image)?;
-    let mut job = Job::new(["vmsrs-bench", "host", "vmsrs", "run", "--kernel", "vmlinux"])
+    let mut job = Job::new(["vmsrs-bench", "host", "vmlinux", "guest.img"])
         .program(&program, "vmsrs-bench")
         .program(vmsrs, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
         .timeout(Duration::from_secs(arguments.deadline));
-    for argument in ["--initramfs", "guest.img", "--memory", "512M"] {
-        job = job.arg(argument);
-    }
-    for argument in ["--vcpus", "1", "--window", "64M", "--pool", "2048"] {
-        job = job.arg(argument);
-    }
     if arguments.deterministic {
         job = job.deterministic();
     }
@@ -114,7 +99,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     })?;
     ensure!(
         !failed && outcome.success() && !measured.is_empty(),
-        "the measurements in the guest failed (see above); the job ended with {}",
+        "the measurements in the guest failed (see above); the job's exit code is {}",
         outcome.code
     );
     let report = Report {
@@ -126,17 +111,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         deterministic: arguments.deterministic,
         samples: report::without_measuring(measured),
     };
-    let path = write(&report)?;
-    print!("{}", report.tables());
-    println!("the report: {}", path.display());
-    Ok(())
-}
-
-fn write(report: &Report) -> Result<PathBuf> {
     let folder = project::root().join("target/bench");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(report)? + "\n")
-        .with_context(|| format!("write {}", path.display()))?;
-    Ok(path)
+    folder::create(&folder)?;
+    let path = folder::write_report(&folder, &report)?;
+    print!("{}", report.tables());
+    println!("report: {}", path.display());
+    Ok(())
 }

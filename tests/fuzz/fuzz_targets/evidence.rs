@@ -1,21 +1,21 @@
-//! What a hostile program can send as evidence: registers, a stack and a module table, unwound with a
-//! real file's unwind tables.
+//! Hostile evidence from a program: registers, a stack and a module table, unwound with the unwind
+//! tables of a real file.
 //!
 //! The input is three registers (rsp, rbp, rip), the length of the module table (16 bits), the table,
-//! and the stack. One module of the table is always this program, so that unwinding gets somewhere.
+//! and the stack. The first module in the table is always this program, so that frames can be unwound.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use vmsrs_host::engine::{ProgramFacts, RequestFacts, Restored};
+use vmsrs_host::control::{ProgramFacts, RequestFacts, Restored};
 use vmsrs_host::symbols::{Module, SymbolFiles, trace, whose};
 use vmsrs_protocol::incident::{ModuleEntry, REG_RBP, REG_RIP, REG_RSP, REGISTERS};
 
 const BASE: u64 = 0x5555_0000_0000;
 
 static OWN: LazyLock<(SymbolFiles, Vec<u8>)> = LazyLock::new(|| {
-    let path = std::env::current_exe().expect("the program's path");
+    let path = std::env::current_exe().expect("path of this program");
     let name = path.to_string_lossy().into_owned();
     let entry = ModuleEntry {
         bias: BASE,
@@ -35,7 +35,7 @@ static OWN: LazyLock<(SymbolFiles, Vec<u8>)> = LazyLock::new(|| {
     table.resize(table.len().next_multiple_of(8), 0);
     assert_eq!(Module::parse(&table).len(), 1);
     (
-        SymbolFiles::new(&[path]).expect("the program's file"),
+        SymbolFiles::new(&[path]).expect("file of this program"),
         table,
     )
 });

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use vmsrs_protocol::heap::RED_ZONE_MAX;
 
-use crate::engine::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
+use crate::control::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
 
 /// Bytes in a row.
 pub(super) const ROW: usize = 16;
@@ -188,7 +188,7 @@ mod tests {
     /// A request with a change of 20 bytes at each of these addresses.
     fn request(changes: &[(u64, BlockFacts)]) -> RequestFacts {
         let shown = super::super::sample::shown();
-        let mut request = shown.detail.request.unwrap();
+        let mut request = shown.detail.request().unwrap().clone();
         request.drafts[0].changes = changes
             .iter()
             .map(|(address, block)| ChangeFacts {

@@ -3,9 +3,10 @@
 use vmsrs_protocol::incident::REGISTERS;
 
 use super::shown::Shown;
-use crate::engine::{
-    AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentSummary,
-    Outcome, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
+use crate::control::{
+    AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentFacts,
+    IncidentOutcome, IncidentSummary, Place, ProgramFacts, RequestFacts, Restored,
+    SealedWriteFacts,
 };
 use crate::symbols::{Found, Frame, Trace};
 
@@ -36,13 +37,13 @@ pub(super) fn shown() -> Shown {
                 number: 7,
                 at_ms: 0,
                 kind: "foreign-write".into(),
-                outcome: Outcome::Recovered,
+                outcome: IncidentOutcome::Recovered,
                 app: Some("ledger".into()),
                 domain: Some("user-7".into()),
                 address: Some(0x1000_0000_4004),
             },
             instruction: Some(0x5555_5555_6789),
-            request: Some(RequestFacts {
+            facts: IncidentFacts::Request(Box::new(RequestFacts {
                 tag: 99,
                 signal: 11,
                 code: 2,
@@ -91,10 +92,7 @@ pub(super) fn shown() -> Shown {
                 details_dropped: false,
                 registers: (0..REGISTERS as u64).collect(),
                 backtrace: vec![0x5555_5555_7000],
-            }),
-            sealed_write: None,
-            guest_down: None,
-            corruption: None,
+            })),
         },
         address_is: Some(
             "the guard behind domain user-7 of app ledger, 4 bytes behind its end".into(),
@@ -159,7 +157,7 @@ pub(super) fn hostile() -> Shown {
         frame.file = text();
     }
     shown.trace.notes = vec![evil.into()];
-    if let Some(request) = &mut shown.detail.request {
+    if let IncidentFacts::Request(request) = &mut shown.detail.facts {
         request.thread = evil.into();
         for draft in &mut request.drafts {
             draft.domain = evil.into();
