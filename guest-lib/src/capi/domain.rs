@@ -78,7 +78,7 @@ pub unsafe extern "C" fn vmsrs_domain_open_with(
     let Some(app) = (unsafe { app.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if key.is_null() || domain.is_null() || !(1..=KEY_MAX).contains(&length) {
         return VMSRS_EINVAL;
     }

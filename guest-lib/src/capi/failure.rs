@@ -27,7 +27,7 @@ pub struct CFailure {
     pub instruction: u64,
     /// Nanoseconds from the detection to the end of the discard.
     pub recovery_ns: u64,
-    /// Deferred functions that failed and were cut short.
+    /// Deferred functions that failed and were aborted.
     pub defers_failed: u32,
     /// 0.
     pub reserved: u32,

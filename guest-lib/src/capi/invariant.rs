@@ -25,7 +25,7 @@ struct Check {
     argument: *mut c_void,
 }
 
-// SAFETY: whoever registers it says that any thread may call it with its argument.
+// SAFETY: the caller that registers it promises that any thread may call it with its argument.
 unsafe impl Send for Check {}
 // SAFETY: as above.
 unsafe impl Sync for Check {}

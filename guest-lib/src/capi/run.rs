@@ -11,8 +11,8 @@ use std::ptr;
 
 /// The work of a request.
 ///
-/// It runs on a stack of its own and may be cut short at any instruction (see "Failures"
-/// above). It must return, fail or be cut short: `longjmp()` out of it keeps the domains
+/// It runs on a stack of its own and may be aborted at any instruction (see "Failures"
+/// above). It must return, fail or be aborted: `longjmp()` out of it keeps the domains
 /// locked, `pthread_exit()` in it fails the request.
 ///
 /// @param request The request: valid until the function returns, on this thread only.
@@ -51,7 +51,7 @@ pub type RequestFn =
 ///
 /// # Safety
 ///
-/// `domain` comes from `vmsrs_domain_open`; the function bears being cut short.
+/// `domain` comes from `vmsrs_domain_open`; the function may be aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_run(

@@ -82,8 +82,8 @@ pub unsafe extern "C" fn vmsrs_task_new(
 ///
 /// # Safety
 ///
-/// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function bears being
-/// cut short.
+/// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function may be
+/// aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_task_step(

@@ -152,7 +152,7 @@ fn begins(line: &str) -> Option<&'static str> {
     }
 }
 
-/// Paragraphs and lists, filled anew to the width.
+/// Paragraphs and lists, wrapped at the width.
 fn flow(text: &mut String, indent: &str, lines: &[String]) {
     let width = WIDTH - indent.len() * TAB - 3;
     let (mut filled, mut hanging) = (String::new(), "");
