@@ -4,7 +4,7 @@
 use super::room::check_fill;
 use super::span::Span;
 use super::{Damage, Heap, PAGE};
-use crate::layout::{BLOCK_HEADER, GRAIN, State};
+use crate::heap::layout::{BLOCK_HEADER, GRAIN, State};
 
 impl Heap {
     /// Blocks, those in quarantine included.

@@ -7,14 +7,15 @@
 //! cannot make the allocator write elsewhere or run for ever. Damage found on the way is a [`Damage`];
 //! the caller makes the request fail with it.
 
-pub(crate) mod bins;
+mod bins;
 mod check;
+pub(crate) mod layout;
 mod room;
 mod span;
 
-use crate::app::App;
+use crate::api::app::App;
 use crate::failure::Kind;
-use crate::layout::{
+use crate::heap::layout::{
     BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, MAPS_PER_PAGE,
     POISON, POISON_MAX, RED, State, extents_check, with_red_zone,
 };

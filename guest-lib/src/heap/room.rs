@@ -4,7 +4,7 @@ use super::bins::{Bins, list_for, list_of};
 use super::span::Span;
 use super::{Chunk, Damage, Heap};
 use crate::failure::Kind;
-use crate::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
+use crate::heap::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 
 const STEP: u64 = GRAIN as u64;
 

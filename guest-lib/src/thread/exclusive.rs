@@ -3,8 +3,8 @@
 use super::landing::fail_request;
 use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::latch::Take;
 use crate::run;
+use crate::state::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
@@ -70,10 +70,10 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Domain;
+    use crate::api::domain::Domain;
+    use crate::api::request::Request;
     use crate::error::Error;
-    use crate::hooked::Hooked;
-    use crate::request::Request;
+    use crate::mock::Hooked;
     use crate::thread::current;
     use crate::thread::tests::failure;
     use std::sync::mpsc;

@@ -1,10 +1,11 @@
 //! What may cut a request short from outside, an interrupt or its deadline, and when it must wait.
 
+use super::handler as signal;
 use super::landing::fail_request;
 use super::registry::current;
 use super::{Phase, Thread, now};
 use crate::failure::Kind;
-use crate::{clib, signal};
+use crate::os::clib;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
@@ -141,7 +142,7 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hooked::Hooked;
+    use crate::mock::Hooked;
     use crate::thread::{current, of};
     use std::ffi::c_void;
     use std::hint::black_box;

@@ -1,11 +1,12 @@
 //! The landing: where a thread goes when its request is cut short, and what it brings along.
 
+use super::handler as signal;
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::record;
-use crate::region::Region;
-use crate::{signal, switch};
+use crate::os::region::Region;
+use crate::os::switch;
+use crate::thread::record;
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
 use vmsrs_protocol::ioctl::IoctlFail;

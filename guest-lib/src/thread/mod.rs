@@ -4,28 +4,34 @@
 //! A thread is registered by its first request and unregistered when it ends. Its memory lies in a
 //! mapping of its own between guards, away from the C library's heap.
 
+pub(crate) mod arena;
+pub(crate) mod evidence;
 mod exclusive;
+pub(crate) mod fork;
+pub(crate) mod handler;
 mod interrupts;
 mod landing;
+pub(crate) mod record;
 mod registry;
 mod serving;
+pub(crate) mod stack;
 
 pub(crate) use exclusive::AMID;
 pub(crate) use interrupts::uncut;
 pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, of};
 
-use crate::alarm::Alarm;
-use crate::app::App;
-use crate::arena::Arena;
-use crate::backend::Tags;
-use crate::control::Control;
-use crate::latch::Take;
-use crate::record::Record;
-use crate::region::Region;
-use crate::request::Request;
-use crate::stack::Stack;
+use crate::api::app::App;
+use crate::api::request::Request;
+use crate::os::alarm::Alarm;
+use crate::os::region::Region;
+use crate::shared::backend::Tags;
+use crate::shared::control::Control;
 use crate::state::State;
+use crate::state::latch::Take;
+use crate::thread::arena::Arena;
+use crate::thread::record::Record;
+use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;

@@ -1,18 +1,19 @@
 //! Which threads there are: a thread is registered by its first request and unregistered when it ends.
 
 use super::{Phase, Thread};
-use crate::alarm::Alarm;
-use crate::app::App;
-use crate::arena::Arena;
-use crate::control::Control;
+use super::{evidence, handler as signal};
+use crate::api::app::App;
+use crate::api::request::Request;
 use crate::error::Error;
-use crate::identity::thread_number;
-use crate::record::Record;
-use crate::region::Region;
-use crate::request::Request;
-use crate::stack::Stack;
+use crate::os::alarm::Alarm;
+use crate::os::identity::thread_number;
+use crate::os::region::Region;
+use crate::shared::control::Control;
+use crate::shared::pkru;
 use crate::state::State;
-use crate::{evidence, pkru, signal};
+use crate::thread::arena::Arena;
+use crate::thread::record::Record;
+use crate::thread::stack::Stack;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::mem::size_of;
 use std::ptr::{self, NonNull};

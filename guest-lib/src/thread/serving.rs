@@ -2,9 +2,9 @@
 
 use super::registry::CURRENT;
 use super::{Phase, Thread, now};
+use crate::api::request::{Audit, Options};
 use crate::error::Error;
-use crate::pkru;
-use crate::request::{Audit, Options};
+use crate::shared::pkru;
 use crate::state::{Start, State};
 use std::ptr;
 
@@ -112,7 +112,7 @@ impl Thread {
     }
 
     fn clear_held(&self) {
-        crate::held::HeldList::set_count(&self.control, 0);
+        crate::shared::held::HeldList::set_count(&self.control, 0);
     }
 
     /// Leaves a request that the thread has joined.

@@ -1,4 +1,4 @@
-//! The locks of domains: `guest-lib/src/word.rs` and `held.rs` against `guest-kmod/lock.c`.
+//! The locks of domains: `guest-lib/src/shared/word.rs` and `held.rs` against `guest-kmod/lock.c`.
 
 use loom::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use loom::thread::{self, JoinHandle};
