@@ -3,12 +3,13 @@
 use crate::api::domain::{Domain, DomainOptions};
 use crate::error::Error;
 use crate::os::clib;
+use crate::os::modules;
 use crate::run::invariant::Invariant;
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
 use crate::shared::unprotected::Unprotected;
-use crate::thread::{evidence, fork, handler as signal};
+use crate::thread::{evidence, fork, handler};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -129,10 +130,10 @@ impl App {
             .get(backend.number() as usize)
             .ok_or(Error::Argument("the app's number"))?;
         clib::install();
-        signal::install()?;
+        handler::install()?;
         fork::install();
         evidence::install();
-        evidence::refresh();
+        modules::refresh();
         if backend.protects() {
             pkru::install();
         }

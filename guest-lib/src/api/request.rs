@@ -4,6 +4,7 @@ use crate::api::domain::Domain;
 use crate::api::ticket::Ticket;
 use crate::error::Error;
 use crate::failure::Kind;
+use crate::os::clock;
 use crate::run::audit::{audit, audit_all};
 use crate::run::defer::Deferred;
 use crate::run::lock;
@@ -256,7 +257,7 @@ impl Request {
         let thread = self.thread()?;
         let state = thread.state();
         let milliseconds = thread.lock_timeout_ms();
-        let end = thread::now().saturating_add(u64::from(milliseconds) * 1_000_000);
+        let end = clock::now().saturating_add(u64::from(milliseconds) * 1_000_000);
         loop {
             match self.enter_unguarded(domain) {
                 Err(Error::AlreadyHeld) => {}
@@ -266,7 +267,7 @@ impl Request {
             if thread.exclusive(look).0 {
                 return Ok(false);
             }
-            if thread::now() >= end {
+            if clock::now() >= end {
                 return Err(Error::LockTimeout { milliseconds });
             }
             state.wait_for_held(|| {
@@ -454,7 +455,7 @@ mod tests {
         // SAFETY: the thread is registered.
         unsafe { Control::new(thread.control()) }.set_failed(thread.tag());
         // SAFETY: the library's own signal.
-        unsafe { libc::raise(crate::thread::handler::interrupt()) };
+        unsafe { libc::raise(crate::os::signals::interrupt()) };
     }
 
     #[test]

@@ -256,7 +256,7 @@ mod tests {
                 // SAFETY: the thread is registered.
                 unsafe { Control::new(thread.control()) }.set_failed(thread.tag());
                 // SAFETY: the library's own signal.
-                unsafe { libc::raise(crate::thread::handler::interrupt()) };
+                unsafe { libc::raise(crate::os::signals::interrupt()) };
             });
         });
         let (outer, inner) = (app.domain("outer").unwrap(), app.domain("inner").unwrap());

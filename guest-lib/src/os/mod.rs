@@ -2,7 +2,10 @@
 
 pub(crate) mod alarm;
 pub(crate) mod clib;
+pub(crate) mod clock;
 pub(crate) mod futex;
 pub(crate) mod identity;
+pub(crate) mod modules;
 pub(crate) mod region;
+pub(crate) mod signals;
 pub(crate) mod switch;

@@ -2,6 +2,7 @@
 
 use crate::api::domain::Domain;
 use crate::error::Error;
+use crate::os::clock;
 use crate::shared::word::{self, Released};
 use crate::sync::Ordering;
 use crate::thread::Thread;
@@ -29,7 +30,7 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
         return Ok(());
     }
     let timeout_ms = timeout_ms.clamp(1, TIMEOUT_MAX);
-    let start = crate::thread::now();
+    let start = clock::now();
     let mut left = timeout_ms;
     loop {
         let outcome = domain.app().backend().lock_wait(tag, number, left);
@@ -38,7 +39,7 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
         };
         let interrupted = error.raw_os_error() == Some(libc::EINTR);
         if interrupted && !thread.is_pending() {
-            let waited = (crate::thread::now() - start) / 1_000_000;
+            let waited = (clock::now() - start) / 1_000_000;
             left = timeout_ms.saturating_sub(u32::try_from(waited).unwrap_or(u32::MAX));
             if left > 0 {
                 continue;

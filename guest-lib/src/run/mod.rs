@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod defer;
 pub(crate) mod invariant;
 pub(crate) mod lock;
+pub(crate) mod trial;
 
 use crate::api::domain::Domain;
 use crate::api::request::{Options, Request};
@@ -11,10 +12,10 @@ use crate::error::Error;
 use crate::failure::{Failure, Kind};
 use crate::heap::Damage;
 use crate::os::clib;
+use crate::os::signals;
 use crate::run::audit::audit_all;
 use crate::run::defer::{forget_defers, run_defers};
 use crate::thread::evidence;
-use crate::thread::handler as signal;
 use crate::thread::{self, AMID, Phase, Thread};
 use std::any::Any;
 use std::io;
@@ -317,17 +318,17 @@ fn discard(thread: &Thread) {
 /// What the request wrote can be neither kept nor taken back: only the process's end, which discards
 /// it as well, keeps the promise.
 fn give_in(what: &str, error: &io::Error) -> ! {
-    signal::say(b"vmsrs: ");
-    signal::say(what.as_bytes());
-    signal::say(b": ");
+    signals::say(b"vmsrs: ");
+    signals::say(what.as_bytes());
+    signals::say(b": ");
     give_in_because(error.to_string().as_bytes());
 }
 
 /// Ends the process: nothing else is left that keeps the promises.
 fn give_in_because(what: &[u8]) -> ! {
-    signal::say(what);
-    signal::say(b"; the process ends, committed domains are whole\n");
-    signal::end_process()
+    signals::say(what);
+    signals::say(b"; the process ends, committed domains are whole\n");
+    signals::end_process()
 }
 
 /// The bad end: discard, free the locks, report, let the others come to their landings, run the
@@ -375,7 +376,7 @@ fn report(thread: &Thread) -> Failure {
                 Err(error) => give_in("cannot discard what the failed request wrote", &error),
             }
         }
-        signal::unblock();
+        signals::unblock();
         examine(thread, record.signal, record.registers[16]);
         let message = String::from_utf8_lossy(thread.message()).into_owned();
         Failure {
@@ -392,7 +393,7 @@ fn report(thread: &Thread) -> Failure {
         }
     });
     if !first {
-        signal::unblock();
+        signals::unblock();
         examine(thread, record.signal, record.registers[16]);
     }
     failure
@@ -400,7 +401,7 @@ fn report(thread: &Thread) -> Failure {
 
 /// Ends the process if the thread has left the C library's heap locked or damaged.
 fn examine(thread: &Thread, signal: i32, instruction: u64) {
-    if clib::is_suspect(signal, instruction) && !clib::heap_works(thread) {
+    if clib::is_suspect(signal, instruction) && !trial::heap_works(thread) {
         give_in_because(b"vmsrs: the C library's heap is damaged or stays locked");
     }
 }

@@ -4,6 +4,7 @@
 //! laptops and for tests; a server says what it has with [`crate::App::protection`].
 
 use crate::error::Error;
+use crate::os::clock;
 use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::shared::backend::{Backend, Registration, Tags};
@@ -268,7 +269,7 @@ impl Backend for Unprotected {
         self.release(held, report.tag)?;
         report.incident = NEXT_INCIDENT.fetch_add(1, Ordering::Relaxed);
         if report.detected_ns != 0 {
-            report.recovery_ns = thread::now().saturating_sub(report.detected_ns);
+            report.recovery_ns = clock::now().saturating_sub(report.detected_ns);
         }
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! The threads that have joined a request, and waiting for them.
 
+use crate::os::clock::now;
 use crate::os::futex;
 use crate::os::identity::{identity, is_used, lives, thread_number};
 use crate::state::slots::{Reservation, Slots};
-use crate::thread::{now, uncut};
+use crate::thread::uncut;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 

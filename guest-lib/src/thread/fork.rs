@@ -1,7 +1,8 @@
 //! Children of a fork: the driver's mappings and registrations are the parent's.
 
-use super::{forget_all, handler as signal};
+use super::forget_all;
 use crate::api::app::App;
+use crate::os::signals;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -28,9 +29,9 @@ unsafe extern "C" fn child() {
     forget_all();
     for app in App::all() {
         if let Err(what) = app.backend().after_fork() {
-            signal::say(b"vmsrs: in the child of a fork: ");
-            signal::say(what.as_bytes());
-            signal::say(b"\n");
+            signals::say(b"vmsrs: in the child of a fork: ");
+            signals::say(what.as_bytes());
+            signals::say(b"\n");
         }
     }
 }

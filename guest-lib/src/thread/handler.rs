@@ -5,181 +5,24 @@
 //! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
 //! cannot loop.
 
+use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::clib;
-use crate::os::region::Region;
-use crate::os::switch;
+use crate::os::signals::{self, disposition, end_process, interrupt, say};
+use crate::os::{clib, switch};
 use crate::shared::pkru;
-use crate::thread::{self, Phase, Thread};
 use std::ffi::{c_int, c_void};
-use std::io;
 use std::mem::zeroed;
 use std::ptr;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
 use vmsrs_protocol::incident::REGISTERS;
 
-/// Signals that errors give.
-const ERRORS: [c_int; 6] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGFPE,
-    libc::SIGILL,
-    libc::SIGTRAP,
-    libc::SIGABRT,
-];
-
-/// What was installed before.
-struct Previous {
-    suppress: bool,
-    signals: [c_int; 7],
-    actions: [libc::sigaction; 7],
-}
-
-static PREVIOUS: OnceLock<Previous> = OnceLock::new();
-static INTERRUPT: AtomicI32 = AtomicI32::new(0);
-
-/// The signal by which the driver interrupts threads, or 0.
-pub(crate) fn interrupt() -> c_int {
-    INTERRUPT.load(Ordering::Relaxed)
-}
-
-/// Whether errors are suppressed: `VMSRS_SUPPRESSION=off` lets them kill the process, for debuggers
-/// and for comparison.
-pub(crate) fn suppressing() -> bool {
-    PREVIOUS.get().is_some_and(|previous| previous.suppress)
-}
-
-fn disposition(signal: c_int) -> io::Result<libc::sigaction> {
-    // SAFETY: all zero is a sigaction.
-    let mut action = unsafe { zeroed() };
-    // SAFETY: only reads the disposition.
-    if unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(action)
-}
-
-/// A real-time signal that nobody uses, from the top.
-fn free_signal() -> io::Result<c_int> {
-    for signal in (libc::SIGRTMIN()..=libc::SIGRTMAX()).rev() {
-        if disposition(signal)?.sa_sigaction == libc::SIG_DFL {
-            return Ok(signal);
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::EBUSY))
-}
-
-/// Installs the handlers, once in a process. Handlers that the server installs for the same signals
-/// later replace them; what was installed before is called for errors outside of requests.
+/// Installs the handler, once in a process.
 ///
 /// # Errors
 ///
 /// [`Error::System`].
 pub(crate) fn install() -> Result<(), Error> {
-    let failed = || Error::system("installing signal handlers");
-    if PREVIOUS.get().is_some() {
-        return Ok(());
-    }
-    let suppress = std::env::var_os("VMSRS_SUPPRESSION").is_none_or(|value| value != "off");
-    let interrupt = free_signal().map_err(failed())?;
-    let mut signals = [interrupt; 7];
-    signals[..ERRORS.len()].copy_from_slice(&ERRORS);
-    // SAFETY: all zero is a sigaction.
-    let mut actions = [unsafe { zeroed() }; 7];
-    for (action, &signal) in actions.iter_mut().zip(&signals) {
-        *action = disposition(signal).map_err(failed())?;
-    }
-    let previous = PREVIOUS.get_or_init(|| Previous {
-        suppress,
-        signals,
-        actions,
-    });
-    if !suppress {
-        return Ok(());
-    }
-    // SAFETY: all zero is a sigaction.
-    let mut action: libc::sigaction = unsafe { zeroed() };
-    action.sa_sigaction = handler as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: fills the set.
-    unsafe { libc::sigemptyset(&raw mut action.sa_mask) };
-    for &signal in &previous.signals {
-        // SAFETY: a signal's number and a set.
-        unsafe { libc::sigaddset(&raw mut action.sa_mask, signal) };
-    }
-    for &signal in &previous.signals {
-        // SAFETY: the handler has the signature that SA_SIGINFO asks for.
-        if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
-            return Err(failed()(io::Error::last_os_error()));
-        }
-    }
-    INTERRUPT.store(interrupt, Ordering::Relaxed);
-    Ok(())
-}
-
-/// Gives the calling thread a stack for signal handlers.
-///
-/// # Errors
-///
-/// [`Error::System`].
-pub(crate) fn enter_signal_stack(region: &Region) -> Result<(), Error> {
-    let stack = libc::stack_t {
-        ss_sp: region.low().cast(),
-        ss_flags: 0,
-        ss_size: region.size(),
-    };
-    // SAFETY: the region outlives the thread's registration.
-    if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
-        let error = io::Error::last_os_error();
-        return Err(Error::system("setting the signal stack")(error));
-    }
-    Ok(())
-}
-
-/// Takes the stack away again; the thread ends.
-pub(crate) fn leave_signal_stack() -> bool {
-    let stack = libc::stack_t {
-        ss_sp: ptr::null_mut(),
-        ss_flags: libc::SS_DISABLE,
-        ss_size: 0,
-    };
-    // SAFETY: disables the stack, unless the thread runs on it.
-    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 }
-}
-
-/// Unblocks the library's signals on the calling thread: a request may have blocked them before it
-/// failed, and the kernel ends the process for an error whose signal is blocked.
-pub(crate) fn unblock() {
-    let Some(previous) = PREVIOUS.get() else {
-        return;
-    };
-    // SAFETY: fills the set, adds signals' numbers, and changes this thread's mask alone.
-    unsafe {
-        let mut ours: libc::sigset_t = zeroed();
-        libc::sigemptyset(&raw mut ours);
-        for &signal in &previous.signals {
-            libc::sigaddset(&raw mut ours, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ours, ptr::null_mut());
-    }
-}
-
-/// Writes to standard error without a lock or an allocation.
-pub(crate) fn say(text: &[u8]) {
-    // SAFETY: the bytes are alive; a message that cannot be written is lost.
-    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
-}
-
-/// Ends the process by SIGABRT, whatever handlers there are: they could wait for what is broken.
-pub(crate) fn end_process() -> ! {
-    // SAFETY: all zero is the default disposition; abort() has no conditions.
-    unsafe {
-        let default: libc::sigaction = zeroed();
-        libc::sigaction(libc::SIGABRT, &raw const default, ptr::null_mut());
-        libc::abort()
-    }
+    signals::install(handler)
 }
 
 /// Index in `uc_mcontext.gregs` of each register, in the protocol's order.
@@ -214,8 +57,8 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     // SAFETY: errno is the thread's own.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the kernel passes both with SA_SIGINFO.
-    let diverted = thread::current()
-        .is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
+    let diverted =
+        current().is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
     if !diverted {
         // SAFETY: as above.
         unsafe { chain(signal, info, context) };
@@ -327,11 +170,7 @@ fn traps_come_here(mask: &libc::sigset_t) -> bool {
 unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // Handlers begin with all keys closed, and the server's may look at guarded memory.
     pkru::open_guard();
-    let action = PREVIOUS.get().and_then(|previous| {
-        let place = previous.signals.iter().position(|&known| known == signal)?;
-        previous.actions.get(place)
-    });
-    let (function, flags) = action.map_or((libc::SIG_DFL, 0), |action| {
+    let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
         (action.sa_sigaction, action.sa_flags)
     });
     // SAFETY: the kernel's information.

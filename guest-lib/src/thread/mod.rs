@@ -99,17 +99,6 @@ pub(crate) struct Thread {
     _memory: Region,
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds. Async-signal-safe.
-pub(crate) fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes the structure.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 impl Thread {
     pub(crate) fn app(&self) -> &'static App {
         self.app

@@ -1,10 +1,10 @@
 //! What went wrong, as a thread noted it when it was cut short.
 
 use crate::failure::Kind;
+use crate::os::clock;
 use crate::os::region::Region;
-use crate::thread::evidence;
 use std::cell::{Cell, UnsafeCell};
-use vmsrs_protocol::incident::{BACKTRACE, REGISTERS};
+use vmsrs_protocol::incident::{BACKTRACE, REGISTERS, REPORT_ADDRESS};
 use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Bytes of a failure's message.
@@ -94,6 +94,18 @@ pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
     addresses
 }
 
+/// Whether `address` of an error with this signal and code says anything. A general protection fault
+/// (`SI_KERNEL`: the address was not canonical) comes without one.
+fn address_flag(address: u64, signal: i32, code: i32) -> u32 {
+    const SI_KERNEL: i32 = 0x80;
+    let faulted = matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0 && code != SI_KERNEL;
+    if faulted || address != 0 {
+        REPORT_ADDRESS
+    } else {
+        0
+    }
+}
+
 /// The report on an error of a kind.
 pub(crate) fn report(
     kind: Kind,
@@ -104,14 +116,27 @@ pub(crate) fn report(
     stack: Option<&Region>,
 ) -> IoctlFail {
     IoctlFail {
-        detected_ns: crate::thread::now(),
+        detected_ns: clock::now(),
         address,
         kind: kind.number(),
         signal,
         code,
         registers,
         backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[6])),
-        flags: evidence::address_flag(address, signal, code),
+        flags: address_flag(address, signal, code),
         ..IoctlFail::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_access_to_address_0_has_an_address_and_a_protection_fault_of_the_cpu_has_none() {
+        assert_eq!(address_flag(0, libc::SIGSEGV, 1), REPORT_ADDRESS);
+        assert_eq!(address_flag(0, libc::SIGSEGV, 0x80), 0);
+        assert_eq!(address_flag(0, libc::SIGFPE, 1), 0);
+        assert_eq!(address_flag(0x1000, 0, 0), REPORT_ADDRESS);
     }
 }

@@ -1,13 +1,13 @@
 //! Which threads there are: a thread is registered by its first request and unregistered when it ends.
 
 use super::{Phase, Thread};
-use super::{evidence, handler as signal};
 use crate::api::app::App;
 use crate::api::request::Request;
 use crate::error::Error;
 use crate::os::alarm::Alarm;
 use crate::os::identity::thread_number;
 use crate::os::region::Region;
+use crate::os::{modules, signals};
 use crate::shared::control::Control;
 use crate::shared::pkru;
 use crate::state::State;
@@ -63,7 +63,7 @@ impl Drop for Mine {
                 backend.unmap(control);
             }
             thread.own.give_back();
-            if !signal::leave_signal_stack() || in_request {
+            if !signals::leave_signal_stack() || in_request {
                 // It still runs on one of its stacks.
                 std::mem::forget(thread);
             }
@@ -116,18 +116,18 @@ pub(crate) fn forget_all() {
 
 impl Thread {
     fn register(app: &'static App) -> Result<NonNull<Self>, Error> {
-        evidence::refresh();
+        modules::refresh();
         let memory = Region::new(size_of::<Self>())?;
         let signal_stack = Region::new(SIGNAL_STACK)?;
         let stack = Stack::take()?;
         let arena = Arena::new()?;
         let own = State::take()?;
-        signal::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
+        signals::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
-            .register(signal::interrupt())
+            .register(signals::interrupt())
             .inspect_err(|_| {
-                signal::leave_signal_stack();
+                signals::leave_signal_stack();
                 own.give_back();
             })
             .map_err(Error::system("registering the thread"))?;

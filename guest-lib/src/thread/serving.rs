@@ -1,9 +1,10 @@
 //! Which request a thread works for: begin and end, join and leave, suspend and resume.
 
 use super::registry::CURRENT;
-use super::{Phase, Thread, now};
+use super::{Phase, Thread};
 use crate::api::request::{Audit, Options};
 use crate::error::Error;
+use crate::os::clock::now;
 use crate::shared::pkru;
 use crate::state::{Start, State};
 use std::ptr;
