@@ -1,8 +1,8 @@
 //! An app without a device whose backend does what a test says, where that says anything.
 
-use crate::api::app::App;
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::unprotected::Unprotected;
+use crate::state::domain::App;
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
@@ -127,9 +127,15 @@ impl Backend for Hooked {
         self.inner.abandon(tag, held)
     }
 
-    fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        is_pending: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         (self.hooks.lock_wait)(tag, domain)
-            .unwrap_or_else(|| self.inner.lock_wait(tag, domain, milliseconds))
+            .unwrap_or_else(|| self.inner.lock_wait(tag, domain, milliseconds, is_pending))
     }
 
     fn lock_wake(&self, domain: u32) -> io::Result<()> {

@@ -1,25 +1,20 @@
 //! Apps: the server program's share of the window.
 
-use crate::api::domain::{Domain, DomainOptions};
+use super::domain::DomainOptions;
 use crate::error::Error;
-use crate::os::clib;
-use crate::os::modules;
-use crate::run::invariant::Invariant;
+use crate::os::{clib, modules};
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
 use crate::shared::unprotected::Unprotected;
+use crate::state::domain::{App, Domain};
 use crate::thread::{evidence, fork, handler};
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
+use vmsrs_protocol::control::DOMAIN_MIRROR;
 use vmsrs_protocol::ioctl::{DEVICE_PATH, IoctlInfo};
-use vmsrs_protocol::{APP_BASE, APP_PAGES, KEY_MAX, MAX_APPS, NAME_MAX, PAGE_SIZE};
-
-/// Bytes of address range of one app.
-pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
+use vmsrs_protocol::{KEY_MAX, NAME_MAX};
 
 /// What happens to memory when a request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,21 +26,8 @@ pub enum Protection {
     Full,
 }
 
-/// An app, open in this process for as long as it lives.
-#[derive(Debug)]
-pub struct App {
-    name: Vec<u8>,
-    backend: Box<dyn Backend>,
-    domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
-    invariant: Invariant,
-}
-
 /// Guards that an app is opened once.
 static APPS: Mutex<Vec<&'static App>> = Mutex::new(Vec::new());
-
-/// The same apps by number, for whoever cannot take a lock (allocator, child of a fork).
-static BY_NUMBER: [AtomicPtr<App>; MAX_APPS as usize] =
-    [const { AtomicPtr::new(std::ptr::null_mut()) }; MAX_APPS as usize];
 
 impl App {
     /// Opens the app with that name (1 to 64 bytes), makes it if it is new. A name that is open
@@ -91,7 +73,7 @@ impl App {
             return Err(Error::Argument("a zero byte in the app's name"));
         }
         let mut apps = APPS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(app) = apps.iter().find(|app| app.name == name) {
+        if let Some(app) = apps.iter().find(|app| app.name() == name) {
             return Ok(app);
         }
         let path = std::env::var_os("VMSRS_DEVICE").unwrap_or_else(|| OsString::from(DEVICE_PATH));
@@ -126,9 +108,6 @@ impl App {
         name: &[u8],
         backend: Box<dyn Backend>,
     ) -> Result<&'static Self, Error> {
-        let slot = BY_NUMBER
-            .get(backend.number() as usize)
-            .ok_or(Error::Argument("the app's number"))?;
         clib::install();
         handler::install()?;
         fork::install();
@@ -137,13 +116,7 @@ impl App {
         if backend.protects() {
             pkru::install();
         }
-        let app: &'static Self = Box::leak(Box::new(Self {
-            name: name.to_vec(),
-            backend,
-            domains: Mutex::default(),
-            invariant: Invariant::default(),
-        }));
-        slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
+        let app = Self::new(name, backend)?;
         apps.push(app);
         Ok(app)
     }
@@ -177,29 +150,18 @@ impl App {
                 length: key.len(),
             });
         }
-        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(domain) = domains.get(key) {
-            return Ok(domain);
-        }
-        let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key, options)?));
-        domains.insert(key.to_vec(), domain);
-        Ok(domain)
+        let flags = if options.mirror { DOMAIN_MIRROR } else { 0 };
+        self.find_domain(key, flags)
     }
 
     /// What happens to memory when a request fails.
     #[must_use]
     pub fn protection(&self) -> Protection {
-        if self.backend.protects() {
+        if self.backend().protects() {
             Protection::Full
         } else {
             Protection::None
         }
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn name(&self) -> &[u8] {
-        &self.name
     }
 
     /// The driver's state; all zero without protection.
@@ -208,7 +170,7 @@ impl App {
     ///
     /// [`Error::System`].
     pub fn info(&self) -> Result<IoctlInfo, Error> {
-        self.backend
+        self.backend()
             .info()
             .map_err(Error::system("reading the driver's state"))
     }
@@ -219,7 +181,7 @@ impl App {
     ///
     /// [`Error::Unsealed`] when the host does not answer in time, [`Error::System`].
     pub fn flush(&self) -> Result<(), Error> {
-        self.backend.flush().map_err(|error| {
+        self.backend().flush().map_err(|error| {
             if error.raw_os_error() == Some(libc::ETIMEDOUT) {
                 Error::Unsealed
             } else {
@@ -228,33 +190,22 @@ impl App {
         })
     }
 
-    pub(crate) fn backend(&self) -> &dyn Backend {
-        &*self.backend
-    }
-
-    pub(crate) fn invariant(&self) -> &Invariant {
-        &self.invariant
-    }
-
-    /// Address of page 0.
-    pub(crate) fn base(&self) -> u64 {
-        APP_BASE + u64::from(self.backend.number()) * APP_BYTES
-    }
-
-    /// The app in whose range the address lies, if it is open.
-    pub(crate) fn at(address: u64) -> Option<&'static Self> {
-        let number = address.checked_sub(APP_BASE)? / APP_BYTES;
-        let slot = BY_NUMBER.get(usize::try_from(number).ok()?)?;
-        // SAFETY: null, or an app that lives for ever.
-        unsafe { slot.load(Ordering::Acquire).as_ref() }
-    }
-
-    /// All open apps.
-    pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
-        BY_NUMBER.iter().filter_map(|slot| {
-            // SAFETY: null, or an app that lives for ever.
-            unsafe { slot.load(Ordering::Acquire).as_ref() }
-        })
+    /// Registers a check of every domain of the app, once in a process. It is called before anything
+    /// of a domain is committed (at the end of a request, by [`crate::Request::commit`] and by
+    /// [`crate::Entered::leave`]), in the request, for each domain that is to be committed with
+    /// something written by the request. If it gives an error, panics, or dies of any other error,
+    /// the request fails with [`Kind::Invariant`] and the message.
+    ///
+    /// The check should only read. What it costs, every commit costs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the app has one.
+    pub fn set_invariant(
+        &self,
+        check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        self.invariant().set(Box::new(check))
     }
 }
 

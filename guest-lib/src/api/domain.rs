@@ -1,20 +1,16 @@
 //! Domains: the unit of ownership, with a heap, a root pointer and a lock.
 
-use crate::api::app::App;
-use crate::api::request::{Options, Request};
+use super::options::Options;
 use crate::error::{Error, RunError};
-use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
-use crate::heap::{Damage, Heap};
-use crate::run::invariant::Invariant;
+use crate::heap::Damage;
+use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
+use crate::state::domain::Domain;
 use crate::state::ring::Noted;
 use crate::thread::{self, Thread};
-use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
-use vmsrs_protocol::control::{DOMAIN_DAMAGED, DOMAIN_MIRROR, Extent};
-use vmsrs_protocol::{EXTENT_UNIT_PAGES, PAGE_SIZE};
+use vmsrs_protocol::PAGE_SIZE;
 
 /// How a domain is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,135 +21,7 @@ pub struct DomainOptions {
     pub mirror: bool,
 }
 
-/// A domain, open in this process for as long as it lives.
-///
-/// All processes that open the app find the domain at the same addresses, so pointers inside of it
-/// stay good.
-pub struct Domain {
-    app: &'static App,
-    number: u32,
-    first: Extent,
-    header: NonNull<DomainHeader>,
-    invariant: Invariant,
-}
-
-// SAFETY: the header's memory is guarded by the domain's lock; the rest never changes.
-unsafe impl Send for Domain {}
-// SAFETY: as above.
-unsafe impl Sync for Domain {}
-
-impl fmt::Debug for Domain {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Domain")
-            .field("number", &self.number)
-            .field("address", &self.header)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Domain {
-    /// Finds or makes the domain with that key (1 to 64 bytes).
-    pub(crate) fn open(
-        app: &'static App,
-        key: &[u8],
-        options: DomainOptions,
-    ) -> Result<Self, Error> {
-        let backend = app.backend();
-        let flags = if options.mirror { DOMAIN_MIRROR } else { 0 };
-        let (number, flags) =
-            backend
-                .open_domain(key, flags)
-                .map_err(|error| match error.raw_os_error() {
-                    Some(libc::ENOSPC) => Error::OutOfMemory {
-                        size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
-                    },
-                    _ => Error::system("opening the domain")(error),
-                })?;
-        if flags & DOMAIN_DAMAGED != 0 {
-            return Err(Error::Damaged { domain: number });
-        }
-        let first = backend
-            .extent(number, 0, EXTENT_UNIT_PAGES)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOMEM | libc::ENOSPC) => Error::OutOfMemory {
-                    size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
-                },
-                _ => Error::system("making the domain's first extent")(error),
-            })?;
-        let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);
-        let header = NonNull::new(address as *mut DomainHeader)
-            .ok_or(Error::Argument("the domain's address"))?;
-        let domain = Self {
-            app,
-            number,
-            first,
-            header,
-            invariant: Invariant::default(),
-        };
-        domain.check_layout()?;
-        Ok(domain)
-    }
-
-    /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
-    /// a new domain has none.
-    pub(crate) fn check_layout(&self) -> Result<bool, Error> {
-        let header = self.header.as_ptr();
-        // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
-        // volatile. A new domain is all zero.
-        let (magic, found) = unsafe {
-            (
-                (&raw const (*header).magic).read_volatile(),
-                (&raw const (*header).fingerprint).read_volatile(),
-            )
-        };
-        if magic == MAGIC && found != FINGERPRINT {
-            return Err(Error::Layout {
-                found,
-                expected: FINGERPRINT,
-            });
-        }
-        Ok(magic != 0)
-    }
-
-    /// The app.
-    #[must_use]
-    pub fn app(&self) -> &'static App {
-        self.app
-    }
-
-    /// The domain's number in its app, as the host's tools print it.
-    #[must_use]
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-
-    pub(crate) fn invariant(&self) -> &Invariant {
-        &self.invariant
-    }
-
-    pub(crate) fn lock_word(&self) -> &AtomicU64 {
-        self.app.backend().lock_word(self.number)
-    }
-
-    /// The heap; the calling thread's request holds the domain.
-    pub(crate) fn heap(&self, thread: &Thread) -> Heap {
-        let made = thread.state().has_heap(self);
-        // SAFETY: open() got header and extent from the backend; callers hold the domain.
-        unsafe { Heap::new(self.header, self.app.base(), self.number, made) }
-    }
-
-    /// A copy of the heap's own bookkeeping at this moment.
-    #[cfg(test)]
-    pub(crate) fn bookkeeping(&self) -> Vec<u64> {
-        let words = self.header.as_ptr().cast::<u64>();
-        // SAFETY: the domain's first page is mapped and aligned; others may write it meanwhile.
-        let word = |place| unsafe { words.add(place).read_volatile() };
-        (0..size_of::<DomainHeader>() / size_of::<u64>())
-            .map(word)
-            .collect()
-    }
-
     /// Runs `f` as a request that holds this domain, with the default [`Options`].
     ///
     /// `f` runs on a stack of its own. If it returns `Ok`, everything it wrote to domains is
@@ -186,7 +54,7 @@ impl Domain {
     ) -> Result<T, RunError<E>> {
         let mut f = Some(f);
         let mut value = None;
-        let ended = run::run(self, options, &mut |request| {
+        let ended = run::run(self, options.limits(), options.seal, &mut |request| {
             let Some(f) = f.take() else {
                 return End::GiveUp;
             };
@@ -232,9 +100,10 @@ impl Domain {
             if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
                 return Err(Error::Argument("the alignment"));
             }
-            let block = self
-                .heap(thread)
-                .allocate(self.first, size, alignment)
+            let block = thread
+                .state()
+                .heap(self)
+                .allocate(self.first(), size, alignment)
                 .unwrap_or_else(|damage| fail(damage));
             thread.state().note_heap(self);
             let block = block.ok_or(Error::OutOfMemory { size })?;
@@ -260,14 +129,14 @@ impl Domain {
     pub unsafe fn deallocate(&'static self, block: NonNull<u8>) -> Result<(), Error> {
         self.holding(|thread| {
             let address = block.as_ptr() as u64;
-            let mut heap = self.heap(thread);
+            let mut heap = thread.state().heap(self);
             heap.retire(address).unwrap_or_else(|damage| fail(damage));
             let oldest = thread.state().quarantine().note(Noted {
                 domain: self,
                 address,
             });
             if let Some(oldest) = oldest {
-                let mut heap = oldest.domain.heap(thread);
+                let mut heap = thread.state().heap(oldest.domain);
                 heap.release(oldest.address)
                     .unwrap_or_else(|damage| fail(damage));
             }
@@ -292,7 +161,7 @@ impl Domain {
     ) -> Result<NonNull<u8>, Error> {
         let (old, in_place) = self.holding(|thread| {
             let address = block.as_ptr() as u64;
-            let mut heap = self.heap(thread);
+            let mut heap = thread.state().heap(self);
             let old = heap.size(address).unwrap_or_else(|damage| fail(damage));
             let in_place = heap.resize(address, size);
             Ok((old, in_place.unwrap_or_else(|damage| fail(damage))))
@@ -313,7 +182,7 @@ impl Domain {
     /// has protection keys.
     #[must_use]
     pub fn root_address(&self) -> *mut u8 {
-        let header = self.header.as_ptr();
+        let header = self.header();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
         let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
         let is_held = |thread: &Thread| thread.exclusive(|| thread.state().holds(self));
@@ -331,15 +200,29 @@ impl Domain {
     /// [`Error::NotInRequest`], [`Error::NotHeld`].
     pub fn set_root_address(&'static self, root: *mut u8) -> Result<(), Error> {
         self.holding(|thread| {
-            self.heap(thread)
-                .prepare(self.first)
+            thread
+                .state()
+                .heap(self)
+                .prepare(self.first())
                 .unwrap_or_else(|damage| fail(damage));
             thread.state().note_heap(self);
-            let header = self.header.as_ptr();
+            let header = self.header();
             // SAFETY: the request holds the domain, and others read with volatile.
             unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
             Ok(())
         })
+    }
+
+    /// Like [`App::set_invariant`], for this domain. The app's is checked as well.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the domain has one.
+    pub fn set_invariant(
+        &self,
+        check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        self.invariant().set(Box::new(check))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Several pieces of a request's work at once, each on a thread of its own.
 
-use crate::api::request::Request;
 use crate::api::ticket::Ticket;
 use crate::error::Error;
 use crate::run::End;
+use crate::run::request::Request;
 use crate::state::slots::Reservation;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -108,7 +108,7 @@ impl Request {
         for (number, work) in pieces.into_iter().enumerate() {
             // Interrupts wait, so that a reserved slot has a thread. An error does not: the landing
             // takes back what this thread has reserved and nobody has adopted.
-            let started = self.critical(|| {
+            let started = self.thread()?.critical(|| {
                 let reservation = ticket.reserve()?;
                 let piece = Piece {
                     ticket,

@@ -4,9 +4,9 @@
 //! CPU has protection keys, a server can close what its requests only read: the write is refused then,
 //! at its instruction, and costs the request.
 
-use crate::api::app::APP_BYTES;
 use crate::error::Error;
 use crate::shared::pkru;
+use crate::state::domain::APP_BYTES;
 use crate::thread;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;

@@ -1,13 +1,14 @@
 //! Requests that outlive a call: for event loops, and to be handed from thread to thread.
 
-use crate::api::domain::Domain;
-use crate::api::request::{Options, Request};
+use super::options::Options;
 use crate::api::ticket::JoinError;
 use crate::error::{Error, RunError};
 use crate::failure::Kind;
 use crate::run::defer::{run_defers, run_defers_here};
+use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
 use crate::state::State;
+use crate::state::domain::Domain;
 use crate::thread::fork;
 use crate::thread::{self, Thread};
 use std::fmt;
@@ -121,7 +122,7 @@ impl Task {
     fn take_up(&mut self, thread: &Thread) -> Result<(), Stop> {
         let state = self.state;
         if self.stage == Stage::New {
-            thread.begin_as(state, &self.options)?;
+            thread.begin_as(state, self.options.limits())?;
             let locked = run::lock_main(thread, self.domain);
             if matches!(locked, Err(Stop::Failed(_))) {
                 self.stage = Stage::Over;
@@ -398,7 +399,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(!task.is_over());
-        assert!(crate::run::lock::holder(domain) != 0, "it keeps its domain");
+        assert!(domain.holder() != 0, "it keeps its domain");
         // The thread is free for other requests, and carries nothing of the task.
         let other = app.domain("two").unwrap();
         other.run(|request| request.alloc(1u8).map(drop)).unwrap();
@@ -409,6 +410,6 @@ mod tests {
         });
         assert_eq!(last.unwrap(), Step::Done(5));
         assert_eq!(tries.load(Ordering::SeqCst), 2);
-        assert_eq!(crate::run::lock::holder(domain), 0);
+        assert_eq!(domain.holder(), 0);
     }
 }

@@ -1,17 +1,15 @@
 //! Several threads for one request: tickets, by which others join it.
 
-use crate::api::domain::Domain;
-use crate::api::request::Request;
-use crate::capi::members::CTicket;
 use crate::error::{Error, RunError};
+use crate::run::request::Request;
 use crate::run::{self, Body, End, Outcome, Stop};
 use crate::state::State;
+use crate::state::domain::Domain;
 use crate::state::slots::Reservation;
 use crate::thread::fork;
 use crate::thread::{self, Thread};
 use std::convert::Infallible;
 use std::fmt;
-use std::ptr;
 
 /// How a thread's part in a request, or a step of a [`crate::Task`], ended when it did not end well.
 pub type JoinError = RunError<Infallible>;
@@ -22,10 +20,10 @@ pub type JoinError = RunError<Infallible>;
 /// threads, up to 256 at a time.
 #[derive(Clone, Copy)]
 pub struct Ticket {
-    state: &'static State,
-    tag: u64,
-    domain: &'static Domain,
-    forks: u32,
+    pub(crate) state: &'static State,
+    pub(crate) tag: u64,
+    pub(crate) domain: &'static Domain,
+    pub(crate) forks: u32,
 }
 
 impl fmt::Debug for Ticket {
@@ -39,15 +37,6 @@ impl fmt::Debug for Ticket {
 }
 
 impl Ticket {
-    pub(crate) fn new(state: &'static State, domain: &'static Domain) -> Self {
-        Self {
-            state,
-            tag: state.tag(),
-            domain,
-            forks: fork::generation(),
-        }
-    }
-
     /// Works for the request on the calling thread: runs `f` on its request stack and returns when
     /// that is done. The request ends only after all threads have left it.
     ///
@@ -79,37 +68,6 @@ impl Ticket {
             End::Leave
         })?;
         value.ok_or(RunError::Refused(Error::Ended))
-    }
-
-    pub(crate) fn to_c(self) -> CTicket {
-        CTicket {
-            state: ptr::from_ref(self.state).cast(),
-            domain: ptr::from_ref(self.domain).cast(),
-            tag: self.tag,
-            forks: self.forks,
-            reserved: 0,
-        }
-    }
-
-    /// The ticket again; `None` when there is none in it.
-    ///
-    /// # Safety
-    ///
-    /// [`Ticket::to_c`] gave it, or it is all zero.
-    pub(crate) unsafe fn from_c(ticket: &CTicket) -> Option<Self> {
-        // SAFETY: null, or what lives for ever, by contract.
-        let (state, domain) = unsafe {
-            (
-                ticket.state.cast::<State>().as_ref()?,
-                ticket.domain.cast::<Domain>().as_ref()?,
-            )
-        };
-        Some(Self {
-            state,
-            tag: ticket.tag,
-            domain,
-            forks: ticket.forks,
-        })
     }
 
     /// Keeps a slot for a thread that the calling one is about to start, and that will call
@@ -164,5 +122,23 @@ impl Ticket {
                 Stop::Refused(error) => RunError::Refused(error),
             }),
         }
+    }
+}
+
+impl Request {
+    /// A ticket, by which other threads can work for this request.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`].
+    pub fn ticket(&self) -> Result<Ticket, Error> {
+        let thread = self.thread()?;
+        let state = thread.state();
+        Ok(Ticket {
+            state,
+            tag: state.tag(),
+            domain: self.domain(),
+            forks: fork::generation(),
+        })
     }
 }

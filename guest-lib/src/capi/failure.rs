@@ -1,7 +1,7 @@
 //! What is known of a failed request.
 
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, code};
-use crate::api::ticket::JoinError;
+use crate::JoinError;
 use crate::error::RunError;
 use crate::failure::Failure;
 use std::cell::RefCell;

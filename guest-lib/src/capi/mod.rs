@@ -24,6 +24,8 @@ pub mod heap;
 
 pub mod members;
 
+mod ticket;
+
 pub mod fan_out;
 
 pub mod task;

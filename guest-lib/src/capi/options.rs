@@ -1,6 +1,6 @@
 //! How a request is run.
 
-use crate::api::request::{Audit, Options};
+use crate::{Audit, Options};
 use std::time::Duration;
 
 /// Option: return when the host has sealed the commit.

@@ -2,8 +2,8 @@
 
 use super::codes::{VMSRS_EINVAL, status};
 use super::options::VMSRS_SEAL;
-use crate::api::domain::Domain;
-use crate::api::request::Request;
+use crate::Domain;
+use crate::Request;
 use crate::failure::Kind;
 use crate::thread;
 use std::ffi::{CStr, c_char, c_int, c_void};

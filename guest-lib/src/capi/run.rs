@@ -3,8 +3,8 @@
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_EUNSEALED, VMSRS_OK, code};
 use super::failure::note_failure;
 use super::options::COptions;
-use crate::api::domain::Domain;
-use crate::api::request::Request;
+use crate::Domain;
+use crate::Request;
 use crate::error::{Error, RunError};
 use std::ffi::{c_int, c_void};
 use std::ptr;

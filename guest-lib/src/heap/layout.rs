@@ -15,7 +15,7 @@ use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
 pub(crate) use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, REVISION, State};
 
-use crate::heap::bins::Bins;
+use super::bins::Bins;
 
 /// Marks an initialised domain ("VMSRSDOM").
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"VMSRSDOM");

@@ -3,12 +3,17 @@
 //! So an identity has the time of its start too, as `/proc` tells it. Where that is not mounted the number
 //! alone counts. Nothing here takes memory from any heap.
 
-use crate::state::slots::{IDENTITY_BITS, NUMBER_BITS};
 use std::cell::Cell;
 use std::io::Write;
 
+/// Bits of an identity: the thread's number, and above it what tells threads of the same number apart.
+pub(crate) const BITS: u32 = 41;
+
+/// Bits of a thread's number: Linux has numbers below 2^22.
+pub(crate) const NUMBER_BITS: u32 = 22;
+
 /// Values of what tells threads apart, without 0 (not known).
-const MARKS: u64 = (1 << (IDENTITY_BITS - NUMBER_BITS)) - 1;
+const MARKS: u64 = (1 << (BITS - NUMBER_BITS)) - 1;
 
 /// Place of the time of start in `stat`, counted from the first field behind the name in brackets; see
 /// `proc_pid_stat(5)`, field 22.

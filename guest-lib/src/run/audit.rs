@@ -3,12 +3,13 @@
 //! What it costs grows with what the request has written: the audit looks at the pages that the driver
 //! has drafts of, and at whole domains only if they are small or the request asked for it.
 
-use crate::api::domain::Domain;
 use crate::failure::Kind;
+use crate::failure::panic_text;
 use crate::heap::{Damage, Heap};
-use crate::run::invariant;
+use crate::state::domain::Domain;
 use crate::state::{QUARANTINE, RECENT};
 use crate::thread::{self, Thread};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmsrs_protocol::PAGE_SIZE;
 
 /// Blocks up to which the whole domain is checked always: cheaper than asking the driver.
@@ -39,9 +40,9 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
     if !was_written(thread, domain) {
         return Ok(());
     }
-    invariant::check(thread, domain);
+    check_invariants(thread, domain);
     let state = thread.state();
-    let mut heap = domain.heap(thread);
+    let mut heap = state.heap(domain);
     for place in 0..state.quarantine().used().min(QUARANTINE) {
         let Some(noted) = state.quarantine().get(place) else {
             continue;
@@ -67,6 +68,26 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
         }
     }
     Ok(())
+}
+
+/// Checks a domain that the request holds and is about to commit; makes the request fail if its
+/// invariants do not hold.
+fn check_invariants(thread: &Thread, domain: &'static Domain) {
+    for invariant in [domain.app().invariant(), domain.invariant()] {
+        let Some(check) = invariant.get() else {
+            continue;
+        };
+        thread.set_checking(true);
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(domain)));
+        thread.set_checking(false);
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(message)) => thread::fail_request(Kind::Invariant, 0, message.as_bytes()),
+            Err(payload) => {
+                thread::fail_request(Kind::Invariant, 0, panic_text(&*payload).as_bytes())
+            }
+        }
+    }
 }
 
 /// Pages of a domain that the request has written, from `skip` on; `None` if nobody knows.

@@ -1,15 +1,10 @@
 //! Locks of domains: one word each, shared with the driver.
 
-use crate::api::domain::Domain;
 use crate::error::Error;
 use crate::os::clock;
 use crate::shared::word::{self, Released};
-use crate::sync::Ordering;
+use crate::state::domain::Domain;
 use crate::thread::Thread;
-use vmsrs_protocol::shared::LOCK_TAG;
-
-/// Default time to wait for a lock, in milliseconds.
-pub(crate) const TIMEOUT_MS: u32 = 10_000;
 
 /// Most milliseconds that the driver accepts.
 const TIMEOUT_MAX: u32 = 3_600_000;
@@ -33,7 +28,10 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
     let start = clock::now();
     let mut left = timeout_ms;
     loop {
-        let outcome = domain.app().backend().lock_wait(tag, number, left);
+        let outcome = domain
+            .app()
+            .backend()
+            .lock_wait(tag, number, left, &|| thread.is_pending());
         let Err(error) = outcome else {
             return Ok(());
         };
@@ -59,11 +57,6 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
             _ => Error::system("waiting for a domain's lock")(error),
         });
     }
-}
-
-/// The tag of the request that holds the domain, or 0.
-pub(crate) fn holder(domain: &Domain) -> u64 {
-    domain.lock_word().load(Ordering::Relaxed) & LOCK_TAG
 }
 
 /// Unlocks the domain, which the thread's request holds, unless the driver has done so already.

@@ -1,30 +1,24 @@
 //! Running a request, or a thread's part of one: its function on the request stack, and the ways out.
 
 pub(crate) mod audit;
+pub(crate) mod commit;
 pub(crate) mod defer;
-pub(crate) mod invariant;
 pub(crate) mod lock;
-pub(crate) mod trial;
+mod report;
+pub(crate) mod request;
+mod trial;
 
-use crate::api::domain::Domain;
-use crate::api::request::{Options, Request};
 use crate::error::Error;
-use crate::failure::{Failure, Kind};
-use crate::heap::Damage;
-use crate::os::clib;
-use crate::os::signals;
-use crate::run::audit::audit_all;
-use crate::run::defer::{forget_defers, run_defers};
-use crate::thread::evidence;
+use crate::failure::{Failure, Kind, LOST, panic_text};
+use crate::state::Limits;
+use crate::state::domain::Domain;
 use crate::thread::{self, AMID, Phase, Thread};
-use std::any::Any;
-use std::io;
+use audit::audit_all;
+use commit::{commit_all, needs_audit};
+use defer::{forget_defers, run_defers};
+use report::{give_in, report};
+use request::Request;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
-use vmsrs_protocol::NONE;
-
-/// What a failure for a lost thread says.
-pub(crate) const LOST: &[u8] = b"a thread ended before it left the request";
 
 /// How a request ended when nothing it wrote was kept by its own choice.
 #[derive(Debug)]
@@ -71,39 +65,23 @@ struct Call<'a, 'body> {
     outcome: Outcome,
 }
 
-fn milliseconds(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1)
-}
-
-impl Options {
-    /// Milliseconds that the request may take, 0 for no limit.
-    pub(crate) fn deadline_ms(&self) -> u32 {
-        self.deadline.map_or(0, milliseconds)
-    }
-
-    /// Milliseconds to wait for a lock.
-    pub(crate) fn patience_ms(&self) -> u32 {
-        let patience = self.lock_timeout.or(self.deadline);
-        patience.map_or(lock::TIMEOUT_MS, milliseconds)
-    }
-}
-
 /// Runs `body` as a request; it says whether what it wrote is kept.
 pub(crate) fn run(
     domain: &'static Domain,
-    options: &Options,
+    limits: Limits,
+    seal: bool,
     body: &mut Body<'_>,
 ) -> Result<(), Stop> {
     if thread::current().is_some() {
         return Err(Error::Nested.into());
     }
     let thread = thread::of(domain.app())?;
-    thread.begin(options)?;
+    thread.begin(limits)?;
     lock_main(thread, domain)?;
     match work(thread, domain, body) {
         Outcome::Cut => Err(failed(thread)),
         Outcome::Forked => Err(Error::Forked.into()),
-        Outcome::Wants(End::Keep) => finish(thread, options.seal),
+        Outcome::Wants(End::Keep) => finish(thread, seal),
         Outcome::Wants(_) => {
             give_up(thread);
             Ok(())
@@ -138,7 +116,7 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
 /// Runs `body` on the request stack. Nobody else works for the request afterwards, unless the thread
 /// has only joined it.
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
-    thread.request().set_domain(Some(domain));
+    thread.set_domain(domain);
     let mut call = Call {
         thread,
         body,
@@ -163,7 +141,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     thread.set_phase(Phase::Running);
     thread.act_on_pending();
     let body = &mut *call.body;
-    let ended = catch_unwind(AssertUnwindSafe(|| body(thread.request())));
+    let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
     if thread.is_forgotten() {
         call.outcome = Outcome::Forked;
         return;
@@ -188,7 +166,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
 
 /// Waits until the other threads have left, and audits. Still inside of the request: it can fail.
 fn settle(thread: &Thread, end: End) -> Outcome {
-    let all_left = thread.state().close();
+    let all_left = thread.state().close(thread::sweep);
     thread.act_on_pending();
     if !all_left {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
@@ -202,67 +180,6 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         return Outcome::Cut;
     }
     Outcome::Wants(end)
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
-    match (
-        payload.downcast_ref::<&str>(),
-        payload.downcast_ref::<String>(),
-    ) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "",
-    }
-}
-
-/// Without protection nobody counts drafts, and the audit is cheap: it always takes place.
-fn needs_audit(thread: &Thread) -> bool {
-    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_whole()
-}
-
-/// Audits and commits from inside of the request, which fails with what the audit finds. Meanwhile no
-/// other thread of the request uses its heaps: what is committed is what was audited.
-pub(crate) fn audited<T>(
-    thread: &Thread,
-    audit: impl FnOnce(&Thread) -> Result<(), Damage>,
-    commit: impl FnOnce() -> T,
-) -> T {
-    thread.refuse_amid();
-    thread.exclusive(|| {
-        if needs_audit(thread)
-            && let Err(damage) = audit(thread)
-        {
-            thread::fail_request(damage.kind, damage.address, &[]);
-        }
-        thread.critical(commit)
-    })
-}
-
-/// A commit that the driver refuses because the request has failed meanwhile fails it here too.
-pub(crate) fn refused_commit(thread: &Thread, error: io::Error) -> Error {
-    if error.raw_os_error() == Some(libc::ESTALE) && thread.phase() == Phase::Running {
-        thread::fail_request(Kind::Deadline, 0, &[]);
-    }
-    Error::system("committing")(error)
-}
-
-pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
-    if !thread.has_drafts() {
-        return Ok(());
-    }
-    let backend = thread.app().backend();
-    match backend.commit(thread.tag(), NONE, seal) {
-        Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) && seal => {
-            thread.clear_drafts();
-            Err(Error::Unsealed)
-        }
-        Err(error) => Err(refused_commit(thread, error)),
-        Ok(()) => {
-            thread.clear_drafts();
-            Ok(())
-        }
-    }
 }
 
 /// Unlocks everything, newest first.
@@ -315,28 +232,12 @@ fn discard(thread: &Thread) {
     }
 }
 
-/// What the request wrote can be neither kept nor taken back: only the process's end, which discards
-/// it as well, keeps the promise.
-fn give_in(what: &str, error: &io::Error) -> ! {
-    signals::say(b"vmsrs: ");
-    signals::say(what.as_bytes());
-    signals::say(b": ");
-    give_in_because(error.to_string().as_bytes());
-}
-
-/// Ends the process: nothing else is left that keeps the promises.
-fn give_in_because(what: &[u8]) -> ! {
-    signals::say(what);
-    signals::say(b"; the process ends, committed domains are whole\n");
-    signals::end_process()
-}
-
 /// The bad end: discard, free the locks, report, let the others come to their landings, run the
 /// defers.
 pub(crate) fn failed(thread: &Thread) -> Stop {
     let state = thread.state();
     let mut failure = report(thread);
-    state.members.wait();
+    state.members.wait(thread::sweep);
     // What another thread locked while the driver released the locks, and what a stray write has taken from
     // the list that the driver reads. Nobody else changes either now.
     for held in [state.held(), state.domains()] {
@@ -353,55 +254,7 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
 /// The same for a thread that has joined the request of another.
 pub(crate) fn failed_member(thread: &Thread) -> Stop {
     let failure = report(thread);
-    thread.state().members.wait_for_started();
+    thread.state().members.wait_for_started(thread::sweep);
     thread.leave();
     Stop::Failed(Box::new(failure))
-}
-
-/// Discards and reports. All threads of a request get the same failure, that of the first.
-fn report(thread: &Thread) -> Failure {
-    thread.land();
-    thread.repair_control();
-    let mut record = thread.record();
-    let mut first = false;
-    let failure = thread.state().fail(|| {
-        first = true;
-        record.tag = thread.tag();
-        evidence::attach(&mut record, thread.stack_region(), thread.message());
-        let held = thread.state().held();
-        loop {
-            match thread.app().backend().fail(&mut record, held.as_slice()) {
-                Ok(()) => break,
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(error) => give_in("cannot discard what the failed request wrote", &error),
-            }
-        }
-        signals::unblock();
-        examine(thread, record.signal, record.registers[16]);
-        let message = String::from_utf8_lossy(thread.message()).into_owned();
-        Failure {
-            kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
-            incident: record.incident,
-            address: record.address,
-            instruction: record.registers[16],
-            signal: record.signal,
-            code: record.code,
-            drafts: record.drafts,
-            recovery: Duration::from_nanos(record.recovery_ns),
-            defers_failed: 0,
-            message,
-        }
-    });
-    if !first {
-        signals::unblock();
-        examine(thread, record.signal, record.registers[16]);
-    }
-    failure
-}
-
-/// Ends the process if the thread has left the C library's heap locked or damaged.
-fn examine(thread: &Thread, signal: i32, instruction: u64) {
-    if clib::is_suspect(signal, instruction) && !trial::heap_works(thread) {
-        give_in_because(b"vmsrs: the C library's heap is damaged or stays locked");
-    }
 }

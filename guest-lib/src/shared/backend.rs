@@ -67,8 +67,15 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn resume(&self, tag: u64) -> io::Result<()>;
     /// Gives a suspended request up: discards, then releases the locks of `held`.
     fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()>;
-    /// Waits for a lock and takes it.
-    fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()>;
+    /// Waits for a lock and takes it. `is_pending` tells whether an interrupt of the calling thread has
+    /// come before the sleep that it would have ended.
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        is_pending: &dyn Fn() -> bool,
+    ) -> io::Result<()>;
     /// Wakes who waits for a lock.
     fn lock_wake(&self, domain: u32) -> io::Result<()>;
     /// Waits until everything committed is sealed.

@@ -337,7 +337,13 @@ impl Backend for Device {
         unsafe { call(self.fd(), IOCTL_ABANDON, &raw mut argument) }
     }
 
-    fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        _: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         let mut argument = IoctlLock {
             tag,
             domain,

@@ -11,7 +11,6 @@ use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
 use crate::shared::word::{self, Released};
-use crate::thread::{self, Thread};
 use std::collections::HashMap;
 use std::io;
 use std::ptr::{self, NonNull};
@@ -294,7 +293,13 @@ impl Backend for Unprotected {
         self.release(held, tag)
     }
 
-    fn lock_wait(&self, tag: u64, domain: u32, milliseconds: u32) -> io::Result<()> {
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        is_pending: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         let word = self.lock_word(domain);
         let end = Instant::now() + Duration::from_millis(milliseconds.into());
         loop {
@@ -326,7 +331,7 @@ impl Backend for Unprotected {
             if left.is_zero() {
                 return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
             }
-            if thread::current().is_some_and(Thread::is_pending) {
+            if is_pending() {
                 // The interrupt came before the sleep, which it would have ended.
                 return Err(io::Error::from_raw_os_error(libc::EINTR));
             }

@@ -1,15 +1,19 @@
 //! The threads that have joined a request, and waiting for them.
 
+use super::slots::{IDENTITY_BITS, NUMBER_BITS, Reservation, Slots};
 use crate::os::clock::now;
 use crate::os::futex;
-use crate::os::identity::{identity, is_used, lives, thread_number};
-use crate::state::slots::{Reservation, Slots};
-use crate::thread::uncut;
+use crate::os::identity::{self, identity, is_used, lives, thread_number};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Most threads that can have joined one request at a time.
 pub(crate) const MEMBERS_MAX: usize = 256;
+
+const _: () = assert!(
+    IDENTITY_BITS == identity::BITS && NUMBER_BITS == identity::NUMBER_BITS,
+    "a slot holds an identity"
+);
 
 /// How often a waiter looks for members that have ended without leaving.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -82,10 +86,16 @@ impl Members {
         self.slots.is_empty()
     }
 
-    /// Whether a thread has ended without leaving.
+    /// Whether a thread has ended without leaving. It has files open meanwhile: the caller must not be
+    /// cut short.
     pub(crate) fn has_lost(&self) -> bool {
-        // It has files open.
-        uncut(|| self.slots.lost(self.alive()).is_some())
+        self.slots.lost(self.alive()).is_some()
+    }
+
+    /// Frees the slots of threads that have ended without leaving; false if there was none. As
+    /// [`Members::has_lost`], the caller must not be cut short.
+    pub(crate) fn sweep(&self) -> bool {
+        self.slots.sweep(self.alive())
     }
 
     /// Tells a slot whose thread lives. One look in [`PATIENCE`] is at more than its number, for all who look:
@@ -102,18 +112,18 @@ impl Members {
     }
 
     /// Waits until nobody has joined. A thread that has ended without leaving does not count; false if
-    /// there was one.
-    pub(crate) fn wait(&self) -> bool {
-        self.wait_until(|| self.is_empty())
+    /// there was one. `sweep` is [`Members::sweep`], protected from being cut short.
+    pub(crate) fn wait(&self, sweep: impl Fn(&Self) -> bool) -> bool {
+        self.wait_until(sweep, || self.is_empty())
     }
 
     /// Waits until the threads that the calling one has started for the request have left it: they
-    /// borrow from its stack.
-    pub(crate) fn wait_for_started(&self) {
-        self.wait_until(|| !self.slots.has_started(thread_number()));
+    /// borrow from its stack. `sweep` as in [`Members::wait`].
+    pub(crate) fn wait_for_started(&self, sweep: impl Fn(&Self) -> bool) {
+        self.wait_until(sweep, || !self.slots.has_started(thread_number()));
     }
 
-    fn wait_until(&self, done: impl Fn() -> bool) -> bool {
+    fn wait_until(&self, sweep: impl Fn(&Self) -> bool, done: impl Fn() -> bool) -> bool {
         let mut all_left = true;
         loop {
             let departures = self.departures.load(Ordering::SeqCst);
@@ -122,7 +132,7 @@ impl Members {
             }
             // An error is as good as a wake-up.
             let _ = futex::wait(&self.departures, departures, PATIENCE);
-            all_left &= !uncut(|| self.slots.sweep(self.alive()));
+            all_left &= !sweep(self);
         }
     }
 }
@@ -147,7 +157,7 @@ mod tests {
             assert!(!members.is_empty());
             members.leave(slot);
         }
-        assert!(members.wait());
+        assert!(members.wait(Members::sweep));
         assert!(members.is_empty());
     }
 
@@ -159,7 +169,7 @@ mod tests {
             .join()
             .unwrap();
         assert!(members.has_lost());
-        assert!(!members.wait());
+        assert!(!members.wait(Members::sweep));
         assert!(members.is_empty() && !members.has_lost());
     }
 
@@ -167,10 +177,10 @@ mod tests {
     fn a_member_that_ended_without_leaving_is_not_the_thread_that_has_its_number_now() {
         let members = Members::new();
         // The number is in use, by the thread that asks.
-        let before = identity() ^ (1 << (crate::state::slots::IDENTITY_BITS - 1));
+        let before = identity() ^ (1 << (IDENTITY_BITS - 1));
         members.slots.enter(before).unwrap();
         assert!(members.has_lost());
-        assert!(!members.wait());
+        assert!(!members.wait(Members::sweep));
         assert!(members.is_empty());
         let slot = members.enter().unwrap();
         members.looked.store(0, Ordering::Relaxed);

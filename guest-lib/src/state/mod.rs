@@ -2,24 +2,26 @@
 //!
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
+pub(crate) mod deferred;
+pub(crate) mod domain;
 pub(crate) mod latch;
 pub(crate) mod members;
 pub(crate) mod ring;
 pub(crate) mod slots;
 
-use crate::api::domain::Domain;
 use crate::error::Error;
 use crate::failure::Failure;
+use crate::heap::Heap;
 use crate::os::futex;
 use crate::os::region::Region;
-use crate::run::defer::{DEFERS_MAX, Deferred};
-use crate::run::lock;
 use crate::shared::control::Control;
 use crate::shared::held::{self, HeldList};
 use crate::shared::pkru;
-use crate::state::latch::Latch;
-use crate::state::members::Members;
-use crate::state::ring::Ring;
+use deferred::{DEFERS_MAX, Deferred};
+use domain::Domain;
+use latch::Latch;
+use members::Members;
+use ring::Ring;
 use std::cell::UnsafeCell;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
@@ -81,16 +83,24 @@ impl HeldDomains {
     }
 }
 
+/// How a request is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Milliseconds that it may take, 0 for no limit.
+    pub(crate) deadline_ms: u32,
+    /// Milliseconds to wait for a domain's lock.
+    pub(crate) lock_timeout_ms: u32,
+    /// The audit looks at whole domains, not only at what the request has written.
+    pub(crate) whole_audit: bool,
+}
+
 /// How a request begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
     pub(crate) tag: u64,
     /// `CLOCK_MONOTONIC` nanoseconds, or 0 for none.
     pub(crate) deadline: u64,
-    /// Milliseconds to wait for a domain's lock.
-    pub(crate) lock_timeout_ms: u32,
-    /// The audit looks at whole domains, not only at what the request has written.
-    pub(crate) whole_audit: bool,
+    pub(crate) limits: Limits,
 }
 
 /// See the module's description.
@@ -172,7 +182,7 @@ impl State {
             key: AtomicU32::new(0),
             last_key: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
-            lock_timeout_ms: AtomicU32::new(crate::run::lock::TIMEOUT_MS),
+            lock_timeout_ms: AtomicU32::new(0),
             whole_audit: AtomicBool::new(false),
             closed: AtomicBool::new(true),
             failed: AtomicBool::new(false),
@@ -202,8 +212,9 @@ impl State {
         self.last_key.store(key, Ordering::Relaxed);
         self.deadline.store(start.deadline, Ordering::Relaxed);
         self.lock_timeout_ms
-            .store(start.lock_timeout_ms, Ordering::Relaxed);
-        self.whole_audit.store(start.whole_audit, Ordering::Relaxed);
+            .store(start.limits.lock_timeout_ms, Ordering::Relaxed);
+        self.whole_audit
+            .store(start.limits.whole_audit, Ordering::Relaxed);
         self.failed.store(false, Ordering::Relaxed);
         self.wrote.store(false, Ordering::Relaxed);
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -269,11 +280,11 @@ impl State {
 
     /// Lets nobody join any more, and waits for those that have. False if a thread ended without
     /// leaving.
-    pub(crate) fn close(&self) -> bool {
-        let all_left = self.members.wait();
+    pub(crate) fn close(&self, sweep: fn(&Members) -> bool) -> bool {
+        let all_left = self.members.wait(sweep);
         self.closed.store(true, Ordering::SeqCst);
         // Who joined in between is seen now, or sees that it is closed.
-        self.members.wait() && all_left
+        self.members.wait(sweep) && all_left
     }
 
     /// Threads may join again: the request goes on.
@@ -470,8 +481,13 @@ impl State {
     }
 
     /// Whether a domain that the request holds had a heap when the request took it, or got one since.
-    pub(crate) fn has_heap(&self, domain: &Domain) -> bool {
+    fn has_heap(&self, domain: &Domain) -> bool {
         self.find(domain).is_some_and(|held| held.has_heap)
+    }
+
+    /// The heap of a domain that the request holds.
+    pub(crate) fn heap(&self, domain: &Domain) -> Heap {
+        domain.heap(self.has_heap(domain))
     }
 
     /// Blocks that the request has freed.
@@ -493,9 +509,8 @@ impl State {
         let listed = listed.as_slice();
         self.lists(|lists| {
             let held = || lists.held();
-            let known = held().all(|held| {
-                listed.contains(&held.domain.number()) && lock::holder(held.domain) == tag
-            });
+            let known = held()
+                .all(|held| listed.contains(&held.domain.number()) && held.domain.holder() == tag);
             let count = held().count();
             known && (count == listed.len() || (count < listed.len() && !self.members.is_empty()))
         })
@@ -616,6 +631,6 @@ mod tests {
             assert!((0..QUARANTINE).all(|place| lists.quarantine.get(place).is_none()));
             assert!((0..RECENT).all(|place| lists.recent.get(place).is_none()));
         });
-        assert_eq!(lock::holder(two), 0);
+        assert_eq!(two.holder(), 0);
     }
 }

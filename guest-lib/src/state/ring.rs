@@ -1,6 +1,6 @@
 //! The last blocks that a request took or freed.
 
-use crate::api::domain::Domain;
+use crate::state::domain::Domain;
 use std::cell::{Cell, UnsafeCell};
 
 /// A freed block, or a new one.

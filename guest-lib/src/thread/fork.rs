@@ -1,8 +1,8 @@
 //! Children of a fork: the driver's mappings and registrations are the parent's.
 
 use super::forget_all;
-use crate::api::app::App;
 use crate::os::signals;
+use crate::state::domain::App;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 

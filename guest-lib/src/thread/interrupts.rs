@@ -7,6 +7,7 @@ use crate::failure::Kind;
 use crate::os::clib;
 use crate::os::clock::now;
 use crate::os::signals;
+use crate::state::members::Members;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
@@ -31,6 +32,11 @@ pub(crate) fn uncut<T>(code: impl FnOnce() -> T) -> T {
         Some(thread) => thread.critical(code),
         None => code(),
     }
+}
+
+/// [`Members::sweep`], not cut short.
+pub(crate) fn sweep(members: &Members) -> bool {
+    uncut(|| members.sweep())
 }
 
 impl Thread {

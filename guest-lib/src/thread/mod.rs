@@ -17,17 +17,16 @@ mod serving;
 pub(crate) mod stack;
 
 pub(crate) use exclusive::AMID;
-pub(crate) use interrupts::uncut;
+pub(crate) use interrupts::{sweep, uncut};
 pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, of};
 
-use crate::api::app::App;
-use crate::api::request::Request;
 use crate::os::alarm::Alarm;
 use crate::os::region::Region;
 use crate::shared::backend::Tags;
 use crate::shared::control::Control;
 use crate::state::State;
+use crate::state::domain::{App, Domain};
 use crate::state::latch::Take;
 use crate::thread::arena::Arena;
 use crate::thread::record::Record;
@@ -93,7 +92,8 @@ pub(crate) struct Thread {
     steps: Cell<u32>,
     /// The thread is led.
     led: Cell<bool>,
-    request: Request,
+    /// The domain that the request was begun with.
+    domain: Cell<Option<&'static Domain>>,
     arena: Arena,
     _signal_stack: Region,
     _memory: Region,
@@ -104,8 +104,13 @@ impl Thread {
         self.app
     }
 
-    pub(crate) fn request(&self) -> &Request {
-        &self.request
+    /// The domain that the request was begun with, also when it is over.
+    pub(crate) fn domain(&self) -> Option<&'static Domain> {
+        self.domain.get()
+    }
+
+    pub(crate) fn set_domain(&self, domain: &'static Domain) {
+        self.domain.set(Some(domain));
     }
 
     pub(crate) fn arena(&self) -> &Arena {

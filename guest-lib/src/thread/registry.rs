@@ -1,8 +1,6 @@
 //! Which threads there are: a thread is registered by its first request and unregistered when it ends.
 
 use super::{Phase, Thread};
-use crate::api::app::App;
-use crate::api::request::Request;
 use crate::error::Error;
 use crate::os::alarm::Alarm;
 use crate::os::identity::thread_number;
@@ -11,6 +9,7 @@ use crate::os::{modules, signals};
 use crate::shared::control::Control;
 use crate::shared::pkru;
 use crate::state::State;
+use crate::state::domain::App;
 use crate::thread::arena::Arena;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
@@ -161,7 +160,7 @@ impl Thread {
             waited: Cell::new(0),
             steps: Cell::new(0),
             led: Cell::new(false),
-            request: Request::new(place),
+            domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,
             _memory: memory,
