@@ -8,20 +8,31 @@
     clippy::cast_ptr_alignment
 )]
 
-mod api;
-#[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
-pub mod capi;
+// What everything may use.
 mod error;
 mod failure;
+mod sync;
+
+// The layers, lowest first: each knows only those above it in this list (tests/layers.rs).
+mod os;
+
+mod shared;
+
 mod heap;
+
+mod state;
+
+mod thread;
+
+mod run;
+
+mod api;
+
+#[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
+pub mod capi;
+
 #[cfg(test)]
 mod mock;
-mod os;
-mod run;
-mod shared;
-mod state;
-mod sync;
-mod thread;
 
 pub use api::app::Protection;
 pub use api::domain::DomainOptions;

@@ -4,11 +4,17 @@ use crate::error::Error;
 use crate::state::domain::Domain;
 use crate::thread::{self, Phase, Thread};
 use std::fmt;
+use std::mem::offset_of;
 use std::ptr;
 
 /// A running request, as one of its threads has it: on that thread, until its function returns.
-#[repr(transparent)]
 pub struct Request(Thread);
+
+// Not repr(transparent): in the C header this is an opaque type.
+const _: () = assert!(
+    offset_of!(Request, 0) == 0 && size_of::<Request>() == size_of::<Thread>(),
+    "a request is its thread"
+);
 
 impl fmt::Debug for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,7 +29,7 @@ impl Request {
     /// The thread as code in its request sees it. The memory is the thread's: one that is kept after the
     /// request's end, as C code can, still says that there is no request.
     pub(crate) fn of(thread: &Thread) -> &Self {
-        // SAFETY: transparent.
+        // SAFETY: a thread and nothing else, by the assertion above.
         unsafe { &*ptr::from_ref(thread).cast() }
     }
 
