@@ -1,8 +1,8 @@
 //! Domains and their root pointers.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::app::App;
-use crate::domain::{Domain, DomainOptions};
+use crate::App;
+use crate::{Domain, DomainOptions};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use vmsrs_protocol::KEY_MAX;

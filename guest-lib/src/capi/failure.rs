@@ -1,9 +1,9 @@
 //! What is known of a failed request.
 
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, code};
+use crate::JoinError;
 use crate::error::RunError;
 use crate::failure::Failure;
-use crate::ticket::JoinError;
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 

@@ -2,7 +2,7 @@
 
 use super::codes::{VMSRS_EENDED, VMSRS_EINVAL, VMSRS_OK, code};
 use super::run::RequestFn;
-use crate::request::Request;
+use crate::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 

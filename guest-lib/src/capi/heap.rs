@@ -1,7 +1,7 @@
 //! Blocks in domains.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, errno_of, set_errno, status};
-use crate::domain::Domain;
+use crate::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 

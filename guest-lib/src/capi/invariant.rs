@@ -1,8 +1,8 @@
 //! Invariants.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK};
-use crate::app::App;
-use crate::domain::Domain;
+use crate::App;
+use crate::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 

@@ -3,8 +3,8 @@
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use super::failure::failed;
 use super::run::{RequestFn, put};
-use crate::request::Request;
-use crate::ticket::Ticket;
+use crate::Request;
+use crate::Ticket;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 

@@ -17,3 +17,4 @@ pub mod options;
 pub mod request;
 pub mod run;
 pub mod task;
+mod ticket;

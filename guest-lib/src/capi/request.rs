@@ -2,9 +2,9 @@
 
 use super::codes::{VMSRS_EINVAL, status};
 use super::options::VMSRS_SEAL;
-use crate::domain::Domain;
+use crate::Domain;
+use crate::Request;
 use crate::failure::Kind;
-use crate::request::Request;
 use crate::thread;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;

@@ -3,9 +3,9 @@
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_EUNSEALED, VMSRS_OK, code};
 use super::failure::note_failure;
 use super::options::COptions;
-use crate::domain::Domain;
+use crate::Domain;
+use crate::Request;
 use crate::error::{Error, RunError};
-use crate::request::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 

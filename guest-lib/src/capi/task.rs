@@ -4,9 +4,9 @@ use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use super::failure::failed;
 use super::options::COptions;
 use super::run::{RequestFn, put};
-use crate::domain::Domain;
+use crate::Domain;
 use crate::error::{Error, RunError};
-use crate::task::{Step, Task};
+use crate::{Step, Task};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
