@@ -5,6 +5,8 @@
 
 mod guest;
 mod host;
+mod mark;
+mod profile;
 mod report;
 mod sample;
 mod table;
@@ -17,8 +19,13 @@ use clap::{Parser, Subcommand};
 use vmsrs_bed::{Bed, Event, Job, Series, project};
 use vmsrs_report::folder;
 
+use crate::profile::Profiler;
 use crate::report::Report;
 use crate::sample::Measured;
+
+/// The emulated CPU: `max` without its fast string instructions, which QEMU counts once a byte. A page is then copied in
+/// 512 instructions, as the copy would take about as many cycles.
+const CPU_MODEL: &str = "max,-erms,-fsrm";
 
 /// Measure what requests and errors cost, in a guest.
 #[derive(Parser)]
@@ -30,6 +37,9 @@ struct Arguments {
     /// Use a KVM host with one CPU whose clock counts instructions.
     #[arg(long)]
     deterministic: bool,
+    /// Count instructions by function as well, and write tables and flame graphs to target/profile.
+    #[arg(long)]
+    profile: bool,
     /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     deadline: u64,
@@ -50,8 +60,8 @@ enum Part {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.part {
-        Some(Part::Guest) => guest::measure(arguments.rounds),
-        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs),
+        Some(Part::Guest) => guest::measure(arguments.rounds, arguments.profile),
+        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs, arguments.profile),
         None => run(&arguments),
     }
 }
@@ -69,18 +79,31 @@ fn run(arguments: &Arguments) -> Result<()> {
         .module_file(&modules.driver)
         .binary(&program, "/bin/vmsrs-bench")
         .init(&format!(
-            "vmsrs-bench --rounds {} guest || echo '@failed'",
-            arguments.rounds
+            "vmsrs-bench --rounds {}{} guest || echo '@failed'",
+            arguments.rounds,
+            if arguments.profile { " --profile" } else { "" },
         ))
         .write(&kernel, &image)?;
-    let mut job = Job::new(["vmsrs-bench", "host", "vmlinux", "guest.img"])
+    let mut command = vec!["vmsrs-bench", "host", "vmlinux", "guest.img"];
+    if arguments.profile {
+        command.insert(1, "--profile");
+    }
+    let mut job = Job::new(command)
         .program(&program, "vmsrs-bench")
-        .program(vmsrs, "vmsrs")
+        .program(&vmsrs, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
+        .cpu_model(CPU_MODEL)
         .timeout(Duration::from_secs(arguments.deadline));
-    if arguments.deterministic {
+    if arguments.deterministic || arguments.profile {
         job = job.deterministic();
+    }
+    let mut profiler = match arguments.profile {
+        true => Some(Profiler::new()?),
+        false => None,
+    };
+    if let Some(profiler) = &profiler {
+        job = job.plugin(profiler.argument());
     }
     let mut measured: Vec<Measured> = Vec::new();
     let mut failed = false;
@@ -94,6 +117,10 @@ fn run(arguments: &Arguments) -> Result<()> {
                 eprintln!("{line}");
                 measured.push(one);
             }
+            Err(_)
+                if profiler
+                    .as_mut()
+                    .is_some_and(|profiler| profiler.take(line)) => {}
             Err(_) => eprintln!("result: {line}"),
         },
     })?;
@@ -102,6 +129,16 @@ fn run(arguments: &Arguments) -> Result<()> {
         "the measurements in the guest failed (see above); the job's exit code is {}",
         outcome.code
     );
+    if let Some(profiler) = profiler {
+        let files = [
+            ("vmsrs-bench", program),
+            ("vmsrs", vmsrs),
+            ("vmsrs.ko", modules.driver),
+        ];
+        let files = files.map(|(name, file)| (name.to_owned(), file)).into();
+        let table = profiler.finish(&measured, &files)?;
+        println!("the profile: {}", table.display());
+    }
     let report = Report {
         accelerator: match arguments.deterministic {
             true => vmsrs_bed::Accelerator::Nested.name(),

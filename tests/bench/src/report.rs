@@ -29,7 +29,7 @@ pub(crate) fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
 }
 
 impl Measured {
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let percent = self.sample.writes_percent.unwrap_or(0);
         match (self.sample.what, self.sample.pages) {
             (What::Nothing, _) => "nothing".to_owned(),
