@@ -191,10 +191,7 @@ fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
             operator.stop();
             Response::Stopping
         }
-        Err(error) => refuse(
-            Reason::Malformed,
-            format!("the line is no request: {error}"),
-        ),
+        Err(error) => refuse(Reason::Malformed, format!("malformed request: {error}")),
     }
 }
 

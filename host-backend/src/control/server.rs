@@ -35,7 +35,7 @@ pub enum ServerError {
     )]
     Busy(PathBuf),
     /// Something else is there.
-    #[error("{} exists and is no socket: give another --socket", .0.display())]
+    #[error("{} exists and is not a socket: give another --socket", .0.display())]
     NoSocket(PathBuf),
     /// The system refused.
     #[error(
@@ -49,7 +49,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// No thread or descriptor for the server.
-    #[error("cannot start a thread for the control socket")]
+    #[error("cannot start the control socket's thread")]
     Thread(#[source] io::Error),
 }
 

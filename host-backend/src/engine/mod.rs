@@ -61,7 +61,7 @@ use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, FrameRun, NONE, ZERO_FRAME};
 
 pub use changes::Page;
-pub use cleanser::Laundry;
+pub use cleanser::RetiredFrames;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use content::{Content, Unreadable, checksum};
 pub use corruption::Retry;
@@ -280,7 +280,7 @@ impl Engine {
     ) -> Result<SealOutcome, Refusal> {
         if records.len() > self.config.batch_records as usize {
             return Err(Refusal::Malformed(
-                "the driver sent more seal records in a message than it may",
+                "the driver sent too many seal records in a message",
             ));
         }
         let outcome = seal::seal(
@@ -630,18 +630,18 @@ impl Engine {
     }
 
     /// Whether retired frames wait for the cleanser.
-    pub fn has_laundry(&self) -> bool {
+    pub fn has_retired(&self) -> bool {
         self.store.retired.len() != 0
     }
 
     /// Takes up to `frames` retired frames to wipe.
-    pub fn take_laundry(&mut self, frames: u32) -> Laundry {
+    pub fn take_retired(&mut self, frames: u32) -> RetiredFrames {
         cleanser::take(&mut self.store, frames)
     }
 
     /// Takes wiped frames back. Gives whether the driver should hear that frames are free again.
-    pub fn cleansed(&mut self, laundry: Laundry) -> bool {
-        cleanser::done(&mut self.store, laundry)
+    pub fn cleansed(&mut self, retired: RetiredFrames) -> bool {
+        cleanser::done(&mut self.store, retired)
     }
 
     /// Panics when one of the promises about frames and pages does not hold.

@@ -194,9 +194,9 @@ impl World {
                 assert_eq!(event.incident % 2, 0);
             }
             Step::Cleanse(frames) => {
-                let laundry = self.engine.take_laundry(*frames);
-                self.memory.wipe(&laundry);
-                self.engine.cleansed(laundry);
+                let retired = self.engine.take_retired(*frames);
+                self.memory.wipe(&retired);
+                self.engine.cleansed(retired);
             }
             Step::Reset => {
                 let before = self.engine.device_config();

@@ -123,7 +123,7 @@ fn check(
     }
     if !incidents.is_new_number(report.incident) {
         return Err(Refusal::Malformed(
-            "the driver reported an incident under a number that is not its to give",
+            "the driver reported an incident under an invalid number",
         ));
     }
     store.app(report.app)?;

@@ -22,7 +22,7 @@ use vmsrs_protocol::{
     APP_BASE, EXTENT_MAX_PAGES, FrameRun, KEY_MAX, MAX_APPS, NAME_MAX, NONE, ZERO_FRAME,
 };
 
-use super::cleanser::Laundry;
+use super::cleanser::RetiredFrames;
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::scrub::{Position, Scope};
@@ -1074,12 +1074,12 @@ fn a_retired_frame_is_granted_again_only_when_it_has_been_wiped() {
         .engine
         .discard(&[frame], RUNS, &mut bench.memory)
         .unwrap();
-    let laundry = bench.engine.take_laundry(100);
-    assert_eq!(laundry.runs().len(), 1);
-    assert!(bench.engine.take_laundry(100).is_empty());
+    let retired = bench.engine.take_retired(100);
+    assert_eq!(retired.runs().len(), 1);
+    assert!(bench.engine.take_retired(100).is_empty());
     assert_eq!(bench.state(frame), FrameState::Retired);
-    bench.memory.wipe(&laundry);
-    assert!(!bench.engine.cleansed(laundry));
+    bench.memory.wipe(&retired);
+    assert!(!bench.engine.cleansed(retired));
     assert_eq!(bench.state(frame), FrameState::Free);
 }
 
@@ -1091,8 +1091,8 @@ fn a_frame_that_cannot_be_wiped_stays_retired_and_holds_up_no_other() {
         .engine
         .discard(&frames, RUNS, &mut bench.memory)
         .unwrap();
-    let laundry = bench.engine.take_laundry(100);
-    let (clean, left) = laundry.wash(|frame| frame != frames[2]);
+    let retired = bench.engine.take_retired(100);
+    let (clean, left) = retired.wipe_each(|frame| frame != frames[2]);
     bench.engine.cleansed(clean);
     for &frame in &frames {
         let expected = match frame == frames[2] {
@@ -1101,9 +1101,9 @@ fn a_frame_that_cannot_be_wiped_stays_retired_and_holds_up_no_other() {
         };
         assert_eq!(bench.state(frame), expected, "frame {frame}");
     }
-    let mut again = Laundry::default();
+    let mut again = RetiredFrames::default();
     again.add(left);
-    let (clean, left) = again.wash(|_| true);
+    let (clean, left) = again.wipe_each(|_| true);
     assert!(left.is_empty());
     bench.engine.cleansed(clean);
     assert_eq!(bench.state(frames[2]), FrameState::Free);

@@ -15,7 +15,7 @@ use vmsrs_protocol::{FrameRun, NONE};
 
 use self::pending::Pending;
 use crate::engine::{
-    Engine, Laundry, Position, Reply, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
+    Engine, Position, Reply, RetiredFrames, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
 };
 use crate::tally::Tally;
 use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
@@ -38,7 +38,7 @@ struct Shared {
     /// Guards the engine and the protection of the window, which change together.
     core: Mutex<Core>,
     /// Signalled when frames are retired or the cleanser has to end.
-    laundry: Condvar,
+    retired: Condvar,
     /// Signalled when a domain is to be checked soon or the scrubber has to end.
     suspects: Condvar,
     window: Arc<Window>,
@@ -69,7 +69,7 @@ impl EngineHandle {
                     protection,
                     stopping: false,
                 }),
-                laundry: Condvar::new(),
+                retired: Condvar::new(),
                 suspects: Condvar::new(),
                 window,
                 pending: Mutex::default(),
@@ -217,19 +217,19 @@ impl EngineHandle {
 
     /// Waits until frames are retired, at most for `pause` if there is one, and takes up to `batch` of
     /// them to be wiped, none after the pause; `Err` when the cleanser has to end.
-    pub(crate) fn wait_for_laundry(
+    pub(crate) fn wait_for_retired(
         &self,
         batch: u32,
         pause: Option<Duration>,
-    ) -> Result<Laundry, Stopping> {
-        let idle = |core: &mut Core| !core.stopping && !core.engine.has_laundry();
-        let laundry = &self.shared.laundry;
+    ) -> Result<RetiredFrames, Stopping> {
+        let idle = |core: &mut Core| !core.stopping && !core.engine.has_retired();
+        let retired = &self.shared.retired;
         let mut core = match pause {
-            None => laundry
+            None => retired
                 .wait_while(self.core(), idle)
                 .unwrap_or_else(PoisonError::into_inner),
             Some(pause) => {
-                laundry
+                retired
                     .wait_timeout_while(self.core(), pause, idle)
                     .unwrap_or_else(PoisonError::into_inner)
                     .0
@@ -237,7 +237,7 @@ impl EngineHandle {
         };
         match core.stopping {
             true => Err(Stopping),
-            false => Ok(core.engine.take_laundry(batch)),
+            false => Ok(core.engine.take_retired(batch)),
         }
     }
 
@@ -250,8 +250,8 @@ impl EngineHandle {
     }
 
     /// Takes wiped frames back.
-    pub(crate) fn cleansed(&self, laundry: Laundry) {
-        if self.core().engine.cleansed(laundry) {
+    pub(crate) fn cleansed(&self, retired: RetiredFrames) {
+        if self.core().engine.cleansed(retired) {
             self.tell(Event {
                 kind: EVENT_FRAMES_FREE,
                 frame: NONE,
@@ -264,7 +264,7 @@ impl EngineHandle {
     /// Makes the cleanser and the scrubber end after the batch they are at.
     pub(crate) fn stop_background(&self) {
         self.core().stopping = true;
-        self.shared.laundry.notify_all();
+        self.shared.retired.notify_all();
         self.shared.suspects.notify_all();
     }
 
@@ -297,7 +297,7 @@ impl EngineHandle {
     /// Ends a use of the engine: wakes who has work now, and tells the driver what it has to know.
     fn release(&self, mut core: MutexGuard<'_, Core>) {
         let events = core.engine.take_events();
-        let has_laundry = core.engine.has_laundry();
+        let has_retired = core.engine.has_retired();
         let has_suspects = core.engine.has_suspects();
         // Before the engine is free: a driver that starts asks for the state, so that nothing it is
         // told may be older than what it asked.
@@ -305,8 +305,8 @@ impl EngineHandle {
             self.tell(event);
         }
         drop(core);
-        if has_laundry {
-            self.shared.laundry.notify_one();
+        if has_retired {
+            self.shared.retired.notify_one();
         }
         if has_suspects {
             self.shared.suspects.notify_one();

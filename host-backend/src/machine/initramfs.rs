@@ -37,7 +37,7 @@ pub enum InitramfsError {
     },
     /// The file is something else.
     #[error(
-        "{} is no initramfs: give a cpio archive (it may be compressed) or a folder",
+        "{} is not an initramfs: give a cpio archive (it may be compressed) or a folder",
         .0.display()
     )]
     NoArchive(PathBuf),

@@ -8,7 +8,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::changes::{place, row};
 use super::detail::{frame_line, frame_name, kept_registers, rows_of};
 use super::list;
-use super::shown::Shown;
+use super::view::IncidentView;
 use crate::cli::text::printable;
 use crate::control::{DraftFacts, IncidentSummary, RequestFacts};
 use crate::symbols::{Found, Frame};
@@ -65,24 +65,24 @@ pub(super) fn list(list: &[IncidentSummary]) -> String {
 }
 
 /// The page of one incident.
-pub(super) fn incident(shown: &Shown) -> String {
-    let summary = &shown.detail.summary;
+pub(super) fn incident(view: &IncidentView) -> String {
+    let summary = &view.detail.summary;
     let title = format!("Incident {}: {}", summary.number, printable(&summary.kind));
     let body = html! {
         h1 { (title) }
         table {
-            @for (name, value) in rows_of(shown) {
+            @for (name, value) in rows_of(view) {
                 tr { th { (name) } td { (value) } }
             }
         }
-        @for note in &shown.trace.notes {
+        @for note in &view.trace.notes {
             p class="quiet" { "Note: " (printable(note)) }
         }
-        @if let Some(request) = shown.detail.request() {
-            (backtrace(&shown.trace.frames))
+        @if let Some(request) = view.detail.request() {
+            (backtrace(&view.trace.frames))
             (pages(request, summary.address))
         }
-        (registers(&kept_registers(shown)))
+        (registers(&kept_registers(view)))
     };
     document(&title, &body)
 }
@@ -249,12 +249,12 @@ mod tests {
 
     #[test]
     fn a_page_has_function_line_and_changed_bytes() {
-        let page = incident(&sample::shown());
+        let page = incident(&sample::view());
         for part in [
             "<title>Incident 7: foreign-write</title>",
             "append at /src/ledger.c:42",
             "serve",
-            "right behind the end of the block of 40 bytes",
+            "immediately past the end of the block of 40 bytes",
             "41 41 41 41",
             "|AAAAAAAAAAAAAAAA|",
             "<svg ",
@@ -266,9 +266,9 @@ mod tests {
 
     #[test]
     fn a_write_that_was_stopped_has_its_code_and_registers() {
-        let mut shown = sample::shown();
-        shown.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
-        let page = incident(&shown);
+        let mut view = sample::view();
+        view.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
+        let page = incident(&view);
         for part in ["48 89 07", "CPL 0", "rip 0000000000000110"] {
             assert!(page.contains(part), "{part:?} in\n{page}");
         }
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_page_refers_to_nothing_outside_and_runs_nothing() {
-        let page = incident(&sample::shown());
+        let page = incident(&sample::view());
         for part in [
             "http://", "https://", "src=", "href=", "url(", "@import", "<script", "<link",
         ] {
@@ -288,10 +288,10 @@ mod tests {
     #[test]
     fn text_of_the_guest_makes_no_element_and_no_attribute() {
         for (page, clean) in [
-            (incident(&sample::hostile()), incident(&sample::shown())),
+            (incident(&sample::hostile()), incident(&sample::view())),
             (
                 list(&[sample::hostile().detail.summary]),
-                list(&[sample::shown().detail.summary]),
+                list(&[sample::view().detail.summary]),
             ),
         ] {
             let (mut found, mut expected) = (elements(&page), elements(&clean));

@@ -141,7 +141,7 @@ impl Queues {
                     raise(&self.counters.received_dropped);
                     self.counters.tally.add(
                         NAME,
-                        "the driver's buffer is no RAM or too small for a frame",
+                        "the driver's buffer is not in RAM or too small for a frame",
                     );
                 }
             }

@@ -45,10 +45,10 @@ impl TapAddress {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TapConfigError {
     /// The name is no name of an interface.
-    #[error("`{0}` is no interface name: give 1 to 15 bytes without `/`, `:` and white space")]
+    #[error("`{0}` is not an interface name: give 1 to 15 bytes without `/`, `:` and white space")]
     Name(String),
     /// The address is none.
-    #[error("`{0}` is no address: give ADDRESS/PREFIX, for example 192.168.77.1/24")]
+    #[error("`{0}` is not an address: give ADDRESS/PREFIX, for example 192.168.77.1/24")]
     Address(String),
 }
 
@@ -121,7 +121,7 @@ pub enum TapError {
         source: io::Error,
     },
     /// An interface of that name is no tap interface.
-    #[error("the interface {name} exists and is no tap interface: give another name")]
+    #[error("the interface {name} exists and is not a tap interface: give another name")]
     NoTap {
         /// Name of the interface.
         name: String,
