@@ -242,7 +242,7 @@ fn values_that_do_not_parse_are_refused_by_the_command_line() {
         ("--vcpus", "two", "invalid digit"),
         ("--on-reboot", "sometimes", "restart, exit"),
         ("--restarts", "-1", "is not in 0.."),
-        ("--tap", "a/b", "no interface name"),
+        ("--tap", "a/b", "not an interface name"),
         ("--tap", "tap0,10.0.0.1", "ADDRESS/PREFIX"),
     ] {
         let argument = format!("{option}={value}");
@@ -330,7 +330,7 @@ fn an_interface_that_is_no_tap_is_refused() {
 fn as_nobody(place: &Place, device: &str, arguments: &[&str]) -> Option<Output> {
     let metadata = fs::metadata(device).ok()?;
     if metadata.permissions().mode() & 0o006 != 0 {
-        eprintln!("skipped: everybody has rights on {device}");
+        eprintln!("skipped: all users have access to {device}");
         return None;
     }
     // The program may lie where an ordinary user cannot look. Another process copies it: a child of
@@ -459,12 +459,21 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
 
 #[test]
 fn a_termination_signal_ends_a_vm_in_order() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    let real_time = libc::SIGRTMAX();
+    for signal in [
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGUSR1,
+        libc::SIGALRM,
+        real_time,
+    ] {
         let place = Place::new();
         let Some(vm) = start_vm(&place) else { return };
         // SAFETY: plain system call; the child has not been waited for, so its number is its own.
         unsafe { libc::kill(vm.id() as libc::pid_t, signal) };
         assert_eq!(report(&place, vm)["reason"], "stopped");
+        let socket = place.path("vm.sock");
+        assert!(!Path::new(&socket).exists(), "signal {signal}");
     }
 }
 

@@ -436,7 +436,7 @@ fn memory_files() -> Check {
     // SAFETY: the name is a string that ends with a zero byte.
     let fd = unsafe { libc::memfd_create(c"vmsrs-doctor".as_ptr(), libc::MFD_CLOEXEC) };
     let (found, remedy) = if fd >= 0 {
-        // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+        // SAFETY: the descriptor was just returned by the kernel and has no other owner.
         unsafe { libc::close(fd) };
         ("can be made".to_owned(), "")
     } else {

@@ -7,19 +7,19 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything went well; for `run`: the guest turned itself off, or somebody stopped it.
+    /// Success; for `run`: the guest powered off, or was stopped.
     Ok = 0,
-    /// Something unexpected, such as a full disk.
+    /// Unexpected error, such as a full disk.
     Failure = 1,
-    /// The command line makes no sense, or names a file that is missing or of the wrong sort.
+    /// Invalid command line, or it names a file that is missing or of the wrong kind.
     Usage = 2,
-    /// This machine cannot do it: no KVM, no rights, too little memory.
+    /// Not supported by this machine: no KVM, no permission, too little memory.
     Machine = 3,
     /// No VM can be reached at the control socket.
     Unreachable = 4,
-    /// The guest died (the virtual CPU could not go on) and was not started again.
+    /// The guest crashed (a vCPU could not continue) and was not restarted.
     GuestDied = 5,
-    /// The guest reset itself (it rebooted, or its kernel panicked) and was not started again.
+    /// The guest reset itself (it rebooted, or its kernel panicked) and was not restarted.
     GuestReset = 6,
     /// The control socket or the tap interface is in use.
     Busy = 7,

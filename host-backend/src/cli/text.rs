@@ -48,7 +48,7 @@ impl serde_json::ser::Formatter for Escaping {
     }
 }
 
-/// Whether a terminal, or whoever lays out text, acts on a character rather than showing it: control
+/// Whether a terminal or a text layout acts on a character rather than showing it: control
 /// characters (C0, DEL and C1), marks and overrides of direction, separators of lines.
 fn is_command(character: char) -> bool {
     character.is_control()
@@ -63,7 +63,7 @@ pub(super) fn write_text(text: &str) -> io::Result<()> {
     write(text.as_bytes())
 }
 
-/// Writes to standard output; a reader that has gone away (`vmsrs incidents | head`) is no error.
+/// Writes to standard output; a reader that has gone away (`vmsrs incidents | head`) is not an error.
 fn write(bytes: &[u8]) -> io::Result<()> {
     let mut output = io::stdout().lock();
     match output.write_all(bytes).and_then(|()| output.flush()) {

@@ -18,7 +18,7 @@ const RESPONSE_MAX: u64 = 64 << 20;
 /// Why a VM did not answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody listens, or not for us.
+    /// No server, or no permission.
     #[error(
         "no VM can be reached at {}: start one with `vmsrs run`, or give its --name or --socket",
         .path.display()
@@ -32,7 +32,7 @@ pub enum ClientError {
     /// The connection broke, or the VM was too slow.
     #[error("the VM did not answer: it is ending or stuck; see its log")]
     Exchange(#[from] io::Error),
-    /// The response is none.
+    /// The response is malformed.
     #[error("the VM sent an unexpected answer: it may be of another version")]
     Malformed(#[from] serde_json::Error),
     /// The VM did not carry the request out.

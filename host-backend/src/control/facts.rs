@@ -86,7 +86,7 @@ pub struct EngineStatus {
     pub dropped_drafts: u64,
     /// Pages of a commit that is still arriving.
     pub staged_pages: u64,
-    /// Times that the driver started the device anew.
+    /// Times that the device was reset.
     pub resets: u64,
     /// Bytes that the host keeps about frames, pages and domains.
     pub metadata_bytes: u64,
@@ -211,7 +211,7 @@ pub struct AddressFacts {
     pub app: Option<String>,
     /// Key of the domain that has the page, or that ends before it.
     pub domain: Option<String>,
-    /// Bytes from that domain's end to the address, if it lies behind it.
+    /// Bytes from that domain's end to the address, if it lies past it.
     pub behind: Option<u64>,
 }
 
@@ -221,7 +221,7 @@ pub struct AddressFacts {
 pub enum Place {
     /// A page of a domain.
     Domain,
-    /// A guard behind a domain.
+    /// A guard after a domain.
     Guard,
     /// An address that no domain has.
     Unused,
@@ -234,7 +234,7 @@ pub struct ProgramFacts {
     pub stack_address: u64,
     /// First byte of the whole stack.
     pub stack_low: u64,
-    /// First byte behind the whole stack.
+    /// First byte past the whole stack.
     pub stack_high: u64,
     /// The top of the stack that failed.
     #[serde(with = "hex")]
@@ -322,7 +322,7 @@ pub struct SealedWriteFacts {
     /// The committed page in the frame, by its number in its app, if it held one.
     pub page: Option<u32>,
     /// The bytes at the instruction pointer, as far as they could be read. (Where KVM emulated the
-    /// store, that is behind its instruction.)
+    /// store, that is after its instruction.)
     #[serde(with = "hex")]
     pub code: Vec<u8>,
     /// General registers of the first attempt, in the order of a request's.

@@ -86,7 +86,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The line is no request.
+    /// Malformed request.
     Malformed,
     /// There is no incident with that number, or it is no longer kept.
     NoSuchIncident,

@@ -60,7 +60,7 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A control socket that is bound, and so taken, while the VM behind it is still being made.
+/// A control socket that is bound while its VM is still being made.
 #[derive(Debug)]
 pub struct Reservation {
     socket: BoundSocket,

@@ -274,7 +274,7 @@ fn address_facts(store: &Store, address: u64) -> Option<AddressFacts> {
             behind: None,
         });
     }
-    // A guard is one unit, and the unit before it is somebody's.
+    // A guard is one unit, and the unit before it has an owner.
     let guard = page - page % EXTENT_UNIT_PAGES;
     let before = guard.checked_sub(1).and_then(|last| app.owner(last));
     Some(match before {

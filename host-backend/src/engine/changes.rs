@@ -1,5 +1,5 @@
 //! What a request had changed in a page: the dropped draft against the version that stays, in runs
-//! of bytes, each with the heap block it lies in or behind. Plain functions over the bytes of pages.
+//! of bytes, each with the heap block it lies in or follows. Plain functions over the bytes of pages.
 
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
@@ -42,9 +42,9 @@ impl Change {
 pub(crate) struct Block {
     pub(crate) address: u64,
     pub(crate) size: u64,
-    /// Its state in the version that stays; `None` if it is none there.
+    /// Its state in the version that stays; `None` if there is no such block.
     pub(crate) was: Option<State>,
-    /// Its state in the dropped version; `None` if it is none there, or its header is damaged.
+    /// Its state in the dropped version; `None` if there is no such block, or its header is damaged.
     pub(crate) became: Option<State>,
 }
 

@@ -9,7 +9,7 @@ use super::store::PageOwner;
 pub(crate) enum Cause {
     /// Its checksum is not the one it had when it was sealed.
     Checksum,
-    /// The hardware reports the memory behind it as broken.
+    /// The hardware reports its memory as broken.
     Poison,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Difference {
 pub(crate) enum Remedy {
     /// The frame has its right content again.
     Repaired,
-    /// It was no committed page: whoever used it lost it, and the frame gets other memory.
+    /// It was not a committed page: its user lost it, and the frame gets other memory.
     Replaced,
     /// The content of a committed page is lost.
     Lost,

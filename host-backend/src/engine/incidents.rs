@@ -13,7 +13,7 @@ use super::evidence::Program;
 use super::guest_down::{self, GuestDown};
 use super::store::PageOwner;
 
-/// Most drafts of one incident that are listed.
+/// Maximum number of drafts listed in one incident.
 pub(crate) const DRAFTS_KEPT: usize = 256;
 
 /// Bytes of changes that are kept of one incident; of further pages only their number is.
@@ -23,15 +23,15 @@ pub(crate) const CHANGES_MAX: usize = 1 << 20;
 /// newest incident keeps its own.
 const DETAILS_MAX: usize = 16 << 20;
 
-/// Gap between the incident numbers of two boots of the guest, for numbers that the driver gave out
-/// and could not report any more.
+/// Gap between the incident numbers of two boots of the guest, for numbers that the driver assigned
+/// and could not report.
 const BOOT_GAP: u64 = 1000;
 
-/// Room for the driver's incident numbers in one boot.
+/// Number of incident numbers that the driver may use in one boot.
 const NUMBERS_PER_BOOT: u64 = 1 << 40;
 
-/// The driver's numbers begin no higher than about here. Boots of a good driver never get there; a
-/// hostile one that wastes its numbers gets the same ones again.
+/// The driver's numbers start no higher than about here. A correct driver never gets there; a hostile
+/// one that wastes its numbers gets the same ones again.
 const BASE_LIMIT: u64 = 1 << 62;
 
 /// What the host found when it checked a report against its own tables.

@@ -19,7 +19,7 @@ use vmsrs_protocol::seal::SealRecord;
 use super::refusal::Refusal;
 use super::{Call, Engine, Memory};
 
-/// A reply, and what was refused, for whoever counts that.
+/// A reply, and what was refused, for the counters.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The reply's bytes: empty when there is no room for a header, else a [`ReplyHeader`] and its
@@ -47,7 +47,7 @@ impl Reply {
     }
 }
 
-/// Carries out one message of the driver.
+/// Handles one message of the driver.
 ///
 /// `message` is what the driver wrote, headers included; `room` is how many bytes a reply may have;
 /// `at` is the time since the Unix epoch, for incidents.
@@ -230,7 +230,7 @@ impl Input<'_> {
 struct Room(usize);
 
 impl Room {
-    /// The room behind a structure.
+    /// The room after a structure.
     fn less<T>(self) -> Result<Self, Refusal> {
         self.0
             .checked_sub(size_of::<T>())

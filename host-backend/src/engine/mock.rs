@@ -45,7 +45,7 @@ impl MockMemory {
         }
     }
 
-    /// Puts zeroed memory behind a frame.
+    /// Backs a frame with zeroed memory.
     fn renew(&mut self, frame: u32) {
         self.content[frame as usize] = 0;
         self.poisoned[frame as usize] = false;

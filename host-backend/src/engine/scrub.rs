@@ -5,7 +5,7 @@ use vmsrs_protocol::NONE;
 
 use super::store::Store;
 
-/// Which sealed pages are meant: all, those of an app, or those of a domain.
+/// Which sealed pages are in scope: all, those of an app, or those of a domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scope {
     /// The app, or all of them.

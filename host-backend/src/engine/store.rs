@@ -201,7 +201,7 @@ impl Store {
         }
     }
 
-    /// The page that a sealed frame holds gets another version: nobody misses this one.
+    /// The page that a sealed frame holds gets another version: this one is not missed.
     pub(crate) fn forget_damage(&mut self, frame: u32, owner: PageOf) {
         if self.frames.is_damaged(frame) {
             self.frames.set_damaged(frame, false);
@@ -435,7 +435,7 @@ impl Store {
         self.frames.bytes() + self.free.bytes() + self.retired.bytes() + apps
     }
 
-    /// Panics when one of the promises about frames and pages does not hold. For tests.
+    /// Panics when an invariant of frames and pages does not hold. For tests.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
         let mut sealed = std::collections::HashMap::new();

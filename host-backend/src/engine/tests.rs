@@ -1291,7 +1291,7 @@ fn lists_come_in_parts_that_fit_the_reply() {
         first: 0,
         limit: u32::MAX,
     };
-    // Room for two entries behind both headers.
+    // Room for two entries after both headers.
     let (header, reply) = send(&mut bench, MESSAGE_LIST_PAGES, bytes_of(&list), 8 + 8 + 17);
     assert_eq!((header.status, header.length), (STATUS_OK, 8 + 16));
     let part: vmsrs_protocol::control::ListReply = pod_read_unaligned(&reply[..8]);

@@ -17,7 +17,7 @@ pub(crate) enum OnReboot {
     Exit,
 }
 
-/// A limit on restarts, so that a guest that goes down at every boot does not do so for ever.
+/// A limit on restarts, for a guest that goes down at every boot.
 #[derive(Debug)]
 pub(crate) struct RestartBudget {
     limit: u32,

@@ -157,7 +157,7 @@ impl SymbolFiles {
 }
 
 impl Candidate {
-    /// Looks at a file; `None` if it is no ELF file, or too large. Nothing but a regular file is
+    /// Looks at a file; `None` if it is not an ELF file or too large. Nothing but a regular file is
     /// opened. The path may come of the guest's word ([`path_below`]): nothing of a file without the
     /// right build ID is shown.
     fn look(path: &Path) -> Option<Self> {

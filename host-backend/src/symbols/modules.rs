@@ -9,7 +9,7 @@ pub struct Module {
     pub bias: u64,
     /// Its first address.
     pub start: u64,
-    /// First address behind it.
+    /// First address past its end.
     pub end: u64,
     /// The build ID; empty without one.
     pub build_id: Vec<u8>,

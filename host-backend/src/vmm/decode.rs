@@ -120,7 +120,7 @@ impl RegisterFile<'_> {
 
 /// Decodes the instruction that `code`, the bytes at the instruction pointer, begins with.
 ///
-/// Returns `None` when it is no valid instruction or `code` ends within it.
+/// Returns `None` when the instruction is invalid or `code` ends within it.
 pub fn decode_write(code: &[u8], registers: &RegisterFile<'_>) -> Option<DecodedWrite> {
     let mut decoder = Decoder::with_ip(
         registers.bitness(),

@@ -20,7 +20,7 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// Whether the guest went down in a way that a restart can answer: nobody wanted its end.
+    /// Whether the guest went down by itself, so that a restart makes sense.
     pub fn allows_restart(&self) -> bool {
         matches!(self, Self::Reset | Self::Crash(_))
     }

@@ -47,12 +47,12 @@ const IMMEDIATE_RETRIES: u32 = 4;
 pub enum FaultCause {
     /// `KVM_EXIT_MEMORY_FAULT`: the guest physical address is known.
     Address(u64),
-    /// The memory behind this guest physical address is broken, and nothing was accessed.
+    /// The memory at this guest physical address is broken, and nothing was accessed.
     Broken(u64),
     /// EFAULT and nothing else: the instruction has to be decoded.
     Unknown,
     /// KVM's instruction emulator carried out the instruction without its store. By the time the
-    /// handler is asked, the instruction pointer is behind it.
+    /// handler is asked, the instruction pointer is past it.
     Emulated {
         /// Where the store would have gone.
         gpa: u64,
@@ -156,7 +156,7 @@ pub trait ViolationSink: Send + Sync {
     /// Takes note of one.
     fn violation(&self, violation: &Violation);
 
-    /// Takes note of broken memory behind a frame, and says what becomes of the access.
+    /// Reports a frame's broken memory, and returns what becomes of the access.
     fn broken(&self, _frame: u32) -> Retry {
         Retry::Never
     }
@@ -326,7 +326,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
     }
 
     /// Lets the vCPU try again, as the frame may have become writable meanwhile, or the page
-    /// tables may have changed; but not for ever.
+    /// tables may have changed; but not without limit.
     fn retry(&self, vcpu: &VcpuContext, decoded: bool, gpa: Option<u64>) -> Verdict {
         let count = {
             let mut retries = self.lock_retries();

@@ -198,7 +198,7 @@ pub enum LoaderError {
 ///
 /// # Errors
 ///
-/// Fails when a file cannot be read, is no kernel that can be started, or does not fit.
+/// Fails when a file cannot be read, is not a bootable kernel, or does not fit.
 pub fn load(
     ram: &GuestRam,
     layout: &Layout,

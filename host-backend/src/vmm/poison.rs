@@ -25,7 +25,7 @@ use super::memory::{GuestRam, PAGE_SIZE};
 /// `si_code` of SIGBUS for an access to broken memory (`BUS_MCEERR_AR` in Linux's
 /// `asm-generic/siginfo.h`).
 const BUS_MCEERR_AR: libc::c_int = 4;
-/// For broken memory that nobody has touched yet; the scrubber finds it.
+/// For broken memory that has not been touched yet; the scrubber finds it.
 const BUS_MCEERR_AO: libc::c_int = 5;
 
 /// RAM lies below the hole under 4 GiB and above it.
@@ -114,7 +114,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     let guarded = ranges
         .iter()
         .any(|&(first, last)| (first..=last).contains(&address));
-    // For a device also when the system has no memory to put behind a page: it cannot be had either
+    // For a device also when the system has no memory to back a page: it cannot be had either
     // way.
     let met = match guarded {
         true => code != BUS_MCEERR_AO && put_zeros_at(address),

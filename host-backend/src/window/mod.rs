@@ -24,10 +24,10 @@ use crate::engine::{ConfigError, EngineConfig};
 
 pub use protection::MprotectProtection;
 
-/// Why there is no window.
+/// Why the window could not be made.
 #[derive(Debug, Error)]
 pub enum WindowError {
-    /// The size is no number of frames.
+    /// The size is not a number of frames.
     #[error("a window of {0} bytes is not possible: give a multiple of 4 KiB below 16 TiB")]
     Size(u64),
     /// The engine cannot work with a window of this size.
@@ -70,7 +70,7 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Fails when `size` is no multiple of [`PAGE_SIZE`], too small or too large for the engine
+    /// Fails when `size` is not a multiple of [`PAGE_SIZE`], too small or too large for the engine
     /// ([`EngineConfig::for_window`]), or when the operating system refuses.
     pub fn new(size: u64) -> Result<(Arc<Self>, MprotectProtection), WindowError> {
         let frames = Self::frames_of_size(size)?;
@@ -82,7 +82,7 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Fails when `size` is no multiple of [`PAGE_SIZE`] or has more frames than there are numbers.
+    /// Fails when `size` is not a multiple of [`PAGE_SIZE`] or has more frames than there are numbers.
     pub fn frames_of_size(size: u64) -> Result<u32, WindowError> {
         let page = u64::from(PAGE_SIZE);
         match u32::try_from(size / page) {
@@ -171,7 +171,7 @@ impl Window {
             .map_err(|source| access(frame, source))
     }
 
-    /// Gives the memory behind a frame back to the system: the frame has other memory then, all
+    /// Returns a frame's memory to the system: the frame has other memory then, all
     /// zeros.
     ///
     /// # Errors
@@ -256,7 +256,7 @@ impl From<AccessError> for io::Error {
     }
 }
 
-/// Makes a file in memory whose size nobody can change, so that no access to a mapping of it can
+/// Makes a file in memory whose size cannot change, so that no access to a mapping of it can
 /// ever raise SIGBUS for want of file.
 fn memory_file(size: u64) -> io::Result<File> {
     // SAFETY: the name is a string that ends with a zero byte; the call has no other effect on
@@ -270,7 +270,7 @@ fn memory_file(size: u64) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open, it was made above, and nobody else has it.
+    // SAFETY: the descriptor is open, it was made above, and has no other owner.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(size)?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
@@ -354,7 +354,7 @@ mod tests {
     fn what_the_guest_writes_is_seen_and_wiped_through_the_file() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         protection.unprotect(run(7, 1)).unwrap();
-        // SAFETY: frame 7 of the guest-facing mapping is writable, and nobody has a reference.
+        // SAFETY: frame 7 of the guest-facing mapping is writable, and there is no reference to it.
         unsafe { window.guest_mapping().add(7 * 4096 + 100).write_volatile(9) };
         protection.protect(run(7, 1)).unwrap();
         let mut content = [0; PAGE_SIZE as usize];
@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(protection.checksum(3).unwrap(), checksum(&[7; 4096]));
         assert_eq!(protection.checksum(5).unwrap(), checksum(&[7; 4096]));
         protection.replace(4, Some(5)).unwrap();
-        // SAFETY: frame 4 of the guest-facing mapping is readable, and nobody has a reference.
+        // SAFETY: frame 4 of the guest-facing mapping is readable, and there is no reference to it.
         let seen = unsafe { window.guest_mapping().add(4 * 4096 + 9).read_volatile() };
         assert_eq!(seen, 7);
         assert!(!kernel_lets_write(&window, 4));
@@ -400,7 +400,7 @@ mod tests {
                 // A panic or a signal shows what was seen between.
                 while !done.load(ordering) || reads == 0 {
                     // SAFETY: frame 3 of the guest-facing mapping is readable at any moment, which is
-                    // what is tested, and nobody has a reference.
+                    // what is tested, and there is no reference to it.
                     let seen = unsafe { window.guest_mapping().add(3 * 4096 + 9).read_volatile() };
                     assert_eq!(seen, 7);
                     reads += 1;
@@ -414,7 +414,7 @@ mod tests {
         });
         assert!(!kernel_lets_write(&window, 3));
         protection.unprotect(run(3, 1)).unwrap();
-        // SAFETY: frame 3 is writable now, and nobody has a reference.
+        // SAFETY: frame 3 is writable now, and there is no reference to it.
         unsafe { window.guest_mapping().add(3 * 4096).write_volatile(8) };
         let mut content = [0; PAGE_SIZE as usize];
         window.read(3, &mut content).unwrap();
@@ -434,7 +434,7 @@ mod tests {
         let mut protection = MprotectProtection::new(window.clone());
         for (frame, from, expected) in [(3, Some(4), 7), (0, None, 0)] {
             assert!(protection.replace(frame, from).is_err());
-            // SAFETY: the frame is readable for the guest, and nobody has a reference.
+            // SAFETY: the frame is readable for the guest, and there is no reference to it.
             let seen = unsafe {
                 let byte = window.guest_mapping().add(frame as usize * 4096);
                 byte.read_volatile()

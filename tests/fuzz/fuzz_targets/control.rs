@@ -16,7 +16,7 @@ use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 const FRAMES: u32 = 256;
 
-/// Permissions without memory behind them.
+/// Permissions without memory.
 struct Permissions {
     writable: [bool; FRAMES as usize],
 }

@@ -307,7 +307,7 @@ mod tests {
     use super::*;
     use crate::control::GuestDownFacts;
 
-    /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
+    /// The expected text; `VMSRS_BLESS=1` rewrites it.
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
 
     #[test]

@@ -134,7 +134,10 @@ mod tests {
         let view = audited();
         assert_eq!(view.culprit(), None);
         for text in [detail::describe(&view, false), page::incident(&view)] {
-            assert!(text.contains("the audit at the end of the request"), "{text}");
+            assert!(
+                text.contains("the audit at the end of the request"),
+                "{text}"
+            );
             let row = text.split("backtrace").next().unwrap_or_default();
             let row = row.split("Backtrace").next().unwrap_or_default();
             assert!(!row.contains("record.rs"), "{row}");

@@ -66,7 +66,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers, without power: it needs [`Self::power_on`]. `name` names it
+    /// Gives `device` its registers, without power: it needs [`Self::power_on`]. `name` names it
     /// in the log.
     ///
     /// # Errors

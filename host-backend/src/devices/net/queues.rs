@@ -213,7 +213,7 @@ impl Queues {
             }
             self.transmit.queue.add_used(&self.memory, head, 0)?;
         }
-        // There may be more: come back here after everybody else had a turn. The counter is full
+        // There may be more: come back here after the others had a turn. The counter is full
         // only if a kick is pending anyway.
         let _ = self.transmit.kick.write(1);
         signal(&mut self.transmit, &self.memory, &self.interrupt)

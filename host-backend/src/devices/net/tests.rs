@@ -58,7 +58,7 @@ fn wire() -> (File, File) {
     let result = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) };
     assert_eq!(result, 0);
     let end = |fd| {
-        // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+        // SAFETY: the descriptor was just returned by the kernel and has no other owner.
         File::from(unsafe { OwnedFd::from_raw_fd(fd) })
     };
     // SAFETY: the call changes a flag of a descriptor that we own.

@@ -1,4 +1,4 @@
-//! The cleanser's thread: wipes retired frames while nobody waits for them.
+//! The cleanser's thread: wipes retired frames in the background.
 
 use std::io;
 use std::thread::{self, JoinHandle};
@@ -48,7 +48,7 @@ impl Drop for Cleanser {
 }
 
 /// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
-/// retired, so that nobody gets its old content, and holds up no other; it is tried again.
+/// retired, so that its old content stays unreachable, and does not delay others; it is tried again.
 fn cleanse(handle: &EngineHandle) -> Stopping {
     let mut left = RetiredFrames::default();
     let mut tried = Instant::now();

@@ -110,7 +110,7 @@ impl RecoveryDevice {
         })
     }
 
-    /// The way to the engine for everybody but the driver.
+    /// The handle to the engine, for the rest of the VMM.
     pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }

@@ -90,7 +90,7 @@ struct Suspect {
     again: bool,
 }
 
-/// Whose turn it is. A turn is the same work for everybody: the pass over all pages has every other
+/// Whose turn it is. All turns are the same amount of work: the pass over all pages has every other
 /// one as long as it is under way, and suspects share the rest, one turn each in a circle. So a user
 /// who fails again and again in a big domain holds up neither the pass nor other users.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@
 //! | a refused message is taken back in the wrong order | the store's own check |
 //! | a frame is granted twice | the store's own check |
 //! | a page is sealed for a domain that it does not belong to | the refusal that must come |
-//! | tags begin anew after a reset | 5 |
+//! | tags start over after a reset | 5 |
 //! | superseded frames are forgotten | 6: a frame is lost |
 
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ impl World {
         self.former = pages;
     }
 
-    /// What went wrong in a version that has been superseded harms nobody.
+    /// What went wrong in a superseded version does no harm.
     fn forget_superseded(&mut self) {
         let frames = &self.engine.store.frames;
         let pages = &self.pages;
@@ -151,7 +151,7 @@ impl World {
         assert!(after.incident_base >= self.next_incident);
     }
 
-    /// Promise 6, only the guilty pays: whatever happened, everybody else can go on. As soon as the
+    /// Promise 6, only the guilty pays: whatever happened, all others can go on. As soon as the
     /// cleanser has caught up the driver gets its whole pool; that right messages are taken is
     /// checked where the steps send them.
     pub(super) fn everybody_else_can_go_on(&mut self) {
