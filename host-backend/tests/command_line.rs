@@ -487,7 +487,7 @@ fn a_user_without_rights_on_kvm_is_told_how_to_get_them() {
 }
 
 #[test]
-fn a_user_without_rights_on_tap_interfaces_is_told_how_to_get_them() {
+fn missing_tap_permission_names_the_remedy() {
     let place = Place::new();
     place.kernel();
     if let Some(output) = as_nobody(&place, "/dev/net/tun", &["--tap", "vmsrs-test1"]) {
@@ -496,7 +496,7 @@ fn a_user_without_rights_on_tap_interfaces_is_told_how_to_get_them() {
 }
 
 #[test]
-fn an_internal_error_of_a_kvm_in_software_is_no_reason_to_start_again() {
+fn software_kvm_error_is_not_restarted() {
     let doctor = vmsrs().args(["doctor", "--json"]).output().unwrap();
     let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
     let state = |id: &str| {

@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_anything_cannot_run_and_is_told_what_to_get() {
+    fn missing_parts_are_listed_with_remedies() {
         let (_place, machine) = machine(&[]);
         let report = machine.examine(8192);
         assert!(!report.can_run);

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_the_same_without_characters_that_a_terminal_acts_on() {
+    fn json_is_safe_for_a_terminal() {
         let all: String = ('\0'..='\u{2fff}').chain(['\u{10ffff}', '😀']).collect();
         let bytes = json(&[&all, "\u{9b}2J", "plain ä"]).unwrap();
         let text = String::from_utf8(bytes).unwrap();

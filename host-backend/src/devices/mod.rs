@@ -149,7 +149,7 @@ mod tests {
     use super::copy_config;
 
     #[test]
-    fn a_read_beyond_the_configuration_space_leaves_the_rest_alone() {
+    fn config_read_past_the_end_leaves_the_rest() {
         let config = [1, 2, 3];
         for (offset, expected) in [(0, [1, 2]), (2, [3, 0]), (3, [0, 0]), (u64::MAX, [0, 0])] {
             let mut data = [0; 2];

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_both_versions_are_found_with_what_became_of_them() {
+    fn blocks_of_both_versions_are_found() {
         let mut old = page(&[]);
         put(&mut old, 0x100, 40, State::Live);
         put(&mut old, 0x200, 24, State::Live);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_former_block_inside_of_a_larger_one_that_took_its_room_is_none() {
+    fn block_absorbed_by_a_larger_one_is_not_listed() {
         let mut old = page(&[]);
         put(&mut old, 0x100, 8, State::Live);
         put(&mut old, 0x120, 8, State::Live);

@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn incident_numbers_do_not_overflow_however_often_a_hostile_guest_resets() {
+    fn incident_numbers_survive_endless_resets() {
         let mut incidents = IncidentStore::new(4);
         // The largest number that a boot may use, in more boots than 64 bits have room for.
         for _ in 0..1u32 << 25 {
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_write_to_another_owners_page_is_another_incident() {
+    fn sealed_writes_are_merged_per_owner() {
         let mut incidents = IncidentStore::new(4);
         let write = SealedWrite {
             frame: 3,

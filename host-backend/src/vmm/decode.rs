@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_relative_to_the_instruction_pointer_counts_from_its_end() {
+    fn rip_relative_store_counts_from_its_end() {
         // mov dword [rip+0x10], 5 (10 bytes long)
         let code = [0xc7, 0x05, 0x10, 0, 0, 0, 5, 0, 0, 0];
         assert_eq!(ranges(&code), [(0x40_001a, 4)]);

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_to_stop_that_comes_while_the_guest_resets_is_not_lost() {
+    fn stop_during_a_guest_reset_is_not_lost() {
         let handle = StopHandle::default();
         handle.stop(ExitReason::Reset);
         handle.stop(ExitReason::Stopped("a test"));

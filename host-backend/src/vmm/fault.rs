@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_by_the_kernel_to_a_user_address_gets_a_page_fault_without_the_user_bit() {
+    fn kernel_copy_to_user_address_gets_kernel_page_fault() {
         let bench = Bench::new(COPY, &[1]);
         let exception = bench.exception(FaultCause::Unknown, 0, USER + 0x800);
         assert_eq!(exception, page_fault(USER + 0x1000, 0x23));
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_the_kernel_to_its_own_address_gets_a_general_protection_fault() {
+    fn kernel_store_gets_general_protection_fault() {
         let bench = Bench::new(STORE, &[0]);
         let exception = bench.exception(FaultCause::Unknown, 0, KERNEL);
         assert_eq!(exception, Some(Exception::GeneralProtection));

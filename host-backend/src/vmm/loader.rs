@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn an_initramfs_that_does_not_fit_is_refused_with_the_memory_it_needs() {
+    fn oversized_initramfs_names_the_memory_it_needs() {
         let file = file_with(&bzimage(XLF_KERNEL_64));
         let initramfs = vec![0; (MIN_RAM - (32 << 20) + 1) as usize];
         let error = load_path(file.path(), Some(&initramfs), "").unwrap_err();

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_memory_that_the_guest_touches_is_noted_once_for_its_own_thread() {
+    fn broken_memory_is_noted_once_per_thread() {
         install().unwrap();
         watched(|| touch(0x1234_5000));
         let other = std::thread::spawn(take).join().unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_touches_broken_ram_goes_on_with_zeros_that_nobody_else_sees() {
+    fn device_reads_private_zeros_from_broken_ram() {
         let ram = Layout::new(MIN_RAM).unwrap().allocate().unwrap();
         let page = MIN_RAM - PAGE_SIZE;
         ram.write_obj(7u64, GuestAddress(page)).unwrap();

@@ -329,7 +329,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ram_whose_memory_is_broken_is_no_readable_memory() {
+    fn broken_ram_is_not_readable() {
         use vm_memory::Bytes;
 
         use crate::vmm::memory::{HOLE_END, HOLE_START, Layout, tests::lose};

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_is_no_number_of_frames_is_refused() {
+    fn size_must_be_a_number_of_frames() {
         for size in [0, 1, 4095, 4097, u64::from(NONE) << 12, 1 << 44, u64::MAX] {
             let result = Window::new(size);
             assert!(matches!(result, Err(WindowError::Size(_))), "{size}");
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_copied_and_gets_other_memory_while_the_guest_may_not_write_it() {
+    fn protected_frame_can_be_copied_and_replaced() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         window.write(3, &[7; 4096]).unwrap();
         protection.copy(3, 5).unwrap();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_a_frame_while_it_gets_other_memory_sees_its_content_at_any_moment() {
+    fn replacing_a_frame_is_atomic_for_readers() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         for frame in [3, 5] {
             window.write(frame, &[7; 4096]).unwrap();
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_cannot_get_other_memory_can_be_read_as_before() {
+    fn failed_replacement_leaves_the_frame_readable() {
         let (window, protection) = Window::with_frames(FRAMES).unwrap();
         drop(protection);
         let mut window = Arc::into_inner(window).unwrap();

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_heap_writes_behind_a_block_that_it_makes_is_not_laid_at_the_request() {
+    fn heap_writes_past_a_new_block_are_not_blamed() {
         use BlockState::{Freed, Live};
         for was in [None, Some(Freed)] {
             let place = place(&change(0x1020, was, Some(Live)));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_lies_behind_the_block_of_its_own_change() {
+    fn address_is_past_the_block_of_its_own_change() {
         use BlockState::{Freed, Live};
         let freed = BlockFacts {
             address: 0x89d0,
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_is_said_to_lie_behind_a_block_that_may_not_be_the_last_before_it() {
+    fn address_is_placed_only_past_the_last_block_before_it() {
         use BlockState::Live;
         let block = |size, became| BlockFacts {
             address: 0x1000,
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_show_digits_and_characters_and_nothing_that_a_terminal_acts_on() {
+    fn rows_are_safe_for_a_terminal() {
         let change = change(0x1000, None, None);
         let rows: Vec<_> = rows(&change, 9).collect();
         assert_eq!(rows.len(), 2);

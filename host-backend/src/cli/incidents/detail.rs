@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_alone_knows_is_shown() {
+    fn host_only_facts_are_shown() {
         let mut view = sample::view();
         view.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
         let mut text = describe(&view, false);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_guest_reaches_the_terminal_as_a_command() {
+    fn guest_text_cannot_control_the_terminal() {
         let text = describe(&sample::hostile(), true);
         assert!(
             text.chars().all(|c| c == '\n' || !c.is_control()),

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_refers_to_nothing_outside_and_runs_nothing() {
+    fn page_is_self_contained_and_has_no_script() {
         let page = incident(&sample::view());
         for part in [
             "http://", "https://", "src=", "href=", "url(", "@import", "<script", "<link",
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_the_guest_makes_no_element_and_no_attribute() {
+    fn guest_text_is_escaped_in_html() {
         for (page, clean) in [
             (incident(&sample::hostile()), incident(&sample::view())),
             (

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_audit_finds_is_laid_at_no_line_of_the_library() {
+    fn audit_findings_are_not_blamed_on_the_library() {
         let view = audited();
         assert_eq!(view.culprit(), None);
         for text in [detail::describe(&view, false), page::incident(&view)] {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_library_finds_in_a_call_is_laid_at_the_caller() {
+    fn library_findings_are_blamed_on_the_caller() {
         let mut view = audited();
         view.trace.frames[3] = frame("drop_user", Some("/src/server.c"));
         assert_eq!(
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn without_symbols_of_the_server_nobody_can_tell_who_found_it() {
+    fn without_symbols_no_culprit_is_named() {
         let mut view = audited();
         view.trace.frames[3].function = None;
         assert_eq!(view.culprit(), None);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_behind_a_block_is_said_to_lie_there() {
+    fn address_past_a_block_is_described() {
         let mut detail = sample::view().detail;
         detail.summary.address = Some(0x1000_0000_3f2a);
         let view = IncidentView::new(detail, &SymbolFiles::new(&[]).unwrap());

@@ -306,7 +306,7 @@ fn a_frame_from_the_guest_reaches_the_wire() {
 }
 
 #[test]
-fn malformed_frames_are_dropped_and_counted_and_the_next_one_goes_through() {
+fn malformed_frames_are_dropped_and_counted() {
     let mut bench = Bench::new();
     bench.start();
     bench
@@ -344,7 +344,7 @@ fn malformed_frames_are_dropped_and_counted_and_the_next_one_goes_through() {
 }
 
 #[test]
-fn a_receive_buffer_that_is_too_small_or_no_ram_costs_the_frame_alone() {
+fn bad_receive_buffer_costs_its_frame_alone() {
     let mut bench = Bench::new();
     bench.put(QUEUE_RECEIVE, 0, &[(BUFFERS, 71, true)]);
     bench.put(QUEUE_RECEIVE, 1, &[(RAM as u64, 2000, true)]);
@@ -361,7 +361,7 @@ fn a_receive_buffer_that_is_too_small_or_no_ram_costs_the_frame_alone() {
 }
 
 #[test]
-fn rings_that_make_no_sense_stop_the_device_until_it_is_reset() {
+fn invalid_rings_stop_the_device_until_reset() {
     for (available, head) in [(SIZE + 1, 0), (1, SIZE)] {
         let mut bench = Bench::new();
         bench.start();
@@ -410,7 +410,7 @@ fn a_driver_without_both_queues_does_not_start_the_card() {
 }
 
 #[test]
-fn the_address_is_in_the_configuration_space_and_the_same_for_the_same_tap() {
+fn mac_address_is_stable_per_tap() {
     let bench = Bench::new();
     let mut config = [0; 8];
     bench.net.read_config(0, &mut config);

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_fails_again_and_again_has_no_more_than_his_turns() {
+    fn repeated_failures_get_no_extra_turns() {
         let mut rounds = Rounds::default();
         let (mut passes, mut turns) = (0, [0; 3]);
         for number in 0..3 {

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_own_their_pages_and_nobody_owns_those_between_two_domains() {
+    fn extents_own_their_pages_and_guards_have_no_owner() {
         let mut app = app();
         assert_eq!(app.add_extent(0, 4), Extent { page: 0, pages: 4 });
         assert_eq!(app.add_extent(1, 8), Extent { page: 8, pages: 8 });
