@@ -47,7 +47,7 @@ needed.";
 /// What was found about one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum State {
+enum CheckState {
     /// It is there.
     Ok,
     /// It is not there, and something is lost without it.
@@ -56,7 +56,7 @@ enum State {
     Missing,
 }
 
-impl State {
+impl CheckState {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -81,7 +81,7 @@ struct Check {
     /// For programs; never changes.
     id: &'static str,
     name: &'static str,
-    state: State,
+    state: CheckState,
     /// What was found.
     found: String,
     /// How to get it; empty if it is there.
@@ -147,7 +147,7 @@ pub(super) fn has_second_level_paging() -> bool {
     let machine = Machine {
         root: PathBuf::from("/"),
     };
-    machine.second_level_paging().state == State::Ok
+    machine.second_level_paging().state == CheckState::Ok
 }
 
 /// A machine whose files lie below `root`.
@@ -169,7 +169,9 @@ impl Machine {
             memory_files(),
         ];
         Report {
-            can_run: checks.iter().all(|check| check.state != State::Missing),
+            can_run: checks
+                .iter()
+                .all(|check| check.state != CheckState::Missing),
             checks,
         }
     }
@@ -217,7 +219,7 @@ impl Machine {
         let check = Check {
             id: "kvm",
             name: "/dev/kvm",
-            state: State::required(opened.is_ok()),
+            state: CheckState::required(opened.is_ok()),
             found,
             remedy,
         };
@@ -275,7 +277,7 @@ impl Machine {
         Check {
             id: "second-level-paging",
             name: "EPT or NPT",
-            state: State::required(present),
+            state: CheckState::required(present),
             found,
             remedy: remedy.to_owned(),
         }
@@ -311,7 +313,7 @@ impl Machine {
         Check {
             id: "protection-keys",
             name: "protection keys (PKU)",
-            state: State::optional(present),
+            state: CheckState::optional(present),
             found: found.to_owned(),
             remedy: remedy.to_owned(),
         }
@@ -322,7 +324,7 @@ impl Machine {
         Check {
             id: "tap",
             name: "/dev/net/tun",
-            state: State::optional(present),
+            state: CheckState::optional(present),
             found: if present {
                 "present"
             } else {
@@ -353,7 +355,7 @@ impl Machine {
         Check {
             id: "map-count",
             name: "vm.max_map_count",
-            state: State::optional(present),
+            state: CheckState::optional(present),
             found,
             remedy: if present {
                 String::new()
@@ -396,7 +398,7 @@ fn interface(system: Option<&Kvm>) -> Check {
     Check {
         id: "kvm-interface",
         name: "KVM's interface",
-        state: State::required(present),
+        state: CheckState::required(present),
         found,
         remedy: match (present, system) {
             (true, _) => String::new(),
@@ -416,7 +418,7 @@ fn fault_information(system: Option<&Kvm>) -> Check {
     Check {
         id: "memory-fault-info",
         name: "KVM_CAP_MEMORY_FAULT_INFO",
-        state: State::optional(present),
+        state: CheckState::optional(present),
         found: match (system, present) {
             (None, _) => "unknown without /dev/kvm",
             (_, true) => "there",
@@ -449,7 +451,7 @@ fn memory_files() -> Check {
     Check {
         id: "memfd",
         name: "files in memory (memfd)",
-        state: State::required(fd >= 0),
+        state: CheckState::required(fd >= 0),
         found,
         remedy: remedy.to_owned(),
     }
@@ -478,7 +480,7 @@ mod tests {
         assert!(!report.can_run);
         for check in &report.checks {
             assert_eq!(
-                check.state == State::Ok,
+                check.state == CheckState::Ok,
                 check.remedy.is_empty(),
                 "{check:?}"
             );
@@ -498,10 +500,18 @@ mod tests {
     #[test]
     fn second_level_paging_is_what_the_modules_say() {
         for (path, value, state) in [
-            ("sys/module/kvm_intel/parameters/ept", "Y\n", State::Ok),
-            ("sys/module/kvm_intel/parameters/ept", "N\n", State::Missing),
-            ("sys/module/kvm_amd/parameters/npt", "1\n", State::Ok),
-            ("sys/module/kvm_amd/parameters/npt", "0\n", State::Missing),
+            ("sys/module/kvm_intel/parameters/ept", "Y\n", CheckState::Ok),
+            (
+                "sys/module/kvm_intel/parameters/ept",
+                "N\n",
+                CheckState::Missing,
+            ),
+            ("sys/module/kvm_amd/parameters/npt", "1\n", CheckState::Ok),
+            (
+                "sys/module/kvm_amd/parameters/npt",
+                "0\n",
+                CheckState::Missing,
+            ),
         ] {
             let (_place, machine) = machine(&[(path, value)]);
             assert_eq!(machine.second_level_paging().state, state, "{path} {value}");
@@ -512,16 +522,16 @@ mod tests {
     fn a_kvm_in_software_is_named() {
         let (_place, machine) = machine(&[("sys/module/kvm_pvm/refcnt", "0\n")]);
         let check = machine.second_level_paging();
-        assert_eq!(check.state, State::Missing);
+        assert_eq!(check.state, CheckState::Missing);
         assert!(check.found.contains("kvm_pvm"), "{}", check.found);
     }
 
     #[test]
     fn protection_keys_must_be_turned_on_too() {
         for (flags, state) in [
-            ("pku ospke", State::Ok),
-            ("pku", State::Absent),
-            ("fpu", State::Absent),
+            ("pku ospke", CheckState::Ok),
+            ("pku", CheckState::Absent),
+            ("fpu", CheckState::Absent),
         ] {
             let (_place, machine) = machine(&[("proc/cpuinfo", &format!("flags : {flags}\n"))]);
             assert_eq!(machine.protection_keys().state, state);
@@ -531,9 +541,9 @@ mod tests {
     #[test]
     fn the_limit_of_mappings_must_suit_the_pool() {
         let (_place, machine) = machine(&[("proc/sys/vm/max_map_count", "65530\n")]);
-        assert_eq!(machine.map_count(0x4000).state, State::Ok);
+        assert_eq!(machine.map_count(0x4000).state, CheckState::Ok);
         let check = machine.map_count(0x8000);
-        assert_eq!(check.state, State::Absent);
+        assert_eq!(check.state, CheckState::Absent);
         assert!(check.remedy.contains("66536"), "{}", check.remedy);
     }
 }

@@ -38,8 +38,8 @@ pub(super) struct Arguments {
     pub(super) json: bool,
 }
 
-/// What takes longer shows how far it is.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time after which progress is shown.
+const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let mut client = arguments.target.connect()?;
@@ -104,7 +104,7 @@ impl Progress {
     }
 
     fn show(&mut self, checked: u64, pages: u64) {
-        if self.terminal && self.start.elapsed() > PATIENCE {
+        if self.terminal && self.start.elapsed() > PROGRESS_DELAY {
             // A terminal that cannot be written misses nothing but this.
             let _ = write!(io::stderr(), "\r{checked} of {pages} pages checked");
             self.shown = true;

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{Refusal, Request, Response};
 
 /// Longest time to wait for a VM.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest response in bytes: many times what all incidents with all their facts take.
 const RESPONSE_MAX: u64 = 64 << 20;
@@ -55,8 +55,8 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let connect = || {
             let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
             Ok(stream)
         };
         let stream = connect().map_err(|source| ClientError::Connect {

@@ -74,7 +74,8 @@ pub fn handle_message(
     }
 }
 
-type Outcome = Result<(Vec<u8>, Option<Refusal>), Refusal>;
+/// The payload of a reply, and what was refused of the message; or why all of it was.
+type MessageResult = Result<(Vec<u8>, Option<Refusal>), Refusal>;
 
 fn dispatch(
     engine: &mut Engine,
@@ -82,7 +83,7 @@ fn dispatch(
     at: Duration,
     message: &[u8],
     room: usize,
-) -> Outcome {
+) -> MessageResult {
     let mut input = Input(message);
     let header: ControlHeader = input.take()?;
     if header.length as usize != input.0.len() {

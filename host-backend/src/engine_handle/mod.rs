@@ -98,7 +98,7 @@ impl EngineHandle {
     /// number of the incident.
     pub fn sealed_write(&self, write: SealedWrite) -> u64 {
         let event = self.core().engine.sealed_write(now(), write);
-        self.tell(event);
+        self.notify_driver(event);
         event.incident
     }
 
@@ -251,7 +251,7 @@ impl EngineHandle {
     /// Takes wiped frames back.
     pub(crate) fn cleansed(&self, retired: RetiredFrames) {
         if self.core().engine.cleansed(retired) {
-            self.tell(Event {
+            self.notify_driver(Event {
                 kind: EVENT_FRAMES_FREE,
                 frame: NONE,
                 vcpu: NONE,
@@ -284,7 +284,7 @@ impl EngineHandle {
         self.shared.kick.try_clone()
     }
 
-    fn tell(&self, event: Event) {
+    fn notify_driver(&self, event: Event) {
         if !self.pending().push(event) {
             self.count("an event was dropped because the driver does not take them");
             return;
@@ -301,7 +301,7 @@ impl EngineHandle {
         // Before the lock is released: a driver that starts reads the state, and no later event may be
         // older than that state.
         for event in events {
-            self.tell(event);
+            self.notify_driver(event);
         }
         drop(core);
         if has_retired {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use vmsrs_protocol::incident::REGISTERS;
 
 use super::changes::{place, rows};
-use super::list::spelled;
+use super::list::json_name;
 use super::view::IncidentView;
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
 use crate::control::{DraftFacts, IncidentFacts, RequestFacts};
@@ -73,7 +73,7 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
         ("incident", summary.number.to_string()),
         ("time (UTC)", text::time(summary.at_ms)),
         ("kind", printable(&summary.kind)),
-        ("outcome", spelled(summary.outcome)),
+        ("outcome", json_name(summary.outcome)),
         ("app", printable_or_dash(summary.app.as_deref())),
         ("domain", printable_or_dash(summary.domain.as_deref())),
     ];
@@ -140,7 +140,7 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
                     format!("{} (code {})", request.signal, request.code),
                 ),
                 ("recovered in", nanoseconds(request.recovery_ns)),
-                ("restored to", spelled(request.restored)),
+                ("restored to", json_name(request.restored)),
                 ("drafts dropped", request.drafts_total.to_string()),
             ]);
         }

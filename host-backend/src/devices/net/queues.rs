@@ -136,9 +136,9 @@ impl Queues {
             let written = write_chain(chain, &self.memory, frame);
             self.incoming_length = 0;
             match written {
-                Some(_) => raise(&self.counters.received),
+                Some(_) => increment(&self.counters.received),
                 None => {
-                    raise(&self.counters.received_dropped);
+                    increment(&self.counters.received_dropped);
                     self.counters.tally.add(
                         NAME,
                         "the driver's buffer is not in RAM or too small for a frame",
@@ -207,7 +207,7 @@ impl Queues {
             match read_chain(chain, &self.memory, &mut self.outgoing) {
                 Ok(length) => self.write_tap(length),
                 Err(what) => {
-                    raise(&self.counters.transmitted_dropped);
+                    increment(&self.counters.transmitted_dropped);
                     self.counters.tally.add(NAME, what);
                 }
             }
@@ -221,10 +221,10 @@ impl Queues {
 
     fn write_tap(&mut self, length: usize) {
         match self.tap.write(&self.outgoing[..length]) {
-            Ok(written) if written == length => raise(&self.counters.transmitted),
+            Ok(written) if written == length => increment(&self.counters.transmitted),
             // The interface is down or its queue is full: frames get lost, as on any wire.
             result => {
-                raise(&self.counters.transmitted_dropped);
+                increment(&self.counters.transmitted_dropped);
                 log::trace!("{NAME}: a frame is lost: {result:?}");
             }
         }
@@ -235,7 +235,7 @@ fn readable(token: u64) -> EpollEvent {
     EpollEvent::new(EventSet::IN, token)
 }
 
-fn raise(counter: &AtomicU64) {
+fn increment(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 

@@ -28,7 +28,7 @@ const BUFFERS: u64 = 0x10_0000;
 const SIZE: u16 = 16;
 
 /// Long enough for any machine; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An interrupt line that tells a test.
 struct Line(Mutex<Sender<()>>);
@@ -64,7 +64,7 @@ fn wire() -> (File, File) {
     // SAFETY: the call changes a flag of a descriptor that we own.
     unsafe { libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK) };
     let patience = libc::timeval {
-        tv_sec: PATIENCE.as_secs() as _,
+        tv_sec: TIMEOUT.as_secs() as _,
         tv_usec: 0,
     };
     // SAFETY: the option takes a `timeval`, which is valid for the call.
@@ -212,7 +212,7 @@ impl Bench {
     /// Waits until the device has used `count` buffers of a queue.
     fn wait_used(&self, index: u16, count: u16) {
         while self.used_index(index) != count {
-            match self.interrupts.recv_timeout(PATIENCE) {
+            match self.interrupts.recv_timeout(TIMEOUT) {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Timeout) => panic!("the device uses no buffer"),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the line is kept"),
@@ -368,7 +368,7 @@ fn invalid_rings_stop_the_device_until_reset() {
         bench.offer(QUEUE_TRANSMIT, 0, head, available);
         bench.kick(QUEUE_TRANSMIT);
         while !bench.interrupt.is_reset_needed() {
-            bench.interrupts.recv_timeout(PATIENCE).unwrap();
+            bench.interrupts.recv_timeout(TIMEOUT).unwrap();
         }
         bench.net.reset();
         // A driver that starts over has a working card.

@@ -39,7 +39,7 @@ const REPLY: u64 = 0x20_0000;
 const NOWHERE: u64 = 0xf000_0000;
 
 /// Long enough for any machine; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x100_0000)]).unwrap()
@@ -406,7 +406,7 @@ impl<'a> Bench<'a> {
 
     fn wait(&self, done: impl Fn() -> bool) {
         while !done() {
-            self.interrupts.recv_timeout(PATIENCE).unwrap();
+            self.interrupts.recv_timeout(TIMEOUT).unwrap();
         }
     }
 
