@@ -18,7 +18,7 @@ pub use self::exit::{Exit, Failure};
 pub use self::run::RunError;
 use crate::control::{Client, ClientError, default_path};
 
-/// Name of a VM whose user gives none.
+/// Default name of a VM.
 const DEFAULT_NAME: &str = "vm";
 
 /// Runs virtual machines in which a failing request costs its own user an error, and others nothing.
@@ -104,7 +104,7 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// The whole program: parses the command line, carries it out and says how it went.
+/// The program: parses the command line, runs the command and reports the result.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.verbose);

@@ -87,7 +87,7 @@ fn describe(found: ScrubCounts) -> String {
     ])
 }
 
-/// A line on the terminal that says how far the work is, if it takes long and there is a terminal.
+/// A progress line on the terminal, if there is one and the work takes long.
 struct Progress {
     start: Instant,
     terminal: bool,

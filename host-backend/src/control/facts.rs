@@ -1,4 +1,4 @@
-//! What is told about the engine and its incidents: plain data, which is JSON on the control socket.
+//! The state of the engine and its incidents as plain data: the JSON of the control socket.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub enum IncidentOutcome {
     Stopped,
     /// The page has its right content again, from the mirror.
     Repaired,
-    /// The access did not happen, and the frame gets other memory.
+    /// The access did not happen, and the frame gets new memory.
     Replaced,
     /// The content of the page is lost.
     Lost,
@@ -139,7 +139,7 @@ pub enum IncidentFacts {
     SealedWrite(SealedWriteFacts),
     /// About an end of the guest's kernel.
     GuestDown(GuestDownFacts),
-    /// About a frame whose content went wrong by itself.
+    /// About a frame with wrong content.
     Corruption(CorruptionFacts),
 }
 
@@ -153,7 +153,7 @@ impl IncidentDetail {
     }
 }
 
-/// A frame whose content went wrong by itself.
+/// A frame whose content is wrong or lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorruptionFacts {
     /// The frame.
@@ -181,7 +181,7 @@ pub struct RequestFacts {
     pub tid: u32,
     /// Name of the thread.
     pub thread: String,
-    /// Whose the address is, if it lies in the apps' address ranges.
+    /// The owner of the address, if it lies in the apps' address ranges.
     pub address_at: Option<AddressFacts>,
     /// Nanoseconds from the detection in the guest to the end of the discard.
     pub recovery_ns: u64,
@@ -202,7 +202,7 @@ pub struct RequestFacts {
     pub backtrace: Vec<u64>,
 }
 
-/// Whose an address in the apps' ranges is.
+/// The owner of an address in the apps' ranges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressFacts {
     /// The sort of place.
@@ -227,7 +227,7 @@ pub enum Place {
     Unused,
 }
 
-/// What the program kept of its failure. Nobody vouches for it.
+/// What the program kept of its failure. Not trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramFacts {
     /// Address of the first byte of `stack`.
@@ -276,8 +276,8 @@ pub struct ChangeFacts {
     /// In the dropped draft; as many.
     #[serde(with = "hex")]
     pub new: Vec<u8>,
-    /// The heap block that begins at or before the change, and nearest to it. No block with a good
-    /// header begins inside of the change.
+    /// The heap block that starts at or before the change, and nearest to it. No block with a good
+    /// header starts inside the change.
     pub block: Option<BlockFacts>,
 }
 

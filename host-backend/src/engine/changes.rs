@@ -17,7 +17,7 @@ pub(crate) struct Change {
     pub(crate) offset: u16,
     /// The bytes before, and as many after.
     bytes: Box<[u8]>,
-    /// The block that begins at or before the change, and nearest to it.
+    /// The block that starts at or before the change, and nearest to it.
     pub(crate) block: Option<Block>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Where it begins: with its header where that is good in the dropped version; a damaged one was
+    /// Where it starts: with its header where that is good in the dropped version; a damaged one was
     /// overwritten from the block before it.
     fn begin(&self) -> u64 {
         match self.became {
@@ -73,7 +73,7 @@ pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
 }
 
 /// The changes from `old` to `new` of the page at `address`, in order, each with that of the page's
-/// `blocks` (in order) in which all of it lies: where the next block begins, the next change does.
+/// `blocks` (in order) in which all of it lies: where the next block starts, the next change does.
 pub(crate) fn changes(address: u64, old: &Page, new: &Page, blocks: &[Block]) -> Vec<Change> {
     let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
     let mut behind = blocks.iter().copied().peekable();
@@ -105,7 +105,7 @@ pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
     let mut found = Vec::new();
     let mut taken = 0;
     for offset in (0..=PAGE_SIZE as usize - BLOCK_HEADER).step_by(GRAIN) {
-        // At the end of the page the header describes a block that begins in the next one.
+        // At the end of the page the header describes a block that starts in the next one.
         let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
         let was = header(old, offset).and_then(|header| state(header, block));
         let became = header(new, offset).and_then(|header| state(header, block));

@@ -1,4 +1,4 @@
-//! The incidents: what went wrong, with its evidence, and what the guest did wrong.
+//! The incidents: failures with their evidence, and errors of the guest.
 
 use std::collections::VecDeque;
 use std::mem::discriminant;
@@ -79,7 +79,7 @@ pub(crate) enum Record {
     SealedWrite(Box<SealedWrites>),
     /// An end of the guest's kernel.
     GuestDown(GuestDown),
-    /// A frame whose content went wrong by itself.
+    /// A frame whose content is wrong or lost.
     Corruption(Corruption),
 }
 
@@ -148,7 +148,7 @@ pub(crate) struct SealedWrites {
     pub(crate) write: SealedWrite,
     /// How often it was tried.
     pub(crate) count: u64,
-    /// Whose the frame was, if it held a committed page.
+    /// The frame's committed page, if it held one.
     pub(crate) owner: Option<PageOwner>,
 }
 

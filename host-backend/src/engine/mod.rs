@@ -302,7 +302,7 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// Takes the report of a failed request; its drafts become evidence. Gives frames in exchange.
+    /// Takes the report of a failed request; its drafts become evidence. Returns frames in exchange.
     ///
     /// # Errors
     ///
@@ -389,7 +389,7 @@ impl Engine {
     }
 
     /// Checks sealed pages from a position on, with the work of at most `pages` of them (at least 1),
-    /// and repairs from their mirrors those that are wrong. Gives what was found, and where to go on.
+    /// and repairs from their mirrors those that are wrong. Returns what was found, and where to go on.
     pub fn scrub(
         &mut self,
         at: Duration,
@@ -545,7 +545,7 @@ impl Engine {
         }
     }
 
-    /// Takes drafts that were dropped without an error. Gives frames in exchange.
+    /// Takes drafts that were dropped without an error. Returns frames in exchange.
     ///
     /// # Errors
     ///
@@ -562,7 +562,7 @@ impl Engine {
         Ok(granted)
     }
 
-    /// Keeps a write that the second-level page table stopped, and gives the event for the driver.
+    /// Keeps a write that the second-level page table stopped, and returns the event for the driver.
     pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
         let owner = self.store.owner_of(write.frame);
         Event {

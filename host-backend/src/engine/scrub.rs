@@ -49,7 +49,7 @@ impl ScrubCounts {
 }
 
 impl Scope {
-    /// Where a pass over these pages begins.
+    /// Where a pass over these pages starts.
     pub fn start(self) -> Position {
         Position {
             app: self.app.unwrap_or(0),

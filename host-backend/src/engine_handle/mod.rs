@@ -120,7 +120,7 @@ impl EngineHandle {
         self.core().engine.sealed_pages(scope)
     }
 
-    /// Checks sealed pages from a position on, with the work of at most `pages` of them; gives what was
+    /// Checks sealed pages from a position on, with the work of at most `pages` of them; returns what was
     /// found and where to go on. Others get the engine between batches.
     pub fn scrub(&self, scope: Scope, position: Position, pages: u32) -> ScrubTurn {
         let mut turn = ScrubTurn {

@@ -159,7 +159,7 @@ impl Machine {
         self.network.clone()
     }
 
-    /// What drivers do wrong with the registers of each device.
+    /// Register errors of the driver, for each device.
     pub(crate) fn tallies(&self) -> Vec<Arc<Tally>> {
         self.devices
             .iter()

@@ -21,7 +21,7 @@ pub struct Module {
 const MODULES: usize = 256;
 
 impl Module {
-    /// The first modules of a table, up to the first entry that makes no sense.
+    /// The first modules of a table, up to the first entry that is invalid.
     pub fn parse(mut table: &[u8]) -> Vec<Self> {
         let mut modules = Vec::new();
         while modules.len() < MODULES

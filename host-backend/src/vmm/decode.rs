@@ -118,7 +118,7 @@ impl RegisterFile<'_> {
     }
 }
 
-/// Decodes the instruction that `code`, the bytes at the instruction pointer, begins with.
+/// Decodes the instruction that `code`, the bytes at the instruction pointer, starts with.
 ///
 /// Returns `None` when the instruction is invalid or `code` ends within it.
 pub fn decode_write(code: &[u8], registers: &RegisterFile<'_>) -> Option<DecodedWrite> {

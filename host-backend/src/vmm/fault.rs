@@ -38,7 +38,7 @@ const PF_PROTECTION_KEY: u32 = 1 << 5;
 /// How often a vCPU may come back with the very same registers before it is given up.
 const MAX_RETRIES: u32 = 64;
 /// The first retries are immediate; each later one waits longer by this, about a second in all.
-/// That bridges a change of protection that another thread has begun and not finished.
+/// That bridges a change of protection that another thread has started and not finished.
 const RETRY_DELAY: Duration = Duration::from_micros(500);
 const IMMEDIATE_RETRIES: u32 = 4;
 
@@ -114,7 +114,7 @@ pub trait FaultHandler: Send + Sync {
     fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict;
 }
 
-/// Says which frames of the window the guest may not write at this moment.
+/// Tells which frames of the window are write-protected.
 pub trait WriteProtection: Send + Sync {
     /// Whether frame number `frame` is write-protected.
     fn is_protected(&self, frame: u32) -> bool;

@@ -49,7 +49,7 @@ const WINDOW_ALIGNMENT: u64 = 1 << 30;
 /// Why guest RAM could not be set up.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The size asked for makes no sense.
+    /// The size asked for is invalid.
     #[error(
         "guest memory of {0} bytes is not possible: give a multiple of 4 KiB \
          between 64 MiB and 1 TiB"

@@ -56,7 +56,7 @@ pub enum VmError {
     /// The kernel's KVM is not the one this program knows.
     #[error("/dev/kvm has API version {0}, not 12: use a current Linux kernel")]
     KvmVersion(i32),
-    /// The number of vCPUs makes no sense.
+    /// The number of vCPUs is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS}")]
     Vcpus(u32),
     /// A request to KVM failed.

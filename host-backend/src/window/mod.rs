@@ -126,7 +126,7 @@ impl Window {
         self.guest.as_ptr()
     }
 
-    /// Fills frames with zeros. A frame whose memory is broken gets other memory.
+    /// Fills frames with zeros. A frame whose memory is broken gets new memory.
     ///
     /// Plain writes, rather than a hole in the file: that would take the pages out of the mapping and
     /// make the next use of each fault twice.
@@ -196,7 +196,7 @@ impl Window {
     /// Takes the page of a frame out of the file.
     fn punch(&self, frame: u32) -> Result<(), AccessError> {
         self.check(single(frame))?;
-        // SAFETY: the descriptor is open, and the frame lies inside of the file.
+        // SAFETY: the descriptor is open, and the frame lies inside the file.
         let punched = unsafe {
             libc::fallocate(
                 self.file.as_raw_fd(),

@@ -213,7 +213,7 @@ mod tests {
             was: None,
             became: Some(Live),
         };
-        // A former block that begins later says nothing of a change that has another.
+        // A former block that starts later says nothing of a change that has another.
         let other = BlockFacts {
             address: 0x89f8,
             ..freed.clone()

@@ -1,4 +1,4 @@
-//! An incident with what this process finds out about it: names for addresses, and whose they are.
+//! An incident with what this process adds to it: names for addresses, and their owners.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::symbols::{Frame, SymbolFiles, Trace, describe_owner, trace};
 pub(super) struct IncidentView {
     #[serde(flatten)]
     pub(super) detail: IncidentDetail,
-    /// Whose the address is, in words.
+    /// The owner of the address, in words.
     pub(super) address_is: Option<String>,
     /// The backtrace with names.
     #[serde(flatten)]

@@ -31,7 +31,7 @@ pub enum RunError {
         /// Memory and swap of the host.
         available: Size,
     },
-    /// A number of vCPUs that makes no sense.
+    /// A number of vCPUs that is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
     Vcpus(u32),
     /// A pool without frames.

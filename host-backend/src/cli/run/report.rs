@@ -50,7 +50,7 @@ impl<'a> From<&'a CrashReport> for Crash<'a> {
     }
 }
 
-/// Says how the VM ended, on standard error and, if it is wanted, as JSON; gives the exit code.
+/// Reports how the VM ended on standard error and, if requested, as JSON; returns the exit code.
 pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
     let reason = &end.reason;
     let (exit, crash) = match reason {

@@ -109,7 +109,7 @@ impl MmioTransport {
         self.interrupt = DeviceInterrupt::new(Unconnected);
     }
 
-    /// What the driver did wrong so far, by kind.
+    /// Errors of the driver so far, by kind.
     pub fn tally(&self) -> Arc<Tally> {
         self.tally.clone()
     }

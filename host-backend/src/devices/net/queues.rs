@@ -241,7 +241,7 @@ fn increment(counter: &AtomicU64) {
 
 type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
-/// The next chain; an error if the available ring makes no sense.
+/// The next chain; an error if the available ring is invalid.
 fn pop<'a>(
     active: &mut ActiveQueue,
     memory: &'a GuestMemoryMmap,

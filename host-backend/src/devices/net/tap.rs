@@ -41,7 +41,7 @@ impl TapAddress {
     }
 }
 
-/// Why a description of a tap interface makes no sense.
+/// Why a description of a tap interface is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TapConfigError {
     /// Not a valid interface name.

@@ -77,7 +77,7 @@ impl RecoveryDevice {
     ///
     /// # Errors
     ///
-    /// Fails when the limits make no sense for this window, or when the operating system refuses a
+    /// Fails when the limits do not fit this window, or when the operating system refuses a
     /// thread or a descriptor.
     pub fn new(
         config: EngineConfig,

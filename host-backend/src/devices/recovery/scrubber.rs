@@ -23,7 +23,7 @@ pub struct ScrubRate {
 /// Work of a turn, in pages; the rest of the time that they may take is slept.
 const TURN: u32 = 64;
 
-/// A pass over all sealed pages begins no earlier than this after the one before: a few pages are not
+/// A pass over all sealed pages starts no earlier than this after the one before: a few pages are not
 /// checked over and over again.
 const PASS_MIN: Duration = Duration::from_secs(60);
 
@@ -86,7 +86,7 @@ struct Suspect {
     scope: Scope,
     /// Where its check goes on.
     position: Position,
-    /// A request in it has failed since its check began: there will be another.
+    /// A request in it has failed since its check started: there will be another.
     again: bool,
 }
 
@@ -114,7 +114,7 @@ impl Rounds {
     fn add(&mut self, scope: Scope) {
         let full = self.suspects.len() >= SUSPECTS_MAX;
         match self.suspects.iter_mut().find(|known| known.scope == scope) {
-            // Nothing is lost if its check has not begun yet.
+            // Nothing is lost if its check has not started yet.
             Some(known) => known.again = known.position != scope.start(),
             // The pass reaches it in its turn.
             None if full => {}
@@ -157,7 +157,7 @@ impl Rounds {
 fn scrub(handle: &EngineHandle, rate: ScrubRate) -> Stopping {
     let mut rounds = Rounds::default();
     let mut pass = Instant::now();
-    // The pass goes on from then on, and any turn begins at the earliest then.
+    // The pass goes on from then on, and any turn starts at the earliest then.
     let mut due = pass + PASS_MIN;
     let mut free = pass;
     loop {

@@ -74,7 +74,7 @@ fn writable(address: u64, length: u32) -> RawDescriptor {
     RawDescriptor::from(Descriptor::new(address, length, flags, 0))
 }
 
-/// Sends one chain over a fresh queue to `handle`; gives the used length.
+/// Sends one chain over a fresh queue to `handle`; returns the used length.
 fn send(handle: &EngineHandle, memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
     memory.write_slice(&[0; 0x4000], GuestAddress(0)).unwrap();
     let mock = MockSplitQueue::new(memory, 16);

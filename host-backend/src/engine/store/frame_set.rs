@@ -106,7 +106,7 @@ impl FrameSet {
     }
 
     /// Removes the frames of the set from `start` on, until the first that is not in it, at most
-    /// `limit`; gives their number.
+    /// `limit`; returns their number.
     fn remove_from(&mut self, start: u32, limit: u32) -> u32 {
         let mut taken = 0;
         while taken < limit {
