@@ -84,7 +84,7 @@ fn pair(leader: impl FnOnce(&Request), member: impl FnOnce(&Request) + Send + 's
 }
 
 #[test]
-fn an_exit_in_a_request_fails_it_on_its_other_threads() {
+fn exit_in_request_fails_it_on_other_threads() {
     child_ends_with(7, || pair(pause, |_| exit()));
     child_ends_with(7, || pair(|_| exit(), pause));
     // Nothing is kept of what the thread that exits has half done.

@@ -139,7 +139,7 @@ fn write(block: NonNull<u8>, offset: usize) {
 }
 
 #[test]
-fn a_write_to_a_block_that_an_earlier_request_freed_is_found_at_the_commit() {
+fn write_to_earlier_freed_block_is_detected_at_commit() {
     // In the links, and in the poison.
     for offset in [0, 8, 16, 40, 95] {
         let domain = domain();
@@ -151,7 +151,7 @@ fn a_write_to_a_block_that_an_earlier_request_freed_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_to_a_freed_block_of_a_large_domain_is_found_when_its_room_is_given_out() {
+fn write_to_freed_block_is_detected_at_reuse() {
     for offset in [0, 8, 16, 40] {
         let domain = domain();
         let blocks = blocks(domain, 999, 96);
@@ -168,7 +168,7 @@ fn a_write_to_a_freed_block_of_a_large_domain_is_found_when_its_room_is_given_ou
 }
 
 #[test]
-fn an_audit_of_the_whole_finds_what_lies_far_from_all_that_the_request_did() {
+fn whole_audit_finds_damage_anywhere_in_domain() {
     let domain = domain();
     let blocks = blocks(domain, 999, 96);
     let failure = failed(whole(domain, |_| write(blocks[500], 96)));
@@ -176,7 +176,7 @@ fn an_audit_of_the_whole_finds_what_lies_far_from_all_that_the_request_did() {
 }
 
 #[test]
-fn links_that_make_a_ring_of_free_room_are_found_before_they_are_followed() {
+fn cyclic_free_list_is_detected_before_use() {
     let domain = domain();
     let blocks = blocks(domain, 99, 96);
     free_some(domain, &blocks);
@@ -218,7 +218,7 @@ proptest! {
     /// afterwards ends well or with a failure that says what is wrong. It never crashes, writes
     /// elsewhere, or runs for ever, and the audit of the whole domain finds what it should.
     #[test]
-    fn a_damaged_heap_is_found_damaged_and_never_crashes_the_allocator(
+    fn damaged_heap_never_crashes_the_allocator(
         steps in steps(),
         places in proptest::collection::vec((0usize..16384, any::<u8>()), 1..20),
         after in steps(),
@@ -275,7 +275,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn blocks_are_aligned_apart_and_keep_their_bytes(steps in steps()) {
+    fn blocks_are_aligned_disjoint_and_keep_their_bytes(steps in steps()) {
         let mut model = Model { domain: domain(), blocks: BTreeMap::new(), next: 0 };
         let mut steps = &steps[..];
         while !steps.is_empty() {
@@ -298,7 +298,7 @@ proptest! {
 }
 
 #[test]
-fn memory_that_is_freed_is_used_again() {
+fn freed_memory_is_reused() {
     let domain = domain();
     let mut addresses = std::collections::BTreeSet::new();
     for _ in 0..10_000 {
@@ -314,7 +314,7 @@ fn memory_that_is_freed_is_used_again() {
 }
 
 #[test]
-fn a_domain_grows_to_its_limit_and_then_says_so() {
+fn domain_grows_to_its_limit_and_then_fails() {
     let domain = domain();
     let block = 1 << 20;
     let total = success(domain, |_| {

@@ -32,7 +32,7 @@ fn member(
 }
 
 #[test]
-fn a_fan_out_does_all_its_pieces_and_gives_what_they_gave() {
+fn fan_out_returns_result_of_every_piece() {
     let domain = domain();
     let sum = success(domain, |request| {
         let numbers = [1u64, 2, 3, 4];
@@ -46,7 +46,7 @@ fn a_fan_out_does_all_its_pieces_and_gives_what_they_gave() {
 }
 
 #[test]
-fn many_members_allocate_and_free_in_one_heap() {
+fn many_members_share_one_heap() {
     let domain = domain();
     success(domain, |request| {
         let pieces: Vec<_> = (0..16u64)
@@ -79,7 +79,7 @@ fn many_members_allocate_and_free_in_one_heap() {
 }
 
 #[test]
-fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
+fn failure_of_member_ends_all_with_same_incident() {
     let domain = domain();
     let ready = Arc::new(Barrier::new(3));
     let theirs = Arc::clone(&ready);
@@ -117,7 +117,7 @@ fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
 }
 
 #[test]
-fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
+fn members_blocked_in_read_futex_or_lock_are_ended() {
     let (main, other) = (domain(), domain());
     let (held, is_held) = mpsc::channel();
     let (free, freed) = mpsc::channel::<()>();
@@ -186,7 +186,7 @@ fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
 }
 
 #[test]
-fn the_owner_waits_for_its_members_before_it_commits() {
+fn owner_waits_for_members_before_commit() {
     let domain = domain();
     let (go, gone) = mpsc::channel::<()>();
     let done = Arc::new(AtomicBool::new(false));
@@ -207,7 +207,7 @@ fn the_owner_waits_for_its_members_before_it_commits() {
 }
 
 #[test]
-fn what_one_member_enters_another_may_use_and_leave() {
+fn domain_entered_by_member_is_usable_by_others() {
     let (main, shared) = (domain(), domain());
     success(main, |request| {
         let enter = |request: &Request| {
@@ -245,7 +245,7 @@ fn what_one_member_enters_another_may_use_and_leave() {
 }
 
 #[test]
-fn a_ticket_of_a_request_that_is_over_is_refused() {
+fn ticket_of_ended_request_is_refused() {
     let domain = domain();
     let ticket = success(domain, |request| request.ticket().unwrap());
     let late = |ticket: Ticket| {
@@ -270,7 +270,7 @@ fn a_ticket_of_a_request_that_is_over_is_refused() {
 }
 
 #[test]
-fn a_panic_of_a_member_fails_the_request_with_its_message() {
+fn panic_of_member_fails_request_with_its_message() {
     let failure = failure(domain(), |request| {
         let _ = request.fan_out(vec![|_: &Request| panic!("piece {}", 7)]);
         unreachable!("the request has failed");
@@ -279,7 +279,7 @@ fn a_panic_of_a_member_fails_the_request_with_its_message() {
 }
 
 #[test]
-fn the_defers_of_members_run_when_the_request_fails() {
+fn defers_of_members_run_on_failure() {
     let count = Arc::new(AtomicU32::new(0));
     let theirs = Arc::clone(&count);
     failure(domain(), |request| {
@@ -298,7 +298,7 @@ fn the_defers_of_members_run_when_the_request_fails() {
 }
 
 #[test]
-fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
+fn pthread_exit_of_member_ends_request_not_thread() {
     let domain = domain();
     let (to_member, thread) = member(|_| {
         // SAFETY: does not end the thread, but the request; its frames own nothing.
@@ -319,7 +319,7 @@ fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
 }
 
 #[test]
-fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
+fn member_returns_only_after_threads_it_started() {
     let domain = domain();
     let is_back = Arc::new(AtomicBool::new(false));
     let (theirs, seen) = (Arc::clone(&is_back), Arc::new(AtomicBool::new(false)));
@@ -365,7 +365,7 @@ fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
 }
 
 #[test]
-fn a_member_that_ends_without_leaving_fails_the_request() {
+fn death_of_member_thread_fails_request() {
     let domain = domain();
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
@@ -384,7 +384,7 @@ fn a_member_that_ends_without_leaving_fails_the_request() {
 }
 
 #[test]
-fn many_more_threads_than_cpus_take_turns_in_a_thousand_requests() {
+fn many_threads_take_turns_in_one_domain() {
     const THREADS: u64 = 48;
     let domain: &'static Domain = domain();
     let counted = success(domain, |request| {

@@ -30,7 +30,7 @@ fn null_write() {
 }
 
 #[test]
-fn a_null_write_is_a_memory_failure_with_its_address() {
+fn null_write_is_memory_failure_with_address() {
     let failure = check(Kind::Memory, |_| null_write());
     assert_eq!(failure.address, 16);
     assert_eq!(failure.signal, libc::SIGSEGV);
@@ -39,7 +39,7 @@ fn a_null_write_is_a_memory_failure_with_its_address() {
 }
 
 #[test]
-fn a_jump_to_nowhere_is_a_memory_failure() {
+fn wild_jump_is_memory_failure() {
     check(Kind::Memory, |_| {
         // SAFETY: it is not; that is the test.
         let nowhere: extern "C" fn() = unsafe { std::mem::transmute(black_box(8usize)) };
@@ -48,7 +48,7 @@ fn a_jump_to_nowhere_is_a_memory_failure() {
 }
 
 #[test]
-fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
+fn read_past_end_of_mapped_file_is_memory_failure() {
     let file = tempfile::tempfile().unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
     check(Kind::Memory, |_| {
@@ -68,7 +68,7 @@ fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
 }
 
 #[test]
-fn a_division_by_zero_is_an_arithmetic_failure() {
+fn division_by_zero_is_arithmetic_failure() {
     check(Kind::Arithmetic, |_| {
         // SAFETY: clobbers what it says; the exception is the test.
         unsafe {
@@ -79,7 +79,7 @@ fn a_division_by_zero_is_an_arithmetic_failure() {
 }
 
 #[test]
-fn an_invalid_opcode_and_a_breakpoint_are_instruction_failures() {
+fn invalid_opcode_and_breakpoint_are_instruction_failures() {
     // SAFETY: the exception is the test.
     check(Kind::Instruction, |_| unsafe { std::arch::asm!("ud2") });
     // SAFETY: as above.
@@ -87,7 +87,7 @@ fn an_invalid_opcode_and_a_breakpoint_are_instruction_failures() {
 }
 
 #[test]
-fn an_abort_is_suppressed() {
+fn abort_fails_only_its_request() {
     check(Kind::Abort, |_| std::process::abort());
     // SAFETY: aborting is the test.
     check(Kind::Abort, |_| unsafe { libc::abort() });
@@ -102,20 +102,20 @@ fn deep(depth: u64) -> u64 {
 }
 
 #[test]
-fn a_stack_overflow_is_found_in_the_guard() {
+fn stack_overflow_hits_the_guard() {
     check(Kind::StackOverflow, |_| {
         black_box(deep(0));
     });
 }
 
 #[test]
-fn a_panic_is_a_failure_with_its_message() {
+fn panic_is_failure_with_its_message() {
     let failure = check(Kind::Panic, |_| panic!("thirteen is {}", 13));
     assert_eq!(failure.message, "thirteen is 13");
 }
 
 #[test]
-fn a_failed_invariant_is_a_failure_with_its_message() {
+fn failed_invariant_is_failure_with_its_message() {
     let failure = check(Kind::Invariant, |request| {
         request.fail("balance below zero")
     });
@@ -157,7 +157,7 @@ fn invariant_failure(outcome: Result<(), RunError<Error>>) -> String {
 }
 
 #[test]
-fn a_commit_that_breaks_a_registered_invariant_fails_with_its_message() {
+fn commit_that_breaks_invariant_fails_with_its_message() {
     let domain = domain();
     domain.set_invariant(even).unwrap();
     assert!(domain.set_invariant(even).is_err());
@@ -167,7 +167,7 @@ fn a_commit_that_breaks_a_registered_invariant_fails_with_its_message() {
 }
 
 #[test]
-fn an_error_in_the_check_of_an_invariant_is_one_of_the_invariant() {
+fn error_in_invariant_check_is_invariant_failure() {
     let domain = domain();
     domain.set_invariant(even).unwrap();
     assert_eq!(invariant_failure(put(domain, 13)), "thirteen");
@@ -179,7 +179,7 @@ fn an_error_in_the_check_of_an_invariant_is_one_of_the_invariant() {
 }
 
 #[test]
-fn an_invariant_is_checked_when_a_shared_domain_is_left_and_at_a_commit_in_between() {
+fn invariant_is_checked_at_leave_and_at_commit() {
     let (own, shared) = (domain(), domain());
     put(shared, 2).unwrap();
     shared.set_invariant(even).unwrap();
@@ -202,7 +202,7 @@ fn an_invariant_is_checked_when_a_shared_domain_is_left_and_at_a_commit_in_betwe
 }
 
 #[test]
-fn an_invariant_of_the_app_holds_for_every_domain() {
+fn app_invariant_applies_to_every_domain() {
     // SAFETY: no request here lends its locals to other threads.
     let app = unsafe { vmsrs::App::open("with an invariant") }.unwrap();
     app.set_invariant(even).unwrap();
@@ -216,7 +216,7 @@ fn an_invariant_of_the_app_holds_for_every_domain() {
 }
 
 #[test]
-fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
+fn control_words_and_direction_flag_are_restored() {
     check(Kind::Instruction, |_| {
         let mxcsr = 0x1f80u32 | 0x6000;
         // SAFETY: leaving them changed is the test.
@@ -230,7 +230,7 @@ fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
 }
 
 #[test]
-fn signals_that_a_failed_request_has_blocked_are_open_again() {
+fn failed_request_leaves_no_signals_blocked() {
     check(Kind::Panic, |_| {
         // SAFETY: all zero is a set; changes this thread's mask alone.
         unsafe {
@@ -245,7 +245,7 @@ fn signals_that_a_failed_request_has_blocked_are_open_again() {
 }
 
 #[test]
-fn a_block_freed_twice_is_found() {
+fn double_free_is_detected() {
     check(Kind::DoubleFree, |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap());
         // SAFETY: the first is right, the second is the test.
@@ -257,7 +257,7 @@ fn a_block_freed_twice_is_found() {
 }
 
 #[test]
-fn a_block_freed_again_in_a_later_request_is_found() {
+fn double_free_in_later_request_is_detected() {
     let domain = domain();
     let block = success(domain, |request| {
         NonNull::from(request.alloc([1u64; 8]).unwrap()).addr()
@@ -272,7 +272,7 @@ fn a_block_freed_again_in_a_later_request_is_found() {
 }
 
 #[test]
-fn a_pointer_that_is_no_block_is_found_when_freed() {
+fn free_of_foreign_pointer_is_detected() {
     let stranger = Box::new(5u64);
     let failure = check(Kind::ForeignFree, |request| {
         // SAFETY: it is not; that is the test.
@@ -287,7 +287,7 @@ fn a_pointer_that_is_no_block_is_found_when_freed() {
 }
 
 #[test]
-fn strangers_of_every_kind_are_found_when_freed_or_resized() {
+fn free_and_realloc_of_any_foreign_pointer_are_detected() {
     let other = domain();
     let theirs = success(other, |_| other.allocate(64, 16).unwrap().as_ptr() as usize);
     let local = [0u64; 8];
@@ -328,7 +328,7 @@ fn strangers_of_every_kind_are_found_when_freed_or_resized() {
 }
 
 #[test]
-fn a_write_behind_a_block_is_found_at_the_commit() {
+fn overflow_of_block_is_detected_at_commit() {
     for size in [1, 8, 15, 16, 40] {
         let domain = domain();
         let failure = failure(domain, |_| {
@@ -341,7 +341,7 @@ fn a_write_behind_a_block_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_behind_a_block_of_an_earlier_request_is_found_at_the_commit() {
+fn overflow_of_older_block_is_detected_at_commit() {
     let domain = domain();
     let block = success(domain, |_| domain.allocate(24, 8).unwrap().addr().get());
     let failure = failure(domain, |_| {
@@ -353,7 +353,7 @@ fn a_write_behind_a_block_of_an_earlier_request_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_to_a_freed_block_is_found_at_the_commit() {
+fn write_to_freed_block_is_detected_at_commit() {
     let failure = check(Kind::UseAfterFree, |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap());
         // SAFETY: the free is right, the write is the test.
@@ -366,7 +366,7 @@ fn a_write_to_a_freed_block_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_over_the_header_of_a_block_is_found_at_the_commit() {
+fn overwritten_block_header_is_detected_at_commit() {
     let failure = failure(domain(), |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap()).cast::<u64>();
         // SAFETY: it is not; that is the test.
@@ -418,7 +418,7 @@ fn damage_header(damage: impl Fn(*mut u8)) {
 }
 
 #[test]
-fn a_header_that_is_zeroed_does_not_pass_for_a_new_domain() {
+fn zeroed_header_is_not_taken_for_new_domain() {
     // SAFETY: it is not; that is the test.
     damage_header(|page| unsafe { page.write_bytes(0, 4096) });
     // SAFETY: as above.
@@ -426,7 +426,7 @@ fn a_header_that_is_zeroed_does_not_pass_for_a_new_domain() {
 }
 
 #[test]
-fn a_header_full_of_garbage_is_found_before_it_is_used() {
+fn garbage_header_is_detected_before_use() {
     // SAFETY: it is not; that is the test.
     damage_header(|page| unsafe { page.write_bytes(0xff, 4096) });
     // The magic, the fingerprint, the domain's number, the number of extents.
@@ -437,7 +437,7 @@ fn a_header_full_of_garbage_is_found_before_it_is_used() {
 }
 
 #[test]
-fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
+fn defers_run_in_reverse_order_only_on_failure() {
     let domain = domain();
     let order = Arc::new(Mutex::new(Vec::new()));
     let defer = |request: &Request| {
@@ -465,7 +465,7 @@ fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
 }
 
 #[test]
-fn an_error_in_a_defer_ends_that_defer_alone() {
+fn error_in_defer_ends_only_that_defer() {
     let domain = domain();
     let order = Arc::new(Mutex::new(Vec::new()));
     let failure = failure(domain, |request| {
@@ -486,7 +486,7 @@ fn an_error_in_a_defer_ends_that_defer_alone() {
 }
 
 #[test]
-fn locks_are_free_after_a_failure_while_others_wait_for_them() {
+fn failure_releases_locks_to_waiters() {
     let shared = domain();
     let (inside, is_inside) = mpsc::channel();
     let mut waiters = Vec::new();
@@ -536,7 +536,7 @@ fn shared_waiters(shared: &'static vmsrs::Domain) -> usize {
 }
 
 #[test]
-fn wrong_use_is_refused_with_a_defined_error() {
+fn misuse_is_refused_with_specific_error() {
     let (one, two) = (domain(), domain());
     assert!(matches!(one.allocate(8, 8), Err(Error::NotInRequest)));
     // SAFETY: the address is never used.
@@ -570,7 +570,7 @@ fn wrong_use_is_refused_with_a_defined_error() {
 }
 
 #[test]
-fn a_request_can_hold_thirty_two_domains() {
+fn request_can_hold_32_domains() {
     let others: Vec<_> = (0..32).map(|_| domain()).collect();
     success(domain(), |request| {
         for other in &others[..31] {
@@ -584,7 +584,7 @@ fn a_request_can_hold_thirty_two_domains() {
 }
 
 #[test]
-fn the_same_name_and_key_give_the_same_app_and_domain() {
+fn same_name_and_key_give_same_app_and_domain() {
     assert!(std::ptr::eq(app(), app()));
     let one = app().domain("twice").unwrap();
     assert!(std::ptr::eq(one, app().domain(b"twice").unwrap()));
@@ -592,7 +592,7 @@ fn the_same_name_and_key_give_the_same_app_and_domain() {
 }
 
 #[test]
-fn data_and_root_stay_from_request_to_request() {
+fn data_and_root_persist_between_requests() {
     let domain = domain();
     success(domain, |request| {
         assert_eq!(request.root::<u64>(), None);
@@ -609,7 +609,7 @@ fn data_and_root_stay_from_request_to_request() {
 }
 
 #[test]
-fn arena_memory_is_there_in_every_request_anew() {
+fn arena_is_empty_in_every_request() {
     let domain = domain();
     for _ in 0..50 {
         success(domain, |request| {
@@ -637,7 +637,7 @@ fn interrupt() -> i32 {
 }
 
 #[test]
-fn an_interrupt_ends_a_request_past_its_deadline_and_no_other() {
+fn interrupt_ends_only_request_past_deadline() {
     let domain = domain();
     // SAFETY: signals this thread.
     let interrupt = |_: &Request| unsafe { libc::raise(interrupt()) };
@@ -669,7 +669,7 @@ thread_local! {
 }
 
 #[test]
-fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
+fn repeated_failures_do_not_leak_stacks() {
     let threads: Vec<_> = (0..8)
         .map(|_| {
             std::thread::spawn(|| {

@@ -29,7 +29,7 @@ fn is_held(domain: &'static Domain) -> bool {
 }
 
 #[test]
-fn a_task_goes_on_with_each_step_on_another_thread() {
+fn task_steps_run_on_any_thread() {
     let (main, shared) = (domain(), domain());
     let mut task = Task::new(main, Options::default()).unwrap();
     let first = task.step(|request| {
@@ -68,7 +68,7 @@ fn a_task_goes_on_with_each_step_on_another_thread() {
 }
 
 #[test]
-fn a_task_that_fails_in_a_step_frees_its_domains() {
+fn task_failing_in_step_releases_its_domains() {
     let (main, shared) = (domain(), domain());
     let mut task = Task::new(main, Options::default()).unwrap();
     task.step(|request| {
@@ -85,7 +85,7 @@ fn a_task_that_fails_in_a_step_frees_its_domains() {
 }
 
 #[test]
-fn a_task_that_is_given_up_or_dropped_runs_its_defers_and_frees_its_domains() {
+fn dropped_task_runs_defers_and_releases_domains() {
     let count = Arc::new(AtomicU32::new(0));
     for way in 0..4 {
         let main = domain();
@@ -112,7 +112,7 @@ fn a_task_that_is_given_up_or_dropped_runs_its_defers_and_frees_its_domains() {
 }
 
 #[test]
-fn a_suspended_task_that_misses_its_deadline_learns_of_it_at_the_next_step() {
+fn missed_deadline_of_suspended_task_shows_at_next_step() {
     let options = Options {
         deadline: Some(Duration::from_millis(20)),
         ..Options::default()
@@ -131,7 +131,7 @@ fn a_suspended_task_that_misses_its_deadline_learns_of_it_at_the_next_step() {
 }
 
 #[test]
-fn a_task_whose_domain_is_busy_can_be_tried_again() {
+fn task_with_busy_domain_can_be_retried() {
     let main = domain();
     let options = Options {
         lock_timeout: Some(Duration::from_millis(1)),
@@ -150,7 +150,7 @@ fn a_task_whose_domain_is_busy_can_be_tried_again() {
 }
 
 #[test]
-fn a_step_may_use_several_threads() {
+fn step_can_use_several_threads() {
     let mut task = Task::new(domain(), Options::default()).unwrap();
     task.step(|request| {
         let take = |request: &vmsrs::Request| *request.alloc(3u64).unwrap();
@@ -162,7 +162,7 @@ fn a_step_may_use_several_threads() {
 }
 
 #[test]
-fn a_step_inside_of_a_request_is_refused_and_can_be_done_later() {
+fn step_within_request_is_refused_and_can_run_later() {
     let mut task = Task::new(domain(), Options::default()).unwrap();
     success(domain(), |_| {
         let nested = task.step(|_| Step::Done(()));

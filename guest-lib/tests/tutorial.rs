@@ -101,7 +101,7 @@ fn compile(source: &str, flags: &[&str]) -> Server {
 }
 
 #[test]
-fn the_server_without_vmsrs_dies_of_its_bug() {
+fn server_without_vmsrs_dies_of_its_bug() {
     let mut server = compile("lists-plain.c", &[]);
     let mut alice = server.connect();
     let mut bob = server.connect();
@@ -142,14 +142,14 @@ fn survives(server: &mut Server, bug: &str, none: &str) {
 }
 
 #[test]
-fn the_ported_server_survives_its_bugs() {
+fn ported_server_survives_its_bugs() {
     let library = target().join("libvmsrs.a");
     let mut server = compile("lists.c", &[library.to_str().unwrap()]);
     survives(&mut server, "memory", "(null)");
 }
 
 #[test]
-fn the_server_in_rust_survives_its_bugs() {
+fn rust_server_survives_its_bugs() {
     let program = target().join("../examples/lists");
     assert!(
         program.exists(),
