@@ -1,4 +1,4 @@
-//! Several domains at once, in any order.
+//! Requests that hold several domains, taken in any order.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn deadlock_of_two_is_reported_and_both_can_finish() {
             let both = Arc::clone(&both);
             thread::spawn(move || {
                 let mut met = false;
-                let mut told = 0;
+                let mut deadlocks = 0;
                 loop {
                     let outcome = first.run(|request| {
                         if !met {
@@ -28,15 +28,15 @@ fn deadlock_of_two_is_reported_and_both_can_finish() {
                         })
                     });
                     match outcome {
-                        Ok(()) => return told,
-                        Err(RunError::GivenUp(Error::WouldDeadlock)) => told += 1,
+                        Ok(()) => return deadlocks,
+                        Err(RunError::GivenUp(Error::WouldDeadlock)) => deadlocks += 1,
                         other => panic!("{other:?}"),
                     }
                 }
             })
         });
-        let told: u32 = threads.map(|thread| thread.join().unwrap()).iter().sum();
-        assert!(told >= 1, "they met with one domain each");
+        let deadlocks: u32 = threads.map(|thread| thread.join().unwrap()).iter().sum();
+        assert!(deadlocks >= 1, "both were waiting for each other");
     }
 }
 
@@ -58,7 +58,7 @@ fn deadlock_of_five_is_reported_once() {
             })
         })
         .collect();
-    let told = threads
+    let deadlocks = threads
         .into_iter()
         .map(|thread| thread.join().unwrap())
         .filter(|outcome| match outcome {
@@ -67,7 +67,7 @@ fn deadlock_of_five_is_reported_once() {
             other => panic!("{other:?}"),
         })
         .count();
-    assert_eq!(told, 1, "the others go on waiting, and get their locks");
+    assert_eq!(deadlocks, 1, "the others must get their locks");
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn request_told_of_deadlock_keeps_its_domains() {
                 request.leave(one).unwrap();
                 request.enter(two).unwrap().leave().unwrap();
             }
-            // The other one was later.
+            // The other request was told instead.
             Ok(entered) => entered.leave().unwrap(),
             Err(error) => panic!("{error}"),
         }

@@ -1,6 +1,5 @@
-//! Errors of programs in C and C++ in their real form: found by the C library, the compiler's checks,
-//! the CPU, or the C++ runtime. Each ends its request alone, and the process works on; or the process
-//! ends clearly, where the C library's own heap stays locked.
+//! Errors of C and C++ programs as the C library, the compiler's checks, the CPU or the C++ runtime find them. Each fails
+//! only its request; where the C library's heap would stay locked, the process ends with a message.
 
 #[path = "common/compiled.rs"]
 mod compiled;
@@ -9,7 +8,7 @@ use compiled::Program;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::OnceLock;
 
-/// What a distribution's packages are compiled with, and warnings off that see the errors coming.
+/// Flags of a distribution's packages, without the warnings that the errors cause.
 const HARDENED: &[&str] = &[
     "-O2",
     "-U_FORTIFY_SOURCE",
@@ -24,7 +23,7 @@ fn errors() -> &'static Program {
     PROGRAM.get_or_init(|| Program::compile("cc", HARDENED, "tests/c/errors.c"))
 }
 
-/// The same with the C library in it, as the tutorial links servers.
+/// The same, linked statically with the C library, as the tutorial links servers.
 fn errors_static() -> &'static Program {
     static PROGRAM: OnceLock<Program> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -65,7 +64,7 @@ fn invalid_free_found_without_lock_ends_only_its_request() {
     errors().succeed(&["malloc-no-block"]);
 }
 
-/// glibc says so with its heap locked, and half changed: every other thread would wait for ever.
+/// glibc aborts with its heap locked and inconsistent, so every other thread would hang.
 #[test]
 fn heap_damage_found_under_lock_ends_process() {
     for program in [errors(), errors_static()] {
@@ -81,8 +80,8 @@ fn heap_damage_found_under_lock_ends_process() {
     }
 }
 
-/// The likeliest mistake of who moves a server to domains. Whatever the block's size, glibc finds it before it
-/// locks its heap.
+/// The likeliest mistake when a server is ported to domains. glibc detects it before it locks its heap, whatever the size
+/// of the block.
 #[test]
 fn libc_free_of_domain_block_ends_only_its_request() {
     for program in [errors(), errors_static()] {
@@ -91,8 +90,8 @@ fn libc_free_of_domain_block_ends_only_its_request() {
     }
 }
 
-/// A stray write to the server's own stack is one that nobody keeps versions of: what can be done is to
-/// end the process, not to go round in the landing.
+/// The server's own stack has no versions to return to, so a stray write to it must end the process; the failure must not
+/// be handled again and again.
 #[test]
 fn error_on_way_out_of_request_ends_process() {
     let output = errors().run(&["landing"]);
@@ -160,7 +159,7 @@ fn cpp_exception_in_noexcept_ends_only_its_request() {
     exceptions().succeed(&["noexcept"]);
 }
 
-/// The program is linked with the shared library, since it has a panic runtime of its own.
+/// The program has a panic runtime of its own, so it is linked with the shared library.
 #[test]
 fn aborting_panic_ends_only_its_request() {
     Program::compile_rust(&["-Cpanic=abort"], "tests/c/panic_abort.rs").succeed(&[]);

@@ -1,8 +1,8 @@
-//! Several threads work for one request: it ends, well or not, as one.
+//! Several threads work for one request, which succeeds or fails as a whole.
 
 mod common;
 
-use common::{domain, failure, success};
+use common::{NULL_WRITE_ADDRESS, domain, failure, null_write, success};
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -12,14 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vmsrs::{Domain, Error, JoinError, Kind, Request, RunError, Ticket};
 
-fn null_write() {
-    // SAFETY: it is not; that is the test.
-    unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
-}
-
 type Work = Box<dyn FnOnce(&Request) + Send>;
 
-/// A thread that joins when it gets a ticket, and says how that ended.
+/// A thread that joins a request with the ticket that it is sent, and returns the outcome.
 fn member(
     work: impl FnOnce(&Request) + Send + 'static,
 ) -> (
@@ -58,7 +53,7 @@ fn many_members_share_one_heap() {
                         blocks.push(block);
                         if round % 3 == 0 {
                             let block = blocks.swap_remove(blocks.len() / 2);
-                            // SAFETY: live, and used no more.
+                            // SAFETY: allocated, and not used afterwards.
                             unsafe {
                                 assert_eq!(block.as_ref()[0], seed);
                                 request.free(block).unwrap();
@@ -66,7 +61,7 @@ fn many_members_share_one_heap() {
                         }
                     }
                     for block in blocks {
-                        // SAFETY: live.
+                        // SAFETY: allocated.
                         assert_eq!(unsafe { block.as_ref()[0] }, seed);
                     }
                 }
@@ -74,7 +69,7 @@ fn many_members_share_one_heap() {
             .collect();
         request.fan_out(pieces).unwrap();
     });
-    // The audit of this one looks at what is left.
+    // Its audit checks what is left.
     success(domain, |_| ());
 }
 
@@ -90,21 +85,24 @@ fn failure_of_member_ends_all_with_same_incident() {
         }
     });
     let theirs = Arc::clone(&ready);
-    let (to_guilty, guilty) = member(move |_| {
+    let (to_failing, failing) = member(move |_| {
         theirs.wait();
         null_write();
     });
     let owners = failure(domain, |request| {
         let ticket = request.ticket().unwrap();
         to_busy.send(ticket).unwrap();
-        to_guilty.send(ticket).unwrap();
+        to_failing.send(ticket).unwrap();
         ready.wait();
         loop {
             black_box(());
         }
     });
-    assert_eq!((owners.kind, owners.address), (Kind::Memory, 16));
-    for thread in [busy, guilty] {
+    assert_eq!(
+        (owners.kind, owners.address),
+        (Kind::Memory, NULL_WRITE_ADDRESS)
+    );
+    for thread in [busy, failing] {
         match thread.join().unwrap() {
             Err(RunError::Failed(failure)) => {
                 assert_eq!(failure.incident, owners.incident);
@@ -119,12 +117,12 @@ fn failure_of_member_ends_all_with_same_incident() {
 #[test]
 fn members_blocked_in_read_futex_or_lock_are_ended() {
     let (main, other) = (domain(), domain());
-    let (held, is_held) = mpsc::channel();
-    let (free, freed) = mpsc::channel::<()>();
+    let (hold, is_held) = mpsc::channel();
+    let (release, may_release) = mpsc::channel::<()>();
     let holder = thread::spawn(move || {
         success(other, |_| {
-            held.send(()).unwrap();
-            freed.recv().unwrap();
+            hold.send(()).unwrap();
+            may_release.recv().unwrap();
         });
     });
     is_held.recv().unwrap();
@@ -137,11 +135,11 @@ fn members_blocked_in_read_futex_or_lock_are_ended() {
             let mut byte = 0u8;
             // SAFETY: reads into the byte; nobody writes to the pipe.
             unsafe { libc::read(pipe[0], (&raw mut byte).cast(), 1) };
-            unreachable!("nothing comes");
+            unreachable!("nobody writes to the pipe");
         }),
         Box::new(|_| {
             let word = AtomicU32::new(0);
-            // SAFETY: sleeps on the word; nobody wakes it.
+            // SAFETY: waits on the word; nobody wakes the thread.
             unsafe {
                 libc::syscall(
                     libc::SYS_futex,
@@ -151,11 +149,11 @@ fn members_blocked_in_read_futex_or_lock_are_ended() {
                     std::ptr::null::<libc::timespec>(),
                 )
             };
-            unreachable!("nobody wakes it");
+            unreachable!("nobody wakes the thread");
         }),
         Box::new(move |request| {
             request.enter(other).unwrap().keep();
-            unreachable!("the lock does not come");
+            unreachable!("the lock is not released");
         }),
     ];
     let members = work.map(|work| {
@@ -178,7 +176,7 @@ fn members_blocked_in_read_futex_or_lock_are_ended() {
             other => panic!("{other:?}"),
         }
     }
-    free.send(()).unwrap();
+    release.send(()).unwrap();
     holder.join().unwrap();
     for domain in [main, other] {
         success(domain, |_| ());
@@ -188,19 +186,19 @@ fn members_blocked_in_read_futex_or_lock_are_ended() {
 #[test]
 fn owner_waits_for_members_before_commit() {
     let domain = domain();
-    let (go, gone) = mpsc::channel::<()>();
+    let (finish, may_finish) = mpsc::channel::<()>();
     let done = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&done);
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
         inside.send(()).unwrap();
-        gone.recv().unwrap();
+        may_finish.recv().unwrap();
         theirs.store(true, Ordering::SeqCst);
     });
     success(domain, |request| {
         to_member.send(request.ticket().unwrap()).unwrap();
         is_inside.recv().unwrap();
-        go.send(()).unwrap();
+        finish.send(()).unwrap();
     });
     assert!(done.load(Ordering::SeqCst));
     thread.join().unwrap().unwrap();
@@ -229,7 +227,7 @@ fn domain_entered_by_member_is_usable_by_others() {
             .expose_provenance();
         let leave = move |request: &Request| {
             let block = NonNull::new(std::ptr::with_exposed_provenance_mut(block)).unwrap();
-            // SAFETY: taken above, and used no more.
+            // SAFETY: allocated above, and not used afterwards.
             unsafe { shared.deallocate(block).unwrap() };
             request.leave(shared)
         };
@@ -301,7 +299,7 @@ fn defers_of_members_run_on_failure() {
 fn pthread_exit_of_member_ends_request_not_thread() {
     let domain = domain();
     let (to_member, thread) = member(|_| {
-        // SAFETY: does not end the thread, but the request; its frames own nothing.
+        // SAFETY: ends the request instead of the thread; its frames own nothing.
         unsafe { libc::pthread_exit(std::ptr::null_mut()) }
     });
     let failure = failure(domain, |request| {
@@ -321,21 +319,21 @@ fn pthread_exit_of_member_ends_request_not_thread() {
 #[test]
 fn member_returns_only_after_threads_it_started() {
     let domain = domain();
-    let is_back = Arc::new(AtomicBool::new(false));
-    let (theirs, seen) = (Arc::clone(&is_back), Arc::new(AtomicBool::new(false)));
+    let has_returned = Arc::new(AtomicBool::new(false));
+    let (theirs, seen) = (Arc::clone(&has_returned), Arc::new(AtomicBool::new(false)));
     let sees = Arc::clone(&seen);
     let (ready, is_ready) = mpsc::channel();
     let (send, receive) = mpsc::channel::<Ticket>();
     let starter = thread::spawn(move || {
         let piece = move |_: &Request| {
-            // SAFETY: fills a set and blocks it on this thread, which the failure cannot interrupt then.
+            // SAFETY: blocks all signals of this thread, so that the failure cannot interrupt it.
             unsafe {
                 let mut all = std::mem::zeroed();
                 libc::sigfillset(&raw mut all);
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
             }
             ready.send(()).unwrap();
-            // It does not come back, whatever the time.
+            // The starter must not return before this does; a slow machine only weakens the check.
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(200) {
                 if theirs.load(Ordering::SeqCst) {
@@ -348,7 +346,7 @@ fn member_returns_only_after_threads_it_started() {
             let _ = request.fan_out(vec![piece]);
             unreachable!("the request has failed");
         });
-        is_back.store(true, Ordering::SeqCst);
+        has_returned.store(true, Ordering::SeqCst);
         outcome
     });
     let failure = failure(domain, |request| {
@@ -360,7 +358,10 @@ fn member_returns_only_after_threads_it_started() {
         Err(RunError::Failed(theirs)) => assert_eq!(theirs.incident, failure.incident),
         other => panic!("{other:?}"),
     }
-    assert!(!seen.load(Ordering::SeqCst), "its stack was free too early");
+    assert!(
+        !seen.load(Ordering::SeqCst),
+        "the starter returned while its thread was using its stack"
+    );
     success(domain, |_| ());
 }
 
@@ -370,7 +371,7 @@ fn death_of_member_thread_fails_request() {
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
         inside.send(()).unwrap();
-        // SAFETY: ends the thread behind everybody's back; what its frames own is leaked.
+        // SAFETY: ends the thread without unwinding; what its frames own is leaked.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
     let failure = failure(domain, |request| {
@@ -378,7 +379,7 @@ fn death_of_member_thread_fails_request() {
         is_inside.recv().unwrap();
     });
     assert_eq!(failure.kind, Kind::ThreadDeath);
-    // It cannot tell how it ended.
+    // It has no result.
     std::mem::forget(thread);
     success(domain, |_| ());
 }
