@@ -264,7 +264,7 @@ fn a_socket_in_use_is_left_alone() {
     place.assert_refused(&output, BUSY, &["vm.sock", "in use", "--socket"]);
     let path = place.file("precious", b"content");
     let output = place.run(&["--socket", &path]);
-    place.assert_refused(&output, USAGE, &["precious", "no socket"]);
+    place.assert_refused(&output, USAGE, &["precious", "not a socket"]);
     assert_eq!(fs::read(&path).unwrap(), b"content");
 }
 
@@ -284,7 +284,7 @@ fn a_socket_that_cannot_be_made_is_refused() {
         .args(["run", "--name", "../vm", "--kernel", &kernel])
         .output()
         .unwrap();
-    assert_sentence(&output, USAGE, &["../vm", "no name for a VM"]);
+    assert_sentence(&output, USAGE, &["../vm", "not a valid VM name"]);
 }
 
 #[test]

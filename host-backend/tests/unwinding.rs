@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vmsrs_host::engine::{ProgramFacts, RequestFacts, Restored};
+use vmsrs_host::control::{ProgramFacts, RequestFacts, Restored};
 use vmsrs_host::symbols::{Found, Frame, SymbolFiles, Trace, trace};
 use vmsrs_protocol::incident::ModuleEntry;
 

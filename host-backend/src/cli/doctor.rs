@@ -12,11 +12,12 @@ use kvm_ioctls::Kvm;
 use serde::Serialize;
 
 use super::text::{write_json, write_text};
-use super::{Exit, Failure, Size};
+use super::{Exit, Failure};
 use crate::engine::EngineConfig;
+use crate::size::Size;
 use crate::window::Window;
 
-/// Tell whether this machine can run a stock guest, and what is missing
+/// Check whether this machine can run a stock guest, and report what is missing
 ///
 /// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces and limits of
 /// the kernel. Changes nothing.
@@ -29,7 +30,7 @@ Examples:
 
 Exit codes: 0 a stock guest can run, 3 it cannot.")]
 pub(super) struct Arguments {
-    /// The window that is planned, for the kernel's limits
+    /// The planned size of the window, to check the kernel's limits
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     window: Size,
     /// Write one line of JSON (docs/reference-cli.md describes it)
@@ -39,9 +40,9 @@ pub(super) struct Arguments {
 
 /// What to do when this machine cannot run a stock guest.
 const TEST_BED: &str = "\
-This machine cannot run a stock guest by itself. The nested test-bed can, slowly: it emulates a CPU
-with second-level paging in QEMU. In the project's folder, `make demo` and `make test` use it by
-themselves where it is needed.";
+This machine cannot run a stock guest. The nested test-bed can, slowly: it emulates a CPU with
+second-level paging in QEMU. In the project's folder, `make demo` and `make test` use it where it is
+needed.";
 
 /// What was found about one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -202,14 +203,14 @@ impl Machine {
         let path = self.root.join("dev/kvm");
         let opened = OpenOptions::new().read(true).write(true).open(&path);
         let (found, remedy) = match &opened {
-            Ok(_) => ("can be opened".to_owned(), String::new()),
+            Ok(_) => ("accessible".to_owned(), String::new()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (
-                "is there, but not for this user".to_owned(),
+                "present, but not accessible to this user".to_owned(),
                 "join its group (`sudo usermod -aG kvm $USER`, then log in again) or run as root"
                     .to_owned(),
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                ("is not there".to_owned(), self.module_remedy())
+                ("not present".to_owned(), self.module_remedy())
             }
             Err(error) => (format!("cannot be opened: {error}"), self.module_remedy()),
         };
@@ -251,20 +252,20 @@ impl Machine {
             (_, Some(true)) => (true, "NPT".to_owned(), ""),
             (Some(false), _) => (
                 false,
-                "EPT is turned off, or the CPU has none".to_owned(),
-                "load the module with it: `sudo modprobe -r kvm_intel && sudo modprobe kvm_intel \
+                "EPT is turned off or not supported by the CPU".to_owned(),
+                "reload the module with it: `sudo modprobe -r kvm_intel && sudo modprobe kvm_intel \
                  ept=1`",
             ),
             (_, Some(false)) => (
                 false,
-                "NPT is turned off, or the CPU has none".to_owned(),
-                "load the module with it: `sudo modprobe -r kvm_amd && sudo modprobe kvm_amd npt=1`",
+                "NPT is turned off or not supported by the CPU".to_owned(),
+                "reload the module with it: `sudo modprobe -r kvm_amd && sudo modprobe kvm_amd npt=1`",
             ),
             (None, None) => (
                 false,
                 match self.software_kvm() {
                     Some(module) => {
-                        format!("KVM works in software here ({module}), without EPT or NPT")
+                        format!("KVM works in software ({module}), without EPT or NPT")
                     }
                     None => "neither kvm_intel nor kvm_amd is loaded".to_owned(),
                 },
@@ -296,13 +297,13 @@ impl Machine {
         let (has, enabled) = (self.has_flag("pku"), self.has_flag("ospke"));
         let present = has && enabled;
         let (found, remedy) = match (has, enabled) {
-            (_, true) => ("there, for the drafts of requests", ""),
+            (_, true) => ("present; used for the drafts of requests", ""),
             (true, false) => (
-                "the CPU has them, the kernel has turned them off",
+                "supported by the CPU, but turned off by the kernel",
                 "boot without `nopku`",
             ),
             (false, false) => (
-                "the CPU has none",
+                "not supported by the CPU",
                 "without them a stray write can reach another request's draft; Intel has them since \
                  Skylake-SP, AMD since Zen 3",
             ),
@@ -323,9 +324,9 @@ impl Machine {
             name: "/dev/net/tun",
             state: State::optional(present),
             found: if present {
-                "is there"
+                "present"
             } else {
-                "is not there: guests have no network"
+                "not present: guests have no network"
             }
             .to_owned(),
             remedy: if present {
@@ -357,7 +358,7 @@ impl Machine {
             remedy: if present {
                 String::new()
             } else {
-                format!("raise it: `sudo sysctl vm.max_map_count={needed}`, or give less to --pool")
+                format!("raise it: `sudo sysctl vm.max_map_count={needed}`, or reduce --pool")
             },
         }
     }

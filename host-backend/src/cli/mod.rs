@@ -3,13 +3,8 @@
 mod doctor;
 mod exit;
 mod incidents;
-mod initramfs;
-mod machine;
-mod newc;
-mod restart;
 mod run;
 mod scrub;
-mod size;
 mod status;
 mod text;
 
@@ -20,21 +15,17 @@ use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
 pub use self::exit::{Exit, Failure};
-pub use self::initramfs::InitramfsError;
-pub use self::newc::PackError;
 pub use self::run::RunError;
-pub use self::size::{Size, SizeError};
 use crate::control::{Client, ClientError, default_path};
 
 /// Name of a VM whose user gives none.
 const DEFAULT_NAME: &str = "vm";
 
-/// Runs virtual machines in which a failing request costs its own user an error and nobody else
-/// anything.
+/// Runs virtual machines in which a failing request costs its own user an error, and others nothing.
 #[derive(Debug, Parser)]
 #[command(name = "vmsrs", version, after_help = exit::HELP, max_term_width = 100)]
 struct Arguments {
-    /// Say more on standard error; twice for details, three times for everything
+    /// Log more to standard error; twice for debug messages, three times for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
@@ -72,7 +63,7 @@ impl Command {
     }
 }
 
-/// Which VM is meant.
+/// The VM to talk to.
 #[derive(Debug, Args)]
 struct Target {
     /// Name of the VM

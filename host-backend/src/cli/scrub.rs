@@ -1,4 +1,4 @@
-//! `vmsrs scrub`: checks sealed pages of a running VM at once.
+//! `vmsrs scrub`: checks sealed pages of a running VM now.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use super::{Exit, Failure, Target};
 use crate::control::{Request, Response};
 use crate::engine::ScrubCounts;
 
-/// Check the sealed pages of a running VM at once
+/// Check the sealed pages of a running VM now
 ///
-/// Compares every sealed page with its checksum, all of them or those of one app or domain. A page
-/// that is wrong is repaired from its mirror where its domain has one; else it is lost, and the guest
-/// gets an error instead of wrong bytes. The VM goes on meanwhile. `vmsrs run --scrub` does the same
-/// in the background.
+/// Compares sealed pages with their checksums: all of them, or those of one app or domain. A wrong
+/// page is repaired from its mirror if its domain has one; otherwise it is lost, and the guest gets an
+/// error instead of wrong bytes. The VM keeps running. `vmsrs run --scrub` does the same in the
+/// background.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,8 +22,8 @@ Examples:
   vmsrs scrub --app ledger --domain user-7
   vmsrs scrub --name web --json | jq .damaged
 
-Exit codes: 0 all pages are right (now), 2 wrong usage, 4 no VM can be reached, 8 no such app or
-domain, 9 the content of some pages is lost.")]
+Exit codes: 0 all pages are intact or repaired, 2 invalid command line, 4 no VM reachable, 8 no such
+app or domain, 9 the content of some pages is lost.")]
 pub(super) struct Arguments {
     /// Only the pages of this app
     #[arg(long, value_name = "NAME")]
@@ -68,10 +68,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     } else {
         write_text(&describe(found))?;
     }
-    Ok(match found.damaged {
+    Ok(exit_for(found))
+}
+
+fn exit_for(found: ScrubCounts) -> Exit {
+    match found.damaged {
         0 => Exit::Ok,
         _ => Exit::Damaged,
-    })
+    }
 }
 
 fn describe(found: ScrubCounts) -> String {
@@ -117,6 +121,22 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_pages_alone_are_exit_code_9() {
+        let found = ScrubCounts {
+            checked: 70,
+            repaired: 2,
+            mirrored: 1,
+            damaged: 0,
+        };
+        assert_eq!(exit_for(found) as u8, 0);
+        let found = ScrubCounts {
+            damaged: 1,
+            ..found
+        };
+        assert_eq!(exit_for(found) as u8, 9);
+    }
 
     #[test]
     fn the_text_says_what_was_found() {

@@ -1,20 +1,21 @@
-//! `vmsrs status`: how a running VM is.
+//! `vmsrs status`: the state of a running VM.
 
 use super::text::{self, duration, facts, write_json, write_text};
-use super::{Exit, Failure, Size, Target};
+use super::{Exit, Failure, Target};
+use crate::control::Count;
 use crate::control::{Request, Response, VmStatus};
-use crate::engine::Count;
+use crate::size::Size;
 
-/// Show how a running VM is: its window, its domains, what failed in it
+/// Show the state of a running VM: its window, its domains, what failed in it
 ///
-/// Needs the right to use the VM's control socket: the user who started it, or root.
+/// Needs access to the VM's control socket: run it as the user who started the VM, or as root.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vmsrs status
   vmsrs status --name web --json | jq .recovery.free_frames
 
-Exit codes: 0 success, 2 wrong usage, 4 no VM can be reached.")]
+Exit codes: 0 success, 2 invalid command line, 4 no VM reachable.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     target: Target,
@@ -38,7 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 
 /// The VM gave an answer to another question.
 pub(super) fn unexpected() -> Failure {
-    let error = anyhow::anyhow!("the VM answered with something else: is it of another version?");
+    let error = anyhow::anyhow!("the VM sent an unexpected answer: it may be of another version");
     Failure::new(Exit::Failure, error)
 }
 
@@ -138,8 +139,8 @@ fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Cou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::EngineStatus;
     use crate::control::Restart;
-    use crate::engine::Status;
 
     #[test]
     fn the_text_names_every_part() {
@@ -150,14 +151,14 @@ mod tests {
             uptime_ms: 61_000,
             vcpus: 2,
             memory_bytes: 512 << 20,
-            recovery: Status {
+            recovery: EngineStatus {
                 window_frames: 65_536,
                 pool_frames: 8192,
                 incidents: vec![Count {
                     what: "double-free".into(),
                     count: 3,
                 }],
-                ..Status::default()
+                ..EngineStatus::default()
             },
             restarts: 2,
             last_restart: Some(Restart {

@@ -30,10 +30,10 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke, or the VM was too slow.
-    #[error("the VM did not answer: it is ending, or stuck; see its own messages")]
+    #[error("the VM did not answer: it is ending or stuck; see its log")]
     Exchange(#[from] io::Error),
     /// The response is none.
-    #[error("the VM answered with something else: is it of another version?")]
+    #[error("the VM sent an unexpected answer: it may be of another version")]
     Malformed(#[from] serde_json::Error),
     /// The VM did not carry the request out.
     #[error("{}", .0.message)]

@@ -35,7 +35,7 @@ pub enum PathError {
     #[error("XDG_RUNTIME_DIR is not set: give the control socket's path with --socket")]
     NoRuntimeFolder,
     /// The name cannot be part of a path.
-    #[error("`{0}` is no name for a VM: give 1 to 64 letters, digits, `-`, `_` or `.`")]
+    #[error("`{0}` is not a valid VM name: give 1 to 64 letters, digits, `-`, `_` or `.`")]
     Name(String),
 }
 

@@ -12,11 +12,11 @@ use super::store::{FrameState, Store};
 /// to [`super::Engine::cleansed`].
 #[derive(Debug, Default)]
 #[must_use = "frames that are not given back are lost"]
-pub struct Laundry {
+pub struct RetiredFrames {
     runs: Vec<FrameRun>,
 }
 
-impl Laundry {
+impl RetiredFrames {
     /// The runs.
     pub fn runs(&self) -> &[FrameRun] {
         &self.runs
@@ -29,7 +29,7 @@ impl Laundry {
 
     /// Wipes frame by frame. What `wipe` says false to is left over: it stays retired, to be wiped
     /// another time. Gives the frames that were wiped, and those left over.
-    pub fn wash(self, mut wipe: impl FnMut(u32) -> bool) -> (Self, Self) {
+    pub fn wipe_each(self, mut wipe: impl FnMut(u32) -> bool) -> (Self, Self) {
         let frames = self.runs.into_iter().flat_map(frames_of);
         let (mut clean, mut left): (Vec<u32>, Vec<u32>) = frames.partition(|&frame| wipe(frame));
         let gathered = |frames: &mut Vec<u32>| Self {
@@ -45,15 +45,15 @@ impl Laundry {
 }
 
 /// Takes up to `frames` retired frames.
-pub(crate) fn take(store: &mut Store, frames: u32) -> Laundry {
-    Laundry {
+pub(crate) fn take(store: &mut Store, frames: u32) -> RetiredFrames {
+    RetiredFrames {
         runs: store.retired.take(frames, usize::MAX),
     }
 }
 
 /// Takes wiped frames back. Gives whether the driver should hear that frames are free again.
-pub(crate) fn done(store: &mut Store, laundry: Laundry) -> bool {
-    for frame in laundry.runs.into_iter().flat_map(frames_of) {
+pub(crate) fn done(store: &mut Store, retired: RetiredFrames) -> bool {
+    for frame in retired.runs.into_iter().flat_map(frames_of) {
         debug_assert_eq!(store.frames.state(frame), Some(FrameState::Retired));
         store.frames.set(frame, FrameState::Free);
         store.free.insert(frame);

@@ -75,7 +75,7 @@ impl EngineConfig {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// The pool and the evidence leave no frames for pages.
-    #[error("a window of {frames} frames is too small: its pool needs {needed}; make it larger")]
+    #[error("a window of {frames} frames is too small: its pool needs {needed}")]
     WindowTooSmall {
         /// Frames in the window.
         frames: u32,

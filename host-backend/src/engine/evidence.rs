@@ -44,7 +44,7 @@ impl Program {
         let parts = limits.map(|(length, _)| part(length));
         let ([Some(stack), Some(modules), Some(text)], []) = (parts, rest) else {
             return Err(Refusal::Malformed(
-                "the driver sent evidence whose length is not what it says",
+                "the driver sent evidence that does not match its lengths",
             ));
         };
         Ok(Self {

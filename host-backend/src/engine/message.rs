@@ -87,7 +87,7 @@ fn dispatch(
     let header: ControlHeader = input.take()?;
     if header.length as usize != input.0.len() {
         return Err(Refusal::Malformed(
-            "the driver sent a message whose length is not what its header says",
+            "the driver sent a message that does not match the length in its header",
         ));
     }
     let room = Room(room).less::<ReplyHeader>()?;
@@ -218,7 +218,7 @@ impl Input<'_> {
         let size = size_of::<T>();
         if !self.0.len().is_multiple_of(size) || self.0.len() / size != count as usize {
             return Err(Refusal::Malformed(
-                "the driver sent a message whose list is not as long as it says",
+                "the driver sent a message whose list does not match its length",
             ));
         }
         Ok(self.0.chunks_exact(size).map(pod_read_unaligned).collect())

@@ -24,6 +24,15 @@ pub(crate) use frame_set::FrameSet;
 pub(crate) use frames::FrameTable;
 pub use frames::{FrameState, PageOf};
 
+/// The committed page that a frame holds, with its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageOwner {
+    pub(crate) app: u32,
+    pub(crate) domain: u32,
+    /// Number of the page in its app.
+    pub(crate) page: u32,
+}
+
 /// Frames, apps, and the budget of the window.
 pub(crate) struct Store {
     pub(crate) frames: FrameTable,
@@ -84,7 +93,7 @@ impl Store {
             Some(number) => number,
             None if self.apps.len() == MAX_APPS as usize => {
                 return Err(Refusal::NoSpace(
-                    "the driver opened more apps than there can be",
+                    "the driver opened more apps than the limit",
                 ));
             }
             None => {
@@ -109,7 +118,7 @@ impl Store {
         let (key, padding) = message.key.split_at(length);
         if padding.iter().any(|&byte| byte != 0) {
             return Err(Refusal::Malformed(
-                "the driver opened a domain with bytes behind its key",
+                "the driver opened a domain with bytes after its key",
             ));
         }
         if message.flags & !DOMAIN_MIRROR != 0 {
@@ -165,6 +174,13 @@ impl Store {
         app.set_mirrored(domain);
         self.mirror_frames += pages;
         Ok(())
+    }
+
+    /// The committed page in a frame, if it holds one.
+    pub(crate) fn owner_of(&self, frame: u32) -> Option<PageOwner> {
+        let PageOf { app, page } = self.frames.page(frame)?;
+        let domain = self.apps.get(app as usize)?.owner(page)?;
+        Some(PageOwner { app, domain, page })
     }
 
     /// Whether a page's domain has a mirror.
@@ -251,7 +267,7 @@ impl Store {
         }
         if pages == 0 || pages > EXTENT_MAX_PAGES {
             return Err(Refusal::Malformed(
-                "the driver asked for an extent of a length that cannot be",
+                "the driver asked for an extent of an invalid length",
             ));
         }
         let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);

@@ -16,6 +16,6 @@ mod unwind;
 
 pub use files::SymbolFiles;
 pub use modules::Module;
-pub use place::whose;
+pub use place::describe_owner;
 pub use trace::{Frame, Trace, trace};
 pub use unwind::Found;

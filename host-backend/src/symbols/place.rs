@@ -1,7 +1,7 @@
 //! Whose an address is, in words.
 
 use super::modules::Module;
-use crate::engine::{AddressFacts, Place, RequestFacts};
+use crate::control::{AddressFacts, Place, RequestFacts};
 
 /// Addresses that Linux lets no program map (`vm.mmap_min_addr`), for null pointers and members of
 /// what they should have pointed to.
@@ -15,7 +15,7 @@ const KERNEL_START: u64 = !0 << 47;
 const GUARD: u64 = 1 << 20;
 
 /// Whose `address` is, as far as a request's facts tell; a phrase.
-pub fn whose(address: u64, request: &RequestFacts) -> String {
+pub fn describe_owner(address: u64, request: &RequestFacts) -> String {
     if let Some(at) = &request.address_at {
         return in_apps(at);
     }
@@ -50,7 +50,7 @@ fn in_apps(at: &AddressFacts) -> String {
         (Place::Domain, Some(domain)) => format!("domain {domain} of app {app}"),
         (Place::Guard, Some(domain)) => {
             let behind = at.behind.unwrap_or(0);
-            format!("the guard behind domain {domain} of app {app}, {behind} bytes behind its end")
+            format!("the guard after domain {domain} of app {app}, {behind} bytes past its end")
         }
         _ => "an address of the apps' that no domain has".into(),
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::files::{ModuleFiles, SymbolFiles};
 use super::modules::Module;
 use super::unwind::{Found, Place, Program, Stack};
-use crate::engine::RequestFacts;
+use crate::control::RequestFacts;
 
 /// Functions of Rust's panic machinery and of the library's own hook, innermost in every panic.
 const MACHINERY: [&str; 6] = [

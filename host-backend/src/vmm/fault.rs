@@ -340,7 +340,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         };
         if count > MAX_RETRIES {
             let what = if decoded {
-                "its store was refused again and again, and no protected frame explains it"
+                "its store kept failing, and no protected frame explains it"
             } else {
                 "its access was refused, and its instruction cannot be decoded"
             };

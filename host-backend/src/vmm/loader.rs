@@ -187,7 +187,7 @@ pub enum LoaderError {
         len: usize,
     },
     /// The command line would end early.
-    #[error("the kernel's command line has a NUL byte: take it out")]
+    #[error("the kernel's command line has a NUL byte: remove it")]
     NulInCommandLine,
     /// Writing to guest memory failed.
     #[error("cannot write the boot parameters to guest memory")]

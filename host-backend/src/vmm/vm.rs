@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::acpi::{self, AcpiError};
 use super::bus::{Bus, BusError, SharedDevice};
-use super::console::{Console, InputThread};
+use super::console::Console;
+use super::console_input::InputThread;
 use super::cpu::{self, CpuError, CpuTemplate};
 use super::exit::{ExitReason, StopHandle};
 use super::fault::FaultHandler;
@@ -53,7 +54,7 @@ pub enum VmError {
     )]
     OpenKvm(#[source] kvm_ioctls::Error),
     /// The kernel's KVM is not the one this program knows.
-    #[error("/dev/kvm speaks version {0} of the interface, not 12: use a current Linux kernel")]
+    #[error("/dev/kvm has API version {0}, not 12: use a current Linux kernel")]
     KvmVersion(i32),
     /// The number of vCPUs makes no sense.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS}")]

@@ -42,7 +42,7 @@ pub enum WindowError {
         source: io::Error,
     },
     /// The file could not be mapped.
-    #[error("cannot map the window: is less address space available than asked for?")]
+    #[error("cannot map the window: there may not be enough address space")]
     Map(#[from] MmapRegionError),
 }
 

@@ -20,7 +20,6 @@ pub mod kmod;
 mod ldd;
 pub mod modules;
 mod nested;
-pub mod newc;
 pub mod patience;
 pub mod project;
 mod qemu;

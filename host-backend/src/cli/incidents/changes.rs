@@ -2,19 +2,18 @@
 
 use std::fmt::Write as _;
 
-use crate::engine::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
+use crate::control::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
 
 /// Bytes in a row.
 pub(super) const ROW: usize = 16;
 
-/// How far behind a block's end a change is still said to lie behind it: a red zone and a neighbour's
-/// header.
+/// How far past a block's end a change is still attributed to it: a red zone and a neighbour's header.
 const NEAR: u64 = 256;
 
-/// More than any red zone has: farther behind a block is another, whose header nobody knows.
+/// More than any red zone has: farther past a block lies another, whose header is unknown.
 const RED_ZONE: u64 = 40;
 
-/// Where a change lies: in, before or behind which block; a phrase.
+/// Where a change lies, as a phrase: in, before or past which block.
 pub(super) fn place(change: &ChangeFacts) -> String {
     let Some(block) = &change.block else {
         return "before the first block: the heap's own bookkeeping".into();
@@ -33,24 +32,24 @@ pub(super) fn place(change: &ChangeFacts) -> String {
     } else if change.address < end {
         let from = format!("from byte {} of {name} on", change.address - block.address);
         let beyond = (change.address.saturating_add(change.new.len() as u64)).saturating_sub(end);
-        // The heap itself writes behind a block when it makes one.
+        // The heap itself writes past a block when it makes one.
         let made = block.was != Some(BlockState::Live) && block.became == Some(BlockState::Live);
         match beyond {
             0 => from,
             _ if made || block.was.is_none() => from,
-            beyond => format!("{from}, and {beyond} bytes behind its end"),
+            beyond => format!("{from}, and {beyond} bytes past its end"),
         }
     } else if change.address == end {
-        format!("right behind the end of {name}")
+        format!("immediately past the end of {name}")
     } else if change.address - end < NEAR {
-        format!("{} bytes behind the end of {name}", change.address - end)
+        format!("{} bytes past the end of {name}", change.address - end)
     } else {
         "in no block: free, or the heap's own bookkeeping".into()
     }
 }
 
-/// Behind the end of which block a changed byte lies; a phrase.
-pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
+/// Past the end of which block a changed byte lies, as a phrase.
+pub(super) fn past_block(address: u64, request: &RequestFacts) -> Option<String> {
     let mut changes = request.drafts.iter().flat_map(|draft| &draft.changes);
     let change = changes.find(|change| {
         let from = address.checked_sub(change.address);
@@ -61,11 +60,11 @@ pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
     let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;
     (bytes < RED_ZONE).then(|| {
         let distance = match bytes {
-            0 => "right".to_owned(),
+            0 => "immediately".to_owned(),
             _ => format!("{bytes} bytes"),
         };
         format!(
-            "{distance} behind the end of the {} of {} bytes at {:#x}",
+            "{distance} past the end of the {} of {} bytes at {:#x}",
             what(block),
             block.size,
             block.address
@@ -155,19 +154,19 @@ mod tests {
                 0x1020,
                 Some(Live),
                 Some(Live),
-                ", and 12 bytes behind its end",
+                ", and 12 bytes past its end",
             ),
             (
                 0x1028,
                 Some(Live),
                 Some(Live),
-                "right behind the end of the block of 40",
+                "immediately past the end of the block of 40",
             ),
             (
                 0x102b,
                 Some(Live),
                 Some(Live),
-                "3 bytes behind the end of the block of 40",
+                "3 bytes past the end of the block of 40",
             ),
             (0x2000, Some(Live), Some(Live), "in no block"),
         ] {
@@ -187,8 +186,8 @@ mod tests {
 
     /// A request with a change of 20 bytes at each of these addresses.
     fn request(changes: &[(u64, BlockFacts)]) -> RequestFacts {
-        let shown = super::super::sample::shown();
-        let mut request = shown.detail.request.unwrap();
+        let view = super::super::sample::view();
+        let mut request = view.detail.request().unwrap().clone();
         request.drafts[0].changes = changes
             .iter()
             .map(|(address, block)| ChangeFacts {
@@ -221,9 +220,9 @@ mod tests {
         };
         let request = request(&[(0x89c0, freed), (0x89e8, overrun), (0x8b00, other)]);
         assert_eq!(
-            behind(0x89f9, &request).as_deref(),
+            past_block(0x89f9, &request).as_deref(),
             Some(
-                "right behind the end of the block (allocated by this request) of 9 bytes at 0x89f0"
+                "immediately past the end of the block (allocated by this request) of 9 bytes at 0x89f0"
             )
         );
     }
@@ -243,7 +242,7 @@ mod tests {
             (0x1010, block(40, Some(Live))),
             (0x1010, block(u64::MAX, Some(Live))),
         ] {
-            assert_eq!(behind(address, &request(&[(address, block)])), None);
+            assert_eq!(past_block(address, &request(&[(address, block)])), None);
         }
     }
 

@@ -6,9 +6,9 @@ use vmsrs_protocol::incident::REGISTERS;
 
 use super::changes::{place, rows};
 use super::list::spelled;
-use super::shown::Shown;
+use super::view::IncidentView;
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
-use crate::engine::{DraftFacts, RequestFacts};
+use crate::control::{DraftFacts, IncidentFacts, RequestFacts};
 use crate::symbols::{Found, Frame};
 
 /// Names of the registers, in the order of the protocol.
@@ -21,26 +21,26 @@ const REGISTER_NAMES: [&str; REGISTERS] = [
 const CHANGES: usize = 16;
 const ROWS: usize = 4;
 
-pub(super) fn describe(shown: &Shown, full: bool) -> String {
-    let mut text = facts(&rows_of(shown));
-    for note in &shown.trace.notes {
+pub(super) fn describe(view: &IncidentView, full: bool) -> String {
+    let mut text = facts(&rows_of(view));
+    for note in &view.trace.notes {
         let _ = writeln!(text, "\nnote: {}", printable(note));
     }
-    if let Some(request) = &shown.detail.request {
-        text.push_str(&backtrace(&shown.trace.frames));
+    if let Some(request) = view.detail.request() {
+        text.push_str(&backtrace(&view.trace.frames));
         text.push_str(&dropped(request));
         text.push_str(&changed(request, full));
     }
-    text.push_str(&registers(&kept_registers(shown)));
+    text.push_str(&registers(&kept_registers(view)));
     text
 }
 
 /// The registers of an incident with their names; empty if there are none.
-pub(super) fn kept_registers(shown: &Shown) -> Vec<(&'static str, u64)> {
-    let registers: &[u64] = match (&shown.detail.request, &shown.detail.sealed_write) {
-        (Some(request), _) => &request.registers,
-        (None, Some(write)) => &write.registers,
-        (None, None) => &[],
+pub(super) fn kept_registers(view: &IncidentView) -> Vec<(&'static str, u64)> {
+    let registers: &[u64] = match &view.detail.facts {
+        IncidentFacts::Request(request) => &request.registers,
+        IncidentFacts::SealedWrite(write) => &write.registers,
+        IncidentFacts::GuestDown(_) | IncidentFacts::Corruption(_) => &[],
     };
     let named = || REGISTER_NAMES.into_iter().zip(registers.iter().copied());
     // The library notes no others for an error that it finds itself.
@@ -61,12 +61,12 @@ fn code(bytes: &[u8]) -> String {
 }
 
 /// The facts that fit in a line each.
-pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
-    let detail = &shown.detail;
+pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
+    let detail = &view.detail;
     let summary = &detail.summary;
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let mut at = address(summary.address);
-    if let Some(is) = &shown.address_is {
+    if let Some(is) = &view.address_is {
         let _ = write!(at, " ({})", printable(is));
     }
     let mut rows = vec![
@@ -77,71 +77,73 @@ pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
         ("app", printable_or_dash(summary.app.as_deref())),
         ("domain", printable_or_dash(summary.domain.as_deref())),
     ];
-    if let Some(culprit) = shown.culprit() {
+    if let Some(culprit) = view.culprit() {
         rows.push(("in", printable(&culprit)));
-    } else if shown.is_found_by_audit() {
+    } else if view.is_found_by_audit() {
         rows.push((
             "found by",
-            "the audit at the request's end; the changes tell what was written".to_owned(),
+            "the audit at the end of the request; the changes show what was written".to_owned(),
         ));
     }
     rows.push(("address", at));
     rows.push(("instruction", address(detail.instruction)));
-    if let Some(write) = &detail.sealed_write {
-        let mode = if write.user {
-            "user mode"
-        } else {
-            "the kernel"
-        };
-        rows.extend([
-            (
-                "written by",
-                format!("{mode} (CPL {}), vCPU {}", write.cpl, write.vcpu),
-            ),
-            ("page tables", format!("{:#x} (CR3)", write.cr3)),
-            ("code", code(&write.code)),
-            ("frame", write.frame.to_string()),
-            ("page", number(write.page)),
-            ("guest physical", format!("{:#x}", write.physical)),
-            ("attempts", write.count.to_string()),
-        ]);
-    }
-    if let Some(corruption) = &detail.corruption {
-        rows.extend([
-            ("frame", corruption.frame.to_string()),
-            ("page", number(corruption.page)),
-            ("bytes changed", number(corruption.changed_bytes)),
-            ("first at", address(corruption.first_changed.map(u64::from))),
-        ]);
-    }
-    if let Some(down) = &detail.guest_down {
-        rows.extend([
-            ("how", printable(&down.reason)),
-            ("frames granted", down.granted_frames.to_string()),
-            ("drafts dropped", down.written_frames.to_string()),
-            ("pages of a commit cut off", down.staged_pages.to_string()),
-        ]);
-    }
-    if let Some(request) = &detail.request {
-        let message = request.program.as_ref().map(|program| &program.message);
-        if let Some(message) = message.filter(|message| !message.is_empty()) {
-            rows.push(("message", printable(message)));
+    match &detail.facts {
+        IncidentFacts::SealedWrite(write) => {
+            let mode = if write.user {
+                "user mode"
+            } else {
+                "the kernel"
+            };
+            rows.extend([
+                (
+                    "written by",
+                    format!("{mode} (CPL {}), vCPU {}", write.cpl, write.vcpu),
+                ),
+                ("page tables", format!("{:#x} (CR3)", write.cr3)),
+                ("code", code(&write.code)),
+                ("frame", write.frame.to_string()),
+                ("page", number(write.page)),
+                ("guest physical", format!("{:#x}", write.physical)),
+                ("attempts", write.count.to_string()),
+            ]);
         }
-        let thread = printable(&request.thread);
-        rows.extend([
-            ("request tag", request.tag.to_string()),
-            (
-                "thread",
-                format!("{thread} (process {}, thread {})", request.pid, request.tid),
-            ),
-            (
-                "signal",
-                format!("{} (code {})", request.signal, request.code),
-            ),
-            ("recovered in", nanoseconds(request.recovery_ns)),
-            ("restored to", spelled(request.restored)),
-            ("drafts dropped", request.drafts_total.to_string()),
-        ]);
+        IncidentFacts::Corruption(corruption) => {
+            rows.extend([
+                ("frame", corruption.frame.to_string()),
+                ("page", number(corruption.page)),
+                ("bytes changed", number(corruption.changed_bytes)),
+                ("first at", address(corruption.first_changed.map(u64::from))),
+            ]);
+        }
+        IncidentFacts::GuestDown(down) => {
+            rows.extend([
+                ("how", printable(&down.reason)),
+                ("frames granted", down.granted_frames.to_string()),
+                ("drafts dropped", down.written_frames.to_string()),
+                ("pages of a commit cut off", down.staged_pages.to_string()),
+            ]);
+        }
+        IncidentFacts::Request(request) => {
+            let message = request.program.as_ref().map(|program| &program.message);
+            if let Some(message) = message.filter(|message| !message.is_empty()) {
+                rows.push(("message", printable(message)));
+            }
+            let thread = printable(&request.thread);
+            rows.extend([
+                ("request tag", request.tag.to_string()),
+                (
+                    "thread",
+                    format!("{thread} (process {}, thread {})", request.pid, request.tid),
+                ),
+                (
+                    "signal",
+                    format!("{} (code {})", request.signal, request.code),
+                ),
+                ("recovered in", nanoseconds(request.recovery_ns)),
+                ("restored to", spelled(request.restored)),
+                ("drafts dropped", request.drafts_total.to_string()),
+            ]);
+        }
     }
     rows
 }
@@ -303,14 +305,14 @@ fn registers(registers: &[(&str, u64)]) -> String {
 mod tests {
     use super::super::sample;
     use super::*;
-    use crate::engine::GuestDownFacts;
+    use crate::control::GuestDownFacts;
 
     /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
 
     #[test]
     fn an_incident_reads_as_the_sample_does() {
-        let text = describe(&sample::shown(), false);
+        let text = describe(&sample::view(), false);
         if std::env::var_os("VMSRS_BLESS").is_some() {
             std::fs::write(GOLDEN, &text).unwrap();
         }
@@ -319,37 +321,37 @@ mod tests {
 
     #[test]
     fn all_bytes_are_shown_when_asked_for() {
-        let shown = sample::shown();
-        let short = describe(&shown, false);
-        let full = describe(&shown, true);
+        let view = sample::view();
+        let short = describe(&view, false);
+        let full = describe(&view, true);
         assert!(short.contains("see --full") && !full.contains("see --full"));
         assert!(full.len() > short.len());
     }
 
     #[test]
     fn registers_that_nobody_noted_are_left_out() {
-        let mut shown = sample::shown();
-        if let Some(request) = &mut shown.detail.request {
+        let mut view = sample::view();
+        if let IncidentFacts::Request(request) = &mut view.detail.facts {
             request.registers = vec![0; REGISTERS];
             request.registers[16] = 5;
         }
-        let text = describe(&shown, false);
+        let text = describe(&view, false);
         assert!(text.contains("rip 0000000000000005"), "{text}");
         assert!(!text.contains("rax"), "{text}");
     }
 
     #[test]
     fn what_the_host_alone_knows_is_shown() {
-        let mut shown = sample::shown();
-        shown.detail.request = None;
-        shown.detail.sealed_write = Some(sample::sealed_write());
-        shown.detail.guest_down = Some(GuestDownFacts {
+        let mut view = sample::view();
+        view.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
+        let mut text = describe(&view, false);
+        view.detail.facts = IncidentFacts::GuestDown(GuestDownFacts {
             reason: "the guest reset itself".into(),
             granted_frames: 1024,
             written_frames: 3,
             staged_pages: 0,
         });
-        let text = describe(&shown, false);
+        text += &describe(&view, false);
         for part in [
             "the kernel (CPL 0), vCPU 1",
             "0x100005000",

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::cli::text::{self, address, printable, printable_or_dash, table};
-use crate::engine::IncidentSummary;
+use crate::control::IncidentSummary;
 
 /// An enumeration in the spelling that it has in JSON.
 pub(super) fn spelled(value: impl Serialize) -> String {
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn the_list_is_a_table() {
         assert_eq!(describe(&[]), "no incidents\n");
-        let mut summary = sample::shown().detail.summary;
+        let mut summary = sample::view().detail.summary;
         summary.domain = None;
         let text = describe(&[summary]);
         let lines: Vec<_> = text.lines().collect();

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::cli::initramfs::InitramfsError;
-use crate::cli::newc::PackError;
-use crate::cli::{Exit, Failure, Size};
+use crate::cli::{Exit, Failure};
 use crate::control::ServerError;
 use crate::devices::net::TapError;
 use crate::devices::recovery::RecoveryDeviceError;
+use crate::machine::{InitramfsError, MachineError};
+use crate::size::Size;
 use crate::vmm::VmError;
 use crate::vmm::loader::LoaderError;
 use crate::vmm::memory::MemoryError;
@@ -23,7 +23,7 @@ pub enum RunError {
     /// More memory than there is.
     #[error(
         "the guest's memory and window together ({wanted}) are more than this machine has \
-         ({available}): give less to --memory or --window"
+         ({available}): reduce --memory or --window"
     )]
     TooMuchMemory {
         /// RAM and window.
@@ -35,7 +35,7 @@ pub enum RunError {
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
     Vcpus(u32),
     /// A pool without frames.
-    #[error("a pool of 0 frames lets the guest write nothing: give at least 1 to --pool")]
+    #[error("with a pool of 0 frames the guest cannot write: give at least 1 to --pool")]
     NoPool,
     /// The pool leaves no room for pages.
     #[error(
@@ -86,9 +86,14 @@ impl From<InitramfsError> for Failure {
     }
 }
 
-impl From<PackError> for Failure {
-    fn from(error: PackError) -> Self {
-        Self::new(Exit::Usage, error)
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Vm(error) => error.into(),
+            MachineError::Window(error) => error.into(),
+            MachineError::Recovery(error) => error.into(),
+            MachineError::Host(error) => error.into(),
+        }
     }
 }
 

@@ -71,7 +71,7 @@ fn check(chain: Chain<'_>) -> Result<usize, &'static str> {
         if descriptor.is_write_only() {
             writable = true;
         } else if writable {
-            return Err("the driver sent a chain with readable descriptors behind writable ones");
+            return Err("the driver sent a chain with readable descriptors after writable ones");
         } else {
             length = length
                 .checked_add(descriptor.len())

@@ -5,11 +5,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::NAME;
-use super::handle::{RecoveryHandle, Stopping};
-use crate::engine::Laundry;
+use crate::engine::RetiredFrames;
+use crate::engine_handle::{EngineHandle, Stopping};
 
 /// Frames wiped at a time, so that one that is wanted does not wait long for the others.
-pub(super) const BATCH: u32 = 256;
+const BATCH: u32 = 256;
 
 /// Time before frames that could not be wiped are tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -17,12 +17,12 @@ const RETRY: Duration = Duration::from_secs(10);
 /// The running thread; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Cleanser {
-    handle: RecoveryHandle,
+    handle: EngineHandle,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Cleanser {
-    pub(super) fn start(handle: RecoveryHandle) -> io::Result<Self> {
+    pub(super) fn start(handle: EngineHandle) -> io::Result<Self> {
         let worker = handle.clone();
         let thread = thread::Builder::new()
             .name("vmsrs-cleanser".into())
@@ -49,22 +49,22 @@ impl Drop for Cleanser {
 
 /// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
 /// retired, so that nobody gets its old content, and holds up no other; it is tried again.
-fn cleanse(handle: &RecoveryHandle) -> Stopping {
-    let mut left = Laundry::default();
+fn cleanse(handle: &EngineHandle) -> Stopping {
+    let mut left = RetiredFrames::default();
     let mut tried = Instant::now();
     loop {
         let pause = (!left.is_empty()).then_some(RETRY);
-        let mut laundry = match handle.wait_for_laundry(pause) {
-            Ok(laundry) => laundry,
+        let mut retired = match handle.wait_for_retired(BATCH, pause) {
+            Ok(retired) => retired,
             Err(stopping) => return stopping,
         };
         let quiet = !left.is_empty();
         if tried.elapsed() >= RETRY {
             tried = Instant::now();
-            laundry.add(std::mem::take(&mut left));
+            retired.add(std::mem::take(&mut left));
         }
         let mut error = None;
-        let (clean, dirty) = laundry.wash(|frame| match handle.wipe(frame) {
+        let (clean, dirty) = retired.wipe_each(|frame| match handle.wipe(frame) {
             Ok(()) => true,
             Err(refused) => {
                 error.get_or_insert(refused);

@@ -156,9 +156,9 @@ impl World {
     /// checked where the steps send them.
     pub(super) fn everybody_else_can_go_on(&mut self) {
         self.memory.fails_after = None;
-        let laundry = self.engine.take_laundry(u32::MAX);
-        self.memory.wipe(&laundry);
-        self.engine.cleansed(laundry);
+        let retired = self.engine.take_retired(u32::MAX);
+        self.memory.wipe(&retired);
+        self.engine.cleansed(retired);
         for frame in 0..CONFIG.window_frames {
             let state = self.engine.frame_state(frame);
             assert_ne!(state, Some(FrameState::Retired), "frame {frame} is lost");

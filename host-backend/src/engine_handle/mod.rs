@@ -1,6 +1,8 @@
 //! The engine as everybody in the VMM reaches it: the queues' thread, the cleanser, the virtual
 //! CPUs' threads and the control socket.
 
+mod pending;
+
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,14 +13,11 @@ use vmsrs_protocol::device::DeviceConfig;
 use vmsrs_protocol::event::{EVENT_FRAMES_FREE, Event};
 use vmsrs_protocol::{FrameRun, NONE};
 
-use super::NAME;
-use super::cleanser::BATCH;
-use super::events::Pending;
-use crate::devices::Tally;
+use self::pending::Pending;
 use crate::engine::{
-    Count, Engine, IncidentDetail, IncidentSummary, Laundry, Position, Reply, Retry, Scope,
-    ScrubTurn, SealedWrite, Status, handle_message,
+    Engine, Position, Reply, RetiredFrames, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
 };
+use crate::tally::Tally;
 use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
 use crate::window::{AccessError, MprotectProtection, Window};
 
@@ -27,11 +26,11 @@ const SCRUB_BATCH: u32 = 32;
 
 /// The background threads have to end.
 #[derive(Debug)]
-pub(super) struct Stopping;
+pub(crate) struct Stopping;
 
 /// A way to the recovery engine. Clones are the same engine.
 #[derive(Clone)]
-pub struct RecoveryHandle {
+pub struct EngineHandle {
     shared: Arc<Shared>,
 }
 
@@ -39,7 +38,7 @@ struct Shared {
     /// Guards the engine and the protection of the window, which change together.
     core: Mutex<Core>,
     /// Signalled when frames are retired or the cleanser has to end.
-    laundry: Condvar,
+    retired: Condvar,
     /// Signalled when a domain is to be checked soon or the scrubber has to end.
     suspects: Condvar,
     window: Arc<Window>,
@@ -57,8 +56,8 @@ struct Core {
     stopping: bool,
 }
 
-impl RecoveryHandle {
-    pub(super) fn new(
+impl EngineHandle {
+    pub(crate) fn new(
         engine: Engine,
         protection: MprotectProtection,
         window: Arc<Window>,
@@ -70,7 +69,7 @@ impl RecoveryHandle {
                     protection,
                     stopping: false,
                 }),
-                laundry: Condvar::new(),
+                retired: Condvar::new(),
                 suspects: Condvar::new(),
                 window,
                 pending: Mutex::default(),
@@ -80,30 +79,14 @@ impl RecoveryHandle {
         })
     }
 
-    /// The engine's state, with what the driver was refused.
-    pub fn status(&self) -> Status {
-        let mut status = self.core().engine.status();
-        status.refusals = self
-            .shared
-            .tally
-            .counts()
-            .into_iter()
-            .map(|(what, count)| Count {
-                what: what.to_owned(),
-                count,
-            })
-            .collect();
-        status
+    /// Reads something of the engine, which is locked meanwhile.
+    pub fn read<T>(&self, reader: impl FnOnce(&Engine) -> T) -> T {
+        reader(&self.core().engine)
     }
 
-    /// All incidents that are kept, oldest first.
-    pub fn incidents(&self) -> Vec<IncidentSummary> {
-        self.core().engine.incidents()
-    }
-
-    /// Everything known about an incident; `None` when it is unknown or no longer kept.
-    pub fn incident(&self, number: u64) -> Option<IncidentDetail> {
-        self.core().engine.incident(number)
+    /// What the driver was refused, with how often.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.shared.tally.counts()
     }
 
     /// Whether the guest may not write to a frame.
@@ -178,7 +161,7 @@ impl RecoveryHandle {
 
     /// Waits until a domain is to be checked, at most for `pause`; `Err` when the scrubber has to
     /// end.
-    pub(super) fn wait_for_suspect(&self, pause: Duration) -> Result<Option<Scope>, Stopping> {
+    pub(crate) fn wait_for_suspect(&self, pause: Duration) -> Result<Option<Scope>, Stopping> {
         let (mut core, _) = self
             .shared
             .suspects
@@ -193,17 +176,17 @@ impl RecoveryHandle {
     }
 
     /// Begins a driver's use of the device.
-    pub(super) fn driver_started(&self) {
+    pub(crate) fn driver_started(&self) {
         self.core().engine.driver_started();
     }
 
     /// What the driver reads in the configuration space.
-    pub(super) fn device_config(&self) -> DeviceConfig {
+    pub(crate) fn device_config(&self) -> DeviceConfig {
         self.core().engine.device_config()
     }
 
     /// Carries out one message of the driver.
-    pub(super) fn message(&self, message: &[u8], room: usize) -> Reply {
+    pub(crate) fn message(&self, message: &[u8], room: usize) -> Reply {
         let mut core = self.core();
         let Core {
             engine, protection, ..
@@ -217,7 +200,7 @@ impl RecoveryHandle {
     }
 
     /// Ends a boot of the guest.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         let mut core = self.core();
         let Core {
             engine, protection, ..
@@ -228,21 +211,25 @@ impl RecoveryHandle {
     }
 
     /// Counts something that the driver did wrong; true if it is the first of its kind.
-    pub(super) fn count(&self, what: &'static str) -> bool {
-        self.shared.tally.add(NAME, what)
+    pub(crate) fn count(&self, what: &'static str) -> bool {
+        self.shared.tally.add("vmsrs", what)
     }
 
-    /// Waits until frames are retired, at most for `pause` if there is one, and takes a batch of them
-    /// to be wiped, which is empty after the pause; `Err` when the cleanser has to end.
-    pub(super) fn wait_for_laundry(&self, pause: Option<Duration>) -> Result<Laundry, Stopping> {
-        let idle = |core: &mut Core| !core.stopping && !core.engine.has_laundry();
-        let laundry = &self.shared.laundry;
+    /// Waits until frames are retired, at most for `pause` if there is one, and takes up to `batch` of
+    /// them to be wiped, none after the pause; `Err` when the cleanser has to end.
+    pub(crate) fn wait_for_retired(
+        &self,
+        batch: u32,
+        pause: Option<Duration>,
+    ) -> Result<RetiredFrames, Stopping> {
+        let idle = |core: &mut Core| !core.stopping && !core.engine.has_retired();
+        let retired = &self.shared.retired;
         let mut core = match pause {
-            None => laundry
+            None => retired
                 .wait_while(self.core(), idle)
                 .unwrap_or_else(PoisonError::into_inner),
             Some(pause) => {
-                laundry
+                retired
                     .wait_timeout_while(self.core(), pause, idle)
                     .unwrap_or_else(PoisonError::into_inner)
                     .0
@@ -250,12 +237,12 @@ impl RecoveryHandle {
         };
         match core.stopping {
             true => Err(Stopping),
-            false => Ok(core.engine.take_laundry(BATCH)),
+            false => Ok(core.engine.take_retired(batch)),
         }
     }
 
     /// Fills a frame with zeros.
-    pub(super) fn wipe(&self, frame: u32) -> Result<(), AccessError> {
+    pub(crate) fn wipe(&self, frame: u32) -> Result<(), AccessError> {
         self.shared.window.wipe(FrameRun {
             start: frame,
             count: 1,
@@ -263,8 +250,8 @@ impl RecoveryHandle {
     }
 
     /// Takes wiped frames back.
-    pub(super) fn cleansed(&self, laundry: Laundry) {
-        if self.core().engine.cleansed(laundry) {
+    pub(crate) fn cleansed(&self, retired: RetiredFrames) {
+        if self.core().engine.cleansed(retired) {
             self.tell(Event {
                 kind: EVENT_FRAMES_FREE,
                 frame: NONE,
@@ -275,26 +262,26 @@ impl RecoveryHandle {
     }
 
     /// Makes the cleanser and the scrubber end after the batch they are at.
-    pub(super) fn stop_background(&self) {
+    pub(crate) fn stop_background(&self) {
         self.core().stopping = true;
-        self.shared.laundry.notify_all();
+        self.shared.retired.notify_all();
         self.shared.suspects.notify_all();
     }
 
-    pub(super) fn has_events(&self) -> bool {
+    pub(crate) fn has_events(&self) -> bool {
         !self.pending().is_empty()
     }
 
-    pub(super) fn pop_event(&self) -> Option<Event> {
+    pub(crate) fn pop_event(&self) -> Option<Event> {
         self.pending().pop()
     }
 
-    pub(super) fn drop_events(&self) {
+    pub(crate) fn drop_events(&self) {
         self.pending().clear();
     }
 
     /// A descriptor that is readable when an event is pending.
-    pub(super) fn event_kick(&self) -> io::Result<EventFd> {
+    pub(crate) fn event_kick(&self) -> io::Result<EventFd> {
         self.shared.kick.try_clone()
     }
 
@@ -310,7 +297,7 @@ impl RecoveryHandle {
     /// Ends a use of the engine: wakes who has work now, and tells the driver what it has to know.
     fn release(&self, mut core: MutexGuard<'_, Core>) {
         let events = core.engine.take_events();
-        let has_laundry = core.engine.has_laundry();
+        let has_retired = core.engine.has_retired();
         let has_suspects = core.engine.has_suspects();
         // Before the engine is free: a driver that starts asks for the state, so that nothing it is
         // told may be older than what it asked.
@@ -318,8 +305,8 @@ impl RecoveryHandle {
             self.tell(event);
         }
         drop(core);
-        if has_laundry {
-            self.shared.laundry.notify_one();
+        if has_retired {
+            self.shared.retired.notify_one();
         }
         if has_suspects {
             self.shared.suspects.notify_one();
@@ -343,13 +330,13 @@ impl RecoveryHandle {
     }
 }
 
-impl WriteProtection for RecoveryHandle {
+impl WriteProtection for EngineHandle {
     fn is_protected(&self, frame: u32) -> bool {
-        RecoveryHandle::is_protected(self, frame)
+        EngineHandle::is_protected(self, frame)
     }
 }
 
-impl ViolationSink for RecoveryHandle {
+impl ViolationSink for EngineHandle {
     fn broken(&self, frame: u32) -> Retry {
         self.poisoned(frame)
     }
@@ -370,9 +357,9 @@ impl ViolationSink for RecoveryHandle {
     }
 }
 
-impl fmt::Debug for RecoveryHandle {
+impl fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecoveryHandle")
+        f.debug_struct("EngineHandle")
             .field("window", &self.shared.window)
             .finish_non_exhaustive()
     }

@@ -6,28 +6,28 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 /// Restarts are counted over this time.
-pub(super) const PERIOD: Duration = Duration::from_secs(60);
+pub(crate) const PERIOD: Duration = Duration::from_secs(60);
 
 /// What to do when the guest resets itself or dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum OnReboot {
-    /// Start it again, with the window as it is
+pub(crate) enum OnReboot {
+    /// Restart it, with the window as it is
     Restart,
-    /// End
+    /// End the VM
     Exit,
 }
 
 /// A limit on restarts, so that a guest that goes down at every boot does not do so for ever.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct RestartBudget {
     limit: u32,
     /// The restarts of the last [`PERIOD`].
     recent: VecDeque<Instant>,
 }
 
-impl Budget {
+impl RestartBudget {
     /// At most `limit` restarts in any [`PERIOD`].
-    pub(super) fn new(limit: u32) -> Self {
+    pub(crate) fn new(limit: u32) -> Self {
         Self {
             limit,
             recent: VecDeque::new(),
@@ -35,7 +35,7 @@ impl Budget {
     }
 
     /// Takes a restart at the time `now`, if there is one left.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         self.recent
             .retain(|&past| now.saturating_duration_since(past) < PERIOD);
         let left = self.recent.len() < self.limit as usize;
@@ -54,7 +54,7 @@ mod tests {
     fn restarts_are_limited_in_every_period() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut budget = Budget::new(2);
+        let mut budget = RestartBudget::new(2);
         assert!(budget.take(at(0)));
         assert!(budget.take(at(50)));
         assert!(!budget.take(at(59)));
@@ -65,6 +65,6 @@ mod tests {
 
     #[test]
     fn a_limit_of_zero_allows_none() {
-        assert!(!Budget::new(0).take(Instant::now()));
+        assert!(!RestartBudget::new(0).take(Instant::now()));
     }
 }

@@ -4,27 +4,29 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::report::word;
-use crate::cli::Size;
-use crate::control::{Operator, Restart, ScrubStep, VmStatus};
-use crate::devices::Tally;
+use crate::control::snapshot;
+use crate::control::{
+    Count, IncidentDetail, IncidentSummary, Operator, Restart, ScrubStep, VmStatus,
+};
 use crate::devices::net::NetCounters;
-use crate::devices::recovery::RecoveryHandle;
-use crate::engine::{Count, IncidentDetail, IncidentSummary, Position, Scope};
+use crate::engine::{Position, Scope};
+use crate::engine_handle::EngineHandle;
+use crate::size::Size;
+use crate::tally::Tally;
 use crate::vmm::{ExitReason, StopHandle};
 
 /// The VM as the control socket sees it.
-pub(super) struct RunningVm {
-    pub(super) name: String,
-    pub(super) started: Instant,
-    pub(super) vcpus: u32,
-    pub(super) memory: Size,
-    pub(super) restarts: Mutex<Restarts>,
-    pub(super) recovery: RecoveryHandle,
-    pub(super) network: Option<Arc<NetCounters>>,
+pub(crate) struct RunningVm {
+    pub(crate) name: String,
+    pub(crate) started: Instant,
+    pub(crate) vcpus: u32,
+    pub(crate) memory: Size,
+    pub(crate) restarts: Mutex<Restarts>,
+    pub(crate) recovery: EngineHandle,
+    pub(crate) network: Option<Arc<NetCounters>>,
     /// What drivers do wrong with the registers of each device.
-    pub(super) tallies: Vec<Arc<Tally>>,
-    pub(super) stop: StopHandle,
+    pub(crate) tallies: Vec<Arc<Tally>>,
+    pub(crate) stop: StopHandle,
 }
 
 /// Pages that are checked for one request: a client that waits gets an answer soon.
@@ -32,30 +34,30 @@ const SCRUB_PAGES: u32 = 1024;
 
 /// The guest's restarts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Restarts {
-    pub(super) count: u64,
+pub(crate) struct Restarts {
+    pub(crate) count: u64,
     last: Option<Restart>,
 }
 
 impl RunningVm {
     /// Notes that the guest starts again after it ended for `reason`.
-    pub(super) fn restarting(&self, reason: &ExitReason) {
+    pub(crate) fn restarting(&self, reason: &ExitReason) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH);
         let mut restarts = self.restarts();
         restarts.count += 1;
         restarts.last = Some(Restart {
             at_ms: u64::try_from(at.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),
-            reason: word(reason).to_owned(),
+            reason: reason.name().to_owned(),
             message: reason.to_string(),
         });
     }
 
-    pub(super) fn restarts(&self) -> MutexGuard<'_, Restarts> {
+    pub(crate) fn restarts(&self) -> MutexGuard<'_, Restarts> {
         // Plain values, whole after every statement.
         self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn uptime_ms(&self) -> u64 {
+    pub(crate) fn uptime_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
@@ -78,7 +80,7 @@ impl Operator for RunningVm {
             memory_bytes: self.memory.0,
             restarts: restarts.count,
             last_restart: restarts.last,
-            recovery: self.recovery.status(),
+            recovery: snapshot::status(&self.recovery),
             network: self.network.as_ref().map(|net| net.snapshot()),
             device_errors: errors
                 .into_iter()
@@ -91,11 +93,11 @@ impl Operator for RunningVm {
     }
 
     fn incidents(&self) -> Vec<IncidentSummary> {
-        self.recovery.incidents()
+        self.recovery.read(snapshot::incidents)
     }
 
     fn incident(&self, id: u64) -> Option<IncidentDetail> {
-        self.recovery.incident(id)
+        self.recovery.read(|engine| snapshot::incident(engine, id))
     }
 
     fn scrub(

@@ -13,7 +13,7 @@ pub struct Size(pub u64);
 
 /// A text that is no size.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is no size: give a number with one of the units K, M, G, T, for example 512M")]
+#[error("`{0}` is not a size: give a number with one of the units K, M, G, T, for example 512M")]
 pub struct SizeError(String);
 
 impl FromStr for Size {

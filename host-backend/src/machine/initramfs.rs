@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::newc::{self, PackError};
-use super::size::Size;
+use super::pack::{PackError, pack};
+use crate::size::Size;
 use crate::vmm::loader::open_at_once;
 
 /// The first bytes of everything that a kernel unpacks: cpio archives, and what Linux's
@@ -37,7 +37,7 @@ pub enum InitramfsError {
     },
     /// The file is something else.
     #[error(
-        "{} is no initramfs: give a cpio archive (it may be compressed) or a folder",
+        "{} is not an initramfs: give a cpio archive (it may be compressed) or a folder",
         .0.display()
     )]
     NoArchive(PathBuf),
@@ -70,7 +70,7 @@ pub enum InitramfsError {
 /// # Errors
 ///
 /// Fails with a message that names the remedy when there is no initramfs.
-pub(super) fn load(path: &Path, cmdline: &str, memory: Size) -> Result<Vec<u8>, InitramfsError> {
+pub fn load(path: &Path, cmdline: &str, memory: Size) -> Result<Vec<u8>, InitramfsError> {
     let read_error = |source| InitramfsError::Read {
         path: path.to_owned(),
         source,
@@ -82,7 +82,7 @@ pub(super) fn load(path: &Path, cmdline: &str, memory: Size) -> Result<Vec<u8>, 
         if !named && fs::symlink_metadata(path.join("init")).is_err() {
             return Err(InitramfsError::NoInit(path.to_owned()));
         }
-        return Ok(newc::pack(path)?);
+        return Ok(pack(path, memory)?);
     }
     let (file, metadata) = open_at_once(path).map_err(read_error)?;
     if !metadata.is_file() {

@@ -4,40 +4,76 @@
 //! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are made anew for each
 //! boot, so that nothing of one kernel is left to the next.
 
+mod initramfs;
+mod operator;
+mod pack;
+mod restart;
+
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::exit::Failure;
-use super::size::Size;
+use thiserror::Error;
+
+use crate::devices::VirtioDevice;
 use crate::devices::mmio::MmioTransport;
 use crate::devices::net::{self, Net, NetCounters};
-use crate::devices::recovery::{RecoveryDevice, RecoveryHandle, ScrubRate};
-use crate::devices::{Tally, VirtioDevice};
+use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, ScrubRate};
 use crate::engine::EngineConfig;
+use crate::engine_handle::EngineHandle;
+use crate::size::Size;
+use crate::tally::Tally;
 use crate::vmm::fault::WindowGuard;
 use crate::vmm::irq::Interrupt;
-use crate::vmm::memory::{Layout, for_devices};
+use crate::vmm::memory::{Layout, MemoryError, for_devices};
 use crate::vmm::{CrashReport, ExitReason, StopHandle, Vm, VmConfig, VmError};
-use crate::window::Window;
+use crate::window::{Window, WindowError};
+
+pub use initramfs::{InitramfsError, load as load_initramfs};
+pub(crate) use operator::RunningVm;
+pub use pack::PackError;
+pub(crate) use restart::{OnReboot, PERIOD as RESTART_PERIOD, RestartBudget};
+
+/// Why a machine could not be made or started.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// KVM, the guest's memory or its kernel.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The window.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// The recovery device.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryDeviceError),
+    /// The host has no descriptor left for a device's queues.
+    #[error(transparent)]
+    Host(#[from] io::Error),
+}
+
+impl From<MemoryError> for MachineError {
+    fn from(error: MemoryError) -> Self {
+        Self::Vm(error.into())
+    }
+}
 
 /// The lasting parts of a VM.
-pub(super) struct Machine {
+pub(crate) struct Machine {
     config: VmConfig,
     stop: StopHandle,
     window: Arc<Window>,
-    recovery: RecoveryHandle,
+    recovery: EngineHandle,
     network: Option<Arc<NetCounters>>,
     devices: Vec<Device>,
 }
 
 /// The window that is to be made.
-pub(super) struct WindowPlan {
-    pub(super) size: Size,
+pub(crate) struct WindowPlan {
+    pub(crate) size: Size,
     /// The engine's limits, which fit the size.
-    pub(super) engine: EngineConfig,
+    pub(crate) engine: EngineConfig,
     /// How fast sealed pages are checked.
-    pub(super) scrub: ScrubRate,
+    pub(crate) scrub: ScrubRate,
 }
 
 /// A device with its registers.
@@ -47,7 +83,7 @@ struct Device {
 }
 
 impl Device {
-    fn new(name: &'static str, device: Box<dyn VirtioDevice>) -> Result<Self, Failure> {
+    fn new(name: &'static str, device: Box<dyn VirtioDevice>) -> Result<Self, MachineError> {
         let transport = MmioTransport::new(name, device)?;
         Ok(Self {
             name,
@@ -85,12 +121,12 @@ impl Interrupt for DeviceLine {
 impl Machine {
     /// Makes the lasting parts: the window as planned, the recovery device, and a network card on `tap` (the
     /// interface's name, and the interface). `stop` ends every boot.
-    pub(super) fn new(
+    pub(crate) fn new(
         config: VmConfig,
         plan: WindowPlan,
         tap: Option<(&str, File)>,
         stop: StopHandle,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, MachineError> {
         let start = Layout::new(config.memory_bytes)?.window_start();
         let (window, protection) = Window::new(plan.size.0)?;
         let recovery =
@@ -114,17 +150,17 @@ impl Machine {
     }
 
     /// The recovery engine.
-    pub(super) fn recovery(&self) -> RecoveryHandle {
+    pub(crate) fn recovery(&self) -> EngineHandle {
         self.recovery.clone()
     }
 
     /// What went through the network card, if there is one.
-    pub(super) fn network(&self) -> Option<Arc<NetCounters>> {
+    pub(crate) fn network(&self) -> Option<Arc<NetCounters>> {
         self.network.clone()
     }
 
     /// What drivers do wrong with the registers of each device.
-    pub(super) fn tallies(&self) -> Vec<Arc<Tally>> {
+    pub(crate) fn tallies(&self) -> Vec<Arc<Tally>> {
         self.devices
             .iter()
             .map(|device| device.transport().tally())
@@ -132,7 +168,7 @@ impl Machine {
     }
 
     /// Makes the VM of the next boot.
-    pub(super) fn power_on(&self) -> Result<Vm, Failure> {
+    pub(crate) fn power_on(&self) -> Result<Vm, MachineError> {
         let mut vm = Vm::new(&self.config, self.stop.clone())?;
         let (start, size) = (vm.layout().window_start(), self.window.size());
         let mapping = self.window.guest_mapping();
@@ -168,7 +204,7 @@ impl Machine {
     }
 
     /// Takes the devices from a VM that has ended, for `reason`.
-    pub(super) fn power_off(&self, reason: &ExitReason) {
+    pub(crate) fn power_off(&self, reason: &ExitReason) {
         for device in &self.devices {
             device.transport().power_off();
         }
