@@ -76,10 +76,7 @@ fn check_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
     check_changed_bytes(incident)?;
     ensure!(incident["kind"] == "red-zone", "{}", incident["kind"]);
     let is = incident["address_is"].as_str().unwrap_or_default();
-    ensure!(
-        is.contains("past the end of the block of 40 bytes"),
-        "{is}"
-    );
+    ensure!(is.contains("past the end of the block of 40 bytes"), "{is}");
     let text = guest
         .control()
         .show(&[&["incidents", number][..], &SYMBOLS].concat())?;
