@@ -38,7 +38,7 @@ pub(crate) fn stdout(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output(command)?.stdout).into_owned())
 }
 
-/// Hides from `command` (a `make`) that the caller may be make itself, with settings not meant for it.
+/// Removes the variables of an outer make from the environment of `command`, which is a make.
 pub(crate) fn without_outer_make(command: &mut Command) {
     for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
         command.env_remove(variable);

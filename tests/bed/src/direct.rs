@@ -1,4 +1,4 @@
-//! Runs a job on this machine, for its own KVM.
+//! Runs a job on this machine, with its own KVM.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,8 +11,8 @@ use crate::job::{Event, Job, Outcome};
 use crate::project;
 use crate::stream::{self, EXIT_MARK};
 
-/// Runs the job in the folder given as its first argument and removes that folder, also when it is told to end or when
-/// the process that started it is gone. It leads a process group (see [`stream::run`]) and takes all of it along.
+/// Runs the job in the folder given as its first argument, then removes the folder and kills its process group (see
+/// [`stream::run`]); also on SIGTERM, which it gets when its parent dies.
 const SUPERVISOR: &str = r#"
 trap 'rm -rf "$1"; kill -KILL 0' TERM INT HUP
 exec 3>&1 1>&2 </dev/null

@@ -1,4 +1,4 @@
-//! What is run on the KVM host, and what comes back.
+//! What runs on the KVM host, and what it returns.
 
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -9,21 +9,21 @@ use crate::kernel::Series;
 use crate::stream::START_MARK;
 use crate::{patience, results};
 
-/// How long a job may take unless told otherwise.
+/// The default time limit of a job.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
-/// The memory of the nested KVM host unless told otherwise, in MiB.
+/// The default memory of the nested KVM host, in MiB.
 const DEFAULT_MEMORY_MIB: u32 = 3072;
-/// The CPUs of the nested KVM host unless told otherwise.
+/// The default number of CPUs of the nested KVM host.
 const DEFAULT_CPUS: u32 = 2;
 
 /// A program to run on the KVM host, with the files it needs.
 ///
-/// On the nested host and on this machine alike, the program starts in the *job folder*, which holds the job's files by
-/// their relative names and is first in `PATH`. The environment has
+/// On both kinds of host, the program starts in the *job folder*, which holds the job's files by their relative names and is
+/// first in `PATH`. The environment has
 ///
 /// - `VMSRS_RESULTS`: the path of a file; each line appended to it comes back as [`Event::Result`] and in
-///   [`Outcome::results`]. Any process of the job may open it for writing, in the way of the shell's
-///   `echo done >>"$VMSRS_RESULTS"`. The lines `@start` and `@exit NUMBER` have a meaning here.
+///   [`Outcome::results`]. Any process of the job may open it for appending, as in the shell's
+///   `echo done >>"$VMSRS_RESULTS"`. The lines `@start` ([`Job::timeout`]) and `@exit CODE` are special.
 /// - `VMSRS_ACCELERATOR`: [`crate::Accelerator::name`].
 /// - `VMSRS_PATIENCE`: what [`patience::factor`] gives.
 /// - what [`Job::env`] adds.
@@ -52,7 +52,7 @@ pub(crate) struct JobFile {
 }
 
 impl Job {
-    /// A job that runs `command`: a program of the job, of busybox or of the shell's, and its arguments.
+    /// A job that runs `command`: a program of the job, a busybox applet or a shell builtin, and its arguments.
     pub fn new<I, S>(command: I) -> Self
     where
         I: IntoIterator<Item = S>,
@@ -99,7 +99,7 @@ impl Job {
         self
     }
 
-    /// Adds a folder of this machine in which the programs' shared libraries are looked for first.
+    /// Adds a folder of this machine that is searched first for the programs' shared libraries.
     pub fn library_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.library_folders.push(folder.into());
         self
@@ -114,32 +114,32 @@ impl Job {
         self
     }
 
-    /// How many times as long as usual everything in the job may take: its time limit, and the limits of what it runs.
+    /// Multiplies the job's time limit and, through `VMSRS_PATIENCE`, the limits inside it.
     pub fn slowness(mut self, times: u32) -> Self {
         self.slowness = times;
         self
     }
 
-    /// The memory of the nested KVM host in MiB, 3072 by default; without meaning on this machine's own KVM.
+    /// The memory of the nested KVM host in MiB, 3072 by default; ignored with this machine's own KVM.
     pub fn memory_mib(mut self, memory: u32) -> Self {
         self.memory_mib = memory;
         self
     }
 
-    /// The CPUs of the nested KVM host, 2 by default; without meaning on this machine's own KVM.
+    /// The CPUs of the nested KVM host, 2 by default; ignored with this machine's own KVM.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
         self
     }
 
-    /// The Debian kernel of the nested KVM host, 6.1 by default; without meaning on this machine's own KVM.
+    /// The Debian kernel of the nested KVM host, 6.1 by default; ignored with this machine's own KVM.
     pub fn host_kernel(mut self, series: Series) -> Self {
         self.host_series = series;
         self
     }
 
-    /// Runs on the nested KVM host with one CPU whose clock counts instructions, one a nanosecond: measurements are
-    /// then the same on every machine. The run takes longer than one without. Such a job never runs on this machine's own KVM.
+    /// Runs on a nested KVM host with one CPU whose clock counts instructions, one per nanosecond, so measurements are the
+    /// same on every machine. It takes longer, and never uses this machine's own KVM.
     pub fn deterministic(mut self) -> Self {
         self.deterministic = true;
         self.cpus = 1;
@@ -164,7 +164,7 @@ impl Job {
         }
     }
 
-    /// The script that runs the job's command; it expects to begin in the job folder.
+    /// The script that runs the job's command; it must start in the job folder.
     pub(crate) fn run_script(&self, accelerator: &str) -> String {
         let mut script = format!(
             "export PATH=\"$PWD:$PATH\" VMSRS_ACCELERATOR={accelerator} {}={}\n",
@@ -202,7 +202,7 @@ impl Job {
     }
 }
 
-/// Something that happened while a job ran; handed on at once.
+/// Something that happened while a job ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A line of the console, without its end.

@@ -16,7 +16,7 @@ use crate::patience;
 /// The line of the result stream from which the job's time limit counts.
 pub(crate) const START_MARK: &str = "@start";
 
-/// Begins the line of the result stream that carries the exit code.
+/// Starts the line of the result stream that carries the exit code.
 pub(crate) const EXIT_MARK: &str = "@exit ";
 
 /// How long the host may take to start the job; the nested one boots in about ten seconds.
@@ -25,7 +25,7 @@ const START_LIMIT: Duration = Duration::from_secs(300);
 /// How long to wait for lines of a process that has been killed.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// How many of the last console lines an outcome and an error have.
+/// How many of the last console lines outcomes and errors quote.
 const CONSOLE_LINES: usize = 40;
 
 /// Kills the process and its group when it goes out of scope.
@@ -33,7 +33,7 @@ struct KillOnDrop(Child);
 
 impl KillOnDrop {
     fn kill(&mut self) {
-        // Once it has been waited for, its number may be another's.
+        // Once it has been waited for, its PID may have been reused.
         if let Ok(None) = self.0.try_wait() {
             let kill = format!("kill -KILL -{}", self.0.id());
             let _ = Command::new("sh").args(["-c", &kill]).status();
@@ -49,7 +49,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// A limit that counts from its making.
+/// A time limit that starts when it is created.
 struct Deadline {
     from: Instant,
     limit: Duration,
@@ -73,7 +73,7 @@ enum Line {
     Result(String),
 }
 
-/// Runs `process`, hands on its lines as they come, and takes the exit code from the result stream.
+/// Runs `process`, passes its lines on as they arrive, and takes the exit code from the result stream.
 ///
 /// # Errors
 ///
@@ -125,7 +125,7 @@ pub(crate) fn run(
             }
             Err(RecvTimeoutError::Timeout) => {
                 child.kill();
-                // What it wrote before is still on its way; what left its group may keep the streams open.
+                // What it wrote before may still arrive; a process that left its group may keep the streams open.
                 while let Ok(line) = lines.recv_timeout(DRAIN_LIMIT) {
                     if let Line::Console(line) = line {
                         on_event(Event::Console(&line));
@@ -157,7 +157,7 @@ pub(crate) fn run(
     })
 }
 
-/// Sends each line of `stream` on, from a thread that ends with the stream.
+/// Sends the lines of `stream`, from a thread that ends with the stream.
 fn forward(stream: impl Read + Send + 'static, lines: Sender<Line>, kind: fn(String) -> Line) {
     thread::spawn(move || {
         for bytes in BufReader::new(stream).split(b'\n') {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_on_their_streams_and_the_exit_code_with_the_results() {
+    fn lines_and_exit_code_come_on_their_streams() {
         let mut seen = Vec::new();
         let process = shell("echo one; echo hello >&2; echo two; echo '@exit 3'");
         let outcome = run(process, Duration::MAX, &mut |event| {

@@ -1,7 +1,7 @@
-//! The side of the KVM host: boots the guest, and counts what each measurement in its guest costs the host.
+//! The side of the KVM host: boots the guest, and counts what each of its measurements costs the host.
 //!
-//! The guest says on its console when it is ready for the next measurement and waits for a line; so the counters are
-//! read while it does nothing. What the lines themselves cost is measured with nothing between them.
+//! The guest says on its console when it is ready for the next measurement and waits for a line, so the counters are read
+//! while it is idle. An empty measurement gives the cost of those lines.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -15,16 +15,16 @@ use vmsrs_bed::results;
 
 use crate::sample::{Cost, Measured, Sample};
 
-/// The guest's word that it waits.
+/// The guest's line when it waits.
 pub(crate) const READY: &str = "@ready";
 
-/// Where KVM has its counters.
+/// KVM's counters are below this folder.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
 /// How long `vmsrs run` may take to end after its guest; it takes less than a second.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// Boots the guest, answers it, and tells each measurement as a line of the test-bed's results.
+/// Boots the guest, answers it, and writes each measurement to the job's results.
 pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
     if !Path::new(DEBUGFS).join("kvm").is_dir() {
         let mounted = Command::new("mount")
@@ -32,7 +32,7 @@ pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
             .status();
         ensure!(
             mounted.is_ok_and(|status| status.success()),
-            "{DEBUGFS} cannot be mounted: KVM's counters are there"
+            "cannot mount {DEBUGFS}, which has KVM's counters"
         );
     }
     let config = Config::new(kernel, initramfs).vcpus(1).console_on_pipes();
@@ -51,7 +51,9 @@ fn measure(guest: &mut Guest) -> Result<()> {
             before = Some(now(process)?);
             input.write_all(b"\n")?;
         } else if let Some(sample) = Sample::in_line(&line) {
-            let before = before.take().context("a measurement was not begun")?;
+            let before = before
+                .take()
+                .context("a measurement ended that had not started")?;
             let cost = now(process)?.since(&before);
             results::tell(&Measured { sample, cost })?;
         } else {
@@ -75,7 +77,7 @@ fn now(process: u32) -> Result<Cost> {
         for file in fs::read_dir(folder.path())? {
             let file = file?;
             let value = fs::read_to_string(file.path()).unwrap_or_default();
-            // Folders of vCPUs and tables of other kinds are not numbers.
+            // Folders of vCPUs and histograms are not numbers.
             if let Ok(value) = value.trim().parse::<u64>() {
                 let name = file.file_name().to_string_lossy().into_owned();
                 *cost.exits.entry(name).or_default() += value;
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_s_time_is_the_first_of_its_numbers() {
+    fn cpu_time_is_the_first_number_of_schedstat() {
         assert_eq!(first_number("12345 6 7\n"), Some(12345));
         assert_eq!(first_number(""), None);
     }

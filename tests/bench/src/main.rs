@@ -1,7 +1,7 @@
-//! What requests and errors cost: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
+//! The cost of requests and errors: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
 //!
-//! `vmsrs-bench guest` is the part that runs in the guest; its results go over the guest's console to `vmsrs-bench host`,
-//! the part that runs on the KVM host and counts what they cost there.
+//! `vmsrs-bench guest` runs in the guest; its results go over the guest's console to `vmsrs-bench host`, which runs on the KVM
+//! host and counts the cost there.
 
 mod guest;
 mod host;
@@ -24,13 +24,13 @@ use crate::sample::Measured;
 #[derive(Parser)]
 #[command(name = "vmsrs-bench", version)]
 struct Arguments {
-    /// Requests that write to 64 pages; of others as many as take about as long.
+    /// Requests that write to 64 pages; smaller ones are repeated more often.
     #[arg(long, default_value_t = 50)]
     rounds: u32,
-    /// Let the KVM host's clock count instructions, on one CPU.
+    /// Use a KVM host with one CPU whose clock counts instructions.
     #[arg(long)]
     deterministic: bool,
-    /// Give up after this many seconds.
+    /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     deadline: u64,
     #[command(subcommand)]
@@ -62,7 +62,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let vmsrs = built.with_file_name("vmsrs");
     ensure!(
         vmsrs.is_file(),
-        "{} is missing: build it with `make build`",
+        "{} is missing; build it with `make build-bench`",
         vmsrs.display()
     );
     let bed = Bed::auto()?;
@@ -105,7 +105,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     })?;
     ensure!(
         !failed && outcome.success() && !measured.is_empty(),
-        "the measurements in the guest failed (see above); the job ended with {}",
+        "the measurements in the guest failed (see above); the job's exit code is {}",
         outcome.code
     );
     let report = Report {
@@ -119,7 +119,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let path = write(&report)?;
     print!("{}", report.tables());
-    println!("the report: {}", path.display());
+    println!("report: {}", path.display());
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What is kept of a run, and its tables.
+//! The report of a run, as JSON and as tables.
 
 use serde::Serialize;
 
@@ -9,12 +9,12 @@ use crate::sample::{Cost, Measured, What};
 pub(crate) struct Report {
     pub(crate) accelerator: &'static str,
     pub(crate) guest_kernel: String,
-    /// Whether a nanosecond is an instruction: budgets are meant for that clock alone.
+    /// Whether a nanosecond is an instruction: budgets only apply to that clock.
     pub(crate) deterministic: bool,
     pub(crate) samples: Vec<Measured>,
 }
 
-/// Takes what measuring itself costs from the costs of all measurements: the last that measured nothing.
+/// Subtracts the cost of measuring, which the last empty measurement gives, from all measurements.
 pub(crate) fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
     let nothing = measured
         .iter()
@@ -40,7 +40,7 @@ impl Measured {
         }
     }
 
-    /// A round's share of a count over all rounds.
+    /// The count for one round.
     fn each(&self, count: u64) -> f64 {
         count as f64 / f64::from(self.sample.rounds)
     }
@@ -60,7 +60,7 @@ impl Report {
                     && plain.pages == sample.pages
                     && plain.writes_percent == sample.writes_percent
             };
-            // What there is without protection alone has a line of its own.
+            // Only exits have a line of their own without protection.
             if !one.sample.protected && one.sample.what != What::Exit {
                 continue;
             }
@@ -70,7 +70,7 @@ impl Report {
                 None => "-".to_owned(),
             };
             let with = Some(one).filter(|one| one.sample.protected);
-            // On another clock than that of instructions a budget says nothing.
+            // Budgets are counted in instructions.
             let budget = one.sample.budget().filter(|_| self.deterministic);
             let exits = |one: &Measured| one.each(one.cost.all_exits());
             text.push_str(&format!(
@@ -88,17 +88,17 @@ impl Report {
         text
     }
 
-    /// Nanoseconds of each protected round: by what the request does, and by who has the CPU. What the VM monitor's
-    /// threads do for a request may come after it.
+    /// Nanoseconds of each protected round, by part of the request and by thread of the VMM, which may do its work for a
+    /// request later.
     fn where_it_goes(&self) -> String {
         let mut text = String::from(
-            "\n| where it goes, ns | begin | function, page faults | end, commit | vCPU | sealing | cleansing | others |\n\
+            "\n| where it goes, ns | start | function, page faults | end, commit | vCPU | sealing | cleansing | others |\n\
              |---|---|---|---|---|---|---|---|\n",
         );
         for one in self.samples.iter().filter(|one| one.sample.protected) {
             let parts = match one.sample.parts {
                 Some(parts) => {
-                    format!("{:.0} | {:.0} | {:.0}", parts.begin, parts.body, parts.end)
+                    format!("{:.0} | {:.0} | {:.0}", parts.start, parts.body, parts.end)
                 }
                 None => "- | - | -".to_owned(),
             };
@@ -118,7 +118,7 @@ impl Report {
         text
     }
 
-    /// Everything that KVM counts at least once in a hundred protected rounds.
+    /// Every KVM counter that rises at least once in a hundred protected rounds.
     fn kinds_of_exits(&self) -> String {
         let mut text = String::from("\n| | KVM's counters, for each |\n|---|---|\n");
         for one in self.samples.iter().filter(|one| one.sample.protected) {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_measuring_costs_is_taken_from_all_measurements() {
+    fn the_cost_of_measuring_is_subtracted() {
         let mut nothing = measured(What::Nothing, 0, false, 30);
         nothing.cost.cpu_ns.clear();
         let left = without_measuring(vec![nothing, measured(What::Request, 1, true, 50)]);
