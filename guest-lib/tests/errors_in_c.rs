@@ -1,5 +1,5 @@
-//! Errors of C and C++ programs as the C library, the compiler's checks, the CPU or the C++ runtime find them. Each fails
-//! only its request; where the C library's heap would stay locked, the process ends with a message.
+//! Errors of C and C++ programs as the C library, the compiler's checks, the CPU or the C++ runtime find them. Each
+//! fails only its request; where the C library's heap would stay locked, the process ends with a message.
 
 #[path = "common/compiled.rs"]
 mod compiled;
@@ -80,8 +80,8 @@ fn heap_damage_found_under_lock_ends_process() {
     }
 }
 
-/// The likeliest mistake when a server is ported to domains. glibc detects it before it locks its heap, whatever the size
-/// of the block.
+/// The likeliest mistake when a server is ported to domains. glibc detects it before it locks its heap, whatever the
+/// size of the block.
 #[test]
 fn libc_free_of_domain_block_ends_only_its_request() {
     for program in [errors(), errors_static()] {
@@ -90,8 +90,8 @@ fn libc_free_of_domain_block_ends_only_its_request() {
     }
 }
 
-/// The server's own stack has no versions to return to, so a stray write to it must end the process; the failure must not
-/// be handled again and again.
+/// The server's own stack has no versions to return to, so a stray write to it must end the process; the failure must
+/// not be handled again and again.
 #[test]
 fn error_on_way_out_of_request_ends_process() {
     let output = errors().run(&["landing"]);

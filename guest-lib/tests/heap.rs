@@ -214,8 +214,8 @@ const KINDS: [Kind; 5] = [
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Whatever a request has overwritten in its domain, including header and bitmaps, using the heap afterwards succeeds
-    /// or fails with one of [`KINDS`]. It never crashes, hangs or writes elsewhere.
+    /// Whatever a request has overwritten in its domain, including header and bitmaps, using the heap afterwards
+    /// succeeds or fails with one of [`KINDS`]. It never crashes, hangs or writes elsewhere.
     #[test]
     fn damaged_heap_never_crashes_the_allocator(
         steps in steps(),

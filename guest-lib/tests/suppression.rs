@@ -519,8 +519,8 @@ fn failure_releases_locks_to_waiters() {
     }
 }
 
-/// Whether a request waits for the domain. A short wait marks the lock in the same way, so this thread may itself be the
-/// waiter.
+/// Whether a request waits for the domain. A short wait marks the lock in the same way, so this thread may itself be
+/// the waiter.
 fn has_waiters(shared: &'static vmsrs::Domain) -> bool {
     std::thread::spawn(move || {
         let options = Options {

@@ -19,8 +19,8 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     host,
 };
 
-/// The program in the job folder, since its path in the guest is a different one, and the libraries, whose paths are the
-/// same in the guest and on the KVM host.
+/// The program in the job folder, since its path in the guest is a different one, and the libraries, whose paths are
+/// the same in the guest and on the KVM host.
 const SYMBOLS: [&str; 4] = ["--symbols", "vmsrs-e2e", "--symbols", "/lib"];
 /// Bytes of the block that the request writes to.
 const BLOCK: usize = 40;
