@@ -21,10 +21,16 @@
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body)
 {
 	const struct pt_regs *regs = task_pt_regs(current);
-	const u64 registers[] = {
-		regs->ax, regs->bx, regs->cx, regs->dx, regs->si, regs->di,
-		regs->bp, regs->sp, regs->r8, regs->r9, regs->r10, regs->r11,
-		regs->r12, regs->r13, regs->r14, regs->r15, regs->ip, regs->flags,
+	const u64 registers[VMSRS_REGISTERS] = {
+		[VMSRS_REG_RAX] = regs->ax,	[VMSRS_REG_RBX] = regs->bx,
+		[VMSRS_REG_RCX] = regs->cx,	[VMSRS_REG_RDX] = regs->dx,
+		[VMSRS_REG_RSI] = regs->si,	[VMSRS_REG_RDI] = regs->di,
+		[VMSRS_REG_RBP] = regs->bp,	[VMSRS_REG_RSP] = regs->sp,
+		[VMSRS_REG_R8] = regs->r8,	[VMSRS_REG_R9] = regs->r9,
+		[VMSRS_REG_R10] = regs->r10,	[VMSRS_REG_R11] = regs->r11,
+		[VMSRS_REG_R12] = regs->r12,	[VMSRS_REG_R13] = regs->r13,
+		[VMSRS_REG_R14] = regs->r14,	[VMSRS_REG_R15] = regs->r15,
+		[VMSRS_REG_RIP] = regs->ip,	[VMSRS_REG_RFLAGS] = regs->flags,
 	};
 
 	BUILD_BUG_ON(sizeof(registers) != sizeof(body->registers));

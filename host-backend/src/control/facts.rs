@@ -195,7 +195,7 @@ pub struct RequestFacts {
     pub program: Option<ProgramFacts>,
     /// What the program kept and what the drafts had changed had to make room for younger incidents.
     pub details_dropped: bool,
-    /// Registers at the error: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15, rip, rflags.
+    /// Registers at the error, in the order of [`vmsrs_protocol::incident::REGISTER_NAMES`].
     /// Empty if there are none.
     pub registers: Vec<u64>,
     /// Return addresses, innermost first.

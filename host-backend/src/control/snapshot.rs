@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmsrs_protocol::heap::State as HeapState;
 use vmsrs_protocol::incident::{
-    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REPORT_ADDRESS,
+    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REG_RIP, REPORT_ADDRESS,
 };
 use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, NONE, PAGE_SIZE};
 
@@ -84,7 +84,7 @@ pub(crate) fn incident(engine: &Engine, number: u64) -> Option<IncidentDetail> {
     let store = engine.store();
     let (instruction, facts) = match &incident.record {
         Record::Request(request) => {
-            let rip = request.report.registers[16];
+            let rip = request.report.registers[REG_RIP];
             let facts = Box::new(request_facts(store, request));
             ((rip != 0).then_some(rip), IncidentFacts::Request(facts))
         }

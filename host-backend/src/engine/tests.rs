@@ -15,7 +15,7 @@ use vmsrs_protocol::control::{
 use vmsrs_protocol::heap::{BlockHeader, State};
 use vmsrs_protocol::incident::{
     DroppedDraft, Evidence, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_MEMORY, KIND_POISON,
-    REPORT_ADDRESS, STACK_MAX,
+    REG_RIP, REPORT_ADDRESS, STACK_MAX,
 };
 use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
 use vmsrs_protocol::{
@@ -579,7 +579,7 @@ fn a_failed_request_leaves_an_incident_with_its_evidence() {
     facts.drafts_total = 2;
     facts.address = APP_BASE + 4 * 4096 + 8;
     facts.flags = REPORT_ADDRESS;
-    facts.registers[16] = 0x40_0000;
+    facts.registers[REG_RIP] = 0x40_0000;
     facts.backtrace[0] = 0x40_0001;
     facts.thread_name[..6].copy_from_slice(b"worker");
     let drafts = [

@@ -33,6 +33,7 @@ pub mod window;
 pub use accelerator::{Accelerator, direct_kvm};
 pub use bed::{Bed, Progress};
 pub use cache::Cache;
+pub use command::shell_quote;
 pub use error::{Error, Result};
 pub use flavour::Flavour;
 pub use image::Image;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use vmsrs_protocol::heap::RED_ZONE_MAX;
+
 use crate::control::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
 
 /// Bytes in a row.
@@ -9,9 +11,6 @@ pub(super) const ROW: usize = 16;
 
 /// How far past a block's end a change is still attributed to it: a red zone and a neighbour's header.
 const NEAR: u64 = 256;
-
-/// More than any red zone has: farther past a block lies another, whose header is unknown.
-const RED_ZONE: u64 = 40;
 
 /// Where a change lies, as a phrase: in, before or past which block.
 pub(super) fn place(change: &ChangeFacts) -> String {
@@ -58,7 +57,8 @@ pub(super) fn past_block(address: u64, request: &RequestFacts) -> Option<String>
     // Where a header is damaged, another block may lie between.
     let block = (change.block.as_ref()).filter(|block| block.became.is_some())?;
     let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;
-    (bytes < RED_ZONE).then(|| {
+    // Past the longest red zone lies another block, whose header is damaged or unknown.
+    (bytes <= RED_ZONE_MAX as u64).then(|| {
         let distance = match bytes {
             0 => "immediately".to_owned(),
             _ => format!("{bytes} bytes"),

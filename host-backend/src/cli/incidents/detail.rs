@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::incident::REGISTER_NAMES;
 
 use super::changes::{place, rows};
 use super::list::spelled;
@@ -10,12 +10,6 @@ use super::view::IncidentView;
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
 use crate::control::{DraftFacts, IncidentFacts, RequestFacts};
 use crate::symbols::{Found, Frame};
-
-/// Names of the registers, in the order of the protocol.
-const REGISTER_NAMES: [&str; REGISTERS] = [
-    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
-    "r14", "r15", "rip", "rflags",
-];
 
 /// Changes, and rows of each, that are shown without --full.
 const CHANGES: usize = 16;
@@ -306,6 +300,7 @@ mod tests {
     use super::super::sample;
     use super::*;
     use crate::control::GuestDownFacts;
+    use vmsrs_protocol::incident::{REG_RIP, REGISTERS};
 
     /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
@@ -333,7 +328,7 @@ mod tests {
         let mut view = sample::view();
         if let IncidentFacts::Request(request) = &mut view.detail.facts {
             request.registers = vec![0; REGISTERS];
-            request.registers[16] = 5;
+            request.registers[REG_RIP] = 5;
         }
         let text = describe(&view, false);
         assert!(text.contains("rip 0000000000000005"), "{text}");

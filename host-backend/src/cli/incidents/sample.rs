@@ -1,5 +1,7 @@
 //! An incident for tests.
 
+use vmsrs_protocol::incident::REGISTERS;
+
 use super::view::IncidentView;
 use crate::control::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentFacts,
@@ -88,7 +90,7 @@ pub(super) fn view() -> IncidentView {
                     message: "a sum does not add up".into(),
                 }),
                 details_dropped: false,
-                registers: (0..18).collect(),
+                registers: (0..REGISTERS as u64).collect(),
                 backtrace: vec![0x5555_5555_7000],
             })),
         },
@@ -134,7 +136,7 @@ pub(super) fn sealed_write() -> SealedWriteFacts {
         cr3: 0x1234_5000,
         page: Some(9),
         code: vec![0x48, 0x89, 0x07],
-        registers: (0x100..0x112).collect(),
+        registers: (0x100..0x100 + REGISTERS as u64).collect(),
         count: 2,
     }
 }
