@@ -45,7 +45,7 @@ fn host(_: &mut Guest) -> Result<()> {
         output.status
     );
     ensure!(
-        errors.contains("gave up, because the guest went down after 1 restart within 60 s"),
+        errors.contains("the guest went down after 1 restart within 60 s"),
         "the reason is missing: {errors}"
     );
     let report: Value = serde_json::from_slice(&output.stdout)?;
