@@ -85,7 +85,7 @@ fn check_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
         .take_while(|line| !line.starts_with("backtrace"));
     let found = rows.find(|row| row.starts_with("found by") || row.starts_with("in "));
     ensure!(
-        found.is_some_and(|row| row.contains("the audit at the request's end")),
+        found.is_some_and(|row| row.contains("the audit at the end of the request")),
         "{found:?} in\n{text}"
     );
     eprintln!("{text}");
