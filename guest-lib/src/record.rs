@@ -4,7 +4,7 @@ use crate::evidence;
 use crate::failure::Kind;
 use crate::region::Region;
 use std::cell::{Cell, UnsafeCell};
-use vmsrs_protocol::incident::{BACKTRACE, REGISTERS};
+use vmsrs_protocol::incident::{BACKTRACE, REG_RBP, REG_RIP, REG_RSP, REGISTERS};
 use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Bytes of a failure's message.
@@ -68,9 +68,9 @@ pub(crate) fn registers() -> [u64; REGISTERS] {
             options(nomem, nostack, preserves_flags)
         );
     }
-    registers[6] = rbp;
-    registers[7] = rsp;
-    registers[16] = rip;
+    registers[REG_RBP] = rbp;
+    registers[REG_RSP] = rsp;
+    registers[REG_RIP] = rip;
     registers
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn report(
         signal,
         code,
         registers,
-        backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[6])),
+        backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[REG_RBP])),
         flags: evidence::address_flag(address, signal, code),
         ..IoctlFail::default()
     }

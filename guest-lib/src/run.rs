@@ -17,6 +17,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use vmsrs_protocol::NONE;
+use vmsrs_protocol::incident::REG_RIP;
 
 /// What a failure for a lost thread says.
 pub(crate) const LOST: &[u8] = b"a thread ended before it left the request";
@@ -372,13 +373,13 @@ fn report(thread: &Thread) -> Failure {
             }
         }
         signal::unblock();
-        examine(thread, record.signal, record.registers[16]);
+        examine(thread, record.signal, record.registers[REG_RIP]);
         let message = String::from_utf8_lossy(thread.message()).into_owned();
         Failure {
             kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
             incident: record.incident,
             address: record.address,
-            instruction: record.registers[16],
+            instruction: record.registers[REG_RIP],
             signal: record.signal,
             code: record.code,
             drafts: record.drafts,
@@ -389,7 +390,7 @@ fn report(thread: &Thread) -> Failure {
     });
     if !first {
         signal::unblock();
-        examine(thread, record.signal, record.registers[16]);
+        examine(thread, record.signal, record.registers[REG_RIP]);
     }
     failure
 }

@@ -16,6 +16,17 @@ pub const REVISION: usize = 1;
 /// cbindgen:ignore
 pub const GRAIN: usize = 16;
 
+/// Least bytes of the red zone after a block.
+///
+/// cbindgen:ignore
+pub const RED_ZONE_MIN: usize = 8;
+
+/// Most bytes of the red zone after a block: it reaches to the next multiple of [`GRAIN`], and takes a
+/// remainder of one grain, which is too small for a block.
+///
+/// cbindgen:ignore
+pub const RED_ZONE_MAX: usize = RED_ZONE_MIN + (GRAIN - 1) + GRAIN;
+
 /// State of a block, mixed into its check word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -51,9 +51,68 @@ pub const KIND_DAMAGED: u32 = 22;
 /// Largest `KIND_` constant.
 pub const KIND_MAX: u32 = 22;
 
-/// General-purpose registers in a report, in this order: rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp,
-/// r8 to r15, rip, rflags.
+/// Index of RAX in a report's registers.
+pub const REG_RAX: usize = 0;
+/// Index of RBX in a report's registers.
+pub const REG_RBX: usize = 1;
+/// Index of RCX in a report's registers.
+pub const REG_RCX: usize = 2;
+/// Index of RDX in a report's registers.
+pub const REG_RDX: usize = 3;
+/// Index of RSI in a report's registers.
+pub const REG_RSI: usize = 4;
+/// Index of RDI in a report's registers.
+pub const REG_RDI: usize = 5;
+/// Index of RBP in a report's registers.
+pub const REG_RBP: usize = 6;
+/// Index of RSP in a report's registers.
+pub const REG_RSP: usize = 7;
+/// Index of R8 in a report's registers.
+pub const REG_R8: usize = 8;
+/// Index of R9 in a report's registers.
+pub const REG_R9: usize = 9;
+/// Index of R10 in a report's registers.
+pub const REG_R10: usize = 10;
+/// Index of R11 in a report's registers.
+pub const REG_R11: usize = 11;
+/// Index of R12 in a report's registers.
+pub const REG_R12: usize = 12;
+/// Index of R13 in a report's registers.
+pub const REG_R13: usize = 13;
+/// Index of R14 in a report's registers.
+pub const REG_R14: usize = 14;
+/// Index of R15 in a report's registers.
+pub const REG_R15: usize = 15;
+/// Index of RIP in a report's registers.
+pub const REG_RIP: usize = 16;
+/// Index of RFLAGS in a report's registers.
+pub const REG_RFLAGS: usize = 17;
+/// Number of registers in a report; the `REG_` constants are their indices.
 pub const REGISTERS: usize = 18;
+
+/// Names of the registers in a report, in lower case, by index.
+pub const REGISTER_NAMES: [&str; REGISTERS] = {
+    let mut names = [""; REGISTERS];
+    names[REG_RAX] = "rax";
+    names[REG_RBX] = "rbx";
+    names[REG_RCX] = "rcx";
+    names[REG_RDX] = "rdx";
+    names[REG_RSI] = "rsi";
+    names[REG_RDI] = "rdi";
+    names[REG_RBP] = "rbp";
+    names[REG_RSP] = "rsp";
+    names[REG_R8] = "r8";
+    names[REG_R9] = "r9";
+    names[REG_R10] = "r10";
+    names[REG_R11] = "r11";
+    names[REG_R12] = "r12";
+    names[REG_R13] = "r13";
+    names[REG_R14] = "r14";
+    names[REG_R15] = "r15";
+    names[REG_RIP] = "rip";
+    names[REG_RFLAGS] = "rflags";
+    names
+};
 
 /// Return addresses in a report, innermost first; unused ones are 0.
 pub const BACKTRACE: usize = 16;
@@ -169,4 +228,17 @@ pub struct ModuleEntry {
     pub path_bytes: u32,
     /// The build ID (ELF note `NT_GNU_BUILD_ID`).
     pub build_id: [u8; BUILD_ID_MAX],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_register_has_a_name_and_an_index_of_its_own() {
+        for (index, name) in REGISTER_NAMES.iter().enumerate() {
+            assert!(!name.is_empty(), "register {index}");
+            assert!(!REGISTER_NAMES[..index].contains(name), "{name}");
+        }
+    }
 }

@@ -8,9 +8,9 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use vmsrs_host::engine::{ProgramFacts, RequestFacts, Restored};
+use vmsrs_host::control::{ProgramFacts, RequestFacts, Restored};
 use vmsrs_host::symbols::{Module, SymbolFiles, trace, whose};
-use vmsrs_protocol::incident::ModuleEntry;
+use vmsrs_protocol::incident::{ModuleEntry, REG_RBP, REG_RIP, REG_RSP, REGISTERS};
 
 const BASE: u64 = 0x5555_0000_0000;
 
@@ -48,8 +48,8 @@ fuzz_target!(|input: &[u8]| {
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
     let length = usize::from(u16::from_le_bytes([head[24], head[25]])).min(rest.len());
     let (table, stack) = rest.split_at(length);
-    let mut registers = vec![0; 18];
-    (registers[7], registers[6], registers[16]) = (word(0), word(8), word(16));
+    let mut registers = vec![0; REGISTERS];
+    (registers[REG_RSP], registers[REG_RBP], registers[REG_RIP]) = (word(0), word(8), word(16));
     let facts = RequestFacts {
         tag: 1,
         signal: 11,
