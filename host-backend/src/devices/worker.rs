@@ -27,7 +27,7 @@ pub(super) trait Serve: Send + 'static {
     ///
     /// # Errors
     ///
-    /// Fails when the rings make no sense; the device then stops until its next reset.
+    /// Fails when the rings are invalid; the device then stops until its next reset.
     fn start(&mut self) -> Result<(), QueueError>;
 
     /// Serves one event.
@@ -97,7 +97,7 @@ impl Drop for Worker {
     }
 }
 
-/// Works until the stop event, until the guest's rings make no sense, or until its memory is broken.
+/// Works until the stop event, until the guest's rings are invalid, or until its memory is broken.
 fn run(name: &str, mut serve: impl Serve, interrupt: &DeviceInterrupt) {
     let mut result = serve.start();
     let mut events = [EpollEvent::default(); EVENTS];

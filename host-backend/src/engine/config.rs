@@ -48,7 +48,7 @@ impl EngineConfig {
     ///
     /// # Errors
     ///
-    /// Fails when the limits do not leave [`PAGES_MIN`] frames or when one of them makes no sense.
+    /// Fails when the limits do not leave [`PAGES_MIN`] frames or when one of them is invalid.
     pub fn page_frames(&self) -> Result<u32, ConfigError> {
         if self.window_frames >= DAMAGED_FRAME {
             return Err(ConfigError::WindowTooLarge);
@@ -71,11 +71,11 @@ impl EngineConfig {
     }
 }
 
-/// Limits that make no sense.
+/// Limits that are inconsistent.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// The pool and the evidence leave no frames for pages.
-    #[error("a window of {frames} frames is too small: its pool needs {needed}; make it larger")]
+    #[error("a window of {frames} frames is too small: its pool needs {needed}")]
     WindowTooSmall {
         /// Frames in the window.
         frames: u32,

@@ -99,7 +99,7 @@ pub(crate) fn check(
     }
 }
 
-/// Checks the frame that is zeros for ever. `None` when it is right.
+/// Checks the frame that is always zeros. `None` when it is intact.
 pub(crate) fn check_zero_frame(memory: &mut impl Content) -> Option<(Cause, Remedy)> {
     let zeros = checksum(&[0; PAGE_SIZE as usize]);
     let cause = match memory.checksum(ZERO_FRAME) {

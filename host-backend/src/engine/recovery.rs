@@ -17,7 +17,7 @@ use super::protection::{Inspect, Protection};
 use super::refusal::Refusal;
 use super::store::{FrameState, Store};
 
-/// Takes a report of a failed request with its dropped drafts; gives frames in exchange.
+/// Takes a report of a failed request with its dropped drafts; returns frames in exchange.
 pub(crate) fn report(
     store: &mut Store,
     incidents: &mut IncidentStore,
@@ -86,7 +86,7 @@ pub(crate) struct Limits {
     pub(crate) max_runs: usize,
 }
 
-/// Takes drafts that were dropped without an error; gives frames in exchange.
+/// Takes drafts that were dropped without an error; returns frames in exchange.
 pub(crate) fn discard(
     store: &mut Store,
     frames: &[u32],
@@ -123,7 +123,7 @@ fn check(
     }
     if !incidents.is_new_number(report.incident) {
         return Err(Refusal::Malformed(
-            "the driver reported an incident under a number that is not its to give",
+            "the driver reported an incident under an invalid number",
         ));
     }
     store.app(report.app)?;
@@ -254,7 +254,7 @@ impl<M: Inspect> Versions<'_, M> {
         }
     }
 
-    /// The last block that begins in the pages before a draft's, as far as they are its domain's.
+    /// The last block that starts in the pages before a draft's, as far as they are its domain's.
     fn last_block_before(&self, draft: &DroppedDraft) -> Option<changes::Block> {
         let app = &self.store.apps[self.app as usize];
         for page in (draft.page.saturating_sub(BLOCK_PAGES_MAX)..draft.page).rev() {

@@ -24,7 +24,7 @@ pub struct SealOutcome {
     pub taken: u32,
     /// Pages sealed, those included whose records came in earlier messages.
     pub sealed: u32,
-    /// Why the commit behind them was refused, if one was.
+    /// Why the commit after them was refused, if one was.
     pub refusal: Option<Refusal>,
     /// Frames granted in exchange for the sealed ones.
     pub granted: Vec<FrameRun>,
@@ -145,7 +145,7 @@ pub(crate) fn seal(
             store.retire(record.old_frame);
         }
     }
-    // Only now can nobody change them any more. Those that a later commit of the message superseded
+    // Only now are they immutable. Those that a later commit of the message superseded
     // are retired already.
     let damaged = applied
         .iter()

@@ -1,7 +1,7 @@
 //! The parts of a VM that outlive its guest's kernel, and the VM of each boot that is made of them.
 //!
 //! The window with its protection, the recovery engine, the devices with their tap interface, the
-//! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are made anew for each
+//! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are new for each
 //! boot, so that nothing of one kernel is left to the next.
 
 mod initramfs;
@@ -159,7 +159,7 @@ impl Machine {
         self.network.clone()
     }
 
-    /// What drivers do wrong with the registers of each device.
+    /// Register errors of the driver, for each device.
     pub(crate) fn tallies(&self) -> Vec<Arc<Tally>> {
         self.devices
             .iter()

@@ -11,13 +11,13 @@ pub(crate) const PERIOD: Duration = Duration::from_secs(60);
 /// What to do when the guest resets itself or dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnReboot {
-    /// Start it again, with the window as it is
+    /// Restart it, with the window as it is
     Restart,
-    /// End
+    /// End the VM
     Exit,
 }
 
-/// A limit on restarts, so that a guest that goes down at every boot does not do so for ever.
+/// A limit on restarts, for a guest that goes down at every boot.
 #[derive(Debug)]
 pub(crate) struct RestartBudget {
     limit: u32,

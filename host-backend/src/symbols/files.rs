@@ -157,7 +157,7 @@ impl SymbolFiles {
 }
 
 impl Candidate {
-    /// Looks at a file; `None` if it is no ELF file, or too large. Nothing but a regular file is
+    /// Looks at a file; `None` if it is not an ELF file or too large. Nothing but a regular file is
     /// opened. The path may come of the guest's word ([`path_below`]): nothing of a file without the
     /// right build ID is shown.
     fn look(path: &Path) -> Option<Self> {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_a_given_folder_is_found_by_its_build_id_whatever_its_name() {
+    fn symbol_file_is_found_by_build_id() {
         let folder = tempfile::tempdir().unwrap();
         let deep = folder.path().join("a/b");
         fs::create_dir_all(&deep).unwrap();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_without_a_build_id_is_found_by_its_name_and_that_is_said() {
+    fn module_without_build_id_is_found_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("server");
         fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_the_guest_lead_to_files_below_the_folders_given_alone() {
+    fn guest_paths_stay_below_the_given_folders() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("server"), "x").unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_found_at_its_path_below_a_folder_and_never_at_its_path_on_the_host() {
+    fn module_paths_are_never_opened_on_the_host() {
         let own = std::env::current_exe().unwrap();
         let module = Module {
             path: own.to_str().unwrap().to_owned(),

@@ -124,7 +124,7 @@ pub fn trace(request: &RequestFacts, files: &SymbolFiles) -> Trace {
 }
 
 /// Where the kept bytes of stack were when the request failed. The library copies the stack of a
-/// panic to the low end of the stack: it begins at the stack pointer.
+/// panic to the low end of the stack: it starts at the stack pointer.
 fn kept_from(request: &RequestFacts, stack: Stack<'_>, rsp: u64) -> u64 {
     let Some(program) = &request.program else {
         return stack.address;

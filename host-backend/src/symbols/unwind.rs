@@ -41,7 +41,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// An address inside of the instruction that the frame is at.
+    /// An address inside the instruction that the frame is at.
     pub(super) fn lookup(self) -> u64 {
         match self.found {
             Found::Registers => self.address,

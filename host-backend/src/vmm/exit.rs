@@ -20,7 +20,7 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// Whether the guest went down in a way that a restart can answer: nobody wanted its end.
+    /// Whether the guest went down by itself, so that a restart makes sense.
     pub fn allows_restart(&self) -> bool {
         matches!(self, Self::Reset | Self::Crash(_))
     }
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_to_stop_that_comes_while_the_guest_resets_is_not_lost() {
+    fn stop_during_a_guest_reset_is_not_lost() {
         let handle = StopHandle::default();
         handle.stop(ExitReason::Reset);
         handle.stop(ExitReason::Stopped("a test"));

@@ -38,7 +38,7 @@ const PF_PROTECTION_KEY: u32 = 1 << 5;
 /// How often a vCPU may come back with the very same registers before it is given up.
 const MAX_RETRIES: u32 = 64;
 /// The first retries are immediate; each later one waits longer by this, about a second in all.
-/// That bridges a change of protection that another thread has begun and not finished.
+/// That bridges a change of protection that another thread has started and not finished.
 const RETRY_DELAY: Duration = Duration::from_micros(500);
 const IMMEDIATE_RETRIES: u32 = 4;
 
@@ -47,12 +47,12 @@ const IMMEDIATE_RETRIES: u32 = 4;
 pub enum FaultCause {
     /// `KVM_EXIT_MEMORY_FAULT`: the guest physical address is known.
     Address(u64),
-    /// The memory behind this guest physical address is broken, and nothing was accessed.
+    /// The memory at this guest physical address is broken, and nothing was accessed.
     Broken(u64),
     /// EFAULT and nothing else: the instruction has to be decoded.
     Unknown,
     /// KVM's instruction emulator carried out the instruction without its store. By the time the
-    /// handler is asked, the instruction pointer is behind it.
+    /// handler is asked, the instruction pointer is past it.
     Emulated {
         /// Where the store would have gone.
         gpa: u64,
@@ -114,7 +114,7 @@ pub trait FaultHandler: Send + Sync {
     fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict;
 }
 
-/// Says which frames of the window the guest may not write at this moment.
+/// Tells which frames of the window are write-protected.
 pub trait WriteProtection: Send + Sync {
     /// Whether frame number `frame` is write-protected.
     fn is_protected(&self, frame: u32) -> bool;
@@ -156,7 +156,7 @@ pub trait ViolationSink: Send + Sync {
     /// Takes note of one.
     fn violation(&self, violation: &Violation);
 
-    /// Takes note of broken memory behind a frame, and says what becomes of the access.
+    /// Reports a frame's broken memory, and returns what becomes of the access.
     fn broken(&self, _frame: u32) -> Retry {
         Retry::Never
     }
@@ -326,7 +326,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
     }
 
     /// Lets the vCPU try again, as the frame may have become writable meanwhile, or the page
-    /// tables may have changed; but not for ever.
+    /// tables may have changed; but not without limit.
     fn retry(&self, vcpu: &VcpuContext, decoded: bool, gpa: Option<u64>) -> Verdict {
         let count = {
             let mut retries = self.lock_retries();
@@ -340,7 +340,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         };
         if count > MAX_RETRIES {
             let what = if decoded {
-                "its store was refused again and again, and no protected frame explains it"
+                "its store kept failing, and no protected frame explains it"
             } else {
                 "its access was refused, and its instruction cannot be decoded"
             };
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_by_the_kernel_to_a_user_address_gets_a_page_fault_without_the_user_bit() {
+    fn kernel_copy_to_user_address_gets_kernel_page_fault() {
         let bench = Bench::new(COPY, &[1]);
         let exception = bench.exception(FaultCause::Unknown, 0, USER + 0x800);
         assert_eq!(exception, page_fault(USER + 0x1000, 0x23));
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_the_kernel_to_its_own_address_gets_a_general_protection_fault() {
+    fn kernel_store_gets_general_protection_fault() {
         let bench = Bench::new(STORE, &[0]);
         let exception = bench.exception(FaultCause::Unknown, 0, KERNEL);
         assert_eq!(exception, Some(Exception::GeneralProtection));

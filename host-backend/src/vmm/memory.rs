@@ -49,7 +49,7 @@ const WINDOW_ALIGNMENT: u64 = 1 << 30;
 /// Why guest RAM could not be set up.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The size asked for makes no sense.
+    /// The size asked for is invalid.
     #[error(
         "guest memory of {0} bytes is not possible: give a multiple of 4 KiB \
          between 64 MiB and 1 TiB"
@@ -103,7 +103,7 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// Fails with [`MemoryError::Size`] when `size` is no multiple of the page size or out of
+    /// Fails with [`MemoryError::Size`] when `size` is not a multiple of the page size or out of
     /// bounds.
     pub fn new(size: u64) -> result::Result<Self, MemoryError> {
         if !size.is_multiple_of(PAGE_SIZE) || !(MIN_RAM..=MAX_RAM).contains(&size) {
@@ -208,7 +208,7 @@ fn memory_file(size: u64) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` was just returned by the kernel and nobody else owns it.
+    // SAFETY: `fd` was just returned by the kernel and has no other owner.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(size)?;
     Ok(file)
@@ -219,7 +219,7 @@ pub(crate) mod tests {
     use super::*;
     use vm_memory::Bytes;
 
-    /// Cuts a RAM file off at a length: accesses to mappings raise SIGBUS behind it, and reads of the
+    /// Cuts a RAM file off at a length: accesses to mappings beyond it raise SIGBUS, and reads of the
     /// file fail, as for broken memory.
     pub(crate) fn lose(ram: &GuestRam, length: u64) {
         let file = ram.iter().next().and_then(|region| region.file_offset());

@@ -54,9 +54,9 @@ pub enum VmError {
     )]
     OpenKvm(#[source] kvm_ioctls::Error),
     /// The kernel's KVM is not the one this program knows.
-    #[error("/dev/kvm speaks version {0} of the interface, not 12: use a current Linux kernel")]
+    #[error("/dev/kvm has API version {0}, not 12: use a current Linux kernel")]
     KvmVersion(i32),
-    /// The number of vCPUs makes no sense.
+    /// The number of vCPUs is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS}")]
     Vcpus(u32),
     /// A request to KVM failed.

@@ -23,7 +23,7 @@ pub enum RunError {
     /// More memory than there is.
     #[error(
         "the guest's memory and window together ({wanted}) are more than this machine has \
-         ({available}): give less to --memory or --window"
+         ({available}): reduce --memory or --window"
     )]
     TooMuchMemory {
         /// RAM and window.
@@ -31,11 +31,11 @@ pub enum RunError {
         /// Memory and swap of the host.
         available: Size,
     },
-    /// A number of vCPUs that makes no sense.
+    /// A number of vCPUs that is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
     Vcpus(u32),
     /// A pool without frames.
-    #[error("a pool of 0 frames lets the guest write nothing: give at least 1 to --pool")]
+    #[error("with a pool of 0 frames the guest cannot write: give at least 1 to --pool")]
     NoPool,
     /// The pool leaves no room for pages.
     #[error(

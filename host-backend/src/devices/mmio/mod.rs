@@ -66,7 +66,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers, without power: it needs [`Self::power_on`]. `name` names it
+    /// Gives `device` its registers, without power: it needs [`Self::power_on`]. `name` names it
     /// in the log.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl MmioTransport {
         self.interrupt = DeviceInterrupt::new(Unconnected);
     }
 
-    /// What the driver did wrong so far, by kind.
+    /// Errors of the driver so far, by kind.
     pub fn tally(&self) -> Arc<Tally> {
         self.tally.clone()
     }

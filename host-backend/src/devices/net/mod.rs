@@ -55,7 +55,7 @@ pub struct Net {
 impl Net {
     /// Makes a network card with the address `mac` on `tap`.
     ///
-    /// `tap` is non-blocking; each read gives one frame and each write takes one, behind a
+    /// `tap` is non-blocking; each read gives one frame and each write takes one, after a
     /// virtio-net header of 12 bytes. [`open_tap`] gives such a file.
     pub fn new(tap: File, mac: MacAddress) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Net {
     }
 }
 
-/// An address for the network card of the guest behind the tap interface `tap`: locally
+/// An address for the guest's network card on the tap interface `tap`: locally
 /// administered, and the same in every run, so that a guest that is started again is the same host
 /// to its neighbours.
 pub fn mac_for(tap: &str) -> MacAddress {

@@ -14,7 +14,7 @@ pub(super) const TURN: usize = 64;
 ///
 /// # Errors
 ///
-/// Fails when the queue's rings make no sense.
+/// Fails when the queue's rings are invalid.
 pub(super) fn process(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,

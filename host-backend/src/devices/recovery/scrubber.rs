@@ -23,7 +23,7 @@ pub struct ScrubRate {
 /// Work of a turn, in pages; the rest of the time that they may take is slept.
 const TURN: u32 = 64;
 
-/// A pass over all sealed pages begins no earlier than this after the one before: a few pages are not
+/// A pass over all sealed pages starts no earlier than this after the one before: a few pages are not
 /// checked over and over again.
 const PASS_MIN: Duration = Duration::from_secs(60);
 
@@ -86,11 +86,11 @@ struct Suspect {
     scope: Scope,
     /// Where its check goes on.
     position: Position,
-    /// A request in it has failed since its check began: there will be another.
+    /// A request in it has failed since its check started: there will be another.
     again: bool,
 }
 
-/// Whose turn it is. A turn is the same work for everybody: the pass over all pages has every other
+/// Whose turn it is. All turns are the same amount of work: the pass over all pages has every other
 /// one as long as it is under way, and suspects share the rest, one turn each in a circle. So a user
 /// who fails again and again in a big domain holds up neither the pass nor other users.
 #[derive(Debug, Default)]
@@ -114,7 +114,7 @@ impl Rounds {
     fn add(&mut self, scope: Scope) {
         let full = self.suspects.len() >= SUSPECTS_MAX;
         match self.suspects.iter_mut().find(|known| known.scope == scope) {
-            // Nothing is lost if its check has not begun yet.
+            // Nothing is lost if its check has not started yet.
             Some(known) => known.again = known.position != scope.start(),
             // The pass reaches it in its turn.
             None if full => {}
@@ -157,7 +157,7 @@ impl Rounds {
 fn scrub(handle: &EngineHandle, rate: ScrubRate) -> Stopping {
     let mut rounds = Rounds::default();
     let mut pass = Instant::now();
-    // The pass goes on from then on, and any turn begins at the earliest then.
+    // The pass goes on from then on, and any turn starts at the earliest then.
     let mut due = pass + PASS_MIN;
     let mut free = pass;
     loop {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_fails_again_and_again_has_no_more_than_his_turns() {
+    fn repeated_failures_get_no_extra_turns() {
         let mut rounds = Rounds::default();
         let (mut passes, mut turns) = (0, [0; 3]);
         for number in 0..3 {

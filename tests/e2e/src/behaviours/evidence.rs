@@ -77,7 +77,7 @@ fn check_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
     ensure!(incident["kind"] == "red-zone", "{}", incident["kind"]);
     let is = incident["address_is"].as_str().unwrap_or_default();
     ensure!(
-        is.contains("behind the end of the block of 40 bytes"),
+        is.contains("past the end of the block of 40 bytes"),
         "{is}"
     );
     let text = guest
@@ -143,7 +143,7 @@ fn check_pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
             "evidence.rs:",
             "5a 5a 5a 5a",
             "40 bytes at 0x1",
-            "3 bytes behind its end",
+            "3 bytes past its end",
         ] {
             ensure!(shown.contains(part), "no {part:?} in\n{shown}");
         }

@@ -16,7 +16,7 @@ pub(super) enum ConsoleTarget {
     Stdio,
     /// Nowhere.
     None,
-    /// A file, made anew.
+    /// A file, which is truncated.
     File(PathBuf),
 }
 

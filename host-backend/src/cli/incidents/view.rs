@@ -1,35 +1,34 @@
-//! An incident with what this process finds out about it: names for addresses, and whose they are.
+//! An incident with what this process adds to it: names for addresses, and their owners.
 
 use serde::Serialize;
 
-use super::changes::behind;
+use super::changes::past_block;
 use crate::control::IncidentDetail;
-use crate::symbols::{Frame, SymbolFiles, Trace, trace, whose};
+use crate::symbols::{Frame, SymbolFiles, Trace, describe_owner, trace};
 
-/// An incident as it is shown.
+/// An incident as it is view.
 #[derive(Debug, Serialize)]
-pub(super) struct Shown {
+pub(super) struct IncidentView {
     #[serde(flatten)]
     pub(super) detail: IncidentDetail,
-    /// Whose the address is, in words.
+    /// The owner of the address, in words.
     pub(super) address_is: Option<String>,
     /// The backtrace with names.
     #[serde(flatten)]
     pub(super) trace: Trace,
 }
 
-impl Shown {
+impl IncidentView {
     pub(super) fn new(detail: IncidentDetail, files: &SymbolFiles) -> Self {
         let request = detail.request();
-        let address_is =
-            detail
-                .summary
-                .address
-                .zip(request)
-                .map(|(address, request)| match behind(address, request) {
-                    Some(block) => format!("{}, {block}", whose(address, request)),
-                    None => whose(address, request),
-                });
+        let address_is = detail
+            .summary
+            .address
+            .zip(request)
+            .map(|(address, request)| match past_block(address, request) {
+                Some(block) => format!("{}, {block}", describe_owner(address, request)),
+                None => describe_owner(address, request),
+            });
         let trace = request.map_or_else(Trace::default, |request| trace(request, files));
         Self {
             detail,
@@ -107,15 +106,15 @@ mod tests {
             function: Some(function.to_owned()),
             file: file.map(str::to_owned),
             line: file.map(|_| 62),
-            ..sample::shown().trace.frames[0].clone()
+            ..sample::view().trace.frames[0].clone()
         }
     }
 
     /// What the library's audit leaves of an overflow.
-    fn audited() -> Shown {
-        let mut shown = sample::shown();
-        shown.detail.summary.kind = "red-zone".to_owned();
-        shown.trace.frames = vec![
+    fn audited() -> IncidentView {
+        let mut view = sample::view();
+        view.detail.summary.kind = "red-zone".to_owned();
+        view.trace.frames = vec![
             frame(
                 "vmsrs::record::registers",
                 Some("/src/vmsrs/guest-lib/src/record.rs"),
@@ -127,15 +126,18 @@ mod tests {
             frame("vmsrs::run::enter", Some("guest-lib/src/run.rs")),
             frame("vmsrs_switch", None),
         ];
-        shown
+        view
     }
 
     #[test]
-    fn what_the_audit_finds_is_laid_at_no_line_of_the_library() {
-        let shown = audited();
-        assert_eq!(shown.culprit(), None);
-        for text in [detail::describe(&shown, false), page::incident(&shown)] {
-            assert!(text.contains("the audit at the request"), "{text}");
+    fn audit_findings_are_not_blamed_on_the_library() {
+        let view = audited();
+        assert_eq!(view.culprit(), None);
+        for text in [detail::describe(&view, false), page::incident(&view)] {
+            assert!(
+                text.contains("the audit at the end of the request"),
+                "{text}"
+            );
             let row = text.split("backtrace").next().unwrap_or_default();
             let row = row.split("Backtrace").next().unwrap_or_default();
             assert!(!row.contains("record.rs"), "{row}");
@@ -143,32 +145,32 @@ mod tests {
     }
 
     #[test]
-    fn what_the_library_finds_in_a_call_is_laid_at_the_caller() {
-        let mut shown = audited();
-        shown.trace.frames[3] = frame("drop_user", Some("/src/server.c"));
+    fn library_findings_are_blamed_on_the_caller() {
+        let mut view = audited();
+        view.trace.frames[3] = frame("drop_user", Some("/src/server.c"));
         assert_eq!(
-            shown.culprit().as_deref(),
+            view.culprit().as_deref(),
             Some("drop_user at /src/server.c:62")
         );
-        assert!(!shown.is_found_by_audit());
+        assert!(!view.is_found_by_audit());
     }
 
     #[test]
-    fn without_symbols_of_the_server_nobody_can_tell_who_found_it() {
-        let mut shown = audited();
-        shown.trace.frames[3].function = None;
-        assert_eq!(shown.culprit(), None);
-        assert!(!shown.is_found_by_audit());
+    fn without_symbols_no_culprit_is_named() {
+        let mut view = audited();
+        view.trace.frames[3].function = None;
+        assert_eq!(view.culprit(), None);
+        assert!(!view.is_found_by_audit());
     }
 
     #[test]
-    fn an_address_behind_a_block_is_said_to_lie_there() {
-        let mut detail = sample::shown().detail;
+    fn address_past_a_block_is_described() {
+        let mut detail = sample::view().detail;
         detail.summary.address = Some(0x1000_0000_3f2a);
-        let shown = Shown::new(detail, &SymbolFiles::new(&[]).unwrap());
-        let is = shown.address_is.unwrap();
+        let view = IncidentView::new(detail, &SymbolFiles::new(&[]).unwrap());
+        let is = view.address_is.unwrap();
         assert!(
-            is.ends_with(", 2 bytes behind the end of the block of 40 bytes at 0x100000003f00"),
+            is.ends_with(", 2 bytes past the end of the block of 40 bytes at 0x100000003f00"),
             "{is}"
         );
     }
