@@ -421,14 +421,14 @@ fn fault_information(system: Option<&Kvm>) -> Check {
         state: CheckState::optional(present),
         found: match (system, present) {
             (None, _) => "unknown without /dev/kvm",
-            (_, true) => "there",
-            (_, false) => "not there: addresses of refused writes are found by decoding",
+            (_, true) => "present",
+            (_, false) => "not present: addresses of refused writes are found by decoding",
         }
         .to_owned(),
         remedy: if present {
             ""
         } else {
-            "nothing is lost; kernels since Linux 6.8 have it"
+            "optional; available since Linux 6.8"
         }
         .to_owned(),
     }
@@ -440,11 +440,11 @@ fn memory_files() -> Check {
     let (found, remedy) = if fd >= 0 {
         // SAFETY: the descriptor was just returned by the kernel and has no other owner.
         unsafe { libc::close(fd) };
-        ("can be made".to_owned(), "")
+        ("supported".to_owned(), "")
     } else {
         let error = io::Error::last_os_error();
         (
-            format!("cannot be made: {error}"),
+            format!("not supported: {error}"),
             "allow memfd_create in this sandbox, and use Linux with CONFIG_MEMFD_CREATE",
         )
     };

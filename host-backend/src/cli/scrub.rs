@@ -22,8 +22,8 @@ Examples:
   vmsrs scrub --app ledger --domain user-7
   vmsrs scrub --name web --json | jq .damaged
 
-Exit codes: 0 all pages are intact or repaired, 2 invalid command line, 4 no VM reachable, 8 no such
-app or domain, 9 the content of some pages is lost.")]
+Exit codes: 0 all pages are intact or repaired, 2 invalid command line, 4 no VM reachable,
+8 no such app or domain, 9 the content of some pages is lost.")]
 pub(super) struct Arguments {
     /// Only the pages of this app
     #[arg(long, value_name = "NAME")]

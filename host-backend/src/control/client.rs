@@ -26,7 +26,7 @@ pub enum ClientError {
     Connect {
         /// The socket's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The connection broke, or the VM was too slow.

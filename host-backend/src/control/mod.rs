@@ -231,6 +231,22 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_is_documented() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference-cli.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        for reason in [
+            Reason::Malformed,
+            Reason::NoSuchIncident,
+            Reason::NoSuchDomain,
+            Reason::Busy,
+        ] {
+            let name = serde_json::to_value(reason).unwrap();
+            let name = name.as_str().unwrap();
+            assert!(page.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
     fn responses_have_the_documented_form() {
         let json = serde_json::to_string(&Response::Stopping).unwrap();
         assert_eq!(json, r#"{"response":"stopping"}"#);

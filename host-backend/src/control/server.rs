@@ -45,7 +45,7 @@ pub enum ServerError {
     Bind {
         /// The socket's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// No thread or descriptor for the server.

@@ -19,7 +19,7 @@ const FOLDER: &str = "vmsrs";
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 16;
 
-/// What to do about a socket's folder that does not exist.
+/// What to do when a socket's folder does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Folder {
     /// Make it, for this user alone, and remove it with its last socket.

@@ -10,7 +10,7 @@ use thiserror::Error;
 pub struct Unreadable {
     /// The frame.
     pub frame: u32,
-    /// What the operating system said.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }

@@ -1,8 +1,8 @@
-//! The recovery engine: store, recovery, monitor and cleanser.
+//! The recovery engine: store, recovery, incidents and cleanser.
 //!
 //! It knows frames, pages and commits, and nothing of KVM, queues or threads: memory is reached
 //! through [`Protection`] and [`Inspect`], time comes as an argument, and one call is one event. So
-//! everything it promises can be tested by property and by model.
+//! its guarantees can be tested by property and by model.
 //!
 //! # States of a frame
 //!
@@ -87,8 +87,8 @@ const TAGS_PER_BOOT: u64 = 1 << 42;
 /// Tags stay below this (see [`DeviceConfig::tag_base`]).
 const TAG_LIMIT: u64 = 1 << 62;
 
-/// Most domains that wait for a check because a request in them failed; the scrubber reaches others
-/// in its turn.
+/// Maximum number of domains that wait for a check because a request in them failed; the scrubber
+/// reaches others later.
 const SUSPECTS_MAX: usize = 256;
 
 /// The memory of the window, as the engine needs it.
@@ -118,7 +118,7 @@ pub struct Engine {
 pub struct Call {
     /// Time since the Unix epoch.
     pub at: Duration,
-    /// Most runs of frames in the reply.
+    /// Maximum number of runs of frames in the reply.
     pub max_runs: usize,
 }
 

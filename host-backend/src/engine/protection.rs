@@ -14,7 +14,7 @@ use super::changes::Page;
 pub struct ProtectionError {
     /// The run.
     pub run: FrameRun,
-    /// What the operating system said.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }

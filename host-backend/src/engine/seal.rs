@@ -17,10 +17,10 @@ pub(crate) struct Staging {
     records: Vec<SealRecord>,
 }
 
-/// What became of a seal message.
+/// The outcome of a seal message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SealOutcome {
-    /// Records taken over: sealed, or staged until the rest of their commit arrives.
+    /// Records accepted: sealed, or staged until the rest of their commit arrives.
     pub taken: u32,
     /// Pages sealed, those included whose records came in earlier messages.
     pub sealed: u32,
@@ -80,7 +80,7 @@ impl Staging {
     }
 }
 
-/// Takes over the commits of one message, in order, up to the first that is refused.
+/// Applies the commits of one message in order, up to the first that is refused.
 ///
 /// Commits are applied to the page map one after the other, each checked against what the ones
 /// before it have left; then all their frames are made read-only at once. If the host cannot do
@@ -155,8 +155,8 @@ pub(crate) fn seal(
         .into_iter()
         .filter(|&frame| !integrity::take_in(store, frame, memory))
         .collect();
-    // The commits are sealed, so a host that cannot grant does not make the message fail: the
-    // driver asks again when its pool runs low.
+    // The commits are sealed, so a failed grant does not fail the message: the driver asks again
+    // when its pool runs low.
     let granted = store.grant(applied.len() as u32, max_runs, memory);
     SealOutcome {
         // A message has fewer than 2^16 bytes.
@@ -219,7 +219,7 @@ fn apply_record(store: &mut Store, record: &SealRecord) -> Result<(), Refusal> {
     app.set_frame(record.page, record.new_frame);
     store.frames.seal(record.new_frame, owner(record));
     if record.old_frame != NONE {
-        // The cleanser gets it when the whole message is through.
+        // It is retired once the whole message has been applied.
         store.frames.set(record.old_frame, FrameState::Retired);
     }
     Ok(())

@@ -32,7 +32,7 @@ pub enum InitramfsError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is something else.

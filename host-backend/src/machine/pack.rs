@@ -20,7 +20,7 @@ pub enum PackError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The format has 32 bits for a file's size.

@@ -138,7 +138,7 @@ impl<'a> Program<'a> {
                     .unwinder
                     .unwind_frame(at, &mut registers, &mut cache, &mut read)
                 {
-                    // The end of the line.
+                    // The outermost frame.
                     Ok(None) => break,
                     Ok(Some(next)) => Some((next, Found::Tables)),
                     Err(_) => None,

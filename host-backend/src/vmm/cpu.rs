@@ -16,9 +16,9 @@ pub enum CpuError {
     /// A request to KVM failed.
     #[error("KVM refused to {what} of a vCPU")]
     Kvm {
-        /// What was asked for.
+        /// What was requested.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: kvm_ioctls::Error,
     },
     /// More CPUID entries than KVM takes.

@@ -145,7 +145,7 @@ pub enum LoaderError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is neither bzImage nor ELF.

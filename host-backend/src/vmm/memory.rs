@@ -60,7 +60,7 @@ pub enum MemoryError {
     Create {
         /// Size in bytes.
         size: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The memory file could not be mapped.

@@ -38,7 +38,7 @@ pub enum WindowError {
     Create {
         /// Size in bytes.
         size: u64,
-        /// What the operating system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file could not be mapped.

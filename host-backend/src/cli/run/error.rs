@@ -61,7 +61,7 @@ pub enum RunError {
     Console {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -46,10 +46,10 @@ Examples:
   In a script, with the report at the end:
     vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
 
-Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line, 3 not
-supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a kernel
-panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were turned off, or
-the guest went down too often.")]
+Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
+3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
+kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
+turned off, or the guest went down too often.")]
 pub(super) struct Arguments {
     /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
     #[arg(long, value_name = "FILE")]

@@ -106,7 +106,7 @@ pub enum TapError {
     Rights {
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another program uses it.
@@ -117,7 +117,7 @@ pub enum TapError {
     Busy {
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The interface exists and is not a tap interface.
@@ -125,7 +125,7 @@ pub enum TapError {
     NoTap {
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Anything else.
@@ -135,7 +135,7 @@ pub enum TapError {
         what: &'static str,
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

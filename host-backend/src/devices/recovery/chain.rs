@@ -1,5 +1,4 @@
-//! Descriptor chains of the control queue: what the driver has sent, checked before anything
-//! happens.
+//! Descriptor chains of the control queue: the driver's messages, checked before they are handled.
 
 use std::io::{Read, Write};
 
@@ -46,7 +45,7 @@ impl<'a> ReplyBuffer<'a> {
 }
 
 impl Message {
-    /// Reads the readable part of a chain, or says what is wrong with the chain.
+    /// Reads the readable part of a chain, or returns what is wrong with the chain.
     pub(super) fn read(chain: Chain<'_>, memory: &GuestMemoryMmap) -> Result<Self, &'static str> {
         let length = check(chain.clone())?;
         let mut bytes = vec![0; length];

@@ -76,12 +76,11 @@ fn cleanse(handle: &EngineHandle) -> Stopping {
         match error {
             // Said once, until all are clean again.
             Some(error) if !quiet => log::error!(
-                "{NAME}: {error}: frames that cannot be wiped are kept back and tried again every \
-                 {} s",
+                "{NAME}: {error}: frames that cannot be wiped stay retired and are retried every {} s",
                 RETRY.as_secs()
             ),
             None if quiet && left.is_empty() => {
-                log::info!("{NAME}: all frames that could not be wiped are wiped now");
+                log::info!("{NAME}: all frames that could not be wiped have been wiped");
             }
             _ => {}
         }
