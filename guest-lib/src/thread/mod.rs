@@ -24,7 +24,7 @@ pub(crate) use registry::{current, forget_all, of};
 use crate::os::alarm::Alarm;
 use crate::os::region::Region;
 use crate::shared::backend::Tags;
-use crate::shared::control::Control;
+use crate::shared::control::{Control, DraftMark};
 use crate::state::State;
 use crate::state::domain::{App, Domain};
 use crate::state::latch::Take;
@@ -166,6 +166,11 @@ impl Thread {
     /// Whether the request may have written to domains.
     pub(crate) fn has_drafts(&self) -> bool {
         self.control.may_have_drafts() || self.state().may_have_drafts()
+    }
+
+    /// See [`Control::draft_mark`].
+    pub(crate) fn draft_mark(&self) -> DraftMark {
+        self.control.draft_mark()
     }
 
     pub(crate) fn clear_drafts(&self) {
