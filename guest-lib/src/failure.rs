@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_the_protocol_has_a_name_and_keeps_its_number() {
+    fn every_protocol_kind_round_trips() {
         for number in 1..=wire::KIND_MAX {
             assert_eq!(Kind::from_number(number).map(Kind::number), Some(number));
         }

@@ -32,18 +32,18 @@ pub(crate) struct Hooks {
 }
 
 /// See the module's description.
-pub(crate) struct Hooked {
+pub(crate) struct MockBackend {
     inner: Unprotected,
     hooks: Hooks,
 }
 
-impl fmt::Debug for Hooked {
+impl fmt::Debug for MockBackend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(formatter)
     }
 }
 
-impl Hooked {
+impl MockBackend {
     /// An app under a name of its own.
     pub(crate) fn app(name: &str, set: impl FnOnce(&mut Hooks)) -> &'static App {
         let mut hooks = Hooks {
@@ -61,7 +61,7 @@ impl Hooked {
     }
 }
 
-impl Backend for Hooked {
+impl Backend for MockBackend {
     fn protects(&self) -> bool {
         self.inner.protects()
     }

@@ -74,7 +74,7 @@ fn fails(domain: &'static Domain, allocation: u32, done: &Arc<AtomicU32>) -> boo
 }
 
 #[test]
-fn an_error_anywhere_while_threads_are_started_fails_the_request_and_nobody_waits_for_ever() {
+fn error_while_starting_threads_never_hangs() {
     let (send, receive) = mpsc::channel();
     let done = Arc::new(AtomicU32::new(0));
     let theirs = Arc::clone(&done);

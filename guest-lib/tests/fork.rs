@@ -7,7 +7,7 @@ use common::domain;
 use vmsrs::{Error, RunError};
 
 #[test]
-fn the_child_of_a_fork_in_a_request_leaves_it_with_an_error() {
+fn child_forked_in_a_request_leaves_it_with_an_error() {
     let domain = domain();
     let outcome = domain.run(|_| {
         // SAFETY: the child only ends.

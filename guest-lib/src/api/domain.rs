@@ -79,7 +79,7 @@ impl Domain {
         code: impl FnOnce(&'static Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let thread = thread::current().ok_or(Error::NotInRequest)?;
-        thread.refuse_amid();
+        thread.reject_reentry();
         thread.exclusive(|| {
             if !thread.state().holds(self) {
                 return Err(Error::NotHeld);

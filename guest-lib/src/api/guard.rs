@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_whole_pages_without_what_the_loader_has_made_read_only() {
+    fn variables_are_whole_pages_outside_relro() {
         let (read, write) = (libc::PF_R, libc::PF_R | libc::PF_W);
         let text = header(libc::PT_LOAD, read | libc::PF_X, 0x2000, 0x3000);
         let data = header(libc::PT_LOAD, write, 0x6cb0, 0x5d8);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_binds_functions_late_is_known_by_its_dynamic_section() {
+    fn lazy_binding_is_read_from_the_dynamic_section() {
         const JMPREL: [u64; 2] = [23, 0x1000];
         let binds_late = |entries: &[[u64; 2]]| {
             let dynamic = header(
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_is_no_range_of_pages_is_refused() {
+    fn ranges_other_than_whole_pages_are_refused() {
         let mut page = [0_u8; 2 * PAGE];
         let aligned = page
             .as_mut_ptr()

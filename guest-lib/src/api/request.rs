@@ -221,7 +221,7 @@ impl Request {
         if !ptr::eq(thread.app(), domain.app()) {
             return Err(Error::OtherApp);
         }
-        thread.refuse_amid();
+        thread.reject_reentry();
         thread.critical(|| {
             lock::lock(thread, domain, thread.lock_timeout_ms())?;
             let has_heap = domain
@@ -304,7 +304,7 @@ impl Request {
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {
         let thread = self.thread()?;
-        thread.refuse_amid();
+        thread.reject_reentry();
         // What is refused is dropped outside: it is the server's.
         let mut deferred = Some(deferred);
         thread.critical(|| thread.exclusive(|| thread.state().defer(&mut deferred)))

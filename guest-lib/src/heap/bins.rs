@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_grow_with_the_size_and_a_list_for_a_size_has_nothing_smaller() {
+    fn bins_are_ordered_by_size() {
         let mut highest = 0;
         for grains in 1..=GRAINS_MAX {
             let list = list_of(grains);

@@ -314,7 +314,10 @@ impl Heap {
             return Err(foreign);
         }
         if !span.starts().get(address) {
-            return Err(Damage::new(Self::kind_of_stranger(span, address), address));
+            return Err(Damage::new(
+                Self::kind_of_bad_pointer(span, address),
+                address,
+            ));
         }
         let chunk = Self::chunk(span, address)?;
         match chunk.state {
@@ -325,7 +328,7 @@ impl Heap {
 
     /// A pointer into the heap where no chunk begins: inside of a block it is foreign; elsewhere it is
     /// memory that was given back before.
-    fn kind_of_stranger(span: Span, address: u64) -> Kind {
+    fn kind_of_bad_pointer(span: Span, address: u64) -> Kind {
         let before = span.starts().before(address);
         let chunk = before.and_then(|before| Self::chunk(span, before).ok());
         match chunk {

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_lives_until_it_has_ended_and_is_not_the_one_that_had_its_number_before() {
+    fn reused_thread_id_is_another_identity() {
         let mine = identity();
         assert_eq!(mine, identity());
         assert_eq!(number_in(mine), thread_number());
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_is_found_behind_a_name_with_brackets_and_blanks() {
+    fn start_time_is_found_after_an_odd_name() {
         let text = b"7 (a) R 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21\n";
         assert_eq!(start_time(text), Some(4711));
         assert_eq!(start_time(b"7 (a) S 1 2"), None);

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_names_this_program_with_its_range_and_build_id() {
+    fn table_lists_this_program() {
         refresh();
         let (table, length) = MODULES.current();
         // SAFETY: the current table; nobody else refreshes in this test's process to no change.
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_id_is_found_behind_other_notes_and_broken_notes_are_none() {
+    fn build_id_is_found_after_other_notes() {
         let note = |kind: u32, content: &[u8]| {
             let mut note = Vec::new();
             note.extend(4u32.to_le_bytes());

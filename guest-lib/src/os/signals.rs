@@ -167,7 +167,7 @@ pub(crate) fn unblock() {
 }
 
 /// Writes to standard error without a lock or an allocation.
-pub(crate) fn say(text: &[u8]) {
+pub(crate) fn write_stderr(text: &[u8]) {
     // SAFETY: the bytes are alive; a message that cannot be written is lost.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
 }

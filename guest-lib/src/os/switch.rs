@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_on_another_stack_returns_in_order_or_by_a_leap() {
+    fn function_on_another_stack_returns_or_leaps() {
         let region = Region::new(16 * 1024).unwrap();
         for leap in [false, true, true, false] {
             let mut sum = Sum {

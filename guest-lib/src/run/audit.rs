@@ -26,7 +26,7 @@ const PAGES: usize = 256;
 ///
 /// The first damage found.
 pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
-    if !thread.is_whole() {
+    if !thread.is_intact() {
         // The driver takes the locks of a request that it has failed at its deadline.
         let (kind, message): (_, &[u8]) = if thread.is_overdue() {
             (Kind::Deadline, b"")
@@ -185,7 +185,7 @@ pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
 
 #[cfg(test)]
 mod tests {
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::{App, Domain, Error, Failure, Kind, RunError, thread};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex, Once};
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_block_that_its_request_overwrites_costs_that_request_alone() {
+    fn overwritten_control_block_fails_only_its_request() {
         let domains = domains("control block");
         let damages: [fn(&mut ThreadControl); 6] = [
             |control| control.tag = 0,
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_word_that_a_request_overwrites_is_found_before_its_commit() {
+    fn overwritten_lock_word_is_found_before_commit() {
         let [one, two] = domains("lock word");
         let outcome = one.run(|request| {
             request.enter(two)?.keep();
@@ -262,7 +262,7 @@ mod tests {
         static MORE: AtomicBool = AtomicBool::new(false);
         let fetches = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&fetches);
-        let app = Hooked::app("fetched once", |hooks| {
+        let app = MockBackend::app("fetched once", |hooks| {
             hooks.drafts = Box::new(move |domain, skip, pages| {
                 seen.lock().unwrap().push((domain, skip));
                 // The first page of its first extent.

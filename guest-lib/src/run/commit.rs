@@ -9,7 +9,7 @@ use vmsrs_protocol::NONE;
 
 /// Without protection nobody counts drafts, and the audit is cheap: it always takes place.
 pub(super) fn needs_audit(thread: &Thread) -> bool {
-    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_whole()
+    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_intact()
 }
 
 /// Audits and commits from inside of the request, which fails with what the audit finds. Meanwhile no
@@ -19,7 +19,7 @@ pub(crate) fn audited<T>(
     audit: impl FnOnce(&Thread) -> Result<(), Damage>,
     commit: impl FnOnce() -> T,
 ) -> T {
-    thread.refuse_amid();
+    thread.reject_reentry();
     thread.exclusive(|| {
         if needs_audit(thread)
             && let Err(damage) = audit(thread)

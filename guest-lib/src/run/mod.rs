@@ -12,11 +12,11 @@ use crate::error::Error;
 use crate::failure::{Failure, Kind, LOST, panic_text};
 use crate::state::Limits;
 use crate::state::domain::Domain;
-use crate::thread::{self, AMID, Phase, Thread};
+use crate::thread::{self, Phase, REENTRANT, Thread};
 use audit::audit_all;
 use commit::{commit_all, needs_audit};
 use defer::{forget_defers, run_defers};
-use report::{give_in, report};
+use report::{abort_with, report};
 use request::Request;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -107,7 +107,7 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
         }
         Err(error) => {
             thread.end(true);
-            thread.rest();
+            thread.go_idle();
             Err(error.into())
         }
     }
@@ -148,8 +148,8 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     }
     call.outcome = match ended {
         // Whatever the library was changing is half changed.
-        Ok(_) if thread.is_amid() => {
-            thread.note_failure(Kind::Memory, 0, AMID);
+        Ok(_) if thread.is_inside_library() => {
+            thread.note_failure(Kind::Memory, 0, REENTRANT);
             Outcome::Cut
         }
         Ok(End::Leave) => Outcome::Wants(End::Leave),
@@ -193,7 +193,7 @@ fn unlock_all(thread: &Thread) {
 pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     let state = thread.state();
     // It has ended in time. That the commit may wait for its seal is no reason to fail it, nor to report it.
-    thread.meet_deadline();
+    thread.clear_driver_deadline();
     let committed = commit_all(thread, seal);
     if let Err(Error::System { source, .. }) = &committed {
         if source.raw_os_error() == Some(libc::ESTALE) {
@@ -210,7 +210,7 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     } else {
         run_defers(thread, state);
     }
-    thread.rest();
+    thread.go_idle();
     Ok(committed?)
 }
 
@@ -221,14 +221,14 @@ pub(crate) fn give_up(thread: &Thread) {
     unlock_all(thread);
     thread.end(false);
     run_defers(thread, state);
-    thread.rest();
+    thread.go_idle();
 }
 
 fn discard(thread: &Thread) {
     if thread.has_drafts()
         && let Err(error) = thread.app().backend().discard(thread.tag())
     {
-        give_in("cannot discard what the request wrote", &error);
+        abort_with("cannot discard what the request wrote", &error);
     }
 }
 
@@ -247,7 +247,7 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
     }
     thread.end(false);
     failure.defers_failed = run_defers(thread, state);
-    thread.rest();
+    thread.go_idle();
     Stop::Failed(Box::new(failure))
 }
 

@@ -58,23 +58,23 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::thread;
 
     #[test]
-    fn a_trial_of_the_heap_leaves_the_request_stack_as_it_is() {
+    fn heap_trial_leaves_request_stack_unchanged() {
         const BYTES: usize = 16 * 1024;
         const PATTERN: u8 = 0xa5;
-        let app = Hooked::app("trial of the heap", |_| ());
+        let app = MockBackend::app("trial of the heap", |_| ());
         let thread = thread::of(app).unwrap();
         let top = thread.stack_region().unwrap().top();
         let base = (top as usize - BYTES) as *mut u8;
         // SAFETY: the top of the request stack, which nothing runs on: the thread has no request.
         let stack = unsafe { std::slice::from_raw_parts_mut(base, BYTES) };
         stack.fill(PATTERN);
-        thread.attend(thread.state());
+        thread.attach_ended(thread.state());
         let works = heap_works(thread);
-        thread.rest();
+        thread.go_idle();
         assert!(works);
         // SAFETY: as above.
         let stack = unsafe { std::slice::from_raw_parts(base, BYTES) };

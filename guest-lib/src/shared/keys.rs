@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_away_is_given_to_nobody_and_only_a_free_one_is_taken_away() {
+    fn only_a_free_key_is_withdrawn_and_never_given_out() {
         let table = table([4, 6]);
         assert_eq!(table.take(6), 6);
         assert_eq!(table.withdraw(), Some(4));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_request_has_cannot_be_given_back() {
+    fn unused_keys_cannot_be_given_back() {
         let table = table([1]);
         for key in [0, 1, 2, 16, u32::MAX] {
             table.give_back(key);

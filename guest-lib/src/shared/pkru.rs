@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_its_own_key_open_and_all_others_of_ours_closed() {
+    fn a_request_opens_its_own_key_only() {
         let ours = keys(1..16);
         for own in 1..16 {
             let pkru = ours.apply(LINUX_DEFAULT, own);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn going_from_one_key_to_another_leaves_no_trace_of_the_first() {
+    fn switching_keys_leaves_no_trace_of_the_first() {
         let ours = keys([1, 4, 9]);
         let first = ours.apply(LINUX_DEFAULT, 4);
         assert_eq!(ours.apply(first, 9), ours.apply(LINUX_DEFAULT, 9));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_memory_is_read_only_in_a_request_and_open_outside() {
+    fn guarded_memory_is_read_only_in_requests() {
         for pkru in [0, u32::MAX, LINUX_DEFAULT] {
             for guard in 1..16 {
                 let inside = apply_guard(pkru, guard, false);

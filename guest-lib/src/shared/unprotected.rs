@@ -371,14 +371,14 @@ impl Backend for Unprotected {
 
 #[cfg(test)]
 mod tests {
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::{Error, Kind, Options, RunError, thread};
     use std::sync::mpsc;
     use std::time::Duration;
 
     #[test]
-    fn an_interrupt_that_comes_just_before_a_wait_for_a_lock_ends_the_wait() {
-        let app = Hooked::app("interrupt before a wait", |_| ());
+    fn interrupt_just_before_a_lock_wait_ends_it() {
+        let app = MockBackend::app("interrupt before a wait", |_| ());
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
         let (held, is_held) = mpsc::channel();
         let (free, freed) = mpsc::channel::<()>();

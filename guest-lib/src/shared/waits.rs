@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_would_close_a_circle_is_told_and_nobody_else() {
+    fn only_the_request_that_closes_a_cycle_is_refused() {
         let waits = Waits::default();
         // Request n holds domain n.
         let holder = u64::from;

@@ -35,7 +35,7 @@ impl Latch {
     /// Takes the latch for the calling thread, whose number is `me`, unless `give_up` says so while another
     /// one has it. That is told whether a sleep has just ended without a wake-up.
     pub(crate) fn take(&self, me: u32, give_up: impl Fn(bool) -> bool) -> Take {
-        let mut for_nothing = false;
+        let mut timed_out = false;
         let mut seen = FREE;
         loop {
             if seen == FREE {
@@ -51,7 +51,7 @@ impl Latch {
             if seen & !CONTENDED == me {
                 return Take::Own;
             }
-            if give_up(for_nothing) {
+            if give_up(timed_out) {
                 return Take::GivenUp;
             }
             let marked = seen | CONTENDED;
@@ -60,18 +60,18 @@ impl Latch {
                     self.0
                         .compare_exchange(seen, marked, Ordering::Relaxed, Ordering::Relaxed)
             {
-                (seen, for_nothing) = (now, false);
+                (seen, timed_out) = (now, false);
                 continue;
             }
             let slept = futex::wait(&self.0, marked, PATIENCE);
             // Another error is as good as a wake-up.
-            for_nothing = slept.is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT));
+            timed_out = slept.is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT));
             seen = self.0.load(Ordering::Relaxed);
         }
     }
 
     /// Whether the thread with that number has it.
-    pub(crate) fn is_of(&self, me: u32) -> bool {
+    pub(crate) fn is_held_by(&self, me: u32) -> bool {
         self.0.load(Ordering::Relaxed) & !CONTENDED == me
     }
 
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_an_abandoned_latch_gives_up_when_told_to() {
+    fn waiter_of_an_abandoned_latch_gives_up_when_told() {
         let latch = Latch::default();
         assert_eq!(latch.take(1, |_| false), Take::Taken);
         assert_eq!(latch.take(2, |_| true), Take::GivenUp);
@@ -122,18 +122,18 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_latch_that_nobody_opens_is_asked_after_a_sleep_for_nothing() {
+    fn waiter_is_asked_to_give_up_after_a_timeout() {
         let latch = Latch::default();
         assert_eq!(latch.take(1, |_| false), Take::Taken);
-        assert_eq!(latch.take(2, |for_nothing| for_nothing), Take::GivenUp);
+        assert_eq!(latch.take(2, |timed_out| timed_out), Take::GivenUp);
     }
 
     #[test]
-    fn who_has_the_latch_already_is_told_so_whether_others_wait_or_not() {
+    fn taking_an_own_latch_says_so() {
         let latch = Latch::default();
         assert_eq!(latch.take(1, |_| false), Take::Taken);
         assert_eq!(latch.take(1, |_| false), Take::Own);
-        assert_eq!(latch.take(2, |for_nothing| for_nothing), Take::GivenUp);
+        assert_eq!(latch.take(2, |timed_out| timed_out), Take::GivenUp);
         assert_eq!(latch.take(1, |_| false), Take::Own);
     }
 }

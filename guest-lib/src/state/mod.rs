@@ -293,7 +293,7 @@ impl State {
     }
 
     /// The request fails: all its threads come to their landings. One of them has to report it.
-    pub(crate) fn doom(&self) {
+    pub(crate) fn mark_failed(&self) {
         self.failed.store(true, Ordering::SeqCst);
     }
 
@@ -304,7 +304,7 @@ impl State {
 
     /// The failure: `fail` reports it, the first time.
     pub(crate) fn fail(&self, fail: impl FnOnce() -> Failure) -> Failure {
-        self.doom();
+        self.mark_failed();
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert_with(fail).clone()
     }
@@ -384,12 +384,12 @@ impl State {
         if let Some(control) = self.control() {
             held::remove(&control, domain);
         }
-        self.tell_held();
+        self.notify_held();
     }
 
     /// What is held, or waited for, has changed; under the latch, so that who waits for it either is counted
     /// by now or sees the change.
-    fn tell_held(&self) {
+    fn notify_held(&self) {
         if self.held_waiters.load(Ordering::SeqCst) != 0 {
             self.held_changes.fetch_add(1, Ordering::SeqCst);
             futex::wake_all(&self.held_changes);
@@ -456,7 +456,7 @@ impl State {
                 lists.domains[free] = Some(Held { domain, has_heap });
             }
         });
-        self.tell_held();
+        self.notify_held();
     }
 
     /// Forgets a domain that the request holds; says whether it has a heap, or `None` if it is not
@@ -504,7 +504,7 @@ impl State {
 
     /// Whether the list in the control block and the lock words are as the request knows them. Another
     /// of its threads may be taking a lock at the moment.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         let (tag, listed) = (self.tag(), self.held());
         let listed = listed.as_slice();
         self.lists(|lists| {
@@ -600,12 +600,12 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::{Kind, RunError, thread};
 
     #[test]
-    fn a_failed_request_leaves_nothing_to_the_next_one_whatever_its_lists_say_of_themselves() {
-        let app = Hooked::app("lists that lie", |_| ());
+    fn corrupted_lists_leave_nothing_to_the_next_request() {
+        let app = MockBackend::app("lists that lie", |_| ());
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
         let outcome = one.run(|request| {
             request.enter(two)?.keep();

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserved_slot_goes_to_whoever_comes_first() {
+    fn reserved_slot_goes_to_the_first_claimant() {
         let slots = Slots::<2>::new();
         let reservation = slots.reserve(7).unwrap();
         assert!(!slots.is_empty());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_thread_that_is_gone_had_or_reserved_is_free_again() {
+    fn slots_of_a_dead_thread_are_freed() {
         let slots = Slots::<4>::new();
         slots.enter(1).unwrap();
         slots.reserve(1).unwrap();

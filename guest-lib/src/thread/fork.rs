@@ -29,9 +29,9 @@ unsafe extern "C" fn child() {
     forget_all();
     for app in App::all() {
         if let Err(what) = app.backend().after_fork() {
-            signals::say(b"vmsrs: in the child of a fork: ");
-            signals::say(what.as_bytes());
-            signals::say(b"\n");
+            signals::write_stderr(b"vmsrs: in the child of a fork: ");
+            signals::write_stderr(what.as_bytes());
+            signals::write_stderr(b"\n");
         }
     }
 }

@@ -8,7 +8,7 @@
 use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::signals::{self, disposition, end_process, interrupt, say};
+use crate::os::signals::{self, disposition, end_process, interrupt, write_stderr};
 use crate::os::{clib, switch};
 use crate::shared::pkru;
 use std::ffi::{c_int, c_void};
@@ -81,7 +81,8 @@ unsafe fn suppress(
     // SAFETY: the kernel's context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let instruction = registers[libc::REG_RIP as usize] as u64;
-    let is_step = signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.was_led();
+    let is_step =
+        signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.has_single_stepped();
     let signal = if is_step { interrupt() } else { signal };
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
@@ -100,7 +101,7 @@ unsafe fn suppress(
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
         if clib::is_busy(instruction, result) && thread.may_wait(instruction, result, can_trap) {
-            if thread.is_led() {
+            if thread.is_single_stepping() {
                 registers[libc::REG_EFL as usize] |= TRAP_FLAG;
             }
             return true;
@@ -113,7 +114,9 @@ unsafe fn suppress(
         }
         if !thread.can_divert() {
             if thread.phase() != Phase::Idle {
-                say(b"vmsrs: an error inside the library, outside of the request's code\n");
+                write_stderr(
+                    b"vmsrs: an error inside the library, outside of the request's code\n",
+                );
             }
             return false;
         }
@@ -139,7 +142,7 @@ unsafe fn suppress(
         _ => Kind::Deadline,
     };
     if !thread.divert() {
-        say(
+        write_stderr(
             b"vmsrs: an error on the way out of a request: the library's own state is damaged; \
             the process ends, committed domains are whole\n",
         );

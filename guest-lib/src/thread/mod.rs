@@ -16,8 +16,8 @@ mod registry;
 mod serving;
 pub(crate) mod stack;
 
-pub(crate) use exclusive::AMID;
-pub(crate) use interrupts::{sweep, uncut};
+pub(crate) use exclusive::REENTRANT;
+pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, of};
 
@@ -74,7 +74,7 @@ pub(crate) struct Thread {
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
     /// The thread is inside of [`Thread::exclusive`].
-    alone: Cell<bool>,
+    exclusive: Cell<bool>,
     /// The request has failed, and the thread knows: it has come to its landing.
     landed: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
@@ -91,7 +91,7 @@ pub(crate) struct Thread {
     /// Instructions that the thread has been led through on its way out of the C library, in this request.
     steps: Cell<u32>,
     /// The thread is led.
-    led: Cell<bool>,
+    single_stepping: Cell<bool>,
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
     arena: Arena,
@@ -188,9 +188,9 @@ impl Thread {
 
     /// Whether the control block and the locks say what the library has put there. Only asked when the
     /// thread is neither taking nor releasing a lock.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         let state = self.state();
-        self.tag() == state.tag() && self.exclusive(|| state.is_whole())
+        self.tag() == state.tag() && self.exclusive(|| state.is_intact())
     }
 
     /// Puts right what a stray write has done to the control block, before the driver acts on it.
@@ -199,9 +199,9 @@ impl Thread {
         self.control.set_tag(state.tag());
         // Other threads of the request may be changing its lists, and one that was cut short may have the
         // latch for good: then the list stays as it is, and what is on none is released after all have left.
-        if self.alone.get() {
+        if self.exclusive.get() {
             state.repair_control();
-        } else if state.latch.take(self.number, |for_nothing| for_nothing) != Take::GivenUp {
+        } else if state.latch.take(self.number, |timed_out| timed_out) != Take::GivenUp {
             state.repair_control();
             state.latch.open();
         }

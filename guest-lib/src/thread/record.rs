@@ -35,7 +35,7 @@ impl Record {
     }
 
     /// Replaces the message. Async-signal-safe.
-    pub(crate) fn say(&self, message: &[u8]) {
+    pub(crate) fn set_message(&self, message: &[u8]) {
         let length = message.len().min(MESSAGE);
         // SAFETY: this thread's own, and no reference into it is alive.
         unsafe { (&mut *self.message.get())[..length].copy_from_slice(&message[..length]) };
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_access_to_address_0_has_an_address_and_a_protection_fault_of_the_cpu_has_none() {
+    fn only_faults_with_an_address_report_one() {
         assert_eq!(address_flag(0, libc::SIGSEGV, 1), REPORT_ADDRESS);
         assert_eq!(address_flag(0, libc::SIGSEGV, 0x80), 0);
         assert_eq!(address_flag(0, libc::SIGFPE, 1), 0);

@@ -52,7 +52,7 @@ impl Drop for Mine {
                 // The request has failed by that, and whoever leads it need not wait for the process's end,
                 // which may wait for him. If this thread leads it, others still read its control block.
                 if state.tag() != 0 {
-                    state.doom();
+                    state.mark_failed();
                     state.members.take_back();
                 }
                 if let Some(slot) = thread.slot.take() {
@@ -149,7 +149,7 @@ impl Thread {
             pending: Cell::new(false),
             diverted: Cell::new(false),
             checking: Cell::new(false),
-            alone: Cell::new(false),
+            exclusive: Cell::new(false),
             landed: Cell::new(false),
             forgotten: Cell::new(false),
             stack,
@@ -159,7 +159,7 @@ impl Thread {
             alarm: Alarm::default(),
             waited: Cell::new(0),
             steps: Cell::new(0),
-            led: Cell::new(false),
+            single_stepping: Cell::new(false),
             domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,
