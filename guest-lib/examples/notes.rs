@@ -11,7 +11,7 @@ struct Notes {
     total_length: usize,
 }
 
-/// The user's notes, made if there are none. One borrow at a time: the pointer leads to the same
+/// The user's notes, created if missing. One borrow at a time: the pointer leads to the same
 /// notes each time.
 fn notes(request: &Request) -> Result<NonNull<Notes>, vmsrs::Error> {
     let root = match request.root::<Notes>() {

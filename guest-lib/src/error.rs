@@ -66,7 +66,7 @@ pub enum Error {
     /// The request of the calling thread does not hold the domain.
     #[error("the request does not hold this domain; enter() it first")]
     NotHeld,
-    /// The call belongs outside of requests (`run` inside `run`, for example).
+    /// The call belongs outside requests (`run` inside `run`, for example).
     #[error("the calling thread has a request already; call this outside of it")]
     Nested,
     /// The request holds the domain already.

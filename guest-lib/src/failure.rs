@@ -60,9 +60,9 @@ kinds! {
     SealedWrite = KIND_SEALED_WRITE, c"sealed write";
     /// A block freed twice.
     DoubleFree = KIND_DOUBLE_FREE, c"double free";
-    /// A pointer freed that is no block of the domain.
+    /// A freed pointer that is not a block of the domain.
     ForeignFree = KIND_FOREIGN_FREE, c"foreign free";
-    /// Bytes behind a block were overwritten.
+    /// Bytes after a block were overwritten.
     RedZone = KIND_RED_ZONE, c"red zone";
     /// A freed block was written to.
     UseAfterFree = KIND_USE_AFTER_FREE, c"use after free";

@@ -25,7 +25,7 @@ pub(crate) struct Hooks {
     pub(crate) resume: Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>,
     /// Before [`Backend::abandon`], with the tag.
     pub(crate) abandon: Box<dyn Fn(u64) + Send + Sync>,
-    /// [`Backend::drafts`], with the domain; `None` where nobody counts drafts.
+    /// [`Backend::drafts`], with the domain; `None` where drafts are not counted.
     pub(crate) drafts: Box<Drafts>,
     /// Before or instead of a wait for a lock.
     pub(crate) lock_wait: Box<LockWait>,

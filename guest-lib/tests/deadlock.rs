@@ -41,7 +41,7 @@ fn deadlock_is_reported_to_one_and_both_can_finish() {
 }
 
 #[test]
-fn a_circle_of_five_is_found() {
+fn a_cycle_of_five_is_found() {
     let domains: Vec<_> = (0..5).map(|_| domain()).collect();
     let all = Arc::new(Barrier::new(5));
     let threads: Vec<_> = (0..5)

@@ -65,7 +65,7 @@ fn invalid_free_before_glibc_locks_fails_only_its_request() {
     errors().succeed(&["malloc-no-block"]);
 }
 
-/// glibc says so with its heap locked, and half changed: every other thread would wait for ever.
+/// glibc says so with its heap locked, and half changed: every other thread would wait forever.
 #[test]
 fn glibc_abort_with_its_heap_locked_ends_the_process() {
     for program in [errors(), errors_static()] {

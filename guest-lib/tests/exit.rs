@@ -1,4 +1,4 @@
-//! Ends of the process inside of a request, without a device: a test program of its own, whose children end.
+//! Ends of the process inside a request, without a device: a test program of its own, whose children end.
 
 mod common;
 
@@ -46,7 +46,7 @@ fn exit() -> ! {
     unsafe { libc::exit(1) }
 }
 
-/// Waits for ever in a system call.
+/// Waits forever in a system call.
 fn pause(_: &Request) {
     loop {
         // SAFETY: no conditions.

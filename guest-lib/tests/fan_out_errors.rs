@@ -91,7 +91,7 @@ fn error_while_starting_threads_never_hangs() {
         }
         send.send(allocation).unwrap();
     });
-    // Long enough for any machine; a request that waits for a thread that never comes does so for ever.
+    // Long enough for any machine; a request that waits for a thread that never comes does so forever.
     let allocations = receive.recv_timeout(Duration::from_secs(120)).unwrap();
     assert!(allocations > 10, "{allocations} places are too few");
     assert!(done.load(Ordering::SeqCst) >= 3);

@@ -216,7 +216,7 @@ proptest! {
 
     /// Whatever a request has overwritten in its domain, its header and bitmaps included: using the heap
     /// afterwards ends well or with a failure that says what is wrong. It never crashes, writes
-    /// elsewhere, or runs for ever, and the audit of the whole domain finds what it should.
+    /// elsewhere, or runs forever, and the audit of the whole domain finds what it should.
     #[test]
     fn damaged_heap_is_detected_and_never_crashes(
         steps in steps(),
@@ -258,7 +258,7 @@ proptest! {
                     _ => {}
                 }
             }
-            // Whatever the heap has given out or written meanwhile, it was nobody's.
+            // Whatever the heap has given out or written meanwhile was unused.
             for &block in &blocks {
                 model.check(block);
             }

@@ -370,7 +370,7 @@ fn a_member_that_ends_without_leaving_fails_the_request() {
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
         inside.send(()).unwrap();
-        // SAFETY: ends the thread behind everybody's back; what its frames own is leaked.
+        // SAFETY: ends the thread without unwinding; what its frames own is leaked.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
     let failure = failure(domain, |request| {

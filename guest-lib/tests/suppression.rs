@@ -48,11 +48,11 @@ fn a_jump_to_nowhere_is_a_memory_failure() {
 }
 
 #[test]
-fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
+fn a_read_past_the_end_of_a_file_is_a_memory_failure() {
     let file = tempfile::tempfile().unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
     check(Kind::Memory, |_| {
-        // SAFETY: a new mapping; the read behind the file's end is the test.
+        // SAFETY: a new mapping; the read past the file's end is the test.
         unsafe {
             let place = libc::mmap(
                 std::ptr::null_mut(),
@@ -328,7 +328,7 @@ fn invalid_pointers_are_found_when_freed_or_resized() {
 }
 
 #[test]
-fn a_write_behind_a_block_is_found_at_the_commit() {
+fn overrun_of_a_block_is_found_at_commit() {
     for size in [1, 8, 15, 16, 40] {
         let domain = domain();
         let failure = failure(domain, |_| {
@@ -609,7 +609,7 @@ fn data_and_root_stay_from_request_to_request() {
 }
 
 #[test]
-fn arena_memory_is_there_in_every_request_anew() {
+fn every_request_has_an_empty_arena() {
     let domain = domain();
     for _ in 0..50 {
         success(domain, |request| {

@@ -20,7 +20,7 @@ use vmsrs_protocol::{KEY_MAX, NAME_MAX};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
     /// There is no device. Errors are suppressed, locks released, defers run; but what the request
-    /// wrote stays, and nobody is kept from writing where he should not.
+    /// wrote stays, and writes to other domains are not stopped.
     None,
     /// The driver and the host keep versions of every page.
     Full,
@@ -53,7 +53,7 @@ impl App {
         unsafe { Self::open_bytes(name.as_bytes()) }
     }
 
-    /// Like [`App::open`], for names that are no UTF-8.
+    /// Like [`App::open`], for names that are not UTF-8.
     ///
     /// # Errors
     ///

@@ -17,7 +17,7 @@ use vmsrs_protocol::PAGE_SIZE;
 pub struct DomainOptions {
     /// The host keeps a second copy of each sealed page, and repairs from it a page whose memory went
     /// wrong. The copies take as much room of the window as the pages. A domain that has a mirror
-    /// keeps it, whoever opens it.
+    /// keeps it, whichever process opens it.
     pub mirror: bool,
 }
 
@@ -115,7 +115,7 @@ impl Domain {
         })
     }
 
-    /// Gives a block back. A pointer that is no live block of the domain makes the request fail
+    /// Gives a block back. A pointer that is not a live block of the domain makes the request fail
     /// ([`crate::Kind::DoubleFree`], [`crate::Kind::ForeignFree`]), as does an overwritten red zone;
     /// then this does not return.
     ///
@@ -145,7 +145,7 @@ impl Domain {
     }
 
     /// Changes a block's size, in its place or by moving it; the alignment of a moved block is 16.
-    /// A pointer that is no live block makes the request fail.
+    /// A pointer that is not a live block makes the request fail.
     ///
     /// # Errors
     ///

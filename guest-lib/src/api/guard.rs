@@ -1,6 +1,6 @@
-//! Memory outside of domains that requests may read and not write.
+//! Memory outside domains that requests may read and not write.
 //!
-//! What lies outside of domains is not restored, so a stray write there may cost the process. Where the
+//! What lies outside domains is not restored, so a stray write there may cost the process. Where the
 //! CPU has protection keys, a server can close what its requests only read: the write is refused then,
 //! at its instruction, and costs the request.
 
@@ -15,7 +15,7 @@ use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// Lets requests only read the pages from `start` on, `length` bytes of them. Outside of requests nothing
-/// changes, and defers run outside of their request (those of a task that is dropped in another request run in
+/// changes, and defers run outside their request (those of a task that is dropped in another request run in
 /// that one). A write in a request fails it ([`crate::Kind::Memory`]); a system call that would write there in its
 /// name gives EFAULT.
 ///
@@ -26,8 +26,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] if `start` or `length` is no multiple of 4096, or pages of domains are among them;
-/// [`Error::Nested`] inside of a request or a defer; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped
+/// [`Error::Argument`] if `start` or `length` is not a multiple of 4096, or pages of domains are among them;
+/// [`Error::Nested`] inside a request or a defer; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped
 /// (those before the first such one are guarded then).
 ///
 /// # Safety
@@ -273,7 +273,7 @@ mod tests {
         assert!(binds_late(&[[1, 0], JMPREL, [0, 0]]));
         for at_once in [[24, 0], [30, 8], [0x6fff_fffb, 1]] {
             assert!(!binds_late(&[JMPREL, at_once, [0, 0]]), "{at_once:?}");
-            assert!(binds_late(&[JMPREL, [0, 0], at_once]), "behind the end");
+            assert!(binds_late(&[JMPREL, [0, 0], at_once]), "after the end");
         }
         assert!(
             binds_late(&[JMPREL, [30, 4], [0x6fff_fffb, 2], [0, 0]]),

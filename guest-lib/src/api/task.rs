@@ -36,7 +36,7 @@ enum Stage {
 ///
 /// Its domains stay locked between the steps, and its deadline runs on: a task that misses it while it
 /// is suspended fails, its locks are free at once, and the next step returns the failure. Dropping a
-/// task gives it up. Dropped inside of another request, its defers run as a part of that one.
+/// task gives it up. Dropped inside another request, its defers run as a part of that one.
 pub struct Task {
     state: &'static State,
     domain: &'static Domain,
@@ -356,7 +356,7 @@ mod tests {
         let app = MockBackend::app("latch left taken", |_| ());
         let domain = app.domain("one").unwrap();
         let mut task = Task::new(domain, Options::default()).unwrap();
-        // As a defer leaves it that runs into the end of the stack inside of the library.
+        // As a defer leaves it that runs into the end of the stack inside the library.
         let taken = task.state.latch.take(u32::MAX >> 1, |_| false);
         assert_eq!(taken, crate::state::latch::Take::Taken);
         let done = task.step(|request| Step::Done(request.alloc(1u8).map(drop).is_ok()));

@@ -4,7 +4,7 @@
 //! Everything here runs in a request that holds the domain. Nothing that lies in the domain is trusted:
 //! a header is checked before its numbers are used, both directions of a link before one of them is
 //! followed, and poison before its room is given out. So damage costs the request that meets it, and
-//! cannot make the allocator write elsewhere or run for ever. Damage found on the way is a [`Damage`];
+//! cannot make the allocator write elsewhere or loop forever. Damage found on the way is a [`Damage`];
 //! the caller makes the request fail with it.
 
 mod bins;
@@ -53,12 +53,12 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// First byte behind its room: the next chunk's header, or the extent's end.
+    /// First byte after its room: the next chunk's header, or the extent's end.
     fn end(&self) -> u64 {
         self.address + self.header.room() as u64
     }
 
-    /// Writes its header anew.
+    /// Writes its header.
     fn mark(&mut self, size: usize, room: usize, state: State) {
         self.header = BlockHeader::new(self.address, size, room, state);
         self.state = state;
@@ -111,7 +111,7 @@ impl Heap {
     /// # Safety
     ///
     /// `header` is the first page of domain `domain` of the app at `base`, with the whole first
-    /// extent behind it, and the calling thread's request holds the domain while this lives. `made`
+    /// extent after it, and the calling thread's request holds the domain while this lives. `made`
     /// says whether the domain is known to have a heap: what the request may have overwritten in the
     /// domain itself cannot tell.
     pub(crate) unsafe fn new(
@@ -326,7 +326,7 @@ impl Heap {
         }
     }
 
-    /// A pointer into the heap where no chunk begins: inside of a block it is foreign; elsewhere it is
+    /// A pointer into the heap where no chunk begins: inside a block it is foreign; elsewhere it is
     /// memory that was given back before.
     fn kind_of_bad_pointer(span: Span, address: u64) -> Kind {
         let before = span.starts().before(address);
@@ -341,7 +341,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is none.
+    /// The damage when it is not one.
     pub(crate) fn size(&self, address: u64) -> Result<usize, Damage> {
         self.live(address).map(|block| block.header.size())
     }
@@ -350,7 +350,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is no live block, or overwritten behind.
+    /// The damage when it is not a live block, or its red zone is overwritten.
     pub(crate) fn resize(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
         let mut block = self.live(address)?;
         let room = block.header.room();
@@ -368,7 +368,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is no live block, or overwritten behind.
+    /// The damage when it is not a live block, or its red zone is overwritten.
     pub(crate) fn retire(&mut self, address: u64) -> Result<(), Damage> {
         let mut block = self.live(address)?;
         block.check_red_zone()?;

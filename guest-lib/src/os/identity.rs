@@ -15,7 +15,7 @@ pub(crate) const NUMBER_BITS: u32 = 22;
 /// Values of what tells threads apart, without 0 (not known).
 const MARKS: u64 = (1 << (BITS - NUMBER_BITS)) - 1;
 
-/// Place of the time of start in `stat`, counted from the first field behind the name in brackets; see
+/// Place of the time of start in `stat`, counted from the first field after the name in brackets; see
 /// `proc_pid_stat(5)`, field 22.
 const START: usize = 19;
 
@@ -80,7 +80,7 @@ fn start_time(stat: &[u8]) -> Option<u64> {
 
 /// A thread's `stat`; nothing if it cannot be read.
 fn stat(number: u32, text: &mut [u8]) -> &[u8] {
-    // Zeros behind the path end it.
+    // Zeros after the path end it.
     let mut path = [0; 64];
     if write!(&mut path[..63], "/proc/self/task/{number}/stat").is_err() {
         return &[];

@@ -1,7 +1,7 @@
 //! The modules that are mapped into the process, for reports.
 //!
-//! The table is made by [`refresh`] outside of requests: walking the loader's list takes its lock,
-//! which a request that was cut short may have left behind.
+//! The table is made by [`refresh`] outside requests: walking the loader's list takes its lock,
+//! which a request that was cut short may still hold.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
@@ -45,7 +45,7 @@ impl Modules {
     }
 }
 
-/// Makes the table of modules anew if the loader has added or removed some. Outside of requests.
+/// Rebuilds the table of modules if the loader has added or removed some. Outside of requests.
 pub(crate) fn refresh() {
     let mut known = REFRESH.lock().unwrap_or_else(PoisonError::into_inner);
     let next = MODULES.current.load(Ordering::Relaxed) & SECOND ^ SECOND;

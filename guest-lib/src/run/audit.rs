@@ -1,7 +1,7 @@
 //! Checks of a domain before it is committed: what a request damaged must not become the authority.
 //!
-//! What it costs grows with what the request has written: the audit looks at the pages that the driver
-//! has drafts of, and at whole domains only if they are small or the request asked for it.
+//! The cost grows with what the request has written: the audit looks at the pages that the driver has
+//! drafts of, and at whole domains only if they are small or the request asked for it.
 
 use crate::failure::Kind;
 use crate::failure::panic_text;
@@ -13,7 +13,7 @@ use crate::thread::{self, Thread};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmsrs_protocol::PAGE_SIZE;
 
-/// Blocks up to which the whole domain is checked always: cheaper than asking the driver.
+/// Domains of at most this many blocks are checked whole: cheaper than asking the driver.
 const WHOLE: u64 = 64;
 
 /// Pages that the driver is asked for at a time.
@@ -146,7 +146,7 @@ impl<'a> Written<'a> {
         self.unknown || self.count != 0
     }
 
-    /// Whether the list goes on behind what was fetched: drafts made since are at its end.
+    /// Whether the list has more than was fetched: drafts made since are at its end.
     fn has_more(&self) -> bool {
         self.count == PAGES
             || self
@@ -154,7 +154,7 @@ impl<'a> Written<'a> {
                 .is_none_or(|mark| mark.may_be_outdated(self.thread.draft_mark()))
     }
 
-    /// Checks all of these pages. False if nobody knows which they are.
+    /// Checks all of these pages. False if the list is unknown.
     fn check(&mut self, heap: &Heap) -> Result<bool, Damage> {
         loop {
             for page in &self.pages[..self.count] {

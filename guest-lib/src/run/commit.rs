@@ -7,12 +7,12 @@ use crate::thread::{self, Phase, Thread};
 use std::io;
 use vmsrs_protocol::NONE;
 
-/// Without protection nobody counts drafts, and the audit is cheap: it always takes place.
+/// Without protection drafts are not counted, and the audit is cheap: it always runs.
 pub(super) fn needs_audit(thread: &Thread) -> bool {
     thread.has_drafts() || !thread.app().backend().protects() || !thread.is_intact()
 }
 
-/// Audits and commits from inside of the request, which fails with what the audit finds. Meanwhile no
+/// Audits and commits from inside the request, which fails with what the audit finds. Meanwhile no
 /// other thread of the request uses its heaps: what is committed is what was audited.
 pub(crate) fn audited<T>(
     thread: &Thread,

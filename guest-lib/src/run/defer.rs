@@ -1,4 +1,4 @@
-//! Running and forgetting what undoes something outside of domains.
+//! Running and dropping defers.
 
 use crate::shared::pkru;
 use crate::state::State;
@@ -30,8 +30,8 @@ pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
     failed
 }
 
-/// Forgets a request's defers. What they own is dropped on the thread's request stack: an error in that is no
-/// more than one in a defer.
+/// Drops a request's defers without running them. What they own is dropped on the thread's request
+/// stack, so an error there is contained like one in a defer.
 pub(crate) fn forget_defers(thread: &Thread, state: &State) {
     end_defers(thread, state, Fate::Forget);
     end_dropped(thread, state);
@@ -89,7 +89,7 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
     thread.set_phase(Phase::Ending);
 }
 
-/// Runs a request's defers where the thread is: inside of another request, whose errors theirs are.
+/// Runs a request's defers on the current stack, inside another request: an error in one fails that request.
 pub(crate) fn run_defers_here(state: &State) {
     while let Some(deferred) = state.newest_defer() {
         deferred.run();

@@ -164,7 +164,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     thread.set_phase(Phase::Ending);
 }
 
-/// Waits until the other threads have left, and audits. Still inside of the request: it can fail.
+/// Waits until the other threads have left, and audits. Still inside the request: it can fail.
 fn settle(thread: &Thread, end: End) -> Outcome {
     let all_left = thread.state().close(thread::sweep);
     thread.act_on_pending();
@@ -192,7 +192,7 @@ fn unlock_all(thread: &Thread) {
 /// The good end.
 pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     let state = thread.state();
-    // It has ended in time. That the commit may wait for its seal is no reason to fail it, nor to report it.
+    // It has ended in time. Waiting for the seal neither fails it nor is reported.
     thread.clear_driver_deadline();
     let committed = commit_all(thread, seal);
     if let Err(Error::System { source, .. }) = &committed {

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 use std::hint::black_box;
 use std::time::Duration;
 
-/// How long the C library's heap may stay locked after a failure until the process ends. Who has it
-/// locked may be off the CPU for a while; waiting longer than needed costs those who wait for it.
+/// How long the C library's heap may stay locked after a failure until the process ends. The
+/// thread that has it locked may be off the CPU for a while; a longer wait holds up every other thread.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes of the stack that the heap is tried on.
@@ -21,7 +21,7 @@ struct Trial<'a> {
 /// Whether the C library's heap works: takes a block and gives it back, and looks at every arena.
 ///
 /// On a stack of its own: threads that the request has started borrow from its stack until they have come to
-/// their landings, and waiting for them first could last for ever if the heap stays locked.
+/// their landings, and waiting for them first could last forever if the heap stays locked.
 pub(crate) fn heap_works(thread: &Thread) -> bool {
     let mut trial = Trial {
         thread,
@@ -32,7 +32,7 @@ pub(crate) fn heap_works(thread: &Thread) -> bool {
         return true;
     };
     if !thread.set_limit(PATIENCE) {
-        // No timer: a hang would be for ever, so nothing is tried.
+        // No timer: a hang would be forever, so nothing is tried.
         return true;
     }
     // SAFETY: a fresh stack; enter() does not unwind.

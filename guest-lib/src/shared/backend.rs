@@ -1,4 +1,4 @@
-//! What the library needs of whoever keeps the versions: the driver, or nobody.
+//! What the library needs from the backend that keeps the versions of pages, if there is one.
 
 use std::io;
 use std::ptr::NonNull;
@@ -53,7 +53,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Discards; locks stay.
     fn discard(&self, tag: u64) -> io::Result<()>;
     /// Lists pages of a domain that the request has drafts of, in `pages`, without the first `skip`.
-    /// Returns how many, or `None` where nobody counts drafts.
+    /// Returns how many, or `None` where drafts are not counted.
     fn drafts(
         &self,
         tag: u64,
@@ -76,7 +76,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
         milliseconds: u32,
         is_pending: &dyn Fn() -> bool,
     ) -> io::Result<()>;
-    /// Wakes who waits for a lock.
+    /// Wakes the threads that wait for a lock.
     fn lock_wake(&self, domain: u32) -> io::Result<()>;
     /// Waits until everything committed is sealed.
     fn flush(&self) -> io::Result<()>;

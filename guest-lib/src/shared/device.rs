@@ -209,7 +209,7 @@ impl Backend for Device {
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {
         assert!(u64::from(domain) < self.app.locks_length / 8);
-        // SAFETY: inside of the mapping by the check; it stays for ever.
+        // SAFETY: inside the mapping by the check; it stays forever.
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 

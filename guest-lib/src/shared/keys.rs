@@ -1,6 +1,6 @@
 //! Which protection keys requests have, and which key is taken away from drafts to guard memory.
 //!
-//! No lock: the child of a fork may find one locked for ever.
+//! No lock: the child of a fork may find it locked forever.
 
 use crate::sync::{AtomicU64, Ordering};
 use std::array;

@@ -3,16 +3,16 @@
 //! All threads share a page table, so a draft that is writable for its request would be writable for
 //! everybody. The driver puts a protection key into the entries of a request's drafts
 //! ([`vmsrs_protocol::shared::ThreadControl::key`]), and each thread's PKRU register says which keys
-//! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside of requests none
+//! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside requests none
 //! of the library's. Changing PKRU takes no system call.
 //!
 //! Keys are few. The library takes what the kernel gives, once in a process, and a request has one of
-//! them from its begin to its end, whatever threads work for it: one that no other request in flight
+//! them from start to end, whatever threads work for it: one that no other request in flight
 //! has. Only with more requests in flight than keys some share one, and are not protected from each
 //! other's strays.
 //!
 //! One key becomes that of guarded memory ([`crate::guard`]) when a server asks for it: in a request
-//! it lets read and not write, outside of requests it is open.
+//! it lets read and not write, outside requests it is open.
 
 use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
 use crate::sync::AtomicU64;
@@ -163,7 +163,7 @@ pub(crate) fn forget() {
     ours().numbers().for_each(|key| TABLE.put(key));
 }
 
-/// The key of guarded memory, open for the calling thread, which is outside of requests; made of one that no
+/// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
 /// request has if there is none yet. Nothing without protection keys, or when requests have all of them.
 pub(crate) fn guard_key() -> Option<u32> {
     // Servers guard memory when they start: no child of a fork comes here while another thread does.
@@ -188,7 +188,7 @@ pub(crate) fn open(key: u32) {
     update(|pkru| apply_guard(ours().apply(pkru, key), guard(), false));
 }
 
-/// For a thread outside of requests: none of the library's keys, and all of guarded memory.
+/// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
 pub(crate) fn close() {
     update(|pkru| apply_guard(ours().apply(pkru, 0), guard(), true));

@@ -24,7 +24,7 @@ use vmsrs_protocol::{
     APP_BASE, APP_PAGES, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, MAX_DOMAINS, PAGE_SIZE,
 };
 
-/// A waiter looks for circles again after this time.
+/// A waiter looks for cycles again after this time.
 const SLICE: Duration = Duration::from_millis(100);
 
 /// Tags of one registration or refill.
@@ -166,7 +166,7 @@ impl Backend for Unprotected {
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {
         assert!(domain < MAX_DOMAINS);
-        // SAFETY: inside of the mapping by the check; it stays for ever.
+        // SAFETY: inside the mapping by the check; it stays forever.
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 
@@ -204,7 +204,7 @@ impl Backend for Unprotected {
         }
         let bytes = u64::from(PAGE_SIZE);
         let address = self.base + u64::from(page) * bytes;
-        // SAFETY: inside of this app's reservation, and handed out to nobody yet.
+        // SAFETY: inside this app's reservation, and handed out to nobody yet.
         let outcome = unsafe {
             libc::mprotect(
                 address as *mut libc::c_void,

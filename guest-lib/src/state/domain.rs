@@ -87,7 +87,7 @@ impl App {
     /// All open apps.
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
         BY_NUMBER.iter().filter_map(|slot| {
-            // SAFETY: null, or an app that lives for ever.
+            // SAFETY: null, or an app that lives forever.
             unsafe { slot.load(Ordering::Acquire).as_ref() }
         })
     }
@@ -95,7 +95,7 @@ impl App {
 
 /// A domain, open in this process for as long as it lives.
 ///
-/// All processes that open the app find the domain at the same addresses, so pointers inside of it
+/// All processes that open the app find the domain at the same addresses, so pointers inside it
 /// stay good.
 pub struct Domain {
     app: &'static App,

@@ -1,9 +1,9 @@
 //! The lock of a request's own lists and of the heaps of its domains.
 //!
-//! A thread that is cut short may hold it. Then the request has failed, so whoever waits for it
-//! gives up, and it is opened by force when all threads have left the request. A thread may also have
-//! ended with it: so whoever has slept for nothing looks whether one has. And a thread may want it that
-//! has it: a handler of a signal, or a wild jump, called the library in the middle of itself.
+//! A thread that is cut short may hold it. Then the request has failed: waiters give up, and the latch is
+//! opened by force when all threads have left the request. A thread may also end while it holds the
+//! latch, so a waiter whose sleep timed out checks for that. And the thread that wants the latch may hold
+//! it already: a signal handler, or a jump through a bad pointer, called the library while it was at work.
 
 use crate::os::futex;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -43,7 +43,7 @@ const HELD_PATIENCE: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy)]
 struct Held {
     domain: &'static Domain,
-    /// It had a heap when the request took it, or got one since. Kept outside of the domain, where a
+    /// It had a heap when the request took it, or got one since. Kept outside the domain, where a
     /// request's stray write cannot make a damaged heap look like a new domain.
     has_heap: bool,
 }
@@ -137,7 +137,7 @@ pub(crate) struct State {
 }
 
 // SAFETY: atomics, a mutex, and lists that are used by one thread at a time (the latch, or the only
-// thread that the request has). Defers are Send by the contract of whoever registers them.
+// thread that the request has). Defers are Send by the contract of their registration.
 unsafe impl Send for State {}
 // SAFETY: as above.
 unsafe impl Sync for State {}
@@ -283,7 +283,7 @@ impl State {
     pub(crate) fn close(&self, sweep: fn(&Members) -> bool) -> bool {
         let all_left = self.members.wait(sweep);
         self.closed.store(true, Ordering::SeqCst);
-        // Who joined in between is seen now, or sees that it is closed.
+        // A thread that joined in between is seen now, or sees that it is closed.
         self.members.wait(sweep) && all_left
     }
 
@@ -387,7 +387,7 @@ impl State {
         self.notify_held();
     }
 
-    /// What is held, or waited for, has changed; under the latch, so that who waits for it either is counted
+    /// What is held, or waited for, has changed; under the latch, so that a waiter either is counted
     /// by now or sees the change.
     fn notify_held(&self) {
         if self.held_waiters.load(Ordering::SeqCst) != 0 {
@@ -589,7 +589,7 @@ impl State {
     pub(crate) fn take_dropped(&self) -> impl Iterator<Item = &'static Self> {
         let mut next = self.dropped.swap(ptr::null_mut(), Ordering::Acquire);
         std::iter::from_fn(move || {
-            // SAFETY: null, or a state, which lives for ever; on no other list.
+            // SAFETY: null, or a state, which lives forever; on no other list.
             let state: &'static Self = unsafe { next.as_ref() }?;
             next = state.next_dropped.swap(ptr::null_mut(), Ordering::Relaxed);
             Some(state)

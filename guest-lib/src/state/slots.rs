@@ -61,7 +61,7 @@ impl<const COUNT: usize> Slots<COUNT> {
 
     /// Keeps a slot for a thread that will [`Slots::adopt`] it. `identity` is that of the calling thread.
     pub(crate) fn reserve(&self, identity: u64) -> Option<Reservation> {
-        // It repeats itself after 2^22: by then whoever was about to start has come.
+        // It repeats itself after 2^22: by then the thread that was about to start has started.
         let count = self.reservations.fetch_add(1, Ordering::SeqCst);
         let says = RESERVED | count << IDENTITY_BITS | identity;
         let slot = self.take(says)?;
@@ -129,7 +129,7 @@ impl<const COUNT: usize> Slots<COUNT> {
             if place.load(Ordering::SeqCst) != 0 {
                 continue;
             }
-            // First where to look, then the slot: who looks later finds it, even if this thread ends.
+            // First where to look, then the slot: a later look finds it, even if this thread ends.
             self.used.fetch_max(slot as u64 + 1, Ordering::SeqCst);
             if self.change(slot, 0, says) {
                 return Some(slot);

@@ -1,4 +1,4 @@
-//! What a failed request leaves for whoever looks for the bug: the top of its stack, the modules
+//! What a failed request leaves for finding the bug: the top of its stack, the modules
 //! that were mapped, and what it said.
 //!
 //! Nothing is copied here, with one exception: at its landing the thread only tells the driver where

@@ -6,7 +6,8 @@ use crate::failure::{Kind, LOST};
 use crate::state::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
+/// What the failure says when the library was called while it was at work: by a signal handler, or by a
+/// jump through a bad pointer.
 pub(crate) const REENTRANT: &[u8] = b"the library was called in the middle of its own work";
 
 impl Thread {
@@ -41,7 +42,7 @@ impl Thread {
             }
         }
         self.exclusive.set(true);
-        // Whoever cuts this short, or asks in the middle of it, sees how far it is.
+        // A signal handler sees how far this is.
         compiler_fence(Ordering::SeqCst);
         let value = code();
         compiler_fence(Ordering::SeqCst);
@@ -55,7 +56,7 @@ impl Thread {
         self.exclusive.get() || self.is_critical() || self.state().latch.is_held_by(self.number)
     }
 
-    /// Fails the request if this is the middle of the library's own work, where a handler of a signal or a wild
+    /// Fails the request if the library is at work already, and a signal handler or a bad
     /// jump has called it again: what it would change, or commit, is half changed. The check of an invariant
     /// is called by the library, and may call it.
     pub(crate) fn reject_reentry(&self) {
@@ -138,7 +139,7 @@ mod tests {
         let ends = [|| Ok(()), || Err(Error::Unsealed)];
         for (end_inside, end) in end_inside
             .iter()
-            .flat_map(|&amid| ends.map(|end| (amid, end)))
+            .flat_map(|&end_inside| ends.map(|end| (end_inside, end)))
         {
             let failure = failure(domain.run(|_| {
                 end_inside(take_the_latch());
@@ -152,7 +153,7 @@ mod tests {
 
     #[test]
     fn reentrant_calls_change_and_commit_nothing() {
-        let app = MockBackend::app("calls amid", |hooks| {
+        let app = MockBackend::app("reentrant calls", |hooks| {
             hooks.commit = Box::new(|_, _| panic!("committed"));
         });
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
@@ -198,7 +199,7 @@ mod tests {
                 let _ = ticket.join(|_| {
                     current().unwrap().exclusive(|| {
                         inside.send(()).unwrap();
-                        // SAFETY: ends the thread behind everybody's back; what it owns is leaked.
+                        // SAFETY: ends the thread without unwinding; what it owns is leaked.
                         unsafe { libc::syscall(libc::SYS_exit, 0) };
                     });
                 });

@@ -47,7 +47,7 @@ const GREGS: [c_int; REGISTERS] = [
     libc::REG_EFL,
 ];
 
-/// The CPU traps behind the next instruction.
+/// The CPU traps after the next instruction.
 const TRAP_FLAG: i64 = 0x100;
 
 /// Trap, alignment check and direction flags.
@@ -67,7 +67,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Handles a signal of a thread with a request; false if it is none of the library's business.
+/// Handles a signal of a thread with a request; false if the signal is not the library's.
 ///
 /// # Safety
 ///
@@ -197,11 +197,11 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void)
         }
         function if flags & libc::SA_SIGINFO != 0 => {
             type Full = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-            // SAFETY: whoever installed it with SA_SIGINFO says that it has this signature.
+            // SAFETY: a handler installed with SA_SIGINFO has this signature.
             unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context) }
         }
         function => {
-            // SAFETY: whoever installed it without SA_SIGINFO says that it has this signature.
+            // SAFETY: a handler installed without SA_SIGINFO has this signature.
             unsafe {
                 std::mem::transmute::<usize, unsafe extern "C" fn(c_int)>(function)(signal);
             }

@@ -20,10 +20,10 @@ const RETRIES: u32 = 400;
 /// Of these, the first ones that only look.
 const LOOKS: u32 = 16;
 
-/// Instructions that a thread is led through in one request; who needs more is only looked at.
+/// Most instructions that a thread is single-stepped through in one request; after that it is only polled.
 const STEPS: u32 = 50_000;
 
-/// How long a thread may be led until the interrupt comes again.
+/// How long a thread may be single-stepped until the interrupt comes again.
 const STEP_LIMIT: Duration = Duration::from_millis(50);
 
 /// Runs code that must not be cut short on any thread, in a request or not: see [`Thread::critical`].
@@ -90,7 +90,7 @@ impl Thread {
     }
 
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
-    /// the thread is led from now on, if `can_trap` says that its traps come to the library. Not if it has
+    /// the thread is single-stepped from now on, if `can_trap` says that its traps come to the library. Not if it has
     /// waited too long already. `instruction` is the next one, `number` RAX. Async-signal-safe.
     pub(crate) fn may_wait(
         &self,
@@ -120,12 +120,12 @@ impl Thread {
         self.alarm.set(signals::interrupt(), RETRY)
     }
 
-    /// Whether the thread is led out of the C library, instruction by instruction. Async-signal-safe.
+    /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
     pub(crate) fn is_single_stepping(&self) -> bool {
         self.single_stepping.get()
     }
 
-    /// Whether the thread was led in this request: a trap may be from then, behind a handler of the server.
+    /// Whether the thread was single-stepped in this request: a late trap may be from then.
     /// Async-signal-safe.
     pub(crate) fn has_single_stepped(&self) -> bool {
         self.steps.get() != 0

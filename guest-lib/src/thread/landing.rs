@@ -73,7 +73,7 @@ impl Thread {
         // SAFETY: the region's top is page-aligned; the rest is the caller's.
         let cut = unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) };
         if cut {
-            // The landing is no place to be sent to any more.
+            // Nothing may be sent to the landing again.
             self.set_phase(Phase::Ending);
         }
         self.diverted.set(false);

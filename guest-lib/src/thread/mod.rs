@@ -43,7 +43,7 @@ pub(crate) enum Phase {
     Idle,
     /// A request begins, or is joined; the server's stack.
     Entering,
-    /// The request's function, or the audit behind it; the request stack.
+    /// The request's function, or the audit after it; the request stack.
     Running,
     /// The request ends, or is left; the server's stack.
     Ending,
@@ -73,7 +73,7 @@ pub(crate) struct Thread {
     diverted: Cell<bool>,
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
-    /// The thread is inside of [`Thread::exclusive`].
+    /// The thread is inside [`Thread::exclusive`].
     exclusive: Cell<bool>,
     /// The request has failed, and the thread knows: it has come to its landing.
     landed: Cell<bool>,
@@ -88,9 +88,9 @@ pub(crate) struct Thread {
     alarm: Alarm,
     /// Times that an interrupt has waited for the thread to leave the C library.
     waited: Cell<u32>,
-    /// Instructions that the thread has been led through on its way out of the C library, in this request.
+    /// Instructions that the thread has been single-stepped through in the C library, in this request.
     steps: Cell<u32>,
-    /// The thread is led.
+    /// The thread is being single-stepped out of the C library.
     single_stepping: Cell<bool>,
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
@@ -132,7 +132,7 @@ impl Thread {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Whether the thread runs on its request stack, with a landing behind it.
+    /// Whether the thread runs on its request stack, with a landing to go to.
     pub(crate) fn can_divert(&self) -> bool {
         matches!(self.phase(), Phase::Running | Phase::Deferring)
     }
@@ -193,7 +193,7 @@ impl Thread {
         self.tag() == state.tag() && self.exclusive(|| state.is_intact())
     }
 
-    /// Puts right what a stray write has done to the control block, before the driver acts on it.
+    /// Repairs what a stray write has done to the control block, before the driver acts on it.
     pub(crate) fn repair_control(&self) {
         let state = self.state();
         self.control.set_tag(state.tag());

@@ -74,7 +74,7 @@ pub(crate) fn registers() -> [u64; REGISTERS] {
     registers
 }
 
-/// Follows the frame pointers, inside of the request stack and upwards only, so that no damage
+/// Follows the frame pointers, inside the request stack and upwards only, so that no damage
 /// can lead it astray. Frames of code without frame pointers are missing.
 pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
     let mut addresses = [0; BACKTRACE];
@@ -83,7 +83,7 @@ pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
         if !whole || !frame.is_multiple_of(8) {
             break;
         }
-        // SAFETY: two aligned words inside of the request stack.
+        // SAFETY: two aligned words inside the request stack.
         let (next, address) = unsafe { (*(frame as *const u64), *((frame + 8) as *const u64)) };
         *entry = address;
         if next <= frame {

@@ -37,7 +37,7 @@ impl Drop for Mine {
             // copy since a field of that copy owns it.
             let thread = unsafe { place.as_ptr().read() };
             // A request that calls exit() comes here, since a thread that ends otherwise leaves it first. What
-            // runs next, the program's functions for its end, is no part of it any more.
+            // runs next, the program's functions for its end, is not part of it.
             let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
             let (state, backend, control) =
                 (thread.state(), thread.app.backend(), thread.control.block());
@@ -49,8 +49,8 @@ impl Drop for Mine {
             }
             backend.unregister(control);
             if in_request {
-                // The request has failed by that, and whoever leads it need not wait for the process's end,
-                // which may wait for him. If this thread leads it, others still read its control block.
+                // The request has failed by that, and its owner need not wait for the process's end,
+                // which may wait for the owner. If this thread is the owner, others still read its control block.
                 if state.tag() != 0 {
                     state.mark_failed();
                     state.members.take_back();

@@ -1,7 +1,7 @@
 //! The stacks that requests run on.
 //!
 //! A thread keeps its request stack from its registration to its end, then it goes to a pool for
-//! the next thread. A failed request leaves nothing behind on it: it is used from the top again.
+//! the next thread. A failed request leaves nothing on it that is still needed: it is used from the top again.
 
 use crate::error::Error;
 use crate::os::region::Region;

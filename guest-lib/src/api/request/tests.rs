@@ -61,7 +61,7 @@ fn failing_inside_commit_keeps_what_was_committed() {
 
 #[test]
 fn failure_after_commit_undoes_only_later_defers() {
-    let app = MockBackend::app("fails behind a commit", |_| ());
+    let app = MockBackend::app("fails after a commit", |_| ());
     let domain = app.domain("one").unwrap();
     let undone = Arc::new(Mutex::new(Vec::new()));
     let undo = |number| {
