@@ -70,7 +70,7 @@ impl App {
             });
         }
         if name.contains(&0) {
-            return Err(Error::Argument("a zero byte in the app's name"));
+            return Err(Error::Argument("the app's name contains a zero byte"));
         }
         let mut apps = APPS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(app) = apps.iter().find(|app| app.name() == name) {
@@ -194,7 +194,7 @@ impl App {
     /// of a domain is committed (at the end of a request, by [`crate::Request::commit`] and by
     /// [`crate::Entered::leave`]), in the request, for each domain that is to be committed with
     /// something written by the request. If it gives an error, panics, or dies of any other error,
-    /// the request fails with [`Kind::Invariant`] and the message.
+    /// the request fails with [`crate::Kind::Invariant`] and the message.
     ///
     /// The check should only read. What it costs, every commit costs.
     ///

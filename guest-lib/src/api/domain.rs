@@ -98,7 +98,9 @@ impl Domain {
     pub fn allocate(&'static self, size: usize, alignment: usize) -> Result<NonNull<u8>, Error> {
         self.holding(|thread| {
             if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
-                return Err(Error::Argument("the alignment"));
+                return Err(Error::Argument(
+                    "the alignment must be a power of two up to 4096",
+                ));
             }
             let block = thread
                 .state()
@@ -213,7 +215,7 @@ impl Domain {
         })
     }
 
-    /// Like [`App::set_invariant`], for this domain. The app's is checked as well.
+    /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.
     ///
     /// # Errors
     ///

@@ -40,13 +40,11 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     let Some(end) =
         end.filter(|_| length > 0 && from.is_multiple_of(PAGE) && length.is_multiple_of(PAGE))
     else {
-        return Err(Error::Argument("a range of whole pages to guard"));
+        return Err(Error::Argument("only whole pages can be guarded"));
     };
     let apps = APP_BASE..APP_BASE + u64::from(MAX_APPS) * APP_BYTES;
     if (from as u64) < apps.end && end as u64 > apps.start {
-        return Err(Error::Argument(
-            "a range to guard that has pages of domains",
-        ));
+        return Err(Error::Argument("pages of domains cannot be guarded"));
     }
     if thread::current().is_some() {
         return Err(Error::Nested);

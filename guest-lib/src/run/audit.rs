@@ -1,4 +1,4 @@
-//! Checks of a domain before it is committed: what a request damaged must not become the authority.
+//! Checks of a domain before it is committed: damage must not become the committed version.
 //!
 //! The cost grows with what the request has written: the audit looks at the pages that the driver has
 //! drafts of, and at whole domains only if they are small or the request asked for it.
@@ -106,7 +106,7 @@ struct Written<'a> {
     count: usize,
     /// What the control block said of the thread's drafts before the latest fetch; `None` before the first.
     mark: Option<DraftMark>,
-    /// The list cannot be had.
+    /// The backend has no list.
     unknown: bool,
 }
 
@@ -127,7 +127,7 @@ impl<'a> Written<'a> {
     fn fetch(&mut self) {
         let (backend, mark) = (self.domain.app().backend(), self.thread.draft_mark());
         let number = self.domain.number();
-        // An error is one of the commit, too, which reports it.
+        // The commit meets the same error, and reports it.
         let found = backend.drafts(self.thread.tag(), number, self.fetched, &mut self.pages);
         self.mark = Some(mark);
         self.count = 0;

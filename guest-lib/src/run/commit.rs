@@ -1,4 +1,4 @@
-//! Committing what a request wrote, once it was audited.
+//! Audit and commit.
 
 use crate::error::Error;
 use crate::failure::Kind;
@@ -30,7 +30,7 @@ pub(crate) fn audited<T>(
     })
 }
 
-/// A commit that the driver refuses because the request has failed meanwhile fails it here too.
+/// Handles a refused commit: if the request has failed meanwhile, it fails here too.
 pub(crate) fn refused_commit(thread: &Thread, error: io::Error) -> Error {
     if error.raw_os_error() == Some(libc::ESTALE) && thread.phase() == Phase::Running {
         thread::fail_request(Kind::Deadline, 0, &[]);

@@ -23,7 +23,7 @@ struct Step<'a> {
 }
 
 /// Runs a request's defers, newest first, each on the thread's request stack so that an error in one
-/// ends that one alone. Returns how many did not end well.
+/// ends only that one. Returns how many failed.
 pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
     let failed = end_defers(thread, state, Fate::Run);
     end_dropped(thread, state);
@@ -37,7 +37,7 @@ pub(crate) fn forget_defers(thread: &Thread, state: &State) {
     end_dropped(thread, state);
 }
 
-/// What is left of tasks that were dropped in the request, also by one of these defers.
+/// Runs the remaining defers of tasks that were dropped in the request, also by one of its defers.
 fn end_dropped(thread: &Thread, state: &State) {
     let mut is_last = false;
     while !is_last {
@@ -63,7 +63,7 @@ fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
         let cut = unsafe { thread.on_request_stack(enter, (&raw mut step).cast()) };
         thread.set_phase(Phase::Ending);
         if cut {
-            // The landing has the keys of what was cut short: of a signal's handler, say, which has none.
+            // The thread keeps the keys of the code that was cut short, and a signal handler has none.
             pkru::close();
         }
         // Cut short, what it owns is in an unknown state, and stays.

@@ -20,7 +20,7 @@ use report::{abort_with, report};
 use request::Request;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// How a request ended when nothing it wrote was kept by its own choice.
+/// How a request ended other than by its own choice.
 #[derive(Debug)]
 pub(crate) enum Stop {
     Failed(Box<Failure>),
@@ -113,8 +113,8 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
     }
 }
 
-/// Runs `body` on the request stack. Nobody else works for the request afterwards, unless the thread
-/// has only joined it.
+/// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
+/// only joined it.
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
     thread.set_domain(domain);
     let mut call = Call {
@@ -124,7 +124,7 @@ pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>
     };
     let argument = (&raw mut call).cast();
     // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
-    // the body leaves half done when it is cut short is what App::open's contract is about.
+    // the body leaves half done when it is cut short is covered by App::open's contract.
     let cut = unsafe { thread.on_request_stack(enter, argument) };
     if call.outcome == Outcome::Forked {
         return Outcome::Forked;
@@ -147,7 +147,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
         return;
     }
     call.outcome = match ended {
-        // Whatever the library was changing is half changed.
+        // The data that the library was changing is half changed.
         Ok(_) if thread.is_inside_library() => {
             thread.note_failure(Kind::Memory, 0, REENTRANT);
             Outcome::Cut
@@ -189,7 +189,7 @@ fn unlock_all(thread: &Thread) {
     }
 }
 
-/// The good end.
+/// Commits and ends the request.
 pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     let state = thread.state();
     // It has ended in time. Waiting for the seal neither fails it nor is reported.
@@ -214,7 +214,7 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     Ok(committed?)
 }
 
-/// The end that the function asked for.
+/// Discards and ends the request, as its function asked.
 pub(crate) fn give_up(thread: &Thread) {
     let state = thread.state();
     discard(thread);
@@ -232,14 +232,14 @@ fn discard(thread: &Thread) {
     }
 }
 
-/// The bad end: discard, free the locks, report, let the others come to their landings, run the
+/// Ends a failed request: discards, releases the locks, reports, waits for the other threads, runs the
 /// defers.
 pub(crate) fn failed(thread: &Thread) -> Stop {
     let state = thread.state();
     let mut failure = report(thread);
     state.members.wait(thread::sweep);
     // What another thread locked while the driver released the locks, and what a stray write has taken from
-    // the list that the driver reads. Nobody else changes either now.
+    // the list that the driver reads. No other thread changes either now.
     for held in [state.held(), state.domains()] {
         for &domain in held.as_slice() {
             lock::release(thread, domain);

@@ -55,8 +55,8 @@ fn check_c_heap(thread: &Thread, signal: i32, instruction: u64) {
     }
 }
 
-/// What the request wrote can be neither kept nor taken back: only the process's end, which discards
-/// it as well, keeps the promise.
+/// Ends the process, which discards what the request wrote: it can be neither committed nor discarded
+/// otherwise.
 pub(super) fn abort_with(what: &str, error: &io::Error) -> ! {
     signals::write_stderr(b"vmsrs: ");
     signals::write_stderr(what.as_bytes());
@@ -64,7 +64,7 @@ pub(super) fn abort_with(what: &str, error: &io::Error) -> ! {
     abort_process(error.to_string().as_bytes());
 }
 
-/// Ends the process: nothing else is left that keeps the promises.
+/// Ends the process: domains stay as committed.
 fn abort_process(what: &[u8]) -> ! {
     signals::write_stderr(what);
     signals::write_stderr(b"; the process ends, committed domains are whole\n");

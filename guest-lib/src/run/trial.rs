@@ -18,7 +18,7 @@ struct Trial<'a> {
     done: bool,
 }
 
-/// Whether the C library's heap works: takes a block and gives it back, and looks at every arena.
+/// Whether the C library's heap works: allocates and frees a block, and takes the lock of every arena.
 ///
 /// On a stack of its own: threads that the request has started borrow from its stack until they have come to
 /// their landings, and waiting for them first could last forever if the heap stays locked.

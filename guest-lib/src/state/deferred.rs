@@ -1,4 +1,4 @@
-//! Work that undoes something outside domains, as a request keeps it.
+//! A defer: work that undoes something outside domains.
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,7 +55,7 @@ impl Deferred {
         }
     }
 
-    /// Does it; false if it panicked. What it owns stays if it is cut short.
+    /// Runs it; false if it panicked. If it is cut short, what it owns is leaked.
     pub(crate) fn run(self) -> bool {
         let (call, argument) = (self.call, self.argument);
         std::mem::forget(self);

@@ -38,7 +38,7 @@ impl App {
     pub(crate) fn new(name: &[u8], backend: Box<dyn Backend>) -> Result<&'static Self, Error> {
         let slot = BY_NUMBER
             .get(backend.number() as usize)
-            .ok_or(Error::Argument("the app's number"))?;
+            .ok_or(Error::Argument("the app's number is out of range"))?;
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             backend,
@@ -147,7 +147,7 @@ impl Domain {
             })?;
         let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);
         let header = NonNull::new(address as *mut DomainHeader)
-            .ok_or(Error::Argument("the domain's address"))?;
+            .ok_or(Error::Argument("the domain's address is null"))?;
         let domain = Self {
             app,
             number,
@@ -259,7 +259,7 @@ impl Invariant {
     ///
     /// [`Error::Argument`] if there is one already.
     pub(crate) fn set(&self, check: Box<Check>) -> Result<(), Error> {
-        let taken = |_| Error::Argument("the invariant, since there is one already");
+        let taken = |_| Error::Argument("an invariant is registered already");
         self.0.set(check).map_err(taken)
     }
 

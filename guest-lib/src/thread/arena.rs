@@ -1,4 +1,4 @@
-//! Memory that dies with its request: one bump allocator a thread, reset at each end.
+//! Memory for the duration of a request: one bump allocator per thread, reset at the end.
 
 use crate::error::Error;
 use crate::os::region::Region;
@@ -81,7 +81,7 @@ impl Arena {
         self.used.get()
     }
 
-    /// Forgets everything.
+    /// Frees everything.
     pub(crate) fn reset(&self) {
         let used = self.used.replace(0);
         if used > KEEP {

@@ -1,8 +1,8 @@
 //! What a failed request leaves for finding the bug: the top of its stack, the modules
 //! that were mapped, and what it said.
 //!
-//! Nothing is copied here, with one exception: at its landing the thread only tells the driver where
-//! the bytes lie, and the driver reads them when the drafts are gone and the locks are free. The
+//! With one exception nothing is copied here: at its landing the thread only tells the driver where
+//! the bytes are, and the driver reads them once the drafts are discarded and the locks released. The
 //! request stack is as the error left it until the next request. The exception is a panic, whose
 //! unwinding overwrites the stack: a panic hook copies the top of it to the stack's unused low end.
 
@@ -18,7 +18,7 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Places of the stack pointer and the frame pointer in the protocol's order of registers.
 const RSP: usize = 7;
 
-/// Room between the copy of a panic's stack and what still runs on that stack.
+/// Room between the copy of a panic's stack and the frames that are still in use on that stack.
 const HEADROOM: u64 = 32 * 1024;
 
 /// Completes the report of a failed request at its landing: `stack` is what it ran on, `text` what it

@@ -12,7 +12,8 @@ pub(crate) const REENTRANT: &[u8] = b"the library was called in the middle of it
 
 impl Thread {
     /// Runs code that uses the request's lists or heaps: one thread of the request at a time, which
-    /// may come back here from inside. Comes to the landing instead if the request fails while another one has them.
+    /// may come back here from inside. Goes to the landing instead if the request fails while another
+    /// thread has them.
     pub(crate) fn exclusive<T>(&self, code: impl FnOnce() -> T) -> T {
         if self.exclusive.get() {
             return code();
@@ -26,7 +27,7 @@ impl Thread {
             if take == Take::Taken {
                 break;
             }
-            // Nothing was begun here yet, so even critical code can be cut short.
+            // Nothing has started here yet, so even critical code can be cut short.
             if self.phase() == Phase::Running {
                 if self.must_abort() {
                     fail_request(Kind::Deadline, 0, &[]);
@@ -51,17 +52,17 @@ impl Thread {
         value
     }
 
-    /// Whether the thread was taken out of the middle of the library's work and never came back to it.
+    /// Whether the thread left the library's code in the middle and never returned to it.
     pub(crate) fn is_inside_library(&self) -> bool {
         self.exclusive.get() || self.is_critical() || self.state().latch.is_held_by(self.number)
     }
 
-    /// Fails the request if the library is at work already, and a signal handler or a bad
-    /// jump has called it again: what it would change, or commit, is half changed. The check of an invariant
-    /// is called by the library, and may call it.
+    /// Fails the request if a signal handler or a bad jump calls the library while it is at work: the data
+    /// it would change or commit is half changed. An invariant's check is called by the library and may
+    /// call it.
     pub(crate) fn reject_reentry(&self) {
-        // In critical code alone, no list and no heap is half changed; and the library drops there what the
-        // server has given it.
+        // Critical code alone leaves no list or heap half changed, and drops values of the server, which
+        // may call the library.
         let is_inside_library = self.exclusive.get() || self.state().latch.is_held_by(self.number);
         if is_inside_library && self.phase() == Phase::Running && !self.checking.get() {
             fail_request(Kind::Memory, 0, REENTRANT);
@@ -82,7 +83,7 @@ mod tests {
 
     type Call = fn(&Request, &'static Domain) -> Result<(), Error>;
 
-    /// Here a jump to other code strikes, between two instructions of `exclusive`.
+    /// As a jump to other code leaves it between two instructions of `exclusive`.
     fn take_the_latch() -> &'static Thread {
         let thread = current().unwrap();
         let take = thread.state().latch.take(thread.number, |_| false);
@@ -135,7 +136,7 @@ mod tests {
             |thread| thread.exclusive.set(true),
             |thread| thread.critical.set(1),
         ];
-        // As if a handler of a signal, or other code, had ended the function that was called.
+        // As if a signal handler had ended the function that was called.
         let ends = [|| Ok(()), || Err(Error::Unsealed)];
         for (end_inside, end) in end_inside
             .iter()

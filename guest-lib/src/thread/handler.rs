@@ -1,6 +1,6 @@
 //! Crash suppression: signals of errors inside a request send the thread to its landing.
 //!
-//! The handler runs on a stack of its own, calls nothing but async-signal-safe functions
+//! The handler runs on a stack of its own, calls only async-signal-safe functions
 //! (signal-safety(7)) and touches only the thread's own state. All handled signals are blocked while
 //! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
 //! cannot loop.
@@ -89,7 +89,7 @@ unsafe fn suppress(
         if thread.is_diverted() {
             return true;
         }
-        // Late ones, for a request that the thread has left meanwhile, find none that must end.
+        // A late one, for a request that the thread has left, is ignored.
         if !thread.must_end() {
             return true;
         }
@@ -132,7 +132,8 @@ unsafe fn suppress(
     } else {
         0
     };
-    // What the driver knows better (foreign write, foreign draft, sealed write), it says at the report.
+    // The driver replaces the kind at the report where it knows better (foreign write, foreign draft,
+    // sealed write).
     let kind = match signal {
         libc::SIGSEGV | libc::SIGBUS if thread.is_stack_overflow(address) => Kind::StackOverflow,
         libc::SIGSEGV | libc::SIGBUS => Kind::Memory,
@@ -156,7 +157,7 @@ unsafe fn suppress(
 }
 
 /// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that
-/// is blocked or ignored, and a handler that the server has installed since would not know what it is.
+/// is blocked or ignored, and a handler that the server has installed since would not expect it.
 /// Async-signal-safe.
 fn traps_come_here(mask: &libc::sigset_t) -> bool {
     // SAFETY: reads the set.
@@ -171,7 +172,7 @@ fn traps_come_here(mask: &libc::sigset_t) -> bool {
 ///
 /// The arguments are those of a signal handler.
 unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // Handlers begin with all keys closed, and the server's may look at guarded memory.
+    // Handlers start with all keys closed, and the server's may read guarded memory.
     pkru::open_guard();
     let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
         (action.sa_sigaction, action.sa_flags)
@@ -189,11 +190,11 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void)
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
             }
             if sent {
-                // Blocked now: it strikes when the handler has returned.
+                // It is blocked now, and delivered when the handler has returned.
                 // SAFETY: sends this thread a signal.
                 unsafe { libc::raise(signal) };
             }
-            // An error of the code itself strikes again when its instruction is tried again.
+            // A fault of the code itself recurs when its instruction is retried.
         }
         function if flags & libc::SA_SIGINFO != 0 => {
             type Full = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);

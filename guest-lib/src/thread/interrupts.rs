@@ -11,13 +11,13 @@ use crate::state::members::Members;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
-/// Time between two looks whether a thread has left the C library.
+/// Time between two polls whether a thread has left the C library.
 const RETRY: Duration = Duration::from_micros(500);
 
-/// Looks until a thread is cut short in the C library after all: it may loop there.
+/// Polls until a thread is cut short in the C library after all: it may loop there.
 const RETRIES: u32 = 400;
 
-/// Of these, the first ones that only look.
+/// The first of these only poll.
 const LOOKS: u32 = 16;
 
 /// Most instructions that a thread is single-stepped through in one request; after that it is only polled.
@@ -26,7 +26,7 @@ const STEPS: u32 = 50_000;
 /// How long a thread may be single-stepped until the interrupt comes again.
 const STEP_LIMIT: Duration = Duration::from_millis(50);
 
-/// Runs code that must not be cut short on any thread, in a request or not: see [`Thread::critical`].
+/// Runs code that must not be cut short, on a thread with or without a request: see [`Thread::critical`].
 pub(crate) fn uninterrupted<T>(code: impl FnOnce() -> T) -> T {
     match current() {
         Some(thread) => thread.critical(code),
@@ -69,7 +69,7 @@ impl Thread {
         self.deadline.get() != 0 && now() >= self.deadline.get()
     }
 
-    /// Whether the request has failed, by another thread of it or by the driver's word.
+    /// Whether the request has failed in another thread, or the driver has failed it.
     /// Async-signal-safe.
     fn has_failed(&self) -> bool {
         let tag = self.state().tag();
@@ -78,8 +78,8 @@ impl Thread {
             && (self.state().has_failed() || self.control.failed() == tag)
     }
 
-    /// The thread has come to its landing: further interrupts for the request tell it nothing, and it
-    /// starts no threads any more.
+    /// The thread has reached its landing: it ignores further interrupts for the request, and starts no
+    /// more threads.
     pub(crate) fn land(&self) {
         self.landed.set(true);
         self.state().members.take_back();
@@ -106,7 +106,7 @@ impl Thread {
         if waited > RETRIES {
             return false;
         }
-        // The alarm is for a handler of the server that strikes meanwhile, and does not return.
+        // The alarm is for the case that a handler of the server runs meanwhile and does not return.
         let leads = waited > LOOKS
             && steps < STEPS
             && clib::can_step(instruction, number)
@@ -131,7 +131,7 @@ impl Thread {
         self.steps.get() != 0
     }
 
-    /// Limits the time of what the library runs on the request stack next. False if the kernel has
+    /// Limits how long the next function on the request stack may take. False if the kernel has
     /// no timer.
     pub(crate) fn set_limit(&self, limit: Duration) -> bool {
         // It may hang in the C library itself.
@@ -147,7 +147,7 @@ impl Thread {
         self.deadline.set(0);
     }
 
-    /// From here on the driver does not hold the request to its deadline.
+    /// From here on the driver does not enforce the request's deadline.
     pub(crate) fn clear_driver_deadline(&self) {
         self.control.set_deadline(0);
     }
@@ -182,7 +182,7 @@ mod tests {
         let spin = unsafe { &mut *argument.cast::<Spin<'_>>() };
         spin.thread.set_phase(Phase::Running);
         let start = now();
-        // Ends by itself if nobody cuts it short.
+        // Ends by itself if it is not cut short.
         while now() - start < 10_000_000_000 {
             black_box(());
         }

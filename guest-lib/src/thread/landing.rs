@@ -1,4 +1,4 @@
-//! The landing: where a thread goes when its request is cut short, and what it brings along.
+//! The landing: where a thread goes when its request is cut short, and what it reports there.
 
 use super::registry::current;
 use super::{Phase, Thread};

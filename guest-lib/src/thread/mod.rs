@@ -54,7 +54,7 @@ pub(crate) enum Phase {
 /// One thread in one app.
 pub(crate) struct Thread {
     app: &'static App,
-    /// Its number in the kernel.
+    /// Its thread ID in the kernel.
     number: u32,
     control: Control,
     tags: Cell<Tags>,
@@ -75,7 +75,7 @@ pub(crate) struct Thread {
     checking: Cell<bool>,
     /// The thread is inside [`Thread::exclusive`].
     exclusive: Cell<bool>,
-    /// The request has failed, and the thread knows: it has come to its landing.
+    /// The request has failed and the thread has reached its landing.
     landed: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
     forgotten: Cell<bool>,
@@ -84,7 +84,7 @@ pub(crate) struct Thread {
     record: Record,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
-    /// Looks again, and for the library's own time limits.
+    /// For polling, and for the library's own time limits.
     alarm: Alarm,
     /// Times that an interrupt has waited for the thread to leave the C library.
     waited: Cell<u32>,
@@ -153,7 +153,7 @@ impl Thread {
         self.state().wants_whole_audit()
     }
 
-    /// Notes that an invariant is being checked: an error in it is called one of the invariant.
+    /// Notes that an invariant is being checked: an error in it is reported as one of the invariant.
     pub(crate) fn set_checking(&self, checking: bool) {
         self.checking.set(checking);
     }
@@ -186,7 +186,7 @@ impl Thread {
         self.control.block()
     }
 
-    /// Whether the control block and the locks say what the library has put there. Only asked when the
+    /// Whether the control block and the locks are as the library has left them. Only asked when the
     /// thread is neither taking nor releasing a lock.
     pub(crate) fn is_intact(&self) -> bool {
         let state = self.state();
@@ -197,8 +197,9 @@ impl Thread {
     pub(crate) fn repair_control(&self) {
         let state = self.state();
         self.control.set_tag(state.tag());
-        // Other threads of the request may be changing its lists, and one that was cut short may have the
-        // latch for good: then the list stays as it is, and what is on none is released after all have left.
+        // Other threads of the request may be changing its lists, and one that was cut short may never
+        // release the latch: then the list stays as it is, and unlisted locks are released after all have
+        // left.
         if self.exclusive.get() {
             state.repair_control();
         } else if state.latch.take(self.number, |timed_out| timed_out) != Take::GivenUp {

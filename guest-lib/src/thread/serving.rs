@@ -44,13 +44,13 @@ impl Thread {
         Ok(())
     }
 
-    /// Works for a request as the one that begins or ends it, and has its list of domains.
+    /// Works for a request as its owner, which begins or ends it and has its list of domains.
     pub(crate) fn attach_owner(&self, state: &'static State) {
         state.set_control(self.control);
         self.attach(state, None);
     }
 
-    /// Works for a request that another thread leads. The thread has taken a slot.
+    /// Works for a request that another thread owns. The thread has taken a slot.
     pub(crate) fn join(&self, state: &'static State, slot: usize) {
         state.note_drafts();
         self.attach(state, Some(slot));
@@ -77,7 +77,7 @@ impl Thread {
         pkru::open(state.key());
     }
 
-    /// Works for the request no longer. All ways out of one lead here, but for the child of a fork
+    /// Stops working for the request. All ways out lead here, except for the child of a fork
     /// ([`forget_all`]).
     fn detach(&self) {
         pkru::close();
@@ -99,7 +99,7 @@ impl Thread {
         state.clear(kept);
     }
 
-    /// Leaves a suspended request, which goes on without the thread.
+    /// Leaves a request that stays suspended.
     pub(crate) fn suspend(&self) {
         let state = self.state();
         if self.control.may_have_drafts() {
@@ -124,14 +124,14 @@ impl Thread {
         }
     }
 
-    /// The thread serves a request that is over, to run its defers.
+    /// Runs the defers of a request that is over.
     pub(crate) fn attach_ended(&self, state: &'static State) {
         self.state.set(state);
         self.set_phase(Phase::Ending);
         CURRENT.set(ptr::from_ref(self));
     }
 
-    /// The thread serves no request any more.
+    /// The thread has no request.
     pub(crate) fn go_idle(&self) {
         self.state.set(self.own);
         self.set_phase(Phase::Idle);

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
 
 /// Bytes of the guard below a request stack: code that was compiled without stack probes steps over
-/// as much as one frame has. Addresses alone, no memory.
+/// as much as one frame has. It takes address space but no memory.
 const GUARD: usize = 64 * 1024 * 1024;
 
 static SIZE: AtomicUsize = AtomicUsize::new(DEFAULT_REQUEST_STACK);
