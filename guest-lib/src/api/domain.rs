@@ -180,8 +180,8 @@ impl Domain {
     }
 
     /// The root pointer, or null if it was never set. Without holding the domain, what it leads to
-    /// may change meanwhile, and what another request is writing there cannot be read where the CPU
-    /// has protection keys.
+    /// may change meanwhile, and where the CPU has protection keys, what another request is writing cannot
+    /// be read.
     #[must_use]
     pub fn root_address(&self) -> *mut u8 {
         let header = self.header();

@@ -129,8 +129,8 @@ impl Task {
             }
             return locked;
         }
-        // The thread carries the request before the driver forgets that it was set aside. Nobody joins it
-        // before the driver has agreed.
+        // The thread takes the request's tag before the driver forgets that it was suspended. No thread can
+        // join before the driver has agreed.
         thread.attach_owner(state);
         let resumed = thread.app().backend().resume(state.tag());
         let failed = match &resumed {
@@ -144,7 +144,7 @@ impl Task {
         }
         if let Err(error) = resumed {
             if error.raw_os_error() == Some(libc::ENOENT) {
-                // The driver does not know it: nothing of it is left.
+                // The driver does not know it: its drafts and locks are gone.
                 self.stage = Stage::Over;
                 run::give_up(thread);
             } else {
@@ -201,7 +201,7 @@ impl Drop for Task {
         }
         if self.stage == Stage::Suspended {
             let (app, state) = (self.domain.app(), self.state);
-            // An error means that the driver has nothing of it any more.
+            // An error means that the driver has discarded it already.
             let held = state.domains();
             // Perhaps in another request, which must not be cut short in between.
             let around = thread::current();
@@ -213,7 +213,7 @@ impl Drop for Task {
                 }
             });
             if around.is_some() {
-                // What is left of them when it is cut short, it runs at its end.
+                // If it is cut short, it runs the remaining ones at its end.
                 run_defers_here(state);
                 return;
             }

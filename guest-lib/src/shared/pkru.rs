@@ -1,18 +1,18 @@
 //! Protection keys: who reaches which drafts, and who writes to guarded memory.
 //!
-//! All threads share a page table, so a draft that is writable for its request would be writable for
-//! everybody. The driver puts a protection key into the entries of a request's drafts
+//! All threads share a page table, so a draft that is writable for its request would be writable for all
+//! threads. The driver puts a protection key into the entries of a request's drafts
 //! ([`vmsrs_protocol::shared::ThreadControl::key`]), and each thread's PKRU register says which keys
 //! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside requests none
 //! of the library's. Changing PKRU takes no system call.
 //!
 //! Keys are few. The library takes what the kernel gives, once in a process, and a request has one of
 //! them from start to end, whatever threads work for it: one that no other request in flight
-//! has. Only with more requests in flight than keys some share one, and are not protected from each
-//! other's strays.
+//! has. With more requests in flight than keys some share one, and are not protected from each other's
+//! stray writes.
 //!
-//! One key becomes that of guarded memory ([`crate::guard`]) when a server asks for it: in a request
-//! it lets read and not write, outside requests it is open.
+//! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
+//! reads only, outside requests it is open.
 
 use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
 use crate::sync::AtomicU64;
@@ -88,8 +88,8 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
     }
 }
 
-/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, for the way out of
-/// requests.
+/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, since the way
+/// out of a request reads it.
 static GIVEN: AtomicU32 = AtomicU32::new(0);
 
 /// Which requests have which of them.

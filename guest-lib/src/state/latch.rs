@@ -64,7 +64,7 @@ impl Latch {
                 continue;
             }
             let slept = futex::wait(&self.0, marked, PATIENCE);
-            // Another error is as good as a wake-up.
+            // Any other error counts as a wake-up.
             timed_out = slept.is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT));
             seen = self.0.load(Ordering::Relaxed);
         }

@@ -24,7 +24,7 @@ pub(crate) struct Members {
     slots: Slots<MEMBERS_MAX>,
     /// Counts departures; waiters sleep on it.
     departures: AtomicU32,
-    /// `CLOCK_MONOTONIC` nanoseconds of the last look whether those who have the members' numbers are the
+    /// `CLOCK_MONOTONIC` nanoseconds of the last check that the threads with the members' IDs are the
     /// members.
     last_check: AtomicU64,
 }
@@ -81,7 +81,7 @@ impl Members {
         futex::wake_all(&self.departures);
     }
 
-    /// Whether nobody has joined.
+    /// Whether no thread has joined.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -98,8 +98,8 @@ impl Members {
         self.slots.sweep(self.alive())
     }
 
-    /// Tells a slot whose thread lives. One look in [`PATIENCE`] is at more than its number, for all who look:
-    /// that costs more, and hardly any number is used again so soon.
+    /// How to check whether a member lives. Once in [`PATIENCE`] more than the thread ID is checked: that
+    /// costs more, and IDs are rarely reused so soon.
     fn alive(&self) -> fn(u64) -> bool {
         let (now, last) = (now(), self.last_check.load(Ordering::Relaxed));
         let due = u128::from(now.saturating_sub(last)) >= PATIENCE.as_nanos();
@@ -111,7 +111,7 @@ impl Members {
         if mine { lives } else { is_used }
     }
 
-    /// Waits until nobody has joined. A thread that has ended without leaving does not count; false if
+    /// Waits until all members have left. A thread that has ended without leaving does not count; false if
     /// there was one. `sweep` is [`Members::sweep`], protected from being cut short.
     pub(crate) fn wait(&self, sweep: impl Fn(&Self) -> bool) -> bool {
         self.wait_until(sweep, || self.is_empty())
@@ -130,7 +130,7 @@ impl Members {
             if done() {
                 return all_left;
             }
-            // An error is as good as a wake-up.
+            // An error counts as a wake-up.
             let _ = futex::wait(&self.departures, departures, PATIENCE);
             all_left &= !sweep(self);
         }

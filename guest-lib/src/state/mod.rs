@@ -1,4 +1,4 @@
-//! What belongs to a request, whichever of its threads looks.
+//! The state of a request, shared by its threads.
 //!
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
@@ -402,7 +402,7 @@ impl State {
         self.held_waiters.fetch_add(1, Ordering::SeqCst);
         let changes = self.held_changes.load(Ordering::SeqCst);
         if !over() {
-            // An error is as good as a wake-up.
+            // An error counts as a wake-up.
             let _ = futex::wait(&self.held_changes, changes, HELD_PATIENCE);
         }
         self.held_waiters.fetch_sub(1, Ordering::SeqCst);
