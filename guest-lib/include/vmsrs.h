@@ -191,7 +191,7 @@ typedef struct vmsrs_app vmsrs_app;
 
 // A domain, open in this process for as long as it lives.
 //
-// All processes that open the app find the domain at the same addresses, so pointers inside of it
+// All processes that open the app find the domain at the same addresses, so pointers inside it
 // stay good.
 typedef struct vmsrs_domain vmsrs_domain;
 
@@ -202,7 +202,7 @@ typedef struct vmsrs_request vmsrs_request;
 //
 // Its domains stay locked between the steps, and its deadline runs on: a task that misses it while it
 // is suspended fails, its locks are free at once, and the next step returns the failure. Dropping a
-// task gives it up. Dropped inside of another request, its defers run as a part of that one.
+// task gives it up. Dropped inside another request, its defers run as a part of that one.
 typedef struct vmsrs_task vmsrs_task;
 
 // State of the driver, for statistics.
