@@ -1,4 +1,4 @@
-# VMSRS: every target fetches and installs what it needs; `make help` lists them.
+# VMSRS: every target fetches and installs what it needs first; `make help` lists the targets.
 
 CARGO ?= cargo
 BED = $(CARGO) run --quiet --release -p vmsrs-bed --
@@ -9,19 +9,23 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench integral campaign campaigns test build headers kmod lint unit e2e shortcampaign fuzz propagation fetch debug-kernel clean
+.PHONY: help demo bench profile integral campaign campaigns test build build-demo build-campaign build-bench headers kmod lint unit e2e \
+	shortcampaign fuzz propagation fetch trixie debug-kernel clean
 
-# Of the campaign; see docs/campaign.md.
+# What every guest runs: the vmsrs command and the library. What a target does not use it does not build.
+PRODUCT = -p vmsrs-host -p vmsrs
+
+# Parameters of the campaign; see docs/campaign.md.
 SEED ?= 1
 ERRORS ?= 10000
 VCPUS ?= 2
 SERVER ?= c
 CAMPAIGN = $(CARGO) run --quiet --release -p vmsrs-campaign -- --seed $(SEED) --vcpus $(VCPUS) --server $(SERVER)
 .DEFAULT_GOAL := help
-# cargo uses all CPUs by itself, and its steps wait for one another anyway.
+# cargo uses all CPUs by itself.
 .NOTPARALLEL:
 
-# The kernel that test guests run: 6.1 (if it is not given), 6.12 or debug (KASAN, lockdep, ...; built on first use).
+# The kernel that test guests run: 6.1 (the default), 6.12 or debug (KASAN, lockdep, ...; built on first use).
 ifdef KERNEL
 export VMSRS_KERNEL = $(KERNEL)
 endif
@@ -29,27 +33,36 @@ endif
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 15
 
-demo: build fetch ## Boot a guest, let requests corrupt memory, show that nobody else notices
+demo: fetch build-demo ## Boot a guest, let requests corrupt memory, show that no other request notices
 	$(CARGO) run --quiet --release -p vmsrs-demo
 
-campaign: build fetch ## Make 10,000 errors of every kind in a guest, and judge (SEED= ERRORS= VCPUS= SERVER=)
+campaign: fetch build-campaign ## Inject 10,000 errors of every kind into a guest and judge the outcome (SEED= ERRORS= VCPUS= SERVER=)
 	$(CAMPAIGN) --errors $(ERRORS)
 
-campaigns: build fetch ## The campaign nine times for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
+campaigns: fetch build-campaign ## Run the campaign nine times, for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
 	$(CARGO) run --quiet --release -p vmsrs-campaign -- --matrix --errors $(ERRORS) --server $(SERVER)
 
-test: lint kmod unit e2e shortcampaign ## Run all checks and tests
+test: fetch lint kmod unit e2e shortcampaign ## Run all checks and tests
 
-build: ## Build the vmsrs command, the library, the servers and the test programs
+build: ## Build the whole workspace: the vmsrs command, the library, the servers and the test programs
 	$(CARGO) build --release --workspace
 
-headers: ## Generate the C headers anew from their Rust sources
+build-demo:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-demo
+
+build-campaign:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-campaign $(if $(filter rust,$(SERVER)),-p ledger-rs)
+
+build-bench:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-bench
+
+headers: ## Generate the C headers from their Rust sources
 	$(CARGO) run --quiet -p vmsrs-headers
 
 kmod: fetch ## Build the driver for Linux 6.1 and 6.12: no warnings, sparse clean
 	$(BED) kmod
 
-lint: ## Check format, clippy's advice, header drift, and licences where cargo-deny is installed
+lint: ## Check format, clippy, header drift, and licences where cargo-deny is installed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test -p vmsrs-headers
@@ -63,14 +76,14 @@ lint: ## Check format, clippy's advice, header drift, and licences where cargo-d
 unit: fetch ## Run unit and property tests, and those of the test-bed
 	$(CARGO) test --workspace --exclude vmsrs-e2e --exclude vmsrs-headers
 
-# In the nested test-bed all code is emulated: only an optimised build is quick enough there.
-e2e: fetch ## Run the end-to-end tests in a real guest; KERNEL=debug: with KASAN and lockdep in it
+# On the nested host all code is emulated, which only an optimised build is fast enough for.
+e2e: fetch ## Run the end-to-end tests in a real guest (KERNEL=debug: with KASAN and lockdep)
 	$(CARGO) test --release -p vmsrs-e2e
 
-shortcampaign: build fetch ## Run a campaign of 300 errors, none of which ends the server
+shortcampaign: fetch build-campaign ## Run a campaign of 300 errors, none of which ends the server
 	$(CAMPAIGN) --errors 300 --no-restarts
 
-fuzz: ## Fuzz what the host reads from its guest, TIME seconds for each target (60)
+fuzz: ## Fuzz what the host reads from its guest, for TIME seconds per target (60)
 	@cd tests/fuzz && for target in $(FUZZ_TARGETS); do \
 		mkdir -p ../../target/fuzz/corpus/$$target && \
 		RUSTFLAGS='$(FUZZ_FLAGS)' $(CARGO) run --release --target-dir ../../target/fuzz \
@@ -78,21 +91,28 @@ fuzz: ## Fuzz what the host reads from its guest, TIME seconds for each target (
 			-max_total_time=$(or $(TIME),60) $(CURDIR)/target/fuzz/corpus/$$target || exit 1; \
 	done
 
-propagation: ## Corrupt words of an unprotected server and follow them: how long they live, who reads them
+propagation: ## Corrupt words of an unprotected server and trace how long they live and who reads them
 	$(CARGO) run --quiet --release -p vmsrs-propagation
 
-fetch: ## Fetch Debian's kernels into build/cache and install missing tools
+fetch: ## Fetch Debian's kernels and QEMU into build/cache and install missing tools
+	$(CARGO) build --release -p vmsrs-bed
 	$(BED) fetch
 
-bench: build fetch ## Measure what requests and errors cost, by a clock that counts instructions
+trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as root; TARGETS= for others)
+	tests/bed/trixie.sh $(TARGETS)
+
+bench: fetch build-bench ## Measure the cost of requests and errors, by a clock that counts instructions
 	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic
 
-integral: build fetch ## Measure what ordinary requests notice while one in ten is fatal
+profile: fetch build-bench ## Count the benchmark's instructions by function, in guest, host kernel and vmsrs run
+	$(CARGO) run --quiet --release -p vmsrs-bench -- --profile
+
+integral: fetch build-demo ## Measure the latency of ordinary requests while one in ten is fatal
 	$(CARGO) run --quiet --release -p vmsrs-demo -- integral
 
-debug-kernel: ## Build a guest kernel with KASAN, lockdep and more checkers, and the driver for it
+debug-kernel: ## Build a guest kernel with KASAN, lockdep and other checkers, and the driver for it
 	$(BED) debug-kernel
 
-clean: ## Remove everything that was built; what was fetched stays
+clean: ## Remove everything that was built, but not what was fetched
 	$(CARGO) clean
 	rm -rf build/kmod

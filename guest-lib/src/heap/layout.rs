@@ -13,7 +13,9 @@
 use std::mem::{align_of, offset_of, size_of};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
-pub(crate) use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, REVISION, State};
+pub(crate) use vmsrs_protocol::heap::{
+    BLOCK_HEADER, BlockHeader, GRAIN, RED_ZONE_MAX, RED_ZONE_MIN, REVISION, State,
+};
 
 use super::bins::Bins;
 
@@ -107,7 +109,7 @@ pub(crate) const POISON: u8 = 0xdf;
 /// Bytes of a freed block that are poisoned: more would draft pages that the request never touched.
 pub(crate) const POISON_MAX: usize = 1024;
 
-/// Bytes from a block's first to the end of its red zone, of 8 to 23 bytes.
+/// Least room of a block of `size` bytes: the block and the shortest red zone that ends at a grain.
 pub(crate) const fn with_red_zone(size: usize) -> usize {
-    (size + 8).next_multiple_of(GRAIN)
+    (size + RED_ZONE_MIN).next_multiple_of(GRAIN)
 }

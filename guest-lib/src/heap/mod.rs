@@ -17,7 +17,7 @@ use crate::failure::Kind;
 use crate::shared::backend::Backend;
 use layout::{
     BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, MAPS_PER_PAGE,
-    POISON, POISON_MAX, RED, State, extents_check, with_red_zone,
+    POISON, POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
 };
 use span::Span;
 use std::ptr::NonNull;
@@ -354,8 +354,9 @@ impl Heap {
     pub(crate) fn resize(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
         let mut block = self.live(address)?;
         let room = block.header.room();
-        // Room for one more chunk is not wasted.
-        if size > room || !(room.saturating_sub(GRAIN)..=room).contains(&with_red_zone(size)) {
+        // A longer red zone would waste room for one more chunk.
+        let red_zone = room.checked_sub(size);
+        if !red_zone.is_some_and(|bytes| (RED_ZONE_MIN..=RED_ZONE_MAX).contains(&bytes)) {
             return Ok(false);
         }
         block.check_red_zone()?;

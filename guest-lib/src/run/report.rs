@@ -6,6 +6,7 @@ use crate::os::{clib, signals};
 use crate::thread::{Thread, evidence};
 use std::io;
 use std::time::Duration;
+use vmsrs_protocol::incident::REG_RIP;
 
 /// Discards and reports. All threads of a request get the same failure, that of the first.
 pub(super) fn report(thread: &Thread) -> Failure {
@@ -26,13 +27,13 @@ pub(super) fn report(thread: &Thread) -> Failure {
             }
         }
         signals::unblock();
-        check_c_heap(thread, record.signal, record.registers[16]);
+        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
         let message = String::from_utf8_lossy(thread.message()).into_owned();
         Failure {
             kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
             incident: record.incident,
             address: record.address,
-            instruction: record.registers[16],
+            instruction: record.registers[REG_RIP],
             signal: record.signal,
             code: record.code,
             drafts: record.drafts,
@@ -43,7 +44,7 @@ pub(super) fn report(thread: &Thread) -> Failure {
     });
     if !first {
         signals::unblock();
-        check_c_heap(thread, record.signal, record.registers[16]);
+        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
     }
     failure
 }

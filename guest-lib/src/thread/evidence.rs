@@ -12,11 +12,11 @@ use crate::os::region::Region;
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Once;
-use vmsrs_protocol::incident::{KIND_PANIC, REGISTERS, STACK_MAX};
+use vmsrs_protocol::incident::{
+    KIND_PANIC, REG_R12, REG_R13, REG_R14, REG_R15, REG_RBP, REG_RBX, REG_RIP, REG_RSP, REGISTERS,
+    STACK_MAX,
+};
 use vmsrs_protocol::ioctl::IoctlFail;
-
-/// Places of the stack pointer and the frame pointer in the protocol's order of registers.
-const RSP: usize = 7;
 
 /// Room between the copy of a panic's stack and the frames that are still in use on that stack.
 const HEADROOM: u64 = 32 * 1024;
@@ -43,7 +43,7 @@ pub(crate) fn attach(record: &mut IoctlFail, stack: Option<&Region>, text: &[u8]
         record.stack_bytes = saved.bytes;
         return;
     }
-    if let Some((from, bytes)) = top_of_stack(stack, record.registers[RSP]) {
+    if let Some((from, bytes)) = top_of_stack(stack, record.registers[REG_RSP]) {
         record.stack = from;
         record.stack_bytes = bytes;
     }
@@ -101,22 +101,30 @@ fn save_panic_stack() {
     // SAFETY: reads registers and stores them in the array.
     unsafe {
         std::arch::asm!(
-            "mov [{r} + 8], rbx",
-            "mov [{r} + 48], rbp",
-            "mov [{r} + 56], rsp",
-            "mov [{r} + 96], r12",
-            "mov [{r} + 104], r13",
-            "mov [{r} + 112], r14",
-            "mov [{r} + 120], r15",
+            "mov [{r} + 8 * {rbx}], rbx",
+            "mov [{r} + 8 * {rbp}], rbp",
+            "mov [{r} + 8 * {rsp}], rsp",
+            "mov [{r} + 8 * {r12}], r12",
+            "mov [{r} + 8 * {r13}], r13",
+            "mov [{r} + 8 * {r14}], r14",
+            "mov [{r} + 8 * {r15}], r15",
             "lea {t}, [rip]",
-            "mov [{r} + 128], {t}",
+            "mov [{r} + 8 * {rip}], {t}",
             r = in(reg) registers.as_mut_ptr(),
             t = out(reg) _,
+            rbx = const REG_RBX,
+            rbp = const REG_RBP,
+            rsp = const REG_RSP,
+            r12 = const REG_R12,
+            r13 = const REG_R13,
+            r14 = const REG_R14,
+            r15 = const REG_R15,
+            rip = const REG_RIP,
             options(nostack, preserves_flags)
         );
     }
     let low = stack.low() as u64;
-    let Some((from, bytes)) = top_of_stack(stack, registers[RSP]) else {
+    let Some((from, bytes)) = top_of_stack(stack, registers[REG_RSP]) else {
         return;
     };
     if from < low + u64::from(bytes) + HEADROOM {

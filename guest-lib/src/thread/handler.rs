@@ -14,7 +14,7 @@ use crate::shared::pkru;
 use std::ffi::{c_int, c_void};
 use std::mem::zeroed;
 use std::ptr;
-use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::incident::{self, REGISTERS};
 
 /// Installs the handler, once in a process.
 ///
@@ -25,27 +25,29 @@ pub(crate) fn install() -> Result<(), Error> {
     signals::install(handler)
 }
 
-/// Index in `uc_mcontext.gregs` of each register, in the protocol's order.
-const GREGS: [c_int; REGISTERS] = [
-    libc::REG_RAX,
-    libc::REG_RBX,
-    libc::REG_RCX,
-    libc::REG_RDX,
-    libc::REG_RSI,
-    libc::REG_RDI,
-    libc::REG_RBP,
-    libc::REG_RSP,
-    libc::REG_R8,
-    libc::REG_R9,
-    libc::REG_R10,
-    libc::REG_R11,
-    libc::REG_R12,
-    libc::REG_R13,
-    libc::REG_R14,
-    libc::REG_R15,
-    libc::REG_RIP,
-    libc::REG_EFL,
-];
+/// Index in `uc_mcontext.gregs` of each register of a report.
+const GREGS: [c_int; REGISTERS] = {
+    let mut gregs = [0; REGISTERS];
+    gregs[incident::REG_RAX] = libc::REG_RAX;
+    gregs[incident::REG_RBX] = libc::REG_RBX;
+    gregs[incident::REG_RCX] = libc::REG_RCX;
+    gregs[incident::REG_RDX] = libc::REG_RDX;
+    gregs[incident::REG_RSI] = libc::REG_RSI;
+    gregs[incident::REG_RDI] = libc::REG_RDI;
+    gregs[incident::REG_RBP] = libc::REG_RBP;
+    gregs[incident::REG_RSP] = libc::REG_RSP;
+    gregs[incident::REG_R8] = libc::REG_R8;
+    gregs[incident::REG_R9] = libc::REG_R9;
+    gregs[incident::REG_R10] = libc::REG_R10;
+    gregs[incident::REG_R11] = libc::REG_R11;
+    gregs[incident::REG_R12] = libc::REG_R12;
+    gregs[incident::REG_R13] = libc::REG_R13;
+    gregs[incident::REG_R14] = libc::REG_R14;
+    gregs[incident::REG_R15] = libc::REG_R15;
+    gregs[incident::REG_RIP] = libc::REG_RIP;
+    gregs[incident::REG_RFLAGS] = libc::REG_EFL;
+    gregs
+};
 
 /// The CPU traps after the next instruction.
 const TRAP_FLAG: i64 = 0x100;

@@ -4,7 +4,7 @@ use crate::failure::Kind;
 use crate::os::clock;
 use crate::os::region::Region;
 use std::cell::{Cell, UnsafeCell};
-use vmsrs_protocol::incident::{BACKTRACE, REGISTERS, REPORT_ADDRESS};
+use vmsrs_protocol::incident::{BACKTRACE, REG_RBP, REG_RIP, REG_RSP, REGISTERS, REPORT_ADDRESS};
 use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Bytes of a failure's message.
@@ -68,9 +68,9 @@ pub(crate) fn registers() -> [u64; REGISTERS] {
             options(nomem, nostack, preserves_flags)
         );
     }
-    registers[6] = rbp;
-    registers[7] = rsp;
-    registers[16] = rip;
+    registers[REG_RBP] = rbp;
+    registers[REG_RSP] = rsp;
+    registers[REG_RIP] = rip;
     registers
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn report(
         signal,
         code,
         registers,
-        backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[6])),
+        backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[REG_RBP])),
         flags: address_flag(address, signal, code),
         ..IoctlFail::default()
     }

@@ -7,17 +7,17 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::tools;
 
-/// What executes the guests.
+/// What runs the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
     /// This machine's own KVM with hardware second-level page tables.
     Direct,
-    /// A Debian kernel in QEMU's software CPU, whose SVM with nested paging KVM uses.
+    /// KVM in a Debian kernel on QEMU's software CPU, which emulates SVM with nested paging.
     Nested,
 }
 
 impl Accelerator {
-    /// `kvm` or `nested-tcg`; reports give this name.
+    /// `kvm` or `nested-tcg`, as in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "kvm",
@@ -25,15 +25,15 @@ impl Accelerator {
         }
     }
 
-    /// Chooses by `VMSRS_BED` (`nested` or `direct`) or, when it is not set, by what this machine can do.
+    /// What `VMSRS_BED` (`nested` or `direct`) asks for; without it, direct KVM where this machine has it.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDirect`] when direct KVM is asked for and not to be had, [`Error::BadMode`] for another value.
+    /// [`Error::NoDirect`] when direct KVM is asked for but unavailable, [`Error::BadMode`] for any other value.
     pub fn choose() -> Result<Self> {
         let direct = match tools::is_root() {
             true => direct_kvm(Path::new("/sys"), Path::new("/dev")),
-            false => Err("only root sets up taps".to_owned()),
+            false => Err("only root can create taps".to_owned()),
         };
         match (env::var("VMSRS_BED").unwrap_or_default().as_str(), direct) {
             ("", Ok(())) | ("direct", Ok(())) => Ok(Self::Direct),
@@ -46,7 +46,7 @@ impl Accelerator {
     }
 }
 
-/// Whether the machine's KVM runs stock guests with second-level page tables and taps can be made; if not, why.
+/// Checks that the machine's KVM has second-level page tables and that taps can be created; the error is the reason.
 pub fn direct_kvm(sys: &Path, dev: &Path) -> Result<(), String> {
     let parameters = [
         "module/kvm_intel/parameters/ept",
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn kvm_with_second_level_page_tables_is_used_when_its_devices_open() {
+    fn kvm_is_used_when_its_devices_open() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         fs::create_dir_all(root.join("module/kvm_amd/parameters")).unwrap();

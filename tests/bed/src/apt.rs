@@ -1,7 +1,7 @@
 //! A private view of the Debian archive.
 //!
-//! The machine's own apt configuration stays as it is: sources, package lists and caches are in a folder of ours. The
-//! mirror is the one that the machine itself uses.
+//! The machine's apt configuration is not touched: sources, package lists and caches are in a separate folder. The mirror
+//! is the machine's own.
 
 use std::env;
 use std::fs;
@@ -10,13 +10,12 @@ use std::process::Command;
 
 use crate::command;
 use crate::error::{Error, IoContext, Result};
+use crate::release::Release;
 
-/// The release whose kernels the project supports.
-const RELEASE: &str = "bookworm";
-/// The keys of the archive, on every Debian machine.
+/// The archive's keys, present on every Debian machine.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// One package of one version.
+/// A package of a certain version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Package {
     pub(crate) name: String,
@@ -27,26 +26,28 @@ pub(crate) struct Package {
 #[derive(Debug)]
 pub(crate) struct Archive {
     config: PathBuf,
+    release: Release,
 }
 
 impl Archive {
-    /// Reads the archive's current lists of packages; they are kept in `folder`.
-    pub(crate) fn update(folder: &Path) -> Result<Self> {
+    /// Downloads the archive's current package lists into `folder`.
+    pub(crate) fn update(folder: &Path, release: Release) -> Result<Self> {
         // Only one list format and no translations: a tenth of the usual download.
         for part in ["lists/partial", "archives/partial"] {
             let path = folder.join(part);
             fs::create_dir_all(&path).context("create", &path)?;
         }
         let sources = folder.join("sources.list");
-        fs::write(&sources, source_list(&Mirrors::of_machine()?)).context("write", &sources)?;
+        fs::write(&sources, source_list(release, &Mirrors::of_machine()?))
+            .context("write", &sources)?;
         let config = folder.join("apt.conf");
         fs::write(&config, configuration(folder)).context("write", &config)?;
-        let archive = Self { config };
+        let archive = Self { config, release };
         command::output(archive.command("apt-get").arg("update"))?;
         Ok(archive)
     }
 
-    /// The newest version of `name` that begins with `series`, and the names of the packages it depends on.
+    /// The newest version of `name` that starts with `series`, and the names of its dependencies.
     pub(crate) fn newest(&self, name: &str, series: &str) -> Result<(Package, Vec<String>)> {
         let text =
             command::stdout(self.command("apt-cache").args(["show", name])).unwrap_or_default();
@@ -64,12 +65,12 @@ impl Archive {
             })
     }
 
-    /// The packages that this machine would need for `name` from the backports, itself included; none when it has a
+    /// The packages that this machine would need for `name` from [`Release::qemu_suite`], itself included; none when it has a
     /// version as new as that.
     pub(crate) fn missing_for(&self, name: &str) -> Result<Vec<Package>> {
         let mut command = self.command("apt-get");
         command.args(["--simulate", "--no-install-recommends", "--target-release"]);
-        command.arg(format!("{RELEASE}-backports"));
+        command.arg(self.release.qemu_suite());
         let text = command::stdout(command.args(["install", name]))?;
         Ok(text.lines().filter_map(simulated).collect())
     }
@@ -128,7 +129,7 @@ fn simulated(line: &str) -> Option<Package> {
 #[derive(Debug, PartialEq, Eq)]
 struct Mirrors {
     main: String,
-    /// `None` on machines that have no source for it; the kernels are then those of the last point release.
+    /// `None` when the machine has no such source: kernels are then those of the last point release.
     security: Option<String>,
 }
 
@@ -176,22 +177,22 @@ impl Mirrors {
     }
 }
 
-fn source_list(mirrors: &Mirrors) -> String {
+fn source_list(release: Release, mirrors: &Mirrors) -> String {
     let options = if Path::new(KEYRING).exists() {
         format!("[arch=amd64 signed-by={KEYRING}]")
     } else {
         "[arch=amd64]".to_owned()
     };
-    let main = &mirrors.main;
-    let mut list = format!(
-        "deb {options} {main} {RELEASE} main\ndeb {options} {main} {RELEASE}-backports main\n"
-    );
-    if let Some(security) = &mirrors.security {
-        list.push_str(&format!(
-            "deb {options} {security} {RELEASE}-security main\n"
-        ));
-    }
-    list
+    let line = |mirror: &str, suite: &&str| format!("deb {options} {mirror} {suite} main\n");
+    let main = release
+        .suites()
+        .iter()
+        .map(|suite| line(&mirrors.main, suite));
+    let security = mirrors.security.iter().flat_map(|mirror| {
+        let suites = release.security_suites().iter();
+        suites.map(move |suite| line(mirror, suite))
+    });
+    main.chain(security).collect()
 }
 
 fn configuration(folder: &Path) -> String {
@@ -206,9 +207,9 @@ Dir::Cache::pkgcache "{folder}/pkgcache.bin";
 Dir::Cache::srcpkgcache "{folder}/srcpkgcache.bin";
 Acquire::Languages "none";
 Acquire::Retries "3";
-// The folder need not be readable for apt's own user.
+// apt's own user may not be able to read the folder.
 APT::Sandbox::User "root";
-// What the machine does after its own updates is not for ours.
+// The machine's update hooks are not meant for this.
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
@@ -263,6 +264,31 @@ mod tests {
             package("Conf a (1:10.0~bpo Debian Backports:x [amd64])"),
             None
         );
+    }
+
+    #[test]
+    fn each_release_has_its_suites() {
+        let mirrors = Mirrors {
+            main: "http://m/debian/".into(),
+            security: Some("http://m/security/".into()),
+        };
+        let list = source_list(Release::Trixie, &mirrors);
+        let suites = |list: &str| {
+            let fields = list.lines().map(|line| line.split(' ').rev().nth(1));
+            fields
+                .map(|suite| suite.unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            suites(&list),
+            ["bookworm", "trixie", "bookworm-security", "trixie-security"]
+        );
+        let mirrors = Mirrors {
+            security: None,
+            ..mirrors
+        };
+        let list = source_list(Release::Bookworm, &mirrors);
+        assert_eq!(suites(&list), ["bookworm", "bookworm-backports"]);
     }
 
     #[test]

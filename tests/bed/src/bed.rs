@@ -1,4 +1,4 @@
-//! The test-bed itself: everything fetched, one way to run guests chosen.
+//! The test-bed: everything is fetched, and the way to run guests is chosen.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,9 +10,10 @@ use crate::flavour::Flavour;
 use crate::image::Image;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::{Kernel, Series};
+use crate::release::Release;
 use crate::{direct, kmod, nested, project, tools};
 
-/// Told what takes time while the test-bed is made ready: one short line each.
+/// Receives a short line for each step that takes time.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A KVM host to run jobs on, with Debian kernels to boot as guests.
@@ -56,8 +57,10 @@ impl Bed {
     ///
     /// # Errors
     ///
-    /// When packages or tools are missing and cannot be had, and when `VMSRS_BED` asks for what is not there.
+    /// When this is not a supported Debian, when packages or tools are missing and cannot be installed, and when `VMSRS_BED`
+    /// asks for something unavailable.
     pub fn with_progress(progress: Progress) -> Result<Self> {
+        Release::of_machine()?;
         let accelerator = Accelerator::choose()?;
         tools::ensure(tools::UNPACK, &*progress)?;
         let cache = Cache::fetch(&project::cache(), false, &*progress)?;
@@ -68,7 +71,7 @@ impl Bed {
         })
     }
 
-    /// What executes the guests of jobs that are not [`Job::deterministic`].
+    /// What runs the guests of jobs that are not [`Job::deterministic`].
     pub fn accelerator(&self) -> Accelerator {
         self.accelerator
     }
@@ -82,7 +85,7 @@ impl Bed {
         self.cache.kernel(series)
     }
 
-    /// A kernel to boot as a guest, Debian's or the debug kernel; that one is built when it is not in the cache.
+    /// A kernel to boot as a guest: Debian's, or the debug kernel, which is built when it is not in the cache.
     ///
     /// # Errors
     ///
@@ -103,11 +106,11 @@ impl Bed {
     ///
     /// When they do not build without warnings.
     pub fn modules(&self, kernel: &Kernel) -> Result<kmod::Modules> {
-        tools::ensure(tools::KMOD, &*self.progress)?;
+        tools::ensure(&tools::kmod(&kernel.compiler()?), &*self.progress)?;
         kmod::build(kernel, &*self.progress)
     }
 
-    /// An image with busybox in it, for a guest.
+    /// An image with busybox, for a guest.
     ///
     /// # Errors
     ///
@@ -125,14 +128,14 @@ impl Bed {
         self.cache.busybox()
     }
 
-    /// Runs a job on the KVM host and waits for its end; `on_event` has each line of console and results as it comes.
+    /// Runs a job on the KVM host and waits for its end; `on_event` gets each line of console and results as it arrives.
     ///
-    /// Nothing of the job is left behind, in whatever way it or this process ends.
+    /// The job leaves nothing on this machine, however it or this process ends.
     ///
     /// # Errors
     ///
-    /// When the job cannot be started, does not end in its time, or the host goes down. A job that ends with an exit
-    /// code other than zero is no error here: see [`Outcome::code`].
+    /// When the job cannot be started, exceeds its time limit, or the host goes down. A non-zero exit code of the job is not
+    /// an error here: see [`Outcome::code`].
     pub fn run(&self, job: &Job, mut on_event: impl FnMut(Event<'_>)) -> Result<Outcome> {
         job.check()?;
         if self.accelerator == Accelerator::Direct && !job.deterministic {

@@ -1,7 +1,7 @@
 //! What is fetched from Debian, and where it is kept.
 //!
-//! A set of packages is resolved, downloaded and unpacked in a temporary folder that gets its final name when all of it
-//! is there; so a set is either whole or absent, and a whole one needs no network.
+//! A set of packages is resolved, downloaded and unpacked in a temporary folder, which is renamed when it is complete. So a
+//! set is either complete or absent, and a complete one needs no network.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,21 +15,22 @@ use crate::error::{Error, IoContext, Result};
 use crate::flavour::Flavour;
 use crate::kernel::{self, Kernel, Series};
 use crate::qemu::Qemu;
+use crate::release::Release;
 
 /// Packages that belong together.
 struct Set {
     /// The folder's name in the cache.
     name: String,
-    /// The packages to begin with.
+    /// The packages to start from.
     packages: Vec<String>,
     /// Which versions, and which other packages.
     choice: Choice,
 }
 
 enum Choice {
-    /// The newest versions that begin so, with the kernel packages they depend on.
+    /// The newest versions that start with this text, with the kernel packages they depend on.
     Series(String),
-    /// The versions in the backports, with everything they depend on that this machine does not have.
+    /// The versions in [`Release::qemu_suite`], with everything they depend on that this machine does not have.
     Missing,
 }
 
@@ -37,7 +38,7 @@ impl Set {
     fn kernel(series: Series) -> Self {
         Self {
             name: format!("linux-{series}"),
-            // Image and headers come together: a module fits only the very release it was built for.
+            // Image and headers come together: a module fits only the exact release it was built for.
             packages: [
                 "linux-image-cloud-amd64".to_owned(),
                 "linux-headers-cloud-amd64".to_owned(),
@@ -64,18 +65,18 @@ impl Set {
         }
     }
 
-    fn qemu() -> Self {
+    fn qemu(release: Release) -> Self {
         Self {
-            name: "qemu".to_owned(),
+            name: format!("qemu-{}", release.codename()),
             packages: vec!["qemu-system-x86".to_owned()],
             choice: Choice::Missing,
         }
     }
 
-    /// What every machine needs; a kernel's source is fetched when it is asked for.
-    fn all() -> Vec<Self> {
+    /// What every machine needs; a kernel's source is fetched on demand.
+    fn all(release: Release) -> Vec<Self> {
         let mut sets: Vec<Self> = Series::ALL.into_iter().map(Self::kernel).collect();
-        sets.extend([Self::busybox(), Self::qemu()]);
+        sets.extend([Self::busybox(), Self::qemu(release)]);
         sets
     }
 }
@@ -84,23 +85,26 @@ impl Set {
 #[derive(Debug, Clone)]
 pub struct Cache {
     folder: PathBuf,
+    release: Release,
 }
 
 impl Cache {
-    /// The cache in `folder`, with everything in it; what is missing is fetched, and with `update` all of it anew.
+    /// The cache in `folder`, complete: what is missing is fetched, and with `update` everything is fetched again.
     ///
-    /// Takes a lock, so that several processes may ask at once.
+    /// Takes a lock, so several processes may do this at once.
     ///
     /// # Errors
     ///
-    /// When something is missing and cannot be fetched; the cache is then as it was before.
+    /// When this is not a supported Debian, or something is missing and cannot be fetched; the cache is then as it was before.
     pub fn fetch(folder: &Path, update: bool, progress: &dyn Fn(&str)) -> Result<Self> {
+        let release = Release::of_machine()?;
         fs::create_dir_all(folder).context("create", folder)?;
         let cache = Self {
             folder: folder.canonicalize().context("find", folder)?,
+            release,
         };
         let _lock = cache.lock("lock")?;
-        let mut sets = Set::all();
+        let mut sets = Set::all(release);
         if update {
             let source = Set::source(Flavour::DEBUG_SERIES);
             sets.extend(cache.folder.join(&source.name).exists().then_some(source));
@@ -109,7 +113,7 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Holds other processes off from what the lock with that name guards, until the file is closed.
+    /// Takes the lock with that name; it is held until the file is closed.
     fn lock(&self, name: &str) -> Result<File> {
         let path = self.folder.join(name);
         let file = File::create(&path).context("create", &path)?;
@@ -124,7 +128,7 @@ impl Cache {
             return Ok(());
         }
         progress("reading Debian's lists of packages");
-        let archive = Archive::update(&self.folder.join("apt"))?;
+        let archive = Archive::update(&self.folder.join("apt"), self.release)?;
         sets.iter()
             .try_for_each(|set| fetch_set(&archive, set, &self.folder, progress))
     }
@@ -140,7 +144,7 @@ impl Cache {
 
     /// The debug kernel; fetched as source and built when it is not there or its configuration has changed.
     ///
-    /// Takes a lock of its own while it builds: nothing else waits for that.
+    /// Takes a separate lock while it builds, so nothing else waits for that.
     ///
     /// # Errors
     ///
@@ -180,11 +184,11 @@ impl Cache {
 
     /// The QEMU for the nested KVM host.
     pub(crate) fn qemu(&self) -> Qemu {
-        Qemu::unpacked(&self.folder.join(Set::qemu().name))
+        Qemu::unpacked(&self.folder.join(Set::qemu(self.release).name))
     }
 }
 
-/// The file in a set's folder that names its packages with their versions, one a line.
+/// The file in a set's folder that lists its packages with their versions, one per line.
 const PACKAGES: &str = "packages";
 
 fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)) -> Result<()> {
@@ -237,8 +241,7 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
     fs::rename(&tree, &target).context("create", &target)
 }
 
-/// The packages of a set and those they depend on, of the kernel's own kind: what a kernel needs to be installed on a
-/// machine is not needed here.
+/// The packages of a set and the kernel packages they depend on. What installing a kernel takes besides is not needed.
 fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
     let series = match &set.choice {
         Choice::Series(series) => series,
@@ -268,9 +271,9 @@ fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
     Ok(packages.into_iter().collect())
 }
 
-/// The packages of a set and those they depend on, without what this machine has.
+/// The packages of a set and those they depend on, except what this machine has.
 fn missing(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
-    // Parts of the C library work with their own dynamic loader alone, and each machine has them.
+    // The C library only works with its own dynamic loader, and every machine has one.
     const BASE: [&str; 2] = ["libc6", "libc-bin"];
     let mut packages = BTreeSet::new();
     for name in &set.packages {

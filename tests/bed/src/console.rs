@@ -1,8 +1,8 @@
-//! What a Linux kernel says on its console when it has found something wrong with itself.
+//! What a Linux kernel prints on its console when it detects a bug in itself.
 
-/// How the first line of a report begins, after the time stamp: of an oops, of the checkers of a debug kernel (KASAN,
-/// lockdep, debug objects, ...) and of the watchdogs.
-const BEGINNINGS: &[&str] = &[
+/// How the first line of a report starts, after the time stamp: from an oops, a checker of a debug kernel (KASAN, lockdep,
+/// debug objects, ...) or a watchdog.
+const PREFIXES: &[&str] = &[
     // Oopses, KASAN, sleeping while atomic, soft lockups, bad pages, "scheduling while atomic".
     "BUG: ",
     "kernel BUG at ",
@@ -31,10 +31,9 @@ const BEGINNINGS: &[&str] = &[
     "Bad rss-counter state",
 ];
 
-/// Whether `line` of a kernel's console is the head of a report that something is wrong with the kernel; the line
-/// without its time stamp then.
+/// The line without its time stamp, if `line` of a kernel's console is the first line of a bug report.
 ///
-/// What user programs write to the console does not begin so, nor do the lines that follow the head.
+/// Neither the further lines of a report nor what user programs print match.
 ///
 /// ```
 /// use vmsrs_bed::console::complaint;
@@ -45,13 +44,11 @@ const BEGINNINGS: &[&str] = &[
 /// ```
 pub fn complaint(line: &str) -> Option<&str> {
     let text = without_time(line.trim_end());
-    let known = BEGINNINGS
-        .iter()
-        .any(|beginning| text.starts_with(beginning));
+    let known = PREFIXES.iter().any(|prefix| text.starts_with(prefix));
     (known || is_of_slab(text)).then_some(text)
 }
 
-/// Whether it is the head of a report of the slab allocator, which names the cache: `BUG kmalloc-64 (Tainted: G ...): ...`.
+/// Whether this is the first line of a report of the slab allocator, which names the cache: `BUG kmalloc-64 (Tainted: G ...): ...`.
 fn is_of_slab(text: &str) -> bool {
     let cache = text
         .strip_prefix("BUG ")
@@ -59,7 +56,7 @@ fn is_of_slab(text: &str) -> bool {
     cache.is_some_and(|(cache, _)| !cache.is_empty() && !cache.contains(char::is_whitespace))
 }
 
-/// The line without `[   12.345678] ` and, where the kernel gives it, `[  T123] `.
+/// The line without `[   12.345678] ` and, if present, `[  T123] `.
 fn without_time(line: &str) -> &str {
     let mut text = line.trim_start();
     while let Some((stamp, rest)) = text

@@ -1,9 +1,9 @@
-//! What this machine's CPU has, as its kernel tells it.
+//! Features of this machine's CPU, as the kernel reports them.
 
 use std::fs;
 use std::io;
 
-/// Whether there are protection keys for user pages, and the kernel has turned them on.
+/// Whether the CPU has protection keys for user pages, and the kernel has enabled them.
 ///
 /// # Errors
 ///

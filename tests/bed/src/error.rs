@@ -1,10 +1,10 @@
-//! The error of everything in the test-bed that touches the machine.
+//! The error type of the test-bed.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What can go wrong between asking for a test run and having its result.
+/// What can go wrong in a test run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,6 +34,14 @@ pub enum Error {
         /// The end of what it printed.
         output: String,
     },
+    /// The machine does not run a supported Debian.
+    #[error(
+        "this machine runs {system}; the test-bed needs Debian 12 or 13, as a machine or as a container (`podman run --rm --interactive --tty --volume .:/vmsrs docker.io/library/debian:13`, with Rust in it)"
+    )]
+    NotDebian {
+        /// Its name.
+        system: String,
+    },
     /// Tools are missing and this user may not install them.
     #[error("these tools are missing: {missing}; install them with: {remedy}")]
     MissingTools {
@@ -54,7 +62,7 @@ pub enum Error {
     NoPackage {
         /// The package's name.
         package: String,
-        /// How its version has to begin.
+        /// How its version must start.
         series: String,
     },
     /// A file that belongs to a fetched package is not there.
@@ -73,12 +81,12 @@ pub enum Error {
         /// What is wrong with it.
         source: crate::vmlinux::Error,
     },
-    /// The debug kernel's configuration cannot be had with this source.
+    /// The debug kernel's source does not accept its configuration.
     #[error(
         "the kernel's configuration dropped {lost}; name what they depend on in debug-kernel.config"
     )]
     KernelConfig {
-        /// The lines that do not hold, with commas between.
+        /// The dropped lines, separated by commas.
         lost: String,
     },
     /// A kernel module cannot be resolved.
@@ -110,7 +118,7 @@ pub enum Error {
     Sparse {
         /// The kernel's release.
         release: String,
-        /// The messages, one a line.
+        /// The messages, one per line.
         messages: String,
     },
     /// The machine's own KVM was asked for and cannot run a stock guest.
@@ -121,11 +129,17 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
-    /// `VMSRS_BED` holds something else than `nested` or `direct`.
+    /// `VMSRS_BED` is neither `nested` nor `direct`.
     #[error("VMSRS_BED is {value:?}; it may be `nested` or `direct`")]
     BadMode {
         /// The value.
         value: String,
+    },
+    /// A file that cargo builds next to the program that runs is missing.
+    #[error("{path:?} is missing; build it first: make build")]
+    NotBuilt {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// `VMSRS_KERNEL` names no kernel.
     #[error("VMSRS_KERNEL is {value:?}; it may be `6.1`, `6.12` or `debug`")]
@@ -134,12 +148,36 @@ pub enum Error {
         value: String,
     },
     /// The job did not end in time; it has been killed.
-    #[error("no end after {} s, killed; the last console lines were:\n{console}", after.as_secs())]
+    #[error("killed after {} s; the last console lines were:\n{console}", after.as_secs())]
     Timeout {
         /// The job's time limit.
         after: Duration,
         /// The end of the console's output.
         console: String,
+    },
+    /// `vmsrs run` ended too early, or with an error.
+    #[error("vmsrs run ended ({status}) {before}")]
+    GuestEnded {
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// When it ended, as in "before it was stopped".
+        before: String,
+    },
+    /// The event that was waited for in a guest did not come.
+    #[error("{what} did not come within {} s", after.as_secs())]
+    GuestLate {
+        /// What was waited for.
+        what: String,
+        /// The limit.
+        after: Duration,
+    },
+    /// The `vmsrs` command did not print the expected JSON.
+    #[error("vmsrs {command} did not print the expected JSON")]
+    Json {
+        /// The arguments.
+        command: String,
+        /// What is wrong.
+        source: serde_json::Error,
     },
     /// The KVM host went down before the job reported its exit code.
     #[error(

@@ -1,4 +1,4 @@
-//! Which kernel the guests of tests run.
+//! The kernel that test guests run.
 
 use std::env;
 use std::fmt;
@@ -12,12 +12,12 @@ use crate::kernel::Series;
 pub enum Flavour {
     /// Debian's own build of a series.
     Stock(Series),
-    /// Built here from Debian's source with the kernel's own checkers: KASAN, lockdep and others.
+    /// Built from Debian's source with the kernel's own checkers: KASAN, lockdep and others.
     Debug,
 }
 
 impl Flavour {
-    /// The variable of the environment that chooses: `6.1` (when it is not set), `6.12` or `debug`.
+    /// The environment variable that chooses: `6.1` (the default), `6.12` or `debug`.
     pub const VARIABLE: &str = "VMSRS_KERNEL";
 
     /// The kernel of a guest when [`Flavour::VARIABLE`] is not set.
@@ -30,7 +30,7 @@ impl Flavour {
     ///
     /// # Errors
     ///
-    /// [`Error::BadFlavour`] for a name that is none.
+    /// [`Error::BadFlavour`] for an unknown name.
     pub fn chosen() -> Result<Self> {
         match env::var(Self::VARIABLE) {
             Ok(name) if !name.is_empty() => {
@@ -40,7 +40,7 @@ impl Flavour {
         }
     }
 
-    /// How many times as long as on a stock kernel the same work may take: what is instrumented is slow.
+    /// How many times as long as on a stock kernel the same work may take: instrumentation is slow.
     pub fn slowness(self) -> u32 {
         match self {
             Self::Stock(_) => 1,

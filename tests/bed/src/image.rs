@@ -6,10 +6,11 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use vmsrs_newc::Writer;
+
 use crate::error::{IoContext, Result};
 use crate::kernel::Kernel;
 use crate::ldd;
-use crate::newc;
 
 /// What every init does first: mounts, devices, modules, the loopback interface.
 const INIT_PREAMBLE: &str = r#"#!/bin/busybox sh
@@ -33,9 +34,7 @@ ip link set lo up
 /// What every init does last. `reboot` ends a VMM that has no power button, and QEMU with `-no-reboot`.
 const INIT_END: &str = "\nsync\npoweroff -f\nreboot -f\n";
 
-/// An initramfs in the making.
-///
-/// The methods take notes; [`Image::write`] does the work and has the errors.
+/// A builder for an initramfs. [`Image::write`] does the work and reports errors.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), vmsrs_bed::Error> {
@@ -75,8 +74,8 @@ impl Image {
         self
     }
 
-    /// Adds a module of the kernel, with all it depends on; init loads it. `-` and `_` are the same in names, and a
-    /// module that is part of the kernel itself is left out.
+    /// Adds a kernel module with its dependencies; init loads it. `-` and `_` are the same in names, and a built-in module is
+    /// skipped.
     pub fn module(mut self, name: impl Into<String>) -> Self {
         self.modules.push(name.into());
         self
@@ -88,13 +87,13 @@ impl Image {
         self
     }
 
-    /// Adds a module that is not the kernel's own, with all it depends on; init loads it after the kernel's.
+    /// Adds an out-of-tree module with its dependencies; init loads it after the kernel's.
     pub fn module_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.module_files.push(path.into());
         self
     }
 
-    /// Adds a module that is not the kernel's own but does not load it: it lies at `/lib/modules/NAME.ko` for `insmod`.
+    /// Adds an out-of-tree module at `/lib/modules/NAME.ko` that init does not load.
     pub fn module_file_unloaded(self, path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let name = path
@@ -105,13 +104,13 @@ impl Image {
         self.file(path, format!("/lib/modules/{name}"))
     }
 
-    /// Adds a program, executable, with the shared libraries that `ldd` tells.
+    /// Adds an executable with the shared libraries that `ldd` lists.
     pub fn binary(mut self, source: impl Into<PathBuf>, destination: impl Into<String>) -> Self {
         self.binaries.push((source.into(), destination.into()));
         self
     }
 
-    /// Adds a folder of this machine in which shared libraries are looked for before the system's.
+    /// Adds a folder of this machine that is searched for shared libraries before the system's folders.
     pub fn library_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.library_folders.push(folder.into());
         self
@@ -135,8 +134,8 @@ impl Image {
         self
     }
 
-    /// Makes `script` (POSIX shell) the work of the image's init. Before it, the usual file systems are mounted, the
-    /// modules loaded and the loopback interface set up; after it the machine goes off.
+    /// Has init run `script` (POSIX shell), after it has mounted the usual file systems, loaded the modules and set up the
+    /// loopback interface. The machine powers off when the script ends.
     pub fn init(self, script: &str) -> Self {
         self.text("/init", 0o755, format!("{INIT_PREAMBLE}{script}{INIT_END}"))
     }
@@ -145,14 +144,14 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// When a file cannot be read or written, a module or a shared library is not found.
+    /// When a file cannot be read or written, or a module or shared library is not found.
     pub fn write(&self, kernel: &Kernel, path: &Path) -> Result<()> {
         let file = File::create(path).context("create", path)?;
         self.write_to(kernel, BufWriter::new(file), path)
     }
 
-    /// Writes the image for `kernel` to a file without a name on the file system of `folder`: nothing of it is left
-    /// whatever ends this process. [`crate::project::open_file`] has a path to it.
+    /// Writes the image for `kernel` to an unnamed file on the file system of `folder`, which is gone with this process.
+    /// [`crate::project::open_file`] gives a path to it.
     ///
     /// # Errors
     ///
@@ -166,7 +165,7 @@ impl Image {
 
     /// Writes the image for `kernel` to `out`, which is called `path` in errors.
     pub(crate) fn write_to(&self, kernel: &Kernel, out: impl Write, path: &Path) -> Result<()> {
-        let mut writer = newc::Writer::new(out);
+        let mut writer = Writer::new(out);
         let mut pack = |name: &str, permissions: u32, data: &[u8]| {
             writer.file(name, permissions, data).context("write", path)
         };

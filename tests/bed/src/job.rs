@@ -1,4 +1,4 @@
-//! What is run on the KVM host, and what comes back.
+//! What runs on the KVM host, and what it returns.
 
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -6,23 +6,26 @@ use std::time::Duration;
 use crate::command::shell_quote;
 use crate::error::{Error, Result};
 use crate::kernel::Series;
+use crate::stream::START_MARK;
+use crate::{patience, results};
 
-/// How long a job may take unless told otherwise.
+/// The default time limit of a job.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
-/// The memory of the nested KVM host unless told otherwise, in MiB.
+/// The default memory of the nested KVM host, in MiB.
 const DEFAULT_MEMORY_MIB: u32 = 3072;
-/// The CPUs of the nested KVM host unless told otherwise.
+/// The default number of CPUs of the nested KVM host.
 const DEFAULT_CPUS: u32 = 2;
 
 /// A program to run on the KVM host, with the files it needs.
 ///
-/// On the nested host and on this machine alike, the program starts in the *job folder*, which holds the job's files by
-/// their relative names and is first in `PATH`. The environment has
+/// On both kinds of host, the program starts in the *job folder*, which holds the job's files by their relative names and is
+/// first in `PATH`. The environment has
 ///
 /// - `VMSRS_RESULTS`: the path of a file; each line appended to it comes back as [`Event::Result`] and in
-///   [`Outcome::results`]. Any process of the job may open it for writing, in the way of the shell's
-///   `echo done >>"$VMSRS_RESULTS"`. Lines that begin with `@exit ` are reserved.
+///   [`Outcome::results`]. Any process of the job may open it for appending, as in the shell's
+///   `echo done >>"$VMSRS_RESULTS"`. The lines `@start` ([`Job::timeout`]) and `@exit CODE` are special.
 /// - `VMSRS_ACCELERATOR`: [`crate::Accelerator::name`].
+/// - `VMSRS_PATIENCE`: what [`patience::factor`] gives.
 /// - what [`Job::env`] adds.
 ///
 /// What the job prints comes back as [`Event::Console`], on the nested host mixed with the kernel's messages.
@@ -32,10 +35,13 @@ pub struct Job {
     pub(crate) files: Vec<JobFile>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) library_folders: Vec<PathBuf>,
-    pub(crate) timeout: Duration,
+    timeout: Duration,
+    slowness: u32,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
     pub(crate) deterministic: bool,
+    pub(crate) cpu_model: String,
+    pub(crate) plugin: Option<String>,
     pub(crate) host_series: Series,
 }
 
@@ -48,7 +54,7 @@ pub(crate) struct JobFile {
 }
 
 impl Job {
-    /// A job that runs `command`: a program of the job, of busybox or of the shell's, and its arguments.
+    /// A job that runs `command`: a program of the job, a busybox applet or a shell builtin, and its arguments.
     pub fn new<I, S>(command: I) -> Self
     where
         I: IntoIterator<Item = S>,
@@ -60,9 +66,12 @@ impl Job {
             env: Vec::new(),
             library_folders: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
+            slowness: 1,
             memory_mib: DEFAULT_MEMORY_MIB,
             cpus: DEFAULT_CPUS,
             deterministic: false,
+            cpu_model: "max".to_owned(),
+            plugin: None,
             host_series: Series::V6_1,
         }
     }
@@ -94,41 +103,62 @@ impl Job {
         self
     }
 
-    /// Adds a folder of this machine in which the programs' shared libraries are looked for first.
+    /// Adds a folder of this machine that is searched first for the programs' shared libraries.
     pub fn library_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.library_folders.push(folder.into());
         self
     }
 
-    /// How long it may take, booting included; 5 minutes by default. After that it is killed.
+    /// How long it may take once it has started, 5 minutes by default; [`patience`] scales it. After that it is killed.
+    ///
+    /// The time counts from the last line `@start` in the results: the host writes one before it runs the command, and
+    /// the job may write more.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The memory of the nested KVM host in MiB, 3072 by default; without meaning on this machine's own KVM.
+    /// Multiplies the job's time limit and, through `VMSRS_PATIENCE`, the limits inside it.
+    pub fn slowness(mut self, times: u32) -> Self {
+        self.slowness = times;
+        self
+    }
+
+    /// The memory of the nested KVM host in MiB, 3072 by default; ignored with this machine's own KVM.
     pub fn memory_mib(mut self, memory: u32) -> Self {
         self.memory_mib = memory;
         self
     }
 
-    /// The CPUs of the nested KVM host, 2 by default; without meaning on this machine's own KVM.
+    /// The CPUs of the nested KVM host, 2 by default; ignored with this machine's own KVM.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
         self
     }
 
-    /// The Debian kernel of the nested KVM host, 6.1 by default; without meaning on this machine's own KVM.
+    /// The Debian kernel of the nested KVM host, 6.1 by default; ignored with this machine's own KVM.
     pub fn host_kernel(mut self, series: Series) -> Self {
         self.host_series = series;
         self
     }
 
-    /// Runs on the nested KVM host with one CPU whose clock counts instructions, one a nanosecond: measurements are
-    /// then the same on every machine. The run takes longer than one without. Such a job never runs on this machine's own KVM.
+    /// Runs on a nested KVM host with one CPU whose clock counts instructions, one per nanosecond, so measurements are the
+    /// same on every machine. It takes longer, and never uses this machine's own KVM.
     pub fn deterministic(mut self) -> Self {
         self.deterministic = true;
         self.cpus = 1;
+        self
+    }
+
+    /// The CPU of the nested KVM host as QEMU's `-cpu` takes it, `max` by default.
+    pub fn cpu_model(mut self, model: impl Into<String>) -> Self {
+        self.cpu_model = model.into();
+        self
+    }
+
+    /// Has QEMU load this TCG plugin (`FILE[,ARGUMENT...]` as `-plugin` takes it); of deterministic jobs alone.
+    pub fn plugin(mut self, plugin: impl Into<String>) -> Self {
+        self.plugin = Some(plugin.into());
         self
     }
 
@@ -150,15 +180,32 @@ impl Job {
         }
     }
 
-    /// The script that runs the job's command; it expects to begin in the job folder.
+    /// The script that runs the job's command; it must start in the job folder.
     pub(crate) fn run_script(&self, accelerator: &str) -> String {
-        let mut script = format!("export PATH=\"$PWD:$PATH\" VMSRS_ACCELERATOR={accelerator}\n");
+        let mut script = format!(
+            "export PATH=\"$PWD:$PATH\" VMSRS_ACCELERATOR={accelerator} {}={}\n",
+            patience::VARIABLE,
+            self.patience()
+        );
         for (name, value) in &self.env {
             script.push_str(&format!("export {name}={}\n", shell_quote(value)));
         }
         let command: Vec<String> = self.command.iter().map(|word| shell_quote(word)).collect();
-        script.push_str(&format!("exec {}\n", command.join(" ")));
+        script.push_str(&format!(
+            "echo {START_MARK} >>\"${}\"\nexec {}\n",
+            results::VARIABLE,
+            command.join(" ")
+        ));
         script
+    }
+
+    /// How long it may take after its start.
+    pub(crate) fn limit(&self) -> Duration {
+        self.timeout.saturating_mul(self.patience())
+    }
+
+    fn patience(&self) -> u32 {
+        patience::factor().saturating_mul(self.slowness)
     }
 
     fn add(mut self, source: PathBuf, name: String, program: bool) -> Self {
@@ -171,7 +218,7 @@ impl Job {
     }
 }
 
-/// Something that happened while a job ran; handed on at once.
+/// Something that happened while a job ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A line of the console, without its end.
@@ -212,12 +259,26 @@ mod tests {
             .env("X", "it's")
             .arg("x");
         let mut sh = std::process::Command::new("sh");
+        sh.env(results::VARIABLE, "/dev/null");
         let script = job.run_script("test");
         assert_eq!(
             crate::command::stdout(sh.args(["-c", &script])).unwrap(),
             "a b|$HOME|x"
         );
         assert!(script.contains(r"export X='it'\''s'"));
+    }
+
+    #[test]
+    fn a_slower_job_has_longer_limits() {
+        let job = Job::new(["true"]).timeout(Duration::from_secs(5));
+        let slower = job.clone().slowness(6);
+        assert_eq!(slower.limit(), job.limit() * 6);
+        let patience = 6 * patience::factor();
+        assert!(
+            slower
+                .run_script("x")
+                .contains(&format!("VMSRS_PATIENCE={patience}\n"))
+        );
     }
 
     #[test]

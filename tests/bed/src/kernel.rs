@@ -15,7 +15,7 @@ use crate::vmlinux;
 pub enum Series {
     /// Debian 12's own kernel.
     V6_1,
-    /// The kernel of Debian 13, for Debian 12 in its backports.
+    /// Debian 13's own kernel, also in the backports of Debian 12.
     V6_12,
 }
 
@@ -23,7 +23,7 @@ impl Series {
     /// All supported series, oldest first.
     pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
 
-    /// The series as people write it.
+    /// The series as in `6.1`.
     pub fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
@@ -48,6 +48,9 @@ impl std::str::FromStr for Series {
             .ok_or_else(|| format!("no such kernel series: {text}; there are 6.1 and 6.12"))
     }
 }
+
+/// Debian's variables for `make`, in the folder of headers.
+const KERNEL_VARIABLES: &str = ".kernelvariables";
 
 /// A kernel in the cache.
 #[derive(Debug, Clone)]
@@ -85,7 +88,7 @@ impl Kernel {
         }
     }
 
-    /// The release, as `uname -r` tells it.
+    /// The release, as in `uname -r`.
     pub fn release(&self) -> &str {
         &self.release
     }
@@ -97,7 +100,7 @@ impl Kernel {
             .join(format!("vmlinuz-{}", self.release))
     }
 
-    /// The folder that external modules are built against.
+    /// The folder that out-of-tree modules are built against.
     pub fn headers(&self) -> PathBuf {
         self.folder
             .join("usr/src")
@@ -107,6 +110,21 @@ impl Kernel {
     /// Variables that `make` needs in [`Kernel::headers`], as in `CC=gcc-12`.
     pub fn make_variables(&self) -> &'static [&'static str] {
         self.make_variables
+    }
+
+    /// The compiler that the kernel was built with, as in `gcc-12`; its modules need the same.
+    ///
+    /// # Errors
+    ///
+    /// When the headers do not name one.
+    pub fn compiler(&self) -> Result<String> {
+        let set = |variable: &&str| variable.strip_prefix("CC=").map(str::to_owned);
+        if let Some(compiler) = self.make_variables.iter().find_map(set) {
+            return Ok(compiler);
+        }
+        let path = self.headers().join(KERNEL_VARIABLES);
+        let text = fs::read_to_string(&path).context("read", &path)?;
+        compiler_in(&text).ok_or_else(|| not_fetched("the compiler's name", &path))
     }
 
     /// The uncompressed kernel, an ELF file; unpacked on first use and kept beside the compressed one.
@@ -141,7 +159,7 @@ impl Kernel {
 
     /// The modules to load for `wanted`, in order, each unpacked: name and content.
     ///
-    /// `extra` are modules that are not the kernel's own; their dependencies are loaded before them.
+    /// `extra` are out-of-tree modules; their dependencies are loaded before them.
     ///
     /// # Errors
     ///
@@ -170,7 +188,7 @@ impl Kernel {
         wanted.extend(extra.iter().filter_map(|path| module_name(path)));
         let mut objects = std::collections::BTreeMap::new();
         let order = modules::load_order(&wanted, |name| {
-            // The last one wins, so that an extra module stands for one of the kernel's own.
+            // The last one wins, so an extra module replaces one of the kernel's own.
             let Some((_, path)) = files.iter().rev().find(|(file, _)| file == name) else {
                 return match builtin.iter().any(|module| module == name) {
                     true => Ok(None),
@@ -206,7 +224,14 @@ impl From<modules::Error> for Error {
     }
 }
 
-/// Makes unpacked headers usable where they lie: Debian's Makefile includes another by its installed path.
+/// The compiler in Debian's variables for `make`: `gcc-12` in `CC = $(if ...) $(CROSS_COMPILE)gcc-12`.
+fn compiler_in(variables: &str) -> Option<String> {
+    let line = variables.lines().find(|line| line.starts_with("CC ="))?;
+    let name = line.rsplit([' ', ')']).next()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Makes headers usable where they were unpacked: Debian's Makefile includes another by its installed path.
 pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
     let sources = folder.join("usr/src");
     for entry in fs::read_dir(&sources).context("read", &sources)?.flatten() {
@@ -216,7 +241,7 @@ pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
         };
         if let Some(relocated) = relocated_makefile(&text) {
             fs::write(&makefile, relocated).context("write", &makefile)?;
-            // Without it modules get no BTF, which nothing here reads and whose making takes another tool.
+            // Without it modules get no BTF, which would take another tool and which nothing here reads.
             let _ = fs::remove_file(entry.path().join("vmlinux"));
         }
     }
@@ -312,6 +337,13 @@ mod tests {
             relocated_makefile("# a whole Makefile\ninclude /usr/src/x\n"),
             None
         );
+    }
+
+    #[test]
+    fn the_compiler_is_the_one_of_the_headers() {
+        let text = "CCACHE = ccache\nCC = $(if $(USE),$(CCACHE)) $(CROSS_COMPILE)gcc-12\nX = 1\n";
+        assert_eq!(compiler_in(text).as_deref(), Some("gcc-12"));
+        assert_eq!(compiler_in("override ARCH = x86\n"), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::error::{Error, IoContext, Result};
 use crate::kernel::Kernel;
 use crate::project;
 
-/// The modules of the project, as folders relative to its root; the copy keeps their places relative to each other.
+/// The folders of the project's modules, relative to its root; copies keep the layout.
 const DRIVER: &str = "guest-kmod";
 const TEST_MODULES: &str = "tests/kmod";
 
@@ -18,9 +18,9 @@ const TEST_MODULES: &str = "tests/kmod";
 pub struct Modules {
     /// `vmsrs.ko`, the driver.
     pub driver: PathBuf,
-    /// `vmsrs_stray.ko`, by which the kernel writes where it should not.
+    /// `vmsrs_stray.ko`, which makes the kernel write where it should not.
     pub test: PathBuf,
-    /// `vmsrs_hostile.ko`, a driver that may do anything to the device.
+    /// `vmsrs_hostile.ko`, a driver that lets a test do anything to the device.
     pub hostile: PathBuf,
 }
 
@@ -40,7 +40,7 @@ pub fn build(kernel: &Kernel, progress: &dyn Fn(&str)) -> Result<Modules> {
 
     progress(&format!("building the driver for {}", kernel.release()));
     let driver = build_folder(kernel, project::root(), &base, DRIVER)?;
-    // Both lie in one folder.
+    // Both are in one folder.
     let built = build_folder(kernel, project::root(), &base, TEST_MODULES)?;
     Ok(Modules {
         driver,
@@ -60,7 +60,7 @@ pub fn build_folder(kernel: &Kernel, root: &Path, base: &Path, folder: &str) -> 
     let mut make = Command::new("make");
     make.arg("-C").arg(kernel.headers());
     make.arg(format!("M={}", copy.display()));
-    // C=2 has the checker see every file, also those that need no compiling: a complaint does not go away by itself.
+    // C=2 checks every file, also those that are up to date: a complaint must not go away by itself.
     make.args(["W=1", "C=2", "KCFLAGS=-Werror", "modules"]);
     make.args(kernel.make_variables()).env("LC_ALL", "C");
     command::without_outer_make(&mut make);
@@ -83,7 +83,7 @@ pub fn build_folder(kernel: &Kernel, root: &Path, base: &Path, folder: &str) -> 
     })
 }
 
-/// The warnings and errors about files below `folder`: the kernel's own headers are not ours to mend.
+/// The warnings and errors about files below `folder`; those about the kernel's own headers do not count.
 fn complaints(stderr: &str, folder: &Path) -> String {
     let folder = folder.to_string_lossy();
     let about_us = |line: &&str| {
@@ -122,7 +122,7 @@ fn sync(source: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file belongs to a module's sources; what a build makes does not.
+/// Whether a file is a module's source rather than a build product.
 fn is_source(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_string_lossy();

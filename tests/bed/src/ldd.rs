@@ -1,4 +1,4 @@
-//! Which shared libraries a program needs, as told by `ldd`.
+//! The shared libraries that a program needs, as `ldd` lists them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +15,7 @@ pub(crate) struct Library {
     pub(crate) destination: PathBuf,
 }
 
-/// The shared libraries of `program`, the loader among them; none for a static program or a script.
+/// The shared libraries of `program`, including the loader; none for a static program or a script.
 ///
 /// `folders` are searched before the system's own.
 pub(crate) fn libraries(program: &Path, folders: &[PathBuf]) -> Result<Vec<Library>> {
@@ -27,7 +27,7 @@ pub(crate) fn libraries(program: &Path, folders: &[PathBuf]) -> Result<Vec<Libra
     ldd.arg(program)
         .env("LC_ALL", "C")
         .env("LD_LIBRARY_PATH", search.join(":"));
-    // A static program makes `ldd` fail, and so does a script: both need nothing.
+    // `ldd` fails for static programs and scripts, which need nothing.
     let output = ldd
         .output()
         .map_err(|source| command::spawn_error(&ldd, source))?;
@@ -54,7 +54,7 @@ fn parse(output: &str) -> Result<Vec<Library>, String> {
             let path = path.rsplit_once(" (").map_or(path, |(path, _)| path);
             libraries.push(Library {
                 source: path.into(),
-                // The loader searches /lib for every name that has no folder.
+                // The loader searches /lib for names without a folder.
                 destination: if name.contains('/') {
                     name.into()
                 } else {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use vmsrs_bed::{Accelerator, Bed, Cache, Event, Flavour, Job, Series, project, tools};
+use vmsrs_bed::{Accelerator, Bed, Cache, Event, Flavour, Job, Release, Series, project, tools};
 
 /// Debian kernels and a KVM host to run them on, on any machine.
 #[derive(Parser)]
@@ -16,9 +16,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Fetch Debian's kernels and busybox into the cache, and install missing tools.
+    /// Fetch Debian's kernels, QEMU and busybox into the cache, and install missing tools.
     Fetch {
-        /// Fetch everything anew, in the versions that are current now.
+        /// Fetch the current versions of everything.
         #[arg(long)]
         update: bool,
     },
@@ -30,9 +30,9 @@ enum Action {
         #[arg(long = "kernel", value_name = "SERIES")]
         series: Vec<Series>,
     },
-    /// Tell how guests are run here and which kernels there are.
+    /// Show how guests are run here, and the kernels.
     Info,
-    /// Run a command on the KVM host; console and results come to standard error and standard output.
+    /// Run a command on the KVM host; its console goes to standard error, its results to standard output.
     #[command(
         after_help = "Example:\n  bed run --program target/release/vmsrs=vmsrs -- vmsrs doctor"
     )]
@@ -47,7 +47,7 @@ struct Run {
     /// Put a file into the job folder.
     #[arg(long, value_name = "PATH=NAME", value_parser = pair)]
     file: Vec<(String, String)>,
-    /// Set a variable of the environment.
+    /// Set an environment variable.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
     /// Kill it after this many seconds.
@@ -59,7 +59,7 @@ struct Run {
     /// CPUs of the nested KVM host.
     #[arg(long, default_value_t = 2)]
     cpus: u32,
-    /// One CPU whose clock counts instructions.
+    /// One CPU whose clock counts instructions, one per nanosecond.
     #[arg(long)]
     deterministic: bool,
     /// The command and its arguments.
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("bed: {error:#}");
-        // As for programs that could not be started at all: the job's own codes are below.
+        // As env(1) and others do for their own errors: the command's exit codes are below.
         ExitCode::from(125)
     })
 }
@@ -87,12 +87,18 @@ fn progress(message: &str) {
 }
 
 fn fetch(update: bool) -> anyhow::Result<ExitCode> {
-    let mut needed = [tools::UNPACK, tools::KMOD].concat();
+    Release::of_machine()?;
+    let mut needed = tools::UNPACK.to_vec();
     if Accelerator::choose()? == Accelerator::Nested {
-        needed.extend(tools::NESTED);
+        needed.extend_from_slice(tools::NESTED);
     }
     tools::ensure(&needed, &progress)?;
-    Cache::fetch(&project::cache(), update, &progress)?;
+    let cache = Cache::fetch(&project::cache(), update, &progress)?;
+    let mut needed = Vec::new();
+    for series in Series::ALL {
+        needed.extend(tools::kmod(&cache.kernel(series)?.compiler()?));
+    }
+    tools::ensure(&needed, &progress)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,4 +1,4 @@
-//! Kernel modules: what they depend on, and in which order they are loaded.
+//! Kernel modules: their dependencies and load order.
 //!
 //! Unpacked Debian packages have no `modules.dep` (it is made when the package is installed), so dependencies are read
 //! from the modules themselves: their `.modinfo` section holds `depends=a,b`.
@@ -10,17 +10,17 @@ use std::collections::BTreeSet;
 #[non_exhaustive]
 pub enum Error {
     /// The file is not an ELF object of a 64-bit little-endian machine, or is cut short.
-    #[error("module {0} is no whole ELF file")]
-    NoElf(String),
+    #[error("module {0} is not a complete ELF file")]
+    NotElf(String),
     /// The file has no `.modinfo` section.
     #[error("module {0} has no .modinfo section")]
     NoModinfo(String),
-    /// A module or one of its dependencies exists neither as a file nor in the kernel itself.
+    /// A module or one of its dependencies is neither a file nor built in.
     #[error("there is no module {0}")]
     Missing(String),
-    /// Modules depend on each other in a circle.
+    /// Modules depend on each other in a cycle.
     #[error("module {0} depends on itself")]
-    Circle(String),
+    Cycle(String),
 }
 
 /// The name by which the kernel knows a module: file names may have `-` where it has `_`.
@@ -32,9 +32,9 @@ pub fn canonical(name: &str) -> String {
 ///
 /// # Errors
 ///
-/// [`Error::NoElf`] and [`Error::NoModinfo`].
+/// [`Error::NotElf`] and [`Error::NoModinfo`].
 pub fn depends(name: &str, object: &[u8]) -> Result<Vec<String>, Error> {
-    let section = section(object, b".modinfo").ok_or_else(|| Error::NoElf(name.to_owned()))?;
+    let section = section(object, b".modinfo").ok_or_else(|| Error::NotElf(name.to_owned()))?;
     let section = section.ok_or_else(|| Error::NoModinfo(name.to_owned()))?;
     let list = section
         .split(|&byte| byte == 0)
@@ -49,11 +49,11 @@ pub fn depends(name: &str, object: &[u8]) -> Result<Vec<String>, Error> {
 
 /// The modules to load for `wanted`, each after those it depends on and none twice.
 ///
-/// `depends_of` gives the dependencies of a module, and `None` when it is part of the kernel itself.
+/// `depends_of` gives the dependencies of a module, and `None` when it is built in.
 ///
 /// # Errors
 ///
-/// Those of `depends_of`, and a circle of dependencies.
+/// Those of `depends_of`, and a cycle of dependencies.
 pub fn load_order<E: From<Error>>(
     wanted: &[String],
     mut depends_of: impl FnMut(&str) -> Result<Option<Vec<String>>, E>,
@@ -81,7 +81,7 @@ fn visit<E: From<Error>>(
     order: &mut Vec<String>,
 ) -> Result<(), E> {
     if path.iter().any(|outer| outer == name) {
-        return Err(Error::Circle(name.to_owned()).into());
+        return Err(Error::Cycle(name.to_owned()).into());
     }
     if !visited.insert(name.to_owned()) {
         return Ok(());
@@ -186,9 +186,9 @@ mod tests {
     fn a_file_that_is_no_module_is_refused() {
         let no_modinfo = depends("x", &object(".text", b""));
         assert_eq!(no_modinfo, Err(Error::NoModinfo("x".into())));
-        assert_eq!(depends("x", b"text"), Err(Error::NoElf("x".into())));
+        assert_eq!(depends("x", b"text"), Err(Error::NotElf("x".into())));
         let whole = object(".modinfo", b"depends=\0");
-        // The last 24 bytes of the last section header are of no interest here.
+        // The last 24 bytes of the last section header do not matter here.
         for len in 0..whole.len() - 24 {
             assert!(depends("x", &whole[..len]).is_err());
         }
@@ -221,9 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_module_and_a_circle_are_named() {
+    fn a_missing_module_and_a_cycle_are_named() {
         assert_eq!(order(&["a"], &[]), Err(Error::Missing("a".into())));
-        let circle: &[(&str, &[&str])] = &[("a", &["b"]), ("b", &["a"])];
-        assert_eq!(order(&["a"], circle), Err(Error::Circle("a".into())));
+        let cycle: &[(&str, &[&str])] = &[("a", &["b"]), ("b", &["a"])];
+        assert_eq!(order(&["a"], cycle), Err(Error::Cycle("a".into())));
     }
 }

@@ -1,5 +1,5 @@
-//! Runs a job on a KVM host emulated by QEMU: a Debian kernel as level 1, whose KVM uses the SVM and the nested paging
-//! of QEMU's software CPU.
+//! Runs a job on a KVM host emulated by QEMU: a Debian kernel as level 1, whose KVM uses the SVM and nested paging that
+//! QEMU's software CPU emulates.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,8 +17,13 @@ use crate::stream::{self, EXIT_MARK};
 /// What a KVM host with taps needs; `kvm_amd` brings `kvm` and what it depends on.
 const MODULES: [&str; 2] = ["kvm_amd", "tun"];
 
-/// The second serial port: its lines are the result stream.
+/// The second serial port, which carries the result stream.
 const RESULTS: &str = "/dev/ttyS1";
+
+/// To the kernel, a CPU that this machine does not run for a while looks like a broken timer (a panic at boot) or like a
+/// lockup, so those checks are off.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off \
+    no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 
 /// Boots `kernel` with `base` (an image with busybox) and the job in it, and waits for the job's end.
 pub(crate) fn run(
@@ -30,10 +35,10 @@ pub(crate) fn run(
 ) -> Result<Outcome> {
     let image = pack(kernel, base, job)?;
     let process = emulator(qemu, kernel, &project::open_file(&image), job);
-    stream::run(process, job.timeout, on_event)
+    stream::run(process, job.limit(), on_event)
 }
 
-/// The level-1 image, in a file without a name: nothing of it is left whatever ends this process.
+/// The level-1 image, in an unnamed file, which is gone with this process.
 fn pack(kernel: &Kernel, base: Image, job: &Job) -> Result<File> {
     let mut image = base.modules(MODULES);
     for folder in &job.library_folders {
@@ -61,7 +66,7 @@ fn init_script(job: &Job) -> String {
         true => String::new(),
         false => format!("taskset -c 1-{} ", job.cpus),
     };
-    // Setting the port again at the end waits until all has been sent.
+    // Setting the port again at the end waits until everything has been sent.
     format!(
         r#"
 stty -F {RESULTS} raw -echo
@@ -79,9 +84,9 @@ stty -F {RESULTS} raw -echo
 /// The job has all but the first. Whenever a CPU restores a floating-point state, QEMU clears the flag IGNNE# of the
 /// *first* one, by reading and writing the word that also says whether that one is in a guest and uses its nested page
 /// tables, and without a lock (`cpu_clear_ignne()` in `target/i386/tcg/system/fpu_helper.c`, up to 11.1 at least). If
-/// the first CPU enters or leaves a guest at this moment, guest or host goes on with the other's page tables: a triple
-/// fault or a hang of either. On a CPU that runs no guests nothing is lost. With one thread for all CPUs
-/// ([`Job::deterministic`]) there is nobody to race with.
+/// the first CPU enters or leaves a guest at this moment, guest or host continues with the other's page tables: a triple
+/// fault or a hang of either. On a CPU that runs no guests this does no harm. With one thread for all CPUs
+/// ([`Job::deterministic`]) there is no race.
 fn emulated_cpus(job: &Job) -> u32 {
     match job.deterministic {
         true => job.cpus,
@@ -90,7 +95,7 @@ fn emulated_cpus(job: &Job) -> u32 {
 }
 
 fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
-    // QEMU goes when this thread does, however that comes about.
+    // The kernel kills QEMU when this thread ends, however it does.
     let mut qemu = qemu.command(&["setpriv", "--pdeathsig", "KILL"]);
     qemu.args([
         "-nodefaults",
@@ -98,8 +103,11 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
         "-display",
         "none",
         "-cpu",
-        "max",
+        &job.cpu_model,
     ]);
+    if let Some(plugin) = &job.plugin {
+        qemu.args(["-plugin", plugin]);
+    }
     match job.deterministic {
         true => qemu.args([
             "-accel",
@@ -132,6 +140,6 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
         .arg(kernel.vmlinuz())
         .arg("-initrd")
         .arg(initrd);
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
+    qemu.args(["-append", KERNEL_ARGUMENTS]);
     qemu
 }

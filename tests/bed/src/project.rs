@@ -1,8 +1,10 @@
-//! Where things lie: the project, its build folder, the cache.
+//! Paths: the project, its build folder, the cache.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+
+use crate::error::{Error, IoContext, Result};
 
 /// The project's folder.
 pub fn root() -> &'static Path {
@@ -12,23 +14,37 @@ pub fn root() -> &'static Path {
         .expect("the crate lies two folders below the project's root")
 }
 
-/// The folder for everything that is made and can be made again: `build/`, which git ignores.
+/// The folder for everything that can be rebuilt: `build/`, which git ignores.
 pub fn build() -> PathBuf {
     root().join("build")
 }
 
-/// The program that runs, by a path that other processes can read as well and that stays readable when
-/// cargo puts a new one in its place meanwhile.
+/// This program, by a path that other processes can read and that stays valid when cargo replaces the file.
 pub fn own_program() -> PathBuf {
     format!("/proc/{}/exe", std::process::id()).into()
 }
 
-/// An open file of this process, by a path that other processes can read as well while it is open.
+/// A file that cargo has built next to the program that runs.
+///
+/// # Errors
+///
+/// [`Error::NotBuilt`] when it is not there.
+pub fn built(name: &str) -> Result<PathBuf> {
+    // Only the folder counts: cargo may have replaced this program meanwhile.
+    let program = std::env::current_exe().context("find", Path::new("this program"))?;
+    let path = program.with_file_name(name);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(Error::NotBuilt { path }),
+    }
+}
+
+/// An open file of this process, by a path that other processes can read while it is open.
 pub fn open_file(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
-/// The folder that fetched packages are kept in: `VMSRS_CACHE` when set, `build/cache` otherwise.
+/// The folder of fetched packages: `VMSRS_CACHE` if set, otherwise `build/cache`.
 pub fn cache() -> PathBuf {
     match std::env::var_os("VMSRS_CACHE") {
         Some(folder) if !folder.is_empty() => folder.into(),
@@ -44,8 +60,8 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn the_program_that_runs_can_be_read_when_its_file_is_gone() {
-        /// Tells this test that it runs in a program of its own.
+    fn own_program_can_be_read_when_its_file_is_gone() {
+        /// Tells this test that it runs in the child process.
         const ALONE: &str = "VMSRS_BED_TEST_ALONE";
         let file = std::env::current_exe().unwrap();
         if std::env::var_os(ALONE).is_some() {
@@ -58,7 +74,7 @@ mod tests {
         let folder = tempfile::tempdir_in(file.parent().unwrap()).unwrap();
         let link = folder.path().join("test");
         fs::hard_link(&file, &link).unwrap();
-        let name = "project::tests::the_program_that_runs_can_be_read_when_its_file_is_gone";
+        let name = "project::tests::own_program_can_be_read_when_its_file_is_gone";
         let ended = Command::new(&link)
             .args(["--exact", name])
             .env(ALONE, "1")

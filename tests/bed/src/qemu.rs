@@ -1,28 +1,28 @@
 //! The QEMU that emulates the nested KVM host.
 //!
-//! It comes from Debian's backports: with version 7.2 of Debian 12, a 6.12 kernel in level 2 crashed or hung in about
-//! every other boot, with 10.0 in none. It is unpacked, not installed, with the libraries that the machine lacks. A
-//! machine that has a QEMU as new uses its own.
+//! It is version 10, Debian 13's own and in the backports of Debian 12: with 7.2, a 6.12 kernel in level 2 crashed or hung in
+//! about every other boot. It is unpacked, not installed, with the libraries that the machine lacks. A machine that has
+//! that version installed uses its own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Where Debian's packages have shared libraries.
+/// Where Debian's packages keep shared libraries.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
-/// Where they have the firmware.
+/// Where they keep firmware.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
-/// A QEMU, unpacked or the machine's own.
+/// A QEMU, unpacked or installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Qemu {
-    /// The folder it was unpacked into; `None` for the machine's own.
+    /// The folder it was unpacked into; `None` for the installed one.
     folder: Option<PathBuf>,
 }
 
 impl Qemu {
-    /// The QEMU in `folder`, or the machine's own when there is none.
+    /// The QEMU in `folder`, or the installed one when there is none.
     pub(crate) fn unpacked(folder: &Path) -> Self {
         let program = folder.join("usr/bin").join(PROGRAM);
         Self {
@@ -30,12 +30,12 @@ impl Qemu {
         }
     }
 
-    /// Whether it is the machine's own.
+    /// Whether it is the installed one.
     pub(crate) fn is_installed(&self) -> bool {
         self.folder.is_none()
     }
 
-    /// A command line that runs it by `runner` (a program and its arguments).
+    /// A command that runs it through `runner` (a program and its arguments).
     pub(crate) fn command(&self, runner: &[&str]) -> Command {
         let mut command = Command::new(runner[0]);
         command.args(&runner[1..]);
@@ -44,7 +44,7 @@ impl Qemu {
             return command;
         };
         command.arg(folder.join("usr/bin").join(PROGRAM));
-        // What the machine has as a package was not fetched.
+        // What the machine has installed was not fetched.
         for root in [folder.as_path(), Path::new("/")] {
             for firmware in FIRMWARE {
                 command.arg("-L").arg(root.join(firmware));
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_folder_means_the_machines_own() {
+    fn an_empty_folder_means_the_installed_one() {
         let folder = tempfile::tempdir().unwrap();
         let qemu = Qemu::unpacked(folder.path());
         assert!(qemu.is_installed());

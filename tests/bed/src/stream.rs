@@ -11,19 +11,29 @@ use std::time::{Duration, Instant};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::job::{Event, Outcome};
+use crate::patience;
 
-/// Begins the line of the result stream that carries the exit code.
+/// The line of the result stream from which the job's time limit counts.
+pub(crate) const START_MARK: &str = "@start";
+
+/// Starts the line of the result stream that carries the exit code.
 pub(crate) const EXIT_MARK: &str = "@exit ";
 
-/// How many of the last console lines an outcome and an error have.
+/// How long the host may take to start the job; the nested one boots in about ten seconds.
+const START_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long to wait for lines of a process that has been killed.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many of the last console lines outcomes and errors quote.
 const CONSOLE_LINES: usize = 40;
 
 /// Kills the process and its group when it goes out of scope.
 struct KillOnDrop(Child);
 
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        // Once it has been waited for, its number may be another's.
+impl KillOnDrop {
+    fn kill(&mut self) {
+        // Once it has been waited for, its PID may have been reused.
         if let Ok(None) = self.0.try_wait() {
             let kill = format!("kill -KILL -{}", self.0.id());
             let _ = Command::new("sh").args(["-c", &kill]).status();
@@ -33,22 +43,49 @@ impl Drop for KillOnDrop {
     }
 }
 
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A time limit that starts when it is created.
+struct Deadline {
+    from: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        Self {
+            from: Instant::now(),
+            limit,
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        self.limit.saturating_sub(self.from.elapsed())
+    }
+}
+
 enum Line {
     Console(String),
     Result(String),
 }
 
-/// Runs `process`, hands on its lines as they come, and takes the exit code from the result stream.
+/// Runs `process`, passes its lines on as they arrive, and takes the exit code from the result stream.
 ///
 /// # Errors
 ///
-/// [`Error::Timeout`] after `timeout` (the process is then killed), [`Error::Died`] when it ended without an exit code.
+/// [`Error::Timeout`] when the job has not ended `limit` after its start (the process is then killed), [`Error::Died`] when it
+/// ended without an exit code.
 pub(crate) fn run(
     mut process: Command,
-    timeout: Duration,
+    limit: Duration,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let begin = Instant::now();
+    let mut deadline = Deadline::after(patience::scaled(START_LIMIT));
     // A group of its own, so that what it starts can be killed with it.
     process.process_group(0);
     process
@@ -71,24 +108,32 @@ pub(crate) fn run(
     let mut results = Vec::new();
     let mut console = VecDeque::new();
     loop {
-        match lines.recv_timeout(timeout.saturating_sub(begin.elapsed())) {
+        match lines.recv_timeout(deadline.rest()) {
             Ok(Line::Console(line)) => {
                 on_event(Event::Console(&line));
-                if console.len() == CONSOLE_LINES {
-                    console.pop_front();
-                }
-                console.push_back(line);
+                remember(&mut console, line);
             }
-            Ok(Line::Result(line)) => match line.strip_prefix(EXIT_MARK) {
-                Some(number) => code = number.trim().parse().ok(),
-                None => {
+            Ok(Line::Result(line)) => {
+                if line == START_MARK {
+                    deadline = Deadline::after(limit);
+                } else if let Some(number) = line.strip_prefix(EXIT_MARK) {
+                    code = number.trim().parse().ok();
+                } else {
                     on_event(Event::Result(&line));
                     results.push(line);
                 }
-            },
+            }
             Err(RecvTimeoutError::Timeout) => {
+                child.kill();
+                // What it wrote before may still arrive; a process that left its group may keep the streams open.
+                while let Ok(line) = lines.recv_timeout(DRAIN_LIMIT) {
+                    if let Line::Console(line) = line {
+                        on_event(Event::Console(&line));
+                        remember(&mut console, line);
+                    }
+                }
                 return Err(Error::Timeout {
-                    after: timeout,
+                    after: deadline.limit,
                     console: join(&console),
                 });
             }
@@ -112,7 +157,7 @@ pub(crate) fn run(
     })
 }
 
-/// Sends each line of `stream` on, from a thread that ends with the stream.
+/// Sends the lines of `stream`, from a thread that ends with the stream.
 fn forward(stream: impl Read + Send + 'static, lines: Sender<Line>, kind: fn(String) -> Line) {
     thread::spawn(move || {
         for bytes in BufReader::new(stream).split(b'\n') {
@@ -127,6 +172,14 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<Line>, kind: fn(Str
             }
         }
     });
+}
+
+/// Keeps `line` as one of the last lines of the console.
+fn remember(console: &mut VecDeque<String>, line: String) {
+    if console.len() == CONSOLE_LINES {
+        console.pop_front();
+    }
+    console.push_back(line);
 }
 
 fn join(lines: &VecDeque<String>) -> String {
@@ -148,10 +201,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_on_their_streams_and_the_exit_code_with_the_results() {
+    fn lines_and_exit_code_come_on_their_streams() {
         let mut seen = Vec::new();
         let process = shell("echo one; echo hello >&2; echo two; echo '@exit 3'");
-        let outcome = run(process, Duration::from_secs(20), &mut |event| {
+        let outcome = run(process, Duration::MAX, &mut |event| {
             seen.push(match event {
                 Event::Console(line) => format!("console {line}"),
                 Event::Result(line) => format!("result {line}"),
@@ -166,9 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_takes_too_long_is_killed_and_its_last_words_are_told() {
-        let process = shell("echo waiting >&2; sleep 600; true");
-        let error = run(process, Duration::from_millis(500), &mut |_| ()).unwrap_err();
+    fn a_job_that_hangs_is_killed_and_its_last_lines_are_told() {
+        let process = shell("echo waiting >&2; echo @start; sleep 600; true");
+        let error = run(process, Duration::from_millis(50), &mut |_| ()).unwrap_err();
         assert!(
             matches!(&error, Error::Timeout { console, .. } if console == "waiting"),
             "{error}"
@@ -177,12 +230,7 @@ mod tests {
 
     #[test]
     fn an_end_without_an_exit_code_is_an_error() {
-        let error = run(
-            shell("echo oops >&2; exit 1"),
-            Duration::from_secs(20),
-            &mut |_| (),
-        )
-        .unwrap_err();
+        let error = run(shell("echo oops >&2; exit 1"), Duration::MAX, &mut |_| ()).unwrap_err();
         assert!(
             matches!(&error, Error::Died { console, .. } if console == "oops"),
             "{error}"

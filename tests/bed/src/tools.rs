@@ -1,5 +1,6 @@
-//! The programs the test-bed calls, and how a missing one gets onto the machine.
+//! The tools that the test-bed needs, and how missing ones are installed.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
@@ -8,59 +9,54 @@ use std::process::Command;
 use crate::command;
 use crate::error::{Error, Result};
 
-/// How a tool is recognised.
+/// What a tool is.
 #[derive(Debug, Clone, Copy)]
-enum Sign {
-    /// A program of that name in `PATH`.
-    Program(&'static str),
-    /// A shared library of that name in the system's library folders.
-    Library(&'static str),
-    /// A header of that name in the system's folder of headers.
-    Header(&'static str),
+enum Kind {
+    /// A program in `PATH`.
+    Program,
+    /// A shared library in the system's library folders.
+    Library,
+    /// A header in the system's folder of headers.
+    Header,
 }
 
-/// Something that must be on the machine, and the Debian package that has it.
-#[derive(Debug, Clone, Copy)]
+/// Something that must be installed, and its Debian package.
+#[derive(Debug, Clone)]
 pub struct Tool {
-    sign: Sign,
-    package: &'static str,
+    kind: Kind,
+    name: Cow<'static, str>,
+    package: Cow<'static, str>,
 }
 
 impl Tool {
-    const fn program(name: &'static str, package: &'static str) -> Self {
+    const fn new(kind: Kind, name: &'static str, package: &'static str) -> Self {
         Self {
-            sign: Sign::Program(name),
-            package,
+            kind,
+            name: Cow::Borrowed(name),
+            package: Cow::Borrowed(package),
         }
+    }
+
+    const fn program(name: &'static str, package: &'static str) -> Self {
+        Self::new(Kind::Program, name, package)
     }
 
     const fn library(name: &'static str, package: &'static str) -> Self {
-        Self {
-            sign: Sign::Library(name),
-            package,
-        }
+        Self::new(Kind::Library, name, package)
     }
 
     const fn header(name: &'static str, package: &'static str) -> Self {
-        Self {
-            sign: Sign::Header(name),
-            package,
-        }
+        Self::new(Kind::Header, name, package)
     }
 
-    fn name(self) -> &'static str {
-        match self.sign {
-            Sign::Program(name) | Sign::Library(name) | Sign::Header(name) => name,
-        }
-    }
-
-    fn present(self) -> bool {
-        match self.sign {
-            Sign::Program(name) => {
+    fn is_present(&self) -> bool {
+        let name = &*self.name;
+        match self.kind {
+            Kind::Program => {
                 let path = env::var_os("PATH").unwrap_or_default();
                 env::split_paths(&path).any(|folder| folder.join(name).is_file())
             }
-            Sign::Library(name) => [
+            Kind::Library => [
                 "/lib/x86_64-linux-gnu",
                 "/usr/lib/x86_64-linux-gnu",
                 "/lib64",
@@ -68,29 +64,36 @@ impl Tool {
             ]
             .iter()
             .any(|folder| Path::new(folder).join(name).exists()),
-            Sign::Header(name) => Path::new("/usr/include").join(name).exists(),
+            Kind::Header => Path::new("/usr/include").join(name).exists(),
         }
     }
 }
 
-/// What unpacking kernels takes.
+/// What unpacking kernels needs.
 pub const UNPACK: &[Tool] = &[
     Tool::program("lz4", "lz4"),
     Tool::program("xz", "xz-utils"),
     Tool::program("zstd", "zstd"),
 ];
 
-/// What building the driver takes. Debian's kernels want the compiler they were built with; `objtool` from the
-/// kernel's build tools wants libelf.
-pub const KMOD: &[Tool] = &[
-    Tool::program("make", "make"),
-    Tool::program("gcc-12", "gcc-12"),
-    Tool::program("x86_64-linux-gnu-gcc-12", "gcc-12"),
-    Tool::program("sparse", "sparse"),
-    Tool::library("libelf.so.1", "libelf1"),
-];
+/// What building the driver needs, for a kernel that was built with `compiler`: modules need the same one. `objtool` from
+/// the kernel's build tools needs libelf.
+pub fn kmod(compiler: &str) -> Vec<Tool> {
+    let compilers = [compiler.to_owned(), format!("x86_64-linux-gnu-{compiler}")];
+    let compilers = compilers.map(|name| Tool {
+        kind: Kind::Program,
+        name: name.into(),
+        package: compiler.to_owned().into(),
+    });
+    let others = [
+        Tool::program("make", "make"),
+        Tool::program("sparse", "sparse"),
+        Tool::library("libelf.so.1", "libelf1"),
+    ];
+    compilers.into_iter().chain(others).collect()
+}
 
-/// What building a kernel takes, beside [`UNPACK`].
+/// What building a kernel needs besides [`UNPACK`].
 pub const KERNEL: &[Tool] = &[
     Tool::program("make", "make"),
     Tool::program("gcc-12", "gcc-12"),
@@ -101,34 +104,26 @@ pub const KERNEL: &[Tool] = &[
     Tool::header("libelf.h", "libelf-dev"),
 ];
 
-/// What booting the nested KVM host takes, beside a QEMU.
+/// What booting the nested KVM host needs besides QEMU.
 pub const NESTED: &[Tool] = &[Tool::program("setpriv", "util-linux")];
 
-/// QEMU itself, for machines whose own is as new as the one that would be fetched.
+/// QEMU itself, where the installed one is used.
 pub const QEMU: &[Tool] = &[Tool::program("qemu-system-x86_64", "qemu-system-x86")];
 
-/// Makes sure that `tools` are there: installs what is missing when this is root.
+/// Makes sure that `tools` are installed; root installs missing ones.
 ///
 /// # Errors
 ///
-/// [`Error::MissingTools`] with the command to run when this is not root or the machine is no Debian, and
-/// [`Error::Command`] when the installation fails.
+/// [`Error::MissingTools`] with the command to run when this is not root, [`Error::Command`] when the installation fails.
 pub fn ensure(tools: &[Tool], progress: &dyn Fn(&str)) -> Result<()> {
-    let missing: Vec<Tool> = tools
-        .iter()
-        .copied()
-        .filter(|tool| !tool.present())
-        .collect();
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| !tool.is_present()).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing
-        .iter()
-        .map(|tool| tool.name())
-        .collect::<Vec<_>>()
-        .join(", ");
-    let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
-    let packages: Vec<&str> = packages.into_iter().collect();
+    let names: BTreeSet<&str> = missing.iter().map(|tool| &*tool.name).collect();
+    let names = Vec::from_iter(names).join(", ");
+    let packages: BTreeSet<&str> = missing.iter().map(|tool| &*tool.package).collect();
+    let packages = Vec::from_iter(packages);
     if !is_root() {
         return Err(Error::MissingTools {
             missing: names,
@@ -140,7 +135,7 @@ pub fn ensure(tools: &[Tool], progress: &dyn Fn(&str)) -> Result<()> {
     }
     progress(&format!("installing {}", packages.join(" ")));
     if install(&packages).is_err() {
-        // The lists of packages may be missing or old; a source that cannot be reached must not stop the others.
+        // Package lists may be missing or old; a source that cannot be reached must not stop the others.
         let _ = command::output(apt_get().arg("update"));
         install(&packages)?;
     }
@@ -163,7 +158,7 @@ fn apt_get() -> Command {
     command
 }
 
-/// Whether this process may install packages and set up taps.
+/// Whether this process may install packages and create taps.
 pub(crate) fn is_root() -> bool {
     command::stdout(Command::new("id").arg("--user")).is_ok_and(|id| id.trim() == "0")
 }
@@ -182,8 +177,8 @@ mod tests {
 
     #[test]
     fn a_missing_tool_is_noticed() {
-        assert!(!Tool::program("no-such-program-vmsrs", "none").present());
-        assert!(!Tool::library("libno-such-vmsrs.so.9", "none").present());
-        assert!(!Tool::header("no-such-vmsrs.h", "none").present());
+        assert!(!Tool::program("no-such-program-vmsrs", "none").is_present());
+        assert!(!Tool::library("libno-such-vmsrs.so.9", "none").is_present());
+        assert!(!Tool::header("no-such-vmsrs.h", "none").is_present());
     }
 }

@@ -1,17 +1,17 @@
-//! Takes the uncompressed kernel (vmlinux, an ELF file) out of a bzImage.
+//! Extracts the uncompressed kernel (vmlinux, an ELF file) from a bzImage.
 //!
-//! The setup header of a bzImage says where the compressed kernel lies (`payload_offset`, `payload_length`);
-//! see the kernel's `Documentation/arch/x86/boot.rst`. The compression is told by its magic number.
+//! The setup header says where the compressed kernel is (`payload_offset`, `payload_length`); see the kernel's
+//! `Documentation/arch/x86/boot.rst`. The compression is known by its magic number.
 
-/// Where the number of 512-byte setup sectors stands.
+/// Offset of the number of 512-byte setup sectors.
 const SETUP_SECTS: usize = 0x1f1;
-/// Where the magic number `HdrS` stands.
+/// Offset of the magic number `HdrS`.
 const HEADER_MAGIC: usize = 0x202;
-/// Where the version of the boot protocol stands.
+/// Offset of the boot protocol's version.
 const VERSION: usize = 0x206;
-/// Where the payload's offset from the end of the setup sectors stands.
+/// Offset of the payload's offset, which counts from the end of the setup sectors.
 const PAYLOAD_OFFSET: usize = 0x248;
-/// Where the payload's length stands.
+/// Offset of the payload's length.
 const PAYLOAD_LENGTH: usize = 0x24c;
 /// The first boot protocol with the payload fields, 2.08.
 const FIRST_WITH_PAYLOAD: u16 = 0x0208;
@@ -20,17 +20,17 @@ const FIRST_WITH_PAYLOAD: u16 = 0x0208;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The magic number of the setup header is not there.
-    #[error("it is no bzImage")]
-    NoBzImage,
+    /// The setup header has no magic number.
+    #[error("not a bzImage")]
+    NotBzImage,
     /// The boot protocol is older than 2.08.
-    #[error("its boot protocol {0:#06x} names no payload")]
+    #[error("boot protocol {0:#06x} is too old: it has no payload fields")]
     TooOld(u16),
     /// The payload lies outside the file.
-    #[error("it is cut short: its payload ends beyond the file")]
+    #[error("truncated: the payload ends beyond the file")]
     Truncated,
-    /// The compression is none of those known here.
-    #[error("its payload has an unknown compression")]
+    /// The compression is unknown.
+    #[error("unknown compression of the payload")]
     UnknownCompression,
 }
 
@@ -74,25 +74,25 @@ impl Compression {
 
 /// Finds the compressed kernel in a bzImage.
 ///
-/// The four bytes that the kernel's build appends (the unpacked size) are left out of the payload, for they are no
-/// part of the compressed stream; gzip alone has that size in its own format.
+/// The kernel's build appends the unpacked size, four bytes that are not part of the compressed stream, so the payload
+/// is returned without them. gzip has that size in its own format.
 ///
 /// # Errors
 ///
-/// When the image is no bzImage of boot protocol 2.08 or later, is cut short, or has an unknown compression.
+/// When the image is not a bzImage of boot protocol 2.08 or later, is truncated, or has an unknown compression.
 pub fn payload(image: &[u8]) -> Result<(Compression, &[u8]), Error> {
     let bytes = |at: usize, len: usize| image.get(at..at + len);
     let u16_at = |at| bytes(at, 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let u32_at = |at| bytes(at, 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
 
     if bytes(HEADER_MAGIC, 4) != Some(b"HdrS") {
-        return Err(Error::NoBzImage);
+        return Err(Error::NotBzImage);
     }
     let version = u16_at(VERSION).ok_or(Error::Truncated)?;
     if version < FIRST_WITH_PAYLOAD {
         return Err(Error::TooOld(version));
     }
-    // Zero means four, for boot loaders of old.
+    // Zero means four, for old boot loaders.
     let setup_sectors = match image.get(SETUP_SECTS).copied().ok_or(Error::Truncated)? {
         0 => 4,
         count => usize::from(count),
@@ -141,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_kernel_is_refused() {
-        assert_eq!(payload(b"#!/bin/sh\n"), Err(Error::NoBzImage));
-        assert_eq!(payload(&[0; 4096]), Err(Error::NoBzImage));
+    fn other_files_are_refused() {
+        assert_eq!(payload(b"#!/bin/sh\n"), Err(Error::NotBzImage));
+        assert_eq!(payload(&[0; 4096]), Err(Error::NotBzImage));
     }
 
     #[test]
-    fn a_kernel_cut_short_is_refused() {
+    fn a_truncated_kernel_is_refused() {
         let mut image = image(&[0x28, 0xb5, 0x2f, 0xfd, 0, 0, 0, 0]);
         image.pop();
         assert_eq!(payload(&image), Err(Error::Truncated));

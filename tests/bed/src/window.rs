@@ -1,4 +1,4 @@
-//! The window of a virtual machine, as the process of `vmsrs run` has it: to let its memory go wrong.
+//! The window of a virtual machine, as the process of `vmsrs run` maps it, for tests that damage its memory.
 
 #![allow(unsafe_code)]
 
@@ -9,16 +9,16 @@ use std::path::PathBuf;
 
 use crate::accelerator::Accelerator;
 
-/// What the file in memory is called.
+/// The name of the memfd.
 const NAME: &str = "/memfd:vmsrs-window";
-/// Bytes of a frame.
+/// Size of a frame in bytes.
 const FRAME: usize = 4096;
 
-/// Opens the window of the process `vmm` for reading and writing, past every protection.
+/// Opens the window of the process `vmm` for reading and writing, which bypasses all protection.
 ///
 /// # Errors
 ///
-/// When the process, or its window, does not exist or may not be opened.
+/// When the process or its window does not exist or may not be opened.
 pub fn open(vmm: u32) -> io::Result<File> {
     for file in fs::read_dir(format!("/proc/{vmm}/fd"))? {
         let path = file?.path();
@@ -33,19 +33,19 @@ pub fn open(vmm: u32) -> io::Result<File> {
     ))
 }
 
-/// Whether memory may be poisoned here: it is out of use until the machine is booted anew, so in the nested
-/// test-bed alone, whose KVM host lives for one job.
+/// Whether memory may be poisoned here. Poisoned memory is lost until the machine reboots, so this is only allowed on the
+/// nested KVM host, which lives for one job.
 pub fn may_poison() -> bool {
     std::env::var_os("VMSRS_ACCELERATOR").is_some_and(|name| name == Accelerator::Nested.name())
 }
 
-/// Has the host's kernel take the memory of the frame at `offset` for broken, as it does when the
-/// hardware says so. That kills who maps the frame and asks for it: a child.
+/// Has the host's kernel treat the memory of the frame at `offset` as broken, as on a hardware error. That kills the
+/// process that asks for it, so a child does.
 ///
 /// # Errors
 ///
-/// When this is not the nested test-bed ([`may_poison`]), the frame cannot be mapped, or the kernel does not do it
-/// (it needs `CONFIG_MEMORY_FAILURE`, and an administrator).
+/// When this is not the nested KVM host ([`may_poison`]), the frame cannot be mapped, or the kernel refuses (it needs
+/// `CONFIG_MEMORY_FAILURE` and root).
 pub fn poison(window: &File, offset: u64) -> io::Result<()> {
     if !may_poison() {
         return Err(io::Error::new(
@@ -84,7 +84,7 @@ pub fn poison(window: &File, offset: u64) -> io::Result<()> {
 
 /// Poisons a page of a file and ends the process: with 0, or with `errno`.
 fn poison_and_end(window: RawFd, offset: i64) -> ! {
-    // SAFETY: a new mapping, whose content nobody looks at but the read that makes it present.
+    // SAFETY: a new mapping; only the read that faults it in accesses it.
     unsafe {
         let address = libc::mmap(
             std::ptr::null_mut(),
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_this_machine_is_not_poisoned() {
+    fn only_the_nested_host_poisons_memory() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(FRAME as u64).unwrap();
         assert!(
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_a_window_is_told_so() {
+    fn a_process_without_a_window_is_an_error() {
         let error = open(std::process::id()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -1,4 +1,4 @@
-//! What the driver's build accepts and what it refuses, shown with small modules on every supported kernel.
+//! What the driver's build accepts and rejects, with small modules on every supported kernel.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,10 +17,9 @@ MODULE_DESCRIPTION("Sample");
 MODULE_LICENSE("GPL");
 "#;
 
-/// Builds a module with `body` in it for each kernel.
+/// Builds a module that contains `body` for each kernel.
 fn build(body: &str) -> Vec<Result<PathBuf>> {
     let bed = Bed::auto().unwrap();
-    tools::ensure(tools::KMOD, &|_| ()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("sample");
     fs::create_dir_all(&source).unwrap();
@@ -29,6 +28,8 @@ fn build(body: &str) -> Vec<Result<PathBuf>> {
     Series::ALL
         .map(|series| {
             let kernel = bed.kernel(series).unwrap();
+            let needed = tools::kmod(&kernel.compiler().unwrap());
+            tools::ensure(&needed, &|_| ()).unwrap();
             let base = folder.path().join(kernel.release());
             kmod::build_folder(&kernel, folder.path(), &base, "sample")
         })
@@ -55,7 +56,7 @@ fn a_compiler_warning_stops_the_build() {
 
 #[test]
 fn what_only_the_checker_sees_stops_the_build() {
-    // An address of user space used as the kernel's own.
+    // A user-space address used as a kernel address.
     let body =
         "int sample_read(int __user *at);\nint sample_read(int __user *at)\n{\n\treturn *at;\n}";
     for result in build(body) {

@@ -1,4 +1,4 @@
-//! The measurements, in the guest: the same work in a request and without, a key-value server, and errors.
+//! The measurements in the guest: the same work with and without a request, a key-value server, and errors.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::hint::black_box;
@@ -10,7 +10,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use vmsrs::{App, Domain, Options};
 
-use crate::host::READY;
+use crate::host::{FACT, READY};
+use crate::mark;
+use crate::profile::facts;
 use crate::sample::{Parts, Sample, What};
 use crate::table::{Table, VALUE};
 
@@ -19,26 +21,34 @@ const PAGE: usize = 4096;
 const PAGES: usize = 256;
 /// Pages that a request writes.
 const WRITTEN: [usize; 4] = [1, 4, 16, 64];
-/// Pages that a request has written when it fails.
+/// Pages that a failing request has written.
 const WRITTEN_BEFORE_AN_ERROR: [usize; 5] = [1, 4, 16, 64, 256];
 
-/// Tables of the key-value server, each in a domain of its own.
+/// Requests of [`PAGES`] pages after which each frame of the window has been used.
+const WARM_UP: usize = 2 * crate::host::WINDOW_MIB * 1024 * 1024 / PAGE / PAGES;
+
+/// Tables of the key-value server, each in its own domain.
 const SHARDS: u64 = 16;
-/// Keys of the key-value server; half of the tables' places.
+/// Keys of the key-value server: half of the tables' slots.
 const KEYS: u64 = SHARDS * 512;
-/// Operations in a hundred that write.
+/// Percentages of operations that write.
 const WRITES_PERCENT: [u32; 2] = [5, 50];
 
-/// Measures everything. Small measurements are made more often, so that each takes about as long as that of `rounds`
-/// requests that write to 64 pages.
-pub(crate) fn measure(rounds: u32) -> Result<()> {
+/// Measures everything. Small measurements have more rounds, so that each takes about as long as `rounds` requests that
+/// write to 64 pages.
+pub(crate) fn measure(rounds: u32, profile: bool) -> Result<()> {
+    if profile {
+        for fact in facts::of_guest()? {
+            println!("{FACT}{}", serde_json::to_string(&fact)?);
+        }
+    }
     // SAFETY: no request here lends its locals to other threads.
     let app = unsafe { App::open("bench") }?;
     let user = app.domain("user")?;
     let block = user.run(|_| user.allocate(PAGES * PAGE, PAGE));
     let block = block.map_err(|error| anyhow!("take a block: {error:?}"))?;
     let block = block.as_ptr();
-    // The first writes grow the domain's memory: that is another cost.
+    // The first writes grow the domain's memory, which is not measured.
     request(user, || write(block, PAGES))?;
     seal(user)?;
 
@@ -47,42 +57,48 @@ pub(crate) fn measure(rounds: u32) -> Result<()> {
     let plain = plain.as_mut_ptr().wrapping_add(offset);
     write(plain, PAGES);
 
-    // The first one is the first for the console as well.
+    // The host allocates a frame's memory at its first use.
+    for _ in 0..WARM_UP {
+        request(user, || write(block, PAGES))?;
+        seal(user)?;
+    }
+
+    // The first one also warms up the console.
     for _ in 0..2 {
         phase(|| Ok(Sample::new(What::Nothing, false, 1)))?;
     }
     phase(|| {
         let rounds = rounds * 100;
-        let start = Instant::now();
+        let watch = Watch::start();
         for _ in 0..rounds {
             black_box(__cpuid(0));
         }
-        Ok(Sample::new(What::Exit, false, rounds).lasted(start))
+        Ok(Sample::new(What::Exit, false, rounds).lasted(watch))
     })?;
 
     let alone = |pages, rounds, work: fn(*mut u8, usize)| {
         phase(|| {
             work(plain, pages);
-            let start = Instant::now();
+            let watch = Watch::start();
             for _ in 0..rounds {
                 work(plain, pages);
             }
-            let sample = Sample::new(What::Request, false, rounds).lasted(start);
+            let sample = Sample::new(What::Request, false, rounds).lasted(watch);
             Ok(Sample { pages, ..sample })
         })
     };
     let in_requests = |pages, rounds, work: fn(*mut u8, usize)| {
-        // Caches, stacks and frames are there after the first.
+        // The first request allocates stacks and frames and warms the caches.
         request(user, || work(block, pages))?;
         phase(|| {
             let mut stamps = Stamps::default();
-            let start = Instant::now();
+            let watch = Watch::start();
             for _ in 0..rounds {
                 stamps.request(user, || work(block, pages))?;
             }
-            let sample = Sample::new(What::Request, true, rounds).lasted(start);
+            let sample = Sample::new(What::Request, true, rounds).lasted(watch);
             let parts = stamps.parts(sample.nanoseconds);
-            // What is not sealed yet is part of the host's work.
+            // Sealing is part of the host's work.
             seal(user)?;
             Ok(Sample {
                 pages,
@@ -116,12 +132,13 @@ pub(crate) fn measure(rounds: u32) -> Result<()> {
     key_value(app, rounds * 40)
 }
 
-/// Makes one measurement while the host counts.
+/// Makes one measurement, which the host brackets with its counters.
 fn phase(measure: impl FnOnce() -> Result<Sample>) -> Result<()> {
     println!("{READY}");
     stdout().flush()?;
     let read = stdin().read_line(&mut String::new())?;
-    ensure!(read > 0, "nobody answers on the console");
+    ensure!(read > 0, "the host does not answer on the console");
+    mark::next_phase();
     println!("{}", measure()?.line()?);
     Ok(())
 }
@@ -139,18 +156,35 @@ impl Sample {
         }
     }
 
-    fn lasted(self, start: Instant) -> Self {
+    fn lasted(self, watch: Watch) -> Self {
         Self {
-            nanoseconds: start.elapsed().as_nanos() as f64 / f64::from(self.rounds),
+            nanoseconds: watch.stop() as f64 / f64::from(self.rounds),
             ..self
         }
     }
 }
 
-/// Where in requests time passes, by the CPU's time stamp counter.
+/// Measures a stretch of work: its time, and for the profiler its instructions.
+struct Watch(Instant);
+
+impl Watch {
+    fn start() -> Self {
+        let start = Instant::now();
+        mark::start();
+        Self(start)
+    }
+
+    /// Nanoseconds since the start.
+    fn stop(self) -> u128 {
+        mark::stop();
+        self.0.elapsed().as_nanos()
+    }
+}
+
+/// Where in requests the time is spent, by the CPU's time stamp counter.
 #[derive(Default)]
 struct Stamps {
-    begin: u64,
+    start: u64,
     body: u64,
     end: u64,
 }
@@ -164,7 +198,7 @@ impl Stamps {
             work();
             done = now();
         })?;
-        self.begin += entered - called;
+        self.start += entered - called;
         self.body += done - entered;
         self.end += now() - done;
         Ok(())
@@ -172,10 +206,10 @@ impl Stamps {
 
     /// The parts of the requests' mean time.
     fn parts(&self, nanoseconds: f64) -> Parts {
-        let all = (self.begin + self.body + self.end) as f64;
+        let all = (self.start + self.body + self.end) as f64;
         let share = |part: u64| nanoseconds * part as f64 / all;
         Parts {
-            begin: share(self.begin),
+            start: share(self.start),
             body: share(self.body),
             end: share(self.end),
         }
@@ -183,11 +217,11 @@ impl Stamps {
 }
 
 fn now() -> u64 {
-    // SAFETY: every x86-64 CPU has the instruction, and Linux lets programs use it.
+    // SAFETY: every x86-64 CPU has the instruction, and Linux allows it in user space.
     unsafe { _rdtsc() }
 }
 
-/// The key-value server: each operation is a request for its key's domain, and without VMSRS takes its table's lock.
+/// The key-value server: each operation is a request for its key's domain, or without VMSRS takes its table's lock.
 fn key_value(app: &'static App, operations: u32) -> Result<()> {
     let mut shards = Vec::new();
     let mut tables = Vec::new();
@@ -208,7 +242,7 @@ fn key_value(app: &'static App, operations: u32) -> Result<()> {
     let plain = |key: u64, value: Option<[u8; VALUE]>| {
         let mut table = tables[(key % SHARDS) as usize]
             .lock()
-            .map_err(|_| anyhow!("a table is broken"))?;
+            .map_err(|_| anyhow!("a table's lock is poisoned"))?;
         operation(&mut table, key, value);
         Ok(())
     };
@@ -226,13 +260,13 @@ fn key_value(app: &'static App, operations: u32) -> Result<()> {
         let measure = |is_protected, serve: &dyn Fn(u64, Option<[u8; VALUE]>) -> Result<()>| {
             phase(|| {
                 let mut random = Random(88_172_645_463_325_252);
-                let start = Instant::now();
+                let watch = Watch::start();
                 for _ in 0..operations {
                     let writes = random.next() % 100 < u64::from(writes_percent);
                     let key = random.next() % KEYS + 1;
                     serve(key, writes.then_some([key as u8; VALUE]))?;
                 }
-                let sample = Sample::new(What::KeyValue, is_protected, operations).lasted(start);
+                let sample = Sample::new(What::KeyValue, is_protected, operations).lasted(watch);
                 if is_protected {
                     seal(shards[0].0)?;
                 }
@@ -264,7 +298,7 @@ impl Random {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        // Low bits of neighbours depend on each other.
+        // The low bits of successive numbers are correlated.
         self.0 >> 16
     }
 }
@@ -272,23 +306,25 @@ impl Random {
 /// Nanoseconds from an error in a request that has written to `pages` pages until the thread is in its next request.
 fn error_to_next_request(user: &'static Domain, block: *mut u8, pages: usize) -> Result<u64> {
     let clock = Instant::now();
-    // What a failed request left in its caller's locals is not defined: these are not in its frame.
+    // A failed request leaves its caller's locals undefined, so these are statics.
     static STRUCK: AtomicU64 = AtomicU64::new(0);
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let failed = user.run(|_| {
         write(block, pages);
         STRUCK.store(clock.elapsed().as_nanos() as u64, Relaxed);
-        // SAFETY: it is not; its failure is what is measured.
+        mark::start();
+        // SAFETY: this faults on purpose: recovery from it is what is measured.
         unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
         Ok::<_, vmsrs::Error>(())
     });
     ensure!(failed.is_err(), "a write to address 16 failed no request");
     request(user, || {
+        mark::stop();
         NEXT.store(clock.elapsed().as_nanos() as u64, Relaxed);
     })?;
     NEXT.load(Relaxed)
         .checked_sub(STRUCK.load(Relaxed))
-        .context("the clock went back")
+        .context("the clock went backwards")
 }
 
 fn request(user: &'static Domain, work: impl FnOnce()) -> Result<()> {
@@ -306,10 +342,10 @@ fn seal(user: &'static Domain) -> Result<()> {
         ..Options::default()
     };
     user.run_with(&options, |request| {
-        // A request that writes nothing has nothing to wait for.
+        // A request that writes nothing would not wait.
         request.set_root(request.root::<u8>())
     })
-    .map_err(|error| anyhow!("the host has not sealed: {error:?}"))
+    .map_err(|error| anyhow!("waiting for the host to seal failed: {error:?}"))
 }
 
 /// Reads a byte.
@@ -318,7 +354,7 @@ fn read(block: *mut u8, _: usize) {
     black_box(unsafe { block.read_volatile() });
 }
 
-/// Writes a byte of each of `pages` pages.
+/// Writes a byte to each of `pages` pages.
 fn write(block: *mut u8, pages: usize) {
     for page in 0..pages {
         // SAFETY: the callers' blocks have `PAGES` pages, which they may write.

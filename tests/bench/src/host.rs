@@ -1,62 +1,84 @@
-//! The side of the KVM host: runs the VM monitor, and counts what each measurement in its guest costs the host.
+//! The side of the KVM host: boots the guest, and counts what each of its measurements costs the host.
 //!
-//! The guest says on its console when it is ready for the next measurement and waits for a line; so the counters are
-//! read while it does nothing. What the lines themselves cost is measured with nothing between them.
+//! The guest says on its console when it is ready for the next measurement and waits for a line, so the counters are read
+//! while it is idle. An empty measurement gives the cost of those lines.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vmsrs_bed::guest::{Config, Guest};
+use vmsrs_bed::results;
 
+use crate::profile::facts::{self, Fact};
 use crate::sample::{Cost, Measured, Sample};
 
-/// The guest's word that it waits.
+/// The guest's line when it waits.
 pub(crate) const READY: &str = "@ready";
 
-/// Where KVM has its counters.
+/// Starts a line of the guest's that is for the profile.
+pub(crate) const FACT: &str = "@fact ";
+
+/// Size of the window, in MiB.
+pub(crate) const WINDOW_MIB: usize = 64;
+
+/// KVM's counters are below this folder.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
-/// Runs the command, answers its guest, and tells each measurement as a line of the test-bed's results.
-pub(crate) fn run(command: &[String]) -> Result<()> {
+/// How long `vmsrs run` may take to end after its guest; it takes less than a second.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// Boots the guest, answers it, and writes each measurement to the job's results.
+pub(crate) fn run(kernel: &Path, initramfs: &Path, profile: bool) -> Result<()> {
     if !Path::new(DEBUGFS).join("kvm").is_dir() {
         let mounted = Command::new("mount")
             .args(["-t", "debugfs", "none", DEBUGFS])
             .status();
         ensure!(
             mounted.is_ok_and(|status| status.success()),
-            "{DEBUGFS} cannot be mounted: KVM's counters are there"
+            "cannot mount {DEBUGFS}, which has KVM's counters"
         );
     }
-    let results = std::env::var_os("VMSRS_RESULTS").context("VMSRS_RESULTS is not set")?;
-    let mut results = OpenOptions::new().append(true).open(results)?;
-    let (program, arguments) = command.split_first().context("no command")?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let mut input = child.stdin.take().context("its input")?;
-    let output = child.stdout.take().context("its output")?;
+    let config = Config::new(kernel, initramfs)
+        .vcpus(1)
+        .window(format!("{WINDOW_MIB}M"))
+        .console_on_pipes();
+    let mut guest = config.boot()?;
+    if profile {
+        for fact in facts::of_host(guest.pid())? {
+            results::tell(&fact)?;
+        }
+    }
+    measure(&mut guest).with_context(|| guest.logs())
+}
+
+/// Serves the guest's console until the guest ends.
+fn measure(guest: &mut Guest) -> Result<()> {
+    let (mut input, output) = guest.take_console().context("the guest's console")?;
+    let process = guest.pid();
     let mut before = None;
     for line in BufReader::new(output).lines() {
         let line = line?;
         if line.trim() == READY {
-            before = Some(now(child.id())?);
+            before = Some(now(process)?);
             input.write_all(b"\n")?;
         } else if let Some(sample) = Sample::in_line(&line) {
-            let before = before.take().context("a measurement was not begun")?;
-            let cost = now(child.id())?.since(&before);
-            let measured = serde_json::to_string(&Measured { sample, cost })?;
-            writeln!(results, "{measured}")?;
+            let before = before
+                .take()
+                .context("a measurement ended that had not started")?;
+            let cost = now(process)?.since(&before);
+            results::tell(&Measured { sample, cost })?;
+        } else if let Some(fact) = line.trim().strip_prefix(FACT) {
+            results::tell(&serde_json::from_str::<Fact>(fact)?)?;
         } else {
             println!("{line}");
         }
     }
-    let status = child.wait()?;
-    ensure!(status.success(), "{program} ended with {status}");
+    let status = guest.wait_for_end("the end of vmsrs run", END_LIMIT)?;
+    ensure!(status.success(), "vmsrs run ended with {status}");
     Ok(())
 }
 
@@ -72,7 +94,7 @@ fn now(process: u32) -> Result<Cost> {
         for file in fs::read_dir(folder.path())? {
             let file = file?;
             let value = fs::read_to_string(file.path()).unwrap_or_default();
-            // Folders of vCPUs and tables of other kinds are not numbers.
+            // Folders of vCPUs and histograms are not numbers.
             if let Ok(value) = value.trim().parse::<u64>() {
                 let name = file.file_name().to_string_lossy().into_owned();
                 *cost.exits.entry(name).or_default() += value;
@@ -98,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_s_time_is_the_first_of_its_numbers() {
+    fn cpu_time_is_the_first_number_of_schedstat() {
         assert_eq!(first_number("12345 6 7\n"), Some(12345));
         assert_eq!(first_number(""), None);
     }

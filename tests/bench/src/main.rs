@@ -1,36 +1,46 @@
-//! What requests and errors cost: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
+//! The cost of requests and errors: boots a guest, measures in it, writes `target/bench/report.json` and prints tables.
 //!
-//! `vmsrs-bench guest` is the part that runs in the guest; its results go over the guest's console to `vmsrs-bench host`,
-//! the part that runs on the KVM host and counts what they cost there.
+//! `vmsrs-bench guest` runs in the guest; its results go over the guest's console to `vmsrs-bench host`, which runs on the KVM
+//! host and counts the cost there.
 
 mod guest;
 mod host;
+mod mark;
+mod profile;
 mod report;
 mod sample;
 mod table;
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_report::folder;
 
+use crate::profile::Profiler;
 use crate::report::Report;
 use crate::sample::Measured;
+
+/// The emulated CPU: `max` without its fast string instructions, which QEMU counts once a byte. A page is then copied in
+/// 512 instructions, as the copy would take about as many cycles.
+const CPU_MODEL: &str = "max,-erms,-fsrm";
 
 /// Measure what requests and errors cost, in a guest.
 #[derive(Parser)]
 #[command(name = "vmsrs-bench", version)]
 struct Arguments {
-    /// Requests that write to 64 pages; of others as many as take about as long.
+    /// Requests that write to 64 pages; smaller ones are repeated more often.
     #[arg(long, default_value_t = 50)]
     rounds: u32,
-    /// Let the KVM host's clock count instructions, on one CPU.
+    /// Use a KVM host with one CPU whose clock counts instructions.
     #[arg(long)]
     deterministic: bool,
-    /// Give up after this many seconds.
+    /// Count instructions by function as well, and write tables and flame graphs to target/profile.
+    #[arg(long)]
+    profile: bool,
+    /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     deadline: u64,
     #[command(subcommand)]
@@ -42,32 +52,23 @@ enum Part {
     /// Measure here, in the guest.
     #[command(hide = true)]
     Guest,
-    /// Run this VM monitor here, on the KVM host, and count.
+    /// Boot the guest here, on the KVM host, and count.
     #[command(hide = true)]
-    Host {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-        command: Vec<String>,
-    },
+    Host { kernel: PathBuf, initramfs: PathBuf },
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.part {
-        Some(Part::Guest) => guest::measure(arguments.rounds),
-        Some(Part::Host { command }) => host::run(command),
+        Some(Part::Guest) => guest::measure(arguments.rounds, arguments.profile),
+        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs, arguments.profile),
         None => run(&arguments),
     }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     let program = project::own_program();
-    let built = std::env::current_exe().context("find this program")?;
-    let vmsrs = built.with_file_name("vmsrs");
-    ensure!(
-        vmsrs.is_file(),
-        "{} is missing: build it with `make build`",
-        vmsrs.display()
-    );
+    let vmsrs = project::built("vmsrs")?;
     let bed = Bed::auto()?;
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
@@ -78,24 +79,31 @@ fn run(arguments: &Arguments) -> Result<()> {
         .module_file(&modules.driver)
         .binary(&program, "/bin/vmsrs-bench")
         .init(&format!(
-            "vmsrs-bench --rounds {} guest || echo '@failed'",
-            arguments.rounds
+            "vmsrs-bench --rounds {}{} guest || echo '@failed'",
+            arguments.rounds,
+            if arguments.profile { " --profile" } else { "" },
         ))
         .write(&kernel, &image)?;
-    let mut job = Job::new(["vmsrs-bench", "host", "vmsrs", "run", "--kernel", "vmlinux"])
+    let mut command = vec!["vmsrs-bench", "host", "vmlinux", "guest.img"];
+    if arguments.profile {
+        command.insert(1, "--profile");
+    }
+    let mut job = Job::new(command)
         .program(&program, "vmsrs-bench")
-        .program(vmsrs, "vmsrs")
+        .program(&vmsrs, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
+        .cpu_model(CPU_MODEL)
         .timeout(Duration::from_secs(arguments.deadline));
-    for argument in ["--initramfs", "guest.img", "--memory", "512M"] {
-        job = job.arg(argument);
-    }
-    for argument in ["--vcpus", "1", "--window", "64M", "--pool", "2048"] {
-        job = job.arg(argument);
-    }
-    if arguments.deterministic {
+    if arguments.deterministic || arguments.profile {
         job = job.deterministic();
+    }
+    let mut profiler = match arguments.profile {
+        true => Some(Profiler::new()?),
+        false => None,
+    };
+    if let Some(profiler) = &profiler {
+        job = job.plugin(profiler.argument());
     }
     let mut measured: Vec<Measured> = Vec::new();
     let mut failed = false;
@@ -109,14 +117,28 @@ fn run(arguments: &Arguments) -> Result<()> {
                 eprintln!("{line}");
                 measured.push(one);
             }
+            Err(_)
+                if profiler
+                    .as_mut()
+                    .is_some_and(|profiler| profiler.take(line)) => {}
             Err(_) => eprintln!("result: {line}"),
         },
     })?;
     ensure!(
         !failed && outcome.success() && !measured.is_empty(),
-        "the measurements in the guest failed (see above); the job ended with {}",
+        "the measurements in the guest failed (see above); the job's exit code is {}",
         outcome.code
     );
+    if let Some(profiler) = profiler {
+        let files = [
+            ("vmsrs-bench", program),
+            ("vmsrs", vmsrs),
+            ("vmsrs.ko", modules.driver),
+        ];
+        let files = files.map(|(name, file)| (name.to_owned(), file)).into();
+        let table = profiler.finish(&measured, &files)?;
+        println!("the profile: {}", table.display());
+    }
     let report = Report {
         accelerator: match arguments.deterministic {
             true => vmsrs_bed::Accelerator::Nested.name(),
@@ -126,17 +148,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         deterministic: arguments.deterministic,
         samples: report::without_measuring(measured),
     };
-    let path = write(&report)?;
-    print!("{}", report.tables());
-    println!("the report: {}", path.display());
-    Ok(())
-}
-
-fn write(report: &Report) -> Result<PathBuf> {
     let folder = project::root().join("target/bench");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(report)? + "\n")
-        .with_context(|| format!("write {}", path.display()))?;
-    Ok(path)
+    folder::create(&folder)?;
+    let path = folder::write_report(&folder, &report)?;
+    print!("{}", report.tables());
+    println!("report: {}", path.display());
+    Ok(())
 }

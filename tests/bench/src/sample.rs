@@ -8,51 +8,51 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum What {
-    /// Nothing: what measuring itself costs the host.
+    /// Nothing, for the cost of measuring itself.
     Nothing,
-    /// An instruction that always leaves the guest.
+    /// An instruction that always exits to the host.
     Exit,
-    /// A request that ends well; without protection the same work alone.
+    /// A successful request, or without protection the same work alone.
     Request,
-    /// From an error until the same thread is in its next request.
+    /// From an error until the same thread runs its next request.
     Recovery,
     /// Operations of a key-value server.
     KeyValue,
 }
 
-/// A mean over many rounds.
+/// A mean of many rounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) what: What,
     /// Pages that the request writes; 0 for one that only reads.
     pub(crate) pages: usize,
-    /// Operations in a hundred that write, of a key-value server.
+    /// Percentage of the key-value server's operations that write.
     pub(crate) writes_percent: Option<u32>,
     pub(crate) protected: bool,
     pub(crate) rounds: u32,
-    /// Of the guest's clock, for one round.
+    /// One round, by the guest's clock.
     pub(crate) nanoseconds: f64,
-    /// Where in the request they pass.
+    /// The parts of the request.
     pub(crate) parts: Option<Parts>,
 }
 
-/// Nanoseconds of the guest's clock, for one request.
+/// The parts of one request, in nanoseconds of the guest's clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Parts {
     /// Until the server's function runs.
-    pub(crate) begin: f64,
-    /// In the server's function: its own work, and the page faults.
+    pub(crate) start: f64,
+    /// In the server's function: its own work and page faults.
     pub(crate) body: f64,
-    /// From its end until the server goes on: the audit and the commit.
+    /// From its end until the server continues: the audit and the commit.
     pub(crate) end: f64,
 }
 
 /// What the KVM host counted while one measurement was made.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Cost {
-    /// KVM's counters for the VM, by their names: `exits` is all of them.
+    /// KVM's counters for the VM, by name; `exits` is the total.
     pub(crate) exits: BTreeMap<String, u64>,
-    /// Nanoseconds of CPU time that each thread of the VM monitor has had, by its name.
+    /// CPU time of each thread of the VMM in nanoseconds, by name.
     pub(crate) cpu_ns: BTreeMap<String, u64>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Measured {
 }
 
 impl Sample {
-    /// The most that it may be by the project's budget, in nanoseconds of a CPU that executes one instruction in each.
+    /// The project's budget for it, in nanoseconds of a CPU that executes one instruction per nanosecond.
     pub(crate) fn budget(&self) -> Option<f64> {
         match self.what {
             _ if !self.protected => None,
@@ -77,10 +77,10 @@ impl Sample {
         }
     }
 
-    /// Begins the line of the guest's console that has a sample.
+    /// Starts a line of the guest's console that carries a sample.
     const MARK: &str = "@sample ";
 
-    /// Bytes of such a line: each leaves the guest, so all must cost the same.
+    /// Length of such a line. Each byte costs an exit, so all lines have the same length.
     const LINE: usize = 360;
 
     /// The line that carries it over the guest's console.
@@ -118,7 +118,7 @@ impl Cost {
         self.exits.get("exits").copied().unwrap_or(0)
     }
 
-    /// CPU time of the threads that `of` accepts by name.
+    /// CPU time of the threads whose names `of` accepts.
     pub(crate) fn cpu(&self, of: impl Fn(&str) -> bool) -> u64 {
         let threads = self.cpu_ns.iter().filter(|(name, _)| of(name));
         threads.map(|(_, time)| time).sum()
@@ -138,7 +138,7 @@ pub(crate) mod tests {
             rounds: 10,
             nanoseconds: 1234.5,
             parts: Some(Parts {
-                begin: 1_234_567.123_456_789,
+                start: 1_234_567.123_456_789,
                 body: 1_234_567.123_456_789,
                 end: 1_234_567.123_456_789,
             }),
@@ -156,7 +156,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn budgets_are_of_protected_requests() {
+    fn only_protected_requests_have_a_budget() {
         assert_eq!(sample(What::Request, 4, true).budget(), Some(17_500.0));
         assert_eq!(sample(What::Request, 0, true).budget(), Some(100.0));
         assert_eq!(sample(What::Request, 0, false).budget(), None);

@@ -1,4 +1,4 @@
-//! A key-value server's hash table: the same code over memory of the program and over blocks of domains.
+//! A key-value server's hash table: the same code for ordinary memory and for blocks of domains.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -16,11 +16,11 @@ struct Entry {
     value: [u8; VALUE],
 }
 
-/// A table of [`ENTRIES`] places with linear probing. All zeros is an empty one.
+/// A table of [`ENTRIES`] slots with linear probing. All zeros is an empty table.
 #[repr(transparent)]
 pub(crate) struct Table([Entry; ENTRIES]);
 
-/// The hash of a key, the same in each run.
+/// The hash of a key, the same in every run.
 fn hash(key: u64) -> usize {
     let mut hasher =
         std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::new().build_hasher();
@@ -37,26 +37,26 @@ impl Table {
         Self([free; ENTRIES])
     }
 
-    /// The place of a key, or the free one where it belongs; `None` when the table is full.
-    fn place(&self, key: u64) -> Option<usize> {
+    /// The slot of a key, or the free slot for it; `None` when the table is full.
+    fn slot(&self, key: u64) -> Option<usize> {
         let first = hash(key);
         (0..ENTRIES)
             .map(|step| (first + step) % ENTRIES)
-            .find(|&place| self.0[place].key == key || self.0[place].key == 0)
+            .find(|&slot| self.0[slot].key == key || self.0[slot].key == 0)
     }
 
     /// The value of a key, which is not 0.
     pub(crate) fn get(&self, key: u64) -> Option<&[u8; VALUE]> {
-        let entry = &self.0[self.place(key)?];
+        let entry = &self.0[self.slot(key)?];
         (entry.key == key).then_some(&entry.value)
     }
 
     /// Sets the value of a key, which is not 0; false when the table is full.
     pub(crate) fn put(&mut self, key: u64, value: [u8; VALUE]) -> bool {
-        let Some(place) = self.place(key) else {
+        let Some(slot) = self.slot(key) else {
             return false;
         };
-        self.0[place] = Entry { key, value };
+        self.0[slot] = Entry { key, value };
         true
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_last_is_found() {
+    fn the_last_value_is_found() {
         let mut table = Box::new(Table::new());
         for round in 0..2 {
             for key in 1..=500 {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_takes_no_other_key() {
+    fn a_full_table_refuses_other_keys() {
         let mut table = Box::new(Table::new());
         for key in 1..=ENTRIES as u64 {
             assert!(table.put(key, [1; VALUE]));

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Runs make targets on a fresh Debian 13, a root that mmdebstrap makes below build/: what a new user does there.
+#
+#   tests/bed/trixie.sh [TARGET...]      default: fetch kmod demo
+#
+# It needs root. Rust is this machine's own, since Debian's is too old. The root is removed in the end.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+suite=trixie
+(($#)) || set -- fetch kmod demo
+
+if [ "$(id -u)" != 0 ]; then
+	echo "$0: only root makes and enters a Debian root; use sudo" >&2
+	exit 1
+fi
+if ! command -v mmdebstrap >/dev/null; then
+	apt-get --quiet update
+	apt-get --quiet install --yes --no-install-recommends mmdebstrap
+fi
+
+# This machine's mirrors: "address release" of Debian's own suites.
+mirrors() {
+	LC_ALL=C apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)' 'Created-By: Packages' |
+		awk -F '|' '($1 == "Debian" || $1 == "") && $2 ~ /debian/ { print $2, $3 }'
+}
+main=$(mirrors | awk '$2 !~ /-/ { print $1; exit }')
+security=$(mirrors | awk '$2 ~ /-security$/ { print $1; exit }')
+if [ -z "$main" ]; then
+	echo "$0: apt's sources name no Debian archive" >&2
+	exit 1
+fi
+
+mkdir -p build
+folder=$(mktemp --directory "$PWD/build/trixie-XXXXXX")
+# Whatever is mounted below it is mounted in another name space, which is gone by then.
+trap 'rm --recursive --force --one-file-system "$folder"' EXIT
+root=$folder/root
+
+# Proxies, dates and the like, as on this machine.
+apt-config dump Acquire >"$folder/apt.conf"
+sources=("deb $main $suite main" "deb $main $suite-updates main")
+[ -z "$security" ] || sources+=("deb $security $suite-security main")
+mmdebstrap --variant=apt --aptopt="$folder/apt.conf" --include=ca-certificates,make,gcc,libc6-dev \
+	"$suite" "$root" "${sources[@]}"
+
+mkdir "$root/vmsrs" "$root/usr/local/rust" "$root/root/.cargo"
+git ls-files -z --cached --others --exclude-standard |
+	tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$root/vmsrs"
+# A proxy may have a certificate of its own.
+cp --dereference /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
+for config in config config.toml; do
+	cp --dereference "${CARGO_HOME:-$HOME/.cargo}/$config" "$root/root/.cargo/" 2>/dev/null || :
+done
+
+export root
+rust=$(rustc --print sysroot)
+export rust
+unshare --mount --propagation private --pid --fork --kill-child bash -euc '
+	mount --bind "$rust" "$root/usr/local/rust"
+	mount --rbind /dev "$root/dev"
+	mount -t proc proc "$root/proc"
+	mount -t sysfs -o ro sysfs "$root/sys"
+	exec chroot "$root" env --unset=CARGO_HOME --unset=RUSTUP_HOME --unset=CARGO_TARGET_DIR --unset=MAKEFLAGS \
+		HOME=/root PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+		make --directory=/vmsrs "$@"' bash "$@"
