@@ -1,6 +1,6 @@
 //! Errors of programs in C and C++ in their real form: found by the C library, the compiler's checks,
-//! the CPU, or the C++ runtime. Each ends its request alone, and the process works on; or the process
-//! ends clearly, where the C library's own heap stays locked.
+//! the CPU, or the C++ runtime. Each fails only its request, and the process goes on; or the process ends,
+//! where the C library's own heap stays locked.
 
 #[path = "common/compiled.rs"]
 mod compiled;
@@ -9,7 +9,7 @@ use compiled::Program;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::OnceLock;
 
-/// What a distribution's packages are compiled with, and warnings off that see the errors coming.
+/// The flags of a distribution's packages, without the warnings that would find the errors.
 const HARDENED: &[&str] = &[
     "-O2",
     "-U_FORTIFY_SOURCE",
@@ -24,7 +24,7 @@ fn errors() -> &'static Program {
     PROGRAM.get_or_init(|| Program::compile("cc", HARDENED, "tests/c/errors.c"))
 }
 
-/// The same with the C library in it, as the tutorial links servers.
+/// The same, linked statically, as the tutorial links servers.
 fn errors_static() -> &'static Program {
     static PROGRAM: OnceLock<Program> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -81,7 +81,7 @@ fn glibc_abort_with_its_heap_locked_ends_the_process() {
     }
 }
 
-/// The likeliest mistake of who moves a server to domains. Whatever the block's size, glibc finds it before it
+/// The likeliest mistake when a server is ported to domains. Whatever the block's size, glibc finds it before it
 /// locks its heap.
 #[test]
 fn domain_block_passed_to_libc_free_fails_only_its_request() {
@@ -91,8 +91,8 @@ fn domain_block_passed_to_libc_free_fails_only_its_request() {
     }
 }
 
-/// A stray write to the server's own stack is one that nobody keeps versions of: what can be done is to
-/// end the process, not to go round in the landing.
+/// There are no versions of the server's own stack: a stray write there must end the process, not loop in
+/// the landing.
 #[test]
 fn error_on_the_way_to_the_landing_ends_the_process() {
     let output = errors().run(&["landing"]);

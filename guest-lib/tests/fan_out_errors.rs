@@ -46,8 +46,8 @@ unsafe impl GlobalAlloc for Faulty {
 #[global_allocator]
 static FAULTY: Faulty = Faulty;
 
-/// Runs a request that does three pieces of work at once, with an error at that allocation. False if
-/// the request has come to its end before.
+/// Runs a request that does three pieces of work in parallel, with an error at that allocation. False if
+/// the request has ended before.
 fn fails(domain: &'static Domain, allocation: u32, done: &Arc<AtomicU32>) -> bool {
     let outcome = domain.run(|request| {
         let pieces: Vec<_> = (0..3)

@@ -1,5 +1,5 @@
-//! The child of a fork: a test program of its own, since only a process with one other thread at
-//! most can do more than end in the child.
+//! The child of a fork: a separate test program, since only a process with at most one other thread can do
+//! more than exit in the child.
 
 mod common;
 

@@ -181,7 +181,7 @@ fn cyclic_free_list_is_found_before_it_is_followed() {
     let blocks = blocks(domain, 99, 96);
     free_some(domain, &blocks);
     let failure = failed(domain.run(|_| {
-        // The next link of one is copied to another: each is good in its own place alone.
+        // The next link of one is copied to another: each is valid only in its own place.
         // SAFETY: it is not right; that is the test.
         unsafe {
             let link = blocks[40].cast::<u64>().as_ptr();

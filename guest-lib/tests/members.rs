@@ -1,4 +1,4 @@
-//! Several threads work for one request: it ends, well or not, as one.
+//! Several threads work for one request, which succeeds or fails as a whole.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn null_write() {
 
 type Work = Box<dyn FnOnce(&Request) + Send>;
 
-/// A thread that joins when it gets a ticket, and says how that ended.
+/// A thread that joins when it gets a ticket, and returns the outcome.
 fn member(
     work: impl FnOnce(&Request) + Send + 'static,
 ) -> (
@@ -335,7 +335,7 @@ fn member_returns_after_the_threads_it_started() {
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
             }
             ready.send(()).unwrap();
-            // It does not come back, whatever the time.
+            // It does not return, however long it takes.
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(200) {
                 if theirs.load(Ordering::SeqCst) {

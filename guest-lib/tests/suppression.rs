@@ -1,4 +1,4 @@
-//! Every kind of error ends its request alone; the thread serves the next one.
+//! Every kind of error fails only its request; the thread serves the next one.
 
 mod common;
 
@@ -297,7 +297,7 @@ fn invalid_pointers_are_found_when_freed_or_resized() {
         &|_| theirs,
         &|_| on_stack,
         &|_| null_write as *const () as usize,
-        // Inside of a block, aligned and not; its header; nothing at all.
+        // Inside a block, aligned and not; its header; unallocated.
         &|block| block + 16,
         &|block| block + 5,
         &|block| block - 5,
@@ -518,8 +518,8 @@ fn failure_frees_locks_that_others_wait_for() {
     }
 }
 
-/// Whether somebody waits for the domain: seen by trying to run with next to no patience, which
-/// marks the lock the same way.
+/// Whether a thread waits for the domain: found by trying to run with a tiny timeout, which marks the lock
+/// the same way.
 fn shared_waiters(shared: &'static vmsrs::Domain) -> usize {
     std::thread::spawn(move || {
         let options = Options {
@@ -680,7 +680,7 @@ fn thousand_failures_on_eight_threads_leak_no_stack() {
                         null_write();
                     });
                 }
-                // One stack a thread, however many of its requests failed; other tests have some.
+                // One stack per thread, however many of its requests failed; other tests have some.
                 assert!(request_stacks() < 200);
                 assert_eq!(COUNT.get(), 1000);
             })

@@ -1,4 +1,4 @@
-//! Requests in steps, on any threads.
+//! Requests in steps, each on any thread.
 
 mod common;
 

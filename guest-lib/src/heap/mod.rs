@@ -1,9 +1,9 @@
 //! Allocation in a domain, with all state inside the domain, so that blocks and bookkeeping are
 //! discarded together when a request fails.
 //!
-//! Everything here runs in a request that holds the domain. Nothing that lies in the domain is trusted:
+//! Everything here runs in a request that holds the domain. Nothing in the domain is trusted:
 //! a header is checked before its numbers are used, both directions of a link before one of them is
-//! followed, and poison before its room is given out. So damage costs the request that meets it, and
+//! followed, and poison before its room is given out. So damage fails the request that finds it, and
 //! cannot make the allocator write elsewhere or loop forever. Damage found on the way is a [`Damage`];
 //! the caller makes the request fail with it.
 
@@ -256,9 +256,9 @@ impl Heap {
                 self.backend.extent(self.domain, index as u32, pages)
             };
             let found = ask(least.max(total.min(EXTENT_MAX_PAGES)))
-                // A nearly full window may have room for what is needed, if not for more.
+                // A nearly full window may still have room for the least size.
                 .or_else(|_| ask(least));
-            // What a request that failed has left may be smaller than what was asked for.
+            // An extent left by a failed request may be smaller than what was asked for.
             let Ok(extent) = found else {
                 return Ok(false);
             };
@@ -378,7 +378,7 @@ impl Heap {
         Ok(())
     }
 
-    /// Gives a retired block back to the heap, if nobody has written to it.
+    /// Gives a retired block back to the heap, if it was not written to.
     ///
     /// # Errors
     ///

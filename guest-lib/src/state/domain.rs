@@ -96,7 +96,7 @@ impl App {
 /// A domain, open in this process for as long as it lives.
 ///
 /// All processes that open the app find the domain at the same addresses, so pointers inside it
-/// stay good.
+/// stay valid.
 pub struct Domain {
     app: &'static App,
     number: u32,
@@ -121,7 +121,7 @@ impl fmt::Debug for Domain {
 }
 
 impl Domain {
-    /// Finds or makes the domain with that key (1 to 64 bytes). `flags` are those of
+    /// Finds or creates the domain with that key (1 to 64 bytes). `flags` are those of
     /// [`Backend::open_domain`].
     fn open(app: &'static App, key: &[u8], flags: u32) -> Result<Self, Error> {
         let backend = app.backend();
@@ -220,7 +220,7 @@ impl Domain {
         unsafe { Heap::new(self.header, base, self.number, made, backend) }
     }
 
-    /// A copy of the heap's own bookkeeping at this moment.
+    /// A copy of the heap's bookkeeping.
     #[cfg(test)]
     pub(crate) fn bookkeeping(&self) -> Vec<u64> {
         let words = self.header.as_ptr().cast::<u64>();
@@ -234,7 +234,7 @@ impl Domain {
 
 // Invariants.
 
-/// A check: an error says what does not hold.
+/// A check: its error says what does not hold.
 pub(crate) type Check = dyn Fn(&'static Domain) -> Result<(), String> + Send + Sync;
 
 /// The invariant of an app or a domain, registered or not.

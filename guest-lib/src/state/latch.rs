@@ -10,22 +10,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const FREE: u32 = 0;
-/// Beside the number of the thread that has the latch: others may sleep. Linux numbers threads from 1, below
+/// Set besides the ID of the thread that has the latch: others may sleep. Linux numbers threads from 1, below
 /// 2^22.
 const CONTENDED: u32 = 1 << 31;
 
-/// How long a waiter sleeps before it looks whether it should give up.
+/// How long a waiter sleeps before it checks whether to give up.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(crate) struct Latch(AtomicU32);
 
-/// What came of taking the latch.
+/// Result of taking the latch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Take {
     Taken,
-    /// The caller has had it already.
+    /// The caller has it already.
     Own,
     /// Another thread has it, and the caller did not want to wait any longer.
     GivenUp,
@@ -33,7 +33,7 @@ pub(crate) enum Take {
 
 impl Latch {
     /// Takes the latch for the calling thread, whose number is `me`, unless `give_up` says so while another
-    /// one has it. That is told whether a sleep has just ended without a wake-up.
+    /// one has it. Its argument is whether a sleep has just timed out.
     pub(crate) fn take(&self, me: u32, give_up: impl Fn(bool) -> bool) -> Take {
         let mut timed_out = false;
         let mut seen = FREE;
@@ -75,8 +75,8 @@ impl Latch {
         self.0.load(Ordering::Relaxed) & !CONTENDED == me
     }
 
-    /// Opens the latch: the caller has taken it, or nobody is left who could have. All sleepers are woken,
-    /// so none is forgotten when the next one to take it does not mark it.
+    /// Opens the latch: the caller has taken it, or no thread is left that could have. All sleepers are
+    /// woken: the next one to take the latch may not set the mark.
     pub(crate) fn open(&self) {
         if self.0.swap(FREE, Ordering::Release) & CONTENDED != 0 {
             futex::wake_all(&self.0);
