@@ -8,7 +8,7 @@ use std::thread;
 use vmsrs::{Error, Request, RunError};
 
 #[test]
-fn of_two_requests_that_would_wait_for_each_other_one_is_told_and_both_can_finish() {
+fn deadlock_is_reported_to_one_and_both_can_finish() {
     for _ in 0..20 {
         let (one, two) = (domain(), domain());
         let both = Arc::new(Barrier::new(2));
@@ -41,7 +41,7 @@ fn of_two_requests_that_would_wait_for_each_other_one_is_told_and_both_can_finis
 }
 
 #[test]
-fn a_circle_of_five_is_found() {
+fn a_cycle_of_five_is_found() {
     let domains: Vec<_> = (0..5).map(|_| domain()).collect();
     let all = Arc::new(Barrier::new(5));
     let threads: Vec<_> = (0..5)
@@ -141,7 +141,7 @@ fn entering_all_takes_each_domain_once_in_one_order() {
 }
 
 #[test]
-fn entering_all_leaves_what_it_took_when_it_cannot_take_the_rest() {
+fn failed_enter_all_leaves_what_it_took() {
     let (main, one, two) = (domain(), domain(), domain());
     let both = Arc::new(Barrier::new(2));
     let theirs = Arc::clone(&both);

@@ -1,6 +1,6 @@
 //! Errors of programs in C and C++ in their real form: found by the C library, the compiler's checks,
-//! the CPU, or the C++ runtime. Each ends its request alone, and the process works on; or the process
-//! ends clearly, where the C library's own heap stays locked.
+//! the CPU, or the C++ runtime. Each fails only its request, and the process goes on; or the process ends,
+//! where the C library's own heap stays locked.
 
 #[path = "common/compiled.rs"]
 mod compiled;
@@ -9,7 +9,7 @@ use compiled::Program;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::OnceLock;
 
-/// What a distribution's packages are compiled with, and warnings off that see the errors coming.
+/// The flags of a distribution's packages, without the warnings that would find the errors.
 const HARDENED: &[&str] = &[
     "-O2",
     "-U_FORTIFY_SOURCE",
@@ -24,7 +24,7 @@ fn errors() -> &'static Program {
     PROGRAM.get_or_init(|| Program::compile("cc", HARDENED, "tests/c/errors.c"))
 }
 
-/// The same with the C library in it, as the tutorial links servers.
+/// The same, linked statically, as the tutorial links servers.
 fn errors_static() -> &'static Program {
     static PROGRAM: OnceLock<Program> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -39,12 +39,12 @@ fn exceptions() -> &'static Program {
 }
 
 #[test]
-fn an_overrun_of_a_stack_frame_found_by_the_stack_protector_ends_its_request_alone() {
+fn stack_protector_abort_fails_only_its_request() {
     errors().succeed(&["stack-protector"]);
 }
 
 #[test]
-fn an_overrun_of_a_buffer_found_by_fortify_ends_its_request_alone() {
+fn fortify_abort_fails_only_its_request() {
     errors().succeed(&["fortify-memset"]);
     errors().succeed(&["fortify-sprintf"]);
 }
@@ -60,14 +60,14 @@ fn an_abort_in_c_ends_its_request_alone() {
 }
 
 #[test]
-fn a_wrong_free_that_glibc_finds_before_it_locks_its_heap_ends_its_request_alone() {
+fn invalid_free_before_glibc_locks_fails_only_its_request() {
     errors().succeed(&["malloc-twice-cache"]);
     errors().succeed(&["malloc-no-block"]);
 }
 
-/// glibc says so with its heap locked, and half changed: every other thread would wait for ever.
+/// glibc says so with its heap locked, and half changed: every other thread would wait forever.
 #[test]
-fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobody() {
+fn glibc_abort_with_its_heap_locked_ends_the_process() {
     for program in [errors(), errors_static()] {
         for error in ["malloc-twice-arena", "malloc-overrun"] {
             let output = program.run(&[error]);
@@ -81,20 +81,20 @@ fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobod
     }
 }
 
-/// The likeliest mistake of who moves a server to domains. Whatever the block's size, glibc finds it before it
+/// The likeliest mistake when a server is ported to domains. Whatever the block's size, glibc finds it before it
 /// locks its heap.
 #[test]
-fn a_block_of_a_domain_given_to_the_c_librarys_free_or_realloc_ends_its_request_alone() {
+fn domain_block_passed_to_libc_free_fails_only_its_request() {
     for program in [errors(), errors_static()] {
         program.succeed(&["domain-free", "300"]);
         program.succeed(&["domain-realloc", "300"]);
     }
 }
 
-/// A stray write to the server's own stack is one that nobody keeps versions of: what can be done is to
-/// end the process, not to go round in the landing.
+/// There are no versions of the server's own stack: a stray write there must end the process, not loop in
+/// the landing.
 #[test]
-fn an_error_on_the_way_out_of_a_request_ends_the_process_and_does_not_loop() {
+fn error_on_the_way_to_the_landing_ends_the_process() {
     let output = errors().run(&["landing"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     let signal = output.status.signal();
@@ -113,7 +113,7 @@ fn errors_that_the_cpu_finds_end_their_requests_alone() {
 }
 
 #[test]
-fn a_read_of_a_mapped_file_that_was_truncated_ends_its_request_alone() {
+fn read_of_truncated_mapping_fails_only_its_request() {
     errors().succeed(&["truncated"]);
 }
 
@@ -123,12 +123,12 @@ fn a_stack_overflow_in_c_ends_its_request_alone() {
 }
 
 #[test]
-fn a_frame_of_megabytes_without_stack_probes_does_not_step_over_the_guard() {
+fn large_frame_without_probes_hits_the_guard() {
     errors().succeed(&["alloca"]);
 }
 
 #[test]
-fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut_short() {
+fn overdue_request_leaves_malloc_before_it_is_cut_short() {
     errors().succeed(&["deadline-in-malloc", "200"]);
     errors_static().succeed(&["deadline-in-malloc", "200"]);
     errors().succeed(&["deadline-in-realloc", "200"]);
@@ -136,13 +136,13 @@ fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut
 }
 
 #[test]
-fn a_request_past_its_deadline_is_cut_short_in_a_loop_of_the_c_library() {
+fn overdue_request_is_cut_short_in_a_libc_loop() {
     errors().succeed(&["deadline-in-c-library"]);
     errors_static().succeed(&["deadline-in-c-library"]);
 }
 
 #[test]
-fn a_request_past_its_deadline_is_woken_from_sleep_in_a_system_call_or_a_lock() {
+fn overdue_request_is_woken_from_sleep() {
     for sleep in ["deadline-in-read", "deadline-in-pause", "deadline-in-mutex"] {
         errors().succeed(&[sleep]);
         errors_static().succeed(&[sleep]);
@@ -156,13 +156,13 @@ fn a_cpp_exception_that_leaves_its_request_ends_it_alone() {
 }
 
 #[test]
-fn a_cpp_exception_thrown_through_noexcept_ends_its_request_alone() {
+fn cpp_exception_through_noexcept_fails_only_its_request() {
     exceptions().succeed(&["noexcept"]);
 }
 
 /// The program is linked with the shared library, since it has a panic runtime of its own.
 #[test]
-fn a_panic_of_a_program_whose_panics_abort_ends_its_request_alone() {
+fn panic_abort_fails_only_its_request() {
     Program::compile_rust(&["-Cpanic=abort"], "tests/c/panic_abort.rs").succeed(&[]);
 }
 

@@ -1,4 +1,4 @@
-//! Ends of the process inside of a request, without a device: a test program of its own, whose children end.
+//! Exit of the process inside a request, without a device: a separate test program, whose children exit.
 
 mod common;
 
@@ -10,7 +10,7 @@ use vmsrs::{Request, RunError};
 static FAILED: Mutex<Option<bool>> = Mutex::new(None);
 static OUT: Condvar = Condvar::new();
 
-/// A function for the end of the process, as servers have them: waits until nobody works any more.
+/// An exit handler as servers have them: waits until no thread works any more.
 extern "C" fn at_end() {
     let failed = FAILED.lock().unwrap();
     let failed = OUT.wait_while(failed, |failed| failed.is_none()).unwrap();
@@ -46,7 +46,7 @@ fn exit() -> ! {
     unsafe { libc::exit(1) }
 }
 
-/// Waits for ever in a system call.
+/// Waits forever in a system call.
 fn pause(_: &Request) {
     loop {
         // SAFETY: no conditions.
@@ -63,7 +63,7 @@ fn ended<T, E>(outcome: &Result<T, RunError<E>>) -> ! {
     }
 }
 
-/// A thread leads a request that another one has joined; each says what it does when both are there.
+/// A thread owns a request that another one has joined; each says what it does when both are there.
 fn pair(leader: impl FnOnce(&Request), member: impl FnOnce(&Request) + Send + 'static) {
     let domain = domain();
     let outcome = domain.run(|request| {
@@ -87,6 +87,6 @@ fn pair(leader: impl FnOnce(&Request), member: impl FnOnce(&Request) + Send + 's
 fn an_exit_in_a_request_fails_it_on_its_other_threads() {
     child_ends_with(7, || pair(pause, |_| exit()));
     child_ends_with(7, || pair(|_| exit(), pause));
-    // Nothing is kept of what the thread that exits has half done.
+    // The unfinished work of the thread that exits is discarded.
     child_ends_with(7, || pair(|_| (), |_| exit()));
 }

@@ -46,8 +46,8 @@ unsafe impl GlobalAlloc for Faulty {
 #[global_allocator]
 static FAULTY: Faulty = Faulty;
 
-/// Runs a request that does three pieces of work at once, with an error at that allocation. False if
-/// the request has come to its end before.
+/// Runs a request that does three pieces of work in parallel, with an error at that allocation. False if
+/// the request has ended before.
 fn fails(domain: &'static Domain, allocation: u32, done: &Arc<AtomicU32>) -> bool {
     let outcome = domain.run(|request| {
         let pieces: Vec<_> = (0..3)
@@ -74,7 +74,7 @@ fn fails(domain: &'static Domain, allocation: u32, done: &Arc<AtomicU32>) -> boo
 }
 
 #[test]
-fn an_error_anywhere_while_threads_are_started_fails_the_request_and_nobody_waits_for_ever() {
+fn error_while_starting_threads_never_hangs() {
     let (send, receive) = mpsc::channel();
     let done = Arc::new(AtomicU32::new(0));
     let theirs = Arc::clone(&done);
@@ -91,7 +91,7 @@ fn an_error_anywhere_while_threads_are_started_fails_the_request_and_nobody_wait
         }
         send.send(allocation).unwrap();
     });
-    // Long enough for any machine; a request that waits for a thread that never comes does so for ever.
+    // Long enough for any machine; a request that waits for a thread that never comes does so forever.
     let allocations = receive.recv_timeout(Duration::from_secs(120)).unwrap();
     assert!(allocations > 10, "{allocations} places are too few");
     assert!(done.load(Ordering::SeqCst) >= 3);

@@ -1,5 +1,5 @@
-//! The child of a fork: a test program of its own, since only a process with one other thread at
-//! most can do more than end in the child.
+//! The child of a fork: a separate test program, since only a process with at most one other thread can do
+//! more than exit in the child.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::domain;
 use vmsrs::{Error, RunError};
 
 #[test]
-fn the_child_of_a_fork_in_a_request_leaves_it_with_an_error() {
+fn child_forked_in_a_request_leaves_it_with_an_error() {
     let domain = domain();
     let outcome = domain.run(|_| {
         // SAFETY: the child only ends.

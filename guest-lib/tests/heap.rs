@@ -139,7 +139,7 @@ fn write(block: NonNull<u8>, offset: usize) {
 }
 
 #[test]
-fn a_write_to_a_block_that_an_earlier_request_freed_is_found_at_the_commit() {
+fn write_to_an_older_freed_block_is_found_at_commit() {
     // In the links, and in the poison.
     for offset in [0, 8, 16, 40, 95] {
         let domain = domain();
@@ -151,7 +151,7 @@ fn a_write_to_a_block_that_an_earlier_request_freed_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_to_a_freed_block_of_a_large_domain_is_found_when_its_room_is_given_out() {
+fn use_after_free_in_a_large_domain_is_found_on_reuse() {
     for offset in [0, 8, 16, 40] {
         let domain = domain();
         let blocks = blocks(domain, 999, 96);
@@ -168,7 +168,7 @@ fn a_write_to_a_freed_block_of_a_large_domain_is_found_when_its_room_is_given_ou
 }
 
 #[test]
-fn an_audit_of_the_whole_finds_what_lies_far_from_all_that_the_request_did() {
+fn whole_audit_finds_distant_damage() {
     let domain = domain();
     let blocks = blocks(domain, 999, 96);
     let failure = failed(whole(domain, |_| write(blocks[500], 96)));
@@ -176,12 +176,12 @@ fn an_audit_of_the_whole_finds_what_lies_far_from_all_that_the_request_did() {
 }
 
 #[test]
-fn links_that_make_a_ring_of_free_room_are_found_before_they_are_followed() {
+fn cyclic_free_list_is_found_before_it_is_followed() {
     let domain = domain();
     let blocks = blocks(domain, 99, 96);
     free_some(domain, &blocks);
     let failure = failed(domain.run(|_| {
-        // The next link of one is copied to another: each is good in its own place alone.
+        // The next link of one is copied to another: each is valid only in its own place.
         // SAFETY: it is not right; that is the test.
         unsafe {
             let link = blocks[40].cast::<u64>().as_ptr();
@@ -216,9 +216,9 @@ proptest! {
 
     /// Whatever a request has overwritten in its domain, its header and bitmaps included: using the heap
     /// afterwards ends well or with a failure that says what is wrong. It never crashes, writes
-    /// elsewhere, or runs for ever, and the audit of the whole domain finds what it should.
+    /// elsewhere, or runs forever, and the audit of the whole domain finds what it should.
     #[test]
-    fn a_damaged_heap_is_found_damaged_and_never_crashes_the_allocator(
+    fn damaged_heap_is_detected_and_never_crashes(
         steps in steps(),
         places in proptest::collection::vec((0usize..16384, any::<u8>()), 1..20),
         after in steps(),
@@ -258,7 +258,7 @@ proptest! {
                     _ => {}
                 }
             }
-            // Whatever the heap has given out or written meanwhile, it was nobody's.
+            // Whatever the heap has given out or written meanwhile was unused.
             for &block in &blocks {
                 model.check(block);
             }

@@ -1,4 +1,4 @@
-//! Several threads work for one request: it ends, well or not, as one.
+//! Several threads work for one request, which succeeds or fails as a whole.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn null_write() {
 
 type Work = Box<dyn FnOnce(&Request) + Send>;
 
-/// A thread that joins when it gets a ticket, and says how that ended.
+/// A thread that joins when it gets a ticket, and returns the outcome.
 fn member(
     work: impl FnOnce(&Request) + Send + 'static,
 ) -> (
@@ -79,7 +79,7 @@ fn many_members_allocate_and_free_in_one_heap() {
 }
 
 #[test]
-fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
+fn member_failure_ends_all_with_the_same_failure() {
     let domain = domain();
     let ready = Arc::new(Barrier::new(3));
     let theirs = Arc::clone(&ready);
@@ -117,7 +117,7 @@ fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
 }
 
 #[test]
-fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
+fn members_are_woken_from_read_futex_and_lock() {
     let (main, other) = (domain(), domain());
     let (held, is_held) = mpsc::channel();
     let (free, freed) = mpsc::channel::<()>();
@@ -298,7 +298,7 @@ fn the_defers_of_members_run_when_the_request_fails() {
 }
 
 #[test]
-fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
+fn pthread_exit_in_a_member_fails_the_request() {
     let domain = domain();
     let (to_member, thread) = member(|_| {
         // SAFETY: does not end the thread, but the request; its frames own nothing.
@@ -319,7 +319,7 @@ fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
 }
 
 #[test]
-fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
+fn member_returns_after_the_threads_it_started() {
     let domain = domain();
     let is_back = Arc::new(AtomicBool::new(false));
     let (theirs, seen) = (Arc::clone(&is_back), Arc::new(AtomicBool::new(false)));
@@ -335,7 +335,7 @@ fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
             }
             ready.send(()).unwrap();
-            // It does not come back, whatever the time.
+            // It does not return, however long it takes.
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(200) {
                 if theirs.load(Ordering::SeqCst) {
@@ -370,7 +370,7 @@ fn a_member_that_ends_without_leaving_fails_the_request() {
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
         inside.send(()).unwrap();
-        // SAFETY: ends the thread behind everybody's back; what its frames own is leaked.
+        // SAFETY: ends the thread without unwinding; what its frames own is leaked.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
     let failure = failure(domain, |request| {
@@ -384,7 +384,7 @@ fn a_member_that_ends_without_leaving_fails_the_request() {
 }
 
 #[test]
-fn many_more_threads_than_cpus_take_turns_in_a_thousand_requests() {
+fn many_threads_take_turns_in_a_thousand_requests() {
     const THREADS: u64 = 48;
     let domain: &'static Domain = domain();
     let counted = success(domain, |request| {

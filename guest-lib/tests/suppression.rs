@@ -1,4 +1,4 @@
-//! Every kind of error ends its request alone; the thread serves the next one.
+//! Every kind of error fails only its request; the thread serves the next one.
 
 mod common;
 
@@ -48,11 +48,11 @@ fn a_jump_to_nowhere_is_a_memory_failure() {
 }
 
 #[test]
-fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
+fn a_read_past_the_end_of_a_file_is_a_memory_failure() {
     let file = tempfile::tempfile().unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
     check(Kind::Memory, |_| {
-        // SAFETY: a new mapping; the read behind the file's end is the test.
+        // SAFETY: a new mapping; the read past the file's end is the test.
         unsafe {
             let place = libc::mmap(
                 std::ptr::null_mut(),
@@ -79,7 +79,7 @@ fn a_division_by_zero_is_an_arithmetic_failure() {
 }
 
 #[test]
-fn an_invalid_opcode_and_a_breakpoint_are_instruction_failures() {
+fn invalid_opcode_and_breakpoint_are_instruction_kind() {
     // SAFETY: the exception is the test.
     check(Kind::Instruction, |_| unsafe { std::arch::asm!("ud2") });
     // SAFETY: as above.
@@ -157,7 +157,7 @@ fn invariant_failure(outcome: Result<(), RunError<Error>>) -> String {
 }
 
 #[test]
-fn a_commit_that_breaks_a_registered_invariant_fails_with_its_message() {
+fn broken_invariant_fails_the_commit_with_its_message() {
     let domain = domain();
     domain.set_invariant(even).unwrap();
     assert!(domain.set_invariant(even).is_err());
@@ -167,7 +167,7 @@ fn a_commit_that_breaks_a_registered_invariant_fails_with_its_message() {
 }
 
 #[test]
-fn an_error_in_the_check_of_an_invariant_is_one_of_the_invariant() {
+fn error_in_an_invariant_check_is_kind_invariant() {
     let domain = domain();
     domain.set_invariant(even).unwrap();
     assert_eq!(invariant_failure(put(domain, 13)), "thirteen");
@@ -179,7 +179,7 @@ fn an_error_in_the_check_of_an_invariant_is_one_of_the_invariant() {
 }
 
 #[test]
-fn an_invariant_is_checked_when_a_shared_domain_is_left_and_at_a_commit_in_between() {
+fn invariant_is_checked_at_leave_and_commit() {
     let (own, shared) = (domain(), domain());
     put(shared, 2).unwrap();
     shared.set_invariant(even).unwrap();
@@ -216,7 +216,7 @@ fn an_invariant_of_the_app_holds_for_every_domain() {
 }
 
 #[test]
-fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
+fn landing_restores_control_words_and_direction_flag() {
     check(Kind::Instruction, |_| {
         let mxcsr = 0x1f80u32 | 0x6000;
         // SAFETY: leaving them changed is the test.
@@ -230,7 +230,7 @@ fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
 }
 
 #[test]
-fn signals_that_a_failed_request_has_blocked_are_open_again() {
+fn blocked_signals_are_unblocked_after_failure() {
     check(Kind::Panic, |_| {
         // SAFETY: all zero is a set; changes this thread's mask alone.
         unsafe {
@@ -287,7 +287,7 @@ fn a_pointer_that_is_no_block_is_found_when_freed() {
 }
 
 #[test]
-fn strangers_of_every_kind_are_found_when_freed_or_resized() {
+fn invalid_pointers_are_found_when_freed_or_resized() {
     let other = domain();
     let theirs = success(other, |_| other.allocate(64, 16).unwrap().as_ptr() as usize);
     let local = [0u64; 8];
@@ -297,7 +297,7 @@ fn strangers_of_every_kind_are_found_when_freed_or_resized() {
         &|_| theirs,
         &|_| on_stack,
         &|_| null_write as *const () as usize,
-        // Inside of a block, aligned and not; its header; nothing at all.
+        // Inside a block, aligned and not; its header; unallocated.
         &|block| block + 16,
         &|block| block + 5,
         &|block| block - 5,
@@ -328,7 +328,7 @@ fn strangers_of_every_kind_are_found_when_freed_or_resized() {
 }
 
 #[test]
-fn a_write_behind_a_block_is_found_at_the_commit() {
+fn overrun_of_a_block_is_found_at_commit() {
     for size in [1, 8, 15, 16, 40] {
         let domain = domain();
         let failure = failure(domain, |_| {
@@ -341,7 +341,7 @@ fn a_write_behind_a_block_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_behind_a_block_of_an_earlier_request_is_found_at_the_commit() {
+fn overrun_of_an_older_block_is_found_at_commit() {
     let domain = domain();
     let block = success(domain, |_| domain.allocate(24, 8).unwrap().addr().get());
     let failure = failure(domain, |_| {
@@ -366,7 +366,7 @@ fn a_write_to_a_freed_block_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_over_the_header_of_a_block_is_found_at_the_commit() {
+fn overwritten_block_header_is_found_at_commit() {
     let failure = failure(domain(), |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap()).cast::<u64>();
         // SAFETY: it is not; that is the test.
@@ -437,7 +437,7 @@ fn a_header_full_of_garbage_is_found_before_it_is_used() {
 }
 
 #[test]
-fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
+fn defers_run_newest_first_only_on_failure() {
     let domain = domain();
     let order = Arc::new(Mutex::new(Vec::new()));
     let defer = |request: &Request| {
@@ -486,7 +486,7 @@ fn an_error_in_a_defer_ends_that_defer_alone() {
 }
 
 #[test]
-fn locks_are_free_after_a_failure_while_others_wait_for_them() {
+fn failure_frees_locks_that_others_wait_for() {
     let shared = domain();
     let (inside, is_inside) = mpsc::channel();
     let mut waiters = Vec::new();
@@ -518,8 +518,8 @@ fn locks_are_free_after_a_failure_while_others_wait_for_them() {
     }
 }
 
-/// Whether somebody waits for the domain: seen by trying to run with next to no patience, which
-/// marks the lock the same way.
+/// Whether a thread waits for the domain: found by trying to run with a tiny timeout, which marks the lock
+/// the same way.
 fn shared_waiters(shared: &'static vmsrs::Domain) -> usize {
     std::thread::spawn(move || {
         let options = Options {
@@ -609,7 +609,7 @@ fn data_and_root_stay_from_request_to_request() {
 }
 
 #[test]
-fn arena_memory_is_there_in_every_request_anew() {
+fn every_request_has_an_empty_arena() {
     let domain = domain();
     for _ in 0..50 {
         success(domain, |request| {
@@ -637,7 +637,7 @@ fn interrupt() -> i32 {
 }
 
 #[test]
-fn an_interrupt_ends_a_request_past_its_deadline_and_no_other() {
+fn interrupt_ends_only_an_overdue_request() {
     let domain = domain();
     // SAFETY: signals this thread.
     let interrupt = |_: &Request| unsafe { libc::raise(interrupt()) };
@@ -669,7 +669,7 @@ thread_local! {
 }
 
 #[test]
-fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
+fn thousand_failures_on_eight_threads_leak_no_stack() {
     let threads: Vec<_> = (0..8)
         .map(|_| {
             std::thread::spawn(|| {
@@ -680,7 +680,7 @@ fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
                         null_write();
                     });
                 }
-                // One stack a thread, however many of its requests failed; other tests have some.
+                // One stack per thread, however many of its requests failed; other tests have some.
                 assert!(request_stacks() < 200);
                 assert_eq!(COUNT.get(), 1000);
             })

@@ -1,4 +1,4 @@
-//! Requests in steps, on any threads.
+//! Requests in steps, each on any thread.
 
 mod common;
 
@@ -85,7 +85,7 @@ fn a_task_that_fails_in_a_step_frees_its_domains() {
 }
 
 #[test]
-fn a_task_that_is_given_up_or_dropped_runs_its_defers_and_frees_its_domains() {
+fn abandoned_task_runs_defers_and_frees_domains() {
     let count = Arc::new(AtomicU32::new(0));
     for way in 0..4 {
         let main = domain();
@@ -112,7 +112,7 @@ fn a_task_that_is_given_up_or_dropped_runs_its_defers_and_frees_its_domains() {
 }
 
 #[test]
-fn a_suspended_task_that_misses_its_deadline_learns_of_it_at_the_next_step() {
+fn overdue_suspended_task_fails_at_its_next_step() {
     let options = Options {
         deadline: Some(Duration::from_millis(20)),
         ..Options::default()
@@ -162,7 +162,7 @@ fn a_step_may_use_several_threads() {
 }
 
 #[test]
-fn a_step_inside_of_a_request_is_refused_and_can_be_done_later() {
+fn step_inside_a_request_is_refused_and_can_be_retried() {
     let mut task = Task::new(domain(), Options::default()).unwrap();
     success(domain(), |_| {
         let nested = task.step(|_| Step::Done(()));

@@ -1,4 +1,4 @@
-//! Programs that the C or C++ compiler of this machine builds of this crate's sources.
+//! Programs that this machine's C or C++ compiler builds from this crate's sources.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -73,7 +73,7 @@ impl Program {
             .unwrap()
     }
 
-    /// Runs it to a good end, and gives what it printed.
+    /// Runs it, expects success, and returns its output.
     pub fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
