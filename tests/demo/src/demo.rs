@@ -93,6 +93,6 @@ fn show(baseline: &Loaded, protected: &Loaded, broken: &[String]) {
         println!("  BROKEN: {promise}");
     }
     if broken.is_empty() {
-        println!("  Every fatal request cost itself alone.");
+        println!("  Every fatal request failed alone.");
     }
 }

@@ -34,7 +34,7 @@ fn kinds(outcome: &Outcome) -> Table {
 
 fn facts(outcome: &Outcome, incidents: Option<u64>) -> Table {
     let answer = outcome.kinds.iter().find(|kind| !kind.answer.is_empty());
-    let answer = answer.map(|kind| ("what the guilty client gets", kind.answer.clone()));
+    let answer = answer.map(|kind| ("answer to a failing request", kind.answer.clone()));
     let counts = [
         (
             "users, connections",
