@@ -233,6 +233,7 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
     if tree.join("usr/src").exists() {
         kernel::relocate_headers(&tree)?;
     }
+    kernel::relocate_modules(&tree)?;
     let target = cache.join(&set.name);
     if target.exists() {
         let old = temporary.path().join("old");
