@@ -48,7 +48,7 @@ pub struct Count {
 pub struct EngineStatus {
     /// Frames in the window.
     pub window_frames: u32,
-    /// Most frames that the driver may hold as granted.
+    /// Maximum number of frames that the driver may hold as granted.
     pub pool_frames: u32,
     /// Frames that are wiped and wait for a grant.
     pub free_frames: u32,

@@ -17,7 +17,7 @@ use super::{Operator, Reason, Response, answer, refuse};
 
 /// Longest request in bytes.
 const REQUEST_MAX: usize = 4096;
-/// Most connections at a time.
+/// Maximum number of connections at a time.
 const CONNECTIONS_MAX: usize = 16;
 /// A connection on which nothing moves for this long is closed.
 const IDLE: Duration = Duration::from_secs(30);

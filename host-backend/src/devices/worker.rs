@@ -15,7 +15,7 @@ use crate::vmm::poison;
 /// Token of the event that ends the thread; a device's own are below it.
 const STOP: u64 = u64::MAX;
 
-/// Most events that are taken at a time.
+/// Maximum number of events that are taken at a time.
 const EVENTS: usize = 4;
 
 /// What a device does in its thread.

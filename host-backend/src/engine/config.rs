@@ -8,7 +8,7 @@ use vmsrs_protocol::seal::SealRecord;
 /// Fewest frames that a window has beyond the pool, the evidence and the zero frame.
 pub const PAGES_MIN: u32 = 64;
 
-/// Most records that fit in one seal message.
+/// Maximum number of records that fit in one seal message.
 pub const BATCH_RECORDS_MAX: u32 =
     ((MESSAGE_BYTES_MAX as usize - size_of::<ControlHeader>() - size_of::<SealRequest>())
         / size_of::<SealRecord>()) as u32;
@@ -18,13 +18,13 @@ pub const BATCH_RECORDS_MAX: u32 =
 pub struct EngineConfig {
     /// Frames in the window, the zero frame included.
     pub window_frames: u32,
-    /// Most frames that the driver may hold as granted.
+    /// Maximum number of frames that the driver may hold as granted.
     pub pool_frames: u32,
-    /// Most records in one seal message, at most [`BATCH_RECORDS_MAX`].
+    /// Maximum number of records in one seal message, at most [`BATCH_RECORDS_MAX`].
     pub batch_records: u32,
-    /// Most frames kept as evidence of incidents.
+    /// Maximum number of frames kept as evidence of incidents.
     pub evidence_frames: u32,
-    /// Most incidents kept of each sort (failed requests, sealed writes); the newest stay.
+    /// Maximum number of incidents kept of each sort (failed requests, sealed writes); the newest stay.
     pub incidents: usize,
 }
 

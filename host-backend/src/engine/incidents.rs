@@ -155,7 +155,7 @@ pub(crate) struct SealedWrites {
 /// The latest incidents, as many of each sort, so that a guest that tries sealed writes in a loop
 /// does not push failed requests out.
 pub(crate) struct IncidentStore {
-    /// Most incidents of one sort.
+    /// Maximum number of incidents of one sort.
     limit: usize,
     /// Oldest first.
     kept: VecDeque<Incident>,

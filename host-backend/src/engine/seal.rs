@@ -1,4 +1,4 @@
-//! Sealing: committed pages become the authority, a whole commit at a time or not at all.
+//! Sealing: committed pages become the authoritative version, whole commits at a time.
 
 use vmsrs_protocol::control::STATUS_OK;
 use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
@@ -190,7 +190,7 @@ fn check_shape(first: &[SealRecord], part: &[SealRecord]) -> Result<(), Refusal>
     Ok(())
 }
 
-/// Puts the records of one commit into the page map, all of them or none.
+/// Applies the records of one commit to the page map, all of them or none.
 fn apply(
     store: &mut Store,
     applied: &mut Vec<SealRecord>,
@@ -225,7 +225,7 @@ fn apply_record(store: &mut Store, record: &SealRecord) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes back all applied records from number `mark` on, newest first.
+/// Reverts all applied records from number `mark` on, newest first.
 fn roll_back(store: &mut Store, applied: &mut Vec<SealRecord>, mark: usize) {
     for record in applied.drain(mark..).rev() {
         store.apps[record.app as usize].set_frame(record.page, record.old_frame);

@@ -201,7 +201,7 @@ impl Store {
         }
     }
 
-    /// The page that a sealed frame holds gets another version: this one is not missed.
+    /// The page that a sealed frame holds gets another version: this one needs no repair.
     pub(crate) fn forget_damage(&mut self, frame: u32, owner: PageOf) {
         if self.frames.is_damaged(frame) {
             self.frames.set_damaged(frame, false);
@@ -355,16 +355,14 @@ impl Store {
         undo(self);
         for run in gather(&mut frames, |_| false) {
             if let Err(error) = protection.unprotect(run) {
-                // Granted frames that stay read-only break no promise, and the driver has no use
-                // for these: it asked for them to be taken.
+                // Granted frames may stay read-only: the driver has given these up.
                 log::error!("{error}: {}", error.source);
             }
         }
         Err(Refusal::Host)
     }
 
-    /// Leaves a frame that the guest cannot write to the cleanser, with its second copy if it has
-    /// one.
+    /// Retires a frame that the guest cannot write, with its second copy if it has one.
     pub(crate) fn retire(&mut self, frame: u32) {
         if let Some(copy) = self.frames.take_mirror(frame) {
             self.frames.set(copy, FrameState::Retired);
@@ -374,7 +372,7 @@ impl Store {
         self.retired.insert(frame);
     }
 
-    /// Whether a grant was cut short for want of free frames since this was asked last.
+    /// Whether a grant was cut short for lack of free frames since the last call.
     pub(crate) fn take_short(&mut self) -> bool {
         std::mem::take(&mut self.short)
     }

@@ -17,7 +17,7 @@ pub struct Module {
     pub path: String,
 }
 
-/// Most modules of a table that are looked at: more than any server loads.
+/// Maximum number of modules of a table that are looked at: more than any server loads.
 const MODULES: usize = 256;
 
 impl Module {

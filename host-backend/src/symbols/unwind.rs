@@ -11,10 +11,10 @@ use super::files::ModuleFiles;
 use super::image::{Image, Images};
 use super::modules::Module;
 
-/// Most frames that are followed.
+/// Maximum number of frames that are followed.
 pub(super) const FRAMES_MAX: usize = 128;
 
-/// Most words of the stack that are looked through for a return address.
+/// Maximum number of words of the stack that are looked through for a return address.
 const SCAN_MAX: u64 = 256;
 
 /// How a frame was found.

@@ -38,7 +38,7 @@ pub const FIRMWARE_START: u64 = 0xe_0000;
 /// End of the firmware area and start of the RAM above it.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// Least RAM a guest can have, in bytes: below it no Linux kernel boots.
+/// Minimum RAM of a guest, in bytes: with less no Linux kernel boots.
 pub const MIN_RAM: u64 = 64 << 20;
 /// Most RAM a guest can have, in bytes.
 pub const MAX_RAM: u64 = 1 << 40;

@@ -35,7 +35,7 @@ use super::vcpu::{Shared, Vcpu};
 /// Default kernel parameters; the user's come after them and take precedence.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
-/// Most vCPUs a VM can have.
+/// Maximum number of vCPUs a VM can have.
 pub const MAX_VCPUS: u32 = 64;
 
 /// First global system interrupt for virtio-mmio devices: those below belong to the legacy

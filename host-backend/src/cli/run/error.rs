@@ -47,7 +47,7 @@ pub enum RunError {
         pool: u32,
         /// The window.
         window: Size,
-        /// Most frames that a pool can have in this window.
+        /// Maximum number of frames that a pool can have in this window.
         most: u64,
     },
     /// The window is too small for any pool, or for its own.

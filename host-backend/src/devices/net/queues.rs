@@ -15,7 +15,7 @@ use crate::devices::worker::{Serve, drain};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 use crate::vmm::poison;
 
-/// Most frames in one direction before the other direction, and a stop, get their turn.
+/// Maximum number of frames in one direction before the other direction, and a stop, get their turn.
 const TURN: usize = 128;
 
 /// Least Ethernet frame: two addresses and a type.

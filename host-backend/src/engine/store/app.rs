@@ -167,7 +167,7 @@ impl App {
             })
     }
 
-    /// Most pages that the next extent can have.
+    /// Maximum number of pages that the next extent can have.
     pub(crate) fn pages_left(&self) -> u32 {
         APP_PAGES
             .saturating_sub(self.end())
