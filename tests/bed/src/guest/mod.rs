@@ -44,7 +44,7 @@ const SOCKET: &str = "vm.sock";
 /// How many of the last lines of each log [`Guest::logs`] has.
 const LOG_LINES: usize = 60;
 /// How long `vmsrs run` may take to end after SIGTERM; it takes less than a second.
-const STOP_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(300);
 /// How long [`Guest::wait`] sleeps before it asks again.
 const PAUSE: Duration = Duration::from_millis(50);
 
