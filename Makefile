@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench integral campaign campaigns test build build-demo build-campaign build-bench headers kmod lint unit e2e \
+.PHONY: help demo bench profile integral campaign campaigns test build build-demo build-campaign build-bench headers kmod lint unit e2e \
 	shortcampaign fuzz propagation fetch trixie debug-kernel clean
 
 # What every guest runs: the vmsrs command and the library. What a target does not use it does not build.
@@ -103,6 +103,9 @@ trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as r
 
 bench: fetch build-bench ## Measure the cost of requests and errors, by a clock that counts instructions
 	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic
+
+profile: fetch build-bench ## Count the benchmark's instructions by function, in guest, host kernel and vmsrs run
+	$(CARGO) run --quiet --release -p vmsrs-bench -- --profile
 
 integral: fetch build-demo ## Measure the latency of ordinary requests while one in ten is fatal
 	$(CARGO) run --quiet --release -p vmsrs-demo -- integral

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Apps, domains and extents: caches of what the host says. Nothing here is dropped before the
- * device structure is, so whoever found something may use it.
+ * Apps, domains and extents: caches of what the host says. They are kept until the device
+ * structure is freed, so a pointer to one stays valid.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -16,7 +14,14 @@ static u32 unit_of(u32 page)
 	return page / VMSRS_EXTENT_UNIT_PAGES;
 }
 
-/* The extent that a page belongs to, or NULL. Any context. */
+/**
+ * vmsrs_extent_find() - find the extent that a page belongs to
+ * @app: the app
+ * @page: the page
+ *
+ * Context: any.
+ * Return: the extent, or NULL.
+ */
 struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page)
 {
 	return xa_load(&app->units, unit_of(page));
@@ -27,33 +32,39 @@ static u64 app_base(const struct vmsrs_app *app)
 	return VMSRS_APP_BASE + ((u64)app->number << VMSRS_APP_OFFSET_SHIFT);
 }
 
-/* The domain that an address of the app belongs to, or NONE. */
+/**
+ * vmsrs_address_domain() - find the domain that an address belongs to
+ * @app: the app
+ * @address: any address
+ *
+ * Return: number of the domain, or VMSRS_NONE.
+ */
 u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address)
 {
 	u64 page = (address - app_base(app)) >> PAGE_SHIFT;
 	struct vmsrs_extent_pages *extent;
 
 	if (address < app_base(app) || page >= VMSRS_APP_PAGES)
-		return NONE;
+		return VMSRS_NONE;
 	extent = vmsrs_extent_find(app, page);
-	return extent ? extent->domain->number : NONE;
+	return extent ? extent->domain->number : VMSRS_NONE;
 }
 
-/* A name or key is `length` bytes and then zeros. */
+/* A name or key is `length` bytes, followed by zeros. */
 static bool padded(const u8 *bytes, size_t length, size_t size)
 {
 	return length <= size && !memchr_inv(bytes + length, 0, size - length);
 }
 
 /*
- * An answer that the host may only give to a question of ours that makes no sense shows that it
- * and the driver disagree about the state.
+ * The host sends this answer only to a malformed question: it and the driver disagree about the
+ * state.
  */
 static long unexpected(struct vmsrs_device *dev, u32 kind, int error)
 {
 	if (error == -ENODEV || error == -ENOMEM)
 		return error;
-	vmsrs_break(dev, "message %u refused (%d)", kind, error);
+	vmsrs_device_fail(dev, "message %u refused (%d)", kind, error);
 	return -ENODEV;
 }
 
@@ -63,7 +74,7 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 
 	if (!app)
 		return NULL;
-	app->lock_pages = kvcalloc(LOCK_PAGES, sizeof(*app->lock_pages), GFP_KERNEL);
+	app->lock_pages = kvcalloc(VMSRS_LOCK_PAGES, sizeof(*app->lock_pages), GFP_KERNEL);
 	if (!app->lock_pages) {
 		kfree(app);
 		return NULL;
@@ -82,6 +93,7 @@ static void domain_free(struct vmsrs_domain *domain)
 {
 	struct vmsrs_extent_pages *extent, *next;
 
+	vmsrs_drafts_free(&domain->drafts);
 	for (extent = domain->first; extent; extent = next) {
 		next = extent->next;
 		kvfree(extent);
@@ -89,7 +101,10 @@ static void domain_free(struct vmsrs_domain *domain)
 	kfree(domain);
 }
 
-/* Frees an app that nobody uses; its domains must have no drafts. */
+/**
+ * vmsrs_app_free() - free an app that is not used any more, with the drafts of its domains
+ * @app: the app, or NULL
+ */
 void vmsrs_app_free(struct vmsrs_app *app)
 {
 	struct vmsrs_domain *domain;
@@ -105,7 +120,7 @@ void vmsrs_app_free(struct vmsrs_app *app)
 	kfree(app);
 }
 
-/* Asks the host for the app's number and finds or makes its structure. apps_lock is held. */
+/* Asks the host for the app's number and finds or creates its structure. apps_lock is held. */
 static struct vmsrs_app *app_get(struct vmsrs_device *dev, const u8 *name)
 {
 	struct vmsrs_open_app request;
@@ -119,14 +134,14 @@ static struct vmsrs_app *app_get(struct vmsrs_device *dev, const u8 *name)
 	if (error)
 		return ERR_PTR(error);
 	if (reply.app >= VMSRS_MAX_APPS) {
-		vmsrs_break(dev, "app number %u", reply.app);
+		vmsrs_device_fail(dev, "app number %u", reply.app);
 		return ERR_PTR(-ENODEV);
 	}
 	app = dev->apps[reply.app];
 	if (app) {
 		if (!memcmp(app->name, name, sizeof(app->name)))
 			return app;
-		vmsrs_break(dev, "two apps with number %u", reply.app);
+		vmsrs_device_fail(dev, "two apps with number %u", reply.app);
 		return ERR_PTR(-ENODEV);
 	}
 	app = app_new(dev, reply.app, name);
@@ -136,6 +151,13 @@ static struct vmsrs_app *app_get(struct vmsrs_device *dev, const u8 *name)
 	return app;
 }
 
+/**
+ * vmsrs_app_open() - open the app of a file
+ * @file: the file
+ * @arg: argument of the ioctl
+ *
+ * Return: 0 or a negative error.
+ */
 long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg)
 {
 	struct vmsrs_device *dev = file->dev;
@@ -172,7 +194,12 @@ long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg)
 	return 0;
 }
 
-/* The file's last reference went. Lock words that nobody maps any more start anew. */
+/**
+ * vmsrs_app_close() - close the app of a file whose last reference went
+ * @file: the file
+ *
+ * With the last file, the lock words are cleared: no process maps them any more.
+ */
 void vmsrs_app_close(struct vmsrs_file *file)
 {
 	struct vmsrs_app *app = file->app;
@@ -197,7 +224,7 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 	extent->page = where->page;
 	extent->pages = where->pages;
 	memset(extent->entries, 0xff, where->pages * sizeof(extent->entries[0]));
-	BUILD_BUG_ON(NONE != 0xffffffff);
+	BUILD_BUG_ON(VMSRS_NONE != 0xffffffff);
 	return extent;
 }
 
@@ -219,7 +246,10 @@ static bool extent_valid(const struct vmsrs_extent *extent)
 	       extent->page <= VMSRS_APP_PAGES - extent->pages;
 }
 
-/* Makes room in the index for an extent, so that publishing it can't fail. app->lock is held. */
+/*
+ * Reserves entries in the index for an extent, so that publishing it cannot fail. app->lock is
+ * held.
+ */
 static int extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent)
 {
 	u32 first = unit_of(extent->page), end = unit_of(extent->page + extent->pages), unit;
@@ -227,7 +257,7 @@ static int extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages
 
 	for (unit = first; unit < end; unit++) {
 		if (xa_load(&app->units, unit)) {
-			vmsrs_break(app->dev, "overlapping extents at page %u", extent->page);
+			vmsrs_device_fail(app->dev, "overlapping extents at page %u", extent->page);
 			error = -ENODEV;
 			break;
 		}
@@ -259,8 +289,8 @@ static void extent_publish(struct vmsrs_app *app, struct vmsrs_extent_pages *ext
 }
 
 /*
- * Sends a list message and gives the entries to `take`. Sets *next to where the next one begins.
- * app->lock is held.
+ * Sends a list message and passes the entries to `take`. Sets *next to where the next message
+ * begins. app->lock is held.
  */
 static int list_some(struct vmsrs_domain *domain, u32 kind, u32 *next, size_t entry_size,
 		     int (*take)(struct vmsrs_domain *domain, const void *entries, u32 count))
@@ -289,9 +319,9 @@ static int list_some(struct vmsrs_domain *domain, u32 kind, u32 *next, size_t en
 	error = -EPROTO;
 	if (length >= sizeof(*list) && list->count <= (length - sizeof(*list)) / entry_size &&
 	    length == sizeof(*list) + list->count * entry_size &&
-	    (list->next == NONE || (list->count && list->next > *next)))
+	    (list->next == VMSRS_NONE || (list->count && list->next > *next)))
 		error = take(domain, list + 1, list->count);
-	*next = error ? NONE : list->next;
+	*next = error ? VMSRS_NONE : list->next;
 	if (error == -EPROTO)
 		error = unexpected(dev, kind, error);
 end:
@@ -299,7 +329,7 @@ end:
 	return error;
 }
 
-/* Takes extents of a domain that is not published yet. */
+/* Adds extents to a domain that is not published yet. */
 static int take_extents(struct vmsrs_domain *domain, const void *entries, u32 count)
 {
 	const struct vmsrs_extent *where = entries;
@@ -326,14 +356,14 @@ static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
 {
 	struct vmsrs_extent_pages *extent;
 
-	/* Only while a domain is fetched, whose extents the index does not show yet. */
+	/* Not from the index: the domain is being fetched, so its extents are not there yet. */
 	for (extent = domain->first; extent; extent = extent->next)
 		if (page >= extent->page && page - extent->page < extent->pages)
 			return &extent->entries[page - extent->page];
 	return NULL;
 }
 
-/* Takes sealed pages of a domain that is not published yet. */
+/* Enters the sealed pages of a domain that is not published yet. */
 static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 count)
 {
 	const struct vmsrs_page_frame *sealed = entries;
@@ -368,10 +398,10 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app, u32 number)
 	INIT_LIST_HEAD(&domain->drafts);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
-	for (next = 0; !error && next != NONE;)
+	for (next = 0; !error && next != VMSRS_NONE;)
 		error = list_some(domain, VMSRS_MESSAGE_LIST_EXTENTS, &next,
 				  sizeof(struct vmsrs_extent), take_extents);
-	for (next = 0; !error && next != NONE;)
+	for (next = 0; !error && next != VMSRS_NONE;)
 		error = list_some(domain, VMSRS_MESSAGE_LIST_PAGES, &next,
 				  sizeof(struct vmsrs_page_frame), take_pages);
 	if (error) {
@@ -387,6 +417,13 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app, u32 number)
 	return domain;
 }
 
+/**
+ * vmsrs_domain_open() - open or create a domain
+ * @app: the app
+ * @arg: argument of the ioctl
+ *
+ * Return: 0 or a negative error.
+ */
 long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg)
 {
 	struct vmsrs_open_domain request;
@@ -409,7 +446,7 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 	if (ret)
 		goto unlock;
 	if (reply.domain >= VMSRS_MAX_DOMAINS) {
-		vmsrs_break(app->dev, "domain number %u", reply.domain);
+		vmsrs_device_fail(app->dev, "domain number %u", reply.domain);
 		ret = -ENODEV;
 		goto unlock;
 	}
@@ -428,7 +465,7 @@ unlock:
 	return ret;
 }
 
-/* Makes the next extent of a domain. app->lock is held. */
+/* Creates the next extent of a domain. app->lock is held. */
 static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pages)
 {
 	struct vmsrs_app *app = domain->app;
@@ -449,10 +486,10 @@ static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pa
 	if (error)
 		return ERR_PTR(unexpected(app->dev, VMSRS_MESSAGE_ADD_EXTENT, error));
 	if (!extent_valid(&reply)) {
-		vmsrs_break(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
+		vmsrs_device_fail(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
 		return ERR_PTR(-ENODEV);
 	}
-	/* When memory is short here the host has the extent: asking again finds it. */
+	/* If memory is short here, the host has the extent, and asking again finds it. */
 	extent = extent_new(domain, &reply);
 	if (!extent)
 		return ERR_PTR(-ENOMEM);
@@ -466,6 +503,13 @@ static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pa
 	return extent;
 }
 
+/**
+ * vmsrs_extent_open() - find or create an extent of a domain
+ * @app: the app
+ * @arg: argument of the ioctl
+ *
+ * Return: 0 or a negative error.
+ */
 long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
 {
 	struct vmsrs_extent_pages *extent;

@@ -1,33 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Commit: a request's drafts become the committed versions, all together, and go into the seal
- * batch.
+ * Commit: all drafts of a request become the committed versions, together, and are queued to be
+ * sealed.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
-#include <linux/sched/signal.h>
-
 #include "vmsrs.h"
 
-/* Turns the drafts of a domain into its committed versions. Its lock is held. */
-static void domain_commit(struct vmsrs_domain *domain, struct list_head *records)
-{
-	struct vmsrs_draft *draft;
-
-	vmsrs_zap_drafts(domain->app, &domain->drafts);
-	list_for_each_entry(draft, &domain->drafts, list) {
-		draft->entry->frame = draft->frame;
-		draft->entry->draft = NONE;
-	}
-	list_splice_tail_init(&domain->drafts, records);
-	domain->draft_count = 0;
-	domain->owner = NULL;
-}
-
 /*
- * Commits the domains on the list and returns how many records are sealed when theirs are, or 0 if
- * they had no drafts. commit_lock is held. No other fault, commit or discard sees
- * some of them committed and others not: all locks are held from the first change to the last.
+ * Commits the domains on the list and returns how many records are sealed when theirs are, or 0
+ * if they had no drafts. commit_lock is held. All locks are held from the first change to the
+ * last, so that no fault, commit or discard sees some of the domains committed and others not.
  */
 static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *request,
 			  struct list_head *domains)
@@ -41,10 +22,10 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 		mutex_lock_nest_lock(&domain->lock, &dev->commit_lock);
 	list_for_each_entry(domain, domains, owned) {
 		count += domain->draft_count;
-		domain_commit(domain, &records);
+		vmsrs_drafts_commit(domain, &records);
 	}
 	list_for_each_entry_safe(domain, next, domains, owned) {
-		/* Once unlocked, it may get on another request's list. */
+		/* Once unlocked, it may be added to another request's list. */
 		list_del_init(&domain->owned);
 		mutex_unlock(&domain->lock);
 	}
@@ -58,45 +39,14 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 	return end;
 }
 
-/* Waits until `end` records are sealed. */
-static long seal_wait(struct vmsrs_device *dev, u64 end, bool killable_only)
-{
-	struct vmsrs_batch *batch = &dev->batch;
-	long left;
-
-	if ((u64)atomic64_read(&batch->sealed) >= end)
-		return 0;
-	vmsrs_host_work_now(dev);
-	if (killable_only)
-		left = wait_event_killable_timeout(batch->wait,
-						   (u64)atomic64_read(&batch->sealed) >= end ||
-						   vmsrs_broken(dev), SEAL_TIMEOUT);
-	else
-		left = wait_event_interruptible_timeout(batch->wait,
-							(u64)atomic64_read(&batch->sealed) >=
-							end || vmsrs_broken(dev), SEAL_TIMEOUT);
-	if ((u64)atomic64_read(&batch->sealed) >= end)
-		return 0;
-	if (vmsrs_broken(dev))
-		return -ENODEV;
-	return left < 0 ? -EINTR : -ETIMEDOUT;
-}
-
-/*
- * Sends the batch and waits until everything committed so far is sealed. With killable_only, only
- * a fatal signal ends the wait early.
+/**
+ * vmsrs_commit() - commit the drafts of a request
+ * @app: the app
+ * @arg: argument of the ioctl; the tag is the calling thread's
+ *
+ * Return: 0; -ESTALE: the request has failed; -ETIMEDOUT, -EINTR: committed but not sealed yet;
+ * -EINVAL; -ENODEV.
  */
-long vmsrs_flush(struct vmsrs_device *dev, bool killable_only)
-{
-	u64 end;
-
-	spin_lock(&dev->batch.lock);
-	end = dev->batch.appended;
-	spin_unlock(&dev->batch.lock);
-	return seal_wait(dev, end, killable_only);
-}
-
-/* The caller checked that the tag is the calling thread's. */
 long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 {
 	struct vmsrs_device *dev = app->dev;
@@ -106,14 +56,14 @@ long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 
 	if (arg->flags & ~VMSRS_COMMIT_SEAL)
 		return -EINVAL;
-	if (arg->domain != NONE && arg->domain >= VMSRS_MAX_DOMAINS)
+	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
 	mutex_lock(&dev->commit_lock);
-	if (!vmsrs_usable(dev)) {
+	if (!vmsrs_device_usable(dev)) {
 		mutex_unlock(&dev->commit_lock);
 		return -ENODEV;
 	}
-	request = vmsrs_request_take(app, arg->tag, arg->domain, &domains);
+	request = vmsrs_request_take_domains(app, arg->tag, arg->domain, &domains);
 	if (IS_ERR(request)) {
 		mutex_unlock(&dev->commit_lock);
 		return PTR_ERR(request);
@@ -121,10 +71,10 @@ long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 	if (!list_empty(&domains))
 		end = domains_commit(dev, request, &domains);
 	if (request)
-		vmsrs_request_settle(request);
+		vmsrs_request_remove_idle(request);
 	mutex_unlock(&dev->commit_lock);
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;
-	/* Without own records, those of the request's earlier commits are waited for. */
-	return end ? seal_wait(dev, end, true) : vmsrs_flush(dev, true);
+	/* Without records of this commit, wait for those of the request's earlier ones. */
+	return end ? vmsrs_host_wait_sealed(dev, end, true) : vmsrs_host_flush(dev, true);
 }

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The control queue: one message at a time, each answered within CONTROL_TIMEOUT.
+ * The control queue: one message at a time, each answered within VMSRS_CONTROL_TIMEOUT.
  *
- * The buffers belong to the driver while control.lock is held and no message is out. When the host
- * misses the timeout it still has them, so nothing is sent ever again; they are freed after the
+ * The buffers belong to the driver while control.lock is held and no message is out. A host that
+ * misses the timeout still has them, so nothing is sent after that; they are freed after the
  * device's reset.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 
 #include "compat.h"
 #include "vmsrs.h"
 
+/**
+ * vmsrs_control_init() - allocate the buffers
+ * @dev: the device
+ *
+ * Return: 0 or -ENOMEM.
+ */
 int vmsrs_control_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_control *control = &dev->control;
@@ -30,13 +34,22 @@ int vmsrs_control_init(struct vmsrs_device *dev)
 	return 0;
 }
 
+/**
+ * vmsrs_control_free() - free the buffers
+ * @dev: the device, after its reset
+ */
 void vmsrs_control_free(struct vmsrs_device *dev)
 {
 	kfree(dev->control.request);
 	kfree(dev->control.reply);
 }
 
-/* The host used a buffer. Hard interrupt. */
+/**
+ * vmsrs_control_done() - callback of the virtqueue: the host used a buffer
+ * @vq: the virtqueue
+ *
+ * Context: hard interrupt.
+ */
 void vmsrs_control_done(struct virtqueue *vq)
 {
 	struct vmsrs_device *dev = vq->vdev->priv;
@@ -53,20 +66,27 @@ void vmsrs_control_done(struct virtqueue *vq)
 	wake_up(&control->wait);
 }
 
-/*
- * Begins a message: returns where its payload goes, or an error. vmsrs_control_end() must follow
- * unless it is an error.
+/**
+ * vmsrs_control_begin() - start a message
+ * @dev: the device
+ *
+ * Return: where the message's payload goes, or an ERR_PTR(). Unless it is an error,
+ * vmsrs_control_end() must follow.
  */
 void *vmsrs_control_begin(struct vmsrs_device *dev)
 {
 	mutex_lock(&dev->control.lock);
-	if (vmsrs_broken(dev)) {
+	if (vmsrs_device_broken(dev)) {
 		mutex_unlock(&dev->control.lock);
 		return ERR_PTR(-ENODEV);
 	}
 	return dev->control.request + sizeof(struct vmsrs_control_header);
 }
 
+/**
+ * vmsrs_control_end() - end a message; its reply is not valid any more
+ * @dev: the device
+ */
 void vmsrs_control_end(struct vmsrs_device *dev)
 {
 	mutex_unlock(&dev->control.lock);
@@ -104,14 +124,18 @@ static bool control_done(struct vmsrs_control *control)
 	return done;
 }
 
-/*
- * Sends the message whose payload of `length` bytes was put where vmsrs_control_begin() said, and
- * waits for the reply. The reply's payload stays valid up to vmsrs_control_end().
+/**
+ * vmsrs_control_exchange() - send the message and wait for its reply
+ * @dev: the device
+ * @kind: one of VMSRS_MESSAGE_*
+ * @length: bytes of payload, written where vmsrs_control_begin() returned
+ * @reply: payload of the reply, valid until vmsrs_control_end()
+ * @reply_length: bytes of it
  *
- * Not interruptible, since the buffers are the host's until it answers: a waiter that left early
- * could never send again. The timeout bounds it.
+ * Not interruptible, since the host has the buffers until it answers: after a waiter that left
+ * early nothing could be sent any more. The timeout bounds the wait.
  *
- * -ENODEV: the host is broken. Otherwise the host's refusal as status_error() translates it.
+ * Return: 0; -ENODEV: the host is broken; otherwise the host's refusal, see status_error().
  */
 int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const void **reply,
 			   u32 *reply_length)
@@ -135,21 +159,22 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 		virtqueue_kick(control->vq);
 	spin_unlock_irq(&control->vq_lock);
 	if (error) {
-		vmsrs_break(dev, "message %u does not go into the control queue (%d)", kind,
-			    error);
+		vmsrs_device_fail(dev, "cannot queue message %u (%d)", kind,
+				  error);
 		return -ENODEV;
 	}
-	wait_event_timeout(control->wait, control_done(control) || vmsrs_broken(dev),
-			   CONTROL_TIMEOUT);
-	if (vmsrs_broken(dev))
+	wait_event_timeout(control->wait, control_done(control) || vmsrs_device_broken(dev),
+			   VMSRS_CONTROL_TIMEOUT);
+	if (vmsrs_device_broken(dev))
 		return -ENODEV;
 	if (!control_done(control)) {
-		vmsrs_break(dev, "no answer to message %u within %u s", kind, CONTROL_TIMEOUT / HZ);
+		vmsrs_device_fail(dev, "no answer to message %u within %u s", kind,
+				  VMSRS_CONTROL_TIMEOUT / HZ);
 		return -ENODEV;
 	}
 	if (control->used < sizeof(*answer) || control->used > VMSRS_MESSAGE_BYTES_MAX ||
 	    answer->length > control->used - sizeof(*answer)) {
-		vmsrs_break(dev, "malformed answer to message %u", kind);
+		vmsrs_device_fail(dev, "malformed answer to message %u", kind);
 		return -ENODEV;
 	}
 	if (answer->status != VMSRS_STATUS_OK)
@@ -159,7 +184,17 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 	return 0;
 }
 
-/* Sends a message of fixed size whose reply has a fixed size. Errors as in the exchange. */
+/**
+ * vmsrs_control_call() - send a message of fixed size whose reply has a fixed size
+ * @dev: the device
+ * @kind: one of VMSRS_MESSAGE_*
+ * @payload: payload of the message
+ * @length: bytes of it
+ * @reply: where the reply's payload is copied to
+ * @reply_length: bytes of it
+ *
+ * Return: as vmsrs_control_exchange(). A reply of another length breaks the device.
+ */
 int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
 		       void *reply, u32 reply_length)
 {
@@ -177,7 +212,7 @@ int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, 
 		if (got == reply_length) {
 			memcpy(reply, bytes, reply_length);
 		} else {
-			vmsrs_break(dev, "answer of %u bytes to message %u", got, kind);
+			vmsrs_device_fail(dev, "answer of %u bytes to message %u", got, kind);
 			error = -ENODEV;
 		}
 	}

@@ -1,32 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Who waits for whom: a circle of requests, each of which waits for a domain that the next one
- * holds, would last until somebody's timeout. Whoever would close one is told instead of put to
- * sleep.
+ * Deadlock detection: a cycle of requests, each waiting for a domain that the next one holds,
+ * would last until a timeout. The request that would close a cycle gets an error instead.
  *
- * An edge leads from a sleeper's tag to the tag in the lock word that it sleeps for. Words change
- * without the driver, so edges are read from them during the walk and stored nowhere. All sleepers
- * of a circle are registered when its last one looks, and that one finds it: whoever takes a lock
- * without the driver runs, and only closes a circle when it sleeps itself. A thread of a request
- * that has another one asleep already can close one without sleeping; sleepers therefore look again
- * after each slice of their sleep.
+ * An edge leads from a sleeper's tag to the tag in the lock word that it sleeps for. Words
+ * change without the driver, so edges are read from them during the walk and not stored. All
+ * sleepers of a cycle are registered when the last one looks, and that one finds the cycle: a
+ * thread that takes a lock without the driver is running, and closes a cycle only when it sleeps
+ * itself. A second thread of a request that has one asleep can close a cycle without sleeping;
+ * sleepers therefore look again after each slice of their sleep.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include "vmsrs.h"
 
 /*
- * Most sleepers that one walk looks at. It holds the app's waits_lock; in a longer chain the lock's
+ * Most sleepers that one walk visits, since it holds waits_lock. In a longer chain the lock's
  * timeout is the way out.
  */
-#define WALK_MAX 1024
+#define VMSRS_WALK_MAX 1024
 
-/* A walk over the sleepers of an app. Each is looked at once: it is on `todo` from then to the end. */
+/**
+ * struct walk - a walk over the sleepers of an app
+ * @todo: sleepers visited or to visit, each once
+ * @looked: how many these are
+ */
 struct walk {
 	struct list_head todo;
 	u32 looked;
 };
 
+/**
+ * vmsrs_waits_init() - initialise the graph of waiting requests
+ * @app: the app
+ */
 void vmsrs_waits_init(struct vmsrs_app *app)
 {
 	spin_lock_init(&app->waits_lock);
@@ -52,7 +57,7 @@ static int tag_compare(const void *key, const struct rb_node *node)
 	return tag < tag_of(node) ? -1 : 1;
 }
 
-/* Appends the sleepers of a tag to those to follow, up to WALK_MAX in all. */
+/* Appends the sleepers of a tag to those to visit, up to VMSRS_WALK_MAX in all. */
 static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_wait *wait;
@@ -60,8 +65,8 @@ static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 
 	rb_for_each(node, &tag, &app->waits, tag_compare) {
 		wait = rb_entry(node, struct vmsrs_wait, node);
-		/* They come in the same order each time: with the first, all have been seen. */
-		if (!list_empty(&wait->todo) || walk->looked == WALK_MAX)
+		/* The order is the same each time: if the first was visited, all were. */
+		if (!list_empty(&wait->todo) || walk->looked == VMSRS_WALK_MAX)
 			return;
 		list_add_tail(&wait->todo, &walk->todo);
 		walk->looked++;
@@ -69,7 +74,7 @@ static void follow(struct walk *walk, struct vmsrs_app *app, u64 tag)
 }
 
 /* Does what `first` waits for depend on its own request? waits_lock is held. */
-static bool closes_circle(struct vmsrs_wait *first)
+static bool closes_cycle(struct vmsrs_wait *first)
 {
 	struct walk walk = { .looked = 1 };
 	struct vmsrs_wait *wait, *next;
@@ -100,26 +105,31 @@ static void wait_remove(struct vmsrs_wait *wait)
 	RB_CLEAR_NODE(&wait->node);
 }
 
-/*
- * Registers a sleeper, or has a registered one look again. -EDEADLK: it would close a circle; then
- * it is not registered.
+/**
+ * vmsrs_wait_enter() - register a sleeper, or have a registered one look again
+ * @wait: the sleeper
+ *
+ * Return: 0; -EDEADLK: it would close a cycle, and is not registered.
  */
 int vmsrs_wait_enter(struct vmsrs_wait *wait)
 {
 	struct vmsrs_app *app = wait->app;
-	bool circle;
+	bool cycle;
 
 	spin_lock(&app->waits_lock);
 	if (RB_EMPTY_NODE(&wait->node))
 		rb_add(&wait->node, &app->waits, tag_less);
-	circle = closes_circle(wait);
-	if (circle)
+	cycle = closes_cycle(wait);
+	if (cycle)
 		wait_remove(wait);
 	spin_unlock(&app->waits_lock);
-	return circle ? -EDEADLK : 0;
+	return cycle ? -EDEADLK : 0;
 }
 
-/* The sleeper, if it was registered, has what it waited for or gave up. */
+/**
+ * vmsrs_wait_leave() - unregister a sleeper that has the lock or gave up
+ * @wait: the sleeper; it need not be registered
+ */
 void vmsrs_wait_leave(struct vmsrs_wait *wait)
 {
 	struct vmsrs_app *app = wait->app;

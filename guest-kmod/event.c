@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The event queue: what the host reports by itself. A work alone uses it once the device runs, since
- * some events need locks.
+ * The event queue: messages that the host sends on its own initiative. Once the device runs,
+ * only a work uses it, since some events need locks.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -12,6 +12,10 @@
 #include "compat.h"
 #include "vmsrs.h"
 
+/**
+ * vmsrs_event_free() - free the buffers
+ * @dev: the device, after its reset
+ */
 void vmsrs_event_free(struct vmsrs_device *dev)
 {
 	kfree(dev->events);
@@ -25,9 +29,11 @@ static bool give_buffer(struct virtqueue *vq, struct vmsrs_event *event)
 	return !virtqueue_add_inbuf(vq, &sg, 1, event, GFP_KERNEL);
 }
 
-/*
- * Gives the host its first buffers. It uses none before the kick, and there are no callbacks
- * before a buffer is used.
+/**
+ * vmsrs_event_start() - give the host its first buffers
+ * @dev: the device
+ *
+ * The host uses none before the kick, and there are no callbacks before a buffer is used.
  */
 void vmsrs_event_start(struct vmsrs_device *dev)
 {
@@ -51,7 +57,7 @@ static void handle_event(struct vmsrs_device *dev, const struct vmsrs_event *eve
 		break;
 	case VMSRS_EVENT_FRAMES_FREE:
 		WRITE_ONCE(dev->pool.dry, false);
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 		break;
 	case VMSRS_EVENT_DAMAGE:
 		pr_err_ratelimited("incident %llu: the content of the page at %#llx is lost\n",
@@ -84,6 +90,12 @@ static void event_work(struct work_struct *work)
 	} while (!virtqueue_enable_cb(vq));
 }
 
+/**
+ * vmsrs_event_init() - allocate the buffers
+ * @dev: the device
+ *
+ * Return: 0 or -ENOMEM.
+ */
 int vmsrs_event_init(struct vmsrs_device *dev)
 {
 	spin_lock_init(&dev->event_lock);
@@ -92,7 +104,12 @@ int vmsrs_event_init(struct vmsrs_device *dev)
 	return dev->events ? 0 : -ENOMEM;
 }
 
-/* The host used buffers. Hard interrupt. */
+/**
+ * vmsrs_event_done() - callback of the virtqueue: the host used buffers
+ * @vq: the virtqueue
+ *
+ * Context: hard interrupt.
+ */
 void vmsrs_event_done(struct virtqueue *vq)
 {
 	struct vmsrs_device *dev = vq->vdev->priv;
@@ -104,7 +121,10 @@ void vmsrs_event_done(struct virtqueue *vq)
 	spin_unlock_irqrestore(&dev->event_lock, flags);
 }
 
-/* Events are no longer looked at from here on. */
+/**
+ * vmsrs_event_stop() - stop handling events
+ * @dev: the device
+ */
 void vmsrs_event_stop(struct vmsrs_device *dev)
 {
 	spin_lock_irq(&dev->event_lock);

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Evidence: what a program keeps of a failed request for whoever looks for the bug. It is read when
- * the request's drafts are gone and its locks are free, so nobody but the failed thread waits for it,
- * and without it the report is as good as before.
+ * Evidence: what a program keeps of a failed request for its developer. It is read when the
+ * request's drafts are gone and its locks are free, so only the failed thread waits for it, and
+ * the report does not depend on it.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/mm.h>
 #include <linux/sched.h>
 #include <linux/sched/task_stack.h>
@@ -14,17 +12,25 @@
 
 #include "vmsrs.h"
 
-/*
- * Fills in the registers with which the current thread entered the kernel last, if the library told
- * none: it dies in its request, so that is where it was.
+/**
+ * vmsrs_evidence_registers() - fill in where the current thread entered the kernel
+ * @body: report; if the library gave registers, they stay
+ *
+ * The thread dies in its request, so that is where the request was.
  */
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body)
 {
 	const struct pt_regs *regs = task_pt_regs(current);
-	const u64 registers[] = {
-		regs->ax, regs->bx, regs->cx, regs->dx, regs->si, regs->di, regs->bp, regs->sp,
-		regs->r8, regs->r9, regs->r10, regs->r11, regs->r12, regs->r13, regs->r14, regs->r15,
-		regs->ip, regs->flags,
+	const u64 registers[VMSRS_REGISTERS] = {
+		[VMSRS_REG_RAX] = regs->ax,	[VMSRS_REG_RBX] = regs->bx,
+		[VMSRS_REG_RCX] = regs->cx,	[VMSRS_REG_RDX] = regs->dx,
+		[VMSRS_REG_RSI] = regs->si,	[VMSRS_REG_RDI] = regs->di,
+		[VMSRS_REG_RBP] = regs->bp,	[VMSRS_REG_RSP] = regs->sp,
+		[VMSRS_REG_R8] = regs->r8,	[VMSRS_REG_R9] = regs->r9,
+		[VMSRS_REG_R10] = regs->r10,	[VMSRS_REG_R11] = regs->r11,
+		[VMSRS_REG_R12] = regs->r12,	[VMSRS_REG_R13] = regs->r13,
+		[VMSRS_REG_R14] = regs->r14,	[VMSRS_REG_R15] = regs->r15,
+		[VMSRS_REG_RIP] = regs->ip,	[VMSRS_REG_RFLAGS] = regs->flags,
 	};
 
 	BUILD_BUG_ON(sizeof(registers) != sizeof(body->registers));
@@ -33,19 +39,27 @@ void vmsrs_evidence_registers(struct vmsrs_incident_report *body)
 	memcpy(body->registers, registers, sizeof(registers));
 }
 
+/**
+ * vmsrs_evidence_valid() - check the lengths of the evidence
+ * @fail: argument of the ioctl
+ */
 bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail)
 {
 	return fail->stack_bytes <= VMSRS_STACK_MAX && fail->modules_bytes <= VMSRS_MODULES_MAX &&
 	       fail->text_bytes <= VMSRS_TEXT_MAX;
 }
 
-/* Reads a part from the calling program; returns its length, or 0 if it can't be read. */
+/* Reads a part from the calling program; returns its length, or 0 if it cannot be read. */
 static u32 take(void *to, u64 from, u32 length)
 {
 	return copy_from_user(to, u64_to_user_ptr(from), length) ? 0 : length;
 }
 
-/* Reads the evidence of incident fail->incident from the calling program and has it sent. */
+/**
+ * vmsrs_evidence_take() - read evidence from the calling program and queue it
+ * @dev: the device
+ * @fail: argument of the ioctl, with the number of the incident
+ */
 void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_evidence *evidence;

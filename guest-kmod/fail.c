@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Failed and discarded requests. The order matters: no write of the request is accepted any more,
- * its drafts are gone from the page tables, and only then its locks are free.
+ * Failed, discarded and abandoned requests. The order matters: first no write of the request is
+ * accepted any more, then its drafts leave the page tables, and only then its locks are
+ * released.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/ktime.h>
 #include <linux/sched.h>
 #include <linux/signal.h>
@@ -12,24 +11,7 @@
 
 #include "vmsrs.h"
 
-/* Drops a domain's drafts. The next access maps the committed version again. */
-static void domain_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
-{
-	struct vmsrs_draft *draft;
-
-	mutex_lock(&domain->lock);
-	vmsrs_zap_drafts(domain->app, &domain->drafts);
-	list_for_each_entry(draft, &domain->drafts, list)
-		draft->entry->draft = NONE;
-	list_splice_tail_init(&domain->drafts, &report->drafts);
-	report->count += domain->draft_count;
-	domain->draft_count = 0;
-	domain->owner = NULL;
-	list_del_init(&domain->owned);
-	mutex_unlock(&domain->lock);
-}
-
-/* The calling paths can't fail, and these are small. */
+/* The callers cannot fail, and these are small. */
 static struct vmsrs_report *report_new(bool incident)
 {
 	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL | __GFP_NOFAIL);
@@ -52,7 +34,8 @@ static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 }
 
 /*
- * Finds or makes the request and marks it failed. The new one, if it was needed, comes from *spare.
+ * Finds or adds the request and marks it failed. A new one comes from *spare. requests_lock is
+ * held.
  */
 static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 					 struct vmsrs_request **spare)
@@ -68,7 +51,7 @@ static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 	}
 	if (!request->failed) {
 		WRITE_ONCE(request->failed, true);
-		vmsrs_suspended_undue(request);
+		vmsrs_suspended_clear_deadline(request);
 		if (!request->suspended_by)
 			list_add_tail(&request->failed_entry, &app->dev->failed_requests);
 	}
@@ -81,15 +64,15 @@ static struct vmsrs_request *request_spare(struct vmsrs_app *app, u64 tag)
 }
 
 /*
- * A protection key forbade the access to a page of an app. A request has the key of its own drafts
- * open: what it hit was another's draft, which may be committed or gone by now. In a domain that it
- * holds, it was the host that stopped a write into a sealed frame, which looks the same.
+ * A protection key forbade the access to a page of an app. A request has the key of its own
+ * drafts open, so it hit another request's draft, which may be committed or gone by now. In a
+ * domain that it holds, the host stopped a write into a sealed frame, which looks the same.
  */
 static u32 refine_key(struct vmsrs_app *app, const struct vmsrs_ioctl_fail *fail)
 {
 	u32 domain = vmsrs_address_domain(app, fail->address);
 
-	if (domain != NONE && vmsrs_lock_tag(app, domain) == fail->tag)
+	if (domain != VMSRS_NONE && vmsrs_lock_tag(app, domain) == fail->tag)
 		return VMSRS_KIND_SEALED_WRITE;
 	return VMSRS_KIND_FOREIGN_DRAFT;
 }
@@ -100,7 +83,7 @@ static bool in_apps(u64 address)
 	       address - VMSRS_APP_BASE < (u64)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT;
 }
 
-/* What a signal alone does not say. */
+/* Finds out what a signal alone does not tell. */
 static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
 		  const struct vmsrs_ioctl_fail *fail, bool overdue)
 {
@@ -110,7 +93,7 @@ static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
 		return VMSRS_KIND_DEADLINE;
 	if (fail->signal == SIGSEGV && fail->code == SEGV_PKUERR && in_apps(fail->address))
 		return refine_key(app, fail);
-	/* Nothing is known of a request that has overwritten its own tag. */
+	/* The notes are not about a request that has overwritten its own tag. */
 	if (thread && thread->noted_tag == fail->tag && thread->refused_address &&
 	    thread->refused_address == (fail->address & PAGE_MASK))
 		return thread->refused_kind;
@@ -135,7 +118,7 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->tid = task_pid_nr(task);
 	body->address = fail->address;
 	body->flags = fail->flags & VMSRS_REPORT_ADDRESS;
-	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : NONE;
+	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
 	body->drafts_total = report->count;
 	body->recovery_ns = fail->recovery_ns;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
@@ -148,22 +131,23 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 }
 
 /*
- * First domain that the thread entered, or NONE. The program may have written any number there;
- * the host refuses a report about a domain that does not exist.
+ * First domain in the thread's list, or VMSRS_NONE. The program may have written any number
+ * there, and the host refuses a report about a domain that does not exist.
  */
 static u32 first_held(const struct vmsrs_thread *thread)
 {
 	u32 domain;
 
 	if (!thread || !READ_ONCE(thread->control->held_count))
-		return NONE;
+		return VMSRS_NONE;
 	domain = READ_ONCE(thread->control->held[0]);
-	return xa_load(&thread->app->domains, domain) ? domain : NONE;
+	return xa_load(&thread->app->domains, domain) ? domain : VMSRS_NONE;
 }
 
 /*
- * Releases the locks of a request: of the domains that had its drafts, of what the thread holds,
- * of what its other members hold, and of what it held when it was suspended. commit_lock is held.
+ * Releases the locks of a request: of the domains that had its drafts, of those that the thread
+ * and its other members hold, and of those that it held when it was suspended. commit_lock is
+ * held.
  */
 static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
 			  const struct vmsrs_report *report)
@@ -173,7 +157,7 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	struct vmsrs_thread *member, *next;
 	struct vmsrs_draft *draft;
 	u64 tag = request->tag;
-	u32 last = NONE, i;
+	u32 last = VMSRS_NONE, i;
 	LIST_HEAD(members);
 
 	list_for_each_entry(draft, &report->drafts, list) {
@@ -186,7 +170,7 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	for (i = 0; i < request->held_count; i++)
 		if (request->held[i] < VMSRS_MAX_DOMAINS)
 			vmsrs_lock_release(app, request->held[i], tag);
-	/* Each may have many locks, and each lock many sleepers: too long a walk for threads_lock. */
+	/* Not under threads_lock: each may have many locks, and each lock many sleepers. */
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(member, &dev->thread_list, list) {
 		if (member == thread || member->app != app || vmsrs_thread_tag(member) != tag)
@@ -204,8 +188,8 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 }
 
 /*
- * Fails request fail->tag. The new request, if it was needed, comes from *spare. commit_lock is
- * held; the caller finishes the report without it. False if it had failed before.
+ * Fails request fail->tag. A new request comes from *spare. commit_lock is held; the caller
+ * finishes the report without it. Returns false if the request had failed before.
  */
 static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report,
@@ -230,10 +214,10 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	spin_unlock(&dev->requests_lock);
 
 	first = first_held(thread);
-	if (first == NONE && !list_empty(&domains))
+	if (first == VMSRS_NONE && !list_empty(&domains))
 		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
 	list_for_each_entry_safe(domain, next, &domains, owned)
-		domain_discard(domain, report);
+		vmsrs_drafts_discard(domain, report);
 	atomic_sub(report->count, &request->drafts);
 	release_locks(request, thread, report);
 
@@ -256,11 +240,16 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	return report->incident;
 }
 
-/*
- * Fails request fail->tag: discards its drafts, releases its locks, interrupts its other threads,
- * and has the incident reported. `thread` is the thread at fault, or NULL if it is not known.
- * Fills in what IOCTL_FAIL returns. When it failed before, that incident is returned again, and the
- * result is false.
+/**
+ * vmsrs_fail() - fail a request: discard its drafts, release its locks, interrupt its other
+ * threads
+ * @app: the app
+ * @thread: the thread at fault, or NULL if it is not known
+ * @fail: argument of the ioctl; what it returns is filled in
+ *
+ * If the request has failed before, its incident is returned again.
+ *
+ * Return: true if this is a new incident.
  */
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
 {
@@ -277,7 +266,11 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	return incident;
 }
 
-/* Fails a suspended request, unless it was resumed meanwhile or has failed already. */
+/**
+ * vmsrs_fail_suspended() - fail a request, unless it is not suspended any more or has failed
+ * @app: the app
+ * @fail: tag and reason
+ */
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_report *report = report_new(true);
@@ -285,7 +278,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	struct vmsrs_request *request;
 	bool wanted;
 
-	/* Who resumes it takes commit_lock, too. */
+	/* A thread that resumes it takes commit_lock, too. */
 	mutex_lock(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, fail->tag);
@@ -300,7 +293,12 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 		kfree(report);
 }
 
-/* Fails a request that holds the domain, but that nobody works for any more. */
+/**
+ * vmsrs_fail_orphan() - fail a request that holds a domain but that no thread works for
+ * @app: the app
+ * @domain: the domain, whose lock is released
+ * @tag: tag of the request
+ */
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 {
 	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
@@ -311,8 +309,8 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 
 	mutex_lock(&dev->commit_lock);
 	/*
-	 * In this order: the last one who carried it has released the domain before. A tag that was
-	 * never given out is scribble in the lock word.
+	 * In this order: the last thread that carried the tag released the domain before that. A
+	 * tag that was never handed out is garbage in the lock word.
 	 */
 	wanted = vmsrs_request_orphaned(app, tag) && vmsrs_lock_tag(app, domain) == tag;
 	if (wanted && vmsrs_tag_valid(dev, tag))
@@ -327,9 +325,12 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 		kfree(report);
 }
 
-/*
- * Fails what was begun or suspended through a file whose last reference went, and forgets what was
- * suspended. Nobody begins or suspends anything through it any more.
+/**
+ * vmsrs_fail_file() - fail all requests begun or suspended through a file
+ * @file: the file, whose last reference went: no request is begun or suspended through it any
+ * 	more
+ *
+ * Suspended requests are forgotten.
  */
 void vmsrs_fail_file(struct vmsrs_file *file)
 {
@@ -350,19 +351,23 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		spin_unlock(&dev->requests_lock);
 		if (!request)
 			break;
-		/* One that has failed before stays as it is. Both take it off a list. */
+		/* One that has failed before stays as it is. Both calls take it off a list. */
 		vmsrs_fail(file->app, NULL, &fail);
 		vmsrs_suspended_forget(file, fail.tag);
 		vmsrs_host_reports_wait(dev);
 	}
-	/* Without threads the watch has stopped; it forgets what has failed. */
+	/* Without threads the watch has stopped, and it has to forget the failed requests. */
 	if (!list_empty_careful(&dev->failed_requests))
-		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+		vmsrs_device_start_watch(dev);
 }
 
-/*
- * Drops a request's drafts without an incident; its locks stay. That holds for a request that is
- * overdue, too: its thread may be about to give it up and release the locks.
+/**
+ * vmsrs_discard() - drop a request's drafts without an incident
+ * @app: the app
+ * @tag: tag of the request
+ *
+ * The request keeps its locks. That holds for an overdue request, too: its thread may be about
+ * to give it up and release the locks.
  */
 void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
@@ -380,20 +385,67 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	spin_unlock(&dev->requests_lock);
 	if (request) {
 		list_for_each_entry_safe(domain, next, &domains, owned)
-			domain_discard(domain, report);
+			vmsrs_drafts_discard(domain, report);
 		atomic_sub(report->count, &request->drafts);
-		vmsrs_request_settle(request);
+		vmsrs_request_remove_idle(request);
 	}
 	mutex_unlock(&dev->commit_lock);
 	report_finish(dev, report);
 }
 
-/*
- * Marks a request as failed by its deadline and interrupts its threads. One of them is expected to
- * call IOCTL_FAIL; until then its locks and drafts stay, but it can neither write nor commit. One
- * that was suspended meanwhile has no threads that could: it is failed here.
+/**
+ * vmsrs_abandon() - give up a suspended request: drop its drafts and release its locks
+ * @file: file through which it was suspended
+ * @tag: tag of the request
+ *
+ * Its locks are free before it is forgotten: no thread carries its tag, so a thread that waits
+ * for one of them would take it for an orphan.
+ *
+ * Return: 0; -ENOENT: it is not suspended through this file.
  */
-void vmsrs_overdue(struct vmsrs_app *app, u64 tag, u64 now)
+long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
+{
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_request *request;
+	u32 i;
+
+	/* Its drafts first: only this file's process could resume it in the meantime. */
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_suspended_find(file, tag);
+	spin_unlock(&dev->requests_lock);
+	if (!request)
+		return -ENOENT;
+	vmsrs_discard(file->app, tag);
+
+	/* Under commit_lock it stays suspended and its list of domains does not change. */
+	mutex_lock(&dev->commit_lock);
+	spin_lock(&dev->requests_lock);
+	request = vmsrs_suspended_find(file, tag);
+	spin_unlock(&dev->requests_lock);
+	if (request) {
+		for (i = 0; i < request->held_count; i++)
+			if (request->held[i] < VMSRS_MAX_DOMAINS)
+				vmsrs_lock_release(file->app, request->held[i], tag);
+		spin_lock(&dev->requests_lock);
+		vmsrs_suspended_remove(request);
+		spin_unlock(&dev->requests_lock);
+		vmsrs_request_remove_idle(request);
+	}
+	mutex_unlock(&dev->commit_lock);
+	return request ? 0 : -ENOENT;
+}
+
+/**
+ * vmsrs_fail_overdue() - mark a request as failed by its deadline and interrupt its threads
+ * @app: the app
+ * @tag: tag of the request
+ * @now: the time, in nanoseconds
+ *
+ * One of its threads is expected to call IOCTL_FAIL; until then the request keeps its locks and
+ * drafts, but can neither write nor commit. A request that was suspended in the meantime has no
+ * threads that could call it, and is failed here.
+ */
+void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {
 	struct vmsrs_request *request, *spare = request_spare(app, tag);
 	struct vmsrs_ioctl_fail fail = {

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * /dev/vmsrs: open, close, ioctl, mmap.
- */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
+/* /dev/vmsrs: open, close, ioctl, mmap. */
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -16,7 +12,7 @@
 
 static int file_open(struct inode *inode, struct file *filp)
 {
-	/* misc_open() put it there; the device can't go while it runs. */
+	/* misc_open() put it there; the device cannot be removed while it runs. */
 	struct vmsrs_device *dev = container_of(filp->private_data, struct vmsrs_device, misc);
 	struct vmsrs_file *file;
 
@@ -33,7 +29,7 @@ static int file_open(struct inode *inode, struct file *filp)
 	return nonseekable_open(inode, filp);
 }
 
-/* A process that exits closes its files here, when all its threads are past running. */
+/* A process that exits closes its files here, when none of its threads runs its code any more. */
 static int file_flush(struct file *filp, fl_owner_t id)
 {
 	if (current->flags & PF_EXITING)
@@ -41,7 +37,7 @@ static int file_flush(struct file *filp, fl_owner_t id)
 	return 0;
 }
 
-/* The last reference, mappings included, is gone. */
+/* The last reference is gone, mappings included. */
 static int file_release(struct inode *inode, struct file *filp)
 {
 	struct vmsrs_file *file = filp->private_data;
@@ -61,7 +57,7 @@ static struct vmsrs_app *file_app(struct vmsrs_file *file)
 	return smp_load_acquire(&file->app);
 }
 
-/* 0 if the calling thread is registered and carries the tag. */
+/* Returns 0 if the calling thread is registered and carries the tag. */
 static long check_tag(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_thread *thread = vmsrs_thread_current(app);
@@ -149,6 +145,33 @@ static long ioctl_commit(struct vmsrs_app *app, void __user *user)
 	return ret ? ret : vmsrs_commit(app, &arg);
 }
 
+/*
+ * Kinds of failure that a program may report. The driver or the host finds the others: a program
+ * that reported them would forge a failure of the hardware, or blame another request.
+ */
+static bool kind_valid(u32 kind)
+{
+	switch (kind) {
+	case VMSRS_KIND_MEMORY:
+	case VMSRS_KIND_ARITHMETIC:
+	case VMSRS_KIND_INSTRUCTION:
+	case VMSRS_KIND_ABORT:
+	case VMSRS_KIND_STACK_OVERFLOW:
+	case VMSRS_KIND_DOUBLE_FREE:
+	case VMSRS_KIND_FOREIGN_FREE:
+	case VMSRS_KIND_RED_ZONE:
+	case VMSRS_KIND_USE_AFTER_FREE:
+	case VMSRS_KIND_HEAP_CORRUPT:
+	case VMSRS_KIND_PANIC:
+	case VMSRS_KIND_DEADLINE:
+	case VMSRS_KIND_THREAD_DEATH:
+	case VMSRS_KIND_INVARIANT:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_thread *thread;
@@ -158,7 +181,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
-	if (!arg.kind || arg.kind > VMSRS_KIND_MAX || !vmsrs_evidence_valid(&arg))
+	if (!kind_valid(arg.kind) || !vmsrs_evidence_valid(&arg))
 		return -EINVAL;
 	ret = check_tag(app, arg.tag);
 	if (ret)
@@ -170,7 +193,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	thread->refused_address = 0;
 	thread->frame_due = 0;
 	vmsrs_thread_put(thread);
-	/* Its drafts are gone and its locks free: only who fails requests faster waits. */
+	/* Drafts are gone and locks free: only a thread that fails requests faster waits. */
 	vmsrs_host_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);
@@ -272,7 +295,7 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 		.pool_frames = dev->config.pool_frames,
 		.pool_free = READ_ONCE(dev->pool.free_count),
 		.drafts = atomic_read(&dev->drafts),
-		.broken = vmsrs_broken(dev),
+		.broken = vmsrs_device_broken(dev),
 		.commits = atomic64_read(&dev->commits),
 		.sealed_pages = atomic64_read(&dev->sealed_pages),
 		.discarded = atomic64_read(&dev->discarded),
@@ -286,7 +309,7 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
-/* Calls that give up a request or a lock, or tell the state, work without a host, too. */
+/* Calls that give up a request or a lock, or query the state, work without a host, too. */
 static bool needs_host(unsigned int command)
 {
 	switch (command) {
@@ -313,7 +336,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 
 	if (_IOC_TYPE(command) != 'V')
 		return -ENOTTY;
-	if (needs_host(command) && !vmsrs_usable(file->dev))
+	if (needs_host(command) && !vmsrs_device_usable(file->dev))
 		return -ENODEV;
 	switch (command) {
 	case VMSRS_IOCTL_OPEN_APP:
@@ -323,7 +346,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	case VMSRS_IOCTL_INFO:
 		return ioctl_info(file->dev, user);
 	case VMSRS_IOCTL_FLUSH:
-		return vmsrs_flush(file->dev, false);
+		return vmsrs_host_flush(file->dev, false);
 	}
 	if (!app)
 		return -EBADFD;
@@ -358,7 +381,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	}
 }
 
-/* True if the mapping lies within `length` bytes at `offset` of the file. */
+/* Does the mapping lie within `length` bytes at `offset` of the file? */
 static bool within(const struct vm_area_struct *vma, u64 offset, u64 length)
 {
 	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
@@ -367,7 +390,7 @@ static bool within(const struct vm_area_struct *vma, u64 offset, u64 length)
 	       vma->vm_end - vma->vm_start <= length - (start - offset);
 }
 
-/* The app's pages: at their fixed address only, since they are full of pointers. */
+/* The app's pages can be mapped at their fixed address only, since they contain pointers. */
 static int mmap_pages(struct vmsrs_app *app, struct vm_area_struct *vma)
 {
 	u64 offset = (u64)app->number << VMSRS_APP_OFFSET_SHIFT;
@@ -398,14 +421,14 @@ static int file_mmap(struct file *filp, struct vm_area_struct *vma)
 		return -EBADFD;
 	if (READ_ONCE(file->dev->gone))
 		return -ENODEV;
-	/* Private copies would be out of reach; nothing here is code. */
+	/* Private copies could not be zapped, and nothing here is code. */
 	if (!(vma->vm_flags & VM_SHARED) || vma->vm_flags & VM_EXEC)
 		return -EINVAL;
-	/* Not inherited, not dumped, not pinned: a child is another process with its own rights. */
+	/* Not inherited, not dumped, not pinned: a child of fork() has to open the app itself. */
 	vm_flags_mod(vma, VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY, VM_MAYEXEC);
 	if (within(vma, VMSRS_LOCKS_OFFSET, VMSRS_LOCKS_LENGTH))
 		return mmap_locks(app, vma);
-	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)THREADS_MAX << PAGE_SHIFT))
+	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT))
 		return vmsrs_thread_mmap(file, vma);
 	return mmap_pages(app, vma);
 }

@@ -1,38 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The host work: sends what has been collected, commits in their order, then reports, and asks for
- * frames. Nothing else sends these messages, so there is one of it at a time.
+ * The host work: sends what has been collected (commits in their order, then reports) and asks
+ * for frames. These messages are sent nowhere else, and the work runs once at a time.
  *
- * Any refusal shows that driver and host disagree about the state: it breaks the device.
+ * A refusal shows that driver and host disagree about the state, so it breaks the device.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
 
-#define PAYLOAD_MAX	(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
+#define VMSRS_PAYLOAD_MAX	(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
 
-#define RECORDS_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
+#define VMSRS_RECORDS_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
 			 sizeof(struct vmsrs_seal_record))
-#define DROPPED_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
+#define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
 			 sizeof(struct vmsrs_dropped_draft))
-#define DISCARDED_MAX	((PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / sizeof(u32))
+#define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / \
+				 sizeof(u32))
 
-void vmsrs_host_work_soon(struct vmsrs_device *dev)
-{
-	queue_delayed_work(dev->wq, &dev->host_work, BATCH_DELAY);
-}
-
-/* Any context. */
-void vmsrs_host_work_now(struct vmsrs_device *dev)
-{
-	mod_delayed_work(dev->wq, &dev->host_work, 0);
-}
-
-/*
- * Appends the records of one whole commit. commit_lock is held, so that their order is that of the
- * commits. Returns how many records are sealed when these are.
+/**
+ * vmsrs_host_append() - queue the records of one whole commit
+ * @dev: the device
+ * @records: list of drafts; empty afterwards
+ * @count: length of the list
+ *
+ * commit_lock is held, so that the records are in the order of the commits.
+ *
+ * Return: the value of batch.sealed at which these records are sealed.
  */
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count)
 {
@@ -46,28 +41,92 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 c
 	batch->queued += count;
 	batch->appended += count;
 	end = batch->appended;
-	full = batch->queued >= min_t(u32, dev->config.batch_records, RECORDS_MAX);
+	full = batch->queued >= min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 	spin_unlock(&batch->lock);
 	if (full)
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 	else
-		vmsrs_host_work_soon(dev);
+		vmsrs_device_kick_host_soon(dev);
 	return end;
 }
 
-/* Room for one more evidence to be sent. The caller gives it to vmsrs_host_evidence(), or back. */
+static bool is_sealed(struct vmsrs_batch *batch, u64 end)
+{
+	return (u64)atomic64_read(&batch->sealed) >= end;
+}
+
+/**
+ * vmsrs_host_wait_sealed() - wait until records are sealed
+ * @dev: the device
+ * @end: what vmsrs_host_append() returned
+ * @killable_only: only a fatal signal ends the wait early
+ *
+ * Return: 0; -ENODEV: the device is broken; -EINTR; -ETIMEDOUT.
+ */
+long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	long left;
+
+	if (is_sealed(batch, end))
+		return 0;
+	vmsrs_device_kick_host(dev);
+	if (killable_only)
+		left = wait_event_killable_timeout(batch->wait,
+						   is_sealed(batch, end) ||
+						   vmsrs_device_broken(dev), VMSRS_SEAL_TIMEOUT);
+	else
+		left = wait_event_interruptible_timeout(batch->wait,
+							is_sealed(batch, end) ||
+							vmsrs_device_broken(dev),
+							VMSRS_SEAL_TIMEOUT);
+	if (is_sealed(batch, end))
+		return 0;
+	if (vmsrs_device_broken(dev))
+		return -ENODEV;
+	return left < 0 ? -EINTR : -ETIMEDOUT;
+}
+
+/**
+ * vmsrs_host_flush() - send the batch and wait until everything committed so far is sealed
+ * @dev: the device
+ * @killable_only: only a fatal signal ends the wait early
+ *
+ * Return: as vmsrs_host_wait_sealed().
+ */
+long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only)
+{
+	u64 end;
+
+	spin_lock(&dev->batch.lock);
+	end = dev->batch.appended;
+	spin_unlock(&dev->batch.lock);
+	return vmsrs_host_wait_sealed(dev, end, killable_only);
+}
+
+/**
+ * vmsrs_host_evidence_reserve() - reserve room for one more piece of evidence
+ * @dev: the device
+ *
+ * Return: true if there is room; the caller passes it on to vmsrs_host_evidence(), or releases
+ * it.
+ */
 bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev)
 {
 	bool room;
 
 	spin_lock(&dev->batch.lock);
-	room = dev->batch.evidence < EVIDENCE_MAX;
+	room = dev->batch.evidence < VMSRS_EVIDENCE_MAX;
 	if (room)
 		dev->batch.evidence++;
 	spin_unlock(&dev->batch.lock);
 	return room;
 }
 
+/**
+ * vmsrs_host_evidence_release() - release the room for a piece of evidence
+ * @dev: the device
+ */
 void vmsrs_host_evidence_release(struct vmsrs_device *dev)
 {
 	spin_lock(&dev->batch.lock);
@@ -75,7 +134,7 @@ void vmsrs_host_evidence_release(struct vmsrs_device *dev)
 	spin_unlock(&dev->batch.lock);
 }
 
-/* Frees evidence with its room. */
+/* Frees evidence and releases its room. */
 static void evidence_free(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
 {
 	if (!evidence)
@@ -91,10 +150,14 @@ static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 	kfree(report);
 }
 
-/* Takes the report over. Nobody can be told when the host is gone. */
+/**
+ * vmsrs_host_report() - queue a report, or free it if the host is gone
+ * @dev: the device
+ * @report: the report; taken over
+ */
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
-	if (vmsrs_broken(dev)) {
+	if (vmsrs_device_broken(dev)) {
 		report_free(dev, report);
 		return;
 	}
@@ -102,10 +165,14 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 	list_add_tail(&report->list, &dev->batch.reports);
 	dev->batch.reports_queued++;
 	spin_unlock(&dev->batch.lock);
-	vmsrs_host_work_soon(dev);
+	vmsrs_device_kick_host_soon(dev);
 }
 
-/* Takes the evidence and its room over; it goes behind the report of its incident. */
+/**
+ * vmsrs_host_evidence() - queue evidence after the report of its incident
+ * @dev: the device
+ * @evidence: the evidence, taken over with its room
+ */
 void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
 {
 	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL_ACCOUNT);
@@ -121,32 +188,40 @@ void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *eviden
 
 static bool reports_few(struct vmsrs_device *dev)
 {
-	return READ_ONCE(dev->batch.reports_queued) < REPORTS_MAX || vmsrs_broken(dev);
+	return READ_ONCE(dev->batch.reports_queued) < VMSRS_REPORTS_MAX || vmsrs_device_broken(dev);
 }
 
-/*
- * For who adds reports, but must not wait: how many it may add now. At least one, so that it gets on,
- * slowly, while the host does not; that is over when the host has missed CONTROL_TIMEOUT.
+/**
+ * vmsrs_host_reports_room() - tell how many reports may be added now by a caller that must not
+ * wait
+ * @dev: the device
+ *
+ * Return: at least 1, so that the caller makes progress while the host does not. That is over
+ * when the host has missed VMSRS_CONTROL_TIMEOUT.
  */
 u32 vmsrs_host_reports_room(struct vmsrs_device *dev)
 {
 	u32 queued = READ_ONCE(dev->batch.reports_queued);
 
-	if (vmsrs_broken(dev))
+	if (vmsrs_device_broken(dev))
 		return U32_MAX;
-	return queued < REPORTS_MAX ? REPORTS_MAX - queued : 1;
+	return queued < VMSRS_REPORTS_MAX ? VMSRS_REPORTS_MAX - queued : 1;
 }
 
-/*
- * For who adds reports at will: waits until the host has kept up. That it must within CONTROL_TIMEOUT a
- * message, so each thread has one report more than REPORTS_MAX on the list at most.
+/**
+ * vmsrs_host_reports_wait() - wait until the host has caught up with the reports
+ * @dev: the device
+ *
+ * For callers that add reports at will. The host must answer each message within
+ * VMSRS_CONTROL_TIMEOUT, so each thread has at most one report more than VMSRS_REPORTS_MAX in
+ * the list.
  */
 void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 {
 	if (reports_few(dev))
 		return;
-	vmsrs_host_work_now(dev);
-	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), CONTROL_TIMEOUT);
+	vmsrs_device_kick_host(dev);
+	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), VMSRS_CONTROL_TIMEOUT);
 }
 
 /* Moves up to `limit` records from the batch to a list. */
@@ -177,7 +252,7 @@ static void fill_record(struct vmsrs_seal_record *record, const struct vmsrs_dra
 	record->flags = draft->flags;
 }
 
-/* Frames that the host took back: sealed or dropped. Frees the drafts. */
+/* Frames that the host took back, sealed or dropped. Frees the drafts. */
 static void revoke(struct vmsrs_device *dev, struct list_head *drafts)
 {
 	struct vmsrs_draft *draft;
@@ -196,8 +271,8 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 	    length != sizeof(*reply) + reply->runs * sizeof(struct vmsrs_frame_run))
 		return -EPROTO;
 	if (reply->refusal != VMSRS_STATUS_OK || reply->sealed != count) {
-		vmsrs_break(dev, "seal refused after %u of %u records (status %u)", reply->sealed,
-			    count, reply->refusal);
+		vmsrs_device_fail(dev, "seal refused after %u of %u records (status %u)",
+				  reply->sealed, count, reply->refusal);
 		return -ENODEV;
 	}
 	revoke(dev, records);
@@ -206,7 +281,7 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 
 static int send_records(struct vmsrs_device *dev)
 {
-	u32 limit = min_t(u32, dev->config.batch_records, RECORDS_MAX);
+	u32 limit = min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 	struct vmsrs_batch *batch = &dev->batch;
 	struct vmsrs_seal_request *request;
 	struct vmsrs_seal_record *record;
@@ -282,7 +357,7 @@ static u32 fill_incident(void *payload, struct vmsrs_report *report, struct list
 	struct vmsrs_draft *draft;
 	u32 count;
 
-	count = take_drafts(report, DROPPED_MAX, drafts);
+	count = take_drafts(report, VMSRS_DROPPED_MAX, drafts);
 	*body = report->body;
 	body->drafts = count;
 	list_for_each_entry(draft, drafts, list) {
@@ -301,7 +376,7 @@ static u32 fill_discard(void *payload, struct vmsrs_report *report, struct list_
 	u32 *frame = (u32 *)(request + 1);
 	struct vmsrs_draft *draft;
 
-	request->frames = take_drafts(report, DISCARDED_MAX, drafts);
+	request->frames = take_drafts(report, VMSRS_DISCARDED_MAX, drafts);
 	request->reserved = 0;
 	list_for_each_entry(draft, drafts, list)
 		*frame++ = draft->frame;
@@ -320,7 +395,7 @@ static u32 fill_evidence(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 	return length;
 }
 
-/* Sends one message of a report: the incident first, then what did not go into it. */
+/* Sends one message of a report: the incident first, then what had no room in it. */
 static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	const void *reply;
@@ -364,7 +439,7 @@ static int send_reports(struct vmsrs_device *dev)
 	int error = 0;
 	u32 i;
 
-	for (i = 0; !error && i < REPORTS_PER_TURN; i++) {
+	for (i = 0; !error && i < VMSRS_REPORTS_PER_TURN; i++) {
 		report = take_report(&dev->batch);
 		if (!report)
 			return 0;
@@ -384,7 +459,7 @@ static void host_work(struct work_struct *work)
 						host_work);
 	int error;
 
-	if (vmsrs_broken(dev))
+	if (vmsrs_device_broken(dev))
 		return;
 	error = send_records(dev);
 	if (!error)
@@ -392,16 +467,20 @@ static void host_work(struct work_struct *work)
 	if (!error)
 		error = vmsrs_pool_refill(dev);
 	if (error) {
-		vmsrs_break(dev, "a message was refused or badly answered (%d)", error);
+		vmsrs_device_fail(dev, "a message was refused or badly answered (%d)", error);
 		return;
 	}
 	if (!list_empty_careful(&dev->batch.reports))
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 	else if (atomic_read(&dev->pool.waiters) &&
 		 READ_ONCE(dev->pool.free_count) <= vmsrs_pool_reserve(dev))
-		queue_delayed_work(dev->wq, &dev->host_work, GRANT_RETRY_DELAY);
+		queue_delayed_work(dev->wq, &dev->host_work, VMSRS_GRANT_RETRY_DELAY);
 }
 
+/**
+ * vmsrs_host_init() - initialise the batch and the host work
+ * @dev: the device
+ */
 void vmsrs_host_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
@@ -413,7 +492,10 @@ void vmsrs_host_init(struct vmsrs_device *dev)
 	INIT_DELAYED_WORK(&dev->host_work, host_work);
 }
 
-/* Drops what was not sent; the work does not run any more. */
+/**
+ * vmsrs_host_free() - free what was not sent
+ * @dev: the device; its host work does not run any more
+ */
 void vmsrs_host_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_report *report;

@@ -1,48 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Lock words: one u64 a domain in pages that all processes of an app map, and the sleep of those
- * that find one taken. What a word means is told in vmsrs_protocol.h; programs change them at any
- * time, so they are only ever changed by compare-and-exchange here.
+ * Lock words: one u64 per domain, in pages that all processes of an app map. Programs change
+ * them at any time, so they are only ever changed by compare-and-exchange here. vmsrs_protocol.h
+ * defines them.
  *
- * Like a futex, but the driver takes the lock for the sleeper, and knows how to release those of a
- * thread that failed or died.
+ * Like a futex, except that the driver takes the lock for the sleeper (lock_wait.c), and
+ * releases the locks of a thread that failed or died.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/hash.h>
 #include <linux/mm.h>
-#include <linux/sched/signal.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
 
-#define QUEUE_BITS		8
-#define WORDS_PER_PAGE		(PAGE_SIZE / sizeof(u64))
+#define VMSRS_QUEUE_BITS		8
+#define VMSRS_WORDS_PER_PAGE		(PAGE_SIZE / sizeof(u64))
 /*
- * A sleeper that was woken so often, and each time found the lock taken by somebody who had not slept,
- * gets it from whoever wakes it next. Not from the first: others can use the lock while the sleeper
- * comes to run.
+ * A sleeper that was woken this often, and each time found the lock taken by a thread that had not
+ * slept, is handed the lock by the next wake-up. Not by the first: others can use the lock until
+ * the sleeper gets to run.
  */
-#define HANDOVER_AFTER		2
+#define VMSRS_HANDOVER_AFTER		2
 
-/* Sleepers, in the order in which they came; of all words with the same hash. */
+/**
+ * struct lock_queue - sleepers of all words with the same hash
+ * @lock: guards the list and its members; an innermost lock
+ * @sleepers: struct vmsrs_lock_sleeper, in order of arrival
+ */
 struct lock_queue {
-	spinlock_t lock;		/* guards the list and its members; an innermost one */
+	spinlock_t lock;	/* guards sleepers */
 	struct list_head sleepers;
 };
 
-static struct lock_queue lock_queues[1 << QUEUE_BITS];
+static struct lock_queue lock_queues[1 << VMSRS_QUEUE_BITS];
 
-/* On its queue until it has the lock or gives up, so its place stays. */
-struct lock_sleeper {
-	struct list_head entry;
-	struct task_struct *task;	/* runs with it on its stack */
-	atomic64_t *word;
-	u64 tag;
-	u32 woken;			/* times it was woken for the lock */
-	bool granted;			/* the lock was taken for it */
-};
-
+/**
+ * vmsrs_locks_init() - initialise the queues of sleepers
+ */
 void vmsrs_locks_init(void)
 {
 	size_t i;
@@ -55,10 +50,10 @@ void vmsrs_locks_init(void)
 
 static struct lock_queue *queue_of(atomic64_t *word)
 {
-	return &lock_queues[hash_ptr(word, QUEUE_BITS)];
+	return &lock_queues[hash_ptr(word, VMSRS_QUEUE_BITS)];
 }
 
-/* The page with lock words; allocated if there is none yet, unless `gfp` is 0. */
+/* Returns a page of lock words; allocates it if there is none yet, unless `gfp` is 0. */
 static struct page *lock_page(struct vmsrs_app *app, u32 index, gfp_t gfp)
 {
 	struct page *page = smp_load_acquire(&app->lock_pages[index]), *other;
@@ -76,29 +71,48 @@ static struct page *lock_page(struct vmsrs_app *app, u32 index, gfp_t gfp)
 	return page;
 }
 
-static atomic64_t *lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
+/**
+ * vmsrs_lock_word() - find the lock word of a domain
+ * @app: the app
+ * @domain: number of the domain, below VMSRS_MAX_DOMAINS
+ * @gfp: how to allocate the word's page if there is none yet, or 0 not to
+ *
+ * Return: the word, or NULL if there is no page for it.
+ */
+atomic64_t *vmsrs_lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp)
 {
-	struct page *page = lock_page(app, domain / WORDS_PER_PAGE, gfp);
+	struct page *page = lock_page(app, domain / VMSRS_WORDS_PER_PAGE, gfp);
 
 	if (!page)
 		return NULL;
-	return (atomic64_t *)page_address(page) + domain % WORDS_PER_PAGE;
+	return (atomic64_t *)page_address(page) + domain % VMSRS_WORDS_PER_PAGE;
 }
 
-/* Tag of the request that holds a domain, or 0. */
+/**
+ * vmsrs_lock_tag() - tell which request holds a domain
+ * @app: the app
+ * @domain: number of the domain
+ *
+ * Return: the tag of the holder, or 0.
+ */
 u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain)
 {
-	atomic64_t *word = lock_word(app, domain, 0);
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
 
 	return word ? atomic64_read(word) & VMSRS_LOCK_TAG : 0;
 }
 
-/*
- * Takes the lock, or marks it as waited for. Whoever takes it here sets the mark as well: there may
- * be sleepers that marked the word before its last release. That holds even for one who has not
- * slept: it is on the queue, and the wake-up of that release may have found it there.
+/**
+ * vmsrs_lock_try() - take a lock, or mark it as waited for
+ * @word: the lock word
+ * @tag: tag that takes it
+ *
+ * Taking it sets the mark as well: there may be sleepers that marked the word before its last
+ * release, and the wake-up of that release may have found this caller at the front of the queue.
+ *
+ * Return: 0; -EEXIST: the tag holds the lock already; -EAGAIN: another tag holds it.
  */
-static int lock_try(atomic64_t *word, u64 tag)
+int vmsrs_lock_try(atomic64_t *word, u64 tag)
 {
 	s64 value = atomic64_read(word), new;
 
@@ -114,56 +128,79 @@ static int lock_try(atomic64_t *word, u64 tag)
 	}
 }
 
-/*
- * Wakes the sleeper that has waited longest; it marks the word again for the others. For one that was
- * overtaken too often the lock is taken here, if it still is free: between a program's release and
- * its call another program can come, but hardly each time.
+/**
+ * vmsrs_lock_wake_one() - wake the sleeper that has waited longest
+ * @word: the lock word
+ *
+ * The sleeper marks the word again for the others. If it was overtaken too often, the lock is
+ * taken for it here, provided it is still free: another program can come between a program's
+ * release and its wake-up call, but hardly each time.
  */
-static void wake_one(atomic64_t *word)
+void vmsrs_lock_wake_one(atomic64_t *word)
 {
 	struct lock_queue *queue = queue_of(word);
-	struct lock_sleeper *sleeper;
+	struct vmsrs_lock_sleeper *sleeper;
 
 	spin_lock(&queue->lock);
 	list_for_each_entry(sleeper, &queue->sleepers, entry) {
 		if (sleeper->word != word || sleeper->granted)
 			continue;
-		if (sleeper->woken++ >= HANDOVER_AFTER)
-			WRITE_ONCE(sleeper->granted, !lock_try(word, sleeper->tag));
+		if (sleeper->woken++ >= VMSRS_HANDOVER_AFTER)
+			WRITE_ONCE(sleeper->granted, !vmsrs_lock_try(word, sleeper->tag));
 		wake_up_process(sleeper->task);
 		break;
 	}
 	spin_unlock(&queue->lock);
 }
 
-static void sleeper_add(struct lock_queue *queue, struct lock_sleeper *sleeper)
+/**
+ * vmsrs_sleeper_add() - append a task to the queue of its word
+ * @sleeper: the task
+ */
+void vmsrs_sleeper_add(struct vmsrs_lock_sleeper *sleeper)
 {
+	struct lock_queue *queue = queue_of(sleeper->word);
+
 	spin_lock(&queue->lock);
 	list_add_tail(&sleeper->entry, &queue->sleepers);
 	spin_unlock(&queue->lock);
 }
 
-/* Was the lock taken for the sleeper? From here on it is not. */
-static bool sleeper_remove(struct lock_queue *queue, struct lock_sleeper *sleeper)
+/**
+ * vmsrs_sleeper_remove() - take a task off the queue of its word
+ * @sleeper: the task
+ *
+ * Return: true if the lock was taken for it; from here on it is not.
+ */
+bool vmsrs_sleeper_remove(struct vmsrs_lock_sleeper *sleeper)
 {
+	struct lock_queue *queue = queue_of(sleeper->word);
+
 	spin_lock(&queue->lock);
 	list_del(&sleeper->entry);
 	spin_unlock(&queue->lock);
 	return sleeper->granted;
 }
 
+/**
+ * vmsrs_lock_wake() - wake the first sleeper of a domain's lock
+ * @app: the app
+ * @domain: number of the domain
+ */
 void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain)
 {
-	atomic64_t *word = lock_word(app, domain, 0);
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
 
 	if (word)
-		wake_one(word);
+		vmsrs_lock_wake_one(word);
 }
 
-/* The device is gone. */
-void vmsrs_lock_wake_everybody(void)
+/**
+ * vmsrs_lock_wake_all() - wake all sleepers, since the device is gone
+ */
+void vmsrs_lock_wake_all(void)
 {
-	struct lock_sleeper *sleeper;
+	struct vmsrs_lock_sleeper *sleeper;
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(lock_queues); i++) {
@@ -174,13 +211,19 @@ void vmsrs_lock_wake_everybody(void)
 	}
 }
 
-/*
- * Releases a domain that the tag holds. Wakes in any case: the holder may have died between its
- * release and its wake-up call. Any context but interrupts.
+/**
+ * vmsrs_lock_release() - release a domain if the tag holds it
+ * @app: the app
+ * @domain: number of the domain
+ * @tag: tag of the holder, or 0 to wake only
+ *
+ * Wakes in any case: the holder may have died between its release and its wake-up call.
+ *
+ * Context: any except interrupts.
  */
 void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag)
 {
-	atomic64_t *word = lock_word(app, domain, 0);
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
 	s64 value;
 
 	if (!word)
@@ -189,10 +232,14 @@ void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag)
 	while (tag && (value & VMSRS_LOCK_TAG) == tag)
 		if (atomic64_try_cmpxchg(word, &value, 0))
 			break;
-	wake_one(word);
+	vmsrs_lock_wake_one(word);
 }
 
-/* Releases what a thread has entered as held, as far as the tag holds it. */
+/**
+ * vmsrs_lock_release_held() - release the domains in a thread's list of held domains
+ * @thread: the thread
+ * @tag: tag of its request; only what this tag holds is released
+ */
 void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 {
 	u32 count = min_t(u32, READ_ONCE(thread->control->held_count), VMSRS_HELD_MAX);
@@ -205,123 +252,28 @@ void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 	}
 }
 
-/* Nobody will release the lock of a request that nobody works for. */
-static void release_orphan(struct vmsrs_app *app, u32 domain)
-{
-	u64 tag = vmsrs_lock_tag(app, domain);
-
-	if (tag && vmsrs_request_orphaned(app, tag))
-		vmsrs_fail_orphan(app, domain, tag);
-}
-
-static bool request_failed(struct vmsrs_app *app, u64 tag)
-{
-	struct vmsrs_request *request;
-	bool failed;
-
-	spin_lock(&app->dev->requests_lock);
-	request = vmsrs_request_find(app, tag);
-	failed = request && request->failed;
-	spin_unlock(&app->dev->requests_lock);
-	return failed;
-}
-
-/* Sleeps until the lock is had or there is a reason to give up. */
-static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg,
-		       struct lock_sleeper *sleeper, struct vmsrs_wait *wait)
-{
-	unsigned long due = jiffies + msecs_to_jiffies(arg->timeout_ms);
-	long ret, left;
-
-	for (;;) {
-		/* Before the word is looked at, so that no wake-up is missed. */
-		set_current_state(TASK_INTERRUPTIBLE);
-		if (request_failed(app, arg->tag)) {
-			ret = -ESTALE;
-			break;
-		}
-		if (READ_ONCE(sleeper->granted)) {
-			ret = 0;
-			break;
-		}
-		ret = lock_try(sleeper->word, arg->tag);
-		if (ret != -EAGAIN)
-			break;
-		if (READ_ONCE(app->dev->gone)) {
-			ret = -ENODEV;
-			break;
-		}
-		if (signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
-		left = (long)(due - jiffies);
-		if (left <= 0) {
-			ret = -ETIMEDOUT;
-			break;
-		}
-		ret = vmsrs_wait_enter(wait);
-		if (ret)
-			break;
-		if (!schedule_timeout(min_t(long, left, LOCK_SLICE)))
-			release_orphan(app, arg->domain);
-	}
-	__set_current_state(TASK_RUNNING);
-	return ret;
-}
-
-/*
- * Waits for a domain's lock and takes it. The caller checked that the tag is the calling thread's.
- * -ESTALE: the request has failed. -EDEADLK: its holder waits for the caller's request.
+/**
+ * vmsrs_locks_clear() - zero the lock words, which no process maps any more
+ * @app: the app
  */
-long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
-{
-	struct vmsrs_wait wait = { .app = app, .tag = arg->tag };
-	struct lock_sleeper sleeper = { .task = current, .tag = arg->tag };
-	struct lock_queue *queue;
-	long ret;
-
-	sleeper.word = lock_word(app, arg->domain, GFP_KERNEL_ACCOUNT);
-	if (!sleeper.word)
-		return -ENOMEM;
-	wait.word = sleeper.word;
-	RB_CLEAR_NODE(&wait.node);
-	INIT_LIST_HEAD(&wait.todo);
-	queue = queue_of(sleeper.word);
-	sleeper_add(queue, &sleeper);
-	ret = lock_sleep(app, arg, &sleeper, &wait);
-	vmsrs_wait_leave(&wait);
-	if (sleeper_remove(queue, &sleeper)) {
-		/* Whatever ended the sleep, the lock is had; but not by a request that has failed. */
-		if (ret == -ESTALE)
-			vmsrs_lock_release(app, arg->domain, arg->tag);
-		else
-			ret = 0;
-	}
-	/*
-	 * A wake-up that came too late for this sleeper is another's: it has given up, or the lock was
-	 * released since, because its request failed.
-	 */
-	if (ret || vmsrs_lock_tag(app, arg->domain) != arg->tag)
-		wake_one(sleeper.word);
-	return ret;
-}
-
-/* Nobody maps the words any more. */
 void vmsrs_locks_clear(struct vmsrs_app *app)
 {
 	u32 i;
 
-	for (i = 0; i < LOCK_PAGES; i++)
+	for (i = 0; i < VMSRS_LOCK_PAGES; i++)
 		if (app->lock_pages[i])
 			clear_page(page_address(app->lock_pages[i]));
 }
 
+/**
+ * vmsrs_locks_free() - free the pages of lock words
+ * @app: the app
+ */
 void vmsrs_locks_free(struct vmsrs_app *app)
 {
 	u32 i;
 
-	for (i = 0; i < LOCK_PAGES; i++)
+	for (i = 0; i < VMSRS_LOCK_PAGES; i++)
 		if (app->lock_pages[i])
 			put_page(app->lock_pages[i]);
 	kvfree(app->lock_pages);

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * The virtio device: probe, remove, and the latch for a host that cannot be trusted any more.
- */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
+/* The module and the virtio driver: probe and remove. */
 #include <linux/fs.h>
 #include <linux/io.h>
 #include <linux/ioport.h>
@@ -20,41 +16,12 @@
 /* There is one /dev/vmsrs. */
 static atomic_t device_count = ATOMIC_INIT(0);
 
-/* Everybody who waits looks at dev->broken when woken. */
-void vmsrs_wake_everybody(struct vmsrs_device *dev)
-{
-	wake_up_all(&dev->control.wait);
-	wake_up_all(&dev->pool.wait);
-	wake_up_all(&dev->batch.wait);
-	vmsrs_lock_wake_everybody();
-}
-
-/*
- * Stops using a host that broke the protocol or a timeout. From then on pages can be read, but
- * nothing can be written. Context: any but hard interrupts.
- */
-void vmsrs_break(struct vmsrs_device *dev, const char *format, ...)
-{
-	struct va_format reason;
-	va_list arguments;
-
-	if (xchg(&dev->broken, true))
-		return;
-	va_start(arguments, format);
-	reason.fmt = format;
-	reason.va = &arguments;
-	pr_err("the host can't be relied on any more, writes are refused from now on: %pV\n",
-	       &reason);
-	va_end(arguments);
-	vmsrs_wake_everybody(dev);
-}
-
 static void vmsrs_device_release(struct kref *ref)
 {
 	struct vmsrs_device *dev = container_of(ref, struct vmsrs_device, ref);
 	u32 i;
 
-	/* Works that are not due yet are nothing that the workqueue waits for. */
+	/* destroy_workqueue() does not wait for works that are not due yet. */
 	cancel_delayed_work_sync(&dev->watch);
 	cancel_delayed_work_sync(&dev->host_work);
 	destroy_workqueue(dev->wq);
@@ -69,11 +36,6 @@ static void vmsrs_device_release(struct kref *ref)
 	ida_destroy(&dev->slots);
 	cleanup_srcu_struct(&dev->srcu);
 	kfree(dev);
-}
-
-void vmsrs_device_put(struct vmsrs_device *dev)
-{
-	kref_put(&dev->ref, vmsrs_device_release);
 }
 
 static int vmsrs_read_config(struct vmsrs_device *dev)
@@ -101,7 +63,7 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 	    !config->pool_frames || config->pool_frames >= config->window_frames ||
 	    !config->batch_records || config->tag_base >= BIT_ULL(62) ||
 	    !(config->incident_base & 1)) {
-		dev_err(&vdev->dev, "the device's configuration makes no sense\n");
+		dev_err(&vdev->dev, "the device's configuration is invalid\n");
 		return -EPROTO;
 	}
 	atomic64_set(&dev->next_tag, max_t(u64, config->tag_base, 1));
@@ -111,7 +73,7 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 
 /*
  * Maps the window write-back for the driver. That also reserves the memory type, which the
- * processes' entries then get under PAT.
+ * processes' page table entries then get under PAT.
  */
 static int vmsrs_map_window(struct vmsrs_device *dev)
 {
@@ -169,7 +131,7 @@ static int vmsrs_make_queues(struct vmsrs_device *dev)
 static int vmsrs_validate(struct virtio_device *vdev)
 {
 	if (!virtio_has_feature(vdev, VIRTIO_F_VERSION_1)) {
-		dev_err(&vdev->dev, "the device is no virtio 1.x device\n");
+		dev_err(&vdev->dev, "the device is not a virtio 1.x device\n");
 		return -ENODEV;
 	}
 	return 0;
@@ -181,7 +143,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	int error;
 
 	if (atomic_cmpxchg(&device_count, 0, 1)) {
-		dev_err(&vdev->dev, "there is a VMSRS device already\n");
+		dev_err(&vdev->dev, "there already is a VMSRS device\n");
 		return -EBUSY;
 	}
 	dev = kzalloc(sizeof(*dev), GFP_KERNEL);
@@ -190,6 +152,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 		goto put_count;
 	}
 	kref_init(&dev->ref);
+	dev->release = vmsrs_device_release;
 	dev->vdev = vdev;
 	vdev->priv = dev;
 	mutex_init(&dev->apps_lock);
@@ -199,6 +162,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	INIT_LIST_HEAD(&dev->failed_requests);
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
+	vmsrs_watch_init(dev);
 	vmsrs_host_init(dev);
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
@@ -233,7 +197,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 		goto unmap_window;
 	virtio_device_ready(vdev);
 	vmsrs_event_start(dev);
-	vmsrs_host_work_now(dev);
+	vmsrs_device_kick_host(dev);
 
 	dev->misc.minor = MISC_DYNAMIC_MINOR;
 	dev->misc.name = "vmsrs";
@@ -249,7 +213,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 reset:
 	WRITE_ONCE(dev->gone, true);
 	WRITE_ONCE(dev->broken, true);
-	vmsrs_wake_everybody(dev);
+	vmsrs_device_wake_all(dev);
 	cancel_delayed_work_sync(&dev->host_work);
 	vmsrs_event_stop(dev);
 	virtio_reset_device(vdev);
@@ -277,7 +241,7 @@ put_count:
 	return error;
 }
 
-/* Are there commits that the host does not have? */
+/* Are there commits that the host has not received? */
 static bool work_left(struct vmsrs_device *dev)
 {
 	bool left;
@@ -289,9 +253,9 @@ static bool work_left(struct vmsrs_device *dev)
 }
 
 /*
- * Files may stay open, with their mappings; they keep the structure. No new user comes after the
- * deregistration, no draft and no commit after `gone`, no fault handler uses the window after the
- * grace period, no message is sent after `broken`.
+ * Files may stay open, with their mappings; they keep the structure. After the deregistration
+ * the device cannot be opened any more; after `gone` there are no new drafts and commits; after
+ * the grace period no fault handler uses the window; after `broken` no message is sent.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
@@ -301,26 +265,26 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	mutex_lock(&dev->commit_lock);
 	WRITE_ONCE(dev->gone, true);
 	mutex_unlock(&dev->commit_lock);
-	vmsrs_wake_everybody(dev);
+	vmsrs_device_wake_all(dev);
 
 	/*
-	 * Before the reset, at which the host takes the frames of drafts back: neither a copy in a
-	 * fault handler nor a process may write to them then.
+	 * Before the reset, at which the host takes back the frames of drafts: from then on neither
+	 * a copy in a fault handler nor a process may write to them.
 	 */
 	synchronize_srcu(&dev->srcu);
-	vmsrs_zap_everything(dev);
+	vmsrs_zap_all(dev);
 
-	/* What programs were told is committed must reach the host. */
+	/* What programs were told is committed has to reach the host. */
 	do {
-		vmsrs_host_work_now(dev);
+		vmsrs_device_kick_host(dev);
 		flush_delayed_work(&dev->host_work);
-	} while (!vmsrs_broken(dev) && work_left(dev));
-	smp_wmb(); /* who sees broken for this reason sees gone: it names the error */
+	} while (!vmsrs_device_broken(dev) && work_left(dev));
+	smp_wmb(); /* a thread that sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
-	vmsrs_wake_everybody(dev);
+	vmsrs_device_wake_all(dev);
 
 	vmsrs_event_stop(dev);
-	/* A sender that saw the device whole is done when its lock is free. */
+	/* A sender that saw the device unbroken is done when its lock is free. */
 	mutex_lock(&dev->control.lock);
 	virtio_reset_device(vdev);
 	vdev->config->del_vqs(vdev);
@@ -332,10 +296,11 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	vmsrs_unmap_window(dev);
 	vdev->priv = NULL;
 	vmsrs_device_put(dev);
-	/* Files of this device that are still open do not keep it from being bound again. */
+	/* The device can be bound again while files of it are still open. */
 	atomic_dec(&device_count);
 }
 
+/* A reset loses the granted frames with the drafts in them, so suspend is not supported. */
 #ifdef CONFIG_PM_SLEEP
 /* A reset loses the granted frames with the drafts in them, so the device can't be suspended. */
 static int vmsrs_freeze(struct virtio_device *vdev)

@@ -1,126 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page faults: which frame a page shows, and who may make a draft of it.
+ * Page faults: which frame a page shows, and which thread may make a draft of it.
  *
  * Page table entries are a cache of the page map: read-only for committed versions, writable for
  * drafts. They are inserted and zapped under the domain's lock.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/mm.h>
-#include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include <asm/cpufeature.h>
 
 #include "vmsrs.h"
 
-static struct kmem_cache *draft_cache;
-
-int vmsrs_draft_cache_init(void)
+static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
 {
-	draft_cache = KMEM_CACHE(vmsrs_draft, 0);
-	return draft_cache ? 0 : -ENOMEM;
-}
-
-void vmsrs_draft_cache_exit(void)
-{
-	kmem_cache_destroy(draft_cache);
-}
-
-void vmsrs_draft_free(struct vmsrs_draft *draft)
-{
-	kmem_cache_free(draft_cache, draft);
-}
-
-void vmsrs_drafts_free(struct list_head *drafts)
-{
-	struct vmsrs_draft *draft, *next;
-
-	list_for_each_entry_safe(draft, next, drafts, list) {
-		list_del(&draft->list);
-		vmsrs_draft_free(draft);
-	}
-}
-
-/* Zaps `count` pages in every process. */
-static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
-{
-	loff_t offset = ((loff_t)app->number << VMSRS_APP_OFFSET_SHIFT) +
-			((loff_t)page << PAGE_SHIFT);
-
-	unmap_mapping_range(app->dev->inode->i_mapping, offset, (loff_t)count << PAGE_SHIFT, 1);
-}
-
-/* Zaps the pages of a domain's drafts, run by run. The domain's lock is held. */
-void vmsrs_zap_drafts(struct vmsrs_app *app, struct list_head *drafts)
-{
-	struct vmsrs_draft *draft;
-	u32 start = 0, end = 0;
-
-	/* Drafts are in order of their first write, which mostly goes up or down. */
-	list_for_each_entry(draft, drafts, list) {
-		if (end != start && draft->page == end) {
-			end++;
-		} else if (end != start && draft->page + 1 == start) {
-			start--;
-		} else {
-			if (end != start)
-				zap_pages(app, start, end - start);
-			start = draft->page;
-			end = start + 1;
-		}
-	}
-	if (end != start)
-		zap_pages(app, start, end - start);
-}
-
-/* Zaps the pages of all apps in every process. */
-void vmsrs_zap_everything(struct vmsrs_device *dev)
-{
-	unmap_mapping_range(dev->inode->i_mapping, 0,
-			    (loff_t)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT, 1);
-}
-
-/*
- * The content of a page's committed version is lost: nobody gets to see what is there. A version that
- * superseded it meanwhile is none of that.
- */
-void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
-{
-	struct vmsrs_extent_pages *extent;
-	struct vmsrs_page *entry;
-	struct vmsrs_app *app;
-	u64 offset;
-	u32 page;
-
-	offset = address - VMSRS_APP_BASE;
-	if (address < VMSRS_APP_BASE || offset >> VMSRS_APP_OFFSET_SHIFT >= VMSRS_MAX_APPS)
-		return;
-	mutex_lock(&dev->apps_lock);
-	app = dev->apps[offset >> VMSRS_APP_OFFSET_SHIFT];
-	mutex_unlock(&dev->apps_lock);
-	if (!app)
-		return;
-	page = (offset >> PAGE_SHIFT) & (VMSRS_APP_PAGES - 1);
-	/* A domain that is being fetched may have been told the state before. */
-	mutex_lock(&app->lock);
-	extent = vmsrs_extent_find(app, page);
-	if (extent) {
-		entry = &extent->entries[page - extent->page];
-		mutex_lock(&extent->domain->lock);
-		if (entry->frame == frame) {
-			entry->frame = VMSRS_DAMAGED_FRAME;
-			zap_pages(app, page, 1);
-		}
-		mutex_unlock(&extent->domain->lock);
-	}
-	mutex_unlock(&app->lock);
-}
-
-static void *frame_address(struct vmsrs_device *dev, u32 frame)
-{
-	return dev->window + ((size_t)frame << PAGE_SHIFT);
+	return vmf->pgoff - ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT);
 }
 
 static unsigned long frame_pfn(struct vmsrs_device *dev, u32 frame)
@@ -128,16 +21,12 @@ static unsigned long frame_pfn(struct vmsrs_device *dev, u32 frame)
 	return PHYS_PFN(dev->window_phys) + frame;
 }
 
-static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
-{
-	return vmf->pgoff - ((pgoff_t)app->number << APP_PAGES_SHIFT);
-}
-
 /*
- * Puts the protection key of a draft's request into the protection of its entry. The page table
- * belongs to all threads of the process, the key makes the difference between them: the CPU refuses
- * whoever has it closed in PKRU, and mm ends such a fault (SEGV_PKUERR, EFAULT for a copy of the
- * kernel's) without asking here. Committed versions have the mapping's own key, 0.
+ * Sets the protection key of a draft's request in the protection of its page table entry. All
+ * threads of the process share the page table; the key tells them apart. The CPU refuses a
+ * thread whose PKRU has the key closed, and mm ends that fault (SEGV_PKUERR, or EFAULT for a
+ * copy by the kernel) without calling the driver. Committed versions have the mapping's own key,
+ * 0.
  */
 static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 {
@@ -151,8 +40,8 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf, u32 frame)
 {
 	/*
-	 * vm_page_prot is the one for read-only entries, since the mapping asks to be told about
-	 * first writes.
+	 * Not vm_page_prot, which is for read-only entries, since the driver is told about first
+	 * writes.
 	 */
 	pgprot_t prot = vm_get_page_prot(vmf->vma->vm_flags);
 
@@ -160,7 +49,7 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 				   draft_prot(prot, domain->owner));
 }
 
-/* What was noted of an earlier request says nothing about this one. Only the thread itself comes here. */
+/* Drops what was noted for an earlier request. Called by the thread itself only. */
 static void note_tag(struct vmsrs_thread *thread, u64 tag)
 {
 	if (thread->noted_tag == tag)
@@ -177,7 +66,7 @@ static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 
 	return kind == VMSRS_KIND_FOREIGN_WRITE ? VM_FAULT_SIGSEGV : VM_FAULT_SIGBUS;
 }
 
-/* A read of a page whose content is lost, by a registered thread or by anybody else. */
+/* A read of a page whose content is lost, by a registered thread or by any other. */
 static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
 {
 	struct vmsrs_thread *thread = vmsrs_thread_current(app);
@@ -191,7 +80,7 @@ static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
 }
 
 /*
- * Everybody may read: the committed version, or zeros; in the process of the request that is
+ * Every thread may read: the committed version, or zeros; in the process of the request that is
  * writing the page, its draft (under the request's key).
  */
 static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
@@ -210,9 +99,9 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	entry = &extent->entries[page - extent->page];
 
 	mutex_lock(&domain->lock);
-	frame = entry->frame == NONE ? VMSRS_ZERO_FRAME : entry->frame;
-	/* The file is NULL when the request has failed: then the draft is about to go. */
-	if (entry->draft != NONE &&
+	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
+	/* The file is NULL if the request has failed: then the draft is about to go. */
+	if (entry->draft != VMSRS_NONE &&
 	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
 		frame = entry->draft;
 		prot = draft_prot(prot, domain->owner);
@@ -236,116 +125,9 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 }
 
 /*
- * Most drafts of one request: what the host takes as one commit, but at most half of the pool, so
- * that a request that writes without end fails alone and not those beside it.
- */
-static int drafts_max(const struct vmsrs_device *dev)
-{
-	return min_t(u32, VMSRS_COMMIT_PAGES_MAX, dev->config.pool_frames / 2);
-}
-
-/* Drafts of the request that writes to the domain. domain->lock is held. */
-static int drafts_of(const struct vmsrs_domain *domain, u64 tag)
-{
-	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_request *request;
-	int drafts = 0;
-
-	if (domain->owner)
-		return atomic_read(&domain->owner->drafts);
-	/* It may have some in other domains. */
-	spin_lock(&dev->requests_lock);
-	request = vmsrs_request_find(domain->app, tag);
-	if (request)
-		drafts = atomic_read(&request->drafts);
-	spin_unlock(&dev->requests_lock);
-	return drafts;
-}
-
-/*
- * Frames that the request which writes to the domain leaves to others. Several requests with less than
- * drafts_max() each could take all, and one that wants its first frame would wait until it is failed: so
- * those with many drafts do not touch the last eighth of the pool. domain->lock is held.
- */
-static u32 frames_reserved(const struct vmsrs_device *dev, const struct vmsrs_domain *domain, u64 tag)
-{
-	int many = min_t(int, dev->config.pool_frames / 16, drafts_max(dev) / 2);
-
-	return drafts_of(domain, tag) < many ? 0 : vmsrs_pool_reserve(dev);
-}
-
-/*
- * Makes a draft of a page and puts it on the domain's list. domain->lock is held.
- * -EAGAIN: no frame beyond the `reserve`. -ESTALE: the request has failed. -EFBIG: it has too many
- * drafts. -EIO: the committed version is lost.
- */
-static int draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
-		      struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
-		      struct vmsrs_draft *draft)
-{
-	struct vmsrs_device *dev = domain->app->dev;
-	int error;
-
-	if (entry->frame == VMSRS_DAMAGED_FRAME)
-		return -EIO;
-	draft->frame = vmsrs_pool_take(dev, reserve);
-	if (draft->frame == NONE)
-		return -EAGAIN;
-	/*
-	 * Granted frames are zero already. The host ends an access to broken memory with a fault; then
-	 * it tells which page that was.
-	 */
-	if (entry->frame != NONE &&
-	    copy_mc_to_kernel(frame_address(dev, draft->frame), frame_address(dev, entry->frame),
-			      PAGE_SIZE)) {
-		error = -EIO;
-		goto put;
-	}
-	if (!domain->owner) {
-		error = vmsrs_request_own(domain, file, tag, key);
-		if (error)
-			goto put;
-	}
-	if (atomic_inc_return(&domain->owner->drafts) > drafts_max(dev)) {
-		atomic_dec(&domain->owner->drafts);
-		error = -EFBIG;
-		goto put;
-	}
-	draft->tag = tag;
-	draft->app = domain->app->number;
-	draft->domain = domain->number;
-	draft->committed = entry->frame;
-	draft->entry = entry;
-	draft->flags = 0;
-	entry->draft = draft->frame;
-	list_add_tail(&draft->list, &domain->drafts);
-	domain->draft_count++;
-	atomic_inc(&dev->drafts);
-	return 0;
-
-put:
-	/* Frames of the pool are zero: what was copied here is some domain's own. */
-	if (entry->frame != NONE)
-		clear_page(frame_address(dev, draft->frame));
-	vmsrs_pool_put(dev, draft->frame);
-	return error;
-}
-
-/* Tells the library of a draft. Whatever a stray write has made of the count, it is not 0 then. */
-static void count_draft(struct vmsrs_thread_control *control)
-{
-	u32 drafts = READ_ONCE(control->drafts);
-
-	if (drafts != U32_MAX)
-		drafts++;
-	WRITE_ONCE(control->drafts, drafts);
-	WRITE_ONCE(control->drafts_complement, ~drafts);
-}
-
-/*
  * A write by a registered thread. `mapped` says that the page has a read-only entry
  * (.pfn_mkwrite): then mm makes that very entry writable unless the answer is an error or
- * VM_FAULT_NOPAGE, so there is no VM_FAULT_RETRY.
+ * VM_FAULT_NOPAGE, so VM_FAULT_RETRY cannot be used.
  */
 static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			       struct vm_fault *vmf, bool mapped)
@@ -371,7 +153,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	entry = &extent->entries[page - extent->page];
 	if (!vmsrs_tag_valid(app->dev, tag))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
-	draft = kmem_cache_alloc(draft_cache, GFP_KERNEL);
+	draft = vmsrs_draft_alloc();
 	if (!draft)
 		return VM_FAULT_OOM;
 	draft->page = page;
@@ -380,19 +162,19 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		mutex_lock(&domain->lock);
 		if (!may_write(domain, tag)) {
 			error = -ESTALE;
-		} else if (entry->draft != NONE) {
-			/* Drafted by another member, or mapped for reading since. */
+		} else if (entry->draft != VMSRS_NONE) {
+			/* Made by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
-			reserve = frames_reserved(app->dev, domain, tag);
-			error = draft_make(domain, entry, file, tag, key, reserve, draft);
+			reserve = vmsrs_drafts_reserve(domain, tag);
+			error = vmsrs_draft_make(domain, entry, file, tag, key, reserve, draft);
 		}
 		if (!error || error == -EEXIST) {
-			zap_pages(app, page, 1);
+			vmsrs_zap_pages(app, page, 1);
 			ret = map_writable(domain, vmf, entry->draft);
 		} else if (error == -EAGAIN && mapped) {
 			/* The instruction faults again, without an entry, and may wait then. */
-			zap_pages(app, page, 1);
+			vmsrs_zap_pages(app, page, 1);
 			ret = VM_FAULT_NOPAGE;
 		}
 		mutex_unlock(&domain->lock);
@@ -403,7 +185,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		ret = vmsrs_pool_wait(app->dev, thread, vmf, reserve);
 		if (ret)
 			goto free;
-		if (!vmsrs_usable(app->dev)) {
+		if (!vmsrs_device_usable(app->dev)) {
 			ret = VM_FAULT_SIGBUS;
 			goto free;
 		}
@@ -412,9 +194,11 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	switch (error) {
 	case 0:
 		thread->frame_due = 0;
-		count_draft(thread->control);
+		vmsrs_draft_count(thread->control);
 		return ret;
 	case -EEXIST:
+		/* That ends a wait for a frame as well: the next one gets its full time. */
+		thread->frame_due = 0;
 		break;
 	case -ENOMEM:
 		ret = VM_FAULT_OOM;
@@ -434,15 +218,15 @@ free:
 }
 
 /*
- * A write by whoever runs: a thread of the process, or the kernel on its behalf (a copy to user
- * memory, which ends with EFAULT). A kernel thread that borrowed the mm is no registered thread.
+ * A write by the current task: a thread of the process, or the kernel on its behalf (a copy to
+ * user memory, which ends with EFAULT). A kernel thread that borrowed the mm is not registered.
  */
 static vm_fault_t page_write(struct vmsrs_app *app, struct vm_fault *vmf, bool mapped)
 {
 	struct vmsrs_thread *thread;
 	vm_fault_t ret;
 
-	if (vmsrs_broken(app->dev))
+	if (vmsrs_device_broken(app->dev))
 		return VM_FAULT_SIGBUS;
 	thread = vmsrs_thread_current(app);
 	if (!thread)
@@ -459,7 +243,7 @@ static vm_fault_t page_access(struct vm_fault *vmf, bool write, bool mapped)
 	vm_fault_t ret;
 	int index;
 
-	/* Removal waits for this section before the window goes. */
+	/* Removal waits for this section before it unmaps the window. */
 	index = srcu_read_lock(&dev->srcu);
 	if (READ_ONCE(dev->gone))
 		ret = VM_FAULT_SIGBUS;
@@ -482,15 +266,15 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 	return page_access(vmf, true, true);
 }
 
-/* The addresses are fixed: pointers live in the pages. */
+/* The addresses are fixed: the pages contain pointers. */
 static int page_mremap(struct vm_area_struct *vma)
 {
 	return -EINVAL;
 }
 
 /*
- * Nor can a part of them be taken away or protected by itself (munmap, mprotect, mmap with MAP_FIXED): a request
- * with a wrong address would do that to others.
+ * No part of the mapping can be unmapped or protected by itself (munmap, mprotect, mmap with
+ * MAP_FIXED): a request with a wrong address would do that to others.
  */
 static int page_may_split(struct vm_area_struct *vma, unsigned long addr)
 {
@@ -503,3 +287,41 @@ const struct vm_operations_struct vmsrs_page_vm_ops = {
 	.mremap = page_mremap,
 	.may_split = page_may_split,
 };
+
+/**
+ * vmsrs_page_damaged() - handle the loss of a page's committed version: refuse all access to it
+ * @dev: the device
+ * @address: address of the page, unchecked
+ * @frame: frame with the lost version; a version that has superseded it is not affected
+ */
+void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
+{
+	struct vmsrs_extent_pages *extent;
+	struct vmsrs_page *entry;
+	struct vmsrs_app *app;
+	u64 offset;
+	u32 page;
+
+	offset = address - VMSRS_APP_BASE;
+	if (address < VMSRS_APP_BASE || offset >> VMSRS_APP_OFFSET_SHIFT >= VMSRS_MAX_APPS)
+		return;
+	mutex_lock(&dev->apps_lock);
+	app = dev->apps[offset >> VMSRS_APP_OFFSET_SHIFT];
+	mutex_unlock(&dev->apps_lock);
+	if (!app)
+		return;
+	page = (offset >> PAGE_SHIFT) & (VMSRS_APP_PAGES - 1);
+	/* Waits for a fetch of the domain, which may have got the state before the loss. */
+	mutex_lock(&app->lock);
+	extent = vmsrs_extent_find(app, page);
+	if (extent) {
+		entry = &extent->entries[page - extent->page];
+		mutex_lock(&extent->domain->lock);
+		if (entry->frame == frame) {
+			entry->frame = VMSRS_DAMAGED_FRAME;
+			vmsrs_zap_pages(app, page, 1);
+		}
+		mutex_unlock(&extent->domain->lock);
+	}
+	mutex_unlock(&app->lock);
+}

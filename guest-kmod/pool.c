@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The pool of granted frames. Frames come from the host zeroed, go out lowest first so that what
- * is sealed together lies together, and never come back after they were written to: the host wipes
- * them first.
+ * The pool of granted frames. The host grants frames zeroed; the lowest free one is used first,
+ * so that frames sealed together lie together. A frame that was written to does not come back to
+ * the pool: the host wipes it first.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/bitmap.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -15,6 +13,12 @@
 #include "compat.h"
 #include "vmsrs.h"
 
+/**
+ * vmsrs_pool_init() - allocate the pool's bitmaps
+ * @dev: the device, with its configuration
+ *
+ * Return: 0 or -ENOMEM.
+ */
 int vmsrs_pool_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_pool *pool = &dev->pool;
@@ -31,20 +35,28 @@ int vmsrs_pool_init(struct vmsrs_device *dev)
 	return 0;
 }
 
+/**
+ * vmsrs_pool_free() - free the pool's bitmaps
+ * @dev: the device
+ */
 void vmsrs_pool_free(struct vmsrs_device *dev)
 {
 	kvfree(dev->pool.granted);
 	kvfree(dev->pool.free);
 }
 
-/*
- * Takes the lowest free frame, or NONE if no more than `reserve` are left. Asks for more in time.
- * Context: may not be an interrupt.
+/**
+ * vmsrs_pool_take() - take the lowest free frame, and ask for more in time
+ * @dev: the device
+ * @reserve: frames to leave to others
+ *
+ * Context: any except interrupts.
+ * Return: the frame, or VMSRS_NONE if no more than @reserve are free.
  */
 u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	u32 frame = NONE;
+	u32 frame = VMSRS_NONE;
 	bool low;
 
 	spin_lock(&pool->lock);
@@ -57,11 +69,15 @@ u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 	low = pool->free_count < dev->config.pool_frames / 4;
 	spin_unlock(&pool->lock);
 	if (low)
-		vmsrs_host_work_soon(dev);
+		vmsrs_device_kick_host_soon(dev);
 	return frame;
 }
 
-/* Puts a frame back that was taken and not written to. */
+/**
+ * vmsrs_pool_put() - put a frame back that is still zero
+ * @dev: the device
+ * @frame: the frame
+ */
 void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame)
 {
 	struct vmsrs_pool *pool = &dev->pool;
@@ -74,7 +90,11 @@ void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame)
 	wake_up(&pool->wait);
 }
 
-/* The frame is the host's again: it was sealed or dropped. */
+/**
+ * vmsrs_pool_revoke() - note that a frame is the host's again, sealed or dropped
+ * @dev: the device
+ * @frame: the frame
+ */
 void vmsrs_pool_revoke(struct vmsrs_device *dev, u32 frame)
 {
 	struct vmsrs_pool *pool = &dev->pool;
@@ -98,7 +118,14 @@ static bool run_valid(struct vmsrs_device *dev, const struct vmsrs_frame_run *ru
 	       run->start + run->count;
 }
 
-/* Adds frames that the host granted. -EPROTO: it granted what it may not. */
+/**
+ * vmsrs_pool_grant() - add frames that the host granted
+ * @dev: the device
+ * @runs: runs of frames, unchecked
+ * @count: number of runs
+ *
+ * Return: 0, or -EPROTO if the host granted frames that it must not.
+ */
 int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *runs, u32 count)
 {
 	struct vmsrs_pool *pool = &dev->pool;
@@ -124,7 +151,14 @@ int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *run
 	return error;
 }
 
-/* Takes the frames in a reply that starts with a vmsrs_grant_reply. */
+/**
+ * vmsrs_pool_take_reply() - add the frames in a reply that starts with a vmsrs_grant_reply
+ * @dev: the device
+ * @reply: the reply, unchecked
+ * @length: bytes of it
+ *
+ * Return: 0 or -EPROTO.
+ */
 int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 length)
 {
 	const struct vmsrs_grant_reply *head = reply;
@@ -135,10 +169,14 @@ int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 lengt
 	return vmsrs_pool_grant(dev, reply + sizeof(*head), head->runs);
 }
 
-/*
- * Asks the host for the frames that the pool lacks. Called by the host work alone.
+/**
+ * vmsrs_pool_refill() - ask the host for the frames that the pool lacks
+ * @dev: the device
  *
- * A grant may be cut short by the number of runs in a reply, so it asks on as long as frames come.
+ * Called by the host work only. A grant may be cut short by the number of runs in a reply, so
+ * this repeats as long as frames arrive.
+ *
+ * Return: 0, or a negative error that breaks the device.
  */
 int vmsrs_pool_refill(struct vmsrs_device *dev)
 {
@@ -155,7 +193,7 @@ int vmsrs_pool_refill(struct vmsrs_device *dev)
 		now = pool->free_count;
 		spin_unlock(&pool->lock);
 		request.frames = dev->config.pool_frames - before;
-		/* Frames come with every sealed batch; ask only when that does not suffice. */
+		/* Frames come with every sealed batch; ask only if that is not enough. */
 		if (!request.frames || now >= dev->config.pool_frames / 2)
 			return 0;
 		if (READ_ONCE(pool->dry) && !atomic_read(&pool->waiters))
@@ -188,15 +226,21 @@ int vmsrs_pool_refill(struct vmsrs_device *dev)
 
 static bool frame_free(struct vmsrs_device *dev, u32 reserve)
 {
-	return READ_ONCE(dev->pool.free_count) > reserve || !vmsrs_usable(dev);
+	return READ_ONCE(dev->pool.free_count) > reserve || !vmsrs_device_usable(dev);
 }
 
-/*
- * Waits for a frame beyond the `reserve` in a write fault. No lock of the driver may be held.
+/**
+ * vmsrs_pool_wait() - wait for a frame in a write fault
+ * @dev: the device
+ * @thread: the thread that writes
+ * @vmf: the fault
+ * @reserve: frames to leave to others
  *
- * Returns 0 when the caller shall try again, else what the fault handler returns. Where mm allows
- * it, the wait is without mmap_lock (VM_FAULT_RETRY), so that other threads can map and unmap, and
- * signals are taken at the faulting instruction.
+ * Where mm allows it, this waits without mmap_lock (VM_FAULT_RETRY), so that other threads can
+ * map and unmap, and signals are taken at the faulting instruction.
+ *
+ * Context: no lock of the driver is held.
+ * Return: 0 if the caller shall try again, otherwise what the fault handler returns.
  */
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
 			   struct vm_fault *vmf, u32 reserve)
@@ -206,9 +250,9 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	struct file *file = NULL;
 	long left;
 
-	/* A wait that a signal ended long ago is not gone on with. */
-	if (!thread->frame_due || time_after(jiffies, thread->frame_due + FRAME_TIMEOUT))
-		thread->frame_due = (jiffies + FRAME_TIMEOUT) | 1;
+	/* Not the rest of a wait that a signal ended long ago. */
+	if (!thread->frame_due || time_after(jiffies, thread->frame_due + VMSRS_FRAME_TIMEOUT))
+		thread->frame_due = (jiffies + VMSRS_FRAME_TIMEOUT) | 1;
 	left = (long)(thread->frame_due - jiffies);
 	if (left <= 0) {
 		thread->frame_due = 0;
@@ -219,19 +263,19 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	if (flags & FAULT_FLAG_ALLOW_RETRY) {
 		if (flags & FAULT_FLAG_RETRY_NOWAIT)
 			return VM_FAULT_RETRY;
-		/* The mapping may go while nobody holds the lock; its file keeps all this alive. */
+		/* The mapping may go without the lock; its file keeps the device and the app. */
 		file = get_file(vmf->vma->vm_file);
 		release_fault_lock(vmf);
 	}
 	atomic_inc(&pool->waiters);
-	vmsrs_host_work_now(dev);
-	/* A copy by the kernel goes on after a signal: it would come back here at once. */
+	vmsrs_device_kick_host(dev);
+	/* A copy by the kernel continues after a signal, and would come back here at once. */
 	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE) && (flags & FAULT_FLAG_USER))
 		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev, reserve),
 							left);
 	else
 		left = wait_event_killable_timeout(pool->wait, frame_free(dev, reserve),
-							left);
+						   left);
 	atomic_dec(&pool->waiters);
 	if (file) {
 		fput(file);

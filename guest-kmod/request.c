@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * Requests: found by app and tag, made at their first draft.
- */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
+/* The table of requests. A request is added at its first draft, suspension or failure. */
 #include <linux/hash.h>
-#include <linux/ktime.h>
 #include <linux/slab.h>
 
 #include "vmsrs.h"
 
-/* Was the tag given out in this boot? */
+/**
+ * vmsrs_tag_valid() - tell whether a tag was handed out in this boot
+ * @dev: the device
+ * @tag: the tag
+ */
 bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag)
 {
 	return tag && tag >= dev->config.tag_base && tag < (u64)atomic64_read(&dev->next_tag);
 }
 
-/* requests_lock is held. */
+/**
+ * vmsrs_request_find() - find a request; requests_lock is held
+ * @app: the app
+ * @tag: its tag
+ *
+ * Return: the request, or NULL.
+ */
 struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_request *request;
@@ -28,6 +33,14 @@ struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 	return NULL;
 }
 
+/**
+ * vmsrs_request_alloc() - allocate a request that is in no table
+ * @app: the app
+ * @tag: its tag
+ * @gfp: how to allocate it
+ *
+ * Return: the request, or NULL.
+ */
 struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp)
 {
 	struct vmsrs_request *request = kzalloc(sizeof(*request), gfp);
@@ -44,15 +57,23 @@ struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t 
 	return request;
 }
 
-/* requests_lock is held. */
+/**
+ * vmsrs_request_add() - add a request to the table; requests_lock is held
+ * @request: the request
+ */
 void vmsrs_request_add(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
 	hash_add(request->app->dev->requests, &request->node, request->tag);
 }
 
-/* Adds a request that a thread has begun; `key` is that of its drafts. requests_lock is held. */
-void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
+/**
+ * vmsrs_request_begin() - add a request that a thread has begun; requests_lock is held
+ * @request: the request
+ * @file: the thread's file
+ * @key: protection key of its drafts, or 0
+ */
+void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
 {
 	request->file = file;
 	request->key = key;
@@ -60,20 +81,27 @@ void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file,
 	vmsrs_request_add(request);
 }
 
-/* Takes a request out of the tables. requests_lock is held. */
-static void request_remove(struct vmsrs_request *request)
+/**
+ * vmsrs_request_remove() - take a request out of the tables; requests_lock is held
+ * @request: the request
+ */
+void vmsrs_request_remove(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
 	hash_del(&request->node);
 	list_del_init(&request->file_entry);
 }
 
-/*
- * Makes the request the owner of a domain that has none; `file` and `key` are for a request that is
- * not known yet. domain->lock is held.
- * -ESTALE: the request has failed.
+/**
+ * vmsrs_request_own_domain() - make a request the owner of a domain that has none
+ * @domain: the domain, locked
+ * @file: file of the writing thread, in case the request is new
+ * @tag: tag of the request
+ * @key: protection key of its drafts, in case it is new
+ *
+ * Return: 0; -ESTALE: the request has failed; -ENOMEM.
  */
-int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
+int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
 {
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_request *request, *spare;
@@ -88,7 +116,7 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
 	if (!request) {
 		request = spare;
 		spare = NULL;
-		vmsrs_request_begun(request, file, key);
+		vmsrs_request_begin(request, file, key);
 	}
 	if (request->failed) {
 		error = -ESTALE;
@@ -101,14 +129,21 @@ int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 
 	return error;
 }
 
-/*
- * Takes a request's domains, or just one of them, off it, for the caller to empty. commit_lock is
- * held. The domains still name their owner until their lock is taken; a draft that is made before
- * that belongs to what the caller does. Returns the request, NULL if there is none, or -ESTALE if
- * it has failed (and then takes nothing).
+/**
+ * vmsrs_request_take_domains() - take a request's domains off it, for the caller to empty
+ * @app: the app
+ * @tag: tag of the request
+ * @number: the one domain to take, or VMSRS_NONE for all
+ * @domains: list that they are moved to
+ *
+ * The domains still name their owner until their lock is taken; a draft made before that belongs
+ * to what the caller does. commit_lock is held.
+ *
+ * Return: the request; NULL if there is none; ERR_PTR(-ESTALE) if it has failed, and then
+ * nothing is taken.
  */
-struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 number,
-					 struct list_head *domains)
+struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
+						 struct list_head *domains)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
@@ -121,18 +156,20 @@ struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 num
 		request = ERR_PTR(-ESTALE);
 	} else if (request) {
 		list_for_each_entry_safe(domain, next, &request->domains, owned)
-			if (number == NONE || domain->number == number)
+			if (number == VMSRS_NONE || domain->number == number)
 				list_move_tail(&domain->owned, domains);
 	}
 	spin_unlock(&dev->requests_lock);
 	return request;
 }
 
-/*
- * Removes a request that has not failed, is not suspended, and has no drafts left. commit_lock is
- * held.
+/**
+ * vmsrs_request_remove_idle() - free a request that has nothing to be remembered for
+ * @request: the request; it stays if it has drafts, has failed or is suspended
+ *
+ * commit_lock is held.
  */
-void vmsrs_request_settle(struct vmsrs_request *request)
+void vmsrs_request_remove_idle(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
 	bool idle;
@@ -141,16 +178,19 @@ void vmsrs_request_settle(struct vmsrs_request *request)
 	spin_lock(&dev->requests_lock);
 	idle = list_empty(&request->domains) && !request->failed && !request->suspended_by;
 	if (idle)
-		request_remove(request);
+		vmsrs_request_remove(request);
 	spin_unlock(&dev->requests_lock);
 	if (idle)
 		kfree(request);
 }
 
-/*
- * Nobody works for the request and nobody set it aside: who carried it has lost its tag (a control
- * block that was overwritten). A tag is carried before the first lock is taken with it, until after
- * the last one is released.
+/**
+ * vmsrs_request_orphaned() - tell whether no thread works for a request and it is not suspended
+ * @app: the app
+ * @tag: tag of the request
+ *
+ * Then the thread that carried it has lost its tag (its control block was overwritten): a tag is
+ * carried from before the first lock is taken with it until after the last one is released.
  */
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 {
@@ -164,77 +204,16 @@ bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 	return !suspended && !vmsrs_thread_carries(app, tag);
 }
 
-/*
- * Sets `carried` of the failed requests, and interrupts again who carries them. One pass over the
- * threads and one over the requests: programs decide how many there are of both. requests_lock is
- * held.
+/**
+ * vmsrs_requests_free() - free all requests
+ * @dev: the device, which nothing else uses any more
  */
-static void mark_carried(struct vmsrs_device *dev)
-{
-	struct vmsrs_request *request;
-	struct vmsrs_thread *thread;
-	u64 now = ktime_get_ns();
-
-	list_for_each_entry(request, &dev->failed_requests, failed_entry)
-		request->carried = false;
-	spin_lock(&dev->threads_lock);
-	list_for_each_entry(thread, &dev->thread_list, list) {
-		request = vmsrs_request_find(thread->app, vmsrs_thread_tag(thread));
-		if (!request)
-			continue;
-		request->carried = true;
-		if (request->failed)
-			vmsrs_thread_signal_again(thread, now);
-	}
-	spin_unlock(&dev->threads_lock);
-}
-
-/*
- * Removes failed requests whose tag no thread carries any more; up to then the tag must be
- * remembered, so that late writes of members are refused. One that may be resumed is not on the list.
- * One that was overdue and whose threads went on without failing it is failed first.
- */
-void vmsrs_requests_prune(struct vmsrs_device *dev)
-{
-	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_DEADLINE };
-	struct vmsrs_request *request, *next;
-	struct vmsrs_app *app = NULL;
-	LIST_HEAD(done);
-
-	mutex_lock(&dev->commit_lock);
-	spin_lock(&dev->requests_lock);
-	if (!list_empty(&dev->failed_requests))
-		mark_carried(dev);
-	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
-		if (request->carried)
-			continue;
-		if (list_empty(&request->domains)) {
-			request_remove(request);
-			list_move(&request->failed_entry, &done);
-		} else {
-			app = request->app;
-			fail.tag = request->tag;
-		}
-	}
-	spin_unlock(&dev->requests_lock);
-	mutex_unlock(&dev->commit_lock);
-	list_for_each_entry_safe(request, next, &done, failed_entry)
-		kfree(request);
-	if (app)
-		vmsrs_fail(app, NULL, &fail);
-}
-
-/* Frees all requests; nobody else uses the device structure any more. */
 void vmsrs_requests_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_request *request;
 	struct hlist_node *next;
-	struct vmsrs_domain *domain;
 	int bucket;
 
-	hash_for_each_safe(dev->requests, bucket, next, request, node) {
-		list_for_each_entry(domain, &request->domains, owned)
-			vmsrs_drafts_free(&domain->drafts);
+	hash_for_each_safe(dev->requests, bucket, next, request, node)
 		kfree(request);
-	}
 }

@@ -1,10 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * Registered threads: their control pages, and the watch that looks for missed deadlines and for
- * threads that are gone.
- */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
+/* Registered threads and their control pages. */
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
@@ -14,9 +9,6 @@
 #include <linux/slab.h>
 
 #include "vmsrs.h"
-
-/* Most overdue threads that one run of the watch deals with; the next run takes the others. */
-#define OVERDUE_MAX 16
 
 static void thread_release(struct kref *ref)
 {
@@ -29,19 +21,28 @@ static void thread_release(struct kref *ref)
 	kfree_rcu(thread, rcu);
 }
 
+/**
+ * vmsrs_thread_put() - drop a reference
+ * @thread: the thread
+ */
 void vmsrs_thread_put(struct vmsrs_thread *thread)
 {
 	kref_put(&thread->ref, thread_release);
 }
 
-/* The calling thread's registration with the app, or NULL. The caller puts it. */
+/**
+ * vmsrs_thread_current() - find the calling thread's registration with an app
+ * @app: the app
+ *
+ * Return: the registration, which the caller puts, or NULL.
+ */
 struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
 {
 	struct vmsrs_thread *thread, *found = NULL;
 
 	rcu_read_lock();
 	hash_for_each_possible_rcu(app->dev->threads, thread, node, (unsigned long)current) {
-		/* One of before an exec may not be reaped yet. */
+		/* A registration from before an exec may not be reaped yet. */
 		if (thread->task == current && thread->mm == current->mm &&
 		    thread->app == app && kref_get_unless_zero(&thread->ref)) {
 			found = thread;
@@ -52,79 +53,43 @@ struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app)
 	return found;
 }
 
-/* Takes a thread out of the tables; whoever does so ends it. threads_lock is held. */
-static void thread_unlink(struct vmsrs_thread *thread, struct list_head *list)
+/**
+ * vmsrs_thread_unlink() - take a thread out of the tables
+ * @thread: the thread
+ * @list: list that it is moved to
+ *
+ * The caller has to end the thread. threads_lock is held.
+ */
+void vmsrs_thread_unlink(struct vmsrs_thread *thread, struct list_head *list)
 {
 	lockdep_assert_held(&thread->dev->threads_lock);
 	hash_del_rcu(&thread->node);
 	list_move_tail(&thread->list, list);
 }
 
-/*
- * No program code of the registration will run any more: the thread ends, or execs (its mm is
- * another one; the address of the old one is not used again while it is referenced).
+/**
+ * vmsrs_thread_dead() - tell whether a registered thread runs no more code of the program
+ * @thread: the thread
+ *
+ * That is so when it exits or execs: then its mm is another one, since the address of the old
+ * one is not reused while it is referenced.
  */
-static bool thread_dead(const struct vmsrs_thread *thread)
+bool vmsrs_thread_dead(const struct vmsrs_thread *thread)
 {
 	return READ_ONCE(thread->task->flags) & PF_EXITING ||
 	       READ_ONCE(thread->task->mm) != thread->mm;
 }
 
-static bool process_dead(const struct vmsrs_thread *thread)
-{
-	const struct signal_struct *signal = thread->task->signal;
-	const struct mm_struct *mm = READ_ONCE(thread->task->mm);
-
-	/* A thread that has ended alone has no mm any more; after an exec it has another one. */
-	return READ_ONCE(signal->flags) & SIGNAL_GROUP_EXIT || !atomic_read(&signal->live) ||
-	       (mm && mm != thread->mm);
-}
-
-/* Ends an unlinked thread: fails the request that it has, and drops the tables' reference. */
-static void thread_end(struct vmsrs_thread *thread, u32 kind)
-{
-	struct vmsrs_ioctl_fail fail = { .kind = kind, .tag = vmsrs_thread_tag(thread) };
-
-	if (vmsrs_tag_valid(thread->dev, fail.tag))
-		vmsrs_fail(thread->app, thread, &fail);
-	else
-		vmsrs_lock_release_held(thread, 0);
-	vmsrs_thread_put(thread);
-}
-
-static void threads_end(struct list_head *threads)
-{
-	struct vmsrs_thread *thread, *next;
-
-	list_for_each_entry_safe(thread, next, threads, list) {
-		list_del(&thread->list);
-		/* A thread whose mm is gone, but that lives, was cut off by exit or exec. */
-		thread_end(thread, process_dead(thread) ? VMSRS_KIND_PROCESS_DEATH :
-							  VMSRS_KIND_THREAD_DEATH);
-	}
-}
-
-/* Ends the threads of a file that are gone, or all of them. */
-void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
-{
-	struct vmsrs_device *dev = file->dev;
-	struct vmsrs_thread *thread, *next;
-	LIST_HEAD(ended);
-
-	spin_lock(&dev->threads_lock);
-	list_for_each_entry_safe(thread, next, &dev->thread_list, list)
-		if (thread->file == file && (all || thread_dead(thread)))
-			thread_unlink(thread, &ended);
-	spin_unlock(&dev->threads_lock);
-	threads_end(&ended);
-	/* Nothing is held any more: only who ends threads faster than the host is told waits. */
-	vmsrs_host_reports_wait(dev);
-}
-
+/**
+ * vmsrs_thread_tags() - hand out a range of tags
+ * @dev: the device
+ * @first: first tag
+ * @count: number of tags
+ */
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count)
 {
-	*count = TAGS_PER_RANGE;
-	*first = atomic64_fetch_add(TAGS_PER_RANGE, &dev->next_tag);
+	*count = VMSRS_TAGS_PER_RANGE;
+	*first = atomic64_fetch_add(VMSRS_TAGS_PER_RANGE, &dev->next_tag);
 }
 
 static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
@@ -141,7 +106,7 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 		kfree(thread);
 		return ERR_PTR(-ENOMEM);
 	}
-	slot = ida_alloc_max(&dev->slots, THREADS_MAX - 1, GFP_KERNEL);
+	slot = ida_alloc_max(&dev->slots, VMSRS_THREADS_MAX - 1, GFP_KERNEL);
 	if (slot < 0) {
 		__free_page(thread->page);
 		kfree(thread);
@@ -162,7 +127,13 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	return thread;
 }
 
-/* Registers the calling thread with the file's app. */
+/**
+ * vmsrs_thread_register() - register the calling thread with the file's app
+ * @file: the file
+ * @arg: argument of the ioctl
+ *
+ * Return: 0 or a negative error.
+ */
 long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg)
 {
 	struct vmsrs_device *dev = file->dev;
@@ -170,7 +141,7 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 
 	if (arg->signal && (!valid_signal(arg->signal) || sig_kernel_only(arg->signal)))
 		return -EINVAL;
-	/* Only the thread itself registers itself, so nobody comes between. */
+	/* Only the thread registers itself, so this cannot race. */
 	thread = vmsrs_thread_current(file->app);
 	if (thread) {
 		vmsrs_thread_put(thread);
@@ -187,36 +158,17 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 	hash_add_rcu(dev->threads, &thread->node, (unsigned long)current);
 	list_add_tail(&thread->list, &dev->thread_list);
 	spin_unlock(&dev->threads_lock);
-	queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
+	vmsrs_device_start_watch(dev);
 	return 0;
 }
 
-/* Unregisters the calling thread. */
-long vmsrs_thread_exit(struct vmsrs_file *file)
-{
-	struct vmsrs_device *dev = file->dev;
-	struct vmsrs_thread *thread;
-	LIST_HEAD(ended);
-
-	thread = vmsrs_thread_current(file->app);
-	if (!thread)
-		return -ENOENT;
-	spin_lock(&dev->threads_lock);
-	/* The last close of another file of the app may have unlinked it. */
-	if (!hlist_unhashed(&thread->node))
-		thread_unlink(thread, &ended);
-	spin_unlock(&dev->threads_lock);
-	if (!list_empty(&ended)) {
-		list_del(&thread->list);
-		thread_end(thread, VMSRS_KIND_THREAD_DEATH);
-	}
-	vmsrs_thread_put(thread);
-	/* A program may register and leave in the middle of a request as often as it likes. */
-	vmsrs_host_reports_wait(dev);
-	return 0;
-}
-
-/* Maps the control page of a thread that registered itself through this very file. */
+/**
+ * vmsrs_thread_mmap() - map the control page of a thread
+ * @file: file through which the thread registered
+ * @vma: the mapping
+ *
+ * Return: 0 or a negative error.
+ */
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 {
 	u64 slot = vma->vm_pgoff - (VMSRS_CONTROL_OFFSET >> PAGE_SHIFT);
@@ -245,29 +197,38 @@ int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 }
 
 /*
- * Interrupts a thread that carries the tag of a failed request. Which one is told in the control
- * block first: a signal that comes late finds another tag there. threads_lock is held.
+ * Interrupts a thread that carries the tag of a failed request. The tag is written to the
+ * control block first: if the signal comes late, the thread finds that it carries another one.
+ * threads_lock is held.
  */
 static void interrupt(struct vmsrs_thread *thread, u64 tag, u64 now)
 {
 	WRITE_ONCE(thread->control->failed, tag);
 	thread->interrupted_ns = now;
-	if (thread->signal && thread->task != current && !thread_dead(thread))
+	if (thread->signal && thread->task != current && !vmsrs_thread_dead(thread))
 		send_sig(thread->signal, thread->task, 1);
 }
 
-/*
- * The same once more, if the last time was long ago: a thread may carry the tag only since, or have
- * slept in its way out. threads_lock is held.
+/**
+ * vmsrs_thread_signal_again() - interrupt a thread again if the last time was long ago
+ * @thread: a thread that carries the tag of a failed request
+ * @now: the time, in nanoseconds
+ *
+ * The thread may have taken the tag only since, or have slept on its way out. threads_lock is
+ * held.
  */
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now)
 {
 	lockdep_assert_held(&thread->dev->threads_lock);
-	if (now - thread->interrupted_ns >= SIGNAL_AGAIN_MS * (u64)NSEC_PER_MSEC)
+	if (now - thread->interrupted_ns >= VMSRS_SIGNAL_AGAIN_MS * (u64)NSEC_PER_MSEC)
 		interrupt(thread, vmsrs_thread_tag(thread), now);
 }
 
-/* Does a thread that lives carry the tag? */
+/**
+ * vmsrs_thread_carries() - tell whether a registered thread carries a tag
+ * @app: the app
+ * @tag: the tag
+ */
 bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
@@ -284,7 +245,11 @@ bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag)
 	return carried;
 }
 
-/* Interrupts the threads that carry a tag, but for the calling one. */
+/**
+ * vmsrs_thread_signal_members() - interrupt the other threads that carry a tag
+ * @app: the app
+ * @tag: tag of a failed request
+ */
 void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
@@ -298,98 +263,14 @@ void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
 	spin_unlock(&dev->threads_lock);
 }
 
-/* An overdue thread: its request is to be marked (and the thread interrupted), or failed. */
-struct overdue {
-	struct vmsrs_thread *thread;
-	u64 tag;
-	bool fail;
-};
-
-/* Looks at one thread. True if *overdue was filled in, with a reference to the thread. */
-static bool watch_thread(struct vmsrs_thread *thread, u64 now, struct overdue *overdue)
-{
-	u64 tag = vmsrs_thread_tag(thread), due;
-
-	/* The deadline is the tag's if the tag is the same before and after. */
-	smp_rmb();
-	due = READ_ONCE(thread->control->deadline_ns);
-	smp_rmb();
-	if (vmsrs_thread_tag(thread) != tag)
-		return false;
-	if (!due || now < due || !vmsrs_tag_valid(thread->dev, tag))
-		return false;
-	if (tag != thread->signalled_tag) {
-		thread->signalled_tag = tag;
-		thread->signalled_ns = 0;
-	}
-	if (thread->signalled_ns &&
-	    now < thread->signalled_ns + DEADLINE_GRACE_MS * (u64)NSEC_PER_MSEC)
-		return false;
-	overdue->fail = thread->signalled_ns;
-	overdue->tag = tag;
-	overdue->thread = thread;
-	kref_get(&thread->ref);
-	thread->signalled_ns = now;
-	return true;
-}
-
-/*
- * Every WATCH_PERIOD while threads are registered, or suspended requests have deadlines: ends threads
- * that are gone and deals with overdue requests. The first time a request is interrupted; after the
- * grace period it is failed here, and its threads interrupted again, for as long as they carry the
- * tag. Failed requests are forgotten; with the last thread, all of them are. It must not wait for the
- * host, so it ends no more threads than there is room for reports; the next run goes on.
+/**
+ * vmsrs_threads_init() - initialise the tables of threads
+ * @dev: the device
  */
-static void watch(struct work_struct *work)
-{
-	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device, watch);
-	struct overdue overdue[OVERDUE_MAX];
-	struct vmsrs_thread *thread, *next;
-	u32 room = vmsrs_host_reports_room(dev);
-	u64 now = ktime_get_ns();
-	LIST_HEAD(ended);
-	u32 count = 0, i;
-	bool idle;
-
-	spin_lock(&dev->threads_lock);
-	list_for_each_entry_safe(thread, next, &dev->thread_list, list) {
-		if (thread_dead(thread)) {
-			if (room) {
-				thread_unlink(thread, &ended);
-				room--;
-			}
-		} else if (count < OVERDUE_MAX && watch_thread(thread, now, &overdue[count])) {
-			count++;
-		}
-	}
-	idle = list_empty(&dev->thread_list);
-	spin_unlock(&dev->threads_lock);
-
-	threads_end(&ended);
-	for (i = 0; i < count; i++) {
-		struct vmsrs_ioctl_fail fail = {
-			.kind = VMSRS_KIND_DEADLINE,
-			.tag = overdue[i].tag,
-			.detected_ns = now,
-		};
-
-		if (overdue[i].fail)
-			vmsrs_fail(overdue[i].thread->app, overdue[i].thread, &fail);
-		vmsrs_overdue(overdue[i].thread->app, overdue[i].tag, now);
-		vmsrs_thread_put(overdue[i].thread);
-	}
-	vmsrs_suspended_watch(dev, now);
-	vmsrs_requests_prune(dev);
-	idle = idle && !vmsrs_suspended_due(dev);
-	if (!idle && !READ_ONCE(dev->gone))
-		queue_delayed_work(dev->wq, &dev->watch, WATCH_PERIOD);
-}
-
 void vmsrs_threads_init(struct vmsrs_device *dev)
 {
 	spin_lock_init(&dev->threads_lock);
 	hash_init(dev->threads);
 	INIT_LIST_HEAD(&dev->thread_list);
 	ida_init(&dev->slots);
-	INIT_DELAYED_WORK(&dev->watch, watch);
 }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Inner structures of the VMSRS driver.
+ * Internal structures and functions of the VMSRS driver.
  *
  * The host is the authority for apps, domains, extents and sealed pages. The driver caches what the
  * host said, keeps the versions that are not sealed yet, and maps pages.
+ *
+ * Functions are declared in the order of the files, lowest layer first. A file calls only its own
+ * functions and those of files before it (tests/loom checks that).
  *
  * Lock order, outermost first. Locks on one line are never held together.
  *
@@ -17,13 +20,13 @@
  *	threads_lock
  *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
  *
- * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks: neither ever waits
- *   for anything that is held over a copy from or to user memory.
- * - User memory is accessed with no lock of the driver held.
- * - control.lock is held while the host works on a message, at most CONTROL_TIMEOUT. Holders of
- *   apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
+ * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
+ *   waits for anything that is held across a copy from or to user memory.
+ * - No lock of the driver is held while user memory is accessed.
+ * - control.lock is held while the host works on a message, at most VMSRS_CONTROL_TIMEOUT. Holders
+ *   of apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
  *   not.
- * - mm's own i_mmap_rwsem and page table locks nest inside a domain's lock: a page's entries are
+ * - mm's own i_mmap_rwsem and page table locks nest inside a domain's lock: page table entries are
  *   zapped and inserted under it, so they always show the domain's state.
  */
 #ifndef VMSRS_H
@@ -47,76 +50,96 @@
 
 #include "vmsrs_protocol.h"
 
-#define NONE			VMSRS_NONE
-#define APP_PAGES_SHIFT		(VMSRS_APP_OFFSET_SHIFT - PAGE_SHIFT)
+#define VMSRS_APP_PAGES_SHIFT		(VMSRS_APP_OFFSET_SHIFT - PAGE_SHIFT)
 
 /* The host must answer a message within this time. */
-#define CONTROL_TIMEOUT		(10 * HZ)
-/* A commit or flush waits this long for its records to be sealed. */
-#define SEAL_TIMEOUT		(10 * HZ)
-/* A write fault waits this long for a frame. */
-#define FRAME_TIMEOUT		(2 * HZ)
+#define VMSRS_CONTROL_TIMEOUT		(10 * HZ)
+/* A commit or flush waits at most this long for its records to be sealed. */
+#define VMSRS_SEAL_TIMEOUT		(10 * HZ)
+/* A write fault waits at most this long for a frame. */
+#define VMSRS_FRAME_TIMEOUT		(2 * HZ)
 /* Work for the host is collected this long before it is sent. */
-#define BATCH_DELAY		msecs_to_jiffies(5)
-/* The host is asked again this often while somebody waits for a frame. */
-#define GRANT_RETRY_DELAY	msecs_to_jiffies(10)
+#define VMSRS_BATCH_DELAY		msecs_to_jiffies(5)
+/* How often the host is asked again while a thread waits for a frame. */
+#define VMSRS_GRANT_RETRY_DELAY		msecs_to_jiffies(10)
 /* Period of the watch. */
-#define WATCH_PERIOD		msecs_to_jiffies(10)
-/* An overdue request that nobody fails is failed by the driver after this time. */
-#define DEADLINE_GRACE_MS	1000
+#define VMSRS_WATCH_PERIOD		msecs_to_jiffies(10)
+/* The driver fails an overdue request that its threads have not failed after this time. */
+#define VMSRS_DEADLINE_GRACE_MS		1000
 /* Threads that carry the tag of a failed request are interrupted again after this time. */
-#define SIGNAL_AGAIN_MS		100
+#define VMSRS_SIGNAL_AGAIN_MS		100
 /*
- * A sleeper looks at its lock word again after this time, even if nobody woke it. Only programs that
- * clear a word and do not say so need that: among others no wake-up is lost (tests/loom). The
- * holder's death without a trace is found then, too, and a circle that closed without the driver.
+ * A sleeper rechecks its lock word after this time even if nothing woke it. Programs that clear a
+ * word without a wake-up call need that; otherwise no wake-up is lost (tests/loom). A holder that
+ * died without a trace and a cycle that closed without the driver are found then, too.
  */
-#define LOCK_SLICE		HZ
+#define VMSRS_LOCK_SLICE		HZ
 
 /* Largest protection key of x86: 4 bits of a page table entry. */
-#define PROTECTION_KEY_MAX	15
-/* Who adds a report to that many waits until some are sent, so that nobody can pile them up. */
-#define REPORTS_MAX		256
-/*
- * Most evidence that waits to be sent, up to a message each; an incident that comes while there is as
- * much goes without.
- */
-#define EVIDENCE_MAX		64
-/* Reports sent before commits, which may have come meanwhile, have their turn again. */
-#define REPORTS_PER_TURN	16
+#define VMSRS_PROTECTION_KEY_MAX	15
+/* A thread that adds a report to this many waits until some have been sent. */
+#define VMSRS_REPORTS_MAX		256
+/* Evidence queued at a time, up to a message each; further incidents go without. */
+#define VMSRS_EVIDENCE_MAX		64
+/* Reports sent before new commits get their turn. */
+#define VMSRS_REPORTS_PER_TURN		16
 
-/* Most threads that are registered at a time. */
-#define THREADS_MAX		65536
-/* Tags given out at a time: few, since a short-lived thread leaves the most of them unused. */
-#define TAGS_PER_RANGE		BIT_ULL(16)
+/* Threads registered at a time. */
+#define VMSRS_THREADS_MAX		65536
+/* Tags handed out at a time: few, since a short-lived thread leaves most of them unused. */
+#define VMSRS_TAGS_PER_RANGE		BIT_ULL(16)
 /* Pages of lock words of one app. */
-#define LOCK_PAGES		(VMSRS_LOCKS_LENGTH / PAGE_SIZE)
+#define VMSRS_LOCK_PAGES		(VMSRS_LOCKS_LENGTH / PAGE_SIZE)
+/* Buffers in the event queue. */
+#define VMSRS_EVENT_BUFFERS		16
 
 struct vmsrs_app;
-struct vmsrs_domain;
 struct vmsrs_device;
+struct vmsrs_domain;
+struct vmsrs_file;
+struct vmsrs_request;
+struct vmsrs_thread;
 
-/* A page of a domain. Guarded by the domain's lock. */
+/**
+ * struct vmsrs_page - a page of a domain; guarded by the domain's lock
+ * @frame: committed version, VMSRS_NONE if it was never committed, or VMSRS_DAMAGED_FRAME
+ * @draft: version that a request is writing, or VMSRS_NONE
+ */
 struct vmsrs_page {
-	u32 frame;		/* committed version, NONE, or VMSRS_DAMAGED_FRAME */
-	u32 draft;		/* version that a request is writing, or NONE */
+	u32 frame;
+	u32 draft;
 };
 
-/*
- * Consecutive pages of a domain. Never changes and never goes away while the device structure
- * lives, but for the contents of entries[].
+/**
+ * struct vmsrs_extent_pages - consecutive pages of a domain
+ * @domain: the domain
+ * @next: next extent of the domain, in order of index; guarded by vmsrs_app.lock
+ * @page: first page
+ * @pages: number of pages
+ * @entries: the pages
+ *
+ * Lives as long as the device structure and never changes, except for the contents of @entries.
  */
 struct vmsrs_extent_pages {
 	struct vmsrs_domain *domain;
-	struct vmsrs_extent_pages *next;	/* in order of index; guarded by vmsrs_app.lock */
+	struct vmsrs_extent_pages *next;
 	u32 page;
 	u32 pages;
 	struct vmsrs_page entries[];
 };
 
-/*
- * A version of a page on its way: first on its domain's list of drafts, then either in the seal
- * batch or in a report. Whoever has it on its list owns it.
+/**
+ * struct vmsrs_draft - a version of a page that is not sealed yet
+ * @list: in vmsrs_domain.drafts, then in vmsrs_batch.records or vmsrs_report.drafts; the owner of
+ *	the list owns the draft
+ * @entry: its page
+ * @tag: tag of the request
+ * @app: number of the app
+ * @domain: number of the domain
+ * @page: number of the page
+ * @frame: frame with its content
+ * @committed: frame of the version before, or VMSRS_NONE
+ * @flags: flags of its seal record
  */
 struct vmsrs_draft {
 	struct list_head list;
@@ -126,190 +149,365 @@ struct vmsrs_draft {
 	u32 domain;
 	u32 page;
 	u32 frame;
-	u32 committed;		/* frame of the version before, or NONE */
-	u32 flags;		/* of its seal record */
+	u32 committed;
+	u32 flags;
 };
 
+/**
+ * struct vmsrs_domain - a domain of an app; lives as long as the app
+ * @lock: guards @drafts, @draft_count, @owner and the entries of its extents
+ * @app: the app
+ * @first: first extent; guarded by vmsrs_app.lock
+ * @last: last extent; guarded by vmsrs_app.lock
+ * @owner: request that has drafts here, or NULL if there are none
+ * @owned: in @owner->domains; guarded by vmsrs_device.requests_lock
+ * @drafts: struct vmsrs_draft, in order of the first write
+ * @number: its number, the index of its lock word
+ * @draft_count: length of @drafts
+ * @extent_count: number of extents; guarded by vmsrs_app.lock
+ */
 struct vmsrs_domain {
-	struct mutex lock;	/* guards drafts, draft_count, owner and the entries of its extents */
+	struct mutex lock;
 	struct vmsrs_app *app;
-	struct vmsrs_extent_pages *first, *last;	/* guarded by vmsrs_app.lock */
-	struct vmsrs_request *owner;		/* whose drafts these are, or NULL if there are none */
-	struct list_head owned;			/* in owner->domains; guarded by requests_lock */
+	struct vmsrs_extent_pages *first, *last;
+	struct vmsrs_request *owner;
+	struct list_head owned;
 	struct list_head drafts;
 	u32 number;
 	u32 draft_count;
-	u32 extent_count;			/* guarded by vmsrs_app.lock */
+	u32 extent_count;
 };
 
-/* Apps live as long as the device structure. */
+/**
+ * struct vmsrs_app - an app; lives as long as the device structure
+ * @dev: the device
+ * @lock: guards domains and extents while they are fetched or created
+ * @domains: number -> struct vmsrs_domain
+ * @units: page / VMSRS_EXTENT_UNIT_PAGES -> struct vmsrs_extent_pages
+ * @lock_pages: VMSRS_LOCK_PAGES pages of lock words, each set once by cmpxchg
+ * @number: its number
+ * @files: open files of the app; guarded by vmsrs_device.apps_lock
+ * @name: its name, padded with zeros
+ * @waits_lock: guards @waits; no other lock of the driver is taken under it
+ * @waits: struct vmsrs_wait, by tag
+ */
 struct vmsrs_app {
 	struct vmsrs_device *dev;
-	struct mutex lock;		/* guards domains and extents while they are fetched or made */
-	struct xarray domains;		/* number -> struct vmsrs_domain */
-	struct xarray units;		/* page / EXTENT_UNIT_PAGES -> struct vmsrs_extent_pages */
-	struct page **lock_pages;	/* LOCK_PAGES entries, set once each by cmpxchg */
+	struct mutex lock;
+	struct xarray domains;
+	struct xarray units;
+	struct page **lock_pages;
 	u32 number;
-	u32 files;			/* guarded by vmsrs_device.apps_lock */
+	u32 files;
 	u8 name[VMSRS_NAME_MAX];
-	spinlock_t waits_lock;		/* guards waits; nests in nothing of the driver's */
-	struct rb_root waits;		/* struct vmsrs_wait, by tag */
+	spinlock_t waits_lock;
+	struct rb_root waits;
 };
 
-/*
- * A request that has drafts, has failed, or is suspended. Made at its first draft or suspension;
- * goes away when its drafts are committed or discarded, or, if it failed, when no thread carries its
- * tag any more; but never while it is suspended. One that failed while suspended has been discarded:
- * what has failed is not suspended, and the watch does not only mark what is. Removed only under
- * commit_lock.
+/**
+ * struct vmsrs_request - a request that has drafts, has failed, or is suspended
+ * @node: in vmsrs_device.requests; guarded by requests_lock
+ * @domains: domains with its drafts; guarded by requests_lock
+ * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended; guarded by requests_lock
+ * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under
+ *	commit_lock as well, like the next five
+ * @suspended_by: file through which it was suspended, or NULL
+ * @due_node: in vmsrs_device.due_requests, or empty if it has no deadline or has failed
+ * @due_ns: its deadline while suspended, or 0
+ * @held_count: domains that it holds while suspended
+ * @held: their numbers, as the program wrote them: not checked
+ * @app: the app
+ * @file: file through which it was begun, or NULL if it has failed
+ * @file_entry: in @file->requests; guarded by requests_lock
+ * @tag: its tag
+ * @key: protection key of its drafts, or 0; never changes
+ * @drafts: number of its drafts
+ * @failed: it may not write any more; set under requests_lock, never cleared
+ * @overdue: it failed because of its deadline; guarded by requests_lock
+ * @carried: only for the watch
+ * @discarded: its incident is recorded; guarded by commit_lock, like the following
+ * @dropped: drafts that its failure has cost so far
+ * @kind: kind of its incident
+ * @incident: number of its incident
+ *
+ * Created at its first draft, suspension or failure. Removed, under commit_lock, when its drafts
+ * are committed or discarded, or, if it failed, when no thread carries its tag any more; but never
+ * while it is suspended.
+ *
+ * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while
+ * suspended. A request that failed while suspended has always been discarded.
  */
 struct vmsrs_request {
-	struct hlist_node node;		/* in requests; guarded by requests_lock */
-	struct list_head domains;	/* domains with its drafts; guarded by requests_lock */
-	/* In failed_requests, unless it is suspended; guarded by requests_lock */
+	struct hlist_node node;
+	struct list_head domains;
 	struct list_head failed_entry;
-	/* Guarded by requests_lock, changed under commit_lock as well: */
-	struct list_head suspended_entry;	/* in suspended_by->suspended */
-	struct vmsrs_file *suspended_by;	/* NULL if it is not suspended */
-	struct rb_node due_node;	/* in due_requests, or empty: it has no deadline or failed */
-	u64 due_ns;			/* its deadline while suspended, or 0 */
-	u32 held_count;			/* domains it holds while suspended; not checked */
+	struct list_head suspended_entry;
+	struct vmsrs_file *suspended_by;
+	struct rb_node due_node;
+	u64 due_ns;
+	u32 held_count;
 	u32 held[VMSRS_HELD_MAX];
 	struct vmsrs_app *app;
-	struct vmsrs_file *file;	/* through which it was begun; NULL if it has failed */
-	struct list_head file_entry;	/* in file->requests; guarded by requests_lock */
+	struct vmsrs_file *file;
+	struct list_head file_entry;
 	u64 tag;
-	u32 key;			/* protection key of its drafts, or 0; never changes */
+	u32 key;
 	atomic_t drafts;
-	bool failed;			/* set under requests_lock, never cleared: it may not write */
-	bool overdue;			/* failed because of its deadline; guarded by requests_lock */
-	bool carried;			/* only for vmsrs_requests_prune() */
-	bool discarded;			/* guarded by commit_lock, like the following */
-	u32 dropped;			/* drafts that its failure has cost so far */
+	bool failed;
+	bool overdue;
+	bool carried;
+	bool discarded;
+	u32 dropped;
 	u32 kind;
 	u64 incident;
 };
 
-/* A registered thread: one for each thread and app. */
+/**
+ * struct vmsrs_thread - registration of a thread with an app
+ * @ref: reference count; vmsrs_device.thread_list has one reference
+ * @rcu: for the free after a grace period
+ * @node: in vmsrs_device.threads; guarded by threads_lock, read under RCU
+ * @list: in vmsrs_device.thread_list; guarded by threads_lock
+ * @dev: the device
+ * @app: the app
+ * @file: file through which it registered; valid while it is in thread_list
+ * @task: the thread; referenced, so its address is not reused
+ * @mm: address space at the registration; referenced (without its pages), to detect an exec
+ * @page: control page
+ * @control: the control block in @page; the process writes to it at any time
+ * @slot: index of its control page in the file's offsets
+ * @signal: signal that interrupts it, or 0
+ * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
+ * @refused_address: page of the last access that was refused, or 0
+ * @refused_kind: why it was refused
+ * @frame_due: jiffies at which a wait for a frame ends, or 0
+ * @signalled_tag: tag that was overdue when the watch looked; only used by the watch
+ * @signalled_ns: when that was, or 0; only used by the watch
+ * @interrupted_ns: time of the last signal; guarded by threads_lock
+ * @releasing: in a list of threads whose locks are released; guarded by commit_lock
+ */
 struct vmsrs_thread {
 	struct kref ref;
 	struct rcu_head rcu;
-	struct hlist_node node;		/* in threads; guarded by threads_lock, read under RCU */
-	struct list_head list;		/* in thread_list; guarded by threads_lock */
+	struct hlist_node node;
+	struct list_head list;
 	struct vmsrs_device *dev;
 	struct vmsrs_app *app;
-	struct vmsrs_file *file;	/* valid while the thread is in thread_list */
-	struct task_struct *task;	/* referenced, so its address is not used again */
-	struct mm_struct *mm;		/* referenced (not its pages); tells an exec */
+	struct vmsrs_file *file;
+	struct task_struct *task;
+	struct mm_struct *mm;
 	struct page *page;
-	struct vmsrs_thread_control *control;	/* in page; the process writes to it at any time */
+	struct vmsrs_thread_control *control;
 	u32 slot;
 	u32 signal;
-
-	/* Only used by the thread itself. */
-	u64 noted_tag;			/* the tag that the next three are of */
-	u64 refused_address;		/* page of the last access that was refused, or 0 */
+	u64 noted_tag;
+	u64 refused_address;
 	u32 refused_kind;
-	unsigned long frame_due;	/* jiffies when waiting for a frame ends, or 0 */
-
-	/* Only used by the watch. */
-	u64 signalled_tag;		/* that was overdue when the watch saw it */
+	unsigned long frame_due;
+	u64 signalled_tag;
 	u64 signalled_ns;
-
-	u64 interrupted_ns;		/* last signal; guarded by threads_lock */
-	struct list_head releasing;	/* among those whose locks go; guarded by commit_lock */
+	u64 interrupted_ns;
+	struct list_head releasing;
 };
 
-/* A thread that sleeps for a lock. */
+/**
+ * struct vmsrs_lock_sleeper - a task in the queue of a lock word
+ * @entry: in the queue until the task has the lock or gives up, so that it keeps its place
+ * @task: the task, which has this on its stack
+ * @word: the lock word
+ * @tag: tag that takes the lock
+ * @woken: how often it was woken for the lock
+ * @granted: the lock was taken for it
+ */
+struct vmsrs_lock_sleeper {
+	struct list_head entry;
+	struct task_struct *task;
+	atomic64_t *word;
+	u64 tag;
+	u32 woken;
+	bool granted;
+};
+
+/**
+ * struct vmsrs_wait - an edge of the graph of who waits for whom
+ * @node: in @app->waits, or empty; guarded by waits_lock
+ * @todo: in the list of one walk; guarded by waits_lock
+ * @app: the app
+ * @tag: tag of the request that waits
+ * @word: the lock word that it waits for
+ */
 struct vmsrs_wait {
-	struct rb_node node;		/* in app->waits, or empty; guarded by waits_lock */
-	struct list_head todo;		/* of one walk; guarded by waits_lock */
+	struct rb_node node;
+	struct list_head todo;
 	struct vmsrs_app *app;
 	u64 tag;
 	atomic64_t *word;
 };
 
+/**
+ * struct vmsrs_file - an open file of the device
+ * @dev: the device
+ * @app: NULL until it is set once under vmsrs_device.apps_lock
+ * @requests: requests begun through it that have not failed; guarded by requests_lock
+ * @suspended: requests suspended through it; guarded by requests_lock
+ * @suspended_count: length of @suspended
+ */
 struct vmsrs_file {
 	struct vmsrs_device *dev;
-	struct vmsrs_app *app;		/* set once under apps_lock; NULL before */
-	/* Guarded by requests_lock: */
-	struct list_head requests;	/* begun through it, and not failed */
-	struct list_head suspended;	/* suspended through it */
+	struct vmsrs_app *app;
+	struct list_head requests;
+	struct list_head suspended;
 	u32 suspended_count;
 };
 
-/* Frames that the host granted. */
+/**
+ * struct vmsrs_pool - frames that the host granted
+ * @lock: guards @granted to @hint
+ * @granted: a bit per frame: free, in a draft, or not sealed yet
+ * @free: a bit per frame: subset of @granted
+ * @granted_count: bits in @granted
+ * @free_count: bits in @free
+ * @hint: no free frame has a smaller number
+ * @wait: threads that wait for a free frame
+ * @waiters: how many these are
+ * @dry: the host granted less than asked; only a hint
+ */
 struct vmsrs_pool {
-	spinlock_t lock;		/* guards what follows up to the wait queue */
-	unsigned long *granted;		/* a bit a frame: free, in a draft, or unsealed */
-	unsigned long *free;		/* a bit a frame: subset of granted */
+	spinlock_t lock;
+	unsigned long *granted;
+	unsigned long *free;
 	u32 granted_count;
 	u32 free_count;
-	u32 hint;			/* no free frame is below */
-	wait_queue_head_t wait;		/* for a free frame */
+	u32 hint;
+	wait_queue_head_t wait;
 	atomic_t waiters;
-	bool dry;			/* the host granted less than asked; only a hint */
+	bool dry;
 };
 
-/* Committed pages and reports, on their way to the host. */
+/**
+ * struct vmsrs_batch - committed pages and reports on their way to the host
+ * @lock: guards @records to @appended
+ * @records: struct vmsrs_draft, in order of commit
+ * @queued: length of @records
+ * @reports: struct vmsrs_report
+ * @reports_queued: length of @reports
+ * @evidence: reports with evidence, in @reports or about to be
+ * @appended: records ever added to @records
+ * @sealed: records ever sealed
+ * @wait: threads that wait for @sealed, or for fewer reports
+ */
 struct vmsrs_batch {
-	spinlock_t lock;		/* guards what follows up to appended */
-	struct list_head records;	/* struct vmsrs_draft, in order of commit */
-	u32 queued;			/* records on the list */
-	struct list_head reports;	/* struct vmsrs_report */
-	u32 reports_queued;		/* reports on the list */
-	u32 evidence;			/* reports with evidence, on the list or about to be */
-	u64 appended;			/* records ever put on the list */
-	atomic64_t sealed;		/* records ever sealed */
-	wait_queue_head_t wait;		/* for sealed, and for fewer reports */
+	spinlock_t lock;
+	struct list_head records;
+	u32 queued;
+	struct list_head reports;
+	u32 reports_queued;
+	u32 evidence;
+	u64 appended;
+	atomic64_t sealed;
+	wait_queue_head_t wait;
 };
 
+/**
+ * struct vmsrs_control - the control queue
+ * @lock: one message at a time; guards @request and @reply
+ * @vq_lock: guards @vq, @done and @used
+ * @vq: the virtqueue
+ * @request: VMSRS_MESSAGE_BYTES_MAX bytes; the host's while a message is out
+ * @reply: the same
+ * @done: the reply has arrived
+ * @used: its length
+ * @wait: the sender
+ */
 struct vmsrs_control {
-	struct mutex lock;		/* one message at a time; guards request and reply */
-	spinlock_t vq_lock;		/* guards vq, done and used */
+	struct mutex lock;
+	spinlock_t vq_lock;
 	struct virtqueue *vq;
-	void *request;			/* MESSAGE_BYTES_MAX each; the host's while a message is out */
+	void *request;
 	void *reply;
 	bool done;
 	u32 used;
 	wait_queue_head_t wait;
 };
 
-#define VMSRS_EVENT_BUFFERS 16
-
+/**
+ * struct vmsrs_device - the device
+ * @ref: held by the virtio device and by every open file
+ * @release: frees the structure after the last reference
+ * @vdev: valid until remove; used only under control.lock
+ * @misc: /dev/vmsrs
+ * @inode: its mapping is shared by all open files
+ * @wq: runs the works
+ * @gone: the virtio device is being removed; set under @commit_lock
+ * @broken: the host misbehaved, or @gone; never cleared
+ * @srcu: read side: fault handlers, which use the window
+ * @config: the device's configuration
+ * @window_phys: guest physical address of the window
+ * @window: the window
+ * @control: the control queue
+ * @event_vq: NULL without VMSRS_FEATURE_EVENTS; used by @event_work alone
+ * @events: VMSRS_EVENT_BUFFERS buffers
+ * @event_lock: guards @events_stopped; taken in hard interrupts
+ * @events_stopped: @event_work is not queued any more
+ * @event_work: reads the event queue
+ * @pool: granted frames
+ * @batch: what is to be sent
+ * @host_work: sends it
+ * @apps_lock: guards @apps and their files, and vmsrs_file.app
+ * @apps: by number
+ * @commit_lock: commits, discards and failures happen one after the other
+ * @requests_lock: guards @requests, @failed_requests, @due_requests, and the lists of files
+ * @requests: struct vmsrs_request, by tag
+ * @failed_requests: failed requests that are not suspended
+ * @due_requests: suspended requests with a deadline, by deadline
+ * @threads_lock: guards @threads and @thread_list
+ * @threads: struct vmsrs_thread, by task
+ * @thread_list: all registered threads
+ * @slots: slots of control pages
+ * @watch: deadlines, ended threads, failed requests
+ * @next_tag: next tag to hand out
+ * @next_incident: next number of an incident
+ * @drafts: drafts of all requests
+ * @commits: commits with at least one page
+ * @sealed_pages: pages sealed
+ * @discarded: drafts discarded
+ * @incidents: incidents reported
+ * @seal_messages: seal messages sent
+ */
 struct vmsrs_device {
-	struct kref ref;		/* the virtio device and every open file */
-	struct virtio_device *vdev;	/* valid until remove; use only under control.lock */
+	struct kref ref;
+	void (*release)(struct kref *ref);
+	struct virtio_device *vdev;
 	struct miscdevice misc;
-	struct inode *inode;		/* whose mapping all opens share */
+	struct inode *inode;
 	struct workqueue_struct *wq;
-	bool gone;			/* the virtio device is being removed; set under commit_lock */
-	bool broken;			/* the host misbehaved, or gone; never cleared */
-	struct srcu_struct srcu;	/* read side: fault handlers, which use the window */
+	bool gone;
+	bool broken;
+	struct srcu_struct srcu;
 
 	struct vmsrs_device_config config;
 	phys_addr_t window_phys;
 	void *window;
 
 	struct vmsrs_control control;
-	struct virtqueue *event_vq;	/* NULL without FEATURE_EVENTS; used by event_work alone */
-	struct vmsrs_event *events;	/* VMSRS_EVENT_BUFFERS buffers */
-	spinlock_t event_lock;		/* guards events_stopped; taken in hard interrupts */
-	bool events_stopped;		/* event_work is not queued any more */
+	struct virtqueue *event_vq;
+	struct vmsrs_event *events;
+	spinlock_t event_lock;		/* guards events_stopped */
+	bool events_stopped;
 	struct work_struct event_work;
 
 	struct vmsrs_pool pool;
 	struct vmsrs_batch batch;
 	struct delayed_work host_work;
 
-	struct mutex apps_lock;		/* guards apps and their files, and vmsrs_file.app */
+	struct mutex apps_lock;		/* guards apps and their files */
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
-	struct mutex commit_lock;	/* commits, discards and failures happen one after the other */
-	spinlock_t requests_lock;	/* guards requests, the two below, and the lists of files */
+	struct mutex commit_lock;	/* serialises commits, discards and failures */
+	spinlock_t requests_lock;	/* guards the next three, and the lists of files */
 	DECLARE_HASHTABLE(requests, 10);
 	struct list_head failed_requests;
-	struct rb_root_cached due_requests;	/* suspended ones with a deadline, by it */
+	struct rb_root_cached due_requests;
 
 	spinlock_t threads_lock;	/* guards threads and thread_list */
 	DECLARE_HASHTABLE(threads, 8);
@@ -328,53 +526,89 @@ struct vmsrs_device {
 	atomic64_t seal_messages;
 };
 
-/* A failed request's story, or (without incident) frames to be discarded, or evidence. */
+/**
+ * struct vmsrs_report - what the host is told about a failed or discarded request
+ * @list: in vmsrs_batch.reports
+ * @drafts: frames that are evidence (with @incident) or simply discarded
+ * @evidence: what the program kept, followed by its bytes; by kvmalloc, or NULL
+ * @incident: there is an incident to report
+ * @count: drafts collected
+ * @body: the report, with @incident
+ */
 struct vmsrs_report {
 	struct list_head list;
 	struct list_head drafts;
-	struct vmsrs_evidence *evidence;	/* with its bytes behind it; by kvmalloc, or NULL */
+	struct vmsrs_evidence *evidence;
 	bool incident;
 	u32 count;
 	struct vmsrs_incident_report body;
 };
 
-/* main.c */
-void vmsrs_device_put(struct vmsrs_device *dev);
-__printf(2, 3) void vmsrs_break(struct vmsrs_device *dev, const char *format, ...);
-void vmsrs_wake_everybody(struct vmsrs_device *dev);
+/*
+ * Layer 1: lock words, the state of the device, the address space. Nothing here knows of requests.
+ */
 
-static inline bool vmsrs_broken(const struct vmsrs_device *dev)
+/* lock.c */
+extern const struct vm_operations_struct vmsrs_lock_vm_ops;
+void vmsrs_locks_init(void);
+atomic64_t *vmsrs_lock_word(struct vmsrs_app *app, u32 domain, gfp_t gfp);
+u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain);
+int vmsrs_lock_try(atomic64_t *word, u64 tag);
+void vmsrs_lock_wake_one(atomic64_t *word);
+void vmsrs_sleeper_add(struct vmsrs_lock_sleeper *sleeper);
+bool vmsrs_sleeper_remove(struct vmsrs_lock_sleeper *sleeper);
+void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain);
+void vmsrs_lock_wake_all(void);
+void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag);
+void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag);
+void vmsrs_locks_clear(struct vmsrs_app *app);
+void vmsrs_locks_free(struct vmsrs_app *app);
+
+/* deadlock.c */
+void vmsrs_waits_init(struct vmsrs_app *app);
+int vmsrs_wait_enter(struct vmsrs_wait *wait);
+void vmsrs_wait_leave(struct vmsrs_wait *wait);
+
+/* device.c */
+void vmsrs_device_wake_all(struct vmsrs_device *dev);
+__printf(2, 3) void vmsrs_device_fail(struct vmsrs_device *dev, const char *format, ...);
+void vmsrs_device_put(struct vmsrs_device *dev);
+void vmsrs_device_kick_host_soon(struct vmsrs_device *dev);
+void vmsrs_device_kick_host(struct vmsrs_device *dev);
+void vmsrs_device_start_watch(struct vmsrs_device *dev);
+
+/* The host misbehaved, or the device is gone. */
+static inline bool vmsrs_device_broken(const struct vmsrs_device *dev)
 {
 	return READ_ONCE(dev->broken);
 }
 
-/* May programs ask for something that needs the host? */
-static inline bool vmsrs_usable(const struct vmsrs_device *dev)
+/* Programs may ask for something that needs the host. */
+static inline bool vmsrs_device_usable(const struct vmsrs_device *dev)
 {
-	return !READ_ONCE(dev->gone) && !vmsrs_broken(dev);
+	return !READ_ONCE(dev->gone) && !vmsrs_device_broken(dev);
 }
 
-/* inode.c */
+/* mapping.c */
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
+void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count);
+void vmsrs_zap_all(struct vmsrs_device *dev);
+
+/*
+ * Layer 2: messages to the host, and the frames that it grants.
+ */
 
 /* control.c */
 int vmsrs_control_init(struct vmsrs_device *dev);
 void vmsrs_control_free(struct vmsrs_device *dev);
 void vmsrs_control_done(struct virtqueue *vq);
 void *vmsrs_control_begin(struct vmsrs_device *dev);
+void vmsrs_control_end(struct vmsrs_device *dev);
 int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const void **reply,
 			   u32 *reply_length);
-void vmsrs_control_end(struct vmsrs_device *dev);
 int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
 		       void *reply, u32 reply_length);
-
-/* event.c */
-int vmsrs_event_init(struct vmsrs_device *dev);
-void vmsrs_event_start(struct vmsrs_device *dev);
-void vmsrs_event_stop(struct vmsrs_device *dev);
-void vmsrs_event_free(struct vmsrs_device *dev);
-void vmsrs_event_done(struct virtqueue *vq);
 
 /* pool.c */
 
@@ -395,100 +629,24 @@ int vmsrs_pool_refill(struct vmsrs_device *dev);
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
 			   struct vm_fault *vmf, u32 reserve);
 
-/* app.c */
-long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg);
-void vmsrs_app_close(struct vmsrs_file *file);
-void vmsrs_app_free(struct vmsrs_app *app);
-long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
-long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
-struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
-u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address);
-
-/* page.c */
-extern const struct vm_operations_struct vmsrs_page_vm_ops;
-void vmsrs_zap_drafts(struct vmsrs_app *app, struct list_head *drafts);
-void vmsrs_zap_everything(struct vmsrs_device *dev);
-void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame);
-int vmsrs_draft_cache_init(void);
-void vmsrs_draft_cache_exit(void);
-void vmsrs_drafts_free(struct list_head *drafts);
-void vmsrs_draft_free(struct vmsrs_draft *draft);
-
-/* request.c */
-int vmsrs_request_own(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key);
-struct vmsrs_request *vmsrs_request_take(struct vmsrs_app *app, u64 tag, u32 domain,
-					 struct list_head *domains);
-struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
-void vmsrs_request_add(struct vmsrs_request *request);
-struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp);
-void vmsrs_request_begun(struct vmsrs_request *request, struct vmsrs_file *file, u32 key);
-void vmsrs_request_settle(struct vmsrs_request *request);
-bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
-bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
-void vmsrs_requests_prune(struct vmsrs_device *dev);
-void vmsrs_requests_free(struct vmsrs_device *dev);
-
-/* commit.c */
-long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg);
-
-/* drafts.c */
-long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
-long vmsrs_flush(struct vmsrs_device *dev, bool killable_only);
-
-/* host.c */
-void vmsrs_host_init(struct vmsrs_device *dev);
-void vmsrs_host_free(struct vmsrs_device *dev);
-void vmsrs_host_work_soon(struct vmsrs_device *dev);
-void vmsrs_host_work_now(struct vmsrs_device *dev);
-u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
-void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
-bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
-void vmsrs_host_evidence_release(struct vmsrs_device *dev);
-void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence);
-void vmsrs_host_reports_wait(struct vmsrs_device *dev);
-u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
-
-/* fail.c */
-bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
-void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail);
-void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag);
-void vmsrs_fail_file(struct vmsrs_file *file);
-void vmsrs_discard(struct vmsrs_app *app, u64 tag);
-void vmsrs_overdue(struct vmsrs_app *app, u64 tag, u64 now);
-
-/* evidence.c */
-void vmsrs_evidence_registers(struct vmsrs_incident_report *body);
-bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail);
-void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail);
-
-/* suspend.c */
-long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
-		   const struct vmsrs_ioctl_suspend *arg);
-long vmsrs_resume(struct vmsrs_file *file, u64 tag);
-long vmsrs_abandon(struct vmsrs_file *file, u64 tag);
-void vmsrs_suspended_undue(struct vmsrs_request *request);
-void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
-void vmsrs_suspended_watch(struct vmsrs_device *dev, u64 now);
-bool vmsrs_suspended_due(struct vmsrs_device *dev);
-
-/* deadlock.c */
-void vmsrs_waits_init(struct vmsrs_app *app);
-int vmsrs_wait_enter(struct vmsrs_wait *wait);
-void vmsrs_wait_leave(struct vmsrs_wait *wait);
+/*
+ * Layer 3: tables of threads and requests.
+ */
 
 /* thread.c */
-void vmsrs_threads_init(struct vmsrs_device *dev);
-struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app);
 void vmsrs_thread_put(struct vmsrs_thread *thread);
+struct vmsrs_thread *vmsrs_thread_current(struct vmsrs_app *app);
+void vmsrs_thread_unlink(struct vmsrs_thread *thread, struct list_head *list);
+bool vmsrs_thread_dead(const struct vmsrs_thread *thread);
+void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
 long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg);
-long vmsrs_thread_exit(struct vmsrs_file *file);
-void vmsrs_threads_reap(struct vmsrs_file *file, bool all);
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma);
-void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag);
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now);
 bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag);
-void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
+void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag);
+void vmsrs_threads_init(struct vmsrs_device *dev);
 
+/* Tag that the thread carries, or 0. */
 static inline u64 vmsrs_thread_tag(const struct vmsrs_thread *thread)
 {
 	return READ_ONCE(thread->control->tag);
@@ -499,22 +657,128 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 {
 	u32 key = READ_ONCE(thread->control->key);
 
-	return key <= PROTECTION_KEY_MAX ? key : 0;
+	return key <= VMSRS_PROTECTION_KEY_MAX ? key : 0;
 }
 
-/* lock.c */
-extern const struct vm_operations_struct vmsrs_lock_vm_ops;
-void vmsrs_locks_init(void);
-u64 vmsrs_lock_tag(struct vmsrs_app *app, u32 domain);
-void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag);
-void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag);
+/* request.c */
+bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
+struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
+struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp);
+void vmsrs_request_add(struct vmsrs_request *request);
+void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key);
+void vmsrs_request_remove(struct vmsrs_request *request);
+int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag,
+			     u32 key);
+struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
+						 struct list_head *domains);
+void vmsrs_request_remove_idle(struct vmsrs_request *request);
+bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
+void vmsrs_requests_free(struct vmsrs_device *dev);
+
+/* suspend.c */
+void vmsrs_suspended_clear_deadline(struct vmsrs_request *request);
+void vmsrs_suspended_remove(struct vmsrs_request *request);
+long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
+		   const struct vmsrs_ioctl_suspend *arg);
+struct vmsrs_request *vmsrs_suspended_find(struct vmsrs_file *file, u64 tag);
+long vmsrs_resume(struct vmsrs_file *file, u64 tag);
+void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
+
+/*
+ * Layer 4: pages. Drafts, what is sent to the host, domains and their extents, page faults.
+ */
+
+/* drafts.c */
+int vmsrs_draft_cache_init(void);
+void vmsrs_draft_cache_exit(void);
+struct vmsrs_draft *vmsrs_draft_alloc(void);
+void vmsrs_draft_free(struct vmsrs_draft *draft);
+void vmsrs_drafts_free(struct list_head *drafts);
+u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
+int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
+		     struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
+		     struct vmsrs_draft *draft);
+void vmsrs_draft_count(struct vmsrs_thread_control *control);
+void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
+void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
+long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
+
+/* host.c */
+u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
+long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
+long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
+bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
+void vmsrs_host_evidence_release(struct vmsrs_device *dev);
+void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
+void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence);
+u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
+void vmsrs_host_reports_wait(struct vmsrs_device *dev);
+void vmsrs_host_init(struct vmsrs_device *dev);
+void vmsrs_host_free(struct vmsrs_device *dev);
+
+/* app.c */
+struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
+u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address);
+void vmsrs_app_free(struct vmsrs_app *app);
+long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg);
+void vmsrs_app_close(struct vmsrs_file *file);
+long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
+long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
+
+/* page.c */
+extern const struct vm_operations_struct vmsrs_page_vm_ops;
+void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame);
+
+/* event.c */
+int vmsrs_event_init(struct vmsrs_device *dev);
+void vmsrs_event_free(struct vmsrs_device *dev);
+void vmsrs_event_start(struct vmsrs_device *dev);
+void vmsrs_event_stop(struct vmsrs_device *dev);
+void vmsrs_event_done(struct virtqueue *vq);
+
+/*
+ * Layer 5: how a request ends.
+ */
+
+/* commit.c */
+long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg);
+
+/* evidence.c */
+void vmsrs_evidence_registers(struct vmsrs_incident_report *body);
+bool vmsrs_evidence_valid(const struct vmsrs_ioctl_fail *fail);
+void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail *fail);
+
+/* fail.c */
+bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail);
+void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail);
+void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag);
+void vmsrs_fail_file(struct vmsrs_file *file);
+void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now);
+void vmsrs_discard(struct vmsrs_app *app, u64 tag);
+long vmsrs_abandon(struct vmsrs_file *file, u64 tag);
+
+/*
+ * Layer 6: what fails requests that their own threads do not end.
+ */
+
+/* lock_wait.c */
 long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg);
-void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain);
-void vmsrs_lock_wake_everybody(void);
-void vmsrs_locks_clear(struct vmsrs_app *app);
-void vmsrs_locks_free(struct vmsrs_app *app);
+
+/* reap.c */
+void vmsrs_threads_end(struct list_head *threads);
+void vmsrs_threads_reap(struct vmsrs_file *file, bool all);
+long vmsrs_thread_exit(struct vmsrs_file *file);
+
+/* watch.c */
+void vmsrs_watch_init(struct vmsrs_device *dev);
+
+/*
+ * Layer 7: the interfaces to programs and to virtio.
+ */
 
 /* file.c */
 extern const struct file_operations vmsrs_fops;
+
+/* main.c has the module and the virtio driver. */
 
 #endif /* VMSRS_H */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
-/* Lists for several users over TCP, a request a line: USER COMMAND [SLOT] [TEXT]. No VMSRS yet. */
+/* Lists for several users over TCP. A request is a line: USER COMMAND [SLOT] [TEXT]. Without VMSRS. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 enum { SLOTS = 4 };
-struct list { unsigned saves; char *item[SLOTS]; };	/* what a user has */
-struct board { unsigned long requests; };		/* what all users share */
+struct list { unsigned saves; char *item[SLOTS]; };	/* one user's data */
+struct board { unsigned long requests; };		/* shared by all users */
 struct user { struct user *next; char name[16]; pthread_mutex_t lock; struct list *list; };
 struct request {
 	struct user *user;
@@ -43,14 +43,14 @@ static struct user *find_user(const char *name)
 	return user;
 }
 
-/* SLOT TEXT: puts the text into the slot. */
+/* set SLOT TEXT: stores the text in the slot. */
 static void set(struct list *list, struct request *request)
 {
 	free(list->item[request->slot]);
 	list->item[request->slot] = strdup(request->text);
 }
 
-/* SLOT TEXT: appends a space and the text. BUG: there is no room for the space. */
+/* append SLOT TEXT: appends a space and the text. BUG: allocates no room for the space. */
 static void append(struct list *list, struct request *request)
 {
 	char *old = list->item[request->slot] ? list->item[request->slot] : "";
@@ -62,7 +62,7 @@ static void append(struct list *list, struct request *request)
 	list->item[request->slot] = joined;
 }
 
-/* Writes the list to a file. BUG: a slot may be empty. */
+/* save: writes the list to a file. BUG: does not check for empty slots. */
 static void save(struct list *list, struct request *request)
 {
 	char path[32], partial[32];
@@ -120,14 +120,14 @@ static void *connection(void *stream)
 	return NULL;
 }
 
-int main(int count, char **arguments)
+int main(int argc, char **argv)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET };
 	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 	pthread_t thread;
 
 	signal(SIGPIPE, SIG_IGN);
-	address.sin_port = htons(count > 1 ? atoi(arguments[1]) : 7000);
+	address.sin_port = htons(argc > 1 ? atoi(argv[1]) : 7000);
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 8)) {
 		perror("lists");

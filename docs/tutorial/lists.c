@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
-/* Lists for several users over TCP, a request a line: USER COMMAND [SLOT] [TEXT]. With VMSRS. */
+/* Lists for several users over TCP. A request is a line: USER COMMAND [SLOT] [TEXT]. With VMSRS. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -13,16 +13,16 @@
 #include <vmsrs.h>
 
 enum { SLOTS = 4 };
-struct list { unsigned saves; char *item[SLOTS]; };	/* what a user has: root of his domain */
-struct board { unsigned long requests; };		/* what all users share: root of its domain */
+struct list { unsigned saves; char *item[SLOTS]; };	/* one user's data: root of the user's domain */
+struct board { unsigned long requests; };		/* shared by all users: root of its domain */
 struct user { struct user *next; char name[16]; vmsrs_domain *domain; };
 struct request {
 	struct user *user;
 	char command[8], text[64], answer[256];
 	unsigned slot;
-	vmsrs_request *running;	/* set while it runs */
-	char partial[32];	/* file to undo */
-	int file;
+	vmsrs_request *running;	/* valid while the request runs */
+	char partial[32];	/* file that undo_save() removes */
+	int file;		/* -1 when closed */
 };
 
 static struct user *users;
@@ -51,7 +51,7 @@ static struct user *find_user(const char *name)
 	return user;
 }
 
-/* The root of a domain, made at its first use. */
+/* The root block of a domain, allocated on first use. */
 static void *root(vmsrs_domain *domain, size_t size)
 {
 	void *block = vmsrs_root(domain);
@@ -73,7 +73,7 @@ static char *allocate(struct request *request, size_t size)
 	return block;
 }
 
-/* SLOT TEXT: puts the text into the slot. */
+/* set SLOT TEXT: stores the text in the slot. */
 static void set(struct list *list, struct request *request)
 {
 	vmsrs_free(request->user->domain, list->item[request->slot]);
@@ -81,7 +81,7 @@ static void set(struct list *list, struct request *request)
 	strcpy(list->item[request->slot], request->text);
 }
 
-/* SLOT TEXT: appends a space and the text. BUG: there is no room for the space. */
+/* append SLOT TEXT: appends a space and the text. BUG: allocates no room for the space. */
 static void append(struct list *list, struct request *request)
 {
 	char *old = list->item[request->slot] ? list->item[request->slot] : "";
@@ -102,7 +102,7 @@ static void undo_save(void *argument)
 	unlink(request->partial);
 }
 
-/* Writes the list to a file. BUG: a slot may be empty. */
+/* save: writes the list to a file. BUG: does not check for empty slots. */
 static void save(struct list *list, struct request *request)
 {
 	char path[32];
@@ -111,7 +111,7 @@ static void save(struct list *list, struct request *request)
 	snprintf(request->partial, sizeof(request->partial), "%s.partial", request->user->name);
 	request->file = open(request->partial, O_CREAT | O_WRONLY | O_TRUNC, 0600);
 	if (vmsrs_defer(request->running, undo_save, request) != VMSRS_OK)
-		vmsrs_fail("no room for another defer");
+		vmsrs_fail("too many defers");
 	list->saves++;
 	for (int i = 0; i < SLOTS; i++)
 		dprintf(request->file, "%.*s\n", (int)strlen(list->item[i]), list->item[i]);
@@ -128,11 +128,11 @@ static int work(vmsrs_request *running, void *argument)
 
 	request->running = running;
 	if (vmsrs_enter(running, board_domain) != VMSRS_OK)
-		vmsrs_fail("the board's lock is not to be had");
+		vmsrs_fail("cannot lock the board");
 	board = root(board_domain, sizeof(*board));
 	board->requests++;
 	if (vmsrs_leave(running, board_domain) != VMSRS_OK)
-		vmsrs_fail("the board could not be committed");
+		vmsrs_fail("cannot commit the board");
 	if (!strcmp(request->command, "set"))
 		set(list, request);
 	else if (!strcmp(request->command, "append"))
@@ -176,12 +176,12 @@ static void *connection(void *stream)
 	return NULL;
 }
 
-int main(int count, char **arguments)
+int main(int argc, char **argv)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET };
 	int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	int code = vmsrs_open("lists", &app);
 	pthread_t thread;
+	int code = vmsrs_open("lists", &app);
 
 	if (code == VMSRS_OK)
 		code = vmsrs_domain_open(app, "/board", strlen("/board"), &board_domain);
@@ -190,7 +190,7 @@ int main(int count, char **arguments)
 		return 1;
 	}
 	signal(SIGPIPE, SIG_IGN);
-	address.sin_port = htons(count > 1 ? atoi(arguments[1]) : 7000);
+	address.sin_port = htons(argc > 1 ? atoi(argv[1]) : 7000);
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(listener, (struct sockaddr *)&address, sizeof(address)) || listen(listener, 8)) {
 		perror("lists");

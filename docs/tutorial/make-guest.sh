@@ -1,27 +1,32 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# Makes the folder of a small guest: busybox, the modules it needs, vmsrs.ko, and one program.
+# Creates the root folder of a small guest: busybox, kernel modules, vmsrs.ko, and one program.
 #
 #   make-guest.sh FOLDER PROGRAM VMSRS.KO [KERNEL-RELEASE [ROOT]]
 #
-# PROGRAM is linked statically. The kernel's package is installed, on this machine or below ROOT;
-# its release is that of this machine's running kernel unless another one is given.
+# PROGRAM must be linked statically. The kernel package must be installed, on this machine or below
+# ROOT. KERNEL-RELEASE defaults to that of the running kernel.
 set -eu
 folder=$1 program=$2 driver=$3 release=${4:-$(uname -r)} root=${5:-}
 
 mkdir -p "$folder/bin" "$folder/lib/modules" "$folder/proc" "$folder/sys" "$folder/dev" "$folder/tmp"
 cp "$(command -v busybox)" "$folder/bin/busybox"
 cp "$program" "$folder/bin/server"
-# `insmod FILE` lines, dependencies first; what is built into the kernel needs no line.
-: > "$folder/lib/modules/order"
+# modprobe prints `insmod FILE`, dependencies first, or `builtin NAME`, which needs no file.
 for module in virtio_mmio virtio_net; do
 	modprobe -d "$root/" -S "$release" --show-depends "$module"
-done | while read -r verb file _; do
+done > "$folder/lib/modules/needed"
+: > "$folder/lib/modules/order"
+while read -r verb file _; do
 	[ "$verb" = insmod ] || continue
-	cp "$file" "$folder/lib/modules/"
-	grep -qx "$(basename "$file")" "$folder/lib/modules/order" ||
-		basename "$file" >> "$folder/lib/modules/order"
-done
+	name=$(basename "$file" .xz)
+	! grep -qx "$name" "$folder/lib/modules/order" || continue
+	case $file in
+	*.xz) xz -dc "$file" > "$folder/lib/modules/$name" ;;
+	*) cp "$file" "$folder/lib/modules/$name" ;;
+	esac
+	echo "$name" >> "$folder/lib/modules/order"
+done < "$folder/lib/modules/needed"
 cp "$driver" "$folder/lib/modules/vmsrs.ko"
 echo vmsrs.ko >> "$folder/lib/modules/order"
 

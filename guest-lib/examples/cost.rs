@@ -1,4 +1,4 @@
-//! What a request costs: nanoseconds for one that reads, one that writes, and one that fails.
+//! Measures the cost of a request that reads, one that writes, and one that fails, in nanoseconds.
 //!
 //! `cargo run --release --example cost`
 
@@ -12,7 +12,7 @@ const ROUNDS: u32 = 10_000;
 fn measure(what: &str, user: &'static Domain, work: impl Fn(&Request)) {
     let start = Instant::now();
     for _ in 0..ROUNDS {
-        // A failure is what one of the measurements is about.
+        // One of the measurements is of a request that fails.
         let _ = black_box(user.run(|request| {
             work(request);
             Ok::<_, vmsrs::Error>(())
@@ -23,7 +23,7 @@ fn measure(what: &str, user: &'static Domain, work: impl Fn(&Request)) {
 }
 
 fn main() -> Result<(), vmsrs::Error> {
-    // SAFETY: no request here lends its locals to other threads.
+    // SAFETY: no request in this program lends its locals to other threads.
     let app = unsafe { App::open("cost") }?;
     let user = app.domain("user")?;
     measure("first write", user, |request| {
@@ -33,7 +33,7 @@ fn main() -> Result<(), vmsrs::Error> {
         }
     });
     measure("reads", user, |request| {
-        // SAFETY: set above; only read.
+        // SAFETY: the root was set above and is only read.
         black_box(
             request
                 .root::<u64>()
@@ -42,12 +42,12 @@ fn main() -> Result<(), vmsrs::Error> {
     });
     measure("writes", user, |request| {
         if let Some(value) = request.root::<u64>() {
-            // SAFETY: set above; the request holds the domain.
+            // SAFETY: the root was set above, and the request holds the domain.
             unsafe { *value.as_ptr() += 1 };
         }
     });
     measure("fails", user, |_| {
-        // SAFETY: it is not; the failure is measured.
+        // SAFETY: none: the write is meant to fault.
         unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) }
     });
     Ok(())

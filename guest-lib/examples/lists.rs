@@ -1,4 +1,4 @@
-//! The server of docs/tutorial.md in Rust: lists for several users over TCP, a request a line,
+//! The server of docs/tutorial.md in Rust: lists for several users over TCP. A request is a line,
 //! `USER COMMAND [SLOT] [TEXT]`.
 //!
 //! `cargo run --example lists -- 7000`
@@ -12,7 +12,7 @@ use vmsrs::{App, Domain, Error, Request, RunError};
 
 const SLOTS: usize = 4;
 
-/// Text in a block of the user's domain.
+/// A text, stored in a block of the user's domain.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Text {
@@ -20,7 +20,7 @@ struct Text {
     length: usize,
 }
 
-/// What a user has: the root of the user's domain.
+/// One user's data: the root of the user's domain.
 #[repr(C)]
 #[derive(Default)]
 struct List {
@@ -28,29 +28,29 @@ struct List {
     item: [Option<Text>; SLOTS],
 }
 
-/// What all users share: the root of its domain.
+/// Data shared by all users: the root of its domain.
 #[repr(C)]
 struct Board {
     requests: u64,
 }
 
 impl Text {
-    /// The bytes; they stay while the request holds their domain and does not free them.
+    /// The bytes of the text; valid while the request holds the domain and does not free them.
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `length` bytes were written when the text was made.
+        // SAFETY: `new` wrote `length` bytes.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 
-    /// Text of `parts`, in a block of `room` bytes.
+    /// Concatenates `parts` in a new block of `room` bytes.
     ///
     /// # Safety
     ///
-    /// The parts have no more than `room` bytes together.
+    /// The parts must fit into `room` bytes together.
     unsafe fn new(request: &Request, room: usize, parts: &[&[u8]]) -> Result<Self, Error> {
         let start = request.domain().allocate(room.max(1), 1)?;
         let mut length = 0;
         for part in parts {
-            // SAFETY: the caller has made room.
+            // SAFETY: the caller guarantees that the block has room for all parts.
             unsafe {
                 let end = start.add(length);
                 end.copy_from_nonoverlapping(NonNull::from(*part).cast(), part.len());
@@ -61,38 +61,38 @@ impl Text {
     }
 
     fn free(self, request: &Request) -> Result<(), Error> {
-        // SAFETY: the block comes from `new`, and the text is gone with `self`.
+        // SAFETY: `new` allocated the block, and `self` was the only reference to it.
         unsafe { request.free(self.start) }
     }
 }
 
-/// Puts the text into the slot.
+/// `set`: stores the text in the slot.
 fn set(request: &Request, list: &mut List, slot: usize, text: &str) -> Result<(), Error> {
-    // SAFETY: there is room for all of it.
+    // SAFETY: the block is as long as the text.
     let new = unsafe { Text::new(request, text.len(), &[text.as_bytes()]) }?;
     list.item[slot]
         .replace(new)
         .map_or(Ok(()), |old| old.free(request))
 }
 
-/// Appends a space and the text. BUG: there is no room for the space.
+/// `append`: appends a space and the text. BUG: allocates no room for the space.
 fn append(request: &Request, list: &mut List, slot: usize, text: &str) -> Result<(), Error> {
     let old = list.item[slot];
     let bytes = old.as_ref().map_or(&[][..], Text::bytes);
     let room = bytes.len() + text.len();
-    // SAFETY: none, that is the bug.
+    // SAFETY: none: this is the bug.
     let new = unsafe { Text::new(request, room, &[bytes, b" ", text.as_bytes()]) }?;
     list.item[slot] = Some(new);
     old.map_or(Ok(()), |old| old.free(request))
 }
 
-/// Writes the list to a file. BUG: a slot may be empty.
+/// `save`: writes the list to a file. BUG: does not check for empty slots.
 fn save(request: &Request, list: &mut List, user: &str) -> Result<(), Box<dyn std::error::Error>> {
     let partial = format!("{user}.partial");
     let mut file = File::create(&partial)?;
     let undo = partial.clone();
     request.defer(move || {
-        // Nothing can be done about a file that stays.
+        // If the file cannot be removed, it stays.
         let _ = std::fs::remove_file(undo);
     })?;
     list.saves += 1;
@@ -104,7 +104,7 @@ fn save(request: &Request, list: &mut List, user: &str) -> Result<(), Box<dyn st
     Ok(())
 }
 
-/// The root of a domain that the request holds, made at its first use.
+/// The root of a domain that the request holds, allocated on first use.
 fn root<T>(domain: &'static Domain, fresh: T) -> Result<NonNull<T>, Error> {
     if let Some(root) = NonNull::new(domain.root_address()) {
         return Ok(root.cast());
@@ -112,13 +112,13 @@ fn root<T>(domain: &'static Domain, fresh: T) -> Result<NonNull<T>, Error> {
     let root = domain
         .allocate(size_of::<T>(), align_of::<T>())?
         .cast::<T>();
-    // SAFETY: a fresh block, large enough and aligned.
+    // SAFETY: the block is new, large enough and aligned.
     unsafe { root.write(fresh) };
     domain.set_root_address(root.as_ptr().cast())?;
     Ok(root)
 }
 
-/// One request, inside.
+/// The body of a request.
 fn work(
     request: &Request,
     board: &'static Domain,
@@ -126,7 +126,7 @@ fn work(
 ) -> Result<String, Box<dyn std::error::Error>> {
     let (user, command, slot, text) = words;
     let entered = request.enter(board)?;
-    // SAFETY: the root of this domain is always a Board, and the request holds it.
+    // SAFETY: the root of this domain is always a Board, and the request holds the domain.
     unsafe { root(board, Board { requests: 0 })?.as_mut() }.requests += 1;
     entered.leave()?;
     // SAFETY: the root of a user's domain is always a List; this is its only borrow.
@@ -168,14 +168,14 @@ fn serve(app: &'static App, board: &'static Domain, stream: &TcpStream) -> io::R
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // SAFETY: no request here lends its locals to other threads.
+    // SAFETY: no request in this program lends its locals to other threads.
     let app = unsafe { App::open("lists") }?;
     let board = app.domain("/board")?;
     let port = std::env::args().nth(1).unwrap_or_else(|| "7000".into());
     for stream in TcpListener::bind(format!("0.0.0.0:{port}"))?.incoming() {
         let stream = stream?;
         std::thread::spawn(move || {
-            // An error here is a client that has gone.
+            // An error means that the client has disconnected.
             let _ = serve(app, board, &stream);
         });
     }

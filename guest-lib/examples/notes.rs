@@ -1,4 +1,4 @@
-//! A server in the small: users with notes. One request is buggy; the next one does not notice.
+//! A minimal server for users with notes. One request has a bug; the next one is not affected.
 //!
 //! `cargo run --example notes`
 
@@ -11,8 +11,8 @@ struct Notes {
     total_length: usize,
 }
 
-/// The user's notes, made if there are none. One borrow at a time: the pointer leads to the same
-/// notes each time.
+/// The user's notes, created on first use. Every call returns the same pointer, so borrow through only
+/// one at a time.
 fn notes(request: &Request) -> Result<NonNull<Notes>, vmsrs::Error> {
     let root = match request.root::<Notes>() {
         Some(root) => root,
@@ -37,7 +37,7 @@ fn add_note(request: &Request, text: &str) -> Result<u32, vmsrs::Error> {
     Ok(notes.count)
 }
 
-/// The mean length of a user's notes, with a bug: a user without notes.
+/// The mean length of a user's notes. BUG: divides by zero for a user without notes.
 fn mean(request: &Request) -> Result<u32, vmsrs::Error> {
     // SAFETY: the root of these domains is always a Notes; the request holds the domain, and this is
     // its only borrow.
@@ -54,7 +54,7 @@ fn serve(user: &'static Domain, work: impl FnOnce(&Request) -> Result<u32, vmsrs
 }
 
 fn main() -> Result<(), vmsrs::Error> {
-    // SAFETY: no request here lends its locals to other threads.
+    // SAFETY: no request in this program lends its locals to other threads.
     let app = unsafe { App::open("notes") }?;
     let alice = app.domain("alice")?;
     serve(alice, mean);

@@ -1,9 +1,74 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
- * Guest library of VMSRS: requests whose memory errors cost only themselves.
+ * vmsrs.h - Guest library of VMSRS: requests whose memory errors cost only
+ * themselves.
  *
- * Generated from the crate in guest-lib/ by cbindgen: do not edit, run `make headers`.
- * The README beside it explains the ideas; examples/notes.c is a small server.
+ * Generated from the crate in guest-lib/: do not edit, run `make headers`.
+ *
+ * A server keeps the state of each user in a domain and does each piece of work
+ * as a request. When a request crashes, overflows a buffer, frees twice or
+ * hangs, what it wrote to domains is discarded, its locks are released, and the
+ * thread goes on with the next request.
+ *
+ *	static int visit(vmsrs_request *request, void *argument)
+ *	{
+ *		vmsrs_domain *user = argument;
+ *		int *visits = vmsrs_root(user);
+ *
+ *		if (!visits) {
+ *			visits = vmsrs_alloc_zeroed(user, sizeof(*visits));
+ *			if (!visits || vmsrs_set_root(user, visits))
+ *				return -1;
+ *		}
+ *		return ++*visits;
+ *	}
+ *
+ *	vmsrs_app *app;
+ *	vmsrs_domain *alice;
+ *	int visits, code;
+ *
+ *	code = vmsrs_open("shop", &app);
+ *	if (!code)
+ *		code = vmsrs_domain_open(app, "alice", 5, &alice);
+ *	if (!code)
+ *		code = vmsrs_run(alice, visit, alice, &visits);
+ *	if (code)
+ *		fprintf(stderr, "%s\n", vmsrs_strerror(code));
+ *
+ * Return codes. Functions that return an int give 0 or a negative value of enum
+ * vmsrs_code; unless its description says otherwise, a call that gives an error
+ * has changed nothing. Handles and output pointers may be null: that is
+ * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, and by
+ * functions that return blocks of a domain.
+ *
+ * Handles. Apps and domains are never closed: any thread may use them until the
+ * process ends. A request is valid only in the function that gets it, on the
+ * thread that runs it; other threads get VMSRS_ENOREQUEST for it. A task may be
+ * used by one thread at a time, a ticket by any number. Blocks keep their
+ * addresses in every process and after a restart, until they are freed.
+ *
+ * Threads. Functions that take neither a request nor a task may be called by any
+ * thread at any time.
+ *
+ * Nesting. Requests do not nest: on a thread that has a request, or runs
+ * deferred functions, vmsrs_run(), vmsrs_run_with(), vmsrs_join(),
+ * vmsrs_task_step(), vmsrs_guard() and vmsrs_guard_variables() return
+ * VMSRS_ENESTED.
+ *
+ * Failures. A request that fails is aborted at any instruction, and its stack
+ * frames are abandoned: no destructors run, mutexes stay locked, memory and
+ * descriptors outside of domains leak. In requests, guard shared state with
+ * domains, undo the rest by vmsrs_defer(), and lend no local variables to other
+ * threads. Functions that find damage fail the request and do not return.
+ * Without protection (see vmsrs_protection()) what a request wrote stays.
+ *
+ * Forks. A child that is forked outside of a request has the apps and domains
+ * and may run requests of its own. One that is forked in a request has no part
+ * in it: calls that need a request give VMSRS_ENOREQUEST there, and the call
+ * that runs the request returns VMSRS_EFORKED, as do the tickets and tasks of
+ * the parent.
+ *
+ * Signals. vmsrs_open_guard() alone may be called in signal handlers.
  */
 
 #ifndef VMSRS_H
@@ -11,727 +76,1038 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
 #if defined(__GNUC__) || defined(__clang__)
-#define VMSRS_MUST_USE __attribute__((warn_unused_result))
-#define VMSRS_NORETURN __attribute__((noreturn))
-/* Returns new memory; argument 2 is its size. */
-#define VMSRS_ALLOC __attribute__((malloc, alloc_size(2), warn_unused_result))
-/* The same for memory that may move. */
-#define VMSRS_REALLOC __attribute__((alloc_size(3), warn_unused_result))
+#define VMSRS_MUST_USE		__attribute__((warn_unused_result))
+#define VMSRS_NORETURN		__attribute__((noreturn, cold))
+#define VMSRS_TEXT		__attribute__((const, returns_nonnull))
+#define VMSRS_ALLOC		__attribute__((malloc, alloc_size(2), \
+					       assume_aligned(16), \
+					       warn_unused_result))
+#define VMSRS_ALLOC_ALIGNED	__attribute__((malloc, alloc_size(2), \
+					       alloc_align(3), \
+					       warn_unused_result))
+#define VMSRS_REALLOC		__attribute__((alloc_size(3), \
+					       assume_aligned(16), \
+					       warn_unused_result))
 #else
 #define VMSRS_MUST_USE
 #define VMSRS_NORETURN
+#define VMSRS_TEXT
 #define VMSRS_ALLOC
+#define VMSRS_ALLOC_ALIGNED
 #define VMSRS_REALLOC
 #endif
 
-// Bytes that one request can take from its arena.
-#define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)
-
-// Done.
-#define VMSRS_OK 0
-
-// The request failed: its error was suppressed and everything it wrote was discarded.
-// `vmsrs_last_failure` has the details.
-#define VMSRS_EFAILED -1
-
-// An argument is out of its range.
-#define VMSRS_EINVAL -2
-
-// The device is there but cannot be used (rights, version, or the host is broken).
-#define VMSRS_EDEVICE -3
-
-// The domain's heap was written by a library with another layout.
-#define VMSRS_ELAYOUT -4
-
-// The call belongs into a request, and the calling thread has none.
-#define VMSRS_ENOREQUEST -5
-
-// The request does not hold the domain.
-#define VMSRS_ENOTHELD -6
-
-// The calling thread has a request already, and the call belongs outside of requests.
-#define VMSRS_ENESTED -7
-
-// The request holds the domain already.
-#define VMSRS_EHELD -8
-
-// The request holds 32 domains or 256 defers, or has 256 threads already.
-#define VMSRS_ELIMIT -9
-
-// The domain belongs to another app than the request.
-#define VMSRS_EAPP -10
-
-// The domain's lock did not become free in time.
-#define VMSRS_ETIMEOUT -11
-
-// No memory: the window or the domain is full.
-#define VMSRS_ENOMEM -12
-
-// The domain given to `vmsrs_run` is held to the end of the request.
-#define VMSRS_EMAIN -13
-
-// Committed, but the host did not seal it in time; it will when it answers.
-#define VMSRS_EUNSEALED -14
-
-// The process was forked inside the request; the child has no part in it.
-#define VMSRS_EFORKED -15
-
-// The operating system or the driver refused; `errno` says why.
-#define VMSRS_ESYSTEM -16
-
-// The domain's holder waits for a domain that this request holds. The request still holds what it
-// held: leave some of it and try again, or give up.
-#define VMSRS_EDEADLOCK -17
-
-// The host lost content of the domain to broken memory, and the domain has no mirror.
-#define VMSRS_EDAMAGED -18
-
-// The request that a ticket or a task is for is over.
-#define VMSRS_EENDED -19
-
-// Memory cannot be guarded: there are no protection keys, or requests have them all.
-#define VMSRS_ENOKEYS -20
-
-// The program's variables cannot be guarded: it binds its functions late, has the library in it, or has an unusual
-// layout.
-#define VMSRS_EVARIABLES -21
-
-// SIGSEGV or SIGBUS with no better explanation (for example a null write).
-#define VMSRS_KIND_MEMORY 1
-
-// SIGFPE (for example an integer division by zero).
-#define VMSRS_KIND_ARITHMETIC 2
-
-// SIGILL or SIGTRAP.
-#define VMSRS_KIND_INSTRUCTION 3
-
-// SIGABRT: failed assertion, glibc's heap checks, stack protector, C++ terminate, Rust abort.
-#define VMSRS_KIND_ABORT 4
-
-// The request ran over the guard below its stack.
-#define VMSRS_KIND_STACK_OVERFLOW 5
-
-// A write to a page of a domain that the request does not hold.
-#define VMSRS_KIND_FOREIGN_WRITE 6
-
-// A write into a sealed frame, stopped by the host.
-#define VMSRS_KIND_SEALED_WRITE 7
-
-// A block that was freed already was freed again.
-#define VMSRS_KIND_DOUBLE_FREE 8
-
-// A pointer that is no block of the domain was freed.
-#define VMSRS_KIND_FOREIGN_FREE 9
-
-// Bytes behind a block were overwritten.
-#define VMSRS_KIND_RED_ZONE 10
-
-// A freed block was written to.
-#define VMSRS_KIND_USE_AFTER_FREE 11
-
-// The heap's own metadata is damaged.
-#define VMSRS_KIND_HEAP_CORRUPT 12
-
-// A Rust panic left the request.
-#define VMSRS_KIND_PANIC 13
-
-// The request missed its deadline.
-#define VMSRS_KIND_DEADLINE 14
-
-// The thread of a request ended inside it.
-#define VMSRS_KIND_THREAD_DEATH 15
-
-// The process ended with the request in flight.
-#define VMSRS_KIND_PROCESS_DEATH 16
-
-// The pool of frames ran dry while the request wrote.
-#define VMSRS_KIND_NO_FRAMES 17
-
-// The server called the request failed (`vmsrs_fail`).
-#define VMSRS_KIND_INVARIANT 18
-
-// A read or write of a page that another request was writing, stopped by a protection key.
-#define VMSRS_KIND_FOREIGN_DRAFT 19
-
-// The content of a sealed frame no longer had its checksum (the host's own incident).
-#define VMSRS_KIND_CHECKSUM 20
-
-// Memory of the host is broken (the host's own incident).
-#define VMSRS_KIND_POISON 21
-
-// The request touched a page whose content the host lost.
-#define VMSRS_KIND_DAMAGED 22
-
-// No device: nothing is restored after an error, but errors are suppressed all the same.
-#define VMSRS_PROTECTION_NONE 0
-
-// The driver and the host keep versions of every page.
-#define VMSRS_PROTECTION_FULL 1
-
-// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
-// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
-#define VMSRS_MIRROR 1
-
-// Option: return when the host has sealed the commit.
-#define VMSRS_SEAL 1
-
-// Option: the audit before the commit looks at all of every domain that is committed, not only at the
-// pages that the request has written.
-#define VMSRS_AUDIT_WHOLE 2
-
-// What a step returns when the request goes on with another step.
-#define VMSRS_STEP_SUSPEND 1
-
-// What a step returns when the request is done: everything it wrote is committed.
-#define VMSRS_STEP_DONE 0
-
-// An app, open in this process for as long as it lives.
-typedef struct vmsrs_app vmsrs_app;
-
-// A domain, open in this process for as long as it lives.
-//
-// All processes that open the app find the domain at the same addresses, so pointers inside of it
-// stay good.
-typedef struct vmsrs_domain vmsrs_domain;
-
-// A running request, as one of its threads has it: on that thread, until its function returns.
-typedef struct vmsrs_request vmsrs_request;
-
-// A request in steps, each on any thread.
-//
-// Its domains stay locked between the steps, and its deadline runs on: a task that misses it while it
-// is suspended fails, its locks are free at once, and the next step returns the failure. Dropping a
-// task gives it up. Dropped inside of another request, its defers run as a part of that one.
-typedef struct vmsrs_task vmsrs_task;
-
-// State of the driver, for statistics.
-typedef struct vmsrs_info {
-  // Frames of 4 KiB in the window.
-  uint32_t window_frames;
-  // Frames that the driver may hold at most.
-  uint32_t pool_frames;
-  // Frames free in the driver's pool.
-  uint32_t pool_free;
-  // Drafts of all requests.
-  uint32_t drafts;
-  // Pages committed and not yet sealed.
-  uint32_t unsealed;
-  // 1 if the host is broken; nothing can be written then.
-  uint32_t broken;
-  // Commits with at least one page.
-  uint64_t commits;
-  // Pages sealed.
-  uint64_t sealed_pages;
-  // Drafts discarded.
-  uint64_t discarded;
-  // Incidents reported by the driver.
-  uint64_t incidents;
-  // Seal messages sent.
-  uint64_t seal_messages;
-} vmsrs_info;
-
-// Work of one request. What it returns goes to `*result` of `vmsrs_run`; a negative value gives the
-// request up: everything it wrote is discarded.
-typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
-
-// How a request is run. All zero is the default.
-typedef struct vmsrs_options {
-  // `VMSRS_SEAL`, `VMSRS_AUDIT_WHOLE`, both, or 0.
-  uint32_t flags;
-  // Milliseconds that the request may take, 0 for no limit.
-  uint32_t deadline_ms;
-  // Milliseconds to wait for a domain's lock, 0 for the default (the deadline, or 10 s).
-  uint32_t lock_timeout_ms;
-  // Set to 0.
-  uint32_t reserved;
-} vmsrs_options;
-
-// The last failed request of a thread.
-typedef struct vmsrs_failure {
-  // One of the `VMSRS_KIND_` constants.
-  uint32_t kind;
-  // The signal, or 0.
-  int32_t signal;
-  // `si_code` of the signal, or 0.
-  int32_t code;
-  // Pages that were discarded.
-  uint32_t drafts;
-  // Number of the incident, for `vmsrs incidents` on the host; 0 if there is none.
-  uint64_t incident;
-  // Address of the access or of the block, or 0.
-  uint64_t address;
-  // Instruction pointer at the error, or 0.
-  uint64_t instruction;
-  // Nanoseconds from the detection to the end of the discard.
-  uint64_t recovery_ns;
-  // Defers that failed themselves and were cut short.
-  uint32_t defers_failed;
-  // 0.
-  uint32_t reserved;
-  // What a panic or `vmsrs_fail` said, ended by a zero byte; may be empty.
-  char message[128];
-} vmsrs_failure;
-
-// Work that undoes something outside of domains.
-typedef void (*vmsrs_defer_fn)(void *argument);
-
-// Lets other threads work for a request. Good until its request ends; can be copied and sent to any
-// number of threads. The fields are the library's.
-typedef struct vmsrs_ticket_t {
-  // The library's.
-  const void *state;
-  // The library's.
-  const void *domain;
-  // The library's.
-  uint64_t tag;
-  // The library's.
-  uint32_t forks;
-  // 0.
-  uint32_t reserved;
-} vmsrs_ticket_t;
-
-// One piece of a request's work, for `vmsrs_fan_out`.
-typedef struct vmsrs_piece {
-  // Called on a thread of its own, with that thread's request.
-  vmsrs_request_fn function;
-  // What it is called with.
-  void *argument;
-  // Set to `VMSRS_OK` if it was run; otherwise to the reason why not: `VMSRS_ELIMIT` (256 threads),
-  // `VMSRS_ESYSTEM` (no thread could be made).
-  int outcome;
-  // Set to what the function returned, whatever its sign; 0 if it was not run.
-  int result;
-} vmsrs_piece;
-
-// Checks a domain: returns 0 if the domain is sound. Anything else fails the request, as does any error
-// in it. `vmsrs_fail` in it fails the request with a message.
-typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
-
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif
 
-// One sentence about a return code. Never null.
-const char *vmsrs_strerror(int code);
+/*
+ * Types
+ */
 
-// Short name of a kind of failure ("null write" is "memory"), as the host's tools print it. Never
-// null.
-const char *vmsrs_kind_name(uint32_t kind);
+/** An app: a server program, known by its name. */
+typedef struct vmsrs_app vmsrs_app;
 
-// Opens the app called `name` (1 to 64 bytes), makes it if it is new, and installs the library's
-// signal handlers. Code that runs in requests must bear being cut short at any instruction without
-// its cleanup being run (see "Abandoned frames" in the README).
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_EDEVICE`, or `VMSRS_ESYSTEM` (also when the app's
-// addresses are occupied).
-//
-// # Safety
-//
-// `name` is a C string, `app` points to room for a pointer.
+/**
+ * A domain: the state of one user, or a piece of shared state, with a heap, a
+ * root pointer and a lock of its own.
+ */
+typedef struct vmsrs_domain vmsrs_domain;
+
+/** A running request, as one of its threads has it. */
+typedef struct vmsrs_request vmsrs_request;
+
+/** A request in steps, each on any thread. */
+typedef struct vmsrs_task vmsrs_task;
+
+/*
+ * Return codes
+ */
+
+/** What functions return. */
+enum vmsrs_code {
+	/** Done. */
+	VMSRS_OK = 0,
+	/**
+	 * The request failed: its error was suppressed and everything it wrote
+	 * was discarded. vmsrs_last_failure() has the details.
+	 */
+	VMSRS_EFAILED = -1,
+	/**
+	 * An argument is invalid: a null pointer, a value out of range, an
+	 * unknown flag, or a reserved field that is not 0.
+	 */
+	VMSRS_EINVAL = -2,
+	/**
+	 * The device exists but cannot be used (permissions, version, or the
+	 * host is broken). errno has the reason.
+	 */
+	VMSRS_EDEVICE = -3,
+	/**
+	 * The heap of the domain was written by a library with another layout.
+	 */
+	VMSRS_ELAYOUT = -4,
+	/**
+	 * The calling thread has no request, or request is not the one that it
+	 * runs.
+	 */
+	VMSRS_ENOREQUEST = -5,
+	/** The request does not hold the domain. */
+	VMSRS_ENOTHELD = -6,
+	/** The calling thread has a request already. Requests do not nest. */
+	VMSRS_ENESTED = -7,
+	/** The request holds the domain already. */
+	VMSRS_EHELD = -8,
+	/**
+	 * A limit is reached: 32 domains, 256 defers or 256 threads of a
+	 * request, or 4096 suspended tasks of a process.
+	 */
+	VMSRS_ELIMIT = -9,
+	/** The domain belongs to another app than the request. */
+	VMSRS_EAPP = -10,
+	/** The lock of the domain did not become free in time. */
+	VMSRS_ETIMEOUT = -11,
+	/** Out of memory: the window or the domain is full. */
+	VMSRS_ENOMEM = -12,
+	/** The domain that the request was begun with is held to its end. */
+	VMSRS_EMAIN = -13,
+	/**
+	 * Committed, but the host did not seal the commit in time. It will,
+	 * once it answers.
+	 */
+	VMSRS_EUNSEALED = -14,
+	/** The process was forked, and the request belongs to its parent. */
+	VMSRS_EFORKED = -15,
+	/** The operating system or the driver refused. errno has the reason. */
+	VMSRS_ESYSTEM = -16,
+	/**
+	 * The holder of the domain waits for a domain that this request holds.
+	 * The request keeps what it holds: leave some of it and try again, or
+	 * give up.
+	 */
+	VMSRS_EDEADLOCK = -17,
+	/**
+	 * The host lost content of the domain to broken memory, and the domain
+	 * has no mirror.
+	 */
+	VMSRS_EDAMAGED = -18,
+	/** The request of the ticket or task has ended. */
+	VMSRS_EENDED = -19,
+	/**
+	 * Memory cannot be guarded: there are no protection keys, or requests
+	 * use them all.
+	 */
+	VMSRS_ENOKEYS = -20,
+	/**
+	 * The variables of the program cannot be guarded: it binds functions
+	 * lazily, has the library linked in statically, or has an unusual
+	 * layout.
+	 */
+	VMSRS_EVARIABLES = -21,
+};
+
+/**
+ * Describes a return code.
+ *
+ * Like strerror(), but thread-safe: the string is constant and never freed.
+ *
+ * @param code A value of enum vmsrs_code; any other is described as unknown.
+ * @return One sentence without a full stop, never null.
+ */
+VMSRS_TEXT const char *vmsrs_strerror(int code);
+
+/*
+ * Opening apps and domains
+ */
+
+/** What happens to memory when a request fails. */
+enum vmsrs_protection_level {
+	/** No device: errors are suppressed, but nothing is restored. */
+	VMSRS_PROTECTION_NONE = 0,
+	/** The driver and the host keep versions of every page. */
+	VMSRS_PROTECTION_FULL = 1,
+};
+
+/** Flags of vmsrs_domain_open_with(). */
+enum vmsrs_domain_flag {
+	/**
+	 * The host keeps a second copy of each sealed page, and repairs from it
+	 * a page whose memory went bad. The copies take as much of the window
+	 * as the pages.
+	 */
+	VMSRS_MIRROR = 1,
+};
+
+/**
+ * Opens an app, and creates it if it is new.
+ *
+ * The first call in a process installs handlers for SIGSEGV, SIGBUS, SIGFPE,
+ * SIGILL, SIGTRAP and SIGABRT. Handlers that are installed later replace the
+ * library's. Opening a name again gives the same app. Without a device the app
+ * works without protection (see vmsrs_protection()), and a line on stderr says
+ * so.
+ *
+ * Call it from any thread, outside of requests.
+ *
+ * @param name Name of 1 to 64 bytes.
+ * @param app Set to the app on success. It is never closed.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or name is empty or too long.
+ * @retval VMSRS_EDEVICE The device exists but cannot be used; see errno.
+ * @retval VMSRS_ESYSTEM See errno; EEXIST if the addresses of the app are
+ *     occupied.
+ */
 VMSRS_MUST_USE int vmsrs_open(const char *name, struct vmsrs_app **app);
 
-// `VMSRS_PROTECTION_FULL`, `VMSRS_PROTECTION_NONE`, or `VMSRS_EINVAL` for a null pointer.
-//
-// # Safety
-//
-// `app` comes from `vmsrs_open` or is null.
+/**
+ * Tells what happens to memory when a request fails.
+ *
+ * @param app The app.
+ * @retval VMSRS_PROTECTION_FULL What the request wrote is discarded.
+ * @retval VMSRS_PROTECTION_NONE It stays.
+ * @retval VMSRS_EINVAL app is null.
+ */
 int vmsrs_protection(const struct vmsrs_app *app);
 
-// Reads the driver's state. Without protection all is 0.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ESYSTEM`.
-//
-// # Safety
-//
-// `app` comes from `vmsrs_open`; `info` points to room for the answer.
-int vmsrs_app_info(const struct vmsrs_app *app, struct vmsrs_info *info);
-
-// Waits until everything committed so far is sealed by the host.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_EUNSEALED`, `VMSRS_ESYSTEM`.
-//
-// # Safety
-//
-// `app` comes from `vmsrs_open`.
-VMSRS_MUST_USE int vmsrs_flush(const struct vmsrs_app *app);
-
-// Opens the domain of `app` with the key of `length` bytes (1 to 64, any values), makes it if it is
-// new.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ENOMEM` (the window is full),
-// `VMSRS_EDAMAGED`,
-// `VMSRS_ESYSTEM`.
-//
-// # Safety
-//
-// `app` comes from `vmsrs_open`, `key` points to `length` bytes, `domain` to room for a pointer.
+/**
+ * Opens a domain of an app, and creates it if it is new.
+ *
+ * Opening a key again gives the same domain. Call it from any thread, outside
+ * of requests.
+ *
+ * @param app The app.
+ * @param key Any bytes.
+ * @param length Length of the key, 1 to 64.
+ * @param domain Set to the domain on success. It is never closed.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or length is out of range.
+ * @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+ * @retval VMSRS_ENOMEM The window is full.
+ * @retval VMSRS_EDAMAGED Content of the domain is lost; use another key.
+ * @retval VMSRS_ESYSTEM See errno.
+ */
 VMSRS_MUST_USE
-int vmsrs_domain_open(const struct vmsrs_app *app,
-                      const void *key,
-                      size_t length,
-                      struct vmsrs_domain **domain);
+int vmsrs_domain_open(const struct vmsrs_app *app, const void *key,
+		      size_t length, struct vmsrs_domain **domain);
 
-// Like `vmsrs_domain_open`, with flags: `VMSRS_MIRROR` or 0. A domain that is open already in this
-// process stays as it is, and one that has a mirror keeps it.
-//
-// Returns what `vmsrs_domain_open` returns; `VMSRS_ENOMEM` also when the window has no room for the
-// mirror.
-//
-// # Safety
-//
-// As `vmsrs_domain_open`.
+/**
+ * Opens a domain with options.
+ *
+ * As vmsrs_domain_open(). The options of a domain that is already open in this
+ * process are ignored, and a domain that has a mirror keeps it.
+ *
+ * @param app The app.
+ * @param key Any bytes.
+ * @param length Length of the key, 1 to 64.
+ * @param flags VMSRS_MIRROR or 0.
+ * @param domain Set to the domain on success.
+ * @retval VMSRS_EINVAL Also for an unknown flag.
+ * @retval VMSRS_ENOMEM Also if the window has no room for the mirror.
+ * @return Otherwise as vmsrs_domain_open().
+ */
 VMSRS_MUST_USE
-int vmsrs_domain_open_with(const struct vmsrs_app *app,
-                           const void *key,
-                           size_t length,
-                           uint32_t flags,
-                           struct vmsrs_domain **domain);
+int vmsrs_domain_open_with(const struct vmsrs_app *app, const void *key,
+			   size_t length, uint32_t flags,
+			   struct vmsrs_domain **domain);
 
-// The domain's root pointer, or null if it was never set. Its request should hold the domain, or
-// what the pointer leads to may change meanwhile.
-//
-// # Safety
-//
-// `domain` as `vmsrs_alloc`.
-void *vmsrs_root(const struct vmsrs_domain *domain);
+/*
+ * Running requests
+ */
 
-// Sets the domain's root pointer.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ENOTHELD`.
-//
-// # Safety
-//
-// `domain` as `vmsrs_alloc`.
-VMSRS_MUST_USE int vmsrs_set_root(const struct vmsrs_domain *domain, void *root);
+/** Flags of struct vmsrs_options, and of vmsrs_commit(). */
+enum vmsrs_flag {
+	/** Return once the host has sealed the commit. */
+	VMSRS_SEAL = 1,
+	/**
+	 * Audit the whole of every domain before it is committed, not only the
+	 * pages that the request has written.
+	 */
+	VMSRS_AUDIT_WHOLE = 2,
+};
 
-// Runs `function` as a request that holds `domain`.
-//
-// The function runs on a stack of its own. When it ends with a value of 0 or more, everything it
-// wrote to domains is committed; with a negative value it is discarded and the defers run. When an
-// error strikes, it is discarded, the locks are free again, the defers have run, and this returns
-// `VMSRS_EFAILED`.
-//
-// `VMSRS_OK`: `*result` is what the function returned (committed if not negative; `result` may be
-// null). `VMSRS_EFAILED`: see `vmsrs_last_failure`. `VMSRS_EUNSEALED`: committed, `*result` is
-// valid. `VMSRS_EINVAL`, `VMSRS_ENESTED`, `VMSRS_ETIMEOUT`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`: the
-// function was not run.
-// `VMSRS_EFORKED`: this is the child of a fork inside the function.
-//
-// # Safety
-//
-// `domain` comes from `vmsrs_domain_open`; the function bears being cut short.
+/** How a request is run. All zero is the default. */
+typedef struct vmsrs_options {
+	/** VMSRS_SEAL, VMSRS_AUDIT_WHOLE, both, or 0. */
+	uint32_t flags;
+	/** Milliseconds that the request may take; 0 for no limit. */
+	uint32_t deadline_ms;
+	/**
+	 * Milliseconds to wait for the lock of a domain; 0 for the deadline, or
+	 * 10 s if there is none.
+	 */
+	uint32_t lock_timeout_ms;
+	/** Must be 0. */
+	uint32_t reserved;
+} vmsrs_options;
+
+/**
+ * The work of a request.
+ *
+ * It runs on a stack of its own and may be aborted at any instruction (see
+ * "Failures" above). It must return, fail or be aborted: longjmp() out of it
+ * keeps the domains locked, pthread_exit() in it fails the request.
+ *
+ * @param request The request: valid until the function returns, on this thread
+ *     only.
+ * @param argument What the caller passed.
+ * @return A result of 0 or more, or a negative value to give the request up:
+ *     what it wrote is discarded then.
+ */
+typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
+
+/**
+ * Runs a function as a request that holds a domain.
+ *
+ * Waits for the lock of the domain, runs the function and audits the heap of
+ * each domain that the request has written to. Then everything it wrote is
+ * committed, or, if the function returned a negative value, discarded, and its
+ * defers are run.
+ *
+ * If the request fails, everything it wrote is discarded, its locks are
+ * released, its defers are run, and this returns VMSRS_EFAILED; the thread goes
+ * on.
+ *
+ * @param domain The domain. It is held to the end of the request.
+ * @param function The work.
+ * @param argument Passed to the function.
+ * @param result Set to what the function returned, if it is not null and the
+ *     code is VMSRS_OK or VMSRS_EUNSEALED.
+ * @retval VMSRS_OK The function returned; what it wrote is committed if *result
+ *     is not negative.
+ * @retval VMSRS_EFAILED The request failed; see vmsrs_last_failure().
+ * @retval VMSRS_EUNSEALED Committed, but not sealed in time (with VMSRS_SEAL
+ *     only).
+ * @retval VMSRS_EINVAL A null pointer. The function was not run.
+ * @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
+ * @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
+ * @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
+ * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+ * @retval VMSRS_ESYSTEM See errno. Not run, or what it wrote could not be
+ *     committed and was discarded.
+ * @retval VMSRS_EFORKED This is the child of a fork in the function.
+ */
 VMSRS_MUST_USE
-int vmsrs_run(const struct vmsrs_domain *domain,
-              vmsrs_request_fn function,
-              void *argument,
-              int *result);
+int vmsrs_run(const struct vmsrs_domain *domain, vmsrs_request_fn function,
+	      void *argument, int *result);
 
-// Like `vmsrs_run`, with options (null for the defaults).
-//
-// # Safety
-//
-// As `vmsrs_run`; `options` points to options or is null.
+/**
+ * Runs a function as a request, with options.
+ *
+ * @param domain The domain. It is held to the end of the request.
+ * @param options The options, or null for the defaults.
+ * @param function The work.
+ * @param argument Passed to the function.
+ * @param result As in vmsrs_run().
+ * @retval VMSRS_EINVAL Also for an unknown flag, or a reserved field that is
+ *     not 0.
+ * @return Otherwise as vmsrs_run().
+ */
 VMSRS_MUST_USE
 int vmsrs_run_with(const struct vmsrs_domain *domain,
-                   const struct vmsrs_options *options,
-                   vmsrs_request_fn function,
-                   void *argument,
-                   int *result);
+		   const struct vmsrs_options *options,
+		   vmsrs_request_fn function, void *argument, int *result);
 
-// The last failure that `vmsrs_run`, `vmsrs_join` or `vmsrs_task_step` reported to the calling thread.
-//
-// Returns `VMSRS_OK`; `VMSRS_EINVAL` for a null pointer; `VMSRS_ENOREQUEST` if no request of this
-// thread has failed.
-//
-// # Safety
-//
-// `failure` points to room for it.
+/**
+ * Commits everything that the request wrote so far. It goes on, keeps its
+ * domains, and forgets its defers.
+ *
+ * That includes what other threads of the request are in the middle of writing.
+ * If the audit finds damage, the request fails and this does not return.
+ *
+ * @param request The request.
+ * @param flags VMSRS_SEAL or 0.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL request is null, or an unknown flag.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+ * @retval VMSRS_ESYSTEM See errno. Nothing was committed.
+ */
+VMSRS_MUST_USE
+int vmsrs_commit(const struct vmsrs_request *request, uint32_t flags);
+
+/**
+ * Waits until the host has sealed everything that was committed so far.
+ *
+ * @param app The app.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL app is null.
+ * @retval VMSRS_EUNSEALED The host did not answer in time.
+ * @retval VMSRS_ESYSTEM See errno; ENODEV if the host is broken.
+ */
+VMSRS_MUST_USE int vmsrs_flush(const struct vmsrs_app *app);
+
+/*
+ * Failures, and undoing what lies outside of domains
+ */
+
+/* vmsrs_protocol.h has macros of the same names and values. */
+#ifndef VMSRS_PROTOCOL_H
+/** Kinds of failures. The host's reports use the same numbers. */
+enum vmsrs_kind {
+	/**
+	 * SIGSEGV or SIGBUS without a more precise kind, for example a null
+	 * write.
+	 */
+	VMSRS_KIND_MEMORY = 1,
+	/** SIGFPE, for example an integer division by zero. */
+	VMSRS_KIND_ARITHMETIC = 2,
+	/** SIGILL or SIGTRAP. */
+	VMSRS_KIND_INSTRUCTION = 3,
+	/**
+	 * SIGABRT: failed assertion, heap check of glibc, stack protector, C++
+	 * terminate, Rust abort.
+	 */
+	VMSRS_KIND_ABORT = 4,
+	/** The request ran into the guard below its stack. */
+	VMSRS_KIND_STACK_OVERFLOW = 5,
+	/** A write to a page of a domain that the request does not hold. */
+	VMSRS_KIND_FOREIGN_WRITE = 6,
+	/** A write to a sealed frame, stopped by the host. */
+	VMSRS_KIND_SEALED_WRITE = 7,
+	/** A block was freed twice. */
+	VMSRS_KIND_DOUBLE_FREE = 8,
+	/** A pointer that is not a block of the domain was freed. */
+	VMSRS_KIND_FOREIGN_FREE = 9,
+	/** Bytes after the end of a block were overwritten. */
+	VMSRS_KIND_RED_ZONE = 10,
+	/** A freed block was written to. */
+	VMSRS_KIND_USE_AFTER_FREE = 11,
+	/** The metadata of the heap is damaged. */
+	VMSRS_KIND_HEAP_CORRUPT = 12,
+	/** A Rust panic left the request. */
+	VMSRS_KIND_PANIC = 13,
+	/** The request missed its deadline. */
+	VMSRS_KIND_DEADLINE = 14,
+	/** A thread of the request ended inside it. */
+	VMSRS_KIND_THREAD_DEATH = 15,
+	/** The process ended with the request in flight. */
+	VMSRS_KIND_PROCESS_DEATH = 16,
+	/** The pool of frames ran dry while the request wrote. */
+	VMSRS_KIND_NO_FRAMES = 17,
+	/**
+	 * The server failed the request: vmsrs_fail(), or an invariant did not
+	 * hold.
+	 */
+	VMSRS_KIND_INVARIANT = 18,
+	/**
+	 * A read or write of a page that another request was writing, stopped
+	 * by a protection key.
+	 */
+	VMSRS_KIND_FOREIGN_DRAFT = 19,
+	/**
+	 * The content of a sealed frame did not match its checksum. Reported by
+	 * the host only.
+	 */
+	VMSRS_KIND_CHECKSUM = 20,
+	/** Memory of the host is broken. Reported by the host only. */
+	VMSRS_KIND_POISON = 21,
+	/** The request touched a page whose content the host has lost. */
+	VMSRS_KIND_DAMAGED = 22,
+};
+#endif
+
+/** A failed request. */
+typedef struct vmsrs_failure {
+	/** A value of enum vmsrs_kind. */
+	uint32_t kind;
+	/** The signal, or 0. */
+	int32_t signal;
+	/** si_code of the signal, or 0. */
+	int32_t code;
+	/** Pages discarded. */
+	uint32_t drafts;
+	/**
+	 * Number of the incident, for "vmsrs incidents" on the host; 0 if there
+	 * is none.
+	 */
+	uint64_t incident;
+	/** Address of the access or of the block, or 0. */
+	uint64_t address;
+	/** Instruction pointer at the error, or 0. */
+	uint64_t instruction;
+	/** Nanoseconds from the detection to the end of the discard. */
+	uint64_t recovery_ns;
+	/** Deferred functions that failed and were aborted. */
+	uint32_t defers_failed;
+	/** 0. */
+	uint32_t reserved;
+	/** Message of a panic or of vmsrs_fail(); may be empty. */
+	char message[128];
+} vmsrs_failure;
+
+/**
+ * Describes the last failed request of the calling thread: the one for which
+ * vmsrs_run(), vmsrs_join() or vmsrs_task_step() returned VMSRS_EFAILED.
+ *
+ * @param failure Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL failure is null.
+ * @retval VMSRS_ENOREQUEST No request of this thread has failed.
+ */
 int vmsrs_last_failure(struct vmsrs_failure *failure);
 
-// Locks the shared domain for the request and opens an atomic section on it.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_EHELD`, `VMSRS_ELIMIT`,
-// `VMSRS_EAPP`, `VMSRS_ETIMEOUT`, `VMSRS_EDEADLOCK` (the holder waits for this request, directly or
-// through others), `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`. The order in which domains are entered is the
-// server's affair; with the same order in every request, none ever waits in a circle.
-//
-// # Safety
-//
-// `request` is the one that the calling function got, `domain` comes from `vmsrs_domain_open`.
-VMSRS_MUST_USE
-int vmsrs_enter(const struct vmsrs_request *request,
-                const struct vmsrs_domain *domain);
+/**
+ * Names a kind of failure, as the host's tools print it: "memory", "double
+ * free".
+ *
+ * @param kind A value of enum vmsrs_kind; the name of any other is "unknown".
+ * @return A constant string, never null.
+ */
+VMSRS_TEXT const char *vmsrs_kind_name(uint32_t kind);
 
-// Commits what the request wrote to the entered domain, and unlocks it. A domain that is never left
-// is held to the end of the request and commits together with it.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ENOTHELD`, `VMSRS_EMAIN`,
-// `VMSRS_ESYSTEM`. Does not return when the audit finds damage: the request fails.
-//
-// # Safety
-//
-// As `vmsrs_enter`.
-VMSRS_MUST_USE
-int vmsrs_leave(const struct vmsrs_request *request,
-                const struct vmsrs_domain *domain);
-
-// Commits everything that the request wrote so far; it goes on and keeps its domains. `flags` is
-// `VMSRS_SEAL` or 0. The defers registered so far are forgotten.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_EUNSEALED`, `VMSRS_ESYSTEM`. Does
-// not return when the audit finds damage: the request fails.
-//
-// # Safety
-//
-// As `vmsrs_enter`.
-VMSRS_MUST_USE int vmsrs_commit(const struct vmsrs_request *request, uint32_t flags);
-
-// Calls the request failed (`VMSRS_KIND_INVARIANT`) with a message of up to 127 bytes (may be
-// null). Does not return inside a request; `vmsrs_run` returns `VMSRS_EFAILED`. Outside of a
-// request it aborts the process.
-//
-// # Safety
-//
-// `message` is a C string or null.
+/**
+ * Fails the request of the calling thread, with the kind VMSRS_KIND_INVARIANT.
+ *
+ * Does not return: the call that runs the request returns VMSRS_EFAILED.
+ * Without a request it aborts the process.
+ *
+ * @param message Text for vmsrs_last_failure() and the host's incident, cut off
+ *     after 127 bytes; or null.
+ */
 void vmsrs_fail(const char *message) VMSRS_NORETURN;
 
-// Registers work that undoes something outside of domains (a file, a descriptor) if the request
-// fails or is given up. The newest runs first. It runs on the thread that ends it, outside of the request: domains cannot be
-// written, errors in it are suppressed.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ELIMIT`.
-//
-// # Safety
-//
-// `request` is the one that the calling function got; `function` may be called with `argument`.
+/**
+ * Undoes something outside of domains: closes a descriptor, removes a file.
+ *
+ * It runs outside of the request, on the thread that ends it. It cannot write
+ * to domains or run requests, and an error in it cuts short this function
+ * alone.
+ *
+ * @param argument What the caller passed.
+ */
+typedef void (*vmsrs_defer_fn)(void *argument);
+
+/**
+ * Registers a function that is called if the request fails or is given up. The
+ * newest is called first. A request that is committed forgets them.
+ *
+ * @param request The request.
+ * @param function Called with argument, which must live until then.
+ * @param argument Passed to the function.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ELIMIT 256 are registered.
+ */
 VMSRS_MUST_USE
-int vmsrs_defer(const struct vmsrs_request *request,
-                vmsrs_defer_fn function,
-                void *argument);
+int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
+		void *argument);
 
-// Memory of the request's arena: not zeroed, 16-byte aligned, gone when the request ends, not
-// versioned. Null when the request has used up its 16 MiB, or `request` is null or not the running
-// request of the calling thread.
-//
-// # Safety
-//
-// `request` is the one that the calling function got.
-//
-VMSRS_ALLOC void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
+/*
+ * Memory
+ */
 
-// Locks several shared domains in an order that is the same in all requests, and holds them to the end
-// of the request or to `vmsrs_leave`. Domains that the request holds already are no error.
-//
-// Returns as `vmsrs_enter`; if it is not `VMSRS_OK`, what this call has locked before is left again.
-//
-// # Safety
-//
-// `request` is the one that the calling function got, `domains` points to `count` domains.
+/**
+ * Reads the root pointer of a domain, from which its data is reached.
+ *
+ * The request should hold the domain: otherwise another request may change or
+ * free what the pointer leads to, and pages that the other request is writing
+ * cannot be read.
+ *
+ * @param domain The domain.
+ * @return The root pointer; null if it was never set or domain is null.
+ */
+void *vmsrs_root(const struct vmsrs_domain *domain);
+
+/**
+ * Sets the root pointer of a domain. It is committed and discarded like all its
+ * data.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param root Any value; usually a block of the domain.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain is null.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ENOTHELD
+ */
 VMSRS_MUST_USE
-int vmsrs_enter_all(const struct vmsrs_request *request,
-                    const struct vmsrs_domain *const *domains,
-                    size_t count);
+int vmsrs_set_root(const struct vmsrs_domain *domain, void *root);
 
-// A block of at least `size` bytes in a domain that the calling thread's request holds: not zeroed,
-// 16-byte aligned, visible to others when the request commits.
-//
-// Null with `errno` ENOMEM (window or domain full), EPERM (no request, or it does not hold the
-// domain), EINVAL.
-//
-// # Safety
-//
-// `domain` comes from `vmsrs_domain_open` or is null.
-//
+/**
+ * Allocates a block in a domain.
+ *
+ * The block is aligned to 16 bytes and not zeroed. Others see it when the
+ * request commits; if the request fails, it is gone. All threads of a request
+ * may allocate and free at the same time.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param size Bytes, a little less than 4 MiB at most. 0 gives a block of its
+ *     own, too.
+ * @return The block, or null with errno: ENOMEM (window or domain full, or size
+ *     too large), EPERM (no request, or it does not hold the domain), EINVAL
+ *     (domain is null), or what the driver said.
+ */
 VMSRS_ALLOC void *vmsrs_alloc(const struct vmsrs_domain *domain, size_t size);
 
-// Like `vmsrs_alloc`, all zero.
-//
-// # Safety
-//
-// As `vmsrs_alloc`.
-//
-VMSRS_ALLOC void *vmsrs_alloc_zeroed(const struct vmsrs_domain *domain, size_t size);
-
-// Like `vmsrs_alloc`, aligned to `alignment`: a power of two up to 4096.
-//
-// # Safety
-//
-// As `vmsrs_alloc`.
-//
+/**
+ * Allocates a block in a domain, filled with zeros.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param size Bytes.
+ * @return As vmsrs_alloc().
+ */
 VMSRS_ALLOC
-void *vmsrs_alloc_aligned(const struct vmsrs_domain *domain,
-                          size_t size,
-                          size_t alignment);
+void *vmsrs_alloc_zeroed(const struct vmsrs_domain *domain, size_t size);
 
-// Changes the size of a block as `realloc` does; a null `block` allocates. Alignment is 16 bytes.
-// Null with `errno` as `vmsrs_alloc`: the block is unchanged then. A pointer that is no live block
-// fails the request, as `vmsrs_free` does.
-//
-// # Safety
-//
-// `domain` as `vmsrs_alloc`.
-//
-VMSRS_REALLOC void *vmsrs_realloc(const struct vmsrs_domain *domain, void *block, size_t size);
+/**
+ * Allocates an aligned block in a domain.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param size Bytes.
+ * @param alignment A power of two, at most 4096. At least 16 is used.
+ * @return As vmsrs_alloc(); EINVAL also for another alignment.
+ */
+VMSRS_ALLOC_ALIGNED
+void *vmsrs_alloc_aligned(const struct vmsrs_domain *domain, size_t size,
+			  size_t alignment);
 
-// Gives a block back; null is allowed.
-//
-// In a request that holds the domain a pointer that is no live block fails the request
-// (`VMSRS_KIND_DOUBLE_FREE`, `VMSRS_KIND_FOREIGN_FREE`) and this does not return. Otherwise it
-// returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, or `VMSRS_ENOTHELD`, and changes nothing.
-//
-// # Safety
-//
-// `domain` as `vmsrs_alloc`; nobody uses the block afterwards.
+/**
+ * Changes the size of a block in a domain, in place or by moving it.
+ *
+ * A block that moves is aligned to 16 bytes. A pointer that is not a live block
+ * fails the request, as in vmsrs_free().
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param block The block, not to be used after success; null allocates.
+ * @param size Bytes. 0 does not free the block.
+ * @return As vmsrs_alloc(). On an error the block is unchanged.
+ */
+VMSRS_REALLOC
+void *vmsrs_realloc(const struct vmsrs_domain *domain, void *block,
+		    size_t size);
+
+/**
+ * Frees a block of a domain.
+ *
+ * In a request that holds the domain, a pointer that is not a live block fails
+ * the request (VMSRS_KIND_DOUBLE_FREE, VMSRS_KIND_FOREIGN_FREE), and so does a
+ * block that was written past its end (VMSRS_KIND_RED_ZONE); this does not
+ * return then.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param block The block; null does nothing.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain is null.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ENOTHELD
+ */
 int vmsrs_free(const struct vmsrs_domain *domain, void *block);
 
-// Gives a ticket of the running request, by which other threads join it with `vmsrs_join`.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`.
-//
-// # Safety
-//
-// `request` is the one that the calling function got; `ticket` points to room for it.
-VMSRS_MUST_USE int vmsrs_ticket(const struct vmsrs_request *request, struct vmsrs_ticket_t *ticket);
+/** Bytes of arena that each thread of a request has. */
+#define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)
 
-// Works for the ticket's request on the calling thread: runs `function` on the thread's request stack.
-// What it returns goes to `*result` (which may be null), whatever its sign. The request ends only after
-// all threads have left it. When any of them fails, all come to their landings, whatever they do.
-//
-// `VMSRS_OK`: `*result` is valid. `VMSRS_EFAILED`: the request has failed, see `vmsrs_last_failure`.
-// `VMSRS_EENDED`, `VMSRS_EINVAL`, `VMSRS_ENESTED`, `VMSRS_ELIMIT` (256 threads), `VMSRS_ESYSTEM`: the
-// function was not run. `VMSRS_EFORKED`: this is the child of a fork.
-//
-// # Safety
-//
-// `ticket` points to what `vmsrs_ticket` gave, or is null; the function bears being cut short.
+/**
+ * Allocates scratch memory that lives until the request ends (for a thread that
+ * has joined it: until it leaves; for a task: until the step ends).
+ *
+ * The memory is neither zeroed nor versioned, is aligned to 16 bytes, and
+ * cannot be freed.
+ *
+ * @param request The request.
+ * @param size Bytes.
+ * @return The memory; null if the VMSRS_ARENA_SIZE bytes of this thread are
+ *     used up, or request is not the request of the calling thread. errno is
+ *     not set.
+ */
+VMSRS_ALLOC
+void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
+
+/*
+ * Several domains in a request
+ */
+
+/**
+ * Locks another domain of the app for the request.
+ *
+ * From now on all threads of the request may write to it. Domains can be
+ * entered in any order; requests that enter them in the same order never
+ * deadlock.
+ *
+ * @param request The request.
+ * @param domain A domain of the same app.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_EHELD Held already, or another thread of the request waits for
+ *     it.
+ * @retval VMSRS_ELIMIT The request holds 32 domains.
+ * @retval VMSRS_EAPP The domain belongs to another app.
+ * @retval VMSRS_ETIMEOUT The domain did not become free in time.
+ * @retval VMSRS_EDEADLOCK The holder waits for this request, directly or
+ *     through others.
+ * @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+ * @retval VMSRS_ESYSTEM See errno.
+ */
 VMSRS_MUST_USE
-int vmsrs_join(const struct vmsrs_ticket_t *ticket,
-               vmsrs_request_fn function,
-               void *argument,
-               int *result);
+int vmsrs_enter(const struct vmsrs_request *request,
+		const struct vmsrs_domain *domain);
 
-// Does `count` pieces of the request's work at once: each on a new thread that joins the request.
-// Returns when all are done. When one of them fails, the whole request does, and this does not return.
-//
-// `VMSRS_OK`: all were run. `VMSRS_ELIMIT`, `VMSRS_ESYSTEM`: not all were; the `outcome` of each says
-// which. `VMSRS_EINVAL` (also more than 65536 pieces), `VMSRS_ENOREQUEST`: none was, and `pieces` is
-// unchanged.
-//
-// # Safety
-//
-// `request` is the one that the calling function got; `pieces` points to `count` pieces, which only this
-// call uses until it returns; another thread may call each function with its argument, and it bears being
-// cut short.
+/**
+ * Locks several domains of the app for the request, in an order that is the
+ * same in all requests. Domains that the request holds already are skipped.
+ *
+ * Requests that enter all domains by one such call never deadlock, unless
+ * through the domain that they were begun with.
+ *
+ * @param request The request.
+ * @param domains The domains, in any order.
+ * @param count How many, at most 65536.
+ * @retval VMSRS_EINVAL A null pointer, or too many.
+ * @return Otherwise as vmsrs_enter(). On an error the domains that this call
+ *     has entered are left again.
+ */
+VMSRS_MUST_USE
+int vmsrs_enter_all(const struct vmsrs_request *request,
+		    const struct vmsrs_domain *const *domains, size_t count);
+
+/**
+ * Commits what the request wrote to a domain, and unlocks it.
+ *
+ * What is left before a failure stays committed. A domain that is not left is
+ * held to the end of the request and committed together with the others. If the
+ * audit finds damage, the request fails and this does not return.
+ *
+ * @param request The request.
+ * @param domain A domain that it has entered.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ENOTHELD
+ * @retval VMSRS_EMAIN The request was begun with this domain.
+ * @retval VMSRS_ESYSTEM See errno. The domain is still held.
+ */
+VMSRS_MUST_USE
+int vmsrs_leave(const struct vmsrs_request *request,
+		const struct vmsrs_domain *domain);
+
+/*
+ * Several threads in a request
+ */
+
+/**
+ * Lets other threads join a request.
+ *
+ * Plain data: it can be copied and passed to any number of threads. After the
+ * request has ended it is harmless. The fields are private to the library.
+ */
+typedef struct vmsrs_ticket_t {
+	/** Private. */
+	const void *state;
+	/** Private. */
+	const void *domain;
+	/** Private. */
+	uint64_t tag;
+	/** Private. */
+	uint32_t forks;
+	/** Private. */
+	uint32_t reserved;
+} vmsrs_ticket_t;
+
+/**
+ * Makes a ticket of the request, with which other threads join it.
+ *
+ * @param request The request.
+ * @param ticket Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ */
+VMSRS_MUST_USE
+int vmsrs_ticket(const struct vmsrs_request *request,
+		 struct vmsrs_ticket_t *ticket);
+
+/**
+ * Works for the request of a ticket on the calling thread.
+ *
+ * Runs the function on the request stack of this thread; it may do all that the
+ * request may. The request ends only after all threads have left it. When any
+ * of them fails, all are aborted, whatever they do, and discarded together.
+ *
+ * @param ticket The ticket.
+ * @param function The work.
+ * @param argument Passed to the function.
+ * @param result Set to what the function returned, whatever its sign, if it is
+ *     not null and the code is VMSRS_OK.
+ * @retval VMSRS_OK The function returned.
+ * @retval VMSRS_EFAILED The request failed; see vmsrs_last_failure().
+ * @retval VMSRS_EENDED The request has ended. The function was not run.
+ * @retval VMSRS_EINVAL A null pointer, or the ticket is all zero. Not run.
+ * @retval VMSRS_ENESTED The thread has a request. Not run.
+ * @retval VMSRS_ELIMIT 256 threads have joined. Not run.
+ * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+ * @retval VMSRS_ESYSTEM See errno. Not run.
+ * @retval VMSRS_EFORKED This is a child, forked since the ticket was made or in
+ *     the function.
+ */
+VMSRS_MUST_USE
+int vmsrs_join(const struct vmsrs_ticket_t *ticket, vmsrs_request_fn function,
+	       void *argument, int *result);
+
+/** A piece of the work of a request, for vmsrs_fan_out(). */
+typedef struct vmsrs_piece {
+	/**
+	 * The work, called on a thread of its own with that thread's request.
+	 */
+	vmsrs_request_fn function;
+	/** Passed to the function. */
+	void *argument;
+	/**
+	 * Set to VMSRS_OK if the piece was run, or to the reason why not:
+	 * VMSRS_ELIMIT, VMSRS_ESYSTEM.
+	 */
+	int outcome;
+	/**
+	 * Set to what the function returned, whatever its sign; 0 if it was not
+	 * run.
+	 */
+	int result;
+} vmsrs_piece;
+
+/**
+ * Runs pieces of the work of a request in parallel, each on a new thread that
+ * joins the request, and waits for them.
+ *
+ * When a piece fails, the request fails, and this does not return.
+ *
+ * @param request The request.
+ * @param pieces The pieces, which only this call may use until it returns. It
+ *     sets outcome and result of each.
+ * @param count How many, at most 65536.
+ * @retval VMSRS_OK All pieces were run.
+ * @retval VMSRS_EINVAL A null pointer, or too many pieces. None was run, and
+ *     pieces is unchanged.
+ * @retval VMSRS_ENOREQUEST None was run, and pieces is unchanged.
+ * @retval VMSRS_ELIMIT Not all were run, since 256 threads have joined; see
+ *     outcome.
+ * @retval VMSRS_ESYSTEM Not all were run, since no thread could be created; see
+ *     outcome.
+ */
 VMSRS_MUST_USE
 int vmsrs_fan_out(const struct vmsrs_request *request,
-                  struct vmsrs_piece *pieces,
-                  size_t count);
+		  struct vmsrs_piece *pieces, size_t count);
 
-// Makes a request that will hold `domain` and is done in steps, each on any thread. It begins with its
-// first step. `options` may be null.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ESYSTEM`.
-//
-// # Safety
-//
-// `domain` comes from `vmsrs_domain_open`; `options` points to options or is null; `task` points to
-// room for a pointer.
+/*
+ * Requests in steps
+ */
+
+/** What a step returns, besides negative values. */
+enum vmsrs_step {
+	/** The request is done: what it wrote is committed. */
+	VMSRS_STEP_DONE = 0,
+	/** The request goes on with another step. */
+	VMSRS_STEP_SUSPEND = 1,
+};
+
+/**
+ * Creates a task: a request in steps, which holds a domain. It begins with its
+ * first step.
+ *
+ * @param domain The domain.
+ * @param options The options, or null for the defaults.
+ * @param task Set to the task on success; vmsrs_task_free() ends it.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, an unknown flag, or a reserved field
+ *     that is not 0.
+ * @retval VMSRS_ESYSTEM See errno.
+ */
 VMSRS_MUST_USE
 int vmsrs_task_new(const struct vmsrs_domain *domain,
-                   const struct vmsrs_options *options,
-                   struct vmsrs_task **task);
+		   const struct vmsrs_options *options,
+		   struct vmsrs_task **task);
 
-// Runs `function` as the next step of the request; one thread at a time. It returns
-// `VMSRS_STEP_SUSPEND` (the request goes on later, and keeps what it holds and wrote), `VMSRS_STEP_DONE`
-// (what it wrote is committed), or a negative value (it is given up). That goes to `*result`, which
-// may be null. The first step takes the domain's lock.
-//
-// `VMSRS_OK`, `VMSRS_EUNSEALED`: `*result` is valid. `VMSRS_EFAILED`: the request has failed, in this
-// step or by its deadline before it; see `vmsrs_last_failure`. `VMSRS_EENDED`: it is over.
-// `VMSRS_ENESTED`, `VMSRS_ETIMEOUT`: the function was not run, the step can be tried again.
-// `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`, `VMSRS_EFORKED`: as `vmsrs_run`.
-//
-// # Safety
-//
-// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function bears being
-// cut short.
+/**
+ * Runs a function as the next step of a task.
+ *
+ * Each step may run on another thread, one at a time. The first one locks the
+ * domain. The domains stay locked between the steps and the deadline goes on: a
+ * task that misses it while it is suspended fails at once, and the next step
+ * returns VMSRS_EFAILED.
+ *
+ * @param task The task.
+ * @param function The step. It returns VMSRS_STEP_SUSPEND, VMSRS_STEP_DONE, or
+ *     a negative value to give the request up.
+ * @param argument Passed to the function.
+ * @param result Set to what the function returned, if it is not null and the
+ *     code is VMSRS_OK or VMSRS_EUNSEALED.
+ * @retval VMSRS_OK The function returned.
+ * @retval VMSRS_EFAILED The request failed, in this step or before it; see
+ *     vmsrs_last_failure().
+ * @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+ * @retval VMSRS_EENDED The task has ended before. The function was not run.
+ * @retval VMSRS_EINVAL A null pointer. Not run.
+ * @retval VMSRS_ENESTED The thread has a request. Not run; try again outside of
+ *     it.
+ * @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run; try
+ *     again.
+ * @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
+ * @retval VMSRS_ELIMIT 4096 tasks of the process are suspended. The request was
+ *     given up.
+ * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+ * @retval VMSRS_ESYSTEM See errno.
+ * @retval VMSRS_EFORKED This is a child, forked since the task was made or in
+ *     the function.
+ */
 VMSRS_MUST_USE
-int vmsrs_task_step(struct vmsrs_task *task,
-                    vmsrs_request_fn function,
-                    void *argument,
-                    int *result);
+int vmsrs_task_step(struct vmsrs_task *task, vmsrs_request_fn function,
+		    void *argument, int *result);
 
-// Ends a task; one that is not over is given up. Null is allowed.
-//
-// # Safety
-//
-// `task` comes from `vmsrs_task_new`, and nobody uses it afterwards.
+/**
+ * Frees a task. A request that has not ended is given up: what it wrote is
+ * discarded, and its defers are run.
+ *
+ * In a request, the defers run as a part of that one. In a forked child a task
+ * of the parent is freed without effect on the parent.
+ *
+ * @param task The task; null does nothing.
+ */
 void vmsrs_task_free(struct vmsrs_task *task);
 
-// Registers a check of every domain of the app, once in a process. It is called before anything of a
-// domain is committed, in the request, for each domain that is to be committed with something written
-// by the request: at the end, by `vmsrs_commit`, and by `vmsrs_leave`. If it returns anything but 0, or
-// dies of an error, the request fails (`VMSRS_KIND_INVARIANT`). It should only read.
-//
-// Returns `VMSRS_OK`, or `VMSRS_EINVAL`, also if the app has a check already.
-//
-// # Safety
-//
-// `app` comes from `vmsrs_open`; any thread may call `function` with `argument` at any time.
+/*
+ * Invariants: checks of the server's own before a commit
+ */
+
+/**
+ * Checks a domain before it is committed.
+ *
+ * It runs in the request and should only read. An error in it fails the
+ * request, and so does vmsrs_fail(), with a message.
+ *
+ * @param domain The domain.
+ * @param argument What the caller passed.
+ * @return 0 if the domain is sound; anything else fails the request
+ *     (VMSRS_KIND_INVARIANT).
+ */
+typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
+
+/**
+ * Registers a check of every domain of an app, once in a process.
+ *
+ * It is called for each domain that the request has written to, when the
+ * request ends and in vmsrs_commit() and vmsrs_leave(), by any thread and by
+ * several at a time.
+ *
+ * @param app The app.
+ * @param function The check.
+ * @param argument Passed to the function; must live as long as the process.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the app has a check already.
+ */
 VMSRS_MUST_USE
 int vmsrs_app_invariant(const struct vmsrs_app *app,
-                        vmsrs_invariant_fn function,
-                        void *argument);
+			vmsrs_invariant_fn function, void *argument);
 
-// Like `vmsrs_app_invariant`, for one domain. The app's check is called as well.
-//
-// # Safety
-//
-// `domain` comes from `vmsrs_domain_open`; the rest as `vmsrs_app_invariant`.
+/**
+ * Registers a check of one domain, once in a process. The check of the app is
+ * called as well.
+ *
+ * @param domain The domain.
+ * @param function The check.
+ * @param argument Passed to the function; must live as long as the process.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the domain has a check already.
+ */
 VMSRS_MUST_USE
 int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
-                           vmsrs_invariant_fn function,
-                           void *argument);
+			   vmsrs_invariant_fn function, void *argument);
 
-// Lets requests only read the pages from `start` on, `length` bytes of them (both multiples of 4096). A
-// write in a request fails it. Outside of requests nothing changes, and deferred functions run outside of their
-// request (those of a task that is freed in another request run in that one).
-//
-// Call it after `vmsrs_open` and before other threads start. A thread that was there before cannot
-// touch the pages until its next request ends, nor can those that it makes; one made inside a request may only read
-// them until it has had one itself. Handlers of signals begin without access: one of the server that touches the
-// pages calls `vmsrs_open_guard` first. No request may write to the pages while it blocks SIGSEGV.
-//
-// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request or a deferred function, `VMSRS_ENOKEYS`,
-// `VMSRS_ESYSTEM`.
-//
-// # Safety
-//
-// The pages are the caller's, and stay mapped for reading and writing.
-VMSRS_MUST_USE
-int vmsrs_guard(void *start,
-                size_t length);
+/*
+ * Guards: memory outside of domains that requests only read
+ */
 
-// As `vmsrs_guard`, for the variables of the program: the pages of its `.data` and `.bss`, those with its
-// copies of variables of libraries among them (`stderr`, `environ`, `std::cout`: compile with `-fPIC
-// -mno-direct-extern-access` if requests must change such a one). For programs whose requests change none of
-// them, linked with `libvmsrs.so` and `-Wl,-z,now`.
-//
-// Returns as `vmsrs_guard`, and `VMSRS_EVARIABLES`.
-//
-// # Safety
-//
-// As `vmsrs_guard`.
-VMSRS_MUST_USE
-int vmsrs_guard_variables(void);
+/**
+ * Makes pages outside of domains read-only for requests.
+ *
+ * A write in a request fails it (VMSRS_KIND_MEMORY); a system call that would
+ * write there gives EFAULT. Outside of requests nothing changes. The pages must
+ * stay mapped for reading and writing, and no request may write to them while
+ * it blocks SIGSEGV.
+ *
+ * Call it after vmsrs_open() and before other threads start. A thread that
+ * exists already cannot touch the pages until its next request ends, nor can
+ * threads that it creates; one that is created in a request can only read them
+ * until it has had a request of its own. Signal handlers start without access;
+ * see vmsrs_open_guard().
+ *
+ * @param start The first page.
+ * @param length Bytes, a multiple of 4096.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL Null, not whole pages, or pages of domains are among
+ *     them.
+ * @retval VMSRS_ENESTED Called in a request or a deferred function.
+ * @retval VMSRS_ENOKEYS No protection key is left.
+ * @retval VMSRS_ESYSTEM See errno. If pages are not mapped, those before the
+ *     first such one are guarded.
+ */
+VMSRS_MUST_USE int vmsrs_guard(void *start, size_t length);
 
-// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
-// of a signal: for handlers, which begin without access. A request that calls it may write, too. Async-signal-safe.
+/**
+ * Makes the variables of the program read-only for requests: the pages of its
+ * .data and .bss.
+ *
+ * For programs whose requests change none of them, linked with libvmsrs.so and
+ * -Wl,-z,now. The program's copies of variables of libraries (stderr, environ,
+ * std::cout) are among them; -fPIC -mno-direct-extern-access leaves those in
+ * their libraries.
+ *
+ * @retval VMSRS_EVARIABLES The variables cannot be guarded.
+ * @return Otherwise as vmsrs_guard().
+ */
+VMSRS_MUST_USE int vmsrs_guard_variables(void);
+
+/**
+ * Lets the calling thread write to guarded memory until it begins or ends a
+ * request, or returns from the signal handler that calls this.
+ *
+ * For signal handlers, which start without access. In a request it opens the
+ * memory to the request. Async-signal-safe.
+ */
 void vmsrs_open_guard(void);
 
-#ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+/*
+ * Diagnostics
+ */
 
-#endif  /* VMSRS_H */
+/** State of the driver, for statistics. */
+typedef struct vmsrs_info {
+	/** Frames of 4 KiB in the window. */
+	uint32_t window_frames;
+	/** Most frames that the driver may hold. */
+	uint32_t pool_frames;
+	/** Free frames in the driver's pool. */
+	uint32_t pool_free;
+	/** Drafts of all requests. */
+	uint32_t drafts;
+	/** Pages committed and not sealed yet. */
+	uint32_t unsealed;
+	/** 1 if the host is broken; nothing can be written then. */
+	uint32_t broken;
+	/** Commits of at least one page. */
+	uint64_t commits;
+	/** Pages sealed. */
+	uint64_t sealed_pages;
+	/** Drafts discarded. */
+	uint64_t discarded;
+	/** Incidents reported by the driver. */
+	uint64_t incidents;
+	/** Seal messages sent. */
+	uint64_t seal_messages;
+} vmsrs_info;
+
+/**
+ * Reads the state of the driver. Without protection all fields are 0.
+ *
+ * @param app The app.
+ * @param info Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ESYSTEM See errno.
+ */
+int vmsrs_app_info(const struct vmsrs_app *app, struct vmsrs_info *info);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* VMSRS_H */

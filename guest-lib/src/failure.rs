@@ -1,5 +1,6 @@
 //! A failed request, as its server sees it.
 
+use std::any::Any;
 use std::ffi::CStr;
 use std::fmt;
 use std::time::Duration;
@@ -139,6 +140,21 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// What a failure for a lost thread says.
+pub(crate) const LOST: &[u8] = b"a thread ended before it left the request";
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    match (
+        payload.downcast_ref::<&str>(),
+        payload.downcast_ref::<String>(),
+    ) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "",
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -158,3 +158,27 @@ fn the_server_in_rust_survives_its_bugs() {
     let mut server = Server::start(&program, tempfile::tempdir().unwrap());
     survives(&mut server, "panic", "-");
 }
+
+/// The lines of `text` without indentation and empty lines.
+fn lines(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.fold(String::new(), |all, line| all + line + "\n")
+}
+
+#[test]
+fn excerpts_in_the_tutorial_are_from_its_server() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let page = std::fs::read_to_string(folder.join("tutorial.md")).unwrap();
+    let source = lines(&std::fs::read_to_string(folder.join("tutorial/lists.c")).unwrap());
+    let excerpts = page.split("```c\n").skip(1);
+    let excerpts: Vec<_> = excerpts
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(excerpts.len() > 5, "{} excerpts", excerpts.len());
+    for excerpt in excerpts {
+        assert!(
+            source.contains(&lines(excerpt)),
+            "not in lists.c:\n{excerpt}"
+        );
+    }
+}

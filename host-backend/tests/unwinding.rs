@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vmsrs_host::engine::{ProgramFacts, RequestFacts, Restored};
+use vmsrs_host::control::{ProgramFacts, RequestFacts, Restored};
 use vmsrs_host::symbols::{Found, Frame, SymbolFiles, Trace, trace};
-use vmsrs_protocol::incident::ModuleEntry;
+use vmsrs_protocol::incident::{ModuleEntry, REG_RBP, REG_RIP, REG_RSP, REGISTERS};
 
 /// A failed request with nothing but a stack.
 fn request(
@@ -90,7 +90,7 @@ fn crash(how: &str, folder: &Path) -> Trace {
     let output = Command::new(&program).arg(how).output().unwrap();
     assert!(output.status.success(), "{}", output.status);
     let mut output = Output(&output.stdout);
-    let registers = (0..18).map(|_| output.number()).collect();
+    let registers = (0..REGISTERS).map(|_| output.number()).collect();
     let address = output.number();
     let length = output.number() as usize;
     let stack = output.bytes(length);
@@ -186,8 +186,8 @@ fn a_library_without_a_file_is_passed_over_and_named_with_the_remedy() {
 #[test]
 fn without_any_file_there_are_modules_and_offsets() {
     let folder = tempfile::tempdir().unwrap();
-    let mut registers = vec![0; 18];
-    registers[16] = 0x5000_1234;
+    let mut registers = vec![0; REGISTERS];
+    registers[REG_RIP] = 0x5000_1234;
     let mut facts = request(
         registers,
         0x1000_0000,
@@ -215,8 +215,8 @@ fn capture() -> (Vec<u64>, u64, Vec<u8>) {
             options(nomem, nostack, preserves_flags)
         );
     }
-    let mut registers = vec![0; 18];
-    (registers[6], registers[7], registers[16]) = (rbp, rsp, rip);
+    let mut registers = vec![0; REGISTERS];
+    (registers[REG_RBP], registers[REG_RSP], registers[REG_RIP]) = (rbp, rsp, rip);
     let mut stack = vec![0; 2048];
     // SAFETY: a test's thread has more than that above this frame.
     unsafe { std::ptr::copy_nonoverlapping(rsp as *const u8, stack.as_mut_ptr(), stack.len()) };
@@ -270,8 +270,8 @@ fn a_stack_full_of_anything_ends_in_time() {
         // Words that point into the module, and onto the stack itself.
         let words = (0..2048u64).map(|word| 0x1000 + (word * step + step) % 0xfff_0000);
         let stack: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        let mut registers = vec![0x2000; 18];
-        registers[7] = 0x2000_0000;
+        let mut registers = vec![0x2000; REGISTERS];
+        registers[REG_RSP] = 0x2000_0000;
         let facts = request(registers, 0x2000_0000, stack, modules.clone());
         assert!(trace(&facts, &files).frames.len() < 10_000);
     }

@@ -2,22 +2,20 @@
 /*
  * Test module: a driver that may do anything to the VMSRS device.
  *
- * It takes the place of vmsrs.ko and gives a process what a driver has: the device's registers and
- * memory whose physical address is known, for queues and buffers. What is sent is up to the process;
+ * It takes the place of vmsrs.ko and gives a process what a driver has: the device's registers, and
+ * memory with a known physical address for queues and buffers. The process decides what is sent;
  * nothing is checked. Never load it outside a test.
  *
  * In /sys/kernel/debug/vmsrs_hostile:
  *
- *	registers	pread(2) and pwrite(2) of 1, 2, 4 or 8 bytes are one access of that width at
- *			that offset, aligned or not
- *	memory		can be mapped: MEMORY_LENGTH bytes of RAM in one piece
- *	address		the physical address of that piece
+ *	registers	pread(2) and pwrite(2) of 1, 2, 4 or 8 bytes make one access of that width
+ *			at that offset, aligned or not
+ *	memory		can be mapped: HOSTILE_MEMORY_LENGTH bytes of contiguous RAM
+ *	address		physical address of this memory
  *
- * The virtio core knows nothing of the queues made in this way and gets no interrupts: the process
- * looks at its used rings.
+ * The virtio core does not know the queues set up this way and gets no interrupts: the process polls
+ * its used rings.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/debugfs.h>
 #include <linux/gfp.h>
 #include <linux/io.h>
@@ -28,10 +26,10 @@
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 
-#define DEVICE_ID	0x5653
-#define MEMORY_LENGTH	(1UL << 20)
+#define HOSTILE_DEVICE_ID	0x5653
+#define HOSTILE_MEMORY_LENGTH	(1UL << 20)
 
-/* There is one device. Set by probe, cleared by remove, which ends all use of the files first. */
+/* There is one device. Set by probe; remove ends all use of the files, then clears them. */
 static struct dentry *directory;
 static void __iomem *registers;
 static resource_size_t registers_length;
@@ -109,7 +107,7 @@ static int memory_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	unsigned long size = vma->vm_end - vma->vm_start;
 
-	if (vma->vm_pgoff || size > MEMORY_LENGTH)
+	if (vma->vm_pgoff || size > HOSTILE_MEMORY_LENGTH)
 		return -EINVAL;
 	return remap_pfn_range(vma, vma->vm_start, PHYS_PFN(memory_address), size,
 			       vma->vm_page_prot);
@@ -136,7 +134,7 @@ static int hostile_probe(struct virtio_device *vdev)
 	registers = ioremap(resource->start, registers_length);
 	if (!registers)
 		return -ENOMEM;
-	memory = alloc_pages_exact(MEMORY_LENGTH, GFP_KERNEL | __GFP_ZERO);
+	memory = alloc_pages_exact(HOSTILE_MEMORY_LENGTH, GFP_KERNEL | __GFP_ZERO);
 	if (!memory) {
 		iounmap(registers);
 		return -ENOMEM;
@@ -145,7 +143,7 @@ static int hostile_probe(struct virtio_device *vdev)
 
 	directory = debugfs_create_dir(KBUILD_MODNAME, NULL);
 	debugfs_create_file("registers", 0600, directory, NULL, &registers_fops);
-	/* "Unsafe": debugfs's own wrapper has no mmap. Who maps it holds the module. */
+	/* "Unsafe": debugfs's own wrapper has no mmap. A mapping holds the module. */
 	debugfs_create_file_unsafe("memory", 0600, directory, NULL, &memory_fops);
 	debugfs_create_x64("address", 0400, directory, &memory_address);
 	return 0;
@@ -156,12 +154,12 @@ static void hostile_remove(struct virtio_device *vdev)
 	debugfs_remove(directory);
 	directory = NULL;
 	virtio_reset_device(vdev);
-	free_pages_exact(memory, MEMORY_LENGTH);
+	free_pages_exact(memory, HOSTILE_MEMORY_LENGTH);
 	iounmap(registers);
 }
 
 static const struct virtio_device_id hostile_ids[] = {
-	{ DEVICE_ID, VIRTIO_DEV_ANY_ID },
+	{ HOSTILE_DEVICE_ID, VIRTIO_DEV_ANY_ID },
 	{ }
 };
 
@@ -172,7 +170,7 @@ static struct virtio_driver hostile_driver = {
 	.probe = hostile_probe,
 	.remove = hostile_remove,
 };
-/* No alias: nothing may load this by itself. */
+/* No alias, so that it is not loaded automatically. */
 module_virtio_driver(hostile_driver);
 
 MODULE_DESCRIPTION("Test module: a hostile driver of the VMSRS device");

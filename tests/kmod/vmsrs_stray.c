@@ -2,12 +2,12 @@
 /*
  * Test module: the guest's kernel writes where it should not.
  *
- * Makes a kernel with a stray pointer out of a healthy one, to show that the second-level page
- * table protects sealed frames from it. Never load it outside a test.
+ * It behaves like a kernel with a stray pointer, to show that the second-level page table protects
+ * sealed frames. Never load it outside a test.
  *
- * One byte is stored, through a mapping of the module's own, into a frame of the VMSRS window. The
- * frame is named by its number, or by an address of the calling process whose page it shows.
- * Commands are written, one a write(2), to /sys/kernel/debug/vmsrs_stray/store:
+ * A command stores one byte, through a mapping of the module's own, into a frame of the VMSRS window.
+ * The frame is given by its number, or by an address at which the calling process has it mapped.
+ * Commands are written, one per write(2), to /sys/kernel/debug/vmsrs_stray/store:
  *
  *	frame NUMBER OFFSET VALUE MODE
  *	address ADDRESS VALUE MODE
@@ -15,14 +15,14 @@
  * (ADDRESS and VALUE as strtoul takes them, with 0x for hexadecimal). MODE is
  *
  *	nofault	the store has an exception table entry: write(2) fails with EFAULT
- *	raw	the store has none, like any stray write: a kernel thread does it and dies of the
- *		oops; write(2) fails with EIO. (The kernel must run without panic_on_oops.)
+ *	raw	the store has none, like any stray write: a kernel thread makes it and is killed
+ *		by the oops; write(2) fails with EIO. (The kernel must run without panic_on_oops.)
  *
- * /sys/kernel/debug/vmsrs_stray/window can be mapped: the window's frames, writable by a user process
- * past the driver, as a corrupt page table would show them.
+ * /sys/kernel/debug/vmsrs_stray/window can be mapped: the window's frames, which a user process can
+ * write to without the driver, as if its page table were corrupt.
  *
- * A store that is not stopped lets write(2) succeed. The byte that the kernel then reads at the
- * place is in /sys/kernel/debug/vmsrs_stray/byte, the frame that the last command hit in .../frame.
+ * If the store is not stopped, write(2) succeeds. /sys/kernel/debug/vmsrs_stray/byte has the byte that
+ * the kernel then reads there, and .../frame the frame of the last command.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -42,7 +42,7 @@
 #include <asm/asm.h>
 
 /* The name under which vmsrs.ko claims the window. */
-#define WINDOW_NAME "vmsrs window"
+#define STRAY_WINDOW_NAME "vmsrs window"
 
 static unsigned long long phys;
 module_param(phys, ullong, 0400);
@@ -53,7 +53,7 @@ module_param(length, ullong, 0400);
 MODULE_PARM_DESC(length, "bytes of the window, with phys");
 
 static struct dentry *directory;
-static DEFINE_MUTEX(command_lock);	/* guards what follows */
+static DEFINE_MUTEX(command_lock);	/* guards last_frame and last_byte */
 static u32 last_frame;
 static u32 last_byte;
 
@@ -64,7 +64,7 @@ struct store {
 	struct completion started;
 };
 
-/* A store like any other. Not inlined, so that its name is in the oops. */
+/* An ordinary store. Not inlined, so that its name is in the oops. */
 static noinline void store_raw(u8 *place, u8 value)
 {
 	WRITE_ONCE(*place, value);
@@ -95,7 +95,7 @@ static int store_thread(void *data)
 	return 0;
 }
 
-/* True if the thread came to its end; false if an exception ended it. */
+/* Returns true if the thread ran to its end, false if an exception ended it. */
 static bool store_in_thread(struct store *store)
 {
 	struct task_struct *task;
@@ -106,7 +106,7 @@ static bool store_in_thread(struct store *store)
 		return false;
 	get_task_struct(task);
 	wake_up_process(task);
-	/* A thread that is stopped before it starts does not run; one that oopses exits, too. */
+	/* A thread that is stopped before it starts does not run. After an oops it exits, too. */
 	wait_for_completion(&store->started);
 	kthread_stop(task);
 	put_task_struct(task);
@@ -137,7 +137,7 @@ static int command_store(u64 frame, u32 offset, u8 value, const char *mode)
 	return error;
 }
 
-/* The physical page that a mapped address shows. mmap_lock is held. */
+/* Finds the physical page that is mapped at an address. mmap_lock is held. */
 static int find_pfn(struct vm_area_struct *vma, unsigned long address, unsigned long *pfn)
 {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 12, 0)
@@ -154,7 +154,7 @@ static int find_pfn(struct vm_area_struct *vma, unsigned long address, unsigned 
 #endif
 }
 
-/* The frame that an address of the calling process shows; the page must be mapped. */
+/* Finds the frame that is mapped at an address of the calling process. */
 static int find_frame(unsigned long address, u64 *frame)
 {
 	struct mm_struct *mm = current->mm;
@@ -191,7 +191,7 @@ static ssize_t store_write(struct file *file, const char __user *user, size_t si
 	mutex_lock(&command_lock);
 	error = 0;
 	if (sscanf(line, "frame %lli %i %i %7s", &frame, &place, &value, mode) == 4) {
-		/* Named outright. */
+		/* The frame is given by its number. */
 	} else if (sscanf(line, "address %li %i %7s", &address, &value, mode) == 3) {
 		error = find_frame(address, &frame);
 		place = offset_in_page(address);
@@ -229,7 +229,7 @@ static const struct file_operations window_fops = {
 static bool find_in(struct resource *resource)
 {
 	for (; resource; resource = resource->sibling) {
-		if (resource->name && !strcmp(resource->name, WINDOW_NAME)) {
+		if (resource->name && !strcmp(resource->name, STRAY_WINDOW_NAME)) {
 			phys = resource->start;
 			length = resource_size(resource);
 			return true;
@@ -248,7 +248,7 @@ static int __init stray_init(void)
 	}
 	directory = debugfs_create_dir("vmsrs_stray", NULL);
 	debugfs_create_file("store", 0200, directory, NULL, &store_fops);
-	/* "Unsafe": debugfs's own wrapper has no mmap. Nobody removes the file but this module. */
+	/* "Unsafe": debugfs's own wrapper has no mmap. Only this module removes the file. */
 	debugfs_create_file_unsafe("window", 0600, directory, NULL, &window_fops);
 	debugfs_create_u32("frame", 0400, directory, &last_frame);
 	debugfs_create_u32("byte", 0400, directory, &last_byte);

@@ -1,11 +1,11 @@
 //! Apps.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::app::{App, Protection};
+use crate::{App, Protection};
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
-/// No device: nothing is restored after an error, but errors are suppressed all the same.
+/// No device: errors are suppressed, but nothing is restored.
 pub const VMSRS_PROTECTION_NONE: i32 = 0;
 /// The driver and the host keep versions of every page.
 pub const VMSRS_PROTECTION_FULL: i32 = 1;
@@ -16,17 +16,17 @@ pub const VMSRS_PROTECTION_FULL: i32 = 1;
 pub struct CInfo {
     /// Frames of 4 KiB in the window.
     pub window_frames: u32,
-    /// Frames that the driver may hold at most.
+    /// Most frames that the driver may hold.
     pub pool_frames: u32,
-    /// Frames free in the driver's pool.
+    /// Free frames in the driver's pool.
     pub pool_free: u32,
     /// Drafts of all requests.
     pub drafts: u32,
-    /// Pages committed and not yet sealed.
+    /// Pages committed and not sealed yet.
     pub unsealed: u32,
     /// 1 if the host is broken; nothing can be written then.
     pub broken: u32,
-    /// Commits with at least one page.
+    /// Commits of at least one page.
     pub commits: u64,
     /// Pages sealed.
     pub sealed_pages: u64,
@@ -38,12 +38,21 @@ pub struct CInfo {
     pub seal_messages: u64,
 }
 
-/// Opens the app called `name` (1 to 64 bytes), makes it if it is new, and installs the library's
-/// signal handlers. Code that runs in requests must bear being cut short at any instruction without
-/// its cleanup being run (see "Abandoned frames" in the README).
+/// Opens an app, and creates it if it is new.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_EDEVICE`, or `VMSRS_ESYSTEM` (also when the app's
-/// addresses are occupied).
+/// The first call in a process installs handlers for SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+/// SIGTRAP and SIGABRT. Handlers that are installed later replace the library's. Opening
+/// a name again gives the same app. Without a device the app works without protection
+/// (see `vmsrs_protection()`), and a line on stderr says so.
+///
+/// Call it from any thread, outside of requests.
+///
+/// @param name Name of 1 to 64 bytes.
+/// @param app Set to the app on success. It is never closed.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, or `name` is empty or too long.
+/// @retval VMSRS_EDEVICE The device exists but cannot be used; see `errno`.
+/// @retval VMSRS_ESYSTEM See `errno`; `EEXIST` if the addresses of the app are occupied.
 ///
 /// # Safety
 ///
@@ -67,7 +76,12 @@ pub unsafe extern "C" fn vmsrs_open(name: *const c_char, app: *mut *mut App) -> 
     }
 }
 
-/// `VMSRS_PROTECTION_FULL`, `VMSRS_PROTECTION_NONE`, or `VMSRS_EINVAL` for a null pointer.
+/// Tells what happens to memory when a request fails.
+///
+/// @param app The app.
+/// @retval VMSRS_PROTECTION_FULL What the request wrote is discarded.
+/// @retval VMSRS_PROTECTION_NONE It stays.
+/// @retval VMSRS_EINVAL `app` is null.
 ///
 /// # Safety
 ///
@@ -84,9 +98,13 @@ pub unsafe extern "C" fn vmsrs_protection(app: *const App) -> c_int {
     }
 }
 
-/// Reads the driver's state. Without protection all is 0.
+/// Reads the state of the driver. Without protection all fields are 0.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ESYSTEM`.
+/// @param app The app.
+/// @param info Filled in on success.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
 ///
@@ -123,9 +141,13 @@ pub unsafe extern "C" fn vmsrs_app_info(app: *const App, info: *mut CInfo) -> c_
     }
 }
 
-/// Waits until everything committed so far is sealed by the host.
+/// Waits until the host has sealed everything that was committed so far.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_EUNSEALED`, `VMSRS_ESYSTEM`.
+/// @param app The app.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `app` is null.
+/// @retval VMSRS_EUNSEALED The host did not answer in time.
+/// @retval VMSRS_ESYSTEM See `errno`; `ENODEV` if the host is broken.
 ///
 /// # Safety
 ///

@@ -1,89 +1,99 @@
-//! Return codes, and what says the same by `errno`.
+//! Return codes, and their counterparts in `errno`.
 
 use crate::error::Error;
 use std::ffi::{c_char, c_int};
 
 /// Done.
 pub const VMSRS_OK: i32 = 0;
-/// The request failed: its error was suppressed and everything it wrote was discarded.
-/// `vmsrs_last_failure` has the details.
+/// The request failed: its error was suppressed and everything it wrote was
+/// discarded. `vmsrs_last_failure()` has the details.
 pub const VMSRS_EFAILED: i32 = -1;
-/// An argument is out of its range.
+/// An argument is invalid: a null pointer, a value out of range, an unknown flag, or
+/// a reserved field that is not 0.
 pub const VMSRS_EINVAL: i32 = -2;
-/// The device is there but cannot be used (rights, version, or the host is broken).
+/// The device exists but cannot be used (permissions, version, or the host is
+/// broken). `errno` has the reason.
 pub const VMSRS_EDEVICE: i32 = -3;
-/// The domain's heap was written by a library with another layout.
+/// The heap of the domain was written by a library with another layout.
 pub const VMSRS_ELAYOUT: i32 = -4;
-/// The call belongs into a request, and the calling thread has none.
+/// The calling thread has no request, or `request` is not the one that it runs.
 pub const VMSRS_ENOREQUEST: i32 = -5;
 /// The request does not hold the domain.
 pub const VMSRS_ENOTHELD: i32 = -6;
-/// The calling thread has a request already, and the call belongs outside of requests.
+/// The calling thread has a request already. Requests do not nest.
 pub const VMSRS_ENESTED: i32 = -7;
 /// The request holds the domain already.
 pub const VMSRS_EHELD: i32 = -8;
-/// The request holds 32 domains or 256 defers, or has 256 threads already.
+/// A limit is reached: 32 domains, 256 defers or 256 threads of a request, or 4096
+/// suspended tasks of a process.
 pub const VMSRS_ELIMIT: i32 = -9;
 /// The domain belongs to another app than the request.
 pub const VMSRS_EAPP: i32 = -10;
-/// The domain's lock did not become free in time.
+/// The lock of the domain did not become free in time.
 pub const VMSRS_ETIMEOUT: i32 = -11;
-/// No memory: the window or the domain is full.
+/// Out of memory: the window or the domain is full.
 pub const VMSRS_ENOMEM: i32 = -12;
-/// The domain given to `vmsrs_run` is held to the end of the request.
+/// The domain that the request was begun with is held to its end.
 pub const VMSRS_EMAIN: i32 = -13;
-/// Committed, but the host did not seal it in time; it will when it answers.
+/// Committed, but the host did not seal the commit in time. It will, once it answers.
 pub const VMSRS_EUNSEALED: i32 = -14;
-/// The process was forked inside the request; the child has no part in it.
+/// The process was forked, and the request belongs to its parent.
 pub const VMSRS_EFORKED: i32 = -15;
-/// The operating system or the driver refused; `errno` says why.
+/// The operating system or the driver refused. `errno` has the reason.
 pub const VMSRS_ESYSTEM: i32 = -16;
-/// The domain's holder waits for a domain that this request holds. The request still holds what it
-/// held: leave some of it and try again, or give up.
+/// The holder of the domain waits for a domain that this request holds. The request
+/// keeps what it holds: leave some of it and try again, or give up.
 pub const VMSRS_EDEADLOCK: i32 = -17;
 /// The host lost content of the domain to broken memory, and the domain has no mirror.
 pub const VMSRS_EDAMAGED: i32 = -18;
-/// The request that a ticket or a task is for is over.
+/// The request of the ticket or task has ended.
 pub const VMSRS_EENDED: i32 = -19;
-/// Memory cannot be guarded: there are no protection keys, or requests have them all.
+/// Memory cannot be guarded: there are no protection keys, or requests use them all.
 pub const VMSRS_ENOKEYS: i32 = -20;
-/// The program's variables cannot be guarded: it binds its functions late, has the library in it, or has an unusual
-/// layout.
+/// The variables of the program cannot be guarded: it binds functions lazily, has the
+/// library linked in statically, or has an unusual layout.
 pub const VMSRS_EVARIABLES: i32 = -21;
 
-/// One sentence about a return code. Never null.
+/// Describes a return code.
+///
+/// Like `strerror()`, but thread-safe: the string is constant and never freed.
+///
+/// @param code A value of enum `vmsrs_code`; any other is described as unknown.
+/// @return One sentence without a full stop, never null.
+///
+/// cbindgen:prefix=VMSRS_TEXT
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
     let text = match code {
-        VMSRS_OK => c"done",
-        VMSRS_EFAILED => c"the request failed; where there is protection, everything it wrote was discarded",
-        VMSRS_EINVAL => c"an argument is out of its range",
+        VMSRS_OK => c"success",
+        VMSRS_EFAILED => c"the request failed",
+        VMSRS_EINVAL => c"invalid argument",
         VMSRS_EDEVICE => {
-            c"the VMSRS device cannot be used; check its permissions and the driver's version"
+            c"cannot use the VMSRS device; check its permissions and the version of the driver"
         }
-        VMSRS_ELAYOUT => c"the domain's heap was written by a library with another layout",
-        VMSRS_ENOREQUEST => c"the calling thread has no request (or none of its requests failed)",
-        VMSRS_ENOTHELD => c"the request does not hold this domain",
-        VMSRS_ENESTED => c"the calling thread has a request already; call this outside of it",
-        VMSRS_EHELD => c"the request holds this domain already",
-        VMSRS_ELIMIT => c"the request has too many domains, defers or threads",
+        VMSRS_ELAYOUT => c"the heap of the domain was written by a library with another layout",
+        VMSRS_ENOREQUEST => c"the calling thread has no request, or none of its requests failed",
+        VMSRS_ENOTHELD => c"the request does not hold the domain",
+        VMSRS_ENESTED => c"the calling thread has a request already; requests do not nest",
+        VMSRS_EHELD => c"the request holds the domain already",
+        VMSRS_ELIMIT => c"too many domains, deferred functions or threads of a request, or suspended tasks",
         VMSRS_EAPP => c"the domain belongs to another app than the request",
-        VMSRS_ETIMEOUT => c"the domain's lock did not become free in time",
-        VMSRS_ENOMEM => c"no memory: the window or the domain is full",
-        VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
+        VMSRS_ETIMEOUT => c"the lock of the domain did not become free in time",
+        VMSRS_ENOMEM => c"out of memory: the window or the domain is full",
+        VMSRS_EMAIN => c"the domain that the request was begun with is held to its end",
         VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
-        VMSRS_EFORKED => c"the process was forked inside the request",
-        VMSRS_EENDED => c"the request that the ticket or task is for is over",
-        VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
+        VMSRS_EFORKED => c"the process was forked, and the request belongs to its parent",
+        VMSRS_EENDED => c"the request of the ticket or task has ended",
+        VMSRS_EDEADLOCK => c"deadlock: the holder of the domain waits for this request",
         VMSRS_EDAMAGED => c"the host lost content of the domain to broken memory",
         VMSRS_ENOKEYS => {
-            c"no protection key is left; guard memory after vmsrs_open and before threads start"
+            c"no protection key is left; guard memory after vmsrs_open() and before threads start"
         }
         VMSRS_EVARIABLES => {
-            c"the program's variables cannot be guarded; link it with -z now and libvmsrs.so, or guard pages of your choice"
+            c"cannot guard the variables of the program; link it with -z now and libvmsrs.so, or guard single pages"
         }
-        VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
-        _ => c"unknown code",
+        VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
+        _ => c"unknown return code",
     };
     text.as_ptr()
 }

@@ -1,22 +1,31 @@
 //! Domains and their root pointers.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::app::App;
-use crate::domain::{Domain, DomainOptions};
+use crate::App;
+use crate::{Domain, DomainOptions};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use vmsrs_protocol::KEY_MAX;
 
-/// Flag of `vmsrs_domain_open_with`: the host keeps a second copy of each sealed page, and repairs
-/// from it a page whose memory went wrong. The copies take as much room of the window as the pages.
+/// The host keeps a second copy of each sealed page, and repairs from it a page whose
+/// memory went bad. The copies take as much of the window as the pages.
 pub const VMSRS_MIRROR: u32 = 1;
 
-/// Opens the domain of `app` with the key of `length` bytes (1 to 64, any values), makes it if it is
-/// new.
+/// Opens a domain of an app, and creates it if it is new.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ENOMEM` (the window is full),
-/// `VMSRS_EDAMAGED`,
-/// `VMSRS_ESYSTEM`.
+/// Opening a key again gives the same domain. Call it from any thread, outside of
+/// requests.
+///
+/// @param app The app.
+/// @param key Any bytes.
+/// @param length Length of the key, 1 to 64.
+/// @param domain Set to the domain on success. It is never closed.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, or `length` is out of range.
+/// @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+/// @retval VMSRS_ENOMEM The window is full.
+/// @retval VMSRS_EDAMAGED Content of the domain is lost; use another key.
+/// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
 ///
@@ -33,11 +42,19 @@ pub unsafe extern "C" fn vmsrs_domain_open(
     unsafe { vmsrs_domain_open_with(app, key, length, 0, domain) }
 }
 
-/// Like `vmsrs_domain_open`, with flags: `VMSRS_MIRROR` or 0. A domain that is open already in this
-/// process stays as it is, and one that has a mirror keeps it.
+/// Opens a domain with options.
 ///
-/// Returns what `vmsrs_domain_open` returns; `VMSRS_ENOMEM` also when the window has no room for the
-/// mirror.
+/// As `vmsrs_domain_open()`. The options of a domain that is already open in this process
+/// are ignored, and a domain that has a mirror keeps it.
+///
+/// @param app The app.
+/// @param key Any bytes.
+/// @param length Length of the key, 1 to 64.
+/// @param flags `VMSRS_MIRROR` or 0.
+/// @param domain Set to the domain on success.
+/// @retval VMSRS_EINVAL Also for an unknown flag.
+/// @retval VMSRS_ENOMEM Also if the window has no room for the mirror.
+/// @return Otherwise as `vmsrs_domain_open()`.
 ///
 /// # Safety
 ///
@@ -61,7 +78,7 @@ pub unsafe extern "C" fn vmsrs_domain_open_with(
     let Some(app) = (unsafe { app.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if key.is_null() || domain.is_null() || !(1..=KEY_MAX).contains(&length) {
         return VMSRS_EINVAL;
     }
@@ -77,8 +94,13 @@ pub unsafe extern "C" fn vmsrs_domain_open_with(
     }
 }
 
-/// The domain's root pointer, or null if it was never set. Its request should hold the domain, or
-/// what the pointer leads to may change meanwhile.
+/// Reads the root pointer of a domain, from which its data is reached.
+///
+/// The request should hold the domain: otherwise another request may change or free what
+/// the pointer leads to, and pages that the other request is writing cannot be read.
+///
+/// @param domain The domain.
+/// @return The root pointer; null if it was never set or `domain` is null.
 ///
 /// # Safety
 ///
@@ -89,9 +111,14 @@ pub unsafe extern "C" fn vmsrs_root(domain: *const Domain) -> *mut c_void {
     unsafe { domain.as_ref() }.map_or(ptr::null_mut(), |domain| domain.root_address().cast())
 }
 
-/// Sets the domain's root pointer.
+/// Sets the root pointer of a domain. It is committed and discarded like all its data.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ENOTHELD`.
+/// @param domain A domain that the request of the calling thread holds.
+/// @param root Any value; usually a block of the domain.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `domain` is null.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ENOTHELD
 ///
 /// # Safety
 ///

@@ -1,25 +1,25 @@
 //! What is known of a failed request.
 
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, code};
+use crate::JoinError;
 use crate::error::RunError;
 use crate::failure::Failure;
-use crate::ticket::JoinError;
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 
-/// The last failed request of a thread.
+/// A failed request.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CFailure {
-    /// One of the `VMSRS_KIND_` constants.
+    /// A value of enum `vmsrs_kind`.
     pub kind: u32,
     /// The signal, or 0.
     pub signal: i32,
     /// `si_code` of the signal, or 0.
     pub code: i32,
-    /// Pages that were discarded.
+    /// Pages discarded.
     pub drafts: u32,
-    /// Number of the incident, for `vmsrs incidents` on the host; 0 if there is none.
+    /// Number of the incident, for "vmsrs incidents" on the host; 0 if there is none.
     pub incident: u64,
     /// Address of the access or of the block, or 0.
     pub address: u64,
@@ -27,18 +27,21 @@ pub struct CFailure {
     pub instruction: u64,
     /// Nanoseconds from the detection to the end of the discard.
     pub recovery_ns: u64,
-    /// Defers that failed themselves and were cut short.
+    /// Deferred functions that failed and were aborted.
     pub defers_failed: u32,
     /// 0.
     pub reserved: u32,
-    /// What a panic or `vmsrs_fail` said, ended by a zero byte; may be empty.
+    /// Message of a panic or of `vmsrs_fail()`; may be empty.
     pub message: [c_char; 128],
 }
 
-/// The last failure that `vmsrs_run`, `vmsrs_join` or `vmsrs_task_step` reported to the calling thread.
+/// Describes the last failed request of the calling thread: the one for which
+/// `vmsrs_run()`, `vmsrs_join()` or `vmsrs_task_step()` returned `VMSRS_EFAILED`.
 ///
-/// Returns `VMSRS_OK`; `VMSRS_EINVAL` for a null pointer; `VMSRS_ENOREQUEST` if no request of this
-/// thread has failed.
+/// @param failure Filled in on success.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `failure` is null.
+/// @retval VMSRS_ENOREQUEST No request of this thread has failed.
 ///
 /// # Safety
 ///

@@ -2,23 +2,23 @@
 
 use super::codes::{VMSRS_EENDED, VMSRS_EINVAL, VMSRS_OK, code};
 use super::run::RequestFn;
-use crate::request::Request;
+use crate::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
 /// Most pieces of one call.
 const PIECES_MAX: usize = 1 << 16;
 
-/// One piece of a request's work, for `vmsrs_fan_out`.
+/// A piece of the work of a request, for `vmsrs_fan_out()`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CPiece {
-    /// Called on a thread of its own, with that thread's request.
+    /// The work, called on a thread of its own with that thread's request.
     pub function: RequestFn,
-    /// What it is called with.
+    /// Passed to the function.
     pub argument: *mut c_void,
-    /// Set to `VMSRS_OK` if it was run; otherwise to the reason why not: `VMSRS_ELIMIT` (256 threads),
-    /// `VMSRS_ESYSTEM` (no thread could be made).
+    /// Set to `VMSRS_OK` if the piece was run, or to the reason why not: `VMSRS_ELIMIT`,
+    /// `VMSRS_ESYSTEM`.
     pub outcome: c_int,
     /// Set to what the function returned, whatever its sign; 0 if it was not run.
     pub result: c_int,
@@ -30,7 +30,7 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: whoever calls vmsrs_fan_out() says that another thread may call it with its argument.
+// SAFETY: the caller of vmsrs_fan_out() promises that another thread may call it with its argument.
 unsafe impl Send for Call {}
 
 impl Call {
@@ -40,18 +40,27 @@ impl Call {
     }
 }
 
-/// Does `count` pieces of the request's work at once: each on a new thread that joins the request.
-/// Returns when all are done. When one of them fails, the whole request does, and this does not return.
+/// Runs pieces of the work of a request in parallel, each on a new thread that joins the
+/// request, and waits for them.
 ///
-/// `VMSRS_OK`: all were run. `VMSRS_ELIMIT`, `VMSRS_ESYSTEM`: not all were; the `outcome` of each says
-/// which. `VMSRS_EINVAL` (also more than 65536 pieces), `VMSRS_ENOREQUEST`: none was, and `pieces` is
-/// unchanged.
+/// When a piece fails, the request fails, and this does not return.
+///
+/// @param request The request.
+/// @param pieces The pieces, which only this call may use until it returns. It sets
+///   `outcome` and `result` of each.
+/// @param count How many, at most 65536.
+/// @retval VMSRS_OK All pieces were run.
+/// @retval VMSRS_EINVAL A null pointer, or too many pieces. None was run, and `pieces` is
+///   unchanged.
+/// @retval VMSRS_ENOREQUEST None was run, and `pieces` is unchanged.
+/// @retval VMSRS_ELIMIT Not all were run, since 256 threads have joined; see `outcome`.
+/// @retval VMSRS_ESYSTEM Not all were run, since no thread could be created; see `outcome`.
 ///
 /// # Safety
 ///
 /// `request` is the one that the calling function got; `pieces` points to `count` pieces, which only this
-/// call uses until it returns; another thread may call each function with its argument, and it bears being
-/// cut short.
+/// call uses until it returns; another thread may call each function with its argument, and may be
+/// aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_fan_out(
@@ -63,7 +72,7 @@ pub unsafe extern "C" fn vmsrs_fan_out(
     let Some(request) = (unsafe { request.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if pieces.is_null() || count > PIECES_MAX {
         return VMSRS_EINVAL;
     }

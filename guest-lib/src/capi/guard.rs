@@ -1,20 +1,28 @@
 //! Memory outside of domains that requests may only read.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::guard::{guard, guard_variables, open_guard};
+use crate::{guard, guard_variables, open_guard};
 use std::ffi::{c_int, c_void};
 
-/// Lets requests only read the pages from `start` on, `length` bytes of them (both multiples of 4096). A
-/// write in a request fails it. Outside of requests nothing changes, and deferred functions run outside of their
-/// request (those of a task that is freed in another request run in that one).
+/// Makes pages outside of domains read-only for requests.
 ///
-/// Call it after `vmsrs_open` and before other threads start. A thread that was there before cannot
-/// touch the pages until its next request ends, nor can those that it makes; one made inside a request may only read
-/// them until it has had one itself. Handlers of signals begin without access: one of the server that touches the
-/// pages calls `vmsrs_open_guard` first. No request may write to the pages while it blocks SIGSEGV.
+/// A write in a request fails it (`VMSRS_KIND_MEMORY`); a system call that would write
+/// there gives `EFAULT`. Outside of requests nothing changes. The pages must stay mapped for
+/// reading and writing, and no request may write to them while it blocks SIGSEGV.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENESTED` inside of a request or a deferred function, `VMSRS_ENOKEYS`,
-/// `VMSRS_ESYSTEM`.
+/// Call it after `vmsrs_open()` and before other threads start. A thread that exists
+/// already cannot touch the pages until its next request ends, nor can threads that it
+/// creates; one that is created in a request can only read them until it has had a request
+/// of its own. Signal handlers start without access; see `vmsrs_open_guard()`.
+///
+/// @param start The first page.
+/// @param length Bytes, a multiple of 4096.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL Null, not whole pages, or pages of domains are among them.
+/// @retval VMSRS_ENESTED Called in a request or a deferred function.
+/// @retval VMSRS_ENOKEYS No protection key is left.
+/// @retval VMSRS_ESYSTEM See `errno`. If pages are not mapped, those before the first such
+///   one are guarded.
 ///
 /// # Safety
 ///
@@ -29,12 +37,16 @@ pub unsafe extern "C" fn vmsrs_guard(start: *mut c_void, length: usize) -> c_int
     status(unsafe { guard(start.cast(), length) })
 }
 
-/// As `vmsrs_guard`, for the variables of the program: the pages of its `.data` and `.bss`, those with its
-/// copies of variables of libraries among them (`stderr`, `environ`, `std::cout`: compile with `-fPIC
-/// -mno-direct-extern-access` if requests must change such a one). For programs whose requests change none of
-/// them, linked with `libvmsrs.so` and `-Wl,-z,now`.
+/// Makes the variables of the program read-only for requests: the pages of its `.data` and
+/// `.bss`.
 ///
-/// Returns as `vmsrs_guard`, and `VMSRS_EVARIABLES`.
+/// For programs whose requests change none of them, linked with `libvmsrs.so` and
+/// `-Wl,-z,now`. The program's copies of variables of libraries (`stderr`, `environ`,
+/// `std::cout`) are among them; `-fPIC -mno-direct-extern-access` leaves those in their
+/// libraries.
+///
+/// @retval VMSRS_EVARIABLES The variables cannot be guarded.
+/// @return Otherwise as `vmsrs_guard()`.
 ///
 /// # Safety
 ///
@@ -49,8 +61,11 @@ pub unsafe extern "C" fn vmsrs_guard_variables() -> c_int {
     }
 }
 
-/// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
-/// of a signal: for handlers, which begin without access. A request that calls it may write, too. Async-signal-safe.
+/// Lets the calling thread write to guarded memory until it begins or ends a request, or
+/// returns from the signal handler that calls this.
+///
+/// For signal handlers, which start without access. In a request it opens the memory to the
+/// request. Async-signal-safe.
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_open_guard() {
     open_guard();

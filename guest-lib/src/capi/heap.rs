@@ -1,15 +1,21 @@
 //! Blocks in domains.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, errno_of, set_errno, status};
-use crate::domain::Domain;
+use crate::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-/// A block of at least `size` bytes in a domain that the calling thread's request holds: not zeroed,
-/// 16-byte aligned, visible to others when the request commits.
+/// Allocates a block in a domain.
 ///
-/// Null with `errno` ENOMEM (window or domain full), EPERM (no request, or it does not hold the
-/// domain), EINVAL.
+/// The block is aligned to 16 bytes and not zeroed. Others see it when the request
+/// commits; if the request fails, it is gone. All threads of a request may allocate and
+/// free at the same time.
+///
+/// @param domain A domain that the request of the calling thread holds.
+/// @param size Bytes, a little less than 4 MiB at most. 0 gives a block of its own, too.
+/// @return The block, or null with `errno`: `ENOMEM` (window or domain full, or `size` too
+///   large), `EPERM` (no request, or it does not hold the domain), `EINVAL` (`domain` is
+///   null), or what the driver said.
 ///
 /// # Safety
 ///
@@ -22,7 +28,11 @@ pub unsafe extern "C" fn vmsrs_alloc(domain: *const Domain, size: usize) -> *mut
     unsafe { vmsrs_alloc_aligned(domain, size, 16) }
 }
 
-/// Like `vmsrs_alloc`, all zero.
+/// Allocates a block in a domain, filled with zeros.
+///
+/// @param domain A domain that the request of the calling thread holds.
+/// @param size Bytes.
+/// @return As `vmsrs_alloc()`.
 ///
 /// # Safety
 ///
@@ -40,13 +50,18 @@ pub unsafe extern "C" fn vmsrs_alloc_zeroed(domain: *const Domain, size: usize) 
     block
 }
 
-/// Like `vmsrs_alloc`, aligned to `alignment`: a power of two up to 4096.
+/// Allocates an aligned block in a domain.
+///
+/// @param domain A domain that the request of the calling thread holds.
+/// @param size Bytes.
+/// @param alignment A power of two, at most 4096. At least 16 is used.
+/// @return As `vmsrs_alloc()`; `EINVAL` also for another alignment.
 ///
 /// # Safety
 ///
 /// As `vmsrs_alloc`.
 ///
-/// cbindgen:prefix=VMSRS_ALLOC
+/// cbindgen:prefix=VMSRS_ALLOC_ALIGNED
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_alloc_aligned(
     domain: *const Domain,
@@ -67,9 +82,15 @@ pub unsafe extern "C" fn vmsrs_alloc_aligned(
     }
 }
 
-/// Changes the size of a block as `realloc` does; a null `block` allocates. Alignment is 16 bytes.
-/// Null with `errno` as `vmsrs_alloc`: the block is unchanged then. A pointer that is no live block
-/// fails the request, as `vmsrs_free` does.
+/// Changes the size of a block in a domain, in place or by moving it.
+///
+/// A block that moves is aligned to 16 bytes. A pointer that is not a live block fails the
+/// request, as in `vmsrs_free()`.
+///
+/// @param domain A domain that the request of the calling thread holds.
+/// @param block The block, not to be used after success; null allocates.
+/// @param size Bytes. 0 does not free the block.
+/// @return As `vmsrs_alloc()`. On an error the block is unchanged.
 ///
 /// # Safety
 ///
@@ -89,7 +110,7 @@ pub unsafe extern "C" fn vmsrs_realloc(
     };
     let outcome = match ptr::NonNull::new(block.cast::<u8>()) {
         None => domain.allocate(size, 16),
-        // SAFETY: the caller gives the block up; what is no block is found out.
+        // SAFETY: the caller gives the block up; the heap detects what is not a block.
         Some(block) => unsafe { domain.reallocate(block, size) },
     };
     match outcome {
@@ -101,11 +122,18 @@ pub unsafe extern "C" fn vmsrs_realloc(
     }
 }
 
-/// Gives a block back; null is allowed.
+/// Frees a block of a domain.
 ///
-/// In a request that holds the domain a pointer that is no live block fails the request
-/// (`VMSRS_KIND_DOUBLE_FREE`, `VMSRS_KIND_FOREIGN_FREE`) and this does not return. Otherwise it
-/// returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, or `VMSRS_ENOTHELD`, and changes nothing.
+/// In a request that holds the domain, a pointer that is not a live block fails the
+/// request (`VMSRS_KIND_DOUBLE_FREE`, `VMSRS_KIND_FOREIGN_FREE`), and so does a block that
+/// was written past its end (`VMSRS_KIND_RED_ZONE`); this does not return then.
+///
+/// @param domain A domain that the request of the calling thread holds.
+/// @param block The block; null does nothing.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `domain` is null.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ENOTHELD
 ///
 /// # Safety
 ///
@@ -118,7 +146,7 @@ pub unsafe extern "C" fn vmsrs_free(domain: *const Domain, block: *mut c_void) -
     };
     match ptr::NonNull::new(block.cast::<u8>()) {
         None => VMSRS_OK,
-        // SAFETY: the caller gives the block up; what is no block is found out.
+        // SAFETY: the caller gives the block up; the heap detects what is not a block.
         Some(block) => status(unsafe { domain.deallocate(block) }),
     }
 }

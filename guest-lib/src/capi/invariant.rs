@@ -1,13 +1,20 @@
 //! Invariants.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK};
-use crate::app::App;
-use crate::domain::Domain;
+use crate::App;
+use crate::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-/// Checks a domain: returns 0 if the domain is sound. Anything else fails the request, as does any error
-/// in it. `vmsrs_fail` in it fails the request with a message.
+/// Checks a domain before it is committed.
+///
+/// It runs in the request and should only read. An error in it fails the request, and so
+/// does `vmsrs_fail()`, with a message.
+///
+/// @param domain The domain.
+/// @param argument What the caller passed.
+/// @return 0 if the domain is sound; anything else fails the request
+///   (`VMSRS_KIND_INVARIANT`).
 pub type InvariantFn =
     Option<unsafe extern "C-unwind" fn(domain: *mut Domain, argument: *mut c_void) -> c_int>;
 
@@ -18,7 +25,7 @@ struct Check {
     argument: *mut c_void,
 }
 
-// SAFETY: whoever registers it says that any thread may call it with its argument.
+// SAFETY: the caller that registers it promises that any thread may call it with its argument.
 unsafe impl Send for Check {}
 // SAFETY: as above.
 unsafe impl Sync for Check {}
@@ -33,12 +40,16 @@ impl Check {
     }
 }
 
-/// Registers a check of every domain of the app, once in a process. It is called before anything of a
-/// domain is committed, in the request, for each domain that is to be committed with something written
-/// by the request: at the end, by `vmsrs_commit`, and by `vmsrs_leave`. If it returns anything but 0, or
-/// dies of an error, the request fails (`VMSRS_KIND_INVARIANT`). It should only read.
+/// Registers a check of every domain of an app, once in a process.
 ///
-/// Returns `VMSRS_OK`, or `VMSRS_EINVAL`, also if the app has a check already.
+/// It is called for each domain that the request has written to, when the request ends and
+/// in `vmsrs_commit()` and `vmsrs_leave()`, by any thread and by several at a time.
+///
+/// @param app The app.
+/// @param function The check.
+/// @param argument Passed to the function; must live as long as the process.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, or the app has a check already.
 ///
 /// # Safety
 ///
@@ -60,7 +71,14 @@ pub unsafe extern "C" fn vmsrs_app_invariant(
     }
 }
 
-/// Like `vmsrs_app_invariant`, for one domain. The app's check is called as well.
+/// Registers a check of one domain, once in a process. The check of the app is called as
+/// well.
+///
+/// @param domain The domain.
+/// @param function The check.
+/// @param argument Passed to the function; must live as long as the process.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, or the domain has a check already.
 ///
 /// # Safety
 ///

@@ -3,53 +3,59 @@
 use crate::failure::Kind;
 use std::ffi::c_char;
 
-/// SIGSEGV or SIGBUS with no better explanation (for example a null write).
+/// SIGSEGV or SIGBUS without a more precise kind, for example a null write.
 pub const VMSRS_KIND_MEMORY: u32 = 1;
-/// SIGFPE (for example an integer division by zero).
+/// SIGFPE, for example an integer division by zero.
 pub const VMSRS_KIND_ARITHMETIC: u32 = 2;
 /// SIGILL or SIGTRAP.
 pub const VMSRS_KIND_INSTRUCTION: u32 = 3;
-/// SIGABRT: failed assertion, glibc's heap checks, stack protector, C++ terminate, Rust abort.
+/// SIGABRT: failed assertion, heap check of glibc, stack protector, C++ terminate,
+/// Rust abort.
 pub const VMSRS_KIND_ABORT: u32 = 4;
-/// The request ran over the guard below its stack.
+/// The request ran into the guard below its stack.
 pub const VMSRS_KIND_STACK_OVERFLOW: u32 = 5;
 /// A write to a page of a domain that the request does not hold.
 pub const VMSRS_KIND_FOREIGN_WRITE: u32 = 6;
-/// A write into a sealed frame, stopped by the host.
+/// A write to a sealed frame, stopped by the host.
 pub const VMSRS_KIND_SEALED_WRITE: u32 = 7;
-/// A block that was freed already was freed again.
+/// A block was freed twice.
 pub const VMSRS_KIND_DOUBLE_FREE: u32 = 8;
-/// A pointer that is no block of the domain was freed.
+/// A pointer that is not a block of the domain was freed.
 pub const VMSRS_KIND_FOREIGN_FREE: u32 = 9;
-/// Bytes behind a block were overwritten.
+/// Bytes after the end of a block were overwritten.
 pub const VMSRS_KIND_RED_ZONE: u32 = 10;
 /// A freed block was written to.
 pub const VMSRS_KIND_USE_AFTER_FREE: u32 = 11;
-/// The heap's own metadata is damaged.
+/// The metadata of the heap is damaged.
 pub const VMSRS_KIND_HEAP_CORRUPT: u32 = 12;
 /// A Rust panic left the request.
 pub const VMSRS_KIND_PANIC: u32 = 13;
 /// The request missed its deadline.
 pub const VMSRS_KIND_DEADLINE: u32 = 14;
-/// The thread of a request ended inside it.
+/// A thread of the request ended inside it.
 pub const VMSRS_KIND_THREAD_DEATH: u32 = 15;
 /// The process ended with the request in flight.
 pub const VMSRS_KIND_PROCESS_DEATH: u32 = 16;
 /// The pool of frames ran dry while the request wrote.
 pub const VMSRS_KIND_NO_FRAMES: u32 = 17;
-/// The server called the request failed (`vmsrs_fail`).
+/// The server failed the request: `vmsrs_fail()`, or an invariant did not hold.
 pub const VMSRS_KIND_INVARIANT: u32 = 18;
-/// A read or write of a page that another request was writing, stopped by a protection key.
+/// A read or write of a page that another request was writing, stopped by a
+/// protection key.
 pub const VMSRS_KIND_FOREIGN_DRAFT: u32 = 19;
-/// The content of a sealed frame no longer had its checksum (the host's own incident).
+/// The content of a sealed frame did not match its checksum. Reported by the host only.
 pub const VMSRS_KIND_CHECKSUM: u32 = 20;
-/// Memory of the host is broken (the host's own incident).
+/// Memory of the host is broken. Reported by the host only.
 pub const VMSRS_KIND_POISON: u32 = 21;
-/// The request touched a page whose content the host lost.
+/// The request touched a page whose content the host has lost.
 pub const VMSRS_KIND_DAMAGED: u32 = 22;
 
-/// Short name of a kind of failure ("null write" is "memory"), as the host's tools print it. Never
-/// null.
+/// Names a kind of failure, as the host's tools print it: "memory", "double free".
+///
+/// @param kind A value of enum `vmsrs_kind`; the name of any other is "unknown".
+/// @return A constant string, never null.
+///
+/// cbindgen:prefix=VMSRS_TEXT
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_kind_name(kind: u32) -> *const c_char {
     Kind::from_number(kind)
@@ -63,7 +69,7 @@ mod tests {
     use vmsrs_protocol::incident;
 
     #[test]
-    fn the_kinds_of_the_c_interface_are_all_those_of_the_protocol() {
+    fn kinds_are_those_of_the_protocol() {
         let kinds = [
             (VMSRS_KIND_MEMORY, incident::KIND_MEMORY),
             (VMSRS_KIND_ARITHMETIC, incident::KIND_ARITHMETIC),

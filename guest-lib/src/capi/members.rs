@@ -3,31 +3,37 @@
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use super::failure::failed;
 use super::run::{RequestFn, put};
-use crate::request::Request;
-use crate::ticket::Ticket;
+use crate::Request;
+use crate::Ticket;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-/// Lets other threads work for a request. Good until its request ends; can be copied and sent to any
-/// number of threads. The fields are the library's.
+/// Lets other threads join a request.
+///
+/// Plain data: it can be copied and passed to any number of threads. After the request has
+/// ended it is harmless. The fields are private to the library.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CTicket {
-    /// The library's.
+    /// Private.
     pub state: *const c_void,
-    /// The library's.
+    /// Private.
     pub domain: *const c_void,
-    /// The library's.
+    /// Private.
     pub tag: u64,
-    /// The library's.
+    /// Private.
     pub forks: u32,
-    /// 0.
+    /// Private.
     pub reserved: u32,
 }
 
-/// Gives a ticket of the running request, by which other threads join it with `vmsrs_join`.
+/// Makes a ticket of the request, with which other threads join it.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`.
+/// @param request The request.
+/// @param ticket Filled in on success.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
 ///
 /// # Safety
 ///
@@ -52,17 +58,31 @@ pub unsafe extern "C" fn vmsrs_ticket(request: *const Request, ticket: *mut CTic
     }
 }
 
-/// Works for the ticket's request on the calling thread: runs `function` on the thread's request stack.
-/// What it returns goes to `*result` (which may be null), whatever its sign. The request ends only after
-/// all threads have left it. When any of them fails, all come to their landings, whatever they do.
+/// Works for the request of a ticket on the calling thread.
 ///
-/// `VMSRS_OK`: `*result` is valid. `VMSRS_EFAILED`: the request has failed, see `vmsrs_last_failure`.
-/// `VMSRS_EENDED`, `VMSRS_EINVAL`, `VMSRS_ENESTED`, `VMSRS_ELIMIT` (256 threads), `VMSRS_ESYSTEM`: the
-/// function was not run. `VMSRS_EFORKED`: this is the child of a fork.
+/// Runs the function on the request stack of this thread; it may do all that the request
+/// may. The request ends only after all threads have left it. When any of them fails, all
+/// are aborted, whatever they do, and discarded together.
+///
+/// @param ticket The ticket.
+/// @param function The work.
+/// @param argument Passed to the function.
+/// @param result Set to what the function returned, whatever its sign, if it is not null
+///   and the code is `VMSRS_OK`.
+/// @retval VMSRS_OK The function returned.
+/// @retval VMSRS_EFAILED The request failed; see `vmsrs_last_failure()`.
+/// @retval VMSRS_EENDED The request has ended. The function was not run.
+/// @retval VMSRS_EINVAL A null pointer, or the ticket is all zero. Not run.
+/// @retval VMSRS_ENESTED The thread has a request. Not run.
+/// @retval VMSRS_ELIMIT 256 threads have joined. Not run.
+/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+/// @retval VMSRS_ESYSTEM See `errno`. Not run.
+/// @retval VMSRS_EFORKED This is a child, forked since the ticket was made or in the
+///   function.
 ///
 /// # Safety
 ///
-/// `ticket` points to what `vmsrs_ticket` gave, or is null; the function bears being cut short.
+/// `ticket` points to what `vmsrs_ticket` gave, or is null; the function may be aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_join(

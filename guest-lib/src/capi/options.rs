@@ -1,12 +1,12 @@
 //! How a request is run.
 
-use crate::request::{Audit, Options};
+use crate::{Audit, Options};
 use std::time::Duration;
 
-/// Option: return when the host has sealed the commit.
+/// Return once the host has sealed the commit.
 pub const VMSRS_SEAL: u32 = 1;
-/// Option: the audit before the commit looks at all of every domain that is committed, not only at the
-/// pages that the request has written.
+/// Audit the whole of every domain before it is committed, not only the pages that the
+/// request has written.
 pub const VMSRS_AUDIT_WHOLE: u32 = 2;
 
 /// How a request is run. All zero is the default.
@@ -15,11 +15,12 @@ pub const VMSRS_AUDIT_WHOLE: u32 = 2;
 pub struct COptions {
     /// `VMSRS_SEAL`, `VMSRS_AUDIT_WHOLE`, both, or 0.
     pub flags: u32,
-    /// Milliseconds that the request may take, 0 for no limit.
+    /// Milliseconds that the request may take; 0 for no limit.
     pub deadline_ms: u32,
-    /// Milliseconds to wait for a domain's lock, 0 for the default (the deadline, or 10 s).
+    /// Milliseconds to wait for the lock of a domain; 0 for the deadline, or 10 s
+    /// if there is none.
     pub lock_timeout_ms: u32,
-    /// Set to 0.
+    /// Must be 0.
     pub reserved: u32,
 }
 

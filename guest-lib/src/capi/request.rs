@@ -2,22 +2,38 @@
 
 use super::codes::{VMSRS_EINVAL, status};
 use super::options::VMSRS_SEAL;
-use crate::domain::Domain;
+use crate::Domain;
+use crate::Request;
 use crate::failure::Kind;
-use crate::request::Request;
 use crate::thread;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// Work that undoes something outside of domains.
+/// Undoes something outside of domains: closes a descriptor, removes a file.
+///
+/// It runs outside of the request, on the thread that ends it. It cannot write to domains
+/// or run requests, and an error in it cuts short this function alone.
+///
+/// @param argument What the caller passed.
 pub type DeferFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
 
-/// Locks the shared domain for the request and opens an atomic section on it.
+/// Locks another domain of the app for the request.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_EHELD`, `VMSRS_ELIMIT`,
-/// `VMSRS_EAPP`, `VMSRS_ETIMEOUT`, `VMSRS_EDEADLOCK` (the holder waits for this request, directly or
-/// through others), `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`. The order in which domains are entered is the
-/// server's affair; with the same order in every request, none ever waits in a circle.
+/// From now on all threads of the request may write to it. Domains can be entered in any
+/// order; requests that enter them in the same order never deadlock.
+///
+/// @param request The request.
+/// @param domain A domain of the same app.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_EHELD Held already, or another thread of the request waits for it.
+/// @retval VMSRS_ELIMIT The request holds 32 domains.
+/// @retval VMSRS_EAPP The domain belongs to another app.
+/// @retval VMSRS_ETIMEOUT The domain did not become free in time.
+/// @retval VMSRS_EDEADLOCK The holder waits for this request, directly or through others.
+/// @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+/// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
 ///
@@ -32,11 +48,20 @@ pub unsafe extern "C" fn vmsrs_enter(request: *const Request, domain: *const Dom
     }
 }
 
-/// Commits what the request wrote to the entered domain, and unlocks it. A domain that is never left
-/// is held to the end of the request and commits together with it.
+/// Commits what the request wrote to a domain, and unlocks it.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ENOTHELD`, `VMSRS_EMAIN`,
-/// `VMSRS_ESYSTEM`. Does not return when the audit finds damage: the request fails.
+/// What is left before a failure stays committed. A domain that is not left is held to the
+/// end of the request and committed together with the others. If the audit finds damage,
+/// the request fails and this does not return.
+///
+/// @param request The request.
+/// @param domain A domain that it has entered.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ENOTHELD
+/// @retval VMSRS_EMAIN The request was begun with this domain.
+/// @retval VMSRS_ESYSTEM See `errno`. The domain is still held.
 ///
 /// # Safety
 ///
@@ -51,11 +76,19 @@ pub unsafe extern "C" fn vmsrs_leave(request: *const Request, domain: *const Dom
     }
 }
 
-/// Commits everything that the request wrote so far; it goes on and keeps its domains. `flags` is
-/// `VMSRS_SEAL` or 0. The defers registered so far are forgotten.
+/// Commits everything that the request wrote so far. It goes on, keeps its domains, and
+/// forgets its defers.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_EUNSEALED`, `VMSRS_ESYSTEM`. Does
-/// not return when the audit finds damage: the request fails.
+/// That includes what other threads of the request are in the middle of writing. If the
+/// audit finds damage, the request fails and this does not return.
+///
+/// @param request The request.
+/// @param flags `VMSRS_SEAL` or 0.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `request` is null, or an unknown flag.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+/// @retval VMSRS_ESYSTEM See `errno`. Nothing was committed.
 ///
 /// # Safety
 ///
@@ -72,9 +105,13 @@ pub unsafe extern "C" fn vmsrs_commit(request: *const Request, flags: u32) -> c_
     }
 }
 
-/// Calls the request failed (`VMSRS_KIND_INVARIANT`) with a message of up to 127 bytes (may be
-/// null). Does not return inside a request; `vmsrs_run` returns `VMSRS_EFAILED`. Outside of a
+/// Fails the request of the calling thread, with the kind `VMSRS_KIND_INVARIANT`.
+///
+/// Does not return: the call that runs the request returns `VMSRS_EFAILED`. Without a
 /// request it aborts the process.
+///
+/// @param message Text for `vmsrs_last_failure()` and the host's incident, cut off after 127
+///   bytes; or null.
 ///
 /// # Safety
 ///
@@ -90,11 +127,16 @@ pub unsafe extern "C" fn vmsrs_fail(message: *const c_char) -> ! {
     thread::fail_request(Kind::Invariant, 0, message)
 }
 
-/// Registers work that undoes something outside of domains (a file, a descriptor) if the request
-/// fails or is given up. The newest runs first. It runs on the thread that ends it, outside of the request: domains cannot be
-/// written, errors in it are suppressed.
+/// Registers a function that is called if the request fails or is given up. The newest is
+/// called first. A request that is committed forgets them.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ENOREQUEST`, `VMSRS_ELIMIT`.
+/// @param request The request.
+/// @param function Called with `argument`, which must live until then.
+/// @param argument Passed to the function.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT 256 are registered.
 ///
 /// # Safety
 ///
@@ -113,9 +155,15 @@ pub unsafe extern "C" fn vmsrs_defer(
     }
 }
 
-/// Memory of the request's arena: not zeroed, 16-byte aligned, gone when the request ends, not
-/// versioned. Null when the request has used up its 16 MiB, or `request` is null or not the running
-/// request of the calling thread.
+/// Allocates scratch memory that lives until the request ends (for a thread that has
+/// joined it: until it leaves; for a task: until the step ends).
+///
+/// The memory is neither zeroed nor versioned, is aligned to 16 bytes, and cannot be freed.
+///
+/// @param request The request.
+/// @param size Bytes.
+/// @return The memory; null if the `VMSRS_ARENA_SIZE` bytes of this thread are used up, or
+///   `request` is not the request of the calling thread. `errno` is not set.
 ///
 /// # Safety
 ///
@@ -130,10 +178,18 @@ pub unsafe extern "C" fn vmsrs_arena_alloc(request: *const Request, size: usize)
         .map_or(ptr::null_mut(), |block| block.as_ptr().cast())
 }
 
-/// Locks several shared domains in an order that is the same in all requests, and holds them to the end
-/// of the request or to `vmsrs_leave`. Domains that the request holds already are no error.
+/// Locks several domains of the app for the request, in an order that is the same in all
+/// requests. Domains that the request holds already are skipped.
 ///
-/// Returns as `vmsrs_enter`; if it is not `VMSRS_OK`, what this call has locked before is left again.
+/// Requests that enter all domains by one such call never deadlock, unless through the
+/// domain that they were begun with.
+///
+/// @param request The request.
+/// @param domains The domains, in any order.
+/// @param count How many, at most 65536.
+/// @retval VMSRS_EINVAL A null pointer, or too many.
+/// @return Otherwise as `vmsrs_enter()`. On an error the domains that this call has
+///   entered are left again.
 ///
 /// # Safety
 ///
@@ -149,7 +205,7 @@ pub unsafe extern "C" fn vmsrs_enter_all(
     let Some(request) = (unsafe { request.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if domains.is_null() || count > 1 << 16 {
         return VMSRS_EINVAL;
     }
@@ -158,7 +214,7 @@ pub unsafe extern "C" fn vmsrs_enter_all(
     if domains.iter().any(|domain| domain.is_null()) {
         return VMSRS_EINVAL;
     }
-    // SAFETY: handles, not null, which live for ever; a reference is laid out as a pointer.
+    // SAFETY: handles, not null, which are never freed; a reference is laid out as a pointer.
     let domains =
         unsafe { std::slice::from_raw_parts(domains.as_ptr().cast::<&'static Domain>(), count) };
     status(request.enter_all(domains))

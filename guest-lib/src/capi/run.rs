@@ -3,33 +3,55 @@
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_EUNSEALED, VMSRS_OK, code};
 use super::failure::note_failure;
 use super::options::COptions;
-use crate::domain::Domain;
+use crate::Domain;
+use crate::Request;
 use crate::error::{Error, RunError};
-use crate::request::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-/// Work of one request. What it returns goes to `*result` of `vmsrs_run`; a negative value gives the
-/// request up: everything it wrote is discarded.
+/// The work of a request.
+///
+/// It runs on a stack of its own and may be aborted at any instruction (see "Failures"
+/// above). It must return, fail or be aborted: `longjmp()` out of it keeps the domains
+/// locked, `pthread_exit()` in it fails the request.
+///
+/// @param request The request: valid until the function returns, on this thread only.
+/// @param argument What the caller passed.
+/// @return A result of 0 or more, or a negative value to give the request up: what it
+///   wrote is discarded then.
 pub type RequestFn =
     Option<unsafe extern "C-unwind" fn(request: *mut Request, argument: *mut c_void) -> c_int>;
 
-/// Runs `function` as a request that holds `domain`.
+/// Runs a function as a request that holds a domain.
 ///
-/// The function runs on a stack of its own. When it ends with a value of 0 or more, everything it
-/// wrote to domains is committed; with a negative value it is discarded and the defers run. When an
-/// error strikes, it is discarded, the locks are free again, the defers have run, and this returns
-/// `VMSRS_EFAILED`.
+/// Waits for the lock of the domain, runs the function and audits the heap of each domain
+/// that the request has written to. Then everything it wrote is committed, or, if the
+/// function returned a negative value, discarded, and its defers are run.
 ///
-/// `VMSRS_OK`: `*result` is what the function returned (committed if not negative; `result` may be
-/// null). `VMSRS_EFAILED`: see `vmsrs_last_failure`. `VMSRS_EUNSEALED`: committed, `*result` is
-/// valid. `VMSRS_EINVAL`, `VMSRS_ENESTED`, `VMSRS_ETIMEOUT`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`: the
-/// function was not run.
-/// `VMSRS_EFORKED`: this is the child of a fork inside the function.
+/// If the request fails, everything it wrote is discarded, its locks are released, its
+/// defers are run, and this returns `VMSRS_EFAILED`; the thread goes on.
+///
+/// @param domain The domain. It is held to the end of the request.
+/// @param function The work.
+/// @param argument Passed to the function.
+/// @param result Set to what the function returned, if it is not null and the code is
+///   `VMSRS_OK` or `VMSRS_EUNSEALED`.
+/// @retval VMSRS_OK The function returned; what it wrote is committed if `*result` is not
+///   negative.
+/// @retval VMSRS_EFAILED The request failed; see `vmsrs_last_failure()`.
+/// @retval VMSRS_EUNSEALED Committed, but not sealed in time (with `VMSRS_SEAL` only).
+/// @retval VMSRS_EINVAL A null pointer. The function was not run.
+/// @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
+/// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
+/// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
+/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+/// @retval VMSRS_ESYSTEM See `errno`. Not run, or what it wrote could not be committed and
+///   was discarded.
+/// @retval VMSRS_EFORKED This is the child of a fork in the function.
 ///
 /// # Safety
 ///
-/// `domain` comes from `vmsrs_domain_open`; the function bears being cut short.
+/// `domain` comes from `vmsrs_domain_open`; the function may be aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_run(
@@ -42,7 +64,15 @@ pub unsafe extern "C" fn vmsrs_run(
     unsafe { vmsrs_run_with(domain, ptr::null(), function, argument, result) }
 }
 
-/// Like `vmsrs_run`, with options (null for the defaults).
+/// Runs a function as a request, with options.
+///
+/// @param domain The domain. It is held to the end of the request.
+/// @param options The options, or null for the defaults.
+/// @param function The work.
+/// @param argument Passed to the function.
+/// @param result As in `vmsrs_run()`.
+/// @retval VMSRS_EINVAL Also for an unknown flag, or a reserved field that is not 0.
+/// @return Otherwise as `vmsrs_run()`.
 ///
 /// # Safety
 ///

@@ -4,21 +4,25 @@ use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use super::failure::failed;
 use super::options::COptions;
 use super::run::{RequestFn, put};
-use crate::domain::Domain;
+use crate::Domain;
 use crate::error::{Error, RunError};
-use crate::task::{Step, Task};
+use crate::{Step, Task};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-/// What a step returns when the request goes on with another step.
+/// The request goes on with another step.
 pub const VMSRS_STEP_SUSPEND: c_int = 1;
-/// What a step returns when the request is done: everything it wrote is committed.
+/// The request is done: what it wrote is committed.
 pub const VMSRS_STEP_DONE: c_int = 0;
 
-/// Makes a request that will hold `domain` and is done in steps, each on any thread. It begins with its
-/// first step. `options` may be null.
+/// Creates a task: a request in steps, which holds a domain. It begins with its first step.
 ///
-/// Returns `VMSRS_OK`, `VMSRS_EINVAL`, `VMSRS_ESYSTEM`.
+/// @param domain The domain.
+/// @param options The options, or null for the defaults.
+/// @param task Set to the task on success; `vmsrs_task_free()` ends it.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, an unknown flag, or a reserved field that is not 0.
+/// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
 ///
@@ -50,20 +54,36 @@ pub unsafe extern "C" fn vmsrs_task_new(
     }
 }
 
-/// Runs `function` as the next step of the request; one thread at a time. It returns
-/// `VMSRS_STEP_SUSPEND` (the request goes on later, and keeps what it holds and wrote), `VMSRS_STEP_DONE`
-/// (what it wrote is committed), or a negative value (it is given up). That goes to `*result`, which
-/// may be null. The first step takes the domain's lock.
+/// Runs a function as the next step of a task.
 ///
-/// `VMSRS_OK`, `VMSRS_EUNSEALED`: `*result` is valid. `VMSRS_EFAILED`: the request has failed, in this
-/// step or by its deadline before it; see `vmsrs_last_failure`. `VMSRS_EENDED`: it is over.
-/// `VMSRS_ENESTED`, `VMSRS_ETIMEOUT`: the function was not run, the step can be tried again.
-/// `VMSRS_EINVAL`, `VMSRS_ELAYOUT`, `VMSRS_ESYSTEM`, `VMSRS_EFORKED`: as `vmsrs_run`.
+/// Each step may run on another thread, one at a time. The first one locks the domain. The
+/// domains stay locked between the steps and the deadline goes on: a task that misses it
+/// while it is suspended fails at once, and the next step returns `VMSRS_EFAILED`.
+///
+/// @param task The task.
+/// @param function The step. It returns `VMSRS_STEP_SUSPEND`, `VMSRS_STEP_DONE`, or a
+///   negative value to give the request up.
+/// @param argument Passed to the function.
+/// @param result Set to what the function returned, if it is not null and the code is
+///   `VMSRS_OK` or `VMSRS_EUNSEALED`.
+/// @retval VMSRS_OK The function returned.
+/// @retval VMSRS_EFAILED The request failed, in this step or before it; see
+///   `vmsrs_last_failure()`.
+/// @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+/// @retval VMSRS_EENDED The task has ended before. The function was not run.
+/// @retval VMSRS_EINVAL A null pointer. Not run.
+/// @retval VMSRS_ENESTED The thread has a request. Not run; try again outside of it.
+/// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run; try again.
+/// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
+/// @retval VMSRS_ELIMIT 4096 tasks of the process are suspended. The request was given up.
+/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+/// @retval VMSRS_ESYSTEM See `errno`.
+/// @retval VMSRS_EFORKED This is a child, forked since the task was made or in the function.
 ///
 /// # Safety
 ///
-/// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function bears being
-/// cut short.
+/// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function may be
+/// aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_task_step(
@@ -94,7 +114,13 @@ pub unsafe extern "C" fn vmsrs_task_step(
     outcome.map_or_else(failed, |_| VMSRS_OK)
 }
 
-/// Ends a task; one that is not over is given up. Null is allowed.
+/// Frees a task. A request that has not ended is given up: what it wrote is discarded, and
+/// its defers are run.
+///
+/// In a request, the defers run as a part of that one. In a forked child a task of the
+/// parent is freed without effect on the parent.
+///
+/// @param task The task; null does nothing.
 ///
 /// # Safety
 ///

@@ -7,16 +7,17 @@
 //! cannot make the allocator write elsewhere or run for ever. Damage found on the way is a [`Damage`];
 //! the caller makes the request fail with it.
 
-pub(crate) mod bins;
+mod bins;
 mod check;
+pub(crate) mod layout;
 mod room;
 mod span;
 
-use crate::app::App;
 use crate::failure::Kind;
-use crate::layout::{
+use crate::shared::backend::Backend;
+use layout::{
     BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, MAPS_PER_PAGE,
-    POISON, POISON_MAX, RED, State, extents_check, with_red_zone,
+    POISON, POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
 };
 use span::Span;
 use std::ptr::NonNull;
@@ -102,6 +103,8 @@ pub(crate) struct Heap {
     domain: u32,
     /// The heap was there when the request took the domain, or was made by the request.
     made: bool,
+    /// Gives the heap more extents.
+    backend: &'static dyn Backend,
 }
 
 impl Heap {
@@ -116,12 +119,14 @@ impl Heap {
         base: u64,
         domain: u32,
         made: bool,
+        backend: &'static dyn Backend,
     ) -> Self {
         Self {
             header: header.as_ptr(),
             base,
             domain,
             made,
+            backend,
         }
     }
 
@@ -235,14 +240,10 @@ impl Heap {
     /// Makes the heap larger, so that there is a room of at least `bytes`. False when there is no
     /// memory.
     fn grow(&mut self, bytes: usize) -> Result<bool, Damage> {
-        let Some(app) = App::at(self.header as u64) else {
-            return Ok(false);
-        };
         let least = (bytes + BLOCK_HEADER).div_ceil(PAGE - MAPS_PER_PAGE) as u32;
         if least > EXTENT_MAX_PAGES {
             return Ok(false);
         }
-        let backend = app.backend();
         loop {
             let index = self.extents().len();
             if index >= EXTENTS_MAX {
@@ -252,7 +253,7 @@ impl Heap {
             let total: u32 = self.extents().iter().map(|extent| extent.pages).sum();
             let ask = |pages: u32| {
                 let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
-                backend.extent(self.domain, index as u32, pages)
+                self.backend.extent(self.domain, index as u32, pages)
             };
             let found = ask(least.max(total.min(EXTENT_MAX_PAGES)))
                 // A nearly full window may have room for what is needed, if not for more.
@@ -350,8 +351,9 @@ impl Heap {
     pub(crate) fn resize(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
         let mut block = self.live(address)?;
         let room = block.header.room();
-        // Room for one more chunk is not wasted.
-        if size > room || !(room.saturating_sub(GRAIN)..=room).contains(&with_red_zone(size)) {
+        // A longer red zone would waste room for one more chunk.
+        let red_zone = room.checked_sub(size);
+        if !red_zone.is_some_and(|bytes| (RED_ZONE_MIN..=RED_ZONE_MAX).contains(&bytes)) {
             return Ok(false);
         }
         block.check_red_zone()?;

@@ -1,10 +1,10 @@
 //! Free room: its lists, how blocks are cut from it, and how they become part of it again.
 
 use super::bins::{Bins, list_for, list_of};
+use super::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 use super::span::Span;
 use super::{Chunk, Damage, Heap};
 use crate::failure::Kind;
-use crate::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 
 const STEP: u64 = GRAIN as u64;
 

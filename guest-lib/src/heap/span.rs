@@ -1,6 +1,6 @@
 //! One extent as the heap sees it: its two bitmaps, and the chunks behind them.
 
-use crate::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
+use super::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
 use std::mem::size_of;
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;

@@ -1,10 +1,9 @@
 //! One thread of a request at a time in the request's lists and heaps.
 
 use super::landing::fail_request;
-use super::{Phase, Thread};
-use crate::failure::Kind;
-use crate::latch::Take;
-use crate::run;
+use super::{Phase, Thread, uncut};
+use crate::failure::{Kind, LOST};
+use crate::state::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
@@ -18,7 +17,8 @@ impl Thread {
             return code();
         }
         let state = self.state();
-        let give_up = |for_nothing| self.is_doomed() || (for_nothing && state.members.has_lost());
+        let give_up =
+            |for_nothing| self.is_doomed() || (for_nothing && uncut(|| state.members.has_lost()));
         loop {
             let take = state.latch.take(self.number, give_up);
             if take == Take::Taken {
@@ -32,7 +32,7 @@ impl Thread {
                 if take == Take::Own {
                     fail_request(Kind::Memory, 0, AMID);
                 }
-                fail_request(Kind::ThreadDeath, 0, run::LOST);
+                fail_request(Kind::ThreadDeath, 0, LOST);
             }
             if take == Take::Own {
                 // On its way out of the request with the latch that it has, and nothing begun under it.
@@ -70,10 +70,10 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Domain;
     use crate::error::Error;
-    use crate::hooked::Hooked;
-    use crate::request::Request;
+    use crate::mock::Hooked;
+    use crate::run::request::Request;
+    use crate::state::domain::Domain;
     use crate::thread::current;
     use crate::thread::tests::failure;
     use std::sync::mpsc;

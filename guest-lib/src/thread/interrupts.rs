@@ -2,11 +2,29 @@
 
 use super::landing::fail_request;
 use super::registry::current;
-use super::{Phase, Thread, now};
+use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::{clib, signal};
+use crate::os::clib;
+use crate::os::clock::now;
+use crate::os::signals;
+use crate::state::members::Members;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
+
+/// Time between two looks whether a thread has left the C library.
+const RETRY: Duration = Duration::from_micros(500);
+
+/// Looks until a thread is cut short in the C library after all: it may loop there.
+const RETRIES: u32 = 400;
+
+/// Of these, the first ones that only look.
+const LOOKS: u32 = 16;
+
+/// Instructions that a thread is led through in one request; who needs more is only looked at.
+const STEPS: u32 = 50_000;
+
+/// How long a thread may be led until the interrupt comes again.
+const LEAD: Duration = Duration::from_millis(50);
 
 /// Runs code that must not be cut short on any thread, in a request or not: see [`Thread::critical`].
 pub(crate) fn uncut<T>(code: impl FnOnce() -> T) -> T {
@@ -14,6 +32,11 @@ pub(crate) fn uncut<T>(code: impl FnOnce() -> T) -> T {
         Some(thread) => thread.critical(code),
         None => code(),
     }
+}
+
+/// [`Members::sweep`], not cut short.
+pub(crate) fn sweep(members: &Members) -> bool {
+    uncut(|| members.sweep())
 }
 
 impl Thread {
@@ -80,20 +103,20 @@ impl Thread {
             self.waited.set(self.waited.get() + 1);
         }
         let (waited, steps) = (self.waited.get(), self.steps.get());
-        if waited > clib::RETRIES {
+        if waited > RETRIES {
             return false;
         }
         // The alarm is for a handler of the server that strikes meanwhile, and does not return.
-        let leads = waited > clib::LOOKS
-            && steps < clib::STEPS
+        let leads = waited > LOOKS
+            && steps < STEPS
             && clib::can_step(instruction, number)
-            && (was_led || (can_trap() && self.alarm.set(signal::interrupt(), clib::LEAD)));
+            && (was_led || (can_trap() && self.alarm.set(signals::interrupt(), LEAD)));
         if leads {
             self.steps.set(steps + 1);
             self.led.set(true);
             return true;
         }
-        self.alarm.set(signal::interrupt(), clib::RETRY)
+        self.alarm.set(signals::interrupt(), RETRY)
     }
 
     /// Whether the thread is led out of the C library, instruction by instruction. Async-signal-safe.
@@ -111,10 +134,10 @@ impl Thread {
     /// no timer.
     pub(crate) fn set_limit(&self, limit: Duration) -> bool {
         // It may hang in the C library itself.
-        self.waited.set(clib::RETRIES);
+        self.waited.set(RETRIES);
         self.pending.set(false);
         self.deadline.set(now() + limit.as_nanos() as u64);
-        self.alarm.set(signal::interrupt(), limit)
+        self.alarm.set(signals::interrupt(), limit)
     }
 
     /// Takes the limit back.
@@ -141,7 +164,7 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hooked::Hooked;
+    use crate::mock::Hooked;
     use crate::thread::{current, of};
     use std::ffi::c_void;
     use std::hint::black_box;

@@ -3,9 +3,10 @@
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::record;
-use crate::region::Region;
-use crate::{signal, switch};
+use crate::os::region::Region;
+use crate::os::signals;
+use crate::os::switch;
+use crate::thread::record;
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
 use vmsrs_protocol::ioctl::IoctlFail;
@@ -14,12 +15,12 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// the process is aborted with the message.
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
     let thread = current().filter(|thread| thread.can_divert());
-    let Some(thread) = thread.filter(|_| signal::suppressing()) else {
-        signal::say(b"vmsrs: ");
-        signal::say(kind.c_name().to_bytes());
-        signal::say(b" outside of a request: ");
-        signal::say(message);
-        signal::say(b"\n");
+    let Some(thread) = thread.filter(|_| signals::suppressing()) else {
+        signals::say(b"vmsrs: ");
+        signals::say(kind.c_name().to_bytes());
+        signals::say(b" outside of a request: ");
+        signals::say(message);
+        signals::say(b"\n");
         // SAFETY: ends the process.
         unsafe { libc::abort() }
     };

@@ -4,28 +4,33 @@
 //! A thread is registered by its first request and unregistered when it ends. Its memory lies in a
 //! mapping of its own between guards, away from the C library's heap.
 
+pub(crate) mod arena;
+pub(crate) mod evidence;
 mod exclusive;
+pub(crate) mod fork;
+pub(crate) mod handler;
 mod interrupts;
 mod landing;
+pub(crate) mod record;
 mod registry;
 mod serving;
+pub(crate) mod stack;
 
 pub(crate) use exclusive::AMID;
-pub(crate) use interrupts::uncut;
+pub(crate) use interrupts::{sweep, uncut};
 pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, of};
 
-use crate::alarm::Alarm;
-use crate::app::App;
-use crate::arena::Arena;
-use crate::backend::Tags;
-use crate::control::Control;
-use crate::latch::Take;
-use crate::record::Record;
-use crate::region::Region;
-use crate::request::Request;
-use crate::stack::Stack;
+use crate::os::alarm::Alarm;
+use crate::os::region::Region;
+use crate::shared::backend::Tags;
+use crate::shared::control::Control;
 use crate::state::State;
+use crate::state::domain::{App, Domain};
+use crate::state::latch::Take;
+use crate::thread::arena::Arena;
+use crate::thread::record::Record;
+use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;
@@ -87,21 +92,11 @@ pub(crate) struct Thread {
     steps: Cell<u32>,
     /// The thread is led.
     led: Cell<bool>,
-    request: Request,
+    /// The domain that the request was begun with.
+    domain: Cell<Option<&'static Domain>>,
     arena: Arena,
     _signal_stack: Region,
     _memory: Region,
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds. Async-signal-safe.
-pub(crate) fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes the structure.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 impl Thread {
@@ -109,8 +104,13 @@ impl Thread {
         self.app
     }
 
-    pub(crate) fn request(&self) -> &Request {
-        &self.request
+    /// The domain that the request was begun with, also when it is over.
+    pub(crate) fn domain(&self) -> Option<&'static Domain> {
+        self.domain.get()
+    }
+
+    pub(crate) fn set_domain(&self, domain: &'static Domain) {
+        self.domain.set(Some(domain));
     }
 
     pub(crate) fn arena(&self) -> &Arena {

@@ -1,18 +1,18 @@
 //! Which threads there are: a thread is registered by its first request and unregistered when it ends.
 
 use super::{Phase, Thread};
-use crate::alarm::Alarm;
-use crate::app::App;
-use crate::arena::Arena;
-use crate::control::Control;
 use crate::error::Error;
-use crate::identity::thread_number;
-use crate::record::Record;
-use crate::region::Region;
-use crate::request::Request;
-use crate::stack::Stack;
+use crate::os::alarm::Alarm;
+use crate::os::identity::thread_number;
+use crate::os::region::Region;
+use crate::os::{modules, signals};
+use crate::shared::control::Control;
+use crate::shared::pkru;
 use crate::state::State;
-use crate::{evidence, pkru, signal};
+use crate::state::domain::App;
+use crate::thread::arena::Arena;
+use crate::thread::record::Record;
+use crate::thread::stack::Stack;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
@@ -62,7 +62,7 @@ impl Drop for Mine {
                 backend.unmap(control);
             }
             thread.own.give_back();
-            if !signal::leave_signal_stack() || in_request {
+            if !signals::leave_signal_stack() || in_request {
                 // It still runs on one of its stacks.
                 std::mem::forget(thread);
             }
@@ -115,18 +115,18 @@ pub(crate) fn forget_all() {
 
 impl Thread {
     fn register(app: &'static App) -> Result<NonNull<Self>, Error> {
-        evidence::refresh();
+        modules::refresh();
         let memory = Region::new(size_of::<Self>())?;
         let signal_stack = Region::new(SIGNAL_STACK)?;
         let stack = Stack::take()?;
         let arena = Arena::new()?;
         let own = State::take()?;
-        signal::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
+        signals::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
-            .register(signal::interrupt())
+            .register(signals::interrupt())
             .inspect_err(|_| {
-                signal::leave_signal_stack();
+                signals::leave_signal_stack();
                 own.give_back();
             })
             .map_err(Error::system("registering the thread"))?;
@@ -160,7 +160,7 @@ impl Thread {
             waited: Cell::new(0),
             steps: Cell::new(0),
             led: Cell::new(false),
-            request: Request::new(place),
+            domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,
             _memory: memory,

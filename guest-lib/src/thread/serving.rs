@@ -1,11 +1,11 @@
 //! Which request a thread works for: begin and end, join and leave, suspend and resume.
 
 use super::registry::CURRENT;
-use super::{Phase, Thread, now};
+use super::{Phase, Thread};
 use crate::error::Error;
-use crate::pkru;
-use crate::request::{Audit, Options};
-use crate::state::{Start, State};
+use crate::os::clock::now;
+use crate::shared::pkru;
+use crate::state::{Limits, Start, State};
 use std::ptr;
 
 impl Thread {
@@ -14,8 +14,8 @@ impl Thread {
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
-    pub(crate) fn begin(&self, options: &Options) -> Result<(), Error> {
-        self.begin_as(self.own, options)
+    pub(crate) fn begin(&self, limits: Limits) -> Result<(), Error> {
+        self.begin_as(self.own, limits)
     }
 
     /// Begins a request with a state that is not the thread's.
@@ -23,7 +23,7 @@ impl Thread {
     /// # Errors
     ///
     /// As [`Thread::begin`].
-    pub(crate) fn begin_as(&self, state: &'static State, options: &Options) -> Result<(), Error> {
+    pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
         let mut tags = self.tags.get();
         if tags.next >= tags.end {
             let backend = self.app.backend();
@@ -34,12 +34,11 @@ impl Thread {
         self.tags.set(tags);
         state.begin(Start {
             tag,
-            deadline: match options.deadline_ms() {
+            deadline: match limits.deadline_ms {
                 0 => 0,
                 limit => now() + u64::from(limit) * 1_000_000,
             },
-            lock_timeout_ms: options.patience_ms(),
-            whole_audit: options.audit == Audit::Whole,
+            limits,
         });
         self.lead(state);
         Ok(())
@@ -112,7 +111,7 @@ impl Thread {
     }
 
     fn clear_held(&self) {
-        crate::held::HeldList::set_count(&self.control, 0);
+        crate::shared::held::HeldList::set_count(&self.control, 0);
     }
 
     /// Leaves a request that the thread has joined.

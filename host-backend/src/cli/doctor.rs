@@ -12,8 +12,9 @@ use kvm_ioctls::Kvm;
 use serde::Serialize;
 
 use super::text::{write_json, write_text};
-use super::{Exit, Failure, Size};
+use super::{Exit, Failure};
 use crate::engine::EngineConfig;
+use crate::size::Size;
 use crate::window::Window;
 
 /// Tell whether this machine can run a stock guest, and what is missing

@@ -3,13 +3,8 @@
 mod doctor;
 mod exit;
 mod incidents;
-mod initramfs;
-mod machine;
-mod newc;
-mod restart;
 mod run;
 mod scrub;
-mod size;
 mod status;
 mod text;
 
@@ -20,10 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use log::LevelFilter;
 
 pub use self::exit::{Exit, Failure};
-pub use self::initramfs::InitramfsError;
-pub use self::newc::PackError;
 pub use self::run::RunError;
-pub use self::size::{Size, SizeError};
 use crate::control::{Client, ClientError, default_path};
 
 /// Name of a VM whose user gives none.

@@ -68,10 +68,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     } else {
         write_text(&describe(found))?;
     }
-    Ok(match found.damaged {
+    Ok(exit_for(found))
+}
+
+fn exit_for(found: ScrubCounts) -> Exit {
+    match found.damaged {
         0 => Exit::Ok,
         _ => Exit::Damaged,
-    })
+    }
 }
 
 fn describe(found: ScrubCounts) -> String {
@@ -117,6 +121,22 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_pages_alone_are_exit_code_9() {
+        let found = ScrubCounts {
+            checked: 70,
+            repaired: 2,
+            mirrored: 1,
+            damaged: 0,
+        };
+        assert_eq!(exit_for(found) as u8, 0);
+        let found = ScrubCounts {
+            damaged: 1,
+            ..found
+        };
+        assert_eq!(exit_for(found) as u8, 9);
+    }
 
     #[test]
     fn the_text_says_what_was_found() {

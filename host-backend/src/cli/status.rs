@@ -1,9 +1,10 @@
 //! `vmsrs status`: how a running VM is.
 
 use super::text::{self, duration, facts, write_json, write_text};
-use super::{Exit, Failure, Size, Target};
+use super::{Exit, Failure, Target};
+use crate::control::Count;
 use crate::control::{Request, Response, VmStatus};
-use crate::engine::Count;
+use crate::size::Size;
 
 /// Show how a running VM is: its window, its domains, what failed in it
 ///
@@ -138,8 +139,8 @@ fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Cou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::EngineStatus;
     use crate::control::Restart;
-    use crate::engine::Status;
 
     #[test]
     fn the_text_names_every_part() {
@@ -150,14 +151,14 @@ mod tests {
             uptime_ms: 61_000,
             vcpus: 2,
             memory_bytes: 512 << 20,
-            recovery: Status {
+            recovery: EngineStatus {
                 window_frames: 65_536,
                 pool_frames: 8192,
                 incidents: vec![Count {
                     what: "double-free".into(),
                     count: 3,
                 }],
-                ..Status::default()
+                ..EngineStatus::default()
             },
             restarts: 2,
             last_restart: Some(Restart {

@@ -5,16 +5,23 @@
 //! [`Request`] and [`Response`]; `docs/reference-cli.md` shows them.
 
 mod client;
+mod facts;
 mod server;
+pub(crate) mod snapshot;
 mod socket;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{Client, ClientError};
+pub use self::facts::{
+    AddressFacts, BlockFacts, BlockState, ChangeFacts, CorruptionFacts, Count, DraftFacts,
+    EngineStatus, GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
+    Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
+};
 pub use self::server::{Reservation, Server, ServerError};
 pub use self::socket::{Folder, PathError, default_path};
 use crate::devices::net::NetCounts;
-use crate::engine::{Count, IncidentDetail, IncidentSummary, Position, ScrubCounts, Status};
+use crate::engine::{Position, ScrubCounts};
 
 /// What can be asked of a VM. In JSON: `{"request":"incident","id":7}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +127,7 @@ pub struct VmStatus {
     /// The latest of them.
     pub last_restart: Option<Restart>,
     /// The recovery engine.
-    pub recovery: Status,
+    pub recovery: EngineStatus,
     /// The network card, if there is one.
     pub network: Option<NetCounts>,
     /// What the guest's drivers did wrong with registers and frames, by kind; what they were

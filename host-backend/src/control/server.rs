@@ -21,6 +21,8 @@ const REQUEST_MAX: usize = 4096;
 const CONNECTIONS_MAX: usize = 16;
 /// A connection on which nothing moves for this long is closed.
 const IDLE: Duration = Duration::from_secs(30);
+/// Time after which a client is tried again for which the system had no descriptor.
+const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// Why the control socket could not be set up.
 #[derive(Debug, Error)]
@@ -117,16 +119,22 @@ struct Connection {
 
 fn serve(socket: &BoundSocket, quit: &EventFd, operator: &dyn Operator) {
     let mut connections: Vec<Connection> = Vec::new();
+    let mut accepting = true;
     loop {
+        let listener = match accepting {
+            true => socket.listener.as_raw_fd(),
+            // Ignored by poll().
+            false => -1,
+        };
         let mut fds = vec![
             poll_for(quit.as_raw_fd(), libc::POLLIN),
-            poll_for(socket.listener.as_raw_fd(), libc::POLLIN),
+            poll_for(listener, libc::POLLIN),
         ];
         fds.extend(connections.iter().map(Connection::poll));
-        let timeout = if connections.is_empty() {
-            -1
-        } else {
-            IDLE.as_millis() as libc::c_int
+        let timeout = match (accepting, connections.is_empty()) {
+            (false, _) => SHORTAGE.as_millis() as libc::c_int,
+            (true, false) => IDLE.as_millis() as libc::c_int,
+            (true, true) => -1,
         };
         // SAFETY: the array is valid for its length.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, timeout) };
@@ -147,23 +155,26 @@ fn serve(socket: &BoundSocket, quit: &EventFd, operator: &dyn Operator) {
             }
         }
         connections.retain(Connection::is_open);
-        if fds[1].revents != 0 {
-            accept(socket, &mut connections);
-        }
+        accepting = fds[1].revents == 0 || accept(socket, &mut connections);
     }
 }
 
-fn accept(socket: &BoundSocket, connections: &mut Vec<Connection>) {
+/// Takes a client; false if the system has no descriptor or memory for it, so that it goes on
+/// waiting.
+fn accept(socket: &BoundSocket, connections: &mut Vec<Connection>) -> bool {
     let stream = match socket.listener.accept() {
         Ok((stream, _)) => stream,
         Err(error) => {
-            log::debug!("control socket: a client went away: {error}");
-            return;
+            log::debug!("control socket: cannot accept a client: {error}");
+            let shortage = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+            return !error
+                .raw_os_error()
+                .is_some_and(|code| shortage.contains(&code));
         }
     };
     if let Err(error) = stream.set_nonblocking(true) {
         log::debug!("control socket: {error}");
-        return;
+        return true;
     }
     let mut connection = Connection {
         stream,
@@ -178,6 +189,7 @@ fn accept(socket: &BoundSocket, connections: &mut Vec<Connection>) {
         connection.respond(&refuse(Reason::Busy, "too many connections at a time"));
         connection.write();
     }
+    true
 }
 
 impl Connection {
@@ -287,7 +299,10 @@ mod tests {
 
     use super::*;
     use crate::control::{Client, ClientError, Request, ScrubStep, VmStatus};
-    use crate::engine::{IncidentDetail, IncidentSummary, Outcome, Position, ScrubCounts};
+    use crate::control::{
+        GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
+    };
+    use crate::engine::{Position, ScrubCounts};
 
     #[derive(Default)]
     struct Machine {
@@ -299,7 +314,7 @@ mod tests {
             number,
             at_ms: 1,
             kind: "abort".into(),
-            outcome: Outcome::Recovered,
+            outcome: IncidentOutcome::Recovered,
             app: Some("ledger".into()),
             domain: Some("user-7".into()),
             address: Some(0x1000),
@@ -332,10 +347,12 @@ mod tests {
             (id == 7).then(|| IncidentDetail {
                 summary: incident(7),
                 instruction: None,
-                request: None,
-                sealed_write: None,
-                guest_down: None,
-                corruption: None,
+                facts: IncidentFacts::GuestDown(GuestDownFacts {
+                    reason: "a test".into(),
+                    granted_frames: 0,
+                    written_frames: 0,
+                    staged_pages: 0,
+                }),
             })
         }
 
@@ -390,6 +407,52 @@ mod tests {
                 .unwrap();
             stream
         }
+    }
+
+    /// Processor time of this process.
+    fn processor_time() -> Duration {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the call fills the structure.
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+
+    #[test]
+    fn a_shortage_of_descriptors_does_not_make_the_server_spin() {
+        const CHILD: &str = "VMSRS_TEST_SHORTAGE";
+        const NAME: &str =
+            "control::server::tests::a_shortage_of_descriptors_does_not_make_the_server_spin";
+        // In a process of its own, which can do without descriptors.
+        if std::env::var_os(CHILD).is_none() {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            let child = child.args(["--exact", NAME]).env(CHILD, "1");
+            assert!(child.status().unwrap().success());
+            return;
+        }
+        let bench = Bench::new();
+        let waiting = bench.stream();
+        let limit = libc::rlimit {
+            rlim_cur: 64,
+            rlim_max: 64,
+        };
+        // SAFETY: the structure is valid for the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+        let mut fillers: Vec<_> = std::iter::from_fn(|| waiting.try_clone().ok()).collect();
+        // The one descriptor that is left is the client's own.
+        drop(fillers.pop());
+        let mut client = bench.stream();
+        client.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        let before = processor_time();
+        thread::sleep(Duration::from_secs(1));
+        let used = processor_time() - before;
+        assert!(used < Duration::from_millis(50), "{used:?}");
+        drop(fillers);
+        let mut answer = String::new();
+        BufReader::new(client).read_line(&mut answer).unwrap();
+        assert!(answer.starts_with("{\"response\":\"status\""), "{answer}");
     }
 
     #[test]

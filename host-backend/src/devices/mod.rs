@@ -14,11 +14,9 @@ mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod recovery;
-mod tally;
 mod worker;
 
 pub use interrupt::DeviceInterrupt;
-pub use tally::Tally;
 
 /// A shared memory region of a device (Virtio 1.2, 2.10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Frames whose content went wrong by itself: a wrong checksum, or broken memory of the host.
 
-use std::collections::VecDeque;
-use std::time::Duration;
+use vmsrs_protocol::incident::{KIND_CHECKSUM, KIND_POISON};
+
+use super::store::PageOwner;
 
 /// How it shows that a frame's content has gone wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +11,16 @@ pub(crate) enum Cause {
     Checksum,
     /// The hardware reports the memory behind it as broken.
     Poison,
+}
+
+impl Cause {
+    /// Its `KIND_` constant.
+    pub(crate) fn kind(self) -> u32 {
+        match self {
+            Self::Checksum => KIND_CHECKSUM,
+            Self::Poison => KIND_POISON,
+        }
+    }
 }
 
 /// What becomes of an access that met broken memory.
@@ -46,41 +57,11 @@ pub(crate) enum Remedy {
 /// One such frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Corruption {
-    pub(crate) number: u64,
-    /// Since the Unix epoch.
-    pub(crate) at: Duration,
     pub(crate) cause: Cause,
     pub(crate) remedy: Remedy,
     pub(crate) frame: u32,
-    /// App, domain and page, if the frame held a committed page.
-    pub(crate) owner: Option<(u32, u32, u32)>,
+    /// Whose the frame was, if it held a committed page.
+    pub(crate) owner: Option<PageOwner>,
     /// How the content differed from the mirror's, if that is known.
     pub(crate) difference: Option<Difference>,
-}
-
-/// The latest corruptions.
-pub(crate) struct Corruptions {
-    limit: usize,
-    /// Oldest first.
-    kept: VecDeque<Corruption>,
-}
-
-impl Corruptions {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            kept: VecDeque::new(),
-        }
-    }
-
-    pub(crate) fn add(&mut self, corruption: Corruption) {
-        if self.kept.len() == self.limit {
-            self.kept.pop_front();
-        }
-        self.kept.push_back(corruption);
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Corruption> {
-        self.kept.iter()
-    }
 }

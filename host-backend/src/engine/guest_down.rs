@@ -3,9 +3,6 @@
 //! The driver cannot report these any more, so the host does: what it lost is what the guest had
 //! written into granted frames and not brought to a seal.
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
 use vmsrs_protocol::PAGE_SIZE;
 
 use super::protection::Inspect;
@@ -52,65 +49,7 @@ impl Loss {
 /// One such end.
 #[derive(Debug)]
 pub(crate) struct GuestDown {
-    pub(crate) number: u64,
-    /// Since the Unix epoch.
-    pub(crate) at: Duration,
     /// How the guest ended, in a sentence without a full stop.
     pub(crate) reason: String,
     pub(crate) loss: Loss,
-}
-
-/// The latest ends.
-pub(crate) struct GuestDowns {
-    limit: usize,
-    /// Oldest first.
-    kept: VecDeque<GuestDown>,
-    /// All of them since the engine was made.
-    count: u64,
-}
-
-impl GuestDowns {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            kept: VecDeque::new(),
-            count: 0,
-        }
-    }
-
-    pub(crate) fn add(&mut self, down: GuestDown) {
-        if self.kept.len() == self.limit {
-            self.kept.pop_front();
-        }
-        self.kept.push_back(down);
-        self.count += 1;
-    }
-
-    pub(crate) fn count(&self) -> u64 {
-        self.count
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &GuestDown> {
-        self.kept.iter()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_latest_ends_are_kept_and_all_are_counted() {
-        let mut downs = GuestDowns::new(2);
-        for number in [2, 4, 6] {
-            downs.add(GuestDown {
-                number,
-                at: Duration::ZERO,
-                reason: "the guest reset itself".into(),
-                loss: Loss::default(),
-            });
-        }
-        let kept: Vec<u64> = downs.iter().map(|down| down.number).collect();
-        assert_eq!((kept, downs.count()), (vec![4, 6], 3));
-    }
 }

@@ -22,25 +22,23 @@
 //! `pages in extents + mirror + 1 + pool + evidence <= window` makes sure that a full pool can always be
 //! granted as soon as the cleanser has caught up.
 
-mod changes;
+pub(crate) mod changes;
 mod cleanser;
 mod config;
 mod content;
-mod corruption;
-mod evidence;
-mod guest_down;
-mod hex;
+pub(crate) mod corruption;
+pub(crate) mod evidence;
+pub(crate) mod guest_down;
+pub(crate) mod incidents;
 mod integrity;
 mod message;
-mod monitor;
 mod protection;
 mod recovery;
 mod refusal;
-mod report;
 mod runs;
 mod scrub;
 mod seal;
-mod store;
+pub(crate) mod store;
 
 #[cfg(test)]
 mod mock;
@@ -58,9 +56,7 @@ use vmsrs_protocol::control::{
 };
 use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
 use vmsrs_protocol::event::{EVENT_DAMAGE, EVENT_SEALED_WRITE, Event};
-use vmsrs_protocol::incident::{
-    DroppedDraft, Evidence, IncidentReport, KIND_CHECKSUM, KIND_POISON,
-};
+use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, FrameRun, NONE, ZERO_FRAME};
 
@@ -69,23 +65,18 @@ pub use cleanser::Laundry;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use content::{Content, Unreadable, checksum};
 pub use corruption::Retry;
+pub use incidents::{CODE_MAX, SealedWrite, Verdict, kind_name};
 pub use message::{Reply, handle_message};
-pub use monitor::{CODE_MAX, SealedWrite, Verdict, kind_name};
 pub use protection::{Inspect, Protection, ProtectionError};
 pub use refusal::Refusal;
-pub use report::{
-    AddressFacts, BlockFacts, BlockState, ChangeFacts, CorruptionFacts, Count, DraftFacts,
-    GuestDownFacts, IncidentDetail, IncidentSummary, Outcome, Place, ProgramFacts, RequestFacts,
-    Restored, SealedWriteFacts, Status,
-};
 pub use scrub::{Position, Scope, ScrubCounts, ScrubTurn};
 pub use seal::SealOutcome;
 pub use store::{FrameState, PageOf};
 
-use corruption::{Cause, Corruption, Corruptions, Difference, Remedy};
-use guest_down::{GuestDown, GuestDowns, Loss};
+use corruption::{Cause, Corruption, Difference, Remedy};
+use guest_down::{GuestDown, Loss};
+use incidents::IncidentStore;
 use integrity::Finding;
-use monitor::Monitor;
 use recovery::Limits;
 use seal::Staging;
 use store::Store;
@@ -110,9 +101,7 @@ pub struct Engine {
     config: EngineConfig,
     store: Store,
     staging: Staging,
-    monitor: Monitor,
-    guest_downs: GuestDowns,
-    corruptions: Corruptions,
+    incidents: IncidentStore,
     /// Domains of failed requests, as pairs of app and domain, whose sealed pages are to be checked
     /// soon. At most [`SUSPECTS_MAX`].
     suspects: VecDeque<(u32, u32)>,
@@ -133,15 +122,16 @@ pub struct Call {
     pub max_runs: usize,
 }
 
+/// What the engine has done since it was made.
 #[derive(Default)]
-struct Counters {
-    commits: u64,
-    sealed_pages: u64,
-    seal_messages: u64,
-    dropped_drafts: u64,
-    resets: u64,
-    scrubbed: ScrubCounts,
-    scrub_passes: u64,
+pub(crate) struct Counters {
+    pub(crate) commits: u64,
+    pub(crate) sealed_pages: u64,
+    pub(crate) seal_messages: u64,
+    pub(crate) dropped_drafts: u64,
+    pub(crate) resets: u64,
+    pub(crate) scrubbed: ScrubCounts,
+    pub(crate) scrub_passes: u64,
 }
 
 impl Engine {
@@ -154,9 +144,7 @@ impl Engine {
         Ok(Self {
             store: Store::new(&config)?,
             staging: Staging::default(),
-            monitor: Monitor::new(config.incidents),
-            guest_downs: GuestDowns::new(config.incidents),
-            corruptions: Corruptions::new(config.incidents),
+            incidents: IncidentStore::new(config.incidents),
             suspects: VecDeque::new(),
             events: Vec::new(),
             lost: Loss::default(),
@@ -174,8 +162,29 @@ impl Engine {
             pool_frames: self.config.pool_frames,
             batch_records: self.config.batch_records,
             tag_base: self.tag_base,
-            incident_base: self.monitor.base(),
+            incident_base: self.incidents.base(),
         }
+    }
+
+    pub(crate) fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn incidents(&self) -> &IncidentStore {
+        &self.incidents
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Pages of a commit that is still arriving.
+    pub(crate) fn staged_pages(&self) -> usize {
+        self.staging.len()
     }
 
     /// Finds or makes an app.
@@ -313,7 +322,7 @@ impl Engine {
         };
         let granted = recovery::report(
             &mut self.store,
-            &mut self.monitor,
+            &mut self.incidents,
             limits,
             call.at,
             report,
@@ -334,7 +343,7 @@ impl Engine {
     /// Refuses parts that are too long or not what `bytes` has.
     pub fn evidence(&mut self, evidence: &Evidence, bytes: &[u8]) -> Result<(), Refusal> {
         let kept = evidence::Program::new(evidence, bytes)?;
-        self.monitor.attach(evidence.incident, kept);
+        self.incidents.attach(evidence.incident, kept);
         Ok(())
     }
 
@@ -515,17 +524,15 @@ impl Engine {
         remedy: Remedy,
         difference: Option<Difference>,
     ) {
-        let page = self.store.frames.page(frame);
-        let owner = page.and_then(|page| {
-            let app = self.store.apps.get(page.app as usize)?;
-            Some((page.app, app.owner(page.page)?, page.page))
-        });
-        let number = self.monitor.take_number();
-        self.monitor.count(match cause {
-            Cause::Checksum => KIND_CHECKSUM,
-            Cause::Poison => KIND_POISON,
-        });
-        if let (Some(page), Remedy::Lost) = (page, remedy) {
+        let corruption = Corruption {
+            cause,
+            remedy,
+            frame,
+            owner: self.store.owner_of(frame),
+            difference,
+        };
+        let number = self.incidents.add_corruption(at, corruption);
+        if let (Some(page), Remedy::Lost) = (self.store.frames.page(frame), remedy) {
             self.events.push(Event {
                 kind: EVENT_DAMAGE,
                 frame,
@@ -536,15 +543,6 @@ impl Engine {
                 reserved: 0,
             });
         }
-        self.corruptions.add(Corruption {
-            number,
-            at,
-            cause,
-            remedy,
-            frame,
-            owner,
-            difference,
-        });
     }
 
     /// Takes drafts that were dropped without an error. Gives frames in exchange.
@@ -566,14 +564,11 @@ impl Engine {
 
     /// Keeps a write that the second-level page table stopped, and gives the event for the driver.
     pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
-        let owner = self.store.frames.page(write.frame).and_then(|owner| {
-            let app = self.store.apps.get(owner.app as usize)?;
-            Some((owner.app, app.owner(owner.page)?, owner.page))
-        });
+        let owner = self.store.owner_of(write.frame);
         Event {
             kind: EVENT_SEALED_WRITE,
             frame: write.frame,
-            incident: self.monitor.add_sealed_write(at, write, owner),
+            incident: self.incidents.add_sealed_write(at, write, owner),
             address: write.address,
             instruction: write.instruction,
             vcpu: write.vcpu,
@@ -608,7 +603,7 @@ impl Engine {
             }
         }
         self.store.take_short();
-        self.monitor.reset();
+        self.incidents.reset();
         self.tag_base = (self.tag_base + TAGS_PER_BOOT).min(TAG_LIMIT - TAGS_PER_BOOT);
         self.counters.resets += 1;
     }
@@ -627,12 +622,11 @@ impl Engine {
             return;
         }
         self.counters.dropped_drafts += u64::from(loss.written_frames);
-        self.guest_downs.add(GuestDown {
-            number: self.monitor.take_number(),
-            at,
+        let down = GuestDown {
             reason: reason.to_owned(),
             loss,
-        });
+        };
+        self.incidents.add_guest_down(at, down);
     }
 
     /// Whether retired frames wait for the cleanser.
@@ -661,9 +655,10 @@ impl Engine {
             .filter(|&frame| self.store.frames.is_staged(frame));
         assert_eq!(staged.count(), self.staging.len());
         let mut evidence: Vec<u32> = self
-            .monitor
-            .incidents()
-            .flat_map(|incident| &incident.drafts)
+            .incidents
+            .iter()
+            .filter_map(incidents::Incident::request)
+            .flat_map(|request| &request.drafts)
             .map(|draft| draft.frame)
             .filter(|&frame| frame != vmsrs_protocol::NONE)
             .collect();

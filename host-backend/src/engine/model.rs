@@ -18,9 +18,10 @@ use vmsrs_protocol::{FrameRun, KEY_MAX, NAME_MAX, NONE, ZERO_FRAME};
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::{
-    Call, Engine, EngineConfig, FrameState, Outcome, Position, Refusal, Retry, Scope, SealOutcome,
+    Call, Engine, EngineConfig, FrameState, Position, Refusal, Retry, Scope, SealOutcome,
     SealedWrite, handle_message,
 };
+use crate::control::{IncidentOutcome, Restored, snapshot};
 
 const CONFIG: EngineConfig = EngineConfig {
     window_frames: 200,
@@ -325,10 +326,10 @@ impl World {
         assert_eq!(events.len(), losses);
         for event in events {
             assert_eq!(event.kind, EVENT_DAMAGE);
-            let detail = self.engine.incident(event.incident);
+            let detail = snapshot::incident(&self.engine, event.incident);
             // The incidents that are kept are few.
             if let Some(detail) = detail {
-                assert_eq!(detail.summary.outcome, Outcome::Lost);
+                assert_eq!(detail.summary.outcome, IncidentOutcome::Lost);
                 assert_eq!(detail.summary.address, Some(event.address));
             }
         }
@@ -681,10 +682,10 @@ impl World {
                 self.next_incident += 2;
                 self.pool.drain(..drafts.len());
                 self.take_grant(&granted);
-                let facts = self.engine.incident(report.incident).unwrap();
-                let request = facts.request.unwrap();
+                let facts = snapshot::incident(&self.engine, report.incident).unwrap();
+                let request = facts.request().unwrap().clone();
                 assert_eq!(request.drafts.len(), drafts.len());
-                assert_eq!(request.restored, super::Restored::Sealed);
+                assert_eq!(request.restored, Restored::Sealed);
                 let before = self.lost.len();
                 for draft in &drafts {
                     let page = (app, draft.page);

@@ -6,11 +6,13 @@
 
 use std::time::Duration;
 
-use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
+use vmsrs_protocol::incident::{
+    DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON,
+};
 use vmsrs_protocol::{APP_BASE, APP_PAGES, FrameRun, NONE, PAGE_SIZE};
 
 use super::changes::{self, Page};
-use super::monitor::{CHANGES_MAX, DRAFTS_KEPT, Dropped, Incident, Monitor, Verdict};
+use super::incidents::{CHANGES_MAX, DRAFTS_KEPT, Dropped, FailedRequest, IncidentStore, Verdict};
 use super::protection::{Inspect, Protection};
 use super::refusal::Refusal;
 use super::store::{FrameState, Store};
@@ -18,14 +20,14 @@ use super::store::{FrameState, Store};
 /// Takes a report of a failed request with its dropped drafts; gives frames in exchange.
 pub(crate) fn report(
     store: &mut Store,
-    monitor: &mut Monitor,
+    incidents: &mut IncidentStore,
     limits: Limits,
     at: Duration,
     report: &IncidentReport,
     drafts: &[DroppedDraft],
     memory: &mut (impl Protection + Inspect),
 ) -> Result<Vec<FrameRun>, Refusal> {
-    check(store, monitor, report, drafts)?;
+    check(store, incidents, report, drafts)?;
     let frames: Vec<u32> = drafts.iter().map(|draft| draft.frame).collect();
     drop_frames(store, &frames, memory)?;
 
@@ -38,8 +40,7 @@ pub(crate) fn report(
         .len()
         .min(DRAFTS_KEPT)
         .min(limits.evidence_frames as usize);
-    let mut incident = Incident {
-        at,
+    let mut request = FailedRequest {
         report: *report,
         verdict,
         drafts: Vec::with_capacity(drafts.len().min(DRAFTS_KEPT)),
@@ -55,7 +56,7 @@ pub(crate) fn report(
     };
     for (number, draft) in drafts.iter().take(DRAFTS_KEPT).enumerate() {
         let frame = if number < kept { draft.frame } else { NONE };
-        incident
+        request
             .drafts
             .push(versions.compare(draft, frame, &mut room));
     }
@@ -63,13 +64,13 @@ pub(crate) fn report(
         store.retire(draft.frame);
     }
     // Oldest evidence goes first, and the incident before the evidence of younger ones.
-    if let Some(mut oldest) = monitor.add(incident) {
+    if let Some(mut oldest) = incidents.add_request(at, request) {
         for frame in oldest.release_evidence() {
             store.retire(frame);
         }
     }
     while store.frames.count(FrameState::Evidence) > limits.evidence_frames {
-        for frame in monitor.release_oldest_evidence() {
+        for frame in incidents.release_oldest_evidence() {
             store.retire(frame);
         }
     }
@@ -105,7 +106,7 @@ pub(crate) fn discard(
 
 fn check(
     store: &Store,
-    monitor: &Monitor,
+    incidents: &IncidentStore,
     report: &IncidentReport,
     drafts: &[DroppedDraft],
 ) -> Result<(), Refusal> {
@@ -114,7 +115,13 @@ fn check(
             "the driver reported an incident of an unknown kind",
         ));
     }
-    if !monitor.is_new_number(report.incident) {
+    // What the host finds in its own memory is not the guest's to report.
+    if matches!(report.kind, KIND_CHECKSUM | KIND_POISON) {
+        return Err(Refusal::Malformed(
+            "the driver reported a hardware failure, which only the host can find",
+        ));
+    }
+    if !incidents.is_new_number(report.incident) {
         return Err(Refusal::Malformed(
             "the driver reported an incident under a number that is not its to give",
         ));

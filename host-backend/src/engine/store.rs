@@ -24,6 +24,15 @@ pub(crate) use frame_set::FrameSet;
 pub(crate) use frames::FrameTable;
 pub use frames::{FrameState, PageOf};
 
+/// The committed page that a frame holds, with its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageOwner {
+    pub(crate) app: u32,
+    pub(crate) domain: u32,
+    /// Number of the page in its app.
+    pub(crate) page: u32,
+}
+
 /// Frames, apps, and the budget of the window.
 pub(crate) struct Store {
     pub(crate) frames: FrameTable,
@@ -165,6 +174,13 @@ impl Store {
         app.set_mirrored(domain);
         self.mirror_frames += pages;
         Ok(())
+    }
+
+    /// The committed page in a frame, if it holds one.
+    pub(crate) fn owner_of(&self, frame: u32) -> Option<PageOwner> {
+        let PageOf { app, page } = self.frames.page(frame)?;
+        let domain = self.apps.get(app as usize)?.owner(page)?;
+        Some(PageOwner { app, domain, page })
     }
 
     /// Whether a page's domain has a mirror.

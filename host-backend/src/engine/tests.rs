@@ -14,7 +14,8 @@ use vmsrs_protocol::control::{
 };
 use vmsrs_protocol::heap::{BlockHeader, State};
 use vmsrs_protocol::incident::{
-    DroppedDraft, Evidence, IncidentReport, KIND_MAX, KIND_MEMORY, REPORT_ADDRESS, STACK_MAX,
+    DroppedDraft, Evidence, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_MEMORY, KIND_POISON,
+    REG_RIP, REPORT_ADDRESS, STACK_MAX,
 };
 use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
 use vmsrs_protocol::{
@@ -25,11 +26,12 @@ use super::cleanser::Laundry;
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::scrub::{Position, Scope};
-use super::{
-    BlockState, Call, ChangeFacts, Engine, EngineConfig, FrameState, Inspect, Outcome, Page, Place,
-};
-use super::{CODE_MAX, Protection, ProtectionError, Restored, SealedWrite};
+use super::{CODE_MAX, Protection, ProtectionError, SealedWrite};
+use super::{Call, Engine, EngineConfig, FrameState, Inspect, Page};
 use super::{Content, Refusal, Unreadable, checksum, handle_message};
+use crate::control::{
+    BlockState, ChangeFacts, IncidentFacts, IncidentOutcome, Place, Restored, snapshot,
+};
 
 const RUNS: usize = 64;
 const CALL: Call = Call {
@@ -268,7 +270,7 @@ fn a_full_window_still_grants_a_full_pool() {
             .extend(outcome.granted.into_iter().flat_map(frames_of));
     }
     bench.engine.check_invariants();
-    let status = bench.engine.status();
+    let status = snapshot::engine_status(&bench.engine);
     assert_eq!(status.sealed_frames, page + 1);
     let granted = bench
         .engine
@@ -295,7 +297,7 @@ fn a_grant_that_the_host_cannot_carry_out_leaves_the_frames_free() {
     let refusal = bench.engine.grant(4, RUNS, &mut bench.memory).unwrap_err();
     assert_eq!(refusal.status(), STATUS_HOST_ERROR);
     bench.engine.check_invariants();
-    assert_eq!(bench.engine.status().granted_frames, 8);
+    assert_eq!(snapshot::engine_status(&bench.engine).granted_frames, 8);
     assert_eq!(bench.memory.writable.iter().filter(|&&w| w).count(), 8);
 }
 
@@ -424,7 +426,7 @@ fn a_reset_drops_an_unfinished_commit_and_keeps_sealed_pages() {
     bench.engine.reset(&mut bench.memory);
     bench.engine.check_invariants();
     assert!(!bench.memory.writable.contains(&true));
-    assert_eq!(bench.engine.status().granted_frames, 0);
+    assert_eq!(snapshot::engine_status(&bench.engine).granted_frames, 0);
     assert_eq!(bench.frame_of(3), bench.frames[3]);
     // The rest of the commit must not become a commit of its own.
     let (_, refusal) = bench.seal(&[record(1, NONE, bench.frames[1])]);
@@ -444,12 +446,15 @@ fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
     engine.guest_down(at, "the guest reset itself");
     engine.check_invariants();
     assert!(!memory.writable.contains(&true));
-    let [incident] = &engine.incidents()[..] else {
-        panic!("{:?}", engine.incidents());
+    let [incident] = &snapshot::incidents(engine)[..] else {
+        panic!("{:?}", snapshot::incidents(engine));
     };
     assert_eq!((incident.number, incident.at_ms), (2, 5));
     assert_eq!(incident.kind, "guest-down");
-    let detail = engine.incident(2).unwrap().guest_down.unwrap();
+    let facts = snapshot::incident(engine, 2).unwrap().facts;
+    let IncidentFacts::GuestDown(detail) = facts else {
+        panic!("{facts:?}");
+    };
     assert_eq!(detail.reason, "the guest reset itself");
     assert_eq!((detail.granted_frames, detail.written_frames), (8, 1));
     assert_eq!(bench.frame_of(3), bench.frames[3]);
@@ -458,8 +463,8 @@ fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
     let Bench { engine, memory, .. } = &mut bench;
     engine.reset(memory);
     engine.guest_down(at, "the guest reset itself");
-    assert_eq!(engine.incidents().len(), 1);
-    let status = engine.status();
+    assert_eq!(snapshot::incidents(engine).len(), 1);
+    let status = snapshot::engine_status(engine);
     assert_eq!((status.resets, status.granted_frames), (2, 0));
     assert_eq!(status.incidents[0].what, "guest-down");
 }
@@ -471,7 +476,7 @@ fn drafts_that_a_driver_left_behind_are_not_lost_by_the_boot_of_the_next_one() {
     bench.engine.reset(&mut bench.memory);
     bench.engine.driver_started();
     bench.engine.guest_down(Duration::ZERO, "a test");
-    assert_eq!(bench.engine.incidents(), []);
+    assert_eq!(snapshot::incidents(&bench.engine), []);
 }
 
 #[test]
@@ -510,7 +515,7 @@ fn a_commit_of_too_many_pages_is_refused_before_it_fills_the_host() {
     assert_eq!(refusal.status(), STATUS_NO_SPACE);
     assert_eq!(sent, COMMIT_PAGES_MAX);
     bench.engine.check_invariants();
-    assert_eq!(bench.engine.status().staged_pages, 0);
+    assert_eq!(snapshot::engine_status(&bench.engine).staged_pages, 0);
 }
 
 #[test]
@@ -574,7 +579,7 @@ fn a_failed_request_leaves_an_incident_with_its_evidence() {
     facts.drafts_total = 2;
     facts.address = APP_BASE + 4 * 4096 + 8;
     facts.flags = REPORT_ADDRESS;
-    facts.registers[16] = 0x40_0000;
+    facts.registers[REG_RIP] = 0x40_0000;
     facts.backtrace[0] = 0x40_0001;
     facts.thread_name[..6].copy_from_slice(b"worker");
     let drafts = [
@@ -586,14 +591,14 @@ fn a_failed_request_leaves_an_incident_with_its_evidence() {
     assert_eq!(bench.state(evidence), FrameState::Evidence);
     assert!(!bench.memory.writable[evidence as usize]);
 
-    let detail = bench.engine.incident(1).unwrap();
+    let detail = snapshot::incident(&bench.engine, 1).unwrap();
     assert_eq!(detail.summary.kind, "memory");
-    assert_eq!(detail.summary.outcome, Outcome::Recovered);
+    assert_eq!(detail.summary.outcome, IncidentOutcome::Recovered);
     assert_eq!(detail.summary.at_ms, 1234);
     assert_eq!(detail.summary.app.as_deref(), Some("ledger"));
     assert_eq!(detail.summary.domain.as_deref(), Some("alice"));
     assert_eq!(detail.instruction, Some(0x40_0000));
-    let request = detail.request.unwrap();
+    let request = detail.request().unwrap().clone();
     assert_eq!(request.thread, "worker");
     assert_eq!(request.restored, Restored::Sealed);
     assert_eq!(request.backtrace, [0x40_0001]);
@@ -601,7 +606,7 @@ fn a_failed_request_leaves_an_incident_with_its_evidence() {
     assert_eq!(request.drafts[0].changed_bytes, 1);
     assert_eq!(request.drafts[0].frame, Some(evidence));
     assert_eq!(request.drafts[1].changed_bytes, 0);
-    assert_eq!(bench.engine.incidents().len(), 1);
+    assert_eq!(snapshot::incidents(&bench.engine).len(), 1);
     let [change] = &request.drafts[0].changes[..] else {
         panic!("{:?}", request.drafts[0].changes);
     };
@@ -619,7 +624,12 @@ fn an_access_to_address_0_is_not_one_without_an_address() {
     let mut null = report(3);
     null.flags = REPORT_ADDRESS;
     bench.report(&null, &[]).unwrap();
-    let address = |number| bench.engine.incident(number).unwrap().summary.address;
+    let address = |number| {
+        snapshot::incident(&bench.engine, number)
+            .unwrap()
+            .summary
+            .address
+    };
     assert_eq!((address(1), address(3)), (None, Some(0)));
 }
 
@@ -645,7 +655,11 @@ fn evidence_belongs_to_its_incident_and_comes_once() {
     bench.engine.evidence(&facts, &bytes).unwrap();
     bench.engine.evidence(&facts, &[b'x'; 14]).unwrap();
     bench.engine.evidence(&evidence(3).0, &bytes).unwrap();
-    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let request = snapshot::incident(&bench.engine, 1)
+        .unwrap()
+        .request()
+        .unwrap()
+        .clone();
     let program = request.program.unwrap();
     assert_eq!((program.stack_low, program.stack_high), (0x4000, 0x8000));
     assert_eq!(&program.stack[..], b"ssssssss");
@@ -676,7 +690,11 @@ fn evidence_with_wrong_lengths_is_refused() {
         let refusal = bench.engine.evidence(&facts, bytes).unwrap_err();
         assert_eq!(refusal.status(), STATUS_MALFORMED);
     }
-    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let request = snapshot::incident(&bench.engine, 1)
+        .unwrap()
+        .request()
+        .unwrap()
+        .clone();
     assert_eq!(request.program, None);
 }
 
@@ -697,7 +715,11 @@ fn a_changed_byte_behind_a_block_of_an_earlier_page_names_that_block() {
         .engine
         .report(CALL, &report(1), &[draft(1, dropped, NONE)], &mut pages)
         .unwrap();
-    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let request = snapshot::incident(&bench.engine, 1)
+        .unwrap()
+        .request()
+        .unwrap()
+        .clone();
     let change = &request.drafts[0].changes[0];
     let found = change.block.as_ref().unwrap();
     assert_eq!((found.address, found.size), (block, 0xc00));
@@ -717,7 +739,11 @@ fn changes_of(old: Page, new: Page) -> Vec<ChangeFacts> {
     (bench.engine)
         .report(CALL, &report(1), &drafts, &mut pages)
         .unwrap();
-    let mut request = bench.engine.incident(1).unwrap().request.unwrap();
+    let mut request = snapshot::incident(&bench.engine, 1)
+        .unwrap()
+        .request()
+        .unwrap()
+        .clone();
     request.drafts.remove(0).changes
 }
 
@@ -848,7 +874,13 @@ fn details_of_old_incidents_make_room_and_the_newest_keep_theirs() {
         };
         bench.engine.evidence(&facts, &stack).unwrap();
     }
-    let request = |number| bench.engine.incident(number).unwrap().request.unwrap();
+    let request = |number| {
+        snapshot::incident(&bench.engine, number)
+            .unwrap()
+            .request()
+            .unwrap()
+            .clone()
+    };
     assert!(request(1).details_dropped && request(1).program.is_none());
     assert!(!request(2047).details_dropped && request(2047).program.is_some());
 }
@@ -868,9 +900,24 @@ fn the_verdict_says_what_a_page_goes_back_to() {
         bench
             .report(&report(number), &[draft(2, frame, committed)])
             .unwrap();
-        let request = bench.engine.incident(number).unwrap().request.unwrap();
+        let request = snapshot::incident(&bench.engine, number)
+            .unwrap()
+            .request()
+            .unwrap()
+            .clone();
         assert_eq!(request.restored, restored, "committed {committed}");
     }
+}
+
+#[test]
+fn the_driver_cannot_report_hardware_failures() {
+    let mut bench = Bench::new();
+    for kind in [KIND_CHECKSUM, KIND_POISON] {
+        let facts = IncidentReport { kind, ..report(1) };
+        let refusal = bench.report(&facts, &[]).unwrap_err();
+        assert_eq!(refusal.status(), STATUS_MALFORMED);
+    }
+    assert!(snapshot::incidents(&bench.engine).is_empty());
 }
 
 #[test]
@@ -934,7 +981,7 @@ fn a_wrong_report_is_refused_and_leaves_no_incident() {
         let refusal = bench.report(&report, &drafts).unwrap_err();
         assert_eq!(refusal.status(), status, "{report:?} {drafts:?}");
     }
-    assert!(bench.engine.incidents().is_empty());
+    assert!(snapshot::incidents(&bench.engine).is_empty());
     bench.report(&report(1), &[good]).unwrap();
     let again = bench.report(&report(1), &[]).unwrap_err();
     assert_eq!(again.status(), STATUS_MALFORMED);
@@ -961,11 +1008,18 @@ fn old_evidence_and_old_incidents_make_room_for_new_ones() {
         .collect();
     assert_eq!(kept, [13, 15, 17, 19]);
     // Eight frames of evidence: two incidents with three each.
-    assert_eq!(bench.engine.status().evidence_frames, 6);
-    let oldest = bench.engine.incident(13).unwrap().request.unwrap();
+    assert_eq!(snapshot::engine_status(&bench.engine).evidence_frames, 6);
+    let oldest = snapshot::incident(&bench.engine, 13)
+        .unwrap()
+        .request()
+        .unwrap()
+        .clone();
     assert_eq!(oldest.drafts.len(), 3);
     assert!(oldest.drafts.iter().all(|draft| draft.frame.is_none()));
-    assert_eq!(bench.engine.status().incidents[0].count, 10);
+    assert_eq!(
+        snapshot::engine_status(&bench.engine).incidents[0].count,
+        10
+    );
 }
 
 #[test]
@@ -981,10 +1035,14 @@ fn a_report_with_more_drafts_than_the_evidence_holds_keeps_the_first() {
         .collect();
     assert_eq!(drafts.len(), 16);
     bench.report(&report(1), &drafts).unwrap();
-    let request = bench.engine.incident(1).unwrap().request.unwrap();
+    let request = snapshot::incident(&bench.engine, 1)
+        .unwrap()
+        .request()
+        .unwrap()
+        .clone();
     let kept = request.drafts.iter().filter(|draft| draft.frame.is_some());
     assert_eq!(kept.count(), 8);
-    assert_eq!(bench.engine.status().retired_frames, 8);
+    assert_eq!(snapshot::engine_status(&bench.engine).retired_frames, 8);
 }
 
 #[test]
@@ -1105,10 +1163,12 @@ fn a_sealed_write_names_the_owner_of_the_page() {
     }
     .with_code(&[0x90; 20]);
     let event = bench.engine.sealed_write(Duration::ZERO, write);
-    let detail = bench.engine.incident(event.incident).unwrap();
-    assert_eq!(detail.summary.outcome, Outcome::Stopped);
+    let detail = snapshot::incident(&bench.engine, event.incident).unwrap();
+    assert_eq!(detail.summary.outcome, IncidentOutcome::Stopped);
     assert_eq!(detail.summary.domain.as_deref(), Some("alice"));
-    let facts = detail.sealed_write.unwrap();
+    let IncidentFacts::SealedWrite(facts) = detail.facts else {
+        panic!("{detail:?}");
+    };
     assert_eq!((facts.count, facts.page, facts.user), (1, Some(2), true));
     assert_eq!((facts.cpl, facts.cr3), (3, 0x5000));
     assert_eq!(facts.registers, (0..18).collect::<Vec<u64>>());
@@ -1136,7 +1196,7 @@ fn what_the_host_keeps_is_at_most_32_bytes_a_page() {
             .unwrap();
         domains += 1;
     }
-    let status = bench.engine.status();
+    let status = snapshot::engine_status(&bench.engine);
     assert_eq!(status.pages, pages);
     let bytes = status.metadata_bytes as f64 / f64::from(status.pages);
     assert!(bytes <= 32.0, "{bytes} bytes a page");
@@ -1174,11 +1234,11 @@ fn a_message_whose_reply_has_no_room_has_no_effect() {
     ];
     for kind in kinds {
         let mut bench = Bench::new();
-        let before = bench.engine.status();
+        let before = snapshot::engine_status(&bench.engine);
         let (header, payload) = send(&mut bench, kind, &[0; 512], 8);
         assert_eq!(header.status, STATUS_MALFORMED, "kind {kind}");
         assert!(payload.is_empty());
-        assert_eq!(bench.engine.status(), before);
+        assert_eq!(snapshot::engine_status(&bench.engine), before);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whose an address is, in words.
 
 use super::modules::Module;
-use crate::engine::{AddressFacts, Place, RequestFacts};
+use crate::control::{AddressFacts, Place, RequestFacts};
 
 /// Addresses that Linux lets no program map (`vm.mmap_min_addr`), for null pointers and members of
 /// what they should have pointed to.

@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vmsrs_protocol::incident::{REG_RBP, REG_RIP, REG_RSP};
 
 use super::files::{ModuleFiles, SymbolFiles};
 use super::modules::Module;
 use super::unwind::{Found, Place, Program, Stack};
-use crate::engine::RequestFacts;
+use crate::control::RequestFacts;
 
 /// Functions of Rust's panic machinery and of the library's own hook, innermost in every panic.
 const MACHINERY: [&str; 6] = [
@@ -111,11 +112,11 @@ pub fn trace(request: &RequestFacts, files: &SymbolFiles) -> Trace {
     };
     // A panic's stack was moved; its words are those of the place where its stack pointer was.
     let stack = Stack {
-        address: kept_from(request, stack, register(7)),
+        address: kept_from(request, stack, register(REG_RSP)),
         ..stack
     };
     let places = program.unwind(
-        (register(16), register(7), register(6)),
+        (register(REG_RIP), register(REG_RSP), register(REG_RBP)),
         stack,
         &request.backtrace,
     );

@@ -24,6 +24,16 @@ impl ExitReason {
     pub fn allows_restart(&self) -> bool {
         matches!(self, Self::Reset | Self::Crash(_))
     }
+
+    /// The reason in one word, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PowerOff => "power-off",
+            Self::Reset => "reset",
+            Self::Stopped(_) => "stopped",
+            Self::Crash(_) => "crash",
+        }
+    }
 }
 
 impl fmt::Display for ExitReason {
@@ -101,12 +111,12 @@ pub struct StopHandle {
 struct Shared {
     /// Guards the reason and the list of vCPUs together, so that a vCPU that joins late sees a
     /// stop that came early.
-    state: Mutex<State>,
+    state: Mutex<StopState>,
     stopped: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct StopState {
     reason: Option<ExitReason>,
     /// Who asked for the end from outside first; also when the guest had ended by itself before.
     ordered: Option<&'static str>,
@@ -183,7 +193,7 @@ impl StopHandle {
         self.lock().kickers.clear();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, StopState> {
         // The state is consistent after each statement under the lock, so a panic elsewhere while
         // holding it does no harm.
         self.shared

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
-use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::incident::{self, REGISTERS};
 
 use crate::engine::Retry;
 
@@ -385,26 +385,26 @@ impl<M: PhysicalMemory> WindowGuard<M> {
 
 /// The registers in the order of an incident's.
 fn in_order(regs: &kvm_regs) -> [u64; REGISTERS] {
-    [
-        regs.rax,
-        regs.rbx,
-        regs.rcx,
-        regs.rdx,
-        regs.rsi,
-        regs.rdi,
-        regs.rbp,
-        regs.rsp,
-        regs.r8,
-        regs.r9,
-        regs.r10,
-        regs.r11,
-        regs.r12,
-        regs.r13,
-        regs.r14,
-        regs.r15,
-        regs.rip,
-        regs.rflags,
-    ]
+    let mut ordered = [0; REGISTERS];
+    ordered[incident::REG_RAX] = regs.rax;
+    ordered[incident::REG_RBX] = regs.rbx;
+    ordered[incident::REG_RCX] = regs.rcx;
+    ordered[incident::REG_RDX] = regs.rdx;
+    ordered[incident::REG_RSI] = regs.rsi;
+    ordered[incident::REG_RDI] = regs.rdi;
+    ordered[incident::REG_RBP] = regs.rbp;
+    ordered[incident::REG_RSP] = regs.rsp;
+    ordered[incident::REG_R8] = regs.r8;
+    ordered[incident::REG_R9] = regs.r9;
+    ordered[incident::REG_R10] = regs.r10;
+    ordered[incident::REG_R11] = regs.r11;
+    ordered[incident::REG_R12] = regs.r12;
+    ordered[incident::REG_R13] = regs.r13;
+    ordered[incident::REG_R14] = regs.r14;
+    ordered[incident::REG_R15] = regs.r15;
+    ordered[incident::REG_RIP] = regs.rip;
+    ordered[incident::REG_RFLAGS] = regs.rflags;
+    ordered
 }
 
 impl<M: PhysicalMemory + Send + Sync> FaultHandler for WindowGuard<M> {
@@ -418,6 +418,7 @@ mod tests {
     use super::*;
     use crate::vmm::walk::tests::{TestMemory, long_mode};
     use kvm_bindings::kvm_segment;
+    use vmsrs_protocol::incident::{REG_RCX, REG_RDI, REG_RIP};
 
     const WINDOW: u64 = 0x1_0000_0000;
     const CODE: u64 = 0x40_0000;
@@ -526,10 +527,9 @@ mod tests {
         assert_eq!((seen[0].vcpu, seen[0].cpl, seen[0].rip), (1, 3, CODE));
         assert_eq!(seen[0].code, STORE);
         assert_eq!(seen[0].cr3, long_mode(4).cr3);
-        // rcx, rdi and rip.
         let registers = seen[0].registers;
         assert_eq!(
-            (registers[2], registers[5], registers[16]),
+            (registers[REG_RCX], registers[REG_RDI], registers[REG_RIP]),
             (0x1000, USER + 8, CODE)
         );
     }

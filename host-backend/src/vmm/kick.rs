@@ -10,6 +10,11 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+/// The signal that makes a vCPU leave the guest.
+pub(super) fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
 /// Makes one vCPU's `KVM_RUN` return with EINTR, now or at its next call.
 ///
 /// Two things are needed: `immediate_exit` in the vCPU's shared page stops an entry into the guest
@@ -28,7 +33,7 @@ impl Kicker {
         static HANDLER: Once = Once::new();
         // The signal has to have a handler so that it interrupts KVM_RUN and does not kill us.
         HANDLER.call_once(|| {
-            register_signal_handler(SIGRTMIN(), ignore_signal)
+            register_signal_handler(kick_signal(), ignore_signal)
                 .expect("the first real-time signal is valid");
         });
         Ok(Self {
@@ -42,7 +47,7 @@ impl Kicker {
         self.run.immediate_exit().store(1, Ordering::SeqCst);
         // SAFETY: by contract the thread has not been joined. The signal has a handler that does
         // nothing.
-        unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
+        unsafe { libc::pthread_kill(self.thread, kick_signal()) };
     }
 }
 

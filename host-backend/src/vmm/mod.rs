@@ -7,6 +7,7 @@
 pub mod acpi;
 pub mod bus;
 pub mod console;
+mod console_input;
 pub mod cpu;
 pub mod decode;
 pub mod exit;

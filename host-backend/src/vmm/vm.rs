@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::acpi::{self, AcpiError};
 use super::bus::{Bus, BusError, SharedDevice};
-use super::console::{Console, InputThread};
+use super::console::Console;
+use super::console_input::InputThread;
 use super::cpu::{self, CpuError, CpuTemplate};
 use super::exit::{ExitReason, StopHandle};
 use super::fault::FaultHandler;

@@ -1,5 +1,5 @@
 // A program that fails as its argument says, deep in functions without frame pointers, and writes to
-// standard output what the library keeps of such a failure: 18 registers, address and length of the
+// standard output what the library keeps of such a failure: the registers, address and length of the
 // stack's top, its bytes, and for each module bias, start, end and path (64 bytes).
 #define _GNU_SOURCE
 #include <link.h>
@@ -9,6 +9,8 @@
 #include <string.h>
 #include <ucontext.h>
 #include <unistd.h>
+
+#include "../../../guest-kmod/vmsrs_protocol.h"
 
 #define STACK 8192
 
@@ -49,9 +51,17 @@ static int put_module(struct dl_phdr_info *info, size_t size, void *argument)
 
 static void handler(int signal, siginfo_t *info, void *context)
 {
-	static const int order[] = { REG_RAX, REG_RBX, REG_RCX, REG_RDX, REG_RSI, REG_RDI,
-				     REG_RBP, REG_RSP, REG_R8,	REG_R9,	 REG_R10, REG_R11,
-				     REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP, REG_EFL };
+	static const int order[VMSRS_REGISTERS] = {
+		[VMSRS_REG_RAX] = REG_RAX, [VMSRS_REG_RBX] = REG_RBX,
+		[VMSRS_REG_RCX] = REG_RCX, [VMSRS_REG_RDX] = REG_RDX,
+		[VMSRS_REG_RSI] = REG_RSI, [VMSRS_REG_RDI] = REG_RDI,
+		[VMSRS_REG_RBP] = REG_RBP, [VMSRS_REG_RSP] = REG_RSP,
+		[VMSRS_REG_R8] = REG_R8,   [VMSRS_REG_R9] = REG_R9,
+		[VMSRS_REG_R10] = REG_R10, [VMSRS_REG_R11] = REG_R11,
+		[VMSRS_REG_R12] = REG_R12, [VMSRS_REG_R13] = REG_R13,
+		[VMSRS_REG_R14] = REG_R14, [VMSRS_REG_R15] = REG_R15,
+		[VMSRS_REG_RIP] = REG_RIP, [VMSRS_REG_RFLAGS] = REG_EFL,
+	};
 	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
 
 	(void)signal;

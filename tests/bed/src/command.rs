@@ -68,8 +68,14 @@ pub(crate) fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Quotes a word for a POSIX shell.
-pub(crate) fn shell_quote(word: &str) -> String {
+/// Quotes a word for a POSIX shell, if it needs quotes.
+pub fn shell_quote(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    // An option may have a value; other words with `=` could be taken for assignments.
+    let is_plain = |byte| is_plain(byte) || (byte == b'=' && word.starts_with('-'));
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
@@ -86,6 +92,8 @@ mod tests {
                 .arg(format!("printf %s {}", shell_quote(word))),
         );
         assert_eq!(text.unwrap(), word);
+        assert_eq!(shell_quote("--seed=9"), "--seed=9");
+        assert_eq!(["", "A=b"].map(shell_quote), ["''", "'A=b'"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The error type of the test-bed.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What can go wrong in a test run.
@@ -134,6 +134,12 @@ pub enum Error {
     BadMode {
         /// The value.
         value: String,
+    },
+    /// A file that cargo builds next to the program that runs is missing.
+    #[error("{path:?} is missing; build it first: make build")]
+    NotBuilt {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// `VMSRS_KERNEL` names no kernel.
     #[error("VMSRS_KERNEL is {value:?}; it may be `6.1`, `6.12` or `debug`")]

@@ -6,10 +6,11 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use vmsrs_newc::Writer;
+
 use crate::error::{IoContext, Result};
 use crate::kernel::Kernel;
 use crate::ldd;
-use crate::newc;
 
 /// What every init does first: mounts, devices, modules, the loopback interface.
 const INIT_PREAMBLE: &str = r#"#!/bin/busybox sh
@@ -164,7 +165,7 @@ impl Image {
 
     /// Writes the image for `kernel` to `out`, which is called `path` in errors.
     pub(crate) fn write_to(&self, kernel: &Kernel, out: impl Write, path: &Path) -> Result<()> {
-        let mut writer = newc::Writer::new(out);
+        let mut writer = Writer::new(out);
         let mut pack = |name: &str, permissions: u32, data: &[u8]| {
             writer.file(name, permissions, data).context("write", path)
         };

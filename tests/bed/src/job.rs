@@ -40,6 +40,8 @@ pub struct Job {
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
     pub(crate) deterministic: bool,
+    pub(crate) cpu_model: String,
+    pub(crate) plugin: Option<String>,
     pub(crate) host_series: Series,
 }
 
@@ -68,6 +70,8 @@ impl Job {
             memory_mib: DEFAULT_MEMORY_MIB,
             cpus: DEFAULT_CPUS,
             deterministic: false,
+            cpu_model: "max".to_owned(),
+            plugin: None,
             host_series: Series::V6_1,
         }
     }
@@ -143,6 +147,18 @@ impl Job {
     pub fn deterministic(mut self) -> Self {
         self.deterministic = true;
         self.cpus = 1;
+        self
+    }
+
+    /// The CPU of the nested KVM host as QEMU's `-cpu` takes it, `max` by default.
+    pub fn cpu_model(mut self, model: impl Into<String>) -> Self {
+        self.cpu_model = model.into();
+        self
+    }
+
+    /// Has QEMU load this TCG plugin (`FILE[,ARGUMENT...]` as `-plugin` takes it); of deterministic jobs alone.
+    pub fn plugin(mut self, plugin: impl Into<String>) -> Self {
+        self.plugin = Some(plugin.into());
         self
     }
 

@@ -103,8 +103,11 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
         "-display",
         "none",
         "-cpu",
-        "max",
+        &job.cpu_model,
     ]);
+    if let Some(plugin) = &job.plugin {
+        qemu.args(["-plugin", plugin]);
+    }
     match job.deterministic {
         true => qemu.args([
             "-accel",

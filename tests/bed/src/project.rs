@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, IoContext, Result};
+
 /// The project's folder.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -20,6 +22,21 @@ pub fn build() -> PathBuf {
 /// This program, by a path that other processes can read and that stays valid when cargo replaces the file.
 pub fn own_program() -> PathBuf {
     format!("/proc/{}/exe", std::process::id()).into()
+}
+
+/// A file that cargo has built next to the program that runs.
+///
+/// # Errors
+///
+/// [`Error::NotBuilt`] when it is not there.
+pub fn built(name: &str) -> Result<PathBuf> {
+    // Only the folder counts: cargo may have replaced this program meanwhile.
+    let program = std::env::current_exe().context("find", Path::new("this program"))?;
+    let path = program.with_file_name(name);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(Error::NotBuilt { path }),
+    }
 }
 
 /// An open file of this process, by a path that other processes can read while it is open.

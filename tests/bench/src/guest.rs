@@ -10,7 +10,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use vmsrs::{App, Domain, Options};
 
-use crate::host::READY;
+use crate::host::{FACT, READY};
+use crate::mark;
+use crate::profile::facts;
 use crate::sample::{Parts, Sample, What};
 use crate::table::{Table, VALUE};
 
@@ -22,6 +24,9 @@ const WRITTEN: [usize; 4] = [1, 4, 16, 64];
 /// Pages that a failing request has written.
 const WRITTEN_BEFORE_AN_ERROR: [usize; 5] = [1, 4, 16, 64, 256];
 
+/// Requests of [`PAGES`] pages after which each frame of the window has been used.
+const WARM_UP: usize = 2 * crate::host::WINDOW_MIB * 1024 * 1024 / PAGE / PAGES;
+
 /// Tables of the key-value server, each in its own domain.
 const SHARDS: u64 = 16;
 /// Keys of the key-value server: half of the tables' slots.
@@ -31,7 +36,12 @@ const WRITES_PERCENT: [u32; 2] = [5, 50];
 
 /// Measures everything. Small measurements have more rounds, so that each takes about as long as `rounds` requests that
 /// write to 64 pages.
-pub(crate) fn measure(rounds: u32) -> Result<()> {
+pub(crate) fn measure(rounds: u32, profile: bool) -> Result<()> {
+    if profile {
+        for fact in facts::of_guest()? {
+            println!("{FACT}{}", serde_json::to_string(&fact)?);
+        }
+    }
     // SAFETY: no request here lends its locals to other threads.
     let app = unsafe { App::open("bench") }?;
     let user = app.domain("user")?;
@@ -47,27 +57,33 @@ pub(crate) fn measure(rounds: u32) -> Result<()> {
     let plain = plain.as_mut_ptr().wrapping_add(offset);
     write(plain, PAGES);
 
+    // The host allocates a frame's memory at its first use.
+    for _ in 0..WARM_UP {
+        request(user, || write(block, PAGES))?;
+        seal(user)?;
+    }
+
     // The first one also warms up the console.
     for _ in 0..2 {
         phase(|| Ok(Sample::new(What::Nothing, false, 1)))?;
     }
     phase(|| {
         let rounds = rounds * 100;
-        let start = Instant::now();
+        let watch = Watch::start();
         for _ in 0..rounds {
             black_box(__cpuid(0));
         }
-        Ok(Sample::new(What::Exit, false, rounds).lasted(start))
+        Ok(Sample::new(What::Exit, false, rounds).lasted(watch))
     })?;
 
     let alone = |pages, rounds, work: fn(*mut u8, usize)| {
         phase(|| {
             work(plain, pages);
-            let start = Instant::now();
+            let watch = Watch::start();
             for _ in 0..rounds {
                 work(plain, pages);
             }
-            let sample = Sample::new(What::Request, false, rounds).lasted(start);
+            let sample = Sample::new(What::Request, false, rounds).lasted(watch);
             Ok(Sample { pages, ..sample })
         })
     };
@@ -76,11 +92,11 @@ pub(crate) fn measure(rounds: u32) -> Result<()> {
         request(user, || work(block, pages))?;
         phase(|| {
             let mut stamps = Stamps::default();
-            let start = Instant::now();
+            let watch = Watch::start();
             for _ in 0..rounds {
                 stamps.request(user, || work(block, pages))?;
             }
-            let sample = Sample::new(What::Request, true, rounds).lasted(start);
+            let sample = Sample::new(What::Request, true, rounds).lasted(watch);
             let parts = stamps.parts(sample.nanoseconds);
             // Sealing is part of the host's work.
             seal(user)?;
@@ -122,6 +138,7 @@ fn phase(measure: impl FnOnce() -> Result<Sample>) -> Result<()> {
     stdout().flush()?;
     let read = stdin().read_line(&mut String::new())?;
     ensure!(read > 0, "the host does not answer on the console");
+    mark::next_phase();
     println!("{}", measure()?.line()?);
     Ok(())
 }
@@ -139,11 +156,28 @@ impl Sample {
         }
     }
 
-    fn lasted(self, start: Instant) -> Self {
+    fn lasted(self, watch: Watch) -> Self {
         Self {
-            nanoseconds: start.elapsed().as_nanos() as f64 / f64::from(self.rounds),
+            nanoseconds: watch.stop() as f64 / f64::from(self.rounds),
             ..self
         }
+    }
+}
+
+/// Measures a stretch of work: its time, and for the profiler its instructions.
+struct Watch(Instant);
+
+impl Watch {
+    fn start() -> Self {
+        let start = Instant::now();
+        mark::start();
+        Self(start)
+    }
+
+    /// Nanoseconds since the start.
+    fn stop(self) -> u128 {
+        mark::stop();
+        self.0.elapsed().as_nanos()
     }
 }
 
@@ -226,13 +260,13 @@ fn key_value(app: &'static App, operations: u32) -> Result<()> {
         let measure = |is_protected, serve: &dyn Fn(u64, Option<[u8; VALUE]>) -> Result<()>| {
             phase(|| {
                 let mut random = Random(88_172_645_463_325_252);
-                let start = Instant::now();
+                let watch = Watch::start();
                 for _ in 0..operations {
                     let writes = random.next() % 100 < u64::from(writes_percent);
                     let key = random.next() % KEYS + 1;
                     serve(key, writes.then_some([key as u8; VALUE]))?;
                 }
-                let sample = Sample::new(What::KeyValue, is_protected, operations).lasted(start);
+                let sample = Sample::new(What::KeyValue, is_protected, operations).lasted(watch);
                 if is_protected {
                     seal(shards[0].0)?;
                 }
@@ -278,12 +312,14 @@ fn error_to_next_request(user: &'static Domain, block: *mut u8, pages: usize) ->
     let failed = user.run(|_| {
         write(block, pages);
         STRUCK.store(clock.elapsed().as_nanos() as u64, Relaxed);
+        mark::start();
         // SAFETY: this faults on purpose: recovery from it is what is measured.
         unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
         Ok::<_, vmsrs::Error>(())
     });
     ensure!(failed.is_err(), "a write to address 16 failed no request");
     request(user, || {
+        mark::stop();
         NEXT.store(clock.elapsed().as_nanos() as u64, Relaxed);
     })?;
     NEXT.load(Relaxed)

@@ -13,10 +13,17 @@ use anyhow::{Context, Result, ensure};
 use vmsrs_bed::guest::{Config, Guest};
 use vmsrs_bed::results;
 
+use crate::profile::facts::{self, Fact};
 use crate::sample::{Cost, Measured, Sample};
 
 /// The guest's line when it waits.
 pub(crate) const READY: &str = "@ready";
+
+/// Starts a line of the guest's that is for the profile.
+pub(crate) const FACT: &str = "@fact ";
+
+/// Size of the window, in MiB.
+pub(crate) const WINDOW_MIB: usize = 64;
 
 /// KVM's counters are below this folder.
 const DEBUGFS: &str = "/sys/kernel/debug";
@@ -25,7 +32,7 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 const END_LIMIT: Duration = Duration::from_secs(300);
 
 /// Boots the guest, answers it, and writes each measurement to the job's results.
-pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
+pub(crate) fn run(kernel: &Path, initramfs: &Path, profile: bool) -> Result<()> {
     if !Path::new(DEBUGFS).join("kvm").is_dir() {
         let mounted = Command::new("mount")
             .args(["-t", "debugfs", "none", DEBUGFS])
@@ -35,8 +42,16 @@ pub(crate) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
             "cannot mount {DEBUGFS}, which has KVM's counters"
         );
     }
-    let config = Config::new(kernel, initramfs).vcpus(1).console_on_pipes();
+    let config = Config::new(kernel, initramfs)
+        .vcpus(1)
+        .window(format!("{WINDOW_MIB}M"))
+        .console_on_pipes();
     let mut guest = config.boot()?;
+    if profile {
+        for fact in facts::of_host(guest.pid())? {
+            results::tell(&fact)?;
+        }
+    }
     measure(&mut guest).with_context(|| guest.logs())
 }
 
@@ -56,6 +71,8 @@ fn measure(guest: &mut Guest) -> Result<()> {
                 .context("a measurement ended that had not started")?;
             let cost = now(process)?.since(&before);
             results::tell(&Measured { sample, cost })?;
+        } else if let Some(fact) = line.trim().strip_prefix(FACT) {
+            results::tell(&serde_json::from_str::<Fact>(fact)?)?;
         } else {
             println!("{line}");
         }

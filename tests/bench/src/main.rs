@@ -5,20 +5,27 @@
 
 mod guest;
 mod host;
+mod mark;
+mod profile;
 mod report;
 mod sample;
 mod table;
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_report::folder;
 
+use crate::profile::Profiler;
 use crate::report::Report;
 use crate::sample::Measured;
+
+/// The emulated CPU: `max` without its fast string instructions, which QEMU counts once a byte. A page is then copied in
+/// 512 instructions, as the copy would take about as many cycles.
+const CPU_MODEL: &str = "max,-erms,-fsrm";
 
 /// Measure what requests and errors cost, in a guest.
 #[derive(Parser)]
@@ -30,6 +37,9 @@ struct Arguments {
     /// Use a KVM host with one CPU whose clock counts instructions.
     #[arg(long)]
     deterministic: bool,
+    /// Count instructions by function as well, and write tables and flame graphs to target/profile.
+    #[arg(long)]
+    profile: bool,
     /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     deadline: u64,
@@ -50,21 +60,15 @@ enum Part {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.part {
-        Some(Part::Guest) => guest::measure(arguments.rounds),
-        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs),
+        Some(Part::Guest) => guest::measure(arguments.rounds, arguments.profile),
+        Some(Part::Host { kernel, initramfs }) => host::run(kernel, initramfs, arguments.profile),
         None => run(&arguments),
     }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     let program = project::own_program();
-    let built = std::env::current_exe().context("find this program")?;
-    let vmsrs = built.with_file_name("vmsrs");
-    ensure!(
-        vmsrs.is_file(),
-        "{} is missing; build it with `make build-bench`",
-        vmsrs.display()
-    );
+    let vmsrs = project::built("vmsrs")?;
     let bed = Bed::auto()?;
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
@@ -75,18 +79,31 @@ fn run(arguments: &Arguments) -> Result<()> {
         .module_file(&modules.driver)
         .binary(&program, "/bin/vmsrs-bench")
         .init(&format!(
-            "vmsrs-bench --rounds {} guest || echo '@failed'",
-            arguments.rounds
+            "vmsrs-bench --rounds {}{} guest || echo '@failed'",
+            arguments.rounds,
+            if arguments.profile { " --profile" } else { "" },
         ))
         .write(&kernel, &image)?;
-    let mut job = Job::new(["vmsrs-bench", "host", "vmlinux", "guest.img"])
+    let mut command = vec!["vmsrs-bench", "host", "vmlinux", "guest.img"];
+    if arguments.profile {
+        command.insert(1, "--profile");
+    }
+    let mut job = Job::new(command)
         .program(&program, "vmsrs-bench")
-        .program(vmsrs, "vmsrs")
+        .program(&vmsrs, "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
+        .cpu_model(CPU_MODEL)
         .timeout(Duration::from_secs(arguments.deadline));
-    if arguments.deterministic {
+    if arguments.deterministic || arguments.profile {
         job = job.deterministic();
+    }
+    let mut profiler = match arguments.profile {
+        true => Some(Profiler::new()?),
+        false => None,
+    };
+    if let Some(profiler) = &profiler {
+        job = job.plugin(profiler.argument());
     }
     let mut measured: Vec<Measured> = Vec::new();
     let mut failed = false;
@@ -100,6 +117,10 @@ fn run(arguments: &Arguments) -> Result<()> {
                 eprintln!("{line}");
                 measured.push(one);
             }
+            Err(_)
+                if profiler
+                    .as_mut()
+                    .is_some_and(|profiler| profiler.take(line)) => {}
             Err(_) => eprintln!("result: {line}"),
         },
     })?;
@@ -108,6 +129,16 @@ fn run(arguments: &Arguments) -> Result<()> {
         "the measurements in the guest failed (see above); the job's exit code is {}",
         outcome.code
     );
+    if let Some(profiler) = profiler {
+        let files = [
+            ("vmsrs-bench", program),
+            ("vmsrs", vmsrs),
+            ("vmsrs.ko", modules.driver),
+        ];
+        let files = files.map(|(name, file)| (name.to_owned(), file)).into();
+        let table = profiler.finish(&measured, &files)?;
+        println!("the profile: {}", table.display());
+    }
     let report = Report {
         accelerator: match arguments.deterministic {
             true => vmsrs_bed::Accelerator::Nested.name(),
@@ -117,17 +148,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         deterministic: arguments.deterministic,
         samples: report::without_measuring(measured),
     };
-    let path = write(&report)?;
+    let folder = project::root().join("target/bench");
+    folder::create(&folder)?;
+    let path = folder::write_report(&folder, &report)?;
     print!("{}", report.tables());
     println!("report: {}", path.display());
     Ok(())
-}
-
-fn write(report: &Report) -> Result<PathBuf> {
-    let folder = project::root().join("target/bench");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(report)? + "\n")
-        .with_context(|| format!("write {}", path.display()))?;
-    Ok(path)
 }

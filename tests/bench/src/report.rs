@@ -1,6 +1,7 @@
 //! The report of a run, as JSON and as tables.
 
 use serde::Serialize;
+use vmsrs_report::table::{Table, numbers, words};
 
 use crate::sample::{Cost, Measured, What};
 
@@ -28,7 +29,7 @@ pub(crate) fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
 }
 
 impl Measured {
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let percent = self.sample.writes_percent.unwrap_or(0);
         match (self.sample.what, self.sample.pages) {
             (What::Nothing, _) => "nothing".to_owned(),
@@ -49,9 +50,21 @@ impl Measured {
 impl Report {
     /// The numbers as tables in Markdown.
     pub(crate) fn tables(&self) -> String {
-        let mut text = String::from(
-            "| | plain, ns | with, ns | budget, ns | plain, exits | with, exits |\n|---|---|---|---|---|---|\n",
-        );
+        [self.compared(), self.where_it_goes(), self.kinds_of_exits()]
+            .map(|table| table.to_string())
+            .join("\n")
+    }
+
+    /// What each round takes with protection and without.
+    fn compared(&self) -> Table {
+        let mut table = Table::markdown(&[
+            words(""),
+            numbers("plain, ns"),
+            numbers("with, ns"),
+            numbers("budget, ns"),
+            numbers("plain, exits"),
+            numbers("with, exits"),
+        ]);
         for one in &self.samples {
             let is_plain = |plain: &&Measured| {
                 let (plain, sample) = (&plain.sample, &one.sample);
@@ -60,7 +73,7 @@ impl Report {
                     && plain.pages == sample.pages
                     && plain.writes_percent == sample.writes_percent
             };
-            // Only exits have a line of their own without protection.
+            // Only what exists without protection alone has a line of its own.
             if !one.sample.protected && one.sample.what != What::Exit {
                 continue;
             }
@@ -70,66 +83,73 @@ impl Report {
                 None => "-".to_owned(),
             };
             let with = Some(one).filter(|one| one.sample.protected);
-            // Budgets are counted in instructions.
+            // Budgets are in instructions: on another clock they say nothing.
             let budget = one.sample.budget().filter(|_| self.deterministic);
             let exits = |one: &Measured| one.each(one.cost.all_exits());
-            text.push_str(&format!(
-                "| {} | {} | {} | {} | {} | {} |\n",
+            table.row([
                 one.name(),
                 number(plain.map(|plain| plain.sample.nanoseconds), 0),
                 number(with.map(|one| one.sample.nanoseconds), 0),
                 number(budget, 0),
                 number(plain.map(exits), 2),
                 number(with.map(exits), 2),
-            ));
+            ]);
         }
-        text.push_str(&self.where_it_goes());
-        text.push_str(&self.kinds_of_exits());
-        text
+        table
     }
 
-    /// Nanoseconds of each protected round, by part of the request and by thread of the VMM, which may do its work for a
-    /// request later.
-    fn where_it_goes(&self) -> String {
-        let mut text = String::from(
-            "\n| where it goes, ns | start | function, page faults | end, commit | vCPU | sealing | cleansing | others |\n\
-             |---|---|---|---|---|---|---|---|\n",
-        );
-        for one in self.samples.iter().filter(|one| one.sample.protected) {
+    fn protected(&self) -> impl Iterator<Item = &Measured> {
+        self.samples.iter().filter(|one| one.sample.protected)
+    }
+
+    /// Nanoseconds of each protected round: by what the request does, and by what has the CPU. The VM monitor's threads
+    /// may work for a request after its end.
+    fn where_it_goes(&self) -> Table {
+        let mut table = Table::markdown(&[
+            words("where it goes, ns"),
+            numbers("start"),
+            numbers("function, page faults"),
+            numbers("end, commit"),
+            numbers("vCPU"),
+            numbers("sealing"),
+            numbers("cleansing"),
+            numbers("others"),
+        ]);
+        for one in self.protected() {
             let parts = match one.sample.parts {
                 Some(parts) => {
-                    format!("{:.0} | {:.0} | {:.0}", parts.start, parts.body, parts.end)
+                    [parts.start, parts.body, parts.end].map(|part| format!("{part:.0}"))
                 }
-                None => "- | - | -".to_owned(),
+                None => ["-", "-", "-"].map(str::to_owned),
             };
             let is_vcpu = |name: &str| name.starts_with("vcpu");
             let seals = |name: &str| name.ends_with("-queues");
             let wipes = |name: &str| name == "vmsrs-cleanser";
             let others = |name: &str| !is_vcpu(name) && !seals(name) && !wipes(name);
-            text.push_str(&format!(
-                "| {} | {parts} | {:.0} | {:.0} | {:.0} | {:.0} |\n",
-                one.name(),
-                one.each(one.cost.cpu(is_vcpu)),
-                one.each(one.cost.cpu(seals)),
-                one.each(one.cost.cpu(wipes)),
-                one.each(one.cost.cpu(others)),
-            ));
+            let threads = [
+                one.cost.cpu(is_vcpu),
+                one.cost.cpu(seals),
+                one.cost.cpu(wipes),
+                one.cost.cpu(others),
+            ];
+            let threads = threads.map(|time| format!("{:.0}", one.each(time)));
+            table.row([one.name()].into_iter().chain(parts).chain(threads));
         }
-        text
+        table
     }
 
-    /// Every KVM counter that rises at least once in a hundred protected rounds.
-    fn kinds_of_exits(&self) -> String {
-        let mut text = String::from("\n| | KVM's counters, for each |\n|---|---|\n");
-        for one in self.samples.iter().filter(|one| one.sample.protected) {
+    /// Everything that KVM counts at least once in a hundred protected rounds.
+    fn kinds_of_exits(&self) -> Table {
+        let mut table = Table::markdown(&[words(""), words("KVM's counters, for each")]);
+        for one in self.protected() {
             let kinds = one.cost.exits.iter();
             let kinds: Vec<String> = kinds
                 .filter(|(name, count)| !name.ends_with("_ns") && one.each(**count) >= 0.01)
                 .map(|(name, count)| format!("{name} {:.2}", one.each(*count)))
                 .collect();
-            text.push_str(&format!("| {} | {} |\n", one.name(), kinds.join(", ")));
+            table.row([one.name(), kinds.join(", ")]);
         }
-        text
+        table
     }
 }
 
@@ -172,7 +192,9 @@ mod tests {
                 measured(What::Request, 4, true, 25),
             ],
         };
+        // The cells without what aligns them.
         let tables = report.tables();
+        let tables = tables.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(tables.contains("| writes, pages: 4 | 1234 | 1234 | 17500 | 1.00 | 2.50 |"));
         assert!(tables.contains("| 1234567 | 1234567 | 1234567 | 500 | 70 | 0 | 0 |"));
         assert!(tables.contains("| exits 2.50 |"));

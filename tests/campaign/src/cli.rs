@@ -1,15 +1,18 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use vmsrs_bed::Flavour;
-use vmsrs_demo::cli::Server;
+use serde::{Serialize, Serializer};
+use vmsrs_bed::{Flavour, shell_quote};
+use vmsrs_ledger::arguments::arguments;
+use vmsrs_ledger::guest::session::BootArgs;
+use vmsrs_ledger::program::Server;
+use vmsrs_ledger::users::{TooFewUsers, check_spread};
 
 use crate::kind::{self, Kind};
-use crate::run::{self, Options};
+use crate::run::Options;
 
 /// Makes thousands of errors in a server's requests and checks that nobody else notices.
 #[derive(Debug, Parser)]
@@ -52,7 +55,7 @@ pub enum Job {
 }
 
 /// What is run.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize)]
 pub struct RunArgs {
     /// Seed: the same one plans the same errors.
     #[arg(long, default_value_t = 1)]
@@ -79,6 +82,7 @@ pub struct RunArgs {
     pub no_restarts: bool,
     /// Make errors of one kind only, by its name in the report; for a closer look at it.
     #[arg(long, value_name = "KIND", value_parser = kind::named, conflicts_with = "no_restarts")]
+    #[serde(serialize_with = "kind_name")]
     pub only: Option<&'static Kind>,
     /// Seconds that one answer may take before it counts as a hang.
     #[arg(long, default_value_t = 120)]
@@ -97,9 +101,9 @@ impl RunArgs {
     ///
     /// # Errors
     ///
-    /// As [`run::spread`].
-    pub fn check(&self) -> Result<(), run::Error> {
-        run::spread(self.users.into(), self.connections.into())
+    /// As [`check_spread`].
+    pub fn check(&self) -> Result<(), TooFewUsers> {
+        check_spread(self.users.into(), self.connections.into())
     }
 
     /// How long all may take.
@@ -112,39 +116,29 @@ impl RunArgs {
     /// The command that makes the same errors again, in guests with that kernel.
     #[must_use]
     pub fn command(&self, kernel: Flavour) -> String {
-        // What make does not know of.
-        let plain = Self {
-            seed: self.seed,
-            errors: self.errors,
-            vcpus: self.vcpus,
-            server: self.server,
-            ..Cli::parse_from(["vmsrs-campaign"]).run
+        let default = arguments(&Self::default());
+        let mut changed = arguments(self);
+        changed.retain(|argument| !default.contains(argument));
+        let variable = |argument: &String| {
+            let (name, value) = argument.strip_prefix("--")?.split_once('=')?;
+            let known = MAKE_VARIABLES.iter().find(|(option, _)| *option == name)?;
+            Some(format!("{}={value}", known.1))
         };
-        if self.to_arguments() != plain.to_arguments() {
-            let quoted = |argument: String| match argument.contains(' ') {
-                true => format!("\"{argument}\""),
-                false => argument,
-            };
-            let arguments: Vec<_> = self.to_arguments().into_iter().map(quoted).collect();
-            let arguments = arguments.join(" ");
-            let variable = match kernel {
-                Flavour::DEFAULT => String::new(),
-                kernel => format!("{}={kernel} ", Flavour::VARIABLE),
-            };
-            return format!("{variable}cargo run --release -p vmsrs-campaign -- {arguments}");
-        }
-        let server = match self.server {
-            Server::C => "",
-            Server::Rust => " SERVER=rust",
+        let kernel = (kernel != Flavour::DEFAULT).then(|| kernel.to_string());
+        // What make has no variable for.
+        let Some(variables) = changed.iter().map(variable).collect::<Option<Vec<_>>>() else {
+            let kernel = kernel.map(|kernel| format!("{}={kernel} ", Flavour::VARIABLE));
+            let arguments: Vec<_> = changed.iter().map(|word| shell_quote(word)).collect();
+            return format!(
+                "{}cargo run --release -p vmsrs-campaign -- {}",
+                kernel.unwrap_or_default(),
+                arguments.join(" ")
+            );
         };
-        let kernel = match kernel {
-            Flavour::DEFAULT => String::new(),
-            kernel => format!(" KERNEL={kernel}"),
-        };
-        format!(
-            "make campaign SEED={} ERRORS={} VCPUS={}{server}{kernel}",
-            self.seed, self.errors, self.vcpus
-        )
+        let kernel = kernel.map(|kernel| format!("KERNEL={kernel}"));
+        let words = ["make campaign".to_owned()].into_iter();
+        let words: Vec<_> = words.chain(variables).chain(kernel).collect();
+        words.join(" ")
     }
 
     /// The options for a server at `address` in a guest.
@@ -166,45 +160,35 @@ impl RunArgs {
             deadline: self.deadline(),
         }
     }
+}
 
-    /// The same as arguments for another process.
-    #[must_use]
-    pub fn to_arguments(&self) -> Vec<String> {
-        let server = match self.server {
-            Server::C => "c",
-            Server::Rust => "rust",
-        };
-        [
-            ("--seed", self.seed.to_string()),
-            ("--errors", self.errors.to_string()),
-            ("--vcpus", self.vcpus.to_string()),
-            ("--server", server.to_owned()),
-            ("--users", self.users.to_string()),
-            ("--connections", self.connections.to_string()),
-            ("--reply-timeout", self.reply_timeout.to_string()),
-            ("--outage-limit", self.outage_limit.to_string()),
-            ("--deadline", self.deadline().as_secs().to_string()),
-        ]
-        .into_iter()
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .chain(self.no_restarts.then(|| "--no-restarts".to_owned()))
-        .chain(self.only.map(|kind| format!("--only={}", kind.name)))
-        .collect()
+impl Default for RunArgs {
+    fn default() -> Self {
+        Cli::parse_from(["vmsrs-campaign"]).run
     }
+}
+
+/// Options, and the variables of `make campaign` for them.
+const MAKE_VARIABLES: [(&str, &str); 4] = [
+    ("seed", "SEED"),
+    ("errors", "ERRORS"),
+    ("vcpus", "VCPUS"),
+    ("server", "SERVER"),
+];
+
+fn kind_name<S: Serializer>(
+    kind: &Option<&'static Kind>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    kind.map(|kind| kind.name).serialize(serializer)
 }
 
 /// A guest to boot.
 #[derive(Debug, Clone, Args)]
 pub struct GuestArgs {
-    /// The kernel.
-    #[arg(long)]
-    pub kernel: PathBuf,
-    /// The initramfs.
-    #[arg(long)]
-    pub initramfs: PathBuf,
-    /// Seconds until the server in it must answer.
-    #[arg(long, default_value_t = 90)]
-    pub boot_timeout: u64,
+    /// The guest.
+    #[command(flatten)]
+    pub boot: BootArgs,
     /// What is run.
     #[command(flatten)]
     pub run: RunArgs,
@@ -243,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn arguments_survive_the_way_to_another_process() {
+    fn arguments_reach_another_process() {
         for further in ["--no-restarts", "--only=second error in a defer"] {
             let first = ["vmsrs-campaign", "--seed=9", "--server=rust", further];
             let first = Cli::parse_from(first).run;
-            let arguments = first.to_arguments();
+            let arguments = arguments(&first);
             let name = std::iter::once("vmsrs-campaign".to_owned());
             let again = Cli::parse_from(name.chain(arguments)).run;
             let text = |run: &RunArgs| format!("{:?}", run.options(([127, 0, 0, 1], 1).into()));
@@ -265,19 +249,19 @@ mod tests {
         let stock = |arguments: &[&str]| run(arguments).command(Flavour::DEFAULT);
         let debug = |arguments: &[&str]| run(arguments).command(Flavour::Debug);
         let rust = &["--seed=9", "--errors=7", "--server=rust"];
-        let command = "make campaign SEED=9 ERRORS=7 VCPUS=2 SERVER=rust";
+        let command = "make campaign ERRORS=7 SEED=9 SERVER=rust";
         assert_eq!(stock(rust), command);
         assert_eq!(debug(rust), format!("{command} KERNEL=debug"));
         let short = stock(&["--no-restarts"]);
-        assert!(short.ends_with("--no-restarts"));
+        assert!(short.ends_with(" --no-restarts"), "{short}");
         assert_eq!(
             debug(&["--no-restarts"]),
             format!("VMSRS_KERNEL=debug {short}")
         );
         let serial = stock(&["--connections=1"]);
-        assert!(serial.contains(" --connections 1 "), "{serial}");
+        assert!(serial.ends_with(" --connections=1"), "{serial}");
         let only = stock(&["--only=division by zero"]);
-        assert!(only.ends_with(" \"--only=division by zero\""), "{only}");
+        assert!(only.ends_with(" '--only=division by zero'"), "{only}");
     }
 
     #[test]

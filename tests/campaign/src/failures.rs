@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use vmsrs_demo::reply::Failure;
+use vmsrs_ledger::reply::Failure;
 
 /// The host counts stopped writes together, whether a request failed by one or not.
 const SEALED_WRITE: &str = "sealed write";

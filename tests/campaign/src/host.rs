@@ -6,11 +6,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use vmsrs_bed::guest::Control;
 use vmsrs_bed::window;
 
 /// Kinds of incidents by which a request fails and its process goes on.
@@ -90,7 +90,7 @@ pub struct Host {
     /// Number of the process of `vmsrs run`.
     pub process: u32,
     /// Its control socket.
-    pub socket: PathBuf,
+    pub control: Control,
     /// The log of the guest's console.
     pub console: PathBuf,
     /// The supervisor in the guest: it ends a process whose number it is told.
@@ -134,15 +134,10 @@ impl Host {
     ///
     /// When some of them cannot be repaired, or the command fails.
     pub fn scrub(&self, domain: &str) -> io::Result<()> {
-        let output = Command::new("vmsrs")
-            .args(["scrub", "--app", "ledger", "--domain", domain, "--socket"])
-            .arg(&self.socket)
-            .output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let words = String::from_utf8_lossy(&output.stderr);
-        Err(io::Error::other(format!("{}: {words}", output.status)))
+        let scrubbed = self
+            .control
+            .show(&["scrub", "--app", "ledger", "--domain", domain]);
+        scrubbed.map(drop).map_err(io::Error::other)
     }
 
     /// What the host has found so far by checking sealed pages.
@@ -176,11 +171,7 @@ impl Host {
     }
 
     fn status(&self) -> io::Result<Value> {
-        let output = Command::new("vmsrs")
-            .args(["status", "--json", "--socket"])
-            .arg(&self.socket)
-            .output()?;
-        Ok(serde_json::from_slice(&output.stdout)?)
+        self.control.status().map_err(io::Error::other)
     }
 
     /// Has the supervisor end the server's process `pid`; whether it was still there.

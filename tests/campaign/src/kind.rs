@@ -1,6 +1,6 @@
 //! The kinds of errors, and what is promised of each.
 
-use vmsrs_demo::kind::Kind as Bug;
+use vmsrs_ledger::bug::Bug;
 
 use crate::arm::Point;
 use crate::host::Harm;
@@ -67,9 +67,7 @@ impl Kind {
         matches!(self.origin, Origin::Injected(errors)
             if errors.iter().all(|error| ENDLESS.contains(error)))
     }
-}
 
-impl Kind {
     /// Whether it hits what protection keys close on a CPU that has some: variables that the server has
     /// guarded, and drafts of other requests.
     #[must_use]
@@ -92,19 +90,56 @@ impl Kind {
     pub fn wants_company(&self) -> bool {
         matches!(self.origin, Origin::Injected(["foreign-draft"]))
     }
+}
 
-    /// What is missing to make errors of this kind, if anything.
+/// What a run can make errors with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tools {
+    /// The server runs below the injector.
+    pub injector: bool,
+    /// The run can look into the server's virtual machine.
+    pub host: bool,
+    /// The host's memory may be poisoned.
+    pub poison: bool,
+}
+
+/// A kind cannot be made with the tools that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("errors of the kind '{kind}' need {needed}")]
+pub struct Missing {
+    /// The kind.
+    pub kind: &'static str,
+    /// What is missing.
+    pub needed: &'static str,
+}
+
+impl Tools {
+    /// What is missing to make errors of a kind, if anything.
     #[must_use]
-    pub fn wants(&self, injector: bool, host: bool, poison: bool) -> Option<&'static str> {
-        match self.origin {
-            Origin::Injected(_) if !injector => Some("the injector, which the C server alone has"),
-            Origin::Memory(_) if !(injector && host) => {
+    pub fn missing(self, kind: &Kind) -> Option<&'static str> {
+        match kind.origin {
+            Origin::Injected(_) if !self.injector => {
+                Some("the injector, which only the C server has")
+            }
+            Origin::Memory(_) if !(self.injector && self.host) => {
                 Some("a guest with the injector, and its host")
             }
-            Origin::Memory(Harm::Poison) if !poison => {
+            Origin::Memory(Harm::Poison) if !self.poison => {
                 Some("the nested test-bed: this machine's own memory would be out of use")
             }
             _ => None,
+        }
+    }
+
+    /// Whether errors of the kind can be made, if one is asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Missing`] if not.
+    pub fn check(self, only: Option<&'static Kind>) -> Result<(), Missing> {
+        match only.and_then(|kind| Some((kind.name, self.missing(kind)?))) {
+            Some((kind, needed)) => Err(Missing { kind, needed }),
+            None => Ok(()),
         }
     }
 }
@@ -489,10 +524,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_says_what_it_wants() {
+    fn a_kind_needs_its_tools() {
         let wants = |name: &str, injector, host, poison| {
-            let wants = named(name).unwrap().wants(injector, host, poison);
-            wants.is_some()
+            let tools = Tools {
+                injector,
+                host,
+                poison,
+            };
+            tools.check(named(name).ok()).is_err()
         };
         assert!(!wants("planted: division by zero", false, false, false));
         assert!(wants("division by zero", false, true, true));

@@ -7,14 +7,14 @@
 pub mod arm;
 pub mod campaign;
 mod cause;
+mod claim;
 pub mod class;
 pub mod cli;
 mod console;
-pub mod directory;
 mod failures;
 pub mod guest;
 pub mod host;
-mod keepalive;
+mod image;
 pub mod kind;
 pub mod matrix;
 pub mod outcome;

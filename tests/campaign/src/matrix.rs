@@ -1,9 +1,8 @@
 //! Many runs for the record: seeds and numbers of vCPUs, one after the other.
 
-use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::Result;
+use vmsrs_report::table::{Table, numbers, words};
 
 use crate::campaign;
 use crate::cli::RunArgs;
@@ -70,49 +69,52 @@ pub fn run(args: &RunArgs, folder: &Path) -> bool {
 /// A row for each run, and one with their sums.
 #[must_use]
 pub fn table(runs: &[Run]) -> String {
-    let head = [
-        "seed", "vCPUs", "errors", "lost", "own dmg", "harmed", "crashes", "hangs", "commits",
-        "missed", "kernel", "restarts", "untagged", "guest", "seconds",
+    let counts = [
+        "errors", "lost", "own dmg", "harmed", "crashes", "hangs", "commits", "missed", "kernel",
+        "restarts", "untagged", "guest", "seconds",
     ];
-    let mut text = String::new();
-    let mut line = |cells: &[String], end: &str| {
-        let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>8}")).collect();
-        // A string can always be written.
-        let _ = writeln!(text, "{}  {end}", cells.join(" "));
+    let headings = ["seed", "vCPUs"].into_iter().chain(counts).map(numbers);
+    let mut table = Table::plain(&headings.chain([words("verdict")]).collect::<Vec<_>>());
+    let mut row = |seed: String, vcpus: String, counts: [String; 13], verdict: String| {
+        table.row([seed, vcpus].into_iter().chain(counts).chain([verdict]));
     };
-    line(&head.map(str::to_owned), "verdict");
     let mut sums = [0; 13];
     for run in runs {
-        let mut cells = vec![run.seed.to_string(), run.vcpus.to_string()];
+        let (seed, vcpus) = (run.seed.to_string(), run.vcpus.to_string());
         let Ok(report) = &run.report else {
-            cells.extend(sums.map(|_| "-".to_owned()));
-            line(&cells, "DID NOT END");
+            row(
+                seed,
+                vcpus,
+                counts.map(|_| "-".to_owned()),
+                "DID NOT END".to_owned(),
+            );
             continue;
         };
-        let numbers = numbers(report);
-        for (sum, number) in sums.iter_mut().zip(numbers) {
-            *sum += number;
+        let counts = counted(report);
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum += count;
         }
-        cells.extend(numbers.map(|number| number.to_string()));
         let verdict = match report.broken_promises.len() {
             0 => "good".to_owned(),
             _ => format!("BROKEN: {}", report.broken_promises.join("; ")),
         };
-        line(&cells, &verdict);
+        row(seed, vcpus, counts.map(|count| count.to_string()), verdict);
     }
-    let mut cells = vec!["all".to_owned(), String::new()];
-    cells.extend(sums.map(|sum| sum.to_string()));
     let good = runs.iter().filter(|run| run.is_good()).count();
-    line(&cells, &format!("{good} of {} good", runs.len()));
-    text.push_str(
-        "  lost: requests with errors; own dmg: wrong data of the request's own user; commits: lost; \
-         missed: errors that must be detected;\n  kernel: its complaints; untagged: deaths of the \
-         server by them; guest: restarts that nobody asked for\n",
+    row(
+        "all".to_owned(),
+        String::new(),
+        sums.map(|sum| sum.to_string()),
+        format!("{good} of {} good", runs.len()),
     );
-    text
+    format!(
+        "{table}  lost: requests with errors; own dmg: wrong data of the request's own user; commits: lost commits;\n  \
+         missed: errors that must be detected and were not; kernel: complaints of the guest's kernel;\n  \
+         untagged: deaths of the server by errors outside of domains; guest: unplanned restarts\n"
+    )
 }
 
-fn numbers(report: &Report) -> [u64; 13] {
+fn counted(report: &Report) -> [u64; 13] {
     let sum =
         |number: fn(&crate::outcome::KindOutcome) -> u64| report.kinds.iter().map(number).sum();
     [

@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vmsrs_bed::window;
+use vmsrs_ledger::users::lock;
+use vmsrs_report::distribution::Distribution;
 
 use crate::cause::Cause;
 use crate::class::Class;
 use crate::console::Console;
 use crate::kind::{Fate, Kind, all, turns};
 use crate::run::Options;
-use crate::world::{Ended, World, lock};
+use crate::world::{Ended, World};
 
 /// The numbers of one kind of error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,17 +94,13 @@ pub struct Untagged {
 }
 
 impl Outage {
-    fn new(mut outages: Vec<Duration>) -> Self {
-        outages.sort_unstable();
-        let milliseconds = |time: Option<&Duration>| {
-            time.map_or(0, |time| {
-                u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-            })
-        };
+    fn new(outages: impl IntoIterator<Item = Duration>) -> Self {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let outages: Distribution = outages.into_iter().map(milliseconds).collect();
         Self {
-            count: outages.len() as u64,
-            median_ms: milliseconds(outages.get(outages.len() / 2)),
-            max_ms: milliseconds(outages.last()),
+            count: outages.count(),
+            median_ms: outages.median().unwrap_or(0),
+            max_ms: outages.percentile(100).unwrap_or(0),
         }
     }
 }
@@ -199,12 +196,8 @@ fn never_made(outcomes: &[KindOutcome], errors: u64, requests: usize) -> Vec<Str
 /// Whether the plan of a run has a kind.
 fn is_planned(kind: &'static Kind, options: &Options) -> bool {
     let may_end = options.restarts || matches!(kind.fate, Fate::Detected | Fate::OwnDamage);
-    let poison = window::may_poison();
-    options.only.is_none_or(|only| only == kind)
-        && may_end
-        && kind
-            .wants(options.injector, options.host.is_some(), poison)
-            .is_none()
+    let wanted = options.only.is_none_or(|only| only == kind);
+    wanted && may_end && options.tools().missing(kind).is_none()
 }
 
 /// Errors in what protection keys close that were not stopped, where the guest's CPU has protection `keys`, with
@@ -230,7 +223,7 @@ impl Outcome {
         let detectors = lock(&world.detectors);
         let outages = |wanted: &dyn Fn(&Ended) -> bool| {
             let wanted = ended.iter().filter(|end| wanted(end));
-            Outage::new(wanted.filter_map(|end| end.outage).collect())
+            Outage::new(wanted.filter_map(|end| end.outage))
         };
         let causes = |cause: &Cause| ended.iter().filter(|end| end.cause == *cause).count() as u64;
         let none = BTreeMap::new();
@@ -449,8 +442,8 @@ mod tests {
 
     #[test]
     fn an_outage_has_a_median_and_a_longest() {
-        let outage = Outage::new([5, 1, 9].map(Duration::from_millis).to_vec());
+        let outage = Outage::new([5, 1, 9].map(Duration::from_millis));
         assert_eq!((outage.count, outage.median_ms, outage.max_ms), (3, 5, 9));
-        assert_eq!(Outage::new(Vec::new()), Outage::default());
+        assert_eq!(Outage::new([]), Outage::default());
     }
 }

@@ -6,7 +6,7 @@
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
-use vmsrs_demo::kind::Kind as Bug;
+use vmsrs_ledger::bug::Bug;
 
 use crate::arm::{Arm, Point};
 use crate::host::Harm;

@@ -9,18 +9,19 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use vmsrs_bed::window;
-use vmsrs_demo::client::Client;
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::{DirectoryChange, User};
+use vmsrs_ledger::client::{Client, NoServer};
+use vmsrs_ledger::model::DirectoryChange;
+use vmsrs_ledger::users::{TooFewUsers, check_spread, create, lock, read};
+use vmsrs_report::steps::Count;
 
 use crate::cause::{Cause, unexplained};
 use crate::class::Class;
 use crate::console::Console;
 use crate::host::Host;
-use crate::kind::{Kind, all};
+use crate::kind::{Kind, Missing, Tools, all};
 use crate::outcome::Outcome;
 use crate::worker::Worker;
-use crate::world::{Ended, World, lock};
+use crate::world::{Ended, World};
 
 /// How long the host may take at the end until it has all reports of failed requests.
 const REPORTS_UNDER_WAY: Duration = Duration::from_secs(10);
@@ -56,6 +57,18 @@ pub struct Options {
     pub deadline: Duration,
 }
 
+impl Options {
+    /// What errors can be made with.
+    #[must_use]
+    pub fn tools(&self) -> Tools {
+        Tools {
+            injector: self.injector,
+            host: self.host.is_some(),
+            poison: window::may_poison(),
+        }
+    }
+}
+
 /// Counts while it runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -73,49 +86,40 @@ pub struct Progress {
     pub requests: u64,
 }
 
+impl Progress {
+    /// What is shown of it, `elapsed` after the first request: with how fast errors are made, and how long it will take
+    /// at that rate.
+    #[must_use]
+    pub fn count(&self, elapsed: Duration) -> Count {
+        let rate = self.injected as f64 / elapsed.as_secs_f64().max(0.001);
+        let left = self.total.saturating_sub(self.injected) as f64;
+        let left = match self.injected {
+            0 => "time left unknown".to_owned(),
+            _ => format!("{:.0} min left", (left / rate / 60.0).ceil()),
+        };
+        Count {
+            done: self.injected,
+            total: self.total,
+            words: format!(
+                "errors, {} requests lost, {} others harmed, {} restarts; {rate:.1} a second, {left}",
+                self.lost, self.harmed, self.restarts
+            ),
+        }
+    }
+}
+
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The options contradict each other.
-    #[error(
-        "{users} users cannot be spread over {connections} connections; ask for at least one user each"
-    )]
-    Options {
-        /// Users asked for.
-        users: usize,
-        /// Connections asked for.
-        connections: usize,
-    },
+    /// There are more connections than users.
+    #[error(transparent)]
+    Users(#[from] TooFewUsers),
     /// A kind was asked for that cannot be made.
-    #[error("errors of the kind '{kind}' want {wants}")]
-    Kind {
-        /// The kind.
-        kind: &'static str,
-        /// What is missing.
-        wants: &'static str,
-    },
-    /// The server cannot be reached, or fails before the run begins.
-    #[error("no new ledger answers at {address} ({doing}); start one first")]
-    Server {
-        /// Where.
-        address: SocketAddr,
-        /// What was tried.
-        doing: &'static str,
-        /// What happened.
-        source: io::Error,
-    },
-}
-
-/// Whether each connection has a user at least.
-///
-/// # Errors
-///
-/// [`Error::Options`] if not.
-pub fn spread(users: usize, connections: usize) -> Result<(), Error> {
-    match connections == 0 || users < connections {
-        true => Err(Error::Options { users, connections }),
-        false => Ok(()),
-    }
+    #[error(transparent)]
+    Kind(#[from] Missing),
+    /// There is no new server.
+    #[error(transparent)]
+    Server(#[from] NoServer),
 }
 
 /// Runs to the end; `on_progress` is called several times a second.
@@ -124,32 +128,14 @@ pub fn spread(users: usize, connections: usize) -> Result<(), Error> {
 ///
 /// When it cannot begin. Whatever the server does is no error but the outcome.
 pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<Outcome, Error> {
-    spread(options.users, options.connections)?;
-    let can = (
-        options.injector,
-        options.host.is_some(),
-        window::may_poison(),
-    );
-    if let Some(kind) = options.only
-        && let Some(wants) = kind.wants(can.0, can.1, can.2)
-    {
-        return Err(Error::Kind {
-            kind: kind.name,
-            wants,
-        });
-    }
-    let failed = |doing| {
-        move |source| Error::Server {
-            address: options.address,
-            doing,
-            source,
-        }
-    };
+    check_spread(options.users, options.connections)?;
+    options.tools().check(options.only)?;
+    let no_server = |doing| NoServer::at(options.address, doing);
     let mut control =
-        Client::connect(options.address, options.reply_timeout).map_err(failed("connecting"))?;
+        Client::connect(options.address, options.reply_timeout).map_err(no_server("connecting"))?;
     let mut world = World::new(options);
-    set_up(&mut world, &mut control).map_err(failed("adding the users"))?;
-    let first = control.stats().map_err(failed("asking for STATS"))?;
+    set_up(&mut world, &mut control).map_err(no_server("adding the users"))?;
+    let first = control.stats().map_err(no_server("asking for STATS"))?;
     world.life(&first);
     drop(control);
 
@@ -184,32 +170,14 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     Ok(Outcome::new(&world, &ended, console.as_ref(), seconds))
 }
 
-/// Makes the users and those whose state nobody changes, and gives all of them something to lose.
+/// Creates the users, and those whose state nobody changes.
 fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     let mut total = DirectoryChange::default();
-    let mut prepare = |user: &mut User| -> io::Result<()> {
-        client.ask(&format!("USER {}", user.name))?;
-        for command in [
-            Command::Deposit(1000),
-            Command::NoteAdd(format!("a first note of {}", user.name)),
-        ] {
-            let reply = client.ask(&command.to_string())?;
-            let (expected, change) = user.apply(&command, None);
-            total += change;
-            if !expected.matches(&reply) {
-                return Err(io::Error::other(format!(
-                    "{command} was answered with {}",
-                    String::from_utf8_lossy(&reply)
-                )));
-            }
-        }
-        Ok(())
-    };
     for user in &world.users {
-        prepare(&mut lock(user))?;
+        total += create(client, &mut lock(user))?;
     }
     for user in world.vaults.iter_mut().chain(&mut world.mirrors) {
-        prepare(user)?;
+        total += create(client, user)?;
     }
     world.add(total);
     Ok(())
@@ -256,14 +224,10 @@ fn read_console(world: &World<'_>) -> Option<Console> {
 /// Reads everything back over a new connection.
 fn compare_everything(world: &World<'_>) -> io::Result<()> {
     let mut client = reconnect(world)?;
-    let mut read = |name: &str| -> io::Result<Vec<u8>> {
-        client.ask(&format!("USER {name}"))?;
-        client.ask("READ")
-    };
     let users: Vec<_> = world.users.iter().map(lock).collect();
     let unchanged = || world.vaults.iter().chain(&world.mirrors);
     for user in users.iter().map(|user| &**user).chain(unchanged()) {
-        let found = read(&user.name)?;
+        let found = read(&mut client, &user.name)?;
         if !world.same(&user.dump(), &found) {
             world.harm(format!(
                 "{} in the end: found {:?}, must be {:?}",
@@ -276,7 +240,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     let retired = lock(&world.retired);
     for user in retired.iter() {
         if let Some(dump) = &user.dump {
-            let found = read(&user.name)?;
+            let found = read(&mut client, &user.name)?;
             if found != *dump {
                 world.harm(format!(
                     "{}, whom nobody used any more, has changed: {:?}, was {:?}",
@@ -362,5 +326,26 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
             );
             crash(None, &words);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_has_a_rate_and_the_time_left() {
+        let mut progress = Progress {
+            total: 10_000,
+            ..Progress::default()
+        };
+        let words = |progress: &Progress, seconds| {
+            let elapsed = Duration::from_secs(seconds);
+            progress.count(elapsed).words
+        };
+        assert!(words(&progress, 9).ends_with("time left unknown"));
+        progress.injected = 400;
+        let words = words(&progress, 100);
+        assert!(words.ends_with("4.0 a second, 40 min left"), "{words}");
     }
 }

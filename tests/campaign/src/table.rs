@@ -1,89 +1,63 @@
-//! The table that a person wants to see.
+//! The report in words and columns.
 
-use std::fmt::Write;
+use vmsrs_report::table::{Table, numbers, words};
 
+use crate::outcome::{KindOutcome, Outage};
 use crate::report::Report;
 
-/// The report in words and columns.
+/// What became of each kind of error, and the facts of the run.
 #[must_use]
 pub fn table(report: &Report) -> String {
-    let mut text = String::new();
-    let _ = write_table(&mut text, report);
-    text
+    format!("{}\n{}", kinds(&report.kinds), facts(report))
 }
 
-fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
-    let head = [
-        "kind of error",
-        "made",
-        "lost",
-        "right",
-        "own damage",
-        "no effect",
-        "restarted",
-        "harmed",
-        "crash",
-        "hang",
-        "detected by",
-    ];
-    let rows: Vec<[String; 11]> = report
-        .kinds
-        .iter()
-        .map(|kind| {
-            let mut detectors: Vec<_> = kind.detected_by.iter().collect();
-            detectors.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-            let detectors: Vec<_> = detectors
-                .into_iter()
-                .take(3)
-                .map(|(name, _)| &**name)
-                .collect();
-            let number = |count: u64| match count {
-                0 => ".".to_owned(),
-                count => count.to_string(),
-            };
-            [
-                kind.kind.clone(),
-                number(kind.injected),
-                number(kind.request_lost),
-                number(kind.recovered_right),
-                number(kind.recovered_wrong_answer),
-                number(kind.no_effect),
-                number(kind.restarted),
-                number(kind.others_harmed),
-                number(kind.crash),
-                number(kind.hang),
-                detectors.join(", "),
-            ]
-        })
-        .collect();
-    let mut widths = head.map(str::len);
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
+fn kinds(kinds: &[KindOutcome]) -> Table {
+    let mut table = Table::plain(&[
+        words("kind of error"),
+        numbers("made"),
+        numbers("lost"),
+        numbers("right"),
+        numbers("own damage"),
+        numbers("no effect"),
+        numbers("restarted"),
+        numbers("harmed"),
+        numbers("crash"),
+        numbers("hang"),
+        words("detected by"),
+    ]);
+    for kind in kinds {
+        let mut detectors: Vec<_> = kind.detected_by.iter().collect();
+        detectors.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let detectors: Vec<&str> = detectors.iter().take(3).map(|(name, _)| &***name).collect();
+        let counts = [
+            kind.injected,
+            kind.request_lost,
+            kind.recovered_right,
+            kind.recovered_wrong_answer,
+            kind.no_effect,
+            kind.restarted,
+            kind.others_harmed,
+            kind.crash,
+            kind.hang,
+        ];
+        let counts = counts.map(|count| match count {
+            0 => ".".to_owned(),
+            count => count.to_string(),
+        });
+        let cells = [kind.kind.clone()].into_iter().chain(counts);
+        table.row(cells.chain([detectors.join(", ")]));
     }
-    let line = |cells: [&str; 11]| {
-        let cells: Vec<String> = (cells.iter().zip(widths).enumerate())
-            .map(|(column, (cell, width))| match column {
-                0 | 10 => format!("{cell:width$}"),
-                _ => format!("{cell:>width$}"),
-            })
-            .collect();
-        format!("  {}", cells.join("  ").trim_end())
-    };
-    writeln!(text, "{}", line(head))?;
-    writeln!(text, "  {}", "-".repeat(widths.iter().sum::<usize>() + 20))?;
-    for row in &rows {
-        writeln!(text, "{}", line(row.each_ref().map(String::as_str)))?;
-    }
-    writeln!(text)?;
-    let outage = |outage: &crate::outcome::Outage| {
+    table
+}
+
+fn facts(report: &Report) -> Table {
+    let outage = |outage: &Outage| {
         format!(
             "{} times, median {} ms, longest {} ms",
             outage.count, outage.median_ms, outage.max_ms
         )
     };
-    let facts = [
+    Table::facts([
         (
             "seed, vCPUs, guest",
             format!(
@@ -149,9 +123,5 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
                 report.errors_injected as f64 / report.seconds.max(0.001)
             ),
         ),
-    ];
-    for (name, value) in facts {
-        writeln!(text, "  {name:<26}  {value}")?;
-    }
-    Ok(())
+    ])
 }

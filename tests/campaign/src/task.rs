@@ -2,8 +2,8 @@
 
 use rand::Rng;
 use rand::seq::IteratorRandom;
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::User;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::model::User;
 
 use crate::arm::Point;
 

@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::{DirectoryChange, User};
-use vmsrs_demo::reply::Stats;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::directory::Directory;
+use vmsrs_ledger::model::{DirectoryChange, User};
+use vmsrs_ledger::reply::Stats;
+use vmsrs_ledger::users::lock;
 
 use crate::cause::{Cause, Evidence, cause};
 use crate::class::Class;
 use crate::console::Console;
-use crate::directory::Directory;
 use crate::failures::Failures;
 use crate::kind::{Fate, Kind};
 use crate::run::{Options, Progress};
@@ -181,10 +182,6 @@ pub(crate) struct World<'a> {
     /// The trace at the first complaint.
     first_trace: Mutex<Vec<String>>,
     begun: Instant,
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> World<'a> {

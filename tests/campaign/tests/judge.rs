@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use vmsrs_campaign::outcome::Outcome;
 use vmsrs_campaign::run::{self, Options};
-use vmsrs_demo::native::{Ledger, plain_ledger};
+use vmsrs_ledger::native::Ledger;
+use vmsrs_ledger::program;
 
 /// What the proxy does with the request whose number is given, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Proxy {
     fn start(folder: &str, wrong: Wrong) -> (Arc<Self>, SocketAddr) {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
         std::fs::create_dir_all(&folder).unwrap();
-        let program = plain_ledger(&folder).unwrap();
+        let program = program::plain(&folder, &[]).unwrap();
         let proxy = Arc::new(Self {
             wrong,
             ledger: std::sync::Mutex::new(Ledger::start(&program).unwrap()),

@@ -1,13 +1,14 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-
-use crate::load::Options;
-use crate::plan::FATAL_ONE_IN;
+use serde::Serialize;
+use vmsrs_ledger::guest::session::BootArgs;
+use vmsrs_ledger::load::Options;
+use vmsrs_ledger::plan::FATAL_ONE_IN;
+use vmsrs_ledger::program::Server;
 
 /// Shows what VMSRS does: the same load against a server that dies and one that does not.
 #[derive(Debug, Parser)]
@@ -29,7 +30,7 @@ pub struct Cli {
 pub enum Job {
     /// Make the load against a ledger server that runs already.
     #[command(
-        after_help = "Example:\n  cc -O2 -pthread -DPLAIN tests/servers/ledger.c -o /tmp/ledger\n  \
+        after_help = "Example:\n  cc -O2 -pthread -DPLAIN tests/ledger/servers/ledger.c -o /tmp/ledger\n  \
                       /tmp/ledger 7878 &\n  vmsrs-demo load --connect 127.0.0.1:7878 --no-faults"
     )]
     Load {
@@ -48,17 +49,8 @@ pub enum Job {
     Guest(GuestArgs),
 }
 
-/// Which implementation of the ledger is attacked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Server {
-    /// tests/servers/ledger.c
-    C,
-    /// tests/servers/ledger-rs
-    Rust,
-}
-
 /// How much load is made.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize)]
 pub struct LoadArgs {
     /// Users.
     #[arg(long, default_value_t = 52)]
@@ -100,26 +92,6 @@ impl LoadArgs {
             reply_timeout: Duration::from_secs(self.reply_timeout),
             deadline: Duration::from_secs(self.deadline),
         }
-    }
-
-    /// The same as arguments for another process.
-    pub fn to_arguments(&self) -> Vec<String> {
-        let mut arguments: Vec<String> = [
-            ("--users", self.users.to_string()),
-            ("--connections", self.connections.to_string()),
-            ("--requests", self.requests.to_string()),
-            ("--fatal-one-in", self.fatal_one_in.to_string()),
-            ("--seed", self.seed.to_string()),
-            ("--reply-timeout", self.reply_timeout.to_string()),
-            ("--deadline", self.deadline.to_string()),
-        ]
-        .into_iter()
-        .flat_map(|(name, value)| [name.to_owned(), value])
-        .collect();
-        if self.no_faults {
-            arguments.push("--no-faults".to_owned());
-        }
-        arguments
     }
 }
 
@@ -175,15 +147,9 @@ pub struct GuestArgs {
     /// Its name in the results.
     #[arg(long)]
     pub name: String,
-    /// The kernel.
-    #[arg(long)]
-    pub kernel: PathBuf,
-    /// The initramfs.
-    #[arg(long)]
-    pub initramfs: PathBuf,
-    /// Seconds until the server in it must answer.
-    #[arg(long, default_value_t = 90)]
-    pub boot_timeout: u64,
+    /// The guest.
+    #[command(flatten)]
+    pub boot: BootArgs,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,
@@ -192,6 +158,7 @@ pub struct GuestArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmsrs_ledger::arguments::arguments;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -200,9 +167,9 @@ mod tests {
     }
 
     #[test]
-    fn load_arguments_survive_the_way_to_another_process() {
+    fn load_arguments_reach_another_process() {
         let first = Cli::parse_from(["vmsrs-demo", "--users", "60", "--no-faults", "--seed", "9"]);
-        let arguments = first.load.to_arguments();
+        let arguments = arguments(&first.load);
         let again = Cli::parse_from(std::iter::once("vmsrs-demo".to_owned()).chain(arguments));
         assert_eq!(format!("{:?}", first.load), format!("{:?}", again.load));
     }

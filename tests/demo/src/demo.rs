@@ -1,18 +1,19 @@
 //! The whole demonstration: builds, boots, attacks both servers, and tells.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use vmsrs_bed::project;
+use vmsrs_ledger::load::outcome::Outcome;
+use vmsrs_ledger::program::Server;
+use vmsrs_report::folder;
+use vmsrs_report::steps::Steps;
 
-use crate::cli::{LoadArgs, Server};
-use crate::guest::Done;
+use crate::cli::LoadArgs;
+use crate::guest::Loaded;
 use crate::guests::{Guests, Half};
-use crate::outcome::Outcome;
 use crate::report::Report;
-use crate::steps::Steps;
-use crate::table;
+use crate::summary::summary;
 
 /// Both guests together; the usual time is a fraction of it.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -30,10 +31,10 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
     let start = Instant::now();
     let steps = Steps::new();
     let folder = project::root().join("target/demo");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    folder::create(&folder)?;
 
     let guests = Guests::prepare(&steps, &folder, server)?;
-    let mut ended = guests.run(
+    let mut found = guests.run(
         &steps,
         &[
             (BASELINE.to_owned(), Half::Plain, load.clone()),
@@ -41,7 +42,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
         ],
         LIMIT,
     )?;
-    let (baseline, protected) = (ended.take(BASELINE)?, ended.take(PROTECTED)?);
+    let (baseline, protected) = (found.take(BASELINE)?, found.take(PROTECTED)?);
 
     let report = Report::new(
         guests.accelerator(),
@@ -49,9 +50,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
         &baseline.outcome,
         &protected.outcome,
     );
-    let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
-        .with_context(|| format!("write {}", path.display()))?;
+    let path = folder::write_report(&folder, &report)?;
     let broken = broken_promises(&baseline.outcome, &protected.outcome);
     show(&baseline, &protected, &broken);
     println!("  the report: {}", path.display());
@@ -74,7 +73,7 @@ fn broken_promises(baseline: &Outcome, protected: &Outcome) -> Vec<String> {
     broken
 }
 
-fn show(baseline: &Done, protected: &Done, broken: &[String]) {
+fn show(baseline: &Loaded, protected: &Loaded, broken: &[String]) {
     println!("\nThe server without VMSRS\n");
     match &baseline.outcome.died {
         Some(death) => println!(
@@ -84,10 +83,8 @@ fn show(baseline: &Done, protected: &Done, broken: &[String]) {
         None => println!("  answered {} requests", baseline.outcome.requests),
     }
     println!("\nThe same load against the server with VMSRS\n");
-    print!("{}", table::table(&protected.outcome));
-    if let Some(incidents) = protected.incidents {
-        println!("  {:<32}  {incidents}", "incidents recorded by the host");
-    }
+    let incidents = Some(protected.incidents);
+    print!("{}", summary(&protected.outcome, incidents));
     for complaint in protected.outcome.complaints.iter().take(10) {
         println!("  ! {complaint}");
     }

@@ -1,143 +1,81 @@
-//! The side of the KVM host: boots a guest with `vmsrs run`, makes the load against its server,
-//! tells what happened, and stops the guest.
+//! The side of the KVM host: makes the load against a guest's server.
 
-use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use vmsrs_bed::guest::Guest;
+use vmsrs_ledger::guest::session::{self, Teller, print_incidents};
+use vmsrs_ledger::guest::{Finding, ledger};
+use vmsrs_ledger::load;
+use vmsrs_ledger::load::outcome::{Outcome, Progress};
+use vmsrs_report::steps::Count;
 
 use crate::cli::GuestArgs;
-use crate::load;
-use crate::machine::{GUEST, Machine, PORT, Shape, logs, tell};
-use crate::outcome::{Outcome, Progress};
 
-/// Between two messages with counts.
-const TELL_EVERY: Duration = Duration::from_millis(300);
-
-/// What is told while a guest runs; a line of JSON each.
+/// What the load of a guest's server has found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Message {
-    /// The guest with this name is being booted.
-    Booting(String),
-    /// Its server answers.
-    Ready {
-        /// Seconds it took.
-        seconds: f64,
-    },
-    /// Counts.
-    Progress(Progress),
-    /// All that was found.
-    Done(Box<Done>),
-    /// It went wrong, in words.
-    Trouble(String),
-}
-
-/// The end of a guest.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Done {
-    /// Name of the guest.
-    pub name: String,
-    /// What the load found.
+pub struct Loaded {
+    /// The load's own result.
     pub outcome: Outcome,
-    /// What `vmsrs status --json` says, where it says anything.
-    pub status: Option<Value>,
     /// Incidents that the host has recorded.
-    pub incidents: Option<u64>,
+    pub incidents: u64,
 }
 
-/// Boots, loads and stops a guest. Trouble is told as a message and is no error.
+impl Finding for Loaded {
+    type Progress = Progress;
+
+    fn count(progress: &Progress, _: Duration) -> Count {
+        count(progress)
+    }
+
+    fn summary(&self) -> String {
+        match &self.outcome.died {
+            Some(death) => format!("died at request {}", death.at_request),
+            None => format!("answered {} requests", self.outcome.requests),
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        // The server without VMSRS is to die; what the guest says of it is of no interest.
+        self.outcome.protection == "plain" || self.outcome.broken_promises().is_empty()
+    }
+}
+
+/// What is shown of the progress of a load.
+#[must_use]
+pub fn count(progress: &Progress) -> Count {
+    Count {
+        done: progress.done,
+        total: progress.total,
+        words: format!(
+            "requests, {} fatal, {} recovered, {} others failed",
+            progress.fatal, progress.recovered, progress.innocent_failed
+        ),
+    }
+}
+
+/// Boots a guest, makes the load and stops the guest; whether that came to a result.
 ///
 /// # Errors
 ///
-/// When nothing can be told.
+/// As [`session::run`].
 pub fn run(args: &GuestArgs) -> Result<bool> {
-    tell(&Message::Booting(args.name.clone()))?;
-    let folder = std::env::temp_dir().join(format!("vmsrs-demo-{}", std::process::id()));
-    fs::create_dir_all(&folder).context("make a folder for sockets and logs")?;
-    let result = with_guest(args, &folder);
-    let logs = logs(&folder);
-    fs::remove_dir_all(&folder).context("remove the folder of sockets and logs")?;
-    match result {
-        Ok(done) => tell(&Message::Done(Box::new(done)))?,
-        Err(error) => {
-            eprintln!("{logs}");
-            tell(&Message::Trouble(format!("{error:#}")))?;
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    session::run(
+        &args.name,
+        &args.boot,
+        &args.boot.config(),
+        |guest, teller| load(guest, teller, args),
+    )
 }
 
-fn with_guest(args: &GuestArgs, folder: &Path) -> Result<Done> {
-    let shape = Shape {
-        kernel: args.kernel.clone(),
-        initramfs: args.initramfs.clone(),
-        vcpus: 2,
-        window: "64M",
-        restarts: None,
-    };
-    let mut machine = Machine::start(&shape, folder)?;
-    let done = load(&mut machine, args)?;
-    machine.stop()?;
-    Ok(done)
-}
-
-fn load(machine: &mut Machine, args: &GuestArgs) -> Result<Done> {
-    let address = SocketAddr::from((GUEST, PORT));
-    let seconds = machine.wait_for_server(address, Duration::from_secs(args.boot_timeout))?;
-    tell(&Message::Ready { seconds })?;
-    let mut told = Instant::now();
-    let outcome = load::run(&args.load.options(address), |progress| {
-        if told.elapsed() >= TELL_EVERY || progress.done == progress.total {
-            told = Instant::now();
-            // Counts are a courtesy: the outcome at the end is what matters.
-            let _ = tell(&Message::Progress(progress));
-        }
+fn load(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Loaded> {
+    let outcome = load::run(&args.load.options(ledger()), |progress| {
+        teller.progress::<Loaded>(progress);
     })?;
-    machine.print_incidents(&outcome.innocent_incidents);
-    Ok(Done {
-        name: args.name.clone(),
+    print_incidents(guest, &outcome.innocent_incidents);
+    Ok(Loaded {
         outcome,
-        status: machine.ask("status"),
-        incidents: machine.ask("incidents").as_ref().and_then(count),
+        incidents: guest.control().incidents()?.len() as u64,
     })
-}
-
-/// Length of the list in the answer to `vmsrs incidents --json`.
-fn count(answer: &Value) -> Option<u64> {
-    let list = answer
-        .as_array()
-        .or_else(|| answer.get("incidents")?.as_array())?;
-    Some(list.len() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_survive_the_way_through_a_line() {
-        let progress = Progress {
-            done: 5,
-            ..Progress::default()
-        };
-        let line = serde_json::to_string(&Message::Progress(progress)).unwrap();
-        assert!(!line.contains('\n'));
-        match serde_json::from_str(&line).unwrap() {
-            Message::Progress(again) => assert_eq!(again, progress),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn incidents_are_counted_with_and_without_a_wrapper() {
-        assert_eq!(count(&serde_json::json!([1, 2])), Some(2));
-        assert_eq!(count(&serde_json::json!({"incidents": [1]})), Some(1));
-        assert_eq!(count(&serde_json::json!({"x": 1})), None);
-    }
 }

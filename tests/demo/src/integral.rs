@@ -1,19 +1,21 @@
 //! What ordinary requests notice of fatal ones: their latency and their number over time, beside the same load without
 //! fatal requests, and beside the server without VMSRS.
 
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use vmsrs_bed::project;
+use vmsrs_ledger::load::outcome::Outcome;
+use vmsrs_ledger::load::pace::INTERVAL;
+use vmsrs_report::chart::{Chart, Line, SeriesLabelPosition};
+use vmsrs_report::distribution::Distribution;
+use vmsrs_report::folder;
+use vmsrs_report::steps::Steps;
+use vmsrs_report::table::{Table, numbers, words};
 
-use crate::chart::{Chart, Line, SeriesLabelPosition};
 use crate::cli::IntegralArgs;
 use crate::guests::{Guests, Half};
-use crate::outcome::Outcome;
-use crate::pace::{INTERVAL, Pace};
-use crate::steps::Steps;
 
 /// Intervals of the time line that one point of the chart has.
 const INTERVALS_A_POINT: usize = 4;
@@ -101,14 +103,14 @@ struct Figures {
 }
 
 impl Figures {
-    fn new(pace: &Pace, seconds: f64) -> Self {
+    fn new(latencies: &Distribution, seconds: f64) -> Self {
         Self {
-            ordinary_requests: pace.requests(),
+            ordinary_requests: latencies.count(),
             seconds,
-            ordinary_per_second: pace.requests() as f64 / seconds,
-            latency_ns_p50: pace.percentile_ns(50),
-            latency_ns_p99: pace.percentile_ns(99),
-            latency_ns_max: pace.percentile_ns(100),
+            ordinary_per_second: latencies.count() as f64 / seconds,
+            latency_ns_p50: latencies.median(),
+            latency_ns_p99: latencies.percentile(99),
+            latency_ns_max: latencies.percentile(100),
         }
     }
 }
@@ -117,20 +119,19 @@ impl Compared {
     /// The outcomes of all rounds, with their seeds.
     fn new(name: String, rounds: &[(u64, Outcome)]) -> Self {
         let outcomes = || rounds.iter().map(|(_, outcome)| outcome);
-        let all = Pace::merged(outcomes().map(|outcome| &outcome.pace));
+        let mut all = Distribution::default();
+        outcomes().for_each(|outcome| all.add(&outcome.pace.latencies));
         Self {
             name,
             fatal_requests: outcomes().map(|outcome| outcome.fatal_requests).sum(),
             recovered: outcomes().map(|outcome| outcome.recovered).sum(),
-            ordinary_failed: outcomes()
-                .map(|outcome| outcome.innocent_requests_failed + outcome.innocent_answers_wrong)
-                .sum(),
+            ordinary_failed: outcomes().map(Outcome::ordinary_failed).sum(),
             all: Figures::new(&all, outcomes().map(|outcome| outcome.seconds).sum()),
             rounds: rounds
                 .iter()
                 .map(|(seed, outcome)| Round {
                     seed: *seed,
-                    figures: Figures::new(&outcome.pace, outcome.seconds),
+                    figures: Figures::new(&outcome.pace.latencies, outcome.seconds),
                     timeline: outcome.pace.timeline.clone(),
                 })
                 .collect(),
@@ -168,7 +169,7 @@ impl Compared {
 pub fn run(args: &IntegralArgs) -> Result<bool> {
     let steps = Steps::new();
     let folder = project::root().join("target/integral");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    folder::create(&folder)?;
     let guests = Guests::prepare(&steps, &folder, args.server)?;
     let name =
         |load: Load, round: u32| format!("{}, round {}", load.title(args.fatal_one_in), round + 1);
@@ -179,7 +180,7 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
             (name(load, round), load.half(), wanted)
         })
         .collect();
-    let mut ended = guests.run(&steps, &loads, Duration::from_secs(args.limit))?;
+    let mut found = guests.run(&steps, &loads, Duration::from_secs(args.limit))?;
 
     let mut broken = Vec::new();
     let mut compared = Vec::new();
@@ -187,7 +188,7 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
         let mut rounds = Vec::new();
         for round in 0..args.rounds {
             let name = name(load, round);
-            let outcome = ended.take(&name)?.outcome;
+            let outcome = found.take(&name)?.outcome;
             let words = outcome.broken_promises().into_iter();
             broken.extend(words.map(|words| format!("{name}: {words}")));
             rounds.push((args.load(round, false).seed, outcome));
@@ -210,13 +211,8 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
         legend: SeriesLabelPosition::UpperRight,
         lines: report.loads.iter().map(Compared::line).collect(),
     };
-    for (name, text) in [
-        ("report.json", serde_json::to_string_pretty(&report)? + "\n"),
-        ("throughput.svg", chart.svg()?),
-    ] {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    }
+    folder::write_report(&folder, &report)?;
+    folder::write(&folder, "throughput.svg", &chart.svg()?)?;
     print!("{}", table(&report.loads));
     println!("\nthe report and the chart: {}", folder.display());
     for words in &broken {
@@ -226,40 +222,40 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
 }
 
 /// The figures as a table in Markdown; in brackets the smallest and the largest of a round.
-fn table(loads: &[Compared]) -> String {
-    let mut text = String::from(
-        "| | ordinary requests | fatal, undone | others failed | requests/s | p50, ms | p99, ms | longest, ms |\n\
-         |---|---|---|---|---|---|---|---|\n",
-    );
+fn table(loads: &[Compared]) -> Table {
+    let mut table = Table::markdown(&[
+        words(""),
+        numbers("ordinary requests"),
+        numbers("fatal, undone"),
+        numbers("others failed"),
+        numbers("requests/s"),
+        numbers("p50, ms"),
+        numbers("p99, ms"),
+        numbers("longest, ms"),
+    ]);
     for load in loads {
+        let figure = |of: &dyn Fn(&Figures) -> f64, digits| {
+            let rounds = load.rounds.iter().map(|round| of(&round.figures));
+            with_range(of(&load.all), rounds, digits)
+        };
         let milliseconds = |of: fn(&Figures) -> Option<u64>| {
-            let of = move |figures: &Figures| of(figures).map_or(f64::NAN, |ns| ns as f64 / 1e6);
-            with_range(
-                of(&load.all),
-                load.rounds.iter().map(|round| of(&round.figures)),
+            figure(
+                &|figures| of(figures).map_or(f64::NAN, |ns| ns as f64 / 1e6),
                 1,
             )
         };
-        let per_second = with_range(
-            load.all.ordinary_per_second,
-            load.rounds
-                .iter()
-                .map(|round| round.figures.ordinary_per_second),
-            0,
-        );
-        text.push_str(&format!(
-            "| {} | {} | {}, {} | {} | {per_second} | {} | {} | {} |\n",
-            load.name,
-            load.all.ordinary_requests,
-            load.fatal_requests,
-            load.recovered,
-            load.ordinary_failed,
+        table.row([
+            load.name.clone(),
+            load.all.ordinary_requests.to_string(),
+            format!("{}, {}", load.fatal_requests, load.recovered),
+            load.ordinary_failed.to_string(),
+            figure(&|figures| figures.ordinary_per_second, 0),
             milliseconds(|figures| figures.latency_ns_p50),
             milliseconds(|figures| figures.latency_ns_p99),
             milliseconds(|figures| figures.latency_ns_max),
-        ));
+        ]);
     }
-    text
+    table
 }
 
 fn with_range(all: f64, rounds: impl Iterator<Item = f64>, digits: usize) -> String {
@@ -273,14 +269,15 @@ fn with_range(all: f64, rounds: impl Iterator<Item = f64>, digits: usize) -> Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmsrs_ledger::load::pace::Pace;
 
-    fn outcome(latencies: &[(u64, u64)], timeline: &[u64], seconds: f64) -> Outcome {
+    fn outcome(latency: u64, requests: usize, timeline: &[u64], seconds: f64) -> Outcome {
         Outcome {
             fatal_requests: 2,
             recovered: 2,
             seconds,
             pace: Pace {
-                latencies: latencies.to_vec(),
+                latencies: std::iter::repeat_n(latency, requests).collect(),
                 timeline: timeline.to_vec(),
             },
             ..Outcome::default()
@@ -289,8 +286,8 @@ mod tests {
 
     fn two_rounds() -> Compared {
         let rounds = [
-            (1, outcome(&[(1_000_000, 10)], &[1, 2, 3, 4, 0], 1.0)),
-            (2, outcome(&[(3_000_000, 20)], &[3, 3, 3, 3, 7, 1], 2.0)),
+            (1, outcome(1_000_000, 10, &[1, 2, 3, 4, 0], 1.0)),
+            (2, outcome(3_000_000, 20, &[3, 3, 3, 3, 7, 1], 2.0)),
         ];
         Compared::new("a load".to_owned(), &rounds)
     }
@@ -309,8 +306,14 @@ mod tests {
         let compared = two_rounds();
         assert_eq!(compared.all.ordinary_requests, 30);
         assert_eq!(compared.all.ordinary_per_second, 10.0);
-        assert_eq!(compared.all.latency_ns_p50, Some(3_000_000));
-        assert_eq!(compared.rounds[0].figures.latency_ns_p99, Some(1_000_000));
+        let is_about = |latency: Option<u64>, exact: u64| {
+            latency.is_some_and(|latency| latency.abs_diff(exact) <= exact / 100)
+        };
+        assert!(is_about(compared.all.latency_ns_p50, 3_000_000));
+        assert!(is_about(
+            compared.rounds[0].figures.latency_ns_p99,
+            1_000_000
+        ));
         assert_eq!((compared.fatal_requests, compared.recovered), (4, 4));
     }
 
@@ -321,11 +324,22 @@ mod tests {
 
     #[test]
     fn the_table_has_the_range_of_the_rounds() {
-        let table = table(&[two_rounds()]);
+        let table = table(&[two_rounds()]).to_string();
         let line = table.lines().last().unwrap();
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let latency = "3.0 (1.0-3.0)";
         assert_eq!(
-            line,
-            "| a load | 30 | 4, 4 | 0 | 10 (10-10) | 3.0 (1.0-3.0) | 3.0 (1.0-3.0) | 3.0 (1.0-3.0) |"
+            cells[1..9],
+            [
+                "a load",
+                "30",
+                "4, 4",
+                "0",
+                "10 (10-10)",
+                latency,
+                latency,
+                latency
+            ]
         );
     }
 }

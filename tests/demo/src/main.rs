@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use vmsrs_demo::cli::{Cli, Job, LoadArgs};
-use vmsrs_demo::steps::Steps;
-use vmsrs_demo::{demo, guest, integral, load, table};
+use vmsrs_demo::summary::summary;
+use vmsrs_demo::{demo, guest, integral};
+use vmsrs_ledger::load;
+use vmsrs_report::steps::Steps;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -30,9 +32,11 @@ fn main() -> ExitCode {
 /// Makes the load against a running server; whether all promises were kept.
 fn run_load(address: SocketAddr, args: &LoadArgs) -> Result<bool> {
     let steps = Steps::new();
-    let outcome = load::run(&args.options(address), |progress| steps.counts(&progress))?;
+    let outcome = load::run(&args.options(address), |progress| {
+        steps.count(&guest::count(&progress));
+    })?;
     steps.clear();
-    print!("{}", table::table(&outcome));
+    print!("{}", summary(&outcome, None));
     for complaint in &outcome.complaints {
         println!("  ! {complaint}");
     }

@@ -1,8 +1,7 @@
 //! `report.json`: the outcome for programs.
 
 use serde::{Deserialize, Serialize};
-
-use crate::outcome::Outcome;
+use vmsrs_ledger::load::outcome::Outcome;
 
 /// What the demonstration found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +76,7 @@ impl Report {
             requests: protected.requests,
             fatal_requests: protected.fatal_requests,
             recovered: protected.recovered,
-            innocent_requests_failed: protected.innocent_requests_failed
-                + protected.innocent_answers_wrong,
+            innocent_requests_failed: protected.ordinary_failed(),
             innocent_bytes_changed: protected.innocent_bytes_changed,
             server_restarts: protected.server_restarts,
             guest_restarts: protected.guest_restarts,

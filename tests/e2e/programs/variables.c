@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
- * A server's variables, guarded: what requests, defers, handlers of signals and threads may do with them.
- * Says what does not hold and ends with 1, or ends with 0; with 77 if the CPU has no protection keys.
+ * Guards a server's variables and checks what requests, defers, signal handlers and threads can do with them.
+ * Exits with 0, with 1 and a message when a check fails, or with 77 when the CPU has no protection keys.
  */
 #include <pthread.h>
 #include <semaphore.h>
@@ -26,7 +26,7 @@ static void expect(int holds, const char *what)
 {
 	if (holds)
 		return;
-	printf("does not hold: %s\n", what);
+	printf("failed: %s\n", what);
 	exit(1);
 }
 
@@ -44,7 +44,7 @@ static int writes(vmsrs_request *request, void *place)
 	return 0;
 }
 
-/* An ordinary handler, in the middle of a request. */
+/* A regular handler that interrupts a request. */
 static void handler(int number)
 {
 	(void)number;
@@ -55,7 +55,7 @@ static void handler(int number)
 static int raises(vmsrs_request *request, void *place)
 {
 	raise(SIGUSR1);
-	/* What the handler was allowed is over. */
+	/* The handler's access has ended with it. */
 	return writes(request, place);
 }
 
@@ -75,7 +75,7 @@ static void refused(vmsrs_request_fn function, volatile int *place, const char *
 	expect(code == VMSRS_EFAILED, what);
 	vmsrs_last_failure(&failure);
 	expect(failure.kind == VMSRS_KIND_MEMORY && failure.address == (uint64_t)(uintptr_t)place, what);
-	expect(failure.defers_failed == 0 && in_bss == undone + 1, "a defer may write");
+	expect(failure.defers_failed == 0 && in_bss == undone + 1, "a defer writes");
 	expect(place == &in_bss || *place == before, what);
 }
 
@@ -88,8 +88,7 @@ static void *thread(void *unused)
 }
 
 /*
- * Is there before anything is guarded, so that it has no access to the variables until it guards a page of
- * its own.
+ * Starts before anything is guarded, so it cannot access the variables until it guards a page of its own.
  */
 static void *older(void *go)
 {
@@ -103,7 +102,7 @@ static void *older(void *go)
 	return NULL;
 }
 
-static void errs(int number)
+static void faults(int number)
 {
 	(void)number;
 	/* Without vmsrs_open_guard(): refused. */
@@ -116,7 +115,7 @@ static void raise_in_defer(void *unused)
 	raise(SIGUSR2);
 }
 
-/* The handler's error ends the first defer; the second one, and the server, can write as ever. */
+/* The handler's error ends the first defer; the second one and the server can still write. */
 static int defers(vmsrs_request *request, void *place)
 {
 	if (vmsrs_defer(request, undo, NULL) != VMSRS_OK ||
@@ -143,7 +142,7 @@ static int exits_in_request(vmsrs_request *request, void *unused)
 	exit(7);
 }
 
-/* What the calling thread may do with which protection key. */
+/* The calling thread's rights for each protection key. */
 static unsigned int rights(void)
 {
 	unsigned int pkru;
@@ -154,14 +153,14 @@ static unsigned int rights(void)
 
 static unsigned int rights_outside;
 
-/* Of a request with two threads; not among the guarded variables. */
+/* Shared by a request's two threads; not one of the guarded variables. */
 struct pair {
 	vmsrs_ticket_t ticket;
 	sem_t joined, out;
 };
 static struct pair *pair;
 
-/* The program's end is no part of the request that called for it, and may wait for that request's other thread. */
+/* exit() is not part of the request that calls it: an exit handler may wait for the request's other thread. */
 static void at_end(void)
 {
 	struct timespec limit;
@@ -171,12 +170,12 @@ static void at_end(void)
 	if (!pair)
 		return;
 	clock_gettime(CLOCK_REALTIME, &limit);
-	limit.tv_sec += 20;
+	limit.tv_sec += 300;
 	if (sem_timedwait(&pair->out, &limit) != 0)
 		_exit(9);
 }
 
-/* Mostly in the C library, where a thread is not interrupted at once. */
+/* Mostly in the C library, where a thread is not interrupted immediately. */
 static int allocates(vmsrs_request *request, void *unused)
 {
 	void *volatile block;
@@ -239,7 +238,7 @@ static int leads_one_that_exits(vmsrs_request *request, void *unused)
 
 enum end { IN_REQUEST, AS_LEADER, AS_MEMBER, IN_HANDLER, IN_HANDLER_ON_ITS_STACK };
 
-/* Ends the calling process in a request with another thread; at_end() waits for that. */
+/* Ends the calling process in a request with another thread, for which at_end() waits. */
 static void ends_in_pair(enum end where)
 {
 	int result;
@@ -254,7 +253,7 @@ static void ends_in_pair(enum end where)
 		pause();
 }
 
-/* A child that ends inside of a request, or in the handler of a signal. */
+/* Runs a child that ends in a request or in a signal handler. */
 static void ends(enum end where, int expected, const char *what)
 {
 	struct sigaction on_its_stack = { .sa_handler = exits, .sa_flags = SA_ONSTACK };
@@ -262,7 +261,7 @@ static void ends(enum end where, int expected, const char *what)
 	pid_t child = fork();
 
 	if (child == 0) {
-		/* So the thread has a stack for signals. */
+		/* Gives the thread a signal stack. */
 		(void)!vmsrs_run(domain, nothing, NULL, &result);
 		if (where == IN_HANDLER_ON_ITS_STACK)
 			sigaction(SIGTERM, &on_its_stack, NULL);
@@ -287,9 +286,9 @@ int main(void)
 	sem_t go;
 
 	signal(SIGUSR1, handler);
-	signal(SIGUSR2, errs);
+	signal(SIGUSR2, faults);
 	signal(SIGTERM, exits);
-	/* On this stack, which nobody guards. */
+	/* On this stack, which is not guarded. */
 	expect(sem_init(&go, 0, 0) == 0 && pthread_create(&old, NULL, older, &go) == 0, "pthread_create");
 	code = vmsrs_open("variables", &app);
 	expect(code == VMSRS_OK, "vmsrs_open");
@@ -302,24 +301,24 @@ int main(void)
 
 	refused(writes, &in_data, "a write to .data");
 	refused(writes, &in_bss, "a write to .bss");
-	refused(raises, &in_data, "a write behind a handler of a signal");
-	expect(handled == 1, "a handler may write when it has said so");
-	expect(vmsrs_run(domain, guards, NULL, &result) == VMSRS_OK && result == 0, "no guarding in a request");
+	refused(raises, &in_data, "a write after a signal handler");
+	expect(handled == 1, "a handler writes after vmsrs_open_guard()");
+	expect(vmsrs_run(domain, guards, NULL, &result) == VMSRS_OK && result == 0, "guarding in a request");
 	expect(pthread_create(&other, NULL, thread, NULL) == 0, "pthread_create");
-	expect(pthread_join(other, NULL) == 0 && in_bss == 30, "another thread may write");
+	expect(pthread_join(other, NULL) == 0 && in_bss == 30, "another thread writes");
 	in_data = 4;
 	sem_post(&go);
-	expect(pthread_join(old, NULL) == 0 && in_bss == 40, "an older thread may write when it has guarded");
+	expect(pthread_join(old, NULL) == 0 && in_bss == 40, "an older thread writes after it has guarded");
 	expect(vmsrs_run(domain, defers, (void *)&in_data, &result) == VMSRS_EFAILED, "a request fails");
 	vmsrs_last_failure(&failure);
-	expect(failure.defers_failed == 1 && in_bss == 41, "the defer after one that died may write");
+	expect(failure.defers_failed == 1 && in_bss == 41, "the defer after a failed one writes");
 	in_bss = 42;
-	ends(IN_HANDLER, 5, "exit in the handler of a signal");
-	ends(IN_HANDLER_ON_ITS_STACK, 5, "exit in the handler of a signal that runs on its own stack");
+	ends(IN_HANDLER, 5, "exit in a signal handler");
+	ends(IN_HANDLER_ON_ITS_STACK, 5, "exit in a signal handler on the signal stack");
 	ends(IN_REQUEST, 7, "exit in a request");
 	ends(AS_LEADER, 7, "exit in a request that another thread has joined");
 	ends(AS_MEMBER, 7, "exit by a thread that has joined a request");
-	expect(vmsrs_guard((char *)&in_data + 1, 4096) == VMSRS_EINVAL, "a range that is not of pages");
+	expect(vmsrs_guard((char *)&in_data + 1, 4096) == VMSRS_EINVAL, "a range that is not page-aligned");
 	expect(vmsrs_guard(NULL, 4096) == VMSRS_EINVAL, "a null pointer");
 	return 0;
 }

@@ -1,14 +1,16 @@
-//! The agent in the guest: connects to the host and runs the steps it asks for.
+//! The agent in the guest: connects to the host and runs the steps that the host asks for.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// Ask of the host: run a step.
+use crate::steps;
+
+/// The host's request to run a step.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ask {
     /// The behaviour's name.
@@ -22,28 +24,28 @@ pub struct Ask {
 /// How a step ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Answer {
-    /// Exit code, if it ended by itself.
+    /// Exit code, if it exited.
     pub code: Option<i32>,
-    /// The signal that ended it, if one did.
+    /// The signal that killed it, if one did.
     pub signal: Option<i32>,
-    /// What it printed.
+    /// What it printed to standard output.
     pub output: String,
-    /// What it wrote to standard error.
+    /// What it printed to standard error.
     pub errors: String,
 }
 
 impl Answer {
-    /// Whether the step ended well.
+    /// Whether the step succeeded.
     pub fn success(&self) -> bool {
         self.code == Some(0)
     }
 }
 
-/// Connects to the host and serves until it hangs up.
+/// Connects to the host and runs steps until the host closes the connection.
 ///
 /// # Errors
 ///
-/// When the connection breaks or the host sends what is no ask.
+/// When the connection breaks or the host sends something other than an [`Ask`].
 pub fn serve(host: SocketAddr) -> Result<()> {
     let stream = TcpStream::connect(host).with_context(|| format!("connect to {host}"))?;
     let mut writer = stream.try_clone()?;
@@ -57,8 +59,7 @@ pub fn serve(host: SocketAddr) -> Result<()> {
 }
 
 fn run(ask: &Ask) -> Result<Answer> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["guest", &ask.behaviour, &ask.step, &ask.argument])
+    let output = steps::command(&ask.behaviour, &ask.step, &ask.argument)?
         .stdin(Stdio::null())
         .output()
         .context("start the step")?;

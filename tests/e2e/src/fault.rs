@@ -1,21 +1,24 @@
-//! Makes a write or read that must fault, and tells where and how it did.
+//! Stores and loads that fault, and how they did.
 
 use std::arch::naked_asm;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-/// A signal that a write or read got.
+/// The signal that a store or load got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The signal.
     pub signal: i32,
-    /// Its code.
+    /// `si_code`.
     pub code: i32,
-    /// The address in its siginfo.
+    /// `si_addr`.
     pub address: u64,
-    /// The instruction pointer when it came.
+    /// The instruction pointer at that moment.
     pub instruction: u64,
 }
+
+/// `si_code` of an access that a protection key forbids.
+pub const SEGV_PKUERR: i32 = 4;
 
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 static CODE: AtomicI32 = AtomicI32::new(0);
@@ -26,10 +29,16 @@ static INSTRUCTION: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Safety
 ///
-/// The store must be sound, or stopped.
+/// The store must be sound or fault.
 #[unsafe(naked)]
 pub unsafe extern "C" fn store(_address: *mut u8, _value: u8) {
     naked_asm!("mov byte ptr [rdi], sil", "ret")
+}
+
+/// Stores to the null pointer, which ends the request in which it is called.
+pub fn wild_write() {
+    // SAFETY: faults.
+    unsafe { store(std::ptr::null_mut(), 1) };
 }
 
 /// Address of the instruction that [`try_store`] stores with.
@@ -41,7 +50,7 @@ pub fn store_instruction() -> u64 {
 ///
 /// # Safety
 ///
-/// The load must be sound, or stopped.
+/// The load must be sound or fault.
 #[unsafe(naked)]
 pub unsafe extern "C" fn load(_address: *const u8) -> u8 {
     naked_asm!("mov al, byte ptr [rdi]", "ret")
@@ -53,7 +62,7 @@ pub fn load_instruction() -> u64 {
 }
 
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel gives both for a handler with SA_SIGINFO.
+    // SAFETY: the kernel passes both to a handler with SA_SIGINFO.
     unsafe {
         let context = &mut *context.cast::<libc::ucontext_t>();
         let registers = &mut context.uc_mcontext.gregs;
@@ -63,20 +72,20 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
         INSTRUCTION.store(rip, Ordering::Relaxed);
         SIGNAL.store(signal, Ordering::Release);
         if rip != store_instruction() && rip != load_instruction() {
-            // Not ours to skip: let it end the process.
+            // Any other instruction: let the signal end the process.
             libc::signal(signal, libc::SIG_DFL);
             return;
         }
-        // Return from `store` or `load` as if it had been done.
+        // Return from `store` or `load` as if the access had happened.
         let stack = registers[libc::REG_RSP as usize] as *const i64;
         registers[libc::REG_RIP as usize] = *stack;
         registers[libc::REG_RSP as usize] += 8;
     }
 }
 
-/// Stores a byte; `Err` tells the fault that stopped it.
+/// Stores a byte, or returns the fault that stopped it.
 ///
-/// The handlers of SIGSEGV and SIGBUS of the process are replaced.
+/// Replaces the process's handlers of SIGSEGV and SIGBUS.
 ///
 /// # Errors
 ///
@@ -88,15 +97,15 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
 ///
 /// # Safety
 ///
-/// The store must be sound wherever it is not stopped.
+/// The store must be sound where it does not fault.
 pub unsafe fn try_store(address: *mut u8, value: u8) -> Result<(), Fault> {
-    // SAFETY: the caller says that the store is sound; if it faults, the handler steps over it.
+    // SAFETY: sound, as the caller guarantees, or the handler skips it.
     attempt(|| unsafe { store(address, value) })
 }
 
-/// Loads a byte; `Err` tells the fault that stopped it.
+/// Loads a byte, or returns the fault that stopped it.
 ///
-/// The handlers of SIGSEGV and SIGBUS of the process are replaced.
+/// Replaces the process's handlers of SIGSEGV and SIGBUS.
 ///
 /// # Errors
 ///
@@ -108,9 +117,9 @@ pub unsafe fn try_store(address: *mut u8, value: u8) -> Result<(), Fault> {
 ///
 /// # Safety
 ///
-/// The load must be sound wherever it is not stopped.
+/// The load must be sound where it does not fault.
 pub unsafe fn try_load(address: *const u8) -> Result<u8, Fault> {
-    // SAFETY: the caller says that the load is sound; if it faults, the handler steps over it.
+    // SAFETY: sound, as the caller guarantees, or the handler skips it.
     attempt(|| unsafe { load(address) })
 }
 

@@ -1,14 +1,16 @@
-//! Runs one step of a behaviour; the guest's side.
+//! Steps of behaviours, each in a process of its own in the guest.
+
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::behaviours;
 
-/// Runs the step and returns its result as the process's own.
+/// Runs a step in this process.
 ///
 /// # Errors
 ///
-/// When there is no such step, and what the step itself says.
+/// When there is no such step, and the step's own error.
 pub fn run(behaviour: &str, step: &str, argument: &str) -> Result<()> {
     let behaviour = behaviours::find(behaviour)?;
     let (_, function) = behaviour
@@ -17,4 +19,15 @@ pub fn run(behaviour: &str, step: &str, argument: &str) -> Result<()> {
         .find(|(name, _)| *name == step)
         .with_context(|| format!("{} has no step {step}", behaviour.name))?;
     function(argument)
+}
+
+/// A command that runs a step in a process of its own.
+///
+/// # Errors
+///
+/// When the path of this program is unknown.
+pub fn command(behaviour: &str, step: &str, argument: &str) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["guest", behaviour, step, argument]);
+    Ok(command)
 }

@@ -1,14 +1,14 @@
-//! The test module in the guest: a kernel that writes where it should not.
+//! The test module in the guest that makes its kernel write where it must not.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-/// The module's files.
+/// The module's directory in debugfs.
 pub const DEBUGFS: &str = "/sys/kernel/debug/vmsrs_stray";
 
-/// Loads the module, unless it is loaded already.
+/// Loads the module unless it is loaded already.
 ///
 /// # Errors
 ///
@@ -19,6 +19,6 @@ pub fn load_stray_module() -> Result<()> {
     }
     let script = "mount -t debugfs debugfs /sys/kernel/debug && insmod /lib/modules/vmsrs_stray.ko";
     let status = Command::new("sh").args(["-c", script]).status()?;
-    ensure!(status.success(), "the test module does not load: {status}");
+    ensure!(status.success(), "cannot load the test module: {status}");
     Ok(())
 }

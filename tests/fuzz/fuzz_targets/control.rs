@@ -1,8 +1,8 @@
 //! Control messages of a hostile driver.
 //!
-//! The input is cut into messages by a 16-bit length in front of each. After every message the
-//! frames that the guest could write must be exactly those that the engine has granted, and no
-//! reply may be longer than the room for it.
+//! The input is a sequence of messages, each preceded by its 16-bit length. After every message the
+//! frames that the guest can write must be exactly those that the engine has granted, and the reply
+//! must fit into the room given for it.
 #![no_main]
 
 use std::time::Duration;
@@ -16,14 +16,14 @@ use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 const FRAMES: u32 = 256;
 
-/// Permissions without memory behind them.
+/// Frame permissions without any memory.
 struct Permissions {
     writable: [bool; FRAMES as usize],
 }
 
 impl Permissions {
     fn set(&mut self, run: FrameRun, writable: bool) {
-        // A run outside the window panics here, which is a finding.
+        // A run outside of the window panics here, so the fuzzer reports it.
         for frame in run.start..run.start + run.count {
             self.writable[frame as usize] = writable;
         }
@@ -68,15 +68,15 @@ impl Content for Permissions {
 
 fuzz_target!(|input: &[u8]| {
     let config = EngineConfig::for_window(FRAMES);
-    let mut engine = Engine::new(config).expect("the limits suit the window");
+    let mut engine = Engine::new(config).expect("valid limits for the window");
     let mut permissions = Permissions {
         writable: [false; FRAMES as usize],
     };
     let mut rest = input;
-    while let Some((length, behind)) = rest.split_first_chunk::<2>() {
-        let length = usize::from(u16::from_le_bytes(*length)).min(behind.len());
-        let (message, behind) = behind.split_at(length);
-        rest = behind;
+    while let Some((length, after)) = rest.split_first_chunk::<2>() {
+        let length = usize::from(u16::from_le_bytes(*length)).min(after.len());
+        let (message, after) = after.split_at(length);
+        rest = after;
         let room = length % 1024;
         let reply = handle_message(&mut engine, &mut permissions, Duration::ZERO, message, room);
         assert!(reply.bytes.len() <= room);

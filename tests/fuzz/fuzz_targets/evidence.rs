@@ -1,21 +1,21 @@
-//! What a hostile program can send as evidence: registers, a stack and a module table, unwound with a
-//! real file's unwind tables.
+//! Hostile evidence from a program: registers, a stack and a module table, unwound with the unwind
+//! tables of a real file.
 //!
 //! The input is three registers (rsp, rbp, rip), the length of the module table (16 bits), the table,
-//! and the stack. One module of the table is always this program, so that unwinding gets somewhere.
+//! and the stack. The first module in the table is always this program, so that frames can be unwound.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use vmsrs_host::engine::{ProgramFacts, RequestFacts, Restored};
+use vmsrs_host::control::{ProgramFacts, RequestFacts, Restored};
 use vmsrs_host::symbols::{Module, SymbolFiles, trace, whose};
-use vmsrs_protocol::incident::ModuleEntry;
+use vmsrs_protocol::incident::{ModuleEntry, REG_RBP, REG_RIP, REG_RSP, REGISTERS};
 
 const BASE: u64 = 0x5555_0000_0000;
 
 static OWN: LazyLock<(SymbolFiles, Vec<u8>)> = LazyLock::new(|| {
-    let path = std::env::current_exe().expect("the program's path");
+    let path = std::env::current_exe().expect("path of this program");
     let name = path.to_string_lossy().into_owned();
     let entry = ModuleEntry {
         bias: BASE,
@@ -35,7 +35,7 @@ static OWN: LazyLock<(SymbolFiles, Vec<u8>)> = LazyLock::new(|| {
     table.resize(table.len().next_multiple_of(8), 0);
     assert_eq!(Module::parse(&table).len(), 1);
     (
-        SymbolFiles::new(&[path]).expect("the program's file"),
+        SymbolFiles::new(&[path]).expect("file of this program"),
         table,
     )
 });
@@ -48,8 +48,8 @@ fuzz_target!(|input: &[u8]| {
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
     let length = usize::from(u16::from_le_bytes([head[24], head[25]])).min(rest.len());
     let (table, stack) = rest.split_at(length);
-    let mut registers = vec![0; 18];
-    (registers[7], registers[6], registers[16]) = (word(0), word(8), word(16));
+    let mut registers = vec![0; REGISTERS];
+    (registers[REG_RSP], registers[REG_RBP], registers[REG_RIP]) = (word(0), word(8), word(16));
     let facts = RequestFacts {
         tag: 1,
         signal: 11,

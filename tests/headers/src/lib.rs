@@ -1,21 +1,31 @@
 //! Generates the C headers and checks that the checked-in ones are current.
 //!
-//! Two headers are made from Rust sources with cbindgen:
+//! Two headers are made from Rust sources:
 //!
 //! * `guest-kmod/vmsrs_protocol.h` from the protocol crate, for the driver and for C programs that
 //!   speak to it directly;
 //! * `guest-lib/include/vmsrs.h` from the guest library's C interface.
 //!
+//! cbindgen writes the declarations with their comments. A template, `vmsrs.h.in` beside the crate's
+//! `cbindgen.toml`, has everything else and says where each declaration goes.
+//!
 //! `cargo run -p vmsrs-headers` (or `make headers`) writes them, the test compares.
 
+mod items;
+mod layout;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A header: where it lies, and what it must contain.
+use items::Names;
+use layout::Style;
+
+/// A header: its path, and what it must contain.
 #[derive(Debug)]
 pub struct Header {
     /// Path of the checked-in file.
     pub path: PathBuf,
-    /// The text that cbindgen makes of today's sources.
+    /// What today's sources make of it.
     pub text: String,
 }
 
@@ -23,20 +33,24 @@ fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .nth(2)
-        .expect("this crate lies two folders below the project")
+        .expect("this crate is two folders below the project")
         .to_path_buf()
 }
 
-/// Generates one header from the crate in `source` with the `cbindgen.toml` that lies there.
-///
-/// # Panics
-///
-/// When the configuration or the sources cannot be read or parsed.
-fn generate(source: &str, header: &str) -> Header {
+/// Generates `header` from the crate in `source`, which has a `cbindgen.toml` and a template.
+fn generate(source: &str, header: &str, style: Style) -> Header {
     let root = project();
     let folder = root.join(source);
+    let path = root.join(header);
+    let name = path.file_name().expect("a header has a name").display();
     let config = cbindgen::Config::from_file(folder.join("cbindgen.toml"))
         .unwrap_or_else(|error| panic!("{source}/cbindgen.toml: {error}"));
+    let template = fs::read_to_string(folder.join(format!("{name}.in")))
+        .unwrap_or_else(|error| panic!("{source}/{name}.in: {error}"));
+    let names = Names {
+        prefix: config.export.prefix.clone().unwrap_or_default(),
+        types: config.export.rename.clone(),
+    };
     let mut text = Vec::new();
     cbindgen::Builder::new()
         .with_config(config)
@@ -44,33 +58,34 @@ fn generate(source: &str, header: &str) -> Header {
         .generate()
         .unwrap_or_else(|error| panic!("cannot generate {header}: {error}"))
         .write(&mut text);
-    Header {
-        path: root.join(header),
-        text: String::from_utf8(text).expect("cbindgen writes UTF-8"),
-    }
+    let text = String::from_utf8(text).expect("cbindgen writes UTF-8");
+    let text = layout::fill(&template, &items::parse(&text, &names), style);
+    Header { path, text }
 }
 
 /// All headers, freshly generated.
 ///
 /// # Panics
 ///
-/// When a source or a configuration cannot be read or parsed.
+/// When a source, a configuration or a template cannot be read or parsed, or does not fit the others.
 pub fn headers() -> Vec<Header> {
     vec![
-        generate("protocol", "guest-kmod/vmsrs_protocol.h"),
-        generate("guest-lib", "guest-lib/include/vmsrs.h"),
+        generate("protocol", "guest-kmod/vmsrs_protocol.h", Style::Kernel),
+        generate("guest-lib", "guest-lib/include/vmsrs.h", Style::Doxygen),
     ]
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     #[test]
-    fn checked_in_headers_are_what_the_sources_say() {
+    fn checked_in_headers_are_current() {
         for header in super::headers() {
-            let there = std::fs::read_to_string(&header.path).unwrap_or_default();
+            let found = fs::read_to_string(&header.path).unwrap_or_default();
             assert!(
-                there == header.text,
-                "{} differs from its Rust source: run `make headers` and commit the result",
+                found == header.text,
+                "{} differs from its sources: run `make headers` and commit the result",
                 header.path.display()
             );
         }

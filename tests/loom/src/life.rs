@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[derive(Debug)]
 pub struct Died;
 
-/// Steps that a thread of a program has left. The kernel's code is no subject to it: there, a thread
-/// that is killed comes to an end of its system call first.
+/// Steps that a thread of a program has left. Does not apply to the kernel's code: a thread that is killed there
+/// completes its system call first.
 pub struct Life {
     left: Cell<Option<u32>>,
 }

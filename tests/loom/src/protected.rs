@@ -7,7 +7,7 @@ use loom::cell::UnsafeCell;
 #[derive(Default)]
 pub struct Protected(UnsafeCell<u64>);
 
-// SAFETY: that only one thread has access at a time is what the models are to show; loom checks it.
+// SAFETY: that only one thread has access at a time is what the models show; loom checks it.
 unsafe impl Sync for Protected {}
 // SAFETY: a number.
 unsafe impl Send for Protected {}
@@ -15,7 +15,7 @@ unsafe impl Send for Protected {}
 impl Protected {
     /// Changes the data, as the holder of the lock.
     pub fn touch(&self) {
-        // SAFETY: loom checks that nobody else has the pointer now.
+        // SAFETY: loom checks that no other thread has the pointer now.
         self.0.with_mut(|data| unsafe { *data += 1 });
     }
 

@@ -1,4 +1,4 @@
-//! Threads for pieces of a request's work: `guest-lib/src/slots.rs` and `fan_out.rs`.
+//! Threads for pieces of a request's work: `guest-lib/src/state/slots.rs` and `fan_out.rs`.
 
 use loom::thread;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn a_piece_runs_before_its_starter_has_landed_or_not_at_all() {
     check(3, || {
         let world = Arc::<FanOut>::default();
         let piece = spawn(&world, world.reserve(), 2);
-        // An error of the starter, anywhere behind its start.
+        // An error of the starter, anywhere after its start.
         let taken_back = world.land();
         let ran = piece.join().unwrap();
         assert!(ran != taken_back, "run {ran}, taken back {taken_back}");
@@ -24,7 +24,7 @@ fn a_piece_runs_before_its_starter_has_landed_or_not_at_all() {
 }
 
 #[test]
-fn a_slot_whose_thread_was_never_started_is_free_after_the_landing() {
+fn a_slot_without_its_thread_is_free_after_the_landing() {
     check(3, || {
         let world = Arc::<FanOut>::default();
         let other = {
@@ -39,12 +39,12 @@ fn a_slot_whose_thread_was_never_started_is_free_after_the_landing() {
 }
 
 #[test]
-fn a_thread_that_comes_late_has_no_part_in_the_next_request() {
+fn a_late_thread_has_no_part_in_the_next_request() {
     check(3, || {
         let world = Arc::<FanOut>::default();
         let late = spawn(&world, world.reserve(), 2);
         let taken_back = world.land();
-        // The same slots again. The thread of this piece is there in time.
+        // The same slots again. The thread of this piece arrives in time.
         let next = world.reserve();
         let in_time = {
             let world = world.clone();

@@ -1,4 +1,4 @@
-//! Protection keys: `guest-lib/src/keys.rs`.
+//! Protection keys: `guest-lib/src/shared/keys.rs`.
 
 use loom::thread;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn taker(table: &Arc<KeyTable>) -> thread::JoinHandle<u32> {
 
 #[test]
 fn no_two_requests_in_flight_share_a_key_while_there_are_enough() {
-    // There and back twice: while one looks, the other gives a key back that was looked at and takes the next.
+    // Two switches each way: while one looks, the other gives back a key that was looked at and takes the next.
     check(4, || {
         let table = Arc::new(KeyTable::new(3));
         // Three in flight at most: one all the time, and one after the other on two threads.
@@ -38,7 +38,7 @@ fn no_two_requests_in_flight_share_a_key_while_there_are_enough() {
 }
 
 #[test]
-fn a_key_that_is_given_back_and_taken_again_does_not_look_as_if_it_was_in_use_all_the_time() {
+fn a_key_given_back_and_retaken_does_not_look_always_used() {
     check(BACK_AND_FORTH, || {
         let table = Arc::new(KeyTable::new(2));
         let requests = move |table: &KeyTable, wanted: &[u32]| {
@@ -84,14 +84,18 @@ fn a_key_that_was_taken_away_is_no_requests() {
         for taker in takers {
             let key = taker.join().unwrap();
             assert_ne!(Some(key), withdrawn);
-            assert_ne!(key, 0, "one is always left");
+            assert_ne!(key, 0, "one key is always left");
         }
-        assert_eq!(table.withdraw(), None, "requests have what is left");
+        assert_eq!(
+            table.withdraw(),
+            None,
+            "requests have the keys that are left"
+        );
     });
 }
 
 #[test]
-fn the_last_key_goes_to_a_request_or_to_the_guard_and_never_to_both() {
+fn the_last_key_goes_to_a_request_or_to_the_guard() {
     check(3, || {
         let table = Arc::new(KeyTable::new(1));
         let taker = taker(&table);

@@ -1,4 +1,5 @@
-//! The locks of domains: `guest-lib/src/word.rs` and `held.rs` against `guest-kmod/lock.c`.
+//! The locks of domains: `guest-lib/src/shared/word.rs` and `held.rs` against `guest-kmod/lock.c` and
+//! `lock_wait.c`.
 
 use loom::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use loom::thread::{self, JoinHandle};
@@ -53,7 +54,7 @@ impl World {
         library.end();
     }
 
-    /// What must be true when all threads are through.
+    /// What must hold when all threads are done.
     fn check(&self) {
         assert!(self.driver.is_free(0), "a lock is left behind");
     }
@@ -110,8 +111,7 @@ fn a_sleeper_that_is_overtaken_has_the_lock_handed_over() {
     }
 }
 
-/// A thread waits and something ends its wait at any time; the one behind it gets the lock all the
-/// same.
+/// A thread waits and something ends its wait at any time; the next waiter gets the lock all the same.
 fn a_wait_that_ends_early(after: u32, end: fn(&Driver, &Thread), errnos: &'static [Errno]) {
     check(2, move || {
         let world = World::with_handover(3, after);
@@ -141,21 +141,21 @@ fn a_wait_that_ends_early(after: u32, end: fn(&Driver, &Thread), errnos: &'stati
 }
 
 #[test]
-fn a_wake_up_that_finds_a_waiter_whose_time_is_over_goes_to_the_next() {
+fn a_wake_up_of_a_timed_out_waiter_goes_to_the_next() {
     for after in HANDOVERS {
         a_wait_that_ends_early(after, Driver::expire, &[Errno::TimedOut]);
     }
 }
 
 #[test]
-fn a_wake_up_that_finds_an_interrupted_waiter_goes_to_the_next() {
+fn a_wake_up_of_an_interrupted_waiter_goes_to_the_next() {
     for after in HANDOVERS {
         a_wait_that_ends_early(after, Driver::signal, &[Errno::Interrupted]);
     }
 }
 
 #[test]
-fn a_lock_that_is_handed_to_a_request_that_fails_goes_to_the_next() {
+fn a_lock_handed_to_a_failed_request_goes_to_the_next() {
     let fail = |driver: &Driver, thread: &Thread| driver.fail(thread, 2);
     for after in HANDOVERS {
         // What it sees first.
@@ -163,8 +163,7 @@ fn a_lock_that_is_handed_to_a_request_that_fails_goes_to_the_next() {
     }
 }
 
-/// Accesses of a thread that locks, unlocks and ends, in any order of events: more are tried than
-/// there are.
+/// More accesses than a thread that locks, unlocks and ends makes in any order of events.
 const STEPS: u32 = 12;
 
 #[test]
@@ -207,18 +206,18 @@ fn a_domain_whose_word_has_the_tag_is_always_on_the_list() {
             }
         });
         if through.load(Ordering::Relaxed) {
-            assert!(steps > 12, "no more than {steps} steps are too few");
+            assert!(steps > 12, "only {steps} steps");
             return;
         }
     }
 }
 
 #[test]
-fn a_request_that_was_failed_from_outside_does_not_release_a_lock_of_another() {
+fn a_failed_request_does_not_release_anothers_lock() {
     check(2, || {
         let world = World::new(3);
         let others = [world.spawn(1, Life::long()), world.spawn(2, Life::long())];
-        // Overdue: the watch releases its locks while it goes on. What it would write is refused.
+        // Overdue: the watch releases its locks while it runs on. Its writes would be refused.
         let overdue = world.library(0, Life::long());
         let watch = {
             let world = world.clone();
@@ -237,7 +236,7 @@ fn a_request_that_was_failed_from_outside_does_not_release_a_lock_of_another() {
 }
 
 #[test]
-fn a_wake_up_for_one_domain_is_not_lost_to_a_sleeper_of_another() {
+fn a_wake_up_is_not_lost_to_a_sleeper_of_another_domain() {
     check(2, || {
         let world = World::new(3);
         let data = Arc::<Protected>::default();
@@ -269,10 +268,10 @@ fn a_wake_up_for_one_domain_is_not_lost_to_a_sleeper_of_another() {
 }
 
 #[test]
-fn of_requests_that_wait_for_one_another_one_is_told_and_the_others_go_on() {
+fn one_request_of_a_cycle_gets_an_error_and_the_others_go_on() {
     check(2, || {
         let world = World::new(2);
-        // Takes one domain, then the other; gives up what it has when it is told of a circle.
+        // Takes one domain, then the other; releases what it has when the other lock would close a cycle.
         let both = |world: &World, number: usize, domains: [u32; 2]| {
             let library = world.library(number, Life::long());
             library.lock(domains[0]).unwrap();
@@ -298,7 +297,7 @@ fn of_requests_that_wait_for_one_another_one_is_told_and_the_others_go_on() {
 }
 
 #[test]
-fn a_request_whose_thread_works_for_it_is_never_taken_for_an_orphan() {
+fn a_request_with_a_thread_is_never_taken_for_an_orphan() {
     check(3, || {
         let world = World::new(2);
         let workers = [0, 1].map(|number| {
@@ -316,7 +315,7 @@ fn a_request_whose_thread_works_for_it_is_never_taken_for_an_orphan() {
 }
 
 #[test]
-fn a_request_that_is_set_aside_and_taken_up_again_is_never_taken_for_an_orphan() {
+fn a_resumed_request_is_never_taken_for_an_orphan() {
     check(3, || {
         let world = World::new(2);
         let worker = {
@@ -342,7 +341,7 @@ fn a_request_that_is_set_aside_and_taken_up_again_is_never_taken_for_an_orphan()
 }
 
 #[test]
-fn a_request_that_is_set_aside_and_given_up_is_never_taken_for_an_orphan() {
+fn an_abandoned_request_is_never_taken_for_an_orphan() {
     check(3, || {
         let world = World::new(1);
         let worker = {

@@ -1,12 +1,12 @@
 //! Drafts: faults of a request's threads while it is failed, committed, or the device goes
-//! (`guest-kmod/page.c`, `request.c`, `fail.c`, `commit.c`).
+//! (`guest-kmod/page.c`, `drafts.c`, `request.c`, `commit.c`, `fail.c`).
 
 use loom::thread;
 use std::sync::Arc;
 use vmsrs_loom::check;
 use vmsrs_loom::driver::Pages;
 
-/// The request that fails, and one of somebody else.
+/// The request that fails, and another user's.
 const GUILTY: u64 = 1;
 const INNOCENT: u64 = 2;
 
@@ -15,7 +15,11 @@ fn innocent(pages: &Pages, domain: usize) -> bool {
     if !pages.try_lock(domain, INNOCENT) {
         return false;
     }
-    assert_eq!(pages.load(domain), Ok(0), "half a change under a lock");
+    assert_eq!(
+        pages.load(domain),
+        Ok(0),
+        "a partial change is visible under the lock"
+    );
     pages.store(domain, INNOCENT, 20).unwrap();
     assert_eq!(pages.load(domain), Ok(20));
     pages.commit(INNOCENT).unwrap();
@@ -58,12 +62,12 @@ fn a_late_write(drafted: bool) {
 }
 
 #[test]
-fn a_first_write_that_races_with_the_failure_never_shows_under_the_next_lock() {
+fn a_first_write_racing_with_the_failure_never_shows() {
     a_late_write(false);
 }
 
 #[test]
-fn a_further_write_that_races_with_the_failure_never_shows_under_the_next_lock() {
+fn a_further_write_racing_with_the_failure_never_shows() {
     a_late_write(true);
 }
 
@@ -106,7 +110,7 @@ fn a_commit_that_races_with_the_failure_is_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_members_write_during_a_commit_is_in_that_commit_or_in_the_next() {
+fn a_members_write_is_in_this_commit_or_in_the_next() {
     check(4, || {
         let pages = Arc::new(Pages::default());
         assert!(pages.try_lock(0, GUILTY));

@@ -1,4 +1,4 @@
-//! The table of threads (`guest-kmod/thread.c`) and the pages of lock words (`lock.c`).
+//! The table of threads (`guest-kmod/thread.c`, `reap.c`) and the pages of lock words (`lock.c`).
 
 use loom::thread;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use vmsrs_loom::check;
 use vmsrs_loom::driver::{LockPage, Registration};
 
 #[test]
-fn a_registration_is_ended_once_and_freed_when_nobody_uses_it() {
+fn a_registration_is_ended_once_and_freed_when_unused() {
     check(3, || {
         let registration = Arc::new(Registration::default());
         let reaper = {
@@ -29,7 +29,7 @@ fn a_registration_is_ended_once_and_freed_when_nobody_uses_it() {
 }
 
 #[test]
-fn threads_that_allocate_a_page_of_lock_words_at_once_use_the_same_whole_one() {
+fn threads_share_one_zeroed_page_of_lock_words() {
     check(4, || {
         let words = Arc::new(LockPage::default());
         let other = {

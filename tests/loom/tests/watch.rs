@@ -1,4 +1,4 @@
-//! The watch of deadlines: `guest-kmod/thread.c` and `suspend.c`.
+//! The watch of deadlines: `guest-kmod/watch.c` and `suspend.c`.
 
 use loom::thread;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use vmsrs_loom::check;
 use vmsrs_loom::driver::Watch;
 
 #[test]
-fn a_suspended_request_that_is_overdue_keeps_nothing_whenever_the_watch_has_seen_it() {
+fn an_overdue_request_that_is_suspended_is_discarded() {
     check(3, || {
         let world = Arc::<Watch>::default();
         let watch = {
@@ -15,11 +15,14 @@ fn a_suspended_request_that_is_overdue_keeps_nothing_whenever_the_watch_has_seen
         };
         world.begin(1, true);
         let suspended = world.suspend(1);
-        world.put_down();
+        world.detach();
         watch.join().unwrap();
         world.run();
         if suspended {
-            assert!(world.is_discarded(1), "its locks are nobody's to release");
+            assert!(
+                world.is_discarded(1),
+                "no thread is left to release its locks"
+            );
         } else {
             assert!(world.has_failed(1));
         }
@@ -35,7 +38,7 @@ fn a_deadline_is_never_taken_for_that_of_the_next_request() {
             thread::spawn(move || world.run())
         };
         world.begin(1, true);
-        world.put_down();
+        world.detach();
         world.begin(2, false);
         watch.join().unwrap();
         assert!(!world.has_failed(2), "it has no deadline");

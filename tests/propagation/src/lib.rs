@@ -1,6 +1,6 @@
 //! The propagation study: one word of a running server's memory is corrupted, and followed.
 //!
-//! The server is the plain ledger (`tests/servers/ledger.c` without VMSRS), an ordinary program. Its
+//! The server is the plain ledger (`tests/ledger/servers/ledger.c` without VMSRS), an ordinary program. Its
 //! load and the model of its state are the demonstration's. The study is a debugger to it: two
 //! hardware watchpoints on the corrupted word, one for writes and one for reads and writes, stop the
 //! thread behind every instruction that touches it. Requests are sent one at a time, each

@@ -3,9 +3,9 @@
 use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::{Expected, User};
-use vmsrs_demo::plan::Plan;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::model::{Expected, User};
+use vmsrs_ledger::plan::Plan;
 
 /// The users' requests. Each user has a connection of its own.
 pub struct Load {

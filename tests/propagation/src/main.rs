@@ -1,6 +1,5 @@
 //! Corrupts words of the plain ledger, one a trial, and reports what became of them.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -9,6 +8,7 @@ use vmsrs_propagation::place::{Region, Target};
 use vmsrs_propagation::report::Report;
 use vmsrs_propagation::server::Program;
 use vmsrs_propagation::trial;
+use vmsrs_report::folder;
 
 /// How far does a corrupted word of a server live, and does another request ever read it?
 #[derive(Parser)]
@@ -39,13 +39,9 @@ fn main() -> Result<()> {
         words.push(trial);
     }
     let report = Report::new(cli.seed, cli.requests, &words);
-    let write = |name: &str, content: String| {
-        let path = cli.output.join(name);
-        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
-    };
-    write("report.json", serde_json::to_string_pretty(&report)?)?;
-    write("lifetimes.svg", report.plot()?)?;
+    let path = folder::write_report(&cli.output, &report)?;
+    folder::write(&cli.output, "lifetimes.svg", &report.plot()?)?;
     print!("{}", report.tables());
-    println!("\n{}", cli.output.join("report.json").display());
+    println!("\nthe report: {}", path.display());
     Ok(())
 }

@@ -25,7 +25,7 @@ pub enum Owner {
     Process,
 }
 
-// Offsets in the structures of `tests/servers/ledger.c`.
+// Offsets in the structures of `tests/ledger/servers/ledger.c`.
 const ACCOUNT_NAME: u64 = 8;
 const ACCOUNT_DOMAIN: u64 = 32;
 const DOMAIN_ROOT: u64 = 40;

@@ -1,10 +1,10 @@
 //! All trials together: numbers, a table, and a plot.
 
-use std::fmt::Write as _;
-
 use anyhow::Result;
 use serde::Serialize;
-use vmsrs_demo::chart::{Chart, Line, SeriesLabelPosition};
+use vmsrs_report::chart::{Chart, Line, SeriesLabelPosition};
+use vmsrs_report::distribution::Distribution;
+use vmsrs_report::table::{Table, numbers, words};
 
 use crate::access::Access;
 use crate::owner::Owner;
@@ -39,7 +39,7 @@ pub struct Row {
     /// Read by another user's request at any time.
     pub read_by_other_user: usize,
     /// Requests until it was overwritten, over those that were: the median.
-    pub median_lifetime: Option<u32>,
+    pub median_lifetime: Option<u64>,
     /// Every answer and all state right to the end.
     pub harmless: usize,
     /// Wrong for the user in or after whose request it was corrupted, alone.
@@ -77,13 +77,12 @@ impl Row {
             region: region.to_owned(),
             ..Self::default()
         };
-        let mut lifetimes = Vec::new();
+        let mut lifetimes = Distribution::default();
         for trial in trials {
             row.add(trial);
-            lifetimes.extend(trial.cleansed_after);
+            lifetimes.extend(trial.cleansed_after.map(u64::from));
         }
-        lifetimes.sort_unstable();
-        row.median_lifetime = lifetimes.get(lifetimes.len() / 2).copied();
+        row.median_lifetime = lifetimes.median();
         row
     }
 
@@ -156,65 +155,13 @@ impl<'a> Report<'a> {
 
     /// The numbers as tables in Markdown.
     pub fn tables(&self) -> String {
-        let read = |row: &Row| {
-            format!(
-                "{} | {} | {} | {}",
-                row.read_first_by_same_request,
-                row.read_first_by_same_user,
-                row.read_first_by_other_user,
-                row.read_first_by_server
-            )
-        };
-        let mut text = String::from(
-            "| region | corrupted | never touched | written first | read first: same request | same user | other user | server |\n\
-             |---|---|---|---|---|---|---|---|\n",
-        );
-        for row in &self.rows {
-            // Writing to a string cannot fail.
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {} | {} |",
-                row.region,
-                row.corrupted,
-                row.never_touched,
-                row.written_first,
-                read(row)
-            );
-        }
-        text.push_str(
-            "\n| region | corrupted | cleansed | unread | median life | ever read by another user | harmless | own wrong | others wrong | crash (later) | hang |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|\n",
-        );
-        Self::outcomes(&mut text, &self.rows);
-        text.push_str(
-            "\n| owner of a block in use | corrupted | cleansed | unread | median life | ever read by another user | harmless | own wrong | others wrong | crash (later) | hang |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|\n",
-        );
-        Self::outcomes(&mut text, &self.owners);
-        text
-    }
-
-    fn outcomes(text: &mut String, rows: &[Row]) {
-        for row in rows {
-            let median = row
-                .median_lifetime
-                .map_or("-".to_owned(), |life| life.to_string());
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {} | {median} | {} | {} | {} | {} | {} ({}) | {} |",
-                row.region,
-                row.corrupted,
-                row.cleansed,
-                row.cleansed_unread,
-                row.read_by_other_user,
-                row.harmless,
-                row.own_wrong,
-                row.others_wrong,
-                row.crashes,
-                row.crashes_later,
-                row.hangs
-            );
-        }
+        [
+            first_touches(&self.rows),
+            outcomes("region", &self.rows),
+            outcomes("owner of a block in use", &self.owners),
+        ]
+        .map(|table| table.to_string())
+        .join("\n")
     }
 
     /// Share of the words of a region that are still corrupted after each number of requests. A
@@ -265,4 +212,66 @@ impl<'a> Report<'a> {
         };
         chart.svg()
     }
+}
+
+/// Who touched corrupted words first.
+fn first_touches(rows: &[Row]) -> Table {
+    let mut table = Table::markdown(&[
+        words("region"),
+        numbers("corrupted"),
+        numbers("never touched"),
+        numbers("written first"),
+        numbers("read first: same request"),
+        numbers("same user"),
+        numbers("other user"),
+        numbers("server"),
+    ]);
+    for row in rows {
+        let counts = [
+            row.corrupted,
+            row.never_touched,
+            row.written_first,
+            row.read_first_by_same_request,
+            row.read_first_by_same_user,
+            row.read_first_by_other_user,
+            row.read_first_by_server,
+        ];
+        let counts = counts.map(|count| count.to_string());
+        table.row([row.region.clone()].into_iter().chain(counts));
+    }
+    table
+}
+
+/// What became of corrupted words, and of the server.
+fn outcomes(heading: &'static str, rows: &[Row]) -> Table {
+    let mut table = Table::markdown(&[
+        words(heading),
+        numbers("corrupted"),
+        numbers("cleansed"),
+        numbers("unread"),
+        numbers("median life"),
+        numbers("ever read by another user"),
+        numbers("harmless"),
+        numbers("own wrong"),
+        numbers("others wrong"),
+        numbers("crash (later)"),
+        numbers("hang"),
+    ]);
+    for row in rows {
+        let life = row.median_lifetime;
+        table.row([
+            row.region.clone(),
+            row.corrupted.to_string(),
+            row.cleansed.to_string(),
+            row.cleansed_unread.to_string(),
+            life.map_or("-".to_owned(), |life| life.to_string()),
+            row.read_by_other_user.to_string(),
+            row.harmless.to_string(),
+            row.own_wrong.to_string(),
+            row.others_wrong.to_string(),
+            format!("{} ({})", row.crashes, row.crashes_later),
+            row.hangs.to_string(),
+        ]);
+    }
+    table
 }

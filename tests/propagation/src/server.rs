@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use anyhow::{Context, Result};
-use vmsrs_demo::build;
+use vmsrs_ledger::program;
+use vmsrs_report::folder;
 
 use crate::symbols::Symbols;
 
@@ -24,11 +25,10 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// As [`build::compile`].
+    /// As [`program::plain`].
     pub fn build(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder)?;
-        let path = folder.join("ledger-plain");
-        build::compile(&path, &["-fno-inline".as_ref(), "-DPLAIN".as_ref()])?;
+        folder::create(folder)?;
+        let path = program::plain(folder, &["-fno-inline".as_ref()])?;
         let symbols = Symbols::of(&path)?;
         Ok(Self { path, symbols })
     }

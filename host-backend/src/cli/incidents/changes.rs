@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::engine::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
+use vmsrs_protocol::heap::RED_ZONE_MAX;
+
+use crate::control::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
 
 /// Bytes in a row.
 pub(super) const ROW: usize = 16;
@@ -10,9 +12,6 @@ pub(super) const ROW: usize = 16;
 /// How far behind a block's end a change is still said to lie behind it: a red zone and a neighbour's
 /// header.
 const NEAR: u64 = 256;
-
-/// More than any red zone has: farther behind a block is another, whose header nobody knows.
-const RED_ZONE: u64 = 40;
 
 /// Where a change lies: in, before or behind which block; a phrase.
 pub(super) fn place(change: &ChangeFacts) -> String {
@@ -59,7 +58,8 @@ pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
     // Where a header is damaged, another block may lie between.
     let block = (change.block.as_ref()).filter(|block| block.became.is_some())?;
     let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;
-    (bytes < RED_ZONE).then(|| {
+    // Past the longest red zone lies another block, whose header is damaged or unknown.
+    (bytes <= RED_ZONE_MAX as u64).then(|| {
         let distance = match bytes {
             0 => "right".to_owned(),
             _ => format!("{bytes} bytes"),
@@ -188,7 +188,7 @@ mod tests {
     /// A request with a change of 20 bytes at each of these addresses.
     fn request(changes: &[(u64, BlockFacts)]) -> RequestFacts {
         let shown = super::super::sample::shown();
-        let mut request = shown.detail.request.unwrap();
+        let mut request = shown.detail.request().unwrap().clone();
         request.drafts[0].changes = changes
             .iter()
             .map(|(address, block)| ChangeFacts {

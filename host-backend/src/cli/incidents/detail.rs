@@ -2,20 +2,14 @@
 
 use std::fmt::Write as _;
 
-use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::incident::REGISTER_NAMES;
 
 use super::changes::{place, rows};
 use super::list::spelled;
 use super::shown::Shown;
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
-use crate::engine::{DraftFacts, RequestFacts};
+use crate::control::{DraftFacts, IncidentFacts, RequestFacts};
 use crate::symbols::{Found, Frame};
-
-/// Names of the registers, in the order of the protocol.
-const REGISTER_NAMES: [&str; REGISTERS] = [
-    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
-    "r14", "r15", "rip", "rflags",
-];
 
 /// Changes, and rows of each, that are shown without --full.
 const CHANGES: usize = 16;
@@ -26,7 +20,7 @@ pub(super) fn describe(shown: &Shown, full: bool) -> String {
     for note in &shown.trace.notes {
         let _ = writeln!(text, "\nnote: {}", printable(note));
     }
-    if let Some(request) = &shown.detail.request {
+    if let Some(request) = shown.detail.request() {
         text.push_str(&backtrace(&shown.trace.frames));
         text.push_str(&dropped(request));
         text.push_str(&changed(request, full));
@@ -37,10 +31,10 @@ pub(super) fn describe(shown: &Shown, full: bool) -> String {
 
 /// The registers of an incident with their names; empty if there are none.
 pub(super) fn kept_registers(shown: &Shown) -> Vec<(&'static str, u64)> {
-    let registers: &[u64] = match (&shown.detail.request, &shown.detail.sealed_write) {
-        (Some(request), _) => &request.registers,
-        (None, Some(write)) => &write.registers,
-        (None, None) => &[],
+    let registers: &[u64] = match &shown.detail.facts {
+        IncidentFacts::Request(request) => &request.registers,
+        IncidentFacts::SealedWrite(write) => &write.registers,
+        IncidentFacts::GuestDown(_) | IncidentFacts::Corruption(_) => &[],
     };
     let named = || REGISTER_NAMES.into_iter().zip(registers.iter().copied());
     // The library notes no others for an error that it finds itself.
@@ -87,61 +81,63 @@ pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
     }
     rows.push(("address", at));
     rows.push(("instruction", address(detail.instruction)));
-    if let Some(write) = &detail.sealed_write {
-        let mode = if write.user {
-            "user mode"
-        } else {
-            "the kernel"
-        };
-        rows.extend([
-            (
-                "written by",
-                format!("{mode} (CPL {}), vCPU {}", write.cpl, write.vcpu),
-            ),
-            ("page tables", format!("{:#x} (CR3)", write.cr3)),
-            ("code", code(&write.code)),
-            ("frame", write.frame.to_string()),
-            ("page", number(write.page)),
-            ("guest physical", format!("{:#x}", write.physical)),
-            ("attempts", write.count.to_string()),
-        ]);
-    }
-    if let Some(corruption) = &detail.corruption {
-        rows.extend([
-            ("frame", corruption.frame.to_string()),
-            ("page", number(corruption.page)),
-            ("bytes changed", number(corruption.changed_bytes)),
-            ("first at", address(corruption.first_changed.map(u64::from))),
-        ]);
-    }
-    if let Some(down) = &detail.guest_down {
-        rows.extend([
-            ("how", printable(&down.reason)),
-            ("frames granted", down.granted_frames.to_string()),
-            ("drafts dropped", down.written_frames.to_string()),
-            ("pages of a commit cut off", down.staged_pages.to_string()),
-        ]);
-    }
-    if let Some(request) = &detail.request {
-        let message = request.program.as_ref().map(|program| &program.message);
-        if let Some(message) = message.filter(|message| !message.is_empty()) {
-            rows.push(("message", printable(message)));
+    match &detail.facts {
+        IncidentFacts::SealedWrite(write) => {
+            let mode = if write.user {
+                "user mode"
+            } else {
+                "the kernel"
+            };
+            rows.extend([
+                (
+                    "written by",
+                    format!("{mode} (CPL {}), vCPU {}", write.cpl, write.vcpu),
+                ),
+                ("page tables", format!("{:#x} (CR3)", write.cr3)),
+                ("code", code(&write.code)),
+                ("frame", write.frame.to_string()),
+                ("page", number(write.page)),
+                ("guest physical", format!("{:#x}", write.physical)),
+                ("attempts", write.count.to_string()),
+            ]);
         }
-        let thread = printable(&request.thread);
-        rows.extend([
-            ("request tag", request.tag.to_string()),
-            (
-                "thread",
-                format!("{thread} (process {}, thread {})", request.pid, request.tid),
-            ),
-            (
-                "signal",
-                format!("{} (code {})", request.signal, request.code),
-            ),
-            ("recovered in", nanoseconds(request.recovery_ns)),
-            ("restored to", spelled(request.restored)),
-            ("drafts dropped", request.drafts_total.to_string()),
-        ]);
+        IncidentFacts::Corruption(corruption) => {
+            rows.extend([
+                ("frame", corruption.frame.to_string()),
+                ("page", number(corruption.page)),
+                ("bytes changed", number(corruption.changed_bytes)),
+                ("first at", address(corruption.first_changed.map(u64::from))),
+            ]);
+        }
+        IncidentFacts::GuestDown(down) => {
+            rows.extend([
+                ("how", printable(&down.reason)),
+                ("frames granted", down.granted_frames.to_string()),
+                ("drafts dropped", down.written_frames.to_string()),
+                ("pages of a commit cut off", down.staged_pages.to_string()),
+            ]);
+        }
+        IncidentFacts::Request(request) => {
+            let message = request.program.as_ref().map(|program| &program.message);
+            if let Some(message) = message.filter(|message| !message.is_empty()) {
+                rows.push(("message", printable(message)));
+            }
+            let thread = printable(&request.thread);
+            rows.extend([
+                ("request tag", request.tag.to_string()),
+                (
+                    "thread",
+                    format!("{thread} (process {}, thread {})", request.pid, request.tid),
+                ),
+                (
+                    "signal",
+                    format!("{} (code {})", request.signal, request.code),
+                ),
+                ("recovered in", nanoseconds(request.recovery_ns)),
+                ("restored to", spelled(request.restored)),
+                ("drafts dropped", request.drafts_total.to_string()),
+            ]);
+        }
     }
     rows
 }
@@ -303,7 +299,8 @@ fn registers(registers: &[(&str, u64)]) -> String {
 mod tests {
     use super::super::sample;
     use super::*;
-    use crate::engine::GuestDownFacts;
+    use crate::control::GuestDownFacts;
+    use vmsrs_protocol::incident::{REG_RIP, REGISTERS};
 
     /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
@@ -329,9 +326,9 @@ mod tests {
     #[test]
     fn registers_that_nobody_noted_are_left_out() {
         let mut shown = sample::shown();
-        if let Some(request) = &mut shown.detail.request {
+        if let IncidentFacts::Request(request) = &mut shown.detail.facts {
             request.registers = vec![0; REGISTERS];
-            request.registers[16] = 5;
+            request.registers[REG_RIP] = 5;
         }
         let text = describe(&shown, false);
         assert!(text.contains("rip 0000000000000005"), "{text}");
@@ -341,15 +338,15 @@ mod tests {
     #[test]
     fn what_the_host_alone_knows_is_shown() {
         let mut shown = sample::shown();
-        shown.detail.request = None;
-        shown.detail.sealed_write = Some(sample::sealed_write());
-        shown.detail.guest_down = Some(GuestDownFacts {
+        shown.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
+        let mut text = describe(&shown, false);
+        shown.detail.facts = IncidentFacts::GuestDown(GuestDownFacts {
             reason: "the guest reset itself".into(),
             granted_frames: 1024,
             written_frames: 3,
             staged_pages: 0,
         });
-        let text = describe(&shown, false);
+        text += &describe(&shown, false);
         for part in [
             "the kernel (CPL 0), vCPU 1",
             "0x100005000",

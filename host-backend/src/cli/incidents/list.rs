@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::cli::text::{self, address, printable, printable_or_dash, table};
-use crate::engine::IncidentSummary;
+use crate::control::IncidentSummary;
 
 /// An enumeration in the spelling that it has in JSON.
 pub(super) fn spelled(value: impl Serialize) -> String {

@@ -8,7 +8,7 @@ use super::detail::{frame_line, frame_name, kept_registers, rows_of};
 use super::list;
 use super::shown::Shown;
 use crate::cli::text::printable;
-use crate::engine::{DraftFacts, IncidentSummary, RequestFacts};
+use crate::control::{DraftFacts, IncidentSummary, RequestFacts};
 use crate::symbols::{Found, Frame};
 
 const STYLE: &str = "
@@ -87,7 +87,7 @@ pub(super) fn incident(shown: &Shown) -> String {
     for note in &shown.trace.notes {
         let _ = writeln!(body, "<p class=\"quiet\">Note: {}</p>", escape(note));
     }
-    if let Some(request) = &shown.detail.request {
+    if let Some(request) = shown.detail.request() {
         body.push_str(&backtrace(&shown.trace.frames));
         body.push_str(&pages(request, summary.address));
     }
@@ -260,6 +260,7 @@ fn registers(registers: &[(&str, u64)]) -> String {
 mod tests {
     use super::super::sample;
     use super::*;
+    use crate::control::IncidentFacts;
 
     /// The names of all elements in a page, by a parser of the little HTML that we write.
     fn elements(page: &str) -> Vec<&str> {
@@ -292,8 +293,7 @@ mod tests {
     #[test]
     fn a_write_that_was_stopped_has_its_code_and_registers() {
         let mut shown = sample::shown();
-        shown.detail.request = None;
-        shown.detail.sealed_write = Some(sample::sealed_write());
+        shown.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
         let page = incident(&shown);
         for part in ["48 89 07", "CPL 0", "rip 0000000000000110"] {
             assert!(page.contains(part), "{part:?} in\n{page}");

@@ -1,9 +1,12 @@
 //! An incident for tests.
 
+use vmsrs_protocol::incident::REGISTERS;
+
 use super::shown::Shown;
-use crate::engine::{
-    AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentSummary,
-    Outcome, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
+use crate::control::{
+    AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentFacts,
+    IncidentOutcome, IncidentSummary, Place, ProgramFacts, RequestFacts, Restored,
+    SealedWriteFacts,
 };
 use crate::symbols::{Found, Frame, Trace};
 
@@ -34,13 +37,13 @@ pub(super) fn shown() -> Shown {
                 number: 7,
                 at_ms: 0,
                 kind: "foreign-write".into(),
-                outcome: Outcome::Recovered,
+                outcome: IncidentOutcome::Recovered,
                 app: Some("ledger".into()),
                 domain: Some("user-7".into()),
                 address: Some(0x1000_0000_4004),
             },
             instruction: Some(0x5555_5555_6789),
-            request: Some(RequestFacts {
+            facts: IncidentFacts::Request(Box::new(RequestFacts {
                 tag: 99,
                 signal: 11,
                 code: 2,
@@ -87,12 +90,9 @@ pub(super) fn shown() -> Shown {
                     message: "a sum does not add up".into(),
                 }),
                 details_dropped: false,
-                registers: (0..18).collect(),
+                registers: (0..REGISTERS as u64).collect(),
                 backtrace: vec![0x5555_5555_7000],
-            }),
-            sealed_write: None,
-            guest_down: None,
-            corruption: None,
+            })),
         },
         address_is: Some(
             "the guard behind domain user-7 of app ledger, 4 bytes behind its end".into(),
@@ -136,7 +136,7 @@ pub(super) fn sealed_write() -> SealedWriteFacts {
         cr3: 0x1234_5000,
         page: Some(9),
         code: vec![0x48, 0x89, 0x07],
-        registers: (0x100..0x112).collect(),
+        registers: (0x100..0x100 + REGISTERS as u64).collect(),
         count: 2,
     }
 }
@@ -157,7 +157,7 @@ pub(super) fn hostile() -> Shown {
         frame.file = text();
     }
     shown.trace.notes = vec![evil.into()];
-    if let Some(request) = &mut shown.detail.request {
+    if let IncidentFacts::Request(request) = &mut shown.detail.facts {
         request.thread = evil.into();
         for draft in &mut request.drafts {
             draft.domain = evil.into();

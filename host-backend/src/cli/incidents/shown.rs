@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::changes::behind;
-use crate::engine::IncidentDetail;
+use crate::control::IncidentDetail;
 use crate::symbols::{Frame, SymbolFiles, Trace, trace, whose};
 
 /// An incident as it is shown.
@@ -20,7 +20,7 @@ pub(super) struct Shown {
 
 impl Shown {
     pub(super) fn new(detail: IncidentDetail, files: &SymbolFiles) -> Self {
-        let request = detail.request.as_ref();
+        let request = detail.request();
         let address_is =
             detail
                 .summary

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::cli::initramfs::InitramfsError;
-use crate::cli::newc::PackError;
-use crate::cli::{Exit, Failure, Size};
+use crate::cli::{Exit, Failure};
 use crate::control::ServerError;
 use crate::devices::net::TapError;
 use crate::devices::recovery::RecoveryDeviceError;
+use crate::machine::{InitramfsError, MachineError};
+use crate::size::Size;
 use crate::vmm::VmError;
 use crate::vmm::loader::LoaderError;
 use crate::vmm::memory::MemoryError;
@@ -86,9 +86,14 @@ impl From<InitramfsError> for Failure {
     }
 }
 
-impl From<PackError> for Failure {
-    fn from(error: PackError) -> Self {
-        Self::new(Exit::Usage, error)
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Vm(error) => error.into(),
+            MachineError::Window(error) => error.into(),
+            MachineError::Recovery(error) => error.into(),
+            MachineError::Host(error) => error.into(),
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 
 mod console;
 mod error;
-mod operator;
 mod report;
 mod sizes;
 
@@ -16,17 +15,14 @@ use std::time::Instant;
 pub use self::error::RunError;
 
 use self::console::ConsoleTarget;
-use self::operator::RunningVm;
 use super::Target;
 use super::doctor;
 use super::exit::{Exit, Failure};
-use super::initramfs;
-use super::machine::{Machine, WindowPlan};
-use super::restart::{Budget, OnReboot};
-use super::size::Size;
 use crate::control::{Folder, Server};
 use crate::devices::net::{self, TapConfig};
 use crate::devices::recovery::ScrubRate;
+use crate::machine::{Machine, OnReboot, RestartBudget, RunningVm, WindowPlan, load_initramfs};
+use crate::size::Size;
 use crate::vmm::loader::Kernel;
 use crate::vmm::signals::Termination;
 use crate::vmm::{ExitReason, StopHandle, Vm, VmConfig};
@@ -114,7 +110,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let initramfs = arguments
         .initramfs
         .as_deref()
-        .map(|path| initramfs::load(path, &arguments.cmdline, arguments.memory))
+        .map(|path| load_initramfs(path, &arguments.cmdline, arguments.memory))
         .transpose()?;
     let folder = match arguments.target.socket {
         Some(_) => Folder::MustExist,
@@ -186,7 +182,7 @@ fn run_boots(
     operator: &RunningVm,
     limit: Option<u32>,
 ) -> Result<End, Failure> {
-    let mut budget = limit.map(Budget::new);
+    let mut budget = limit.map(RestartBudget::new);
     loop {
         let reason = vm.run()?;
         machine.power_off(&reason);

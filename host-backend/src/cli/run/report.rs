@@ -3,11 +3,10 @@
 use serde::Serialize;
 
 use super::End;
-use super::operator::RunningVm;
-use crate::cli::restart;
 use crate::cli::text::{duration, write_json};
 use crate::cli::{Exit, Failure};
-use crate::engine::Status;
+use crate::control::{EngineStatus, snapshot};
+use crate::machine::{RESTART_PERIOD, RunningVm};
 use crate::vmm::{CrashReport, ExitReason};
 
 /// The report at the end of `vmsrs run --json`.
@@ -21,7 +20,7 @@ struct Report<'a> {
     restarts: u64,
     gave_up: bool,
     crash: Option<Crash<'a>>,
-    recovery: Status,
+    recovery: EngineStatus,
 }
 
 #[derive(Serialize)]
@@ -51,16 +50,6 @@ impl<'a> From<&'a CrashReport> for Crash<'a> {
     }
 }
 
-/// An end of the guest, for programs.
-pub(super) fn word(reason: &ExitReason) -> &'static str {
-    match reason {
-        ExitReason::PowerOff => "power-off",
-        ExitReason::Reset => "reset",
-        ExitReason::Stopped(_) => "stopped",
-        ExitReason::Crash(_) => "crash",
-    }
-}
-
 /// Says how the VM ended, on standard error and, if it is wanted, as JSON; gives the exit code.
 pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
     let reason = &end.reason;
@@ -76,7 +65,7 @@ pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Fail
             (exit, Some(Crash::from(&**report)))
         }
     };
-    let recovery = vm.recovery.status();
+    let recovery = snapshot::status(&vm.recovery);
     let incidents: u64 = recovery.incidents.iter().map(|count| count.count).sum();
     let uptime_ms = vm.uptime_ms();
     let restarts = vm.restarts().count;
@@ -96,14 +85,14 @@ pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Fail
             "vmsrs: gave up, because the guest went down after {limit} restart{} within {} s: \
              its console says why; --restarts allows more",
             if limit == 1 { "" } else { "s" },
-            restart::PERIOD.as_secs()
+            RESTART_PERIOD.as_secs()
         );
     }
     if json {
         write_json(&Report {
             name: &vm.name,
             exit: exit as u8,
-            reason: word(reason),
+            reason: reason.name(),
             message: reason.to_string(),
             uptime_ms,
             restarts,

@@ -3,8 +3,9 @@
 use std::fs;
 
 use super::{Arguments, RunError};
-use crate::cli::{Exit, Failure, Size};
+use crate::cli::{Exit, Failure};
 use crate::engine::{ConfigError, EngineConfig};
+use crate::size::Size;
 use crate::vmm::memory::Layout;
 use crate::vmm::vm::MAX_VCPUS;
 use crate::window::Window;

@@ -20,7 +20,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::queue::QueueRegisters;
 use self::status::Step;
-use super::{ActivateError, Activation, ActiveQueue, DeviceInterrupt, Tally, VirtioDevice};
+use super::{ActivateError, Activation, ActiveQueue, DeviceInterrupt, VirtioDevice};
+use crate::tally::Tally;
 use crate::vmm::bus::BusDevice;
 use crate::vmm::irq::Interrupt;
 

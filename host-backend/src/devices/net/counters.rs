@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::devices::Tally;
+use crate::tally::Tally;
 
 /// Counters of a network card, raised by its thread and read by anybody.
 #[derive(Debug, Default)]

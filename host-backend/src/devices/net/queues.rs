@@ -114,7 +114,11 @@ impl Queues {
     /// Gives frames of the tap interface to the guest, until there are no more, there are no
     /// buffers, or the turn is over; then the tap interface is still readable.
     fn receive(&mut self) -> Result<(), QueueError> {
-        for _ in 0..TURN {
+        self.receive_up_to(TURN)
+    }
+
+    fn receive_up_to(&mut self, frames: usize) -> Result<(), QueueError> {
+        for _ in 0..frames {
             if self.incoming_length == 0 && !self.read_tap() {
                 break;
             }
@@ -143,6 +147,11 @@ impl Queues {
             }
             let queue = &mut self.receive.queue;
             queue.add_used(&self.memory, head, written.unwrap_or(0))?;
+        }
+        if self.incoming_length != 0 {
+            // The turn ended with a frame in hand. The interface may stay silent and the driver has
+            // no reason to kick, so come back by ourselves.
+            let _ = self.receive.kick.write(1);
         }
         if !self.watching_tap {
             self.receive.queue.disable_notification(&self.memory)?;
@@ -292,4 +301,24 @@ fn read_chain(
     }
     frame[..HEADER].fill(0);
     Ok(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::net::tests::Bench;
+
+    #[test]
+    fn a_frame_in_hand_at_the_end_of_a_turn_gets_another_turn() {
+        let mut bench = Bench::new();
+        let mut queues = bench.queues();
+        bench.put_receive_buffer();
+        // As if the buffer had come in the moment in which the turn ended: neither the tap interface
+        // nor the driver will say anything more.
+        queues.incoming_length = HEADER + FRAME_MIN;
+        queues.receive_up_to(0).unwrap();
+        assert_eq!(queues.receive.kick.read().unwrap(), 1);
+        queues.receive().unwrap();
+        assert_eq!(queues.incoming_length, 0);
+    }
 }

@@ -227,7 +227,11 @@ fn set_address(name: &str, address: TapAddress) -> io::Result<()> {
     request.ifr_ifru.ifru_netmask = socket_address(address.netmask());
     // SAFETY: SIOCSIFNETMASK reads an `ifreq` with an address.
     unsafe { ioctl(fd, libc::SIOCSIFNETMASK as _, &raw mut request) }?;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: SIOCGIFFLAGS fills an `ifreq` with flags.
+    unsafe { ioctl(fd, libc::SIOCGIFFLAGS as _, &raw mut request) }?;
+    // SAFETY: the call above has set the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     // SAFETY: SIOCSIFFLAGS reads an `ifreq` with flags.
     unsafe { ioctl(fd, libc::SIOCSIFFLAGS as _, &raw mut request) }
 }
@@ -312,6 +316,30 @@ mod tests {
                 format!("tap0,{address}").parse::<TapConfig>(),
                 Err(TapConfigError::Address(address.into()))
             );
+        }
+    }
+
+    /// The flags of an interface.
+    fn flags(name: &str) -> c_int {
+        let path = format!("/sys/class/net/{name}/flags");
+        let text = std::fs::read_to_string(path).unwrap();
+        c_int::from_str_radix(text.trim().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    #[test]
+    fn setting_up_an_interface_keeps_its_other_flags() {
+        let config = TapConfig {
+            name: format!("vmsrs{}", std::process::id()),
+            address: Some("192.0.2.1/30".parse().unwrap()),
+        };
+        let _tap = match open(&config) {
+            // Only root may do this, in a network namespace with tap interfaces.
+            Err(TapError::Rights { .. } | TapError::NoDriver(_)) => return,
+            result => result.unwrap(),
+        };
+        let flags = flags(&config.name);
+        for flag in [libc::IFF_UP, libc::IFF_MULTICAST, libc::IFF_BROADCAST] {
+            assert_ne!(flags & flag, 0, "{flag:#x} of {flags:#x}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Interrupt for Line {
 }
 
 /// A machine with a network card: the guest's memory and the other end of its wire.
-struct Bench {
+pub(super) struct Bench {
     memory: GuestMemoryMmap,
     net: Net,
     wire: File,
@@ -81,7 +81,7 @@ fn wire() -> (File, File) {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (tap, wire) = wire();
         let (sender, interrupts) = mpsc::channel();
         Self {
@@ -135,6 +135,31 @@ impl Bench {
         self.memory
             .store(available, address, Ordering::Release)
             .unwrap();
+    }
+
+    /// The work on the queues, without its thread.
+    pub(super) fn queues(&mut self) -> Queues {
+        let (tap, wire) = wire();
+        self.wire = wire;
+        let active = |index: u16| ActiveQueue {
+            index,
+            queue: self.queue(index),
+            kick: self.kicks[usize::from(index)].try_clone().unwrap(),
+        };
+        Queues::new(
+            tap,
+            active(QUEUE_RECEIVE),
+            active(QUEUE_TRANSMIT),
+            self.memory.clone(),
+            self.interrupt.clone(),
+            self.net.counters(),
+        )
+        .unwrap()
+    }
+
+    /// Puts a buffer for a frame into the receive queue.
+    pub(super) fn put_receive_buffer(&self) {
+        self.put(QUEUE_RECEIVE, 0, &[(BUFFERS, 2048, true)]);
     }
 
     fn start(&mut self) {

@@ -5,11 +5,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::NAME;
-use super::handle::{RecoveryHandle, Stopping};
 use crate::engine::Laundry;
+use crate::engine_handle::{EngineHandle, Stopping};
 
 /// Frames wiped at a time, so that one that is wanted does not wait long for the others.
-pub(super) const BATCH: u32 = 256;
+const BATCH: u32 = 256;
 
 /// Time before frames that could not be wiped are tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -17,12 +17,12 @@ const RETRY: Duration = Duration::from_secs(10);
 /// The running thread; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Cleanser {
-    handle: RecoveryHandle,
+    handle: EngineHandle,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Cleanser {
-    pub(super) fn start(handle: RecoveryHandle) -> io::Result<Self> {
+    pub(super) fn start(handle: EngineHandle) -> io::Result<Self> {
         let worker = handle.clone();
         let thread = thread::Builder::new()
             .name("vmsrs-cleanser".into())
@@ -49,12 +49,12 @@ impl Drop for Cleanser {
 
 /// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
 /// retired, so that nobody gets its old content, and holds up no other; it is tried again.
-fn cleanse(handle: &RecoveryHandle) -> Stopping {
+fn cleanse(handle: &EngineHandle) -> Stopping {
     let mut left = Laundry::default();
     let mut tried = Instant::now();
     loop {
         let pause = (!left.is_empty()).then_some(RETRY);
-        let mut laundry = match handle.wait_for_laundry(pause) {
+        let mut laundry = match handle.wait_for_laundry(BATCH, pause) {
             Ok(laundry) => laundry,
             Err(stopping) => return stopping,
         };

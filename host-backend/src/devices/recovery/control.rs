@@ -4,8 +4,8 @@ use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::{Message, ReplyBuffer};
-use super::handle::RecoveryHandle;
 use crate::engine::{Refusal, Reply};
+use crate::engine_handle::EngineHandle;
 
 /// Most messages before other events get their turn.
 pub(super) const TURN: usize = 64;
@@ -18,7 +18,7 @@ pub(super) const TURN: usize = 64;
 pub(super) fn process(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
-    handle: &RecoveryHandle,
+    handle: &EngineHandle,
 ) -> Result<bool, QueueError> {
     queue.disable_notification(memory)?;
     for _ in 0..TURN {

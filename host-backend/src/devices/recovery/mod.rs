@@ -7,7 +7,6 @@ mod chain;
 mod cleanser;
 mod control;
 mod events;
-mod handle;
 mod queues;
 mod scrubber;
 #[cfg(test)]
@@ -29,9 +28,9 @@ use vmsrs_protocol::device::{
 use super::worker::Worker;
 use super::{ActivateError, Activation, ShmRegion, VirtioDevice, copy_config};
 use crate::engine::{ConfigError, Engine, EngineConfig};
+use crate::engine_handle::EngineHandle;
 use crate::window::{MprotectProtection, Window};
 
-pub use handle::RecoveryHandle;
 pub use scrubber::ScrubRate;
 
 use cleanser::Cleanser;
@@ -63,7 +62,7 @@ pub enum RecoveryDeviceError {
 /// The VMSRS device.
 #[derive(Debug)]
 pub struct RecoveryDevice {
-    handle: RecoveryHandle,
+    handle: EngineHandle,
     shm: [ShmRegion; 1],
     running: Option<Worker>,
     /// Ends its thread when it is dropped.
@@ -99,7 +98,7 @@ impl RecoveryDevice {
             address,
             length: window.size(),
         };
-        let handle = RecoveryHandle::new(Engine::new(config)?, protection, window)?;
+        let handle = EngineHandle::new(Engine::new(config)?, protection, window)?;
         let cleanser = Cleanser::start(handle.clone())?;
         let scrubber = Scrubber::start(handle.clone(), scrub)?;
         Ok(Self {
@@ -112,7 +111,7 @@ impl RecoveryDevice {
     }
 
     /// The way to the engine for everybody but the driver.
-    pub fn handle(&self) -> RecoveryHandle {
+    pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }
 }

@@ -8,10 +8,10 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::handle::RecoveryHandle;
 use super::{control, events};
 use crate::devices::worker::{Serve, drain};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
+use crate::engine_handle::EngineHandle;
 
 /// Tokens of the event loop.
 const CONTROL: u64 = 0;
@@ -19,7 +19,7 @@ const BUFFERS: u64 = 1;
 const PENDING: u64 = 2;
 
 pub(super) struct Queues {
-    handle: RecoveryHandle,
+    handle: EngineHandle,
     control: ActiveQueue,
     event: Option<ActiveQueue>,
     memory: GuestMemoryMmap,
@@ -31,7 +31,7 @@ pub(super) struct Queues {
 
 impl Queues {
     pub(super) fn new(
-        handle: RecoveryHandle,
+        handle: EngineHandle,
         control: ActiveQueue,
         event: Option<ActiveQueue>,
         memory: GuestMemoryMmap,

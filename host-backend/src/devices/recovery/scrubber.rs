@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use vmsrs_protocol::PAGE_SIZE;
 
 use super::NAME;
-use super::handle::{RecoveryHandle, Stopping};
 use crate::engine::{Position, Scope};
+use crate::engine_handle::{EngineHandle, Stopping};
 
 /// How fast sealed pages are checked in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +36,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// The running thread; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Scrubber {
-    handle: RecoveryHandle,
+    handle: EngineHandle,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Scrubber {
-    pub(super) fn start(handle: RecoveryHandle, rate: ScrubRate) -> io::Result<Self> {
+    pub(super) fn start(handle: EngineHandle, rate: ScrubRate) -> io::Result<Self> {
         let worker = handle.clone();
         let thread = thread::Builder::new()
             .name("vmsrs-scrubber".into())
@@ -154,7 +154,7 @@ impl Rounds {
     }
 }
 
-fn scrub(handle: &RecoveryHandle, rate: ScrubRate) -> Stopping {
+fn scrub(handle: &EngineHandle, rate: ScrubRate) -> Stopping {
     let mut rounds = Rounds::default();
     let mut pass = Instant::now();
     // The pass goes on from then on, and any turn begins at the earliest then.

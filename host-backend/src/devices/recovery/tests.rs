@@ -22,6 +22,7 @@ use vmsrs_protocol::event::{EVENT_FRAMES_FREE, EVENT_SEALED_WRITE, Event};
 use vmsrs_protocol::{FrameRun, PAGE_SIZE};
 
 use super::*;
+use crate::control::{IncidentFacts, snapshot};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 use crate::engine::SealedWrite;
 use crate::vmm::irq::Interrupt;
@@ -74,7 +75,7 @@ fn writable(address: u64, length: u32) -> RawDescriptor {
 }
 
 /// Sends one chain over a fresh queue to `handle`; gives the used length.
-fn send(handle: &RecoveryHandle, memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
+fn send(handle: &EngineHandle, memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
     memory.write_slice(&[0; 0x4000], GuestAddress(0)).unwrap();
     let mock = MockSplitQueue::new(memory, 16);
     mock.build_desc_chain(chain).unwrap();
@@ -82,7 +83,7 @@ fn send(handle: &RecoveryHandle, memory: &GuestMemoryMmap, chain: &[RawDescripto
 }
 
 fn serve(
-    handle: &RecoveryHandle,
+    handle: &EngineHandle,
     memory: &GuestMemoryMmap,
     mock: &MockSplitQueue<'_, GuestMemoryMmap>,
 ) -> u32 {
@@ -105,9 +106,8 @@ fn reply_at<T: Pod>(memory: &GuestMemoryMmap, offset: u64) -> T {
     pod_read_unaligned(&bytes)
 }
 
-fn refusals(handle: &RecoveryHandle) -> u64 {
-    handle
-        .status()
+fn refusals(handle: &EngineHandle) -> u64 {
+    snapshot::status(handle)
         .refusals
         .iter()
         .map(|refusal| refusal.count)
@@ -198,7 +198,7 @@ fn a_malformed_chain_is_refused_and_counted_and_the_device_goes_on() {
         }
         assert_eq!(refusals(&handle), number, "{what}");
     }
-    assert_eq!(handle.status().apps, 0);
+    assert_eq!(snapshot::status(&handle).apps, 0);
     let chain = [readable(MESSAGE, length), writable(REPLY, 64)];
     send(&handle, &memory, &chain);
     assert_eq!(reply_header(&memory).status, STATUS_OK);
@@ -234,7 +234,7 @@ fn an_unknown_kind_of_message_is_refused_and_counted() {
     for count in 1..4 {
         send(&device.handle(), &memory, &chain);
         assert_eq!(reply_header(&memory).status, STATUS_UNKNOWN);
-        let refusals = device.handle().status().refusals;
+        let refusals = snapshot::status(&device.handle()).refusals;
         assert_eq!(refusals.len(), 1);
         assert_eq!(refusals[0].count, count);
     }
@@ -429,7 +429,7 @@ impl<'a> Bench<'a> {
             reserved: 0,
         };
         let header = self.call(&message(MESSAGE_GRANT, &request));
-        let refusals = self.device.handle().status().refusals;
+        let refusals = snapshot::status(&self.device.handle()).refusals;
         assert_eq!(header.status, STATUS_OK, "{refusals:?}");
         let reply: GrantReply = reply_at(self.memory, 8);
         (0..u64::from(reply.runs))
@@ -503,8 +503,15 @@ fn a_sealed_write_reaches_the_driver_as_an_event() {
     assert_eq!(event.kind, EVENT_SEALED_WRITE);
     assert_eq!(event.incident, number);
     assert_eq!(event.address, 0xdead_0000);
-    let detail = bench.device.handle().incident(number).unwrap();
-    assert_eq!(detail.sealed_write.unwrap().frame, 9);
+    let detail = bench
+        .device
+        .handle()
+        .read(|engine| snapshot::incident(engine, number))
+        .unwrap();
+    let IncidentFacts::SealedWrite(facts) = detail.facts else {
+        panic!("{detail:?}");
+    };
+    assert_eq!(facts.frame, 9);
 }
 
 #[test]
@@ -540,7 +547,7 @@ fn the_driver_hears_when_frames_are_free_after_it_got_too_few() {
             .flat_map(|run| run.start..run.start + run.count)
             .collect();
     }
-    assert!(bench.device.handle().status().dropped_drafts > u64::from(pool));
+    assert!(snapshot::status(&bench.device.handle()).dropped_drafts > u64::from(pool));
 }
 
 #[test]
@@ -557,8 +564,8 @@ fn a_reset_takes_the_granted_frames_and_keeps_the_apps() {
     assert!(after.tag_base > before.tag_base);
     assert!(after.incident_base > before.incident_base);
     bench.start();
-    assert_eq!(handle.status().apps, 1);
-    assert_eq!(handle.status().resets, 1);
+    assert_eq!(snapshot::status(&handle).apps, 1);
+    assert_eq!(snapshot::status(&handle).resets, 1);
     assert_eq!(bench.grant(1).len(), 1);
 }
 
@@ -597,9 +604,9 @@ fn a_message_in_broken_memory_ends_the_guest_and_has_no_effect() {
         writable(REPLY, GRANT_REPLY_BYTES as u32),
     ]);
     bench.wait(|| bench.machine_check.load(Ordering::SeqCst));
-    let refusals = bench.device.handle().status().refusals;
+    let refusals = snapshot::status(&bench.device.handle()).refusals;
     let reasons: Vec<_> = refusals.iter().map(|count| &*count.what).collect();
     assert_eq!(reasons, ["the memory of a message is broken"]);
     bench.device.reset();
-    assert_eq!(bench.device.handle().status().resets, 1);
+    assert_eq!(snapshot::status(&bench.device.handle()).resets, 1);
 }

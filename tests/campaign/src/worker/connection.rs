@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmsrs_demo::client::Client;
-use vmsrs_demo::model::User;
-use vmsrs_demo::reply::Reply;
+use vmsrs_ledger::client::Client;
+use vmsrs_ledger::model::User;
+use vmsrs_ledger::reply::Reply;
+use vmsrs_ledger::users::lock;
 
 use super::{Answer, Broken, Worker};
 use crate::arm::{Arm, Strike};
-use crate::keepalive::keep_alive;
 use crate::kind::Fate;
-use crate::world::{Over, lock};
+use crate::world::Over;
 
 /// Between two attempts to reach a server that is away.
 const RETRY: Duration = Duration::from_millis(20);
@@ -169,7 +169,7 @@ impl Worker<'_> {
             let options = world.options;
             let connected =
                 Client::connect(options.address, options.reply_timeout).and_then(|mut client| {
-                    keep_alive(&client.handle()?)?;
+                    client.keep_alive()?;
                     let stats = client.stats()?;
                     Ok((client, stats))
                 });

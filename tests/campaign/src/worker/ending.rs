@@ -4,7 +4,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
-use vmsrs_demo::command::Command;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::users::lock;
 
 use super::{Made, Side, Worker};
 use crate::arm::{Arm, Point};
@@ -12,7 +13,7 @@ use crate::class::Class;
 use crate::kind::Fate;
 use crate::plan::Planned;
 use crate::task::Task;
-use crate::world::{Over, lock};
+use crate::world::Over;
 
 impl Worker<'_> {
     /// Makes an error that ends the server, or may.

@@ -3,10 +3,10 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 
-use vmsrs_demo::command::Command;
-use vmsrs_demo::kind::detector;
-use vmsrs_demo::model::User;
-use vmsrs_demo::reply::Reply;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::model::User;
+use vmsrs_ledger::reply::Reply;
+use vmsrs_ledger::users::lock;
 
 use super::{Effect, Made, Struck, Worker};
 use crate::arm::Arm;
@@ -15,7 +15,7 @@ use crate::host::{Harm, Scrubs};
 use crate::kind::Kind;
 use crate::plan::Planned;
 use crate::task::Task;
-use crate::world::{Over, lock};
+use crate::world::Over;
 
 /// Errors whose damage stays hidden in the heap of the user's own domain.
 const HIDDEN: [&str; 5] = ["shorten", "early-free", "flip", "dirty", "elsewhere"];
@@ -87,7 +87,7 @@ impl Worker<'_> {
             stopped: struck.strike.stopped,
         });
         let detector = match &reply {
-            Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
+            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
             _ => None,
         };
         let overdue = detector.as_deref() == Some("deadline") && !kind.is_endless();
@@ -178,7 +178,7 @@ impl Worker<'_> {
         };
         let class = classify(seen);
         let noticed = match &reply {
-            Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
+            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
             _ => None,
         };
         world.made(kind, class, noticed.as_deref());
@@ -241,7 +241,7 @@ impl Worker<'_> {
             stopped: false,
         };
         let noticed = match &reply {
-            Ok(Reply::Failed(failure)) => Some(detector(&failure.kind).to_owned()),
+            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
             _ => None,
         };
         let class = classify(seen);

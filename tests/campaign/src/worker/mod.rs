@@ -17,16 +17,17 @@ use std::time::Instant;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use vmsrs_bed::window;
-use vmsrs_demo::client::Client;
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::{DirectoryChange, Expected, User};
-use vmsrs_demo::plan::Plan as Load;
+use vmsrs_ledger::client::Client;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::model::{DirectoryChange, Expected, User};
+use vmsrs_ledger::plan::Plan as Load;
+use vmsrs_ledger::users::lock;
 
 use crate::arm::Strike;
 use crate::kind::Fate;
 use crate::plan::{Means, Plan, Planned};
 use crate::task::Task;
-use crate::world::{Over, World, lock};
+use crate::world::{Over, World};
 
 /// The connection is gone, and with it the answer.
 #[derive(Debug, Clone, Copy)]

@@ -2,14 +2,15 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::User;
-use vmsrs_demo::reply::{Failure, Reply};
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::model::User;
+use vmsrs_ledger::reply::{Failure, Reply};
+use vmsrs_ledger::users::{lock, lock_touched};
 
 use super::{Effect, Made, Struck, Worker};
 use crate::arm::{Arm, Strike};
 use crate::kind;
-use crate::world::{Over, lock};
+use crate::world::Over;
 
 impl Worker<'_> {
     /// Sends an ordinary request and holds its answer against the model.
@@ -28,16 +29,7 @@ impl Worker<'_> {
         struck: impl FnOnce(&mut Self, &mut User, Effect, Struck<'_>) -> Result<(), Over>,
     ) -> Result<Made, Over> {
         let world = self.world;
-        // Models are locked in order of index, so that no two connections wait for each other.
-        let receiver = match &command {
-            Command::Transfer { receiver, .. } => Some(*receiver),
-            _ => None,
-        };
-        let early = receiver
-            .filter(|receiver| *receiver < index)
-            .map(|receiver| lock(&world.users[receiver]));
-        let mut user = lock(&world.users[index]);
-        let mut receiver = early.or_else(|| Some(lock(&world.users[receiver?])));
+        let (mut user, mut receiver) = lock_touched(&world.users, index, &command);
         if let (Command::Transfer { name, .. }, Some(receiver)) = (&mut command, &receiver) {
             name.clone_from(&receiver.name);
         }

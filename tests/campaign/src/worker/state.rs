@@ -2,11 +2,12 @@
 
 use std::sync::PoisonError;
 
-use vmsrs_demo::command::Command;
-use vmsrs_demo::model::User;
+use vmsrs_ledger::command::Command;
+use vmsrs_ledger::model::User;
+use vmsrs_ledger::users::lock;
 
 use super::{Broken, Effect, Side, Worker};
-use crate::world::{Over, Retired, World, lock};
+use crate::world::{Over, Retired, World};
 
 impl<'w> Worker<'w> {
     /// Finds out after the death of the server whether a request was committed: its users' states

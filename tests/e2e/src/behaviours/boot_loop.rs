@@ -1,4 +1,4 @@
-//! A guest that panics at every boot does not do so for ever.
+//! A guest that panics at every boot is restarted only a limited number of times.
 
 use std::fs;
 use std::process::Command;
@@ -11,17 +11,16 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_guest_that_panics_at_every_boot_ends_with_a_report_after_its_restarts",
+    name: "guest_that_panics_at_every_boot_is_given_up",
     machine: Machine::Restarting,
     steps: &[],
     host,
 };
 
-/// The exit code for a guest that reset itself.
+/// Exit code of `vmsrs run` when the guest has reset itself.
 const GUEST_RESET: i32 = 6;
 
-/// Boots a machine of its own without any file system, so that its kernel panics for want of an
-/// init.
+/// Boots a machine of its own without a root file system, so that its kernel panics.
 fn host(_: &mut Guest) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("vmsrs-e2e-loop-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
@@ -46,14 +45,19 @@ fn host(_: &mut Guest) -> Result<()> {
     );
     ensure!(
         errors.contains("gave up, because the guest went down after 1 restart within 60 s"),
-        "it says why: {errors}"
+        "the reason is missing: {errors}"
     );
     let report: Value = serde_json::from_slice(&output.stdout)?;
+    // More than one restart only on a machine so slow that two boots take more than the 60 s.
+    let restarts = report["restarts"].as_u64().context("no restarts")?;
     ensure!(
-        report["reason"] == "reset" && report["gave_up"] == true && report["restarts"] == 1,
-        "it reports why: {report}"
+        report["reason"] == "reset" && report["gave_up"] == true && restarts >= 1,
+        "not a report of resets: {report}"
     );
-    let panics = console.matches("Kernel panic - not syncing").count();
-    ensure!(panics == 2, "the console has both boots: {console}");
+    let panics = console.matches("Kernel panic - not syncing").count() as u64;
+    ensure!(
+        panics == restarts + 1,
+        "the console has {panics} panics for {restarts} restarts: {console}"
+    );
     Ok(())
 }

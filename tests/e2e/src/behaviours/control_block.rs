@@ -1,38 +1,30 @@
-//! Nonsense in a control block, and more failures than the host can hear of, hurt nobody else.
+//! A corrupt control block, and more failures than the host can be told of, affect no other request.
 
 use anyhow::{Result, ensure};
 use vmsrs_protocol::incident::KIND_INVARIANT;
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 use vmsrs_protocol::{MAX_DOMAINS, PAGE_SIZE};
 
-use crate::host::Guest;
 use crate::raw::{App, Thread, poke};
 use crate::{Behaviour, Machine};
 
-/// Requests that fail as fast as a thread can.
+/// Requests that fail as fast as a thread can make them.
 const FAILURES: u32 = 3000;
-/// Commits of somebody else meanwhile.
+/// Commits of another app meanwhile.
 const COMMITS: u8 = 20;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "nonsense_in_a_control_block_and_a_storm_of_failures_hurt_nobody_else",
+    name: "corrupt_control_block_and_failure_storm_stay_local",
     machine: Machine::Usual,
-    steps: &[("nonsense", nonsense), ("count", count), ("storm", storm)],
-    host,
+    steps: &[("corrupt", corrupt), ("count", count), ("storm", storm)],
+    host: |guest| guest.run_steps(&["corrupt", "count", "storm"]),
 };
 
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("nonsense", "")?;
-    guest.run("count", "")?;
-    guest.run("storm", "").map(drop)
-}
-
-/// Begins a request whose control block says that it holds `count` domains, all with this number,
-/// and fails it.
+/// Starts a request whose control block says that it holds `count` domains, all with this number, and fails it.
 fn fail_with(thread: &Thread<'_>, count: u32, number: u32) -> Result<()> {
     let tag = thread.begin(&[])?;
-    // SAFETY: the control block is mapped; what is in it is what the driver must bear.
+    // SAFETY: the control block is mapped, and the driver must cope with anything in it.
     unsafe {
         (*thread.control()).held.fill(number);
         std::ptr::write_volatile(&raw mut (*thread.control()).held_count, count);
@@ -46,20 +38,16 @@ fn fail_with(thread: &Thread<'_>, count: u32, number: u32) -> Result<()> {
     Ok(())
 }
 
-/// Writes `value` to the page as a request, and waits for its seal.
+/// Commits `value` to the domain's page, and waits until it is sealed.
 fn commit(app: &App, thread: &Thread<'_>, key: &str, value: u8) -> Result<()> {
     let (domain, page) = app.domain(key, 4)?;
-    let tag = thread.begin(&[domain])?;
-    // SAFETY: the page is the domain's, which the request holds.
-    unsafe { poke(page, value) };
-    thread.commit(tag, COMMIT_SEAL)?;
-    Ok(thread.end()?)
+    thread.commit_byte(domain, page, value, COMMIT_SEAL)
 }
 
-fn nonsense(_: &str) -> Result<()> {
+fn corrupt(_: &str) -> Result<()> {
     let app = App::open("control-block")?;
     let thread = app.thread()?;
-    // Domains that do not exist, and that cannot.
+    // Domains that do not exist, or cannot.
     for number in [MAX_DOMAINS - 1, MAX_DOMAINS, u32::MAX] {
         for count in [1, u32::MAX] {
             fail_with(&thread, count, number)?;
@@ -67,11 +55,11 @@ fn nonsense(_: &str) -> Result<()> {
     }
     let innocent = App::open("control-block-innocent")?;
     commit(&innocent, &innocent.thread()?, "user", 1)?;
-    ensure!(app.info()?.broken == 0, "the device works on");
+    ensure!(app.info()?.broken == 0, "the device has stopped");
     Ok(())
 }
 
-/// Whatever a stray write makes of the count of drafts, the next draft shows in it.
+/// Whatever a stray write makes of the count of drafts, the next draft increments it.
 fn count(_: &str) -> Result<()> {
     let app = App::open("control-block")?;
     let thread = app.thread()?;
@@ -82,8 +70,8 @@ fn count(_: &str) -> Result<()> {
         // SAFETY: the page is the domain's, which the request holds.
         unsafe { poke(page.wrapping_add(place * PAGE_SIZE as usize), 1) };
         ensure!(
-            thread.drafts() == stray.saturating_add(1) && thread.drafts_fit(),
-            "{stray:#x}: a draft makes it {:#x}",
+            thread.drafts() == stray.saturating_add(1) && thread.drafts_match(),
+            "{stray:#x} and a draft make {:#x}",
             thread.drafts()
         );
     }
@@ -103,6 +91,6 @@ fn storm(_: &str) -> Result<()> {
         (0..COMMITS).try_for_each(|value| commit(&innocent, &thread, "user", value))?;
         storm.join().expect("the thread does not panic")
     })?;
-    ensure!(app.info()?.broken == 0, "the device works on");
+    ensure!(app.info()?.broken == 0, "the device has stopped");
     Ok(())
 }

@@ -1,5 +1,4 @@
-//! Content of sealed frames that goes wrong by itself: a flipped bit in the host's memory, or memory
-//! that the host's kernel has found broken.
+//! Sealed frames whose memory fails: a flipped bit on the host, or memory that the host's kernel has found broken.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -15,17 +14,17 @@ use crate::host::Guest;
 use crate::raw;
 use crate::{Behaviour, Machine, Step};
 
-/// With a mirror.
+/// A flipped bit, with a mirror.
 pub(super) const MIRRORED: Behaviour = Behaviour {
-    name: "a_flipped_bit_in_a_sealed_frame_is_repaired_from_the_mirror",
+    name: "bit_flip_is_repaired_from_mirror",
     machine: Machine::Usual,
     steps: STEPS,
     host: mirrored,
 };
 
-/// Without.
+/// A flipped bit, without a mirror.
 pub(super) const UNMIRRORED: Behaviour = Behaviour {
-    name: "a_flipped_bit_without_a_mirror_is_an_incident_for_that_domain_alone",
+    name: "bit_flip_without_mirror_damages_only_its_domain",
     machine: Machine::Usual,
     steps: STEPS,
     host: unmirrored,
@@ -33,15 +32,15 @@ pub(super) const UNMIRRORED: Behaviour = Behaviour {
 
 /// Broken memory, with a mirror.
 pub(super) const POISONED_MIRRORED: Behaviour = Behaviour {
-    name: "a_poisoned_frame_has_its_content_again_from_the_mirror",
+    name: "poisoned_frame_is_restored_from_mirror",
     machine: Machine::Usual,
     steps: STEPS,
     host: poisoned_mirrored,
 };
 
-/// Broken memory, without one.
+/// Broken memory, without a mirror.
 pub(super) const POISONED_UNMIRRORED: Behaviour = Behaviour {
-    name: "a_poisoned_frame_without_a_mirror_is_an_incident_for_that_domain_alone",
+    name: "poisoned_frame_without_mirror_damages_only_its_domain",
     machine: Machine::Usual,
     steps: STEPS,
     host: poisoned_unmirrored,
@@ -55,10 +54,13 @@ const STEPS: &[(&str, Step)] = &[
     ("unreachable", unreachable),
 ];
 
+/// Exit code of `vmsrs scrub` when content is lost.
+const CONTENT_LOST: i32 = 9;
+
 const APP: &str = "corruption";
-/// What every page of the value begins with, so that the host finds its frames.
+/// How every page of the value starts, so that its frames can be found on the host.
 const MARK: &[u8] = b"this page is watched by a checksum; ";
-/// Bytes of the value: it has whole pages of its own.
+/// Length of the value, in whole pages.
 const LENGTH: usize = 3 * PAGE_SIZE as usize;
 
 fn mirrored(guest: &mut Guest) -> Result<()> {
@@ -66,44 +68,47 @@ fn mirrored(guest: &mut Guest) -> Result<()> {
     let before = status(guest)?;
     ensure!(
         before["mirror_frames"].as_u64() > Some(0),
-        "the mirror has frames: {before}"
+        "the mirror has no frames: {before}"
     );
     let incident = first_incident(guest, "mirrored", "checksum", flip)?;
     ensure!(
         incident["corruption"]["changed_bytes"] == 1,
-        "the incident says what was wrong: {incident}"
+        "not the damage that was done: {incident}"
     );
     Ok(())
 }
 
-/// Does something to one frame after another of those with a page of the value, until the host has an
-/// incident: the mirror's frames look the same from outside, and are made right without one. The guest
-/// sees the right value all the time.
+/// Damages one frame after another that holds a page of the value, until there is an incident; returns it.
+///
+/// Frames of the mirror look the same from outside and are repaired without an incident. The guest always sees the right
+/// value.
 fn first_incident(
     guest: &mut Guest,
     key: &str,
     kind: &str,
-    harm: fn(&File, u64) -> Result<()>,
+    damage: fn(&File, u64) -> Result<()>,
 ) -> Result<Value> {
     let (window, offsets) = find(guest, key)?;
     for offset in offsets {
-        harm(&window, offset)?;
-        // Broken memory is met by the guest's virtual CPU here, a flipped bit by the check.
+        damage(&window, offset)?;
+        // Broken memory is found by the guest's vCPU, a flipped bit by the scrub.
         if kind == "poison" {
             guest.run("read", key)?;
         }
-        let found = guest.vmsrs(&["scrub", "--app", APP, "--domain", key])?;
-        ensure!(found["damaged"] == 0, "nothing is lost: {found}");
+        let found = guest
+            .control()
+            .query(&["scrub", "--app", APP, "--domain", key])?;
+        ensure!(found["damaged"] == 0, "content is lost: {found}");
         guest.run("read", key)?;
         if let Ok(incident) = newest(guest, kind) {
             ensure!(
                 incident["outcome"] == "repaired" && incident["domain"] == key,
-                "the incident says so: {incident}"
+                "not a repair in {key}: {incident}"
             );
             return Ok(incident);
         }
     }
-    bail!("no frame of {key} was a sealed one")
+    bail!("{key} has no sealed frame")
 }
 
 fn unmirrored(guest: &mut Guest) -> Result<()> {
@@ -111,19 +116,22 @@ fn unmirrored(guest: &mut Guest) -> Result<()> {
     guest.run("write", "plain")?;
     let (window, offsets) = find(guest, "plain")?;
     flip(&window, offsets[0])?;
-    let code = guest.exit_code(&["scrub", "--app", APP])?;
-    ensure!(code == Some(9), "scrub says that content is lost: {code:?}");
+    let scrub = guest.control().run(&["scrub", "--app", APP])?;
+    ensure!(
+        scrub.status.code() == Some(CONTENT_LOST),
+        "scrub does not say that content is lost: {scrub:?}"
+    );
     let incident = newest(guest, "checksum")?;
     ensure!(
         incident["outcome"] == "lost" && incident["domain"] == "plain",
-        "the incident names the domain: {incident}"
+        "not a loss in that domain: {incident}"
     );
     ensure!(
         status(guest)?["damaged_pages"] == 1,
-        "one page is lost: {}",
+        "not exactly one page is lost: {}",
         status(guest)?
     );
-    let address = incident["address"].as_u64().context("its address")?;
+    let address = incident["address"].as_u64().context("no address")?;
     guest.run("unreachable", &address.to_string())?;
     guest.run("refused", "plain")?;
     guest.run("read", "bystander")?;
@@ -144,7 +152,7 @@ fn poisoned_unmirrored(guest: &mut Guest) -> Result<()> {
     let incident = newest(guest, "poison")?;
     ensure!(
         incident["outcome"] == "lost" && incident["domain"] == "poisoned",
-        "the incident names the domain: {incident}"
+        "not a loss in that domain: {incident}"
     );
     guest.run("refused", "poisoned")?;
     guest.run("read", "bystander")?;
@@ -152,15 +160,15 @@ fn poisoned_unmirrored(guest: &mut Guest) -> Result<()> {
 }
 
 fn status(guest: &Guest) -> Result<Value> {
-    Ok(guest.vmsrs(&["status"])?["recovery"].clone())
+    guest.recovery_status()
 }
 
 fn newest(guest: &Guest, kind: &str) -> Result<Value> {
     let incident = guest.incidents(kind)?.pop();
-    incident.with_context(|| format!("an incident of kind {kind}"))
+    incident.with_context(|| format!("no incident of kind {kind}"))
 }
 
-/// Flips a bit in a frame of the window, in the memory of the VMM.
+/// Flips a bit of a frame in the memory of the VMM.
 fn flip(window: &File, offset: u64) -> Result<()> {
     let at = offset + u64::from(PAGE_SIZE) - 1;
     let mut byte = [0];
@@ -169,27 +177,26 @@ fn flip(window: &File, offset: u64) -> Result<()> {
     Ok(())
 }
 
-/// Has the host's kernel take the memory of a frame of the window for broken.
+/// Makes the host's kernel treat the memory of a frame as broken.
 fn poison(window: &File, offset: u64) -> Result<()> {
     window::poison(window, offset).context("poison a frame")
 }
 
-/// The file of the window in the VMM, and the offsets of all frames with a page of the value, of which
-/// there is at least one.
+/// The file of the window in the VMM, and the offsets of all frames that hold a page of the value, at least one.
 fn find(guest: &Guest, key: &str) -> Result<(File, Vec<u64>)> {
     let mark = mark(key);
     let window = window::open(guest.pid())?;
     let mut page = vec![0; PAGE_SIZE as usize];
     let mut offsets = Vec::new();
     for offset in (0..window.metadata()?.size()).step_by(page.len()) {
-        // Memory that an earlier behaviour has broken cannot be read.
+        // Memory that an earlier behaviour has poisoned cannot be read.
         if window.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
             offsets.push(offset);
         }
     }
     ensure!(
         !offsets.is_empty(),
-        "no frame of the window has a page of {key}"
+        "no frame of the window holds a page of {key}"
     );
     Ok((window, offsets))
 }
@@ -199,7 +206,7 @@ fn mark(key: &str) -> Vec<u8> {
 }
 
 fn open(key: &str) -> Result<&'static Domain> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open(APP) }?;
     let options = DomainOptions {
         mirror: key.starts_with("mirrored"),
@@ -207,7 +214,7 @@ fn open(key: &str) -> Result<&'static Domain> {
     Ok(app.domain_with(key, options)?)
 }
 
-/// The value: pages that begin with the mark, filled up with a byte.
+/// The value: pages that start with the mark and are filled with a constant byte.
 fn value(key: &str) -> Vec<u8> {
     let mut value = vec![0x5a; LENGTH];
     for page in value.chunks_mut(PAGE_SIZE as usize) {
@@ -222,7 +229,7 @@ fn write(key: &str) -> Result<()> {
     let value = value(key);
     domain.run(|request| {
         let block = request.domain().allocate(LENGTH, PAGE_SIZE as usize)?;
-        // SAFETY: a fresh block of that size.
+        // SAFETY: a new block of that size.
         unsafe {
             block
                 .as_ptr()
@@ -240,7 +247,7 @@ fn look(key: &str) -> Result<Result<Vec<u8>, RunError<Error>>> {
     let mut seen = Vec::with_capacity(LENGTH);
     let result = domain.run(|request| {
         let root = request.root::<u8>().ok_or(Error::NotHeld)?;
-        // SAFETY: the block that `write` made, of that size.
+        // SAFETY: the block that `write` allocated, of that size.
         let block = unsafe { std::slice::from_raw_parts(root.as_ptr(), LENGTH) };
         seen.extend_from_slice(block);
         Ok::<_, Error>(())
@@ -250,11 +257,11 @@ fn look(key: &str) -> Result<Result<Vec<u8>, RunError<Error>>> {
 
 fn read(key: &str) -> Result<()> {
     let seen = look(key)??;
-    ensure!(seen == value(key), "the value is what was committed");
+    ensure!(seen == value(key), "the value is not what was committed");
     Ok(())
 }
 
-/// A domain with a lost page is refused when it is opened.
+/// A domain with a lost page cannot be opened.
 fn refused(key: &str) -> Result<()> {
     match look(key) {
         Err(error) if matches!(error.downcast_ref(), Some(Error::Damaged { .. })) => Ok(()),
@@ -262,28 +269,27 @@ fn refused(key: &str) -> Result<()> {
     }
 }
 
-/// A request that touches the lost page fails, and alone.
+/// A request that accesses the lost page fails.
 fn fails(key: &str) -> Result<()> {
     match look(key)? {
         Err(RunError::Failed(failure)) if failure.kind == Kind::Damaged => Ok(()),
-        result => bail!("read a page whose memory is broken: {result:?}"),
+        result => bail!("read a page of broken memory: {result:?}"),
     }
 }
 
-/// The lost page, at the address that the host names, is out of the reach of everybody, and a page next
-/// to it is not.
+/// The lost page, at the address that the host reports, is inaccessible; the page next to it is not.
 fn unreachable(address: &str) -> Result<()> {
     let lost: usize = address.parse()?;
     let app = raw::App::open(APP)?;
     app.domain("plain", 4)?;
     let (receiver, sender) = std::io::pipe()?;
     for (address, expected) in [(lost, false), (lost + PAGE_SIZE as usize, true)] {
-        // The kernel's read of the page for this process gives EFAULT in place of a signal.
+        // When the kernel reads the page for this process, it returns EFAULT instead of a signal.
         // SAFETY: the kernel checks the address.
         let sent = unsafe { libc::write(sender.as_raw_fd(), address as *const _, 64) };
         ensure!(
             (sent == 64) == expected,
-            "reading at {address:#x} gave {sent}: {}",
+            "write(2) from {address:#x} returned {sent}: {}",
             std::io::Error::last_os_error()
         );
     }

@@ -1,41 +1,53 @@
-//! Discard restores on demand.
+//! A discard restores the committed version of each page at its next access.
 
 use anyhow::{Result, ensure};
-use vmsrs_protocol::incident::KIND_INVARIANT;
+use vmsrs_protocol::incident::{
+    KIND_CHECKSUM, KIND_DAMAGED, KIND_FOREIGN_DRAFT, KIND_FOREIGN_WRITE, KIND_INVARIANT, KIND_MAX,
+    KIND_NO_FRAMES, KIND_POISON, KIND_PROCESS_DEATH, KIND_SEALED_WRITE,
+};
 
 use crate::host::Guest;
 use crate::raw::{App, Thread, peek, poke};
 use crate::{Behaviour, Machine};
 
-/// Pages that the request writes.
+/// Pages that the request writes to.
 const PAGES: u32 = 32;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "discard_restores_the_committed_version_on_demand",
+    name: "discard_restores_committed_version",
     machine: Machine::Usual,
-    steps: &[("discard", discard), ("fail", fail)],
+    steps: &[("discard", discard), ("fail", fail), ("forge", forge)],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("discard", "")?;
-    let incident: u64 = guest.run("fail", "")?.trim().parse()?;
-    let facts = guest.incident(&incident.to_string())?;
+    guest.run_steps(&["discard"])?;
+    let incident = guest.run("fail", "")?;
+    let facts = guest.incident(incident.trim())?;
     ensure!(
         facts["kind"] == "invariant",
-        "the host keeps the incident: {facts}"
+        "not the incident that was reported: {facts}"
     );
     let drafts = facts["request"]["drafts"].as_array().map_or(0, Vec::len);
     ensure!(
         drafts == PAGES as usize,
-        "every dropped draft is evidence: {facts}"
+        "not every discarded draft is evidence: {facts}"
+    );
+    let hardware = |guest: &Guest| -> Result<usize> {
+        Ok(guest.incidents("checksum")?.len() + guest.incidents("poison")?.len())
+    };
+    let before = hardware(guest)?;
+    guest.run("forge", "")?;
+    ensure!(
+        hardware(guest)? == before,
+        "a program has forged a failure of the host's memory"
     );
     Ok(())
 }
 
-/// Commits 1 in every page, overwrites with 2, drops that with `drop`, and looks.
-fn check(key: &str, drop: impl Fn(&Thread<'_>, u64) -> Result<()>) -> Result<()> {
+/// Commits 1 in every page, overwrites it with 2, discards that with `discard`, and checks the pages.
+fn check(key: &str, discard: impl Fn(&Thread<'_>, u64) -> Result<()>) -> Result<()> {
     let app = App::open("discard")?;
     let (domain, first) = app.domain(key, PAGES)?;
     let thread = app.thread()?;
@@ -56,20 +68,20 @@ fn check(key: &str, drop: impl Fn(&Thread<'_>, u64) -> Result<()>) -> Result<()>
 
     let tag = thread.begin(&[domain])?;
     fill(2);
-    ensure!(all(2), "the request sees what it wrote");
-    ensure!(thread.drafts() == PAGES, "a draft a page");
-    drop(&thread, tag)?;
-    ensure!(all(1), "every page is as it was committed");
-    ensure!(app.info()?.drafts == 0, "no draft is left");
+    ensure!(all(2), "the request does not see its writes");
+    ensure!(thread.drafts() == PAGES, "not one draft per page");
+    discard(&thread, tag)?;
+    ensure!(all(1), "a page is not as committed");
+    ensure!(app.info()?.drafts == 0, "a draft is left");
     thread.end()?;
 
-    // The domain works on.
+    // The domain can be used as before.
     let tag = thread.begin(&[domain])?;
     fill(3);
     thread.commit(tag, 0)?;
     thread.end()?;
-    ensure!(all(3), "the next request's writes are committed");
-    // Reports go by the same way as commits: the host has them afterwards.
+    ensure!(all(3), "the next request's writes were not committed");
+    // Reports are queued with commits, so the host has them after a flush.
     Ok(app.flush()?)
 }
 
@@ -82,9 +94,45 @@ fn fail(_: &str) -> Result<()> {
         let failure = thread.fail(tag, KIND_INVARIANT, 0)?;
         ensure!(
             failure.drafts == PAGES,
-            "the driver tells the number of drafts"
+            "the driver reports {} drafts",
+            failure.drafts
         );
         println!("{}", failure.incident);
         Ok(())
     })
+}
+
+/// Kinds that the driver or the host finds. A program that could report them would forge a failure of the
+/// host's memory, or blame another request.
+const FOUND_OUTSIDE: [u32; 8] = [
+    KIND_FOREIGN_WRITE,
+    KIND_SEALED_WRITE,
+    KIND_PROCESS_DEATH,
+    KIND_NO_FRAMES,
+    KIND_FOREIGN_DRAFT,
+    KIND_CHECKSUM,
+    KIND_POISON,
+    KIND_DAMAGED,
+];
+
+fn forge(_: &str) -> Result<()> {
+    let app = App::open("discard")?;
+    let (domain, page) = app.domain("forged", 4)?;
+    let thread = app.thread()?;
+    let tag = thread.begin(&[domain])?;
+    let incidents = app.info()?.incidents;
+    for kind in FOUND_OUTSIDE.into_iter().chain([0, KIND_MAX + 1, u32::MAX]) {
+        let error = thread.fail(tag, kind, 0).err();
+        ensure!(
+            error.as_ref().and_then(std::io::Error::raw_os_error) == Some(libc::EINVAL),
+            "kind {kind} was not refused: {error:?}"
+        );
+    }
+    ensure!(app.info()?.incidents == incidents, "no incident");
+    // The request has not failed.
+    // SAFETY: the page is the domain's, which the request holds.
+    unsafe { poke(page, 1) };
+    thread.commit(tag, 0)?;
+    thread.end()?;
+    Ok(app.flush()?)
 }

@@ -1,6 +1,6 @@
 //! A first write makes a draft, and a commit publishes it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::host::Guest;
 use crate::raw::{App, peek, poke};
@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_first_write_makes_a_draft_and_a_commit_publishes_it",
+    name: "first_write_makes_draft_and_commit_publishes_it",
     machine: Machine::Usual,
     steps: &[("write", write), ("read", read)],
     host,
@@ -16,17 +16,17 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 
 fn host(guest: &mut Guest) -> Result<()> {
     let sealed = |guest: &Guest| -> Result<u64> {
-        let status = guest.vmsrs(&["status"])?;
-        Ok(status["recovery"]["sealed_frames"].as_u64().unwrap_or(0))
+        guest.recovery_status()?["sealed_frames"]
+            .as_u64()
+            .context("the number of sealed frames")
     };
     let before = sealed(guest)?;
-    guest.run("write", "")?;
+    guest.run_steps(&["write"])?;
     ensure!(
         sealed(guest)? == before + 1,
-        "one page more is sealed on the host"
+        "the host has not sealed exactly one more page"
     );
-    guest.run("read", "")?;
-    Ok(())
+    guest.run_steps(&["read"])
 }
 
 fn write(_: &str) -> Result<()> {
@@ -36,44 +36,53 @@ fn write(_: &str) -> Result<()> {
     let before = app.info()?;
 
     let tag = thread.begin(&[domain])?;
-    ensure!(thread.drafts() == 0, "nothing written, no draft");
+    ensure!(thread.drafts() == 0, "a draft before the first write");
     // SAFETY: the page is the domain's, which the request holds.
     unsafe {
-        ensure!(peek(page) == 0, "a page that was never committed is zero");
+        ensure!(
+            peek(page) == 0,
+            "a page that was never committed is not zero"
+        );
         poke(page, 0x5a);
         poke(page.add(100), 0xa5);
-        ensure!(peek(page) == 0x5a, "the request sees what it wrote");
+        ensure!(peek(page) == 0x5a, "the request does not see its write");
     }
     ensure!(
         thread.drafts() == 1,
-        "two writes to a page are one draft, not {}",
+        "two writes to one page made {} drafts",
         thread.drafts()
     );
     ensure!(
         app.info()?.drafts == before.drafts + 1,
-        "the driver counts the draft"
+        "the driver has not counted the draft"
     );
     thread.commit(tag, vmsrs_protocol::ioctl::COMMIT_SEAL)?;
     thread.end()?;
 
     let after = app.info()?;
-    ensure!(after.drafts == before.drafts, "a commit leaves no draft");
-    ensure!(after.commits == before.commits + 1, "one commit");
+    ensure!(
+        after.drafts == before.drafts,
+        "a draft is left after the commit"
+    );
+    ensure!(
+        after.commits == before.commits + 1,
+        "the driver has not counted the commit"
+    );
     ensure!(
         after.sealed_pages == before.sealed_pages + 1,
-        "one page sealed"
+        "the driver has not counted the sealed page"
     );
     // SAFETY: the page is readable by the whole process.
     unsafe {
         ensure!(
             peek(page) == 0x5a && peek(page.add(100)) == 0xa5,
-            "the commit is visible"
+            "the commit is not visible"
         )
     };
     Ok(())
 }
 
-/// Another process, later: the same app has the page at the same address.
+/// In a later process, the app has the page at the same address.
 fn read(_: &str) -> Result<()> {
     let app = App::open("draft-and-commit")?;
     let (_, page) = app.domain("user", 4)?;
@@ -81,7 +90,7 @@ fn read(_: &str) -> Result<()> {
     unsafe {
         ensure!(
             peek(page) == 0x5a && peek(page.add(100)) == 0xa5,
-            "the commit outlives its process"
+            "the commit did not outlive its process"
         )
     };
     Ok(())

@@ -1,8 +1,7 @@
-//! The driver is unbound under running requests, and bound again.
+//! The driver is unbound while requests are running, and bound again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
@@ -12,16 +11,18 @@ use vmsrs_protocol::shared::LOCK_WAITERS;
 
 use crate::fault::try_store;
 use crate::host::Guest;
+use crate::limits::EVENT_LIMIT;
 use crate::raw::{App, Thread, peek, poke};
+use crate::steps;
 use crate::{Behaviour, Machine};
 
-/// The driver's folder in sysfs.
+/// The driver's directory in sysfs.
 const DRIVER: &str = "/sys/bus/virtio/drivers/vmsrs";
 const PAGES: u32 = 64;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "unbinding_the_driver_ends_requests_and_keeps_domains_whole",
+    name: "unbinding_driver_ends_requests_and_keeps_domains",
     machine: Machine::Usual,
     steps: &[("unbind", unbind), ("look", look)],
     host,
@@ -29,11 +30,11 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 
 fn host(guest: &mut Guest) -> Result<()> {
     let before = guest.incidents("sealed-write")?.len();
-    guest.run("unbind", "")?;
+    guest.run_steps(&["unbind"])?;
     let after = guest.incidents("sealed-write")?.len();
     ensure!(
         before == after,
-        "no draft was written to after the host took it back"
+        "a frame was written to after the host took it back"
     );
     Ok(())
 }
@@ -50,14 +51,14 @@ fn device() -> Result<PathBuf> {
         .context("a device of the driver")
 }
 
-fn tell(file: &str, device: &Path) -> Result<()> {
+fn write_name(file: &str, device: &Path) -> Result<()> {
     let name = device.file_name().context("the device's name")?;
     fs::write(Path::new(DRIVER).join(file), name.as_encoded_bytes())
         .with_context(|| format!("{file} {device:?}"))
 }
 
-/// Writes to all pages of the domain over and over, until a write is stopped.
-fn write_on(thread: &Thread<'_>, page: *mut u8, tag: u64) -> Result<()> {
+/// Writes to all pages of the domain again and again until a write faults.
+fn write_until_fault(thread: &Thread<'_>, page: *mut u8, tag: u64) -> Result<()> {
     for round in 0u32.. {
         let address = page.wrapping_add((round % PAGES) as usize * 4096 + 1);
         // SAFETY: the page is the domain's, which the request holds.
@@ -66,7 +67,7 @@ fn write_on(thread: &Thread<'_>, page: *mut u8, tag: u64) -> Result<()> {
             break;
         }
         if round % PAGES == PAGES - 1 {
-            // Drafts are to be made all the time.
+            // Discard, so that drafts are made all the time.
             match thread.discard(tag) {
                 Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
                     return Err(error.into());
@@ -93,25 +94,25 @@ fn unbind(_: &str) -> Result<()> {
         let writer = scope.spawn(move || -> Result<()> {
             let thread = app.thread()?;
             let tag = thread.begin(&[domain])?;
-            ready.send(()).context("tell that the domain is held")?;
-            write_on(&thread, page_address as *mut u8, tag)
+            ready.send(()).context("nobody waits for the writer")?;
+            write_until_fault(&thread, page_address as *mut u8, tag)
         });
-        started.recv().context("the writer holds the domain")?;
+        started.recv().context("the writer failed")?;
         let waiter = scope.spawn(move || -> Result<std::io::Result<()>> {
             let thread = app.thread()?;
             let tag = thread.begin(&[])?;
-            Ok(thread.lock_wait(tag, domain, 60_000))
+            Ok(thread.lock_wait(tag, domain, EVENT_LIMIT.as_millis() as u32))
         });
         while app.lock_word(domain).load(Ordering::Acquire) & LOCK_WAITERS == 0 {
             std::thread::yield_now();
         }
-        // Committed right before the end: the host does not have it yet.
+        // Committed right before the driver is unbound: the host does not have it yet.
         let thread = app.thread()?;
         let tag = thread.begin(&[quiet])?;
         // SAFETY: the page is the domain's, which the request holds.
         unsafe { poke(quiet_page, 7) };
         thread.commit(tag, 0)?;
-        tell("unbind", &device)?;
+        write_name("unbind", &device)?;
 
         writer.join().ok().context("the writer panicked")??;
         let waited = waiter.join().ok().context("the waiter panicked")??;
@@ -136,12 +137,10 @@ fn unbind(_: &str) -> Result<()> {
         }
         Ok(())
     })?;
-    // The old file and its mappings are still there.
-    tell("bind", &device)?;
-    let look = Command::new(std::env::current_exe()?)
-        .args(["guest", BEHAVIOUR.name, "look", ""])
-        .status()?;
-    ensure!(look.success(), "the domains are whole afterwards: {look}");
+    // The old file and its mappings still exist.
+    write_name("bind", &device)?;
+    let look = steps::command(BEHAVIOUR.name, "look", "")?.status()?;
+    ensure!(look.success(), "a domain is not whole afterwards: {look}");
     Ok(())
 }
 
@@ -151,10 +150,13 @@ fn look(_: &str) -> Result<()> {
     let (quiet, quiet_page) = app.domain("quiet", 4)?;
     // SAFETY: the pages are readable by the whole process.
     unsafe {
-        ensure!(peek(quiet_page) == 7, "what was committed is kept");
+        ensure!(peek(quiet_page) == 7, "the commit is lost");
         for number in 0..PAGES as usize {
             let seen = peek(page.add(number * 4096 + 1));
-            ensure!(seen == 0, "page {number}: {seen} was never committed");
+            ensure!(
+                seen == 0,
+                "page {number} holds {seen}, which was never committed"
+            );
         }
     }
     let thread = app.thread()?;

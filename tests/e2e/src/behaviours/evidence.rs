@@ -1,9 +1,8 @@
-//! An incident tells a developer where the bug is: function, line, and the bytes it changed.
+//! An incident tells a developer where the bug is: function, line and changed bytes.
 
 use std::cell::Cell;
 use std::hint::black_box;
 use std::ptr::{NonNull, without_provenance_mut};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -14,29 +13,27 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "an_incident_tells_the_function_the_line_and_the_changed_bytes",
+    name: "incident_names_function_line_and_changed_bytes",
     machine: Machine::Usual,
     steps: &[("fail", fail)],
     host,
 };
 
-/// The program in the job folder, since the one in the guest has another path, and the libraries, which have the same
-/// paths in the guest and on the KVM host.
+/// The program in the job folder, since its path in the guest is a different one, and the libraries, whose paths are the
+/// same in the guest and on the KVM host.
 const SYMBOLS: [&str; 4] = ["--symbols", "vmsrs-e2e", "--symbols", "/lib"];
-/// Longest that the driver may take to send what the program kept, on a machine with much else to do.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of the block that the request writes to.
 const BLOCK: usize = 40;
 
 fn host(guest: &mut Guest) -> Result<()> {
     let output = guest.run("fail", "")?;
-    for told in output.lines() {
-        let mut told = told.split(' ');
-        let mut next = || told.next().context("kind, number and line");
+    for line in output.lines() {
+        let mut words = line.split(' ');
+        let mut next = || words.next().context("kind, number and line");
         let (kind, number, line) = (next()?, next()?, next()?.parse::<u64>()?);
         let incident = incident(guest, number)?;
         if kind == AUDIT {
-            found_by_audit(guest, number, &incident)?;
+            check_audit(guest, number, &incident)?;
             continue;
         }
         let frames = incident["frames"].as_array().context("frames")?;
@@ -54,9 +51,9 @@ fn host(guest: &mut Guest) -> Result<()> {
             frame["line"]
                 .as_u64()
                 .is_some_and(|found| (line..line + 2).contains(&found)),
-            "{kind} failed in line {line}: {frame:#}"
+            "{kind} failed at line {line}: {frame:#}"
         );
-        changed_bytes(&incident)?;
+        check_changed_bytes(&incident)?;
         match kind {
             "null_store" => {
                 ensure!(incident["address"] == 0, "{}", incident["address"]);
@@ -69,21 +66,23 @@ fn host(guest: &mut Guest) -> Result<()> {
             }
             _ => {}
         }
-        pages(guest, number, kind)?;
+        check_pages(guest, number, kind)?;
     }
     Ok(())
 }
 
-/// What the audit finds is laid at no line, since the server's code has returned; the address tells what it is.
-fn found_by_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
-    changed_bytes(incident)?;
+/// An incident found by the audit has no line, since the server's code has returned; its address says what was damaged.
+fn check_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
+    check_changed_bytes(incident)?;
     ensure!(incident["kind"] == "red-zone", "{}", incident["kind"]);
     let is = incident["address_is"].as_str().unwrap_or_default();
     ensure!(
         is.contains("behind the end of the block of 40 bytes"),
         "{is}"
     );
-    let text = guest.show(&[&["incidents", number][..], &SYMBOLS].concat())?;
+    let text = guest
+        .control()
+        .show(&[&["incidents", number][..], &SYMBOLS].concat())?;
     let mut rows = text
         .lines()
         .take_while(|line| !line.starts_with("backtrace"));
@@ -96,21 +95,15 @@ fn found_by_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
     Ok(())
 }
 
-/// An incident with what the program kept, which comes behind the report.
-fn incident(guest: &Guest, number: &str) -> Result<Value> {
-    guest.incident(number)?;
-    let start = Instant::now();
-    loop {
-        let incident = guest.vmsrs(&[&["incidents", number][..], &SYMBOLS].concat())?;
-        if !incident["request"]["program"].is_null() {
-            return Ok(incident);
-        }
-        ensure!(start.elapsed() < LIMIT, "nothing kept of incident {number}");
-    }
+/// An incident with the program's evidence, which comes after the report.
+fn incident(guest: &mut Guest, number: &str) -> Result<Value> {
+    guest.incident_with(number, &SYMBOLS, |facts| {
+        !facts["request"]["program"].is_null()
+    })
 }
 
-/// The dropped draft has three bytes behind the block, and the incident says so.
-fn changed_bytes(incident: &Value) -> Result<()> {
+/// The incident has the write of the block and of three bytes past its end.
+fn check_changed_bytes(incident: &Value) -> Result<()> {
     let drafts = incident["request"]["drafts"].as_array().context("drafts")?;
     let mut changes = drafts
         .iter()
@@ -121,7 +114,7 @@ fn changed_bytes(incident: &Value) -> Result<()> {
                 .as_str()
                 .is_some_and(|new| new.contains(&"5a".repeat(BLOCK + 3)))
         })
-        .with_context(|| format!("the changed bytes: {drafts:#?}"))?;
+        .with_context(|| format!("the changed bytes are missing: {drafts:#?}"))?;
     let block = &change["block"];
     ensure!(block["size"] == BLOCK, "{change:#}");
     ensure!(block["address"] == change["address"], "{change:#}");
@@ -132,12 +125,16 @@ fn changed_bytes(incident: &Value) -> Result<()> {
     Ok(())
 }
 
-/// What people read has the function and the bytes, on a terminal and in a browser.
-fn pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
-    let text = guest.show(&[&["incidents", number][..], &SYMBOLS].concat())?;
+/// Function and bytes are shown both on a terminal and in a browser.
+fn check_pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
+    let text = guest
+        .control()
+        .show(&[&["incidents", number][..], &SYMBOLS].concat())?;
     let page = std::env::temp_dir().join(format!("incident-{number}.html"));
-    let path = page.to_str().context("a path of letters")?;
-    guest.show(&[&["incidents", number, "--html", path][..], &SYMBOLS].concat())?;
+    let path = page.to_str().context("a path in UTF-8")?;
+    guest
+        .control()
+        .show(&[&["incidents", number, "--html", path][..], &SYMBOLS].concat())?;
     let html = std::fs::read_to_string(&page)?;
     std::fs::remove_file(&page)?;
     for shown in [&text, &html] {
@@ -155,7 +152,7 @@ fn pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails; says before in which line.
+/// Fails, after it has set the line at which it will.
 type Body = fn(&Cell<u32>);
 
 #[inline(never)]
@@ -177,7 +174,7 @@ fn say_panic(line: &Cell<u32>) {
     panic!("a panic of the server's own code");
 }
 
-/// The name of the case in which the server's code returns, and the audit finds what it has done.
+/// The case in which the server's code returns and the audit finds the damage.
 const AUDIT: &str = "audit";
 
 const KINDS: &[(&str, Body)] = &[
@@ -188,7 +185,7 @@ const KINDS: &[(&str, Body)] = &[
 ];
 
 fn fail(_: &str) -> Result<()> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("evidence") }?;
     let user = app.domain("guilty")?;
     user.run(|request| {
@@ -199,14 +196,14 @@ fn fail(_: &str) -> Result<()> {
         let line = Cell::new(0);
         let result = user.run(|request| {
             if let Some(block) = request.root::<u8>() {
-                // SAFETY: the bytes behind the block are its red zone: that is the bug.
+                // SAFETY: the bytes past the end of the block are its red zone.
                 unsafe { block.as_ptr().write_bytes(0x5a, BLOCK + 3) };
             }
             body(&line);
             Ok::<_, Error>(())
         });
         let Err(RunError::Failed(failure)) = result else {
-            anyhow::bail!("not noticed: {result:?}")
+            anyhow::bail!("{kind}: not detected: {result:?}")
         };
         println!("{kind} {} {}", failure.incident, line.get());
     }

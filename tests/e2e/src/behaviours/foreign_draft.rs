@@ -1,9 +1,8 @@
-//! A draft is out of reach for every thread but its request's own, where the CPU has protection keys.
+//! Where the CPU has protection keys, only the threads of a request can access its drafts.
 
 use std::arch::asm;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::sync::{Barrier, mpsc};
 use std::thread;
 
@@ -11,56 +10,54 @@ use anyhow::{Context, Result, bail, ensure};
 use vmsrs::{App, Domain, Error, Kind, Options, RunError, Step, Task};
 use vmsrs_bed::cpu::has_protection_keys;
 
-use crate::fault::{Fault, load, load_instruction, store, store_instruction, try_load, try_store};
+use crate::fault::{
+    Fault, SEGV_PKUERR, load, load_instruction, store, store_instruction, try_load, try_store,
+    wild_write,
+};
 use crate::host::Guest;
+use crate::steps;
 use crate::{Behaviour, Machine};
-
-const NAME: &str = "a_foreign_draft_is_out_of_reach_for_loads_stores_and_system_calls";
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: NAME,
+    name: "foreign_draft_is_inaccessible",
     machine: Machine::Usual,
     steps: &[
         ("keys", keys),
         ("strays", strays),
         ("look", look),
         ("fails", fails),
-        ("ways out", ways_out),
-        ("own keys", own_keys),
+        ("key is closed", key_is_closed),
+        ("keys differ", keys_differ),
         ("off", off),
     ],
     host,
 };
 
-/// `si_code` of an access that a protection key forbids.
-const SEGV_PKUERR: i32 = 4;
 /// What the owner's domain holds before and after its request.
 const BEFORE: u8 = 3;
 const AFTER: u8 = 5;
-/// What strays write.
+/// What stray writes store.
 const STRAY: u8 = 99;
 
 fn host(guest: &mut Guest) -> Result<()> {
     if guest.run("keys", "")?.trim() != "true" {
         ensure!(
             !has_protection_keys()?,
-            "the host's CPU has protection keys, the guest's has none"
+            "the host's CPU has protection keys, the guest's does not"
         );
         eprintln!("skipped: this CPU has no protection keys (pku); drafts are not protected here");
         return Ok(());
     }
-    guest.run("strays", "")?;
+    guest.run_steps(&["strays"])?;
     for incident in guest.run("fails", "")?.lines() {
         let facts = guest.incident(incident)?;
         ensure!(
             facts["kind"] == "foreign-draft",
-            "the host knows the kind: {facts}"
+            "not the kind of the error: {facts}"
         );
     }
-    guest.run("ways out", "")?;
-    guest.run("own keys", "")?;
-    guest.run("off", "").map(drop)
+    guest.run_steps(&["key is closed", "keys differ", "off"])
 }
 
 fn keys(_: &str) -> Result<()> {
@@ -68,9 +65,9 @@ fn keys(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// The owner's and another user's domain; both have a block of two bytes.
+/// The owner's and another user's domain, each with a block of two bytes.
 fn open() -> Result<(&'static Domain, &'static Domain)> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("foreign-draft") }?;
     let (owner, other) = (app.domain("owner")?, app.domain("other")?);
     for domain in [owner, other] {
@@ -82,22 +79,22 @@ fn open() -> Result<(&'static Domain, &'static Domain)> {
     Ok((owner, other))
 }
 
-/// Calls `probe` with the address of a byte of a draft in flight, of another thread's request.
-/// Returns what the probe said and what the owner saw afterwards, and checks that the owner commits.
+/// Calls `probe` with the address of a byte in the draft of another thread's running request. Returns its result and the
+/// byte that the owner saw afterwards, and checks that the owner's commit succeeds.
 fn in_flight<T>(
     owner: &'static Domain,
     probe: impl FnOnce(*mut u8) -> Result<T>,
 ) -> Result<(T, u8)> {
-    let (tell, told) = mpsc::channel();
-    let (go, gone) = mpsc::channel::<()>();
+    let (drafted, is_drafted) = mpsc::channel();
+    let (finish, may_finish) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
         owner.run(|_| {
             let block = owner.root_address();
             // SAFETY: the request holds the domain, and the block lives in it.
             unsafe { block.write_volatile(AFTER) };
-            // The receivers are there until the probe is over, whatever it says.
-            let _ = tell.send(block.expose_provenance());
-            let _ = gone.recv();
+            // Neither fails before the probe has returned.
+            let _ = drafted.send(block.expose_provenance());
+            let _ = may_finish.recv();
             // SAFETY: as above.
             let seen = unsafe {
                 block.add(1).write_volatile(AFTER);
@@ -106,9 +103,10 @@ fn in_flight<T>(
             Ok::<_, Error>(seen)
         })
     });
-    let block = std::ptr::with_exposed_provenance_mut::<u8>(told.recv().context("the draft")?);
-    let probed = probe(block);
-    drop(go);
+    let block =
+        std::ptr::with_exposed_provenance_mut::<u8>(is_drafted.recv().context("the draft")?);
+    let result = probe(block);
+    drop(finish);
     let seen = thread.join().ok().context("the owner panicked")??;
     // SAFETY: committed, and readable by the whole process.
     let committed = unsafe { [block.read_volatile(), block.add(1).read_volatile()] };
@@ -116,14 +114,14 @@ fn in_flight<T>(
         committed == [seen, AFTER],
         "the owner committed {committed:?}"
     );
-    Ok((probed?, seen))
+    Ok((result?, seen))
 }
 
-/// A store, a load and a system call that would write are all refused.
-fn expect_out_of_reach(who: &str, target: *mut u8) -> Result<()> {
+/// Stores, loads and system calls that would write are all refused.
+fn expect_inaccessible(who: &str, target: *mut u8) -> Result<()> {
     let check = |what: &str, fault: Option<Fault>, instruction: u64| -> Result<()> {
         let Some(fault) = fault else {
-            bail!("{who}: the {what} happened")
+            bail!("{who}: the {what} was not stopped")
         };
         let expected = Fault {
             signal: libc::SIGSEGV,
@@ -131,10 +129,13 @@ fn expect_out_of_reach(who: &str, target: *mut u8) -> Result<()> {
             address: target as u64,
             instruction,
         };
-        ensure!(fault == expected, "{who}: the {what} got {fault:x?}");
+        ensure!(
+            fault == expected,
+            "{who}: the {what} got {fault:x?}, expected {expected:x?}"
+        );
         Ok(())
     };
-    // SAFETY: nothing but this test's own draft lies there.
+    // SAFETY: the target is this test's own draft.
     let stored = unsafe { try_store(target, STRAY) };
     check("store", stored.err(), store_instruction())?;
     // SAFETY: as above.
@@ -144,7 +145,7 @@ fn expect_out_of_reach(who: &str, target: *mut u8) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel writes a zero there on behalf of this thread; EFAULT is the only other answer.
+/// Makes the kernel write a zero there on behalf of this thread; false if it refuses with EFAULT.
 pub(super) fn kernel_writes(target: *mut u8) -> Result<bool> {
     let zero = File::open("/dev/zero")?;
     // SAFETY: nothing but this test's own draft lies there; the kernel checks the address itself.
@@ -153,28 +154,28 @@ pub(super) fn kernel_writes(target: *mut u8) -> Result<bool> {
     match got {
         1 => Ok(true),
         -1 if error.raw_os_error() == Some(libc::EFAULT) => Ok(false),
-        _ => bail!("read gave {got}, {error}"),
+        _ => bail!("read returned {got}, {error}"),
     }
 }
 
 fn strays(_: &str) -> Result<()> {
-    // A thread that was there before the app, so that the library never heard of it.
-    let (ask, asked) = mpsc::channel::<usize>();
+    // A thread that is older than the app and unknown to the library.
+    let (give_target, target) = mpsc::channel::<usize>();
     let stranger = thread::spawn(move || {
-        let target = std::ptr::with_exposed_provenance_mut::<u8>(asked.recv()?);
-        expect_out_of_reach("a thread that is older than the app", target)
+        let target = std::ptr::with_exposed_provenance_mut::<u8>(target.recv()?);
+        expect_inaccessible("a thread that is older than the app", target)
     });
     let (owner, other) = open()?;
     let (_, seen) = in_flight(owner, |target| {
-        ask.send(target.expose_provenance())?;
+        give_target.send(target.expose_provenance())?;
         stranger.join().ok().context("the stranger panicked")??;
 
-        expect_out_of_reach("a thread without a request", target)?;
+        expect_inaccessible("a thread without a request", target)?;
 
         let address = target.expose_provenance();
         let newcomer = thread::spawn(move || {
             let target = std::ptr::with_exposed_provenance_mut::<u8>(address);
-            expect_out_of_reach("a new thread", target)
+            expect_inaccessible("a new thread", target)
         });
         newcomer.join().ok().context("the newcomer panicked")??;
 
@@ -183,17 +184,15 @@ fn strays(_: &str) -> Result<()> {
             let mine = other.root_address();
             // SAFETY: the request holds the domain, and the block lives in it.
             unsafe { mine.write_volatile(AFTER) };
-            outcome = expect_out_of_reach("another request", target);
+            outcome = expect_inaccessible("another request", target);
             // SAFETY: as above.
             unsafe { mine.add(1).write_volatile(AFTER) };
             Ok::<_, Error>(())
         })?;
         outcome?;
 
-        // Another process has the committed version before its eyes.
-        let output = Command::new(std::env::current_exe()?)
-            .args(["guest", NAME, "look", ""])
-            .output()?;
+        // Another process sees the committed version.
+        let output = steps::command(BEHAVIOUR.name, "look", "")?.output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(
             output.status.success() && text.trim() == BEFORE.to_string(),
@@ -203,16 +202,16 @@ fn strays(_: &str) -> Result<()> {
         );
         Ok(())
     })?;
-    ensure!(seen == AFTER, "the owner's draft was unharmed, not {seen}");
+    ensure!(seen == AFTER, "the owner's draft has changed to {seen}");
     Ok(())
 }
 
-/// Another process, while the owner's request is in flight.
+/// Runs in another process while the owner's request is running.
 fn look(_: &str) -> Result<()> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("foreign-draft") }?;
     let block = app.domain("owner")?.root_address();
-    // SAFETY: the block lives in the domain; others' requests are not seen.
+    // SAFETY: the block is in the domain; drafts of other processes are not visible.
     println!("{}", unsafe { block.read_volatile() });
     Ok(())
 }
@@ -220,7 +219,7 @@ fn look(_: &str) -> Result<()> {
 fn fails(_: &str) -> Result<()> {
     let (owner, other) = open()?;
     let stray_store = |target| {
-        // SAFETY: stopped, which ends the request.
+        // SAFETY: faults, which ends the request.
         unsafe { store(target, STRAY) };
     };
     let stray_load = |target: *mut u8| {
@@ -235,7 +234,7 @@ fn fails(_: &str) -> Result<()> {
                 Ok::<_, Error>(())
             });
             let Err(RunError::Failed(failure)) = outcome else {
-                bail!("the stray {what} happened")
+                bail!("the stray {what} was not stopped")
             };
             ensure!(
                 failure.kind == Kind::ForeignDraft && failure.address == target as u64,
@@ -243,7 +242,7 @@ fn fails(_: &str) -> Result<()> {
             );
             Ok(failure)
         })?;
-        ensure!(seen == AFTER, "the owner's draft was unharmed, not {seen}");
+        ensure!(seen == AFTER, "the owner's draft has changed to {seen}");
         println!("{}", failure.incident);
     }
     Ok(())
@@ -257,41 +256,43 @@ pub(super) fn pkru() -> u32 {
     pkru
 }
 
-/// Whatever way a request ends, its key is closed again.
-fn ways_out(_: &str) -> Result<()> {
+/// However a request ends, its key is closed again.
+fn key_is_closed(_: &str) -> Result<()> {
     let (_, other) = open()?;
     let outside = pkru();
     let expect = |what: &str| -> Result<()> {
         let now = pkru();
-        ensure!(now == outside, "{what}: {now:#x}, not {outside:#x}");
+        ensure!(
+            now == outside,
+            "after {what}: {now:#x}, expected {outside:#x}"
+        );
         Ok(())
     };
     let mut inside = outside;
     other.run(|_| {
         inside = pkru();
-        // A task that is made here has a key as well, and this request keeps its own.
+        // A task created here gets a key as well, and this request keeps its own.
         let task = Task::new(other, Options::default())?;
         let now = pkru();
-        assert_eq!(now, inside, "{now:#x}, not {inside:#x}");
+        assert_eq!(now, inside, "{now:#x}, expected {inside:#x}");
         drop(task);
         Ok::<_, Error>(())
     })?;
     let opened = outside & !inside;
     ensure!(
         inside & !outside == 0 && opened.count_ones() == 1,
-        "one key more is open in a request: {inside:#x}, not {outside:#x}"
+        "not exactly one more key is open in a request: {inside:#x}, outside {outside:#x}"
     );
-    expect("the good end")?;
-    let given_up = other.run(|request| {
+    expect("a commit")?;
+    let outcome = other.run(|request| {
         request.defer(move || assert_eq!(pkru(), outside, "a defer"))?;
         Err::<(), _>(Error::NotHeld)
     });
-    ensure!(matches!(given_up, Err(RunError::GivenUp(_))), "given up");
+    ensure!(matches!(outcome, Err(RunError::GivenUp(_))), "{outcome:?}");
     expect("giving up")?;
     let bodies: [(&str, fn()); 2] = [
-        // SAFETY: faults, which ends the request.
-        ("a signal", || unsafe { store(std::ptr::null_mut(), 1) }),
-        ("a panic", || panic!("as wanted")),
+        ("a signal", wild_write),
+        ("a panic", || panic!("on purpose")),
     ];
     for (what, body) in bodies {
         let outcome = other.run(|request| {
@@ -302,27 +303,27 @@ fn ways_out(_: &str) -> Result<()> {
         let Err(RunError::Failed(failure)) = outcome else {
             bail!("{what} did not fail the request")
         };
-        ensure!(failure.defers_failed == 0, "{what}: in a defer");
+        ensure!(failure.defers_failed == 0, "{what}: a defer failed");
         expect(what)?;
     }
-    let outcome = other.run(|request| -> Result<(), Error> { request.fail("as wanted") });
+    let outcome = other.run(|request| -> Result<(), Error> { request.fail("on purpose") });
     ensure!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
     expect("a failed invariant")
 }
 
-/// Requests in flight have a key each as long as there are enough, however many threads there are.
-fn own_keys(_: &str) -> Result<()> {
-    // All that Linux has to give.
+/// Running requests have different keys as long as there are enough, however many threads there are.
+fn keys_differ(_: &str) -> Result<()> {
+    // All keys that Linux allocates.
     const KEYS: usize = 15;
     const TASKS: usize = 3;
     const BUSY: usize = KEYS - TASKS;
-    // For each that is busy, so many that have had requests before and wait for others.
+    // Idle threads for each busy one, which have run requests before.
     const IDLE: usize = 3;
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("foreign-draft") }?;
     let outside = pkru();
     let opened = move || outside & !pkru();
-    let begin = |task: &mut Task| -> Result<u32> {
+    let step = |task: &mut Task| -> Result<u32> {
         let mut key = 0;
         task.step(|_| {
             key = opened();
@@ -334,11 +335,11 @@ fn own_keys(_: &str) -> Result<()> {
         .map(|number| {
             let domain = app.domain(format!("suspended {number}"))?;
             let mut task = Task::new(domain, Options::default())?;
-            let key = begin(&mut task)?;
+            let key = step(&mut task)?;
             Ok((task, key))
         })
         .collect::<Result<Vec<_>>>()?;
-    let (known, in_flight, over) = (
+    let (known, running, over) = (
         Barrier::new(BUSY * (1 + IDLE)),
         Barrier::new(BUSY + 1),
         Barrier::new(BUSY * (1 + IDLE) + 1),
@@ -346,7 +347,7 @@ fn own_keys(_: &str) -> Result<()> {
     let (busy, further) = thread::scope(|scope| -> Result<_> {
         let threads: Vec<_> = (0..BUSY * (1 + IDLE))
             .map(|number| {
-                let (known, in_flight, over) = (&known, &in_flight, &over);
+                let (known, running, over) = (&known, &running, &over);
                 scope.spawn(move || -> Result<u32> {
                     let domain = app.domain(format!("thread {number}"))?;
                     domain.run(|_| Ok::<_, Error>(()))?;
@@ -355,7 +356,7 @@ fn own_keys(_: &str) -> Result<()> {
                     if number % (1 + IDLE) == 0 {
                         domain.run(|_| {
                             key = opened();
-                            in_flight.wait();
+                            running.wait();
                             over.wait();
                             Ok::<_, Error>(())
                         })?;
@@ -366,8 +367,8 @@ fn own_keys(_: &str) -> Result<()> {
                 })
             })
             .collect();
-        in_flight.wait();
-        // One request more than keys works as well.
+        running.wait();
+        // One request more than there are keys works as well.
         let further = app.domain("one more")?.run(|_| Ok::<_, Error>(opened()));
         over.wait();
         let keys = threads.into_iter().map(|thread| {
@@ -387,30 +388,30 @@ fn own_keys(_: &str) -> Result<()> {
     distinct.dedup();
     ensure!(
         keys.len() == KEYS && distinct.len() == KEYS,
-        "{KEYS} requests in flight have {} keys: {keys:x?}",
+        "{KEYS} running requests have {} keys: {keys:x?}",
         distinct.len()
     );
     ensure!(
         keys.contains(&further) && further.count_ones() == 1,
-        "a further request shares a key, not {further:x}"
+        "a further request has {further:x} instead of a key of the others"
     );
     for (task, key) in &mut tasks {
-        let resumed = begin(task)?;
+        let resumed = step(task)?;
         ensure!(
             resumed == *key,
-            "a task keeps its key {key:x}, not {resumed:x}"
+            "a task with key {key:x} has {resumed:x} when it is resumed"
         );
     }
     Ok(())
 }
 
-/// Without keys, nothing stops the stray: it is the key that does.
+/// Without keys nothing stops the stray write.
 fn off(_: &str) -> Result<()> {
-    // SAFETY: the process has one thread yet.
+    // SAFETY: the process has only one thread.
     unsafe { std::env::set_var("VMSRS_PKU", "off") };
     let (owner, _) = open()?;
     let (stored, seen) = in_flight(owner, |target| {
-        // SAFETY: nothing but this test's own draft lies there.
+        // SAFETY: the target is this test's own draft.
         Ok(unsafe { try_store(target, STRAY) })
     })?;
     ensure!(stored.is_ok() && seen == STRAY, "{stored:?}, {seen}");

@@ -1,5 +1,5 @@
-//! A foreign write raises SIGSEGV at the very instruction, and a system call that would write to a
-//! foreign page gives EFAULT.
+//! A write to another domain gets SIGSEGV at its instruction, and a system call that would write there fails with
+//! EFAULT.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -8,53 +8,43 @@ use anyhow::{Result, ensure};
 use vmsrs_protocol::incident::{KIND_FOREIGN_WRITE, KIND_MEMORY};
 
 use crate::fault::{store_instruction, try_store};
-use crate::host::Guest;
 use crate::raw::{App, peek, poke};
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_foreign_write_raises_sigsegv_at_the_instruction_and_read_gives_efault",
+    name: "foreign_write_gets_sigsegv_and_read_gets_efault",
     machine: Machine::Usual,
     steps: &[("foreign", foreign), ("mapping", mapping)],
-    host,
+    host: |guest| guest.run_steps(&["foreign", "mapping"]),
 };
 
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("foreign", "")?;
-    guest.run("mapping", "").map(drop)
-}
-
-/// A request that gives system calls a wrong address takes no page from another domain.
+/// Memory system calls with a wrong address do not affect the pages of another domain.
 fn mapping(_: &str) -> Result<()> {
     const PAGE: usize = 4096;
     let app = App::open("foreign-mapping")?;
     let (mine, _) = app.domain("mine", 4)?;
     let (theirs, page) = app.domain("theirs", 4)?;
     let thread = app.thread()?;
-    let tag = thread.begin(&[theirs])?;
-    // SAFETY: the page is the domain's, which the request holds.
-    unsafe { poke(page, 7) };
-    thread.commit(tag, 0)?;
-    thread.end()?;
+    thread.commit_byte(theirs, page, 7, 0)?;
     thread.begin(&[mine])?;
-    let (none, place) = (libc::PROT_NONE, page.cast());
+    let (none, address) = (libc::PROT_NONE, page.cast());
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    let refused = |what: &str, given: isize| {
-        // Which error it is, is the kernel's affair.
-        ensure!(given == -1, "{what} gave {given}");
-        // SAFETY: readable by the whole process, if the call was refused.
-        ensure!(unsafe { peek(page) } == 7, "{what}: the byte is unharmed");
+    let expect_refused = |what: &str, result: isize| {
+        // The error number depends on the kernel.
+        ensure!(result == -1, "{what} returned {result}");
+        // SAFETY: readable by the whole process if the call was refused.
+        ensure!(unsafe { peek(page) } == 7, "{what}: the byte has changed");
         Ok(())
     };
-    // SAFETY: the calls are refused; were they not, the test would find it.
+    // SAFETY: the calls are refused; otherwise the test fails.
     unsafe {
-        refused("munmap", libc::munmap(place, PAGE) as isize)?;
-        refused("mprotect", libc::mprotect(place, PAGE, none) as isize)?;
-        let mapped = libc::mmap(place, PAGE, none, flags, -1, 0);
-        refused("mmap", mapped as isize)?;
-        let moved = libc::mremap(place, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE);
-        refused("mremap", moved as isize)?;
+        expect_refused("munmap", libc::munmap(address, PAGE) as isize)?;
+        expect_refused("mprotect", libc::mprotect(address, PAGE, none) as isize)?;
+        let mapped = libc::mmap(address, PAGE, none, flags, -1, 0);
+        expect_refused("mmap", mapped as isize)?;
+        let moved = libc::mremap(address, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE);
+        expect_refused("mremap", moved as isize)?;
     }
     Ok(thread.end()?)
 }
@@ -64,15 +54,11 @@ fn foreign(_: &str) -> Result<()> {
     let (mine, my_page) = app.domain("mine", 4)?;
     let (theirs, their_page) = app.domain("theirs", 4)?;
     let thread = app.thread()?;
-    let tag = thread.begin(&[theirs])?;
-    // SAFETY: the page is the domain's, which the request holds.
-    unsafe { poke(their_page.add(123), 7) };
-    thread.commit(tag, 0)?;
-    thread.end()?;
+    thread.commit_byte(theirs, their_page.wrapping_add(123), 7, 0)?;
 
     let expect_refused = |what: &str| -> Result<()> {
         let target = their_page.wrapping_add(123);
-        // SAFETY: nothing but this test's own domain lies there.
+        // SAFETY: the target is this test's own domain.
         let fault = unsafe { try_store(target, 99) };
         let Err(fault) = fault else {
             anyhow::bail!("{what}: the store happened")
@@ -80,23 +66,23 @@ fn foreign(_: &str) -> Result<()> {
         ensure!(fault.signal == libc::SIGSEGV, "{what}: {fault:?}");
         ensure!(
             fault.address == target as u64,
-            "{what}: the address is exact: {fault:x?}"
+            "{what}: not the address of the write: {fault:x?}"
         );
         ensure!(
             fault.instruction == store_instruction(),
-            "{what}: {fault:x?}"
+            "{what}: not at the store: {fault:x?}"
         );
-        // A kernel's write on behalf of the program.
+        // The kernel writes on behalf of the process.
         let zero = File::open("/dev/zero")?;
-        // SAFETY: the kernel checks the address itself; nothing of ours lies there.
+        // SAFETY: the kernel checks the address; the target is this test's own domain.
         let got = unsafe { libc::read(zero.as_raw_fd(), target.cast(), 16) };
         let error = std::io::Error::last_os_error();
         ensure!(
             got == -1 && error.raw_os_error() == Some(libc::EFAULT),
-            "{what}: read gave {got}, {error}"
+            "{what}: read returned {got}, {error}"
         );
         // SAFETY: the page is readable by the whole process.
-        ensure!(unsafe { peek(target) } == 7, "{what}: the byte is unharmed");
+        ensure!(unsafe { peek(target) } == 7, "{what}: the byte has changed");
         Ok(())
     };
     expect_refused("without a request")?;
@@ -107,27 +93,27 @@ fn foreign(_: &str) -> Result<()> {
     let failure = thread.fail(tag, KIND_MEMORY, their_page as u64 + 123)?;
     ensure!(
         failure.kind == KIND_FOREIGN_WRITE,
-        "the driver knows better than SIGSEGV: {}",
+        "the driver has not recognized the foreign write: kind {}",
         failure.kind
     );
     thread.end()?;
 
-    // What was refused to one request says nothing about the thread's next one.
+    // A write that was refused to one request does not affect the thread's next request.
     let tag = thread.begin(&[mine])?;
     let failure = thread.fail(tag, KIND_MEMORY, their_page as u64 + 123)?;
     ensure!(
         failure.kind == KIND_MEMORY,
-        "nothing was refused to this request: {}",
+        "no write of this request was refused: kind {}",
         failure.kind
     );
     thread.end()?;
 
-    // A page in no extent belongs to nobody.
+    // A page outside of all extents belongs to no domain.
     let nowhere = app.address(vmsrs_protocol::APP_PAGES - 1);
     ensure!(
-        // SAFETY: nothing lies there.
+        // SAFETY: nothing is mapped there.
         unsafe { try_store(nowhere, 1) }.is_err(),
-        "an address of no domain is not writable"
+        "a page of no domain is writable"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Sealed commits survive the end of the guest's kernel, at the same addresses.
+//! Sealed commits survive a crash and a reboot of the guest, at the same addresses.
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -13,18 +13,18 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "sealed_commits_survive_a_panic_and_a_reboot_of_the_guests_kernel_at_the_same_addresses",
+    name: "sealed_commits_survive_guest_panic_and_reboot",
     machine: Machine::Restarting,
     steps: &[("look", look), ("go-down", go_down)],
     host,
 };
 
 const APP: &str = "guest-reboot";
-/// Pages of a domain that every commit writes, all with the same value.
+/// Pages of a domain; every commit writes the same value to all of them.
 const PAGES: usize = 3;
-/// Domains that get sealed commits alone.
+/// Domains that get only sealed commits.
 const USERS: usize = 3;
-/// The domain with a commit that is not waited for when the guest goes down.
+/// The domain whose last commit may not be sealed when the guest goes down.
 const UNSEALED: usize = USERS;
 /// The domain with a draft when the guest goes down.
 const DRAFT: usize = USERS + 1;
@@ -38,7 +38,7 @@ enum End {
     TripleFault,
 }
 
-/// What a boot of the guest does: commits to these domains in this order, then its end.
+/// What the guest does in one boot: commits to these domains in this order, then goes down.
 #[derive(Debug, Serialize, Deserialize)]
 struct Work {
     commits: Vec<usize>,
@@ -47,17 +47,17 @@ struct Work {
 
 /// Address and value of every domain.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Seen {
+struct Contents {
     addresses: Vec<u64>,
     values: Vec<u64>,
 }
 
 fn host(guest: &mut Guest) -> Result<()> {
     guest.expect_complaint("sysrq triggered crash");
-    let mut model = seen(guest)?;
+    let mut model = contents(guest)?;
     ensure!(
         model.values == [0; DOMAINS],
-        "new domains are zeros: {model:?}"
+        "new domains are not zero: {model:?}"
     );
     let restarts_before = restarts(guest)?;
     for (round, end) in (1..).zip([End::Panic, End::Reboot, End::TripleFault]) {
@@ -70,8 +70,8 @@ fn host(guest: &mut Guest) -> Result<()> {
         for &domain in &work.commits {
             model.values[domain] += 1;
         }
-        let found = seen(guest)?;
-        // Nobody waited for that commit: it is there or not, as a whole.
+        let found = contents(guest)?;
+        // This commit was not waited for: it is there as a whole or not at all.
         let unsealed = found.values[UNSEALED] - model.values[UNSEALED];
         ensure!(unsealed <= 1, "{model:?}, found {found:?}");
         model.values[UNSEALED] += unsealed;
@@ -82,44 +82,44 @@ fn host(guest: &mut Guest) -> Result<()> {
 
         ensure!(
             restarts(guest)? == restarts_before + round,
-            "the host counts restarts"
+            "the host has not counted the restart"
         );
         let reason = match end {
             End::Panic | End::Reboot => "reset",
             End::TripleFault => "crash",
         };
-        let last = &guest.vmsrs(&["status"])?["last_restart"];
+        let last = &guest.control().status()?["last_restart"];
         ensure!(
             last["reason"] == reason,
-            "the host knows the reason: {last}"
+            "not the reason of the restart: {last}"
         );
         let lost = guest.incidents("guest-down")?;
         ensure!(
             lost.len() == lost_before + 1,
-            "the drafts that are gone are an incident: {lost:?}"
+            "not exactly one incident for the lost drafts: {lost:?}"
         );
         let facts = &lost[lost_before]["guest_down"];
         ensure!(
             facts["written_frames"]
                 .as_u64()
                 .is_some_and(|n| n >= PAGES as u64),
-            "with their number: {facts}"
+            "not the number of lost drafts: {facts}"
         );
     }
     Ok(())
 }
 
-fn seen(guest: &mut Guest) -> Result<Seen> {
+fn contents(guest: &mut Guest) -> Result<Contents> {
     Ok(serde_json::from_str(&guest.run("look", "")?)?)
 }
 
 fn restarts(guest: &Guest) -> Result<u64> {
-    guest.vmsrs(&["status"])?["restarts"]
+    guest.control().status()?["restarts"]
         .as_u64()
         .context("the number of restarts")
 }
 
-/// Up to 40 commits, each to a domain by chance.
+/// Up to 40 commits, each to a random domain.
 fn random_commits() -> Vec<usize> {
     let random = || RandomState::new().build_hasher().finish() as usize;
     (0..random() % 41).map(|_| random() % USERS).collect()
@@ -134,7 +134,7 @@ fn open(app: &App) -> Result<Vec<(Domain, *mut u64)>> {
         .collect()
 }
 
-/// The words that a commit writes: the first of each page.
+/// The words that a commit writes, the first of each page.
 fn words(first: *mut u64) -> impl Iterator<Item = *mut u64> {
     const WORDS_PER_PAGE: usize = 4096 / size_of::<u64>();
     (0..PAGES).map(move |page| first.wrapping_add(page * WORDS_PER_PAGE))
@@ -142,7 +142,7 @@ fn words(first: *mut u64) -> impl Iterator<Item = *mut u64> {
 
 fn look(_: &str) -> Result<()> {
     let app = App::open(APP)?;
-    let mut seen = Seen {
+    let mut contents = Contents {
         addresses: Vec::new(),
         values: Vec::new(),
     };
@@ -153,12 +153,12 @@ fn look(_: &str) -> Result<()> {
             .collect();
         ensure!(
             values.iter().all(|&value| value == values[0]),
-            "a commit is there as a whole or not at all: {values:?}"
+            "a commit is there in part: {values:?}"
         );
-        seen.addresses.push(first as u64);
-        seen.values.push(values[0]);
+        contents.addresses.push(first as u64);
+        contents.values.push(values[0]);
     }
-    println!("{}", serde_json::to_string(&seen)?);
+    println!("{}", serde_json::to_string(&contents)?);
     Ok(())
 }
 
@@ -188,10 +188,10 @@ fn go_down(argument: &str) -> Result<()> {
     match work.end {
         End::Panic => fs::write("/proc/sysrq-trigger", "c")?,
         End::Reboot => {}
-        // The kernel's last resort when it reboots: an exception without a handler.
+        // The kernel's last resort for a reboot: an exception without a handler.
         End::TripleFault => fs::write("/sys/kernel/reboot/type", "triple")?,
     }
-    // SAFETY: the guest's file systems are in memory; there is nothing to be lost.
+    // SAFETY: the guest's file systems are in memory, so nothing is lost.
     unsafe { libc::reboot(libc::RB_AUTOBOOT) };
     bail!(
         "the guest did not go down: {}",

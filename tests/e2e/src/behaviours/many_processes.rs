@@ -1,70 +1,60 @@
-//! Several processes of one app: one is killed, the others lose nothing.
+//! When one process of an app is killed in its requests, the others lose nothing.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use vmsrs::{App, Domain, Error, Request};
+use vmsrs::{App, Error};
 
+use crate::counter::Counter;
 use crate::host::Guest;
+use crate::limits::patient;
+use crate::steps;
 use crate::{Behaviour, Machine};
 
 /// Processes that run to their end.
 const SURVIVORS: usize = 3;
 /// Requests of each.
 const REQUESTS: u64 = 200;
-/// Times that one more process is killed, after a number of requests that grows by this.
+/// How often one more process is killed.
 const KILLS: u64 = 5;
+/// After how many requests the first one is killed; each later one lives that much longer.
 const KILL_AFTER: u64 = 7;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "killing_one_process_of_an_app_in_the_middle_of_requests_loses_nothing_of_the_others",
+    name: "killed_process_costs_other_processes_nothing",
     machine: Machine::Usual,
     steps: &[("parent", parent), ("worker", worker)],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("parent", "")?;
-    let broken = guest.incidents("sealed-write")?.into_iter();
-    let ours = broken.filter(|incident| incident["app"] == "many-processes");
-    ensure!(ours.count() == 0, "no write hit a sealed frame");
+    guest.run_steps(&["parent"])?;
+    let writes = guest.incidents("sealed-write")?.into_iter();
+    let ours = writes.filter(|incident| incident["app"] == "many-processes");
+    ensure!(ours.count() == 0, "a write hit a sealed frame");
     Ok(())
 }
 
-fn open() -> Result<(&'static App, &'static Domain)> {
-    // SAFETY: no request here lends its locals to others.
+fn open() -> Result<(&'static App, Counter)> {
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("many-processes") }?;
-    Ok((app, app.domain("total")?))
+    Ok((app, Counter::open(app, "total")?))
 }
 
-/// The number that a domain's root leads to; made by its first request.
-fn number(request: &Request) -> Result<*mut u64, Error> {
-    if let Some(cell) = request.root::<u64>() {
-        return Ok(cell.as_ptr());
-    }
-    let cell = request.alloc(0u64)?;
-    request.set_root(Some(cell.into()))?;
-    Ok(cell)
-}
-
-/// Counts in its own domain and in the total, in one request, and tells each one that is committed.
+/// Counts in its own domain and in the total in one request, and prints each number that is committed.
 fn worker(argument: &str) -> Result<()> {
     let (app, total) = open()?;
     let (key, count) = argument.split_once(' ').context("key and count")?;
-    let own = app.domain(key)?;
+    let own = Counter::open(app, key)?;
     let mut out = std::io::stdout().lock();
     for _ in 0..count.parse::<u64>()? {
-        let now = own.run(|request| {
-            let cell = number(request)?;
-            let total = request.enter(total)?.keep();
-            // SAFETY: both domains are held, and their roots lead to numbers.
-            unsafe {
-                *cell += 1;
-                *total.root_address().cast::<u64>() += 1;
-                Ok::<_, Error>(*cell)
-            }
+        let now = own.domain().run_with(&patient(), |request| {
+            request.enter(total.domain())?.keep();
+            own.add(1);
+            total.add(1);
+            Ok::<_, Error>(own.get())
         })?;
         writeln!(out, "{now}")?;
     }
@@ -72,15 +62,14 @@ fn worker(argument: &str) -> Result<()> {
 }
 
 fn spawn(key: &str, count: u64) -> Result<Child> {
-    Command::new(std::env::current_exe()?)
-        .args(["guest", BEHAVIOUR.name, "worker", &format!("{key} {count}")])
+    steps::command(BEHAVIOUR.name, "worker", &format!("{key} {count}"))?
         .stdout(Stdio::piped())
         .spawn()
         .context("start a worker")
 }
 
-/// Numbers that the worker tells, in order.
-fn told(child: &mut Child) -> Result<impl Iterator<Item = Result<u64>> + use<>> {
+/// The numbers that the worker prints, in order.
+fn printed(child: &mut Child) -> Result<impl Iterator<Item = Result<u64>> + use<>> {
     let output = child.stdout.take().context("its output is a pipe")?;
     Ok(BufReader::new(output)
         .lines()
@@ -89,7 +78,6 @@ fn told(child: &mut Child) -> Result<impl Iterator<Item = Result<u64>> + use<>> 
 
 fn parent(_: &str) -> Result<()> {
     let (app, total) = open()?;
-    total.run(|request| number(request).map(drop))?;
     let mut survivors = Vec::new();
     for place in 0..SURVIVORS {
         survivors.push(spawn(&format!("survivor-{place}"), REQUESTS)?);
@@ -97,44 +85,38 @@ fn parent(_: &str) -> Result<()> {
     let mut victims = 0;
     for kill in 1..=KILLS {
         let mut victim = spawn("victim", u64::MAX)?;
-        let mut numbers = told(&mut victim)?;
+        let mut numbers = printed(&mut victim)?;
         for _ in 0..kill * KILL_AFTER {
-            victims = numbers.next().context("the victim counts")??;
+            victims = numbers.next().context("the victim ended")??;
         }
         victim.kill()?;
         victim.wait()?;
-        // What it had told before it died.
+        // What it had printed before it died.
         for number in numbers {
             victims = number?;
         }
-        // A committed request may not have been told any more.
-        let kept = read(app.domain("victim")?)?;
+        // The last commit may not have been printed.
+        let kept = Counter::open(app, "victim")?.read()?;
         ensure!(
             kept == victims || kept == victims + 1,
-            "the victim told {victims}, {kept} are kept"
+            "the victim printed {victims}, and {kept} are committed"
         );
         victims = kept;
     }
     let mut sum = victims;
     for (place, mut survivor) in survivors.into_iter().enumerate() {
-        let numbers = told(&mut survivor)?.collect::<Result<Vec<_>>>()?;
-        ensure!(survivor.wait()?.success(), "survivor {place} ends well");
+        let numbers = printed(&mut survivor)?.collect::<Result<Vec<_>>>()?;
+        ensure!(survivor.wait()?.success(), "survivor {place} failed");
         ensure!(
             numbers == (1..=REQUESTS).collect::<Vec<_>>(),
-            "survivor {place} counted without a gap"
+            "survivor {place} counted {numbers:?}"
         );
-        let kept = read(app.domain(format!("survivor-{place}"))?)?;
+        let kept = Counter::open(app, &format!("survivor-{place}"))?.read()?;
         ensure!(kept == REQUESTS, "survivor {place} has {kept}");
         sum += kept;
     }
-    let kept = read(total)?;
+    let kept = total.read()?;
     ensure!(kept == sum, "the total is {kept}, the parts are {sum}");
-    ensure!(app.info()?.drafts == 0, "no draft is left");
+    ensure!(app.info()?.drafts == 0, "a draft is left");
     Ok(())
-}
-
-/// A domain's number, read under its lock.
-fn read(domain: &'static Domain) -> Result<u64> {
-    // SAFETY: the domain is held, and its root leads to a number.
-    Ok(domain.run(|request| number(request).map(|cell| unsafe { *cell }))?)
 }

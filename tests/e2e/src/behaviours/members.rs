@@ -1,4 +1,4 @@
-//! Several threads work for one request: when one fails, all come to their landings, whatever they do.
+//! The threads of a request fail together: when one fails, the others leave the request, whatever they are doing.
 
 use std::hint::black_box;
 use std::io::Read;
@@ -9,21 +9,23 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail, ensure};
-use vmsrs::{App, Audit, Domain, Error, JoinError, Kind, Options, Request, RunError, Ticket};
+use vmsrs::{App, Audit, Error, JoinError, Kind, Options, Request, RunError, Ticket};
 
-use crate::fault::store;
+use crate::counter::Counter;
+use crate::fault::wild_write;
 use crate::host::Guest;
+use crate::limits::patient;
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "the_threads_of_a_request_fail_as_one_whatever_they_do",
+    name: "threads_of_a_request_fail_together",
     machine: Machine::Usual,
     steps: &[
         ("commits", commits),
         ("heaps", heaps),
-        ("landings", landings),
-        ("gone", gone),
+        ("all fail", all_fail),
+        ("thread death", thread_death),
         ("fork", fork),
         ("pool", pool),
     ],
@@ -31,51 +33,30 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("commits", "")?;
-    guest.run("heaps", "")?;
-    let incident = guest.run("landings", "")?;
+    guest.run_steps(&["commits", "heaps"])?;
+    let incident = guest.run("all fail", "")?;
     let facts = guest.incident(incident.trim())?;
-    ensure!(facts["kind"] == "memory", "one incident for all: {facts}");
-    let incident = guest.run("gone", "")?;
+    ensure!(
+        facts["kind"] == "memory",
+        "not the error of the member: {facts}"
+    );
+    let incident = guest.run("thread death", "")?;
     let facts = guest.incident(incident.trim())?;
-    ensure!(facts["kind"] == "thread-death", "its kind: {facts}");
-    guest.run("fork", "")?;
-    guest.run("pool", "").map(drop)
+    ensure!(
+        facts["kind"] == "thread-death",
+        "not the death of a thread: {facts}"
+    );
+    guest.run_steps(&["fork", "pool"])
 }
 
 fn app() -> Result<&'static App> {
-    // SAFETY: no request here lends its locals to others but by fan_out.
+    // SAFETY: requests here share their locals only by fan_out.
     Ok(unsafe { App::open("members") }?)
-}
-
-/// A domain whose root leads to a number.
-fn counter(app: &'static App, key: &str) -> Result<&'static Domain> {
-    let domain = app.domain(key)?;
-    domain.run(|request| {
-        let block = request.alloc(0u64)?;
-        request.set_root(Some(block.into()))
-    })?;
-    Ok(domain)
-}
-
-/// Adds to the number of a domain that the request holds.
-fn add(domain: &'static Domain, value: u64) {
-    let number = domain.root_address().cast::<u64>();
-    // SAFETY: the domain is held, and its root leads to its number.
-    unsafe { number.write_volatile(number.read_volatile() + value) };
-}
-
-fn number(domain: &'static Domain) -> Result<u64> {
-    let read = |_: &Request| -> Result<u64, Error> {
-        // SAFETY: as in add().
-        Ok(unsafe { domain.root_address().cast::<u64>().read_volatile() })
-    };
-    Ok(domain.run(read)?)
 }
 
 type Member = JoinHandle<Result<(), JoinError>>;
 
-/// A thread that joins with the ticket it gets.
+/// A thread that joins a request with the ticket that it is sent.
 fn member(work: impl FnOnce(&Request) + Send + 'static) -> (mpsc::Sender<Ticket>, Member) {
     let (send, receive) = mpsc::channel::<Ticket>();
     let thread = thread::spawn(move || match receive.recv() {
@@ -85,21 +66,21 @@ fn member(work: impl FnOnce(&Request) + Send + 'static) -> (mpsc::Sender<Ticket>
     (send, thread)
 }
 
-/// What members write, also to a domain that another one has entered, commits with the request.
+/// Writes of members are committed with the request, also those to a domain that another member has entered.
 fn commits(_: &str) -> Result<()> {
     let app = app()?;
-    let (main, shared) = (counter(app, "main")?, counter(app, "shared")?);
-    let before = (number(main)?, number(shared)?);
-    main.run(|request| {
-        request.enter(shared)?.keep();
+    let (main, shared) = (Counter::open(app, "main")?, Counter::open(app, "shared")?);
+    let before = (main.read()?, shared.read()?);
+    main.domain().run(|request| {
+        request.enter(shared.domain())?.keep();
         let pieces: Vec<_> = (0..8)
             .map(|piece| {
                 move |request: &Request| {
                     if piece == 0 {
-                        add(main, 1);
+                        main.add(1);
                     }
                     if piece == 1 {
-                        add(shared, 1);
+                        shared.add(1);
                     }
                     request.alloc([piece; 64]).map(|_| ())
                 }
@@ -110,38 +91,37 @@ fn commits(_: &str) -> Result<()> {
             .into_iter()
             .collect::<Result<(), Error>>()
     })?;
-    let after = (number(main)?, number(shared)?);
+    let after = (main.read()?, shared.read()?);
     ensure!(
         after == (before.0 + 1, before.1 + 1),
         "{before:?} to {after:?}"
     );
-    // A section that a member leaves is committed, whatever becomes of the request.
-    let outcome = main.run(|request| {
+    // A section that a member leaves is committed, however the request ends.
+    let outcome = main.domain().run(|request| {
         let section = |request: &Request| -> Result<(), Error> {
-            let entered = request.enter(shared)?;
-            add(shared, 1);
-            add(main, 1);
+            let entered = request.enter(shared.domain())?;
+            shared.add(1);
+            main.add(1);
             entered.leave()
         };
         request
             .fan_out(vec![section])?
             .into_iter()
             .collect::<Result<(), Error>>()?;
-        // SAFETY: a wild write, which ends the request.
-        unsafe { store(std::ptr::null_mut(), 1) };
+        wild_write();
         Ok::<_, Error>(())
     });
     ensure!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
-    let last = (number(main)?, number(shared)?);
+    let last = (main.read()?, shared.read()?);
     ensure!(last == (after.0, after.1 + 1), "{after:?} to {last:?}");
     Ok(())
 }
 
-/// A commit in the middle does not catch a member inside of the heap: what the request falls back to when
-/// it fails is whole.
+/// A commit within the request never catches a member in the heap: the version that is restored when the request fails
+/// is consistent.
 fn heaps(_: &str) -> Result<()> {
     type Piece = Box<dyn FnOnce(&Request) -> Result<(), Error> + Send>;
-    let domain = counter(app()?, "heaps")?;
+    let domain = Counter::open(app()?, "heaps")?.domain();
     let whole = Options {
         audit: Audit::Whole,
         ..Options::default()
@@ -152,7 +132,7 @@ fn heaps(_: &str) -> Result<()> {
                 Box::new(|request: &Request| {
                     loop {
                         let block = NonNull::from(request.alloc([1u64; 20])?);
-                        // SAFETY: live, and used no more.
+                        // SAFETY: allocated, and not used any more.
                         unsafe { request.free(block)? };
                     }
                 })
@@ -161,8 +141,7 @@ fn heaps(_: &str) -> Result<()> {
                 for _ in 0..10 {
                     request.commit(false)?;
                 }
-                // SAFETY: a wild write, which ends the request.
-                unsafe { store(std::ptr::null_mut(), 1) };
+                wild_write();
                 Ok(())
             };
             let mut pieces: Vec<_> = (0..3).map(busy).collect();
@@ -184,20 +163,21 @@ fn heaps(_: &str) -> Result<()> {
     Ok(())
 }
 
-fn landings(_: &str) -> Result<()> {
+/// Members fail with the request wherever they are: in a read, in a futex, in a wait for a lock, in a loop.
+fn all_fail(_: &str) -> Result<()> {
     let app = app()?;
-    let (main, shared) = (counter(app, "main")?, counter(app, "shared")?);
-    let busy = counter(app, "busy")?;
-    let before = (number(main)?, number(shared)?);
+    let (main, shared) = (Counter::open(app, "main")?, Counter::open(app, "shared")?);
+    let busy = Counter::open(app, "busy")?;
+    let before = (main.read()?, shared.read()?);
     let ready = Arc::new(Barrier::new(5));
-    // Another request holds what one of the members waits for.
-    let (held, is_held) = mpsc::channel();
-    let (free, freed) = mpsc::channel::<()>();
+    // Another request holds the domain that one of the members waits for.
+    let (hold, is_held) = mpsc::channel();
+    let (release, may_release) = mpsc::channel::<()>();
     let holder = thread::spawn(move || {
-        busy.run(|_| {
-            // The other ends are there until the members have landed.
-            let _ = held.send(());
-            let _ = freed.recv();
+        busy.domain().run(|_| {
+            // The other ends exist until the members have left.
+            let _ = hold.send(());
+            let _ = may_release.recv();
             Ok::<_, Error>(())
         })
     });
@@ -205,7 +185,7 @@ fn landings(_: &str) -> Result<()> {
     let mut ends = [0; 2];
     // SAFETY: fills two descriptors.
     ensure!(unsafe { libc::pipe(ends.as_mut_ptr()) } == 0, "no pipe");
-    // SAFETY: made above, and nobody else's.
+    // SAFETY: created above and owned by nobody else.
     let mut pipe = unsafe { std::fs::File::from_raw_fd(ends[0]) };
     let at = |ready: &Arc<Barrier>| {
         let ready = Arc::clone(ready);
@@ -219,7 +199,7 @@ fn landings(_: &str) -> Result<()> {
     let computing = at(&ready);
     let members = [
         member(move |_| {
-            add(shared, 100);
+            shared.add(100);
             reading();
             let mut byte = [0];
             let _ = pipe.read(&mut byte);
@@ -227,13 +207,21 @@ fn landings(_: &str) -> Result<()> {
         member(move |_| {
             sleeping();
             let word = AtomicU32::new(0);
-            let forever = std::ptr::null::<libc::timespec>();
-            // SAFETY: sleeps on a word that nobody changes.
-            unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, 0, forever) };
+            let no_limit = std::ptr::null::<libc::timespec>();
+            // SAFETY: waits on a word that nobody changes.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    word.as_ptr(),
+                    libc::FUTEX_WAIT,
+                    0,
+                    no_limit,
+                )
+            };
         }),
         member(move |request| {
             waiting();
-            drop(request.enter(busy).map(vmsrs::Entered::keep));
+            drop(request.enter(busy.domain()).map(vmsrs::Entered::keep));
         }),
         member(move |_| {
             computing();
@@ -242,20 +230,19 @@ fn landings(_: &str) -> Result<()> {
             }
         }),
     ];
-    let outcome = main.run(|request| {
-        add(main, 100);
-        request.enter(shared)?.keep();
+    let outcome = main.domain().run(|request| {
+        main.add(100);
+        request.enter(shared.domain())?.keep();
         for (send, _) in &members {
-            // Its thread waits for this.
+            // The thread waits for this.
             let _ = send.send(request.ticket()?);
         }
         ready.wait();
-        // SAFETY: a wild write, which ends the request.
-        unsafe { store(std::ptr::null_mut(), 1) };
+        wild_write();
         Ok::<_, Error>(())
     });
     let Err(RunError::Failed(failure)) = outcome else {
-        bail!("the request should have failed: {outcome:?}")
+        bail!("the request did not fail: {outcome:?}")
     };
     ensure!(failure.kind == Kind::Memory, "{failure}");
     for (place, (_, thread)) in members.into_iter().enumerate() {
@@ -264,26 +251,26 @@ fn landings(_: &str) -> Result<()> {
             other => bail!("member {place}: {other:?}"),
         }
     }
-    free.send(())?;
+    release.send(())?;
     holder.join().ok().context("the holder panicked")??;
-    let after = (number(main)?, number(shared)?);
+    let after = (main.read()?, shared.read()?);
     ensure!(after == before, "{before:?} to {after:?}");
     println!("{}", failure.incident);
     Ok(())
 }
 
-/// A member that ends without a word fails its request.
-fn gone(_: &str) -> Result<()> {
+/// A member whose thread ends without leaving the request fails it.
+fn thread_death(_: &str) -> Result<()> {
     let app = app()?;
-    let main = counter(app, "main")?;
-    let before = number(main)?;
+    let main = Counter::open(app, "main")?;
+    let before = main.read()?;
     let (send, thread) = member(move |_| {
-        add(main, 100);
-        // SAFETY: ends the thread; what its frames own is leaked.
+        main.add(100);
+        // SAFETY: ends the thread; what its stack owns is leaked.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
-    let outcome = main.run(|request| {
-        // Its thread waits for this.
+    let outcome = main.domain().run(|request| {
+        // The thread waits for this.
         let _ = send.send(request.ticket()?);
         loop {
             black_box(());
@@ -291,25 +278,25 @@ fn gone(_: &str) -> Result<()> {
         #[expect(unreachable_code, reason = "gives the closure its type")]
         Ok::<_, Error>(())
     });
-    // It cannot tell how it ended.
+    // It has no result.
     std::mem::forget(thread);
     let Err(RunError::Failed(failure)) = outcome else {
-        bail!("the request should have failed: {outcome:?}")
+        bail!("the request did not fail: {outcome:?}")
     };
     ensure!(failure.kind == Kind::ThreadDeath, "{failure}");
-    ensure!(number(main)? == before, "its write is gone");
+    ensure!(main.read()? == before, "its write was not discarded");
     println!("{}", failure.incident);
     Ok(())
 }
 
-/// The child of a fork is no member, and cannot become one.
+/// The child of a fork is not a member and cannot become one.
 fn fork(_: &str) -> Result<()> {
-    let main = counter(app()?, "main")?;
-    let before = number(main)?;
-    main.run(|request| {
+    let main = Counter::open(app()?, "main")?;
+    let before = main.read()?;
+    main.domain().run(|request| {
         let fork = |request: &Request| {
             let ticket = request.ticket();
-            // SAFETY: the child only writes to its own memory, and ends.
+            // SAFETY: the child writes only to its own memory, and ends.
             let child = unsafe { libc::fork() };
             if child == 0 {
                 let refused = ticket.map(|ticket| ticket.join(|_| ()));
@@ -320,7 +307,7 @@ fn fork(_: &str) -> Result<()> {
             let mut status = 0;
             // SAFETY: waits for the child.
             let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
-            add(main, 1);
+            main.add(1);
             ended == child && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
         };
         let fine = request.fan_out(vec![fork])?;
@@ -330,15 +317,18 @@ fn fork(_: &str) -> Result<()> {
             Err(Error::Forked)
         }
     })?;
-    ensure!(number(main)? == before + 1, "the parent's member commits");
+    ensure!(
+        main.read()? == before + 1,
+        "the parent's member did not commit"
+    );
     Ok(())
 }
 
-/// A pool of many more threads than CPUs, some of whose requests fail.
+/// Many more threads than CPUs, some of whose requests fail.
 fn pool(_: &str) -> Result<()> {
     const THREADS: u64 = 64;
     const ROUNDS: u64 = 10;
-    let main = counter(app()?, "pool")?;
+    let main = Counter::open(app()?, "pool")?;
     let done = Arc::new(AtomicU32::new(0));
     let threads: Vec<_> = (0..THREADS)
         .map(|seed| {
@@ -346,11 +336,10 @@ fn pool(_: &str) -> Result<()> {
             thread::spawn(move || -> Result<()> {
                 for round in 0..ROUNDS {
                     let fails = (seed + round) % 5 == 0;
-                    let outcome = main.run(|_| {
-                        add(main, 1);
+                    let outcome = main.domain().run_with(&patient(), |_| {
+                        main.add(1);
                         if fails {
-                            // SAFETY: a wild write, which ends the request.
-                            unsafe { store(std::ptr::null_mut(), 1) };
+                            wild_write();
                         }
                         Ok::<_, Error>(())
                     });
@@ -369,7 +358,7 @@ fn pool(_: &str) -> Result<()> {
     for thread in threads {
         thread.join().ok().context("a thread panicked")??;
     }
-    let (number, done) = (number(main)?, u64::from(done.load(Ordering::SeqCst)));
+    let (number, done) = (main.read()?, u64::from(done.load(Ordering::SeqCst)));
     ensure!(number == done, "{number} of {done} commits");
     Ok(())
 }

@@ -4,38 +4,38 @@ use anyhow::{Context, Result};
 
 use crate::Behaviour;
 
-mod audit_written_pages;
+mod audit;
 mod boot_loop;
-mod circle;
 mod control_block;
 mod corruption;
 mod deadline;
+mod deadlock;
 mod discard;
 mod draft_and_commit;
 mod driver_unbind;
+mod error_kinds;
 mod evidence;
 mod foreign_draft;
 mod foreign_write;
 mod fork;
-mod given_up_overdue;
-mod greedy_request;
-mod guard;
+mod give_up_at_deadline;
+mod guarded_memory;
 mod guest_reboot;
 mod hostile_guest;
 mod kernel_write;
-mod kinds_of_error;
-mod lock_after_error;
+mod lock_release;
 mod many_processes;
 mod members;
+mod pool_limit;
 mod process_death;
 mod propagation;
+mod random_requests;
 mod read_only;
 mod seal_batches;
 mod server_killed;
 mod suspended;
-mod threads_and_model;
 mod window_full;
-mod window_mapped_writable;
+mod writable_window;
 
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
@@ -43,33 +43,33 @@ pub const ALL: &[&Behaviour] = &[
     &discard::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
     &foreign_draft::BEHAVIOUR,
-    &guard::BEHAVIOUR,
+    &guarded_memory::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
-    &window_mapped_writable::BEHAVIOUR,
+    &writable_window::BEHAVIOUR,
     &corruption::MIRRORED,
     &corruption::UNMIRRORED,
     &corruption::POISONED_MIRRORED,
     &corruption::POISONED_UNMIRRORED,
-    &lock_after_error::BEHAVIOUR,
-    &kinds_of_error::BEHAVIOUR,
-    &audit_written_pages::BEHAVIOUR,
+    &lock_release::BEHAVIOUR,
+    &error_kinds::BEHAVIOUR,
+    &audit::BEHAVIOUR,
     &evidence::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
     &seal_batches::BEHAVIOUR,
     &read_only::BEHAVIOUR,
     &deadline::BEHAVIOUR,
-    &given_up_overdue::BEHAVIOUR,
+    &give_up_at_deadline::BEHAVIOUR,
     &control_block::BEHAVIOUR,
     &many_processes::BEHAVIOUR,
     &fork::BEHAVIOUR,
-    &threads_and_model::BEHAVIOUR,
+    &random_requests::BEHAVIOUR,
     &propagation::BEHAVIOUR,
     &members::BEHAVIOUR,
     &suspended::BEHAVIOUR,
-    &circle::BEHAVIOUR,
+    &deadlock::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
-    &greedy_request::BEHAVIOUR,
+    &pool_limit::BEHAVIOUR,
     // The last on its machine: domains are never given back, so the window stays full.
     &window_full::BEHAVIOUR,
     &hostile_guest::BEHAVIOUR,

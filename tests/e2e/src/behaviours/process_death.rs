@@ -1,4 +1,4 @@
-//! The process's death discards its requests and leaves committed domains whole.
+//! When a process dies, its requests are discarded and its commits are kept.
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,7 +8,7 @@ use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "death_of_the_process_discards_its_requests_and_leaves_committed_domains_whole",
+    name: "process_death_discards_requests_and_keeps_commits",
     machine: Machine::Usual,
     steps: &[("die", die), ("look", look)],
     host,
@@ -18,21 +18,21 @@ fn host(guest: &mut Guest) -> Result<()> {
     let answer = guest.step("die", "")?;
     ensure!(
         answer.signal == Some(libc::SIGKILL),
-        "the process died by SIGKILL: {answer:?}"
+        "the process was not killed by SIGKILL: {answer:?}"
     );
-    guest.run("look", "")?;
+    guest.run_steps(&["look"])?;
     let incidents = guest.incidents("process-death")?;
     let found = incidents
         .iter()
         .find(|incident| incident["app"] == "process-death");
-    let found = found.with_context(|| format!("the host has no incident: {incidents:?}"))?;
-    // The driver told where the thread was: inside of the system call that killed it.
+    let found = found.with_context(|| format!("no incident of the app: {incidents:?}"))?;
+    // The driver reports where the thread was: in the system call that killed it.
     let instruction = found["instruction"].as_u64();
     ensure!(instruction.is_some_and(|at| at > 0x1000), "{found:#}");
     Ok(())
 }
 
-/// Commits, then is killed in the middle of the next request, half of it written.
+/// Commits, then is killed in the middle of the next request.
 fn die(_: &str) -> Result<()> {
     let app = App::open("process-death")?;
     let (domain, page) = app.domain("user", 8)?;
@@ -60,23 +60,19 @@ fn look(_: &str) -> Result<()> {
     let (domain, page) = app.domain("user", 8)?;
     // SAFETY: the pages are readable by the whole process.
     unsafe {
-        ensure!(peek(page) == 1, "the committed version is back");
+        ensure!(peek(page) == 1, "the committed version was not restored");
         ensure!(
             peek(page.add(4096)) == 1,
-            "and in the page that was not touched again"
+            "the commit to the second page is lost"
         );
         ensure!(
             peek(page.add(2 * 4096)) == 0,
-            "a page that was never committed is zero"
+            "a page that was never committed is not zero"
         );
     }
-    ensure!(app.info()?.drafts == 0, "no draft is left");
-    // The lock is free, the domain works on.
+    ensure!(app.info()?.drafts == 0, "a draft is left");
+    // The lock is free and the domain can be used.
     let thread = app.thread()?;
-    let tag = thread.begin(&[domain])?;
-    // SAFETY: the page is the domain's, which the request holds.
-    unsafe { poke(page, 3) };
-    thread.commit(tag, 0)?;
-    thread.end()?;
+    thread.commit_byte(domain, page, 3, 0)?;
     Ok(app.flush()?)
 }

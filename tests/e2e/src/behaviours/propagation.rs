@@ -1,31 +1,26 @@
-//! Corrupted bytes do not propagate: what the study in `tests/propagation` does to the state of a
-//! server without protection, done here to the state of one with it.
+//! Corrupted bytes do not propagate: does to a protected server's state what the study in `tests/propagation` does to
+//! that of an unprotected one.
 
 use anyhow::{Context, Result, bail, ensure};
 use vmsrs::{App, Domain, Error, Kind, RunError};
 
 use crate::fault::store;
-use crate::host::Guest;
 use crate::{Behaviour, Machine};
 
-/// Users with a domain each.
+/// Users, each with a domain.
 const USERS: usize = 6;
-/// Bytes of a user's state: several pages.
+/// Size of a user's state in bytes: several pages.
 const SIZE: usize = 20_000;
-/// Bytes that are corrupted, of each sort.
+/// Bytes to corrupt in a request's own state, and in another user's.
 const TRIALS: usize = 200;
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "what_a_failing_request_corrupts_is_seen_by_no_other_request",
+    name: "corruption_by_failed_request_reaches_no_other",
     machine: Machine::Usual,
     steps: &[("propagation", propagation)],
-    host,
+    host: |guest| guest.run_steps(&["propagation"]),
 };
-
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("propagation", "").map(drop)
-}
 
 /// A user's domain and the state in it.
 struct User {
@@ -33,12 +28,12 @@ struct User {
     state: *mut u8,
 }
 
-/// Numbers that look random and are the same at every run.
+/// Pseudo-random numbers, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, limit: usize) -> usize {
-        // The multiplier is Knuth's for 64 bits; the upper half has the better bits.
+        // Knuth's multiplier for 64 bits; the upper half is more random.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -57,7 +52,7 @@ impl User {
         let state = domain.run(|_| {
             let block = domain.allocate(SIZE, 16)?;
             for at in 0..SIZE {
-                // SAFETY: inside of the block, which is new.
+                // SAFETY: within the new block.
                 unsafe { block.as_ptr().add(at).write(byte(number, at)) };
             }
             Ok::<_, Error>(block)
@@ -68,21 +63,21 @@ impl User {
         })
     }
 
-    fn place(&self, at: usize) -> *mut u8 {
+    fn address(&self, at: usize) -> *mut u8 {
         self.state.wrapping_add(at)
     }
 
     /// What a request of this user reads in the state of `other`.
     fn reads(&self, other: &User, at: usize) -> Result<u8> {
         Ok(self.domain.run(|_| {
-            // SAFETY: inside of the block; pages of an app can be read by all its requests.
-            Ok::<_, Error>(unsafe { other.place(at).read_volatile() })
+            // SAFETY: within the block; all requests of an app can read its pages.
+            Ok::<_, Error>(unsafe { other.address(at).read_volatile() })
         })?)
     }
 }
 
 fn propagation(_: &str) -> Result<()> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("propagation") }?;
     let users: Vec<User> = (0..USERS)
         .map(|number| User::new(app, number))
@@ -99,21 +94,21 @@ fn propagation(_: &str) -> Result<()> {
     }
     for (number, user) in users.iter().enumerate() {
         for at in 0..SIZE {
-            // SAFETY: as in reads(); no request is under way.
-            let found = unsafe { user.place(at).read_volatile() };
+            // SAFETY: as in reads(); no request is running.
+            let found = unsafe { user.address(at).read_volatile() };
             ensure!(found == byte(number, at), "user {number}, byte {at}");
         }
     }
     Ok(())
 }
 
-/// A request corrupts its own user's state, and fails later.
+/// A request corrupts its own user's state and fails later.
 fn own_state(users: &[User], guilty: usize, other: usize, at: usize, damage: u8) -> Result<()> {
     let user = &users[guilty];
     let good = byte(guilty, at);
     let outcome = user.domain.run(|request| -> Result<(), Error> {
-        // SAFETY: the request's own state, wrong as what it writes there may be.
-        unsafe { store(user.place(at), good ^ damage) };
+        // SAFETY: the request's own state; the wrong value is the error under test.
+        unsafe { store(user.address(at), good ^ damage) };
         request.fail("found later")
     });
     match outcome {
@@ -122,7 +117,7 @@ fn own_state(users: &[User], guilty: usize, other: usize, at: usize, damage: u8)
     }
     for reader in [other, guilty] {
         let found = users[reader].reads(user, at)?;
-        ensure!(found == good, "user {reader} reads what was dropped");
+        ensure!(found == good, "user {reader} reads what was discarded");
     }
     Ok(())
 }
@@ -136,16 +131,16 @@ fn state_of_another(
     damage: u8,
 ) -> Result<()> {
     let (user, victim_state) = (&users[guilty], &users[victim]);
-    let place = victim_state.place(at);
+    let address = victim_state.address(at);
     let good = byte(victim, at);
     let outcome = user.domain.run(|_| {
-        // SAFETY: the store is refused.
-        unsafe { store(place, good ^ damage) };
+        // SAFETY: faults, which ends the request.
+        unsafe { store(address, good ^ damage) };
         Ok::<(), Error>(())
     });
     match outcome {
         Err(RunError::Failed(failure)) if failure.kind == Kind::ForeignWrite => {
-            ensure!(failure.address == place as u64, "{failure}");
+            ensure!(failure.address == address as u64, "{failure}");
         }
         other => bail!("the store was not refused: {other:?}"),
     }

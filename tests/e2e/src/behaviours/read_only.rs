@@ -1,25 +1,20 @@
-//! A request that writes nothing makes no system call, so no exit either.
+//! A request that writes nothing makes no system call, and so causes no exit to the host.
 
 use anyhow::{Result, ensure};
 use vmsrs::{App, Error};
 
-use crate::host::Guest;
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "a_request_that_writes_nothing_makes_no_system_call",
+    name: "read_only_request_makes_no_system_call",
     machine: Machine::Usual,
     steps: &[("read", read)],
-    host,
+    host: |guest| guest.run_steps(&["read"]),
 };
 
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("read", "").map(drop)
-}
-
 fn read(_: &str) -> Result<()> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("read-only") }?;
     let domain = app.domain("user")?;
     domain.run(|request| {
@@ -35,16 +30,15 @@ fn read(_: &str) -> Result<()> {
             Ok::<_, Error>(value)
         })
     };
-    ensure!(look()? == Some(5), "the value is there");
-    // From here on, the kernel kills this thread for any system call but read, write, exit and
-    // sigreturn (seccomp's strict mode).
-    // SAFETY: changes what this thread may do.
+    ensure!(look()? == Some(5), "the value is missing");
+    // From here on, the kernel kills this thread for any system call other than read, write, exit and sigreturn.
+    // SAFETY: only restricts this thread.
     let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
-    let mut good = result == 0;
+    let mut succeeds = result == 0;
     for _ in 0..1000 {
-        good &= matches!(look(), Ok(Some(5)));
+        succeeds &= matches!(look(), Ok(Some(5)));
     }
-    // SAFETY: ends the only thread, without the system calls of exit().
-    unsafe { libc::syscall(libc::SYS_exit, libc::c_int::from(!good)) };
+    // SAFETY: ends the only thread without the other system calls of exit().
+    unsafe { libc::syscall(libc::SYS_exit, libc::c_int::from(!succeeds)) };
     unreachable!("exit does not return")
 }

@@ -1,71 +1,75 @@
-//! A seal batch goes out when it is full, after a short time, or when asked.
+//! A seal batch is sent when it is full, a short time after its first record, or on request.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 
-use crate::host::Guest;
-use crate::raw::{App, Thread, poke};
+use crate::raw::App;
 use crate::{Behaviour, Machine};
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: "seal_batches_go_out_when_full_after_a_short_time_or_when_asked",
+    name: "seal_batch_is_sent_when_full_or_due_or_requested",
     machine: Machine::Usual,
     steps: &[("batches", batches)],
-    host,
+    host: |guest| guest.run_steps(&["batches"]),
 };
 
-fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("batches", "").map(drop)
-}
-
-/// One request that writes one page.
-fn write(thread: &Thread<'_>, domain: crate::raw::Domain, page: *mut u8, flags: u32) -> Result<()> {
-    let tag = thread.begin(&[domain])?;
-    // SAFETY: the page is the domain's, which the request holds.
-    unsafe { poke(page, tag as u8) };
-    thread.commit(tag, flags)?;
-    Ok(thread.end()?)
-}
+/// Commits in a burst.
+const COMMITS: u64 = 500;
+/// The shortest time for which the driver collects a batch that is not full: 5 ms, less up to one jiffy.
+const BATCH_DELAY: Duration = Duration::from_millis(4);
 
 fn batches(_: &str) -> Result<()> {
     let app = App::open("seal-batches")?;
     let (domain, page) = app.domain("user", 4)?;
     let thread = app.thread()?;
+    let write = |flags| thread.commit_byte(domain, page, 1, flags);
 
-    // When asked.
+    // On request.
     let before = app.info()?;
-    write(&thread, domain, page, COMMIT_SEAL)?;
+    write(COMMIT_SEAL)?;
     ensure!(
         app.info()?.sealed_pages == before.sealed_pages + 1,
-        "sealed on return"
+        "the page is not sealed when the commit returns"
     );
-    write(&thread, domain, page, 0)?;
+    write(0)?;
     app.flush()?;
-    ensure!(app.info()?.unsealed == 0, "a flush leaves nothing unsealed");
+    ensure!(
+        app.info()?.unsealed == 0,
+        "pages are unsealed after a flush"
+    );
 
-    // After a short time, without being asked: the loop waits for the driver's own clock.
-    write(&thread, domain, page, 0)?;
+    // A short time after its first record, by the driver's own timer.
+    write(0)?;
     while app.info()?.unsealed != 0 {
         std::thread::yield_now();
     }
 
-    // When full, and not for every commit.
+    // When it is full, and not for each commit.
     let before = app.info()?;
-    for _ in 0..500 {
-        write(&thread, domain, page, 0)?;
+    let start = Instant::now();
+    for _ in 0..COMMITS {
+        write(0)?;
     }
     app.flush()?;
+    let elapsed = start.elapsed();
     let after = app.info()?;
-    ensure!(after.commits - before.commits == 500, "every commit counts");
     ensure!(
-        after.sealed_pages - before.sealed_pages == 500,
-        "every page is sealed"
+        after.commits - before.commits == COMMITS,
+        "not every commit is counted"
+    );
+    ensure!(
+        after.sealed_pages - before.sealed_pages == COMMITS,
+        "not every page is sealed"
     );
     let messages = after.seal_messages - before.seal_messages;
+    // On a slow machine most batches are sent by the timer before they are full.
+    let by_timer = elapsed.as_micros() / BATCH_DELAY.as_micros();
     ensure!(
-        messages <= 250,
-        "commits share messages: {messages} for 500 commits"
+        u128::from(messages) <= u128::from(COMMITS / 2).max(by_timer),
+        "{messages} messages for {COMMITS} commits within {elapsed:?}"
     );
     Ok(())
 }

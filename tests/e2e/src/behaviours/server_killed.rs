@@ -1,21 +1,20 @@
-//! A server that is killed in the middle of commits has every sealed one of them when it is back.
+//! A server that is killed while it commits finds every sealed commit after its restart.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 
 use crate::host::Guest;
 use crate::raw::{App, Domain};
+use crate::steps;
 use crate::{Behaviour, Machine};
-
-const NAME: &str = "every_commit_that_was_sealed_is_there_after_kill_9_of_the_server";
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: NAME,
+    name: "sealed_commits_survive_sigkill_of_the_server",
     machine: Machine::Usual,
     steps: &[("serve", serve), ("kill", kill), ("look", look)],
     host,
@@ -29,9 +28,9 @@ fn host(guest: &mut Guest) -> Result<()> {
     for _ in 0..ROUNDS {
         let enough = 1 + RandomState::new().build_hasher().finish() % 100;
         let returned: u64 = guest.run("kill", &enough.to_string())?.trim().parse()?;
-        ensure!(returned >= enough, "only {returned} commits returned");
+        ensure!(returned >= enough, "only {returned} commits have returned");
         let found: u64 = guest.run("look", "")?.trim().parse()?;
-        // The commit that the kill interrupted is there or not, as a whole.
+        // The commit that the kill interrupted is there as a whole or not at all.
         let expected = committed + returned..=committed + returned + 1;
         ensure!(
             expected.contains(&found),
@@ -55,8 +54,7 @@ fn words(first: *mut u64) -> [*mut u64; 2] {
     [first, first.wrapping_byte_add(4096)]
 }
 
-/// Commits to both domains at once, and writes a byte to standard output for every commit that
-/// returned, until it is killed.
+/// Commits to both domains at once and prints a byte for every commit that has returned, until it is killed.
 fn serve(_: &str) -> Result<()> {
     let app = App::open("server-killed")?;
     let domains = open(&app)?;
@@ -75,10 +73,9 @@ fn serve(_: &str) -> Result<()> {
     }
 }
 
-/// Runs the server until so many commits returned, kills it, and prints how many it were in all.
+/// Runs the server until `enough` commits have returned, kills it, and prints how many have returned in all.
 fn kill(enough: &str) -> Result<()> {
-    let mut server = Command::new(std::env::current_exe()?)
-        .args(["guest", NAME, "serve", ""])
+    let mut server = steps::command(BEHAVIOUR.name, "serve", "")?
         .stdout(Stdio::piped())
         .spawn()?;
     let mut pipe = server.stdout.take().context("the server's output")?;
@@ -99,7 +96,7 @@ fn look(_: &str) -> Result<()> {
     let count = counts[0][0];
     ensure!(
         counts == [[count; 2]; 2],
-        "a commit is there as a whole or not at all: {counts:?}"
+        "a commit is there in part: {counts:?}"
     );
     println!("{count}");
     Ok(())

@@ -1,7 +1,7 @@
-//! Requests in steps: suspended they keep what they hold, and lose it with their deadline or process.
+//! A suspended request keeps its locks and drafts until its deadline or the end of its process.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use vmsrs::{App, Domain, Error, Kind, Options, Request, RunError, Step, Task};
 use vmsrs_protocol::ioctl::SUSPENDED_MAX;
 
 use crate::host::Guest;
+use crate::limits::patient;
 use crate::raw;
+use crate::steps;
 use crate::{Behaviour, Machine};
-
-const NAME: &str = "a_suspended_request_keeps_its_locks_until_its_deadline_or_its_process_ends";
 
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
-    name: NAME,
+    name: "suspended_request_holds_locks_until_deadline_or_exit",
     machine: Machine::Usual,
     steps: &[
         ("steps", steps),
@@ -25,23 +25,24 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
         ("killed", killed),
         ("suspend and wait", suspend_and_wait),
         ("limit", limit),
-        ("left behind", left_behind),
+        ("process ends", process_ends),
     ],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run("steps", "")?;
+    guest.run_steps(&["steps"])?;
     let incident = guest.run("deadline", "")?;
     let facts = guest.incident(incident.trim())?;
-    ensure!(facts["kind"] == "deadline", "its kind: {facts}");
-    guest.run("killed", "")?;
-    guest.run("limit", "")?;
-    guest.run("left behind", "").map(drop)
+    ensure!(
+        facts["kind"] == "deadline",
+        "not a missed deadline: {facts}"
+    );
+    guest.run_steps(&["killed", "limit", "process ends"])
 }
 
 fn domain(key: &str) -> Result<&'static Domain> {
-    // SAFETY: no request here lends its locals to others.
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("suspended") }?;
     Ok(app.domain(key)?)
 }
@@ -63,7 +64,7 @@ fn number(domain: &'static Domain) -> Result<u64> {
         // SAFETY: as in set().
         number.map_or(0, |number| unsafe { *number.as_ref() })
     };
-    Ok(domain.run(|request| Ok::<_, Error>(read(request)))?)
+    Ok(domain.run_with(&patient(), |request| Ok::<_, Error>(read(request)))?)
 }
 
 fn is_held(domain: &'static Domain) -> Result<bool> {
@@ -78,7 +79,7 @@ fn is_held(domain: &'static Domain) -> Result<bool> {
     }
 }
 
-/// Each step on a thread of its own; what is written in one is there in the next, and for nobody else.
+/// With each step on a thread of its own, the writes of one are visible in the next, and to no other request.
 fn steps(_: &str) -> Result<()> {
     let (main, shared) = (domain("steps")?, domain("steps, shared")?);
     let mut task = Task::new(main, Options::default())?;
@@ -103,7 +104,10 @@ fn steps(_: &str) -> Result<()> {
         .join()
         .ok()
         .context("a step panicked")??;
-        ensure!(is_held(main)? && is_held(shared)?, "held between the steps");
+        ensure!(
+            is_held(main)? && is_held(shared)?,
+            "a domain is not held between steps"
+        );
     }
     let seen = task.step(|request| {
         // SAFETY: as in set().
@@ -116,68 +120,84 @@ fn steps(_: &str) -> Result<()> {
     ensure!(seen == Step::Done(Some(3)), "{seen:?}");
     ensure!(
         number(main)? == 3 && !is_held(shared)?,
-        "committed, and free"
+        "not committed, or still held"
     );
     let mut task = Task::new(main, Options::default())?;
     task.step(|request| {
-        // What is lost here is seen below.
+        // An error shows below.
         let _ = set(request, 77);
         Step::<()>::Suspend
     })?;
     drop(task);
-    ensure!(number(main)? == 3, "a dropped task is given up");
+    ensure!(number(main)? == 3, "a dropped task was not given up");
     Ok(())
 }
 
-/// Its deadline takes drafts and locks from a suspended request at once, and tells it later.
+/// The deadline discards the drafts of a suspended request and releases its locks at once; the request learns of it when
+/// it is resumed.
 fn deadline(_: &str) -> Result<()> {
     let main = domain("deadline")?;
     main.run(|request| set(request, 5))?;
-    let options = Options {
-        deadline: Some(Duration::from_millis(50)),
-        ..Options::default()
-    };
-    let mut task = Task::new(main, options)?;
-    task.step(|request| {
-        // What is lost here is seen below.
-        let _ = set(request, 77);
-        Step::<()>::Suspend
-    })?;
-    // Waits for the lock, which only the deadline frees.
-    ensure!(number(main)? == 5, "the waiter sees what was restored");
+    let mut task = suspended_with_deadline(main, Duration::from_millis(50))?;
+    // Waits for the lock, which only the deadline releases.
+    ensure!(
+        number(main)? == 5,
+        "the waiter does not see the restored number"
+    );
     match task.step(|_| Step::Done(())) {
         Err(RunError::Failed(failure)) if failure.kind == Kind::Deadline => {
             println!("{}", failure.incident);
         }
         other => bail!("{other:?}"),
     }
-    ensure!(number(main)? == 5, "and nobody else loses anything");
+    ensure!(number(main)? == 5, "the failed task has changed the number");
     Ok(())
 }
 
-/// `kill -9` of a process with a suspended request frees its locks and drops its drafts.
+/// A task that is suspended after a write, with a deadline. On a busy machine the deadline may come before that: then
+/// there is another task, with twice the time.
+fn suspended_with_deadline(main: &'static Domain, mut deadline: Duration) -> Result<Task> {
+    loop {
+        let options = Options {
+            deadline: Some(deadline),
+            ..patient()
+        };
+        let mut task = Task::new(main, options)?;
+        let outcome = task.step(|request| {
+            // An error shows in the caller.
+            let _ = set(request, 77);
+            Step::<()>::Suspend
+        });
+        match outcome {
+            Ok(_) => return Ok(task),
+            Err(RunError::Failed(failure)) if failure.kind == Kind::Deadline => deadline *= 2,
+            other => bail!("{other:?}"),
+        }
+    }
+}
+
+/// SIGKILL of a process with a suspended request releases its locks and discards its drafts.
 fn killed(_: &str) -> Result<()> {
     let main = domain("killed")?;
     main.run(|request| set(request, 5))?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["guest", NAME, "suspend and wait", ""])
+    let mut child = steps::command(BEHAVIOUR.name, "suspend and wait", "")?
         .stdout(Stdio::piped())
         .spawn()?;
     let output = child.stdout.take().context("its output")?;
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line)?;
-    ensure!(line.trim() == "suspended", "it said {line}");
-    ensure!(is_held(main)?, "the other process holds it");
+    ensure!(line.trim() == "suspended", "the child printed {line}");
+    ensure!(is_held(main)?, "the other process does not hold the domain");
     child.kill()?;
     child.wait()?;
-    ensure!(number(main)? == 5, "the draft is gone, the lock free");
+    ensure!(number(main)? == 5, "the draft was not discarded");
     Ok(())
 }
 
 fn suspend_and_wait(_: &str) -> Result<()> {
     let mut task = Task::new(domain("killed")?, Options::default())?;
     task.step(|request| {
-        // What is lost here is seen by the other process.
+        // An error shows in the other process.
         let _ = set(request, 77);
         Step::<()>::Suspend
     })?;
@@ -187,39 +207,43 @@ fn suspend_and_wait(_: &str) -> Result<()> {
     }
 }
 
-/// Suspends `count` requests that hold nothing, and returns their tags.
+/// Suspends `count` requests that hold no domains; returns their tags.
 fn suspend_empty(thread: &raw::Thread<'_>, count: u32) -> Result<Vec<u64>> {
     (0..count)
         .map(|_| {
             let tag = thread.begin(&[])?;
             let suspended = thread.suspend(tag);
-            thread.put_down();
+            thread.detach();
             suspended.map(|()| tag).map_err(Into::into)
         })
         .collect()
 }
 
-/// One program can suspend so many requests and no more; one that is given up makes room.
+/// A process can suspend a limited number of requests; one that is given up makes room.
 fn limit(_: &str) -> Result<()> {
     let app = raw::App::open("suspended")?;
     let thread = app.thread()?;
     let tags = suspend_empty(&thread, SUSPENDED_MAX)?;
     let tag = thread.begin(&[])?;
-    let refused = thread.suspend(tag).expect_err("one too many");
+    let refused = thread
+        .suspend(tag)
+        .expect_err("more than the limit were suspended");
     ensure!(refused.raw_os_error() == Some(libc::EAGAIN), "{refused}");
     app.abandon(tags[0])?;
     thread.suspend(tag)?;
-    thread.put_down();
+    thread.detach();
     for tag in tags.into_iter().skip(1).chain([tag]) {
         app.abandon(tag)?;
     }
-    let gone = app.abandon(tag).expect_err("nothing of it is left");
-    ensure!(gone.raw_os_error() == Some(libc::ENOENT), "{gone}");
+    let refused = app
+        .abandon(tag)
+        .expect_err("an abandoned request was found");
+    ensure!(refused.raw_os_error() == Some(libc::ENOENT), "{refused}");
     Ok(())
 }
 
-/// Suspended requests of a process that ends fail one by one.
-fn left_behind(_: &str) -> Result<()> {
+/// When a process ends, each of its suspended requests fails.
+fn process_ends(_: &str) -> Result<()> {
     const COUNT: u32 = 20;
     let app = raw::App::open("suspended")?;
     let before = app.info()?.incidents;
@@ -227,15 +251,18 @@ fn left_behind(_: &str) -> Result<()> {
         let file = raw::App::open("suspended")?;
         suspend_empty(&file.thread()?, COUNT).map(drop)
     };
-    // SAFETY: the guest's process of a step has one thread, and the child only leaves by _exit().
+    // SAFETY: the process has one thread, and the child ends by _exit().
     match unsafe { libc::fork() } {
-        // SAFETY: always sound.
+        // SAFETY: ends the child.
         0 => unsafe { libc::_exit(i32::from(suspend().is_err())) },
         child => {
             let mut status = 0;
-            // SAFETY: the status is a variable of this function.
+            // SAFETY: `status` is a local variable.
             let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-            ensure!(waited == child && status == 0, "the child: {status}");
+            ensure!(
+                waited == child && status == 0,
+                "the child ended with {status:#x}"
+            );
         }
     }
     let failed = app.info()?.incidents - before;

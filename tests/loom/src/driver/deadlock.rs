@@ -13,8 +13,8 @@ pub(super) struct Wait {
 }
 
 impl Driver {
-    /// `closes_circle`. `waits_lock` is held.
-    fn closes_circle(&self, waits: &[Wait], first: Wait) -> bool {
+    /// `closes_cycle`. `waits_lock` is held.
+    fn closes_cycle(&self, waits: &[Wait], first: Wait) -> bool {
         let mut wait = first;
         // Each sleeper is followed once.
         for _ in 0..waits.len() {
@@ -30,18 +30,18 @@ impl Driver {
         false
     }
 
-    /// `vmsrs_wait_enter`. False if it would close a circle.
+    /// `vmsrs_wait_enter`. False if it would close a cycle.
     pub(super) fn wait_enter(&self, tag: u64, domain: u32) -> bool {
         let mut waits = self.waits();
         let wait = Wait { tag, domain };
         if !waits.contains(&wait) {
             waits.push(wait);
         }
-        let circle = self.closes_circle(&waits, wait);
-        if circle {
+        let cycle = self.closes_cycle(&waits, wait);
+        if cycle {
             waits.retain(|other| *other != wait);
         }
-        !circle
+        !cycle
     }
 
     /// `vmsrs_wait_leave`.

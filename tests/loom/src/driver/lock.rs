@@ -1,4 +1,5 @@
-//! `guest-kmod/lock.c`: lock words, and the sleep of those that find one taken.
+//! `guest-kmod/lock.c` and `lock_wait.c`: lock words, and the sleep of threads that find one taken; with the
+//! parts of `request.c`, `suspend.c`, `fail.c` and `reap.c` that release locks.
 
 use super::deadlock::Wait;
 use super::thread::Thread;
@@ -7,7 +8,7 @@ use loom::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
 use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS};
 
-/// Most threads that sleep.
+/// Maximum number of sleeping threads.
 const SLEEPERS: usize = 4;
 
 /// Why a wait ended without the lock.
@@ -15,19 +16,19 @@ const SLEEPERS: usize = 4;
 pub enum Errno {
     /// The tag holds the domain already.
     Exists,
-    /// The holder waits for the caller's request.
+    /// The wait would close a cycle.
     Deadlock,
     /// A signal.
     Interrupted,
-    /// The time is over.
+    /// The time is up.
     TimedOut,
     /// The request has failed.
     Stale,
-    /// Not yet; never returned by the system call.
+    /// The lock is taken; never returned by the system call.
     Again,
 }
 
-/// `struct lock_sleeper`, for a task that is on the queue.
+/// `struct vmsrs_lock_sleeper`, for a task that is on the queue.
 struct Sleeper {
     thread: usize,
     domain: u32,
@@ -36,8 +37,8 @@ struct Sleeper {
     granted: bool,
 }
 
-/// One of `lock_queues`: all domains of a model hash to it. With the states of the tasks, as those
-/// change under its lock alone here.
+/// One of `lock_queues`: all domains of a model hash to it. Includes the states of the tasks, which change only under
+/// its lock here.
 #[derive(Default)]
 struct Queue {
     sleepers: Vec<Sleeper>,
@@ -58,7 +59,7 @@ impl Queue {
 
 /// The device, with one app.
 pub struct Driver {
-    /// `HANDOVER_AFTER`.
+    /// `VMSRS_HANDOVER_AFTER`.
     handover_after: u32,
     words: [AtomicU64; 2],
     queue: Mutex<Queue>,
@@ -66,7 +67,7 @@ pub struct Driver {
     /// `waits`; guarded by `waits_lock`.
     waits: Mutex<Vec<Wait>>,
     commit_lock: Mutex<()>,
-    /// Tags of `suspended_requests`; guarded by `requests_lock`.
+    /// Tags of suspended requests; guarded by `requests_lock`.
     suspended: Mutex<Vec<u64>>,
     /// Tags of failed requests; guarded by `requests_lock`.
     failed: Mutex<Vec<u64>>,
@@ -96,22 +97,22 @@ impl Driver {
         self.waits.lock().expect("no thread panics with the lock")
     }
 
-    /// `lock_word`.
+    /// `vmsrs_lock_word`.
     pub(crate) fn word(&self, domain: u32) -> &AtomicU64 {
         &self.words[domain as usize]
     }
 
-    /// Whether nobody holds the domain and nobody is said to wait for it.
+    /// Whether the domain has no holder and is not marked as waited for.
     pub fn is_free(&self, domain: u32) -> bool {
         self.word(domain).load(Ordering::Relaxed) == 0
     }
 
-    /// Whether the domain's word says that somebody waits for it.
+    /// Whether the domain's word is marked as waited for.
     pub fn is_waited_for(&self, domain: u32) -> bool {
         self.word(domain).load(Ordering::Relaxed) & LOCK_WAITERS != 0
     }
 
-    /// `sleeper_add`.
+    /// `vmsrs_sleeper_add`.
     fn sleeper_add(&self, thread: &Thread, tag: u64, domain: u32) {
         self.queue().sleepers.push(Sleeper {
             thread: thread.number,
@@ -122,7 +123,7 @@ impl Driver {
         });
     }
 
-    /// `sleeper_remove`. Whether the lock was taken for the sleeper.
+    /// `vmsrs_sleeper_remove`. Whether the lock was taken for the sleeper.
     fn sleeper_remove(&self, thread: &Thread) -> bool {
         let mut queue = self.queue();
         let place = queue.place(thread);
@@ -160,7 +161,7 @@ impl Driver {
         task.expect("registered").scheduled.notify_one();
     }
 
-    /// `wake_one`.
+    /// `vmsrs_lock_wake_one`.
     fn wake_one(&self, domain: u32) {
         let mut queue = self.queue();
         let first = |sleeper: &&mut Sleeper| sleeper.domain == domain && !sleeper.granted;
@@ -200,7 +201,7 @@ impl Driver {
         }
     }
 
-    /// `lock_try`.
+    /// `vmsrs_lock_try`.
     fn lock_try(&self, domain: u32, tag: u64) -> Result<(), Errno> {
         let word = self.word(domain);
         let mut value = word.load(Ordering::Relaxed);

@@ -1,6 +1,7 @@
-//! The driver's concurrent parts, line by line: `lock.rs` is `guest-kmod/lock.c`, and so on.
+//! The driver's concurrent parts, line by line: `lock.rs` is `guest-kmod/lock.c`, and so on. The test
+//! `driver_sources` fails when a function that is modelled here changes in C.
 //!
-//! What loom has no counterpart for is modelled by what it guarantees: a spinlock or a mutex by a
+//! Where loom has no counterpart, the model has what is guaranteed: a spinlock or a mutex by a
 //! mutex, a full barrier by sequentially consistent accesses, a grace period by a lock that readers
 //! share.
 

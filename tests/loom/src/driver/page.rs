@@ -1,5 +1,5 @@
-//! `guest-kmod/page.c`, `request.c`, `fail.c` and `commit.c`: who may make a draft, while the request
-//! is failed or committed by others.
+//! `guest-kmod/page.c`, `drafts.c`, `request.c`, `commit.c` and `fail.c`: who may make a draft while the
+//! request is failed or committed by others.
 //!
 //! A domain has one page here. Drafts have their request's protection key: on a CPU without, a late
 //! write can reach the draft of the next request, as `docs/design.md` says.
@@ -11,7 +11,7 @@ use vmsrs_protocol::shared::LOCK_TAG;
 
 const DOMAINS: usize = 2;
 
-/// Frame 0 has the first committed version, the next ones are for drafts. None is used twice.
+/// Frame 0 has the first committed version, the next ones are for drafts. Each is used once.
 const FRAMES: usize = 4;
 
 /// An access that ends with SIGSEGV or SIGBUS.
@@ -62,8 +62,8 @@ struct State {
     used: usize,
 }
 
-/// The page-table entry of a domain's page. A processor looks at it and carries out the access in
-/// one: a zap returns when no processor uses the old entry any more.
+/// The page-table entry of a domain's page. A CPU reads it and makes the access in one step, since a zap returns only
+/// when no CPU uses the old entry any more.
 #[derive(Clone, Copy, Default)]
 struct Entry {
     frame: Option<usize>,
@@ -121,12 +121,14 @@ impl Pages {
         crate::word::release(&self.domains[domain].word, tag);
     }
 
-    // page.c
+    // mapping.c
 
-    /// `zap_pages`.
+    /// `vmsrs_zap_pages`.
     fn zap(&self, domain: usize) {
         *lock(&self.domains[domain].entry) = Entry::default();
     }
+
+    // page.c, with request.c and drafts.c
 
     /// `may_write`.
     fn may_write(&self, domain: usize, state: &State, tag: u64) -> bool {
@@ -139,7 +141,7 @@ impl Pages {
             .is_none_or(|owner| owner.tag == tag && !owner.failed.load(Ordering::Relaxed))
     }
 
-    /// `vmsrs_request_own`.
+    /// `vmsrs_request_own_domain`.
     fn request_own(&self, domain: usize, state: &mut State, tag: u64) -> Result<(), Refused> {
         let mut requests = lock(&self.requests);
         let (request, domains) = requests.get(tag);
@@ -151,7 +153,7 @@ impl Pages {
         Ok(())
     }
 
-    /// `thread_write` and `draft_make`.
+    /// `thread_write` and `vmsrs_draft_make`.
     fn thread_write(&self, domain: usize, tag: u64) -> Result<(), Refused> {
         let frames = &self.domains[domain].frames;
         let mut state = lock(&self.domains[domain].state);
@@ -247,7 +249,8 @@ impl Pages {
 
     // commit.c
 
-    /// `vmsrs_commit` of all domains.
+    /// `vmsrs_commit` of all domains, with `vmsrs_request_take_domains`, `domains_commit` and
+    /// `vmsrs_drafts_commit`.
     ///
     /// # Errors
     ///
@@ -273,7 +276,7 @@ impl Pages {
             state.owner = None;
         }
         drop(states);
-        // `vmsrs_request_settle`.
+        // `vmsrs_request_remove_idle`.
         lock(&self.requests)
             .0
             .retain(|(request, domains)| request.tag != tag || !domains.is_empty());
@@ -282,7 +285,7 @@ impl Pages {
 
     // fail.c
 
-    /// `domain_discard`.
+    /// `vmsrs_drafts_discard`.
     fn domain_discard(&self, domain: usize) {
         let mut state = lock(&self.domains[domain].state);
         self.zap(domain);
@@ -290,7 +293,7 @@ impl Pages {
         state.owner = None;
     }
 
-    /// `vmsrs_fail`. The thread at fault has entered all domains as held.
+    /// `vmsrs_fail`, with `mark_failed` and `fail_locked`. The thread at fault has entered all domains as held.
     pub fn fail(&self, tag: u64) {
         let _commit = lock(&self.commit_lock);
         let mut requests = lock(&self.requests);

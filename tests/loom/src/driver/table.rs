@@ -1,4 +1,4 @@
-//! `guest-kmod/thread.c`: the table of threads, read under RCU; and `lock_page` of `lock.c`.
+//! `guest-kmod/thread.c` and `reap.c`: the table of threads, read under RCU; and `lock_page` of `lock.c`.
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ pub struct Registration {
     ends: AtomicUsize,
 }
 
-// SAFETY: that nobody uses what another frees is what the models are to show; loom checks it.
+// SAFETY: that no thread uses what another frees is what the models show; loom checks it.
 unsafe impl Sync for Registration {}
 // SAFETY: as above.
 unsafe impl Send for Registration {}
@@ -42,7 +42,7 @@ impl Default for Registration {
 
 impl Registration {
     fn use_memory(&self) {
-        // SAFETY: loom checks that nobody frees it meanwhile.
+        // SAFETY: loom checks that no thread frees it meanwhile.
         let whole = self.memory.with(|memory| unsafe { *memory });
         assert!(whole, "use after free");
     }
@@ -94,7 +94,7 @@ impl Registration {
         self.get_unless_zero()
     }
 
-    /// `thread_unlink`, if nobody has done so. Whoever does so ends the thread.
+    /// `vmsrs_thread_unlink`, unless that has been done. The caller then ends the thread.
     fn unlink(&self) -> bool {
         let _threads = self
             .threads_lock
@@ -184,7 +184,7 @@ impl LockPage {
         if page != 0 {
             return page - 1;
         }
-        // SAFETY: nobody else has the number; loom checks that.
+        // SAFETY: no other thread has the number; loom checks that.
         self.pages[number].with_mut(|page| unsafe { *page = Some(0) });
         let outcome =
             self.entry
@@ -206,7 +206,7 @@ impl LockPage {
 
     /// The content of a page that `get` or `peek` gave.
     pub fn read(&self, page: usize) -> Option<u64> {
-        // SAFETY: loom checks that nobody writes to it meanwhile.
+        // SAFETY: loom checks that no thread writes to it meanwhile.
         self.pages[page].with(|page| unsafe { *page })
     }
 }

@@ -1,4 +1,4 @@
-//! `guest-kmod/thread.c`: registered threads and their end.
+//! `guest-kmod/thread.c`: registered threads.
 
 use crate::library::Control;
 use loom::sync::Condvar;

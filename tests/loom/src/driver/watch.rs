@@ -1,5 +1,5 @@
-//! `guest-kmod/thread.c`, `fail.c` and `suspend.c`: the watch, which fails requests over their
-//! deadline, against a thread that ends its request or sets it aside. Deadlines are over or none.
+//! `guest-kmod/watch.c`, `fail.c` and `suspend.c`: the watch, which fails requests over their
+//! deadline, against a thread that ends or suspends its request. A deadline has passed, or there is none.
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Mutex, MutexGuard};
@@ -14,16 +14,16 @@ struct Request {
     discarded: bool,
 }
 
-/// A device with one thread. The control block is written as the library does it; x86's order
-/// counts, in which a store is a release.
+/// A device with one thread. The control block is written as the library writes it, in the order of x86, where a
+/// store is a release.
 #[derive(Default)]
 pub struct Watch {
     /// `control->tag`.
     tag: AtomicU64,
-    /// Whether `control->deadline_ns` is over.
+    /// Whether `control->deadline_ns` has passed.
     over: AtomicBool,
     commit_lock: Mutex<()>,
-    /// Guarded by `requests_lock`. Suspended requests here are over their deadline.
+    /// Guarded by `requests_lock`. The deadline of a suspended request has passed.
     requests: Mutex<Vec<Request>>,
 }
 
@@ -46,8 +46,8 @@ impl Watch {
         self.tag.store(tag, Ordering::Release);
     }
 
-    /// `Thread::put_down`.
-    pub fn put_down(&self) {
+    /// `Thread::detach`.
+    pub fn detach(&self) {
         self.tag.store(0, Ordering::Release);
         self.over.store(false, Ordering::Release);
     }
@@ -69,7 +69,7 @@ impl Watch {
         (same && over && tag != 0).then_some(tag)
     }
 
-    /// `vmsrs_overdue`.
+    /// `vmsrs_fail_overdue`.
     fn overdue(&self, tag: u64) {
         let suspended = {
             let mut requests = self.requests();
@@ -93,7 +93,7 @@ impl Watch {
         }
     }
 
-    /// `watch`, with `vmsrs_suspended_watch`.
+    /// `watch_work`, with `watch_suspended`.
     pub fn run(&self) {
         if let Some(tag) = self.look() {
             self.overdue(tag);

@@ -1,44 +1,50 @@
-//! Attacks by descriptor chains and rings.
+//! Attacks with descriptor chains and rings.
 
 use anyhow::{Result, ensure};
 use bytemuck::{bytes_of, cast_slice};
 use vmsrs_protocol::ZERO_FRAME;
 use vmsrs_protocol::control::MESSAGE_BYTES_MAX;
 
-use super::talk::store;
+use super::engine::store;
 use crate::hostile::{
     Answer, CONTROL, Descriptor, Device, EVENT, INDIRECT, MESSAGE, NEXT, QUEUE_SIZE, REPLY, TABLE,
     WRITE, linked, open_app, register, status,
 };
 
-pub(super) fn no_messages(device: &mut Device) -> Result<()> {
+pub(super) fn malformed(device: &mut Device) -> Result<()> {
     let bytes = open_app();
     let length = bytes.len() as u32;
     device.put(MESSAGE, &bytes);
     let readable = device.readable(MESSAGE, length);
     let writable = device.writable(REPLY, 64);
-    device.malformed("no readable part", &[writable])?;
-    device.malformed("readable behind writable", &linked(&[writable, readable]))?;
-    device.malformed(
+    device.expect_malformed("no readable part", &[writable])?;
+    device.expect_malformed("readable after writable", &linked(&[writable, readable]))?;
+    device.expect_malformed(
         "empty readable part",
         &linked(&[device.readable(MESSAGE, 0), writable]),
     )?;
     let long = device.readable(MESSAGE, MESSAGE_BYTES_MAX + 1);
-    device.malformed("too long", &linked(&[long, writable]))?;
-    device.unanswered("no writable part", &[readable])?;
-    device.unanswered("an empty descriptor", &[Descriptor::default()])
+    device.expect_malformed("too long", &linked(&[long, writable]))?;
+    device.expect_no_reply("no writable part", &[readable])?;
+    device.expect_no_reply("an empty descriptor", &[Descriptor::default()])
 }
 
-pub(super) fn no_room(device: &mut Device) -> Result<()> {
+pub(super) fn short_replies(device: &mut Device) -> Result<()> {
     let bytes = open_app();
     device.put(MESSAGE, &bytes);
     let readable = device.readable(MESSAGE, bytes.len() as u32);
-    for room in 0..8 {
-        let writable = device.writable(REPLY, room);
-        device.unanswered("no room for a header", &linked(&[readable, writable]))?;
+    for length in 0..8 {
+        let writable = device.writable(REPLY, length);
+        device.expect_no_reply(
+            "reply too short for a header",
+            &linked(&[readable, writable]),
+        )?;
     }
     let writable = device.writable(REPLY, 8);
-    device.malformed("no room for the rest", &linked(&[readable, writable]))
+    device.expect_malformed(
+        "reply too short for the payload",
+        &linked(&[readable, writable]),
+    )
 }
 
 pub(super) fn loops(device: &mut Device) -> Result<()> {
@@ -51,10 +57,10 @@ pub(super) fn loops(device: &mut Device) -> Result<()> {
     let readable = device.readable(MESSAGE, 4);
     let writable = device.writable(REPLY, 64);
     let huge = device.readable(MESSAGE, u32::MAX);
-    device.malformed("at the end", &[jump(readable, 1), jump(writable, 1)])?;
-    device.malformed("two of them", &[jump(writable, 1), jump(writable, 0)])?;
-    device.unanswered("to itself", &[jump(readable, 0)])?;
-    device.unanswered("of many gigabytes", &[jump(huge, 0)])
+    device.expect_malformed("a loop at the end", &[jump(readable, 1), jump(writable, 1)])?;
+    device.expect_malformed("a loop of two", &[jump(writable, 1), jump(writable, 0)])?;
+    device.expect_no_reply("a descriptor linked to itself", &[jump(readable, 0)])?;
+    device.expect_no_reply("a loop of many gigabytes", &[jump(huge, 0)])
 }
 
 pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
@@ -64,7 +70,7 @@ pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
     let readable = device.readable(MESSAGE, length);
     let writable = device.writable(REPLY, 64);
     let window = device.read_pair(register::SHM_BASE)?;
-    // A hole, the device's own registers' neighbourhood, the window, the end of everything.
+    // A hole, next to the device's registers, the window, the end of the address space.
     for address in [
         0xf000_0000,
         0xfee0_0000,
@@ -73,38 +79,38 @@ pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
         1 << 52,
         u64::MAX - 3,
     ] {
-        let lost = Descriptor {
+        let outside = Descriptor {
             address,
             ..readable
         };
-        device.malformed("a message", &linked(&[lost, writable]))?;
-        let lost = Descriptor {
+        device.expect_malformed("a message", &linked(&[outside, writable]))?;
+        let outside = Descriptor {
             address,
             ..writable
         };
-        device.unanswered("a reply", &linked(&[readable, lost]))?;
-        device.unanswered("both", &[lost])?;
+        device.expect_no_reply("a reply", &linked(&[readable, outside]))?;
+        device.expect_no_reply("both", &[outside])?;
     }
     for next in [QUEUE_SIZE, 0x7fff, u16::MAX] {
-        let torn = Descriptor {
+        let broken = Descriptor {
             flags: NEXT,
             next,
             ..readable
         };
-        device.unanswered("a link out of the table", &[torn])?;
-        let torn = Descriptor {
+        device.expect_no_reply("a link outside of the table", &[broken])?;
+        let broken = Descriptor {
             flags: WRITE | NEXT,
             next,
             ..writable
         };
-        let chain = [linked(&[readable, writable])[0], torn];
-        device.malformed("a link out of the table", &chain)?;
+        let chain = [linked(&[readable, writable])[0], broken];
+        device.expect_malformed("a link outside of the table", &chain)?;
     }
     Ok(())
 }
 
 pub(super) fn indirect_tables(device: &mut Device) -> Result<()> {
-    // Indirect descriptors were not offered, so that none of this is more than a broken chain.
+    // Indirect descriptors were not negotiated, so all of these are malformed chains.
     const ENTRIES: u16 = 0x8000;
     device.put(MESSAGE, &open_app());
     let entry = device.readable(MESSAGE, 1);
@@ -123,31 +129,31 @@ pub(super) fn indirect_tables(device: &mut Device) -> Result<()> {
             flags: INDIRECT,
             ..device.readable(TABLE, length)
         };
-        device.unanswered("a table", &[indirect])?;
-        device.unanswered("a table and more", &linked(&[indirect, writable]))?;
+        device.expect_no_reply("a table", &[indirect])?;
+        device.expect_no_reply("a table and more", &linked(&[indirect, writable]))?;
         let malformed = [linked(&[writable, indirect])[0], indirect];
-        device.malformed("a table at the end", &malformed)?;
+        device.expect_malformed("a table at the end", &malformed)?;
     }
-    // A table that names itself as a table.
+    // A table that refers to itself.
     let nested = Descriptor {
         flags: INDIRECT,
         ..device.readable(TABLE, 16)
     };
     device.put(TABLE, bytes_of(&nested));
-    device.unanswered("a table in itself", &[nested])
+    device.expect_no_reply("a table in itself", &[nested])
 }
 
 pub(super) fn heads_out_of_range(device: &mut Device) -> Result<()> {
-    // Often, to see that the host's log does not grow with it.
+    // Many times, since the host's log must not grow with them.
     for head in (QUEUE_SIZE..=u16::MAX).step_by(977) {
         device.offer(CONTROL, head, 1)?;
         let answer = device.wait(CONTROL)?;
         ensure!(answer == Answer::NeedsReset, "head {head}: {answer:?}");
-        // A device that has stopped says nothing any more.
+        // A stopped device ignores this.
         device.write(register::QUEUE_NOTIFY, CONTROL)?;
         device.start()?;
     }
-    device.works()
+    device.expect_working()
 }
 
 pub(super) fn index_far_ahead(device: &mut Device) -> Result<()> {
@@ -157,7 +163,7 @@ pub(super) fn index_far_ahead(device: &mut Device) -> Result<()> {
         ensure!(answer == Answer::NeedsReset, "{count} ahead: {answer:?}");
         device.start()?;
     }
-    // As many as there can be, all of them the same chain, are carried out.
+    // A full ring, all entries the same chain, is carried out.
     let bytes = open_app();
     device.put(MESSAGE, &bytes);
     let chain = linked(&[
@@ -171,29 +177,29 @@ pub(super) fn index_far_ahead(device: &mut Device) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn rings_on_each_other(device: &mut Device) -> Result<()> {
+pub(super) fn overlapping_rings(device: &mut Device) -> Result<()> {
     for queue in [CONTROL, EVENT] {
-        // The used ring lies on the available ring: what the device writes, it reads as new chains.
+        // The used ring overlaps the available ring, so the device reads what it writes as new chains.
         device.negotiate()?;
         for number in [CONTROL, EVENT] {
-            let mut places = device.places(number);
+            let mut addresses = device.queue_addresses(number);
             if number == queue {
-                places[2] = places[1];
+                addresses[2] = addresses[1];
             }
-            let ready = device.set_up(number, QUEUE_SIZE.into(), places)?;
-            ensure!(ready, "a strange queue, but in RAM");
+            let ready = device.set_up_queue(number, QUEUE_SIZE.into(), addresses)?;
+            ensure!(ready, "queue {number} is not ready");
         }
         device.write(register::STATUS, status::RUNNING)?;
-        // For the event queue there must be something to tell.
+        // Causes an event, for the event queue.
         ensure!(
             store(ZERO_FRAME, "1")? == Some(libc::EFAULT),
-            "the store is stopped"
+            "the store was not stopped"
         );
         device.offer(queue, 0, 1)?;
-        // The device must hear the reset while it is at it.
+        // The device must see the reset while it processes the rings.
         device.write(register::STATUS, 0)?;
         device.start()?;
-        device.works()?;
+        device.expect_working()?;
     }
     Ok(())
 }

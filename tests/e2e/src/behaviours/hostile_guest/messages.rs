@@ -1,4 +1,4 @@
-//! Attacks by what is in messages.
+//! Attacks with the content of messages.
 
 use std::mem::offset_of;
 
@@ -15,115 +15,121 @@ use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
 use vmsrs_protocol::seal::SealRecord;
 use vmsrs_protocol::{KEY_MAX, NONE, ZERO_FRAME};
 
-use super::talk::{
-    accepted, discard, domain, grant, no_pages, record, report, seal, seal_refused, window_frames,
+use super::engine::{
+    Page, accepted, discard, domain, grant, no_pages, record, report, seal, seal_refused,
+    window_frames,
 };
 use crate::hostile::{Device, message, open_app, register};
 
-pub(super) fn lengths_that_lie(device: &mut Device) -> Result<()> {
-    device.refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
+pub(super) fn wrong_lengths(device: &mut Device) -> Result<()> {
+    device.expect_refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
     for kind in MESSAGE_OPEN_APP..=MESSAGE_EVIDENCE {
         let header = ControlHeader { kind, length: 0 };
-        device.refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
+        device.expect_refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
     }
     let good = open_app();
     for length in [0, 1, good.len() as u32, 0x7fff_ffff, u32::MAX] {
         let mut bytes = good.clone();
         bytes[4..8].copy_from_slice(&length.to_le_bytes());
-        device.refused("a length that lies", &bytes, STATUS_MALFORMED)?;
+        device.expect_refused("a wrong length", &bytes, STATUS_MALFORMED)?;
     }
     let mut long = good;
     long.push(0);
-    device.refused("a byte too many", &long, STATUS_MALFORMED)
+    device.expect_refused("an extra byte", &long, STATUS_MALFORMED)
 }
 
 pub(super) fn unknown_kinds(device: &mut Device) -> Result<()> {
     for kind in [0, MESSAGE_EVIDENCE + 1, 0x8000_0000, u32::MAX] {
         let bytes = message(kind, &0u64, &[]);
-        device.refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
+        device.expect_refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
     }
     Ok(())
 }
 
 pub(super) fn foreign_frames(device: &mut Device) -> Result<()> {
-    let place = domain(device, "frames")?;
+    let page = domain(device, "frames")?;
     let window = window_frames(device)?;
     let own = grant(device, 4)?;
     for frame in [ZERO_FRAME, window - 1, window, 0x8000_0000, NONE] {
-        device.refused("discard", &discard(&[own[0], frame]), STATUS_NOT_OWNER)?;
-        seal_refused(device, &[record(place, frame)], STATUS_NOT_OWNER)?;
+        device.expect_refused("discard", &discard(&[own[0], frame]), STATUS_NOT_OWNER)?;
+        seal_refused(device, &[record(page, frame)], STATUS_NOT_OWNER)?;
     }
     accepted(device, &discard(&own))?;
-    // Handed back: not its any more.
-    device.refused("discard again", &discard(&own), STATUS_NOT_OWNER)?;
-    seal_refused(device, &[record(place, own[0])], STATUS_NOT_OWNER)
+    // Handed back, and so no longer the driver's.
+    device.expect_refused("discard again", &discard(&own), STATUS_NOT_OWNER)?;
+    seal_refused(device, &[record(page, own[0])], STATUS_NOT_OWNER)
 }
 
 pub(super) fn stale_records(device: &mut Device) -> Result<()> {
-    let place = domain(device, "stale")?;
+    let page = domain(device, "stale")?;
     let own = grant(device, 2)?;
     for old_frame in [ZERO_FRAME, own[0], own[1], 0x8000_0000, NONE - 1] {
         let stale = SealRecord {
             old_frame,
-            ..record(place, own[0])
+            ..record(page, own[0])
         };
         seal_refused(device, &[stale], STATUS_STALE)?;
     }
     // A good record before a stale one of the same commit is not sealed either.
-    let (app, domain, page) = place;
     let good = SealRecord {
         flags: 0,
-        ..record(place, own[0])
+        ..record(page, own[0])
     };
     let stale = SealRecord {
         old_frame: own[0],
-        ..record((app, domain, page + 1), own[1])
+        ..record(next(page), own[1])
     };
     seal_refused(device, &[good, stale], STATUS_STALE)?;
-    no_pages(device, place)
+    no_pages(device, page)
 }
 
 pub(super) fn foreign_pages(device: &mut Device) -> Result<()> {
     let mine = domain(device, "mine")?;
     let other = domain(device, "other")?;
     let own = grant(device, 1)?[0];
-    let (app, domain, _) = mine;
-    for page in [other.2, mine.2 + 4, 0x0fff_ffff, NONE] {
+    for page in [other.page, mine.page + 4, 0x0fff_ffff, NONE] {
         seal_refused(
             device,
-            &[record((app, domain, page), own)],
+            &[record(Page { page, ..mine }, own)],
             STATUS_NOT_OWNER,
         )?;
     }
     for (app, domain) in [
-        (app, 0x0010_0000),
-        (app, NONE),
-        (63, domain),
-        (NONE, domain),
+        (mine.app, 0x0010_0000),
+        (mine.app, NONE),
+        (63, mine.domain),
+        (NONE, mine.domain),
     ] {
-        let lost = record((app, domain, mine.2), own);
-        seal_refused(device, &[lost], STATUS_NOT_FOUND)?;
+        let foreign = record(
+            Page {
+                app,
+                domain,
+                ..mine
+            },
+            own,
+        );
+        seal_refused(device, &[foreign], STATUS_NOT_FOUND)?;
     }
     no_pages(device, mine)?;
     no_pages(device, other)
 }
 
-pub(super) fn frame_twice(device: &mut Device) -> Result<()> {
-    let place = domain(device, "twice")?;
+pub(super) fn duplicate_frames(device: &mut Device) -> Result<()> {
+    let page = domain(device, "twice")?;
     let own = grant(device, 1)?[0];
-    device.refused("discard", &discard(&[own, own]), STATUS_MALFORMED)?;
-    let (app, domain, page) = place;
+    device.expect_refused("discard", &discard(&[own, own]), STATUS_MALFORMED)?;
     let first = SealRecord {
         flags: 0,
-        ..record(place, own)
+        ..record(page, own)
     };
-    let second = record((app, domain, page + 1), own);
+    let second = record(next(page), own);
     seal_refused(device, &[first, second], STATUS_NOT_OWNER)?;
-    no_pages(device, place)
+    no_pages(device, page)
 }
 
-pub(super) fn billions(device: &mut Device) -> Result<()> {
-    let (app, domain, _) = domain(device, "billions")?;
+pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
+    let page = domain(device, "huge counts")?;
+    let Page { app, domain, .. } = page;
     for count in [1, 0x0100_0000, 0x2000_0001, u32::MAX] {
         let seal = SealRequest {
             records: count,
@@ -142,13 +148,13 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             message(MESSAGE_DISCARD, &discard, &[]),
             message(MESSAGE_INCIDENT, &report, &[]),
         ] {
-            device.refused("a list that is not there", &bytes, STATUS_MALFORMED)?;
+            device.expect_refused("a missing list", &bytes, STATUS_MALFORMED)?;
         }
     }
     let config = offset_of!(DeviceConfig, batch_records) as u64;
     let most = device.read(register::CONFIG + config)?;
-    let many = vec![record((app, domain, 0), NONE); most as usize + 1];
-    device.refused("too many records", &seal(&many), STATUS_MALFORMED)?;
+    let many = vec![record(Page { page: 0, ..page }, NONE); most as usize + 1];
+    device.expect_refused("too many records", &seal(&many), STATUS_MALFORMED)?;
     for (index, pages, status) in [
         (1, 0, STATUS_MALFORMED),
         (1, u32::MAX, STATUS_MALFORMED),
@@ -162,7 +168,7 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             pages,
         };
         let bytes = message(MESSAGE_ADD_EXTENT, &extent, &[]);
-        device.refused("an extent", &bytes, status)?;
+        device.expect_refused("an extent", &bytes, status)?;
     }
     for key_length in [0, KEY_MAX as u32 + 1, u32::MAX] {
         let open = OpenDomain {
@@ -172,7 +178,7 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
             flags: 0,
         };
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
-        device.refused("a key", &bytes, STATUS_MALFORMED)?;
+        device.expect_refused("a key", &bytes, STATUS_MALFORMED)?;
     }
     let config = offset_of!(DeviceConfig, pool_frames) as u64;
     let pool = device.read(register::CONFIG + config)?;
@@ -180,17 +186,17 @@ pub(super) fn billions(device: &mut Device) -> Result<()> {
     ensure!(granted <= pool, "{granted} frames of a pool of {pool}");
     ensure!(
         grant(device, u32::MAX)?.len() as u32 <= pool - granted,
-        "no more than the pool"
+        "more frames than the pool has"
     );
     Ok(())
 }
 
 pub(super) fn false_reports(device: &mut Device) -> Result<()> {
-    let place = domain(device, "reports")?;
-    let good = report(device, place, 0)?;
+    let page = domain(device, "reports")?;
+    let good = report(device, page, 0)?;
     let send = |device: &mut Device, report: IncidentReport, status| {
         let bytes = message(MESSAGE_INCIDENT, &report, &[]);
-        device.refused("a false report", &bytes, status)
+        device.expect_refused("a false report", &bytes, status)
     };
     for kind in [0, KIND_MAX + 1, u32::MAX] {
         send(device, IncidentReport { kind, ..good }, STATUS_MALFORMED)?;
@@ -203,16 +209,16 @@ pub(super) fn false_reports(device: &mut Device) -> Result<()> {
         )?;
     }
     for (app, domain) in [(NONE, 0), (63, 0), (good.app, NONE - 1)] {
-        let lost = IncidentReport {
+        let unknown = IncidentReport {
             app,
             domain,
             ..good
         };
-        send(device, lost, STATUS_NOT_FOUND)?;
+        send(device, unknown, STATUS_NOT_FOUND)?;
     }
     let foreign = DroppedDraft {
-        domain: place.1,
-        page: place.2,
+        domain: page.domain,
+        page: page.page,
         frame: ZERO_FRAME,
         committed: u32::MAX,
     };
@@ -221,8 +227,16 @@ pub(super) fn false_reports(device: &mut Device) -> Result<()> {
         &IncidentReport { drafts: 1, ..good },
         bytes_of(&foreign),
     );
-    device.refused("a draft that is none", &bytes, STATUS_NOT_OWNER)?;
+    device.expect_refused("a frame that is not a draft", &bytes, STATUS_NOT_OWNER)?;
     let bytes = message(MESSAGE_INCIDENT, &good, &[]);
     accepted(device, &bytes)?;
-    device.refused("a number twice", &bytes, STATUS_MALFORMED)
+    device.expect_refused("a duplicate number", &bytes, STATUS_MALFORMED)
+}
+
+/// The page after this one.
+fn next(page: Page) -> Page {
+    Page {
+        page: page.page + 1,
+        ..page
+    }
 }

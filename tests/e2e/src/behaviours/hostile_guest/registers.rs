@@ -1,10 +1,10 @@
-//! Attacks by accesses to registers.
+//! Attacks with register accesses.
 
 use anyhow::{Result, ensure};
 
 use crate::hostile::{CONTROL, Device, EVENT, QUEUE_SIZE, register, status};
 
-pub(super) fn idle_notifications(device: &mut Device) -> Result<()> {
+pub(super) fn spurious_notifications(device: &mut Device) -> Result<()> {
     for _ in 0..1000 {
         for queue in [CONTROL, EVENT] {
             device.write(register::QUEUE_NOTIFY, queue)?;
@@ -16,8 +16,8 @@ pub(super) fn idle_notifications(device: &mut Device) -> Result<()> {
     for width in [1, 2, 8] {
         device.access(register::QUEUE_NOTIFY, &vec![0; width])?;
     }
-    device.works()?;
-    // A device that is not running.
+    device.expect_working()?;
+    // Notifications of a device that is not running.
     device.negotiate()?;
     for queue in [CONTROL, EVENT, 2] {
         device.write(register::QUEUE_NOTIFY, queue)?;
@@ -25,12 +25,12 @@ pub(super) fn idle_notifications(device: &mut Device) -> Result<()> {
     device.start()
 }
 
-pub(super) fn odd_accesses(device: &mut Device) -> Result<()> {
+pub(super) fn unaligned_accesses(device: &mut Device) -> Result<()> {
     let config = |device: &Device| device.peek(register::CONFIG, 8);
     let before = config(device)?;
     for offset in 0..0x110 {
         for width in [1, 2, 4, 8] {
-            // A whole register is for the other attacks.
+            // Accesses of whole registers belong to the other attacks.
             if width == 4 && offset % 4 == 0 && offset < register::CONFIG {
                 continue;
             }
@@ -51,15 +51,15 @@ pub(super) fn odd_accesses(device: &mut Device) -> Result<()> {
         );
         device.access(offset, &vec![0xff; width])?;
     }
-    ensure!(config(device)? == before, "the configuration is as before");
+    ensure!(config(device)? == before, "the configuration has changed");
     ensure!(
         device.read(register::STATUS)? == status::RUNNING,
-        "the device still runs"
+        "the device has stopped"
     );
     Ok(())
 }
 
-pub(super) fn no_regions(device: &mut Device) -> Result<()> {
+pub(super) fn unknown_regions(device: &mut Device) -> Result<()> {
     let window = device.read_pair(register::SHM_BASE)?;
     for region in [1, 0xff, 0x100, 0x8000_0000, u32::MAX] {
         device.write(register::SHM_SEL, region)?;
@@ -73,17 +73,20 @@ pub(super) fn no_regions(device: &mut Device) -> Result<()> {
     device.write(register::STATUS, 0)?;
     ensure!(
         device.read_pair(register::SHM_BASE)? == window,
-        "the window is where it was"
+        "the window has moved"
     );
     device.start()
 }
 
-pub(super) fn wrong_queues(device: &mut Device) -> Result<()> {
+pub(super) fn invalid_queues(device: &mut Device) -> Result<()> {
     device.negotiate()?;
     let window = device.read_pair(register::SHM_BASE)?;
-    let good = device.places(CONTROL);
+    let good = device.queue_addresses(CONTROL);
     for size in [0, 3, 65, 128, 0x1_0000, 0x8000_0040, u32::MAX] {
-        ensure!(!device.set_up(CONTROL, size, good)?, "a queue of {size}");
+        ensure!(
+            !device.set_up_queue(CONTROL, size, good)?,
+            "a queue of size {size} is ready"
+        );
     }
     for part in 0..3 {
         for address in [
@@ -94,27 +97,30 @@ pub(super) fn wrong_queues(device: &mut Device) -> Result<()> {
             1 << 52,
             u64::MAX - 15,
         ] {
-            let mut places = good;
-            places[part] = address;
-            let ready = device.set_up(CONTROL, QUEUE_SIZE.into(), places)?;
-            ensure!(!ready, "part {part} at {address:#x}");
+            let mut addresses = good;
+            addresses[part] = address;
+            let ready = device.set_up_queue(CONTROL, QUEUE_SIZE.into(), addresses)?;
+            ensure!(!ready, "a queue with part {part} at {address:#x} is ready");
         }
     }
     for queue in [2, 0xffff, u32::MAX] {
-        ensure!(!device.set_up(queue, 64, good)?, "queue {queue:#x}");
+        ensure!(
+            !device.set_up_queue(queue, 64, good)?,
+            "queue {queue:#x} is ready"
+        );
     }
     // A device without its queues does not start.
     device.write(register::STATUS, status::RUNNING)?;
     let status = device.read(register::STATUS)?;
     ensure!(status & status::NEEDS_RESET != 0, "status {status:#x}");
     device.start()?;
-    // A queue of a running device stays as it is.
-    device.set_up(CONTROL, 32, [window; 3])?;
+    // Queues of a running device cannot be changed.
+    device.set_up_queue(CONTROL, 32, [window; 3])?;
     device.write(register::QUEUE_READY, 0)?;
-    device.works()
+    device.expect_working()
 }
 
-pub(super) fn wrong_statuses(device: &mut Device) -> Result<()> {
+pub(super) fn invalid_statuses(device: &mut Device) -> Result<()> {
     for first in [1, 3, 11, 15, 0x80, 0xc0, 0x10, 0xffff_ff00, u32::MAX] {
         for second in [15, 11, 0x40, 0x4f, 0x80, 7, u32::MAX] {
             device.write(register::STATUS, 0)?;
@@ -123,7 +129,7 @@ pub(super) fn wrong_statuses(device: &mut Device) -> Result<()> {
             device.write(register::QUEUE_NOTIFY, CONTROL)?;
         }
     }
-    // Features that were not offered.
+    // Features that the device does not offer.
     for half in [0, 1] {
         device.write(register::STATUS, 0)?;
         device.write(register::STATUS, 1)?;
@@ -134,7 +140,7 @@ pub(super) fn wrong_statuses(device: &mut Device) -> Result<()> {
         let status = device.read(register::STATUS)?;
         ensure!(status == status::DRIVER, "features: status {status:#x}");
     }
-    // Out of breath: resets as fast as they go.
+    // Resets in quick succession.
     for _ in 0..100 {
         device.start()?;
     }

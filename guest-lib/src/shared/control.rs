@@ -1,0 +1,125 @@
+//! A thread's control block: what the driver reads of it, and writes to it.
+
+use crate::shared::held::HeldList;
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence, fence};
+use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
+
+/// A control block that is mapped as long as its thread is registered.
+///
+/// All accesses are volatile: the driver looks whenever the thread faults. The list of domains held
+/// is written by several threads of a request, one at a time; the rest by its own thread alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Control(NonNull<ThreadControl>);
+
+impl Control {
+    /// # Safety
+    ///
+    /// The block stays mapped while this or a copy of it is used.
+    pub(crate) unsafe fn new(block: NonNull<ThreadControl>) -> Self {
+        Self(block)
+    }
+
+    pub(crate) fn block(self) -> NonNull<ThreadControl> {
+        self.0
+    }
+
+    fn write<T>(self, field: impl FnOnce(*mut ThreadControl) -> *mut T, value: T) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: a field of a block that is mapped by new()'s contract.
+        unsafe { field(self.0.as_ptr()).write_volatile(value) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    fn read<T: Copy>(self, field: impl FnOnce(*mut ThreadControl) -> *mut T) -> T {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as in write().
+        unsafe { field(self.0.as_ptr()).read_volatile() }
+    }
+
+    /// Tag of the request that the thread works for, or 0.
+    pub(crate) fn tag(self) -> u64 {
+        // SAFETY: the pointer is valid; only the field's address is taken.
+        self.read(|block| unsafe { &raw mut (*block).tag })
+    }
+
+    /// From here on the thread works for that request. Others who look whether anybody does, and
+    /// what the thread looks at next, agree on the order.
+    pub(crate) fn set_tag(self, tag: u64) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).tag }, tag);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Tag of the failed request that the driver has interrupted the thread for.
+    pub(crate) fn failed(self) -> u64 {
+        // SAFETY: as in tag().
+        self.read(|block| unsafe { &raw mut (*block).failed })
+    }
+
+    /// What the driver would write; for the backend without one.
+    pub(crate) fn set_failed(self, tag: u64) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).failed }, tag);
+    }
+
+    /// Whether the thread may have made drafts: it has, or a stray write has changed what is known of it.
+    pub(crate) fn may_have_drafts(self) -> bool {
+        // SAFETY: as in tag().
+        let drafts = self.read(|block| unsafe { &raw mut (*block).drafts });
+        // SAFETY: as in tag().
+        let complement = self.read(|block| unsafe { &raw mut (*block).drafts_complement });
+        drafts != 0 || complement != u32::MAX
+    }
+
+    pub(crate) fn clear_drafts(self) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).drafts }, 0);
+        self.write(
+            // SAFETY: as in tag().
+            |block| unsafe { &raw mut (*block).drafts_complement },
+            u32::MAX,
+        );
+    }
+
+    /// `CLOCK_MONOTONIC` nanoseconds, or 0 for no deadline.
+    pub(crate) fn set_deadline(self, nanoseconds: u64) {
+        self.write(
+            // SAFETY: as in tag().
+            |block| unsafe { &raw mut (*block).deadline_ns },
+            nanoseconds,
+        );
+    }
+
+    /// Protection key of the request's drafts.
+    pub(crate) fn set_key(self, key: u32) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).key }, key);
+    }
+
+    fn held(self, place: usize) -> *mut u32 {
+        // SAFETY: as in tag().
+        let held = unsafe { &raw mut (*self.0.as_ptr()).held };
+        held.cast::<u32>().wrapping_add(place.min(HELD_MAX - 1))
+    }
+}
+
+impl HeldList for Control {
+    fn count(&self) -> u32 {
+        // SAFETY: as in tag().
+        self.read(|block| unsafe { &raw mut (*block).held_count })
+    }
+
+    fn set_count(&self, count: u32) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).held_count }, count);
+    }
+
+    fn entry(&self, place: usize) -> u32 {
+        self.read(|_| self.held(place))
+    }
+
+    fn set_entry(&self, place: usize, domain: u32) {
+        self.write(|_| self.held(place), domain);
+    }
+}

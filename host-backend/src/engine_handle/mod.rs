@@ -1,0 +1,373 @@
+//! The engine as everybody in the VMM reaches it: the queues' thread, the cleanser, the virtual
+//! CPUs' threads and the control socket.
+
+mod pending;
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmsrs_protocol::device::DeviceConfig;
+use vmsrs_protocol::event::{EVENT_FRAMES_FREE, Event};
+use vmsrs_protocol::{FrameRun, NONE};
+
+use self::pending::Pending;
+use crate::engine::{
+    Engine, Laundry, Position, Reply, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
+};
+use crate::tally::Tally;
+use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
+use crate::window::{AccessError, MprotectProtection, Window};
+
+/// Pages checked at a time, so that a message of the driver does not wait long for the engine.
+const SCRUB_BATCH: u32 = 32;
+
+/// The background threads have to end.
+#[derive(Debug)]
+pub(crate) struct Stopping;
+
+/// A way to the recovery engine. Clones are the same engine.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Guards the engine and the protection of the window, which change together.
+    core: Mutex<Core>,
+    /// Signalled when frames are retired or the cleanser has to end.
+    laundry: Condvar,
+    /// Signalled when a domain is to be checked soon or the scrubber has to end.
+    suspects: Condvar,
+    window: Arc<Window>,
+    /// Guards the events that wait for the driver's buffers. Taken after `core` where both are held.
+    pending: Mutex<Pending>,
+    /// Readable when an event is pending.
+    kick: EventFd,
+    tally: Tally,
+}
+
+struct Core {
+    engine: Engine,
+    protection: MprotectProtection,
+    /// The cleanser and the scrubber have to end.
+    stopping: bool,
+}
+
+impl EngineHandle {
+    pub(crate) fn new(
+        engine: Engine,
+        protection: MprotectProtection,
+        window: Arc<Window>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            shared: Arc::new(Shared {
+                core: Mutex::new(Core {
+                    engine,
+                    protection,
+                    stopping: false,
+                }),
+                laundry: Condvar::new(),
+                suspects: Condvar::new(),
+                window,
+                pending: Mutex::default(),
+                kick: EventFd::new(EFD_NONBLOCK)?,
+                tally: Tally::default(),
+            }),
+        })
+    }
+
+    /// Reads something of the engine, which is locked meanwhile.
+    pub fn read<T>(&self, reader: impl FnOnce(&Engine) -> T) -> T {
+        reader(&self.core().engine)
+    }
+
+    /// What the driver was refused, with how often.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.shared.tally.counts()
+    }
+
+    /// Whether the guest may not write to a frame.
+    pub fn is_protected(&self, frame: u32) -> bool {
+        self.core().engine.is_protected(frame)
+    }
+
+    /// Keeps a write that the second-level page table stopped, tells the driver, and gives the
+    /// number of the incident.
+    pub fn sealed_write(&self, write: SealedWrite) -> u64 {
+        let event = self.core().engine.sealed_write(now(), write);
+        self.tell(event);
+        event.incident
+    }
+
+    /// Says that the guest's kernel has gone, and how (a sentence without a full stop), after the
+    /// device was reset: what the reset dropped becomes an incident.
+    pub fn guest_down(&self, reason: &str) {
+        self.core().engine.guest_down(now(), reason);
+    }
+
+    /// Finds an app, and a domain in it if a key is given.
+    pub fn find(&self, app: &str, domain: Option<&str>) -> Option<Scope> {
+        self.core()
+            .engine
+            .find(app.as_bytes(), domain.map(str::as_bytes))
+    }
+
+    /// Number of sealed pages that are meant.
+    pub fn sealed_pages(&self, scope: Scope) -> u64 {
+        self.core().engine.sealed_pages(scope)
+    }
+
+    /// Checks sealed pages from a position on, with the work of at most `pages` of them; gives what was
+    /// found and where to go on. Others get the engine between batches.
+    pub fn scrub(&self, scope: Scope, position: Position, pages: u32) -> ScrubTurn {
+        let mut turn = ScrubTurn {
+            next: Some(position),
+            ..ScrubTurn::default()
+        };
+        while let Some(position) = turn.next
+            && turn.looked < u64::from(pages)
+        {
+            // The rest is no more than `pages`.
+            let left = (u64::from(pages) - turn.looked) as u32;
+            let batch = left.min(SCRUB_BATCH);
+            let mut core = self.core();
+            let Core {
+                engine, protection, ..
+            } = &mut *core;
+            let part = engine.scrub(now(), scope, position, batch, protection);
+            self.release(core);
+            turn.found.add(part.found);
+            // At least 1, so that this ends whatever a part has to look at.
+            turn.looked += part.looked.max(1);
+            turn.next = part.next;
+        }
+        turn
+    }
+
+    /// Says that the hardware stopped an access of the guest to a frame because its memory is broken.
+    /// Gives what becomes of the access.
+    pub fn poisoned(&self, frame: u32) -> Retry {
+        let mut core = self.core();
+        let Core {
+            engine, protection, ..
+        } = &mut *core;
+        let retry = engine.poisoned(now(), frame, protection);
+        self.release(core);
+        retry
+    }
+
+    /// Waits until a domain is to be checked, at most for `pause`; `Err` when the scrubber has to
+    /// end.
+    pub(crate) fn wait_for_suspect(&self, pause: Duration) -> Result<Option<Scope>, Stopping> {
+        let (mut core, _) = self
+            .shared
+            .suspects
+            .wait_timeout_while(self.core(), pause, |core| {
+                !core.stopping && !core.engine.has_suspects()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        match core.stopping {
+            true => Err(Stopping),
+            false => Ok(core.engine.take_suspect()),
+        }
+    }
+
+    /// Begins a driver's use of the device.
+    pub(crate) fn driver_started(&self) {
+        self.core().engine.driver_started();
+    }
+
+    /// What the driver reads in the configuration space.
+    pub(crate) fn device_config(&self) -> DeviceConfig {
+        self.core().engine.device_config()
+    }
+
+    /// Carries out one message of the driver.
+    pub(crate) fn message(&self, message: &[u8], room: usize) -> Reply {
+        let mut core = self.core();
+        let Core {
+            engine, protection, ..
+        } = &mut *core;
+        let reply = handle_message(engine, protection, now(), message, room);
+        self.release(core);
+        if let Some(refusal) = reply.refusal {
+            self.count(refusal.reason());
+        }
+        reply
+    }
+
+    /// Ends a boot of the guest.
+    pub(crate) fn reset(&self) {
+        let mut core = self.core();
+        let Core {
+            engine, protection, ..
+        } = &mut *core;
+        engine.reset(protection);
+        self.release(core);
+        self.drop_events();
+    }
+
+    /// Counts something that the driver did wrong; true if it is the first of its kind.
+    pub(crate) fn count(&self, what: &'static str) -> bool {
+        self.shared.tally.add("vmsrs", what)
+    }
+
+    /// Waits until frames are retired, at most for `pause` if there is one, and takes up to `batch` of
+    /// them to be wiped, none after the pause; `Err` when the cleanser has to end.
+    pub(crate) fn wait_for_laundry(
+        &self,
+        batch: u32,
+        pause: Option<Duration>,
+    ) -> Result<Laundry, Stopping> {
+        let idle = |core: &mut Core| !core.stopping && !core.engine.has_laundry();
+        let laundry = &self.shared.laundry;
+        let mut core = match pause {
+            None => laundry
+                .wait_while(self.core(), idle)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(pause) => {
+                laundry
+                    .wait_timeout_while(self.core(), pause, idle)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+        };
+        match core.stopping {
+            true => Err(Stopping),
+            false => Ok(core.engine.take_laundry(batch)),
+        }
+    }
+
+    /// Fills a frame with zeros.
+    pub(crate) fn wipe(&self, frame: u32) -> Result<(), AccessError> {
+        self.shared.window.wipe(FrameRun {
+            start: frame,
+            count: 1,
+        })
+    }
+
+    /// Takes wiped frames back.
+    pub(crate) fn cleansed(&self, laundry: Laundry) {
+        if self.core().engine.cleansed(laundry) {
+            self.tell(Event {
+                kind: EVENT_FRAMES_FREE,
+                frame: NONE,
+                vcpu: NONE,
+                ..Event::default()
+            });
+        }
+    }
+
+    /// Makes the cleanser and the scrubber end after the batch they are at.
+    pub(crate) fn stop_background(&self) {
+        self.core().stopping = true;
+        self.shared.laundry.notify_all();
+        self.shared.suspects.notify_all();
+    }
+
+    pub(crate) fn has_events(&self) -> bool {
+        !self.pending().is_empty()
+    }
+
+    pub(crate) fn pop_event(&self) -> Option<Event> {
+        self.pending().pop()
+    }
+
+    pub(crate) fn drop_events(&self) {
+        self.pending().clear();
+    }
+
+    /// A descriptor that is readable when an event is pending.
+    pub(crate) fn event_kick(&self) -> io::Result<EventFd> {
+        self.shared.kick.try_clone()
+    }
+
+    fn tell(&self, event: Event) {
+        if !self.pending().push(event) {
+            self.count("an event was dropped because the driver does not take them");
+            return;
+        }
+        // The counter is full only if a kick is pending anyway.
+        let _ = self.shared.kick.write(1);
+    }
+
+    /// Ends a use of the engine: wakes who has work now, and tells the driver what it has to know.
+    fn release(&self, mut core: MutexGuard<'_, Core>) {
+        let events = core.engine.take_events();
+        let has_laundry = core.engine.has_laundry();
+        let has_suspects = core.engine.has_suspects();
+        // Before the engine is free: a driver that starts asks for the state, so that nothing it is
+        // told may be older than what it asked.
+        for event in events {
+            self.tell(event);
+        }
+        drop(core);
+        if has_laundry {
+            self.shared.laundry.notify_one();
+        }
+        if has_suspects {
+            self.shared.suspects.notify_one();
+        }
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        // After a panic in one thread the others go on: a wrong engine refuses, and its
+        // protection errs on the side of read-only.
+        self.shared
+            .core
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.shared
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WriteProtection for EngineHandle {
+    fn is_protected(&self, frame: u32) -> bool {
+        EngineHandle::is_protected(self, frame)
+    }
+}
+
+impl ViolationSink for EngineHandle {
+    fn broken(&self, frame: u32) -> Retry {
+        self.poisoned(frame)
+    }
+
+    fn violation(&self, violation: &Violation) {
+        let write = SealedWrite {
+            frame: violation.frame,
+            vcpu: violation.vcpu,
+            address: violation.gva.unwrap_or(0),
+            instruction: violation.rip,
+            physical: violation.gpa,
+            cpl: violation.cpl,
+            cr3: violation.cr3,
+            registers: violation.registers,
+            ..SealedWrite::default()
+        };
+        self.sealed_write(write.with_code(&violation.code));
+    }
+}
+
+impl fmt::Debug for EngineHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineHandle")
+            .field("window", &self.shared.window)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Time since the Unix epoch.
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}

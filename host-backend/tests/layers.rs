@@ -1,0 +1,91 @@
+//! The modules of the crate are layers: each uses those before it in this list, and none after it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the bottom to the top.
+const LAYERS: [&str; 11] = [
+    "size",
+    "tally",
+    "engine",
+    "window",
+    "vmm",
+    "engine_handle",
+    "devices",
+    "control",
+    "symbols",
+    "machine",
+    "cli",
+];
+
+/// Modules that are compiled for tests alone; these may look upward.
+const TEST_MODULES: [&str; 4] = ["tests.rs", "mock.rs", "model.rs", "promises.rs"];
+
+fn level(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|&layer| layer == module)
+}
+
+/// The uses of higher layers in a file of the layer `module`, as `crate::` paths.
+fn upward(module: &str, text: &str) -> Vec<String> {
+    let product = text.split("#[cfg(test)]\nmod tests {").next();
+    product
+        .unwrap_or_default()
+        .match_indices("crate::")
+        .filter_map(|(at, crate_root)| {
+            let path = &text[at + crate_root.len()..];
+            let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
+            let used = &path[..end.unwrap_or(path.len())];
+            // What is no layer is an item of the crate's root: none at present.
+            (level(used) > level(module) || level(used).is_none()).then(|| used.to_owned())
+        })
+        .collect()
+}
+
+/// All source files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn no_layer_uses_a_higher_one() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    let mut seen = [false; LAYERS.len()];
+    for path in files(&source) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let inner = path.strip_prefix(&source).unwrap();
+        let first = inner.iter().next().unwrap().to_str().unwrap();
+        let module = first.trim_end_matches(".rs");
+        if TEST_MODULES.contains(&name) || matches!(module, "lib" | "main") {
+            continue;
+        }
+        let level = level(module).unwrap_or_else(|| panic!("{module} is not in the list"));
+        seen[level] = true;
+        let text = fs::read_to_string(&path).unwrap();
+        let uses = upward(module, &text);
+        wrong.extend(
+            uses.iter()
+                .map(|used| format!("{}: {used}", path.display())),
+        );
+    }
+    assert_eq!(seen, [true; LAYERS.len()], "a module of the list is gone");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_use_of_a_higher_layer_is_seen() {
+    let text = "use crate::window::Window;\nfn f() { crate::cli::main() }\n";
+    assert_eq!(upward("vmm", text), ["cli"]);
+    assert_eq!(upward("engine", text), ["window", "cli"]);
+    let tests = "#[cfg(test)]\nmod tests {\n    use crate::cli::Exit;\n}\n";
+    assert!(upward("vmm", tests).is_empty());
+}

@@ -1,0 +1,10 @@
+//! The driver's ABI without the library, for tests of the single steps of a request.
+
+mod app;
+mod ioctl;
+mod memory;
+mod thread;
+
+pub use app::{App, Domain};
+pub use memory::{peek, poke};
+pub use thread::Thread;

@@ -1,0 +1,56 @@
+//! Options as arguments for another process of the same program.
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// The options of a structure of clap's, whose fields have the options' names: `--name=value`, or `--name` for a flag
+/// that is set.
+///
+/// # Panics
+///
+/// When a field is neither text, number, flag nor an `Option` of one.
+pub fn arguments(options: &impl Serialize) -> Vec<String> {
+    let Ok(Value::Object(fields)) = serde_json::to_value(options) else {
+        panic!("options are a structure");
+    };
+    let argument = |(name, value): (String, Value)| {
+        let name = name.replace('_', "-");
+        match value {
+            Value::Null | Value::Bool(false) => None,
+            Value::Bool(true) => Some(format!("--{name}")),
+            Value::String(text) => Some(format!("--{name}={text}")),
+            Value::Number(number) => Some(format!("--{name}={number}")),
+            other => panic!("the option {name} is {other}"),
+        }
+    };
+    fields.into_iter().filter_map(argument).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Options {
+        no_faults: bool,
+        only: Option<&'static str>,
+        seed: u64,
+        unset: Option<u64>,
+        verbose: bool,
+    }
+
+    #[test]
+    fn options_become_arguments() {
+        let options = Options {
+            no_faults: true,
+            only: Some("a kind"),
+            seed: 9,
+            unset: None,
+            verbose: false,
+        };
+        assert_eq!(
+            arguments(&options),
+            ["--no-faults", "--only=a kind", "--seed=9"]
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! The load: many clients, a model of every user, and a comparison of everything at the end.
+//!
+//! Each user belongs to one connection. A request is sent while the model of the users that it
+//! touches is locked, so the model knows exactly what the answer must be, whatever the other
+//! connections do meanwhile.
+
+pub mod outcome;
+pub mod pace;
+mod worker;
+mod world;
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use crate::client::{Client, NoServer};
+use crate::load::outcome::{Outcome, Progress};
+use crate::load::worker::Worker;
+use crate::load::world::World;
+use crate::plan::SMALLEST_GROUP;
+use crate::users::{TooFewUsers, check_spread};
+
+/// What load to make.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The server.
+    pub address: SocketAddr,
+    /// Users, at least one for each connection.
+    pub users: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Requests; rounded up to a multiple of `fatal_one_in` for each connection.
+    pub requests: usize,
+    /// Whether any request is fatal.
+    pub faults: bool,
+    /// One request in so many is fatal; at least [`SMALLEST_GROUP`].
+    pub fatal_one_in: usize,
+    /// Seed of the plan: the same one gives the same requests.
+    pub seed: u64,
+    /// How long one answer may take.
+    pub reply_timeout: Duration,
+    /// How long all requests together may take.
+    pub deadline: Duration,
+}
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There are more connections than users.
+    #[error(transparent)]
+    Users(#[from] TooFewUsers),
+    /// A fatal request may need others that prepare it.
+    #[error("one request in {one_in} cannot be fatal; ask for one in {SMALLEST_GROUP} at most")]
+    TooManyFatal {
+        /// The share asked for.
+        one_in: usize,
+    },
+    /// There is no new server.
+    #[error(transparent)]
+    Server(#[from] NoServer),
+}
+
+/// Runs the load to its end; `on_progress` is called several times a second.
+///
+/// # Errors
+///
+/// When the load cannot begin. The death of the server is an outcome, not an error.
+pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<Outcome, Error> {
+    check_spread(options.users, options.connections)?;
+    if options.fatal_one_in < SMALLEST_GROUP {
+        return Err(Error::TooManyFatal {
+            one_in: options.fatal_one_in,
+        });
+    }
+    let no_server = |doing| NoServer::at(options.address, doing);
+    let mut control =
+        Client::connect(options.address, options.reply_timeout).map_err(no_server("connecting"))?;
+    let before = control.stats().map_err(no_server("asking for STATS"))?;
+
+    let per_connection = options
+        .requests
+        .div_ceil(options.connections)
+        .next_multiple_of(options.fatal_one_in);
+    let world = World::new(options, (per_connection * options.connections) as u64);
+    world
+        .set_up(&mut control)
+        .map_err(no_server("adding the users"))?;
+
+    let start = world.pace.start();
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..options.connections)
+            .map(|connection| {
+                let world = &world;
+                scope.spawn(move || Worker::new(world, connection).run(per_connection, start))
+            })
+            .collect();
+        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            on_progress(world.progress());
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    on_progress(world.progress());
+
+    if world.death().is_none() {
+        world.compare_everything();
+    }
+    let after = Client::connect(options.address, options.reply_timeout)
+        .and_then(|mut client| client.stats());
+    Ok(world.outcome(&before, after.ok().as_ref(), seconds))
+}

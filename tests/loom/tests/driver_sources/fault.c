@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * note_tag() and thread_write() of guest-kmod/page.c, which the test writes to functions.inc, with
+ * stubs for what they call.
+ */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "vmsrs_protocol.h"
+
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int vm_fault_t;
+
+enum { VM_FAULT_NOPAGE = 1, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_RETRY };
+
+struct mutex { bool locked; };
+struct file { void *private_data; };
+struct vm_area_struct { struct file *vm_file; };
+struct vm_fault { struct vm_area_struct *vma; };
+struct vmsrs_device { bool usable; };
+struct vmsrs_file { int unused; };
+struct vmsrs_page { u32 frame, draft; };
+struct vmsrs_draft { u32 page; };
+struct vmsrs_app { struct vmsrs_device *dev; };
+struct vmsrs_domain { struct mutex lock; };
+struct vmsrs_extent_pages { struct vmsrs_domain *domain; u32 page; struct vmsrs_page entries[1]; };
+
+struct vmsrs_thread {
+	struct vmsrs_thread_control *control;
+	u64 noted_tag, refused_address;
+	unsigned long frame_due;
+};
+
+static struct vmsrs_domain domain_of_page;
+static struct vmsrs_extent_pages extent_of_page = { .domain = &domain_of_page };
+/* What vmsrs_draft_make() returns. */
+static int make_error;
+static u32 counted;
+
+static void mutex_lock(struct mutex *lock)
+{
+	lock->locked = true;
+}
+
+static void mutex_unlock(struct mutex *lock)
+{
+	lock->locked = false;
+}
+
+static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
+{
+	return 0;
+}
+
+static u64 vmsrs_thread_tag(const struct vmsrs_thread *thread)
+{
+	return thread->control->tag;
+}
+
+static u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
+{
+	return 0;
+}
+
+static struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page)
+{
+	return &extent_of_page;
+}
+
+static vm_fault_t refuse(struct vmsrs_thread *thread, struct vm_fault *vmf, u32 kind)
+{
+	return VM_FAULT_SIGBUS;
+}
+
+static bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag)
+{
+	return true;
+}
+
+static struct vmsrs_draft *vmsrs_draft_alloc(void)
+{
+	return malloc(sizeof(struct vmsrs_draft));
+}
+
+static void vmsrs_draft_free(struct vmsrs_draft *draft)
+{
+	free(draft);
+}
+
+static bool may_write(struct vmsrs_domain *domain, u64 tag)
+{
+	return true;
+}
+
+static u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag)
+{
+	return 0;
+}
+
+static int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
+			    struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
+			    struct vmsrs_draft *draft)
+{
+	if (!make_error)
+		free(draft);
+	return make_error;
+}
+
+static void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count)
+{
+}
+
+static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf, u32 frame)
+{
+	return VM_FAULT_NOPAGE;
+}
+
+static vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
+				  struct vm_fault *vmf, u32 reserve)
+{
+	return VM_FAULT_RETRY;
+}
+
+static bool vmsrs_device_usable(const struct vmsrs_device *dev)
+{
+	return dev->usable;
+}
+
+static void vmsrs_draft_count(struct vmsrs_thread_control *control)
+{
+	counted++;
+}
+
+#include "functions.inc"
+
+/*
+ * A write fault of a thread that waits for a frame since an earlier fault. Returns what is left of
+ * the wait's end.
+ */
+static unsigned long fault(u32 draft, int error, vm_fault_t expected)
+{
+	struct vmsrs_device dev = { .usable = true };
+	struct vmsrs_app app = { .dev = &dev };
+	struct vmsrs_thread_control control = { .tag = 7 };
+	struct vmsrs_thread thread = { .control = &control, .noted_tag = 7, .frame_due = 1234 };
+	struct file file = { };
+	struct vm_area_struct vma = { .vm_file = &file };
+	struct vm_fault vmf = { .vma = &vma };
+
+	extent_of_page.entries[0].draft = draft;
+	make_error = error;
+	if (thread_write(&app, &thread, &vmf, false) != expected)
+		exit(2);
+	return thread.frame_due;
+}
+
+static void check(const char *what, bool holds)
+{
+	if (holds)
+		return;
+	fprintf(stderr, "wrong: %s\n", what);
+	exit(1);
+}
+
+int main(void)
+{
+	check("the wait goes on while there is no frame",
+	      fault(VMSRS_NONE, -EAGAIN, VM_FAULT_RETRY) == 1234);
+	check("the thread's own draft ends the wait", !fault(VMSRS_NONE, 0, VM_FAULT_NOPAGE));
+	check("the thread's own draft is counted", counted == 1);
+	check("the draft of another member ends the wait", !fault(5, 0, VM_FAULT_NOPAGE));
+	check("the draft of another member is not counted", counted == 1);
+	return 0;
+}

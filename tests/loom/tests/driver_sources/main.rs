@@ -1,0 +1,7 @@
+//! The driver's C files: those functions that the models have in Rust are as they were when the models were
+//! compared with them, no file calls one of a higher layer, and `thread_write` keeps its notes right.
+
+mod fault;
+mod layers;
+mod source;
+mod transcribed;
