@@ -2,7 +2,7 @@
 
 use crate::console::End;
 use crate::kind::Fate;
-use crate::world::Life;
+use crate::life::Life;
 
 /// Exit code of a process that SIGKILL has ended.
 const KILLED: i32 = 137;

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde::{Serialize, Serializer};
-use vmsrs_bed::{Flavour, shell_quote};
+use vmsrs_bed::{Flavour, patience, shell_quote};
 use vmsrs_ledger::arguments::arguments;
 use vmsrs_ledger::guest::session::BootArgs;
 use vmsrs_ledger::program::Server;
 use vmsrs_ledger::users::{TooFewUsers, check_spread};
 
 use crate::kind::{self, Kind};
-use crate::run::Options;
+use crate::options::Options;
 
 /// Makes thousands of errors in a server's requests and checks that nobody else notices.
 #[derive(Debug, Parser)]
@@ -85,10 +85,10 @@ pub struct RunArgs {
     #[serde(serialize_with = "kind_name")]
     pub only: Option<&'static Kind>,
     /// Seconds that one answer may take before it counts as a hang.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 300)]
     pub reply_timeout: u64,
     /// Seconds that a server may be away before it counts as a hang.
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 600)]
     pub outage_limit: u64,
     /// Seconds that all may take; a run that is given up then has failed [default: 900, and 2 for
     /// each error].
@@ -155,9 +155,9 @@ impl RunArgs {
             only: self.only,
             keys: false,
             host: None,
-            reply_timeout: Duration::from_secs(self.reply_timeout),
-            outage_limit: Duration::from_secs(self.outage_limit),
-            deadline: self.deadline(),
+            reply_timeout: patience::scaled(Duration::from_secs(self.reply_timeout)),
+            outage_limit: patience::scaled(Duration::from_secs(self.outage_limit)),
+            deadline: patience::scaled(self.deadline()),
         }
     }
 }

@@ -15,8 +15,10 @@ use vmsrs_report::steps::Count;
 use crate::cli::GuestArgs;
 use crate::host::Host;
 use crate::image::{STATE_PORT, SUPERVISOR_PORT};
+use crate::options::Options;
 use crate::outcome::Outcome;
-use crate::run::{self, Options, Progress};
+use crate::progress::Progress;
+use crate::run;
 
 /// The guest's name in messages.
 pub const GUEST: &str = "of the campaign";

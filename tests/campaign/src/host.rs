@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmsrs_bed::guest::Control;
-use vmsrs_bed::window;
+use vmsrs_bed::{patience, window};
 
 /// Kinds of incidents by which a request fails and its process goes on.
 const FAILED_REQUESTS: [&str; 17] = [
@@ -37,9 +37,9 @@ const FAILED_REQUESTS: [&str; 17] = [
 const GRAIN: usize = 16;
 
 /// How long the supervisor may take to answer once.
-const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take in all.
-const SUPERVISOR_LIMIT: Duration = Duration::from_secs(60);
+const SUPERVISOR_LIMIT: Duration = Duration::from_secs(600);
 
 /// How a frame goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,15 +180,16 @@ impl Host {
     ///
     /// When the supervisor does not answer.
     pub fn end_process(&self, pid: u32) -> io::Result<bool> {
+        let limit = patience::scaled(SUPERVISOR_LIMIT);
         let start = Instant::now();
         loop {
             match self.ask_supervisor(pid) {
                 Ok(answer) if answer == "ended" => return Ok(true),
                 Ok(answer) if answer == "gone" => return Ok(false),
-                Ok(answer) if start.elapsed() > SUPERVISOR_LIMIT => {
+                Ok(answer) if start.elapsed() > limit => {
                     return Err(io::Error::other(format!("it answers {answer:?}")));
                 }
-                Err(error) if start.elapsed() > SUPERVISOR_LIMIT => return Err(error),
+                Err(error) if start.elapsed() > limit => return Err(error),
                 // It takes one connection after the other, and is not there between them.
                 _ => thread::sleep(Duration::from_millis(20)),
             }

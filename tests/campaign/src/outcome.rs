@@ -12,7 +12,7 @@ use crate::cause::Cause;
 use crate::class::Class;
 use crate::console::Console;
 use crate::kind::{Fate, Kind, all, turns};
-use crate::run::Options;
+use crate::options::Options;
 use crate::world::{Ended, World};
 
 /// The numbers of one kind of error.

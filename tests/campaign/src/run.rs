@@ -2,111 +2,27 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use vmsrs_bed::window;
+use vmsrs_bed::patience;
 use vmsrs_ledger::client::{Client, NoServer};
 use vmsrs_ledger::model::DirectoryChange;
 use vmsrs_ledger::users::{TooFewUsers, check_spread, create, lock, read};
-use vmsrs_report::steps::Count;
 
 use crate::cause::{Cause, unexplained};
 use crate::class::Class;
 use crate::console::Console;
-use crate::host::Host;
-use crate::kind::{Kind, Missing, Tools, all};
+use crate::kind::{Missing, all};
+use crate::options::Options;
 use crate::outcome::Outcome;
+use crate::progress::Progress;
 use crate::worker::Worker;
 use crate::world::{Ended, World};
 
 /// How long the host may take at the end until it has all reports of failed requests.
-const REPORTS_UNDER_WAY: Duration = Duration::from_secs(10);
-
-/// What to run.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The server.
-    pub address: SocketAddr,
-    /// Seed of the plan.
-    pub seed: u64,
-    /// Errors to make.
-    pub errors: u64,
-    /// Users, at least one for each connection.
-    pub users: usize,
-    /// Connections.
-    pub connections: usize,
-    /// Whether the server runs below the injector and a supervisor that starts it anew.
-    pub injector: bool,
-    /// Whether errors are made that end the server's process or the guest.
-    pub restarts: bool,
-    /// The kind of all errors, if not all kinds are made.
-    pub only: Option<&'static Kind>,
-    /// Whether the injector's server has protection keys, and so guards its variables.
-    pub keys: bool,
-    /// The virtual machine, where there is one.
-    pub host: Option<Host>,
-    /// How long one answer may take before it counts as a hang.
-    pub reply_timeout: Duration,
-    /// How long a server may be away.
-    pub outage_limit: Duration,
-    /// How long all may take.
-    pub deadline: Duration,
-}
-
-impl Options {
-    /// What errors can be made with.
-    #[must_use]
-    pub fn tools(&self) -> Tools {
-        Tools {
-            injector: self.injector,
-            host: self.host.is_some(),
-            poison: window::may_poison(),
-        }
-    }
-}
-
-/// Counts while it runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Errors made.
-    pub injected: u64,
-    /// Errors there will be.
-    pub total: u64,
-    /// Errors that cost their own request alone.
-    pub lost: u64,
-    /// Others harmed.
-    pub harmed: u64,
-    /// Restarts of the server.
-    pub restarts: u64,
-    /// Requests.
-    pub requests: u64,
-}
-
-impl Progress {
-    /// What is shown of it, `elapsed` after the first request: with how fast errors are made, and how long it will take
-    /// at that rate.
-    #[must_use]
-    pub fn count(&self, elapsed: Duration) -> Count {
-        let rate = self.injected as f64 / elapsed.as_secs_f64().max(0.001);
-        let left = self.total.saturating_sub(self.injected) as f64;
-        let left = match self.injected {
-            0 => "time left unknown".to_owned(),
-            _ => format!("{:.0} min left", (left / rate / 60.0).ceil()),
-        };
-        Count {
-            done: self.injected,
-            total: self.total,
-            words: format!(
-                "errors, {} requests lost, {} others harmed, {} restarts; {rate:.1} a second, {left}",
-                self.lost, self.harmed, self.restarts
-            ),
-        }
-    }
-}
+const REPORTS_UNDER_WAY: Duration = Duration::from_secs(300);
 
 /// Why there is no outcome.
 #[derive(Debug, thiserror::Error)]
@@ -264,11 +180,12 @@ fn judge_incidents(world: &World<'_>) {
         return;
     };
     let failures = lock(&world.failures);
+    let limit = patience::scaled(REPORTS_UNDER_WAY);
     let start = Instant::now();
     let reported = loop {
         match host.failed_requests() {
             Ok(reported) if reported >= failures.number() => break reported,
-            Ok(reported) if start.elapsed() > REPORTS_UNDER_WAY => break reported,
+            Ok(reported) if start.elapsed() > limit => break reported,
             Ok(_) => thread::sleep(Duration::from_millis(200)),
             Err(error) => {
                 return world.harm(format!("the host's incidents cannot be counted: {error}"));
@@ -326,26 +243,5 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
             );
             crash(None, &words);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_has_a_rate_and_the_time_left() {
-        let mut progress = Progress {
-            total: 10_000,
-            ..Progress::default()
-        };
-        let words = |progress: &Progress, seconds| {
-            let elapsed = Duration::from_secs(seconds);
-            progress.count(elapsed).words
-        };
-        assert!(words(&progress, 9).ends_with("time left unknown"));
-        progress.injected = 400;
-        let words = words(&progress, 100);
-        assert!(words.ends_with("4.0 a second, 40 min left"), "{words}");
     }
 }

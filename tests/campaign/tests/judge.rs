@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use vmsrs_campaign::options::Options;
 use vmsrs_campaign::outcome::Outcome;
-use vmsrs_campaign::run::{self, Options};
+use vmsrs_campaign::run;
 use vmsrs_ledger::native::Ledger;
 use vmsrs_ledger::program;
 
@@ -288,9 +289,9 @@ fn campaign_with(name: &str, wrong: Wrong, change: fn(Options) -> Options) -> Ou
         only: None,
         keys: false,
         host: None,
-        reply_timeout: Duration::from_secs(5),
-        outage_limit: Duration::from_secs(5),
-        deadline: Duration::from_secs(60),
+        reply_timeout: Duration::from_secs(120),
+        outage_limit: Duration::from_secs(120),
+        deadline: Duration::from_secs(1800),
     });
     let outcome = run::run(&options, |_| ()).unwrap();
     // The proxy's threads live on; the ledger must not, or it would outlive this process.
@@ -383,7 +384,10 @@ fn an_ordinary_request_that_fails_is_seen() {
 
 #[test]
 fn a_request_without_an_answer_is_seen() {
-    let outcome = campaign("silence", Wrong::Silence(20));
+    let outcome = campaign_with("silence", Wrong::Silence(20), |options| Options {
+        reply_timeout: Duration::from_secs(5),
+        ..options
+    });
     assert_eq!(outcome.hangs, 1);
     assert_consistent(&outcome);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use vmsrs_bed::patience;
 use vmsrs_ledger::guest::session::BootArgs;
 use vmsrs_ledger::load::Options;
 use vmsrs_ledger::plan::FATAL_ONE_IN;
@@ -71,10 +72,10 @@ pub struct LoadArgs {
     #[arg(long)]
     pub no_faults: bool,
     /// Seconds that one answer may take.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 120)]
     pub reply_timeout: u64,
     /// Seconds that all requests together may take.
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 1800)]
     pub deadline: u64,
 }
 
@@ -89,8 +90,8 @@ impl LoadArgs {
             faults: !self.no_faults,
             fatal_one_in: self.fatal_one_in,
             seed: self.seed,
-            reply_timeout: Duration::from_secs(self.reply_timeout),
-            deadline: Duration::from_secs(self.deadline),
+            reply_timeout: patience::scaled(Duration::from_secs(self.reply_timeout)),
+            deadline: patience::scaled(Duration::from_secs(self.deadline)),
         }
     }
 }
@@ -103,7 +104,7 @@ pub struct IntegralArgs {
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
     /// Seconds that all of it may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 7200)]
     pub limit: u64,
     /// Users.
     #[arg(long, default_value_t = 52)]
@@ -135,7 +136,7 @@ impl IntegralArgs {
             fatal_one_in: self.fatal_one_in,
             seed: self.seed + u64::from(round),
             no_faults: !faults,
-            reply_timeout: 20,
+            reply_timeout: 120,
             deadline: self.limit,
         }
     }

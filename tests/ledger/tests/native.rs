@@ -21,8 +21,8 @@ fn load_against(name: &str, faults: bool) -> Outcome {
         faults,
         fatal_one_in: 20,
         seed: 3,
-        reply_timeout: Duration::from_secs(10),
-        deadline: Duration::from_secs(60),
+        reply_timeout: Duration::from_secs(120),
+        deadline: Duration::from_secs(600),
     };
     load::run(&options, |_| ()).unwrap()
 }

@@ -22,7 +22,7 @@ use crate::tracee::{Event, Tracee, Watch, Watches};
 pub const USERS: usize = 6;
 
 /// An answer that takes longer never comes.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Requests before the corruption.
 const WARM_UP: std::ops::Range<u32> = 30..120;

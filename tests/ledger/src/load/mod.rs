@@ -4,44 +4,22 @@
 //! touches is locked, so the model knows exactly what the answer must be, whatever the other
 //! connections do meanwhile.
 
+mod options;
 pub mod outcome;
 pub mod pace;
 mod worker;
 mod world;
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
 use crate::client::{Client, NoServer};
+pub use crate::load::options::Options;
 use crate::load::outcome::{Outcome, Progress};
 use crate::load::worker::Worker;
 use crate::load::world::World;
 use crate::plan::SMALLEST_GROUP;
 use crate::users::{TooFewUsers, check_spread};
-
-/// What load to make.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The server.
-    pub address: SocketAddr,
-    /// Users, at least one for each connection.
-    pub users: usize,
-    /// Connections.
-    pub connections: usize,
-    /// Requests; rounded up to a multiple of `fatal_one_in` for each connection.
-    pub requests: usize,
-    /// Whether any request is fatal.
-    pub faults: bool,
-    /// One request in so many is fatal; at least [`SMALLEST_GROUP`].
-    pub fatal_one_in: usize,
-    /// Seed of the plan: the same one gives the same requests.
-    pub seed: u64,
-    /// How long one answer may take.
-    pub reply_timeout: Duration,
-    /// How long all requests together may take.
-    pub deadline: Duration,
-}
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]

@@ -13,8 +13,10 @@ use crate::plan::Plan;
 use crate::reply::Reply;
 use crate::users::{lock, lock_touched};
 
-/// Attempts to reach a server that closed a connection.
-const RECONNECTS: u32 = 3;
+/// Refused connections after which a server is dead.
+const REFUSED: u32 = 3;
+/// Between two attempts to reach a server that closed a connection.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// One connection.
 pub(super) struct Worker<'a> {
@@ -184,30 +186,37 @@ impl<'a> Worker<'a> {
         (number, answer)
     }
 
-    /// Connects anew after `error`, or finds out that the server is dead.
+    /// Connects again after `error`, or finds out that the server is dead: nobody listens any more.
     fn reconnect(&mut self, number: u64, bug: Option<Bug>, error: &io::Error) {
         let options = self.world.options;
         self.client = None;
         let chosen = self.chosen.take();
-        for attempt in 0..RECONNECTS {
-            thread::sleep(Duration::from_millis(100 * u64::from(attempt)));
-            let connected =
-                Client::connect(options.address, options.reply_timeout).and_then(|mut client| {
-                    client.stats()?;
-                    if let Some(index) = chosen {
-                        client.ask(&format!("USER {}", self.world.names[index]))?;
-                    }
-                    Ok(client)
-                });
-            if let Ok(client) = connected {
-                self.world.count.reconnects.fetch_add(1, SeqCst);
-                self.client = Some(client);
-                self.chosen = chosen;
-                return;
+        let connect = || {
+            let mut client = Client::connect(options.address, options.reply_timeout)?;
+            client.stats()?;
+            if let Some(index) = chosen {
+                client.ask(&format!("USER {}", self.world.names[index]))?;
+            }
+            io::Result::Ok(client)
+        };
+        let start = Instant::now();
+        let mut refused = 0;
+        while refused < REFUSED && start.elapsed() < options.reply_timeout {
+            match connect() {
+                Ok(client) => {
+                    self.world.count.reconnects.fetch_add(1, SeqCst);
+                    self.client = Some(client);
+                    self.chosen = chosen;
+                    return;
+                }
+                Err(error) => {
+                    refused += u32::from(error.kind() == io::ErrorKind::ConnectionRefused);
+                    thread::sleep(RETRY);
+                }
             }
         }
         self.world.complain(format!(
-            "connection {} cannot be made anew: the server is dead",
+            "connection {} cannot be restored: the server is dead",
             self.connection
         ));
         self.world.died(number, bug, error);

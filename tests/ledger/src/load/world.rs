@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use vmsrs_report::distribution::Distribution;
 
-use super::Options;
+use super::options::Options;
 use super::outcome::{BugRecord, Death, Outcome, Progress};
 use super::pace::Recorder;
 use crate::bug::Bug;
