@@ -12,16 +12,16 @@ _Atomic(char *) works[WORKERS];
 
 enum {
 	/*
-	 * How long requests wait for a lock. An emulated machine with other work to do may take long to
-	 * get through a queue; a lock that nobody gives back is found all the same.
+	 * How long requests wait for a lock: long enough for a queue on an overloaded emulated machine.
+	 * A lock that is never released is still found.
 	 */
-	PATIENCE_MS = 60000,
+	LOCK_TIMEOUT_MS = 180000,
 	/*
-	 * Of requests that have no other deadline. An error that damages its own user's data may have
-	 * made a ring of a list; whoever reads it later must come to an end. An ordinary request that is
-	 * ended by it counts as harmed, and an error that is not endless by itself as a hang.
+	 * Of requests that have no other deadline: shorter than a client waits. A list that an error has
+	 * made circular keeps a later reader busy until then. An ordinary request that ends so counts as
+	 * harmed, and an error that is not endless by itself as a hang.
 	 */
-	DEADLINE_MS = 75000,
+	DEADLINE_MS = 240000,
 };
 
 unsigned int worker(void)
@@ -102,14 +102,14 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 		.flags = arm.seal ? VMSRS_SEAL : 0,
 		.deadline_ms = arm.deadline ? arm.deadline : DEADLINE_MS,
 		/* With a deadline, too: then it is the deadline that ends a wait, and the request says so. */
-		.lock_timeout_ms = PATIENCE_MS,
+		.lock_timeout_ms = LOCK_TIMEOUT_MS,
 	};
 	bool timed = false;
 	timer_t timer;
 	int code;
 
 	if (!arm.options && !arm.armed)
-		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = PATIENCE_MS };
+		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = LOCK_TIMEOUT_MS };
 	arm.options = false;
 	if (!arm.armed) {
 		code = real.run_with(domain, &options, work, argument, result);

@@ -78,7 +78,8 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     let found = watch::run::<Found>(&parts.bed, &job, &steps, folder);
     // The job has read it, and its room on the disk is wanted.
     drop(image);
-    let found = found?.take(GUEST)?;
+    let mut found = found?.take(GUEST)?;
+    let trace = std::mem::take(&mut found.outcome.trace);
 
     let place = Place {
         seed: args.seed,
@@ -91,7 +92,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         connections: args.connections.into(),
         guest_restarts: found.guest_restarts,
     };
-    let report = Report::new(&place, &found.outcome);
+    let report = Report::new(place, found.outcome);
     let path = results::write_report(folder, &report)?;
     let page = results::write(folder, PAGE, &view::page(&report))?;
     println!("\n{}", table::table(&report));
@@ -101,14 +102,13 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         page.display()
     );
     println!("  in all {:.0} s", start.elapsed().as_secs_f64());
-    if report.broken_promises.is_empty() {
+    if report.is_good() {
         println!("  {}", verdict(&report));
         return Ok(report);
     }
-    let trace = found.outcome.trace.join("\n") + "\n";
-    let trace = results::write(folder, TRACE, &trace)?;
-    let quoted = &report.kernel_complaints_quoted;
-    for complaint in found.outcome.complaints.iter().chain(quoted) {
+    let trace = results::write(folder, TRACE, &(trace.join("\n") + "\n"))?;
+    let quoted = &report.outcome.kernel_complaints_quoted;
+    for complaint in report.outcome.complaints.iter().chain(quoted) {
         println!("  ! {complaint}");
     }
     for promise in &report.broken_promises {
@@ -138,6 +138,6 @@ fn remove_old(folder: &Path) -> Result<()> {
 fn verdict(report: &Report) -> String {
     format!(
         "Every promise was kept: none of {} errors harmed anybody else, and no commit was lost.",
-        report.errors_injected
+        report.outcome.errors_injected
     )
 }

@@ -14,8 +14,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         None if cli.matrix => every(&cli.run),
-        None => campaign::run(&cli.run, &campaign::reports())
-            .map(|report| report.broken_promises.is_empty()),
+        None => campaign::run(&cli.run, &campaign::reports()).map(|report| report.is_good()),
         Some(Job::Against { connect, run }) => against(*connect, run),
         Some(Job::Plan { run }) => plan(run),
         Some(Job::Guest(args)) => guest::run(args),

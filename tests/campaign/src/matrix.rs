@@ -29,7 +29,7 @@ impl Run {
     #[must_use]
     pub fn is_good(&self) -> bool {
         let report = self.report.as_ref();
-        report.is_ok_and(|report| report.broken_promises.is_empty())
+        report.is_ok_and(Report::is_good)
     }
 }
 
@@ -115,23 +115,24 @@ pub fn table(runs: &[Run]) -> String {
 }
 
 fn counted(report: &Report) -> [u64; 13] {
-    let sum =
-        |number: fn(&crate::outcome::KindOutcome) -> u64| report.kinds.iter().map(number).sum();
+    let sum = |number: fn(&crate::outcome::KindOutcome) -> u64| {
+        report.outcome.kinds.iter().map(number).sum()
+    };
     [
-        report.errors_injected,
+        report.outcome.errors_injected,
         sum(|kind| kind.request_lost),
         sum(|kind| kind.recovered_wrong_answer),
-        report.others_harmed,
-        report.crashes,
-        report.hangs,
-        report.commits_lost,
-        report.undetected,
-        report.kernel_complaints,
-        report.server_restarts,
-        report.untagged_deaths,
+        report.outcome.others_harmed,
+        report.outcome.crashes,
+        report.outcome.hangs,
+        report.outcome.commits_lost,
+        report.outcome.undetected,
+        report.outcome.kernel_complaints,
+        report.outcome.server_restarts,
+        report.outcome.untagged_deaths,
         report.guest_restarts_unplanned,
         // Whole seconds are enough.
-        report.seconds.round() as u64,
+        report.outcome.seconds.round() as u64,
     ]
 }
 
@@ -139,24 +140,13 @@ fn counted(report: &Report) -> [u64; 13] {
 mod tests {
     use super::*;
     use crate::outcome::Outcome;
-    use crate::report::Place;
+    use crate::report::tests::place;
 
-    fn run(outcome: &Outcome) -> Run {
-        let place = Place {
-            seed: 3,
-            vcpus: 4,
-            accelerator: "nested-tcg".to_owned(),
-            guest_kernel: "6.1".to_owned(),
-            server: "c".to_owned(),
-            restarts: true,
-            only: None,
-            connections: 14,
-            guest_restarts: Some(0),
-        };
+    fn run(outcome: Outcome) -> Run {
         Run {
             seed: 3,
             vcpus: 4,
-            report: Ok(Report::new(&place, outcome)),
+            report: Ok(Report::new(place(Some(0)), outcome)),
         }
     }
 
@@ -176,7 +166,7 @@ mod tests {
             vcpus: 1,
             report: Err("no kernel".to_owned()),
         };
-        let runs = [run(&good), run(&harmed), failed];
+        let runs = [run(good), run(harmed), failed];
         assert_eq!(runs.each_ref().map(Run::is_good), [true, false, false]);
         let table = table(&runs);
         for words in ["311", "1 of 3 good", "2 others were harmed", "DID NOT END"] {

@@ -60,31 +60,31 @@ fn write_page(page: &mut String, report: &Report) -> std::fmt::Result {
          <p>Others harmed: {harmed}. Crashes: {crashes}. Hangs: {hangs}. Commits lost: {commits}. \
          Restarts of the server: {restarts}, {untagged} of them by errors outside of domains (longest \
          outage {outage} ms). Most errors under way at once: {flying}.</p>",
-        seed = report.seed,
-        vcpus = report.vcpus,
-        errors = report.errors_injected,
-        kernel = escape(&report.guest_kernel),
+        seed = report.place.seed,
+        vcpus = report.place.vcpus,
+        errors = report.outcome.errors_injected,
+        kernel = escape(&report.place.guest_kernel),
         verdict = escape(&verdict),
-        harmed = report.others_harmed,
-        crashes = report.crashes,
-        hangs = report.hangs,
-        commits = report.commits_lost,
-        restarts = report.server_restarts,
-        untagged = report.untagged_deaths,
-        outage = report.untagged.outage.max_ms,
-        flying = report.most_errors_in_flight,
+        harmed = report.outcome.others_harmed,
+        crashes = report.outcome.crashes,
+        hangs = report.outcome.hangs,
+        commits = report.outcome.commits_lost,
+        restarts = report.outcome.server_restarts,
+        untagged = report.outcome.untagged_deaths,
+        outage = report.outcome.untagged.outage.max_ms,
+        flying = report.outcome.most_errors_in_flight,
     )?;
     page.push_str("<ul>");
     for (name, colour, _) in CLASSES {
         write!(page, "<li><i style=\"background:{colour}\"></i>{name}</li>")?;
     }
-    let height = ROW * report.kinds.len();
+    let height = ROW * report.outcome.kinds.len();
     writeln!(
         page,
         "</ul>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"880\" height=\"{height}\" role=\"img\" \
          aria-label=\"Outcomes of each kind of error\">"
     )?;
-    for (number, kind) in report.kinds.iter().enumerate() {
+    for (number, kind) in report.outcome.kinds.iter().enumerate() {
         row(page, number * ROW, kind)?;
     }
     writeln!(page, "</svg>\n</body></html>")
@@ -127,7 +127,7 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::outcome::Outcome;
-    use crate::report::Place;
+    use crate::report::tests::place;
 
     #[test]
     fn each_kind_has_a_bar_as_wide_as_all_and_nothing_is_loaded_from_elsewhere() {
@@ -143,18 +143,7 @@ mod tests {
             hangs: 1,
             ..Outcome::default()
         };
-        let place = Place {
-            seed: 1,
-            vcpus: 2,
-            accelerator: "nested-tcg".to_owned(),
-            guest_kernel: "6.1".to_owned(),
-            server: "c".to_owned(),
-            restarts: true,
-            only: None,
-            connections: 14,
-            guest_restarts: Some(0),
-        };
-        let page = page(&Report::new(&place, &outcome));
+        let page = page(&Report::new(place(Some(0)), outcome));
         for words in [
             "width=\"345.0\"",
             "width=\"115.0\"",
