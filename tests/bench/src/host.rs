@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_s_time_is_the_first_of_its_numbers() {
+    fn cpu_time_is_the_first_number() {
         assert_eq!(first_number("12345 6 7\n"), Some(12345));
         assert_eq!(first_number(""), None);
     }

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_measuring_costs_is_taken_from_all_measurements() {
+    fn cost_of_measuring_is_subtracted() {
         let mut nothing = measured(What::Nothing, 0, false, 30);
         nothing.cost.cpu_ns.clear();
         let left = without_measuring(vec![nothing, measured(What::Request, 1, true, 50)]);

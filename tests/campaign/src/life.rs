@@ -9,15 +9,15 @@ use crate::kind::Kind;
 pub(crate) struct Life {
     pub(crate) boot: String,
     pub(crate) pid: u32,
-    /// The error that is to end it.
+    /// The error that is meant to end it.
     pub(crate) ending: Option<&'static Kind>,
-    /// Errors whose requests had no answer because it ended, as far as their connections can tell.
+    /// Errors whose requests had no answer because it ended, as seen by their connections.
     pub(crate) restarted: Vec<&'static Kind>,
-    /// Memory outside of domains has been damaged: it need not work as it should any more.
+    /// Memory outside of domains has been damaged: it may misbehave.
     pub(crate) damaged: bool,
-    /// The supervisor was told to end it for that reason, and found it alive.
+    /// The supervisor has killed it for that reason.
     pub(crate) replaced: bool,
-    /// It is known to have ended, or is being ended by the supervisor.
+    /// It has ended, or is being killed by the supervisor.
     pub(crate) gone: bool,
     /// Errors whose requests had no answer when it ended.
     pub(crate) suspects: Vec<&'static str>,
@@ -26,7 +26,7 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// One that begins now.
+    /// A life that starts now.
     pub(crate) fn new(boot: String, pid: u32) -> Self {
         Self {
             boot,

@@ -1,4 +1,4 @@
-//! Many runs for the record: seeds and numbers of vCPUs, one after the other.
+//! Several runs with different seeds and numbers of vCPUs.
 
 use std::path::Path;
 
@@ -20,12 +20,12 @@ pub struct Run {
     pub seed: u64,
     /// CPUs of its guest.
     pub vcpus: u32,
-    /// What it found; in words why there is nothing.
+    /// What it found, or why it failed, in words.
     pub report: Result<Report, String>,
 }
 
 impl Run {
-    /// Whether it came to its end and all promises were kept.
+    /// Whether it completed and all promises were kept.
     #[must_use]
     pub fn is_good(&self) -> bool {
         let report = self.report.as_ref();
@@ -33,8 +33,8 @@ impl Run {
     }
 }
 
-/// Makes all runs, whatever becomes of each, and prints a table of them; whether all were good. Each
-/// leaves its report in a folder `<seed>-<vcpus>` of `folder`.
+/// Does all runs, even if some of them fail, and prints a table; returns whether all were good. Each writes its report to
+/// the folder `<seed>-<vcpus>` in `folder`.
 #[must_use]
 pub fn run(args: &RunArgs, folder: &Path) -> bool {
     let mut runs: Vec<Run> = Vec::new();
@@ -66,7 +66,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> bool {
     runs.iter().all(Run::is_good)
 }
 
-/// A row for each run, and one with their sums.
+/// A row for each run, and one with the sums.
 #[must_use]
 pub fn table(runs: &[Run]) -> String {
     let counts = [
@@ -86,7 +86,7 @@ pub fn table(runs: &[Run]) -> String {
                 seed,
                 vcpus,
                 counts.map(|_| "-".to_owned()),
-                "DID NOT END".to_owned(),
+                "INCOMPLETE".to_owned(),
             );
             continue;
         };
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_sums_and_tells_which_runs_failed() {
+    fn table_has_sums_and_marks_failed_runs() {
         let good = Outcome {
             errors_injected: 300,
             ..Outcome::default()
@@ -169,7 +169,7 @@ mod tests {
         let runs = [run(good), run(harmed), failed];
         assert_eq!(runs.each_ref().map(Run::is_good), [true, false, false]);
         let table = table(&runs);
-        for words in ["311", "1 of 3 good", "2 others were harmed", "DID NOT END"] {
+        for words in ["311", "1 of 3 good", "2 others were harmed", "INCOMPLETE"] {
             assert!(table.contains(words), "{words}: {table}");
         }
     }

@@ -21,26 +21,26 @@ pub struct Options {
     pub users: usize,
     /// Connections.
     pub connections: usize,
-    /// Whether the server runs below the injector and a supervisor that starts it anew.
+    /// Whether the server runs with the injector, and with a supervisor that restarts it.
     pub injector: bool,
     /// Whether errors are made that end the server's process or the guest.
     pub restarts: bool,
     /// The kind of all errors, if not all kinds are made.
     pub only: Option<&'static Kind>,
-    /// Whether the injector's server has protection keys, and so guards its variables.
+    /// Whether the CPU has protection keys, so that the server guards its variables.
     pub keys: bool,
     /// The virtual machine, where there is one.
     pub host: Option<Host>,
-    /// How long one answer may take before it counts as a hang.
+    /// Limit for one answer; a later one is a hang.
     pub reply_timeout: Duration,
-    /// How long a server may be away.
+    /// Limit for an outage of the server.
     pub outage_limit: Duration,
-    /// How long all may take.
+    /// Limit for the whole run.
     pub deadline: Duration,
 }
 
 impl Options {
-    /// What errors can be made with.
+    /// The tools to make errors with.
     #[must_use]
     pub fn tools(&self) -> Tools {
         Tools {

@@ -1,18 +1,18 @@
-//! How far a run is.
+//! Progress of a run.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmsrs_report::steps::Count;
 
-/// Counts while it runs.
+/// Counts of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Errors made.
     pub injected: u64,
-    /// Errors there will be.
+    /// Errors in total.
     pub total: u64,
-    /// Errors that cost their own request alone.
+    /// Errors that cost only their own request.
     pub lost: u64,
     /// Others harmed.
     pub harmed: u64,
@@ -23,8 +23,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What is shown of it, `elapsed` after the first request: with how fast errors are made, and how long it will take
-    /// at that rate.
+    /// How it is shown, `elapsed` after the first request: with the rate of errors and the estimated time left.
     #[must_use]
     pub fn count(&self, elapsed: Duration) -> Count {
         let rate = self.injected as f64 / elapsed.as_secs_f64().max(0.001);

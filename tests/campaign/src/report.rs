@@ -130,7 +130,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_restart_that_nobody_asked_for_breaks_a_promise() {
+    fn unplanned_restart_breaks_a_promise() {
         let outcome = Outcome {
             guest_restarts_planned: 1,
             ..Outcome::default()

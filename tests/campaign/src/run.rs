@@ -1,4 +1,4 @@
-//! A run: many connections, errors among ordinary requests, and a comparison of everything.
+//! A run: many connections, errors among ordinary requests, and a comparison of everything at the end.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ use crate::progress::Progress;
 use crate::worker::Worker;
 use crate::world::{Ended, World};
 
-/// How long the host may take at the end until it has all reports of failed requests.
+/// Limit for the last reports of failed requests to reach the host.
 const REPORTS_UNDER_WAY: Duration = Duration::from_secs(300);
 
 /// Why there is no outcome.
@@ -30,19 +30,19 @@ pub enum Error {
     /// There are more connections than users.
     #[error(transparent)]
     Users(#[from] TooFewUsers),
-    /// A kind was asked for that cannot be made.
+    /// The kind of `only` cannot be made.
     #[error(transparent)]
     Kind(#[from] Missing),
-    /// There is no new server.
+    /// There is no new server at the address.
     #[error(transparent)]
     Server(#[from] NoServer),
 }
 
-/// Runs to the end; `on_progress` is called several times a second.
+/// Does the run; `on_progress` is called several times a second.
 ///
 /// # Errors
 ///
-/// When it cannot begin. Whatever the server does is no error but the outcome.
+/// When it cannot start. Whatever the server does is an outcome, not an error.
 pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<Outcome, Error> {
     check_spread(options.users, options.connections)?;
     options.tools().check(options.only)?;
@@ -75,7 +75,7 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     {
         world.harm(format!("reading everything back: {error}"));
     }
-    // A server that died of the last request, or behind the last answer, is another one by now.
+    // If the server died of the last request or after the last answer, this notices the next one.
     if let Err(error) = reconnect(&world) {
         world.hang(format!("the server does not answer in the end: {error}"));
     }
@@ -86,7 +86,7 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     Ok(Outcome::new(&world, &ended, console.as_ref(), seconds))
 }
 
-/// Creates the users, and those whose state nobody changes.
+/// Creates the users, and those whose state never changes.
 fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     let mut total = DirectoryChange::default();
     for user in &world.users {
@@ -99,7 +99,7 @@ fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     Ok(())
 }
 
-/// A new connection to a server that may be away for a while; its life is noted.
+/// A new connection to a server that may be restarting; records its life.
 fn reconnect(world: &World<'_>) -> io::Result<Client> {
     let options = world.options;
     let start = Instant::now();
@@ -115,14 +115,13 @@ fn reconnect(world: &World<'_>) -> io::Result<Client> {
                 return Ok(client);
             }
             Err(error) if start.elapsed() > options.outage_limit => return Err(error),
-            // A refused connection comes back at once.
+            // A refused connection fails at once.
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
 }
 
-/// What the guest's console has told, where there is a guest. One that cannot be read is told as
-/// harm: the verdict rests on it.
+/// The guest's console, if there is a guest. If it cannot be read, that counts as harm: the verdict depends on it.
 fn read_console(world: &World<'_>) -> Option<Console> {
     let host = world.options.host.as_ref()?;
     match fs::read(&host.console) {
@@ -146,7 +145,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
         let found = read(&mut client, &user.name)?;
         if !world.same(&user.dump(), &found) {
             world.harm(format!(
-                "{} in the end: found {:?}, must be {:?}",
+                "{} in the end: found {:?}, expected {:?}",
                 user.name,
                 String::from_utf8_lossy(&found),
                 user.dump()
@@ -159,7 +158,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
             let found = read(&mut client, &user.name)?;
             if found != *dump {
                 world.harm(format!(
-                    "{}, whom nobody used any more, has changed: {:?}, was {:?}",
+                    "{}, who was out of use, has changed: {:?}, was {:?}",
                     user.name,
                     String::from_utf8_lossy(&found),
                     String::from_utf8_lossy(dump)
@@ -173,8 +172,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Holds the host's count of incidents against what clients were told. Reports that are still under
-/// way have some time to arrive.
+/// Compares the host's count of incidents with the failures in answers; reports in transit have time to arrive.
 fn judge_incidents(world: &World<'_>) {
     let Some(host) = &world.options.host else {
         return;
@@ -192,7 +190,7 @@ fn judge_incidents(world: &World<'_>) {
             }
         }
     };
-    // A connection has one failure at a time, whose report may go down with the guest.
+    // Each connection has at most one report in transit, which a panic of the guest may lose.
     let lost = world.panics_planned() * world.options.connections as u64;
     let unexplained = failures.unexplained(reported, lost);
     let count = &world.count;
@@ -208,8 +206,7 @@ fn judge_incidents(world: &World<'_>) {
     }
 }
 
-/// Counts each end of the server that nothing planned explains as a crash, and holds the restarts that
-/// errors have cost against the ends.
+/// Counts each unplanned end of the server as a crash, and matches restarts with ends.
 fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
     let crash = |suspect: Option<&str>, words: &str| {
         world.complain(format!(
@@ -217,7 +214,7 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
             suspect.unwrap_or("none")
         ));
         world.count.crashes.fetch_add(1, SeqCst);
-        // It was cut off: now it is known by what.
+        // It counted as cut off so far.
         if let Some(kind) = all().find(|kind| Some(kind.name) == suspect) {
             world.count.cut_off.fetch_sub(1, SeqCst);
             world.made(kind, Class::Crash, None);

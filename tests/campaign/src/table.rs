@@ -5,7 +5,7 @@ use vmsrs_report::table::{Table, numbers, words};
 use crate::outcome::{KindOutcome, Outage};
 use crate::report::Report;
 
-/// What became of each kind of error, and the facts of the run.
+/// A table of the kinds of errors, and the facts of the run.
 #[must_use]
 pub fn table(report: &Report) -> String {
     format!("{}\n{}", kinds(&report.outcome.kinds), facts(report))
@@ -73,7 +73,7 @@ fn facts(report: &Report) -> Table {
             ),
         ),
         (
-            "most under way at once",
+            "most errors in flight",
             report.outcome.most_errors_in_flight.to_string(),
         ),
         ("others harmed", report.outcome.others_harmed.to_string()),
@@ -82,10 +82,7 @@ fn facts(report: &Report) -> Table {
             format!("{}, {}", report.outcome.crashes, report.outcome.hangs),
         ),
         ("commits lost", report.outcome.commits_lost.to_string()),
-        (
-            "not detected, and must be",
-            report.outcome.undetected.to_string(),
-        ),
+        ("undetected", report.outcome.undetected.to_string()),
         (
             "complaints of the kernel",
             report.outcome.kernel_complaints.to_string(),
@@ -100,7 +97,7 @@ fn facts(report: &Report) -> Table {
         (
             "restarts of the guest",
             format!(
-                "{} asked for, {} not, {} of them before the driver was loaded",
+                "{} planned, {} not, {} of them before the driver was loaded",
                 report.outcome.guest_restarts_planned,
                 report.guest_restarts_unplanned,
                 report.outcome.guest_boots_cut_short
@@ -109,7 +106,7 @@ fn facts(report: &Report) -> Table {
         (
             "errors outside of domains",
             format!(
-                "{}: {} ended the process, {} caught, {} not noticed at once; the supervisor ended {}",
+                "{}: {} ended the process, {} caught, {} without effect at once; the supervisor ended {}",
                 report.outcome.untagged.aimed,
                 report.outcome.untagged.killed,
                 report.outcome.untagged.caught,
@@ -118,11 +115,14 @@ fn facts(report: &Report) -> Table {
             ),
         ),
         (
-            "untagged deaths, outage",
+            "outages by untagged deaths",
             outage(&report.outcome.untagged.outage),
         ),
-        ("without server", outage(&report.outcome.outage_server)),
-        ("without guest", outage(&report.outcome.outage_guest)),
+        (
+            "outages of the server",
+            outage(&report.outcome.outage_server),
+        ),
+        ("outages of the guest", outage(&report.outcome.outage_guest)),
         (
             "time",
             format!(

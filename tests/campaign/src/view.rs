@@ -1,4 +1,4 @@
-//! The report as a page: a bar for each kind of error, coloured by what became of its errors.
+//! The report as a web page: a bar for each kind of error, coloured by the outcomes of its errors.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ const ROW: usize = 20;
 /// An outcome class: its name, its colour, its number.
 type Class = (&'static str, &'static str, fn(&KindOutcome) -> u64);
 
-/// What is wanted first, what must not be last.
+/// The outcome classes, the best ones first.
 const CLASSES: [Class; 8] = [
     ("only the request lost", "#4c8c4a", |kind| kind.request_lost),
     (
@@ -22,7 +22,7 @@ const CLASSES: [Class; 8] = [
         |kind| kind.recovered_right,
     ),
     ("no effect", "#c9c9c9", |kind| kind.no_effect),
-    ("restarted, as the kind has it", "#5b7db1", |kind| {
+    ("restarted, as expected of the kind", "#5b7db1", |kind| {
         kind.restarted
     }),
     ("wrong answer or data of its own user", "#e0b04c", |kind| {
@@ -33,7 +33,7 @@ const CLASSES: [Class; 8] = [
     ("hang", "#000000", |kind| kind.hang),
 ];
 
-/// One page of HTML that needs nothing else.
+/// A self-contained HTML page.
 #[must_use]
 pub fn page(report: &Report) -> String {
     let mut page = String::new();
@@ -59,7 +59,7 @@ fn write_page(page: &mut String, report: &Report) -> std::fmt::Result {
          <p>Seed {seed}, {vcpus} vCPUs, Linux {kernel}: <b>{verdict}</b>.</p>\n\
          <p>Others harmed: {harmed}. Crashes: {crashes}. Hangs: {hangs}. Commits lost: {commits}. \
          Restarts of the server: {restarts}, {untagged} of them by errors outside of domains (longest \
-         outage {outage} ms). Most errors under way at once: {flying}.</p>",
+         outage {outage} ms). Most errors in flight: {flying}.</p>",
         seed = report.place.seed,
         vcpus = report.place.vcpus,
         errors = report.outcome.errors_injected,
@@ -130,7 +130,7 @@ mod tests {
     use crate::report::tests::place;
 
     #[test]
-    fn each_kind_has_a_bar_as_wide_as_all_and_nothing_is_loaded_from_elsewhere() {
+    fn page_is_self_contained_with_full_bars() {
         let kind = KindOutcome {
             kind: "a < b".to_owned(),
             injected: 4,

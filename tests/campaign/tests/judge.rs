@@ -329,7 +329,7 @@ fn assert_consistent(outcome: &Outcome) {
 }
 
 #[test]
-fn a_server_that_loses_the_request_alone_keeps_all_promises() {
+fn losing_only_the_request_keeps_all_promises() {
     let outcome = campaign("nothing", Wrong::Nothing);
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
     assert!(outcome.errors_injected >= 60);
@@ -339,7 +339,7 @@ fn a_server_that_loses_the_request_alone_keeps_all_promises() {
 }
 
 #[test]
-fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
+fn change_of_an_unrelated_user_is_seen() {
     let outcome = campaign("other-user", Wrong::OtherUser(20));
     assert!(outcome.others_harmed > 0);
     // Whom harm is blamed on has made no more errors by that.
@@ -347,7 +347,7 @@ fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
 }
 
 #[test]
-fn a_failed_transfer_that_reaches_its_receiver_is_seen() {
+fn failed_transfer_that_reaches_its_receiver_is_seen() {
     let outcome = campaign_with_injector("receiver", Wrong::Receiver);
     assert!(outcome.others_harmed > 0);
     let blamed = |complaint: &String| complaint.contains("between two requests");
@@ -393,7 +393,7 @@ fn a_request_without_an_answer_is_seen() {
 }
 
 #[test]
-fn a_death_that_loses_commits_is_seen_as_both() {
+fn death_that_loses_commits_is_seen_as_both() {
     let outcome = campaign("death", Wrong::Death(20));
     assert!(
         outcome.crashes > 0 && outcome.commits_lost > 0,
@@ -406,7 +406,7 @@ fn a_death_that_loses_commits_is_seen_as_both() {
 }
 
 #[test]
-fn a_death_behind_the_last_answer_is_seen() {
+fn death_after_the_last_answer_is_seen() {
     let outcome = campaign("last-death", Wrong::LastDeath);
     assert_eq!(verdict(&outcome), [0, 1, 0, 0], "{:?}", outcome.complaints);
 }
@@ -423,7 +423,7 @@ fn a_run_that_is_given_up_breaks_a_promise() {
 }
 
 #[test]
-fn errors_of_the_injector_that_lose_their_request_alone_keep_all_promises() {
+fn injected_errors_that_lose_only_their_request_are_good() {
     let outcome = campaign_with_injector("injector", Wrong::Nothing);
     assert_eq!(
         outcome.broken_promises(),
@@ -434,7 +434,7 @@ fn errors_of_the_injector_that_lose_their_request_alone_keep_all_promises() {
 }
 
 #[test]
-fn an_error_that_must_be_detected_and_is_answered_breaks_a_promise() {
+fn undetected_error_breaks_a_promise() {
     let outcome = campaign_with_injector("unnoticed", Wrong::Unnoticed(3));
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
     assert_eq!(outcome.undetected, 1);
@@ -442,7 +442,7 @@ fn an_error_that_must_be_detected_and_is_answered_breaks_a_promise() {
 }
 
 #[test]
-fn a_deadline_that_was_armed_excuses_no_other_failure() {
+fn armed_deadline_excuses_no_other_failure() {
     let outcome = campaign_with_injector("unexcused", Wrong::Unexcused);
     assert!(outcome.others_harmed > 0);
     let outcome = campaign_with_injector("late", Wrong::Late);
@@ -450,7 +450,7 @@ fn a_deadline_that_was_armed_excuses_no_other_failure() {
 }
 
 #[test]
-fn a_deadline_that_ends_another_error_than_an_endless_one_is_a_hang() {
+fn deadline_of_an_error_that_is_not_endless_is_a_hang() {
     let outcome = campaign_with_injector("overdue", Wrong::Overdue);
     assert!(outcome.hangs > 0, "{:#?}", outcome.kinds);
     assert_eq!(verdict(&outcome)[0], 0, "{:#?}", outcome.complaints);

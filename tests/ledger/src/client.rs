@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::keepalive::keep_alive;
 use crate::reply::Stats;
 
-/// Longest answer that is read; the server's own limit is below it.
+/// Longest answer that is read; the server's own limit is lower.
 const REPLY_MAX: u64 = 1 << 20;
 
-/// How long a connection may take to come about.
+/// How long an attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// There is no server, or not a new one.
+/// No server was reached, or one that has been used before.
 #[derive(Debug, thiserror::Error)]
 #[error("no new ledger answers at {address} ({doing}); start one first")]
 pub struct NoServer {
@@ -47,7 +47,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When nobody listens there.
+    /// When the connection is refused or takes too long.
     pub fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
@@ -67,16 +67,16 @@ impl Client {
         keep_alive(self.stream.get_ref())
     }
 
-    /// A handle by which another thread can shut the connection down.
+    /// A handle with which another thread can shut the connection down.
     ///
     /// # Errors
     ///
-    /// When the process has no descriptors left.
+    /// When the process is out of descriptors.
     pub fn handle(&self) -> io::Result<TcpStream> {
         self.stream.get_ref().try_clone()
     }
 
-    /// Sends a line and waits for the answer's line, which is returned without its end.
+    /// Sends a line and waits for the answer, a line that is returned without its newline.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Client {
         self.receive()
     }
 
-    /// Waits for another line of an answer that has several, without its end.
+    /// Waits for the next line of a longer answer; it is returned without its newline.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`Client::ask`]; also when the answer is none.
+    /// As [`Client::ask`]; also when the answer is malformed.
     pub fn stats(&mut self) -> io::Result<Stats> {
         Stats::parse(&self.ask("STATS")?).map_err(io::Error::other)
     }

@@ -1,4 +1,4 @@
-//! The plain C server on this machine, for tests of those who judge servers.
+//! A ledger server on this machine, for tests.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -35,20 +35,20 @@ impl Ledger {
         let mut lines = BufReader::new(output).lines();
         let port = lines
             .find_map(|line| line.ok()?.rsplit_once("ready on port ")?.1.parse().ok())
-            .context("the server does not say its port")?;
+            .context("the server did not print its port")?;
         ledger.address.set_port(port);
-        // Nobody reads what it says from here on, but its pipe must not close.
+        // The rest of its output is of no interest, but the pipe must stay open.
         thread::spawn(move || lines.for_each(drop));
         Ok(ledger)
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends it at once, as `kill -9` does.
+    /// Kills it at once, like `kill -9`.
     pub fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_overwrites_and_an_addition_reads_what_it_changes() {
+    fn store_is_a_write_and_addition_a_read() {
         // mov [rdi+8], rax
         assert_eq!(
             stopped_behind(&[0x48, 0x89, 0x47, 0x08], &[], true),

@@ -1,8 +1,7 @@
 //! The load: many clients, a model of every user, and a comparison of everything at the end.
 //!
 //! Each user belongs to one connection. A request is sent while the model of the users that it
-//! touches is locked, so the model knows exactly what the answer must be, whatever the other
-//! connections do meanwhile.
+//! involves is locked, so the model knows the exact answer whatever the other connections do.
 
 mod options;
 pub mod outcome;
@@ -27,13 +26,13 @@ pub enum Error {
     /// There are more connections than users.
     #[error(transparent)]
     Users(#[from] TooFewUsers),
-    /// A fatal request may need others that prepare it.
+    /// A fatal request may need others to prepare it.
     #[error("one request in {one_in} cannot be fatal; ask for one in {SMALLEST_GROUP} at most")]
     TooManyFatal {
         /// The share asked for.
         one_in: usize,
     },
-    /// There is no new server.
+    /// There is no new server at the address.
     #[error(transparent)]
     Server(#[from] NoServer),
 }

@@ -16,7 +16,7 @@ pub struct Options {
     pub requests: usize,
     /// Whether any request is fatal.
     pub faults: bool,
-    /// One request in so many is fatal; at least [`SMALLEST_GROUP`](crate::plan::SMALLEST_GROUP).
+    /// One request in this many is fatal; at least [`SMALLEST_GROUP`](crate::plan::SMALLEST_GROUP).
     pub fatal_one_in: usize,
     /// Seed of the plan: the same one gives the same requests.
     pub seed: u64,

@@ -26,9 +26,9 @@ pub(super) struct Worker<'a> {
     plan: Plan,
     /// Indices of its users.
     own: Vec<usize>,
-    /// The one in `own` for whom the next request is.
+    /// Index in `own` of the user of the next request.
     current: usize,
-    /// The one that this connection has chosen with `USER`, as an index into all users.
+    /// Index of the user that was selected with `USER`.
     chosen: Option<usize>,
 }
 
@@ -54,7 +54,7 @@ impl<'a> Worker<'a> {
             if start.elapsed() > self.world.options.deadline {
                 self.world.over.store(true, SeqCst);
                 self.world.innocent_failed(format!(
-                    "the load was given up after {} s",
+                    "the load was abandoned after {} s",
                     self.world.options.deadline.as_secs()
                 ));
                 return;
@@ -89,7 +89,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Sends an ordinary request and holds its answer against the model.
+    /// Sends an ordinary request and compares its answer with the model's.
     fn ordinary(&mut self, index: usize, command: &Command) {
         let world = self.world;
         let (mut user, mut receiver) = lock_touched(&world.users, index, command);
@@ -128,7 +128,7 @@ impl<'a> Worker<'a> {
         world.innocent_failed(format!("request {number} {command}: {complaint}"));
     }
 
-    /// Sends a fatal request and checks that its user's state is as before.
+    /// Sends a fatal request and checks that its user's state is unchanged.
     fn fatal(&mut self, index: usize, bug: Bug, command: &Command) {
         let world = self.world;
         let user = lock(&world.users[index]);
@@ -142,7 +142,7 @@ impl<'a> Worker<'a> {
             Ok(Reply::Failed(failure)) => world.record(bug).failed(&failure),
             Ok(Reply::Answer(line)) => {
                 world.complain(format!(
-                    "{what} was not noticed: {:?}",
+                    "{what} was not detected: {:?}",
                     String::from_utf8_lossy(&line[..line.len().min(80)])
                 ));
                 return;
@@ -169,7 +169,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Sends a line: its number, and what came back.
+    /// Sends a line; returns its number and the answer.
     fn ask(&mut self, line: &str) -> (u64, io::Result<Vec<u8>>) {
         let options = self.world.options;
         let number = self.world.count.sent.fetch_add(1, SeqCst) + 1;
@@ -186,7 +186,7 @@ impl<'a> Worker<'a> {
         (number, answer)
     }
 
-    /// Connects again after `error`, or finds out that the server is dead: nobody listens any more.
+    /// Connects again after `error`, or finds that the server is dead: its port is closed.
     fn reconnect(&mut self, number: u64, bug: Option<Bug>, error: &io::Error) {
         let options = self.world.options;
         self.client = None;
