@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-/* Begin and end of requests; the domains that the server opens. */
+/* Start and end of requests; the domains that the server opens. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <string.h>
@@ -69,7 +69,7 @@ static int function(vmsrs_request *request, void *argument)
 	return result;
 }
 
-/* The last step of a task: its result is the function's. */
+/* The last step of a task, with the function's result. */
 static int last_step(vmsrs_request *request, void *argument)
 {
 	struct call *call = argument;
@@ -101,7 +101,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	vmsrs_options options = {
 		.flags = arm.seal ? VMSRS_SEAL : 0,
 		.deadline_ms = arm.deadline ? arm.deadline : DEADLINE_MS,
-		/* With a deadline, too: then it is the deadline that ends a wait, and the request says so. */
+		/* Longer than a deadline, so that the deadline ends a wait and is reported. */
 		.lock_timeout_ms = LOCK_TIMEOUT_MS,
 	};
 	bool timed = false;
@@ -131,7 +131,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	return code;
 }
 
-/* The app's own check, registered in the server's place: finds something, or dies, where it is told to. */
+/* The app's own check, registered for the server: finds a violation or fails when told to. */
 static int check(vmsrs_domain *domain, void *unused)
 {
 	(void)domain, (void)unused;
@@ -155,7 +155,7 @@ EXPORT int vmsrs_open(const char *name, vmsrs_app **opened)
 
 EXPORT int vmsrs_domain_open(const vmsrs_app *of, const void *key, size_t length, vmsrs_domain **domain)
 {
-	/* Users whose frames are hit by bit flips have mirrors. */
+	/* Users whose frames are corrupted have mirrors. */
 	bool mirror = length == 7 && !memcmp(key, "mirror", 6);
 	int code = real.domain_open_with(of, key, length, mirror ? VMSRS_MIRROR : 0, domain);
 

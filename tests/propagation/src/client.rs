@@ -1,7 +1,7 @@
-//! A connection to the server whose answers come in when they come.
+//! A non-blocking connection to the server.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 
 /// A connection.
@@ -12,13 +12,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to a port of this machine.
+    /// Connects to the server.
     ///
     /// # Errors
     ///
-    /// When nobody listens there.
-    pub fn connect(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    /// When the connection is refused.
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self {
@@ -27,7 +27,7 @@ impl Client {
         })
     }
 
-    /// The socket, to be waited for.
+    /// The socket, for polling.
     pub fn socket(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
@@ -41,7 +41,7 @@ impl Client {
         self.stream.write_all(format!("{line}\n").as_bytes())
     }
 
-    /// The answer's line, if all of it is there by now.
+    /// The answer's line, if it has arrived completely.
     ///
     /// # Errors
     ///

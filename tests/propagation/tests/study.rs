@@ -1,4 +1,4 @@
-//! The study, in small.
+//! A small study.
 
 use std::path::Path;
 

@@ -1,10 +1,9 @@
-//! The ledger server in Rust: the protocol of `ledger.c` (see `docs/demo.md`), written anew.
+//! The ledger server in Rust, with the protocol of `ledger.c` (see `docs/demo.md`).
 //!
-//! Users' state lies in domains, one for each user and one for the directory. Each request runs in
-//! [`vmsrs::Domain::run`]. Handlers have bugs, marked `BUG`: those of unsafe Rust, and panics.
+//! State is in domains, one for each user and one for the directory. Each request runs in [`vmsrs::Domain::run`]. Some
+//! handlers have bugs, marked `BUG`: those of unsafe Rust, and panics.
 //!
-//! What a request writes outside of domains is not undone. Here that is the answer under way, which
-//! [`Session::run`] drops.
+//! A request's writes outside of domains are not undone. Here that is a partial answer, which [`Session::run`] drops.
 
 mod commands;
 mod notes;
@@ -54,14 +53,14 @@ fn serve(port: &str) -> Result<(), Box<dyn std::error::Error>> {
             }
         };
         std::thread::Builder::new().spawn(move || {
-            // An error here is a client that has gone.
+            // An error here means that the client has disconnected.
             let _ = Session::new(server).serve(&stream);
         })?;
     }
     Ok(())
 }
 
-/// What all connections share; ordinary memory.
+/// The state that all connections share, in ordinary memory.
 struct Server {
     app: &'static App,
     directory: &'static Domain,
@@ -74,8 +73,8 @@ struct Server {
 
 impl Server {
     fn open() -> Result<Self, Box<dyn std::error::Error>> {
-        // SAFETY: the handlers bear being cut short: they lend nothing to other threads, and own
-        // nothing but what lies in domains.
+        // SAFETY: the handlers may be cut short: they lend nothing to other threads, and own only
+        // what is in domains.
         let app = unsafe { App::open("ledger")? };
         let directory = app.domain("/directory")?;
         let names = directory.run(Directory::open)?;
@@ -122,8 +121,7 @@ impl Server {
 struct Session {
     server: &'static Server,
     account: Option<(Name, &'static Domain)>,
-    /// The answer under way. It belongs to the session, so that a request that is cut short leaks
-    /// nothing.
+    /// The answer so far. It belongs to the session, so that a request that is cut short does not leak it.
     answer: Vec<u8>,
 }
 
@@ -222,9 +220,8 @@ impl Session {
         ))
     }
 
-    /// Runs one request on the domain of the account, and on that of `other` too: both are taken in
-    /// order of name, so that opposite transfers don't wait for each other for ever. Without a
-    /// command the user is made if there is none.
+    /// Runs one request on the domain of the account and, if there is one, on that of `other`: both are taken in order of
+    /// name, so that opposite transfers do not deadlock. Without a command the user is created if it does not exist.
     fn run(
         &mut self,
         line: &str,
@@ -252,7 +249,7 @@ impl Session {
             // SAFETY: the request holds the account's domain, and this is the only reference.
             match (unsafe { User::of(account.1) }, command) {
                 (Some(user), Some(command)) => {
-                    // SAFETY: it holds the other domain too, which is another one.
+                    // SAFETY: it also holds the other domain.
                     let other = other.and_then(|other| unsafe { User::of(other.1) });
                     command.run(&mut context, user, other)
                 }
