@@ -14,9 +14,9 @@ use vmsrs_ledger::users::{TooFewUsers, check_spread};
 use crate::kind::{self, Kind};
 use crate::options::Options;
 
-/// Makes thousands of errors in a server's requests and checks that nobody else notices.
+/// Makes thousands of errors in a server's requests, and checks that other users are unaffected.
 #[derive(Debug, Parser)]
-#[command(name = "vmsrs-campaign", version, about, long_about = None)]
+#[command(name = "vmsrs-campaign", version, long_about = None)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do instead of running the campaign in a guest.

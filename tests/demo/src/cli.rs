@@ -11,9 +11,9 @@ use vmsrs_ledger::load::Options;
 use vmsrs_ledger::plan::FATAL_ONE_IN;
 use vmsrs_ledger::program::Server;
 
-/// Shows what VMSRS does: the same load against a server that dies and one that does not.
+/// Demonstrates VMSRS: the same load against a server that dies, and one that survives.
 #[derive(Debug, Parser)]
-#[command(name = "vmsrs-demo", version, about, long_about = None)]
+#[command(name = "vmsrs-demo", version, long_about = None)]
 pub struct Cli {
     /// What to do instead of the whole demonstration.
     #[command(subcommand)]
@@ -53,7 +53,7 @@ pub enum Job {
 /// The load.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct LoadArgs {
-    /// Users.
+    /// Number of users.
     #[arg(long, default_value_t = 52)]
     pub users: usize,
     /// Connections, each with its own thread on both sides.
@@ -106,7 +106,7 @@ pub struct IntegralArgs {
     /// Limit for the whole measurement, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 7200)]
     pub limit: u64,
-    /// Users.
+    /// Number of users.
     #[arg(long, default_value_t = 52)]
     pub users: usize,
     /// Connections, each with its own thread on both sides.
