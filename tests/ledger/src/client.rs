@@ -1,7 +1,9 @@
 //! A connection to the ledger: one line out, one line back.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::mem;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use crate::keepalive::keep_alive;
@@ -40,6 +42,14 @@ impl NoServer {
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<TcpStream>,
+    /// The part of an answer that has arrived.
+    partial: Vec<u8>,
+}
+
+impl AsRawFd for Client {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.get_ref().as_raw_fd()
+    }
 }
 
 impl Client {
@@ -55,6 +65,7 @@ impl Client {
         stream.set_write_timeout(Some(timeout))?;
         Ok(Self {
             stream: BufReader::new(stream),
+            partial: Vec::new(),
         })
     }
 
@@ -82,10 +93,18 @@ impl Client {
     ///
     /// When the connection is lost, or the answer does not come in time.
     pub fn ask(&mut self, line: &str) -> io::Result<Vec<u8>> {
-        self.stream
-            .get_mut()
-            .write_all(format!("{line}\n").as_bytes())?;
+        self.send(line)?;
         self.receive()
+    }
+
+    /// Sends a line.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost.
+    pub fn send(&mut self, line: &str) -> io::Result<()> {
+        let line = format!("{line}\n");
+        self.stream.get_mut().write_all(line.as_bytes())
     }
 
     /// Waits for the next line of a longer answer; it is returned without its newline.
@@ -94,10 +113,11 @@ impl Client {
     ///
     /// As [`Client::ask`].
     pub fn receive(&mut self) -> io::Result<Vec<u8>> {
-        let mut reply = Vec::new();
+        let room = REPLY_MAX - self.partial.len() as u64;
         (&mut self.stream)
-            .take(REPLY_MAX)
-            .read_until(b'\n', &mut reply)?;
+            .take(room)
+            .read_until(b'\n', &mut self.partial)?;
+        let mut reply = mem::take(&mut self.partial);
         if reply.pop() != Some(b'\n') {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
@@ -105,6 +125,28 @@ impl Client {
             ));
         }
         Ok(reply)
+    }
+
+    /// The next line of an answer, if all of it has arrived; see [`Client::set_nonblocking`].
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost.
+    pub fn poll(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match self.receive() {
+            Ok(line) => Ok(Some(line)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the connection non-blocking, for [`Client::poll`].
+    ///
+    /// # Errors
+    ///
+    /// When the socket does not allow it.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        self.stream.get_ref().set_nonblocking(true)
     }
 
     /// Asks for the server's statistics.

@@ -54,6 +54,15 @@ impl Failure {
 }
 
 impl Reply {
+    /// The failure, if the request failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Answer(_) => None,
+        }
+    }
+
     /// Parses a line without its newline.
     ///
     /// # Errors

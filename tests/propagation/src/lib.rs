@@ -8,7 +8,6 @@
 //! Watchpoints do not see accesses by the kernel for the program (`send`, `recv`), nor where a value goes that was read.
 
 pub mod access;
-pub mod client;
 pub mod load;
 pub mod owner;
 pub mod place;

@@ -1,6 +1,7 @@
 //! One trial: a server, a load, one corrupted word, and its effects.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,9 +10,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
+use vmsrs_ledger::client::Client;
 
 use crate::access::{self, Access};
-use crate::client::Client;
 use crate::load::{self, Load, Request};
 use crate::owner::{self, Owner};
 use crate::place::{self, Damage, Region, Target};
@@ -214,7 +215,9 @@ impl<'a> Run<'a> {
             _server: server,
         };
         for user in 0..USERS {
-            run.clients.push(Client::connect(run._server.address)?);
+            let client = Client::connect(run._server.address, PATIENCE)?;
+            client.set_nonblocking()?;
+            run.clients.push(client);
             let request = load.first(user);
             let Answer::Line(line) = run.ask(&request)? else {
                 bail!("the server died before anything was corrupted");
@@ -316,7 +319,7 @@ impl<'a> Run<'a> {
                     Event::Touched { thread, slots } => self.touched(thread, slots)?,
                 }
             }
-            match self.clients[request.user].receive() {
+            match self.clients[request.user].poll() {
                 Ok(Some(line)) => return Ok(Answer::Line(line)),
                 Ok(None) => {}
                 // The process may still be on its way to its end.
@@ -334,7 +337,7 @@ impl<'a> Run<'a> {
     /// Waits for the socket, but only for a moment: a stopped thread does not wake anybody.
     fn wait(&self, user: usize) {
         let mut socket = libc::pollfd {
-            fd: self.clients[user].socket(),
+            fd: self.clients[user].as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use vmsrs_ledger::command::Command;
 use vmsrs_ledger::model::User;
-use vmsrs_ledger::reply::Reply;
+use vmsrs_ledger::reply::{Failure, Reply};
 use vmsrs_ledger::users::lock;
 
 use super::{Effect, Made, Struck, Worker};
@@ -69,7 +69,8 @@ impl Worker<'_> {
     ) -> Result<(), Over> {
         let world = self.world;
         let reply = Reply::parse(struck.line);
-        let failed = matches!(reply, Ok(Reply::Failed(_)));
+        let failure = reply.as_ref().ok().and_then(Reply::failure);
+        let failed = failure.is_some();
         let answer_right =
             matches!(&reply, Ok(Reply::Answer(line)) if effect.expected.matches(line));
         let must_be = match failed {
@@ -86,11 +87,8 @@ impl Worker<'_> {
             state_right,
             stopped: struck.strike.stopped,
         });
-        let detector = match &reply {
-            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
-            _ => None,
-        };
-        let overdue = detector.as_deref() == Some("deadline") && !kind.is_endless();
+        let detector = failure.map(Failure::detector);
+        let overdue = detector == Some("deadline") && !kind.is_endless();
         if overdue {
             world.complain(format!(
                 "hang: {} ({arm:?}), {} {} was ended by its deadline",
@@ -98,7 +96,7 @@ impl Worker<'_> {
             ));
         }
         let counted = if overdue { Class::Hang } else { class };
-        world.made(kind, counted, detector.as_deref());
+        world.made(kind, counted, detector);
         let right = class == Class::RequestLost || (answer_right && state_right);
         if let (Some(receiver), Some(after)) = (struck.receiver, effect.receiver.take()) {
             if right && !failed {
@@ -167,9 +165,10 @@ impl Worker<'_> {
             return Ok(());
         };
         let reply = Reply::parse(&answer.line);
+        let failure = reply.as_ref().ok().and_then(Reply::failure);
         let found = self.read_back(&user)?;
         let seen = Seen {
-            failed: matches!(reply, Ok(Reply::Failed(_))),
+            failed: failure.is_some(),
             answer_right: false,
             state_right: found
                 .as_ref()
@@ -177,11 +176,8 @@ impl Worker<'_> {
             stopped: false,
         };
         let class = classify(seen);
-        let noticed = match &reply {
-            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
-            _ => None,
-        };
-        world.made(kind, class, noticed.as_deref());
+        let noticed = failure.map(Failure::detector);
+        world.made(kind, class, noticed);
         if class != Class::RequestLost {
             world.complain(format!(
                 "{}: {} {:?}, state {:?}, expected {:?}",
@@ -223,7 +219,8 @@ impl Worker<'_> {
             return Ok(());
         }
         let reply = Reply::parse(&answer.line);
-        let failed = matches!(reply, Ok(Reply::Failed(_)));
+        let failure = reply.as_ref().ok().and_then(Reply::failure);
+        let failed = failure.is_some();
         let must_be = match failed {
             true => "NO user".to_owned(),
             false => user.dump(),
@@ -240,12 +237,9 @@ impl Worker<'_> {
                 .is_some_and(|found| world.same(&must_be, found)),
             stopped: false,
         };
-        let noticed = match &reply {
-            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
-            _ => None,
-        };
+        let noticed = failure.map(Failure::detector);
         let class = classify(seen);
-        world.made(kind, class, noticed.as_deref());
+        world.made(kind, class, noticed);
         if class == Class::OthersHarmed {
             world.complain(format!(
                 "{}: the user exists, but was answered {:?}: {:?}",
