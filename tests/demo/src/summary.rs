@@ -3,7 +3,7 @@
 use vmsrs_ledger::load::outcome::Outcome;
 use vmsrs_report::table::{Table, numbers, words};
 
-/// What became of each kind of bug, and the facts of the load.
+/// A table of the bugs, and the facts of the load.
 pub fn summary(outcome: &Outcome, incidents: Option<u64>) -> String {
     format!("{}\n{}", kinds(outcome), facts(outcome, incidents))
 }

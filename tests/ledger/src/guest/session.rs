@@ -38,28 +38,29 @@ impl BootArgs {
     }
 }
 
-/// Tells how far the work is, now and then.
+/// Sends progress messages, but not too many.
 #[derive(Debug)]
 pub struct Teller {
     told: Instant,
 }
 
 impl Teller {
-    /// Tells it, unless something was told just before.
+    /// Sends a message unless there was one just before.
     pub fn progress<F: Finding>(&mut self, progress: F::Progress) {
         if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
-            // Only the result at the end matters.
+            // Only the result at the end is essential.
             let _ = tell(&Message::<_, F>::Progress(progress));
         }
     }
 }
 
-/// Boots the guest, does `work` with its server and stops the guest; whether that came to a result. Everything is told.
+/// Boots the guest, does `work` with its server and stops the guest. Returns whether there is a result, which is sent as
+/// a message.
 ///
 /// # Errors
 ///
-/// When nothing can be told.
+/// When no message can be sent.
 pub fn run<F: Finding>(
     name: &str,
     args: &BootArgs,
@@ -101,7 +102,7 @@ pub fn run<F: Finding>(
     Ok(result.is_ok())
 }
 
-/// Prints what the host knows about these incidents, for those who look for their cause.
+/// Prints the host's records of these incidents, to find their cause.
 pub fn print_incidents(guest: &Guest, incidents: &[u64]) {
     for incident in incidents {
         if let Ok(text) = guest.control().show(&["incidents", &incident.to_string()]) {
