@@ -84,7 +84,7 @@ impl Console {
 /// Counts boots that never reached the driver and were followed by another boot.
 fn boots_cut_short(lines: &[&str]) -> u64 {
     let mut count = 0;
-    // There is no boot before the first.
+    // The first boot has no predecessor.
     let mut driver = true;
     for line in lines {
         if line.contains(BOOT) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use vmsrs_bed::cpu;
 use vmsrs_bed::guest::Guest;
-use vmsrs_ledger::guest::session::{self, Teller, print_incidents};
+use vmsrs_ledger::guest::session::{self, ProgressSender, print_incidents};
 use vmsrs_ledger::guest::{Finding, address, ledger};
 use vmsrs_report::steps::Count;
 
@@ -58,12 +58,12 @@ impl Finding for Found {
 pub fn run(args: &GuestArgs) -> Result<bool> {
     let config = args.boot.config().vcpus(args.run.vcpus).window("256M");
     let config = config.restarts(RESTARTS);
-    session::run(GUEST, &args.boot, &config, |guest, teller| {
-        with_guest(guest, teller, args)
+    session::run(GUEST, &args.boot, &config, |guest, sender| {
+        with_guest(guest, sender, args)
     })
 }
 
-fn with_guest(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Found> {
+fn with_guest(guest: &Guest, sender: &mut ProgressSender, args: &GuestArgs) -> Result<Found> {
     let host = Host {
         process: guest.pid(),
         control: guest.control().clone(),
@@ -76,7 +76,7 @@ fn with_guest(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Fo
         host: Some(host),
         ..args.run.options(ledger())
     };
-    let outcome = run::run(&options, |progress| teller.progress::<Found>(progress))?;
+    let outcome = run::run(&options, |progress| sender.progress::<Found>(progress))?;
     if outcome.hangs > 0 {
         eprintln!("--- the guest's processes\n{}", guest_state());
     }

@@ -13,7 +13,7 @@ pub struct Report {
     /// What the run found.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// Restarts of the guest that no error has asked for.
+    /// Restarts of the guest that no error has caused on purpose.
     pub guest_restarts_unplanned: u64,
     /// What was not as promised; empty if all was.
     pub broken_promises: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Place {
     pub only: Option<String>,
     /// Connections to the server.
     pub connections: usize,
-    /// Restarts of the guest that the host counts; nothing if it could not be asked.
+    /// Restarts of the guest that the host counts; `None` if the host does not answer.
     pub guest_restarts: Option<u64>,
 }
 
@@ -53,7 +53,9 @@ impl Report {
         match unplanned {
             Some(0) => {}
             Some(count) => broken_promises.push(format!("{count} unplanned restarts of the guest")),
-            None => broken_promises.push("the host does not say how often it restarted".to_owned()),
+            None => {
+                broken_promises.push("the host did not report its restarts of the guest".to_owned())
+            }
         }
         Self {
             place,

@@ -24,7 +24,7 @@ use crate::world::{Ended, World};
 /// Limit for the last reports of failed requests to reach the host.
 const REPORTS_UNDER_WAY: Duration = Duration::from_secs(300);
 
-/// Why there is no outcome.
+/// Why the run could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There are more connections than users.

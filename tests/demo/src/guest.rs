@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use vmsrs_bed::guest::Guest;
-use vmsrs_ledger::guest::session::{self, Teller, print_incidents};
+use vmsrs_ledger::guest::session::{self, ProgressSender, print_incidents};
 use vmsrs_ledger::guest::{Finding, ledger};
 use vmsrs_ledger::load;
 use vmsrs_ledger::load::outcome::{Outcome, Progress};
@@ -65,13 +65,13 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
         &args.name,
         &args.boot,
         &args.boot.config(),
-        |guest, teller| load(guest, teller, args),
+        |guest, sender| load(guest, sender, args),
     )
 }
 
-fn load(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Loaded> {
+fn load(guest: &Guest, sender: &mut ProgressSender, args: &GuestArgs) -> Result<Loaded> {
     let outcome = load::run(&args.load.options(ledger()), |progress| {
-        teller.progress::<Loaded>(progress);
+        sender.progress::<Loaded>(progress);
     })?;
     print_incidents(guest, &outcome.innocent_incidents);
     Ok(Loaded {

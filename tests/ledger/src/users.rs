@@ -13,9 +13,9 @@ use crate::model::{DirectoryChange, User};
     "{users} users cannot be spread over {connections} connections; each connection needs at least one user"
 )]
 pub struct TooFewUsers {
-    /// Users asked for.
+    /// The requested users.
     pub users: usize,
-    /// Connections asked for.
+    /// The requested connections.
     pub connections: usize,
 }
 

@@ -70,7 +70,7 @@ impl Load {
                 let [sender, receiver] = self
                     .users
                     .get_disjoint_mut([user, receiver])
-                    .context("a transfer to nobody")?;
+                    .context("a transfer to an unknown user")?;
                 sender.apply(&step.command, Some(receiver)).0
             }
             _ => self.users[user].apply(&step.command, None).0,

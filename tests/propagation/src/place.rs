@@ -119,7 +119,7 @@ pub fn base(tracee: &Tracee, program: &Program) -> Result<u64> {
 ///
 /// # Errors
 ///
-/// When there is no such word.
+/// When the target has no suitable word.
 pub fn choose(
     rng: &mut impl Rng,
     tracee: &Tracee,

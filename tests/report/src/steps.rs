@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Between two lines with counts where there is no terminal.
-const TELL_EVERY: Duration = Duration::from_secs(30);
+/// Between two lines with counts without a terminal.
+const INTERVAL: Duration = Duration::from_secs(30);
 
 const SPINNER: &str = "  {spinner} {msg}";
 const BAR: &str = "  {bar:30} {pos}/{len} {msg} [{elapsed}]";
@@ -18,7 +18,7 @@ const BAR: &str = "  {bar:30} {pos}/{len} {msg} [{elapsed}]";
 pub struct Steps {
     bar: ProgressBar,
     /// When counts were last printed as a line.
-    told: Rc<Cell<Instant>>,
+    last: Rc<Cell<Instant>>,
 }
 
 /// A running step.
@@ -46,7 +46,7 @@ impl Steps {
     pub fn new() -> Self {
         Self {
             bar: ProgressBar::new_spinner(),
-            told: Rc::new(Cell::new(Instant::now())),
+            last: Rc::new(Cell::new(Instant::now())),
         }
     }
 
@@ -57,7 +57,7 @@ impl Steps {
         self.bar.set_message(name.clone());
         self.bar.enable_steady_tick(Duration::from_millis(100));
         self.bar.reset_elapsed();
-        self.told.set(Instant::now());
+        self.last.set(Instant::now());
         Step {
             steps: self,
             name,
@@ -77,8 +77,8 @@ impl Steps {
         self.bar.set_length(count.total);
         self.bar.set_position(count.done);
         self.bar.set_message(count.words.clone());
-        if self.bar.is_hidden() && self.told.get().elapsed() >= TELL_EVERY {
-            self.told.set(Instant::now());
+        if self.bar.is_hidden() && self.last.get().elapsed() >= INTERVAL {
+            self.last.set(Instant::now());
             eprintln!("  {count}");
         }
     }

@@ -12,7 +12,7 @@ use super::{TAP, ledger};
 use crate::client::Client;
 
 /// Between two messages with counts.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_millis(500);
 /// How long one attempt to reach the server may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -40,15 +40,15 @@ impl BootArgs {
 
 /// Sends progress messages, but not too many.
 #[derive(Debug)]
-pub struct Teller {
-    told: Instant,
+pub struct ProgressSender {
+    last: Instant,
 }
 
-impl Teller {
+impl ProgressSender {
     /// Sends a message unless there was one just before.
     pub fn progress<F: Finding>(&mut self, progress: F::Progress) {
-        if self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
+        if self.last.elapsed() >= INTERVAL {
+            self.last = Instant::now();
             // Only the result at the end is essential.
             let _ = tell(&Message::<_, F>::Progress(progress));
         }
@@ -65,7 +65,7 @@ pub fn run<F: Finding>(
     name: &str,
     args: &BootArgs,
     config: &Config,
-    work: impl FnOnce(&Guest, &mut Teller) -> Result<F>,
+    work: impl FnOnce(&Guest, &mut ProgressSender) -> Result<F>,
 ) -> Result<bool> {
     let say = |message: &Message<F::Progress, &F>| tell(message);
     say(&Message::Booting(name.to_owned()))?;
@@ -85,8 +85,8 @@ pub fn run<F: Finding>(
         })
         .and_then(|_| {
             say(&Message::Ready)?;
-            let told = Instant::now();
-            work(&guest, &mut Teller { told })
+            let last = Instant::now();
+            work(&guest, &mut ProgressSender { last })
         })
         .and_then(|found| {
             guest.stop()?;

@@ -22,7 +22,7 @@ impl<F> Found<F> {
     /// When there is none.
     pub fn take(&mut self, name: &str) -> Result<F> {
         let place = self.0.iter().position(|(of, _)| of == name);
-        let place = place.with_context(|| format!("there is no result of the guest {name}"))?;
+        let place = place.with_context(|| format!("missing result of the guest {name}"))?;
         Ok(self.0.remove(place).1)
     }
 }

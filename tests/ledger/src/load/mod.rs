@@ -20,7 +20,7 @@ use crate::load::world::World;
 use crate::plan::SMALLEST_GROUP;
 use crate::users::{TooFewUsers, check_spread};
 
-/// Why there is no result.
+/// Why the load could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There are more connections than users.
@@ -29,7 +29,7 @@ pub enum Error {
     /// A fatal request may need others to prepare it.
     #[error("one request in {one_in} cannot be fatal; ask for one in {SMALLEST_GROUP} at most")]
     TooManyFatal {
-        /// The share asked for.
+        /// The requested share.
         one_in: usize,
     },
     /// There is no new server at the address.
