@@ -60,9 +60,9 @@ kinds! {
     SealedWrite = KIND_SEALED_WRITE, c"sealed write";
     /// A block freed twice.
     DoubleFree = KIND_DOUBLE_FREE, c"double free";
-    /// A pointer freed that is no block of the domain.
+    /// A freed pointer that is not a block of the domain.
     ForeignFree = KIND_FOREIGN_FREE, c"foreign free";
-    /// Bytes behind a block were overwritten.
+    /// Bytes after a block were overwritten.
     RedZone = KIND_RED_ZONE, c"red zone";
     /// A freed block was written to.
     UseAfterFree = KIND_USE_AFTER_FREE, c"use after free";
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_the_protocol_has_a_name_and_keeps_its_number() {
+    fn every_protocol_kind_round_trips() {
         for number in 1..=wire::KIND_MAX {
             assert_eq!(Kind::from_number(number).map(Kind::number), Some(number));
         }

@@ -14,6 +14,9 @@ use vmsrs_protocol::shared::ThreadControl;
 /// [`Backend::lock_wait`], with tag and domain; `None` for the wait itself.
 type LockWait = dyn Fn(u64, u32) -> Option<io::Result<()>> + Send + Sync;
 
+/// [`Backend::drafts`], with domain, pages to skip and room for pages.
+type Drafts = dyn Fn(u32, usize, &mut [u32]) -> Option<usize> + Send + Sync;
+
 /// What a test does instead.
 pub(crate) struct Hooks {
     /// [`Backend::commit`], with tag and domain.
@@ -22,29 +25,32 @@ pub(crate) struct Hooks {
     pub(crate) resume: Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>,
     /// Before [`Backend::abandon`], with the tag.
     pub(crate) abandon: Box<dyn Fn(u64) + Send + Sync>,
+    /// [`Backend::drafts`], with the domain; `None` where drafts are not counted.
+    pub(crate) drafts: Box<Drafts>,
     /// Before or instead of a wait for a lock.
     pub(crate) lock_wait: Box<LockWait>,
 }
 
 /// See the module's description.
-pub(crate) struct Hooked {
+pub(crate) struct MockBackend {
     inner: Unprotected,
     hooks: Hooks,
 }
 
-impl fmt::Debug for Hooked {
+impl fmt::Debug for MockBackend {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(formatter)
     }
 }
 
-impl Hooked {
+impl MockBackend {
     /// An app under a name of its own.
     pub(crate) fn app(name: &str, set: impl FnOnce(&mut Hooks)) -> &'static App {
         let mut hooks = Hooks {
             commit: Box::new(|_, _| Ok(())),
             resume: Box::new(|_| Ok(())),
             abandon: Box::new(|_| ()),
+            drafts: Box::new(|_, _, _| None),
             lock_wait: Box::new(|_, _| None),
         };
         set(&mut hooks);
@@ -55,7 +61,7 @@ impl Hooked {
     }
 }
 
-impl Backend for Hooked {
+impl Backend for MockBackend {
     fn protects(&self) -> bool {
         self.inner.protects()
     }
@@ -106,12 +112,12 @@ impl Backend for Hooked {
 
     fn drafts(
         &self,
-        tag: u64,
+        _tag: u64,
         domain: u32,
         skip: usize,
         pages: &mut [u32],
     ) -> io::Result<Option<usize>> {
-        self.inner.drafts(tag, domain, skip, pages)
+        Ok((self.hooks.drafts)(domain, skip, pages))
     }
 
     fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()> {

@@ -198,7 +198,7 @@ fn circle(files: &BTreeMap<String, String>) -> Option<Vec<String>> {
             edges.insert(from.join("/"), siblings.collect());
         }
     }
-    // What imports nothing that is left is in no circle.
+    // A file that imports nothing that is left is in no circle.
     loop {
         let left: BTreeSet<String> = edges.keys().cloned().collect();
         edges.retain(|_, imported| !imported.is_disjoint(&left));

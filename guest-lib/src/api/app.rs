@@ -20,7 +20,7 @@ use vmsrs_protocol::{KEY_MAX, NAME_MAX};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
     /// There is no device. Errors are suppressed, locks released, defers run; but what the request
-    /// wrote stays, and nobody is kept from writing where he should not.
+    /// wrote stays, and writes to other domains are not stopped.
     None,
     /// The driver and the host keep versions of every page.
     Full,
@@ -53,7 +53,7 @@ impl App {
         unsafe { Self::open_bytes(name.as_bytes()) }
     }
 
-    /// Like [`App::open`], for names that are no UTF-8.
+    /// Like [`App::open`], for names that are not UTF-8.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl App {
             });
         }
         if name.contains(&0) {
-            return Err(Error::Argument("a zero byte in the app's name"));
+            return Err(Error::Argument("the app's name contains a zero byte"));
         }
         let mut apps = APPS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(app) = apps.iter().find(|app| app.name() == name) {
@@ -194,7 +194,7 @@ impl App {
     /// of a domain is committed (at the end of a request, by [`crate::Request::commit`] and by
     /// [`crate::Entered::leave`]), in the request, for each domain that is to be committed with
     /// something written by the request. If it gives an error, panics, or dies of any other error,
-    /// the request fails with [`Kind::Invariant`] and the message.
+    /// the request fails with [`crate::Kind::Invariant`] and the message.
     ///
     /// The check should only read. What it costs, every commit costs.
     ///

@@ -17,7 +17,7 @@ use vmsrs_protocol::PAGE_SIZE;
 pub struct DomainOptions {
     /// The host keeps a second copy of each sealed page, and repairs from it a page whose memory went
     /// wrong. The copies take as much room of the window as the pages. A domain that has a mirror
-    /// keeps it, whoever opens it.
+    /// keeps it, whichever process opens it.
     pub mirror: bool,
 }
 
@@ -79,7 +79,7 @@ impl Domain {
         code: impl FnOnce(&'static Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let thread = thread::current().ok_or(Error::NotInRequest)?;
-        thread.refuse_amid();
+        thread.reject_reentry();
         thread.exclusive(|| {
             if !thread.state().holds(self) {
                 return Err(Error::NotHeld);
@@ -98,7 +98,9 @@ impl Domain {
     pub fn allocate(&'static self, size: usize, alignment: usize) -> Result<NonNull<u8>, Error> {
         self.holding(|thread| {
             if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
-                return Err(Error::Argument("the alignment"));
+                return Err(Error::Argument(
+                    "the alignment must be a power of two up to 4096",
+                ));
             }
             let block = thread
                 .state()
@@ -115,7 +117,7 @@ impl Domain {
         })
     }
 
-    /// Gives a block back. A pointer that is no live block of the domain makes the request fail
+    /// Gives a block back. A pointer that is not a live block of the domain makes the request fail
     /// ([`crate::Kind::DoubleFree`], [`crate::Kind::ForeignFree`]), as does an overwritten red zone;
     /// then this does not return.
     ///
@@ -145,7 +147,7 @@ impl Domain {
     }
 
     /// Changes a block's size, in its place or by moving it; the alignment of a moved block is 16.
-    /// A pointer that is no live block makes the request fail.
+    /// A pointer that is not a live block makes the request fail.
     ///
     /// # Errors
     ///
@@ -178,8 +180,8 @@ impl Domain {
     }
 
     /// The root pointer, or null if it was never set. Without holding the domain, what it leads to
-    /// may change meanwhile, and what another request is writing there cannot be read where the CPU
-    /// has protection keys.
+    /// may change meanwhile, and where the CPU has protection keys, what another request is writing cannot
+    /// be read.
     #[must_use]
     pub fn root_address(&self) -> *mut u8 {
         let header = self.header();
@@ -213,7 +215,7 @@ impl Domain {
         })
     }
 
-    /// Like [`App::set_invariant`], for this domain. The app's is checked as well.
+    /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.
     ///
     /// # Errors
     ///

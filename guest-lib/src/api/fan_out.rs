@@ -1,4 +1,4 @@
-//! Several pieces of a request's work at once, each on a thread of its own.
+//! Running pieces of a request's work in parallel, each on its own thread.
 
 use crate::api::ticket::Ticket;
 use crate::error::Error;
@@ -9,7 +9,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{Builder, JoinHandle};
 
-/// Where a piece of work puts what it gives.
+/// Where a piece of work puts its result.
 struct Place<T>(*mut Option<Result<T, Error>>);
 
 // SAFETY: each place is written by one thread, and read when that thread has ended.
@@ -50,7 +50,7 @@ impl<T, F: FnOnce(&Request) -> T> Piece<T, F> {
             }
         };
         let mut work = Some(work);
-        // A failure is the request's, which its owner learns of.
+        // The request's owner gets the failure.
         let _ = ticket.work(thread, slot, &mut |request| {
             if let Some(work) = work.take() {
                 let value = work(request);
@@ -65,20 +65,20 @@ impl<T, F: FnOnce(&Request) -> T> Piece<T, F> {
 
 /// How several pieces of work have ended.
 pub(crate) struct Pieces<T> {
-    /// What each gave, in order; nothing of those whose thread was not started.
+    /// The results in order; `None` where the thread was not started.
     pub(crate) gave: Vec<Option<Result<T, Error>>>,
     /// Why a thread was not started. The others after it were not tried.
     pub(crate) refused: Option<Error>,
 }
 
 impl Request {
-    /// Does several pieces of the request's work at once: each on a new thread that joins the
-    /// request, and returns what they gave, in order. When one of them fails, the whole request does.
+    /// Runs several pieces of the request's work in parallel, each on a new thread that joins the request,
+    /// and returns their results in order. When one of them fails, the whole request does.
     ///
     /// # Errors
     ///
     /// [`Error::NotInRequest`], [`Error::Limit`] (more than 256 threads in all),
-    /// [`Error::System`] when a thread cannot be made: some of the pieces may have been done.
+    /// [`Error::System`] when a thread cannot be started: some of the pieces may have run.
     pub fn fan_out<T, F>(&self, pieces: Vec<F>) -> Result<Vec<T>, Error>
     where
         T: Send,
@@ -92,7 +92,7 @@ impl Request {
         done.gave.into_iter().map(gave).collect()
     }
 
-    /// Like [`Request::fan_out`], and tells how each of them has ended.
+    /// Like [`Request::fan_out`], with the result of each piece.
     pub(crate) fn fan_out_each<T, F>(&self, pieces: Vec<F>) -> Result<Pieces<T>, Error>
     where
         T: Send,
@@ -141,8 +141,8 @@ impl Request {
             // A panic fails the request.
             let _ = thread.join();
         }
-        // The interrupt of a failed piece may have found this thread in the C library, and comes again: too late,
-        // the pieces have not given what the caller relies on.
+        // The interrupt of a failed piece may have found this thread in the C library, and be delayed;
+        // without this the caller would go on with results that are missing.
         self.thread()?.act_on_pending();
         if let Some(payload) = panic {
             resume_unwind(payload);

@@ -1,8 +1,8 @@
-//! Memory outside of domains that requests may read and not write.
+//! Memory outside domains that requests may read and not write.
 //!
-//! What lies outside of domains is not restored, so a stray write there may cost the process. Where the
-//! CPU has protection keys, a server can close what its requests only read: the write is refused then,
-//! at its instruction, and costs the request.
+//! What lies outside domains is not restored, so a stray write there may cost the process. Where the
+//! CPU has protection keys, a server can make memory read-only in requests: a write there is stopped at its
+//! instruction and fails the request.
 
 use crate::error::Error;
 use crate::shared::pkru;
@@ -14,20 +14,20 @@ use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// Lets requests only read the pages from `start` on, `length` bytes of them. Outside of requests nothing
-/// changes, and defers run outside of their request (those of a task that is dropped in another request run in
-/// that one). A write in a request fails it ([`crate::Kind::Memory`]); a system call that would write there in its
-/// name gives EFAULT.
+/// Makes the `length` bytes of pages from `start` on read-only in requests. Outside of requests nothing
+/// changes, and defers run outside their request (those of a task that is dropped in another request run in
+/// that one). A write in a request fails it ([`crate::Kind::Memory`]); a system call that would write there
+/// for it gives EFAULT.
 ///
-/// Call it after [`crate::App::open`] and before other threads start. A thread that was there before cannot touch
-/// the pages until its next request ends, nor can those that it makes. A thread that is made inside a request may
-/// only read them until it has had one itself. Handlers of signals begin with all keys closed (pkeys(7)): one of the
-/// server that touches the pages calls [`open_guard`] first. Guarding pages again does nothing.
+/// Call it after [`crate::App::open`] and before other threads start. A thread that was started earlier
+/// cannot touch the pages until its next request ends, nor can those that it starts. A thread that is
+/// started inside a request may only read them until it has run a request itself. Signal handlers start
+/// with all keys closed (pkeys(7)): one that touches the pages calls [`open_guard`] first. Guarding pages again does nothing.
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] if `start` or `length` is no multiple of 4096, or pages of domains are among them;
-/// [`Error::Nested`] inside of a request or a defer; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped
+/// [`Error::Argument`] if `start` or `length` is not a multiple of 4096, or pages of domains are among them;
+/// [`Error::Nested`] inside a request or a defer; [`Error::NoKeys`]; [`Error::System`] if pages are not mapped
 /// (those before the first such one are guarded then).
 ///
 /// # Safety
@@ -40,13 +40,11 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     let Some(end) =
         end.filter(|_| length > 0 && from.is_multiple_of(PAGE) && length.is_multiple_of(PAGE))
     else {
-        return Err(Error::Argument("a range of whole pages to guard"));
+        return Err(Error::Argument("only whole pages can be guarded"));
     };
     let apps = APP_BASE..APP_BASE + u64::from(MAX_APPS) * APP_BYTES;
     if (from as u64) < apps.end && end as u64 > apps.start {
-        return Err(Error::Argument(
-            "a range to guard that has pages of domains",
-        ));
+        return Err(Error::Argument("pages of domains cannot be guarded"));
     }
     if thread::current().is_some() {
         return Err(Error::Nested);
@@ -64,8 +62,8 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     }
 }
 
-/// Programs write to their variables when they end, whatever called `exit`: a request, or the handler of a
-/// signal. What is registered last runs first.
+/// Programs write to their variables in exit handlers, also when a request or a signal handler called
+/// `exit`. What is registered last runs first.
 fn open_at_exit() -> Result<(), Error> {
     extern "C" fn open() {
         open_guard();
@@ -80,16 +78,16 @@ fn open_at_exit() -> Result<(), Error> {
     }
 }
 
-/// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from the handler
-/// of a signal: for handlers, which begin without access. A request that calls it may write, too. Async-signal-safe.
+/// Lets the calling thread write to guarded memory until it begins or ends a request, or returns from a
+/// signal handler: for handlers, which start without access. A request that calls it may write, too. Async-signal-safe.
 pub fn open_guard() {
     pkru::open_guard();
 }
 
 /// [`guard`]s the program's variables: the pages of its `.data` and `.bss` (not those of its shared libraries, nor
 /// what each thread has of its own), those with the program's copies of its
-/// libraries' variables among them (`stderr`, `environ`, C++'s `std::cout`, as far as it uses them). Returns how many
-/// bytes that are. For programs whose requests change none of them.
+/// libraries' variables among them (`stderr`, `environ`, C++'s `std::cout`, as far as it uses them). Returns
+/// their size in bytes. For programs whose requests change none of them.
 ///
 /// # Errors
 ///
@@ -116,7 +114,7 @@ pub unsafe fn guard_variables() -> Result<usize, Error> {
 
 type Found = Result<std::ops::Range<usize>, &'static str>;
 
-/// Takes the first object, the program, and ends.
+/// Takes the first object, which is the program.
 unsafe extern "C" fn first(
     information: *mut libc::dl_phdr_info,
     _size: usize,
@@ -159,7 +157,7 @@ fn variables(bias: usize, headers: &[libc::Elf64_Phdr]) -> Found {
         if segment.contains(&own) {
             return Err("the library is part of it; link it with libvmsrs.so");
         }
-        // The loader rounds so.
+        // As the loader rounds.
         let end = segment.end.next_multiple_of(PAGE);
         let start = match &sealed {
             Some(sealed) if segment.contains(&sealed.start) => sealed.end / PAGE * PAGE,
@@ -178,7 +176,7 @@ fn variables(bias: usize, headers: &[libc::Elf64_Phdr]) -> Found {
     Ok(found)
 }
 
-/// A variable of the library, to see where its variables are. Not constant, so that it lies with them.
+/// A variable of the library, to find where its variables are. Not constant, so that it lies among them.
 static OWN: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(1);
 
 /// Whether the loader writes to a module's table of functions when one is called for the first time.
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_whole_pages_without_what_the_loader_has_made_read_only() {
+    fn variables_are_whole_pages_outside_relro() {
         let (read, write) = (libc::PF_R, libc::PF_R | libc::PF_W);
         let text = header(libc::PT_LOAD, read | libc::PF_X, 0x2000, 0x3000);
         let data = header(libc::PT_LOAD, write, 0x6cb0, 0x5d8);
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_binds_functions_late_is_known_by_its_dynamic_section() {
+    fn lazy_binding_is_read_from_the_dynamic_section() {
         const JMPREL: [u64; 2] = [23, 0x1000];
         let binds_late = |entries: &[[u64; 2]]| {
             let dynamic = header(
@@ -273,7 +271,7 @@ mod tests {
         assert!(binds_late(&[[1, 0], JMPREL, [0, 0]]));
         for at_once in [[24, 0], [30, 8], [0x6fff_fffb, 1]] {
             assert!(!binds_late(&[JMPREL, at_once, [0, 0]]), "{at_once:?}");
-            assert!(binds_late(&[JMPREL, [0, 0], at_once]), "behind the end");
+            assert!(binds_late(&[JMPREL, [0, 0], at_once]), "after the end");
         }
         assert!(
             binds_late(&[JMPREL, [30, 4], [0x6fff_fffb, 2], [0, 0]]),
@@ -295,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_is_no_range_of_pages_is_refused() {
+    fn ranges_other_than_whole_pages_are_refused() {
         let mut page = [0_u8; 2 * PAGE];
         let aligned = page
             .as_mut_ptr()

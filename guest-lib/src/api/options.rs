@@ -22,8 +22,8 @@ pub enum Audit {
 pub struct Options {
     /// Return when the host has sealed the commit, so that it outlives even the guest's kernel.
     pub seal: bool,
-    /// How long the request may take; it fails with [`crate::Kind::Deadline`] after that. Watched by the
-    /// driver in steps of some 10 ms; without protection nobody watches.
+    /// How long the request may take; it fails with [`crate::Kind::Deadline`] after that. The driver checks
+    /// about every 10 ms; without protection it is not checked.
     pub deadline: Option<Duration>,
     /// How long to wait for a domain's lock; the deadline or 10 s if not given.
     pub lock_timeout: Option<Duration>,

@@ -1,4 +1,4 @@
-//! One request: from its begin to its commit, or to its failure.
+//! What code in a request calls, from start to commit or failure.
 
 use crate::error::Error;
 use crate::failure::Kind;
@@ -117,8 +117,8 @@ impl Request {
     }
 
     /// Locks a shared domain and opens an atomic section on it, for all threads of the request. The
-    /// order in which domains are entered is the server's affair. When waiting would never end,
-    /// since requests wait for each other in a circle, one of them is told
+    /// server chooses the order in which domains are entered. When waiting would never end,
+    /// since requests wait for each other in a cycle, one of them is told
     /// ([`Error::WouldDeadlock`]).
     ///
     /// # Errors
@@ -136,16 +136,16 @@ impl Request {
 
     /// Locks several shared domains, in an order of its own that is the same in all requests, and
     /// holds them to the end of the request or to [`Request::leave`]. Domains that the request holds
-    /// already, or that are named twice, are no error; one that another thread of the request waits for is
+    /// already, or that are named twice, are not an error; one that another thread of the request waits for is
     /// waited for as well.
     ///
-    /// Requests that enter all they need by one such call cannot wait for each other in a circle,
+    /// Requests that enter all they need by one such call cannot wait for each other in a cycle,
     /// unless by the domain that they began with.
     ///
     /// # Errors
     ///
     /// As [`Request::enter`]; what this call has locked before is left again, and nothing else. Another
-    /// thread of the request that found it locked loses it with that.
+    /// thread of the request that found it locked loses it too.
     pub fn enter_all(&self, domains: &[&'static Domain]) -> Result<(), Error> {
         // By number, without a copy on any heap: the next one above the last.
         let above = |last: Option<u32>| {
@@ -221,7 +221,7 @@ impl Request {
         if !ptr::eq(thread.app(), domain.app()) {
             return Err(Error::OtherApp);
         }
-        thread.refuse_amid();
+        thread.reject_reentry();
         thread.critical(|| {
             lock::lock(thread, domain, thread.lock_timeout_ms())?;
             let has_heap = domain
@@ -283,8 +283,9 @@ impl Request {
         })
     }
 
-    /// Registers work that undoes something outside of domains, in case the request fails or is
-    /// given up; the newest runs first. It runs on the thread that ends the request, outside of it: it cannot write to domains,
+    /// Registers work that undoes something outside domains, in case the request fails or is
+    /// given up; the newest runs first. It runs on the thread that ends the request, but
+    /// outside the request: it cannot write to domains,
     /// and errors in it are suppressed and counted.
     ///
     /// # Errors
@@ -304,7 +305,7 @@ impl Request {
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {
         let thread = self.thread()?;
-        thread.refuse_amid();
+        thread.reject_reentry();
         // What is refused is dropped outside: it is the server's.
         let mut deferred = Some(deferred);
         thread.critical(|| thread.exclusive(|| thread.state().defer(&mut deferred)))

@@ -36,7 +36,7 @@ enum Stage {
 ///
 /// Its domains stay locked between the steps, and its deadline runs on: a task that misses it while it
 /// is suspended fails, its locks are free at once, and the next step returns the failure. Dropping a
-/// task gives it up. Dropped inside of another request, its defers run as a part of that one.
+/// task gives it up. Dropped inside another request, its defers run as a part of that one.
 pub struct Task {
     state: &'static State,
     domain: &'static Domain,
@@ -64,7 +64,7 @@ impl Task {
     pub fn new(domain: &'static Domain, options: Options) -> Result<Self, Error> {
         Ok(Self {
             // Perhaps in another request, which may be cut short at any time.
-            state: thread::uncut(State::take)?,
+            state: thread::uninterrupted(State::take)?,
             domain,
             options,
             stage: Stage::New,
@@ -91,7 +91,7 @@ impl Task {
             return Err(Error::Nested.into());
         }
         let thread = thread::of(self.domain.app())?;
-        self.take_up(thread).map_err(join_error)?;
+        self.resume(thread).map_err(join_error)?;
         // Unless it is suspended again; also if this thread ends in the middle.
         self.stage = Stage::Over;
         let mut f = Some(f);
@@ -119,7 +119,7 @@ impl Task {
     }
 
     /// Begins or resumes the request on the calling thread.
-    fn take_up(&mut self, thread: &Thread) -> Result<(), Stop> {
+    fn resume(&mut self, thread: &Thread) -> Result<(), Stop> {
         let state = self.state;
         if self.stage == Stage::New {
             thread.begin_as(state, self.options.limits())?;
@@ -129,9 +129,9 @@ impl Task {
             }
             return locked;
         }
-        // The thread carries the request before the driver forgets that it was set aside. Nobody joins it
-        // before the driver has agreed.
-        thread.lead(state);
+        // The thread takes the request's tag before the driver forgets that it was suspended. No thread can
+        // join before the driver has agreed.
+        thread.attach_owner(state);
         let resumed = thread.app().backend().resume(state.tag());
         let failed = match &resumed {
             Ok(()) => thread.is_overdue(),
@@ -144,13 +144,13 @@ impl Task {
         }
         if let Err(error) = resumed {
             if error.raw_os_error() == Some(libc::ENOENT) {
-                // The driver does not know it: nothing of it is left.
+                // The driver does not know it: its drafts and locks are gone.
                 self.stage = Stage::Over;
                 run::give_up(thread);
             } else {
                 // It is suspended as before: the next step tries again, or dropping the task ends it.
                 thread.suspend();
-                thread.rest();
+                thread.go_idle();
             }
             return Err(Error::system("resuming the request")(error).into());
         }
@@ -167,7 +167,7 @@ impl Task {
         match suspended {
             Ok(()) => {
                 thread.suspend();
-                thread.rest();
+                thread.go_idle();
                 self.stage = Stage::Suspended;
                 Ok(())
             }
@@ -201,11 +201,11 @@ impl Drop for Task {
         }
         if self.stage == Stage::Suspended {
             let (app, state) = (self.domain.app(), self.state);
-            // An error means that the driver has nothing of it any more.
+            // An error means that the driver has discarded it already.
             let held = state.domains();
             // Perhaps in another request, which must not be cut short in between.
             let around = thread::current();
-            thread::uncut(|| {
+            thread::uninterrupted(|| {
                 let _ = app.backend().abandon(state.tag(), held.as_slice());
                 state.clear(false);
                 if let Some(around) = around {
@@ -213,20 +213,20 @@ impl Drop for Task {
                 }
             });
             if around.is_some() {
-                // What is left of them when it is cut short, it runs at its end.
+                // If it is cut short, it runs the remaining ones at its end.
                 run_defers_here(state);
                 return;
             }
             match thread::of(app) {
                 Ok(thread) => {
-                    thread.attend(state);
+                    thread.attach_ended(state);
                     run_defers(thread, state);
-                    thread.rest();
+                    thread.go_idle();
                 }
                 Err(_) => run_defers_here(state),
             }
         }
-        thread::uncut(|| self.state.give_back());
+        thread::uninterrupted(|| self.state.give_back());
     }
 }
 
@@ -241,7 +241,7 @@ fn join_error(stop: Stop) -> JoinError {
 mod tests {
     use super::*;
     use crate::api::ticket::Ticket;
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::shared::control::Control;
     use std::io;
     use std::ptr;
@@ -249,8 +249,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     #[test]
-    fn a_request_that_is_cut_short_while_it_drops_a_task_has_dropped_it() {
-        let app = Hooked::app("cut in a drop", |hooks| {
+    fn request_cut_short_while_dropping_a_task_drops_it() {
+        let app = MockBackend::app("cut in a drop", |hooks| {
             hooks.abandon = Box::new(|_| {
                 // The request around it fails by another thread's error, in the middle of this.
                 let thread = thread::current().unwrap();
@@ -286,8 +286,8 @@ mod tests {
     }
 
     #[test]
-    fn the_defers_of_a_task_that_is_dropped_in_a_request_run_at_once_and_once() {
-        let app = Hooked::app("task dropped in a request", |_| ());
+    fn task_dropped_in_a_request_runs_defers_once() {
+        let app = MockBackend::app("task dropped in a request", |_| ());
         let (outer, inner) = (app.domain("outer").unwrap(), app.domain("inner").unwrap());
         for fails in [false, true] {
             let undone = Arc::new(AtomicU32::new(0));
@@ -318,8 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn all_defers_of_a_task_run_that_a_defer_of_another_one_drops_though_one_of_them_fails() {
-        let app = Hooked::app("task dropped in a defer", |_| ());
+    fn task_dropped_by_a_defer_runs_all_its_defers() {
+        let app = MockBackend::app("task dropped in a defer", |_| ());
         let (first, second) = (app.domain("first").unwrap(), app.domain("second").unwrap());
         let suspended = |domain, undo: Vec<Box<dyn FnOnce() + Send>>| {
             let mut task = Task::new(domain, Options::default()).unwrap();
@@ -352,11 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_begins_with_a_latch_that_is_open_whatever_the_last_one_left() {
-        let app = Hooked::app("latch left taken", |_| ());
+    fn request_starts_with_an_open_latch() {
+        let app = MockBackend::app("latch left taken", |_| ());
         let domain = app.domain("one").unwrap();
         let mut task = Task::new(domain, Options::default()).unwrap();
-        // As a defer leaves it that runs into the end of the stack inside of the library.
+        // As a defer leaves it that runs into the end of the stack inside the library.
         let taken = task.state.latch.take(u32::MAX >> 1, |_| false);
         assert_eq!(taken, crate::state::latch::Take::Taken);
         let done = task.step(|request| Step::Done(request.alloc(1u8).map(drop).is_ok()));
@@ -364,11 +364,11 @@ mod tests {
     }
 
     #[test]
-    fn a_resume_that_is_refused_leaves_the_task_suspended_and_lets_nobody_join() {
+    fn refused_resume_leaves_task_suspended_and_closed() {
         static TICKET: Mutex<Option<Ticket>> = Mutex::new(None);
         let tries = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&tries);
-        let app = Hooked::app("refused resume", |hooks| {
+        let app = MockBackend::app("refused resume", |hooks| {
             hooks.resume = Box::new(move |_| {
                 let ticket = TICKET.lock().unwrap().take().unwrap();
                 let joined = std::thread::spawn(move || ticket.join(|_| ())).join();

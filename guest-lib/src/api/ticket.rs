@@ -42,7 +42,7 @@ impl Ticket {
     ///
     /// The thread may do what the request may: write to every domain that the request holds,
     /// whichever thread entered it, enter and leave domains, allocate, commit. When any thread of the
-    /// request fails, all come to their landings, whatever they do, and all get the same failure.
+    /// request fails, all come to their landings, and get the same failure.
     /// A panic of `f` fails the request, too.
     ///
     /// # Errors

@@ -86,7 +86,7 @@ const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
 
 const _: () = assert!(
     size_of::<DomainHeader>() + 4 * MAPS_PER_PAGE < 3 * PAGE_SIZE as usize / 4,
-    "the first page has room for a heap behind header and bitmaps"
+    "the first page has room for a heap after header and bitmaps"
 );
 
 /// The value of [`DomainHeader::extents_check`].
@@ -103,7 +103,7 @@ pub(crate) fn extents_check(domain: u32, extents: &[Extent]) -> u64 {
 /// What a red zone is made of.
 pub(crate) const RED: u8 = 0xbd;
 
-/// What a freed block is filled with: as a pointer it is no canonical address.
+/// What a freed block is filled with: as a pointer it is not canonical.
 pub(crate) const POISON: u8 = 0xdf;
 
 /// Bytes of a freed block that are poisoned: more would draft pages that the request never touched.

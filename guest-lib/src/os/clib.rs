@@ -1,22 +1,22 @@
-//! The C library, in which requests are cut short too.
+//! The C library's code: where it is, and what a thread in it may be interrupted at.
 //!
-//! A request that is cut short inside of `malloc` or `free` leaves the heap of the C library locked,
-//! perhaps half changed: every other thread would wait for it for ever. Two things keep that from
-//! happening unseen.
+//! A request that is cut short inside `malloc` or `free` leaves the heap of the C library locked,
+//! perhaps half changed: every other thread would wait for it forever. Two things keep that from
+//! going unnoticed.
 //!
 //! - An interrupt, for a missed deadline or an error of another thread, waits until the thread has left
 //!   the C library, unless it sleeps there in a system call. Nothing is wrong with the heap then, and
-//!   nothing stays locked. It comes again some times; a thread that is found there every time, in a loop
-//!   with `malloc` for example, is led out instruction by instruction (the trap flag of the CPU).
+//!   nothing stays locked. It is repeated for a while; a thread that is found there every time, in a loop
+//!   with `malloc` for example, is single-stepped out (by the CPU's trap flag).
 //! - After an error in the C library (or an abort, which is how it says that its heap is damaged) the
-//!   thread tries whether the heap works. If not, the process ends: nothing else can be done about
-//!   it, and all domains are as committed.
+//!   thread tries whether the heap works (`run/trial.rs`). If not, the process ends; all domains are as
+//!   committed.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The C library's code: first address and the one behind its last.
+/// The C library's code: first address, and the first one after it.
 static START: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
 
@@ -67,7 +67,7 @@ unsafe extern "C" fn look_in_program(
     0
 }
 
-/// First address of an object's code and the one behind its last, for each part of it.
+/// First address of an object's code and the first one after it, for each segment.
 fn code(object: &libc::dl_phdr_info) -> impl Iterator<Item = (u64, u64)> {
     (0..object.dlpi_phnum).filter_map(|place| {
         // SAFETY: there are that many headers.
@@ -119,8 +119,8 @@ pub(crate) fn is_busy(instruction: u64, result: u64) -> bool {
     !(before == SYSCALL && result == -i64::from(libc::EINTR) as u64)
 }
 
-/// Whether a thread in the C library can be led through the next instruction. Not if that is a system call,
-/// which may block the signal that each step gives, or make a thread that is led, too; those of the heap
+/// Whether a thread in the C library can be single-stepped through the next instruction. Not if that is a system call,
+/// which may block the signal that each step gives, or start a thread that is single-stepped too; those of the heap
 /// do neither. Nor if it is a string instruction, which traps for each byte that it copies. `number` is RAX.
 /// Async-signal-safe.
 pub(crate) fn can_step(instruction: u64, number: u64) -> bool {

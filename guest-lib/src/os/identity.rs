@@ -15,7 +15,7 @@ pub(crate) const NUMBER_BITS: u32 = 22;
 /// Values of what tells threads apart, without 0 (not known).
 const MARKS: u64 = (1 << (BITS - NUMBER_BITS)) - 1;
 
-/// Place of the time of start in `stat`, counted from the first field behind the name in brackets; see
+/// Place of the time of start in `stat`, counted from the first field after the name in brackets; see
 /// `proc_pid_stat(5)`, field 22.
 const START: usize = 19;
 
@@ -80,7 +80,7 @@ fn start_time(stat: &[u8]) -> Option<u64> {
 
 /// A thread's `stat`; nothing if it cannot be read.
 fn stat(number: u32, text: &mut [u8]) -> &[u8] {
-    // Zeros behind the path end it.
+    // Zeros after the path end it.
     let mut path = [0; 64];
     if write!(&mut path[..63], "/proc/self/task/{number}/stat").is_err() {
         return &[];
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_lives_until_it_has_ended_and_is_not_the_one_that_had_its_number_before() {
+    fn reused_thread_id_is_another_identity() {
         let mine = identity();
         assert_eq!(mine, identity());
         assert_eq!(number_in(mine), thread_number());
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_is_found_behind_a_name_with_brackets_and_blanks() {
+    fn start_time_is_found_after_an_odd_name() {
         let text = b"7 (a) R 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21\n";
         assert_eq!(start_time(text), Some(4711));
         assert_eq!(start_time(b"7 (a) S 1 2"), None);

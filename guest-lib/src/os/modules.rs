@@ -1,7 +1,7 @@
 //! The modules that are mapped into the process, for reports.
 //!
-//! The table is made by [`refresh`] outside of requests: walking the loader's list takes its lock,
-//! which a request that was cut short may have left behind.
+//! The table is made by [`refresh`] outside requests: walking the loader's list takes its lock,
+//! which a request that was cut short may still hold.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
@@ -45,7 +45,7 @@ impl Modules {
     }
 }
 
-/// Makes the table of modules anew if the loader has added or removed some. Outside of requests.
+/// Rebuilds the table of modules if the loader has added or removed some. Outside of requests.
 pub(crate) fn refresh() {
     let mut known = REFRESH.lock().unwrap_or_else(PoisonError::into_inner);
     let next = MODULES.current.load(Ordering::Relaxed) & SECOND ^ SECOND;
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_names_this_program_with_its_range_and_build_id() {
+    fn table_lists_this_program() {
         refresh();
         let (table, length) = MODULES.current();
         // SAFETY: the current table; nobody else refreshes in this test's process to no change.
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_id_is_found_behind_other_notes_and_broken_notes_are_none() {
+    fn build_id_is_found_after_other_notes() {
         let note = |kind: u32, content: &[u8]| {
             let mut note = Vec::new();
             note.extend(4u32.to_le_bytes());

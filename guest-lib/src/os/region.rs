@@ -16,7 +16,7 @@ pub(crate) struct Region {
     guard: usize,
 }
 
-// SAFETY: the memory is nobody else's; whoever has the region has it alone.
+// SAFETY: the memory is nobody else's; the region owns it.
 unsafe impl Send for Region {}
 
 impl Region {
@@ -53,7 +53,7 @@ impl Region {
             return Err(failed());
         }
         let low = all.cast::<u8>().wrapping_add(guard);
-        // SAFETY: inside of the mapping made above.
+        // SAFETY: inside the mapping made above.
         if unsafe { libc::mprotect(low.cast(), size, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
             let error = failed();
             // SAFETY: the mapping made above, which nobody knows yet.
@@ -74,7 +74,7 @@ impl Region {
         self.low
     }
 
-    /// First byte behind the memory.
+    /// First byte after the memory.
     pub(crate) fn top(&self) -> *mut u8 {
         self.low.as_ptr().wrapping_add(self.size)
     }
@@ -90,7 +90,7 @@ impl Region {
         (low - self.guard as u64..low).contains(&address)
     }
 
-    /// Whether `address` and the 7 bytes behind it lie inside.
+    /// Whether `address` and the 7 bytes after it lie inside.
     pub(crate) fn holds_word(&self, address: u64) -> bool {
         let low = self.low() as u64;
         (low..=low + self.size as u64 - 8).contains(&address)

@@ -65,7 +65,7 @@ fn free_signal() -> io::Result<c_int> {
 pub(crate) type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 /// Installs the handler for all signals of errors and for interrupts, once in a process. Handlers that the server installs for the same signals
-/// later replace them; what was installed before is called for errors outside of requests.
+/// later replace them; what was installed before is called for errors outside requests.
 ///
 /// # Errors
 ///
@@ -167,7 +167,7 @@ pub(crate) fn unblock() {
 }
 
 /// Writes to standard error without a lock or an allocation.
-pub(crate) fn say(text: &[u8]) {
+pub(crate) fn write_stderr(text: &[u8]) {
     // SAFETY: the bytes are alive; a message that cannot be written is lost.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
 }

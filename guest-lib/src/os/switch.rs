@@ -1,7 +1,7 @@
 //! Going to another stack and back, in order or by the way out.
 //!
 //! `vmsrs_switch` saves what the System V ABI (x86-64 psABI, 3.2.1) lets a caller keep: the
-//! callee-saved registers and the control words of SSE and x87. Whoever wants to leave the other
+//! callee-saved registers and the control words of SSE and x87. Code that leaves the other
 //! stack for good sets the stack pointer to the saved one and goes to `vmsrs_landing`: all else that
 //! the abandoned code had in registers is dead by the ABI's rules.
 
@@ -87,7 +87,7 @@ unsafe extern "C" {
 /// # Safety
 ///
 /// `top` is 16-byte aligned with enough room below it that nobody else uses; `entry` does not
-/// unwind; everything that `entry` leaves half done when it is abandoned is put right by the caller.
+/// unwind; everything that `entry` leaves half done when it is abandoned is repaired by the caller.
 pub(crate) unsafe fn switch(
     top: *mut u8,
     entry: unsafe extern "C" fn(*mut c_void),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_on_another_stack_returns_in_order_or_by_a_leap() {
+    fn function_on_another_stack_returns_or_leaps() {
         let region = Region::new(16 * 1024).unwrap();
         for leap in [false, true, true, false] {
             let mut sum = Sum {

@@ -1,18 +1,19 @@
-//! Checks of a domain before it is committed: what a request damaged must not become the authority.
+//! Checks of a domain before it is committed: damage must not become the committed version.
 //!
-//! What it costs grows with what the request has written: the audit looks at the pages that the driver
-//! has drafts of, and at whole domains only if they are small or the request asked for it.
+//! The cost grows with what the request has written: the audit looks at the pages that the driver has
+//! drafts of, and at whole domains only if they are small or the request asked for it.
 
 use crate::failure::Kind;
 use crate::failure::panic_text;
 use crate::heap::{Damage, Heap};
+use crate::shared::control::DraftMark;
 use crate::state::domain::Domain;
 use crate::state::{QUARANTINE, RECENT};
 use crate::thread::{self, Thread};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmsrs_protocol::PAGE_SIZE;
 
-/// Blocks up to which the whole domain is checked always: cheaper than asking the driver.
+/// Domains of at most this many blocks are checked whole: cheaper than asking the driver.
 const WHOLE: u64 = 64;
 
 /// Pages that the driver is asked for at a time.
@@ -25,7 +26,7 @@ const PAGES: usize = 256;
 ///
 /// The first damage found.
 pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
-    if !thread.is_whole() {
+    if !thread.is_intact() {
         // The driver takes the locks of a request that it has failed at its deadline.
         let (kind, message): (_, &[u8]) = if thread.is_overdue() {
             (Kind::Deadline, b"")
@@ -37,7 +38,9 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
         };
         thread::fail_request(kind, 0, message);
     }
-    if !was_written(thread, domain) {
+    let mut written = Written::new(thread, domain);
+    // A request that holds one domain alone has written to it: it would not be audited otherwise.
+    if thread.state().held().as_slice().len() > 1 && !written.is_any() {
         return Ok(());
     }
     check_invariants(thread, domain);
@@ -57,7 +60,7 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
     } else {
         WHOLE
     };
-    if heap.check(limit)? || check_drafts(thread, domain, &heap)? {
+    if heap.check(limit)? || written.check(&heap)? {
         return Ok(());
     }
     for place in 0..state.recent().used().min(RECENT) {
@@ -90,36 +93,79 @@ fn check_invariants(thread: &Thread, domain: &'static Domain) {
     }
 }
 
-/// Pages of a domain that the request has written, from `skip` on; `None` if nobody knows.
-fn drafts(thread: &Thread, domain: &Domain, skip: usize, pages: &mut [u32]) -> Option<usize> {
-    let backend = domain.app().backend();
-    // An error is one of the commit, too, which reports it.
-    let found = backend.drafts(thread.tag(), domain.number(), skip, pages);
-    found.ok().flatten()
+/// The pages of a domain that the request has written, as far as the driver was asked.
+///
+/// The driver's commit walks the same list, but the audit must know it first: what it finds fails the
+/// request. Nothing is fetched twice.
+struct Written<'a> {
+    thread: &'a Thread,
+    domain: &'static Domain,
+    pages: [u32; PAGES],
+    /// Pages at the front of the driver's list that were fetched; of these, the last `count` are in `pages`.
+    fetched: usize,
+    count: usize,
+    /// What the control block said of the thread's drafts before the latest fetch; `None` before the first.
+    mark: Option<DraftMark>,
+    /// The backend has no list.
+    unknown: bool,
 }
 
-/// Whether the request may have written to the domain. A request that holds one domain alone has: it
-/// would not be audited otherwise.
-fn was_written(thread: &Thread, domain: &Domain) -> bool {
-    thread.state().held().as_slice().len() <= 1 || drafts(thread, domain, 0, &mut [0]) != Some(0)
-}
+impl<'a> Written<'a> {
+    fn new(thread: &'a Thread, domain: &'static Domain) -> Self {
+        Self {
+            thread,
+            domain,
+            pages: [0; PAGES],
+            fetched: 0,
+            count: 0,
+            mark: None,
+            unknown: false,
+        }
+    }
 
-/// Checks the pages that the request has written. False if nobody knows which they are.
-fn check_drafts(thread: &Thread, domain: &Domain, heap: &Heap) -> Result<bool, Damage> {
-    let mut pages = [0; PAGES];
-    let mut skip = 0;
-    loop {
-        let Some(count) = drafts(thread, domain, skip, &mut pages) else {
-            return Ok(false);
-        };
-        for page in &pages[..count] {
-            let offset = u64::from(*page) * u64::from(PAGE_SIZE);
-            heap.check_page(domain.app().base() + offset)?;
+    /// Fetches the next pages.
+    fn fetch(&mut self) {
+        let (backend, mark) = (self.domain.app().backend(), self.thread.draft_mark());
+        let number = self.domain.number();
+        // The commit meets the same error, and reports it.
+        let found = backend.drafts(self.thread.tag(), number, self.fetched, &mut self.pages);
+        self.mark = Some(mark);
+        self.count = 0;
+        match found {
+            Ok(Some(count)) => {
+                self.count = count;
+                self.fetched += count;
+            }
+            _ => self.unknown = true,
         }
-        if count < PAGES {
-            return Ok(true);
+    }
+
+    /// Whether the request may have written to the domain.
+    fn is_any(&mut self) -> bool {
+        self.fetch();
+        self.unknown || self.count != 0
+    }
+
+    /// Whether the list has more than was fetched: drafts made since are at its end.
+    fn has_more(&self) -> bool {
+        self.count == PAGES
+            || self
+                .mark
+                .is_none_or(|mark| mark.may_be_outdated(self.thread.draft_mark()))
+    }
+
+    /// Checks all of these pages. False if the list is unknown.
+    fn check(&mut self, heap: &Heap) -> Result<bool, Damage> {
+        loop {
+            for page in &self.pages[..self.count] {
+                let offset = u64::from(*page) * u64::from(PAGE_SIZE);
+                heap.check_page(self.domain.app().base() + offset)?;
+            }
+            if self.unknown || !self.has_more() {
+                return Ok(!self.unknown);
+            }
+            self.fetch();
         }
-        skip += count;
     }
 }
 
@@ -139,8 +185,10 @@ pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
 
 #[cfg(test)]
 mod tests {
+    use crate::mock::MockBackend;
     use crate::{App, Domain, Error, Failure, Kind, RunError, thread};
-    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex, Once};
     use vmsrs_protocol::shared::ThreadControl;
 
     fn domains(name: &str) -> [&'static Domain; 2] {
@@ -170,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_block_that_its_request_overwrites_costs_that_request_alone() {
+    fn overwritten_control_block_fails_only_its_request() {
         let domains = domains("control block");
         let damages: [fn(&mut ThreadControl); 6] = [
             |control| control.tag = 0,
@@ -192,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_word_that_a_request_overwrites_is_found_before_its_commit() {
+    fn overwritten_lock_word_is_found_before_commit() {
         let [one, two] = domains("lock word");
         let outcome = one.run(|request| {
             request.enter(two)?.keep();
@@ -206,5 +254,52 @@ mod tests {
         };
         assert_eq!(failure.kind, Kind::Memory);
         one.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    }
+
+    #[test]
+    fn drafts_are_fetched_once_unless_more_were_made() {
+        const BLOCKS: usize = 100;
+        static MORE: AtomicBool = AtomicBool::new(false);
+        let fetches = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&fetches);
+        let app = MockBackend::app("fetched once", |hooks| {
+            hooks.drafts = Box::new(move |domain, skip, pages| {
+                seen.lock().unwrap().push((domain, skip));
+                // The first page of its first extent.
+                pages[0] = domain * vmsrs_protocol::EXTENT_UNIT_PAGES;
+                Some(usize::from(skip == 0))
+            });
+        });
+        let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
+        two.set_invariant(|_| {
+            if MORE.load(Ordering::SeqCst) {
+                let control = thread::current().unwrap().control().as_ptr();
+                // SAFETY: this thread's; what the driver does for a draft.
+                unsafe {
+                    (&raw mut (*control).drafts).write_volatile(2);
+                    (&raw mut (*control).drafts_complement).write_volatile(!2);
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+        two.run(|_| {
+            (0..BLOCKS).try_for_each(|_| two.allocate(16, 16).map(drop))?;
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+        for (more, expected) in [
+            (false, &[(one.number(), 0), (two.number(), 0)][..]),
+            (
+                true,
+                &[(one.number(), 0), (two.number(), 0), (two.number(), 1)],
+            ),
+        ] {
+            MORE.store(more, Ordering::SeqCst);
+            fetches.lock().unwrap().clear();
+            one.run(|request| request.enter(two).map(|entered| entered.keep().number()))
+                .unwrap();
+            assert_eq!(*fetches.lock().unwrap(), expected);
+        }
     }
 }

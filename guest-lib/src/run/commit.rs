@@ -1,4 +1,4 @@
-//! Committing what a request wrote, once it was audited.
+//! Audit and commit.
 
 use crate::error::Error;
 use crate::failure::Kind;
@@ -7,19 +7,19 @@ use crate::thread::{self, Phase, Thread};
 use std::io;
 use vmsrs_protocol::NONE;
 
-/// Without protection nobody counts drafts, and the audit is cheap: it always takes place.
+/// Without protection drafts are not counted, and the audit is cheap: it always runs.
 pub(super) fn needs_audit(thread: &Thread) -> bool {
-    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_whole()
+    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_intact()
 }
 
-/// Audits and commits from inside of the request, which fails with what the audit finds. Meanwhile no
+/// Audits and commits from inside the request, which fails with what the audit finds. Meanwhile no
 /// other thread of the request uses its heaps: what is committed is what was audited.
 pub(crate) fn audited<T>(
     thread: &Thread,
     audit: impl FnOnce(&Thread) -> Result<(), Damage>,
     commit: impl FnOnce() -> T,
 ) -> T {
-    thread.refuse_amid();
+    thread.reject_reentry();
     thread.exclusive(|| {
         if needs_audit(thread)
             && let Err(damage) = audit(thread)
@@ -30,7 +30,7 @@ pub(crate) fn audited<T>(
     })
 }
 
-/// A commit that the driver refuses because the request has failed meanwhile fails it here too.
+/// Handles a refused commit: if the request has failed meanwhile, it fails here too.
 pub(crate) fn refused_commit(thread: &Thread, error: io::Error) -> Error {
     if error.raw_os_error() == Some(libc::ESTALE) && thread.phase() == Phase::Running {
         thread::fail_request(Kind::Deadline, 0, &[]);

@@ -1,4 +1,4 @@
-//! Running and forgetting what undoes something outside of domains.
+//! Running and dropping defers.
 
 use crate::shared::pkru;
 use crate::state::State;
@@ -23,21 +23,21 @@ struct Step<'a> {
 }
 
 /// Runs a request's defers, newest first, each on the thread's request stack so that an error in one
-/// ends that one alone. Returns how many did not end well.
+/// ends only that one. Returns how many failed.
 pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
     let failed = end_defers(thread, state, Fate::Run);
     end_dropped(thread, state);
     failed
 }
 
-/// Forgets a request's defers. What they own is dropped on the thread's request stack: an error in that is no
-/// more than one in a defer.
+/// Drops a request's defers without running them. What they own is dropped on the thread's request
+/// stack, so an error there is contained like one in a defer.
 pub(crate) fn forget_defers(thread: &Thread, state: &State) {
     end_defers(thread, state, Fate::Forget);
     end_dropped(thread, state);
 }
 
-/// What is left of tasks that were dropped in the request, also by one of these defers.
+/// Runs the remaining defers of tasks that were dropped in the request, also by one of its defers.
 fn end_dropped(thread: &Thread, state: &State) {
     let mut is_last = false;
     while !is_last {
@@ -63,7 +63,7 @@ fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
         let cut = unsafe { thread.on_request_stack(enter, (&raw mut step).cast()) };
         thread.set_phase(Phase::Ending);
         if cut {
-            // The landing has the keys of what was cut short: of a signal's handler, say, which has none.
+            // The thread keeps the keys of the code that was cut short, and a signal handler has none.
             pkru::close();
         }
         // Cut short, what it owns is in an unknown state, and stays.
@@ -89,7 +89,7 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
     thread.set_phase(Phase::Ending);
 }
 
-/// Runs a request's defers where the thread is: inside of another request, whose errors theirs are.
+/// Runs a request's defers on the current stack, inside another request: an error in one fails that request.
 pub(crate) fn run_defers_here(state: &State) {
     while let Some(deferred) = state.newest_defer() {
         deferred.run();

@@ -18,7 +18,7 @@ const TIMEOUT_MAX: u32 = 3_600_000;
 pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
     let number = domain.number();
     let tag = thread.tag();
-    // First the entry, then the lock: a thread that dies in between leaves no lock behind.
+    // The entry comes before the lock: a thread that dies in between leaves no unlisted lock.
     thread.exclusive(|| thread.state().push_held(number))?;
     let word = domain.lock_word();
     if word::try_lock(word, tag) {
@@ -70,7 +70,7 @@ pub(crate) fn release(thread: &Thread, domain: u32) {
     let backend = thread.app().backend();
     let released = word::release(backend.lock_word(domain), thread.tag());
     if released == Released::WithWaiters {
-        // An error can only mean that the device is gone; then nobody can wait in it either.
+        // An error means that the device is gone, and its waiters with it.
         let _ = backend.lock_wake(domain);
     }
 }

@@ -12,15 +12,15 @@ use crate::error::Error;
 use crate::failure::{Failure, Kind, LOST, panic_text};
 use crate::state::Limits;
 use crate::state::domain::Domain;
-use crate::thread::{self, AMID, Phase, Thread};
+use crate::thread::{self, Phase, REENTRANT, Thread};
 use audit::audit_all;
 use commit::{commit_all, needs_audit};
 use defer::{forget_defers, run_defers};
-use report::{give_in, report};
+use report::{abort_with, report};
 use request::Request;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// How a request ended when nothing it wrote was kept by its own choice.
+/// How a request ended other than by its own choice.
 #[derive(Debug)]
 pub(crate) enum Stop {
     Failed(Box<Failure>),
@@ -107,14 +107,14 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
         }
         Err(error) => {
             thread.end(true);
-            thread.rest();
+            thread.go_idle();
             Err(error.into())
         }
     }
 }
 
-/// Runs `body` on the request stack. Nobody else works for the request afterwards, unless the thread
-/// has only joined it.
+/// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
+/// only joined it.
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
     thread.set_domain(domain);
     let mut call = Call {
@@ -124,7 +124,7 @@ pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>
     };
     let argument = (&raw mut call).cast();
     // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
-    // the body leaves half done when it is cut short is what App::open's contract is about.
+    // the body leaves half done when it is cut short is covered by App::open's contract.
     let cut = unsafe { thread.on_request_stack(enter, argument) };
     if call.outcome == Outcome::Forked {
         return Outcome::Forked;
@@ -147,9 +147,9 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
         return;
     }
     call.outcome = match ended {
-        // Whatever the library was changing is half changed.
-        Ok(_) if thread.is_amid() => {
-            thread.note_failure(Kind::Memory, 0, AMID);
+        // The data that the library was changing is half changed.
+        Ok(_) if thread.is_inside_library() => {
+            thread.note_failure(Kind::Memory, 0, REENTRANT);
             Outcome::Cut
         }
         Ok(End::Leave) => Outcome::Wants(End::Leave),
@@ -164,7 +164,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     thread.set_phase(Phase::Ending);
 }
 
-/// Waits until the other threads have left, and audits. Still inside of the request: it can fail.
+/// Waits until the other threads have left, and audits. Still inside the request: it can fail.
 fn settle(thread: &Thread, end: End) -> Outcome {
     let all_left = thread.state().close(thread::sweep);
     thread.act_on_pending();
@@ -189,11 +189,11 @@ fn unlock_all(thread: &Thread) {
     }
 }
 
-/// The good end.
+/// Commits and ends the request.
 pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     let state = thread.state();
-    // It has ended in time. That the commit may wait for its seal is no reason to fail it, nor to report it.
-    thread.meet_deadline();
+    // It has ended in time. Waiting for the seal neither fails it nor is reported.
+    thread.clear_driver_deadline();
     let committed = commit_all(thread, seal);
     if let Err(Error::System { source, .. }) = &committed {
         if source.raw_os_error() == Some(libc::ESTALE) {
@@ -210,36 +210,36 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
     } else {
         run_defers(thread, state);
     }
-    thread.rest();
+    thread.go_idle();
     Ok(committed?)
 }
 
-/// The end that the function asked for.
+/// Discards and ends the request, as its function asked.
 pub(crate) fn give_up(thread: &Thread) {
     let state = thread.state();
     discard(thread);
     unlock_all(thread);
     thread.end(false);
     run_defers(thread, state);
-    thread.rest();
+    thread.go_idle();
 }
 
 fn discard(thread: &Thread) {
     if thread.has_drafts()
         && let Err(error) = thread.app().backend().discard(thread.tag())
     {
-        give_in("cannot discard what the request wrote", &error);
+        abort_with("cannot discard what the request wrote", &error);
     }
 }
 
-/// The bad end: discard, free the locks, report, let the others come to their landings, run the
+/// Ends a failed request: discards, releases the locks, reports, waits for the other threads, runs the
 /// defers.
 pub(crate) fn failed(thread: &Thread) -> Stop {
     let state = thread.state();
     let mut failure = report(thread);
     state.members.wait(thread::sweep);
     // What another thread locked while the driver released the locks, and what a stray write has taken from
-    // the list that the driver reads. Nobody else changes either now.
+    // the list that the driver reads. No other thread changes either now.
     for held in [state.held(), state.domains()] {
         for &domain in held.as_slice() {
             lock::release(thread, domain);
@@ -247,7 +247,7 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
     }
     thread.end(false);
     failure.defers_failed = run_defers(thread, state);
-    thread.rest();
+    thread.go_idle();
     Stop::Failed(Box::new(failure))
 }
 

@@ -23,11 +23,11 @@ pub(super) fn report(thread: &Thread) -> Failure {
             match thread.app().backend().fail(&mut record, held.as_slice()) {
                 Ok(()) => break,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(error) => give_in("cannot discard what the failed request wrote", &error),
+                Err(error) => abort_with("cannot discard what the failed request wrote", &error),
             }
         }
         signals::unblock();
-        examine(thread, record.signal, record.registers[REG_RIP]);
+        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
         let message = String::from_utf8_lossy(thread.message()).into_owned();
         Failure {
             kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
@@ -44,30 +44,30 @@ pub(super) fn report(thread: &Thread) -> Failure {
     });
     if !first {
         signals::unblock();
-        examine(thread, record.signal, record.registers[REG_RIP]);
+        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
     }
     failure
 }
 
 /// Ends the process if the thread has left the C library's heap locked or damaged.
-fn examine(thread: &Thread, signal: i32, instruction: u64) {
+fn check_c_heap(thread: &Thread, signal: i32, instruction: u64) {
     if clib::is_suspect(signal, instruction) && !trial::heap_works(thread) {
-        give_in_because(b"vmsrs: the C library's heap is damaged or stays locked");
+        abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
 }
 
-/// What the request wrote can be neither kept nor taken back: only the process's end, which discards
-/// it as well, keeps the promise.
-pub(super) fn give_in(what: &str, error: &io::Error) -> ! {
-    signals::say(b"vmsrs: ");
-    signals::say(what.as_bytes());
-    signals::say(b": ");
-    give_in_because(error.to_string().as_bytes());
+/// Ends the process, which discards what the request wrote: it can be neither committed nor discarded
+/// otherwise.
+pub(super) fn abort_with(what: &str, error: &io::Error) -> ! {
+    signals::write_stderr(b"vmsrs: ");
+    signals::write_stderr(what.as_bytes());
+    signals::write_stderr(b": ");
+    abort_process(error.to_string().as_bytes());
 }
 
-/// Ends the process: nothing else is left that keeps the promises.
-fn give_in_because(what: &[u8]) -> ! {
-    signals::say(what);
-    signals::say(b"; the process ends, committed domains are whole\n");
+/// Ends the process: domains stay as committed.
+fn abort_process(what: &[u8]) -> ! {
+    signals::write_stderr(what);
+    signals::write_stderr(b"; the process ends, committed domains are whole\n");
     signals::end_process()
 }

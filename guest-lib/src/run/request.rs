@@ -1,4 +1,4 @@
-//! A running request, as the code in it has it.
+//! The type of a running request, as its function gets it.
 
 use crate::error::Error;
 use crate::state::domain::Domain;
@@ -26,8 +26,8 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    /// The thread as code in its request sees it. The memory is the thread's: one that is kept after the
-    /// request's end, as C code can, still says that there is no request.
+    /// The thread as its request's function sees it. C code can keep the pointer after the request's end:
+    /// the memory is the thread's, so calls with it still find that there is no request.
     pub(crate) fn of(thread: &Thread) -> &Self {
         // SAFETY: a thread and nothing else, by the assertion above.
         unsafe { &*ptr::from_ref(thread).cast() }
@@ -42,7 +42,7 @@ impl Request {
             .ok_or(Error::NotInRequest)
     }
 
-    /// The thread, which may not run this request any more.
+    /// The thread, whether or not it still runs this request.
     pub(crate) fn any_thread(&self) -> &Thread {
         &self.0
     }

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 use std::hint::black_box;
 use std::time::Duration;
 
-/// How long the C library's heap may stay locked after a failure until the process ends. Who has it
-/// locked may be off the CPU for a while; waiting longer than needed costs those who wait for it.
+/// How long the C library's heap may stay locked after a failure until the process ends. The
+/// thread that has it locked may be off the CPU for a while; a longer wait holds up every other thread.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes of the stack that the heap is tried on.
@@ -18,10 +18,10 @@ struct Trial<'a> {
     done: bool,
 }
 
-/// Whether the C library's heap works: takes a block and gives it back, and looks at every arena.
+/// Whether the C library's heap works: allocates and frees a block, and takes the lock of every arena.
 ///
 /// On a stack of its own: threads that the request has started borrow from its stack until they have come to
-/// their landings, and waiting for them first could last for ever if the heap stays locked.
+/// their landings, and waiting for them first could last forever if the heap stays locked.
 pub(crate) fn heap_works(thread: &Thread) -> bool {
     let mut trial = Trial {
         thread,
@@ -32,7 +32,7 @@ pub(crate) fn heap_works(thread: &Thread) -> bool {
         return true;
     };
     if !thread.set_limit(PATIENCE) {
-        // No timer: a hang would be for ever, so nothing is tried.
+        // No timer: a hang would be forever, so nothing is tried.
         return true;
     }
     // SAFETY: a fresh stack; enter() does not unwind.
@@ -58,23 +58,23 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::thread;
 
     #[test]
-    fn a_trial_of_the_heap_leaves_the_request_stack_as_it_is() {
+    fn heap_trial_leaves_request_stack_unchanged() {
         const BYTES: usize = 16 * 1024;
         const PATTERN: u8 = 0xa5;
-        let app = Hooked::app("trial of the heap", |_| ());
+        let app = MockBackend::app("trial of the heap", |_| ());
         let thread = thread::of(app).unwrap();
         let top = thread.stack_region().unwrap().top();
         let base = (top as usize - BYTES) as *mut u8;
         // SAFETY: the top of the request stack, which nothing runs on: the thread has no request.
         let stack = unsafe { std::slice::from_raw_parts_mut(base, BYTES) };
         stack.fill(PATTERN);
-        thread.attend(thread.state());
+        thread.attach_ended(thread.state());
         let works = heap_works(thread);
-        thread.rest();
+        thread.go_idle();
         assert!(works);
         // SAFETY: as above.
         let stack = unsafe { std::slice::from_raw_parts(base, BYTES) };

@@ -1,4 +1,4 @@
-//! What the library needs of whoever keeps the versions: the driver, or nobody.
+//! What the library needs from the backend, which may keep versions of pages.
 
 use std::io;
 use std::ptr::NonNull;
@@ -32,17 +32,17 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn number(&self) -> u32;
     /// The word of a domain's lock.
     fn lock_word(&self, domain: u32) -> &AtomicU64;
-    /// Finds or makes a domain, with a mirror if `flags` has
-    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Gives its number and its flags.
+    /// Finds or creates a domain, with a mirror if `flags` has
+    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Returns its number and its flags.
     fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)>;
-    /// Finds or makes an extent.
+    /// Finds or creates an extent.
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`.
     fn register(&self, signal: i32) -> io::Result<Registration>;
-    /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block is
-    /// there until [`Backend::unmap`].
+    /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block
+    /// stays mapped until [`Backend::unmap`].
     fn unregister(&self, control: NonNull<ThreadControl>);
-    /// Takes the control block of a thread away that was unregistered.
+    /// Unmaps the control block of an unregistered thread.
     fn unmap(&self, control: NonNull<ThreadControl>);
     /// More tags.
     fn tags(&self) -> io::Result<Tags>;
@@ -53,7 +53,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Discards; locks stay.
     fn discard(&self, tag: u64) -> io::Result<()>;
     /// Lists pages of a domain that the request has drafts of, in `pages`, without the first `skip`.
-    /// Returns how many, or `None` where nobody counts drafts.
+    /// Returns how many, or `None` where drafts are not counted.
     fn drafts(
         &self,
         tag: u64,
@@ -61,11 +61,11 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
         skip: usize,
         pages: &mut [u32],
     ) -> io::Result<Option<usize>>;
-    /// Sets the calling thread's request aside, with what its control block says it holds.
+    /// Suspends the calling thread's request, with the domains that its control block lists.
     fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()>;
-    /// Takes a suspended request up again; the calling thread carries its tag.
+    /// Resumes a suspended request; the calling thread has its tag.
     fn resume(&self, tag: u64) -> io::Result<()>;
-    /// Gives a suspended request up: discards, then releases the locks of `held`.
+    /// Abandons a suspended request: discards, then releases the locks of `held`.
     fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()>;
     /// Waits for a lock and takes it. `is_pending` tells whether an interrupt of the calling thread has
     /// come before the sleep that it would have ended.
@@ -76,7 +76,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
         milliseconds: u32,
         is_pending: &dyn Fn() -> bool,
     ) -> io::Result<()>;
-    /// Wakes who waits for a lock.
+    /// Wakes the threads that wait for a lock.
     fn lock_wake(&self, domain: u32) -> io::Result<()>;
     /// Waits until everything committed is sealed.
     fn flush(&self) -> io::Result<()>;

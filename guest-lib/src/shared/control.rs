@@ -1,4 +1,4 @@
-//! A thread's control block: what the driver reads of it, and writes to it.
+//! A thread's control block, which it shares with the driver.
 
 use crate::shared::held::HeldList;
 use std::ptr::NonNull;
@@ -7,10 +7,30 @@ use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
 
 /// A control block that is mapped as long as its thread is registered.
 ///
-/// All accesses are volatile: the driver looks whenever the thread faults. The list of domains held
+/// All accesses are volatile: the driver reads it whenever the thread faults. The list of domains held
 /// is written by several threads of a request, one at a time; the rest by its own thread alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Control(NonNull<ThreadControl>);
+
+/// How many drafts a thread has made, as its control block says at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DraftMark {
+    drafts: u32,
+    complement: u32,
+}
+
+impl DraftMark {
+    const NONE: Self = Self {
+        drafts: 0,
+        complement: u32::MAX,
+    };
+
+    /// Whether drafts may have been made from this mark to the later one. The count stops at its greatest
+    /// value.
+    pub(crate) fn may_be_outdated(self, later: Self) -> bool {
+        self != later || self.drafts == u32::MAX
+    }
+}
 
 impl Control {
     /// # Safety
@@ -43,8 +63,8 @@ impl Control {
         self.read(|block| unsafe { &raw mut (*block).tag })
     }
 
-    /// From here on the thread works for that request. Others who look whether anybody does, and
-    /// what the thread looks at next, agree on the order.
+    /// From here on the thread works for that request. The fence orders this against what the thread reads
+    /// next, for others that check who works for the request.
     pub(crate) fn set_tag(self, tag: u64) {
         // SAFETY: as in tag().
         self.write(|block| unsafe { &raw mut (*block).tag }, tag);
@@ -63,13 +83,19 @@ impl Control {
         self.write(|block| unsafe { &raw mut (*block).failed }, tag);
     }
 
-    /// Whether the thread may have made drafts: it has, or a stray write has changed what is known of it.
+    /// Whether the thread may have made drafts: it has, or a stray write has changed the count.
     pub(crate) fn may_have_drafts(self) -> bool {
-        // SAFETY: as in tag().
-        let drafts = self.read(|block| unsafe { &raw mut (*block).drafts });
-        // SAFETY: as in tag().
-        let complement = self.read(|block| unsafe { &raw mut (*block).drafts_complement });
-        drafts != 0 || complement != u32::MAX
+        self.draft_mark() != DraftMark::NONE
+    }
+
+    /// What the block says of the thread's drafts.
+    pub(crate) fn draft_mark(self) -> DraftMark {
+        DraftMark {
+            // SAFETY: as in tag().
+            drafts: self.read(|block| unsafe { &raw mut (*block).drafts }),
+            // SAFETY: as in tag().
+            complement: self.read(|block| unsafe { &raw mut (*block).drafts_complement }),
+        }
     }
 
     pub(crate) fn clear_drafts(self) {

@@ -179,6 +179,23 @@ impl Device {
     fn fd(&self) -> RawFd {
         self.fd.load(Ordering::Relaxed)
     }
+
+    /// Opens the app on another descriptor and maps it where it was; async-signal-safe.
+    fn map_again(&self, fd: RawFd) -> Result<(), &'static str> {
+        let app = open_app(fd, &self.name).map_err(|_| "the device refuses the app")?;
+        if app.base != self.app.base || app.locks_length != self.app.locks_length {
+            return Err("the app has moved");
+        }
+        let pages = map(fd, app.base as *mut u8, app.length, app.pages_offset)
+            .map_err(|_| "the app's pages cannot be mapped")?;
+        let locks = self.locks.as_ptr().cast();
+        map(fd, locks, app.locks_length, app.locks_offset).map_err(|_| {
+            // SAFETY: mapped above, and nobody has used it yet.
+            unsafe { libc::munmap(pages.as_ptr().cast(), app.length as usize) };
+            "the app's locks cannot be mapped"
+        })?;
+        Ok(())
+    }
 }
 
 impl Backend for Device {
@@ -192,7 +209,7 @@ impl Backend for Device {
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {
         assert!(u64::from(domain) < self.app.locks_length / 8);
-        // SAFETY: inside of the mapping by the check; it stays for ever.
+        // SAFETY: inside the mapping by the check; it stays forever.
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 
@@ -384,18 +401,46 @@ impl Backend for Device {
     /// child opens its own and maps at the same addresses.
     fn after_fork(&self) -> Result<(), &'static str> {
         let fd = open_file(&self.path).map_err(|_| "the device cannot be opened")?;
-        let app = open_app(fd, &self.name).map_err(|_| "the device refuses the app")?;
-        if app.base != self.app.base || app.locks_length != self.app.locks_length {
-            return Err("the app has moved");
-        }
-        map(fd, app.base as *mut u8, app.length, app.pages_offset)
-            .map_err(|_| "the app's pages cannot be mapped")?;
-        let locks = self.locks.as_ptr().cast();
-        map(fd, locks, app.locks_length, app.locks_offset)
-            .map_err(|_| "the app's locks cannot be mapped")?;
-        let parents = self.fd.swap(fd, Ordering::Relaxed);
-        // SAFETY: the child's copy of the parent's descriptor.
-        unsafe { libc::close(parents) };
-        Ok(())
+        let mapped = self.map_again(fd);
+        let unused = if mapped.is_ok() {
+            self.fd.swap(fd, Ordering::Relaxed)
+        } else {
+            fd
+        };
+        // SAFETY: the child's copy of the parent's descriptor, or what was opened above in vain.
+        unsafe { libc::close(unused) };
+        mapped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Descriptors of this process that are open on a file.
+    fn open_on(path: &Path) -> usize {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+        descriptors
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target == path)
+            .count()
+    }
+
+    #[test]
+    fn a_refused_after_fork_leaves_no_descriptor_open() {
+        // A plain file knows none of the driver's calls.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
+        let mut locks = AtomicU64::new(0);
+        let device = Device {
+            fd: AtomicI32::new(open_file(&path).unwrap()),
+            path,
+            name: [0; NAME_MAX],
+            app: bytemuck::Zeroable::zeroed(),
+            locks: NonNull::from(&mut locks),
+        };
+        let before = open_on(file.path());
+        assert_eq!(device.after_fork(), Err("the device refuses the app"));
+        assert_eq!(open_on(file.path()), before);
     }
 }

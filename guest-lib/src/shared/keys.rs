@@ -1,18 +1,18 @@
 //! Which protection keys requests have, and which key is taken away from drafts to guard memory.
 //!
-//! No lock: the child of a fork may find one locked for ever.
+//! No lock: the child of a fork may find it locked forever.
 
 use crate::sync::{AtomicU64, Ordering};
 use std::array;
 
-/// Keys of the CPU. Key 0 is everybody's.
+/// Keys of the CPU. Key 0 is the default key of all memory.
 pub(crate) const KEYS: usize = 16;
 
-/// What is known of a key. Alone in its cache line, which stays with the CPU of a thread that gets the
+/// The state of a key. Alone in its cache line, which stays with the CPU of a thread that gets the
 /// same key for each of its requests.
 ///
 /// The lower half of the word counts the requests that have the key, the upper half how often it was
-/// given back: if the word is the same twice, nobody took the key or gave it back in between (but for 2^32
+/// given back: if the word is the same twice, the key was neither taken nor given back in between (but for 2^32
 /// times, after which two requests might share a key).
 #[derive(Debug)]
 #[repr(align(64))]
@@ -24,8 +24,8 @@ pub(crate) const NOT_OURS: u64 = u64::MAX;
 /// Added to the word when the key is given back.
 const GIVEN_BACK: u64 = (1 << 32) - 1;
 
-/// How often a request looks at all keys before it shares one: with many more requests than keys, on many
-/// CPUs, they might never be the same twice.
+/// How often a request scans all keys before it shares one: with many requests on many CPUs, two scans
+/// might never agree.
 const LOOKS: usize = 8;
 
 /// How many requests have the key; more than there can be if none gets it.
@@ -62,7 +62,7 @@ impl<const N: usize> Table<N> {
             let still = again == seen;
             seen = again;
             if still {
-                // Nothing has happened between the two looks: all keys were in use at the same time.
+                // Nothing has changed between the two scans: all keys were in use at the same time.
                 break;
             }
         }
@@ -85,18 +85,18 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// A request has the key no longer. Nothing if no request has it.
+    /// A request gives up the key. No effect if no request has it.
     pub(crate) fn give_back(&self, key: u32) {
         if let Some(Entry(word)) = self.entries.get(key as usize) {
             let has = |word: u64| word != NOT_OURS && requests(word) != 0;
-            // An error means that there was nothing to do.
+            // An error means that no request had it.
             let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 has(word).then(|| word.wrapping_add(GIVEN_BACK))
             });
         }
     }
 
-    /// Takes a key away that no request has, for good; nothing if it finds none.
+    /// Withdraws a key that no request has, permanently; `None` if all are in use.
     pub(crate) fn withdraw(&self) -> Option<u32> {
         (1..N as u32).rev().find(|&key| {
             let word = self.look(key);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_away_is_given_to_nobody_and_only_a_free_one_is_taken_away() {
+    fn only_a_free_key_is_withdrawn_and_never_given_out() {
         let table = table([4, 6]);
         assert_eq!(table.take(6), 6);
         assert_eq!(table.withdraw(), Some(4));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_request_has_cannot_be_given_back() {
+    fn unused_keys_cannot_be_given_back() {
         let table = table([1]);
         for key in [0, 1, 2, 16, u32::MAX] {
             table.give_back(key);

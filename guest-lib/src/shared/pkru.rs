@@ -1,18 +1,18 @@
 //! Protection keys: who reaches which drafts, and who writes to guarded memory.
 //!
-//! All threads share a page table, so a draft that is writable for its request would be writable for
-//! everybody. The driver puts a protection key into the entries of a request's drafts
+//! All threads share a page table, so a draft that is writable for its request would be writable for all
+//! threads. The driver puts a protection key into the entries of a request's drafts
 //! ([`vmsrs_protocol::shared::ThreadControl::key`]), and each thread's PKRU register says which keys
-//! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside of requests none
+//! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside requests none
 //! of the library's. Changing PKRU takes no system call.
 //!
 //! Keys are few. The library takes what the kernel gives, once in a process, and a request has one of
-//! them from its begin to its end, whatever threads work for it: one that no other request in flight
-//! has. Only with more requests in flight than keys some share one, and are not protected from each
-//! other's strays.
+//! them from start to end, whatever threads work for it: one that no other request in flight
+//! has. With more requests in flight than keys some share one, and are not protected from each other's
+//! stray writes.
 //!
-//! One key becomes that of guarded memory ([`crate::guard`]) when a server asks for it: in a request
-//! it lets read and not write, outside of requests it is open.
+//! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
+//! reads only, outside requests it is open.
 
 use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
 use crate::sync::AtomicU64;
@@ -88,8 +88,8 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
     }
 }
 
-/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, for the way out of
-/// requests.
+/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, since the way
+/// out of a request reads it.
 static GIVEN: AtomicU32 = AtomicU32::new(0);
 
 /// Which requests have which of them.
@@ -163,7 +163,7 @@ pub(crate) fn forget() {
     ours().numbers().for_each(|key| TABLE.put(key));
 }
 
-/// The key of guarded memory, open for the calling thread, which is outside of requests; made of one that no
+/// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
 /// request has if there is none yet. Nothing without protection keys, or when requests have all of them.
 pub(crate) fn guard_key() -> Option<u32> {
     // Servers guard memory when they start: no child of a fork comes here while another thread does.
@@ -188,7 +188,7 @@ pub(crate) fn open(key: u32) {
     update(|pkru| apply_guard(ours().apply(pkru, key), guard(), false));
 }
 
-/// For a thread outside of requests: none of the library's keys, and all of guarded memory.
+/// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
 pub(crate) fn close() {
     update(|pkru| apply_guard(ours().apply(pkru, 0), guard(), true));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_its_own_key_open_and_all_others_of_ours_closed() {
+    fn a_request_opens_its_own_key_only() {
         let ours = keys(1..16);
         for own in 1..16 {
             let pkru = ours.apply(LINUX_DEFAULT, own);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn going_from_one_key_to_another_leaves_no_trace_of_the_first() {
+    fn switching_keys_leaves_no_trace_of_the_first() {
         let ours = keys([1, 4, 9]);
         let first = ours.apply(LINUX_DEFAULT, 4);
         assert_eq!(ours.apply(first, 9), ours.apply(LINUX_DEFAULT, 9));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_memory_is_read_only_in_a_request_and_open_outside() {
+    fn guarded_memory_is_read_only_in_requests() {
         for pkru in [0, u32::MAX, LINUX_DEFAULT] {
             for guard in 1..16 {
                 let inside = apply_guard(pkru, guard, false);

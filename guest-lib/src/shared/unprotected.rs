@@ -24,7 +24,7 @@ use vmsrs_protocol::{
     APP_BASE, APP_PAGES, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, MAX_DOMAINS, PAGE_SIZE,
 };
 
-/// A waiter looks for circles again after this time.
+/// A waiter looks for cycles again after this time.
 const SLICE: Duration = Duration::from_millis(100);
 
 /// Tags of one registration or refill.
@@ -166,7 +166,7 @@ impl Backend for Unprotected {
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {
         assert!(domain < MAX_DOMAINS);
-        // SAFETY: inside of the mapping by the check; it stays for ever.
+        // SAFETY: inside the mapping by the check; it stays forever.
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 
@@ -204,7 +204,7 @@ impl Backend for Unprotected {
         }
         let bytes = u64::from(PAGE_SIZE);
         let address = self.base + u64::from(page) * bytes;
-        // SAFETY: inside of this app's reservation, and handed out to nobody yet.
+        // SAFETY: inside this app's reservation, and handed out to nobody yet.
         let outcome = unsafe {
             libc::mprotect(
                 address as *mut libc::c_void,
@@ -371,14 +371,14 @@ impl Backend for Unprotected {
 
 #[cfg(test)]
 mod tests {
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::{Error, Kind, Options, RunError, thread};
     use std::sync::mpsc;
     use std::time::Duration;
 
     #[test]
-    fn an_interrupt_that_comes_just_before_a_wait_for_a_lock_ends_the_wait() {
-        let app = Hooked::app("interrupt before a wait", |_| ());
+    fn interrupt_just_before_a_lock_wait_ends_it() {
+        let app = MockBackend::app("interrupt before a wait", |_| ());
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
         let (held, is_held) = mpsc::channel();
         let (free, freed) = mpsc::channel::<()>();

@@ -1,4 +1,4 @@
-//! Who waits for whom, without a driver: finds circles of requests that would wait for ever.
+//! Which request waits for which, without a driver: finds cycles, which would wait forever.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ struct Wait {
 pub(crate) struct Waits(Mutex<Vec<Wait>>);
 
 impl Waits {
-    /// Notes that a request waits for a domain; false if that would close a circle, and nothing is
+    /// Notes that a request waits for a domain; false if that would close a cycle; then nothing is
     /// noted. `holder` tells which request holds a domain, 0 for none.
     pub(crate) fn enter(&self, tag: u64, domain: u32, holder: impl Fn(u32) -> u64) -> bool {
         let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_would_close_a_circle_is_told_and_nobody_else() {
+    fn only_the_request_that_closes_a_cycle_is_refused() {
         let waits = Waits::default();
         // Request n holds domain n.
         let holder = u64::from;
         assert!(waits.enter(1, 2, holder));
         assert!(waits.enter(2, 3, holder));
-        assert!(waits.enter(5, 1, holder), "a chain is no circle");
+        assert!(waits.enter(5, 1, holder), "a chain is not a cycle");
         assert!(!waits.enter(3, 1, holder));
         assert!(waits.enter(3, 4, holder));
         waits.leave(2, 3);

@@ -23,7 +23,7 @@ pub(crate) enum Released {
 
 /// Takes a lock that is free.
 pub(crate) fn try_lock(word: &AtomicU64, tag: u64) -> bool {
-    // Also a release: who sees the tag here sees it in its thread's control block, or knows that the
+    // Also a release: a thread that sees the tag here sees it in its thread's control block, or knows that the
     // thread has lost it.
     word.compare_exchange(0, tag, Ordering::AcqRel, Ordering::Relaxed)
         .is_ok()

@@ -1,4 +1,4 @@
-//! Work that undoes something outside of domains, as a request keeps it.
+//! A defer: work that undoes something outside domains.
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ pub(crate) struct Deferred {
 impl Drop for Deferred {
     fn drop(&mut self) {
         if let Some(discard) = self.discard {
-            // SAFETY: whoever made this says that discard takes the argument.
+            // SAFETY: the maker says that discard takes the argument.
             unsafe { discard(self.argument) };
         }
     }
@@ -55,11 +55,11 @@ impl Deferred {
         }
     }
 
-    /// Does it; false if it panicked. What it owns stays if it is cut short.
+    /// Runs it; false if it panicked. If it is cut short, what it owns is leaked.
     pub(crate) fn run(self) -> bool {
         let (call, argument) = (self.call, self.argument);
         std::mem::forget(self);
-        // SAFETY: whoever made it says that it may be called with its argument, once.
+        // SAFETY: the maker says that it may be called with its argument, once.
         catch_unwind(AssertUnwindSafe(|| unsafe { call(argument) })).is_ok()
     }
 }

@@ -38,7 +38,7 @@ impl App {
     pub(crate) fn new(name: &[u8], backend: Box<dyn Backend>) -> Result<&'static Self, Error> {
         let slot = BY_NUMBER
             .get(backend.number() as usize)
-            .ok_or(Error::Argument("the app's number"))?;
+            .ok_or(Error::Argument("the app's number is out of range"))?;
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             backend,
@@ -87,7 +87,7 @@ impl App {
     /// All open apps.
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
         BY_NUMBER.iter().filter_map(|slot| {
-            // SAFETY: null, or an app that lives for ever.
+            // SAFETY: null, or an app that lives forever.
             unsafe { slot.load(Ordering::Acquire).as_ref() }
         })
     }
@@ -95,8 +95,8 @@ impl App {
 
 /// A domain, open in this process for as long as it lives.
 ///
-/// All processes that open the app find the domain at the same addresses, so pointers inside of it
-/// stay good.
+/// All processes that open the app find the domain at the same addresses, so pointers inside it
+/// stay valid.
 pub struct Domain {
     app: &'static App,
     number: u32,
@@ -121,7 +121,7 @@ impl fmt::Debug for Domain {
 }
 
 impl Domain {
-    /// Finds or makes the domain with that key (1 to 64 bytes). `flags` are those of
+    /// Finds or creates the domain with that key (1 to 64 bytes). `flags` are those of
     /// [`Backend::open_domain`].
     fn open(app: &'static App, key: &[u8], flags: u32) -> Result<Self, Error> {
         let backend = app.backend();
@@ -147,7 +147,7 @@ impl Domain {
             })?;
         let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);
         let header = NonNull::new(address as *mut DomainHeader)
-            .ok_or(Error::Argument("the domain's address"))?;
+            .ok_or(Error::Argument("the domain's address is null"))?;
         let domain = Self {
             app,
             number,
@@ -220,7 +220,7 @@ impl Domain {
         unsafe { Heap::new(self.header, base, self.number, made, backend) }
     }
 
-    /// A copy of the heap's own bookkeeping at this moment.
+    /// A copy of the heap's bookkeeping.
     #[cfg(test)]
     pub(crate) fn bookkeeping(&self) -> Vec<u64> {
         let words = self.header.as_ptr().cast::<u64>();
@@ -234,7 +234,7 @@ impl Domain {
 
 // Invariants.
 
-/// A check: an error says what does not hold.
+/// A check: its error says what does not hold.
 pub(crate) type Check = dyn Fn(&'static Domain) -> Result<(), String> + Send + Sync;
 
 /// The invariant of an app or a domain, registered or not.
@@ -259,7 +259,7 @@ impl Invariant {
     ///
     /// [`Error::Argument`] if there is one already.
     pub(crate) fn set(&self, check: Box<Check>) -> Result<(), Error> {
-        let taken = |_| Error::Argument("the invariant, since there is one already");
+        let taken = |_| Error::Argument("an invariant is registered already");
         self.0.set(check).map_err(taken)
     }
 

@@ -1,31 +1,31 @@
 //! The lock of a request's own lists and of the heaps of its domains.
 //!
-//! A thread that is cut short may hold it. Then the request has failed, so whoever waits for it
-//! gives up, and it is opened by force when all threads have left the request. A thread may also have
-//! ended with it: so whoever has slept for nothing looks whether one has. And a thread may want it that
-//! has it: a handler of a signal, or a wild jump, called the library in the middle of itself.
+//! A thread that is cut short may hold it. Then the request has failed: waiters give up, and the latch is
+//! opened by force when all threads have left the request. A thread may also end while it holds the
+//! latch, so a waiter whose sleep timed out checks for that. And the thread that wants the latch may hold
+//! it already: a signal handler, or a jump through a bad pointer, called the library while it was at work.
 
 use crate::os::futex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const FREE: u32 = 0;
-/// Beside the number of the thread that has the latch: others may sleep. Linux numbers threads from 1, below
+/// Set besides the ID of the thread that has the latch: others may sleep. Linux numbers threads from 1, below
 /// 2^22.
 const CONTENDED: u32 = 1 << 31;
 
-/// How long a waiter sleeps before it looks whether it should give up.
+/// How long a waiter sleeps before it checks whether to give up.
 const PATIENCE: Duration = Duration::from_millis(10);
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(crate) struct Latch(AtomicU32);
 
-/// What came of taking the latch.
+/// Result of taking the latch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Take {
     Taken,
-    /// The caller has had it already.
+    /// The caller has it already.
     Own,
     /// Another thread has it, and the caller did not want to wait any longer.
     GivenUp,
@@ -33,9 +33,9 @@ pub(crate) enum Take {
 
 impl Latch {
     /// Takes the latch for the calling thread, whose number is `me`, unless `give_up` says so while another
-    /// one has it. That is told whether a sleep has just ended without a wake-up.
+    /// one has it. Its argument is whether a sleep has just timed out.
     pub(crate) fn take(&self, me: u32, give_up: impl Fn(bool) -> bool) -> Take {
-        let mut for_nothing = false;
+        let mut timed_out = false;
         let mut seen = FREE;
         loop {
             if seen == FREE {
@@ -51,7 +51,7 @@ impl Latch {
             if seen & !CONTENDED == me {
                 return Take::Own;
             }
-            if give_up(for_nothing) {
+            if give_up(timed_out) {
                 return Take::GivenUp;
             }
             let marked = seen | CONTENDED;
@@ -60,23 +60,23 @@ impl Latch {
                     self.0
                         .compare_exchange(seen, marked, Ordering::Relaxed, Ordering::Relaxed)
             {
-                (seen, for_nothing) = (now, false);
+                (seen, timed_out) = (now, false);
                 continue;
             }
             let slept = futex::wait(&self.0, marked, PATIENCE);
-            // Another error is as good as a wake-up.
-            for_nothing = slept.is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT));
+            // Any other error counts as a wake-up.
+            timed_out = slept.is_err_and(|error| error.raw_os_error() == Some(libc::ETIMEDOUT));
             seen = self.0.load(Ordering::Relaxed);
         }
     }
 
     /// Whether the thread with that number has it.
-    pub(crate) fn is_of(&self, me: u32) -> bool {
+    pub(crate) fn is_held_by(&self, me: u32) -> bool {
         self.0.load(Ordering::Relaxed) & !CONTENDED == me
     }
 
-    /// Opens the latch: the caller has taken it, or nobody is left who could have. All sleepers are woken,
-    /// so none is forgotten when the next one to take it does not mark it.
+    /// Opens the latch: the caller has taken it, or no thread is left that could have. All sleepers are
+    /// woken: the next one to take the latch may not set the mark.
     pub(crate) fn open(&self) {
         if self.0.swap(FREE, Ordering::Release) & CONTENDED != 0 {
             futex::wake_all(&self.0);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_an_abandoned_latch_gives_up_when_told_to() {
+    fn waiter_of_an_abandoned_latch_gives_up_when_told() {
         let latch = Latch::default();
         assert_eq!(latch.take(1, |_| false), Take::Taken);
         assert_eq!(latch.take(2, |_| true), Take::GivenUp);
@@ -122,18 +122,18 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_latch_that_nobody_opens_is_asked_after_a_sleep_for_nothing() {
+    fn waiter_is_asked_to_give_up_after_a_timeout() {
         let latch = Latch::default();
         assert_eq!(latch.take(1, |_| false), Take::Taken);
-        assert_eq!(latch.take(2, |for_nothing| for_nothing), Take::GivenUp);
+        assert_eq!(latch.take(2, |timed_out| timed_out), Take::GivenUp);
     }
 
     #[test]
-    fn who_has_the_latch_already_is_told_so_whether_others_wait_or_not() {
+    fn taking_an_own_latch_says_so() {
         let latch = Latch::default();
         assert_eq!(latch.take(1, |_| false), Take::Taken);
         assert_eq!(latch.take(1, |_| false), Take::Own);
-        assert_eq!(latch.take(2, |for_nothing| for_nothing), Take::GivenUp);
+        assert_eq!(latch.take(2, |timed_out| timed_out), Take::GivenUp);
         assert_eq!(latch.take(1, |_| false), Take::Own);
     }
 }

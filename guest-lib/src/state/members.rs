@@ -24,9 +24,9 @@ pub(crate) struct Members {
     slots: Slots<MEMBERS_MAX>,
     /// Counts departures; waiters sleep on it.
     departures: AtomicU32,
-    /// `CLOCK_MONOTONIC` nanoseconds of the last look whether those who have the members' numbers are the
+    /// `CLOCK_MONOTONIC` nanoseconds of the last check that the threads with the members' IDs are the
     /// members.
-    looked: AtomicU64,
+    last_check: AtomicU64,
 }
 
 impl Members {
@@ -34,7 +34,7 @@ impl Members {
         Self {
             slots: Slots::new(),
             departures: AtomicU32::new(0),
-            looked: AtomicU64::new(0),
+            last_check: AtomicU64::new(0),
         }
     }
 
@@ -58,7 +58,7 @@ impl Members {
     /// Gives a reserved slot back whose thread was not started.
     pub(crate) fn cancel(&self, reservation: Reservation) {
         if self.slots.cancel(reservation) {
-            self.tell();
+            self.notify();
         }
     }
 
@@ -66,22 +66,22 @@ impl Members {
     /// started the threads. Those that have not adopted their slots yet never will.
     pub(crate) fn take_back(&self) {
         if self.slots.take_back(thread_number()) {
-            self.tell();
+            self.notify();
         }
     }
 
     /// Gives the slot back; the thread does nothing for the request any more.
     pub(crate) fn leave(&self, slot: usize) {
         self.slots.leave(slot);
-        self.tell();
+        self.notify();
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         self.departures.fetch_add(1, Ordering::SeqCst);
         futex::wake_all(&self.departures);
     }
 
-    /// Whether nobody has joined.
+    /// Whether no thread has joined.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -98,20 +98,20 @@ impl Members {
         self.slots.sweep(self.alive())
     }
 
-    /// Tells a slot whose thread lives. One look in [`PATIENCE`] is at more than its number, for all who look:
-    /// that costs more, and hardly any number is used again so soon.
+    /// How to check whether a member lives. Once in [`PATIENCE`] more than the thread ID is checked: that
+    /// costs more, and IDs are rarely reused so soon.
     fn alive(&self) -> fn(u64) -> bool {
-        let (now, last) = (now(), self.looked.load(Ordering::Relaxed));
+        let (now, last) = (now(), self.last_check.load(Ordering::Relaxed));
         let due = u128::from(now.saturating_sub(last)) >= PATIENCE.as_nanos();
         let mine = due
             && self
-                .looked
+                .last_check
                 .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         if mine { lives } else { is_used }
     }
 
-    /// Waits until nobody has joined. A thread that has ended without leaving does not count; false if
+    /// Waits until all members have left. A thread that has ended without leaving does not count; false if
     /// there was one. `sweep` is [`Members::sweep`], protected from being cut short.
     pub(crate) fn wait(&self, sweep: impl Fn(&Self) -> bool) -> bool {
         self.wait_until(sweep, || self.is_empty())
@@ -130,7 +130,7 @@ impl Members {
             if done() {
                 return all_left;
             }
-            // An error is as good as a wake-up.
+            // An error counts as a wake-up.
             let _ = futex::wait(&self.departures, departures, PATIENCE);
             all_left &= !sweep(self);
         }
@@ -143,7 +143,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn there_is_a_slot_for_each_member_until_all_are_taken() {
+    fn each_member_has_a_slot_until_all_are_taken() {
         let members = Members::new();
         assert!(members.is_empty());
         for slot in 0..MEMBERS_MAX {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_ends_without_leaving_is_not_waited_for() {
+    fn lost_member_is_not_waited_for() {
         let members = Arc::new(Members::new());
         let theirs = Arc::clone(&members);
         std::thread::spawn(move || (theirs.enter(), theirs.reserve()))
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_ended_without_leaving_is_not_the_thread_that_has_its_number_now() {
+    fn lost_member_is_not_the_thread_with_its_id_now() {
         let members = Members::new();
         // The number is in use, by the thread that asks.
         let before = identity() ^ (1 << (IDENTITY_BITS - 1));
@@ -183,7 +183,7 @@ mod tests {
         assert!(!members.wait(Members::sweep));
         assert!(members.is_empty());
         let slot = members.enter().unwrap();
-        members.looked.store(0, Ordering::Relaxed);
+        members.last_check.store(0, Ordering::Relaxed);
         assert!(!members.has_lost());
         members.leave(slot);
     }

@@ -1,4 +1,4 @@
-//! What belongs to a request, whichever of its threads looks.
+//! The state of a request, shared by its threads.
 //!
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
@@ -36,14 +36,14 @@ pub(crate) const QUARANTINE: usize = 256;
 /// Newest blocks of a request that the audit looks at in a big domain.
 pub(crate) const RECENT: usize = 64;
 
-/// How long a thread that waits for another one's domain sleeps before it looks whether it should give up.
+/// How long a thread that waits for another one's domain sleeps before it checks whether to give up.
 const HELD_PATIENCE: Duration = Duration::from_millis(10);
 
 /// A domain that the request holds.
 #[derive(Clone, Copy)]
 struct Held {
     domain: &'static Domain,
-    /// It had a heap when the request took it, or got one since. Kept outside of the domain, where a
+    /// It had a heap when the request took it, or got one since. Kept outside the domain, where a
     /// request's stray write cannot make a damaged heap look like a new domain.
     has_heap: bool,
 }
@@ -52,8 +52,8 @@ struct Held {
 struct Lists {
     /// Domains whose locks are taken.
     domains: [Option<Held>; HELD_MAX],
-    /// No place of `domains` from here on was used since the request began: most requests use one, and
-    /// should not pay for looking at all.
+    /// Places of `domains` from here on were not used by this request: most requests use one, and need not
+    /// scan them all.
     used: usize,
     quarantine: Ring<QUARANTINE>,
     recent: Ring<RECENT>,
@@ -113,17 +113,17 @@ pub(crate) struct State {
     deadline: AtomicU64,
     lock_timeout_ms: AtomicU32,
     whole_audit: AtomicBool,
-    /// Nobody can join any more.
+    /// No thread can join any more.
     closed: AtomicBool,
-    /// The request has failed: all its threads come to their landings.
+    /// The request has failed: all its threads go to their landings.
     failed: AtomicBool,
-    /// Threads other than the present one may have made drafts.
+    /// Threads other than the current one may have made drafts.
     wrote: AtomicBool,
     pub(crate) members: Members,
     pub(crate) latch: Latch,
     /// The control block where the driver reads which domains are held, or null.
     control: AtomicPtr<ThreadControl>,
-    /// Counts changes of what is held while somebody waits for one.
+    /// Counts changes of what is held while a thread waits for one.
     held_changes: AtomicU32,
     /// Threads that wait for such a change.
     held_waiters: AtomicU32,
@@ -132,12 +132,12 @@ pub(crate) struct State {
     dropped: AtomicPtr<State>,
     /// The one that was dropped before this one, or null.
     next_dropped: AtomicPtr<State>,
-    /// What the first thread that landed was told; for the others.
+    /// The failure that the first thread that landed has reported; for the others.
     failure: Mutex<Option<Failure>>,
 }
 
 // SAFETY: atomics, a mutex, and lists that are used by one thread at a time (the latch, or the only
-// thread that the request has). Defers are Send by the contract of whoever registers them.
+// thread that the request has). Defers are Send by the contract of their registration.
 unsafe impl Send for State {}
 // SAFETY: as above.
 unsafe impl Sync for State {}
@@ -167,7 +167,7 @@ impl State {
     }
 
     /// Gives a state back. If a thread has ended in the middle of the request, others may still work for it and
-    /// have its key open: nobody else gets either then.
+    /// have its key open: then neither is reused.
     pub(crate) fn give_back(&'static self) {
         if self.tag() != 0 {
             return;
@@ -205,7 +205,7 @@ impl State {
         }
     }
 
-    /// A request begins; nobody else knows it yet.
+    /// A request begins; no other thread knows it yet.
     pub(crate) fn begin(&self, start: Start) {
         let key = pkru::take(self.last_key.load(Ordering::Relaxed));
         self.key.store(key, Ordering::Relaxed);
@@ -218,7 +218,7 @@ impl State {
         self.failed.store(false, Ordering::Relaxed);
         self.wrote.store(false, Ordering::Relaxed);
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        // A defer of the request before, cut short in the library, may have left it taken.
+        // A defer of the previous request, cut short in the library, may have left it taken.
         self.latch.open();
         self.tag.store(start.tag, Ordering::SeqCst);
         self.closed.store(false, Ordering::SeqCst);
@@ -226,8 +226,8 @@ impl State {
 
     /// The request is over, and has no thread any more.
     ///
-    /// `kept`: it was audited and committed. Otherwise a stray write may have changed what the lists say
-    /// about themselves, so all their places are emptied: nothing of this request must be the next one's.
+    /// `kept`: it was audited and committed. Otherwise a stray write may have changed the lists' own
+    /// counts, so all their places are emptied: nothing of this request may leak into the next one.
     pub(crate) fn clear(&self, kept: bool) {
         self.closed.store(true, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
@@ -245,7 +245,7 @@ impl State {
             lists.quarantine.clear(!kept);
             lists.recent.clear(!kept);
         });
-        // A thread that was cut short may have left it taken, or itself counted.
+        // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
         self.latch.open();
         self.held_waiters.store(0, Ordering::SeqCst);
     }
@@ -278,12 +278,12 @@ impl State {
         self.tag() == tag && !self.closed.load(Ordering::SeqCst) && !self.has_failed()
     }
 
-    /// Lets nobody join any more, and waits for those that have. False if a thread ended without
+    /// Closes the request to new members, and waits for those that have joined. False if a thread ended without
     /// leaving.
     pub(crate) fn close(&self, sweep: fn(&Members) -> bool) -> bool {
         let all_left = self.members.wait(sweep);
         self.closed.store(true, Ordering::SeqCst);
-        // Who joined in between is seen now, or sees that it is closed.
+        // A thread that joined in between is seen now, or sees that it is closed.
         self.members.wait(sweep) && all_left
     }
 
@@ -292,8 +292,8 @@ impl State {
         self.closed.store(false, Ordering::SeqCst);
     }
 
-    /// The request fails: all its threads come to their landings. One of them has to report it.
-    pub(crate) fn doom(&self) {
+    /// The request fails: all its threads go to their landings, and one of them must report it.
+    pub(crate) fn mark_failed(&self) {
         self.failed.store(true, Ordering::SeqCst);
     }
 
@@ -304,7 +304,7 @@ impl State {
 
     /// The failure: `fail` reports it, the first time.
     pub(crate) fn fail(&self, fail: impl FnOnce() -> Failure) -> Failure {
-        self.doom();
+        self.mark_failed();
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert_with(fail).clone()
     }
@@ -326,7 +326,7 @@ impl State {
         use_them(unsafe { &mut *self.lists.get() })
     }
 
-    /// From here on the control block's list is the request's: what is held already is entered.
+    /// From here on the request uses the control block's list: what is held already is entered.
     pub(crate) fn set_control(&self, control: Control) {
         control.set_count(0);
         self.lists(|lists| {
@@ -350,7 +350,7 @@ impl State {
     }
 
     /// Domains held, and those whose locks are being taken, in the order of their locking.
-    /// Takes nothing from any heap.
+    /// Does not allocate.
     pub(crate) fn held(&self) -> HeldDomains {
         let mut held = HeldDomains::default();
         if let Some(control) = self.control() {
@@ -379,30 +379,30 @@ impl State {
         }
     }
 
-    /// Forgets a domain; its lock is not the request's any more.
+    /// Forgets a domain whose lock the request no longer has.
     pub(crate) fn remove_held(&self, domain: u32) {
         if let Some(control) = self.control() {
             held::remove(&control, domain);
         }
-        self.tell_held();
+        self.notify_held();
     }
 
-    /// What is held, or waited for, has changed; under the latch, so that who waits for it either is counted
+    /// What is held, or waited for, has changed; under the latch, so that a waiter either is counted
     /// by now or sees the change.
-    fn tell_held(&self) {
+    fn notify_held(&self) {
         if self.held_waiters.load(Ordering::SeqCst) != 0 {
             self.held_changes.fetch_add(1, Ordering::SeqCst);
             futex::wake_all(&self.held_changes);
         }
     }
 
-    /// Sleeps until another thread of the request holds a domain, or waits for one no longer, unless `over`.
-    /// May also return for no reason, and does so after [`HELD_PATIENCE`]. The caller does not have the latch.
+    /// Sleeps until another thread of the request holds a domain, or no longer waits for one, unless
+    /// `over`. Wakes spuriously at times, and always after [`HELD_PATIENCE`]. The caller does not have the latch.
     pub(crate) fn wait_for_held(&self, over: impl FnOnce() -> bool) {
         self.held_waiters.fetch_add(1, Ordering::SeqCst);
         let changes = self.held_changes.load(Ordering::SeqCst);
         if !over() {
-            // An error is as good as a wake-up.
+            // An error counts as a wake-up.
             let _ = futex::wait(&self.held_changes, changes, HELD_PATIENCE);
         }
         self.held_waiters.fetch_sub(1, Ordering::SeqCst);
@@ -456,7 +456,7 @@ impl State {
                 lists.domains[free] = Some(Held { domain, has_heap });
             }
         });
-        self.tell_held();
+        self.notify_held();
     }
 
     /// Forgets a domain that the request holds; says whether it has a heap, or `None` if it is not
@@ -504,7 +504,7 @@ impl State {
 
     /// Whether the list in the control block and the lock words are as the request knows them. Another
     /// of its threads may be taking a lock at the moment.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         let (tag, listed) = (self.tag(), self.held());
         let listed = listed.as_slice();
         self.lists(|lists| {
@@ -525,7 +525,7 @@ impl State {
         let (listed, held) = (self.held(), self.domains());
         let missing = |domain: &u32| !listed.as_slice().contains(domain);
         if held.as_slice().iter().any(missing) {
-            // What is entered and not noted yet is not locked yet, or the driver knows it as written.
+            // A domain that is entered but not noted yet is not locked, or the driver knows it as written.
             control.set_count(0);
             for &domain in held.as_slice() {
                 held::push(&control, domain);
@@ -559,15 +559,15 @@ impl State {
         self.lists(|lists| lists.defers.len())
     }
 
-    /// Moves all defers to `all`. If that has room for them, nothing is taken from any heap.
+    /// Moves all defers to `all`. Does not allocate if that has room for them.
     pub(crate) fn take_defers(&self, all: &mut Vec<Deferred>) {
         self.lists(|lists| all.append(&mut lists.defers));
     }
 
     // Tasks that a thread of the request has dropped.
 
-    /// Takes the state of such a task, which is over: what is left of its defers is run when the request
-    /// ends, if the thread that drops it does not come to that. Async-signal-safe.
+    /// Takes the state of such a task, which is over: its remaining defers are run when the request ends,
+    /// unless the thread that drops it runs them. Async-signal-safe.
     pub(crate) fn adopt(&self, dropped: &'static Self) {
         let mut first = self.dropped.load(Ordering::Relaxed);
         loop {
@@ -589,7 +589,7 @@ impl State {
     pub(crate) fn take_dropped(&self) -> impl Iterator<Item = &'static Self> {
         let mut next = self.dropped.swap(ptr::null_mut(), Ordering::Acquire);
         std::iter::from_fn(move || {
-            // SAFETY: null, or a state, which lives for ever; on no other list.
+            // SAFETY: null, or a state, which lives forever; on no other list.
             let state: &'static Self = unsafe { next.as_ref() }?;
             next = state.next_dropped.swap(ptr::null_mut(), Ordering::Relaxed);
             Some(state)
@@ -600,12 +600,12 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock::Hooked;
+    use crate::mock::MockBackend;
     use crate::{Kind, RunError, thread};
 
     #[test]
-    fn a_failed_request_leaves_nothing_to_the_next_one_whatever_its_lists_say_of_themselves() {
-        let app = Hooked::app("lists that lie", |_| ());
+    fn corrupted_lists_leave_nothing_to_the_next_request() {
+        let app = MockBackend::app("lists that lie", |_| ());
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
         let outcome = one.run(|request| {
             request.enter(two)?.keep();
@@ -613,7 +613,7 @@ mod tests {
             // SAFETY: live, and used no more.
             unsafe { two.deallocate(block)? };
             let state = thread::current().unwrap().state();
-            // As a stray write may do it.
+            // As a stray write may.
             state.lists(|lists| {
                 lists.used = 0;
                 lists.quarantine.set_next(0);

@@ -25,7 +25,7 @@ impl<const N: usize> Ring<N> {
         }
     }
 
-    /// Notes a block; gives the one that had its place.
+    /// Notes a block; returns the one that was in its place.
     pub(crate) fn note(&self, noted: Noted) -> Option<Noted> {
         let place = self.next.get() % N;
         self.next.set(self.next.get() + 1);
@@ -50,7 +50,8 @@ impl<const N: usize> Ring<N> {
         self.next.get().min(N)
     }
 
-    /// Forgets what is noted: in the places in use, or in `all`, in case the ring was written to by mistake.
+    /// Forgets what is noted: in the places in use, or in `all`, in case a stray write has changed the
+    /// ring.
     pub(crate) fn clear(&self, all: bool) {
         for place in 0..if all { N } else { self.used() } {
             self.take(place);

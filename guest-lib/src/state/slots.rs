@@ -3,13 +3,13 @@
 //! No lock: a thread can be cut short or end anywhere. `tests/loom` builds this module too.
 //!
 //! A slot is free (0), has a thread (its identity, and the number of the thread that started it), or is *reserved*:
-//! by a thread of the request, for one that it is about to start. What a reserved slot says is used once,
-//! so it can be taken back: of the thread that was started and the one that takes the slot back, one wins,
-//! and a thread that comes too late finds out, even if the slot has been reserved again since.
+//! by a thread of the request, for one that it is about to start. The value of a reserved slot is unique,
+//! so it can be taken back: either the thread that was started or the one that takes it back wins, and a
+//! thread that is too late finds out, even if the slot has been reserved again since.
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// In what a reserved slot says; below it a count, and the identity of the thread that reserved it.
+/// Marks a reserved slot. Below it: a count, and the identity of the thread that reserved it.
 const RESERVED: u64 = 1 << 63;
 
 /// Bits of a thread's identity: its number, and above it what tells threads of the same number apart.
@@ -22,7 +22,7 @@ pub(crate) const NUMBER_BITS: u32 = 22;
 #[derive(Debug)]
 pub(crate) struct Slots<const COUNT: usize> {
     places: [AtomicU64; COUNT],
-    /// No slot from here on was ever taken.
+    /// Slots from here on were never taken.
     used: AtomicU64,
     /// Counts reservations.
     reservations: AtomicU64,
@@ -35,12 +35,12 @@ pub(crate) struct Reservation {
     says: u64,
 }
 
-/// The thread that a slot is about: the one that has it, or the one that reserved it.
+/// The thread in a slot's value: the one that has it, or the one that reserved it.
 fn identity(says: u64) -> u64 {
     says & ((1 << IDENTITY_BITS) - 1)
 }
 
-/// The number in an identity, or in what a slot says.
+/// The thread ID in an identity, or in a slot's value.
 fn number(identity: u64) -> u64 {
     identity & ((1 << NUMBER_BITS) - 1)
 }
@@ -61,7 +61,7 @@ impl<const COUNT: usize> Slots<COUNT> {
 
     /// Keeps a slot for a thread that will [`Slots::adopt`] it. `identity` is that of the calling thread.
     pub(crate) fn reserve(&self, identity: u64) -> Option<Reservation> {
-        // It repeats itself after 2^22: by then whoever was about to start has come.
+        // It repeats itself after 2^22: by then the thread that was about to start has started.
         let count = self.reservations.fetch_add(1, Ordering::SeqCst);
         let says = RESERVED | count << IDENTITY_BITS | identity;
         let slot = self.take(says)?;
@@ -81,7 +81,7 @@ impl<const COUNT: usize> Slots<COUNT> {
         self.change(reservation.slot, reservation.says, 0)
     }
 
-    /// Takes back what the thread with that number has reserved and nobody has adopted yet. False if
+    /// Takes back what the thread with that number has reserved and no thread has adopted yet. False if
     /// there was none.
     pub(crate) fn take_back(&self, reserver: u32) -> bool {
         let mut found = false;
@@ -109,7 +109,7 @@ impl<const COUNT: usize> Slots<COUNT> {
         self.taken().next().is_none()
     }
 
-    /// A slot whose thread is gone, or whose thread to be was to be started by one that is gone.
+    /// A slot whose thread is gone, or that was reserved by a thread that is gone.
     pub(crate) fn lost(&self, lives: impl Fn(u64) -> bool) -> Option<(usize, u64)> {
         self.taken().find(|&(_, says)| !lives(identity(says)))
     }
@@ -118,7 +118,7 @@ impl<const COUNT: usize> Slots<COUNT> {
     pub(crate) fn sweep(&self, lives: impl Fn(u64) -> bool) -> bool {
         let mut found = false;
         while let Some((slot, says)) = self.lost(&lives) {
-            // Otherwise somebody who lives has adopted it.
+            // Otherwise a live thread has adopted it.
             found |= self.change(slot, says, 0);
         }
         found
@@ -129,7 +129,7 @@ impl<const COUNT: usize> Slots<COUNT> {
             if place.load(Ordering::SeqCst) != 0 {
                 continue;
             }
-            // First where to look, then the slot: who looks later finds it, even if this thread ends.
+            // The bound goes up before the slot is taken: a later look finds it, even if this thread ends.
             self.used.fetch_max(slot as u64 + 1, Ordering::SeqCst);
             if self.change(slot, 0, says) {
                 return Some(slot);
@@ -144,7 +144,7 @@ impl<const COUNT: usize> Slots<COUNT> {
         changed.is_ok()
     }
 
-    /// Slots that are not free, and what they say.
+    /// Slots that are not free, and their values.
     fn taken(&self) -> impl Iterator<Item = (usize, u64)> {
         let used = self.used.load(Ordering::SeqCst) as usize;
         let says = |slot: &AtomicU64| slot.load(Ordering::SeqCst);
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserved_slot_goes_to_whoever_comes_first() {
+    fn reserved_slot_goes_to_the_first_claimant() {
         let slots = Slots::<2>::new();
         let reservation = slots.reserve(7).unwrap();
         assert!(!slots.is_empty());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_thread_that_is_gone_had_or_reserved_is_free_again() {
+    fn slots_of_a_dead_thread_are_freed() {
         let slots = Slots::<4>::new();
         slots.enter(1).unwrap();
         slots.reserve(1).unwrap();

@@ -1,4 +1,4 @@
-//! Memory that dies with its request: one bump allocator a thread, reset at each end.
+//! Memory for the duration of a request: one bump allocator per thread, reset at the end.
 
 use crate::error::Error;
 use crate::os::region::Region;
@@ -29,7 +29,7 @@ impl Arena {
     }
 
     /// Takes `size` bytes aligned to `alignment`, a power of two up to 4096; `None` when the arena
-    /// is used up or the alignment is none.
+    /// is used up or the alignment is invalid.
     #[must_use]
     pub fn allocate(&self, size: usize, alignment: usize) -> Option<NonNull<u8>> {
         if !alignment.is_power_of_two() || alignment > 4096 {
@@ -81,19 +81,13 @@ impl Arena {
         self.used.get()
     }
 
-    /// Forgets everything.
+    /// Frees everything.
     pub(crate) fn reset(&self) {
         let used = self.used.replace(0);
         if used > KEEP {
-            let behind = self.region.low().wrapping_add(KEEP);
-            // SAFETY: inside of the region; its content is dead.
-            unsafe {
-                libc::madvise(
-                    behind.cast(),
-                    self.region.size() - KEEP,
-                    libc::MADV_DONTNEED,
-                )
-            };
+            let rest = self.region.low().wrapping_add(KEEP);
+            // SAFETY: inside the region; its content is dead.
+            unsafe { libc::madvise(rest.cast(), self.region.size() - KEEP, libc::MADV_DONTNEED) };
         }
     }
 }

@@ -1,8 +1,8 @@
-//! What a failed request leaves for whoever looks for the bug: the top of its stack, the modules
+//! What a failed request leaves for finding the bug: the top of its stack, the modules
 //! that were mapped, and what it said.
 //!
-//! Nothing is copied here, with one exception: at its landing the thread only tells the driver where
-//! the bytes lie, and the driver reads them when the drafts are gone and the locks are free. The
+//! With one exception nothing is copied here: at its landing the thread only tells the driver where
+//! the bytes are, and the driver reads them once the drafts are discarded and the locks released. The
 //! request stack is as the error left it until the next request. The exception is a panic, whose
 //! unwinding overwrites the stack: a panic hook copies the top of it to the stack's unused low end.
 
@@ -18,7 +18,7 @@ use vmsrs_protocol::incident::{
 };
 use vmsrs_protocol::ioctl::IoctlFail;
 
-/// Room between the copy of a panic's stack and what still runs on that stack.
+/// Room between the copy of a panic's stack and the frames that are still in use on that stack.
 const HEADROOM: u64 = 32 * 1024;
 
 /// Completes the report of a failed request at its landing: `stack` is what it ran on, `text` what it
@@ -35,12 +35,12 @@ pub(crate) fn attach(record: &mut IoctlFail, stack: Option<&Region>, text: &[u8]
     };
     record.stack_low = stack.low() as u64;
     record.stack_high = stack.top() as u64;
-    let shelved = SHELF.take().filter(|shelved| shelved.tag == record.tag);
-    if let (KIND_PANIC, Some(shelved)) = (record.kind, shelved) {
+    let saved = SAVED.take().filter(|saved| saved.tag == record.tag);
+    if let (KIND_PANIC, Some(saved)) = (record.kind, saved) {
         // The bytes have moved, the addresses in them have not.
-        record.registers = shelved.registers;
-        record.stack = shelved.place;
-        record.stack_bytes = shelved.bytes;
+        record.registers = saved.registers;
+        record.stack = saved.place;
+        record.stack_bytes = saved.bytes;
         return;
     }
     if let Some((from, bytes)) = top_of_stack(stack, record.registers[REG_RSP]) {
@@ -64,7 +64,7 @@ fn top_of_stack(stack: &Region, rsp: u64) -> Option<(u64, u32)> {
 
 /// The copied stack of a panic.
 #[derive(Clone, Copy)]
-struct Shelved {
+struct SavedStack {
     tag: u64,
     registers: [u64; REGISTERS],
     place: u64,
@@ -73,7 +73,7 @@ struct Shelved {
 
 thread_local! {
     /// The latest panic in a request of this thread; no destructor.
-    static SHELF: Cell<Option<Shelved>> = const { Cell::new(None) };
+    static SAVED: Cell<Option<SavedStack>> = const { Cell::new(None) };
 }
 
 /// Installs the panic hook, once in a process; the one before is called after it.
@@ -82,7 +82,7 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |information| {
-            shelve();
+            save_panic_stack();
             previous(information);
         }));
     });
@@ -90,7 +90,7 @@ pub(crate) fn install() {
 
 /// Copies the top of the request stack, on which this runs, to its low end.
 #[inline(never)]
-fn shelve() {
+fn save_panic_stack() {
     let Some(thread) = current().filter(|thread| thread.can_divert()) else {
         return;
     };
@@ -133,7 +133,7 @@ fn shelve() {
     // SAFETY: both lie in the request stack, apart from one another, and the target below everything
     // that runs on it by the headroom.
     unsafe { ptr::copy_nonoverlapping(from as *const u8, stack.low(), bytes as usize) };
-    SHELF.set(Some(Shelved {
+    SAVED.set(Some(SavedStack {
         tag: thread.tag(),
         registers,
         place: low,
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kept_part_of_a_stack_begins_at_its_pointer_and_stays_inside() {
+    fn kept_stack_starts_at_rsp_and_stays_inside() {
         let stack = Region::new(64 * 1024).unwrap();
         let (low, high) = (stack.low() as u64, stack.top() as u64);
         assert_eq!(top_of_stack(&stack, high - 100), Some((high - 104, 104)));

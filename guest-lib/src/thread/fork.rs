@@ -1,4 +1,4 @@
-//! Children of a fork: the driver's mappings and registrations are the parent's.
+//! Children of a fork: the driver's mappings and registrations belong to the parent.
 
 use super::forget_all;
 use crate::os::signals;
@@ -16,10 +16,10 @@ pub(crate) fn install() {
     });
 }
 
-/// Forks between this process and the one that the library began in.
+/// Forks between this process and the one that loaded the library.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// Tells whether a request that was begun at another time is this process's own.
+/// Tells whether a request belongs to this process: it has the generation of its start.
 pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
@@ -29,9 +29,9 @@ unsafe extern "C" fn child() {
     forget_all();
     for app in App::all() {
         if let Err(what) = app.backend().after_fork() {
-            signals::say(b"vmsrs: in the child of a fork: ");
-            signals::say(what.as_bytes());
-            signals::say(b"\n");
+            signals::write_stderr(b"vmsrs: in the child of a fork: ");
+            signals::write_stderr(what.as_bytes());
+            signals::write_stderr(b"\n");
         }
     }
 }

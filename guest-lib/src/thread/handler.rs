@@ -1,6 +1,6 @@
 //! Crash suppression: signals of errors inside a request send the thread to its landing.
 //!
-//! The handler runs on a stack of its own, calls nothing but async-signal-safe functions
+//! The handler runs on a stack of its own, calls only async-signal-safe functions
 //! (signal-safety(7)) and touches only the thread's own state. All handled signals are blocked while
 //! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
 //! cannot loop.
@@ -8,7 +8,7 @@
 use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::signals::{self, disposition, end_process, interrupt, say};
+use crate::os::signals::{self, disposition, end_process, interrupt, write_stderr};
 use crate::os::{clib, switch};
 use crate::shared::pkru;
 use std::ffi::{c_int, c_void};
@@ -49,7 +49,7 @@ const GREGS: [c_int; REGISTERS] = {
     gregs
 };
 
-/// The CPU traps behind the next instruction.
+/// The CPU traps after the next instruction.
 const TRAP_FLAG: i64 = 0x100;
 
 /// Trap, alignment check and direction flags.
@@ -69,7 +69,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Handles a signal of a thread with a request; false if it is none of the library's business.
+/// Handles a signal of a thread with a request; false if the signal is not the library's.
 ///
 /// # Safety
 ///
@@ -83,14 +83,15 @@ unsafe fn suppress(
     // SAFETY: the kernel's context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let instruction = registers[libc::REG_RIP as usize] as u64;
-    let is_step = signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.was_led();
+    let is_step =
+        signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.has_single_stepped();
     let signal = if is_step { interrupt() } else { signal };
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
         if thread.is_diverted() {
             return true;
         }
-        // Late ones, for a request that the thread has left meanwhile, find none that must end.
+        // A late one, for a request that the thread has left, is ignored.
         if !thread.must_end() {
             return true;
         }
@@ -102,7 +103,7 @@ unsafe fn suppress(
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
         if clib::is_busy(instruction, result) && thread.may_wait(instruction, result, can_trap) {
-            if thread.is_led() {
+            if thread.is_single_stepping() {
                 registers[libc::REG_EFL as usize] |= TRAP_FLAG;
             }
             return true;
@@ -115,7 +116,9 @@ unsafe fn suppress(
         }
         if !thread.can_divert() {
             if thread.phase() != Phase::Idle {
-                say(b"vmsrs: an error inside the library, outside of the request's code\n");
+                write_stderr(
+                    b"vmsrs: an error inside the library, outside of the request's code\n",
+                );
             }
             return false;
         }
@@ -131,7 +134,8 @@ unsafe fn suppress(
     } else {
         0
     };
-    // What the driver knows better (foreign write, foreign draft, sealed write), it says at the report.
+    // The driver replaces the kind at the report where it knows better (foreign write, foreign draft,
+    // sealed write).
     let kind = match signal {
         libc::SIGSEGV | libc::SIGBUS if thread.is_stack_overflow(address) => Kind::StackOverflow,
         libc::SIGSEGV | libc::SIGBUS => Kind::Memory,
@@ -141,7 +145,7 @@ unsafe fn suppress(
         _ => Kind::Deadline,
     };
     if !thread.divert() {
-        say(
+        write_stderr(
             b"vmsrs: an error on the way out of a request: the library's own state is damaged; \
             the process ends, committed domains are whole\n",
         );
@@ -155,7 +159,7 @@ unsafe fn suppress(
 }
 
 /// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that
-/// is blocked or ignored, and a handler that the server has installed since would not know what it is.
+/// is blocked or ignored, and a handler that the server has installed since would not expect it.
 /// Async-signal-safe.
 fn traps_come_here(mask: &libc::sigset_t) -> bool {
     // SAFETY: reads the set.
@@ -170,7 +174,7 @@ fn traps_come_here(mask: &libc::sigset_t) -> bool {
 ///
 /// The arguments are those of a signal handler.
 unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // Handlers begin with all keys closed, and the server's may look at guarded memory.
+    // Handlers start with all keys closed, and the server's may read guarded memory.
     pkru::open_guard();
     let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
         (action.sa_sigaction, action.sa_flags)
@@ -188,19 +192,19 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void)
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
             }
             if sent {
-                // Blocked now: it strikes when the handler has returned.
+                // It is blocked now, and delivered when the handler has returned.
                 // SAFETY: sends this thread a signal.
                 unsafe { libc::raise(signal) };
             }
-            // An error of the code itself strikes again when its instruction is tried again.
+            // A fault of the code itself recurs when its instruction is retried.
         }
         function if flags & libc::SA_SIGINFO != 0 => {
             type Full = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-            // SAFETY: whoever installed it with SA_SIGINFO says that it has this signature.
+            // SAFETY: a handler installed with SA_SIGINFO has this signature.
             unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context) }
         }
         function => {
-            // SAFETY: whoever installed it without SA_SIGINFO says that it has this signature.
+            // SAFETY: a handler installed without SA_SIGINFO has this signature.
             unsafe {
                 std::mem::transmute::<usize, unsafe extern "C" fn(c_int)>(function)(signal);
             }

@@ -35,7 +35,7 @@ impl Record {
     }
 
     /// Replaces the message. Async-signal-safe.
-    pub(crate) fn say(&self, message: &[u8]) {
+    pub(crate) fn set_message(&self, message: &[u8]) {
         let length = message.len().min(MESSAGE);
         // SAFETY: this thread's own, and no reference into it is alive.
         unsafe { (&mut *self.message.get())[..length].copy_from_slice(&message[..length]) };
@@ -74,7 +74,7 @@ pub(crate) fn registers() -> [u64; REGISTERS] {
     registers
 }
 
-/// Follows the frame pointers, inside of the request stack and upwards only, so that no damage
+/// Follows the frame pointers, inside the request stack and upwards only, so that no damage
 /// can lead it astray. Frames of code without frame pointers are missing.
 pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
     let mut addresses = [0; BACKTRACE];
@@ -83,7 +83,7 @@ pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
         if !whole || !frame.is_multiple_of(8) {
             break;
         }
-        // SAFETY: two aligned words inside of the request stack.
+        // SAFETY: two aligned words inside the request stack.
         let (next, address) = unsafe { (*(frame as *const u64), *((frame + 8) as *const u64)) };
         *entry = address;
         if next <= frame {
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_access_to_address_0_has_an_address_and_a_protection_fault_of_the_cpu_has_none() {
+    fn only_faults_with_an_address_report_one() {
         assert_eq!(address_flag(0, libc::SIGSEGV, 1), REPORT_ADDRESS);
         assert_eq!(address_flag(0, libc::SIGSEGV, 0x80), 0);
         assert_eq!(address_flag(0, libc::SIGFPE, 1), 0);

@@ -40,32 +40,32 @@ impl Thread {
             },
             limits,
         });
-        self.lead(state);
+        self.attach_owner(state);
         Ok(())
     }
 
-    /// Works for a request as the one that begins or ends it, and has its list of domains.
-    pub(crate) fn lead(&self, state: &'static State) {
+    /// Works for a request as its owner, which begins or ends it and has its list of domains.
+    pub(crate) fn attach_owner(&self, state: &'static State) {
         state.set_control(self.control);
-        self.carry(state, None);
+        self.attach(state, None);
     }
 
-    /// Works for a request that another thread leads. The thread has taken a slot.
+    /// Works for a request that another thread owns. The thread has taken a slot.
     pub(crate) fn join(&self, state: &'static State, slot: usize) {
         state.note_drafts();
-        self.carry(state, Some(slot));
+        self.attach(state, Some(slot));
     }
 
-    fn carry(&self, state: &'static State, slot: Option<usize>) {
+    fn attach(&self, state: &'static State, slot: Option<usize>) {
         self.state.set(state);
         self.slot.set(slot);
         self.pending.set(false);
         self.critical.set(0);
         self.waited.set(0);
         self.steps.set(0);
-        self.led.set(false);
+        self.single_stepping.set(false);
         self.checking.set(false);
-        self.alone.set(false);
+        self.exclusive.set(false);
         self.landed.set(false);
         self.deadline.set(state.deadline());
         self.set_phase(Phase::Entering);
@@ -77,16 +77,16 @@ impl Thread {
         pkru::open(state.key());
     }
 
-    /// Works for the request no longer. All ways out of one lead here, but for the child of a fork
+    /// Stops working for the request. All ways out lead here, except for the child of a fork
     /// ([`forget_all`]).
-    fn put_down(&self) {
+    fn detach(&self) {
         pkru::close();
         self.control.set_tag(0);
         self.control.set_deadline(0);
         self.clear_drafts();
         self.deadline.set(0);
         self.alarm.stop();
-        self.alone.set(false);
+        self.exclusive.set(false);
         self.arena.reset();
     }
 
@@ -94,18 +94,18 @@ impl Thread {
     /// was audited and committed.
     pub(crate) fn end(&self, kept: bool) {
         let state = self.state();
-        self.put_down();
+        self.detach();
         self.clear_held();
         state.clear(kept);
     }
 
-    /// Leaves a suspended request, which goes on without the thread.
+    /// Leaves a request that stays suspended.
     pub(crate) fn suspend(&self) {
         let state = self.state();
         if self.control.may_have_drafts() {
             state.note_drafts();
         }
-        self.put_down();
+        self.detach();
         state.drop_control();
         self.clear_held();
     }
@@ -116,23 +116,23 @@ impl Thread {
 
     /// Leaves a request that the thread has joined.
     pub(crate) fn leave(&self) {
-        self.put_down();
+        self.detach();
         let (state, slot) = (self.state(), self.slot.take());
-        self.rest();
+        self.go_idle();
         if let Some(slot) = slot {
             state.members.leave(slot);
         }
     }
 
-    /// The thread serves a request that is over, to run its defers.
-    pub(crate) fn attend(&self, state: &'static State) {
+    /// Runs the defers of a request that is over.
+    pub(crate) fn attach_ended(&self, state: &'static State) {
         self.state.set(state);
         self.set_phase(Phase::Ending);
         CURRENT.set(ptr::from_ref(self));
     }
 
-    /// The thread serves no request any more.
-    pub(crate) fn rest(&self) {
+    /// The thread has no request.
+    pub(crate) fn go_idle(&self) {
         self.state.set(self.own);
         self.set_phase(Phase::Idle);
         CURRENT.set(ptr::null());

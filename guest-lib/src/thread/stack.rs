@@ -1,7 +1,7 @@
 //! The stacks that requests run on.
 //!
 //! A thread keeps its request stack from its registration to its end, then it goes to a pool for
-//! the next thread. A failed request leaves nothing behind on it: it is used from the top again.
+//! the next thread. A failed request leaves nothing on it that is still needed: it is used from the top again.
 
 use crate::error::Error;
 use crate::os::region::Region;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
 
 /// Bytes of the guard below a request stack: code that was compiled without stack probes steps over
-/// as much as one frame has. Addresses alone, no memory.
+/// as much as one frame has. It takes address space but no memory.
 const GUARD: usize = 64 * 1024 * 1024;
 
 static SIZE: AtomicUsize = AtomicUsize::new(DEFAULT_REQUEST_STACK);

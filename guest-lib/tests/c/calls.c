@@ -389,7 +389,7 @@ static void members_and_steps(void)
 
 int main(void)
 {
-	vmsrs_options options = { .deadline_ms = 5000, .lock_timeout_ms = 100 };
+	vmsrs_options options = { .deadline_ms = 600000, .lock_timeout_ms = 60000 };
 	vmsrs_app *again;
 	vmsrs_info info;
 	pthread_t id;

@@ -382,7 +382,7 @@ int main(int count, char **arguments)
 	/* The library handles the topmost real-time signal. */
 	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
 	/* A hang fails the test. */
-	alarm(60);
+	alarm(600);
 	for (int round = 0; round < rounds; round++) {
 		vmsrs_failure failure;
 

@@ -403,7 +403,7 @@ mod tests {
         fn stream(&self) -> UnixStream {
             let stream = UnixStream::connect(self.path()).unwrap();
             stream
-                .set_read_timeout(Some(Duration::from_secs(20)))
+                .set_read_timeout(Some(Duration::from_secs(300)))
                 .unwrap();
             stream
         }

@@ -15,7 +15,7 @@ use crate::control::RequestFacts;
 
 /// Functions of Rust's panic machinery and of the library's own hook, innermost in every panic.
 const MACHINERY: [&str; 6] = [
-    "vmsrs::evidence::",
+    "vmsrs::thread::evidence::",
     "std::panicking::",
     "core::panicking::",
     "std::sys::backtrace::",
@@ -283,7 +283,7 @@ fn mark_machinery(frames: &mut [Frame]) {
     };
     let ours = |frame: &Frame| {
         let function = frame.function.as_deref().unwrap_or_default();
-        function.contains("vmsrs::evidence::")
+        function.contains("vmsrs::thread::evidence::")
     };
     if !frames.first().is_some_and(ours) {
         return;

@@ -1,9 +1,9 @@
-//! `report.json`: the outcome for programs.
+//! `report.json`: the results for programs.
 
 use serde::{Deserialize, Serialize};
 use vmsrs_ledger::load::outcome::Outcome;
 
-/// What the demonstration found.
+/// The results of the demonstration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// `nested` or `direct`: how the guests were run.
@@ -16,15 +16,15 @@ pub struct Report {
     pub requests: u64,
     /// How many of them reached a bug.
     pub fatal_requests: u64,
-    /// How many of those were undone exactly.
+    /// How many of those were undone completely.
     pub recovered: u64,
-    /// Requests that reached no bug and failed, or had a wrong answer.
+    /// Requests that reached no bug and failed or had a wrong answer.
     pub innocent_requests_failed: u64,
     /// Bytes in which users' state and the directory differ from the model.
     pub innocent_bytes_changed: u64,
-    /// Whether the server's process changed.
+    /// 1 if another process served at the end.
     pub server_restarts: u64,
-    /// Whether the guest was booted anew.
+    /// 1 if the guest rebooted.
     pub guest_restarts: u64,
     /// Per kind of bug.
     pub kinds: Vec<KindReport>,
@@ -39,9 +39,9 @@ pub struct KindReport {
     pub kind: String,
     /// Requests that reached it.
     pub count: u64,
-    /// Those that were undone exactly.
+    /// Those that were undone completely.
     pub recovered: u64,
-    /// What noticed it.
+    /// What detected it.
     pub detected_by: String,
     /// Nanoseconds in the guest from the detection to the end of the restoration: the median.
     pub recovery_ns_p50: Option<u64>,
@@ -55,7 +55,7 @@ pub struct Baseline {
 }
 
 impl Report {
-    /// Puts the two outcomes together.
+    /// Combines the two outcomes.
     pub fn new(
         accelerator: impl Into<String>,
         guest_kernel: impl Into<String>,

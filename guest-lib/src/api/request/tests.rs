@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::RunError;
-use crate::mock::Hooked;
+use crate::mock::MockBackend;
 use crate::shared::control::Control;
 use crate::{Audit, Options};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -37,8 +37,8 @@ fn fail_from_outside() {
 }
 
 #[test]
-fn what_a_commit_in_the_middle_keeps_is_not_undone_even_if_the_request_fails_in_that_call() {
-    let app = Hooked::app("fails in a commit", |hooks| {
+fn failing_inside_commit_keeps_what_was_committed() {
+    let app = MockBackend::app("fails in a commit", |hooks| {
         hooks.commit = Box::new(|_, _| {
             fail_from_outside();
             Ok(())
@@ -60,8 +60,8 @@ fn what_a_commit_in_the_middle_keeps_is_not_undone_even_if_the_request_fails_in_
 }
 
 #[test]
-fn a_request_that_fails_after_a_commit_undoes_what_came_behind_it() {
-    let app = Hooked::app("fails behind a commit", |_| ());
+fn failure_after_commit_undoes_only_later_defers() {
+    let app = MockBackend::app("fails after a commit", |_| ());
     let domain = app.domain("one").unwrap();
     let undone = Arc::new(Mutex::new(Vec::new()));
     let undo = |number| {
@@ -89,8 +89,8 @@ impl Drop for Dropped {
 }
 
 #[test]
-fn what_a_defer_that_is_one_too_many_owns_may_use_the_library_when_it_is_dropped() {
-    let app = Hooked::app("too many defers", |_| ());
+fn dropping_a_refused_defer_may_use_the_library() {
+    let app = MockBackend::app("too many defers", |_| ());
     let domain = app.domain("one").unwrap();
     domain
         .run(|request| {
@@ -109,8 +109,8 @@ fn what_a_defer_that_is_one_too_many_owns_may_use_the_library_when_it_is_dropped
 }
 
 #[test]
-fn an_error_in_dropping_a_defer_that_is_forgotten_ends_neither_the_request_nor_the_thread() {
-    let app = Hooked::app("forgotten defers", |_| ());
+fn error_in_dropping_a_forgotten_defer_is_contained() {
+    let app = MockBackend::app("forgotten defers", |_| ());
     let domain = app.domain("one").unwrap();
     let errors: [fn(); 2] = [
         || panic!("dropped"),
@@ -132,14 +132,14 @@ fn an_error_in_dropping_a_defer_that_is_forgotten_ends_neither_the_request_nor_t
 }
 
 #[test]
-fn a_thread_that_cannot_enter_all_leaves_what_it_entered_and_nothing_of_another_thread() {
+fn failed_enter_all_leaves_only_its_own_domains() {
     for refusal in [libc::ETIMEDOUT, libc::EDEADLK] {
         let (waits, is_waiting) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel();
         let may_go_on = Mutex::new(may_go_on);
         let committed = Arc::new(Mutex::new(Vec::new()));
         let commits = Arc::clone(&committed);
-        let app = Hooked::app(&format!("enter all, refused with {refusal}"), |hooks| {
+        let app = MockBackend::app(&format!("enter all, refused with {refusal}"), |hooks| {
             hooks.lock_wait = Box::new(move |_, _| {
                 waits.send(()).unwrap();
                 may_go_on.lock().unwrap().recv().unwrap();
@@ -189,9 +189,9 @@ fn a_thread_that_cannot_enter_all_leaves_what_it_entered_and_nothing_of_another_
 }
 
 #[test]
-fn enter_all_does_not_return_before_the_request_holds_what_another_thread_waits_for() {
+fn enter_all_waits_for_domain_another_member_awaits() {
     let (waits, is_waiting) = mpsc::channel();
-    let app = Hooked::app("enter all, waited for by another", |hooks| {
+    let app = MockBackend::app("enter all, waited for by another", |hooks| {
         hooks.lock_wait = Box::new(move |_, _| {
             waits.send(()).unwrap();
             None
@@ -227,7 +227,7 @@ fn enter_all_does_not_return_before_the_request_holds_what_another_thread_waits_
 }
 
 #[test]
-fn no_member_changes_a_heap_while_another_commits_it_or_leaves_its_domain() {
+fn heaps_do_not_change_during_commit_or_leave() {
     const MEMBERS: usize = 3;
     const COMMITS: u32 = 50;
     static DOMAINS: std::sync::OnceLock<[&Domain; 2]> = std::sync::OnceLock::new();
@@ -236,7 +236,7 @@ fn no_member_changes_a_heap_while_another_commits_it_or_leaves_its_domain() {
         Arc::new(AtomicBool::new(false)),
     );
     let (count, saw) = (Arc::clone(&commits), Arc::clone(&changed));
-    let app = Hooked::app("commit with members", |hooks| {
+    let app = MockBackend::app("commit with members", |hooks| {
         hooks.commit = Box::new(move |_, _| {
             let bookkeeping = || DOMAINS.get().unwrap().map(Domain::bookkeeping);
             let before = bookkeeping();
@@ -297,10 +297,10 @@ fn no_member_changes_a_heap_while_another_commits_it_or_leaves_its_domain() {
 }
 
 #[test]
-fn a_request_that_overwrites_its_count_of_drafts_is_committed_all_the_same() {
+fn overwritten_draft_count_still_commits() {
     let commits = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&commits);
-    let app = Hooked::app("count of drafts", |hooks| {
+    let app = MockBackend::app("count of drafts", |hooks| {
         hooks.commit = Box::new(move |_, _| {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(())
@@ -332,10 +332,10 @@ fn a_request_that_overwrites_its_count_of_drafts_is_committed_all_the_same() {
 }
 
 #[test]
-fn the_driver_does_not_hold_the_last_commit_to_the_deadline_which_holds_until_then() {
+fn deadline_holds_until_the_last_commit() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let deadlines = Arc::clone(&seen);
-    let app = Hooked::app("deadline of commits", |hooks| {
+    let app = MockBackend::app("deadline of commits", |hooks| {
         hooks.commit = Box::new(move |_, _| {
             let control = thread::current().unwrap().control().as_ptr();
             // SAFETY: the calling thread's.

@@ -116,14 +116,14 @@ mod tests {
         view.detail.summary.kind = "red-zone".to_owned();
         view.trace.frames = vec![
             frame(
-                "vmsrs::record::registers",
-                Some("/src/vmsrs/guest-lib/src/record.rs"),
+                "vmsrs::thread::record::registers",
+                Some("/src/vmsrs/guest-lib/src/thread/record.rs"),
             ),
             frame(
                 "{closure#0}<()>",
                 Some("/rustc/0123/library/std/src/panic.rs"),
             ),
-            frame("vmsrs::run::enter", Some("guest-lib/src/run.rs")),
+            frame("vmsrs::run::enter", Some("guest-lib/src/run/mod.rs")),
             frame("vmsrs_switch", None),
         ];
         view
