@@ -12,7 +12,7 @@ use vmsrs_report::steps::Steps;
 use crate::cli::LoadArgs;
 use crate::guest::Loaded;
 use crate::guests::{Guests, Half};
-use crate::report::Report;
+use crate::report::report;
 use crate::summary::summary;
 
 /// Limit of both guests together, which usually take a minute or two.
@@ -44,7 +44,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
     )?;
     let (baseline, protected) = (found.take(BASELINE)?, found.take(PROTECTED)?);
 
-    let report = Report::new(
+    let report = report(
         guests.accelerator(),
         guests.kernel_release(),
         &baseline.outcome,
