@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The state of the device: its references, the latch for a host that cannot be trusted any more,
- * and what its works are started by.
+ * wake-ups, and the start of its works.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

@@ -233,10 +233,11 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 }
 
 /**
- * vmsrs_drafts_discard() - drop the drafts of a domain; the next access maps the committed
- * version
+ * vmsrs_drafts_discard() - drop the drafts of a domain
  * @domain: the domain, in no request's list any more
  * @report: takes over the drafts
+ *
+ * The next access to their pages maps the committed version.
  */
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
 {
@@ -276,10 +277,11 @@ static u32 copy_pages(struct vmsrs_domain *domain, const struct vmsrs_ioctl_draf
 }
 
 /**
- * vmsrs_drafts_list() - list pages of a domain that a request has drafts of, for the library's
- * audit
+ * vmsrs_drafts_list() - list the pages of a domain that a request has drafts of
  * @app: the app
  * @arg: argument of the ioctl, with checked ranges; the tag is the calling thread's
+ *
+ * The library's audit checks these pages.
  *
  * Return: 0; -EFAULT; -ENOMEM.
  */

@@ -11,7 +11,7 @@
 
 #include "vmsrs.h"
 
-/* The callers cannot fail, and these are small. */
+/* __GFP_NOFAIL, since the callers cannot fail, and a report is small. */
 static struct vmsrs_report *report_new(bool incident)
 {
 	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL | __GFP_NOFAIL);
@@ -93,7 +93,7 @@ static u32 refine(struct vmsrs_app *app, const struct vmsrs_thread *thread,
 		return VMSRS_KIND_DEADLINE;
 	if (fail->signal == SIGSEGV && fail->code == SEGV_PKUERR && in_apps(fail->address))
 		return refine_key(app, fail);
-	/* The notes are not about a request that has overwritten its own tag. */
+	/* There are no notes on a request that has overwritten its own tag. */
 	if (thread && thread->noted_tag == fail->tag && thread->refused_address &&
 	    thread->refused_address == (fail->address & PAGE_MASK))
 		return thread->refused_kind;
@@ -241,13 +241,13 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 }
 
 /**
- * vmsrs_fail() - fail a request: discard its drafts, release its locks, interrupt its other
- * threads
+ * vmsrs_fail() - fail a request
  * @app: the app
  * @thread: the thread at fault, or NULL if it is not known
  * @fail: argument of the ioctl; what it returns is filled in
  *
- * If the request has failed before, its incident is returned again.
+ * Discards its drafts, releases its locks, interrupts its other threads and queues the report. If
+ * the request has failed before, its incident is returned again.
  *
  * Return: true if this is a new incident.
  */

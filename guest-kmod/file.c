@@ -193,7 +193,10 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	thread->refused_address = 0;
 	thread->frame_due = 0;
 	vmsrs_thread_put(thread);
-	/* Drafts are gone and locks free: only a thread that fails requests faster waits. */
+	/*
+	 * Drafts are gone and locks are free, so the wait hurts only a thread that fails requests
+	 * faster than the host takes reports.
+	 */
 	vmsrs_host_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);

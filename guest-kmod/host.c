@@ -192,8 +192,7 @@ static bool reports_few(struct vmsrs_device *dev)
 }
 
 /**
- * vmsrs_host_reports_room() - tell how many reports may be added now by a caller that must not
- * wait
+ * vmsrs_host_reports_room() - number of reports that a caller that must not wait may add now
  * @dev: the device
  *
  * Return: at least 1, so that the caller makes progress while the host does not. That is over

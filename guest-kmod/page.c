@@ -197,7 +197,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		vmsrs_draft_count(thread->control);
 		return ret;
 	case -EEXIST:
-		/* That ends a wait for a frame as well: the next one gets its full time. */
+		/* A wait for a frame is over as well: the next one gets its full time. */
 		thread->frame_due = 0;
 		break;
 	case -ENOMEM:

@@ -36,7 +36,7 @@ void vmsrs_threads_end(struct list_head *threads)
 
 	list_for_each_entry_safe(thread, next, threads, list) {
 		list_del(&thread->list);
-		/* A live thread without its mm was ended by exit or exec of another thread. */
+		/* A thread that is alive but has lost its mm was cut off by exit or exec. */
 		thread_end(thread, process_dead(thread) ? VMSRS_KIND_PROCESS_DEATH :
 							  VMSRS_KIND_THREAD_DEATH);
 	}
@@ -59,7 +59,10 @@ void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 			vmsrs_thread_unlink(thread, &ended);
 	spin_unlock(&dev->threads_lock);
 	vmsrs_threads_end(&ended);
-	/* No lock is held: only a process that ends threads faster than that waits. */
+	/*
+	 * Nothing is held any more, so the wait hurts only a process that ends threads faster than
+	 * the host takes reports.
+	 */
 	vmsrs_host_reports_wait(dev);
 }
 

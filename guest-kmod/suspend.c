@@ -121,10 +121,11 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 }
 
 /**
- * vmsrs_suspended_find() - find a request that was suspended through a file; requests_lock is
- * held
+ * vmsrs_suspended_find() - find a request that was suspended through a file
  * @file: the file
  * @tag: tag of the request
+ *
+ * requests_lock is held.
  *
  * Return: the request, or NULL.
  */

@@ -24,58 +24,54 @@
  * address range of its app.
  */
 
-/* Bytes in a frame and in a page. */
+/* Size of a frame and of a page in bytes. */
 #define VMSRS_PAGE_SIZE 4096
 
 /*
- * Number of the frame that is all zeros for ever: the content of every page
- * that was never committed. It is sealed from the start and never granted.
+ * The frame of zeros: content of every page that was never committed. Always
+ * sealed, never granted.
  */
 #define VMSRS_ZERO_FRAME 0
 
-/*
- * "No frame", "no page" or "no domain", where a field of that kind may be
- * empty.
- */
+/* No frame, no page, or no domain. */
 #define VMSRS_NONE 0xffffffff
 
 /*
- * In a list of sealed pages: the page's content is lost. No window has a frame
- * of this number.
+ * In a list of sealed pages: the content of the page is lost. Not the number of
+ * any frame.
  */
 #define VMSRS_DAMAGED_FRAME 0xfffffffe
 
 /*
- * Pages of a domain come in extents whose length is a multiple of this many
- * pages and whose first page is a multiple of it too, so that page → domain is
- * one look-up per unit.
+ * First page and length of an extent are multiples of this number of pages, so
+ * that the domain of a page is found by one look-up of its unit.
  */
 #define VMSRS_EXTENT_UNIT_PAGES 4
 
-/* Most pages in one extent (4 MiB). */
+/* Maximum number of pages in an extent (4 MiB). */
 #define VMSRS_EXTENT_MAX_PAGES 1024
 
 /*
- * Address of the first app's first page, in every process that opens it. App n
- * lies n * APP_PAGES * PAGE_SIZE bytes above.
+ * Address of page 0 of app 0, in every process. Page 0 of app n is
+ * VMSRS_APP_PAGES * VMSRS_PAGE_SIZE * n bytes above.
  */
 #define VMSRS_APP_BASE 0x100000000000
 
-/* Pages in an app's address range (1 TiB). */
+/* Number of pages in the address range of an app (1 TiB). */
 #define VMSRS_APP_PAGES 0x10000000
 
 /*
- * Most apps in one virtual machine; keeps every app's range below the addresses
- * that Linux gives to programs, stacks and libraries.
+ * Maximum number of apps in a virtual machine. Their ranges end below the
+ * addresses that Linux gives to programs, stacks and libraries.
  */
 #define VMSRS_MAX_APPS 64
 
-/* Most domains of one app. */
+/* Maximum number of domains of an app. */
 #define VMSRS_MAX_DOMAINS 0x100000
 
-/* Longest app name in bytes. */
+/* Maximum length of the name of an app in bytes. */
 #define VMSRS_NAME_MAX 64
-/* Longest domain key in bytes. */
+/* Maximum length of the key of a domain in bytes. */
 #define VMSRS_KEY_MAX 64
 
 /**
@@ -93,20 +89,20 @@ struct vmsrs_frame_run {
  */
 
 /*
- * Virtio device ID. Not assigned by OASIS; chosen outside the range that is
- * being assigned (Virtio 1.2, section 5).
+ * Virtio device ID. Not assigned by OASIS; outside the assigned range (Virtio
+ * 1.2, section 5).
  */
 #define VMSRS_DEVICE_ID 0x5653
 
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
-/* Version of everything in this crate. Both sides refuse any other. */
+/* Version of the whole protocol. Both sides reject any other. */
 #define VMSRS_ABI_VERSION 3
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
-/* Index of the queue with requests of the driver and the host's answers. */
+/* Index of the queue for requests of the driver. */
 #define VMSRS_QUEUE_CONTROL 0
-/* Index of the queue with buffers for what the host reports by itself. */
+/* Index of the queue for events of the host. */
 #define VMSRS_QUEUE_EVENT 1
 /* Number of queues. */
 #define VMSRS_QUEUE_COUNT 2
@@ -116,18 +112,17 @@ struct vmsrs_frame_run {
 #define VMSRS_SHM_WINDOW 0
 
 /**
- * struct vmsrs_device_config - The device's configuration space; read-only for
+ * struct vmsrs_device_config - Configuration space of the device; read-only for
  *	the driver.
  * @abi_version: VMSRS_ABI_VERSION of the device.
- * @window_frames: Frames in the window, VMSRS_ZERO_FRAME included.
- * @pool_frames: Most frames that the driver may hold as granted (free in its
+ * @window_frames: Number of frames in the window, VMSRS_ZERO_FRAME included.
+ * @pool_frames: Maximum number of frames granted to the driver (free in its
  *	pool, in drafts, or committed and not yet sealed).
- * @batch_records: Most records in one seal message.
- * @tag_base: First tag of this boot; tags below it belong to earlier boots.
- *	Below 2^62.
- * @incident_base: First incident number that the driver may use in this boot;
- *	odd. The driver counts on in steps of two, the host numbers its own incidents
- *	with even numbers.
+ * @batch_records: Maximum number of records in a seal message.
+ * @tag_base: First tag of this boot, below 2^62; smaller tags belong to earlier
+ *	boots.
+ * @incident_base: First incident number of the driver in this boot. The driver
+ *	uses odd numbers, the host even ones.
  */
 struct vmsrs_device_config {
 	uint32_t abi_version;
@@ -147,117 +142,108 @@ struct vmsrs_device_config {
  */
 
 /*
- * Largest message or reply in bytes, headers included; the host refuses longer
+ * Maximum size of a message or reply, headers included. The host rejects longer
  * chains unread.
  */
 #define VMSRS_MESSAGE_BYTES_MAX 0x10000
 
-/* Most struct vmsrs_frame_run in one reply. */
+/* Maximum number of struct vmsrs_frame_run in a reply. */
 #define VMSRS_REPLY_RUNS_MAX 64
 
 /*
- * struct vmsrs_open_app → struct vmsrs_app_reply: finds or makes an app by
- * name.
+ * Finds or creates an app by name: struct vmsrs_open_app, struct
+ * vmsrs_app_reply.
  */
 #define VMSRS_MESSAGE_OPEN_APP 1
 
 /*
- * struct vmsrs_open_domain → struct vmsrs_domain_reply: finds or makes a domain
- * of an app by key.
+ * Finds or creates a domain of an app by key: struct vmsrs_open_domain, struct
+ * vmsrs_domain_reply.
  */
 #define VMSRS_MESSAGE_OPEN_DOMAIN 2
 
 /*
- * struct vmsrs_list_domain → struct vmsrs_list_reply and struct vmsrs_extent:
- * the domain's extents in order of their index.
+ * Lists the extents of a domain by index: struct vmsrs_list_domain, struct
+ * vmsrs_list_reply and struct vmsrs_extent.
  */
 #define VMSRS_MESSAGE_LIST_EXTENTS 3
 
 /*
- * struct vmsrs_list_domain → struct vmsrs_list_reply and struct
- * vmsrs_page_frame: the domain's sealed pages in order of page.
+ * Lists the sealed pages of a domain by page: struct vmsrs_list_domain, struct
+ * vmsrs_list_reply and struct vmsrs_page_frame.
  */
 #define VMSRS_MESSAGE_LIST_PAGES 4
 
 /*
- * struct vmsrs_add_extent → struct vmsrs_extent_reply: the extent with that
- * index, made if it does not exist.
+ * Finds or creates an extent by index: struct vmsrs_add_extent, struct
+ * vmsrs_extent_reply.
  */
 #define VMSRS_MESSAGE_ADD_EXTENT 5
 
 /*
- * struct vmsrs_grant_request → struct vmsrs_grant_reply and struct
- * vmsrs_frame_run: frames for the driver's pool.
+ * Asks for frames for the driver's pool: struct vmsrs_grant_request, struct
+ * vmsrs_grant_reply and struct vmsrs_frame_run.
  */
 #define VMSRS_MESSAGE_GRANT 6
 
 /*
- * struct vmsrs_seal_request and struct vmsrs_seal_record → struct
- * vmsrs_seal_reply and struct vmsrs_frame_run: committed pages become the
- * authority; new frames come in exchange for the retired ones.
+ * Seals committed pages: struct vmsrs_seal_request and struct
+ * vmsrs_seal_record, struct vmsrs_seal_reply and struct vmsrs_frame_run. New
+ * frames are granted in exchange for the retired ones.
  */
 #define VMSRS_MESSAGE_SEAL 7
 
 /*
- * struct vmsrs_incident_report and struct vmsrs_dropped_draft → struct
- * vmsrs_grant_reply and struct vmsrs_frame_run: a request failed; its drafts
- * are evidence, then cleansed.
+ * Reports a failed request: struct vmsrs_incident_report and struct
+ * vmsrs_dropped_draft, struct vmsrs_grant_reply and struct vmsrs_frame_run. Its
+ * drafts are kept as evidence and wiped later.
  */
 #define VMSRS_MESSAGE_INCIDENT 8
 
 /*
- * struct vmsrs_discard_request and frame numbers (u32 each) → struct
- * vmsrs_grant_reply and struct vmsrs_frame_run: drafts dropped without an
- * error; cleansed.
+ * Gives back the frames of drafts that were dropped without a failure: struct
+ * vmsrs_discard_request and frame numbers of 32 bits, struct vmsrs_grant_reply
+ * and struct vmsrs_frame_run. The frames are wiped.
  */
 #define VMSRS_MESSAGE_DISCARD 9
 
 /*
- * struct vmsrs_evidence and its bytes → nothing: belongs to an incident that
- * was reported before. That of an incident which is not kept is dropped.
+ * Adds evidence to an incident that was reported before: struct vmsrs_evidence
+ * and its bytes, no payload in the reply. Dropped if the incident is not kept
+ * any more.
  */
 #define VMSRS_MESSAGE_EVIDENCE 10
 
-/* The message was carried out. */
+/* Done. */
 #define VMSRS_STATUS_OK 0
-
-/*
- * The bytes are no message: too short, wrong length, a field out of its range.
- */
+/* Malformed message: too short, wrong length, or a field out of range. */
 #define VMSRS_STATUS_MALFORMED 1
-
-/* The kind of message is not known. */
+/* Unknown kind of message. */
 #define VMSRS_STATUS_UNKNOWN 2
-/* The window, or a table of the host, is full. */
+/* The window or a table of the host is full. */
 #define VMSRS_STATUS_NO_SPACE 3
 /* No such app, domain or extent. */
 #define VMSRS_STATUS_NOT_FOUND 4
-/* A frame that is not granted, or a page that is not the domain's. */
+/* The frame is not granted, or the page does not belong to the domain. */
 #define VMSRS_STATUS_NOT_OWNER 5
-/* The record's old frame is not the page's sealed frame. */
+/* The old frame of a record is not the sealed frame of its page. */
 #define VMSRS_STATUS_STALE 6
-
-/*
- * The host could not carry the message out (its own operating system refused).
- */
+/* The operating system of the host refused. */
 #define VMSRS_STATUS_HOST_ERROR 7
 
 /*
- * Flag of a domain: the host keeps a second copy of each sealed page. The
- * copies take room of the window, as much as the pages.
+ * Flag of a domain: the host keeps a second copy of each sealed page, which
+ * takes as much of the window as the page.
  */
 #define VMSRS_DOMAIN_MIRROR 1
 
-/*
- * Flag of a domain: the content of some sealed page is lost
- * (VMSRS_DAMAGED_FRAME).
- */
+/* Flag of a domain: content of a sealed page is lost (VMSRS_DAMAGED_FRAME). */
 #define VMSRS_DOMAIN_DAMAGED 2
 
 /**
- * struct vmsrs_control_header - Starts every message to the host.
- * @kind: One of the MESSAGE_ constants.
- * @length: Bytes of payload behind this header.
+ * struct vmsrs_control_header - Header of every message to the host.
+ * @kind: One of VMSRS_MESSAGE_*.
+ * @length: Bytes of payload after this header.
  */
 struct vmsrs_control_header {
 	uint32_t kind;
@@ -265,9 +251,9 @@ struct vmsrs_control_header {
 };
 
 /**
- * struct vmsrs_reply_header - Starts every reply.
- * @status: One of the STATUS_ constants.
- * @length: Bytes of payload behind this header; 0 unless the status is
+ * struct vmsrs_reply_header - Header of every reply.
+ * @status: One of VMSRS_STATUS_*.
+ * @length: Bytes of payload after this header; 0 unless the status is
  *	VMSRS_STATUS_OK.
  */
 struct vmsrs_reply_header {
@@ -277,7 +263,7 @@ struct vmsrs_reply_header {
 
 /**
  * struct vmsrs_open_app - Payload of VMSRS_MESSAGE_OPEN_APP.
- * @name: Name, padded with zero bytes; at least one byte.
+ * @name: Name of at least one byte, padded with zeros.
  */
 struct vmsrs_open_app {
 	uint8_t name[VMSRS_NAME_MAX];
@@ -285,8 +271,9 @@ struct vmsrs_open_app {
 
 /**
  * struct vmsrs_app_reply - Reply to VMSRS_MESSAGE_OPEN_APP.
- * @app: The app's number, below VMSRS_MAX_APPS. It fixes the address range.
- * @domains: Domains that exist already.
+ * @app: Number of the app, below VMSRS_MAX_APPS; it determines the address
+ *	range.
+ * @domains: Number of its domains.
  */
 struct vmsrs_app_reply {
 	uint32_t app;
@@ -296,10 +283,10 @@ struct vmsrs_app_reply {
 /**
  * struct vmsrs_open_domain - Payload of VMSRS_MESSAGE_OPEN_DOMAIN.
  * @app: The app.
- * @key_length: Bytes of key in use, 1 to VMSRS_KEY_MAX.
- * @key: The key; bytes behind key_length are zero.
- * @flags: VMSRS_DOMAIN_MIRROR or 0. A domain that has a mirror keeps it,
- *	whatever this says.
+ * @key_length: Length of the key, 1 to VMSRS_KEY_MAX.
+ * @key: The key, padded with zeros.
+ * @flags: VMSRS_DOMAIN_MIRROR or 0. A domain that has a mirror keeps it either
+ *	way.
  */
 struct vmsrs_open_domain {
 	uint32_t app;
@@ -310,10 +297,10 @@ struct vmsrs_open_domain {
 
 /**
  * struct vmsrs_domain_reply - Reply to VMSRS_MESSAGE_OPEN_DOMAIN.
- * @domain: The domain's number in its app, below VMSRS_MAX_DOMAINS.
- * @extents: Extents it has; 0 for a new one.
- * @pages: Sealed pages it has.
- * @flags: VMSRS_DOMAIN_MIRROR and VMSRS_DOMAIN_DAMAGED, as they hold.
+ * @domain: Number of the domain in its app, below VMSRS_MAX_DOMAINS.
+ * @extents: Number of its extents; 0 for a new domain.
+ * @pages: Number of its sealed pages.
+ * @flags: Flags of the domain: VMSRS_DOMAIN_MIRROR, VMSRS_DOMAIN_DAMAGED.
  */
 struct vmsrs_domain_reply {
 	uint32_t domain;
@@ -327,9 +314,9 @@ struct vmsrs_domain_reply {
  *	VMSRS_MESSAGE_LIST_PAGES.
  * @app: The app.
  * @domain: The domain.
- * @first: First entry wanted: an extent's index, or a page.
- * @limit: Most entries wanted; the host gives fewer when the reply has no room
- *	for them.
+ * @first: First entry: the index of an extent, or a page.
+ * @limit: Maximum number of entries; the host sends fewer if the reply has no
+ *	room for them.
  */
 struct vmsrs_list_domain {
 	uint32_t app;
@@ -339,9 +326,9 @@ struct vmsrs_list_domain {
 };
 
 /**
- * struct vmsrs_list_reply - Starts a reply with a list; the entries follow.
- * @count: Entries that follow.
- * @next: first of the next request, or VMSRS_NONE at the end of the list.
+ * struct vmsrs_list_reply - Start of a reply with a list; the entries follow.
+ * @count: Number of entries that follow.
+ * @next: first for the next request, or VMSRS_NONE at the end of the list.
  */
 struct vmsrs_list_reply {
 	uint32_t count;
@@ -349,9 +336,9 @@ struct vmsrs_list_reply {
 };
 
 /**
- * struct vmsrs_extent - An extent: consecutive pages that belong to one domain.
- * @page: First page; a multiple of VMSRS_EXTENT_UNIT_PAGES.
- * @pages: Pages; a multiple of VMSRS_EXTENT_UNIT_PAGES, at most
+ * struct vmsrs_extent - An extent: consecutive pages of one domain.
+ * @page: First page, a multiple of VMSRS_EXTENT_UNIT_PAGES.
+ * @pages: Number of pages, a multiple of VMSRS_EXTENT_UNIT_PAGES and at most
  *	VMSRS_EXTENT_MAX_PAGES.
  */
 struct vmsrs_extent {
@@ -362,7 +349,7 @@ struct vmsrs_extent {
 /**
  * struct vmsrs_page_frame - A page and the frame with its sealed content.
  * @page: The page.
- * @frame: The frame, or VMSRS_DAMAGED_FRAME when its content is lost.
+ * @frame: The frame, or VMSRS_DAMAGED_FRAME if its content is lost.
  */
 struct vmsrs_page_frame {
 	uint32_t page;
@@ -373,13 +360,13 @@ struct vmsrs_page_frame {
  * struct vmsrs_add_extent - Payload of VMSRS_MESSAGE_ADD_EXTENT.
  * @app: The app.
  * @domain: The domain.
- * @index: Index of the extent: at most the number of extents that the domain
- *	has.
- * @pages: Pages wanted, 1 to VMSRS_EXTENT_MAX_PAGES; rounded up to whole units.
+ * @index: Index of the extent, at most the number of extents of the domain.
+ * @pages: Number of pages, 1 to VMSRS_EXTENT_MAX_PAGES; rounded up to whole
+ *	units.
  *
- * Extents of a domain are numbered from 0. Asking again for one that exists
- * returns it unchanged, whatever pages says: a request that grew a domain and
- * failed leaves an extent that the next growth finds again.
+ * Extents of a domain are numbered from 0. An extent that exists is returned
+ * unchanged, whatever its size: a request that grew a domain and failed leaves
+ * an extent that the next growth uses.
  */
 struct vmsrs_add_extent {
 	uint32_t app;
@@ -393,8 +380,8 @@ typedef struct vmsrs_extent vmsrs_extent_reply;
 
 /**
  * struct vmsrs_grant_request - Payload of VMSRS_MESSAGE_GRANT.
- * @frames: Frames wanted. The host grants fewer when the pool's limit or the
- *	free frames say so.
+ * @frames: Number of frames. The host grants fewer if the limit of the pool or
+ *	the free frames require it.
  * @reserved: Reserved.
  */
 struct vmsrs_grant_request {
@@ -403,9 +390,9 @@ struct vmsrs_grant_request {
 };
 
 /**
- * struct vmsrs_grant_reply - Starts a reply that grants frames; the runs
- *	follow. Granted frames are all zero.
- * @runs: struct vmsrs_frame_run that follow.
+ * struct vmsrs_grant_reply - Start of a reply that grants frames; the runs
+ *	follow. Granted frames are filled with zeros.
+ * @runs: Number of struct vmsrs_frame_run that follow.
  * @reserved: Reserved.
  */
 struct vmsrs_grant_reply {
@@ -414,9 +401,9 @@ struct vmsrs_grant_reply {
 };
 
 /**
- * struct vmsrs_seal_request - Payload of VMSRS_MESSAGE_SEAL; records seal
- *	records follow it.
- * @records: Records that follow; at most batch_records of struct
+ * struct vmsrs_seal_request - Payload of VMSRS_MESSAGE_SEAL; the seal records
+ *	follow.
+ * @records: Number of records that follow, at most batch_records of struct
  *	vmsrs_device_config.
  * @reserved: Reserved.
  */
@@ -426,18 +413,17 @@ struct vmsrs_seal_request {
 };
 
 /**
- * struct vmsrs_seal_reply - Starts the reply to VMSRS_MESSAGE_SEAL; the runs of
- *	granted frames follow.
- * @sealed: Records taken over: sealed, or kept until the rest of their commit
- *	arrives.
- * @refusal: VMSRS_STATUS_OK, or the reason why the commit after sealed records
- *	was refused.
- * @runs: struct vmsrs_frame_run that follow.
+ * struct vmsrs_seal_reply - Start of the reply to VMSRS_MESSAGE_SEAL; the runs
+ *	of granted frames follow.
+ * @sealed: Number of records that were sealed, or are kept until the rest of
+ *	their commit arrives.
+ * @refusal: VMSRS_STATUS_OK, or why the commit after sealed records was
+ *	refused.
+ * @runs: Number of struct vmsrs_frame_run that follow.
  * @reserved: Reserved.
  *
- * A commit is sealed whole or not at all. The host stops at the first commit
- * that it refuses: sealed says how many records before it were taken over,
- * refusal why it was refused.
+ * A commit is sealed completely or not at all. The host stops at the first
+ * commit that it refuses.
  */
 struct vmsrs_seal_reply {
 	uint32_t sealed;
@@ -447,9 +433,9 @@ struct vmsrs_seal_reply {
 };
 
 /**
- * struct vmsrs_discard_request - Payload of VMSRS_MESSAGE_DISCARD; frames frame
- *	numbers of 4 bytes follow it.
- * @frames: Frame numbers that follow.
+ * struct vmsrs_discard_request - Payload of VMSRS_MESSAGE_DISCARD; frame
+ *	numbers of 32 bits follow.
+ * @frames: Number of frame numbers that follow.
  * @reserved: Reserved.
  */
 struct vmsrs_discard_request {
@@ -463,21 +449,21 @@ struct vmsrs_discard_request {
 
 /* Flag of the last record of a commit. */
 #define VMSRS_SEAL_LAST 1
-/* Most pages in one commit that the host keeps while its records arrive. */
+/* Maximum number of pages in a commit. */
 #define VMSRS_COMMIT_PAGES_MAX 0x10000
 
 /**
- * struct vmsrs_seal_record - One page of a commit.
+ * struct vmsrs_seal_record - A committed page.
  * @tag: Tag of the request that committed.
  * @app: The app.
- * @domain: The domain that the page belongs to.
+ * @domain: The domain of the page.
  * @page: The page.
- * @old_frame: The frame that held the page before, or VMSRS_NONE if it was
+ * @old_frame: Frame of the previous version, or VMSRS_NONE if the page was
  *	never committed.
- * @new_frame: The granted frame with the new content.
+ * @new_frame: The granted frame with the new version.
  * @flags: VMSRS_SEAL_LAST or 0.
  *
- * Records of a commit follow each other, carry the same tag, and the last one
+ * The records of a commit are consecutive and have the same tag; the last one
  * has VMSRS_SEAL_LAST. A commit may be spread over several messages.
  */
 struct vmsrs_seal_record {
@@ -495,28 +481,25 @@ struct vmsrs_seal_record {
  */
 
 /*
- * The guest's kernel or a process wrote to a frame that it may not write; the
+ * The kernel or a process of the guest wrote to a sealed frame, and the
  * second-level page table stopped it.
  */
 #define VMSRS_EVENT_SEALED_WRITE 1
 
-/*
- * Frames became free after a grant had been cut short; asking again is worth
- * it.
- */
+/* Frames became free after a grant was cut short; the driver may ask again. */
 #define VMSRS_EVENT_FRAMES_FREE 2
 
 /*
- * The content of a sealed page is lost, and no mirror has it: address is the
- * page's, frame the frame that held it. An event of this kind is never dropped.
+ * The content of a sealed page is lost, and there is no mirror. address is that
+ * of the page, frame held it. This event is never dropped.
  */
 #define VMSRS_EVENT_DAMAGE 3
 
 /**
- * struct vmsrs_event - One event.
- * @kind: One of the EVENT_ constants.
- * @frame: The frame it is about, or VMSRS_NONE.
- * @incident: The incident's number, or 0.
+ * struct vmsrs_event - An event.
+ * @kind: One of VMSRS_EVENT_*.
+ * @frame: The frame, or VMSRS_NONE.
+ * @incident: Number of the incident, or 0.
  * @address: Guest virtual address of the access, or 0.
  * @instruction: Guest instruction pointer, or 0.
  * @vcpu: The virtual CPU, or VMSRS_NONE.
@@ -536,57 +519,57 @@ struct vmsrs_event {
  * Incidents: what went wrong, and the evidence.
  */
 
-/* SIGSEGV or SIGBUS with no better explanation (for example a null write). */
+/* SIGSEGV or SIGBUS without a more precise kind, for example a null write. */
 #define VMSRS_KIND_MEMORY 1
-/* SIGFPE (for example an integer division by zero). */
+/* SIGFPE, for example an integer division by zero. */
 #define VMSRS_KIND_ARITHMETIC 2
 /* SIGILL or SIGTRAP. */
 #define VMSRS_KIND_INSTRUCTION 3
 
 /*
- * SIGABRT: a failed assertion, glibc's heap checks, stack protector, C++
+ * SIGABRT: failed assertion, heap check of glibc, stack protector, C++
  * terminate, Rust abort.
  */
 #define VMSRS_KIND_ABORT 4
 
-/* The request ran over the guard page below its stack. */
+/* The request ran into the guard page below its stack. */
 #define VMSRS_KIND_STACK_OVERFLOW 5
 
 /*
- * A write to a page that the request does not hold, refused by the driver:
- * another domain's, or one of the guard pages between domains.
+ * A write to a page of a domain that the request does not hold, or to a guard
+ * page between domains, refused by the driver.
  */
 #define VMSRS_KIND_FOREIGN_WRITE 6
 
-/* A write into a sealed frame, stopped by the second-level page table. */
+/* A write to a sealed frame, stopped by the second-level page table. */
 #define VMSRS_KIND_SEALED_WRITE 7
-/* A block that was freed already was freed again. */
+/* A block was freed twice. */
 #define VMSRS_KIND_DOUBLE_FREE 8
-/* A pointer that is no block of the domain was freed. */
+/* A pointer that is not a block of the domain was freed. */
 #define VMSRS_KIND_FOREIGN_FREE 9
-/* The audit at commit found bytes behind a block overwritten. */
+/* Bytes after the end of a block were overwritten. */
 #define VMSRS_KIND_RED_ZONE 10
-/* The audit at commit found a freed block written to. */
+/* A freed block was written to. */
 #define VMSRS_KIND_USE_AFTER_FREE 11
-/* The audit found the heap's own metadata damaged. */
+/* The metadata of the heap is damaged. */
 #define VMSRS_KIND_HEAP_CORRUPT 12
 /* A Rust panic left the request. */
 #define VMSRS_KIND_PANIC 13
 /* The request missed its deadline (endless loop, deadlock, sleep). */
 #define VMSRS_KIND_DEADLINE 14
-/* The thread of a request ended inside it. */
+/* A thread of the request ended inside it. */
 #define VMSRS_KIND_THREAD_DEATH 15
 /* The process ended with the request in flight. */
 #define VMSRS_KIND_PROCESS_DEATH 16
 
 /*
- * The request wrote to more pages than half of the pool has frames, or the pool
- * stayed dry while it waited to write (for a request that has written to many
- * pages: but for the eighth that it leaves to others).
+ * The request wrote to more pages than half of the pool has frames, or no frame
+ * became free while it waited to write. (A request that has written to many
+ * pages leaves the last eighth of the pool to others.)
  */
 #define VMSRS_KIND_NO_FRAMES 17
 
-/* The server called the request failed (an invariant of its own). */
+/* The server failed the request: an invariant did not hold. */
 #define VMSRS_KIND_INVARIANT 18
 
 /*
@@ -595,9 +578,9 @@ struct vmsrs_event {
  */
 #define VMSRS_KIND_FOREIGN_DRAFT 19
 
-/* The content of a sealed frame no longer had its checksum. */
+/* The content of a sealed frame did not match its checksum. */
 #define VMSRS_KIND_CHECKSUM 20
-/* The hardware of the host reported the memory behind a frame as broken. */
+/* The hardware of the host reported the memory of a frame as broken. */
 #define VMSRS_KIND_POISON 21
 
 /*
@@ -606,13 +589,10 @@ struct vmsrs_event {
  */
 #define VMSRS_KIND_DAMAGED 22
 
-/* Largest KIND_ constant. */
+/* Largest of VMSRS_KIND_*. */
 #define VMSRS_KIND_MAX 22
 
-/*
- * Report flag: address is the address of an access or of a block, even if it is
- * 0.
- */
+/* Report flag: address is that of an access or of a block, even if it is 0. */
 #define VMSRS_REPORT_ADDRESS 1
 
 /* Indices in the registers of a report. */
@@ -635,37 +615,39 @@ struct vmsrs_event {
 #define VMSRS_REG_RIP    16
 #define VMSRS_REG_RFLAGS 17
 
-/* Number of registers in a report; the REG_ constants are their indices. */
+/* Number of registers in a report; VMSRS_REG_* are their indices. */
 #define VMSRS_REGISTERS 18
-/* Return addresses in a report, innermost first; unused ones are 0. */
+
+/*
+ * Number of return addresses in a report, innermost first; unused ones are 0.
+ */
 #define VMSRS_BACKTRACE 16
 
 /**
- * struct vmsrs_incident_report - A failed request, as the library and the
- *	driver know it.
- * @incident: Its number, from the driver's range (odd).
+ * struct vmsrs_incident_report - Report of a failed request.
+ * @incident: Number of the incident, odd.
  * @tag: Tag of the request.
  * @app: The app.
  * @domain: The first domain that the request held, or VMSRS_NONE.
- * @kind: One of the KIND_ constants.
+ * @kind: One of VMSRS_KIND_*.
  * @signal: The signal, or 0.
  * @code: si_code of the signal, or 0.
- * @pid: Process (thread group) in the guest.
- * @tid: Thread in the guest.
- * @drafts: struct vmsrs_dropped_draft that follow the report in its message.
- * @address: Address of the access that failed; meaningless without
+ * @pid: Process ID (thread group) in the guest.
+ * @tid: Thread ID in the guest.
+ * @drafts: Number of struct vmsrs_dropped_draft that follow.
+ * @address: Address of the failed access or of the block; valid with
  *	VMSRS_REPORT_ADDRESS.
- * @address_domain: Domain that address belongs to, or VMSRS_NONE.
- * @drafts_total: Drafts that were dropped in all; more than drafts when the
+ * @address_domain: Domain of address, or VMSRS_NONE.
+ * @drafts_total: Number of drafts that were dropped; more than drafts if the
  *	report had no room.
  * @recovery_ns: Nanoseconds from the detection in the guest to the end of the
  *	discard.
  * @flags: VMSRS_REPORT_ADDRESS or 0.
  * @reserved: Reserved.
- * @thread_name: Name of the thread, padded with zero bytes.
- * @registers: Registers at the error, see VMSRS_REGISTERS; all zero if there
- *	are none.
- * @backtrace: Return addresses, see VMSRS_BACKTRACE.
+ * @thread_name: Name of the thread, padded with zeros.
+ * @registers: Registers at the error, indexed by VMSRS_REG_*; all zero if
+ *	unknown.
+ * @backtrace: Return addresses, innermost first; unused ones are 0.
  */
 struct vmsrs_incident_report {
 	uint64_t incident;
@@ -690,12 +672,12 @@ struct vmsrs_incident_report {
 };
 
 /**
- * struct vmsrs_dropped_draft - A draft that was dropped.
+ * struct vmsrs_dropped_draft - A dropped draft.
  * @domain: The domain.
  * @page: The page.
- * @frame: The draft's frame: granted, now evidence.
- * @committed: The frame with the page's committed content, or VMSRS_NONE if it
- *	never was committed.
+ * @frame: Frame of the draft, now evidence.
+ * @committed: Frame of the committed version, or VMSRS_NONE if the page was
+ *	never committed.
  */
 struct vmsrs_dropped_draft {
 	uint32_t domain;
@@ -704,33 +686,29 @@ struct vmsrs_dropped_draft {
 	uint32_t committed;
 };
 
-/* Most bytes of a stack in struct vmsrs_evidence. */
+/* Maximum size in bytes of a stack in struct vmsrs_evidence. */
 #define VMSRS_STACK_MAX (16 * 1024)
-
-/*
- * Most bytes of struct vmsrs_module_entry and paths in struct vmsrs_evidence.
- */
+/* Maximum size in bytes of a module table in struct vmsrs_evidence. */
 #define VMSRS_MODULES_MAX (16 * 1024)
-
-/* Most bytes of a message in struct vmsrs_evidence. */
+/* Maximum size in bytes of a message in struct vmsrs_evidence. */
 #define VMSRS_TEXT_MAX 128
-/* Longest build ID in bytes; 20 (SHA-1) is usual. */
+/* Maximum size of a build ID in bytes; 20 (SHA-1) is usual. */
 #define VMSRS_BUILD_ID_MAX 32
 
 /**
- * struct vmsrs_evidence - What the program kept for whoever looks for the bug;
- *	follows the report of its incident in a message of its own. Behind it come
- *	stack_bytes, modules_bytes and text_bytes bytes. The driver takes them from
- *	the program as they are: nobody vouches for their content.
+ * struct vmsrs_evidence - Evidence of an incident.
  * @incident: The incident.
  * @stack: Address of the first byte of stack that is kept.
- * @stack_low: First byte of the whole stack; its guard lies below.
- * @stack_high: First byte behind the whole stack.
- * @stack_bytes: Bytes of stack, at most VMSRS_STACK_MAX.
- * @modules_bytes: Bytes of module table, at most VMSRS_MODULES_MAX.
- * @text_bytes: Bytes of message (UTF-8, a panic's for example), at most
- *	VMSRS_TEXT_MAX.
+ * @stack_low: Start of the whole stack; its guard lies below.
+ * @stack_high: End of the whole stack.
+ * @stack_bytes: Size of the stack that is kept, at most VMSRS_STACK_MAX.
+ * @modules_bytes: Size of the module table, at most VMSRS_MODULES_MAX.
+ * @text_bytes: Size of the message (UTF-8), at most VMSRS_TEXT_MAX.
  * @reserved: Reserved.
+ *
+ * The stack, the module table (struct vmsrs_module_entry) and the message
+ * follow. The driver takes them from the program as they are; their content is
+ * not validated.
  */
 struct vmsrs_evidence {
 	uint64_t incident;
@@ -744,15 +722,16 @@ struct vmsrs_evidence {
 };
 
 /**
- * struct vmsrs_module_entry - A module (the program, or a library) in a module
- *	table. path_bytes bytes of path follow, then zero bytes up to a multiple of
- *	8.
- * @bias: What the loader added to the addresses in the file.
- * @start: Its first address.
- * @end: First address behind it.
- * @build_id_bytes: Bytes of build_id in use; 0 without one.
- * @path_bytes: Bytes of path that follow.
+ * struct vmsrs_module_entry - A module (the program or a library) in a module
+ *	table.
+ * @bias: Load bias: what the loader added to the addresses in the file.
+ * @start: Start address.
+ * @end: End address.
+ * @build_id_bytes: Size of the build ID; 0 without one.
+ * @path_bytes: Size of the path that follows.
  * @build_id: The build ID (ELF note NT_GNU_BUILD_ID).
+ *
+ * The path follows, padded with zeros to a multiple of 8 bytes.
  */
 struct vmsrs_module_entry {
 	uint64_t bias;
@@ -768,12 +747,12 @@ struct vmsrs_module_entry {
  * lock words of the app.
  */
 
-/* Most domains that one request can hold at a time. */
+/* Maximum number of domains that a request holds. */
 #define VMSRS_HELD_MAX 32
 
 /*
- * Bit of a lock word: threads wait in the driver; whoever releases must call
- * VMSRS_IOCTL_LOCK_WAKE.
+ * Bit of a lock word: threads wait in the driver, and the holder must wake them
+ * (VMSRS_IOCTL_LOCK_WAKE).
  */
 #define VMSRS_LOCK_WAITERS 0x8000000000000000ULL
 
@@ -781,39 +760,37 @@ struct vmsrs_module_entry {
 #define VMSRS_LOCK_TAG 0x7fffffffffffffff
 
 /**
- * struct vmsrs_thread_control - The control block of one thread: one page,
- *	mapped read-write by the process, read by the driver in its fault handler. A
- *	request that writes nothing tagged begins and ends by changes here alone,
- *	without a system call.
- * @tag: Tag of the request that the thread works for, or 0.
- * @failed: Written by the driver, before it sends the thread's signal: tag of
- *	the request that has failed. A thread that carries this tag must come to its
- *	landing; any other value is of a request that it has left.
- * @deadline_ns: CLOCK_MONOTONIC nanoseconds at which the request is over its
- *	deadline, or 0 for no limit. The driver's watch looks every 10 ms: it is
- *	never early, and late by one period at most. The clock is that of the initial
- *	time namespace.
- * @drafts: Drafts made by this thread in this request: raised by the driver,
- *	set to 0 by the library when a request begins and when it has committed. Not
- *	0 any more once it was raised.
- * @held_count: Entries in use in held.
- * @key: Protection key of the request's drafts, 1 to 15, or 0 for none;
- *	anything else counts as 0. Where the CPU has protection keys, the driver puts
- *	it into the page-table entries of the drafts, so that only threads whose PKRU
- *	opens the key reach them. It is taken from the thread that makes the
- *	request's first draft and stays the request's: another key of another member
- *	changes nothing.
+ * struct vmsrs_thread_control - Control block of a thread.
+ * @tag: Tag of the request of this thread, or 0.
+ * @failed: Written by the driver before it sends the signal of the thread: tag
+ *	of a request that has failed. A thread that has this tag must abandon
+ *	the request; any other value is stale.
+ * @deadline_ns: Deadline in nanoseconds of CLOCK_MONOTONIC (initial time
+ *	namespace), or 0. The driver checks it every 10 ms: never early, and
+ *	late by one period at most.
+ * @drafts: Drafts that this thread made since the library set this to 0, at the
+ *	start of a request and after a commit. Raised by the driver; saturates
+ *	instead of wrapping to 0.
+ * @held_count: Number of entries in held.
+ * @key: Protection key for the drafts of the request, 1 to 15, or 0 for none;
+ *	other values count as 0. Where the CPU has protection keys, the driver
+ *	puts it into the page-table entries of drafts, so that only threads
+ *	whose PKRU opens the key reach them. The thread that makes the first
+ *	draft determines the key of the request.
  * @drafts_complement: Complement of drafts, written with it. A request can
- *	overwrite the whole block: if the two do not fit, it may have drafts.
- * @held: Domains that the request holds or is about to lock. Of the threads
- *	that carry a request's tag, one has the list: whichever of them locks or
- *	unlocks a domain, it is entered there before its lock is taken and removed
- *	after it is released, so that a thread's death at any point leaves no lock
- *	behind. VMSRS_IOCTL_SUSPEND takes it over.
+ *	overwrite the block: if the two do not match, it may have drafts.
+ * @held: Domains that the request holds or is about to lock. One of the threads
+ *	of a request has the list. A domain is added before its lock is taken
+ *	and removed after it is released, so that a thread can die at any point
+ *	without leaving a lock. VMSRS_IOCTL_SUSPEND takes the list over.
  *
- * Written by the library unless said otherwise. The driver trusts nothing in it
- * beyond this thread's own requests: a wrong tag makes writes fail, since the
- * lock word of every domain written must carry the same tag.
+ * A page that the process maps writable and the driver reads in its fault
+ * handler. A request that writes to no domain starts and ends by changes here,
+ * without a system call.
+ *
+ * The library writes it unless stated otherwise. A wrong value can only harm
+ * requests of this thread: a write to a domain is refused unless the lock word
+ * of the domain has the same tag.
  */
 struct vmsrs_thread_control {
 	uint64_t tag;
@@ -831,175 +808,196 @@ struct vmsrs_thread_control {
  *
  * Every ioctl may fail with:
  *
- *   ENODEV  the device is gone, or the host missed a timeout or broke the protocol
- *   EBADFD  no app is open on this file
- *   EINVAL  a field is out of its range
- *   EFAULT  the argument does not point to memory of the caller
- *   EINTR   a signal came while it waited
- *   ENOTTY  no such ioctl
+ * - ENODEV: the device is gone, or the host missed a timeout or broke the
+ *   protocol.
+ * - EBADFD: no app is open on this file.
+ * - EINVAL: a field is out of range.
+ * - EFAULT: the argument does not point to memory of the caller.
+ * - EINTR: a signal came while the call waited.
+ * - ENOTTY: no such call.
  */
 
 /*
- * Opens the app with struct vmsrs_ioctl_open_app. EBUSY: this file has another
- * app open. ENOSPC: the host has VMSRS_MAX_APPS apps.
+ * Opens the app of this file (struct vmsrs_ioctl_open_app).
+ *
+ * - EBUSY: another app is open on this file.
+ * - ENOSPC: the host has VMSRS_MAX_APPS apps.
  */
 #define VMSRS_IOCTL_OPEN_APP 0xc0705601
 
 /*
- * Opens a domain with struct vmsrs_ioctl_open_domain. ENOSPC: the app has
- * VMSRS_MAX_DOMAINS domains, or the window has no room for the mirror.
+ * Opens a domain (struct vmsrs_ioctl_open_domain).
+ *
+ * - ENOSPC: the app has VMSRS_MAX_DOMAINS domains, or the window has no room
+ *   for the mirror.
  */
 #define VMSRS_IOCTL_OPEN_DOMAIN 0xc0505602
 
 /*
- * Finds or makes an extent with struct vmsrs_ioctl_extent. ENOMEM: the window
- * is full.
+ * Finds or creates an extent (struct vmsrs_ioctl_extent).
+ *
+ * - ENOMEM: the window is full.
  */
 #define VMSRS_IOCTL_EXTENT 0xc0105603
 
 /*
- * Registers the calling thread with struct vmsrs_ioctl_thread. EEXIST: it is
- * registered already. EAGAIN: too many threads.
+ * Registers the calling thread (struct vmsrs_ioctl_thread).
+ *
+ * - EEXIST: it is registered already.
+ * - EAGAIN: too many threads.
  */
 #define VMSRS_IOCTL_THREAD 0xc0205604
 
-/* Fetches more tags with struct vmsrs_ioctl_tags. */
+/* Fetches tags (struct vmsrs_ioctl_tags). */
 #define VMSRS_IOCTL_TAGS 0x80105605
 
 /*
- * Commits with struct vmsrs_ioctl_commit. EPERM: the tag is not the calling
- * thread's. ESTALE: the request was failed by the driver (deadline); nothing is
- * committed. ETIMEDOUT: committed, but the host did not seal in time (with
- * VMSRS_COMMIT_SEAL only).
+ * Commits drafts of a request (struct vmsrs_ioctl_commit).
+ *
+ * - EPERM: it is not the request of the calling thread.
+ * - ESTALE: the driver has failed the request (deadline); nothing is committed.
+ * - ETIMEDOUT: committed, but the host did not seal in time (VMSRS_COMMIT_SEAL
+ *   only).
  */
 #define VMSRS_IOCTL_COMMIT 0x40105606
 
 /*
- * Fails the calling thread's request with struct vmsrs_ioctl_fail: drafts are
- * discarded, then the locks of its domains are released, the other threads that
- * carry its tag are interrupted (again and again for as long as they carry it),
- * the report goes to the host. When it has failed before, the answer is that
- * incident.
+ * Fails the request of the calling thread (struct vmsrs_ioctl_fail).
+ *
+ * Its drafts are discarded, then the locks of its domains are released, its
+ * other threads are interrupted (repeatedly, until they have left it), and the
+ * host gets the report. If it has failed before, the result is that incident.
  */
 #define VMSRS_IOCTL_FAIL 0xc1805607
 
 /*
- * Discards the calling thread's drafts without an incident, with struct
- * vmsrs_ioctl_tag; locks stay as they are.
+ * Discards the drafts of a request without an incident (struct
+ * vmsrs_ioctl_tag). It keeps its locks.
  */
 #define VMSRS_IOCTL_DISCARD 0x40085608
 
 /*
- * Waits for a domain's lock and takes it, with struct vmsrs_ioctl_lock.
- * ETIMEDOUT: not within the timeout. EINTR: a signal came first. EEXIST: the
- * calling thread's request holds it already. ESTALE: the request has failed.
- * EDEADLK: the holder waits, directly or through other requests, for a domain
- * that the caller's request holds; whoever closes such a circle gets this
- * answer, and the others go on waiting. A request counts as waiting when any of
- * its threads waits. The lock of a request that no thread carries any more and
- * that is not suspended is released when somebody has waited for it for a
- * second, or to the end of a shorter timeout.
+ * Waits for the lock of a domain and takes it (struct vmsrs_ioctl_lock).
+ *
+ * - ETIMEDOUT: not within the timeout.
+ * - EINTR: a signal came first.
+ * - EEXIST: the request of the calling thread holds it already.
+ * - ESTALE: the request has failed.
+ * - EDEADLK: the holder waits, directly or through other requests, for a domain
+ *   that this request holds. The call that would close the cycle gets this; the
+ *   others go on waiting.
+ *
+ * A request waits when any of its threads waits. The lock of a request that has
+ * no threads and is not suspended is released after a waiter has waited for a
+ * second or until a shorter timeout.
  */
 #define VMSRS_IOCTL_LOCK_WAIT 0x40105609
 
 /*
- * Wakes the threads that wait for a domain's lock, with struct
- * vmsrs_ioctl_lock.
+ * Wakes the threads that wait for the lock of a domain (struct
+ * vmsrs_ioctl_lock).
  */
 #define VMSRS_IOCTL_LOCK_WAKE 0x4010560a
 
 /*
- * Sends the seal batch now and waits until everything committed before is
- * sealed. No argument. ETIMEDOUT: the host did not answer in time.
+ * Sends the seal batch and waits until everything committed before is sealed.
+ * No argument.
+ *
+ * - ETIMEDOUT: the host did not answer in time.
  */
 #define VMSRS_IOCTL_FLUSH 0x560b
 
-/* Reads the driver's state with struct vmsrs_ioctl_info. */
+/* Reads the state of the driver (struct vmsrs_ioctl_info). */
 #define VMSRS_IOCTL_INFO 0x8040560c
 
 /*
- * Unregisters the calling thread; a request it still has is failed
- * (VMSRS_KIND_THREAD_DEATH). No argument. ENOENT: it is not registered.
+ * Unregisters the calling thread; a request that it still has is failed
+ * (VMSRS_KIND_THREAD_DEATH). No argument.
+ *
+ * - ENOENT: it is not registered.
  */
 #define VMSRS_IOCTL_THREAD_EXIT 0x560d
 
 /*
- * Sets the calling thread's request aside, with struct vmsrs_ioctl_suspend: its
- * drafts and the domains in the thread's held stay its own without any thread
- * that carries its tag. The caller clears its control block afterwards. EPERM:
- * the tag is not the calling thread's. ESTALE: the request has failed.
- * EALREADY: it is suspended already. EAGAIN: VMSRS_SUSPENDED_MAX requests are
- * suspended through this file.
+ * Suspends the request of the calling thread (struct vmsrs_ioctl_suspend).
  *
- * A suspended request that misses its deadline is failed by the driver: its
- * drafts are gone and its locks free at once, and its tag is remembered until
- * VMSRS_IOCTL_RESUME or VMSRS_IOCTL_ABANDON. When the last reference to the
- * file through which it was suspended goes, it is failed
- * (VMSRS_KIND_PROCESS_DEATH).
+ * It keeps its drafts and the domains in held of the thread, though no thread
+ * has its tag. The caller clears its control block afterwards.
+ *
+ * - EPERM: it is not the request of the calling thread.
+ * - ESTALE: the request has failed.
+ * - EALREADY: it is suspended already.
+ * - EAGAIN: VMSRS_SUSPENDED_MAX requests of this file are suspended.
+ *
+ * A suspended request that misses its deadline is failed: its drafts are
+ * discarded and its locks released at once, and its tag is kept until
+ * VMSRS_IOCTL_RESUME or VMSRS_IOCTL_ABANDON. When the last reference to this
+ * file is dropped, it is failed (VMSRS_KIND_PROCESS_DEATH).
  */
 #define VMSRS_IOCTL_SUSPEND 0x4010560e
 
 /*
- * Takes a suspended request up again, with struct vmsrs_ioctl_tag. The calling
- * thread carries its tag and has its domains in held already. ENOENT: no such
- * request was suspended through this file. ESTALE: it has failed meanwhile;
- * VMSRS_IOCTL_FAIL gives the incident.
+ * Resumes a suspended request (struct vmsrs_ioctl_tag). The control block of
+ * the calling thread has its tag and its domains already.
+ *
+ * - ENOENT: no such request of this file is suspended.
+ * - ESTALE: it has failed meanwhile; VMSRS_IOCTL_FAIL gives the incident.
  */
 #define VMSRS_IOCTL_RESUME 0x4008560f
 
 /*
- * Gives a suspended request up, with struct vmsrs_ioctl_tag: drafts are
+ * Gives up a suspended request (struct vmsrs_ioctl_tag): its drafts are
  * discarded, then its locks are released. The calling thread need not be
- * registered. ENOENT: as for VMSRS_IOCTL_RESUME.
+ * registered.
+ *
+ * - ENOENT: no such request of this file is suspended.
  */
 #define VMSRS_IOCTL_ABANDON 0x40085610
 
 /*
- * Lists the pages of a domain that the calling thread's request has drafts of,
- * with struct vmsrs_ioctl_drafts, in the order in which they were first
- * written. EPERM: the tag is not the calling thread's.
+ * Lists the pages of a domain of which a request has drafts (struct
+ * vmsrs_ioctl_drafts), in the order of their first write.
+ *
+ * - EPERM: it is not the request of the calling thread.
  */
 #define VMSRS_IOCTL_DRAFTS 0xc0205611
 
-/* mmap offset of app n's pages: n << APP_OFFSET_SHIFT. */
+/* The mmap offset of the pages of app n is n shifted left by this. */
 #define VMSRS_APP_OFFSET_SHIFT 40
 
 /*
- * mmap offset of the first thread's control page; struct vmsrs_ioctl_thread
- * gives each thread's own.
+ * mmap offset of the first control block; struct vmsrs_ioctl_thread has that of
+ * a thread.
  */
 #define VMSRS_CONTROL_OFFSET 0x4000000000000
 
 /*
- * mmap offset of the opened app's lock words: one u64 a domain, indexed by
+ * mmap offset of the lock words of the app: 8 bytes for each domain, indexed by
  * domain.
  */
 #define VMSRS_LOCKS_OFFSET 0x8000000000000
 
-/*
- * Bytes of lock words that may be mapped: VMSRS_MAX_DOMAINS words of 8 bytes.
- */
+/* Size of the lock words in bytes: 8 for each of VMSRS_MAX_DOMAINS domains. */
 #define VMSRS_LOCKS_LENGTH 0x800000
 
-/* Commit flag: return when the host has sealed the commit. */
+/* Commit flag: return once the host has sealed the commit. */
 #define VMSRS_COMMIT_SEAL 1
-/* Most requests that are suspended through one open file at a time. */
+/* Maximum number of suspended requests of an open file. */
 #define VMSRS_SUSPENDED_MAX 4096
-/* Most pages that one VMSRS_IOCTL_DRAFTS answers with. */
+/* Maximum number of pages in the result of VMSRS_IOCTL_DRAFTS. */
 #define VMSRS_DRAFTS_MAX 1024
 
 /**
  * struct vmsrs_ioctl_open_app - Argument of VMSRS_IOCTL_OPEN_APP.
- * @name: In: name, padded with zero bytes; at least one byte.
- * @base: Out: address where the pages must be mapped (with
- *	MAP_FIXED_NOREPLACE).
- * @length: Out: bytes of address range.
- * @pages_offset: Out: mmap offset of the pages. Map shared, readable and
- *	writable.
+ * @name: In: name of at least one byte, padded with zeros.
+ * @base: Out: address at which the pages must be mapped (MAP_FIXED_NOREPLACE).
+ * @length: Out: size of the address range in bytes.
+ * @pages_offset: Out: mmap offset of the pages, for a shared mapping to read
+ *	and write.
  * @locks_offset: Out: mmap offset of the lock words.
- * @locks_length: Out: bytes of lock words.
+ * @locks_length: Out: size of the lock words in bytes.
  * @abi_version: In: VMSRS_ABI_VERSION of the library.
- * @app: Out: the app's number.
+ * @app: Out: number of the app.
  */
 struct vmsrs_ioctl_open_app {
 	uint8_t name[VMSRS_NAME_MAX];
@@ -1014,11 +1012,11 @@ struct vmsrs_ioctl_open_app {
 
 /**
  * struct vmsrs_ioctl_open_domain - Argument of VMSRS_IOCTL_OPEN_DOMAIN.
- * @key: In: the key; bytes behind key_length are zero.
- * @key_length: In: bytes of key in use.
- * @domain: Out: the domain's number, the index of its lock word.
- * @extents: Out: extents it has; 0 for a new one.
- * @flags: In: VMSRS_DOMAIN_MIRROR or 0. Out: the domain's flags.
+ * @key: In: the key, padded with zeros.
+ * @key_length: In: length of the key.
+ * @domain: Out: number of the domain, the index of its lock word.
+ * @extents: Out: number of its extents; 0 for a new domain.
+ * @flags: In: VMSRS_DOMAIN_MIRROR or 0. Out: flags of the domain.
  */
 struct vmsrs_ioctl_open_domain {
 	uint8_t key[VMSRS_KEY_MAX];
@@ -1031,10 +1029,9 @@ struct vmsrs_ioctl_open_domain {
 /**
  * struct vmsrs_ioctl_extent - Argument of VMSRS_IOCTL_EXTENT.
  * @domain: In: the domain.
- * @index: In: index of the extent, at most the number of extents that the
- *	domain has.
- * @pages: In: pages wanted if it does not exist yet. Out: pages it has.
- * @page: Out: its first page.
+ * @index: In: index of the extent, at most the number of extents of the domain.
+ * @pages: In: number of pages of a new extent. Out: number of its pages.
+ * @page: Out: first page.
  */
 struct vmsrs_ioctl_extent {
 	uint32_t domain;
@@ -1045,12 +1042,12 @@ struct vmsrs_ioctl_extent {
 
 /**
  * struct vmsrs_ioctl_thread - Argument of VMSRS_IOCTL_THREAD.
- * @control_offset: Out: mmap offset of the thread's control page (struct
+ * @control_offset: Out: mmap offset of the control block (struct
  *	vmsrs_thread_control).
- * @tag_first: Out: first tag that this thread may use.
- * @tag_count: Out: how many consecutive tags it may use.
- * @signal: In: signal that interrupts the thread when its request must end
- *	(deadline, failure of another member); 0 for none.
+ * @tag_first: Out: first tag for this thread.
+ * @tag_count: Out: number of consecutive tags.
+ * @signal: In: signal for the thread when its request must end (deadline,
+ *	failure of another thread), or 0.
  * @reserved: Reserved.
  */
 struct vmsrs_ioctl_thread {
@@ -1064,7 +1061,7 @@ struct vmsrs_ioctl_thread {
 /**
  * struct vmsrs_ioctl_tags - Argument of VMSRS_IOCTL_TAGS.
  * @tag_first: Out: first tag.
- * @tag_count: Out: how many.
+ * @tag_count: Out: number of consecutive tags.
  */
 struct vmsrs_ioctl_tags {
 	uint64_t tag_first;
@@ -1073,10 +1070,9 @@ struct vmsrs_ioctl_tags {
 
 /**
  * struct vmsrs_ioctl_commit - Argument of VMSRS_IOCTL_COMMIT.
- * @tag: In: the request's tag.
+ * @tag: In: tag of the request.
  * @flags: In: VMSRS_COMMIT_SEAL or 0.
- * @domain: In: the one domain to commit, or VMSRS_NONE for all that the request
- *	has drafts in.
+ * @domain: In: the domain to commit, or VMSRS_NONE for all.
  */
 struct vmsrs_ioctl_commit {
 	uint64_t tag;
@@ -1087,32 +1083,32 @@ struct vmsrs_ioctl_commit {
 /**
  * struct vmsrs_ioctl_fail - Argument of VMSRS_IOCTL_FAIL.
  * @incident: Out: number of the incident.
- * @tag: In: the request's tag.
- * @detected_ns: In: CLOCK_MONOTONIC nanoseconds at the detection, or 0.
+ * @tag: In: tag of the request.
+ * @detected_ns: In: time of the detection in nanoseconds of CLOCK_MONOTONIC, or
+ *	0.
  * @recovery_ns: Out: nanoseconds from the detection to the end of the discard.
- * @address: In: address of the access that failed; meaningless without
+ * @address: In: address of the failed access or of the block; valid with
  *	VMSRS_REPORT_ADDRESS.
- * @kind: In: one of the KIND_ constants; VMSRS_KIND_MEMORY is refined by the
- *	driver (VMSRS_KIND_FOREIGN_WRITE, VMSRS_KIND_FOREIGN_DRAFT,
- *	VMSRS_KIND_SEALED_WRITE, VMSRS_KIND_NO_FRAMES, VMSRS_KIND_DEADLINE). Out: the
- *	kind in the report.
+ * @kind: In: one of VMSRS_KIND_*; VMSRS_KIND_MEMORY is refined by the driver
+ *	(VMSRS_KIND_FOREIGN_WRITE, VMSRS_KIND_FOREIGN_DRAFT,
+ *	VMSRS_KIND_SEALED_WRITE, VMSRS_KIND_NO_FRAMES, VMSRS_KIND_DEADLINE).
+ *	Out: the kind in the report.
  * @signal: In: the signal, or 0.
  * @code: In: si_code, or 0.
- * @drafts: Out: drafts of the request that were dropped, by this call and by
- *	those before it: another member's, or the driver's own when the request was
- *	overdue.
- * @registers: In: registers, see VMSRS_REGISTERS.
- * @backtrace: In: return addresses, see VMSRS_BACKTRACE.
- * @stack: In: address of the bytes of stack to keep as evidence. Evidence is
- *	read when the drafts are gone and the locks are free; what cannot be read is
+ * @drafts: Out: number of drafts that were dropped, by this call and before it
+ *	(by another thread of the request, or by the driver after its deadline).
+ * @registers: In: registers, indexed by VMSRS_REG_*.
+ * @backtrace: In: return addresses, innermost first; unused ones are 0.
+ * @stack: In: address of the stack to keep as evidence. Evidence is read after
+ *	the drafts are discarded and the locks released; what cannot be read is
  *	left out.
- * @stack_low: In: first byte of the whole stack.
- * @stack_high: In: first byte behind the whole stack.
+ * @stack_low: In: start of the whole stack.
+ * @stack_high: In: end of the whole stack.
  * @modules: In: address of the module table (struct vmsrs_module_entry).
  * @text: In: address of the message.
- * @stack_bytes: In: bytes of stack, at most VMSRS_STACK_MAX.
- * @modules_bytes: In: bytes of module table, at most VMSRS_MODULES_MAX.
- * @text_bytes: In: bytes of message, at most VMSRS_TEXT_MAX.
+ * @stack_bytes: In: size of the stack, at most VMSRS_STACK_MAX.
+ * @modules_bytes: In: size of the module table, at most VMSRS_MODULES_MAX.
+ * @text_bytes: In: size of the message, at most VMSRS_TEXT_MAX.
  * @flags: In: VMSRS_REPORT_ADDRESS or 0.
  */
 struct vmsrs_ioctl_fail {
@@ -1140,9 +1136,8 @@ struct vmsrs_ioctl_fail {
 
 /**
  * struct vmsrs_ioctl_suspend - Argument of VMSRS_IOCTL_SUSPEND.
- * @tag: In: the request's tag.
- * @deadline_ns: In: CLOCK_MONOTONIC nanoseconds at which it is over its
- *	deadline, or 0 for no limit.
+ * @tag: In: tag of the request.
+ * @deadline_ns: In: deadline in nanoseconds of CLOCK_MONOTONIC, or 0.
  */
 struct vmsrs_ioctl_suspend {
 	uint64_t tag;
@@ -1152,7 +1147,7 @@ struct vmsrs_ioctl_suspend {
 /**
  * struct vmsrs_ioctl_tag - Argument of VMSRS_IOCTL_DISCARD, VMSRS_IOCTL_RESUME
  *	and VMSRS_IOCTL_ABANDON.
- * @tag: In: the request's tag.
+ * @tag: In: tag of the request.
  */
 struct vmsrs_ioctl_tag {
 	uint64_t tag;
@@ -1161,9 +1156,10 @@ struct vmsrs_ioctl_tag {
 /**
  * struct vmsrs_ioctl_lock - Argument of VMSRS_IOCTL_LOCK_WAIT and
  *	VMSRS_IOCTL_LOCK_WAKE.
- * @tag: In: the tag that takes the lock; ignored by VMSRS_IOCTL_LOCK_WAKE.
+ * @tag: In: tag of the request that takes the lock; ignored by
+ *	VMSRS_IOCTL_LOCK_WAKE.
  * @domain: In: the domain.
- * @timeout_ms: In: most milliseconds to wait, 1 to 3,600,000; ignored by
+ * @timeout_ms: In: timeout in milliseconds, 1 to 3,600,000; ignored by
  *	VMSRS_IOCTL_LOCK_WAKE.
  */
 struct vmsrs_ioctl_lock {
@@ -1175,11 +1171,11 @@ struct vmsrs_ioctl_lock {
 /**
  * struct vmsrs_ioctl_drafts - Argument of VMSRS_IOCTL_DRAFTS.
  * @tag: In: tag of the request.
- * @pages: In: address of room for capacity page numbers of 32 bits.
+ * @pages: In: address of an array of capacity page numbers of 32 bits.
  * @domain: In: the domain.
- * @skip: In: pages to leave out at the front.
- * @capacity: In: most pages to list, 1 to VMSRS_DRAFTS_MAX.
- * @count: Out: pages listed.
+ * @skip: In: number of pages to skip.
+ * @capacity: In: size of the array, 1 to VMSRS_DRAFTS_MAX.
+ * @count: Out: number of pages in the array.
  */
 struct vmsrs_ioctl_drafts {
 	uint64_t tag;
@@ -1192,19 +1188,19 @@ struct vmsrs_ioctl_drafts {
 
 /**
  * struct vmsrs_ioctl_info - Argument of VMSRS_IOCTL_INFO.
- * @window_frames: Frames in the window.
- * @pool_frames: Most frames that the driver may hold as granted.
- * @pool_free: Frames free in the driver's pool.
+ * @window_frames: Number of frames in the window.
+ * @pool_frames: Maximum number of frames granted to the driver.
+ * @pool_free: Free frames in the pool of the driver.
  * @drafts: Drafts of all requests.
- * @unsealed: Pages committed and not yet sealed.
- * @broken: 1 if the host broke the protocol or a timeout; nothing can be
- *	written then.
- * @commits: Commits with at least one page since the driver was loaded.
+ * @unsealed: Pages that are committed and not sealed yet.
+ * @broken: 1 if the host missed a timeout or broke the protocol; no domain can
+ *	be written then.
+ * @commits: Commits of at least one page, since the driver was loaded.
  * @sealed_pages: Pages sealed.
  * @discarded: Drafts discarded.
  * @incidents: Incidents reported by the driver.
- * @seal_messages: Seal messages sent; with commits this tells how rare exits
- *	are.
+ * @seal_messages: Seal messages sent. Compared with commits, this tells how
+ *	rare exits are.
  */
 struct vmsrs_ioctl_info {
 	uint32_t window_frames;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
- * A server in the small: users with notes. One user's request is buggy; the others do not notice.
+ * A small server: users with notes. One kind of request has a bug; the others go on.
  *
  *	cc examples/notes.c $(pkg-config --cflags --libs vmsrs) -o notes
  */
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <vmsrs.h>
 
-/* The root of a user's domain: everything is reached from here. */
+/* The root of a user's domain, from which all its data is reached. */
 struct notes {
 	unsigned int count;
 	char *last;
@@ -29,7 +29,7 @@ static struct notes *notes(void)
 	return root;
 }
 
-/* Adds the note in `argument`; gives up when there is no memory. */
+/* Adds a note; gives up if there is no memory. */
 static int add_note(vmsrs_request *request, void *argument)
 {
 	const char *text = argument;
@@ -48,7 +48,7 @@ static int add_note(vmsrs_request *request, void *argument)
 	return (int)++root->count;
 }
 
-/* The same with a bug: it forgets that a user may have no notes yet. */
+/* Shouts the last note. The bug: a user may have no notes yet. */
 static int shout(vmsrs_request *request, void *argument)
 {
 	struct notes *root = vmsrs_root(user);

@@ -11,8 +11,8 @@ struct Notes {
     total_length: usize,
 }
 
-/// The user's notes, created on first use. Every call returns the same pointer, so borrow through only
-/// one at a time.
+/// The user's notes, created if missing. One borrow at a time: the pointer leads to the same
+/// notes each time.
 fn notes(request: &Request) -> Result<NonNull<Notes>, vmsrs::Error> {
     let root = match request.root::<Notes>() {
         Some(root) => root,

@@ -42,24 +42,25 @@
  * functions that return blocks of a domain.
  *
  * Handles. Apps and domains are never closed: any thread may use them until the
- * process ends. A request is valid in the function that gets it and on that
- * thread only; elsewhere it is VMSRS_ENOREQUEST, on a thread that has none of
- * its own, or undefined. A task belongs to one thread at a time, a ticket to
- * everybody. Blocks stay at their addresses in every process and after a
- * restart, until they are freed.
+ * process ends. A request is valid only in the function that gets it, on the
+ * thread that runs it; other threads get VMSRS_ENOREQUEST for it. A task may be
+ * used by one thread at a time, a ticket by any number. Blocks keep their
+ * addresses in every process and after a restart, until they are freed.
  *
- * Threads. All functions may be called by any thread at any time, but for those
- * that take a request or a task.
+ * Threads. Functions that take neither a request nor a task may be called by any
+ * thread at any time.
  *
  * Nesting. Requests do not nest: on a thread that has a request, or runs
  * deferred functions, vmsrs_run(), vmsrs_run_with(), vmsrs_join(),
- * vmsrs_task_step() and vmsrs_guard() return VMSRS_ENESTED.
+ * vmsrs_task_step(), vmsrs_guard() and vmsrs_guard_variables() return
+ * VMSRS_ENESTED.
  *
- * Failures. A request that fails is cut short at any instruction, and its stack
+ * Failures. A request that fails is aborted at any instruction, and its stack
  * frames are abandoned: no destructors run, mutexes stay locked, memory and
  * descriptors outside of domains leak. In requests, guard shared state with
  * domains, undo the rest by vmsrs_defer(), and lend no local variables to other
  * threads. Functions that find damage fail the request and do not return.
+ * Without protection (see vmsrs_protection()) what a request wrote stays.
  *
  * Forks. A child that is forked outside of a request has the apps and domains
  * and may run requests of its own. One that is forked in a request has no part
@@ -177,7 +178,7 @@ enum vmsrs_code {
 	 * once it answers.
 	 */
 	VMSRS_EUNSEALED = -14,
-	/** The process was forked inside the request, and this is the child. */
+	/** The process was forked, and the request belongs to its parent. */
 	VMSRS_EFORKED = -15,
 	/** The operating system or the driver refused. errno has the reason. */
 	VMSRS_ESYSTEM = -16,
@@ -344,8 +345,8 @@ typedef struct vmsrs_options {
 /**
  * The work of a request.
  *
- * It runs on a stack of its own and may be cut short at any instruction (see
- * "Failures" above). It must return, fail or be cut short: longjmp() out of it
+ * It runs on a stack of its own and may be aborted at any instruction (see
+ * "Failures" above). It must return, fail or be aborted: longjmp() out of it
  * keeps the domains locked, pthread_exit() in it fails the request.
  *
  * @param request The request: valid until the function returns, on this thread
@@ -528,7 +529,7 @@ typedef struct vmsrs_failure {
 	uint64_t instruction;
 	/** Nanoseconds from the detection to the end of the discard. */
 	uint64_t recovery_ns;
-	/** Deferred functions that failed and were cut short. */
+	/** Deferred functions that failed and were aborted. */
 	uint32_t defers_failed;
 	/** 0. */
 	uint32_t reserved;
@@ -822,7 +823,7 @@ int vmsrs_ticket(const struct vmsrs_request *request,
  *
  * Runs the function on the request stack of this thread; it may do all that the
  * request may. The request ends only after all threads have left it. When any
- * of them fails, all are cut short, whatever they do, and discarded together.
+ * of them fails, all are aborted, whatever they do, and discarded together.
  *
  * @param ticket The ticket.
  * @param function The work.

@@ -1,4 +1,4 @@
-//! What calls of the library can answer when they do nothing.
+//! Why calls of the library fail.
 
 use crate::failure::Failure;
 use std::io;
@@ -16,13 +16,13 @@ pub enum Error {
         /// Bytes it has.
         length: usize,
     },
-    /// An argument is out of its range (null pointer, alignment that is no power of two or above
-    /// 4096, unknown flag).
-    #[error("{0} is out of its range")]
+    /// An argument is invalid (null pointer, alignment that is not a power of two or above 4096, unknown
+    /// flag).
+    #[error("invalid argument: {0}")]
     Argument(&'static str),
     /// The device exists but cannot be used.
     #[error(
-        "cannot use {path}: {source}; check its permissions and that the driver is of this version"
+        "cannot use {path}: {source}; check its permissions and that the driver has the same version"
     )]
     Device {
         /// Path of the device.
@@ -51,7 +51,7 @@ pub enum Error {
         /// Fingerprint of this library.
         expected: u64,
     },
-    /// The content of sealed pages of the domain is lost, because the host's memory went wrong.
+    /// The content of sealed pages of the domain is lost, because the host's memory is broken.
     #[error(
         "the host lost content of domain {domain} to broken memory, and the domain has no mirror; \
          use another key, and see `vmsrs incidents` on the host"
@@ -60,13 +60,13 @@ pub enum Error {
         /// The domain's number.
         domain: u32,
     },
-    /// The call belongs into a request, and the calling thread has none.
+    /// The call belongs in a request, and the calling thread has none.
     #[error("the calling thread has no request; call this inside run()")]
     NotInRequest,
     /// The request of the calling thread does not hold the domain.
     #[error("the request does not hold this domain; enter() it first")]
     NotHeld,
-    /// The call belongs outside of requests (`run` inside `run`, for example).
+    /// The call belongs outside requests (`run` inside `run`, for example).
     #[error("the calling thread has a request already; call this outside of it")]
     Nested,
     /// The request holds the domain already.
@@ -89,7 +89,7 @@ pub enum Error {
         milliseconds: u32,
     },
     /// The request that a ticket or a task is for is over: it ended, or it has failed.
-    #[error("the request is over; begin another one")]
+    #[error("the request is over; start a new one")]
     Ended,
     /// The domain's holder waits, directly or through other requests, for a domain that this request
     /// holds. The request still holds what it held: it may leave some of it and try again, or give

@@ -1,5 +1,6 @@
 //! A failed request, as its server sees it.
 
+use std::any::Any;
 use std::ffi::CStr;
 use std::fmt;
 use std::time::Duration;
@@ -59,9 +60,9 @@ kinds! {
     SealedWrite = KIND_SEALED_WRITE, c"sealed write";
     /// A block freed twice.
     DoubleFree = KIND_DOUBLE_FREE, c"double free";
-    /// A pointer freed that is no block of the domain.
+    /// A freed pointer that is not a block of the domain.
     ForeignFree = KIND_FOREIGN_FREE, c"foreign free";
-    /// Bytes behind a block were overwritten.
+    /// Bytes after a block were overwritten.
     RedZone = KIND_RED_ZONE, c"red zone";
     /// A freed block was written to.
     UseAfterFree = KIND_USE_AFTER_FREE, c"use after free";
@@ -140,12 +141,27 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// What a failure for a lost thread says.
+pub(crate) const LOST: &[u8] = b"a thread ended before it left the request";
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    match (
+        payload.downcast_ref::<&str>(),
+        payload.downcast_ref::<String>(),
+    ) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_the_protocol_has_a_name_and_keeps_its_number() {
+    fn every_protocol_kind_round_trips() {
         for number in 1..=wire::KIND_MAX {
             assert_eq!(Kind::from_number(number).map(Kind::number), Some(number));
         }

@@ -8,62 +8,42 @@
     clippy::cast_ptr_alignment
 )]
 
-mod alarm;
-mod app;
-mod arena;
-mod audit;
-mod backend;
+// What everything may use.
+mod error;
+mod failure;
+mod sync;
+
+// The layers, lowest first: each knows only those above it in this list (tests/layers.rs).
+mod os;
+
+mod shared;
+
+mod heap;
+
+mod state;
+
+mod thread;
+
+mod run;
+
+mod api;
+
 #[expect(clippy::doc_markdown, reason = "directives for cbindgen")]
 pub mod capi;
-mod clib;
-mod control;
-mod defer;
-mod device;
-mod domain;
-mod error;
-mod evidence;
-mod failure;
-mod fan_out;
-mod fork;
-mod futex;
-mod guard;
-mod heap;
-mod held;
-#[cfg(test)]
-mod hooked;
-mod identity;
-mod invariant;
-mod keys;
-mod latch;
-mod layout;
-mod lock;
-mod members;
-mod pkru;
-mod record;
-mod region;
-mod request;
-mod ring;
-mod run;
-mod signal;
-mod slots;
-mod stack;
-mod state;
-mod switch;
-mod sync;
-mod task;
-mod thread;
-mod ticket;
-mod unprotected;
-mod waits;
-mod word;
 
-pub use app::{App, Protection};
-pub use arena::{ARENA_SIZE, Arena};
-pub use domain::{Domain, DomainOptions};
+#[cfg(test)]
+mod mock;
+
+pub use api::app::Protection;
+pub use api::domain::DomainOptions;
+pub use api::guard::{guard, guard_variables, open_guard};
+pub use api::options::{Audit, Options};
+pub use api::request::Entered;
+pub use api::task::{Step, Task};
+pub use api::ticket::{JoinError, Ticket};
 pub use error::{Error, RunError};
 pub use failure::{Failure, Kind};
-pub use guard::{guard, guard_variables, open_guard};
-pub use request::{Audit, Entered, Options, Request};
-pub use stack::{DEFAULT_REQUEST_STACK, request_stacks, set_request_stack_size};
-pub use task::{Step, Task};
-pub use ticket::{JoinError, Ticket};
+pub use run::request::Request;
+pub use state::domain::{App, Domain};
+pub use thread::arena::{ARENA_SIZE, Arena};
+pub use thread::stack::{DEFAULT_REQUEST_STACK, request_stacks, set_request_stack_size};

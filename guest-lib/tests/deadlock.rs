@@ -1,4 +1,4 @@
-//! Several domains at once, in any order.
+//! Requests that hold several domains, taken in any order.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::thread;
 use vmsrs::{Error, Request, RunError};
 
 #[test]
-fn of_two_requests_that_would_wait_for_each_other_one_is_told_and_both_can_finish() {
+fn deadlock_of_two_is_reported_and_both_can_finish() {
     for _ in 0..20 {
         let (one, two) = (domain(), domain());
         let both = Arc::new(Barrier::new(2));
@@ -16,7 +16,7 @@ fn of_two_requests_that_would_wait_for_each_other_one_is_told_and_both_can_finis
             let both = Arc::clone(&both);
             thread::spawn(move || {
                 let mut met = false;
-                let mut told = 0;
+                let mut deadlocks = 0;
                 loop {
                     let outcome = first.run(|request| {
                         if !met {
@@ -28,20 +28,20 @@ fn of_two_requests_that_would_wait_for_each_other_one_is_told_and_both_can_finis
                         })
                     });
                     match outcome {
-                        Ok(()) => return told,
-                        Err(RunError::GivenUp(Error::WouldDeadlock)) => told += 1,
+                        Ok(()) => return deadlocks,
+                        Err(RunError::GivenUp(Error::WouldDeadlock)) => deadlocks += 1,
                         other => panic!("{other:?}"),
                     }
                 }
             })
         });
-        let told: u32 = threads.map(|thread| thread.join().unwrap()).iter().sum();
-        assert!(told >= 1, "they met with one domain each");
+        let deadlocks: u32 = threads.map(|thread| thread.join().unwrap()).iter().sum();
+        assert!(deadlocks >= 1, "both were waiting for each other");
     }
 }
 
 #[test]
-fn a_circle_of_five_is_found() {
+fn deadlock_of_five_is_reported_once() {
     let domains: Vec<_> = (0..5).map(|_| domain()).collect();
     let all = Arc::new(Barrier::new(5));
     let threads: Vec<_> = (0..5)
@@ -58,7 +58,7 @@ fn a_circle_of_five_is_found() {
             })
         })
         .collect();
-    let told = threads
+    let deadlocks = threads
         .into_iter()
         .map(|thread| thread.join().unwrap())
         .filter(|outcome| match outcome {
@@ -67,11 +67,11 @@ fn a_circle_of_five_is_found() {
             other => panic!("{other:?}"),
         })
         .count();
-    assert_eq!(told, 1, "the others go on waiting, and get their locks");
+    assert_eq!(deadlocks, 1, "the others must get their locks");
 }
 
 #[test]
-fn who_is_told_still_holds_what_it_held_and_may_leave_it() {
+fn request_told_of_deadlock_keeps_its_domains() {
     let (main, one, two) = (domain(), domain(), domain());
     let both = Arc::new(Barrier::new(2));
     let theirs = Arc::clone(&both);
@@ -92,7 +92,7 @@ fn who_is_told_still_holds_what_it_held_and_may_leave_it() {
                 request.leave(one).unwrap();
                 request.enter(two).unwrap().leave().unwrap();
             }
-            // The other one was later.
+            // The other request was told instead.
             Ok(entered) => entered.leave().unwrap(),
             Err(error) => panic!("{error}"),
         }
@@ -108,7 +108,7 @@ fn who_is_told_still_holds_what_it_held_and_may_leave_it() {
 }
 
 #[test]
-fn entering_all_takes_each_domain_once_in_one_order() {
+fn enter_all_locks_each_domain_once_in_order() {
     let (main, one, two) = (domain(), domain(), domain());
     success(main, |request| {
         request.enter_all(&[two, one, two, main]).unwrap();
@@ -141,7 +141,7 @@ fn entering_all_takes_each_domain_once_in_one_order() {
 }
 
 #[test]
-fn entering_all_leaves_what_it_took_when_it_cannot_take_the_rest() {
+fn failed_enter_all_releases_what_it_locked() {
     let (main, one, two) = (domain(), domain(), domain());
     let both = Arc::new(Barrier::new(2));
     let theirs = Arc::clone(&both);

@@ -1,6 +1,5 @@
-//! Errors of programs in C and C++ in their real form: found by the C library, the compiler's checks,
-//! the CPU, or the C++ runtime. Each ends its request alone, and the process works on; or the process
-//! ends clearly, where the C library's own heap stays locked.
+//! Errors of C and C++ programs as the C library, the compiler's checks, the CPU or the C++ runtime find them. Each
+//! fails only its request; where the C library's heap would stay locked, the process ends with a message.
 
 #[path = "common/compiled.rs"]
 mod compiled;
@@ -9,7 +8,7 @@ use compiled::Program;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::OnceLock;
 
-/// What a distribution's packages are compiled with, and warnings off that see the errors coming.
+/// Flags of a distribution's packages, without the warnings that the errors cause.
 const HARDENED: &[&str] = &[
     "-O2",
     "-U_FORTIFY_SOURCE",
@@ -24,7 +23,7 @@ fn errors() -> &'static Program {
     PROGRAM.get_or_init(|| Program::compile("cc", HARDENED, "tests/c/errors.c"))
 }
 
-/// The same with the C library in it, as the tutorial links servers.
+/// The same, linked statically with the C library, as the tutorial links servers.
 fn errors_static() -> &'static Program {
     static PROGRAM: OnceLock<Program> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -39,35 +38,35 @@ fn exceptions() -> &'static Program {
 }
 
 #[test]
-fn an_overrun_of_a_stack_frame_found_by_the_stack_protector_ends_its_request_alone() {
+fn stack_protector_abort_ends_only_its_request() {
     errors().succeed(&["stack-protector"]);
 }
 
 #[test]
-fn an_overrun_of_a_buffer_found_by_fortify_ends_its_request_alone() {
+fn fortify_abort_ends_only_its_request() {
     errors().succeed(&["fortify-memset"]);
     errors().succeed(&["fortify-sprintf"]);
 }
 
 #[test]
-fn a_failed_assertion_ends_its_request_alone() {
+fn failed_assertion_ends_only_its_request() {
     errors().succeed(&["assert"]);
 }
 
 #[test]
-fn an_abort_in_c_ends_its_request_alone() {
+fn abort_in_c_ends_only_its_request() {
     errors().succeed(&["abort"]);
 }
 
 #[test]
-fn a_wrong_free_that_glibc_finds_before_it_locks_its_heap_ends_its_request_alone() {
+fn invalid_free_found_without_lock_ends_only_its_request() {
     errors().succeed(&["malloc-twice-cache"]);
     errors().succeed(&["malloc-no-block"]);
 }
 
-/// glibc says so with its heap locked, and half changed: every other thread would wait for ever.
+/// glibc aborts with its heap locked and inconsistent, so every other thread would hang.
 #[test]
-fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobody() {
+fn heap_damage_found_under_lock_ends_process() {
     for program in [errors(), errors_static()] {
         for error in ["malloc-twice-arena", "malloc-overrun"] {
             let output = program.run(&[error]);
@@ -81,20 +80,20 @@ fn damage_that_glibc_finds_with_its_heap_locked_ends_the_process_and_hangs_nobod
     }
 }
 
-/// The likeliest mistake of who moves a server to domains. Whatever the block's size, glibc finds it before it
-/// locks its heap.
+/// The likeliest mistake when a server is ported to domains. glibc detects it before it locks its heap, whatever the
+/// size of the block.
 #[test]
-fn a_block_of_a_domain_given_to_the_c_librarys_free_or_realloc_ends_its_request_alone() {
+fn libc_free_of_domain_block_ends_only_its_request() {
     for program in [errors(), errors_static()] {
         program.succeed(&["domain-free", "300"]);
         program.succeed(&["domain-realloc", "300"]);
     }
 }
 
-/// A stray write to the server's own stack is one that nobody keeps versions of: what can be done is to
-/// end the process, not to go round in the landing.
+/// The server's own stack has no versions to return to, so a stray write to it must end the process; the failure must
+/// not be handled again and again.
 #[test]
-fn an_error_on_the_way_out_of_a_request_ends_the_process_and_does_not_loop() {
+fn error_on_way_out_of_request_ends_process() {
     let output = errors().run(&["landing"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     let signal = output.status.signal();
@@ -103,7 +102,7 @@ fn an_error_on_the_way_out_of_a_request_ends_the_process_and_does_not_loop() {
 }
 
 #[test]
-fn errors_that_the_cpu_finds_end_their_requests_alone() {
+fn cpu_exceptions_end_only_their_requests() {
     for error in ["division", "undefined", "breakpoint"] {
         errors().succeed(&[error]);
     }
@@ -113,22 +112,22 @@ fn errors_that_the_cpu_finds_end_their_requests_alone() {
 }
 
 #[test]
-fn a_read_of_a_mapped_file_that_was_truncated_ends_its_request_alone() {
+fn read_of_truncated_file_ends_only_its_request() {
     errors().succeed(&["truncated"]);
 }
 
 #[test]
-fn a_stack_overflow_in_c_ends_its_request_alone() {
+fn stack_overflow_in_c_ends_only_its_request() {
     errors().succeed(&["recursion"]);
 }
 
 #[test]
-fn a_frame_of_megabytes_without_stack_probes_does_not_step_over_the_guard() {
+fn large_frame_without_probes_hits_the_guard() {
     errors().succeed(&["alloca"]);
 }
 
 #[test]
-fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut_short() {
+fn deadline_waits_until_thread_has_left_malloc() {
     errors().succeed(&["deadline-in-malloc", "200"]);
     errors_static().succeed(&["deadline-in-malloc", "200"]);
     errors().succeed(&["deadline-in-realloc", "200"]);
@@ -136,13 +135,13 @@ fn a_request_past_its_deadline_leaves_the_heap_of_the_c_library_before_it_is_cut
 }
 
 #[test]
-fn a_request_past_its_deadline_is_cut_short_in_a_loop_of_the_c_library() {
+fn deadline_interrupts_loop_in_c_library() {
     errors().succeed(&["deadline-in-c-library"]);
     errors_static().succeed(&["deadline-in-c-library"]);
 }
 
 #[test]
-fn a_request_past_its_deadline_is_woken_from_sleep_in_a_system_call_or_a_lock() {
+fn deadline_interrupts_system_call_and_lock_wait() {
     for sleep in ["deadline-in-read", "deadline-in-pause", "deadline-in-mutex"] {
         errors().succeed(&[sleep]);
         errors_static().succeed(&[sleep]);
@@ -150,34 +149,34 @@ fn a_request_past_its_deadline_is_woken_from_sleep_in_a_system_call_or_a_lock() 
 }
 
 #[test]
-fn a_cpp_exception_that_leaves_its_request_ends_it_alone() {
+fn escaping_cpp_exception_ends_only_its_request() {
     exceptions().succeed(&["throw"]);
     exceptions().succeed(&["throw-int"]);
 }
 
 #[test]
-fn a_cpp_exception_thrown_through_noexcept_ends_its_request_alone() {
+fn cpp_exception_in_noexcept_ends_only_its_request() {
     exceptions().succeed(&["noexcept"]);
 }
 
-/// The program is linked with the shared library, since it has a panic runtime of its own.
+/// The program has a panic runtime of its own, so it is linked with the shared library.
 #[test]
-fn a_panic_of_a_program_whose_panics_abort_ends_its_request_alone() {
+fn aborting_panic_ends_only_its_request() {
     Program::compile_rust(&["-Cpanic=abort"], "tests/c/panic_abort.rs").succeed(&[]);
 }
 
 #[test]
-fn std_terminate_ends_its_request_alone() {
+fn std_terminate_ends_only_its_request() {
     exceptions().succeed(&["terminate"]);
     exceptions().succeed(&["pure-virtual"]);
 }
 
 #[test]
-fn a_cpp_exception_caught_in_its_request_is_no_error() {
+fn caught_cpp_exception_is_not_an_error() {
     exceptions().succeed(&["caught"]);
 }
 
 #[test]
-fn a_cpp_exception_in_a_defer_ends_that_defer_alone() {
+fn cpp_exception_in_defer_ends_only_that_defer() {
     exceptions().succeed(&["defer"]);
 }

@@ -1,4 +1,4 @@
-//! Ends of the process inside of a request, without a device: a test program of its own, whose children end.
+//! Calls of exit() in a request, without a device. A test program of its own, in whose children they happen.
 
 mod common;
 
@@ -6,34 +6,34 @@ use common::domain;
 use std::sync::{Condvar, Mutex, mpsc};
 use vmsrs::{Request, RunError};
 
-/// Whether the request has failed, once the thread that did not call `exit` is out of it.
+/// Whether the request has failed; set when the thread that has not called `exit` leaves it.
 static FAILED: Mutex<Option<bool>> = Mutex::new(None);
-static OUT: Condvar = Condvar::new();
+static LEFT: Condvar = Condvar::new();
 
-/// A function for the end of the process, as servers have them: waits until nobody works any more.
+/// An exit handler that waits until no thread is in the request, as those of servers do.
 extern "C" fn at_end() {
     let failed = FAILED.lock().unwrap();
-    let failed = OUT.wait_while(failed, |failed| failed.is_none()).unwrap();
+    let failed = LEFT.wait_while(failed, |failed| failed.is_none()).unwrap();
     let code = if *failed == Some(true) { 7 } else { 8 };
-    // SAFETY: ends the child without touching what it shares with the parent.
+    // SAFETY: ends the child without the parent's exit handlers.
     unsafe { libc::_exit(code) }
 }
 
-/// Runs code in a child, which ends by itself if it hangs.
+/// Runs code in a child, which is killed if it hangs.
 fn child_ends_with(code: i32, run: impl FnOnce()) {
     // SAFETY: this program has one other thread, which waits for this one.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: in the child; ends it without touching what it shares with the parent.
+        // SAFETY: in the child, which ends without the parent's exit handlers.
         unsafe {
-            libc::alarm(20);
+            libc::alarm(300);
             libc::atexit(at_end);
             run();
             libc::_exit(1)
         }
     }
     let mut status = 0;
-    // SAFETY: waits for the child made above.
+    // SAFETY: waits for the child.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert!(
         libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == code,
@@ -42,28 +42,28 @@ fn child_ends_with(code: i32, run: impl FnOnce()) {
 }
 
 fn exit() -> ! {
-    // SAFETY: as a server calls it.
+    // SAFETY: exit handlers of this program may run on any thread.
     unsafe { libc::exit(1) }
 }
 
-/// Waits for ever in a system call.
+/// Waits in a system call that never returns.
 fn pause(_: &Request) {
     loop {
-        // SAFETY: no conditions.
+        // SAFETY: always sound.
         unsafe { libc::pause() };
     }
 }
 
-/// Says how the request ended, and waits for the end of the process.
+/// Records how the request ended, and waits for the end of the process.
 fn ended<T, E>(outcome: &Result<T, RunError<E>>) -> ! {
     *FAILED.lock().unwrap() = Some(matches!(outcome, Err(RunError::Failed(_))));
-    OUT.notify_all();
+    LEFT.notify_all();
     loop {
         std::thread::park();
     }
 }
 
-/// A thread leads a request that another one has joined; each says what it does when both are there.
+/// Runs `leader` in a request and `member` on a thread that has joined it, once both are in the request.
 fn pair(leader: impl FnOnce(&Request), member: impl FnOnce(&Request) + Send + 'static) {
     let domain = domain();
     let outcome = domain.run(|request| {
@@ -84,9 +84,9 @@ fn pair(leader: impl FnOnce(&Request), member: impl FnOnce(&Request) + Send + 's
 }
 
 #[test]
-fn an_exit_in_a_request_fails_it_on_its_other_threads() {
+fn exit_in_request_fails_it_on_other_threads() {
     child_ends_with(7, || pair(pause, |_| exit()));
     child_ends_with(7, || pair(|_| exit(), pause));
-    // Nothing is kept of what the thread that exits has half done.
+    // The leader returns, but the partial work of the exiting thread is not kept.
     child_ends_with(7, || pair(|_| (), |_| exit()));
 }

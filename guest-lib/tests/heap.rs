@@ -1,4 +1,4 @@
-//! The heap against a model: what is allocated stays apart and keeps its bytes.
+//! The heap against a model: blocks do not overlap and keep their content.
 
 mod common;
 
@@ -30,7 +30,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 struct Model {
     domain: &'static Domain,
-    /// Address → (size, byte that fills it).
+    /// Size and fill byte of each block, by address.
     blocks: BTreeMap<usize, (usize, u8)>,
     next: u8,
 }
@@ -43,7 +43,7 @@ impl Model {
 
     fn check(&self, address: usize) {
         let (size, byte) = self.blocks[&address];
-        // SAFETY: a live block of that size.
+        // SAFETY: an allocated block of that size.
         let bytes = unsafe { std::slice::from_raw_parts(address as *const u8, size) };
         assert!(bytes.iter().all(|&found| found == byte));
     }
@@ -51,7 +51,7 @@ impl Model {
     fn fill(&mut self, block: NonNull<u8>, size: usize) {
         let address = block.as_ptr() as usize;
         self.next = self.next.wrapping_add(1);
-        // SAFETY: a live block of that size.
+        // SAFETY: an allocated block of that size.
         unsafe { block.write_bytes(self.next, size) };
         if let Some((&below, &(length, _))) = self.blocks.range(..=address).next_back() {
             assert!(below + length <= address);
@@ -75,7 +75,7 @@ impl Model {
                     self.check(address);
                     self.blocks.remove(&address);
                     let block = NonNull::new(address as *mut u8).unwrap();
-                    // SAFETY: live, and forgotten above.
+                    // SAFETY: allocated, and not used afterwards.
                     unsafe { self.domain.deallocate(block) }.unwrap();
                 }
             }
@@ -84,9 +84,9 @@ impl Model {
                     let (old, byte) = self.blocks[&address];
                     self.blocks.remove(&address);
                     let block = NonNull::new(address as *mut u8).unwrap();
-                    // SAFETY: live, and forgotten above.
+                    // SAFETY: allocated, and not used afterwards.
                     let block = unsafe { self.domain.reallocate(block, size) }.unwrap();
-                    // SAFETY: a live block of at least that size.
+                    // SAFETY: an allocated block of at least that size.
                     let kept = unsafe { std::slice::from_raw_parts(block.as_ptr(), old.min(size)) };
                     assert!(kept.iter().all(|&found| found == byte));
                     self.fill(block, size);
@@ -97,8 +97,8 @@ impl Model {
     }
 }
 
-/// Runs a request whose audit looks at the whole domain.
-fn whole<T>(
+/// Runs a request whose audit checks the whole domain.
+fn run_with_whole_audit<T>(
     domain: &'static Domain,
     f: impl FnOnce(&Request) -> T,
 ) -> Result<T, RunError<Infallible>> {
@@ -109,12 +109,12 @@ fn whole<T>(
     domain.run_with(&options, |request| Ok(f(request)))
 }
 
-/// The failure of a request that had to fail.
+/// The failure of a request that must fail.
 fn failed<T>(outcome: Result<T, RunError<Infallible>>) -> Box<Failure> {
     match outcome {
         Err(RunError::Failed(failure)) => failure,
         Err(error) => panic!("{error}"),
-        Ok(_) => panic!("the damage was not found"),
+        Ok(_) => panic!("the damage was not detected"),
     }
 }
 
@@ -123,39 +123,39 @@ fn blocks(domain: &'static Domain, count: usize, size: usize) -> Vec<NonNull<u8>
     success(domain, |_| (0..count).map(block).collect::<Vec<_>>())
 }
 
-/// Frees every second block.
-fn free_some(domain: &'static Domain, blocks: &[NonNull<u8>]) {
+/// Frees every other block.
+fn free_alternate(domain: &'static Domain, blocks: &[NonNull<u8>]) {
     success(domain, |_| {
         for &block in blocks.iter().step_by(2) {
-            // SAFETY: nobody uses it afterwards but to do damage.
+            // SAFETY: used afterwards only to do damage.
             unsafe { domain.deallocate(block) }.unwrap();
         }
     });
 }
 
 fn write(block: NonNull<u8>, offset: usize) {
-    // SAFETY: it is not right; that is the test.
+    // SAFETY: within the domain; the damage is the error under test.
     unsafe { block.as_ptr().add(offset).write_volatile(0x41) };
 }
 
 #[test]
-fn a_write_to_a_block_that_an_earlier_request_freed_is_found_at_the_commit() {
-    // In the links, and in the poison.
+fn write_to_earlier_freed_block_is_detected_at_commit() {
+    // Damage to the links, and to the poison.
     for offset in [0, 8, 16, 40, 95] {
         let domain = domain();
         let blocks = blocks(domain, 9, 96);
-        free_some(domain, &blocks);
-        let failure = failed(whole(domain, |_| write(blocks[4], offset)));
+        free_alternate(domain, &blocks);
+        let failure = failed(run_with_whole_audit(domain, |_| write(blocks[4], offset)));
         assert_eq!(failure.kind, Kind::UseAfterFree, "{offset}: {failure}");
     }
 }
 
 #[test]
-fn a_write_to_a_freed_block_of_a_large_domain_is_found_when_its_room_is_given_out() {
+fn write_to_freed_block_is_detected_at_reuse() {
     for offset in [0, 8, 16, 40] {
         let domain = domain();
         let blocks = blocks(domain, 999, 96);
-        free_some(domain, &blocks);
+        free_alternate(domain, &blocks);
         let failure = failed(domain.run(|_| {
             write(blocks[998], offset);
             for _ in 0..500 {
@@ -168,21 +168,21 @@ fn a_write_to_a_freed_block_of_a_large_domain_is_found_when_its_room_is_given_ou
 }
 
 #[test]
-fn an_audit_of_the_whole_finds_what_lies_far_from_all_that_the_request_did() {
+fn whole_audit_finds_damage_anywhere_in_domain() {
     let domain = domain();
     let blocks = blocks(domain, 999, 96);
-    let failure = failed(whole(domain, |_| write(blocks[500], 96)));
+    let failure = failed(run_with_whole_audit(domain, |_| write(blocks[500], 96)));
     assert_eq!(failure.kind, Kind::RedZone);
 }
 
 #[test]
-fn links_that_make_a_ring_of_free_room_are_found_before_they_are_followed() {
+fn cyclic_free_list_is_detected_before_use() {
     let domain = domain();
     let blocks = blocks(domain, 99, 96);
-    free_some(domain, &blocks);
+    free_alternate(domain, &blocks);
     let failure = failed(domain.run(|_| {
-        // The next link of one is copied to another: each is good in its own place alone.
-        // SAFETY: it is not right; that is the test.
+        // The next link of one block is copied to others: a link is valid only in its own place.
+        // SAFETY: within the domain; the damage is the error under test.
         unsafe {
             let link = blocks[40].cast::<u64>().as_ptr();
             blocks[50]
@@ -202,7 +202,7 @@ fn links_that_make_a_ring_of_free_room_are_found_before_they_are_followed() {
     assert_eq!(failure.kind, Kind::UseAfterFree);
 }
 
-/// What damage to a heap may look like, when it is met.
+/// Kinds of failures by which damage to a heap may show.
 const KINDS: [Kind; 5] = [
     Kind::HeapCorrupt,
     Kind::UseAfterFree,
@@ -214,11 +214,10 @@ const KINDS: [Kind; 5] = [
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Whatever a request has overwritten in its domain, its header and bitmaps included: using the heap
-    /// afterwards ends well or with a failure that says what is wrong. It never crashes, writes
-    /// elsewhere, or runs for ever, and the audit of the whole domain finds what it should.
+    /// Whatever a request has overwritten in its domain, including header and bitmaps, using the heap afterwards
+    /// succeeds or fails with one of [`KINDS`]. It never crashes, hangs or writes elsewhere.
     #[test]
-    fn a_damaged_heap_is_found_damaged_and_never_crashes_the_allocator(
+    fn damaged_heap_never_crashes_the_allocator(
         steps in steps(),
         places in proptest::collection::vec((0usize..16384, any::<u8>()), 1..20),
         after in steps(),
@@ -236,11 +235,11 @@ proptest! {
             let block = model.blocks.range(..=address).next_back();
             block.is_some_and(|(&start, &(size, _))| address < start + size)
         };
-        let outcome = whole(domain, |_| {
+        let outcome = run_with_whole_audit(domain, |_| {
             for &(offset, value) in &places {
-                // What users wrote in their blocks is theirs.
+                // Content of blocks is not part of the heap.
                 if !live(base + offset) {
-                    // SAFETY: the domain's first extent; the damage is the test.
+                    // SAFETY: in the domain's first extent; the damage is the error under test.
                     unsafe { ((base + offset) as *mut u8).write_volatile(value) };
                 }
             }
@@ -252,13 +251,13 @@ proptest! {
                     }
                     Step::Free { which } if !blocks.is_empty() => {
                         let block = blocks.swap_remove(which % blocks.len());
-                        // SAFETY: nobody uses it afterwards.
+                        // SAFETY: not used afterwards.
                         let _ = unsafe { domain.deallocate(NonNull::new(block as *mut u8).unwrap()) };
                     }
                     _ => {}
                 }
             }
-            // Whatever the heap has given out or written meanwhile, it was nobody's.
+            // The heap has not written to allocated blocks, nor given them out again.
             for &block in &blocks {
                 model.check(block);
             }
@@ -275,13 +274,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn blocks_are_aligned_apart_and_keep_their_bytes(steps in steps()) {
+    fn blocks_are_aligned_disjoint_and_keep_their_bytes(steps in steps()) {
         let mut model = Model { domain: domain(), blocks: BTreeMap::new(), next: 0 };
         let mut steps = &steps[..];
         while !steps.is_empty() {
             let end = steps.iter().position(|step| matches!(step, Step::Commit));
             let (request, rest) = steps.split_at(end.map_or(steps.len(), |end| end + 1));
-            whole(model.domain, |_| {
+            run_with_whole_audit(model.domain, |_| {
                 for step in request {
                     model.step(step);
                 }
@@ -298,13 +297,13 @@ proptest! {
 }
 
 #[test]
-fn memory_that_is_freed_is_used_again() {
+fn freed_memory_is_reused() {
     let domain = domain();
     let mut addresses = std::collections::BTreeSet::new();
     for _ in 0..10_000 {
         let block = success(domain, |_| {
             let block = domain.allocate(1000, 16).unwrap();
-            // SAFETY: nobody uses it.
+            // SAFETY: not used.
             unsafe { domain.deallocate(block) }.unwrap();
             block.as_ptr() as usize
         });
@@ -314,7 +313,7 @@ fn memory_that_is_freed_is_used_again() {
 }
 
 #[test]
-fn a_domain_grows_to_its_limit_and_then_says_so() {
+fn domain_grows_to_its_limit_and_then_fails() {
     let domain = domain();
     let block = 1 << 20;
     let total = success(domain, |_| {

@@ -1,8 +1,8 @@
-//! Several threads work for one request: it ends, well or not, as one.
+//! Several threads work for one request, which succeeds or fails as a whole.
 
 mod common;
 
-use common::{domain, failure, success};
+use common::{NULL_WRITE_ADDRESS, domain, failure, null_write, success};
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -12,14 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vmsrs::{Domain, Error, JoinError, Kind, Request, RunError, Ticket};
 
-fn null_write() {
-    // SAFETY: it is not; that is the test.
-    unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
-}
-
 type Work = Box<dyn FnOnce(&Request) + Send>;
 
-/// A thread that joins when it gets a ticket, and says how that ended.
+/// A thread that joins a request with the ticket that it is sent, and returns the outcome.
 fn member(
     work: impl FnOnce(&Request) + Send + 'static,
 ) -> (
@@ -32,7 +27,7 @@ fn member(
 }
 
 #[test]
-fn a_fan_out_does_all_its_pieces_and_gives_what_they_gave() {
+fn fan_out_returns_result_of_every_piece() {
     let domain = domain();
     let sum = success(domain, |request| {
         let numbers = [1u64, 2, 3, 4];
@@ -46,7 +41,7 @@ fn a_fan_out_does_all_its_pieces_and_gives_what_they_gave() {
 }
 
 #[test]
-fn many_members_allocate_and_free_in_one_heap() {
+fn many_members_share_one_heap() {
     let domain = domain();
     success(domain, |request| {
         let pieces: Vec<_> = (0..16u64)
@@ -58,7 +53,7 @@ fn many_members_allocate_and_free_in_one_heap() {
                         blocks.push(block);
                         if round % 3 == 0 {
                             let block = blocks.swap_remove(blocks.len() / 2);
-                            // SAFETY: live, and used no more.
+                            // SAFETY: allocated, and not used afterwards.
                             unsafe {
                                 assert_eq!(block.as_ref()[0], seed);
                                 request.free(block).unwrap();
@@ -66,7 +61,7 @@ fn many_members_allocate_and_free_in_one_heap() {
                         }
                     }
                     for block in blocks {
-                        // SAFETY: live.
+                        // SAFETY: allocated.
                         assert_eq!(unsafe { block.as_ref()[0] }, seed);
                     }
                 }
@@ -74,12 +69,12 @@ fn many_members_allocate_and_free_in_one_heap() {
             .collect();
         request.fan_out(pieces).unwrap();
     });
-    // The audit of this one looks at what is left.
+    // Its audit checks what is left.
     success(domain, |_| ());
 }
 
 #[test]
-fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
+fn failure_of_member_ends_all_with_same_incident() {
     let domain = domain();
     let ready = Arc::new(Barrier::new(3));
     let theirs = Arc::clone(&ready);
@@ -90,21 +85,24 @@ fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
         }
     });
     let theirs = Arc::clone(&ready);
-    let (to_guilty, guilty) = member(move |_| {
+    let (to_failing, failing) = member(move |_| {
         theirs.wait();
         null_write();
     });
     let owners = failure(domain, |request| {
         let ticket = request.ticket().unwrap();
         to_busy.send(ticket).unwrap();
-        to_guilty.send(ticket).unwrap();
+        to_failing.send(ticket).unwrap();
         ready.wait();
         loop {
             black_box(());
         }
     });
-    assert_eq!((owners.kind, owners.address), (Kind::Memory, 16));
-    for thread in [busy, guilty] {
+    assert_eq!(
+        (owners.kind, owners.address),
+        (Kind::Memory, NULL_WRITE_ADDRESS)
+    );
+    for thread in [busy, failing] {
         match thread.join().unwrap() {
             Err(RunError::Failed(failure)) => {
                 assert_eq!(failure.incident, owners.incident);
@@ -117,14 +115,14 @@ fn a_member_that_fails_ends_all_and_all_get_the_same_failure() {
 }
 
 #[test]
-fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
+fn members_blocked_in_read_futex_or_lock_are_ended() {
     let (main, other) = (domain(), domain());
-    let (held, is_held) = mpsc::channel();
-    let (free, freed) = mpsc::channel::<()>();
+    let (hold, is_held) = mpsc::channel();
+    let (release, may_release) = mpsc::channel::<()>();
     let holder = thread::spawn(move || {
         success(other, |_| {
-            held.send(()).unwrap();
-            freed.recv().unwrap();
+            hold.send(()).unwrap();
+            may_release.recv().unwrap();
         });
     });
     is_held.recv().unwrap();
@@ -137,11 +135,11 @@ fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
             let mut byte = 0u8;
             // SAFETY: reads into the byte; nobody writes to the pipe.
             unsafe { libc::read(pipe[0], (&raw mut byte).cast(), 1) };
-            unreachable!("nothing comes");
+            unreachable!("nobody writes to the pipe");
         }),
         Box::new(|_| {
             let word = AtomicU32::new(0);
-            // SAFETY: sleeps on the word; nobody wakes it.
+            // SAFETY: waits on the word; nobody wakes the thread.
             unsafe {
                 libc::syscall(
                     libc::SYS_futex,
@@ -151,11 +149,11 @@ fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
                     std::ptr::null::<libc::timespec>(),
                 )
             };
-            unreachable!("nobody wakes it");
+            unreachable!("nobody wakes the thread");
         }),
         Box::new(move |request| {
             request.enter(other).unwrap().keep();
-            unreachable!("the lock does not come");
+            unreachable!("the lock is not released");
         }),
     ];
     let members = work.map(|work| {
@@ -178,7 +176,7 @@ fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
             other => panic!("{other:?}"),
         }
     }
-    free.send(()).unwrap();
+    release.send(()).unwrap();
     holder.join().unwrap();
     for domain in [main, other] {
         success(domain, |_| ());
@@ -186,28 +184,28 @@ fn members_come_to_their_landings_from_a_read_a_futex_and_a_lock() {
 }
 
 #[test]
-fn the_owner_waits_for_its_members_before_it_commits() {
+fn owner_waits_for_members_before_commit() {
     let domain = domain();
-    let (go, gone) = mpsc::channel::<()>();
+    let (finish, may_finish) = mpsc::channel::<()>();
     let done = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&done);
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
         inside.send(()).unwrap();
-        gone.recv().unwrap();
+        may_finish.recv().unwrap();
         theirs.store(true, Ordering::SeqCst);
     });
     success(domain, |request| {
         to_member.send(request.ticket().unwrap()).unwrap();
         is_inside.recv().unwrap();
-        go.send(()).unwrap();
+        finish.send(()).unwrap();
     });
     assert!(done.load(Ordering::SeqCst));
     thread.join().unwrap().unwrap();
 }
 
 #[test]
-fn what_one_member_enters_another_may_use_and_leave() {
+fn domain_entered_by_member_is_usable_by_others() {
     let (main, shared) = (domain(), domain());
     success(main, |request| {
         let enter = |request: &Request| {
@@ -229,7 +227,7 @@ fn what_one_member_enters_another_may_use_and_leave() {
             .expose_provenance();
         let leave = move |request: &Request| {
             let block = NonNull::new(std::ptr::with_exposed_provenance_mut(block)).unwrap();
-            // SAFETY: taken above, and used no more.
+            // SAFETY: allocated above, and not used afterwards.
             unsafe { shared.deallocate(block).unwrap() };
             request.leave(shared)
         };
@@ -245,7 +243,7 @@ fn what_one_member_enters_another_may_use_and_leave() {
 }
 
 #[test]
-fn a_ticket_of_a_request_that_is_over_is_refused() {
+fn ticket_of_ended_request_is_refused() {
     let domain = domain();
     let ticket = success(domain, |request| request.ticket().unwrap());
     let late = |ticket: Ticket| {
@@ -270,7 +268,7 @@ fn a_ticket_of_a_request_that_is_over_is_refused() {
 }
 
 #[test]
-fn a_panic_of_a_member_fails_the_request_with_its_message() {
+fn panic_of_member_fails_request_with_its_message() {
     let failure = failure(domain(), |request| {
         let _ = request.fan_out(vec![|_: &Request| panic!("piece {}", 7)]);
         unreachable!("the request has failed");
@@ -279,7 +277,7 @@ fn a_panic_of_a_member_fails_the_request_with_its_message() {
 }
 
 #[test]
-fn the_defers_of_members_run_when_the_request_fails() {
+fn defers_of_members_run_on_failure() {
     let count = Arc::new(AtomicU32::new(0));
     let theirs = Arc::clone(&count);
     failure(domain(), |request| {
@@ -298,10 +296,10 @@ fn the_defers_of_members_run_when_the_request_fails() {
 }
 
 #[test]
-fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
+fn pthread_exit_of_member_ends_request_not_thread() {
     let domain = domain();
     let (to_member, thread) = member(|_| {
-        // SAFETY: does not end the thread, but the request; its frames own nothing.
+        // SAFETY: ends the request instead of the thread; its frames own nothing.
         unsafe { libc::pthread_exit(std::ptr::null_mut()) }
     });
     let failure = failure(domain, |request| {
@@ -319,23 +317,23 @@ fn pthread_exit_of_a_member_fails_the_request_and_the_thread_goes_on() {
 }
 
 #[test]
-fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
+fn member_returns_only_after_threads_it_started() {
     let domain = domain();
-    let is_back = Arc::new(AtomicBool::new(false));
-    let (theirs, seen) = (Arc::clone(&is_back), Arc::new(AtomicBool::new(false)));
+    let has_returned = Arc::new(AtomicBool::new(false));
+    let (theirs, seen) = (Arc::clone(&has_returned), Arc::new(AtomicBool::new(false)));
     let sees = Arc::clone(&seen);
     let (ready, is_ready) = mpsc::channel();
     let (send, receive) = mpsc::channel::<Ticket>();
     let starter = thread::spawn(move || {
         let piece = move |_: &Request| {
-            // SAFETY: fills a set and blocks it on this thread, which the failure cannot interrupt then.
+            // SAFETY: blocks all signals of this thread, so that the failure cannot interrupt it.
             unsafe {
                 let mut all = std::mem::zeroed();
                 libc::sigfillset(&raw mut all);
                 libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
             }
             ready.send(()).unwrap();
-            // It does not come back, whatever the time.
+            // The starter must not return before this does; a slow machine only weakens the check.
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(200) {
                 if theirs.load(Ordering::SeqCst) {
@@ -348,7 +346,7 @@ fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
             let _ = request.fan_out(vec![piece]);
             unreachable!("the request has failed");
         });
-        is_back.store(true, Ordering::SeqCst);
+        has_returned.store(true, Ordering::SeqCst);
         outcome
     });
     let failure = failure(domain, |request| {
@@ -360,17 +358,20 @@ fn a_member_comes_back_only_after_the_threads_that_it_has_started() {
         Err(RunError::Failed(theirs)) => assert_eq!(theirs.incident, failure.incident),
         other => panic!("{other:?}"),
     }
-    assert!(!seen.load(Ordering::SeqCst), "its stack was free too early");
+    assert!(
+        !seen.load(Ordering::SeqCst),
+        "the starter returned while its thread was using its stack"
+    );
     success(domain, |_| ());
 }
 
 #[test]
-fn a_member_that_ends_without_leaving_fails_the_request() {
+fn death_of_member_thread_fails_request() {
     let domain = domain();
     let (inside, is_inside) = mpsc::channel();
     let (to_member, thread) = member(move |_| {
         inside.send(()).unwrap();
-        // SAFETY: ends the thread behind everybody's back; what its frames own is leaked.
+        // SAFETY: ends the thread without unwinding; what its frames own is leaked.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     });
     let failure = failure(domain, |request| {
@@ -378,13 +379,13 @@ fn a_member_that_ends_without_leaving_fails_the_request() {
         is_inside.recv().unwrap();
     });
     assert_eq!(failure.kind, Kind::ThreadDeath);
-    // It cannot tell how it ended.
+    // It has no result.
     std::mem::forget(thread);
     success(domain, |_| ());
 }
 
 #[test]
-fn many_more_threads_than_cpus_take_turns_in_a_thousand_requests() {
+fn many_threads_take_turns_in_one_domain() {
     const THREADS: u64 = 48;
     let domain: &'static Domain = domain();
     let counted = success(domain, |request| {

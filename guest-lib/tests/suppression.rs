@@ -1,16 +1,17 @@
-//! Every kind of error ends its request alone; the thread serves the next one.
+//! Every kind of error fails only its request, and the thread can run the next one.
 
 mod common;
 
-use common::{app, domain, failure, success};
+use common::{NULL_WRITE_ADDRESS, app, domain, failure, null_write, success};
 use std::cell::Cell;
-use std::hint::black_box;
+use std::hint::{black_box, spin_loop};
 use std::ptr::NonNull;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmsrs::{Error, Failure, Kind, Options, Request, RunError, request_stacks};
 
+/// Runs requests that must fail with `kind`, and successful ones on the same thread; returns the last failure.
 fn check(kind: Kind, f: impl Fn(&Request)) -> Failure {
     let domain = domain();
     let mut last = None;
@@ -24,37 +25,32 @@ fn check(kind: Kind, f: impl Fn(&Request)) -> Failure {
     last.unwrap()
 }
 
-fn null_write() {
-    // SAFETY: it is not; that is the test.
-    unsafe { black_box(std::ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
-}
-
 #[test]
-fn a_null_write_is_a_memory_failure_with_its_address() {
+fn null_write_is_memory_failure_with_address() {
     let failure = check(Kind::Memory, |_| null_write());
-    assert_eq!(failure.address, 16);
+    assert_eq!(failure.address, NULL_WRITE_ADDRESS);
     assert_eq!(failure.signal, libc::SIGSEGV);
     assert_ne!(failure.instruction, 0);
     assert!(failure.to_string().contains("0x10"), "{failure}");
 }
 
 #[test]
-fn a_jump_to_nowhere_is_a_memory_failure() {
+fn wild_jump_is_memory_failure() {
     check(Kind::Memory, |_| {
-        // SAFETY: it is not; that is the test.
+        // SAFETY: the error under test.
         let nowhere: extern "C" fn() = unsafe { std::mem::transmute(black_box(8usize)) };
         nowhere();
     });
 }
 
 #[test]
-fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
+fn read_past_end_of_mapped_file_is_memory_failure() {
     let file = tempfile::tempfile().unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
     check(Kind::Memory, |_| {
-        // SAFETY: a new mapping; the read behind the file's end is the test.
+        // SAFETY: a new mapping; the read past the end of the file is the error under test.
         unsafe {
-            let place = libc::mmap(
+            let mapped = libc::mmap(
                 std::ptr::null_mut(),
                 4096,
                 libc::PROT_READ,
@@ -62,15 +58,15 @@ fn a_read_behind_the_end_of_a_file_is_a_memory_failure() {
                 fd,
                 0,
             );
-            black_box(place.cast::<u8>().read_volatile());
+            black_box(mapped.cast::<u8>().read_volatile());
         }
     });
 }
 
 #[test]
-fn a_division_by_zero_is_an_arithmetic_failure() {
+fn division_by_zero_is_arithmetic_failure() {
     check(Kind::Arithmetic, |_| {
-        // SAFETY: clobbers what it says; the exception is the test.
+        // SAFETY: the operands list what it changes; the exception is the error under test.
         unsafe {
             std::arch::asm!("xor edx, edx", "xor ecx, ecx", "div ecx",
                 out("eax") _, out("ecx") _, out("edx") _);
@@ -79,54 +75,54 @@ fn a_division_by_zero_is_an_arithmetic_failure() {
 }
 
 #[test]
-fn an_invalid_opcode_and_a_breakpoint_are_instruction_failures() {
-    // SAFETY: the exception is the test.
+fn invalid_opcode_and_breakpoint_are_instruction_failures() {
+    // SAFETY: the exception is the error under test.
     check(Kind::Instruction, |_| unsafe { std::arch::asm!("ud2") });
     // SAFETY: as above.
     check(Kind::Instruction, |_| unsafe { std::arch::asm!("int3") });
 }
 
 #[test]
-fn an_abort_is_suppressed() {
+fn abort_fails_only_its_request() {
     check(Kind::Abort, |_| std::process::abort());
-    // SAFETY: aborting is the test.
+    // SAFETY: the abort is the error under test.
     check(Kind::Abort, |_| unsafe { libc::abort() });
 }
 
-fn deep(depth: u64) -> u64 {
+fn recurse(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     if black_box(depth) == u64::MAX {
         return 0;
     }
-    deep(depth + 1) + frame[black_box(3)]
+    recurse(depth + 1) + frame[black_box(3)]
 }
 
 #[test]
-fn a_stack_overflow_is_found_in_the_guard() {
+fn stack_overflow_hits_the_guard() {
     check(Kind::StackOverflow, |_| {
-        black_box(deep(0));
+        black_box(recurse(0));
     });
 }
 
 #[test]
-fn a_panic_is_a_failure_with_its_message() {
+fn panic_is_failure_with_its_message() {
     let failure = check(Kind::Panic, |_| panic!("thirteen is {}", 13));
     assert_eq!(failure.message, "thirteen is 13");
 }
 
 #[test]
-fn a_failed_invariant_is_a_failure_with_its_message() {
+fn failed_invariant_is_failure_with_its_message() {
     let failure = check(Kind::Invariant, |request| {
         request.fail("balance below zero")
     });
     assert_eq!(failure.message, "balance below zero");
 }
 
-/// Puts a value at the root of a domain whose values must be even.
-fn put(domain: &'static vmsrs::Domain, value: u64) -> Result<(), RunError<Error>> {
+/// Sets the number at the root of a domain.
+fn set(domain: &'static vmsrs::Domain, value: u64) -> Result<(), RunError<Error>> {
     domain.run(|request| {
         match request.root::<u64>() {
-            // SAFETY: set below, and held.
+            // SAFETY: set below, and the request holds the domain.
             Some(mut root) => unsafe { *root.as_mut() = value },
             None => request.set_root(Some(NonNull::from(request.alloc(value)?)))?,
         }
@@ -134,8 +130,9 @@ fn put(domain: &'static vmsrs::Domain, value: u64) -> Result<(), RunError<Error>
     })
 }
 
+/// An invariant: the number is even. Some numbers make errors in the check.
 fn even(domain: &'static vmsrs::Domain) -> Result<(), String> {
-    // SAFETY: put() has set it, and the request holds the domain.
+    // SAFETY: set by set(), and the request holds the domain.
     match unsafe { domain.root_address().cast::<u64>().as_ref() } {
         Some(13) => panic!("thirteen"),
         Some(15) => null_write(),
@@ -157,36 +154,36 @@ fn invariant_failure(outcome: Result<(), RunError<Error>>) -> String {
 }
 
 #[test]
-fn a_commit_that_breaks_a_registered_invariant_fails_with_its_message() {
+fn commit_that_breaks_invariant_fails_with_its_message() {
     let domain = domain();
     domain.set_invariant(even).unwrap();
     assert!(domain.set_invariant(even).is_err());
-    put(domain, 2).unwrap();
-    assert_eq!(invariant_failure(put(domain, 3)), "3 is odd");
-    put(domain, 4).unwrap();
+    set(domain, 2).unwrap();
+    assert_eq!(invariant_failure(set(domain, 3)), "3 is odd");
+    set(domain, 4).unwrap();
 }
 
 #[test]
-fn an_error_in_the_check_of_an_invariant_is_one_of_the_invariant() {
+fn error_in_invariant_check_is_invariant_failure() {
     let domain = domain();
     domain.set_invariant(even).unwrap();
-    assert_eq!(invariant_failure(put(domain, 13)), "thirteen");
+    assert_eq!(invariant_failure(set(domain, 13)), "thirteen");
     for value in [15, 17] {
-        let message = invariant_failure(put(domain, value));
+        let message = invariant_failure(set(domain, value));
         assert_eq!(message, "an error in the check of the invariant");
-        put(domain, 2).unwrap();
+        set(domain, 2).unwrap();
     }
 }
 
 #[test]
-fn an_invariant_is_checked_when_a_shared_domain_is_left_and_at_a_commit_in_between() {
+fn invariant_is_checked_at_leave_and_at_commit() {
     let (own, shared) = (domain(), domain());
-    put(shared, 2).unwrap();
+    set(shared, 2).unwrap();
     shared.set_invariant(even).unwrap();
     for by_leave in [true, false] {
-        let spoil = |request: &Request| {
+        let break_it = |request: &Request| {
             let entered = request.enter(shared).unwrap();
-            // SAFETY: set by put(), and held.
+            // SAFETY: set by set(), and the request holds the domain.
             unsafe { *shared.root_address().cast::<u64>() = 5 };
             if by_leave {
                 entered.leave().unwrap();
@@ -194,32 +191,32 @@ fn an_invariant_is_checked_when_a_shared_domain_is_left_and_at_a_commit_in_betwe
                 entered.keep();
                 request.commit(false).unwrap();
             }
-            unreachable!("the invariant does not hold");
+            unreachable!("the invariant is broken");
         };
-        assert_eq!(failure(own, spoil).kind, Kind::Invariant);
-        put(shared, 2).unwrap();
+        assert_eq!(failure(own, break_it).kind, Kind::Invariant);
+        set(shared, 2).unwrap();
     }
 }
 
 #[test]
-fn an_invariant_of_the_app_holds_for_every_domain() {
-    // SAFETY: no request here lends its locals to other threads.
+fn app_invariant_applies_to_every_domain() {
+    // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { vmsrs::App::open("with an invariant") }.unwrap();
     app.set_invariant(even).unwrap();
     assert!(app.set_invariant(even).is_err());
     for key in ["one", "two"] {
         let domain = app.domain(key).unwrap();
-        put(domain, 2).unwrap();
-        assert_eq!(invariant_failure(put(domain, 7)), "7 is odd");
-        put(domain, 2).unwrap();
+        set(domain, 2).unwrap();
+        assert_eq!(invariant_failure(set(domain, 7)), "7 is odd");
+        set(domain, 2).unwrap();
     }
 }
 
 #[test]
-fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
+fn control_words_and_direction_flag_are_restored() {
     check(Kind::Instruction, |_| {
         let mxcsr = 0x1f80u32 | 0x6000;
-        // SAFETY: leaving them changed is the test.
+        // SAFETY: the changed control words are the error under test.
         unsafe { std::arch::asm!("ldmxcsr [{}]", "std", "fldz", "ud2", in(reg) &raw const mxcsr) };
     });
     assert!((black_box(1.0f64) / black_box(3.0) * 3.0 - 1.0).abs() < 1e-15);
@@ -230,9 +227,9 @@ fn damaged_control_words_and_direction_flag_do_not_survive_the_landing() {
 }
 
 #[test]
-fn signals_that_a_failed_request_has_blocked_are_open_again() {
+fn failed_request_leaves_no_signals_blocked() {
     check(Kind::Panic, |_| {
-        // SAFETY: all zero is a set; changes this thread's mask alone.
+        // SAFETY: an all-zero set is valid; changes only this thread's mask.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&raw mut all);
@@ -240,15 +237,15 @@ fn signals_that_a_failed_request_has_blocked_are_open_again() {
         }
         panic!("with all signals blocked")
     });
-    // With its signal blocked, this would end the process.
+    // If the signal were still blocked, this would end the process.
     check(Kind::Memory, |_| null_write());
 }
 
 #[test]
-fn a_block_freed_twice_is_found() {
+fn double_free_is_detected() {
     check(Kind::DoubleFree, |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap());
-        // SAFETY: the first is right, the second is the test.
+        // SAFETY: the first call is valid, the second one is the error under test.
         unsafe {
             request.free(block).unwrap();
             request.free(block).unwrap();
@@ -257,14 +254,14 @@ fn a_block_freed_twice_is_found() {
 }
 
 #[test]
-fn a_block_freed_again_in_a_later_request_is_found() {
+fn double_free_in_later_request_is_detected() {
     let domain = domain();
     let block = success(domain, |request| {
         NonNull::from(request.alloc([1u64; 8]).unwrap()).addr()
     });
     let free = |request: &Request| {
         let block = NonNull::new(block.get() as *mut [u64; 8]).unwrap();
-        // SAFETY: right the first time; the second is the test.
+        // SAFETY: valid the first time; the second time is the error under test.
         unsafe { request.free(block).unwrap() };
     };
     success(domain, free);
@@ -272,13 +269,13 @@ fn a_block_freed_again_in_a_later_request_is_found() {
 }
 
 #[test]
-fn a_pointer_that_is_no_block_is_found_when_freed() {
-    let stranger = Box::new(5u64);
+fn free_of_foreign_pointer_is_detected() {
+    let foreign = Box::new(5u64);
     let failure = check(Kind::ForeignFree, |request| {
-        // SAFETY: it is not; that is the test.
-        unsafe { request.free(NonNull::from(&*stranger)).unwrap() };
+        // SAFETY: the error under test.
+        unsafe { request.free(NonNull::from(&*foreign)).unwrap() };
     });
-    assert_eq!(failure.address, std::ptr::from_ref(&*stranger) as u64);
+    assert_eq!(failure.address, std::ptr::from_ref(&*foreign) as u64);
     check(Kind::ForeignFree, |request| {
         let block = request.alloc([1u64; 8]).unwrap();
         // SAFETY: as above.
@@ -287,29 +284,29 @@ fn a_pointer_that_is_no_block_is_found_when_freed() {
 }
 
 #[test]
-fn strangers_of_every_kind_are_found_when_freed_or_resized() {
+fn free_and_realloc_of_any_foreign_pointer_are_detected() {
     let other = domain();
     let theirs = success(other, |_| other.allocate(64, 16).unwrap().as_ptr() as usize);
     let local = [0u64; 8];
     let on_stack = std::ptr::from_ref(&local) as usize;
-    let strangers: [&dyn Fn(usize) -> usize; 7] = [
-        // Another domain's block, the stack's memory, code.
+    let pointers: [&dyn Fn(usize) -> usize; 7] = [
+        // A block of another domain, the stack, code.
         &|_| theirs,
         &|_| on_stack,
         &|_| null_write as *const () as usize,
-        // Inside of a block, aligned and not; its header; nothing at all.
+        // Within a block, aligned and unaligned; its header; nothing mapped.
         &|block| block + 16,
         &|block| block + 5,
         &|block| block - 5,
         &|_| 16,
     ];
-    for (number, stranger) in strangers.iter().enumerate() {
+    for (number, pointer) in pointers.iter().enumerate() {
         for resize in [false, true] {
             let domain = domain();
             let failure = failure(domain, |_| {
                 let block = domain.allocate(64, 16).unwrap().as_ptr() as usize;
-                let wrong = NonNull::new(stranger(block) as *mut u8).unwrap();
-                // SAFETY: it is not right; that is the test.
+                let wrong = NonNull::new(pointer(block) as *mut u8).unwrap();
+                // SAFETY: the error under test.
                 unsafe {
                     if resize {
                         let _ = domain.reallocate(wrong, 200);
@@ -321,19 +318,19 @@ fn strangers_of_every_kind_are_found_when_freed_or_resized() {
             assert_eq!(failure.kind, Kind::ForeignFree, "{number}: {failure}");
         }
     }
-    // Nothing happened to the other domain's block.
+    // The other domain's block is intact.
     let theirs = NonNull::new(theirs as *mut u8).unwrap();
-    // SAFETY: a live block, used by nobody afterwards.
+    // SAFETY: an allocated block that is not used afterwards.
     success(other, |_| unsafe { other.deallocate(theirs).unwrap() });
 }
 
 #[test]
-fn a_write_behind_a_block_is_found_at_the_commit() {
+fn overflow_of_block_is_detected_at_commit() {
     for size in [1, 8, 15, 16, 40] {
         let domain = domain();
         let failure = failure(domain, |_| {
             let block = domain.allocate(size, 8).unwrap();
-            // SAFETY: it is not; that is the test.
+            // SAFETY: the error under test.
             unsafe { block.add(size).write(0) };
         });
         assert_eq!(failure.kind, Kind::RedZone);
@@ -341,11 +338,11 @@ fn a_write_behind_a_block_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_behind_a_block_of_an_earlier_request_is_found_at_the_commit() {
+fn overflow_of_older_block_is_detected_at_commit() {
     let domain = domain();
     let block = success(domain, |_| domain.allocate(24, 8).unwrap().addr().get());
     let failure = failure(domain, |_| {
-        // SAFETY: it is not; that is the test.
+        // SAFETY: the error under test.
         unsafe { ((block + 24) as *mut u8).write(0) };
     });
     assert_eq!(failure.kind, Kind::RedZone);
@@ -353,10 +350,10 @@ fn a_write_behind_a_block_of_an_earlier_request_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_to_a_freed_block_is_found_at_the_commit() {
+fn write_to_freed_block_is_detected_at_commit() {
     let failure = check(Kind::UseAfterFree, |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap());
-        // SAFETY: the free is right, the write is the test.
+        // SAFETY: the free is valid; the write is the error under test.
         unsafe {
             request.free(block).unwrap();
             (*block.as_ptr())[3] = 4;
@@ -366,16 +363,16 @@ fn a_write_to_a_freed_block_is_found_at_the_commit() {
 }
 
 #[test]
-fn a_write_over_the_header_of_a_block_is_found_at_the_commit() {
+fn overwritten_block_header_is_detected_at_commit() {
     let failure = failure(domain(), |request| {
         let block = NonNull::from(request.alloc([1u64; 8]).unwrap()).cast::<u64>();
-        // SAFETY: it is not; that is the test.
+        // SAFETY: the error under test.
         unsafe { block.sub(1).write(7) };
     });
     assert_eq!(failure.kind, Kind::HeapCorrupt);
 }
 
-/// The first page of a domain, found from its first block, which lies in it.
+/// The first page of a domain, in which its first block lies.
 fn header_page(block: NonNull<u8>) -> *mut u8 {
     let page = block.as_ptr().map_addr(|address| address & !4095);
     // SAFETY: the domain's first page is mapped.
@@ -384,31 +381,31 @@ fn header_page(block: NonNull<u8>) -> *mut u8 {
     page
 }
 
-/// What a request can do to a domain's heap after it damaged the header.
+/// What a request can do with a domain's heap after it has damaged the header.
 const USES: [fn(&'static vmsrs::Domain, NonNull<u8>); 5] = [
     |domain, _| drop(domain.allocate(16, 16)),
     |domain, _| drop(domain.set_root_address(std::ptr::null_mut())),
-    // SAFETY: nobody uses the block afterwards.
+    // SAFETY: the block is not used afterwards.
     |domain, block| drop(unsafe { domain.deallocate(block) }),
     // SAFETY: as above.
     |domain, block| drop(unsafe { domain.reallocate(block, 500) }),
-    // The audit alone.
+    // Only the audit.
     |_, _| {},
 ];
 
-/// Damages a domain's header, in the request that made the heap or in a later one.
+/// Damages a domain's header, in the request that created the heap or in a later one; each use must find it.
 fn damage_header(damage: impl Fn(*mut u8)) {
     for same_request in [true, false] {
         for (number, usage) in USES.iter().enumerate() {
             let domain = domain();
-            let take = || {
+            let allocate = || {
                 let block = domain.allocate(10, 16).unwrap();
                 domain.set_root_address(block.as_ptr()).unwrap();
                 block
             };
-            let old = (!same_request).then(|| success(domain, |_| take().as_ptr() as usize));
+            let old = (!same_request).then(|| success(domain, |_| allocate().as_ptr() as usize));
             let failure = failure(domain, |_| {
-                let block = old.map_or_else(take, |old| NonNull::new(old as *mut u8).unwrap());
+                let block = old.map_or_else(allocate, |old| NonNull::new(old as *mut u8).unwrap());
                 damage(header_page(block));
                 usage(domain, block);
             });
@@ -418,18 +415,18 @@ fn damage_header(damage: impl Fn(*mut u8)) {
 }
 
 #[test]
-fn a_header_that_is_zeroed_does_not_pass_for_a_new_domain() {
-    // SAFETY: it is not; that is the test.
+fn zeroed_header_is_not_taken_for_new_domain() {
+    // SAFETY: the error under test.
     damage_header(|page| unsafe { page.write_bytes(0, 4096) });
     // SAFETY: as above.
     damage_header(|page| unsafe { page.write_bytes(0, 8) });
 }
 
 #[test]
-fn a_header_full_of_garbage_is_found_before_it_is_used() {
-    // SAFETY: it is not; that is the test.
+fn garbage_header_is_detected_before_use() {
+    // SAFETY: the error under test.
     damage_header(|page| unsafe { page.write_bytes(0xff, 4096) });
-    // The magic, the fingerprint, the domain's number, the number of extents.
+    // Magic, fingerprint, number of the domain, number of extents.
     for (offset, bytes) in [(0, 8), (8, 8), (32, 4), (36, 4)] {
         // SAFETY: as above.
         damage_header(|page| unsafe { page.add(offset).write_bytes(0xff, bytes) });
@@ -437,7 +434,7 @@ fn a_header_full_of_garbage_is_found_before_it_is_used() {
 }
 
 #[test]
-fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
+fn defers_run_in_reverse_order_only_on_failure() {
     let domain = domain();
     let order = Arc::new(Mutex::new(Vec::new()));
     let defer = |request: &Request| {
@@ -450,7 +447,11 @@ fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
     };
     success(domain, defer);
     assert!(order.lock().unwrap().is_empty());
-    assert_eq!(Arc::strong_count(&order), 1, "defers not run are dropped");
+    assert_eq!(
+        Arc::strong_count(&order),
+        1,
+        "defers that did not run are not dropped"
+    );
     failure(domain, |request| {
         defer(request);
         null_write();
@@ -465,7 +466,7 @@ fn defers_run_newest_first_and_only_when_the_request_does_not_end_well() {
 }
 
 #[test]
-fn an_error_in_a_defer_ends_that_defer_alone() {
+fn error_in_defer_ends_only_that_defer() {
     let domain = domain();
     let order = Arc::new(Mutex::new(Vec::new()));
     let failure = failure(domain, |request| {
@@ -486,22 +487,22 @@ fn an_error_in_a_defer_ends_that_defer_alone() {
 }
 
 #[test]
-fn locks_are_free_after_a_failure_while_others_wait_for_them() {
+fn failure_releases_locks_to_waiters() {
     let shared = domain();
-    let (inside, is_inside) = mpsc::channel();
+    let (hold, is_held) = mpsc::channel();
     let mut waiters = Vec::new();
     let guilty = std::thread::spawn(move || {
         let own = domain();
         failure(own, |request| {
             let _kept = request.enter(shared).unwrap().keep();
-            inside.send(()).unwrap();
-            while shared_waiters(shared) == 0 {
+            hold.send(()).unwrap();
+            while !has_waiters(shared) {
                 std::thread::yield_now();
             }
             null_write();
         })
     });
-    is_inside.recv().unwrap();
+    is_held.recv().unwrap();
     for _ in 0..4 {
         waiters.push(std::thread::spawn(move || {
             let own = domain();
@@ -518,16 +519,16 @@ fn locks_are_free_after_a_failure_while_others_wait_for_them() {
     }
 }
 
-/// Whether somebody waits for the domain: seen by trying to run with next to no patience, which
-/// marks the lock the same way.
-fn shared_waiters(shared: &'static vmsrs::Domain) -> usize {
+/// Whether a request waits for the domain. A short wait marks the lock in the same way, so this thread may itself be
+/// the waiter.
+fn has_waiters(shared: &'static vmsrs::Domain) -> bool {
     std::thread::spawn(move || {
         let options = Options {
             lock_timeout: Some(Duration::from_millis(1)),
             ..Options::default()
         };
         match shared.run_with(&options, |_| Ok::<_, ()>(())) {
-            Err(RunError::Refused(Error::LockTimeout { .. })) => 1,
+            Err(RunError::Refused(Error::LockTimeout { .. })) => true,
             other => panic!("{other:?}"),
         }
     })
@@ -536,7 +537,7 @@ fn shared_waiters(shared: &'static vmsrs::Domain) -> usize {
 }
 
 #[test]
-fn wrong_use_is_refused_with_a_defined_error() {
+fn misuse_is_refused_with_specific_error() {
     let (one, two) = (domain(), domain());
     assert!(matches!(one.allocate(8, 8), Err(Error::NotInRequest)));
     // SAFETY: the address is never used.
@@ -570,7 +571,7 @@ fn wrong_use_is_refused_with_a_defined_error() {
 }
 
 #[test]
-fn a_request_can_hold_thirty_two_domains() {
+fn request_can_hold_32_domains() {
     let others: Vec<_> = (0..32).map(|_| domain()).collect();
     success(domain(), |request| {
         for other in &others[..31] {
@@ -584,7 +585,7 @@ fn a_request_can_hold_thirty_two_domains() {
 }
 
 #[test]
-fn the_same_name_and_key_give_the_same_app_and_domain() {
+fn same_name_and_key_give_same_app_and_domain() {
     assert!(std::ptr::eq(app(), app()));
     let one = app().domain("twice").unwrap();
     assert!(std::ptr::eq(one, app().domain(b"twice").unwrap()));
@@ -592,7 +593,7 @@ fn the_same_name_and_key_give_the_same_app_and_domain() {
 }
 
 #[test]
-fn data_and_root_stay_from_request_to_request() {
+fn data_and_root_persist_between_requests() {
     let domain = domain();
     success(domain, |request| {
         assert_eq!(request.root::<u64>(), None);
@@ -600,7 +601,7 @@ fn data_and_root_stay_from_request_to_request() {
         request.set_root(Some(NonNull::from(block))).unwrap();
     });
     let value = success(domain, |request| {
-        // SAFETY: set above, and held.
+        // SAFETY: set above, and the request holds the domain.
         unsafe { *request.root::<u64>().unwrap().as_mut() += 1 };
         // SAFETY: as above.
         unsafe { *request.root::<u64>().unwrap().as_ref() }
@@ -609,7 +610,7 @@ fn data_and_root_stay_from_request_to_request() {
 }
 
 #[test]
-fn arena_memory_is_there_in_every_request_anew() {
+fn arena_is_empty_in_every_request() {
     let domain = domain();
     for _ in 0..50 {
         success(domain, |request| {
@@ -621,12 +622,12 @@ fn arena_memory_is_there_in_every_request_anew() {
     }
 }
 
-/// The signal that the library has chosen for the driver's interrupts.
+/// The signal that the library uses for the driver's interrupts.
 fn interrupt() -> i32 {
     (libc::SIGRTMIN()..=libc::SIGRTMAX())
         .rev()
         .find(|&signal| {
-            // SAFETY: all zero is a sigaction, and it is only read.
+            // SAFETY: an all-zero sigaction is valid; it is only read.
             unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(signal, std::ptr::null(), &raw mut action);
@@ -637,31 +638,36 @@ fn interrupt() -> i32 {
 }
 
 #[test]
-fn an_interrupt_ends_a_request_past_its_deadline_and_no_other() {
+fn interrupt_ends_only_request_past_deadline() {
     let domain = domain();
-    // SAFETY: signals this thread.
+    // SAFETY: sends a signal to this thread.
     let interrupt = |_: &Request| unsafe { libc::raise(interrupt()) };
     assert_eq!(success(domain, interrupt), 0);
-    let run = |limit: u64, late: bool| {
+    let run = |deadline: Duration, late: bool| {
         let options = Options {
-            deadline: Some(Duration::from_millis(limit)),
+            deadline: Some(deadline),
             ..Options::default()
         };
         domain.run_with(&options, |request| {
-            let start = std::time::Instant::now();
-            while late && start.elapsed() < Duration::from_millis(2 * limit) {}
+            let start = Instant::now();
+            while late && start.elapsed() < 2 * deadline {}
             let sent = interrupt(request);
             // raise() is in the C library, which the thread leaves before it is cut short.
-            while late && start.elapsed() < Duration::from_secs(20) {}
+            if late {
+                loop {
+                    spin_loop();
+                }
+            }
             Ok::<_, ()>(sent)
         })
     };
-    assert!(matches!(run(60_000, false), Ok(0)));
-    let Err(RunError::Failed(failure)) = run(1, true) else {
-        panic!("the deadline was missed")
+    let hour = Duration::from_secs(3600);
+    assert!(matches!(run(hour, false), Ok(0)));
+    let Err(RunError::Failed(failure)) = run(Duration::from_millis(1), true) else {
+        panic!("the request returned after its deadline")
     };
     assert_eq!(failure.kind, Kind::Deadline);
-    assert!(matches!(run(60_000, false), Ok(0)));
+    assert!(matches!(run(hour, false), Ok(0)));
 }
 
 thread_local! {
@@ -669,7 +675,7 @@ thread_local! {
 }
 
 #[test]
-fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
+fn repeated_failures_do_not_leak_stacks() {
     let threads: Vec<_> = (0..8)
         .map(|_| {
             std::thread::spawn(|| {
@@ -680,7 +686,7 @@ fn a_thousand_failures_in_a_row_on_eight_threads_leak_no_stack() {
                         null_write();
                     });
                 }
-                // One stack a thread, however many of its requests failed; other tests have some.
+                // One stack per thread, however many of its requests have failed; other tests have some as well.
                 assert!(request_stacks() < 200);
                 assert_eq!(COUNT.get(), 1000);
             })

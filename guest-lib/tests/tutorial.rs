@@ -1,4 +1,4 @@
-//! The servers of docs/tutorial.md do what it says, without protection as on a laptop.
+//! The servers of docs/tutorial.md do what it says, without a device.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest wait for a server to listen or to answer.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(300);
 
-/// A server in a folder of its own; it is killed in the end.
+/// A server in a directory of its own; it is killed when this is dropped.
 struct Server {
     process: Child,
     port: u16,
@@ -18,7 +18,7 @@ struct Server {
 
 impl Server {
     fn start(program: &Path, folder: tempfile::TempDir) -> Self {
-        // The servers take a port and do not tell it: take one that was free just now.
+        // The servers do not report their port, so they are given one that was free just before.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
@@ -46,7 +46,7 @@ impl Server {
             let ended = self.process.try_wait().unwrap();
             assert!(ended.is_none(), "the server ended: {ended:?}");
             assert!(start.elapsed() < LIMIT, "the server does not listen");
-            // There is no event of a listening socket in another process.
+            // A socket of another process that starts to listen causes no event here.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -54,7 +54,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -63,7 +63,7 @@ impl Drop for Server {
 struct Connection(BufReader<TcpStream>);
 
 impl Connection {
-    /// The answer to a line; empty when the server hangs up.
+    /// The answer to a line; empty when the server closes the connection.
     fn ask(&mut self, line: &str) -> String {
         writeln!(self.0.get_mut(), "{line}").unwrap();
         let mut answer = String::new();
@@ -75,13 +75,13 @@ impl Connection {
     }
 }
 
-/// The folder where cargo has put this build.
+/// The directory of this build.
 fn target() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     program.parent().unwrap().to_path_buf()
 }
 
-/// Compiles a source of the tutorial with warnings as errors, and starts it.
+/// Compiles a server of the tutorial with warnings as errors, and starts it.
 fn compile(source: &str, flags: &[&str]) -> Server {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().unwrap();
@@ -101,7 +101,7 @@ fn compile(source: &str, flags: &[&str]) -> Server {
 }
 
 #[test]
-fn the_server_without_vmsrs_dies_of_its_bug() {
+fn server_without_vmsrs_dies_of_its_bug() {
     let mut server = compile("lists-plain.c", &[]);
     let mut alice = server.connect();
     let mut bob = server.connect();
@@ -115,8 +115,8 @@ fn the_server_without_vmsrs_dies_of_its_bug() {
     assert!(server.folder.path().join("alice.partial").exists());
 }
 
-/// What both ported servers do; `bug` is how the second one shows, and `none` an empty slot.
-fn survives(server: &mut Server, bug: &str, none: &str) {
+/// Checks that a ported server survives its bugs; `bug` is the kind of the first one, `none` an empty slot.
+fn check_survival(server: &mut Server, bug: &str, none: &str) {
     let mut alice = server.connect();
     let mut bob = server.connect();
     let rest = format!("{none}, {none}, {none}");
@@ -142,21 +142,21 @@ fn survives(server: &mut Server, bug: &str, none: &str) {
 }
 
 #[test]
-fn the_ported_server_survives_its_bugs() {
+fn ported_server_survives_its_bugs() {
     let library = target().join("libvmsrs.a");
     let mut server = compile("lists.c", &[library.to_str().unwrap()]);
-    survives(&mut server, "memory", "(null)");
+    check_survival(&mut server, "memory", "(null)");
 }
 
 #[test]
-fn the_server_in_rust_survives_its_bugs() {
+fn rust_server_survives_its_bugs() {
     let program = target().join("../examples/lists");
     assert!(
         program.exists(),
         "cargo builds examples only without a filter on targets: run `cargo build --example lists`"
     );
     let mut server = Server::start(&program, tempfile::tempdir().unwrap());
-    survives(&mut server, "panic", "-");
+    check_survival(&mut server, "panic", "-");
 }
 
 /// The lines of `text` without indentation and empty lines.

@@ -11,9 +11,9 @@ const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
-/// A text that is no size.
+/// A text that is not a size.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is no size: give a number with one of the units K, M, G, T, for example 512M")]
+#[error("`{0}` is not a size: give a number with one of the units K, M, G, T, for example 512M")]
 pub struct SizeError(String);
 
 impl FromStr for Size {

@@ -1,4 +1,4 @@
-//! Counting what a guest does wrong, and saying so once per kind.
+//! Counts errors of the guest and logs each kind once.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -242,7 +242,7 @@ fn values_that_do_not_parse_are_refused_by_the_command_line() {
         ("--vcpus", "two", "invalid digit"),
         ("--on-reboot", "sometimes", "restart, exit"),
         ("--restarts", "-1", "is not in 0.."),
-        ("--tap", "a/b", "no interface name"),
+        ("--tap", "a/b", "not an interface name"),
         ("--tap", "tap0,10.0.0.1", "ADDRESS/PREFIX"),
     ] {
         let argument = format!("{option}={value}");
@@ -264,7 +264,7 @@ fn a_socket_in_use_is_left_alone() {
     place.assert_refused(&output, BUSY, &["vm.sock", "in use", "--socket"]);
     let path = place.file("precious", b"content");
     let output = place.run(&["--socket", &path]);
-    place.assert_refused(&output, USAGE, &["precious", "no socket"]);
+    place.assert_refused(&output, USAGE, &["precious", "not a socket"]);
     assert_eq!(fs::read(&path).unwrap(), b"content");
 }
 
@@ -284,7 +284,7 @@ fn a_socket_that_cannot_be_made_is_refused() {
         .args(["run", "--name", "../vm", "--kernel", &kernel])
         .output()
         .unwrap();
-    assert_sentence(&output, USAGE, &["../vm", "no name for a VM"]);
+    assert_sentence(&output, USAGE, &["../vm", "not a valid VM name"]);
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn an_interface_that_is_no_tap_is_refused() {
 fn as_nobody(place: &Place, device: &str, arguments: &[&str]) -> Option<Output> {
     let metadata = fs::metadata(device).ok()?;
     if metadata.permissions().mode() & 0o006 != 0 {
-        eprintln!("skipped: everybody has rights on {device}");
+        eprintln!("skipped: all users have access to {device}");
         return None;
     }
     // The program may lie where an ordinary user cannot look. Another process copies it: a child of
@@ -459,12 +459,21 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
 
 #[test]
 fn a_termination_signal_ends_a_vm_in_order() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    let real_time = libc::SIGRTMAX();
+    for signal in [
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGUSR1,
+        libc::SIGALRM,
+        real_time,
+    ] {
         let place = Place::new();
         let Some(vm) = start_vm(&place) else { return };
         // SAFETY: plain system call; the child has not been waited for, so its number is its own.
         unsafe { libc::kill(vm.id() as libc::pid_t, signal) };
         assert_eq!(report(&place, vm)["reason"], "stopped");
+        let socket = place.path("vm.sock");
+        assert!(!Path::new(&socket).exists(), "signal {signal}");
     }
 }
 
@@ -478,7 +487,7 @@ fn a_user_without_rights_on_kvm_is_told_how_to_get_them() {
 }
 
 #[test]
-fn a_user_without_rights_on_tap_interfaces_is_told_how_to_get_them() {
+fn missing_tap_permission_names_the_remedy() {
     let place = Place::new();
     place.kernel();
     if let Some(output) = as_nobody(&place, "/dev/net/tun", &["--tap", "vmsrs-test1"]) {
@@ -487,7 +496,7 @@ fn a_user_without_rights_on_tap_interfaces_is_told_how_to_get_them() {
 }
 
 #[test]
-fn an_internal_error_of_a_kvm_in_software_is_no_reason_to_start_again() {
+fn software_kvm_error_is_not_restarted() {
     let doctor = vmsrs().args(["doctor", "--json"]).output().unwrap();
     let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
     let state = |id: &str| {

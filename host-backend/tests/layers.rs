@@ -35,7 +35,7 @@ fn upward(module: &str, text: &str) -> Vec<String> {
             let path = &text[at + crate_root.len()..];
             let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
             let used = &path[..end.unwrap_or(path.len())];
-            // What is no layer is an item of the crate's root: none at present.
+            // Anything else would be an item of the crate's root; there are none.
             (level(used) > level(module) || level(used).is_none()).then(|| used.to_owned())
         })
         .collect()

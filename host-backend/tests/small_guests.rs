@@ -90,7 +90,7 @@ fn out(port: u16, value: u8) -> Vec<u8> {
 const SPIN: &[u8] = &[0xeb, 0xfe];
 
 #[test]
-fn console_output_comes_out_and_the_keyboard_controller_resets() {
+fn console_output_and_keyboard_reset_work() {
     let output = Output::default();
     let mut code = out(0x3f8, b'h');
     code.extend(out(0x3f8, b'i'));

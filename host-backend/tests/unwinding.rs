@@ -122,7 +122,7 @@ fn line_of(text: &str) -> u32 {
 }
 
 #[test]
-fn a_store_through_a_null_pointer_is_found_with_its_inlined_function_and_line() {
+fn null_store_is_found_with_inlined_function_and_line() {
     let folder = tempfile::tempdir().unwrap();
     let trace = crash("store", folder.path());
     let names = functions(&trace);
@@ -163,7 +163,7 @@ fn a_jump_to_nowhere_leads_back_to_its_caller() {
 }
 
 #[test]
-fn a_library_without_a_file_is_passed_over_and_named_with_the_remedy() {
+fn library_without_a_file_is_named_with_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let trace = crash("abort", folder.path());
     let names = functions(&trace);

@@ -1,71 +1,71 @@
 //! Messages on the control queue.
 //!
-//! A message is one descriptor chain: device-readable bytes with a [`ControlHeader`] and a payload
-//! of `length` bytes, then device-writable bytes where the host puts a [`ReplyHeader`] and the
-//! reply's payload. The driver waits for a reply with a timeout and treats a host that misses it as
-//! broken.
+//! A message is one descriptor chain: device-readable bytes with a [`ControlHeader`] and its payload,
+//! then device-writable bytes for a [`ReplyHeader`] and the payload of the reply. The driver waits for
+//! a reply with a timeout; a host that misses it is broken.
 
 use crate::{FrameRun, KEY_MAX, NAME_MAX};
 
-/// [`OpenApp`] → [`AppReply`]: finds or makes an app by name.
+/// Finds or creates an app by name: [`OpenApp`], [`AppReply`].
 pub const MESSAGE_OPEN_APP: u32 = 1;
-/// [`OpenDomain`] → [`DomainReply`]: finds or makes a domain of an app by key.
+/// Finds or creates a domain of an app by key: [`OpenDomain`], [`DomainReply`].
 pub const MESSAGE_OPEN_DOMAIN: u32 = 2;
-/// [`ListDomain`] → [`ListReply`] and [`Extent`]s: the domain's extents in order of their index.
+/// Lists the extents of a domain by index: [`ListDomain`], [`ListReply`] and [`Extent`]s.
 pub const MESSAGE_LIST_EXTENTS: u32 = 3;
-/// [`ListDomain`] → [`ListReply`] and [`PageFrame`]s: the domain's sealed pages in order of page.
+/// Lists the sealed pages of a domain by page: [`ListDomain`], [`ListReply`] and [`PageFrame`]s.
 pub const MESSAGE_LIST_PAGES: u32 = 4;
-/// [`AddExtent`] → [`ExtentReply`]: the extent with that index, made if it does not exist.
+/// Finds or creates an extent by index: [`AddExtent`], [`ExtentReply`].
 pub const MESSAGE_ADD_EXTENT: u32 = 5;
-/// [`GrantRequest`] → [`GrantReply`] and [`FrameRun`]s: frames for the driver's pool.
+/// Asks for frames for the driver's pool: [`GrantRequest`], [`GrantReply`] and [`FrameRun`]s.
 pub const MESSAGE_GRANT: u32 = 6;
-/// [`SealRequest`] and [`crate::seal::SealRecord`]s → [`SealReply`] and [`FrameRun`]s: committed
-/// pages become the authority; new frames come in exchange for the retired ones.
+/// Seals committed pages: [`SealRequest`] and [`crate::seal::SealRecord`]s, [`SealReply`] and
+/// [`FrameRun`]s. New frames are granted in exchange for the retired ones.
 pub const MESSAGE_SEAL: u32 = 7;
-/// [`crate::incident::IncidentReport`] and [`crate::incident::DroppedDraft`]s → [`GrantReply`] and
-/// [`FrameRun`]s: a request failed; its drafts are evidence, then cleansed.
+/// Reports a failed request: [`crate::incident::IncidentReport`] and
+/// [`crate::incident::DroppedDraft`]s, [`GrantReply`] and [`FrameRun`]s. Its drafts are kept as evidence
+/// and wiped later.
 pub const MESSAGE_INCIDENT: u32 = 8;
-/// [`DiscardRequest`] and frame numbers (`u32` each) → [`GrantReply`] and [`FrameRun`]s: drafts
-/// dropped without an error; cleansed.
+/// Gives back the frames of drafts that were dropped without a failure: [`DiscardRequest`] and frame
+/// numbers of 32 bits, [`GrantReply`] and [`FrameRun`]s. The frames are wiped.
 pub const MESSAGE_DISCARD: u32 = 9;
-/// [`crate::incident::Evidence`] and its bytes → nothing: belongs to an incident that was reported
-/// before. That of an incident which is not kept is dropped.
+/// Adds evidence to an incident that was reported before: [`crate::incident::Evidence`] and its bytes,
+/// no payload in the reply. Dropped if the incident is not kept any more.
 pub const MESSAGE_EVIDENCE: u32 = 10;
 
-/// The message was carried out.
+/// Done.
 pub const STATUS_OK: u32 = 0;
-/// The bytes are no message: too short, wrong length, a field out of its range.
+/// Malformed message: too short, wrong length, or a field out of range.
 pub const STATUS_MALFORMED: u32 = 1;
-/// The kind of message is not known.
+/// Unknown kind of message.
 pub const STATUS_UNKNOWN: u32 = 2;
-/// The window, or a table of the host, is full.
+/// The window or a table of the host is full.
 pub const STATUS_NO_SPACE: u32 = 3;
 /// No such app, domain or extent.
 pub const STATUS_NOT_FOUND: u32 = 4;
-/// A frame that is not granted, or a page that is not the domain's.
+/// The frame is not granted, or the page does not belong to the domain.
 pub const STATUS_NOT_OWNER: u32 = 5;
-/// The record's old frame is not the page's sealed frame.
+/// The old frame of a record is not the sealed frame of its page.
 pub const STATUS_STALE: u32 = 6;
-/// The host could not carry the message out (its own operating system refused).
+/// The operating system of the host refused.
 pub const STATUS_HOST_ERROR: u32 = 7;
 
-/// Starts every message to the host.
+/// Header of every message to the host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ControlHeader {
-    /// One of the `MESSAGE_` constants.
+    /// One of `MESSAGE_*`.
     pub kind: u32,
-    /// Bytes of payload behind this header.
+    /// Bytes of payload after this header.
     pub length: u32,
 }
 
-/// Starts every reply.
+/// Header of every reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ReplyHeader {
-    /// One of the `STATUS_` constants.
+    /// One of `STATUS_*`.
     pub status: u32,
-    /// Bytes of payload behind this header; 0 unless the status is [`STATUS_OK`].
+    /// Bytes of payload after this header; 0 unless the status is [`STATUS_OK`].
     pub length: u32,
 }
 
@@ -73,7 +73,7 @@ pub struct ReplyHeader {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct OpenApp {
-    /// Name, padded with zero bytes; at least one byte.
+    /// Name of at least one byte, padded with zeros.
     pub name: [u8; NAME_MAX],
 }
 
@@ -81,9 +81,9 @@ pub struct OpenApp {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct AppReply {
-    /// The app's number, below [`crate::MAX_APPS`]. It fixes the address range.
+    /// Number of the app, below [`crate::MAX_APPS`]; it determines the address range.
     pub app: u32,
-    /// Domains that exist already.
+    /// Number of its domains.
     pub domains: u32,
 }
 
@@ -93,31 +93,31 @@ pub struct AppReply {
 pub struct OpenDomain {
     /// The app.
     pub app: u32,
-    /// Bytes of `key` in use, 1 to [`KEY_MAX`].
+    /// Length of the key, 1 to [`KEY_MAX`].
     pub key_length: u32,
-    /// The key; bytes behind `key_length` are zero.
+    /// The key, padded with zeros.
     pub key: [u8; KEY_MAX],
-    /// [`DOMAIN_MIRROR`] or 0. A domain that has a mirror keeps it, whatever this says.
+    /// [`DOMAIN_MIRROR`] or 0. A domain that has a mirror keeps it either way.
     pub flags: u32,
 }
 
-/// Flag of a domain: the host keeps a second copy of each sealed page. The copies take room of the
-/// window, as much as the pages.
+/// Flag of a domain: the host keeps a second copy of each sealed page, which takes as much of the
+/// window as the page.
 pub const DOMAIN_MIRROR: u32 = 1;
-/// Flag of a domain: the content of some sealed page is lost ([`crate::DAMAGED_FRAME`]).
+/// Flag of a domain: content of a sealed page is lost ([`crate::DAMAGED_FRAME`]).
 pub const DOMAIN_DAMAGED: u32 = 2;
 
 /// Reply to [`MESSAGE_OPEN_DOMAIN`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct DomainReply {
-    /// The domain's number in its app, below [`crate::MAX_DOMAINS`].
+    /// Number of the domain in its app, below [`crate::MAX_DOMAINS`].
     pub domain: u32,
-    /// Extents it has; 0 for a new one.
+    /// Number of its extents; 0 for a new domain.
     pub extents: u32,
-    /// Sealed pages it has.
+    /// Number of its sealed pages.
     pub pages: u32,
-    /// [`DOMAIN_MIRROR`] and [`DOMAIN_DAMAGED`], as they hold.
+    /// Flags of the domain: [`DOMAIN_MIRROR`], [`DOMAIN_DAMAGED`].
     pub flags: u32,
 }
 
@@ -129,29 +129,30 @@ pub struct ListDomain {
     pub app: u32,
     /// The domain.
     pub domain: u32,
-    /// First entry wanted: an extent's index, or a page.
+    /// First entry: the index of an extent, or a page.
     pub first: u32,
-    /// Most entries wanted; the host gives fewer when the reply has no room for them.
+    /// Maximum number of entries; the host sends fewer if the reply has no room for them.
     pub limit: u32,
 }
 
-/// Starts a reply with a list; the entries follow.
+/// Start of a reply with a list; the entries follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ListReply {
-    /// Entries that follow.
+    /// Number of entries that follow.
     pub count: u32,
-    /// `first` of the next request, or [`crate::NONE`] at the end of the list.
+    /// `first` for the next request, or [`crate::NONE`] at the end of the list.
     pub next: u32,
 }
 
-/// An extent: consecutive pages that belong to one domain.
+/// An extent: consecutive pages of one domain.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Extent {
-    /// First page; a multiple of [`crate::EXTENT_UNIT_PAGES`].
+    /// First page, a multiple of [`crate::EXTENT_UNIT_PAGES`].
     pub page: u32,
-    /// Pages; a multiple of [`crate::EXTENT_UNIT_PAGES`], at most [`crate::EXTENT_MAX_PAGES`].
+    /// Number of pages, a multiple of [`crate::EXTENT_UNIT_PAGES`] and at most
+    /// [`crate::EXTENT_MAX_PAGES`].
     pub pages: u32,
 }
 
@@ -161,15 +162,14 @@ pub struct Extent {
 pub struct PageFrame {
     /// The page.
     pub page: u32,
-    /// The frame, or [`crate::DAMAGED_FRAME`] when its content is lost.
+    /// The frame, or [`crate::DAMAGED_FRAME`] if its content is lost.
     pub frame: u32,
 }
 
 /// Payload of [`MESSAGE_ADD_EXTENT`].
 ///
-/// Extents of a domain are numbered from 0. Asking again for one that exists returns it unchanged,
-/// whatever `pages` says: a request that grew a domain and failed leaves an extent that the next
-/// growth finds again.
+/// Extents of a domain are numbered from 0. An extent that exists is returned unchanged, whatever its
+/// size: a request that grew a domain and failed leaves an extent that the next growth uses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct AddExtent {
@@ -177,9 +177,9 @@ pub struct AddExtent {
     pub app: u32,
     /// The domain.
     pub domain: u32,
-    /// Index of the extent: at most the number of extents that the domain has.
+    /// Index of the extent, at most the number of extents of the domain.
     pub index: u32,
-    /// Pages wanted, 1 to [`crate::EXTENT_MAX_PAGES`]; rounded up to whole units.
+    /// Number of pages, 1 to [`crate::EXTENT_MAX_PAGES`]; rounded up to whole units.
     pub pages: u32,
 }
 
@@ -187,54 +187,53 @@ pub struct AddExtent {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct GrantRequest {
-    /// Frames wanted. The host grants fewer when the pool's limit or the free frames say so.
+    /// Number of frames. The host grants fewer if the limit of the pool or the free frames require it.
     pub frames: u32,
     /// Reserved.
     pub reserved: u32,
 }
 
-/// Starts a reply that grants frames; the runs follow. Granted frames are all zero.
+/// Start of a reply that grants frames; the runs follow. Granted frames are filled with zeros.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct GrantReply {
-    /// [`FrameRun`]s that follow.
+    /// Number of [`FrameRun`]s that follow.
     pub runs: u32,
     /// Reserved.
     pub reserved: u32,
 }
 
-/// Payload of [`MESSAGE_SEAL`]; `records` seal records follow it.
+/// Payload of [`MESSAGE_SEAL`]; the seal records follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SealRequest {
-    /// Records that follow; at most [`crate::device::DeviceConfig::batch_records`].
+    /// Number of records that follow, at most [`crate::device::DeviceConfig::batch_records`].
     pub records: u32,
     /// Reserved.
     pub reserved: u32,
 }
 
-/// Starts the reply to [`MESSAGE_SEAL`]; the runs of granted frames follow.
+/// Start of the reply to [`MESSAGE_SEAL`]; the runs of granted frames follow.
 ///
-/// A commit is sealed whole or not at all. The host stops at the first commit that it refuses:
-/// `sealed` says how many records before it were taken over, `refusal` why it was refused.
+/// A commit is sealed completely or not at all. The host stops at the first commit that it refuses.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SealReply {
-    /// Records taken over: sealed, or kept until the rest of their commit arrives.
+    /// Number of records that were sealed, or are kept until the rest of their commit arrives.
     pub sealed: u32,
-    /// [`STATUS_OK`], or the reason why the commit after `sealed` records was refused.
+    /// [`STATUS_OK`], or why the commit after `sealed` records was refused.
     pub refusal: u32,
-    /// [`FrameRun`]s that follow.
+    /// Number of [`FrameRun`]s that follow.
     pub runs: u32,
     /// Reserved.
     pub reserved: u32,
 }
 
-/// Payload of [`MESSAGE_DISCARD`]; `frames` frame numbers of 4 bytes follow it.
+/// Payload of [`MESSAGE_DISCARD`]; frame numbers of 32 bits follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct DiscardRequest {
-    /// Frame numbers that follow.
+    /// Number of frame numbers that follow.
     pub frames: u32,
     /// Reserved.
     pub reserved: u32,
@@ -243,13 +242,13 @@ pub struct DiscardRequest {
 /// Reply to [`MESSAGE_ADD_EXTENT`].
 pub type ExtentReply = Extent;
 
-/// Most [`FrameRun`]s in one reply.
+/// Maximum number of [`FrameRun`]s in a reply.
 pub const REPLY_RUNS_MAX: usize = 64;
 
-/// Bytes that a reply's buffer must hold for [`SealReply`] or [`GrantReply`] with all runs.
+/// Size of a buffer for a reply with [`SealReply`] or [`GrantReply`] and all runs.
 pub const GRANT_REPLY_BYTES: usize = core::mem::size_of::<ReplyHeader>()
     + core::mem::size_of::<SealReply>()
     + REPLY_RUNS_MAX * core::mem::size_of::<FrameRun>();
 
-/// Largest message or reply in bytes, headers included; the host refuses longer chains unread.
+/// Maximum size of a message or reply, headers included. The host rejects longer chains unread.
 pub const MESSAGE_BYTES_MAX: u32 = 0x0001_0000;

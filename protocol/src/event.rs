@@ -1,25 +1,26 @@
-//! Events: what the host reports by itself. The driver keeps buffers of [`Event`]'s size in the
-//! event queue; when there is none, the event is counted and dropped (the incident is kept)
-//! unless its kind says otherwise.
+//! Events: what the host reports by itself.
+//!
+//! The driver keeps buffers for an [`Event`] each in the event queue. Without a buffer the event is
+//! counted and dropped, unless its kind says otherwise; the incident is kept.
 
-/// The guest's kernel or a process wrote to a frame that it may not write; the second-level page
-/// table stopped it.
+/// The kernel or a process of the guest wrote to a sealed frame, and the second-level page table
+/// stopped it.
 pub const EVENT_SEALED_WRITE: u32 = 1;
-/// Frames became free after a grant had been cut short; asking again is worth it.
+/// Frames became free after a grant was cut short; the driver may ask again.
 pub const EVENT_FRAMES_FREE: u32 = 2;
-/// The content of a sealed page is lost, and no mirror has it: `address` is the page's, `frame` the
-/// frame that held it. An event of this kind is never dropped.
+/// The content of a sealed page is lost, and there is no mirror. `address` is that of the page, `frame`
+/// held it. This event is never dropped.
 pub const EVENT_DAMAGE: u32 = 3;
 
-/// One event.
+/// An event.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Event {
-    /// One of the `EVENT_` constants.
+    /// One of `EVENT_*`.
     pub kind: u32,
-    /// The frame it is about, or [`crate::NONE`].
+    /// The frame, or [`crate::NONE`].
     pub frame: u32,
-    /// The incident's number, or 0.
+    /// Number of the incident, or 0.
     pub incident: u64,
     /// Guest virtual address of the access, or 0.
     pub address: u64,

@@ -1,28 +1,30 @@
-//! How the library's heap marks its blocks in a domain. The host reads it to tell a developer in
-//! which block a changed byte lies; nothing depends on what it finds.
+//! How the heap of the library marks blocks in a domain.
+//!
+//! The host reads the marks to tell a developer in which block a changed byte lies. Nothing else
+//! depends on them.
 //!
 //! ```text
 //! block: BlockHeader | bytes | red zone
-//! free:  BlockHeader | links of its list | poison, where a block was given back
+//! free:  BlockHeader | links of its list | poison, where a block was freed
 //! ```
 
-/// Changes whenever blocks are marked in another way.
+/// Revision of the marks.
 ///
 /// cbindgen:ignore
 pub const REVISION: usize = 1;
 
-/// Least alignment of a block's address.
+/// Minimum alignment of a block.
 ///
 /// cbindgen:ignore
 pub const GRAIN: usize = 16;
 
-/// Least bytes of the red zone after a block.
+/// Minimum size of the red zone after a block in bytes.
 ///
 /// cbindgen:ignore
 pub const RED_ZONE_MIN: usize = 8;
 
-/// Most bytes of the red zone after a block: it reaches to the next multiple of [`GRAIN`], and takes a
-/// remainder of one grain, which is too small for a block.
+/// Maximum size of the red zone after a block in bytes: it is rounded up to [`GRAIN`], and takes a rest of
+/// one grain, which is too small for a block.
 ///
 /// cbindgen:ignore
 pub const RED_ZONE_MAX: usize = RED_ZONE_MIN + (GRAIN - 1) + GRAIN;
@@ -32,38 +34,38 @@ pub const RED_ZONE_MAX: usize = RED_ZONE_MIN + (GRAIN - 1) + GRAIN;
 pub enum State {
     /// In use.
     Live = 0x4c49_5645,
-    /// Given back by the running request.
+    /// Freed by the running request.
     Freed = 0x4652_4545,
-    /// Free room.
+    /// Free space.
     Free = 0x524f_4f4d,
 }
 
-/// Lies before every block's bytes.
+/// Header before the bytes of a block.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct BlockHeader {
     /// Bound to the block's address, size and state; odd.
     pub check: u64,
-    /// Four times the size in bytes, and 2, in the low half; in the high half the room from the block's first
-    /// byte to the next header, in units of 16 bytes.
+    /// Low half: size in bytes times 4, plus 2. High half: bytes from the block to the next header, in
+    /// units of 16.
     ///
-    /// To glibc, which finds the size of a block of its own there, the 2 means one with a mapping of its own,
-    /// and the odd word before it a place where no mapping begins: so its `free` and `realloc` refuse
-    /// such a block (`abort`) before they take a lock or change anything.
+    /// glibc has the size of its own blocks at this place. It takes the 2 for a block with a mapping of
+    /// its own, and the odd word before it for an invalid start of a mapping: `free` and `realloc` of
+    /// glibc abort on such a block before they take a lock or change anything.
     pub meta: u64,
 }
 
-/// See [`BlockHeader::meta`]: `IS_MMAPPED` of glibc's `malloc.c`.
+/// `IS_MMAPPED` of glibc's `malloc.c`; see [`BlockHeader::meta`].
 const MAPPED: u64 = 2;
 
-/// Bytes of a [`BlockHeader`].
+/// Size of a [`BlockHeader`] in bytes.
 ///
 /// cbindgen:ignore
 pub const BLOCK_HEADER: usize = size_of::<BlockHeader>();
 
 impl BlockHeader {
-    /// The header of a block of `size` bytes, below 1 GiB, at `address` that has `room` bytes to the next header,
-    /// a multiple of 16 below 4 GiB.
+    /// The header of a block of `size` bytes (less than 1 GiB) at `address`, with `room` bytes to the next
+    /// header (a multiple of 16, less than 4 GiB).
     #[inline]
     #[must_use]
     pub fn new(address: u64, size: usize, room: usize, state: State) -> Self {
@@ -74,21 +76,21 @@ impl BlockHeader {
         }
     }
 
-    /// Whether this is the header of a block at `address` in that state.
+    /// Whether this is the header of a block at `address` in this state.
     #[inline]
     #[must_use]
     pub fn is(self, address: u64, state: State) -> bool {
         self.check == check(address, self.meta, state)
     }
 
-    /// Bytes of the block.
+    /// Size of the block in bytes.
     #[inline]
     #[must_use]
     pub fn size(self) -> usize {
         (self.meta & 0xffff_ffff) as usize >> 2
     }
 
-    /// Bytes from the block's first to the next header.
+    /// Bytes from the block to the next header.
     #[inline]
     #[must_use]
     pub fn room(self) -> usize {
@@ -96,7 +98,7 @@ impl BlockHeader {
     }
 }
 
-/// A finalizer in the manner of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number
+/// A finalizer like that of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number
 /// generators, OOPSLA 2014): one changed bit changes half of the result.
 #[inline]
 fn check(address: u64, meta: u64, state: State) -> u64 {
@@ -111,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_header_is_good_for_one_address_size_and_state_only() {
+    fn block_header_matches_one_address_size_and_state() {
         let header = BlockHeader::new(0x1000, 40, 64, State::Live);
         assert!(header.is(0x1000, State::Live));
         assert!(!header.is(0x1010, State::Live));

@@ -1,54 +1,54 @@
-//! Incident reports: what went wrong, where, and which drafts were dropped; and the evidence for
-//! whoever looks for the bug: the failing stack, the modules of the program, what the program said.
+//! Incident reports: what went wrong, where, and which drafts were dropped; and evidence for finding the
+//! bug: the stack of the failure, the modules of the program, its message.
 
-/// SIGSEGV or SIGBUS with no better explanation (for example a null write).
+/// SIGSEGV or SIGBUS without a more precise kind, for example a null write.
 pub const KIND_MEMORY: u32 = 1;
-/// SIGFPE (for example an integer division by zero).
+/// SIGFPE, for example an integer division by zero.
 pub const KIND_ARITHMETIC: u32 = 2;
 /// SIGILL or SIGTRAP.
 pub const KIND_INSTRUCTION: u32 = 3;
-/// SIGABRT: a failed assertion, glibc's heap checks, stack protector, C++ terminate, Rust abort.
+/// SIGABRT: failed assertion, heap check of glibc, stack protector, C++ terminate, Rust abort.
 pub const KIND_ABORT: u32 = 4;
-/// The request ran over the guard page below its stack.
+/// The request ran into the guard page below its stack.
 pub const KIND_STACK_OVERFLOW: u32 = 5;
-/// A write to a page that the request does not hold, refused by the driver: another domain's, or one
-/// of the guard pages between domains.
+/// A write to a page of a domain that the request does not hold, or to a guard page between domains,
+/// refused by the driver.
 pub const KIND_FOREIGN_WRITE: u32 = 6;
-/// A write into a sealed frame, stopped by the second-level page table.
+/// A write to a sealed frame, stopped by the second-level page table.
 pub const KIND_SEALED_WRITE: u32 = 7;
-/// A block that was freed already was freed again.
+/// A block was freed twice.
 pub const KIND_DOUBLE_FREE: u32 = 8;
-/// A pointer that is no block of the domain was freed.
+/// A pointer that is not a block of the domain was freed.
 pub const KIND_FOREIGN_FREE: u32 = 9;
-/// The audit at commit found bytes behind a block overwritten.
+/// Bytes after the end of a block were overwritten.
 pub const KIND_RED_ZONE: u32 = 10;
-/// The audit at commit found a freed block written to.
+/// A freed block was written to.
 pub const KIND_USE_AFTER_FREE: u32 = 11;
-/// The audit found the heap's own metadata damaged.
+/// The metadata of the heap is damaged.
 pub const KIND_HEAP_CORRUPT: u32 = 12;
 /// A Rust panic left the request.
 pub const KIND_PANIC: u32 = 13;
 /// The request missed its deadline (endless loop, deadlock, sleep).
 pub const KIND_DEADLINE: u32 = 14;
-/// The thread of a request ended inside it.
+/// A thread of the request ended inside it.
 pub const KIND_THREAD_DEATH: u32 = 15;
 /// The process ended with the request in flight.
 pub const KIND_PROCESS_DEATH: u32 = 16;
-/// The request wrote to more pages than half of the pool has frames, or the pool stayed dry while it
-/// waited to write (for a request that has written to many pages: but for the eighth that it leaves to
-/// others).
+/// The request wrote to more pages than half of the pool has frames, or no frame became free while it
+/// waited to write. (A request that has written to many pages leaves the last eighth of the pool to
+/// others.)
 pub const KIND_NO_FRAMES: u32 = 17;
-/// The server called the request failed (an invariant of its own).
+/// The server failed the request: an invariant did not hold.
 pub const KIND_INVARIANT: u32 = 18;
 /// A read or write of a page that another request was writing, stopped by a protection key.
 pub const KIND_FOREIGN_DRAFT: u32 = 19;
-/// The content of a sealed frame no longer had its checksum.
+/// The content of a sealed frame did not match its checksum.
 pub const KIND_CHECKSUM: u32 = 20;
-/// The hardware of the host reported the memory behind a frame as broken.
+/// The hardware of the host reported the memory of a frame as broken.
 pub const KIND_POISON: u32 = 21;
 /// The request touched a page whose sealed content is lost ([`KIND_CHECKSUM`], [`KIND_POISON`]).
 pub const KIND_DAMAGED: u32 = 22;
-/// Largest `KIND_` constant.
+/// Largest of `KIND_*`.
 pub const KIND_MAX: u32 = 22;
 
 /// Index of RAX in a report's registers.
@@ -87,7 +87,7 @@ pub const REG_R15: usize = 15;
 pub const REG_RIP: usize = 16;
 /// Index of RFLAGS in a report's registers.
 pub const REG_RFLAGS: usize = 17;
-/// Number of registers in a report; the `REG_` constants are their indices.
+/// Number of registers in a report; `REG_*` are their indices.
 pub const REGISTERS: usize = 18;
 
 /// Names of the registers in a report, in lower case, by index.
@@ -114,26 +114,26 @@ pub const REGISTER_NAMES: [&str; REGISTERS] = {
     names
 };
 
-/// Return addresses in a report, innermost first; unused ones are 0.
+/// Number of return addresses in a report, innermost first; unused ones are 0.
 pub const BACKTRACE: usize = 16;
 
-/// Report flag: `address` is the address of an access or of a block, even if it is 0.
+/// Report flag: `address` is that of an access or of a block, even if it is 0.
 pub const REPORT_ADDRESS: u32 = 1;
 
-/// Most bytes of a stack in [`Evidence`].
+/// Maximum size in bytes of a stack in [`Evidence`].
 pub const STACK_MAX: u32 = 16 * 1024;
-/// Most bytes of [`ModuleEntry`]s and paths in [`Evidence`].
+/// Maximum size in bytes of a module table in [`Evidence`].
 pub const MODULES_MAX: u32 = 16 * 1024;
-/// Most bytes of a message in [`Evidence`].
+/// Maximum size in bytes of a message in [`Evidence`].
 pub const TEXT_MAX: u32 = 128;
-/// Longest build ID in bytes; 20 (SHA-1) is usual.
+/// Maximum size of a build ID in bytes; 20 (SHA-1) is usual.
 pub const BUILD_ID_MAX: usize = 32;
 
-/// A failed request, as the library and the driver know it.
+/// Report of a failed request.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IncidentReport {
-    /// Its number, from the driver's range (odd).
+    /// Number of the incident, odd.
     pub incident: u64,
     /// Tag of the request.
     pub tag: u64,
@@ -141,23 +141,23 @@ pub struct IncidentReport {
     pub app: u32,
     /// The first domain that the request held, or [`crate::NONE`].
     pub domain: u32,
-    /// One of the `KIND_` constants.
+    /// One of `KIND_*`.
     pub kind: u32,
     /// The signal, or 0.
     pub signal: i32,
     /// `si_code` of the signal, or 0.
     pub code: i32,
-    /// Process (thread group) in the guest.
+    /// Process ID (thread group) in the guest.
     pub pid: u32,
-    /// Thread in the guest.
+    /// Thread ID in the guest.
     pub tid: u32,
-    /// [`DroppedDraft`]s that follow the report in its message.
+    /// Number of [`DroppedDraft`]s that follow.
     pub drafts: u32,
-    /// Address of the access that failed; meaningless without [`REPORT_ADDRESS`].
+    /// Address of the failed access or of the block; valid with [`REPORT_ADDRESS`].
     pub address: u64,
-    /// Domain that `address` belongs to, or [`crate::NONE`].
+    /// Domain of `address`, or [`crate::NONE`].
     pub address_domain: u32,
-    /// Drafts that were dropped in all; more than `drafts` when the report had no room.
+    /// Number of drafts that were dropped; more than `drafts` if the report had no room.
     pub drafts_total: u32,
     /// Nanoseconds from the detection in the guest to the end of the discard.
     pub recovery_ns: u64,
@@ -165,15 +165,15 @@ pub struct IncidentReport {
     pub flags: u32,
     /// Reserved.
     pub reserved: u32,
-    /// Name of the thread, padded with zero bytes.
+    /// Name of the thread, padded with zeros.
     pub thread_name: [u8; 16],
-    /// Registers at the error, see [`REGISTERS`]; all zero if there are none.
+    /// Registers at the error, indexed by `REG_*`; all zero if unknown.
     pub registers: [u64; REGISTERS],
-    /// Return addresses, see [`BACKTRACE`].
+    /// Return addresses, innermost first; unused ones are 0.
     pub backtrace: [u64; BACKTRACE],
 }
 
-/// A draft that was dropped.
+/// A dropped draft.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct DroppedDraft {
@@ -181,15 +181,16 @@ pub struct DroppedDraft {
     pub domain: u32,
     /// The page.
     pub page: u32,
-    /// The draft's frame: granted, now evidence.
+    /// Frame of the draft, now evidence.
     pub frame: u32,
-    /// The frame with the page's committed content, or [`crate::NONE`] if it never was committed.
+    /// Frame of the committed version, or [`crate::NONE`] if the page was never committed.
     pub committed: u32,
 }
 
-/// What the program kept for whoever looks for the bug; follows the report of its incident in a
-/// message of its own. Behind it come `stack_bytes`, `modules_bytes` and `text_bytes` bytes. The
-/// driver takes them from the program as they are: nobody vouches for their content.
+/// Evidence of an incident.
+///
+/// The stack, the module table ([`ModuleEntry`]) and the message follow. The driver takes them from the
+/// program as they are; their content is not validated.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Evidence {
@@ -197,34 +198,35 @@ pub struct Evidence {
     pub incident: u64,
     /// Address of the first byte of stack that is kept.
     pub stack: u64,
-    /// First byte of the whole stack; its guard lies below.
+    /// Start of the whole stack; its guard lies below.
     pub stack_low: u64,
-    /// First byte behind the whole stack.
+    /// End of the whole stack.
     pub stack_high: u64,
-    /// Bytes of stack, at most [`STACK_MAX`].
+    /// Size of the stack that is kept, at most [`STACK_MAX`].
     pub stack_bytes: u32,
-    /// Bytes of module table, at most [`MODULES_MAX`].
+    /// Size of the module table, at most [`MODULES_MAX`].
     pub modules_bytes: u32,
-    /// Bytes of message (UTF-8, a panic's for example), at most [`TEXT_MAX`].
+    /// Size of the message (UTF-8), at most [`TEXT_MAX`].
     pub text_bytes: u32,
     /// Reserved.
     pub reserved: u32,
 }
 
-/// A module (the program, or a library) in a module table. `path_bytes` bytes of path follow, then
-/// zero bytes up to a multiple of 8.
+/// A module (the program or a library) in a module table.
+///
+/// The path follows, padded with zeros to a multiple of 8 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ModuleEntry {
-    /// What the loader added to the addresses in the file.
+    /// Load bias: what the loader added to the addresses in the file.
     pub bias: u64,
-    /// Its first address.
+    /// Start address.
     pub start: u64,
-    /// First address behind it.
+    /// End address.
     pub end: u64,
-    /// Bytes of `build_id` in use; 0 without one.
+    /// Size of the build ID; 0 without one.
     pub build_id_bytes: u32,
-    /// Bytes of path that follow.
+    /// Size of the path that follows.
     pub path_bytes: u32,
     /// The build ID (ELF note `NT_GNU_BUILD_ID`).
     pub build_id: [u8; BUILD_ID_MAX],

@@ -1,14 +1,13 @@
 //! The ioctl ABI of `/dev/vmsrs` and the offsets for `mmap`.
 //!
-//! Numbers follow Linux's `_IOC` encoding with the type byte `'V'`; they are written out so that
-//! the header generator can copy them, and a test recomputes them from the structures' sizes.
+//! Numbers follow Linux's `_IOC` encoding with the type byte `'V'`. They are written out for the
+//! header generator; a test recomputes them from the sizes of the structures.
 //!
-//! # Errors that every call may give
+//! # Errors of every call
 //!
-//! `ENODEV`: the device is gone or the host is broken (it missed a timeout or broke the protocol).
-//! `EINVAL`: a field is out of its range. `EFAULT`: the argument is no memory of the caller.
-//! `ENOTTY`: no such call. `EBADFD`: no app is open on this file. `ERESTARTSYS` never reaches a
-//! program; `EINTR` does where a call waits.
+//! `ENODEV`: the device is gone, or the host missed a timeout or broke the protocol. `EINVAL`: a field
+//! is out of range. `EFAULT`: the argument does not point to memory of the caller. `ENOTTY`: no such
+//! call. `EBADFD`: no app is open on this file. `EINTR`: a signal came while the call waited.
 
 use crate::incident::{BACKTRACE, REGISTERS};
 use crate::{KEY_MAX, NAME_MAX};
@@ -16,102 +15,127 @@ use crate::{KEY_MAX, NAME_MAX};
 /// Path of the character device.
 pub const DEVICE_PATH: &str = "/dev/vmsrs";
 
-/// Opens the app with [`IoctlOpenApp`]. `EBUSY`: this file has another app open. `ENOSPC`: the host
-/// has [`crate::MAX_APPS`] apps.
-pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
-/// Opens a domain with [`IoctlOpenDomain`]. `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains,
-/// or the window has no room for the mirror.
-pub const IOCTL_OPEN_DOMAIN: u32 = 0xc050_5602;
-/// Finds or makes an extent with [`IoctlExtent`]. `ENOMEM`: the window is full.
-pub const IOCTL_EXTENT: u32 = 0xc010_5603;
-/// Registers the calling thread with [`IoctlThread`]. `EEXIST`: it is registered already.
-/// `EAGAIN`: too many threads.
-pub const IOCTL_THREAD: u32 = 0xc020_5604;
-/// Fetches more tags with [`IoctlTags`].
-pub const IOCTL_TAGS: u32 = 0x8010_5605;
-/// Commits with [`IoctlCommit`]. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request
-/// was failed by the driver (deadline); nothing is committed. `ETIMEDOUT`: committed, but the host
-/// did not seal in time (with [`COMMIT_SEAL`] only).
-pub const IOCTL_COMMIT: u32 = 0x4010_5606;
-/// Fails the calling thread's request with [`IoctlFail`]: drafts are discarded, then the locks of
-/// its domains are released, the other threads that carry its tag are interrupted (again and again
-/// for as long as they carry it), the report goes to the host. When it has failed before, the answer
-/// is that incident.
-pub const IOCTL_FAIL: u32 = 0xc180_5607;
-/// Discards the calling thread's drafts without an incident, with [`IoctlTag`]; locks stay as they
-/// are.
-pub const IOCTL_DISCARD: u32 = 0x4008_5608;
-/// Waits for a domain's lock and takes it, with [`IoctlLock`]. `ETIMEDOUT`: not within the timeout.
-/// `EINTR`: a signal came first. `EEXIST`: the calling thread's request holds it already. `ESTALE`:
-/// the request has failed. `EDEADLK`: the holder waits, directly or through other requests, for a
-/// domain that the caller's request holds; whoever closes such a circle gets this answer, and the
-/// others go on waiting. A request counts as waiting when any of its threads waits. The lock of a
-/// request that no thread carries any more and that is not suspended is released when somebody has
-/// waited for it for a second, or to the end of a shorter timeout.
-pub const IOCTL_LOCK_WAIT: u32 = 0x4010_5609;
-/// Wakes the threads that wait for a domain's lock, with [`IoctlLock`].
-pub const IOCTL_LOCK_WAKE: u32 = 0x4010_560a;
-/// Sends the seal batch now and waits until everything committed before is sealed. No argument.
-/// `ETIMEDOUT`: the host did not answer in time.
-pub const IOCTL_FLUSH: u32 = 0x0000_560b;
-/// Reads the driver's state with [`IoctlInfo`].
-pub const IOCTL_INFO: u32 = 0x8040_560c;
-/// Unregisters the calling thread; a request it still has is failed
-/// ([`crate::incident::KIND_THREAD_DEATH`]). No argument. `ENOENT`: it is not registered.
-pub const IOCTL_THREAD_EXIT: u32 = 0x0000_560d;
-/// Sets the calling thread's request aside, with [`IoctlSuspend`]: its drafts and the domains in the
-/// thread's `held` stay its own without any thread that carries its tag. The caller clears its
-/// control block afterwards. `EPERM`: the tag is not the calling thread's. `ESTALE`: the request has
-/// failed. `EALREADY`: it is suspended already. `EAGAIN`: [`SUSPENDED_MAX`] requests are suspended
-/// through this file.
+/// Opens the app of this file ([`IoctlOpenApp`]).
 ///
-/// A suspended request that misses its deadline is failed by the driver: its drafts are gone and its
-/// locks free at once, and its tag is remembered until [`IOCTL_RESUME`] or [`IOCTL_ABANDON`]. When
-/// the last reference to the file through which it was suspended goes, it is failed
-/// ([`crate::incident::KIND_PROCESS_DEATH`]).
+/// - `EBUSY`: another app is open on this file.
+/// - `ENOSPC`: the host has [`crate::MAX_APPS`] apps.
+pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
+/// Opens a domain ([`IoctlOpenDomain`]).
+///
+/// - `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains, or the window has no room for the mirror.
+pub const IOCTL_OPEN_DOMAIN: u32 = 0xc050_5602;
+/// Finds or creates an extent ([`IoctlExtent`]).
+///
+/// - `ENOMEM`: the window is full.
+pub const IOCTL_EXTENT: u32 = 0xc010_5603;
+/// Registers the calling thread ([`IoctlThread`]).
+///
+/// - `EEXIST`: it is registered already.
+/// - `EAGAIN`: too many threads.
+pub const IOCTL_THREAD: u32 = 0xc020_5604;
+/// Fetches tags ([`IoctlTags`]).
+pub const IOCTL_TAGS: u32 = 0x8010_5605;
+/// Commits drafts of a request ([`IoctlCommit`]).
+///
+/// - `EPERM`: it is not the request of the calling thread.
+/// - `ESTALE`: the driver has failed the request (deadline); nothing is committed.
+/// - `ETIMEDOUT`: committed, but the host did not seal in time ([`COMMIT_SEAL`] only).
+pub const IOCTL_COMMIT: u32 = 0x4010_5606;
+/// Fails the request of the calling thread ([`IoctlFail`]).
+///
+/// Its drafts are discarded, then the locks of its domains are released, its other threads are
+/// interrupted (repeatedly, until they have left it), and the host gets the report. If it has failed
+/// before, the result is that incident.
+pub const IOCTL_FAIL: u32 = 0xc180_5607;
+/// Discards the drafts of a request without an incident ([`IoctlTag`]). It keeps its locks.
+pub const IOCTL_DISCARD: u32 = 0x4008_5608;
+/// Waits for the lock of a domain and takes it ([`IoctlLock`]).
+///
+/// - `ETIMEDOUT`: not within the timeout.
+/// - `EINTR`: a signal came first.
+/// - `EEXIST`: the request of the calling thread holds it already.
+/// - `ESTALE`: the request has failed.
+/// - `EDEADLK`: the holder waits, directly or through other requests, for a domain that this request
+///   holds. The call that would close the cycle gets this; the others go on waiting.
+///
+/// A request waits when any of its threads waits. The lock of a request that has no threads and is
+/// not suspended is released after a waiter has waited for a second or until a shorter timeout.
+pub const IOCTL_LOCK_WAIT: u32 = 0x4010_5609;
+/// Wakes the threads that wait for the lock of a domain ([`IoctlLock`]).
+pub const IOCTL_LOCK_WAKE: u32 = 0x4010_560a;
+/// Sends the seal batch and waits until everything committed before is sealed. No argument.
+///
+/// - `ETIMEDOUT`: the host did not answer in time.
+pub const IOCTL_FLUSH: u32 = 0x0000_560b;
+/// Reads the state of the driver ([`IoctlInfo`]).
+pub const IOCTL_INFO: u32 = 0x8040_560c;
+/// Unregisters the calling thread; a request that it still has is failed
+/// ([`crate::incident::KIND_THREAD_DEATH`]). No argument.
+///
+/// - `ENOENT`: it is not registered.
+pub const IOCTL_THREAD_EXIT: u32 = 0x0000_560d;
+/// Suspends the request of the calling thread ([`IoctlSuspend`]).
+///
+/// It keeps its drafts and the domains in `held` of the thread, though no thread has its tag. The caller
+/// clears its control block afterwards.
+///
+/// - `EPERM`: it is not the request of the calling thread.
+/// - `ESTALE`: the request has failed.
+/// - `EALREADY`: it is suspended already.
+/// - `EAGAIN`: [`SUSPENDED_MAX`] requests of this file are suspended.
+///
+/// A suspended request that misses its deadline is failed: its drafts are discarded and its locks
+/// released at once, and its tag is kept until [`IOCTL_RESUME`] or [`IOCTL_ABANDON`]. When the last
+/// reference to this file is dropped, it is failed ([`crate::incident::KIND_PROCESS_DEATH`]).
 pub const IOCTL_SUSPEND: u32 = 0x4010_560e;
-/// Takes a suspended request up again, with [`IoctlTag`]. The calling thread carries its tag and
-/// has its domains in `held` already. `ENOENT`: no such request was suspended through this file.
-/// `ESTALE`: it has failed meanwhile; [`IOCTL_FAIL`] gives the incident.
+/// Resumes a suspended request ([`IoctlTag`]). The control block of the calling thread has its tag and
+/// its domains already.
+///
+/// - `ENOENT`: no such request of this file is suspended.
+/// - `ESTALE`: it has failed meanwhile; [`IOCTL_FAIL`] gives the incident.
 pub const IOCTL_RESUME: u32 = 0x4008_560f;
-/// Gives a suspended request up, with [`IoctlTag`]: drafts are discarded, then its locks are
-/// released. The calling thread need not be registered. `ENOENT`: as for [`IOCTL_RESUME`].
+/// Gives up a suspended request ([`IoctlTag`]): its drafts are discarded, then its locks are released.
+/// The calling thread need not be registered.
+///
+/// - `ENOENT`: no such request of this file is suspended.
 pub const IOCTL_ABANDON: u32 = 0x4008_5610;
-/// Lists the pages of a domain that the calling thread's request has drafts of, with [`IoctlDrafts`],
-/// in the order in which they were first written. `EPERM`: the tag is not the calling thread's.
+/// Lists the pages of a domain of which a request has drafts ([`IoctlDrafts`]), in the order of their
+/// first write.
+///
+/// - `EPERM`: it is not the request of the calling thread.
 pub const IOCTL_DRAFTS: u32 = 0xc020_5611;
 
-/// `mmap` offset of app `n`'s pages: `n << APP_OFFSET_SHIFT`.
+/// The `mmap` offset of the pages of app `n` is `n` shifted left by this.
 pub const APP_OFFSET_SHIFT: u32 = 40;
-/// `mmap` offset of the first thread's control page; [`IoctlThread`] gives each thread's own.
+/// `mmap` offset of the first control block; [`IoctlThread`] has that of a thread.
 pub const CONTROL_OFFSET: u64 = 0x0004_0000_0000_0000;
-/// `mmap` offset of the opened app's lock words: one `u64` a domain, indexed by domain.
+/// `mmap` offset of the lock words of the app: 8 bytes for each domain, indexed by domain.
 pub const LOCKS_OFFSET: u64 = 0x0008_0000_0000_0000;
-/// Bytes of lock words that may be mapped: [`crate::MAX_DOMAINS`] words of 8 bytes.
+/// Size of the lock words in bytes: 8 for each of [`crate::MAX_DOMAINS`] domains.
 pub const LOCKS_LENGTH: u64 = 0x0080_0000;
 
-/// Commit flag: return when the host has sealed the commit.
+/// Commit flag: return once the host has sealed the commit.
 pub const COMMIT_SEAL: u32 = 1;
 
 /// Argument of [`IOCTL_OPEN_APP`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlOpenApp {
-    /// In: name, padded with zero bytes; at least one byte.
+    /// In: name of at least one byte, padded with zeros.
     pub name: [u8; NAME_MAX],
-    /// Out: address where the pages must be mapped (with `MAP_FIXED_NOREPLACE`).
+    /// Out: address at which the pages must be mapped (`MAP_FIXED_NOREPLACE`).
     pub base: u64,
-    /// Out: bytes of address range.
+    /// Out: size of the address range in bytes.
     pub length: u64,
-    /// Out: `mmap` offset of the pages. Map shared, readable and writable.
+    /// Out: `mmap` offset of the pages, for a shared mapping to read and write.
     pub pages_offset: u64,
     /// Out: `mmap` offset of the lock words.
     pub locks_offset: u64,
-    /// Out: bytes of lock words.
+    /// Out: size of the lock words in bytes.
     pub locks_length: u64,
     /// In: [`crate::device::ABI_VERSION`] of the library.
     pub abi_version: u32,
-    /// Out: the app's number.
+    /// Out: number of the app.
     pub app: u32,
 }
 
@@ -119,15 +143,15 @@ pub struct IoctlOpenApp {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlOpenDomain {
-    /// In: the key; bytes behind `key_length` are zero.
+    /// In: the key, padded with zeros.
     pub key: [u8; KEY_MAX],
-    /// In: bytes of `key` in use.
+    /// In: length of the key.
     pub key_length: u32,
-    /// Out: the domain's number, the index of its lock word.
+    /// Out: number of the domain, the index of its lock word.
     pub domain: u32,
-    /// Out: extents it has; 0 for a new one.
+    /// Out: number of its extents; 0 for a new domain.
     pub extents: u32,
-    /// In: [`crate::control::DOMAIN_MIRROR`] or 0. Out: the domain's flags.
+    /// In: [`crate::control::DOMAIN_MIRROR`] or 0. Out: flags of the domain.
     pub flags: u32,
 }
 
@@ -137,11 +161,11 @@ pub struct IoctlOpenDomain {
 pub struct IoctlExtent {
     /// In: the domain.
     pub domain: u32,
-    /// In: index of the extent, at most the number of extents that the domain has.
+    /// In: index of the extent, at most the number of extents of the domain.
     pub index: u32,
-    /// In: pages wanted if it does not exist yet. Out: pages it has.
+    /// In: number of pages of a new extent. Out: number of its pages.
     pub pages: u32,
-    /// Out: its first page.
+    /// Out: first page.
     pub page: u32,
 }
 
@@ -149,14 +173,14 @@ pub struct IoctlExtent {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlThread {
-    /// Out: `mmap` offset of the thread's control page ([`crate::shared::ThreadControl`]).
+    /// Out: `mmap` offset of the control block ([`crate::shared::ThreadControl`]).
     pub control_offset: u64,
-    /// Out: first tag that this thread may use.
+    /// Out: first tag for this thread.
     pub tag_first: u64,
-    /// Out: how many consecutive tags it may use.
+    /// Out: number of consecutive tags.
     pub tag_count: u64,
-    /// In: signal that interrupts the thread when its request must end (deadline, failure of
-    /// another member); 0 for none.
+    /// In: signal for the thread when its request must end (deadline, failure of another thread), or
+    /// 0.
     pub signal: u32,
     /// Reserved.
     pub reserved: u32,
@@ -168,7 +192,7 @@ pub struct IoctlThread {
 pub struct IoctlTags {
     /// Out: first tag.
     pub tag_first: u64,
-    /// Out: how many.
+    /// Out: number of consecutive tags.
     pub tag_count: u64,
 }
 
@@ -176,11 +200,11 @@ pub struct IoctlTags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlCommit {
-    /// In: the request's tag.
+    /// In: tag of the request.
     pub tag: u64,
     /// In: [`COMMIT_SEAL`] or 0.
     pub flags: u32,
-    /// In: the one domain to commit, or [`crate::NONE`] for all that the request has drafts in.
+    /// In: the domain to commit, or [`crate::NONE`] for all.
     pub domain: u32,
 }
 
@@ -190,16 +214,16 @@ pub struct IoctlCommit {
 pub struct IoctlFail {
     /// Out: number of the incident.
     pub incident: u64,
-    /// In: the request's tag.
+    /// In: tag of the request.
     pub tag: u64,
-    /// In: `CLOCK_MONOTONIC` nanoseconds at the detection, or 0.
+    /// In: time of the detection in nanoseconds of `CLOCK_MONOTONIC`, or 0.
     pub detected_ns: u64,
     /// Out: nanoseconds from the detection to the end of the discard.
     pub recovery_ns: u64,
-    /// In: address of the access that failed; meaningless without
+    /// In: address of the failed access or of the block; valid with
     /// [`crate::incident::REPORT_ADDRESS`].
     pub address: u64,
-    /// In: one of the `KIND_` constants; [`crate::incident::KIND_MEMORY`] is refined by the driver
+    /// In: one of `KIND_*`; [`crate::incident::KIND_MEMORY`] is refined by the driver
     /// ([`crate::incident::KIND_FOREIGN_WRITE`], [`crate::incident::KIND_FOREIGN_DRAFT`],
     /// [`crate::incident::KIND_SEALED_WRITE`], [`crate::incident::KIND_NO_FRAMES`],
     /// [`crate::incident::KIND_DEADLINE`]). Out: the kind in the report.
@@ -208,44 +232,44 @@ pub struct IoctlFail {
     pub signal: i32,
     /// In: `si_code`, or 0.
     pub code: i32,
-    /// Out: drafts of the request that were dropped, by this call and by those before it: another
-    /// member's, or the driver's own when the request was overdue.
+    /// Out: number of drafts that were dropped, by this call and before it (by another thread of the
+    /// request, or by the driver after its deadline).
     pub drafts: u32,
-    /// In: registers, see [`REGISTERS`].
+    /// In: registers, indexed by `REG_*`.
     pub registers: [u64; REGISTERS],
-    /// In: return addresses, see [`BACKTRACE`].
+    /// In: return addresses, innermost first; unused ones are 0.
     pub backtrace: [u64; BACKTRACE],
-    /// In: address of the bytes of stack to keep as evidence. Evidence is read when the drafts are
-    /// gone and the locks are free; what cannot be read is left out.
+    /// In: address of the stack to keep as evidence. Evidence is read after the drafts are discarded
+    /// and the locks released; what cannot be read is left out.
     pub stack: u64,
-    /// In: first byte of the whole stack.
+    /// In: start of the whole stack.
     pub stack_low: u64,
-    /// In: first byte behind the whole stack.
+    /// In: end of the whole stack.
     pub stack_high: u64,
     /// In: address of the module table ([`crate::incident::ModuleEntry`]).
     pub modules: u64,
     /// In: address of the message.
     pub text: u64,
-    /// In: bytes of stack, at most [`crate::incident::STACK_MAX`].
+    /// In: size of the stack, at most [`crate::incident::STACK_MAX`].
     pub stack_bytes: u32,
-    /// In: bytes of module table, at most [`crate::incident::MODULES_MAX`].
+    /// In: size of the module table, at most [`crate::incident::MODULES_MAX`].
     pub modules_bytes: u32,
-    /// In: bytes of message, at most [`crate::incident::TEXT_MAX`].
+    /// In: size of the message, at most [`crate::incident::TEXT_MAX`].
     pub text_bytes: u32,
     /// In: [`crate::incident::REPORT_ADDRESS`] or 0.
     pub flags: u32,
 }
 
-/// Most requests that are suspended through one open file at a time.
+/// Maximum number of suspended requests of an open file.
 pub const SUSPENDED_MAX: u32 = 4096;
 
 /// Argument of [`IOCTL_SUSPEND`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlSuspend {
-    /// In: the request's tag.
+    /// In: tag of the request.
     pub tag: u64,
-    /// In: `CLOCK_MONOTONIC` nanoseconds at which it is over its deadline, or 0 for no limit.
+    /// In: deadline in nanoseconds of `CLOCK_MONOTONIC`, or 0.
     pub deadline_ns: u64,
 }
 
@@ -253,7 +277,7 @@ pub struct IoctlSuspend {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlTag {
-    /// In: the request's tag.
+    /// In: tag of the request.
     pub tag: u64,
 }
 
@@ -261,15 +285,15 @@ pub struct IoctlTag {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlLock {
-    /// In: the tag that takes the lock; ignored by [`IOCTL_LOCK_WAKE`].
+    /// In: tag of the request that takes the lock; ignored by [`IOCTL_LOCK_WAKE`].
     pub tag: u64,
     /// In: the domain.
     pub domain: u32,
-    /// In: most milliseconds to wait, 1 to 3,600,000; ignored by [`IOCTL_LOCK_WAKE`].
+    /// In: timeout in milliseconds, 1 to 3,600,000; ignored by [`IOCTL_LOCK_WAKE`].
     pub timeout_ms: u32,
 }
 
-/// Most pages that one [`IOCTL_DRAFTS`] answers with.
+/// Maximum number of pages in the result of [`IOCTL_DRAFTS`].
 pub const DRAFTS_MAX: u32 = 1024;
 
 /// Argument of [`IOCTL_DRAFTS`].
@@ -278,15 +302,15 @@ pub const DRAFTS_MAX: u32 = 1024;
 pub struct IoctlDrafts {
     /// In: tag of the request.
     pub tag: u64,
-    /// In: address of room for `capacity` page numbers of 32 bits.
+    /// In: address of an array of `capacity` page numbers of 32 bits.
     pub pages: u64,
     /// In: the domain.
     pub domain: u32,
-    /// In: pages to leave out at the front.
+    /// In: number of pages to skip.
     pub skip: u32,
-    /// In: most pages to list, 1 to [`DRAFTS_MAX`].
+    /// In: size of the array, 1 to [`DRAFTS_MAX`].
     pub capacity: u32,
-    /// Out: pages listed.
+    /// Out: number of pages in the array.
     pub count: u32,
 }
 
@@ -294,19 +318,19 @@ pub struct IoctlDrafts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlInfo {
-    /// Frames in the window.
+    /// Number of frames in the window.
     pub window_frames: u32,
-    /// Most frames that the driver may hold as granted.
+    /// Maximum number of frames granted to the driver.
     pub pool_frames: u32,
-    /// Frames free in the driver's pool.
+    /// Free frames in the pool of the driver.
     pub pool_free: u32,
     /// Drafts of all requests.
     pub drafts: u32,
-    /// Pages committed and not yet sealed.
+    /// Pages that are committed and not sealed yet.
     pub unsealed: u32,
-    /// 1 if the host broke the protocol or a timeout; nothing can be written then.
+    /// 1 if the host missed a timeout or broke the protocol; no domain can be written then.
     pub broken: u32,
-    /// Commits with at least one page since the driver was loaded.
+    /// Commits of at least one page, since the driver was loaded.
     pub commits: u64,
     /// Pages sealed.
     pub sealed_pages: u64,
@@ -314,7 +338,7 @@ pub struct IoctlInfo {
     pub discarded: u64,
     /// Incidents reported by the driver.
     pub incidents: u64,
-    /// Seal messages sent; with `commits` this tells how rare exits are.
+    /// Seal messages sent. Compared with `commits`, this tells how rare exits are.
     pub seal_messages: u64,
 }
 
@@ -332,7 +356,7 @@ mod tests {
     const READ: u32 = 2;
 
     #[test]
-    fn ioctl_numbers_agree_with_the_sizes_of_their_arguments() {
+    fn ioctl_numbers_match_sizes_of_arguments() {
         assert_eq!(
             IOCTL_OPEN_APP,
             ioc(READ | WRITE, 1, size_of::<IoctlOpenApp>())
@@ -362,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn app_ranges_lie_below_the_addresses_linux_gives_to_programs() {
+    fn app_ranges_end_below_addresses_of_programs() {
         let end = crate::APP_BASE
             + u64::from(crate::MAX_APPS)
                 * u64::from(crate::APP_PAGES)

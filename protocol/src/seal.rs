@@ -1,15 +1,15 @@
-//! Seal records: one committed page each.
+//! Seal records: a committed page each.
 
 /// Flag of the last record of a commit.
 pub const SEAL_LAST: u32 = 1;
 
-/// Most pages in one commit that the host keeps while its records arrive.
+/// Maximum number of pages in a commit.
 pub const COMMIT_PAGES_MAX: u32 = 0x0001_0000;
 
-/// One page of a commit.
+/// A committed page.
 ///
-/// Records of a commit follow each other, carry the same tag, and the last one has
-/// [`SEAL_LAST`]. A commit may be spread over several messages.
+/// The records of a commit are consecutive and have the same tag; the last one has [`SEAL_LAST`]. A
+/// commit may be spread over several messages.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SealRecord {
@@ -17,13 +17,13 @@ pub struct SealRecord {
     pub tag: u64,
     /// The app.
     pub app: u32,
-    /// The domain that the page belongs to.
+    /// The domain of the page.
     pub domain: u32,
     /// The page.
     pub page: u32,
-    /// The frame that held the page before, or [`crate::NONE`] if it was never committed.
+    /// Frame of the previous version, or [`crate::NONE`] if the page was never committed.
     pub old_frame: u32,
-    /// The granted frame with the new content.
+    /// The granted frame with the new version.
     pub new_frame: u32,
     /// [`SEAL_LAST`] or 0.
     pub flags: u32,

@@ -1,7 +1,7 @@
 //! Apps.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::app::{App, Protection};
+use crate::{App, Protection};
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 

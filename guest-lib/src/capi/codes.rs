@@ -1,4 +1,4 @@
-//! Return codes, and what says the same by `errno`.
+//! Return codes, and their counterparts in `errno`.
 
 use crate::error::Error;
 use std::ffi::{c_char, c_int};
@@ -37,7 +37,7 @@ pub const VMSRS_ENOMEM: i32 = -12;
 pub const VMSRS_EMAIN: i32 = -13;
 /// Committed, but the host did not seal the commit in time. It will, once it answers.
 pub const VMSRS_EUNSEALED: i32 = -14;
-/// The process was forked inside the request, and this is the child.
+/// The process was forked, and the request belongs to its parent.
 pub const VMSRS_EFORKED: i32 = -15;
 /// The operating system or the driver refused. `errno` has the reason.
 pub const VMSRS_ESYSTEM: i32 = -16;
@@ -65,35 +65,35 @@ pub const VMSRS_EVARIABLES: i32 = -21;
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
     let text = match code {
-        VMSRS_OK => c"done",
-        VMSRS_EFAILED => c"the request failed; where there is protection, everything it wrote was discarded",
-        VMSRS_EINVAL => c"an argument is out of its range",
+        VMSRS_OK => c"success",
+        VMSRS_EFAILED => c"the request failed",
+        VMSRS_EINVAL => c"invalid argument",
         VMSRS_EDEVICE => {
-            c"the VMSRS device cannot be used; check its permissions and the driver's version"
+            c"cannot use the VMSRS device; check its permissions and the version of the driver"
         }
-        VMSRS_ELAYOUT => c"the domain's heap was written by a library with another layout",
-        VMSRS_ENOREQUEST => c"the calling thread has no request (or none of its requests failed)",
-        VMSRS_ENOTHELD => c"the request does not hold this domain",
-        VMSRS_ENESTED => c"the calling thread has a request already; call this outside of it",
-        VMSRS_EHELD => c"the request holds this domain already",
-        VMSRS_ELIMIT => c"the request has too many domains, defers or threads",
+        VMSRS_ELAYOUT => c"the heap of the domain was written by a library with another layout",
+        VMSRS_ENOREQUEST => c"the calling thread has no request, or none of its requests failed",
+        VMSRS_ENOTHELD => c"the request does not hold the domain",
+        VMSRS_ENESTED => c"the calling thread has a request already; requests do not nest",
+        VMSRS_EHELD => c"the request holds the domain already",
+        VMSRS_ELIMIT => c"too many domains, deferred functions or threads of a request, or suspended tasks",
         VMSRS_EAPP => c"the domain belongs to another app than the request",
-        VMSRS_ETIMEOUT => c"the domain's lock did not become free in time",
-        VMSRS_ENOMEM => c"no memory: the window or the domain is full",
-        VMSRS_EMAIN => c"the domain of vmsrs_run is held to the end of the request",
+        VMSRS_ETIMEOUT => c"the lock of the domain did not become free in time",
+        VMSRS_ENOMEM => c"out of memory: the window or the domain is full",
+        VMSRS_EMAIN => c"the domain that the request was begun with is held to its end",
         VMSRS_EUNSEALED => c"committed, but the host did not seal it in time",
-        VMSRS_EFORKED => c"the process was forked inside the request",
-        VMSRS_EENDED => c"the request that the ticket or task is for is over",
-        VMSRS_EDEADLOCK => c"waiting would never end: the domain's holder waits for this request",
+        VMSRS_EFORKED => c"the process was forked, and the request belongs to its parent",
+        VMSRS_EENDED => c"the request of the ticket or task has ended",
+        VMSRS_EDEADLOCK => c"deadlock: the holder of the domain waits for this request",
         VMSRS_EDAMAGED => c"the host lost content of the domain to broken memory",
         VMSRS_ENOKEYS => {
-            c"no protection key is left; guard memory after vmsrs_open and before threads start"
+            c"no protection key is left; guard memory after vmsrs_open() and before threads start"
         }
         VMSRS_EVARIABLES => {
-            c"the program's variables cannot be guarded; link it with -z now and libvmsrs.so, or guard pages of your choice"
+            c"cannot guard the variables of the program; link it with -z now and libvmsrs.so, or guard single pages"
         }
-        VMSRS_ESYSTEM => c"the operating system or the driver refused; errno says why",
-        _ => c"unknown code",
+        VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
+        _ => c"unknown return code",
     };
     text.as_ptr()
 }

@@ -1,8 +1,8 @@
 //! Domains and their root pointers.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::app::App;
-use crate::domain::{Domain, DomainOptions};
+use crate::App;
+use crate::{Domain, DomainOptions};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use vmsrs_protocol::KEY_MAX;
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn vmsrs_domain_open_with(
     let Some(app) = (unsafe { app.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if key.is_null() || domain.is_null() || !(1..=KEY_MAX).contains(&length) {
         return VMSRS_EINVAL;
     }

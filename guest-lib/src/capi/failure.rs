@@ -1,9 +1,9 @@
 //! What is known of a failed request.
 
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, code};
+use crate::JoinError;
 use crate::error::RunError;
 use crate::failure::Failure;
-use crate::ticket::JoinError;
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 
@@ -27,7 +27,7 @@ pub struct CFailure {
     pub instruction: u64,
     /// Nanoseconds from the detection to the end of the discard.
     pub recovery_ns: u64,
-    /// Deferred functions that failed and were cut short.
+    /// Deferred functions that failed and were aborted.
     pub defers_failed: u32,
     /// 0.
     pub reserved: u32,

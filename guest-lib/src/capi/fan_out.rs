@@ -2,7 +2,7 @@
 
 use super::codes::{VMSRS_EENDED, VMSRS_EINVAL, VMSRS_OK, code};
 use super::run::RequestFn;
-use crate::request::Request;
+use crate::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -30,7 +30,7 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: whoever calls vmsrs_fan_out() says that another thread may call it with its argument.
+// SAFETY: the caller of vmsrs_fan_out() promises that another thread may call it with its argument.
 unsafe impl Send for Call {}
 
 impl Call {
@@ -59,8 +59,8 @@ impl Call {
 /// # Safety
 ///
 /// `request` is the one that the calling function got; `pieces` points to `count` pieces, which only this
-/// call uses until it returns; another thread may call each function with its argument, and it bears being
-/// cut short.
+/// call uses until it returns; another thread may call each function with its argument, and may be
+/// aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_fan_out(
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn vmsrs_fan_out(
     let Some(request) = (unsafe { request.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if pieces.is_null() || count > PIECES_MAX {
         return VMSRS_EINVAL;
     }

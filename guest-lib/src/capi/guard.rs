@@ -1,7 +1,7 @@
 //! Memory outside of domains that requests may only read.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code, status};
-use crate::guard::{guard, guard_variables, open_guard};
+use crate::{guard, guard_variables, open_guard};
 use std::ffi::{c_int, c_void};
 
 /// Makes pages outside of domains read-only for requests.

@@ -1,7 +1,7 @@
 //! Blocks in domains.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, errno_of, set_errno, status};
-use crate::domain::Domain;
+use crate::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn vmsrs_realloc(
     };
     let outcome = match ptr::NonNull::new(block.cast::<u8>()) {
         None => domain.allocate(size, 16),
-        // SAFETY: the caller gives the block up; what is no block is found out.
+        // SAFETY: the caller gives the block up; the heap detects what is not a block.
         Some(block) => unsafe { domain.reallocate(block, size) },
     };
     match outcome {
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn vmsrs_free(domain: *const Domain, block: *mut c_void) -
     };
     match ptr::NonNull::new(block.cast::<u8>()) {
         None => VMSRS_OK,
-        // SAFETY: the caller gives the block up; what is no block is found out.
+        // SAFETY: the caller gives the block up; the heap detects what is not a block.
         Some(block) => status(unsafe { domain.deallocate(block) }),
     }
 }

@@ -1,8 +1,8 @@
 //! Invariants.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK};
-use crate::app::App;
-use crate::domain::Domain;
+use crate::App;
+use crate::Domain;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -25,7 +25,7 @@ struct Check {
     argument: *mut c_void,
 }
 
-// SAFETY: whoever registers it says that any thread may call it with its argument.
+// SAFETY: the caller that registers it promises that any thread may call it with its argument.
 unsafe impl Send for Check {}
 // SAFETY: as above.
 unsafe impl Sync for Check {}

@@ -69,7 +69,7 @@ mod tests {
     use vmsrs_protocol::incident;
 
     #[test]
-    fn the_kinds_of_the_c_interface_are_all_those_of_the_protocol() {
+    fn kinds_are_those_of_the_protocol() {
         let kinds = [
             (VMSRS_KIND_MEMORY, incident::KIND_MEMORY),
             (VMSRS_KIND_ARITHMETIC, incident::KIND_ARITHMETIC),

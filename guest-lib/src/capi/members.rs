@@ -3,8 +3,8 @@
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use super::failure::failed;
 use super::run::{RequestFn, put};
-use crate::request::Request;
-use crate::ticket::Ticket;
+use crate::Request;
+use crate::Ticket;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -62,7 +62,7 @@ pub unsafe extern "C" fn vmsrs_ticket(request: *const Request, ticket: *mut CTic
 ///
 /// Runs the function on the request stack of this thread; it may do all that the request
 /// may. The request ends only after all threads have left it. When any of them fails, all
-/// are cut short, whatever they do, and discarded together.
+/// are aborted, whatever they do, and discarded together.
 ///
 /// @param ticket The ticket.
 /// @param function The work.
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn vmsrs_ticket(request: *const Request, ticket: *mut CTic
 ///
 /// # Safety
 ///
-/// `ticket` points to what `vmsrs_ticket` gave, or is null; the function bears being cut short.
+/// `ticket` points to what `vmsrs_ticket` gave, or is null; the function may be aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_join(

@@ -1,33 +1,20 @@
-//! The C interface; `include/vmsrs.h` is generated from these files, in this order.
+//! The C interface.
 //!
-//! Handles (`vmsrs_app`, `vmsrs_domain`) are never closed: the same name or key gives the same
-//! handle again, and it stays good until the process ends. A `vmsrs_request` is good only inside the
-//! function that got it and only on its thread.
-
-pub mod codes;
-
-pub mod kinds;
+//! `include/vmsrs.h` is generated from these files; `vmsrs.h.in` says what goes where. The comments are
+//! those of the header: they speak to callers in C, and the sections on safety to callers in Rust.
 
 pub mod app;
-
+pub mod codes;
 pub mod domain;
-
-pub mod options;
-
-pub mod run;
-
 pub mod failure;
-
-pub mod request;
-
-pub mod heap;
-
-pub mod members;
-
 pub mod fan_out;
-
-pub mod task;
-
-pub mod invariant;
-
 pub mod guard;
+pub mod heap;
+pub mod invariant;
+pub mod kinds;
+pub mod members;
+pub mod options;
+pub mod request;
+pub mod run;
+pub mod task;
+mod ticket;

@@ -1,6 +1,6 @@
 //! How a request is run.
 
-use crate::request::{Audit, Options};
+use crate::{Audit, Options};
 use std::time::Duration;
 
 /// Return once the host has sealed the commit.

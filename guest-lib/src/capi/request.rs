@@ -2,9 +2,9 @@
 
 use super::codes::{VMSRS_EINVAL, status};
 use super::options::VMSRS_SEAL;
-use crate::domain::Domain;
+use crate::Domain;
+use crate::Request;
 use crate::failure::Kind;
-use crate::request::Request;
 use crate::thread;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -205,7 +205,7 @@ pub unsafe extern "C" fn vmsrs_enter_all(
     let Some(request) = (unsafe { request.as_ref() }) else {
         return VMSRS_EINVAL;
     };
-    // The length first: a slice of an absurd length must not even be made.
+    // Before the slice: its length must be sane.
     if domains.is_null() || count > 1 << 16 {
         return VMSRS_EINVAL;
     }
@@ -214,7 +214,7 @@ pub unsafe extern "C" fn vmsrs_enter_all(
     if domains.iter().any(|domain| domain.is_null()) {
         return VMSRS_EINVAL;
     }
-    // SAFETY: handles, not null, which live for ever; a reference is laid out as a pointer.
+    // SAFETY: handles, not null, which are never freed; a reference is laid out as a pointer.
     let domains =
         unsafe { std::slice::from_raw_parts(domains.as_ptr().cast::<&'static Domain>(), count) };
     status(request.enter_all(domains))

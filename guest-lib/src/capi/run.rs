@@ -3,16 +3,16 @@
 use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_EUNSEALED, VMSRS_OK, code};
 use super::failure::note_failure;
 use super::options::COptions;
-use crate::domain::Domain;
+use crate::Domain;
+use crate::Request;
 use crate::error::{Error, RunError};
-use crate::request::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
 /// The work of a request.
 ///
-/// It runs on a stack of its own and may be cut short at any instruction (see "Failures"
-/// above). It must return, fail or be cut short: `longjmp()` out of it keeps the domains
+/// It runs on a stack of its own and may be aborted at any instruction (see "Failures"
+/// above). It must return, fail or be aborted: `longjmp()` out of it keeps the domains
 /// locked, `pthread_exit()` in it fails the request.
 ///
 /// @param request The request: valid until the function returns, on this thread only.
@@ -51,7 +51,7 @@ pub type RequestFn =
 ///
 /// # Safety
 ///
-/// `domain` comes from `vmsrs_domain_open`; the function bears being cut short.
+/// `domain` comes from `vmsrs_domain_open`; the function may be aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_run(

@@ -4,9 +4,9 @@ use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use super::failure::failed;
 use super::options::COptions;
 use super::run::{RequestFn, put};
-use crate::domain::Domain;
+use crate::Domain;
 use crate::error::{Error, RunError};
-use crate::task::{Step, Task};
+use crate::{Step, Task};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -82,8 +82,8 @@ pub unsafe extern "C" fn vmsrs_task_new(
 ///
 /// # Safety
 ///
-/// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function bears being
-/// cut short.
+/// `task` comes from `vmsrs_task_new`, and no other thread uses it meanwhile; the function may be
+/// aborted at any instruction.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_task_step(

@@ -2,8 +2,7 @@
 //! a new dynamic memory allocator for real-time systems, ECRTS 2004).
 //!
 //! Rooms below [`EXACT`] grains have a list for each size. Above, each power of two is divided into
-//! [`STEPS`] lists. A map says which lists have something in them, so looking for room takes a bounded
-//! number of steps.
+//! [`STEPS`] lists. A map says which lists are not empty, so a search takes a bounded number of steps.
 
 use vmsrs_protocol::EXTENT_MAX_PAGES;
 use vmsrs_protocol::PAGE_SIZE;
@@ -53,7 +52,7 @@ pub(super) fn list_for(grains: usize) -> usize {
 }
 
 impl Bins {
-    /// The first list from `list` on that has something in it, and its head.
+    /// The first list from `list` on that is not empty, and its head.
     pub(super) fn first_from(&self, list: usize) -> Option<(usize, u64)> {
         let mut word = list / 64;
         let mut bits = self.map.get(word)? & (u64::MAX << (list % 64));
@@ -82,7 +81,7 @@ impl Bins {
         }
     }
 
-    /// Whether the map says of a list what its head says.
+    /// Whether the map and the head of a list agree.
     pub(super) fn agrees(&self, list: usize) -> bool {
         (self.map[list / 64] >> (list % 64) & 1 != 0) == (self.head(list) != 0)
     }
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_grow_with_the_size_and_a_list_for_a_size_has_nothing_smaller() {
+    fn bins_are_ordered_by_size() {
         let mut highest = 0;
         for grains in 1..=GRAINS_MAX {
             let list = list_of(grains);

@@ -1,10 +1,10 @@
 //! The audit's view of the heap: everything that can be checked of it, in the whole domain or page by
 //! page.
 
+use super::layout::{BLOCK_HEADER, GRAIN, State};
 use super::room::check_fill;
 use super::span::Span;
 use super::{Damage, Heap, PAGE};
-use crate::layout::{BLOCK_HEADER, GRAIN, State};
 
 impl Heap {
     /// Blocks, those in quarantine included.

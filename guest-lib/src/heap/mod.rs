@@ -1,20 +1,21 @@
 //! Allocation in a domain, with all state inside the domain, so that blocks and bookkeeping are
 //! discarded together when a request fails.
 //!
-//! Everything here runs in a request that holds the domain. Nothing that lies in the domain is trusted:
+//! Everything here runs in a request that holds the domain. Nothing in the domain is trusted:
 //! a header is checked before its numbers are used, both directions of a link before one of them is
-//! followed, and poison before its room is given out. So damage costs the request that meets it, and
-//! cannot make the allocator write elsewhere or run for ever. Damage found on the way is a [`Damage`];
+//! followed, and poison before its room is given out. So damage fails the request that finds it, and
+//! cannot make the allocator write elsewhere or loop forever. Damage found on the way is a [`Damage`];
 //! the caller makes the request fail with it.
 
-pub(crate) mod bins;
+mod bins;
 mod check;
+pub(crate) mod layout;
 mod room;
 mod span;
 
-use crate::app::App;
 use crate::failure::Kind;
-use crate::layout::{
+use crate::shared::backend::Backend;
+use layout::{
     BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, MAPS_PER_PAGE,
     POISON, POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
 };
@@ -52,12 +53,12 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// First byte behind its room: the next chunk's header, or the extent's end.
+    /// First byte after its room: the next chunk's header, or the extent's end.
     fn end(&self) -> u64 {
         self.address + self.header.room() as u64
     }
 
-    /// Writes its header anew.
+    /// Writes its header.
     fn mark(&mut self, size: usize, room: usize, state: State) {
         self.header = BlockHeader::new(self.address, size, room, state);
         self.state = state;
@@ -102,13 +103,15 @@ pub(crate) struct Heap {
     domain: u32,
     /// The heap was there when the request took the domain, or was made by the request.
     made: bool,
+    /// Gives the heap more extents.
+    backend: &'static dyn Backend,
 }
 
 impl Heap {
     /// # Safety
     ///
     /// `header` is the first page of domain `domain` of the app at `base`, with the whole first
-    /// extent behind it, and the calling thread's request holds the domain while this lives. `made`
+    /// extent after it, and the calling thread's request holds the domain while this lives. `made`
     /// says whether the domain is known to have a heap: what the request may have overwritten in the
     /// domain itself cannot tell.
     pub(crate) unsafe fn new(
@@ -116,12 +119,14 @@ impl Heap {
         base: u64,
         domain: u32,
         made: bool,
+        backend: &'static dyn Backend,
     ) -> Self {
         Self {
             header: header.as_ptr(),
             base,
             domain,
             made,
+            backend,
         }
     }
 
@@ -235,14 +240,10 @@ impl Heap {
     /// Makes the heap larger, so that there is a room of at least `bytes`. False when there is no
     /// memory.
     fn grow(&mut self, bytes: usize) -> Result<bool, Damage> {
-        let Some(app) = App::at(self.header as u64) else {
-            return Ok(false);
-        };
         let least = (bytes + BLOCK_HEADER).div_ceil(PAGE - MAPS_PER_PAGE) as u32;
         if least > EXTENT_MAX_PAGES {
             return Ok(false);
         }
-        let backend = app.backend();
         loop {
             let index = self.extents().len();
             if index >= EXTENTS_MAX {
@@ -252,12 +253,12 @@ impl Heap {
             let total: u32 = self.extents().iter().map(|extent| extent.pages).sum();
             let ask = |pages: u32| {
                 let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
-                backend.extent(self.domain, index as u32, pages)
+                self.backend.extent(self.domain, index as u32, pages)
             };
             let found = ask(least.max(total.min(EXTENT_MAX_PAGES)))
-                // A nearly full window may have room for what is needed, if not for more.
+                // A nearly full window may still have room for the least size.
                 .or_else(|_| ask(least));
-            // What a request that failed has left may be smaller than what was asked for.
+            // An extent left by a failed request may be smaller than what was asked for.
             let Ok(extent) = found else {
                 return Ok(false);
             };
@@ -313,7 +314,10 @@ impl Heap {
             return Err(foreign);
         }
         if !span.starts().get(address) {
-            return Err(Damage::new(Self::kind_of_stranger(span, address), address));
+            return Err(Damage::new(
+                Self::kind_of_bad_pointer(span, address),
+                address,
+            ));
         }
         let chunk = Self::chunk(span, address)?;
         match chunk.state {
@@ -322,9 +326,9 @@ impl Heap {
         }
     }
 
-    /// A pointer into the heap where no chunk begins: inside of a block it is foreign; elsewhere it is
+    /// A pointer into the heap where no chunk begins: inside a block it is foreign; elsewhere it is
     /// memory that was given back before.
-    fn kind_of_stranger(span: Span, address: u64) -> Kind {
+    fn kind_of_bad_pointer(span: Span, address: u64) -> Kind {
         let before = span.starts().before(address);
         let chunk = before.and_then(|before| Self::chunk(span, before).ok());
         match chunk {
@@ -337,7 +341,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is none.
+    /// The damage when it is not one.
     pub(crate) fn size(&self, address: u64) -> Result<usize, Damage> {
         self.live(address).map(|block| block.header.size())
     }
@@ -346,7 +350,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is no live block, or overwritten behind.
+    /// The damage when it is not a live block, or its red zone is overwritten.
     pub(crate) fn resize(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
         let mut block = self.live(address)?;
         let room = block.header.room();
@@ -365,7 +369,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is no live block, or overwritten behind.
+    /// The damage when it is not a live block, or its red zone is overwritten.
     pub(crate) fn retire(&mut self, address: u64) -> Result<(), Damage> {
         let mut block = self.live(address)?;
         block.check_red_zone()?;
@@ -374,7 +378,7 @@ impl Heap {
         Ok(())
     }
 
-    /// Gives a retired block back to the heap, if nobody has written to it.
+    /// Gives a retired block back to the heap, if it was not written to.
     ///
     /// # Errors
     ///

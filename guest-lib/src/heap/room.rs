@@ -1,10 +1,10 @@
 //! Free room: its lists, how blocks are cut from it, and how they become part of it again.
 
 use super::bins::{Bins, list_for, list_of};
+use super::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 use super::span::Span;
 use super::{Chunk, Damage, Heap};
 use crate::failure::Kind;
-use crate::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 
 const STEP: u64 = GRAIN as u64;
 
@@ -89,7 +89,7 @@ impl Heap {
         Ok(Some(room))
     }
 
-    /// What is before and behind a room in its list, if they say so too.
+    /// The neighbours of a room in its list, if they link back.
     fn neighbours(&self, room: &Chunk) -> Result<(Option<Chunk>, Option<Chunk>), Damage> {
         let corrupt = Damage::corrupt(room.address);
         let previous = match room.link(Link::Previous)? {
@@ -173,7 +173,7 @@ impl Heap {
     fn look(&self, bytes: usize) -> Result<Option<Chunk>, Damage> {
         let grains = (bytes + BLOCK_HEADER) / GRAIN;
         let fits = |room: &Chunk| room.header.room() >= bytes;
-        // Best is one of about this size; any from the list behind on does.
+        // Best is one of about this size; any from the next list on will do.
         if let Some(room) = self.head(list_of(grains))?.filter(fits) {
             return Ok(Some(room));
         }
@@ -215,9 +215,9 @@ impl Heap {
         let end = from.end();
         let left = end.checked_sub(address + room as u64);
         let left = left.ok_or(Damage::corrupt(from.address))?;
-        let behind = (left >= 2 * STEP).then_some(address + room as u64 + header);
-        let room = behind.map_or(end - address, |_| room as u64);
-        let taken = address - header..behind.unwrap_or(address + room);
+        let after = (left >= 2 * STEP).then_some(address + room as u64 + header);
+        let room = after.map_or(end - address, |_| room as u64);
+        let taken = address - header..after.unwrap_or(address + room);
         check_fill(
             span,
             taken.start.max(from.address),
@@ -228,8 +228,8 @@ impl Heap {
             let front = address - header - from.address;
             self.make_room(span, from.address, front as usize)?;
         }
-        if let Some(behind) = behind {
-            self.make_room(span, behind, (end - behind) as usize)?;
+        if let Some(after) = after {
+            self.make_room(span, after, (end - after) as usize)?;
         }
         span.starts().set(address);
         Ok(Chunk {
@@ -253,7 +253,7 @@ impl Heap {
         if before.is_some_and(|before| before.end() + header != block.address) {
             return Err(Damage::corrupt(block.address));
         }
-        let behind = match block.end() {
+        let after = match block.end() {
             end if end == span.end() => None,
             end => Some(Self::chunk(span, end + header)?),
         };
@@ -261,11 +261,11 @@ impl Heap {
         let poisoned = (block.poisoned().len() / GRAIN * GRAIN) as u64;
         span.fills()
             .set_range(block.address, block.address + poisoned);
-        if let Some(behind) = behind.filter(|behind| behind.state == State::Free) {
-            self.unlink(&behind)?;
-            span.starts().clear(behind.address);
-            fill(span, behind.address - header, behind.address + STEP);
-            end = behind.end();
+        if let Some(after) = after.filter(|after| after.state == State::Free) {
+            self.unlink(&after)?;
+            span.starts().clear(after.address);
+            fill(span, after.address - header, after.address + STEP);
+            end = after.end();
         }
         if let Some(before) = before.filter(|before| before.state == State::Free) {
             self.unlink(&before)?;

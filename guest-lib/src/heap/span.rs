@@ -1,6 +1,6 @@
-//! One extent as the heap sees it: its two bitmaps, and the chunks behind them.
+//! One extent as the heap sees it: its two bitmaps, and the chunks after them.
 
-use crate::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
+use super::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
 use std::mem::size_of;
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
@@ -38,7 +38,7 @@ impl Span {
         self.maps + (self.pages * MAPS_PER_PAGE) as u64
     }
 
-    /// First byte behind the extent.
+    /// First byte after the extent.
     pub(super) fn end(self) -> u64 {
         self.start + self.pages as u64 * PAGE
     }

@@ -1,68 +1,71 @@
 //! One thread of a request at a time in the request's lists and heaps.
 
 use super::landing::fail_request;
-use super::{Phase, Thread};
-use crate::failure::Kind;
-use crate::latch::Take;
-use crate::run;
+use super::{Phase, Thread, uninterrupted};
+use crate::failure::{Kind, LOST};
+use crate::state::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// What the failure says of a request that waits for itself: a handler of a signal, or a wild jump.
-pub(crate) const AMID: &[u8] = b"the library was called in the middle of its own work";
+/// What the failure says when the library was called while it was at work: by a signal handler, or by a
+/// jump through a bad pointer.
+pub(crate) const REENTRANT: &[u8] = b"the library was called in the middle of its own work";
 
 impl Thread {
     /// Runs code that uses the request's lists or heaps: one thread of the request at a time, which
-    /// may come back here from inside. Comes to the landing instead if the request fails while another one has them.
+    /// may come back here from inside. Goes to the landing instead if the request fails while another
+    /// thread has them.
     pub(crate) fn exclusive<T>(&self, code: impl FnOnce() -> T) -> T {
-        if self.alone.get() {
+        if self.exclusive.get() {
             return code();
         }
         let state = self.state();
-        let give_up = |for_nothing| self.is_doomed() || (for_nothing && state.members.has_lost());
+        let give_up = |timed_out| {
+            self.must_abort() || (timed_out && uninterrupted(|| state.members.has_lost()))
+        };
         loop {
             let take = state.latch.take(self.number, give_up);
             if take == Take::Taken {
                 break;
             }
-            // Nothing was begun here yet, so even critical code can be cut short.
+            // Nothing has started here yet, so even critical code can be cut short.
             if self.phase() == Phase::Running {
-                if self.is_doomed() {
+                if self.must_abort() {
                     fail_request(Kind::Deadline, 0, &[]);
                 }
                 if take == Take::Own {
-                    fail_request(Kind::Memory, 0, AMID);
+                    fail_request(Kind::Memory, 0, REENTRANT);
                 }
-                fail_request(Kind::ThreadDeath, 0, run::LOST);
+                fail_request(Kind::ThreadDeath, 0, LOST);
             }
             if take == Take::Own {
                 // On its way out of the request with the latch that it has, and nothing begun under it.
                 break;
             }
         }
-        self.alone.set(true);
-        // Whoever cuts this short, or asks in the middle of it, sees how far it is.
+        self.exclusive.set(true);
+        // A signal handler sees how far this is.
         compiler_fence(Ordering::SeqCst);
         let value = code();
         compiler_fence(Ordering::SeqCst);
-        self.alone.set(false);
+        self.exclusive.set(false);
         state.latch.open();
         value
     }
 
-    /// Whether the thread was taken out of the middle of the library's work and never came back to it.
-    pub(crate) fn is_amid(&self) -> bool {
-        self.alone.get() || self.is_critical() || self.state().latch.is_of(self.number)
+    /// Whether the thread left the library's code in the middle and never returned to it.
+    pub(crate) fn is_inside_library(&self) -> bool {
+        self.exclusive.get() || self.is_critical() || self.state().latch.is_held_by(self.number)
     }
 
-    /// Fails the request if this is the middle of the library's own work, where a handler of a signal or a wild
-    /// jump has called it again: what it would change, or commit, is half changed. The check of an invariant
-    /// is called by the library, and may call it.
-    pub(crate) fn refuse_amid(&self) {
-        // In critical code alone, no list and no heap is half changed; and the library drops there what the
-        // server has given it.
-        let is_amid = self.alone.get() || self.state().latch.is_of(self.number);
-        if is_amid && self.phase() == Phase::Running && !self.checking.get() {
-            fail_request(Kind::Memory, 0, AMID);
+    /// Fails the request if a signal handler or a bad jump calls the library while it is at work: the data
+    /// it would change or commit is half changed. An invariant's check is called by the library and may
+    /// call it.
+    pub(crate) fn reject_reentry(&self) {
+        // Critical code alone leaves no list or heap half changed, and drops values of the server, which
+        // may call the library.
+        let is_inside_library = self.exclusive.get() || self.state().latch.is_held_by(self.number);
+        if is_inside_library && self.phase() == Phase::Running && !self.checking.get() {
+            fail_request(Kind::Memory, 0, REENTRANT);
         }
     }
 }
@@ -70,17 +73,17 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Domain;
     use crate::error::Error;
-    use crate::hooked::Hooked;
-    use crate::request::Request;
+    use crate::mock::MockBackend;
+    use crate::run::request::Request;
+    use crate::state::domain::Domain;
     use crate::thread::current;
     use crate::thread::tests::failure;
     use std::sync::mpsc;
 
     type Call = fn(&Request, &'static Domain) -> Result<(), Error>;
 
-    /// Here a jump to other code strikes, between two instructions of `exclusive`.
+    /// As a jump to other code leaves it between two instructions of `exclusive`.
     fn take_the_latch() -> &'static Thread {
         let thread = current().unwrap();
         let take = thread.state().latch.take(thread.number, |_| false);
@@ -89,8 +92,8 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_calls_the_library_in_the_middle_of_itself_fails_at_once() {
-        let app = Hooked::app("in the middle", |_| ());
+    fn reentry_fails_request() {
+        let app = MockBackend::app("in the middle", |_| ());
         let domain = app.domain("one").unwrap();
         let failure = failure(domain.run(|request| {
             take_the_latch();
@@ -102,9 +105,8 @@ mod tests {
     }
 
     #[test]
-    fn another_thread_of_a_request_that_calls_the_library_in_the_middle_of_itself_fails_it_at_once()
-    {
-        let app = Hooked::app("another in the middle", |_| ());
+    fn reentry_from_member_fails_request() {
+        let app = MockBackend::app("another in the middle", |_| ());
         let domain = app.domain("one").unwrap();
         let failure = failure(domain.run(|request| {
             let ticket = request.ticket()?;
@@ -124,24 +126,24 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_was_taken_out_of_the_middle_of_the_library_is_not_committed() {
-        let app = Hooked::app("out of the middle", |hooks| {
+    fn request_that_left_the_library_midway_is_not_committed() {
+        let app = MockBackend::app("out of the middle", |hooks| {
             hooks.commit = Box::new(|_, _| panic!("committed"));
         });
         let domain = app.domain("one").unwrap();
-        let end_amid: [fn(&Thread); 3] = [
+        let end_inside: [fn(&Thread); 3] = [
             |_| (),
-            |thread| thread.alone.set(true),
+            |thread| thread.exclusive.set(true),
             |thread| thread.critical.set(1),
         ];
-        // As if a handler of a signal, or other code, had ended the function that was called.
+        // As if a signal handler had ended the function that was called.
         let ends = [|| Ok(()), || Err(Error::Unsealed)];
-        for (end_amid, end) in end_amid
+        for (end_inside, end) in end_inside
             .iter()
-            .flat_map(|&amid| ends.map(|end| (amid, end)))
+            .flat_map(|&end_inside| ends.map(|end| (end_inside, end)))
         {
             let failure = failure(domain.run(|_| {
-                end_amid(take_the_latch());
+                end_inside(take_the_latch());
                 end()
             }));
             assert_eq!(failure.kind, Kind::Memory);
@@ -151,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn no_call_in_the_middle_of_the_library_changes_or_commits_anything() {
-        let app = Hooked::app("calls amid", |hooks| {
+    fn reentrant_calls_change_and_commit_nothing() {
+        let app = MockBackend::app("reentrant calls", |hooks| {
             hooks.commit = Box::new(|_, _| panic!("committed"));
         });
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
@@ -160,7 +162,7 @@ mod tests {
             |_| {
                 take_the_latch();
             },
-            |thread| thread.alone.set(true),
+            |thread| thread.exclusive.set(true),
         ];
         let calls: [Call; 6] = [
             |request, _| request.alloc(1u8).map(drop),
@@ -188,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ends_with_the_latch_fails_the_request_of_whoever_waits_for_it() {
-        let app = Hooked::app("lost latch", |_| ());
+    fn thread_ending_with_the_latch_fails_waiters() {
+        let app = MockBackend::app("lost latch", |_| ());
         let domain = app.domain("one").unwrap();
         let (inside, is_inside) = mpsc::channel();
         let failure = failure(domain.run(|request| {
@@ -198,7 +200,7 @@ mod tests {
                 let _ = ticket.join(|_| {
                     current().unwrap().exclusive(|| {
                         inside.send(()).unwrap();
-                        // SAFETY: ends the thread behind everybody's back; what it owns is leaked.
+                        // SAFETY: ends the thread without unwinding; what it owns is leaked.
                         unsafe { libc::syscall(libc::SYS_exit, 0) };
                     });
                 });

@@ -2,18 +2,41 @@
 
 use super::landing::fail_request;
 use super::registry::current;
-use super::{Phase, Thread, now};
+use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::{clib, signal};
+use crate::os::clib;
+use crate::os::clock::now;
+use crate::os::signals;
+use crate::state::members::Members;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
-/// Runs code that must not be cut short on any thread, in a request or not: see [`Thread::critical`].
-pub(crate) fn uncut<T>(code: impl FnOnce() -> T) -> T {
+/// Time between two polls whether a thread has left the C library.
+const RETRY: Duration = Duration::from_micros(500);
+
+/// Polls until a thread is cut short in the C library after all: it may loop there.
+const RETRIES: u32 = 400;
+
+/// The first of these only poll.
+const LOOKS: u32 = 16;
+
+/// Most instructions that a thread is single-stepped through in one request; after that it is only polled.
+const STEPS: u32 = 50_000;
+
+/// How long a thread may be single-stepped until the interrupt comes again.
+const STEP_LIMIT: Duration = Duration::from_millis(50);
+
+/// Runs code that must not be cut short, on a thread with or without a request: see [`Thread::critical`].
+pub(crate) fn uninterrupted<T>(code: impl FnOnce() -> T) -> T {
     match current() {
         Some(thread) => thread.critical(code),
         None => code(),
     }
+}
+
+/// [`Members::sweep`], not cut short.
+pub(crate) fn sweep(members: &Members) -> bool {
+    uninterrupted(|| members.sweep())
 }
 
 impl Thread {
@@ -35,7 +58,7 @@ impl Thread {
 
     /// Fails the request if an interrupt waits, or another thread of it has failed.
     pub(crate) fn act_on_pending(&self) {
-        if !self.is_critical() && self.phase() == Phase::Running && self.is_doomed() {
+        if !self.is_critical() && self.phase() == Phase::Running && self.must_abort() {
             self.set_pending(false);
             fail_request(Kind::Deadline, 0, &[]);
         }
@@ -46,7 +69,7 @@ impl Thread {
         self.deadline.get() != 0 && now() >= self.deadline.get()
     }
 
-    /// Whether the request has failed, by another thread of it or by the driver's word.
+    /// Whether the request has failed in another thread, or the driver has failed it.
     /// Async-signal-safe.
     fn has_failed(&self) -> bool {
         let tag = self.state().tag();
@@ -55,19 +78,19 @@ impl Thread {
             && (self.state().has_failed() || self.control.failed() == tag)
     }
 
-    /// The thread has come to its landing: further interrupts for the request tell it nothing, and it
-    /// starts no threads any more.
+    /// The thread has reached its landing: it ignores further interrupts for the request, and starts no
+    /// more threads.
     pub(crate) fn land(&self) {
         self.landed.set(true);
         self.state().members.take_back();
         // An error, unlike an interrupt, cuts critical code short.
         self.critical.set(0);
         self.pending.set(false);
-        self.led.set(false);
+        self.single_stepping.set(false);
     }
 
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
-    /// the thread is led from now on, if `can_trap` says that its traps come to the library. Not if it has
+    /// the thread is single-stepped from now on, if `can_trap` says that its traps come to the library. Not if it has
     /// waited too long already. `instruction` is the next one, `number` RAX. Async-signal-safe.
     pub(crate) fn may_wait(
         &self,
@@ -75,46 +98,47 @@ impl Thread {
         number: u64,
         can_trap: impl FnOnce() -> bool,
     ) -> bool {
-        let was_led = self.led.take();
-        if !was_led {
+        let has_single_stepped = self.single_stepping.take();
+        if !has_single_stepped {
             self.waited.set(self.waited.get() + 1);
         }
         let (waited, steps) = (self.waited.get(), self.steps.get());
-        if waited > clib::RETRIES {
+        if waited > RETRIES {
             return false;
         }
-        // The alarm is for a handler of the server that strikes meanwhile, and does not return.
-        let leads = waited > clib::LOOKS
-            && steps < clib::STEPS
+        // The alarm is for the case that a handler of the server runs meanwhile and does not return.
+        let leads = waited > LOOKS
+            && steps < STEPS
             && clib::can_step(instruction, number)
-            && (was_led || (can_trap() && self.alarm.set(signal::interrupt(), clib::LEAD)));
+            && (has_single_stepped
+                || (can_trap() && self.alarm.set(signals::interrupt(), STEP_LIMIT)));
         if leads {
             self.steps.set(steps + 1);
-            self.led.set(true);
+            self.single_stepping.set(true);
             return true;
         }
-        self.alarm.set(signal::interrupt(), clib::RETRY)
+        self.alarm.set(signals::interrupt(), RETRY)
     }
 
-    /// Whether the thread is led out of the C library, instruction by instruction. Async-signal-safe.
-    pub(crate) fn is_led(&self) -> bool {
-        self.led.get()
+    /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
+    pub(crate) fn is_single_stepping(&self) -> bool {
+        self.single_stepping.get()
     }
 
-    /// Whether the thread was led in this request: a trap may be from then, behind a handler of the server.
+    /// Whether the thread was single-stepped in this request: a late trap may be from then.
     /// Async-signal-safe.
-    pub(crate) fn was_led(&self) -> bool {
+    pub(crate) fn has_single_stepped(&self) -> bool {
         self.steps.get() != 0
     }
 
-    /// Limits the time of what the library runs on the request stack next. False if the kernel has
+    /// Limits how long the next function on the request stack may take. False if the kernel has
     /// no timer.
     pub(crate) fn set_limit(&self, limit: Duration) -> bool {
         // It may hang in the C library itself.
-        self.waited.set(clib::RETRIES);
+        self.waited.set(RETRIES);
         self.pending.set(false);
         self.deadline.set(now() + limit.as_nanos() as u64);
-        self.alarm.set(signal::interrupt(), limit)
+        self.alarm.set(signals::interrupt(), limit)
     }
 
     /// Takes the limit back.
@@ -123,8 +147,8 @@ impl Thread {
         self.deadline.set(0);
     }
 
-    /// From here on the driver does not hold the request to its deadline.
-    pub(crate) fn meet_deadline(&self) {
+    /// From here on the driver does not enforce the request's deadline.
+    pub(crate) fn clear_driver_deadline(&self) {
         self.control.set_deadline(0);
     }
 
@@ -133,7 +157,7 @@ impl Thread {
         self.is_overdue() || self.has_failed()
     }
 
-    pub(super) fn is_doomed(&self) -> bool {
+    pub(super) fn must_abort(&self) -> bool {
         self.is_pending() || self.has_failed()
     }
 }
@@ -141,7 +165,7 @@ impl Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hooked::Hooked;
+    use crate::mock::MockBackend;
     use crate::thread::{current, of};
     use std::ffi::c_void;
     use std::hint::black_box;
@@ -158,7 +182,7 @@ mod tests {
         let spin = unsafe { &mut *argument.cast::<Spin<'_>>() };
         spin.thread.set_phase(Phase::Running);
         let start = now();
-        // Ends by itself if nobody cuts it short.
+        // Ends by itself if it is not cut short.
         while now() - start < 10_000_000_000 {
             black_box(());
         }
@@ -167,8 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_critical_code_leaves_interrupts_on() {
-        let app = Hooked::app("error in critical code", |_| ());
+    fn error_in_critical_code_leaves_interrupts_on() {
+        let app = MockBackend::app("error in critical code", |_| ());
         let domain = app.domain("one").unwrap();
         let outcome = domain.run(|_| {
             current().unwrap().critical(|| {
@@ -181,7 +205,7 @@ mod tests {
         let thread = of(app).unwrap();
         assert!(!thread.is_critical() && !thread.is_pending());
         // What comes next has its time limited, before any other request begins.
-        thread.attend(thread.state());
+        thread.attach_ended(thread.state());
         assert!(thread.set_limit(Duration::from_millis(10)));
         let mut argument = Spin {
             thread,
@@ -190,7 +214,7 @@ mod tests {
         // SAFETY: the request stack is free; spin() does not unwind.
         let cut = unsafe { thread.on_request_stack(spin, (&raw mut argument).cast()) };
         thread.clear_limit();
-        thread.rest();
+        thread.go_idle();
         assert!(cut && !argument.ended);
     }
 }

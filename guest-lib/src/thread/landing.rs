@@ -1,11 +1,12 @@
-//! The landing: where a thread goes when its request is cut short, and what it brings along.
+//! The landing: where a thread goes when its request is cut short, and what it reports there.
 
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::record;
-use crate::region::Region;
-use crate::{signal, switch};
+use crate::os::region::Region;
+use crate::os::signals;
+use crate::os::switch;
+use crate::thread::record;
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
 use vmsrs_protocol::ioctl::IoctlFail;
@@ -14,12 +15,12 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// the process is aborted with the message.
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
     let thread = current().filter(|thread| thread.can_divert());
-    let Some(thread) = thread.filter(|_| signal::suppressing()) else {
-        signal::say(b"vmsrs: ");
-        signal::say(kind.c_name().to_bytes());
-        signal::say(b" outside of a request: ");
-        signal::say(message);
-        signal::say(b"\n");
+    let Some(thread) = thread.filter(|_| signals::suppressing()) else {
+        signals::write_stderr(b"vmsrs: ");
+        signals::write_stderr(kind.c_name().to_bytes());
+        signals::write_stderr(b" outside of a request: ");
+        signals::write_stderr(message);
+        signals::write_stderr(b"\n");
         // SAFETY: ends the process.
         unsafe { libc::abort() }
     };
@@ -72,7 +73,7 @@ impl Thread {
         // SAFETY: the region's top is page-aligned; the rest is the caller's.
         let cut = unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) };
         if cut {
-            // The landing is no place to be sent to any more.
+            // Nothing may be sent to the landing again.
             self.set_phase(Phase::Ending);
         }
         self.diverted.set(false);
@@ -102,7 +103,7 @@ impl Thread {
     pub(crate) fn note_failure(&self, kind: Kind, address: u64, message: &[u8]) {
         self.note(kind, address, 0, 0, record::registers());
         if !message.is_empty() {
-            self.record.say(message);
+            self.record.set_message(message);
         }
     }
 
@@ -129,7 +130,7 @@ impl Thread {
         self.record.note(&record::report(
             kind, address, signal, code, registers, stack,
         ));
-        self.record.say(message);
+        self.record.set_message(message);
     }
 
     /// The record of the error that cut the request short.

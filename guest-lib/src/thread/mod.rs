@@ -4,28 +4,33 @@
 //! A thread is registered by its first request and unregistered when it ends. Its memory lies in a
 //! mapping of its own between guards, away from the C library's heap.
 
+pub(crate) mod arena;
+pub(crate) mod evidence;
 mod exclusive;
+pub(crate) mod fork;
+pub(crate) mod handler;
 mod interrupts;
 mod landing;
+pub(crate) mod record;
 mod registry;
 mod serving;
+pub(crate) mod stack;
 
-pub(crate) use exclusive::AMID;
-pub(crate) use interrupts::uncut;
+pub(crate) use exclusive::REENTRANT;
+pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, of};
 
-use crate::alarm::Alarm;
-use crate::app::App;
-use crate::arena::Arena;
-use crate::backend::Tags;
-use crate::control::Control;
-use crate::latch::Take;
-use crate::record::Record;
-use crate::region::Region;
-use crate::request::Request;
-use crate::stack::Stack;
+use crate::os::alarm::Alarm;
+use crate::os::region::Region;
+use crate::shared::backend::Tags;
+use crate::shared::control::{Control, DraftMark};
 use crate::state::State;
+use crate::state::domain::{App, Domain};
+use crate::state::latch::Take;
+use crate::thread::arena::Arena;
+use crate::thread::record::Record;
+use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;
@@ -38,7 +43,7 @@ pub(crate) enum Phase {
     Idle,
     /// A request begins, or is joined; the server's stack.
     Entering,
-    /// The request's function, or the audit behind it; the request stack.
+    /// The request's function, or the audit after it; the request stack.
     Running,
     /// The request ends, or is left; the server's stack.
     Ending,
@@ -49,7 +54,7 @@ pub(crate) enum Phase {
 /// One thread in one app.
 pub(crate) struct Thread {
     app: &'static App,
-    /// Its number in the kernel.
+    /// Its thread ID in the kernel.
     number: u32,
     control: Control,
     tags: Cell<Tags>,
@@ -68,9 +73,9 @@ pub(crate) struct Thread {
     diverted: Cell<bool>,
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
-    /// The thread is inside of [`Thread::exclusive`].
-    alone: Cell<bool>,
-    /// The request has failed, and the thread knows: it has come to its landing.
+    /// The thread is inside [`Thread::exclusive`].
+    exclusive: Cell<bool>,
+    /// The request has failed and the thread has reached its landing.
     landed: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
     forgotten: Cell<bool>,
@@ -79,29 +84,19 @@ pub(crate) struct Thread {
     record: Record,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
-    /// Looks again, and for the library's own time limits.
+    /// For polling, and for the library's own time limits.
     alarm: Alarm,
     /// Times that an interrupt has waited for the thread to leave the C library.
     waited: Cell<u32>,
-    /// Instructions that the thread has been led through on its way out of the C library, in this request.
+    /// Instructions that the thread has been single-stepped through in the C library, in this request.
     steps: Cell<u32>,
-    /// The thread is led.
-    led: Cell<bool>,
-    request: Request,
+    /// The thread is being single-stepped out of the C library.
+    single_stepping: Cell<bool>,
+    /// The domain that the request was begun with.
+    domain: Cell<Option<&'static Domain>>,
     arena: Arena,
     _signal_stack: Region,
     _memory: Region,
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds. Async-signal-safe.
-pub(crate) fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes the structure.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 impl Thread {
@@ -109,8 +104,13 @@ impl Thread {
         self.app
     }
 
-    pub(crate) fn request(&self) -> &Request {
-        &self.request
+    /// The domain that the request was begun with, also when it is over.
+    pub(crate) fn domain(&self) -> Option<&'static Domain> {
+        self.domain.get()
+    }
+
+    pub(crate) fn set_domain(&self, domain: &'static Domain) {
+        self.domain.set(Some(domain));
     }
 
     pub(crate) fn arena(&self) -> &Arena {
@@ -132,7 +132,7 @@ impl Thread {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Whether the thread runs on its request stack, with a landing behind it.
+    /// Whether the thread runs on its request stack, with a landing to go to.
     pub(crate) fn can_divert(&self) -> bool {
         matches!(self.phase(), Phase::Running | Phase::Deferring)
     }
@@ -153,7 +153,7 @@ impl Thread {
         self.state().wants_whole_audit()
     }
 
-    /// Notes that an invariant is being checked: an error in it is called one of the invariant.
+    /// Notes that an invariant is being checked: an error in it is reported as one of the invariant.
     pub(crate) fn set_checking(&self, checking: bool) {
         self.checking.set(checking);
     }
@@ -166,6 +166,11 @@ impl Thread {
     /// Whether the request may have written to domains.
     pub(crate) fn has_drafts(&self) -> bool {
         self.control.may_have_drafts() || self.state().may_have_drafts()
+    }
+
+    /// See [`Control::draft_mark`].
+    pub(crate) fn draft_mark(&self) -> DraftMark {
+        self.control.draft_mark()
     }
 
     pub(crate) fn clear_drafts(&self) {
@@ -181,22 +186,23 @@ impl Thread {
         self.control.block()
     }
 
-    /// Whether the control block and the locks say what the library has put there. Only asked when the
+    /// Whether the control block and the locks are as the library has left them. Only asked when the
     /// thread is neither taking nor releasing a lock.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         let state = self.state();
-        self.tag() == state.tag() && self.exclusive(|| state.is_whole())
+        self.tag() == state.tag() && self.exclusive(|| state.is_intact())
     }
 
-    /// Puts right what a stray write has done to the control block, before the driver acts on it.
+    /// Repairs what a stray write has done to the control block, before the driver acts on it.
     pub(crate) fn repair_control(&self) {
         let state = self.state();
         self.control.set_tag(state.tag());
-        // Other threads of the request may be changing its lists, and one that was cut short may have the
-        // latch for good: then the list stays as it is, and what is on none is released after all have left.
-        if self.alone.get() {
+        // Other threads of the request may be changing its lists, and one that was cut short may never
+        // release the latch: then the list stays as it is, and unlisted locks are released after all have
+        // left.
+        if self.exclusive.get() {
             state.repair_control();
-        } else if state.latch.take(self.number, |for_nothing| for_nothing) != Take::GivenUp {
+        } else if state.latch.take(self.number, |timed_out| timed_out) != Take::GivenUp {
             state.repair_control();
             state.latch.open();
         }

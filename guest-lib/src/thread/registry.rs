@@ -1,18 +1,18 @@
-//! Which threads there are: a thread is registered by its first request and unregistered when it ends.
+//! Registered threads: a thread is registered by its first request and unregistered when it ends.
 
 use super::{Phase, Thread};
-use crate::alarm::Alarm;
-use crate::app::App;
-use crate::arena::Arena;
-use crate::control::Control;
 use crate::error::Error;
-use crate::identity::thread_number;
-use crate::record::Record;
-use crate::region::Region;
-use crate::request::Request;
-use crate::stack::Stack;
+use crate::os::alarm::Alarm;
+use crate::os::identity::thread_number;
+use crate::os::region::Region;
+use crate::os::{modules, signals};
+use crate::shared::control::Control;
+use crate::shared::pkru;
 use crate::state::State;
-use crate::{evidence, pkru, signal};
+use crate::state::domain::App;
+use crate::thread::arena::Arena;
+use crate::thread::record::Record;
+use crate::thread::stack::Stack;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
@@ -36,8 +36,8 @@ impl Drop for Mine {
             // SAFETY: written by register(); nobody else has it, and its own mapping outlives the
             // copy since a field of that copy owns it.
             let thread = unsafe { place.as_ptr().read() };
-            // A request that calls exit() comes here, since a thread that ends otherwise leaves it first. What
-            // runs next, the program's functions for its end, is no part of it any more.
+            // A request that calls exit() comes here; a thread that ends in another way leaves its request
+            // first. The exit handlers that run next are not part of the request.
             let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
             let (state, backend, control) =
                 (thread.state(), thread.app.backend(), thread.control.block());
@@ -49,10 +49,10 @@ impl Drop for Mine {
             }
             backend.unregister(control);
             if in_request {
-                // The request has failed by that, and whoever leads it need not wait for the process's end,
-                // which may wait for him. If this thread leads it, others still read its control block.
+                // The request has failed by that. Its owner must not wait for the exit, which may wait for
+                // the owner. If this thread is the owner, others still read its control block.
                 if state.tag() != 0 {
-                    state.doom();
+                    state.mark_failed();
                     state.members.take_back();
                 }
                 if let Some(slot) = thread.slot.take() {
@@ -62,7 +62,7 @@ impl Drop for Mine {
                 backend.unmap(control);
             }
             thread.own.give_back();
-            if !signal::leave_signal_stack() || in_request {
+            if !signals::leave_signal_stack() || in_request {
                 // It still runs on one of its stacks.
                 std::mem::forget(thread);
             }
@@ -115,23 +115,23 @@ pub(crate) fn forget_all() {
 
 impl Thread {
     fn register(app: &'static App) -> Result<NonNull<Self>, Error> {
-        evidence::refresh();
+        modules::refresh();
         let memory = Region::new(size_of::<Self>())?;
         let signal_stack = Region::new(SIGNAL_STACK)?;
         let stack = Stack::take()?;
         let arena = Arena::new()?;
         let own = State::take()?;
-        signal::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
+        signals::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
-            .register(signal::interrupt())
+            .register(signals::interrupt())
             .inspect_err(|_| {
-                signal::leave_signal_stack();
+                signals::leave_signal_stack();
                 own.give_back();
             })
             .map_err(Error::system("registering the thread"))?;
         let place = memory.place().cast::<Self>();
-        // One that had a request would keep its key.
+        // A thread started in a request has inherited that request's key.
         if current().is_none() {
             pkru::close();
         }
@@ -149,7 +149,7 @@ impl Thread {
             pending: Cell::new(false),
             diverted: Cell::new(false),
             checking: Cell::new(false),
-            alone: Cell::new(false),
+            exclusive: Cell::new(false),
             landed: Cell::new(false),
             forgotten: Cell::new(false),
             stack,
@@ -159,8 +159,8 @@ impl Thread {
             alarm: Alarm::default(),
             waited: Cell::new(0),
             steps: Cell::new(0),
-            led: Cell::new(false),
-            request: Request::new(place),
+            single_stepping: Cell::new(false),
+            domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,
             _memory: memory,

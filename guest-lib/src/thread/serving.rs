@@ -1,11 +1,11 @@
 //! Which request a thread works for: begin and end, join and leave, suspend and resume.
 
 use super::registry::CURRENT;
-use super::{Phase, Thread, now};
+use super::{Phase, Thread};
 use crate::error::Error;
-use crate::pkru;
-use crate::request::{Audit, Options};
-use crate::state::{Start, State};
+use crate::os::clock::now;
+use crate::shared::pkru;
+use crate::state::{Limits, Start, State};
 use std::ptr;
 
 impl Thread {
@@ -14,8 +14,8 @@ impl Thread {
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
-    pub(crate) fn begin(&self, options: &Options) -> Result<(), Error> {
-        self.begin_as(self.own, options)
+    pub(crate) fn begin(&self, limits: Limits) -> Result<(), Error> {
+        self.begin_as(self.own, limits)
     }
 
     /// Begins a request with a state that is not the thread's.
@@ -23,7 +23,7 @@ impl Thread {
     /// # Errors
     ///
     /// As [`Thread::begin`].
-    pub(crate) fn begin_as(&self, state: &'static State, options: &Options) -> Result<(), Error> {
+    pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
         let mut tags = self.tags.get();
         if tags.next >= tags.end {
             let backend = self.app.backend();
@@ -34,39 +34,38 @@ impl Thread {
         self.tags.set(tags);
         state.begin(Start {
             tag,
-            deadline: match options.deadline_ms() {
+            deadline: match limits.deadline_ms {
                 0 => 0,
                 limit => now() + u64::from(limit) * 1_000_000,
             },
-            lock_timeout_ms: options.patience_ms(),
-            whole_audit: options.audit == Audit::Whole,
+            limits,
         });
-        self.lead(state);
+        self.attach_owner(state);
         Ok(())
     }
 
-    /// Works for a request as the one that begins or ends it, and has its list of domains.
-    pub(crate) fn lead(&self, state: &'static State) {
+    /// Works for a request as its owner, which begins or ends it and has its list of domains.
+    pub(crate) fn attach_owner(&self, state: &'static State) {
         state.set_control(self.control);
-        self.carry(state, None);
+        self.attach(state, None);
     }
 
-    /// Works for a request that another thread leads. The thread has taken a slot.
+    /// Works for a request that another thread owns. The thread has taken a slot.
     pub(crate) fn join(&self, state: &'static State, slot: usize) {
         state.note_drafts();
-        self.carry(state, Some(slot));
+        self.attach(state, Some(slot));
     }
 
-    fn carry(&self, state: &'static State, slot: Option<usize>) {
+    fn attach(&self, state: &'static State, slot: Option<usize>) {
         self.state.set(state);
         self.slot.set(slot);
         self.pending.set(false);
         self.critical.set(0);
         self.waited.set(0);
         self.steps.set(0);
-        self.led.set(false);
+        self.single_stepping.set(false);
         self.checking.set(false);
-        self.alone.set(false);
+        self.exclusive.set(false);
         self.landed.set(false);
         self.deadline.set(state.deadline());
         self.set_phase(Phase::Entering);
@@ -78,16 +77,16 @@ impl Thread {
         pkru::open(state.key());
     }
 
-    /// Works for the request no longer. All ways out of one lead here, but for the child of a fork
+    /// Stops working for the request. All ways out lead here, except for the child of a fork
     /// ([`forget_all`]).
-    fn put_down(&self) {
+    fn detach(&self) {
         pkru::close();
         self.control.set_tag(0);
         self.control.set_deadline(0);
         self.clear_drafts();
         self.deadline.set(0);
         self.alarm.stop();
-        self.alone.set(false);
+        self.exclusive.set(false);
         self.arena.reset();
     }
 
@@ -95,45 +94,45 @@ impl Thread {
     /// was audited and committed.
     pub(crate) fn end(&self, kept: bool) {
         let state = self.state();
-        self.put_down();
+        self.detach();
         self.clear_held();
         state.clear(kept);
     }
 
-    /// Leaves a suspended request, which goes on without the thread.
+    /// Leaves a request that stays suspended.
     pub(crate) fn suspend(&self) {
         let state = self.state();
         if self.control.may_have_drafts() {
             state.note_drafts();
         }
-        self.put_down();
+        self.detach();
         state.drop_control();
         self.clear_held();
     }
 
     fn clear_held(&self) {
-        crate::held::HeldList::set_count(&self.control, 0);
+        crate::shared::held::HeldList::set_count(&self.control, 0);
     }
 
     /// Leaves a request that the thread has joined.
     pub(crate) fn leave(&self) {
-        self.put_down();
+        self.detach();
         let (state, slot) = (self.state(), self.slot.take());
-        self.rest();
+        self.go_idle();
         if let Some(slot) = slot {
             state.members.leave(slot);
         }
     }
 
-    /// The thread serves a request that is over, to run its defers.
-    pub(crate) fn attend(&self, state: &'static State) {
+    /// Runs the defers of a request that is over.
+    pub(crate) fn attach_ended(&self, state: &'static State) {
         self.state.set(state);
         self.set_phase(Phase::Ending);
         CURRENT.set(ptr::from_ref(self));
     }
 
-    /// The thread serves no request any more.
-    pub(crate) fn rest(&self) {
+    /// The thread has no request.
+    pub(crate) fn go_idle(&self) {
         self.state.set(self.own);
         self.set_phase(Phase::Idle);
         CURRENT.set(ptr::null());

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
- * Errors that the C library, the compiler or the CPU find, each in a request, in their real form.
- * `errors NAME` lets requests fail that way while another thread works, and ends with 0 if each of
- * them failed with the kind that it should and the process works on.
+ * Real errors that the C library, the compiler or the CPU detects, each in a request.
+ *
+ * `errors NAME [ROUNDS]` makes requests fail that way while another thread works. It exits with 0 if
+ * each of them failed with the expected kind and the process goes on.
  */
 #define _GNU_SOURCE
 #undef NDEBUG
@@ -27,14 +28,14 @@
 		}                                                              \
 	} while (0)
 
-/* The compiler must not know what it is going to do. */
+/* Values that the compiler cannot know. */
 static volatile size_t many = 64;
 static volatile size_t huge = 3 << 20;
 static char *volatile escaped;
 
 static vmsrs_domain *domain;
 
-/* What is written there is not in vain. */
+/* Keeps the compiler from removing writes to the bytes. */
 static void use(const volatile char *bytes)
 {
 	many = bytes[3] == 1 ? 64 : 0;
@@ -81,7 +82,7 @@ static void free_twice_in_the_thread_cache(void)
 	free(escaped);
 }
 
-/* Too large for the thread's cache: the arena's lock is held when glibc finds it. */
+/* Too large for the cache of the thread: glibc finds it with the arena locked. */
 static void free_twice_in_the_arena(void)
 {
 	char *block = escaped = malloc(4000), *next = malloc(4000);
@@ -91,14 +92,14 @@ static void free_twice_in_the_arena(void)
 	free(escaped);
 }
 
-static void free_what_is_no_block(void)
+static void free_a_wild_pointer(void)
 {
 	escaped = malloc(4000);
 	CHECK(escaped);
 	free(escaped + 16);
 }
 
-/* The size of the chunk behind is overwritten, and found when that chunk is merged. */
+/* Overwrites the size of the next chunk; glibc finds it when it merges that chunk. */
 static void overrun_a_block_of_the_c_library(void)
 {
 	char *block = escaped = malloc(4008), *next = malloc(4008),
@@ -109,7 +110,7 @@ static void overrun_a_block_of_the_c_library(void)
 	free(next);
 }
 
-/* A block of a domain of another size in each round. */
+/* A block of a domain, of another size in each round. */
 static char *block_of_a_domain(void)
 {
 	static size_t round;
@@ -157,7 +158,7 @@ static void write_to_null(void)
 	*(volatile int *)many = 1;
 }
 
-static void read_no_canonical_address(void)
+static void read_a_noncanonical_address(void)
 {
 	many = *(volatile size_t *)0xdfdfdfdfdfdfdfdf;
 }
@@ -167,8 +168,8 @@ static void write_to_code(void)
 	*(volatile char *)(size_t)write_to_null = 1;
 }
 
-/* The file ends before the mapping does, since another truncated it. */
-static void read_behind_the_end_of_a_file(void)
+/* The file was truncated after it was mapped. */
+static void read_past_the_end_of_a_file(void)
 {
 	int fd = memfd_create("short", MFD_CLOEXEC);
 	volatile char *bytes;
@@ -191,13 +192,13 @@ static size_t recurse(size_t depth)
 	return depth;
 }
 
-static void recurse_for_ever(void)
+static void recurse_endlessly(void)
 {
 	recurse(0);
 }
 
-/* One step over a guard of a page, or of sixteen, if the compiler did not probe. */
-static void take_too_much_of_the_stack(void)
+/* Steps over a guard of one page, or of sixteen, unless the compiler probes the stack. */
+static void overflow_the_stack_by_alloca(void)
 {
 	char *bytes = alloca(huge);
 
@@ -206,8 +207,8 @@ static void take_too_much_of_the_stack(void)
 	use(escaped);
 }
 
-/* The compiler would leave out a block that nobody uses. */
-static void take_and_give_back(size_t size)
+/* The compiler would remove an unused block. */
+static void allocate_and_free(size_t size)
 {
 	char *volatile block = malloc(size);
 
@@ -217,16 +218,16 @@ static void take_and_give_back(size_t size)
 static void loop_in_malloc(void)
 {
 	for (;;)
-		take_and_give_back(100000);
+		allocate_and_free(100000);
 }
 
-/* Copies with the heap locked, by string instructions where the CPU is good at them. */
+/* Copies with the heap locked, by string instructions where the CPU is fast at them. */
 static void loop_in_realloc(void)
 {
 	char *volatile block = NULL;
 
 	for (size_t size = 60000;; size = size == 60000 ? 120000 : 60000) {
-		/* In the way of growing in place. */
+		/* Prevents growing in place. */
 		char *volatile other = malloc(3000);
 
 		block = realloc(block, size);
@@ -234,7 +235,7 @@ static void loop_in_realloc(void)
 	}
 }
 
-/* A list that a stray write has made a ring. */
+/* Like a list that a stray write has made circular. */
 static void loop_in_the_c_library(void)
 {
 	for (;;)
@@ -258,7 +259,7 @@ static void sleep_in_pause(void)
 		pause();
 }
 
-static void wait_for_its_own_mutex(void)
+static void lock_a_mutex_twice(void)
 {
 	pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -268,7 +269,7 @@ static void wait_for_its_own_mutex(void)
 
 static char *volatile server_stack;
 
-/* Where the landing is to return to: another stack of the process, which nobody keeps versions of. */
+/* The stack to which the aborted request returns; it is not versioned. */
 static void destroy_the_stack_of_the_server(void)
 {
 	volatile char *bytes = server_stack;
@@ -291,7 +292,7 @@ static const struct error errors[] = {
 	{ "assert", fail_an_assertion, VMSRS_KIND_ABORT },
 	{ "malloc-twice-cache", free_twice_in_the_thread_cache, VMSRS_KIND_ABORT },
 	{ "malloc-twice-arena", free_twice_in_the_arena, VMSRS_KIND_ABORT },
-	{ "malloc-no-block", free_what_is_no_block, VMSRS_KIND_ABORT },
+	{ "malloc-no-block", free_a_wild_pointer, VMSRS_KIND_ABORT },
 	{ "malloc-overrun", overrun_a_block_of_the_c_library, VMSRS_KIND_ABORT },
 	{ "domain-free", free_a_block_of_a_domain, VMSRS_KIND_ABORT },
 	{ "domain-realloc", resize_a_block_of_a_domain, VMSRS_KIND_ABORT },
@@ -300,18 +301,18 @@ static const struct error errors[] = {
 	{ "undefined", run_an_undefined_instruction, VMSRS_KIND_INSTRUCTION },
 	{ "breakpoint", meet_a_breakpoint, VMSRS_KIND_INSTRUCTION },
 	{ "null", write_to_null, VMSRS_KIND_MEMORY },
-	{ "no-address", read_no_canonical_address, VMSRS_KIND_MEMORY },
+	{ "no-address", read_a_noncanonical_address, VMSRS_KIND_MEMORY },
 	{ "code", write_to_code, VMSRS_KIND_MEMORY },
-	{ "truncated", read_behind_the_end_of_a_file, VMSRS_KIND_MEMORY },
-	{ "recursion", recurse_for_ever, VMSRS_KIND_STACK_OVERFLOW },
-	{ "alloca", take_too_much_of_the_stack, VMSRS_KIND_STACK_OVERFLOW },
+	{ "truncated", read_past_the_end_of_a_file, VMSRS_KIND_MEMORY },
+	{ "recursion", recurse_endlessly, VMSRS_KIND_STACK_OVERFLOW },
+	{ "alloca", overflow_the_stack_by_alloca, VMSRS_KIND_STACK_OVERFLOW },
 	{ "landing", destroy_the_stack_of_the_server, VMSRS_KIND_MEMORY },
 	{ "deadline-in-malloc", loop_in_malloc, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-realloc", loop_in_realloc, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-c-library", loop_in_the_c_library, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-read", sleep_in_read, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-pause", sleep_in_pause, VMSRS_KIND_DEADLINE },
-	{ "deadline-in-mutex", wait_for_its_own_mutex, VMSRS_KIND_DEADLINE },
+	{ "deadline-in-mutex", lock_a_mutex_twice, VMSRS_KIND_DEADLINE },
 };
 
 static int request(vmsrs_request *this, void *argument)
@@ -332,16 +333,16 @@ static int nothing(vmsrs_request *this, void *argument)
 
 static atomic_bool ended;
 
-/* Another thread that needs the C library's heap, in the same arena. */
+/* Another thread that uses the heap of the C library, in the same arena. */
 static void *work(void *argument)
 {
 	(void)argument;
 	while (!ended)
-		take_and_give_back(100000);
+		allocate_and_free(100000);
 	return NULL;
 }
 
-/* Does what the driver does where there is one: interrupts the thread past its deadline. */
+/* Interrupts the thread past its deadline, as the driver does where there is one. */
 static void *watch(void *argument)
 {
 	const struct timespec tick = { .tv_nsec = 300000 };
@@ -378,10 +379,10 @@ int main(int count, char **arguments)
 		CHECK(escaped);
 		escaped[huge - 1] = 0;
 	}
-	/* The library has installed its handler for the topmost real-time signal. */
+	/* The library handles the topmost real-time signal. */
 	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
-	/* A hang is a failure of the test, not of the machine that runs it. */
-	alarm(60);
+	/* A hang fails the test. */
+	alarm(600);
 	for (int round = 0; round < rounds; round++) {
 		vmsrs_failure failure;
 
@@ -392,9 +393,9 @@ int main(int count, char **arguments)
 			dprintf(2, "kind %u\n", failure.kind);
 		CHECK(failure.kind == error->kind && failure.incident != 0);
 		CHECK(vmsrs_run(domain, nothing, NULL, NULL) == VMSRS_OK);
-		/* In every size class of the C library's heap. */
+		/* The heap of the C library works in every size class. */
 		for (size_t size = 16; size < 4 << 20; size *= 2)
-			take_and_give_back(size);
+			allocate_and_free(size);
 	}
 	ended = 1;
 	CHECK(pthread_join(worker, NULL) == 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-// The header in C++; a C++ exception that leaves a request is a failure like any other.
-// `exception NAME` lets requests end that way, and ends with 0 if each ended as it should.
+// vmsrs.h in C++: an exception that leaves a request fails it.
+// `exception NAME` ends requests that way, and exits with 0 if each ended as expected.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -92,7 +92,7 @@ static int fine(vmsrs_request *, void *)
 struct Case {
 	const char *name;
 	vmsrs_request_fn function;
-	// Of a good end, or VMSRS_EFAILED.
+	// Result of a request that succeeds, or VMSRS_EFAILED.
 	int result;
 	int destroyed;
 	unsigned defers_failed;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A server in Rust whose panics abort: a panic in a request is an abort like any other.
+//! A server in Rust with `panic = "abort"`: a panic in a request fails it as any abort does.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -40,7 +40,7 @@ extern "C" fn works(_: *mut c_void, _: *mut c_void) -> c_int {
 
 fn main() {
     let (mut app, mut domain) = (null_mut(), null_mut());
-    // SAFETY: every call gets what `vmsrs.h` asks for.
+    // SAFETY: the arguments are as `vmsrs.h` requires.
     unsafe {
         assert_eq!(vmsrs_open(c"aborts".as_ptr(), &raw mut app), 0);
         let key = c"user".as_ptr().cast();

@@ -1,14 +1,14 @@
-//! Programs that the C or C++ compiler of this machine builds of this crate's sources.
+//! Programs built from sources of this crate by the C, C++ or Rust compiler of this machine.
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "every test program has its own copy and uses a part of it"
+    reason = "every test program has its own copy and uses part of it"
 )]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Where cargo has put the static library of this build.
+/// The static library of this build.
 fn library() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let folder = program.parent().unwrap();
@@ -17,7 +17,7 @@ fn library() -> PathBuf {
     library
 }
 
-/// A compiled program; its file is gone when this is dropped.
+/// A compiled program; its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct Program {
     folder: tempfile::TempDir,
@@ -43,7 +43,7 @@ impl Program {
         Self { folder }
     }
 
-    /// Compiles a Rust program of one file that is linked with the shared library of this build.
+    /// Compiles a Rust program of one file, linked with the shared library of this build.
     pub fn compile_rust(flags: &[&str], source: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = tempfile::tempdir().unwrap();
@@ -64,7 +64,7 @@ impl Program {
         Self { folder }
     }
 
-    /// Runs it, without a device.
+    /// Runs it without a device.
     pub fn run(&self, arguments: &[&str]) -> Output {
         Command::new(self.folder.path().join("program"))
             .args(arguments)
@@ -73,7 +73,7 @@ impl Program {
             .unwrap()
     }
 
-    /// Runs it to a good end, and gives what it printed.
+    /// Runs it, which must succeed; returns what it printed.
     pub fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

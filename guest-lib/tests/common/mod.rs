@@ -2,9 +2,10 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "every test program has its own copy and uses a part of it"
+    reason = "every test program has its own copy and uses part of it"
 )]
 
+use std::hint::black_box;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmsrs::{App, Domain, Failure, Request, RunError};
@@ -13,14 +14,14 @@ use vmsrs::{App, Domain, Failure, Request, RunError};
 pub fn app() -> &'static App {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: before any other thread of the test reads the environment through this library.
+        // SAFETY: no other thread of this test reads the environment before.
         unsafe { std::env::set_var("VMSRS_DEVICE", "none") };
     });
-    // SAFETY: the requests of these tests lend nothing to other threads.
+    // SAFETY: requests of these tests do not share their locals with other threads.
     unsafe { App::open("test") }.unwrap()
 }
 
-/// A domain that no other test has.
+/// A domain that no other test uses.
 pub fn domain() -> &'static Domain {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -35,7 +36,7 @@ pub fn failure(domain: &'static Domain, f: impl FnOnce(&Request)) -> Failure {
     });
     match outcome {
         Err(RunError::Failed(failure)) => *failure,
-        other => panic!("the request should have failed, but {other:?}"),
+        other => panic!("the request did not fail: {other:?}"),
     }
 }
 
@@ -43,5 +44,15 @@ pub fn failure(domain: &'static Domain, f: impl FnOnce(&Request)) -> Failure {
 pub fn success<T: std::fmt::Debug>(domain: &'static Domain, f: impl FnOnce(&Request) -> T) -> T {
     domain
         .run(|request| Ok::<_, ()>(f(request)))
-        .expect("the request should have succeeded")
+        .expect("the request failed")
+}
+
+/// The address to which [`null_write`] writes.
+pub const NULL_WRITE_ADDRESS: u64 = 16;
+
+/// Writes to a field of a structure at the null pointer, which fails the request.
+pub fn null_write() {
+    let address = black_box(NULL_WRITE_ADDRESS as usize);
+    // SAFETY: faults, which is the error under test.
+    unsafe { std::ptr::without_provenance_mut::<u32>(address).write_volatile(1) };
 }

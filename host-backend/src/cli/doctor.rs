@@ -17,7 +17,7 @@ use crate::engine::EngineConfig;
 use crate::size::Size;
 use crate::window::Window;
 
-/// Tell whether this machine can run a stock guest, and what is missing
+/// Check whether this machine can run a stock guest, and report what is missing
 ///
 /// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces and limits of
 /// the kernel. Changes nothing.
@@ -30,7 +30,7 @@ Examples:
 
 Exit codes: 0 a stock guest can run, 3 it cannot.")]
 pub(super) struct Arguments {
-    /// The window that is planned, for the kernel's limits
+    /// The planned size of the window, to check the kernel's limits
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     window: Size,
     /// Write one line of JSON (docs/reference-cli.md describes it)
@@ -40,14 +40,14 @@ pub(super) struct Arguments {
 
 /// What to do when this machine cannot run a stock guest.
 const TEST_BED: &str = "\
-This machine cannot run a stock guest by itself. The nested test-bed can, slowly: it emulates a CPU
-with second-level paging in QEMU. In the project's folder, `make demo` and `make test` use it by
-themselves where it is needed.";
+This machine cannot run a stock guest. The nested test-bed can, slowly: it emulates a CPU with
+second-level paging in QEMU. In the project's folder, `make demo` and `make test` use it where it is
+needed.";
 
 /// What was found about one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum State {
+enum CheckState {
     /// It is there.
     Ok,
     /// It is not there, and something is lost without it.
@@ -56,7 +56,7 @@ enum State {
     Missing,
 }
 
-impl State {
+impl CheckState {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -81,7 +81,7 @@ struct Check {
     /// For programs; never changes.
     id: &'static str,
     name: &'static str,
-    state: State,
+    state: CheckState,
     /// What was found.
     found: String,
     /// How to get it; empty if it is there.
@@ -147,7 +147,7 @@ pub(super) fn has_second_level_paging() -> bool {
     let machine = Machine {
         root: PathBuf::from("/"),
     };
-    machine.second_level_paging().state == State::Ok
+    machine.second_level_paging().state == CheckState::Ok
 }
 
 /// A machine whose files lie below `root`.
@@ -169,7 +169,9 @@ impl Machine {
             memory_files(),
         ];
         Report {
-            can_run: checks.iter().all(|check| check.state != State::Missing),
+            can_run: checks
+                .iter()
+                .all(|check| check.state != CheckState::Missing),
             checks,
         }
     }
@@ -203,21 +205,21 @@ impl Machine {
         let path = self.root.join("dev/kvm");
         let opened = OpenOptions::new().read(true).write(true).open(&path);
         let (found, remedy) = match &opened {
-            Ok(_) => ("can be opened".to_owned(), String::new()),
+            Ok(_) => ("accessible".to_owned(), String::new()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (
-                "is there, but not for this user".to_owned(),
+                "present, but not accessible to this user".to_owned(),
                 "join its group (`sudo usermod -aG kvm $USER`, then log in again) or run as root"
                     .to_owned(),
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                ("is not there".to_owned(), self.module_remedy())
+                ("not present".to_owned(), self.module_remedy())
             }
             Err(error) => (format!("cannot be opened: {error}"), self.module_remedy()),
         };
         let check = Check {
             id: "kvm",
             name: "/dev/kvm",
-            state: State::required(opened.is_ok()),
+            state: CheckState::required(opened.is_ok()),
             found,
             remedy,
         };
@@ -252,20 +254,20 @@ impl Machine {
             (_, Some(true)) => (true, "NPT".to_owned(), ""),
             (Some(false), _) => (
                 false,
-                "EPT is turned off, or the CPU has none".to_owned(),
-                "load the module with it: `sudo modprobe -r kvm_intel && sudo modprobe kvm_intel \
+                "EPT is turned off or not supported by the CPU".to_owned(),
+                "reload the module with it: `sudo modprobe -r kvm_intel && sudo modprobe kvm_intel \
                  ept=1`",
             ),
             (_, Some(false)) => (
                 false,
-                "NPT is turned off, or the CPU has none".to_owned(),
-                "load the module with it: `sudo modprobe -r kvm_amd && sudo modprobe kvm_amd npt=1`",
+                "NPT is turned off or not supported by the CPU".to_owned(),
+                "reload the module with it: `sudo modprobe -r kvm_amd && sudo modprobe kvm_amd npt=1`",
             ),
             (None, None) => (
                 false,
                 match self.software_kvm() {
                     Some(module) => {
-                        format!("KVM works in software here ({module}), without EPT or NPT")
+                        format!("KVM works in software ({module}), without EPT or NPT")
                     }
                     None => "neither kvm_intel nor kvm_amd is loaded".to_owned(),
                 },
@@ -275,7 +277,7 @@ impl Machine {
         Check {
             id: "second-level-paging",
             name: "EPT or NPT",
-            state: State::required(present),
+            state: CheckState::required(present),
             found,
             remedy: remedy.to_owned(),
         }
@@ -297,13 +299,13 @@ impl Machine {
         let (has, enabled) = (self.has_flag("pku"), self.has_flag("ospke"));
         let present = has && enabled;
         let (found, remedy) = match (has, enabled) {
-            (_, true) => ("there, for the drafts of requests", ""),
+            (_, true) => ("present; used for the drafts of requests", ""),
             (true, false) => (
-                "the CPU has them, the kernel has turned them off",
+                "supported by the CPU, but turned off by the kernel",
                 "boot without `nopku`",
             ),
             (false, false) => (
-                "the CPU has none",
+                "not supported by the CPU",
                 "without them a stray write can reach another request's draft; Intel has them since \
                  Skylake-SP, AMD since Zen 3",
             ),
@@ -311,7 +313,7 @@ impl Machine {
         Check {
             id: "protection-keys",
             name: "protection keys (PKU)",
-            state: State::optional(present),
+            state: CheckState::optional(present),
             found: found.to_owned(),
             remedy: remedy.to_owned(),
         }
@@ -322,11 +324,11 @@ impl Machine {
         Check {
             id: "tap",
             name: "/dev/net/tun",
-            state: State::optional(present),
+            state: CheckState::optional(present),
             found: if present {
-                "is there"
+                "present"
             } else {
-                "is not there: guests have no network"
+                "not present: guests have no network"
             }
             .to_owned(),
             remedy: if present {
@@ -353,12 +355,12 @@ impl Machine {
         Check {
             id: "map-count",
             name: "vm.max_map_count",
-            state: State::optional(present),
+            state: CheckState::optional(present),
             found,
             remedy: if present {
                 String::new()
             } else {
-                format!("raise it: `sudo sysctl vm.max_map_count={needed}`, or give less to --pool")
+                format!("raise it: `sudo sysctl vm.max_map_count={needed}`, or reduce --pool")
             },
         }
     }
@@ -396,7 +398,7 @@ fn interface(system: Option<&Kvm>) -> Check {
     Check {
         id: "kvm-interface",
         name: "KVM's interface",
-        state: State::required(present),
+        state: CheckState::required(present),
         found,
         remedy: match (present, system) {
             (true, _) => String::new(),
@@ -416,17 +418,17 @@ fn fault_information(system: Option<&Kvm>) -> Check {
     Check {
         id: "memory-fault-info",
         name: "KVM_CAP_MEMORY_FAULT_INFO",
-        state: State::optional(present),
+        state: CheckState::optional(present),
         found: match (system, present) {
             (None, _) => "unknown without /dev/kvm",
-            (_, true) => "there",
-            (_, false) => "not there: addresses of refused writes are found by decoding",
+            (_, true) => "present",
+            (_, false) => "not present: addresses of refused writes are found by decoding",
         }
         .to_owned(),
         remedy: if present {
             ""
         } else {
-            "nothing is lost; kernels since Linux 6.8 have it"
+            "optional; available since Linux 6.8"
         }
         .to_owned(),
     }
@@ -436,20 +438,20 @@ fn memory_files() -> Check {
     // SAFETY: the name is a string that ends with a zero byte.
     let fd = unsafe { libc::memfd_create(c"vmsrs-doctor".as_ptr(), libc::MFD_CLOEXEC) };
     let (found, remedy) = if fd >= 0 {
-        // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+        // SAFETY: the descriptor was just returned by the kernel and has no other owner.
         unsafe { libc::close(fd) };
-        ("can be made".to_owned(), "")
+        ("supported".to_owned(), "")
     } else {
         let error = io::Error::last_os_error();
         (
-            format!("cannot be made: {error}"),
+            format!("not supported: {error}"),
             "allow memfd_create in this sandbox, and use Linux with CONFIG_MEMFD_CREATE",
         )
     };
     Check {
         id: "memfd",
         name: "files in memory (memfd)",
-        state: State::required(fd >= 0),
+        state: CheckState::required(fd >= 0),
         found,
         remedy: remedy.to_owned(),
     }
@@ -472,13 +474,13 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_anything_cannot_run_and_is_told_what_to_get() {
+    fn missing_parts_are_listed_with_remedies() {
         let (_place, machine) = machine(&[]);
         let report = machine.examine(8192);
         assert!(!report.can_run);
         for check in &report.checks {
             assert_eq!(
-                check.state == State::Ok,
+                check.state == CheckState::Ok,
                 check.remedy.is_empty(),
                 "{check:?}"
             );
@@ -498,10 +500,18 @@ mod tests {
     #[test]
     fn second_level_paging_is_what_the_modules_say() {
         for (path, value, state) in [
-            ("sys/module/kvm_intel/parameters/ept", "Y\n", State::Ok),
-            ("sys/module/kvm_intel/parameters/ept", "N\n", State::Missing),
-            ("sys/module/kvm_amd/parameters/npt", "1\n", State::Ok),
-            ("sys/module/kvm_amd/parameters/npt", "0\n", State::Missing),
+            ("sys/module/kvm_intel/parameters/ept", "Y\n", CheckState::Ok),
+            (
+                "sys/module/kvm_intel/parameters/ept",
+                "N\n",
+                CheckState::Missing,
+            ),
+            ("sys/module/kvm_amd/parameters/npt", "1\n", CheckState::Ok),
+            (
+                "sys/module/kvm_amd/parameters/npt",
+                "0\n",
+                CheckState::Missing,
+            ),
         ] {
             let (_place, machine) = machine(&[(path, value)]);
             assert_eq!(machine.second_level_paging().state, state, "{path} {value}");
@@ -512,16 +522,16 @@ mod tests {
     fn a_kvm_in_software_is_named() {
         let (_place, machine) = machine(&[("sys/module/kvm_pvm/refcnt", "0\n")]);
         let check = machine.second_level_paging();
-        assert_eq!(check.state, State::Missing);
+        assert_eq!(check.state, CheckState::Missing);
         assert!(check.found.contains("kvm_pvm"), "{}", check.found);
     }
 
     #[test]
     fn protection_keys_must_be_turned_on_too() {
         for (flags, state) in [
-            ("pku ospke", State::Ok),
-            ("pku", State::Absent),
-            ("fpu", State::Absent),
+            ("pku ospke", CheckState::Ok),
+            ("pku", CheckState::Absent),
+            ("fpu", CheckState::Absent),
         ] {
             let (_place, machine) = machine(&[("proc/cpuinfo", &format!("flags : {flags}\n"))]);
             assert_eq!(machine.protection_keys().state, state);
@@ -531,9 +541,9 @@ mod tests {
     #[test]
     fn the_limit_of_mappings_must_suit_the_pool() {
         let (_place, machine) = machine(&[("proc/sys/vm/max_map_count", "65530\n")]);
-        assert_eq!(machine.map_count(0x4000).state, State::Ok);
+        assert_eq!(machine.map_count(0x4000).state, CheckState::Ok);
         let check = machine.map_count(0x8000);
-        assert_eq!(check.state, State::Absent);
+        assert_eq!(check.state, CheckState::Absent);
         assert!(check.remedy.contains("66536"), "{}", check.remedy);
     }
 }

@@ -7,19 +7,19 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything went well; for `run`: the guest turned itself off, or somebody stopped it.
+    /// Success; for `run`: the guest powered off, or was stopped.
     Ok = 0,
-    /// Something unexpected, such as a full disk.
+    /// Unexpected error, such as a full disk.
     Failure = 1,
-    /// The command line makes no sense, or names a file that is missing or of the wrong sort.
+    /// Invalid command line, or it names a file that is missing or of the wrong kind.
     Usage = 2,
-    /// This machine cannot do it: no KVM, no rights, too little memory.
+    /// Not supported by this machine: no KVM, no permission, too little memory.
     Machine = 3,
     /// No VM can be reached at the control socket.
     Unreachable = 4,
-    /// The guest died (the virtual CPU could not go on) and was not started again.
+    /// The guest crashed (a vCPU could not continue) and was not restarted.
     GuestDied = 5,
-    /// The guest reset itself (it rebooted, or its kernel panicked) and was not started again.
+    /// The guest reset itself (it rebooted, or its kernel panicked) and was not restarted.
     GuestReset = 6,
     /// The control socket or the tap interface is in use.
     Busy = 7,
@@ -54,15 +54,15 @@ impl From<Exit> for ExitCode {
 /// The list of exit codes in the help text.
 pub(super) const HELP: &str = "\
 Exit codes:
-  0  success; for `run`: the guest turned itself off, or was stopped
-  1  something unexpected
-  2  the command line makes no sense, or a file is missing or of the wrong sort
-  3  this machine cannot do it (see `vmsrs doctor`)
-  4  no VM can be reached at the control socket
-  5  the guest died, and was not started again
-  6  the guest reset itself (a reboot or a kernel panic), and was not started again
+  0  success; for `run`: the guest powered off or was stopped
+  1  unexpected error
+  2  invalid command line, or a file that is missing or of the wrong kind
+  3  this machine does not support it (see `vmsrs doctor`)
+  4  no VM reachable at the control socket
+  5  the guest crashed and was not restarted
+  6  the guest reset itself (a reboot or a kernel panic) and was not restarted
   7  the control socket or the tap interface is in use
-  8  there is no incident with that number, or no app or domain of that name
+  8  no incident with that number, or no app or domain with that name
   9  the content of sealed pages is lost";
 
 /// An error at the edge of the program: what to say, and with which code to exit.

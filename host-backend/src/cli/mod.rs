@@ -18,15 +18,14 @@ pub use self::exit::{Exit, Failure};
 pub use self::run::RunError;
 use crate::control::{Client, ClientError, default_path};
 
-/// Name of a VM whose user gives none.
+/// Default name of a VM.
 const DEFAULT_NAME: &str = "vm";
 
-/// Runs virtual machines in which a failing request costs its own user an error and nobody else
-/// anything.
+/// Runs virtual machines in which a failing request costs its own user an error, and others nothing.
 #[derive(Debug, Parser)]
 #[command(name = "vmsrs", version, after_help = exit::HELP, max_term_width = 100)]
 struct Arguments {
-    /// Say more on standard error; twice for details, three times for everything
+    /// Log more to standard error; twice for debug messages, three times for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
@@ -64,7 +63,7 @@ impl Command {
     }
 }
 
-/// Which VM is meant.
+/// The VM to talk to.
 #[derive(Debug, Args)]
 struct Target {
     /// Name of the VM
@@ -105,7 +104,7 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// The whole program: parses the command line, carries it out and says how it went.
+/// The program: parses the command line, runs the command and reports the result.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.verbose);

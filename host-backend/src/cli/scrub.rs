@@ -1,4 +1,4 @@
-//! `vmsrs scrub`: checks sealed pages of a running VM at once.
+//! `vmsrs scrub`: checks sealed pages of a running VM now.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use super::{Exit, Failure, Target};
 use crate::control::{Request, Response};
 use crate::engine::ScrubCounts;
 
-/// Check the sealed pages of a running VM at once
+/// Check the sealed pages of a running VM now
 ///
-/// Compares every sealed page with its checksum, all of them or those of one app or domain. A page
-/// that is wrong is repaired from its mirror where its domain has one; else it is lost, and the guest
-/// gets an error instead of wrong bytes. The VM goes on meanwhile. `vmsrs run --scrub` does the same
-/// in the background.
+/// Compares sealed pages with their checksums: all of them, or those of one app or domain. A wrong
+/// page is repaired from its mirror if its domain has one; otherwise it is lost, and the guest gets an
+/// error instead of wrong bytes. The VM keeps running. `vmsrs run --scrub` does the same in the
+/// background.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,8 +22,8 @@ Examples:
   vmsrs scrub --app ledger --domain user-7
   vmsrs scrub --name web --json | jq .damaged
 
-Exit codes: 0 all pages are right (now), 2 wrong usage, 4 no VM can be reached, 8 no such app or
-domain, 9 the content of some pages is lost.")]
+Exit codes: 0 all pages are intact or repaired, 2 invalid command line, 4 no VM reachable,
+8 no such app or domain, 9 the content of some pages is lost.")]
 pub(super) struct Arguments {
     /// Only the pages of this app
     #[arg(long, value_name = "NAME")]
@@ -38,8 +38,8 @@ pub(super) struct Arguments {
     pub(super) json: bool,
 }
 
-/// What takes longer shows how far it is.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time after which progress is shown.
+const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let mut client = arguments.target.connect()?;
@@ -87,7 +87,7 @@ fn describe(found: ScrubCounts) -> String {
     ])
 }
 
-/// A line on the terminal that says how far the work is, if it takes long and there is a terminal.
+/// A progress line on the terminal, if there is one and the work takes long.
 struct Progress {
     start: Instant,
     terminal: bool,
@@ -104,7 +104,7 @@ impl Progress {
     }
 
     fn show(&mut self, checked: u64, pages: u64) {
-        if self.terminal && self.start.elapsed() > PATIENCE {
+        if self.terminal && self.start.elapsed() > PROGRESS_DELAY {
             // A terminal that cannot be written misses nothing but this.
             let _ = write!(io::stderr(), "\r{checked} of {pages} pages checked");
             self.shown = true;

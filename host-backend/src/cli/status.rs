@@ -1,4 +1,4 @@
-//! `vmsrs status`: how a running VM is.
+//! `vmsrs status`: the state of a running VM.
 
 use super::text::{self, duration, facts, write_json, write_text};
 use super::{Exit, Failure, Target};
@@ -6,16 +6,16 @@ use crate::control::Count;
 use crate::control::{Request, Response, VmStatus};
 use crate::size::Size;
 
-/// Show how a running VM is: its window, its domains, what failed in it
+/// Show the state of a running VM: its window, its domains, what failed in it
 ///
-/// Needs the right to use the VM's control socket: the user who started it, or root.
+/// Needs access to the VM's control socket: run it as the user who started the VM, or as root.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vmsrs status
   vmsrs status --name web --json | jq .recovery.free_frames
 
-Exit codes: 0 success, 2 wrong usage, 4 no VM can be reached.")]
+Exit codes: 0 success, 2 invalid command line, 4 no VM reachable.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     target: Target,
@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 
 /// The VM gave an answer to another question.
 pub(super) fn unexpected() -> Failure {
-    let error = anyhow::anyhow!("the VM answered with something else: is it of another version?");
+    let error = anyhow::anyhow!("the VM sent an unexpected answer: it may be of another version");
     Failure::new(Exit::Failure, error)
 }
 

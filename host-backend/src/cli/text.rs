@@ -1,8 +1,8 @@
 //! Output for people and for programs.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
 /// Writes one line of JSON to standard output.
@@ -48,7 +48,7 @@ impl serde_json::ser::Formatter for Escaping {
     }
 }
 
-/// Whether a terminal, or whoever lays out text, acts on a character rather than showing it: control
+/// Whether a terminal or a text layout acts on a character rather than showing it: control
 /// characters (C0, DEL and C1), marks and overrides of direction, separators of lines.
 fn is_command(character: char) -> bool {
     character.is_control()
@@ -63,7 +63,7 @@ pub(super) fn write_text(text: &str) -> io::Result<()> {
     write(text.as_bytes())
 }
 
-/// Writes to standard output; a reader that has gone away (`vmsrs incidents | head`) is no error.
+/// Writes to standard output; a reader that has gone away (`vmsrs incidents | head`) is not an error.
 fn write(bytes: &[u8]) -> io::Result<()> {
     let mut output = io::stdout().lock();
     match output.write_all(bytes).and_then(|()| output.flush()) {
@@ -75,37 +75,33 @@ fn write(bytes: &[u8]) -> io::Result<()> {
 /// Lines of a name and a value each, the values in one column. An empty name continues the line
 /// above.
 pub(super) fn facts(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let mut text = String::new();
-    for (name, value) in rows {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{name:width$}  {value}");
-    }
-    text
+    let mut table = plain_table();
+    table.add_rows(rows.iter().map(|(name, value)| [*name, value]));
+    lines(&table)
 }
 
 /// A table with aligned columns.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = head.map(str::len);
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
+    let mut table = plain_table();
+    table.set_header(head);
+    table.add_rows(rows);
+    lines(&table)
+}
+
+/// A table without borders.
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+/// The lines of a table: columns two spaces apart, and no spaces at the end.
+fn lines(table: &Table) -> String {
+    let mut table = table.clone();
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
-    let mut text = String::new();
-    let mut line = |cells: [&str; N]| {
-        let mut line = String::new();
-        for (cell, width) in cells.into_iter().zip(widths) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    };
-    line(head);
-    for row in rows {
-        line(row.each_ref().map(String::as_str));
-    }
-    text
+    table.trim_fmt() + "\n"
 }
 
 /// Text from the guest, without characters that a terminal would act on.
@@ -233,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_the_same_without_characters_that_a_terminal_acts_on() {
+    fn json_is_safe_for_a_terminal() {
         let all: String = ('\0'..='\u{2fff}').chain(['\u{10ffff}', '😀']).collect();
         let bytes = json(&[&all, "\u{9b}2J", "plain ä"]).unwrap();
         let text = String::from_utf8(bytes).unwrap();

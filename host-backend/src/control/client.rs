@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{Refusal, Request, Response};
 
 /// Longest time to wait for a VM.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest response in bytes: many times what all incidents with all their facts take.
 const RESPONSE_MAX: u64 = 64 << 20;
@@ -18,7 +18,7 @@ const RESPONSE_MAX: u64 = 64 << 20;
 /// Why a VM did not answer.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// Nobody listens, or not for us.
+    /// No server, or no permission.
     #[error(
         "no VM can be reached at {}: start one with `vmsrs run`, or give its --name or --socket",
         .path.display()
@@ -26,14 +26,14 @@ pub enum ClientError {
     Connect {
         /// The socket's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The connection broke, or the VM was too slow.
-    #[error("the VM did not answer: it is ending, or stuck; see its own messages")]
+    #[error("the VM did not answer: it is ending or stuck; see its log")]
     Exchange(#[from] io::Error),
-    /// The response is none.
-    #[error("the VM answered with something else: is it of another version?")]
+    /// The response is malformed.
+    #[error("the VM sent an unexpected answer: it may be of another version")]
     Malformed(#[from] serde_json::Error),
     /// The VM did not carry the request out.
     #[error("{}", .0.message)]
@@ -55,8 +55,8 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let connect = || {
             let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
             Ok(stream)
         };
         let stream = connect().map_err(|source| ClientError::Connect {

@@ -1,4 +1,4 @@
-//! What is told about the engine and its incidents: plain data, which is JSON on the control socket.
+//! The state of the engine and its incidents as plain data: the JSON of the control socket.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub enum IncidentOutcome {
     Stopped,
     /// The page has its right content again, from the mirror.
     Repaired,
-    /// The access did not happen, and the frame gets other memory.
+    /// The access did not happen, and the frame gets new memory.
     Replaced,
     /// The content of the page is lost.
     Lost,
@@ -48,7 +48,7 @@ pub struct Count {
 pub struct EngineStatus {
     /// Frames in the window.
     pub window_frames: u32,
-    /// Most frames that the driver may hold as granted.
+    /// Maximum number of frames that the driver may hold as granted.
     pub pool_frames: u32,
     /// Frames that are wiped and wait for a grant.
     pub free_frames: u32,
@@ -86,7 +86,7 @@ pub struct EngineStatus {
     pub dropped_drafts: u64,
     /// Pages of a commit that is still arriving.
     pub staged_pages: u64,
-    /// Times that the driver started the device anew.
+    /// Times that the device was reset.
     pub resets: u64,
     /// Bytes that the host keeps about frames, pages and domains.
     pub metadata_bytes: u64,
@@ -139,7 +139,7 @@ pub enum IncidentFacts {
     SealedWrite(SealedWriteFacts),
     /// About an end of the guest's kernel.
     GuestDown(GuestDownFacts),
-    /// About a frame whose content went wrong by itself.
+    /// About a frame with wrong content.
     Corruption(CorruptionFacts),
 }
 
@@ -153,7 +153,7 @@ impl IncidentDetail {
     }
 }
 
-/// A frame whose content went wrong by itself.
+/// A frame whose content is wrong or lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorruptionFacts {
     /// The frame.
@@ -181,7 +181,7 @@ pub struct RequestFacts {
     pub tid: u32,
     /// Name of the thread.
     pub thread: String,
-    /// Whose the address is, if it lies in the apps' address ranges.
+    /// The owner of the address, if it lies in the apps' address ranges.
     pub address_at: Option<AddressFacts>,
     /// Nanoseconds from the detection in the guest to the end of the discard.
     pub recovery_ns: u64,
@@ -202,7 +202,7 @@ pub struct RequestFacts {
     pub backtrace: Vec<u64>,
 }
 
-/// Whose an address in the apps' ranges is.
+/// The owner of an address in the apps' ranges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressFacts {
     /// The sort of place.
@@ -211,7 +211,7 @@ pub struct AddressFacts {
     pub app: Option<String>,
     /// Key of the domain that has the page, or that ends before it.
     pub domain: Option<String>,
-    /// Bytes from that domain's end to the address, if it lies behind it.
+    /// Bytes from that domain's end to the address, if it lies past it.
     pub behind: Option<u64>,
 }
 
@@ -221,20 +221,20 @@ pub struct AddressFacts {
 pub enum Place {
     /// A page of a domain.
     Domain,
-    /// A guard behind a domain.
+    /// A guard after a domain.
     Guard,
     /// An address that no domain has.
     Unused,
 }
 
-/// What the program kept of its failure. Nobody vouches for it.
+/// What the program kept of its failure. Not trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramFacts {
     /// Address of the first byte of `stack`.
     pub stack_address: u64,
     /// First byte of the whole stack.
     pub stack_low: u64,
-    /// First byte behind the whole stack.
+    /// First byte past the whole stack.
     pub stack_high: u64,
     /// The top of the stack that failed.
     #[serde(with = "hex")]
@@ -276,8 +276,8 @@ pub struct ChangeFacts {
     /// In the dropped draft; as many.
     #[serde(with = "hex")]
     pub new: Vec<u8>,
-    /// The heap block that begins at or before the change, and nearest to it. No block with a good
-    /// header begins inside of the change.
+    /// The heap block that starts at or before the change, and nearest to it. No block with a good
+    /// header starts inside the change.
     pub block: Option<BlockFacts>,
 }
 
@@ -322,7 +322,7 @@ pub struct SealedWriteFacts {
     /// The committed page in the frame, by its number in its app, if it held one.
     pub page: Option<u32>,
     /// The bytes at the instruction pointer, as far as they could be read. (Where KVM emulated the
-    /// store, that is behind its instruction.)
+    /// store, that is after its instruction.)
     #[serde(with = "hex")]
     pub code: Vec<u8>,
     /// General registers of the first attempt, in the order of a request's.

@@ -32,7 +32,7 @@ use crate::engine::{Position, ScrubCounts};
     deny_unknown_fields
 )]
 pub enum Request {
-    /// How the VM is.
+    /// The state of the VM.
     Status {},
     /// All incidents that are kept, oldest first.
     Incidents {},
@@ -86,7 +86,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The line is no request.
+    /// Malformed request.
     Malformed,
     /// There is no incident with that number, or it is no longer kept.
     NoSuchIncident,
@@ -103,11 +103,11 @@ pub struct ScrubStep {
     pub found: ScrubCounts,
     /// Sealed pages that are to be checked in all parts.
     pub pages: u64,
-    /// Where the next part begins, if there is one.
+    /// Where the next part starts, if there is one.
     pub next: Option<Position>,
 }
 
-/// How a VM is.
+/// The state of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
     /// Its name.
@@ -130,7 +130,7 @@ pub struct VmStatus {
     pub recovery: EngineStatus,
     /// The network card, if there is one.
     pub network: Option<NetCounts>,
-    /// What the guest's drivers did wrong with registers and frames, by kind; what they were
+    /// Errors of the guest's drivers with registers and frames, by kind; what they were
     /// refused by the recovery engine is in `recovery`.
     pub device_errors: Vec<Count>,
 }
@@ -148,7 +148,7 @@ pub struct Restart {
 
 /// What the server asks about the VM. Called in the server's thread; must not block for long.
 pub trait Operator: Send + Sync {
-    /// How the VM is.
+    /// The state of the VM.
     fn status(&self) -> VmStatus;
     /// All incidents that are kept, oldest first.
     fn incidents(&self) -> Vec<IncidentSummary>;
@@ -166,7 +166,7 @@ pub trait Operator: Send + Sync {
     fn stop(&self);
 }
 
-/// Carries out one line from a client.
+/// Handles one request line of a client.
 fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
     match serde_json::from_slice(line) {
         Ok(Request::Status {}) => Response::Status(Box::new(operator.status())),
@@ -191,10 +191,7 @@ fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
             operator.stop();
             Response::Stopping
         }
-        Err(error) => refuse(
-            Reason::Malformed,
-            format!("the line is no request: {error}"),
-        ),
+        Err(error) => refuse(Reason::Malformed, format!("malformed request: {error}")),
     }
 }
 
@@ -230,6 +227,22 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);
             assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn every_reason_is_documented() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference-cli.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        for reason in [
+            Reason::Malformed,
+            Reason::NoSuchIncident,
+            Reason::NoSuchDomain,
+            Reason::Busy,
+        ] {
+            let name = serde_json::to_value(reason).unwrap();
+            let name = name.as_str().unwrap();
+            assert!(page.contains(&format!("`{name}`")), "{name}");
         }
     }
 

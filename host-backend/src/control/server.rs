@@ -17,7 +17,7 @@ use super::{Operator, Reason, Response, answer, refuse};
 
 /// Longest request in bytes.
 const REQUEST_MAX: usize = 4096;
-/// Most connections at a time.
+/// Maximum number of connections at a time.
 const CONNECTIONS_MAX: usize = 16;
 /// A connection on which nothing moves for this long is closed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub enum ServerError {
     )]
     Busy(PathBuf),
     /// Something else is there.
-    #[error("{} exists and is no socket: give another --socket", .0.display())]
+    #[error("{} exists and is not a socket: give another --socket", .0.display())]
     NoSocket(PathBuf),
     /// The system refused.
     #[error(
@@ -45,11 +45,11 @@ pub enum ServerError {
     Bind {
         /// The socket's path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// No thread or descriptor for the server.
-    #[error("cannot start a thread for the control socket")]
+    #[error("cannot start the control socket's thread")]
     Thread(#[source] io::Error),
 }
 
@@ -60,7 +60,7 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A control socket that is bound, and so taken, while the VM behind it is still being made.
+/// A control socket that is bound while its VM is still being made.
 #[derive(Debug)]
 pub struct Reservation {
     socket: BoundSocket,
@@ -403,7 +403,7 @@ mod tests {
         fn stream(&self) -> UnixStream {
             let stream = UnixStream::connect(self.path()).unwrap();
             stream
-                .set_read_timeout(Some(Duration::from_secs(20)))
+                .set_read_timeout(Some(Duration::from_secs(300)))
                 .unwrap();
             stream
         }
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_no_requests_are_refused_one_by_one() {
+    fn malformed_lines_are_refused_one_by_one() {
         let bench = Bench::new();
         let mut stream = bench.stream();
         let lines: [&[u8]; 5] = [
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_end_is_refused_and_the_connection_closed() {
+    fn overlong_request_closes_the_connection() {
         let bench = Bench::new();
         let mut stream = bench.stream();
         stream.write_all(&[b'x'; REQUEST_MAX]).unwrap();
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_send_half_a_request_or_read_nothing_hold_nobody_up() {
+    fn slow_clients_do_not_block_others() {
         let bench = Bench::new();
         let mut half = bench.stream();
         half.write_all(b"{\"request\":").unwrap();
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_server_removes_the_socket_and_closes_connections() {
+    fn server_end_removes_socket_and_connections() {
         let mut bench = Bench::new();
         let mut stream = bench.stream();
         bench.client().ask(Request::Status {}).unwrap();

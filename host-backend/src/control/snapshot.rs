@@ -1,4 +1,4 @@
-//! Takes the facts that people are told out of the engine.
+//! Takes the facts of the control socket's answers from the engine.
 
 use std::time::Duration;
 
@@ -247,7 +247,7 @@ fn draft_facts(store: &Store, app: u32, draft: &Dropped) -> DraftFacts {
     }
 }
 
-/// Whose an address is; `None` outside of the apps' ranges.
+/// The owner of an address; `None` outside the apps' ranges.
 fn address_facts(store: &Store, address: u64) -> Option<AddressFacts> {
     let page = address.checked_sub(APP_BASE)? / u64::from(PAGE_SIZE);
     let number = u32::try_from(page / u64::from(APP_PAGES)).ok()?;
@@ -274,7 +274,7 @@ fn address_facts(store: &Store, address: u64) -> Option<AddressFacts> {
             behind: None,
         });
     }
-    // A guard is one unit, and the unit before it is somebody's.
+    // A guard is one unit, and the unit before it has an owner.
     let guard = page - page % EXTENT_UNIT_PAGES;
     let before = guard.checked_sub(1).and_then(|last| app.owner(last));
     Some(match before {

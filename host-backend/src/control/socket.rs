@@ -1,4 +1,4 @@
-//! Where a VM's socket lies, and binding it so that nobody else can connect and no stale socket is
+//! Where a VM's socket lies, and binding it so that no other user can connect and no stale socket is
 //! in the way.
 
 use std::fs;
@@ -19,28 +19,28 @@ const FOLDER: &str = "vmsrs";
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 16;
 
-/// What to do about a socket's folder that does not exist.
+/// What to do when a socket's folder does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Folder {
     /// Make it, for this user alone, and remove it with its last socket.
     MayBeMade,
-    /// Fail: whoever chose the path may have mistyped it.
+    /// Fail: the path may be mistyped.
     MustExist,
 }
 
-/// Why there is no default place for the socket.
+/// Why the socket has no default path.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PathError {
     /// The user has no folder for run-time files.
     #[error("XDG_RUNTIME_DIR is not set: give the control socket's path with --socket")]
     NoRuntimeFolder,
     /// The name cannot be part of a path.
-    #[error("`{0}` is no name for a VM: give 1 to 64 letters, digits, `-`, `_` or `.`")]
+    #[error("`{0}` is not a valid VM name: give 1 to 64 letters, digits, `-`, `_` or `.`")]
     Name(String),
 }
 
 /// The place of the control socket of the VM `name`: `/run/vmsrs/NAME.sock` for root,
-/// `$XDG_RUNTIME_DIR/vmsrs/NAME.sock` for everybody else.
+/// `$XDG_RUNTIME_DIR/vmsrs/NAME.sock` for other users.
 ///
 /// # Errors
 ///
@@ -162,7 +162,7 @@ fn remove_folder(path: &Path) {
     }
 }
 
-/// Removes a socket that nobody listens at.
+/// Removes a socket without a listener.
 fn remove_stale(path: &Path) -> Result<(), ServerError> {
     let metadata = fs::symlink_metadata(path).map_err(|error| bind_error(path, error))?;
     if !metadata.file_type().is_socket() {
@@ -199,7 +199,7 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+    // SAFETY: the descriptor was just returned by the kernel and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let check = |result: libc::c_int| {
         if result < 0 {

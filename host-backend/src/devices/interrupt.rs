@@ -46,13 +46,13 @@ impl DeviceInterrupt {
     }
 
     /// Tells the driver that the device has stopped and needs a reset (Virtio 1.2, 2.1.2): for a
-    /// queue whose rings make no sense.
+    /// queue whose rings are invalid.
     pub fn needs_reset(&self) {
         self.shared.needs_reset.store(true, Ordering::Release);
         self.config_changed();
     }
 
-    /// Says that the device has met broken memory in the guest's RAM: the guest ends.
+    /// Reports broken memory in the guest's RAM, which ends the guest.
     pub(super) fn machine_check(&self) {
         self.shared.line.machine_check();
     }

@@ -44,7 +44,7 @@ pub struct ActiveQueue {
 /// Everything a device works with while the driver has it running.
 #[derive(Debug)]
 pub struct Activation {
-    /// Guest RAM, the only memory a device may read or write for the driver. The window is no
+    /// Guest RAM, the only memory a device may read or write for the driver. The window is not
     /// part of it, so no descriptor of the driver can name a frame.
     pub memory: GuestMemoryMmap,
     /// The queues that the driver has made ready, in order of their number; fewer than the device
@@ -149,7 +149,7 @@ mod tests {
     use super::copy_config;
 
     #[test]
-    fn a_read_beyond_the_configuration_space_leaves_the_rest_alone() {
+    fn config_read_past_the_end_leaves_the_rest() {
         let config = [1, 2, 3];
         for (offset, expected) in [(0, [1, 2]), (2, [3, 0]), (3, [0, 0]), (u64::MAX, [0, 0])] {
             let mut data = [0; 2];

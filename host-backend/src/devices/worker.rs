@@ -15,7 +15,7 @@ use crate::vmm::poison;
 /// Token of the event that ends the thread; a device's own are below it.
 const STOP: u64 = u64::MAX;
 
-/// Most events that are taken at a time.
+/// Maximum number of events that are taken at a time.
 const EVENTS: usize = 4;
 
 /// What a device does in its thread.
@@ -27,7 +27,7 @@ pub(super) trait Serve: Send + 'static {
     ///
     /// # Errors
     ///
-    /// Fails when the rings make no sense; the device then stops until its next reset.
+    /// Fails when the rings are invalid; the device then stops until its next reset.
     fn start(&mut self) -> Result<(), QueueError>;
 
     /// Serves one event.
@@ -97,7 +97,7 @@ impl Drop for Worker {
     }
 }
 
-/// Works until the stop event, until the guest's rings make no sense, or until its memory is broken.
+/// Works until the stop event, until the guest's rings are invalid, or until its memory is broken.
 fn run(name: &str, mut serve: impl Serve, interrupt: &DeviceInterrupt) {
     let mut result = serve.start();
     let mut events = [EpollEvent::default(); EVENTS];

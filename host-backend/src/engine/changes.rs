@@ -1,5 +1,5 @@
 //! What a request had changed in a page: the dropped draft against the version that stays, in runs
-//! of bytes, each with the heap block it lies in or behind. Plain functions over the bytes of pages.
+//! of bytes, each with the heap block it lies in or follows. Plain functions over the bytes of pages.
 
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
@@ -17,7 +17,7 @@ pub(crate) struct Change {
     pub(crate) offset: u16,
     /// The bytes before, and as many after.
     bytes: Box<[u8]>,
-    /// The block that begins at or before the change, and nearest to it.
+    /// The block that starts at or before the change, and nearest to it.
     pub(crate) block: Option<Block>,
 }
 
@@ -42,14 +42,14 @@ impl Change {
 pub(crate) struct Block {
     pub(crate) address: u64,
     pub(crate) size: u64,
-    /// Its state in the version that stays; `None` if it is none there.
+    /// Its state in the version that stays; `None` if there is no such block.
     pub(crate) was: Option<State>,
-    /// Its state in the dropped version; `None` if it is none there, or its header is damaged.
+    /// Its state in the dropped version; `None` if there is no such block, or its header is damaged.
     pub(crate) became: Option<State>,
 }
 
 impl Block {
-    /// Where it begins: with its header where that is good in the dropped version; a damaged one was
+    /// Where it starts: with its header where that is good in the dropped version; a damaged one was
     /// overwritten from the block before it.
     fn begin(&self) -> u64 {
         match self.became {
@@ -73,7 +73,7 @@ pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
 }
 
 /// The changes from `old` to `new` of the page at `address`, in order, each with that of the page's
-/// `blocks` (in order) in which all of it lies: where the next block begins, the next change does.
+/// `blocks` (in order) in which all of it lies: where the next block starts, the next change does.
 pub(crate) fn changes(address: u64, old: &Page, new: &Page, blocks: &[Block]) -> Vec<Change> {
     let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
     let mut behind = blocks.iter().copied().peekable();
@@ -105,7 +105,7 @@ pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
     let mut found = Vec::new();
     let mut taken = 0;
     for offset in (0..=PAGE_SIZE as usize - BLOCK_HEADER).step_by(GRAIN) {
-        // At the end of the page the header describes a block that begins in the next one.
+        // At the end of the page the header describes a block that starts in the next one.
         let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
         let was = header(old, offset).and_then(|header| state(header, block));
         let became = header(new, offset).and_then(|header| state(header, block));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_both_versions_are_found_with_what_became_of_them() {
+    fn blocks_of_both_versions_are_found() {
         let mut old = page(&[]);
         put(&mut old, 0x100, 40, State::Live);
         put(&mut old, 0x200, 24, State::Live);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_former_block_inside_of_a_larger_one_that_took_its_room_is_none() {
+    fn block_absorbed_by_a_larger_one_is_not_listed() {
         let mut old = page(&[]);
         put(&mut old, 0x100, 8, State::Live);
         put(&mut old, 0x120, 8, State::Live);

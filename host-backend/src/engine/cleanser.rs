@@ -1,22 +1,22 @@
 //! The cleanser: retired frames are wiped and become free again.
 //!
-//! The engine touches no memory: whoever runs the cleanser takes runs, wipes them through the
-//! host's own mapping, without holding the engine, and gives them back.
+//! The engine touches no memory: the cleanser's thread takes runs, wipes them through the host's own
+//! mapping, without holding the engine, and returns them.
 
 use vmsrs_protocol::FrameRun;
 
 use super::runs::{frames_of, gather};
 use super::store::{FrameState, Store};
 
-/// Runs of frames to wipe. They stay retired, and nobody else gets them, until they are given back
+/// Runs of frames to wipe. They stay retired and reserved until they are returned
 /// to [`super::Engine::cleansed`].
 #[derive(Debug, Default)]
-#[must_use = "frames that are not given back are lost"]
-pub struct Laundry {
+#[must_use = "frames that are not returned are lost"]
+pub struct RetiredFrames {
     runs: Vec<FrameRun>,
 }
 
-impl Laundry {
+impl RetiredFrames {
     /// The runs.
     pub fn runs(&self) -> &[FrameRun] {
         &self.runs
@@ -27,9 +27,9 @@ impl Laundry {
         self.runs.is_empty()
     }
 
-    /// Wipes frame by frame. What `wipe` says false to is left over: it stays retired, to be wiped
-    /// another time. Gives the frames that were wiped, and those left over.
-    pub fn wash(self, mut wipe: impl FnMut(u32) -> bool) -> (Self, Self) {
+    /// Wipes frame by frame. A frame for which `wipe` returns false stays retired, to be tried again.
+    /// Returns the frames that were wiped and those that were not.
+    pub fn wipe_each(self, mut wipe: impl FnMut(u32) -> bool) -> (Self, Self) {
         let frames = self.runs.into_iter().flat_map(frames_of);
         let (mut clean, mut left): (Vec<u32>, Vec<u32>) = frames.partition(|&frame| wipe(frame));
         let gathered = |frames: &mut Vec<u32>| Self {
@@ -45,15 +45,15 @@ impl Laundry {
 }
 
 /// Takes up to `frames` retired frames.
-pub(crate) fn take(store: &mut Store, frames: u32) -> Laundry {
-    Laundry {
+pub(crate) fn take(store: &mut Store, frames: u32) -> RetiredFrames {
+    RetiredFrames {
         runs: store.retired.take(frames, usize::MAX),
     }
 }
 
-/// Takes wiped frames back. Gives whether the driver should hear that frames are free again.
-pub(crate) fn done(store: &mut Store, laundry: Laundry) -> bool {
-    for frame in laundry.runs.into_iter().flat_map(frames_of) {
+/// Takes wiped frames back. Returns whether the driver should be told that frames are free again.
+pub(crate) fn done(store: &mut Store, retired: RetiredFrames) -> bool {
+    for frame in retired.runs.into_iter().flat_map(frames_of) {
         debug_assert_eq!(store.frames.state(frame), Some(FrameState::Retired));
         store.frames.set(frame, FrameState::Free);
         store.free.insert(frame);

@@ -8,7 +8,7 @@ use vmsrs_protocol::seal::SealRecord;
 /// Fewest frames that a window has beyond the pool, the evidence and the zero frame.
 pub const PAGES_MIN: u32 = 64;
 
-/// Most records that fit in one seal message.
+/// Maximum number of records that fit in one seal message.
 pub const BATCH_RECORDS_MAX: u32 =
     ((MESSAGE_BYTES_MAX as usize - size_of::<ControlHeader>() - size_of::<SealRequest>())
         / size_of::<SealRecord>()) as u32;
@@ -18,13 +18,13 @@ pub const BATCH_RECORDS_MAX: u32 =
 pub struct EngineConfig {
     /// Frames in the window, the zero frame included.
     pub window_frames: u32,
-    /// Most frames that the driver may hold as granted.
+    /// Maximum number of frames that the driver may hold as granted.
     pub pool_frames: u32,
-    /// Most records in one seal message, at most [`BATCH_RECORDS_MAX`].
+    /// Maximum number of records in one seal message, at most [`BATCH_RECORDS_MAX`].
     pub batch_records: u32,
-    /// Most frames kept as evidence of incidents.
+    /// Maximum number of frames kept as evidence of incidents.
     pub evidence_frames: u32,
-    /// Most incidents kept of each sort (failed requests, sealed writes); the newest stay.
+    /// Maximum number of incidents kept of each sort (failed requests, sealed writes); the newest stay.
     pub incidents: usize,
 }
 
@@ -48,7 +48,7 @@ impl EngineConfig {
     ///
     /// # Errors
     ///
-    /// Fails when the limits do not leave [`PAGES_MIN`] frames or when one of them makes no sense.
+    /// Fails when the limits do not leave [`PAGES_MIN`] frames or when one of them is invalid.
     pub fn page_frames(&self) -> Result<u32, ConfigError> {
         if self.window_frames >= DAMAGED_FRAME {
             return Err(ConfigError::WindowTooLarge);
@@ -71,11 +71,11 @@ impl EngineConfig {
     }
 }
 
-/// Limits that make no sense.
+/// Limits that are inconsistent.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// The pool and the evidence leave no frames for pages.
-    #[error("a window of {frames} frames is too small: its pool needs {needed}; make it larger")]
+    #[error("a window of {frames} frames is too small: its pool needs {needed}")]
     WindowTooSmall {
         /// Frames in the window.
         frames: u32,

@@ -10,7 +10,7 @@ use thiserror::Error;
 pub struct Unreadable {
     /// The frame.
     pub frame: u32,
-    /// What the operating system said.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }
@@ -32,7 +32,7 @@ pub trait Content {
     /// Fails when either of them cannot be accessed.
     fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable>;
 
-    /// Puts other memory of the host behind a frame that the guest cannot write, with the content
+    /// Backs a frame that the guest cannot write with other memory of the host, with the content
     /// of the frame `from`, or zeros. The guest sees the frame's old memory or the new content, and
     /// nothing between them.
     ///

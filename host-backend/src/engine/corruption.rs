@@ -1,15 +1,15 @@
-//! Frames whose content went wrong by itself: a wrong checksum, or broken memory of the host.
+//! Frames with wrong content: a wrong checksum, or broken memory of the host.
 
 use vmsrs_protocol::incident::{KIND_CHECKSUM, KIND_POISON};
 
 use super::store::PageOwner;
 
-/// How it shows that a frame's content has gone wrong.
+/// How a wrong content was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// Its checksum is not the one it had when it was sealed.
     Checksum,
-    /// The hardware reports the memory behind it as broken.
+    /// The hardware reports its memory as broken.
     Poison,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Difference {
 pub(crate) enum Remedy {
     /// The frame has its right content again.
     Repaired,
-    /// It was no committed page: whoever used it lost it, and the frame gets other memory.
+    /// It was not a committed page: its user lost it, and the frame gets new memory.
     Replaced,
     /// The content of a committed page is lost.
     Lost,
@@ -60,7 +60,7 @@ pub(crate) struct Corruption {
     pub(crate) cause: Cause,
     pub(crate) remedy: Remedy,
     pub(crate) frame: u32,
-    /// Whose the frame was, if it held a committed page.
+    /// The frame's committed page, if it held one.
     pub(crate) owner: Option<PageOwner>,
     /// How the content differed from the mirror's, if that is known.
     pub(crate) difference: Option<Difference>,

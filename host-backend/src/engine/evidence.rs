@@ -1,5 +1,5 @@
-//! What the program kept of a failed request. Nothing in it is believed or interpreted here: whoever
-//! asks for the incident does that, in a process of his own.
+//! What the program kept of a failed request. It is not trusted or interpreted here; the
+//! command that shows the incident does that in its own process.
 
 use vmsrs_protocol::incident::{Evidence, MODULES_MAX, STACK_MAX, TEXT_MAX};
 
@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 pub(crate) struct Program {
     /// Address of the first byte of `stack`.
     pub(crate) stack_address: u64,
-    /// First byte of the whole stack, and the first behind it.
+    /// First byte of the whole stack, and the first past its end.
     pub(crate) stack_bounds: (u64, u64),
     /// The top of its stack.
     pub(crate) stack: Box<[u8]>,
@@ -44,7 +44,7 @@ impl Program {
         let parts = limits.map(|(length, _)| part(length));
         let ([Some(stack), Some(modules), Some(text)], []) = (parts, rest) else {
             return Err(Refusal::Malformed(
-                "the driver sent evidence whose length is not what it says",
+                "the driver sent evidence that does not match its lengths",
             ));
         };
         Ok(Self {

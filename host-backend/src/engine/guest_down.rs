@@ -40,7 +40,7 @@ impl Loss {
         loss
     }
 
-    /// Whether there was anything that somebody may miss.
+    /// Whether nothing was lost.
     pub(crate) fn is_none(&self) -> bool {
         self.written_frames == 0 && self.staged_pages == 0
     }

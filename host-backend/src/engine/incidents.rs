@@ -1,4 +1,4 @@
-//! The incidents: what went wrong, with its evidence, and what the guest did wrong.
+//! The incidents: failures with their evidence, and errors of the guest.
 
 use std::collections::VecDeque;
 use std::mem::discriminant;
@@ -13,7 +13,7 @@ use super::evidence::Program;
 use super::guest_down::{self, GuestDown};
 use super::store::PageOwner;
 
-/// Most drafts of one incident that are listed.
+/// Maximum number of drafts listed in one incident.
 pub(crate) const DRAFTS_KEPT: usize = 256;
 
 /// Bytes of changes that are kept of one incident; of further pages only their number is.
@@ -23,15 +23,15 @@ pub(crate) const CHANGES_MAX: usize = 1 << 20;
 /// newest incident keeps its own.
 const DETAILS_MAX: usize = 16 << 20;
 
-/// Gap between the incident numbers of two boots of the guest, for numbers that the driver gave out
-/// and could not report any more.
+/// Gap between the incident numbers of two boots of the guest, for numbers that the driver assigned
+/// and could not report.
 const BOOT_GAP: u64 = 1000;
 
-/// Room for the driver's incident numbers in one boot.
+/// Number of incident numbers that the driver may use in one boot.
 const NUMBERS_PER_BOOT: u64 = 1 << 40;
 
-/// The driver's numbers begin no higher than about here. Boots of a good driver never get there; a
-/// hostile one that wastes its numbers gets the same ones again.
+/// The driver's numbers start no higher than about here. A correct driver never gets there; a hostile
+/// one that wastes its numbers gets the same ones again.
 const BASE_LIMIT: u64 = 1 << 62;
 
 /// What the host found when it checked a report against its own tables.
@@ -79,7 +79,7 @@ pub(crate) enum Record {
     SealedWrite(Box<SealedWrites>),
     /// An end of the guest's kernel.
     GuestDown(GuestDown),
-    /// A frame whose content went wrong by itself.
+    /// A frame whose content is wrong or lost.
     Corruption(Corruption),
 }
 
@@ -148,14 +148,14 @@ pub(crate) struct SealedWrites {
     pub(crate) write: SealedWrite,
     /// How often it was tried.
     pub(crate) count: u64,
-    /// Whose the frame was, if it held a committed page.
+    /// The frame's committed page, if it held one.
     pub(crate) owner: Option<PageOwner>,
 }
 
 /// The latest incidents, as many of each sort, so that a guest that tries sealed writes in a loop
 /// does not push failed requests out.
 pub(crate) struct IncidentStore {
-    /// Most incidents of one sort.
+    /// Maximum number of incidents of one sort.
     limit: usize,
     /// Oldest first.
     kept: VecDeque<Incident>,
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn incident_numbers_do_not_overflow_however_often_a_hostile_guest_resets() {
+    fn incident_numbers_survive_endless_resets() {
         let mut incidents = IncidentStore::new(4);
         // The largest number that a boot may use, in more boots than 64 bits have room for.
         for _ in 0..1u32 << 25 {
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_write_to_another_owners_page_is_another_incident() {
+    fn sealed_writes_are_merged_per_owner() {
         let mut incidents = IncidentStore::new(4);
         let write = SealedWrite {
             frame: 3,

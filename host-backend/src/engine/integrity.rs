@@ -1,9 +1,9 @@
-//! Integrity of sealed frames: checksums, mirrors, and what is done when a frame is found wrong.
+//! Integrity of sealed frames: checksums, mirrors, and the repair of wrong frames.
 //!
 //! A frame gets its checksum when it is sealed, after the guest has lost the right to write it, so
 //! nothing can change between the two. In a domain with a mirror a second frame takes a copy then.
-//! A check compares content and checksum; it is asked for by the scrubber for every sealed page in
-//! turn, after a failed request for the pages that it goes back to, and by an operator.
+//! A check compares content and checksum. Checked are every sealed page in turn by the scrubber, the
+//! pages that a failed request goes back to, and what an operator asks for.
 
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
@@ -16,9 +16,9 @@ use super::store::{FrameState, PageOf, Store};
 /// What a check of a sealed page found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
-    /// The content is right; if the domain has a mirror, the copy is there and right as well.
+    /// The content is right, and so is the mirror's copy if the domain has a mirror.
     Whole,
-    /// The content is right. The mirror's copy was missing or wrong and is there now.
+    /// The content is right. The mirror's copy was missing or wrong and has been made.
     Mirrored,
     /// The content was wrong.
     Wrong {
@@ -78,8 +78,7 @@ pub(crate) fn check(
         _ => None,
     };
     let repaired = copy.is_some_and(|copy| {
-        // Writing in place shows the guest nothing but wrong bytes turning right; broken memory has
-        // to go.
+        // Writing in place only turns wrong bytes right; broken memory must be replaced.
         let in_place = cause == Cause::Checksum
             && memory.copy(copy, frame).is_ok()
             && is_right(store, frame, frame, memory);
@@ -99,7 +98,7 @@ pub(crate) fn check(
     }
 }
 
-/// Checks the frame that is zeros for ever. `None` when it is right.
+/// Checks the frame that is always zeros. `None` when it is intact.
 pub(crate) fn check_zero_frame(memory: &mut impl Content) -> Option<(Cause, Remedy)> {
     let zeros = checksum(&[0; PAGE_SIZE as usize]);
     let cause = match memory.checksum(ZERO_FRAME) {
@@ -132,8 +131,8 @@ fn is_right(store: &Store, frame: u32, copy: u32, memory: &impl Content) -> bool
         .is_ok_and(|sum| sum == store.frames.checksum(frame))
 }
 
-/// Makes sure that a frame whose content is right has a right copy, if its domain has a mirror and a
-/// frame is free; else a later check makes up for it. True when a copy was made.
+/// Makes sure that a right frame has a right copy, if its domain has a mirror and a frame is free; else
+/// a later check does. True when a copy was made.
 fn mirror(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
     let Some(owner) = store.frames.page(frame) else {
         return false;
@@ -145,7 +144,7 @@ fn mirror(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
         if is_right(store, frame, copy, memory) {
             return false;
         }
-        // A copy that is not as it was written is on memory that is not to be relied on.
+        // A copy that has changed lies in unreliable memory.
         return match memory.replace(copy, Some(frame)) {
             Ok(()) => true,
             Err(error) => {
@@ -163,7 +162,7 @@ fn mirror(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
             true
         }
         Err(error) => {
-            // The cleanser gives the frame other memory.
+            // The cleanser replaces the frame's memory.
             log::warn!("{error}: {}", error.source);
             store.retire(copy);
             false

@@ -19,7 +19,7 @@ use vmsrs_protocol::seal::SealRecord;
 use super::refusal::Refusal;
 use super::{Call, Engine, Memory};
 
-/// A reply, and what was refused, for whoever counts that.
+/// A reply, and what was refused, for the counters.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The reply's bytes: empty when there is no room for a header, else a [`ReplyHeader`] and its
@@ -47,7 +47,7 @@ impl Reply {
     }
 }
 
-/// Carries out one message of the driver.
+/// Handles one message of the driver.
 ///
 /// `message` is what the driver wrote, headers included; `room` is how many bytes a reply may have;
 /// `at` is the time since the Unix epoch, for incidents.
@@ -74,7 +74,8 @@ pub fn handle_message(
     }
 }
 
-type Outcome = Result<(Vec<u8>, Option<Refusal>), Refusal>;
+/// The payload of a reply, and what was refused of the message; or why all of it was.
+type MessageResult = Result<(Vec<u8>, Option<Refusal>), Refusal>;
 
 fn dispatch(
     engine: &mut Engine,
@@ -82,12 +83,12 @@ fn dispatch(
     at: Duration,
     message: &[u8],
     room: usize,
-) -> Outcome {
+) -> MessageResult {
     let mut input = Input(message);
     let header: ControlHeader = input.take()?;
     if header.length as usize != input.0.len() {
         return Err(Refusal::Malformed(
-            "the driver sent a message whose length is not what its header says",
+            "the driver sent a message that does not match the length in its header",
         ));
     }
     let room = Room(room).less::<ReplyHeader>()?;
@@ -218,7 +219,7 @@ impl Input<'_> {
         let size = size_of::<T>();
         if !self.0.len().is_multiple_of(size) || self.0.len() / size != count as usize {
             return Err(Refusal::Malformed(
-                "the driver sent a message whose list is not as long as it says",
+                "the driver sent a message whose list does not match its length",
             ));
         }
         Ok(self.0.chunks_exact(size).map(pod_read_unaligned).collect())
@@ -230,7 +231,7 @@ impl Input<'_> {
 struct Room(usize);
 
 impl Room {
-    /// The room behind a structure.
+    /// The room after a structure.
     fn less<T>(self) -> Result<Self, Refusal> {
         self.0
             .checked_sub(size_of::<T>())

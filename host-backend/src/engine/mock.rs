@@ -6,7 +6,7 @@ use vmsrs_protocol::{FrameRun, ZERO_FRAME};
 
 use super::content::{Content, Unreadable};
 use super::runs::frames_of;
-use super::{Inspect, Laundry, Page, Protection, ProtectionError};
+use super::{Inspect, Page, Protection, ProtectionError, RetiredFrames};
 
 pub(crate) struct MockMemory {
     pub(crate) writable: Vec<bool>,
@@ -37,15 +37,15 @@ impl MockMemory {
         }
     }
 
-    pub(crate) fn wipe(&mut self, laundry: &Laundry) {
-        for frame in laundry.runs().iter().copied().flat_map(frames_of) {
+    pub(crate) fn wipe(&mut self, retired: &RetiredFrames) {
+        for frame in retired.runs().iter().copied().flat_map(frames_of) {
             assert_ne!(frame, ZERO_FRAME);
             assert!(!self.writable[frame as usize]);
             self.renew(frame);
         }
     }
 
-    /// Puts zeroed memory behind a frame.
+    /// Backs a frame with zeroed memory.
     fn renew(&mut self, frame: u32) {
         self.content[frame as usize] = 0;
         self.poisoned[frame as usize] = false;

@@ -1,8 +1,8 @@
-//! The recovery engine: store, recovery, monitor and cleanser.
+//! The recovery engine: store, recovery, incidents and cleanser.
 //!
 //! It knows frames, pages and commits, and nothing of KVM, queues or threads: memory is reached
 //! through [`Protection`] and [`Inspect`], time comes as an argument, and one call is one event. So
-//! everything it promises can be tested by property and by model.
+//! its guarantees can be tested by property and by model.
 //!
 //! # States of a frame
 //!
@@ -16,7 +16,7 @@
 //!                     └──▶ Evidence ─────┘ oldest goes first
 //! ```
 //!
-//! Only granted frames are writable by the guest. The zero frame is sealed for ever. A sealed frame
+//! Only granted frames are writable by the guest. The zero frame is always sealed. A sealed frame
 //! of a domain with a mirror has a second copy in a frame of the state Mirror: taken from the free
 //! ones when the page is sealed, retired with it. The budget
 //! `pages in extents + mirror + 1 + pool + evidence <= window` makes sure that a full pool can always be
@@ -61,7 +61,7 @@ use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, FrameRun, NONE, ZERO_FRAME};
 
 pub use changes::Page;
-pub use cleanser::Laundry;
+pub use cleanser::RetiredFrames;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use content::{Content, Unreadable, checksum};
 pub use corruption::Retry;
@@ -87,8 +87,8 @@ const TAGS_PER_BOOT: u64 = 1 << 42;
 /// Tags stay below this (see [`DeviceConfig::tag_base`]).
 const TAG_LIMIT: u64 = 1 << 62;
 
-/// Most domains that wait for a check because a request in them failed; the scrubber reaches others
-/// in its turn.
+/// Maximum number of domains that wait for a check because a request in them failed; the scrubber
+/// reaches others later.
 const SUSPECTS_MAX: usize = 256;
 
 /// The memory of the window, as the engine needs it.
@@ -105,7 +105,7 @@ pub struct Engine {
     /// Domains of failed requests, as pairs of app and domain, whose sealed pages are to be checked
     /// soon. At most [`SUSPECTS_MAX`].
     suspects: VecDeque<(u32, u32)>,
-    /// What the driver has not been told yet.
+    /// Events for the driver.
     events: Vec<Event>,
     /// What the last reset dropped, until a driver starts.
     lost: Loss,
@@ -113,12 +113,12 @@ pub struct Engine {
     tag_base: u64,
 }
 
-/// What comes with a message beside its content.
+/// The context of a message.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     /// Time since the Unix epoch.
     pub at: Duration,
-    /// Most runs of frames in the reply.
+    /// Maximum number of runs of frames in the reply.
     pub max_runs: usize,
 }
 
@@ -139,7 +139,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Fails when the limits make no sense together.
+    /// Fails when the limits are inconsistent.
     pub fn new(config: EngineConfig) -> Result<Self, ConfigError> {
         Ok(Self {
             store: Store::new(&config)?,
@@ -280,7 +280,7 @@ impl Engine {
     ) -> Result<SealOutcome, Refusal> {
         if records.len() > self.config.batch_records as usize {
             return Err(Refusal::Malformed(
-                "the driver sent more seal records in a message than it may",
+                "the driver sent too many seal records in a message",
             ));
         }
         let outcome = seal::seal(
@@ -302,7 +302,7 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// Takes the report of a failed request; its drafts become evidence. Gives frames in exchange.
+    /// Takes the report of a failed request; its drafts become evidence. Returns frames in exchange.
     ///
     /// # Errors
     ///
@@ -374,7 +374,7 @@ impl Engine {
         }
     }
 
-    /// Takes the next domain that is to be checked as a whole soon.
+    /// Takes the next domain that is due for a whole check.
     pub fn take_suspect(&mut self) -> Option<Scope> {
         let (app, domain) = self.suspects.pop_front()?;
         Some(Scope {
@@ -383,13 +383,13 @@ impl Engine {
         })
     }
 
-    /// Whether a domain is to be checked as a whole soon.
+    /// Whether a domain is due for a whole check.
     pub fn has_suspects(&self) -> bool {
         !self.suspects.is_empty()
     }
 
     /// Checks sealed pages from a position on, with the work of at most `pages` of them (at least 1),
-    /// and repairs from their mirrors those that are wrong. Gives what was found, and where to go on.
+    /// and repairs from their mirrors those that are wrong. Returns what was found, and where to go on.
     pub fn scrub(
         &mut self,
         at: Duration,
@@ -432,8 +432,8 @@ impl Engine {
         }
     }
 
-    /// Says that the hardware stopped an access of the guest to a frame because its memory is
-    /// broken. Gives what becomes of the access.
+    /// Handles an access of the guest that the hardware stopped because the frame's memory is broken.
+    /// Returns what becomes of the access.
     pub fn poisoned(&mut self, at: Duration, frame: u32, memory: &mut impl Memory) -> Retry {
         match self.frame_state(frame) {
             Some(FrameState::Sealed) if frame == ZERO_FRAME => {
@@ -464,7 +464,7 @@ impl Engine {
         }
     }
 
-    /// Takes what the driver is to be told.
+    /// Takes the events for the driver.
     pub fn take_events(&mut self) -> Vec<Event> {
         mem::take(&mut self.events)
     }
@@ -487,7 +487,7 @@ impl Engine {
         })
     }
 
-    /// Number of sealed pages that are meant.
+    /// Number of sealed pages in scope.
     pub fn sealed_pages(&self, scope: Scope) -> u64 {
         match (
             scope.app.and_then(|app| self.store.app(app).ok()),
@@ -545,7 +545,7 @@ impl Engine {
         }
     }
 
-    /// Takes drafts that were dropped without an error. Gives frames in exchange.
+    /// Takes drafts that were dropped without an error. Returns frames in exchange.
     ///
     /// # Errors
     ///
@@ -562,7 +562,7 @@ impl Engine {
         Ok(granted)
     }
 
-    /// Keeps a write that the second-level page table stopped, and gives the event for the driver.
+    /// Keeps a write that the second-level page table stopped, and returns the event for the driver.
     pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
         let owner = self.store.owner_of(write.frame);
         Event {
@@ -587,7 +587,7 @@ impl Engine {
     }
 
     /// Ends a boot of the guest: all granted frames are retired, a commit that has not arrived
-    /// whole is dropped, numbers go on behind those in use. Apps, domains and their sealed pages
+    /// whole is dropped, numbers continue after those in use. Apps, domains and their sealed pages
     /// stay.
     ///
     /// Frames that the host cannot make read-only stay granted, unknown to the next driver, until
@@ -608,12 +608,12 @@ impl Engine {
         self.counters.resets += 1;
     }
 
-    /// Says that a driver has started: what the last reset dropped was for another to worry about.
+    /// Notes that a driver has started: what the last reset dropped is no longer its concern.
     pub fn driver_started(&mut self) {
         self.lost = Loss::default();
     }
 
-    /// Says that the guest's kernel has gone; `reason` tells how, in a sentence without a full stop.
+    /// Records the end of the guest's kernel; `reason` is a sentence without a full stop.
     /// What was dropped by the reset since a driver started last becomes an incident. The reset may
     /// be the guest's own work: kernels reset their devices when they reboot in order.
     pub fn guest_down(&mut self, at: Duration, reason: &str) {
@@ -630,21 +630,21 @@ impl Engine {
     }
 
     /// Whether retired frames wait for the cleanser.
-    pub fn has_laundry(&self) -> bool {
+    pub fn has_retired(&self) -> bool {
         self.store.retired.len() != 0
     }
 
     /// Takes up to `frames` retired frames to wipe.
-    pub fn take_laundry(&mut self, frames: u32) -> Laundry {
+    pub fn take_retired(&mut self, frames: u32) -> RetiredFrames {
         cleanser::take(&mut self.store, frames)
     }
 
-    /// Takes wiped frames back. Gives whether the driver should hear that frames are free again.
-    pub fn cleansed(&mut self, laundry: Laundry) -> bool {
-        cleanser::done(&mut self.store, laundry)
+    /// Takes wiped frames back. Returns whether the driver should be told that frames are free again.
+    pub fn cleansed(&mut self, retired: RetiredFrames) -> bool {
+        cleanser::done(&mut self.store, retired)
     }
 
-    /// Panics when one of the promises about frames and pages does not hold.
+    /// Panics when an invariant of frames and pages does not hold.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
         self.store.check_invariants();

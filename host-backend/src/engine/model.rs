@@ -194,9 +194,9 @@ impl World {
                 assert_eq!(event.incident % 2, 0);
             }
             Step::Cleanse(frames) => {
-                let laundry = self.engine.take_laundry(*frames);
-                self.memory.wipe(&laundry);
-                self.engine.cleansed(laundry);
+                let retired = self.engine.take_retired(*frames);
+                self.memory.wipe(&retired);
+                self.engine.cleansed(retired);
             }
             Step::Reset => {
                 let before = self.engine.device_config();
@@ -583,7 +583,7 @@ impl World {
         }
     }
 
-    /// Spoils a commit; gives whether that was possible.
+    /// Spoils a commit; returns whether that was possible.
     fn damage(&mut self, damage: Damage, records: &mut [SealRecord]) -> bool {
         let first = records[0];
         let last = records.len() - 1;
@@ -721,7 +721,7 @@ proptest! {
     #[test]
     fn the_promises_hold_whatever_the_driver_does(steps in steps()) {
         let mut world = World::new();
-        // Most random sequences would otherwise begin with refusals only.
+        // Most random sequences would otherwise start with refusals only.
         world.open_domain(0, 0, false);
         world.add_extent(0, 0, 8);
         world.open_domain(0, 1, true);

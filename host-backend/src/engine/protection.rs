@@ -10,11 +10,11 @@ use super::changes::Page;
 
 /// The protection of a run of frames could not be changed.
 #[derive(Debug, Error)]
-#[error("protection of {} frames from frame {} on not changed", run.count, run.start)]
+#[error("cannot change the protection of {} frames from frame {}", run.count, run.start)]
 pub struct ProtectionError {
     /// The run.
     pub run: FrameRun,
-    /// What the operating system said.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }

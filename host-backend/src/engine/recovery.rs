@@ -1,5 +1,5 @@
 //! Recovery: a failed request's drafts are checked, taken away from the guest and kept as evidence;
-//! the verdict says what the pages go back to.
+//! the verdict says which version the pages return to.
 //!
 //! Restoring itself costs the host nothing: sealed versions were never touched, and the driver maps
 //! them again on demand.
@@ -17,7 +17,7 @@ use super::protection::{Inspect, Protection};
 use super::refusal::Refusal;
 use super::store::{FrameState, Store};
 
-/// Takes a report of a failed request with its dropped drafts; gives frames in exchange.
+/// Takes a report of a failed request with its dropped drafts; returns frames in exchange.
 pub(crate) fn report(
     store: &mut Store,
     incidents: &mut IncidentStore,
@@ -80,13 +80,13 @@ pub(crate) fn report(
 /// Bounds on what a report may use.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
-    /// Most frames kept as evidence.
+    /// Maximum number of frames kept as evidence.
     pub(crate) evidence_frames: u32,
-    /// Most runs in the reply.
+    /// Maximum number of runs in the reply.
     pub(crate) max_runs: usize,
 }
 
-/// Takes drafts that were dropped without an error; gives frames in exchange.
+/// Takes drafts that were dropped without an error; returns frames in exchange.
 pub(crate) fn discard(
     store: &mut Store,
     frames: &[u32],
@@ -115,7 +115,7 @@ fn check(
             "the driver reported an incident of an unknown kind",
         ));
     }
-    // What the host finds in its own memory is not the guest's to report.
+    // Only the host can find errors of its own memory.
     if matches!(report.kind, KIND_CHECKSUM | KIND_POISON) {
         return Err(Refusal::Malformed(
             "the driver reported a hardware failure, which only the host can find",
@@ -123,7 +123,7 @@ fn check(
     }
     if !incidents.is_new_number(report.incident) {
         return Err(Refusal::Malformed(
-            "the driver reported an incident under a number that is not its to give",
+            "the driver reported an incident under an invalid number",
         ));
     }
     store.app(report.app)?;
@@ -166,7 +166,7 @@ fn drop_frames(
     })
 }
 
-/// What a page goes back to, by the host's own page map.
+/// Which version a page returns to, by the host's own page map.
 fn judge(store: &Store, app: u32, draft: &DroppedDraft) -> Verdict {
     let sealed = store.apps[app as usize].frame(draft.page);
     if draft.committed == sealed {
@@ -178,7 +178,7 @@ fn judge(store: &Store, app: u32, draft: &DroppedDraft) -> Verdict {
     }
 }
 
-/// Pages that a heap block may reach over before a changed byte, and still be found.
+/// Number of pages before a changed byte that are searched for its heap block.
 const BLOCK_PAGES_MAX: u32 = 16;
 
 /// The versions of an app's pages that a report is about.
@@ -206,8 +206,8 @@ impl<M: Inspect> Versions<'_, M> {
 
     /// What a dropped draft had changed; `frame` is where it is kept.
     fn compare(&self, draft: &DroppedDraft, frame: u32, room: &mut usize) -> Dropped {
-        // The driver's word for the version that stays counts, even where it is not sealed yet. One
-        // that is no frame at all says nothing about changes.
+        // The driver names the version that stays, which may not be sealed yet. Without a valid frame
+        // the changes are unknown.
         let known = draft.committed == NONE || self.store.frames.state(draft.committed).is_some();
         let new = self.content(draft.frame);
         let old = if known {
@@ -254,7 +254,7 @@ impl<M: Inspect> Versions<'_, M> {
         }
     }
 
-    /// The last block that begins in the pages before a draft's, as far as they are its domain's.
+    /// The last block that starts in the pages before a draft's, as far as they are its domain's.
     fn last_block_before(&self, draft: &DroppedDraft) -> Option<changes::Block> {
         let app = &self.store.apps[self.app as usize];
         for page in (draft.page.saturating_sub(BLOCK_PAGES_MAX)..draft.page).rev() {
@@ -279,8 +279,8 @@ fn exchange(
     max_runs: usize,
     protection: &mut impl Protection,
 ) -> Vec<FrameRun> {
-    // The frames are dropped, so a host that cannot grant does not make the message fail: the
-    // driver asks again when its pool runs low.
+    // The frames are dropped, so a failed grant does not fail the message: the driver asks again
+    // when its pool runs low.
     let wanted = u32::try_from(frames).unwrap_or(u32::MAX);
     store
         .grant(wanted, max_runs, protection)

@@ -12,7 +12,7 @@ use vmsrs_protocol::control::{
 /// refusals can be counted and logged by it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
-    /// The bytes are no message, or a field is out of its range.
+    /// Malformed message, or a field out of range.
     #[error("{0}")]
     Malformed(&'static str),
     /// The kind of message is not known.

@@ -5,7 +5,7 @@ use vmsrs_protocol::NONE;
 
 use super::store::Store;
 
-/// Which sealed pages are meant: all, those of an app, or those of a domain.
+/// Which sealed pages are in scope: all, those of an app, or those of a domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scope {
     /// The app, or all of them.
@@ -49,7 +49,7 @@ impl ScrubCounts {
 }
 
 impl Scope {
-    /// Where a pass over these pages begins.
+    /// Where a pass over these pages starts.
     pub fn start(self) -> Position {
         Position {
             app: self.app.unwrap_or(0),

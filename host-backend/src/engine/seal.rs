@@ -1,4 +1,4 @@
-//! Sealing: committed pages become the authority, a whole commit at a time or not at all.
+//! Sealing: committed pages become the authoritative version, whole commits at a time.
 
 use vmsrs_protocol::control::STATUS_OK;
 use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
@@ -17,14 +17,14 @@ pub(crate) struct Staging {
     records: Vec<SealRecord>,
 }
 
-/// What became of a seal message.
+/// The outcome of a seal message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SealOutcome {
-    /// Records taken over: sealed, or staged until the rest of their commit arrives.
+    /// Records accepted: sealed, or staged until the rest of their commit arrives.
     pub taken: u32,
     /// Pages sealed, those included whose records came in earlier messages.
     pub sealed: u32,
-    /// Why the commit behind them was refused, if one was.
+    /// Why the commit after them was refused, if one was.
     pub refusal: Option<Refusal>,
     /// Frames granted in exchange for the sealed ones.
     pub granted: Vec<FrameRun>,
@@ -80,7 +80,7 @@ impl Staging {
     }
 }
 
-/// Takes over the commits of one message, in order, up to the first that is refused.
+/// Applies the commits of one message in order, up to the first that is refused.
 ///
 /// Commits are applied to the page map one after the other, each checked against what the ones
 /// before it have left; then all their frames are made read-only at once. If the host cannot do
@@ -145,7 +145,7 @@ pub(crate) fn seal(
             store.retire(record.old_frame);
         }
     }
-    // Only now can nobody change them any more. Those that a later commit of the message superseded
+    // Only now are they immutable. Those that a later commit of the message superseded
     // are retired already.
     let damaged = applied
         .iter()
@@ -155,8 +155,8 @@ pub(crate) fn seal(
         .into_iter()
         .filter(|&frame| !integrity::take_in(store, frame, memory))
         .collect();
-    // The commits are sealed, so a host that cannot grant does not make the message fail: the
-    // driver asks again when its pool runs low.
+    // The commits are sealed, so a failed grant does not fail the message: the driver asks again
+    // when its pool runs low.
     let granted = store.grant(applied.len() as u32, max_runs, memory);
     SealOutcome {
         // A message has fewer than 2^16 bytes.
@@ -190,7 +190,7 @@ fn check_shape(first: &[SealRecord], part: &[SealRecord]) -> Result<(), Refusal>
     Ok(())
 }
 
-/// Puts the records of one commit into the page map, all of them or none.
+/// Applies the records of one commit to the page map, all of them or none.
 fn apply(
     store: &mut Store,
     applied: &mut Vec<SealRecord>,
@@ -219,13 +219,13 @@ fn apply_record(store: &mut Store, record: &SealRecord) -> Result<(), Refusal> {
     app.set_frame(record.page, record.new_frame);
     store.frames.seal(record.new_frame, owner(record));
     if record.old_frame != NONE {
-        // The cleanser gets it when the whole message is through.
+        // It is retired once the whole message has been applied.
         store.frames.set(record.old_frame, FrameState::Retired);
     }
     Ok(())
 }
 
-/// Takes back all applied records from number `mark` on, newest first.
+/// Reverts all applied records from number `mark` on, newest first.
 fn roll_back(store: &mut Store, applied: &mut Vec<SealRecord>, mark: usize) {
     for record in applied.drain(mark..).rev() {
         store.apps[record.app as usize].set_frame(record.page, record.old_frame);

@@ -93,7 +93,7 @@ impl Store {
             Some(number) => number,
             None if self.apps.len() == MAX_APPS as usize => {
                 return Err(Refusal::NoSpace(
-                    "the driver opened more apps than there can be",
+                    "the driver opened more apps than the limit",
                 ));
             }
             None => {
@@ -118,7 +118,7 @@ impl Store {
         let (key, padding) = message.key.split_at(length);
         if padding.iter().any(|&byte| byte != 0) {
             return Err(Refusal::Malformed(
-                "the driver opened a domain with bytes behind its key",
+                "the driver opened a domain with bytes after its key",
             ));
         }
         if message.flags & !DOMAIN_MIRROR != 0 {
@@ -201,7 +201,7 @@ impl Store {
         }
     }
 
-    /// The page that a sealed frame holds gets another version: nobody misses this one.
+    /// The page that a sealed frame holds gets another version: this one needs no repair.
     pub(crate) fn forget_damage(&mut self, frame: u32, owner: PageOf) {
         if self.frames.is_damaged(frame) {
             self.frames.set_damaged(frame, false);
@@ -267,7 +267,7 @@ impl Store {
         }
         if pages == 0 || pages > EXTENT_MAX_PAGES {
             return Err(Refusal::Malformed(
-                "the driver asked for an extent of a length that cannot be",
+                "the driver asked for an extent of an invalid length",
             ));
         }
         let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
@@ -355,16 +355,14 @@ impl Store {
         undo(self);
         for run in gather(&mut frames, |_| false) {
             if let Err(error) = protection.unprotect(run) {
-                // Granted frames that stay read-only break no promise, and the driver has no use
-                // for these: it asked for them to be taken.
+                // Granted frames may stay read-only: the driver has given these up.
                 log::error!("{error}: {}", error.source);
             }
         }
         Err(Refusal::Host)
     }
 
-    /// Leaves a frame that the guest cannot write to the cleanser, with its second copy if it has
-    /// one.
+    /// Retires a frame that the guest cannot write, with its second copy if it has one.
     pub(crate) fn retire(&mut self, frame: u32) {
         if let Some(copy) = self.frames.take_mirror(frame) {
             self.frames.set(copy, FrameState::Retired);
@@ -374,7 +372,7 @@ impl Store {
         self.retired.insert(frame);
     }
 
-    /// Whether a grant was cut short for want of free frames since this was asked last.
+    /// Whether a grant was cut short for lack of free frames since the last call.
     pub(crate) fn take_short(&mut self) -> bool {
         std::mem::take(&mut self.short)
     }
@@ -435,7 +433,7 @@ impl Store {
         self.frames.bytes() + self.free.bytes() + self.retired.bytes() + apps
     }
 
-    /// Panics when one of the promises about frames and pages does not hold. For tests.
+    /// Panics when an invariant of frames and pages does not hold. For tests.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
         let mut sealed = std::collections::HashMap::new();

@@ -22,7 +22,7 @@ use vmsrs_protocol::{
     APP_BASE, EXTENT_MAX_PAGES, FrameRun, KEY_MAX, MAX_APPS, NAME_MAX, NONE, ZERO_FRAME,
 };
 
-use super::cleanser::Laundry;
+use super::cleanser::RetiredFrames;
 use super::mock::MockMemory;
 use super::runs::frames_of;
 use super::scrub::{Position, Scope};
@@ -200,7 +200,7 @@ fn a_domain_needs_an_app_and_a_key_padded_with_zeros() {
 }
 
 #[test]
-fn a_guest_cannot_make_more_domains_than_the_window_has_units_for() {
+fn domains_are_limited_by_the_window() {
     let mut bench = Bench::new();
     let (_, room) = bench.engine.store.pages();
     let mut opened = 2;
@@ -291,7 +291,7 @@ fn a_grant_keeps_to_the_pool_and_to_the_room_for_runs() {
 }
 
 #[test]
-fn a_grant_that_the_host_cannot_carry_out_leaves_the_frames_free() {
+fn failed_grant_leaves_frames_free() {
     let mut bench = Bench::new();
     bench.memory.fails_after = Some(0);
     let refusal = bench.engine.grant(4, RUNS, &mut bench.memory).unwrap_err();
@@ -302,7 +302,7 @@ fn a_grant_that_the_host_cannot_carry_out_leaves_the_frames_free() {
 }
 
 #[test]
-fn a_sealed_page_is_read_only_and_its_former_frame_is_retired() {
+fn sealing_protects_and_retires_the_old_frame() {
     let mut bench = Bench::new();
     let (first, second) = (bench.frames[0], bench.frames[1]);
     assert_eq!(bench.seal(&[record(2, NONE, first)]), (1, None));
@@ -325,7 +325,7 @@ fn a_page_committed_twice_in_a_batch_keeps_the_last_version() {
 }
 
 #[test]
-fn a_refused_commit_changes_nothing_and_those_before_it_count() {
+fn refused_commit_keeps_earlier_ones() {
     let frame = |bench: &Bench, index: usize| bench.frames[index];
     type Spoil = fn(&mut SealRecord);
     let cases: [(u32, Spoil); 12] = [
@@ -388,7 +388,7 @@ fn a_commit_with_two_tags_is_refused() {
 }
 
 #[test]
-fn a_commit_over_several_messages_is_sealed_with_its_last_record() {
+fn multi_message_commit_is_sealed_at_its_last_record() {
     let mut bench = Bench::new();
     let mut first = record(0, NONE, bench.frames[0]);
     first.flags = 0;
@@ -435,7 +435,7 @@ fn a_reset_drops_an_unfinished_commit_and_keeps_sealed_pages() {
 }
 
 #[test]
-fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
+fn guest_down_is_an_incident_only_with_drafts() {
     let mut bench = Bench::new();
     let at = Duration::from_millis(5);
     bench.memory.guest_write(bench.frames[3], 7);
@@ -470,7 +470,7 @@ fn a_guest_that_goes_down_with_drafts_is_an_incident_and_one_without_is_none() {
 }
 
 #[test]
-fn drafts_that_a_driver_left_behind_are_not_lost_by_the_boot_of_the_next_one() {
+fn old_drafts_are_not_blamed_on_the_next_boot() {
     let mut bench = Bench::new();
     bench.memory.guest_write(bench.frames[0], 8);
     bench.engine.reset(&mut bench.memory);
@@ -480,7 +480,7 @@ fn drafts_that_a_driver_left_behind_are_not_lost_by_the_boot_of_the_next_one() {
 }
 
 #[test]
-fn a_commit_of_too_many_pages_is_refused_before_it_fills_the_host() {
+fn oversized_commit_is_refused_early() {
     let mut bench = Bench::with(EngineConfig {
         window_frames: COMMIT_PAGES_MAX * 2,
         pool_frames: COMMIT_PAGES_MAX + 16,
@@ -527,7 +527,7 @@ fn a_message_with_too_many_records_is_refused() {
 }
 
 #[test]
-fn a_seal_that_the_host_cannot_carry_out_is_as_if_it_had_not_been_sent() {
+fn failed_seal_has_no_effect() {
     let mut bench = Bench::new();
     let mut first = record(0, NONE, bench.frames[0]);
     first.flags = 0;
@@ -552,7 +552,7 @@ fn a_seal_that_the_host_cannot_carry_out_is_as_if_it_had_not_been_sent() {
 }
 
 #[test]
-fn neighbouring_frames_are_sealed_by_one_change_of_protection() {
+fn adjacent_frames_are_sealed_together() {
     let mut bench = Bench::new();
     let records: Vec<SealRecord> = (0..4)
         .map(|page| record(page, NONE, bench.frames[3 - page as usize]))
@@ -699,7 +699,7 @@ fn evidence_with_wrong_lengths_is_refused() {
 }
 
 #[test]
-fn a_changed_byte_behind_a_block_of_an_earlier_page_names_that_block() {
+fn byte_past_a_block_of_an_earlier_page_names_it() {
     let mut bench = Bench::new();
     // The mock's pages have content in their first 8 bytes alone: a page-wide memory of its own.
     let block = APP_BASE + 0x400;
@@ -768,7 +768,7 @@ fn change_at(changes: &[ChangeFacts], offset: u64) -> (u64, usize, u64, u64) {
 }
 
 #[test]
-fn a_byte_behind_a_new_block_names_that_block_and_not_the_freed_one_before_it() {
+fn byte_past_a_new_block_names_the_new_block() {
     let mut old = [0; 4096];
     put_block(&mut old, 0x9d0, 5, 16, State::Live);
     put_block(&mut old, 0x9f0, 0, 512, State::Free);
@@ -789,7 +789,7 @@ fn a_byte_behind_a_new_block_names_that_block_and_not_the_freed_one_before_it() 
 }
 
 #[test]
-fn a_byte_behind_the_second_of_two_new_blocks_names_the_second() {
+fn byte_past_the_second_new_block_names_the_second() {
     let old = [0; 4096];
     let mut new = old;
     put_block(&mut new, 0x990, 40, 48, State::Live);
@@ -804,7 +804,7 @@ fn a_byte_behind_the_second_of_two_new_blocks_names_the_second() {
 }
 
 #[test]
-fn a_change_behind_a_block_ends_where_the_heap_made_the_next_one() {
+fn change_past_a_block_ends_at_the_next_new_block() {
     let mut old = [0; 4096];
     put_block(&mut old, 0x990, 40, 48, State::Live);
     let mut new = old;
@@ -856,7 +856,7 @@ impl Protection for Pages {
 }
 
 #[test]
-fn details_of_old_incidents_make_room_and_the_newest_keep_theirs() {
+fn newest_incidents_keep_their_details() {
     let config = EngineConfig {
         incidents: 1024,
         ..EngineConfig::for_window(4096)
@@ -1023,7 +1023,7 @@ fn old_evidence_and_old_incidents_make_room_for_new_ones() {
 }
 
 #[test]
-fn a_report_with_more_drafts_than_the_evidence_holds_keeps_the_first() {
+fn report_beyond_the_evidence_keeps_the_first_drafts() {
     let mut bench = Bench::new();
     bench.engine.add_extent(&extent(0, 1, 12)).unwrap();
     let more = bench.engine.grant(8, RUNS, &mut bench.memory).unwrap();
@@ -1046,7 +1046,7 @@ fn a_report_with_more_drafts_than_the_evidence_holds_keeps_the_first() {
 }
 
 #[test]
-fn a_discard_that_names_a_frame_twice_or_not_granted_is_refused() {
+fn invalid_discard_is_refused() {
     let mut bench = Bench::new();
     let frame = bench.frames[0];
     for (frames, status) in [
@@ -1066,7 +1066,7 @@ fn a_discard_that_names_a_frame_twice_or_not_granted_is_refused() {
 }
 
 #[test]
-fn a_retired_frame_is_granted_again_only_when_it_has_been_wiped() {
+fn retired_frame_is_granted_only_after_wiping() {
     let mut bench = Bench::new();
     let frame = bench.frames[0];
     bench.memory.guest_write(frame, 5);
@@ -1074,25 +1074,25 @@ fn a_retired_frame_is_granted_again_only_when_it_has_been_wiped() {
         .engine
         .discard(&[frame], RUNS, &mut bench.memory)
         .unwrap();
-    let laundry = bench.engine.take_laundry(100);
-    assert_eq!(laundry.runs().len(), 1);
-    assert!(bench.engine.take_laundry(100).is_empty());
+    let retired = bench.engine.take_retired(100);
+    assert_eq!(retired.runs().len(), 1);
+    assert!(bench.engine.take_retired(100).is_empty());
     assert_eq!(bench.state(frame), FrameState::Retired);
-    bench.memory.wipe(&laundry);
-    assert!(!bench.engine.cleansed(laundry));
+    bench.memory.wipe(&retired);
+    assert!(!bench.engine.cleansed(retired));
     assert_eq!(bench.state(frame), FrameState::Free);
 }
 
 #[test]
-fn a_frame_that_cannot_be_wiped_stays_retired_and_holds_up_no_other() {
+fn unwipeable_frame_stays_retired() {
     let mut bench = Bench::new();
     let frames: Vec<u32> = bench.frames.drain(..5).collect();
     bench
         .engine
         .discard(&frames, RUNS, &mut bench.memory)
         .unwrap();
-    let laundry = bench.engine.take_laundry(100);
-    let (clean, left) = laundry.wash(|frame| frame != frames[2]);
+    let retired = bench.engine.take_retired(100);
+    let (clean, left) = retired.wipe_each(|frame| frame != frames[2]);
     bench.engine.cleansed(clean);
     for &frame in &frames {
         let expected = match frame == frames[2] {
@@ -1101,9 +1101,9 @@ fn a_frame_that_cannot_be_wiped_stays_retired_and_holds_up_no_other() {
         };
         assert_eq!(bench.state(frame), expected, "frame {frame}");
     }
-    let mut again = Laundry::default();
+    let mut again = RetiredFrames::default();
     again.add(left);
-    let (clean, left) = again.wash(|_| true);
+    let (clean, left) = again.wipe_each(|_| true);
     assert!(left.is_empty());
     bench.engine.cleansed(clean);
     assert_eq!(bench.state(frames[2]), FrameState::Free);
@@ -1243,7 +1243,7 @@ fn a_message_whose_reply_has_no_room_has_no_effect() {
 }
 
 #[test]
-fn a_seal_message_says_what_was_taken_and_why_the_rest_was_not() {
+fn seal_reply_tells_what_was_taken_and_refused() {
     let mut bench = Bench::new();
     let records = [
         record(0, NONE, bench.frames[0]),
@@ -1291,7 +1291,7 @@ fn lists_come_in_parts_that_fit_the_reply() {
         first: 0,
         limit: u32::MAX,
     };
-    // Room for two entries behind both headers.
+    // Room for two entries after both headers.
     let (header, reply) = send(&mut bench, MESSAGE_LIST_PAGES, bytes_of(&list), 8 + 8 + 17);
     assert_eq!((header.status, header.length), (STATUS_OK, 8 + 16));
     let part: vmsrs_protocol::control::ListReply = pod_read_unaligned(&reply[..8]);

@@ -1,5 +1,5 @@
-//! The engine as everybody in the VMM reaches it: the queues' thread, the cleanser, the virtual
-//! CPUs' threads and the control socket.
+//! The shared handle to the engine and its lock, for the queues' thread, the cleanser, the scrubber,
+//! the vCPU threads and the control socket.
 
 mod pending;
 
@@ -15,7 +15,7 @@ use vmsrs_protocol::{FrameRun, NONE};
 
 use self::pending::Pending;
 use crate::engine::{
-    Engine, Laundry, Position, Reply, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
+    Engine, Position, Reply, RetiredFrames, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
 };
 use crate::tally::Tally;
 use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
@@ -24,11 +24,11 @@ use crate::window::{AccessError, MprotectProtection, Window};
 /// Pages checked at a time, so that a message of the driver does not wait long for the engine.
 const SCRUB_BATCH: u32 = 32;
 
-/// The background threads have to end.
+/// The background threads must end.
 #[derive(Debug)]
 pub(crate) struct Stopping;
 
-/// A way to the recovery engine. Clones are the same engine.
+/// A handle to the recovery engine. Clones refer to the same engine.
 #[derive(Clone)]
 pub struct EngineHandle {
     shared: Arc<Shared>,
@@ -37,9 +37,9 @@ pub struct EngineHandle {
 struct Shared {
     /// Guards the engine and the protection of the window, which change together.
     core: Mutex<Core>,
-    /// Signalled when frames are retired or the cleanser has to end.
-    laundry: Condvar,
-    /// Signalled when a domain is to be checked soon or the scrubber has to end.
+    /// Signalled when frames are retired or the cleanser must end.
+    retired: Condvar,
+    /// Signalled when a domain is to be checked soon or the scrubber must end.
     suspects: Condvar,
     window: Arc<Window>,
     /// Guards the events that wait for the driver's buffers. Taken after `core` where both are held.
@@ -52,7 +52,7 @@ struct Shared {
 struct Core {
     engine: Engine,
     protection: MprotectProtection,
-    /// The cleanser and the scrubber have to end.
+    /// The cleanser and the scrubber must end.
     stopping: bool,
 }
 
@@ -69,7 +69,7 @@ impl EngineHandle {
                     protection,
                     stopping: false,
                 }),
-                laundry: Condvar::new(),
+                retired: Condvar::new(),
                 suspects: Condvar::new(),
                 window,
                 pending: Mutex::default(),
@@ -94,16 +94,16 @@ impl EngineHandle {
         self.core().engine.is_protected(frame)
     }
 
-    /// Keeps a write that the second-level page table stopped, tells the driver, and gives the
+    /// Records a write that the second-level page table stopped, notifies the driver, and returns the
     /// number of the incident.
     pub fn sealed_write(&self, write: SealedWrite) -> u64 {
         let event = self.core().engine.sealed_write(now(), write);
-        self.tell(event);
+        self.notify_driver(event);
         event.incident
     }
 
-    /// Says that the guest's kernel has gone, and how (a sentence without a full stop), after the
-    /// device was reset: what the reset dropped becomes an incident.
+    /// Records the end of the guest's kernel, after the device was reset: what the reset dropped becomes
+    /// an incident. `reason` is a sentence without a full stop.
     pub fn guest_down(&self, reason: &str) {
         self.core().engine.guest_down(now(), reason);
     }
@@ -115,12 +115,12 @@ impl EngineHandle {
             .find(app.as_bytes(), domain.map(str::as_bytes))
     }
 
-    /// Number of sealed pages that are meant.
+    /// Number of sealed pages in scope.
     pub fn sealed_pages(&self, scope: Scope) -> u64 {
         self.core().engine.sealed_pages(scope)
     }
 
-    /// Checks sealed pages from a position on, with the work of at most `pages` of them; gives what was
+    /// Checks sealed pages from a position on, with the work of at most `pages` of them; returns what was
     /// found and where to go on. Others get the engine between batches.
     pub fn scrub(&self, scope: Scope, position: Position, pages: u32) -> ScrubTurn {
         let mut turn = ScrubTurn {
@@ -147,8 +147,8 @@ impl EngineHandle {
         turn
     }
 
-    /// Says that the hardware stopped an access of the guest to a frame because its memory is broken.
-    /// Gives what becomes of the access.
+    /// Handles an access of the guest that the hardware stopped because the frame's memory is broken.
+    /// Returns what becomes of the access.
     pub fn poisoned(&self, frame: u32) -> Retry {
         let mut core = self.core();
         let Core {
@@ -159,8 +159,7 @@ impl EngineHandle {
         retry
     }
 
-    /// Waits until a domain is to be checked, at most for `pause`; `Err` when the scrubber has to
-    /// end.
+    /// Waits until a domain is to be checked, at most for `pause`; `Err` when the scrubber must end.
     pub(crate) fn wait_for_suspect(&self, pause: Duration) -> Result<Option<Scope>, Stopping> {
         let (mut core, _) = self
             .shared
@@ -175,7 +174,7 @@ impl EngineHandle {
         }
     }
 
-    /// Begins a driver's use of the device.
+    /// Notes that a driver has started the device.
     pub(crate) fn driver_started(&self) {
         self.core().engine.driver_started();
     }
@@ -185,7 +184,7 @@ impl EngineHandle {
         self.core().engine.device_config()
     }
 
-    /// Carries out one message of the driver.
+    /// Handles one message of the driver.
     pub(crate) fn message(&self, message: &[u8], room: usize) -> Reply {
         let mut core = self.core();
         let Core {
@@ -210,26 +209,26 @@ impl EngineHandle {
         self.drop_events();
     }
 
-    /// Counts something that the driver did wrong; true if it is the first of its kind.
+    /// Counts an error of the driver; true if it is the first of its kind.
     pub(crate) fn count(&self, what: &'static str) -> bool {
         self.shared.tally.add("vmsrs", what)
     }
 
     /// Waits until frames are retired, at most for `pause` if there is one, and takes up to `batch` of
-    /// them to be wiped, none after the pause; `Err` when the cleanser has to end.
-    pub(crate) fn wait_for_laundry(
+    /// them to be wiped, none after the pause; `Err` when the cleanser must end.
+    pub(crate) fn wait_for_retired(
         &self,
         batch: u32,
         pause: Option<Duration>,
-    ) -> Result<Laundry, Stopping> {
-        let idle = |core: &mut Core| !core.stopping && !core.engine.has_laundry();
-        let laundry = &self.shared.laundry;
+    ) -> Result<RetiredFrames, Stopping> {
+        let idle = |core: &mut Core| !core.stopping && !core.engine.has_retired();
+        let retired = &self.shared.retired;
         let mut core = match pause {
-            None => laundry
+            None => retired
                 .wait_while(self.core(), idle)
                 .unwrap_or_else(PoisonError::into_inner),
             Some(pause) => {
-                laundry
+                retired
                     .wait_timeout_while(self.core(), pause, idle)
                     .unwrap_or_else(PoisonError::into_inner)
                     .0
@@ -237,7 +236,7 @@ impl EngineHandle {
         };
         match core.stopping {
             true => Err(Stopping),
-            false => Ok(core.engine.take_laundry(batch)),
+            false => Ok(core.engine.take_retired(batch)),
         }
     }
 
@@ -250,9 +249,9 @@ impl EngineHandle {
     }
 
     /// Takes wiped frames back.
-    pub(crate) fn cleansed(&self, laundry: Laundry) {
-        if self.core().engine.cleansed(laundry) {
-            self.tell(Event {
+    pub(crate) fn cleansed(&self, retired: RetiredFrames) {
+        if self.core().engine.cleansed(retired) {
+            self.notify_driver(Event {
                 kind: EVENT_FRAMES_FREE,
                 frame: NONE,
                 vcpu: NONE,
@@ -264,7 +263,7 @@ impl EngineHandle {
     /// Makes the cleanser and the scrubber end after the batch they are at.
     pub(crate) fn stop_background(&self) {
         self.core().stopping = true;
-        self.shared.laundry.notify_all();
+        self.shared.retired.notify_all();
         self.shared.suspects.notify_all();
     }
 
@@ -285,7 +284,7 @@ impl EngineHandle {
         self.shared.kick.try_clone()
     }
 
-    fn tell(&self, event: Event) {
+    fn notify_driver(&self, event: Event) {
         if !self.pending().push(event) {
             self.count("an event was dropped because the driver does not take them");
             return;
@@ -294,19 +293,19 @@ impl EngineHandle {
         let _ = self.shared.kick.write(1);
     }
 
-    /// Ends a use of the engine: wakes who has work now, and tells the driver what it has to know.
+    /// Releases the engine: wakes the threads that have work, and sends the driver its events.
     fn release(&self, mut core: MutexGuard<'_, Core>) {
         let events = core.engine.take_events();
-        let has_laundry = core.engine.has_laundry();
+        let has_retired = core.engine.has_retired();
         let has_suspects = core.engine.has_suspects();
-        // Before the engine is free: a driver that starts asks for the state, so that nothing it is
-        // told may be older than what it asked.
+        // Before the lock is released: a driver that starts reads the state, and no later event may be
+        // older than that state.
         for event in events {
-            self.tell(event);
+            self.notify_driver(event);
         }
         drop(core);
-        if has_laundry {
-            self.shared.laundry.notify_one();
+        if has_retired {
+            self.shared.retired.notify_one();
         }
         if has_suspects {
             self.shared.suspects.notify_one();
@@ -314,7 +313,7 @@ impl EngineHandle {
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
-        // After a panic in one thread the others go on: a wrong engine refuses, and its
+        // After a panic in one thread the others continue: an inconsistent engine refuses, and its
         // protection errs on the side of read-only.
         self.shared
             .core

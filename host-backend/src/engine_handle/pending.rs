@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use vmsrs_protocol::event::{EVENT_DAMAGE, Event};
 
-/// Most events that wait for the driver's buffers.
+/// Maximum number of events that wait for the driver's buffers.
 const PENDING_MAX: usize = 64;
 
 /// Events that wait for the thread that serves the queues.
@@ -14,8 +14,8 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Adds an event; false if there are too many already. Damage is always told: a guest cannot
-    /// cause it, and there is no more of it than there are pages.
+    /// Adds an event; false if there are too many already. Damage is always reported: a guest
+    /// cannot cause it, and there is at most one per page.
     pub(super) fn push(&mut self, event: Event) -> bool {
         let has_room = self.events.len() < PENDING_MAX || event.kind == EVENT_DAMAGE;
         if has_room {

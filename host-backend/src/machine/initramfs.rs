@@ -32,12 +32,12 @@ pub enum InitramfsError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is something else.
     #[error(
-        "{} is no initramfs: give a cpio archive (it may be compressed) or a folder",
+        "{} is not an initramfs: give a cpio archive (it may be compressed) or a folder",
         .0.display()
     )]
     NoArchive(PathBuf),
@@ -69,7 +69,7 @@ pub enum InitramfsError {
 ///
 /// # Errors
 ///
-/// Fails with a message that names the remedy when there is no initramfs.
+/// Fails with a message that names the remedy when there is no usable initramfs.
 pub fn load(path: &Path, cmdline: &str, memory: Size) -> Result<Vec<u8>, InitramfsError> {
     let read_error = |source| InitramfsError::Read {
         path: path.to_owned(),

@@ -1,7 +1,7 @@
 //! The parts of a VM that outlive its guest's kernel, and the VM of each boot that is made of them.
 //!
 //! The window with its protection, the recovery engine, the devices with their tap interface, the
-//! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are made anew for each
+//! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are new for each
 //! boot, so that nothing of one kernel is left to the next.
 
 mod initramfs;
@@ -67,12 +67,12 @@ pub(crate) struct Machine {
     devices: Vec<Device>,
 }
 
-/// The window that is to be made.
+/// The window to be made.
 pub(crate) struct WindowPlan {
     pub(crate) size: Size,
-    /// The engine's limits, which fit the size.
+    /// The engine's limits, for that size.
     pub(crate) engine: EngineConfig,
-    /// How fast sealed pages are checked.
+    /// Rate of the check of sealed pages.
     pub(crate) scrub: ScrubRate,
 }
 
@@ -112,7 +112,7 @@ impl Interrupt for DeviceLine {
 
     fn machine_check(&self) {
         self.stop.stop(ExitReason::Crash(Box::new(CrashReport {
-            what: "a device met memory of the guest that the hardware reports as broken".into(),
+            what: "a device accessed guest memory that the hardware reports as broken".into(),
             ..CrashReport::default()
         })));
     }
@@ -154,12 +154,12 @@ impl Machine {
         self.recovery.clone()
     }
 
-    /// What went through the network card, if there is one.
+    /// The network card's counters, if there is one.
     pub(crate) fn network(&self) -> Option<Arc<NetCounters>> {
         self.network.clone()
     }
 
-    /// What drivers do wrong with the registers of each device.
+    /// Register errors of the driver, for each device.
     pub(crate) fn tallies(&self) -> Vec<Arc<Tally>> {
         self.devices
             .iter()
@@ -192,7 +192,7 @@ impl Machine {
             transport.power_on(ram.clone(), line);
             for (queue, kick) in (0..).zip(transport.kicks()) {
                 if let Err(error) = slot.register_queue_notify(queue, kick) {
-                    // The notification then comes as an exit: slower, and nothing else.
+                    // Notifications are then exits, which is only slower.
                     let name = device.name;
                     log::info!("{name}: queue {queue} is notified by exits: {error}");
                 }
@@ -203,12 +203,12 @@ impl Machine {
         Ok(vm)
     }
 
-    /// Takes the devices from a VM that has ended, for `reason`.
+    /// Detaches the devices from a VM that has ended for `reason`.
     pub(crate) fn power_off(&self, reason: &ExitReason) {
         for device in &self.devices {
             device.transport().power_off();
         }
-        // Whoever ends a VM on purpose means to lose what is in flight.
+        // A VM that is stopped on purpose loses what is in flight, which is not an incident.
         if reason.allows_restart() {
             self.recovery.guest_down(&reason.to_string());
         }

@@ -24,7 +24,7 @@ pub(crate) struct RunningVm {
     pub(crate) restarts: Mutex<Restarts>,
     pub(crate) recovery: EngineHandle,
     pub(crate) network: Option<Arc<NetCounters>>,
-    /// What drivers do wrong with the registers of each device.
+    /// Register errors of the driver, for each device.
     pub(crate) tallies: Vec<Arc<Tally>>,
     pub(crate) stop: StopHandle,
 }

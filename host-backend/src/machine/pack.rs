@@ -20,7 +20,7 @@ pub enum PackError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The format has 32 bits for a file's size.
@@ -54,13 +54,13 @@ pub enum PackError {
     TooDeep(PathBuf),
 }
 
-/// Most files and folders.
+/// Maximum number of files and folders.
 const ENTRIES_MAX: usize = 1 << 20;
 
 /// Longest path in the archive: the kernel skips an entry whose name and its NUL exceed `PATH_MAX`.
 const NAME_MAX: usize = libc::PATH_MAX as usize - 1;
 
-/// Most folders in each other.
+/// Maximum number of folders in each other.
 const DEPTH_MAX: usize = 256;
 
 /// Packs everything below `folder`: files, folders, symbolic links, device nodes, pipes and

@@ -1,23 +1,23 @@
-//! What becomes of a guest that goes down: whether it is started again, and how often.
+//! Whether, and how often, a guest that goes down is restarted.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-/// Restarts are counted over this time.
+/// The period over which restarts are counted.
 pub(crate) const PERIOD: Duration = Duration::from_secs(60);
 
 /// What to do when the guest resets itself or dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnReboot {
-    /// Start it again, with the window as it is
+    /// Restart it, with the window as it is
     Restart,
-    /// End
+    /// End the VM
     Exit,
 }
 
-/// A limit on restarts, so that a guest that goes down at every boot does not do so for ever.
+/// A limit on restarts, for a guest that goes down at every boot.
 #[derive(Debug)]
 pub(crate) struct RestartBudget {
     limit: u32,
@@ -34,7 +34,7 @@ impl RestartBudget {
         }
     }
 
-    /// Takes a restart at the time `now`, if there is one left.
+    /// Uses a restart at the time `now`; false if none is left.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         self.recent
             .retain(|&past| now.saturating_duration_since(past) < PERIOD);

@@ -11,17 +11,17 @@ use object::{Object, ObjectSection, ReadCache};
 
 use super::modules::Module;
 
-/// Where distributions put what they stripped off, by build ID.
+/// Where distributions put debug files, by build ID.
 const DEBUG_FOLDER: &str = "/usr/lib/debug/.build-id";
 
-/// Most files that are looked at in the folders given, and how deep.
+/// Limits of the search in the given folders: files, and depth.
 const FILES_MAX: usize = 20_000;
 const DEPTH_MAX: usize = 8;
 
-/// Largest file that is looked at.
+/// Largest file that is read.
 const FILE_MAX: u64 = 8 << 30;
 
-/// What a file has to offer.
+/// What a file contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Candidate {
     path: PathBuf,
@@ -50,13 +50,12 @@ pub(super) struct ModuleFiles {
     pub(super) image: Option<PathBuf>,
     /// The file with the best symbols.
     pub(super) symbols: Option<PathBuf>,
-    /// They were found by their name: nothing says that they are the right version.
+    /// They were found by name, so they may be of another version.
     pub(super) by_name: bool,
 }
 
 impl SymbolFiles {
-    /// Looks through folders (and single files), all that is in them. What cannot be read is left
-    /// out; a folder that is not there is an error.
+    /// Searches folders and single files. What cannot be read is skipped; a missing folder is an error.
     ///
     /// # Errors
     ///
@@ -157,17 +156,17 @@ impl SymbolFiles {
 }
 
 impl Candidate {
-    /// Looks at a file; `None` if it is no ELF file, or too large. Nothing but a regular file is
-    /// opened. The path may come of the guest's word ([`path_below`]): nothing of a file without the
-    /// right build ID is shown.
+    /// Looks at a file; `None` if it is not an ELF file or too large. Nothing but a regular file is
+    /// opened. The path may be guest-supplied ([`path_below`]): nothing of a file without the right
+    /// build ID is shown.
     fn look(path: &Path) -> Option<Self> {
-        // To open a device can have effects, so it is looked at before too.
+        // Opening a device can have side effects, so the type is checked first.
         if !fs::metadata(path).ok()?.is_file() {
             return None;
         }
         let mut file = File::options()
             .read(true)
-            // A pipe in its place must not make us wait.
+            // A pipe in its place must not block us.
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
             .open(path)
             .ok()?;
@@ -210,8 +209,8 @@ fn debug_path(build_id: &[u8]) -> Option<PathBuf> {
 }
 
 /// The file at a module's path in the guest, below a folder of the operator's (without symbolic links)
-/// that has the guest's files, or a part of them. The path is the guest's word: where it leads out of
-/// the folder, by `..` or by a symbolic link, there is no such file.
+/// that has the guest's files, or a part of them. The path is guest-supplied: if it leads out of the
+/// folder, by `..` or by a symbolic link, it is treated as missing.
 fn path_below(folder: &Path, path: &str) -> Option<PathBuf> {
     let relative = Path::new(path).strip_prefix("/").ok()?;
     let mut parts = relative.components();
@@ -238,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_a_given_folder_is_found_by_its_build_id_whatever_its_name() {
+    fn symbol_file_is_found_by_build_id() {
         let folder = tempfile::tempdir().unwrap();
         let deep = folder.path().join("a/b");
         fs::create_dir_all(&deep).unwrap();
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_without_a_build_id_is_found_by_its_name_and_that_is_said() {
+    fn module_without_build_id_is_found_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("server");
         fs::copy(std::env::current_exe().unwrap(), &file).unwrap();
@@ -276,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_the_guest_lead_to_files_below_the_folders_given_alone() {
+    fn guest_paths_stay_below_the_given_folders() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("server"), "x").unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_found_at_its_path_below_a_folder_and_never_at_its_path_on_the_host() {
+    fn module_paths_are_never_opened_on_the_host() {
         let own = std::env::current_exe().unwrap();
         let module = Module {
             path: own.to_str().unwrap().to_owned(),

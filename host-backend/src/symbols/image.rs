@@ -28,7 +28,7 @@ struct Section {
 
 const SECTIONS: [&str; 4] = [".text", ".eh_frame", ".eh_frame_hdr", ".got"];
 
-/// Most bytes that are read of all files together.
+/// Maximum number of bytes that are read of all files together.
 const BYTES_MAX: u64 = 1 << 30;
 
 /// What has been read: each file once, however many modules claim to be it.

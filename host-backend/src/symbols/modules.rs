@@ -9,7 +9,7 @@ pub struct Module {
     pub bias: u64,
     /// Its first address.
     pub start: u64,
-    /// First address behind it.
+    /// First address past its end.
     pub end: u64,
     /// The build ID; empty without one.
     pub build_id: Vec<u8>,
@@ -17,11 +17,11 @@ pub struct Module {
     pub path: String,
 }
 
-/// Most modules of a table that are looked at: more than any server loads.
+/// Maximum number of modules of a table that are looked at: more than any server loads.
 const MODULES: usize = 256;
 
 impl Module {
-    /// The first modules of a table, up to the first entry that makes no sense.
+    /// The first modules of a table, up to the first entry that is invalid.
     pub fn parse(mut table: &[u8]) -> Vec<Self> {
         let mut modules = Vec::new();
         while modules.len() < MODULES

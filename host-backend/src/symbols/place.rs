@@ -15,7 +15,7 @@ const KERNEL_START: u64 = !0 << 47;
 const GUARD: u64 = 1 << 20;
 
 /// Whose `address` is, as far as a request's facts tell; a phrase.
-pub fn whose(address: u64, request: &RequestFacts) -> String {
+pub fn describe_owner(address: u64, request: &RequestFacts) -> String {
     if let Some(at) = &request.address_at {
         return in_apps(at);
     }
@@ -50,7 +50,7 @@ fn in_apps(at: &AddressFacts) -> String {
         (Place::Domain, Some(domain)) => format!("domain {domain} of app {app}"),
         (Place::Guard, Some(domain)) => {
             let behind = at.behind.unwrap_or(0);
-            format!("the guard behind domain {domain} of app {app}, {behind} bytes behind its end")
+            format!("the guard after domain {domain} of app {app}, {behind} bytes past its end")
         }
         _ => "an address of the apps' that no domain has".into(),
     }

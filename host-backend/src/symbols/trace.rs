@@ -15,7 +15,7 @@ use crate::control::RequestFacts;
 
 /// Functions of Rust's panic machinery and of the library's own hook, innermost in every panic.
 const MACHINERY: [&str; 6] = [
-    "vmsrs::evidence::",
+    "vmsrs::thread::evidence::",
     "std::panicking::",
     "core::panicking::",
     "std::sys::backtrace::",
@@ -124,7 +124,7 @@ pub fn trace(request: &RequestFacts, files: &SymbolFiles) -> Trace {
 }
 
 /// Where the kept bytes of stack were when the request failed. The library copies the stack of a
-/// panic to the low end of the stack: it begins at the stack pointer.
+/// panic to the low end of the stack: it starts at the stack pointer.
 fn kept_from(request: &RequestFacts, stack: Stack<'_>, rsp: u64) -> u64 {
     let Some(program) = &request.program else {
         return stack.address;
@@ -283,7 +283,7 @@ fn mark_machinery(frames: &mut [Frame]) {
     };
     let ours = |frame: &Frame| {
         let function = frame.function.as_deref().unwrap_or_default();
-        function.contains("vmsrs::evidence::")
+        function.contains("vmsrs::thread::evidence::")
     };
     if !frames.first().is_some_and(ours) {
         return;

@@ -11,10 +11,10 @@ use super::files::ModuleFiles;
 use super::image::{Image, Images};
 use super::modules::Module;
 
-/// Most frames that are followed.
+/// Maximum number of frames that are followed.
 pub(super) const FRAMES_MAX: usize = 128;
 
-/// Most words of the stack that are looked through for a return address.
+/// Maximum number of words of the stack that are looked through for a return address.
 const SCAN_MAX: u64 = 256;
 
 /// How a frame was found.
@@ -41,7 +41,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// An address inside of the instruction that the frame is at.
+    /// An address inside the instruction that the frame is at.
     pub(super) fn lookup(self) -> u64 {
         match self.found {
             Found::Registers => self.address,
@@ -138,7 +138,7 @@ impl<'a> Program<'a> {
                     .unwinder
                     .unwind_frame(at, &mut registers, &mut cache, &mut read)
                 {
-                    // The end of the line.
+                    // The outermost frame.
                     Ok(None) => break,
                     Ok(Some(next)) => Some((next, Found::Tables)),
                     Err(_) => None,

@@ -187,7 +187,7 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
         OEM_TABLE_ID,
         OEM_REVISION,
     );
-    // Appended at once, as each append computes the checksum of the whole table anew.
+    // Appended at once, as each append recomputes the checksum of the whole table.
     let mut code = serial_device();
     for (index, device) in devices.iter().enumerate() {
         code.extend(virtio_device(index, device));

@@ -21,7 +21,7 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device as the bus holds it: shared with whoever drives it from the host side.
+/// A device as the bus holds it: shared with its driver on the host side.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Why a device could not be registered.

@@ -34,7 +34,7 @@ extern "C" fn restore_terminal() {
 struct RawMode;
 
 impl RawMode {
-    /// Does nothing when standard input is no terminal.
+    /// Does nothing when standard input is not a terminal.
     fn enter() -> io::Result<Self> {
         // SAFETY: all-zero is a valid value of this plain structure of the C library.
         let mut settings: libc::termios = unsafe { std::mem::zeroed() };

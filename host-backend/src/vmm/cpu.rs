@@ -16,9 +16,9 @@ pub enum CpuError {
     /// A request to KVM failed.
     #[error("KVM refused to {what} of a vCPU")]
     Kvm {
-        /// What was asked for.
+        /// What was requested.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: kvm_ioctls::Error,
     },
     /// More CPUID entries than KVM takes.
@@ -223,7 +223,7 @@ pub fn set_up(
 ///
 /// A guest does that by itself with XSETBV. KVM computes the sizes in leaf 0xd from the value it
 /// knows of, and a KVM on a software CPU that does not intercept XSETBV (QEMU's TCG) knows only
-/// what it is told here: with the value after reset, Linux finds the sizes contradictory and turns
+/// what it is given here: with the value after reset, Linux finds the sizes contradictory and turns
 /// XSAVE, AVX and protection keys off.
 fn set_xcr0(vcpu: &VcpuFd, template: &CpuTemplate) -> Result<(), CpuError> {
     let components = template.state_components();

@@ -118,9 +118,9 @@ impl RegisterFile<'_> {
     }
 }
 
-/// Decodes the instruction that `code`, the bytes at the instruction pointer, begins with.
+/// Decodes the instruction that `code`, the bytes at the instruction pointer, starts with.
 ///
-/// Returns `None` when it is no valid instruction or `code` ends within it.
+/// Returns `None` when the instruction is invalid or `code` ends within it.
 pub fn decode_write(code: &[u8], registers: &RegisterFile<'_>) -> Option<DecodedWrite> {
     let mut decoder = Decoder::with_ip(
         registers.bitness(),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_relative_to_the_instruction_pointer_counts_from_its_end() {
+    fn rip_relative_store_counts_from_its_end() {
         // mov dword [rip+0x10], 5 (10 bytes long)
         let code = [0xc7, 0x05, 0x10, 0, 0, 0, 5, 0, 0, 0];
         assert_eq!(ranges(&code), [(0x40_001a, 4)]);

@@ -1,4 +1,4 @@
-//! How a VM ends: the reasons, the report of a crash, and the handle with which anybody ends it.
+//! How a VM ends: the reasons, the report of a crash, and the handle that ends it.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -8,19 +8,19 @@ use super::kick::Kicker;
 /// Why a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExitReason {
-    /// The guest turned itself off.
+    /// The guest powered off.
     PowerOff,
-    /// The guest asked for a reset: it restarts, or its kernel panicked. What becomes of it is its
-    /// operator's choice.
+    /// The guest reset itself: it reboots, or its kernel panicked. The operator decides whether it is
+    /// restarted.
     Reset,
-    /// Somebody outside the guest asked for the end; the text says who.
+    /// Stopped from outside the guest; the text says by what.
     Stopped(&'static str),
-    /// The guest cannot go on.
+    /// The guest cannot continue.
     Crash(Box<CrashReport>),
 }
 
 impl ExitReason {
-    /// Whether the guest went down in a way that a restart can answer: nobody wanted its end.
+    /// Whether the guest went down by itself, so that a restart makes sense.
     pub fn allows_restart(&self) -> bool {
         matches!(self, Self::Reset | Self::Crash(_))
     }
@@ -47,7 +47,7 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// What is known about the moment in which a guest could not go on.
+/// The state of a guest that could not continue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CrashReport {
     /// What happened, in one sentence without a full stop.
@@ -118,7 +118,7 @@ struct Shared {
 #[derive(Default)]
 struct StopState {
     reason: Option<ExitReason>,
-    /// Who asked for the end from outside first; also when the guest had ended by itself before.
+    /// What stopped the VM from outside first; also set when the guest had ended by itself before.
     ordered: Option<&'static str>,
     kickers: Vec<Kicker>,
 }
@@ -164,8 +164,8 @@ impl StopHandle {
     ///
     /// # Errors
     ///
-    /// Somebody outside the guest asked for the end, perhaps after the guest had ended by itself:
-    /// there must be no next boot, and this is the reason.
+    /// The VM was stopped from outside, perhaps after the guest had ended by itself: there must be no
+    /// next boot, and this is the reason.
     pub fn rearm(&self) -> Result<(), ExitReason> {
         let mut state = self.lock();
         match state.ordered {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_to_stop_that_comes_while_the_guest_resets_is_not_lost() {
+    fn stop_during_a_guest_reset_is_not_lost() {
         let handle = StopHandle::default();
         handle.stop(ExitReason::Reset);
         handle.stop(ExitReason::Stopped("a test"));

@@ -1,5 +1,5 @@
 //! Writes that the second-level page table refused: finding the address, suppressing the
-//! instruction, and telling the monitor.
+//! instruction, and reporting it.
 //!
 //! The window's frames that hold sealed, retired or free memory are never writable by the guest. A
 //! store into one of them leaves the guest with EFAULT, and in most kernels without an address.
@@ -7,8 +7,8 @@
 //! tables, and lets an exception take the place of the instruction:
 //!
 //! - in user mode, and in the kernel's accesses to user addresses, #PF with the protection-key bit.
-//!   Without that bit Linux would take a fault on a writable entry for a stale TLB and try again for
-//!   ever; with it the thread gets SIGSEGV, and a system call that copies there gets EFAULT.
+//!   Without that bit Linux would take a fault on a writable entry for a stale TLB and retry
+//!   forever; with it the thread gets SIGSEGV, and a system call that copies there gets EFAULT.
 //! - for the kernel's own addresses #GP, for which Linux has fix-ups or an oops of that task alone.
 //!   A #PF with the protection-key bit would be a contradiction there.
 
@@ -35,24 +35,24 @@ const PF_WRITE: u32 = 1 << 1;
 const PF_USER: u32 = 1 << 2;
 const PF_PROTECTION_KEY: u32 = 1 << 5;
 
-/// How often a vCPU may come back with the very same registers before it is given up.
+/// How often a vCPU may fault with the same registers before the guest is stopped.
 const MAX_RETRIES: u32 = 64;
-/// The first retries are immediate; each later one waits longer by this, about a second in all.
-/// That bridges a change of protection that another thread has begun and not finished.
+/// The first retries are immediate; the delay of later ones grows by this, to about a second in all.
+/// That bridges a change of protection that another thread has started and not finished.
 const RETRY_DELAY: Duration = Duration::from_micros(500);
 const IMMEDIATE_RETRIES: u32 = 4;
 
-/// What KVM tells about a refused access.
+/// What KVM reports about a refused access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultCause {
     /// `KVM_EXIT_MEMORY_FAULT`: the guest physical address is known.
     Address(u64),
-    /// The memory behind this guest physical address is broken, and nothing was accessed.
+    /// The memory at this guest physical address is broken, and nothing was accessed.
     Broken(u64),
     /// EFAULT and nothing else: the instruction has to be decoded.
     Unknown,
     /// KVM's instruction emulator carried out the instruction without its store. By the time the
-    /// handler is asked, the instruction pointer is behind it.
+    /// handler is asked, the instruction pointer is past it.
     Emulated {
         /// Where the store would have gone.
         gpa: u64,
@@ -80,7 +80,7 @@ pub enum Exception {
 pub struct VcpuContext {
     /// Number of the vCPU.
     pub index: u32,
-    /// What KVM said.
+    /// What KVM reported.
     pub cause: FaultCause,
     /// General registers.
     pub regs: kvm_regs,
@@ -103,7 +103,7 @@ impl VcpuContext {
 pub enum Verdict {
     /// It runs on: with the exception in its context if there is one, else it tries again.
     Resume,
-    /// The guest cannot go on.
+    /// The guest cannot continue.
     Dead(Box<CrashReport>),
 }
 
@@ -114,7 +114,7 @@ pub trait FaultHandler: Send + Sync {
     fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict;
 }
 
-/// Says which frames of the window the guest may not write at this moment.
+/// Tells which frames of the window are write-protected.
 pub trait WriteProtection: Send + Sync {
     /// Whether frame number `frame` is write-protected.
     fn is_protected(&self, frame: u32) -> bool;
@@ -151,12 +151,12 @@ pub struct Violation {
     pub exception: Exception,
 }
 
-/// Takes note of suppressed stores. Called in the thread of the vCPU, before it resumes.
+/// Records suppressed stores. Called in the vCPU's thread before it resumes.
 pub trait ViolationSink: Send + Sync {
-    /// Takes note of one.
+    /// Records one.
     fn violation(&self, violation: &Violation);
 
-    /// Takes note of broken memory behind a frame, and says what becomes of the access.
+    /// Reports a frame's broken memory, and returns what becomes of the access.
     fn broken(&self, _frame: u32) -> Retry {
         Retry::Never
     }
@@ -245,9 +245,9 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         }
     }
 
-    /// An access met broken memory of the window. A frame that has its content again is simply tried
-    /// again. Where a committed page is lost, a process tries again until the driver, which is told, has taken the page out of its
-    /// page tables. The kernel may be holding what the driver needs for that, so its access fails at
+    /// Handles an access to broken memory of the window. If the frame's content has been restored, the
+    /// access is retried. If a committed page is lost, a process retries until the driver has unmapped
+    /// the page. The kernel may be holding what the driver needs for that, so its access fails at
     /// once; a copy that is prepared for faults ends, anything else is an oops of that task.
     fn broken(&self, vcpu: &mut VcpuContext, gpa: u64) -> Verdict {
         let Some(frame) = self.frame(gpa) else {
@@ -294,7 +294,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         })
     }
 
-    /// Sets the exception that takes the instruction's place and tells the monitor.
+    /// Sets the exception that replaces the instruction, and reports the store.
     fn suppress(&self, vcpu: &mut VcpuContext, gpa: u64, gva: Option<u64>, code: Vec<u8>) {
         let cpl = vcpu.cpl();
         let exception = match gva {
@@ -325,8 +325,8 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         self.sink.violation(&violation);
     }
 
-    /// Lets the vCPU try again, as the frame may have become writable meanwhile, or the page
-    /// tables may have changed; but not for ever.
+    /// Lets the vCPU retry, since the frame or the page tables may have changed; a bounded number of
+    /// times.
     fn retry(&self, vcpu: &VcpuContext, decoded: bool, gpa: Option<u64>) -> Verdict {
         let count = {
             let mut retries = self.lock_retries();
@@ -340,7 +340,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         };
         if count > MAX_RETRIES {
             let what = if decoded {
-                "its store was refused again and again, and no protected frame explains it"
+                "its store kept failing, and no protected frame explains it"
             } else {
                 "its access was refused, and its instruction cannot be decoded"
             };
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_by_the_kernel_to_a_user_address_gets_a_page_fault_without_the_user_bit() {
+    fn kernel_copy_to_user_address_gets_kernel_page_fault() {
         let bench = Bench::new(COPY, &[1]);
         let exception = bench.exception(FaultCause::Unknown, 0, USER + 0x800);
         assert_eq!(exception, page_fault(USER + 0x1000, 0x23));
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_the_kernel_to_its_own_address_gets_a_general_protection_fault() {
+    fn kernel_store_gets_general_protection_fault() {
         let bench = Bench::new(STORE, &[0]);
         let exception = bench.exception(FaultCause::Unknown, 0, KERNEL);
         assert_eq!(exception, Some(Exception::GeneralProtection));

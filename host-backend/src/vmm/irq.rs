@@ -14,12 +14,12 @@ pub trait Interrupt: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Fails when the event descriptor behind the line cannot be written.
+    /// Fails when the line's event descriptor cannot be written.
     fn trigger(&self) -> io::Result<()>;
 
     /// Says that the device has met memory that the hardware reports as broken, in the RAM that its
     /// driver gave it. On a real machine that would be a machine check; here it is the end of the
-    /// guest, whose RAM is made anew for its next boot. A line without a machine does nothing.
+    /// guest, whose next boot gets new RAM. A line without a machine does nothing.
     fn machine_check(&self) {}
 }
 

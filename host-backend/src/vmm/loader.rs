@@ -145,7 +145,7 @@ pub enum LoaderError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is neither bzImage nor ELF.
@@ -187,7 +187,7 @@ pub enum LoaderError {
         len: usize,
     },
     /// The command line would end early.
-    #[error("the kernel's command line has a NUL byte: take it out")]
+    #[error("the kernel's command line has a NUL byte: remove it")]
     NulInCommandLine,
     /// Writing to guest memory failed.
     #[error("cannot write the boot parameters to guest memory")]
@@ -198,7 +198,7 @@ pub enum LoaderError {
 ///
 /// # Errors
 ///
-/// Fails when a file cannot be read, is no kernel that can be started, or does not fit.
+/// Fails when a file cannot be read, is not a bootable kernel, or does not fit.
 pub fn load(
     ram: &GuestRam,
     layout: &Layout,
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn an_initramfs_that_does_not_fit_is_refused_with_the_memory_it_needs() {
+    fn oversized_initramfs_names_the_memory_it_needs() {
         let file = file_with(&bzimage(XLF_KERNEL_64));
         let initramfs = vec![0; (MIN_RAM - (32 << 20) + 1) as usize];
         let error = load_path(file.path(), Some(&initramfs), "").unwrap_err();

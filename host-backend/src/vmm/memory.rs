@@ -38,7 +38,7 @@ pub const FIRMWARE_START: u64 = 0xe_0000;
 /// End of the firmware area and start of the RAM above it.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// Least RAM a guest can have, in bytes: below it no Linux kernel boots.
+/// Minimum RAM of a guest, in bytes: with less no Linux kernel boots.
 pub const MIN_RAM: u64 = 64 << 20;
 /// Most RAM a guest can have, in bytes.
 pub const MAX_RAM: u64 = 1 << 40;
@@ -49,7 +49,7 @@ const WINDOW_ALIGNMENT: u64 = 1 << 30;
 /// Why guest RAM could not be set up.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The size asked for makes no sense.
+    /// The size asked for is invalid.
     #[error(
         "guest memory of {0} bytes is not possible: give a multiple of 4 KiB \
          between 64 MiB and 1 TiB"
@@ -60,7 +60,7 @@ pub enum MemoryError {
     Create {
         /// Size in bytes.
         size: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The memory file could not be mapped.
@@ -103,7 +103,7 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// Fails with [`MemoryError::Size`] when `size` is no multiple of the page size or out of
+    /// Fails with [`MemoryError::Size`] when `size` is not a multiple of the page size or out of
     /// bounds.
     pub fn new(size: u64) -> result::Result<Self, MemoryError> {
         if !size.is_multiple_of(PAGE_SIZE) || !(MIN_RAM..=MAX_RAM).contains(&size) {
@@ -208,7 +208,7 @@ fn memory_file(size: u64) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` was just returned by the kernel and nobody else owns it.
+    // SAFETY: `fd` was just returned by the kernel and has no other owner.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(size)?;
     Ok(file)
@@ -219,7 +219,7 @@ pub(crate) mod tests {
     use super::*;
     use vm_memory::Bytes;
 
-    /// Cuts a RAM file off at a length: accesses to mappings raise SIGBUS behind it, and reads of the
+    /// Cuts a RAM file off at a length: accesses to mappings beyond it raise SIGBUS, and reads of the
     /// file fail, as for broken memory.
     pub(crate) fn lose(ram: &GuestRam, length: u64) {
         let file = ram.iter().next().and_then(|region| region.file_offset());

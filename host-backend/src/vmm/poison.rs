@@ -25,7 +25,7 @@ use super::memory::{GuestRam, PAGE_SIZE};
 /// `si_code` of SIGBUS for an access to broken memory (`BUS_MCEERR_AR` in Linux's
 /// `asm-generic/siginfo.h`).
 const BUS_MCEERR_AR: libc::c_int = 4;
-/// For broken memory that nobody has touched yet; the scrubber finds it.
+/// For broken memory that has not been touched yet; the scrubber finds it.
 const BUS_MCEERR_AO: libc::c_int = 5;
 
 /// RAM lies below the hole under 4 GiB and above it.
@@ -114,7 +114,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     let guarded = ranges
         .iter()
         .any(|&(first, last)| (first..=last).contains(&address));
-    // For a device also when the system has no memory to put behind a page: it cannot be had either
+    // For a device also when the system has no memory to back a page: it cannot be had either
     // way.
     let met = match guarded {
         true => code != BUS_MCEERR_AO && put_zeros_at(address),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_memory_that_the_guest_touches_is_noted_once_for_its_own_thread() {
+    fn broken_memory_is_noted_once_per_thread() {
         install().unwrap();
         watched(|| touch(0x1234_5000));
         let other = std::thread::spawn(take).join().unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_touches_broken_ram_goes_on_with_zeros_that_nobody_else_sees() {
+    fn device_reads_private_zeros_from_broken_ram() {
         let ram = Layout::new(MIN_RAM).unwrap().allocate().unwrap();
         let page = MIN_RAM - PAGE_SIZE;
         ram.write_obj(7u64, GuestAddress(page)).unwrap();

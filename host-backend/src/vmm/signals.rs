@@ -58,7 +58,7 @@ impl Termination {
         Ok(Self { signals })
     }
 
-    /// Ends the VM behind `stop` when one of the signals comes. A second one kills the process, in
+    /// Ends the VM of `stop` when one of the signals comes. A second one kills the process, in
     /// case the VM does not end.
     ///
     /// # Errors

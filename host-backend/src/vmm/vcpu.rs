@@ -61,10 +61,10 @@ impl Vcpu {
         Self { fd, index, shared }
     }
 
-    /// Runs the guest until it ends or somebody stops it. Every way out of here stops the VM.
+    /// Runs the guest until it ends or is stopped. Every way out of here stops the VM.
     pub(crate) fn run(mut self) {
         let stop = self.shared.stop.clone();
-        // A defect of a device must not leave a VM that waits for ever for this vCPU's end.
+        // A defect of a device must not leave the VM waiting for this vCPU.
         let end = panic::catch_unwind(AssertUnwindSafe(|| self.run_until_end()));
         stop.stop(end.unwrap_or(ExitReason::Stopped("a defect of the VMM (see above)")));
     }
@@ -162,7 +162,7 @@ impl Vcpu {
     fn broken(&self, address: usize) -> Next {
         match self.window_address(address) {
             Some(gpa) => Next::Fault(FaultCause::Broken(gpa)),
-            // The guest's RAM is made anew for its next boot.
+            // The next boot gets new RAM.
             None => crash(BROKEN_MEMORY),
         }
     }
@@ -183,7 +183,7 @@ impl Vcpu {
             FaultCause::Unknown => None,
         };
         let Some(handler) = self.shared.faults.clone() else {
-            let what = "it touched memory that it must not touch, and nobody handles that";
+            let what = "it touched forbidden memory, and no handler took the fault";
             return Err(self.crash(what.into(), gpa));
         };
         if matches!(cause, FaultCause::Emulated { .. }) && !self.complete_instruction() {

@@ -32,10 +32,10 @@ use super::power::{self, AcpiRegisters, ResetLine};
 use super::serial::{self, SerialPort};
 use super::vcpu::{Shared, Vcpu};
 
-/// Kernel parameters that every guest gets first; what the user gives comes after and so prevails.
+/// Default kernel parameters; the user's come after them and take precedence.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
-/// Most vCPUs a VM can have.
+/// Maximum number of vCPUs a VM can have.
 pub const MAX_VCPUS: u32 = 64;
 
 /// First global system interrupt for virtio-mmio devices: those below belong to the legacy
@@ -53,18 +53,18 @@ pub enum VmError {
          the device (usually `kvm`)"
     )]
     OpenKvm(#[source] kvm_ioctls::Error),
-    /// The kernel's KVM is not the one this program knows.
-    #[error("/dev/kvm speaks version {0} of the interface, not 12: use a current Linux kernel")]
+    /// KVM's API version is not supported.
+    #[error("/dev/kvm has API version {0}, not 12: use a current Linux kernel")]
     KvmVersion(i32),
-    /// The number of vCPUs makes no sense.
+    /// The number of vCPUs is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS}")]
     Vcpus(u32),
     /// A request to KVM failed.
     #[error("KVM refused to {what}")]
     Kvm {
-        /// What was asked for.
+        /// What was requested.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: kvm_ioctls::Error,
     },
     /// An interrupt line or event could not be set up.
@@ -72,11 +72,11 @@ pub enum VmError {
     Event {
         /// What was to be set up.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// All places for virtio-mmio devices are taken.
-    #[error("the VM has no place for more than {MAX_DEVICES} virtio-mmio devices")]
+    /// No virtio-mmio slot is left.
+    #[error("the VM has no slot for more than {MAX_DEVICES} virtio-mmio devices")]
     TooManyDevices,
     /// The window is set a second time, or overlaps RAM or is misaligned.
     #[error("a window at {0:#x} overlaps RAM, is not aligned to pages, or is not the first")]
@@ -104,7 +104,7 @@ pub enum VmError {
     Thread {
         /// What the thread is for.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -134,7 +134,7 @@ pub struct VmConfig {
     pub console: Console,
 }
 
-/// A place for a virtio-mmio device: registers, an interrupt, and the notification of its queues.
+/// A slot for a virtio-mmio device: registers, an interrupt, and the notification of its queues.
 pub struct MmioSlot {
     info: acpi::MmioDevice,
     interrupt: Arc<IrqFd>,
@@ -267,11 +267,11 @@ impl Vm {
         self.stop.clone()
     }
 
-    /// Takes the next place for a virtio-mmio device.
+    /// Allocates the next virtio-mmio slot.
     ///
     /// # Errors
     ///
-    /// Fails when all places are taken or KVM refuses the interrupt.
+    /// Fails when no slot is left or KVM refuses the interrupt.
     pub fn allocate_mmio_slot(&mut self) -> Result<MmioSlot, VmError> {
         let index = self.devices.len() as u32;
         if index >= MAX_DEVICES {
@@ -291,11 +291,11 @@ impl Vm {
         })
     }
 
-    /// Puts `device` into a place taken before. The kernel finds it by ACPI.
+    /// Puts `device` into an allocated slot. The kernel finds it by ACPI.
     ///
     /// # Errors
     ///
-    /// Fails when the place holds a device already.
+    /// Fails when the slot holds a device already.
     pub fn add_mmio_device(
         &mut self,
         slot: &MmioSlot,
@@ -356,8 +356,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Sets who decides about accesses that the second-level page table refuses. Without a handler
-    /// such an access ends the VM.
+    /// Sets the handler of accesses that the second-level page table refuses. Without one such an access
+    /// ends the VM.
     pub fn set_fault_handler(&mut self, handler: Arc<dyn FaultHandler>) {
         self.faults = Some(handler);
     }
@@ -415,8 +415,8 @@ impl Vm {
         let reason = self.stop.wait();
         self.stop.detach_all();
         for thread in threads {
-            // A vCPU thread that panicked has said so on standard error; the others still have to
-            // be waited for.
+            // A vCPU thread that panicked has reported it on standard error; the others must still be
+            // joined.
             let _ = thread.join();
         }
         drop(input);

@@ -25,11 +25,11 @@ const ENTRY_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Reads guest physical memory.
 pub trait PhysicalMemory {
-    /// Fills `buffer` from `gpa` on; false when a part of the range is no readable memory.
+    /// Fills `buffer` from `gpa` on; false when a part of the range is not readable memory.
     fn read(&self, gpa: u64, buffer: &mut [u8]) -> bool;
 }
 
-/// Reads through the file behind RAM: broken memory is an error of the call there. Through a mapping it
+/// Reads through the file that backs RAM: broken memory is an error of the call there. Through a mapping it
 /// would be a signal, and the end of the VMM.
 impl PhysicalMemory for GuestRam {
     fn read(&self, gpa: u64, buffer: &mut [u8]) -> bool {
@@ -329,7 +329,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ram_whose_memory_is_broken_is_no_readable_memory() {
+    fn broken_ram_is_not_readable() {
         use vm_memory::Bytes;
 
         use crate::vmm::memory::{HOLE_END, HOLE_START, Layout, tests::lose};

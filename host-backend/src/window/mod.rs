@@ -24,10 +24,10 @@ use crate::engine::{ConfigError, EngineConfig};
 
 pub use protection::MprotectProtection;
 
-/// Why there is no window.
+/// Why the window could not be made.
 #[derive(Debug, Error)]
 pub enum WindowError {
-    /// The size is no number of frames.
+    /// The size is not a number of frames.
     #[error("a window of {0} bytes is not possible: give a multiple of 4 KiB below 16 TiB")]
     Size(u64),
     /// The engine cannot work with a window of this size.
@@ -38,11 +38,11 @@ pub enum WindowError {
     Create {
         /// Size in bytes.
         size: u64,
-        /// What the operating system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file could not be mapped.
-    #[error("cannot map the window: is less address space available than asked for?")]
+    #[error("cannot map the window: there may not be enough address space")]
     Map(#[from] MmapRegionError),
 }
 
@@ -70,7 +70,7 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Fails when `size` is no multiple of [`PAGE_SIZE`], too small or too large for the engine
+    /// Fails when `size` is not a multiple of [`PAGE_SIZE`], too small or too large for the engine
     /// ([`EngineConfig::for_window`]), or when the operating system refuses.
     pub fn new(size: u64) -> Result<(Arc<Self>, MprotectProtection), WindowError> {
         let frames = Self::frames_of_size(size)?;
@@ -82,7 +82,7 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Fails when `size` is no multiple of [`PAGE_SIZE`] or has more frames than there are numbers.
+    /// Fails when `size` is not a multiple of [`PAGE_SIZE`] or has more frames than there are numbers.
     pub fn frames_of_size(size: u64) -> Result<u32, WindowError> {
         let page = u64::from(PAGE_SIZE);
         match u32::try_from(size / page) {
@@ -126,7 +126,7 @@ impl Window {
         self.guest.as_ptr()
     }
 
-    /// Fills frames with zeros. A frame whose memory is broken gets other memory.
+    /// Fills frames with zeros. A frame whose memory is broken gets new memory.
     ///
     /// Plain writes, rather than a hole in the file: that would take the pages out of the mapping and
     /// make the next use of each fault twice.
@@ -171,7 +171,7 @@ impl Window {
             .map_err(|source| access(frame, source))
     }
 
-    /// Gives the memory behind a frame back to the system: the frame has other memory then, all
+    /// Returns a frame's memory to the system: the frame has other memory then, all
     /// zeros.
     ///
     /// # Errors
@@ -196,7 +196,7 @@ impl Window {
     /// Takes the page of a frame out of the file.
     fn punch(&self, frame: u32) -> Result<(), AccessError> {
         self.check(single(frame))?;
-        // SAFETY: the descriptor is open, and the frame lies inside of the file.
+        // SAFETY: the descriptor is open, and the frame lies inside the file.
         let punched = unsafe {
             libc::fallocate(
                 self.file.as_raw_fd(),
@@ -256,7 +256,7 @@ impl From<AccessError> for io::Error {
     }
 }
 
-/// Makes a file in memory whose size nobody can change, so that no access to a mapping of it can
+/// Makes a file in memory whose size cannot change, so that no access to a mapping of it can
 /// ever raise SIGBUS for want of file.
 fn memory_file(size: u64) -> io::Result<File> {
     // SAFETY: the name is a string that ends with a zero byte; the call has no other effect on
@@ -270,7 +270,7 @@ fn memory_file(size: u64) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open, it was made above, and nobody else has it.
+    // SAFETY: the descriptor is open, it was made above, and has no other owner.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(size)?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_is_no_number_of_frames_is_refused() {
+    fn size_must_be_a_number_of_frames() {
         for size in [0, 1, 4095, 4097, u64::from(NONE) << 12, 1 << 44, u64::MAX] {
             let result = Window::new(size);
             assert!(matches!(result, Err(WindowError::Size(_))), "{size}");
@@ -354,7 +354,7 @@ mod tests {
     fn what_the_guest_writes_is_seen_and_wiped_through_the_file() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         protection.unprotect(run(7, 1)).unwrap();
-        // SAFETY: frame 7 of the guest-facing mapping is writable, and nobody has a reference.
+        // SAFETY: frame 7 of the guest-facing mapping is writable, and there is no reference to it.
         unsafe { window.guest_mapping().add(7 * 4096 + 100).write_volatile(9) };
         protection.protect(run(7, 1)).unwrap();
         let mut content = [0; PAGE_SIZE as usize];
@@ -366,14 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_copied_and_gets_other_memory_while_the_guest_may_not_write_it() {
+    fn protected_frame_can_be_copied_and_replaced() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         window.write(3, &[7; 4096]).unwrap();
         protection.copy(3, 5).unwrap();
         assert_eq!(protection.checksum(3).unwrap(), checksum(&[7; 4096]));
         assert_eq!(protection.checksum(5).unwrap(), checksum(&[7; 4096]));
         protection.replace(4, Some(5)).unwrap();
-        // SAFETY: frame 4 of the guest-facing mapping is readable, and nobody has a reference.
+        // SAFETY: frame 4 of the guest-facing mapping is readable, and there is no reference to it.
         let seen = unsafe { window.guest_mapping().add(4 * 4096 + 9).read_volatile() };
         assert_eq!(seen, 7);
         assert!(!kernel_lets_write(&window, 4));
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_a_frame_while_it_gets_other_memory_sees_its_content_at_any_moment() {
+    fn replacing_a_frame_is_atomic_for_readers() {
         let (window, mut protection) = Window::with_frames(FRAMES).unwrap();
         for frame in [3, 5] {
             window.write(frame, &[7; 4096]).unwrap();
@@ -400,7 +400,7 @@ mod tests {
                 // A panic or a signal shows what was seen between.
                 while !done.load(ordering) || reads == 0 {
                     // SAFETY: frame 3 of the guest-facing mapping is readable at any moment, which is
-                    // what is tested, and nobody has a reference.
+                    // what is tested, and there is no reference to it.
                     let seen = unsafe { window.guest_mapping().add(3 * 4096 + 9).read_volatile() };
                     assert_eq!(seen, 7);
                     reads += 1;
@@ -414,7 +414,7 @@ mod tests {
         });
         assert!(!kernel_lets_write(&window, 3));
         protection.unprotect(run(3, 1)).unwrap();
-        // SAFETY: frame 3 is writable now, and nobody has a reference.
+        // SAFETY: frame 3 is writable now, and there is no reference to it.
         unsafe { window.guest_mapping().add(3 * 4096).write_volatile(8) };
         let mut content = [0; PAGE_SIZE as usize];
         window.read(3, &mut content).unwrap();
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_cannot_get_other_memory_can_be_read_as_before() {
+    fn failed_replacement_leaves_the_frame_readable() {
         let (window, protection) = Window::with_frames(FRAMES).unwrap();
         drop(protection);
         let mut window = Arc::into_inner(window).unwrap();
@@ -434,7 +434,7 @@ mod tests {
         let mut protection = MprotectProtection::new(window.clone());
         for (frame, from, expected) in [(3, Some(4), 7), (0, None, 0)] {
             assert!(protection.replace(frame, from).is_err());
-            // SAFETY: the frame is readable for the guest, and nobody has a reference.
+            // SAFETY: the frame is readable for the guest, and there is no reference to it.
             let seen = unsafe {
                 let byte = window.guest_mapping().add(frame as usize * 4096);
                 byte.read_volatile()

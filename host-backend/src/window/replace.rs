@@ -1,4 +1,4 @@
-//! Other memory behind a frame, in one step for whoever reads it.
+//! Replacing a frame's memory, in one step for its readers.
 //!
 //! A page of a file cannot be exchanged: there is a moment between the hole and the new content in which
 //! the file has zeros. So another page with the content takes the frame's place in the guest-facing
@@ -51,7 +51,7 @@ impl Drop for StandIn<'_> {
 }
 
 impl Window {
-    /// Puts other memory behind a frame that the guest cannot write, with `content`. Who reads the frame
+    /// Backs a frame that the guest cannot write with other memory, with `content`. Who reads the frame
     /// through the guest-facing mapping finds its old memory or `content`, at any moment.
     ///
     /// # Errors

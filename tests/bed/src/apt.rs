@@ -75,12 +75,13 @@ impl Archive {
         Ok(text.lines().filter_map(simulated).collect())
     }
 
-    /// Downloads a package file into `folder`; apt checks its signature chain and checksum.
-    pub(crate) fn download(&self, package: &Package, folder: &Path) -> Result<()> {
+    /// Downloads package files into `folder`; apt checks their signature chains and checksums.
+    pub(crate) fn download(&self, packages: &[Package], folder: &Path) -> Result<()> {
         let mut command = self.command("apt-get");
-        command
-            .arg("download")
-            .arg(format!("{}={}", package.name, package.version));
+        let versions = packages
+            .iter()
+            .map(|one| format!("{}={}", one.name, one.version));
+        command.arg("download").args(versions);
         command::output(command.current_dir(folder)).map(drop)
     }
 

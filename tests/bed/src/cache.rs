@@ -222,16 +222,12 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
         .context("create a folder in", cache)?;
     let tree = temporary.path().join("tree");
     fs::create_dir(&tree).context("create", &tree)?;
-    for (index, package) in packages.iter().enumerate() {
-        let Package { name, version } = package;
-        progress(&format!(
-            "fetching {} ({}/{}): {name} {version}",
-            set.name,
-            index + 1,
-            packages.len()
-        ));
-        archive.download(package, temporary.path())?;
-    }
+    progress(&format!(
+        "fetching {}, packages: {}",
+        set.name,
+        packages.len()
+    ));
+    archive.download(&packages, temporary.path())?;
     let list: String = packages
         .iter()
         .map(|package| format!("{} {}\n", package.name, package.version))
@@ -256,6 +252,7 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
     if tree.join("usr/src").exists() {
         kernel::relocate_headers(&tree)?;
     }
+    kernel::relocate_modules(&tree)?;
     let target = cache.join(&set.name);
     if target.exists() {
         let old = temporary.path().join("old");

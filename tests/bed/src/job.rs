@@ -10,7 +10,7 @@ use crate::stream::START_MARK;
 use crate::{patience, results};
 
 /// The default time limit of a job.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 /// The default memory of the nested KVM host, in MiB.
 const DEFAULT_MEMORY_MIB: u32 = 3072;
 /// The default number of CPUs of the nested KVM host.
@@ -109,7 +109,7 @@ impl Job {
         self
     }
 
-    /// How long it may take once it has started, 5 minutes by default; [`patience`] scales it. After that it is killed.
+    /// How long it may take once it has started, 30 minutes by default; [`patience`] scales it. After that it is killed.
     ///
     /// The time counts from the last line `@start` in the results: the host writes one before it runs the command, and
     /// the job may write more.

@@ -248,6 +248,17 @@ pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Moves the modules to `lib/modules`, where Debian 12 has them; since Debian 13 they are in `usr/lib/modules`.
+pub(crate) fn relocate_modules(folder: &Path) -> Result<()> {
+    let (merged, plain) = (folder.join("usr/lib/modules"), folder.join("lib/modules"));
+    if !merged.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.join("lib");
+    fs::create_dir_all(&parent).context("create", &parent)?;
+    fs::rename(&merged, &plain).context("move", &merged)
+}
+
 /// The Makefile of a headers folder with its include made relative; `None` for all other Makefiles.
 fn relocated_makefile(text: &str) -> Option<String> {
     let path = text.trim().strip_prefix("include /usr/src/")?;
@@ -337,6 +348,16 @@ mod tests {
             relocated_makefile("# a whole Makefile\ninclude /usr/src/x\n"),
             None
         );
+    }
+
+    #[test]
+    fn modules_of_a_merged_usr_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("usr/lib/modules/6.12.1")).unwrap();
+        for _ in 0..2 {
+            relocate_modules(folder.path()).unwrap();
+            assert_eq!(Kernel::unpacked(folder.path()).unwrap().release(), "6.12.1");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(crate) const START_MARK: &str = "@start";
 pub(crate) const EXIT_MARK: &str = "@exit ";
 
 /// How long the host may take to start the job; the nested one boots in about ten seconds.
-const START_LIMIT: Duration = Duration::from_secs(300);
+const START_LIMIT: Duration = Duration::from_secs(1800);
 
 /// How long to wait for lines of a process that has been killed.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);

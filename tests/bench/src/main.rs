@@ -45,7 +45,7 @@ struct Arguments {
     #[arg(long)]
     profile: bool,
     /// Give up this many seconds after the KVM host has booted.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     deadline: u64,
     #[command(subcommand)]
     part: Option<Part>,

@@ -14,7 +14,7 @@ static void *flipped(void *pointer)
 
 EXPORT void *vmsrs_root(const vmsrs_domain *domain)
 {
-	/* Only pointers to what the request's own user has: see docs/campaign.md. */
+	/* Only pointers to the data of the request's own user: see docs/campaign.md. */
 	enum error error = domain == arm.domain ? change(AT_ROOT) : NONE;
 	void *root = real.root(domain);
 

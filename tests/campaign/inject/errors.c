@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-/* The errors, and when they are due. */
+/* The errors, and when they are made. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -12,7 +12,7 @@
 
 #include "inject.h"
 
-/* Hidden from the compiler, which would make something else of what it can prove wrong. */
+/* Hides values from the compiler, which may transform what it can prove wrong. */
 static volatile uintptr_t nothing;
 
 __attribute__((noinline)) static int overflow(unsigned int depth)
@@ -20,11 +20,11 @@ __attribute__((noinline)) static int overflow(unsigned int depth)
 	volatile char frame[512];
 
 	frame[depth % sizeof(frame)] = (char)depth;
-	/* Only a compiler could believe that this ends. */
+	/* The compiler must not see that this never ends. */
 	return (nothing ? 0 : overflow(depth + 1)) + frame[0];
 }
 
-/* Writes a byte by the kernel, into a frame that no process may write. False if it was stopped. */
+/* Lets the kernel write a byte to a frame that no process may write. False if it was stopped. */
 static bool stray_write(void *place, unsigned int value)
 {
 	char line[96];
@@ -53,13 +53,13 @@ char *vault_root(unsigned long long number)
 	return vault ? real.root(vault) : NULL;
 }
 
-/* Whether the request itself holds the domain by now. */
+/* Whether the request itself holds the domain. */
 static bool is_own(const char *root)
 {
 	return root == real.root(arm.domain) || (arm.entered && root == real.root(arm.entered));
 }
 
-/* What another thread's request works on; NULL if no other is under way. */
+/* The block that another thread's request works on; NULL if there is none. */
 static char *work_of_another(unsigned long long number)
 {
 	for (unsigned int i = 0; i < WORKERS; i++) {
@@ -85,7 +85,7 @@ void make(enum error error, unsigned long long parameter)
 	case NULL_READ:
 		nothing = *(volatile uintptr_t *)(nothing + parameter % 4088);
 		break;
-	case BAD_FILE: /* behind the end of a file: SIGBUS */
+	case BAD_FILE: /* past the end of a file: SIGBUS */
 		nothing = (uintptr_t)bad_file[parameter % 4096] & 0;
 		break;
 	case WILD_WRITE: /* somewhere in the app's range, far above every domain */
@@ -97,7 +97,7 @@ void make(enum error error, unsigned long long parameter)
 			((volatile char *)place)[parameter % 64] ^= 0x55;
 		break;
 	case FOREIGN_DRAFT:
-		/* Changes nothing where it is let through. */
+		/* Changes nothing if it is not stopped. */
 		place = work_of_another(parameter);
 		if (place)
 			__asm__ volatile("lock orb $0, %0" : "+m"(*(volatile char *)place));
@@ -124,10 +124,10 @@ void make(enum error error, unsigned long long parameter)
 	case OVERFLOW:
 		nothing = (uintptr_t)overflow(0) & 0;
 		break;
-	case SMASH: /* what the compiler calls when it finds its canary changed */
+	case SMASH: /* called by compiled code whose canary has changed */
 		((void (*)(void))dlsym(RTLD_DEFAULT, "__stack_chk_fail"))();
 		break;
-	case FORTIFY: /* what the C library calls when a copy is longer than its target */
+	case FORTIFY: /* called by the C library for a copy that is longer than its target */
 		((void (*)(void))dlsym(RTLD_DEFAULT, "__chk_fail"))();
 		break;
 	case EXCEPTION:
@@ -164,7 +164,7 @@ void make(enum error error, unsigned long long parameter)
 		free(other);
 		break;
 	case C_FOREIGN_FREE:
-		/* Not aligned: found before the C library takes a lock of its heap. */
+		/* Unaligned, which the C library detects before it locks its heap. */
 		place = (char *)(((uintptr_t)&place & ~15UL) + 8);
 		__asm__("" : "+r"(place));
 		free(place);
@@ -183,7 +183,7 @@ void make(enum error error, unsigned long long parameter)
 		if (!pipe2(ends, O_CLOEXEC)) {
 			char byte;
 
-			/* Comes back with an error only when a signal that goes on interrupts it. */
+			/* Fails only when a signal whose handler returns interrupts it. */
 			while (read(ends[0], &byte, 1) < 0)
 				continue;
 		}
@@ -203,20 +203,20 @@ void make(enum error error, unsigned long long parameter)
 	case PANIC:
 		panic();
 		break;
-	case C_OVERRUN: /* the sizes of the C library's next blocks, and what is behind */
+	case C_OVERRUN: /* over the next blocks of the C library's heap and their sizes */
 		place = malloc(40);
 		if (place)
 			real.memset(place, 0x41, 4096);
 		free(place);
 		break;
-	case OTHER_STACK: /* return addresses of a thread that waits for its client */
+	case OTHER_STACK: /* over return addresses of a thread that waits for its client */
 		place = atomic_load(&stacks[0]);
 		if (place == NULL || (place > (char *)&ends && place - (char *)&ends < 1 << 20))
 			place = atomic_load(&stacks[1]);
 		if (place)
 			real.memset(place - 512, 0x41, 1024);
 		break;
-	case GLOBAL: /* a page of the server's variables, from its first byte on */
+	case GLOBAL: /* over a page of the server's variables */
 		place = (char *)((server_data + 4095) & ~4095UL);
 		for (int i = 0; i < 4096; i++)
 			((volatile char *)place)[i] = 0x41;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-// Errors of a server in C++, in one in C: nothing there catches.
+// Errors of C++ in a server in C, which catches nothing.
 
 #include <exception>
 

@@ -1,34 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
- * inject: makes chosen requests of a server go wrong. The server knows nothing of it.
+ * inject: makes errors in chosen requests of a server, which is not aware of it.
  *
  *   LD_PRELOAD=libinject.so ledger 7878
  *
- * The library stands between the server and what the server calls: libvmsrs.so, the memory and
- * string functions of the C library, and the system calls of libvmsrs.so. Whoever talks to the
- * server decides which request is hit, by a line of its own before the request's line:
+ * The library interposes on what the server calls: libvmsrs.so, the memory and string functions of
+ * the C library, and the system calls of libvmsrs.so. The client selects a request by a line of its
+ * own before the request's line:
  *
  *   \1<point> <count> <error> <parameter> <deadline> <seal>\n
  *
- * It is taken out of what recv(2) gives, so the server never sees it. It arms the calling thread:
- * in its next request, the <count>th passage of <point> (see enum point) makes <error> (see
+ * The line is removed from the data of recv(2), so the server never sees it. It arms the calling
+ * thread: in its next request, the <count>th passage of <point> (see enum point) makes <error> (see
  * enum error). <deadline> (milliseconds, 0 for none) and <seal> (0 or 1) become options of
- * vmsrs_run. The error "none" only sets the options.
+ * vmsrs_run_with. The error "none" only sets the options.
  *
- * Before the answer to a request that was armed with an error, send(2) puts a line of its own:
+ * Before the answer to a request that was armed with an error, send(2) inserts a line:
  *
  *   \1<fired> <passages> <stopped>\n
  *
- * <fired>: whether the error was made (at "member": whether the other thread came to it before the
- * request was over); <passages> of the point that were counted; <stopped>: 1 if a write was refused
- * with an error code instead of an exception.
+ * <fired>: whether the error was made (at "member": whether the other thread reached it before the
+ * end of the request); <passages>: how often the point was passed; <stopped>: 1 if a write was
+ * refused with an error code instead of an exception.
  *
- * Everything is a function of the lines received, but for the point "moment", which is a time, and
+ * Everything depends only on the lines received, except for the point "moment", which is a time, and
  * the error "foreign-draft", which needs another request.
  *
- * real.c     what stands behind the functions here
- * line.c     the lines to and from whoever talks to the server
- * requests.c begin and end of requests
+ * real.c     the interposed functions, and where code and data are
+ * line.c     the lines to and from the client
+ * requests.c start and end of requests
  * calls.c    calls of libvmsrs.so, and its system calls
  * memory.c   memory and string functions
  * threads.c  other threads that work for a request
@@ -48,13 +48,13 @@
 #include "vmsrs.h"
 #include "vmsrs_protocol.h"
 
-/* What the server or libvmsrs.so finds here in place of another library's. All else is hidden. */
+/* Interposes on a function of another library. All other functions are hidden. */
 #define EXPORT __attribute__((visibility("default")))
 
 /* Where an error strikes. */
 enum point {
-	AT_START,     /* the request's function begins */
-	AT_END,	      /* the request's function has ended well */
+	AT_START,     /* the request's function starts */
+	AT_END,	      /* the request's function has succeeded */
 	AT_ROOT,      /* vmsrs_root */
 	AT_ALLOC,     /* vmsrs_alloc, vmsrs_alloc_zeroed */
 	AT_FREE,      /* vmsrs_free */
@@ -70,12 +70,12 @@ enum point {
 	AT_RECOVERED, /* the driver's recovery, after it */
 	AT_MEMBER,    /* another thread that works for the request, when its function has ended */
 	AT_BESIDE,    /* the request's own thread, while two others compute and sleep for it */
-	AT_HANDED,    /* the request's end, after another thread has begun it */
-	AT_MOMENT,    /* <count> nanoseconds after the function began, at whatever instruction */
+	AT_HANDED,    /* the request's end, after another thread has started it */
+	AT_MOMENT,    /* <count> nanoseconds after the function started, at any instruction */
 	POINTS,
 };
 
-/* What goes wrong. Those from SHORTEN on are changes of one call, the others are made at any point. */
+/* The errors. From SHORTEN on they change one call; the others are made at any point. */
 enum error {
 	NONE,
 	NULL_WRITE,
@@ -125,23 +125,23 @@ enum error {
 	ERRORS,
 };
 
-/* What a thread has been told, and how far it is. */
+/* A thread's orders, and its state. */
 struct arm {
-	bool armed;    /* an error is to be made, or was made; until the answer is sent */
+	bool armed;    /* an error will be or has been made; until the answer is sent */
 	bool options;  /* deadline and seal are for the next request */
 	bool running;  /* the request's function runs */
 	bool fired;
 	bool stopped;
 	enum point point;
 	enum error error;
-	enum error check; /* what the app's own check does about the request */
+	enum error check; /* the error of the app's own check */
 	unsigned long count;
 	unsigned long passages;
 	unsigned long long parameter;
 	unsigned int deadline;
 	unsigned int seal;
 	const vmsrs_domain *domain;
-	const vmsrs_domain *entered; /* the domain that it has entered, or NULL */
+	const vmsrs_domain *entered; /* the shared domain that it holds, or NULL */
 };
 
 extern __thread struct arm arm __attribute__((tls_model("initial-exec")));
@@ -154,7 +154,7 @@ enum {
 
 /* ---- real.c ---------------------------------------------------------------------------------- */
 
-/* The functions behind those that are exported here. */
+/* The functions that are interposed on, and others of libvmsrs.so. */
 extern struct real {
 	void *(*memcpy)(void *, const void *, size_t);
 	void *(*memmove)(void *, const void *, size_t);
@@ -185,19 +185,19 @@ extern struct real {
 
 /* Code of libvmsrs.so and of the server, and the server's first variable. */
 extern uintptr_t library_low, library_high, server_low, server_high, server_data;
-/* A mapping of a file that has no byte. */
+/* A mapping of an empty file. */
 extern const volatile char *bad_file;
 
 /* ---- line.c ---------------------------------------------------------------------------------- */
 
-/* A thread that serves another connection: an address in its stack. */
+/* Addresses in the stacks of threads that serve connections. */
 extern _Atomic(char *) stacks[2];
 
 /* ---- requests.c ------------------------------------------------------------------------------ */
 
-/* Domains whose users nobody changes, so that their frames are sealed. */
+/* Domains of users that never change, so that their frames are sealed. */
 extern _Atomic(vmsrs_domain *) vaults[VAULTS];
-/* What each thread's request works on at the moment: a block of a domain that it holds, most likely with a draft. */
+/* The block that each thread's request works on, in a domain that it holds; it usually has a draft. */
 extern _Atomic(char *) works[WORKERS];
 
 /* The calling thread's place in works[]. */
@@ -205,18 +205,18 @@ unsigned int worker(void);
 
 /* ---- errors.c -------------------------------------------------------------------------------- */
 
-/* Makes an error that needs no call to change. Returns when the request may go on. */
+/* Makes an error that does not change a call. Returns if the request can continue. */
 void make(enum error error, unsigned long long parameter);
-/* Counts a passage; true when it is the one that goes wrong. */
+/* Counts a passage; true if the error is due at this one. */
 bool passage(enum point point);
-/* A passage of a point where only errors of the request's own are made. */
+/* A passage of a point without a call to change. */
 void strike(enum point point);
 /*
- * A passage of a point where a call may be changed: the change, or NONE. An error of the request's
- * own is made before the call.
+ * A passage of a point with a call to change: the change, or NONE. Other errors are made before the
+ * call.
  */
 enum error change(enum point point);
-/* What belongs to one of the vaults; NULL before it was opened. */
+/* The root of one of the vaults; NULL before it is opened. */
 char *vault_root(unsigned long long number);
 
 /* exception.cc */
@@ -225,25 +225,25 @@ void inject_terminate(void);
 
 /* ---- moment.c -------------------------------------------------------------------------------- */
 
-/* Has the calling thread make its error arm.count nanoseconds from now; false if it cannot. */
+/* Makes the calling thread's error arm.count nanoseconds from now; false if there is no timer. */
 bool begin_moment(timer_t *timer);
 
 /* ---- threads.c ------------------------------------------------------------------------------- */
 
-/* Makes the calling thread's helpers if it has none. Not inside of a request. */
+/* Creates the calling thread's helpers if it has none. Not inside of a request. */
 void hire(void);
 /*
- * Waits until the helpers have done what they were asked for: one that comes late must not read half
- * of its next job. Not inside of a request. A thread that never comes back shows as a hang.
+ * Waits until the helpers have finished: a late one must not read half of its next job. Not inside
+ * of a request. A thread that never comes back shows as a hang.
  */
 void await_helpers(void);
-/* Whether the error of the latest job is being made, or was. */
+/* Whether the error of the latest job is being or has been made. */
 bool helper_struck(void);
-/* Has one helper compute and one sleep for the request. */
+/* Lets one helper compute and one sleep for the request. */
 void occupy_helpers(vmsrs_request *request);
-/* The request's own thread while another one makes the error: computes, sleeps, or goes on. */
+/* Lets a helper make the error, while the request's own thread computes, sleeps or continues. */
 void make_in_helper(vmsrs_request *request);
-/* Has a helper begin the task on the domain, as its first step: what came of that. */
+/* Lets a helper run the task's first step on the domain; returns its result. */
 int begin_in_helper(vmsrs_task *task, const vmsrs_domain *domain);
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-/* The lines to and from whoever talks to the server (inject.h). */
+/* The lines to and from the client (inject.h). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -91,7 +91,7 @@ static int find(const char *name, const char *const *names, int count)
 	return -1;
 }
 
-/* Takes in a line of ours. One that is malformed is a fault of the caller: the server ends. */
+/* Parses a line for the injector. A malformed one ends the server: it is a bug of the client. */
 static void take_line(const char *line)
 {
 	char point[16], error[24];

@@ -5,7 +5,7 @@
 
 #include "inject.h"
 
-/* The change to a call of the C library from `caller`. */
+/* The change to a call of the C library by `caller`. */
 static enum error c_change(const void *caller)
 {
 	uintptr_t address = (uintptr_t)caller;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-/* An error at a moment in time, at whatever instruction. */
+/* An error at a moment in time, at any instruction. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -15,11 +15,11 @@ static int moment_signal;
 static void at_moment(void)
 {
 	make(arm.error, arm.parameter);
-	/* The instructions that this replaces are lost: there is nothing to return to. */
+	/* The interrupted code's state is lost: there is no way back. */
 	abort();
 }
 
-/* Lets the thread go on as if it had jumped into at_moment(). */
+/* Makes the thread continue in at_moment(). */
 static void moment(int signal, siginfo_t *info, void *context)
 {
 	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
@@ -28,7 +28,7 @@ static void moment(int signal, siginfo_t *info, void *context)
 	if (!arm.armed || arm.fired || arm.point != AT_MOMENT || !arm.running)
 		return;
 	arm.fired = true;
-	/* Below the red zone, aligned as at a function's first instruction. */
+	/* Below the red zone, aligned as at the start of a function. */
 	registers[REG_RSP] = ((registers[REG_RSP] - 256) & ~15LL) - 8;
 	registers[REG_RIP] = (greg_t)at_moment;
 }

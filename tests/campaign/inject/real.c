@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-/* What stands behind the functions that are exported here, and where things are. */
+/* The interposed functions, and where code and data are. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <link.h>
@@ -32,7 +32,7 @@ static bool contains(struct dl_phdr_info *info, uintptr_t *low, uintptr_t *high,
 	return found;
 }
 
-/* Notes where the code of the server and of libvmsrs.so is. The server is the first object. */
+/* Finds the code of the server, which is the first object, and of libvmsrs.so. */
 static int note_object(struct dl_phdr_info *info, size_t size, void *first)
 {
 	uintptr_t end;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-/* Begin and end of requests; the domains that the server opens. */
+/* Start and end of requests; the domains that the server opens. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <string.h>
@@ -12,16 +12,16 @@ _Atomic(char *) works[WORKERS];
 
 enum {
 	/*
-	 * How long requests wait for a lock. An emulated machine with other work to do may take long to
-	 * get through a queue; a lock that nobody gives back is found all the same.
+	 * How long requests wait for a lock: long enough for a queue on an overloaded emulated machine.
+	 * A lock that is never released is still found.
 	 */
-	PATIENCE_MS = 60000,
+	LOCK_TIMEOUT_MS = 180000,
 	/*
-	 * Of requests that have no other deadline. An error that damages its own user's data may have
-	 * made a ring of a list; whoever reads it later must come to an end. An ordinary request that is
-	 * ended by it counts as harmed, and an error that is not endless by itself as a hang.
+	 * Of requests that have no other deadline: shorter than a client waits. A list that an error has
+	 * made circular keeps a later reader busy until then. An ordinary request that ends so counts as
+	 * harmed, and an error that is not endless by itself as a hang.
 	 */
-	DEADLINE_MS = 75000,
+	DEADLINE_MS = 240000,
 };
 
 unsigned int worker(void)
@@ -69,7 +69,7 @@ static int function(vmsrs_request *request, void *argument)
 	return result;
 }
 
-/* The last step of a task: its result is the function's. */
+/* The last step of a task, with the function's result. */
 static int last_step(vmsrs_request *request, void *argument)
 {
 	struct call *call = argument;
@@ -95,21 +95,23 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 	return code;
 }
 
-EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *argument, int *result)
+EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked, vmsrs_request_fn work,
+			  void *argument, int *result)
 {
 	struct call call = { work, argument, 0 };
 	vmsrs_options options = {
 		.flags = arm.seal ? VMSRS_SEAL : 0,
 		.deadline_ms = arm.deadline ? arm.deadline : DEADLINE_MS,
-		/* With a deadline, too: then it is the deadline that ends a wait, and the request says so. */
-		.lock_timeout_ms = PATIENCE_MS,
+		/* Longer than a deadline, so that the deadline ends a wait and is reported. */
+		.lock_timeout_ms = LOCK_TIMEOUT_MS,
 	};
 	bool timed = false;
 	timer_t timer;
 	int code;
 
+	(void)asked;
 	if (!arm.options && !arm.armed)
-		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = PATIENCE_MS };
+		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = LOCK_TIMEOUT_MS };
 	arm.options = false;
 	if (!arm.armed) {
 		code = real.run_with(domain, &options, work, argument, result);
@@ -131,7 +133,7 @@ EXPORT int vmsrs_run(const vmsrs_domain *domain, vmsrs_request_fn work, void *ar
 	return code;
 }
 
-/* The app's own check, registered in the server's place: finds something, or dies, where it is told to. */
+/* The app's own check, registered for the server: finds a violation or fails when told to. */
 static int check(vmsrs_domain *domain, void *unused)
 {
 	(void)domain, (void)unused;
@@ -155,7 +157,7 @@ EXPORT int vmsrs_open(const char *name, vmsrs_app **opened)
 
 EXPORT int vmsrs_domain_open(const vmsrs_app *of, const void *key, size_t length, vmsrs_domain **domain)
 {
-	/* Users whose frames are hit by bit flips have mirrors. */
+	/* Users whose frames are corrupted have mirrors. */
 	bool mirror = length == 7 && !memcmp(key, "mirror", 6);
 	int code = real.domain_open_with(of, key, length, mirror ? VMSRS_MIRROR : 0, domain);
 

@@ -37,7 +37,7 @@ static int help(vmsrs_request *request, void *argument)
 	(void)request;
 	switch (self->role) {
 	case MAKE_ERROR:
-		/* The request does not end before this thread has left it: whoever answers sees this. */
+		/* The request does not end before this thread has left it, so the answer has this. */
 		atomic_store(&self->struck, true);
 		make(self->error, self->parameter);
 		return 0;
@@ -47,7 +47,7 @@ static int help(vmsrs_request *request, void *argument)
 	case BLOCK:
 		make(SLEEP, 0);
 		return 0;
-	default: /* something that the other thread's failure has to take back */
+	default: /* a change that the other thread's failure must undo */
 		block = real.alloc(self->domain, 100);
 		if (block)
 			real.memset(block, 0x77, 100);
@@ -68,7 +68,7 @@ static void *helper(void *argument)
 			self->code = real.task_step(self->task, help, self, NULL);
 			sem_post(&self->done);
 		} else {
-			/* Whether the request is over before, fails or not: the driver sees it. */
+			/* Fails if the request has ended: the driver checks that. */
 			self->code = real.join(&self->ticket, help, self, NULL);
 		}
 		atomic_fetch_add(&self->finished, 1);

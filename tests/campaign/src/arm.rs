@@ -1,5 +1,4 @@
-//! What the injector (`inject/inject.h`) is told before a request, and what it tells before the
-//! answer.
+//! The lines to and from the injector (`inject/inject.h`): one before a request, one before its answer.
 
 use std::fmt;
 
@@ -9,9 +8,9 @@ pub const MARK: u8 = 1;
 /// Where in a request an error strikes; the names are the injector's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Point {
-    /// The request begins.
+    /// The request starts.
     Start,
-    /// The request's work is done; nothing is committed.
+    /// The request's work is done, but not committed.
     End,
     /// A root pointer is fetched.
     Root,
@@ -33,19 +32,19 @@ pub enum Point {
     Commit,
     /// The driver's commit has returned.
     Committed,
-    /// A deferred function of a request that has failed.
+    /// A deferred function of a failed request.
     Defer,
     /// The library is about to call the driver's recovery.
     Recovery,
     /// The driver's recovery has returned.
     Recovered,
-    /// Another thread that works for the request.
+    /// In another thread that works for the request.
     Member,
-    /// The request's own thread, while others compute and sleep for it.
+    /// In the request's own thread, while others compute and sleep for it.
     Beside,
-    /// The end of a request that another thread has begun.
+    /// The end of a request that another thread has started.
     Handed,
-    /// So many nanoseconds after the begin.
+    /// A number of nanoseconds after the start.
     Moment,
 }
 
@@ -77,7 +76,7 @@ impl Point {
     }
 }
 
-/// Errors that are changes of the server's code.
+/// Errors that change the effect of the server's code.
 pub const MUTATIONS: [&str; 9] = [
     "shorten",
     "early-free",
@@ -90,25 +89,25 @@ pub const MUTATIONS: [&str; 9] = [
     "elsewhere",
 ];
 
-/// The line that arms the request behind it. [`fmt::Display`] gives it without its end.
+/// The line that arms the next request. [`fmt::Display`] gives it without its newline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arm {
     /// Where the error strikes.
     pub point: Point,
-    /// At which passage, from 1; nanoseconds for [`Point::Moment`].
+    /// The passage at which it strikes, from 1; nanoseconds for [`Point::Moment`].
     pub count: u64,
     /// The injector's name of the error; `none` only sets the options.
     pub error: &'static str,
-    /// What else the error depends on.
+    /// A parameter of the error.
     pub parameter: u64,
     /// The request's deadline in milliseconds, 0 for none.
     pub deadline_ms: u32,
-    /// Whether the request is answered only when its commit is sealed.
+    /// Whether the answer waits until the commit is sealed.
     pub seal: bool,
 }
 
 impl Arm {
-    /// No error, but an answer only when the commit is sealed.
+    /// No error, but an answer that waits until the commit is sealed.
     pub const SEAL: Self = Self {
         point: Point::Start,
         count: 0,
@@ -118,13 +117,13 @@ impl Arm {
         seal: true,
     };
 
-    /// Whether it changes the server's code, so that a request may commit wrong data of its own user.
+    /// Whether it changes the effect of the server's code, so that a request may commit wrong data of its own user.
     #[must_use]
     pub fn is_mutation(&self) -> bool {
         MUTATIONS.contains(&self.error)
     }
 
-    /// Whether the injector tells before the answer what became of it.
+    /// Whether the injector reports on it before the answer.
     #[must_use]
     pub fn is_reported(&self) -> bool {
         self.error != "none"
@@ -150,7 +149,7 @@ impl fmt::Display for Arm {
     }
 }
 
-/// What the injector tells before the answer.
+/// The injector's report before the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Strike {
     /// Whether the error was made.
@@ -162,7 +161,7 @@ pub struct Strike {
 }
 
 impl Strike {
-    /// Reads a line of the injector; nothing if it is none.
+    /// Parses a line of the injector; `None` for other lines.
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(line).ok()?;
@@ -196,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strike_is_read_and_nothing_else() {
+    fn strike_line_is_parsed_strictly() {
         let strike = Strike::parse(b"\x011 3 0").unwrap();
         assert_eq!(
             (strike.fired, strike.passages, strike.stopped),

@@ -1,4 +1,4 @@
-//! The whole campaign: builds, boots, makes errors, and tells.
+//! The whole campaign: builds and boots the guest, makes the errors, and shows the results.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,10 +23,10 @@ use crate::report::{Place, Report};
 use crate::table;
 use crate::view;
 
-/// Booting and stopping, besides the run itself.
+/// Time to boot and stop, in addition to the run itself.
 const MARGIN: Duration = Duration::from_secs(900);
 
-/// Names of the files that a run leaves.
+/// Names of a run's files.
 const REPORT: &str = "report.json";
 const PAGE: &str = "report.html";
 const TRACE: &str = "trace.log";
@@ -37,15 +37,15 @@ pub fn reports() -> PathBuf {
     project::root().join("target/campaign")
 }
 
-/// Runs the campaign: its report, which is in `folder` then.
+/// Runs the campaign and writes its report to `folder`.
 ///
 /// # Errors
 ///
-/// When it cannot be completed; there is no report in `folder` then.
+/// When it cannot be completed; `folder` has no report then.
 pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     let start = Instant::now();
     args.check()?;
-    // Before everything is built and booted. What the guest's host can do is known only there.
+    // Fails before anything is built. What the guest's host can do is known only there.
     let tools = Tools {
         injector: args.server == Server::C,
         host: true,
@@ -76,9 +76,10 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         .host_kernel(Series::V6_12)
         .timeout(args.deadline() + MARGIN);
     let found = watch::run::<Found>(&parts.bed, &job, &steps, folder);
-    // The job has read it, and its room on the disk is wanted.
+    // The job has read it: frees its space on the disk.
     drop(image);
-    let found = found?.take(GUEST)?;
+    let mut found = found?.take(GUEST)?;
+    let trace = std::mem::take(&mut found.outcome.trace);
 
     let place = Place {
         seed: args.seed,
@@ -91,24 +92,23 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         connections: args.connections.into(),
         guest_restarts: found.guest_restarts,
     };
-    let report = Report::new(&place, &found.outcome);
+    let report = Report::new(place, found.outcome);
     let path = results::write_report(folder, &report)?;
     let page = results::write(folder, PAGE, &view::page(&report))?;
     println!("\n{}", table::table(&report));
     println!(
-        "  the report: {}\n  to look at: {}",
+        "  the report: {}\n  as a page: {}",
         path.display(),
         page.display()
     );
     println!("  in all {:.0} s", start.elapsed().as_secs_f64());
-    if report.broken_promises.is_empty() {
+    if report.is_good() {
         println!("  {}", verdict(&report));
         return Ok(report);
     }
-    let trace = found.outcome.trace.join("\n") + "\n";
-    let trace = results::write(folder, TRACE, &trace)?;
-    let quoted = &report.kernel_complaints_quoted;
-    for complaint in found.outcome.complaints.iter().chain(quoted) {
+    let trace = results::write(folder, TRACE, &(trace.join("\n") + "\n"))?;
+    let quoted = &report.outcome.kernel_complaints_quoted;
+    for complaint in report.outcome.complaints.iter().chain(quoted) {
         println!("  ! {complaint}");
     }
     for promise in &report.broken_promises {
@@ -122,7 +122,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
     Ok(report)
 }
 
-/// Removes what an earlier run has left, so that it is not taken for this one's.
+/// Removes the files of an earlier run, which could be taken for this one's.
 fn remove_old(folder: &Path) -> Result<()> {
     for name in [REPORT, PAGE, TRACE] {
         if let Err(error) = fs::remove_file(folder.join(name))
@@ -138,6 +138,6 @@ fn remove_old(folder: &Path) -> Result<()> {
 fn verdict(report: &Report) -> String {
     format!(
         "Every promise was kept: none of {} errors harmed anybody else, and no commit was lost.",
-        report.errors_injected
+        report.outcome.errors_injected
     )
 }

@@ -1,8 +1,8 @@
-//! Why a process of the server ended: by evidence, not by what happened to be under way.
+//! Why a process of the server ended, judged by evidence instead of by what happened to be in progress.
 
 use crate::console::End;
 use crate::kind::Fate;
-use crate::world::Life;
+use crate::life::Life;
 
 /// Exit code of a process that SIGKILL has ended.
 const KILLED: i32 = 137;
@@ -10,15 +10,15 @@ const KILLED: i32 = 137;
 /// Why a process of the server ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// By the SIGKILL that was planned.
+    /// By the planned SIGKILL.
     Killed,
     /// By damage outside of domains.
     Untagged,
-    /// By the supervisor, because its memory outside of domains had been damaged.
+    /// By the supervisor, because memory outside of domains had been damaged.
     Replaced,
-    /// With its guest, by the panic that was planned.
+    /// With its guest, by the planned panic.
     Panic,
-    /// By nothing that was planned: what is known, in words.
+    /// By nothing that was planned; the evidence in words.
     Crash(String),
 }
 
@@ -27,13 +27,13 @@ pub(crate) enum Cause {
 pub(crate) struct Evidence<'a> {
     /// Whether its guest went on.
     pub(crate) same_boot: bool,
-    /// Whether the supervisor's words are there at all.
+    /// Whether there is a supervisor.
     pub(crate) supervised: bool,
-    /// The supervisor's words about it.
+    /// The supervisor's record of it.
     pub(crate) end: Option<&'a End>,
 }
 
-/// Tells why `life` ended.
+/// Why `life` ended.
 pub(crate) fn cause(life: &Life, evidence: Evidence<'_>) -> Cause {
     let fate = life.ending.map(|kind| kind.fate);
     let code = evidence.end.map(|end| end.code);
@@ -54,7 +54,7 @@ pub(crate) fn cause(life: &Life, evidence: Evidence<'_>) -> Cause {
         };
     }
     if evidence.supervised && code.is_none() {
-        return crash("ended, and the supervisor has not told how");
+        return crash("ended, and the supervisor has no record of it");
     }
     let by_kill = code.is_none_or(|code| code == KILLED);
     match fate {
@@ -66,8 +66,8 @@ pub(crate) fn cause(life: &Life, evidence: Evidence<'_>) -> Cause {
     }
 }
 
-/// Restarts of a life that its end does not explain, and an end that no error's restart belongs to, in
-/// words. `cause` is why it ended; nothing if it lives on.
+/// Restarts of a life that its end does not explain, and an end without a restart of an error, in words. `cause` is why
+/// it ended, or `None` if it is still running.
 pub(crate) fn unexplained(life: &Life, cause: Option<&Cause>) -> Vec<String> {
     let explains = |fate| match cause {
         Some(Cause::Killed) => fate == Fate::Kills,
@@ -127,13 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_nothing_explains_is_a_crash() {
+    fn unexplained_end_is_a_crash() {
         assert!(is_crash(&ended(&life(None), 139)));
         assert!(is_crash(&ended(&life(None), 137)));
     }
 
     #[test]
-    fn a_restart_belongs_to_one_end_for_its_reason_and_that_end_to_it() {
+    fn each_restart_matches_one_end_with_its_cause() {
         let mut life = life(Some(Fate::Kills));
         let is_explained = |life: &Life, cause: Option<&Cause>| unexplained(life, cause).is_empty();
         assert!(is_explained(&life, None));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_process_may_end_by_itself_or_be_ended() {
+    fn damaged_process_may_die_or_be_replaced() {
         let mut life = life(Some(Fate::Untagged));
         life.restarted.extend(life.ending);
         assert_eq!(unexplained(&life, Some(&Cause::Untagged)), [""; 0]);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planned_panic_excuses_no_end_of_the_process_in_a_guest_that_goes_on() {
+    fn planned_panic_excuses_no_process_death_without_it() {
         let life = life(Some(Fate::Panics));
         assert!(is_crash(&ended(&life, 139)));
         let gone = Evidence {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_supervisors_kill_of_a_damaged_server_is_no_untagged_death() {
+    fn kill_of_a_damaged_server_is_a_replacement() {
         let mut life = life(Some(Fate::Untagged));
         assert_eq!(ended(&life, 139), Cause::Untagged);
         life.damaged = true;
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_the_supervisors_words_is_a_crash_where_there_is_a_supervisor() {
+    fn end_unknown_to_the_supervisor_is_a_crash() {
         let life = life(Some(Fate::Kills));
         let mut evidence = Evidence {
             same_boot: true,

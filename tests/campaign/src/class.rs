@@ -1,4 +1,4 @@
-//! What became of an error.
+//! The outcome of an error.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// The request was answered right in spite of an error that was stopped or repaired.
+    /// The answer was right, and the error was stopped or repaired.
     RecoveredRight,
-    /// The request was answered, and its own user has a wrong answer or wrong data.
+    /// The request was answered, but its own user has a wrong answer or wrong data.
     RecoveredWrongAnswer,
-    /// Only the request was lost: answered with an error, everything as before it.
+    /// Only the request was lost: it was answered with an error, and nothing changed.
     RequestLost,
-    /// The changed code made no difference: answered and state are right.
+    /// The error made no difference: answer and state are right.
     NoEffect,
-    /// The process or the guest ended, as the kind has it, and every committed state is whole.
+    /// The process or the guest ended as expected of the kind, and every committed state is intact.
     Restarted,
-    /// Somebody else was hit, or an earlier commit of the same user.
+    /// Another user was affected, or an earlier commit of the same user.
     OthersHarmed,
-    /// The process or the guest ended, and the kind is none of those that may.
+    /// The process or the guest ended, which the kind must not cause.
     Crash,
     /// No answer.
     Hang,
@@ -42,7 +42,7 @@ pub struct Seen {
 pub fn classify(seen: Seen) -> Class {
     match (seen.failed, seen.state_right, seen.answer_right) {
         (true, true, _) => Class::RequestLost,
-        // What earlier requests had committed is not there any more.
+        // Data of earlier commits is gone.
         (true, false, _) => Class::OthersHarmed,
         (false, true, true) if seen.stopped => Class::RecoveredRight,
         (false, true, true) => Class::NoEffect,
@@ -62,12 +62,12 @@ mod tests {
     };
 
     #[test]
-    fn a_request_that_failed_and_left_no_trace_is_lost() {
+    fn failed_request_without_trace_is_lost() {
         assert_eq!(classify(LOST), Class::RequestLost);
     }
 
     #[test]
-    fn a_trace_of_a_failed_request_is_harm() {
+    fn trace_of_a_failed_request_is_harm() {
         let seen = Seen {
             state_right: false,
             ..LOST
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_right_answer_tells_a_stopped_error_from_one_without_effect() {
+    fn stopped_error_differs_from_one_without_effect() {
         let seen = Seen {
             failed: false,
             answer_right: true,
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_answer_or_wrong_data_is_its_own_users_damage() {
+    fn wrong_answer_or_data_is_damage_of_its_user() {
         for (answer_right, state_right) in [(true, false), (false, true), (false, false)] {
             let seen = Seen {
                 failed: false,

@@ -5,47 +5,46 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde::{Serialize, Serializer};
-use vmsrs_bed::{Flavour, shell_quote};
+use vmsrs_bed::{Flavour, patience, shell_quote};
 use vmsrs_ledger::arguments::arguments;
 use vmsrs_ledger::guest::session::BootArgs;
 use vmsrs_ledger::program::Server;
 use vmsrs_ledger::users::{TooFewUsers, check_spread};
 
 use crate::kind::{self, Kind};
-use crate::run::Options;
+use crate::options::Options;
 
-/// Makes thousands of errors in a server's requests and checks that nobody else notices.
+/// Makes thousands of errors in a server's requests, and checks that other users are unaffected.
 #[derive(Debug, Parser)]
-#[command(name = "vmsrs-campaign", version, about, long_about = None)]
+#[command(name = "vmsrs-campaign", version, long_about = None)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// What to do; without it the campaign is run in a guest.
+    /// What to do instead of running the campaign in a guest.
     #[command(subcommand)]
     pub command: Option<Job>,
-    /// Make nine runs instead of one, seeds 1 to 3 with 1, 2 and 4 vCPUs each, and go on after one
-    /// that fails.
+    /// Do nine runs instead of one, seeds 1 to 3 with 1, 2 and 4 vCPUs each, even if some of them fail.
     #[arg(long, conflicts_with_all = ["seed", "vcpus"])]
     pub matrix: bool,
-    /// What is run.
+    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
 }
 
-/// What can be done besides.
+/// What can be done instead.
 #[derive(Debug, Subcommand)]
 pub enum Job {
-    /// Run against a new ledger server that runs already, without the injector: planted bugs only.
+    /// Run against a ledger server that has just been started, without the injector: only its own bugs are reached.
     Against {
         /// Address and port of the server.
         #[arg(long, value_name = "ADDRESS:PORT")]
         connect: SocketAddr,
-        /// What is run.
+        /// The run.
         #[command(flatten)]
         run: RunArgs,
     },
-    /// Print the errors that a seed plans (in the nested test-bed: elsewhere no memory is poisoned).
+    /// Print the errors that a seed plans (in the nested test-bed; elsewhere no memory is poisoned).
     Plan {
-        /// What would be run.
+        /// The run.
         #[command(flatten)]
         run: RunArgs,
     },
@@ -54,50 +53,48 @@ pub enum Job {
     Guest(GuestArgs),
 }
 
-/// What is run.
+/// A run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct RunArgs {
-    /// Seed: the same one plans the same errors.
+    /// Seed: the same seed plans the same errors.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Errors.
+    /// Number of errors.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub errors: u64,
     /// CPUs of the guest.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub vcpus: u32,
-    /// The server; the injector works with the C server only.
+    /// The server; the injector works only with the one in C.
     #[arg(long, value_enum, default_value_t = Server::C)]
     pub server: Server,
     /// Users, at least one for each connection.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub users: u16,
-    /// Connections, each with a thread of its own on both sides. With more, requests may have to share
-    /// protection keys (15, one of them for guarded memory), and then a stray write between two that
-    /// share goes unnoticed.
+    /// Connections, each with its own thread on both sides. With more than 14, requests may share protection keys (15,
+    /// one of them for guarded memory), and a stray write between two that share one goes unnoticed.
     #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub connections: u16,
-    /// Leave out the kinds that end the server's process or the guest.
+    /// Omit the kinds that end the server's process or the guest.
     #[arg(long)]
     pub no_restarts: bool,
-    /// Make errors of one kind only, by its name in the report; for a closer look at it.
+    /// Make only errors of one kind, by its name in the report.
     #[arg(long, value_name = "KIND", value_parser = kind::named, conflicts_with = "no_restarts")]
     #[serde(serialize_with = "kind_name")]
     pub only: Option<&'static Kind>,
-    /// Seconds that one answer may take before it counts as a hang.
-    #[arg(long, default_value_t = 120)]
+    /// Seconds without an answer that count as a hang.
+    #[arg(long, default_value_t = 300)]
     pub reply_timeout: u64,
-    /// Seconds that a server may be away before it counts as a hang.
-    #[arg(long, default_value_t = 180)]
+    /// Seconds without a server that count as a hang.
+    #[arg(long, default_value_t = 600)]
     pub outage_limit: u64,
-    /// Seconds that all may take; a run that is given up then has failed [default: 900, and 2 for
-    /// each error].
+    /// Limit for the whole run, in seconds; an incomplete run has failed [default: 900, plus 2 for each error].
     #[arg(long)]
     pub deadline: Option<u64>,
 }
 
 impl RunArgs {
-    /// Whether the options fit together, before anything is built and booted.
+    /// Checks the options before anything is built.
     ///
     /// # Errors
     ///
@@ -106,14 +103,14 @@ impl RunArgs {
         check_spread(self.users.into(), self.connections.into())
     }
 
-    /// How long all may take.
+    /// The limit for the whole run.
     #[must_use]
     pub fn deadline(&self) -> Duration {
         let seconds = self.deadline;
         Duration::from_secs(seconds.unwrap_or_else(|| 900 + self.errors.saturating_mul(2)))
     }
 
-    /// The command that makes the same errors again, in guests with that kernel.
+    /// The command that repeats the run in a guest with that kernel.
     #[must_use]
     pub fn command(&self, kernel: Flavour) -> String {
         let default = arguments(&Self::default());
@@ -125,7 +122,7 @@ impl RunArgs {
             Some(format!("{}={value}", known.1))
         };
         let kernel = (kernel != Flavour::DEFAULT).then(|| kernel.to_string());
-        // What make has no variable for.
+        // For other options make has no variables.
         let Some(variables) = changed.iter().map(variable).collect::<Option<Vec<_>>>() else {
             let kernel = kernel.map(|kernel| format!("{}={kernel} ", Flavour::VARIABLE));
             let arguments: Vec<_> = changed.iter().map(|word| shell_quote(word)).collect();
@@ -155,9 +152,9 @@ impl RunArgs {
             only: self.only,
             keys: false,
             host: None,
-            reply_timeout: Duration::from_secs(self.reply_timeout),
-            outage_limit: Duration::from_secs(self.outage_limit),
-            deadline: self.deadline(),
+            reply_timeout: patience::scaled(Duration::from_secs(self.reply_timeout)),
+            outage_limit: patience::scaled(Duration::from_secs(self.outage_limit)),
+            deadline: patience::scaled(self.deadline()),
         }
     }
 }
@@ -189,7 +186,7 @@ pub struct GuestArgs {
     /// The guest.
     #[command(flatten)]
     pub boot: BootArgs,
-    /// What is run.
+    /// The run.
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -205,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_before_anything_is_built() {
+    fn impossible_options_are_refused_before_building() {
         for arguments in [
             &["--errors=0"][..],
             &["--connections=0"],
@@ -241,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_of_a_failed_run_makes_the_same_errors_again() {
+    fn command_of_a_failed_run_repeats_its_errors() {
         let run = |arguments: &[&str]| {
             let name = std::iter::once(&"vmsrs-campaign");
             Cli::parse_from(name.chain(arguments)).run

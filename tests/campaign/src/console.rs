@@ -1,23 +1,22 @@
-//! What the guest's console tells: how each process of the server ended, and what the kernel
-//! complains of.
+//! The guest's console: how each process of the server ended, and the kernel's complaints.
 //!
-//! Both are evidence from outside of the server: the supervisor writes the exit codes through the
-//! kernel's log, whose records are written to the console in one piece.
+//! Both are evidence from outside of the server. The supervisor writes exit codes to the kernel's log, whose records
+//! reach the console in one piece.
 
 use vmsrs_bed::console::complaint;
 
-/// What the supervisor in the guest writes before the facts of an end.
+/// How the supervisor's record of an end starts.
 pub(crate) const SUPERVISOR: &str = "supervisor: process ";
-/// How the kernel tells the panic that the campaign asks for.
+/// How the kernel reports the panic that the campaign triggers.
 const ASKED_FOR: &str = "Kernel panic - not syncing: sysrq triggered crash";
-/// How a boot begins, and what shows that it came as far as the driver.
+/// The start of a boot, and the driver's first message.
 const BOOT: &str = "] Linux version ";
 const DRIVER: &str = "] vmsrs virtio";
 /// Lines of a complaint that are kept, its first one included.
 const QUOTED: usize = 40;
 /// Lines before an end that are kept.
 const BEFORE: usize = 3;
-/// Complaints that are kept in words; the others are counted.
+/// Complaints that are kept in words; the others are only counted.
 const MOST_QUOTED: usize = 10;
 
 /// The end of a process of the server, as the supervisor saw it.
@@ -29,27 +28,27 @@ pub(crate) struct End {
     pub(crate) pid: u32,
     /// Exit code; 128 plus the signal's number when a signal ended it.
     pub(crate) code: i32,
-    /// What the console had told just before: a message of the library, an assertion, ...
+    /// The last lines before it: a message of the library, an assertion, ...
     pub(crate) before: String,
 }
 
-/// What the console has told.
+/// The contents of a console.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Console {
     /// Ends of the server's processes, in order.
     pub(crate) ends: Vec<End>,
-    /// Panics that were asked for, and that the kernel tells of.
+    /// Planned panics that the kernel reports.
     pub(crate) panics: u64,
     /// Boots that ended before the driver was loaded.
     pub(crate) boots_cut_short: u64,
-    /// Complaints of the guest's kernel that nobody has asked for.
+    /// Unexpected complaints of the guest's kernel.
     pub(crate) complaints: u64,
     /// The first of them, with the lines that follow.
     pub(crate) quoted: Vec<String>,
 }
 
 impl Console {
-    /// Reads the console's log. `panics` of the guest were asked for.
+    /// Parses the console's log; `panics` of the guest were planned.
     pub(crate) fn parse(text: &str, panics: u64) -> Self {
         let lines: Vec<&str> = text.lines().collect();
         let mut console = Self {
@@ -75,17 +74,17 @@ impl Console {
         console
     }
 
-    /// How this process ended; nothing if the supervisor has not seen it.
+    /// How this process ended, if the supervisor has a record of it.
     pub(crate) fn end(&self, boot: &str, pid: u32) -> Option<&End> {
         let is_it = |end: &&End| end.pid == pid && end.boot == boot;
         self.ends.iter().find(is_it)
     }
 }
 
-/// Counts boots that another one follows and that never came to the driver.
+/// Counts boots that never reached the driver and were followed by another boot.
 fn boots_cut_short(lines: &[&str]) -> u64 {
     let mut count = 0;
-    // Before the first boot there is none that could have been cut short.
+    // The first boot has no predecessor.
     let mut driver = true;
     for line in lines {
         if line.contains(BOOT) {
@@ -97,10 +96,10 @@ fn boots_cut_short(lines: &[&str]) -> u64 {
     count
 }
 
-/// The kernel's complaint in a line, which may begin with what a program has written.
+/// The kernel's complaint in a line, possibly after output of a program.
 fn complaint_within(line: &str) -> Option<&str> {
     complaint(line).or_else(|| {
-        // A time has a point; `ledger[211]` is a program that the kernel tells of.
+        // A time has a decimal point, `ledger[211]` has none.
         let records = line.match_indices('[').map(|(at, _)| &line[at..]);
         let timed = |record: &&str| {
             record
@@ -112,7 +111,7 @@ fn complaint_within(line: &str) -> Option<&str> {
     })
 }
 
-/// Reads `supervisor: process 7 of boot 1b2c ended with code 139`.
+/// Parses `supervisor: process 7 of boot 1b2c ended with code 139`.
 fn end(line: &str, before: impl FnOnce() -> String) -> Option<End> {
     let (_, text) = line.split_once(SUPERVISOR)?;
     let (pid, text) = text.split_once(" of boot ")?;
@@ -146,19 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_that_was_asked_for_is_no_complaint_and_a_second_one_is() {
+    fn only_unplanned_panics_are_complaints() {
         let twice = PANIC.repeat(2);
         assert_eq!(Console::parse(&twice, 2).complaints, 0);
         assert_eq!(Console::parse(&twice, 1).complaints, 1);
         assert_eq!(Console::parse(PANIC, 0).complaints, 1);
-        // One that was asked for and that the kernel does not tell of did not happen.
+        // A planned panic that the kernel does not report did not happen.
         assert_eq!(Console::parse(&twice, 3).panics, 2);
         assert_eq!(Console::parse(&twice, 1).panics, 1);
         assert_eq!(Console::parse("", 1).panics, 0);
     }
 
     #[test]
-    fn a_boot_that_never_came_to_the_driver_was_cut_short_if_another_one_follows() {
+    fn boot_without_driver_before_another_boot_was_cut_short() {
         let boot = "[    0.000000] Linux version 6.1.0-56-cloud-amd64 (debian)\n";
         let driver = "[   17.7] vmsrs virtio0: 65536 frames at 0x100000000, pool of 2048\n";
         let cut_short = |text: &str| Console::parse(text, 0).boots_cut_short;
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complaint_of_the_kernel_is_kept_with_what_follows() {
+    fn kernel_complaint_is_kept_with_what_follows() {
         let text = "Killed[    5.0] BUG: KASAN: use-after-free in vmsrs_commit\n\
                     [    5.1]  dump_stack+0x1\n";
         let console = Console::parse(text, 3);
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_tells_of_programs_is_no_complaint() {
+    fn kernel_messages_about_programs_are_no_complaints() {
         let text = "[    5.0] vmsrs: incident 10: write to protected frame 344 stopped\n\
                     [    6.0] traps: ledger[138] general protection fault ip:41 sp:7f error:0\n\
                     [    7.0] ledger[163]: segfault at 7f ip 7f sp 7f error 6\n";

@@ -1,47 +1,47 @@
-//! Failures that clients were told, held against the incidents that the host counts: one for each.
+//! Failures that clients were told of, matched with the incidents that the host counts: one for each.
 
 use std::collections::BTreeSet;
 
 use vmsrs_ledger::reply::Failure;
 
-/// The host counts stopped writes together, whether a request failed by one or not.
+/// The host also counts stopped writes that failed no request.
 const SEALED_WRITE: &str = "sealed write";
 
-/// What clients were told of requests that failed.
+/// The failures that clients were told of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Failures {
-    /// Incidents of those that were answered.
+    /// Incidents named in answers.
     answered: BTreeSet<u64>,
-    /// Requests that have perhaps failed, and of which no answer tells that can be relied on.
+    /// Requests that may have failed without a reliable answer.
     uncertain: u64,
 }
 
 impl Failures {
-    /// A request was answered with a failure. Without a device there are no incidents; the host's own
-    /// ones, of stopped writes, are not counted.
+    /// Counts an answer with a failure. Without a device there is no incident; the host's own incidents, of stopped
+    /// writes, are not counted.
     pub(crate) fn answered(&mut self, failure: &Failure) {
         if !failure.incident.is_multiple_of(2) && failure.kind != SEALED_WRITE {
             self.answered.insert(failure.incident);
         }
     }
 
-    /// A request with an error had no answer, or one from a process that may tell anything.
+    /// Counts a request with an error that had no answer, or the answer of a damaged process.
     pub(crate) fn uncertain(&mut self) {
         self.uncertain += 1;
     }
 
-    /// Failures that were answered, each with an incident of its own.
+    /// Answers with a failure, each with its own incident.
     pub(crate) fn number(&self) -> u64 {
         self.answered.len() as u64
     }
 
-    /// Requests that have perhaps failed without an answer.
+    /// Requests that may have failed without a reliable answer.
     pub(crate) fn unanswered(&self) -> u64 {
         self.uncertain
     }
 
-    /// How many of the `reported` incidents belong to no failed request, or how many answers to no
-    /// incident. `lost` reports at most were under way when a guest went down.
+    /// The number of `reported` incidents without a failed request, or of answers without an incident. Up to `lost`
+    /// reports were in transit when a guest went down.
     pub(crate) fn unexplained(&self, reported: u64, lost: u64) -> u64 {
         let too_many = reported.saturating_sub(self.number() + self.uncertain);
         let too_few = self.number().saturating_sub(reported + lost);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incident_of_a_request_that_was_answered_well_is_unexplained() {
+    fn incident_without_failure_is_unexplained() {
         let mut failures = failures(&[1, 3]);
         assert_eq!(failures.unexplained(2, 0), 0);
         assert_eq!(failures.unexplained(3, 0), 1);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_without_an_incident_is_unexplained_unless_a_guest_took_it_along() {
+    fn failure_without_incident_is_unexplained() {
         let mut failures = failures(&[1, 3, 5]);
         assert_eq!(failures.unexplained(1, 0), 2);
         assert_eq!(failures.unexplained(1, 2), 0);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn two_failures_with_one_incident_are_one() {
+    fn failures_with_the_same_incident_count_once() {
         assert_eq!(failures(&[1, 1, 3]).unexplained(3, 0), 1);
     }
 }

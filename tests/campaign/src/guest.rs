@@ -8,27 +8,29 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use vmsrs_bed::cpu;
 use vmsrs_bed::guest::Guest;
-use vmsrs_ledger::guest::session::{self, Teller, print_incidents};
+use vmsrs_ledger::guest::session::{self, ProgressSender, print_incidents};
 use vmsrs_ledger::guest::{Finding, address, ledger};
 use vmsrs_report::steps::Count;
 
 use crate::cli::GuestArgs;
 use crate::host::Host;
 use crate::image::{STATE_PORT, SUPERVISOR_PORT};
+use crate::options::Options;
 use crate::outcome::Outcome;
-use crate::run::{self, Options, Progress};
+use crate::progress::Progress;
+use crate::run;
 
 /// The guest's name in messages.
 pub const GUEST: &str = "of the campaign";
-/// How often the host may restart the guest: more than is ever asked for.
+/// How often the host may restart the guest: more than any plan needs.
 const RESTARTS: u32 = 100;
 
-/// What was found.
+/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Found {
     /// The run's own result.
     pub outcome: Outcome,
-    /// Restarts of the guest, as the host counts them.
+    /// Restarts of the guest, counted by the host.
     pub guest_restarts: Option<u64>,
 }
 
@@ -48,7 +50,7 @@ impl Finding for Found {
     }
 }
 
-/// Boots the guest, runs the campaign and stops the guest; whether that came to a result.
+/// Boots the guest, runs the campaign and stops the guest; returns whether there is a result.
 ///
 /// # Errors
 ///
@@ -56,12 +58,12 @@ impl Finding for Found {
 pub fn run(args: &GuestArgs) -> Result<bool> {
     let config = args.boot.config().vcpus(args.run.vcpus).window("256M");
     let config = config.restarts(RESTARTS);
-    session::run(GUEST, &args.boot, &config, |guest, teller| {
-        with_guest(guest, teller, args)
+    session::run(GUEST, &args.boot, &config, |guest, sender| {
+        with_guest(guest, sender, args)
     })
 }
 
-fn with_guest(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Found> {
+fn with_guest(guest: &Guest, sender: &mut ProgressSender, args: &GuestArgs) -> Result<Found> {
     let host = Host {
         process: guest.pid(),
         control: guest.control().clone(),
@@ -69,12 +71,12 @@ fn with_guest(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Fo
         supervisor: address(SUPERVISOR_PORT),
     };
     let options = Options {
-        // The guest has what this machine has.
+        // The guest's CPU has this machine's features.
         keys: cpu::has_protection_keys().context("read /proc/cpuinfo")?,
         host: Some(host),
         ..args.run.options(ledger())
     };
-    let outcome = run::run(&options, |progress| teller.progress::<Found>(progress))?;
+    let outcome = run::run(&options, |progress| sender.progress::<Found>(progress))?;
     if outcome.hangs > 0 {
         eprintln!("--- the guest's processes\n{}", guest_state());
     }
@@ -86,7 +88,7 @@ fn with_guest(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Fo
     })
 }
 
-/// What the guest says about its processes, for those who look for the cause of a hang.
+/// The guest's report on its processes, to find the cause of a hang.
 fn guest_state() -> String {
     let read = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address(STATE_PORT), Duration::from_secs(10))?;

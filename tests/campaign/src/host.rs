@@ -1,4 +1,4 @@
-//! The host's side of the virtual machine: memory of its that goes wrong.
+//! The host's side of the virtual machine: corrupts its memory, and asks what the host has found.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmsrs_bed::guest::Control;
-use vmsrs_bed::window;
+use vmsrs_bed::{patience, window};
 
-/// Kinds of incidents by which a request fails and its process goes on.
+/// Kinds of incidents that fail a request but not its process.
 const FAILED_REQUESTS: [&str; 17] = [
     "memory",
     "arithmetic",
@@ -33,36 +33,36 @@ const FAILED_REQUESTS: [&str; 17] = [
     "foreign-draft",
     "damaged",
 ];
-/// Blocks of a domain's heap begin at multiples of this.
+/// Blocks of a domain's heap start at multiples of this.
 const GRAIN: usize = 16;
 
-/// How long the supervisor may take to answer once.
-const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it may take in all.
-const SUPERVISOR_LIMIT: Duration = Duration::from_secs(60);
+/// Limit for one answer of the supervisor.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(60);
+/// Limit for all attempts to get an answer.
+const SUPERVISOR_LIMIT: Duration = Duration::from_secs(600);
 
-/// How a frame goes wrong.
+/// How a frame is corrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Harm {
-    /// A bit flips, and nobody says so.
+    /// A bit flips silently.
     Flip,
-    /// Its memory is broken, and the hardware says so.
+    /// The hardware reports its memory as broken.
     Poison,
 }
 
-/// What the host has found wrong in sealed pages, by its checks and by accesses of the guest.
+/// Damage that the host has found in sealed pages, by its checks and by accesses of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scrubs {
-    /// Pages that were wrong and taken from the mirror.
+    /// Damaged pages that were restored from the mirror.
     pub repaired: u64,
-    /// Copies of the mirror that were missing or wrong and made anew.
+    /// Missing or damaged copies in the mirror that were replaced.
     pub mirrored: u64,
     /// Incidents of pages whose memory was broken.
     pub poisoned: u64,
 }
 
 impl Scrubs {
-    /// What was found since `before`.
+    /// The difference from `before`.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Scrubs {
         }
     }
 
-    /// What noticed that a frame had gone wrong; nothing if nobody did.
+    /// What detected the damage of a frame, if anything did.
     #[must_use]
     pub fn detector(self) -> Option<&'static str> {
         match self {
@@ -84,27 +84,27 @@ impl Scrubs {
     }
 }
 
-/// A virtual machine that this process may look into.
+/// A virtual machine that this process can inspect.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Number of the process of `vmsrs run`.
+    /// The process of `vmsrs run`.
     pub process: u32,
     /// Its control socket.
     pub control: Control,
     /// The log of the guest's console.
     pub console: PathBuf,
-    /// The supervisor in the guest: it ends a process whose number it is told.
+    /// The supervisor in the guest, which kills processes on request.
     pub supervisor: SocketAddr,
 }
 
 impl Host {
-    /// Lets one of the frames go wrong that have `text` at the begin of a block, past every protection;
-    /// `number` says which of them, and which bit flips. False if there is none, or if the host gave its memory back
-    /// at this very moment (a frame that was retired): nothing is broken then.
+    /// Corrupts one of the frames with `text` at the start of a block, bypassing all protection; `number` selects the
+    /// frame and the bit. False if there is no such frame, or if it was retired and its memory freed at that moment:
+    /// nothing is corrupted then.
     ///
     /// # Errors
     ///
-    /// When the window cannot be read or written, or the host's kernel does not take memory for broken.
+    /// When the window cannot be read or written, or memory cannot be poisoned.
     pub fn harm(&self, harm: Harm, text: &[u8], number: u64) -> io::Result<bool> {
         let window = window::open(self.process)?;
         let places = find(&window, text)?;
@@ -120,7 +120,7 @@ impl Host {
                 window.write_all_at(&changed, place + byte as u64)?;
             }
             Harm::Poison => match window::poison(&window, place & !0xfff) {
-                // "already truncated LRU page: Ignored", says the kernel.
+                // The kernel logs "already truncated LRU page: Ignored".
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(false),
                 poisoned => poisoned?,
             },
@@ -128,11 +128,11 @@ impl Host {
         Ok(true)
     }
 
-    /// Has the host hold the domain's sealed pages against their checksums.
+    /// Has the host verify the checksums of the domain's sealed pages.
     ///
     /// # Errors
     ///
-    /// When some of them cannot be repaired, or the command fails.
+    /// When the command fails, or some pages cannot be repaired.
     pub fn scrub(&self, domain: &str) -> io::Result<()> {
         let scrubbed = self
             .control
@@ -140,11 +140,11 @@ impl Host {
         scrubbed.map(drop).map_err(io::Error::other)
     }
 
-    /// What the host has found so far by checking sealed pages.
+    /// The damage that the host has found so far.
     ///
     /// # Errors
     ///
-    /// When the command fails, or says nothing about it.
+    /// When the command fails or lacks the counts.
     pub fn scrubs(&self) -> io::Result<Scrubs> {
         let status = self.status()?;
         let count = |name: &str| {
@@ -159,12 +159,12 @@ impl Host {
         })
     }
 
-    /// Incidents of failed requests that the host has counted so far, without those that ended with
-    /// their thread or process, of which no answer can tell.
+    /// Incidents of failed requests that the host has counted so far, without those that ended with their thread or
+    /// process, which get no answer.
     ///
     /// # Errors
     ///
-    /// When the command fails, or says nothing about it.
+    /// When the command fails or lacks the counts.
     pub fn failed_requests(&self) -> io::Result<u64> {
         incidents(&self.status()?, &FAILED_REQUESTS)
             .ok_or_else(|| io::Error::other("vmsrs status has no counts of incidents"))
@@ -174,22 +174,23 @@ impl Host {
         self.control.status().map_err(io::Error::other)
     }
 
-    /// Has the supervisor end the server's process `pid`; whether it was still there.
+    /// Has the supervisor kill the server's process `pid`; returns whether it still existed.
     ///
     /// # Errors
     ///
     /// When the supervisor does not answer.
     pub fn end_process(&self, pid: u32) -> io::Result<bool> {
+        let limit = patience::scaled(SUPERVISOR_LIMIT);
         let start = Instant::now();
         loop {
             match self.ask_supervisor(pid) {
                 Ok(answer) if answer == "ended" => return Ok(true),
                 Ok(answer) if answer == "gone" => return Ok(false),
-                Ok(answer) if start.elapsed() > SUPERVISOR_LIMIT => {
-                    return Err(io::Error::other(format!("it answers {answer:?}")));
+                Ok(answer) if start.elapsed() > limit => {
+                    return Err(io::Error::other(format!("unexpected answer {answer:?}")));
                 }
-                Err(error) if start.elapsed() > SUPERVISOR_LIMIT => return Err(error),
-                // It takes one connection after the other, and is not there between them.
+                Err(error) if start.elapsed() > limit => return Err(error),
+                // It does not listen between two connections.
                 _ => thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -205,7 +206,7 @@ impl Host {
     }
 }
 
-/// How many incidents of these kinds there were.
+/// The number of incidents of these kinds.
 fn incidents(status: &Value, kinds: &[&str]) -> Option<u64> {
     let counts = status["recovery"]["incidents"].as_array()?;
     let of_kinds = counts.iter().filter(|count| {
@@ -215,7 +216,7 @@ fn incidents(status: &Value, kinds: &[&str]) -> Option<u64> {
     of_kinds.map(|count| count["count"].as_u64()).sum()
 }
 
-/// Where `text` stands at the begin of a block.
+/// The offsets of blocks that start with `text`.
 fn find(file: &File, text: &[u8]) -> io::Result<Vec<u64>> {
     let mut places = Vec::new();
     let mut buffer = vec![0; 1 << 20];
@@ -237,7 +238,7 @@ fn find(file: &File, text: &[u8]) -> io::Result<Vec<u64>> {
     Ok(places)
 }
 
-/// The next part of the file from `from` on that has data.
+/// The next range of the file with data, from `from` on.
 fn data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     let seek = |from: u64, whence| -> io::Result<u64> {
         let from = i64::try_from(from).map_err(io::Error::other)?;
@@ -259,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_that_went_wrong_is_noticed_only_if_the_hosts_counts_say_so() {
+    fn corrupt_frame_is_noticed_by_the_hosts_counts() {
         let counts = |repaired, mirrored, poisoned| Scrubs {
             repaired,
             mirrored,
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn incidents_of_failed_requests_are_counted_and_no_others() {
+    fn only_incidents_of_failed_requests_are_counted() {
         let status = serde_json::json!({"recovery": {"incidents": [
             {"what": "memory", "count": 5},
             {"what": "double-free", "count": 2},
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_found_at_the_begin_of_blocks_behind_holes() {
+    fn text_is_found_at_block_starts_across_holes() {
         let path = std::env::temp_dir().join(format!("vmsrs-find-{}", std::process::id()));
         let mut file = OpenOptions::new()
             .read(true)

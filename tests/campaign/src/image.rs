@@ -1,4 +1,4 @@
-//! What the campaign's guest is made of: the server below the injector, and a supervisor that restarts it.
+//! The campaign's guest: the server with the injector, and a supervisor that restarts it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use vmsrs_report::steps::Steps;
 
 use crate::console::SUPERVISOR;
 
-/// Port in the guest that tells what its processes do.
+/// Port in the guest that reports what its processes do.
 pub(crate) const STATE_PORT: u16 = 7879;
-/// Port in the guest at which the supervisor ends the process whose number it is sent.
+/// Port in the guest where the supervisor kills a process by its number.
 pub(crate) const SUPERVISOR_PORT: u16 = 7880;
 
-/// Ends the process whose number it reads, and says whether it was there.
+/// Kills the process whose number it reads, and answers whether it existed.
 const END_PROCESS: &str = r#"#!/bin/sh
 read process
 if kill -9 "$process"; then echo ended; else echo gone; fi
@@ -74,8 +74,7 @@ pub(crate) fn build(steps: &Steps, parts: &Parts, folder: &Path, server: Server)
     Ok(image)
 }
 
-/// The guest's init: a supervisor that restarts the server whenever it ends, and ports that tell what the processes do
-/// and end one.
+/// The guest's init: a supervisor that restarts the server whenever it ends, and the two ports.
 fn init(injector: bool) -> String {
     let preload = match injector {
         true => "LD_PRELOAD=/lib/libinject.so ",
@@ -111,17 +110,17 @@ struct Programs {
 }
 
 impl Programs {
-    /// Builds the server in C against the shared library, so that the injector can stand between them. The one in Rust
-    /// has the library in it.
+    /// Links the server in C to the shared library, so that the injector can interpose. The one in Rust is linked to the
+    /// library statically.
     fn build(folder: &Path, server: Server) -> Result<Self> {
         let library = project::built("libvmsrs.so")?;
         let libraries = library.parent().unwrap_or(Path::new("/")).to_path_buf();
-        // By name, not by path: it lies elsewhere in the guest.
+        // By name: its path in the guest is another one.
         let link = [
             "-L".as_ref(),
             libraries.as_path(),
             "-lvmsrs".as_ref(),
-            // So that requests do not change its variables.
+            // Requests must not change the server's GOT.
             "-Wl,-z,now".as_ref(),
         ];
         let injector = match server {

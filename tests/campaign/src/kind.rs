@@ -1,4 +1,4 @@
-//! The kinds of errors, and what is promised of each.
+//! The kinds of errors, and what each may cost.
 
 use vmsrs_ledger::bug::Bug;
 
@@ -6,32 +6,30 @@ use crate::arm::Point;
 use crate::host::Harm;
 use crate::task::Task;
 
-/// What a kind promises.
+/// What an error may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is an error whatever the request does: the request is lost, or the error was without
-    /// effect.
+    /// It must be detected: only the request is lost.
     Detected,
-    /// A change of the server's code. It may give the request's own user a wrong answer or wrong
-    /// data, which nothing can tell from right ones; all other users are as they must be.
+    /// It changes the effect of the server's code. The request's own user may get a wrong answer or wrong data, which
+    /// nothing can distinguish from right ones. All other users are unaffected.
     OwnDamage,
-    /// It ends the server's process. Every commit outlives it.
+    /// It ends the server's process. Every commit survives.
     Kills,
-    /// It takes the guest's kernel down. Every sealed commit outlives it.
+    /// It takes the guest's kernel down. Every sealed commit survives.
     Panics,
-    /// It lands in memory that no domain versions, and may end the process. Every commit outlives
-    /// it.
+    /// It damages memory outside of domains, and may end the process. Every commit survives.
     Untagged,
 }
 
 /// How a kind is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// A bug that the server itself has.
+    /// By a bug of the server.
     Planted(Bug),
-    /// The host's memory behind a sealed frame goes wrong.
+    /// By corrupting a sealed frame in the host's memory.
     Memory(Harm),
-    /// The injector makes one of these errors.
+    /// By the injector, as one of these errors.
     Injected(&'static [&'static str]),
 }
 
@@ -42,40 +40,39 @@ pub struct Kind {
     pub name: &'static str,
     /// How it is made.
     pub origin: Origin,
-    /// Where it strikes, one of them by chance.
+    /// Where it strikes: one of these is drawn.
     pub points: &'static [Point],
-    /// Requests that it is made in, one of them by chance; empty for those that pass the point.
+    /// Requests that it is made in: one of these is drawn. Empty for all that pass the point.
     pub tasks: &'static [Task],
-    /// What is promised.
+    /// What it may cost.
     pub fate: Fate,
-    /// The deadline that the request gets, in milliseconds; 0 for none.
+    /// The request's deadline in milliseconds, 0 for none.
     pub deadline_ms: u32,
 }
 
-/// So many requests in flight have a protection key each: the CPU has 16, one of which is everybody's and
-/// one that of guarded memory.
+/// This many requests in flight have a protection key each: of the CPU's 16 keys, one is for all memory and one for
+/// guarded memory.
 pub const REQUESTS_WITH_OWN_KEYS: usize = 14;
 
 /// Errors that only a deadline ends.
 const ENDLESS: [&str; 3] = ["loop", "sleep", "deadlock"];
 
 impl Kind {
-    /// Whether it is a deadline that must notice it. A deadline that ends a request with another
-    /// error says that a thread did not come back.
+    /// Whether only a deadline can detect it. If a deadline ends a request with another error, a thread did not come back.
     #[must_use]
     pub fn is_endless(&self) -> bool {
         matches!(self.origin, Origin::Injected(errors)
             if errors.iter().all(|error| ENDLESS.contains(error)))
     }
 
-    /// Whether it hits what protection keys close on a CPU that has some: variables that the server has
-    /// guarded, and drafts of other requests.
+    /// Whether it hits memory that protection keys close, where the CPU has them: guarded variables, and drafts of other
+    /// requests.
     #[must_use]
     pub fn depends_on_keys(&self) -> bool {
         self.is_guarded(1)
     }
 
-    /// Whether keys close what it hits when so many requests may be in flight.
+    /// Whether protection keys close what it hits while this many requests may be in flight.
     #[must_use]
     pub fn is_guarded(&self, requests: usize) -> bool {
         match self.origin {
@@ -85,9 +82,9 @@ impl Kind {
         }
     }
 
-    /// Whether it takes another request that is in flight.
+    /// Whether it needs another request in flight.
     #[must_use]
-    pub fn wants_company(&self) -> bool {
+    pub fn needs_company(&self) -> bool {
         matches!(self.origin, Origin::Injected(["foreign-draft"]))
     }
 }
@@ -95,15 +92,15 @@ impl Kind {
 /// What a run can make errors with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tools {
-    /// The server runs below the injector.
+    /// The server runs with the injector.
     pub injector: bool,
-    /// The run can look into the server's virtual machine.
+    /// The run can inspect the server's virtual machine.
     pub host: bool,
     /// The host's memory may be poisoned.
     pub poison: bool,
 }
 
-/// A kind cannot be made with the tools that there are.
+/// A tool is missing to make errors of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("errors of the kind '{kind}' need {needed}")]
 pub struct Missing {
@@ -131,7 +128,7 @@ impl Tools {
         }
     }
 
-    /// Whether errors of the kind can be made, if one is asked for.
+    /// Checks that errors of the kind, if any, can be made.
     ///
     /// # Errors
     ///
@@ -152,7 +149,7 @@ use Point::{
 
 /// Ordinary places in a request.
 const ANYWHERE: &[Point] = &[Start, End, Root, Alloc, Free, Enter, Entered, Leave, Copy];
-/// Errors that strike at once wherever they are made.
+/// Errors that fail at once wherever they are made.
 const SUDDEN: &[&str] = &[
     "null-write",
     "null-read",
@@ -211,7 +208,7 @@ const fn late(name: &'static str, error: &'static [&'static str]) -> Kind {
     }
 }
 
-/// The deadline is for the case that a thread does not come back: a request that it ends is a hang.
+/// The deadline is for threads that do not come back: a request that it ends is a hang.
 const fn threads(name: &'static str, points: &'static [Point]) -> Kind {
     Kind {
         deadline_ms: 20_000,
@@ -219,7 +216,7 @@ const fn threads(name: &'static str, points: &'static [Point]) -> Kind {
     }
 }
 
-/// All kinds of errors that a run makes in turns.
+/// The kinds of errors that a run cycles through.
 pub const COMMON: &[Kind] = &[
     planted("planted: null write", Bug::NullWrite),
     planted("planted: heap overflow", Bug::HeapOverflow),
@@ -232,7 +229,7 @@ pub const COMMON: &[Kind] = &[
     planted("planted: wild write, shared lock held", Bug::WildWrite),
     sudden("null write", &["null-write"]),
     sudden("null read", &["null-read"]),
-    sudden("read behind the end of a file", &["bad-file"]),
+    sudden("read past the end of a file", &["bad-file"]),
     sudden("wild write", &["wild-write"]),
     sudden("foreign write", &["foreign-write"]),
     sudden("write to another request's draft", &["foreign-draft"]),
@@ -250,11 +247,11 @@ pub const COMMON: &[Kind] = &[
     sudden("overrun of a block", &["overrun"]),
     sudden("write to a freed block", &["late-write"]),
     sudden("double free", &["double-free"]),
-    sudden("free of no block", &["foreign-free"]),
+    sudden("free of an invalid pointer", &["foreign-free"]),
     sudden("C heap: double free", &["c-double-free"]),
-    sudden("C heap: free of no block", &["c-foreign-free"]),
+    sudden("C heap: free of an invalid pointer", &["c-foreign-free"]),
     sudden("broken invariant", &["fail"]),
-    // The check is called for what is to be committed: a deposit always changes something.
+    // Only changed domains are checked, and a deposit always changes one.
     kind(
         "registered invariant does not hold",
         Origin::Injected(&["invariant", "invariant-error"]),
@@ -351,14 +348,14 @@ pub const COMMON: &[Kind] = &[
     ),
 ];
 
-/// A kind that ends a process or a guest, or takes a command on the host: made once in so many errors.
+/// A kind that ends a process or a guest, or needs a command on the host: it is made less often.
 #[derive(Debug, Clone, Copy)]
 pub struct Rare {
     /// The kind.
     pub kind: Kind,
-    /// Once in so many errors ...
+    /// Once in this many errors ...
     pub period: u64,
-    /// ... and for the first time at this one.
+    /// ... and first at this one.
     pub first: u64,
 }
 
@@ -472,7 +469,7 @@ pub fn all() -> impl Iterator<Item = &'static Kind> {
     COMMON.iter().chain(RARE.iter().map(|rare| &rare.kind))
 }
 
-/// Whether one of the injector's errors lands in memory that no domain versions.
+/// Whether one of the injector's errors damages memory outside of domains.
 #[must_use]
 pub fn is_untagged(error: &str) -> bool {
     all().any(|kind| {
@@ -481,21 +478,21 @@ pub fn is_untagged(error: &str) -> bool {
     })
 }
 
-/// How many turns a kind has in a plan of so many errors, if the plan has it.
+/// How often a plan of this many errors has the kind, if at all.
 #[must_use]
 pub fn turns(kind: &Kind, errors: u64) -> u64 {
     match RARE.iter().find(|rare| rare.kind.name == kind.name) {
         Some(rare) => errors.saturating_sub(rare.first).div_ceil(rare.period),
-        // Some of them go to the rare ones.
+        // Rare kinds take some of them.
         None => errors / (COMMON.len() as u64 + 1),
     }
 }
 
-/// The kind with a name of the report.
+/// The kind with this name.
 ///
 /// # Errors
 ///
-/// When there is none; says which there are.
+/// When there is none: lists all names.
 pub fn named(name: &str) -> Result<&'static Kind, String> {
     all().find(|kind| kind.name == name).ok_or_else(|| {
         let names: Vec<_> = all().map(|kind| kind.name).collect();
@@ -508,7 +505,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_kinds_are_distinct() {
+    fn names_are_distinct() {
         let names: std::collections::BTreeSet<_> = all().map(|kind| kind.name).collect();
         assert_eq!(names.len(), all().count());
     }
@@ -564,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_code_are_those_kinds_that_may_damage_their_own_user() {
+    fn only_mutations_may_damage_their_own_user() {
         for kind in all() {
             if let Origin::Injected(errors) = kind.origin {
                 let mutations = errors

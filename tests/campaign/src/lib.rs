@@ -1,8 +1,8 @@
-//! The fault campaign: thousands of errors of every kind in a server's requests, a model of every
-//! user beside it, and a verdict. See `docs/campaign.md`.
+//! The fault campaign: makes thousands of errors of every kind in a server's requests, compares everything with a model
+//! of every user, and gives a verdict. See `docs/campaign.md`.
 //!
-//! [`run::run`] makes the errors and holds everything against the model; [`campaign::run`] boots the
-//! server in a guest on the test-bed's KVM host for it.
+//! [`run::run`] makes the errors and compares; [`campaign::run`] boots the server for it in a guest on the test-bed's KVM
+//! host.
 
 pub mod arm;
 pub mod campaign;
@@ -16,9 +16,12 @@ pub mod guest;
 pub mod host;
 mod image;
 pub mod kind;
+mod life;
 pub mod matrix;
+pub mod options;
 pub mod outcome;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod run;
 pub mod table;

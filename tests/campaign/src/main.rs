@@ -1,4 +1,4 @@
-//! The fault campaign.
+//! The fault campaign's command.
 
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
@@ -14,8 +14,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         None if cli.matrix => every(&cli.run),
-        None => campaign::run(&cli.run, &campaign::reports())
-            .map(|report| report.broken_promises.is_empty()),
+        None => campaign::run(&cli.run, &campaign::reports()).map(|report| report.is_good()),
         Some(Job::Against { connect, run }) => against(*connect, run),
         Some(Job::Plan { run }) => plan(run),
         Some(Job::Guest(args)) => guest::run(args),
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs against a server without injector; whether all promises were kept.
+/// Runs against a server without the injector; returns whether all promises were kept.
 fn against(address: SocketAddr, args: &RunArgs) -> Result<bool> {
     let mut options = args.options(address);
     options.injector = false;
@@ -39,14 +38,14 @@ fn against(address: SocketAddr, args: &RunArgs) -> Result<bool> {
     Ok(outcome.broken_promises().is_empty())
 }
 
-/// Makes all nine runs; whether all were good.
+/// Does all nine runs; returns whether all were good.
 fn every(args: &RunArgs) -> Result<bool> {
-    // Once, not in each of them.
+    // Fails once instead of in each of them.
     args.check()?;
     Ok(matrix::run(args, &campaign::reports()))
 }
 
-/// Prints the plan; a reader that has gone away (`plan | head`) is no error.
+/// Prints the plan; a closed pipe (`plan | head`) is not an error.
 fn plan(args: &RunArgs) -> Result<bool> {
     args.check()?;
     match print_plan(args, &mut io::stdout().lock()) {
@@ -55,7 +54,8 @@ fn plan(args: &RunArgs) -> Result<bool> {
     }
 }
 
-/// As in the nested test-bed; on this machine's own KVM no memory is poisoned, and other kinds take those places.
+/// Prints the plan of the nested test-bed. On this machine's own KVM no memory is poisoned: other kinds take those
+/// places.
 fn print_plan(args: &RunArgs, output: &mut impl Write) -> io::Result<()> {
     let connections = usize::from(args.connections);
     let plans: Vec<_> = (0..connections)

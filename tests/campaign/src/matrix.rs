@@ -1,4 +1,4 @@
-//! Many runs for the record: seeds and numbers of vCPUs, one after the other.
+//! Several runs with different seeds and numbers of vCPUs.
 
 use std::path::Path;
 
@@ -20,21 +20,21 @@ pub struct Run {
     pub seed: u64,
     /// CPUs of its guest.
     pub vcpus: u32,
-    /// What it found; in words why there is nothing.
+    /// What it found, or why it failed, in words.
     pub report: Result<Report, String>,
 }
 
 impl Run {
-    /// Whether it came to its end and all promises were kept.
+    /// Whether it completed and all promises were kept.
     #[must_use]
     pub fn is_good(&self) -> bool {
         let report = self.report.as_ref();
-        report.is_ok_and(|report| report.broken_promises.is_empty())
+        report.is_ok_and(Report::is_good)
     }
 }
 
-/// Makes all runs, whatever becomes of each, and prints a table of them; whether all were good. Each
-/// leaves its report in a folder `<seed>-<vcpus>` of `folder`.
+/// Does all runs, even if some of them fail, and prints a table; returns whether all were good. Each writes its report to
+/// the folder `<seed>-<vcpus>` in `folder`.
 #[must_use]
 pub fn run(args: &RunArgs, folder: &Path) -> bool {
     let mut runs: Vec<Run> = Vec::new();
@@ -66,7 +66,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> bool {
     runs.iter().all(Run::is_good)
 }
 
-/// A row for each run, and one with their sums.
+/// A row for each run, and one with the sums.
 #[must_use]
 pub fn table(runs: &[Run]) -> String {
     let counts = [
@@ -86,7 +86,7 @@ pub fn table(runs: &[Run]) -> String {
                 seed,
                 vcpus,
                 counts.map(|_| "-".to_owned()),
-                "DID NOT END".to_owned(),
+                "INCOMPLETE".to_owned(),
             );
             continue;
         };
@@ -115,23 +115,24 @@ pub fn table(runs: &[Run]) -> String {
 }
 
 fn counted(report: &Report) -> [u64; 13] {
-    let sum =
-        |number: fn(&crate::outcome::KindOutcome) -> u64| report.kinds.iter().map(number).sum();
+    let sum = |number: fn(&crate::outcome::KindOutcome) -> u64| {
+        report.outcome.kinds.iter().map(number).sum()
+    };
     [
-        report.errors_injected,
+        report.outcome.errors_injected,
         sum(|kind| kind.request_lost),
         sum(|kind| kind.recovered_wrong_answer),
-        report.others_harmed,
-        report.crashes,
-        report.hangs,
-        report.commits_lost,
-        report.undetected,
-        report.kernel_complaints,
-        report.server_restarts,
-        report.untagged_deaths,
+        report.outcome.others_harmed,
+        report.outcome.crashes,
+        report.outcome.hangs,
+        report.outcome.commits_lost,
+        report.outcome.undetected,
+        report.outcome.kernel_complaints,
+        report.outcome.server_restarts,
+        report.outcome.untagged_deaths,
         report.guest_restarts_unplanned,
         // Whole seconds are enough.
-        report.seconds.round() as u64,
+        report.outcome.seconds.round() as u64,
     ]
 }
 
@@ -139,29 +140,18 @@ fn counted(report: &Report) -> [u64; 13] {
 mod tests {
     use super::*;
     use crate::outcome::Outcome;
-    use crate::report::Place;
+    use crate::report::tests::place;
 
-    fn run(outcome: &Outcome) -> Run {
-        let place = Place {
-            seed: 3,
-            vcpus: 4,
-            accelerator: "nested-tcg".to_owned(),
-            guest_kernel: "6.1".to_owned(),
-            server: "c".to_owned(),
-            restarts: true,
-            only: None,
-            connections: 14,
-            guest_restarts: Some(0),
-        };
+    fn run(outcome: Outcome) -> Run {
         Run {
             seed: 3,
             vcpus: 4,
-            report: Ok(Report::new(&place, outcome)),
+            report: Ok(Report::new(place(Some(0)), outcome)),
         }
     }
 
     #[test]
-    fn the_table_has_sums_and_tells_which_runs_failed() {
+    fn table_has_sums_and_marks_failed_runs() {
         let good = Outcome {
             errors_injected: 300,
             ..Outcome::default()
@@ -176,10 +166,10 @@ mod tests {
             vcpus: 1,
             report: Err("no kernel".to_owned()),
         };
-        let runs = [run(&good), run(&harmed), failed];
+        let runs = [run(good), run(harmed), failed];
         assert_eq!(runs.each_ref().map(Run::is_good), [true, false, false]);
         let table = table(&runs);
-        for words in ["311", "1 of 3 good", "2 others were harmed", "DID NOT END"] {
+        for words in ["311", "1 of 3 good", "2 others were harmed", "INCOMPLETE"] {
             assert!(table.contains(words), "{words}: {table}");
         }
     }

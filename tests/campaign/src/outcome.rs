@@ -1,4 +1,4 @@
-//! What a run found.
+//! The results of a run.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
@@ -12,10 +12,10 @@ use crate::cause::Cause;
 use crate::class::Class;
 use crate::console::Console;
 use crate::kind::{Fate, Kind, all, turns};
-use crate::run::Options;
+use crate::options::Options;
 use crate::world::{Ended, World};
 
-/// The numbers of one kind of error.
+/// The counts of one kind of error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KindOutcome {
     /// Its name.
@@ -28,30 +28,29 @@ pub struct KindOutcome {
     pub recovered_wrong_answer: u64,
     /// Only the request was lost.
     pub request_lost: u64,
-    /// Answered right: the changed code made no difference.
+    /// Answered right: the error made no difference.
     pub no_effect: u64,
-    /// The process or the guest ended as the kind has it; every committed state was whole.
+    /// The process or the guest ended as expected of the kind; every committed state was intact.
     pub restarted: u64,
-    /// Others were hit.
+    /// Others were affected.
     pub others_harmed: u64,
-    /// The process or the guest ended, and should not have.
+    /// The process or the guest ended, and must not.
     pub crash: u64,
     /// No answer.
     pub hang: u64,
-    /// What noticed it, how often.
+    /// What detected it, with counts.
     pub detected_by: BTreeMap<String, u64>,
 }
 
 impl KindOutcome {
-    /// Errors that must be detected and were not: the request was answered, with wrong data or as
-    /// if there had been no error.
+    /// Errors that must be detected and were not: the request was answered.
     #[must_use]
     pub fn undetected(&self) -> u64 {
         let Some(kind) = all().find(|kind| kind.name == self.kind) else {
             return 0;
         };
         match kind.fate {
-            // It depends on the CPU.
+            // Whether it is detected depends on the CPU.
             _ if kind.depends_on_keys() => 0,
             Fate::Detected | Fate::Kills | Fate::Panics => {
                 self.recovered_wrong_answer + self.no_effect
@@ -65,7 +64,7 @@ fn kinds_by_name<'a>(outcomes: &'a [KindOutcome], name: &str) -> Option<&'a Kind
     outcomes.iter().find(|outcome| outcome.kind == name)
 }
 
-/// The time without a server.
+/// Times without a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
     /// How often.
@@ -76,7 +75,7 @@ pub struct Outage {
     pub max_ms: u64,
 }
 
-/// What became of the errors that aim at memory outside of domains: how large that surface still is.
+/// The results of errors outside of domains: how large the unprotected surface is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Untagged {
     /// Errors that were made.
@@ -85,11 +84,11 @@ pub struct Untagged {
     pub killed: u64,
     /// Of these, those that were caught: the request alone was lost.
     pub caught: u64,
-    /// Of these, those that nobody noticed at once, or that only their own user did.
+    /// Of these, those that had no effect at once, or only for their own user.
     pub unnoticed: u64,
-    /// Processes that lived on, and that the supervisor ended for the sake of safety.
+    /// Processes that survived, and were replaced by the supervisor to be safe.
     pub replaced: u64,
-    /// Time without the server after those that the error ended.
+    /// Outages of the processes that the error ended.
     pub outage: Outage,
 }
 
@@ -112,46 +111,46 @@ pub struct Outcome {
     pub errors_planned: u64,
     /// Errors that were made.
     pub errors_injected: u64,
-    /// Of a kind that must be detected, and were not: the request was answered.
+    /// Errors that must be detected and were not: the request was answered.
     pub undetected: u64,
-    /// Kinds that the plan has often, and that were never made.
+    /// Kinds that the plan has often and that were never made.
     pub kinds_never_made: Vec<String>,
-    /// Complaints of the guest's kernel on its console that nobody has asked for.
+    /// Unexpected complaints of the guest's kernel on its console.
     pub kernel_complaints: u64,
     /// The first of them, with the lines that follow.
     pub kernel_complaints_quoted: Vec<String>,
     /// Per kind.
     pub kinds: Vec<KindOutcome>,
-    /// Requests and states of others that were not as they must be.
+    /// Requests and states of others with wrong results.
     pub others_harmed: u64,
     /// Ends of the process or the guest that no kind explains.
     pub crashes: u64,
     /// Requests without an answer.
     pub hangs: u64,
-    /// Commits that were answered and not there after a restart.
+    /// Acknowledged commits that a restart lost.
     pub commits_lost: u64,
     /// Starts of the server's process after the first.
     pub server_restarts: u64,
-    /// Of these, those by errors that landed outside of domains. Processes that the supervisor has
-    /// ended because of such an error are in `untagged.replaced`.
+    /// Of these, those caused by errors outside of domains. Processes that the supervisor has ended because of such an
+    /// error are in `untagged.replaced`.
     pub untagged_deaths: u64,
-    /// What became of errors outside of domains.
+    /// The results of errors outside of domains.
     pub untagged: Untagged,
-    /// Restarts that errors have cost and that no end of the server explains, and ends without one.
+    /// Restarts that do not match an end of the server, and ends without a restart.
     pub restarts_unexplained: u64,
-    /// Restarts of the guest that errors have asked for, and whose panics the console tells of.
+    /// Restarts of the guest that errors have caused, and whose panics are on the console.
     pub guest_restarts_planned: u64,
     /// Boots of the guest that ended before the driver was loaded.
     pub guest_boots_cut_short: u64,
     /// Requests sent.
     pub requests: u64,
-    /// Errors planned whose point the request did not pass.
+    /// Planned errors whose point the request did not pass.
     pub not_reached: u64,
-    /// Errors planned in requests that another error's restart cut off.
+    /// Planned errors in requests that another error's restart cut off.
     pub cut_off: u64,
-    /// Requests that failed in a process whose untagged memory had been damaged, before it ended.
+    /// Requests that failed in a process with damaged memory outside of domains, before it ended.
     pub lost_in_damaged_process: u64,
-    /// Most errors under way at once.
+    /// The largest number of errors in flight at once.
     pub most_errors_in_flight: u64,
     /// Bytes of users' state that were compared.
     pub bytes_compared: u64,
@@ -159,11 +158,11 @@ pub struct Outcome {
     pub failures_answered: u64,
     /// Failed requests that the host counts.
     pub incidents_reported: u64,
-    /// Of these, those that no request explains, or answers that no incident belongs to.
+    /// Of these, those without a failed request, and answers without an incident.
     pub incidents_unexplained: u64,
     /// How often the directory was compared.
     pub directories_compared: u64,
-    /// Users with wrong data of their own making, taken out of use.
+    /// Users with wrong data from their own requests, taken out of use.
     pub users_retired: u64,
     /// Time without the server's process.
     pub outage_server: Outage,
@@ -171,21 +170,21 @@ pub struct Outcome {
     pub outage_guest: Outage,
     /// Seconds from the first request to the last.
     pub seconds: f64,
-    /// The first things that were not as they must be, in words.
+    /// The first differences, in words.
     pub complaints: Vec<String>,
-    /// Incidents of requests that nobody made an error in.
+    /// Incidents of requests without an error.
     pub incidents: Vec<u64>,
-    /// The last requests and answers, if something was not as it must be.
+    /// The last requests and answers, if a promise was broken.
     pub trace: Vec<String>,
 }
 
-/// With so many turns, a kind is made.
+/// A kind with this many turns must have been made.
 const MANY_TURNS: u64 = 10;
 
-/// Kinds that a plan of so many errors has often, and that were never made, though `requests` were in flight.
+/// Kinds that a plan of this many errors has often and that were never made, with up to `requests` in flight.
 fn never_made(outcomes: &[KindOutcome], errors: u64, requests: usize) -> Vec<String> {
     let is_often =
-        |kind: &Kind| turns(kind, errors) >= MANY_TURNS && (requests > 1 || !kind.wants_company());
+        |kind: &Kind| turns(kind, errors) >= MANY_TURNS && (requests > 1 || !kind.needs_company());
     let never = outcomes.iter().filter(|outcome| outcome.injected == 0);
     never
         .filter(|outcome| all().any(|kind| kind.name == outcome.kind && is_often(kind)))
@@ -200,8 +199,8 @@ fn is_planned(kind: &'static Kind, options: &Options) -> bool {
     wanted && may_end && options.tools().missing(kind).is_none()
 }
 
-/// Errors in what protection keys close that were not stopped, where the guest's CPU has protection `keys`, with
-/// so many `requests` in flight.
+/// Errors in memory that protection keys close that were not stopped, if the guest's CPU has `keys`, with up to
+/// `requests` in flight.
 fn unguarded(outcomes: &[KindOutcome], keys: bool, requests: usize) -> u64 {
     let guarded = all().filter(|kind| keys && kind.is_guarded(requests));
     guarded
@@ -211,8 +210,7 @@ fn unguarded(outcomes: &[KindOutcome], keys: bool, requests: usize) -> u64 {
 }
 
 impl Outcome {
-    /// Puts together what the run has noted, why each life of the server `ended`, and what the
-    /// guest's console tells.
+    /// Combines the run's records, why each life of the server `ended`, and the guest's console.
     pub(crate) fn new(
         world: &World<'_>,
         ended: &[Ended],
@@ -314,19 +312,16 @@ impl Outcome {
         outcome
     }
 
-    /// What was not as promised.
+    /// The broken promises; empty if all were kept.
     #[must_use]
     pub fn broken_promises(&self) -> Vec<String> {
         [
             (self.others_harmed, "others were harmed"),
             (
                 self.errors_planned.saturating_sub(self.errors_injected),
-                "errors of the plan were not made: the run was given up",
+                "errors of the plan were not made: the run was abandoned",
             ),
-            (
-                self.undetected,
-                "errors that must be detected were answered as if nothing were wrong",
-            ),
+            (self.undetected, "errors that must be detected were not"),
             (
                 self.kinds_never_made.len() as u64,
                 "kinds of errors were never made",
@@ -338,12 +333,12 @@ impl Outcome {
             (self.crashes, "crashes"),
             (
                 self.restarts_unexplained,
-                "restarts do not match the ends of the server",
+                "restarts that do not match the ends of the server",
             ),
             (self.hangs, "hangs"),
             (
                 self.incidents_unexplained,
-                "incidents of the host do not match the failures that clients were told of",
+                "incidents of the host that do not match the failures in answers",
             ),
             (self.commits_lost, "commits were lost"),
         ]
@@ -379,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_guarded_memory_that_was_not_stopped_counts_where_there_are_keys() {
+    fn unstopped_error_in_guarded_memory_counts_with_keys() {
         let outcome = KindOutcome {
             kind: "untagged: the server's variables".to_owned(),
             injected: 5,
@@ -404,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_had_many_turns_and_was_never_made_is_told() {
+    fn kind_with_many_turns_that_was_never_made_is_reported() {
         let outcome = |kind: &str, injected| KindOutcome {
             kind: kind.to_owned(),
             injected,
@@ -417,14 +412,14 @@ mod tests {
         ];
         assert_eq!(never_made(&outcomes, 10_000, 14), ["null write"]);
         assert_eq!(never_made(&outcomes, 300, 14), [""; 0]);
-        // It takes two requests.
+        // It needs two requests.
         let draft = [outcome("write to another request's draft", 0)];
         assert_eq!(never_made(&draft, 10_000, 1), [""; 0]);
         assert_eq!(never_made(&draft, 10_000, 2).len(), 1);
     }
 
     #[test]
-    fn an_error_that_must_be_detected_and_was_answered_counts_as_undetected() {
+    fn answered_error_that_must_be_detected_is_undetected() {
         let outcome = |kind: &str| KindOutcome {
             kind: kind.to_owned(),
             recovered_wrong_answer: 1,
@@ -433,7 +428,7 @@ mod tests {
         };
         assert_eq!(outcome("null write").undetected(), 3);
         assert_eq!(outcome("kill -9 of the server").undetected(), 3);
-        // If the other thread comes too late, the error was not made at all.
+        // If the other thread is late, the error was not made at all.
         let member = outcome("error in another thread of the request");
         assert_eq!(member.undetected(), 3);
         assert_eq!(outcome("mutation: copy too short").undetected(), 0);

@@ -1,7 +1,7 @@
-//! Which errors are made, by seed.
+//! The errors to make, drawn by seed.
 //!
-//! The plan is a pure function of the seed, the connection and the number of the error. How the
-//! requests of different connections interleave is not part of it.
+//! The plan is a pure function of the seed, the connection and the number of the error. It does not determine how the
+//! requests of different connections interleave.
 
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -18,9 +18,9 @@ use crate::task::Task;
 pub enum Means {
     /// By a request that reaches a bug of the server.
     Bug(Bug),
-    /// By the host's memory, which goes wrong in a place that follows from the number.
+    /// By corrupting the host's memory in a place that the number selects.
     Memory(Harm, u64),
-    /// By the injector, in a request of this sort.
+    /// By the injector, in such a request.
     Arm(Arm, Task),
 }
 
@@ -33,7 +33,7 @@ pub struct Planned {
     pub means: Means,
     /// Ordinary requests before it.
     pub ordinary: u32,
-    /// Seed of what else is drawn when the state of its user is known.
+    /// Seed of what is drawn later, when the state of its user is known.
     pub draw: u64,
 }
 
@@ -62,27 +62,26 @@ impl Plan {
         }
     }
 
-    /// Whether it has the kinds that end the server's process or the guest; it has, unless told
-    /// otherwise.
+    /// Whether it has the kinds that end the server's process or the guest, which is the default.
     #[must_use]
     pub fn with_restarts(self, restarts: bool) -> Self {
         Self { restarts, ..self }
     }
 
-    /// Whether memory is poisoned; it is, unless told otherwise.
+    /// Whether memory is poisoned, which is the default.
     #[must_use]
     pub fn with_poison(self, poison: bool) -> Self {
         Self { poison, ..self }
     }
 
-    /// The kind of all errors; each kind in its turn, unless told otherwise.
+    /// The kind of all errors; by default the plan has all kinds.
     #[must_use]
     pub fn with_only(self, only: Option<&'static Kind>) -> Self {
         Self { only, ..self }
     }
 
-    /// Error number `number` of this connection, from 0. All connections together take turns
-    /// through the kinds, in an order that each turn draws anew.
+    /// Error number `number` of this connection, from 0. All connections together cycle through the kinds, each time in
+    /// another order.
     #[must_use]
     pub fn error(&self, number: u64) -> Planned {
         let place = number * self.connections + self.connection;
@@ -137,20 +136,19 @@ impl Plan {
     }
 }
 
-/// At which passage the error is made: most requests pass a point once or a few times.
+/// The passage at which the error is made: most requests pass a point once or a few times.
 fn count(point: Point, rng: &mut impl Rng) -> u64 {
     match point {
         Point::Alloc | Point::Free => rng.random_range(1..=2),
         Point::Copy => rng.random_range(1..=4),
         Point::Library => rng.random_range(1..=6),
-        // As many short times as long ones: a request takes microseconds on a CPU and milliseconds
-        // on an emulated one.
+        // Logarithmic: a request takes microseconds on a CPU and milliseconds on an emulated one.
         Point::Moment => 1 << rng.random_range(13..26),
         _ => 1,
     }
 }
 
-/// Spreads neighbours over all numbers (the finaliser of SplitMix64).
+/// The finaliser of SplitMix64.
 fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_errors_and_another_one_others() {
+    fn seed_determines_the_errors() {
         assert_eq!(errors(7, 50), errors(7, 50));
         assert_ne!(errors(7, 50), errors(8, 50));
     }
@@ -188,14 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn without_restarts_no_error_ends_the_process_or_the_guest() {
+    fn without_restarts_no_error_ends_process_or_guest() {
         let plan = Plan::new(1, 0, 1).with_restarts(false);
         let ends = |fate| matches!(fate, Fate::Kills | Fate::Panics | Fate::Untagged);
         assert!((0..2000).all(|number| !ends(plan.error(number).kind.fate)));
     }
 
     #[test]
-    fn memory_is_poisoned_unless_told_otherwise() {
+    fn memory_is_poisoned_by_default() {
         let poisons = |plan: Plan| {
             (0..2000)
                 .any(|number| matches!(plan.error(number).means, Means::Memory(Harm::Poison, _)))

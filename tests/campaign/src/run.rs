@@ -1,132 +1,48 @@
-//! A run: many connections, errors among ordinary requests, and a comparison of everything.
+//! A run: many connections, errors among ordinary requests, and a comparison of everything at the end.
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use vmsrs_bed::window;
+use vmsrs_bed::patience;
 use vmsrs_ledger::client::{Client, NoServer};
 use vmsrs_ledger::model::DirectoryChange;
 use vmsrs_ledger::users::{TooFewUsers, check_spread, create, lock, read};
-use vmsrs_report::steps::Count;
 
 use crate::cause::{Cause, unexplained};
 use crate::class::Class;
 use crate::console::Console;
-use crate::host::Host;
-use crate::kind::{Kind, Missing, Tools, all};
+use crate::kind::{Missing, all};
+use crate::options::Options;
 use crate::outcome::Outcome;
+use crate::progress::Progress;
 use crate::worker::Worker;
 use crate::world::{Ended, World};
 
-/// How long the host may take at the end until it has all reports of failed requests.
-const REPORTS_UNDER_WAY: Duration = Duration::from_secs(10);
+/// Limit for the last reports of failed requests to reach the host.
+const REPORTS_UNDER_WAY: Duration = Duration::from_secs(300);
 
-/// What to run.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The server.
-    pub address: SocketAddr,
-    /// Seed of the plan.
-    pub seed: u64,
-    /// Errors to make.
-    pub errors: u64,
-    /// Users, at least one for each connection.
-    pub users: usize,
-    /// Connections.
-    pub connections: usize,
-    /// Whether the server runs below the injector and a supervisor that starts it anew.
-    pub injector: bool,
-    /// Whether errors are made that end the server's process or the guest.
-    pub restarts: bool,
-    /// The kind of all errors, if not all kinds are made.
-    pub only: Option<&'static Kind>,
-    /// Whether the injector's server has protection keys, and so guards its variables.
-    pub keys: bool,
-    /// The virtual machine, where there is one.
-    pub host: Option<Host>,
-    /// How long one answer may take before it counts as a hang.
-    pub reply_timeout: Duration,
-    /// How long a server may be away.
-    pub outage_limit: Duration,
-    /// How long all may take.
-    pub deadline: Duration,
-}
-
-impl Options {
-    /// What errors can be made with.
-    #[must_use]
-    pub fn tools(&self) -> Tools {
-        Tools {
-            injector: self.injector,
-            host: self.host.is_some(),
-            poison: window::may_poison(),
-        }
-    }
-}
-
-/// Counts while it runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Errors made.
-    pub injected: u64,
-    /// Errors there will be.
-    pub total: u64,
-    /// Errors that cost their own request alone.
-    pub lost: u64,
-    /// Others harmed.
-    pub harmed: u64,
-    /// Restarts of the server.
-    pub restarts: u64,
-    /// Requests.
-    pub requests: u64,
-}
-
-impl Progress {
-    /// What is shown of it, `elapsed` after the first request: with how fast errors are made, and how long it will take
-    /// at that rate.
-    #[must_use]
-    pub fn count(&self, elapsed: Duration) -> Count {
-        let rate = self.injected as f64 / elapsed.as_secs_f64().max(0.001);
-        let left = self.total.saturating_sub(self.injected) as f64;
-        let left = match self.injected {
-            0 => "time left unknown".to_owned(),
-            _ => format!("{:.0} min left", (left / rate / 60.0).ceil()),
-        };
-        Count {
-            done: self.injected,
-            total: self.total,
-            words: format!(
-                "errors, {} requests lost, {} others harmed, {} restarts; {rate:.1} a second, {left}",
-                self.lost, self.harmed, self.restarts
-            ),
-        }
-    }
-}
-
-/// Why there is no outcome.
+/// Why the run could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There are more connections than users.
     #[error(transparent)]
     Users(#[from] TooFewUsers),
-    /// A kind was asked for that cannot be made.
+    /// The kind of `only` cannot be made.
     #[error(transparent)]
     Kind(#[from] Missing),
-    /// There is no new server.
+    /// There is no new server at the address.
     #[error(transparent)]
     Server(#[from] NoServer),
 }
 
-/// Runs to the end; `on_progress` is called several times a second.
+/// Does the run; `on_progress` is called several times a second.
 ///
 /// # Errors
 ///
-/// When it cannot begin. Whatever the server does is no error but the outcome.
+/// When it cannot start. Whatever the server does is an outcome, not an error.
 pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<Outcome, Error> {
     check_spread(options.users, options.connections)?;
     options.tools().check(options.only)?;
@@ -159,7 +75,7 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     {
         world.harm(format!("reading everything back: {error}"));
     }
-    // A server that died of the last request, or behind the last answer, is another one by now.
+    // If the server died of the last request or after the last answer, this notices the next one.
     if let Err(error) = reconnect(&world) {
         world.hang(format!("the server does not answer in the end: {error}"));
     }
@@ -170,7 +86,7 @@ pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<O
     Ok(Outcome::new(&world, &ended, console.as_ref(), seconds))
 }
 
-/// Creates the users, and those whose state nobody changes.
+/// Creates the users, and those whose state never changes.
 fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     let mut total = DirectoryChange::default();
     for user in &world.users {
@@ -183,7 +99,7 @@ fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     Ok(())
 }
 
-/// A new connection to a server that may be away for a while; its life is noted.
+/// A new connection to a server that may be restarting; records its life.
 fn reconnect(world: &World<'_>) -> io::Result<Client> {
     let options = world.options;
     let start = Instant::now();
@@ -199,14 +115,13 @@ fn reconnect(world: &World<'_>) -> io::Result<Client> {
                 return Ok(client);
             }
             Err(error) if start.elapsed() > options.outage_limit => return Err(error),
-            // A refused connection comes back at once.
+            // A refused connection fails at once.
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
 }
 
-/// What the guest's console has told, where there is a guest. One that cannot be read is told as
-/// harm: the verdict rests on it.
+/// The guest's console, if there is a guest. If it cannot be read, that counts as harm: the verdict depends on it.
 fn read_console(world: &World<'_>) -> Option<Console> {
     let host = world.options.host.as_ref()?;
     match fs::read(&host.console) {
@@ -230,7 +145,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
         let found = read(&mut client, &user.name)?;
         if !world.same(&user.dump(), &found) {
             world.harm(format!(
-                "{} in the end: found {:?}, must be {:?}",
+                "{} in the end: found {:?}, expected {:?}",
                 user.name,
                 String::from_utf8_lossy(&found),
                 user.dump()
@@ -243,7 +158,7 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
             let found = read(&mut client, &user.name)?;
             if found != *dump {
                 world.harm(format!(
-                    "{}, whom nobody used any more, has changed: {:?}, was {:?}",
+                    "{}, who was out of use, has changed: {:?}, was {:?}",
                     user.name,
                     String::from_utf8_lossy(&found),
                     String::from_utf8_lossy(dump)
@@ -257,25 +172,25 @@ fn compare_everything(world: &World<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Holds the host's count of incidents against what clients were told. Reports that are still under
-/// way have some time to arrive.
+/// Compares the host's count of incidents with the failures in answers; reports in transit have time to arrive.
 fn judge_incidents(world: &World<'_>) {
     let Some(host) = &world.options.host else {
         return;
     };
     let failures = lock(&world.failures);
+    let limit = patience::scaled(REPORTS_UNDER_WAY);
     let start = Instant::now();
     let reported = loop {
         match host.failed_requests() {
             Ok(reported) if reported >= failures.number() => break reported,
-            Ok(reported) if start.elapsed() > REPORTS_UNDER_WAY => break reported,
+            Ok(reported) if start.elapsed() > limit => break reported,
             Ok(_) => thread::sleep(Duration::from_millis(200)),
             Err(error) => {
                 return world.harm(format!("the host's incidents cannot be counted: {error}"));
             }
         }
     };
-    // A connection has one failure at a time, whose report may go down with the guest.
+    // Each connection has at most one report in transit, which a panic of the guest may lose.
     let lost = world.panics_planned() * world.options.connections as u64;
     let unexplained = failures.unexplained(reported, lost);
     let count = &world.count;
@@ -291,8 +206,7 @@ fn judge_incidents(world: &World<'_>) {
     }
 }
 
-/// Counts each end of the server that nothing planned explains as a crash, and holds the restarts that
-/// errors have cost against the ends.
+/// Counts each unplanned end of the server as a crash, and matches restarts with ends.
 fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
     let crash = |suspect: Option<&str>, words: &str| {
         world.complain(format!(
@@ -300,7 +214,7 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
             suspect.unwrap_or("none")
         ));
         world.count.crashes.fetch_add(1, SeqCst);
-        // It was cut off: now it is known by what.
+        // It counted as cut off so far.
         if let Some(kind) = all().find(|kind| Some(kind.name) == suspect) {
             world.count.cut_off.fetch_sub(1, SeqCst);
             world.made(kind, Class::Crash, None);
@@ -326,26 +240,5 @@ fn judge_ends(world: &World<'_>, ended: &[Ended], console: Option<&Console>) {
             );
             crash(None, &words);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_has_a_rate_and_the_time_left() {
-        let mut progress = Progress {
-            total: 10_000,
-            ..Progress::default()
-        };
-        let words = |progress: &Progress, seconds| {
-            let elapsed = Duration::from_secs(seconds);
-            progress.count(elapsed).words
-        };
-        assert!(words(&progress, 9).ends_with("time left unknown"));
-        progress.injected = 400;
-        let words = words(&progress, 100);
-        assert!(words.ends_with("4.0 a second, 40 min left"), "{words}");
     }
 }

@@ -5,10 +5,10 @@ use vmsrs_report::table::{Table, numbers, words};
 use crate::outcome::{KindOutcome, Outage};
 use crate::report::Report;
 
-/// What became of each kind of error, and the facts of the run.
+/// A table of the kinds of errors, and the facts of the run.
 #[must_use]
 pub fn table(report: &Report) -> String {
-    format!("{}\n{}", kinds(&report.kinds), facts(report))
+    format!("{}\n{}", kinds(&report.outcome.kinds), facts(report))
 }
 
 fn kinds(kinds: &[KindOutcome]) -> Table {
@@ -62,65 +62,74 @@ fn facts(report: &Report) -> Table {
             "seed, vCPUs, guest",
             format!(
                 "{}, {}, Linux {}",
-                report.seed, report.vcpus, report.guest_kernel
+                report.place.seed, report.place.vcpus, report.place.guest_kernel
             ),
         ),
         (
             "errors made",
-            format!("{} of {}", report.errors_injected, report.errors_planned),
+            format!(
+                "{} of {}",
+                report.outcome.errors_injected, report.outcome.errors_planned
+            ),
         ),
         (
-            "most under way at once",
-            report.most_errors_in_flight.to_string(),
+            "most errors in flight",
+            report.outcome.most_errors_in_flight.to_string(),
         ),
-        ("others harmed", report.others_harmed.to_string()),
+        ("others harmed", report.outcome.others_harmed.to_string()),
         (
             "crashes, hangs",
-            format!("{}, {}", report.crashes, report.hangs),
+            format!("{}, {}", report.outcome.crashes, report.outcome.hangs),
         ),
-        ("commits lost", report.commits_lost.to_string()),
-        ("not detected, and must be", report.undetected.to_string()),
+        ("commits lost", report.outcome.commits_lost.to_string()),
+        ("undetected", report.outcome.undetected.to_string()),
         (
             "complaints of the kernel",
-            report.kernel_complaints.to_string(),
+            report.outcome.kernel_complaints.to_string(),
         ),
         (
             "restarts of the server",
             format!(
                 "{}, {} of them untagged deaths",
-                report.server_restarts, report.untagged_deaths
+                report.outcome.server_restarts, report.outcome.untagged_deaths
             ),
         ),
         (
             "restarts of the guest",
             format!(
-                "{} asked for, {} not, {} of them before the driver was loaded",
-                report.guest_restarts_planned,
+                "{} planned, {} not, {} of them before the driver was loaded",
+                report.outcome.guest_restarts_planned,
                 report.guest_restarts_unplanned,
-                report.guest_boots_cut_short
+                report.outcome.guest_boots_cut_short
             ),
         ),
         (
             "errors outside of domains",
             format!(
-                "{}: {} ended the process, {} caught, {} not noticed at once; the supervisor ended {}",
-                report.untagged.aimed,
-                report.untagged.killed,
-                report.untagged.caught,
-                report.untagged.unnoticed,
-                report.untagged.replaced
+                "{}: {} ended the process, {} caught, {} without effect at once; the supervisor ended {}",
+                report.outcome.untagged.aimed,
+                report.outcome.untagged.killed,
+                report.outcome.untagged.caught,
+                report.outcome.untagged.unnoticed,
+                report.outcome.untagged.replaced
             ),
         ),
-        ("untagged deaths, outage", outage(&report.untagged.outage)),
-        ("without server", outage(&report.outage_server)),
-        ("without guest", outage(&report.outage_guest)),
+        (
+            "outages by untagged deaths",
+            outage(&report.outcome.untagged.outage),
+        ),
+        (
+            "outages of the server",
+            outage(&report.outcome.outage_server),
+        ),
+        ("outages of the guest", outage(&report.outcome.outage_guest)),
         (
             "time",
             format!(
                 "{:.0} s, {} requests, {:.0} errors a second",
-                report.seconds,
-                report.requests,
-                report.errors_injected as f64 / report.seconds.max(0.001)
+                report.outcome.seconds,
+                report.outcome.requests,
+                report.outcome.errors_injected as f64 / report.outcome.seconds.max(0.001)
             ),
         ),
     ])

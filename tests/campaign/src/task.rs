@@ -7,7 +7,7 @@ use vmsrs_ledger::model::User;
 
 use crate::arm::Point;
 
-/// What sort of request.
+/// A sort of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     /// Adds money.
@@ -56,8 +56,8 @@ impl Task {
         }
     }
 
-    /// The request for `user`; adds a note where there is none to work on. `others` are the users
-    /// that money may go to.
+    /// The request for `user`, which adds a note if it needs one and there is none. `others` are possible receivers of
+    /// money.
     pub fn command(self, user: &User, others: &[(usize, String)], rng: &mut impl Rng) -> Command {
         let note = user.notes.iter().choose(rng).map(|note| note.id);
         let text = || "remember the milk and the bread, and the tickets".to_owned();

@@ -1,4 +1,4 @@
-//! The report as a page: a bar for each kind of error, coloured by what became of its errors.
+//! The report as a web page: a bar for each kind of error, coloured by the outcomes of its errors.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ const ROW: usize = 20;
 /// An outcome class: its name, its colour, its number.
 type Class = (&'static str, &'static str, fn(&KindOutcome) -> u64);
 
-/// What is wanted first, what must not be last.
+/// The outcome classes, the best ones first.
 const CLASSES: [Class; 8] = [
     ("only the request lost", "#4c8c4a", |kind| kind.request_lost),
     (
@@ -22,7 +22,7 @@ const CLASSES: [Class; 8] = [
         |kind| kind.recovered_right,
     ),
     ("no effect", "#c9c9c9", |kind| kind.no_effect),
-    ("restarted, as the kind has it", "#5b7db1", |kind| {
+    ("restarted, as expected of the kind", "#5b7db1", |kind| {
         kind.restarted
     }),
     ("wrong answer or data of its own user", "#e0b04c", |kind| {
@@ -33,7 +33,7 @@ const CLASSES: [Class; 8] = [
     ("hang", "#000000", |kind| kind.hang),
 ];
 
-/// One page of HTML that needs nothing else.
+/// A self-contained HTML page.
 #[must_use]
 pub fn page(report: &Report) -> String {
     let mut page = String::new();
@@ -59,32 +59,32 @@ fn write_page(page: &mut String, report: &Report) -> std::fmt::Result {
          <p>Seed {seed}, {vcpus} vCPUs, Linux {kernel}: <b>{verdict}</b>.</p>\n\
          <p>Others harmed: {harmed}. Crashes: {crashes}. Hangs: {hangs}. Commits lost: {commits}. \
          Restarts of the server: {restarts}, {untagged} of them by errors outside of domains (longest \
-         outage {outage} ms). Most errors under way at once: {flying}.</p>",
-        seed = report.seed,
-        vcpus = report.vcpus,
-        errors = report.errors_injected,
-        kernel = escape(&report.guest_kernel),
+         outage {outage} ms). Most errors in flight: {flying}.</p>",
+        seed = report.place.seed,
+        vcpus = report.place.vcpus,
+        errors = report.outcome.errors_injected,
+        kernel = escape(&report.place.guest_kernel),
         verdict = escape(&verdict),
-        harmed = report.others_harmed,
-        crashes = report.crashes,
-        hangs = report.hangs,
-        commits = report.commits_lost,
-        restarts = report.server_restarts,
-        untagged = report.untagged_deaths,
-        outage = report.untagged.outage.max_ms,
-        flying = report.most_errors_in_flight,
+        harmed = report.outcome.others_harmed,
+        crashes = report.outcome.crashes,
+        hangs = report.outcome.hangs,
+        commits = report.outcome.commits_lost,
+        restarts = report.outcome.server_restarts,
+        untagged = report.outcome.untagged_deaths,
+        outage = report.outcome.untagged.outage.max_ms,
+        flying = report.outcome.most_errors_in_flight,
     )?;
     page.push_str("<ul>");
     for (name, colour, _) in CLASSES {
         write!(page, "<li><i style=\"background:{colour}\"></i>{name}</li>")?;
     }
-    let height = ROW * report.kinds.len();
+    let height = ROW * report.outcome.kinds.len();
     writeln!(
         page,
         "</ul>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"880\" height=\"{height}\" role=\"img\" \
          aria-label=\"Outcomes of each kind of error\">"
     )?;
-    for (number, kind) in report.kinds.iter().enumerate() {
+    for (number, kind) in report.outcome.kinds.iter().enumerate() {
         row(page, number * ROW, kind)?;
     }
     writeln!(page, "</svg>\n</body></html>")
@@ -127,10 +127,10 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::outcome::Outcome;
-    use crate::report::Place;
+    use crate::report::tests::place;
 
     #[test]
-    fn each_kind_has_a_bar_as_wide_as_all_and_nothing_is_loaded_from_elsewhere() {
+    fn page_is_self_contained_with_full_bars() {
         let kind = KindOutcome {
             kind: "a < b".to_owned(),
             injected: 4,
@@ -143,18 +143,7 @@ mod tests {
             hangs: 1,
             ..Outcome::default()
         };
-        let place = Place {
-            seed: 1,
-            vcpus: 2,
-            accelerator: "nested-tcg".to_owned(),
-            guest_kernel: "6.1".to_owned(),
-            server: "c".to_owned(),
-            restarts: true,
-            only: None,
-            connections: 14,
-            guest_restarts: Some(0),
-        };
-        let page = page(&Report::new(&place, &outcome));
+        let page = page(&Report::new(place(Some(0)), outcome));
         for words in [
             "width=\"345.0\"",
             "width=\"115.0\"",

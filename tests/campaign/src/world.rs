@@ -1,4 +1,4 @@
-//! What the connections share: the model, the server's lives, the tally.
+//! The state that the connections share: the models, the server's lives, the tally.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Shutdown, TcpStream};
@@ -17,79 +17,41 @@ use crate::class::Class;
 use crate::console::Console;
 use crate::failures::Failures;
 use crate::kind::{Fate, Kind};
-use crate::run::{Options, Progress};
+use crate::life::Life;
+use crate::options::Options;
+use crate::progress::Progress;
 
-/// Trouble that is told in words; the rest is counted only.
+/// Complaints that are kept in words; the rest is only counted.
 const MOST_COMPLAINTS: usize = 40;
-/// Harm after which the run is given up.
+/// Harm after which the run is abandoned.
 const MOST_HARM: u64 = 100;
-/// Requests of each connection that the trace goes back: of one that hangs, too.
+/// Requests of each connection in the trace; also of one that hangs.
 const TRACE: usize = 100;
-/// Users of each sort that nobody changes; the injector knows the number too.
+/// Number of vaults and of mirrors; the injector has the same constant.
 const VAULTS: usize = 4;
 
-/// The run is to end: trouble has been noted.
+/// The run must end; the reason has been recorded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Over;
 
-/// One process of the server, from its first answer to its end.
-#[derive(Debug)]
-pub(crate) struct Life {
-    pub(crate) boot: String,
-    pub(crate) pid: u32,
-    /// The error that is to end it.
-    pub(crate) ending: Option<&'static Kind>,
-    /// Errors whose requests had no answer because it ended, as far as their connections can tell.
-    pub(crate) restarted: Vec<&'static Kind>,
-    /// Memory outside of domains has been damaged: it need not work as it should any more.
-    pub(crate) damaged: bool,
-    /// The supervisor was told to end it for that reason, and found it alive.
-    pub(crate) replaced: bool,
-    /// It is known to have ended, or is being ended by the supervisor.
-    pub(crate) gone: bool,
-    /// Errors whose requests had no answer when it ended.
-    pub(crate) suspects: Vec<&'static str>,
-    pub(crate) broken: Option<Instant>,
-    pub(crate) begun: Instant,
-}
-
-impl Life {
-    /// One that begins now.
-    pub(crate) fn new(boot: String, pid: u32) -> Self {
-        Self {
-            boot,
-            pid,
-            ending: None,
-            restarted: Vec::new(),
-            damaged: false,
-            replaced: false,
-            gone: false,
-            suspects: Vec::new(),
-            broken: None,
-            begun: Instant::now(),
-        }
-    }
-}
-
-/// A user that an error of his own has left with wrong data: nobody uses him any more.
+/// A user that its own error has left with wrong data; it is not used any more.
 #[derive(Debug)]
 pub(crate) struct Retired {
     pub(crate) name: String,
-    /// His state, if it could be read.
+    /// Its state, if it could be read.
     pub(crate) dump: Option<Vec<u8>>,
 }
 
-/// What the directory counts, as far as it is known.
+/// The expected counts of the directory.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) known: DirectoryChange,
-    /// Changes that were made or not.
+    /// Changes that may or may not have been made.
     pub(crate) maybe: DirectoryChange,
 }
 
 impl Totals {
-    /// What a listing has found at a time when no request was under way: from here on the counts are
-    /// known for certain.
+    /// Adopts the counts of a listing that was taken while no request was in flight: they are certain.
     fn settle(&mut self, found: DirectoryChange) {
         *self = Self {
             known: found,
@@ -98,20 +60,20 @@ impl Totals {
     }
 }
 
-/// When the directory is to be compared: with so many lives of the server, or so many errors.
+/// When the directory is compared next: after this many lives of the server, or this many errors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NextComparison {
     lives: usize,
     errors: u64,
 }
 
-/// Errors between two comparisons of the directory in one life of the server: a few in each run, as
-/// all connections have to wait for each other then.
+/// Errors between two comparisons of the directory in one life of the server. There are only a few in each run, since
+/// all connections have to wait for them.
 fn comparison_period(errors: u64) -> u64 {
     (errors / 8).max(25)
 }
 
-/// Numbers of the run.
+/// Counters of the run.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
@@ -134,48 +96,48 @@ pub(crate) struct Counters {
     pub(crate) incidents_unexplained: AtomicU64,
 }
 
-/// What the connections share.
+/// The shared state.
 pub(crate) struct World<'a> {
     pub(crate) options: &'a Options,
     pub(crate) users: Vec<Mutex<User>>,
-    /// Users whom nobody changes: stray writes aim at them.
+    /// Users that never change: stray writes aim at them.
     pub(crate) vaults: Vec<User>,
-    /// Users whom nobody changes, with mirrors: the host's memory behind their frames goes wrong.
+    /// Users that never change, with mirrors: their frames are corrupted in the host's memory.
     pub(crate) mirrors: Vec<User>,
-    /// Held while a frame of theirs is wrong.
+    /// Held while one of their frames is corrupt.
     pub(crate) damaging: Mutex<()>,
     pub(crate) retired: Mutex<Vec<Retired>>,
-    /// Users that errors were made in the making of.
+    /// Users with an error in their creation.
     pub(crate) strangers: Mutex<Vec<String>>,
     pub(crate) totals: Mutex<Totals>,
-    /// What became of the errors that were made, by kind.
+    /// Outcomes of errors, by kind.
     pub(crate) tally: Mutex<BTreeMap<&'static str, BTreeMap<Class, u64>>>,
     pub(crate) detectors: Mutex<BTreeMap<&'static str, BTreeMap<String, u64>>>,
     pub(crate) lives: Mutex<Vec<Life>>,
-    /// Held while an error is under way that ends the server.
+    /// Held during an error that ends the server.
     pub(crate) ending: Mutex<()>,
-    /// Held while the supervisor is asked to end a process.
+    /// Held while the supervisor kills a process.
     pub(crate) supervisor: Mutex<()>,
-    /// Held shared while any other error is under way and is judged, and alone while one is that may
-    /// damage memory outside of domains: whatever ends the process then, it is this one.
+    /// Read-locked during each error and its judgement, and write-locked during one that may damage memory outside of
+    /// domains: if the process ends then, that error is the cause.
     pub(crate) quiet: RwLock<()>,
-    /// Held shared by each connection while it makes requests, and alone while the directory is
-    /// compared: then no request is under way.
+    /// Read-locked by each connection while it sends requests, and write-locked while the directory is compared: no
+    /// request is in flight then.
     pub(crate) rounds: RwLock<()>,
-    /// Held by the one connection that compares it.
+    /// Held by the connection that compares it.
     pub(crate) comparing: Mutex<()>,
-    /// When the directory is to be compared again.
+    /// When the directory is compared next.
     pub(crate) next_comparison: Mutex<NextComparison>,
-    /// Whether answers wait for the seal; read by every request while it is under way.
+    /// Whether answers wait for the seal; read-locked by every request in flight.
     pub(crate) sealing: RwLock<bool>,
     pub(crate) count: Counters,
     pub(crate) complaints: Mutex<Vec<String>>,
     pub(crate) over: AtomicBool,
-    /// For each connection, the life of the server it was made in, and a handle to it.
+    /// For each connection, the life of the server that it belongs to, and a handle.
     handles: Vec<Mutex<Option<(usize, TcpStream)>>>,
-    /// Incidents of requests that nobody made an error in.
+    /// Incidents of requests without an error.
     pub(crate) incidents: Mutex<Vec<u64>>,
-    /// What clients were told of failures.
+    /// Failures that clients were told of.
     pub(crate) failures: Mutex<Failures>,
     latest: Mutex<&'static str>,
     trace: Mutex<BTreeMap<usize, VecDeque<(f64, String)>>>,
@@ -238,20 +200,20 @@ impl<'a> World<'a> {
     pub(crate) fn complain(&self, words: String) {
         let mut complaints = lock(&self.complaints);
         if complaints.is_empty() {
-            // What led to it is forgotten in the end.
+            // It is overwritten by the end of the run.
             *lock(&self.first_trace) = self.traced();
         }
         if complaints.len() < MOST_COMPLAINTS {
             let at = self.begun.elapsed().as_secs_f64();
             let words: String = words.chars().take(600).collect();
             let words = format!("{at:.2} s: {words}");
-            // For whoever watches a long run; the report comes at its end.
+            // The report comes only at the end of a long run.
             eprintln!("campaign: {words}");
             complaints.push(words);
         }
     }
 
-    /// Notes a request and its answer.
+    /// Records a request and its answer in the trace.
     pub(crate) fn trace(&self, connection: usize, line: &str, answer: &[u8]) {
         let answer = String::from_utf8_lossy(&answer[..answer.len().min(100)]).into_owned();
         let line: String = line.chars().take(100).collect();
@@ -277,7 +239,7 @@ impl<'a> World<'a> {
         lines.into_iter().map(|(_, line)| line.clone()).collect()
     }
 
-    /// Runs an error's request, which counts as under way meanwhile.
+    /// Runs an error's request and counts it as in flight.
     pub(crate) fn in_flight<T>(&self, request: impl FnOnce() -> T) -> T {
         let flying = self.count.errors_in_flight.fetch_add(1, SeqCst) + 1;
         self.count.most_errors_in_flight.fetch_max(flying, SeqCst);
@@ -286,13 +248,13 @@ impl<'a> World<'a> {
         answer
     }
 
-    /// Notes the error that is being made, to be blamed for what happens to others.
+    /// Records the error that is being made as the suspect if others are harmed.
     pub(crate) fn blame(&self, kind: &Kind) {
         *lock(&self.latest) = kind.name;
     }
 
-    /// Counts an error that was made and what became of it. What it did to others, or to the
-    /// process, counts in the sums of the run: who is to blame for that is not known for certain.
+    /// Counts an error and its outcome. Harm to others and crashes only count in the sums of the run: their cause is not
+    /// certain.
     pub(crate) fn made(&self, kind: &'static Kind, class: Class, detector: Option<&str>) {
         self.count.injected.fetch_add(1, SeqCst);
         *lock(&self.tally)
@@ -318,7 +280,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Somebody who made no error was hit.
+    /// Counts harm to a user without an error.
     pub(crate) fn harm(&self, words: String) {
         let kind = *lock(&self.latest);
         self.complain(format!("others harmed (latest error: {kind}): {words}"));
@@ -327,7 +289,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A commit that was answered is not there after the death of a process or a guest.
+    /// Counts an acknowledged commit that the death of a process or a guest has lost.
     pub(crate) fn commit_lost(&self, words: String) {
         self.complain(format!("commit lost: {words}"));
         if self.count.commits_lost.fetch_add(1, SeqCst) >= MOST_HARM {
@@ -335,7 +297,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A request has no answer though it had all the time.
+    /// Counts a request without an answer, and ends the run.
     pub(crate) fn hang(&self, words: String) {
         let kind = *lock(&self.latest);
         self.complain(format!("hang (latest error: {kind}): {words}"));
@@ -343,7 +305,7 @@ impl<'a> World<'a> {
         self.over.store(true, SeqCst);
     }
 
-    /// The server's life that answers so: its number.
+    /// The number of the server's life with these statistics.
     pub(crate) fn life(&self, stats: &Stats) -> usize {
         let mut lives = lock(&self.lives);
         let known = lives
@@ -355,32 +317,32 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Notes a connection to the server of this life, and shuts those to earlier ones down: a guest
-    /// that was booted anew does not even close them.
+    /// Records a connection to this life of the server, and shuts down those to earlier lives: a guest that was rebooted
+    /// does not close them.
     pub(crate) fn connected(&self, connection: usize, life: usize, handle: Option<TcpStream>) {
         *lock(&self.handles[connection]) = handle.map(|handle| (life, handle));
         for old in &self.handles {
             let mut old = lock(old);
             if let Some((_, handle)) = old.take_if(|(of, _)| *of < life) {
-                // One that is closed already needs no end.
+                // It may be closed already.
                 let _ = handle.shutdown(Shutdown::Both);
             }
         }
     }
 
-    /// Changes what is known of a life.
+    /// Reads or changes the record of a life.
     pub(crate) fn with_life<T>(&self, number: usize, change: impl FnOnce(&mut Life) -> T) -> T {
         change(&mut lock(&self.lives)[number])
     }
 
-    /// Whether a life need not work as it should any more.
+    /// Whether a life may misbehave.
     pub(crate) fn is_damaged(&self, number: usize) -> bool {
         self.with_life(number, |life| {
             life.damaged || life.ending.is_some_and(|kind| kind.fate == Fate::Untagged)
         })
     }
 
-    /// Holds a text against what it must be.
+    /// Compares a text with the expected one.
     pub(crate) fn same(&self, expected: &str, found: &[u8]) -> bool {
         self.count
             .bytes_compared
@@ -392,7 +354,7 @@ impl<'a> World<'a> {
         lock(&self.totals).known += change;
     }
 
-    /// A request that perhaps changed the directory's counts.
+    /// Counts a request that may have changed the directory.
     pub(crate) fn add_maybe(&self, command: &Command) {
         lock(&self.totals).maybe += match command {
             Command::Directory => DirectoryChange {
@@ -406,15 +368,15 @@ impl<'a> World<'a> {
         };
     }
 
-    /// Whether the directory is to be compared.
+    /// Whether the directory should be compared.
     pub(crate) fn is_comparison_due(&self) -> bool {
         let lives = lock(&self.lives).len();
         let next = *lock(&self.next_comparison);
         lives >= next.lives || self.count.injected.load(SeqCst) >= next.errors
     }
 
-    /// Holds an answer to `DIRECTORY`, which came while no other request was under way, against what all
-    /// users have and have done. What may have been done or not is known from then on.
+    /// Compares an answer to `DIRECTORY`, which came while no other request was in flight, with the models. Its counts are
+    /// certain from then on.
     pub(crate) fn compare_directory(&self, line: &[u8], when: &str) {
         *lock(&self.next_comparison) = NextComparison {
             lives: lock(&self.lives).len() + 1,
@@ -447,8 +409,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Each life that ended and the next one, with why it ended; `console` is what the guest's
-    /// console tells, where there is one.
+    /// Each life that ended, and why; `console` is the guest's, if there is a guest.
     pub(crate) fn ended(&self, console: Option<&Console>) -> Vec<Ended> {
         let lives = lock(&self.lives);
         let pairs = lives.windows(2).map(|pair| (&pair[0], &pair[1]));
@@ -472,14 +433,14 @@ impl<'a> World<'a> {
             .collect()
     }
 
-    /// Panics of the guest that errors have asked for.
+    /// Planned panics of the guest.
     pub(crate) fn panics_planned(&self) -> u64 {
         let lives = lock(&self.lives);
         let panics = |life: &&Life| life.ending.is_some_and(|kind| kind.fate == Fate::Panics);
         lives.iter().filter(panics).count() as u64
     }
 
-    /// Whether a process has answered as this one of this boot.
+    /// Whether this process of this boot has answered a client.
     pub(crate) fn has_lived(&self, boot: &str, pid: u32) -> bool {
         let lives = lock(&self.lives);
         lives
@@ -492,11 +453,11 @@ impl<'a> World<'a> {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) cause: Cause,
-    /// An error whose request had no answer.
+    /// An error whose request had no answer, if any.
     pub(crate) suspect: Option<&'static str>,
     /// Whether the guest went on.
     pub(crate) same_boot: bool,
-    /// Time without a server, if a client has noticed.
+    /// Time without a server, if a client noticed.
     pub(crate) outage: Option<Duration>,
 }
 
@@ -505,7 +466,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_that_is_lost_is_seen_though_an_earlier_one_was_uncertain() {
+    fn lost_change_is_seen_after_an_uncertain_one() {
         let change = |changes| DirectoryChange {
             changes,
             listings: 0,
@@ -514,7 +475,7 @@ mod tests {
             known: change(5),
             maybe: change(1),
         };
-        // The uncertain one was made. One more is made then, and is lost.
+        // The uncertain one was made. Then one more is made, and lost.
         totals.settle(change(6));
         totals.known += change(1);
         let found = Directory::parse(b"OK users=0 changes=6 listings=0").unwrap();

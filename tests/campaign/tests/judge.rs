@@ -1,8 +1,7 @@
-//! The campaign must see what a broken server does. Here the server is the plain ledger behind a
-//! proxy: requests that would reach a bug are answered with an error and go no further, as with a
-//! perfect VMSRS. Each test then breaks one promise.
+//! The campaign must detect a broken server. Here the server is the plain ledger behind a proxy, which answers requests
+//! that would reach a bug with an error, like a perfect VMSRS. Each test then breaks one promise.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,16 +9,21 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
+use vmsrs_campaign::options::Options;
 use vmsrs_campaign::outcome::Outcome;
-use vmsrs_campaign::run::{self, Options};
+use vmsrs_campaign::run;
+use vmsrs_ledger::client::Client;
 use vmsrs_ledger::native::Ledger;
 use vmsrs_ledger::program;
 
-/// What the proxy does with the request whose number is given, from 1.
+/// Limit for one answer.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What the proxy does wrong; numbers are those of the request, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
     Nothing,
-    /// One error changes the balance of a user who has nothing to do with it.
+    /// One error changes the balance of an unrelated user.
     OtherUser(u64),
     /// One failed transfer leaves the money with its receiver.
     Receiver,
@@ -33,27 +37,27 @@ enum Wrong {
     Silence(u64),
     /// The server is killed and loses everything; another one is started.
     Death(u64),
-    /// The same, behind the last answer of all.
+    /// The same, after the last answer of all.
     LastDeath,
-    /// One request in which the injector has made an error is answered as if there were none.
+    /// One request with an injected error is answered as if there were none.
     Unnoticed(u64),
-    /// One request with a deadline that does not come to its error fails, and not by the deadline.
+    /// Requests with a deadline that do not reach their error fail, but not by the deadline.
     Unexcused,
-    /// The same, by the deadline.
+    /// The same, but by the deadline.
     Late,
-    /// The directory has a user whom nobody knows, and not any more in the end.
+    /// The directory has an unknown user, except at the end.
     Ghost,
-    /// Errors in requests of several threads are noticed only by the deadline.
+    /// Errors in requests of several threads are detected only by the deadline.
     Overdue,
 }
 
-/// What a connection has come to.
+/// The state of a connection.
 #[derive(Default)]
 struct Session {
-    /// It is past the last user whom the campaign reads back in the end.
-    in_the_end: bool,
-    /// Making a user has failed: it is nobody's.
-    nobody: bool,
+    /// It is past the last user that the campaign reads back at the end.
+    at_the_end: bool,
+    /// The creation of its user has failed.
+    no_user: bool,
 }
 
 struct Proxy {
@@ -66,7 +70,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a ledger and a proxy before it: the proxy and its address.
+    /// Starts a ledger and a proxy in front of it; returns the proxy and its address.
     fn start(folder: &str, wrong: Wrong) -> (Arc<Self>, SocketAddr) {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
         std::fs::create_dir_all(&folder).unwrap();
@@ -85,25 +89,23 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let proxy = shared.clone();
-                // A client or a server that goes away ends the connection.
+                // The end of the client or of the server ends the connection.
                 thread::spawn(move || drop(proxy.serve(&client)));
             }
         });
         (proxy, address)
     }
 
-    fn ask(server: &mut BufReader<TcpStream>, line: &str) -> std::io::Result<String> {
-        server.get_mut().write_all(format!("{line}\n").as_bytes())?;
-        let mut answer = String::new();
-        match server.read_line(&mut answer)? {
-            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(answer.trim_end_matches('\n').to_owned()),
-        }
+    fn connect(&self) -> io::Result<Client> {
+        Client::connect(self.ledger.lock().unwrap().address(), LIMIT)
     }
 
-    fn serve(&self, client: &TcpStream) -> std::io::Result<()> {
-        let address = self.ledger.lock().unwrap().address();
-        let mut server = BufReader::new(TcpStream::connect(address)?);
+    fn ask(server: &mut Client, line: &str) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&server.ask(line)?).into_owned())
+    }
+
+    fn serve(&self, client: &TcpStream) -> io::Result<()> {
+        let mut server = self.connect()?;
         client.set_nodelay(true)?;
         let mut session = Session::default();
         let mut arm = None;
@@ -118,14 +120,14 @@ impl Proxy {
                 (&*client).write_all(format!("{answer}\n").as_bytes())?;
                 continue;
             }
-            if session.nobody && line == "READ" {
+            if session.no_user && line == "READ" {
                 (&*client).write_all(b"NO user\n")?;
                 continue;
             }
             if line.starts_with("USER ") {
-                session.nobody = false;
+                session.no_user = false;
             }
-            session.in_the_end |= line == "USER mirror3";
+            session.at_the_end |= line == "USER mirror3";
             let quotes = line.strip_prefix("NOTE QUOTE ").is_some_and(|id| {
                 has_quotes(&Self::ask(&mut server, "READ").unwrap_or_default(), id)
             });
@@ -148,10 +150,10 @@ impl Proxy {
                     _ => {}
                 }
             }
-            if line == "DIRECTORY" && !session.in_the_end && self.wrong == Wrong::Ghost {
+            if line == "DIRECTORY" && !session.at_the_end && self.wrong == Wrong::Ghost {
                 answer.push_str(" ghost:0:0:0:0:0:0:0:0");
             }
-            if line == "DIRECTORY" && session.in_the_end && self.wrong == Wrong::LastDeath {
+            if line == "DIRECTORY" && session.at_the_end && self.wrong == Wrong::LastDeath {
                 *self.ledger.lock().unwrap() = Ledger::start(&self.program).unwrap();
             }
             (&*client).write_all(format!("{answer}\n").as_bytes())?;
@@ -159,22 +161,21 @@ impl Proxy {
         Ok(())
     }
 
-    /// The answer to a request that the injector has been told to make an error in, with the
-    /// injector's line before it.
+    /// The answer to a request that the injector should make an error in, with the injector's line before it.
     fn armed(
         &self,
-        server: &mut BufReader<TcpStream>,
+        server: &mut Client,
         session: &mut Session,
         arm: &str,
         line: &str,
-    ) -> std::io::Result<String> {
+    ) -> io::Result<String> {
         const FAILED: &str = "ERR memory incident=1 recovery_ns=1";
         let words: Vec<&str> = arm.split(' ').collect();
         let (error, deadline) = (words[2], words[4]);
         if error == "none" {
             return Self::ask(server, line);
         }
-        // Only this error is made in requests that every one of them passes.
+        // This error is made only in requests that all pass its point.
         if error == "null-write" && !line.starts_with("USER ") {
             let number = self.null_writes.fetch_add(1, SeqCst) + 1;
             if matches!(self.wrong, Wrong::Unnoticed(at) if number == at) {
@@ -197,24 +198,23 @@ impl Proxy {
             let name = transfer.split(' ').next().unwrap_or_default();
             self.deposit(name)?;
         }
-        session.nobody |= line.starts_with("USER ");
-        // A write of the kernel is refused, and the request goes on.
+        session.no_user |= line.starts_with("USER ");
+        // A write of the kernel is refused, and the request continues.
         Ok(match error {
             "stray" => format!("\u{1}1 1 1\n{}", Self::ask(server, line)?),
             _ => format!("\u{1}1 1 0\n{FAILED}"),
         })
     }
 
-    /// Gives money to a user whom nobody has asked to.
-    fn deposit(&self, name: &str) -> std::io::Result<()> {
-        let address = self.ledger.lock().unwrap().address();
-        let mut stranger = BufReader::new(TcpStream::connect(address)?);
+    /// Gives money to a user without being asked to.
+    fn deposit(&self, name: &str) -> io::Result<()> {
+        let mut stranger = self.connect()?;
         Self::ask(&mut stranger, &format!("USER {name}"))?;
         Self::ask(&mut stranger, "DEPOSIT 1").map(drop)
     }
 
-    /// The answer to a request with an error, which does not reach the server.
-    fn error(&self, server: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+    /// The answer to a request with an error, which is not passed on to the server.
+    fn error(&self, server: &mut Client) -> io::Result<String> {
         let number = self.errors.fetch_add(1, SeqCst) + 1;
         match self.wrong {
             Wrong::OtherUser(at) if number == at => {
@@ -245,7 +245,7 @@ fn reaches_a_bug(line: &str) -> bool {
     }
 }
 
-/// Whether the note with this number has quotes in it, from the answer to `READ`.
+/// Whether the note with this number contains quotes, from the answer to `READ`.
 fn has_quotes(dump: &str, wanted: &str) -> bool {
     let Some((_, notes)) = dump.split_once(" notes=") else {
         return false;
@@ -265,7 +265,7 @@ fn campaign(name: &str, wrong: Wrong) -> Outcome {
     campaign_with(name, wrong, |options| options)
 }
 
-/// The same with errors of the injector, which the proxy plays.
+/// The same with injected errors, which the proxy simulates.
 fn campaign_with_injector(name: &str, wrong: Wrong) -> Outcome {
     campaign_with(name, wrong, |options| Options {
         injector: true,
@@ -288,12 +288,12 @@ fn campaign_with(name: &str, wrong: Wrong, change: fn(Options) -> Options) -> Ou
         only: None,
         keys: false,
         host: None,
-        reply_timeout: Duration::from_secs(5),
-        outage_limit: Duration::from_secs(5),
-        deadline: Duration::from_secs(60),
+        reply_timeout: LIMIT,
+        outage_limit: LIMIT,
+        deadline: Duration::from_secs(1800),
     });
     let outcome = run::run(&options, |_| ()).unwrap();
-    // The proxy's threads live on; the ledger must not, or it would outlive this process.
+    // The proxy's threads keep the ledger, which would outlive this process.
     proxy.ledger.lock().unwrap().kill();
     outcome
 }
@@ -328,7 +328,7 @@ fn assert_consistent(outcome: &Outcome) {
 }
 
 #[test]
-fn a_server_that_loses_the_request_alone_keeps_all_promises() {
+fn losing_only_the_request_keeps_all_promises() {
     let outcome = campaign("nothing", Wrong::Nothing);
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
     assert!(outcome.errors_injected >= 60);
@@ -338,15 +338,15 @@ fn a_server_that_loses_the_request_alone_keeps_all_promises() {
 }
 
 #[test]
-fn a_change_of_a_user_who_has_nothing_to_do_with_the_error_is_seen() {
+fn change_of_an_unrelated_user_is_seen() {
     let outcome = campaign("other-user", Wrong::OtherUser(20));
     assert!(outcome.others_harmed > 0);
-    // Whom harm is blamed on has made no more errors by that.
+    // Harm does not count as another error of the suspect.
     assert_consistent(&outcome);
 }
 
 #[test]
-fn a_failed_transfer_that_reaches_its_receiver_is_seen() {
+fn failed_transfer_that_reaches_its_receiver_is_seen() {
     let outcome = campaign_with_injector("receiver", Wrong::Receiver);
     assert!(outcome.others_harmed > 0);
     let blamed = |complaint: &String| complaint.contains("between two requests");
@@ -383,13 +383,16 @@ fn an_ordinary_request_that_fails_is_seen() {
 
 #[test]
 fn a_request_without_an_answer_is_seen() {
-    let outcome = campaign("silence", Wrong::Silence(20));
+    let outcome = campaign_with("silence", Wrong::Silence(20), |options| Options {
+        reply_timeout: Duration::from_secs(5),
+        ..options
+    });
     assert_eq!(outcome.hangs, 1);
     assert_consistent(&outcome);
 }
 
 #[test]
-fn a_death_that_loses_commits_is_seen_as_both() {
+fn death_that_loses_commits_is_seen_as_both() {
     let outcome = campaign("death", Wrong::Death(20));
     assert!(
         outcome.crashes > 0 && outcome.commits_lost > 0,
@@ -397,12 +400,12 @@ fn a_death_that_loses_commits_is_seen_as_both() {
         verdict(&outcome)
     );
     assert!(!outcome.trace.is_empty());
-    // Errors whose requests were cut off are not counted as made, but for one that is suspected.
+    // Errors whose requests were cut off do not count as made, except for the suspect.
     assert_consistent(&outcome);
 }
 
 #[test]
-fn a_death_behind_the_last_answer_is_seen() {
+fn death_after_the_last_answer_is_seen() {
     let outcome = campaign("last-death", Wrong::LastDeath);
     assert_eq!(verdict(&outcome), [0, 1, 0, 0], "{:?}", outcome.complaints);
 }
@@ -419,7 +422,7 @@ fn a_run_that_is_given_up_breaks_a_promise() {
 }
 
 #[test]
-fn errors_of_the_injector_that_lose_their_request_alone_keep_all_promises() {
+fn injected_errors_that_lose_only_their_request_are_good() {
     let outcome = campaign_with_injector("injector", Wrong::Nothing);
     assert_eq!(
         outcome.broken_promises(),
@@ -430,7 +433,7 @@ fn errors_of_the_injector_that_lose_their_request_alone_keep_all_promises() {
 }
 
 #[test]
-fn an_error_that_must_be_detected_and_is_answered_breaks_a_promise() {
+fn undetected_error_breaks_a_promise() {
     let outcome = campaign_with_injector("unnoticed", Wrong::Unnoticed(3));
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
     assert_eq!(outcome.undetected, 1);
@@ -438,7 +441,7 @@ fn an_error_that_must_be_detected_and_is_answered_breaks_a_promise() {
 }
 
 #[test]
-fn a_deadline_that_was_armed_excuses_no_other_failure() {
+fn armed_deadline_excuses_no_other_failure() {
     let outcome = campaign_with_injector("unexcused", Wrong::Unexcused);
     assert!(outcome.others_harmed > 0);
     let outcome = campaign_with_injector("late", Wrong::Late);
@@ -446,7 +449,7 @@ fn a_deadline_that_was_armed_excuses_no_other_failure() {
 }
 
 #[test]
-fn a_deadline_that_ends_another_error_than_an_endless_one_is_a_hang() {
+fn deadline_of_an_error_that_is_not_endless_is_a_hang() {
     let outcome = campaign_with_injector("overdue", Wrong::Overdue);
     assert!(outcome.hangs > 0, "{:#?}", outcome.kinds);
     assert_eq!(verdict(&outcome)[0], 0, "{:#?}", outcome.complaints);

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use vmsrs_bed::patience;
 use vmsrs_ledger::guest::session::BootArgs;
 use vmsrs_ledger::load::Options;
 use vmsrs_ledger::plan::FATAL_ONE_IN;
 use vmsrs_ledger::program::Server;
 
-/// Shows what VMSRS does: the same load against a server that dies and one that does not.
+/// Demonstrates VMSRS: the same load against a server that dies, and one that survives.
 #[derive(Debug, Parser)]
-#[command(name = "vmsrs-demo", version, about, long_about = None)]
+#[command(name = "vmsrs-demo", version, long_about = None)]
 pub struct Cli {
-    /// What to do; without it the whole demonstration is run.
+    /// What to do instead of the whole demonstration.
     #[command(subcommand)]
     pub command: Option<Job>,
     /// The load of the demonstration.
@@ -25,10 +26,10 @@ pub struct Cli {
     pub server: Server,
 }
 
-/// What can be done besides the whole demonstration.
+/// What can be done instead of the whole demonstration.
 #[derive(Debug, Subcommand)]
 pub enum Job {
-    /// Make the load against a ledger server that runs already.
+    /// Run the load against a ledger server that is already running.
     #[command(
         after_help = "Example:\n  cc -O2 -pthread -DPLAIN tests/ledger/servers/ledger.c -o /tmp/ledger\n  \
                       /tmp/ledger 7878 &\n  vmsrs-demo load --connect 127.0.0.1:7878 --no-faults"
@@ -41,40 +42,40 @@ pub enum Job {
         #[command(flatten)]
         load: LoadArgs,
     },
-    /// Measure what ordinary requests notice of fatal ones: three loads of the servers with and without VMSRS,
-    /// several times in turn.
+    /// Measure how fatal requests affect ordinary ones: three loads of the servers with and without VMSRS, in several
+    /// rounds.
     Integral(IntegralArgs),
-    /// On a KVM host: boot a guest, make the load against its server, stop the guest.
+    /// On a KVM host: boot a guest, run the load against its server, stop the guest.
     #[command(hide = true)]
     Guest(GuestArgs),
 }
 
-/// How much load is made.
+/// The load.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct LoadArgs {
-    /// Users.
+    /// Number of users.
     #[arg(long, default_value_t = 52)]
     pub users: usize,
-    /// Connections, each with a thread of its own on both sides.
+    /// Connections, each with its own thread on both sides.
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
-    /// Requests; rounded up for each connection to a multiple of the number of which one is fatal.
+    /// Requests; rounded up so that each connection has a multiple of N of --fatal-one-in.
     #[arg(long, default_value_t = 3200)]
     pub requests: usize,
-    /// One request in so many is fatal.
+    /// One request in N is fatal.
     #[arg(long, value_name = "N", default_value_t = FATAL_ONE_IN)]
     pub fatal_one_in: usize,
-    /// Seed: the same one gives the same requests.
+    /// Seed: the same seed gives the same requests.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Send ordinary requests only.
+    /// Send only ordinary requests.
     #[arg(long)]
     pub no_faults: bool,
-    /// Seconds that one answer may take.
-    #[arg(long, default_value_t = 20)]
+    /// Limit for one answer, in seconds.
+    #[arg(long, default_value_t = 120)]
     pub reply_timeout: u64,
-    /// Seconds that all requests together may take.
-    #[arg(long, default_value_t = 180)]
+    /// Limit for all requests together, in seconds.
+    #[arg(long, default_value_t = 1800)]
     pub deadline: u64,
 }
 
@@ -89,38 +90,38 @@ impl LoadArgs {
             faults: !self.no_faults,
             fatal_one_in: self.fatal_one_in,
             seed: self.seed,
-            reply_timeout: Duration::from_secs(self.reply_timeout),
-            deadline: Duration::from_secs(self.deadline),
+            reply_timeout: patience::scaled(Duration::from_secs(self.reply_timeout)),
+            deadline: patience::scaled(Duration::from_secs(self.deadline)),
         }
     }
 }
 
-/// The measurement of the whole system at work.
+/// The measurement of the whole system.
 #[derive(Debug, Clone, Args)]
 pub struct IntegralArgs {
-    /// How often each of the three loads is made, each time in a new guest; with a multiple of three each load is first,
-    /// second and last in a round equally often.
+    /// How often each of the three loads is run, each time in a new guest. With a multiple of three, each load comes
+    /// first, second and last in a round equally often.
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
-    /// Seconds that all of it may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    /// Limit for the whole measurement, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 7200)]
     pub limit: u64,
-    /// Users.
+    /// Number of users.
     #[arg(long, default_value_t = 52)]
     pub users: usize,
-    /// Connections, each with a thread of its own on both sides.
+    /// Connections, each with its own thread on both sides.
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
     /// Requests of each load.
     #[arg(long, default_value_t = 1920)]
     pub requests: usize,
-    /// One request in so many is fatal, where any is.
+    /// One request in N is fatal in the disturbed load.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub fatal_one_in: usize,
-    /// Seed of the first round; the others follow.
+    /// Seed of the first round; each next round adds one.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Which server.
+    /// The server.
     #[arg(long, value_enum, default_value_t = Server::C)]
     pub server: Server,
 }
@@ -135,13 +136,13 @@ impl IntegralArgs {
             fatal_one_in: self.fatal_one_in,
             seed: self.seed + u64::from(round),
             no_faults: !faults,
-            reply_timeout: 20,
+            reply_timeout: 120,
             deadline: self.limit,
         }
     }
 }
 
-/// A guest to boot and to load.
+/// A guest to boot, and its load.
 #[derive(Debug, Clone, Args)]
 pub struct GuestArgs {
     /// Its name in the results.

@@ -1,4 +1,4 @@
-//! The whole demonstration: builds, boots, attacks both servers, and tells.
+//! The whole demonstration: builds and boots both servers, runs the load against them, and shows the results.
 
 use std::time::{Duration, Instant};
 
@@ -12,21 +12,21 @@ use vmsrs_report::steps::Steps;
 use crate::cli::LoadArgs;
 use crate::guest::Loaded;
 use crate::guests::{Guests, Half};
-use crate::report::Report;
+use crate::report::report;
 use crate::summary::summary;
 
-/// Both guests together; the usual time is a fraction of it.
-const LIMIT: Duration = Duration::from_secs(600);
+/// Limit of both guests together, which usually take a minute or two.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Names of the guests.
 const BASELINE: &str = "without VMSRS";
 const PROTECTED: &str = "with VMSRS";
 
-/// Runs the demonstration; whether all promises were kept.
+/// Runs the demonstration; returns whether all promises were kept.
 ///
 /// # Errors
 ///
-/// When it cannot be run to its end.
+/// When it cannot be completed.
 pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
     let start = Instant::now();
     let steps = Steps::new();
@@ -44,7 +44,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
     )?;
     let (baseline, protected) = (found.take(BASELINE)?, found.take(PROTECTED)?);
 
-    let report = Report::new(
+    let report = report(
         guests.accelerator(),
         guests.kernel_release(),
         &baseline.outcome,
@@ -58,7 +58,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
     Ok(broken.is_empty())
 }
 
-/// What was not as promised.
+/// The broken promises.
 fn broken_promises(baseline: &Outcome, protected: &Outcome) -> Vec<String> {
     let mut broken = protected.broken_promises();
     if protected.protection != "full" {
@@ -68,7 +68,7 @@ fn broken_promises(baseline: &Outcome, protected: &Outcome) -> Vec<String> {
         ));
     }
     if baseline.died.is_none() && baseline.fatal_requests > 0 {
-        broken.push("the server without VMSRS survived: the comparison shows nothing".to_owned());
+        broken.push("the server without VMSRS survived: there is nothing to compare".to_owned());
     }
     broken
 }
@@ -93,6 +93,6 @@ fn show(baseline: &Loaded, protected: &Loaded, broken: &[String]) {
         println!("  BROKEN: {promise}");
     }
     if broken.is_empty() {
-        println!("  Every fatal request cost itself alone.");
+        println!("  Every fatal request failed alone.");
     }
 }

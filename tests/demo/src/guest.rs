@@ -1,11 +1,11 @@
-//! The side of the KVM host: makes the load against a guest's server.
+//! The side of the KVM host: runs the load against a guest's server.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use vmsrs_bed::guest::Guest;
-use vmsrs_ledger::guest::session::{self, Teller, print_incidents};
+use vmsrs_ledger::guest::session::{self, ProgressSender, print_incidents};
 use vmsrs_ledger::guest::{Finding, ledger};
 use vmsrs_ledger::load;
 use vmsrs_ledger::load::outcome::{Outcome, Progress};
@@ -13,7 +13,7 @@ use vmsrs_report::steps::Count;
 
 use crate::cli::GuestArgs;
 
-/// What the load of a guest's server has found.
+/// The result of loading a guest's server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Loaded {
     /// The load's own result.
@@ -37,12 +37,12 @@ impl Finding for Loaded {
     }
 
     fn is_good(&self) -> bool {
-        // The server without VMSRS is to die; what the guest says of it is of no interest.
+        // The server without VMSRS is meant to die; that guest's logs are not needed.
         self.outcome.protection == "plain" || self.outcome.broken_promises().is_empty()
     }
 }
 
-/// What is shown of the progress of a load.
+/// How the progress of a load is shown.
 #[must_use]
 pub fn count(progress: &Progress) -> Count {
     Count {
@@ -55,7 +55,7 @@ pub fn count(progress: &Progress) -> Count {
     }
 }
 
-/// Boots a guest, makes the load and stops the guest; whether that came to a result.
+/// Boots a guest, runs the load and stops the guest; returns whether there is a result.
 ///
 /// # Errors
 ///
@@ -65,13 +65,13 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
         &args.name,
         &args.boot,
         &args.boot.config(),
-        |guest, teller| load(guest, teller, args),
+        |guest, sender| load(guest, sender, args),
     )
 }
 
-fn load(guest: &Guest, teller: &mut Teller, args: &GuestArgs) -> Result<Loaded> {
+fn load(guest: &Guest, sender: &mut ProgressSender, args: &GuestArgs) -> Result<Loaded> {
     let outcome = load::run(&args.load.options(ledger()), |progress| {
-        teller.progress::<Loaded>(progress);
+        sender.progress::<Loaded>(progress);
     })?;
     print_incidents(guest, &outcome.innocent_incidents);
     Ok(Loaded {

@@ -14,7 +14,7 @@ use vmsrs_report::steps::Steps;
 use crate::cli::LoadArgs;
 use crate::guest::Loaded;
 
-/// Which of the two servers.
+/// One of the two servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Half {
     /// Without VMSRS.
@@ -88,8 +88,7 @@ impl Guests {
         self.parts.kernel.release()
     }
 
-    /// Makes the loads, each with its name and against a guest of its own, one after the other in one session of the
-    /// KVM host.
+    /// Runs the named loads, each against its own guest, one after the other in one session of the KVM host.
     ///
     /// # Errors
     ///

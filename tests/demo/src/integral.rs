@@ -1,5 +1,5 @@
-//! What ordinary requests notice of fatal ones: their latency and their number over time, beside the same load without
-//! fatal requests, and beside the server without VMSRS.
+//! How fatal requests affect ordinary ones: latency and throughput, compared with the same load without fatal requests
+//! and with the server without VMSRS.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use vmsrs_report::table::{Table, numbers, words};
 use crate::cli::IntegralArgs;
 use crate::guests::{Guests, Half};
 
-/// Intervals of the time line that one point of the chart has.
-const INTERVALS_A_POINT: usize = 4;
+/// Intervals of the time line for each point of the chart.
+const INTERVALS_PER_POINT: usize = 4;
 
 /// The loads that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +46,7 @@ impl Load {
         }
     }
 
-    /// The order in a round: in any three rounds each is first, second and last, so that none has
-    /// the quieter machine.
+    /// The order in a round: over three rounds each load is first, second and last once, so that none is favoured.
     fn order(round: u32) -> [Self; 3] {
         let mut order = Self::ALL;
         order.rotate_left(round as usize % Self::ALL.len());
@@ -73,7 +72,7 @@ struct Report {
 struct Compared {
     name: String,
     fatal_requests: u64,
-    /// Fatal requests that were undone exactly.
+    /// Fatal requests that were undone completely.
     recovered: u64,
     /// Ordinary requests that failed or had a wrong answer.
     ordinary_failed: u64,
@@ -91,7 +90,7 @@ struct Round {
     timeline: Vec<u64>,
 }
 
-/// What is known of ordinary requests.
+/// Measurements of ordinary requests.
 #[derive(Debug, Serialize)]
 struct Figures {
     ordinary_requests: u64,
@@ -138,17 +137,17 @@ impl Compared {
         }
     }
 
-    /// The mean of all rounds, as long as all of them last.
+    /// The mean of all rounds, up to the end of the shortest.
     fn line(&self) -> Line {
-        let seconds = INTERVAL.as_secs_f64() * INTERVALS_A_POINT as f64;
-        // The last interval is not a whole one.
-        let whole = |round: &Round| round.timeline.len().saturating_sub(1) / INTERVALS_A_POINT;
+        let seconds = INTERVAL.as_secs_f64() * INTERVALS_PER_POINT as f64;
+        // The last interval is incomplete.
+        let whole = |round: &Round| round.timeline.len().saturating_sub(1) / INTERVALS_PER_POINT;
         let points = self.rounds.iter().map(whole).min().unwrap_or(0);
         let mean = |point: usize| {
-            let from = point * INTERVALS_A_POINT;
+            let from = point * INTERVALS_PER_POINT;
             let rounds = self.rounds.iter();
             let sum: u64 = rounds
-                .flat_map(|round| &round.timeline[from..from + INTERVALS_A_POINT])
+                .flat_map(|round| &round.timeline[from..from + INTERVALS_PER_POINT])
                 .sum();
             sum as f64 / (self.rounds.len() as f64 * seconds)
         };
@@ -161,11 +160,11 @@ impl Compared {
     }
 }
 
-/// Makes the measurement; whether all promises were kept meanwhile.
+/// Runs the measurement; returns whether all promises were kept.
 ///
 /// # Errors
 ///
-/// When it cannot be made to its end.
+/// When it cannot be completed.
 pub fn run(args: &IntegralArgs) -> Result<bool> {
     let steps = Steps::new();
     let folder = project::root().join("target/integral");
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn each_load_takes_each_place_in_a_round() {
+    fn each_load_takes_each_position_in_a_round() {
         for load in Load::ALL {
             for place in 0..3 {
                 assert!((0..3).any(|round| Load::order(round)[place] == load));
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_point_of_the_line_is_the_mean_of_the_rounds_while_all_last() {
+    fn point_of_the_line_is_the_mean_of_all_rounds() {
         assert_eq!(two_rounds().line().points, [(0.5, 11.0)]);
     }
 

@@ -1,4 +1,4 @@
-//! The demonstration: load, faults, model and the table.
+//! The demonstration's command.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes the load against a running server; whether all promises were kept.
+/// Runs the load against a running server; returns whether all promises were kept.
 fn run_load(address: SocketAddr, args: &LoadArgs) -> Result<bool> {
     let steps = Steps::new();
     let outcome = load::run(&args.options(address), |progress| {

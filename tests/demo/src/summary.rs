@@ -3,7 +3,7 @@
 use vmsrs_ledger::load::outcome::Outcome;
 use vmsrs_report::table::{Table, numbers, words};
 
-/// What became of each kind of bug, and the facts of the load.
+/// A table of the bugs, and the facts of the load.
 pub fn summary(outcome: &Outcome, incidents: Option<u64>) -> String {
     format!("{}\n{}", kinds(outcome), facts(outcome, incidents))
 }
@@ -34,7 +34,7 @@ fn kinds(outcome: &Outcome) -> Table {
 
 fn facts(outcome: &Outcome, incidents: Option<u64>) -> Table {
     let answer = outcome.kinds.iter().find(|kind| !kind.answer.is_empty());
-    let answer = answer.map(|kind| ("what the guilty client gets", kind.answer.clone()));
+    let answer = answer.map(|kind| ("answer to a failing request", kind.answer.clone()));
     let counts = [
         (
             "users, connections",

@@ -95,6 +95,8 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
     let e2e = Path::new(env!("CARGO_BIN_EXE_vmsrs-e2e"));
     let variables = folder.path().join("variables");
     compile_c("variables.c", &programs, &variables)?;
+    let resets = folder.path().join("resets");
+    compile_kernel("resets.S", &resets)?;
     bed.image()?
         .modules(["virtio_mmio", "virtio_net"])
         .module_file(&modules.driver)
@@ -110,6 +112,7 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         .program(programs.join("vmsrs"), "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
+        .file(&resets, "resets")
         .env("RUST_BACKTRACE", "0")
         // Debian's 6.1 for clouds cannot take memory out of use: CONFIG_MEMORY_FAILURE is not set there.
         .host_kernel(Series::V6_12)
@@ -140,19 +143,37 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
 
 /// Compiles a C program of this crate against the library in `folder`.
 fn compile_c(source: &str, folder: &Path, program: &Path) -> Result<()> {
-    let root = project::root();
-    let output = Command::new("cc")
-        .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
-        .arg(root.join("guest-lib/include"))
-        .arg(root.join("tests/e2e/programs").join(source))
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
+        .arg(project::root().join("guest-lib/include"))
+        .arg(source_path(source))
         .arg("-L")
         .arg(folder)
-        .args(["-lvmsrs", "-Wl,-z,now", "-o"])
-        .arg(program)
-        .output()
-        .context("start cc; install gcc")?;
+        .args(["-lvmsrs", "-Wl,-z,now"]);
+    compile(&mut cc, program)
+}
+
+/// Compiles a kernel of this crate, which is loaded at 2 MiB.
+fn compile_kernel(source: &str, kernel: &Path) -> Result<()> {
+    let mut cc = Command::new("cc");
+    cc.args(["-nostdlib", "-static", "-no-pie"])
+        .arg("-Wl,-Ttext=0x200000,--build-id=none")
+        .arg(source_path(source));
+    compile(&mut cc, kernel)
+}
+
+fn source_path(name: &str) -> PathBuf {
+    project::root().join("tests/e2e/programs").join(name)
+}
+
+fn compile(cc: &mut Command, program: &Path) -> Result<()> {
+    let output = cc.arg("-o").arg(program).output();
+    let output = output.context("start cc; install gcc")?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{source}: {errors}");
+    ensure!(
+        output.status.success(),
+        "cannot compile {program:?}: {errors}"
+    );
     Ok(())
 }
 

@@ -84,7 +84,7 @@ fuzz_target!(|input: &[u8]| {
             let granted = engine.frame_state(frame) == Some(FrameState::Granted);
             assert_eq!(writable, granted, "frame {frame}");
         }
-        let laundry = engine.take_laundry(16);
-        engine.cleansed(laundry);
+        let retired = engine.take_retired(16);
+        engine.cleansed(retired);
     }
 });

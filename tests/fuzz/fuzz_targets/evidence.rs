@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use vmsrs_host::control::{ProgramFacts, RequestFacts, Restored};
-use vmsrs_host::symbols::{Module, SymbolFiles, trace, whose};
+use vmsrs_host::symbols::{Module, SymbolFiles, describe_owner, trace};
 use vmsrs_protocol::incident::{ModuleEntry, REG_RBP, REG_RIP, REG_RSP, REGISTERS};
 
 const BASE: u64 = 0x5555_0000_0000;
@@ -75,5 +75,5 @@ fuzz_target!(|input: &[u8]| {
         backtrace: Vec::new(),
     };
     assert!(!trace(&facts, files).frames.is_empty());
-    assert!(!whose(word(8), &facts).is_empty());
+    assert!(!describe_owner(word(8), &facts).is_empty());
 });

@@ -152,7 +152,7 @@ fn begins(line: &str) -> Option<&'static str> {
     }
 }
 
-/// Paragraphs and lists, filled anew to the width.
+/// Paragraphs and lists, wrapped at the width.
 fn flow(text: &mut String, indent: &str, lines: &[String]) {
     let width = WIDTH - indent.len() * TAB - 3;
     let (mut filled, mut hanging) = (String::new(), "");
@@ -204,14 +204,17 @@ fn kernel_doc(text: &mut String, item: &Item, members: &[Member]) {
 /// Words that follow a label in a comment, on as many lines as they need.
 fn wrap(text: &mut String, label: &str, words: &str) {
     let mut line = format!(" * {label}");
+    let mut columns = line.chars().count();
     for word in words.split_whitespace() {
-        if line.chars().count() + 1 + word.chars().count() > WIDTH {
+        let length = word.chars().count();
+        if columns + 1 + length > WIDTH {
             let _ = writeln!(text, "{line}");
-            line = " *\t".to_owned();
-            line.push_str(word);
+            line = format!(" *\t{word}");
+            columns = TAB + length;
         } else {
             line.push(' ');
             line.push_str(word);
+            columns += 1 + length;
         }
     }
     let _ = writeln!(text, "{line}");

@@ -33,7 +33,7 @@ fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .nth(2)
-        .expect("this crate lies two folders below the project")
+        .expect("this crate is two folders below the project")
         .to_path_buf()
 }
 
@@ -77,13 +77,15 @@ pub fn headers() -> Vec<Header> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     #[test]
-    fn checked_in_headers_are_what_the_sources_say() {
+    fn checked_in_headers_are_current() {
         for header in super::headers() {
-            let there = std::fs::read_to_string(&header.path).unwrap_or_default();
+            let found = fs::read_to_string(&header.path).unwrap_or_default();
             assert!(
-                there == header.text,
-                "{} differs from its Rust source: run `make headers` and commit the result",
+                found == header.text,
+                "{} differs from its sources: run `make headers` and commit the result",
                 header.path.display()
             );
         }

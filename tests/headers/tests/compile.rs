@@ -111,3 +111,28 @@ int use(const vmsrs_domain *domain, vmsrs_request_fn function)
 "#;
     compile_as_c_and_cpp(source);
 }
+
+/// The example in the comment of the library's header: a function, and statements.
+#[test]
+fn example_of_the_library_header_compiles() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let header = std::fs::read_to_string(root.join("guest-lib/include/vmsrs.h")).unwrap();
+    let comment = header.split("*/").nth(1).unwrap();
+    let lines = comment.lines().skip_while(|line| !line.starts_with(" *\t"));
+    let lines: Vec<_> = lines
+        .take_while(|line| line.trim_end() == " *" || line.starts_with(" *\t"))
+        .map(|line| &line[2..])
+        .collect();
+    let end = lines.iter().position(|line| *line == "\t}").unwrap();
+    let (function, statements) = lines.split_at(end + 1);
+    assert!(!statements.is_empty());
+    let source = format!(
+        "#include <stdio.h>\n#include \"vmsrs.h\"\n{}\nint main(void)\n{{\n{}\nreturn code;\n}}\n",
+        function.join("\n").replace(
+            "(vmsrs_request *request",
+            "(vmsrs_request *request __attribute__((unused))"
+        ),
+        statements.join("\n"),
+    );
+    compile("gcc", "gnu11", &source);
+}

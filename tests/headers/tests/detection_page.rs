@@ -1,17 +1,17 @@
-//! The page that says what is detected claims nothing that no test shows.
+//! Every claim of docs/detection.md names a test, and the test exists.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-/// Least length of a test's name: what is shorter in the table's cells is something else.
+/// Minimum length of a name in the table that is taken for a test.
 const NAME_MIN: usize = 15;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .nth(2)
-        .expect("this crate lies two folders below the project")
+        .expect("this crate is two folders below the project")
 }
 
 fn is_name(text: &str) -> bool {
@@ -19,7 +19,7 @@ fn is_name(text: &str) -> bool {
     text.len() >= NAME_MIN && text.contains('_') && text.bytes().all(allowed)
 }
 
-/// What stands between backticks and looks like the name of a test.
+/// Code spans that look like names of tests.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split('`')
         .skip(1)
@@ -27,7 +27,7 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
         .filter(|name| is_name(name))
 }
 
-/// Names of test functions and behaviours in a source: functions below `#[test]`, and strings.
+/// Names of tests in a source: functions with `#[test]`, and the strings that name behaviours.
 fn collect(source: &str, found: &mut HashSet<String>) {
     let mut is_test = false;
     for line in source.lines().map(str::trim) {
@@ -67,7 +67,7 @@ fn tests() -> HashSet<String> {
     found
 }
 
-/// Rows of tables that make a claim: neither a heading nor the line below it.
+/// Rows of tables without their headings.
 fn rows(page: &str) -> Vec<&str> {
     let lines: Vec<_> = page.lines().collect();
     let heading = |at: usize| {
@@ -90,14 +90,14 @@ fn every_claim_of_the_page_has_a_test_that_exists() {
     assert!(rows.len() > 30, "{} rows", rows.len());
     for row in rows {
         let last = row.trim_end_matches('|').rsplit('|').next().unwrap();
-        assert!(names(last).next().is_some(), "no test beside: {row}");
+        assert!(names(last).next().is_some(), "no test in the row: {row}");
     }
     let missing: Vec<_> = names(&page).filter(|name| !tests.contains(*name)).collect();
     assert!(missing.is_empty(), "no such tests: {missing:#?}");
 }
 
 #[test]
-fn a_name_that_is_only_mentioned_or_is_no_test_does_not_count() {
+fn mentioned_names_and_plain_functions_are_not_tests() {
     let source = "#[test]\nfn a_test_that_is_there() {}\nfn a_function_that_is_none() {}\n\
                   // `a_test_that_is_mentioned`\n    name: \"a_behaviour_with_a_name\",\n";
     let mut found = HashSet::new();

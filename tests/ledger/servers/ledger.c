@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
- * ledger: a small multi-user server, and how it is made to survive its own bugs.
+ * ledger: a small multi-user server that survives its own bugs.
  *
- * Users have a balance and notes; a directory that all users share has facts about each of them.
- * Clients speak a line protocol over TCP (docs/demo.md). A thread serves each connection.
+ * Users have a balance and notes; a directory that all users share has some facts about each of
+ * them. Clients speak a line protocol over TCP (docs/demo.md). Each connection has a thread.
  *
  * The file builds into two programs:
  *
  *   cc -O2 -pthread ledger.c -lvmsrs -Wl,-z,now   the server with VMSRS
  *   cc -O2 -pthread -DPLAIN ledger.c              the same server with malloc and mutexes
  *
- * Some handlers have bugs. They are the ordinary kind: a check that is missing, a number that is
- * cut off, a pointer kept too long. Each is marked "BUG" with the request that reaches it. The
- * plain server dies of them, or goes on with somebody's data destroyed. The server with VMSRS
- * answers that one request with an error and goes on as if it had never come.
+ * Some handlers have ordinary bugs: a missing check, a truncated number, a dangling pointer. Each is
+ * marked "BUG" with the request that reaches it. The plain server dies of them, or continues with
+ * somebody's data destroyed. The server with VMSRS answers that one request with an error and
+ * continues as if it had never come.
  *
- * If you want to port a server of your own, look for "STEP 1" to "STEP 7".
+ * To port a server of your own, look for "STEP 1" to "STEP 7".
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -41,8 +41,8 @@
 #include "vmsrs.h"
 #else
 /*
- * What the server uses of vmsrs.h, made of malloc and mutexes: a domain is a lock and a root
- * pointer, a request is a function call, and an error is the end of the process.
+ * The part of vmsrs.h that the server uses, built on malloc and mutexes: a domain is a lock and a
+ * root pointer, a request is a function call, and an error ends the process.
  */
 enum { VMSRS_OK = 0 };
 typedef struct {
@@ -53,6 +53,9 @@ typedef struct {
 	vmsrs_domain *held[4];
 	unsigned int count;
 } vmsrs_request;
+typedef struct {
+	uint32_t lock_timeout_ms; /* mutexes wait for as long as it takes */
+} vmsrs_options;
 typedef int (*vmsrs_request_fn)(vmsrs_request *request, void *argument);
 
 static int vmsrs_domain_open(void *app, const void *key, size_t length, vmsrs_domain **domain)
@@ -85,6 +88,13 @@ static int vmsrs_run(vmsrs_domain *domain, vmsrs_request_fn function, void *argu
 	while (request.count)
 		vmsrs_leave(&request, request.held[request.count - 1]);
 	return VMSRS_OK;
+}
+
+static int vmsrs_run_with(vmsrs_domain *domain, const vmsrs_options *options, vmsrs_request_fn function,
+			  void *argument, int *result)
+{
+	(void)options;
+	return vmsrs_run(domain, function, argument, result);
 }
 
 static void *vmsrs_alloc(vmsrs_domain *domain, size_t size)
@@ -131,11 +141,11 @@ __attribute__((noreturn)) static void vmsrs_fail(const char *message)
 /* ---- State that outlives requests ------------------------------------------------------------ */
 
 /*
- * STEP 1. Find what has to be right after an error, and who owns it.
+ * STEP 1. Find the state that must be correct after an error, and who owns it.
  *
- * Each user's state is one domain; the directory, which belongs to all, is another. A domain has
- * a heap of its own, and its root pointer says where everything starts. Pointers in it, also
- * those from one domain to another, stay good when the process starts again.
+ * Each user's state is one domain; the shared directory is another. A domain has its own heap, and
+ * its root pointer leads to everything in it. Pointers in a domain, also those to other domains,
+ * stay valid when the process restarts.
  */
 
 enum { NAME_LENGTH = 24, MEMO_LENGTH = 40, LABELS = 4, FEE = 1, FREE_CREDIT = 1000000000 };
@@ -145,7 +155,7 @@ struct note {
 	uint32_t id;
 	uint32_t capacity; /* bytes at text */
 	uint32_t length;   /* bytes of text in use */
-	uint32_t changed;  /* the user's number of changes at the last one of this note */
+	uint32_t changed;  /* the user's number of changes at the last change of this note */
 	char *text;
 };
 
@@ -157,7 +167,7 @@ struct user {
 	uint32_t note_count;
 	uint32_t last_id;
 	uint32_t memo_length;
-	char memo[MEMO_LENGTH]; /* the last request that changed anything, cut to its beginning */
+	char memo[MEMO_LENGTH]; /* start of the last request that changed anything */
 	struct note *notes;	/* newest last */
 	struct entry *entry;	/* this user's entry in the directory */
 };
@@ -181,30 +191,30 @@ struct directory {
 
 /* ---- Ordinary memory of the process ---------------------------------------------------------- */
 
-/* A user as this process knows him: the way to his domain. Never freed. */
+/* A user known to this process, with its domain. Never freed. */
 struct account {
 	struct account *next;
 	char name[NAME_LENGTH];
 	vmsrs_domain *domain;
 };
 
-enum { LINE_MAX_BYTES = 65536, REPLY_MAX_BYTES = 65536 };
+enum { LINE_MAX_BYTES = 65536, REPLY_MAX_BYTES = 65536, LOCK_TIMEOUT_MS = 600000 };
 
 /* One connection. */
 struct session {
 	int socket;
-	struct account *account; /* chosen by USER, or NULL */
+	struct account *account; /* selected by USER, or NULL */
 	size_t reply_length;
 	char input[LINE_MAX_BYTES];
 	char reply[REPLY_MAX_BYTES];
 };
 
-/* One request: a line, taken apart. */
+/* One request: a parsed line. */
 struct request {
 	struct session *session;
 	const struct command *command;
 	char *line;	/* all of it */
-	char *argument; /* behind the command's name */
+	char *argument; /* what follows the command's name */
 	struct account *account;
 	struct account *other; /* receiver of a TRANSFER */
 	int64_t amount;
@@ -213,7 +223,7 @@ struct request {
 
 struct command {
 	const char *name;
-	/* Does the work. Runs inside a request, on the domain of the session's user. */
+	/* Does the work, in a request on the domain of the session's user. */
 	void (*handle)(struct request *request, struct user *user);
 };
 
@@ -228,7 +238,7 @@ static vmsrs_domain *directory_domain;
 static atomic_ulong requests_served, requests_failed;
 static char boot_id[40];
 
-/* Adds to the session's reply; what does not fit is cut off. */
+/* Adds to the session's reply, which is truncated if it does not fit. */
 __attribute__((format(printf, 2, 3))) static void say(struct session *session, const char *format, ...)
 {
 	size_t room = sizeof(session->reply) - session->reply_length;
@@ -256,10 +266,10 @@ static void say_bytes(struct session *session, const char *bytes, size_t length)
 /* ---- Memory and locks ------------------------------------------------------------------------ */
 
 /*
- * STEP 2. Take lasting memory from the domain that owns it: vmsrs_alloc and vmsrs_free instead of
- * malloc and free. Other memory stays as it is.
+ * STEP 2. Allocate lasting memory from the domain that owns it: vmsrs_alloc and vmsrs_free instead
+ * of malloc and free. Other memory stays as it is.
  *
- * vmsrs_fail gives the request up from any depth. Whatever was changed is as before, so there is
+ * vmsrs_fail aborts the request from any depth. All its changes to domains are undone, so there is
  * no need to unwind by hand.
  */
 static void *allocate(vmsrs_domain *domain, size_t size)
@@ -267,7 +277,7 @@ static void *allocate(vmsrs_domain *domain, size_t size)
 	void *block = vmsrs_alloc(domain, size ? size : 1);
 
 	if (!block)
-		vmsrs_fail(errno == ENOMEM ? "no memory for the request" : "memory of a domain that is not held");
+		vmsrs_fail(errno == ENOMEM ? "no memory for the request" : "allocation in a domain that is not held");
 	return block;
 }
 
@@ -276,7 +286,7 @@ static void release(vmsrs_domain *domain, void *block)
 	vmsrs_free(domain, block);
 }
 
-/* Notes in the user's state that a request changes it. */
+/* Records in the user's state that a request changes it. */
 static void touch(struct request *request, struct user *user)
 {
 	size_t length = strlen(request->line);
@@ -288,7 +298,7 @@ static void touch(struct request *request, struct user *user)
 	user->changes++;
 }
 
-/* touch(), for a request that costs a fee. Answers the client and gives false without credit. */
+/* touch() for a request that costs a fee. Without credit it answers the client and returns false. */
 static bool charge(struct request *request, struct user *user)
 {
 	if (user->balance < FEE) {
@@ -301,13 +311,13 @@ static bool charge(struct request *request, struct user *user)
 }
 
 /*
- * STEP 4. Enter what is shared. enter() takes the lock of the directory's domain; writes to it are
- * allowed from there on. There are two ways to go on:
+ * STEP 4. Enter shared domains. enter() takes the lock of the directory's domain; from then on the
+ * request may write to it. There are two ways to continue:
  *
- * - leave() commits what was done to the directory and gives the lock back at once. An error later
- *   in the request does not take it back. See directory().
+ * - leave() commits the changes of the directory and releases the lock at once. An error later in
+ *   the request does not undo them. See directory().
  * - Without leave() the lock is kept and the directory commits together with the user's state: both
- *   change or neither does. Here that is wanted, since the entry repeats facts of the user.
+ *   change or neither does. This is needed for the entry, which repeats facts of the user.
  */
 static void enter(vmsrs_request *running, vmsrs_domain *domain)
 {
@@ -370,7 +380,7 @@ static void release_note(vmsrs_domain *own, struct note *note)
 	release(own, text);
 }
 
-/* Gives the note room for `size` bytes of text, keeping what it has. */
+/* Gives the note room for `size` bytes of text, and keeps its text. */
 static void grow_note(vmsrs_domain *own, struct note *note, uint32_t size)
 {
 	char *text = allocate(own, size);
@@ -418,7 +428,7 @@ static void note_edit(struct request *request, struct user *user)
 		text++;
 	length = (uint32_t)strlen(text);
 	touch(request, user);
-	/* BUG, null write: an id that does not exist. The check for NULL is missing. */
+	/* BUG, null write: the check for NULL, an unknown id, is missing. */
 	note->changed = (uint32_t)user->changes;
 	note->length = 0;
 	if (note->capacity < length)
@@ -432,26 +442,26 @@ static void note_edit(struct request *request, struct user *user)
 /* NOTE DELETE <id> [<id> ...]: all of them or none. */
 static void note_delete(struct request *request, struct user *user)
 {
-	struct note *doomed[16];
+	struct note *victims[16];
 	unsigned int count = 0;
 	char *next = request->argument;
 
-	while (*next && count < sizeof(doomed) / sizeof(doomed[0])) {
+	while (*next && count < sizeof(victims) / sizeof(victims[0])) {
 		struct note *note = find_note(user, (uint32_t)strtoul(next, &next, 10));
 
 		if (!note) {
 			say(request->session, "NO note");
 			return;
 		}
-		doomed[count++] = note;
+		victims[count++] = note;
 		while (*next == ' ')
 			next++;
 	}
 	touch(request, user);
-	/* BUG, double free: an id that is named twice. All were looked up before any was freed. */
+	/* BUG, double free: an id that is given twice. All are looked up before any is freed. */
 	for (unsigned int i = 0; i < count; i++) {
-		unlink_note(user, doomed[i]);
-		release_note(request->account->domain, doomed[i]);
+		unlink_note(user, victims[i]);
+		release_note(request->account->domain, victims[i]);
 	}
 	update_entry(request, user);
 	say(request->session, "OK notes=%" PRIu32, user->note_count);
@@ -471,7 +481,7 @@ static void note_pad(struct request *request, struct user *user)
 	char *rest;
 	struct note *note = find_note(user, (uint32_t)strtoul(request->argument, &rest, 10));
 	unsigned long width = strtoul(rest, NULL, 10);
-	/* BUG, heap overflow: from 65,536 on the width is cut off here, and the room is too small. */
+	/* BUG, heap overflow: from 65,536 on the width is truncated here, and the room is too small. */
 	uint16_t room = (uint16_t)width;
 
 	if (!note) {
@@ -509,7 +519,7 @@ static void note_quote(struct request *request, struct user *user)
 	end = text;
 	*end++ = '"';
 	for (uint32_t i = 0; i < note->length; i++) {
-		/* BUG, small overrun: quotes inside the text need room that nobody counted. */
+		/* BUG, small overrun: quotes in the text need room that was not counted. */
 		if (note->text[i] == '"')
 			*end++ = '\\';
 		*end++ = note->text[i];
@@ -548,20 +558,20 @@ static void note_join(struct request *request, struct user *user)
 	first->capacity = length;
 	unlink_note(user, second);
 	release_note(own, second);
-	/* BUG, use after free: a note joined with itself is gone by now. */
+	/* BUG, use after free: a note that is joined with itself has been freed. */
 	first->length = length;
 	first->changed = (uint32_t)user->changes;
 	update_entry(request, user);
 	say(request->session, "OK notes=%" PRIu32, user->note_count);
 }
 
-/* Kept a function of its own, or compilers turn the division by zero into another fault. */
+/* Not inlined: compilers would turn the division by zero into another fault. */
 __attribute__((noinline)) static uint32_t mean(uint32_t total, uint32_t count)
 {
 	return total / count;
 }
 
-/* NOTE AVERAGE <prefix>: mean length of the notes that begin so. Costs a fee. */
+/* NOTE AVERAGE <prefix>: mean length of the notes with this prefix. Costs a fee. */
 static void note_average(struct request *request, struct user *user)
 {
 	size_t prefix = strlen(request->argument);
@@ -575,7 +585,7 @@ static void note_average(struct request *request, struct user *user)
 			count++;
 		}
 	}
-	/* BUG, division by zero: no note begins so. */
+	/* BUG, division by zero: no note has the prefix. */
 	total = mean(total, count);
 	update_entry(request, user);
 	say(request->session, "OK average=%" PRIu32, total);
@@ -610,8 +620,8 @@ static void withdraw(struct request *request, struct user *user)
 }
 
 /*
- * TRANSFER <user> <amount>: serve() has both users' domains by now, taken in order of name, so
- * that two opposite transfers don't wait for each other for ever.
+ * TRANSFER <user> <amount>: serve() has taken both users' domains in order of name, so that opposite
+ * transfers do not deadlock.
  */
 static void transfer(struct request *request, struct user *user)
 {
@@ -643,7 +653,7 @@ static void tax(struct request *request, struct user *user)
 	touch(request, user);
 	user->balance -= user->balance * request->amount / 100;
 	update_entry(request, user);
-	/* BUG, abort: nobody checked that the percentage is at most 100. */
+	/* BUG, abort: the percentage is not checked. */
 	assert(user->balance >= 0);
 	say(request->session, "OK balance=%" PRId64, user->balance);
 }
@@ -657,7 +667,7 @@ static void label(struct request *request, struct user *user)
 	if (!charge(request, user))
 		return;
 	update_entry(request, user);
-	/* BUG, wild pointer: any slot is taken. The directory is locked and half changed by now. */
+	/* BUG, wild pointer: the slot is not checked. The directory is locked and half changed. */
 	user->entry->label[slot] = strtol(rest, NULL, 10);
 	say(request->session, "OK label=%" PRId64, user->entry->label[slot]);
 }
@@ -686,7 +696,7 @@ static uint64_t expression(const char **text, bool *good)
 	for (;;) {
 		if (**text == '(') {
 			(*text)++;
-			/* BUG, stack overflow: nobody counts the parentheses. */
+			/* BUG, stack overflow: the depth is not limited. */
 			values[depth] = expression(text, good);
 			if (**text == ')')
 				(*text)++;
@@ -745,8 +755,8 @@ static void read_all(struct request *request, struct user *user)
 }
 
 /*
- * DIRECTORY: all entries. The count of listings has nothing to do with the user's state, so it is
- * committed by leave(), and the lock is free again when the answer is sent.
+ * DIRECTORY: all entries. The count of listings does not depend on the user's state, so leave()
+ * commits it, and the lock is free when the answer is sent.
  */
 static void directory(struct request *request, struct user *user)
 {
@@ -779,8 +789,8 @@ static const struct command commands[] = {
 /* ---- Serving --------------------------------------------------------------------------------- */
 
 /*
- * Finds the account in this process's list, or adds it. Returns NULL when it is not there and
- * `add` is false, or when the domain can't be opened.
+ * Finds the account in this process's list, or adds it. Returns NULL when it is not there and `add`
+ * is false, or when the domain cannot be opened.
  */
 static struct account *find_account(const char *name, bool add)
 {
@@ -809,7 +819,7 @@ out:
 	return account;
 }
 
-/* Makes the directory if this is the first start ever, and finds the users of earlier starts. */
+/* Creates the directory on the very first start, and finds the users of earlier starts. */
 static int start_directory(vmsrs_request *running, void *unused)
 {
 	struct directory *directory = vmsrs_root(directory_domain);
@@ -827,8 +837,8 @@ static int start_directory(vmsrs_request *running, void *unused)
 	return 0;
 }
 
-/* Makes the state of a new user, and the entry in the directory. */
-static struct user *make_user(struct request *request)
+/* Creates the state of a new user, and the entry in the directory. */
+static struct user *create_user(struct request *request)
 {
 	struct account *account = request->account;
 	struct user *user = vmsrs_alloc_zeroed(account->domain, sizeof(*user));
@@ -865,7 +875,7 @@ static int serve(vmsrs_request *running, void *argument)
 	user = vmsrs_root(request->account->domain);
 	if (!request->command) {
 		if (!user)
-			user = make_user(request);
+			user = create_user(request);
 		say(request->session, "OK user=%s", user->name);
 	} else if (user) {
 		request->command->handle(request, user);
@@ -876,22 +886,24 @@ static int serve(vmsrs_request *running, void *argument)
 }
 
 /*
- * STEP 3. Run each request with vmsrs_run, on the domain of the user whose request it is. The
- * function runs on a stack of its own; when it returns, what it did is committed.
+ * STEP 3. Run each request with vmsrs_run or vmsrs_run_with, on the domain of its user. The function
+ * runs on a stack of its own; when it returns, its changes are committed. The option gives requests
+ * more time to wait for a lock than the default, for machines that are emulated and overloaded.
  *
- * STEP 5. When vmsrs_run says VMSRS_EFAILED, the request hit an error, and everything it wrote to
- * domains is as if it had never run. What it did outside of domains is still there: here that is
- * half an answer in the session's buffer, which is dropped. Tell the client, and go on.
+ * STEP 5. When that returns VMSRS_EFAILED, the request hit an error, and its changes to domains
+ * have been undone. Changes outside of domains remain: here that is half an answer in the session's
+ * buffer, which is dropped. Tell the client, and continue.
  */
 static void run(struct request *request)
 {
 	struct session *session = request->session;
 	struct account *first = request->account;
+	const vmsrs_options options = { .lock_timeout_ms = LOCK_TIMEOUT_MS };
 	int code, result;
 
 	if (request->other && strcmp(request->other->name, first->name) < 0)
 		first = request->other;
-	code = vmsrs_run(first->domain, serve, request, &result);
+	code = vmsrs_run_with(first->domain, &options, serve, request, &result);
 	atomic_fetch_add(&requests_served, 1);
 	if (code == VMSRS_OK)
 		return;
@@ -946,8 +958,8 @@ static void statistics(struct session *session)
 	    protection, atomic_load(&requests_served), atomic_load(&requests_failed));
 }
 
-/* If the line begins with the word or words, gives what is behind them, else NULL. */
-static char *behind(char *line, const char *words)
+/* What follows the word or words at the start of the line; NULL if it does not start with them. */
+static char *after(char *line, const char *words)
 {
 	size_t length = strlen(words);
 
@@ -956,7 +968,7 @@ static char *behind(char *line, const char *words)
 	return line + length + (line[length] == ' ');
 }
 
-/* Puts the answer to one line into the session's reply, without its end. False for QUIT. */
+/* Puts the answer to one line into the session's reply, without the newline. False for QUIT. */
 static bool answer(struct session *session, char *line)
 {
 	struct request request = { .session = session, .line = line, .account = session->account };
@@ -975,13 +987,13 @@ static bool answer(struct session *session, char *line)
 		statistics(session);
 		return true;
 	}
-	request.argument = behind(line, "USER");
+	request.argument = after(line, "USER");
 	if (request.argument) {
 		choose_user(&request);
 		return true;
 	}
 	for (request.command = commands; request.command < end; request.command++) {
-		request.argument = behind(line, request.command->name);
+		request.argument = after(line, request.command->name);
 		if (request.argument)
 			break;
 	}
@@ -1034,7 +1046,7 @@ static bool send_reply(struct session *session)
 	return true;
 }
 
-/* A thread for each connection. It needs no preparation: vmsrs_run does what a thread needs. */
+/* The thread of a connection. It needs no set-up: vmsrs_run does that. */
 static void *connection(void *argument)
 {
 	struct session *session = argument;
@@ -1080,7 +1092,7 @@ static void fatal(const char *what, const char *why)
 	exit(1);
 }
 
-/* Listens on the port, any free one for 0, and says which it is. */
+/* Listens on the port, or on any free one for 0, and prints its number. */
 static int listen_on(uint16_t port)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port) };
@@ -1099,8 +1111,8 @@ static int listen_on(uint16_t port)
 }
 
 /*
- * STEP 6. Open the app and the domains that everybody needs when the server starts. Outside of a
- * VMSRS guest this works too: errors are suppressed then, but nothing is restored. Say so.
+ * STEP 6. Open the app and the shared domains when the server starts. This also works outside of a
+ * VMSRS guest: errors are suppressed there, but nothing is restored. Say so.
  */
 static void open_app(void)
 {
@@ -1120,8 +1132,8 @@ static void open_app(void)
 		fatal("directory", "it could not be opened");
 #ifndef PLAIN
 	/*
-	 * STEP 7. Requests only read the variables above, so close them while requests run: a stray write to one
-	 * costs its request then, and not the server. Where the CPU has no protection keys, go on without.
+	 * STEP 7. Requests only read the variables above, so protect them while requests run: a stray write
+	 * to one then costs its request, not the server. Continue without on a CPU without protection keys.
 	 */
 	code = vmsrs_guard_variables();
 	if (code != VMSRS_OK && code != VMSRS_ENOKEYS)

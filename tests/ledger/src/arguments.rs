@@ -1,14 +1,14 @@
-//! Options as arguments for another process of the same program.
+//! Options as command-line arguments for another process of the same program.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// The options of a structure of clap's, whose fields have the options' names: `--name=value`, or `--name` for a flag
-/// that is set.
+/// The arguments that clap parses into `options`, a structure whose fields have the options' names: `--name=value`, or
+/// `--name` for a flag that is set.
 ///
 /// # Panics
 ///
-/// When a field is neither text, number, flag nor an `Option` of one.
+/// When a field is not a string, a number, a flag or an `Option` of one.
 pub fn arguments(options: &impl Serialize) -> Vec<String> {
     let Ok(Value::Object(fields)) = serde_json::to_value(options) else {
         panic!("options are a structure");

@@ -1,4 +1,4 @@
-//! The kinds of bugs, and the request that reaches each.
+//! The server's planted bugs, and the request that reaches each.
 
 use rand::Rng;
 
@@ -8,7 +8,7 @@ use crate::model::User;
 /// Parentheses in the expression that overflows every stack the server may have.
 const NESTING: usize = 40_000;
 
-/// A kind of bug in the server.
+/// A bug of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
     /// Write through a null pointer.
@@ -32,7 +32,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// All kinds.
+    /// All bugs.
     pub const ALL: [Self; 9] = [
         Self::NullWrite,
         Self::HeapOverflow,
@@ -60,7 +60,7 @@ impl Bug {
         }
     }
 
-    /// The ordinary request that must come first for the bug to be within reach, if any.
+    /// The ordinary request that must come first to make the bug reachable, if any.
     pub fn preparation(self, user: &User) -> Option<Command> {
         let rich = user.balance >= 100;
         match self {
@@ -77,7 +77,7 @@ impl Bug {
         }
     }
 
-    /// The fatal request. [`Bug::preparation`] must have nothing left to do.
+    /// The fatal request; [`Bug::preparation`] must return `None`.
     pub fn request(self, user: &User, rng: &mut impl Rng) -> Command {
         let note = |rng: &mut dyn rand::RngCore| {
             let index = rng.random_range(0..user.notes.len());
@@ -123,7 +123,7 @@ mod tests {
     use rand::{SeedableRng, rngs::SmallRng};
 
     #[test]
-    fn every_kind_is_within_reach_after_at_most_one_ordinary_request() {
+    fn every_bug_is_reachable_after_one_request() {
         let mut rng = SmallRng::seed_from_u64(1);
         for kind in Bug::ALL {
             let mut user = User::new("a");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_kinds_are_distinct() {
+    fn names_are_distinct() {
         let names: std::collections::BTreeSet<_> = Bug::ALL.map(Bug::name).into();
         assert_eq!(names.len(), Bug::ALL.len());
     }

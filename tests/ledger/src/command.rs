@@ -1,20 +1,20 @@
-//! What a client of the ledger can ask, and the line that asks it.
+//! The commands of the ledger's protocol.
 
 use std::fmt;
 
-/// Widths from here on are cut off by the server's `NOTE PAD`.
+/// Widths from here on are truncated by the server's `NOTE PAD`.
 pub const PAD_LIMIT: u32 = 65_536;
 
-/// A request. [`fmt::Display`] gives its line, without the end.
+/// A command. [`fmt::Display`] gives its line, without the newline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Chooses the user for the requests that follow; the user begins to exist.
+    /// Selects the user of the requests that follow, and creates it if it does not exist.
     User(String),
     /// Adds money.
     Deposit(i64),
-    /// Takes money away.
+    /// Withdraws money.
     Withdraw(i64),
-    /// Moves money to the user with this index.
+    /// Moves money to another user.
     Transfer {
         /// Index of the receiver in the model.
         receiver: usize,
@@ -23,7 +23,7 @@ pub enum Command {
         /// How much.
         amount: i64,
     },
-    /// Takes a share of the balance away, in percent.
+    /// Deducts a share of the balance, in percent.
     Tax(i64),
     /// Adds a note.
     NoteAdd(String),
@@ -39,7 +39,7 @@ pub enum Command {
     NoteQuote(u32),
     /// Appends the second note to the first and deletes the second.
     NoteJoin(u32, u32),
-    /// Mean length of the notes that begin with a text.
+    /// Mean length of the notes that start with a text.
     NoteAverage(String),
     /// Evaluates an expression.
     Calc(String),

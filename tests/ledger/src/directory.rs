@@ -1,10 +1,10 @@
-//! The answer to `DIRECTORY`, taken apart.
+//! The parsed answer to `DIRECTORY`.
 
 use std::collections::BTreeMap;
 
 use crate::model::DirectoryChange;
 
-/// The directory as the server tells it.
+/// The directory as the server lists it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Directory {
     users: usize,
@@ -13,23 +13,23 @@ pub struct Directory {
     entries: BTreeMap<String, String>,
 }
 
-/// The line is no directory.
+/// The line is not a directory.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the server answered with something that is no directory: {0:?}")]
-pub struct NoDirectory(String);
+#[error("malformed directory: {0:?}")]
+pub struct Malformed(String);
 
 impl Directory {
-    /// Reads the answer.
+    /// Parses the answer.
     ///
     /// # Errors
     ///
     /// When a field is missing.
-    pub fn parse(line: &[u8]) -> Result<Self, NoDirectory> {
+    pub fn parse(line: &[u8]) -> Result<Self, Malformed> {
         let text = String::from_utf8_lossy(line);
-        let no_directory = || NoDirectory(text.chars().take(120).collect());
+        let malformed = || Malformed(text.chars().take(120).collect());
         let mut words = text.split(' ');
         if words.next() != Some("OK") {
-            return Err(no_directory());
+            return Err(malformed());
         }
         let mut field = |name: &str| -> Option<u64> {
             words
@@ -39,9 +39,9 @@ impl Directory {
                 .parse()
                 .ok()
         };
-        let users = field("users").ok_or_else(no_directory)?;
-        let changes = field("changes").ok_or_else(no_directory)?;
-        let listings = field("listings").ok_or_else(no_directory)?;
+        let users = field("users").ok_or_else(malformed)?;
+        let changes = field("changes").ok_or_else(malformed)?;
+        let listings = field("listings").ok_or_else(malformed)?;
         let entries = words
             .map(|entry| {
                 let name = entry.split(':').next().unwrap_or_default();
@@ -49,14 +49,14 @@ impl Directory {
             })
             .collect();
         Ok(Self {
-            users: usize::try_from(users).map_err(|_| no_directory())?,
+            users: usize::try_from(users).map_err(|_| malformed())?,
             changes,
             listings,
             entries,
         })
     }
 
-    /// What it counts.
+    /// Its counts of changes and listings.
     #[must_use]
     pub fn counts(&self) -> DirectoryChange {
         DirectoryChange {
@@ -65,8 +65,8 @@ impl Directory {
         }
     }
 
-    /// What is not as it must be, in words. `entries` must be there to the byte, and besides them
-    /// only those of the users called `others`. The counts are `known`, or up to `maybe` more.
+    /// Differences from what is expected, in words. `entries` must be present byte for byte, and beside them only those
+    /// of the users `others`. The counts are `known`, or up to `maybe` more.
     #[must_use]
     pub fn compare(
         &self,
@@ -80,7 +80,7 @@ impl Directory {
             let name = entry.split(':').next().unwrap_or_default();
             match self.entries.get(name) {
                 Some(found) if found == entry => {}
-                found => trouble.push(format!("found {found:?}, must be {entry:?}")),
+                found => trouble.push(format!("found {found:?}, expected {entry:?}")),
             }
         }
         let names = || {
@@ -89,12 +89,12 @@ impl Directory {
         };
         for name in self.entries.keys() {
             if !names().any(|known| known == name) {
-                trouble.push(format!("nobody knows the user {name:?}"));
+                trouble.push(format!("unknown user {name:?}"));
             }
         }
         if self.users != self.entries.len() {
             let count = self.entries.len();
-            trouble.push(format!("it counts {} users and has {count}", self.users));
+            trouble.push(format!("it counts {} users and lists {count}", self.users));
         }
         for (what, found, known, maybe) in [
             ("changes", self.changes, known.changes, maybe.changes),
@@ -102,7 +102,7 @@ impl Directory {
         ] {
             if !(known..=known + maybe).contains(&found) {
                 trouble.push(format!(
-                    "{found} {what}, must be {known} to {}",
+                    "{found} {what}, expected {known} to {}",
                     known + maybe
                 ));
             }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_right_directory_has_nothing_to_complain_about() {
+    fn correct_directory_has_no_differences() {
         let directory = Directory::parse(LINE).unwrap();
         let entries = ["a:0:2:0:1:0:0:0:0".to_owned()];
         let none = directory.compare(&entries, &["b".to_owned()], change(3, 1), change(0, 0));
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn another_answer_is_no_directory() {
+    fn other_answers_are_malformed() {
         assert!(Directory::parse(b"NO user").is_err());
         assert!(Directory::parse(b"OK users=x").is_err());
     }

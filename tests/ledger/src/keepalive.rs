@@ -1,18 +1,17 @@
-//! Connections that notice when the machine behind them was booted anew.
+//! Connections that notice that their peer's machine has been rebooted.
 
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
-/// Seconds without a word until the other side is asked whether it is still there, and between two
-/// such questions.
-const EVERY: libc::c_int = 1;
-/// Questions that may be without an answer: the most that Linux allows. A guest that is booted anew
-/// answers none meanwhile, and that none of this connection's is known to it when it is up.
-const MOST: libc::c_int = 127;
+/// Seconds of silence before the first probe, and between two probes.
+const INTERVAL: libc::c_int = 1;
+/// Probes that may stay unanswered: as many as Linux allows. A guest answers none while it boots, and resets the
+/// connection once it is up.
+const PROBES: libc::c_int = 127;
 
-/// Has the kernel ask regularly. A machine that was booted anew closes a connection only when
-/// something comes over it, and who waits for an answer sends nothing.
+/// Makes the kernel send probes. A machine that has been rebooted resets a connection only when something arrives on
+/// it, and a client that waits for an answer sends nothing.
 ///
 /// # Errors
 ///
@@ -20,9 +19,9 @@ const MOST: libc::c_int = 127;
 pub(crate) fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     for (level, option, value) in [
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, EVERY),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, EVERY),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, MOST),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, INTERVAL),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, INTERVAL),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, PROBES),
     ] {
         // SAFETY: the kernel reads an int from `value`, which lives until it returns.
         let code = unsafe {
@@ -47,7 +46,7 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     #[test]
-    fn a_connection_is_asked_every_second() {
+    fn a_connection_is_probed_every_second() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         keep_alive(&stream).unwrap();
@@ -63,6 +62,6 @@ mod tests {
                 &raw mut length,
             )
         };
-        assert_eq!((code, value), (0, EVERY));
+        assert_eq!((code, value), (0, INTERVAL));
     }
 }

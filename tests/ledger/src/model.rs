@@ -1,7 +1,7 @@
-//! What the server's state must be, computed outside of its machine.
+//! The expected state of the server, computed outside of its machine.
 //!
-//! The model is a second implementation of the ledger's ordinary commands. A request that fails
-//! changes nothing, so the model never hears of it.
+//! The model is a second implementation of the ledger's ordinary commands. Requests that fail change nothing, so they
+//! are not modelled.
 
 use crate::command::Command;
 
@@ -15,7 +15,7 @@ const FREE_CREDIT: i64 = 1_000_000_000;
 pub struct Note {
     /// Its number.
     pub id: u32,
-    /// The user's number of changes when it was changed last.
+    /// The user's number of changes at the last change of this note.
     pub changed: u32,
     /// Its text.
     pub text: String,
@@ -66,14 +66,14 @@ impl std::ops::AddAssign for DirectoryChange {
 /// The answer that a request must get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// This line and no other.
+    /// Exactly this line.
     Line(String),
-    /// The directory, with this entry in it; the others change meanwhile.
+    /// The directory with this entry; the other entries change concurrently.
     DirectoryWith(String),
 }
 
 impl Expected {
-    /// Whether `line` is such an answer.
+    /// Whether `line` is the expected answer.
     pub fn matches(&self, line: &[u8]) -> bool {
         match self {
             Self::Line(expected) => expected.as_bytes() == line,
@@ -85,7 +85,7 @@ impl Expected {
 }
 
 impl User {
-    /// A user as `USER` makes it.
+    /// A user as `USER` creates it.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -118,8 +118,8 @@ impl User {
         dump
     }
 
-    /// This user with the memo and the notes' texts of an answer to `READ`, if that differs in
-    /// nothing else and they are plain text.
+    /// This user with the memo and the notes' texts of an answer to `READ`, if they are plain text and nothing else
+    /// differs.
     pub fn with_texts_of(&self, dump: &[u8]) -> Option<Self> {
         let dump = std::str::from_utf8(dump).ok()?;
         if !dump.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
@@ -132,7 +132,7 @@ impl User {
         let mut rest = rest.strip_prefix(" notes=")?;
         rest = rest.trim_start_matches(|digit: char| digit.is_ascii_digit());
         for note in &mut user.notes {
-            // Number and change are held against the model below.
+            // Number and change are compared with the model below.
             let (_, tail) = rest.strip_prefix(' ')?.split_once(':')?;
             let (_, tail) = tail.split_once(':')?;
             let (text, tail) = split_counted(tail)?;
@@ -155,13 +155,12 @@ impl User {
         text
     }
 
-    /// Carries out an ordinary command: how the answer must read and what becomes of the directory.
-    /// `receiver` is the other user of a [`Command::Transfer`].
+    /// Executes an ordinary command: returns the expected answer and the change of the directory. `receiver` is the other
+    /// user of a [`Command::Transfer`].
     ///
     /// # Panics
     ///
-    /// On commands that are not ordinary (they reach a bug, which the model does not have), and on
-    /// a transfer without `receiver`.
+    /// On commands that reach a bug, which the model does not have, and on a transfer without `receiver`.
     pub fn apply(
         &mut self,
         command: &Command,
@@ -359,13 +358,13 @@ impl User {
     }
 }
 
-/// Takes `LENGTH:TEXT` apart: the text, and what is behind it.
+/// Splits `LENGTH:TEXT...` into the text and the rest.
 fn split_counted(text: &str) -> Option<(&str, &str)> {
     let (length, rest) = text.split_once(':')?;
     rest.split_at_checked(length.parse().ok()?)
 }
 
-/// The answer to `DIRECTORY` when nobody changes anything: the users in order of name.
+/// The answer to `DIRECTORY` while nothing changes: the users in order of name.
 pub fn directory(users: &[&User], total: DirectoryChange) -> String {
     let mut users = users.to_vec();
     users.sort_by(|a, b| a.name.cmp(&b.name));
@@ -382,8 +381,7 @@ pub fn directory(users: &[&User], total: DirectoryChange) -> String {
     text
 }
 
-/// The bytes in which two texts differ: those at the same place that are not the same, and those
-/// that only one of them has.
+/// The number of bytes in which two texts differ: unequal bytes at the same position, and those that only one text has.
 pub fn differing_bytes(expected: &[u8], found: &[u8]) -> u64 {
     let different = expected.iter().zip(found).filter(|(a, b)| a != b).count();
     (different + expected.len().abs_diff(found.len())) as u64
@@ -498,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transfer_changes_both_users_and_counts_as_one_change() {
+    fn transfer_changes_both_users_and_counts_once() {
         let (mut a, mut b) = (User::new("a"), User::new("b"));
         a.apply(&Command::Deposit(10), None);
         let transfer = Command::Transfer {
@@ -521,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_taken_over_and_nothing_else() {
+    fn only_texts_are_adopted() {
         let mut user = User::new("a");
         line(&mut user, Command::Deposit(9));
         line(&mut user, Command::NoteAdd("some bread".to_owned()));
@@ -544,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_found_among_others() {
+    fn entry_is_found_among_others() {
         let expected = Expected::DirectoryWith("b:0:1".to_owned());
         assert!(expected.matches(b"OK users=2 a:0:1 b:0:1"));
         assert!(!expected.matches(b"OK users=2 a:0:1 b:0:12"));

@@ -1,4 +1,4 @@
-//! Which request comes next, by seed.
+//! The next request, drawn by seed.
 
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -7,14 +7,14 @@ use crate::bug::Bug;
 use crate::command::Command;
 use crate::model::User;
 
-/// One request in so many is fatal, unless told otherwise.
+/// By default one request in this many is fatal.
 pub const FATAL_ONE_IN: usize = 20;
 
-/// The smallest group that a plan can have its fatal request in.
+/// The smallest group of requests of which one can be fatal.
 pub const SMALLEST_GROUP: usize = SPARE + 1;
 
-/// Slots at the end of each group that are not drawn for the fatal request, so that one which needs
-/// preparation still falls into its own group.
+/// Slots at the end of each group that are never drawn for the fatal request: one that needs preparation comes later
+/// and must still be in its group.
 const SPARE: usize = 3;
 
 const MOST_NOTES: usize = 5;
@@ -24,7 +24,7 @@ const LONGEST_TEXT: usize = 200;
 #[derive(Debug)]
 pub struct Plan {
     rng: SmallRng,
-    /// Requests of which one is fatal.
+    /// Number of requests of which one is fatal.
     group: usize,
     group_slot: usize,
     fatal_slot: usize,
@@ -42,8 +42,8 @@ pub struct Step {
 }
 
 impl Plan {
-    /// The plan of connection number `connection`. Fatal requests take turns through all kinds;
-    /// connections begin at different ones.
+    /// The plan of connection number `connection`. Fatal requests cycle through all bugs, starting at a different one on
+    /// each connection.
     pub fn new(seed: u64, connection: usize) -> Self {
         Self::with_groups_of(FATAL_ONE_IN, seed, connection)
     }
@@ -64,7 +64,7 @@ impl Plan {
         plan
     }
 
-    /// Which of `count` users the next request is for, given the one of the last.
+    /// The user (of `count`) of the next request, given that of the last one.
     pub fn choose_user(&mut self, current: usize, count: usize) -> usize {
         match self.rng.random_ratio(1, 4) {
             true => self.rng.random_range(0..count),
@@ -99,7 +99,7 @@ impl Plan {
         step
     }
 
-    /// Takes note that a request was sent that [`Plan::next`] did not give.
+    /// Counts a request that did not come from [`Plan::next`].
     pub fn skip(&mut self) {
         self.group_slot += 1;
         self.end_slot();
@@ -113,8 +113,7 @@ impl Plan {
         }
     }
 
-    /// Whether the fatal request of this group is due: then the user should not be changed, which
-    /// costs a request.
+    /// Whether the fatal request of this group is due. The user should not be changed then: that costs a request.
     pub fn fatal_is_due(&self, faults: bool) -> bool {
         faults && self.group_slot >= self.fatal_slot && !self.fatal_done
     }
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kinds_take_turns() {
+    fn bugs_take_turns() {
         let kinds: std::collections::BTreeSet<Bug> = steps(7, 3, FATAL_ONE_IN * Bug::ALL.len())
             .into_iter()
             .filter_map(|step| step.fatal)
@@ -249,13 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_requests() {
+    fn seed_determines_the_requests() {
         assert_eq!(steps(5, 2, 300), steps(5, 2, 300));
         assert_ne!(steps(5, 2, 300), steps(6, 2, 300));
     }
 
     #[test]
-    fn a_user_without_faults_gets_ordinary_requests_only() {
+    fn without_faults_all_requests_are_ordinary() {
         let mut plan = Plan::new(1, 0);
         let mut user = User::new("a");
         for _ in 0..1000 {

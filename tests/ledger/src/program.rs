@@ -31,8 +31,8 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    /// Builds the server into `folder`, the one in C with more arguments for the compiler; the one in Rust must have
-    /// been built by cargo.
+    /// Builds the server in C into `folder`, with further arguments for the compiler. The server in Rust must have been
+    /// built by cargo.
     ///
     /// # Errors
     ///
@@ -51,7 +51,7 @@ impl Server {
     }
 }
 
-/// Compiles the C server without VMSRS into `folder`, with more arguments for the compiler.
+/// Compiles the C server without VMSRS into `folder`, with further arguments for the compiler.
 ///
 /// # Errors
 ///
@@ -66,11 +66,11 @@ pub fn plain(folder: &Path, arguments: &[&Path]) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Compiles C or C++ sources of this project (paths from its root) to `output`, with more arguments for the compiler.
+/// Compiles C or C++ sources of this project (paths from its root) to `output`, with further arguments for the compiler.
 ///
 /// # Errors
 ///
-/// When there is no compiler, or it warns.
+/// When the compiler is missing, or it warns.
 pub fn compile(sources: &[impl AsRef<Path>], output: &Path, arguments: &[&Path]) -> Result<()> {
     let root = project::root();
     let ended = Command::new("cc")

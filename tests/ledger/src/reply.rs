@@ -3,27 +3,27 @@
 /// An answer to one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// Done, or refused for an ordinary reason: the whole line.
+    /// Done, or rejected for an ordinary reason: the whole line.
     Answer(Vec<u8>),
     /// The request failed and was undone.
     Failed(Failure),
 }
 
-/// What the client is told about its failed request.
+/// What the client learns about its failed request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// Short name of the kind of error.
     pub kind: String,
-    /// Number of the incident on the host; 0 if there is none.
+    /// Number of the incident on the host, or 0.
     pub incident: u64,
     /// Nanoseconds in the guest from the detection to the end of the restoration.
     pub recovery_ns: u64,
 }
 
-/// The line is no answer of the ledger.
+/// The line is not an answer of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the server answered with something that is no reply: {0:?}")]
-pub struct NoReply(pub String);
+#[error("malformed reply: {0:?}")]
+pub struct Malformed(pub String);
 
 impl Failure {
     /// What noticed the error, by the name of its kind.
@@ -54,25 +54,34 @@ impl Failure {
 }
 
 impl Reply {
-    /// Reads a line, without its end.
+    /// The failure, if the request failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Answer(_) => None,
+        }
+    }
+
+    /// Parses a line without its newline.
     ///
     /// # Errors
     ///
-    /// When it begins with neither `OK`, `NO` nor a well-formed `ERR`.
-    pub fn parse(line: &[u8]) -> Result<Self, NoReply> {
-        let no_reply = || NoReply(String::from_utf8_lossy(line).chars().take(120).collect());
+    /// When it starts with neither `OK`, `NO` nor a well-formed `ERR`.
+    pub fn parse(line: &[u8]) -> Result<Self, Malformed> {
+        let malformed = || Malformed(String::from_utf8_lossy(line).chars().take(120).collect());
         if line.starts_with(b"OK ") || line.starts_with(b"NO ") {
             return Ok(Self::Answer(line.to_vec()));
         }
-        let text = std::str::from_utf8(line).map_err(|_| no_reply())?;
-        let text = text.strip_prefix("ERR ").ok_or_else(no_reply)?;
+        let text = std::str::from_utf8(line).map_err(|_| malformed())?;
+        let text = text.strip_prefix("ERR ").ok_or_else(malformed)?;
         // The name of a kind may have several words.
-        let (kind, text) = text.split_once(" incident=").ok_or_else(no_reply)?;
-        let (incident, recovery) = text.split_once(" recovery_ns=").ok_or_else(no_reply)?;
+        let (kind, text) = text.split_once(" incident=").ok_or_else(malformed)?;
+        let (incident, recovery) = text.split_once(" recovery_ns=").ok_or_else(malformed)?;
         Ok(Self::Failed(Failure {
             kind: kind.to_owned(),
-            incident: incident.parse().map_err(|_| no_reply())?,
-            recovery_ns: recovery.parse().map_err(|_| no_reply())?,
+            incident: incident.parse().map_err(|_| malformed())?,
+            recovery_ns: recovery.parse().map_err(|_| malformed())?,
         }))
     }
 }
@@ -80,30 +89,30 @@ impl Reply {
 /// The server's answer to `STATS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
-    /// Process number of the server in its machine.
+    /// Process ID of the server in its machine.
     pub pid: u32,
-    /// Boot of the server's machine: another one means that it was restarted.
+    /// Boot ID of the server's machine, which changes with every reboot.
     pub boot: String,
     /// `full`, `none` (library without a device) or `plain` (no library).
     pub protection: String,
 }
 
 impl Stats {
-    /// Reads a line, without its end.
+    /// Parses a line without its newline.
     ///
     /// # Errors
     ///
     /// When a field is missing.
-    pub fn parse(line: &[u8]) -> Result<Self, NoReply> {
+    pub fn parse(line: &[u8]) -> Result<Self, Malformed> {
         let text = String::from_utf8_lossy(line);
-        let no_reply = || NoReply(text.chars().take(120).collect());
+        let malformed = || Malformed(text.chars().take(120).collect());
         let field = |name: &str| {
             text.split(' ')
                 .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-                .ok_or_else(no_reply)
+                .ok_or_else(malformed)
         };
         Ok(Self {
-            pid: field("pid")?.parse().map_err(|_| no_reply())?,
+            pid: field("pid")?.parse().map_err(|_| malformed())?,
             boot: field("boot")?.to_owned(),
             protection: field("protection")?.to_owned(),
         })
@@ -129,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detector_is_named_whatever_the_separator() {
+    fn detector_does_not_depend_on_the_separator() {
         let detector = |kind: &str| {
             let kind = kind.to_owned();
             let failure = Failure {
@@ -155,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_answer_is_no_answer() {
+    fn incomplete_answers_are_malformed() {
         for line in [
             &b""[..],
             b"OK",
@@ -169,7 +178,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_line_makes_the_parser_panic(line: Vec<u8>) {
+        fn parser_accepts_any_bytes(line: Vec<u8>) {
             let _ = Reply::parse(&line);
             let _ = Stats::parse(&line);
         }

@@ -13,9 +13,9 @@ use crate::model::{DirectoryChange, User};
     "{users} users cannot be spread over {connections} connections; each connection needs at least one user"
 )]
 pub struct TooFewUsers {
-    /// Users asked for.
+    /// The requested users.
     pub users: usize,
-    /// Connections asked for.
+    /// The requested connections.
     pub connections: usize,
 }
 
@@ -31,12 +31,12 @@ pub fn check_spread(users: usize, connections: usize) -> Result<(), TooFewUsers>
     }
 }
 
-/// Locks a mutex; what a thread that panicked has left in it is used all the same.
+/// Locks a mutex, also one that a panicking thread has poisoned.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The locked models of the users that a request touches.
+/// The locked models of the users that a request involves.
 pub type Touched<'a> = (MutexGuard<'a, User>, Option<MutexGuard<'a, User>>);
 
 /// Locks the model of user `index` and, for a transfer, that of the receiver: in order of index, so that no two
@@ -54,16 +54,16 @@ pub fn lock_touched<'a>(users: &'a [Mutex<User>], index: usize, command: &Comman
     (user, receiver)
 }
 
-/// Creates a user on the server and gives it something to lose: what that does to the directory.
+/// Creates a user on the server with some state to lose; returns what that changes in the directory.
 ///
 /// # Errors
 ///
-/// When the connection is lost, or an answer is not the model's.
+/// When the connection is lost, or an answer differs from the model's.
 pub fn create(client: &mut Client, user: &mut User) -> io::Result<DirectoryChange> {
     let mut total = DirectoryChange::default();
     for command in [
         Command::User(user.name.clone()),
-        // A user of an earlier run has a state that the model does not know.
+        // Fails on a user of an earlier run, whose state the model does not know.
         Command::Read,
         Command::Deposit(1000),
         Command::NoteAdd(format!("a first note of {}", user.name)),
@@ -81,7 +81,7 @@ pub fn create(client: &mut Client, user: &mut User) -> io::Result<DirectoryChang
     Ok(total)
 }
 
-/// What the server knows about a user: the answer to `READ`.
+/// The answer to `READ` for a user.
 ///
 /// # Errors
 ///

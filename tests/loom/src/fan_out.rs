@@ -1,4 +1,4 @@
-//! A request that starts a thread for a piece of its work, with `guest-lib/src/slots.rs` and what
+//! A request that starts a thread for a piece of its work, with `guest-lib/src/state/slots.rs` and what
 //! `fan_out.rs`, `members.rs` and the landing do with it.
 
 use crate::protected::Protected;

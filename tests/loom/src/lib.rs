@@ -11,18 +11,18 @@
 
 pub mod driver;
 pub mod fan_out;
-#[path = "../../../guest-lib/src/held.rs"]
+#[path = "../../../guest-lib/src/shared/held.rs"]
 mod held;
 pub mod key_table;
-#[path = "../../../guest-lib/src/keys.rs"]
+#[path = "../../../guest-lib/src/shared/keys.rs"]
 mod keys;
 mod library;
 mod life;
 mod protected;
-#[path = "../../../guest-lib/src/slots.rs"]
+#[path = "../../../guest-lib/src/state/slots.rs"]
 mod slots;
 mod sync;
-#[path = "../../../guest-lib/src/word.rs"]
+#[path = "../../../guest-lib/src/shared/word.rs"]
 mod word;
 
 pub use library::{Control, Library};

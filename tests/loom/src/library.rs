@@ -1,4 +1,4 @@
-//! A thread of a program, with `guest-lib/src/lock.rs` and the system calls of `device.rs`.
+//! A thread of a program, with `guest-lib/src/run/lock.rs` and the system calls of `device.rs`.
 
 use crate::driver::{Driver, Errno, Thread};
 use crate::held::{self, HeldList};

@@ -1,4 +1,4 @@
-//! Threads for pieces of a request's work: `guest-lib/src/slots.rs` and `fan_out.rs`.
+//! Threads for pieces of a request's work: `guest-lib/src/state/slots.rs` and `fan_out.rs`.
 
 use loom::thread;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Protection keys: `guest-lib/src/keys.rs`.
+//! Protection keys: `guest-lib/src/shared/keys.rs`.
 
 use loom::thread;
 use std::sync::Arc;

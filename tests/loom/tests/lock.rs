@@ -1,4 +1,5 @@
-//! The locks of domains: `guest-lib/src/word.rs` and `held.rs` against `guest-kmod/lock.c` and `lock_wait.c`.
+//! The locks of domains: `guest-lib/src/shared/word.rs` and `held.rs` against `guest-kmod/lock.c` and
+//! `lock_wait.c`.
 
 use loom::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use loom::thread::{self, JoinHandle};

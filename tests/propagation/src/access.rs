@@ -1,30 +1,30 @@
-//! What an instruction that a watchpoint has stopped behind did to the watched word.
+//! What the instruction before a data watchpoint's trap did to the watched word.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
 use serde::Serialize;
 
-/// How a word was touched.
+/// How a word was accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
-    /// Read, or read and written by one instruction: the content counted.
+    /// Read, or read and written by one instruction: the old value mattered.
     Read,
-    /// Written, whatever was there.
+    /// Overwritten, whatever its value was.
     Write,
 }
 
-/// Bytes in front of the instruction pointer that are looked at.
+/// Bytes before the instruction pointer that are examined.
 pub const BEFORE: usize = 64;
 
 /// Longest instruction.
 const LONGEST: usize = 15;
 
-/// Says what the instruction did; `code` has [`BEFORE`] bytes in front of `rip`, then 15 from there
-/// on, and `written` is whether the write watchpoint matched.
+/// What the instruction did. `code` has [`BEFORE`] bytes before `rip` and 15 from there on; `written` is whether the
+/// write watchpoint matched.
 ///
-/// A data watchpoint traps behind the instruction, and x86 code cannot be read backwards: it is
-/// decoded from many starts in front, most of which fall in step with the true instructions, and the
-/// majority decides which one ends here. Repeated string instructions stop in front of themselves.
+/// A data watchpoint traps after the instruction, and x86 code cannot be decoded backwards. So it is decoded from many
+/// offsets, most of which soon synchronise with the true instructions, and the majority decides which instruction ends
+/// here. Repeated string instructions trap before their own end.
 pub fn access(code: &[u8], rip: u64, written: bool) -> Access {
     if !written {
         return Access::Read;
@@ -49,7 +49,7 @@ pub fn access(code: &[u8], rip: u64, written: bool) -> Access {
         .map_or(Access::Write, |(_, access, _)| access)
 }
 
-/// The last instruction before `rip` when decoding begins `back` bytes in front of it.
+/// The last instruction before `rip` when decoding starts `back` bytes before it.
 fn ending_at(code: &[u8], rip: u64, back: usize) -> Option<Instruction> {
     let start = rip.checked_sub(back as u64)?;
     let bytes = &code[BEFORE - back..BEFORE];
@@ -76,8 +76,8 @@ fn writes(instruction: &Instruction) -> Option<Access> {
 mod tests {
     use super::*;
 
-    /// Code that ends with `last`, behind instructions that are ordinary.
-    fn stopped_behind(last: &[u8], next: &[u8], written: bool) -> Access {
+    /// The access of `last`, after ordinary instructions.
+    fn stopped_after(last: &[u8], next: &[u8], written: bool) -> Access {
         // mov rax, [rdi+8]; add rax, rsi; lea rcx, [rax+rax*2]
         let ordinary = [
             0x48, 0x8b, 0x47, 0x08, 0x48, 0x01, 0xf0, 0x48, 0x8d, 0x0c, 0x40,
@@ -91,32 +91,29 @@ mod tests {
     }
 
     #[test]
-    fn a_store_overwrites_and_an_addition_reads_what_it_changes() {
+    fn store_is_a_write_and_addition_a_read() {
         // mov [rdi+8], rax
         assert_eq!(
-            stopped_behind(&[0x48, 0x89, 0x47, 0x08], &[], true),
+            stopped_after(&[0x48, 0x89, 0x47, 0x08], &[], true),
             Access::Write
         );
         // add [rdi+8], rax
         assert_eq!(
-            stopped_behind(&[0x48, 0x01, 0x47, 0x08], &[], true),
+            stopped_after(&[0x48, 0x01, 0x47, 0x08], &[], true),
             Access::Read
         );
         // lock cmpxchg [rdi], rcx
         let exchange = [0xf0, 0x48, 0x0f, 0xb1, 0x0f];
-        assert_eq!(stopped_behind(&exchange, &[], true), Access::Read);
+        assert_eq!(stopped_after(&exchange, &[], true), Access::Read);
     }
 
     #[test]
     fn a_load_is_a_read_and_a_string_store_a_write() {
         assert_eq!(
-            stopped_behind(&[0x48, 0x8b, 0x47, 0x08], &[], false),
+            stopped_after(&[0x48, 0x8b, 0x47, 0x08], &[], false),
             Access::Read
         );
         // rep stosq, stopped in the middle
-        assert_eq!(
-            stopped_behind(&[], &[0xf3, 0x48, 0xab], true),
-            Access::Write
-        );
+        assert_eq!(stopped_after(&[], &[0xf3, 0x48, 0xab], true), Access::Write);
     }
 }

@@ -1,4 +1,4 @@
-//! An ordinary load, one request at a time, with the model of what must be answered.
+//! An ordinary load, one request at a time, with the expected answers.
 
 use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
@@ -7,7 +7,7 @@ use vmsrs_ledger::command::Command;
 use vmsrs_ledger::model::{Expected, User};
 use vmsrs_ledger::plan::Plan;
 
-/// The users' requests. Each user has a connection of its own.
+/// The users' requests. Each user has its own connection.
 pub struct Load {
     rng: SmallRng,
     users: Vec<User>,
@@ -21,7 +21,7 @@ pub struct Request {
     pub user: usize,
     /// The line.
     pub line: String,
-    /// What must be answered.
+    /// The expected answer.
     pub expected: Expected,
 }
 
@@ -40,7 +40,7 @@ impl Load {
         }
     }
 
-    /// The request by which a user begins to exist.
+    /// The request that creates a user.
     pub fn first(&self, user: usize) -> Request {
         let name = &self.users[user].name;
         Request {
@@ -54,7 +54,7 @@ impl Load {
     ///
     /// # Errors
     ///
-    /// Never, unless the plan names a user that is not there.
+    /// When the plan names an unknown user, which is a bug.
     pub fn next_request(&mut self) -> Result<Request> {
         let user = self.rng.random_range(0..self.users.len());
         let others: Vec<(usize, String)> = self
@@ -70,7 +70,7 @@ impl Load {
                 let [sender, receiver] = self
                     .users
                     .get_disjoint_mut([user, receiver])
-                    .context("a transfer to nobody")?;
+                    .context("a transfer to an unknown user")?;
                 sender.apply(&step.command, Some(receiver)).0
             }
             _ => self.users[user].apply(&step.command, None).0,
@@ -82,7 +82,7 @@ impl Load {
         })
     }
 
-    /// Requests that show everything that the server keeps about a user.
+    /// Requests that show the whole state of a user.
     pub fn last(&mut self, user: usize) -> [Request; 2] {
         let entry = self.users[user].entry();
         [

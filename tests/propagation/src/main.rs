@@ -1,4 +1,4 @@
-//! Corrupts words of the plain ledger, one a trial, and reports what became of them.
+//! Corrupts words of the plain ledger, one in each trial, and reports their effects.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ use vmsrs_propagation::server::Program;
 use vmsrs_propagation::trial;
 use vmsrs_report::folder;
 
-/// How far does a corrupted word of a server live, and does another request ever read it?
+/// How long does a corrupted word of a server live, and does another request ever read it?
 #[derive(Parser)]
 struct Cli {
-    /// Words to corrupt, the regions taking turns.
+    /// Number of words to corrupt; the regions take turns.
     #[arg(long, default_value_t = 2000)]
     words: u32,
-    /// Seed of the first trial; each next one is one more.
+    /// Seed of the first trial; each next trial adds one.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Requests that a word is followed for.
+    /// Number of requests to follow each word.
     #[arg(long, default_value_t = 200)]
     requests: u32,
     /// Folder for the report.

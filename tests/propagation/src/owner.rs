@@ -1,6 +1,6 @@
-//! Whose a block of the server's heap is, found by following the server's own pointers.
+//! The owner of a block of the server's heap, found by following the server's own pointers.
 //!
-//! With VMSRS, each user's blocks are in that user's domain, and the directory's in a shared one.
+//! With VMSRS each user's blocks would be in that user's domain, and the directory's in a shared one.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use crate::place::{self, Block};
 use crate::server::Program;
 use crate::tracee::Tracee;
 
-/// Whose a block is, seen from the request in or after which it was corrupted.
+/// The owner of a block, relative to the request in or after which it was corrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Owner {
@@ -21,7 +21,7 @@ pub enum Owner {
     OtherUser,
     /// The directory.
     Shared,
-    /// Of none of them: what the process itself keeps.
+    /// The process itself.
     Process,
 }
 
@@ -33,7 +33,7 @@ const USER_NOTES: u64 = 104;
 const NOTE_TEXT: u64 = 24;
 const DIRECTORY_FIRST: u64 = 24;
 
-/// Lists that are longer have been corrupted.
+/// Longer lists have been corrupted.
 const LONGEST: usize = 1000;
 
 /// Finds the owner of the block with `address` in it; `user` is the name of the request's user.

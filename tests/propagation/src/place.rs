@@ -1,4 +1,4 @@
-//! Where corruption strikes: a random word of a region of the server's memory.
+//! The word to corrupt: a random one in a region of the server's memory.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,9 @@ use crate::tracee::Tracee;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Region {
-    /// Blocks of the heap that are in use, with the headers before them; without the buffers of
-    /// connections.
+    /// Used blocks of the heap with their headers, except for the buffers of connections.
     Heap,
-    /// Free blocks of the heap; when there are none, what it gives out next.
+    /// Free blocks of the heap; if there are none, the memory after the last block.
     FreeHeap,
     /// The program's writable data.
     Globals,
@@ -76,7 +75,7 @@ pub enum Damage {
     Bit,
     /// Any other value.
     Word,
-    /// The value of a near word, as by a copy that went wrong.
+    /// The value of a neighbouring word, like a wrong copy.
     Neighbour,
 }
 
@@ -116,11 +115,11 @@ pub fn base(tracee: &Tracee, program: &Program) -> Result<u64> {
     Ok(first.context("the server has no program")?.start)
 }
 
-/// A word of the target. `thread` stands; the stack is its.
+/// A word of the target; `thread` is stopped, and its stack is used.
 ///
 /// # Errors
 ///
-/// When there is no such word.
+/// When the target has no suitable word.
 pub fn choose(
     rng: &mut impl Rng,
     tracee: &Tracee,
@@ -163,7 +162,7 @@ pub fn choose(
             Ok(word(rng, block.start, block.end))
         }
         Region::Stack => {
-            // glibc puts what a thread has of its own above its stack.
+            // glibc puts thread-local storage above a thread's stack.
             let registers = tracee.registers(thread)?;
             let (pointer, end) = (registers.rsp & !7, registers.fs_base & !7);
             ensure!(pointer < end, "the thread has no stack");
@@ -191,9 +190,9 @@ pub fn choose(
     }
 }
 
-/// A word of a range that is not zero: most of what a stack or a library has room for is not in use.
+/// A non-zero word of a range: most of a stack or of a library's data is not in use.
 fn filled(rng: &mut impl Rng, tracee: &Tracee, start: u64, end: u64) -> Result<u64> {
-    // A stack of a thread or the data of a library: some pages.
+    // A thread's stack or a library's data: a few pages.
     let mut bytes = vec![0; (end - start) as usize];
     tracee.read(start, &mut bytes)?;
     let words: Vec<u64> = (start..)
@@ -205,13 +204,13 @@ fn filled(rng: &mut impl Rng, tracee: &Tracee, start: u64, end: u64) -> Result<u
     words.choose(rng).copied().context("there is nothing")
 }
 
-/// Most bytes of a stack that count, from its pointer on.
+/// The part of a stack that counts, from the stack pointer.
 const STACK_USED: u64 = 4096;
 
 /// Size of the block in which glibc keeps a thread's cache of free blocks.
 const THREAD_CACHE: u64 = 0x290;
 
-/// Bytes behind the last block that the heap gives out next.
+/// Bytes after the last block that the heap will allocate next.
 const NEXT: u64 = 1024;
 
 /// Blocks from this size on are the buffers of sessions, which the kernel fills and empties.
@@ -222,9 +221,9 @@ const SESSION: u64 = 0x10000;
 pub struct Block {
     /// Its size word.
     pub start: u64,
-    /// Behind its last byte.
+    /// The end of its last byte.
     pub end: u64,
-    /// Whether the program has it.
+    /// Whether the program uses it.
     pub used: bool,
 }
 
@@ -287,7 +286,7 @@ fn blocks(tracee: &Tracee, start: u64, end: u64) -> Result<Vec<Block>> {
     Ok(blocks)
 }
 
-/// The value that a word is corrupted to, another one than it has.
+/// A value to corrupt a word with, different from its own.
 pub fn corrupt(rng: &mut impl Rng, damage: Damage, value: u64, neighbour: u64) -> u64 {
     match damage {
         Damage::Neighbour if neighbour != value => neighbour,

@@ -1,4 +1,4 @@
-//! All trials together: numbers, a table, and a plot.
+//! The results of all trials: counts, tables and a plot.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use crate::owner::Owner;
 use crate::place::Region;
 use crate::trial::{Outcome, Trial, Who};
 
-/// What became of the words of one region.
+/// The counts of one region.
 #[derive(Debug, Default, Serialize)]
 pub struct Row {
     /// The region, or `all`.
@@ -20,9 +20,9 @@ pub struct Row {
     pub corrupted: usize,
     /// Of these, inside a request; the others between two.
     pub inside_requests: usize,
-    /// Nobody touched it.
+    /// Never accessed.
     pub never_touched: usize,
-    /// First touched by a write that did not depend on it.
+    /// First accessed by a write that did not depend on it.
     pub written_first: usize,
     /// First read by the request in which it was corrupted.
     pub read_first_by_same_request: usize,
@@ -32,17 +32,17 @@ pub struct Row {
     pub read_first_by_other_user: usize,
     /// First read by the thread that accepts connections.
     pub read_first_by_server: usize,
-    /// Overwritten as a whole while it was followed.
+    /// Overwritten completely while it was followed.
     pub cleansed: usize,
-    /// Of these, before anybody had read it.
+    /// Of these, before it was read.
     pub cleansed_unread: usize,
     /// Read by another user's request at any time.
     pub read_by_other_user: usize,
-    /// Requests until it was overwritten, over those that were: the median.
+    /// Requests until it was overwritten: the median.
     pub median_lifetime: Option<u64>,
-    /// Every answer and all state right to the end.
+    /// All answers and all state were right.
     pub harmless: usize,
-    /// Wrong for the user in or after whose request it was corrupted, alone.
+    /// Wrong only for the user in or after whose request it was corrupted.
     pub own_wrong: usize,
     /// Wrong for others.
     pub others_wrong: usize,
@@ -164,8 +164,8 @@ impl<'a> Report<'a> {
         .join("\n")
     }
 
-    /// Share of the words of a region that are still corrupted after each number of requests. A
-    /// server that died or hung takes its word out of the count.
+    /// The share of words of a region that are still corrupted after each number of requests. Words of a server that died
+    /// or hung are not counted from then on.
     fn survival(&self, region: Region) -> Vec<f64> {
         let words: Vec<&Trial> = self
             .words
@@ -190,7 +190,7 @@ impl<'a> Report<'a> {
         line
     }
 
-    /// How long corrupted words live, as a picture.
+    /// The lifetimes of corrupted words as an SVG.
     ///
     /// # Errors
     ///

@@ -1,12 +1,12 @@
-//! The plain ledger: built, started at fixed addresses, and ended.
+//! The plain ledger, at fixed addresses.
 
-use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command};
 
-use anyhow::{Context, Result};
-use vmsrs_ledger::program;
+use anyhow::Result;
+use vmsrs_ledger::{native, program};
 use vmsrs_report::folder;
 
 use crate::symbols::Symbols;
@@ -20,8 +20,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Compiles the server into `folder`. Functions stay functions, so that requests can be stopped
-    /// where one begins.
+    /// Compiles the server into `folder` without inlining, so that requests can be stopped where functions begin.
     ///
     /// # Errors
     ///
@@ -33,7 +32,7 @@ impl Program {
         Ok(Self { path, symbols })
     }
 
-    /// The file.
+    /// The program's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -42,52 +41,34 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// When it does not come up.
+    /// As [`native::spawn`].
     pub fn start(&self) -> Result<Server> {
         let mut command = Command::new(&self.path);
-        command
-            .arg("0")
-            .env("MALLOC_ARENA_MAX", "1")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped());
-        // SAFETY: async-signal-safe, and touches the child alone.
+        command.env("MALLOC_ARENA_MAX", "1");
+        // SAFETY: async-signal-safe, and affects only the child.
         unsafe {
             command.pre_exec(|| {
                 libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
                 Ok(())
             });
         }
-        let mut process = command.spawn().context("starting the server")?;
-        let stderr = process.stderr.take().context("the server has no output")?;
-        let mut output = BufReader::new(stderr);
-        let mut line = String::new();
-        output.read_line(&mut line)?;
-        let port = line
-            .trim()
-            .rsplit(' ')
-            .next()
-            .and_then(|port| port.parse().ok());
-        Ok(Server {
-            port: port.with_context(|| format!("the server said {line:?} instead of its port"))?,
-            process,
-            _output: output,
-        })
+        let (process, address) = native::spawn(&mut command)?;
+        Ok(Server { process, address })
     }
 }
 
-/// A running server. Whoever traces it ends it.
+/// A running server, which is ended by its tracer.
 #[derive(Debug)]
 pub struct Server {
-    /// Its port.
-    pub port: u16,
+    /// Its address.
+    pub address: SocketAddr,
     process: Child,
-    _output: BufReader<ChildStderr>,
 }
 
 impl Server {
     /// The process.
     pub fn process(&self) -> libc::pid_t {
-        // Process numbers are positive and small.
+        // Process IDs are positive and small.
         self.process.id() as libc::pid_t
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// What a program consists of, in order of addresses.
+/// A program's symbols, in order of addresses.
 #[derive(Debug)]
 pub struct Symbols {
     functions: Vec<Symbol>,
@@ -15,9 +15,9 @@ pub struct Symbols {
 /// A function or a variable.
 #[derive(Debug)]
 pub struct Symbol {
-    /// Where it begins, from the start of the file's mapping.
+    /// Its offset from the start of the file's mapping.
     pub address: u64,
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: u64,
     /// Its name.
     pub name: String,
@@ -28,7 +28,7 @@ impl Symbols {
     ///
     /// # Errors
     ///
-    /// When there is no `nm`, or the program has no symbols.
+    /// When `nm` is missing, or the program has no symbols.
     pub fn of(program: &Path) -> Result<Self> {
         let output = Command::new("nm")
             .args(["--numeric-sort", "--defined-only", "--print-size"])
@@ -65,12 +65,12 @@ impl Symbols {
         self.functions.iter().find(|symbol| symbol.name == name)
     }
 
-    /// The variables that can be written.
+    /// The writable variables.
     pub fn data(&self) -> &[Symbol] {
         &self.data
     }
 
-    /// The name of the function that an address is in.
+    /// The name of the function at an address.
     pub fn name(&self, address: u64) -> Option<&str> {
         let after = self
             .functions

@@ -37,7 +37,7 @@ pub type Watches = [Option<(Watch, u64)>; 4];
 /// What happened to the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A thread touched a watched address; bit n of `slots` is for debug register n. It stands.
+    /// A thread accessed a watched address and has stopped; bit n of `slots` is for debug register n.
     Touched {
         /// The thread.
         thread: pid_t,
@@ -48,7 +48,7 @@ pub enum Event {
     Ended(c_int),
 }
 
-/// A deadly signal.
+/// A fatal signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Death {
     /// The signal.
@@ -63,9 +63,9 @@ pub struct Death {
 pub struct Tracee {
     process: pid_t,
     threads: BTreeSet<pid_t>,
-    standing: BTreeSet<pid_t>,
+    stopped: BTreeSet<pid_t>,
     watches: Watches,
-    /// Events that came while another was dealt with.
+    /// Events that came while another was handled.
     waiting: VecDeque<Event>,
     memory: File,
     dying: Option<Death>,
@@ -104,7 +104,7 @@ impl Tracee {
         Ok(Self {
             process,
             threads: BTreeSet::from([process]),
-            standing: BTreeSet::new(),
+            stopped: BTreeSet::new(),
             watches: [None; 4],
             waiting: VecDeque::new(),
             memory,
@@ -128,7 +128,7 @@ impl Tracee {
         self.dying
     }
 
-    /// The next event, if there is one by now. Everything else that stops a thread is dealt with.
+    /// The next event, if there is one. Everything else that stops a thread is handled here.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl Tracee {
     fn handle(&mut self, thread: pid_t, status: c_int) -> Result<Option<Event>> {
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
             self.threads.remove(&thread);
-            self.standing.remove(&thread);
+            self.stopped.remove(&thread);
             if libc::WIFSIGNALED(status) && self.dying.is_none() {
                 self.dying = Some(Death {
                     signal: libc::WTERMSIG(status),
@@ -202,7 +202,7 @@ impl Tracee {
             let slots = ptrace(libc::PTRACE_PEEKUSER, thread, debug_register(6), 0)? as u64 & 0xf;
             ptrace(libc::PTRACE_POKEUSER, thread, debug_register(6), 0)?;
             if slots != 0 {
-                self.standing.insert(thread);
+                self.stopped.insert(thread);
                 return Ok(Some(Event::Touched { thread, slots }));
             }
         }
@@ -221,15 +221,15 @@ impl Tracee {
     }
 
     fn go_on(&mut self, thread: pid_t, signal: c_int) -> Result<()> {
-        self.standing.remove(&thread);
+        self.stopped.remove(&thread);
         match ptrace(libc::PTRACE_CONT, thread, 0, signal as u64) {
-            // It was killed meanwhile; waitpid tells.
+            // It has been killed; waitpid reports that.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result.map(drop).context("letting a thread go on"),
         }
     }
 
-    /// Lets a thread that stands go on.
+    /// Resumes a stopped thread.
     ///
     /// # Errors
     ///
@@ -238,31 +238,31 @@ impl Tracee {
         self.go_on(thread, 0)
     }
 
-    /// Runs `work` while all threads stand.
+    /// Runs `work` while all threads are stopped.
     ///
     /// # Errors
     ///
-    /// What `work` says, and when tracing fails.
-    pub fn while_all_stand<T>(
+    /// Those of `work`; also when tracing fails.
+    pub fn while_stopped<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<Option<T>> {
-        let mut before = self.standing.clone();
+        let mut before = self.stopped.clone();
         for thread in self.threads.clone() {
-            if self.standing.contains(&thread) {
+            if self.stopped.contains(&thread) {
                 continue;
             }
             ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0).context("stopping a thread")?;
-            while self.threads.contains(&thread) && !self.standing.contains(&thread) {
+            while self.threads.contains(&thread) && !self.stopped.contains(&thread) {
                 let Some((stopped, status)) = self.wait(0)? else {
                     return Ok(None);
                 };
                 let interrupted =
                     libc::WIFSTOPPED(status) && status >> 16 == libc::PTRACE_EVENT_STOP;
                 if interrupted && self.threads.contains(&stopped) {
-                    self.standing.insert(stopped);
+                    self.stopped.insert(stopped);
                 } else if let Some(event) = self.handle(stopped, status)? {
-                    // Another thread touched a watched address just now: its turn comes.
+                    // Another thread has just accessed a watched address: it is handled later.
                     self.waiting.push_back(event);
                 }
                 if self.ended {
@@ -275,7 +275,7 @@ impl Tracee {
             Event::Touched { thread, .. } => Some(*thread),
             Event::Ended(_) => None,
         }));
-        for thread in self.standing.clone() {
+        for thread in self.stopped.clone() {
             if !before.contains(&thread) {
                 self.go_on(thread, 0)?;
             }
@@ -283,7 +283,7 @@ impl Tracee {
         Ok(Some(result))
     }
 
-    /// Sets the debug registers of all threads, which stand.
+    /// Sets the debug registers of all threads, which are stopped.
     ///
     /// # Errors
     ///
@@ -318,7 +318,7 @@ impl Tracee {
         Ok(())
     }
 
-    /// Registers of a thread that stands.
+    /// Registers of a stopped thread.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
-//! One trial: a server, a load, one corrupted word, and what became of it.
+//! One trial: a server, a load, one corrupted word, and its effects.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -9,9 +10,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
+use vmsrs_ledger::client::Client;
 
 use crate::access::{self, Access};
-use crate::client::Client;
 use crate::load::{self, Load, Request};
 use crate::owner::{self, Owner};
 use crate::place::{self, Damage, Region, Target};
@@ -21,19 +22,19 @@ use crate::tracee::{Event, Tracee, Watch, Watches};
 /// Users, each with a connection and a thread.
 pub const USERS: usize = 6;
 
-/// An answer that takes longer never comes.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Limit for an answer; a later one counts as a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Requests before the corruption.
 const WARM_UP: std::ops::Range<u32> = 30..120;
 
-/// Requests after which a function that none of them reached is given up.
+/// Requests to wait for one that reaches the function.
 const REACH: u32 = 60;
 
-/// Accesses of one word that are looked at; more than that are a loop.
+/// Accesses of one word that are examined; more are a loop.
 const ACCESSES_MAX: u32 = 20_000;
 
-/// Functions of the server at whose beginning corruption strikes inside a request.
+/// Functions of the server at whose start a word is corrupted inside a request.
 const FUNCTIONS: [&str; 12] = [
     "serve",
     "touch",
@@ -49,7 +50,7 @@ const FUNCTIONS: [&str; 12] = [
     "say",
 ];
 
-/// Who touched the word, seen from the request in or after which it was corrupted.
+/// Who accessed the word, relative to the request in or after which it was corrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
@@ -68,19 +69,19 @@ pub enum Who {
 pub struct Touch {
     /// How.
     pub access: Access,
-    /// By whom.
+    /// Who.
     pub who: Who,
-    /// Requests since the corruption; 0 is the one in which it struck.
+    /// Requests since the corruption; 0 is the one in which it happened.
     pub after: u32,
-    /// The server's function, if it was its own code.
+    /// The server's function, if it was the server's own code.
     pub function: Option<String>,
 }
 
-/// How the server ended.
+/// The effect on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Every answer and all state at the end are right.
+    /// Every answer is right, and the state at the end.
     Nothing,
     /// Only the state or the answers of the user in or after whose request it was corrupted are
     /// wrong.
@@ -93,7 +94,7 @@ pub enum Outcome {
     Hang,
 }
 
-/// What became of one corrupted word.
+/// The effects of one corrupted word.
 #[derive(Clone, Debug, Serialize)]
 pub struct Trial {
     /// The seed that repeats it.
@@ -102,11 +103,11 @@ pub struct Trial {
     pub region: Region,
     /// How.
     pub damage: Damage,
-    /// Function at whose beginning it struck, or nothing for between two requests.
+    /// The function at whose start it was corrupted, or `None` between two requests.
     pub inside: Option<&'static str>,
     /// The word.
     pub address: u64,
-    /// Whose it is, in the heap.
+    /// The owner of a word in the heap.
     pub owner: Option<Owner>,
     /// Its value before.
     pub before: u64,
@@ -132,7 +133,7 @@ pub struct Trial {
     pub crashed: Option<Who>,
 }
 
-/// What one request came to.
+/// The result of one request.
 enum Answer {
     Line(Vec<u8>),
     Died,
@@ -152,15 +153,15 @@ struct Run<'a> {
     target: Target,
     damage: Damage,
     trial: Option<Trial>,
-    /// User in or after whose request the word was corrupted.
+    /// The user in or after whose request the word was corrupted.
     culprit: usize,
-    /// Requests begun since then.
+    /// Requests since then.
     after: u32,
-    /// The function that the corruption waits for.
+    /// The function at whose start a word will be corrupted.
     function: Option<&'static str>,
-    /// Corrupted bytes that are left, as a mask.
+    /// The bytes that are still corrupted, as a mask.
     left: u64,
-    /// The word with what has become of them.
+    /// The current value of the word.
     content: u64,
     touches: u32,
 }
@@ -214,7 +215,9 @@ impl<'a> Run<'a> {
             _server: server,
         };
         for user in 0..USERS {
-            run.clients.push(Client::connect(run._server.port)?);
+            let client = Client::connect(run._server.address, PATIENCE)?;
+            client.set_nonblocking()?;
+            run.clients.push(client);
             let request = load.first(user);
             let Answer::Line(line) = run.ask(&request)? else {
                 bail!("the server died before anything was corrupted");
@@ -230,7 +233,7 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Corrupts a word: now, or when a request reaches a function.
+    /// Corrupts a word now, or when a request reaches a function.
     fn strike(&mut self, seed: u64, inside: bool, load: &mut Load) -> Result<()> {
         if inside {
             let functions: Vec<&'static str> = FUNCTIONS
@@ -244,8 +247,7 @@ impl<'a> Run<'a> {
             let address = symbol.context("the function is gone")?.address + self.base;
             let watches: Watches = [None, None, None, Some((Watch::Execution, address))];
             self.function = Some(function);
-            self.tracee
-                .while_all_stand(|tracee| tracee.watch(watches))?;
+            self.tracee.while_stopped(|tracee| tracee.watch(watches))?;
             for _ in 0..REACH {
                 let request = load.next_request()?;
                 self.culprit = request.user;
@@ -263,7 +265,7 @@ impl<'a> Run<'a> {
         let (target, damage) = (self.target, self.damage);
         let user = load::name(self.culprit);
         let (program, rng) = (self.program, &mut self.rng);
-        self.tracee.while_all_stand(|tracee| {
+        self.tracee.while_stopped(|tracee| {
             tracee_result = Some(corrupt(
                 tracee, program, rng, target, damage, thread, &user,
             )?);
@@ -305,7 +307,7 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Sends a request and waits for its answer, while accesses are noted.
+    /// Sends a request and waits for its answer, while accesses are recorded.
     fn ask(&mut self, request: &Request) -> Result<Answer> {
         // A connection that is lost shows when the answer is waited for.
         let _ = self.clients[request.user].send(&request.line);
@@ -317,7 +319,7 @@ impl<'a> Run<'a> {
                     Event::Touched { thread, slots } => self.touched(thread, slots)?,
                 }
             }
-            match self.clients[request.user].receive() {
+            match self.clients[request.user].poll() {
                 Ok(Some(line)) => return Ok(Answer::Line(line)),
                 Ok(None) => {}
                 // The process may still be on its way to its end.
@@ -332,10 +334,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits for the socket, or for a moment: a thread that was stopped tells nobody.
+    /// Waits for the socket, but only for a moment: a stopped thread does not wake anybody.
     fn wait(&self, user: usize) {
         let mut socket = libc::pollfd {
-            fd: self.clients[user].socket(),
+            fd: self.clients[user].as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
@@ -356,13 +358,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// A thread stands behind an access, or at the function that was waited for.
+    /// A thread has stopped after an access, or at the function that was waited for.
     fn touched(&mut self, thread: pid_t, slots: u64) -> Result<()> {
         if slots & 0b1000 != 0 && self.trial.is_none() {
             let (target, damage) = (self.target, self.damage);
             let user = load::name(self.culprit);
             let (program, rng) = (self.program, &mut self.rng);
-            let word = self.tracee.while_all_stand(|tracee| {
+            let word = self.tracee.while_stopped(|tracee| {
                 corrupt(tracee, program, rng, target, damage, thread, &user)
             })?;
             if let Some(word) = word {
@@ -420,12 +422,12 @@ impl<'a> Run<'a> {
         self.touches += 1;
         if self.left == 0 || self.touches == ACCESSES_MAX {
             self.tracee
-                .while_all_stand(|tracee| tracee.watch([None; 4]))?;
+                .while_stopped(|tracee| tracee.watch([None; 4]))?;
         }
         Ok(())
     }
 
-    /// Compares an answer. Whether the server goes on.
+    /// Compares an answer; returns whether the server is still running.
     fn judge(&mut self, request: &Request, answer: Answer) -> bool {
         let after = self.after;
         let own = request.user == self.culprit;
@@ -472,7 +474,7 @@ impl<'a> Run<'a> {
         let followed = self.after;
         if alive {
             self.tracee
-                .while_all_stand(|tracee| tracee.watch([None; 4]))?;
+                .while_stopped(|tracee| tracee.watch([None; 4]))?;
             self.left = 0;
             'users: for user in 0..USERS {
                 for request in load.last(user) {
@@ -503,7 +505,7 @@ struct Corrupted {
     corrupted: u64,
 }
 
-/// Corrupts a word and watches it, while all threads stand.
+/// Corrupts a word and watches it, while all threads are stopped.
 fn corrupt(
     tracee: &mut Tracee,
     program: &Program,

@@ -1,4 +1,4 @@
-//! The study, in small.
+//! A small study.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ fn program(name: &str) -> Program {
 }
 
 #[test]
-fn a_counter_that_every_request_raises_is_read_at_once_and_never_cleansed() {
+fn counter_is_read_at_once_and_never_cleansed() {
     let program = program("counter");
     for seed in 1..5 {
         let target = Target::Variable("requests_served");

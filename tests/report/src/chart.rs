@@ -1,11 +1,11 @@
-//! Lines over an axis, as a self-contained SVG.
+//! Line charts as self-contained SVG.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
 pub use plotters::prelude::SeriesLabelPosition;
 
-/// Colours that can be told apart by the colour-blind as well (Okabe and Ito).
+/// Colours that colour-blind readers can distinguish (Okabe and Ito).
 const COLOURS: [RGBColor; 5] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
@@ -16,16 +16,16 @@ const COLOURS: [RGBColor; 5] = [
 
 const SIZE: (u32, u32) = (800, 420);
 
-/// What is drawn.
+/// A line chart.
 #[derive(Debug, Clone)]
 pub struct Chart<'a> {
-    /// Above it.
+    /// The title above it.
     pub title: &'a str,
-    /// What goes to the right; it begins at 0.
+    /// Label of the horizontal axis, which starts at 0.
     pub across: &'a str,
-    /// What goes up; it begins at 0.
+    /// Label of the vertical axis, which starts at 0.
     pub up: &'a str,
-    /// Where the lines' names are.
+    /// Position of the legend.
     pub legend: SeriesLabelPosition,
     /// The lines.
     pub lines: Vec<Line>,
@@ -45,7 +45,7 @@ impl Chart<'_> {
     ///
     /// # Errors
     ///
-    /// When the drawing library refuses it.
+    /// When the drawing library fails.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(SVGBackend::with_string(&mut svg, SIZE))
@@ -55,7 +55,7 @@ impl Chart<'_> {
 
     fn draw(&self, backend: SVGBackend<'_>) -> Result<(), Box<dyn std::error::Error + '_>> {
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        // An empty chart has axes all the same.
+        // An empty chart has axes, too.
         let right = points().fold(f64::MIN_POSITIVE, |most, (x, _)| most.max(*x));
         let top = points().fold(f64::MIN_POSITIVE, |most, (_, y)| most.max(*y)) * 1.05;
         let area = backend.into_drawing_area();

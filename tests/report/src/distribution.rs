@@ -1,4 +1,4 @@
-//! How values are distributed: a histogram that goes through JSON.
+//! Distributions of values: a histogram that can be stored as JSON.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Significant digits of values. Below 256 they are exact.
 const DIGITS: u8 = 2;
 
-/// Values within a hundredth, in little memory however many there are; serialised as pairs of a value and its count.
+/// A histogram with a precision of 1 %, in bounded memory; serialised as pairs of a value and its count.
 #[derive(Clone, PartialEq)]
 pub struct Distribution(Histogram<u64>);
 

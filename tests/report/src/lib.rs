@@ -1,5 +1,5 @@
-//! How the programs that measure VMSRS show what they found: [`table`]s, [`chart`]s, percentiles of a
-//! [`distribution`], files in a [`folder`], and [`steps`] for the person who watches.
+//! Results of the programs that test and measure VMSRS: [`table`]s, [`chart`]s, percentiles of a [`distribution`],
+//! files in a [`folder`], and progress in [`steps`].
 
 pub mod chart;
 pub mod distribution;

@@ -1,4 +1,4 @@
-//! Progress for the person who watches: steps, and a bar for work that is counted.
+//! Progress on the terminal: steps, and a bar for work that can be counted.
 
 use std::cell::Cell;
 use std::fmt;
@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Between two lines with counts where there is no terminal.
-const TELL_EVERY: Duration = Duration::from_secs(30);
+/// Between two lines with counts without a terminal.
+const INTERVAL: Duration = Duration::from_secs(30);
 
 const SPINNER: &str = "  {spinner} {msg}";
 const BAR: &str = "  {bar:30} {pos}/{len} {msg} [{elapsed}]";
 
-/// The display. Without a terminal the ends of steps are printed, and counts now and then.
+/// The display. Without a terminal it prints finished steps, and counts from time to time.
 #[derive(Debug, Clone)]
 pub struct Steps {
     bar: ProgressBar,
     /// When counts were last printed as a line.
-    told: Rc<Cell<Instant>>,
+    last: Rc<Cell<Instant>>,
 }
 
-/// A step under way.
+/// A running step.
 #[derive(Debug)]
 pub struct Step<'a> {
     steps: &'a Steps,
@@ -29,14 +29,14 @@ pub struct Step<'a> {
     start: Instant,
 }
 
-/// How far counted work is.
+/// Progress of work that can be counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
     /// Units done.
     pub done: u64,
-    /// Units there will be.
+    /// Units in total.
     pub total: u64,
-    /// The unit, and what else is to be told.
+    /// The unit, and further details.
     pub words: String,
 }
 
@@ -46,7 +46,7 @@ impl Steps {
     pub fn new() -> Self {
         Self {
             bar: ProgressBar::new_spinner(),
-            told: Rc::new(Cell::new(Instant::now())),
+            last: Rc::new(Cell::new(Instant::now())),
         }
     }
 
@@ -57,7 +57,7 @@ impl Steps {
         self.bar.set_message(name.clone());
         self.bar.enable_steady_tick(Duration::from_millis(100));
         self.bar.reset_elapsed();
-        self.told.set(Instant::now());
+        self.last.set(Instant::now());
         Step {
             steps: self,
             name,
@@ -65,20 +65,20 @@ impl Steps {
         }
     }
 
-    /// A function that shows what the step is doing at the moment, for other threads.
+    /// A function that shows what the step is doing; other threads may call it.
     pub fn detail(&self) -> impl Fn(&str) + Send + Sync + 'static {
         let bar = self.bar.clone();
         move |detail| bar.set_message(detail.to_owned())
     }
 
-    /// Shows how far the step is.
+    /// Shows the step's progress.
     pub fn count(&self, count: &Count) {
         self.bar.set_style(style(BAR));
         self.bar.set_length(count.total);
         self.bar.set_position(count.done);
         self.bar.set_message(count.words.clone());
-        if self.bar.is_hidden() && self.told.get().elapsed() >= TELL_EVERY {
-            self.told.set(Instant::now());
+        if self.bar.is_hidden() && self.last.get().elapsed() >= INTERVAL {
+            self.last.set(Instant::now());
             eprintln!("  {count}");
         }
     }

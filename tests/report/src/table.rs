@@ -20,7 +20,7 @@ pub const fn numbers(heading: &'static str) -> Heading {
     Heading(heading, CellAlignment::Right)
 }
 
-/// A table; [`fmt::Display`] gives its lines, each with its end.
+/// A table; [`fmt::Display`] gives its lines, the last one with its newline.
 #[derive(Debug, Clone)]
 pub struct Table {
     table: comfy_table::Table,
@@ -28,7 +28,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table without borders, indented by two, with a line below the headings.
+    /// A table without borders, indented by two spaces, with a line below the headings.
     #[must_use]
     pub fn plain(headings: &[Heading]) -> Self {
         let mut table = Self::borderless();
@@ -51,7 +51,7 @@ impl Table {
         table
     }
 
-    /// Names and values in two columns without headings, indented by two.
+    /// Names and values in two columns without headings, indented by two spaces.
     pub fn facts<N: ToString, V: ToString>(facts: impl IntoIterator<Item = (N, V)>) -> Self {
         let mut table = Self::borderless();
         for (name, value) in facts {

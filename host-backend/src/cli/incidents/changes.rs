@@ -9,11 +9,10 @@ use crate::control::{BlockFacts, BlockState, ChangeFacts, RequestFacts};
 /// Bytes in a row.
 pub(super) const ROW: usize = 16;
 
-/// How far behind a block's end a change is still said to lie behind it: a red zone and a neighbour's
-/// header.
+/// How far past a block's end a change is still attributed to it: a red zone and a neighbour's header.
 const NEAR: u64 = 256;
 
-/// Where a change lies: in, before or behind which block; a phrase.
+/// Where a change lies, as a phrase: in, before or past which block.
 pub(super) fn place(change: &ChangeFacts) -> String {
     let Some(block) = &change.block else {
         return "before the first block: the heap's own bookkeeping".into();
@@ -32,24 +31,24 @@ pub(super) fn place(change: &ChangeFacts) -> String {
     } else if change.address < end {
         let from = format!("from byte {} of {name} on", change.address - block.address);
         let beyond = (change.address.saturating_add(change.new.len() as u64)).saturating_sub(end);
-        // The heap itself writes behind a block when it makes one.
+        // The heap itself writes past a block when it makes one.
         let made = block.was != Some(BlockState::Live) && block.became == Some(BlockState::Live);
         match beyond {
             0 => from,
             _ if made || block.was.is_none() => from,
-            beyond => format!("{from}, and {beyond} bytes behind its end"),
+            beyond => format!("{from}, and {beyond} bytes past its end"),
         }
     } else if change.address == end {
-        format!("right behind the end of {name}")
+        format!("immediately past the end of {name}")
     } else if change.address - end < NEAR {
-        format!("{} bytes behind the end of {name}", change.address - end)
+        format!("{} bytes past the end of {name}", change.address - end)
     } else {
         "in no block: free, or the heap's own bookkeeping".into()
     }
 }
 
-/// Behind the end of which block a changed byte lies; a phrase.
-pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
+/// Past the end of which block a changed byte lies, as a phrase.
+pub(super) fn past_block(address: u64, request: &RequestFacts) -> Option<String> {
     let mut changes = request.drafts.iter().flat_map(|draft| &draft.changes);
     let change = changes.find(|change| {
         let from = address.checked_sub(change.address);
@@ -61,11 +60,11 @@ pub(super) fn behind(address: u64, request: &RequestFacts) -> Option<String> {
     // Past the longest red zone lies another block, whose header is damaged or unknown.
     (bytes <= RED_ZONE_MAX as u64).then(|| {
         let distance = match bytes {
-            0 => "right".to_owned(),
+            0 => "immediately".to_owned(),
             _ => format!("{bytes} bytes"),
         };
         format!(
-            "{distance} behind the end of the {} of {} bytes at {:#x}",
+            "{distance} past the end of the {} of {} bytes at {:#x}",
             what(block),
             block.size,
             block.address
@@ -155,19 +154,19 @@ mod tests {
                 0x1020,
                 Some(Live),
                 Some(Live),
-                ", and 12 bytes behind its end",
+                ", and 12 bytes past its end",
             ),
             (
                 0x1028,
                 Some(Live),
                 Some(Live),
-                "right behind the end of the block of 40",
+                "immediately past the end of the block of 40",
             ),
             (
                 0x102b,
                 Some(Live),
                 Some(Live),
-                "3 bytes behind the end of the block of 40",
+                "3 bytes past the end of the block of 40",
             ),
             (0x2000, Some(Live), Some(Live), "in no block"),
         ] {
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_heap_writes_behind_a_block_that_it_makes_is_not_laid_at_the_request() {
+    fn heap_writes_past_a_new_block_are_not_blamed() {
         use BlockState::{Freed, Live};
         for was in [None, Some(Freed)] {
             let place = place(&change(0x1020, was, Some(Live)));
@@ -187,8 +186,8 @@ mod tests {
 
     /// A request with a change of 20 bytes at each of these addresses.
     fn request(changes: &[(u64, BlockFacts)]) -> RequestFacts {
-        let shown = super::super::sample::shown();
-        let mut request = shown.detail.request().unwrap().clone();
+        let view = super::super::sample::view();
+        let mut request = view.detail.request().unwrap().clone();
         request.drafts[0].changes = changes
             .iter()
             .map(|(address, block)| ChangeFacts {
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_lies_behind_the_block_of_its_own_change() {
+    fn address_is_past_the_block_of_its_own_change() {
         use BlockState::{Freed, Live};
         let freed = BlockFacts {
             address: 0x89d0,
@@ -214,22 +213,22 @@ mod tests {
             was: None,
             became: Some(Live),
         };
-        // A former block that begins later says nothing of a change that has another.
+        // A former block that starts later says nothing of a change that has another.
         let other = BlockFacts {
             address: 0x89f8,
             ..freed.clone()
         };
         let request = request(&[(0x89c0, freed), (0x89e8, overrun), (0x8b00, other)]);
         assert_eq!(
-            behind(0x89f9, &request).as_deref(),
+            past_block(0x89f9, &request).as_deref(),
             Some(
-                "right behind the end of the block (allocated by this request) of 9 bytes at 0x89f0"
+                "immediately past the end of the block (allocated by this request) of 9 bytes at 0x89f0"
             )
         );
     }
 
     #[test]
-    fn no_address_is_said_to_lie_behind_a_block_that_may_not_be_the_last_before_it() {
+    fn address_is_placed_only_past_the_last_block_before_it() {
         use BlockState::Live;
         let block = |size, became| BlockFacts {
             address: 0x1000,
@@ -243,12 +242,12 @@ mod tests {
             (0x1010, block(40, Some(Live))),
             (0x1010, block(u64::MAX, Some(Live))),
         ] {
-            assert_eq!(behind(address, &request(&[(address, block)])), None);
+            assert_eq!(past_block(address, &request(&[(address, block)])), None);
         }
     }
 
     #[test]
-    fn rows_show_digits_and_characters_and_nothing_that_a_terminal_acts_on() {
+    fn rows_are_safe_for_a_terminal() {
         let change = change(0x1000, None, None);
         let rows: Vec<_> = rows(&change, 9).collect();
         assert_eq!(rows.len(), 2);

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use vmsrs_protocol::incident::REGISTER_NAMES;
 
 use super::changes::{place, rows};
-use super::list::spelled;
-use super::shown::Shown;
+use super::list::json_name;
+use super::view::IncidentView;
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
 use crate::control::{DraftFacts, IncidentFacts, RequestFacts};
 use crate::symbols::{Found, Frame};
@@ -15,23 +15,23 @@ use crate::symbols::{Found, Frame};
 const CHANGES: usize = 16;
 const ROWS: usize = 4;
 
-pub(super) fn describe(shown: &Shown, full: bool) -> String {
-    let mut text = facts(&rows_of(shown));
-    for note in &shown.trace.notes {
+pub(super) fn describe(view: &IncidentView, full: bool) -> String {
+    let mut text = facts(&rows_of(view));
+    for note in &view.trace.notes {
         let _ = writeln!(text, "\nnote: {}", printable(note));
     }
-    if let Some(request) = shown.detail.request() {
-        text.push_str(&backtrace(&shown.trace.frames));
+    if let Some(request) = view.detail.request() {
+        text.push_str(&backtrace(&view.trace.frames));
         text.push_str(&dropped(request));
         text.push_str(&changed(request, full));
     }
-    text.push_str(&registers(&kept_registers(shown)));
+    text.push_str(&registers(&kept_registers(view)));
     text
 }
 
 /// The registers of an incident with their names; empty if there are none.
-pub(super) fn kept_registers(shown: &Shown) -> Vec<(&'static str, u64)> {
-    let registers: &[u64] = match &shown.detail.facts {
+pub(super) fn kept_registers(view: &IncidentView) -> Vec<(&'static str, u64)> {
+    let registers: &[u64] = match &view.detail.facts {
         IncidentFacts::Request(request) => &request.registers,
         IncidentFacts::SealedWrite(write) => &write.registers,
         IncidentFacts::GuestDown(_) | IncidentFacts::Corruption(_) => &[],
@@ -55,28 +55,28 @@ fn code(bytes: &[u8]) -> String {
 }
 
 /// The facts that fit in a line each.
-pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
-    let detail = &shown.detail;
+pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
+    let detail = &view.detail;
     let summary = &detail.summary;
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let mut at = address(summary.address);
-    if let Some(is) = &shown.address_is {
+    if let Some(is) = &view.address_is {
         let _ = write!(at, " ({})", printable(is));
     }
     let mut rows = vec![
         ("incident", summary.number.to_string()),
         ("time (UTC)", text::time(summary.at_ms)),
         ("kind", printable(&summary.kind)),
-        ("outcome", spelled(summary.outcome)),
+        ("outcome", json_name(summary.outcome)),
         ("app", printable_or_dash(summary.app.as_deref())),
         ("domain", printable_or_dash(summary.domain.as_deref())),
     ];
-    if let Some(culprit) = shown.culprit() {
+    if let Some(culprit) = view.culprit() {
         rows.push(("in", printable(&culprit)));
-    } else if shown.is_found_by_audit() {
+    } else if view.is_found_by_audit() {
         rows.push((
             "found by",
-            "the audit at the request's end; the changes tell what was written".to_owned(),
+            "the audit at the end of the request; the changes show what was written".to_owned(),
         ));
     }
     rows.push(("address", at));
@@ -134,7 +134,7 @@ pub(super) fn rows_of(shown: &Shown) -> Vec<(&'static str, String)> {
                     format!("{} (code {})", request.signal, request.code),
                 ),
                 ("recovered in", nanoseconds(request.recovery_ns)),
-                ("restored to", spelled(request.restored)),
+                ("restored to", json_name(request.restored)),
                 ("drafts dropped", request.drafts_total.to_string()),
             ]);
         }
@@ -302,12 +302,12 @@ mod tests {
     use crate::control::GuestDownFacts;
     use vmsrs_protocol::incident::{REG_RIP, REGISTERS};
 
-    /// The text that is checked in; `VMSRS_BLESS=1` writes it anew.
+    /// The expected text; `VMSRS_BLESS=1` rewrites it.
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/incidents/sample.txt");
 
     #[test]
     fn an_incident_reads_as_the_sample_does() {
-        let text = describe(&sample::shown(), false);
+        let text = describe(&sample::view(), false);
         if std::env::var_os("VMSRS_BLESS").is_some() {
             std::fs::write(GOLDEN, &text).unwrap();
         }
@@ -316,37 +316,37 @@ mod tests {
 
     #[test]
     fn all_bytes_are_shown_when_asked_for() {
-        let shown = sample::shown();
-        let short = describe(&shown, false);
-        let full = describe(&shown, true);
+        let view = sample::view();
+        let short = describe(&view, false);
+        let full = describe(&view, true);
         assert!(short.contains("see --full") && !full.contains("see --full"));
         assert!(full.len() > short.len());
     }
 
     #[test]
     fn registers_that_nobody_noted_are_left_out() {
-        let mut shown = sample::shown();
-        if let IncidentFacts::Request(request) = &mut shown.detail.facts {
+        let mut view = sample::view();
+        if let IncidentFacts::Request(request) = &mut view.detail.facts {
             request.registers = vec![0; REGISTERS];
             request.registers[REG_RIP] = 5;
         }
-        let text = describe(&shown, false);
+        let text = describe(&view, false);
         assert!(text.contains("rip 0000000000000005"), "{text}");
         assert!(!text.contains("rax"), "{text}");
     }
 
     #[test]
-    fn what_the_host_alone_knows_is_shown() {
-        let mut shown = sample::shown();
-        shown.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
-        let mut text = describe(&shown, false);
-        shown.detail.facts = IncidentFacts::GuestDown(GuestDownFacts {
+    fn host_only_facts_are_shown() {
+        let mut view = sample::view();
+        view.detail.facts = IncidentFacts::SealedWrite(sample::sealed_write());
+        let mut text = describe(&view, false);
+        view.detail.facts = IncidentFacts::GuestDown(GuestDownFacts {
             reason: "the guest reset itself".into(),
             granted_frames: 1024,
             written_frames: 3,
             staged_pages: 0,
         });
-        text += &describe(&shown, false);
+        text += &describe(&view, false);
         for part in [
             "the kernel (CPL 0), vCPU 1",
             "0x100005000",
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_guest_reaches_the_terminal_as_a_command() {
+    fn guest_text_cannot_control_the_terminal() {
         let text = describe(&sample::hostile(), true);
         assert!(
             text.chars().all(|c| c == '\n' || !c.is_control()),

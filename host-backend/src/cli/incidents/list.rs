@@ -5,8 +5,8 @@ use serde::Serialize;
 use crate::cli::text::{self, address, printable, printable_or_dash, table};
 use crate::control::IncidentSummary;
 
-/// An enumeration in the spelling that it has in JSON.
-pub(super) fn spelled(value: impl Serialize) -> String {
+/// The JSON name of a value of an enumeration.
+pub(super) fn json_name(value: impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(text)) => text,
         _ => "?".to_owned(),
@@ -28,7 +28,7 @@ pub(super) fn row(incident: &IncidentSummary) -> [String; 7] {
         incident.number.to_string(),
         text::time(incident.at_ms),
         printable(&incident.kind),
-        spelled(incident.outcome),
+        json_name(incident.outcome),
         printable_or_dash(incident.app.as_deref()),
         printable_or_dash(incident.domain.as_deref()),
         address(incident.address),
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn the_list_is_a_table() {
         assert_eq!(describe(&[]), "no incidents\n");
-        let mut summary = sample::shown().detail.summary;
+        let mut summary = sample::view().detail.summary;
         summary.domain = None;
         let text = describe(&[summary]);
         let lines: Vec<_> = text.lines().collect();

@@ -4,7 +4,7 @@ mod changes;
 mod detail;
 mod list;
 mod page;
-mod shown;
+mod view;
 
 #[cfg(test)]
 mod sample;
@@ -14,23 +14,22 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use self::shown::Shown;
+use self::view::IncidentView;
 use super::status::unexpected;
 use super::text::{write_json, write_text};
 use super::{Exit, Failure, Target};
 use crate::control::{Request, Response};
 use crate::symbols::SymbolFiles;
 
-/// List what failed in a running VM, or show one incident with all its facts
+/// List what failed in a running VM, or show one incident in full
 ///
-/// Without an ID the newest incident is last. Odd numbers are failed requests reported by the
-/// guest, even ones are the host's own: writes that the second-level page table stopped, and ends of
-/// the guest's kernel that took requests with them.
+/// Without an ID all incidents are listed, the newest last. Odd numbers are failed requests, reported
+/// by the guest. Even numbers are the host's own: writes stopped by the second-level page table,
+/// crashes and resets of the guest's kernel that took requests with them, and broken sealed pages.
 ///
-/// Functions and lines come from the server's files with symbols: those in the folders given with
-/// --symbols, wherever they lie there or at the same path below the folder as in the guest, and those
-/// under /usr/lib/debug/.build-id, each if its build ID is the one that failed. The guest's word leads to
-/// no other file of this machine.
+/// Functions and lines come from the server's files with symbols, matched by build ID: files anywhere
+/// in the folders given with --symbols, or at the guest's path below them, and files under
+/// /usr/lib/debug/.build-id. Guest-supplied paths are never opened.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,13 +38,13 @@ Examples:
   vmsrs incidents 7 --symbols build/ --html incident-7.html
   vmsrs incidents --json | jq '.[] | select(.kind == \"double-free\") | .number'
 
-Exit codes: 0 success, 2 wrong usage, 4 no VM can be reached, 8 no such incident.")]
+Exit codes: 0 success, 2 invalid command line, 4 no VM reachable, 8 no such incident.")]
 pub(super) struct Arguments {
     /// Number of one incident
     id: Option<u64>,
     #[command(flatten)]
     target: Target,
-    /// Folder (or file) with the server's programs and libraries, with symbols; may be repeated
+    /// Folder or file with the server's programs and libraries with symbols; may be repeated
     #[arg(
         long,
         value_name = "FOLDER",
@@ -56,7 +55,7 @@ pub(super) struct Arguments {
     /// Show all changed bytes, not only the first
     #[arg(long)]
     full: bool,
-    /// Write one page of HTML, which needs nothing else, to this file ('-' is standard output)
+    /// Write a self-contained HTML page to this file ('-' is standard output)
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     html: Option<PathBuf>,
     /// Write one line of JSON (docs/reference-cli.md describes it)
@@ -81,13 +80,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         },
         Some(id) => match client.ask(Request::Incident { id })? {
             Response::Incident(detail) => {
-                let shown = Shown::new(*detail, &files);
+                let view = IncidentView::new(*detail, &files);
                 if arguments.json {
-                    write_json(&shown)?;
+                    write_json(&view)?;
                 } else if arguments.html.is_some() {
-                    write_page(arguments, &page::incident(&shown))?;
+                    write_page(arguments, &page::incident(&view))?;
                 } else {
-                    write_text(&detail::describe(&shown, arguments.full))?;
+                    write_text(&detail::describe(&view, arguments.full))?;
                 }
             }
             _ => return Err(unexpected()),

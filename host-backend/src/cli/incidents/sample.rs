@@ -2,7 +2,7 @@
 
 use vmsrs_protocol::incident::REGISTERS;
 
-use super::shown::Shown;
+use super::view::IncidentView;
 use crate::control::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentFacts,
     IncidentOutcome, IncidentSummary, Place, ProgramFacts, RequestFacts, Restored,
@@ -11,7 +11,7 @@ use crate::control::{
 use crate::symbols::{Found, Frame, Trace};
 
 /// A buffer overflow, with everything that can be known about it.
-pub(super) fn shown() -> Shown {
+pub(super) fn view() -> IncidentView {
     let block = BlockFacts {
         address: 0x1000_0000_3f00,
         size: 40,
@@ -31,7 +31,7 @@ pub(super) fn shown() -> Shown {
         found: Found::Registers,
         machinery: false,
     };
-    Shown {
+    IncidentView {
         detail: IncidentDetail {
             summary: IncidentSummary {
                 number: 7,
@@ -95,7 +95,7 @@ pub(super) fn shown() -> Shown {
             })),
         },
         address_is: Some(
-            "the guard behind domain user-7 of app ledger, 4 bytes behind its end".into(),
+            "the guard after domain user-7 of app ledger, 4 bytes past its end".into(),
         ),
         trace: Trace {
             frames: vec![
@@ -142,22 +142,22 @@ pub(super) fn sealed_write() -> SealedWriteFacts {
 }
 
 /// One whose every text is an attack on a terminal and on a browser.
-pub(super) fn hostile() -> Shown {
+pub(super) fn hostile() -> IncidentView {
     let evil =
         "\x1b[2J\"'><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u{202e}\u{9b}2J";
-    let mut shown = shown();
+    let mut view = view();
     let text = || Some(evil.to_owned());
-    shown.detail.summary.kind = evil.into();
-    shown.detail.summary.app = text();
-    shown.detail.summary.domain = text();
-    shown.address_is = text();
-    for frame in &mut shown.trace.frames {
+    view.detail.summary.kind = evil.into();
+    view.detail.summary.app = text();
+    view.detail.summary.domain = text();
+    view.address_is = text();
+    for frame in &mut view.trace.frames {
         frame.module = text();
         frame.function = text();
         frame.file = text();
     }
-    shown.trace.notes = vec![evil.into()];
-    if let IncidentFacts::Request(request) = &mut shown.detail.facts {
+    view.trace.notes = vec![evil.into()];
+    if let IncidentFacts::Request(request) = &mut view.detail.facts {
         request.thread = evil.into();
         for draft in &mut request.drafts {
             draft.domain = evil.into();
@@ -170,5 +170,5 @@ pub(super) fn hostile() -> Shown {
             program.message = evil.into();
         }
     }
-    shown
+    view
 }

@@ -23,7 +23,7 @@ pub enum RunError {
     /// More memory than there is.
     #[error(
         "the guest's memory and window together ({wanted}) are more than this machine has \
-         ({available}): give less to --memory or --window"
+         ({available}): reduce --memory or --window"
     )]
     TooMuchMemory {
         /// RAM and window.
@@ -31,11 +31,11 @@ pub enum RunError {
         /// Memory and swap of the host.
         available: Size,
     },
-    /// A number of vCPUs that makes no sense.
+    /// A number of vCPUs that is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
     Vcpus(u32),
     /// A pool without frames.
-    #[error("a pool of 0 frames lets the guest write nothing: give at least 1 to --pool")]
+    #[error("with a pool of 0 frames the guest cannot write: give at least 1 to --pool")]
     NoPool,
     /// The pool leaves no room for pages.
     #[error(
@@ -47,7 +47,7 @@ pub enum RunError {
         pool: u32,
         /// The window.
         window: Size,
-        /// Most frames that a pool can have in this window.
+        /// Maximum number of frames that a pool can have in this window.
         most: u64,
     },
     /// The window is too small for any pool, or for its own.
@@ -61,7 +61,7 @@ pub enum RunError {
     Console {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -3,7 +3,7 @@
 //! What can be refused cheaply comes first, and everything that is made undoes itself when it is
 //! dropped, so a start that fails leaves nothing behind.
 
-mod console;
+mod console_target;
 mod error;
 mod report;
 mod sizes;
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 pub use self::error::RunError;
 
-use self::console::ConsoleTarget;
+use self::console_target::ConsoleTarget;
 use super::Target;
 use super::doctor;
 use super::exit::{Exit, Failure};
@@ -29,27 +29,27 @@ use crate::vmm::{ExitReason, StopHandle, Vm, VmConfig};
 
 /// Run a virtual machine until it ends
 ///
-/// Boots a Linux kernel with a recovery device, and with a network card if there is a tap
-/// interface. While it runs, `vmsrs status` and `vmsrs incidents` reach it over its control socket.
-/// SIGINT and SIGTERM end it, and so does Ctrl-A x on its console. A guest that reboots, panics or
-/// dies is started again and finds all sealed state in place.
+/// Boots a Linux kernel with a recovery device, and with a network card if a tap interface is given.
+/// While it runs, `vmsrs status` and `vmsrs incidents` reach it over its control socket. SIGINT and
+/// SIGTERM end it, and so does Ctrl-A x on its console. A guest that reboots, panics or crashes is
+/// restarted and finds all sealed state in place.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  A guest on this terminal:
+  A guest with its console on this terminal:
     vmsrs run --kernel vmlinuz --initramfs guest.img
 
-  A server that is reached at 192.168.77.2, from a folder with an `init`:
+  A server at 192.168.77.2, from a folder with an `init`:
     vmsrs run --kernel vmlinuz --initramfs ./guest --memory 1G --vcpus 2 \\
         --window 512M --tap tap0,192.168.77.1/24 --console guest.log
 
   In a script, with the report at the end:
     vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
 
-Exit codes: 0 the guest turned itself off or was stopped, 1 unexpected, 2 the command line makes no
-sense, 3 this machine cannot do it, 5 the guest died, 6 the guest reset itself (a restart or a
-kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 the guest was not
-to be started again, or went down too often.")]
+Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
+3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
+kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
+turned off, or the guest went down too often.")]
 pub(super) struct Arguments {
     /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
     #[arg(long, value_name = "FILE")]
@@ -66,17 +66,17 @@ pub(super) struct Arguments {
     /// The window: memory for the pages of all domains and the drafts of requests
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     window: Size,
-    /// Most frames of 4 KiB that the guest may write at a time [default: an eighth of the window,
-    /// at most 16384]
+    /// Maximum number of 4 KiB frames that the guest may have writable at a time [default: an eighth of
+    /// the window, at most 16384]
     #[arg(long, value_name = "FRAMES")]
     pool: Option<u32>,
-    /// How fast sealed pages are checked in the background, in bytes a second; 0 for not at all
+    /// Rate of the background check of sealed pages, in bytes per second; 0 turns it off
     #[arg(long, value_name = "SIZE", default_value = "16M")]
     scrub: Size,
-    /// Tap interface for the guest's network card; with an address the host's side is set up too
+    /// Tap interface for the guest's network card; with an address the host's side is configured too
     #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]")]
     tap: Option<TapConfig>,
-    /// Kernel parameters besides those that every guest gets
+    /// Additional kernel parameters
     #[arg(
         long,
         value_name = "PARAMETERS",
@@ -87,10 +87,10 @@ pub(super) struct Arguments {
     /// Where the guest's serial console goes: stdio, none, or a file
     #[arg(long, value_name = "stdio|none|FILE", default_value = "stdio")]
     console: ConsoleTarget,
-    /// What to do when the guest reboots, panics or dies
+    /// What to do when the guest reboots, panics or crashes
     #[arg(long, value_name = "ACTION", default_value = "restart")]
     on_reboot: OnReboot,
-    /// Most restarts within 60 seconds; a guest that needs more ends the VM
+    /// Maximum number of restarts within 60 seconds; if the guest needs more, the VM ends
     #[arg(long, value_name = "NUMBER", default_value_t = 3)]
     restarts: u32,
     #[command(flatten)]
@@ -205,7 +205,7 @@ fn run_boots(
             end.gave_up_after = limit;
             return Ok(end);
         }
-        eprintln!("vmsrs: {}: starting it again", end.reason);
+        eprintln!("vmsrs: {}: restarting it", end.reason);
         operator.restarting(&end.reason);
         vm = machine.power_on()?;
     }

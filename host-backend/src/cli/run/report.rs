@@ -50,7 +50,7 @@ impl<'a> From<&'a CrashReport> for Crash<'a> {
     }
 }
 
-/// Says how the VM ended, on standard error and, if it is wanted, as JSON; gives the exit code.
+/// Reports how the VM ended on standard error and, if requested, as JSON; returns the exit code.
 pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Failure> {
     let reason = &end.reason;
     let (exit, crash) = match reason {
@@ -76,14 +76,14 @@ pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Fail
     );
     if end.unfit_kvm {
         eprintln!(
-            "vmsrs: KVM has neither EPT nor NPT on this machine, and cannot run a stock guest: \
-             see `vmsrs doctor`"
+            "vmsrs: KVM has neither EPT nor NPT on this machine and cannot run a stock guest: see \
+             `vmsrs doctor`"
         );
     }
     if let Some(limit) = end.gave_up_after {
         eprintln!(
-            "vmsrs: gave up, because the guest went down after {limit} restart{} within {} s: \
-             its console says why; --restarts allows more",
+            "vmsrs: gave up: the guest went down after {limit} restart{} within {} s; see its \
+             console for the reason; --restarts allows more",
             if limit == 1 { "" } else { "s" },
             RESTART_PERIOD.as_secs()
         );

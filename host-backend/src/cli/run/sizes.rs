@@ -1,4 +1,4 @@
-//! What can be refused of sizes and numbers before anything is made.
+//! Checks of sizes and numbers before anything is made.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::vmm::memory::Layout;
 use crate::vmm::vm::MAX_VCPUS;
 use crate::window::Window;
 
-/// Checks the sizes before anything is made; gives the engine's limits.
+/// Checks the sizes; returns the engine's limits.
 pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
     if !(1..=MAX_VCPUS).contains(&arguments.vcpus) {
         return Err(RunError::Vcpus(arguments.vcpus).into());
@@ -50,7 +50,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
     Ok(engine)
 }
 
-/// Memory and swap of this machine, if the system tells.
+/// Memory and swap of this machine, if known.
 fn host_memory() -> Option<Size> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let kibibytes = |name: &str| -> Option<u64> {

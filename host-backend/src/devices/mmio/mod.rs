@@ -1,8 +1,8 @@
 //! The virtio-mmio transport, version 2 (Virtio 1.2, 4.2), with the shared memory registers.
 //!
-//! Registers are the guest's to write as it likes. An access with a wrong width, to a wrong
-//! register or in a wrong state is ignored and counted; a queue is taken only after it has been
-//! checked whole. Nothing a driver writes can do more than stop its own device.
+//! The guest may write anything to registers. An access of a wrong width, to a wrong register or in
+//! a wrong state is ignored and counted; a queue is accepted only after all of it has been checked.
+//! A driver can stop its own device and nothing else.
 
 mod queue;
 mod status;
@@ -66,7 +66,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers, without power: it needs [`Self::power_on`]. `name` names it
+    /// Gives `device` its registers, without power: it needs [`Self::power_on`]. `name` names it
     /// in the log.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl MmioTransport {
         self.interrupt = DeviceInterrupt::new(line);
     }
 
-    /// Takes the device from a VM that has ended: resets it, and lets go of memory and interrupt.
+    /// Takes the device from a VM that has ended: resets it, and releases memory and interrupt.
     /// The device itself stays, for the next VM.
     pub fn power_off(&mut self) {
         self.reset();
@@ -109,7 +109,7 @@ impl MmioTransport {
         self.interrupt = DeviceInterrupt::new(Unconnected);
     }
 
-    /// What the driver did wrong so far, by kind.
+    /// Errors of the driver so far, by kind.
     pub fn tally(&self) -> Arc<Tally> {
         self.tally.clone()
     }
@@ -122,7 +122,6 @@ impl MmioTransport {
     }
 
     fn refuse(&self, what: &'static str) {
-        // The return value says whether it was the first; there is no more to say about it.
         let _ = self.tally.add(self.name, what);
     }
 
@@ -259,7 +258,7 @@ impl MmioTransport {
             .ok()
             .and_then(|index| self.queues.get(index));
         match queue {
-            // A full counter means that the device is about to look anyway.
+            // A full counter means that a kick is pending anyway.
             Some(queue) if self.status == status::RUNNING => drop(queue.kick.write(1)),
             Some(_) => self.refuse("the driver notified a queue of a device that is not running"),
             None => self.refuse("the driver notified a queue that does not exist"),

@@ -88,8 +88,9 @@ impl QueueRegisters {
     }
 
     fn check(&self, memory: &GuestMemoryMmap, event_idx: bool) -> Result<Queue, &'static str> {
-        const BAD_SIZE: &str = "the driver chose a queue size that is no power of two or too large";
-        const BAD_ADDRESS: &str = "the driver put a queue where there is no RAM";
+        const BAD_SIZE: &str =
+            "the driver chose a queue size that is not a power of two or too large";
+        const BAD_ADDRESS: &str = "the driver put a queue outside RAM";
         const BAD_ALIGNMENT: &str = "the driver put a queue at a misaligned address";
 
         let size = u16::try_from(self.size).map_err(|_| BAD_SIZE)?;

@@ -177,7 +177,7 @@ impl Driver {
 }
 
 #[test]
-fn a_device_without_power_has_no_queues_and_no_memory_and_starts_again_with_new_ones() {
+fn power_off_releases_queues_and_memory() {
     let mut driver = Driver::new();
     driver.start();
     driver.transport.power_off();
@@ -208,7 +208,7 @@ fn the_identity_registers_say_what_the_device_is() {
 }
 
 #[test]
-fn a_driver_that_follows_the_specification_gets_its_queues_to_the_device() {
+fn correct_driver_activates_the_device() {
     let mut driver = Driver::new();
     driver.start();
     assert_eq!(driver.refusals(), 0);
@@ -240,7 +240,7 @@ fn offered_features_are_read_by_halves() {
 }
 
 #[test]
-fn features_that_were_not_offered_or_no_version_1_leave_features_ok_unset() {
+fn wrong_features_leave_features_ok_unset() {
     for features in [FEATURES | 1 << 6, FEATURES & !(1 << VIRTIO_F_VERSION_1), 0] {
         let mut driver = Driver::new();
         driver.status(status::ACKNOWLEDGED);
@@ -362,7 +362,7 @@ fn queues_outside_ram_or_misaligned_are_not_made_ready() {
 }
 
 #[test]
-fn a_queue_cannot_be_changed_once_ready_or_before_the_features_are_agreed_on() {
+fn queue_registers_are_writable_only_in_setup() {
     let mut driver = Driver::new();
     assert!(!driver.set_up_queue(0, 16, [0x1000, 0x2000, 0x3000]));
     driver.start();
@@ -374,7 +374,7 @@ fn a_queue_cannot_be_changed_once_ready_or_before_the_features_are_agreed_on() {
 }
 
 #[test]
-fn a_queue_that_does_not_exist_has_size_0_and_takes_no_writes() {
+fn missing_queue_has_size_0_and_takes_no_writes() {
     let mut driver = Driver::new();
     driver.negotiate();
     for index in [2, 0xffff, 0x1_0000, u32::MAX] {
@@ -416,7 +416,7 @@ fn an_interrupt_has_its_reason_until_it_is_acknowledged() {
 }
 
 #[test]
-fn a_shared_memory_region_has_its_place_and_an_absent_one_all_ones() {
+fn absent_shared_memory_region_reads_all_ones() {
     let mut driver = Driver::new();
     let read = |driver: &mut Driver, select| {
         driver.write(VIRTIO_MMIO_SHM_SEL, select);
@@ -447,7 +447,7 @@ fn the_configuration_space_is_read_and_written_in_any_width() {
 }
 
 #[test]
-fn accesses_of_a_wrong_width_or_to_no_register_are_ignored_and_counted() {
+fn invalid_accesses_are_ignored_and_counted() {
     let mut driver = Driver::new();
     for width in [1, 2, 3, 8] {
         driver.transport.write(
@@ -470,7 +470,7 @@ fn accesses_of_a_wrong_width_or_to_no_register_are_ignored_and_counted() {
 }
 
 #[test]
-fn no_sequence_of_accesses_panics_or_starts_a_device_with_a_bad_queue() {
+fn random_accesses_never_activate_a_bad_queue() {
     use proptest::prelude::*;
     use proptest::test_runner::TestRunner;
 

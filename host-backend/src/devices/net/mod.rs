@@ -1,8 +1,8 @@
 //! The network card: virtio-net (Virtio 1.2, 5.1) with one receive and one transmit queue, on a
 //! tap interface.
 //!
-//! No offloads are offered: a frame is a frame, its virtio-net header says nothing, and neither
-//! side has to trust lengths or checksums of the other's header.
+//! No offloads are offered, so virtio-net headers carry no information, and neither side trusts
+//! lengths or checksums of the other's header.
 
 mod counters;
 mod queues;
@@ -55,8 +55,8 @@ pub struct Net {
 impl Net {
     /// Makes a network card with the address `mac` on `tap`.
     ///
-    /// `tap` is non-blocking; each read gives one frame and each write takes one, behind a
-    /// virtio-net header of 12 bytes. [`open_tap`] gives such a file.
+    /// `tap` is non-blocking; each read returns one frame and each write sends one, after a
+    /// virtio-net header of 12 bytes. [`open_tap`] returns such a file.
     pub fn new(tap: File, mac: MacAddress) -> Self {
         Self {
             tap,
@@ -72,9 +72,8 @@ impl Net {
     }
 }
 
-/// An address for the network card of the guest behind the tap interface `tap`: locally
-/// administered, and the same in every run, so that a guest that is started again is the same host
-/// to its neighbours.
+/// An address for the guest's network card on the tap interface `tap`: locally
+/// administered, and the same in every run, so that a restarted guest is the same host to its neighbours.
 pub fn mac_for(tap: &str) -> MacAddress {
     // FNV-1a: short, and different names give different addresses but for one in 2^32.
     let hash = tap.bytes().fold(0x811c_9dc5_u32, |hash, byte| {

@@ -15,7 +15,7 @@ use crate::devices::worker::{Serve, drain};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 use crate::vmm::poison;
 
-/// Most frames in one direction before the other direction, and a stop, get their turn.
+/// Maximum number of frames in one direction before the other direction, and a stop, get their turn.
 const TURN: usize = 128;
 
 /// Least Ethernet frame: two addresses and a type.
@@ -136,12 +136,12 @@ impl Queues {
             let written = write_chain(chain, &self.memory, frame);
             self.incoming_length = 0;
             match written {
-                Some(_) => raise(&self.counters.received),
+                Some(_) => increment(&self.counters.received),
                 None => {
-                    raise(&self.counters.received_dropped);
+                    increment(&self.counters.received_dropped);
                     self.counters.tally.add(
                         NAME,
-                        "the driver's buffer is no RAM or too small for a frame",
+                        "the driver's buffer is not in RAM or too small for a frame",
                     );
                 }
             }
@@ -207,13 +207,13 @@ impl Queues {
             match read_chain(chain, &self.memory, &mut self.outgoing) {
                 Ok(length) => self.write_tap(length),
                 Err(what) => {
-                    raise(&self.counters.transmitted_dropped);
+                    increment(&self.counters.transmitted_dropped);
                     self.counters.tally.add(NAME, what);
                 }
             }
             self.transmit.queue.add_used(&self.memory, head, 0)?;
         }
-        // There may be more: come back here after everybody else had a turn. The counter is full
+        // There may be more: come back here after the others had a turn. The counter is full
         // only if a kick is pending anyway.
         let _ = self.transmit.kick.write(1);
         signal(&mut self.transmit, &self.memory, &self.interrupt)
@@ -221,10 +221,10 @@ impl Queues {
 
     fn write_tap(&mut self, length: usize) {
         match self.tap.write(&self.outgoing[..length]) {
-            Ok(written) if written == length => raise(&self.counters.transmitted),
+            Ok(written) if written == length => increment(&self.counters.transmitted),
             // The interface is down or its queue is full: frames get lost, as on any wire.
             result => {
-                raise(&self.counters.transmitted_dropped);
+                increment(&self.counters.transmitted_dropped);
                 log::trace!("{NAME}: a frame is lost: {result:?}");
             }
         }
@@ -235,13 +235,13 @@ fn readable(token: u64) -> EpollEvent {
     EpollEvent::new(EventSet::IN, token)
 }
 
-fn raise(counter: &AtomicU64) {
+fn increment(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
 type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
-/// The next chain; an error if the available ring makes no sense.
+/// The next chain; an error if the available ring is invalid.
 fn pop<'a>(
     active: &mut ActiveQueue,
     memory: &'a GuestMemoryMmap,

@@ -41,14 +41,14 @@ impl TapAddress {
     }
 }
 
-/// Why a description of a tap interface makes no sense.
+/// Why a description of a tap interface is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TapConfigError {
-    /// The name is no name of an interface.
-    #[error("`{0}` is no interface name: give 1 to 15 bytes without `/`, `:` and white space")]
+    /// Not a valid interface name.
+    #[error("`{0}` is not an interface name: give 1 to 15 bytes without `/`, `:` and white space")]
     Name(String),
-    /// The address is none.
-    #[error("`{0}` is no address: give ADDRESS/PREFIX, for example 192.168.77.1/24")]
+    /// Not an address.
+    #[error("`{0}` is not an address: give ADDRESS/PREFIX, for example 192.168.77.1/24")]
     Address(String),
 }
 
@@ -106,7 +106,7 @@ pub enum TapError {
     Rights {
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another program uses it.
@@ -117,15 +117,15 @@ pub enum TapError {
     Busy {
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// An interface of that name is no tap interface.
-    #[error("the interface {name} exists and is no tap interface: give another name")]
+    /// The interface exists and is not a tap interface.
+    #[error("the interface {name} exists and is not a tap interface: give another name")]
     NoTap {
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Anything else.
@@ -135,7 +135,7 @@ pub enum TapError {
         what: &'static str,
         /// Name of the interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -216,7 +216,7 @@ fn set_address(name: &str, address: TapAddress) -> io::Result<()> {
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+    // SAFETY: the descriptor was just returned by the kernel and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let fd = socket.as_raw_fd();
 

@@ -28,7 +28,7 @@ const BUFFERS: u64 = 0x10_0000;
 const SIZE: u16 = 16;
 
 /// Long enough for any machine; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An interrupt line that tells a test.
 struct Line(Mutex<Sender<()>>);
@@ -58,13 +58,13 @@ fn wire() -> (File, File) {
     let result = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) };
     assert_eq!(result, 0);
     let end = |fd| {
-        // SAFETY: the descriptor was just returned by the kernel and nobody else owns it.
+        // SAFETY: the descriptor was just returned by the kernel and has no other owner.
         File::from(unsafe { OwnedFd::from_raw_fd(fd) })
     };
     // SAFETY: the call changes a flag of a descriptor that we own.
     unsafe { libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK) };
     let patience = libc::timeval {
-        tv_sec: PATIENCE.as_secs() as _,
+        tv_sec: TIMEOUT.as_secs() as _,
         tv_usec: 0,
     };
     // SAFETY: the option takes a `timeval`, which is valid for the call.
@@ -212,7 +212,7 @@ impl Bench {
     /// Waits until the device has used `count` buffers of a queue.
     fn wait_used(&self, index: u16, count: u16) {
         while self.used_index(index) != count {
-            match self.interrupts.recv_timeout(PATIENCE) {
+            match self.interrupts.recv_timeout(TIMEOUT) {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Timeout) => panic!("the device uses no buffer"),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the line is kept"),
@@ -306,7 +306,7 @@ fn a_frame_from_the_guest_reaches_the_wire() {
 }
 
 #[test]
-fn malformed_frames_are_dropped_and_counted_and_the_next_one_goes_through() {
+fn malformed_frames_are_dropped_and_counted() {
     let mut bench = Bench::new();
     bench.start();
     bench
@@ -344,7 +344,7 @@ fn malformed_frames_are_dropped_and_counted_and_the_next_one_goes_through() {
 }
 
 #[test]
-fn a_receive_buffer_that_is_too_small_or_no_ram_costs_the_frame_alone() {
+fn bad_receive_buffer_costs_its_frame_alone() {
     let mut bench = Bench::new();
     bench.put(QUEUE_RECEIVE, 0, &[(BUFFERS, 71, true)]);
     bench.put(QUEUE_RECEIVE, 1, &[(RAM as u64, 2000, true)]);
@@ -361,14 +361,14 @@ fn a_receive_buffer_that_is_too_small_or_no_ram_costs_the_frame_alone() {
 }
 
 #[test]
-fn rings_that_make_no_sense_stop_the_device_until_it_is_reset() {
+fn invalid_rings_stop_the_device_until_reset() {
     for (available, head) in [(SIZE + 1, 0), (1, SIZE)] {
         let mut bench = Bench::new();
         bench.start();
         bench.offer(QUEUE_TRANSMIT, 0, head, available);
         bench.kick(QUEUE_TRANSMIT);
         while !bench.interrupt.is_reset_needed() {
-            bench.interrupts.recv_timeout(PATIENCE).unwrap();
+            bench.interrupts.recv_timeout(TIMEOUT).unwrap();
         }
         bench.net.reset();
         // A driver that starts over has a working card.
@@ -410,7 +410,7 @@ fn a_driver_without_both_queues_does_not_start_the_card() {
 }
 
 #[test]
-fn the_address_is_in_the_configuration_space_and_the_same_for_the_same_tap() {
+fn mac_address_is_stable_per_tap() {
     let bench = Bench::new();
     let mut config = [0; 8];
     bench.net.read_config(0, &mut config);

@@ -1,5 +1,4 @@
-//! Descriptor chains of the control queue: what the driver has sent, checked before anything
-//! happens.
+//! Descriptor chains of the control queue: the driver's messages, checked before they are handled.
 
 use std::io::{Read, Write};
 
@@ -35,7 +34,7 @@ impl<'a> ReplyBuffer<'a> {
             .min(MESSAGE_BYTES_MAX as usize)
     }
 
-    /// Writes a reply that is no longer than the room, and gives its length; 0 if the driver's
+    /// Writes a reply that is no longer than the room, and returns its length; 0 if the driver's
     /// memory could not be written after all.
     pub(super) fn write(mut self, reply: &[u8]) -> u32 {
         match self.writer.write_all(reply) {
@@ -46,7 +45,7 @@ impl<'a> ReplyBuffer<'a> {
 }
 
 impl Message {
-    /// Reads the readable part of a chain, or says what is wrong with the chain.
+    /// Reads the readable part of a chain, or returns what is wrong with the chain.
     pub(super) fn read(chain: Chain<'_>, memory: &GuestMemoryMmap) -> Result<Self, &'static str> {
         let length = check(chain.clone())?;
         let mut bytes = vec![0; length];
@@ -62,7 +61,7 @@ impl Message {
     }
 }
 
-/// Checks the shape of a chain and gives the length of its readable part.
+/// Checks the shape of a chain and returns the length of its readable part.
 fn check(chain: Chain<'_>) -> Result<usize, &'static str> {
     let mut length: u32 = 0;
     let mut writable = false;
@@ -71,7 +70,7 @@ fn check(chain: Chain<'_>) -> Result<usize, &'static str> {
         if descriptor.is_write_only() {
             writable = true;
         } else if writable {
-            return Err("the driver sent a chain with readable descriptors behind writable ones");
+            return Err("the driver sent a chain with readable descriptors after writable ones");
         } else {
             length = length
                 .checked_add(descriptor.len())

@@ -1,11 +1,11 @@
-//! The cleanser's thread: wipes retired frames while nobody waits for them.
+//! The cleanser's thread: wipes retired frames in the background.
 
 use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::NAME;
-use crate::engine::Laundry;
+use crate::engine::RetiredFrames;
 use crate::engine_handle::{EngineHandle, Stopping};
 
 /// Frames wiped at a time, so that one that is wanted does not wait long for the others.
@@ -48,23 +48,23 @@ impl Drop for Cleanser {
 }
 
 /// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
-/// retired, so that nobody gets its old content, and holds up no other; it is tried again.
+/// retired, so that its old content stays unreachable, and does not delay others; it is tried again.
 fn cleanse(handle: &EngineHandle) -> Stopping {
-    let mut left = Laundry::default();
+    let mut left = RetiredFrames::default();
     let mut tried = Instant::now();
     loop {
         let pause = (!left.is_empty()).then_some(RETRY);
-        let mut laundry = match handle.wait_for_laundry(BATCH, pause) {
-            Ok(laundry) => laundry,
+        let mut retired = match handle.wait_for_retired(BATCH, pause) {
+            Ok(retired) => retired,
             Err(stopping) => return stopping,
         };
         let quiet = !left.is_empty();
         if tried.elapsed() >= RETRY {
             tried = Instant::now();
-            laundry.add(std::mem::take(&mut left));
+            retired.add(std::mem::take(&mut left));
         }
         let mut error = None;
-        let (clean, dirty) = laundry.wash(|frame| match handle.wipe(frame) {
+        let (clean, dirty) = retired.wipe_each(|frame| match handle.wipe(frame) {
             Ok(()) => true,
             Err(refused) => {
                 error.get_or_insert(refused);
@@ -76,12 +76,11 @@ fn cleanse(handle: &EngineHandle) -> Stopping {
         match error {
             // Said once, until all are clean again.
             Some(error) if !quiet => log::error!(
-                "{NAME}: {error}: frames that cannot be wiped are kept back and tried again every \
-                 {} s",
+                "{NAME}: {error}: frames that cannot be wiped stay retired and are retried every {} s",
                 RETRY.as_secs()
             ),
             None if quiet && left.is_empty() => {
-                log::info!("{NAME}: all frames that could not be wiped are wiped now");
+                log::info!("{NAME}: all frames that could not be wiped have been wiped");
             }
             _ => {}
         }

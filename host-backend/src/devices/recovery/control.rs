@@ -7,14 +7,14 @@ use super::chain::{Message, ReplyBuffer};
 use crate::engine::{Refusal, Reply};
 use crate::engine_handle::EngineHandle;
 
-/// Most messages before other events get their turn.
+/// Maximum number of messages before other events get their turn.
 pub(super) const TURN: usize = 64;
 
 /// Carries out the messages in the queue; true if there may be more.
 ///
 /// # Errors
 ///
-/// Fails when the queue's rings make no sense.
+/// Fails when the queue's rings are invalid.
 pub(super) fn process(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,

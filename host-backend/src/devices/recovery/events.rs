@@ -1,4 +1,4 @@
-//! The event queue: what the host reports by itself.
+//! The event queue: unsolicited messages of the host.
 
 use bytemuck::bytes_of;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
@@ -8,15 +8,15 @@ use vmsrs_protocol::event::Event;
 use super::chain::ReplyBuffer;
 use crate::engine_handle::EngineHandle;
 
-/// Most buffers of the driver before others, and a stop, get their turn.
+/// Maximum number of the driver's buffers served in one turn.
 pub(super) const TURN: usize = 64;
 
-/// Puts pending events into the driver's buffers; true if there may be more to do. (Buffers that
-/// are too small use up a turn and no event, so that the number of events is no bound.)
+/// Puts pending events into the driver's buffers; true if there may be more to do. Buffers
+/// that are too small count as well, so that a turn is bounded.
 ///
 /// # Errors
 ///
-/// Fails when the queue's rings make no sense.
+/// Fails when the queue's rings are invalid.
 pub(super) fn process(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,

@@ -77,7 +77,7 @@ impl RecoveryDevice {
     ///
     /// # Errors
     ///
-    /// Fails when the limits make no sense for this window, or when the operating system refuses a
+    /// Fails when the limits do not fit this window, or when the operating system refuses a
     /// thread or a descriptor.
     pub fn new(
         config: EngineConfig,
@@ -110,7 +110,7 @@ impl RecoveryDevice {
         })
     }
 
-    /// The way to the engine for everybody but the driver.
+    /// The handle to the engine, for the rest of the VMM.
     pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }

@@ -15,19 +15,18 @@ use crate::engine_handle::{EngineHandle, Stopping};
 /// How fast sealed pages are checked in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScrubRate {
-    /// Bytes a second; 0 for no checks but those of pages that failed requests go back to, and of the
-    /// operator.
+    /// Bytes per second. With 0 only pages that failed requests go back to are checked, and those that
+    /// the operator asks for.
     pub bytes_per_second: u64,
 }
 
-/// Work of a turn, in pages; the rest of the time that they may take is slept.
+/// Pages checked in a turn. The rest of the time that the rate allows for them is slept.
 const TURN: u32 = 64;
 
-/// A pass over all sealed pages begins no earlier than this after the one before: a few pages are not
-/// checked over and over again.
+/// Minimum time between the starts of two passes, so that a few pages are not checked continuously.
 const PASS_MIN: Duration = Duration::from_secs(60);
 
-/// Most domains whose check is under way or waits.
+/// Maximum number of domains whose check is in progress or pending.
 const SUSPECTS_MAX: usize = 256;
 
 /// Longest sleep; the scrubber is woken early to check the domains of a failed request, and to end.
@@ -84,39 +83,39 @@ impl ScrubRate {
 #[derive(Debug, PartialEq, Eq)]
 struct Suspect {
     scope: Scope,
-    /// Where its check goes on.
+    /// Where its check continues.
     position: Position,
-    /// A request in it has failed since its check began: there will be another.
+    /// A request in it has failed since its check started, so that it is checked once more.
     again: bool,
 }
 
-/// Whose turn it is. A turn is the same work for everybody: the pass over all pages has every other
-/// one as long as it is under way, and suspects share the rest, one turn each in a circle. So a user
-/// who fails again and again in a big domain holds up neither the pass nor other users.
+/// The order of turns, which are all the same amount of work. The pass over all pages gets every other
+/// turn while it is in progress; suspects share the rest round-robin. So a user who keeps failing in a
+/// big domain delays neither the pass nor other users.
 #[derive(Debug, Default)]
-struct Rounds {
-    /// Where the pass over all pages goes on.
+struct TurnOrder {
+    /// Where the pass over all pages continues.
     pass: Position,
-    /// At most one entry a domain.
+    /// At most one entry per domain.
     suspects: VecDeque<Suspect>,
     /// The last turn was a suspect's.
     pass_is_next: bool,
 }
 
-/// A turn that was given, to be given back when it is over.
+/// A turn, to be returned when it is over.
 #[derive(Debug, PartialEq, Eq)]
 enum Turn {
     Pass,
     Suspect(Suspect),
 }
 
-impl Rounds {
+impl TurnOrder {
     fn add(&mut self, scope: Scope) {
         let full = self.suspects.len() >= SUSPECTS_MAX;
         match self.suspects.iter_mut().find(|known| known.scope == scope) {
-            // Nothing is lost if its check has not begun yet.
+            // Nothing is lost if its check has not started yet.
             Some(known) => known.again = known.position != scope.start(),
-            // The pass reaches it in its turn.
+            // The pass reaches it later.
             None if full => {}
             None => self.suspects.push_back(Suspect {
                 scope,
@@ -126,7 +125,7 @@ impl Rounds {
         }
     }
 
-    /// The next turn, if there is any work; the pass takes part if it is `due`.
+    /// The next turn, if there is any work; the pass is included if it is `due`.
     fn next(&mut self, due: bool) -> Option<Turn> {
         if due && (self.pass_is_next || self.suspects.is_empty()) {
             self.pass_is_next = false;
@@ -136,7 +135,7 @@ impl Rounds {
         self.suspects.pop_front().map(Turn::Suspect)
     }
 
-    /// Ends a turn; its work goes on at `next`. True if that was the end of a pass over all pages.
+    /// Ends a turn; its work continues at `next`. True if that was the end of a pass over all pages.
     fn end(&mut self, turn: Turn, next: Option<Position>) -> bool {
         match (turn, next) {
             (Turn::Pass, next) => {
@@ -155,13 +154,13 @@ impl Rounds {
 }
 
 fn scrub(handle: &EngineHandle, rate: ScrubRate) -> Stopping {
-    let mut rounds = Rounds::default();
+    let mut order = TurnOrder::default();
     let mut pass = Instant::now();
-    // The pass goes on from then on, and any turn begins at the earliest then.
+    // `due` is when the pass continues, `free` the earliest start of any turn.
     let mut due = pass + PASS_MIN;
     let mut free = pass;
     loop {
-        let wake = match rounds.suspects.is_empty() {
+        let wake = match order.suspects.is_empty() {
             true => due.max(free),
             false => free,
         };
@@ -169,7 +168,7 @@ fn scrub(handle: &EngineHandle, rate: ScrubRate) -> Stopping {
             Err(stopping) => return stopping,
             Ok(Some(_)) if rate.bytes_per_second == 0 => continue,
             Ok(Some(scope)) => {
-                rounds.add(scope);
+                order.add(scope);
                 continue;
             }
             Ok(None) => {}
@@ -182,16 +181,16 @@ fn scrub(handle: &EngineHandle, rate: ScrubRate) -> Stopping {
             due = now + PAUSE_MAX;
             continue;
         }
-        let Some(turn) = rounds.next(now >= due) else {
+        let Some(turn) = order.next(now >= due) else {
             continue;
         };
         let (scope, position) = match &turn {
-            Turn::Pass => (Scope::default(), rounds.pass),
+            Turn::Pass => (Scope::default(), order.pass),
             Turn::Suspect(suspect) => (suspect.scope, suspect.position),
         };
         let done = handle.scrub(scope, position, TURN);
         free = now + rate.time(done.looked);
-        if rounds.end(turn, done.next) {
+        if order.end(turn, done.next) {
             due = free.max(pass + PASS_MIN);
             pass = due;
         }
@@ -224,16 +223,16 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_fails_again_and_again_has_no_more_than_his_turns() {
-        let mut rounds = Rounds::default();
+    fn repeated_failures_get_no_extra_turns() {
+        let mut order = TurnOrder::default();
         let (mut passes, mut turns) = (0, [0; 3]);
         for number in 0..3 {
-            rounds.add(domain(number));
+            order.add(domain(number));
         }
         for _ in 0..600 {
             // Domain 0 has no end, and fails before every turn; the others are checked again too.
-            rounds.add(domain(0));
-            let turn = rounds.next(true).unwrap();
+            order.add(domain(0));
+            let turn = order.next(true).unwrap();
             let mut next = Some(Position {
                 page: 1,
                 ..Position::default()
@@ -248,9 +247,9 @@ mod tests {
                     }
                 }
             }
-            rounds.end(turn, next);
+            order.end(turn, next);
             for number in 1..3 {
-                rounds.add(domain(number));
+                order.add(domain(number));
             }
         }
         assert_eq!(passes, 300, "the pass has every other turn");
@@ -259,23 +258,23 @@ mod tests {
 
     #[test]
     fn a_domain_that_fails_during_its_check_is_checked_once_more() {
-        let mut rounds = Rounds::default();
+        let mut order = TurnOrder::default();
         let somewhere = Position {
             page: 9,
             ..domain(0).start()
         };
-        rounds.add(domain(0));
-        rounds.add(domain(0));
-        let turn = rounds.next(false).unwrap();
-        rounds.end(turn, Some(somewhere));
-        rounds.add(domain(0));
-        rounds.add(domain(0));
-        let turn = rounds.next(false).unwrap();
+        order.add(domain(0));
+        order.add(domain(0));
+        let turn = order.next(false).unwrap();
+        order.end(turn, Some(somewhere));
+        order.add(domain(0));
+        order.add(domain(0));
+        let turn = order.next(false).unwrap();
         assert!(matches!(&turn, Turn::Suspect(suspect) if suspect.position == somewhere));
-        rounds.end(turn, None);
-        let turn = rounds.next(false).unwrap();
+        order.end(turn, None);
+        let turn = order.next(false).unwrap();
         assert!(matches!(&turn, Turn::Suspect(suspect) if suspect.position == domain(0).start()));
-        rounds.end(turn, None);
-        assert_eq!(rounds.next(false), None);
+        order.end(turn, None);
+        assert_eq!(order.next(false), None);
     }
 }

@@ -39,7 +39,7 @@ const REPLY: u64 = 0x20_0000;
 const NOWHERE: u64 = 0xf000_0000;
 
 /// Long enough for any machine; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x100_0000)]).unwrap()
@@ -74,7 +74,7 @@ fn writable(address: u64, length: u32) -> RawDescriptor {
     RawDescriptor::from(Descriptor::new(address, length, flags, 0))
 }
 
-/// Sends one chain over a fresh queue to `handle`; gives the used length.
+/// Sends one chain over a fresh queue to `handle`; returns the used length.
 fn send(handle: &EngineHandle, memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
     memory.write_slice(&[0; 0x4000], GuestAddress(0)).unwrap();
     let mock = MockSplitQueue::new(memory, 16);
@@ -115,7 +115,7 @@ fn refusals(handle: &EngineHandle) -> u64 {
 }
 
 #[test]
-fn a_message_in_several_descriptors_gets_its_reply_in_several_descriptors() {
+fn message_and_reply_may_span_descriptors() {
     let (device, memory) = (device(), memory());
     let bytes = open_app();
     memory.write_slice(&bytes, GuestAddress(MESSAGE)).unwrap();
@@ -136,7 +136,7 @@ fn a_message_in_several_descriptors_gets_its_reply_in_several_descriptors() {
 }
 
 #[test]
-fn a_malformed_chain_is_refused_and_counted_and_the_device_goes_on() {
+fn malformed_chain_is_refused_and_counted() {
     let (device, memory) = (device(), memory());
     let handle = device.handle();
     let bytes = open_app();
@@ -406,7 +406,7 @@ impl<'a> Bench<'a> {
 
     fn wait(&self, done: impl Fn() -> bool) {
         while !done() {
-            self.interrupts.recv_timeout(PATIENCE).unwrap();
+            self.interrupts.recv_timeout(TIMEOUT).unwrap();
         }
     }
 
@@ -464,7 +464,7 @@ fn a_driver_is_granted_frames_over_the_running_queues() {
 }
 
 #[test]
-fn a_driver_that_gives_useless_buffers_without_end_does_not_hold_up_the_device() {
+fn useless_buffers_do_not_block_the_device() {
     const SIZE: u16 = 256;
     let (device, memory) = (device(), memory());
     let handle = device.handle();
@@ -515,7 +515,7 @@ fn a_sealed_write_reaches_the_driver_as_an_event() {
 }
 
 #[test]
-fn the_driver_hears_when_frames_are_free_after_it_got_too_few() {
+fn driver_is_told_when_frames_are_free_again() {
     let memory = memory();
     let mut bench = Bench::new(&memory);
     // Take the whole pool and drop it over and over: the free frames run out unless the cleanser
@@ -570,7 +570,7 @@ fn a_reset_takes_the_granted_frames_and_keeps_the_apps() {
 }
 
 #[test]
-fn broken_rings_stop_the_device_until_a_reset_and_not_the_host() {
+fn broken_rings_stop_only_the_device() {
     let memory = memory();
     let mut bench = Bench::new(&memory);
     bench.control.set_available(999);
@@ -593,7 +593,7 @@ fn limits_for_another_window_are_refused() {
 }
 
 #[test]
-fn a_message_in_broken_memory_ends_the_guest_and_has_no_effect() {
+fn message_in_broken_memory_ends_the_guest() {
     let ram = Layout::new(MIN_RAM).unwrap().allocate().unwrap();
     let memory = for_devices(&ram).unwrap();
     let mut bench = Bench::new(&memory);

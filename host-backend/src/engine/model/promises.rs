@@ -15,7 +15,7 @@
 //! | a refused message is taken back in the wrong order | the store's own check |
 //! | a frame is granted twice | the store's own check |
 //! | a page is sealed for a domain that it does not belong to | the refusal that must come |
-//! | tags begin anew after a reset | 5 |
+//! | tags start over after a reset | 5 |
 //! | superseded frames are forgotten | 6: a frame is lost |
 
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ impl World {
         self.former = pages;
     }
 
-    /// What went wrong in a version that has been superseded harms nobody.
+    /// What went wrong in a superseded version does no harm.
     fn forget_superseded(&mut self) {
         let frames = &self.engine.store.frames;
         let pages = &self.pages;
@@ -151,14 +151,14 @@ impl World {
         assert!(after.incident_base >= self.next_incident);
     }
 
-    /// Promise 6, only the guilty pays: whatever happened, everybody else can go on. As soon as the
+    /// Promise 6, only the guilty pays: whatever happened, all others can go on. As soon as the
     /// cleanser has caught up the driver gets its whole pool; that right messages are taken is
     /// checked where the steps send them.
     pub(super) fn everybody_else_can_go_on(&mut self) {
         self.memory.fails_after = None;
-        let laundry = self.engine.take_laundry(u32::MAX);
-        self.memory.wipe(&laundry);
-        self.engine.cleansed(laundry);
+        let retired = self.engine.take_retired(u32::MAX);
+        self.memory.wipe(&retired);
+        self.engine.cleansed(retired);
         for frame in 0..CONFIG.window_frames {
             let state = self.engine.frame_state(frame);
             assert_ne!(state, Some(FrameState::Retired), "frame {frame} is lost");

@@ -11,7 +11,7 @@ use super::keys::KeyTable;
 /// are in the order of their pages.
 #[derive(Default)]
 struct Domain {
-    /// Its first extent; without pages as long as there is none.
+    /// Its first extent; without pages until there is one.
     first: Extent,
     /// Pages with a sealed frame.
     sealed: u32,
@@ -34,7 +34,7 @@ pub(crate) struct App {
     mirrored: Vec<u64>,
     /// Sealed pages whose content is lost, of the domains that have such.
     damaged: HashMap<u32, u32>,
-    /// The extents behind the first one, of the few domains that have more than one.
+    /// The extents after the first one, of the few domains that have more than one.
     more: HashMap<u32, Vec<Extent>>,
     /// For each unit of the address range up to the end of the last extent, where it is in
     /// `units`; [`NONE`] for a guard.
@@ -85,7 +85,7 @@ impl App {
         self.keys.insert(key)
     }
 
-    /// The extents of an existing domain behind its first one.
+    /// The extents of an existing domain after its first one.
     fn more(&self, domain: u32) -> &[Extent] {
         self.more.get(&domain).map_or(&[], Vec::as_slice)
     }
@@ -167,7 +167,7 @@ impl App {
             })
     }
 
-    /// Most pages that the next extent can have.
+    /// Maximum number of pages that the next extent can have.
     pub(crate) fn pages_left(&self) -> u32 {
         APP_PAGES
             .saturating_sub(self.end())
@@ -181,7 +181,7 @@ impl App {
         self.units.len() as u32 * EXTENT_UNIT_PAGES
     }
 
-    /// The page behind the last extent.
+    /// The page after the last extent.
     pub(crate) fn end(&self) -> u32 {
         self.places.len() as u32 * EXTENT_UNIT_PAGES
     }
@@ -189,7 +189,7 @@ impl App {
     /// Adds an extent of `pages` pages, whole units and at most [`Self::pages_left`], to an
     /// existing domain.
     ///
-    /// A guard unit that belongs to nobody keeps it from another domain's extent: a write that runs
+    /// A guard unit without an owner separates it from another domain's extent: a write that runs
     /// over the end of a domain is refused there, also when the neighbour's pages are being written
     /// by its own request. Guard pages have no frame and cost address range alone.
     pub(crate) fn add_extent(&mut self, domain: u32, pages: u32) -> Extent {
@@ -236,7 +236,7 @@ impl App {
         })
     }
 
-    /// Puts another frame, or [`NONE`], behind a page in an extent.
+    /// Maps a page in an extent to another frame, or [`NONE`].
     pub(crate) fn set_frame(&mut self, page: u32, frame: u32) {
         let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
         let unit = &mut self.units[place as usize];
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_own_their_pages_and_nobody_owns_those_between_two_domains() {
+    fn extents_own_their_pages_and_guards_have_no_owner() {
         let mut app = app();
         assert_eq!(app.add_extent(0, 4), Extent { page: 0, pages: 4 });
         assert_eq!(app.add_extent(1, 8), Extent { page: 8, pages: 8 });

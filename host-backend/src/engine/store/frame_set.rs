@@ -106,7 +106,7 @@ impl FrameSet {
     }
 
     /// Removes the frames of the set from `start` on, until the first that is not in it, at most
-    /// `limit`; gives their number.
+    /// `limit`; returns their number.
     fn remove_from(&mut self, start: u32, limit: u32) -> u32 {
         let mut taken = 0;
         while taken < limit {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_whose_size_is_no_multiple_of_a_block_gives_all_its_frames() {
+    fn odd_sized_set_yields_all_its_frames() {
         let mut set = full(100);
         assert_eq!(set.take(u32::MAX, 1), [run(0, 100)]);
         assert_eq!(set.len(), 0);

@@ -66,7 +66,7 @@ pub(crate) struct FrameTable {
 }
 
 impl FrameTable {
-    /// All frames free but the zero frame, which is sealed for ever.
+    /// All frames free but the zero frame, which is always sealed.
     pub(crate) fn new(frames: u32) -> Self {
         let length = frames as usize;
         let mut table = Self {

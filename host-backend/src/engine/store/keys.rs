@@ -45,7 +45,7 @@ impl KeyTable {
         }
     }
 
-    /// Adds a key that is not there yet and gives its number.
+    /// Adds a key that is not there yet and returns its number.
     pub(crate) fn insert(&mut self, key: &[u8]) -> u32 {
         debug_assert!(self.find(key).is_none());
         let number = self.len();

@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::guest::{CONSOLE, Guest, SOCKET};
 
+/// The watchdogs of the guest's kernel count wall-clock time. They wait as long as the tests do, so that a busy machine does
+/// not set them off.
+const WATCHDOGS: &str = "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=300 \
+                         sysctl.kernel.hung_task_timeout_secs=600";
+
 /// Where the guest's console goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Console {
@@ -98,6 +103,7 @@ impl Config {
         add("--kernel", self.kernel.clone().into());
         add("--initramfs", self.initramfs.clone().into());
         add("--memory", "512M".into());
+        add("--cmdline", WATCHDOGS.into());
         add("--vcpus", self.vcpus.to_string().into());
         add("--window", self.window.clone().into());
         add("--pool", self.pool.to_string().into());
@@ -137,8 +143,10 @@ mod tests {
         let config = Config::new("k", "i");
         assert_eq!(
             line(&config),
-            "run --kernel k --initramfs i --memory 512M --vcpus 2 --window 64M --pool 2048 \
-             --socket /f/vm.sock --on-reboot exit --console /f/console.log"
+            format!(
+                "run --kernel k --initramfs i --memory 512M --cmdline {WATCHDOGS} --vcpus 2 --window 64M --pool 2048 \
+                 --socket /f/vm.sock --on-reboot exit --console /f/console.log"
+            )
         );
     }
 
@@ -153,8 +161,10 @@ mod tests {
             .console_on_pipes();
         assert_eq!(
             line(&config),
-            "run --kernel k --initramfs i --memory 512M --vcpus 4 --window 7M --pool 256 \
-             --socket /f/vm.sock --tap tap0,192.168.77.1/24 --on-reboot restart --restarts 3"
+            format!(
+                "run --kernel k --initramfs i --memory 512M --cmdline {WATCHDOGS} --vcpus 4 --window 7M --pool 256 \
+                 --socket /f/vm.sock --tap tap0,192.168.77.1/24 --on-reboot restart --restarts 3"
+            )
         );
     }
 }

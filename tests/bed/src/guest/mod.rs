@@ -1,6 +1,6 @@
-//! A guest on the KVM host: `vmsrs run`, from its boot to its end.
+//! A guest on the KVM host: `vmsrs run` from boot to end.
 //!
-//! This runs inside a [`Job`](crate::Job), on the nested host as on this machine's own KVM.
+//! This is for programs inside a [`Job`](crate::Job), on the nested host and on this machine's own KVM alike.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), vmsrs_bed::Error> {
@@ -8,9 +8,9 @@
 //! use vmsrs_bed::guest::Config;
 //!
 //! let mut guest = Config::new("vmlinux", "guest.img").tap("tap0,192.168.77.1/24").boot()?;
-//! guest.wait("the driver", Duration::from_secs(120), |guest| {
-//!     let status = guest.control().status()?;
-//!     Ok::<_, vmsrs_bed::Error>((status["recovery"]["driver"] == true).then_some(()))
+//! guest.wait("the first commit", Duration::from_secs(300), |guest| {
+//!     let commits = guest.control().status()?["recovery"]["commits"].as_u64();
+//!     Ok::<_, vmsrs_bed::Error>(commits.filter(|&commits| commits > 0))
 //! })?;
 //! guest.stop()?;
 //! # Ok(())
@@ -44,7 +44,7 @@ const SOCKET: &str = "vm.sock";
 /// How many of the last lines of each log [`Guest::logs`] has.
 const LOG_LINES: usize = 60;
 /// How long `vmsrs run` may take to end after SIGTERM; it takes less than a second.
-const STOP_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(300);
 /// How long [`Guest::wait`] sleeps before it asks again.
 const PAUSE: Duration = Duration::from_millis(50);
 

@@ -1,4 +1,4 @@
-//! The connection to a server that may go away.
+//! The connection to a server that may restart.
 
 use std::io;
 use std::sync::PoisonError;
@@ -16,11 +16,11 @@ use crate::arm::{Arm, Strike};
 use crate::kind::Fate;
 use crate::world::Over;
 
-/// Between two attempts to reach a server that is away.
+/// Between two attempts to reach a server that is restarting.
 const RETRY: Duration = Duration::from_millis(20);
 
 impl Worker<'_> {
-    /// Makes the connection one of this user, and the user if he does not exist.
+    /// Selects the user on the connection, and creates it if it does not exist.
     pub(super) fn choose(&mut self, user: &User) -> Result<(), Over> {
         while self.chosen.as_ref() != Some(&user.name) || self.client.is_none() {
             self.connect()?;
@@ -44,7 +44,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Sends a line whose answer may have line ends in it: nothing if it had.
+    /// Sends a line whose answer may contain newlines; `None` if it does.
     pub(super) fn ask_wild(&mut self, line: &str) -> Result<Result<Option<Vec<u8>>, Broken>, Over> {
         let Ok(answer) = self.ask(None, &format!("{line}\nPING"))? else {
             return Ok(Err(Broken));
@@ -109,8 +109,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Notes what the answer tells of a failure; `line` is nothing if there is none. Requests without
-    /// an error do not fail, unless the process is damaged.
+    /// Records a failure in an answer; `line` is `None` without an answer. Requests without an error do not fail unless
+    /// the process is damaged.
     fn note_failure(&self, arm: Option<Arm>, line: Option<&[u8]>) {
         let damaged = self.world.is_damaged(self.life);
         let armed = arm.is_some_and(|arm| arm.is_reported());
@@ -141,12 +141,12 @@ impl Worker<'_> {
             error.kind(),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
         );
-        // A guest that is being booted anew does not even close its connections.
+        // A rebooting guest does not close its connections.
         let away = world.with_life(self.life, |life| {
             life.broken.get_or_insert_with(Instant::now);
             life.ending.is_some_and(|kind| kind.fate == Fate::Panics)
         });
-        // A damaged process may do anything, hang included: a supervisor ends it.
+        // A damaged process may hang: the supervisor kills it.
         let away = away || world.is_damaged(self.life);
         if timeout && !away {
             world.hang(format!(
@@ -158,7 +158,7 @@ impl Worker<'_> {
         Ok(Broken)
     }
 
-    /// Connects, if there is no connection, to a server that may be away for a while.
+    /// Connects, if there is no connection, to a server that may be restarting.
     pub(super) fn connect(&mut self) -> Result<(), Over> {
         let world = self.world;
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Errors that end the server or the guest, or may.
+//! Errors that end, or may end, the server or the guest.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,7 +16,7 @@ use crate::task::Task;
 use crate::world::Over;
 
 impl Worker<'_> {
-    /// Makes an error that ends the server, or may.
+    /// Makes an error that ends, or may end, the server.
     pub(super) fn ending(
         &mut self,
         index: usize,
@@ -30,12 +30,12 @@ impl Worker<'_> {
             return Ok(());
         }
         let _ending = lock(&world.ending);
-        // Until it has been judged, nothing else may end the process.
+        // Nothing else may end the process until it has been judged.
         let _quiet = (kind.fate == Fate::Untagged)
             .then(|| world.quiet.write().unwrap_or_else(PoisonError::into_inner));
         if kind.fate == Fate::Panics {
-            // Waits until no answer is under way that would not wait for its seal. One that does
-            // then shows that everything before it is sealed as well: commits are sealed in order.
+            // Waits until all answers in flight wait for their seals. Commits are sealed in order: the next answer
+            // shows that all earlier ones are sealed.
             *world
                 .sealing
                 .write()
@@ -61,8 +61,7 @@ impl Worker<'_> {
     ) -> Result<(), Over> {
         let world = self.world;
         let kind = planned.kind;
-        // The connection may be one to a server that has ended since: an answer shows that it is not.
-        // From here on nobody else ends the server.
+        // An answer shows that this server is still running; from here on nothing else ends it.
         loop {
             self.choose(&lock(&world.users[index]))?;
             if self.ask(None, "PING")?.is_ok() {
@@ -77,7 +76,7 @@ impl Worker<'_> {
         let lost_before = world.count.commits_lost.load(SeqCst);
         let made = self.with_users(index, command, Some(arm), |this, user, effect, struck| {
             if kind.fate == Fate::Untagged {
-                // Alive, but nobody can tell for how long: a supervisor starts it anew.
+                // It may fail at any time: the supervisor replaces it.
                 let life = this.life;
                 this.replace(life)?;
             }
@@ -86,18 +85,18 @@ impl Worker<'_> {
         match made {
             Made::Broken(of, side) => {
                 if of != life {
-                    // It was made in the next one: something else has ended the first.
+                    // It was made in the next life: something else ended the first.
                     world.with_life(life, |life| life.ending = None);
                     world.with_life(of, |life| life.ending = Some(kind));
                 }
                 let life = of;
-                // Clients notice the end of a guest only when the next one answers.
+                // Clients notice the end of a guest only when the next one is up.
                 let lives_on = self.life == life;
                 world.with_life(life, |life| {
                     life.broken = Some(sent);
                     life.restarted.push(kind);
                     if lives_on {
-                        // The connection alone is gone: that excuses no later end.
+                        // Only the connection is gone, which excuses no later end.
                         life.ending = None;
                     }
                 });
@@ -117,7 +116,7 @@ impl Worker<'_> {
                 world.made(kind, class, None);
             }
             Made::Yes if kind.fate == Fate::Untagged => {}
-            // Whoever ended it meanwhile, it was not this.
+            // It did not end the process.
             Made::Yes => world.with_life(life, |life| life.ending = None),
             Made::No => {
                 world.count.not_reached.fetch_add(1, SeqCst);
@@ -127,8 +126,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Has the supervisor end a process whose memory outside of domains has been damaged, unless it
-    /// has ended already.
+    /// Has the supervisor kill a process with damaged memory outside of domains, unless it has ended already.
     pub(super) fn replace(&mut self, life: usize) -> Result<(), Over> {
         let world = self.world;
         let pid = world.with_life(life, |life| {
@@ -141,7 +139,7 @@ impl Worker<'_> {
         let Some(host) = &world.options.host else {
             return Ok(());
         };
-        // All connections come here, and one of them is enough.
+        // One of the connections does this for all.
         let _supervisor = lock(&world.supervisor);
         if world.with_life(life, |life| std::mem::replace(&mut life.gone, true)) {
             return Ok(());
@@ -151,7 +149,7 @@ impl Worker<'_> {
             // It ended by itself.
             Ok(false) => {}
             Err(error) => {
-                world.hang(format!("the supervisor does not end a process: {error}"));
+                world.hang(format!("the supervisor did not kill a process: {error}"));
                 return Err(Over);
             }
         }

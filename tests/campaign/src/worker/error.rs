@@ -1,11 +1,11 @@
-//! Errors that cost their own request alone.
+//! Errors that cost only their own request.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::SeqCst;
 
 use vmsrs_ledger::command::Command;
 use vmsrs_ledger::model::User;
-use vmsrs_ledger::reply::Reply;
+use vmsrs_ledger::reply::{Failure, Reply};
 use vmsrs_ledger::users::lock;
 
 use super::{Effect, Made, Struck, Worker};
@@ -17,11 +17,11 @@ use crate::plan::Planned;
 use crate::task::Task;
 use crate::world::Over;
 
-/// Errors whose damage stays hidden in the heap of the user's own domain.
+/// Errors whose damage may stay hidden in the heap of the user's own domain.
 const HIDDEN: [&str; 5] = ["shorten", "early-free", "flip", "dirty", "elsewhere"];
 
 impl Worker<'_> {
-    /// Makes an error in a request that has an answer whatever happens.
+    /// Makes an error in a request that must have an answer.
     pub(super) fn error(
         &mut self,
         index: usize,
@@ -50,15 +50,15 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// An error's request had no answer, so nobody knows whether the error was made. Another one's
-    /// error ended the server, or this one did: then it is a crash, of which it is suspected.
+    /// An error's request had no answer, so it is unknown whether the error was made. Either another error ended the
+    /// server, or this one did: then it is a crash, and this error is a suspect.
     pub(super) fn cut_off(&self, life: usize, kind: &'static Kind) {
         let world = self.world;
         world.with_life(life, |life| life.suspects.push(kind.name));
         world.count.cut_off.fetch_add(1, SeqCst);
     }
 
-    /// The error was made, and the request answered: finds out what became of it.
+    /// Judges an error that was made in a request with an answer.
     pub(super) fn struck(
         &mut self,
         user: &mut User,
@@ -69,7 +69,8 @@ impl Worker<'_> {
     ) -> Result<(), Over> {
         let world = self.world;
         let reply = Reply::parse(struck.line);
-        let failed = matches!(reply, Ok(Reply::Failed(_)));
+        let failure = reply.as_ref().ok().and_then(Reply::failure);
+        let failed = failure.is_some();
         let answer_right =
             matches!(&reply, Ok(Reply::Answer(line)) if effect.expected.matches(line));
         let must_be = match failed {
@@ -86,11 +87,8 @@ impl Worker<'_> {
             state_right,
             stopped: struck.strike.stopped,
         });
-        let detector = match &reply {
-            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
-            _ => None,
-        };
-        let overdue = detector.as_deref() == Some("deadline") && !kind.is_endless();
+        let detector = failure.map(Failure::detector);
+        let overdue = detector == Some("deadline") && !kind.is_endless();
         if overdue {
             world.complain(format!(
                 "hang: {} ({arm:?}), {} {} was ended by its deadline",
@@ -98,7 +96,7 @@ impl Worker<'_> {
             ));
         }
         let counted = if overdue { Class::Hang } else { class };
-        world.made(kind, counted, detector.as_deref());
+        world.made(kind, counted, detector);
         let right = class == Class::RequestLost || (answer_right && state_right);
         if let (Some(receiver), Some(after)) = (struck.receiver, effect.receiver.take()) {
             if right && !failed {
@@ -107,7 +105,7 @@ impl Worker<'_> {
             self.is_unharmed(receiver)?;
         }
         let hidden = !failed && HIDDEN.contains(&arm.error);
-        // Wrong texts are the user's own from here on, and good to go on with.
+        // Wrong texts become the user's own, which can still be used.
         let taken = match (&found, failed || hidden || !answer_right) {
             (Some(found), false) => effect.user.with_texts_of(found),
             _ => None,
@@ -121,12 +119,12 @@ impl Worker<'_> {
             world.add(effect.change);
             *user = effect.user;
         } else if !right || matches!(struck.command, Command::Directory) {
-            // Listings are committed when the directory is left, whatever comes later.
+            // Listings are committed when the directory is left, even if the request fails later.
             world.add_maybe(struck.command);
         }
         if class == Class::OthersHarmed {
             world.complain(format!(
-                "{} ({arm:?}), {} {}: answered {:?}, state {:?}, must be {must_be:?}",
+                "{} ({arm:?}), {} {}: answered {:?}, state {:?}, expected {must_be:?}",
                 kind.name,
                 user.name,
                 struck.command,
@@ -155,7 +153,7 @@ impl Worker<'_> {
         let life = self.life;
         let answer = world.in_flight(|| self.ask(None, &command.to_string()));
         let Ok(answer) = answer? else {
-            // It may have failed before.
+            // It may have failed first.
             lock(&world.failures).uncertain();
             let before = user.dump();
             let found = self.read_back(&user)?;
@@ -167,9 +165,10 @@ impl Worker<'_> {
             return Ok(());
         };
         let reply = Reply::parse(&answer.line);
+        let failure = reply.as_ref().ok().and_then(Reply::failure);
         let found = self.read_back(&user)?;
         let seen = Seen {
-            failed: matches!(reply, Ok(Reply::Failed(_))),
+            failed: failure.is_some(),
             answer_right: false,
             state_right: found
                 .as_ref()
@@ -177,14 +176,11 @@ impl Worker<'_> {
             stopped: false,
         };
         let class = classify(seen);
-        let noticed = match &reply {
-            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
-            _ => None,
-        };
-        world.made(kind, class, noticed.as_deref());
+        let noticed = failure.map(Failure::detector);
+        world.made(kind, class, noticed);
         if class != Class::RequestLost {
             world.complain(format!(
-                "{}: {} {:?}, state {:?}, must be {:?}",
+                "{}: {} {:?}, state {:?}, expected {:?}",
                 kind.name,
                 user.name,
                 String::from_utf8_lossy(&answer.line),
@@ -197,7 +193,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Makes an error in the making of a user. If it fails, there is no such user.
+    /// Makes an error in the creation of a user, which does not exist if that fails.
     pub(super) fn new_user(&mut self, kind: &'static Kind, arm: Arm) -> Result<(), Over> {
         let world = self.world;
         let _judged = world.quiet.read().unwrap_or_else(PoisonError::into_inner);
@@ -223,7 +219,8 @@ impl Worker<'_> {
             return Ok(());
         }
         let reply = Reply::parse(&answer.line);
-        let failed = matches!(reply, Ok(Reply::Failed(_)));
+        let failure = reply.as_ref().ok().and_then(Reply::failure);
+        let failed = failure.is_some();
         let must_be = match failed {
             true => "NO user".to_owned(),
             false => user.dump(),
@@ -240,15 +237,12 @@ impl Worker<'_> {
                 .is_some_and(|found| world.same(&must_be, found)),
             stopped: false,
         };
-        let noticed = match &reply {
-            Ok(Reply::Failed(failure)) => Some(failure.detector().to_owned()),
-            _ => None,
-        };
+        let noticed = failure.map(Failure::detector);
         let class = classify(seen);
-        world.made(kind, class, noticed.as_deref());
+        world.made(kind, class, noticed);
         if class == Class::OthersHarmed {
             world.complain(format!(
-                "{}: the user is there, but was answered {:?}: {:?}",
+                "{}: the user exists, but was answered {:?}: {:?}",
                 kind.name,
                 String::from_utf8_lossy(&answer.line),
                 found.as_deref().map(String::from_utf8_lossy)
@@ -257,8 +251,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Lets the host's memory go wrong behind a sealed frame of a domain with a mirror, and has the host
-    /// look for it.
+    /// Corrupts a sealed frame of a domain with a mirror in the host's memory, and has the host look for it.
     pub(super) fn memory(
         &mut self,
         kind: &'static Kind,
@@ -276,12 +269,12 @@ impl Worker<'_> {
         };
         world.blame(kind);
         let mut met = Ok(None);
-        // The host may find it by itself before it is told to look, so its own counts are the evidence.
+        // The host may find it before it is told to look, so its counts are the evidence.
         let scrubbed = host.scrubs().and_then(|before| {
             if !host.harm(harm, note.text.as_bytes(), number)? {
                 return Ok(None);
             }
-            // Whoever reads a flipped bit gets wrong data; broken memory may be met by the guest first.
+            // Reading a flipped bit would give wrong data, but broken memory may be accessed by the guest first.
             if harm == Harm::Poison && number & 0x80 == 0 {
                 met = self.read_back(user).map(Some);
             }
@@ -312,7 +305,7 @@ impl Worker<'_> {
         world.made(kind, class, detector);
         if class == Class::OthersHarmed {
             world.complain(format!(
-                "{}: {} {scrubbed:?}: met {:?}, found {:?}, must be {must_be:?}",
+                "{}: {} {scrubbed:?}: met {:?}, found {:?}, expected {must_be:?}",
                 kind.name,
                 user.name,
                 met.flatten().as_deref().map(String::from_utf8_lossy),

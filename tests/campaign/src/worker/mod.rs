@@ -1,8 +1,7 @@
-//! One connection: ordinary requests, errors among them, and what each must leave behind.
+//! One connection: ordinary requests and errors, and the checks after each.
 //!
-//! A request is sent while the model of the users that it touches is locked, so the model knows
-//! exactly what the answer must be. When the server goes away with a request under way, the users'
-//! states tell whether the request was committed: wholly or not at all.
+//! A request is sent while the models of the users that it involves are locked, so the models give the exact answer.
+//! When the server ends during a request, the users' states show whether it was committed: completely or not at all.
 
 mod connection;
 mod ending;
@@ -33,13 +32,13 @@ use crate::world::{Over, World};
 #[derive(Debug, Clone, Copy)]
 struct Broken;
 
-/// An answer, and what the injector said before it.
+/// An answer, and the injector's report before it.
 struct Answer {
     strike: Option<Strike>,
     line: Vec<u8>,
 }
 
-/// What a request does if it is done.
+/// The effect of a request that succeeds.
 struct Effect {
     expected: Expected,
     change: DirectoryChange,
@@ -47,7 +46,7 @@ struct Effect {
     receiver: Option<User>,
 }
 
-/// Which side of a request a state is on.
+/// Whether a state is that before or after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Before,
@@ -62,17 +61,17 @@ pub(crate) struct Worker<'a> {
     client: Option<Client>,
     /// The server's life that `client` belongs to.
     life: usize,
-    /// The last life in which everything was read back.
+    /// The last life in which the users were read back.
     audited: usize,
     plan: Plan,
     load: Load,
     /// Indices of its users.
     own: Vec<usize>,
-    /// The one in `own` for whom the next request is.
+    /// Index in `own` of the user of the next request.
     current: usize,
-    /// The user that the connection has chosen with `USER`.
+    /// The user that was selected with `USER`.
     chosen: Option<String>,
-    /// Users made so far in place of others.
+    /// Replacements of users so far.
     made: u32,
 }
 
@@ -107,7 +106,7 @@ impl<'a> Worker<'a> {
             }
             if start.elapsed() > world.options.deadline {
                 world.over.store(true, SeqCst);
-                world.complain("the run was given up: it took too long".to_owned());
+                world.complain("the run was abandoned: it took too long".to_owned());
             }
             let planned = self.plan.error(number);
             if self.compare_if_due().is_err() {
@@ -120,7 +119,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Some ordinary requests and an error.
+    /// Sends some ordinary requests and makes an error.
     fn round(&mut self, planned: &Planned) -> Result<(), Over> {
         self.audit_if_due()?;
         for _ in 0..planned.ordinary {
@@ -163,7 +162,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The request of a planned error, for the user as he is now.
+    /// The request of a planned error, for the current state of the user.
     fn draw(&self, index: usize, planned: &Planned, task: Task) -> Command {
         let others = self.others(index);
         let user = lock(&self.world.users[index]);
@@ -171,7 +170,7 @@ impl<'a> Worker<'a> {
         task.command(&user, &others, &mut rng)
     }
 
-    /// The users that money may go to.
+    /// The possible receivers of money.
     fn others(&self, index: usize) -> Vec<(usize, String)> {
         // Names are filled in when the receiver is locked.
         (0..self.world.users.len())
@@ -181,14 +180,14 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// What became of a request.
+/// Whether an error was made.
 #[derive(Debug, Clone, Copy)]
 enum Made {
-    /// It was answered, and the error was made.
+    /// The request was answered, and the error was made.
     Yes,
-    /// It was answered, and there was no error.
+    /// The request was answered without the error.
     No,
-    /// The server of this life went away.
+    /// This life of the server ended.
     Broken(usize, Side),
 }
 

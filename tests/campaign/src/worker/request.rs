@@ -1,4 +1,4 @@
-//! Ordinary requests, and what a request does to the models.
+//! Ordinary requests, and the effects of requests on the models.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -13,14 +13,14 @@ use crate::kind;
 use crate::world::Over;
 
 impl Worker<'_> {
-    /// Sends an ordinary request and holds its answer against the model.
+    /// Sends an ordinary request and compares its answer with the model's.
     pub(super) fn ordinary(&mut self, index: usize, command: Command) -> Result<(), Over> {
         self.with_users(index, command, None, |_, _, _, _| Ok(()))
             .map(drop)
     }
 
-    /// Sends a request with its users' models locked. An answer that says that the error was made
-    /// is given to `struck`, everything else is held against the model. Says whether it was made.
+    /// Sends a request with its users' models locked. If the error was made, `struck` gets the answer; else it is compared
+    /// with the model's. Returns whether the error was made.
     pub(super) fn with_users(
         &mut self,
         index: usize,
@@ -33,7 +33,7 @@ impl Worker<'_> {
         if let (Command::Transfer { name, .. }, Some(receiver)) = (&mut command, &receiver) {
             name.clone_from(&receiver.name);
         }
-        // It may leave its user with wrong data, which must not hide what others have done to him before.
+        // It may leave its user with wrong data, which must not hide earlier harm by others.
         let misleads = |arm: Arm| arm.is_mutation() || kind::is_untagged(arm.error);
         if arm.is_some_and(misleads) && !self.is_unharmed(&mut user)? {
             return Ok(Made::No);
@@ -51,7 +51,7 @@ impl Worker<'_> {
         let line = command.to_string();
         let life = self.life;
         let Ok(answer) = self.ask(arm, &line)? else {
-            // Its state is to be read from a process that works as it should.
+            // A damaged process cannot be trusted to read the state.
             if world.is_damaged(life) {
                 self.replace(life)?;
             }
@@ -105,13 +105,12 @@ impl Worker<'_> {
     }
 }
 
-/// Whether a request that did not come to its error has failed by the deadline that it got with the
-/// error: it may have to wait too long for others before. One that has come to the error's place and
-/// waits there for a thread that does not make it hangs.
+/// Whether a request that did not reach its error has failed by the deadline that it got with the error: it may have
+/// waited for others. One that reached the error's place and waits for a thread that does not make it hangs.
 fn is_late(arm: Option<Arm>, strike: Option<Strike>, failure: &Failure) -> bool {
     arm.is_some_and(|arm| {
-        let has_come = strike.is_some_and(|strike| strike.passages >= arm.count);
-        arm.deadline_ms > 0 && !has_come && failure.kind == "deadline"
+        let has_reached = strike.is_some_and(|strike| strike.passages >= arm.count);
+        arm.deadline_ms > 0 && !has_reached && failure.kind == "deadline"
     })
 }
 
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_excuses_a_failure_by_the_deadline_and_no_other() {
+    fn deadline_excuses_only_failures_by_it() {
         let arm = Arm {
             count: 1,
             deadline_ms: 400,

@@ -1,4 +1,4 @@
-//! What users have, held against their models.
+//! Users' states, compared with their models.
 
 use std::sync::PoisonError;
 
@@ -10,9 +10,8 @@ use super::{Broken, Effect, Side, Worker};
 use crate::world::{Over, Retired, World};
 
 impl<'w> Worker<'w> {
-    /// Finds out after the death of the server whether a request was committed: its users' states
-    /// are all those before it or all those after it. A request with changed code (`mutated`) may
-    /// also have committed wrong data of its own user.
+    /// Finds out after the death of the server whether a request was committed: its users' states are all those before or
+    /// all those after it. A `mutated` request may also have committed wrong data of its own user.
     pub(super) fn settle(
         &mut self,
         user: &mut User,
@@ -38,7 +37,7 @@ impl<'w> Worker<'w> {
         if side == Side::Neither {
             if !mutated {
                 world.commit_lost(format!(
-                    "{} after the death in {command}: found {:?}, must be {before:?} or {after:?}",
+                    "{} after the death in {command}: found {:?}, expected {before:?} or {after:?}",
                     user.name,
                     found.as_deref().map(String::from_utf8_lossy)
                 ));
@@ -51,12 +50,12 @@ impl<'w> Worker<'w> {
                 *receiver = after.clone();
             }
             let what = format!(", receiver of {command} ({side:?})");
-            self.is_as_known(receiver, World::commit_lost, &what)?;
+            self.matches_model(receiver, World::commit_lost, &what)?;
         }
         Ok(side)
     }
 
-    /// The state of a user; nothing if it cannot be read or is no line.
+    /// The state of a user; `None` if it contains newlines.
     pub(super) fn read_back(&mut self, user: &User) -> Result<Option<Vec<u8>>, Over> {
         loop {
             self.choose(user)?;
@@ -66,12 +65,11 @@ impl<'w> Worker<'w> {
         }
     }
 
-    /// Whether a user's state is that of the model. Otherwise `tell` says whose fault it is, and the user is
-    /// retired.
-    fn is_as_known(
+    /// Whether a user's state is that of the model. If not, `count` counts the difference and the user is retired.
+    fn matches_model(
         &mut self,
         user: &mut User,
-        tell: fn(&World<'w>, String),
+        count: fn(&World<'w>, String),
         what: &str,
     ) -> Result<bool, Over> {
         let world = self.world;
@@ -82,27 +80,27 @@ impl<'w> Worker<'w> {
             .is_some_and(|found| world.same(&must_be, found));
         if !same {
             let words = format!(
-                "{}{what}: found {:?}, must be {must_be:?}",
+                "{}{what}: found {:?}, expected {must_be:?}",
                 user.name,
                 found.as_deref().map(String::from_utf8_lossy)
             );
-            tell(world, words);
+            count(world, words);
             self.retire(user)?;
         }
         Ok(same)
     }
 
-    /// Whether nobody has harmed a user since his last request.
+    /// Whether a user's state is unchanged since its last request.
     pub(super) fn is_unharmed(&mut self, user: &mut User) -> Result<bool, Over> {
-        self.is_as_known(user, World::harm, " between two requests")
+        self.matches_model(user, World::harm, " between two requests")
     }
 
-    /// Reads all of this connection's users back, after the server was started anew.
+    /// Reads all of this connection's users back after a restart of the server.
     pub(super) fn audit(&mut self) -> Result<(), Over> {
         let world = self.world;
         for index in self.own.clone() {
             let mut user = lock(&world.users[index]);
-            self.is_as_known(
+            self.matches_model(
                 &mut user,
                 World::commit_lost,
                 " after the death of the server",
@@ -111,7 +109,7 @@ impl<'w> Worker<'w> {
         Ok(())
     }
 
-    /// Reads everything back once in each life of the server.
+    /// Reads the users back once in each life of the server.
     pub(super) fn audit_if_due(&mut self) -> Result<(), Over> {
         while self.audited != self.life {
             self.audited = self.life;
@@ -120,15 +118,13 @@ impl<'w> Worker<'w> {
         Ok(())
     }
 
-    /// Compares the directory after each start of the server and now and then between, while no other
-    /// request is under way.
+    /// Compares the directory after each restart of the server and from time to time, while no other request is in flight.
     pub(super) fn compare_if_due(&mut self) -> Result<(), Over> {
         let world = self.world;
         if !world.is_comparison_due() {
             return Ok(());
         }
-        // All connections come here, and one of them is enough: the others go on to their rounds, and
-        // wait there until it is done.
+        // One of the connections does this; the others wait at the start of their next rounds.
         let Ok(_one) = world.comparing.try_lock() else {
             return Ok(());
         };
@@ -147,14 +143,14 @@ impl<'w> Worker<'w> {
         Ok(())
     }
 
-    /// A user whom nobody may change must be as ever.
+    /// Checks that a vault is unchanged.
     pub(super) fn look_at_vault(&mut self, number: u64) -> Result<(), Over> {
         let world = self.world;
         let vault = &world.vaults[(number % world.vaults.len() as u64) as usize];
         let found = self.read_back(vault)?;
         if found.as_deref() != Some(vault.dump().as_bytes()) {
             world.harm(format!(
-                "{}: found {:?}, must be {:?}",
+                "{}: found {:?}, expected {:?}",
                 vault.name,
                 found.as_deref().map(String::from_utf8_lossy),
                 vault.dump()
@@ -163,7 +159,7 @@ impl<'w> Worker<'w> {
         Ok(())
     }
 
-    /// Puts a new user in the place of one whose data are wrong.
+    /// Replaces a user with wrong data by a new one.
     pub(super) fn retire(&mut self, user: &mut User) -> Result<(), Over> {
         let dump = self.read_back(user)?;
         let new = self.name();

@@ -80,8 +80,8 @@ fn mirrored(guest: &mut Guest) -> Result<()> {
 
 /// Damages one frame after another that holds a page of the value, until there is an incident; returns it.
 ///
-/// Frames of the mirror look the same from outside and are repaired without an incident. The guest always sees the right
-/// value.
+/// Frames of the mirror look the same from outside and are repaired without an incident. The guest always sees the
+/// right value.
 fn first_incident(
     guest: &mut Guest,
     key: &str,

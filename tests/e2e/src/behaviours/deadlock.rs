@@ -109,8 +109,8 @@ fn restored(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a request waits for the domain. A short wait marks the lock in the same way, so this thread may itself be the
-/// waiter.
+/// Whether a request waits for the domain. A short wait marks the lock in the same way, so this thread may itself be
+/// the waiter.
 fn has_waiters(shared: &'static Domain) -> bool {
     let options = Options {
         lock_timeout: Some(Duration::from_millis(1)),

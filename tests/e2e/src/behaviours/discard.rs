@@ -1,10 +1,7 @@
 //! A discard restores the committed version of each page at its next access.
 
 use anyhow::{Result, ensure};
-use vmsrs_protocol::incident::{
-    KIND_CHECKSUM, KIND_DAMAGED, KIND_FOREIGN_DRAFT, KIND_FOREIGN_WRITE, KIND_INVARIANT, KIND_MAX,
-    KIND_NO_FRAMES, KIND_POISON, KIND_PROCESS_DEATH, KIND_SEALED_WRITE,
-};
+use vmsrs_protocol::incident::KIND_INVARIANT;
 
 use crate::host::Guest;
 use crate::raw::{App, Thread, peek, poke};
@@ -17,7 +14,7 @@ const PAGES: u32 = 32;
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "discard_restores_committed_version",
     machine: Machine::Usual,
-    steps: &[("discard", discard), ("fail", fail), ("forge", forge)],
+    steps: &[("discard", discard), ("fail", fail)],
     host,
 };
 
@@ -33,15 +30,6 @@ fn host(guest: &mut Guest) -> Result<()> {
     ensure!(
         drafts == PAGES as usize,
         "not every discarded draft is evidence: {facts}"
-    );
-    let hardware = |guest: &Guest| -> Result<usize> {
-        Ok(guest.incidents("checksum")?.len() + guest.incidents("poison")?.len())
-    };
-    let before = hardware(guest)?;
-    guest.run("forge", "")?;
-    ensure!(
-        hardware(guest)? == before,
-        "a program has forged a failure of the host's memory"
     );
     Ok(())
 }
@@ -100,39 +88,4 @@ fn fail(_: &str) -> Result<()> {
         println!("{}", failure.incident);
         Ok(())
     })
-}
-
-/// Kinds that the driver or the host finds. A program that could report them would forge a failure of the
-/// host's memory, or blame another request.
-const FOUND_OUTSIDE: [u32; 8] = [
-    KIND_FOREIGN_WRITE,
-    KIND_SEALED_WRITE,
-    KIND_PROCESS_DEATH,
-    KIND_NO_FRAMES,
-    KIND_FOREIGN_DRAFT,
-    KIND_CHECKSUM,
-    KIND_POISON,
-    KIND_DAMAGED,
-];
-
-fn forge(_: &str) -> Result<()> {
-    let app = App::open("discard")?;
-    let (domain, page) = app.domain("forged", 4)?;
-    let thread = app.thread()?;
-    let tag = thread.begin(&[domain])?;
-    let incidents = app.info()?.incidents;
-    for kind in FOUND_OUTSIDE.into_iter().chain([0, KIND_MAX + 1, u32::MAX]) {
-        let error = thread.fail(tag, kind, 0).err();
-        ensure!(
-            error.as_ref().and_then(std::io::Error::raw_os_error) == Some(libc::EINVAL),
-            "kind {kind} was not refused: {error:?}"
-        );
-    }
-    ensure!(app.info()?.incidents == incidents, "no incident");
-    // The request has not failed.
-    // SAFETY: the page is the domain's, which the request holds.
-    unsafe { poke(page, 1) };
-    thread.commit(tag, 0)?;
-    thread.end()?;
-    Ok(app.flush()?)
 }

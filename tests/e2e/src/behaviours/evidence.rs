@@ -19,8 +19,8 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     host,
 };
 
-/// The program in the job folder, since its path in the guest is a different one, and the libraries, whose paths are the
-/// same in the guest and on the KVM host.
+/// The program in the job folder, since its path in the guest is a different one, and the libraries, whose paths are
+/// the same in the guest and on the KVM host.
 const SYMBOLS: [&str; 4] = ["--symbols", "vmsrs-e2e", "--symbols", "/lib"];
 /// Bytes of the block that the request writes to.
 const BLOCK: usize = 40;
@@ -76,10 +76,7 @@ fn check_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
     check_changed_bytes(incident)?;
     ensure!(incident["kind"] == "red-zone", "{}", incident["kind"]);
     let is = incident["address_is"].as_str().unwrap_or_default();
-    ensure!(
-        is.contains("behind the end of the block of 40 bytes"),
-        "{is}"
-    );
+    ensure!(is.contains("past the end of the block of 40 bytes"), "{is}");
     let text = guest
         .control()
         .show(&[&["incidents", number][..], &SYMBOLS].concat())?;
@@ -88,7 +85,7 @@ fn check_audit(guest: &Guest, number: &str, incident: &Value) -> Result<()> {
         .take_while(|line| !line.starts_with("backtrace"));
     let found = rows.find(|row| row.starts_with("found by") || row.starts_with("in "));
     ensure!(
-        found.is_some_and(|row| row.contains("the audit at the request's end")),
+        found.is_some_and(|row| row.contains("the audit at the end of the request")),
         "{found:?} in\n{text}"
     );
     eprintln!("{text}");
@@ -143,7 +140,7 @@ fn check_pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
             "evidence.rs:",
             "5a 5a 5a 5a",
             "40 bytes at 0x1",
-            "3 bytes behind its end",
+            "3 bytes past its end",
         ] {
             ensure!(shown.contains(part), "no {part:?} in\n{shown}");
         }

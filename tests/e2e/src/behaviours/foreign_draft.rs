@@ -79,8 +79,8 @@ fn open() -> Result<(&'static Domain, &'static Domain)> {
     Ok((owner, other))
 }
 
-/// Calls `probe` with the address of a byte in the draft of another thread's running request. Returns its result and the
-/// byte that the owner saw afterwards, and checks that the owner's commit succeeds.
+/// Calls `probe` with the address of a byte in the draft of another thread's running request. Returns its result and
+/// the byte that the owner saw afterwards, and checks that the owner's commit succeeds.
 fn in_flight<T>(
     owner: &'static Domain,
     probe: impl FnOnce(*mut u8) -> Result<T>,

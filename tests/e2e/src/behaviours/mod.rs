@@ -17,6 +17,7 @@ mod error_kinds;
 mod evidence;
 mod foreign_draft;
 mod foreign_write;
+mod forged_incident;
 mod fork;
 mod give_up_at_deadline;
 mod guarded_memory;
@@ -54,6 +55,7 @@ pub const ALL: &[&Behaviour] = &[
     &error_kinds::BEHAVIOUR,
     &audit::BEHAVIOUR,
     &evidence::BEHAVIOUR,
+    &forged_incident::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
     &seal_batches::BEHAVIOUR,

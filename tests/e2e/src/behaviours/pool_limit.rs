@@ -129,8 +129,8 @@ fn two_in_steps(_: &str) -> Result<()> {
 /// As many pages as a request may write to, less a few that the heap needs.
 const PAGES: usize = LIMIT - 4;
 
-/// Runs small requests beside two large ones. The first has [`PAGES`] drafts; the second makes `pages` drafts and one in
-/// each of `further` domains, which exceeds what is left.
+/// Runs small requests beside two large ones. The first has [`PAGES`] drafts; the second makes `pages` drafts and one
+/// in each of `further` domains, which exceeds what is left.
 fn serves_small_requests_beside(pages: usize, further: usize) -> Result<()> {
     // Pages of a small request: more than would be left if the two could have all they want.
     const FEW: usize = 12;

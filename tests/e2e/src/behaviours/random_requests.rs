@@ -1,5 +1,5 @@
-//! Random requests of many threads and users, some of which fail: every domain holds exactly what its committed requests
-//! wrote.
+//! Random requests of many threads and users, some of which fail: every domain holds exactly what its committed
+//! requests wrote.
 
 use std::collections::BTreeMap;
 

@@ -133,8 +133,8 @@ fn steps(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// The deadline discards the drafts of a suspended request and releases its locks at once; the request learns of it when
-/// it is resumed.
+/// The deadline discards the drafts of a suspended request and releases its locks at once; the request learns of it
+/// when it is resumed.
 fn deadline(_: &str) -> Result<()> {
     let main = domain("deadline")?;
     main.run(|request| set(request, 5))?;

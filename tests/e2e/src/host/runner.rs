@@ -1,6 +1,6 @@
 //! Runs behaviours, those of one kind of machine on one guest.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use vmsrs_bed::results::tell;
 
@@ -54,10 +54,10 @@ fn test(slot: &mut Option<Guest>, behaviour: &'static Behaviour) -> Result<()> {
     let guest = slot.as_mut().context("a guest was booted")?;
     guest.set_behaviour(behaviour.name);
     let result = (behaviour.host)(guest).and_then(|()| guest.check_console());
-    if result.is_err() {
+    if let Err(error) = result {
         let logs = guest.logs();
         *slot = None;
-        return result.context(logs);
+        bail!("{error:?}\n{logs}");
     }
-    result
+    Ok(())
 }

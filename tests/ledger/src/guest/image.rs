@@ -1,4 +1,4 @@
-//! What a guest with the ledger is made of.
+//! The image of a guest with the ledger.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use vmsrs_report::steps::Steps;
 
 use super::{GUEST, PORT};
 
-/// The test-bed, and the kernel of its guests.
+/// What guests are made of.
 pub struct Parts {
     /// The test-bed.
     pub bed: Bed,
@@ -17,7 +17,7 @@ pub struct Parts {
     pub kernel: Kernel,
     /// The driver.
     pub driver: PathBuf,
-    /// The module with stray writes.
+    /// The module that makes stray writes.
     pub stray: PathBuf,
 }
 

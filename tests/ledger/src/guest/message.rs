@@ -1,4 +1,4 @@
-//! What the side on the KVM host tells.
+//! Messages from the KVM host.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ pub(super) enum Message<P, F> {
     Booting(String),
     /// Its server answers.
     Ready,
-    /// How far the work is.
+    /// Progress of the work.
     Progress(P),
-    /// The guest has been stopped; this is what was found.
+    /// The guest has been stopped, with this result.
     Done(F),
-    /// It went wrong, in words.
+    /// It failed, in words.
     Trouble(String),
 }
 
-/// What is found by working with a guest's server.
+/// The result of working with a guest's server.
 pub trait Finding: Serialize + DeserializeOwned {
-    /// How far the work is.
+    /// Progress of the work.
     type Progress: Serialize + DeserializeOwned;
 
-    /// What is shown of `progress`, `elapsed` after the work began.
+    /// How `progress` is shown, `elapsed` after the start of the work.
     fn count(progress: &Self::Progress, elapsed: Duration) -> Count;
 
-    /// A few words on the result.
+    /// The result in a few words.
     fn summary(&self) -> String;
 
-    /// Whether all promises were kept: otherwise the guest's logs are of interest.
+    /// Whether all promises were kept. If not, the guest's logs are printed.
     fn is_good(&self) -> bool;
 }
 

@@ -1,5 +1,5 @@
 //! Guests that run the ledger, on both sides: a program builds the guest's [`image`], runs itself as a job on the KVM
-//! host, and follows what that tells ([`watch`]); there it boots the guest and works with its server ([`session`]).
+//! host, and follows its messages ([`watch`]); there it boots the guest and works with its server ([`session`]).
 
 pub mod image;
 mod log;

@@ -12,7 +12,7 @@ use super::{TAP, ledger};
 use crate::client::Client;
 
 /// Between two messages with counts.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_millis(500);
 /// How long one attempt to reach the server may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -38,33 +38,34 @@ impl BootArgs {
     }
 }
 
-/// Tells how far the work is, now and then.
+/// Sends progress messages, but not too many.
 #[derive(Debug)]
-pub struct Teller {
-    told: Instant,
+pub struct ProgressSender {
+    last: Instant,
 }
 
-impl Teller {
-    /// Tells it, unless something was told just before.
+impl ProgressSender {
+    /// Sends a message unless there was one just before.
     pub fn progress<F: Finding>(&mut self, progress: F::Progress) {
-        if self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
-            // Only the result at the end matters.
+        if self.last.elapsed() >= INTERVAL {
+            self.last = Instant::now();
+            // Only the result at the end is essential.
             let _ = tell(&Message::<_, F>::Progress(progress));
         }
     }
 }
 
-/// Boots the guest, does `work` with its server and stops the guest; whether that came to a result. Everything is told.
+/// Boots the guest, does `work` with its server and stops the guest. Returns whether there is a result, which is sent as
+/// a message.
 ///
 /// # Errors
 ///
-/// When nothing can be told.
+/// When no message can be sent.
 pub fn run<F: Finding>(
     name: &str,
     args: &BootArgs,
     config: &Config,
-    work: impl FnOnce(&Guest, &mut Teller) -> Result<F>,
+    work: impl FnOnce(&Guest, &mut ProgressSender) -> Result<F>,
 ) -> Result<bool> {
     let say = |message: &Message<F::Progress, &F>| tell(message);
     say(&Message::Booting(name.to_owned()))?;
@@ -84,8 +85,8 @@ pub fn run<F: Finding>(
         })
         .and_then(|_| {
             say(&Message::Ready)?;
-            let told = Instant::now();
-            work(&guest, &mut Teller { told })
+            let last = Instant::now();
+            work(&guest, &mut ProgressSender { last })
         })
         .and_then(|found| {
             guest.stop()?;
@@ -101,7 +102,7 @@ pub fn run<F: Finding>(
     Ok(result.is_ok())
 }
 
-/// Prints what the host knows about these incidents, for those who look for their cause.
+/// Prints the host's records of these incidents, to find their cause.
 pub fn print_incidents(guest: &Guest, incidents: &[u64]) {
     for incident in incidents {
         if let Ok(text) = guest.control().show(&["incidents", &incident.to_string()]) {

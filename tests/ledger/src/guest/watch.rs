@@ -1,4 +1,4 @@
-//! The side of this machine: follows a job on the KVM host that works with guests.
+//! This machine's side: follows a job on the KVM host that works with guests.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,28 +10,28 @@ use vmsrs_report::steps::{Step, Steps};
 use super::log::Log;
 use super::message::{Finding, Message};
 
-/// What was found in each guest of a job.
+/// The results of each guest of a job.
 #[derive(Debug)]
 pub struct Found<F>(Vec<(String, F)>);
 
 impl<F> Found<F> {
-    /// Takes out what was found in the guest with that name.
+    /// Takes out the result of the guest with that name.
     ///
     /// # Errors
     ///
-    /// When nothing was.
+    /// When there is none.
     pub fn take(&mut self, name: &str) -> Result<F> {
         let place = self.0.iter().position(|(of, _)| of == name);
-        let place = place.with_context(|| format!("there is no result of the guest {name}"))?;
+        let place = place.with_context(|| format!("missing result of the guest {name}"))?;
         Ok(self.0.remove(place).1)
     }
 }
 
-/// Runs the job and shows how far it is; the console's log is in `folder`.
+/// Runs the job and shows its progress; `folder` gets the console's log.
 ///
 /// # Errors
 ///
-/// When the job does not end well.
+/// When the job fails.
 pub fn run<F: Finding>(bed: &Bed, job: &Job, steps: &Steps, folder: &Path) -> Result<Found<F>> {
     let mut log = Log::create(folder)?;
     let mut watch = Watch::new(steps, bed.accelerator().name());

@@ -1,61 +1,38 @@
 //! The load: many clients, a model of every user, and a comparison of everything at the end.
 //!
 //! Each user belongs to one connection. A request is sent while the model of the users that it
-//! touches is locked, so the model knows exactly what the answer must be, whatever the other
-//! connections do meanwhile.
+//! involves is locked, so the model knows the exact answer whatever the other connections do.
 
+mod options;
 pub mod outcome;
 pub mod pace;
 mod worker;
 mod world;
 
-use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
 use crate::client::{Client, NoServer};
+pub use crate::load::options::Options;
 use crate::load::outcome::{Outcome, Progress};
 use crate::load::worker::Worker;
 use crate::load::world::World;
 use crate::plan::SMALLEST_GROUP;
 use crate::users::{TooFewUsers, check_spread};
 
-/// What load to make.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The server.
-    pub address: SocketAddr,
-    /// Users, at least one for each connection.
-    pub users: usize,
-    /// Connections.
-    pub connections: usize,
-    /// Requests; rounded up to a multiple of `fatal_one_in` for each connection.
-    pub requests: usize,
-    /// Whether any request is fatal.
-    pub faults: bool,
-    /// One request in so many is fatal; at least [`SMALLEST_GROUP`].
-    pub fatal_one_in: usize,
-    /// Seed of the plan: the same one gives the same requests.
-    pub seed: u64,
-    /// How long one answer may take.
-    pub reply_timeout: Duration,
-    /// How long all requests together may take.
-    pub deadline: Duration,
-}
-
-/// Why there is no result.
+/// Why the load could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There are more connections than users.
     #[error(transparent)]
     Users(#[from] TooFewUsers),
-    /// A fatal request may need others that prepare it.
+    /// A fatal request may need others to prepare it.
     #[error("one request in {one_in} cannot be fatal; ask for one in {SMALLEST_GROUP} at most")]
     TooManyFatal {
-        /// The share asked for.
+        /// The requested share.
         one_in: usize,
     },
-    /// There is no new server.
+    /// There is no new server at the address.
     #[error(transparent)]
     Server(#[from] NoServer),
 }

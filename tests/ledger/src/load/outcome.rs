@@ -1,4 +1,4 @@
-//! What a run of the load found.
+//! The results of a load.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::reply::Failure;
 pub struct Progress {
     /// Requests answered.
     pub done: u64,
-    /// Requests there will be.
+    /// Requests in total.
     pub total: u64,
     /// Fatal requests sent.
     pub fatal: u64,
@@ -50,15 +50,15 @@ pub struct Outcome {
     pub innocent_bytes_changed: u64,
     /// Bytes that were compared in the end.
     pub bytes_compared: u64,
-    /// Connections that had to be made anew.
+    /// Connections that had to be restored.
     pub reconnects: u64,
-    /// Whether the server's process was another one in the end.
+    /// 1 if another process served at the end.
     pub server_restarts: u64,
-    /// Whether the server's machine had another boot in the end.
+    /// 1 if the server's machine had another boot ID at the end.
     pub guest_restarts: u64,
-    /// Fewest requests of others that were in flight when a fatal one was sent.
+    /// The smallest number of other requests in flight when a fatal one was sent.
     pub others_in_flight_min: u64,
-    /// The median of that.
+    /// The median of that number.
     pub others_in_flight_p50: u64,
     /// The request at which the server died, and of what.
     pub died: Option<Death>,
@@ -75,13 +75,13 @@ pub struct Outcome {
 /// The end of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Death {
-    /// Number of the first request that was never answered, from 1.
+    /// Number of the first unanswered request, from 1.
     pub at_request: u64,
-    /// The kind of bug that it reached, or what the client saw.
+    /// The bug that it reached, or the client's error.
     pub cause: String,
 }
 
-/// What became of one kind of bug.
+/// The results of one bug.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BugOutcome {
     /// Its name.
@@ -90,20 +90,20 @@ pub struct BugOutcome {
     pub count: u64,
     /// Those after which everything was as before.
     pub recovered: u64,
-    /// What noticed it; several are separated by a comma, the most frequent first.
+    /// What detected it: several are separated by commas, the most frequent first.
     pub detected_by: String,
     /// Nanoseconds in the guest from the detection to the end of the restoration: the median.
     pub recovery_ns_p50: Option<u64>,
     /// The same for all but one in a hundred.
     pub recovery_ns_p99: Option<u64>,
-    /// Nanoseconds, seen by the client, from sending the fatal request until the same thread has
-    /// answered the next one: the median.
+    /// Nanoseconds, seen by the client, from sending the fatal request to the answer of the same thread to the next one:
+    /// the median.
     pub served_again_ns_p50: Option<u64>,
-    /// An answer that a client got.
+    /// One of the answers.
     pub answer: String,
 }
 
-/// What is known about the requests that reached one kind of bug.
+/// A record of the requests that reached one bug.
 #[derive(Debug, Default)]
 pub(crate) struct BugRecord {
     count: u64,
@@ -158,7 +158,7 @@ impl Outcome {
         self.innocent_requests_failed + self.innocent_answers_wrong
     }
 
-    /// The promises that were broken; empty when all was kept.
+    /// The broken promises; empty if all were kept.
     pub fn broken_promises(&self) -> Vec<String> {
         let mut broken = Vec::new();
         let mut check = |kept: bool, words: String| {
@@ -199,7 +199,7 @@ impl Outcome {
         for kind in self.kinds.iter().filter(|_| self.fatal_requests > 0) {
             check(
                 kind.count >= 2,
-                format!("\"{}\" was tried {} times only", kind.kind, kind.count),
+                format!("\"{}\" was tried only {} times", kind.kind, kind.count),
             );
         }
         broken

@@ -42,7 +42,7 @@ impl Recorder {
         }
     }
 
-    /// When the first request is sent: now, unless that was told before.
+    /// When the first request is sent: now, unless it was called before.
     pub(crate) fn start(&self) -> Instant {
         *self.start.get_or_init(Instant::now)
     }

@@ -13,8 +13,10 @@ use crate::plan::Plan;
 use crate::reply::Reply;
 use crate::users::{lock, lock_touched};
 
-/// Attempts to reach a server that closed a connection.
-const RECONNECTS: u32 = 3;
+/// Refused connections after which a server is dead.
+const REFUSED: u32 = 3;
+/// Between two attempts to reach a server that closed a connection.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// One connection.
 pub(super) struct Worker<'a> {
@@ -24,9 +26,9 @@ pub(super) struct Worker<'a> {
     plan: Plan,
     /// Indices of its users.
     own: Vec<usize>,
-    /// The one in `own` for whom the next request is.
+    /// Index in `own` of the user of the next request.
     current: usize,
-    /// The one that this connection has chosen with `USER`, as an index into all users.
+    /// Index of the user that was selected with `USER`.
     chosen: Option<usize>,
 }
 
@@ -52,7 +54,7 @@ impl<'a> Worker<'a> {
             if start.elapsed() > self.world.options.deadline {
                 self.world.over.store(true, SeqCst);
                 self.world.innocent_failed(format!(
-                    "the load was given up after {} s",
+                    "the load was abandoned after {} s",
                     self.world.options.deadline.as_secs()
                 ));
                 return;
@@ -87,7 +89,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Sends an ordinary request and holds its answer against the model.
+    /// Sends an ordinary request and compares its answer with the model's.
     fn ordinary(&mut self, index: usize, command: &Command) {
         let world = self.world;
         let (mut user, mut receiver) = lock_touched(&world.users, index, command);
@@ -126,7 +128,7 @@ impl<'a> Worker<'a> {
         world.innocent_failed(format!("request {number} {command}: {complaint}"));
     }
 
-    /// Sends a fatal request and checks that its user's state is as before.
+    /// Sends a fatal request and checks that its user's state is unchanged.
     fn fatal(&mut self, index: usize, bug: Bug, command: &Command) {
         let world = self.world;
         let user = lock(&world.users[index]);
@@ -140,7 +142,7 @@ impl<'a> Worker<'a> {
             Ok(Reply::Failed(failure)) => world.record(bug).failed(&failure),
             Ok(Reply::Answer(line)) => {
                 world.complain(format!(
-                    "{what} was not noticed: {:?}",
+                    "{what} was not detected: {:?}",
                     String::from_utf8_lossy(&line[..line.len().min(80)])
                 ));
                 return;
@@ -167,7 +169,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Sends a line: its number, and what came back.
+    /// Sends a line; returns its number and the answer.
     fn ask(&mut self, line: &str) -> (u64, io::Result<Vec<u8>>) {
         let options = self.world.options;
         let number = self.world.count.sent.fetch_add(1, SeqCst) + 1;
@@ -184,30 +186,37 @@ impl<'a> Worker<'a> {
         (number, answer)
     }
 
-    /// Connects anew after `error`, or finds out that the server is dead.
+    /// Connects again after `error`, or finds that the server is dead: its port is closed.
     fn reconnect(&mut self, number: u64, bug: Option<Bug>, error: &io::Error) {
         let options = self.world.options;
         self.client = None;
         let chosen = self.chosen.take();
-        for attempt in 0..RECONNECTS {
-            thread::sleep(Duration::from_millis(100 * u64::from(attempt)));
-            let connected =
-                Client::connect(options.address, options.reply_timeout).and_then(|mut client| {
-                    client.stats()?;
-                    if let Some(index) = chosen {
-                        client.ask(&format!("USER {}", self.world.names[index]))?;
-                    }
-                    Ok(client)
-                });
-            if let Ok(client) = connected {
-                self.world.count.reconnects.fetch_add(1, SeqCst);
-                self.client = Some(client);
-                self.chosen = chosen;
-                return;
+        let connect = || {
+            let mut client = Client::connect(options.address, options.reply_timeout)?;
+            client.stats()?;
+            if let Some(index) = chosen {
+                client.ask(&format!("USER {}", self.world.names[index]))?;
+            }
+            io::Result::Ok(client)
+        };
+        let start = Instant::now();
+        let mut refused = 0;
+        while refused < REFUSED && start.elapsed() < options.reply_timeout {
+            match connect() {
+                Ok(client) => {
+                    self.world.count.reconnects.fetch_add(1, SeqCst);
+                    self.client = Some(client);
+                    self.chosen = chosen;
+                    return;
+                }
+                Err(error) => {
+                    refused += u32::from(error.kind() == io::ErrorKind::ConnectionRefused);
+                    thread::sleep(RETRY);
+                }
             }
         }
         self.world.complain(format!(
-            "connection {} cannot be made anew: the server is dead",
+            "connection {} cannot be restored: the server is dead",
             self.connection
         ));
         self.world.died(number, bug, error);

@@ -1,4 +1,4 @@
-//! What the connections of a load share: the models, and what they have seen.
+//! The state that the connections of a load share: models and results.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use vmsrs_report::distribution::Distribution;
 
-use super::Options;
+use super::options::Options;
 use super::outcome::{BugRecord, Death, Outcome, Progress};
 use super::pace::Recorder;
 use crate::bug::Bug;
@@ -20,7 +20,7 @@ const MOST_COMPLAINTS: usize = 20;
 /// Ordinary requests that may fail before the load is abandoned.
 const MOST_FAILURES: u64 = 200;
 
-/// What the connections share.
+/// The shared state.
 pub(super) struct World<'a> {
     pub(super) options: &'a Options,
     total: u64,
@@ -38,7 +38,7 @@ pub(super) struct World<'a> {
     pub(super) pace: Recorder,
 }
 
-/// Numbers of the run.
+/// Counters of the run.
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) in_flight: AtomicU64,
@@ -82,7 +82,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// What is known about requests that reach a bug.
+    /// The record of requests that reach a bug.
     pub(super) fn record(&self, bug: Bug) -> MutexGuard<'_, BugRecord> {
         lock(&self.bugs[bug as usize])
     }
@@ -120,7 +120,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The server cannot be reached any more.
+    /// Records that the server cannot be reached any more.
     pub(super) fn died(&self, number: u64, bug: Option<Bug>, error: &io::Error) {
         self.over.store(true, SeqCst);
         let cause = bug.map_or_else(|| error.to_string(), |bug| bug.name().to_owned());
@@ -131,8 +131,7 @@ impl<'a> World<'a> {
         lock(&self.deaths).push((bug.is_none(), death));
     }
 
-    /// The first request that killed the server; one that was only hit by its death if there is no
-    /// other.
+    /// The first request that killed the server, or else the first that was hit by its death.
     pub(super) fn death(&self) -> Option<Death> {
         let deaths = lock(&self.deaths);
         let first = deaths
@@ -141,7 +140,7 @@ impl<'a> World<'a> {
         first.map(|(_, death)| death.clone())
     }
 
-    /// Compares one text with what it must be.
+    /// Compares a text with the expected one.
     pub(super) fn compare(&self, what: &str, expected: &str, found: &[u8]) -> bool {
         let different = differing_bytes(expected.as_bytes(), found);
         self.count
@@ -150,7 +149,7 @@ impl<'a> World<'a> {
         self.count.bytes_changed.fetch_add(different, SeqCst);
         if different > 0 {
             self.complain(format!(
-                "{what} differs in {different} bytes: found {:?}, must be {expected:?}",
+                "{what} differs in {different} bytes: found {:?}, expected {expected:?}",
                 String::from_utf8_lossy(found)
             ));
         }

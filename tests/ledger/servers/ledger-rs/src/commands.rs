@@ -28,7 +28,7 @@ pub(crate) enum Command<'a> {
     Note(NoteCommand<'a>),
 }
 
-/// A request on its way.
+/// A running request.
 pub(crate) struct Context<'a> {
     pub(crate) request: &'a Request,
     /// The user's domain.
@@ -46,7 +46,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Takes the fee and notes the change; false, with an answer, without the money.
+    /// Deducts the fee and records the change. Without the money it answers the client and returns false.
     pub(crate) fn charge(&mut self, user: &mut User) -> Result<bool, Error> {
         if user.balance < FEE {
             self.say(format_args!("NO funds"))?;
@@ -57,15 +57,14 @@ impl Context<'_> {
         Ok(true)
     }
 
-    /// Enters the directory to the end of the request, and brings the user's entry up to date: both
-    /// commit together.
+    /// Enters the directory until the end of the request and updates the user's entry: both commit together.
     pub(crate) fn update_entry(&self, user: &User) -> Result<(), Error> {
         self.request.enter(self.directory)?.keep();
         // SAFETY: entered above; the reference ends before there is another.
         if let Some(directory) = unsafe { Directory::of(self.directory) } {
             directory.changes += 1;
         }
-        // SAFETY: the entry was made with the user, and the request holds the directory.
+        // SAFETY: the entry was created with the user, and the request holds the directory.
         unsafe {
             (*user.entry).changes = user.changes;
             (*user.entry).notes = user.note_count;
@@ -78,14 +77,14 @@ impl Context<'_> {
     }
 }
 
-/// The leading number of an argument, 0 if there is none.
+/// The number at the start of an argument, or 0.
 pub(crate) fn number<T: std::str::FromStr + Default>(text: &str) -> T {
     let word = text.split(' ').next().unwrap_or_default();
     word.parse().unwrap_or_default()
 }
 
 impl<'a> Command<'a> {
-    /// Reads a line.
+    /// Parses a line.
     pub(crate) fn parse(line: &'a str) -> Option<Self> {
         let (word, argument) = line.split_once(' ').unwrap_or((line, ""));
         let second = argument.split_once(' ').map_or("", |(_, second)| second);
@@ -143,7 +142,7 @@ impl<'a> Command<'a> {
                 user.touch(context.line);
                 user.balance -= user.balance * percent / 100;
                 context.update_entry(user)?;
-                // BUG, panic: nobody checked that the percentage is at most 100.
+                // BUG, panic: the percentage is not checked.
                 assert!(user.balance >= 0, "a tax took more than there was");
                 context.balance(user)
             }
@@ -152,8 +151,8 @@ impl<'a> Command<'a> {
                     return Ok(());
                 }
                 context.update_entry(user)?;
-                // SAFETY: none. BUG, wild pointer: any slot is taken. The directory is locked and
-                // half changed by now.
+                // SAFETY: none. BUG, wild pointer: the slot is not checked. The directory is locked
+                // and half changed.
                 unsafe {
                     let labels = (&raw mut (*user.entry).labels).cast::<i64>();
                     labels.add(slot).write(value);
@@ -189,7 +188,7 @@ fn transfer(
     other.touch(context.line);
     other.balance += amount;
     context.update_entry(user)?;
-    // SAFETY: both entries were made with their users, and the request holds the directory.
+    // SAFETY: both entries were created with their users, and the request holds the directory.
     unsafe {
         (*user.entry).transfers_out += 1;
         (*other.entry).transfers_in += 1;

@@ -1,10 +1,9 @@
-//! The ledger server in Rust: the protocol of `ledger.c` (see `docs/demo.md`), written anew.
+//! The ledger server in Rust, with the protocol of `ledger.c` (see `docs/demo.md`).
 //!
-//! Users' state lies in domains, one for each user and one for the directory. Each request runs in
-//! [`vmsrs::Domain::run`]. Handlers have bugs, marked `BUG`: those of unsafe Rust, and panics.
+//! State is in domains, one for each user and one for the directory. Each request runs in [`vmsrs::Domain::run`]. Some
+//! handlers have bugs, marked `BUG`: those of unsafe Rust, and panics.
 //!
-//! What a request writes outside of domains is not undone. Here that is the answer under way, which
-//! [`Session::run`] drops.
+//! A request's writes outside of domains are not undone. Here that is a partial answer, which [`Session::run`] drops.
 
 mod commands;
 mod notes;
@@ -17,14 +16,17 @@ use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use vmsrs::{App, Domain, Protection, Request, RunError};
+use vmsrs::{App, Domain, Options, Protection, Request, RunError};
 
 use crate::commands::{Command, Context};
 use crate::state::{Directory, Name, User};
 
 /// Longest line of a request in bytes.
 const LINE_MAX: u64 = 65_536;
+/// How long requests wait for a lock: longer than the default, for machines that are emulated and overloaded.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
     let port = std::env::args().nth(1).unwrap_or_else(|| "7878".to_owned());
@@ -54,14 +56,14 @@ fn serve(port: &str) -> Result<(), Box<dyn std::error::Error>> {
             }
         };
         std::thread::Builder::new().spawn(move || {
-            // An error here is a client that has gone.
+            // An error here means that the client has disconnected.
             let _ = Session::new(server).serve(&stream);
         })?;
     }
     Ok(())
 }
 
-/// What all connections share; ordinary memory.
+/// The state that all connections share, in ordinary memory.
 struct Server {
     app: &'static App,
     directory: &'static Domain,
@@ -74,8 +76,8 @@ struct Server {
 
 impl Server {
     fn open() -> Result<Self, Box<dyn std::error::Error>> {
-        // SAFETY: the handlers bear being cut short: they lend nothing to other threads, and own
-        // nothing but what lies in domains.
+        // SAFETY: the handlers may be cut short: they lend nothing to other threads, and own only
+        // what is in domains.
         let app = unsafe { App::open("ledger")? };
         let directory = app.domain("/directory")?;
         let names = directory.run(Directory::open)?;
@@ -122,8 +124,7 @@ impl Server {
 struct Session {
     server: &'static Server,
     account: Option<(Name, &'static Domain)>,
-    /// The answer under way. It belongs to the session, so that a request that is cut short leaks
-    /// nothing.
+    /// The answer so far. It belongs to the session, so that a request that is cut short does not leak it.
     answer: Vec<u8>,
 }
 
@@ -222,9 +223,8 @@ impl Session {
         ))
     }
 
-    /// Runs one request on the domain of the account, and on that of `other` too: both are taken in
-    /// order of name, so that opposite transfers don't wait for each other for ever. Without a
-    /// command the user is made if there is none.
+    /// Runs one request on the domain of the account and, if there is one, on that of `other`: both are taken in order of
+    /// name, so that opposite transfers do not deadlock. Without a command the user is created if it does not exist.
     fn run(
         &mut self,
         line: &str,
@@ -238,7 +238,11 @@ impl Session {
             Some(other) if other.0 < account.0 => (other, Some(account)),
             _ => (account, other),
         };
-        let result = first.1.run(|request: &Request| {
+        let options = Options {
+            lock_timeout: Some(LOCK_TIMEOUT),
+            ..Options::default()
+        };
+        let result = first.1.run_with(&options, |request: &Request| {
             if let Some(second) = second {
                 request.enter(second.1)?.keep();
             }
@@ -252,7 +256,7 @@ impl Session {
             // SAFETY: the request holds the account's domain, and this is the only reference.
             match (unsafe { User::of(account.1) }, command) {
                 (Some(user), Some(command)) => {
-                    // SAFETY: it holds the other domain too, which is another one.
+                    // SAFETY: it also holds the other domain.
                     let other = other.and_then(|other| unsafe { User::of(other.1) });
                     command.run(&mut context, user, other)
                 }

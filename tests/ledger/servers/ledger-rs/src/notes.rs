@@ -7,7 +7,7 @@ use vmsrs::{Domain, Error};
 use crate::commands::{Context, number};
 use crate::state::{Note, Text, User};
 
-/// What comes behind `NOTE`.
+/// A command that starts with `NOTE`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NoteCommand<'a> {
     Add(&'a str),
@@ -21,7 +21,7 @@ pub(crate) enum NoteCommand<'a> {
 }
 
 impl<'a> NoteCommand<'a> {
-    /// Reads what comes behind `NOTE`.
+    /// Parses what follows `NOTE`.
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let (word, argument) = text.split_once(' ').unwrap_or((text, ""));
         let second = argument.split_once(' ').map_or("", |(_, second)| second);
@@ -67,7 +67,7 @@ fn add(context: &mut Context<'_>, user: &mut User, text: &str) -> Result<(), Err
     let note = block.cast::<Note>();
     let text = Text::new(context.domain, &[text.as_bytes()])?;
     let mut link = &raw mut user.notes;
-    // SAFETY: the list is made of whole notes, and `note` is a fresh block of a note's size.
+    // SAFETY: the list consists of valid notes, and `note` is a fresh block of a note's size.
     unsafe {
         note.write(Note {
             next: ptr::null_mut(),
@@ -88,7 +88,7 @@ fn add(context: &mut Context<'_>, user: &mut User, text: &str) -> Result<(), Err
 fn edit(context: &mut Context<'_>, user: &mut User, id: u32, text: &str) -> Result<(), Error> {
     let note = user.find(id);
     user.touch(context.line);
-    // SAFETY: none. BUG, null write: an id that does not exist gives a null pointer.
+    // SAFETY: none. BUG, null write: an unknown id gives a null pointer.
     let note = unsafe {
         (&raw mut (*note).changed).write(user.changes as u32);
         &mut *note
@@ -103,20 +103,20 @@ fn edit(context: &mut Context<'_>, user: &mut User, id: u32, text: &str) -> Resu
 }
 
 fn delete(context: &mut Context<'_>, user: &mut User, ids: &str) -> Result<(), Error> {
-    // No vector: a request that is cut short would leak it.
-    let mut doomed = [ptr::null_mut::<Note>(); 16];
+    // A request that is cut short would leak a vector.
+    let mut victims = [ptr::null_mut::<Note>(); 16];
     let mut count = 0;
-    for id in ids.split(' ').take(doomed.len()) {
-        doomed[count] = user.find(number(id));
-        if doomed[count].is_null() {
+    for id in ids.split(' ').take(victims.len()) {
+        victims[count] = user.find(number(id));
+        if victims[count].is_null() {
             return context.say(format_args!("NO note"));
         }
         count += 1;
     }
     user.touch(context.line);
-    for &note in &doomed[..count] {
+    for &note in &victims[..count] {
         unlink(user, note);
-        // SAFETY: the note is out of the list. BUG, double free: unless an id is named twice.
+        // SAFETY: the note is out of the list. BUG, double free: unless an id is given twice.
         unsafe { free_note(context.domain, note)? };
     }
     context.update_entry(user)?;
@@ -124,13 +124,13 @@ fn delete(context: &mut Context<'_>, user: &mut User, ids: &str) -> Result<(), E
 }
 
 fn pad(context: &mut Context<'_>, user: &mut User, id: u32, width: usize) -> Result<(), Error> {
-    // SAFETY: notes in the list are whole.
+    // SAFETY: notes in the list are valid.
     let Some(note) = (unsafe { user.find(id).as_mut() }) else {
         return context.say(format_args!("NO note"));
     };
     user.touch(context.line);
     note.changed = user.changes as u32;
-    // BUG, heap overflow: from 65,536 on the width is cut off here, and the room is too small.
+    // BUG, heap overflow: from 65,536 on the width is truncated here, and the room is too small.
     let room = usize::from(width as u16);
     if room > note.text.room() {
         let mut text = Text::with_room(context.domain, room)?;
@@ -139,7 +139,7 @@ fn pad(context: &mut Context<'_>, user: &mut User, id: u32, width: usize) -> Res
         replace(context.domain, note, text)?;
     }
     if width > note.text.len() {
-        // SAFETY: the room is at least `width`, it says above.
+        // SAFETY: the room is at least `width`, apart from the bug above.
         unsafe { note.text.fill_unchecked(b'.', width) };
     }
     context.update_entry(user)?;
@@ -147,15 +147,15 @@ fn pad(context: &mut Context<'_>, user: &mut User, id: u32, width: usize) -> Res
 }
 
 fn quote(context: &mut Context<'_>, user: &mut User, id: u32) -> Result<(), Error> {
-    // SAFETY: notes in the list are whole.
+    // SAFETY: notes in the list are valid.
     let Some(note) = (unsafe { user.find(id).as_mut() }) else {
         return context.say(format_args!("NO note"));
     };
     user.touch(context.line);
     note.changed = user.changes as u32;
     let mut text = Text::with_room(context.domain, note.text.len() + 2)?;
-    // SAFETY: there is room for the text and two quotes. BUG, small overrun: quotes inside the text
-    // get a backslash each, which nobody counted.
+    // SAFETY: there is room for the text and two quotes. BUG, small overrun: quotes in the text get a
+    // backslash each, which is not counted.
     unsafe {
         text.append_unchecked(b"\"");
         for byte in note.text.as_bytes() {
@@ -177,8 +177,8 @@ fn join(context: &mut Context<'_>, user: &mut User, first: u32, second: u32) -> 
         return context.say(format_args!("NO note"));
     }
     user.touch(context.line);
-    // SAFETY: both notes are whole. BUG, use after free: a note joined with itself is gone when its
-    // number of changes is written.
+    // SAFETY: both notes are valid. BUG, use after free: a note that is joined with itself has been freed when its number
+    // of changes is written.
     unsafe {
         let parts = [(*first).text.as_bytes(), (*second).text.as_bytes()];
         let text = Text::new(context.domain, &parts)?;
@@ -202,23 +202,23 @@ fn average(context: &mut Context<'_>, user: &mut User, prefix: &str) -> Result<(
             count += 1;
         }
     }
-    // BUG, panic: division by zero when no note begins so.
+    // BUG, panic: division by zero when no note has the prefix.
     let average = total / count;
     context.update_entry(user)?;
     context.say(format_args!("OK average={average}"))
 }
 
-/// Gives the note another text and frees the one it had.
+/// Replaces the note's text and frees the old one.
 fn replace(domain: &'static Domain, note: &mut Note, text: Text) -> Result<(), Error> {
     let old = std::mem::replace(&mut note.text, text);
-    // SAFETY: nobody has the old text any more.
+    // SAFETY: the old text is not referenced any more.
     unsafe { old.free(domain) }
 }
 
 /// Takes the note out of the list.
 fn unlink(user: &mut User, note: *mut Note) {
     let mut link = &raw mut user.notes;
-    // SAFETY: the list is made of whole notes.
+    // SAFETY: the list consists of valid notes.
     unsafe {
         while !(*link).is_null() {
             if *link == note {

@@ -1,7 +1,7 @@
-//! What lies in domains.
+//! The state in domains.
 //!
-//! Everything here is `repr(C)` and linked by plain pointers: domains have the same addresses in
-//! every process that opens them, so a server that starts again finds all as it was.
+//! It is `repr(C)` and linked by plain pointers: domains have the same addresses in every process, so a restarted server
+//! finds everything as it was.
 
 use std::ptr::{self, NonNull};
 
@@ -9,9 +9,9 @@ use vmsrs::{Domain, Error, Request};
 
 /// Longest name in bytes.
 const NAME_MAX: usize = 23;
-/// Bytes kept of the last request that changed anything.
+/// Bytes that are kept of the last request that changed anything.
 const MEMO_MAX: usize = 40;
-/// Labels of each entry.
+/// Labels in each entry.
 pub(crate) const LABELS: usize = 4;
 
 /// The name of a user.
@@ -64,7 +64,7 @@ impl Memo {
     }
 }
 
-/// Text in a block of its own. Freed by [`Text::free`] only.
+/// Text in a block of its own, which only [`Text::free`] frees.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Text {
@@ -74,7 +74,7 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    /// Empty text with room for so many bytes.
+    /// Empty text with room for `room` bytes.
     pub(crate) fn with_room(domain: &'static Domain, room: usize) -> Result<Self, Error> {
         Ok(Self {
             start: domain.allocate(room.max(1), 1)?,
@@ -104,7 +104,7 @@ impl Text {
         self.length
     }
 
-    /// Bytes there is room for.
+    /// Its room in bytes.
     pub(crate) fn room(&self) -> usize {
         self.room
     }
@@ -123,11 +123,11 @@ impl Text {
         self.length += bytes.len();
     }
 
-    /// Appends the same byte until there are `length`.
+    /// Appends the same byte up to `length` bytes.
     ///
     /// # Safety
     ///
-    /// There is room for `length` bytes, which are more than there are.
+    /// There is room for `length` bytes, which are more than are in use.
     pub(crate) unsafe fn fill_unchecked(&mut self, byte: u8, length: usize) {
         // SAFETY: passed on to the caller.
         unsafe {
@@ -137,7 +137,7 @@ impl Text {
         self.length = length;
     }
 
-    /// Gives the block back.
+    /// Frees the block.
     ///
     /// # Safety
     ///
@@ -156,13 +156,13 @@ pub(crate) struct Note {
     pub(crate) next: *mut Note,
     /// Its number.
     pub(crate) id: u32,
-    /// The user's number of changes when it was changed last.
+    /// The user's number of changes at the last change of this note.
     pub(crate) changed: u32,
     /// Its text.
     pub(crate) text: Text,
 }
 
-/// All state of a user: the root of his domain.
+/// All state of a user: the root of its domain.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct User {
@@ -176,13 +176,13 @@ pub(crate) struct User {
     pub(crate) changes: u64,
     /// Number of the last note added.
     pub(crate) last_id: u32,
-    /// Notes there are.
+    /// Number of notes.
     pub(crate) note_count: u32,
     /// The last request that changed anything.
     pub(crate) memo: Memo,
     /// The oldest note, or null.
     pub(crate) notes: *mut Note,
-    /// His entry in the directory, in the directory's domain.
+    /// The entry in the directory, in the directory's domain.
     pub(crate) entry: *mut Entry,
 }
 
@@ -202,7 +202,7 @@ impl User {
         unsafe { domain.root_address().cast::<Self>().as_mut() }
     }
 
-    /// Makes a user in the request's domain, and the entry in the directory.
+    /// Creates a user in the request's domain, and the entry in the directory.
     pub(crate) fn create(
         request: &Request,
         name: Name,
@@ -217,7 +217,7 @@ impl User {
             return Err(Error::NotHeld);
         };
         let mut link: *mut *mut Entry = &raw mut shared.first;
-        // SAFETY: the list is made of whole entries, and the request holds the directory; the new
+        // SAFETY: the list consists of valid entries, and the request holds the directory; the new
         // entry is a fresh block of its size.
         unsafe {
             while !(*link).is_null() && (**link).name < name {
@@ -252,7 +252,7 @@ impl User {
         request.set_root(Some(NonNull::from(user)))
     }
 
-    /// Notes that a request changes this user.
+    /// Records that a request changes this user.
     pub(crate) fn touch(&mut self, line: &str) {
         self.changes += 1;
         self.memo.set(line);
@@ -262,7 +262,7 @@ impl User {
     pub(crate) fn notes(&self) -> impl Iterator<Item = &Note> {
         let mut next = self.notes;
         std::iter::from_fn(move || {
-            // SAFETY: the list is made of whole notes.
+            // SAFETY: the list consists of valid notes.
             let note = unsafe { next.as_ref() }?;
             next = note.next;
             Some(note)
@@ -284,13 +284,13 @@ pub(crate) struct Entry {
     pub(crate) next: *mut Entry,
     /// The user's name.
     pub(crate) name: Name,
-    /// Notes he has.
+    /// Number of notes.
     pub(crate) notes: u32,
     /// Transfers received.
     pub(crate) transfers_in: u32,
     /// Transfers made.
     pub(crate) transfers_out: u32,
-    /// Requests that changed him.
+    /// Requests that changed the user.
     pub(crate) changes: u64,
     /// Labels.
     pub(crate) labels: [i64; LABELS],
@@ -302,7 +302,7 @@ pub(crate) struct Entry {
 pub(crate) struct Directory {
     /// Changes of entries.
     pub(crate) changes: u64,
-    /// Times that it was listed.
+    /// Number of listings.
     pub(crate) listings: u64,
     /// Entries.
     pub(crate) users: u32,
@@ -325,7 +325,7 @@ impl Directory {
         unsafe { domain.root_address().cast::<Self>().as_mut() }
     }
 
-    /// Makes the directory if there is none; the names in it.
+    /// Creates the directory if it does not exist; returns the names in it.
     pub(crate) fn open(request: &Request) -> Result<Vec<Name>, Error> {
         // SAFETY: the request runs on the directory's domain; the only reference in it.
         if let Some(directory) = unsafe { Self::of(request.domain()) } {
@@ -345,7 +345,7 @@ impl Directory {
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let mut next = self.first;
         std::iter::from_fn(move || {
-            // SAFETY: the list is made of whole entries.
+            // SAFETY: the list consists of valid entries.
             let entry = unsafe { next.as_ref() }?;
             next = entry.next;
             Some(entry)

@@ -34,7 +34,7 @@ fn product(rest: &mut &[u8]) -> Option<i64> {
 fn operand(rest: &mut &[u8]) -> Option<i64> {
     if rest.first() == Some(&b'(') {
         *rest = &rest[1..];
-        // BUG, stack overflow: nobody counts the parentheses.
+        // BUG, stack overflow: the depth is not limited.
         let value = sum(rest)?;
         *rest = rest.strip_prefix(b")")?;
         return Some(value);

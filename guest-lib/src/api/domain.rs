@@ -1,0 +1,233 @@
+//! Domains: the unit of ownership, with a heap, a root pointer and a lock.
+
+use super::options::Options;
+use crate::error::{Error, RunError};
+use crate::heap::Damage;
+use crate::run::request::Request;
+use crate::run::{self, End, Stop};
+use crate::shared::pkru;
+use crate::state::domain::Domain;
+use crate::state::ring::Noted;
+use crate::thread::{self, Thread};
+use std::ptr::NonNull;
+use vmsrs_protocol::PAGE_SIZE;
+
+/// How a domain is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DomainOptions {
+    /// The host keeps a second copy of each sealed page, and repairs from it a page whose memory went
+    /// wrong. The copies take as much room of the window as the pages. A domain that has a mirror
+    /// keeps it, whichever process opens it.
+    pub mirror: bool,
+}
+
+impl Domain {
+    /// Runs `f` as a request that holds this domain, with the default [`Options`].
+    ///
+    /// `f` runs on a stack of its own. If it returns `Ok`, everything it wrote to domains is
+    /// committed. If it returns `Err`, that is discarded, its defers run, and the error comes back
+    /// as [`RunError::GivenUp`]. If an error strikes (see [`crate::Kind`]), what it wrote is
+    /// discarded, the locks that it held are free again, its defers run, and
+    /// [`RunError::Failed`] comes back; the thread goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Failed`], [`RunError::GivenUp`], or [`RunError::Refused`] with
+    /// [`Error::Nested`], [`Error::LockTimeout`], [`Error::Layout`], [`Error::System`],
+    /// [`Error::Forked`], or [`Error::Unsealed`].
+    pub fn run<T, E>(
+        &'static self,
+        f: impl FnOnce(&Request) -> Result<T, E>,
+    ) -> Result<T, RunError<E>> {
+        self.run_with(&Options::default(), f)
+    }
+
+    /// Like [`Domain::run`], with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::run`].
+    pub fn run_with<T, E>(
+        &'static self,
+        options: &Options,
+        f: impl FnOnce(&Request) -> Result<T, E>,
+    ) -> Result<T, RunError<E>> {
+        let mut f = Some(f);
+        let mut value = None;
+        let ended = run::run(self, options.limits(), options.seal, &mut |request| {
+            let Some(f) = f.take() else {
+                return End::GiveUp;
+            };
+            match value.insert(f(request)) {
+                Ok(_) => End::Keep,
+                Err(_) => End::GiveUp,
+            }
+        });
+        match (ended, value) {
+            (Ok(()), Some(Ok(value))) => Ok(value),
+            (Ok(()), Some(Err(error))) => Err(RunError::GivenUp(error)),
+            (Ok(()), None) => Err(RunError::Refused(Error::NotInRequest)),
+            (Err(Stop::Failed(failure)), _) => Err(RunError::Failed(failure)),
+            (Err(Stop::Refused(error)), _) => Err(RunError::Refused(error)),
+        }
+    }
+
+    /// Runs code on the calling thread, whose request holds this domain, while no other thread of
+    /// that request uses its heaps.
+    fn holding<T>(
+        &self,
+        code: impl FnOnce(&'static Thread) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let thread = thread::current().ok_or(Error::NotInRequest)?;
+        thread.reject_reentry();
+        thread.exclusive(|| {
+            if !thread.state().holds(self) {
+                return Err(Error::NotHeld);
+            }
+            code(thread)
+        })
+    }
+
+    /// Takes a block of at least `size` bytes, aligned to `alignment` (a power of two up to 4096;
+    /// at least 16 is given). Its content is undefined; it is visible to others when the request
+    /// commits. One block can have at most a little less than 4 MiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`], [`Error::NotHeld`], [`Error::Argument`], [`Error::OutOfMemory`].
+    pub fn allocate(&'static self, size: usize, alignment: usize) -> Result<NonNull<u8>, Error> {
+        self.holding(|thread| {
+            if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
+                return Err(Error::Argument(
+                    "the alignment must be a power of two up to 4096",
+                ));
+            }
+            let block = thread
+                .state()
+                .heap(self)
+                .allocate(self.first(), size, alignment)
+                .unwrap_or_else(|damage| fail(damage));
+            thread.state().note_heap(self);
+            let block = block.ok_or(Error::OutOfMemory { size })?;
+            thread.state().recent().note(Noted {
+                domain: self,
+                address: block.as_ptr() as u64,
+            });
+            Ok(block)
+        })
+    }
+
+    /// Gives a block back. A pointer that is not a live block of the domain makes the request fail
+    /// ([`crate::Kind::DoubleFree`], [`crate::Kind::ForeignFree`]), as does an overwritten red zone;
+    /// then this does not return.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`], [`Error::NotHeld`].
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the block afterwards.
+    pub unsafe fn deallocate(&'static self, block: NonNull<u8>) -> Result<(), Error> {
+        self.holding(|thread| {
+            let address = block.as_ptr() as u64;
+            let mut heap = thread.state().heap(self);
+            heap.retire(address).unwrap_or_else(|damage| fail(damage));
+            let oldest = thread.state().quarantine().note(Noted {
+                domain: self,
+                address,
+            });
+            if let Some(oldest) = oldest {
+                let mut heap = thread.state().heap(oldest.domain);
+                heap.release(oldest.address)
+                    .unwrap_or_else(|damage| fail(damage));
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes a block's size, in its place or by moving it; the alignment of a moved block is 16.
+    /// A pointer that is not a live block makes the request fail.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::allocate`]; the block is unchanged then.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the old pointer afterwards.
+    pub unsafe fn reallocate(
+        &'static self,
+        block: NonNull<u8>,
+        size: usize,
+    ) -> Result<NonNull<u8>, Error> {
+        let (old, in_place) = self.holding(|thread| {
+            let address = block.as_ptr() as u64;
+            let mut heap = thread.state().heap(self);
+            let old = heap.size(address).unwrap_or_else(|damage| fail(damage));
+            let in_place = heap.resize(address, size);
+            Ok((old, in_place.unwrap_or_else(|damage| fail(damage))))
+        })?;
+        if in_place {
+            return Ok(block);
+        }
+        let new = self.allocate(size, 16)?;
+        // SAFETY: two live blocks, both with at least that many bytes.
+        unsafe { new.copy_from_nonoverlapping(block, old.min(size)) };
+        // SAFETY: passed on to the caller.
+        unsafe { self.deallocate(block) }?;
+        Ok(new)
+    }
+
+    /// The root pointer, or null if it was never set. Without holding the domain, what it leads to
+    /// may change meanwhile, and where the CPU has protection keys, what another request is writing cannot
+    /// be read.
+    #[must_use]
+    pub fn root_address(&self) -> *mut u8 {
+        let header = self.header();
+        // SAFETY: the domain's first page is mapped; others may write it meanwhile.
+        let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
+        let is_held = |thread: &Thread| thread.exclusive(|| thread.state().holds(self));
+        if thread::current().is_some_and(is_held) {
+            read()
+        } else {
+            pkru::with_all(read)
+        }
+    }
+
+    /// Sets the root pointer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`], [`Error::NotHeld`].
+    pub fn set_root_address(&'static self, root: *mut u8) -> Result<(), Error> {
+        self.holding(|thread| {
+            thread
+                .state()
+                .heap(self)
+                .prepare(self.first())
+                .unwrap_or_else(|damage| fail(damage));
+            thread.state().note_heap(self);
+            let header = self.header();
+            // SAFETY: the request holds the domain, and others read with volatile.
+            unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
+            Ok(())
+        })
+    }
+
+    /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the domain has one.
+    pub fn set_invariant(
+        &self,
+        check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        self.invariant().set(Box::new(check))
+    }
+}
+
+fn fail(damage: Damage) -> ! {
+    thread::fail_request(damage.kind, damage.address, &[])
+}

@@ -1,0 +1,10 @@
+//! The Rust interface.
+
+pub(crate) mod app;
+pub(crate) mod domain;
+pub(crate) mod fan_out;
+pub(crate) mod guard;
+pub(crate) mod options;
+pub(crate) mod request;
+pub(crate) mod task;
+pub(crate) mod ticket;

@@ -1,0 +1,48 @@
+//! How a request is run.
+
+use crate::state::Limits;
+use std::time::Duration;
+
+/// Time to wait for a lock when nothing else is said, in milliseconds.
+const LOCK_TIMEOUT_MS: u32 = 10_000;
+
+/// What the audit looks at in each domain before it is committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audit {
+    /// The pages that the request has written, and all of a domain with at most 64 blocks: what it costs
+    /// grows with what was written.
+    #[default]
+    Written,
+    /// All of the domain: what it costs grows with the domain.
+    Whole,
+}
+
+/// How a request is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Return when the host has sealed the commit, so that it outlives even the guest's kernel.
+    pub seal: bool,
+    /// How long the request may take; it fails with [`crate::Kind::Deadline`] after that. The driver checks
+    /// about every 10 ms; without protection it is not checked.
+    pub deadline: Option<Duration>,
+    /// How long to wait for a domain's lock; the deadline or 10 s if not given.
+    pub lock_timeout: Option<Duration>,
+    /// What the audit looks at.
+    pub audit: Audit,
+}
+
+impl Options {
+    pub(crate) fn limits(&self) -> Limits {
+        let lock_timeout = self.lock_timeout.or(self.deadline);
+        Limits {
+            deadline_ms: self.deadline.map_or(0, milliseconds),
+            lock_timeout_ms: lock_timeout.map_or(LOCK_TIMEOUT_MS, milliseconds),
+            whole_audit: self.audit == Audit::Whole,
+        }
+    }
+}
+
+/// At least 1: 0 is no limit.
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1)
+}

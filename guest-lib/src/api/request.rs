@@ -1,0 +1,338 @@
+//! What code in a request calls, from start to commit or failure.
+
+use crate::error::Error;
+use crate::failure::Kind;
+use crate::os::clock;
+use crate::run::audit::{audit, audit_all};
+use crate::run::commit::{audited, commit_all, refused_commit};
+use crate::run::lock;
+use crate::run::request::Request;
+use crate::state::deferred::Deferred;
+use crate::state::domain::Domain;
+use crate::thread::arena::Arena;
+use crate::thread::{self, Thread};
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+use vmsrs_protocol::shared::HELD_MAX;
+
+/// A shared domain that the request has entered. Dropping it leaves the domain: what was written is
+/// committed and others can enter. To keep the domain to the end of the request, [`Entered::keep`]
+/// it.
+#[derive(Debug)]
+#[must_use = "dropping it leaves the domain at once"]
+pub struct Entered<'request> {
+    request: &'request Request,
+    domain: &'static Domain,
+}
+
+impl Entered<'_> {
+    /// The domain.
+    #[must_use]
+    pub fn domain(&self) -> &'static Domain {
+        self.domain
+    }
+
+    /// Commits what the request wrote to the domain, and unlocks it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]; the domain is held to the end of the request then.
+    pub fn leave(self) -> Result<(), Error> {
+        let outcome = self.request.leave_unguarded(self.domain);
+        std::mem::forget(self);
+        outcome
+    }
+
+    /// Holds the domain to the end of the request; it commits together with it.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "the domain stays held either way"
+    )]
+    pub fn keep(self) -> &'static Domain {
+        let domain = self.domain;
+        std::mem::forget(self);
+        domain
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        // A panic on its way out discards everything: nothing is committed then.
+        if !std::thread::panicking() {
+            // On an error the domain stays held, and commits or fails with the request.
+            let _ = self.request.leave_unguarded(self.domain);
+        }
+    }
+}
+
+impl Request {
+    /// Moves a value into a new block of the request's domain.
+    ///
+    /// The value is never dropped by itself; [`Request::free`] gives the memory back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::allocate`].
+    #[expect(clippy::mut_from_ref, reason = "every call gives another block")]
+    pub fn alloc<T>(&self, value: T) -> Result<&mut T, Error> {
+        let block = self
+            .domain()
+            .allocate(size_of::<T>(), align_of::<T>())?
+            .cast::<T>();
+        // SAFETY: a fresh block, large enough and aligned, that nobody else knows.
+        unsafe {
+            block.write(value);
+            Ok(&mut *block.as_ptr())
+        }
+    }
+
+    /// Gives a block of the request's domain back, without dropping what is in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::deallocate`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Domain::deallocate`].
+    pub unsafe fn free<T>(&self, block: NonNull<T>) -> Result<(), Error> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.domain().deallocate(block.cast()) }
+    }
+
+    /// The root pointer of the request's domain; `None` if it was never set.
+    #[must_use]
+    pub fn root<T>(&self) -> Option<NonNull<T>> {
+        NonNull::new(self.domain().root_address().cast())
+    }
+
+    /// Sets the root pointer of the request's domain.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::set_root_address`].
+    pub fn set_root<T>(&self, root: Option<NonNull<T>>) -> Result<(), Error> {
+        let root = root.map_or(ptr::null_mut(), |root| root.as_ptr().cast());
+        self.domain().set_root_address(root)
+    }
+
+    /// Locks a shared domain and opens an atomic section on it, for all threads of the request. The
+    /// server chooses the order in which domains are entered. When waiting would never end,
+    /// since requests wait for each other in a cycle, one of them is told
+    /// ([`Error::WouldDeadlock`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyHeld`] (sections do not nest; also while another thread of the request waits
+    /// for the domain), [`Error::Limit`], [`Error::OtherApp`], [`Error::LockTimeout`],
+    /// [`Error::WouldDeadlock`], [`Error::Layout`], [`Error::System`], [`Error::NotInRequest`].
+    pub fn enter(&self, domain: &'static Domain) -> Result<Entered<'_>, Error> {
+        self.enter_unguarded(domain)?;
+        Ok(Entered {
+            request: self,
+            domain,
+        })
+    }
+
+    /// Locks several shared domains, in an order of its own that is the same in all requests, and
+    /// holds them to the end of the request or to [`Request::leave`]. Domains that the request holds
+    /// already, or that are named twice, are not an error; one that another thread of the request waits for is
+    /// waited for as well.
+    ///
+    /// Requests that enter all they need by one such call cannot wait for each other in a cycle,
+    /// unless by the domain that they began with.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::enter`]; what this call has locked before is left again, and nothing else. Another
+    /// thread of the request that found it locked loses it too.
+    pub fn enter_all(&self, domains: &[&'static Domain]) -> Result<(), Error> {
+        // By number, without a copy on any heap: the next one above the last.
+        let above = |last: Option<u32>| {
+            let rest = domains.iter().copied();
+            rest.filter(|domain| last.is_none_or(|last| domain.number() > last))
+                .min_by_key(|domain| domain.number())
+        };
+        let mut last = None;
+        // Other threads of the request enter and leave domains meanwhile, so these are not just its newest.
+        let mut entered = [None; HELD_MAX];
+        let mut places = entered.iter_mut();
+        while let Some(domain) = above(last) {
+            match self.enter_or_share(domain) {
+                // A request holds no more than there are places.
+                Ok(true) => places
+                    .next()
+                    .into_iter()
+                    .for_each(|place| *place = Some(domain)),
+                Ok(false) => {}
+                Err(error) => {
+                    for domain in entered.iter().rev().flatten() {
+                        // What cannot be left is held to the end.
+                        let _ = self.leave_unguarded(domain);
+                    }
+                    return Err(error);
+                }
+            }
+            last = Some(domain.number());
+        }
+        Ok(())
+    }
+
+    /// Locks a domain unless the request holds it; whether it was locked here. While another thread of the
+    /// request waits for it, so does this one.
+    fn enter_or_share(&self, domain: &'static Domain) -> Result<bool, Error> {
+        let thread = self.thread()?;
+        let state = thread.state();
+        let milliseconds = thread.lock_timeout_ms();
+        let end = clock::now().saturating_add(u64::from(milliseconds) * 1_000_000);
+        loop {
+            match self.enter_unguarded(domain) {
+                Err(Error::AlreadyHeld) => {}
+                entered => return entered.map(|()| true),
+            }
+            let look = || (state.holds(domain), state.lists_held(domain.number()));
+            if thread.exclusive(look).0 {
+                return Ok(false);
+            }
+            if clock::now() >= end {
+                return Err(Error::LockTimeout { milliseconds });
+            }
+            state.wait_for_held(|| {
+                let (held, listed) = thread.exclusive(look);
+                held || !listed
+            });
+            thread.act_on_pending();
+        }
+    }
+
+    /// Commits what the request wrote to a domain that it has entered, and unlocks it; as
+    /// [`Entered::leave`], for domains that are held without a guard.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotHeld`], [`Error::MainDomain`], [`Error::System`] (the domain is held to the end
+    /// of the request then), [`Error::NotInRequest`].
+    pub fn leave(&self, domain: &'static Domain) -> Result<(), Error> {
+        self.leave_unguarded(domain)
+    }
+
+    pub(crate) fn enter_unguarded(&self, domain: &'static Domain) -> Result<(), Error> {
+        let thread = self.thread()?;
+        if !ptr::eq(thread.app(), domain.app()) {
+            return Err(Error::OtherApp);
+        }
+        thread.reject_reentry();
+        thread.critical(|| {
+            lock::lock(thread, domain, thread.lock_timeout_ms())?;
+            let has_heap = domain
+                .check_layout()
+                .inspect_err(|_| lock::unlock(thread, domain.number()))?;
+            thread.exclusive(|| thread.state().note_domain(domain, has_heap));
+            Ok(())
+        })
+    }
+
+    pub(crate) fn leave_unguarded(&self, domain: &'static Domain) -> Result<(), Error> {
+        let thread = self.thread()?;
+        if !thread.exclusive(|| thread.state().holds(domain)) {
+            return Err(Error::NotHeld);
+        }
+        if ptr::eq(self.domain(), domain) {
+            return Err(Error::MainDomain);
+        }
+        let commit = || {
+            // Another thread of the request may have left it meanwhile.
+            let taken = thread.state().forget_domain(domain);
+            let has_heap = taken.ok_or(Error::NotHeld)?;
+            if thread.has_drafts() {
+                let backend = thread.app().backend();
+                backend
+                    .commit(thread.tag(), domain.number(), false)
+                    .map_err(|error| {
+                        thread.state().note_domain(domain, has_heap);
+                        refused_commit(thread, error)
+                    })?;
+            }
+            lock::unlock(thread, domain.number());
+            Ok(())
+        };
+        audited(thread, |thread| audit(thread, domain), commit)
+    }
+
+    /// Commits everything that the request wrote so far, and waits for the host's seal if `seal`.
+    /// The request goes on with its domains; its defers are forgotten. That is everything that all
+    /// threads of the request wrote so far, also what one is in the middle of: let the others come to
+    /// rest before. The heaps are whole all the same: a thread that takes or gives back a block meanwhile
+    /// waits for the commit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsealed`] (committed all the same), [`Error::System`], [`Error::NotInRequest`].
+    pub fn commit(&self, seal: bool) -> Result<(), Error> {
+        let thread = self.thread()?;
+        // What is committed is not undone any more, whatever happens from here on; so its defers are taken
+        // away with it. They are dropped as part of the request: they are the server's.
+        let mut forgotten = Vec::new();
+        audited(thread, audit_all, || {
+            forgotten.reserve_exact(thread.state().defers());
+            let committed = commit_all(thread, seal);
+            if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
+                thread.state().take_defers(&mut forgotten);
+            }
+            committed
+        })
+    }
+
+    /// Registers work that undoes something outside domains, in case the request fails or is
+    /// given up; the newest runs first. It runs on the thread that ends the request, but
+    /// outside the request: it cannot write to domains,
+    /// and errors in it are suppressed and counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] after 256 of them, [`Error::NotInRequest`].
+    pub fn defer(&self, undo: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        self.register(Deferred::new(undo))
+    }
+
+    pub(crate) fn defer_raw(
+        &self,
+        call: unsafe extern "C-unwind" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> Result<(), Error> {
+        self.register(Deferred::raw(call, argument))
+    }
+
+    fn register(&self, deferred: Deferred) -> Result<(), Error> {
+        let thread = self.thread()?;
+        thread.reject_reentry();
+        // What is refused is dropped outside: it is the server's.
+        let mut deferred = Some(deferred);
+        thread.critical(|| thread.exclusive(|| thread.state().defer(&mut deferred)))
+    }
+
+    /// Memory that is gone when the request ends; each thread of the request has its own, which is
+    /// gone when the thread has left, or the task's step is over.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        self.any_thread().arena()
+    }
+
+    /// Like [`Request::arena`], for callers whom no borrow keeps on the request's thread and inside
+    /// of its function.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`].
+    pub(crate) fn checked_arena(&self) -> Result<&Arena, Error> {
+        self.thread().map(Thread::arena)
+    }
+
+    /// Calls the request failed: an invariant of the server does not hold.
+    pub fn fail(&self, message: &str) -> ! {
+        thread::fail_request(Kind::Invariant, 0, message.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! An app without a device whose backend does what a test says, where that says anything.
+
+use crate::shared::backend::{Backend, Registration, Tags};
+use crate::shared::unprotected::Unprotected;
+use crate::state::domain::App;
+use std::fmt;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use vmsrs_protocol::control::Extent;
+use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
+use vmsrs_protocol::shared::ThreadControl;
+
+/// [`Backend::lock_wait`], with tag and domain; `None` for the wait itself.
+type LockWait = dyn Fn(u64, u32) -> Option<io::Result<()>> + Send + Sync;
+
+/// [`Backend::drafts`], with domain, pages to skip and room for pages.
+type Drafts = dyn Fn(u32, usize, &mut [u32]) -> Option<usize> + Send + Sync;
+
+/// What a test does instead.
+pub(crate) struct Hooks {
+    /// [`Backend::commit`], with tag and domain.
+    pub(crate) commit: Box<dyn Fn(u64, u32) -> io::Result<()> + Send + Sync>,
+    /// [`Backend::resume`], with the tag.
+    pub(crate) resume: Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>,
+    /// Before [`Backend::abandon`], with the tag.
+    pub(crate) abandon: Box<dyn Fn(u64) + Send + Sync>,
+    /// [`Backend::drafts`], with the domain; `None` where drafts are not counted.
+    pub(crate) drafts: Box<Drafts>,
+    /// Before or instead of a wait for a lock.
+    pub(crate) lock_wait: Box<LockWait>,
+}
+
+/// See the module's description.
+pub(crate) struct MockBackend {
+    inner: Unprotected,
+    hooks: Hooks,
+}
+
+impl fmt::Debug for MockBackend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(formatter)
+    }
+}
+
+impl MockBackend {
+    /// An app under a name of its own.
+    pub(crate) fn app(name: &str, set: impl FnOnce(&mut Hooks)) -> &'static App {
+        let mut hooks = Hooks {
+            commit: Box::new(|_, _| Ok(())),
+            resume: Box::new(|_| Ok(())),
+            abandon: Box::new(|_| ()),
+            drafts: Box::new(|_, _, _| None),
+            lock_wait: Box::new(|_, _| None),
+        };
+        set(&mut hooks);
+        App::with_backend(name, |number| {
+            let inner = Unprotected::open(number).unwrap();
+            Box::new(Self { inner, hooks })
+        })
+    }
+}
+
+impl Backend for MockBackend {
+    fn protects(&self) -> bool {
+        self.inner.protects()
+    }
+
+    fn number(&self) -> u32 {
+        self.inner.number()
+    }
+
+    fn lock_word(&self, domain: u32) -> &AtomicU64 {
+        self.inner.lock_word(domain)
+    }
+
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {
+        self.inner.open_domain(key, flags)
+    }
+
+    fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
+        self.inner.extent(domain, index, pages)
+    }
+
+    fn register(&self, signal: i32) -> io::Result<Registration> {
+        self.inner.register(signal)
+    }
+
+    fn unregister(&self, control: NonNull<ThreadControl>) {
+        self.inner.unregister(control);
+    }
+
+    fn unmap(&self, control: NonNull<ThreadControl>) {
+        self.inner.unmap(control);
+    }
+
+    fn tags(&self) -> io::Result<Tags> {
+        self.inner.tags()
+    }
+
+    fn commit(&self, tag: u64, domain: u32, _seal: bool) -> io::Result<()> {
+        (self.hooks.commit)(tag, domain)
+    }
+
+    fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()> {
+        self.inner.fail(report, held)
+    }
+
+    fn discard(&self, tag: u64) -> io::Result<()> {
+        self.inner.discard(tag)
+    }
+
+    fn drafts(
+        &self,
+        _tag: u64,
+        domain: u32,
+        skip: usize,
+        pages: &mut [u32],
+    ) -> io::Result<Option<usize>> {
+        Ok((self.hooks.drafts)(domain, skip, pages))
+    }
+
+    fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()> {
+        self.inner.suspend(tag, deadline_ns)
+    }
+
+    fn resume(&self, tag: u64) -> io::Result<()> {
+        (self.hooks.resume)(tag)
+    }
+
+    fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()> {
+        (self.hooks.abandon)(tag);
+        self.inner.abandon(tag, held)
+    }
+
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        is_pending: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        (self.hooks.lock_wait)(tag, domain)
+            .unwrap_or_else(|| self.inner.lock_wait(tag, domain, milliseconds, is_pending))
+    }
+
+    fn lock_wake(&self, domain: u32) -> io::Result<()> {
+        self.inner.lock_wake(domain)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.inner.flush()
+    }
+
+    fn info(&self) -> io::Result<IoctlInfo> {
+        self.inner.info()
+    }
+
+    fn after_fork(&self) -> Result<(), &'static str> {
+        self.inner.after_fork()
+    }
+}

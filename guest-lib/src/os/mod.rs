@@ -1,0 +1,11 @@
+//! What the library needs of the kernel and the C library. Knows nothing of requests.
+
+pub(crate) mod alarm;
+pub(crate) mod clib;
+pub(crate) mod clock;
+pub(crate) mod futex;
+pub(crate) mod identity;
+pub(crate) mod modules;
+pub(crate) mod region;
+pub(crate) mod signals;
+pub(crate) mod switch;

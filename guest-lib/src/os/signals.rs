@@ -1,0 +1,183 @@
+//! Signals: which ones the library handles, what was installed before it, and what a handler may use.
+
+use super::region::Region;
+use crate::error::Error;
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::mem::zeroed;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Signals that errors give.
+const ERRORS: [c_int; 6] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+];
+
+/// What was installed before.
+struct Previous {
+    suppress: bool,
+    signals: [c_int; 7],
+    actions: [libc::sigaction; 7],
+}
+
+static PREVIOUS: OnceLock<Previous> = OnceLock::new();
+static INTERRUPT: AtomicI32 = AtomicI32::new(0);
+
+/// The signal by which the driver interrupts threads, or 0.
+pub(crate) fn interrupt() -> c_int {
+    INTERRUPT.load(Ordering::Relaxed)
+}
+
+/// Whether errors are suppressed: `VMSRS_SUPPRESSION=off` lets them kill the process, for debuggers
+/// and for comparison.
+pub(crate) fn suppressing() -> bool {
+    PREVIOUS.get().is_some_and(|previous| previous.suppress)
+}
+
+/// What is installed for a signal. Async-signal-safe.
+pub(crate) fn disposition(signal: c_int) -> io::Result<libc::sigaction> {
+    // SAFETY: all zero is a sigaction.
+    let mut action = unsafe { zeroed() };
+    // SAFETY: only reads the disposition.
+    if unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(action)
+}
+
+/// A real-time signal that nobody uses, from the top.
+fn free_signal() -> io::Result<c_int> {
+    for signal in (libc::SIGRTMIN()..=libc::SIGRTMAX()).rev() {
+        if disposition(signal)?.sa_sigaction == libc::SIG_DFL {
+            return Ok(signal);
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
+}
+
+/// A handler that is installed with `SA_SIGINFO`.
+pub(crate) type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+/// Installs the handler for all signals of errors and for interrupts, once in a process. Handlers that the server installs for the same signals
+/// later replace them; what was installed before is called for errors outside requests.
+///
+/// # Errors
+///
+/// [`Error::System`].
+pub(crate) fn install(handler: Handler) -> Result<(), Error> {
+    let failed = || Error::system("installing signal handlers");
+    if PREVIOUS.get().is_some() {
+        return Ok(());
+    }
+    let suppress = std::env::var_os("VMSRS_SUPPRESSION").is_none_or(|value| value != "off");
+    let interrupt = free_signal().map_err(failed())?;
+    let mut signals = [interrupt; 7];
+    signals[..ERRORS.len()].copy_from_slice(&ERRORS);
+    // SAFETY: all zero is a sigaction.
+    let mut actions = [unsafe { zeroed() }; 7];
+    for (action, &signal) in actions.iter_mut().zip(&signals) {
+        *action = disposition(signal).map_err(failed())?;
+    }
+    let previous = PREVIOUS.get_or_init(|| Previous {
+        suppress,
+        signals,
+        actions,
+    });
+    if !suppress {
+        return Ok(());
+    }
+    // SAFETY: all zero is a sigaction.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    action.sa_sigaction = handler as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: fills the set.
+    unsafe { libc::sigemptyset(&raw mut action.sa_mask) };
+    for &signal in &previous.signals {
+        // SAFETY: a signal's number and a set.
+        unsafe { libc::sigaddset(&raw mut action.sa_mask, signal) };
+    }
+    for &signal in &previous.signals {
+        // SAFETY: the handler has the signature that SA_SIGINFO asks for.
+        if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
+            return Err(failed()(io::Error::last_os_error()));
+        }
+    }
+    INTERRUPT.store(interrupt, Ordering::Relaxed);
+    Ok(())
+}
+
+/// What was installed for a signal before the library's handler.
+pub(crate) fn previous(signal: c_int) -> Option<&'static libc::sigaction> {
+    let previous = PREVIOUS.get()?;
+    let place = previous.signals.iter().position(|&known| known == signal)?;
+    previous.actions.get(place)
+}
+
+/// Gives the calling thread a stack for signal handlers.
+///
+/// # Errors
+///
+/// [`Error::System`].
+pub(crate) fn enter_signal_stack(region: &Region) -> Result<(), Error> {
+    let stack = libc::stack_t {
+        ss_sp: region.low().cast(),
+        ss_flags: 0,
+        ss_size: region.size(),
+    };
+    // SAFETY: the region outlives the thread's registration.
+    if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
+        let error = io::Error::last_os_error();
+        return Err(Error::system("setting the signal stack")(error));
+    }
+    Ok(())
+}
+
+/// Takes the stack away again; the thread ends.
+pub(crate) fn leave_signal_stack() -> bool {
+    let stack = libc::stack_t {
+        ss_sp: ptr::null_mut(),
+        ss_flags: libc::SS_DISABLE,
+        ss_size: 0,
+    };
+    // SAFETY: disables the stack, unless the thread runs on it.
+    unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 }
+}
+
+/// Unblocks the library's signals on the calling thread: a request may have blocked them before it
+/// failed, and the kernel ends the process for an error whose signal is blocked.
+pub(crate) fn unblock() {
+    let Some(previous) = PREVIOUS.get() else {
+        return;
+    };
+    // SAFETY: fills the set, adds signals' numbers, and changes this thread's mask alone.
+    unsafe {
+        let mut ours: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut ours);
+        for &signal in &previous.signals {
+            libc::sigaddset(&raw mut ours, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ours, ptr::null_mut());
+    }
+}
+
+/// Writes to standard error without a lock or an allocation.
+pub(crate) fn write_stderr(text: &[u8]) {
+    // SAFETY: the bytes are alive; a message that cannot be written is lost.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}
+
+/// Ends the process by SIGABRT, whatever handlers there are: they could wait for what is broken.
+pub(crate) fn end_process() -> ! {
+    // SAFETY: all zero is the default disposition; abort() has no conditions.
+    unsafe {
+        let default: libc::sigaction = zeroed();
+        libc::sigaction(libc::SIGABRT, &raw const default, ptr::null_mut());
+        libc::abort()
+    }
+}

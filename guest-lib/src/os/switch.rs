@@ -1,0 +1,155 @@
+//! Going to another stack and back, in order or by the way out.
+//!
+//! `vmsrs_switch` saves what the System V ABI (x86-64 psABI, 3.2.1) lets a caller keep: the
+//! callee-saved registers and the control words of SSE and x87. Code that leaves the other
+//! stack for good sets the stack pointer to the saved one and goes to `vmsrs_landing`: all else that
+//! the abandoned code had in registers is dead by the ABI's rules.
+
+use std::arch::global_asm;
+use std::ffi::c_void;
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("VMSRS guests are Linux on x86-64");
+
+global_asm!(
+    ".text",
+    ".p2align 4",
+    ".globl vmsrs_switch",
+    ".hidden vmsrs_switch",
+    ".type vmsrs_switch, @function",
+    "vmsrs_switch:",
+    ".cfi_startproc",
+    // The end of the line for unwinders and debuggers.
+    ".cfi_undefined rip",
+    "push rbp",
+    "push rbx",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "sub rsp, 8",
+    "stmxcsr [rsp]",
+    "fnstcw [rsp + 4]",
+    "mov [rcx], rsp",
+    "mov rbx, rsp",
+    "mov rsp, rdi",
+    "mov rdi, rdx",
+    "xor ebp, ebp",
+    "call rsi",
+    "mov rsp, rbx",
+    "xor eax, eax",
+    "jmp 2f",
+    ".globl vmsrs_landing",
+    ".hidden vmsrs_landing",
+    "vmsrs_landing:",
+    // The abandoned code may have left the direction flag, MMX mode or a pending x87 exception.
+    "cld",
+    "fninit",
+    "mov eax, 1",
+    "2:",
+    "ldmxcsr [rsp]",
+    "fldcw [rsp + 4]",
+    "add rsp, 8",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    "ret",
+    ".cfi_endproc",
+    ".size vmsrs_switch, . - vmsrs_switch",
+    "",
+    ".p2align 4",
+    ".globl vmsrs_leap",
+    ".hidden vmsrs_leap",
+    ".type vmsrs_leap, @function",
+    "vmsrs_leap:",
+    "mov rsp, rdi",
+    "jmp vmsrs_landing",
+    ".size vmsrs_leap, . - vmsrs_leap",
+);
+
+unsafe extern "C" {
+    fn vmsrs_switch(
+        top: *mut u8,
+        entry: unsafe extern "C" fn(*mut c_void),
+        argument: *mut c_void,
+        saved: *mut u64,
+    ) -> u64;
+    fn vmsrs_landing();
+    fn vmsrs_leap(saved: u64) -> !;
+}
+
+/// Calls `entry(argument)` on the stack that ends at `top`; returns false when it returned, true
+/// when it was abandoned. `saved` gets the stack pointer for [`leap`] and the landing.
+///
+/// # Safety
+///
+/// `top` is 16-byte aligned with enough room below it that nobody else uses; `entry` does not
+/// unwind; everything that `entry` leaves half done when it is abandoned is repaired by the caller.
+pub(crate) unsafe fn switch(
+    top: *mut u8,
+    entry: unsafe extern "C" fn(*mut c_void),
+    argument: *mut c_void,
+    saved: *mut u64,
+) -> bool {
+    // SAFETY: passed on to the caller.
+    unsafe { vmsrs_switch(top, entry, argument, saved) != 0 }
+}
+
+/// Where a signal handler must send an abandoned request.
+pub(crate) fn landing() -> u64 {
+    vmsrs_landing as *const () as u64
+}
+
+/// Abandons the running entry at once.
+///
+/// # Safety
+///
+/// `saved` was set by the [`switch`] that the calling code runs under.
+pub(crate) unsafe fn leap(saved: u64) -> ! {
+    // SAFETY: passed on to the caller.
+    unsafe { vmsrs_leap(saved) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::region::Region;
+
+    struct Sum {
+        value: u64,
+        saved: u64,
+        leap: bool,
+    }
+
+    unsafe extern "C" fn add(argument: *mut c_void) {
+        // SAFETY: the test passes a Sum.
+        let sum = unsafe { &mut *argument.cast::<Sum>() };
+        let local = [1u64; 16];
+        sum.value += local.iter().sum::<u64>();
+        if sum.leap {
+            // SAFETY: saved by the switch below us; the only local has no destructor.
+            unsafe { leap(sum.saved) }
+        }
+    }
+
+    #[test]
+    fn function_on_another_stack_returns_or_leaps() {
+        let region = Region::new(16 * 1024).unwrap();
+        for leap in [false, true, true, false] {
+            let mut sum = Sum {
+                value: 1,
+                saved: 0,
+                leap,
+            };
+            let sum = &raw mut sum;
+            // SAFETY: the region is ours, add() does not unwind and leaves nothing half done.
+            let left = unsafe { switch(region.top(), add, sum.cast(), &raw mut (*sum).saved) };
+            assert_eq!(left, leap);
+            // SAFETY: the local above.
+            assert_eq!(unsafe { (*sum).value }, 17);
+        }
+    }
+}

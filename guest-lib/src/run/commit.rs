@@ -1,0 +1,57 @@
+//! Audit and commit.
+
+use crate::error::Error;
+use crate::failure::Kind;
+use crate::heap::Damage;
+use crate::thread::{self, Phase, Thread};
+use std::io;
+use vmsrs_protocol::NONE;
+
+/// Without protection drafts are not counted, and the audit is cheap: it always runs.
+pub(super) fn needs_audit(thread: &Thread) -> bool {
+    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_intact()
+}
+
+/// Audits and commits from inside the request, which fails with what the audit finds. Meanwhile no
+/// other thread of the request uses its heaps: what is committed is what was audited.
+pub(crate) fn audited<T>(
+    thread: &Thread,
+    audit: impl FnOnce(&Thread) -> Result<(), Damage>,
+    commit: impl FnOnce() -> T,
+) -> T {
+    thread.reject_reentry();
+    thread.exclusive(|| {
+        if needs_audit(thread)
+            && let Err(damage) = audit(thread)
+        {
+            thread::fail_request(damage.kind, damage.address, &[]);
+        }
+        thread.critical(commit)
+    })
+}
+
+/// Handles a refused commit: if the request has failed meanwhile, it fails here too.
+pub(crate) fn refused_commit(thread: &Thread, error: io::Error) -> Error {
+    if error.raw_os_error() == Some(libc::ESTALE) && thread.phase() == Phase::Running {
+        thread::fail_request(Kind::Deadline, 0, &[]);
+    }
+    Error::system("committing")(error)
+}
+
+pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
+    if !thread.has_drafts() {
+        return Ok(());
+    }
+    let backend = thread.app().backend();
+    match backend.commit(thread.tag(), NONE, seal) {
+        Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) && seal => {
+            thread.clear_drafts();
+            Err(Error::Unsealed)
+        }
+        Err(error) => Err(refused_commit(thread, error)),
+        Ok(()) => {
+            thread.clear_drafts();
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Running and dropping defers.
+
+use crate::shared::pkru;
+use crate::state::State;
+use crate::state::deferred::Deferred;
+use crate::thread::{Phase, Thread};
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What becomes of a request's defers when it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Run,
+    /// The request was committed.
+    Forget,
+}
+
+struct Step<'a> {
+    thread: &'a Thread,
+    deferred: Option<Deferred>,
+    fate: Fate,
+    done: bool,
+}
+
+/// Runs a request's defers, newest first, each on the thread's request stack so that an error in one
+/// ends only that one. Returns how many failed.
+pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
+    let failed = end_defers(thread, state, Fate::Run);
+    end_dropped(thread, state);
+    failed
+}
+
+/// Drops a request's defers without running them. What they own is dropped on the thread's request
+/// stack, so an error there is contained like one in a defer.
+pub(crate) fn forget_defers(thread: &Thread, state: &State) {
+    end_defers(thread, state, Fate::Forget);
+    end_dropped(thread, state);
+}
+
+/// Runs the remaining defers of tasks that were dropped in the request, also by one of its defers.
+fn end_dropped(thread: &Thread, state: &State) {
+    let mut is_last = false;
+    while !is_last {
+        is_last = true;
+        for dropped in state.take_dropped() {
+            is_last = false;
+            run_defers(thread, dropped);
+            dropped.give_back();
+        }
+    }
+}
+
+fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
+    let mut failed = 0;
+    while let Some(deferred) = state.newest_defer() {
+        let mut step = Step {
+            thread,
+            deferred: Some(deferred),
+            fate,
+            done: false,
+        };
+        // SAFETY: the request stack is free; enter() does not unwind.
+        let cut = unsafe { thread.on_request_stack(enter, (&raw mut step).cast()) };
+        thread.set_phase(Phase::Ending);
+        if cut {
+            // The thread keeps the keys of the code that was cut short, and a signal handler has none.
+            pkru::close();
+        }
+        // Cut short, what it owns is in an unknown state, and stays.
+        std::mem::forget(step.deferred.take());
+        if cut || !step.done {
+            failed += 1;
+        }
+    }
+    failed
+}
+
+unsafe extern "C" fn enter(argument: *mut c_void) {
+    // SAFETY: end_defers() passes this, which lives until this returns or is cut short.
+    let step = unsafe { &mut *argument.cast::<Step<'_>>() };
+    let thread = step.thread;
+    if let Some(deferred) = step.deferred.take() {
+        thread.set_phase(Phase::Deferring);
+        step.done = match step.fate {
+            Fate::Run => deferred.run(),
+            Fate::Forget => catch_unwind(AssertUnwindSafe(|| drop(deferred))).is_ok(),
+        };
+    }
+    thread.set_phase(Phase::Ending);
+}
+
+/// Runs a request's defers on the current stack, inside another request: an error in one fails that request.
+pub(crate) fn run_defers_here(state: &State) {
+    while let Some(deferred) = state.newest_defer() {
+        deferred.run();
+    }
+}

@@ -1,0 +1,260 @@
+//! Running a request, or a thread's part of one: its function on the request stack, and the ways out.
+
+pub(crate) mod audit;
+pub(crate) mod commit;
+pub(crate) mod defer;
+pub(crate) mod lock;
+mod report;
+pub(crate) mod request;
+mod trial;
+
+use crate::error::Error;
+use crate::failure::{Failure, Kind, LOST, panic_text};
+use crate::state::Limits;
+use crate::state::domain::Domain;
+use crate::thread::{self, Phase, REENTRANT, Thread};
+use audit::audit_all;
+use commit::{commit_all, needs_audit};
+use defer::{forget_defers, run_defers};
+use report::{abort_with, report};
+use request::Request;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// How a request ended other than by its own choice.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Failed(Box<Failure>),
+    Refused(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// What the function wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Commit.
+    Keep,
+    /// Discard.
+    GiveUp,
+    /// Go on later.
+    Suspend,
+    /// Only this thread's part is over.
+    Leave,
+}
+
+/// A request's function.
+pub(crate) type Body<'a> = dyn FnMut(&Request) -> End + 'a;
+
+/// How the function ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The request has failed; the thread has come to its landing.
+    Cut,
+    /// This is the child of a fork.
+    Forked,
+    Wants(End),
+}
+
+struct Call<'a, 'body> {
+    thread: &'a Thread,
+    body: &'a mut Body<'body>,
+    outcome: Outcome,
+}
+
+/// Runs `body` as a request; it says whether what it wrote is kept.
+pub(crate) fn run(
+    domain: &'static Domain,
+    limits: Limits,
+    seal: bool,
+    body: &mut Body<'_>,
+) -> Result<(), Stop> {
+    if thread::current().is_some() {
+        return Err(Error::Nested.into());
+    }
+    let thread = thread::of(domain.app())?;
+    thread.begin(limits)?;
+    lock_main(thread, domain)?;
+    match work(thread, domain, body) {
+        Outcome::Cut => Err(failed(thread)),
+        Outcome::Forked => Err(Error::Forked.into()),
+        Outcome::Wants(End::Keep) => finish(thread, seal),
+        Outcome::Wants(_) => {
+            give_up(thread);
+            Ok(())
+        }
+    }
+}
+
+/// Locks the domain that the request begins with. Otherwise the request is over.
+pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), Stop> {
+    let entered = lock::lock(thread, domain, thread.lock_timeout_ms()).and_then(|()| {
+        domain
+            .check_layout()
+            .inspect_err(|_| lock::unlock(thread, domain.number()))
+    });
+    match entered {
+        Ok(has_heap) => {
+            thread.state().note_domain(domain, has_heap);
+            Ok(())
+        }
+        Err(_) if thread.is_pending() => {
+            thread.note_failure(Kind::Deadline, 0, &[]);
+            Err(failed(thread))
+        }
+        Err(error) => {
+            thread.end(true);
+            thread.go_idle();
+            Err(error.into())
+        }
+    }
+}
+
+/// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
+/// only joined it.
+pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
+    thread.set_domain(domain);
+    let mut call = Call {
+        thread,
+        body,
+        outcome: Outcome::Cut,
+    };
+    let argument = (&raw mut call).cast();
+    // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
+    // the body leaves half done when it is cut short is covered by App::open's contract.
+    let cut = unsafe { thread.on_request_stack(enter, argument) };
+    if call.outcome == Outcome::Forked {
+        return Outcome::Forked;
+    }
+    thread.set_phase(Phase::Ending);
+    if cut { Outcome::Cut } else { call.outcome }
+}
+
+/// First function on the request stack.
+unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
+    // SAFETY: work() passes its call, which lives until this returns or is cut short.
+    let call = unsafe { &mut *argument.cast::<Call<'_, '_>>() };
+    let thread = call.thread;
+    thread.set_phase(Phase::Running);
+    thread.act_on_pending();
+    let body = &mut *call.body;
+    let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
+    if thread.is_forgotten() {
+        call.outcome = Outcome::Forked;
+        return;
+    }
+    call.outcome = match ended {
+        // The data that the library was changing is half changed.
+        Ok(_) if thread.is_inside_library() => {
+            thread.note_failure(Kind::Memory, 0, REENTRANT);
+            Outcome::Cut
+        }
+        Ok(End::Leave) => Outcome::Wants(End::Leave),
+        Ok(end) => settle(thread, end),
+        Err(payload) => {
+            thread.note_failure(Kind::Panic, 0, panic_text(&*payload).as_bytes());
+            // Whatever the payload's destructor does, the request has failed.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+            Outcome::Cut
+        }
+    };
+    thread.set_phase(Phase::Ending);
+}
+
+/// Waits until the other threads have left, and audits. Still inside the request: it can fail.
+fn settle(thread: &Thread, end: End) -> Outcome {
+    let all_left = thread.state().close(thread::sweep);
+    thread.act_on_pending();
+    if !all_left {
+        thread.note_failure(Kind::ThreadDeath, 0, LOST);
+        return Outcome::Cut;
+    }
+    if end == End::Keep
+        && needs_audit(thread)
+        && let Err(damage) = thread.exclusive(|| audit_all(thread))
+    {
+        thread.note_failure(damage.kind, damage.address, &[]);
+        return Outcome::Cut;
+    }
+    Outcome::Wants(end)
+}
+
+/// Unlocks everything, newest first.
+fn unlock_all(thread: &Thread) {
+    for &domain in thread.state().held().as_slice().iter().rev() {
+        lock::unlock(thread, domain);
+    }
+}
+
+/// Commits and ends the request.
+pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
+    let state = thread.state();
+    // It has ended in time. Waiting for the seal neither fails it nor is reported.
+    thread.clear_driver_deadline();
+    let committed = commit_all(thread, seal);
+    if let Err(Error::System { source, .. }) = &committed {
+        if source.raw_os_error() == Some(libc::ESTALE) {
+            thread.note_failure(Kind::Deadline, 0, &[]);
+            return Err(failed(thread));
+        }
+        discard(thread);
+    }
+    unlock_all(thread);
+    let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));
+    thread.end(kept);
+    if kept {
+        forget_defers(thread, state);
+    } else {
+        run_defers(thread, state);
+    }
+    thread.go_idle();
+    Ok(committed?)
+}
+
+/// Discards and ends the request, as its function asked.
+pub(crate) fn give_up(thread: &Thread) {
+    let state = thread.state();
+    discard(thread);
+    unlock_all(thread);
+    thread.end(false);
+    run_defers(thread, state);
+    thread.go_idle();
+}
+
+fn discard(thread: &Thread) {
+    if thread.has_drafts()
+        && let Err(error) = thread.app().backend().discard(thread.tag())
+    {
+        abort_with("cannot discard what the request wrote", &error);
+    }
+}
+
+/// Ends a failed request: discards, releases the locks, reports, waits for the other threads, runs the
+/// defers.
+pub(crate) fn failed(thread: &Thread) -> Stop {
+    let state = thread.state();
+    let mut failure = report(thread);
+    state.members.wait(thread::sweep);
+    // What another thread locked while the driver released the locks, and what a stray write has taken from
+    // the list that the driver reads. No other thread changes either now.
+    for held in [state.held(), state.domains()] {
+        for &domain in held.as_slice() {
+            lock::release(thread, domain);
+        }
+    }
+    thread.end(false);
+    failure.defers_failed = run_defers(thread, state);
+    thread.go_idle();
+    Stop::Failed(Box::new(failure))
+}
+
+/// The same for a thread that has joined the request of another.
+pub(crate) fn failed_member(thread: &Thread) -> Stop {
+    let failure = report(thread);
+    thread.state().members.wait_for_started(thread::sweep);
+    thread.leave();
+    Stop::Failed(Box::new(failure))
+}

@@ -1,0 +1,83 @@
+//! Whether the C library's heap still works after a request was cut short in it.
+
+use crate::os::region::Region;
+use crate::thread::{Phase, Thread};
+use std::ffi::c_void;
+use std::hint::black_box;
+use std::time::Duration;
+
+/// How long the C library's heap may stay locked after a failure until the process ends. The
+/// thread that has it locked may be off the CPU for a while; a longer wait holds up every other thread.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Bytes of the stack that the heap is tried on.
+const TRIAL_STACK: usize = 64 * 1024;
+
+struct Trial<'a> {
+    thread: &'a Thread,
+    done: bool,
+}
+
+/// Whether the C library's heap works: allocates and frees a block, and takes the lock of every arena.
+///
+/// On a stack of its own: threads that the request has started borrow from its stack until they have come to
+/// their landings, and waiting for them first could last forever if the heap stays locked.
+pub(crate) fn heap_works(thread: &Thread) -> bool {
+    let mut trial = Trial {
+        thread,
+        done: false,
+    };
+    let Ok(stack) = Region::new(TRIAL_STACK) else {
+        // No memory: nothing can be tried.
+        return true;
+    };
+    if !thread.set_limit(PATIENCE) {
+        // No timer: a hang would be forever, so nothing is tried.
+        return true;
+    }
+    // SAFETY: a fresh stack; enter() does not unwind.
+    let cut = unsafe { thread.on_stack(&stack, enter, (&raw mut trial).cast()) };
+    thread.set_phase(Phase::Ending);
+    thread.clear_limit();
+    !cut && trial.done
+}
+
+unsafe extern "C" fn enter(argument: *mut c_void) {
+    // SAFETY: heap_works() passes this, which lives until this returns or is cut short.
+    let trial = unsafe { &mut *argument.cast::<Trial<'_>>() };
+    trial.thread.set_phase(Phase::Running);
+    // More than a thread's cache serves, less than what is mapped for itself.
+    // SAFETY: the block is given back at once.
+    unsafe { libc::free(black_box(libc::malloc(black_box(20_000)))) };
+    // SAFETY: only counts; takes the lock of every arena for it.
+    black_box(unsafe { libc::mallinfo() });
+    trial.done = true;
+    trial.thread.set_phase(Phase::Ending);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockBackend;
+    use crate::thread;
+
+    #[test]
+    fn heap_trial_leaves_request_stack_unchanged() {
+        const BYTES: usize = 16 * 1024;
+        const PATTERN: u8 = 0xa5;
+        let app = MockBackend::app("trial of the heap", |_| ());
+        let thread = thread::of(app).unwrap();
+        let top = thread.stack_region().unwrap().top();
+        let base = (top as usize - BYTES) as *mut u8;
+        // SAFETY: the top of the request stack, which nothing runs on: the thread has no request.
+        let stack = unsafe { std::slice::from_raw_parts_mut(base, BYTES) };
+        stack.fill(PATTERN);
+        thread.attach_ended(thread.state());
+        let works = heap_works(thread);
+        thread.go_idle();
+        assert!(works);
+        // SAFETY: as above.
+        let stack = unsafe { std::slice::from_raw_parts(base, BYTES) };
+        assert!(stack.iter().all(|&byte| byte == PATTERN));
+    }
+}

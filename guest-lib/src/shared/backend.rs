@@ -1,0 +1,87 @@
+//! What the library needs from the backend, which may keep versions of pages.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use vmsrs_protocol::control::Extent;
+use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
+use vmsrs_protocol::shared::ThreadControl;
+
+/// A thread as the backend knows it.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    /// Its control block; stays until [`Backend::unmap`].
+    pub(crate) control: NonNull<ThreadControl>,
+    /// Tags that it may use.
+    pub(crate) tags: Tags,
+}
+
+/// Consecutive tags.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tags {
+    pub(crate) next: u64,
+    pub(crate) end: u64,
+}
+
+/// One opened app. Every method may be called by every thread; `errno`s are those of
+/// [`vmsrs_protocol::ioctl`].
+pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
+    /// Whether versions are kept.
+    fn protects(&self) -> bool;
+    /// The app's number.
+    fn number(&self) -> u32;
+    /// The word of a domain's lock.
+    fn lock_word(&self, domain: u32) -> &AtomicU64;
+    /// Finds or creates a domain, with a mirror if `flags` has
+    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Returns its number and its flags.
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)>;
+    /// Finds or creates an extent.
+    fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
+    /// Registers the calling thread, to be interrupted by `signal`.
+    fn register(&self, signal: i32) -> io::Result<Registration>;
+    /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block
+    /// stays mapped until [`Backend::unmap`].
+    fn unregister(&self, control: NonNull<ThreadControl>);
+    /// Unmaps the control block of an unregistered thread.
+    fn unmap(&self, control: NonNull<ThreadControl>);
+    /// More tags.
+    fn tags(&self) -> io::Result<Tags>;
+    /// Commits one domain, or all with [`vmsrs_protocol::NONE`].
+    fn commit(&self, tag: u64, domain: u32, seal: bool) -> io::Result<()>;
+    /// Discards, releases the locks of `held`, reports.
+    fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()>;
+    /// Discards; locks stay.
+    fn discard(&self, tag: u64) -> io::Result<()>;
+    /// Lists pages of a domain that the request has drafts of, in `pages`, without the first `skip`.
+    /// Returns how many, or `None` where drafts are not counted.
+    fn drafts(
+        &self,
+        tag: u64,
+        domain: u32,
+        skip: usize,
+        pages: &mut [u32],
+    ) -> io::Result<Option<usize>>;
+    /// Suspends the calling thread's request, with the domains that its control block lists.
+    fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()>;
+    /// Resumes a suspended request; the calling thread has its tag.
+    fn resume(&self, tag: u64) -> io::Result<()>;
+    /// Abandons a suspended request: discards, then releases the locks of `held`.
+    fn abandon(&self, tag: u64, held: &[u32]) -> io::Result<()>;
+    /// Waits for a lock and takes it. `is_pending` tells whether an interrupt of the calling thread has
+    /// come before the sleep that it would have ended.
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        is_pending: &dyn Fn() -> bool,
+    ) -> io::Result<()>;
+    /// Wakes the threads that wait for a lock.
+    fn lock_wake(&self, domain: u32) -> io::Result<()>;
+    /// Waits until everything committed is sealed.
+    fn flush(&self) -> io::Result<()>;
+    /// The state.
+    fn info(&self) -> io::Result<IoctlInfo>;
+    /// Makes the app usable in the child of a fork; async-signal-safe. The error names what failed.
+    fn after_fork(&self) -> Result<(), &'static str>;
+}

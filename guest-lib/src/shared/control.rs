@@ -1,0 +1,151 @@
+//! A thread's control block, which it shares with the driver.
+
+use crate::shared::held::HeldList;
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence, fence};
+use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
+
+/// A control block that is mapped as long as its thread is registered.
+///
+/// All accesses are volatile: the driver reads it whenever the thread faults. The list of domains held
+/// is written by several threads of a request, one at a time; the rest by its own thread alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Control(NonNull<ThreadControl>);
+
+/// How many drafts a thread has made, as its control block says at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DraftMark {
+    drafts: u32,
+    complement: u32,
+}
+
+impl DraftMark {
+    const NONE: Self = Self {
+        drafts: 0,
+        complement: u32::MAX,
+    };
+
+    /// Whether drafts may have been made from this mark to the later one. The count stops at its greatest
+    /// value.
+    pub(crate) fn may_be_outdated(self, later: Self) -> bool {
+        self != later || self.drafts == u32::MAX
+    }
+}
+
+impl Control {
+    /// # Safety
+    ///
+    /// The block stays mapped while this or a copy of it is used.
+    pub(crate) unsafe fn new(block: NonNull<ThreadControl>) -> Self {
+        Self(block)
+    }
+
+    pub(crate) fn block(self) -> NonNull<ThreadControl> {
+        self.0
+    }
+
+    fn write<T>(self, field: impl FnOnce(*mut ThreadControl) -> *mut T, value: T) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: a field of a block that is mapped by new()'s contract.
+        unsafe { field(self.0.as_ptr()).write_volatile(value) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    fn read<T: Copy>(self, field: impl FnOnce(*mut ThreadControl) -> *mut T) -> T {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as in write().
+        unsafe { field(self.0.as_ptr()).read_volatile() }
+    }
+
+    /// Tag of the request that the thread works for, or 0.
+    pub(crate) fn tag(self) -> u64 {
+        // SAFETY: the pointer is valid; only the field's address is taken.
+        self.read(|block| unsafe { &raw mut (*block).tag })
+    }
+
+    /// From here on the thread works for that request. The fence orders this against what the thread reads
+    /// next, for others that check who works for the request.
+    pub(crate) fn set_tag(self, tag: u64) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).tag }, tag);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Tag of the failed request that the driver has interrupted the thread for.
+    pub(crate) fn failed(self) -> u64 {
+        // SAFETY: as in tag().
+        self.read(|block| unsafe { &raw mut (*block).failed })
+    }
+
+    /// What the driver would write; for the backend without one.
+    pub(crate) fn set_failed(self, tag: u64) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).failed }, tag);
+    }
+
+    /// Whether the thread may have made drafts: it has, or a stray write has changed the count.
+    pub(crate) fn may_have_drafts(self) -> bool {
+        self.draft_mark() != DraftMark::NONE
+    }
+
+    /// What the block says of the thread's drafts.
+    pub(crate) fn draft_mark(self) -> DraftMark {
+        DraftMark {
+            // SAFETY: as in tag().
+            drafts: self.read(|block| unsafe { &raw mut (*block).drafts }),
+            // SAFETY: as in tag().
+            complement: self.read(|block| unsafe { &raw mut (*block).drafts_complement }),
+        }
+    }
+
+    pub(crate) fn clear_drafts(self) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).drafts }, 0);
+        self.write(
+            // SAFETY: as in tag().
+            |block| unsafe { &raw mut (*block).drafts_complement },
+            u32::MAX,
+        );
+    }
+
+    /// `CLOCK_MONOTONIC` nanoseconds, or 0 for no deadline.
+    pub(crate) fn set_deadline(self, nanoseconds: u64) {
+        self.write(
+            // SAFETY: as in tag().
+            |block| unsafe { &raw mut (*block).deadline_ns },
+            nanoseconds,
+        );
+    }
+
+    /// Protection key of the request's drafts.
+    pub(crate) fn set_key(self, key: u32) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).key }, key);
+    }
+
+    fn held(self, place: usize) -> *mut u32 {
+        // SAFETY: as in tag().
+        let held = unsafe { &raw mut (*self.0.as_ptr()).held };
+        held.cast::<u32>().wrapping_add(place.min(HELD_MAX - 1))
+    }
+}
+
+impl HeldList for Control {
+    fn count(&self) -> u32 {
+        // SAFETY: as in tag().
+        self.read(|block| unsafe { &raw mut (*block).held_count })
+    }
+
+    fn set_count(&self, count: u32) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).held_count }, count);
+    }
+
+    fn entry(&self, place: usize) -> u32 {
+        self.read(|_| self.held(place))
+    }
+
+    fn set_entry(&self, place: usize, domain: u32) {
+        self.write(|_| self.held(place), domain);
+    }
+}

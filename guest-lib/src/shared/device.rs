@@ -1,0 +1,446 @@
+//! The app behind the driver's character device.
+
+use crate::error::Error;
+use crate::shared::backend::{Backend, Registration, Tags};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use vmsrs_protocol::control::Extent;
+use vmsrs_protocol::device::ABI_VERSION;
+use vmsrs_protocol::ioctl::{
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_EXTENT,
+    IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP,
+    IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT,
+    IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp,
+    IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
+};
+use vmsrs_protocol::shared::ThreadControl;
+use vmsrs_protocol::{KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
+
+/// How opening the device went.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// It is there, and the app is open.
+    App(Box<Device>),
+    /// There is no device.
+    Absent,
+}
+
+/// An app of the driver.
+#[derive(Debug)]
+pub(crate) struct Device {
+    path: CString,
+    name: [u8; NAME_MAX],
+    fd: AtomicI32,
+    app: IoctlOpenApp,
+    locks: NonNull<AtomicU64>,
+}
+
+// SAFETY: the lock words are atomics that live as long as the process; the driver guards the rest.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+fn checked(value: i32) -> io::Result<()> {
+    if value < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// # Safety
+///
+/// `argument` is what the call takes.
+unsafe fn call<T>(fd: RawFd, number: u32, argument: *mut T) -> io::Result<()> {
+    // SAFETY: passed on to the caller.
+    checked(unsafe { libc::ioctl(fd, libc::c_ulong::from(number), argument) })
+}
+
+fn open_file(path: &CString) -> io::Result<RawFd> {
+    // SAFETY: a C string.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    checked(fd).map(|()| fd)
+}
+
+fn open_app(fd: RawFd, name: &[u8; NAME_MAX]) -> io::Result<IoctlOpenApp> {
+    let mut app = IoctlOpenApp {
+        name: *name,
+        base: 0,
+        length: 0,
+        pages_offset: 0,
+        locks_offset: 0,
+        locks_length: 0,
+        abi_version: ABI_VERSION,
+        app: 0,
+    };
+    // SAFETY: the call's argument.
+    unsafe { call(fd, IOCTL_OPEN_APP, &raw mut app) }?;
+    Ok(app)
+}
+
+/// Maps `length` bytes of the device; at exactly `address` unless that is null.
+fn map(fd: RawFd, address: *mut u8, length: u64, offset: u64) -> io::Result<NonNull<u8>> {
+    let fixed = if address.is_null() {
+        0
+    } else {
+        libc::MAP_FIXED_NOREPLACE
+    };
+    let (Ok(length), Ok(offset)) = (usize::try_from(length), libc::off_t::try_from(offset)) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    // SAFETY: a new mapping that replaces none.
+    let place = unsafe {
+        libc::mmap(
+            address.cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | fixed,
+            fd,
+            offset,
+        )
+    };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    if !address.is_null() && place.cast() != address {
+        // Kernels before 4.17 take the address as a hint only.
+        // SAFETY: the mapping just made.
+        unsafe { libc::munmap(place, length) };
+        return Err(io::Error::from_raw_os_error(libc::EEXIST));
+    }
+    NonNull::new(place.cast()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+impl Device {
+    /// Opens the app with that name (1 to 64 bytes) on the device at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] when the device is there but refuses, [`Error::Map`] when the app's
+    /// addresses are taken.
+    pub(crate) fn open(path: &Path, name: &[u8]) -> Result<Opened, Error> {
+        let refused = |source| Error::Device {
+            path: path.display().to_string(),
+            source,
+        };
+        let c_path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| refused(io::ErrorKind::InvalidInput.into()))?;
+        let fd = match open_file(&c_path) {
+            Ok(fd) => fd,
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)
+                ) =>
+            {
+                return Ok(Opened::Absent);
+            }
+            Err(error) => return Err(refused(error)),
+        };
+        let close = || {
+            // SAFETY: opened above, and nobody else has it.
+            unsafe { libc::close(fd) };
+        };
+        let mut padded = [0; NAME_MAX];
+        padded[..name.len()].copy_from_slice(name);
+        let app = open_app(fd, &padded).map_err(|error| {
+            close();
+            refused(error)
+        })?;
+        let pages =
+            map(fd, app.base as *mut u8, app.length, app.pages_offset).map_err(|source| {
+                close();
+                Error::Map {
+                    address: app.base,
+                    source,
+                }
+            })?;
+        let locks = map(fd, std::ptr::null_mut(), app.locks_length, app.locks_offset);
+        let locks = locks.map_err(|error| {
+            // SAFETY: mapped above, and nobody knows it yet.
+            unsafe { libc::munmap(pages.as_ptr().cast(), app.length as usize) };
+            close();
+            refused(error)
+        })?;
+        Ok(Opened::App(Box::new(Self {
+            path: c_path,
+            name: padded,
+            fd: AtomicI32::new(fd),
+            app,
+            locks: locks.cast(),
+        })))
+    }
+
+    fn fd(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    /// Opens the app on another descriptor and maps it where it was; async-signal-safe.
+    fn map_again(&self, fd: RawFd) -> Result<(), &'static str> {
+        let app = open_app(fd, &self.name).map_err(|_| "the device refuses the app")?;
+        if app.base != self.app.base || app.locks_length != self.app.locks_length {
+            return Err("the app has moved");
+        }
+        let pages = map(fd, app.base as *mut u8, app.length, app.pages_offset)
+            .map_err(|_| "the app's pages cannot be mapped")?;
+        let locks = self.locks.as_ptr().cast();
+        map(fd, locks, app.locks_length, app.locks_offset).map_err(|_| {
+            // SAFETY: mapped above, and nobody has used it yet.
+            unsafe { libc::munmap(pages.as_ptr().cast(), app.length as usize) };
+            "the app's locks cannot be mapped"
+        })?;
+        Ok(())
+    }
+}
+
+impl Backend for Device {
+    fn protects(&self) -> bool {
+        true
+    }
+
+    fn number(&self) -> u32 {
+        self.app.app
+    }
+
+    fn lock_word(&self, domain: u32) -> &AtomicU64 {
+        assert!(u64::from(domain) < self.app.locks_length / 8);
+        // SAFETY: inside the mapping by the check; it stays forever.
+        unsafe { self.locks.add(domain as usize).as_ref() }
+    }
+
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {
+        let mut argument = IoctlOpenDomain {
+            key: [0; KEY_MAX],
+            key_length: key.len() as u32,
+            domain: 0,
+            extents: 0,
+            flags,
+        };
+        argument.key[..key.len()].copy_from_slice(key);
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_OPEN_DOMAIN, &raw mut argument) }?;
+        if argument.domain >= MAX_DOMAINS {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok((argument.domain, argument.flags))
+    }
+
+    fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
+        let mut argument = IoctlExtent {
+            domain,
+            index,
+            pages,
+            page: 0,
+        };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_EXTENT, &raw mut argument) }?;
+        Ok(Extent {
+            page: argument.page,
+            pages: argument.pages,
+        })
+    }
+
+    fn register(&self, signal: i32) -> io::Result<Registration> {
+        let mut argument = IoctlThread {
+            signal: signal as u32,
+            ..IoctlThread::default()
+        };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_THREAD, &raw mut argument) }?;
+        let control = map(
+            self.fd(),
+            std::ptr::null_mut(),
+            PAGE_SIZE.into(),
+            argument.control_offset,
+        )
+        .inspect_err(|_| {
+            // SAFETY: a call without an argument.
+            let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+        })?;
+        Ok(Registration {
+            control: control.cast(),
+            tags: Tags {
+                next: argument.tag_first,
+                end: argument.tag_first.saturating_add(argument.tag_count),
+            },
+        })
+    }
+
+    fn unregister(&self, _: NonNull<ThreadControl>) {
+        // SAFETY: a call without an argument; an error means that the driver forgot us already.
+        let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+    }
+
+    fn unmap(&self, control: NonNull<ThreadControl>) {
+        // SAFETY: mapped by register(), and its thread ends.
+        unsafe { libc::munmap(control.as_ptr().cast(), PAGE_SIZE as usize) };
+    }
+
+    fn tags(&self) -> io::Result<Tags> {
+        let mut argument = IoctlTags::default();
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_TAGS, &raw mut argument) }?;
+        Ok(Tags {
+            next: argument.tag_first,
+            end: argument.tag_first.saturating_add(argument.tag_count),
+        })
+    }
+
+    fn commit(&self, tag: u64, domain: u32, seal: bool) -> io::Result<()> {
+        let mut argument = IoctlCommit {
+            tag,
+            flags: if seal { COMMIT_SEAL } else { 0 },
+            domain,
+        };
+        // SAFETY: the call's argument.
+        match unsafe { call(self.fd(), IOCTL_COMMIT, &raw mut argument) } {
+            // The commit is done when the wait for its seal is interrupted.
+            Err(error) if seal && error.raw_os_error() == Some(libc::EINTR) => self.flush(),
+            outcome => outcome,
+        }
+    }
+
+    fn fail(&self, report: &mut IoctlFail, _held: &[u32]) -> io::Result<()> {
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_FAIL, std::ptr::from_mut(report)) }
+    }
+
+    fn discard(&self, tag: u64) -> io::Result<()> {
+        let mut argument = IoctlTag { tag };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_DISCARD, &raw mut argument) }
+    }
+
+    fn drafts(
+        &self,
+        tag: u64,
+        domain: u32,
+        skip: usize,
+        pages: &mut [u32],
+    ) -> io::Result<Option<usize>> {
+        let mut argument = IoctlDrafts {
+            tag,
+            pages: pages.as_mut_ptr() as u64,
+            domain,
+            skip: skip as u32,
+            capacity: pages.len() as u32,
+            count: 0,
+        };
+        // SAFETY: the call's argument; `pages` has room for `capacity` numbers.
+        unsafe { call(self.fd(), IOCTL_DRAFTS, &raw mut argument) }?;
+        Ok(Some((argument.count as usize).min(pages.len())))
+    }
+
+    fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()> {
+        let mut argument = IoctlSuspend { tag, deadline_ns };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_SUSPEND, &raw mut argument) }
+    }
+
+    fn resume(&self, tag: u64) -> io::Result<()> {
+        let mut argument = IoctlTag { tag };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_RESUME, &raw mut argument) }
+    }
+
+    fn abandon(&self, tag: u64, _held: &[u32]) -> io::Result<()> {
+        let mut argument = IoctlTag { tag };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_ABANDON, &raw mut argument) }
+    }
+
+    fn lock_wait(
+        &self,
+        tag: u64,
+        domain: u32,
+        milliseconds: u32,
+        _: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        let mut argument = IoctlLock {
+            tag,
+            domain,
+            timeout_ms: milliseconds,
+        };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_LOCK_WAIT, &raw mut argument) }
+    }
+
+    fn lock_wake(&self, domain: u32) -> io::Result<()> {
+        let mut argument = IoctlLock {
+            tag: 0,
+            domain,
+            timeout_ms: 1,
+        };
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_LOCK_WAKE, &raw mut argument) }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        loop {
+            // SAFETY: a call without an argument.
+            match unsafe { call::<u8>(self.fd(), IOCTL_FLUSH, std::ptr::null_mut()) } {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn info(&self) -> io::Result<IoctlInfo> {
+        let mut info = IoctlInfo::default();
+        // SAFETY: the call's argument.
+        unsafe { call(self.fd(), IOCTL_INFO, &raw mut info) }?;
+        Ok(info)
+    }
+
+    /// The driver's mappings are not copied to a child and its file belongs to the parent: the
+    /// child opens its own and maps at the same addresses.
+    fn after_fork(&self) -> Result<(), &'static str> {
+        let fd = open_file(&self.path).map_err(|_| "the device cannot be opened")?;
+        let mapped = self.map_again(fd);
+        let unused = if mapped.is_ok() {
+            self.fd.swap(fd, Ordering::Relaxed)
+        } else {
+            fd
+        };
+        // SAFETY: the child's copy of the parent's descriptor, or what was opened above in vain.
+        unsafe { libc::close(unused) };
+        mapped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Descriptors of this process that are open on a file.
+    fn open_on(path: &Path) -> usize {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+        descriptors
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target == path)
+            .count()
+    }
+
+    #[test]
+    fn a_refused_after_fork_leaves_no_descriptor_open() {
+        // A plain file knows none of the driver's calls.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
+        let mut locks = AtomicU64::new(0);
+        let device = Device {
+            fd: AtomicI32::new(open_file(&path).unwrap()),
+            path,
+            name: [0; NAME_MAX],
+            app: bytemuck::Zeroable::zeroed(),
+            locks: NonNull::from(&mut locks),
+        };
+        let before = open_on(file.path());
+        assert_eq!(device.after_fork(), Err("the device refuses the app"));
+        assert_eq!(open_on(file.path()), before);
+    }
+}

@@ -1,0 +1,328 @@
+//! Protection keys: who reaches which drafts, and who writes to guarded memory.
+//!
+//! All threads share a page table, so a draft that is writable for its request would be writable for all
+//! threads. The driver puts a protection key into the entries of a request's drafts
+//! ([`vmsrs_protocol::shared::ThreadControl::key`]), and each thread's PKRU register says which keys
+//! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside requests none
+//! of the library's. Changing PKRU takes no system call.
+//!
+//! Keys are few. The library takes what the kernel gives, once in a process, and a request has one of
+//! them from start to end, whatever threads work for it: one that no other request in flight
+//! has. With more requests in flight than keys some share one, and are not protected from each other's
+//! stray writes.
+//!
+//! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
+//! reads only, outside requests it is open.
+
+use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
+use crate::sync::AtomicU64;
+use std::arch::asm;
+use std::arch::x86_64::__cpuid_count;
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use std::sync::{Mutex, Once, PoisonError};
+
+/// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
+const OSPKE: u32 = 1 << 4;
+
+/// `pkey_alloc`: no access with the key for the calling thread.
+const PKEY_DISABLE_ACCESS: libc::c_ulong = 1;
+
+/// Both bits that PKRU has for a key.
+const fn bits(key: u32) -> u32 {
+    0b11 << (2 * key)
+}
+
+/// A set of keys, and what PKRU says about them. Each key has two bits in PKRU: access disabled,
+/// and write disabled above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Keys {
+    /// Both bits of each key of the set.
+    both: u32,
+}
+
+impl Keys {
+    const fn with(self, key: u32) -> Self {
+        Self {
+            both: self.both | bits(key),
+        }
+    }
+
+    /// The keys' numbers.
+    fn numbers(self) -> impl Iterator<Item = u32> {
+        (1..KEYS as u32).filter(move |&key| self.both & bits(key) != 0)
+    }
+
+    const fn is_empty(self) -> bool {
+        self.both == 0
+    }
+
+    /// PKRU with all keys of the set closed but `open` (0: all of them), and the others' bits as
+    /// they are.
+    const fn apply(self, pkru: u32, open: u32) -> u32 {
+        // Closed is "access disabled" alone, as in the kernel's default.
+        const ACCESS: u32 = 0x5555_5555;
+        let closed = if open == 0 {
+            self.both
+        } else {
+            self.both & !bits(open)
+        };
+        (pkru & !self.both) | (closed & ACCESS)
+    }
+
+    /// PKRU with all keys of the set open.
+    const fn open_all(self, pkru: u32) -> u32 {
+        pkru & !self.both
+    }
+}
+
+/// PKRU with the key of guarded memory (0: none) open for reading, and for writing if `writable`.
+const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
+    if key == 0 {
+        return pkru;
+    }
+    let open = pkru & !bits(key);
+    if writable {
+        open
+    } else {
+        open | 0b10 << (2 * key)
+    }
+}
+
+/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, since the way
+/// out of a request reads it.
+static GIVEN: AtomicU32 = AtomicU32::new(0);
+
+/// Which requests have which of them.
+static TABLE: Table = Table {
+    entries: [const { Entry(AtomicU64::new(NOT_OURS)) }; KEYS],
+};
+
+/// The key of guarded memory, which no request has; 0 until [`guard_key`] took one.
+static GUARD: AtomicU32 = AtomicU32::new(0);
+
+/// The keys of drafts, also one that the table has given away to guard memory a moment ago.
+fn ours() -> Keys {
+    let guard = match guard() {
+        0 => 0,
+        key => bits(key),
+    };
+    Keys {
+        both: GIVEN.load(Ordering::Relaxed) & !guard,
+    }
+}
+
+fn guard() -> u32 {
+    GUARD.load(Ordering::Relaxed)
+}
+
+/// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
+/// `VMSRS_PKU=off`, there are none, and everything works without them.
+pub(crate) fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
+        if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
+            let given = allocate();
+            GIVEN.store(given.both, Ordering::Relaxed);
+            given.numbers().for_each(|key| TABLE.put(key));
+        }
+    });
+}
+
+/// All keys that the kernel gives.
+fn allocate() -> Keys {
+    let mut keys = Keys::default();
+    loop {
+        // SAFETY: the call takes two numbers; a new key guards no memory yet.
+        let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, PKEY_DISABLE_ACCESS) };
+        match u32::try_from(key) {
+            Ok(key) if (1..KEYS as u32).contains(&key) => keys = keys.with(key),
+            _ => return keys,
+        }
+    }
+}
+
+/// A key for a request that begins, `wanted` if nobody has it; 0 where there are none. What the calling
+/// thread may do stays as it is.
+pub(crate) fn take(wanted: u32) -> u32 {
+    if ours().is_empty() {
+        return 0;
+    }
+    TABLE.take(wanted)
+}
+
+/// The request that had the key is over: none of its drafts is in flight, and no thread has the key open.
+pub(crate) fn give_back(key: u32) {
+    TABLE.give_back(key);
+}
+
+/// In the child of a fork, which has no request: closes what its only thread had open, and has all keys
+/// again. Async-signal-safe.
+pub(crate) fn forget() {
+    close();
+    ours().numbers().for_each(|key| TABLE.put(key));
+}
+
+/// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
+/// request has if there is none yet. Nothing without protection keys, or when requests have all of them.
+pub(crate) fn guard_key() -> Option<u32> {
+    // Servers guard memory when they start: no child of a fork comes here while another thread does.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if guard() == 0 {
+        GUARD.store(TABLE.withdraw()?, Ordering::Relaxed);
+    }
+    close();
+    Some(guard())
+}
+
+/// Lets the calling thread write to guarded memory, until it begins or ends a request, or returns from the
+/// handler of a signal. Async-signal-safe.
+pub(crate) fn open_guard() {
+    update(|pkru| apply_guard(pkru, guard(), true));
+}
+
+/// For a thread that begins to work for a request: it may use the key with that number (0: none) and
+/// no other of the library's, and not write to guarded memory.
+pub(crate) fn open(key: u32) {
+    update(|pkru| apply_guard(ours().apply(pkru, key), guard(), false));
+}
+
+/// For a thread outside requests: none of the library's keys, and all of guarded memory.
+/// Async-signal-safe.
+pub(crate) fn close() {
+    update(|pkru| apply_guard(ours().apply(pkru, 0), guard(), true));
+}
+
+/// Runs the library's own code with all of its keys open, to look at what another request may be
+/// writing. If a signal ends the request meanwhile, its landing closes them.
+pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
+    if ours().is_empty() {
+        return code();
+    }
+    let before = read();
+    write(ours().open_all(before));
+    let value = code();
+    write(before);
+    value
+}
+
+fn update(change: impl FnOnce(u32) -> u32) {
+    if has_keys() {
+        write(change(read()));
+    }
+}
+
+fn has_keys() -> bool {
+    !ours().is_empty() || guard() != 0
+}
+
+/// The calling thread's PKRU. Only called when there are keys.
+fn read() -> u32 {
+    debug_assert!(has_keys());
+    let pkru;
+    // SAFETY: there are keys, so CR4.PKE is set and the instruction is known. ECX must be 0; EDX
+    // becomes 0.
+    unsafe {
+        asm!("rdpkru", in("ecx") 0, out("eax") pkru, out("edx") _, options(nomem, nostack, preserves_flags));
+    }
+    pkru
+}
+
+/// Sets the calling thread's PKRU. Only called when there are keys.
+fn write(pkru: u32) {
+    debug_assert!(has_keys());
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: as in read(). Only bits of the library's keys change, and those are on drafts and on what
+    // the server has guarded alone.
+    // The assembly counts as an access to all memory, so nothing moves across it.
+    unsafe {
+        asm!("wrpkru", in("eax") pkru, in("ecx") 0, in("edx") 0, options(nostack, preserves_flags));
+    }
+    compiler_fence(Ordering::SeqCst);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINUX_DEFAULT: u32 = 0x5555_5554;
+
+    fn keys(list: impl IntoIterator<Item = u32>) -> Keys {
+        list.into_iter().fold(Keys::default(), Keys::with)
+    }
+
+    /// What PKRU says of a key: (access disabled, write disabled).
+    fn rights(pkru: u32, key: u32) -> (bool, bool) {
+        let bits = pkru >> (2 * key);
+        (bits & 1 != 0, bits & 2 != 0)
+    }
+
+    #[test]
+    fn a_request_opens_its_own_key_only() {
+        let ours = keys(1..16);
+        for own in 1..16 {
+            let pkru = ours.apply(LINUX_DEFAULT, own);
+            for key in 1..16 {
+                assert_eq!(rights(pkru, key), (key != own, false));
+            }
+        }
+    }
+
+    #[test]
+    fn outside_of_requests_pkru_is_linuxs_default() {
+        let ours = keys(1..16);
+        let inside = ours.apply(LINUX_DEFAULT, 7);
+        assert_eq!(ours.apply(inside, 0), LINUX_DEFAULT);
+        assert_eq!(ours.apply(0, 0), LINUX_DEFAULT);
+        assert_eq!(ours.apply(u32::MAX, 0), LINUX_DEFAULT | 0b11);
+    }
+
+    #[test]
+    fn keys_that_are_not_ours_and_key_0_stay_as_they_are() {
+        let ours = keys([2, 3, 15]);
+        for pkru in [0, u32::MAX, LINUX_DEFAULT, 0x1234_5678, 0xaaaa_aaa8] {
+            for new in [
+                ours.apply(pkru, 0),
+                ours.apply(pkru, 3),
+                ours.apply(pkru, 15),
+                ours.open_all(pkru),
+            ] {
+                for key in (0..16).filter(|key| ![2, 3, 15].contains(key)) {
+                    assert_eq!(rights(new, key), rights(pkru, key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn switching_keys_leaves_no_trace_of_the_first() {
+        let ours = keys([1, 4, 9]);
+        let first = ours.apply(LINUX_DEFAULT, 4);
+        assert_eq!(ours.apply(first, 9), ours.apply(LINUX_DEFAULT, 9));
+        assert_eq!(ours.open_all(first), ours.open_all(LINUX_DEFAULT));
+    }
+
+    #[test]
+    fn guarded_memory_is_read_only_in_requests() {
+        for pkru in [0, u32::MAX, LINUX_DEFAULT] {
+            for guard in 1..16 {
+                let inside = apply_guard(pkru, guard, false);
+                assert_eq!(rights(inside, guard), (false, true));
+                let outside = apply_guard(inside, guard, true);
+                assert_eq!(rights(outside, guard), (false, false));
+                for key in (0..16).filter(|&key| key != guard) {
+                    assert_eq!(rights(inside, key), rights(pkru, key));
+                    assert_eq!(rights(outside, key), rights(pkru, key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_keys_nothing_changes() {
+        assert_eq!(apply_guard(0x1234_5678, 0, false), 0x1234_5678);
+        assert!(Keys::default().is_empty());
+        assert_eq!(Keys::default().apply(0x1234_5678, 0), 0x1234_5678);
+    }
+}

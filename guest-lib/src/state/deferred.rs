@@ -1,0 +1,65 @@
+//! A defer: work that undoes something outside domains.
+
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Most defers of one request.
+pub(crate) const DEFERS_MAX: usize = 256;
+
+/// Something to undo. Dropping it drops what it owns without running it.
+pub(crate) struct Deferred {
+    call: unsafe extern "C-unwind" fn(*mut c_void),
+    argument: *mut c_void,
+    discard: Option<unsafe fn(*mut c_void)>,
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        if let Some(discard) = self.discard {
+            // SAFETY: the maker says that discard takes the argument.
+            unsafe { discard(self.argument) };
+        }
+    }
+}
+
+impl Deferred {
+    /// A closure.
+    pub(crate) fn new(undo: impl FnOnce() + Send + 'static) -> Self {
+        type Undo = Box<dyn FnOnce() + Send>;
+        unsafe extern "C-unwind" fn call(argument: *mut c_void) {
+            // SAFETY: made below, and called at most once.
+            let undo = unsafe { Box::from_raw(argument.cast::<Undo>()) };
+            undo();
+        }
+        unsafe fn discard(argument: *mut c_void) {
+            // SAFETY: made below, and not called.
+            drop(unsafe { Box::from_raw(argument.cast::<Undo>()) });
+        }
+        let undo: Box<Undo> = Box::new(Box::new(undo));
+        Self {
+            call,
+            argument: Box::into_raw(undo).cast(),
+            discard: Some(discard),
+        }
+    }
+
+    /// A C function, which may be called with its argument once, on any thread.
+    pub(crate) fn raw(
+        call: unsafe extern "C-unwind" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> Self {
+        Self {
+            call,
+            argument,
+            discard: None,
+        }
+    }
+
+    /// Runs it; false if it panicked. If it is cut short, what it owns is leaked.
+    pub(crate) fn run(self) -> bool {
+        let (call, argument) = (self.call, self.argument);
+        std::mem::forget(self);
+        // SAFETY: the maker says that it may be called with its argument, once.
+        catch_unwind(AssertUnwindSafe(|| unsafe { call(argument) })).is_ok()
+    }
+}

@@ -1,0 +1,270 @@
+//! Apps and domains, as everything above the heap knows them.
+
+use crate::error::Error;
+use crate::heap::Heap;
+use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
+use crate::shared::backend::Backend;
+use std::collections::HashMap;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
+use vmsrs_protocol::shared::LOCK_TAG;
+use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
+
+/// Bytes of address range of one app.
+pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
+
+/// An app, open in this process for as long as it lives.
+#[derive(Debug)]
+pub struct App {
+    name: Vec<u8>,
+    backend: Box<dyn Backend>,
+    domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
+    invariant: Invariant,
+}
+
+/// All open apps by number, without a lock: the child of a fork walks them.
+static BY_NUMBER: [AtomicPtr<App>; MAX_APPS as usize] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; MAX_APPS as usize];
+
+impl App {
+    /// An app with that name (not open yet), which lives as long as the process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] when the backend's number is out of range.
+    pub(crate) fn new(name: &[u8], backend: Box<dyn Backend>) -> Result<&'static Self, Error> {
+        let slot = BY_NUMBER
+            .get(backend.number() as usize)
+            .ok_or(Error::Argument("the app's number is out of range"))?;
+        let app: &'static Self = Box::leak(Box::new(Self {
+            name: name.to_vec(),
+            backend,
+            domains: Mutex::default(),
+            invariant: Invariant::default(),
+        }));
+        slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
+        Ok(app)
+    }
+
+    /// The domain with that key (1 to 64 bytes), opened if it is not open in this process. `flags` are
+    /// those of [`Backend::open_domain`].
+    pub(crate) fn find_domain(
+        &'static self,
+        key: &[u8],
+        flags: u32,
+    ) -> Result<&'static Domain, Error> {
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(domain) = domains.get(key) {
+            return Ok(domain);
+        }
+        let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key, flags)?));
+        domains.insert(key.to_vec(), domain);
+        Ok(domain)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    pub(crate) fn invariant(&self) -> &Invariant {
+        &self.invariant
+    }
+
+    /// Address of page 0.
+    pub(crate) fn base(&self) -> u64 {
+        APP_BASE + u64::from(self.backend.number()) * APP_BYTES
+    }
+
+    /// All open apps.
+    pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
+        BY_NUMBER.iter().filter_map(|slot| {
+            // SAFETY: null, or an app that lives forever.
+            unsafe { slot.load(Ordering::Acquire).as_ref() }
+        })
+    }
+}
+
+/// A domain, open in this process for as long as it lives.
+///
+/// All processes that open the app find the domain at the same addresses, so pointers inside it
+/// stay valid.
+pub struct Domain {
+    app: &'static App,
+    number: u32,
+    first: Extent,
+    header: NonNull<DomainHeader>,
+    invariant: Invariant,
+}
+
+// SAFETY: the header's memory is guarded by the domain's lock; the rest never changes.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Domain")
+            .field("number", &self.number)
+            .field("address", &self.header)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Domain {
+    /// Finds or creates the domain with that key (1 to 64 bytes). `flags` are those of
+    /// [`Backend::open_domain`].
+    fn open(app: &'static App, key: &[u8], flags: u32) -> Result<Self, Error> {
+        let backend = app.backend();
+        let (number, flags) =
+            backend
+                .open_domain(key, flags)
+                .map_err(|error| match error.raw_os_error() {
+                    Some(libc::ENOSPC) => Error::OutOfMemory {
+                        size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
+                    },
+                    _ => Error::system("opening the domain")(error),
+                })?;
+        if flags & DOMAIN_DAMAGED != 0 {
+            return Err(Error::Damaged { domain: number });
+        }
+        let first = backend
+            .extent(number, 0, EXTENT_UNIT_PAGES)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOMEM | libc::ENOSPC) => Error::OutOfMemory {
+                    size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
+                },
+                _ => Error::system("making the domain's first extent")(error),
+            })?;
+        let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);
+        let header = NonNull::new(address as *mut DomainHeader)
+            .ok_or(Error::Argument("the domain's address is null"))?;
+        let domain = Self {
+            app,
+            number,
+            first,
+            header,
+            invariant: Invariant::default(),
+        };
+        domain.check_layout()?;
+        Ok(domain)
+    }
+
+    /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
+    /// a new domain has none.
+    pub(crate) fn check_layout(&self) -> Result<bool, Error> {
+        let header = self.header.as_ptr();
+        // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
+        // volatile. A new domain is all zero.
+        let (magic, found) = unsafe {
+            (
+                (&raw const (*header).magic).read_volatile(),
+                (&raw const (*header).fingerprint).read_volatile(),
+            )
+        };
+        if magic == MAGIC && found != FINGERPRINT {
+            return Err(Error::Layout {
+                found,
+                expected: FINGERPRINT,
+            });
+        }
+        Ok(magic != 0)
+    }
+
+    /// The app.
+    #[must_use]
+    pub fn app(&self) -> &'static App {
+        self.app
+    }
+
+    /// The domain's number in its app, as the host's tools print it.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(crate) fn invariant(&self) -> &Invariant {
+        &self.invariant
+    }
+
+    pub(crate) fn lock_word(&self) -> &AtomicU64 {
+        self.app.backend().lock_word(self.number)
+    }
+
+    /// The tag of the request that holds the domain, or 0.
+    pub(crate) fn holder(&self) -> u64 {
+        self.lock_word().load(Ordering::Relaxed) & LOCK_TAG
+    }
+
+    pub(crate) fn first(&self) -> Extent {
+        self.first
+    }
+
+    pub(crate) fn header(&self) -> *mut DomainHeader {
+        self.header.as_ptr()
+    }
+
+    /// The heap; the calling thread's request holds the domain. `made`: the domain is known to have one.
+    pub(crate) fn heap(&self, made: bool) -> Heap {
+        let (base, backend) = (self.app.base(), self.app.backend());
+        // SAFETY: open() got header and extent from the backend; callers hold the domain.
+        unsafe { Heap::new(self.header, base, self.number, made, backend) }
+    }
+
+    /// A copy of the heap's bookkeeping.
+    #[cfg(test)]
+    pub(crate) fn bookkeeping(&self) -> Vec<u64> {
+        let words = self.header.as_ptr().cast::<u64>();
+        // SAFETY: the domain's first page is mapped and aligned; others may write it meanwhile.
+        let word = |place| unsafe { words.add(place).read_volatile() };
+        (0..size_of::<DomainHeader>() / size_of::<u64>())
+            .map(word)
+            .collect()
+    }
+}
+
+// Invariants.
+
+/// A check: its error says what does not hold.
+pub(crate) type Check = dyn Fn(&'static Domain) -> Result<(), String> + Send + Sync;
+
+/// The invariant of an app or a domain, registered or not.
+#[derive(Default)]
+pub(crate) struct Invariant(OnceLock<Box<Check>>);
+
+impl fmt::Debug for Invariant {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.0.get().is_some() {
+            "set"
+        } else {
+            "none"
+        };
+        formatter.write_str(state)
+    }
+}
+
+impl Invariant {
+    /// Registers the check.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if there is one already.
+    pub(crate) fn set(&self, check: Box<Check>) -> Result<(), Error> {
+        let taken = |_| Error::Argument("an invariant is registered already");
+        self.0.set(check).map_err(taken)
+    }
+
+    /// The check, if one is registered.
+    pub(crate) fn get(&self) -> Option<&Check> {
+        self.0.get().map(|check| &**check)
+    }
+}

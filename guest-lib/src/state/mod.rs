@@ -1,0 +1,636 @@
+//! The state of a request, shared by its threads.
+//!
+//! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
+
+pub(crate) mod deferred;
+pub(crate) mod domain;
+pub(crate) mod latch;
+pub(crate) mod members;
+pub(crate) mod ring;
+pub(crate) mod slots;
+
+use crate::error::Error;
+use crate::failure::Failure;
+use crate::heap::Heap;
+use crate::os::futex;
+use crate::os::region::Region;
+use crate::shared::control::Control;
+use crate::shared::held::{self, HeldList};
+use crate::shared::pkru;
+use deferred::{DEFERS_MAX, Deferred};
+use domain::Domain;
+use latch::Latch;
+use members::Members;
+use ring::Ring;
+use std::cell::UnsafeCell;
+use std::mem::size_of;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
+
+/// Blocks that a request can free before the oldest goes back to the heap.
+pub(crate) const QUARANTINE: usize = 256;
+
+/// Newest blocks of a request that the audit looks at in a big domain.
+pub(crate) const RECENT: usize = 64;
+
+/// How long a thread that waits for another one's domain sleeps before it checks whether to give up.
+const HELD_PATIENCE: Duration = Duration::from_millis(10);
+
+/// A domain that the request holds.
+#[derive(Clone, Copy)]
+struct Held {
+    domain: &'static Domain,
+    /// It had a heap when the request took it, or got one since. Kept outside the domain, where a
+    /// request's stray write cannot make a damaged heap look like a new domain.
+    has_heap: bool,
+}
+
+/// Guarded by the latch while the request has more than one thread.
+struct Lists {
+    /// Domains whose locks are taken.
+    domains: [Option<Held>; HELD_MAX],
+    /// Places of `domains` from here on were not used by this request: most requests use one, and need not
+    /// scan them all.
+    used: usize,
+    quarantine: Ring<QUARANTINE>,
+    recent: Ring<RECENT>,
+    defers: Vec<Deferred>,
+}
+
+impl Lists {
+    fn held(&self) -> impl Iterator<Item = &Held> + Clone {
+        self.domains.iter().take(self.used).flatten()
+    }
+
+    fn held_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.domains.iter_mut().take(self.used).flatten()
+    }
+}
+
+/// A copy of a request's list of domains.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeldDomains {
+    domains: [u32; HELD_MAX],
+    count: usize,
+}
+
+impl HeldDomains {
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        &self.domains[..self.count]
+    }
+}
+
+/// How a request is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Milliseconds that it may take, 0 for no limit.
+    pub(crate) deadline_ms: u32,
+    /// Milliseconds to wait for a domain's lock.
+    pub(crate) lock_timeout_ms: u32,
+    /// The audit looks at whole domains, not only at what the request has written.
+    pub(crate) whole_audit: bool,
+}
+
+/// How a request begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    pub(crate) tag: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds, or 0 for none.
+    pub(crate) deadline: u64,
+    pub(crate) limits: Limits,
+}
+
+/// See the module's description.
+pub(crate) struct State {
+    tag: AtomicU64,
+    /// Protection key of the request's drafts; 0 if it has none, or is over.
+    key: AtomicU32,
+    /// The key of the request before.
+    last_key: AtomicU32,
+    deadline: AtomicU64,
+    lock_timeout_ms: AtomicU32,
+    whole_audit: AtomicBool,
+    /// No thread can join any more.
+    closed: AtomicBool,
+    /// The request has failed: all its threads go to their landings.
+    failed: AtomicBool,
+    /// Threads other than the current one may have made drafts.
+    wrote: AtomicBool,
+    pub(crate) members: Members,
+    pub(crate) latch: Latch,
+    /// The control block where the driver reads which domains are held, or null.
+    control: AtomicPtr<ThreadControl>,
+    /// Counts changes of what is held while a thread waits for one.
+    held_changes: AtomicU32,
+    /// Threads that wait for such a change.
+    held_waiters: AtomicU32,
+    lists: UnsafeCell<Lists>,
+    /// The newest of the tasks that were dropped in the request, or null.
+    dropped: AtomicPtr<State>,
+    /// The one that was dropped before this one, or null.
+    next_dropped: AtomicPtr<State>,
+    /// The failure that the first thread that landed has reported; for the others.
+    failure: Mutex<Option<Failure>>,
+}
+
+// SAFETY: atomics, a mutex, and lists that are used by one thread at a time (the latch, or the only
+// thread that the request has). Defers are Send by the contract of their registration.
+unsafe impl Send for State {}
+// SAFETY: as above.
+unsafe impl Sync for State {}
+
+/// States that no request has.
+static POOL: Mutex<Vec<&'static State>> = Mutex::new(Vec::new());
+
+impl State {
+    /// A state that no request has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when there is no memory.
+    pub(crate) fn take() -> Result<&'static Self, Error> {
+        let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(state) = pooled {
+            return Ok(state);
+        }
+        let memory = Region::new(size_of::<Self>())?;
+        let place = memory.place().cast::<Self>();
+        std::mem::forget(memory);
+        // SAFETY: fresh memory of the right size, page-aligned, that is never given back.
+        unsafe {
+            place.write(Self::new());
+            Ok(place.as_ref())
+        }
+    }
+
+    /// Gives a state back. If a thread has ended in the middle of the request, others may still work for it and
+    /// have its key open: then neither is reused.
+    pub(crate) fn give_back(&'static self) {
+        if self.tag() != 0 {
+            return;
+        }
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.push(self);
+    }
+
+    fn new() -> Self {
+        Self {
+            tag: AtomicU64::new(0),
+            key: AtomicU32::new(0),
+            last_key: AtomicU32::new(0),
+            deadline: AtomicU64::new(0),
+            lock_timeout_ms: AtomicU32::new(0),
+            whole_audit: AtomicBool::new(false),
+            closed: AtomicBool::new(true),
+            failed: AtomicBool::new(false),
+            wrote: AtomicBool::new(false),
+            members: Members::new(),
+            latch: Latch::default(),
+            control: AtomicPtr::new(ptr::null_mut()),
+            held_changes: AtomicU32::new(0),
+            held_waiters: AtomicU32::new(0),
+            lists: UnsafeCell::new(Lists {
+                domains: [None; HELD_MAX],
+                used: 0,
+                quarantine: Ring::new(),
+                recent: Ring::new(),
+                defers: Vec::with_capacity(DEFERS_MAX),
+            }),
+            dropped: AtomicPtr::new(ptr::null_mut()),
+            next_dropped: AtomicPtr::new(ptr::null_mut()),
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// A request begins; no other thread knows it yet.
+    pub(crate) fn begin(&self, start: Start) {
+        let key = pkru::take(self.last_key.load(Ordering::Relaxed));
+        self.key.store(key, Ordering::Relaxed);
+        self.last_key.store(key, Ordering::Relaxed);
+        self.deadline.store(start.deadline, Ordering::Relaxed);
+        self.lock_timeout_ms
+            .store(start.limits.lock_timeout_ms, Ordering::Relaxed);
+        self.whole_audit
+            .store(start.limits.whole_audit, Ordering::Relaxed);
+        self.failed.store(false, Ordering::Relaxed);
+        self.wrote.store(false, Ordering::Relaxed);
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A defer of the previous request, cut short in the library, may have left it taken.
+        self.latch.open();
+        self.tag.store(start.tag, Ordering::SeqCst);
+        self.closed.store(false, Ordering::SeqCst);
+    }
+
+    /// The request is over, and has no thread any more.
+    ///
+    /// `kept`: it was audited and committed. Otherwise a stray write may have changed the lists' own
+    /// counts, so all their places are emptied: nothing of this request may leak into the next one.
+    pub(crate) fn clear(&self, kept: bool) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.tag.store(0, Ordering::SeqCst);
+        self.deadline.store(0, Ordering::Relaxed);
+        pkru::give_back(self.key.swap(0, Ordering::Relaxed));
+        self.drop_control();
+        self.lists(|lists| {
+            let used = if kept {
+                lists.used.min(HELD_MAX)
+            } else {
+                HELD_MAX
+            };
+            lists.domains[..used].fill(None);
+            lists.used = 0;
+            lists.quarantine.clear(!kept);
+            lists.recent.clear(!kept);
+        });
+        // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
+        self.latch.open();
+        self.held_waiters.store(0, Ordering::SeqCst);
+    }
+
+    /// The request's tag, or 0 when there is none.
+    pub(crate) fn tag(&self) -> u64 {
+        self.tag.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn key(&self) -> u32 {
+        self.key.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn deadline(&self) -> u64 {
+        self.deadline.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn lock_timeout_ms(&self) -> u32 {
+        self.lock_timeout_ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wants_whole_audit(&self) -> bool {
+        self.whole_audit.load(Ordering::Relaxed)
+    }
+
+    // Joining and ending.
+
+    /// Whether the request has that tag and a thread may join it. Asked after a slot was taken.
+    pub(crate) fn is_open(&self, tag: u64) -> bool {
+        self.tag() == tag && !self.closed.load(Ordering::SeqCst) && !self.has_failed()
+    }
+
+    /// Closes the request to new members, and waits for those that have joined. False if a thread ended without
+    /// leaving.
+    pub(crate) fn close(&self, sweep: fn(&Members) -> bool) -> bool {
+        let all_left = self.members.wait(sweep);
+        self.closed.store(true, Ordering::SeqCst);
+        // A thread that joined in between is seen now, or sees that it is closed.
+        self.members.wait(sweep) && all_left
+    }
+
+    /// Threads may join again: the request goes on.
+    pub(crate) fn reopen(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+    }
+
+    /// The request fails: all its threads go to their landings, and one of them must report it.
+    pub(crate) fn mark_failed(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Async-signal-safe.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    /// The failure: `fail` reports it, the first time.
+    pub(crate) fn fail(&self, fail: impl FnOnce() -> Failure) -> Failure {
+        self.mark_failed();
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert_with(fail).clone()
+    }
+
+    /// Notes that threads other than the present one may have made drafts.
+    pub(crate) fn note_drafts(&self) {
+        self.wrote.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn may_have_drafts(&self) -> bool {
+        self.wrote.load(Ordering::SeqCst)
+    }
+
+    // The lists.
+
+    /// Callers have the latch, or are the request's only thread.
+    fn lists<T>(&self, use_them: impl FnOnce(&mut Lists) -> T) -> T {
+        // SAFETY: one thread at a time by the callers' contract, and no closure here calls another.
+        use_them(unsafe { &mut *self.lists.get() })
+    }
+
+    /// From here on the request uses the control block's list: what is held already is entered.
+    pub(crate) fn set_control(&self, control: Control) {
+        control.set_count(0);
+        self.lists(|lists| {
+            for held in lists.held() {
+                held::push(&control, held.domain.number());
+            }
+        });
+        self.control
+            .store(control.block().as_ptr(), Ordering::SeqCst);
+    }
+
+    fn control(&self) -> Option<Control> {
+        let block = NonNull::new(self.control.load(Ordering::SeqCst))?;
+        // SAFETY: the thread that it belongs to leaves the request last.
+        Some(unsafe { Control::new(block) })
+    }
+
+    /// The thread that had the list is about to leave; the backend has taken the list over.
+    pub(crate) fn drop_control(&self) {
+        self.control.store(ptr::null_mut(), Ordering::SeqCst);
+    }
+
+    /// Domains held, and those whose locks are being taken, in the order of their locking.
+    /// Does not allocate.
+    pub(crate) fn held(&self) -> HeldDomains {
+        let mut held = HeldDomains::default();
+        if let Some(control) = self.control() {
+            held.count = held::len(&control);
+            for (place, domain) in held.domains[..held.count].iter_mut().enumerate() {
+                *domain = control.entry(place);
+            }
+        }
+        held
+    }
+
+    /// Notes a domain whose lock is taken next.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyHeld`], [`Error::Limit`].
+    pub(crate) fn push_held(&self, domain: u32) -> Result<(), Error> {
+        let control = self.control().ok_or(Error::NotInRequest)?;
+        if (0..held::len(&control)).any(|place| control.entry(place) == domain) {
+            return Err(Error::AlreadyHeld);
+        }
+        if held::push(&control, domain) {
+            Ok(())
+        } else {
+            Err(Error::Limit("32 held domains"))
+        }
+    }
+
+    /// Forgets a domain whose lock the request no longer has.
+    pub(crate) fn remove_held(&self, domain: u32) {
+        if let Some(control) = self.control() {
+            held::remove(&control, domain);
+        }
+        self.notify_held();
+    }
+
+    /// What is held, or waited for, has changed; under the latch, so that a waiter either is counted
+    /// by now or sees the change.
+    fn notify_held(&self) {
+        if self.held_waiters.load(Ordering::SeqCst) != 0 {
+            self.held_changes.fetch_add(1, Ordering::SeqCst);
+            futex::wake_all(&self.held_changes);
+        }
+    }
+
+    /// Sleeps until another thread of the request holds a domain, or no longer waits for one, unless
+    /// `over`. Wakes spuriously at times, and always after [`HELD_PATIENCE`]. The caller does not have the latch.
+    pub(crate) fn wait_for_held(&self, over: impl FnOnce() -> bool) {
+        self.held_waiters.fetch_add(1, Ordering::SeqCst);
+        let changes = self.held_changes.load(Ordering::SeqCst);
+        if !over() {
+            // An error counts as a wake-up.
+            let _ = futex::wait(&self.held_changes, changes, HELD_PATIENCE);
+        }
+        self.held_waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Threads in [`State::wait_for_held`].
+    #[cfg(test)]
+    pub(crate) fn held_waiters(&self) -> u32 {
+        self.held_waiters.load(Ordering::SeqCst)
+    }
+
+    /// Whether the domain is on the list: held, or waited for, by a thread of the request.
+    pub(crate) fn lists_held(&self, domain: u32) -> bool {
+        self.held().as_slice().contains(&domain)
+    }
+
+    /// Whether the request has taken the domain's lock.
+    pub(crate) fn holds(&self, domain: &Domain) -> bool {
+        self.find(domain).is_some()
+    }
+
+    fn find(&self, domain: &Domain) -> Option<Held> {
+        self.lists(|lists| {
+            let mut held = lists.held();
+            held.find(|held| ptr::eq(held.domain, domain)).copied()
+        })
+    }
+
+    /// The domain at a place below [`HELD_MAX`]; places stay while a domain is held.
+    pub(crate) fn domain_at(&self, place: usize) -> Option<&'static Domain> {
+        self.lists(|lists| lists.domains.get(place)?.map(|held| held.domain))
+    }
+
+    /// The domains whose locks are taken.
+    pub(crate) fn domains(&self) -> HeldDomains {
+        let mut copy = HeldDomains::default();
+        self.lists(|lists| {
+            for held in lists.held() {
+                copy.domains[copy.count] = held.domain.number();
+                copy.count += 1;
+            }
+        });
+        copy
+    }
+
+    /// Notes a domain whose lock the request has taken.
+    pub(crate) fn note_domain(&self, domain: &'static Domain, has_heap: bool) {
+        self.lists(|lists| {
+            if let Some(free) = lists.domains.iter().position(Option::is_none) {
+                lists.used = lists.used.max(free + 1);
+                lists.domains[free] = Some(Held { domain, has_heap });
+            }
+        });
+        self.notify_held();
+    }
+
+    /// Forgets a domain that the request holds; says whether it has a heap, or `None` if it is not
+    /// held.
+    pub(crate) fn forget_domain(&self, domain: &Domain) -> Option<bool> {
+        self.lists(|lists| {
+            let place = lists
+                .domains
+                .iter_mut()
+                .find(|place| place.is_some_and(|held| ptr::eq(held.domain, domain)))?;
+            place.take().map(|held| held.has_heap)
+        })
+    }
+
+    /// Notes that a domain that the request holds has a heap.
+    pub(crate) fn note_heap(&self, domain: &Domain) {
+        self.lists(|lists| {
+            for held in lists.held_mut() {
+                held.has_heap |= ptr::eq(held.domain, domain);
+            }
+        });
+    }
+
+    /// Whether a domain that the request holds had a heap when the request took it, or got one since.
+    fn has_heap(&self, domain: &Domain) -> bool {
+        self.find(domain).is_some_and(|held| held.has_heap)
+    }
+
+    /// The heap of a domain that the request holds.
+    pub(crate) fn heap(&self, domain: &Domain) -> Heap {
+        domain.heap(self.has_heap(domain))
+    }
+
+    /// Blocks that the request has freed.
+    pub(crate) fn quarantine(&self) -> &Ring<QUARANTINE> {
+        // SAFETY: the field's address alone; the ring is used under the latch.
+        unsafe { &(*self.lists.get()).quarantine }
+    }
+
+    /// Blocks that the request has taken.
+    pub(crate) fn recent(&self) -> &Ring<RECENT> {
+        // SAFETY: as above.
+        unsafe { &(*self.lists.get()).recent }
+    }
+
+    /// Whether the list in the control block and the lock words are as the request knows them. Another
+    /// of its threads may be taking a lock at the moment.
+    pub(crate) fn is_intact(&self) -> bool {
+        let (tag, listed) = (self.tag(), self.held());
+        let listed = listed.as_slice();
+        self.lists(|lists| {
+            let held = || lists.held();
+            let known = held()
+                .all(|held| listed.contains(&held.domain.number()) && held.domain.holder() == tag);
+            let count = held().count();
+            known && (count == listed.len() || (count < listed.len() && !self.members.is_empty()))
+        })
+    }
+
+    /// Enters all domains in the control block's list again if one is missing there. The caller has the
+    /// latch, or is the request's only thread.
+    pub(crate) fn repair_control(&self) {
+        let Some(control) = self.control() else {
+            return;
+        };
+        let (listed, held) = (self.held(), self.domains());
+        let missing = |domain: &u32| !listed.as_slice().contains(domain);
+        if held.as_slice().iter().any(missing) {
+            // A domain that is entered but not noted yet is not locked, or the driver knows it as written.
+            control.set_count(0);
+            for &domain in held.as_slice() {
+                held::push(&control, domain);
+            }
+        }
+    }
+
+    // Defers.
+
+    /// Takes it, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`].
+    pub(crate) fn defer(&self, deferred: &mut Option<Deferred>) -> Result<(), Error> {
+        self.lists(|lists| {
+            if lists.defers.len() >= DEFERS_MAX {
+                return Err(Error::Limit("256 defers"));
+            }
+            lists.defers.extend(deferred.take());
+            Ok(())
+        })
+    }
+
+    pub(crate) fn newest_defer(&self) -> Option<Deferred> {
+        self.lists(|lists| lists.defers.pop())
+    }
+
+    /// How many there are.
+    pub(crate) fn defers(&self) -> usize {
+        self.lists(|lists| lists.defers.len())
+    }
+
+    /// Moves all defers to `all`. Does not allocate if that has room for them.
+    pub(crate) fn take_defers(&self, all: &mut Vec<Deferred>) {
+        self.lists(|lists| all.append(&mut lists.defers));
+    }
+
+    // Tasks that a thread of the request has dropped.
+
+    /// Takes the state of such a task, which is over: its remaining defers are run when the request ends,
+    /// unless the thread that drops it runs them. Async-signal-safe.
+    pub(crate) fn adopt(&self, dropped: &'static Self) {
+        let mut first = self.dropped.load(Ordering::Relaxed);
+        loop {
+            dropped.next_dropped.store(first, Ordering::Relaxed);
+            let place = ptr::from_ref(dropped).cast_mut();
+            match self.dropped.compare_exchange_weak(
+                first,
+                place,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// The states of tasks that were dropped in the request, newest first; each must be given back.
+    pub(crate) fn take_dropped(&self) -> impl Iterator<Item = &'static Self> {
+        let mut next = self.dropped.swap(ptr::null_mut(), Ordering::Acquire);
+        std::iter::from_fn(move || {
+            // SAFETY: null, or a state, which lives forever; on no other list.
+            let state: &'static Self = unsafe { next.as_ref() }?;
+            next = state.next_dropped.swap(ptr::null_mut(), Ordering::Relaxed);
+            Some(state)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockBackend;
+    use crate::{Kind, RunError, thread};
+
+    #[test]
+    fn corrupted_lists_leave_nothing_to_the_next_request() {
+        let app = MockBackend::app("lists that lie", |_| ());
+        let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
+        let outcome = one.run(|request| {
+            request.enter(two)?.keep();
+            let block = two.allocate(100, 16)?;
+            // SAFETY: live, and used no more.
+            unsafe { two.deallocate(block)? };
+            let state = thread::current().unwrap().state();
+            // As a stray write may.
+            state.lists(|lists| {
+                lists.used = 0;
+                lists.quarantine.set_next(0);
+                lists.recent.set_next(0);
+            });
+            request.fail("this request fails")
+        });
+        let outcome: Result<(), RunError<Error>> = outcome;
+        assert!(
+            matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::Invariant)
+        );
+        let state = thread::of(app).unwrap().state();
+        state.lists(|lists| {
+            assert!(lists.domains.iter().all(Option::is_none));
+            assert!((0..QUARANTINE).all(|place| lists.quarantine.get(place).is_none()));
+            assert!((0..RECENT).all(|place| lists.recent.get(place).is_none()));
+        });
+        assert_eq!(two.holder(), 0);
+    }
+}

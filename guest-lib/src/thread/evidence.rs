@@ -1,0 +1,158 @@
+//! What a failed request leaves for finding the bug: the top of its stack, the modules
+//! that were mapped, and what it said.
+//!
+//! With one exception nothing is copied here: at its landing the thread only tells the driver where
+//! the bytes are, and the driver reads them once the drafts are discarded and the locks released. The
+//! request stack is as the error left it until the next request. The exception is a panic, whose
+//! unwinding overwrites the stack: a panic hook copies the top of it to the stack's unused low end.
+
+use super::current;
+use crate::os::modules;
+use crate::os::region::Region;
+use std::cell::Cell;
+use std::ptr;
+use std::sync::Once;
+use vmsrs_protocol::incident::{
+    KIND_PANIC, REG_R12, REG_R13, REG_R14, REG_R15, REG_RBP, REG_RBX, REG_RIP, REG_RSP, REGISTERS,
+    STACK_MAX,
+};
+use vmsrs_protocol::ioctl::IoctlFail;
+
+/// Room between the copy of a panic's stack and the frames that are still in use on that stack.
+const HEADROOM: u64 = 32 * 1024;
+
+/// Completes the report of a failed request at its landing: `stack` is what it ran on, `text` what it
+/// said. The driver reads both before the next request can change them.
+pub(crate) fn attach(record: &mut IoctlFail, stack: Option<&Region>, text: &[u8]) {
+    let (modules, length) = modules::current();
+    record.modules = modules as u64;
+    record.modules_bytes = length;
+    record.text = text.as_ptr() as u64;
+    // At most MESSAGE bytes.
+    record.text_bytes = text.len() as u32;
+    let Some(stack) = stack else {
+        return;
+    };
+    record.stack_low = stack.low() as u64;
+    record.stack_high = stack.top() as u64;
+    let saved = SAVED.take().filter(|saved| saved.tag == record.tag);
+    if let (KIND_PANIC, Some(saved)) = (record.kind, saved) {
+        // The bytes have moved, the addresses in them have not.
+        record.registers = saved.registers;
+        record.stack = saved.place;
+        record.stack_bytes = saved.bytes;
+        return;
+    }
+    if let Some((from, bytes)) = top_of_stack(stack, record.registers[REG_RSP]) {
+        record.stack = from;
+        record.stack_bytes = bytes;
+    }
+}
+
+/// The bytes that are kept of a stack whose pointer is `rsp`: from there on, or from the lowest byte
+/// if it ran over. `None` if that is another stack.
+fn top_of_stack(stack: &Region, rsp: u64) -> Option<(u64, u32)> {
+    let (low, high) = (stack.low() as u64, stack.top() as u64);
+    if !(low..high).contains(&rsp) && !stack.is_below(rsp) {
+        return None;
+    }
+    let from = rsp.max(low) & !7;
+    Some((from, (high - from).min(STACK_MAX.into()) as u32))
+}
+
+// Panics.
+
+/// The copied stack of a panic.
+#[derive(Clone, Copy)]
+struct SavedStack {
+    tag: u64,
+    registers: [u64; REGISTERS],
+    place: u64,
+    bytes: u32,
+}
+
+thread_local! {
+    /// The latest panic in a request of this thread; no destructor.
+    static SAVED: Cell<Option<SavedStack>> = const { Cell::new(None) };
+}
+
+/// Installs the panic hook, once in a process; the one before is called after it.
+pub(crate) fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |information| {
+            save_panic_stack();
+            previous(information);
+        }));
+    });
+}
+
+/// Copies the top of the request stack, on which this runs, to its low end.
+#[inline(never)]
+fn save_panic_stack() {
+    let Some(thread) = current().filter(|thread| thread.can_divert()) else {
+        return;
+    };
+    let Some(stack) = thread.stack_region() else {
+        return;
+    };
+    let mut registers = [0; REGISTERS];
+    // SAFETY: reads registers and stores them in the array.
+    unsafe {
+        std::arch::asm!(
+            "mov [{r} + 8 * {rbx}], rbx",
+            "mov [{r} + 8 * {rbp}], rbp",
+            "mov [{r} + 8 * {rsp}], rsp",
+            "mov [{r} + 8 * {r12}], r12",
+            "mov [{r} + 8 * {r13}], r13",
+            "mov [{r} + 8 * {r14}], r14",
+            "mov [{r} + 8 * {r15}], r15",
+            "lea {t}, [rip]",
+            "mov [{r} + 8 * {rip}], {t}",
+            r = in(reg) registers.as_mut_ptr(),
+            t = out(reg) _,
+            rbx = const REG_RBX,
+            rbp = const REG_RBP,
+            rsp = const REG_RSP,
+            r12 = const REG_R12,
+            r13 = const REG_R13,
+            r14 = const REG_R14,
+            r15 = const REG_R15,
+            rip = const REG_RIP,
+            options(nostack, preserves_flags)
+        );
+    }
+    let low = stack.low() as u64;
+    let Some((from, bytes)) = top_of_stack(stack, registers[REG_RSP]) else {
+        return;
+    };
+    if from < low + u64::from(bytes) + HEADROOM {
+        return;
+    }
+    // SAFETY: both lie in the request stack, apart from one another, and the target below everything
+    // that runs on it by the headroom.
+    unsafe { ptr::copy_nonoverlapping(from as *const u8, stack.low(), bytes as usize) };
+    SAVED.set(Some(SavedStack {
+        tag: thread.tag(),
+        registers,
+        place: low,
+        bytes,
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_stack_starts_at_rsp_and_stays_inside() {
+        let stack = Region::new(64 * 1024).unwrap();
+        let (low, high) = (stack.low() as u64, stack.top() as u64);
+        assert_eq!(top_of_stack(&stack, high - 100), Some((high - 104, 104)));
+        assert_eq!(top_of_stack(&stack, low), Some((low, STACK_MAX)));
+        assert_eq!(top_of_stack(&stack, low - 64), Some((low, STACK_MAX)));
+        assert_eq!(top_of_stack(&stack, high), None);
+        assert_eq!(top_of_stack(&stack, 0x1000), None);
+    }
+}

@@ -1,0 +1,213 @@
+//! Crash suppression: signals of errors inside a request send the thread to its landing.
+//!
+//! The handler runs on a stack of its own, calls only async-signal-safe functions
+//! (signal-safety(7)) and touches only the thread's own state. All handled signals are blocked while
+//! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
+//! cannot loop.
+
+use super::{Phase, Thread, current};
+use crate::error::Error;
+use crate::failure::Kind;
+use crate::os::signals::{self, disposition, end_process, interrupt, write_stderr};
+use crate::os::{clib, switch};
+use crate::shared::pkru;
+use std::ffi::{c_int, c_void};
+use std::mem::zeroed;
+use std::ptr;
+use vmsrs_protocol::incident::{self, REGISTERS};
+
+/// Installs the handler, once in a process.
+///
+/// # Errors
+///
+/// [`Error::System`].
+pub(crate) fn install() -> Result<(), Error> {
+    signals::install(handler)
+}
+
+/// Index in `uc_mcontext.gregs` of each register of a report.
+const GREGS: [c_int; REGISTERS] = {
+    let mut gregs = [0; REGISTERS];
+    gregs[incident::REG_RAX] = libc::REG_RAX;
+    gregs[incident::REG_RBX] = libc::REG_RBX;
+    gregs[incident::REG_RCX] = libc::REG_RCX;
+    gregs[incident::REG_RDX] = libc::REG_RDX;
+    gregs[incident::REG_RSI] = libc::REG_RSI;
+    gregs[incident::REG_RDI] = libc::REG_RDI;
+    gregs[incident::REG_RBP] = libc::REG_RBP;
+    gregs[incident::REG_RSP] = libc::REG_RSP;
+    gregs[incident::REG_R8] = libc::REG_R8;
+    gregs[incident::REG_R9] = libc::REG_R9;
+    gregs[incident::REG_R10] = libc::REG_R10;
+    gregs[incident::REG_R11] = libc::REG_R11;
+    gregs[incident::REG_R12] = libc::REG_R12;
+    gregs[incident::REG_R13] = libc::REG_R13;
+    gregs[incident::REG_R14] = libc::REG_R14;
+    gregs[incident::REG_R15] = libc::REG_R15;
+    gregs[incident::REG_RIP] = libc::REG_RIP;
+    gregs[incident::REG_RFLAGS] = libc::REG_EFL;
+    gregs
+};
+
+/// The CPU traps after the next instruction.
+const TRAP_FLAG: i64 = 0x100;
+
+/// Trap, alignment check and direction flags.
+const FLAGS_OFF: i64 = TRAP_FLAG | 0x4_0000 | 0x400;
+
+unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: errno is the thread's own.
+    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: the kernel passes both with SA_SIGINFO.
+    let diverted =
+        current().is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
+    if !diverted {
+        // SAFETY: as above.
+        unsafe { chain(signal, info, context) };
+    }
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// Handles a signal of a thread with a request; false if the signal is not the library's.
+///
+/// # Safety
+///
+/// The arguments are those of a signal handler on this thread.
+unsafe fn suppress(
+    thread: &Thread,
+    signal: c_int,
+    info: &libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+) -> bool {
+    // SAFETY: the kernel's context of this thread.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    let instruction = registers[libc::REG_RIP as usize] as u64;
+    let is_step =
+        signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.has_single_stepped();
+    let signal = if is_step { interrupt() } else { signal };
+    if signal == interrupt() {
+        registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
+        if thread.is_diverted() {
+            return true;
+        }
+        // A late one, for a request that the thread has left, is ignored.
+        if !thread.must_end() {
+            return true;
+        }
+        if thread.phase() != Phase::Running || thread.is_critical() {
+            thread.set_pending(true);
+            return true;
+        }
+        let result = registers[libc::REG_RAX as usize] as u64;
+        // SAFETY: the kernel's context of this thread.
+        let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
+        if clib::is_busy(instruction, result) && thread.may_wait(instruction, result, can_trap) {
+            if thread.is_single_stepping() {
+                registers[libc::REG_EFL as usize] |= TRAP_FLAG;
+            }
+            return true;
+        }
+    } else {
+        // SAFETY: getpid() has no conditions; si_pid is set when a process sent the signal.
+        let foreign = info.si_code <= 0 && unsafe { info.si_pid() != libc::getpid() };
+        if foreign {
+            return false;
+        }
+        if !thread.can_divert() {
+            if thread.phase() != Phase::Idle {
+                write_stderr(
+                    b"vmsrs: an error inside the library, outside of the request's code\n",
+                );
+            }
+            return false;
+        }
+    }
+    let mut noted = [0; REGISTERS];
+    for (to, from) in noted.iter_mut().zip(GREGS) {
+        *to = registers[from as usize] as u64;
+    }
+    let memory = signal == libc::SIGSEGV || signal == libc::SIGBUS;
+    let address = if memory && info.si_code > 0 {
+        // SAFETY: set for these signals when the kernel sends them.
+        unsafe { info.si_addr() as u64 }
+    } else {
+        0
+    };
+    // The driver replaces the kind at the report where it knows better (foreign write, foreign draft,
+    // sealed write).
+    let kind = match signal {
+        libc::SIGSEGV | libc::SIGBUS if thread.is_stack_overflow(address) => Kind::StackOverflow,
+        libc::SIGSEGV | libc::SIGBUS => Kind::Memory,
+        libc::SIGFPE => Kind::Arithmetic,
+        libc::SIGILL | libc::SIGTRAP => Kind::Instruction,
+        libc::SIGABRT => Kind::Abort,
+        _ => Kind::Deadline,
+    };
+    if !thread.divert() {
+        write_stderr(
+            b"vmsrs: an error on the way out of a request: the library's own state is damaged; \
+            the process ends, committed domains are whole\n",
+        );
+        end_process();
+    }
+    thread.note(kind, address, signal, info.si_code, noted);
+    registers[libc::REG_RIP as usize] = switch::landing() as i64;
+    registers[libc::REG_RSP as usize] = thread.saved() as i64;
+    registers[libc::REG_EFL as usize] &= !FLAGS_OFF;
+    true
+}
+
+/// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that
+/// is blocked or ignored, and a handler that the server has installed since would not expect it.
+/// Async-signal-safe.
+fn traps_come_here(mask: &libc::sigset_t) -> bool {
+    // SAFETY: reads the set.
+    let blocked = unsafe { libc::sigismember(ptr::from_ref(mask), libc::SIGTRAP) } != 0;
+    let ours = |action: libc::sigaction| action.sa_sigaction == handler as *const () as usize;
+    !blocked && disposition(libc::SIGTRAP).is_ok_and(ours)
+}
+
+/// Does what would have happened without the library.
+///
+/// # Safety
+///
+/// The arguments are those of a signal handler.
+unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // Handlers start with all keys closed, and the server's may read guarded memory.
+    pkru::open_guard();
+    let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
+        (action.sa_sigaction, action.sa_flags)
+    });
+    // SAFETY: the kernel's information.
+    let sent = unsafe { (*info).si_code } <= 0;
+    match function {
+        libc::SIG_DFL | libc::SIG_IGN if signal == interrupt() => {}
+        libc::SIG_IGN if sent => {}
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: all zero but the function is the default disposition.
+            unsafe {
+                let mut default: libc::sigaction = zeroed();
+                default.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &raw const default, ptr::null_mut());
+            }
+            if sent {
+                // It is blocked now, and delivered when the handler has returned.
+                // SAFETY: sends this thread a signal.
+                unsafe { libc::raise(signal) };
+            }
+            // A fault of the code itself recurs when its instruction is retried.
+        }
+        function if flags & libc::SA_SIGINFO != 0 => {
+            type Full = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+            // SAFETY: a handler installed with SA_SIGINFO has this signature.
+            unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context) }
+        }
+        function => {
+            // SAFETY: a handler installed without SA_SIGINFO has this signature.
+            unsafe {
+                std::mem::transmute::<usize, unsafe extern "C" fn(c_int)>(function)(signal);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What went wrong, as a thread noted it when it was cut short.
+
+use crate::failure::Kind;
+use crate::os::clock;
+use crate::os::region::Region;
+use std::cell::{Cell, UnsafeCell};
+use vmsrs_protocol::incident::{BACKTRACE, REG_RBP, REG_RIP, REG_RSP, REGISTERS, REPORT_ADDRESS};
+use vmsrs_protocol::ioctl::IoctlFail;
+
+/// Bytes of a failure's message.
+const MESSAGE: usize = 127;
+
+/// A thread's notes on its last error. Only the thread itself uses it: its signal handler writes,
+/// its landing reads.
+#[derive(Debug)]
+pub(crate) struct Record {
+    report: UnsafeCell<IoctlFail>,
+    message: UnsafeCell<[u8; MESSAGE]>,
+    message_length: Cell<usize>,
+}
+
+impl Record {
+    pub(crate) fn new() -> Self {
+        Self {
+            report: UnsafeCell::default(),
+            message: UnsafeCell::new([0; MESSAGE]),
+            message_length: Cell::new(0),
+        }
+    }
+
+    /// Notes an error. Async-signal-safe.
+    pub(crate) fn note(&self, report: &IoctlFail) {
+        // SAFETY: this thread's own, read after the landing only.
+        unsafe { self.report.get().write(*report) };
+    }
+
+    /// Replaces the message. Async-signal-safe.
+    pub(crate) fn set_message(&self, message: &[u8]) {
+        let length = message.len().min(MESSAGE);
+        // SAFETY: this thread's own, and no reference into it is alive.
+        unsafe { (&mut *self.message.get())[..length].copy_from_slice(&message[..length]) };
+        self.message_length.set(length);
+    }
+
+    pub(crate) fn report(&self) -> IoctlFail {
+        // SAFETY: the thread has landed; nobody writes.
+        unsafe { self.report.get().read() }
+    }
+
+    pub(crate) fn message(&self) -> &[u8] {
+        // SAFETY: as in report().
+        let message = unsafe { &*self.message.get() };
+        &message[..self.message_length.get().min(MESSAGE)]
+    }
+}
+
+/// Stack pointer, frame pointer and instruction pointer of the caller, for an error that the library
+/// itself found.
+#[inline]
+pub(crate) fn registers() -> [u64; REGISTERS] {
+    let mut registers = [0; REGISTERS];
+    let (rsp, rbp, rip): (u64, u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        std::arch::asm!(
+            "mov {}, rsp", "mov {}, rbp", "lea {}, [rip]",
+            out(reg) rsp, out(reg) rbp, out(reg) rip,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    registers[REG_RBP] = rbp;
+    registers[REG_RSP] = rsp;
+    registers[REG_RIP] = rip;
+    registers
+}
+
+/// Follows the frame pointers, inside the request stack and upwards only, so that no damage
+/// can lead it astray. Frames of code without frame pointers are missing.
+pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
+    let mut addresses = [0; BACKTRACE];
+    for entry in &mut addresses {
+        let whole = stack.holds_word(frame) && stack.holds_word(frame.wrapping_add(8));
+        if !whole || !frame.is_multiple_of(8) {
+            break;
+        }
+        // SAFETY: two aligned words inside the request stack.
+        let (next, address) = unsafe { (*(frame as *const u64), *((frame + 8) as *const u64)) };
+        *entry = address;
+        if next <= frame {
+            break;
+        }
+        frame = next;
+    }
+    addresses
+}
+
+/// Whether `address` of an error with this signal and code says anything. A general protection fault
+/// (`SI_KERNEL`: the address was not canonical) comes without one.
+fn address_flag(address: u64, signal: i32, code: i32) -> u32 {
+    const SI_KERNEL: i32 = 0x80;
+    let faulted = matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0 && code != SI_KERNEL;
+    if faulted || address != 0 {
+        REPORT_ADDRESS
+    } else {
+        0
+    }
+}
+
+/// The report on an error of a kind.
+pub(crate) fn report(
+    kind: Kind,
+    address: u64,
+    signal: i32,
+    code: i32,
+    registers: [u64; REGISTERS],
+    stack: Option<&Region>,
+) -> IoctlFail {
+    IoctlFail {
+        detected_ns: clock::now(),
+        address,
+        kind: kind.number(),
+        signal,
+        code,
+        registers,
+        backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[REG_RBP])),
+        flags: address_flag(address, signal, code),
+        ..IoctlFail::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_faults_with_an_address_report_one() {
+        assert_eq!(address_flag(0, libc::SIGSEGV, 1), REPORT_ADDRESS);
+        assert_eq!(address_flag(0, libc::SIGSEGV, 0x80), 0);
+        assert_eq!(address_flag(0, libc::SIGFPE, 1), 0);
+        assert_eq!(address_flag(0x1000, 0, 0), REPORT_ADDRESS);
+    }
+}
