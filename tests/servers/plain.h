@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
- * What the servers use of vmsrs.h, made of malloc and mutexes: a domain is a lock and a root pointer,
- * a request is a function call, and an error is the end of the process.
+ * The part of vmsrs.h that the servers use, built on malloc and mutexes: a domain is a lock and a
+ * root pointer, a request is a function call, and an error ends the process.
  */
 #ifndef PLAIN_H
 #define PLAIN_H
 
 #include <pthread.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { VMSRS_OK = 0 };
@@ -26,6 +28,10 @@ typedef struct vmsrs_request {
 	unsigned int count;
 } vmsrs_request;
 
+typedef struct vmsrs_options {
+	uint32_t lock_timeout_ms; /* mutexes wait for as long as it takes */
+} vmsrs_options;
+
 typedef int (*vmsrs_request_fn)(vmsrs_request *request, void *argument);
 
 static inline int vmsrs_open(const char *name, vmsrs_app **app)
@@ -37,7 +43,7 @@ static inline int vmsrs_open(const char *name, vmsrs_app **app)
 	return VMSRS_OK;
 }
 
-static inline int vmsrs_domain_open(vmsrs_app *app, const void *key, size_t length,
+static inline int vmsrs_domain_open(void *app, const void *key, size_t length,
 				    vmsrs_domain **domain)
 {
 	(void)app, (void)key, (void)length;
@@ -69,6 +75,13 @@ static inline int vmsrs_run(vmsrs_domain *domain, vmsrs_request_fn function, voi
 	while (request.count)
 		vmsrs_leave(&request, request.held[request.count - 1]);
 	return VMSRS_OK;
+}
+
+static inline int vmsrs_run_with(vmsrs_domain *domain, const vmsrs_options *options,
+				 vmsrs_request_fn function, void *argument, int *result)
+{
+	(void)options;
+	return vmsrs_run(domain, function, argument, result);
 }
 
 static inline void *vmsrs_alloc(vmsrs_domain *domain, size_t size)
@@ -104,6 +117,12 @@ static inline int vmsrs_set_root(vmsrs_domain *domain, void *block)
 static inline const char *vmsrs_strerror(int code)
 {
 	return code == VMSRS_OK ? "done" : "refused";
+}
+
+__attribute__((noreturn)) static inline void vmsrs_fail(const char *message)
+{
+	fprintf(stderr, "%s\n", message);
+	abort();
 }
 
 #endif

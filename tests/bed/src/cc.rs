@@ -12,16 +12,12 @@ use crate::project;
 /// # Errors
 ///
 /// When there is no compiler, or it warns.
-pub fn compile<S: AsRef<Path>, A: AsRef<Path>>(
-    sources: &[S],
-    output: &Path,
-    arguments: &[A],
-) -> Result<()> {
+pub fn compile(sources: &[impl AsRef<Path>], output: &Path, arguments: &[&Path]) -> Result<()> {
     let root = project::root();
     let mut cc = Command::new("cc");
     cc.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(output)
         .args(sources.iter().map(|source| root.join(source)))
-        .args(arguments.iter().map(AsRef::as_ref));
+        .args(arguments);
     command::output(&mut cc).map(drop)
 }

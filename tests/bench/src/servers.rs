@@ -19,14 +19,14 @@ impl Servers {
     /// Builds the cache into `folder` and fetches Debian's memcached.
     pub(crate) fn build(bed: &Bed, folder: &Path) -> Result<Self> {
         let plain = folder.join("cache-plain");
-        cc::compile(&[CACHE], &plain, &["-DPLAIN"])?;
+        cc::compile(&[CACHE], &plain, &[Path::new("-DPLAIN")])?;
         let protected = folder.join("cache");
         let include = project::root().join("guest-lib/include");
         let library = project::built("libvmsrs.a")?;
         let arguments = [
             Path::new("-I"),
-            &include,
-            &library,
+            include.as_path(),
+            library.as_path(),
             // The library's functions are called in requests: nothing is to be resolved there.
             Path::new("-Wl,-z,now"),
         ];
@@ -44,6 +44,8 @@ impl Servers {
             image = image.library_folder(folder);
         }
         image
+            // memcached looks up the user that it runs as.
+            .text("/etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n")
             .binary(&self.plain, "/bin/cache-plain")
             .binary(&self.protected, "/bin/cache")
             .binary(self.memcached.path(), "/bin/memcached")
