@@ -10,6 +10,7 @@ use crate::flavour::Flavour;
 use crate::image::Image;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::{Kernel, Series};
+use crate::program::Program;
 use crate::release::Release;
 use crate::{direct, kmod, nested, project, tools};
 
@@ -117,6 +118,15 @@ impl Bed {
     /// When the cache is damaged.
     pub fn image(&self) -> Result<Image> {
         Ok(Image::new().busybox(self.cache.busybox()?))
+    }
+
+    /// The program of the Debian package of that name, for guests; fetched when it is not in the cache.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched.
+    pub fn program(&self, name: &str) -> Result<Program> {
+        self.cache.program(name, &*self.progress)
     }
 
     /// The static busybox, for what is not an [`Image`].

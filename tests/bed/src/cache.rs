@@ -14,6 +14,7 @@ use crate::debug_kernel;
 use crate::error::{Error, IoContext, Result};
 use crate::flavour::Flavour;
 use crate::kernel::{self, Kernel, Series};
+use crate::program::Program;
 use crate::qemu::Qemu;
 use crate::release::Release;
 
@@ -69,6 +70,14 @@ impl Set {
         Self {
             name: format!("qemu-{}", release.codename()),
             packages: vec!["qemu-system-x86".to_owned()],
+            choice: Choice::Missing,
+        }
+    }
+
+    fn program(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            packages: vec![name.to_owned()],
             choice: Choice::Missing,
         }
     }
@@ -180,6 +189,20 @@ impl Cache {
                 what: "bin/busybox".to_owned(),
                 place: folder.display().to_string(),
             })
+    }
+
+    /// The program of a Debian package that has the program's name; fetched when it is not there. The machine's own, if it
+    /// has the package.
+    ///
+    /// # Errors
+    ///
+    /// When the package cannot be fetched.
+    pub fn program(&self, name: &str, progress: &dyn Fn(&str)) -> Result<Program> {
+        let set = Set::program(name);
+        let folder = self.folder.join(&set.name);
+        let _lock = self.lock("lock")?;
+        self.fetch_sets(vec![set], false, progress)?;
+        Ok(Program::unpacked(&folder, name))
     }
 
     /// The QEMU for the nested KVM host.

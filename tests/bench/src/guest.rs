@@ -11,9 +11,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use vmsrs::{App, Domain, Options};
 
 use crate::host::{FACT, READY};
+use crate::load::{Load, Server};
 use crate::mark;
 use crate::profile::facts;
-use crate::sample::{Parts, Sample, What};
+use crate::random::Random;
+use crate::sample::{Parts, Sample, ServerLoad, What};
 use crate::table::{Table, VALUE};
 
 const PAGE: usize = 4096;
@@ -33,6 +35,29 @@ const SHARDS: u64 = 16;
 const KEYS: u64 = SHARDS * 512;
 /// Percentages of operations that write.
 const WRITES_PERCENT: [u32; 2] = [5, 50];
+
+/// Servers in the guest's image: name, mode, command.
+const SERVERS: [(&str, &str, &[&str]); 3] = [
+    (
+        "memcached",
+        "plain",
+        &["memcached", "-u", "root", "-t", "1", "-m", "48"],
+    ),
+    (
+        "cache",
+        "plain",
+        &["cache-plain", "-t", "1", "-m", "48", "-s", "16"],
+    ),
+    (
+        "cache",
+        "protected",
+        &["cache", "-t", "1", "-m", "48", "-s", "16"],
+    ),
+];
+/// Sizes of values, and how many keys have one.
+const VALUES: [(usize, u64); 3] = [(100, 4096), (1024, 4096), (16 * 1024, 512)];
+/// Percentages of commands that set a value.
+const SERVER_WRITES_PERCENT: [u32; 3] = [0, 5, 50];
 
 /// Measures everything. Small measurements have more rounds, so that each takes about as long as `rounds` requests that
 /// write to 64 pages.
@@ -129,7 +154,46 @@ pub(crate) fn measure(rounds: u32, profile: bool) -> Result<()> {
             })
         })?;
     }
-    key_value(app, rounds * 40)
+    key_value(app, rounds * 40)?;
+    servers(rounds * 20)
+}
+
+/// Servers as users run them: over loopback TCP.
+fn servers(commands: u32) -> Result<()> {
+    for (server, mode, command) in SERVERS {
+        for (value_bytes, keys) in VALUES {
+            let mut running = Server::start(command)?;
+            let load = |writes_percent| Load {
+                keys,
+                value_bytes,
+                writes_percent,
+            };
+            running.fill(load(0))?;
+            for writes_percent in SERVER_WRITES_PERCENT {
+                let load = load(writes_percent);
+                let mut random = Random::new();
+                running.run(load, commands / 5, &mut random)?;
+                phase(|| {
+                    let before = running.cpu_ns()?;
+                    mark::start();
+                    let sent = running.run(load, commands, &mut random)?;
+                    mark::stop();
+                    let spent = running.cpu_ns()? - before;
+                    Ok(Sample {
+                        writes_percent: Some(writes_percent),
+                        nanoseconds: spent as f64 / f64::from(sent),
+                        server: Some(ServerLoad {
+                            server: server.to_owned(),
+                            mode: mode.to_owned(),
+                            value_bytes,
+                        }),
+                        ..Sample::new(What::Server, mode == "protected", sent)
+                    })
+                })?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes one measurement, which the host brackets with its counters.
@@ -153,6 +217,7 @@ impl Sample {
             rounds,
             nanoseconds: 0.0,
             parts: None,
+            server: None,
         }
     }
 
@@ -259,7 +324,7 @@ fn key_value(app: &'static App, operations: u32) -> Result<()> {
     for writes_percent in WRITES_PERCENT {
         let measure = |is_protected, serve: &dyn Fn(u64, Option<[u8; VALUE]>) -> Result<()>| {
             phase(|| {
-                let mut random = Random(88_172_645_463_325_252);
+                let mut random = Random::new();
                 let watch = Watch::start();
                 for _ in 0..operations {
                     let writes = random.next() % 100 < u64::from(writes_percent);
@@ -286,20 +351,6 @@ fn operation(table: &mut Table, key: u64, value: Option<[u8; VALUE]>) {
     match value {
         Some(value) => assert!(table.put(key, value), "half of the places are free"),
         None => assert!(black_box(table.get(key)).is_some(), "all keys are there"),
-    }
-}
-
-/// Marsaglia's xorshift (Journal of Statistical Software 8(14), 2003): a few instructions that cost both servers the
-/// same.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        // The low bits of successive numbers are correlated.
-        self.0 >> 16
     }
 }
 

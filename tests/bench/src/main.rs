@@ -5,10 +5,13 @@
 
 mod guest;
 mod host;
+mod load;
 mod mark;
 mod profile;
+mod random;
 mod report;
 mod sample;
+mod servers;
 mod table;
 
 use std::path::PathBuf;
@@ -22,6 +25,7 @@ use vmsrs_report::folder;
 use crate::profile::Profiler;
 use crate::report::Report;
 use crate::sample::Measured;
+use crate::servers::Servers;
 
 /// The emulated CPU: `max` without its fast string instructions, which QEMU counts once a byte. A page is then copied in
 /// 512 instructions, as the copy would take about as many cycles.
@@ -74,7 +78,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let modules = bed.modules(&kernel)?;
     let folder = tempfile::tempdir()?;
     let image = folder.path().join("guest.img");
-    bed.image()?
+    Servers::build(&bed, folder.path())?
+        .add_to(bed.image()?)
         .modules(["virtio_mmio"])
         .module_file(&modules.driver)
         .binary(&program, "/bin/vmsrs-bench")
@@ -139,15 +144,17 @@ fn run(arguments: &Arguments) -> Result<()> {
         let table = profiler.finish(&measured, &files)?;
         println!("the profile: {}", table.display());
     }
-    let report = Report {
-        accelerator: match arguments.deterministic {
-            true => vmsrs_bed::Accelerator::Nested.name(),
-            false => bed.accelerator().name(),
-        },
-        guest_kernel: kernel.release().to_owned(),
-        deterministic: arguments.deterministic,
-        samples: report::without_measuring(measured),
+    let deterministic = arguments.deterministic || arguments.profile;
+    let accelerator = match deterministic {
+        true => vmsrs_bed::Accelerator::Nested,
+        false => bed.accelerator(),
     };
+    let report = Report::new(
+        accelerator.name(),
+        kernel.release().to_owned(),
+        deterministic,
+        measured,
+    );
     let folder = project::root().join("target/bench");
     folder::create(&folder)?;
     let path = folder::write_report(&folder, &report)?;

@@ -12,11 +12,108 @@ pub(crate) struct Report {
     pub(crate) guest_kernel: String,
     /// Whether a nanosecond is an instruction: budgets only apply to that clock.
     pub(crate) deterministic: bool,
+    pub(crate) budgets: Vec<Budget>,
+    pub(crate) server: Vec<ServerCost>,
     pub(crate) samples: Vec<Measured>,
 }
 
+/// A line of the project's budgets, and what was reached.
+#[derive(Debug, Serialize)]
+pub(crate) struct Budget {
+    name: String,
+    value: f64,
+    budget: f64,
+    unit: &'static str,
+}
+
+/// What a command costs a server.
+#[derive(Debug, Serialize)]
+pub(crate) struct ServerCost {
+    server: String,
+    /// Percentages of gets and sets, as `95/5`.
+    mix: String,
+    value_bytes: usize,
+    mode: String,
+    cpu_ns_per_request: f64,
+    exits_per_request: f64,
+}
+
+fn mix(writes_percent: u32) -> String {
+    format!("{}/{writes_percent}", 100 - writes_percent)
+}
+
+/// The rows of servers in `samples`.
+fn server_costs(samples: &[Measured]) -> Vec<ServerCost> {
+    let costs = samples.iter().filter_map(|one| {
+        let load = one.sample.server.as_ref()?;
+        Some(ServerCost {
+            server: load.server.clone(),
+            mix: mix(one.sample.writes_percent.unwrap_or(0)),
+            value_bytes: load.value_bytes,
+            mode: load.mode.clone(),
+            cpu_ns_per_request: one.sample.nanoseconds,
+            exits_per_request: one.each(one.cost.all_exits()),
+        })
+    });
+    costs.collect()
+}
+
+/// The budgets that `samples` and `server` say something about.
+fn budgets(samples: &[Measured], server: &[ServerCost]) -> Vec<Budget> {
+    let mut budgets = Vec::new();
+    for one in samples {
+        if let Some(budget) = one.sample.budget() {
+            budgets.push(Budget {
+                name: one.name(),
+                value: one.sample.nanoseconds,
+                budget,
+                unit: "instructions",
+            });
+        }
+        if one.sample.protected && one.sample.what == What::Request && one.sample.pages > 0 {
+            budgets.push(Budget {
+                name: format!("{}: exits per page", one.name()),
+                value: one.each(one.cost.all_exits()) / one.sample.pages as f64,
+                budget: EXITS_PER_PAGE,
+                unit: "exits",
+            });
+        }
+    }
+    for (mix, budget) in SERVER_BUDGETS {
+        for protected in server
+            .iter()
+            .filter(|cost| cost.mode == "protected" && cost.mix == mix)
+        {
+            let plain = server.iter().find(|cost| {
+                cost.mode == "plain"
+                    && cost.server == protected.server
+                    && cost.mix == mix
+                    && cost.value_bytes == protected.value_bytes
+            });
+            if let Some(plain) = plain {
+                budgets.push(Budget {
+                    name: format!(
+                        "{}, {mix}, {} bytes",
+                        protected.server, protected.value_bytes
+                    ),
+                    value: protected.cpu_ns_per_request / plain.cpu_ns_per_request,
+                    budget,
+                    unit: "times the unprotected server's CPU time",
+                });
+            }
+        }
+    }
+    budgets
+}
+
+/// Most exits for each page that a request writes.
+const EXITS_PER_PAGE: f64 = 1.0 / 32.0;
+
+/// Most CPU time of a protected server, as a multiple of the unprotected one's, by its mix of gets and sets.
+const SERVER_BUDGETS: [(&str, f64); 2] = [("95/5", 1.03), ("50/50", 1.15)];
+
 /// Subtracts the cost of measuring, which the last empty measurement gives, from all measurements.
-pub(crate) fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
+fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
     let nothing = measured
         .iter()
         .rfind(|one| one.sample.what == What::Nothing)
@@ -38,6 +135,16 @@ impl Measured {
             (What::Request, pages) => format!("writes, pages: {pages}"),
             (What::Recovery, pages) => format!("error to next request, pages: {pages}"),
             (What::KeyValue, _) => format!("key-value, {percent} % writes"),
+            (What::Server, _) => match &self.sample.server {
+                Some(load) => format!(
+                    "{} {}, {}, {} bytes",
+                    load.server,
+                    load.mode,
+                    mix(percent),
+                    load.value_bytes
+                ),
+                None => "server".to_owned(),
+            },
         }
     }
 
@@ -48,11 +155,85 @@ impl Measured {
 }
 
 impl Report {
+    pub(crate) fn new(
+        accelerator: &'static str,
+        guest_kernel: String,
+        deterministic: bool,
+        measured: Vec<Measured>,
+    ) -> Self {
+        let samples = without_measuring(measured);
+        let server = server_costs(&samples);
+        // On another clock they say nothing.
+        let budgets = match deterministic {
+            true => budgets(&samples, &server),
+            false => Vec::new(),
+        };
+        Self {
+            accelerator,
+            guest_kernel,
+            deterministic,
+            budgets,
+            server,
+            samples,
+        }
+    }
+
+    /// CPU time of servers for a command, in nanoseconds.
+    fn servers(&self) -> Table {
+        let mut table = Table::markdown(&[
+            words("server"),
+            words("gets/sets"),
+            numbers("bytes"),
+            words("mode"),
+            numbers("CPU, ns"),
+            numbers("exits"),
+        ]);
+        for cost in &self.server {
+            table.row([
+                cost.server.clone(),
+                cost.mix.clone(),
+                cost.value_bytes.to_string(),
+                cost.mode.clone(),
+                format!("{:.0}", cost.cpu_ns_per_request),
+                format!("{:.2}", cost.exits_per_request),
+            ]);
+        }
+        table
+    }
+
+    /// Each budget, and what was reached.
+    fn budgets(&self) -> Table {
+        let mut table = Table::markdown(&[
+            words("budget"),
+            numbers("reached"),
+            numbers("at most"),
+            words("unit"),
+            words(""),
+        ]);
+        for one in &self.budgets {
+            let digits = if one.budget < 100.0 { 3 } else { 0 };
+            table.row([
+                one.name.clone(),
+                format!("{:.digits$}", one.value),
+                format!("{:.digits$}", one.budget),
+                one.unit.to_owned(),
+                if one.value > one.budget { "missed" } else { "" }.to_owned(),
+            ]);
+        }
+        table
+    }
+
     /// The numbers as tables in Markdown.
     pub(crate) fn tables(&self) -> String {
-        [self.compared(), self.where_it_goes(), self.kinds_of_exits()]
-            .map(|table| table.to_string())
-            .join("\n")
+        [
+            self.compared(),
+            self.servers(),
+            self.where_it_goes(),
+            self.kinds_of_exits(),
+            self.budgets(),
+        ]
+        .map(|table| table.to_string())
+        .join("\n")
     }
 
     /// What each round takes with protection and without.
@@ -61,7 +242,6 @@ impl Report {
             words(""),
             numbers("plain, ns"),
             numbers("with, ns"),
-            numbers("budget, ns"),
             numbers("plain, exits"),
             numbers("with, exits"),
         ]);
@@ -74,7 +254,9 @@ impl Report {
                     && plain.writes_percent == sample.writes_percent
             };
             // Only what exists without protection alone has a line of its own.
-            if !one.sample.protected && one.sample.what != What::Exit {
+            if one.sample.what == What::Server
+                || (!one.sample.protected && one.sample.what != What::Exit)
+            {
                 continue;
             }
             let plain = self.samples.iter().find(is_plain);
@@ -83,14 +265,11 @@ impl Report {
                 None => "-".to_owned(),
             };
             let with = Some(one).filter(|one| one.sample.protected);
-            // Budgets are in instructions: on another clock they say nothing.
-            let budget = one.sample.budget().filter(|_| self.deterministic);
             let exits = |one: &Measured| one.each(one.cost.all_exits());
             table.row([
                 one.name(),
                 number(plain.map(|plain| plain.sample.nanoseconds), 0),
                 number(with.map(|one| one.sample.nanoseconds), 0),
-                number(budget, 0),
                 number(plain.map(exits), 2),
                 number(with.map(exits), 2),
             ]);
@@ -156,6 +335,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::ServerLoad;
     use crate::sample::tests::sample;
 
     fn measured(what: What, pages: usize, protected: bool, exits: u64) -> Measured {
@@ -182,20 +362,40 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_of_a_server_compares_it_with_the_unprotected_one() {
+        let of = |mode: &str, nanoseconds| {
+            let mut one = measured(What::Server, 0, mode == "protected", 10);
+            one.sample.writes_percent = Some(5);
+            one.sample.nanoseconds = nanoseconds;
+            one.sample.server = Some(ServerLoad {
+                server: "cache".to_owned(),
+                mode: mode.to_owned(),
+                value_bytes: 100,
+            });
+            one
+        };
+        let samples = [of("plain", 1000.0), of("protected", 1500.0)];
+        let budgets = budgets(&samples, &server_costs(&samples));
+        assert_eq!(budgets.len(), 1);
+        assert_eq!(budgets[0].name, "cache, 95/5, 100 bytes");
+        assert!((budgets[0].value - 1.5).abs() < 1e-9);
+    }
+
+    #[test]
     fn plain_and_protected_are_side_by_side() {
-        let report = Report {
-            accelerator: "nested-tcg",
-            guest_kernel: String::new(),
-            deterministic: true,
-            samples: vec![
+        let report = Report::new(
+            "nested-tcg",
+            String::new(),
+            true,
+            vec![
                 measured(What::Request, 4, false, 10),
                 measured(What::Request, 4, true, 25),
             ],
-        };
+        );
         // The cells without what aligns them.
         let tables = report.tables();
         let tables = tables.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(tables.contains("| writes, pages: 4 | 1234 | 1234 | 17500 | 1.00 | 2.50 |"));
+        assert!(tables.contains("| writes, pages: 4 | 1234 | 1234 | 1.00 | 2.50 |"));
         assert!(tables.contains("| 1234567 | 1234567 | 1234567 | 500 | 70 | 0 | 0 |"));
         assert!(tables.contains("| exits 2.50 |"));
     }

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use vmsrs_bed::project;
+use vmsrs_bed::{cc, project};
 use vmsrs_ledger::guest::image::{Parts, network, start};
-use vmsrs_ledger::program::{self, Server};
+use vmsrs_ledger::program::Server;
 use vmsrs_report::steps::Steps;
 
 use crate::console::SUPERVISOR;
@@ -138,7 +138,7 @@ impl Programs {
 fn build_injector(folder: &Path) -> Result<PathBuf> {
     let injector = folder.join("libinject.so");
     let root = project::root();
-    program::compile(
+    cc::compile(
         &INJECTOR.map(|name| Path::new("tests/campaign/inject").join(name)),
         &injector,
         &[

@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use vmsrs_bed::project;
+use vmsrs_bed::{cc, project};
 
 /// Source of the server in C, from the project's root.
 const SOURCE: &str = "tests/ledger/servers/ledger.c";
@@ -36,7 +35,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// As [`compile`] and [`project::built`].
+    /// As [`cc::compile`] and [`project::built`].
     pub fn build(self, folder: &Path, arguments: &[&Path]) -> Result<PathBuf> {
         match self {
             Self::Rust => Ok(project::built("ledger-rs")?),
@@ -44,7 +43,7 @@ impl Server {
                 let program = folder.join("ledger");
                 let include = project::root().join("guest-lib/include");
                 let arguments = [&["-I".as_ref(), include.as_path()], arguments].concat();
-                compile(&[SOURCE], &program, &arguments)?;
+                cc::compile(&[SOURCE], &program, &arguments)?;
                 Ok(program)
             }
         }
@@ -55,36 +54,13 @@ impl Server {
 ///
 /// # Errors
 ///
-/// As [`compile`].
+/// As [`cc::compile`].
 pub fn plain(folder: &Path, arguments: &[&Path]) -> Result<PathBuf> {
     let program = folder.join("ledger-plain");
-    compile(
+    cc::compile(
         &[SOURCE],
         &program,
         &[&["-DPLAIN".as_ref()], arguments].concat(),
     )?;
     Ok(program)
-}
-
-/// Compiles C or C++ sources of this project (paths from its root) to `output`, with further arguments for the compiler.
-///
-/// # Errors
-///
-/// When the compiler is missing, or it warns.
-pub fn compile(sources: &[impl AsRef<Path>], output: &Path, arguments: &[&Path]) -> Result<()> {
-    let root = project::root();
-    let ended = Command::new("cc")
-        .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .arg(output)
-        .args(sources.iter().map(|source| root.join(source)))
-        .args(arguments)
-        .output()
-        .context("start cc; install gcc")?;
-    ensure!(
-        ended.status.success(),
-        "{} does not compile:\n{}",
-        output.display(),
-        String::from_utf8_lossy(&ended.stderr)
-    );
-    Ok(())
 }
