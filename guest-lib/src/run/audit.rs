@@ -165,6 +165,10 @@ impl<'a> Written<'a> {
                 return Ok(!self.unknown);
             }
             self.fetch();
+            // Of a count at its limit, nothing tells whether drafts were made; the list does.
+            if !self.unknown && self.count == 0 {
+                return Ok(true);
+            }
         }
     }
 }
@@ -187,7 +191,7 @@ pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
 mod tests {
     use crate::mock::MockBackend;
     use crate::{App, Domain, Error, Failure, Kind, RunError, thread};
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, Once};
     use vmsrs_protocol::shared::ThreadControl;
 
@@ -300,6 +304,43 @@ mod tests {
             one.run(|request| request.enter(two).map(|entered| entered.keep().number()))
                 .unwrap();
             assert_eq!(*fetches.lock().unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn audit_ends_whatever_the_count_of_drafts_says() {
+        const BLOCKS: usize = 100;
+        let fetches = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&fetches);
+        let app = MockBackend::app("count of drafts at its limit", |hooks| {
+            hooks.drafts = Box::new(move |_, skip, pages| {
+                let before = counter.fetch_add(1, Ordering::SeqCst);
+                assert!(before < 100, "the audit does not end");
+                pages[0] = 0;
+                Some(usize::from(skip == 0))
+            });
+        });
+        let domain = app.domain("one").unwrap();
+        domain
+            .run(|_| {
+                (0..BLOCKS).try_for_each(|_| domain.allocate(16, 16).map(drop))?;
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        for (drafts, complement) in [(u32::MAX, 0), (u32::MAX, u32::MAX), (7, 7)] {
+            fetches.store(0, Ordering::SeqCst);
+            domain
+                .run(|_| {
+                    let control = thread::current().unwrap().control().as_ptr();
+                    // SAFETY: this thread's; what a stray write may leave there.
+                    unsafe {
+                        (&raw mut (*control).drafts).write_volatile(drafts);
+                        (&raw mut (*control).drafts_complement).write_volatile(complement);
+                    }
+                    Ok::<_, Error>(())
+                })
+                .unwrap();
+            assert!(fetches.load(Ordering::SeqCst) > 0);
         }
     }
 }
