@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Evidence: what a program keeps of a failed request for its developer. It is read when the
+ * Evidence: what a program saves about a failed request for its developer. It is read when the
  * request's drafts are gone and its locks are free, so only the failed thread waits for it, and
  * the report does not depend on it.
  */

@@ -300,7 +300,6 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	atomic_dec(&device_count);
 }
 
-/* A reset loses the granted frames with the drafts in them, so suspend is not supported. */
 #ifdef CONFIG_PM_SLEEP
 /* A reset loses the granted frames with the drafts in them, so the device can't be suspended. */
 static int vmsrs_freeze(struct virtio_device *vdev)

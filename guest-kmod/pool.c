@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The pool of granted frames. The host grants frames zeroed; the lowest free one is used first,
- * so that frames sealed together lie together. A frame that was written to does not come back to
+ * so that frames sealed together are neighbours. A frame that was written to does not come back to
  * the pool: the host wipes it first.
  */
 #include <linux/bitmap.h>
@@ -240,7 +240,7 @@ static bool frame_free(struct vmsrs_device *dev, u32 reserve)
  * map and unmap, and signals are taken at the faulting instruction.
  *
  * Context: no lock of the driver is held.
- * Return: 0 if the caller shall try again, otherwise what the fault handler returns.
+ * Return: 0 if the caller should try again, otherwise what the fault handler returns.
  */
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
 			   struct vm_fault *vmf, u32 reserve)
@@ -250,7 +250,7 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	struct file *file = NULL;
 	long left;
 
-	/* Not the rest of a wait that a signal ended long ago. */
+	/* Do not continue a wait that a signal ended long ago. */
 	if (!thread->frame_due || time_after(jiffies, thread->frame_due + VMSRS_FRAME_TIMEOUT))
 		thread->frame_due = (jiffies + VMSRS_FRAME_TIMEOUT) | 1;
 	left = (long)(thread->frame_due - jiffies);

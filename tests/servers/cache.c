@@ -301,7 +301,7 @@ struct command {
 	/* get, gets */
 	bool with_cas;
 	struct buffer *output;
-	size_t appended;		/* bytes behind output->length that are the answer */
+	size_t appended;		/* bytes of the answer after output->length */
 	/* stats */
 	uint64_t items, bytes, evictions;
 };

@@ -66,7 +66,7 @@ impl<T, F: FnOnce(&Request) -> T> Piece<T, F> {
 /// How several pieces of work have ended.
 pub(crate) struct Pieces<T> {
     /// The results in order; `None` where the thread was not started.
-    pub(crate) gave: Vec<Option<Result<T, Error>>>,
+    pub(crate) outcomes: Vec<Option<Result<T, Error>>>,
     /// Why a thread was not started. The others after it were not tried.
     pub(crate) refused: Option<Error>,
 }
@@ -88,8 +88,8 @@ impl Request {
         if let Some(error) = done.refused {
             return Err(error);
         }
-        let gave = |place: Option<Result<T, Error>>| place.unwrap_or(Err(Error::Ended));
-        done.gave.into_iter().map(gave).collect()
+        let ended = |outcome: Option<Result<T, Error>>| outcome.unwrap_or(Err(Error::Ended));
+        done.outcomes.into_iter().map(ended).collect()
     }
 
     /// Like [`Request::fan_out`], with the result of each piece.
@@ -148,7 +148,7 @@ impl Request {
             resume_unwind(payload);
         }
         Ok(Pieces {
-            gave: places,
+            outcomes: places,
             refused,
         })
     }

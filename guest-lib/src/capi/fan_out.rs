@@ -6,7 +6,7 @@ use crate::Request;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-/// Most pieces of one call.
+/// Maximum number of pieces in one call.
 const PIECES_MAX: usize = 1 << 16;
 
 /// A piece of the work of a request, for `vmsrs_fan_out()`.
@@ -35,7 +35,7 @@ unsafe impl Send for Call {}
 
 impl Call {
     fn run(self, request: &Request) -> c_int {
-        // SAFETY: the function is called with what its type says; the request is this thread's.
+        // SAFETY: the arguments are those of the function's type; the request is this thread's.
         unsafe { (self.function)(ptr::from_ref(request).cast_mut(), self.argument) }
     }
 }
@@ -76,7 +76,7 @@ pub unsafe extern "C" fn vmsrs_fan_out(
     if pieces.is_null() || count > PIECES_MAX {
         return VMSRS_EINVAL;
     }
-    // SAFETY: so many pieces by contract.
+    // SAFETY: `count` pieces by contract.
     let pieces = unsafe { std::slice::from_raw_parts_mut(pieces, count) };
     let call = |piece: &CPiece| {
         let (function, argument) = (piece.function?, piece.argument);
@@ -94,8 +94,8 @@ pub unsafe extern "C" fn vmsrs_fan_out(
     };
     let refused = done.refused.as_ref().map_or(VMSRS_EENDED, code);
     let mut status = VMSRS_OK;
-    for (piece, gave) in pieces.iter_mut().zip(done.gave) {
-        (piece.outcome, piece.result) = match gave {
+    for (piece, outcome) in pieces.iter_mut().zip(done.outcomes) {
+        (piece.outcome, piece.result) = match outcome {
             Some(Ok(value)) => (VMSRS_OK, value),
             Some(Err(error)) => (code(&error), 0),
             None => (refused, 0),

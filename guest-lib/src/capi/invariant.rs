@@ -18,7 +18,7 @@ use std::ptr;
 pub type InvariantFn =
     Option<unsafe extern "C-unwind" fn(domain: *mut Domain, argument: *mut c_void) -> c_int>;
 
-/// A check and what it is called with.
+/// A check and its argument.
 #[derive(Clone, Copy)]
 struct Check {
     function: unsafe extern "C-unwind" fn(*mut Domain, *mut c_void) -> c_int,

@@ -25,7 +25,7 @@ pub struct COptions {
 }
 
 impl COptions {
-    /// The same for the library; `None` when there is an unknown flag, or what is reserved is not 0.
+    /// The same for the library; `None` if a flag is unknown, or the reserved field is not 0.
     pub(super) fn read(self) -> Option<Options> {
         if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 || self.reserved != 0 {
             return None;

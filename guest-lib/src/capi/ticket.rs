@@ -17,13 +17,13 @@ impl Ticket {
         }
     }
 
-    /// The ticket again; `None` when there is none in it.
+    /// The ticket again; `None` if it holds none.
     ///
     /// # Safety
     ///
     /// [`Ticket::to_c`] gave it, or it is all zero.
     pub(crate) unsafe fn from_c(ticket: &CTicket) -> Option<Self> {
-        // SAFETY: null, or what lives for ever, by contract.
+        // SAFETY: null, or a value that lives forever, by contract.
         let (state, domain) = unsafe {
             (
                 ticket.state.cast::<State>().as_ref()?,

@@ -1,4 +1,4 @@
-//! Which list free room of a size is in: two-level segregated fit (Masmano, Ripoll, Crespo, Real: TLSF,
+//! Lists of free room by size: two-level segregated fit (Masmano, Ripoll, Crespo, Real: TLSF,
 //! a new dynamic memory allocator for real-time systems, ECRTS 2004).
 //!
 //! Rooms below [`EXACT`] grains have a list for each size. Above, each power of two is divided into
@@ -8,18 +8,18 @@ use vmsrs_protocol::EXTENT_MAX_PAGES;
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::heap::GRAIN;
 
-/// Grains up to which a list has rooms of one size only.
+/// Below this many grains each list has rooms of one size only.
 const EXACT: usize = 16;
-/// Lists for a power of two, and their logarithm.
+/// Lists per power of two, and the logarithm of that.
 const STEPS: usize = 1 << STEPS_LOG;
 const STEPS_LOG: u32 = 3;
-/// The same for [`EXACT`].
+/// Logarithm of [`EXACT`].
 const EXACT_LOG: u32 = EXACT.trailing_zeros();
 
-/// Most grains of a room.
+/// Size of the largest room, in grains.
 const GRAINS_MAX: usize = EXTENT_MAX_PAGES as usize * PAGE_SIZE as usize / GRAIN;
 
-/// Lists.
+/// Number of lists.
 pub(crate) const COUNT: usize = list_of(GRAINS_MAX) + 1;
 
 const WORDS: usize = COUNT.div_ceil(64);
@@ -33,7 +33,7 @@ pub(crate) struct Bins {
     heads: [u64; COUNT],
 }
 
-/// The list of a room of that many grains.
+/// The list that a room of that many grains is in.
 pub(crate) const fn list_of(grains: usize) -> usize {
     if grains < EXACT {
         return grains;

@@ -64,8 +64,9 @@ fn free_signal() -> io::Result<c_int> {
 /// A handler that is installed with `SA_SIGINFO`.
 pub(crate) type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
-/// Installs the handler for all signals of errors and for interrupts, once in a process. Handlers that the server installs for the same signals
-/// later replace them; what was installed before is called for errors outside requests.
+/// Installs the handler for the signals of errors and for interrupts, once in a process. Handlers that the
+/// server installs later for the same signals replace it; those installed before are called for errors
+/// outside requests.
 ///
 /// # Errors
 ///

@@ -72,18 +72,18 @@ pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
     (u32::from(first.is_some()) + differing.count() as u32, first)
 }
 
-/// The changes from `old` to `new` of the page at `address`, in order, each with that of the page's
-/// `blocks` (in order) in which all of it lies: where the next block starts, the next change does.
+/// The changes from `old` to `new` of the page at `address`, in order, each with the one of the
+/// page's `blocks` (in order) that it lies in: a change ends where the next block starts.
 pub(crate) fn changes(address: u64, old: &Page, new: &Page, blocks: &[Block]) -> Vec<Change> {
     let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
-    let mut behind = blocks.iter().copied().peekable();
+    let mut later = blocks.iter().copied().peekable();
     let mut block = None;
     for (offset, (before, after)) in old.iter().zip(new).enumerate() {
         if before == after {
             continue;
         }
         let at = address.wrapping_add(offset as u64);
-        while let Some(next) = behind.next_if(|next| next.begin() <= at) {
+        while let Some(next) = later.next_if(|next| next.begin() <= at) {
             block = Some(next);
         }
         match runs.last_mut() {

@@ -37,8 +37,8 @@ impl Program {
         }
         let mut rest = bytes;
         let mut part = |length: u32| -> Option<Box<[u8]>> {
-            let (part, behind) = rest.split_at_checked(length as usize)?;
-            rest = behind;
+            let (part, remaining) = rest.split_at_checked(length as usize)?;
+            rest = remaining;
             Some(part.into())
         };
         let parts = limits.map(|(length, _)| part(length));

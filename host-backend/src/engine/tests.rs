@@ -351,8 +351,8 @@ fn refused_commit_keeps_earlier_ones() {
         spoil(&mut bad);
         // Both records of a commit have the same tag, whatever it is.
         part.tag = bad.tag;
-        let behind = record(3, NONE, frame(&bench, 3));
-        let (taken, refusal) = bench.seal(&[good, part, bad, behind]);
+        let after = record(3, NONE, frame(&bench, 3));
+        let (taken, refusal) = bench.seal(&[good, part, bad, after]);
         assert_eq!(taken, 1);
         assert_eq!(refusal.map(Refusal::status), Some(status), "{bad:?}");
         assert_eq!(bench.frame_of(0), frame(&bench, 0));

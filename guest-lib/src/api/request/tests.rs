@@ -1,4 +1,4 @@
-//! Requests whose backend does what a test says.
+//! Requests with a backend whose behaviour each test defines.
 
 use super::*;
 use crate::error::RunError;
@@ -27,7 +27,7 @@ fn hold(domain: &'static Domain) -> (mpsc::Sender<()>, std::thread::JoinHandle<(
     (free, holder)
 }
 
-/// Fails the calling thread's request as another thread of it does, in the middle of what it does.
+/// Fails the calling thread's request as another of its threads would, in the middle of a call.
 fn fail_from_outside() {
     let thread = thread::current().unwrap();
     // SAFETY: the thread is registered.
@@ -79,7 +79,7 @@ fn failure_after_commit_undoes_only_later_defers() {
     assert_eq!(*undone.lock().unwrap(), [3, 2]);
 }
 
-/// Something a defer owns that does this when it is dropped.
+/// Owned by a defer; runs the function when it is dropped.
 struct Dropped(fn());
 
 impl Drop for Dropped {

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_said_to_lie_in_or_behind_its_block() {
+    fn a_change_is_placed_in_or_past_its_block() {
         use BlockState::{Freed, Live};
         for (address, was, became, text) in [
             (
@@ -213,7 +213,7 @@ mod tests {
             was: None,
             became: Some(Live),
         };
-        // A former block that starts later says nothing of a change that has another.
+        // A former block that starts later does not matter to a change that has a block of its own.
         let other = BlockFacts {
             address: 0x89f8,
             ..freed.clone()

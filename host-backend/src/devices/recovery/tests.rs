@@ -146,7 +146,7 @@ fn malformed_chain_is_refused_and_counted() {
         ("no writable part", vec![readable(MESSAGE, length)], false),
         ("no readable part", vec![writable(REPLY, 64)], true),
         (
-            "readable behind writable",
+            "readable after writable",
             vec![writable(REPLY, 64), readable(MESSAGE, length)],
             true,
         ),
