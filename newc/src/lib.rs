@@ -13,6 +13,11 @@ const TRAILER: &[u8] = b"TRAILER!!!";
 /// Bytes of the magic number and the fields.
 const HEADER: usize = 6 + 13 * 8;
 
+/// Bytes that an entry takes in an archive, for a name and data of these lengths.
+pub const fn entry_size(name: usize, data: usize) -> u64 {
+    ((HEADER + name + 1).next_multiple_of(4) + data.next_multiple_of(4)) as u64
+}
+
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
@@ -231,6 +236,20 @@ mod tests {
                 prop_assert_eq!(mode, 0o100_600);
                 prop_assert_eq!(&files[&name], &data);
             }
+        }
+    }
+
+    #[test]
+    fn entries_have_the_size_that_is_told() {
+        for (name, data) in [("a", ""), ("abc", "x"), ("some/name", "12345")] {
+            let mut writer = Writer::new(Vec::new());
+            let attributes = Attributes::default();
+            writer
+                .entry(name.as_bytes(), &attributes, data.as_bytes())
+                .unwrap();
+            let whole = writer.finish().unwrap().len() as u64;
+            let end = entry_size("TRAILER!!!".len(), 0);
+            assert_eq!(whole, entry_size(name.len(), data.len()) + end);
         }
     }
 }

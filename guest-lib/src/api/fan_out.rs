@@ -98,7 +98,7 @@ impl Request {
         T: Send,
         F: FnOnce(&Request) -> T + Send,
     {
-        let ticket = self.ticket()?;
+        let (ticket, thread) = (self.ticket()?, self.thread()?);
         let mut places: Vec<Option<Result<T, Error>>> = Vec::new();
         places.resize_with(pieces.len(), || None);
         let base = places.as_mut_ptr();
@@ -108,7 +108,7 @@ impl Request {
         for (number, work) in pieces.into_iter().enumerate() {
             // Interrupts wait, so that a reserved slot has a thread. An error does not: the landing
             // takes back what this thread has reserved and nobody has adopted.
-            let started = self.thread()?.critical(|| {
+            let started = thread.critical(|| {
                 let reservation = ticket.reserve()?;
                 let piece = Piece {
                     ticket,
@@ -128,8 +128,8 @@ impl Request {
                 Ok(started)
             });
             match started {
-                Ok(Ok(Ok(thread))) => {
-                    threads.push(thread);
+                Ok(Ok(Ok(started))) => {
+                    threads.push(started);
                     continue;
                 }
                 Ok(Err(payload)) => panic = Some(payload),

@@ -146,9 +146,11 @@ impl<'a> Written<'a> {
         self.unknown || self.count != 0
     }
 
-    /// Whether the list has more than was fetched: drafts made since are at its end.
+    /// Whether the list may have more than was fetched: drafts made since, also by other threads of the request, are at
+    /// its end.
     fn has_more(&self) -> bool {
         self.count == PAGES
+            || !self.thread.state().members.is_empty()
             || self
                 .mark
                 .is_none_or(|mark| mark.may_be_outdated(self.thread.draft_mark()))

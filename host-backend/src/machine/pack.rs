@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmsrs_newc::{Attributes, Writer};
+use vmsrs_newc::{Attributes, Writer, entry_size};
 
 use crate::size::Size;
 
@@ -134,7 +134,7 @@ impl Archive<'_> {
         };
         self.bytes_left = self
             .bytes_left
-            .checked_sub((name.len() + data.len()) as u64)
+            .checked_sub(entry_size(name.len(), data.len()))
             .ok_or_else(|| PackError::TooMuch {
                 folder: self.root.to_owned(),
                 memory: self.memory,

@@ -334,7 +334,10 @@ mod tests {
         };
         let _tap = match open(&config) {
             // Only root may do this, in a network namespace with tap interfaces.
-            Err(TapError::Rights { .. } | TapError::NoDriver(_)) => return,
+            Err(error @ (TapError::Rights { .. } | TapError::NoDriver(_))) => {
+                eprintln!("skipped: {error}");
+                return;
+            }
             result => result.unwrap(),
         };
         let flags = flags(&config.name);
