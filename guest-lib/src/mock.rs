@@ -3,6 +3,7 @@
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::unprotected::Unprotected;
 use crate::state::domain::App;
+use crate::thread;
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
@@ -158,5 +159,15 @@ impl Backend for MockBackend {
 
     fn after_fork(&self) -> Result<(), &'static str> {
         self.inner.after_fork()
+    }
+}
+
+/// Overwrites the number of drafts in the calling thread's control block, as the driver does for a draft, or a stray write.
+pub(crate) fn overwrite_draft_count(drafts: u32, complement: u32) {
+    let control = thread::current().unwrap().control().as_ptr();
+    // SAFETY: the calling thread's.
+    unsafe {
+        (&raw mut (*control).drafts).write_volatile(drafts);
+        (&raw mut (*control).drafts_complement).write_volatile(complement);
     }
 }

@@ -191,7 +191,7 @@ pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
 
 #[cfg(test)]
 mod tests {
-    use crate::mock::MockBackend;
+    use crate::mock::{MockBackend, overwrite_draft_count};
     use crate::{App, Domain, Error, Failure, Kind, RunError, thread};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, Once};
@@ -279,12 +279,7 @@ mod tests {
         let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
         two.set_invariant(|_| {
             if MORE.load(Ordering::SeqCst) {
-                let control = thread::current().unwrap().control().as_ptr();
-                // SAFETY: this thread's; what the driver does for a draft.
-                unsafe {
-                    (&raw mut (*control).drafts).write_volatile(2);
-                    (&raw mut (*control).drafts_complement).write_volatile(!2);
-                }
+                overwrite_draft_count(2, !2);
             }
             Ok(())
         })
@@ -333,12 +328,7 @@ mod tests {
             fetches.store(0, Ordering::SeqCst);
             domain
                 .run(|_| {
-                    let control = thread::current().unwrap().control().as_ptr();
-                    // SAFETY: this thread's; what a stray write may leave there.
-                    unsafe {
-                        (&raw mut (*control).drafts).write_volatile(drafts);
-                        (&raw mut (*control).drafts_complement).write_volatile(complement);
-                    }
+                    overwrite_draft_count(drafts, complement);
                     Ok::<_, Error>(())
                 })
                 .unwrap();

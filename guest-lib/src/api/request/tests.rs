@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::RunError;
-use crate::mock::MockBackend;
+use crate::mock::{MockBackend, overwrite_draft_count};
 use crate::shared::control::Control;
 use crate::{Audit, Options};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -314,12 +314,7 @@ fn overwritten_draft_count_still_commits() {
         commits.store(0, Ordering::SeqCst);
         domain
             .run(|_| {
-                let control = thread::current().unwrap().control().as_ptr();
-                // SAFETY: the calling thread's.
-                unsafe {
-                    (&raw mut (*control).drafts).write_volatile(drafts);
-                    (&raw mut (*control).drafts_complement).write_volatile(complement);
-                }
+                overwrite_draft_count(drafts, complement);
                 Ok::<_, Error>(())
             })
             .unwrap();
