@@ -1,4 +1,4 @@
-# VMSRS: every target fetches and installs what it needs first; `make help` lists the targets.
+# VMSRS: targets that need a guest fetch and install what they use first; `make help` lists the targets.
 
 CARGO ?= cargo
 BED = $(CARGO) run --quiet --release -p vmsrs-bed --
@@ -12,7 +12,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 .PHONY: help demo bench profile integral campaign campaigns test build build-demo build-campaign build-bench headers kmod lint unit e2e \
 	shortcampaign fuzz propagation fetch trixie debug-kernel clean
 
-# What every guest runs: the vmsrs command and the library. What a target does not use it does not build.
+# What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
 PRODUCT = -p vmsrs-host -p vmsrs
 
 # Parameters of the campaign; see docs/campaign.md.

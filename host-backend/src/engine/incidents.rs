@@ -16,7 +16,7 @@ use super::store::PageOwner;
 /// Maximum number of drafts listed in one incident.
 pub(crate) const DRAFTS_KEPT: usize = 256;
 
-/// Bytes of changes that are kept of one incident; of further pages only their number is.
+/// Most bytes of changes kept for one incident; for further pages only the count is kept.
 pub(crate) const CHANGES_MAX: usize = 1 << 20;
 
 /// Bytes of details (changes, stacks, modules) that all incidents keep; the oldest go first, the
@@ -70,7 +70,7 @@ pub(crate) struct Incident {
     pub(crate) record: Record,
 }
 
-/// What is kept of an incident, by its sort.
+/// What is kept of an incident, by record type.
 #[derive(Debug)]
 pub(crate) enum Record {
     /// A failed request.
@@ -90,9 +90,9 @@ pub(crate) struct FailedRequest {
     pub(crate) verdict: Verdict,
     /// At most [`DRAFTS_KEPT`].
     pub(crate) drafts: Vec<Dropped>,
-    /// What the program kept, if it came.
+    /// Evidence sent by the program, if any.
     pub(crate) program: Option<Program>,
-    /// Its details had to go.
+    /// Its details were dropped to stay within [`DETAILS_MAX`].
     pub(crate) stripped: bool,
 }
 
@@ -152,10 +152,10 @@ pub(crate) struct SealedWrites {
     pub(crate) owner: Option<PageOwner>,
 }
 
-/// The latest incidents, as many of each sort, so that a guest that tries sealed writes in a loop
+/// The latest incidents, as many of each record type, so that a guest that tries sealed writes in a loop
 /// does not push failed requests out.
 pub(crate) struct IncidentStore {
-    /// Maximum number of incidents of one sort.
+    /// Maximum number of incidents of one record type.
     limit: usize,
     /// Oldest first.
     kept: VecDeque<Incident>,
@@ -204,7 +204,7 @@ impl IncidentStore {
             && self.get(number).is_none()
     }
 
-    /// Keeps a failed request. Returns the incident that has to go for it.
+    /// Keeps a failed request. Returns the incident evicted for it.
     pub(crate) fn add_request(&mut self, at: Duration, request: FailedRequest) -> Option<Incident> {
         let number = request.report.incident;
         self.largest = self.largest.max(number);
@@ -306,10 +306,10 @@ impl IncidentStore {
         number
     }
 
-    /// Keeps an incident. Returns the oldest of the same sort, if it has to go for it.
+    /// Keeps an incident. Returns the oldest of the same record type, if it is evicted for it.
     fn add(&mut self, number: u64, at: Duration, record: Record) -> Option<Incident> {
-        let sort = discriminant(&record);
-        let same = |incident: &Incident| discriminant(&incident.record) == sort;
+        let record_type = discriminant(&record);
+        let same = |incident: &Incident| discriminant(&incident.record) == record_type;
         let oldest = match self.kept.iter().filter(|known| same(known)).count() < self.limit {
             true => None,
             false => self.kept.iter().position(same),
@@ -356,7 +356,7 @@ impl Incident {
         }
     }
 
-    /// Frames that hold its evidence; it has none any more.
+    /// Takes the frames that hold its evidence.
     pub(crate) fn release_evidence(&mut self) -> Vec<u32> {
         self.request_mut()
             .map(FailedRequest::release_evidence)
@@ -380,7 +380,7 @@ impl FailedRequest {
         self.stripped = true;
     }
 
-    /// Frames that hold its evidence; it has none any more.
+    /// Takes the frames that hold its evidence.
     fn release_evidence(&mut self) -> Vec<u32> {
         self.drafts
             .iter_mut()
@@ -443,7 +443,7 @@ mod tests {
             assert_eq!(incidents.add_sealed_write(Duration::ZERO, write, None), 2);
         }
         let Record::SealedWrite(writes) = &incidents.get(2).unwrap().record else {
-            panic!("another sort");
+            panic!("another record type");
         };
         assert_eq!(writes.count, 1000);
         let other = SealedWrite { frame: 4, ..write };
