@@ -3,8 +3,7 @@
 //! The cost grows with what the request has written: the audit looks at the pages that the driver has
 //! drafts of, and at whole domains only if they are small or the request asked for it.
 
-use crate::failure::Kind;
-use crate::failure::panic_text;
+use crate::failure::{Kind, panic_text};
 use crate::heap::{Damage, Heap};
 use crate::shared::control::DraftMark;
 use crate::state::domain::Domain;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where Debian's packages have shared libraries.
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+/// Where Debian's packages keep shared libraries.
+pub(crate) const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 
 /// A program, unpacked with the libraries that the machine lacks, or the machine's own.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,11 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::program::LIBRARIES;
+
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Where Debian's packages keep shared libraries.
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
-/// Where they keep firmware.
+/// Where Debian's packages keep firmware.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
 
 /// A QEMU, unpacked or installed.

@@ -100,7 +100,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         .file(&image, "guest.img")
         .cpu_model(CPU_MODEL)
         .timeout(Duration::from_secs(arguments.deadline));
-    if arguments.deterministic || arguments.profile {
+    let deterministic = arguments.deterministic || arguments.profile;
+    if deterministic {
         job = job.deterministic();
     }
     let mut profiler = match arguments.profile {
@@ -144,7 +145,6 @@ fn run(arguments: &Arguments) -> Result<()> {
         let table = profiler.finish(&measured, &files)?;
         println!("the profile: {}", table.display());
     }
-    let deterministic = arguments.deterministic || arguments.profile;
     let accelerator = match deterministic {
         true => vmsrs_bed::Accelerator::Nested,
         false => bed.accelerator(),

@@ -115,18 +115,20 @@ pub(crate) fn of_guest() -> Result<Vec<Fact>> {
             fs::read_dir(&sections).with_context(|| format!("read {}", sections.display()))?
         {
             let entry = entry?;
+            let section = entry.file_name().to_string_lossy().into_owned();
+            // Of the dozens of sections of a module only those with code are of use.
+            if !section.contains("text") {
+                continue;
+            }
             let text = fs::read_to_string(entry.path())?;
             let address = text.trim().trim_start_matches("0x");
             facts.push(Fact::Section {
                 module: module.to_owned(),
-                section: entry.file_name().to_string_lossy().into_owned(),
+                section,
                 address: u64::from_str_radix(address, 16).context("a section's address")?,
             });
         }
     }
-    // Of the dozens of sections of a module only those with code are of use.
-    facts
-        .retain(|fact| !matches!(fact, Fact::Section { section, .. } if !section.contains("text")));
     Ok(facts)
 }
 
