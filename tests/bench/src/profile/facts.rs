@@ -38,7 +38,7 @@ impl Level {
     }
 }
 
-/// One fact. It travels as a line of JSON.
+/// One fact. They travel as lists in lines of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "fact", rename_all = "kebab-case")]
 pub(crate) enum Fact {

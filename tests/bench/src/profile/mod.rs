@@ -69,11 +69,11 @@ impl Profiler {
         self.folder.join("counts.txt")
     }
 
-    /// Takes a line of the results that carries a fact; false for other lines.
+    /// Takes a line of the results that carries facts; false for other lines.
     pub(crate) fn take(&mut self, line: &str) -> bool {
-        match serde_json::from_str(line) {
-            Ok(fact) => {
-                self.facts.push(fact);
+        match serde_json::from_str::<Vec<Fact>>(line) {
+            Ok(facts) => {
+                self.facts.extend(facts);
                 true
             }
             Err(_) => false,
