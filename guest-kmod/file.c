@@ -57,19 +57,31 @@ static struct vmsrs_app *file_app(struct vmsrs_file *file)
 	return smp_load_acquire(&file->app);
 }
 
+/* Returns the calling thread, which the caller puts, if it carries the tag; otherwise an ERR_PTR(). */
+static struct vmsrs_thread *thread_of_tag(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_thread *thread;
+
+	if (!tag)
+		return ERR_PTR(-EINVAL);
+	thread = vmsrs_thread_current(app);
+	if (!thread)
+		return ERR_PTR(-EPERM);
+	if (vmsrs_thread_tag(thread) == tag && vmsrs_tag_valid(app->dev, tag))
+		return thread;
+	vmsrs_thread_put(thread);
+	return ERR_PTR(-EPERM);
+}
+
 /* Returns 0 if the calling thread is registered and carries the tag. */
 static long check_tag(struct vmsrs_app *app, u64 tag)
 {
-	struct vmsrs_thread *thread = vmsrs_thread_current(app);
-	long ret = 0;
+	struct vmsrs_thread *thread = thread_of_tag(app, tag);
 
-	if (!tag)
-		ret = -EINVAL;
-	else if (!thread || vmsrs_thread_tag(thread) != tag || !vmsrs_tag_valid(app->dev, tag))
-		ret = -EPERM;
-	if (thread)
-		vmsrs_thread_put(thread);
-	return ret;
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	vmsrs_thread_put(thread);
+	return 0;
 }
 
 static long ioctl_open_app(struct vmsrs_file *file, void __user *user)
@@ -137,12 +149,20 @@ static long ioctl_tags(struct vmsrs_device *dev, void __user *user)
 static long ioctl_commit(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_ioctl_commit arg;
+	struct vmsrs_thread *thread;
 	long ret;
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
-	ret = check_tag(app, arg.tag);
-	return ret ? ret : vmsrs_commit(app, &arg);
+	thread = thread_of_tag(app, arg.tag);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	ret = vmsrs_commit(app, &arg);
+	/* It is committed with the last two as well. After a commit of one domain, others have drafts. */
+	if (arg.domain == VMSRS_NONE && (!ret || ret == -ETIMEDOUT || ret == -EINTR))
+		vmsrs_thread_clear_written(thread, arg.tag);
+	vmsrs_thread_put(thread);
+	return ret;
 }
 
 /*
@@ -177,18 +197,14 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	struct vmsrs_thread *thread;
 	struct vmsrs_ioctl_fail arg;
 	bool incident;
-	long ret;
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
 	if (!kind_valid(arg.kind) || !vmsrs_evidence_valid(&arg))
 		return -EINVAL;
-	ret = check_tag(app, arg.tag);
-	if (ret)
-		return ret;
-	thread = vmsrs_thread_current(app);
-	if (!thread)
-		return -EPERM;
+	thread = thread_of_tag(app, arg.tag);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
 	incident = vmsrs_fail(app, thread, &arg);
 	thread->refused_address = 0;
 	thread->frame_due = 0;
@@ -206,14 +222,17 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 static long ioctl_discard(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_ioctl_tag arg;
-	long ret;
+	struct vmsrs_thread *thread;
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
-	ret = check_tag(app, arg.tag);
-	if (!ret)
-		vmsrs_discard(app, arg.tag);
-	return ret;
+	thread = thread_of_tag(app, arg.tag);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	vmsrs_discard(app, arg.tag);
+	vmsrs_thread_clear_written(thread, arg.tag);
+	vmsrs_thread_put(thread);
+	return 0;
 }
 
 static long ioctl_suspend(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
@@ -224,12 +243,9 @@ static long ioctl_suspend(struct vmsrs_file *file, struct vmsrs_app *app, void _
 
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
-	ret = check_tag(app, arg.tag);
-	if (ret)
-		return ret;
-	thread = vmsrs_thread_current(app);
-	if (!thread)
-		return -EPERM;
+	thread = thread_of_tag(app, arg.tag);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
 	ret = vmsrs_suspend(file, thread, &arg);
 	vmsrs_thread_put(thread);
 	return ret;
@@ -431,7 +447,8 @@ static int file_mmap(struct file *filp, struct vm_area_struct *vma)
 	vm_flags_mod(vma, VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY, VM_MAYEXEC);
 	if (within(vma, VMSRS_LOCKS_OFFSET, VMSRS_LOCKS_LENGTH))
 		return mmap_locks(app, vma);
-	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT))
+	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT) ||
+	    within(vma, VMSRS_WRITTEN_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT))
 		return vmsrs_thread_mmap(file, vma);
 	return mmap_pages(app, vma);
 }

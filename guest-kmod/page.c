@@ -195,6 +195,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	case 0:
 		thread->frame_due = 0;
 		vmsrs_draft_count(thread->control);
+		vmsrs_thread_note_written(thread, tag, page);
 		return ret;
 	case -EEXIST:
 		/* A wait for a frame is over as well: the next one gets its full time. */

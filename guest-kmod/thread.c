@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Registered threads and their control pages. */
+/* Registered threads, their control pages and their lists of written pages. */
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
@@ -8,6 +8,7 @@
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 
+#include "compat.h"
 #include "vmsrs.h"
 
 static void thread_release(struct kref *ref)
@@ -16,6 +17,7 @@ static void thread_release(struct kref *ref)
 
 	ida_free(&thread->dev->slots, thread->slot);
 	put_page(thread->page);
+	put_page(thread->written_page);
 	mmdrop(thread->mm);
 	put_task_struct(thread->task);
 	kfree_rcu(thread, rcu);
@@ -102,16 +104,14 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	if (!thread)
 		return ERR_PTR(-ENOMEM);
 	thread->page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
-	if (!thread->page) {
-		kfree(thread);
-		return ERR_PTR(-ENOMEM);
+	thread->written_page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	if (!thread->page || !thread->written_page) {
+		slot = -ENOMEM;
+		goto free;
 	}
 	slot = ida_alloc_max(&dev->slots, VMSRS_THREADS_MAX - 1, GFP_KERNEL);
-	if (slot < 0) {
-		__free_page(thread->page);
-		kfree(thread);
-		return ERR_PTR(slot == -ENOSPC ? -EAGAIN : slot);
-	}
+	if (slot < 0)
+		goto free;
 	kref_init(&thread->ref);
 	INIT_LIST_HEAD(&thread->list);
 	INIT_LIST_HEAD(&thread->releasing);
@@ -122,9 +122,18 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	thread->mm = current->mm;
 	mmgrab(thread->mm);
 	thread->control = page_address(thread->page);
+	thread->written = page_address(thread->written_page);
 	thread->slot = slot;
 	thread->signal = signal;
 	return thread;
+
+free:
+	if (thread->page)
+		__free_page(thread->page);
+	if (thread->written_page)
+		__free_page(thread->written_page);
+	kfree(thread);
+	return ERR_PTR(slot == -ENOSPC ? -EAGAIN : slot);
 }
 
 /**
@@ -151,6 +160,7 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
 	arg->control_offset = VMSRS_CONTROL_OFFSET + (u64)thread->slot * PAGE_SIZE;
+	arg->written_offset = VMSRS_WRITTEN_OFFSET + (u64)thread->slot * PAGE_SIZE;
 	arg->reserved = 0;
 	vmsrs_thread_tags(dev, &arg->tag_first, &arg->tag_count);
 
@@ -163,15 +173,17 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 }
 
 /**
- * vmsrs_thread_mmap() - map the control page of a thread
+ * vmsrs_thread_mmap() - map the control page or the list of written pages of a thread
  * @file: file through which the thread registered
- * @vma: the mapping
+ * @vma: the mapping, within the offsets of one of the two
  *
  * Return: 0 or a negative error.
  */
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 {
-	u64 slot = vma->vm_pgoff - (VMSRS_CONTROL_OFFSET >> PAGE_SHIFT);
+	bool written = vma->vm_pgoff >= VMSRS_WRITTEN_OFFSET >> PAGE_SHIFT;
+	u64 offset = written ? VMSRS_WRITTEN_OFFSET : VMSRS_CONTROL_OFFSET;
+	u64 slot = vma->vm_pgoff - (offset >> PAGE_SHIFT);
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_thread *thread;
 	struct page *page = NULL;
@@ -179,11 +191,16 @@ int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 
 	if (vma->vm_end - vma->vm_start != PAGE_SIZE)
 		return -EINVAL;
+	if (written) {
+		if (vma->vm_flags & VM_WRITE)
+			return -EACCES;
+		vm_flags_mod(vma, 0, VM_MAYWRITE);
+	}
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(thread, &dev->thread_list, list) {
 		if (thread->slot == slot && thread->file == file &&
 		    thread->task->tgid == current->tgid) {
-			page = thread->page;
+			page = written ? thread->written_page : thread->page;
 			get_page(page);
 			break;
 		}
@@ -194,6 +211,37 @@ int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 	error = vm_insert_page(vma, vma->vm_start, page);
 	put_page(page);
 	return error;
+}
+
+/**
+ * vmsrs_thread_note_written() - add a page to the calling thread's list of written pages
+ * @thread: the calling thread
+ * @tag: tag of its request
+ * @page: the page
+ */
+void vmsrs_thread_note_written(struct vmsrs_thread *thread, u64 tag, u32 page)
+{
+	struct vmsrs_written_pages *written = thread->written;
+
+	if (written->tag != tag) {
+		written->tag = tag;
+		written->count = 0;
+	}
+	if (written->count < VMSRS_WRITTEN_MAX)
+		written->pages[written->count] = page;
+	if (written->count != U32_MAX)
+		written->count++;
+}
+
+/**
+ * vmsrs_thread_clear_written() - empty the calling thread's list of written pages
+ * @thread: the calling thread
+ * @tag: tag of its request, which has no drafts any more
+ */
+void vmsrs_thread_clear_written(struct vmsrs_thread *thread, u64 tag)
+{
+	if (thread->written->tag == tag)
+		thread->written->count = 0;
 }
 
 /*

@@ -275,6 +275,9 @@ struct vmsrs_request {
  * @mm: address space at the registration; referenced (without its pages), to detect an exec
  * @page: control page
  * @control: the control block in @page; the process writes to it at any time
+ * @written_page: page of @written
+ * @written: pages that its request has written; the process maps it read-only. Only used by the
+ *	thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
@@ -298,6 +301,8 @@ struct vmsrs_thread {
 	struct mm_struct *mm;
 	struct page *page;
 	struct vmsrs_thread_control *control;
+	struct page *written_page;
+	struct vmsrs_written_pages *written;
 	u32 slot;
 	u32 signal;
 	u64 noted_tag;
@@ -641,6 +646,8 @@ bool vmsrs_thread_dead(const struct vmsrs_thread *thread);
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
 long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg);
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma);
+void vmsrs_thread_note_written(struct vmsrs_thread *thread, u64 tag, u32 page);
+void vmsrs_thread_clear_written(struct vmsrs_thread *thread, u64 tag);
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now);
 bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag);
 void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag);

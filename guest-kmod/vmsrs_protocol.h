@@ -97,7 +97,7 @@ struct vmsrs_frame_run {
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 3
+#define VMSRS_ABI_VERSION 4
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -749,6 +749,8 @@ struct vmsrs_module_entry {
 
 /* Maximum number of domains that a request holds. */
 #define VMSRS_HELD_MAX 32
+/* Maximum number of pages in struct vmsrs_written_pages. */
+#define VMSRS_WRITTEN_MAX 1020
 
 /*
  * Bit of a lock word: threads wait in the driver, and the holder must wake them
@@ -802,6 +804,28 @@ struct vmsrs_thread_control {
 	uint32_t drafts_complement;
 	uint32_t held[VMSRS_HELD_MAX];
 };
+/**
+ * struct vmsrs_written_pages - Pages that a thread's request has written to, by
+ *	first writes of this thread.
+ * @tag: Tag of the request that the rest belongs to; it is stale if the thread
+ *	has another tag.
+ * @count: Number of drafts that the thread has made since the request began, or
+ *	since its last commit or discard that left the request without drafts.
+ *	If it exceeds VMSRS_WRITTEN_MAX, the list is cut short, and
+ *	VMSRS_IOCTL_DRAFTS has the rest.
+ * @reserved: Reserved.
+ * @pages: The pages, in the order of their first write. A page may be in the
+ *	list more than once, and stay in it after a commit of its domain alone.
+ *
+ * A page of memory that the driver writes and the process maps read-only, so
+ * that a stray write cannot hide what the request has changed.
+ */
+struct vmsrs_written_pages {
+	uint64_t tag;
+	uint32_t count;
+	uint32_t reserved;
+	uint32_t pages[VMSRS_WRITTEN_MAX];
+};
 
 /*
  * ioctl(2) and mmap(2) on /dev/vmsrs.
@@ -846,7 +870,7 @@ struct vmsrs_thread_control {
  * - EEXIST: it is registered already.
  * - EAGAIN: too many threads.
  */
-#define VMSRS_IOCTL_THREAD 0xc0205604
+#define VMSRS_IOCTL_THREAD 0xc0285604
 
 /* Fetches tags (struct vmsrs_ioctl_tags). */
 #define VMSRS_IOCTL_TAGS 0x80105605
@@ -972,6 +996,12 @@ struct vmsrs_thread_control {
 #define VMSRS_CONTROL_OFFSET 0x4000000000000
 
 /*
+ * mmap offset of the first list of written pages; struct vmsrs_ioctl_thread has
+ * that of a thread.
+ */
+#define VMSRS_WRITTEN_OFFSET 0x6000000000000
+
+/*
  * mmap offset of the lock words of the app: 8 bytes for each domain, indexed by
  * domain.
  */
@@ -1044,6 +1074,8 @@ struct vmsrs_ioctl_extent {
  * struct vmsrs_ioctl_thread - Argument of VMSRS_IOCTL_THREAD.
  * @control_offset: Out: mmap offset of the control block (struct
  *	vmsrs_thread_control).
+ * @written_offset: Out: mmap offset of its list of written pages (struct
+ *	vmsrs_written_pages), for a shared mapping to read.
  * @tag_first: Out: first tag for this thread.
  * @tag_count: Out: number of consecutive tags.
  * @signal: In: signal for the thread when its request must end (deadline,
@@ -1052,6 +1084,7 @@ struct vmsrs_ioctl_extent {
  */
 struct vmsrs_ioctl_thread {
 	uint64_t control_offset;
+	uint64_t written_offset;
 	uint64_t tag_first;
 	uint64_t tag_count;
 	uint32_t signal;

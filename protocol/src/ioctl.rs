@@ -32,7 +32,7 @@ pub const IOCTL_EXTENT: u32 = 0xc010_5603;
 ///
 /// - `EEXIST`: it is registered already.
 /// - `EAGAIN`: too many threads.
-pub const IOCTL_THREAD: u32 = 0xc020_5604;
+pub const IOCTL_THREAD: u32 = 0xc028_5604;
 /// Fetches tags ([`IoctlTags`]).
 pub const IOCTL_TAGS: u32 = 0x8010_5605;
 /// Commits drafts of a request ([`IoctlCommit`]).
@@ -109,6 +109,8 @@ pub const IOCTL_DRAFTS: u32 = 0xc020_5611;
 pub const APP_OFFSET_SHIFT: u32 = 40;
 /// `mmap` offset of the first control block; [`IoctlThread`] has that of a thread.
 pub const CONTROL_OFFSET: u64 = 0x0004_0000_0000_0000;
+/// `mmap` offset of the first list of written pages; [`IoctlThread`] has that of a thread.
+pub const WRITTEN_OFFSET: u64 = 0x0006_0000_0000_0000;
 /// `mmap` offset of the lock words of the app: 8 bytes for each domain, indexed by domain.
 pub const LOCKS_OFFSET: u64 = 0x0008_0000_0000_0000;
 /// Size of the lock words in bytes: 8 for each of [`crate::MAX_DOMAINS`] domains.
@@ -175,6 +177,9 @@ pub struct IoctlExtent {
 pub struct IoctlThread {
     /// Out: `mmap` offset of the control block ([`crate::shared::ThreadControl`]).
     pub control_offset: u64,
+    /// Out: `mmap` offset of its list of written pages ([`crate::shared::WrittenPages`]), for a shared
+    /// mapping to read.
+    pub written_offset: u64,
     /// Out: first tag for this thread.
     pub tag_first: u64,
     /// Out: number of consecutive tags.

@@ -1,4 +1,5 @@
-//! Memory shared between a process and the driver: thread control blocks and lock words.
+//! Memory shared between a process and the driver: thread control blocks, lists of written pages, and
+//! lock words.
 
 /// Maximum number of domains that a request holds.
 pub const HELD_MAX: usize = 32;
@@ -46,4 +47,27 @@ pub struct ThreadControl {
     /// thread can die at any point without leaving a lock. [`crate::ioctl::IOCTL_SUSPEND`] takes the
     /// list over.
     pub held: [u32; HELD_MAX],
+}
+
+/// Maximum number of pages in [`WrittenPages`].
+pub const WRITTEN_MAX: usize = 1020;
+
+/// Pages that a thread's request has written to, by first writes of this thread.
+///
+/// A page of memory that the driver writes and the process maps read-only, so that a stray write cannot
+/// hide what the request has changed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct WrittenPages {
+    /// Tag of the request that the rest belongs to; it is stale if the thread has another tag.
+    pub tag: u64,
+    /// Number of drafts that the thread has made since the request began, or since its last commit or
+    /// discard that left the request without drafts. If it exceeds [`WRITTEN_MAX`], the list is cut
+    /// short, and [`crate::ioctl::IOCTL_DRAFTS`] has the rest.
+    pub count: u32,
+    /// Reserved.
+    pub reserved: u32,
+    /// The pages, in the order of their first write. A page may be in the list more than once, and stay
+    /// in it after a commit of its domain alone.
+    pub pages: [u32; WRITTEN_MAX],
 }

@@ -130,6 +130,13 @@ static bool vmsrs_device_usable(const struct vmsrs_device *dev)
 	return dev->usable;
 }
 
+static void vmsrs_thread_note_written(struct vmsrs_thread *thread, u64 tag, u32 page)
+{
+	(void)thread;
+	(void)tag;
+	(void)page;
+}
+
 static void vmsrs_draft_count(struct vmsrs_thread_control *control)
 {
 	counted++;
