@@ -20,7 +20,7 @@
 /*
  * Frames, pages, apps and domains.
  *
- * A frame is named by its index in the window, a page by its index in the
+ * A frame is named by its index in the pool or in the vault, a page by its index in the
  * address range of its app.
  */
 
@@ -28,8 +28,8 @@
 #define VMSRS_PAGE_SIZE 4096
 
 /*
- * The frame of zeros: content of every page that was never committed. Always
- * sealed, never granted.
+ * The vault frame of zeros: content of every page that was never committed. It
+ * never changes.
  */
 #define VMSRS_ZERO_FRAME 0
 
@@ -37,10 +37,19 @@
 #define VMSRS_NONE 0xffffffff
 
 /*
- * In a list of sealed pages: the content of the page is lost. Not the number of
+ * In place of a vault frame: the content of the page is lost. Not the number of
  * any frame.
  */
 #define VMSRS_DAMAGED_FRAME 0xfffffffe
+
+/*
+ * Bit of a version's frame: the rest is the number of a pool frame, not of a
+ * vault frame. VMSRS_NONE and VMSRS_DAMAGED_FRAME keep their meaning.
+ */
+#define VMSRS_IN_POOL 0x80000000
+
+/* Maximum number of frames in the pool and in the vault. */
+#define VMSRS_MAX_FRAMES 0x40000000
 
 /*
  * First page and length of an extent are multiples of this number of pages, so
@@ -74,16 +83,6 @@
 /* Maximum length of the key of a domain in bytes. */
 #define VMSRS_KEY_MAX 64
 
-/**
- * struct vmsrs_frame_run - A run of consecutive frames.
- * @start: First frame.
- * @count: Number of frames, at least one.
- */
-struct vmsrs_frame_run {
-	uint32_t start;
-	uint32_t count;
-};
-
 /*
  * Virtio device: identity, feature bits, queues, configuration space.
  */
@@ -97,7 +96,7 @@ struct vmsrs_frame_run {
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 4
+#define VMSRS_ABI_VERSION 5
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -108,16 +107,23 @@ struct vmsrs_frame_run {
 #define VMSRS_QUEUE_COUNT 2
 /* Size of each queue in descriptors. */
 #define VMSRS_QUEUE_SIZE 64
-/* Shared memory region ID of the window (Virtio 1.2, 2.10 and 4.2.2). */
-#define VMSRS_SHM_WINDOW 0
+
+/*
+ * Shared memory region ID of the pool, which the guest can write (Virtio 1.2,
+ * 2.10 and 4.2.2).
+ */
+#define VMSRS_SHM_POOL 0
+
+/* Shared memory region ID of the vault, which the guest can only read. */
+#define VMSRS_SHM_VAULT 1
 
 /**
  * struct vmsrs_device_config - Configuration space of the device; read-only for
  *	the driver.
  * @abi_version: VMSRS_ABI_VERSION of the device.
- * @window_frames: Number of frames in the window, VMSRS_ZERO_FRAME included.
- * @pool_frames: Maximum number of frames granted to the driver (free in its
- *	pool, in drafts, or committed and not yet sealed).
+ * @vault_frames: Number of frames in the vault, VMSRS_ZERO_FRAME included.
+ * @pool_frames: Number of frames in the pool. All of them are the driver's:
+ *	free, in drafts, or committed and not sealed yet.
  * @batch_records: Maximum number of records in a seal message.
  * @tag_base: First tag of this boot, below 2^62; smaller tags belong to earlier
  *	boots.
@@ -126,7 +132,7 @@ struct vmsrs_frame_run {
  */
 struct vmsrs_device_config {
 	uint32_t abi_version;
-	uint32_t window_frames;
+	uint32_t vault_frames;
 	uint32_t pool_frames;
 	uint32_t batch_records;
 	uint64_t tag_base;
@@ -146,9 +152,6 @@ struct vmsrs_device_config {
  * chains unread.
  */
 #define VMSRS_MESSAGE_BYTES_MAX 0x10000
-
-/* Maximum number of struct vmsrs_frame_run in a reply. */
-#define VMSRS_REPLY_RUNS_MAX 64
 
 /*
  * Finds or creates an app by name: struct vmsrs_open_app, struct
@@ -181,38 +184,25 @@ struct vmsrs_device_config {
 #define VMSRS_MESSAGE_ADD_EXTENT 5
 
 /*
- * Asks for frames for the driver's pool: struct vmsrs_grant_request, struct
- * vmsrs_grant_reply and struct vmsrs_frame_run.
- */
-#define VMSRS_MESSAGE_GRANT 6
-
-/*
  * Seals committed pages: struct vmsrs_seal_request and struct
- * vmsrs_seal_record, struct vmsrs_seal_reply and struct vmsrs_frame_run. New
- * frames are granted in exchange for the retired ones.
+ * vmsrs_seal_record, struct vmsrs_seal_reply and a vault frame number of 32
+ * bits for each record.
  */
-#define VMSRS_MESSAGE_SEAL 7
+#define VMSRS_MESSAGE_SEAL 6
 
 /*
  * Reports a failed request: struct vmsrs_incident_report and struct
- * vmsrs_dropped_draft, struct vmsrs_grant_reply and struct vmsrs_frame_run. Its
- * drafts are kept as evidence and wiped later.
+ * vmsrs_dropped_draft, no payload in the reply. The host copies what it keeps
+ * of the drafts.
  */
-#define VMSRS_MESSAGE_INCIDENT 8
-
-/*
- * Gives back the frames of drafts that were dropped without a failure: struct
- * vmsrs_discard_request and frame numbers of 32 bits, struct vmsrs_grant_reply
- * and struct vmsrs_frame_run. The frames are wiped.
- */
-#define VMSRS_MESSAGE_DISCARD 9
+#define VMSRS_MESSAGE_INCIDENT 7
 
 /*
  * Adds evidence to an incident that was reported before: struct vmsrs_evidence
  * and its bytes, no payload in the reply. Dropped if the incident is not kept
  * any more.
  */
-#define VMSRS_MESSAGE_EVIDENCE 10
+#define VMSRS_MESSAGE_EVIDENCE 8
 
 /* Done. */
 #define VMSRS_STATUS_OK 0
@@ -220,20 +210,20 @@ struct vmsrs_device_config {
 #define VMSRS_STATUS_MALFORMED 1
 /* Unknown kind of message. */
 #define VMSRS_STATUS_UNKNOWN 2
-/* The window or a table of the host is full. */
+/* The vault or a table of the host is full. */
 #define VMSRS_STATUS_NO_SPACE 3
 /* No such app, domain or extent. */
 #define VMSRS_STATUS_NOT_FOUND 4
-/* The frame is not granted, or the page does not belong to the domain. */
+/* The page does not belong to the domain. */
 #define VMSRS_STATUS_NOT_OWNER 5
-/* The old frame of a record is not the sealed frame of its page. */
+/* The vault frame of a record is not the sealed frame of its page. */
 #define VMSRS_STATUS_STALE 6
 /* The operating system of the host refused. */
 #define VMSRS_STATUS_HOST_ERROR 7
 
 /*
  * Flag of a domain: the host keeps a second copy of each sealed page, which
- * takes as much of the window as the page.
+ * takes as much of the vault as the page.
  */
 #define VMSRS_DOMAIN_MIRROR 1
 
@@ -349,7 +339,7 @@ struct vmsrs_extent {
 /**
  * struct vmsrs_page_frame - A page and the frame with its sealed content.
  * @page: The page.
- * @frame: The frame, or VMSRS_DAMAGED_FRAME if its content is lost.
+ * @frame: The vault frame, or VMSRS_DAMAGED_FRAME if its content is lost.
  */
 struct vmsrs_page_frame {
 	uint32_t page;
@@ -379,101 +369,63 @@ struct vmsrs_add_extent {
 typedef struct vmsrs_extent vmsrs_extent_reply;
 
 /**
- * struct vmsrs_grant_request - Payload of VMSRS_MESSAGE_GRANT.
- * @frames: Number of frames. The host grants fewer if the limit of the pool or
- *	the free frames require it.
- * @reserved: Reserved.
- */
-struct vmsrs_grant_request {
-	uint32_t frames;
-	uint32_t reserved;
-};
-
-/**
- * struct vmsrs_grant_reply - Start of a reply that grants frames; the runs
- *	follow. Granted frames are filled with zeros.
- * @runs: Number of struct vmsrs_frame_run that follow.
- * @reserved: Reserved.
- */
-struct vmsrs_grant_reply {
-	uint32_t runs;
-	uint32_t reserved;
-};
-
-/**
  * struct vmsrs_seal_request - Payload of VMSRS_MESSAGE_SEAL; the seal records
  *	follow.
  * @records: Number of records that follow, at most batch_records of struct
  *	vmsrs_device_config.
- * @reserved: Reserved.
+ * @flags: VMSRS_SEAL_LAST or 0.
  */
 struct vmsrs_seal_request {
 	uint32_t records;
-	uint32_t reserved;
+	uint32_t flags;
 };
 
 /**
- * struct vmsrs_seal_reply - Start of the reply to VMSRS_MESSAGE_SEAL; the runs
- *	of granted frames follow.
- * @sealed: Number of records that were sealed, or are kept until the rest of
- *	their commit arrives.
- * @refusal: VMSRS_STATUS_OK, or why the commit after sealed records was
- *	refused.
- * @runs: Number of struct vmsrs_frame_run that follow.
- * @reserved: Reserved.
+ * struct vmsrs_seal_reply - Start of the reply to VMSRS_MESSAGE_SEAL.
+ * @sealed: Number of vault frames that follow: that of the records, or 0 after
+ *	a refusal.
+ * @refusal: VMSRS_STATUS_OK, or why the batch was refused.
  *
- * A commit is sealed completely or not at all. The host stops at the first
- * commit that it refuses.
+ * The vault frames of the message's records follow, in their order: 32 bits
+ * each, VMSRS_DAMAGED_FRAME if the pool frame could not be read. They hold the
+ * new versions once the last message of the batch has been accepted. A refusal
+ * drops the whole batch.
  */
 struct vmsrs_seal_reply {
 	uint32_t sealed;
 	uint32_t refusal;
-	uint32_t runs;
-	uint32_t reserved;
-};
-
-/**
- * struct vmsrs_discard_request - Payload of VMSRS_MESSAGE_DISCARD; frame
- *	numbers of 32 bits follow.
- * @frames: Number of frame numbers that follow.
- * @reserved: Reserved.
- */
-struct vmsrs_discard_request {
-	uint32_t frames;
-	uint32_t reserved;
 };
 
 /*
  * Seal records: the payload of VMSRS_MESSAGE_SEAL.
  */
 
-/* Flag of the last record of a commit. */
+/* Flag of a seal message: it is the last one of its batch. */
 #define VMSRS_SEAL_LAST 1
-/* Maximum number of pages in a commit. */
-#define VMSRS_COMMIT_PAGES_MAX 0x10000
 
 /**
  * struct vmsrs_seal_record - A committed page.
- * @tag: Tag of the request that committed.
  * @app: The app.
  * @domain: The domain of the page.
  * @page: The page.
- * @old_frame: Frame of the previous version, or VMSRS_NONE if the page was
- *	never committed.
- * @new_frame: The granted frame with the new version.
- * @flags: VMSRS_SEAL_LAST or 0.
+ * @pool_frame: Pool frame with the new version. The host copies it once, when
+ *	the record arrives; the driver does not change it before the reply.
+ * @vault_frame: Vault frame of the version that this one replaces, or
+ *	VMSRS_NONE if the page was never sealed.
+ * @reserved: Reserved.
  *
- * The records of a commit are consecutive and have the same tag; the last one
- * has VMSRS_SEAL_LAST. A commit may be spread over several messages.
+ * The records of a *batch* are one consistent cut of the driver's state: all
+ * commits up to some moment, each page once, in its newest version. A batch may
+ * be spread over several messages. It takes effect as a whole when its last
+ * message has arrived, or not at all.
  */
 struct vmsrs_seal_record {
-	uint64_t tag;
 	uint32_t app;
 	uint32_t domain;
 	uint32_t page;
-	uint32_t old_frame;
-	uint32_t new_frame;
-	uint32_t flags;
+	uint32_t pool_frame;
+	uint32_t vault_frame;
+	uint32_t reserved;
 };
 
 /*
@@ -481,24 +433,21 @@ struct vmsrs_seal_record {
  */
 
 /*
- * The kernel or a process of the guest wrote to a sealed frame, and the
- * second-level page table stopped it.
+ * The kernel or a process of the guest wrote to the vault, and the second-level
+ * page table stopped it.
  */
 #define VMSRS_EVENT_SEALED_WRITE 1
-
-/* Frames became free after a grant was cut short; the driver may ask again. */
-#define VMSRS_EVENT_FRAMES_FREE 2
 
 /*
  * The content of a sealed page is lost, and there is no mirror. address is that
  * of the page, frame held it. This event is never dropped.
  */
-#define VMSRS_EVENT_DAMAGE 3
+#define VMSRS_EVENT_DAMAGE 2
 
 /**
  * struct vmsrs_event - An event.
  * @kind: One of VMSRS_EVENT_*.
- * @frame: The frame, or VMSRS_NONE.
+ * @frame: The vault frame, or VMSRS_NONE.
  * @incident: Number of the incident, or 0.
  * @address: Guest virtual address of the access, or 0.
  * @instruction: Guest instruction pointer, or 0.
@@ -541,7 +490,7 @@ struct vmsrs_event {
  */
 #define VMSRS_KIND_FOREIGN_WRITE 6
 
-/* A write to a sealed frame, stopped by the second-level page table. */
+/* A write to the vault, stopped by the second-level page table. */
 #define VMSRS_KIND_SEALED_WRITE 7
 /* A block was freed twice. */
 #define VMSRS_KIND_DOUBLE_FREE 8
@@ -675,14 +624,16 @@ struct vmsrs_incident_report {
  * struct vmsrs_dropped_draft - A dropped draft.
  * @domain: The domain.
  * @page: The page.
- * @frame: Frame of the draft, now evidence.
- * @committed: Frame of the committed version, or VMSRS_NONE if the page was
- *	never committed.
+ * @pool_frame: Pool frame of the draft. The host copies what it keeps as
+ *	evidence; the frame is the driver's again with the reply.
+ * @committed: The committed version, which stays: its vault frame; its pool
+ *	frame with VMSRS_IN_POOL if it is not sealed; VMSRS_NONE if the page was
+ *	never committed; or VMSRS_DAMAGED_FRAME.
  */
 struct vmsrs_dropped_draft {
 	uint32_t domain;
 	uint32_t page;
-	uint32_t frame;
+	uint32_t pool_frame;
 	uint32_t committed;
 };
 
@@ -852,15 +803,15 @@ struct vmsrs_written_pages {
 /*
  * Opens a domain (struct vmsrs_ioctl_open_domain).
  *
- * - ENOSPC: the app has VMSRS_MAX_DOMAINS domains, or the window has no room
- *   for the mirror.
+ * - ENOSPC: the app has VMSRS_MAX_DOMAINS domains, or the vault has no room for
+ *   the mirror.
  */
 #define VMSRS_IOCTL_OPEN_DOMAIN 0xc0505602
 
 /*
  * Finds or creates an extent (struct vmsrs_ioctl_extent).
  *
- * - ENOMEM: the window is full.
+ * - ENOMEM: the vault is full.
  */
 #define VMSRS_IOCTL_EXTENT 0xc0105603
 
@@ -932,7 +883,7 @@ struct vmsrs_written_pages {
 #define VMSRS_IOCTL_FLUSH 0x560b
 
 /* Reads the state of the driver (struct vmsrs_ioctl_info). */
-#define VMSRS_IOCTL_INFO 0x8040560c
+#define VMSRS_IOCTL_INFO 0x8050560c
 
 /*
  * Unregisters the calling thread; a request that it still has is failed
@@ -1221,22 +1172,26 @@ struct vmsrs_ioctl_drafts {
 
 /**
  * struct vmsrs_ioctl_info - Argument of VMSRS_IOCTL_INFO.
- * @window_frames: Number of frames in the window.
- * @pool_frames: Maximum number of frames granted to the driver.
+ * @vault_frames: Number of frames in the vault.
+ * @pool_frames: Number of frames in the pool.
  * @pool_free: Free frames in the pool of the driver.
  * @drafts: Drafts of all requests.
  * @unsealed: Pages that are committed and not sealed yet.
  * @broken: 1 if the host missed a timeout or broke the protocol; no domain can
  *	be written then.
  * @commits: Commits of at least one page, since the driver was loaded.
- * @sealed_pages: Pages sealed.
+ * @sealed_pages: Pages sealed. A page that was committed several times between
+ *	two seals counts once.
  * @discarded: Drafts discarded.
  * @incidents: Incidents reported by the driver.
  * @seal_messages: Seal messages sent. Compared with commits, this tells how
  *	rare exits are.
+ * @write_faults: Write faults that made a draft.
+ * @zaps: Calls that removed page-table entries of mapped pages; each flushes
+ *	the TLB.
  */
 struct vmsrs_ioctl_info {
-	uint32_t window_frames;
+	uint32_t vault_frames;
 	uint32_t pool_frames;
 	uint32_t pool_free;
 	uint32_t drafts;
@@ -1247,6 +1202,8 @@ struct vmsrs_ioctl_info {
 	uint64_t discarded;
 	uint64_t incidents;
 	uint64_t seal_messages;
+	uint64_t write_faults;
+	uint64_t zaps;
 };
 
 #endif /* VMSRS_PROTOCOL_H */

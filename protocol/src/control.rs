@@ -4,7 +4,7 @@
 //! then device-writable bytes for a [`ReplyHeader`] and the payload of the reply. The driver waits for
 //! a reply with a timeout; a host that misses it is broken.
 
-use crate::{FrameRun, KEY_MAX, NAME_MAX};
+use crate::{KEY_MAX, NAME_MAX};
 
 /// Finds or creates an app by name: [`OpenApp`], [`AppReply`].
 pub const MESSAGE_OPEN_APP: u32 = 1;
@@ -16,21 +16,16 @@ pub const MESSAGE_LIST_EXTENTS: u32 = 3;
 pub const MESSAGE_LIST_PAGES: u32 = 4;
 /// Finds or creates an extent by index: [`AddExtent`], [`ExtentReply`].
 pub const MESSAGE_ADD_EXTENT: u32 = 5;
-/// Asks for frames for the driver's pool: [`GrantRequest`], [`GrantReply`] and [`FrameRun`]s.
-pub const MESSAGE_GRANT: u32 = 6;
-/// Seals committed pages: [`SealRequest`] and [`crate::seal::SealRecord`]s, [`SealReply`] and
-/// [`FrameRun`]s. New frames are granted in exchange for the retired ones.
-pub const MESSAGE_SEAL: u32 = 7;
+/// Seals committed pages: [`SealRequest`] and [`crate::seal::SealRecord`]s, [`SealReply`] and a vault
+/// frame number of 32 bits for each record.
+pub const MESSAGE_SEAL: u32 = 6;
 /// Reports a failed request: [`crate::incident::IncidentReport`] and
-/// [`crate::incident::DroppedDraft`]s, [`GrantReply`] and [`FrameRun`]s. Its drafts are kept as evidence
-/// and wiped later.
-pub const MESSAGE_INCIDENT: u32 = 8;
-/// Gives back the frames of drafts that were dropped without a failure: [`DiscardRequest`] and frame
-/// numbers of 32 bits, [`GrantReply`] and [`FrameRun`]s. The frames are wiped.
-pub const MESSAGE_DISCARD: u32 = 9;
+/// [`crate::incident::DroppedDraft`]s, no payload in the reply. The host copies what it keeps of the
+/// drafts.
+pub const MESSAGE_INCIDENT: u32 = 7;
 /// Adds evidence to an incident that was reported before: [`crate::incident::Evidence`] and its bytes,
 /// no payload in the reply. Dropped if the incident is not kept any more.
-pub const MESSAGE_EVIDENCE: u32 = 10;
+pub const MESSAGE_EVIDENCE: u32 = 8;
 
 /// Done.
 pub const STATUS_OK: u32 = 0;
@@ -38,13 +33,13 @@ pub const STATUS_OK: u32 = 0;
 pub const STATUS_MALFORMED: u32 = 1;
 /// Unknown kind of message.
 pub const STATUS_UNKNOWN: u32 = 2;
-/// The window or a table of the host is full.
+/// The vault or a table of the host is full.
 pub const STATUS_NO_SPACE: u32 = 3;
 /// No such app, domain or extent.
 pub const STATUS_NOT_FOUND: u32 = 4;
-/// The frame is not granted, or the page does not belong to the domain.
+/// The page does not belong to the domain.
 pub const STATUS_NOT_OWNER: u32 = 5;
-/// The old frame of a record is not the sealed frame of its page.
+/// The vault frame of a record is not the sealed frame of its page.
 pub const STATUS_STALE: u32 = 6;
 /// The operating system of the host refused.
 pub const STATUS_HOST_ERROR: u32 = 7;
@@ -102,7 +97,7 @@ pub struct OpenDomain {
 }
 
 /// Flag of a domain: the host keeps a second copy of each sealed page, which takes as much of the
-/// window as the page.
+/// vault as the page.
 pub const DOMAIN_MIRROR: u32 = 1;
 /// Flag of a domain: content of a sealed page is lost ([`crate::DAMAGED_FRAME`]).
 pub const DOMAIN_DAMAGED: u32 = 2;
@@ -162,7 +157,7 @@ pub struct Extent {
 pub struct PageFrame {
     /// The page.
     pub page: u32,
-    /// The frame, or [`crate::DAMAGED_FRAME`] if its content is lost.
+    /// The vault frame, or [`crate::DAMAGED_FRAME`] if its content is lost.
     pub frame: u32,
 }
 
@@ -183,72 +178,32 @@ pub struct AddExtent {
     pub pages: u32,
 }
 
-/// Payload of [`MESSAGE_GRANT`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct GrantRequest {
-    /// Number of frames. The host grants fewer if the limit of the pool or the free frames require it.
-    pub frames: u32,
-    /// Reserved.
-    pub reserved: u32,
-}
-
-/// Start of a reply that grants frames; the runs follow. Granted frames are filled with zeros.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct GrantReply {
-    /// Number of [`FrameRun`]s that follow.
-    pub runs: u32,
-    /// Reserved.
-    pub reserved: u32,
-}
-
 /// Payload of [`MESSAGE_SEAL`]; the seal records follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SealRequest {
     /// Number of records that follow, at most [`crate::device::DeviceConfig::batch_records`].
     pub records: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// [`crate::seal::SEAL_LAST`] or 0.
+    pub flags: u32,
 }
 
-/// Start of the reply to [`MESSAGE_SEAL`]; the runs of granted frames follow.
+/// Start of the reply to [`MESSAGE_SEAL`].
 ///
-/// A commit is sealed completely or not at all. The host stops at the first commit that it refuses.
+/// The vault frames of the message's records follow, in their order: 32 bits each,
+/// [`crate::DAMAGED_FRAME`] if the pool frame could not be read. They hold the new versions once the
+/// last message of the batch has been accepted. A refusal drops the whole batch.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SealReply {
-    /// Number of records that were sealed, or are kept until the rest of their commit arrives.
+    /// Number of vault frames that follow: that of the records, or 0 after a refusal.
     pub sealed: u32,
-    /// [`STATUS_OK`], or why the commit after `sealed` records was refused.
+    /// [`STATUS_OK`], or why the batch was refused.
     pub refusal: u32,
-    /// Number of [`FrameRun`]s that follow.
-    pub runs: u32,
-    /// Reserved.
-    pub reserved: u32,
-}
-
-/// Payload of [`MESSAGE_DISCARD`]; frame numbers of 32 bits follow.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct DiscardRequest {
-    /// Number of frame numbers that follow.
-    pub frames: u32,
-    /// Reserved.
-    pub reserved: u32,
 }
 
 /// Reply to [`MESSAGE_ADD_EXTENT`].
 pub type ExtentReply = Extent;
-
-/// Maximum number of [`FrameRun`]s in a reply.
-pub const REPLY_RUNS_MAX: usize = 64;
-
-/// Size of a buffer for a reply with [`SealReply`] or [`GrantReply`] and all runs.
-pub const GRANT_REPLY_BYTES: usize = core::mem::size_of::<ReplyHeader>()
-    + core::mem::size_of::<SealReply>()
-    + REPLY_RUNS_MAX * core::mem::size_of::<FrameRun>();
 
 /// Maximum size of a message or reply, headers included. The host rejects longer chains unread.
 pub const MESSAGE_BYTES_MAX: u32 = 0x0001_0000;

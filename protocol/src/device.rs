@@ -7,7 +7,7 @@ pub const DEVICE_ID: u32 = 0x5653;
 pub const VENDOR_ID: u32 = 0x5352_5356;
 
 /// Version of the whole protocol. Both sides reject any other.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Feature bit: the device has an event queue.
 pub const FEATURE_EVENTS: u32 = 0;
@@ -21,8 +21,10 @@ pub const QUEUE_COUNT: u32 = 2;
 /// Size of each queue in descriptors.
 pub const QUEUE_SIZE: u32 = 64;
 
-/// Shared memory region ID of the window (Virtio 1.2, 2.10 and 4.2.2).
-pub const SHM_WINDOW: u32 = 0;
+/// Shared memory region ID of the pool, which the guest can write (Virtio 1.2, 2.10 and 4.2.2).
+pub const SHM_POOL: u32 = 0;
+/// Shared memory region ID of the vault, which the guest can only read.
+pub const SHM_VAULT: u32 = 1;
 
 /// Configuration space of the device; read-only for the driver.
 #[repr(C)]
@@ -30,10 +32,10 @@ pub const SHM_WINDOW: u32 = 0;
 pub struct DeviceConfig {
     /// [`ABI_VERSION`] of the device.
     pub abi_version: u32,
-    /// Number of frames in the window, [`crate::ZERO_FRAME`] included.
-    pub window_frames: u32,
-    /// Maximum number of frames granted to the driver (free in its pool, in drafts, or committed and
-    /// not yet sealed).
+    /// Number of frames in the vault, [`crate::ZERO_FRAME`] included.
+    pub vault_frames: u32,
+    /// Number of frames in the pool. All of them are the driver's: free, in drafts, or committed and not
+    /// sealed yet.
     pub pool_frames: u32,
     /// Maximum number of records in a seal message.
     pub batch_records: u32,

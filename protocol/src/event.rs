@@ -3,14 +3,12 @@
 //! The driver keeps buffers for an [`Event`] each in the event queue. Without a buffer the event is
 //! counted and dropped, unless its kind says otherwise; the incident is kept.
 
-/// The kernel or a process of the guest wrote to a sealed frame, and the second-level page table
+/// The kernel or a process of the guest wrote to the vault, and the second-level page table
 /// stopped it.
 pub const EVENT_SEALED_WRITE: u32 = 1;
-/// Frames became free after a grant was cut short; the driver may ask again.
-pub const EVENT_FRAMES_FREE: u32 = 2;
 /// The content of a sealed page is lost, and there is no mirror. `address` is that of the page, `frame`
 /// held it. This event is never dropped.
-pub const EVENT_DAMAGE: u32 = 3;
+pub const EVENT_DAMAGE: u32 = 2;
 
 /// An event.
 #[repr(C)]
@@ -18,7 +16,7 @@ pub const EVENT_DAMAGE: u32 = 3;
 pub struct Event {
     /// One of `EVENT_*`.
     pub kind: u32,
-    /// The frame, or [`crate::NONE`].
+    /// The vault frame, or [`crate::NONE`].
     pub frame: u32,
     /// Number of the incident, or 0.
     pub incident: u64,

@@ -14,7 +14,7 @@ pub const KIND_STACK_OVERFLOW: u32 = 5;
 /// A write to a page of a domain that the request does not hold, or to a guard page between domains,
 /// refused by the driver.
 pub const KIND_FOREIGN_WRITE: u32 = 6;
-/// A write to a sealed frame, stopped by the second-level page table.
+/// A write to the vault, stopped by the second-level page table.
 pub const KIND_SEALED_WRITE: u32 = 7;
 /// A block was freed twice.
 pub const KIND_DOUBLE_FREE: u32 = 8;
@@ -181,9 +181,11 @@ pub struct DroppedDraft {
     pub domain: u32,
     /// The page.
     pub page: u32,
-    /// Frame of the draft, now evidence.
-    pub frame: u32,
-    /// Frame of the committed version, or [`crate::NONE`] if the page was never committed.
+    /// Pool frame of the draft. The host copies what it keeps as evidence; the frame is the driver's
+    /// again with the reply.
+    pub pool_frame: u32,
+    /// The committed version, which stays: its vault frame; its pool frame with [`crate::IN_POOL`] if it
+    /// is not sealed; [`crate::NONE`] if the page was never committed; or [`crate::DAMAGED_FRAME`].
     pub committed: u32,
 }
 

@@ -22,11 +22,11 @@ pub const DEVICE_PATH: &str = "/dev/vmsrs";
 pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
 /// Opens a domain ([`IoctlOpenDomain`]).
 ///
-/// - `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains, or the window has no room for the mirror.
+/// - `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains, or the vault has no room for the mirror.
 pub const IOCTL_OPEN_DOMAIN: u32 = 0xc050_5602;
 /// Finds or creates an extent ([`IoctlExtent`]).
 ///
-/// - `ENOMEM`: the window is full.
+/// - `ENOMEM`: the vault is full.
 pub const IOCTL_EXTENT: u32 = 0xc010_5603;
 /// Registers the calling thread ([`IoctlThread`]).
 ///
@@ -68,7 +68,7 @@ pub const IOCTL_LOCK_WAKE: u32 = 0x4010_560a;
 /// - `ETIMEDOUT`: the host did not answer in time.
 pub const IOCTL_FLUSH: u32 = 0x0000_560b;
 /// Reads the state of the driver ([`IoctlInfo`]).
-pub const IOCTL_INFO: u32 = 0x8040_560c;
+pub const IOCTL_INFO: u32 = 0x8050_560c;
 /// Unregisters the calling thread; a request that it still has is failed
 /// ([`crate::incident::KIND_THREAD_DEATH`]). No argument.
 ///
@@ -323,9 +323,9 @@ pub struct IoctlDrafts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct IoctlInfo {
-    /// Number of frames in the window.
-    pub window_frames: u32,
-    /// Maximum number of frames granted to the driver.
+    /// Number of frames in the vault.
+    pub vault_frames: u32,
+    /// Number of frames in the pool.
     pub pool_frames: u32,
     /// Free frames in the pool of the driver.
     pub pool_free: u32,
@@ -337,7 +337,7 @@ pub struct IoctlInfo {
     pub broken: u32,
     /// Commits of at least one page, since the driver was loaded.
     pub commits: u64,
-    /// Pages sealed.
+    /// Pages sealed. A page that was committed several times between two seals counts once.
     pub sealed_pages: u64,
     /// Drafts discarded.
     pub discarded: u64,
@@ -345,6 +345,10 @@ pub struct IoctlInfo {
     pub incidents: u64,
     /// Seal messages sent. Compared with `commits`, this tells how rare exits are.
     pub seal_messages: u64,
+    /// Write faults that made a draft.
+    pub write_faults: u64,
+    /// Calls that removed page-table entries of mapped pages; each flushes the TLB.
+    pub zaps: u64,
 }
 
 #[cfg(test)]

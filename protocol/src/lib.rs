@@ -9,8 +9,8 @@
 //!   1.2, 1.4).
 //! * Every structure is `repr(C)` with explicit padding, so it is [`bytemuck::Pod`]. Any bit pattern is
 //!   a value; the receiver validates what comes from an untrusted side.
-//! * Frames and pages are [`PAGE_SIZE`] bytes. A frame is named by its index in the window, a page
-//!   by its index in its app's address range.
+//! * Frames and pages are [`PAGE_SIZE`] bytes. A frame is named by its index in the pool or in the
+//!   vault, a page by its index in its app's address range.
 //! * Reserved fields are written as zero and ignored when read.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -30,14 +30,21 @@ pub mod shared;
 /// Size of a frame and of a page in bytes.
 pub const PAGE_SIZE: u32 = 4096;
 
-/// The frame of zeros: content of every page that was never committed. Always sealed, never granted.
+/// The vault frame of zeros: content of every page that was never committed. It never changes.
 pub const ZERO_FRAME: u32 = 0;
 
 /// No frame, no page, or no domain.
 pub const NONE: u32 = 0xffff_ffff;
 
-/// In a list of sealed pages: the content of the page is lost. Not the number of any frame.
+/// In place of a vault frame: the content of the page is lost. Not the number of any frame.
 pub const DAMAGED_FRAME: u32 = 0xffff_fffe;
+
+/// Bit of a version's frame: the rest is the number of a pool frame, not of a vault frame. [`NONE`] and
+/// [`DAMAGED_FRAME`] keep their meaning.
+pub const IN_POOL: u32 = 0x8000_0000;
+
+/// Maximum number of frames in the pool and in the vault.
+pub const MAX_FRAMES: u32 = 0x4000_0000;
 
 /// First page and length of an extent are multiples of this number of pages, so that the domain of a
 /// page is found by one look-up of its unit.
@@ -65,13 +72,3 @@ pub const NAME_MAX: usize = 64;
 
 /// Maximum length of the key of a domain in bytes.
 pub const KEY_MAX: usize = 64;
-
-/// A run of consecutive frames.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct FrameRun {
-    /// First frame.
-    pub start: u32,
-    /// Number of frames, at least one.
-    pub count: u32,
-}

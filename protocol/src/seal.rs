@@ -1,30 +1,28 @@
-//! Seal records: a committed page each.
+//! Seal records: committed pages on their way from the pool to the vault.
 
-/// Flag of the last record of a commit.
+/// Flag of a seal message: it is the last one of its batch.
 pub const SEAL_LAST: u32 = 1;
-
-/// Maximum number of pages in a commit.
-pub const COMMIT_PAGES_MAX: u32 = 0x0001_0000;
 
 /// A committed page.
 ///
-/// The records of a commit are consecutive and have the same tag; the last one has [`SEAL_LAST`]. A
-/// commit may be spread over several messages.
+/// The records of a *batch* are one consistent cut of the driver's state: all commits up to some moment,
+/// each page once, in its newest version. A batch may be spread over several messages. It takes effect
+/// as a whole when its last message has arrived, or not at all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct SealRecord {
-    /// Tag of the request that committed.
-    pub tag: u64,
     /// The app.
     pub app: u32,
     /// The domain of the page.
     pub domain: u32,
     /// The page.
     pub page: u32,
-    /// Frame of the previous version, or [`crate::NONE`] if the page was never committed.
-    pub old_frame: u32,
-    /// The granted frame with the new version.
-    pub new_frame: u32,
-    /// [`SEAL_LAST`] or 0.
-    pub flags: u32,
+    /// Pool frame with the new version. The host copies it once, when the record arrives; the driver does
+    /// not change it before the reply.
+    pub pool_frame: u32,
+    /// Vault frame of the version that this one replaces, or [`crate::NONE`] if the page was never
+    /// sealed.
+    pub vault_frame: u32,
+    /// Reserved.
+    pub reserved: u32,
 }
