@@ -511,6 +511,15 @@ fn a_signal_while_the_initramfs_is_read_ends_the_command_at_once() {
 }
 
 #[test]
+fn a_folder_of_symbols_that_is_missing_is_named() {
+    let output = vmsrs()
+        .args(["incidents", "--symbols", "/usr:/no/such/folder"])
+        .output()
+        .unwrap();
+    assert_sentence(&output, USAGE, &["/no/such/folder", "--symbols"]);
+}
+
+#[test]
 fn a_user_without_rights_on_kvm_is_told_how_to_get_them() {
     let place = Place::new();
     place.file("kernel", &tiny_kernel());
