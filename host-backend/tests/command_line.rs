@@ -449,6 +449,8 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     assert_eq!(incidents.stdout, b"no incidents\n");
     let page = run(&["incidents", "--html", "-"]);
     assert!(page.stdout.starts_with(b"<!DOCTYPE html>"), "{page:?}");
+    let page = run(&["incidents", "--html", "/no/such/folder/page"]);
+    assert_sentence(&page, USAGE, &["/no/such/folder/page", "--html"]);
     assert_sentence(&run(&["incidents", "7"]), NOT_FOUND, &["no incident 7"]);
     let second = place.command(&place.path("kernel"), &[]).output().unwrap();
     assert_sentence(&second, BUSY, &["vm.sock", "running VM"]);
@@ -614,7 +616,7 @@ fn the_doctor_says_whether_this_machine_can_run_a_guest() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "doctor", "status", "incidents"] {
+    for command in ["run", "doctor", "status", "incidents", "scrub"] {
         let output = vmsrs().args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();

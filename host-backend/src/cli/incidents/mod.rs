@@ -103,5 +103,5 @@ fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {
     }
     fs::write(path, page)
         .with_context(|| format!("cannot write {}: give another --html", path.display()))
-        .map_err(|error| Failure::new(Exit::Failure, error))
+        .map_err(|error| Failure::new(Exit::Usage, error))
 }
