@@ -7,6 +7,14 @@
 # PROGRAM must be linked statically. The kernel package must be installed, on this machine or below
 # ROOT. KERNEL-RELEASE defaults to that of the running kernel.
 set -eu
+if [ $# -lt 3 ]; then
+	echo 'usage: make-guest.sh FOLDER PROGRAM VMSRS.KO [KERNEL-RELEASE [ROOT]]' >&2
+	exit 2
+fi
+if ! command -v busybox >/dev/null; then
+	echo 'make-guest.sh: there is no busybox: install the package busybox-static' >&2
+	exit 1
+fi
 folder=$1 program=$2 driver=$3 release=${4:-$(uname -r)} root=${5:-}
 
 mkdir -p "$folder/bin" "$folder/lib/modules" "$folder/proc" "$folder/sys" "$folder/dev" "$folder/tmp"

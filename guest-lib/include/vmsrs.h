@@ -549,8 +549,8 @@ typedef struct vmsrs_failure {
 int vmsrs_last_failure(struct vmsrs_failure *failure);
 
 /**
- * Names a kind of failure, as the host's tools print it: "memory", "double
- * free".
+ * Names a kind of failure: "memory", "double free". The tools of the host print
+ * it with hyphens: "double-free".
  *
  * @param kind A value of enum vmsrs_kind; the name of any other is "unknown".
  * @return A constant string, never null.

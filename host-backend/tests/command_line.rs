@@ -2,11 +2,14 @@
 //! nothing left behind.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vmsrs_host::control::{Client, Request, Response};
@@ -446,6 +449,8 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     assert_eq!(incidents.stdout, b"no incidents\n");
     let page = run(&["incidents", "--html", "-"]);
     assert!(page.stdout.starts_with(b"<!DOCTYPE html>"), "{page:?}");
+    let page = run(&["incidents", "--html", "/no/such/folder/page"]);
+    assert_sentence(&page, USAGE, &["/no/such/folder/page", "--html"]);
     assert_sentence(&run(&["incidents", "7"]), NOT_FOUND, &["no incident 7"]);
     let second = place.command(&place.path("kernel"), &[]).output().unwrap();
     assert_sentence(&second, BUSY, &["vm.sock", "running VM"]);
@@ -475,6 +480,45 @@ fn a_termination_signal_ends_a_vm_in_order() {
         let socket = place.path("vm.sock");
         assert!(!Path::new(&socket).exists(), "signal {signal}");
     }
+}
+
+/// There is nothing to undo then, and a folder can take long.
+#[test]
+fn a_signal_while_the_initramfs_is_read_ends_the_command_at_once() {
+    // From <fcntl.h>; libc does not have it.
+    const F_SETSIG: libc::c_int = 10;
+    let place = Place::new();
+    let folder = place.path("guest");
+    fs::create_dir(&folder).unwrap();
+    let init = fs::File::create(Path::new(&folder).join("init")).unwrap();
+    let lease = |command, value: libc::c_int| {
+        // SAFETY: plain system call on our own descriptor.
+        unsafe { libc::fcntl(init.as_raw_fd(), command, value) }
+    };
+    // Another process that opens the file waits for the lease's holder, which this signal, ignored
+    // by default, tells.
+    assert_eq!(lease(F_SETSIG, libc::SIGURG), 0);
+    assert_eq!(lease(libc::F_SETLEASE, libc::F_WRLCK), 0);
+    let mut command = place.command(&place.kernel(), &["--initramfs", &folder]);
+    let mut command = command.spawn().unwrap();
+    while lease(libc::F_GETLEASE, 0) == libc::F_WRLCK {
+        assert_eq!(command.try_wait().unwrap(), None);
+        thread::sleep(Duration::from_millis(1));
+    }
+    // SAFETY: plain system call; the child has not been waited for, so its number is its own.
+    unsafe { libc::kill(command.id() as libc::pid_t, libc::SIGINT) };
+    let status = command.wait().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
+    assert!(!Path::new(&place.path("vm.sock")).exists());
+}
+
+#[test]
+fn a_folder_of_symbols_that_is_missing_is_named() {
+    let output = vmsrs()
+        .args(["incidents", "--symbols", "/usr:/no/such/folder"])
+        .output()
+        .unwrap();
+    assert_sentence(&output, USAGE, &["/no/such/folder", "--symbols"]);
 }
 
 #[test]
@@ -572,7 +616,7 @@ fn the_doctor_says_whether_this_machine_can_run_a_guest() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "doctor", "status", "incidents"] {
+    for command in ["run", "doctor", "status", "incidents", "scrub"] {
         let output = vmsrs().args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();

@@ -7,6 +7,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
+case ${1:-} in
+-*)
+	echo 'usage: tests/bed/trixie.sh [TARGET...]' >&2
+	exit 2
+	;;
+esac
 suite=trixie
 (($#)) || set -- fetch kmod demo
 

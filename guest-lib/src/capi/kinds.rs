@@ -50,7 +50,8 @@ pub const VMSRS_KIND_POISON: u32 = 21;
 /// The request touched a page whose content the host has lost.
 pub const VMSRS_KIND_DAMAGED: u32 = 22;
 
-/// Names a kind of failure, as the host's tools print it: "memory", "double free".
+/// Names a kind of failure: "memory", "double free". The tools of the host print it with
+/// hyphens: "double-free".
 ///
 /// @param kind A value of enum `vmsrs_kind`; the name of any other is "unknown".
 /// @return A constant string, never null.

@@ -45,7 +45,7 @@ pub enum Request {
     Scrub {
         /// Name of the app, or all apps.
         app: Option<String>,
-        /// Key of the domain in it, or all its domains.
+        /// Key of the domain in it, or all its domains. Refused without an app.
         domain: Option<String>,
         /// Where to go on, or the beginning.
         from: Option<Position>,
@@ -178,6 +178,14 @@ fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
                 format!("there is no incident {id}, or it is no longer kept"),
             ),
         },
+        Ok(Request::Scrub {
+            app: None,
+            domain: Some(_),
+            ..
+        }) => refuse(
+            Reason::Malformed,
+            "malformed request: a domain is one of an app, and none is named",
+        ),
         Ok(Request::Scrub { app, domain, from }) => {
             match operator.scrub(app.as_deref(), domain.as_deref(), from) {
                 Some(step) => Response::Scrub(step),

@@ -487,11 +487,12 @@ mod tests {
     fn malformed_lines_are_refused_one_by_one() {
         let bench = Bench::new();
         let mut stream = bench.stream();
-        let lines: [&[u8]; 5] = [
+        let lines: [&[u8]; 6] = [
             b"\n",
             b"{}\n",
             b"{\"request\":\"reboot\"}\n",
             b"{\"request\":\"status\",\"more\":1}\n",
+            b"{\"request\":\"scrub\",\"app\":null,\"domain\":\"user-7\"}\n",
             b"\xff\xfe\x00\n",
         ];
         stream.write_all(&lines.concat()).unwrap();

@@ -60,6 +60,9 @@ const ENTRIES_MAX: usize = 1 << 20;
 /// Longest path in the archive: the kernel skips an entry whose name and its NUL exceed `PATH_MAX`.
 const NAME_MAX: usize = libc::PATH_MAX as usize - 1;
 
+/// Largest file: the format has 32 bits for its size.
+const FILE_MAX: u64 = u32::MAX as u64;
+
 /// Maximum number of folders in each other.
 const DEPTH_MAX: usize = 256;
 
@@ -125,7 +128,7 @@ impl Archive<'_> {
         let metadata = fs::symlink_metadata(path).map_err(read_error(path))?;
         let kind = metadata.file_type();
         let data = if kind.is_file() {
-            self.read(path).map_err(read_error(path))?
+            self.read(path, metadata.len())?
         } else if kind.is_symlink() {
             let target = fs::read_link(path).map_err(read_error(path))?;
             target.as_os_str().as_bytes().to_vec()
@@ -135,10 +138,7 @@ impl Archive<'_> {
         self.bytes_left = self
             .bytes_left
             .checked_sub(entry_size(name.len(), data.len()))
-            .ok_or_else(|| PackError::TooMuch {
-                folder: self.root.to_owned(),
-                memory: self.memory,
-            })?;
+            .ok_or_else(|| self.too_much())?;
         // Only a size can be refused: a vector takes everything.
         self.writer
             .entry(name, &attributes(&metadata), &data)
@@ -149,13 +149,28 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// The content of a file, or one byte more than there is room for.
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+    /// The content of a file that tells this length, or one byte more than there is room for: the
+    /// file may grow meanwhile, or not tell its length, as those of procfs.
+    fn read(&self, path: &Path, length: u64) -> Result<Vec<u8>, PackError> {
+        if length > self.bytes_left {
+            return Err(self.too_much());
+        }
+        if length > FILE_MAX {
+            return Err(PackError::TooLarge(path.to_owned()));
+        }
+        let most = self.bytes_left.min(FILE_MAX) + 1;
         let mut data = Vec::new();
-        let file = File::open(path)?;
-        file.take(self.bytes_left.saturating_add(1))
-            .read_to_end(&mut data)?;
+        File::open(path)
+            .and_then(|file| file.take(most).read_to_end(&mut data))
+            .map_err(read_error(path))?;
         Ok(data)
+    }
+
+    fn too_much(&self) -> PackError {
+        PackError::TooMuch {
+            folder: self.root.to_owned(),
+            memory: self.memory,
+        }
     }
 }
 
@@ -259,6 +274,16 @@ mod tests {
         assert!(pack(place.path(), Size(2048)).is_ok());
         let error = pack(place.path(), Size(1024)).unwrap_err();
         assert!(error.to_string().contains("--memory"), "{error}");
+    }
+
+    #[test]
+    fn a_file_larger_than_the_format_allows_is_refused_unread() {
+        let place = tempfile::tempdir().unwrap();
+        let file = File::create(place.path().join("disk")).unwrap();
+        file.set_len(1 << 40).unwrap();
+        let error = pack(place.path(), Size(1 << 41)).unwrap_err();
+        assert!(matches!(error, PackError::TooLarge(_)), "{error}");
+        assert!(error.to_string().contains("disk"), "{error}");
     }
 
     #[test]

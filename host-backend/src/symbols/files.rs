@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use object::{Object, ObjectSection, ReadCache};
+use thiserror::Error;
 
 use super::modules::Module;
 
@@ -54,18 +55,30 @@ pub(super) struct ModuleFiles {
     pub(super) by_name: bool,
 }
 
+/// A given folder or file cannot be looked at.
+#[derive(Debug, Error)]
+#[error("cannot read {}: check --symbols and VMSRS_SYMBOLS", .path.display())]
+pub struct SymbolsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
 impl SymbolFiles {
     /// Searches folders and single files. What cannot be read is skipped; a missing folder is an error.
     ///
     /// # Errors
     ///
     /// Fails when one of the paths cannot be looked at.
-    pub fn new(places: &[PathBuf]) -> std::io::Result<Self> {
+    pub fn new(places: &[PathBuf]) -> Result<Self, SymbolsError> {
         let mut files = Self::default();
         let mut left = FILES_MAX;
         for place in places {
-            if fs::metadata(place)?.is_dir() {
-                files.folders.push(fs::canonicalize(place)?);
+            let error = |source| SymbolsError {
+                path: place.clone(),
+                source,
+            };
+            if fs::metadata(place).map_err(error)?.is_dir() {
+                files.folders.push(fs::canonicalize(place).map_err(error)?);
             }
             files.add(place, DEPTH_MAX, &mut left);
         }

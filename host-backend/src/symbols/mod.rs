@@ -14,7 +14,7 @@ mod place;
 mod trace;
 mod unwind;
 
-pub use files::SymbolFiles;
+pub use files::{SymbolFiles, SymbolsError};
 pub use modules::Module;
 pub use place::describe_owner;
 pub use trace::{Frame, Trace, trace};

@@ -28,8 +28,8 @@ const SIGNALS: [(libc::c_int, &str); 13] = [
 
 /// Termination signals, held back from this thread and from every thread it starts later.
 ///
-/// Make this the first thing in `main`: a thread that was started before keeps the default, and
-/// would let a signal kill the process.
+/// Make it before the first thread: one that was started before keeps the default, and would let a
+/// signal kill the process.
 #[derive(Debug)]
 pub struct Termination {
     signals: libc::sigset_t,

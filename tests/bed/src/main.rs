@@ -51,13 +51,14 @@ struct Run {
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
     /// Kill it after this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300,
+        value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
     /// Memory of the nested KVM host in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 3072)]
     memory: u32,
     /// CPUs of the nested KVM host.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     cpus: u32,
     /// One CPU whose clock counts instructions, one per nanosecond.
     #[arg(long)]
@@ -88,6 +89,8 @@ fn progress(message: &str) {
 
 fn fetch(update: bool) -> anyhow::Result<ExitCode> {
     Release::of_machine()?;
+    // Every target of make that boots a guest fetches first: a misspelt name is told before the long build.
+    Flavour::chosen()?;
     let mut needed = tools::UNPACK.to_vec();
     if Accelerator::choose()? == Accelerator::Nested {
         needed.extend_from_slice(tools::NESTED);

@@ -65,9 +65,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     // A folder that is not there is said before anybody is asked.
-    let files = SymbolFiles::new(&arguments.symbols)
-        .context("--symbols (or VMSRS_SYMBOLS) names a folder that cannot be read")
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let files =
+        SymbolFiles::new(&arguments.symbols).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut client = arguments.target.connect()?;
     match arguments.id {
         None => match client.ask(Request::Incidents {})? {
@@ -104,5 +103,5 @@ fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {
     }
     fs::write(path, page)
         .with_context(|| format!("cannot write {}: give another --html", path.display()))
-        .map_err(|error| Failure::new(Exit::Failure, error))
+        .map_err(|error| Failure::new(Exit::Usage, error))
 }

@@ -102,9 +102,6 @@ pub(super) struct Arguments {
 
 /// Assembles the VM, runs it, reports.
 pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    // First, since threads inherit it.
-    let termination = Termination::block()?;
-
     let engine = sizes::check(&arguments)?;
     let kernel = Kernel::open(&arguments.kernel)?;
     let initramfs = arguments
@@ -112,6 +109,8 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         .as_deref()
         .map(|path| load_initramfs(path, &arguments.cmdline, arguments.memory))
         .transpose()?;
+    // Before there is anything to undo, and before the first thread, since threads inherit it.
+    let termination = Termination::block()?;
     let folder = match arguments.target.socket {
         Some(_) => Folder::MustExist,
         None => Folder::MayBeMade,
