@@ -181,12 +181,11 @@ impl Region {
         protection: i32,
     ) -> Result<Self, RegionsError> {
         let size = u64::from(frames) * u64::from(PAGE_SIZE);
-        let file = memory_file(file_name, size, pages, true).map_err(|source| {
-            RegionsError::Create {
+        let file =
+            memory_file(file_name, size, pages, true).map_err(|source| RegionsError::Create {
                 region: name,
                 source,
-            }
-        })?;
+            })?;
         let file = Arc::new(file);
         Ok(Self {
             name,

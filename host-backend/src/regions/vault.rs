@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
 use vm_memory::MmapRegion;
 use vmsrs_protocol::PAGE_SIZE;
@@ -173,7 +172,6 @@ pub(super) fn page_file() -> Result<File, MemoryFileError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::regions::tests::{VAULT, guest_byte, regions};
 
     #[test]
