@@ -112,9 +112,12 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
         IncidentFacts::GuestDown(down) => {
             rows.extend([
                 ("how", printable(&down.reason)),
-                ("frames granted", down.granted_frames.to_string()),
-                ("drafts dropped", down.written_frames.to_string()),
-                ("pages of a commit cut off", down.staged_pages.to_string()),
+                ("domains open", down.domains.to_string()),
+                (
+                    "pool frames forgotten",
+                    format!("{} (drafts, and commits not sealed)", down.pool_frames),
+                ),
+                ("pages of a batch cut off", down.staged_pages.to_string()),
             ]);
         }
         IncidentFacts::Request(request) => {
@@ -342,8 +345,8 @@ mod tests {
         let mut text = describe(&view, false);
         view.detail.facts = IncidentFacts::GuestDown(GuestDownFacts {
             reason: "the guest reset itself".into(),
-            granted_frames: 1024,
-            written_frames: 3,
+            pool_frames: 1024,
+            domains: 3,
             staged_pages: 0,
         });
         text += &describe(&view, false);
