@@ -196,6 +196,13 @@ fn backtrace(frames: &[Frame]) -> String {
     text
 }
 
+/// How many bytes a draft had changed, or `-`.
+pub(super) fn bytes_changed(draft: &DraftFacts) -> String {
+    draft
+        .changed_bytes
+        .map_or_else(|| "-".to_owned(), |bytes| bytes.to_string())
+}
+
 fn dropped(request: &RequestFacts) -> String {
     if request.drafts.is_empty() {
         return String::new();
@@ -205,11 +212,8 @@ fn dropped(request: &RequestFacts) -> String {
             printable(&draft.domain),
             draft.page.to_string(),
             format!("{:#x}", draft.address),
-            draft.changed_bytes.to_string(),
+            bytes_changed(draft),
             address(draft.first_changed.map(u64::from)),
-            draft
-                .frame
-                .map_or_else(|| "-".to_owned(), |frame| frame.to_string()),
         ]
     };
     let rows: Vec<_> = request.drafts.iter().map(row).collect();
@@ -219,7 +223,6 @@ fn dropped(request: &RequestFacts) -> String {
         "ADDRESS",
         "BYTES CHANGED",
         "FIRST AT",
-        "FRAME",
     ];
     let mut text = format!("\ndropped drafts\n{}", table(head, &rows));
     let more = (request.drafts_total as usize).saturating_sub(rows.len());
