@@ -87,6 +87,21 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records)
 	return end;
 }
 
+/**
+ * vmsrs_host_sent() - tell whether a committed version is in the batch that is sent
+ * @dev: the device
+ * @frame: the version, shown by its page, whose domain is locked
+ */
+bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	bool sent;
+
+	spin_lock(&dev->batch.lock);
+	sent = frame->batch != dev->batch.number;
+	spin_unlock(&dev->batch.lock);
+	return sent;
+}
+
 static bool is_sealed(struct vmsrs_batch *batch, u64 end)
 {
 	return (u64)atomic64_read(&batch->sealed) >= end;
@@ -264,10 +279,7 @@ void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), VMSRS_CONTROL_TIMEOUT);
 }
 
-/*
- * Fills the records of a message with those of the batch that follow `frame`, up to `count`. Returns
- * the last frame, or the list's head if there is none.
- */
+/* Fills `count` records with the frames of the batch that follow `place`; returns the last one. */
 static struct list_head *fill_records(struct vmsrs_device *dev, struct list_head *place, u32 count,
 				      struct vmsrs_seal_record *record)
 {

@@ -276,8 +276,9 @@ const struct vm_operations_struct vmsrs_page_vm_ops = {
 static void note_lost(struct vmsrs_device *dev, struct vmsrs_page *entry, u32 frame)
 {
 	if (vmsrs_in_pool(entry->frame)) {
-		/* Its batch may be sealed already, without its answer having been read. */
-		vmsrs_pool_frame(dev, entry->frame)->lost = frame;
+		/* If that is where the host has sealed it, the answer has not been read yet. */
+		if (vmsrs_host_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
+			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;
 		/* A draft that is committed replaces the lost version. */

@@ -145,8 +145,8 @@ struct vmsrs_extent_pages {
  * @replaced: vault frame that the host has for the page, or VMSRS_NONE; set at the commit, by the
  *	answer to an older batch, or when that version is lost; guarded by the domain's lock
  * @sealed: vault frame that the host answered, or VMSRS_DAMAGED_FRAME; only used by the seal work
- * @lost: vault frame of a version of the page that was lost while this one was committed, or
- *	VMSRS_NONE; guarded by the domain's lock
+ * @lost: vault frame whose loss the host reported while this one was sent, or VMSRS_NONE; guarded
+ *	by the domain's lock
  * @batch: number of its batch; guarded by vmsrs_batch.lock
  */
 struct vmsrs_frame {
@@ -808,6 +808,7 @@ long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
 
 /* host.c */
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records);
+bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
 long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
 long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
 bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
