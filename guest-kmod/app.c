@@ -93,7 +93,6 @@ static void domain_free(struct vmsrs_domain *domain)
 {
 	struct vmsrs_extent_pages *extent, *next;
 
-	vmsrs_drafts_free(&domain->drafts);
 	for (extent = domain->first; extent; extent = next) {
 		next = extent->next;
 		kvfree(extent);
@@ -102,7 +101,7 @@ static void domain_free(struct vmsrs_domain *domain)
 }
 
 /**
- * vmsrs_app_free() - free an app that is not used any more, with the drafts of its domains
+ * vmsrs_app_free() - free an app that is not used any more, with its domains
  * @app: the app, or NULL
  */
 void vmsrs_app_free(struct vmsrs_app *app)
@@ -216,6 +215,7 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 					     const struct vmsrs_extent *where)
 {
 	struct vmsrs_extent_pages *extent;
+	u32 i;
 
 	extent = kvzalloc(struct_size(extent, entries, where->pages), GFP_KERNEL);
 	if (!extent)
@@ -223,8 +223,11 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 	extent->domain = domain;
 	extent->page = where->page;
 	extent->pages = where->pages;
-	memset(extent->entries, 0xff, where->pages * sizeof(extent->entries[0]));
-	BUILD_BUG_ON(VMSRS_NONE != 0xffffffff);
+	for (i = 0; i < where->pages; i++) {
+		extent->entries[i].frame = VMSRS_NONE;
+		extent->entries[i].draft = VMSRS_NO_DRAFT;
+	}
+	BUILD_BUG_ON(VMSRS_NO_DRAFT <= VMSRS_MAX_FRAMES);
 	return extent;
 }
 
@@ -372,7 +375,7 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 	for (; count--; sealed++) {
 		entry = page_entry(domain, sealed->page);
 		if (!entry || sealed->frame == VMSRS_ZERO_FRAME ||
-		    (sealed->frame >= domain->app->dev->config.window_frames &&
+		    (sealed->frame >= domain->app->dev->config.vault_frames &&
 		     sealed->frame != VMSRS_DAMAGED_FRAME))
 			return -EPROTO;
 		entry->frame = sealed->frame;

@@ -6,7 +6,7 @@ use crate::control::Count;
 use crate::control::{Request, Response, VmStatus};
 use crate::size::Size;
 
-/// Show the state of a running VM: its window, its domains, what failed in it
+/// Show the state of a running VM: its pool and vault, its domains, what failed in it
 ///
 /// Needs access to the VM's control socket: run it as the user who started the VM, or as root.
 #[derive(Debug, clap::Args)]
@@ -59,20 +59,13 @@ fn describe(status: &VmStatus) -> String {
         ("restarts", restarts(status)),
         ("vCPUs", status.vcpus.to_string()),
         ("memory", Size(status.memory_bytes).to_string()),
-        ("window", frames(recovery.window_frames)),
+        ("pool", frames(recovery.pool_frames)),
+        ("vault", frames(recovery.vault_frames)),
         ("  free", frames(recovery.free_frames)),
-        (
-            "  granted",
-            format!(
-                "{}  (at most {})",
-                frames(recovery.granted_frames),
-                recovery.pool_frames
-            ),
-        ),
+        ("  staged", frames(recovery.staged_frames)),
         ("  sealed", frames(recovery.sealed_frames)),
         ("  mirror", frames(recovery.mirror_frames)),
         ("  retired", frames(recovery.retired_frames)),
-        ("  evidence", frames(recovery.evidence_frames)),
         ("apps", recovery.apps.to_string()),
         ("domains", recovery.domains.to_string()),
         (
@@ -80,10 +73,10 @@ fn describe(status: &VmStatus) -> String {
             format!("{} of {}", recovery.pages, recovery.pages_max),
         ),
         (
-            "commits",
+            "batches sealed",
             format!(
-                "{} ({} pages in {} seal messages)",
-                recovery.commits, recovery.sealed_pages, recovery.seal_messages
+                "{} ({} pages in {} messages)",
+                recovery.batches, recovery.sealed_pages, recovery.seal_messages
             ),
         ),
         ("drafts dropped", recovery.dropped_drafts.to_string()),
@@ -152,8 +145,8 @@ mod tests {
             vcpus: 2,
             memory_bytes: 512 << 20,
             recovery: EngineStatus {
-                window_frames: 65_536,
                 pool_frames: 8192,
+                vault_frames: 65_536,
                 incidents: vec![Count {
                     what: "double-free".into(),
                     count: 3,

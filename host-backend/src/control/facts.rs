@@ -30,7 +30,7 @@ pub enum Restored {
     Sealed,
     /// Some to versions that were committed and not sealed yet.
     Committed,
-    /// The driver named versions that the host does not know.
+    /// The driver named versions that the host does not know, or no longer has.
     Unknown,
 }
 
@@ -46,20 +46,18 @@ pub struct Count {
 /// The engine's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineStatus {
-    /// Frames in the window.
-    pub window_frames: u32,
-    /// Maximum number of frames that the driver may hold as granted.
+    /// Frames in the pool.
     pub pool_frames: u32,
-    /// Frames that are wiped and wait for a grant.
+    /// Frames in the vault.
+    pub vault_frames: u32,
+    /// Frames of the vault that are wiped or were never used.
     pub free_frames: u32,
-    /// Frames that the guest may write.
-    pub granted_frames: u32,
+    /// Frames that hold pages of a batch that is still arriving.
+    pub staged_frames: u32,
     /// Frames that hold committed pages; the zero frame is among them.
     pub sealed_frames: u32,
     /// Frames that wait for the cleanser.
     pub retired_frames: u32,
-    /// Frames that are kept for incidents.
-    pub evidence_frames: u32,
     /// Frames that hold second copies of committed pages.
     pub mirror_frames: u32,
     /// Committed pages whose content is lost.
@@ -76,16 +74,14 @@ pub struct EngineStatus {
     pub pages: u32,
     /// Pages that domains can have in all.
     pub pages_max: u32,
-    /// Commits sealed.
-    pub commits: u64,
+    /// Batches of commits that were sealed.
+    pub batches: u64,
     /// Pages sealed.
     pub sealed_pages: u64,
     /// Seal messages taken.
     pub seal_messages: u64,
     /// Drafts dropped, with and without an incident.
     pub dropped_drafts: u64,
-    /// Pages of a commit that is still arriving.
-    pub staged_pages: u64,
     /// Times that the device was reset.
     pub resets: u64,
     /// Bytes that the host keeps about frames, pages and domains.
@@ -183,7 +179,7 @@ pub struct RequestFacts {
     pub thread: String,
     /// The owner of the address, if it lies in the apps' address ranges.
     pub address_at: Option<AddressFacts>,
-    /// Nanoseconds from the detection in the guest to the end of the discard.
+    /// Nanoseconds from the detection in the guest until its drafts were dropped.
     pub recovery_ns: u64,
     /// What its pages went back to.
     pub restored: Restored,
@@ -255,12 +251,11 @@ pub struct DraftFacts {
     pub page: u32,
     /// Address of the page in the program.
     pub address: u64,
-    /// Bytes in which it differed from the page's committed version.
-    pub changed_bytes: u32,
+    /// Bytes in which it differed from the page's committed version; `None` if they could not be
+    /// compared.
+    pub changed_bytes: Option<u32>,
     /// Offset in the page of the first of them.
     pub first_changed: Option<u32>,
-    /// The frame that still holds it.
-    pub frame: Option<u32>,
     /// What differed, in order; empty if that is not kept.
     pub changes: Vec<ChangeFacts>,
 }
@@ -336,10 +331,11 @@ pub struct SealedWriteFacts {
 pub struct GuestDownFacts {
     /// How it ended.
     pub reason: String,
-    /// Frames that the driver held.
-    pub granted_frames: u32,
-    /// Those of them that the guest had written: drafts, and commits that had not reached the host.
-    pub written_frames: u32,
-    /// Pages of a commit of which only a part had reached the host.
+    /// Frames of the pool, whose content no longer counts: drafts, and commits that had not reached the
+    /// host.
+    pub pool_frames: u32,
+    /// Domains that were open.
+    pub domains: u32,
+    /// Pages of a batch of which only a part had reached the host.
     pub staged_pages: u32,
 }

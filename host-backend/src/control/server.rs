@@ -349,8 +349,8 @@ mod tests {
                 instruction: None,
                 facts: IncidentFacts::GuestDown(GuestDownFacts {
                     reason: "a test".into(),
-                    granted_frames: 0,
-                    written_frames: 0,
+                    pool_frames: 0,
+                    domains: 0,
                     staged_pages: 0,
                 }),
             })

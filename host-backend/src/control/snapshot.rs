@@ -6,7 +6,7 @@ use vmsrs_protocol::heap::State as HeapState;
 use vmsrs_protocol::incident::{
     KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REG_RIP, REPORT_ADDRESS,
 };
-use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, NONE, PAGE_SIZE};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
 use super::facts::*;
 use crate::engine::changes::{Block, Change};
@@ -36,13 +36,12 @@ pub(crate) fn engine_status(engine: &Engine) -> EngineStatus {
     let frames = |state| store.frames.count(state);
     let (pages, pages_max) = store.pages();
     EngineStatus {
-        window_frames: store.frames.len(),
         pool_frames: engine.config().pool_frames,
+        vault_frames: store.frames.len(),
         free_frames: frames(FrameState::Free),
-        granted_frames: frames(FrameState::Granted),
+        staged_frames: frames(FrameState::Staged),
         sealed_frames: frames(FrameState::Sealed),
         retired_frames: frames(FrameState::Retired),
-        evidence_frames: frames(FrameState::Evidence),
         mirror_frames: frames(FrameState::Mirror),
         damaged_pages: store.damaged(),
         scrub: counters.scrubbed,
@@ -52,11 +51,10 @@ pub(crate) fn engine_status(engine: &Engine) -> EngineStatus {
         domains: store.domains(),
         pages,
         pages_max,
-        commits: counters.commits,
+        batches: counters.batches,
         sealed_pages: counters.sealed_pages,
         seal_messages: counters.seal_messages,
         dropped_drafts: counters.dropped_drafts,
-        staged_pages: engine.staged_pages() as u64,
         resets: counters.resets,
         metadata_bytes: store.bytes() as u64,
         incidents: engine
@@ -95,8 +93,8 @@ pub(crate) fn incident(engine: &Engine, number: u64) -> Option<IncidentDetail> {
         Record::GuestDown(down) => {
             let facts = GuestDownFacts {
                 reason: down.reason.clone(),
-                granted_frames: down.loss.granted_frames,
-                written_frames: down.loss.written_frames,
+                pool_frames: engine.config().pool_frames,
+                domains: down.loss.domains,
                 staged_pages: down.loss.staged_pages,
             };
             (None, IncidentFacts::GuestDown(facts))
@@ -238,7 +236,6 @@ fn draft_facts(store: &Store, app: u32, draft: &Dropped) -> DraftFacts {
         address,
         changed_bytes: draft.changed,
         first_changed: draft.first,
-        frame: (draft.frame != NONE).then_some(draft.frame),
         changes: draft
             .changes
             .iter()

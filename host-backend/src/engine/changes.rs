@@ -1,6 +1,8 @@
 //! What a request had changed in a page: the dropped draft against the version that stays, in runs
 //! of bytes, each with the heap block it lies in or follows. Plain functions over the bytes of pages.
 
+use std::ops::Range;
+
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
 
@@ -59,52 +61,131 @@ impl Block {
     }
 }
 
-/// How many bytes of two pages differ, and where the first of them is.
-pub(crate) fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
-    if old == new {
-        return (0, None);
-    }
-    let mut differing = (0u32..)
-        .zip(old.iter().zip(new))
-        .filter(|(_, (old, new))| old != new)
-        .map(|(offset, _)| offset);
-    let first = differing.next();
-    (u32::from(first.is_some()) + differing.count() as u32, first)
+/// Words of a page that are compared at once.
+const CHUNK: usize = 8;
+
+/// How two versions of a page differ.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Differences {
+    /// Bytes that differ.
+    pub(crate) count: u32,
+    /// Where they are, in order: start and end of each run.
+    stretches: Vec<(usize, usize)>,
 }
 
-/// The changes from `old` to `new` of the page at `address`, in order, each with the one of the
-/// page's `blocks` (in order) that it lies in: a change ends where the next block starts.
-pub(crate) fn changes(address: u64, old: &Page, new: &Page, blocks: &[Block]) -> Vec<Change> {
-    let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
-    let mut later = blocks.iter().copied().peekable();
-    let mut block = None;
-    for (offset, (before, after)) in old.iter().zip(new).enumerate() {
-        if before == after {
-            continue;
+impl Differences {
+    /// Compares two versions of a page by words.
+    pub(crate) fn new(old: &Page, new: &Page) -> Self {
+        let mut found = Self::default();
+        let (old, _) = old.as_chunks::<{ CHUNK * WORD }>();
+        let (new, _) = new.as_chunks::<{ CHUNK * WORD }>();
+        for (number, (old, new)) in old.iter().zip(new).enumerate() {
+            if old != new {
+                found.add_chunk(number * CHUNK * WORD, old, new);
+            }
         }
-        let at = address.wrapping_add(offset as u64);
-        while let Some(next) = later.next_if(|next| next.begin() <= at) {
-            block = Some(next);
-        }
-        match runs.last_mut() {
-            Some((_, end, same)) if offset - *end <= GAP && *same == block => *end = offset + 1,
-            _ => runs.push((offset, offset + 1, block)),
+        found
+    }
+
+    fn add_chunk(&mut self, start: usize, old: &[u8], new: &[u8]) {
+        let words = old
+            .as_chunks::<WORD>()
+            .0
+            .iter()
+            .zip(new.as_chunks::<WORD>().0);
+        for (number, (&old, &new)) in words.enumerate() {
+            let mut differing = u64::from_le_bytes(old) ^ u64::from_le_bytes(new);
+            let start = start + number * WORD;
+            while differing != 0 {
+                let from = differing.trailing_zeros() / u8::BITS;
+                // Up to the first byte that is zero.
+                let rest = differing >> (from * u8::BITS);
+                let zero = rest.wrapping_sub(LOW_BITS) & !rest & (LOW_BITS << 7);
+                let length = (zero.trailing_zeros() / u8::BITS).min(WORD as u32 - from);
+                self.add(start + from as usize, length);
+                let end = from + length;
+                differing = match end {
+                    8.. => 0,
+                    end => differing >> (end * u8::BITS) << (end * u8::BITS),
+                };
+            }
         }
     }
-    let change = |(from, to, block): (usize, usize, Option<Block>)| Change {
+
+    fn add(&mut self, start: usize, length: u32) {
+        self.count += length;
+        let end = start + length as usize;
+        match self.stretches.last_mut() {
+            Some((_, last)) if *last == start => *last = end,
+            _ => self.stretches.push((start, end)),
+        }
+    }
+
+    /// Offset of the first byte that differs.
+    pub(crate) fn first(&self) -> Option<u32> {
         // Below the size of a page.
-        offset: from as u16,
-        bytes: [&old[from..to], &new[from..to]].concat().into(),
-        block,
-    };
-    runs.into_iter().map(change).collect()
+        self.stretches.first().map(|&(start, _)| start as u32)
+    }
+
+    /// The differing bytes of the page at `address` as changes, in order, each with the block that it
+    /// lies in: a change ends where the next block starts.
+    pub(crate) fn changes(&self, address: u64, old: &Page, new: &Page) -> Vec<Change> {
+        let (Some(&(first, _)), Some(&(_, end))) = (self.stretches.first(), self.stretches.last())
+        else {
+            return Vec::new();
+        };
+        let blocks = blocks_of(address, old, new, first..end);
+        let mut later = blocks.iter().copied().peekable();
+        let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
+        let mut block = None;
+        for &(mut start, end) in &self.stretches {
+            while start < end {
+                let at = address.wrapping_add(start as u64);
+                while let Some(next) = later.next_if(|next| next.begin() <= at) {
+                    block = Some(next);
+                }
+                // Blocks are in the order of their addresses, and none begins before `at`.
+                let part = later.peek().map_or(end, |next| {
+                    let offset = next.begin().wrapping_sub(address);
+                    usize::try_from(offset).map_or(end, |offset| offset.min(end))
+                });
+                match runs.last_mut() {
+                    Some((_, last, same)) if start - *last <= GAP && *same == block => *last = part,
+                    _ => runs.push((start, part, block)),
+                }
+                start = part;
+            }
+        }
+        let change = |(from, to, block): (usize, usize, Option<Block>)| Change {
+            // Below the size of a page.
+            offset: from as u16,
+            bytes: [&old[from..to], &new[from..to]].concat().into(),
+            block,
+        };
+        runs.into_iter().map(change).collect()
+    }
 }
 
-/// Blocks of the two versions of the page at `address`, in order.
-pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+/// The lowest bit of each byte of a word.
+const LOW_BITS: u64 = u64::MAX / 0xff;
+
+/// Blocks of the two versions of the page at `address`, in order: those that begin in a range of offsets,
+/// and before them at least the nearest one.
+fn blocks_of(address: u64, old: &Page, new: &Page, range: Range<usize>) -> Vec<Block> {
+    // What has become of the room before a block, only the last block before it that was made tells.
+    let grain = |offset: usize| offset - offset % GRAIN;
+    let mut start = grain(range.start);
+    while start != 0 && made(address, new, start).is_none() {
+        start -= GRAIN;
+    }
     let mut found = Vec::new();
     let mut taken = 0;
-    for offset in (0..=PAGE_SIZE as usize - BLOCK_HEADER).step_by(GRAIN) {
+    for offset in (start..range.end.min(LAST_HEADER + 1)).step_by(GRAIN) {
+        if !is_plausible(old, offset) && !is_plausible(new, offset) {
+            continue;
+        }
         // At the end of the page the header describes a block that starts in the next one.
         let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
         let was = header(old, offset).and_then(|header| state(header, block));
@@ -129,6 +210,28 @@ pub(crate) fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
         });
     }
     found
+}
+
+/// The last block of the two versions of the page at `address`.
+pub(crate) fn last_block(address: u64, old: &Page, new: &Page) -> Option<Block> {
+    blocks_of(address, old, new, LAST_HEADER..PAGE_SIZE as usize).pop()
+}
+
+/// Offset of the last header in a page.
+const LAST_HEADER: usize = PAGE_SIZE as usize - BLOCK_HEADER;
+
+/// The header at an offset, if it is one of a block in use or given back.
+fn made(address: u64, page: &Page, offset: usize) -> Option<BlockHeader> {
+    let header = is_plausible(page, offset).then(|| header(page, offset))??;
+    let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
+    state(header, block)
+        .filter(|(state, _)| *state != State::Free)
+        .map(|_| header)
+}
+
+/// Whether there may be a header at an offset: a look at the bits that all of them have.
+fn is_plausible(page: &Page, offset: usize) -> bool {
+    page[offset] & 1 == 1 && page[offset + size_of::<u64>()] & 3 == 2
 }
 
 fn header(page: &Page, offset: usize) -> Option<BlockHeader> {

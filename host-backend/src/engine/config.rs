@@ -1,12 +1,15 @@
 //! The engine's limits.
 
 use thiserror::Error;
-use vmsrs_protocol::DAMAGED_FRAME;
+use vmsrs_protocol::MAX_FRAMES;
 use vmsrs_protocol::control::{ControlHeader, MESSAGE_BYTES_MAX, SealRequest};
 use vmsrs_protocol::seal::SealRecord;
 
-/// Fewest frames that a window has beyond the pool, the evidence and the zero frame.
+/// Fewest frames that a vault has for pages.
 pub const PAGES_MIN: u32 = 64;
+
+/// Most frames that the pool has if nobody says otherwise: 64 MiB.
+const POOL_MAX: u32 = 0x4000;
 
 /// Maximum number of records that fit in one seal message.
 pub const BATCH_RECORDS_MAX: u32 =
@@ -16,41 +19,51 @@ pub const BATCH_RECORDS_MAX: u32 =
 /// The engine's limits, fixed while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Frames in the window, the zero frame included.
-    pub window_frames: u32,
-    /// Maximum number of frames that the driver may hold as granted.
+    /// Frames in the vault, the zero frame included.
+    pub vault_frames: u32,
+    /// Frames in the pool.
     pub pool_frames: u32,
     /// Maximum number of records in one seal message, at most [`BATCH_RECORDS_MAX`].
     pub batch_records: u32,
-    /// Maximum number of frames kept as evidence of incidents.
-    pub evidence_frames: u32,
     /// Maximum number of incidents kept of each sort (failed requests, sealed writes); the newest stay.
     pub incidents: usize,
 }
 
 impl EngineConfig {
-    /// Limits that suit a window of `window_frames` frames.
-    ///
-    /// An eighth of the window is the pool (at most 64 MiB), a sixty-fourth holds evidence (at most
-    /// 4 MiB).
-    pub fn for_window(window_frames: u32) -> Self {
-        Self {
-            window_frames,
-            pool_frames: (window_frames / 8).min(0x4000),
+    /// Limits that suit `frames` frames of memory for pool and vault. An eighth of them is the pool (at
+    /// most 64 MiB), the vault is the rest.
+    pub fn for_frames(frames: u32) -> Self {
+        let config = Self {
+            vault_frames: frames,
+            pool_frames: 0,
             batch_records: 256,
-            evidence_frames: (window_frames / 64).min(0x400),
             incidents: 1024,
+        };
+        config.with_pool((frames / 8).min(POOL_MAX))
+    }
+
+    /// These limits with a pool of another size, for the same number of frames in all. A pool that is
+    /// larger than that leaves no vault, which [`Self::page_frames`] refuses.
+    #[must_use]
+    pub fn with_pool(self, pool_frames: u32) -> Self {
+        let frames = u64::from(self.vault_frames) + u64::from(self.pool_frames);
+        let vault_frames = frames.saturating_sub(pool_frames.into());
+        Self {
+            vault_frames: u32::try_from(vault_frames).unwrap_or(u32::MAX),
+            pool_frames,
+            ..self
         }
     }
 
-    /// Frames that hold committed pages when all of them are in use: the window without the zero
-    /// frame, the pool and the evidence.
+    /// Frames that hold committed pages and their second copies when all of them are in use: the vault
+    /// without the zero frame, and without as many frames as the pool has: so many pages can be on their
+    /// way into the vault at a time, while their former versions still stand.
     ///
     /// # Errors
     ///
     /// Fails when the limits do not leave [`PAGES_MIN`] frames or when one of them is invalid.
     pub fn page_frames(&self) -> Result<u32, ConfigError> {
-        if self.window_frames >= DAMAGED_FRAME {
+        if self.vault_frames > MAX_FRAMES || self.pool_frames > MAX_FRAMES {
             return Err(ConfigError::WindowTooLarge);
         }
         if self.pool_frames == 0 || self.incidents == 0 {
@@ -59,13 +72,13 @@ impl EngineConfig {
         if self.batch_records == 0 || self.batch_records > BATCH_RECORDS_MAX {
             return Err(ConfigError::BatchRecords(self.batch_records));
         }
-        let needed = u64::from(self.pool_frames) + u64::from(self.evidence_frames) + 1;
-        let pages = u64::from(self.window_frames).saturating_sub(needed);
+        let slack = u64::from(self.pool_frames) + 1;
+        let pages = u64::from(self.vault_frames).saturating_sub(slack);
         match u32::try_from(pages) {
             Ok(pages) if pages >= PAGES_MIN => Ok(pages),
             _ => Err(ConfigError::WindowTooSmall {
-                frames: self.window_frames,
-                needed: needed + u64::from(PAGES_MIN),
+                frames: u64::from(self.vault_frames) + u64::from(self.pool_frames),
+                needed: u64::from(self.pool_frames) + slack + u64::from(PAGES_MIN),
             }),
         }
     }
@@ -74,16 +87,16 @@ impl EngineConfig {
 /// Limits that are inconsistent.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
-    /// The pool and the evidence leave no frames for pages.
-    #[error("a window of {frames} frames is too small: its pool needs {needed}")]
+    /// The pool leaves no frames for pages.
+    #[error("{frames} frames for pool and vault are too few: a pool of this size needs {needed}")]
     WindowTooSmall {
-        /// Frames in the window.
-        frames: u32,
+        /// Frames in pool and vault.
+        frames: u64,
         /// Fewest frames that would do.
         needed: u64,
     },
-    /// Frame numbers have 32 bits, and two of them mean something else.
-    #[error("the window has too many frames; make it smaller than 16 TiB")]
+    /// Frame numbers have 30 bits.
+    #[error("pool and vault have too many frames; make each at most 4 TiB")]
     WindowTooLarge,
     /// The pool or the list of incidents has no entry.
     #[error("the pool and the list of incidents need at least one entry")]
@@ -97,37 +110,48 @@ pub enum ConfigError {
 mod tests {
     use super::*;
 
+    const CONFIG: EngineConfig = EngineConfig {
+        vault_frames: 124,
+        pool_frames: 59,
+        batch_records: 8,
+        incidents: 1,
+    };
+
     #[test]
-    fn a_window_must_have_room_beside_its_pool() {
-        let config = EngineConfig {
-            window_frames: 128,
-            pool_frames: 59,
-            evidence_frames: 4,
-            batch_records: 8,
-            incidents: 1,
-        };
-        assert_eq!(config.page_frames(), Ok(64));
+    fn a_vault_must_have_room_beside_its_pool() {
+        assert_eq!(CONFIG.page_frames(), Ok(64));
         let config = EngineConfig {
             pool_frames: 60,
-            ..config
+            ..CONFIG
         };
         assert_eq!(
             config.page_frames(),
             Err(ConfigError::WindowTooSmall {
-                frames: 128,
-                needed: 129
+                frames: 184,
+                needed: 185
             })
         );
     }
 
     #[test]
+    fn pool_and_vault_have_all_frames_together() {
+        let config = EngineConfig::for_frames(4096);
+        assert_eq!((config.pool_frames, config.vault_frames), (512, 3584));
+        let config = config.with_pool(96);
+        assert_eq!((config.pool_frames, config.vault_frames), (96, 4000));
+        assert!(config.with_pool(u32::MAX).page_frames().is_err());
+        let large = EngineConfig::for_frames(1 << 24);
+        assert_eq!(large.pool_frames, POOL_MAX);
+    }
+
+    #[test]
     fn limits_that_make_no_sense_are_refused() {
-        let config = EngineConfig::for_window(4096);
+        let config = EngineConfig::for_frames(4096);
         assert!(config.page_frames().is_ok());
         for (config, error) in [
             (
                 EngineConfig {
-                    window_frames: DAMAGED_FRAME,
+                    vault_frames: MAX_FRAMES + 1,
                     ..config
                 },
                 ConfigError::WindowTooLarge,

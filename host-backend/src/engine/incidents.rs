@@ -1,10 +1,8 @@
 //! The incidents: failures with their evidence, and errors of the guest.
 
-use std::collections::VecDeque;
-use std::mem::discriminant;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use vmsrs_protocol::NONE;
 use vmsrs_protocol::incident::{IncidentReport, KIND_MAX, KIND_SEALED_WRITE, REGISTERS};
 
 use super::changes::Change;
@@ -41,7 +39,7 @@ pub enum Verdict {
     Intact,
     /// Some drafts go back to a version that is committed and not sealed yet.
     Unsealed,
-    /// The driver names a committed version that the host does not know.
+    /// The driver names a committed version that the host does not know, or no longer has.
     Mismatch,
 }
 
@@ -50,10 +48,8 @@ pub enum Verdict {
 pub(crate) struct Dropped {
     pub(crate) domain: u32,
     pub(crate) page: u32,
-    /// The frame with the draft's content, or [`NONE`] when it is no longer kept.
-    pub(crate) frame: u32,
-    /// Bytes in which it differs from the version that stays.
-    pub(crate) changed: u32,
+    /// Bytes in which it differs from the version that stays; `None` if they could not be compared.
+    pub(crate) changed: Option<u32>,
     /// Offset of the first of them.
     pub(crate) first: Option<u32>,
     /// What differs; empty when it is not kept.
@@ -67,6 +63,8 @@ pub(crate) struct Incident {
     pub(crate) number: u64,
     /// Since the Unix epoch; of repeated events, that of the first.
     pub(crate) at: Duration,
+    /// How many incidents were kept before it.
+    order: u64,
     pub(crate) record: Record,
 }
 
@@ -75,7 +73,7 @@ pub(crate) struct Incident {
 pub(crate) enum Record {
     /// A failed request.
     Request(Box<FailedRequest>),
-    /// Writes into a sealed frame.
+    /// Writes into a frame of the vault.
     SealedWrite(Box<SealedWrites>),
     /// An end of the guest's kernel.
     GuestDown(GuestDown),
@@ -92,6 +90,8 @@ pub(crate) struct FailedRequest {
     pub(crate) drafts: Vec<Dropped>,
     /// Evidence sent by the program, if any.
     pub(crate) program: Option<Program>,
+    /// Bytes that its details take.
+    pub(crate) details: usize,
     /// Its details were dropped to stay within [`DETAILS_MAX`].
     pub(crate) stripped: bool,
 }
@@ -150,6 +150,8 @@ pub(crate) struct SealedWrites {
     pub(crate) count: u64,
     /// The frame's committed page, if it held one.
     pub(crate) owner: Option<PageOwner>,
+    /// Resets of the device before.
+    boot: u64,
 }
 
 /// The latest incidents, as many of each record type, so that a guest that tries sealed writes in a loop
@@ -157,30 +159,54 @@ pub(crate) struct SealedWrites {
 pub(crate) struct IncidentStore {
     /// Maximum number of incidents of one record type.
     limit: usize,
-    /// Oldest first.
-    kept: VecDeque<Incident>,
+    requests: VecDeque<Incident>,
+    /// Failed requests so far, by the number of each that is kept: the driver's numbers may come out of
+    /// order.
+    request_of: HashMap<u64, u64>,
+    /// Failed requests that were kept so far.
+    requests_added: u64,
+    /// Of them the first that may have its details.
+    detailed_from: u64,
+    /// Bytes of details that all of them take.
+    details: usize,
+    sealed_writes: VecDeque<Incident>,
+    guest_downs: VecDeque<Incident>,
+    corruptions: VecDeque<Incident>,
+    /// Incidents that were kept so far.
+    added: u64,
     /// Incidents since the engine was made, by kind.
     kinds: [u64; KIND_MAX as usize + 1],
     /// Ends of the guest's kernel since the engine was made; they have no `KIND_` constant.
-    guest_downs: u64,
+    guest_down_count: u64,
     /// The host's next number; even.
     next_number: u64,
     /// The driver's first number in this boot; odd.
     base: u64,
     /// The driver's largest number so far.
     largest: u64,
+    /// Resets of the device so far.
+    boot: u64,
 }
 
 impl IncidentStore {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
-            kept: VecDeque::new(),
+            requests: VecDeque::new(),
+            request_of: HashMap::new(),
+            requests_added: 0,
+            detailed_from: 0,
+            details: 0,
+            sealed_writes: VecDeque::new(),
+            guest_downs: VecDeque::new(),
+            corruptions: VecDeque::new(),
+            added: 0,
             kinds: [0; KIND_MAX as usize + 1],
-            guest_downs: 0,
+            guest_down_count: 0,
             next_number: 2,
             base: 1,
             largest: 0,
+            boot: 0,
         }
     }
 
@@ -193,6 +219,7 @@ impl IncidentStore {
     pub(crate) fn reset(&mut self) {
         let last = self.largest.max(self.base).min(BASE_LIMIT);
         self.base = (last + BOOT_GAP).next_multiple_of(BOOT_GAP) + 1;
+        self.boot += 1;
     }
 
     /// Whether the driver may give a new incident this number.
@@ -201,21 +228,30 @@ impl IncidentStore {
             && number
                 .checked_sub(self.base)
                 .is_some_and(|offset| offset < NUMBERS_PER_BOOT)
-            && self.get(number).is_none()
+            && !self.request_of.contains_key(&number)
     }
 
-    /// Keeps a failed request. Returns the incident evicted for it.
-    pub(crate) fn add_request(&mut self, at: Duration, request: FailedRequest) -> Option<Incident> {
+    /// Keeps a failed request.
+    pub(crate) fn add_request(&mut self, at: Duration, request: FailedRequest) {
         let number = request.report.incident;
         self.largest = self.largest.max(number);
         self.count(request.report.kind);
-        let oldest = self.add(number, at, Record::Request(Box::new(request)));
+        self.details += request.details;
+        let incident = self.incident(number, at, Record::Request(Box::new(request)));
+        if let Some(oldest) = push(&mut self.requests, self.limit, incident) {
+            self.request_of.remove(&oldest.number);
+            if let Record::Request(request) = oldest.record {
+                self.details -= request.details;
+            }
+        }
+        self.request_of.insert(number, self.requests_added);
+        self.requests_added += 1;
         self.trim();
-        oldest
     }
 
     /// Keeps a sealed write and returns its number. Further writes by the same instruction to the
-    /// same frame are counted under the same number, as long as the frame holds the same page.
+    /// same frame are counted under the same number, as long as the frame holds the same page and the
+    /// guest is the same boot.
     pub(crate) fn add_sealed_write(
         &mut self,
         at: Duration,
@@ -223,9 +259,14 @@ impl IncidentStore {
         owner: Option<PageOwner>,
     ) -> u64 {
         self.count(KIND_SEALED_WRITE);
-        for incident in self.kept.iter_mut().rev() {
-            if let Record::SealedWrite(known) = &mut incident.record
-                && known.write.frame == write.frame
+        for incident in self.sealed_writes.iter_mut().rev() {
+            let Record::SealedWrite(known) = &mut incident.record else {
+                continue;
+            };
+            if known.boot != self.boot {
+                break;
+            }
+            if known.write.frame == write.frame
                 && known.write.instruction == write.instruction
                 && known.owner == owner
             {
@@ -237,56 +278,71 @@ impl IncidentStore {
             write,
             count: 1,
             owner,
+            boot: self.boot,
         };
-        self.add_own(at, Record::SealedWrite(Box::new(writes)))
+        let incident = self.own(at, Record::SealedWrite(Box::new(writes)));
+        let number = incident.number;
+        push(&mut self.sealed_writes, self.limit, incident);
+        number
     }
 
     /// Keeps a corruption and returns its number.
     pub(crate) fn add_corruption(&mut self, at: Duration, corruption: Corruption) -> u64 {
         self.count(corruption.cause.kind());
-        self.add_own(at, Record::Corruption(corruption))
+        let incident = self.own(at, Record::Corruption(corruption));
+        let number = incident.number;
+        push(&mut self.corruptions, self.limit, incident);
+        number
     }
 
     /// Keeps an end of the guest's kernel.
     pub(crate) fn add_guest_down(&mut self, at: Duration, down: GuestDown) {
-        self.guest_downs = self.guest_downs.saturating_add(1);
-        self.add_own(at, Record::GuestDown(down));
+        self.guest_down_count = self.guest_down_count.saturating_add(1);
+        let incident = self.own(at, Record::GuestDown(down));
+        push(&mut self.guest_downs, self.limit, incident);
     }
 
     /// Keeps what the program of a failed request sent; without that request, or a second time, it
     /// is dropped.
     pub(crate) fn attach(&mut self, number: u64, program: Program) {
-        let request = self
-            .kept
-            .iter_mut()
-            .rev()
-            .find(|incident| incident.number == number)
-            .and_then(Incident::request_mut);
-        if let Some(request) = request
+        let Some(index) = self.request_index(number) else {
+            return;
+        };
+        if let Some(request) = self.requests[index].request_mut()
             && request.program.is_none()
             && !request.stripped
         {
+            request.details += program.cost();
+            self.details += program.cost();
             request.program = Some(program);
             self.trim();
         }
     }
 
-    /// The evidence that has been kept longest: the frames are no longer the incident's.
-    pub(crate) fn release_oldest_evidence(&mut self) -> Vec<u32> {
-        self.kept
-            .iter_mut()
-            .map(Incident::release_evidence)
-            .find(|frames| !frames.is_empty())
-            .unwrap_or_default()
-    }
-
     pub(crate) fn get(&self, number: u64) -> Option<&Incident> {
-        self.kept.iter().find(|incident| incident.number == number)
+        if let Some(index) = self.request_index(number) {
+            return self.requests.get(index);
+        }
+        // The host's numbers grow.
+        [&self.sealed_writes, &self.guest_downs, &self.corruptions]
+            .into_iter()
+            .find_map(|kept| {
+                let index = kept.binary_search_by_key(&number, |incident| incident.number);
+                kept.get(index.ok()?)
+            })
     }
 
     /// All incidents, in the order in which they came.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Incident> {
-        self.kept.iter()
+        let mut all: Vec<&Incident> = self
+            .requests
+            .iter()
+            .chain(&self.sealed_writes)
+            .chain(&self.guest_downs)
+            .chain(&self.corruptions)
+            .collect();
+        all.sort_unstable_by_key(|incident| incident.order);
+        all.into_iter()
     }
 
     /// Incidents since the engine was made, by the name of their kind, without zeros.
@@ -294,42 +350,53 @@ impl IncidentStore {
         let kinds = (0u32..).zip(self.kinds);
         kinds
             .map(|(kind, count)| (kind_name(kind), count))
-            .chain([(guest_down::KIND_NAME, self.guest_downs)])
+            .chain([(guest_down::KIND_NAME, self.guest_down_count)])
             .filter(|&(_, count)| count != 0)
     }
 
-    /// Keeps an incident that the host itself reports and returns its number.
-    fn add_own(&mut self, at: Duration, record: Record) -> u64 {
+    /// An incident that the host itself reports.
+    fn own(&mut self, at: Duration, record: Record) -> Incident {
         let number = self.next_number;
         self.next_number += 2;
-        self.add(number, at, record);
-        number
+        self.incident(number, at, record)
     }
 
-    /// Keeps an incident. Returns the oldest of the same record type, if it is evicted for it.
-    fn add(&mut self, number: u64, at: Duration, record: Record) -> Option<Incident> {
-        let record_type = discriminant(&record);
-        let same = |incident: &Incident| discriminant(&incident.record) == record_type;
-        let oldest = match self.kept.iter().filter(|known| same(known)).count() < self.limit {
-            true => None,
-            false => self.kept.iter().position(same),
-        };
-        let removed = oldest.and_then(|oldest| self.kept.remove(oldest));
-        self.kept.push_back(Incident { number, at, record });
-        removed
+    fn incident(&mut self, number: u64, at: Duration, record: Record) -> Incident {
+        let order = self.added;
+        self.added += 1;
+        Incident {
+            number,
+            at,
+            order,
+            record,
+        }
     }
 
-    /// Drops the oldest details beyond the limit.
+    /// The place of a failed request in `requests`.
+    fn request_index(&self, number: u64) -> Option<usize> {
+        self.request_of
+            .get(&number)
+            .map(|&added| self.index_of(added))
+    }
+
+    /// The place in `requests` of the one before which so many were added.
+    fn index_of(&self, added: u64) -> usize {
+        let age = self.requests_added - added;
+        // No older than there are.
+        self.requests.len() - age as usize
+    }
+
+    /// Drops the oldest details beyond the limit, those of the newest request excepted.
     fn trim(&mut self) {
-        let mut left = DETAILS_MAX;
-        let requests = self.kept.iter_mut().rev().filter_map(Incident::request_mut);
-        for (age, request) in requests.enumerate() {
-            let cost = request.cost();
-            if age > 0 && cost > left {
+        let oldest = self.requests_added - self.requests.len() as u64;
+        self.detailed_from = self.detailed_from.max(oldest);
+        while self.details > DETAILS_MAX && self.detailed_from + 1 < self.requests_added {
+            let index = self.index_of(self.detailed_from);
+            if let Some(request) = self.requests[index].request_mut() {
+                self.details -= request.details;
                 request.strip();
-            } else {
-                left = left.saturating_sub(cost);
             }
+            self.detailed_from += 1;
         }
     }
 
@@ -337,6 +404,16 @@ impl IncidentStore {
         let count = &mut self.kinds[kind as usize];
         *count = count.saturating_add(1);
     }
+}
+
+/// Keeps an incident. Returns the oldest, if it is evicted for it.
+fn push(kept: &mut VecDeque<Incident>, limit: usize, incident: Incident) -> Option<Incident> {
+    let oldest = match kept.len() < limit {
+        true => None,
+        false => kept.pop_front(),
+    };
+    kept.push_back(incident);
+    oldest
 }
 
 impl Incident {
@@ -355,38 +432,17 @@ impl Incident {
             _ => None,
         }
     }
-
-    /// Takes the frames that hold its evidence.
-    pub(crate) fn release_evidence(&mut self) -> Vec<u32> {
-        self.request_mut()
-            .map(FailedRequest::release_evidence)
-            .unwrap_or_default()
-    }
 }
 
 impl FailedRequest {
-    /// Bytes that its details take.
-    fn cost(&self) -> usize {
-        let changes = self.drafts.iter().flat_map(|draft| &draft.changes);
-        changes.map(Change::cost).sum::<usize>() + self.program.as_ref().map_or(0, Program::cost)
-    }
-
     /// Drops its details.
     fn strip(&mut self) {
         for draft in &mut self.drafts {
             draft.changes = Vec::new();
         }
         self.program = None;
+        self.details = 0;
         self.stripped = true;
-    }
-
-    /// Takes the frames that hold its evidence.
-    fn release_evidence(&mut self) -> Vec<u32> {
-        self.drafts
-            .iter_mut()
-            .map(|draft| std::mem::replace(&mut draft.frame, NONE))
-            .filter(|&frame| frame != NONE)
-            .collect()
     }
 }
 

@@ -1,17 +1,17 @@
 //! Integrity of sealed frames: checksums, mirrors, and the repair of wrong frames.
 //!
-//! A frame gets its checksum when it is sealed, after the guest has lost the right to write it, so
-//! nothing can change between the two. In a domain with a mirror a second frame takes a copy then.
+//! A frame gets the checksum of the copy that was made of a page, which the guest cannot write, so
+//! nothing can change between the two. In a domain with a mirror a second frame takes a copy of it then.
 //! A check compares content and checksum. Checked are every sealed page in turn by the scrubber, the
 //! pages that a failed request goes back to, and what an operator asks for.
 
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use super::changes;
-use super::content::{Content, checksum};
+use super::changes::Differences;
+
 use super::corruption::{Cause, Difference, Remedy};
-use super::protection::Inspect;
-use super::store::{FrameState, PageOf, Store};
+use super::memory::{Memory, checksum};
+use super::store::{FrameState, Store};
 
 /// What a check of a sealed page found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,29 +30,8 @@ pub(crate) enum Finding {
     Damaged,
 }
 
-/// Takes the checksum of a frame that was just sealed and protected, and a copy if its domain has a
-/// mirror. False when its content cannot be read: then the page is damaged.
-pub(crate) fn take_in(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
-    match memory.checksum(frame) {
-        Ok(sum) => {
-            store.frames.set_checksum(frame, sum);
-            mirror(store, frame, memory);
-            true
-        }
-        Err(error) => {
-            log::error!("{error}: {}", error.source);
-            store.damage(frame);
-            false
-        }
-    }
-}
-
 /// Checks a sealed frame with an owner and repairs what can be repaired.
-pub(crate) fn check(
-    store: &mut Store,
-    frame: u32,
-    memory: &mut (impl Content + Inspect),
-) -> Finding {
+pub(crate) fn check(store: &mut Store, frame: u32, memory: &mut impl Memory) -> Finding {
     if store.frames.is_damaged(frame) {
         return Finding::Damaged;
     }
@@ -74,7 +53,7 @@ pub(crate) fn check(
         .mirror(frame)
         .filter(|&copy| is_right(store, frame, copy, memory));
     let difference = match (cause, copy) {
-        (Cause::Checksum, Some(copy)) => Some(difference(memory, copy, frame)),
+        (Cause::Checksum, Some(copy)) => difference(memory, copy, frame),
         _ => None,
     };
     let repaired = copy.is_some_and(|copy| {
@@ -99,7 +78,7 @@ pub(crate) fn check(
 }
 
 /// Checks the frame that is always zeros. `None` when it is intact.
-pub(crate) fn check_zero_frame(memory: &mut impl Content) -> Option<(Cause, Remedy)> {
+pub(crate) fn check_zero_frame(memory: &mut impl Memory) -> Option<(Cause, Remedy)> {
     let zeros = checksum(&[0; PAGE_SIZE as usize]);
     let cause = match memory.checksum(ZERO_FRAME) {
         Ok(sum) if sum == zeros => return None,
@@ -116,16 +95,20 @@ pub(crate) fn check_zero_frame(memory: &mut impl Content) -> Option<(Cause, Reme
     Some((cause, remedy))
 }
 
-fn difference(memory: &impl Inspect, right: u32, wrong: u32) -> Difference {
+/// How two frames differ; `None` if one of them cannot be read.
+fn difference(memory: &impl Memory, right: u32, wrong: u32) -> Option<Difference> {
     let mut pages = [[0; PAGE_SIZE as usize]; 2];
-    memory.read(right, &mut pages[0]);
-    memory.read(wrong, &mut pages[1]);
-    let (bytes, first) = changes::count(&pages[0], &pages[1]);
-    Difference { bytes, first }
+    memory.read_vault(right, &mut pages[0]).ok()?;
+    memory.read_vault(wrong, &mut pages[1]).ok()?;
+    let found = Differences::new(&pages[0], &pages[1]);
+    Some(Difference {
+        bytes: found.count,
+        first: found.first(),
+    })
 }
 
 /// Whether `copy` has the content that `frame` should have.
-fn is_right(store: &Store, frame: u32, copy: u32, memory: &impl Content) -> bool {
+fn is_right(store: &Store, frame: u32, copy: u32, memory: &impl Memory) -> bool {
     memory
         .checksum(copy)
         .is_ok_and(|sum| sum == store.frames.checksum(frame))
@@ -133,7 +116,7 @@ fn is_right(store: &Store, frame: u32, copy: u32, memory: &impl Content) -> bool
 
 /// Makes sure that a right frame has a right copy, if its domain has a mirror and a frame is free; else
 /// a later check does. True when a copy was made.
-fn mirror(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
+pub(crate) fn mirror(store: &mut Store, frame: u32, memory: &mut impl Memory) -> bool {
     let Some(owner) = store.frames.page(frame) else {
         return false;
     };
@@ -153,7 +136,7 @@ fn mirror(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
             }
         };
     }
-    let Some(copy) = take_free(store, owner) else {
+    let Some(copy) = store.frames.take(FrameState::Mirror) else {
         return false;
     };
     match memory.copy(frame, copy) {
@@ -164,16 +147,8 @@ fn mirror(store: &mut Store, frame: u32, memory: &mut impl Content) -> bool {
         Err(error) => {
             // The cleanser replaces the frame's memory.
             log::warn!("{error}: {}", error.source);
-            store.retire(copy);
+            store.frames.retire(copy);
             false
         }
     }
-}
-
-/// Takes a free frame for a copy of a page.
-fn take_free(store: &mut Store, owner: PageOf) -> Option<u32> {
-    let run = store.free.take(1, 1).pop()?;
-    store.frames.set(run.start, FrameState::Mirror);
-    debug_assert!(store.is_mirrored(owner));
-    Some(run.start)
 }

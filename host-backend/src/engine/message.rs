@@ -6,18 +6,17 @@
 use std::time::Duration;
 
 use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
-use vmsrs_protocol::FrameRun;
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, DiscardRequest, GrantReply, GrantRequest, ListDomain, ListReply,
-    MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_EVIDENCE, MESSAGE_GRANT, MESSAGE_INCIDENT,
-    MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
-    OpenApp, OpenDomain, ReplyHeader, STATUS_OK, SealReply, SealRequest,
+    AddExtent, ControlHeader, ListDomain, ListReply, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
+    MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP,
+    MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader, STATUS_OK, SealReply,
+    SealRequest,
 };
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::SealRecord;
 
 use super::refusal::Refusal;
-use super::{Call, Engine, Memory};
+use super::{Engine, Memory};
 
 /// A reply, and what was refused, for the counters.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,7 +24,7 @@ pub struct Reply {
     /// The reply's bytes: empty when there is no room for a header, else a [`ReplyHeader`] and its
     /// payload, never more than the room for it.
     pub bytes: Vec<u8>,
-    /// Why the message, or a commit in it, was refused.
+    /// Why the message, or the batch that it is a part of, was refused.
     pub refusal: Option<Refusal>,
 }
 
@@ -115,49 +114,51 @@ fn dispatch(
             room.less::<vmsrs_protocol::control::ExtentReply>()?;
             bytes_of(&engine.add_extent(&input.last::<AddExtent>()?)?).to_vec()
         }
-        MESSAGE_GRANT => {
-            let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();
-            let request: GrantRequest = input.last()?;
-            grant_reply(&engine.grant(request.frames, max_runs, memory)?)
-        }
         MESSAGE_SEAL => {
-            let max_runs = room.less::<SealReply>()?.entries::<FrameRun>();
-            let call = Call { at, max_runs };
-            let request: SealRequest = input.take()?;
-            let records: Vec<SealRecord> = input.list(request.records)?;
-            let outcome = engine.seal(call, &records, memory)?;
-            let mut payload = bytes_of(&SealReply {
-                sealed: outcome.taken,
-                refusal: outcome.refusal_status(),
-                // At most `REPLY_RUNS_MAX`.
-                runs: outcome.granted.len() as u32,
-                reserved: 0,
-            })
-            .to_vec();
-            payload.extend_from_slice(bytemuck::cast_slice(&outcome.granted));
-            return Ok((payload, outcome.refusal));
+            let sealed = seal(engine, memory, at, &mut input, room);
+            if sealed.is_err() {
+                engine.drop_batch();
+            }
+            return sealed;
         }
         MESSAGE_INCIDENT => {
-            let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();
             let report: IncidentReport = input.take()?;
             let drafts: Vec<DroppedDraft> = input.list(report.drafts)?;
-            let call = Call { at, max_runs };
-            grant_reply(&engine.report(call, &report, &drafts, memory)?)
+            engine.report(at, &report, &drafts, memory)?;
+            Vec::new()
         }
         MESSAGE_EVIDENCE => {
             let evidence: Evidence = input.take()?;
             engine.evidence(&evidence, input.0)?;
             Vec::new()
         }
-        MESSAGE_DISCARD => {
-            let max_runs = room.less::<GrantReply>()?.entries::<FrameRun>();
-            let request: DiscardRequest = input.take()?;
-            let frames: Vec<u32> = input.list(request.frames)?;
-            grant_reply(&engine.discard(&frames, max_runs, memory)?)
-        }
         _ => return Err(Refusal::Unknown),
     };
     Ok((payload, None))
+}
+
+fn seal(
+    engine: &mut Engine,
+    memory: &mut impl Memory,
+    at: Duration,
+    input: &mut Input<'_>,
+    room: Room,
+) -> MessageResult {
+    let room = room.less::<SealReply>()?.entries::<u32>();
+    let request: SealRequest = input.take()?;
+    let records: Vec<SealRecord> = input.list(request.records)?;
+    if records.len() > room {
+        return Err(NO_ROOM);
+    }
+    let outcome = engine.seal(at, &records, request.flags, memory)?;
+    let mut payload = bytes_of(&SealReply {
+        // As many as the records, or none.
+        sealed: outcome.frames.len() as u32,
+        refusal: outcome.refusal_status(),
+    })
+    .to_vec();
+    payload.extend_from_slice(bytemuck::cast_slice(&outcome.frames));
+    Ok((payload, outcome.refusal))
 }
 
 fn list_request(input: &mut Input<'_>, room: Room) -> Result<(ListDomain, usize), Refusal> {
@@ -177,17 +178,6 @@ fn list_reply<T: NoUninit>(entries: &[T], next: u32) -> Vec<u8> {
     };
     let mut payload = bytes_of(&reply).to_vec();
     payload.extend_from_slice(bytemuck::cast_slice(entries));
-    payload
-}
-
-fn grant_reply(runs: &[FrameRun]) -> Vec<u8> {
-    let reply = GrantReply {
-        // At most `REPLY_RUNS_MAX`.
-        runs: runs.len() as u32,
-        reserved: 0,
-    };
-    let mut payload = bytes_of(&reply).to_vec();
-    payload.extend_from_slice(bytemuck::cast_slice(runs));
     payload
 }
 
@@ -226,6 +216,9 @@ impl Input<'_> {
     }
 }
 
+const NO_ROOM: Refusal =
+    Refusal::Malformed("the driver sent a message without enough room for the reply");
+
 /// Bytes that are left for a reply.
 #[derive(Clone, Copy)]
 struct Room(usize);
@@ -233,12 +226,7 @@ struct Room(usize);
 impl Room {
     /// The room after a structure.
     fn less<T>(self) -> Result<Self, Refusal> {
-        self.0
-            .checked_sub(size_of::<T>())
-            .map(Self)
-            .ok_or(Refusal::Malformed(
-                "the driver sent a message without enough room for the reply",
-            ))
+        self.0.checked_sub(size_of::<T>()).map(Self).ok_or(NO_ROOM)
     }
 
     /// How many structures fit.

@@ -1,41 +1,38 @@
 //! The recovery engine: store, recovery, incidents and cleanser.
 //!
-//! It knows frames, pages and commits, and nothing of KVM, queues or threads: memory is reached
-//! through [`Protection`] and [`Inspect`], time comes as an argument, and one call is one event. So
-//! its guarantees can be tested by property and by model.
+//! It knows frames, pages and batches, and nothing of KVM, queues or threads: memory is reached
+//! through [`Memory`], time comes as an argument, and one call is one event. So its guarantees can be
+//! tested by property and by model.
 //!
-//! # States of a frame
+//! # States of a frame of the vault
 //!
 //! ```text
-//!          grant              seal
-//!   Free ────────▶ Granted ─────────▶ Sealed
-//!    ▲                │ │                │ superseded
-//!    │ wiped          │ │ discard        ▼
-//!    └────────────────│─└────────────▶ Retired
-//!                     │ incident         ▲
-//!                     └──▶ Evidence ─────┘ oldest goes first
+//!         copied            batch complete
+//!   Free ───────▶ Staged ─────────────────▶ Sealed
+//!    ▲              │                         │ superseded
+//!    │ wiped        │ batch dropped           ▼
+//!    └──────────────└──────────────────▶ Retired
 //! ```
 //!
-//! Only granted frames are writable by the guest. The zero frame is always sealed. A sealed frame
-//! of a domain with a mirror has a second copy in a frame of the state Mirror: taken from the free
-//! ones when the page is sealed, retired with it. The budget
-//! `pages in extents + mirror + 1 + pool + evidence <= window` makes sure that a full pool can always be
-//! granted as soon as the cleanser has caught up.
+//! The guest can write none of them: it writes to the pool, whose frames are the driver's alone. The zero
+//! frame is always sealed. A sealed frame of a domain with a mirror has a second copy in a frame of the
+//! state Mirror: taken from the free ones when the page is sealed, retired with it. The budget
+//! `pages in extents + mirror + 1 + pool <= vault` makes sure that a valid batch always finds frames: it has
+//! no more pages than the pool has frames. When no frame is wiped yet, a retired one is overwritten.
 
 pub(crate) mod changes;
 mod cleanser;
 mod config;
-mod content;
+
 pub(crate) mod corruption;
 pub(crate) mod evidence;
 pub(crate) mod guest_down;
 pub(crate) mod incidents;
 mod integrity;
+mod memory;
 mod message;
-mod protection;
 mod recovery;
 mod refusal;
-mod runs;
 mod scrub;
 mod seal;
 pub(crate) mod store;
@@ -58,16 +55,14 @@ use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
 use vmsrs_protocol::event::{EVENT_DAMAGE, EVENT_SEALED_WRITE, Event};
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
-use vmsrs_protocol::{DAMAGED_FRAME, FrameRun, NONE, ZERO_FRAME};
+use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
 pub use changes::Page;
-pub use cleanser::RetiredFrames;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
-pub use content::{Content, Unreadable, checksum};
 pub use corruption::Retry;
 pub use incidents::{CODE_MAX, SealedWrite, Verdict, kind_name};
+pub use memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
 pub use message::{Reply, handle_message};
-pub use protection::{Inspect, Protection, ProtectionError};
 pub use refusal::Refusal;
 pub use scrub::{Position, Scope, ScrubCounts, ScrubTurn};
 pub use seal::SealOutcome;
@@ -77,7 +72,7 @@ use corruption::{Cause, Corruption, Difference, Remedy};
 use guest_down::{GuestDown, Loss};
 use incidents::IncidentStore;
 use integrity::Finding;
-use recovery::Limits;
+use recovery::Reported;
 use seal::Staging;
 use store::Store;
 
@@ -90,11 +85,6 @@ const TAG_LIMIT: u64 = 1 << 62;
 /// Maximum number of domains that wait for a check because a request in them failed; the scrubber
 /// reaches others later.
 const SUSPECTS_MAX: usize = 256;
-
-/// The memory of the window, as the engine needs it.
-pub trait Memory: Protection + Inspect + Content {}
-
-impl<M: Protection + Inspect + Content> Memory for M {}
 
 /// The recovery engine of one virtual machine.
 pub struct Engine {
@@ -109,23 +99,16 @@ pub struct Engine {
     events: Vec<Event>,
     /// What the last reset dropped, until a driver starts.
     lost: Loss,
+    /// Domains that were opened since a driver started.
+    opened: u32,
     counters: Counters,
     tag_base: u64,
-}
-
-/// The context of a message.
-#[derive(Clone, Copy, Debug)]
-pub struct Call {
-    /// Time since the Unix epoch.
-    pub at: Duration,
-    /// Maximum number of runs of frames in the reply.
-    pub max_runs: usize,
 }
 
 /// What the engine has done since it was made.
 #[derive(Default)]
 pub(crate) struct Counters {
-    pub(crate) commits: u64,
+    pub(crate) batches: u64,
     pub(crate) sealed_pages: u64,
     pub(crate) seal_messages: u64,
     pub(crate) dropped_drafts: u64,
@@ -135,7 +118,7 @@ pub(crate) struct Counters {
 }
 
 impl Engine {
-    /// Makes an engine whose frames are all free, and not writable by the guest.
+    /// Makes an engine whose frames are all free.
     ///
     /// # Errors
     ///
@@ -143,11 +126,12 @@ impl Engine {
     pub fn new(config: EngineConfig) -> Result<Self, ConfigError> {
         Ok(Self {
             store: Store::new(&config)?,
-            staging: Staging::default(),
+            staging: Staging::new(config.pool_frames),
             incidents: IncidentStore::new(config.incidents),
             suspects: VecDeque::new(),
             events: Vec::new(),
             lost: Loss::default(),
+            opened: 0,
             counters: Counters::default(),
             tag_base: 1,
             config,
@@ -158,7 +142,7 @@ impl Engine {
     pub fn device_config(&self) -> DeviceConfig {
         DeviceConfig {
             abi_version: ABI_VERSION,
-            window_frames: self.config.window_frames,
+            vault_frames: self.config.vault_frames,
             pool_frames: self.config.pool_frames,
             batch_records: self.config.batch_records,
             tag_base: self.tag_base,
@@ -182,11 +166,6 @@ impl Engine {
         &self.counters
     }
 
-    /// Pages of a commit that is still arriving.
-    pub(crate) fn staged_pages(&self) -> usize {
-        self.staging.len()
-    }
-
     /// Finds or makes an app.
     ///
     /// # Errors
@@ -201,9 +180,11 @@ impl Engine {
     /// # Errors
     ///
     /// Refuses an unknown app, a key of a wrong length or not padded with zeros, and more domains
-    /// than the window has units of pages for.
+    /// than the vault has units of pages for.
     pub fn open_domain(&mut self, message: &OpenDomain) -> Result<DomainReply, Refusal> {
-        self.store.open_domain(message)
+        let reply = self.store.open_domain(message)?;
+        self.opened = self.opened.saturating_add(1);
+        Ok(reply)
     }
 
     /// At most `limit` extents of a domain from number `first` on, with the next number or `NONE`.
@@ -247,26 +228,13 @@ impl Engine {
     /// # Errors
     ///
     /// Refuses an unknown app or domain, an index beyond the next one, a length that cannot be, and
-    /// an extent that the window has no room for.
+    /// an extent that the vault has no room for.
     pub fn add_extent(&mut self, message: &AddExtent) -> Result<Extent, Refusal> {
         self.store.add_extent(message)
     }
 
-    /// Grants frames to the driver, fewer than `frames` when a limit says so.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::Host`] when none could be made writable.
-    pub fn grant(
-        &mut self,
-        frames: u32,
-        max_runs: usize,
-        protection: &mut impl Protection,
-    ) -> Result<Vec<FrameRun>, Refusal> {
-        self.store.grant(frames, max_runs, protection)
-    }
-
-    /// Takes over committed pages, whole commits in order, up to the first that is refused.
+    /// Takes over a part of a batch of committed pages. `flags` says whether it is the last one, with
+    /// which the batch takes effect. A batch that is refused is dropped as a whole.
     ///
     /// # Errors
     ///
@@ -274,64 +242,63 @@ impl Engine {
     /// refusal.
     pub fn seal(
         &mut self,
-        call: Call,
+        at: Duration,
         records: &[SealRecord],
-        memory: &mut (impl Protection + Content),
+        flags: u32,
+        memory: &mut impl Memory,
     ) -> Result<SealOutcome, Refusal> {
         if records.len() > self.config.batch_records as usize {
+            self.drop_batch();
             return Err(Refusal::Malformed(
                 "the driver sent too many seal records in a message",
             ));
         }
-        let outcome = seal::seal(
-            &mut self.store,
-            &mut self.staging,
-            records,
-            call.max_runs,
-            memory,
-        );
+        let outcome = self.staging.seal(&mut self.store, records, flags, memory);
         for &frame in &outcome.damaged {
-            self.note_corruption(call.at, frame, Cause::Poison, Remedy::Lost, None);
+            self.note_corruption(at, frame, Cause::Poison, Remedy::Lost, None);
         }
-        let commits = records[..outcome.taken as usize]
-            .iter()
-            .filter(|record| record.flags & SEAL_LAST != 0);
-        self.counters.commits += commits.count() as u64;
+        if outcome.refusal.is_none() {
+            self.counters.batches += u64::from(flags & SEAL_LAST != 0);
+        }
         self.counters.sealed_pages += u64::from(outcome.sealed);
         self.counters.seal_messages += 1;
         Ok(outcome)
     }
 
-    /// Takes the report of a failed request; its drafts become evidence. Returns frames in exchange.
+    /// Drops the batch that is still arriving, if there is one.
+    pub(crate) fn drop_batch(&mut self) {
+        self.staging.drop_batch(&mut self.store);
+    }
+
+    /// Takes the report of a failed request. What its drafts had changed becomes evidence; their frames
+    /// are the driver's again.
     ///
     /// # Errors
     ///
     /// Refuses an unknown kind, a number that is not new, an unknown app or domain, pages that are
-    /// not their domain's, frames that are not granted, and [`Refusal::Host`] when they could not be
-    /// made read-only.
+    /// not their domain's, and frames that do not exist or are named twice.
     pub fn report(
         &mut self,
-        call: Call,
+        at: Duration,
         report: &IncidentReport,
         drafts: &[DroppedDraft],
         memory: &mut impl Memory,
-    ) -> Result<Vec<FrameRun>, Refusal> {
-        let limits = Limits {
-            evidence_frames: self.config.evidence_frames,
-            max_runs: call.max_runs,
-        };
-        let granted = recovery::report(
-            &mut self.store,
-            &mut self.incidents,
-            limits,
-            call.at,
+    ) -> Result<(), Refusal> {
+        let Reported { request, unchecked } = recovery::report(
+            &self.store,
+            &self.incidents,
+            self.config.pool_frames,
             report,
             drafts,
             memory,
         )?;
+        self.incidents.add_request(at, request);
         self.counters.dropped_drafts += drafts.len() as u64;
-        self.check_restored(call.at, report, drafts, memory);
-        Ok(granted)
+        for frame in unchecked {
+            self.check_frame(at, frame, memory);
+        }
+        self.suspect(report, drafts);
+        Ok(())
     }
 
     /// Takes what the program kept of a failed request: `bytes` are its stack, modules and message,
@@ -347,30 +314,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks the sealed versions that a failed request's pages go back to, and puts its domains on
-    /// the list of those that are checked as a whole soon.
-    fn check_restored(
-        &mut self,
-        at: Duration,
-        report: &IncidentReport,
-        drafts: &[DroppedDraft],
-        memory: &mut impl Memory,
-    ) {
-        for draft in drafts {
-            let frame = self.store.apps[report.app as usize].frame(draft.page);
-            if frame != NONE {
-                self.check_frame(at, frame, memory);
-            }
-        }
+    /// Puts the domains of a failed request on the list of those that are checked as a whole soon.
+    fn suspect(&mut self, report: &IncidentReport, drafts: &[DroppedDraft]) {
+        let mut last = NONE;
         let domains = drafts.iter().map(|draft| draft.domain);
         for domain in domains.chain([report.domain]) {
             let suspect = (report.app, domain);
             if domain != NONE
+                && domain != last
                 && self.suspects.len() < SUSPECTS_MAX
                 && !self.suspects.contains(&suspect)
             {
                 self.suspects.push_back(suspect);
             }
+            last = domain;
         }
     }
 
@@ -456,7 +413,7 @@ impl Engine {
                 Finding::Wrong { .. } | Finding::Damaged => Retry::Later,
             },
             Some(_) => {
-                // Its user loses what is in it; the cleanser gives it other memory then.
+                // Nobody needs what is in it; the cleanser gives it other memory.
                 self.note_corruption(at, frame, Cause::Poison, Remedy::Replaced, None);
                 Retry::Never
             }
@@ -494,9 +451,7 @@ impl Engine {
             scope.domain,
         ) {
             (Some(app), Some(domain)) if app.has_domain(domain) => app.domain_size(domain).1.into(),
-            (Some(app), None) => (0..app.domains())
-                .map(|domain| u64::from(app.domain_size(domain).1))
-                .sum(),
+            (Some(app), None) => app.sealed().into(),
             // The zero frame belongs to no page.
             _ => u64::from(self.store.frames.count(FrameState::Sealed)) - 1,
         }
@@ -545,23 +500,6 @@ impl Engine {
         }
     }
 
-    /// Takes drafts that were dropped without an error. Returns frames in exchange.
-    ///
-    /// # Errors
-    ///
-    /// Refuses frames that are not granted or named twice, and [`Refusal::Host`] when they could not
-    /// be made read-only.
-    pub fn discard(
-        &mut self,
-        frames: &[u32],
-        max_runs: usize,
-        protection: &mut impl Protection,
-    ) -> Result<Vec<FrameRun>, Refusal> {
-        let granted = recovery::discard(&mut self.store, frames, max_runs, protection)?;
-        self.counters.dropped_drafts += frames.len() as u64;
-        Ok(granted)
-    }
-
     /// Keeps a write that the second-level page table stopped, and returns the event for the driver.
     pub fn sealed_write(&mut self, at: Duration, write: SealedWrite) -> Event {
         let owner = self.store.owner_of(write.frame);
@@ -576,33 +514,19 @@ impl Engine {
         }
     }
 
-    /// The state of a frame; `None` beyond the window.
+    /// The state of a frame; `None` beyond the vault.
     pub fn frame_state(&self, frame: u32) -> Option<FrameState> {
         self.store.frames.state(frame)
     }
 
-    /// Whether the guest may not write to a frame.
-    pub fn is_protected(&self, frame: u32) -> bool {
-        self.frame_state(frame) != Some(FrameState::Granted)
-    }
-
-    /// Ends a boot of the guest: all granted frames are retired, a commit that has not arrived
-    /// whole is dropped, numbers continue after those in use. Apps, domains and their sealed pages
-    /// stay.
-    ///
-    /// Frames that the host cannot make read-only stay granted, unknown to the next driver, until
-    /// the next reset.
-    pub fn reset(&mut self, memory: &mut (impl Protection + Inspect)) {
-        self.lost = Loss::of(&self.store, self.staging.len(), memory);
-        self.staging.drop_commit(&mut self.store);
-        let mut granted: Vec<u32> = self.store.frames.in_state(FrameState::Granted).collect();
-        for run in runs::gather(&mut granted, |_| false) {
-            match memory.protect(run) {
-                Ok(()) => runs::frames_of(run).for_each(|frame| self.store.retire(frame)),
-                Err(error) => log::error!("{error}: {}", error.source),
-            }
-        }
-        self.store.take_short();
+    /// Ends a boot of the guest: a batch that has not arrived whole is dropped, what is in the pool counts
+    /// no more, numbers continue after those in use. Apps, domains and their sealed pages stay.
+    pub fn reset(&mut self) {
+        self.lost = Loss {
+            domains: mem::take(&mut self.opened),
+            staged_pages: self.staging.len(),
+        };
+        self.drop_batch();
         self.incidents.reset();
         self.tag_base = (self.tag_base + TAGS_PER_BOOT).min(TAG_LIMIT - TAGS_PER_BOOT);
         self.counters.resets += 1;
@@ -614,14 +538,14 @@ impl Engine {
     }
 
     /// Records the end of the guest's kernel; `reason` is a sentence without a full stop.
-    /// What was dropped by the reset since a driver started last becomes an incident. The reset may
-    /// be the guest's own work: kernels reset their devices when they reboot in order.
+    /// If domains were open when the device was reset, whose requests may have been running, that becomes
+    /// an incident. The reset may be the guest's own work: kernels reset their devices when they reboot in
+    /// order.
     pub fn guest_down(&mut self, at: Duration, reason: &str) {
         let loss = mem::take(&mut self.lost);
         if loss.is_none() {
             return;
         }
-        self.counters.dropped_drafts += u64::from(loss.written_frames);
         let down = GuestDown {
             reason: reason.to_owned(),
             loss,
@@ -631,40 +555,37 @@ impl Engine {
 
     /// Whether retired frames wait for the cleanser.
     pub fn has_retired(&self) -> bool {
-        self.store.retired.len() != 0
+        self.store.frames.has_retired()
     }
 
-    /// Takes up to `frames` retired frames to wipe.
-    pub fn take_retired(&mut self, frames: u32) -> RetiredFrames {
-        cleanser::take(&mut self.store, frames)
+    /// Wipes up to `frames` retired frames, which are free then. One that `wipe` refuses stays retired
+    /// and is set aside until [`Self::retry_unwiped`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the first error of `wipe`.
+    pub fn cleanse<E>(
+        &mut self,
+        frames: u32,
+        wipe: impl FnMut(u32) -> Result<(), E>,
+    ) -> Result<(), E> {
+        cleanser::cleanse(&mut self.store, frames, wipe)
     }
 
-    /// Takes wiped frames back. Returns whether the driver should be told that frames are free again.
-    pub fn cleansed(&mut self, retired: RetiredFrames) -> bool {
-        cleanser::done(&mut self.store, retired)
+    /// Whether there are frames that could not be wiped.
+    pub fn has_unwiped(&self) -> bool {
+        !self.store.unwiped.is_empty()
+    }
+
+    /// Lets the frames that could not be wiped be tried again.
+    pub fn retry_unwiped(&mut self) {
+        cleanser::retry(&mut self.store);
     }
 
     /// Panics when an invariant of frames and pages does not hold.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self) {
         self.store.check_invariants();
-        let staged = self
-            .store
-            .frames
-            .in_state(FrameState::Granted)
-            .filter(|&frame| self.store.frames.is_staged(frame));
-        assert_eq!(staged.count(), self.staging.len());
-        let mut evidence: Vec<u32> = self
-            .incidents
-            .iter()
-            .filter_map(incidents::Incident::request)
-            .flat_map(|request| &request.drafts)
-            .map(|draft| draft.frame)
-            .filter(|&frame| frame != vmsrs_protocol::NONE)
-            .collect();
-        evidence.sort_unstable();
-        let frames = self.store.frames.in_state(FrameState::Evidence);
-        assert_eq!(evidence, frames.collect::<Vec<_>>());
-        assert!(evidence.len() <= self.config.evidence_frames as usize);
+        self.staging.check_invariants(&self.store);
     }
 }

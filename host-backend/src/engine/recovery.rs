@@ -1,112 +1,77 @@
-//! Recovery: a failed request's drafts are checked, taken away from the guest and kept as evidence;
+//! Recovery: a failed request's report is checked, and what its drafts had changed is kept as evidence;
 //! the verdict says which version the pages return to.
 //!
-//! Restoring itself costs the host nothing: sealed versions were never touched, and the driver maps
+//! Restoring itself costs the host nothing: committed versions were never touched, and the driver maps
 //! them again on demand.
-
-use std::time::Duration;
 
 use vmsrs_protocol::incident::{
     DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON,
 };
-use vmsrs_protocol::{APP_BASE, APP_PAGES, FrameRun, NONE, PAGE_SIZE};
+use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, NONE, PAGE_SIZE};
 
-use super::changes::{self, Page};
+use super::changes::{self, Block, Change, Differences, Page};
 use super::incidents::{CHANGES_MAX, DRAFTS_KEPT, Dropped, FailedRequest, IncidentStore, Verdict};
-use super::protection::{Inspect, Protection};
+use super::memory::{Memory, checksum};
 use super::refusal::Refusal;
-use super::store::{FrameState, Store};
+use super::seal::check_pool_frame;
+use super::store::{PageOf, Store};
 
-/// Takes a report of a failed request with its dropped drafts; returns frames in exchange.
+/// What a report has come to.
+pub(crate) struct Reported {
+    pub(crate) request: FailedRequest,
+    /// Sealed frames that pages go back to and that were not found to be right on the way.
+    pub(crate) unchecked: Vec<u32>,
+}
+
+/// Takes a report of a failed request with its dropped drafts.
 pub(crate) fn report(
-    store: &mut Store,
-    incidents: &mut IncidentStore,
-    limits: Limits,
-    at: Duration,
+    store: &Store,
+    incidents: &IncidentStore,
+    pool_frames: u32,
     report: &IncidentReport,
     drafts: &[DroppedDraft],
-    memory: &mut (impl Protection + Inspect),
-) -> Result<Vec<FrameRun>, Refusal> {
-    check(store, incidents, report, drafts)?;
-    let frames: Vec<u32> = drafts.iter().map(|draft| draft.frame).collect();
-    drop_frames(store, &frames, memory)?;
-
-    let verdict = drafts
-        .iter()
-        .map(|draft| judge(store, report.app, draft))
-        .max()
-        .unwrap_or(Verdict::Intact);
-    let kept = drafts
-        .len()
-        .min(DRAFTS_KEPT)
-        .min(limits.evidence_frames as usize);
-    let mut request = FailedRequest {
+    memory: &impl Memory,
+) -> Result<Reported, Refusal> {
+    check(store, incidents, pool_frames, report, drafts)?;
+    let mut verdict = Verdict::Intact;
+    let mut unchecked = Vec::new();
+    let mut kept = Vec::with_capacity(drafts.len().min(DRAFTS_KEPT));
+    let mut comparison = Comparison::new(store, report.app, drafts, memory);
+    for (number, draft) in drafts.iter().enumerate() {
+        let sealed = store.apps[report.app as usize].frame(draft.page);
+        let known = match draft.committed {
+            named if store.is_shown_as(sealed, named) => Verdict::Intact,
+            DAMAGED_FRAME | NONE => Verdict::Mismatch,
+            named if named & IN_POOL != 0 => Verdict::Unsealed,
+            // Superseded meanwhile, or wrong: the host has nothing to compare with.
+            _ => Verdict::Mismatch,
+        };
+        verdict = verdict.max(known);
+        let mut is_right = false;
+        if number < DRAFTS_KEPT {
+            kept.push(comparison.compare(number, known, &mut is_right));
+        }
+        if sealed != NONE && !is_right {
+            unchecked.push(sealed);
+        }
+    }
+    let details = kept.iter().flat_map(|draft| &draft.changes);
+    let details = details.map(Change::cost).sum();
+    let request = FailedRequest {
         report: *report,
         verdict,
-        drafts: Vec::with_capacity(drafts.len().min(DRAFTS_KEPT)),
+        drafts: kept,
         program: None,
+        details,
         stripped: false,
     };
-    let mut room = CHANGES_MAX;
-    let versions = Versions {
-        store,
-        app: report.app,
-        drafts,
-        memory,
-    };
-    for (number, draft) in drafts.iter().take(DRAFTS_KEPT).enumerate() {
-        let frame = if number < kept { draft.frame } else { NONE };
-        request
-            .drafts
-            .push(versions.compare(draft, frame, &mut room));
-    }
-    for draft in &drafts[kept..] {
-        store.retire(draft.frame);
-    }
-    // Oldest evidence goes first, and the incident before the evidence of younger ones.
-    if let Some(mut oldest) = incidents.add_request(at, request) {
-        for frame in oldest.release_evidence() {
-            store.retire(frame);
-        }
-    }
-    while store.frames.count(FrameState::Evidence) > limits.evidence_frames {
-        for frame in incidents.release_oldest_evidence() {
-            store.retire(frame);
-        }
-    }
-    Ok(exchange(store, frames.len(), limits.max_runs, memory))
-}
-
-/// Bounds on what a report may use.
-#[derive(Clone, Copy)]
-pub(crate) struct Limits {
-    /// Maximum number of frames kept as evidence.
-    pub(crate) evidence_frames: u32,
-    /// Maximum number of runs in the reply.
-    pub(crate) max_runs: usize,
-}
-
-/// Takes drafts that were dropped without an error; returns frames in exchange.
-pub(crate) fn discard(
-    store: &mut Store,
-    frames: &[u32],
-    max_runs: usize,
-    protection: &mut impl Protection,
-) -> Result<Vec<FrameRun>, Refusal> {
-    for &frame in frames {
-        store.check_granted(frame)?;
-    }
-    check_distinct(frames.iter().copied())?;
-    drop_frames(store, frames, protection)?;
-    for &frame in frames {
-        store.retire(frame);
-    }
-    Ok(exchange(store, frames.len(), max_runs, protection))
+    Ok(Reported { request, unchecked })
 }
 
 fn check(
     store: &Store,
     incidents: &IncidentStore,
+    pool_frames: u32,
     report: &IncidentReport,
     drafts: &[DroppedDraft],
 ) -> Result<(), Refusal> {
@@ -134,13 +99,19 @@ fn check(
     }
     for draft in drafts {
         store.check_page(report.app, draft.domain, draft.page)?;
-        store.check_granted(draft.frame)?;
+        check_pool_frame(draft.pool_frame, pool_frames)?;
+        match draft.committed {
+            NONE | DAMAGED_FRAME => {}
+            frame if frame & IN_POOL != 0 => check_pool_frame(frame & !IN_POOL, pool_frames)?,
+            frame if store.frames.state(frame).is_some() => {}
+            _ => {
+                return Err(Refusal::Malformed(
+                    "the driver named a frame that the vault does not have",
+                ));
+            }
+        }
     }
-    check_distinct(drafts.iter().map(|draft| draft.frame))
-}
-
-fn check_distinct(frames: impl Iterator<Item = u32>) -> Result<(), Refusal> {
-    let mut frames: Vec<u32> = frames.collect();
+    let mut frames: Vec<u32> = drafts.iter().map(|draft| draft.pool_frame).collect();
     frames.sort_unstable();
     if frames.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(Refusal::Malformed("the driver dropped a frame twice"));
@@ -148,141 +119,162 @@ fn check_distinct(frames: impl Iterator<Item = u32>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes granted frames away from the guest: they are read-only evidence then, until the caller
-/// says otherwise.
-fn drop_frames(
-    store: &mut Store,
-    frames: &[u32],
-    protection: &mut impl Protection,
-) -> Result<(), Refusal> {
-    let set = |store: &mut Store, state| {
-        for &frame in frames {
-            store.frames.set(frame, state);
-        }
-    };
-    set(store, FrameState::Evidence);
-    store.protect(frames.to_vec(), protection, |store| {
-        set(store, FrameState::Granted);
-    })
-}
+/// Number of pages in which a report's comparison searches for the block that a page starts in.
+const SEARCH_PAGES_MAX: u32 = 16;
 
-/// Which version a page returns to, by the host's own page map.
-fn judge(store: &Store, app: u32, draft: &DroppedDraft) -> Verdict {
-    let sealed = store.apps[app as usize].frame(draft.page);
-    if draft.committed == sealed {
-        Verdict::Intact
-    } else if store.frames.state(draft.committed) == Some(FrameState::Granted) {
-        Verdict::Unsealed
-    } else {
-        Verdict::Mismatch
-    }
-}
-
-/// Number of pages before a changed byte that are searched for its heap block.
-const BLOCK_PAGES_MAX: u32 = 16;
-
-/// The versions of an app's pages that a report is about.
-struct Versions<'a, M> {
+/// The drafts of a report against the versions that stay.
+struct Comparison<'a, M> {
     store: &'a Store,
     app: u32,
     drafts: &'a [DroppedDraft],
     memory: &'a M,
+    /// Versions of the page that is looked at.
+    old: Box<Page>,
+    new: Box<Page>,
+    /// Bytes of changes that may still be kept.
+    room: usize,
+    /// Pages that may still be searched.
+    searches: u32,
+    /// The page that was compared last, with its domain and the last block that starts in it or before it.
+    before: Option<(u32, u32, Option<Block>)>,
 }
 
-impl<M: Inspect> Versions<'_, M> {
-    /// The content of a frame of the window; zeros for [`NONE`] and beyond.
-    fn content(&self, frame: u32) -> Page {
-        let mut content = [0; PAGE_SIZE as usize];
-        if self.store.frames.state(frame).is_some() {
-            self.memory.read(frame, &mut content);
+impl<'a, M: Memory> Comparison<'a, M> {
+    fn new(store: &'a Store, app: u32, drafts: &'a [DroppedDraft], memory: &'a M) -> Self {
+        Self {
+            store,
+            app,
+            drafts,
+            memory,
+            old: Box::new([0; PAGE_SIZE as usize]),
+            new: Box::new([0; PAGE_SIZE as usize]),
+            room: CHANGES_MAX,
+            searches: SEARCH_PAGES_MAX,
+            before: None,
         }
-        content
+    }
+
+    /// What the draft of a number had changed. `is_right` is set if the sealed version that stays was
+    /// found to be right.
+    fn compare(&mut self, number: usize, verdict: Verdict, is_right: &mut bool) -> Dropped {
+        let draft = &self.drafts[number];
+        let mut dropped = Dropped {
+            domain: draft.domain,
+            page: draft.page,
+            changed: None,
+            first: None,
+            changes: Vec::new(),
+        };
+        if !self.load(draft, verdict, is_right) {
+            return dropped;
+        }
+        let found = Differences::new(&self.old, &self.new);
+        dropped.changed = Some(found.count);
+        dropped.first = found.first();
+        let address = self.address(draft.page);
+        if found.count != 0 && self.room != 0 {
+            let mut changes = found.changes(address, &self.old, &self.new);
+            let cost: usize = changes.iter().map(Change::cost).sum();
+            match self.room.checked_sub(cost) {
+                Some(left) => {
+                    self.room = left;
+                    self.find_block_before(number, address, &mut changes);
+                    dropped.changes = changes;
+                }
+                None => self.room = 0,
+            }
+        }
+        dropped
+    }
+
+    /// Loads both versions of a page. False if they cannot be compared.
+    fn load(&mut self, draft: &DroppedDraft, verdict: Verdict, is_right: &mut bool) -> bool {
+        let is_loaded = match (draft.committed, verdict) {
+            (_, Verdict::Mismatch) | (DAMAGED_FRAME, _) => false,
+            (NONE, _) => {
+                self.old.fill(0);
+                true
+            }
+            (frame, Verdict::Unsealed) => {
+                let frame = frame & !IN_POOL;
+                self.memory.read_pool(frame, &mut self.old).is_ok()
+            }
+            (frame, Verdict::Intact) => {
+                let is_read = self.memory.read_vault(frame, &mut self.old).is_ok();
+                // A second copy is for the whole check.
+                *is_right = is_read
+                    && !self.store.frames.is_damaged(frame)
+                    && !self.store.is_mirrored(self.page_of(draft.page))
+                    && checksum(&*self.old) == self.store.frames.checksum(frame);
+                is_read
+            }
+        };
+        is_loaded
+            && self
+                .memory
+                .read_pool(draft.pool_frame, &mut self.new)
+                .is_ok()
+    }
+
+    fn page_of(&self, page: u32) -> PageOf {
+        PageOf {
+            app: self.app,
+            page,
+        }
     }
 
     fn address(&self, page: u32) -> u64 {
-        let page = u64::from(self.app) * u64::from(APP_PAGES) + u64::from(page);
-        APP_BASE + page * u64::from(PAGE_SIZE)
-    }
-
-    /// What a dropped draft had changed; `frame` is where it is kept.
-    fn compare(&self, draft: &DroppedDraft, frame: u32, room: &mut usize) -> Dropped {
-        // The driver names the version that stays, which may not be sealed yet. Without a valid frame
-        // the changes are unknown.
-        let known = draft.committed == NONE || self.store.frames.state(draft.committed).is_some();
-        let new = self.content(draft.frame);
-        let old = if known {
-            self.content(draft.committed)
-        } else {
-            new
-        };
-        let (changed, first) = changes::count(&old, &new);
-        let mut found = Vec::new();
-        if changed != 0 && *room != 0 {
-            let address = self.address(draft.page);
-            let blocks = changes::blocks(address, &old, &new);
-            found = changes::changes(address, &old, &new, &blocks);
-            let cost: usize = found.iter().map(changes::Change::cost).sum();
-            match room.checked_sub(cost) {
-                Some(left) => {
-                    *room = left;
-                    self.find_block_before(draft, &mut found);
-                }
-                None => {
-                    *room = 0;
-                    found = Vec::new();
-                }
-            }
-        }
-        Dropped {
-            domain: draft.domain,
-            page: draft.page,
-            frame,
-            changed,
-            first,
-            changes: found,
-        }
+        self.page_of(page).address()
     }
 
     /// Names the block of the changes before the page's first one.
-    fn find_block_before(&self, draft: &DroppedDraft, found: &mut [changes::Change]) {
-        let first = found.partition_point(|change| change.block.is_none());
-        if first != 0 {
-            let before = self.last_block_before(draft);
-            found[..first]
-                .iter_mut()
-                .for_each(|change| change.block = before);
+    fn find_block_before(&mut self, number: usize, address: u64, changes: &mut [Change]) {
+        let draft = &self.drafts[number];
+        let is_next =
+            |next: &DroppedDraft| (next.page, next.domain) == (draft.page + 1, draft.domain);
+        let goes_on = self.drafts.get(number + 1).is_some_and(is_next);
+        let last = goes_on.then(|| changes::last_block(address, &self.old, &self.new));
+        let first = changes.partition_point(|change| change.block.is_none());
+        let before = match self.before {
+            Some((page, domain, block)) if (page + 1, domain) == (draft.page, draft.domain) => {
+                block
+            }
+            _ if first != 0 => self.search(draft),
+            _ => None,
+        };
+        for change in &mut changes[..first] {
+            change.block = before;
         }
+        // Without a block of its own the page has told nothing if it was not searched for.
+        let last = last.flatten();
+        self.before =
+            (last.is_some() || first != 0).then(|| (draft.page, draft.domain, last.or(before)));
     }
 
     /// The last block that starts in the pages before a draft's, as far as they are its domain's.
-    fn last_block_before(&self, draft: &DroppedDraft) -> Option<changes::Block> {
+    fn search(&mut self, draft: &DroppedDraft) -> Option<Block> {
         let app = &self.store.apps[self.app as usize];
-        for page in (draft.page.saturating_sub(BLOCK_PAGES_MAX)..draft.page).rev() {
-            if app.owner(page) != Some(draft.domain) {
+        for page in (0..draft.page).rev() {
+            if self.searches == 0 || app.owner(page) != Some(draft.domain) {
                 return None;
             }
-            let old = self.content(app.frame(page));
-            let dropped = self.drafts.iter().find(|dropped| dropped.page == page);
-            let new = dropped.map_or(old, |dropped| self.content(dropped.frame));
-            let last = changes::blocks(self.address(page), &old, &new).pop();
+            self.searches -= 1;
+            match app.frame(page) {
+                NONE => self.old.fill(0),
+                frame => self.memory.read_vault(frame, &mut self.old).ok()?,
+            }
+            match self.drafts.iter().find(|dropped| dropped.page == page) {
+                None => self.new.copy_from_slice(&*self.old),
+                Some(dropped) => self
+                    .memory
+                    .read_pool(dropped.pool_frame, &mut self.new)
+                    .ok()?,
+            }
+            let last = changes::last_block(self.address(page), &self.old, &self.new);
             if last.is_some() {
                 return last;
             }
         }
         None
     }
-}
-
-fn exchange(
-    store: &mut Store,
-    frames: usize,
-    max_runs: usize,
-    protection: &mut impl Protection,
-) -> Vec<FrameRun> {
-    // The frames are dropped, so a failed grant does not fail the message: the driver asks again
-    // when its pool runs low.
-    let wanted = u32::try_from(frames).unwrap_or(u32::MAX);
-    store
-        .grant(wanted, max_runs, protection)
-        .unwrap_or_default()
 }

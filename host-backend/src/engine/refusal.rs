@@ -6,7 +6,7 @@ use vmsrs_protocol::control::{
     STATUS_STALE, STATUS_UNKNOWN,
 };
 
-/// A refused message or commit. Nothing of it has taken effect.
+/// A refused message or batch. Nothing of it has taken effect.
 ///
 /// The text is a sentence about the guest without a full stop, one for each check, so that
 /// refusals can be counted and logged by it.
@@ -18,20 +18,20 @@ pub enum Refusal {
     /// The kind of message is not known.
     #[error("the driver sent a message of an unknown kind")]
     Unknown,
-    /// The window, or a table of the host, is full.
+    /// The vault, or a table of the host, is full.
     #[error("{0}")]
     NoSpace(&'static str),
     /// No such app, domain or extent.
     #[error("{0}")]
     NotFound(&'static str),
-    /// A frame that is not granted, or a page that is not the domain's.
+    /// A page that is not the domain's.
     #[error("{0}")]
     NotOwner(&'static str),
-    /// The page's sealed frame is another one.
+    /// The page's sealed frame is another one than the record says.
     #[error("the driver committed a page against a frame that is not its sealed one")]
     Stale,
-    /// The host's own operating system refused to change the protection of frames.
-    #[error("the host could not change the protection of frames")]
+    /// The host's own operating system refused memory for the vault.
+    #[error("the host has no memory for the vault")]
     Host,
 }
 
@@ -58,7 +58,7 @@ impl Refusal {
             | Self::NotOwner(reason) => reason,
             Self::Unknown => "the driver sent a message of an unknown kind",
             Self::Stale => "the driver committed a page against a frame that is not its sealed one",
-            Self::Host => "the host could not change the protection of frames",
+            Self::Host => "the host has no memory for the vault",
         }
     }
 }

@@ -1,33 +1,48 @@
-//! Sealing: committed pages become the authoritative version, whole commits at a time.
+//! Sealing: the pages of a batch are copied into the vault as they arrive, and become the committed
+//! versions all at once when the last has arrived.
 
 use vmsrs_protocol::control::STATUS_OK;
-use vmsrs_protocol::seal::{COMMIT_PAGES_MAX, SEAL_LAST, SealRecord};
-use vmsrs_protocol::shared::LOCK_TAG;
-use vmsrs_protocol::{FrameRun, NONE};
+use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
+use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
-use super::content::Content;
 use super::integrity;
-use super::protection::Protection;
+use super::memory::{Memory, PoolCopy, Unreadable};
 use super::refusal::Refusal;
 use super::store::{FrameState, PageOf, Store};
 
-/// The records of the commit that is still arriving. Their frames are marked as staged.
-#[derive(Default)]
+/// The batch that is still arriving. Its pages are marked as named in their app, its pool frames here,
+/// and its vault frames are in the state [`FrameState::Staged`].
 pub(crate) struct Staging {
-    records: Vec<SealRecord>,
+    records: Vec<Staged>,
+    /// One bit a pool frame: some record names it.
+    named: Vec<u64>,
+    pool_frames: u32,
+    /// For the messages to come, so that none allocates.
+    copies: Vec<PoolCopy>,
+    sealed: Vec<Result<u32, Unreadable>>,
+}
+
+/// A record whose page has been copied.
+#[derive(Clone, Copy)]
+struct Staged {
+    record: SealRecord,
+    /// The page's sealed frame, or [`NONE`].
+    former: u32,
+    /// The vault frame with the copy; [`NONE`] until there is one.
+    frame: u32,
+    /// The copy's checksum; `None` if the pool frame could not be read.
+    checksum: Option<u32>,
 }
 
 /// The outcome of a seal message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct SealOutcome {
-    /// Records accepted: sealed, or staged until the rest of their commit arrives.
-    pub taken: u32,
-    /// Pages sealed, those included whose records came in earlier messages.
-    pub sealed: u32,
-    /// Why the commit after them was refused, if one was.
+    /// The vault frame of each record, or [`DAMAGED_FRAME`]; empty after a refusal.
+    pub frames: Vec<u32>,
+    /// Why the batch was refused, if it was.
     pub refusal: Option<Refusal>,
-    /// Frames granted in exchange for the sealed ones.
-    pub granted: Vec<FrameRun>,
+    /// Pages that this message has sealed: those of the whole batch if it was the last.
+    pub sealed: u32,
     /// Frames of them whose content could not be read.
     pub damaged: Vec<u32>,
 }
@@ -40,205 +55,251 @@ impl SealOutcome {
 }
 
 impl Staging {
-    /// Drops the commit that is still arriving; its frames are plain granted ones again.
-    pub(crate) fn drop_commit(&mut self, store: &mut Store) {
-        for record in self.take(store) {
-            debug_assert!(!store.frames.is_staged(record.new_frame));
+    pub(crate) fn new(pool_frames: u32) -> Self {
+        Self {
+            records: Vec::new(),
+            named: vec![0; pool_frames.div_ceil(u64::BITS) as usize],
+            pool_frames,
+            copies: Vec::new(),
+            sealed: Vec::new(),
         }
     }
 
-    /// Number of records that wait for the rest of their commit.
-    pub(crate) fn len(&self) -> usize {
-        self.records.len()
+    /// Number of records that wait for the rest of their batch.
+    pub(crate) fn len(&self) -> u32 {
+        // At most as many as the pool has frames.
+        self.records.len() as u32
     }
 
-    fn take(&mut self, store: &mut Store) -> Vec<SealRecord> {
-        let records = std::mem::take(&mut self.records);
-        for record in &records {
-            store.frames.set_staged(record.new_frame, false);
-        }
-        records
-    }
-
-    /// Stages records that have been staged before.
-    fn restore(&mut self, store: &mut Store, records: Vec<SealRecord>) {
-        self.drop_commit(store);
-        for record in &records {
-            store.frames.set_staged(record.new_frame, true);
-        }
-        self.records = records;
-    }
-
-    /// Adds records of a commit whose last record has not arrived.
-    fn stage(&mut self, store: &mut Store, records: &[SealRecord]) -> Result<(), Refusal> {
-        for &record in records {
-            store.check_granted(record.new_frame)?;
-            store.frames.set_staged(record.new_frame, true);
-            self.records.push(record);
-        }
-        Ok(())
-    }
-}
-
-/// Applies the commits of one message in order, up to the first that is refused.
-///
-/// Commits are applied to the page map one after the other, each checked against what the ones
-/// before it have left; then all their frames are made read-only at once. If the host cannot do
-/// that, everything is as before the message.
-pub(crate) fn seal(
-    store: &mut Store,
-    staging: &mut Staging,
-    records: &[SealRecord],
-    max_runs: usize,
-    memory: &mut (impl Protection + Content),
-) -> SealOutcome {
-    let staged = staging.take(store);
-    let mut applied: Vec<SealRecord> = Vec::with_capacity(staged.len() + records.len());
-    let mut refusal = None;
-    let mut taken = 0;
-    while taken < records.len() && refusal.is_none() {
-        let rest = &records[taken..];
-        let first: &[SealRecord] = if taken == 0 { &staged } else { &[] };
-        let last = rest.iter().position(|record| record.flags & SEAL_LAST != 0);
-        let part = &rest[..last.map_or(rest.len(), |last| last + 1)];
-        let result = check_shape(first, part).and_then(|()| match last {
-            Some(_) => apply(store, &mut applied, first, part),
-            None => staging
-                .stage(store, first)
-                .and_then(|()| staging.stage(store, part)),
-        });
-        match result {
-            Ok(()) => taken += part.len(),
-            Err(error) => {
-                staging.drop_commit(store);
-                refusal = Some(error);
+    /// Drops the batch that is still arriving.
+    pub(crate) fn drop_batch(&mut self, store: &mut Store) {
+        for staged in std::mem::take(&mut self.records) {
+            self.release(store, &staged.record);
+            if staged.frame != NONE {
+                store.retire(staged.frame);
             }
         }
     }
-    if records.is_empty() {
-        staging.restore(store, staged);
-        return SealOutcome {
-            taken: 0,
-            sealed: 0,
-            refusal: None,
-            granted: Vec::new(),
-            damaged: Vec::new(),
+
+    /// Takes a message of the batch.
+    pub(crate) fn seal(
+        &mut self,
+        store: &mut Store,
+        records: &[SealRecord],
+        flags: u32,
+        memory: &mut impl Memory,
+    ) -> SealOutcome {
+        let first = self.records.len();
+        let copied = self
+            .check(store, records, flags)
+            .and_then(|()| self.copy(store, first, memory));
+        if let Err(refusal) = copied {
+            self.drop_batch(store);
+            return SealOutcome {
+                refusal: Some(refusal),
+                ..SealOutcome::default()
+            };
+        }
+        let frames = self.records[first..].iter().map(Staged::shown).collect();
+        let mut outcome = SealOutcome {
+            frames,
+            ..SealOutcome::default()
         };
+        if flags & SEAL_LAST != 0 {
+            self.finish(store, &mut outcome, memory);
+        }
+        outcome
     }
-    let frames = applied.iter().map(|record| record.new_frame).collect();
-    let protected = store.protect(frames, memory, |store| {
-        roll_back(store, &mut applied, 0);
-    });
-    if let Err(error) = protected {
-        staging.restore(store, staged);
-        return SealOutcome {
-            taken: 0,
-            sealed: 0,
-            refusal: Some(error),
-            granted: Vec::new(),
-            damaged: Vec::new(),
-        };
+
+    /// Checks records and adds them to the batch, without a copy. After a refusal some have been added.
+    fn check(
+        &mut self,
+        store: &mut Store,
+        records: &[SealRecord],
+        flags: u32,
+    ) -> Result<(), Refusal> {
+        if flags & !SEAL_LAST != 0 {
+            return Err(Refusal::Malformed(
+                "the driver sent a seal message with unknown flags",
+            ));
+        }
+        if self.records.len() + records.len() > self.pool_frames as usize {
+            return Err(Refusal::Malformed(
+                "the driver sent a batch of more pages than the pool has frames",
+            ));
+        }
+        for &record in records {
+            let SealRecord {
+                app,
+                domain,
+                page,
+                pool_frame,
+                vault_frame,
+                ..
+            } = record;
+            store.check_page(app, domain, page)?;
+            check_pool_frame(pool_frame, self.pool_frames)?;
+            let (word, bit) = place(pool_frame);
+            if self.named[word] & bit != 0 {
+                return Err(Refusal::Malformed(
+                    "the driver named a pool frame twice in a batch",
+                ));
+            }
+            let app = &mut store.apps[app as usize];
+            if !app.name_page(page) {
+                return Err(Refusal::Malformed(
+                    "the driver named a page twice in a batch",
+                ));
+            }
+            let former = app.frame(page);
+            self.named[word] |= bit;
+            self.records.push(Staged {
+                record,
+                former,
+                frame: NONE,
+                checksum: None,
+            });
+            if !store.is_shown_as(former, vault_frame) {
+                return Err(Refusal::Stale);
+            }
+        }
+        Ok(())
     }
-    for record in &applied {
-        if record.old_frame != NONE {
-            store.forget_damage(record.old_frame, owner(record));
-            store.retire(record.old_frame);
+
+    /// Copies the pages of the records from number `first` on into the vault.
+    fn copy(
+        &mut self,
+        store: &mut Store,
+        first: usize,
+        memory: &mut impl Memory,
+    ) -> Result<(), Refusal> {
+        self.copies.clear();
+        self.sealed.clear();
+        for staged in &mut self.records[first..] {
+            // There is one: the budget leaves as many as the pool has frames.
+            staged.frame = store
+                .frames
+                .take(FrameState::Staged)
+                .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
+            self.copies.push(PoolCopy {
+                pool_frame: staged.record.pool_frame,
+                vault_frame: staged.frame,
+            });
+        }
+        if let Err(error) = memory.seal(&self.copies, &mut self.sealed) {
+            log::error!("{error}: {}", error.source);
+            return Err(Refusal::Host);
+        }
+        for (staged, sealed) in self.records[first..].iter_mut().zip(&self.sealed) {
+            match sealed {
+                Ok(checksum) => staged.checksum = Some(*checksum),
+                Err(error) => {
+                    log::error!("pool: {error}: {}", error.source);
+                    clear(staged.frame, memory);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the copies the committed versions of their pages.
+    fn finish(&mut self, store: &mut Store, outcome: &mut SealOutcome, memory: &mut impl Memory) {
+        let records = std::mem::take(&mut self.records);
+        // At most as many as the pool has frames.
+        outcome.sealed = records.len() as u32;
+        for staged in &records {
+            let record = &staged.record;
+            self.release(store, record);
+            let owner = PageOf {
+                app: record.app,
+                page: record.page,
+            };
+            if staged.former != NONE {
+                store.forget_damage(staged.former, owner);
+                store.retire(staged.former);
+            }
+            store.apps[record.app as usize].set_frame(record.page, staged.frame);
+            store
+                .frames
+                .seal(staged.frame, owner, staged.checksum.unwrap_or_default());
+            if staged.checksum.is_none() {
+                store.damage(staged.frame);
+                outcome.damaged.push(staged.frame);
+            }
+        }
+        // When the copies of all former versions are retired there are frames for these.
+        for staged in records.iter().filter(|staged| staged.checksum.is_some()) {
+            integrity::mirror(store, staged.frame, memory);
+        }
+        self.records = records;
+        self.records.clear();
+    }
+
+    /// The record's page and its pool frame may be named again.
+    fn release(&mut self, store: &mut Store, record: &SealRecord) {
+        store.apps[record.app as usize].release_page(record.page);
+        let (word, bit) = place(record.pool_frame);
+        self.named[word] &= !bit;
+    }
+
+    /// Panics when what is marked is not what the records name.
+    #[cfg(test)]
+    pub(crate) fn check_invariants(&self, store: &Store) {
+        let bits: u32 = self.named.iter().map(|word| word.count_ones()).sum();
+        assert_eq!(bits, self.len());
+        let mut pages = std::collections::BTreeSet::new();
+        let mut frames = Vec::new();
+        for staged in &self.records {
+            let record = &staged.record;
+            let (word, bit) = place(record.pool_frame);
+            assert!(self.named[word] & bit != 0);
+            assert!(store.apps[record.app as usize].is_named(record.page));
+            assert!(pages.insert((record.app, record.page)));
+            frames.push(staged.frame);
+        }
+        for (number, app) in (0u32..).zip(&store.apps) {
+            for page in 0..app.end() {
+                assert_eq!(app.is_named(page), pages.contains(&(number, page)));
+            }
+        }
+        frames.sort_unstable();
+        let staged: Vec<u32> = store.frames.in_state(FrameState::Staged).collect();
+        assert_eq!(frames, staged);
+    }
+}
+
+impl Staged {
+    /// How the driver knows the copy.
+    fn shown(&self) -> u32 {
+        match self.checksum {
+            Some(_) => self.frame,
+            None => DAMAGED_FRAME,
         }
     }
-    // Only now are they immutable. Those that a later commit of the message superseded
-    // are retired already.
-    let damaged = applied
-        .iter()
-        .map(|record| record.new_frame)
-        .filter(|&frame| store.frames.page(frame).is_some())
-        .collect::<Vec<_>>()
-        .into_iter()
-        .filter(|&frame| !integrity::take_in(store, frame, memory))
-        .collect();
-    // The commits are sealed, so a failed grant does not fail the message: the driver asks again
-    // when its pool runs low.
-    let granted = store.grant(applied.len() as u32, max_runs, memory);
-    SealOutcome {
-        // A message has fewer than 2^16 bytes.
-        taken: taken as u32,
-        sealed: applied.len() as u32,
-        refusal,
-        granted: granted.unwrap_or_default(),
-        damaged,
+}
+
+/// Checks that the pool has a frame.
+pub(crate) fn check_pool_frame(frame: u32, pool_frames: u32) -> Result<(), Refusal> {
+    match frame < pool_frames {
+        true => Ok(()),
+        false => Err(Refusal::Malformed(
+            "the driver named a frame that the pool does not have",
+        )),
     }
 }
 
-/// Checks what the records of one commit must have in common.
-fn check_shape(first: &[SealRecord], part: &[SealRecord]) -> Result<(), Refusal> {
-    if first.len() + part.len() > COMMIT_PAGES_MAX as usize {
-        return Err(Refusal::NoSpace(
-            "the driver sent a commit of too many pages",
-        ));
-    }
-    let mut records = first.iter().chain(part);
-    let tag = records.clone().next().map_or(0, |record| record.tag);
-    if tag == 0 || tag > LOCK_TAG || !records.all(|record| record.tag == tag) {
-        return Err(Refusal::Malformed(
-            "the driver sent a commit without a tag or with several",
-        ));
-    }
-    if part.iter().any(|record| record.flags & !SEAL_LAST != 0) {
-        return Err(Refusal::Malformed(
-            "the driver sent a seal record with unknown flags",
-        ));
-    }
-    Ok(())
+/// The place of a frame's bit.
+fn place(frame: u32) -> (usize, u64) {
+    ((frame / u64::BITS) as usize, 1 << (frame % u64::BITS))
 }
 
-/// Applies the records of one commit to the page map, all of them or none.
-fn apply(
-    store: &mut Store,
-    applied: &mut Vec<SealRecord>,
-    first: &[SealRecord],
-    part: &[SealRecord],
-) -> Result<(), Refusal> {
-    let mark = applied.len();
-    for record in first.iter().chain(part) {
-        if let Err(error) = apply_record(store, record) {
-            roll_back(store, applied, mark);
-            return Err(error);
-        }
-        applied.push(*record);
-    }
-    Ok(())
-}
-
-fn apply_record(store: &mut Store, record: &SealRecord) -> Result<(), Refusal> {
-    store.check_page(record.app, record.domain, record.page)?;
-    // A frame that this message has sealed already is not granted any more.
-    store.check_granted(record.new_frame)?;
-    let app = &mut store.apps[record.app as usize];
-    if app.frame(record.page) != record.old_frame {
-        return Err(Refusal::Stale);
-    }
-    app.set_frame(record.page, record.new_frame);
-    store.frames.seal(record.new_frame, owner(record));
-    if record.old_frame != NONE {
-        // It is retired once the whole message has been applied.
-        store.frames.set(record.old_frame, FrameState::Retired);
-    }
-    Ok(())
-}
-
-/// Reverts all applied records from number `mark` on, newest first.
-fn roll_back(store: &mut Store, applied: &mut Vec<SealRecord>, mark: usize) {
-    for record in applied.drain(mark..).rev() {
-        store.apps[record.app as usize].set_frame(record.page, record.old_frame);
-        store.frames.set(record.new_frame, FrameState::Granted);
-        if record.old_frame != NONE {
-            store.frames.seal(record.old_frame, owner(&record));
-        }
-    }
-}
-
-fn owner(record: &SealRecord) -> PageOf {
-    PageOf {
-        app: record.app,
-        page: record.page,
+/// Zeros in a frame that may hold another page's former content: the frame of a page must not show it.
+fn clear(frame: u32, memory: &mut impl Memory) {
+    let cleared = memory
+        .copy(ZERO_FRAME, frame)
+        .or_else(|_| memory.replace(frame, None));
+    if let Err(error) = cleared {
+        // Its memory is broken, so that nobody can read it either.
+        log::error!("{error}: {}", error.source);
     }
 }

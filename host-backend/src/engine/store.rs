@@ -1,26 +1,21 @@
-//! Storage management: which frame holds which page of which domain, and which frames the driver
-//! may write.
+//! Storage management: which frame of the vault holds which page of which domain.
 
 mod app;
-mod frame_set;
 mod frames;
 mod keys;
 
 use vmsrs_protocol::control::{
     AddExtent, AppReply, DOMAIN_DAMAGED, DOMAIN_MIRROR, DomainReply, Extent, OpenApp, OpenDomain,
-    PageFrame, REPLY_RUNS_MAX,
+    PageFrame,
 };
 use vmsrs_protocol::{
-    EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, FrameRun, KEY_MAX, MAX_APPS, MAX_DOMAINS, NONE,
+    DAMAGED_FRAME, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NONE,
 };
 
 use super::config::{ConfigError, EngineConfig};
-use super::protection::Protection;
 use super::refusal::Refusal;
-use super::runs::gather;
 
 pub(crate) use app::App;
-pub(crate) use frame_set::FrameSet;
 pub(crate) use frames::FrameTable;
 pub use frames::{FrameState, PageOf};
 
@@ -33,15 +28,12 @@ pub(crate) struct PageOwner {
     pub(crate) page: u32,
 }
 
-/// Frames, apps, and the budget of the window.
+/// Frames, apps, and the budget of the vault.
 pub(crate) struct Store {
     pub(crate) frames: FrameTable,
-    /// The frames in state [`FrameState::Free`].
-    pub(crate) free: FrameSet,
-    /// The frames in state [`FrameState::Retired`] that the cleanser has not taken yet.
-    pub(crate) retired: FrameSet,
     pub(crate) apps: Vec<App>,
-    pool_frames: u32,
+    /// Retired frames that could not be wiped; see [`super::Engine::cleanse`].
+    pub(crate) unwiped: Vec<u32>,
     /// Pages that extents may have in all.
     page_frames: u32,
     /// Pages that extents have in all.
@@ -53,30 +45,19 @@ pub(crate) struct Store {
     /// Domains of all apps. Each needs a unit of pages to be of any use, which bounds their number
     /// and with it the memory that a guest can make the host spend.
     domains: u32,
-    /// A grant was cut short because no frame was free.
-    short: bool,
 }
 
 impl Store {
     pub(crate) fn new(config: &EngineConfig) -> Result<Self, ConfigError> {
-        let page_frames = config.page_frames()?;
-        let frames = FrameTable::new(config.window_frames);
-        let mut free = FrameSet::new(config.window_frames);
-        frames
-            .in_state(FrameState::Free)
-            .for_each(|frame| free.insert(frame));
         Ok(Self {
-            frames,
-            free,
-            retired: FrameSet::new(config.window_frames),
+            page_frames: config.page_frames()?,
+            frames: FrameTable::new(config.vault_frames),
             apps: Vec::new(),
-            pool_frames: config.pool_frames,
-            page_frames,
+            unwiped: Vec::new(),
             pages: 0,
             mirror_frames: 0,
             damaged: 0,
             domains: 0,
-            short: false,
         })
     }
 
@@ -133,7 +114,7 @@ impl Store {
                 || self.domains >= self.page_frames.div_ceil(EXTENT_UNIT_PAGES) =>
             {
                 return Err(Refusal::NoSpace(
-                    "the driver opened more domains than the window has room for",
+                    "the driver opened more domains than the vault has room for",
                 ));
             }
             None => {
@@ -169,7 +150,7 @@ impl Store {
         }
         let pages = app.domain_pages(domain);
         if pages > self.page_frames - self.pages - self.mirror_frames {
-            return Err(Refusal::NoSpace("the window has no room for a mirror"));
+            return Err(Refusal::NoSpace("the vault has no room for a mirror"));
         }
         app.set_mirrored(domain);
         self.mirror_frames += pages;
@@ -208,6 +189,12 @@ impl Store {
             self.apps[owner.app as usize].set_damaged(owner.page, false);
             self.damaged -= 1;
         }
+    }
+
+    /// Whether the driver knows a page's sealed frame ([`NONE`] without one) under this number.
+    pub(crate) fn is_shown_as(&self, frame: u32, number: u32) -> bool {
+        number == frame
+            || (number == DAMAGED_FRAME && frame != NONE && self.frames.is_damaged(frame))
     }
 
     /// Sealed pages whose content is lost.
@@ -278,103 +265,19 @@ impl Store {
         // Neither is above `EXTENT_MAX_PAGES`.
         let room = self.page_frames - self.pages - self.mirror_frames;
         if pages + copies > room || pages > app.pages_left() {
-            return Err(Refusal::NoSpace(
-                "the window has no room for another extent",
-            ));
+            return Err(Refusal::NoSpace("the vault has no room for another extent"));
         }
         self.pages += pages;
         self.mirror_frames += copies;
         Ok(app.add_extent(domain, pages))
     }
 
-    /// Grants up to `wanted` frames in at most `max_runs` runs, fewer when the pool's limit, the
-    /// free frames or a reply's room says so.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::Host`] when frames could not be made writable and none was granted.
-    pub(crate) fn grant(
-        &mut self,
-        wanted: u32,
-        max_runs: usize,
-        protection: &mut impl Protection,
-    ) -> Result<Vec<FrameRun>, Refusal> {
-        let room = self
-            .pool_frames
-            .saturating_sub(self.frames.count(FrameState::Granted));
-        let wanted = wanted.min(room);
-        if wanted > self.free.len() {
-            self.short = true;
-        }
-        let mut failed = false;
-        let mut granted = self.free.take(wanted, max_runs.min(REPLY_RUNS_MAX));
-        granted.retain(|&run| {
-            let result = protection.unprotect(run);
-            self.frames.set_run(run, FrameState::Granted);
-            let Err(error) = result else {
-                return true;
-            };
-            log::error!("{error}: {}", error.source);
-            failed = true;
-            // Frames that may be writable now are not free. If they cannot be made read-only
-            // again they stay granted, unknown to the driver, until the next reset.
-            if protection.protect(run).is_ok() {
-                self.frames.set_run(run, FrameState::Free);
-                self.free.insert_run(run);
-            }
-            false
-        });
-        if failed && granted.is_empty() {
-            return Err(Refusal::Host);
-        }
-        Ok(granted)
-    }
-
-    /// Makes `frames`, none of which is free, read-only: all of them or, after an error, none.
-    ///
-    /// The caller has given them their new states already, so that gaps between them can be
-    /// bridged where the guest cannot write anyway; `undo` says which of them must be writable
-    /// again after an error, and gives them back their former states.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::Host`] when the operating system refuses; `undo` has been called then.
-    pub(crate) fn protect(
-        &mut self,
-        mut frames: Vec<u32>,
-        protection: &mut impl Protection,
-        undo: impl FnOnce(&mut Self),
-    ) -> Result<(), Refusal> {
-        let writable = |frame| self.frames.state(frame) == Some(FrameState::Granted);
-        let runs = gather(&mut frames, |frame| !writable(frame));
-        let failed = runs.iter().find_map(|&run| protection.protect(run).err());
-        let Some(error) = failed else {
-            return Ok(());
-        };
-        log::error!("{error}: {}", error.source);
-        undo(self);
-        for run in gather(&mut frames, |_| false) {
-            if let Err(error) = protection.unprotect(run) {
-                // Granted frames may stay read-only: the driver has given these up.
-                log::error!("{error}: {}", error.source);
-            }
-        }
-        Err(Refusal::Host)
-    }
-
-    /// Retires a frame that the guest cannot write, with its second copy if it has one.
+    /// Retires a frame, with its second copy if it has one.
     pub(crate) fn retire(&mut self, frame: u32) {
         if let Some(copy) = self.frames.take_mirror(frame) {
-            self.frames.set(copy, FrameState::Retired);
-            self.retired.insert(copy);
+            self.frames.retire(copy);
         }
-        self.frames.set(frame, FrameState::Retired);
-        self.retired.insert(frame);
-    }
-
-    /// Whether a grant was cut short for lack of free frames since the last call.
-    pub(crate) fn take_short(&mut self) -> bool {
-        std::mem::take(&mut self.short)
+        self.frames.retire(frame);
     }
 
     pub(crate) fn app(&self, app: u32) -> Result<&App, Refusal> {
@@ -406,17 +309,6 @@ impl Store {
         }
     }
 
-    /// Checks that a frame is granted and that no record of an unfinished commit names it.
-    pub(crate) fn check_granted(&self, frame: u32) -> Result<(), Refusal> {
-        if self.frames.state(frame) == Some(FrameState::Granted) && !self.frames.is_staged(frame) {
-            Ok(())
-        } else {
-            Err(Refusal::NotOwner(
-                "the driver named a frame that is not granted",
-            ))
-        }
-    }
-
     /// Number of domains of all apps.
     pub(crate) fn domains(&self) -> u32 {
         self.domains
@@ -430,7 +322,7 @@ impl Store {
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
         let apps: usize = self.apps.iter().map(App::bytes).sum();
-        self.frames.bytes() + self.free.bytes() + self.retired.bytes() + apps
+        self.frames.bytes() + self.unwiped.capacity() * size_of::<u32>() + apps
     }
 
     /// Panics when an invariant of frames and pages does not hold. For tests.
@@ -462,29 +354,37 @@ impl Store {
         let mirrors: Vec<u32> = self.frames.in_state(FrameState::Mirror).collect();
         assert_eq!(copies, mirrors, "every copy belongs to one page");
         assert!(copies.len() <= self.mirror_frames as usize);
+        let [_, mut retired] = self.frames.check_lists();
+        for &frame in &self.unwiped {
+            assert!(retired.insert(frame), "frame {frame} is retired twice");
+        }
+        assert_eq!(
+            retired.len(),
+            self.frames.count(FrameState::Retired) as usize
+        );
         let mut total = 0;
         for state in [
             FrameState::Free,
-            FrameState::Granted,
+            FrameState::Staged,
             FrameState::Sealed,
             FrameState::Retired,
-            FrameState::Evidence,
             FrameState::Mirror,
         ] {
-            let frames: Vec<u32> = self.frames.in_state(state).collect();
-            assert_eq!(frames.len(), self.frames.count(state) as usize);
-            total += frames.len();
-            for frame in frames {
-                let free = state == FrameState::Free;
-                assert_eq!(self.free.contains(frame), free, "frame {frame} {state:?}");
-                assert!(!self.retired.contains(frame) || state == FrameState::Retired);
-                assert!(!self.frames.is_staged(frame) || state == FrameState::Granted);
-            }
+            let frames = self.frames.in_state(state).count();
+            assert_eq!(frames, self.frames.count(state) as usize);
+            total += frames;
         }
         assert_eq!(total, self.frames.len() as usize);
         // The zero frame belongs to no page.
         let expected = sealed.len() + 1;
         assert_eq!(self.frames.count(FrameState::Sealed) as usize, expected);
-        assert!(self.frames.count(FrameState::Granted) <= self.pool_frames);
+    }
+}
+
+/// Makes room for `more` elements. A vector's own doubling would waste half of the largest tables;
+/// an eighth keeps the cost of growth constant as well.
+fn grow<T>(vector: &mut Vec<T>, more: usize) {
+    if vector.capacity() - vector.len() < more {
+        vector.reserve_exact(more.max(vector.len() / 8));
     }
 }

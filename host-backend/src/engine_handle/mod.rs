@@ -10,16 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmsrs_protocol::device::DeviceConfig;
-use vmsrs_protocol::event::{EVENT_FRAMES_FREE, Event};
-use vmsrs_protocol::{FrameRun, NONE};
+use vmsrs_protocol::event::Event;
 
 use self::pending::Pending;
 use crate::engine::{
-    Engine, Position, Reply, RetiredFrames, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
+    Engine, Position, Reply, Retry, Scope, ScrubTurn, SealedWrite, handle_message,
 };
+use crate::regions::{AccessError, Regions};
 use crate::tally::Tally;
-use crate::vmm::fault::{Violation, ViolationSink, WriteProtection};
-use crate::window::{AccessError, MprotectProtection, Window};
+use crate::vmm::fault::{Violation, ViolationSink};
 
 /// Pages checked at a time, so that a message of the driver does not wait long for the engine.
 const SCRUB_BATCH: u32 = 32;
@@ -35,13 +34,12 @@ pub struct EngineHandle {
 }
 
 struct Shared {
-    /// Guards the engine and the protection of the window, which change together.
+    /// Guards the engine and the memory of pool and vault, which change together.
     core: Mutex<Core>,
     /// Signalled when frames are retired or the cleanser must end.
     retired: Condvar,
     /// Signalled when a domain is to be checked soon or the scrubber must end.
     suspects: Condvar,
-    window: Arc<Window>,
     /// Guards the events that wait for the driver's buffers. Taken after `core` where both are held.
     pending: Mutex<Pending>,
     /// Readable when an event is pending.
@@ -51,27 +49,22 @@ struct Shared {
 
 struct Core {
     engine: Engine,
-    protection: MprotectProtection,
+    regions: Regions,
     /// The cleanser and the scrubber must end.
     stopping: bool,
 }
 
 impl EngineHandle {
-    pub(crate) fn new(
-        engine: Engine,
-        protection: MprotectProtection,
-        window: Arc<Window>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(engine: Engine, regions: Regions) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared {
                 core: Mutex::new(Core {
                     engine,
-                    protection,
+                    regions,
                     stopping: false,
                 }),
                 retired: Condvar::new(),
                 suspects: Condvar::new(),
-                window,
                 pending: Mutex::default(),
                 kick: EventFd::new(EFD_NONBLOCK)?,
                 tally: Tally::default(),
@@ -87,11 +80,6 @@ impl EngineHandle {
     /// What the driver was refused, with how often.
     pub fn refusals(&self) -> Vec<(&'static str, u64)> {
         self.shared.tally.counts()
-    }
-
-    /// Whether the guest may not write to a frame.
-    pub fn is_protected(&self, frame: u32) -> bool {
-        self.core().engine.is_protected(frame)
     }
 
     /// Records a write that the second-level page table stopped, notifies the driver, and returns the
@@ -135,9 +123,9 @@ impl EngineHandle {
             let batch = left.min(SCRUB_BATCH);
             let mut core = self.core();
             let Core {
-                engine, protection, ..
+                engine, regions, ..
             } = &mut *core;
-            let part = engine.scrub(now(), scope, position, batch, protection);
+            let part = engine.scrub(now(), scope, position, batch, regions);
             self.release(core);
             turn.found.add(part.found);
             // At least 1, so that this ends whatever a part has to look at.
@@ -152,9 +140,9 @@ impl EngineHandle {
     pub fn poisoned(&self, frame: u32) -> Retry {
         let mut core = self.core();
         let Core {
-            engine, protection, ..
+            engine, regions, ..
         } = &mut *core;
-        let retry = engine.poisoned(now(), frame, protection);
+        let retry = engine.poisoned(now(), frame, regions);
         self.release(core);
         retry
     }
@@ -188,9 +176,9 @@ impl EngineHandle {
     pub(crate) fn message(&self, message: &[u8], room: usize) -> Reply {
         let mut core = self.core();
         let Core {
-            engine, protection, ..
+            engine, regions, ..
         } = &mut *core;
-        let reply = handle_message(engine, protection, now(), message, room);
+        let reply = handle_message(engine, regions, now(), message, room);
         self.release(core);
         if let Some(refusal) = reply.refusal {
             self.count(refusal.reason());
@@ -201,10 +189,7 @@ impl EngineHandle {
     /// Ends a boot of the guest.
     pub(crate) fn reset(&self) {
         let mut core = self.core();
-        let Core {
-            engine, protection, ..
-        } = &mut *core;
-        engine.reset(protection);
+        core.engine.reset();
         self.release(core);
         self.drop_events();
     }
@@ -214,16 +199,12 @@ impl EngineHandle {
         self.shared.tally.add("vmsrs", what)
     }
 
-    /// Waits until frames are retired, at most for `pause` if there is one, and takes up to `batch` of
-    /// them to be wiped, none after the pause; `Err` when the cleanser must end.
-    pub(crate) fn wait_for_retired(
-        &self,
-        batch: u32,
-        pause: Option<Duration>,
-    ) -> Result<RetiredFrames, Stopping> {
+    /// Waits until frames are retired, at most for `pause` if there is one; `Err` when the cleanser must
+    /// end.
+    pub(crate) fn wait_for_retired(&self, pause: Option<Duration>) -> Result<(), Stopping> {
         let idle = |core: &mut Core| !core.stopping && !core.engine.has_retired();
         let retired = &self.shared.retired;
-        let mut core = match pause {
+        let core = match pause {
             None => retired
                 .wait_while(self.core(), idle)
                 .unwrap_or_else(PoisonError::into_inner),
@@ -236,28 +217,24 @@ impl EngineHandle {
         };
         match core.stopping {
             true => Err(Stopping),
-            false => Ok(core.engine.take_retired(batch)),
+            false => Ok(()),
         }
     }
 
-    /// Fills a frame with zeros.
-    pub(crate) fn wipe(&self, frame: u32) -> Result<(), AccessError> {
-        self.shared.window.wipe(FrameRun {
-            start: frame,
-            count: 1,
-        })
+    /// Wipes up to `frames` retired frames, which are free then. One that cannot be wiped is set aside.
+    /// Returns the first error, and whether frames are set aside.
+    pub(crate) fn cleanse(&self, frames: u32) -> (Result<(), AccessError>, bool) {
+        let mut core = self.core();
+        let Core {
+            engine, regions, ..
+        } = &mut *core;
+        let result = engine.cleanse(frames, |frame| regions.vault.wipe(frame));
+        (result, engine.has_unwiped())
     }
 
-    /// Takes wiped frames back.
-    pub(crate) fn cleansed(&self, retired: RetiredFrames) {
-        if self.core().engine.cleansed(retired) {
-            self.notify_driver(Event {
-                kind: EVENT_FRAMES_FREE,
-                frame: NONE,
-                vcpu: NONE,
-                ..Event::default()
-            });
-        }
+    /// Lets the frames that could not be wiped be tried again.
+    pub(crate) fn retry_unwiped(&self) {
+        self.core().engine.retry_unwiped();
     }
 
     /// Makes the cleanser and the scrubber end after the batch they are at.
@@ -313,8 +290,7 @@ impl EngineHandle {
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
-        // After a panic in one thread the others continue: an inconsistent engine refuses, and its
-        // protection errs on the side of read-only.
+        // After a panic in one thread the others continue: an inconsistent engine refuses.
         self.shared
             .core
             .lock()
@@ -326,12 +302,6 @@ impl EngineHandle {
             .pending
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl WriteProtection for EngineHandle {
-    fn is_protected(&self, frame: u32) -> bool {
-        EngineHandle::is_protected(self, frame)
     }
 }
 
@@ -358,9 +328,7 @@ impl ViolationSink for EngineHandle {
 
 impl fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EngineHandle")
-            .field("window", &self.shared.window)
-            .finish_non_exhaustive()
+        f.debug_struct("EngineHandle").finish_non_exhaustive()
     }
 }
 

@@ -112,9 +112,12 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
         IncidentFacts::GuestDown(down) => {
             rows.extend([
                 ("how", printable(&down.reason)),
-                ("frames granted", down.granted_frames.to_string()),
-                ("drafts dropped", down.written_frames.to_string()),
-                ("pages of a commit cut off", down.staged_pages.to_string()),
+                ("domains open", down.domains.to_string()),
+                (
+                    "pool frames forgotten",
+                    format!("{} (drafts, and commits not sealed)", down.pool_frames),
+                ),
+                ("pages of a batch cut off", down.staged_pages.to_string()),
             ]);
         }
         IncidentFacts::Request(request) => {
@@ -193,6 +196,13 @@ fn backtrace(frames: &[Frame]) -> String {
     text
 }
 
+/// How many bytes a draft had changed, or `-`.
+pub(super) fn bytes_changed(draft: &DraftFacts) -> String {
+    draft
+        .changed_bytes
+        .map_or_else(|| "-".to_owned(), |bytes| bytes.to_string())
+}
+
 fn dropped(request: &RequestFacts) -> String {
     if request.drafts.is_empty() {
         return String::new();
@@ -202,22 +212,12 @@ fn dropped(request: &RequestFacts) -> String {
             printable(&draft.domain),
             draft.page.to_string(),
             format!("{:#x}", draft.address),
-            draft.changed_bytes.to_string(),
+            bytes_changed(draft),
             address(draft.first_changed.map(u64::from)),
-            draft
-                .frame
-                .map_or_else(|| "-".to_owned(), |frame| frame.to_string()),
         ]
     };
     let rows: Vec<_> = request.drafts.iter().map(row).collect();
-    let head = [
-        "DOMAIN",
-        "PAGE",
-        "ADDRESS",
-        "BYTES CHANGED",
-        "FIRST AT",
-        "FRAME",
-    ];
+    let head = ["DOMAIN", "PAGE", "ADDRESS", "BYTES CHANGED", "FIRST AT"];
     let mut text = format!("\ndropped drafts\n{}", table(head, &rows));
     let more = (request.drafts_total as usize).saturating_sub(rows.len());
     if more != 0 {
@@ -342,8 +342,8 @@ mod tests {
         let mut text = describe(&view, false);
         view.detail.facts = IncidentFacts::GuestDown(GuestDownFacts {
             reason: "the guest reset itself".into(),
-            granted_frames: 1024,
-            written_frames: 3,
+            pool_frames: 1024,
+            domains: 3,
             staged_pages: 0,
         });
         text += &describe(&view, false);

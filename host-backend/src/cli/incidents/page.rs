@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::changes::{place, row};
-use super::detail::{frame_line, frame_name, kept_registers, rows_of};
+use super::detail::{bytes_changed, frame_line, frame_name, kept_registers, rows_of};
 use super::list;
 use super::view::IncidentView;
 use crate::cli::text::printable;
@@ -136,7 +136,7 @@ fn pages(request: &RequestFacts, address: Option<u64>) -> Markup {
                     summary {
                         (printable(&draft.domain)) " page " (draft.page) " at "
                         code { (format!("{:#x}", draft.address)) }
-                        ": " (draft.changed_bytes) " bytes changed"
+                        ": " (bytes_changed(draft)) " bytes changed"
                     }
                     @for change in &draft.changes {
                         p {
@@ -192,7 +192,7 @@ fn map(drafts: &[DraftFacts], address: Option<u64>) -> Markup {
                 rect x=(LABEL) y=(y) width=(WIDTH) height=(HEIGHT - 2) fill="#8883" {
                     title {
                         (printable(&draft.domain)) " page " (draft.page) ": "
-                        (draft.changed_bytes) " bytes changed"
+                        (bytes_changed(draft)) " bytes changed"
                     }
                 }
                 @for change in &draft.changes {

@@ -63,9 +63,8 @@ pub(super) fn view() -> IncidentView {
                     domain: "user-7".into(),
                     page: 3,
                     address: 0x1000_0000_3000,
-                    changed_bytes: 216,
+                    changed_bytes: Some(216),
                     first_changed: Some(0xf28),
-                    frame: Some(12),
                     changes: vec![
                         ChangeFacts {
                             address: 0x1000_0000_3010,

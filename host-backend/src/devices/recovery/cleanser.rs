@@ -5,11 +5,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::NAME;
-use crate::engine::RetiredFrames;
 use crate::engine_handle::{EngineHandle, Stopping};
 
-/// Frames wiped at a time, so that one that is wanted does not wait long for the others.
-const BATCH: u32 = 256;
+/// Frames wiped at a time, so that a message of the driver does not wait long for the engine.
+const BATCH: u32 = 16;
 
 /// Time before frames that could not be wiped are tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -50,39 +49,35 @@ impl Drop for Cleanser {
 /// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
 /// retired, so that its old content stays unreachable, and does not delay others; it is tried again.
 fn cleanse(handle: &EngineHandle) -> Stopping {
-    let mut left = RetiredFrames::default();
+    let mut is_left = false;
     let mut tried = Instant::now();
     loop {
-        let pause = (!left.is_empty()).then_some(RETRY);
-        let mut retired = match handle.wait_for_retired(BATCH, pause) {
-            Ok(retired) => retired,
-            Err(stopping) => return stopping,
-        };
-        let quiet = !left.is_empty();
-        if tried.elapsed() >= RETRY {
-            tried = Instant::now();
-            retired.add(std::mem::take(&mut left));
+        let pause = is_left.then_some(RETRY);
+        if let Err(stopping) = handle.wait_for_retired(pause) {
+            return stopping;
         }
-        let mut error = None;
-        let (clean, dirty) = retired.wipe_each(|frame| match handle.wipe(frame) {
-            Ok(()) => true,
-            Err(refused) => {
-                error.get_or_insert(refused);
-                false
-            }
-        });
-        handle.cleansed(clean);
-        left.add(dirty);
-        match error {
+        if is_left && tried.elapsed() >= RETRY {
+            tried = Instant::now();
+            handle.retry_unwiped();
+        }
+        let was_left = is_left;
+        let (result, left) = handle.cleanse(BATCH);
+        is_left = left;
+        match result {
             // Said once, until all are clean again.
-            Some(error) if !quiet => log::error!(
-                "{NAME}: {error}: frames that cannot be wiped stay retired and are retried every {} s",
-                RETRY.as_secs()
-            ),
-            None if quiet && left.is_empty() => {
+            Err(error) if !was_left => {
+                tried = Instant::now();
+                log::error!(
+                    "{NAME}: {error}: frames that cannot be wiped stay retired and are retried every {} s",
+                    RETRY.as_secs()
+                );
+            }
+            Ok(()) if was_left && !is_left => {
                 log::info!("{NAME}: all frames that could not be wiped have been wiped");
             }
             _ => {}
         }
+        // Whoever waits for the engine gets it.
+        thread::yield_now();
     }
 }

@@ -1,4 +1,4 @@
-//! The VMSRS device: control queue, event queue and the window as a shared memory region.
+//! The VMSRS device: control queue, event queue, and pool and vault as shared memory regions.
 //!
 //! One thread serves the queues while the driver has the device running; the threads of the cleanser
 //! and the scrubber live as long as the device, since there is work for them after a reset too.
@@ -13,7 +13,6 @@ mod scrubber;
 mod tests;
 
 use std::io;
-use std::sync::Arc;
 
 use bytemuck::bytes_of;
 use thiserror::Error;
@@ -21,15 +20,15 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::GuestAddress;
 use vmsrs_protocol::device::{
-    DEVICE_ID, FEATURE_EVENTS, QUEUE_CONTROL, QUEUE_COUNT, QUEUE_EVENT, QUEUE_SIZE, SHM_WINDOW,
-    VENDOR_ID,
+    DEVICE_ID, FEATURE_EVENTS, QUEUE_CONTROL, QUEUE_COUNT, QUEUE_EVENT, QUEUE_SIZE, SHM_POOL,
+    SHM_VAULT, VENDOR_ID,
 };
 
 use super::worker::Worker;
 use super::{ActivateError, Activation, ShmRegion, VirtioDevice, copy_config};
 use crate::engine::{ConfigError, Engine, EngineConfig};
 use crate::engine_handle::EngineHandle;
-use crate::window::{MprotectProtection, Window};
+use crate::regions::Regions;
 
 pub use scrubber::ScrubRate;
 
@@ -43,27 +42,38 @@ const NAME: &str = "vmsrs";
 /// Why the device could not be made.
 #[derive(Debug, Error)]
 pub enum RecoveryDeviceError {
-    /// The engine's limits do not fit the window.
+    /// The engine's limits are inconsistent.
     #[error(transparent)]
     Limits(#[from] ConfigError),
-    /// The limits are for a window of another size.
-    #[error("the engine's limits are for {expected} frames, the window has {actual}")]
-    WindowSize {
-        /// Frames in the limits.
-        expected: u32,
-        /// Frames in the window.
-        actual: u32,
+    /// The limits are for regions of another size.
+    #[error(
+        "the engine's limits are for {expected:?} frames in pool and vault, not for {actual:?}"
+    )]
+    RegionSize {
+        /// Frames of pool and vault in the limits.
+        expected: (u32, u32),
+        /// Frames of pool and vault.
+        actual: (u32, u32),
     },
     /// The host's operating system refused a thread or a descriptor.
     #[error("the host has no thread or descriptor left for the device")]
     Host(#[from] io::Error),
 }
 
+/// Where the regions lie in the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct RegionAddresses {
+    /// The pool.
+    pub pool: GuestAddress,
+    /// The vault.
+    pub vault: GuestAddress,
+}
+
 /// The VMSRS device.
 #[derive(Debug)]
 pub struct RecoveryDevice {
     handle: EngineHandle,
-    shm: [ShmRegion; 1],
+    shm: [ShmRegion; 2],
     running: Option<Worker>,
     /// Ends its thread when it is dropped.
     _cleanser: Cleanser,
@@ -72,38 +82,42 @@ pub struct RecoveryDevice {
 }
 
 impl RecoveryDevice {
-    /// Makes the device for `window`, which lies at `address` in the guest; `scrub` says how fast its
+    /// Makes the device for `regions`, which lie at `addresses` in the guest; `scrub` says how fast
     /// sealed pages are checked.
     ///
     /// # Errors
     ///
-    /// Fails when the limits do not fit this window, or when the operating system refuses a
+    /// Fails when the limits do not fit these regions, or when the operating system refuses a
     /// thread or a descriptor.
     pub fn new(
         config: EngineConfig,
-        window: Arc<Window>,
-        protection: MprotectProtection,
-        address: GuestAddress,
+        regions: Regions,
+        addresses: RegionAddresses,
         scrub: ScrubRate,
     ) -> Result<Self, RecoveryDeviceError> {
-        if config.window_frames != window.frames() {
-            return Err(RecoveryDeviceError::WindowSize {
-                expected: config.window_frames,
-                actual: window.frames(),
-            });
+        let expected = (config.pool_frames, config.vault_frames);
+        let actual = (regions.pool.frames(), regions.vault.frames());
+        if expected != actual {
+            return Err(RecoveryDeviceError::RegionSize { expected, actual });
         }
-        let region = ShmRegion {
-            // Shared memory region IDs have 8 bits; this one is 0.
-            id: SHM_WINDOW,
-            address,
-            length: window.size(),
-        };
-        let handle = EngineHandle::new(Engine::new(config)?, protection, window)?;
+        let shm = [
+            ShmRegion {
+                id: SHM_POOL,
+                address: addresses.pool,
+                length: regions.pool.size(),
+            },
+            ShmRegion {
+                id: SHM_VAULT,
+                address: addresses.vault,
+                length: regions.vault.size(),
+            },
+        ];
+        let handle = EngineHandle::new(Engine::new(config)?, regions)?;
         let cleanser = Cleanser::start(handle.clone())?;
         let scrubber = Scrubber::start(handle.clone(), scrub)?;
         Ok(Self {
             handle,
-            shm: [region],
+            shm,
             running: None,
             _cleanser: cleanser,
             _scrubber: scrubber,

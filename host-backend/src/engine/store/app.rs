@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use vmsrs_protocol::control::{Extent, PageFrame};
-use vmsrs_protocol::{APP_PAGES, EXTENT_UNIT_PAGES, NONE};
+use vmsrs_protocol::{APP_PAGES, EXTENT_UNIT_PAGES, MAX_DOMAINS, NONE};
 
+use super::grow;
 use super::keys::KeyTable;
 
 /// A domain. Extents are never given back, and pages are handed out upwards, so a domain's extents
@@ -19,10 +20,20 @@ struct Domain {
 
 /// Consecutive pages that have one owner, as many as a unit has.
 struct Unit {
-    /// The domain.
+    /// The domain, below `MAX_DOMAINS`, and above it a bit for each page that a batch names.
     owner: u32,
     /// The frame of each page, or [`NONE`] if it was never committed.
     frames: [u32; EXTENT_UNIT_PAGES as usize],
+}
+
+/// Position of the bits in [`Unit::owner`] that mark pages.
+const NAMED_SHIFT: u32 = u32::BITS - EXTENT_UNIT_PAGES;
+const _: () = assert!(MAX_DOMAINS <= 1 << NAMED_SHIFT);
+
+impl Unit {
+    fn owner(&self) -> u32 {
+        self.owner & ((1 << NAMED_SHIFT) - 1)
+    }
 }
 
 /// One server program.
@@ -41,6 +52,8 @@ pub(crate) struct App {
     places: Vec<u32>,
     /// The units that are in extents.
     units: Vec<Unit>,
+    /// Pages of all domains with a sealed frame.
+    sealed: u32,
 }
 
 impl App {
@@ -54,6 +67,7 @@ impl App {
             more: HashMap::new(),
             places: Vec::new(),
             units: Vec::new(),
+            sealed: 0,
         }
     }
 
@@ -193,7 +207,7 @@ impl App {
     /// over the end of a domain is refused there, also when the neighbour's pages are being written
     /// by its own request. Guard pages have no frame and cost address range alone.
     pub(crate) fn add_extent(&mut self, domain: u32, pages: u32) -> Extent {
-        if self.units.last().is_some_and(|last| last.owner != domain) {
+        if self.units.last().is_some_and(|last| last.owner() != domain) {
             grow(&mut self.places, 1);
             self.places.push(NONE);
         }
@@ -226,7 +240,7 @@ impl App {
 
     /// The domain that a page belongs to.
     pub(crate) fn owner(&self, page: u32) -> Option<u32> {
-        self.unit(page).map(|unit| unit.owner)
+        self.unit(page).map(Unit::owner)
     }
 
     /// The sealed frame of a page; [`NONE`] if it was never committed or is in no extent.
@@ -240,11 +254,40 @@ impl App {
     pub(crate) fn set_frame(&mut self, page: u32, frame: u32) {
         let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
         let unit = &mut self.units[place as usize];
-        let domain = &mut self.domains[unit.owner as usize];
+        let domain = &mut self.domains[unit.owner() as usize];
         let entry = &mut unit.frames[(page % EXTENT_UNIT_PAGES) as usize];
-        domain.sealed -= u32::from(*entry != NONE);
-        domain.sealed += u32::from(frame != NONE);
+        let (before, after) = (u32::from(*entry != NONE), u32::from(frame != NONE));
+        domain.sealed = domain.sealed - before + after;
+        self.sealed = self.sealed - before + after;
         *entry = frame;
+    }
+
+    /// Number of sealed pages of all domains.
+    pub(crate) fn sealed(&self) -> u32 {
+        self.sealed
+    }
+
+    /// Marks a page in an extent as named by a batch. False if it is already.
+    pub(crate) fn name_page(&mut self, page: u32) -> bool {
+        let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
+        let owner = &mut self.units[place as usize].owner;
+        let bit = 1 << (NAMED_SHIFT + page % EXTENT_UNIT_PAGES);
+        let is_new = *owner & bit == 0;
+        *owner |= bit;
+        is_new
+    }
+
+    /// Takes that mark away.
+    pub(crate) fn release_page(&mut self, page: u32) {
+        let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
+        self.units[place as usize].owner &= !(1 << (NAMED_SHIFT + page % EXTENT_UNIT_PAGES));
+    }
+
+    /// Whether a page is marked as named by a batch.
+    #[cfg(test)]
+    pub(crate) fn is_named(&self, page: u32) -> bool {
+        self.unit(page)
+            .is_some_and(|unit| unit.owner >> (NAMED_SHIFT + page % EXTENT_UNIT_PAGES) & 1 == 1)
     }
 
     /// Bytes of host memory in use.
@@ -261,14 +304,6 @@ impl App {
             + self.domains.capacity() * size_of::<Domain>()
             + self.places.capacity() * size_of::<u32>()
             + self.units.capacity() * size_of::<Unit>()
-    }
-}
-
-/// Makes room for `more` elements. A vector's own doubling would waste half of the largest tables;
-/// an eighth keeps the cost of growth constant as well.
-fn grow<T>(vector: &mut Vec<T>, more: usize) {
-    if vector.capacity() - vector.len() < more {
-        vector.reserve_exact(more.max(vector.len() / 8));
     }
 }
 

@@ -1,27 +1,23 @@
-//! The state of every frame.
+//! The state of every frame of the vault.
 
-use vmsrs_protocol::{APP_BASE, APP_PAGES, FrameRun, NONE, PAGE_SIZE, ZERO_FRAME};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, NONE, PAGE_SIZE, ZERO_FRAME};
 
-use crate::engine::runs::frames_of;
-
-/// What a frame is used for. Only granted frames are writable by the guest.
+/// What a frame of the vault is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FrameState {
-    /// Wiped, waiting for a grant.
+    /// Wiped.
     Free,
-    /// The driver's: free in its pool, a draft, or committed and not yet sealed.
-    Granted,
+    /// A copy of a page of the batch that is still arriving.
+    Staged,
     /// The committed version of a page.
     Sealed,
     /// No longer needed, waiting for the cleanser.
     Retired,
-    /// A dropped draft that an incident keeps.
-    Evidence,
     /// The second copy of a committed page.
     Mirror,
 }
 
-const STATES: usize = 6;
+const STATES: usize = 5;
 
 /// A page of an app, as the owner of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,21 +44,46 @@ const MIRRORED: u8 = 0x40;
 /// Mark of a sealed frame whose content is lost.
 const DAMAGED: u8 = 0x80;
 
-/// The states of all frames, with the number of frames in each.
+/// The states of all frames, with the number of frames in each, and the free and the retired ones as
+/// lists, of which the frame that came last is taken first.
 ///
 /// One array for each fact rather than a structure with padding: there can be a hundred million
-/// frames.
+/// frames. The large ones start as zeros, so that frames that were never used cost little memory.
 pub(crate) struct FrameTable {
-    /// The page whose version each frame is, while sealed.
+    /// Of a sealed frame the page whose version it is; of a listed one the next in its list.
     pages: Vec<u32>,
     /// The checksum of each frame's content when it was sealed.
     checksums: Vec<u32>,
     /// The app of each frame's page, and marks.
     marks: Vec<u8>,
     states: Vec<FrameState>,
-    /// One bit a frame: named by a record of the commit whose records are still arriving.
-    staged: Vec<u64>,
     counts: [u32; STATES],
+    /// Free frames that were used before. Those from `fresh` on are free too.
+    free: List,
+    /// Frames below were taken at least once.
+    fresh: u32,
+    retired: List,
+}
+
+/// A list that is linked through [`FrameTable::pages`].
+struct List {
+    /// Its first frame, or [`NONE`].
+    head: u32,
+}
+
+impl List {
+    const EMPTY: Self = Self { head: NONE };
+
+    fn push(&mut self, links: &mut [u32], frame: u32) {
+        links[frame as usize] = self.head;
+        self.head = frame;
+    }
+
+    fn pop(&mut self, links: &[u32]) -> Option<u32> {
+        let frame = self.head;
+        self.head = *links.get(frame as usize)?;
+        Some(frame)
+    }
 }
 
 impl FrameTable {
@@ -70,15 +91,17 @@ impl FrameTable {
     pub(crate) fn new(frames: u32) -> Self {
         let length = frames as usize;
         let mut table = Self {
-            pages: vec![NONE; length],
+            pages: vec![0; length],
             checksums: vec![0; length],
             marks: vec![0; length],
             states: vec![FrameState::Free; length],
-            staged: vec![0; length.div_ceil(u64::BITS as usize)],
             counts: [0; STATES],
+            free: List::EMPTY,
+            fresh: ZERO_FRAME + 1,
+            retired: List::EMPTY,
         };
         table.counts[FrameState::Free as usize] = frames;
-        table.set(ZERO_FRAME, FrameState::Sealed);
+        table.replace(ZERO_FRAME, FrameState::Sealed, NONE, 0);
         table
     }
 
@@ -87,7 +110,7 @@ impl FrameTable {
         self.states.len() as u32
     }
 
-    /// The state of a frame; `None` beyond the window.
+    /// The state of a frame; `None` beyond the vault.
     pub(crate) fn state(&self, frame: u32) -> Option<FrameState> {
         self.states.get(frame as usize).copied()
     }
@@ -107,45 +130,67 @@ impl FrameTable {
         self.counts[state as usize]
     }
 
-    /// Gives a frame of the window a state without an owner.
-    pub(crate) fn set(&mut self, frame: u32, state: FrameState) {
+    /// Takes a frame that will be overwritten as a whole: the one that became free last, else one that
+    /// was never used, else one that is not wiped yet.
+    pub(crate) fn take(&mut self, state: FrameState) -> Option<u32> {
+        let unused = self.fresh;
+        let frame = if let Some(frame) = self.free.pop(&self.pages) {
+            frame
+        } else if unused < self.len() {
+            self.fresh += 1;
+            unused
+        } else {
+            self.retired.pop(&self.pages)?
+        };
         self.replace(frame, state, NONE, 0);
+        Some(frame)
     }
 
-    /// Gives a run of frames of the window a state without an owner.
-    pub(crate) fn set_run(&mut self, run: FrameRun, state: FrameState) {
-        frames_of(run).for_each(|frame| self.set(frame, state));
-    }
-
-    /// Makes a frame the committed version of a page.
-    pub(crate) fn seal(&mut self, frame: u32, owner: PageOf) {
+    /// Makes a staged frame the committed version of a page.
+    pub(crate) fn seal(&mut self, frame: u32, owner: PageOf, checksum: u32) {
+        debug_assert_eq!(self.state(frame), Some(FrameState::Staged));
         // Apps are at most `MAX_APPS`, checked when they are made.
         self.replace(frame, FrameState::Sealed, owner.page, owner.app as u8);
+        self.checksums[frame as usize] = checksum;
     }
 
-    pub(crate) fn is_staged(&self, frame: u32) -> bool {
-        self.staged[(frame / u64::BITS) as usize] >> (frame % u64::BITS) & 1 == 1
+    /// Retires a frame that holds something.
+    pub(crate) fn retire(&mut self, frame: u32) {
+        debug_assert!(!matches!(
+            self.state(frame),
+            Some(FrameState::Free | FrameState::Retired)
+        ));
+        self.replace(frame, FrameState::Retired, NONE, 0);
+        self.retired.push(&mut self.pages, frame);
     }
 
-    pub(crate) fn set_staged(&mut self, frame: u32, staged: bool) {
-        let word = &mut self.staged[(frame / u64::BITS) as usize];
-        let bit = 1 << (frame % u64::BITS);
-        match staged {
-            true => *word |= bit,
-            false => *word &= !bit,
-        }
+    /// Takes a retired frame out of the list. It stays retired.
+    pub(crate) fn pop_retired(&mut self) -> Option<u32> {
+        self.retired.pop(&self.pages)
+    }
+
+    /// Puts a retired frame back into the list.
+    pub(crate) fn push_retired(&mut self, frame: u32) {
+        debug_assert_eq!(self.state(frame), Some(FrameState::Retired));
+        self.retired.push(&mut self.pages, frame);
+    }
+
+    /// Whether there are retired frames in the list.
+    pub(crate) fn has_retired(&self) -> bool {
+        self.retired.head != NONE
+    }
+
+    /// Frees a retired frame that is not in the list.
+    pub(crate) fn free(&mut self, frame: u32) {
+        debug_assert_eq!(self.state(frame), Some(FrameState::Retired));
+        self.replace(frame, FrameState::Free, NONE, 0);
+        self.free.push(&mut self.pages, frame);
     }
 
     /// The checksum of a sealed frame's right content.
     pub(crate) fn checksum(&self, frame: u32) -> u32 {
         let holder = self.mirror(frame).unwrap_or(frame);
         self.checksums[holder as usize]
-    }
-
-    /// Sets the checksum of a frame that has no second copy.
-    pub(crate) fn set_checksum(&mut self, frame: u32, checksum: u32) {
-        debug_assert!(self.mirror(frame).is_none());
-        self.checksums[frame as usize] = checksum;
     }
 
     /// The frame with the second copy of a frame's content, if there is one.
@@ -182,7 +227,25 @@ impl FrameTable {
         }
     }
 
+    /// Bytes of host memory in use.
+    pub(crate) fn bytes(&self) -> usize {
+        (self.pages.capacity() + self.checksums.capacity()) * size_of::<u32>()
+            + self.marks.capacity()
+            + self.states.capacity() * size_of::<FrameState>()
+    }
+
+    /// Gives a frame another state and owner, without marks.
+    fn replace(&mut self, frame: u32, state: FrameState, page: u32, app: u8) {
+        let index = frame as usize;
+        self.counts[self.states[index] as usize] -= 1;
+        self.counts[state as usize] += 1;
+        self.states[index] = state;
+        self.pages[index] = page;
+        self.marks[index] = app;
+    }
+
     /// The frames in a state, lowest first.
+    #[cfg(test)]
     pub(crate) fn in_state(&self, state: FrameState) -> impl Iterator<Item = u32> {
         (0u32..)
             .zip(&self.states)
@@ -190,23 +253,28 @@ impl FrameTable {
             .map(|(frame, _)| frame)
     }
 
-    /// Bytes of host memory in use.
-    pub(crate) fn bytes(&self) -> usize {
-        (self.pages.capacity() + self.checksums.capacity()) * size_of::<u32>()
-            + self.marks.capacity()
-            + self.states.capacity() * size_of::<FrameState>()
-            + self.staged.capacity() * size_of::<u64>()
-    }
-
-    /// Gives a frame another state and owner. Its checksum, second copy and damage stay, since a
-    /// commit that is refused brings the former version back.
-    fn replace(&mut self, frame: u32, state: FrameState, page: u32, app: u8) {
-        let index = frame as usize;
-        self.counts[self.states[index] as usize] -= 1;
-        self.counts[state as usize] += 1;
-        self.states[index] = state;
-        self.pages[index] = page;
-        self.marks[index] = self.marks[index] & !APP | app;
+    /// The frames of both lists, the free ones first, and panics when one is listed twice or in
+    /// another state.
+    #[cfg(test)]
+    pub(crate) fn check_lists(&self) -> [std::collections::BTreeSet<u32>; 2] {
+        let lists = [
+            (&self.free, FrameState::Free),
+            (&self.retired, FrameState::Retired),
+        ];
+        lists.map(|(list, state)| {
+            let mut found = std::collections::BTreeSet::new();
+            let mut next = list.head;
+            while next != NONE {
+                assert_eq!(self.state(next), Some(state), "frame {next}");
+                assert!(found.insert(next), "frame {next} is in a list twice");
+                next = self.pages[next as usize];
+            }
+            if state == FrameState::Free {
+                found.extend(self.fresh..self.len());
+                assert_eq!(found.len(), self.count(state) as usize);
+            }
+            found
+        })
     }
 }
 
@@ -218,31 +286,52 @@ mod tests {
     fn every_frame_is_counted_in_exactly_one_state() {
         let mut table = FrameTable::new(8);
         assert_eq!(table.state(ZERO_FRAME), Some(FrameState::Sealed));
-        table.set(3, FrameState::Granted);
-        table.seal(3, PageOf { app: 2, page: 77 });
-        assert_eq!(table.page(3), Some(PageOf { app: 2, page: 77 }));
+        let frame = table.take(FrameState::Staged).unwrap();
+        table.seal(frame, PageOf { app: 2, page: 77 }, 5);
+        assert_eq!(table.page(frame), Some(PageOf { app: 2, page: 77 }));
         assert_eq!(table.count(FrameState::Free), 6);
         assert_eq!(table.count(FrameState::Sealed), 2);
-        table.set(3, FrameState::Retired);
-        assert_eq!(table.page(3), None);
+        table.retire(frame);
+        assert_eq!(table.page(frame), None);
         assert_eq!(table.count(FrameState::Sealed), 1);
         assert_eq!(table.state(8), None);
+        table.check_lists();
+    }
+
+    #[test]
+    fn frames_freed_last_are_taken_first_and_unwiped_ones_last() {
+        let mut table = FrameTable::new(6);
+        let take = |table: &mut FrameTable| table.take(FrameState::Staged);
+        for frame in 1..=4 {
+            assert_eq!(take(&mut table), Some(frame));
+        }
+        for frame in [2, 3, 1, 4] {
+            table.retire(frame);
+        }
+        for frame in [4, 1] {
+            assert_eq!(table.pop_retired(), Some(frame));
+            table.free(frame);
+        }
+        let order = std::iter::from_fn(|| take(&mut table));
+        assert_eq!(order.collect::<Vec<_>>(), [1, 4, 5, 3, 2]);
+        table.check_lists();
     }
 
     #[test]
     fn a_frame_keeps_its_checksum_with_and_without_a_second_copy() {
         let mut table = FrameTable::new(8);
-        table.seal(3, PageOf { app: 63, page: 77 });
-        table.set_checksum(3, 4711);
-        table.set_mirror(3, 5);
-        table.set_damaged(3, true);
-        assert_eq!((table.checksum(3), table.mirror(3)), (4711, Some(5)));
-        assert_eq!(table.page(3), Some(PageOf { app: 63, page: 77 }));
-        // A commit that is refused.
-        table.set(3, FrameState::Retired);
-        table.seal(3, PageOf { app: 63, page: 77 });
-        assert_eq!(table.take_mirror(3), Some(5));
-        assert_eq!((table.checksum(3), table.mirror(3)), (4711, None));
-        assert!(table.is_damaged(3));
+        let frame = table.take(FrameState::Staged).unwrap();
+        let copy = table.take(FrameState::Mirror).unwrap();
+        table.seal(frame, PageOf { app: 63, page: 77 }, 4711);
+        table.set_mirror(frame, copy);
+        table.set_damaged(frame, true);
+        assert_eq!(
+            (table.checksum(frame), table.mirror(frame)),
+            (4711, Some(copy))
+        );
+        assert_eq!(table.page(frame), Some(PageOf { app: 63, page: 77 }));
+        assert_eq!(table.take_mirror(frame), Some(copy));
+        assert_eq!((table.checksum(frame), table.mirror(frame)), (4711, None));
+        assert!(table.is_damaged(frame));
     }
 }

@@ -4,15 +4,22 @@ use std::hash::{BuildHasher, RandomState};
 
 use vmsrs_protocol::NONE;
 
+use super::grow;
+
 /// Keys and their numbers. The bytes of all keys lie in one buffer, since there may be a million
 /// keys of a few bytes each. The hash is seeded, so the guest cannot choose keys that collide.
+///
+/// The hash table is a linear one (Litwin, VLDB 1980): it grows by a bucket with each key, so that no
+/// key waits until all others have found another place.
 #[derive(Default)]
 pub(crate) struct KeyTable {
     bytes: Vec<u8>,
     /// End of each key in `bytes`; it starts where the one before it ends.
     ends: Vec<u32>,
-    /// Open addressing with linear probing: numbers, or [`NONE`]. The length is a power of two.
-    slots: Vec<u32>,
+    /// The first key of each bucket, or [`NONE`]. There are as many buckets as keys.
+    buckets: Vec<u32>,
+    /// The next key in the bucket of each key, or [`NONE`].
+    next: Vec<u32>,
     hasher: RandomState,
 }
 
@@ -36,54 +43,72 @@ impl KeyTable {
 
     /// The number of a key.
     pub(crate) fn find(&self, key: &[u8]) -> Option<u32> {
-        if self.slots.is_empty() {
+        if self.buckets.is_empty() {
             return None;
         }
-        match self.slots[self.slot(key)] {
-            NONE => None,
-            number => Some(number),
+        let mut number = self.buckets[self.bucket(key)];
+        while number != NONE && self.key(number) != Some(key) {
+            number = self.next[number as usize];
         }
+        (number != NONE).then_some(number)
     }
 
     /// Adds a key that is not there yet and returns its number.
     pub(crate) fn insert(&mut self, key: &[u8]) -> u32 {
         debug_assert!(self.find(key).is_none());
         let number = self.len();
+        grow(&mut self.bytes, key.len());
         self.bytes.extend_from_slice(key);
+        grow(&mut self.ends, 1);
         // At most `MAX_DOMAINS` keys of `KEY_MAX` bytes: 2^26.
         self.ends.push(self.bytes.len() as u32);
-        if self.ends.len() * 4 > self.slots.len() * 3 {
-            self.grow();
-        } else {
-            let slot = self.slot(key);
-            self.slots[slot] = number;
-        }
+        grow(&mut self.next, 1);
+        self.next.push(NONE);
+        self.split();
+        self.link(number);
         number
     }
 
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes.capacity() + (self.ends.capacity() + self.slots.capacity()) * size_of::<u32>()
+        let words = self.ends.capacity() + self.buckets.capacity() + self.next.capacity();
+        self.bytes.capacity() + words * size_of::<u32>()
     }
 
-    /// The slot where a key is, or the empty one where it belongs. There is always an empty slot.
-    fn slot(&self, key: &[u8]) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = self.hasher.hash_one(key) as usize & mask;
-        while self.slots[slot] != NONE && self.key(self.slots[slot]) != Some(key) {
-            slot = (slot + 1) & mask;
+    /// The bucket of a key: by as many bits of its hash as there are buckets for, by one bit less where
+    /// that bucket does not exist yet.
+    fn bucket(&self, key: &[u8]) -> usize {
+        let hash = self.hasher.hash_one(key) as usize;
+        let mask = self.buckets.len().next_power_of_two() - 1;
+        match hash & mask {
+            bucket if bucket < self.buckets.len() => bucket,
+            bucket => bucket & (mask >> 1),
         }
-        slot
     }
 
-    /// Makes room and enters every key again.
-    fn grow(&mut self) {
-        let length = (self.slots.len() * 2).max(8);
-        self.slots = vec![NONE; length];
-        for number in 0..self.len() {
-            let slot = self.slot(self.key(number).unwrap_or_default());
-            self.slots[slot] = number;
+    /// Adds a bucket, and moves there the keys that are its own now.
+    fn split(&mut self) {
+        let added = self.buckets.len();
+        grow(&mut self.buckets, 1);
+        self.buckets.push(NONE);
+        let Some(highest) = added.checked_ilog2() else {
+            return;
+        };
+        // The bucket that has had its keys.
+        let from = added & !(1 << highest);
+        let mut number = std::mem::replace(&mut self.buckets[from], NONE);
+        while number != NONE {
+            let next = self.next[number as usize];
+            self.link(number);
+            number = next;
         }
+    }
+
+    /// Puts a key into its bucket.
+    fn link(&mut self, number: u32) {
+        let bucket = self.bucket(self.key(number).unwrap_or_default());
+        self.next[number as usize] = self.buckets[bucket];
+        self.buckets[bucket] = number;
     }
 }
 
@@ -99,6 +124,9 @@ mod tests {
             let key = format!("user-{number}");
             assert_eq!(table.find(key.as_bytes()), None);
             assert_eq!(table.insert(key.as_bytes()), number);
+            // Every key is found while the table grows.
+            let earlier = format!("user-{}", number / 2);
+            assert_eq!(table.find(earlier.as_bytes()), Some(number / 2));
         }
         for number in 0..1000 {
             let key = format!("user-{number}");
