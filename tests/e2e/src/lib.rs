@@ -25,9 +25,9 @@ pub type Step = fn(argument: &str) -> Result<()>;
 /// The kind of virtual machine that a behaviour needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Machine {
-    /// 2 vCPUs, a window of 64 MiB.
+    /// 2 vCPUs, 64 MiB for pool and vault.
     Usual,
-    /// The usual one with the smallest window that its pool fits into, to fill it.
+    /// The usual one with small pool and vault, to fill them.
     SmallWindow,
     /// The usual one, for a behaviour that leaves the device in an unusual state.
     Hostile,

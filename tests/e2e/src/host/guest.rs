@@ -35,7 +35,7 @@ impl Guest {
         let config = match machine {
             Machine::Usual | Machine::Hostile => config.pool(1024),
             Machine::Restarting => config.pool(1024).restarts(RESTARTS),
-            Machine::SmallWindow => config.window("7M").pool(256),
+            Machine::SmallWindow => config.window("9M").pool(256),
         };
         let listener = Listener::new()?;
         let mut machine = config.boot()?;

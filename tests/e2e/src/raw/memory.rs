@@ -1,4 +1,4 @@
-//! Single bytes of the window.
+//! Single bytes of pages.
 
 /// Reads a byte from memory.
 ///
