@@ -93,7 +93,6 @@ static void domain_free(struct vmsrs_domain *domain)
 {
 	struct vmsrs_extent_pages *extent, *next;
 
-	vmsrs_drafts_free(&domain->drafts);
 	for (extent = domain->first; extent; extent = next) {
 		next = extent->next;
 		kvfree(extent);
@@ -102,7 +101,7 @@ static void domain_free(struct vmsrs_domain *domain)
 }
 
 /**
- * vmsrs_app_free() - free an app that is not used any more, with the drafts of its domains
+ * vmsrs_app_free() - free an app that is not used any more, with its domains
  * @app: the app, or NULL
  */
 void vmsrs_app_free(struct vmsrs_app *app)
@@ -372,7 +371,7 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 	for (; count--; sealed++) {
 		entry = page_entry(domain, sealed->page);
 		if (!entry || sealed->frame == VMSRS_ZERO_FRAME ||
-		    (sealed->frame >= domain->app->dev->config.window_frames &&
+		    (sealed->frame >= domain->app->dev->config.vault_frames &&
 		     sealed->frame != VMSRS_DAMAGED_FRAME))
 			return -EPROTO;
 		entry->frame = sealed->frame;

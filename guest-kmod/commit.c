@@ -6,8 +6,8 @@
 #include "vmsrs.h"
 
 /*
- * Commits the domains on the list and returns how many records are sealed when theirs are, or 0
- * if they had no drafts. commit_lock is held. All locks are held from the first change to the
+ * Commits the domains on the list and returns what vmsrs_host_wait_sealed() takes, or 0 if they
+ * had no drafts. commit_lock is held. All locks are held from the first change to the
  * last, so that no fault, commit or discard sees some of the domains committed and others not.
  */
 static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *request,
@@ -16,7 +16,7 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 	struct vmsrs_domain *domain, *next;
 	LIST_HEAD(records);
 	u32 count = 0;
-	u64 end;
+	u64 end = 0;
 
 	list_for_each_entry(domain, domains, owned)
 		mutex_lock_nest_lock(&domain->lock, &dev->commit_lock);
@@ -24,6 +24,8 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 		count += domain->draft_count;
 		vmsrs_drafts_commit(domain, &records);
 	}
+	if (count)
+		end = vmsrs_host_append(dev, &records);
 	list_for_each_entry_safe(domain, next, domains, owned) {
 		/* Once unlocked, it may be added to another request's list. */
 		list_del_init(&domain->owned);
@@ -31,8 +33,6 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 	}
 	if (!count)
 		return 0;
-	list_last_entry(&records, struct vmsrs_draft, list)->flags = VMSRS_SEAL_LAST;
-	end = vmsrs_host_append(dev, &records, count);
 	atomic_sub(count, &request->drafts);
 	atomic_sub(count, &dev->drafts);
 	atomic64_inc(&dev->commits);
@@ -42,12 +42,14 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 /**
  * vmsrs_commit() - commit the drafts of a request
  * @app: the app
- * @arg: argument of the ioctl; the tag is the calling thread's
+ * @thread: the calling thread
+ * @arg: argument of the ioctl; the tag is the thread's
  *
  * Return: 0; -ESTALE: the request has failed; -ETIMEDOUT, -EINTR: committed but not sealed yet;
  * -EINVAL; -ENODEV.
  */
-long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
+long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
+		  const struct vmsrs_ioctl_commit *arg)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
@@ -71,10 +73,11 @@ long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg)
 	if (!list_empty(&domains))
 		end = domains_commit(dev, request, &domains);
 	if (request)
-		vmsrs_request_remove_idle(request);
+		request = vmsrs_request_remove_idle(request);
 	mutex_unlock(&dev->commit_lock);
+	vmsrs_thread_keep_spare(thread, request);
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;
-	/* Without records of this commit, wait for those of the request's earlier ones. */
+	/* Without pages in this commit, wait for those of the request's earlier ones. */
 	return end ? vmsrs_host_wait_sealed(dev, end, true) : vmsrs_host_flush(dev, true);
 }

@@ -56,23 +56,43 @@ void vmsrs_device_put(struct vmsrs_device *dev)
 }
 
 /**
- * vmsrs_device_kick_host_soon() - run the host work after VMSRS_BATCH_DELAY
+ * vmsrs_device_kick_seal_soon() - have the batch sent after VMSRS_BATCH_DELAY
  * @dev: the device
  */
-void vmsrs_device_kick_host_soon(struct vmsrs_device *dev)
+void vmsrs_device_kick_seal_soon(struct vmsrs_device *dev)
 {
-	queue_delayed_work(dev->wq, &dev->host_work, VMSRS_BATCH_DELAY);
+	queue_delayed_work(dev->wq, &dev->seal_work, VMSRS_BATCH_DELAY);
 }
 
 /**
- * vmsrs_device_kick_host() - run the host work now
+ * vmsrs_device_kick_seal() - have the batch sent now
  * @dev: the device
  *
  * Context: any.
  */
-void vmsrs_device_kick_host(struct vmsrs_device *dev)
+void vmsrs_device_kick_seal(struct vmsrs_device *dev)
 {
-	mod_delayed_work(dev->wq, &dev->host_work, 0);
+	mod_delayed_work(dev->wq, &dev->seal_work, 0);
+}
+
+/**
+ * vmsrs_device_kick_reports_soon() - have the reports sent after VMSRS_REPORT_DELAY
+ * @dev: the device
+ */
+void vmsrs_device_kick_reports_soon(struct vmsrs_device *dev)
+{
+	queue_delayed_work(dev->wq, &dev->report_work, VMSRS_REPORT_DELAY);
+}
+
+/**
+ * vmsrs_device_kick_reports() - have the reports sent now
+ * @dev: the device
+ *
+ * Context: any.
+ */
+void vmsrs_device_kick_reports(struct vmsrs_device *dev)
+{
+	mod_delayed_work(dev->wq, &dev->report_work, 0);
 }
 
 /**

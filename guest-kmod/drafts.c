@@ -1,95 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Drafts: created by a request's first write to a page, committed or discarded with the request. */
+/* Drafts: made by a request's first write to a page, committed or discarded with the request. */
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "vmsrs.h"
 
-static struct kmem_cache *draft_cache;
-
-/**
- * vmsrs_draft_cache_init() - create the slab cache of drafts
- *
- * Return: 0 or -ENOMEM.
- */
-int vmsrs_draft_cache_init(void)
+/* Unmaps the pages of a domain's drafts. The domain's lock is held. */
+static void zap_drafts(struct vmsrs_domain *domain)
 {
-	draft_cache = KMEM_CACHE(vmsrs_draft, 0);
-	return draft_cache ? 0 : -ENOMEM;
+	struct vmsrs_zap zap = { .app = domain->app };
+	struct vmsrs_frame *draft;
+
+	list_for_each_entry(draft, &domain->drafts, list)
+		vmsrs_zap_add(&zap, draft->page);
+	vmsrs_zap_finish(&zap);
 }
 
-/**
- * vmsrs_draft_cache_exit() - destroy the slab cache of drafts
- */
-void vmsrs_draft_cache_exit(void)
-{
-	kmem_cache_destroy(draft_cache);
-}
-
-/**
- * vmsrs_draft_alloc() - allocate a draft
- *
- * Return: the draft, not initialised, or NULL.
- */
-struct vmsrs_draft *vmsrs_draft_alloc(void)
-{
-	return kmem_cache_alloc(draft_cache, GFP_KERNEL);
-}
-
-/**
- * vmsrs_draft_free() - free a draft
- * @draft: the draft
- */
-void vmsrs_draft_free(struct vmsrs_draft *draft)
-{
-	kmem_cache_free(draft_cache, draft);
-}
-
-/**
- * vmsrs_drafts_free() - free all drafts in a list
- * @drafts: the list; empty afterwards
- */
-void vmsrs_drafts_free(struct list_head *drafts)
-{
-	struct vmsrs_draft *draft, *next;
-
-	list_for_each_entry_safe(draft, next, drafts, list) {
-		list_del(&draft->list);
-		vmsrs_draft_free(draft);
-	}
-}
-
-/* Unmaps the pages of a domain's drafts, run by run. The domain's lock is held. */
-static void zap_drafts(struct vmsrs_app *app, struct list_head *drafts)
-{
-	struct vmsrs_draft *draft;
-	u32 start = 0, end = 0;
-
-	/* They are in the order of the first writes, which mostly goes up or down. */
-	list_for_each_entry(draft, drafts, list) {
-		if (end != start && draft->page == end) {
-			end++;
-		} else if (end != start && draft->page + 1 == start) {
-			start--;
-		} else {
-			if (end != start)
-				vmsrs_zap_pages(app, start, end - start);
-			start = draft->page;
-			end = start + 1;
-		}
-	}
-	if (end != start)
-		vmsrs_zap_pages(app, start, end - start);
-}
-
-/*
- * Most drafts of one request: as many as the host takes in one commit, but at most half of the
- * pool, so that a request that writes without end fails alone.
- */
+/* Most drafts of one request: half of the pool, so that one that writes without end fails alone. */
 static int drafts_max(const struct vmsrs_device *dev)
 {
-	return min_t(u32, VMSRS_COMMIT_PAGES_MAX, dev->config.pool_frames / 2);
+	return dev->config.pool_frames / 2;
 }
 
 /* Drafts of the request that writes to the domain. domain->lock is held. */
@@ -127,48 +58,50 @@ u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag)
 	return drafts_of(domain, tag) < many ? 0 : vmsrs_pool_reserve(dev);
 }
 
-static void *frame_address(struct vmsrs_device *dev, u32 frame)
+/* Fills a draft with the committed version, or zeros if there is none. */
+static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *content)
 {
-	return dev->window + ((size_t)frame << PAGE_SHIFT);
+	if (entry->frame == VMSRS_NONE) {
+		clear_page(content);
+		return 0;
+	}
+	/* The host reports which page it was that cannot be read. */
+	return vmsrs_copy_page(content, vmsrs_frame_address(dev, entry->frame));
 }
 
 /**
  * vmsrs_draft_make() - make a draft of a page and add it to the domain's list
  * @domain: the domain, locked
+ * @page: number of the page
  * @entry: the page
- * @file: file of the writing thread
+ * @thread: the calling thread
+ * @file: its file
  * @tag: tag of its request
  * @key: protection key of the request, in case it is new
  * @reserve: frames to leave to others
- * @draft: the draft; its page is filled in, and it is the domain's if this succeeds
  *
  * Return: 0; -EAGAIN: no free frame beyond @reserve; -ESTALE: the request has failed; -EFBIG: it
  * has too many drafts; -EIO: the committed version is lost; -ENOMEM.
  */
-int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
-		     struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
-		     struct vmsrs_draft *draft)
+int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
+		     u32 reserve)
 {
 	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_frame *draft;
 	int error;
 
 	if (entry->frame == VMSRS_DAMAGED_FRAME)
 		return -EIO;
-	draft->frame = vmsrs_pool_take(dev, reserve);
-	if (draft->frame == VMSRS_NONE)
+	draft = vmsrs_pool_take(dev, reserve);
+	if (!draft)
 		return -EAGAIN;
-	/*
-	 * Granted frames are zero already. An access to broken memory ends with a fault, and the
-	 * host reports which page that was.
-	 */
-	if (entry->frame != VMSRS_NONE &&
-	    copy_mc_to_kernel(frame_address(dev, draft->frame), frame_address(dev, entry->frame),
-			      PAGE_SIZE)) {
-		error = -EIO;
+	/* The whole frame, before anything maps it: it still has what was in it before. */
+	error = fill(dev, entry, vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)));
+	if (error)
 		goto put;
-	}
 	if (!domain->owner) {
-		error = vmsrs_request_own_domain(domain, file, tag, key);
+		error = vmsrs_request_own_domain(domain, thread, file, tag, key);
 		if (error)
 			goto put;
 	}
@@ -177,23 +110,20 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
 		error = -EFBIG;
 		goto put;
 	}
-	draft->tag = tag;
-	draft->app = domain->app->number;
-	draft->domain = domain->number;
-	draft->committed = entry->frame;
+	draft->domain = domain;
 	draft->entry = entry;
-	draft->flags = 0;
-	entry->draft = draft->frame;
+	draft->page = page;
+	draft->replaced = VMSRS_NONE;
+	draft->lost = VMSRS_NONE;
+	entry->draft = vmsrs_frame_number(dev, draft);
 	list_add_tail(&draft->list, &domain->drafts);
 	domain->draft_count++;
 	atomic_inc(&dev->drafts);
+	atomic64_inc(&dev->write_faults);
 	return 0;
 
 put:
-	/* Frames of the pool are zero, and what was copied belongs to a domain. */
-	if (entry->frame != VMSRS_NONE)
-		clear_page(frame_address(dev, draft->frame));
-	vmsrs_pool_put(dev, draft->frame);
+	vmsrs_pool_put(dev, draft);
 	return error;
 }
 
@@ -216,15 +146,17 @@ void vmsrs_draft_count(struct vmsrs_thread_control *control)
 /**
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
- * @records: list that the drafts are moved to
+ * @records: list that the frames are moved to, for vmsrs_host_append() under the same lock
  */
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 {
-	struct vmsrs_draft *draft;
+	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_frame *draft;
 
-	zap_drafts(domain->app, &domain->drafts);
+	zap_drafts(domain);
 	list_for_each_entry(draft, &domain->drafts, list) {
-		draft->entry->frame = draft->frame;
+		draft->committed = draft->entry->frame;
+		draft->entry->frame = vmsrs_frame_name(dev, draft);
 		draft->entry->draft = VMSRS_NONE;
 	}
 	list_splice_tail_init(&domain->drafts, records);
@@ -241,12 +173,15 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
  */
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
 {
-	struct vmsrs_draft *draft;
+	struct vmsrs_frame *draft;
 
 	mutex_lock(&domain->lock);
-	zap_drafts(domain->app, &domain->drafts);
-	list_for_each_entry(draft, &domain->drafts, list)
+	zap_drafts(domain);
+	list_for_each_entry(draft, &domain->drafts, list) {
+		draft->committed = draft->entry->frame;
 		draft->entry->draft = VMSRS_NONE;
+	}
+	vmsrs_pool_pin_committed(domain->app->dev, &domain->drafts);
 	list_splice_tail_init(&domain->drafts, &report->drafts);
 	report->count += domain->draft_count;
 	domain->draft_count = 0;
@@ -261,13 +196,13 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
  */
 static u32 copy_pages(struct vmsrs_domain *domain, const struct vmsrs_ioctl_drafts *arg, u32 *pages)
 {
-	struct vmsrs_draft *draft;
+	struct vmsrs_frame *draft;
 	u32 place = 0, count = 0;
 
 	mutex_lock(&domain->lock);
 	list_for_each_entry(draft, &domain->drafts, list) {
-		/* A domain's drafts are all of one request. */
-		if (draft->tag != arg->tag || count == arg->capacity)
+		/* A domain's drafts are all of its owner. */
+		if (domain->owner->tag != arg->tag || count == arg->capacity)
 			break;
 		if (place++ >= arg->skip)
 			pages[count++] = draft->page;

@@ -51,13 +51,9 @@ static void handle_event(struct vmsrs_device *dev, const struct vmsrs_event *eve
 {
 	switch (event->kind) {
 	case VMSRS_EVENT_SEALED_WRITE:
-		pr_warn_ratelimited("incident %llu: write to protected frame %u stopped, address %#llx, instruction %#llx, CPU %d\n",
+		pr_warn_ratelimited("incident %llu: write to vault frame %u stopped, address %#llx, instruction %#llx, CPU %d\n",
 				    event->incident, event->frame, event->address,
 				    event->instruction, (int)event->vcpu);
-		break;
-	case VMSRS_EVENT_FRAMES_FREE:
-		WRITE_ONCE(dev->pool.dry, false);
-		vmsrs_device_kick_host(dev);
 		break;
 	case VMSRS_EVENT_DAMAGE:
 		pr_err_ratelimited("incident %llu: the content of the page at %#llx is lost\n",

@@ -27,10 +27,12 @@ static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 	atomic64_add(report->count, &dev->discarded);
 	if (report->incident)
 		atomic64_inc(&dev->incidents);
-	if (report->incident || report->count)
+	if (report->incident) {
 		vmsrs_host_report(dev, report);
-	else
+	} else {
+		vmsrs_pool_put_dropped(dev, &report->drafts);
 		kfree(report);
+	}
 }
 
 /*
@@ -66,7 +68,7 @@ static struct vmsrs_request *request_spare(struct vmsrs_app *app, u64 tag)
 /*
  * A protection key forbade the access to a page of an app. A request has the key of its own
  * drafts open, so it hit another request's draft, which may be committed or gone by now. In a
- * domain that it holds, the host stopped a write into a sealed frame, which looks the same.
+ * domain that it holds, the host stopped a write into the vault, which looks the same.
  */
 static u32 refine_key(struct vmsrs_app *app, const struct vmsrs_ioctl_fail *fail)
 {
@@ -155,15 +157,15 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	struct vmsrs_app *app = request->app;
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_thread *member, *next;
-	struct vmsrs_draft *draft;
+	struct vmsrs_frame *draft;
 	u64 tag = request->tag;
 	u32 last = VMSRS_NONE, i;
 	LIST_HEAD(members);
 
 	list_for_each_entry(draft, &report->drafts, list) {
-		if (draft->domain != last)
-			vmsrs_lock_release(app, draft->domain, tag);
-		last = draft->domain;
+		if (draft->domain->number != last)
+			vmsrs_lock_release(app, draft->domain->number, tag);
+		last = draft->domain->number;
 	}
 	if (thread)
 		vmsrs_lock_release_held(thread, tag);
@@ -261,7 +263,10 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	mutex_lock(&dev->commit_lock);
 	incident = fail_locked(app, thread, fail, report, &spare);
 	mutex_unlock(&dev->commit_lock);
-	kfree(spare);
+	if (thread && thread->task == current)
+		vmsrs_thread_keep_spare(thread, spare);
+	else
+		kfree(spare);
 	report_finish(dev, report);
 	return incident;
 }
@@ -374,7 +379,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	struct vmsrs_report *report = report_new(false);
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_domain *domain, *next;
-	struct vmsrs_request *request;
+	struct vmsrs_request *request, *idle = NULL;
 	LIST_HEAD(domains);
 
 	mutex_lock(&dev->commit_lock);
@@ -387,9 +392,10 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 		list_for_each_entry_safe(domain, next, &domains, owned)
 			vmsrs_drafts_discard(domain, report);
 		atomic_sub(report->count, &request->drafts);
-		vmsrs_request_remove_idle(request);
+		idle = vmsrs_request_remove_idle(request);
 	}
 	mutex_unlock(&dev->commit_lock);
+	kfree(idle);
 	report_finish(dev, report);
 }
 
@@ -405,8 +411,8 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
  */
 long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 {
+	struct vmsrs_request *request, *idle = NULL;
 	struct vmsrs_device *dev = file->dev;
-	struct vmsrs_request *request;
 	u32 i;
 
 	/* Its drafts first: only this file's process could resume it in the meantime. */
@@ -429,9 +435,10 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 		spin_lock(&dev->requests_lock);
 		vmsrs_suspended_remove(request);
 		spin_unlock(&dev->requests_lock);
-		vmsrs_request_remove_idle(request);
+		idle = vmsrs_request_remove_idle(request);
 	}
 	mutex_unlock(&dev->commit_lock);
+	kfree(idle);
 	return request ? 0 : -ENOENT;
 }
 

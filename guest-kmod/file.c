@@ -157,7 +157,7 @@ static long ioctl_commit(struct vmsrs_app *app, void __user *user)
 	thread = thread_of_tag(app, arg.tag);
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
-	ret = vmsrs_commit(app, &arg);
+	ret = vmsrs_commit(app, thread, &arg);
 	/* It is committed with the last two as well. After a commit of one domain, others have drafts. */
 	if (arg.domain == VMSRS_NONE && (!ret || ret == -ETIMEDOUT || ret == -EINTR))
 		vmsrs_thread_clear_written(thread, arg.tag);
@@ -310,7 +310,7 @@ static long ioctl_lock(struct vmsrs_app *app, unsigned int command, void __user 
 static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 {
 	struct vmsrs_ioctl_info arg = {
-		.window_frames = dev->config.window_frames,
+		.vault_frames = dev->config.vault_frames,
 		.pool_frames = dev->config.pool_frames,
 		.pool_free = READ_ONCE(dev->pool.free_count),
 		.drafts = atomic_read(&dev->drafts),
@@ -320,10 +320,12 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 		.discarded = atomic64_read(&dev->discarded),
 		.incidents = atomic64_read(&dev->incidents),
 		.seal_messages = atomic64_read(&dev->seal_messages),
+		.write_faults = atomic64_read(&dev->write_faults),
+		.zaps = atomic64_read(&dev->zaps),
 	};
 
 	spin_lock(&dev->batch.lock);
-	arg.unsealed = dev->batch.appended - atomic64_read(&dev->batch.sealed);
+	arg.unsealed = dev->batch.queued + dev->batch.sent_count;
 	spin_unlock(&dev->batch.lock);
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The host work: sends what has been collected (commits in their order, then reports) and asks
- * for frames. These messages are sent nowhere else, and the work runs once at a time.
+ * What is sent to the host in the background: committed pages, to be sealed, and reports. Each has a
+ * work, which runs once at a time, and these messages are sent nowhere else.
+ *
+ * A batch is one consistent cut: all that was committed up to some moment, each page once, in its
+ * newest version. There are two of them: the one that collects commits, and the one that is sent.
  *
  * A refusal shows that driver and host disagree about the state, so it breaks the device.
  */
@@ -16,38 +19,87 @@
 			 sizeof(struct vmsrs_seal_record))
 #define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
 			 sizeof(struct vmsrs_dropped_draft))
-#define VMSRS_DISCARDED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_discard_request)) / \
-				 sizeof(u32))
 
-/**
- * vmsrs_host_append() - queue the records of one whole commit
- * @dev: the device
- * @records: list of drafts; empty afterwards
- * @count: length of the list
- *
- * commit_lock is held, so that the records are in the order of the commits.
- *
- * Return: the value of batch.sealed at which these records are sealed.
+/* Most records in a message. */
+static u32 records_max(const struct vmsrs_device *dev)
+{
+	return min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
+}
+
+/*
+ * Adds a committed version to the batch. One that it replaces there is moved to a list. batch->lock
+ * and the domain's lock are held.
  */
-u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count)
+static void add_record(struct vmsrs_device *dev, struct vmsrs_frame *frame,
+		       struct list_head *superseded)
 {
 	struct vmsrs_batch *batch = &dev->batch;
+	struct vmsrs_frame *old;
+
+	lockdep_assert_held(&batch->lock);
+	frame->batch = batch->number;
+	list_move_tail(&frame->list, &batch->records);
+	batch->queued++;
+	if (!vmsrs_in_pool(frame->committed)) {
+		/* The loss of a sealed version has entered it already. */
+		if (frame->committed != VMSRS_DAMAGED_FRAME)
+			frame->replaced = frame->committed;
+		return;
+	}
+	old = vmsrs_pool_frame(dev, frame->committed);
+	/* What is sent is the older batch's; its answer says what this version replaces. */
+	if (old->batch != batch->number)
+		return;
+	frame->replaced = old->replaced;
+	list_move(&old->list, superseded);
+	batch->queued--;
+}
+
+/**
+ * vmsrs_host_append() - add the pages of one whole commit to the batch
+ * @dev: the device
+ * @records: list of the frames; empty afterwards
+ *
+ * The locks of all their domains are held, so nothing is between the change of the page entries and
+ * this; no entry maps a version that they supersede any more.
+ *
+ * Return: what vmsrs_host_wait_sealed() takes.
+ */
+u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	struct vmsrs_frame *frame, *next;
+	LIST_HEAD(superseded);
 	bool full;
 	u64 end;
 
-	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&batch->lock);
-	list_splice_tail_init(records, &batch->records);
-	batch->queued += count;
-	batch->appended += count;
-	end = batch->appended;
-	full = batch->queued >= min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
+	list_for_each_entry_safe(frame, next, records, list)
+		add_record(dev, frame, &superseded);
+	end = ++batch->appended;
+	full = batch->queued >= records_max(dev);
 	spin_unlock(&batch->lock);
-	if (full)
-		vmsrs_device_kick_host(dev);
+	vmsrs_pool_put_all(dev, &superseded);
+	if (full || vmsrs_pool_low(dev))
+		vmsrs_device_kick_seal(dev);
 	else
-		vmsrs_device_kick_host_soon(dev);
+		vmsrs_device_kick_seal_soon(dev);
 	return end;
+}
+
+/**
+ * vmsrs_host_sent() - tell whether a committed version is in the batch that is sent
+ * @dev: the device
+ * @frame: the version, shown by its page, whose domain is locked
+ */
+bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	bool sent;
+
+	spin_lock(&dev->batch.lock);
+	sent = frame->batch != dev->batch.number;
+	spin_unlock(&dev->batch.lock);
+	return sent;
 }
 
 static bool is_sealed(struct vmsrs_batch *batch, u64 end)
@@ -56,9 +108,9 @@ static bool is_sealed(struct vmsrs_batch *batch, u64 end)
 }
 
 /**
- * vmsrs_host_wait_sealed() - wait until records are sealed
+ * vmsrs_host_wait_sealed() - wait until commits are sealed
  * @dev: the device
- * @end: what vmsrs_host_append() returned
+ * @end: what vmsrs_host_append() returned for the last of them
  * @killable_only: only a fatal signal ends the wait early
  *
  * Return: 0; -ENODEV: the device is broken; -EINTR; -ETIMEDOUT.
@@ -70,7 +122,7 @@ long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_onl
 
 	if (is_sealed(batch, end))
 		return 0;
-	vmsrs_device_kick_host(dev);
+	vmsrs_device_kick_seal(dev);
 	if (killable_only)
 		left = wait_event_killable_timeout(batch->wait,
 						   is_sealed(batch, end) ||
@@ -145,7 +197,7 @@ static void evidence_free(struct vmsrs_device *dev, struct vmsrs_evidence *evide
 
 static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
-	vmsrs_drafts_free(&report->drafts);
+	vmsrs_pool_put_dropped(dev, &report->drafts);
 	evidence_free(dev, report->evidence);
 	kfree(report);
 }
@@ -165,7 +217,11 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 	list_add_tail(&report->list, &dev->batch.reports);
 	dev->batch.reports_queued++;
 	spin_unlock(&dev->batch.lock);
-	vmsrs_device_kick_host_soon(dev);
+	/* Its frames are needed if few are free. */
+	if (vmsrs_pool_low(dev))
+		vmsrs_device_kick_reports(dev);
+	else
+		vmsrs_device_kick_reports_soon(dev);
 }
 
 /**
@@ -219,106 +275,189 @@ void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 {
 	if (reports_few(dev))
 		return;
-	vmsrs_device_kick_host(dev);
+	vmsrs_device_kick_reports(dev);
 	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), VMSRS_CONTROL_TIMEOUT);
 }
 
-/* Moves up to `limit` records from the batch to a list. */
-static u32 take_records(struct vmsrs_batch *batch, u32 limit, struct list_head *records)
+/* Fills `count` records with the frames of the batch that follow `place`; returns the last one. */
+static struct list_head *fill_records(struct vmsrs_device *dev, struct list_head *place, u32 count,
+				      struct vmsrs_seal_record *record)
 {
-	struct list_head *last = &batch->records;
-	u32 count = 0;
+	struct vmsrs_frame *frame;
 
-	spin_lock(&batch->lock);
-	while (count < limit && !list_is_last(last, &batch->records)) {
-		last = last->next;
-		count++;
+	for (; count--; record++) {
+		place = place->next;
+		frame = list_entry(place, struct vmsrs_frame, list);
+		record->app = frame->domain->app->number;
+		record->domain = frame->domain->number;
+		record->page = frame->page;
+		record->pool_frame = vmsrs_frame_number(dev, frame);
+		record->vault_frame = frame->replaced;
+		record->reserved = 0;
 	}
-	list_cut_position(records, &batch->records, last);
-	batch->queued -= count;
-	spin_unlock(&batch->lock);
-	return count;
+	return place;
 }
 
-static void fill_record(struct vmsrs_seal_record *record, const struct vmsrs_draft *draft)
-{
-	record->tag = draft->tag;
-	record->app = draft->app;
-	record->domain = draft->domain;
-	record->page = draft->page;
-	record->old_frame = draft->committed;
-	record->new_frame = draft->frame;
-	record->flags = draft->flags;
-}
-
-/* Frames that the host took back, sealed or dropped. Frees the drafts. */
-static void revoke(struct vmsrs_device *dev, struct list_head *drafts)
-{
-	struct vmsrs_draft *draft;
-
-	list_for_each_entry(draft, drafts, list)
-		vmsrs_pool_revoke(dev, draft->frame);
-	vmsrs_drafts_free(drafts);
-}
-
+/* Takes the vault frames of `count` records of the batch that follow `place`. */
 static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 length, u32 count,
-			   struct list_head *records)
+			   struct list_head *place)
 {
 	const struct vmsrs_seal_reply *reply = bytes;
+	const u32 *sealed = (const u32 *)(reply + 1);
+	struct vmsrs_frame *frame;
 
-	if (length < sizeof(*reply) || reply->runs > VMSRS_REPLY_RUNS_MAX ||
-	    length != sizeof(*reply) + reply->runs * sizeof(struct vmsrs_frame_run))
+	if (length < sizeof(*reply))
 		return -EPROTO;
-	if (reply->refusal != VMSRS_STATUS_OK || reply->sealed != count) {
-		vmsrs_device_fail(dev, "seal refused after %u of %u records (status %u)",
-				  reply->sealed, count, reply->refusal);
+	if (reply->refusal != VMSRS_STATUS_OK) {
+		vmsrs_device_fail(dev, "a batch was refused (status %u)", reply->refusal);
 		return -ENODEV;
 	}
-	revoke(dev, records);
-	return vmsrs_pool_grant(dev, (const void *)(reply + 1), reply->runs);
+	if (reply->sealed != count || length != sizeof(*reply) + count * sizeof(*sealed))
+		return -EPROTO;
+	for (; count--; sealed++) {
+		place = place->next;
+		if (*sealed == VMSRS_ZERO_FRAME || (*sealed >= dev->config.vault_frames &&
+						    *sealed != VMSRS_DAMAGED_FRAME))
+			return -EPROTO;
+		frame = list_entry(place, struct vmsrs_frame, list);
+		frame->sealed = *sealed;
+	}
+	return 0;
 }
 
-static int send_records(struct vmsrs_device *dev)
+/* Sends the batch, in as many messages as it takes. The page map moves with the last one. */
+static int send_batch(struct vmsrs_device *dev, u32 left)
 {
-	u32 limit = min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
-	struct vmsrs_batch *batch = &dev->batch;
+	struct list_head *place = &dev->batch.sent, *last;
 	struct vmsrs_seal_request *request;
-	struct vmsrs_seal_record *record;
-	struct vmsrs_draft *draft;
 	const void *reply;
 	u32 count, length;
 	int error;
 
-	do {
-		LIST_HEAD(records);
-
-		if (list_empty_careful(&batch->records))
-			return 0;
+	for (; left; left -= count, place = last) {
 		request = vmsrs_control_begin(dev);
 		if (IS_ERR(request))
 			return PTR_ERR(request);
-		count = take_records(batch, limit, &records);
+		count = min(left, records_max(dev));
 		request->records = count;
-		request->reserved = 0;
-		record = (struct vmsrs_seal_record *)(request + 1);
-		list_for_each_entry(draft, &records, list)
-			fill_record(record++, draft);
+		request->flags = count == left ? VMSRS_SEAL_LAST : 0;
+		last = fill_records(dev, place, count, (struct vmsrs_seal_record *)(request + 1));
 		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_SEAL,
-					       sizeof(*request) + count * sizeof(*record), &reply,
-					       &length);
+					       sizeof(*request) +
+					       count * sizeof(struct vmsrs_seal_record),
+					       &reply, &length);
 		if (!error)
-			error = take_seal_reply(dev, reply, length, count, &records);
+			error = take_seal_reply(dev, reply, length, count, place);
 		vmsrs_control_end(dev);
-		vmsrs_drafts_free(&records);
 		if (error)
 			return error;
-		WRITE_ONCE(dev->pool.dry, false);
 		atomic64_inc(&dev->seal_messages);
-		atomic64_add(count, &dev->sealed_pages);
-		atomic64_add(count, &batch->sealed);
-		wake_up_all(&batch->wait);
-	} while (count == limit);
+	}
 	return 0;
+}
+
+/*
+ * Has the page show the sealed version, unless a newer one has been committed: that one replaces it
+ * then. Returns true if entries of the page have to be zapped. The domain's lock is held.
+ */
+static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	struct vmsrs_page *entry = frame->entry;
+
+	lockdep_assert_held(&frame->domain->lock);
+	if (entry->frame != vmsrs_frame_name(dev, frame)) {
+		if (!WARN_ON_ONCE(!vmsrs_in_pool(entry->frame)))
+			vmsrs_pool_frame(dev, entry->frame)->replaced = frame->sealed;
+		return false;
+	}
+	entry->frame = frame->sealed;
+	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
+	if (frame->sealed == frame->lost)
+		entry->frame = VMSRS_DAMAGED_FRAME;
+	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NONE)
+		dev->pool.frames[entry->draft].replaced = frame->sealed;
+	return true;
+}
+
+/*
+ * Takes the frames of one domain at the start of the batch that was sent out of use: the pages show
+ * their sealed versions, and no entry maps the frames any more.
+ */
+static void finish_domain(struct vmsrs_device *dev, struct list_head *sent)
+{
+	struct vmsrs_domain *domain = list_first_entry(sent, struct vmsrs_frame, list)->domain;
+	struct vmsrs_zap zap = { .app = domain->app };
+	struct vmsrs_frame *frame, *next;
+	LIST_HEAD(frames);
+
+	mutex_lock(&domain->lock);
+	list_for_each_entry_safe(frame, next, sent, list) {
+		if (frame->domain != domain)
+			break;
+		if (show_sealed(dev, frame))
+			vmsrs_zap_add(&zap, frame->page);
+		/* Memory that cannot be read is not used any more. */
+		if (frame->sealed == VMSRS_DAMAGED_FRAME)
+			list_del_init(&frame->list);
+		else
+			list_move_tail(&frame->list, &frames);
+	}
+	vmsrs_zap_finish(&zap);
+	mutex_unlock(&domain->lock);
+	vmsrs_pool_put_all(dev, &frames);
+}
+
+/* Sends what has been committed up to now, unless that is nothing. */
+static int seal(struct vmsrs_device *dev)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	u32 count;
+	int error;
+	u64 end;
+
+	spin_lock(&batch->lock);
+	count = batch->queued;
+	end = batch->appended;
+	list_splice_init(&batch->records, &batch->sent);
+	batch->queued = 0;
+	batch->sent_count = count;
+	batch->number++;
+	spin_unlock(&batch->lock);
+	if (!count)
+		return 0;
+	/* After an error the frames stay where they are: pages show them. */
+	error = send_batch(dev, count);
+	if (error)
+		return error;
+	while (!list_empty(&batch->sent)) {
+		finish_domain(dev, &batch->sent);
+		cond_resched();
+	}
+	spin_lock(&batch->lock);
+	batch->sent_count = 0;
+	spin_unlock(&batch->lock);
+	atomic64_add(count, &dev->sealed_pages);
+	atomic64_set(&batch->sealed, end);
+	wake_up_all(&batch->wait);
+	return 0;
+}
+
+static void work_failed(struct vmsrs_device *dev, int error)
+{
+	vmsrs_device_fail(dev, "a message was refused or badly answered (%d)", error);
+}
+
+static void seal_work(struct work_struct *work)
+{
+	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device,
+						seal_work);
+	int error;
+
+	if (vmsrs_device_broken(dev))
+		return;
+	error = seal(dev);
+	if (error)
+		work_failed(dev, error);
 }
 
 static struct vmsrs_report *take_report(struct vmsrs_batch *batch)
@@ -335,51 +474,25 @@ static struct vmsrs_report *take_report(struct vmsrs_batch *batch)
 	return report;
 }
 
-/* Moves up to `limit` drafts of a report to a list. */
-static u32 take_drafts(struct vmsrs_report *report, u32 limit, struct list_head *drafts)
-{
-	struct list_head *last = &report->drafts;
-	u32 count = 0;
-
-	while (count < limit && !list_is_last(last, &report->drafts)) {
-		last = last->next;
-		count++;
-	}
-	list_cut_position(drafts, &report->drafts, last);
-	return count;
-}
-
-static u32 fill_incident(void *payload, struct vmsrs_report *report, struct list_head *drafts)
+static u32 fill_incident(struct vmsrs_device *dev, void *payload, struct vmsrs_report *report)
 {
 	struct vmsrs_incident_report *body = payload;
 	struct vmsrs_dropped_draft *dropped = (struct vmsrs_dropped_draft *)(body + 1);
-	struct vmsrs_draft *draft;
-	u32 count;
+	struct vmsrs_frame *draft;
+	u32 count = 0;
 
-	count = take_drafts(report, VMSRS_DROPPED_MAX, drafts);
+	list_for_each_entry(draft, &report->drafts, list) {
+		if (count == VMSRS_DROPPED_MAX)
+			break;
+		dropped[count].domain = draft->domain->number;
+		dropped[count].page = draft->page;
+		dropped[count].pool_frame = vmsrs_frame_number(dev, draft);
+		dropped[count].committed = draft->committed;
+		count++;
+	}
 	*body = report->body;
 	body->drafts = count;
-	list_for_each_entry(draft, drafts, list) {
-		dropped->domain = draft->domain;
-		dropped->page = draft->page;
-		dropped->frame = draft->frame;
-		dropped->committed = draft->committed;
-		dropped++;
-	}
 	return sizeof(*body) + count * sizeof(*dropped);
-}
-
-static u32 fill_discard(void *payload, struct vmsrs_report *report, struct list_head *drafts)
-{
-	struct vmsrs_discard_request *request = payload;
-	u32 *frame = (u32 *)(request + 1);
-	struct vmsrs_draft *draft;
-
-	request->frames = take_drafts(report, VMSRS_DISCARDED_MAX, drafts);
-	request->reserved = 0;
-	list_for_each_entry(draft, drafts, list)
-		*frame++ = draft->frame;
-	return sizeof(*request) + request->frames * sizeof(*frame);
 }
 
 static u32 fill_evidence(struct vmsrs_device *dev, void *payload, struct vmsrs_report *report)
@@ -394,90 +507,52 @@ static u32 fill_evidence(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 	return length;
 }
 
-/* Sends one message of a report: the incident first, then what had no room in it. */
-static int send_report_part(struct vmsrs_device *dev, struct vmsrs_report *report)
+static int send_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	const void *reply;
-	LIST_HEAD(drafts);
 	void *payload;
-	bool grants = true;
 	u32 kind, length;
 	int error;
 
 	payload = vmsrs_control_begin(dev);
 	if (IS_ERR(payload))
 		return PTR_ERR(payload);
-	if (report->incident) {
-		kind = VMSRS_MESSAGE_INCIDENT;
-		length = fill_incident(payload, report, &drafts);
-		report->incident = false;
-	} else if (report->evidence) {
+	if (report->evidence) {
 		kind = VMSRS_MESSAGE_EVIDENCE;
 		length = fill_evidence(dev, payload, report);
-		grants = false;
 	} else {
-		kind = VMSRS_MESSAGE_DISCARD;
-		length = fill_discard(payload, report, &drafts);
+		kind = VMSRS_MESSAGE_INCIDENT;
+		length = fill_incident(dev, payload, report);
 	}
 	error = vmsrs_control_exchange(dev, kind, length, &reply, &length);
-	if (!error) {
-		revoke(dev, &drafts);
-		if (grants)
-			error = vmsrs_pool_take_reply(dev, reply, length);
-		else if (length)
-			error = -EPROTO;
-	}
+	if (!error && length)
+		error = -EPROTO;
 	vmsrs_control_end(dev);
-	vmsrs_drafts_free(&drafts);
 	return error;
 }
 
-static int send_reports(struct vmsrs_device *dev)
-{
-	struct vmsrs_report *report;
-	int error = 0;
-	u32 i;
-
-	for (i = 0; !error && i < VMSRS_REPORTS_PER_TURN; i++) {
-		report = take_report(&dev->batch);
-		if (!report)
-			return 0;
-		while (!error && (report->incident || report->evidence ||
-				  !list_empty(&report->drafts)))
-			error = send_report_part(dev, report);
-		report_free(dev, report);
-		WRITE_ONCE(dev->pool.dry, false);
-		wake_up_all(&dev->batch.wait);
-	}
-	return error;
-}
-
-static void host_work(struct work_struct *work)
+static void report_work(struct work_struct *work)
 {
 	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device,
-						host_work);
+						report_work);
+	struct vmsrs_report *report;
 	int error;
 
-	if (vmsrs_device_broken(dev))
-		return;
-	error = send_records(dev);
-	if (!error)
-		error = send_reports(dev);
-	if (!error)
-		error = vmsrs_pool_refill(dev);
-	if (error) {
-		vmsrs_device_fail(dev, "a message was refused or badly answered (%d)", error);
-		return;
+	while (!vmsrs_device_broken(dev)) {
+		report = take_report(&dev->batch);
+		if (!report)
+			return;
+		error = send_report(dev, report);
+		report_free(dev, report);
+		wake_up_all(&dev->batch.wait);
+		if (error)
+			work_failed(dev, error);
+		cond_resched();
 	}
-	if (!list_empty_careful(&dev->batch.reports))
-		vmsrs_device_kick_host(dev);
-	else if (atomic_read(&dev->pool.waiters) &&
-		 READ_ONCE(dev->pool.free_count) <= vmsrs_pool_reserve(dev))
-		queue_delayed_work(dev->wq, &dev->host_work, VMSRS_GRANT_RETRY_DELAY);
 }
 
 /**
- * vmsrs_host_init() - initialise the batch and the host work
+ * vmsrs_host_init() - initialise the batch and the works
  * @dev: the device
  */
 void vmsrs_host_init(struct vmsrs_device *dev)
@@ -486,20 +561,21 @@ void vmsrs_host_init(struct vmsrs_device *dev)
 
 	spin_lock_init(&batch->lock);
 	INIT_LIST_HEAD(&batch->records);
+	INIT_LIST_HEAD(&batch->sent);
 	INIT_LIST_HEAD(&batch->reports);
 	init_waitqueue_head(&batch->wait);
-	INIT_DELAYED_WORK(&dev->host_work, host_work);
+	INIT_DELAYED_WORK(&dev->seal_work, seal_work);
+	INIT_DELAYED_WORK(&dev->report_work, report_work);
 }
 
 /**
- * vmsrs_host_free() - free what was not sent
- * @dev: the device; its host work does not run any more
+ * vmsrs_host_free() - free the reports that were not sent
+ * @dev: the device; its works do not run any more
  */
 void vmsrs_host_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_report *report;
 
-	vmsrs_drafts_free(&dev->batch.records);
 	while ((report = take_report(&dev->batch)))
 		report_free(dev, report);
 }

@@ -23,7 +23,8 @@ static void vmsrs_device_release(struct kref *ref)
 
 	/* destroy_workqueue() does not wait for works that are not due yet. */
 	cancel_delayed_work_sync(&dev->watch);
-	cancel_delayed_work_sync(&dev->host_work);
+	cancel_delayed_work_sync(&dev->seal_work);
+	cancel_delayed_work_sync(&dev->report_work);
 	destroy_workqueue(dev->wq);
 	vmsrs_requests_free(dev);
 	vmsrs_host_free(dev);
@@ -50,8 +51,8 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 			config->abi_version, VMSRS_ABI_VERSION);
 		return -EPROTO;
 	}
-	config->window_frames = virtio_cread32(vdev, offsetof(struct vmsrs_device_config,
-							      window_frames));
+	config->vault_frames = virtio_cread32(vdev, offsetof(struct vmsrs_device_config,
+							     vault_frames));
 	config->pool_frames = virtio_cread32(vdev, offsetof(struct vmsrs_device_config,
 							    pool_frames));
 	config->batch_records = virtio_cread32(vdev, offsetof(struct vmsrs_device_config,
@@ -59,8 +60,8 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 	config->tag_base = virtio_cread64(vdev, offsetof(struct vmsrs_device_config, tag_base));
 	config->incident_base = virtio_cread64(vdev, offsetof(struct vmsrs_device_config,
 							      incident_base));
-	if (config->window_frames < 2 || config->window_frames >= VMSRS_DAMAGED_FRAME ||
-	    !config->pool_frames || config->pool_frames >= config->window_frames ||
+	if (config->vault_frames < 2 || config->vault_frames > VMSRS_MAX_FRAMES ||
+	    !config->pool_frames || config->pool_frames > VMSRS_MAX_FRAMES ||
 	    !config->batch_records || config->tag_base >= BIT_ULL(62) ||
 	    !(config->incident_base & 1)) {
 		dev_err(&vdev->dev, "the device's configuration is invalid\n");
@@ -72,41 +73,44 @@ static int vmsrs_read_config(struct vmsrs_device *dev)
 }
 
 /*
- * Maps the window write-back for the driver. That also reserves the memory type, which the
- * processes' page table entries then get under PAT.
+ * Maps a region write-back for the driver. That also reserves the memory type, which the processes'
+ * page table entries then get under PAT.
  */
-static int vmsrs_map_window(struct vmsrs_device *dev)
+static int map_region(struct vmsrs_device *dev, u8 id, const char *name, u32 frames,
+		      struct vmsrs_region *region)
 {
+	u64 length = (u64)frames * PAGE_SIZE;
 	struct virtio_device *vdev = dev->vdev;
-	struct virtio_shm_region region;
-	u64 length = (u64)dev->config.window_frames * PAGE_SIZE;
+	struct virtio_shm_region shm;
 
-	if (!virtio_get_shm_region(vdev, &region, VMSRS_SHM_WINDOW)) {
-		dev_err(&vdev->dev, "the device has no window\n");
+	if (!virtio_get_shm_region(vdev, &shm, id)) {
+		dev_err(&vdev->dev, "the device has no %s\n", name);
 		return -ENXIO;
 	}
-	if (!PAGE_ALIGNED(region.addr) || region.len < length) {
-		dev_err(&vdev->dev, "the window at %#llx is %llu bytes long, %llu needed\n",
-			region.addr, region.len, length);
+	if (!PAGE_ALIGNED(shm.addr) || shm.len < length) {
+		dev_err(&vdev->dev, "the %s at %#llx is %llu bytes long, %llu needed\n", name,
+			shm.addr, shm.len, length);
 		return -EPROTO;
 	}
-	if (!request_mem_region(region.addr, length, "vmsrs window")) {
-		dev_err(&vdev->dev, "the window at %#llx overlaps something else\n", region.addr);
+	if (!request_mem_region(shm.addr, length, id == VMSRS_SHM_POOL ? "vmsrs pool" :
+									 "vmsrs vault")) {
+		dev_err(&vdev->dev, "the %s at %#llx overlaps something else\n", name, shm.addr);
 		return -EBUSY;
 	}
-	dev->window = memremap(region.addr, length, MEMREMAP_WB);
-	if (!dev->window) {
-		release_mem_region(region.addr, length);
+	region->base = memremap(shm.addr, length, MEMREMAP_WB);
+	if (!region->base) {
+		release_mem_region(shm.addr, length);
 		return -ENOMEM;
 	}
-	dev->window_phys = region.addr;
+	region->phys = shm.addr;
+	region->length = length;
 	return 0;
 }
 
-static void vmsrs_unmap_window(struct vmsrs_device *dev)
+static void unmap_region(struct vmsrs_region *region)
 {
-	memunmap(dev->window);
-	release_mem_region(dev->window_phys, (u64)dev->config.window_frames * PAGE_SIZE);
+	memunmap(region->base);
+	release_mem_region(region->phys, region->length);
 }
 
 static int vmsrs_make_queues(struct vmsrs_device *dev)
@@ -189,15 +193,19 @@ static int vmsrs_probe(struct virtio_device *vdev)
 		error = -ENOMEM;
 		goto free_inode;
 	}
-	error = vmsrs_map_window(dev);
+	error = map_region(dev, VMSRS_SHM_POOL, "pool", dev->config.pool_frames,
+			   &dev->pool_region);
 	if (error)
 		goto destroy_wq;
+	error = map_region(dev, VMSRS_SHM_VAULT, "vault", dev->config.vault_frames,
+			   &dev->vault_region);
+	if (error)
+		goto unmap_pool;
 	error = vmsrs_make_queues(dev);
 	if (error)
-		goto unmap_window;
+		goto unmap_vault;
 	virtio_device_ready(vdev);
 	vmsrs_event_start(dev);
-	vmsrs_device_kick_host(dev);
 
 	dev->misc.minor = MISC_DYNAMIC_MINOR;
 	dev->misc.name = "vmsrs";
@@ -206,20 +214,24 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	error = misc_register(&dev->misc);
 	if (error)
 		goto reset;
-	dev_info(&vdev->dev, "%u frames at %#llx, pool of %u\n", dev->config.window_frames,
-		 (u64)dev->window_phys, dev->config.pool_frames);
+	dev_info(&vdev->dev, "vault of %u frames at %#llx, pool of %u at %#llx\n",
+		 dev->config.vault_frames, (u64)dev->vault_region.phys, dev->config.pool_frames,
+		 (u64)dev->pool_region.phys);
 	return 0;
 
 reset:
 	WRITE_ONCE(dev->gone, true);
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_device_wake_all(dev);
-	cancel_delayed_work_sync(&dev->host_work);
+	cancel_delayed_work_sync(&dev->seal_work);
+	cancel_delayed_work_sync(&dev->report_work);
 	vmsrs_event_stop(dev);
 	virtio_reset_device(vdev);
 	vdev->config->del_vqs(vdev);
-unmap_window:
-	vmsrs_unmap_window(dev);
+unmap_vault:
+	unmap_region(&dev->vault_region);
+unmap_pool:
+	unmap_region(&dev->pool_region);
 destroy_wq:
 	destroy_workqueue(dev->wq);
 free_inode:
@@ -247,7 +259,7 @@ static bool work_left(struct vmsrs_device *dev)
 	bool left;
 
 	spin_lock(&dev->batch.lock);
-	left = !list_empty(&dev->batch.records);
+	left = dev->batch.queued || dev->batch.sent_count;
 	spin_unlock(&dev->batch.lock);
 	return left;
 }
@@ -255,7 +267,7 @@ static bool work_left(struct vmsrs_device *dev)
 /*
  * Files may stay open, with their mappings; they keep the structure. After the deregistration
  * the device cannot be opened any more; after `gone` there are no new drafts and commits; after
- * the grace period no fault handler uses the window; after `broken` no message is sent.
+ * the grace period no fault handler uses pool and vault; after `broken` no message is sent.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
@@ -267,18 +279,17 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	mutex_unlock(&dev->commit_lock);
 	vmsrs_device_wake_all(dev);
 
-	/*
-	 * Before the reset, at which the host takes back the frames of drafts: from then on neither
-	 * a copy in a fault handler nor a process may write to them.
-	 */
+	/* Whoever gets the device next has the pool: neither a fault handler nor a process uses it. */
 	synchronize_srcu(&dev->srcu);
 	vmsrs_zap_all(dev);
 
 	/* What programs were told is committed has to reach the host. */
 	do {
-		vmsrs_device_kick_host(dev);
-		flush_delayed_work(&dev->host_work);
+		vmsrs_device_kick_seal(dev);
+		flush_delayed_work(&dev->seal_work);
 	} while (!vmsrs_device_broken(dev) && work_left(dev));
+	vmsrs_device_kick_reports(dev);
+	flush_delayed_work(&dev->report_work);
 	smp_wmb(); /* a thread that sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_device_wake_all(dev);
@@ -293,7 +304,8 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	dev->vdev = NULL;
 	mutex_unlock(&dev->control.lock);
 
-	vmsrs_unmap_window(dev);
+	unmap_region(&dev->vault_region);
+	unmap_region(&dev->pool_region);
 	vdev->priv = NULL;
 	vmsrs_device_put(dev);
 	/* The device can be bound again while files of it are still open. */
@@ -301,7 +313,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 }
 
 #ifdef CONFIG_PM_SLEEP
-/* A reset loses the granted frames with the drafts in them, so the device can't be suspended. */
+/* A reset loses what is in the pool, so the device can't be suspended. */
 static int vmsrs_freeze(struct virtio_device *vdev)
 {
 	dev_err(&vdev->dev, "suspend is not supported\n");
@@ -335,23 +347,14 @@ static struct virtio_driver vmsrs_driver = {
 
 static int __init vmsrs_init(void)
 {
-	int error;
-
 	BUILD_BUG_ON(VMSRS_PAGE_SIZE != PAGE_SIZE);
 	vmsrs_locks_init();
-	error = vmsrs_draft_cache_init();
-	if (error)
-		return error;
-	error = register_virtio_driver(&vmsrs_driver);
-	if (error)
-		vmsrs_draft_cache_exit();
-	return error;
+	return register_virtio_driver(&vmsrs_driver);
 }
 
 static void __exit vmsrs_exit(void)
 {
 	unregister_virtio_driver(&vmsrs_driver);
-	vmsrs_draft_cache_exit();
 }
 
 module_init(vmsrs_init);

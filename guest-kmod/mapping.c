@@ -70,7 +70,40 @@ void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 	loff_t offset = ((loff_t)app->number << VMSRS_APP_OFFSET_SHIFT) +
 			((loff_t)page << PAGE_SHIFT);
 
+	atomic64_inc(&app->dev->zaps);
 	unmap_mapping_range(app->dev->inode->i_mapping, offset, (loff_t)count << PAGE_SHIFT, 1);
+}
+
+/**
+ * vmsrs_zap_add() - unmap a page of an app in every process, with its neighbours in one call
+ * @zap: what is to be unmapped; empty at first, except for the app
+ * @page: the page
+ *
+ * Pages mostly come in order, up or down. Nothing is sure to be unmapped before vmsrs_zap_finish().
+ */
+void vmsrs_zap_add(struct vmsrs_zap *zap, u32 page)
+{
+	if (zap->count && page == zap->page + zap->count) {
+		zap->count++;
+	} else if (zap->count && page + 1 == zap->page) {
+		zap->page--;
+		zap->count++;
+	} else {
+		vmsrs_zap_finish(zap);
+		zap->page = page;
+		zap->count = 1;
+	}
+}
+
+/**
+ * vmsrs_zap_finish() - unmap the pages that were added last
+ * @zap: what is to be unmapped; empty afterwards
+ */
+void vmsrs_zap_finish(struct vmsrs_zap *zap)
+{
+	if (zap->count)
+		vmsrs_zap_pages(zap->app, zap->page, zap->count);
+	zap->count = 0;
 }
 
 /**

@@ -16,11 +16,6 @@ static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
 	return vmf->pgoff - ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT);
 }
 
-static unsigned long frame_pfn(struct vmsrs_device *dev, u32 frame)
-{
-	return PHYS_PFN(dev->window_phys) + frame;
-}
-
 /*
  * Sets the protection key of a draft's request in the protection of its page table entry. All
  * threads of the process share the page table; the key tells them apart. The CPU refuses a
@@ -45,7 +40,7 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 	 */
 	pgprot_t prot = vm_get_page_prot(vmf->vma->vm_flags);
 
-	return vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(domain->app->dev, frame),
+	return vmf_insert_pfn_prot(vmf->vma, vmf->address, vmsrs_frame_pfn(domain->app->dev, frame),
 				   draft_prot(prot, domain->owner));
 }
 
@@ -103,13 +98,13 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	/* The file is NULL if the request has failed: then the draft is about to go. */
 	if (entry->draft != VMSRS_NONE &&
 	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
-		frame = entry->draft;
+		frame = entry->draft | VMSRS_IN_POOL;
 		prot = draft_prot(prot, domain->owner);
 	}
 	if (frame == VMSRS_DAMAGED_FRAME)
 		ret = VM_FAULT_SIGBUS;
 	else
-		ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, frame_pfn(app->dev, frame),
+		ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, vmsrs_frame_pfn(app->dev, frame),
 					  prot);
 	mutex_unlock(&domain->lock);
 	return frame == VMSRS_DAMAGED_FRAME ? refuse_damaged(app, vmf) : ret;
@@ -135,7 +130,6 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	struct vmsrs_file *file = vmf->vma->vm_file->private_data;
 	u32 page = fault_page(app, vmf);
 	struct vmsrs_extent_pages *extent;
-	struct vmsrs_draft *draft;
 	struct vmsrs_domain *domain;
 	struct vmsrs_page *entry;
 	vm_fault_t ret;
@@ -153,10 +147,6 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	entry = &extent->entries[page - extent->page];
 	if (!vmsrs_tag_valid(app->dev, tag))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
-	draft = vmsrs_draft_alloc();
-	if (!draft)
-		return VM_FAULT_OOM;
-	draft->page = page;
 
 	for (;;) {
 		mutex_lock(&domain->lock);
@@ -167,11 +157,12 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 			error = -EEXIST;
 		} else {
 			reserve = vmsrs_drafts_reserve(domain, tag);
-			error = vmsrs_draft_make(domain, entry, file, tag, key, reserve, draft);
+			error = vmsrs_draft_make(domain, page, entry, thread, file, tag, key,
+						 reserve);
 		}
 		if (!error || error == -EEXIST) {
 			vmsrs_zap_pages(app, page, 1);
-			ret = map_writable(domain, vmf, entry->draft);
+			ret = map_writable(domain, vmf, entry->draft | VMSRS_IN_POOL);
 		} else if (error == -EAGAIN && mapped) {
 			/* The instruction faults again, without an entry, and may wait then. */
 			vmsrs_zap_pages(app, page, 1);
@@ -181,14 +172,12 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		if (error != -EAGAIN)
 			break;
 		if (mapped)
-			goto free;
+			return ret;
 		ret = vmsrs_pool_wait(app->dev, thread, vmf, reserve);
 		if (ret)
-			goto free;
-		if (!vmsrs_device_usable(app->dev)) {
-			ret = VM_FAULT_SIGBUS;
-			goto free;
-		}
+			return ret;
+		if (!vmsrs_device_usable(app->dev))
+			return VM_FAULT_SIGBUS;
 	}
 
 	switch (error) {
@@ -200,22 +189,16 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	case -EEXIST:
 		/* A wait for a frame is over as well: the next one gets its full time. */
 		thread->frame_due = 0;
-		break;
+		return ret;
 	case -ENOMEM:
-		ret = VM_FAULT_OOM;
-		break;
+		return VM_FAULT_OOM;
 	case -EFBIG:
-		ret = refuse(thread, vmf, VMSRS_KIND_NO_FRAMES);
-		break;
+		return refuse(thread, vmf, VMSRS_KIND_NO_FRAMES);
 	case -EIO:
-		ret = refuse(thread, vmf, VMSRS_KIND_DAMAGED);
-		break;
+		return refuse(thread, vmf, VMSRS_KIND_DAMAGED);
 	default:
-		ret = refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
+		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	}
-free:
-	vmsrs_draft_free(draft);
-	return ret;
 }
 
 /*
@@ -244,7 +227,7 @@ static vm_fault_t page_access(struct vm_fault *vmf, bool write, bool mapped)
 	vm_fault_t ret;
 	int index;
 
-	/* Removal waits for this section before it unmaps the window. */
+	/* Removal waits for this section before it unmaps pool and vault. */
 	index = srcu_read_lock(&dev->srcu);
 	if (READ_ONCE(dev->gone))
 		ret = VM_FAULT_SIGBUS;
@@ -289,11 +272,26 @@ const struct vm_operations_struct vmsrs_page_vm_ops = {
 	.may_split = page_may_split,
 };
 
+/* Notes in an entry that the version in a vault frame is lost. The domain's lock is held. */
+static void note_lost(struct vmsrs_device *dev, struct vmsrs_page *entry, u32 frame)
+{
+	if (vmsrs_in_pool(entry->frame)) {
+		/* If that is where the host has sealed it, the answer has not been read yet. */
+		if (vmsrs_host_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
+			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
+	} else if (entry->frame == frame) {
+		entry->frame = VMSRS_DAMAGED_FRAME;
+		/* A draft that is committed replaces the lost version. */
+		if (entry->draft != VMSRS_NONE)
+			dev->pool.frames[entry->draft].replaced = frame;
+	}
+}
+
 /**
  * vmsrs_page_damaged() - handle the loss of a page's committed version: refuse all access to it
  * @dev: the device
  * @address: address of the page, unchecked
- * @frame: frame with the lost version; a version that has superseded it is not affected
+ * @frame: vault frame with the lost version; a version that has superseded it is not affected
  */
 void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 {
@@ -318,10 +316,9 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 	if (extent) {
 		entry = &extent->entries[page - extent->page];
 		mutex_lock(&extent->domain->lock);
-		if (entry->frame == frame) {
-			entry->frame = VMSRS_DAMAGED_FRAME;
+		note_lost(dev, entry, frame);
+		if (entry->frame == VMSRS_DAMAGED_FRAME)
 			vmsrs_zap_pages(app, page, 1);
-		}
 		mutex_unlock(&extent->domain->lock);
 	}
 	mutex_unlock(&app->lock);

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The pool of granted frames. The host grants frames zeroed; the lowest free one is used first,
- * so that frames sealed together are neighbours. A frame that was written to does not come back to
- * the pool: the host wipes it first.
+ * The pool: memory that the guest can write to, in frames of a page. All frames are the driver's.
+ *
+ * A frame has one owner at a time: the list of free frames, the drafts of a domain, a batch, or a
+ * report. A report also keeps the committed versions that it names, so a frame is free again when
+ * its owner and all of these have put it.
+ *
+ * Frames are not wiped. Nothing of what one has held is ever shown: before an entry for a frame
+ * exists, the whole frame is overwritten with the content of its page, or cleared
+ * (vmsrs_draft_make()), and before a frame is put, no entry for it exists any more.
  */
-#include <linux/bitmap.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
@@ -14,7 +19,7 @@
 #include "vmsrs.h"
 
 /**
- * vmsrs_pool_init() - allocate the pool's bitmaps
+ * vmsrs_pool_init() - make all frames free
  * @dev: the device, with its configuration
  *
  * Return: 0 or -ENOMEM.
@@ -22,206 +27,158 @@
 int vmsrs_pool_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	size_t bytes = BITS_TO_LONGS(dev->config.window_frames) * sizeof(long);
+	u32 count = dev->config.pool_frames, i;
 
 	spin_lock_init(&pool->lock);
 	init_waitqueue_head(&pool->wait);
-	pool->granted = kvzalloc(bytes, GFP_KERNEL);
-	pool->free = kvzalloc(bytes, GFP_KERNEL);
-	if (!pool->granted || !pool->free) {
-		vmsrs_pool_free(dev);
+	INIT_LIST_HEAD(&pool->free);
+	pool->frames = kvcalloc(count, sizeof(*pool->frames), GFP_KERNEL);
+	if (!pool->frames)
 		return -ENOMEM;
-	}
+	for (i = 0; i < count; i++)
+		list_add_tail(&pool->frames[i].list, &pool->free);
+	pool->free_count = count;
 	return 0;
 }
 
 /**
- * vmsrs_pool_free() - free the pool's bitmaps
+ * vmsrs_pool_free() - free the frames' descriptions
  * @dev: the device
  */
 void vmsrs_pool_free(struct vmsrs_device *dev)
 {
-	kvfree(dev->pool.granted);
-	kvfree(dev->pool.free);
+	kvfree(dev->pool.frames);
 }
 
 /**
- * vmsrs_pool_take() - take the lowest free frame, and ask for more in time
+ * vmsrs_pool_take() - take the frame that was freed last, which the CPU's caches may still have
  * @dev: the device
  * @reserve: frames to leave to others
  *
  * Context: any except interrupts.
- * Return: the frame, or VMSRS_NONE if no more than @reserve are free.
+ * Return: the frame, in no list, or NULL if no more than @reserve are free.
  */
-u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
+struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	u32 frame = VMSRS_NONE;
-	bool low;
+	struct vmsrs_frame *frame = NULL;
+	bool low = false;
 
 	spin_lock(&pool->lock);
 	if (pool->free_count > reserve) {
-		frame = find_next_bit(pool->free, dev->config.window_frames, pool->hint);
-		__clear_bit(frame, pool->free);
+		frame = list_first_entry(&pool->free, struct vmsrs_frame, list);
+		list_del_init(&frame->list);
+		frame->refs = 1;
 		pool->free_count--;
-		pool->hint = frame + 1;
+		/* Later on, commits and reports see to it themselves. */
+		low = pool->free_count == vmsrs_pool_low_mark(dev);
 	}
-	low = pool->free_count < dev->config.pool_frames / 4;
 	spin_unlock(&pool->lock);
-	if (low)
-		vmsrs_device_kick_host_soon(dev);
+	if (low) {
+		vmsrs_device_kick_seal(dev);
+		vmsrs_device_kick_reports(dev);
+	}
 	return frame;
 }
 
-/**
- * vmsrs_pool_put() - put a frame back that is still zero
- * @dev: the device
- * @frame: the frame
- */
-void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame)
+/* Puts a frame that is in no list. pool->lock is held. */
+static void put(struct vmsrs_pool *pool, struct vmsrs_frame *frame)
 {
-	struct vmsrs_pool *pool = &dev->pool;
-
-	spin_lock(&pool->lock);
-	__set_bit(frame, pool->free);
+	lockdep_assert_held(&pool->lock);
+	if (--frame->refs)
+		return;
+	list_add(&frame->list, &pool->free);
 	pool->free_count++;
-	pool->hint = min(pool->hint, frame);
-	spin_unlock(&pool->lock);
-	wake_up(&pool->wait);
+}
+
+/* Unpins the committed version that a dropped draft names. pool->lock is held. */
+static void unpin(struct vmsrs_device *dev, u32 committed)
+{
+	if (vmsrs_in_pool(committed))
+		put(&dev->pool, vmsrs_pool_frame(dev, committed));
+}
+
+static void wake_waiters(struct vmsrs_pool *pool)
+{
+	if (wq_has_sleeper(&pool->wait))
+		wake_up_all(&pool->wait);
 }
 
 /**
- * vmsrs_pool_revoke() - note that a frame is the host's again, sealed or dropped
+ * vmsrs_pool_put() - put a frame that no entry maps
  * @dev: the device
- * @frame: the frame
+ * @frame: the frame, in no list
  */
-void vmsrs_pool_revoke(struct vmsrs_device *dev, u32 frame)
+void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 {
 	struct vmsrs_pool *pool = &dev->pool;
 
 	spin_lock(&pool->lock);
-	__clear_bit(frame, pool->granted);
-	pool->granted_count--;
+	put(pool, frame);
 	spin_unlock(&pool->lock);
-}
-
-static bool run_valid(struct vmsrs_device *dev, const struct vmsrs_frame_run *run)
-{
-	struct vmsrs_pool *pool = &dev->pool;
-	u32 frames = dev->config.window_frames;
-
-	if (run->start == VMSRS_ZERO_FRAME || run->start >= frames || !run->count ||
-	    run->count > frames - run->start ||
-	    run->count > dev->config.pool_frames - pool->granted_count)
-		return false;
-	return find_next_bit(pool->granted, run->start + run->count, run->start) >=
-	       run->start + run->count;
+	wake_waiters(pool);
 }
 
 /**
- * vmsrs_pool_grant() - add frames that the host granted
+ * vmsrs_pool_put_all() - put frames that no entry maps
  * @dev: the device
- * @runs: runs of frames, unchecked
- * @count: number of runs
- *
- * Return: 0, or -EPROTO if the host granted frames that it must not.
+ * @frames: list of the frames; empty afterwards
  */
-int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *runs, u32 count)
+void vmsrs_pool_put_all(struct vmsrs_device *dev, struct list_head *frames)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	int error = 0;
-	u32 i;
+	struct vmsrs_frame *frame, *next;
 
-	if (!count)
-		return 0;
+	if (list_empty(frames))
+		return;
 	spin_lock(&pool->lock);
-	for (i = 0; i < count; i++) {
-		if (!run_valid(dev, &runs[i])) {
-			error = -EPROTO;
-			break;
-		}
-		bitmap_set(pool->granted, runs[i].start, runs[i].count);
-		bitmap_set(pool->free, runs[i].start, runs[i].count);
-		pool->granted_count += runs[i].count;
-		pool->free_count += runs[i].count;
-		pool->hint = min(pool->hint, runs[i].start);
+	list_for_each_entry_safe(frame, next, frames, list) {
+		list_del_init(&frame->list);
+		put(pool, frame);
 	}
 	spin_unlock(&pool->lock);
-	wake_up_all(&pool->wait);
-	return error;
+	wake_waiters(pool);
 }
 
 /**
- * vmsrs_pool_take_reply() - add the frames in a reply that starts with a vmsrs_grant_reply
+ * vmsrs_pool_pin_committed() - keep the committed versions that dropped drafts name
  * @dev: the device
- * @reply: the reply, unchecked
- * @length: bytes of it
+ * @dropped: list of the drafts
  *
- * Return: 0 or -EPROTO.
+ * The domain's lock is held, so the versions are still committed.
  */
-int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 length)
-{
-	const struct vmsrs_grant_reply *head = reply;
-
-	if (length < sizeof(*head) || head->runs > VMSRS_REPLY_RUNS_MAX ||
-	    length != sizeof(*head) + head->runs * sizeof(struct vmsrs_frame_run))
-		return -EPROTO;
-	return vmsrs_pool_grant(dev, reply + sizeof(*head), head->runs);
-}
-
-/**
- * vmsrs_pool_refill() - ask the host for the frames that the pool lacks
- * @dev: the device
- *
- * Called by the host work only. A grant may be cut short by the number of runs in a reply, so
- * this repeats as long as frames arrive.
- *
- * Return: 0, or a negative error that breaks the device.
- */
-int vmsrs_pool_refill(struct vmsrs_device *dev)
+void vmsrs_pool_pin_committed(struct vmsrs_device *dev, struct list_head *dropped)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_grant_request request = { };
-	const void *reply;
-	u32 length, before, now;
-	void *payload;
-	int error;
+	struct vmsrs_frame *frame;
 
-	for (;;) {
-		spin_lock(&pool->lock);
-		before = pool->granted_count;
-		now = pool->free_count;
-		spin_unlock(&pool->lock);
-		request.frames = dev->config.pool_frames - before;
-		/* Frames come with every sealed batch; ask only if that is not enough. */
-		if (!request.frames || now >= dev->config.pool_frames / 2)
-			return 0;
-		if (READ_ONCE(pool->dry) && !atomic_read(&pool->waiters))
-			return 0;
+	spin_lock(&pool->lock);
+	list_for_each_entry(frame, dropped, list)
+		if (vmsrs_in_pool(frame->committed))
+			vmsrs_pool_frame(dev, frame->committed)->refs++;
+	spin_unlock(&pool->lock);
+}
 
-		payload = vmsrs_control_begin(dev);
-		if (IS_ERR(payload))
-			return PTR_ERR(payload);
-		memcpy(payload, &request, sizeof(request));
-		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_GRANT, sizeof(request), &reply,
-					       &length);
-		if (!error)
-			error = vmsrs_pool_take_reply(dev, reply, length);
-		vmsrs_control_end(dev);
-		if (error == -ENOSPC)
-			error = 0;
-		if (error)
-			return error;
+/**
+ * vmsrs_pool_put_dropped() - put dropped drafts and the committed versions that they name
+ * @dev: the device
+ * @dropped: list of the drafts, which no entry maps; empty afterwards
+ */
+void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct list_head *dropped)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	struct vmsrs_frame *frame, *next;
 
-		spin_lock(&pool->lock);
-		now = pool->granted_count;
-		spin_unlock(&pool->lock);
-		if (now == before) {
-			WRITE_ONCE(pool->dry, true);
-			return 0;
-		}
-		WRITE_ONCE(pool->dry, false);
+	if (list_empty(dropped))
+		return;
+	spin_lock(&pool->lock);
+	list_for_each_entry_safe(frame, next, dropped, list) {
+		list_del_init(&frame->list);
+		unpin(dev, frame->committed);
+		put(pool, frame);
 	}
+	spin_unlock(&pool->lock);
+	wake_waiters(pool);
 }
 
 static bool frame_free(struct vmsrs_device *dev, u32 reserve)
@@ -267,8 +224,8 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 		file = get_file(vmf->vma->vm_file);
 		release_fault_lock(vmf);
 	}
-	atomic_inc(&pool->waiters);
-	vmsrs_device_kick_host(dev);
+	vmsrs_device_kick_seal(dev);
+	vmsrs_device_kick_reports(dev);
 	/* A copy by the kernel continues after a signal, and would come back here at once. */
 	if (file && (flags & FAULT_FLAG_INTERRUPTIBLE) && (flags & FAULT_FLAG_USER))
 		left = wait_event_interruptible_timeout(pool->wait, frame_free(dev, reserve),
@@ -276,7 +233,6 @@ vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread
 	else
 		left = wait_event_killable_timeout(pool->wait, frame_free(dev, reserve),
 						   left);
-	atomic_dec(&pool->waiters);
 	if (file) {
 		fput(file);
 		return VM_FAULT_RETRY;

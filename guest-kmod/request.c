@@ -2,6 +2,7 @@
 /* The table of requests. A request is added at its first draft, suspension or failure. */
 #include <linux/hash.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 
 #include "vmsrs.h"
 
@@ -33,6 +34,18 @@ struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 	return NULL;
 }
 
+static void request_init(struct vmsrs_request *request, struct vmsrs_app *app, u64 tag)
+{
+	memset(request, 0, sizeof(*request));
+	INIT_LIST_HEAD(&request->domains);
+	INIT_LIST_HEAD(&request->failed_entry);
+	INIT_LIST_HEAD(&request->suspended_entry);
+	INIT_LIST_HEAD(&request->file_entry);
+	RB_CLEAR_NODE(&request->due_node);
+	request->app = app;
+	request->tag = tag;
+}
+
 /**
  * vmsrs_request_alloc() - allocate a request that is in no table
  * @app: the app
@@ -43,17 +56,10 @@ struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
  */
 struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp)
 {
-	struct vmsrs_request *request = kzalloc(sizeof(*request), gfp);
+	struct vmsrs_request *request = kmalloc(sizeof(*request), gfp);
 
-	if (!request)
-		return NULL;
-	INIT_LIST_HEAD(&request->domains);
-	INIT_LIST_HEAD(&request->failed_entry);
-	INIT_LIST_HEAD(&request->suspended_entry);
-	INIT_LIST_HEAD(&request->file_entry);
-	RB_CLEAR_NODE(&request->due_node);
-	request->app = app;
-	request->tag = tag;
+	if (request)
+		request_init(request, app, tag);
 	return request;
 }
 
@@ -95,27 +101,32 @@ void vmsrs_request_remove(struct vmsrs_request *request)
 /**
  * vmsrs_request_own_domain() - make a request the owner of a domain that has none
  * @domain: the domain, locked
- * @file: file of the writing thread, in case the request is new
+ * @thread: the calling thread
+ * @file: its file, in case the request is new
  * @tag: tag of the request
  * @key: protection key of its drafts, in case it is new
  *
  * Return: 0; -ESTALE: the request has failed; -ENOMEM.
  */
-int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag, u32 key)
+int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *thread,
+			     struct vmsrs_file *file, u64 tag, u32 key)
 {
 	struct vmsrs_app *app = domain->app;
-	struct vmsrs_request *request, *spare;
+	struct vmsrs_request *request;
 	int error = 0;
 
 	lockdep_assert_held(&domain->lock);
-	spare = vmsrs_request_alloc(app, tag, GFP_KERNEL_ACCOUNT);
-	if (!spare)
+	/* Only after a request that ended in an unusual way has the thread none. */
+	if (!thread->spare)
+		thread->spare = kmalloc(sizeof(*thread->spare), GFP_KERNEL_ACCOUNT);
+	if (!thread->spare)
 		return -ENOMEM;
 	spin_lock(&app->dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
 	if (!request) {
-		request = spare;
-		spare = NULL;
+		request = thread->spare;
+		thread->spare = NULL;
+		request_init(request, app, tag);
 		vmsrs_request_begin(request, file, key);
 	}
 	if (request->failed) {
@@ -125,7 +136,6 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *fil
 		domain->owner = request;
 	}
 	spin_unlock(&app->dev->requests_lock);
-	kfree(spare);
 	return error;
 }
 
@@ -164,12 +174,15 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
 }
 
 /**
- * vmsrs_request_remove_idle() - free a request that has nothing to be remembered for
+ * vmsrs_request_remove_idle() - forget a request that has nothing to be remembered for
  * @request: the request; it stays if it has drafts, has failed or is suspended
  *
  * commit_lock is held.
+ *
+ * Return: the request, which the caller frees or keeps with vmsrs_thread_keep_spare(); NULL if it
+ * stays.
  */
-void vmsrs_request_remove_idle(struct vmsrs_request *request)
+struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request)
 {
 	struct vmsrs_device *dev = request->app->dev;
 	bool idle;
@@ -180,8 +193,7 @@ void vmsrs_request_remove_idle(struct vmsrs_request *request)
 	if (idle)
 		vmsrs_request_remove(request);
 	spin_unlock(&dev->requests_lock);
-	if (idle)
-		kfree(request);
+	return idle ? request : NULL;
 }
 
 /**

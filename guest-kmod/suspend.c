@@ -161,9 +161,9 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 		request->held_count = 0;
 	}
 	spin_unlock(&dev->requests_lock);
-	if (request && !ret)
-		vmsrs_request_remove_idle(request);
+	request = request && !ret ? vmsrs_request_remove_idle(request) : NULL;
 	mutex_unlock(&dev->commit_lock);
+	kfree(request);
 	return ret;
 }
 

@@ -20,6 +20,7 @@ static void thread_release(struct kref *ref)
 	put_page(thread->written_page);
 	mmdrop(thread->mm);
 	put_task_struct(thread->task);
+	kfree(thread->spare);
 	kfree_rcu(thread, rcu);
 }
 
@@ -105,7 +106,8 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 		return ERR_PTR(-ENOMEM);
 	thread->page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 	thread->written_page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
-	if (!thread->page || !thread->written_page) {
+	thread->spare = kmalloc(sizeof(*thread->spare), GFP_KERNEL_ACCOUNT);
+	if (!thread->page || !thread->written_page || !thread->spare) {
 		slot = -ENOMEM;
 		goto free;
 	}
@@ -132,6 +134,7 @@ free:
 		__free_page(thread->page);
 	if (thread->written_page)
 		__free_page(thread->written_page);
+	kfree(thread->spare);
 	kfree(thread);
 	return ERR_PTR(slot == -ENOSPC ? -EAGAIN : slot);
 }
@@ -211,6 +214,19 @@ int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma)
 	error = vm_insert_page(vma, vma->vm_start, page);
 	put_page(page);
 	return error;
+}
+
+/**
+ * vmsrs_thread_keep_spare() - keep a request's memory for the next one, so that no fault allocates
+ * @thread: the calling thread
+ * @request: the request, in no table; or NULL
+ */
+void vmsrs_thread_keep_spare(struct vmsrs_thread *thread, struct vmsrs_request *request)
+{
+	if (thread->spare)
+		kfree(request);
+	else
+		thread->spare = request;
 }
 
 /**

@@ -58,10 +58,13 @@
 #define VMSRS_SEAL_TIMEOUT		(10 * HZ)
 /* A write fault waits at most this long for a frame. */
 #define VMSRS_FRAME_TIMEOUT		(2 * HZ)
-/* Work for the host is collected this long before it is sent. */
-#define VMSRS_BATCH_DELAY		msecs_to_jiffies(5)
-/* How often the host is asked again while a thread waits for a frame. */
-#define VMSRS_GRANT_RETRY_DELAY		msecs_to_jiffies(10)
+/*
+ * Commits are collected this long before they are sent, so that a page which is written again and
+ * again is sealed once for many commits.
+ */
+#define VMSRS_BATCH_DELAY		msecs_to_jiffies(50)
+/* Reports are collected this long: they hold frames of the pool. */
+#define VMSRS_REPORT_DELAY		msecs_to_jiffies(5)
 /* Period of the watch. */
 #define VMSRS_WATCH_PERIOD		msecs_to_jiffies(10)
 /* The driver fails an overdue request that its threads have not failed after this time. */
@@ -81,8 +84,6 @@
 #define VMSRS_REPORTS_MAX		256
 /* Evidence queued at a time, up to a message each; further incidents go without. */
 #define VMSRS_EVIDENCE_MAX		64
-/* Reports sent before new commits get their turn. */
-#define VMSRS_REPORTS_PER_TURN		16
 
 /* Threads registered at a time. */
 #define VMSRS_THREADS_MAX		65536
@@ -102,8 +103,9 @@ struct vmsrs_thread;
 
 /**
  * struct vmsrs_page - a page of a domain; guarded by the domain's lock
- * @frame: committed version, VMSRS_NONE if it was never committed, or VMSRS_DAMAGED_FRAME
- * @draft: version that a request is writing, or VMSRS_NONE
+ * @frame: committed version: its vault frame; its pool frame with VMSRS_IN_POOL while it is not
+ *	sealed; VMSRS_NONE if it was never committed; or VMSRS_DAMAGED_FRAME
+ * @draft: number of the pool frame that a request is writing, or VMSRS_NONE
  */
 struct vmsrs_page {
 	u32 frame;
@@ -129,28 +131,35 @@ struct vmsrs_extent_pages {
 };
 
 /**
- * struct vmsrs_draft - a version of a page that is not sealed yet
- * @list: in vmsrs_domain.drafts, then in vmsrs_batch.records or vmsrs_report.drafts; the owner of
- *	the list owns the draft
+ * struct vmsrs_frame - a frame of the pool: free, or a version of a page that is not sealed
+ * @list: in vmsrs_pool.free, vmsrs_domain.drafts, vmsrs_batch.records, vmsrs_batch.sent or
+ *	vmsrs_report.drafts; the owner of the list owns the frame. Empty for a frame that its owner
+ *	has put while reports still name it
  * @entry: its page
- * @tag: tag of the request
- * @app: number of the app
- * @domain: number of the domain
+ * @domain: the page's domain
  * @page: number of the page
- * @frame: frame with its content
- * @committed: frame of the version before, or VMSRS_NONE
- * @flags: flags of its seal record
+ * @refs: its owner, and each report that names it as a committed version; guarded by
+ *	vmsrs_pool.lock
+ * @committed: committed version of the page, as in vmsrs_page.frame, when this one was committed or
+ *	dropped
+ * @replaced: vault frame that the host has for the page, or VMSRS_NONE; set at the commit, by the
+ *	answer to an older batch, or when that version is lost; guarded by the domain's lock
+ * @sealed: vault frame that the host answered, or VMSRS_DAMAGED_FRAME; only used by the seal work
+ * @lost: vault frame whose loss the host reported while this one was sent, or VMSRS_NONE; guarded
+ *	by the domain's lock
+ * @batch: number of its batch; guarded by vmsrs_batch.lock
  */
-struct vmsrs_draft {
+struct vmsrs_frame {
 	struct list_head list;
 	struct vmsrs_page *entry;
-	u64 tag;
-	u32 app;
-	u32 domain;
+	struct vmsrs_domain *domain;
 	u32 page;
-	u32 frame;
+	u32 refs;
 	u32 committed;
-	u32 flags;
+	u32 replaced;
+	u32 sealed;
+	u32 lost;
+	u32 batch;
 };
 
 /**
@@ -161,7 +170,7 @@ struct vmsrs_draft {
  * @last: last extent; guarded by vmsrs_app.lock
  * @owner: request that has drafts here, or NULL if there are none
  * @owned: in @owner->domains; guarded by vmsrs_device.requests_lock
- * @drafts: struct vmsrs_draft, in order of the first write
+ * @drafts: struct vmsrs_frame, in order of the first write
  * @number: its number, the index of its lock word
  * @draft_count: length of @drafts
  * @extent_count: number of extents; guarded by vmsrs_app.lock
@@ -278,6 +287,7 @@ struct vmsrs_request {
  * @written_page: page of @written
  * @written: pages that its request has written; the process maps it read-only. Only used by the
  *	thread itself
+ * @spare: memory for the next request, not initialised, or NULL; only used by the thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
@@ -303,6 +313,7 @@ struct vmsrs_thread {
 	struct vmsrs_thread_control *control;
 	struct page *written_page;
 	struct vmsrs_written_pages *written;
+	struct vmsrs_request *spare;
 	u32 slot;
 	u32 signal;
 	u64 noted_tag;
@@ -366,49 +377,72 @@ struct vmsrs_file {
 };
 
 /**
- * struct vmsrs_pool - frames that the host granted
- * @lock: guards @granted to @hint
- * @granted: a bit per frame: free, in a draft, or not sealed yet
- * @free: a bit per frame: subset of @granted
- * @granted_count: bits in @granted
- * @free_count: bits in @free
- * @hint: no free frame has a smaller number
+ * struct vmsrs_region - a region of shared memory
+ * @phys: its guest physical address
+ * @length: bytes that are used
+ * @base: where the driver has it mapped
+ */
+struct vmsrs_region {
+	phys_addr_t phys;
+	u64 length;
+	void *base;
+};
+
+/**
+ * struct vmsrs_pool - frames of the pool
+ * @lock: guards @free, @free_count and the references of frames
+ * @frames: all frames, by number
+ * @free: free frames, the one that was freed last first
+ * @free_count: length of @free
  * @wait: threads that wait for a free frame
- * @waiters: how many these are
- * @dry: the host granted less than asked; only a hint
  */
 struct vmsrs_pool {
 	spinlock_t lock;
-	unsigned long *granted;
-	unsigned long *free;
-	u32 granted_count;
+	struct vmsrs_frame *frames;
+	struct list_head free;
 	u32 free_count;
-	u32 hint;
 	wait_queue_head_t wait;
-	atomic_t waiters;
-	bool dry;
+};
+
+/**
+ * struct vmsrs_zap - neighbouring pages that are to be unmapped
+ * @app: the app
+ * @page: first page
+ * @count: number of pages
+ */
+struct vmsrs_zap {
+	struct vmsrs_app *app;
+	u32 page;
+	u32 count;
 };
 
 /**
  * struct vmsrs_batch - committed pages and reports on their way to the host
  * @lock: guards @records to @appended
- * @records: struct vmsrs_draft, in order of commit
+ * @records: struct vmsrs_frame, the newest committed version of each page that has one which was
+ *	not sent
  * @queued: length of @records
+ * @number: number of the batch that collects
+ * @sent_count: length of @sent before the answer
  * @reports: struct vmsrs_report
  * @reports_queued: length of @reports
  * @evidence: reports with evidence, in @reports or about to be
- * @appended: records ever added to @records
- * @sealed: records ever sealed
+ * @appended: commits ever added to @records
+ * @sent: struct vmsrs_frame, the batch that is sent; only used by the seal work
+ * @sealed: commits ever sealed
  * @wait: threads that wait for @sealed, or for fewer reports
  */
 struct vmsrs_batch {
 	spinlock_t lock;
 	struct list_head records;
 	u32 queued;
+	u32 number;
+	u32 sent_count;
 	struct list_head reports;
 	u32 reports_queued;
 	u32 evidence;
 	u64 appended;
+	struct list_head sent;
 	atomic64_t sealed;
 	wait_queue_head_t wait;
 };
@@ -445,19 +479,20 @@ struct vmsrs_control {
  * @wq: runs the works
  * @gone: the virtio device is being removed; set under @commit_lock
  * @broken: the host misbehaved, or @gone; never cleared
- * @srcu: read side: fault handlers, which use the window
+ * @srcu: read side: fault handlers, which use pool and vault
  * @config: the device's configuration
- * @window_phys: guest physical address of the window
- * @window: the window
+ * @pool_region: memory of the pool, which the guest can write to
+ * @vault_region: memory of the vault, which the guest can only read
  * @control: the control queue
  * @event_vq: NULL without VMSRS_FEATURE_EVENTS; used by @event_work alone
  * @events: VMSRS_EVENT_BUFFERS buffers
  * @event_lock: guards @events_stopped; taken in hard interrupts
  * @events_stopped: @event_work is not queued any more
  * @event_work: reads the event queue
- * @pool: granted frames
+ * @pool: the pool's frames
  * @batch: what is to be sent
- * @host_work: sends it
+ * @seal_work: sends commits
+ * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
  * @commit_lock: commits, discards and failures happen one after the other
@@ -478,6 +513,8 @@ struct vmsrs_control {
  * @discarded: drafts discarded
  * @incidents: incidents reported
  * @seal_messages: seal messages sent
+ * @write_faults: write faults that made a draft
+ * @zaps: calls that unmapped pages
  */
 struct vmsrs_device {
 	struct kref ref;
@@ -491,8 +528,8 @@ struct vmsrs_device {
 	struct srcu_struct srcu;
 
 	struct vmsrs_device_config config;
-	phys_addr_t window_phys;
-	void *window;
+	struct vmsrs_region pool_region;
+	struct vmsrs_region vault_region;
 
 	struct vmsrs_control control;
 	struct virtqueue *event_vq;
@@ -503,7 +540,8 @@ struct vmsrs_device {
 
 	struct vmsrs_pool pool;
 	struct vmsrs_batch batch;
-	struct delayed_work host_work;
+	struct delayed_work seal_work;
+	struct delayed_work report_work;
 
 	struct mutex apps_lock;		/* guards apps and their files */
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
@@ -529,12 +567,14 @@ struct vmsrs_device {
 	atomic64_t discarded;
 	atomic64_t incidents;
 	atomic64_t seal_messages;
+	atomic64_t write_faults;
+	atomic64_t zaps;
 };
 
 /**
  * struct vmsrs_report - what the host is told about a failed or discarded request
  * @list: in vmsrs_batch.reports
- * @drafts: frames that are evidence (with @incident) or simply discarded
+ * @drafts: struct vmsrs_frame, the dropped drafts
  * @evidence: what the program kept, followed by its bytes; by kvmalloc, or NULL
  * @incident: there is an incident to report
  * @count: drafts collected
@@ -550,8 +590,12 @@ struct vmsrs_report {
 };
 
 /*
- * Layer 1: lock words, the state of the device, the address space. Nothing here knows of requests.
+ * Layer 1: copies, lock words, the state of the device, the address space. Nothing here knows of
+ * requests.
  */
+
+/* copy.c */
+int vmsrs_copy_page(void *to, const void *from);
 
 /* lock.c */
 extern const struct vm_operations_struct vmsrs_lock_vm_ops;
@@ -578,8 +622,10 @@ void vmsrs_wait_leave(struct vmsrs_wait *wait);
 void vmsrs_device_wake_all(struct vmsrs_device *dev);
 __printf(2, 3) void vmsrs_device_fail(struct vmsrs_device *dev, const char *format, ...);
 void vmsrs_device_put(struct vmsrs_device *dev);
-void vmsrs_device_kick_host_soon(struct vmsrs_device *dev);
-void vmsrs_device_kick_host(struct vmsrs_device *dev);
+void vmsrs_device_kick_seal_soon(struct vmsrs_device *dev);
+void vmsrs_device_kick_seal(struct vmsrs_device *dev);
+void vmsrs_device_kick_reports_soon(struct vmsrs_device *dev);
+void vmsrs_device_kick_reports(struct vmsrs_device *dev);
 void vmsrs_device_start_watch(struct vmsrs_device *dev);
 
 /* The host misbehaved, or the device is gone. */
@@ -598,10 +644,12 @@ static inline bool vmsrs_device_usable(const struct vmsrs_device *dev)
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
 void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count);
+void vmsrs_zap_add(struct vmsrs_zap *zap, u32 page);
+void vmsrs_zap_finish(struct vmsrs_zap *zap);
 void vmsrs_zap_all(struct vmsrs_device *dev);
 
 /*
- * Layer 2: messages to the host, and the frames that it grants.
+ * Layer 2: messages to the host, and the pool.
  */
 
 /* control.c */
@@ -623,14 +671,66 @@ static inline u32 vmsrs_pool_reserve(const struct vmsrs_device *dev)
 	return dev->config.pool_frames / 8;
 }
 
+/* With fewer free frames, what holds some is sent at once. */
+static inline u32 vmsrs_pool_low_mark(const struct vmsrs_device *dev)
+{
+	return dev->config.pool_frames / 4;
+}
+
+static inline bool vmsrs_pool_low(const struct vmsrs_device *dev)
+{
+	return READ_ONCE(dev->pool.free_count) < vmsrs_pool_low_mark(dev);
+}
+
+/* Is that version of a page, as in vmsrs_page.frame, in the pool? */
+static inline bool vmsrs_in_pool(u32 version)
+{
+	return version & VMSRS_IN_POOL && version < VMSRS_DAMAGED_FRAME;
+}
+
+/* The frame of a version in the pool. */
+static inline struct vmsrs_frame *vmsrs_pool_frame(const struct vmsrs_device *dev, u32 version)
+{
+	return &dev->pool.frames[version & ~VMSRS_IN_POOL];
+}
+
+static inline u32 vmsrs_frame_number(const struct vmsrs_device *dev,
+				     const struct vmsrs_frame *frame)
+{
+	return frame - dev->pool.frames;
+}
+
+/* How a version in the pool is named in vmsrs_page.frame. */
+static inline u32 vmsrs_frame_name(const struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	return vmsrs_frame_number(dev, frame) | VMSRS_IN_POOL;
+}
+
+/* Where the driver has a version mapped that is in the pool or in the vault. */
+static inline void *vmsrs_frame_address(const struct vmsrs_device *dev, u32 version)
+{
+	const struct vmsrs_region *region = vmsrs_in_pool(version) ? &dev->pool_region :
+								     &dev->vault_region;
+
+	return region->base + ((size_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT);
+}
+
+/* The page frame number of a version that is in the pool or in the vault. */
+static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 version)
+{
+	const struct vmsrs_region *region = vmsrs_in_pool(version) ? &dev->pool_region :
+								     &dev->vault_region;
+
+	return PHYS_PFN(region->phys) + (version & ~VMSRS_IN_POOL);
+}
+
 int vmsrs_pool_init(struct vmsrs_device *dev);
 void vmsrs_pool_free(struct vmsrs_device *dev);
-u32 vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
-void vmsrs_pool_put(struct vmsrs_device *dev, u32 frame);
-void vmsrs_pool_revoke(struct vmsrs_device *dev, u32 frame);
-int vmsrs_pool_grant(struct vmsrs_device *dev, const struct vmsrs_frame_run *runs, u32 count);
-int vmsrs_pool_take_reply(struct vmsrs_device *dev, const void *reply, u32 length);
-int vmsrs_pool_refill(struct vmsrs_device *dev);
+struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
+void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame);
+void vmsrs_pool_put_all(struct vmsrs_device *dev, struct list_head *frames);
+void vmsrs_pool_pin_committed(struct vmsrs_device *dev, struct list_head *dropped);
+void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct list_head *dropped);
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
 			   struct vm_fault *vmf, u32 reserve);
 
@@ -646,6 +746,7 @@ bool vmsrs_thread_dead(const struct vmsrs_thread *thread);
 void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count);
 long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *arg);
 int vmsrs_thread_mmap(struct vmsrs_file *file, struct vm_area_struct *vma);
+void vmsrs_thread_keep_spare(struct vmsrs_thread *thread, struct vmsrs_request *request);
 void vmsrs_thread_note_written(struct vmsrs_thread *thread, u64 tag, u32 page);
 void vmsrs_thread_clear_written(struct vmsrs_thread *thread, u64 tag);
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now);
@@ -674,11 +775,11 @@ struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t 
 void vmsrs_request_add(struct vmsrs_request *request);
 void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key);
 void vmsrs_request_remove(struct vmsrs_request *request);
-int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_file *file, u64 tag,
-			     u32 key);
+int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *thread,
+			     struct vmsrs_file *file, u64 tag, u32 key);
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
 						 struct list_head *domains);
-void vmsrs_request_remove_idle(struct vmsrs_request *request);
+struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
 void vmsrs_requests_free(struct vmsrs_device *dev);
 
@@ -696,22 +797,18 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  */
 
 /* drafts.c */
-int vmsrs_draft_cache_init(void);
-void vmsrs_draft_cache_exit(void);
-struct vmsrs_draft *vmsrs_draft_alloc(void);
-void vmsrs_draft_free(struct vmsrs_draft *draft);
-void vmsrs_drafts_free(struct list_head *drafts);
 u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
-int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
-		     struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
-		     struct vmsrs_draft *draft);
+int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
+		     u32 reserve);
 void vmsrs_draft_count(struct vmsrs_thread_control *control);
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
 long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
 
 /* host.c */
-u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records, u32 count);
+u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records);
+bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
 long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
 long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
 bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
@@ -748,7 +845,8 @@ void vmsrs_event_done(struct virtqueue *vq);
  */
 
 /* commit.c */
-long vmsrs_commit(struct vmsrs_app *app, const struct vmsrs_ioctl_commit *arg);
+long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
+		  const struct vmsrs_ioctl_commit *arg);
 
 /* evidence.c */
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body);

@@ -5,6 +5,7 @@
 use std::fs;
 
 use anyhow::Context;
+use vmsrs_host::host_memory::HostPages;
 use vmsrs_host::vmm::console::Console;
 use vmsrs_host::vmm::loader::Kernel;
 use vmsrs_host::vmm::signals::Termination;
@@ -21,6 +22,7 @@ fn main() -> anyhow::Result<()> {
     let stop = StopHandle::default();
     let config = VmConfig {
         memory_bytes: mebibytes << 20,
+        pages: HostPages::Standard,
         vcpus,
         kernel,
         initramfs,

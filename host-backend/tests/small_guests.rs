@@ -5,16 +5,17 @@
 //! show the same with whole kernels in the nested test-bed.
 
 use std::io::Write;
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvm_ioctls::Kvm;
 use linux_loader::bootparam::setup_header;
 use tempfile::NamedTempFile;
-use vm_memory::ByteValued;
+use vm_memory::{ByteValued, GuestAddress};
+use vmsrs_host::host_memory::HostPages;
+use vmsrs_host::regions::Regions;
 use vmsrs_host::vmm::console::Console;
-use vmsrs_host::vmm::fault::{Violation, WindowGuard};
+use vmsrs_host::vmm::fault::{VaultGuard, Violation};
 use vmsrs_host::vmm::loader::Kernel;
 use vmsrs_host::vmm::{ExitReason, StopHandle, Vm, VmConfig, VmError};
 
@@ -66,6 +67,7 @@ fn machine(code: &[u8], output: Output) -> Option<Vm> {
     let kernel = kernel(code);
     let config = VmConfig {
         memory_bytes: MEMORY,
+        pages: HostPages::Standard,
         vcpus: 2,
         kernel: Kernel::open(kernel.path()).unwrap(),
         initramfs: None,
@@ -136,70 +138,83 @@ fn a_guest_that_never_exits_is_stopped_from_outside() {
     stopper.join().unwrap();
 }
 
-/// Two pages of memory of which the first is writable and the second is not.
-struct HalfProtected(*mut u8);
-
-impl HalfProtected {
-    fn new() -> Self {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping that overlays nothing.
-        let pages = unsafe { libc::mmap(std::ptr::null_mut(), 2 * PAGE, access, flags, -1, 0) };
-        assert_ne!(pages, libc::MAP_FAILED);
-        let pages = pages.cast::<u8>();
-        // SAFETY: the second of the two pages just mapped.
-        assert_eq!(0, unsafe {
-            libc::mprotect(pages.add(PAGE).cast(), PAGE, libc::PROT_READ)
-        });
-        Self(pages)
-    }
-
-    fn byte(&self, offset: usize) -> u8 {
-        assert!(offset < 2 * PAGE);
-        // SAFETY: in bounds of the mapping, which is never unmapped.
-        unsafe { self.0.add(offset).read_volatile() }
-    }
-}
-
 #[test]
-fn a_store_into_a_protected_frame_is_suppressed_and_reported() {
+fn guest_writes_the_pool_and_not_the_vault() {
     let code = [
-        // Map the virtual address 1 GiB to the window, by the first entry of the second page
-        // directory: mov rax, 4 GiB | 0x83; mov [0xc000], rax
+        // Map the virtual addresses 1 GiB and 1 GiB + 2 MiB to pool and vault, by the first two entries
+        // of the second page directory: mov rax, 4 GiB | 0x83; mov [0xc000], rax; mov rax, 5 GiB | 0x83;
+        // mov [0xc008], rax
         &[0x48, 0xb8, 0x83, 0, 0, 0, 1, 0, 0, 0][..],
         &[0x48, 0x89, 0x04, 0x25, 0x00, 0xc0, 0, 0],
-        // mov edi, 1 GiB; mov byte [rdi], 0x11; mov byte [rdi+0x1008], 0x22; ud2
+        &[0x48, 0xb8, 0x83, 0, 0, 0x40, 1, 0, 0, 0],
+        &[0x48, 0x89, 0x04, 0x25, 0x08, 0xc0, 0, 0],
+        // mov edi, 1 GiB; mov byte [rdi], 0x11; mov byte [rdi+0x201008], 0x22; ud2
         &[0xbf, 0, 0, 0, 0x40],
         &[0xc6, 0x07, 0x11],
-        &[0xc6, 0x87, 0x08, 0x10, 0, 0, 0x22],
+        &[0xc6, 0x87, 0x08, 0x10, 0x20, 0, 0x22],
         &[0x0f, 0x0b],
     ]
     .concat();
     let Some(mut vm) = machine(&code, Output::default()) else {
         return;
     };
-    let pages = HalfProtected::new();
-    let start = vm.layout().window_start();
-    assert_eq!(start.0, 4 << 30);
-    // SAFETY: the mapping is never unmapped.
-    unsafe { vm.add_window(start, pages.0, 2 * PAGE as u64, Arc::new(())) }.unwrap();
+    let regions = Regions::new(512, 512, HostPages::Standard).unwrap();
+    let (pool, vault) = (&regions.pool, &regions.vault);
+    let [pool_start, vault_start] = vm.layout().place([pool.size(), vault.size()]);
+    assert_eq!((pool_start.0, vault_start.0), (4 << 30, 5 << 30));
+    // SAFETY: each region owns its mapping, and nothing makes references to it.
+    unsafe {
+        vm.add_region(pool_start, pool.guest_mapping(), pool.size(), pool.clone())
+            .unwrap();
+        vm.add_region(
+            vault_start,
+            vault.guest_mapping(),
+            vault.size(),
+            vault.clone(),
+        )
+        .unwrap();
+    }
     let seen: Arc<Mutex<Vec<Violation>>> = Arc::default();
     let sink = seen.clone();
-    let window: Range<u64> = start.0..start.0 + 2 * PAGE as u64;
-    vm.set_fault_handler(Arc::new(WindowGuard::new(
+    vm.set_fault_handler(Arc::new(VaultGuard::new(
         vm.memory().clone(),
-        window,
-        Arc::new(|frame: u32| frame == 1),
+        vault_start.0..vault_start.0 + vault.size(),
+        pool_start.0..pool_start.0 + pool.size(),
         Arc::new(move |violation: &Violation| sink.lock().unwrap().push(violation.clone())),
     )));
     // The guest has no handler for the exception, so that it dies of it.
     let reason = vm.run().unwrap();
     assert!(matches!(reason, ExitReason::Crash(_)), "{reason}");
-    assert_eq!(pages.byte(0), 0x11, "{reason}");
-    assert_eq!(pages.byte(PAGE + 8), 0);
+    let mut content = [0; PAGE];
+    pool.read(0, &mut content).unwrap();
+    assert_eq!(content[0], 0x11, "{reason}");
+    vault.read(1, &mut content).unwrap();
+    assert_eq!(content, [0; PAGE]);
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 1, "{reason}");
-    assert_eq!((seen[0].frame, seen[0].gpa), (1, (4 << 30) + 0x1008));
+    assert_eq!((seen[0].frame, seen[0].gpa), (1, (5 << 30) + 0x1008));
+}
+
+#[test]
+fn regions_that_overlap_are_refused() {
+    let Some(mut vm) = machine(SPIN, Output::default()) else {
+        return;
+    };
+    let regions = Regions::new(512, 512, HostPages::Standard).unwrap();
+    let (host, owner) = (regions.pool.guest_mapping(), regions.pool.clone());
+    let [first, _] = vm.layout().place([PAGE as u64; 2]);
+    let len = regions.pool.size();
+    for (start, fits) in [
+        (0, false),
+        (first.0 + 1, false),
+        (first.0, true),
+        (first.0 + len - PAGE as u64, false),
+        (first.0 + len, true),
+    ] {
+        // SAFETY: the pool owns its mapping, and nothing makes references to it.
+        let result = unsafe { vm.add_region(GuestAddress(start), host, len, owner.clone()) };
+        assert_eq!(result.is_ok(), fits, "{start:#x}");
+    }
 }
 
 #[test]
@@ -208,6 +223,7 @@ fn configurations_that_make_no_sense_are_refused() {
     let make = |memory_bytes, vcpus| {
         let config = VmConfig {
             memory_bytes,
+            pages: HostPages::Standard,
             vcpus,
             kernel: Kernel::open(file.path()).unwrap(),
             initramfs: None,

@@ -13,24 +13,26 @@ use serde::Serialize;
 
 use super::text::{write_json, write_text};
 use super::{Exit, Failure};
-use crate::engine::EngineConfig;
+use crate::host_memory::{HUGE_PAGE, HUGE_PAGE_FOLDER};
 use crate::size::Size;
-use crate::window::Window;
 
 /// Check whether this machine can run a stock guest, and report what is missing
 ///
-/// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces and limits of
-/// the kernel. Changes nothing.
+/// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces and huge pages.
+/// Changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vmsrs doctor
-  vmsrs doctor --window 4G
+  vmsrs doctor --memory 8G --window 4G
   vmsrs doctor --json | jq -r '.checks[] | select(.state == \"missing\") | .remedy'
 
 Exit codes: 0 a stock guest can run, 3 it cannot.")]
 pub(super) struct Arguments {
-    /// The planned size of the window, to check the kernel's limits
+    /// The planned size of RAM, for the number of huge pages
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+    /// The planned size of the window, for the number of huge pages
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     window: Size,
     /// Write one line of JSON (docs/reference-cli.md describes it)
@@ -96,12 +98,11 @@ struct Report {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let frames = Window::frames_of_size(arguments.window.0)?;
-    let pool = EngineConfig::for_window(frames).pool_frames;
+    let planned = Size(arguments.memory.0.saturating_add(arguments.window.0));
     let machine = Machine {
         root: PathBuf::from("/"),
     };
-    let report = machine.examine(pool);
+    let report = machine.examine(planned);
     if arguments.json {
         write_json(&report)?;
     } else {
@@ -156,7 +157,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn examine(&self, pool: u32) -> Report {
+    /// `planned` is what a guest is to have in RAM and window.
+    fn examine(&self, planned: Size) -> Report {
         let (device, system) = self.kvm();
         let checks = vec![
             device,
@@ -165,8 +167,9 @@ impl Machine {
             fault_information(system.as_ref()),
             self.protection_keys(),
             self.tap(),
-            self.map_count(pool),
             memory_files(),
+            self.transparent_huge_pages(),
+            self.huge_pages(planned),
         ];
         Report {
             can_run: checks
@@ -340,27 +343,74 @@ impl Machine {
         }
     }
 
-    /// Each frame that the guest may write can split the window's mapping in two places.
-    fn map_count(&self, pool: u32) -> Check {
-        const OTHER_MAPPINGS: u64 = 1000;
-        const PATH: &str = "proc/sys/vm/max_map_count";
-        let needed = u64::from(pool) * 2 + OTHER_MAPPINGS;
-        let limit = self.line(PATH).and_then(|text| text.parse::<u64>().ok());
-        // A kernel that does not tell its limit has the usual one, which was enough.
-        let present = limit.is_none_or(|limit| limit >= needed);
-        let found = match limit {
-            Some(limit) => format!("{limit}; a pool of {pool} frames takes up to {needed}"),
-            None => "unknown".to_owned(),
+    /// Whether files in memory get transparent huge pages when they ask for them.
+    fn transparent_huge_pages(&self) -> Check {
+        const FOLDER: &str = "sys/kernel/mm/transparent_hugepage";
+        // The chosen word is in brackets.
+        let chosen = |name: &str| -> Option<String> {
+            let text = self.line(&format!("{FOLDER}/{name}"))?;
+            let (_, rest) = text.split_once('[')?;
+            Some(rest.split_once(']')?.0.to_owned())
+        };
+        let files = chosen("shmem_enabled");
+        let present = files
+            .as_deref()
+            .is_some_and(|word| !matches!(word, "never" | "deny"));
+        let found = match (&files, chosen("enabled")) {
+            (None, _) => "not supported by this kernel".to_owned(),
+            (Some(files), None) => format!("`{files}` for files in memory"),
+            (Some(files), Some(others)) => {
+                format!("`{files}` for files in memory, `{others}` for other memory")
+            }
         };
         Check {
-            id: "map-count",
-            name: "vm.max_map_count",
+            id: "transparent-huge-pages",
+            name: "transparent huge pages",
             state: CheckState::optional(present),
             found,
             remedy: if present {
-                String::new()
+                ""
+            } else if files.is_some() {
+                "optional, makes guests faster: `echo advise | sudo tee \
+                 /sys/kernel/mm/transparent_hugepage/shmem_enabled`"
             } else {
-                format!("raise it: `sudo sysctl vm.max_map_count={needed}`, or reduce --pool")
+                "optional, makes guests faster: use a kernel with CONFIG_TRANSPARENT_HUGEPAGE"
+            }
+            .to_owned(),
+        }
+    }
+
+    /// Whether there are enough huge pages for `--hugepages`.
+    fn huge_pages(&self, planned: Size) -> Check {
+        let number = |name: &str| -> Option<u64> {
+            self.line(&format!("{HUGE_PAGE_FOLDER}/{name}"))?
+                .parse()
+                .ok()
+        };
+        let needed = planned.0.div_ceil(HUGE_PAGE);
+        let all = number("nr_hugepages");
+        let free = number("free_hugepages")
+            .unwrap_or(0)
+            .saturating_sub(number("resv_hugepages").unwrap_or(0));
+        let present = free >= needed;
+        Check {
+            id: "huge-pages",
+            name: "huge pages of 2M",
+            state: CheckState::optional(present),
+            found: match all {
+                None => "not supported by this kernel".to_owned(),
+                Some(all) => {
+                    format!("{all}, {free} of them free; --hugepages takes {needed} for {planned}")
+                }
+            },
+            remedy: match (present, all) {
+                (true, _) => String::new(),
+                (false, None) => "only for --hugepages: use a kernel with CONFIG_HUGETLBFS".into(),
+                // As many as are missing.
+                (false, Some(all)) => format!(
+                    "only for --hugepages: `sudo sysctl vm.nr_hugepages={}`",
+                    all + needed - free
+                ),
             },
         }
     }
@@ -476,7 +526,7 @@ mod tests {
     #[test]
     fn missing_parts_are_listed_with_remedies() {
         let (_place, machine) = machine(&[]);
-        let report = machine.examine(8192);
+        let report = machine.examine(Size(768 << 20));
         assert!(!report.can_run);
         for check in &report.checks {
             assert_eq!(
@@ -539,11 +589,60 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_mappings_must_suit_the_pool() {
-        let (_place, machine) = machine(&[("proc/sys/vm/max_map_count", "65530\n")]);
-        assert_eq!(machine.map_count(0x4000).state, CheckState::Ok);
-        let check = machine.map_count(0x8000);
-        assert_eq!(check.state, CheckState::Absent);
-        assert!(check.remedy.contains("66536"), "{}", check.remedy);
+    fn transparent_huge_pages_of_files_count() {
+        const FOLDER: &str = "sys/kernel/mm/transparent_hugepage";
+        for (word, state) in [
+            (
+                "always within_size [advise] never deny force",
+                CheckState::Ok,
+            ),
+            (
+                "[always] within_size advise never deny force",
+                CheckState::Ok,
+            ),
+            (
+                "always within_size advise [never] deny force",
+                CheckState::Absent,
+            ),
+            (
+                "always within_size advise never [deny] force",
+                CheckState::Absent,
+            ),
+        ] {
+            let files = [
+                (&*format!("{FOLDER}/shmem_enabled"), word),
+                (&*format!("{FOLDER}/enabled"), "[always] madvise never"),
+            ];
+            let (_place, machine) = machine(&files);
+            let check = machine.transparent_huge_pages();
+            assert_eq!(check.state, state, "{word}");
+            assert!(
+                check.found.contains("`always` for other"),
+                "{}",
+                check.found
+            );
+        }
+    }
+
+    #[test]
+    fn huge_pages_must_be_free_and_enough() {
+        for (free, reserved, state) in [
+            ("384\n", "0\n", CheckState::Ok),
+            ("385\n", "1\n", CheckState::Ok),
+            ("384\n", "1\n", CheckState::Absent),
+        ] {
+            let path = |name: &str| format!("{HUGE_PAGE_FOLDER}/{name}");
+            let files = [
+                (&*path("nr_hugepages"), "400\n"),
+                (&*path("free_hugepages"), free),
+                (&*path("resv_hugepages"), reserved),
+            ];
+            let (_place, machine) = machine(&files);
+            let check = machine.huge_pages(Size(768 << 20));
+            assert_eq!(check.state, state, "{free}");
+            if state == CheckState::Absent {
+                assert!(check.remedy.contains("=401`"), "{}", check.remedy);
+            }
+        }
     }
 }

@@ -44,8 +44,8 @@ pub struct ActiveQueue {
 /// Everything a device works with while the driver has it running.
 #[derive(Debug)]
 pub struct Activation {
-    /// Guest RAM, the only memory a device may read or write for the driver. The window is not
-    /// part of it, so no descriptor of the driver can name a frame.
+    /// Guest RAM, the only memory a device may read or write for the driver. Shared memory regions
+    /// are not part of it, so no descriptor of the driver can name a frame.
     pub memory: GuestMemoryMmap,
     /// The queues that the driver has made ready, in order of their number; fewer than the device
     /// has if the driver does not use them all.

@@ -88,7 +88,11 @@ impl Differences {
     }
 
     fn add_chunk(&mut self, start: usize, old: &[u8], new: &[u8]) {
-        let words = old.as_chunks::<WORD>().0.iter().zip(new.as_chunks::<WORD>().0);
+        let words = old
+            .as_chunks::<WORD>()
+            .0
+            .iter()
+            .zip(new.as_chunks::<WORD>().0);
         for (number, (&old, &new)) in words.enumerate() {
             let mut differing = u64::from_le_bytes(old) ^ u64::from_le_bytes(new);
             let start = start + number * WORD;

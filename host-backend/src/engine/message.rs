@@ -226,10 +226,7 @@ struct Room(usize);
 impl Room {
     /// The room after a structure.
     fn less<T>(self) -> Result<Self, Refusal> {
-        self.0
-            .checked_sub(size_of::<T>())
-            .map(Self)
-            .ok_or(NO_ROOM)
+        self.0.checked_sub(size_of::<T>()).map(Self).ok_or(NO_ROOM)
     }
 
     /// How many structures fit.

@@ -59,9 +59,9 @@ use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
 pub use changes::Page;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
-pub use memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
 pub use corruption::Retry;
 pub use incidents::{CODE_MAX, SealedWrite, Verdict, kind_name};
+pub use memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
 pub use message::{Reply, handle_message};
 pub use refusal::Refusal;
 pub use scrub::{Position, Scope, ScrubCounts, ScrubTurn};
@@ -253,9 +253,7 @@ impl Engine {
                 "the driver sent too many seal records in a message",
             ));
         }
-        let outcome = self
-            .staging
-            .seal(&mut self.store, records, flags, memory);
+        let outcome = self.staging.seal(&mut self.store, records, flags, memory);
         for &frame in &outcome.damaged {
             self.note_corruption(at, frame, Cause::Poison, Remedy::Lost, None);
         }

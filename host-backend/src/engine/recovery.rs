@@ -230,12 +230,15 @@ impl<'a, M: Memory> Comparison<'a, M> {
     /// Names the block of the changes before the page's first one.
     fn find_block_before(&mut self, number: usize, address: u64, changes: &mut [Change]) {
         let draft = &self.drafts[number];
-        let is_next = |next: &DroppedDraft| (next.page, next.domain) == (draft.page + 1, draft.domain);
+        let is_next =
+            |next: &DroppedDraft| (next.page, next.domain) == (draft.page + 1, draft.domain);
         let goes_on = self.drafts.get(number + 1).is_some_and(is_next);
         let last = goes_on.then(|| changes::last_block(address, &self.old, &self.new));
         let first = changes.partition_point(|change| change.block.is_none());
         let before = match self.before {
-            Some((page, domain, block)) if (page + 1, domain) == (draft.page, draft.domain) => block,
+            Some((page, domain, block)) if (page + 1, domain) == (draft.page, draft.domain) => {
+                block
+            }
             _ if first != 0 => self.search(draft),
             _ => None,
         };

@@ -265,9 +265,7 @@ impl Store {
         // Neither is above `EXTENT_MAX_PAGES`.
         let room = self.page_frames - self.pages - self.mirror_frames;
         if pages + copies > room || pages > app.pages_left() {
-            return Err(Refusal::NoSpace(
-                "the vault has no room for another extent",
-            ));
+            return Err(Refusal::NoSpace("the vault has no room for another extent"));
         }
         self.pages += pages;
         self.mirror_frames += copies;
@@ -360,7 +358,10 @@ impl Store {
         for &frame in &self.unwiped {
             assert!(retired.insert(frame), "frame {frame} is retired twice");
         }
-        assert_eq!(retired.len(), self.frames.count(FrameState::Retired) as usize);
+        assert_eq!(
+            retired.len(),
+            self.frames.count(FrameState::Retired) as usize
+        );
         let mut total = 0;
         for state in [
             FrameState::Free,

@@ -55,10 +55,7 @@ struct Core {
 }
 
 impl EngineHandle {
-    pub(crate) fn new(
-        engine: Engine,
-        regions: Regions,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(engine: Engine, regions: Regions) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared {
                 core: Mutex::new(Core {

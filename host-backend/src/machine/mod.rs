@@ -1,8 +1,8 @@
 //! The parts of a VM that outlive its guest's kernel, and the VM of each boot that is made of them.
 //!
-//! The window with its protection, the recovery engine, the devices with their tap interface, the
-//! console and what is booted stay. RAM, vCPUs and the whole of KVM's VM are new for each
-//! boot, so that nothing of one kernel is left to the next.
+//! The vault, the recovery engine, the devices with their tap interface, the console and what is booted
+//! stay. RAM, the pool's memory, vCPUs and the whole of KVM's VM are new for each boot, so that nothing
+//! of one kernel is left to the next.
 
 mod initramfs;
 mod operator;
@@ -18,16 +18,15 @@ use thiserror::Error;
 use crate::devices::VirtioDevice;
 use crate::devices::mmio::MmioTransport;
 use crate::devices::net::{self, Net, NetCounters};
-use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, ScrubRate};
+use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, RegionAddresses, ScrubRate};
 use crate::engine::EngineConfig;
 use crate::engine_handle::EngineHandle;
-use crate::size::Size;
+use crate::regions::{Regions, RegionsError};
 use crate::tally::Tally;
-use crate::vmm::fault::WindowGuard;
+use crate::vmm::fault::VaultGuard;
 use crate::vmm::irq::Interrupt;
 use crate::vmm::memory::{Layout, MemoryError, for_devices};
 use crate::vmm::{CrashReport, ExitReason, StopHandle, Vm, VmConfig, VmError};
-use crate::window::{Window, WindowError};
 
 pub use initramfs::{InitramfsError, load as load_initramfs};
 pub(crate) use operator::RunningVm;
@@ -40,9 +39,12 @@ pub enum MachineError {
     /// KVM, the guest's memory or its kernel.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// The window.
+    /// Pool and vault.
     #[error(transparent)]
-    Window(#[from] WindowError),
+    Regions(#[from] RegionsError),
+    /// The pool cannot get new memory for the next boot.
+    #[error("no memory for the pool of the next boot")]
+    Pool(#[source] io::Error),
     /// The recovery device.
     #[error(transparent)]
     Recovery(#[from] RecoveryDeviceError),
@@ -61,16 +63,16 @@ impl From<MemoryError> for MachineError {
 pub(crate) struct Machine {
     config: VmConfig,
     stop: StopHandle,
-    window: Arc<Window>,
+    regions: Regions,
+    addresses: RegionAddresses,
     recovery: EngineHandle,
     network: Option<Arc<NetCounters>>,
     devices: Vec<Device>,
 }
 
-/// The window to be made.
-pub(crate) struct WindowPlan {
-    pub(crate) size: Size,
-    /// The engine's limits, for that size.
+/// The regions to be made, and what uses them.
+pub(crate) struct RegionsPlan {
+    /// Sizes of pool and vault, and the engine's other limits.
     pub(crate) engine: EngineConfig,
     /// Rate of the check of sealed pages.
     pub(crate) scrub: ScrubRate,
@@ -119,18 +121,20 @@ impl Interrupt for DeviceLine {
 }
 
 impl Machine {
-    /// Makes the lasting parts: the window as planned, the recovery device, and a network card on `tap` (the
-    /// interface's name, and the interface). `stop` ends every boot.
+    /// Makes the lasting parts: the regions as planned, of the same pages as RAM, the recovery device, and
+    /// a network card on `tap` (the interface's name, and the interface). `stop` ends every boot.
     pub(crate) fn new(
         config: VmConfig,
-        plan: WindowPlan,
+        plan: RegionsPlan,
         tap: Option<(&str, File)>,
         stop: StopHandle,
     ) -> Result<Self, MachineError> {
-        let start = Layout::new(config.memory_bytes)?.window_start();
-        let (window, protection) = Window::new(plan.size.0)?;
-        let recovery =
-            RecoveryDevice::new(plan.engine, window.clone(), protection, start, plan.scrub)?;
+        let layout = Layout::new(config.memory_bytes)?;
+        let engine = plan.engine;
+        let regions = Regions::new(engine.pool_frames, engine.vault_frames, config.pages)?;
+        let [pool, vault] = layout.place([regions.pool.size(), regions.vault.size()]);
+        let addresses = RegionAddresses { pool, vault };
+        let recovery = RecoveryDevice::new(engine, regions.clone(), addresses, plan.scrub)?;
         let handle = recovery.handle();
         let mut devices = vec![Device::new("vmsrs", Box::new(recovery))?];
         let mut network = None;
@@ -142,7 +146,8 @@ impl Machine {
         Ok(Self {
             config,
             stop,
-            window,
+            regions,
+            addresses,
             recovery: handle,
             network,
             devices,
@@ -167,18 +172,32 @@ impl Machine {
             .collect()
     }
 
-    /// Makes the VM of the next boot.
+    /// Makes the VM of the next boot. The VM of the last boot has ended.
     pub(crate) fn power_on(&self) -> Result<Vm, MachineError> {
         let mut vm = Vm::new(&self.config, self.stop.clone())?;
-        let (start, size) = (vm.layout().window_start(), self.window.size());
-        let mapping = self.window.guest_mapping();
-        // SAFETY: the mapping is as long as the window and stays as long as the window lives, which
-        // is the owner. Nothing in this process makes references to it.
-        unsafe { vm.add_window(start, mapping, size, self.window.clone()) }?;
-        vm.set_fault_handler(Arc::new(WindowGuard::new(
+        let Regions { pool, vault, .. } = &self.regions;
+        // No vCPU runs, so nobody reads or writes the pool; after the reset of the device the engine names
+        // none of its frames.
+        pool.renew().map_err(MachineError::Pool)?;
+        let RegionAddresses {
+            pool: pool_start,
+            vault: vault_start,
+        } = self.addresses;
+        // SAFETY: each mapping is as long as its region and stays as long as the region lives, which is the
+        // owner. Nothing in this process makes references to it.
+        unsafe {
+            vm.add_region(pool_start, pool.guest_mapping(), pool.size(), pool.clone())?;
+            vm.add_region(
+                vault_start,
+                vault.guest_mapping(),
+                vault.size(),
+                vault.clone(),
+            )?;
+        }
+        vm.set_fault_handler(Arc::new(VaultGuard::new(
             vm.memory().clone(),
-            start.0..start.0 + size,
-            Arc::new(self.recovery.clone()),
+            vault_start.0..vault_start.0 + vault.size(),
+            pool_start.0..pool_start.0 + pool.size(),
             Arc::new(self.recovery.clone()),
         )));
         let ram = for_devices(vm.memory()).map_err(VmError::from)?;

@@ -11,7 +11,7 @@ pub(crate) const PERIOD: Duration = Duration::from_secs(60);
 /// What to do when the guest resets itself or dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnReboot {
-    /// Restart it, with the window as it is
+    /// Restart it, with the vault as it is
     Restart,
     /// End the VM
     Exit,

@@ -1,10 +1,9 @@
 //! Writes that the second-level page table refused: finding the address, suppressing the
 //! instruction, and reporting it.
 //!
-//! The window's frames that hold sealed, retired or free memory are never writable by the guest. A
-//! store into one of them leaves the guest with EFAULT, and in most kernels without an address.
-//! [`WindowGuard`] finds the address by decoding the instruction and walking the guest's page
-//! tables, and lets an exception take the place of the instruction:
+//! The vault is never writable by the guest. A store into it leaves the guest with EFAULT, and in most
+//! kernels without an address. [`VaultGuard`] finds the address by decoding the instruction and walking
+//! the guest's page tables, and lets an exception take the place of the instruction:
 //!
 //! - in user mode, and in the kernel's accesses to user addresses, #PF with the protection-key bit.
 //!   Without that bit Linux would take a fault on a writable entry for a stale TLB and retry
@@ -14,11 +13,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
+use vmsrs_protocol::NONE;
 use vmsrs_protocol::incident::{self, REGISTERS};
 
 use crate::engine::Retry;
@@ -38,7 +39,8 @@ const PF_PROTECTION_KEY: u32 = 1 << 5;
 /// How often a vCPU may fault with the same registers before the guest is stopped.
 const MAX_RETRIES: u32 = 64;
 /// The first retries are immediate; the delay of later ones grows by this, to about a second in all.
-/// That bridges a change of protection that another thread has started and not finished.
+/// That bridges a change of the guest's page tables, or of what backs a frame, that another thread has
+/// started and not finished.
 const RETRY_DELAY: Duration = Duration::from_micros(500);
 const IMMEDIATE_RETRIES: u32 = 4;
 
@@ -114,26 +116,14 @@ pub trait FaultHandler: Send + Sync {
     fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict;
 }
 
-/// Tells which frames of the window are write-protected.
-pub trait WriteProtection: Send + Sync {
-    /// Whether frame number `frame` is write-protected.
-    fn is_protected(&self, frame: u32) -> bool;
-}
-
-impl<F: Fn(u32) -> bool + Send + Sync> WriteProtection for F {
-    fn is_protected(&self, frame: u32) -> bool {
-        self(frame)
-    }
-}
-
-/// A store into a protected frame that was suppressed.
+/// A store into the vault that was suppressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The vCPU.
     pub vcpu: u32,
-    /// The protected frame of the window.
+    /// The vault frame.
     pub frame: u32,
-    /// Guest physical address of the first protected byte.
+    /// Guest physical address of the first byte in the vault.
     pub gpa: u64,
     /// Its virtual address, if the instruction could be decoded.
     pub gva: Option<u64>,
@@ -156,7 +146,7 @@ pub trait ViolationSink: Send + Sync {
     /// Records one.
     fn violation(&self, violation: &Violation);
 
-    /// Reports a frame's broken memory, and returns what becomes of the access.
+    /// Reports a vault frame's broken memory, and returns what becomes of the access.
     fn broken(&self, _frame: u32) -> Retry {
         Retry::Never
     }
@@ -168,44 +158,50 @@ impl<F: Fn(&Violation) + Send + Sync> ViolationSink for F {
     }
 }
 
-/// The fault handler of a VM with a window.
-pub struct WindowGuard<M> {
+/// The fault handler of a VM with a vault, which the guest cannot write, and a pool, which it can.
+pub struct VaultGuard<M> {
     memory: M,
-    window: Range<u64>,
-    protection: Arc<dyn WriteProtection>,
+    vault: Range<u64>,
+    pool: Range<u64>,
     sink: Arc<dyn ViolationSink>,
+    /// Broken memory of the pool has been logged.
+    pool_broken: AtomicBool,
     /// Guards, per vCPU, the registers at its last fault without a finding and how often they
     /// have come since.
     retries: Mutex<HashMap<u32, (kvm_regs, u32)>>,
 }
 
-/// A protected byte that an instruction writes.
+/// A byte of the vault that an instruction writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Target {
     gva: u64,
     gpa: u64,
 }
 
-impl<M: PhysicalMemory> WindowGuard<M> {
-    /// Makes a handler for the window at the guest physical addresses `window`; `memory` is the
-    /// guest's RAM.
+impl<M: PhysicalMemory> VaultGuard<M> {
+    /// Makes a handler for vault and pool at these guest physical addresses; `memory` is the guest's
+    /// RAM.
     pub fn new(
         memory: M,
-        window: Range<u64>,
-        protection: Arc<dyn WriteProtection>,
+        vault: Range<u64>,
+        pool: Range<u64>,
         sink: Arc<dyn ViolationSink>,
     ) -> Self {
         Self {
             memory,
-            window,
-            protection,
+            vault,
+            pool,
             sink,
+            pool_broken: AtomicBool::new(false),
             retries: Mutex::default(),
         }
     }
 
     fn decide(&self, vcpu: &mut VcpuContext) -> Verdict {
         let known = match vcpu.cause {
+            FaultCause::Emulated { gpa, .. } if self.pool.contains(&gpa) => {
+                return self.broken(vcpu, gpa);
+            }
             FaultCause::Emulated { gpa, .. } => {
                 // The store is gone already and its instruction over: there is nothing to decode
                 // and nothing to try again.
@@ -213,7 +209,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
                 self.suppress(vcpu, gpa, None, code);
                 return Verdict::Resume;
             }
-            FaultCause::Address(gpa) if !self.window.contains(&gpa) => {
+            FaultCause::Address(gpa) if !self.in_regions(gpa) => {
                 let what = "it touched an address that is neither RAM nor a device";
                 return self.dead(vcpu, what.into(), Some(gpa));
             }
@@ -237,7 +233,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
                 self.suppress(vcpu, target.gpa, Some(target.gva), write.code);
                 Verdict::Resume
             }
-            (_, _, Some(gpa)) if self.is_protected(gpa) => {
+            (_, _, Some(gpa)) if self.vault.contains(&gpa) => {
                 self.suppress(vcpu, gpa, None, code);
                 Verdict::Resume
             }
@@ -245,37 +241,39 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         }
     }
 
-    /// Handles an access to broken memory of the window. If the frame's content has been restored, the
-    /// access is retried. If a committed page is lost, a process retries until the driver has unmapped
-    /// the page. The kernel may be holding what the driver needs for that, so its access fails at
-    /// once; a copy that is prepared for faults ends, anything else is an oops of that task.
+    /// Handles an access to broken memory of a region.
+    ///
+    /// In the vault: if the frame's content has been restored, the access is retried. If a committed page
+    /// is lost, a process retries until the driver has unmapped the page. The kernel may be holding what
+    /// the driver needs for that, so its access fails at once; a copy that is prepared for faults ends,
+    /// anything else is an oops of that task.
+    ///
+    /// In the pool: the frame is the driver's and its content is lost, so the access fails. The frame stays
+    /// broken until the next boot, so that what was committed in it is not taken for something else.
     fn broken(&self, vcpu: &mut VcpuContext, gpa: u64) -> Verdict {
-        let Some(frame) = self.frame(gpa) else {
+        if let Some(frame) = frame(&self.vault, gpa) {
+            match self.sink.broken(frame) {
+                Retry::Now => return Verdict::Resume,
+                Retry::Later if vcpu.cpl() == 3 => return self.retry(vcpu, true, Some(gpa)),
+                Retry::Later | Retry::Never => {}
+            }
+        } else if let Some(frame) = frame(&self.pool, gpa) {
+            // Said once: the guest can touch it as often as it likes.
+            if !self.pool_broken.swap(true, Ordering::Relaxed) {
+                log::error!("the memory of frame {frame} of the pool is broken");
+            }
+        } else {
             return self.dead(vcpu, "it touched broken memory".into(), Some(gpa));
-        };
-        match self.sink.broken(frame) {
-            Retry::Now => return Verdict::Resume,
-            Retry::Later if vcpu.cpl() == 3 => return self.retry(vcpu, true, Some(gpa)),
-            Retry::Later | Retry::Never => {}
         }
         vcpu.exception = Some(Exception::GeneralProtection);
         Verdict::Resume
     }
 
-    /// Whether the page at `gpa` is a protected frame of the window.
-    fn is_protected(&self, gpa: u64) -> bool {
-        self.frame(gpa)
-            .is_some_and(|frame| self.protection.is_protected(frame))
+    fn in_regions(&self, gpa: u64) -> bool {
+        self.vault.contains(&gpa) || self.pool.contains(&gpa)
     }
 
-    fn frame(&self, gpa: u64) -> Option<u32> {
-        if !self.window.contains(&gpa) {
-            return None;
-        }
-        u32::try_from((gpa - self.window.start) / PAGE_SIZE).ok()
-    }
-
-    /// The first protected byte among those that an instruction writes.
+    /// The first byte of the vault among those that an instruction writes.
     fn find_target(&self, paging: &Paging, write: &DecodedWrite) -> Option<Target> {
         write.ranges.iter().find_map(|range| {
             let mut gva = range.start;
@@ -283,7 +281,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
             while left > 0 {
                 // An unmapped page ends the range: the instruction never gets beyond it.
                 let gpa = paging.translate(&self.memory, gva)?.gpa;
-                if self.is_protected(gpa) {
+                if self.vault.contains(&gpa) {
                     return Some(Target { gva, gpa });
                 }
                 let step = (PAGE_SIZE - gva % PAGE_SIZE).min(left);
@@ -311,8 +309,8 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         self.lock_retries().remove(&vcpu.index);
         let violation = Violation {
             vcpu: vcpu.index,
-            // Every address that comes here lies in the window.
-            frame: self.frame(gpa).unwrap_or(u32::MAX),
+            // Every address that comes here lies in the vault.
+            frame: frame(&self.vault, gpa).unwrap_or(NONE),
             gpa,
             gva,
             rip: vcpu.regs.rip,
@@ -325,8 +323,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         self.sink.violation(&violation);
     }
 
-    /// Lets the vCPU retry, since the frame or the page tables may have changed; a bounded number of
-    /// times.
+    /// Lets the vCPU retry, since page tables may have changed; a bounded number of times.
     fn retry(&self, vcpu: &VcpuContext, decoded: bool, gpa: Option<u64>) -> Verdict {
         let count = {
             let mut retries = self.lock_retries();
@@ -340,7 +337,7 @@ impl<M: PhysicalMemory> WindowGuard<M> {
         };
         if count > MAX_RETRIES {
             let what = if decoded {
-                "its store kept failing, and no protected frame explains it"
+                "its store kept failing, and the vault does not explain it"
             } else {
                 "its access was refused, and its instruction cannot be decoded"
             };
@@ -383,6 +380,14 @@ impl<M: PhysicalMemory> WindowGuard<M> {
     }
 }
 
+/// Which frame of a region lies at a guest physical address.
+fn frame(region: &Range<u64>, gpa: u64) -> Option<u32> {
+    if !region.contains(&gpa) {
+        return None;
+    }
+    u32::try_from((gpa - region.start) / PAGE_SIZE).ok()
+}
+
 /// The registers in the order of an incident's.
 fn in_order(regs: &kvm_regs) -> [u64; REGISTERS] {
     let mut ordered = [0; REGISTERS];
@@ -407,7 +412,7 @@ fn in_order(regs: &kvm_regs) -> [u64; REGISTERS] {
     ordered
 }
 
-impl<M: PhysicalMemory + Send + Sync> FaultHandler for WindowGuard<M> {
+impl<M: PhysicalMemory + Send + Sync> FaultHandler for VaultGuard<M> {
     fn on_memory_fault(&self, vcpu: &mut VcpuContext) -> Verdict {
         self.decide(vcpu)
     }
@@ -420,22 +425,22 @@ mod tests {
     use kvm_bindings::kvm_segment;
     use vmsrs_protocol::incident::{REG_RCX, REG_RDI, REG_RIP};
 
-    const WINDOW: u64 = 0x1_0000_0000;
+    const POOL: u64 = 0x1_0000_0000;
+    const VAULT: u64 = 0x2_0000_0000;
     const CODE: u64 = 0x40_0000;
     const USER: u64 = 0x7000_0000;
     const KERNEL: u64 = 0xffff_8880_0000_0000;
     const MAPPED: u64 = 7;
 
     struct Bench {
-        guard: WindowGuard<TestMemory>,
+        guard: VaultGuard<TestMemory>,
         seen: Arc<Mutex<Vec<Violation>>>,
-        protected: Arc<Mutex<Vec<u32>>>,
     }
 
     impl Bench {
-        /// Frames 0 and 1 of the window are mapped one after the other, at a user and at a kernel
-        /// address, with `code` at the instruction pointer.
-        fn new(code: &[u8], protected: &[u32]) -> Self {
+        /// Two pages are mapped one after the other, at a user and at a kernel address: frames 0 and 1 of
+        /// the vault where they are in `sealed`, else of the pool. `code` is at the instruction pointer.
+        fn new(code: &[u8], sealed: &[u64]) -> Self {
             let memory = TestMemory::new();
             memory.map(4, CODE, 1, 0x9000 | MAPPED);
             memory.store(0x9000, &[0x90; 16]);
@@ -443,23 +448,22 @@ mod tests {
             for base in [USER, KERNEL] {
                 for frame in 0..2 {
                     let offset = frame * PAGE_SIZE;
-                    memory.map(4, base + offset, 1, (WINDOW + offset) | MAPPED);
+                    let region = if sealed.contains(&frame) { VAULT } else { POOL };
+                    memory.map(4, base + offset, 1, (region + offset) | MAPPED);
                 }
             }
             let seen = Arc::new(Mutex::new(Vec::new()));
-            let protected = Arc::new(Mutex::new(protected.to_vec()));
-            let (sink, frames) = (seen.clone(), protected.clone());
+            let sink = seen.clone();
             Self {
-                guard: WindowGuard::new(
+                guard: VaultGuard::new(
                     memory,
-                    WINDOW..WINDOW + 16 * PAGE_SIZE,
-                    Arc::new(move |frame: u32| frames.lock().unwrap().contains(&frame)),
+                    VAULT..VAULT + 16 * PAGE_SIZE,
+                    POOL..POOL + 16 * PAGE_SIZE,
                     Arc::new(move |violation: &Violation| {
                         sink.lock().unwrap().push(violation.clone());
                     }),
                 ),
                 seen,
-                protected,
             }
         }
 
@@ -522,7 +526,7 @@ mod tests {
         let seen = bench.seen.lock().unwrap();
         assert_eq!(seen.len(), 1);
         assert_eq!(seen[0].frame, 0);
-        assert_eq!(seen[0].gpa, WINDOW + 8);
+        assert_eq!(seen[0].gpa, VAULT + 8);
         assert_eq!(seen[0].gva, Some(USER + 8));
         assert_eq!((seen[0].vcpu, seen[0].cpl, seen[0].rip), (1, 3, CODE));
         assert_eq!(seen[0].code, STORE);
@@ -561,7 +565,7 @@ mod tests {
     fn a_known_address_suppresses_even_what_cannot_be_decoded() {
         // An opcode that does not exist.
         let bench = Bench::new(&[0x0f, 0x0a], &[0]);
-        let exception = bench.exception(FaultCause::Address(WINDOW), 0, 0);
+        let exception = bench.exception(FaultCause::Address(VAULT), 0, 0);
         assert_eq!(exception, Some(Exception::GeneralProtection));
         assert_eq!(bench.seen.lock().unwrap()[0].gva, None);
     }
@@ -570,23 +574,36 @@ mod tests {
     fn an_emulated_store_is_reported_and_suppressed() {
         let bench = Bench::new(STORE, &[0]);
         let cause = FaultCause::Emulated {
-            gpa: WINDOW + 4,
+            gpa: VAULT + 4,
             len: 4,
         };
         let exception = bench.exception(cause, 3, 0);
         assert_eq!(exception, Some(Exception::GeneralProtection));
         let seen = bench.seen.lock().unwrap();
-        assert_eq!(seen[0].gpa, WINDOW + 4);
+        assert_eq!(seen[0].gpa, VAULT + 4);
         assert_eq!(&seen[0].code[..3], STORE);
     }
 
     #[test]
-    fn a_frame_that_turned_writable_is_simply_tried_again() {
-        let bench = Bench::new(STORE, &[]);
-        assert_eq!(bench.exception(FaultCause::Unknown, 3, USER), None);
+    fn a_store_into_the_pool_is_no_violation() {
+        let bench = Bench::new(STORE, &[1]);
+        for cause in [FaultCause::Unknown, FaultCause::Address(POOL)] {
+            assert_eq!(bench.exception(cause, 3, USER), None);
+        }
         assert!(bench.seen.lock().unwrap().is_empty());
-        bench.protected.lock().unwrap().push(0);
-        assert!(bench.exception(FaultCause::Unknown, 3, USER).is_some());
+    }
+
+    #[test]
+    fn access_to_broken_pool_memory_fails_and_is_no_violation() {
+        let bench = Bench::new(STORE, &[]);
+        let lost = FaultCause::Emulated { gpa: POOL, len: 8 };
+        for cause in [FaultCause::Broken(POOL + 8), lost] {
+            for cpl in [0, 3] {
+                let exception = bench.exception(cause, cpl, USER + 8);
+                assert_eq!(exception, Some(Exception::GeneralProtection));
+            }
+        }
+        assert!(bench.seen.lock().unwrap().is_empty());
     }
 
     #[test]
@@ -613,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_outside_the_window_ends_the_guest() {
+    fn an_address_outside_of_the_regions_ends_the_guest() {
         let bench = Bench::new(STORE, &[0]);
         let (verdict, _) = bench.fault(FaultCause::Address(0x1000), 0, USER);
         assert!(matches!(verdict, Verdict::Dead(report) if report.gpa == Some(0x1000)));

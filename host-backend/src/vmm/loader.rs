@@ -425,6 +425,7 @@ fn write_identity_map(ram: &GuestRam) -> Result<(), LoaderError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host_memory::HostPages;
     use crate::vmm::memory::MIN_RAM;
     use std::io::Write;
     use tempfile::NamedTempFile;
@@ -447,7 +448,11 @@ mod tests {
             cmdline,
             rsdp: 0xe0000,
         };
-        load(&layout.allocate().unwrap(), &layout, &source)
+        load(
+            &layout.allocate(HostPages::Standard).unwrap(),
+            &layout,
+            &source,
+        )
     }
 
     /// The smallest image with a right setup header.
@@ -494,7 +499,7 @@ mod tests {
     #[test]
     fn a_bzimage_starts_at_its_64_bit_entry_with_a_zero_page() {
         let layout = Layout::new(MIN_RAM).unwrap();
-        let ram = layout.allocate().unwrap();
+        let ram = layout.allocate(HostPages::Standard).unwrap();
         let file = file_with(&bzimage(XLF_KERNEL_64));
         let source = BootSource {
             kernel: &Kernel::open(file.path()).unwrap(),

@@ -1,18 +1,19 @@
-//! The guest physical address space: where RAM, devices, firmware tables and the window lie, and
-//! the RAM itself.
+//! The guest physical address space: where RAM, devices, firmware tables and shared memory regions
+//! lie, and the RAM itself.
 
-use std::fs::File;
-use std::os::fd::FromRawFd;
-use std::{io, result};
+use std::result;
+use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::host_memory::{HostPages, MemoryFileError, memory_file, want_huge_pages};
+
 /// Guest RAM. Cloning is cheap and shares the memory.
 pub type GuestRam = GuestMemoryMmap<()>;
 
-/// Size of a page, and of a frame of the window, in bytes.
+/// Size of a page, and of a frame of a shared memory region, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
 /// End of the RAM below the hole, at most: from here to 4 GiB there are only devices.
@@ -43,8 +44,9 @@ pub const MIN_RAM: u64 = 64 << 20;
 /// Most RAM a guest can have, in bytes.
 pub const MAX_RAM: u64 = 1 << 40;
 
-/// The window starts at a multiple of this.
-const WINDOW_ALIGNMENT: u64 = 1 << 30;
+/// Shared memory regions start at a multiple of this, so that the guest can map them with the largest
+/// pages.
+const REGION_ALIGNMENT: u64 = 1 << 30;
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, Error)]
@@ -56,13 +58,8 @@ pub enum MemoryError {
     )]
     Size(u64),
     /// The memory file could not be created.
-    #[error("cannot create a memory file of {size} bytes for the guest's RAM")]
-    Create {
-        /// Size in bytes.
-        size: u64,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error("no memory for the guest's RAM")]
+    Create(#[from] MemoryFileError),
     /// The memory file could not be mapped.
     #[error(
         "cannot map the guest's RAM: is less memory or address space available than asked for?"
@@ -130,10 +127,21 @@ impl Layout {
         }
     }
 
-    /// Guest physical address of the window: the first 1 GiB boundary at or above both 4 GiB and
-    /// the end of RAM, so that the guest can map it with the largest pages.
-    pub fn window_start(&self) -> GuestAddress {
-        GuestAddress(self.end().max(HOLE_END).next_multiple_of(WINDOW_ALIGNMENT))
+    /// First guest physical address that a shared memory region can have: the first 1 GiB boundary at or
+    /// above both 4 GiB and the end of RAM.
+    pub fn regions_start(&self) -> GuestAddress {
+        GuestAddress(self.end().max(HOLE_END).next_multiple_of(REGION_ALIGNMENT))
+    }
+
+    /// Guest physical addresses of shared memory regions of these sizes, in order.
+    pub fn place<const COUNT: usize>(&self, sizes: [u64; COUNT]) -> [GuestAddress; COUNT] {
+        let mut next = self.regions_start();
+        sizes.map(|size| {
+            let start = next;
+            // Regions are smaller than 2^43 bytes, and so is RAM.
+            next = GuestAddress((start.0 + size).next_multiple_of(REGION_ALIGNMENT));
+            start
+        })
     }
 
     /// The RAM's ranges: start and length in bytes.
@@ -145,7 +153,7 @@ impl Layout {
         ranges
     }
 
-    /// The memory map for the kernel. The window is not in it: it is a device's memory.
+    /// The memory map for the kernel. Shared memory regions are not in it: they are a device's memory.
     pub fn memory_map(&self) -> Vec<MapEntry> {
         let entry = |start, end, kind| MapEntry {
             start,
@@ -163,15 +171,15 @@ impl Layout {
         map
     }
 
-    /// Allocates the RAM in a memory file and maps it, shared, into this process.
+    /// Allocates the RAM in a memory file of `pages` and maps it, shared, into this process.
     ///
     /// # Errors
     ///
     /// Fails when the file cannot be created or mapped.
-    pub fn allocate(&self) -> result::Result<GuestRam, MemoryError> {
+    pub fn allocate(&self, pages: HostPages) -> result::Result<GuestRam, MemoryError> {
         let size = self.below + self.above;
-        let file = memory_file(size).map_err(|source| MemoryError::Create { size, source })?;
-        let file = std::sync::Arc::new(file);
+        // Not sealed: tests cut it off to lose memory.
+        let file = Arc::new(memory_file(c"vmsrs-ram", size, pages, false)?);
         let mut offset = 0;
         let mut ranges = Vec::new();
         for (start, len) in self.ram_ranges() {
@@ -180,7 +188,12 @@ impl Layout {
             ranges.push((start, len as usize, Some(file_offset)));
             offset += len;
         }
-        Ok(GuestRam::from_ranges_with_files(&ranges)?)
+        let ram = GuestRam::from_ranges_with_files(&ranges)?;
+        for region in ram.iter() {
+            // It fits: it is the length of a mapping.
+            want_huge_pages(region.as_ptr(), region.len() as usize);
+        }
+        Ok(ram)
     }
 }
 
@@ -202,18 +215,6 @@ pub fn for_devices(ram: &GuestRam) -> result::Result<GuestRam, MemoryError> {
     Ok(GuestRam::from_ranges_with_files(&ranges)?)
 }
 
-fn memory_file(size: u64) -> io::Result<File> {
-    // SAFETY: the name is a NUL-terminated string; the call has no other memory effect.
-    let fd = unsafe { libc::memfd_create(c"vmsrs-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just returned by the kernel and has no other owner.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -233,7 +234,7 @@ pub(crate) mod tests {
         let layout = Layout::new(GIB).unwrap();
         assert_eq!(layout.ram_ranges(), [(GuestAddress(0), GIB)]);
         assert_eq!(layout.end(), GIB);
-        assert_eq!(layout.window_start(), GuestAddress(4 * GIB));
+        assert_eq!(layout.regions_start(), GuestAddress(4 * GIB));
     }
 
     #[test]
@@ -244,14 +245,16 @@ pub(crate) mod tests {
             [(GuestAddress(0), 3 * GIB), (GuestAddress(4 * GIB), 2 * GIB)],
         );
         assert_eq!(layout.low_end(), 3 * GIB);
-        assert_eq!(layout.window_start(), GuestAddress(6 * GIB));
+        assert_eq!(layout.regions_start(), GuestAddress(6 * GIB));
     }
 
     #[test]
-    fn the_window_starts_at_the_next_gigabyte_above_ram() {
+    fn regions_start_at_the_next_gigabytes_above_ram() {
         let layout = Layout::new(3 * GIB + PAGE_SIZE).unwrap();
         assert_eq!(layout.end(), 4 * GIB + PAGE_SIZE);
-        assert_eq!(layout.window_start(), GuestAddress(5 * GIB));
+        assert_eq!(layout.regions_start(), GuestAddress(5 * GIB));
+        let starts = layout.place([PAGE_SIZE, GIB, 1]);
+        assert_eq!(starts, [5 * GIB, 6 * GIB, 7 * GIB].map(GuestAddress));
     }
 
     #[test]
@@ -278,7 +281,7 @@ pub(crate) mod tests {
             for entry in map {
                 let end = entry.start + entry.len;
                 assert!(end <= HOLE_START || entry.start >= HOLE_END);
-                assert!(end <= layout.window_start().0);
+                assert!(end <= layout.regions_start().0);
             }
         }
     }
@@ -286,7 +289,7 @@ pub(crate) mod tests {
     #[test]
     fn ram_is_readable_and_writable_up_to_its_end_and_no_further() {
         let layout = Layout::new(MIN_RAM).unwrap();
-        let ram = layout.allocate().unwrap();
+        let ram = layout.allocate(HostPages::Standard).unwrap();
         ram.write_obj(0x55u8, GuestAddress(MIN_RAM - 1)).unwrap();
         assert_eq!(ram.read_obj::<u8>(GuestAddress(MIN_RAM - 1)).unwrap(), 0x55);
         assert!(ram.read_obj::<u8>(GuestAddress(MIN_RAM)).is_err());

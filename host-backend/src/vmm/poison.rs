@@ -21,6 +21,7 @@ use std::sync::OnceLock;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::memory::{GuestRam, PAGE_SIZE};
+use crate::host_memory::HUGE_PAGE;
 
 /// `si_code` of SIGBUS for an access to broken memory (`BUS_MCEERR_AR` in Linux's
 /// `asm-generic/siginfo.h`).
@@ -130,23 +131,33 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 }
 
 /// Puts a page of zeros in the place of the one at an address of the devices' mapping of RAM; false if
-/// the system refuses. Async-signal-safe: one system call, and `errno` is as it was.
+/// the system refuses. Async-signal-safe: system calls, and `errno` is as it was.
 fn put_zeros_at(address: usize) -> bool {
-    let page = address & !(PAGE_SIZE as usize - 1);
-    // SAFETY: the page lies in the devices' mapping of RAM, which has no Rust object in it: accesses
-    // are volatile, and see other bytes at any time.
+    let put = |size: usize| {
+        let page = address & !(size - 1);
+        // SAFETY: the page lies in the devices' mapping of RAM, which has no Rust object in it: accesses
+        // are volatile, and see other bytes at any time.
+        let mapped = unsafe {
+            libc::mmap(
+                page as *mut libc::c_void,
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        mapped != libc::MAP_FAILED
+    };
+    // SAFETY: the location is the thread's own.
     unsafe {
         let errno = *libc::__errno_location();
-        let mapped = libc::mmap(
-            page as *mut libc::c_void,
-            PAGE_SIZE as usize,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-            -1,
-            0,
-        );
+        // A mapping of huge pages, which cannot be split, is a multiple of them at both ends, and refuses
+        // anything smaller in this way.
+        let done = put(PAGE_SIZE as usize)
+            || *libc::__errno_location() == libc::EINVAL && put(HUGE_PAGE as usize);
         *libc::__errno_location() = errno;
-        mapped != libc::MAP_FAILED
+        done
     }
 }
 
@@ -155,6 +166,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::host_memory::HostPages;
     use crate::vmm::memory::{Layout, MIN_RAM, for_devices, tests::lose};
 
     /// What the kernel does when a thread touches broken memory, but for the memory.
@@ -182,7 +194,8 @@ mod tests {
 
     #[test]
     fn device_reads_private_zeros_from_broken_ram() {
-        let ram = Layout::new(MIN_RAM).unwrap().allocate().unwrap();
+        let layout = Layout::new(MIN_RAM).unwrap();
+        let ram = layout.allocate(HostPages::Standard).unwrap();
         let page = MIN_RAM - PAGE_SIZE;
         ram.write_obj(7u64, GuestAddress(page)).unwrap();
         let devices = for_devices(&ram).unwrap();

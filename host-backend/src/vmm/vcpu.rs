@@ -1,8 +1,8 @@
 //! The thread of a vCPU: enters the guest, serves its exits, and reports its death.
 
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::{io, ops};
 
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
@@ -26,15 +26,41 @@ const VECTOR_PAGE_FAULT: u8 = 14;
 /// How many bytes at the instruction pointer a crash report holds.
 const REPORTED_CODE_LEN: usize = 15;
 
+/// Where a shared memory region lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RegionPlace {
+    /// First guest physical address.
+    pub(crate) start: u64,
+    /// Length in bytes.
+    pub(crate) len: u64,
+    /// Address in this process.
+    pub(crate) host: u64,
+}
+
+impl RegionPlace {
+    /// First guest physical address after it.
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.len
+    }
+
+    fn contains(&self, gpa: u64) -> bool {
+        (self.start..self.end()).contains(&gpa)
+    }
+
+    /// The guest physical address of an address of this process, if it lies in the region.
+    fn guest_address(&self, address: usize) -> Option<u64> {
+        let offset = (address as u64).checked_sub(self.host)?;
+        (offset < self.len).then(|| self.start + offset)
+    }
+}
+
 /// What all vCPUs of a VM share.
 pub(crate) struct Shared {
     pub(crate) pio: Bus,
     pub(crate) mmio: Bus,
     pub(crate) ram: GuestRam,
-    /// Guest physical addresses of the window.
-    pub(crate) window: ops::Range<u64>,
-    /// Where the window lies in this process.
-    pub(crate) window_mapping: u64,
+    /// The shared memory regions.
+    pub(crate) regions: Vec<RegionPlace>,
     pub(crate) faults: Option<Arc<dyn FaultHandler>>,
     pub(crate) stop: StopHandle,
 }
@@ -108,7 +134,9 @@ impl Vcpu {
             Ok(VcpuExit::IoIn(port, data)) => shared.pio.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => shared.pio.write(port.into(), data),
             Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
-            Ok(VcpuExit::MmioWrite(gpa, data)) if shared.window.contains(&gpa) => {
+            Ok(VcpuExit::MmioWrite(gpa, data))
+                if shared.regions.iter().any(|region| region.contains(gpa)) =>
+            {
                 let len = data.len();
                 return Next::Fault(FaultCause::Emulated { gpa, len });
             }
@@ -160,18 +188,17 @@ impl Vcpu {
 
     /// The guest touched broken memory at an address of this process.
     fn broken(&self, address: usize) -> Next {
-        match self.window_address(address) {
+        match self.region_address(address) {
             Some(gpa) => Next::Fault(FaultCause::Broken(gpa)),
             // The next boot gets new RAM.
             None => crash(BROKEN_MEMORY),
         }
     }
 
-    /// The guest physical address of an address of this process, if it lies in the window.
-    fn window_address(&self, address: usize) -> Option<u64> {
-        let window = &self.shared.window;
-        let offset = (address as u64).checked_sub(self.shared.window_mapping)?;
-        (offset < window.end - window.start).then(|| window.start + offset)
+    /// The guest physical address of an address of this process, if it lies in a region.
+    fn region_address(&self, address: usize) -> Option<u64> {
+        let mut regions = self.shared.regions.iter();
+        regions.find_map(|region| region.guest_address(address))
     }
 
     /// Asks the handler about a refused access and carries out what it says.
@@ -213,7 +240,7 @@ impl Vcpu {
     }
 
     /// Lets KVM finish an instruction whose store it handed to us, without running the next. False
-    /// when it met broken RAM there. (Broken memory of the window shows at the next access.)
+    /// when it met broken RAM there. (Broken memory of a region shows at the next access.)
     fn complete_instruction(&mut self) -> bool {
         self.fd.set_kvm_immediate_exit(1);
         // EINTR is what is asked for; anything else shows at the next entry again.
@@ -223,7 +250,7 @@ impl Vcpu {
         if self.shared.stop.is_stopping() {
             self.fd.set_kvm_immediate_exit(1);
         }
-        poison::take().is_none_or(|address| self.window_address(address).is_some())
+        poison::take().is_none_or(|address| self.region_address(address).is_some())
     }
 
     /// Makes the next entry deliver `exception`.

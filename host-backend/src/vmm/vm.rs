@@ -30,7 +30,8 @@ use super::memory::{
 };
 use super::power::{self, AcpiRegisters, ResetLine};
 use super::serial::{self, SerialPort};
-use super::vcpu::{Shared, Vcpu};
+use super::vcpu::{RegionPlace, Shared, Vcpu};
+use crate::host_memory::HostPages;
 
 /// Default kernel parameters; the user's come after them and take precedence.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
@@ -78,9 +79,9 @@ pub enum VmError {
     /// No virtio-mmio slot is left.
     #[error("the VM has no slot for more than {MAX_DEVICES} virtio-mmio devices")]
     TooManyDevices,
-    /// The window is set a second time, or overlaps RAM or is misaligned.
-    #[error("a window at {0:#x} overlaps RAM, is not aligned to pages, or is not the first")]
-    Window(u64),
+    /// A shared memory region overlaps something or is misaligned.
+    #[error("a memory region at {0:#x} overlaps RAM or another, or is not aligned to pages")]
+    Region(u64),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -122,6 +123,8 @@ fn event(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 pub struct VmConfig {
     /// RAM in bytes; see [`Layout::new`] for the limits.
     pub memory_bytes: u64,
+    /// What RAM is made of.
+    pub pages: HostPages,
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
     /// The kernel: a bzImage or a vmlinux with a PVH note.
@@ -165,23 +168,20 @@ impl MmioSlot {
     }
 }
 
-/// The window's memory slot and what keeps its host memory alive.
-struct Window {
-    start: u64,
-    len: u64,
-    /// Its address in this process.
-    host: u64,
+/// A region's memory slot and what keeps its host memory alive.
+struct Region {
+    place: RegionPlace,
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
 /// A virtual machine, ready for devices and then to run.
 pub struct Vm {
     vm: Arc<VmFd>,
-    // Declared before the memory and the window, so that they go first.
+    // Declared before RAM and the regions, so that they go first.
     vcpus: Vec<kvm_ioctls::VcpuFd>,
     layout: Layout,
     ram: GuestRam,
-    window: Option<Window>,
+    regions: Vec<Region>,
     pio: Bus,
     mmio: Bus,
     devices: Vec<acpi::MmioDevice>,
@@ -203,7 +203,7 @@ impl Vm {
             return Err(VmError::Vcpus(config.vcpus));
         }
         let layout = Layout::new(config.memory_bytes)?;
-        let ram = layout.allocate()?;
+        let ram = layout.allocate(config.pages)?;
         let cmdline = match config.cmdline.trim() {
             "" => DEFAULT_CMDLINE.to_owned(),
             more => format!("{DEFAULT_CMDLINE} {more}"),
@@ -243,7 +243,7 @@ impl Vm {
             vcpus,
             layout,
             ram,
-            window: None,
+            regions: Vec::new(),
             devices: Vec::new(),
             faults: None,
             serial,
@@ -252,12 +252,12 @@ impl Vm {
         })
     }
 
-    /// Guest RAM, for devices that read and write it. The window is not part of it.
+    /// Guest RAM, for devices that read and write it. Shared memory regions are not part of it.
     pub fn memory(&self) -> &GuestRam {
         &self.ram
     }
 
-    /// Where RAM and the window lie.
+    /// Where RAM lies, and shared memory regions can lie.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -307,21 +307,22 @@ impl Vm {
         Ok(())
     }
 
-    /// Shows `len` bytes of host memory at `host` to the guest at `start`, as the window. What the
-    /// guest may do there follows the protection of the host mapping, page by page, at any time.
+    /// Shows `len` bytes of host memory at `host` to the guest at `start`, as a shared memory region.
+    /// What the guest may do there is what the host mapping allows. Regions are added in the order of
+    /// their addresses.
     ///
     /// `owner` is kept until no vCPU is left that could reach the memory.
     ///
     /// # Errors
     ///
-    /// Fails when there is a window already, when it would overlap RAM, or when addresses or
-    /// length are not multiples of the page size.
+    /// Fails when the region would overlap RAM or one that is there, or when addresses or length are
+    /// not multiples of the page size.
     ///
     /// # Safety
     ///
     /// `host` must point to a mapping of at least `len` bytes that stays mapped as long as
     /// `owner` lives. The guest changes its bytes at any time, so no reference to them may exist.
-    pub unsafe fn add_window(
+    pub unsafe fn add_region(
         &mut self,
         start: GuestAddress,
         host: *mut u8,
@@ -333,12 +334,13 @@ impl Vm {
             .iter()
             .all(|value| *value % PAGE_SIZE == 0);
         let fits = len != 0 && start.checked_add(len).is_some();
-        let first = self.window.is_none() && start >= self.layout.window_start();
-        if !(aligned && fits && first) {
-            return Err(VmError::Window(start.0));
+        let last = self.regions.last().map(|region| region.place.end());
+        let free = start.0 >= last.unwrap_or(self.layout.regions_start().0);
+        if !(aligned && fits && free) {
+            return Err(VmError::Region(start.0));
         }
         let region = kvm_userspace_memory_region {
-            slot: self.ram.num_regions() as u32,
+            slot: (self.ram.num_regions() + self.regions.len()) as u32,
             guest_phys_addr: start.0,
             memory_size: len,
             userspace_addr: host,
@@ -346,11 +348,13 @@ impl Vm {
         };
         // SAFETY: the caller vouches for the host memory as long as `owner` lives, and `owner` is
         // stored below and dropped only after the last vCPU.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm("map the window"))?;
-        self.window = Some(Window {
-            start: start.0,
-            len,
-            host,
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm("map a region"))?;
+        self.regions.push(Region {
+            place: RegionPlace {
+                start: start.0,
+                len,
+                host,
+            },
             _owner: owner,
         });
         Ok(())
@@ -372,17 +376,12 @@ impl Vm {
         let tables = acpi::build(self.vcpus.len() as u32, &self.devices)?;
         self.ram
             .write_slice(&tables.bytes, GuestAddress(tables.address))?;
-        let window = self
-            .window
-            .as_ref()
-            .map_or(0..0, |window| window.start..window.start + window.len);
-        let window_mapping = self.window.as_ref().map_or(0, |window| window.host);
+        let regions = self.regions.iter().map(|region| region.place).collect();
         let shared = Arc::new(Shared {
             pio: self.pio,
             mmio: self.mmio,
             ram: self.ram.clone(),
-            window,
-            window_mapping,
+            regions,
             faults: self.faults,
             stop: self.stop.clone(),
         });

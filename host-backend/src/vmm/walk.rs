@@ -173,6 +173,7 @@ fn is_canonical(address: u64, levels: u32) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::host_memory::HostPages;
     use std::cell::RefCell;
     use std::collections::HashMap;
 
@@ -335,7 +336,10 @@ pub(crate) mod tests {
         use crate::vmm::memory::{HOLE_END, HOLE_START, Layout, tests::lose};
 
         let size = HOLE_START + PAGE_SIZE;
-        let ram = Layout::new(size).unwrap().allocate().unwrap();
+        let ram = Layout::new(size)
+            .unwrap()
+            .allocate(HostPages::Standard)
+            .unwrap();
         ram.write_obj(7u64, GuestAddress(HOLE_END)).unwrap();
         let read = |gpa, length| {
             let mut bytes = vec![0; length];

@@ -217,13 +217,7 @@ fn dropped(request: &RequestFacts) -> String {
         ]
     };
     let rows: Vec<_> = request.drafts.iter().map(row).collect();
-    let head = [
-        "DOMAIN",
-        "PAGE",
-        "ADDRESS",
-        "BYTES CHANGED",
-        "FIRST AT",
-    ];
+    let head = ["DOMAIN", "PAGE", "ADDRESS", "BYTES CHANGED", "FIRST AT"];
     let mut text = format!("\ndropped drafts\n{}", table(head, &rows));
     let more = (request.drafts_total as usize).saturating_sub(rows.len());
     if more != 0 {

@@ -10,12 +10,12 @@ use crate::control::ServerError;
 use crate::devices::net::TapError;
 use crate::devices::recovery::RecoveryDeviceError;
 use crate::machine::{InitramfsError, MachineError};
+use crate::regions::RegionsError;
 use crate::size::Size;
 use crate::vmm::VmError;
 use crate::vmm::loader::LoaderError;
 use crate::vmm::memory::MemoryError;
 use crate::vmm::vm::MAX_VCPUS;
-use crate::window::WindowError;
 
 /// Why a VM could not be started, beyond what its parts say themselves.
 #[derive(Debug, Error)]
@@ -51,10 +51,31 @@ pub enum RunError {
         most: u64,
     },
     /// The window is too small for any pool, or for its own.
-    #[error("a window of {window} is too small: give at least 1M to --window")]
+    #[error("a window of {window} is too small: give at least {least} to --window")]
     WindowTooSmall {
         /// The window.
         window: Size,
+        /// The smallest that is enough.
+        least: Size,
+    },
+    /// A size that is not a number of huge pages.
+    #[error("with --hugepages, {option} must be a multiple of 2M, and {size} is not")]
+    NotHugePages {
+        /// The option.
+        option: &'static str,
+        /// The size.
+        size: Size,
+    },
+    /// Too few huge pages are free.
+    #[error(
+        "RAM and window need {needed} huge pages of 2M, and this machine has {free} free: reserve \
+         more with `sudo sysctl vm.nr_hugepages=NUMBER`, or run without --hugepages"
+    )]
+    HugePages {
+        /// Huge pages that are needed.
+        needed: u64,
+        /// Huge pages that are free.
+        free: u64,
     },
     /// The console's file cannot be written.
     #[error("cannot write the console to {}: check the path and its permissions", .path.display())]
@@ -69,11 +90,12 @@ pub enum RunError {
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         let exit = match error {
-            RunError::TooMuchMemory { .. } => Exit::Machine,
+            RunError::TooMuchMemory { .. } | RunError::HugePages { .. } => Exit::Machine,
             RunError::Vcpus(_)
             | RunError::NoPool
             | RunError::PoolTooLarge { .. }
             | RunError::WindowTooSmall { .. }
+            | RunError::NotHugePages { .. }
             | RunError::Console { .. } => Exit::Usage,
         };
         Self::new(exit, error)
@@ -90,7 +112,8 @@ impl From<MachineError> for Failure {
     fn from(error: MachineError) -> Self {
         match error {
             MachineError::Vm(error) => error.into(),
-            MachineError::Window(error) => error.into(),
+            MachineError::Regions(error) => error.into(),
+            MachineError::Pool(_) => Self::new(Exit::Machine, error),
             MachineError::Recovery(error) => error.into(),
             MachineError::Host(error) => error.into(),
         }
@@ -152,11 +175,11 @@ impl From<MemoryError> for Failure {
     }
 }
 
-impl From<WindowError> for Failure {
-    fn from(error: WindowError) -> Self {
+impl From<RegionsError> for Failure {
+    fn from(error: RegionsError) -> Self {
         let exit = match error {
-            WindowError::Size(_) | WindowError::Limits(_) => Exit::Usage,
-            WindowError::Create { .. } | WindowError::Map(_) => Exit::Machine,
+            RegionsError::Size(_) => Exit::Usage,
+            RegionsError::Create { .. } | RegionsError::Map { .. } => Exit::Machine,
         };
         Self::new(exit, error)
     }
@@ -166,7 +189,7 @@ impl From<RecoveryDeviceError> for Failure {
     fn from(error: RecoveryDeviceError) -> Self {
         let exit = match error {
             RecoveryDeviceError::Limits(_) => Exit::Usage,
-            RecoveryDeviceError::WindowSize { .. } => Exit::Failure,
+            RecoveryDeviceError::RegionSize { .. } => Exit::Failure,
             RecoveryDeviceError::Host(_) => Exit::Machine,
         };
         Self::new(exit, error)

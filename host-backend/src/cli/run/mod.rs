@@ -21,7 +21,7 @@ use super::exit::{Exit, Failure};
 use crate::control::{Folder, Server};
 use crate::devices::net::{self, TapConfig};
 use crate::devices::recovery::ScrubRate;
-use crate::machine::{Machine, OnReboot, RestartBudget, RunningVm, WindowPlan, load_initramfs};
+use crate::machine::{Machine, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs};
 use crate::size::Size;
 use crate::vmm::loader::Kernel;
 use crate::vmm::signals::Termination;
@@ -57,19 +57,23 @@ pub(super) struct Arguments {
     /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
     #[arg(long, value_name = "FILE|FOLDER")]
     initramfs: Option<PathBuf>,
-    /// The guest's RAM, without the window: 64M to 1T
+    /// The guest's RAM, without pool and vault: 64M to 1T
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: Size,
     /// Number of virtual CPUs
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     vcpus: u32,
-    /// The window: memory for the pages of all domains and the drafts of requests
+    /// Memory for the pages of all domains and the drafts of requests: vault and pool together
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     window: Size,
-    /// Maximum number of 4 KiB frames that the guest may have writable at a time [default: an eighth of
-    /// the window, at most 16384]
+    /// Number of 4 KiB frames of the pool, for drafts and for what is not sealed yet; the rest of the
+    /// window is the vault [default: an eighth, at most 16384]
     #[arg(long, value_name = "FRAMES")]
     pool: Option<u32>,
+    /// Use huge pages of 2M that are reserved on this machine, for RAM, pool and vault. Without it
+    /// transparent huge pages are used where the machine allows them
+    #[arg(long)]
+    hugepages: bool,
     /// Rate of the background check of sealed pages, in bytes per second; 0 turns it off
     #[arg(long, value_name = "SIZE", default_value = "16M")]
     scrub: Size,
@@ -125,6 +129,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
 
     let config = VmConfig {
         memory_bytes: arguments.memory.0,
+        pages: sizes::pages(&arguments),
         vcpus: arguments.vcpus,
         kernel,
         initramfs,
@@ -132,14 +137,13 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         console,
     };
     let stop = StopHandle::default();
-    let window = WindowPlan {
-        size: arguments.window,
+    let regions = RegionsPlan {
         engine,
         scrub: ScrubRate {
             bytes_per_second: arguments.scrub.0,
         },
     };
-    let machine = Machine::new(config, window, tap, stop.clone())?;
+    let machine = Machine::new(config, regions, tap, stop.clone())?;
     let vm = machine.power_on()?;
     termination.stops(stop.clone())?;
 

@@ -2,13 +2,16 @@
 
 use std::fs;
 
+use vmsrs_protocol::PAGE_SIZE;
+
 use super::{Arguments, RunError};
 use crate::cli::{Exit, Failure};
 use crate::engine::{ConfigError, EngineConfig};
+use crate::host_memory::{HUGE_PAGE, HostPages, free_huge_pages};
+use crate::regions::frames_of_size;
 use crate::size::Size;
 use crate::vmm::memory::Layout;
 use crate::vmm::vm::MAX_VCPUS;
-use crate::window::Window;
 
 /// Checks the sizes; returns the engine's limits.
 pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
@@ -16,26 +19,31 @@ pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
         return Err(RunError::Vcpus(arguments.vcpus).into());
     }
     Layout::new(arguments.memory.0)?;
-    let frames = Window::frames_of_size(arguments.window.0)?;
-    let mut engine = EngineConfig::for_window(frames);
-    if let Some(pool) = arguments.pool {
-        engine.pool_frames = pool;
-    }
-    if engine.pool_frames == 0 && arguments.pool.is_some() {
+    let pages = pages(arguments);
+    check_pages(arguments, pages)?;
+    let frames = frames_of_size(arguments.window.0)?;
+    let engine = limits(frames, arguments.pool, pages);
+    if arguments.pool == Some(0) {
         return Err(RunError::NoPool.into());
     }
     engine.page_frames().map_err(|error| match error {
         ConfigError::WindowTooSmall { needed, .. } => {
             let window = arguments.window;
-            // What is needed beside the pool.
-            let rest = needed - u64::from(engine.pool_frames);
+            // What is needed beside the pool, and as much again of the vault.
+            let pool = u64::from(engine.pool_frames);
+            let rest = needed.saturating_sub(2 * pool);
+            let most = u64::from(frames).saturating_sub(rest) / 2;
             match arguments.pool {
-                Some(pool) if rest < frames.into() => Failure::from(RunError::PoolTooLarge {
+                Some(pool) if most >= pool_step(pages) => Failure::from(RunError::PoolTooLarge {
                     pool,
                     window,
-                    most: u64::from(frames) - rest,
+                    most: most - most % pool_step(pages),
                 }),
-                _ => RunError::WindowTooSmall { window }.into(),
+                _ => RunError::WindowTooSmall {
+                    window,
+                    least: least_window(pages),
+                }
+                .into(),
             }
         }
         error => Failure::new(Exit::Usage, error),
@@ -47,7 +55,73 @@ pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
             return Err(RunError::TooMuchMemory { wanted, available }.into());
         }
     }
+    if pages == HostPages::Huge {
+        let needed = (arguments.memory.0 + arguments.window.0) / HUGE_PAGE;
+        let free = free_huge_pages().unwrap_or(0);
+        if needed > free {
+            return Err(RunError::HugePages { needed, free }.into());
+        }
+    }
     Ok(engine)
+}
+
+/// Which pages of the host are asked for.
+pub(super) fn pages(arguments: &Arguments) -> HostPages {
+    match arguments.hugepages {
+        true => HostPages::Huge,
+        false => HostPages::Standard,
+    }
+}
+
+/// Checks that RAM, window and pool can be made of whole pages of the host.
+fn check_pages(arguments: &Arguments, pages: HostPages) -> Result<(), RunError> {
+    if pages == HostPages::Standard {
+        return Ok(());
+    }
+    let pool = Size(u64::from(arguments.pool.unwrap_or(0)) * u64::from(PAGE_SIZE));
+    for (option, size) in [
+        ("--memory", arguments.memory),
+        ("--window", arguments.window),
+        ("--pool", pool),
+    ] {
+        if !size.0.is_multiple_of(pages.bytes()) {
+            return Err(RunError::NotHugePages { option, size });
+        }
+    }
+    Ok(())
+}
+
+/// The engine's limits for so many frames in both regions.
+fn limits(frames: u32, pool: Option<u32>, pages: HostPages) -> EngineConfig {
+    let engine = EngineConfig::for_frames(frames);
+    match (pool, pages) {
+        (Some(pool), _) => engine.with_pool(pool),
+        (None, HostPages::Standard) => engine,
+        // The vault is whole pages too then, since the window is.
+        (None, HostPages::Huge) => {
+            let pool = u64::from(engine.pool_frames).next_multiple_of(pool_step(pages));
+            // It is at most the window.
+            engine.with_pool(pool as u32)
+        }
+    }
+}
+
+/// Sizes of pools are multiples of so many frames.
+fn pool_step(pages: HostPages) -> u64 {
+    pages.bytes() / u64::from(PAGE_SIZE)
+}
+
+/// Smallest window that is enough, in whole MiB.
+fn least_window(pages: HostPages) -> Size {
+    let mut size = pages.bytes().max(1 << 20);
+    let enough = |size: u64| {
+        let frames = (size / u64::from(PAGE_SIZE)) as u32;
+        limits(frames, None, pages).page_frames().is_ok()
+    };
+    while !enough(size) {
+        size += pages.bytes().max(1 << 20);
+    }
+    Size(size)
 }
 
 /// Memory and swap of this machine, if known.
@@ -59,4 +133,33 @@ fn host_memory() -> Option<Size> {
     };
     let total = kibibytes("MemTotal:")? + kibibytes("SwapTotal:").unwrap_or(0);
     Some(Size(total << 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pool_and_vault_are_whole_pages_of_the_window() {
+        for (pages, megabytes) in [
+            (HostPages::Standard, 1),
+            (HostPages::Standard, 256),
+            (HostPages::Huge, 6),
+            (HostPages::Huge, 256),
+            (HostPages::Huge, 4096),
+        ] {
+            let frames = megabytes << 8;
+            let engine = limits(frames, None, pages);
+            assert_eq!(engine.pool_frames + engine.vault_frames, frames);
+            assert!(u64::from(engine.pool_frames).is_multiple_of(pool_step(pages)));
+            assert!(u64::from(engine.vault_frames).is_multiple_of(pool_step(pages)));
+            engine.page_frames().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_least_window_is_enough() {
+        assert_eq!(least_window(HostPages::Standard), Size(1 << 20));
+        assert_eq!(least_window(HostPages::Huge), Size(6 << 20));
+    }
 }

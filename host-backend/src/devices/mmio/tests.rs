@@ -11,11 +11,18 @@ use crate::devices::{ShmRegion, copy_config};
 
 const RAM: usize = 0x10_0000;
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << 5;
-const REGION: ShmRegion = ShmRegion {
-    id: 3,
-    address: GuestAddress(0x1_2345_6000),
-    length: 0x2_0000_1000,
-};
+const REGIONS: [ShmRegion; 2] = [
+    ShmRegion {
+        id: 0,
+        address: GuestAddress(0x1_2345_6000),
+        length: 0x2_0000_1000,
+    },
+    ShmRegion {
+        id: 1,
+        address: GuestAddress(0x5_4321_0000),
+        length: 0x1000,
+    },
+];
 
 #[derive(Default)]
 struct Log {
@@ -56,7 +63,7 @@ impl VirtioDevice for Device {
     }
 
     fn shm_regions(&self) -> &[ShmRegion] {
-        &[REGION]
+        &REGIONS
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -416,7 +423,7 @@ fn an_interrupt_has_its_reason_until_it_is_acknowledged() {
 }
 
 #[test]
-fn absent_shared_memory_region_reads_all_ones() {
+fn each_shared_memory_region_is_selected_by_its_number() {
     let mut driver = Driver::new();
     let read = |driver: &mut Driver, select| {
         driver.write(VIRTIO_MMIO_SHM_SEL, select);
@@ -426,8 +433,12 @@ fn absent_shared_memory_region_reads_all_ones() {
             pair(VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_SHM_LEN_HIGH),
         )
     };
-    assert_eq!(read(&mut driver, 3), (REGION.address.0, REGION.length));
-    for absent in [0, 2, 4, u32::MAX] {
+    for region in [REGIONS[1], REGIONS[0], REGIONS[1]] {
+        let expected = (region.address.0, region.length);
+        assert_eq!(read(&mut driver, region.id), expected, "{region:?}");
+    }
+    // Absent ones read as all ones.
+    for absent in [2, 3, 255, 256, u32::MAX] {
         assert_eq!(read(&mut driver, absent), (u64::MAX, u64::MAX));
     }
 }

@@ -46,7 +46,9 @@ pub enum RecoveryDeviceError {
     #[error(transparent)]
     Limits(#[from] ConfigError),
     /// The limits are for regions of another size.
-    #[error("the engine's limits are for {expected:?} frames in pool and vault, not for {actual:?}")]
+    #[error(
+        "the engine's limits are for {expected:?} frames in pool and vault, not for {actual:?}"
+    )]
     RegionSize {
         /// Frames of pool and vault in the limits.
         expected: (u32, u32),

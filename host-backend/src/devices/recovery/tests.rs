@@ -594,7 +594,10 @@ fn limits_for_another_window_are_refused() {
 
 #[test]
 fn message_in_broken_memory_ends_the_guest() {
-    let ram = Layout::new(MIN_RAM).unwrap().allocate().unwrap();
+    let ram = Layout::new(MIN_RAM)
+        .unwrap()
+        .allocate(HostPages::Standard)
+        .unwrap();
     let memory = for_devices(&ram).unwrap();
     let mut bench = Bench::new(&memory);
     let page = MIN_RAM - u64::from(PAGE_SIZE);

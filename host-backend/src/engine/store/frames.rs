@@ -325,7 +325,10 @@ mod tests {
         table.seal(frame, PageOf { app: 63, page: 77 }, 4711);
         table.set_mirror(frame, copy);
         table.set_damaged(frame, true);
-        assert_eq!((table.checksum(frame), table.mirror(frame)), (4711, Some(copy)));
+        assert_eq!(
+            (table.checksum(frame), table.mirror(frame)),
+            (4711, Some(copy))
+        );
         assert_eq!(table.page(frame), Some(PageOf { app: 63, page: 77 }));
         assert_eq!(table.take_mirror(frame), Some(copy));
         assert_eq!((table.checksum(frame), table.mirror(frame)), (4711, None));
