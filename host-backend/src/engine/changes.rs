@@ -370,10 +370,7 @@ mod tests {
         let header = BlockHeader::new(address + 16, 8, 0xffff_ffff * GRAIN, State::Live);
         new[..16].copy_from_slice(bytemuck::bytes_of(&header));
         let found = blocks(address, &page(&[]), &new);
-        assert_eq!(
-            changes(address, &page(&[]), &new)[0].block,
-            Some(found[0])
-        );
+        assert_eq!(changes(address, &page(&[]), &new)[0].block, Some(found[0]));
     }
 
     proptest! {

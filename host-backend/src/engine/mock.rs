@@ -47,7 +47,9 @@ impl MockMemory {
         let (words, _) = self.vault[frame as usize].as_chunks::<8>();
         let content = u64::from_le_bytes(words[0]);
         assert!(
-            words.iter().all(|&word| u64::from_le_bytes(word) == content),
+            words
+                .iter()
+                .all(|&word| u64::from_le_bytes(word) == content),
             "frame {frame} has parts of several versions"
         );
         content

@@ -6,11 +6,10 @@ use std::time::Duration;
 use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
 use proptest::prelude::*;
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, DOMAIN_MIRROR, MESSAGE_ADD_EXTENT,
-    MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
-    OpenApp, OpenDomain, ReplyHeader, STATUS_HOST_ERROR, STATUS_MALFORMED, STATUS_NO_SPACE,
-    STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply,
-    SealRequest,
+    AddExtent, ControlHeader, DOMAIN_MIRROR, MESSAGE_ADD_EXTENT, MESSAGE_LIST_EXTENTS,
+    MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain,
+    ReplyHeader, STATUS_HOST_ERROR, STATUS_MALFORMED, STATUS_NO_SPACE, STATUS_NOT_FOUND,
+    STATUS_NOT_OWNER, STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply, SealRequest,
 };
 use vmsrs_protocol::event::EVENT_DAMAGE;
 use vmsrs_protocol::heap::{BlockHeader, State};
@@ -115,11 +114,7 @@ impl Bench {
 
     /// Frames of the vault in each state, and what every page has.
     fn facts(&self) -> (Vec<u32>, Vec<u32>) {
-        let counts = [
-            FrameState::Staged,
-            FrameState::Sealed,
-            FrameState::Mirror,
-        ];
+        let counts = [FrameState::Staged, FrameState::Sealed, FrameState::Mirror];
         let counts = counts.map(|state| self.engine.store.frames.count(state));
         let pages = (0..12).map(|page| self.frame_of(page)).collect();
         (counts.to_vec(), pages)
@@ -302,7 +297,10 @@ fn sealing_copies_the_page_and_retires_its_former_frame() {
     let mut bench = Bench::new();
     bench.memory.guest_write(5, 77);
     let first = bench.seal(&[record(2, NONE, 5)]).unwrap()[0];
-    assert_eq!((bench.frame_of(2), bench.state(first)), (first, FrameState::Sealed));
+    assert_eq!(
+        (bench.frame_of(2), bench.state(first)),
+        (first, FrameState::Sealed)
+    );
     bench.memory.guest_write(5, 78);
     assert_eq!(bench.memory.content(first), 77);
     let second = bench.seal(&[record(2, first, 5)]).unwrap()[0];
@@ -318,7 +316,9 @@ fn a_pool_frame_that_changes_is_read_once() {
     for frame in 0..3 {
         bench.memory.guest_write(frame, 100 + u64::from(frame));
     }
-    let first = bench.send(&[record(0, NONE, 0), record(1, NONE, 1)], 0).unwrap();
+    let first = bench
+        .send(&[record(0, NONE, 0), record(1, NONE, 1)], 0)
+        .unwrap();
     let second = bench.seal(&[record(2, NONE, 2)]).unwrap();
     let Bench { engine, memory, .. } = &mut bench;
     assert_eq!(memory.copies[..4], [1, 1, 1, 0]);
@@ -404,9 +404,7 @@ fn wrong_seal_messages_are_refused() {
     assert_eq!(flags.status(), STATUS_MALFORMED);
     // More pages than the pool has frames.
     bench.engine.add_extent(&extent(0, 1, 44)).unwrap();
-    let mut records: Vec<SealRecord> = (16..57)
-        .map(|page| record(page, NONE, page - 16))
-        .collect();
+    let mut records: Vec<SealRecord> = (16..57).map(|page| record(page, NONE, page - 16)).collect();
     let longer = bench.seal(&records).unwrap_err();
     assert_eq!(longer.status(), STATUS_MALFORMED);
     records.pop();
@@ -453,7 +451,10 @@ fn an_unreadable_pool_frame_damages_its_page_alone() {
     let records = [record(0, NONE, 0), record(1, NONE, 1), record(2, NONE, 2)];
     let frames = bench.seal(&records).unwrap();
     assert_eq!(frames[1], DAMAGED_FRAME);
-    assert_eq!((bench.frame_of(0), bench.frame_of(2)), (frames[0], frames[2]));
+    assert_eq!(
+        (bench.frame_of(0), bench.frame_of(2)),
+        (frames[0], frames[2])
+    );
     assert_eq!(bench.memory.content(bench.frame_of(1)), 0);
     let (pages, _) = bench.engine.list_pages(0, 0, 0, 10).unwrap();
     assert_eq!(pages[1].frame, DAMAGED_FRAME);
@@ -480,7 +481,10 @@ fn a_mirror_is_a_copy_of_the_vaults_frame() {
     bench.memory.guest_write(0, 7);
     let frame = bench.seal(&[record(0, NONE, 0)]).unwrap()[0];
     let copy = bench.engine.store.frames.mirror(frame).unwrap();
-    assert_eq!((bench.memory.content(frame), bench.memory.content(copy)), (7, 7));
+    assert_eq!(
+        (bench.memory.content(frame), bench.memory.content(copy)),
+        (7, 7)
+    );
     bench.memory.vault[frame as usize][5] ^= 1;
     let Bench { engine, memory, .. } = &mut bench;
     let turn = engine.scrub(AT, Scope::default(), Position::default(), 10, memory);
@@ -509,7 +513,10 @@ fn guest_down_is_an_incident_only_with_open_domains() {
         panic!("{facts:?}");
     };
     assert_eq!(detail.reason, "the guest reset itself");
-    assert_eq!((detail.pool_frames, detail.domains, detail.staged_pages), (40, 2, 1));
+    assert_eq!(
+        (detail.pool_frames, detail.domains, detail.staged_pages),
+        (40, 2, 1)
+    );
     assert_eq!(bench.frame_of(3), sealed);
     assert_eq!(bench.memory.content(sealed), 7);
 
@@ -552,10 +559,15 @@ fn the_verdict_says_what_a_page_goes_back_to() {
         (13, DAMAGED_FRAME, Restored::Unknown, None),
     ];
     for (number, committed, restored, changed) in cases {
-        bench.report(&report(number), &[draft(2, 4, committed)]).unwrap();
+        bench
+            .report(&report(number), &[draft(2, 4, committed)])
+            .unwrap();
         let request = bench.request(number);
         assert_eq!(request.restored, restored, "committed {committed}");
-        assert_eq!(request.drafts[0].changed_bytes, changed, "committed {committed}");
+        assert_eq!(
+            request.drafts[0].changed_bytes, changed,
+            "committed {committed}"
+        );
         assert_eq!(request.drafts[0].changes, []);
     }
 }
@@ -563,7 +575,9 @@ fn the_verdict_says_what_a_page_goes_back_to() {
 #[test]
 fn a_wrong_sealed_version_is_found_by_the_report() {
     let mut bench = Bench::new();
-    let frames = bench.seal(&[record(1, NONE, 0), record(2, NONE, 1)]).unwrap();
+    let frames = bench
+        .seal(&[record(1, NONE, 0), record(2, NONE, 1)])
+        .unwrap();
     bench.memory.vault[frames[1] as usize][8] ^= 4;
     let drafts = [draft(1, 2, frames[0]), draft(2, 3, frames[1])];
     bench.report(&report(1), &drafts).unwrap();
@@ -578,14 +592,19 @@ fn a_wrong_sealed_version_is_found_by_the_report() {
 fn old_incidents_make_room_for_new_ones() {
     let mut bench = Bench::new();
     for number in 0..10 {
-        bench.report(&report(number * 2 + 1), &[draft(0, 0, NONE)]).unwrap();
+        bench
+            .report(&report(number * 2 + 1), &[draft(0, 0, NONE)])
+            .unwrap();
     }
     let incidents = bench.engine.incidents();
     let kept: Vec<u64> = incidents.iter().map(|incident| incident.number).collect();
     assert_eq!(kept, [13, 15, 17, 19]);
     assert!(kept.iter().all(|&number| incidents.get(number).is_some()));
     assert!(incidents.get(11).is_none());
-    assert_eq!(snapshot::engine_status(&bench.engine).incidents[0].count, 10);
+    assert_eq!(
+        snapshot::engine_status(&bench.engine).incidents[0].count,
+        10
+    );
 }
 
 #[test]
@@ -691,7 +710,10 @@ fn a_million_domains_cost_64_bytes_each_and_per_page() {
         assert_eq!(outcome.refusal, None);
     }
     let status = snapshot::engine_status(&engine);
-    assert_eq!((status.domains, status.sealed_frames), (DOMAINS, DOMAINS + 1));
+    assert_eq!(
+        (status.domains, status.sealed_frames),
+        (DOMAINS, DOMAINS + 1)
+    );
     let each = status.metadata_bytes as f64 / f64::from(DOMAINS);
     assert!(each <= 128.0, "{each} bytes for a domain with its page");
 }
@@ -980,9 +1002,7 @@ fn newest_incidents_keep_their_details() {
         };
         bench.engine.evidence(&facts, &stack).unwrap();
     }
-    let request = |number| {
-        bench.request(number)
-    };
+    let request = |number| bench.request(number);
     assert!(request(1).details_dropped && request(1).program.is_none());
     assert!(!request(2047).details_dropped && request(2047).program.is_some());
 }
@@ -1180,9 +1200,7 @@ fn a_list_that_is_not_as_long_as_it_says_is_refused() {
 #[test]
 fn lists_come_in_parts_that_fit_the_reply() {
     let mut bench = Bench::new();
-    let records: Vec<SealRecord> = (0..3)
-        .map(|page| record(page, NONE, page))
-        .collect();
+    let records: Vec<SealRecord> = (0..3).map(|page| record(page, NONE, page)).collect();
     bench.seal(&records).unwrap();
     let list = vmsrs_protocol::control::ListDomain {
         app: 0,
