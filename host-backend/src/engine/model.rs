@@ -493,7 +493,7 @@ impl World {
         }
         batch.frames.extend(outcome.frames);
         if flags & SEAL_LAST == 0 {
-            assert_eq!(outcome.damaged, []);
+            assert!(outcome.damaged.is_empty());
             self.batch = Some(batch);
         } else {
             self.finish(batch, &outcome.damaged);
