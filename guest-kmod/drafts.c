@@ -198,22 +198,6 @@ put:
 }
 
 /**
- * vmsrs_draft_count() - count a draft in the thread's control block
- * @control: the control block
- *
- * The count is not 0 afterwards, whatever a stray write has made of it.
- */
-void vmsrs_draft_count(struct vmsrs_thread_control *control)
-{
-	u32 drafts = READ_ONCE(control->drafts);
-
-	if (drafts != U32_MAX)
-		drafts++;
-	WRITE_ONCE(control->drafts, drafts);
-	WRITE_ONCE(control->drafts_complement, ~drafts);
-}
-
-/**
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
  * @records: list that the drafts are moved to

@@ -431,9 +431,19 @@ impl State {
         })
     }
 
-    /// The domain at a place below [`HELD_MAX`]; places stay while a domain is held.
+    /// The domain at a place below [`State::places`]; places stay while a domain is held.
     pub(crate) fn domain_at(&self, place: usize) -> Option<&'static Domain> {
         self.lists(|lists| lists.domains.get(place)?.map(|held| held.domain))
+    }
+
+    /// Places of [`State::domain_at`] from here on are empty.
+    pub(crate) fn places(&self) -> usize {
+        self.lists(|lists| lists.used.min(HELD_MAX))
+    }
+
+    /// Whether the request holds more than one domain.
+    pub(crate) fn holds_several(&self) -> bool {
+        self.lists(|lists| lists.held().nth(1).is_some())
     }
 
     /// The domains whose locks are taken.
