@@ -67,8 +67,9 @@ impl Heap {
         if address < span.first() && self.blocks() <= MAPPED_MAX {
             let (starts, fills) = span.mapped(address, to);
             let end = |address| Self::chunk(span, address).map(|chunk| chunk.end());
-            Self::check_chunks(span, starts.start, starts.end, end)?;
-            check_fill(span, fills.start, fills.end)?;
+            let first = span.first();
+            Self::check_chunks(span, starts.start.max(first), starts.end, end)?;
+            check_fill(span, fills.start.max(first), fills.end)?;
         }
         self.check_span(span, address.max(span.first()), to)
     }
@@ -143,5 +144,83 @@ impl Heap {
             State::Free => self.check_links(&chunk)?,
         }
         Ok(chunk.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockBackend;
+    use crate::{Error, thread};
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// What a case does in a domain before the damage: sizes of blocks, and which of them it frees.
+    fn blocks() -> impl Strategy<Value = Vec<(usize, bool)>> {
+        let size = prop_oneof![0..200_usize, 0..6000_usize, Just(5 * PAGE), Just(20 * PAGE)];
+        prop::collection::vec((size, any::<bool>()), 1..30)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn damage_in_a_page_is_found_by_its_check(
+            blocks in blocks(),
+            places in prop::collection::vec((any::<prop::sample::Index>(), 1..=u8::MAX), 50),
+        ) {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let name = NUMBER.fetch_add(1, Ordering::SeqCst).to_string();
+            let domain = app().domain(&name).unwrap();
+            for freed in [false, true] {
+                let outcome = domain.run(|_| {
+                    for &(size, free) in &blocks {
+                        let block = domain.allocate(size, 16)?;
+                        if freed && free {
+                            // SAFETY: used no more.
+                            unsafe { domain.deallocate(block)? };
+                        }
+                    }
+                    Ok::<_, Error>(())
+                });
+                outcome.unwrap();
+            }
+            let outcome = domain.run(|_| {
+                let heap = thread::current().unwrap().state().heap(domain);
+                let spans: Vec<_> = heap.spans().collect();
+                for (place, flip) in &places {
+                    let span = spans[place.index(spans.len())];
+                    // Mostly where the bookkeeping is, and where blocks meet.
+                    let at = place.index((span.end() - span.start()) as usize) as u64;
+                    let near = span.starts().before(span.start() + at);
+                    let address = match at % 4 {
+                        0 => span.start() + at,
+                        1 => span.start() + at % (span.first() - span.start()),
+                        _ => near.unwrap_or(span.first()) - at % 64,
+                    };
+                    let byte = address as *mut u8;
+                    // SAFETY: a byte of the domain, which the request holds, and repaired below.
+                    let store = |byte: *mut u8| unsafe { *byte ^= flip };
+                    store(byte);
+                    let page = address & !(PAGE as u64 - 1);
+                    let all = heap.check(u64::MAX);
+                    let one = heap.check_header().and_then(|_| heap.check_page(page));
+                    store(byte);
+                    assert_eq!(one.is_ok(), all.is_ok(), "{address:#x}: {one:?} {all:?}");
+                }
+                for span in &spans {
+                    for page in (span.start()..span.end()).step_by(PAGE) {
+                        heap.check_page(page).unwrap();
+                    }
+                }
+                Ok::<_, Error>(())
+            });
+            outcome.unwrap();
+        }
+    }
+
+    fn app() -> &'static crate::App {
+        static APP: std::sync::OnceLock<&crate::App> = std::sync::OnceLock::new();
+        APP.get_or_init(|| MockBackend::app("page by page", |_| ()))
     }
 }

@@ -34,6 +34,12 @@ impl Span {
         }
     }
 
+    /// First byte of the extent.
+    #[cfg(test)]
+    pub(super) fn start(self) -> u64 {
+        self.start
+    }
+
     /// Address of the first chunk's header.
     pub(super) fn first(self) -> u64 {
         self.maps + (self.pages * MAPS_PER_PAGE) as u64
