@@ -127,22 +127,6 @@ put:
 	return error;
 }
 
-/**
- * vmsrs_draft_count() - count a draft in the thread's control block
- * @control: the control block
- *
- * The count is not 0 afterwards, whatever a stray write has made of it.
- */
-void vmsrs_draft_count(struct vmsrs_thread_control *control)
-{
-	u32 drafts = READ_ONCE(control->drafts);
-
-	if (drafts != U32_MAX)
-		drafts++;
-	WRITE_ONCE(control->drafts, drafts);
-	WRITE_ONCE(control->drafts_complement, ~drafts);
-}
-
 /*
  * Maps what has been committed in the calling process, which mostly reads it soon. The domain's lock
  * is held.

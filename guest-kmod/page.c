@@ -195,7 +195,6 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	switch (error) {
 	case 0:
 		thread->frame_due = 0;
-		vmsrs_draft_count(thread->control);
 		vmsrs_thread_note_written(thread, tag, page);
 		return ret;
 	case -EEXIST:

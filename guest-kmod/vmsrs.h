@@ -809,7 +809,6 @@ u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
 int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
 		     u32 reserve);
-void vmsrs_draft_count(struct vmsrs_thread_control *control);
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
 long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);

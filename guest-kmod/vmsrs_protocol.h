@@ -721,17 +721,12 @@ struct vmsrs_module_entry {
  * @deadline_ns: Deadline in nanoseconds of CLOCK_MONOTONIC (initial time
  *	namespace), or 0. The driver checks it every 10 ms: never early, and
  *	late by one period at most.
- * @drafts: Drafts that this thread made since the library set this to 0, at the
- *	start of a request and after a commit. Raised by the driver; saturates
- *	instead of wrapping to 0.
  * @held_count: Number of entries in held.
  * @key: Protection key for the drafts of the request, 1 to 15, or 0 for none;
  *	other values count as 0. Where the CPU has protection keys, the driver
  *	puts it into the page-table entries of drafts, so that only threads
  *	whose PKRU opens the key reach them. The thread that makes the first
  *	draft determines the key of the request.
- * @drafts_complement: Complement of drafts, written with it. A request can
- *	overwrite the block: if the two do not match, it may have drafts.
  * @held: Domains that the request holds or is about to lock. One of the threads
  *	of a request has the list. A domain is added before its lock is taken
  *	and removed after it is released, so that a thread can die at any point
@@ -749,10 +744,8 @@ struct vmsrs_thread_control {
 	uint64_t tag;
 	uint64_t failed;
 	uint64_t deadline_ns;
-	uint32_t drafts;
 	uint32_t held_count;
 	uint32_t key;
-	uint32_t drafts_complement;
 	uint32_t held[VMSRS_HELD_MAX];
 };
 /**

@@ -8,15 +8,16 @@ use std::fmt;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
+use vmsrs_protocol::NONE;
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
-use vmsrs_protocol::shared::ThreadControl;
+use vmsrs_protocol::shared::{ThreadControl, WRITTEN_MAX, WrittenPages};
 
 /// [`Backend::lock_wait`], with tag and domain; `None` for the wait itself.
 type LockWait = dyn Fn(u64, u32) -> Option<io::Result<()>> + Send + Sync;
 
 /// [`Backend::drafts`], with domain, pages to skip and room for pages.
-type Drafts = dyn Fn(u32, usize, &mut [u32]) -> Option<usize> + Send + Sync;
+type Drafts = dyn Fn(u32, usize, &mut [u32]) -> usize + Send + Sync;
 
 /// What a test does instead.
 pub(crate) struct Hooks {
@@ -26,7 +27,9 @@ pub(crate) struct Hooks {
     pub(crate) resume: Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>,
     /// Before [`Backend::abandon`], with the tag.
     pub(crate) abandon: Box<dyn Fn(u64) + Send + Sync>,
-    /// [`Backend::drafts`], with the domain; `None` where drafts are not counted.
+    /// [`Backend::protects`].
+    pub(crate) protects: bool,
+    /// [`Backend::drafts`], with the domain.
     pub(crate) drafts: Box<Drafts>,
     /// Before or instead of a wait for a lock.
     pub(crate) lock_wait: Box<LockWait>,
@@ -51,7 +54,8 @@ impl MockBackend {
             commit: Box::new(|_, _| Ok(())),
             resume: Box::new(|_| Ok(())),
             abandon: Box::new(|_| ()),
-            drafts: Box::new(|_, _, _| None),
+            protects: false,
+            drafts: Box::new(|_, _, _| 0),
             lock_wait: Box::new(|_, _| None),
         };
         set(&mut hooks);
@@ -64,7 +68,7 @@ impl MockBackend {
 
 impl Backend for MockBackend {
     fn protects(&self) -> bool {
-        self.inner.protects()
+        self.hooks.protects
     }
 
     fn number(&self) -> u32 {
@@ -91,8 +95,8 @@ impl Backend for MockBackend {
         self.inner.unregister(control);
     }
 
-    fn unmap(&self, control: NonNull<ThreadControl>) {
-        self.inner.unmap(control);
+    fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>) {
+        self.inner.unmap(control, written);
     }
 
     fn tags(&self) -> io::Result<Tags> {
@@ -100,7 +104,11 @@ impl Backend for MockBackend {
     }
 
     fn commit(&self, tag: u64, domain: u32, _seal: bool) -> io::Result<()> {
-        (self.hooks.commit)(tag, domain)
+        (self.hooks.commit)(tag, domain)?;
+        if domain == NONE {
+            list_written(&[]);
+        }
+        Ok(())
     }
 
     fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()> {
@@ -111,13 +119,7 @@ impl Backend for MockBackend {
         self.inner.discard(tag)
     }
 
-    fn drafts(
-        &self,
-        _tag: u64,
-        domain: u32,
-        skip: usize,
-        pages: &mut [u32],
-    ) -> io::Result<Option<usize>> {
+    fn drafts(&self, _tag: u64, domain: u32, skip: usize, pages: &mut [u32]) -> io::Result<usize> {
         Ok((self.hooks.drafts)(domain, skip, pages))
     }
 
@@ -162,12 +164,19 @@ impl Backend for MockBackend {
     }
 }
 
-/// Overwrites the number of drafts in the calling thread's control block, as the driver does for a draft, or a stray write.
-pub(crate) fn overwrite_draft_count(drafts: u32, complement: u32) {
-    let control = thread::current().unwrap().control().as_ptr();
-    // SAFETY: the calling thread's.
+/// Lists pages as written by the calling thread's request, as the driver does.
+pub(crate) fn list_written(pages: &[u32]) {
+    let thread = thread::current().unwrap();
+    let list = thread.written().list().as_ptr();
+    // SAFETY: below the list's length.
+    let place = |place: usize| unsafe { (&raw mut (*list).pages).cast::<u32>().add(place) };
+    for (at, page) in pages.iter().take(WRITTEN_MAX).enumerate() {
+        // SAFETY: the calling thread's list, in plain memory.
+        unsafe { place(at).write_volatile(*page) };
+    }
+    // SAFETY: as above.
     unsafe {
-        (&raw mut (*control).drafts).write_volatile(drafts);
-        (&raw mut (*control).drafts_complement).write_volatile(complement);
+        (&raw mut (*list).count).write_volatile(pages.len() as u32);
+        (&raw mut (*list).tag).write_volatile(thread.tag());
     }
 }

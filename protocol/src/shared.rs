@@ -29,9 +29,6 @@ pub struct ThreadControl {
     /// Deadline in nanoseconds of `CLOCK_MONOTONIC` (initial time namespace), or 0. The driver checks
     /// it every 10 ms: never early, and late by one period at most.
     pub deadline_ns: u64,
-    /// Drafts that this thread made since the library set this to 0, at the start of a request and after
-    /// a commit. Raised by the driver; saturates instead of wrapping to 0.
-    pub drafts: u32,
     /// Number of entries in `held`.
     pub held_count: u32,
     /// Protection key for the drafts of the request, 1 to 15, or 0 for none; other values count as 0.
@@ -39,9 +36,6 @@ pub struct ThreadControl {
     /// that only threads whose PKRU opens the key reach them. The thread that makes the first draft
     /// determines the key of the request.
     pub key: u32,
-    /// Complement of `drafts`, written with it. A request can overwrite the block: if the two do not
-    /// match, it may have drafts.
-    pub drafts_complement: u32,
     /// Domains that the request holds or is about to lock. One of the threads of a request has the
     /// list. A domain is added before its lock is taken and removed after it is released, so that a
     /// thread can die at any point without leaving a lock. [`crate::ioctl::IOCTL_SUSPEND`] takes the

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::clock;
-use crate::run::audit::{audit, audit_all};
+use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, refused_commit};
 use crate::run::lock;
 use crate::run::request::Request;
@@ -256,7 +256,7 @@ impl Request {
             lock::unlock(thread, domain.number());
             Ok(())
         };
-        audited(thread, |thread| audit(thread, domain), commit)
+        audited(thread, |thread| audit_left(thread, domain), commit)
     }
 
     /// Commits everything that the request wrote so far, and waits for the host's seal if `seal`.

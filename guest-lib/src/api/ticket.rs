@@ -133,6 +133,7 @@ impl Request {
     /// [`Error::NotInRequest`].
     pub fn ticket(&self) -> Result<Ticket, Error> {
         let thread = self.thread()?;
+        thread.share();
         let state = thread.state();
         Ok(Ticket {
             state,

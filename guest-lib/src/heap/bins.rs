@@ -81,9 +81,23 @@ impl Bins {
         }
     }
 
-    /// Whether the map and the head of a list agree.
-    pub(super) fn agrees(&self, list: usize) -> bool {
-        (self.map[list / 64] >> (list % 64) & 1 != 0) == (self.head(list) != 0)
+    /// The lists that are not empty; `None` if the map and the heads do not agree.
+    pub(super) fn lists(&self) -> Option<impl Iterator<Item = usize>> {
+        let bits = |heads: &[u64]| {
+            let bits = heads.iter().enumerate();
+            bits.fold(0, |word, (bit, &head)| word | u64::from(head != 0) << bit)
+        };
+        if !self.heads.chunks(64).map(bits).eq(self.map) {
+            return None;
+        }
+        let map = self.map.into_iter().enumerate();
+        Some(map.flat_map(|(word, mut bits)| {
+            std::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+                bits &= bits - 1;
+                Some(word * 64 + bit)
+            })
+        }))
     }
 }
 

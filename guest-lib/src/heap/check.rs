@@ -1,16 +1,29 @@
 //! The audit's view of the heap: everything that can be checked of it, in the whole domain or page by
 //! page.
 
-use super::layout::{BLOCK_HEADER, GRAIN, State};
+use super::layout::{BLOCK_HEADER, GRAIN, RED_ZONE_MAX, State};
 use super::room::check_fill;
 use super::span::Span;
 use super::{Damage, Heap, PAGE};
+
+/// Where a page of the bitmaps was written, the chunks of a domain of at most this many blocks are compared with
+/// them; in a larger one the allocator finds a wrong bit when it uses it.
+const MAPPED_MAX: u64 = 64;
 
 impl Heap {
     /// Blocks, those in quarantine included.
     fn blocks(&self) -> u64 {
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks }
+    }
+
+    /// Whether there is a heap; its header is checked then.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    pub(crate) fn check_header(&self) -> Result<bool, Damage> {
+        self.ready()
     }
 
     /// Checks the domain's header and the heads of its lists; then the whole domain if it has at most
@@ -33,16 +46,32 @@ impl Heap {
         Ok(true)
     }
 
-    /// Checks everything that lies in one page of the domain, at `address`, and the chunk that reaches
-    /// into it; [`Heap::check`] has checked the header.
+    /// Whether an address lies in the heap. Trusts nothing in the header.
+    pub(crate) fn contains(&self, address: u64) -> bool {
+        self.span_of(address).is_some()
+    }
+
+    /// Checks what a write to the page at `address` can have damaged: headers, links, red zones and filled
+    /// room that lie in it or reach into it; the heads of the lists and the bitmaps if the page has some.
+    /// [`Heap::check_header`] has found a heap.
     ///
     /// # Errors
     ///
     /// The first damage found.
     pub(crate) fn check_page(&self, address: u64) -> Result<(), Damage> {
         let span = self.span_of(address).ok_or(Damage::corrupt(address))?;
-        let from = address.max(span.first());
-        self.check_span(span, from, (address + PAGE as u64).min(span.end()))
+        let to = (address + PAGE as u64).min(span.end());
+        if address == self.header as u64 {
+            self.check_heads()?;
+        }
+        if address < span.first() && self.blocks() <= MAPPED_MAX {
+            let (starts, fills) = span.mapped(address, to);
+            let end = |address| Self::chunk(span, address).map(|chunk| chunk.end());
+            let first = span.first();
+            Self::check_chunks(span, starts.start.max(first), starts.end, end)?;
+            check_fill(span, fills.start.max(first), fills.end)?;
+        }
+        self.check_span(span, address.max(span.first()), to)
     }
 
     /// Checks the block at an address, unless it was given back meanwhile.
@@ -62,31 +91,49 @@ impl Heap {
     /// Checks the chunks of a range of an extent, that they follow each other without a gap, and what
     /// is filled in the range.
     fn check_span(&self, span: Span, from: u64, to: u64) -> Result<(), Damage> {
+        Self::check_chunks(span, from, to, |address| self.check_chunk(span, address))?;
+        check_fill(span, from, to)
+    }
+
+    /// Checks the chunks of a range of an extent by `check`, which returns where a chunk's room ends, and
+    /// that they follow each other without a gap.
+    fn check_chunks(
+        span: Span,
+        from: u64,
+        to: u64,
+        check: impl Fn(u64) -> Result<u64, Damage>,
+    ) -> Result<(), Damage> {
         if from >= to {
             return Ok(());
         }
-        let header = BLOCK_HEADER as u64;
+        let (header, step) = (BLOCK_HEADER as u64, GRAIN as u64);
+        let starts = span.starts();
+        // A chunk of which neither a header nor a byte of the red zone is in the range has no chunk after it
+        // that begins below this.
+        let below = to + RED_ZONE_MAX as u64 + header + step;
+        if below < span.end() && from > span.first() && starts.next(from, below).is_none() {
+            return Ok(());
+        }
         // The chunk in which the range begins: its header may lie before.
         let first = span.first() + header;
-        let mut address = span.starts().before(from + GRAIN as u64).unwrap_or(first);
+        let mut address = starts.before(from + step).unwrap_or(first);
         loop {
-            let end = self.check_chunk(span, address)?;
-            let next = span.starts().next(address + GRAIN as u64, span.end());
-            if end == span.end() {
-                if let Some(next) = next {
-                    return Err(Damage::corrupt(next));
-                }
-                break;
+            let end = check(address)?;
+            let inside = starts.next(from.max(address + step), below.min(end + header));
+            if let Some(inside) = inside {
+                return Err(Damage::corrupt(inside));
             }
-            if next != Some(end + header) {
+            if end == span.end() {
+                return Ok(());
+            }
+            if !starts.get(end + header) {
                 return Err(Damage::corrupt(end + header));
             }
             if end >= to {
-                break;
+                return Ok(());
             }
             address = end + header;
         }
-        check_fill(span, from, to)
     }
 
     /// Checks one chunk; returns where its room ends.
@@ -97,5 +144,83 @@ impl Heap {
             State::Free => self.check_links(&chunk)?,
         }
         Ok(chunk.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockBackend;
+    use crate::{Error, thread};
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// What a case does in a domain before the damage: sizes of blocks, and which of them it frees.
+    fn blocks() -> impl Strategy<Value = Vec<(usize, bool)>> {
+        let size = prop_oneof![0..200_usize, 0..6000_usize, Just(5 * PAGE), Just(20 * PAGE)];
+        prop::collection::vec((size, any::<bool>()), 1..30)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn damage_in_a_page_is_found_by_its_check(
+            blocks in blocks(),
+            places in prop::collection::vec((any::<prop::sample::Index>(), 1..=u8::MAX), 50),
+        ) {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let name = NUMBER.fetch_add(1, Ordering::SeqCst).to_string();
+            let domain = app().domain(&name).unwrap();
+            for freed in [false, true] {
+                let outcome = domain.run(|_| {
+                    for &(size, free) in &blocks {
+                        let block = domain.allocate(size, 16)?;
+                        if freed && free {
+                            // SAFETY: used no more.
+                            unsafe { domain.deallocate(block)? };
+                        }
+                    }
+                    Ok::<_, Error>(())
+                });
+                outcome.unwrap();
+            }
+            let outcome = domain.run(|_| {
+                let heap = thread::current().unwrap().state().heap(domain);
+                let spans: Vec<_> = heap.spans().collect();
+                for (place, flip) in &places {
+                    let span = spans[place.index(spans.len())];
+                    // Mostly where the bookkeeping is, and where blocks meet.
+                    let at = place.index((span.end() - span.start()) as usize) as u64;
+                    let near = span.starts().before(span.start() + at);
+                    let address = match at % 4 {
+                        0 => span.start() + at,
+                        1 => span.start() + at % (span.first() - span.start()),
+                        _ => near.unwrap_or(span.first()) - at % 64,
+                    };
+                    let byte = address as *mut u8;
+                    // SAFETY: a byte of the domain, which the request holds, and repaired below.
+                    let store = |byte: *mut u8| unsafe { *byte ^= flip };
+                    store(byte);
+                    let page = address & !(PAGE as u64 - 1);
+                    let all = heap.check(u64::MAX);
+                    let one = heap.check_header().and_then(|_| heap.check_page(page));
+                    store(byte);
+                    assert_eq!(one.is_ok(), all.is_ok(), "{address:#x}: {one:?} {all:?}");
+                }
+                for span in &spans {
+                    for page in (span.start()..span.end()).step_by(PAGE) {
+                        heap.check_page(page).unwrap();
+                    }
+                }
+                Ok::<_, Error>(())
+            });
+            outcome.unwrap();
+        }
+    }
+
+    fn app() -> &'static crate::App {
+        static APP: std::sync::OnceLock<&crate::App> = std::sync::OnceLock::new();
+        APP.get_or_init(|| MockBackend::app("page by page", |_| ()))
     }
 }

@@ -38,6 +38,11 @@ impl Damage {
         Self { kind, address }
     }
 
+    /// At an address that no heap has.
+    pub(crate) const fn outside(address: u64) -> Self {
+        Self::corrupt(address)
+    }
+
     const fn corrupt(address: u64) -> Self {
         Self::new(Kind::HeapCorrupt, address)
     }

@@ -283,10 +283,9 @@ impl Heap {
 
     /// Checks the lists' heads.
     pub(super) fn check_heads(&self) -> Result<(), Damage> {
-        for list in 0..super::bins::COUNT {
-            if !self.bins().agrees(list) {
-                return Err(Damage::corrupt(self.header as u64));
-            }
+        let corrupt = Damage::corrupt(self.header as u64);
+        let lists = self.bins().lists().ok_or(corrupt)?;
+        for list in lists {
             self.head(list)?;
         }
         Ok(())
@@ -302,15 +301,21 @@ fn fill(span: Span, from: u64, to: u64) {
 
 /// Checks what is filled in a range.
 pub(super) fn check_fill(span: Span, from: u64, to: u64) -> Result<(), Damage> {
+    const WORD: u64 = u64::from_ne_bytes([POISON; 8]);
     let fills = span.fills();
-    let mut at = fills.next(from, to);
-    while let Some(place) = at {
-        // SAFETY: the bit stands for 16 bytes of the extent.
-        let bytes = unsafe { (place as *const [u8; GRAIN]).read() };
-        if let Some(offset) = bytes.iter().position(|&byte| byte != POISON) {
-            return Err(Damage::new(Kind::UseAfterFree, place + offset as u64));
+    let mut at = from;
+    while let Some(place) = fills.next(at, to) {
+        at = fills.next_clear(place, to);
+        let words = ((at - place) / size_of::<u64>() as u64) as usize;
+        // SAFETY: the bits stand for these bytes of the extent, which the request holds; their addresses are
+        // multiples of 16.
+        let filled = unsafe { std::slice::from_raw_parts(place as *const u64, words) };
+        if let Some(wrong) = filled.iter().position(|&word| word != WORD) {
+            let bytes = filled[wrong].to_ne_bytes();
+            let byte = bytes.iter().position(|&byte| byte != POISON).unwrap_or(0);
+            let address = place + (wrong * size_of::<u64>() + byte) as u64;
+            return Err(Damage::new(Kind::UseAfterFree, address));
         }
-        at = fills.next(place + STEP, to);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
 use std::mem::size_of;
+use std::ops::Range;
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
 
@@ -31,6 +32,12 @@ impl Span {
             maps: start + header,
             pages: extent.pages as usize,
         }
+    }
+
+    /// First byte of the extent.
+    #[cfg(test)]
+    pub(super) fn start(self) -> u64 {
+        self.start
     }
 
     /// Address of the first chunk's header.
@@ -68,6 +75,16 @@ impl Span {
             words: (self.maps + (self.pages * BITMAP_PER_PAGE) as u64) as *mut u64,
             ..self.starts()
         }
+    }
+
+    /// The addresses that the bits in a range of the extent stand for: those of *starts* and of *fills*.
+    pub(super) fn mapped(self, from: u64, to: u64) -> (Range<u64>, Range<u64>) {
+        let bytes = (self.pages * BITMAP_PER_PAGE) as u64;
+        let range = |map: u64| {
+            let address = |at: u64| self.start + (at.clamp(map, map + bytes) - map) * 8 * STEP;
+            address(from)..address(to)
+        };
+        (range(self.maps), range(self.maps + bytes))
     }
 }
 
@@ -162,17 +179,52 @@ impl Bits {
         (found < to).then_some(found)
     }
 
+    /// The first address from `from` on whose bit is not set, or `to` if all below it are.
+    pub(super) fn next_clear(self, from: u64, to: u64) -> u64 {
+        let mut at = from;
+        while at < to {
+            let Some((word, bit)) = self.place(at) else {
+                return at;
+            };
+            // SAFETY: as in get().
+            let rest = !unsafe { word.read() } >> bit;
+            if rest != 0 {
+                return to.min(at + u64::from(rest.trailing_zeros()) * STEP);
+            }
+            at += u64::from(64 - bit) * STEP;
+        }
+        to
+    }
+
     /// The last address below `below` whose bit is set.
     pub(super) fn before(self, below: u64) -> Option<u64> {
-        let mut at = below.min(self.end).checked_sub(STEP)?;
-        while at >= self.start {
-            let (word, bit) = self.place(at)?;
-            // SAFETY: as in get().
-            let rest = unsafe { word.read() } << (63 - bit);
-            if rest != 0 {
-                return Some(at - u64::from(rest.leading_zeros()) * STEP);
+        const WORD: u64 = 64 * STEP;
+        let at = below.min(self.end).checked_sub(STEP)?;
+        let (mut word, bit) = self.place(at)?;
+        // SAFETY: as in get().
+        let rest = unsafe { word.read() } << (63 - bit);
+        if rest != 0 {
+            return Some(at - u64::from(rest.leading_zeros()) * STEP);
+        }
+        // The first address of the word.
+        let mut at = at - u64::from(bit) * STEP;
+        while at >= self.start + 4 * WORD {
+            let words = word.wrapping_sub(4).cast::<[u64; 4]>();
+            // SAFETY: as in get(): the words of addresses from `start` on.
+            if unsafe { words.read() } != [0; 4] {
+                break;
             }
-            at = at.checked_sub(u64::from(bit + 1) * STEP)?;
+            at -= 4 * WORD;
+            word = words.cast();
+        }
+        while at > self.start {
+            at -= WORD;
+            word = word.wrapping_sub(1);
+            // SAFETY: as above.
+            let rest = unsafe { word.read() };
+            if rest != 0 {
+                return Some(at + u64::from(rest.ilog2()) * STEP);
+            }
         }
         None
     }
@@ -187,7 +239,7 @@ mod tests {
     const GRAINS: u64 = 64 * WORDS as u64;
 
     #[test]
-    fn the_next_set_bit_is_found_from_everywhere() {
+    fn set_and_clear_bits_are_found_from_everywhere() {
         let mut words = [0u64; WORDS];
         let bits = Bits {
             start: START,
@@ -207,6 +259,28 @@ mod tests {
             }
         }
         assert_eq!(bits.next(0, u64::MAX), Some(address(0)));
+        for below in 0..=GRAINS + 9 {
+            let expected = set.into_iter().rfind(|&grain| grain < below);
+            assert_eq!(
+                bits.before(address(below)),
+                expected.map(address),
+                "below {below}"
+            );
+        }
+        for from in 0..=GRAINS {
+            for to in [from, from + 1, from + 70, GRAINS] {
+                let expected = (from..to).find(|grain| !set.contains(grain));
+                let found = bits.next_clear(address(from), address(to));
+                assert_eq!(
+                    found,
+                    address(expected.unwrap_or(to)),
+                    "from {from} to {to}"
+                );
+            }
+        }
+        bits.set_range(address(60), address(300));
+        assert_eq!(bits.next_clear(address(63), address(400)), address(300));
+        assert_eq!(bits.next_clear(address(63), address(290)), address(290));
         bits.clear_range(0, u64::MAX);
         assert_eq!(bits.next(0, u64::MAX), None);
     }

@@ -1,18 +1,18 @@
 //! Checks of a domain before it is committed: damage must not become the committed version.
 //!
-//! The cost grows with what the request has written: the audit looks at the pages that the driver has
-//! drafts of, and at whole domains only if they are small or the request asked for it.
+//! The cost grows with what the request has written: the audit looks at the pages on the thread's list, which
+//! the driver keeps, and at whole domains only if the request asked for it.
 
 use crate::failure::{Kind, panic_text};
 use crate::heap::{Damage, Heap};
-use crate::shared::control::DraftMark;
 use crate::state::domain::Domain;
 use crate::state::{QUARANTINE, RECENT};
 use crate::thread::{self, Thread};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmsrs_protocol::PAGE_SIZE;
+use vmsrs_protocol::shared::WRITTEN_MAX;
 
-/// Domains of at most this many blocks are checked whole: cheaper than asking the driver.
+/// Where nobody knows what was written, domains of at most this many blocks are checked whole.
 const WHOLE: u64 = 64;
 
 /// Pages that the driver is asked for at a time.
@@ -24,7 +24,7 @@ const PAGES: usize = 256;
 /// # Errors
 ///
 /// The first damage found.
-pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
+fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
     if !thread.is_intact() {
         // The driver takes the locks of a request that it has failed at its deadline.
         let (kind, message): (_, &[u8]) = if thread.is_overdue() {
@@ -37,9 +37,9 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
         };
         thread::fail_request(kind, 0, message);
     }
-    let mut written = Written::new(thread, domain);
+    let written = Pages::new(thread, domain);
     // A request that holds one domain alone has written to it: it would not be audited otherwise.
-    if thread.state().held().as_slice().len() > 1 && !written.is_any() {
+    if thread.state().holds_several() && !written.is_any() {
         return Ok(());
     }
     check_invariants(thread, domain);
@@ -54,12 +54,13 @@ pub(crate) fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Dama
             heap.release(noted.address)?;
         }
     }
-    let limit = if thread.wants_whole_audit() {
-        u64::MAX
-    } else {
-        WHOLE
-    };
-    if heap.check(limit)? || written.check(&heap)? {
+    if thread.wants_whole_audit() {
+        return heap.check(u64::MAX).map(drop);
+    }
+    if thread.app().backend().protects() {
+        return written.check(&heap);
+    }
+    if heap.check(WHOLE)? {
         return Ok(());
     }
     for place in 0..state.recent().used().min(RECENT) {
@@ -92,86 +93,117 @@ fn check_invariants(thread: &Thread, domain: &'static Domain) {
     }
 }
 
-/// The pages of a domain that the request has written, as far as the driver was asked.
+/// The pages of a domain that the request has written.
 ///
-/// The driver's commit walks the same list, but the audit must know it first: what it finds fails the
-/// request. Nothing is fetched twice.
-struct Written<'a> {
+/// They are on the list of the thread if it is the only one that has worked for the request, and the list has room.
+/// Otherwise the driver is asked.
+struct Pages<'a> {
     thread: &'a Thread,
     domain: &'static Domain,
-    pages: [u32; PAGES],
-    /// Pages at the front of the driver's list that were fetched; of these, the last `count` are in `pages`.
-    fetched: usize,
-    count: usize,
-    /// What the control block said of the thread's drafts before the latest fetch; `None` before the first.
-    mark: Option<DraftMark>,
-    /// The backend has no list.
-    unknown: bool,
 }
 
-impl<'a> Written<'a> {
+impl<'a> Pages<'a> {
     fn new(thread: &'a Thread, domain: &'static Domain) -> Self {
-        Self {
-            thread,
-            domain,
-            pages: [0; PAGES],
-            fetched: 0,
-            count: 0,
-            mark: None,
-            unknown: false,
-        }
+        Self { thread, domain }
     }
 
-    /// Fetches the next pages.
-    fn fetch(&mut self) {
-        let (backend, mark) = (self.domain.app().backend(), self.thread.draft_mark());
-        let number = self.domain.number();
-        // The commit meets the same error, and reports it.
-        let found = backend.drafts(self.thread.tag(), number, self.fetched, &mut self.pages);
-        self.mark = Some(mark);
-        self.count = 0;
-        match found {
-            Ok(Some(count)) => {
-                self.count = count;
-                self.fetched += count;
-            }
-            _ => self.unknown = true,
+    /// The addresses of the pages on the thread's list, in all domains, without those that only a domain which the
+    /// request has left can have. `None` if others may be missing.
+    fn listed(thread: &Thread, skip: usize) -> Option<impl Iterator<Item = u64>> {
+        let (state, base) = (thread.state(), thread.app().base());
+        let (written, tag) = (thread.written(), state.tag());
+        if state.may_have_drafts() || written.count(tag) > WRITTEN_MAX {
+            return None;
         }
+        let mut place = skip;
+        // What the audit itself writes is at the end.
+        Some(std::iter::from_fn(move || {
+            let page = (place < written.count(tag).min(WRITTEN_MAX)).then(|| written.page(place));
+            place += 1;
+            page.map(|page| base + u64::from(page) * u64::from(PAGE_SIZE))
+        }))
+    }
+
+    fn lies_in(&self, heap: &Heap, address: u64) -> bool {
+        let first = self.domain.first();
+        let offset = (address - self.domain.app().base()) / u64::from(PAGE_SIZE);
+        offset.wrapping_sub(first.page.into()) < first.pages.into() || heap.contains(address)
     }
 
     /// Whether the request may have written to the domain.
-    fn is_any(&mut self) -> bool {
-        self.fetch();
-        self.unknown || self.count != 0
+    fn is_any(&self) -> bool {
+        if !self.domain.app().backend().protects() {
+            return true;
+        }
+        let heap = self.thread.state().heap(self.domain);
+        match Self::listed(self.thread, 0) {
+            Some(mut pages) => pages.any(|address| self.lies_in(&heap, address)),
+            None => self.fetch(0, &mut [0]) != Some(0),
+        }
     }
 
-    /// Whether the list may have more than was fetched: drafts made since, also by other threads of the request, are at
-    /// its end.
-    fn has_more(&self) -> bool {
-        self.count == PAGES
-            || !self.thread.state().members.is_empty()
-            || self
-                .mark
-                .is_none_or(|mark| mark.may_be_outdated(self.thread.draft_mark()))
+    /// Asks the driver for pages of the domain. `None` on an error: the commit meets the same one, and reports it.
+    fn fetch(&self, skip: usize, pages: &mut [u32]) -> Option<usize> {
+        let (backend, tag) = (self.domain.app().backend(), self.thread.tag());
+        let found = backend.drafts(tag, self.domain.number(), skip, pages);
+        found.ok()
     }
 
-    /// Checks all of these pages. False if the list is unknown.
-    fn check(&mut self, heap: &Heap) -> Result<bool, Damage> {
-        loop {
-            for page in &self.pages[..self.count] {
+    /// Checks them.
+    fn check(&self, heap: &Heap) -> Result<(), Damage> {
+        if !heap.check_header()? {
+            return Ok(());
+        }
+        if let Some(pages) = Self::listed(self.thread, 0) {
+            for address in pages {
+                if self.lies_in(heap, address) {
+                    heap.check_page(address)?;
+                }
+            }
+            if Self::listed(self.thread, 0).is_some() {
+                return Ok(());
+            }
+        }
+        let (mut pages, mut skip) = ([0; PAGES], 0);
+        // Drafts made meanwhile are at the end of the driver's list.
+        while let Some(count) = self.fetch(skip, &mut pages).filter(|&count| count != 0) {
+            for page in &pages[..count] {
                 let offset = u64::from(*page) * u64::from(PAGE_SIZE);
                 heap.check_page(self.domain.app().base() + offset)?;
             }
-            if self.unknown || !self.has_more() {
-                return Ok(!self.unknown);
-            }
-            self.fetch();
-            // Of a count at its limit, nothing tells whether drafts were made; the list does.
-            if !self.unknown && self.count == 0 {
-                return Ok(true);
-            }
+            skip += count;
         }
+        Ok(())
     }
+}
+
+/// Fails for a page on the thread's list that is in none of the domains held: it is in an extent that its heap does not
+/// have yet.
+fn check_outside(thread: &Thread) -> Result<(), Damage> {
+    let state = thread.state();
+    let Some(mut pages) = Pages::listed(thread, thread.left_pages()) else {
+        return Ok(());
+    };
+    let is_outside = |address: &u64| {
+        let mut domains = (0..state.places()).filter_map(|place| state.domain_at(place));
+        !domains.any(|domain| Pages::new(thread, domain).lies_in(&state.heap(domain), *address))
+    };
+    match pages.find(is_outside) {
+        Some(address) => Err(Damage::outside(address)),
+        None => Ok(()),
+    }
+}
+
+/// Audits a domain that the request is about to commit and leave.
+///
+/// # Errors
+///
+/// The first damage found.
+pub(crate) fn audit_left(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
+    audit(thread, domain)?;
+    check_outside(thread)?;
+    thread.set_left_pages(thread.written().count(thread.tag()));
+    Ok(())
 }
 
 /// Audits all domains that the request holds.
@@ -180,21 +212,21 @@ impl<'a> Written<'a> {
 ///
 /// The first damage found.
 pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
-    for place in 0..vmsrs_protocol::shared::HELD_MAX {
-        if let Some(domain) = thread.state().domain_at(place) {
-            audit(thread, domain)?;
-        }
+    let state = thread.state();
+    for domain in (0..state.places()).filter_map(|place| state.domain_at(place)) {
+        audit(thread, domain)?;
     }
-    Ok(())
+    check_outside(thread)
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::mock::{MockBackend, overwrite_draft_count};
+    use crate::mock::{Hooks, MockBackend, list_written};
     use crate::{App, Domain, Error, Failure, Kind, RunError, thread};
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex, Once};
-    use vmsrs_protocol::shared::ThreadControl;
+    use vmsrs_protocol::PAGE_SIZE;
+    use vmsrs_protocol::shared::{ThreadControl, WRITTEN_MAX};
 
     fn domains(name: &str) -> [&'static Domain; 2] {
         static ONCE: Once = Once::new();
@@ -261,77 +293,104 @@ mod tests {
         one.run(|request| request.alloc(1u8).map(drop)).unwrap();
     }
 
-    #[test]
-    fn drafts_are_fetched_once_unless_more_were_made() {
-        const BLOCKS: usize = 100;
-        static MORE: AtomicBool = AtomicBool::new(false);
-        let fetches = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&fetches);
-        let app = MockBackend::app("fetched once", |hooks| {
-            hooks.drafts = Box::new(move |domain, skip, pages| {
-                seen.lock().unwrap().push((domain, skip));
-                // The first page of its first extent.
-                pages[0] = domain * vmsrs_protocol::EXTENT_UNIT_PAGES;
-                Some(usize::from(skip == 0))
-            });
+    /// Two domains of an app that says what was written, each with a block, and the page of that block.
+    fn listed(name: &str, set: impl FnOnce(&mut Hooks)) -> [(&'static Domain, u64, u32); 2] {
+        let app = MockBackend::app(name, |hooks| {
+            hooks.protects = true;
+            set(hooks);
         });
-        let [one, two] = ["one", "two"].map(|key| app.domain(key).unwrap());
-        two.set_invariant(|_| {
-            if MORE.load(Ordering::SeqCst) {
-                overwrite_draft_count(2, !2);
-            }
-            Ok(())
+        ["one", "two"].map(|key| {
+            let domain = app.domain(key).unwrap();
+            let block = domain.run(|_| domain.allocate(100, 16)).unwrap();
+            let address = block.as_ptr() as u64;
+            let page = (address - app.base()) / u64::from(PAGE_SIZE);
+            (domain, address, page as u32)
         })
-        .unwrap();
-        two.run(|_| {
-            (0..BLOCKS).try_for_each(|_| two.allocate(16, 16).map(drop))?;
+    }
+
+    /// Overwrites the red zone of a block, and lists pages as written. Repairs it afterwards.
+    fn overflow((domain, address, _): (&'static Domain, u64, u32), list: &[u32]) -> Option<Kind> {
+        let red_zone = (address + 100) as *mut u8;
+        // SAFETY: a byte of the domain, which the request holds; nobody else uses it now.
+        let store = |byte| unsafe { red_zone.write_volatile(byte) };
+        let outcome = domain.run(|_| {
+            store(0);
+            list_written(list);
             Ok::<_, Error>(())
-        })
-        .unwrap();
-        for (more, expected) in [
-            (false, &[(one.number(), 0), (two.number(), 0)][..]),
-            (
-                true,
-                &[(one.number(), 0), (two.number(), 0), (two.number(), 1)],
-            ),
-        ] {
-            MORE.store(more, Ordering::SeqCst);
-            fetches.lock().unwrap().clear();
-            one.run(|request| request.enter(two).map(|entered| entered.keep().number()))
-                .unwrap();
-            assert_eq!(*fetches.lock().unwrap(), expected);
+        });
+        store(crate::heap::layout::RED);
+        match outcome {
+            Err(RunError::Failed(failure)) => Some(failure.kind),
+            Ok(()) => None,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn audit_ends_whatever_the_count_of_drafts_says() {
-        const BLOCKS: usize = 100;
-        let fetches = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&fetches);
-        let app = MockBackend::app("count of drafts at its limit", |hooks| {
-            hooks.drafts = Box::new(move |_, skip, pages| {
-                let before = counter.fetch_add(1, Ordering::SeqCst);
-                assert!(before < 100, "the audit does not end");
-                pages[0] = 0;
-                Some(usize::from(skip == 0))
+    fn audit_looks_at_written_pages_only() {
+        let [one, (_, _, other)] = listed("written pages", |hooks| {
+            hooks.drafts = Box::new(|_, _, _| panic!("the list is complete"));
+        });
+        assert_eq!(overflow(one, &[one.2]), Some(Kind::RedZone));
+        assert_eq!(overflow(one, &[one.2 + 1, one.2]), Some(Kind::RedZone));
+        assert_eq!(overflow(one, &[one.2 + 1]), None);
+        // A page of a domain that the request does not hold, and has not left.
+        assert_eq!(overflow(one, &[other]), Some(Kind::HeapCorrupt));
+    }
+
+    #[test]
+    fn driver_is_asked_where_the_list_is_short() {
+        let fetches = Arc::new(Mutex::new(Vec::new()));
+        let (seen, page) = (Arc::clone(&fetches), Arc::new(AtomicU32::new(0)));
+        let answer = Arc::clone(&page);
+        let [one, _] = listed("short list", |hooks| {
+            hooks.drafts = Box::new(move |domain, skip, pages| {
+                seen.lock().unwrap().push((domain, skip));
+                pages[0] = answer.load(Ordering::SeqCst);
+                usize::from(skip == 0)
             });
         });
-        let domain = app.domain("one").unwrap();
-        domain
-            .run(|_| {
-                (0..BLOCKS).try_for_each(|_| domain.allocate(16, 16).map(drop))?;
-                Ok::<_, Error>(())
-            })
-            .unwrap();
-        for (drafts, complement) in [(u32::MAX, 0), (u32::MAX, u32::MAX), (7, 7)] {
-            fetches.store(0, Ordering::SeqCst);
-            domain
-                .run(|_| {
-                    overwrite_draft_count(drafts, complement);
-                    Ok::<_, Error>(())
-                })
-                .unwrap();
-            assert!(fetches.load(Ordering::SeqCst) > 0);
+        page.store(one.2, Ordering::SeqCst);
+        fetches.lock().unwrap().clear();
+        assert_eq!(overflow(one, &[one.2 + 1; WRITTEN_MAX]), None);
+        assert!(fetches.lock().unwrap().is_empty());
+        assert_eq!(
+            overflow(one, &[one.2 + 1; WRITTEN_MAX + 1]),
+            Some(Kind::RedZone)
+        );
+        // Another thread may have written.
+        let outcome = one.0.run(|_| {
+            thread::current().unwrap().state().note_drafts();
+            Ok::<_, Error>(())
+        });
+        outcome.unwrap();
+        let number = one.0.number();
+        assert_eq!(
+            *fetches.lock().unwrap(),
+            [(number, 0), (number, 0), (number, 1)]
+        );
+    }
+
+    #[test]
+    fn pages_of_a_domain_that_was_left_are_skipped() {
+        let checks = Arc::new(Mutex::new(Vec::new()));
+        let [(one, _, first), (two, _, second)] = listed("left", |_| ());
+        for domain in [one, two] {
+            let checked = Arc::clone(&checks);
+            let check = move |domain: &Domain| {
+                checked.lock().unwrap().push(domain.number());
+                Ok(())
+            };
+            domain.set_invariant(check).unwrap();
         }
+        let outcome = one.run(|request| {
+            let entered = request.enter(two)?;
+            list_written(&[second]);
+            entered.leave()?;
+            list_written(&[second, first]);
+            Ok::<_, Error>(())
+        });
+        outcome.unwrap();
+        assert_eq!(*checks.lock().unwrap(), [two.number(), one.number()]);
     }
 }

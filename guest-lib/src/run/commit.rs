@@ -7,7 +7,7 @@ use crate::thread::{self, Phase, Thread};
 use std::io;
 use vmsrs_protocol::NONE;
 
-/// Without protection drafts are not counted, and the audit is cheap: it always runs.
+/// Without protection nobody knows what was written: the audit always runs.
 pub(super) fn needs_audit(thread: &Thread) -> bool {
     thread.has_drafts() || !thread.app().backend().protects() || !thread.is_intact()
 }
@@ -45,12 +45,12 @@ pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
     let backend = thread.app().backend();
     match backend.commit(thread.tag(), NONE, seal) {
         Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) && seal => {
-            thread.clear_drafts();
+            thread.set_left_pages(0);
             Err(Error::Unsealed)
         }
         Err(error) => Err(refused_commit(thread, error)),
         Ok(()) => {
-            thread.clear_drafts();
+            thread.set_left_pages(0);
             Ok(())
         }
     }

@@ -182,10 +182,12 @@ fn settle(thread: &Thread, end: End) -> Outcome {
     Outcome::Wants(end)
 }
 
-/// Unlocks everything, newest first.
+/// Unlocks everything, newest first. No other thread works for the request any more.
 fn unlock_all(thread: &Thread) {
-    for &domain in thread.state().held().as_slice().iter().rev() {
-        lock::unlock(thread, domain);
+    let state = thread.state();
+    while let Some(domain) = state.newest_held() {
+        lock::release(thread, domain);
+        state.remove_newest_held();
     }
 }
 

@@ -5,13 +5,15 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
-use vmsrs_protocol::shared::ThreadControl;
+use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 
 /// A thread as the backend knows it.
 #[derive(Debug)]
 pub(crate) struct Registration {
     /// Its control block; stays until [`Backend::unmap`].
     pub(crate) control: NonNull<ThreadControl>,
+    /// The pages that its requests write; stays as long. Empty where no versions are kept.
+    pub(crate) written: NonNull<WrittenPages>,
     /// Tags that it may use.
     pub(crate) tags: Tags,
 }
@@ -39,11 +41,11 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`.
     fn register(&self, signal: i32) -> io::Result<Registration>;
-    /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block
-    /// stays mapped until [`Backend::unmap`].
+    /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block and
+    /// its list of written pages stay mapped until [`Backend::unmap`].
     fn unregister(&self, control: NonNull<ThreadControl>);
-    /// Unmaps the control block of an unregistered thread.
-    fn unmap(&self, control: NonNull<ThreadControl>);
+    /// Unmaps what [`Backend::register`] has given an unregistered thread.
+    fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>);
     /// More tags.
     fn tags(&self) -> io::Result<Tags>;
     /// Commits one domain, or all with [`vmsrs_protocol::NONE`].
@@ -53,14 +55,8 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Discards; locks stay.
     fn discard(&self, tag: u64) -> io::Result<()>;
     /// Lists pages of a domain that the request has drafts of, in `pages`, without the first `skip`.
-    /// Returns how many, or `None` where drafts are not counted.
-    fn drafts(
-        &self,
-        tag: u64,
-        domain: u32,
-        skip: usize,
-        pages: &mut [u32],
-    ) -> io::Result<Option<usize>>;
+    /// Returns how many; none where no versions are kept.
+    fn drafts(&self, tag: u64, domain: u32, skip: usize, pages: &mut [u32]) -> io::Result<usize>;
     /// Suspends the calling thread's request, with the domains that its control block lists.
     fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()>;
     /// Resumes a suspended request; the calling thread has its tag.

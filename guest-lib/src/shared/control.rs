@@ -12,26 +12,6 @@ use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Control(NonNull<ThreadControl>);
 
-/// How many drafts a thread has made, as its control block says at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DraftMark {
-    drafts: u32,
-    complement: u32,
-}
-
-impl DraftMark {
-    const NONE: Self = Self {
-        drafts: 0,
-        complement: u32::MAX,
-    };
-
-    /// Whether drafts may have been made from this mark to the later one. The count stops at its greatest
-    /// value.
-    pub(crate) fn may_be_outdated(self, later: Self) -> bool {
-        self != later || self.drafts == u32::MAX
-    }
-}
-
 impl Control {
     /// # Safety
     ///
@@ -81,31 +61,6 @@ impl Control {
     pub(crate) fn set_failed(self, tag: u64) {
         // SAFETY: as in tag().
         self.write(|block| unsafe { &raw mut (*block).failed }, tag);
-    }
-
-    /// Whether the thread may have made drafts: it has, or a stray write has changed the count.
-    pub(crate) fn may_have_drafts(self) -> bool {
-        self.draft_mark() != DraftMark::NONE
-    }
-
-    /// What the block says of the thread's drafts.
-    pub(crate) fn draft_mark(self) -> DraftMark {
-        DraftMark {
-            // SAFETY: as in tag().
-            drafts: self.read(|block| unsafe { &raw mut (*block).drafts }),
-            // SAFETY: as in tag().
-            complement: self.read(|block| unsafe { &raw mut (*block).drafts_complement }),
-        }
-    }
-
-    pub(crate) fn clear_drafts(self) {
-        // SAFETY: as in tag().
-        self.write(|block| unsafe { &raw mut (*block).drafts }, 0);
-        self.write(
-            // SAFETY: as in tag().
-            |block| unsafe { &raw mut (*block).drafts_complement },
-            u32::MAX,
-        );
     }
 
     /// `CLOCK_MONOTONIC` nanoseconds, or 0 for no deadline.

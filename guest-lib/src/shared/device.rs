@@ -18,7 +18,7 @@ use vmsrs_protocol::ioctl::{
     IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp,
     IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
 };
-use vmsrs_protocol::shared::ThreadControl;
+use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 use vmsrs_protocol::{KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
 
 /// How opening the device went.
@@ -83,8 +83,17 @@ fn open_app(fd: RawFd, name: &[u8; NAME_MAX]) -> io::Result<IoctlOpenApp> {
     Ok(app)
 }
 
+/// Protection of most mappings.
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
 /// Maps `length` bytes of the device; at exactly `address` unless that is null.
-fn map(fd: RawFd, address: *mut u8, length: u64, offset: u64) -> io::Result<NonNull<u8>> {
+fn map(
+    fd: RawFd,
+    address: *mut u8,
+    length: u64,
+    protection: i32,
+    offset: u64,
+) -> io::Result<NonNull<u8>> {
     let fixed = if address.is_null() {
         0
     } else {
@@ -98,7 +107,7 @@ fn map(fd: RawFd, address: *mut u8, length: u64, offset: u64) -> io::Result<NonN
         libc::mmap(
             address.cast(),
             length,
-            libc::PROT_READ | libc::PROT_WRITE,
+            protection,
             libc::MAP_SHARED | fixed,
             fd,
             offset,
@@ -152,15 +161,27 @@ impl Device {
             close();
             refused(error)
         })?;
-        let pages =
-            map(fd, app.base as *mut u8, app.length, app.pages_offset).map_err(|source| {
-                close();
-                Error::Map {
-                    address: app.base,
-                    source,
-                }
-            })?;
-        let locks = map(fd, std::ptr::null_mut(), app.locks_length, app.locks_offset);
+        let pages = map(
+            fd,
+            app.base as *mut u8,
+            app.length,
+            READ_WRITE,
+            app.pages_offset,
+        )
+        .map_err(|source| {
+            close();
+            Error::Map {
+                address: app.base,
+                source,
+            }
+        })?;
+        let locks = map(
+            fd,
+            std::ptr::null_mut(),
+            app.locks_length,
+            READ_WRITE,
+            app.locks_offset,
+        );
         let locks = locks.map_err(|error| {
             // SAFETY: mapped above, and nobody knows it yet.
             unsafe { libc::munmap(pages.as_ptr().cast(), app.length as usize) };
@@ -186,10 +207,16 @@ impl Device {
         if app.base != self.app.base || app.locks_length != self.app.locks_length {
             return Err("the app has moved");
         }
-        let pages = map(fd, app.base as *mut u8, app.length, app.pages_offset)
-            .map_err(|_| "the app's pages cannot be mapped")?;
+        let pages = map(
+            fd,
+            app.base as *mut u8,
+            app.length,
+            READ_WRITE,
+            app.pages_offset,
+        )
+        .map_err(|_| "the app's pages cannot be mapped")?;
         let locks = self.locks.as_ptr().cast();
-        map(fd, locks, app.locks_length, app.locks_offset).map_err(|_| {
+        map(fd, locks, app.locks_length, READ_WRITE, app.locks_offset).map_err(|_| {
             // SAFETY: mapped above, and nobody has used it yet.
             unsafe { libc::munmap(pages.as_ptr().cast(), app.length as usize) };
             "the app's locks cannot be mapped"
@@ -252,18 +279,21 @@ impl Backend for Device {
         };
         // SAFETY: the call's argument.
         unsafe { call(self.fd(), IOCTL_THREAD, &raw mut argument) }?;
-        let control = map(
-            self.fd(),
-            std::ptr::null_mut(),
-            PAGE_SIZE.into(),
-            argument.control_offset,
-        )
-        .inspect_err(|_| {
-            // SAFETY: a call without an argument.
-            let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+        let page = |protection, offset| {
+            let address = std::ptr::null_mut();
+            map(self.fd(), address, PAGE_SIZE.into(), protection, offset).inspect_err(|_| {
+                // SAFETY: a call without an argument.
+                let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+            })
+        };
+        let control = page(READ_WRITE, argument.control_offset)?;
+        let written = page(libc::PROT_READ, argument.written_offset).inspect_err(|_| {
+            // SAFETY: mapped above, and nobody knows it yet.
+            unsafe { libc::munmap(control.as_ptr().cast(), PAGE_SIZE as usize) };
         })?;
         Ok(Registration {
             control: control.cast(),
+            written: written.cast(),
             tags: Tags {
                 next: argument.tag_first,
                 end: argument.tag_first.saturating_add(argument.tag_count),
@@ -276,9 +306,11 @@ impl Backend for Device {
         let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
     }
 
-    fn unmap(&self, control: NonNull<ThreadControl>) {
-        // SAFETY: mapped by register(), and its thread ends.
-        unsafe { libc::munmap(control.as_ptr().cast(), PAGE_SIZE as usize) };
+    fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>) {
+        for page in [control.as_ptr().cast(), written.as_ptr().cast()] {
+            // SAFETY: mapped by register(), and its thread ends.
+            unsafe { libc::munmap(page, PAGE_SIZE as usize) };
+        }
     }
 
     fn tags(&self) -> io::Result<Tags> {
@@ -316,13 +348,7 @@ impl Backend for Device {
         unsafe { call(self.fd(), IOCTL_DISCARD, &raw mut argument) }
     }
 
-    fn drafts(
-        &self,
-        tag: u64,
-        domain: u32,
-        skip: usize,
-        pages: &mut [u32],
-    ) -> io::Result<Option<usize>> {
+    fn drafts(&self, tag: u64, domain: u32, skip: usize, pages: &mut [u32]) -> io::Result<usize> {
         let mut argument = IoctlDrafts {
             tag,
             pages: pages.as_mut_ptr() as u64,
@@ -333,7 +359,7 @@ impl Backend for Device {
         };
         // SAFETY: the call's argument; `pages` has room for `capacity` numbers.
         unsafe { call(self.fd(), IOCTL_DRAFTS, &raw mut argument) }?;
-        Ok(Some((argument.count as usize).min(pages.len())))
+        Ok((argument.count as usize).min(pages.len()))
     }
 
     fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()> {

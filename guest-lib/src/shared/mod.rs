@@ -1,4 +1,4 @@
-//! What the library shares with the driver: control block, lock words, protection keys, system calls.
+//! What the library shares with the driver: control block, list of written pages, lock words, protection keys, system calls.
 
 pub(crate) mod backend;
 pub(crate) mod control;
@@ -9,3 +9,4 @@ pub(crate) mod pkru;
 pub(crate) mod unprotected;
 pub(crate) mod waits;
 pub(crate) mod word;
+pub(crate) mod written;

@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo, LOCKS_LENGTH};
-use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl};
+use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl, WrittenPages};
 use vmsrs_protocol::{
     APP_BASE, APP_PAGES, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, MAX_DOMAINS, PAGE_SIZE,
 };
@@ -232,6 +232,7 @@ impl Backend for Unprotected {
         });
         Ok(Registration {
             control,
+            written: NonNull::from(Box::leak(Box::new(bytemuck::Zeroable::zeroed()))),
             tags: self.tags()?,
         })
     }
@@ -246,9 +247,14 @@ impl Backend for Unprotected {
         threads.retain(|thread| thread.control.block() != control);
     }
 
-    fn unmap(&self, control: NonNull<ThreadControl>) {
+    fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>) {
         // SAFETY: leaked by register(), and its thread ends.
-        drop(unsafe { Box::from_raw(control.as_ptr()) });
+        drop(unsafe {
+            (
+                Box::from_raw(control.as_ptr()),
+                Box::from_raw(written.as_ptr()),
+            )
+        });
     }
 
     fn tags(&self) -> io::Result<Tags> {
@@ -277,8 +283,8 @@ impl Backend for Unprotected {
         Ok(())
     }
 
-    fn drafts(&self, _: u64, _: u32, _: usize, _: &mut [u32]) -> io::Result<Option<usize>> {
-        Ok(None)
+    fn drafts(&self, _: u64, _: u32, _: usize, _: &mut [u32]) -> io::Result<usize> {
+        Ok(0)
     }
 
     fn suspend(&self, _tag: u64, _deadline_ns: u64) -> io::Result<()> {

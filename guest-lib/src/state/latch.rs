@@ -75,6 +75,13 @@ impl Latch {
         self.0.load(Ordering::Relaxed) & !CONTENDED == me
     }
 
+    /// Opens the latch if it is taken: nobody else uses it.
+    pub(crate) fn reset(&self) {
+        if self.0.load(Ordering::Relaxed) != FREE {
+            self.open();
+        }
+    }
+
     /// Opens the latch: the caller has taken it, or no thread is left that could have. All sleepers are
     /// woken: the next one to take the latch may not set the mark.
     pub(crate) fn open(&self) {

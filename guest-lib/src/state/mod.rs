@@ -48,7 +48,7 @@ struct Held {
     has_heap: bool,
 }
 
-/// Guarded by the latch while the request has more than one thread.
+/// Guarded by the latch as soon as the request can have more than one thread.
 struct Lists {
     /// Domains whose locks are taken.
     domains: [Option<Held>; HELD_MAX],
@@ -106,6 +106,9 @@ pub(crate) struct Start {
 /// See the module's description.
 pub(crate) struct State {
     tag: AtomicU64,
+    /// The request's tag while no other thread can work for it, since it has no ticket. A stray write can only make
+    /// the request use the latch: no other value is the tag.
+    alone: AtomicU64,
     /// Protection key of the request's drafts; 0 if it has none, or is over.
     key: AtomicU32,
     /// The key of the request before.
@@ -179,6 +182,7 @@ impl State {
     fn new() -> Self {
         Self {
             tag: AtomicU64::new(0),
+            alone: AtomicU64::new(0),
             key: AtomicU32::new(0),
             last_key: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
@@ -217,9 +221,9 @@ impl State {
             .store(start.limits.whole_audit, Ordering::Relaxed);
         self.failed.store(false, Ordering::Relaxed);
         self.wrote.store(false, Ordering::Relaxed);
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
         // A defer of the previous request, cut short in the library, may have left it taken.
-        self.latch.open();
+        self.latch.reset();
+        self.alone.store(start.tag, Ordering::Relaxed);
         self.tag.store(start.tag, Ordering::SeqCst);
         self.closed.store(false, Ordering::SeqCst);
     }
@@ -246,8 +250,11 @@ impl State {
             lists.recent.clear(!kept);
         });
         // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
-        self.latch.open();
-        self.held_waiters.store(0, Ordering::SeqCst);
+        self.latch.reset();
+        self.held_waiters.store(0, Ordering::Relaxed);
+        if !kept {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// The request's tag, or 0 when there is none.
@@ -273,6 +280,17 @@ impl State {
 
     // Joining and ending.
 
+    /// Whether no other thread can work for the request: its lists need no latch.
+    pub(crate) fn is_alone(&self) -> bool {
+        let tag = self.tag();
+        tag != 0 && self.alone.load(Ordering::Relaxed) == tag
+    }
+
+    /// Other threads may join from here on. The caller holds the latch if it is in the lists.
+    pub(crate) fn share(&self) {
+        self.alone.store(0, Ordering::SeqCst);
+    }
+
     /// Whether the request has that tag and a thread may join it. Asked after a slot was taken.
     pub(crate) fn is_open(&self, tag: u64) -> bool {
         self.tag() == tag && !self.closed.load(Ordering::SeqCst) && !self.has_failed()
@@ -281,6 +299,10 @@ impl State {
     /// Closes the request to new members, and waits for those that have joined. False if a thread ended without
     /// leaving.
     pub(crate) fn close(&self, sweep: fn(&Members) -> bool) -> bool {
+        if self.is_alone() {
+            self.closed.store(true, Ordering::Relaxed);
+            return true;
+        }
         let all_left = self.members.wait(sweep);
         self.closed.store(true, Ordering::SeqCst);
         // A thread that joined in between is seen now, or sees that it is closed.
@@ -387,6 +409,19 @@ impl State {
         self.notify_held();
     }
 
+    /// The newest domain that is held. Nobody else works for the request.
+    pub(crate) fn newest_held(&self) -> Option<u32> {
+        let control = self.control()?;
+        Some(control.entry(held::len(&control).checked_sub(1)?))
+    }
+
+    /// Forgets the newest domain, whose lock the request no longer has. Nobody else works for the request.
+    pub(crate) fn remove_newest_held(&self) {
+        if let Some(control) = self.control() {
+            control.set_count(held::len(&control).saturating_sub(1) as u32);
+        }
+    }
+
     /// What is held, or waited for, has changed; under the latch, so that a waiter either is counted
     /// by now or sees the change.
     fn notify_held(&self) {
@@ -431,9 +466,19 @@ impl State {
         })
     }
 
-    /// The domain at a place below [`HELD_MAX`]; places stay while a domain is held.
+    /// The domain at a place below [`State::places`]; places stay while a domain is held.
     pub(crate) fn domain_at(&self, place: usize) -> Option<&'static Domain> {
         self.lists(|lists| lists.domains.get(place)?.map(|held| held.domain))
+    }
+
+    /// Places of [`State::domain_at`] from here on are empty.
+    pub(crate) fn places(&self) -> usize {
+        self.lists(|lists| lists.used.min(HELD_MAX))
+    }
+
+    /// Whether the request holds more than one domain.
+    pub(crate) fn holds_several(&self) -> bool {
+        self.lists(|lists| lists.held().nth(1).is_some())
     }
 
     /// The domains whose locks are taken.
@@ -505,14 +550,20 @@ impl State {
     /// Whether the list in the control block and the lock words are as the request knows them. Another
     /// of its threads may be taking a lock at the moment.
     pub(crate) fn is_intact(&self) -> bool {
-        let (tag, listed) = (self.tag(), self.held());
-        let listed = listed.as_slice();
+        let (tag, control) = (self.tag(), self.control());
+        let listed = control.as_ref().map_or(0, held::len);
+        let is_listed = |domain| {
+            control.is_some_and(|list| (0..listed).any(|place| list.entry(place) == domain))
+        };
         self.lists(|lists| {
-            let held = || lists.held();
-            let known = held()
-                .all(|held| listed.contains(&held.domain.number()) && held.domain.holder() == tag);
-            let count = held().count();
-            known && (count == listed.len() || (count < listed.len() && !self.members.is_empty()))
+            let mut count = 0;
+            for held in lists.held() {
+                count += 1;
+                if held.domain.holder() != tag || !is_listed(held.domain.number()) {
+                    return false;
+                }
+            }
+            count == listed || (count < listed && !self.members.is_empty())
         })
     }
 

@@ -19,6 +19,19 @@ impl Thread {
             return code();
         }
         let state = self.state();
+        if state.is_alone() {
+            self.exclusive.set(true);
+            // A signal handler sees how far this is.
+            compiler_fence(Ordering::SeqCst);
+            let value = code();
+            compiler_fence(Ordering::SeqCst);
+            self.exclusive.set(false);
+            if !state.is_alone() {
+                // share() has taken the latch.
+                state.latch.open();
+            }
+            return value;
+        }
         let give_up = |timed_out| {
             self.must_abort() || (timed_out && uninterrupted(|| state.members.has_lost()))
         };
@@ -50,6 +63,18 @@ impl Thread {
         self.exclusive.set(false);
         state.latch.open();
         value
+    }
+
+    /// Lets other threads join the request, which the thread works for.
+    pub(crate) fn share(&self) {
+        let state = self.state();
+        if state.is_alone() {
+            if self.exclusive.get() {
+                // In a check of the server, or where the library was called in the middle of its own work.
+                state.latch.take(self.number, |_| true);
+            }
+            state.share();
+        }
     }
 
     /// Whether the thread left the library's code in the middle and never returned to it.

@@ -24,7 +24,8 @@ pub(crate) use registry::{current, forget_all, of};
 use crate::os::alarm::Alarm;
 use crate::os::region::Region;
 use crate::shared::backend::Tags;
-use crate::shared::control::{Control, DraftMark};
+use crate::shared::control::Control;
+use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::{App, Domain};
 use crate::state::latch::Take;
@@ -57,6 +58,9 @@ pub(crate) struct Thread {
     /// Its thread ID in the kernel.
     number: u32,
     control: Control,
+    written: Written,
+    /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
+    left: Cell<(u64, usize)>,
     tags: Cell<Tags>,
     /// The state of requests that it begins.
     own: &'static State,
@@ -165,16 +169,30 @@ impl Thread {
 
     /// Whether the request may have written to domains.
     pub(crate) fn has_drafts(&self) -> bool {
-        self.control.may_have_drafts() || self.state().may_have_drafts()
+        self.has_written() || self.state().may_have_drafts()
     }
 
-    /// See [`Control::draft_mark`].
-    pub(crate) fn draft_mark(&self) -> DraftMark {
-        self.control.draft_mark()
+    /// Whether the thread has made drafts for the request. A stray write may have changed one of the two tags.
+    pub(crate) fn has_written(&self) -> bool {
+        let has_written = |tag| self.written.count(tag) != 0;
+        has_written(self.tag()) || has_written(self.state().tag())
     }
 
-    pub(crate) fn clear_drafts(&self) {
-        self.control.clear_drafts();
+    /// The list of pages that the thread has written.
+    pub(crate) fn written(&self) -> Written {
+        self.written
+    }
+
+    /// Pages at the front of that list that belong to no domain which the request holds, perhaps: they were audited
+    /// and committed when it left one.
+    pub(crate) fn left_pages(&self) -> usize {
+        let (tag, pages) = self.left.get();
+        if tag == self.tag() { pages } else { 0 }
+    }
+
+    /// Notes what [`Thread::left_pages`] says from here on.
+    pub(crate) fn set_left_pages(&self, pages: usize) {
+        self.left.set((self.tag(), pages));
     }
 
     pub(crate) fn lock_timeout_ms(&self) -> u32 {

@@ -8,6 +8,7 @@ use crate::os::region::Region;
 use crate::os::{modules, signals};
 use crate::shared::control::Control;
 use crate::shared::pkru;
+use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::App;
 use crate::thread::arena::Arena;
@@ -39,8 +40,8 @@ impl Drop for Mine {
             // A request that calls exit() comes here; a thread that ends in another way leaves its request
             // first. The exit handlers that run next are not part of the request.
             let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
-            let (state, backend, control) =
-                (thread.state(), thread.app.backend(), thread.control.block());
+            let (state, backend) = (thread.state(), thread.app.backend());
+            let (control, written) = (thread.control.block(), thread.written.list());
             if in_request {
                 CURRENT.set(ptr::null());
                 pkru::close();
@@ -59,7 +60,7 @@ impl Drop for Mine {
                     state.members.leave(slot);
                 }
             } else {
-                backend.unmap(control);
+                backend.unmap(control, written);
             }
             thread.own.give_back();
             if !signals::leave_signal_stack() || in_request {
@@ -140,6 +141,9 @@ impl Thread {
             number: thread_number(),
             // SAFETY: mapped until the thread ends, or the process if it ends in a request.
             control: unsafe { Control::new(registration.control) },
+            // SAFETY: as above.
+            written: unsafe { Written::new(registration.written) },
+            left: Cell::new((0, 0)),
             tags: Cell::new(registration.tags),
             own,
             state: Cell::new(own),

@@ -70,7 +70,6 @@ impl Thread {
         self.deadline.set(state.deadline());
         self.set_phase(Phase::Entering);
         CURRENT.set(ptr::from_ref(self));
-        self.clear_drafts();
         self.control.set_deadline(state.deadline());
         self.control.set_key(state.key());
         self.control.set_tag(state.tag());
@@ -83,7 +82,6 @@ impl Thread {
         pkru::close();
         self.control.set_tag(0);
         self.control.set_deadline(0);
-        self.clear_drafts();
         self.deadline.set(0);
         self.alarm.stop();
         self.exclusive.set(false);
@@ -102,7 +100,7 @@ impl Thread {
     /// Leaves a request that stays suspended.
     pub(crate) fn suspend(&self) {
         let state = self.state();
-        if self.control.may_have_drafts() {
+        if self.has_written() {
             state.note_drafts();
         }
         self.detach();

@@ -10,9 +10,12 @@ struct Request {
     address: u64,
     length: usize,
     offset: u64,
+    protection: i32,
     flags: i32,
     file: RawFd,
 }
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// Maps `length` bytes of new memory.
 ///
@@ -24,6 +27,7 @@ pub fn anonymous(length: usize) -> io::Result<NonNull<u8>> {
         address: 0,
         length,
         offset: 0,
+        protection: READ_WRITE,
         flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         file: -1,
     })
@@ -48,6 +52,23 @@ pub fn part_of_file(file: &File, length: usize, offset: u64) -> io::Result<NonNu
         address: 0,
         length,
         offset,
+        protection: READ_WRITE,
+        flags: libc::MAP_SHARED,
+        file: file.as_raw_fd(),
+    })
+}
+
+/// Maps `length` bytes of a file from `offset` on, shared, to read only.
+///
+/// # Errors
+///
+/// Fails when the kernel refuses.
+pub fn read_only_part_of_file(file: &File, length: usize, offset: u64) -> io::Result<NonNull<u8>> {
+    map(&Request {
+        address: 0,
+        length,
+        offset,
+        protection: libc::PROT_READ,
         flags: libc::MAP_SHARED,
         file: file.as_raw_fd(),
     })
@@ -63,6 +84,7 @@ pub fn file_at(file: &File, address: u64, length: usize, offset: u64) -> io::Res
         address,
         length,
         offset,
+        protection: READ_WRITE,
         flags: libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE,
         file: file.as_raw_fd(),
     })
@@ -74,7 +96,7 @@ fn map(request: &Request) -> io::Result<NonNull<u8>> {
         libc::mmap(
             std::ptr::without_provenance_mut(request.address as usize),
             request.length,
-            libc::PROT_READ | libc::PROT_WRITE,
+            request.protection,
             request.flags,
             request.file,
             request.offset as libc::off_t,

@@ -1,10 +1,11 @@
 //! A corrupt control block, and more failures than the host can be told of, affect no other request.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::incident::KIND_INVARIANT;
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 use vmsrs_protocol::{MAX_DOMAINS, PAGE_SIZE};
 
+use crate::fault::try_store;
 use crate::raw::{App, Thread, poke};
 use crate::{Behaviour, Machine};
 
@@ -17,8 +18,8 @@ const COMMITS: u8 = 20;
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "corrupt_control_block_and_failure_storm_stay_local",
     machine: Machine::Usual,
-    steps: &[("corrupt", corrupt), ("count", count), ("storm", storm)],
-    host: |guest| guest.run_steps(&["corrupt", "count", "storm"]),
+    steps: &[("corrupt", corrupt), ("list", list), ("storm", storm)],
+    host: |guest| guest.run_steps(&["corrupt", "list", "storm"]),
 };
 
 /// Starts a request whose control block says that it holds `count` domains, all with this number, and fails it.
@@ -59,23 +60,44 @@ fn corrupt(_: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whatever a stray write makes of the count of drafts, the next draft increments it.
-fn count(_: &str) -> Result<()> {
+/// The process cannot write the list of written pages, nor make it writable.
+fn list(_: &str) -> Result<()> {
     let app = App::open("control-block")?;
     let thread = app.thread()?;
-    let (domain, page) = app.domain("count", 4)?;
+    let (domain, first) = app.domain("list", 4)?;
     let tag = thread.begin(&[domain])?;
-    for (place, stray) in [0, 7, u32::MAX - 1, u32::MAX].into_iter().enumerate() {
-        thread.set_drafts(stray);
+    let page = |place: usize| first.wrapping_add(place * PAGE_SIZE as usize);
+    let number =
+        |place: usize| ((page(place) as u64 - app.address(0) as u64) / u64::from(PAGE_SIZE)) as u32;
+    for place in [2, 0] {
         // SAFETY: the page is the domain's, which the request holds.
-        unsafe { poke(page.wrapping_add(place * PAGE_SIZE as usize), 1) };
-        ensure!(
-            thread.drafts() == stray.saturating_add(1) && thread.drafts_match(),
-            "{stray:#x} and a draft make {:#x}",
-            thread.drafts()
-        );
+        unsafe { poke(page(place), 1) };
     }
+    let listed = || {
+        let pages = thread.written_pages();
+        ensure!(pages == [2, 0].map(number), "listed: {pages:?}");
+        Ok(())
+    };
+    listed()?;
+    let list = thread.written();
+    for at in [0, 8, 16] {
+        // SAFETY: faults.
+        let stored = unsafe { try_store(list.cast::<u8>().wrapping_add(at), 0) };
+        let fault = stored.err().context("a write to the list succeeds")?;
+        ensure!(fault.signal == libc::SIGSEGV, "{fault:?}");
+    }
+    // SAFETY: changes nothing if it fails, as it must.
+    let writable = unsafe {
+        libc::mprotect(
+            list.cast(),
+            PAGE_SIZE as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+        )
+    };
+    ensure!(writable != 0, "the list can be made writable");
+    listed()?;
     thread.commit(tag, 0)?;
+    ensure!(thread.written_pages().is_empty(), "listed after the commit");
     Ok(thread.end()?)
 }
 

@@ -57,7 +57,10 @@ fn check(key: &str, discard: impl Fn(&Thread<'_>, u64) -> Result<()>) -> Result<
     let tag = thread.begin(&[domain])?;
     fill(2);
     ensure!(all(2), "the request does not see its writes");
-    ensure!(thread.drafts() == PAGES, "not one draft per page");
+    ensure!(
+        thread.written_pages().len() == PAGES as usize,
+        "not one draft per page"
+    );
     discard(&thread, tag)?;
     ensure!(all(1), "a page is not as committed");
     ensure!(app.info()?.drafts == 0, "a draft is left");

@@ -36,7 +36,10 @@ fn write(_: &str) -> Result<()> {
     let before = app.info()?;
 
     let tag = thread.begin(&[domain])?;
-    ensure!(thread.drafts() == 0, "a draft before the first write");
+    ensure!(
+        thread.written_pages().is_empty(),
+        "a draft before the first write"
+    );
     // SAFETY: the page is the domain's, which the request holds.
     unsafe {
         ensure!(
@@ -48,15 +51,19 @@ fn write(_: &str) -> Result<()> {
         ensure!(peek(page) == 0x5a, "the request does not see its write");
     }
     ensure!(
-        thread.drafts() == 1,
+        thread.written_pages().len() == 1,
         "two writes to one page made {} drafts",
-        thread.drafts()
+        thread.written_pages().len()
     );
     ensure!(
         app.info()?.drafts == before.drafts + 1,
         "the driver has not counted the draft"
     );
     thread.commit(tag, vmsrs_protocol::ioctl::COMMIT_SEAL)?;
+    ensure!(
+        thread.written_pages().is_empty(),
+        "a draft after the commit"
+    );
     thread.end()?;
 
     let after = app.info()?;

@@ -136,7 +136,14 @@ impl App {
         let length = PAGE_SIZE as usize;
         let control = mapping::part_of_file(&self.file, length, argument.control_offset)
             .context("map the control page")?;
-        Ok(Thread::new(self, control.cast(), argument.tag_first))
+        let written = mapping::read_only_part_of_file(&self.file, length, argument.written_offset)
+            .context("map the list of written pages")?;
+        Ok(Thread::new(
+            self,
+            control.cast(),
+            written.cast(),
+            argument.tag_first,
+        ))
     }
 
     /// Waits until everything committed is sealed.

@@ -11,7 +11,7 @@ use vmsrs_protocol::ioctl::{
     IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_FAIL, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_SUSPEND,
     IoctlCommit, IoctlFail, IoctlLock, IoctlSuspend, IoctlTag,
 };
-use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl};
+use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl, WrittenPages};
 
 use super::app::{App, Domain};
 use super::ioctl::ioctl;
@@ -21,14 +21,21 @@ use super::memory::poke;
 pub struct Thread<'a> {
     app: &'a App,
     control: NonNull<ThreadControl>,
+    written: NonNull<WrittenPages>,
     next_tag: Cell<u64>,
 }
 
 impl<'a> Thread<'a> {
-    pub(super) fn new(app: &'a App, control: NonNull<ThreadControl>, tag_first: u64) -> Self {
+    pub(super) fn new(
+        app: &'a App,
+        control: NonNull<ThreadControl>,
+        written: NonNull<WrittenPages>,
+        tag_first: u64,
+    ) -> Self {
         Self {
             app,
             control,
+            written,
             next_tag: Cell::new(tag_first),
         }
     }
@@ -65,12 +72,11 @@ impl<'a> Thread<'a> {
     pub fn begin(&self, domains: &[Domain]) -> Result<u64> {
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 1);
-        // SAFETY: the control page belongs to this thread and stays mapped until the process ends; of its fields the
-        // driver writes only the count of drafts and its complement.
+        // SAFETY: the control page belongs to this thread and stays mapped until the process ends; of these fields the
+        // driver writes none.
         unsafe {
             std::ptr::write_volatile(&raw mut (*self.control()).tag, tag);
         }
-        self.set_drafts(0);
         for domain in domains {
             // SAFETY: as above.
             unsafe {
@@ -90,27 +96,19 @@ impl<'a> Thread<'a> {
         Ok(tag)
     }
 
-    /// The number of drafts that the driver has counted in this request.
-    pub fn drafts(&self) -> u32 {
-        // SAFETY: as in `begin`.
-        unsafe { std::ptr::read_volatile(&raw const (*self.control()).drafts) }
+    /// The thread's list of written pages, mapped read-only until the process ends.
+    pub fn written(&self) -> *mut WrittenPages {
+        self.written.as_ptr()
     }
 
-    /// Sets the count of drafts, as a stray write could.
-    pub fn set_drafts(&self, drafts: u32) {
+    /// The pages that the driver lists as written by this request, or were when it was the last to write.
+    pub fn written_pages(&self) -> Vec<u32> {
+        // SAFETY: mapped, and only changed in writes of this thread, which does not write meanwhile.
+        let list = unsafe { std::ptr::read_volatile(self.written()) };
         // SAFETY: as in `begin`.
-        unsafe {
-            std::ptr::write_volatile(&raw mut (*self.control()).drafts, drafts);
-            std::ptr::write_volatile(&raw mut (*self.control()).drafts_complement, !drafts);
-        }
-    }
-
-    /// Whether the count of drafts and its complement match.
-    pub fn drafts_match(&self) -> bool {
-        // SAFETY: as in `begin`.
-        let complement =
-            unsafe { std::ptr::read_volatile(&raw const (*self.control()).drafts_complement) };
-        complement == !self.drafts()
+        let tag = unsafe { std::ptr::read_volatile(&raw const (*self.control()).tag) };
+        let count = if list.tag == tag { list.count } else { 0 };
+        list.pages[..count as usize].to_vec()
     }
 
     /// Commits all domains of the request.
@@ -233,6 +231,5 @@ impl<'a> Thread<'a> {
             std::ptr::write_volatile(&raw mut (*self.control()).tag, 0);
             std::ptr::write_volatile(&raw mut (*self.control()).held_count, 0);
         }
-        self.set_drafts(0);
     }
 }
