@@ -37,6 +37,8 @@ const DOMAINS: f64 = 1_000_000.0;
 const FLAT: f64 = 1.02;
 /// Most bytes of memory for each page of a domain, in the host and in the driver.
 const BYTES_PER_PAGE: f64 = 64.0;
+/// Fewest domains that tell something about memory: fewer are lost in what else is allocated and freed meanwhile.
+const MEMORY_OF: u32 = 1000;
 /// Pages that a domain reserves at least.
 const PAGES_OF_A_DOMAIN: f64 = 4.0;
 
@@ -135,9 +137,11 @@ fn of_failures(all: &mut Vec<Budget>, samples: &[Measured]) {
         let took = one.sample.nanoseconds;
         all.push(Budget::at_most(one.name(), took, RECOVERY, "instructions"));
         let Some(an_exit) = an_exit else { continue };
-        // Threads of the VM monitor, and what the vCPU's thread does in KVM: by the cost of an exit, since its CPU time
-        // includes the guest.
-        let threads = one.cost.cpu(|name| !name.starts_with("vcpu"));
+        // Threads of the VM monitor without those that work anyway, and what the vCPU's thread does in KVM: by the cost of
+        // an exit, since its CPU time includes the guest.
+        let threads = one
+            .cost
+            .cpu(|name| !name.starts_with("vcpu") && name != "vmsrs-scrubber" && name != "console");
         let exits = one.cost.all_exits() as f64 * an_exit.sample.nanoseconds;
         all.push(Budget::at_most(
             format!("{}: CPU time of the host", one.name()),
@@ -213,7 +217,7 @@ fn of_domains(all: &mut Vec<Budget>, samples: &[Measured]) {
     }
     // The larger the number, the less does what is allocated ahead matter.
     let last = of(samples, What::Opening).max_by_key(|one| one.sample.rounds);
-    if let Some(one) = last
+    if let Some(one) = last.filter(|one| one.sample.rounds >= MEMORY_OF)
         && let Some(memory) = &one.sample.memory
     {
         let pages = f64::from(one.sample.rounds) * PAGES_OF_A_DOMAIN;
