@@ -9,8 +9,8 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench profile integral campaign campaigns test build build-demo build-campaign build-bench headers kmod lint unit e2e \
-	shortcampaign fuzz propagation fetch trixie debug-kernel clean
+.PHONY: help demo bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
+	lint unit e2e shortcampaign fuzz propagation fetch trixie debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
 PRODUCT = -p vmsrs-host -p vmsrs
@@ -42,7 +42,7 @@ campaign: fetch build-campaign ## Inject 10,000 errors of every kind into a gues
 campaigns: fetch build-campaign ## Run the campaign nine times, for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
 	$(CARGO) run --quiet --release -p vmsrs-campaign -- --matrix --errors $(ERRORS) --server $(SERVER)
 
-test: fetch lint kmod unit e2e shortcampaign ## Run all checks and tests
+test: fetch lint kmod unit costs e2e shortcampaign ## Run all checks and tests
 
 build: ## Build the whole workspace: the vmsrs command, the library, the servers and the test programs
 	$(CARGO) build --release --workspace
@@ -101,11 +101,19 @@ fetch: ## Fetch Debian's kernels and QEMU into build/cache and install missing t
 trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as root; TARGETS= for others)
 	tests/bed/trixie.sh $(TARGETS)
 
-bench: fetch build-bench ## Measure the cost of requests and errors, by a clock that counts instructions
-	$(CARGO) run --quiet --release -p vmsrs-bench -- --deterministic
+BENCH = $(CARGO) run --quiet --release -p vmsrs-bench --
+
+bench: fetch build-bench ## Measure the cost of requests and errors, by a clock that counts instructions (DOMAINS=)
+	$(BENCH) --deterministic $(if $(DOMAINS),--domains $(DOMAINS))
+
+costs: fetch build-bench ## Compare the instructions of the main requests with tests/bench/baseline.json: at most 5 % apart
+	$(BENCH) --baseline check
+
+baseline: fetch build-bench ## Make today's instructions the baseline
+	$(BENCH) --baseline renew
 
 profile: fetch build-bench ## Count the benchmark's instructions by function, in guest, host kernel and vmsrs run
-	$(CARGO) run --quiet --release -p vmsrs-bench -- --profile
+	$(BENCH) --profile
 
 integral: fetch build-demo ## Measure the latency of ordinary requests while one in ten is fatal
 	$(CARGO) run --quiet --release -p vmsrs-demo -- integral

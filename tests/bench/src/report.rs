@@ -3,7 +3,8 @@
 use serde::Serialize;
 use vmsrs_report::table::{Table, numbers, words};
 
-use crate::sample::{Cost, Measured, What};
+use crate::budgets::{Budget, budgets};
+use crate::sample::{Cost, Kernel, Measured, What};
 
 /// `target/bench/report.json`.
 #[derive(Debug, Serialize)]
@@ -17,24 +18,15 @@ pub(crate) struct Report {
     pub(crate) samples: Vec<Measured>,
 }
 
-/// A line of the project's budgets, and what was reached.
-#[derive(Debug, Serialize)]
-pub(crate) struct Budget {
-    name: String,
-    value: f64,
-    budget: f64,
-    unit: &'static str,
-}
-
 /// What a command costs a server.
 #[derive(Debug, Serialize)]
 pub(crate) struct ServerCost {
-    server: String,
+    pub(crate) server: String,
     /// Percentages of gets and sets, as `95/5`.
-    mix: String,
-    value_bytes: usize,
-    mode: String,
-    cpu_ns_per_request: f64,
+    pub(crate) mix: String,
+    pub(crate) value_bytes: usize,
+    pub(crate) mode: String,
+    pub(crate) cpu_ns_per_request: f64,
     exits_per_request: f64,
 }
 
@@ -43,7 +35,7 @@ fn mix(writes_percent: u32) -> String {
 }
 
 /// The rows of servers in `samples`.
-fn server_costs(samples: &[Measured]) -> Vec<ServerCost> {
+pub(crate) fn server_costs(samples: &[Measured]) -> Vec<ServerCost> {
     let costs = samples.iter().filter_map(|one| {
         let load = one.sample.server.as_ref()?;
         Some(ServerCost {
@@ -58,84 +50,41 @@ fn server_costs(samples: &[Measured]) -> Vec<ServerCost> {
     costs.collect()
 }
 
-/// The budgets that `samples` and `server` say something about.
-fn budgets(samples: &[Measured], server: &[ServerCost]) -> Vec<Budget> {
-    let mut budgets = Vec::new();
-    for one in samples {
-        if let Some(budget) = one.sample.budget() {
-            budgets.push(Budget {
-                name: one.name(),
-                value: one.sample.nanoseconds,
-                budget,
-                unit: "instructions",
-            });
+/// Subtracts the cost of measuring, which the last empty measurement of each boot gives, from all measurements.
+fn without_measuring(measured: Vec<Measured>) -> Vec<Measured> {
+    let mut nothing = Cost::default();
+    let mut left = Vec::new();
+    for mut one in measured {
+        if one.sample.what == What::Nothing {
+            nothing = one.cost;
+            continue;
         }
-        if one.sample.protected && one.sample.what == What::Request && one.sample.pages > 0 {
-            budgets.push(Budget {
-                name: format!("{}: exits per page", one.name()),
-                value: one.each(one.cost.all_exits()) / one.sample.pages as f64,
-                budget: EXITS_PER_PAGE,
-                unit: "exits",
-            });
-        }
-    }
-    for (mix, budget) in SERVER_BUDGETS {
-        for protected in server
-            .iter()
-            .filter(|cost| cost.mode == "protected" && cost.mix == mix)
-        {
-            let plain = server.iter().find(|cost| {
-                cost.mode == "plain"
-                    && cost.server == protected.server
-                    && cost.mix == mix
-                    && cost.value_bytes == protected.value_bytes
-            });
-            if let Some(plain) = plain {
-                budgets.push(Budget {
-                    name: format!(
-                        "{}, {mix}, {} bytes",
-                        protected.server, protected.value_bytes
-                    ),
-                    value: protected.cpu_ns_per_request / plain.cpu_ns_per_request,
-                    budget,
-                    unit: "times the unprotected server's CPU time",
-                });
-            }
-        }
-    }
-    budgets
-}
-
-/// Most exits for each page that a request writes.
-const EXITS_PER_PAGE: f64 = 1.0 / 32.0;
-
-/// Most CPU time of a protected server, as a multiple of the unprotected one's, by its mix of gets and sets.
-const SERVER_BUDGETS: [(&str, f64); 2] = [("95/5", 1.03), ("50/50", 1.15)];
-
-/// Subtracts the cost of measuring, which the last empty measurement gives, from all measurements.
-fn without_measuring(mut measured: Vec<Measured>) -> Vec<Measured> {
-    let nothing = measured
-        .iter()
-        .rfind(|one| one.sample.what == What::Nothing)
-        .map_or_else(Cost::default, |one| one.cost.clone());
-    measured.retain(|one| one.sample.what != What::Nothing);
-    for one in &mut measured {
         one.cost = one.cost.since(&nothing);
+        left.push(one);
     }
-    measured
+    left
 }
 
 impl Measured {
     pub(crate) fn name(&self) -> String {
-        let percent = self.sample.writes_percent.unwrap_or(0);
-        match (self.sample.what, self.sample.pages) {
-            (What::Nothing, _) => "nothing".to_owned(),
-            (What::Exit, _) => "an exit".to_owned(),
-            (What::Request, 0) => "reads".to_owned(),
-            (What::Request, pages) => format!("writes, pages: {pages}"),
-            (What::Recovery, pages) => format!("error to next request, pages: {pages}"),
-            (What::KeyValue, _) => format!("key-value, {percent} % writes"),
-            (What::Server, _) => match &self.sample.server {
+        let sample = &self.sample;
+        let percent = sample.writes_percent.unwrap_or(0);
+        let count = sample.count.unwrap_or(0);
+        let pages = sample.pages;
+        match sample.what {
+            What::Nothing => "nothing".to_owned(),
+            What::Exit => "an exit".to_owned(),
+            What::Request if pages == 0 => "reads".to_owned(),
+            What::Request => format!("writes, cold pages: {pages}"),
+            What::Resident => format!("writes, resident pages: {pages}"),
+            What::Recovery => {
+                let error = sample.error.as_deref().unwrap_or("error");
+                format!("{error} to next request, pages: {pages}")
+            }
+            What::Undisturbed => "others, nobody fails".to_owned(),
+            What::Disturbed => "others, one in ten fails".to_owned(),
+            What::KeyValue => format!("key-value, {percent} % writes"),
+            What::Server => match &sample.server {
                 Some(load) => format!(
                     "{} {}, {}, {} bytes",
                     load.server,
@@ -145,11 +94,17 @@ impl Measured {
                 ),
                 None => "server".to_owned(),
             },
+            What::Opening => format!("opening a domain, until there are {count}"),
+            What::Domains if pages == 0 => format!("reads, domains: {count}"),
+            What::Domains => format!("writes a page, domains: {count}"),
+            What::InFlight => format!("writes a page, in flight: {count}"),
+            What::Step => format!("a step of a suspended request, in flight: {count}"),
+            What::Threads => format!("vCPUs: {}, threads: {count}", self.vcpus),
         }
     }
 
     /// The count for one round.
-    fn each(&self, count: u64) -> f64 {
+    pub(crate) fn each(&self, count: u64) -> f64 {
         count as f64 / f64::from(self.sample.rounds)
     }
 }
@@ -179,7 +134,10 @@ impl Report {
     }
 
     /// CPU time of servers for a command, in nanoseconds.
-    fn servers(&self) -> Table {
+    fn servers(&self) -> Option<Table> {
+        if self.server.is_empty() {
+            return None;
+        }
         let mut table = Table::markdown(&[
             words("server"),
             words("gets/sets"),
@@ -198,83 +156,177 @@ impl Report {
                 format!("{:.2}", cost.exits_per_request),
             ]);
         }
-        table
+        Some(table)
     }
 
     /// Each budget, and what was reached.
-    fn budgets(&self) -> Table {
+    fn budgets(&self) -> Option<Table> {
+        if self.budgets.is_empty() {
+            return None;
+        }
         let mut table = Table::markdown(&[
             words("budget"),
-            numbers("reached"),
-            numbers("at most"),
+            numbers("value"),
+            numbers("budget"),
             words("unit"),
-            words(""),
+            words("holds"),
         ]);
         for one in &self.budgets {
             let digits = if one.budget < 100.0 { 3 } else { 0 };
+            let bound = if one.at_least { "at least " } else { "" };
             table.row([
                 one.name.clone(),
                 format!("{:.digits$}", one.value),
-                format!("{:.digits$}", one.budget),
+                format!("{bound}{:.digits$}", one.budget),
                 one.unit.to_owned(),
-                if one.value > one.budget { "missed" } else { "" }.to_owned(),
+                if one.holds { "yes" } else { "no" }.to_owned(),
             ]);
         }
-        table
+        Some(table)
     }
 
     /// The numbers as tables in Markdown.
     pub(crate) fn tables(&self) -> String {
-        [
+        let tables = [
             self.compared(),
             self.servers(),
             self.where_it_goes(),
             self.kinds_of_exits(),
+            self.memory(),
+            self.threads(),
             self.budgets(),
-        ]
-        .map(|table| table.to_string())
-        .join("\n")
+        ];
+        let tables = tables.into_iter().flatten();
+        let tables: Vec<String> = tables.map(|table| table.to_string()).collect();
+        tables.join("\n")
     }
 
-    /// What each round takes with protection and without.
-    fn compared(&self) -> Table {
+    /// What each round takes with protection and without, and what it makes KVM and the guest's kernel do.
+    fn compared(&self) -> Option<Table> {
         let mut table = Table::markdown(&[
             words(""),
             numbers("plain, ns"),
             numbers("with, ns"),
             numbers("plain, exits"),
-            numbers("with, exits"),
+            numbers("exits"),
+            numbers("second-level faults"),
+            numbers("second-level flushes"),
+            numbers("guest TLB flushes"),
+            numbers("IPIs"),
+            numbers("system calls"),
         ]);
+        let number = |value: Option<f64>, digits: usize| match value {
+            Some(value) => format!("{value:.digits$}"),
+            None => "-".to_owned(),
+        };
+        let mut rows = 0;
         for one in &self.samples {
+            // Only what exists without protection alone has a line of its own.
+            let shown = one.sample.protected || one.sample.what == What::Exit;
+            if !shown || one.sample.what == What::Threads {
+                continue;
+            }
             let is_plain = |plain: &&Measured| {
                 let (plain, sample) = (&plain.sample, &one.sample);
+                let same_load = match (&plain.server, &sample.server) {
+                    (Some(plain), Some(with)) => {
+                        plain.server == with.server && plain.value_bytes == with.value_bytes
+                    }
+                    (plain, with) => plain.is_none() && with.is_none(),
+                };
                 !plain.protected
                     && plain.what == sample.what
                     && plain.pages == sample.pages
                     && plain.writes_percent == sample.writes_percent
+                    && same_load
             };
-            // Only what exists without protection alone has a line of its own.
-            if one.sample.what == What::Server
-                || (!one.sample.protected && one.sample.what != What::Exit)
-            {
-                continue;
-            }
             let plain = self.samples.iter().find(is_plain);
-            let number = |value: Option<f64>, digits: usize| match value {
-                Some(value) => format!("{value:.digits$}"),
-                None => "-".to_owned(),
-            };
             let with = Some(one).filter(|one| one.sample.protected);
             let exits = |one: &Measured| one.each(one.cost.all_exits());
+            let host = |count: u64| number(with.map(|one| one.each(count)), 2);
+            let kernel = |count: fn(&Kernel) -> f64| {
+                let kernel = with.and_then(|one| one.sample.kernel.as_ref());
+                number(kernel.map(count), 2)
+            };
+            rows += 1;
             table.row([
                 one.name(),
                 number(plain.map(|plain| plain.sample.nanoseconds), 0),
                 number(with.map(|one| one.sample.nanoseconds), 0),
                 number(plain.map(exits), 2),
                 number(with.map(exits), 2),
+                host(one.cost.second_level_faults()),
+                host(one.cost.second_level_flushes()),
+                kernel(Kernel::flushes),
+                kernel(|kernel| kernel.ipis),
+                kernel(|kernel| kernel.system_calls),
             ]);
         }
-        table
+        (rows > 0).then_some(table)
+    }
+
+    /// What opening domains took of memory.
+    fn memory(&self) -> Option<Table> {
+        let mut table = Table::markdown(&[
+            words("bytes for each domain, with one committed page"),
+            numbers("host"),
+            numbers("driver"),
+            numbers("process"),
+            numbers("its page tables"),
+        ]);
+        let mut rows = 0;
+        for one in &self.samples {
+            let Some(memory) = &one.sample.memory else {
+                continue;
+            };
+            let each = |bytes: i64| format!("{:.0}", bytes as f64 / f64::from(one.sample.rounds));
+            rows += 1;
+            table.row([
+                one.name(),
+                each(one.cost.memory_bytes as i64),
+                each(memory.driver),
+                each(memory.process),
+                each(memory.page_tables),
+            ]);
+        }
+        (rows > 0).then_some(table)
+    }
+
+    /// What several threads on several vCPUs make the guest's kernel do.
+    fn threads(&self) -> Option<Table> {
+        let mut table = Table::markdown(&[
+            words("flushes here + elsewhere, IPIs"),
+            words("for each page's first write"),
+            words("for each commit"),
+            words("for the seal of all commits"),
+            numbers("exits a round"),
+            numbers("second-level faults"),
+            numbers("second-level flushes"),
+        ]);
+        let mut rows = 0;
+        for one in &self.samples {
+            let Some(steps) = &one.sample.steps else {
+                continue;
+            };
+            let step = |kernel: &Kernel| {
+                format!(
+                    "{:.2} + {:.2}, {:.2}",
+                    kernel.local_flushes, kernel.remote_flushes, kernel.ipis
+                )
+            };
+            let host = |count: u64| format!("{:.1}", one.each(count));
+            rows += 1;
+            table.row([
+                one.name(),
+                step(&steps.fault),
+                step(&steps.commit),
+                step(&steps.seal),
+                host(one.cost.all_exits()),
+                host(one.cost.second_level_faults()),
+                host(one.cost.second_level_flushes()),
+            ]);
+        }
+        (rows > 0).then_some(table)
     }
 
     fn protected(&self) -> impl Iterator<Item = &Measured> {
@@ -283,7 +335,7 @@ impl Report {
 
     /// Nanoseconds of each protected round: by what the request does, and by what has the CPU. The VM monitor's threads
     /// may work for a request after its end.
-    fn where_it_goes(&self) -> Table {
+    fn where_it_goes(&self) -> Option<Table> {
         let mut table = Table::markdown(&[
             words("where it goes, ns"),
             numbers("start"),
@@ -314,11 +366,11 @@ impl Report {
             let threads = threads.map(|time| format!("{:.0}", one.each(time)));
             table.row([one.name()].into_iter().chain(parts).chain(threads));
         }
-        table
+        Some(table)
     }
 
     /// Everything that KVM counts at least once in a hundred protected rounds.
-    fn kinds_of_exits(&self) -> Table {
+    fn kinds_of_exits(&self) -> Option<Table> {
         let mut table = Table::markdown(&[words(""), words("KVM's counters, for each")]);
         for one in self.protected() {
             let kinds = one.cost.exits.iter();
@@ -328,19 +380,19 @@ impl Report {
                 .collect();
             table.row([one.name(), kinds.join(", ")]);
         }
-        table
+        Some(table)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::sample::ServerLoad;
     use crate::sample::tests::sample;
 
-    fn measured(what: What, pages: usize, protected: bool, exits: u64) -> Measured {
+    pub(crate) fn measured(what: What, pages: usize, protected: bool, exits: u64) -> Measured {
         Measured {
             sample: sample(what, pages, protected),
+            vcpus: 1,
             cost: Cost {
                 exits: [("exits".to_owned(), exits)].into(),
                 cpu_ns: [
@@ -348,6 +400,7 @@ mod tests {
                     ("recovery-queues".to_owned(), 700),
                 ]
                 .into(),
+                memory_bytes: 0,
             },
         }
     }
@@ -359,26 +412,6 @@ mod tests {
         let left = without_measuring(vec![nothing, measured(What::Request, 1, true, 50)]);
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].cost.all_exits(), 20);
-    }
-
-    #[test]
-    fn a_budget_of_a_server_compares_it_with_the_unprotected_one() {
-        let of = |mode: &str, nanoseconds| {
-            let mut one = measured(What::Server, 0, mode == "protected", 10);
-            one.sample.writes_percent = Some(5);
-            one.sample.nanoseconds = nanoseconds;
-            one.sample.server = Some(ServerLoad {
-                server: "cache".to_owned(),
-                mode: mode.to_owned(),
-                value_bytes: 100,
-            });
-            one
-        };
-        let samples = [of("plain", 1000.0), of("protected", 1500.0)];
-        let budgets = budgets(&samples, &server_costs(&samples));
-        assert_eq!(budgets.len(), 1);
-        assert_eq!(budgets[0].name, "cache, 95/5, 100 bytes");
-        assert!((budgets[0].value - 1.5).abs() < 1e-9);
     }
 
     #[test]
@@ -395,7 +428,7 @@ mod tests {
         // The cells without what aligns them.
         let tables = report.tables();
         let tables = tables.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(tables.contains("| writes, pages: 4 | 1234 | 1234 | 1.00 | 2.50 |"));
+        assert!(tables.contains("| writes, cold pages: 4 | 1234 | 1234 | 1.00 | 2.50 | 0.00 |"));
         assert!(tables.contains("| 1234567 | 1234567 | 1234567 | 500 | 70 | 0 | 0 |"));
         assert!(tables.contains("| exits 2.50 |"));
     }

@@ -25,6 +25,7 @@ pub struct Config {
     kernel: PathBuf,
     initramfs: PathBuf,
     vcpus: u32,
+    memory: String,
     window: String,
     pool: u32,
     tap: Option<String>,
@@ -39,6 +40,7 @@ impl Config {
             kernel: kernel.into(),
             initramfs: initramfs.into(),
             vcpus: 2,
+            memory: "512M".to_owned(),
             window: "64M".to_owned(),
             pool: 2048,
             tap: None,
@@ -50,6 +52,12 @@ impl Config {
     /// The number of vCPUs.
     pub fn vcpus(mut self, vcpus: u32) -> Self {
         self.vcpus = vcpus;
+        self
+    }
+
+    /// The size of its memory, in the form of `vmsrs run --memory`.
+    pub fn memory(mut self, size: impl Into<String>) -> Self {
+        self.memory = size.into();
         self
     }
 
@@ -102,7 +110,7 @@ impl Config {
         let mut add = |option: &str, value: OsString| arguments.extend([option.into(), value]);
         add("--kernel", self.kernel.clone().into());
         add("--initramfs", self.initramfs.clone().into());
-        add("--memory", "512M".into());
+        add("--memory", self.memory.clone().into());
         add("--cmdline", WATCHDOGS.into());
         add("--vcpus", self.vcpus.to_string().into());
         add("--window", self.window.clone().into());
@@ -154,6 +162,7 @@ mod tests {
     fn what_is_asked_for_is_on_the_command_line() {
         let config = Config::new("k", "i")
             .vcpus(4)
+            .memory("1G")
             .window("7M")
             .pool(256)
             .tap("tap0,192.168.77.1/24")
@@ -162,7 +171,7 @@ mod tests {
         assert_eq!(
             line(&config),
             format!(
-                "run --kernel k --initramfs i --memory 512M --cmdline {WATCHDOGS} --vcpus 4 --window 7M --pool 256 \
+                "run --kernel k --initramfs i --memory 1G --cmdline {WATCHDOGS} --vcpus 4 --window 7M --pool 256 \
                  --socket /f/vm.sock --tap tap0,192.168.77.1/24 --on-reboot restart --restarts 3"
             )
         );

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::random::Random;
+use super::random::Random;
 
 /// Where the servers listen, in the guest.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 11211);
@@ -24,23 +24,23 @@ const CONNECTIONS: usize = 8;
 const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// A running server; killed when dropped.
-pub(crate) struct Server {
+pub(super) struct Server {
     process: Child,
     connections: Vec<BufReader<TcpStream>>,
 }
 
 /// Which commands a client sends.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub(crate) keys: u64,
-    pub(crate) value_bytes: usize,
+pub(super) struct Load {
+    pub(super) keys: u64,
+    pub(super) value_bytes: usize,
     /// Percentage of commands that set a value; the others get one.
-    pub(crate) writes_percent: u32,
+    pub(super) writes_percent: u32,
 }
 
 impl Server {
     /// Starts the server and connects to it.
-    pub(crate) fn start(command: &[&str]) -> Result<Self> {
+    pub(super) fn start(command: &[&str]) -> Result<Self> {
         let (program, arguments) = command.split_first().context("a server's command")?;
         let process = Command::new(program)
             .args(arguments)
@@ -74,7 +74,7 @@ impl Server {
     }
 
     /// Nanoseconds of CPU time that the server's threads have had, in user mode and in the kernel.
-    pub(crate) fn cpu_ns(&self) -> Result<u64> {
+    pub(super) fn cpu_ns(&self) -> Result<u64> {
         let mut sum = 0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
             let times = fs::read_to_string(thread?.path().join("schedstat"))?;
@@ -85,7 +85,7 @@ impl Server {
     }
 
     /// Sets all keys.
-    pub(crate) fn fill(&mut self, load: Load) -> Result<()> {
+    pub(super) fn fill(&mut self, load: Load) -> Result<()> {
         let value = vec![b'v'; load.value_bytes];
         let connection = &mut self.connections[0];
         for key in 0..load.keys {
@@ -96,7 +96,7 @@ impl Server {
     }
 
     /// Sends at least `commands` commands and checks their answers; returns how many it sent.
-    pub(crate) fn run(&mut self, load: Load, commands: u32, random: &mut Random) -> Result<u32> {
+    pub(super) fn run(&mut self, load: Load, commands: u32, random: &mut Random) -> Result<u32> {
         let mut sent = 0;
         let mut value = vec![0; load.value_bytes];
         while sent < commands {

@@ -16,18 +16,18 @@ macro_rules! mark {
 }
 
 /// The next phase; nothing of it is counted yet.
-pub(crate) fn next_phase() {
+pub(super) fn next_phase() {
     mark!("0x5a5a0002");
 }
 
 /// What follows is counted.
 #[inline(always)]
-pub(crate) fn start() {
+pub(super) fn start() {
     mark!("0x5a5a0001");
 }
 
 /// What follows is not counted.
 #[inline(always)]
-pub(crate) fn stop() {
+pub(super) fn stop() {
     mark!("0x5a5a0000");
 }

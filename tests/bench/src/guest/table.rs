@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 
 /// Bytes of a value.
-pub(crate) const VALUE: usize = 56;
+pub(super) const VALUE: usize = 56;
 
 /// Entries of a table, a power of two.
 const ENTRIES: usize = 1024;
@@ -18,7 +18,7 @@ struct Entry {
 
 /// A table of [`ENTRIES`] slots with linear probing. All zeros is an empty table.
 #[repr(transparent)]
-pub(crate) struct Table([Entry; ENTRIES]);
+pub(super) struct Table([Entry; ENTRIES]);
 
 /// The hash of a key, the same in every run.
 fn hash(key: u64) -> usize {
@@ -29,7 +29,7 @@ fn hash(key: u64) -> usize {
 }
 
 impl Table {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let free = Entry {
             key: 0,
             value: [0; VALUE],
@@ -46,13 +46,13 @@ impl Table {
     }
 
     /// The value of a key, which is not 0.
-    pub(crate) fn get(&self, key: u64) -> Option<&[u8; VALUE]> {
+    pub(super) fn get(&self, key: u64) -> Option<&[u8; VALUE]> {
         let entry = &self.0[self.slot(key)?];
         (entry.key == key).then_some(&entry.value)
     }
 
     /// Sets the value of a key, which is not 0; false when the table is full.
-    pub(crate) fn put(&mut self, key: u64, value: [u8; VALUE]) -> bool {
+    pub(super) fn put(&mut self, key: u64, value: [u8; VALUE]) -> bool {
         let Some(slot) = self.slot(key) else {
             return false;
         };

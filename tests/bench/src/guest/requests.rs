@@ -1,0 +1,135 @@
+//! The same work inside of a request and outside.
+
+use std::arch::x86_64::__cpuid;
+use std::hint::black_box;
+
+use anyhow::Result;
+
+use super::meter::{Meter, Stamps, Watch};
+use super::pages::{Block, MOST, Pages};
+use super::{request, seal};
+use crate::sample::{Sample, What};
+
+/// Cold pages that a request writes.
+const COLD: [usize; 5] = [1, 4, 16, 64, MOST];
+/// The same, of the rows that a baseline is kept of.
+const COLD_MAIN: [usize; 4] = [1, 4, 16, 64];
+/// Pages that each request writes.
+const RESIDENT: [usize; 3] = [1, 4, 16];
+
+/// Measures requests that read and that write.
+pub(super) fn measure(meter: &Meter, pages: &Pages, rounds: u32) -> Result<()> {
+    meter.phase(rounds * 100, |rounds| {
+        let watch = Watch::start();
+        for _ in 0..rounds {
+            black_box(__cpuid(0));
+        }
+        Ok(Sample::new(What::Exit, false, rounds).lasted(watch))
+    })?;
+    let read = |block: &Block, _| block.read();
+    alone(meter, pages, What::Request, 0, rounds, read)?;
+    in_requests(meter, pages, What::Request, 0, rounds, read)?;
+    for count in COLD {
+        alone(
+            meter,
+            pages,
+            What::Request,
+            count,
+            rounds,
+            Block::write_cold,
+        )?;
+        in_requests(
+            meter,
+            pages,
+            What::Request,
+            count,
+            rounds,
+            Block::write_cold,
+        )?;
+    }
+    for count in RESIDENT {
+        let write = Block::write_resident;
+        alone(meter, pages, What::Resident, count, rounds, write)?;
+        in_requests(meter, pages, What::Resident, count, rounds, write)?;
+    }
+    Ok(())
+}
+
+/// Measures the rows that a baseline is kept of.
+pub(super) fn measure_main(meter: &Meter, pages: &Pages, rounds: u32) -> Result<()> {
+    let read = |block: &Block, _| block.read();
+    in_requests(meter, pages, What::Request, 0, rounds, read)?;
+    for count in COLD_MAIN {
+        in_requests(
+            meter,
+            pages,
+            What::Request,
+            count,
+            rounds,
+            Block::write_cold,
+        )?;
+    }
+    Ok(())
+}
+
+/// Small requests have more rounds, so that each measurement takes about as long as `rounds` requests that write to 64
+/// pages.
+fn repeated(rounds: u32, count: usize) -> u32 {
+    match count {
+        0 => rounds * 200,
+        _ => (rounds * 64 / count as u32).max(2),
+    }
+}
+
+fn alone(
+    meter: &Meter,
+    pages: &Pages,
+    what: What,
+    count: usize,
+    rounds: u32,
+    work: impl Fn(&Block, usize),
+) -> Result<()> {
+    meter.phase(repeated(rounds, count), |rounds| {
+        work(&pages.plain, count);
+        let watch = Watch::start();
+        for _ in 0..rounds {
+            work(&pages.plain, count);
+        }
+        let sample = Sample::new(what, false, rounds).lasted(watch);
+        Ok(Sample {
+            pages: count,
+            ..sample
+        })
+    })
+}
+
+fn in_requests(
+    meter: &Meter,
+    pages: &Pages,
+    what: What,
+    count: usize,
+    rounds: u32,
+    work: impl Fn(&Block, usize),
+) -> Result<()> {
+    // The first requests allocate stacks, warm the caches, and teach the driver what is written again and again.
+    for _ in 0..16 {
+        request(pages.user, || work(&pages.block, count))?;
+    }
+    seal(pages.user)?;
+    meter.phase(repeated(rounds, count), |rounds| {
+        let mut stamps = Stamps::default();
+        let watch = Watch::start();
+        for _ in 0..rounds {
+            stamps.request(pages.user, || work(&pages.block, count))?;
+        }
+        let sample = Sample::new(what, true, rounds).lasted(watch);
+        let parts = stamps.parts(sample.nanoseconds);
+        // Sealing is part of the host's work.
+        seal(pages.user)?;
+        Ok(Sample {
+            pages: count,
+            parts: Some(parts),
+            ..sample
+        })
+    })
+}

@@ -1,0 +1,70 @@
+//! Servers as users run them.
+
+use anyhow::Result;
+
+use super::load::{Load, Server};
+use super::mark;
+use super::meter::Meter;
+use super::random::Random;
+use crate::sample::{Sample, ServerLoad, What};
+
+/// Servers in the guest's image: name, mode, command.
+const SERVERS: [(&str, &str, &[&str]); 3] = [
+    (
+        "memcached",
+        "plain",
+        &["memcached", "-u", "root", "-t", "1", "-m", "48"],
+    ),
+    (
+        "cache",
+        "plain",
+        &["cache-plain", "-t", "1", "-m", "48", "-s", "16"],
+    ),
+    (
+        "cache",
+        "protected",
+        &["cache", "-t", "1", "-m", "48", "-s", "16"],
+    ),
+];
+/// Sizes of values, and how many keys have one.
+const VALUES: [(usize, u64); 3] = [(100, 4096), (1024, 4096), (16 * 1024, 512)];
+/// Percentages of commands that set a value.
+const SERVER_WRITES_PERCENT: [u32; 3] = [0, 5, 50];
+
+/// Servers as users run them: over loopback TCP.
+pub(super) fn measure(meter: &Meter, commands: u32) -> Result<()> {
+    for (server, mode, command) in SERVERS {
+        for (value_bytes, keys) in VALUES {
+            let mut running = Server::start(command)?;
+            let load = |writes_percent| Load {
+                keys,
+                value_bytes,
+                writes_percent,
+            };
+            running.fill(load(0))?;
+            for writes_percent in SERVER_WRITES_PERCENT {
+                let load = load(writes_percent);
+                let mut random = Random::new();
+                running.run(load, commands / 5, &mut random)?;
+                meter.phase(commands, |commands| {
+                    let before = running.cpu_ns()?;
+                    mark::start();
+                    let sent = running.run(load, commands, &mut random)?;
+                    mark::stop();
+                    let spent = running.cpu_ns()? - before;
+                    Ok(Sample {
+                        writes_percent: Some(writes_percent),
+                        nanoseconds: spent as f64 / f64::from(sent),
+                        server: Some(ServerLoad {
+                            server: server.to_owned(),
+                            mode: mode.to_owned(),
+                            value_bytes,
+                        }),
+                        ..Sample::new(What::Server, mode == "protected", sent)
+                    })
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
