@@ -13,32 +13,41 @@ pub(crate) const REENTRANT: &[u8] = b"the library was called in the middle of it
 impl Thread {
     /// Runs code that uses the request's lists or heaps: one thread of the request at a time, which
     /// may come back here from inside. Goes to the landing instead if the request fails while another
-    /// thread has them.
+    /// thread has them. A request that no other thread can join needs no latch for that.
+    #[inline]
     pub(crate) fn exclusive<T>(&self, code: impl FnOnce() -> T) -> T {
         if self.exclusive.get() {
             return code();
         }
         let state = self.state();
-        if state.is_alone() {
-            self.exclusive.set(true);
-            // A signal handler sees how far this is.
-            compiler_fence(Ordering::SeqCst);
-            let value = code();
-            compiler_fence(Ordering::SeqCst);
-            self.exclusive.set(false);
-            if !state.is_alone() {
-                // share() has taken the latch.
-                state.latch.open();
-            }
-            return value;
+        let alone = state.is_alone();
+        if !alone {
+            self.take_latch();
         }
+        self.exclusive.set(true);
+        // A signal handler sees how far this is.
+        compiler_fence(Ordering::SeqCst);
+        let value = code();
+        compiler_fence(Ordering::SeqCst);
+        self.exclusive.set(false);
+        // If it is not alone any more, share() has taken the latch.
+        if !alone || !state.is_alone() {
+            state.latch.open();
+        }
+        value
+    }
+
+    /// Takes the latch, or goes to the landing.
+    #[cold]
+    fn take_latch(&self) {
+        let state = self.state();
         let give_up = |timed_out| {
             self.must_abort() || (timed_out && uninterrupted(|| state.members.has_lost()))
         };
         loop {
             let take = state.latch.take(self.number, give_up);
             if take == Take::Taken {
-                break;
+                return;
             }
             // Nothing has started here yet, so even critical code can be cut short.
             if self.phase() == Phase::Running {
@@ -52,17 +61,9 @@ impl Thread {
             }
             if take == Take::Own {
                 // On its way out of the request with the latch that it has, and nothing begun under it.
-                break;
+                return;
             }
         }
-        self.exclusive.set(true);
-        // A signal handler sees how far this is.
-        compiler_fence(Ordering::SeqCst);
-        let value = code();
-        compiler_fence(Ordering::SeqCst);
-        self.exclusive.set(false);
-        state.latch.open();
-        value
     }
 
     /// Lets other threads join the request, which the thread works for.
@@ -114,6 +115,30 @@ mod tests {
         let take = thread.state().latch.take(thread.number, |_| false);
         assert_eq!(take, Take::Taken);
         thread
+    }
+
+    #[test]
+    fn latch_is_taken_from_the_first_ticket_on() {
+        let app = MockBackend::app("first ticket", |_| ());
+        let domain = app.domain("one").unwrap();
+        for _ in 0..2 {
+            let outcome = domain.run(|request| {
+                let thread = current().unwrap();
+                let is_held = || thread.state().latch.is_held_by(thread.number);
+                thread.exclusive(|| {
+                    assert!(!is_held() && thread.state().is_alone());
+                    // As a check of the server may.
+                    request.ticket()?;
+                    assert!(is_held() && !thread.state().is_alone());
+                    Ok::<_, Error>(())
+                })?;
+                assert!(!is_held());
+                thread.exclusive(|| assert!(is_held()));
+                assert!(!is_held());
+                Ok::<_, Error>(())
+            });
+            outcome.unwrap();
+        }
     }
 
     #[test]
