@@ -1071,9 +1071,9 @@ void vmsrs_open_guard(void);
 
 /** State of the driver, for statistics. */
 typedef struct vmsrs_info {
-	/** Frames of 4 KiB in the window. */
-	uint32_t window_frames;
-	/** Most frames that the driver may hold. */
+	/** Frames of 4 KiB in the vault, which holds sealed pages. */
+	uint32_t vault_frames;
+	/** Frames in the pool, which holds drafts and commits that are not sealed yet. */
 	uint32_t pool_frames;
 	/** Free frames in the driver's pool. */
 	uint32_t pool_free;

@@ -2,14 +2,16 @@
 /*
  * Test module: the guest's kernel writes where it should not.
  *
- * It behaves like a kernel with a stray pointer, to show that the second-level page table protects
- * sealed frames. Never load it outside a test.
+ * It behaves like a kernel with a stray pointer, to show that the second-level page table protects the
+ * vault. Never load it outside a test.
  *
- * A command stores one byte, through a mapping of the module's own, into a frame of the VMSRS window.
- * The frame is given by its number, or by an address at which the calling process has it mapped.
- * Commands are written, one per write(2), to /sys/kernel/debug/vmsrs_stray/store:
+ * A command stores one byte, through a mapping of the module's own, into a frame of the VMSRS device.
+ * The frame is given by its number in the pool or the vault, or by an address at which the calling
+ * process has a frame of the vault mapped. Commands are written, one per write(2), to
+ * /sys/kernel/debug/vmsrs_stray/store:
  *
- *	frame NUMBER OFFSET VALUE MODE
+ *	pool NUMBER OFFSET VALUE MODE
+ *	vault NUMBER OFFSET VALUE MODE
  *	address ADDRESS VALUE MODE
  *
  * (ADDRESS and VALUE as strtoul takes them, with 0x for hexadecimal). MODE is
@@ -18,11 +20,11 @@
  *	raw	the store has none, like any stray write: a kernel thread makes it and is killed
  *		by the oops; write(2) fails with EIO. (The kernel must run without panic_on_oops.)
  *
- * /sys/kernel/debug/vmsrs_stray/window can be mapped: the window's frames, which a user process can
- * write to without the driver, as if its page table were corrupt.
+ * /sys/kernel/debug/vmsrs_stray/pool and .../vault can be mapped: the frames of these regions, which a
+ * user process can write to without the driver, as if its page table were corrupt.
  *
  * If the store is not stopped, write(2) succeeds. /sys/kernel/debug/vmsrs_stray/byte has the byte that
- * the kernel then reads there, and .../frame the frame of the last command.
+ * the kernel then reads there, and .../frame the number of the frame of the last command.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -41,16 +43,26 @@
 
 #include <asm/asm.h>
 
-/* The name under which vmsrs.ko claims the window. */
-#define STRAY_WINDOW_NAME "vmsrs window"
+/* A shared memory region of the device. */
+struct region {
+	/* The name under which vmsrs.ko claims it. */
+	const char *name;
+	/* Physical address, and size in bytes. */
+	unsigned long long phys;
+	unsigned long long length;
+};
 
-static unsigned long long phys;
-module_param(phys, ullong, 0400);
-MODULE_PARM_DESC(phys, "physical address of the window (default: what vmsrs.ko claimed)");
+static struct region pool = { .name = "vmsrs pool" };
+module_param_named(pool, pool.phys, ullong, 0400);
+MODULE_PARM_DESC(pool, "physical address of the pool (default: what vmsrs.ko claimed)");
+module_param_named(pool_length, pool.length, ullong, 0400);
+MODULE_PARM_DESC(pool_length, "bytes of the pool, with pool");
 
-static unsigned long long length;
-module_param(length, ullong, 0400);
-MODULE_PARM_DESC(length, "bytes of the window, with phys");
+static struct region vault = { .name = "vmsrs vault" };
+module_param_named(vault, vault.phys, ullong, 0400);
+MODULE_PARM_DESC(vault, "physical address of the vault (default: what vmsrs.ko claimed)");
+module_param_named(vault_length, vault.length, ullong, 0400);
+MODULE_PARM_DESC(vault_length, "bytes of the vault, with vault");
 
 static struct dentry *directory;
 static DEFINE_MUTEX(command_lock);	/* guards last_frame and last_byte */
@@ -113,15 +125,16 @@ static bool store_in_thread(struct store *store)
 	return store->survived;
 }
 
-static int command_store(u64 frame, u32 offset, u8 value, const char *mode)
+static int command_store(const struct region *region, u64 frame, u32 offset, u8 value,
+			 const char *mode)
 {
 	struct store store = { .value = value };
 	u8 *page;
 	int error = 0;
 
-	if (offset >= PAGE_SIZE || frame >= length >> PAGE_SHIFT)
+	if (offset >= PAGE_SIZE || frame >= region->length >> PAGE_SHIFT)
 		return -ERANGE;
-	page = memremap(phys + (frame << PAGE_SHIFT), PAGE_SIZE, MEMREMAP_WB);
+	page = memremap(region->phys + (frame << PAGE_SHIFT), PAGE_SIZE, MEMREMAP_WB);
 	if (!page)
 		return -ENOMEM;
 	store.place = page + offset;
@@ -154,7 +167,7 @@ static int find_pfn(struct vm_area_struct *vma, unsigned long address, unsigned 
 #endif
 }
 
-/* Finds the frame that is mapped at an address of the calling process. */
+/* Finds the frame of the vault that is mapped at an address of the calling process. */
 static int find_frame(unsigned long address, u64 *frame)
 {
 	struct mm_struct *mm = current->mm;
@@ -168,14 +181,15 @@ static int find_frame(unsigned long address, u64 *frame)
 	mmap_read_unlock(mm);
 	if (error)
 		return error;
-	if (PFN_PHYS((u64)pfn) < phys || PFN_PHYS((u64)pfn) - phys >= length)
+	if (PFN_PHYS((u64)pfn) < vault.phys || PFN_PHYS((u64)pfn) - vault.phys >= vault.length)
 		return -EINVAL;
-	*frame = (PFN_PHYS((u64)pfn) - phys) >> PAGE_SHIFT;
+	*frame = (PFN_PHYS((u64)pfn) - vault.phys) >> PAGE_SHIFT;
 	return 0;
 }
 
 static ssize_t store_write(struct file *file, const char __user *user, size_t size, loff_t *offset)
 {
+	const struct region *region = &vault;
 	unsigned long address;
 	u32 place, value;
 	char mode[8];
@@ -190,8 +204,10 @@ static ssize_t store_write(struct file *file, const char __user *user, size_t si
 		return PTR_ERR(line);
 	mutex_lock(&command_lock);
 	error = 0;
-	if (sscanf(line, "frame %lli %i %i %7s", &frame, &place, &value, mode) == 4) {
+	if (sscanf(line, "vault %lli %i %i %7s", &frame, &place, &value, mode) == 4) {
 		/* The frame is given by its number. */
+	} else if (sscanf(line, "pool %lli %i %i %7s", &frame, &place, &value, mode) == 4) {
+		region = &pool;
 	} else if (sscanf(line, "address %li %i %7s", &address, &value, mode) == 3) {
 		error = find_frame(address, &frame);
 		place = offset_in_page(address);
@@ -199,7 +215,7 @@ static ssize_t store_write(struct file *file, const char __user *user, size_t si
 		error = -EINVAL;
 	}
 	if (!error)
-		error = command_store(frame, place, value, mode);
+		error = command_store(region, frame, place, value, mode);
 	mutex_unlock(&command_lock);
 	kfree(line);
 	return error ? error : size;
@@ -211,30 +227,33 @@ static const struct file_operations store_fops = {
 	.write = store_write,
 };
 
-static int window_mmap(struct file *file, struct vm_area_struct *vma)
+/* The inode's data is the region. */
+static int region_mmap(struct file *file, struct vm_area_struct *vma)
 {
+	const struct region *region = file_inode(file)->i_private;
 	unsigned long size = vma->vm_end - vma->vm_start;
 
-	if (vma->vm_pgoff || size > length)
+	if (vma->vm_pgoff || size > region->length)
 		return -EINVAL;
-	return remap_pfn_range(vma, vma->vm_start, PHYS_PFN(phys), size, vma->vm_page_prot);
+	return remap_pfn_range(vma, vma->vm_start, PHYS_PFN(region->phys), size,
+			       vma->vm_page_prot);
 }
 
-static const struct file_operations window_fops = {
+static const struct file_operations region_fops = {
 	.owner = THIS_MODULE,
 	.open = simple_open,
-	.mmap = window_mmap,
+	.mmap = region_mmap,
 };
 
-static bool find_in(struct resource *resource)
+static bool find_in(struct resource *resource, struct region *region)
 {
 	for (; resource; resource = resource->sibling) {
-		if (resource->name && !strcmp(resource->name, STRAY_WINDOW_NAME)) {
-			phys = resource->start;
-			length = resource_size(resource);
+		if (resource->name && !strcmp(resource->name, region->name)) {
+			region->phys = resource->start;
+			region->length = resource_size(resource);
 			return true;
 		}
-		if (find_in(resource->child))
+		if (find_in(resource->child, region))
 			return true;
 	}
 	return false;
@@ -242,14 +261,21 @@ static bool find_in(struct resource *resource)
 
 static int __init stray_init(void)
 {
-	if (!phys && !find_in(iomem_resource.child)) {
-		pr_err("no VMSRS window: load vmsrs.ko first, or give phys= and length=\n");
-		return -ENODEV;
+	struct region *regions[] = { &pool, &vault };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(regions); i++) {
+		if (!regions[i]->phys && !find_in(iomem_resource.child, regions[i])) {
+			pr_err("no %s: load vmsrs.ko first, or give address and length\n",
+			       regions[i]->name);
+			return -ENODEV;
+		}
 	}
 	directory = debugfs_create_dir("vmsrs_stray", NULL);
 	debugfs_create_file("store", 0200, directory, NULL, &store_fops);
-	/* "Unsafe": debugfs's own wrapper has no mmap. Only this module removes the file. */
-	debugfs_create_file_unsafe("window", 0600, directory, NULL, &window_fops);
+	/* "Unsafe": debugfs's own wrapper has no mmap. Only this module removes the files. */
+	debugfs_create_file_unsafe("pool", 0600, directory, &pool, &region_fops);
+	debugfs_create_file_unsafe("vault", 0600, directory, &vault, &region_fops);
 	debugfs_create_u32("frame", 0400, directory, &last_frame);
 	debugfs_create_u32("byte", 0400, directory, &last_byte);
 	return 0;
@@ -263,6 +289,6 @@ static void __exit stray_exit(void)
 module_init(stray_init);
 module_exit(stray_exit);
 
-MODULE_DESCRIPTION("Test module: stray kernel writes into the VMSRS window");
+MODULE_DESCRIPTION("Test module: stray kernel writes into the VMSRS device's memory");
 MODULE_AUTHOR("The VMSRS authors");
 MODULE_LICENSE("GPL");

@@ -14,9 +14,9 @@ pub const VMSRS_PROTECTION_FULL: i32 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CInfo {
-    /// Frames of 4 KiB in the window.
-    pub window_frames: u32,
-    /// Most frames that the driver may hold.
+    /// Frames of 4 KiB in the vault, which holds sealed pages.
+    pub vault_frames: u32,
+    /// Frames in the pool, which holds drafts and commits that are not sealed yet.
     pub pool_frames: u32,
     /// Free frames in the driver's pool.
     pub pool_free: u32,
@@ -121,7 +121,7 @@ pub unsafe extern "C" fn vmsrs_app_info(app: *const App, info: *mut CInfo) -> c_
     match app.info() {
         Ok(now) => {
             let now = CInfo {
-                window_frames: now.window_frames,
+                vault_frames: now.vault_frames,
                 pool_frames: now.pool_frames,
                 pool_free: now.pool_free,
                 drafts: now.drafts,

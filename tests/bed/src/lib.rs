@@ -30,7 +30,7 @@ pub mod results;
 mod stream;
 pub mod tools;
 pub mod vmlinux;
-pub mod window;
+pub mod vault;
 
 pub use accelerator::{Accelerator, direct_kvm};
 pub use bed::{Bed, Progress};

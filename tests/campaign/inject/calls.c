@@ -23,7 +23,7 @@ EXPORT void *vmsrs_root(const vmsrs_domain *domain)
 	case FLIP:
 		return flipped(root);
 	case ELSEWHERE:
-		return vault_root(arm.parameter);
+		return target_root(arm.parameter);
 	case SKIP:
 		return NULL;
 	default:
@@ -41,7 +41,7 @@ static void *allocate(void *(*from)(const vmsrs_domain *, size_t), const vmsrs_d
 	if (error == DIRTY)
 		from = real.alloc;
 	if (error == ELSEWHERE)
-		domain = atomic_load(&vaults[arm.parameter % VAULTS]);
+		domain = atomic_load(&targets[arm.parameter % TARGETS]);
 	block = from(domain, size);
 	switch (error) {
 	case EARLY_FREE:
@@ -79,7 +79,7 @@ EXPORT int vmsrs_free(const vmsrs_domain *domain, void *block)
 	case FLIP:
 		return real.free(domain, flipped(block));
 	case ELSEWHERE:
-		return real.free(domain, vault_root(arm.parameter));
+		return real.free(domain, target_root(arm.parameter));
 	default:
 		return real.free(domain, block);
 	}

@@ -46,11 +46,11 @@ static void panic(void)
 			pause();
 }
 
-char *vault_root(unsigned long long number)
+char *target_root(unsigned long long number)
 {
-	vmsrs_domain *vault = atomic_load(&vaults[number % VAULTS]);
+	vmsrs_domain *target = atomic_load(&targets[number % TARGETS]);
 
-	return vault ? real.root(vault) : NULL;
+	return target ? real.root(target) : NULL;
 }
 
 /* Whether the request itself holds the domain. */
@@ -92,7 +92,7 @@ void make(enum error error, unsigned long long parameter)
 		*(volatile char *)(VMSRS_APP_BASE + (1ULL << 38) + parameter % (1ULL << 38)) = 1;
 		break;
 	case FOREIGN_WRITE:
-		place = vault_root(parameter);
+		place = target_root(parameter);
 		if (place)
 			((volatile char *)place)[parameter % 64] ^= 0x55;
 		break;
@@ -193,7 +193,7 @@ void make(enum error error, unsigned long long parameter)
 		pthread_mutex_lock(&never);
 		break;
 	case STRAY:
-		place = vault_root(parameter);
+		place = target_root(parameter);
 		if (place)
 			arm.stopped = !stray_write(place + parameter % 64, (unsigned int)parameter);
 		break;

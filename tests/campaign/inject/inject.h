@@ -147,7 +147,7 @@ struct arm {
 extern __thread struct arm arm __attribute__((tls_model("initial-exec")));
 
 enum {
-	VAULTS = 4,
+	TARGETS = 4,
 	/* More threads share places in works[]. */
 	WORKERS = 64,
 };
@@ -196,7 +196,7 @@ extern _Atomic(char *) stacks[2];
 /* ---- requests.c ------------------------------------------------------------------------------ */
 
 /* Domains of users that never change, so that their frames are sealed. */
-extern _Atomic(vmsrs_domain *) vaults[VAULTS];
+extern _Atomic(vmsrs_domain *) targets[TARGETS];
 /* The block that each thread's request works on, in a domain that it holds; it usually has a draft. */
 extern _Atomic(char *) works[WORKERS];
 
@@ -216,8 +216,8 @@ void strike(enum point point);
  * call.
  */
 enum error change(enum point point);
-/* The root of one of the vaults; NULL before it is opened. */
-char *vault_root(unsigned long long number);
+/* The root of one of the targets; NULL before it is opened. */
+char *target_root(unsigned long long number);
 
 /* exception.cc */
 void inject_exception(void);

@@ -7,7 +7,7 @@
 #include "inject.h"
 
 static vmsrs_app *app;
-_Atomic(vmsrs_domain *) vaults[VAULTS];
+_Atomic(vmsrs_domain *) targets[TARGETS];
 _Atomic(char *) works[WORKERS];
 
 enum {
@@ -161,7 +161,7 @@ EXPORT int vmsrs_domain_open(const vmsrs_app *of, const void *key, size_t length
 	bool mirror = length == 7 && !memcmp(key, "mirror", 6);
 	int code = real.domain_open_with(of, key, length, mirror ? VMSRS_MIRROR : 0, domain);
 
-	if (code == VMSRS_OK && length == 6 && !memcmp(key, "vault", 5))
-		atomic_store(&vaults[((const char *)key)[5] % VAULTS], *domain);
+	if (code == VMSRS_OK && length == 7 && !memcmp(key, "target", 6))
+		atomic_store(&targets[((const char *)key)[6] % TARGETS], *domain);
 	return code;
 }

@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn boot_without_driver_before_another_boot_was_cut_short() {
         let boot = "[    0.000000] Linux version 6.1.0-56-cloud-amd64 (debian)\n";
-        let driver = "[   17.7] vmsrs virtio0: 65536 frames at 0x100000000, pool of 2048\n";
+        let driver = "[   17.7] vmsrs virtio0: vault of 57344 frames at 0x108000000, pool of 8192 at 0x100000000\n";
         let cut_short = |text: &str| Console::parse(text, 0).boots_cut_short;
         assert_eq!(cut_short(&[boot, driver, boot, driver].concat()), 0);
         assert_eq!(cut_short(&[boot, driver, boot, boot, driver].concat()), 1);
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn kernel_messages_about_programs_are_no_complaints() {
-        let text = "[    5.0] vmsrs: incident 10: write to protected frame 344 stopped\n\
+        let text = "[    5.0] vmsrs: incident 10: write to vault frame 344 stopped, address 0x0, instruction 0x0, CPU 1\n\
                     [    6.0] traps: ledger[138] general protection fault ip:41 sp:7f error:0\n\
                     [    7.0] ledger[163]: segfault at 7f ip 7f sp 7f error 6\n";
         assert_eq!(Console::parse(text, 0), Console::default());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmsrs_bed::guest::Control;
-use vmsrs_bed::{patience, window};
+use vmsrs_bed::{patience, vault};
 
 /// Kinds of incidents that fail a request but not its process.
 const FAILED_REQUESTS: [&str; 17] = [
@@ -104,10 +104,10 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// When the window cannot be read or written, or memory cannot be poisoned.
+    /// When the vault cannot be read or written, or memory cannot be poisoned.
     pub fn harm(&self, harm: Harm, text: &[u8], number: u64) -> io::Result<bool> {
-        let window = window::open(self.process)?;
-        let places = find(&window, text)?;
+        let vault = vault::open(self.process)?;
+        let places = find(&vault, text)?;
         if places.is_empty() {
             return Ok(false);
         }
@@ -117,9 +117,9 @@ impl Host {
             Harm::Flip => {
                 let byte = number % text.len();
                 let changed = [text[byte] ^ 1 << (number % 8)];
-                window.write_all_at(&changed, place + byte as u64)?;
+                vault.write_all_at(&changed, place + byte as u64)?;
             }
-            Harm::Poison => match window::poison(&window, place & !0xfff) {
+            Harm::Poison => match vault::poison(&vault, place & !0xfff) {
                 // The kernel logs "already truncated LRU page: Ignored".
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(false),
                 poisoned => poisoned?,

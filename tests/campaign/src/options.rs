@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use vmsrs_bed::window;
+use vmsrs_bed::vault;
 
 use crate::host::Host;
 use crate::kind::{Kind, Tools};
@@ -46,7 +46,7 @@ impl Options {
         Tools {
             injector: self.injector,
             host: self.host.is_some(),
-            poison: window::may_poison(),
+            poison: vault::may_poison(),
         }
     }
 }

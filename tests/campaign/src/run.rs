@@ -92,7 +92,7 @@ fn set_up(world: &mut World<'_>, client: &mut Client) -> io::Result<()> {
     for user in &world.users {
         total += create(client, &mut lock(user))?;
     }
-    for user in world.vaults.iter_mut().chain(&mut world.mirrors) {
+    for user in world.targets.iter_mut().chain(&mut world.mirrors) {
         total += create(client, user)?;
     }
     world.add(total);
@@ -140,7 +140,7 @@ fn read_console(world: &World<'_>) -> Option<Console> {
 fn compare_everything(world: &World<'_>) -> io::Result<()> {
     let mut client = reconnect(world)?;
     let users: Vec<_> = world.users.iter().map(lock).collect();
-    let unchanged = || world.vaults.iter().chain(&world.mirrors);
+    let unchanged = || world.targets.iter().chain(&world.mirrors);
     for user in users.iter().map(|user| &**user).chain(unchanged()) {
         let found = read(&mut client, &user.name)?;
         if !world.same(&user.dump(), &found) {

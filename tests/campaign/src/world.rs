@@ -27,8 +27,8 @@ const MOST_COMPLAINTS: usize = 40;
 const MOST_HARM: u64 = 100;
 /// Requests of each connection in the trace; also of one that hangs.
 const TRACE: usize = 100;
-/// Number of vaults and of mirrors; the injector has the same constant.
-const VAULTS: usize = 4;
+/// Number of targets and of mirrors; the injector has the same constant.
+const TARGETS: usize = 4;
 
 /// The run must end; the reason has been recorded.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +101,7 @@ pub(crate) struct World<'a> {
     pub(crate) options: &'a Options,
     pub(crate) users: Vec<Mutex<User>>,
     /// Users that never change: stray writes aim at them.
-    pub(crate) vaults: Vec<User>,
+    pub(crate) targets: Vec<User>,
     /// Users that never change, with mirrors: their frames are corrupted in the host's memory.
     pub(crate) mirrors: Vec<User>,
     /// Held while one of their frames is corrupt.
@@ -154,8 +154,8 @@ impl<'a> World<'a> {
             users: (0..options.users)
                 .map(|number| Mutex::new(user("user", number)))
                 .collect(),
-            vaults: (0..VAULTS).map(|number| user("vault", number)).collect(),
-            mirrors: (0..VAULTS).map(|number| user("mirror", number)).collect(),
+            targets: (0..TARGETS).map(|number| user("target", number)).collect(),
+            mirrors: (0..TARGETS).map(|number| user("mirror", number)).collect(),
             retired: Mutex::default(),
             strangers: Mutex::default(),
             totals: Mutex::default(),
@@ -386,7 +386,7 @@ impl<'a> World<'a> {
             Ok(found) => found,
             Err(error) => return self.harm(format!("the directory {when}: {error}")),
         };
-        let unchanged = self.vaults.iter().chain(&self.mirrors);
+        let unchanged = self.targets.iter().chain(&self.mirrors);
         let entries: Vec<String> = self
             .users
             .iter()

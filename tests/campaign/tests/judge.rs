@@ -218,7 +218,7 @@ impl Proxy {
         let number = self.errors.fetch_add(1, SeqCst) + 1;
         match self.wrong {
             Wrong::OtherUser(at) if number == at => {
-                self.deposit("vault2")?;
+                self.deposit("target2")?;
             }
             Wrong::Trace(at) if number == at => {
                 Self::ask(server, "DEPOSIT 1")?;

@@ -9,8 +9,8 @@
 //!
 //! let mut guest = Config::new("vmlinux", "guest.img").tap("tap0,192.168.77.1/24").boot()?;
 //! guest.wait("the first commit", Duration::from_secs(300), |guest| {
-//!     let commits = guest.control().status()?["recovery"]["commits"].as_u64();
-//!     Ok::<_, vmsrs_bed::Error>(commits.filter(|&commits| commits > 0))
+//!     let batches = guest.control().status()?["recovery"]["batches"].as_u64();
+//!     Ok::<_, vmsrs_bed::Error>(batches.filter(|&batches| batches > 0))
 //! })?;
 //! guest.stop()?;
 //! # Ok(())

@@ -45,7 +45,7 @@ impl Worker<'_> {
             Made::Broken(life, _) => self.cut_off(life, kind),
         }
         if arm.error == "stray" {
-            self.look_at_vault(arm.parameter)?;
+            self.look_at_target(arm.parameter)?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use vmsrs_bed::window;
+use vmsrs_bed::vault;
 use vmsrs_ledger::client::Client;
 use vmsrs_ledger::command::Command;
 use vmsrs_ledger::model::{DirectoryChange, Expected, User};
@@ -87,7 +87,7 @@ impl<'a> Worker<'a> {
             plan: Plan::new(options.seed, connection, options.connections)
                 .with_restarts(options.restarts)
                 .with_only(options.only)
-                .with_poison(window::may_poison()),
+                .with_poison(vault::may_poison()),
             load: Load::new(options.seed, connection),
             own: (connection..options.users)
                 .step_by(options.connections)

@@ -143,17 +143,17 @@ impl<'w> Worker<'w> {
         Ok(())
     }
 
-    /// Checks that a vault is unchanged.
-    pub(super) fn look_at_vault(&mut self, number: u64) -> Result<(), Over> {
+    /// Checks that a target is unchanged.
+    pub(super) fn look_at_target(&mut self, number: u64) -> Result<(), Over> {
         let world = self.world;
-        let vault = &world.vaults[(number % world.vaults.len() as u64) as usize];
-        let found = self.read_back(vault)?;
-        if found.as_deref() != Some(vault.dump().as_bytes()) {
+        let target = &world.targets[(number % world.targets.len() as u64) as usize];
+        let found = self.read_back(target)?;
+        if found.as_deref() != Some(target.dump().as_bytes()) {
             world.harm(format!(
                 "{}: found {:?}, expected {:?}",
-                vault.name,
+                target.name,
                 found.as_deref().map(String::from_utf8_lossy),
-                vault.dump()
+                target.dump()
             ));
         }
         Ok(())

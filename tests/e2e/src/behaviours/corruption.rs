@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vmsrs::{App, Domain, DomainOptions, Error, Kind, RunError};
-use vmsrs_bed::window;
+use vmsrs_bed::vault;
 use vmsrs_protocol::PAGE_SIZE;
 
 use crate::host::Guest;
@@ -88,9 +88,9 @@ fn first_incident(
     kind: &str,
     damage: fn(&File, u64) -> Result<()>,
 ) -> Result<Value> {
-    let (window, offsets) = find(guest, key)?;
+    let (vault, offsets) = find(guest, key)?;
     for offset in offsets {
-        damage(&window, offset)?;
+        damage(&vault, offset)?;
         // Broken memory is found by the guest's vCPU, a flipped bit by the scrub.
         if kind == "poison" {
             guest.run("read", key)?;
@@ -114,8 +114,8 @@ fn first_incident(
 fn unmirrored(guest: &mut Guest) -> Result<()> {
     guest.run("write", "bystander")?;
     guest.run("write", "plain")?;
-    let (window, offsets) = find(guest, "plain")?;
-    flip(&window, offsets[0])?;
+    let (vault, offsets) = find(guest, "plain")?;
+    flip(&vault, offsets[0])?;
     let scrub = guest.control().run(&["scrub", "--app", APP])?;
     ensure!(
         scrub.status.code() == Some(CONTENT_LOST),
@@ -146,8 +146,8 @@ fn poisoned_mirrored(guest: &mut Guest) -> Result<()> {
 fn poisoned_unmirrored(guest: &mut Guest) -> Result<()> {
     guest.run("write", "bystander")?;
     guest.run("write", "poisoned")?;
-    let (window, offsets) = find(guest, "poisoned")?;
-    poison(&window, offsets[0])?;
+    let (vault, offsets) = find(guest, "poisoned")?;
+    poison(&vault, offsets[0])?;
     guest.run("fails", "poisoned")?;
     let incident = newest(guest, "poison")?;
     ensure!(
@@ -169,36 +169,36 @@ fn newest(guest: &Guest, kind: &str) -> Result<Value> {
 }
 
 /// Flips a bit of a frame in the memory of the VMM.
-fn flip(window: &File, offset: u64) -> Result<()> {
+fn flip(vault: &File, offset: u64) -> Result<()> {
     let at = offset + u64::from(PAGE_SIZE) - 1;
     let mut byte = [0];
-    window.read_exact_at(&mut byte, at)?;
-    window.write_all_at(&[byte[0] ^ 4], at)?;
+    vault.read_exact_at(&mut byte, at)?;
+    vault.write_all_at(&[byte[0] ^ 4], at)?;
     Ok(())
 }
 
 /// Makes the host's kernel treat the memory of a frame as broken.
-fn poison(window: &File, offset: u64) -> Result<()> {
-    window::poison(window, offset).context("poison a frame")
+fn poison(vault: &File, offset: u64) -> Result<()> {
+    vault::poison(vault, offset).context("poison a frame")
 }
 
-/// The file of the window in the VMM, and the offsets of all frames that hold a page of the value, at least one.
+/// The file of the vault in the VMM, and the offsets of all frames that hold a page of the value, at least one.
 fn find(guest: &Guest, key: &str) -> Result<(File, Vec<u64>)> {
     let mark = mark(key);
-    let window = window::open(guest.pid())?;
+    let vault = vault::open(guest.pid())?;
     let mut page = vec![0; PAGE_SIZE as usize];
     let mut offsets = Vec::new();
-    for offset in (0..window.metadata()?.size()).step_by(page.len()) {
+    for offset in (0..vault.metadata()?.size()).step_by(page.len()) {
         // Memory that an earlier behaviour has poisoned cannot be read.
-        if window.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
+        if vault.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
             offsets.push(offset);
         }
     }
     ensure!(
         !offsets.is_empty(),
-        "no frame of the window holds a page of {key}"
+        "no frame of the vault holds a page of {key}"
     );
-    Ok((window, offsets))
+    Ok((vault, offsets))
 }
 
 fn mark(key: &str) -> Vec<u8> {

@@ -32,10 +32,7 @@ fn host(guest: &mut Guest) -> Result<()> {
     let before = guest.incidents("sealed-write")?.len();
     guest.run_steps(&["unbind"])?;
     let after = guest.incidents("sealed-write")?.len();
-    ensure!(
-        before == after,
-        "a frame was written to after the host took it back"
-    );
+    ensure!(before == after, "a write hit the vault");
     Ok(())
 }
 

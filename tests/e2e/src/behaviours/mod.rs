@@ -28,15 +28,17 @@ mod lock_release;
 mod many_processes;
 mod members;
 mod pool_limit;
+mod pool_waits;
 mod process_death;
 mod propagation;
 mod random_requests;
 mod read_only;
+mod read_only_vault;
+mod recycled_frames;
 mod seal_batches;
 mod server_killed;
 mod suspended;
 mod window_full;
-mod writable_window;
 
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
@@ -46,7 +48,6 @@ pub const ALL: &[&Behaviour] = &[
     &foreign_draft::BEHAVIOUR,
     &guarded_memory::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
-    &writable_window::BEHAVIOUR,
     &corruption::MIRRORED,
     &corruption::UNMIRRORED,
     &corruption::POISONED_MIRRORED,
@@ -58,7 +59,10 @@ pub const ALL: &[&Behaviour] = &[
     &forged_incident::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
-    &seal_batches::BEHAVIOUR,
+    &seal_batches::BATCHES,
+    &seal_batches::COALESCED,
+    &recycled_frames::STRANGERS,
+    &recycled_frames::READERS,
     &read_only::BEHAVIOUR,
     &deadline::BEHAVIOUR,
     &give_up_at_deadline::BEHAVIOUR,
@@ -71,8 +75,10 @@ pub const ALL: &[&Behaviour] = &[
     &suspended::BEHAVIOUR,
     &deadlock::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
+    &read_only_vault::BEHAVIOUR,
     &pool_limit::BEHAVIOUR,
-    // The last on its machine: domains are never given back, so the window stays full.
+    &pool_waits::BEHAVIOUR,
+    // The last on its machine: domains are never given back, so the vault stays full.
     &window_full::BEHAVIOUR,
     &hostile_guest::BEHAVIOUR,
     &guest_reboot::BEHAVIOUR,

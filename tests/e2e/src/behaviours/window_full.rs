@@ -1,4 +1,4 @@
-//! When the window is full, allocations fail and everything else works.
+//! When the vault is full, allocations fail and everything else works.
 
 use anyhow::{Result, ensure};
 use vmsrs::{App, Error, RunError};
@@ -28,10 +28,10 @@ fn fill(_: &str) -> Result<()> {
     // SAFETY: no request here shares its locals with other threads.
     let app = unsafe { App::open("window-full") }?;
     let domain = app.domain("user")?;
-    // More blocks than the window has room for.
+    // More blocks than the vault has room for.
     let mut blocks = 0u32;
     let full = loop {
-        ensure!(blocks < 1000, "8 MiB cannot fit into a window of 7 MiB");
+        ensure!(blocks < 1000, "8 MiB cannot fit into a vault of 6 MiB");
         let result = domain.run(|request| {
             let block = request.domain().allocate(8192, 16)?;
             // SAFETY: a new block of that size.

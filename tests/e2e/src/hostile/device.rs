@@ -137,6 +137,19 @@ impl Device {
         Ok(bytes)
     }
 
+    /// Guest physical address and length of a shared memory region; all bits are set if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::read`].
+    pub fn region(&self, number: u32) -> Result<(u64, u64)> {
+        self.write(register::SHM_SEL, number)?;
+        Ok((
+            self.read_pair(register::SHM_BASE)?,
+            self.read_pair(register::SHM_LEN)?,
+        ))
+    }
+
     /// Guest physical address of an offset into the memory.
     pub fn address(&self, offset: u64) -> u64 {
         self.address + offset

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::device::ABI_VERSION;
@@ -16,6 +17,7 @@ use vmsrs_protocol::{KEY_MAX, NAME_MAX, PAGE_SIZE};
 
 use super::ioctl::ioctl;
 use super::thread::Thread;
+use crate::limits::EVENT_LIMIT;
 use crate::mapping;
 
 /// An open app. Everything stays mapped until the process ends.
@@ -155,6 +157,28 @@ impl App {
         let mut info = IoctlInfo::default();
         ioctl(&self.file, IOCTL_INFO, &mut info)?;
         Ok(info)
+    }
+
+    /// Waits until everything committed is sealed, everything dropped is reported, and so every frame of the pool is free.
+    /// No request may be in flight.
+    ///
+    /// # Errors
+    ///
+    /// When frames stay in use, and the driver's error.
+    pub fn drain(&self) -> Result<()> {
+        self.flush()?;
+        let start = Instant::now();
+        loop {
+            let info = self.info()?;
+            if info.pool_free == info.pool_frames {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < EVENT_LIMIT,
+                "frames of the pool stay in use: {info:?}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Gives up a suspended request.

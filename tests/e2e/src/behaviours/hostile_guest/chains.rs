@@ -4,12 +4,13 @@ use anyhow::{Result, ensure};
 use bytemuck::{bytes_of, cast_slice};
 use vmsrs_protocol::ZERO_FRAME;
 use vmsrs_protocol::control::MESSAGE_BYTES_MAX;
+use vmsrs_protocol::device::{SHM_POOL, SHM_VAULT};
 
-use super::engine::store;
 use crate::hostile::{
     Answer, CONTROL, Descriptor, Device, EVENT, INDIRECT, MESSAGE, NEXT, QUEUE_SIZE, REPLY, TABLE,
     WRITE, linked, open_app, register, status,
 };
+use crate::stray::Region;
 
 pub(super) fn malformed(device: &mut Device) -> Result<()> {
     let bytes = open_app();
@@ -69,13 +70,16 @@ pub(super) fn outside_memory(device: &mut Device) -> Result<()> {
     device.put(MESSAGE, &bytes);
     let readable = device.readable(MESSAGE, length);
     let writable = device.writable(REPLY, 64);
-    let window = device.read_pair(register::SHM_BASE)?;
-    // A hole, next to the device's registers, the window, the end of the address space.
+    let (pool, _) = device.region(SHM_POOL)?;
+    let (vault, _) = device.region(SHM_VAULT)?;
+    // A hole, next to the device's registers, pool and vault, the end of the address space.
     for address in [
         0xf000_0000,
         0xfee0_0000,
-        window,
-        window + 1,
+        pool,
+        pool + 1,
+        vault,
+        vault + 1,
         1 << 52,
         u64::MAX - 3,
     ] {
@@ -192,7 +196,7 @@ pub(super) fn overlapping_rings(device: &mut Device) -> Result<()> {
         device.write(register::STATUS, status::RUNNING)?;
         // Causes an event, for the event queue.
         ensure!(
-            store(ZERO_FRAME, "1")? == Some(libc::EFAULT),
+            Region::Vault.store(ZERO_FRAME, 11, 1)? == Some(libc::EFAULT),
             "the store was not stopped"
         );
         device.offer(queue, 0, 1)?;

@@ -1,23 +1,20 @@
 //! Regular messages to the engine, which the attacks start from.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::mem::offset_of;
 
 use anyhow::{Result, ensure};
-use bytemuck::{Zeroable, cast_slice, pod_read_unaligned};
+use bytemuck::{Pod, Zeroable, cast_slice, pod_read_unaligned};
 use vmsrs_protocol::control::{
-    AddExtent, AppReply, DiscardRequest, DomainReply, Extent, GrantReply, GrantRequest, ListDomain,
-    ListReply, MESSAGE_ADD_EXTENT, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_LIST_PAGES,
-    MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain, STATUS_OK, SealReply, SealRequest,
+    AddExtent, AppReply, DomainReply, Extent, ListDomain, ListReply, MESSAGE_ADD_EXTENT,
+    MESSAGE_LIST_PAGES, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain, PageFrame, STATUS_OK,
+    SealReply, SealRequest,
 };
 use vmsrs_protocol::device::DeviceConfig;
 use vmsrs_protocol::incident::{IncidentReport, KIND_MEMORY};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
-use vmsrs_protocol::{FrameRun, KEY_MAX, NONE};
+use vmsrs_protocol::{KEY_MAX, NONE};
 
 use crate::hostile::{Device, message, open_app, register};
-use crate::stray::DEBUGFS;
 
 /// A page of a domain.
 #[derive(Clone, Copy)]
@@ -27,8 +24,23 @@ pub(super) struct Page {
     pub(super) page: u32,
 }
 
-/// Opens a domain of the app `hostile`; returns the first page of its first extent.
+impl Page {
+    /// The page `number` pages after this one.
+    pub(super) fn after(self, number: u32) -> Self {
+        Self {
+            page: self.page + number,
+            ..self
+        }
+    }
+}
+
+/// Opens a domain of the app `hostile`; returns the first page of its first extent, which has four.
 pub(super) fn domain(device: &mut Device, name: &str) -> Result<Page> {
+    domain_of(device, name, 4)
+}
+
+/// The same with this number of pages, at least.
+pub(super) fn domain_of(device: &mut Device, name: &str, pages: u32) -> Result<Page> {
     let reply = accepted(device, &open_app())?;
     let app = pod_read_unaligned::<AppReply>(&reply).app;
     let mut key = [0; KEY_MAX];
@@ -45,7 +57,7 @@ pub(super) fn domain(device: &mut Device, name: &str) -> Result<Page> {
         app,
         domain,
         index: 0,
-        pages: 4,
+        pages,
     };
     let reply = accepted(device, &message(MESSAGE_ADD_EXTENT, &extent, &[]))?;
     let page = pod_read_unaligned::<Extent>(&reply).page;
@@ -59,73 +71,97 @@ pub(super) fn accepted(device: &mut Device, bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(payload)
 }
 
-/// Asks for frames for the pool; returns those that are granted.
-pub(super) fn grant(device: &mut Device, frames: u32) -> Result<Vec<u32>> {
-    let request = GrantRequest {
-        frames,
-        reserved: 0,
-    };
-    let reply = accepted(device, &message(MESSAGE_GRANT, &request, &[]))?;
-    let runs = reply[size_of::<GrantReply>()..].chunks_exact(size_of::<FrameRun>());
-    Ok(runs
-        .map(pod_read_unaligned::<FrameRun>)
-        .flat_map(|run| run.start..run.start + run.count)
-        .collect())
-}
-
-/// A message that seals these records.
-pub(super) fn seal(records: &[SealRecord]) -> Vec<u8> {
+/// A message with these records of a batch; `flags` as in [`SealRequest::flags`].
+pub(super) fn seal(records: &[SealRecord], flags: u32) -> Vec<u8> {
     let request = SealRequest {
         records: records.len() as u32,
-        reserved: 0,
+        flags,
     };
     message(MESSAGE_SEAL, &request, cast_slice(records))
 }
 
-/// Sends a commit that must be refused as a whole for this reason.
-pub(super) fn seal_refused(device: &mut Device, records: &[SealRecord], reason: u32) -> Result<()> {
-    let reply = accepted(device, &seal(records))?;
-    let reply: SealReply = pod_read_unaligned(&reply[..size_of::<SealReply>()]);
+/// The entries of a list.
+fn list<T: Pod>(bytes: &[u8]) -> Vec<T> {
+    bytes
+        .chunks_exact(size_of::<T>())
+        .map(pod_read_unaligned)
+        .collect()
+}
+
+/// Sends a part of a batch that must be accepted; returns the vault frames of its records.
+pub(super) fn seal_accepted(
+    device: &mut Device,
+    records: &[SealRecord],
+    flags: u32,
+) -> Result<Vec<u32>> {
+    let bytes = accepted(device, &seal(records, flags))?;
+    let (reply, frames) = bytes.split_at(size_of::<SealReply>());
+    let reply: SealReply = pod_read_unaligned(reply);
     ensure!(
-        (reply.sealed, reply.refusal, reply.runs) == (0, reason, 0),
+        (reply.sealed as usize, reply.refusal) == (records.len(), STATUS_OK)
+            && frames.len() == records.len() * size_of::<u32>(),
+        "{records:?}: {reply:?} and {} bytes",
+        frames.len()
+    );
+    Ok(list(frames))
+}
+
+/// Sends the end of a batch, which must be refused as a whole for this reason.
+pub(super) fn seal_refused(device: &mut Device, records: &[SealRecord], reason: u32) -> Result<()> {
+    refused_with(device, records, SEAL_LAST, reason)
+}
+
+/// The same with other flags.
+pub(super) fn refused_with(
+    device: &mut Device,
+    records: &[SealRecord],
+    flags: u32,
+    reason: u32,
+) -> Result<()> {
+    let bytes = accepted(device, &seal(records, flags))?;
+    let (reply, frames) = bytes.split_at(size_of::<SealReply>());
+    let reply: SealReply = pod_read_unaligned(reply);
+    ensure!(
+        (reply.sealed, reply.refusal, frames.len()) == (0, reason, 0),
         "{records:?}: {reply:?}, expected {reason}"
     );
     Ok(())
 }
 
-/// Checks that the domain of a page has no sealed pages.
-pub(super) fn no_pages(device: &mut Device, page: Page) -> Result<()> {
-    let list = ListDomain {
+/// The sealed pages of a page's domain, as many as one reply lists.
+pub(super) fn pages(device: &mut Device, page: Page) -> Result<Vec<PageFrame>> {
+    let request = ListDomain {
         app: page.app,
         domain: page.domain,
         first: 0,
         limit: u32::MAX,
     };
-    let reply = accepted(device, &message(MESSAGE_LIST_PAGES, &list, &[]))?;
-    let reply: ListReply = pod_read_unaligned(&reply[..size_of::<ListReply>()]);
-    ensure!((reply.count, reply.next) == (0, NONE), "{reply:?}");
+    let bytes = accepted(device, &message(MESSAGE_LIST_PAGES, &request, &[]))?;
+    let (reply, entries) = bytes.split_at(size_of::<ListReply>());
+    let reply: ListReply = pod_read_unaligned(reply);
+    ensure!(
+        entries.len() == reply.count as usize * size_of::<PageFrame>(),
+        "{reply:?}"
+    );
+    Ok(list(entries))
+}
+
+/// Checks that the domain of a page has no sealed pages.
+pub(super) fn no_pages(device: &mut Device, page: Page) -> Result<()> {
+    let pages = pages(device, page)?;
+    ensure!(pages.is_empty(), "{pages:?}");
     Ok(())
 }
 
-/// A message that hands these frames back.
-pub(super) fn discard(frames: &[u32]) -> Vec<u8> {
-    let request = DiscardRequest {
-        frames: frames.len() as u32,
-        reserved: 0,
-    };
-    message(MESSAGE_DISCARD, &request, cast_slice(frames))
-}
-
-/// A record that seals `new_frame` as the first version of a page; its commit has no other records.
-pub(super) fn record(page: Page, new_frame: u32) -> SealRecord {
+/// A record that seals a pool frame as the first version of a page.
+pub(super) fn record(page: Page, pool_frame: u32) -> SealRecord {
     SealRecord {
-        tag: 1,
         app: page.app,
         domain: page.domain,
         page: page.page,
-        old_frame: NONE,
-        new_frame,
-        flags: SEAL_LAST,
+        pool_frame,
+        vault_frame: NONE,
+        reserved: 0,
     }
 }
 
@@ -143,20 +179,17 @@ pub(super) fn report(device: &Device, page: Page, index: u64) -> Result<Incident
     })
 }
 
-/// The number of frames of the window.
-pub(super) fn window_frames(device: &Device) -> Result<u32> {
-    let offset = offset_of!(DeviceConfig, window_frames) as u64;
-    device.read(register::CONFIG + offset)
+/// The number of frames in the vault.
+pub(super) fn vault_frames(device: &Device) -> Result<u32> {
+    device.read(register::CONFIG + offset_of!(DeviceConfig, vault_frames) as u64)
 }
 
-/// Makes the kernel store a byte to a frame; returns the error number if the store was stopped.
-pub(super) fn store(frame: u32, value: &str) -> Result<Option<i32>> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .open(format!("{}/store", DEBUGFS))?;
-    let command = format!("frame {frame} 11 {value} nofault");
-    Ok(file
-        .write_all(command.as_bytes())
-        .err()
-        .and_then(|error| error.raw_os_error()))
+/// The number of frames in the pool.
+pub(super) fn pool_frames(device: &Device) -> Result<u32> {
+    device.read(register::CONFIG + offset_of!(DeviceConfig, pool_frames) as u64)
+}
+
+/// The maximum number of records in a message.
+pub(super) fn batch_records(device: &Device) -> Result<u32> {
+    device.read(register::CONFIG + offset_of!(DeviceConfig, batch_records) as u64)
 }

@@ -1,35 +1,35 @@
-//! Attacks on the frames of the window.
+//! Attacks on the frames of pool and vault.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Result, ensure};
-use bytemuck::{bytes_of, pod_read_unaligned};
-use vmsrs_protocol::ZERO_FRAME;
-use vmsrs_protocol::control::{MESSAGE_INCIDENT, STATUS_NOT_OWNER, STATUS_OK, SealReply};
+use bytemuck::bytes_of;
+use vmsrs_protocol::control::{MESSAGE_INCIDENT, STATUS_MALFORMED};
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
+use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
+use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use super::engine::{accepted, discard, domain, grant, record, report, seal, store, window_frames};
+use super::engine::{
+    Page, accepted, domain, no_pages, pages, pool_frames, record, report, seal_accepted,
+    seal_refused, vault_frames,
+};
 use crate::hostile::{Device, message};
-use crate::stray::DEBUGFS;
+use crate::raw::{peek, poke};
+use crate::stray::{DEBUGFS, Region};
 
 pub(super) fn every_kind_of_frame(device: &mut Device) -> Result<()> {
     let page = domain(device, "kinds")?;
-    let own = grant(device, 8)?;
-    for &frame in &own {
-        ensure!(
-            store(frame, "0x55")?.is_none(),
-            "granted frame {frame} is not writable"
-        );
+    for frame in 0..4 {
+        pool_is_writable(frame, 0x55)?;
     }
-    let [sealed, discarded, evidence, kept] = [own[0], own[1], own[2], own[3]];
-    let reply = accepted(device, &seal(&[record(page, sealed)]))?;
-    let reply: SealReply = pod_read_unaligned(&reply[..size_of::<SealReply>()]);
-    ensure!((reply.sealed, reply.refusal) == (1, STATUS_OK), "{reply:?}");
-    accepted(device, &discard(&[discarded]))?;
+    let sealed = seal_accepted(device, &[record(page, 0)], SEAL_LAST)?[0];
+    let staged = seal_accepted(device, &[record(page.after(1), 1)], 0)?[0];
     let draft = DroppedDraft {
         domain: page.domain,
         page: page.page,
-        frame: evidence,
+        pool_frame: 2,
         committed: sealed,
     };
     let report = IncidentReport {
@@ -37,35 +37,135 @@ pub(super) fn every_kind_of_frame(device: &mut Device) -> Result<()> {
         drafts_total: 1,
         ..report(device, page, 0)?
     };
-    let bytes = message(MESSAGE_INCIDENT, &report, bytes_of(&draft));
-    accepted(device, &bytes)?;
+    accepted(
+        device,
+        &message(MESSAGE_INCIDENT, &report, bytes_of(&draft)),
+    )?;
 
-    let last = window_frames(device)? - 1;
-    for frame in [ZERO_FRAME, sealed, evidence, last] {
-        let error = store(frame, "0x66")?;
-        ensure!(error == Some(libc::EFAULT), "frame {frame}: {error:?}");
+    let vault = [ZERO_FRAME, sealed, staged, vault_frames(device)? - 1];
+    let no_store_reaches_the_vault = |when: &str| -> Result<()> {
+        for frame in vault {
+            let error = Region::Vault.store(frame, 11, 0x66)?;
+            ensure!(
+                error == Some(libc::EFAULT),
+                "{when}: vault frame {frame}: {error:?}"
+            );
+        }
+        Ok(())
+    };
+    no_store_reaches_the_vault("in a batch")?;
+    let last = pool_frames(device)? - 1;
+    for frame in [0, 1, 2, last] {
+        pool_is_writable(frame, 0x66)?;
     }
-    // Retired, free or granted again: it is writable only if it is the driver's.
-    let again = store(discarded, "0x66")?;
-    ensure!(matches!(again, None | Some(libc::EFAULT)), "{again:?}");
-    ensure!(
-        store(kept, "0x66")?.is_none(),
-        "a frame that is still granted is not writable"
-    );
 
-    // After a reset none belongs to the driver; the sealed one keeps its content.
+    // The reset drops the batch. The sealed page keeps its content.
     device.start()?;
-    for frame in [kept, sealed, evidence] {
-        let error = store(frame, "0x77")?;
-        ensure!(
-            error == Some(libc::EFAULT),
-            "frame {frame} after a reset: {error:?}"
-        );
-    }
-    let stale = discard(&[kept]);
-    device.expect_refused("a frame granted before the reset", &stale, STATUS_NOT_OWNER)?;
-    store(sealed, "0x77")?;
-    let byte = fs::read_to_string(format!("{}/byte", DEBUGFS))?;
+    no_store_reaches_the_vault("after a reset")?;
+    pool_is_writable(last, 0x77)?;
+    let found = pages(device, page)?;
+    ensure!(
+        found.len() == 1 && (found[0].page, found[0].frame) == (page.page, sealed),
+        "after a reset: {found:?}"
+    );
+    Region::Vault.store(sealed, 11, 0x77)?;
+    let byte = fs::read_to_string(format!("{DEBUGFS}/byte"))?;
     ensure!(byte.trim() == "85", "the sealed byte is {byte}");
+    Ok(())
+}
+
+fn pool_is_writable(frame: u32, value: u8) -> Result<()> {
+    let error = Region::Pool.store(frame, 11, value)?;
+    ensure!(error.is_none(), "pool frame {frame}: {error:?}");
+    Ok(())
+}
+
+/// Pool frames change all the time, also while the host copies them: a sealed page never does.
+pub(super) fn changing_frames(device: &mut Device) -> Result<()> {
+    const FRAMES: u32 = 4;
+    const BATCHES: u32 = 200;
+    let page = domain(device, "changing")?;
+    let pool = Region::Pool.map(FRAMES as usize)?.expose_provenance();
+    let vault = Region::Vault.map(vault_frames(device)? as usize)?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let pool = std::ptr::with_exposed_provenance_mut::<u8>(pool);
+            let size = (FRAMES * PAGE_SIZE) as usize;
+            for value in (0..=u8::MAX).cycle() {
+                for at in (0..size).step_by(64) {
+                    // SAFETY: within the mapping, which no one else uses as Rust memory.
+                    unsafe { poke(pool.add(at), value) };
+                }
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let result = seal_changing(device, page, FRAMES, BATCHES, vault);
+        stop.store(true, Ordering::Relaxed);
+        result
+    })?;
+    // The host compares what is there with the checksum of what it has copied ("damaged" below is 0).
+    Ok(())
+}
+
+fn seal_changing(
+    device: &mut Device,
+    page: Page,
+    frames: u32,
+    batches: u32,
+    vault: *mut u8,
+) -> Result<()> {
+    let content = |frame: u32| -> Vec<u8> {
+        let start = vault.wrapping_add((frame * PAGE_SIZE) as usize);
+        (0..PAGE_SIZE as usize)
+            // SAFETY: a frame of the mapping.
+            .map(|at| unsafe { peek(start.add(at)) })
+            .collect()
+    };
+    let mut sealed: Option<Vec<u32>> = None;
+    for _ in 0..batches {
+        let records: Vec<SealRecord> = (0..frames)
+            .map(|number| {
+                let first = record(page.after(number), number);
+                match &sealed {
+                    Some(sealed) => SealRecord {
+                        vault_frame: sealed[number as usize],
+                        ..first
+                    },
+                    None => first,
+                }
+            })
+            .collect();
+        let new = seal_accepted(device, &records, SEAL_LAST)?;
+        let copies: Vec<_> = new.iter().map(|&frame| content(frame)).collect();
+        device.expect_working()?;
+        for (&frame, copy) in new.iter().zip(&copies) {
+            ensure!(&content(frame) == copy, "sealed frame {frame} has changed");
+        }
+        sealed = Some(new);
+    }
+    Ok(())
+}
+
+/// Batches that never end hold no frames: each is dropped by the reset after it.
+pub(super) fn unfinished_batches(device: &mut Device) -> Result<()> {
+    let page = domain(device, "unfinished")?;
+    for round in 0..200 {
+        let records: Vec<_> = (0..4)
+            .map(|number| record(page.after(number), number))
+            .collect();
+        for record in &records {
+            seal_accepted(device, &[*record], 0)?;
+        }
+        if round % 2 == 0 {
+            device.start()?;
+        } else {
+            // Named again, which refuses the batch.
+            seal_refused(device, &records[..1], STATUS_MALFORMED)?;
+        }
+        no_pages(device, page)?;
+    }
     Ok(())
 }

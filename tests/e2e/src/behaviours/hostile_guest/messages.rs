@@ -1,25 +1,21 @@
 //! Attacks with the content of messages.
 
-use std::mem::offset_of;
-
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bytemuck::{Zeroable, bytes_of};
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, DiscardRequest, MESSAGE_ADD_EXTENT, MESSAGE_DISCARD,
-    MESSAGE_EVIDENCE, MESSAGE_INCIDENT, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL,
-    OpenDomain, STATUS_MALFORMED, STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN,
-    SealRequest,
+    AddExtent, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE, MESSAGE_INCIDENT,
+    MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain, STATUS_MALFORMED,
+    STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN, SealRequest,
 };
-use vmsrs_protocol::device::DeviceConfig;
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
-use vmsrs_protocol::seal::SealRecord;
-use vmsrs_protocol::{KEY_MAX, NONE, ZERO_FRAME};
+use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
+use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, KEY_MAX, NONE, ZERO_FRAME};
 
 use super::engine::{
-    Page, accepted, discard, domain, grant, no_pages, record, report, seal, seal_refused,
-    window_frames,
+    Page, accepted, batch_records, domain, domain_of, no_pages, pages, pool_frames, record,
+    refused_with, report, seal, seal_accepted, seal_refused, vault_frames,
 };
-use crate::hostile::{Device, message, open_app, register};
+use crate::hostile::{Device, message, open_app};
 
 pub(super) fn wrong_lengths(device: &mut Device) -> Result<()> {
     device.expect_refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
@@ -48,51 +44,57 @@ pub(super) fn unknown_kinds(device: &mut Device) -> Result<()> {
 
 pub(super) fn foreign_frames(device: &mut Device) -> Result<()> {
     let page = domain(device, "frames")?;
-    let window = window_frames(device)?;
-    let own = grant(device, 4)?;
-    for frame in [ZERO_FRAME, window - 1, window, 0x8000_0000, NONE] {
-        device.expect_refused("discard", &discard(&[own[0], frame]), STATUS_NOT_OWNER)?;
-        seal_refused(device, &[record(page, frame)], STATUS_NOT_OWNER)?;
+    let pool = pool_frames(device)?;
+    for frame in [pool, vault_frames(device)?, IN_POOL, DAMAGED_FRAME, NONE] {
+        seal_refused(device, &[record(page, frame)], STATUS_MALFORMED)?;
+        // Nor is a good record before it sealed, in the same message or in another.
+        let (good, foreign) = (record(page, 0), record(page.after(1), frame));
+        seal_refused(device, &[good, foreign], STATUS_MALFORMED)?;
+        seal_accepted(device, &[good], 0)?;
+        seal_refused(device, &[foreign], STATUS_MALFORMED)?;
+        no_pages(device, page)?;
     }
-    accepted(device, &discard(&own))?;
-    // Handed back, and so no longer the driver's.
-    device.expect_refused("discard again", &discard(&own), STATUS_NOT_OWNER)?;
-    seal_refused(device, &[record(page, own[0])], STATUS_NOT_OWNER)
+    Ok(())
 }
 
 pub(super) fn stale_records(device: &mut Device) -> Result<()> {
     let page = domain(device, "stale")?;
-    let own = grant(device, 2)?;
-    for old_frame in [ZERO_FRAME, own[0], own[1], 0x8000_0000, NONE - 1] {
-        let stale = SealRecord {
-            old_frame,
-            ..record(page, own[0])
-        };
-        seal_refused(device, &[stale], STATUS_STALE)?;
+    let other = domain(device, "not stale")?;
+    let stale = |page, vault_frame| SealRecord {
+        vault_frame,
+        ..record(page, 1)
+    };
+    let vault = vault_frames(device)?;
+    for frame in [ZERO_FRAME, 1, vault - 1, vault, IN_POOL, DAMAGED_FRAME] {
+        seal_refused(device, &[stale(page, frame)], STATUS_STALE)?;
+        // Nor is a good record before it sealed, in the same message or in another.
+        let good = record(page.after(1), 0);
+        seal_refused(device, &[good, stale(page, frame)], STATUS_STALE)?;
+        seal_accepted(device, &[good], 0)?;
+        seal_refused(device, &[stale(page, frame)], STATUS_STALE)?;
+        no_pages(device, page)?;
     }
-    // A good record before a stale one of the same commit is not sealed either.
-    let good = SealRecord {
-        flags: 0,
-        ..record(page, own[0])
-    };
-    let stale = SealRecord {
-        old_frame: own[0],
-        ..record(next(page), own[1])
-    };
-    seal_refused(device, &[good, stale], STATUS_STALE)?;
-    no_pages(device, page)
+    let first = seal_accepted(device, &[record(page, 0)], SEAL_LAST)?[0];
+    let foreign = seal_accepted(device, &[record(other, 0)], SEAL_LAST)?[0];
+    for frame in [NONE, foreign] {
+        seal_refused(device, &[stale(page, frame)], STATUS_STALE)?;
+    }
+    let second = seal_accepted(device, &[stale(page, first)], SEAL_LAST)?[0];
+    seal_refused(device, &[stale(page, first)], STATUS_STALE)?;
+    let found = pages(device, page)?;
+    ensure!(
+        found.len() == 1 && (found[0].page, found[0].frame) == (page.page, second),
+        "not the version that was accepted: {found:?}"
+    );
+    Ok(())
 }
 
 pub(super) fn foreign_pages(device: &mut Device) -> Result<()> {
     let mine = domain(device, "mine")?;
     let other = domain(device, "other")?;
-    let own = grant(device, 1)?[0];
     for page in [other.page, mine.page + 4, 0x0fff_ffff, NONE] {
-        seal_refused(
-            device,
-            &[record(Page { page, ..mine }, own)],
-            STATUS_NOT_OWNER,
-        )?;
+        let foreign = record(Page { page, ..mine }, 0);
+        seal_refused(device, &[foreign], STATUS_NOT_OWNER)?;
     }
     for (app, domain) in [
         (mine.app, 0x0010_0000),
@@ -100,31 +102,86 @@ pub(super) fn foreign_pages(device: &mut Device) -> Result<()> {
         (63, mine.domain),
         (NONE, mine.domain),
     ] {
-        let foreign = record(
-            Page {
-                app,
-                domain,
-                ..mine
-            },
-            own,
-        );
-        seal_refused(device, &[foreign], STATUS_NOT_FOUND)?;
+        let foreign = Page {
+            app,
+            domain,
+            ..mine
+        };
+        seal_refused(device, &[record(foreign, 0)], STATUS_NOT_FOUND)?;
     }
     no_pages(device, mine)?;
     no_pages(device, other)
 }
 
-pub(super) fn duplicate_frames(device: &mut Device) -> Result<()> {
+pub(super) fn duplicates(device: &mut Device) -> Result<()> {
     let page = domain(device, "twice")?;
-    let own = grant(device, 1)?[0];
-    device.expect_refused("discard", &discard(&[own, own]), STATUS_MALFORMED)?;
-    let first = SealRecord {
-        flags: 0,
-        ..record(page, own)
+    let first = record(page, 0);
+    for second in [record(page.after(1), 0), record(page, 1), first] {
+        seal_refused(device, &[first, second], STATUS_MALFORMED)?;
+        seal_accepted(device, &[first], 0)?;
+        seal_refused(device, &[second], STATUS_MALFORMED)?;
+        no_pages(device, page)?;
+    }
+    Ok(())
+}
+
+/// The batch with all frames of the pool is sealed, and one with more records is not.
+pub(super) fn long_batches(device: &mut Device) -> Result<()> {
+    let pool = pool_frames(device)?;
+    let most = batch_records(device)? as usize;
+    let page = domain_of(device, "long", pool + 4)?;
+    let all: Vec<_> = (0..pool)
+        .map(|number| record(page.after(number), number))
+        .collect();
+    for part in all.chunks(most) {
+        seal_accepted(device, part, 0)?;
+    }
+    let more = record(page.after(pool), 0);
+    seal_refused(device, &[more], STATUS_MALFORMED)?;
+    no_pages(device, page)?;
+
+    let (end, parts) = all.split_last().context("a pool without frames")?;
+    for part in parts.chunks(most) {
+        seal_accepted(device, part, 0)?;
+    }
+    no_pages(device, page)?;
+    seal_accepted(device, &[*end], SEAL_LAST)?;
+    ensure!(!pages(device, page)?.is_empty(), "the batch is not sealed");
+    Ok(())
+}
+
+/// Other messages may come between those of a batch, and see nothing of it.
+pub(super) fn messages_in_a_batch(device: &mut Device) -> Result<()> {
+    let page = domain(device, "between")?;
+    seal_accepted(device, &[record(page, 0)], 0)?;
+    device.expect_working()?;
+    no_pages(device, page)?;
+    let draft = DroppedDraft {
+        domain: page.domain,
+        page: page.page,
+        pool_frame: 2,
+        committed: IN_POOL,
     };
-    let second = record(next(page), own);
-    seal_refused(device, &[first, second], STATUS_NOT_OWNER)?;
-    no_pages(device, page)
+    let report = IncidentReport {
+        drafts: 1,
+        drafts_total: 1,
+        ..report(device, page, 0)?
+    };
+    let bytes = message(MESSAGE_INCIDENT, &report, bytes_of(&draft));
+    accepted(device, &bytes)?;
+    let grown = AddExtent {
+        app: page.app,
+        domain: page.domain,
+        index: 1,
+        pages: 4,
+    };
+    accepted(device, &message(MESSAGE_ADD_EXTENT, &grown, &[]))?;
+    // Refused, but no part of the batch.
+    device.expect_refused("in a batch", &bytes, STATUS_MALFORMED)?;
+    seal_accepted(device, &[record(page.after(1), 1)], SEAL_LAST)?;
+    let found = pages(device, page)?;
+    ensure!(found.len() == 2, "{found:?}");
+    Ok(())
 }
 
 pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
@@ -133,11 +190,7 @@ pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
     for count in [1, 0x0100_0000, 0x2000_0001, u32::MAX] {
         let seal = SealRequest {
             records: count,
-            reserved: 0,
-        };
-        let discard = DiscardRequest {
-            frames: count,
-            reserved: 0,
+            flags: SEAL_LAST,
         };
         let report = IncidentReport {
             drafts: count,
@@ -145,16 +198,18 @@ pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
         };
         for bytes in [
             message(MESSAGE_SEAL, &seal, &[]),
-            message(MESSAGE_DISCARD, &discard, &[]),
             message(MESSAGE_INCIDENT, &report, &[]),
         ] {
             device.expect_refused("a missing list", &bytes, STATUS_MALFORMED)?;
         }
     }
-    let config = offset_of!(DeviceConfig, batch_records) as u64;
-    let most = device.read(register::CONFIG + config)?;
-    let many = vec![record(Page { page: 0, ..page }, NONE); most as usize + 1];
-    device.expect_refused("too many records", &seal(&many), STATUS_MALFORMED)?;
+    let many = vec![record(page, 0); batch_records(device)? as usize + 1];
+    let many = seal(&many, SEAL_LAST);
+    device.expect_refused("too many records", &many, STATUS_MALFORMED)?;
+    for flags in [SEAL_LAST << 1, u32::MAX] {
+        refused_with(device, &[record(page, 0)], flags, STATUS_MALFORMED)?;
+    }
+    no_pages(device, page)?;
     for (index, pages, status) in [
         (1, 0, STATUS_MALFORMED),
         (1, u32::MAX, STATUS_MALFORMED),
@@ -180,14 +235,6 @@ pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
         device.expect_refused("a key", &bytes, STATUS_MALFORMED)?;
     }
-    let config = offset_of!(DeviceConfig, pool_frames) as u64;
-    let pool = device.read(register::CONFIG + config)?;
-    let granted = grant(device, u32::MAX)?.len() as u32;
-    ensure!(granted <= pool, "{granted} frames of a pool of {pool}");
-    ensure!(
-        grant(device, u32::MAX)?.len() as u32 <= pool - granted,
-        "more frames than the pool has"
-    );
     Ok(())
 }
 
@@ -216,27 +263,28 @@ pub(super) fn false_reports(device: &mut Device) -> Result<()> {
         };
         send(device, unknown, STATUS_NOT_FOUND)?;
     }
-    let foreign = DroppedDraft {
+    let pool = pool_frames(device)?;
+    let draft = |pool_frame, committed| DroppedDraft {
         domain: page.domain,
         page: page.page,
-        frame: ZERO_FRAME,
-        committed: u32::MAX,
+        pool_frame,
+        committed,
     };
-    let bytes = message(
-        MESSAGE_INCIDENT,
-        &IncidentReport { drafts: 1, ..good },
-        bytes_of(&foreign),
-    );
-    device.expect_refused("a frame that is not a draft", &bytes, STATUS_NOT_OWNER)?;
+    for foreign in [
+        draft(pool, NONE),
+        draft(IN_POOL, NONE),
+        draft(NONE, NONE),
+        draft(0, IN_POOL | pool),
+        draft(0, vault_frames(device)?),
+    ] {
+        let bytes = message(
+            MESSAGE_INCIDENT,
+            &IncidentReport { drafts: 1, ..good },
+            bytes_of(&foreign),
+        );
+        device.expect_refused("a frame that does not exist", &bytes, STATUS_MALFORMED)?;
+    }
     let bytes = message(MESSAGE_INCIDENT, &good, &[]);
     accepted(device, &bytes)?;
     device.expect_refused("a duplicate number", &bytes, STATUS_MALFORMED)
-}
-
-/// The page after this one.
-fn next(page: Page) -> Page {
-    Page {
-        page: page.page + 1,
-        ..page
-    }
 }

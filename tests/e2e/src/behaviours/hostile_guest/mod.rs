@@ -11,10 +11,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use vmsrs_protocol::device::{SHM_POOL, SHM_VAULT};
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 
 use crate::host::Guest;
-use crate::hostile::{Device, register};
+use crate::hostile::Device;
 use crate::raw::{App, peek, poke};
 use crate::{Behaviour, Machine};
 
@@ -43,7 +44,9 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("frames of others", messages::foreign_frames),
     ("records against stale frames", messages::stale_records),
     ("pages of other domains", messages::foreign_pages),
-    ("duplicate frames", messages::duplicate_frames),
+    ("duplicate frames and pages", messages::duplicates),
+    ("long batches", messages::long_batches),
+    ("messages in a batch", messages::messages_in_a_batch),
     ("huge counts", messages::huge_counts),
     ("false reports", messages::false_reports),
     ("chains in a loop", chains::loops),
@@ -61,11 +64,15 @@ const ATTACKS: &[(&str, Attack)] = &[
         "writes into every kind of frame",
         frames::every_kind_of_frame,
     ),
+    ("unfinished batches", frames::unfinished_batches),
+    (CHANGING, frames::changing_frames),
 ];
 
 /// The attack that resets the device while it processes the rings: a device that sees the reset first has refused
 /// nothing.
 const RACE: &str = "overlapping rings";
+/// The attack whose messages are all in order.
+const CHANGING: &str = "frames that change while they are sealed";
 
 /// Most lines that the VMM may have logged in the end, far fewer than there were attacks.
 const LOG_LINES: usize = 120;
@@ -80,19 +87,16 @@ fn host(guest: &mut Guest) -> Result<()> {
             .with_context(|| (*name).to_owned())?;
         let status = guest.control().status()?;
         ensure!(
-            refused(&status)? > before || *name == RACE,
+            refused(&status)? > before || [RACE, CHANGING].contains(name),
             "{name}: no refusal was counted: {status}"
         );
-        let frames = |what: &str| {
-            status["recovery"][what]
-                .as_u64()
-                .context("a number of frames")
-        };
-        ensure!(
-            frames("granted_frames")? <= frames("pool_frames")?,
-            "{name}: more frames are granted than the pool has: {status}"
-        );
     }
+    // What the host keeps is its copy: sealed pages are as they were sealed, whatever the pool's frames held later.
+    let found = guest.control().query(&["scrub", "--app", "hostile"])?;
+    ensure!(
+        found["damaged"] == 0 && found["repaired"] == 0,
+        "a sealed page has changed: {found}"
+    );
     guest.run_steps(&["leave"])?;
     guest.run("commit", "after")?;
     let log = guest.log()?;
@@ -135,10 +139,11 @@ fn enter(_: &str) -> Result<()> {
     let mut device = Device::open()?;
     device.start()?;
     device.expect_working()?;
-    let address = device.read_pair(register::SHM_BASE)?;
-    let length = device.read_pair(register::SHM_LEN)?;
+    let (pool, pool_length) = device.region(SHM_POOL)?;
+    let (vault, vault_length) = device.region(SHM_VAULT)?;
     shell(&format!(
-        "insmod /lib/modules/vmsrs_stray.ko phys={address} length={length}"
+        "insmod /lib/modules/vmsrs_stray.ko pool={pool} pool_length={pool_length} \
+         vault={vault} vault_length={vault_length}"
     ))
 }
 

@@ -1,6 +1,7 @@
 //! Attacks with register accesses.
 
 use anyhow::{Result, ensure};
+use vmsrs_protocol::device::{SHM_POOL, SHM_VAULT};
 
 use crate::hostile::{CONTROL, Device, EVENT, QUEUE_SIZE, register, status};
 
@@ -60,27 +61,29 @@ pub(super) fn unaligned_accesses(device: &mut Device) -> Result<()> {
 }
 
 pub(super) fn unknown_regions(device: &mut Device) -> Result<()> {
-    let window = device.read_pair(register::SHM_BASE)?;
-    for region in [1, 0xff, 0x100, 0x8000_0000, u32::MAX] {
-        device.write(register::SHM_SEL, region)?;
-        for register in [register::SHM_LEN, register::SHM_BASE] {
-            let value = device.read_pair(register)?;
-            ensure!(value == u64::MAX, "region {region:#x}: {value:#x}");
-        }
+    let regions = |device: &Device| -> Result<_> {
+        Ok([device.region(SHM_POOL)?, device.region(SHM_VAULT)?])
+    };
+    let before = regions(device)?;
+    ensure!(before[0] != before[1], "one region: {before:x?}");
+    for region in [2, 0xff, 0x100, 0x8000_0000, u32::MAX] {
+        let found = device.region(region)?;
+        ensure!(
+            found == (u64::MAX, u64::MAX),
+            "region {region:#x}: {found:x?}"
+        );
     }
     device.write(register::SHM_LEN, 0)?;
     device.write(register::SHM_BASE, 0)?;
     device.write(register::STATUS, 0)?;
-    ensure!(
-        device.read_pair(register::SHM_BASE)? == window,
-        "the window has moved"
-    );
+    ensure!(regions(device)? == before, "a region has moved");
     device.start()
 }
 
 pub(super) fn invalid_queues(device: &mut Device) -> Result<()> {
     device.negotiate()?;
-    let window = device.read_pair(register::SHM_BASE)?;
+    let (pool, _) = device.region(SHM_POOL)?;
+    let (vault, _) = device.region(SHM_VAULT)?;
     let good = device.queue_addresses(CONTROL);
     for size in [0, 3, 65, 128, 0x1_0000, 0x8000_0040, u32::MAX] {
         ensure!(
@@ -93,7 +96,8 @@ pub(super) fn invalid_queues(device: &mut Device) -> Result<()> {
             0,
             good[part] + 1,
             0xf000_0000,
-            window,
+            pool,
+            vault,
             1 << 52,
             u64::MAX - 15,
         ] {
@@ -115,7 +119,7 @@ pub(super) fn invalid_queues(device: &mut Device) -> Result<()> {
     ensure!(status & status::NEEDS_RESET != 0, "status {status:#x}");
     device.start()?;
     // Queues of a running device cannot be changed.
-    device.set_up_queue(CONTROL, 32, [window; 3])?;
+    device.set_up_queue(CONTROL, 32, [pool; 3])?;
     device.write(register::QUEUE_READY, 0)?;
     device.expect_working()
 }

@@ -1,4 +1,4 @@
-//! The window of a virtual machine, as the process of `vmsrs run` maps it, for tests that damage its memory.
+//! The vault of a virtual machine, as the process of `vmsrs run` has it, for tests that damage its memory.
 
 #![allow(unsafe_code)]
 
@@ -10,26 +10,26 @@ use std::path::PathBuf;
 use crate::accelerator::Accelerator;
 
 /// The name of the memfd.
-const NAME: &str = "/memfd:vmsrs-window";
+const NAME: &str = "/memfd:vmsrs-vault";
 /// Size of a frame in bytes.
 const FRAME: usize = 4096;
 
-/// Opens the window of the process `vmm` for reading and writing, which bypasses all protection.
+/// Opens the vault of the process `vmm` for reading and writing, which bypasses all protection.
 ///
 /// # Errors
 ///
-/// When the process or its window does not exist or may not be opened.
+/// When the process or its vault does not exist or may not be opened.
 pub fn open(vmm: u32) -> io::Result<File> {
     for file in fs::read_dir(format!("/proc/{vmm}/fd"))? {
         let path = file?.path();
-        let is_window = |target: PathBuf| target.to_string_lossy().starts_with(NAME);
-        if fs::read_link(&path).is_ok_and(is_window) {
+        let is_vault = |target: PathBuf| target.to_string_lossy().starts_with(NAME);
+        if fs::read_link(&path).is_ok_and(is_vault) {
             return OpenOptions::new().read(true).write(true).open(path);
         }
     }
     Err(io::Error::new(
         io::ErrorKind::NotFound,
-        format!("process {vmm} has no window"),
+        format!("process {vmm} has no vault"),
     ))
 }
 
@@ -46,7 +46,7 @@ pub fn may_poison() -> bool {
 ///
 /// When this is not the nested KVM host ([`may_poison`]), the frame cannot be mapped, or the kernel refuses (it needs
 /// `CONFIG_MEMORY_FAILURE` and root).
-pub fn poison(window: &File, offset: u64) -> io::Result<()> {
+pub fn poison(vault: &File, offset: u64) -> io::Result<()> {
     if !may_poison() {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
@@ -57,7 +57,7 @@ pub fn poison(window: &File, offset: u64) -> io::Result<()> {
     // SAFETY: the child makes system calls and ends.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        poison_and_end(window.as_raw_fd(), offset);
+        poison_and_end(vault.as_raw_fd(), offset);
     }
     if child < 0 {
         return Err(io::Error::last_os_error());
@@ -83,7 +83,7 @@ pub fn poison(window: &File, offset: u64) -> io::Result<()> {
 }
 
 /// Poisons a page of a file and ends the process: with 0, or with `errno`.
-fn poison_and_end(window: RawFd, offset: i64) -> ! {
+fn poison_and_end(vault: RawFd, offset: i64) -> ! {
     // SAFETY: a new mapping; only the read that faults it in accesses it.
     unsafe {
         let address = libc::mmap(
@@ -91,7 +91,7 @@ fn poison_and_end(window: RawFd, offset: i64) -> ! {
             FRAME,
             libc::PROT_READ,
             libc::MAP_SHARED,
-            window,
+            vault,
             offset,
         );
         if address == libc::MAP_FAILED {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_a_window_is_an_error() {
+    fn a_process_without_a_vault_is_an_error() {
         let error = open(std::process::id()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
