@@ -44,12 +44,10 @@ impl MockMemory {
     /// The content that [`Self::guest_write`] gave a frame that was copied into the vault; panics when it
     /// is of several.
     pub(crate) fn content(&self, frame: u32) -> u64 {
-        let (words, _) = self.vault[frame as usize].as_chunks::<8>();
-        let content = u64::from_le_bytes(words[0]);
+        let page = &self.vault[frame as usize];
+        let content = u64::from_le_bytes(*page.first_chunk().unwrap());
         assert!(
-            words
-                .iter()
-                .all(|&word| u64::from_le_bytes(word) == content),
+            page[8..] == page[..page.len() - 8],
             "frame {frame} has parts of several versions"
         );
         content

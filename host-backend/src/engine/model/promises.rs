@@ -5,7 +5,10 @@
 //!
 //! | mistake | caught by |
 //! |---|---|
-//! TABLE
+//! | a stale vault frame is accepted | the refusal that must come |
+//! | a refused batch keeps its staged frames | the store's own check |
+//! | records count before their batch has arrived whole | 1: other versions than those committed |
+//! | a reset keeps the records of such a batch | 6: the next batch is refused |
 
 use std::collections::BTreeMap;
 
