@@ -1073,7 +1073,10 @@ void vmsrs_open_guard(void);
 typedef struct vmsrs_info {
 	/** Frames of 4 KiB in the vault, which holds sealed pages. */
 	uint32_t vault_frames;
-	/** Frames in the pool, which holds drafts and commits that are not sealed yet. */
+	/**
+	 * Frames in the pool, which holds drafts and commits that are not
+	 * sealed yet.
+	 */
 	uint32_t pool_frames;
 	/** Free frames in the driver's pool. */
 	uint32_t pool_free;
