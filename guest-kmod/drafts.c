@@ -128,8 +128,8 @@ put:
 }
 
 /*
- * Maps what has been committed in the calling process, which mostly reads it soon. The domain's lock
- * is held.
+ * Maps what has been committed in the calling process, which mostly reads it soon. The domain's
+ * lock is held.
  */
 static void map_committed(struct vmsrs_domain *domain)
 {
