@@ -215,6 +215,7 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 					     const struct vmsrs_extent *where)
 {
 	struct vmsrs_extent_pages *extent;
+	u32 i;
 
 	extent = kvzalloc(struct_size(extent, entries, where->pages), GFP_KERNEL);
 	if (!extent)
@@ -222,8 +223,11 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 	extent->domain = domain;
 	extent->page = where->page;
 	extent->pages = where->pages;
-	memset(extent->entries, 0xff, where->pages * sizeof(extent->entries[0]));
-	BUILD_BUG_ON(VMSRS_NONE != 0xffffffff);
+	for (i = 0; i < where->pages; i++) {
+		extent->entries[i].frame = VMSRS_NONE;
+		extent->entries[i].draft = VMSRS_NO_DRAFT;
+	}
+	BUILD_BUG_ON(VMSRS_NO_DRAFT <= VMSRS_MAX_FRAMES);
 	return extent;
 }
 

@@ -13,7 +13,7 @@ static void zap_drafts(struct vmsrs_domain *domain)
 	struct vmsrs_frame *draft;
 
 	list_for_each_entry(draft, &domain->drafts, list)
-		vmsrs_zap_add(&zap, draft->page);
+		vmsrs_zap_add(&zap, draft->entry, draft->page);
 	vmsrs_zap_finish(&zap);
 }
 
@@ -143,6 +143,28 @@ void vmsrs_draft_count(struct vmsrs_thread_control *control)
 	WRITE_ONCE(control->drafts_complement, ~drafts);
 }
 
+/*
+ * Maps what has been committed in the calling process, which mostly reads it soon. The domain's lock
+ * is held.
+ */
+static void map_committed(struct vmsrs_domain *domain)
+{
+	struct vmsrs_app *app = domain->app;
+	struct vmsrs_frame *frame;
+	struct vm_area_struct *vma;
+
+	if (list_empty(&domain->drafts))
+		return;
+	frame = list_first_entry(&domain->drafts, struct vmsrs_frame, list);
+	vma = vmsrs_mapping_get(app, frame->page);
+	if (!vma)
+		return;
+	list_for_each_entry(frame, &domain->drafts, list)
+		vmsrs_map_page(app, vma, frame->entry, frame->page,
+			       vmsrs_frame_pfn(app->dev, frame->entry->frame), vma->vm_page_prot);
+	vmsrs_mapping_put(vma);
+}
+
 /**
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
@@ -157,8 +179,9 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 	list_for_each_entry(draft, &domain->drafts, list) {
 		draft->committed = draft->entry->frame;
 		draft->entry->frame = vmsrs_frame_name(dev, draft);
-		draft->entry->draft = VMSRS_NONE;
+		draft->entry->draft = VMSRS_NO_DRAFT;
 	}
+	map_committed(domain);
 	list_splice_tail_init(&domain->drafts, records);
 	domain->draft_count = 0;
 	domain->owner = NULL;
@@ -179,7 +202,7 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	zap_drafts(domain);
 	list_for_each_entry(draft, &domain->drafts, list) {
 		draft->committed = draft->entry->frame;
-		draft->entry->draft = VMSRS_NONE;
+		draft->entry->draft = VMSRS_NO_DRAFT;
 	}
 	vmsrs_pool_pin_committed(domain->app->dev, &domain->drafts);
 	list_splice_tail_init(&domain->drafts, &report->drafts);

@@ -374,7 +374,7 @@ static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
 	if (frame->sealed == frame->lost)
 		entry->frame = VMSRS_DAMAGED_FRAME;
-	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NONE)
+	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NO_DRAFT)
 		dev->pool.frames[entry->draft].replaced = frame->sealed;
 	return true;
 }
@@ -395,7 +395,7 @@ static void finish_domain(struct vmsrs_device *dev, struct list_head *sent)
 		if (frame->domain != domain)
 			break;
 		if (show_sealed(dev, frame))
-			vmsrs_zap_add(&zap, frame->page);
+			vmsrs_zap_add(&zap, frame->entry, frame->page);
 		/* Memory that cannot be read is not used any more. */
 		if (frame->sealed == VMSRS_DAMAGED_FRAME)
 			list_del_init(&frame->list);

@@ -32,7 +32,8 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 }
 
 /* Maps a draft for its request. domain->lock is held. */
-static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf, u32 frame)
+static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
+			       struct vmsrs_page *entry)
 {
 	/*
 	 * Not vm_page_prot, which is for read-only entries, since the driver is told about first
@@ -40,7 +41,9 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 	 */
 	pgprot_t prot = vm_get_page_prot(vmf->vma->vm_flags);
 
-	return vmf_insert_pfn_prot(vmf->vma, vmf->address, vmsrs_frame_pfn(domain->app->dev, frame),
+	entry->mapped = true;
+	return vmf_insert_pfn_prot(vmf->vma, vmf->address,
+				   vmsrs_frame_pfn(domain->app->dev, entry->draft | VMSRS_IN_POOL),
 				   draft_prot(prot, domain->owner));
 }
 
@@ -74,6 +77,14 @@ static vm_fault_t refuse_damaged(struct vmsrs_app *app, struct vm_fault *vmf)
 	return VM_FAULT_SIGBUS;
 }
 
+/* Maps a version for reading. domain->lock is held. */
+static vm_fault_t map_readable(struct vmsrs_app *app, struct vm_fault *vmf,
+			       struct vmsrs_page *entry, u32 frame, pgprot_t prot)
+{
+	entry->mapped = true;
+	return vmf_insert_pfn_prot(vmf->vma, vmf->address, vmsrs_frame_pfn(app->dev, frame), prot);
+}
+
 /*
  * Every thread may read: the committed version, or zeros; in the process of the request that is
  * writing the page, its draft (under the request's key).
@@ -96,7 +107,7 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	mutex_lock(&domain->lock);
 	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
 	/* The file is NULL if the request has failed: then the draft is about to go. */
-	if (entry->draft != VMSRS_NONE &&
+	if (entry->draft != VMSRS_NO_DRAFT &&
 	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
 		frame = entry->draft | VMSRS_IN_POOL;
 		prot = draft_prot(prot, domain->owner);
@@ -104,8 +115,7 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	if (frame == VMSRS_DAMAGED_FRAME)
 		ret = VM_FAULT_SIGBUS;
 	else
-		ret = vmf_insert_pfn_prot(vmf->vma, vmf->address, vmsrs_frame_pfn(app->dev, frame),
-					  prot);
+		ret = map_readable(app, vmf, entry, frame, prot);
 	mutex_unlock(&domain->lock);
 	return frame == VMSRS_DAMAGED_FRAME ? refuse_damaged(app, vmf) : ret;
 }
@@ -152,7 +162,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		mutex_lock(&domain->lock);
 		if (!may_write(domain, tag)) {
 			error = -ESTALE;
-		} else if (entry->draft != VMSRS_NONE) {
+		} else if (entry->draft != VMSRS_NO_DRAFT) {
 			/* Made by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
@@ -161,11 +171,13 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 						 reserve);
 		}
 		if (!error || error == -EEXIST) {
-			vmsrs_zap_pages(app, page, 1);
-			ret = map_writable(domain, vmf, entry->draft | VMSRS_IN_POOL);
+			/* Without an entry there is nothing to zap; one made since stays. */
+			if (mapped)
+				vmsrs_zap_own(app, vmf->vma, vmf->address);
+			ret = map_writable(domain, vmf, entry);
 		} else if (error == -EAGAIN && mapped) {
 			/* The instruction faults again, without an entry, and may wait then. */
-			vmsrs_zap_pages(app, page, 1);
+			vmsrs_zap_own(app, vmf->vma, vmf->address);
 			ret = VM_FAULT_NOPAGE;
 		}
 		mutex_unlock(&domain->lock);
@@ -282,7 +294,7 @@ static void note_lost(struct vmsrs_device *dev, struct vmsrs_page *entry, u32 fr
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;
 		/* A draft that is committed replaces the lost version. */
-		if (entry->draft != VMSRS_NONE)
+		if (entry->draft != VMSRS_NO_DRAFT)
 			dev->pool.frames[entry->draft].replaced = frame;
 	}
 }
@@ -297,6 +309,7 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 {
 	struct vmsrs_extent_pages *extent;
 	struct vmsrs_page *entry;
+	struct vmsrs_zap zap = { };
 	struct vmsrs_app *app;
 	u64 offset;
 	u32 page;
@@ -309,6 +322,7 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 	mutex_unlock(&dev->apps_lock);
 	if (!app)
 		return;
+	zap.app = app;
 	page = (offset >> PAGE_SHIFT) & (VMSRS_APP_PAGES - 1);
 	/* Waits for a fetch of the domain, which may have got the state before the loss. */
 	mutex_lock(&app->lock);
@@ -318,7 +332,8 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 		mutex_lock(&extent->domain->lock);
 		note_lost(dev, entry, frame);
 		if (entry->frame == VMSRS_DAMAGED_FRAME)
-			vmsrs_zap_pages(app, page, 1);
+			vmsrs_zap_add(&zap, entry, page);
+		vmsrs_zap_finish(&zap);
 		mutex_unlock(&extent->domain->lock);
 	}
 	mutex_unlock(&app->lock);

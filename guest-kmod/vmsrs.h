@@ -50,6 +50,8 @@
 
 #include "vmsrs_protocol.h"
 
+/* In place of the number of a draft's frame; larger than VMSRS_MAX_FRAMES. */
+#define VMSRS_NO_DRAFT			0x7fffffffU
 #define VMSRS_APP_PAGES_SHIFT		(VMSRS_APP_OFFSET_SHIFT - PAGE_SHIFT)
 
 /* The host must answer a message within this time. */
@@ -105,11 +107,25 @@ struct vmsrs_thread;
  * struct vmsrs_page - a page of a domain; guarded by the domain's lock
  * @frame: committed version: its vault frame; its pool frame with VMSRS_IN_POOL while it is not
  *	sealed; VMSRS_NONE if it was never committed; or VMSRS_DAMAGED_FRAME
- * @draft: number of the pool frame that a request is writing, or VMSRS_NONE
+ * @draft: number of the pool frame that a request is writing, or VMSRS_NO_DRAFT
+ * @mapped: some process may have an entry for it in its page table
  */
 struct vmsrs_page {
 	u32 frame;
-	u32 draft;
+	u32 draft : 31;
+	u32 mapped : 1;
+};
+
+/**
+ * struct vmsrs_zap - neighbouring pages that are to be unmapped
+ * @app: the app
+ * @page: first page
+ * @count: number of pages
+ */
+struct vmsrs_zap {
+	struct vmsrs_app *app;
+	u32 page;
+	u32 count;
 };
 
 /**
@@ -405,18 +421,6 @@ struct vmsrs_pool {
 };
 
 /**
- * struct vmsrs_zap - neighbouring pages that are to be unmapped
- * @app: the app
- * @page: first page
- * @count: number of pages
- */
-struct vmsrs_zap {
-	struct vmsrs_app *app;
-	u32 page;
-	u32 count;
-};
-
-/**
  * struct vmsrs_batch - committed pages and reports on their way to the host
  * @lock: guards @records to @appended
  * @records: struct vmsrs_frame, the newest committed version of each page that has one which was
@@ -643,10 +647,14 @@ static inline bool vmsrs_device_usable(const struct vmsrs_device *dev)
 /* mapping.c */
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
-void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count);
-void vmsrs_zap_add(struct vmsrs_zap *zap, u32 page);
+void vmsrs_zap_add(struct vmsrs_zap *zap, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_finish(struct vmsrs_zap *zap);
 void vmsrs_zap_all(struct vmsrs_device *dev);
+void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
+struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
+void vmsrs_mapping_put(struct vm_area_struct *vma);
+void vmsrs_map_page(struct vmsrs_app *app, struct vm_area_struct *vma, struct vmsrs_page *entry,
+		    u32 page, unsigned long pfn, pgprot_t prot);
 
 /*
  * Layer 2: messages to the host, and the pool.
