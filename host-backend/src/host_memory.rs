@@ -144,7 +144,7 @@ pub(crate) fn want_huge_pages(start: *mut u8, length: usize) {
 }
 
 /// Huge pages that are neither used nor reserved, if the kernel has any.
-pub(crate) fn free_huge_pages() -> Option<u64> {
+pub fn free_huge_pages() -> Option<u64> {
     let number = |name: &str| -> Option<u64> {
         let text = fs::read_to_string(format!("/{HUGE_PAGE_FOLDER}/{name}")).ok()?;
         text.trim().parse().ok()

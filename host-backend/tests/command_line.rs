@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 use vmsrs_host::control::{Client, Request, Response};
+use vmsrs_host::host_memory::free_huge_pages;
 
 const USAGE: i32 = 2;
 const MACHINE: i32 = 3;
@@ -193,20 +194,57 @@ fn a_window_that_makes_no_sense_is_refused() {
         &["a window of 64K is too small", "--window"],
     );
     let output = place.run(&["--window", "4M", "--pool", "1000"]);
-    place.assert_refused(&output, USAGE, &["a window of 4M", "at most 943 to --pool"]);
-    let output = place.run(&["--window", "4M", "--pool", "944"]);
-    place.assert_refused(&output, USAGE, &["at most 943 to --pool"]);
+    place.assert_refused(&output, USAGE, &["a window of 4M", "at most 479 to --pool"]);
+    let output = place.run(&["--window", "4M", "--pool", "480"]);
+    place.assert_refused(&output, USAGE, &["at most 479 to --pool"]);
     let output = place.run(&["--pool", "4294967295"]);
-    place.assert_refused(&output, USAGE, &["at most 64447 to --pool"]);
+    place.assert_refused(&output, USAGE, &["at most 32735 to --pool"]);
     let output = place.run(&["--pool", "0"]);
     place.assert_refused(&output, USAGE, &["at least 1 to --pool"]);
+}
+
+#[test]
+fn huge_pages_need_sizes_that_are_made_of_them() {
+    let mut place = Place::new();
+    for (option, value, said) in [
+        (
+            "--memory",
+            "65M",
+            &["--memory must be a multiple of 2M", "65M"][..],
+        ),
+        (
+            "--window",
+            "7M",
+            &["--window must be a multiple of 2M", "7M"],
+        ),
+        (
+            "--window",
+            "4M",
+            &["a window of 4M", "at least 6M to --window"],
+        ),
+        ("--pool", "500", &["multiples of 512 frames", "500"]),
+        ("--pool", "512000", &["at most 32256 to --pool"]),
+    ] {
+        let output = place.run(&["--hugepages", option, value]);
+        place.assert_refused(&output, USAGE, said);
+    }
+    if free_huge_pages().is_some_and(|free| free >= 288) {
+        eprintln!("skipped: this machine has enough huge pages");
+        return;
+    }
+    let output = place.run(&["--hugepages", "--memory", "64M", "--window", "512M"]);
+    place.assert_refused(
+        &output,
+        MACHINE,
+        &["288 huge pages of 2M", "vm.nr_hugepages"],
+    );
 }
 
 #[test]
 fn what_a_refusal_of_sizes_advises_is_taken() {
     let mut place = Place::new();
     for arguments in [
-        &["--window", "4M", "--pool", "943"][..],
+        &["--window", "4M", "--pool", "479"][..],
         &["--window", "1M"],
     ] {
         // The next thing that is wrong.
@@ -441,7 +479,7 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
         command.output().unwrap()
     };
     let status = run(&["status"]);
-    assert!(String::from_utf8_lossy(&status.stdout).contains("window"));
+    assert!(String::from_utf8_lossy(&status.stdout).contains("vault"));
     let incidents = run(&["incidents"]);
     assert_eq!(incidents.stdout, b"no incidents\n");
     let page = run(&["incidents", "--html", "-"]);
@@ -454,7 +492,8 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     let report = report(&place, vm);
     assert_eq!(report["reason"], "stopped");
     assert_eq!(report["exit"], 0);
-    assert_eq!(report["recovery"]["window_frames"], 65_536);
+    assert_eq!(report["recovery"]["pool_frames"], 8_192);
+    assert_eq!(report["recovery"]["vault_frames"], 57_344);
 }
 
 #[test]

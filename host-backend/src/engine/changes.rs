@@ -265,6 +265,19 @@ mod tests {
         page
     }
 
+    fn changes(address: u64, old: &Page, new: &Page) -> Vec<Change> {
+        Differences::new(old, new).changes(address, old, new)
+    }
+
+    fn count(old: &Page, new: &Page) -> (u32, Option<u32>) {
+        let found = Differences::new(old, new);
+        (found.count, found.first())
+    }
+
+    fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
+        blocks_of(address, old, new, 0..PAGE_SIZE as usize)
+    }
+
     fn put(page: &mut Page, offset: usize, size: usize, state: State) {
         let header = BlockHeader::new(ADDRESS + offset as u64, size, 16, state);
         page[offset - BLOCK_HEADER..offset].copy_from_slice(bytemuck::bytes_of(&header));
@@ -273,7 +286,7 @@ mod tests {
     #[test]
     fn neighbouring_changes_are_one_and_distant_ones_are_two() {
         let new = page(&[(10, 1), (18, 2), (28, 3)]);
-        let found = changes(ADDRESS, &page(&[]), &new, &[]);
+        let found = changes(ADDRESS, &page(&[]), &new);
         let places: Vec<_> = found
             .iter()
             .map(|change| (change.offset, change.after().len()))
@@ -312,7 +325,7 @@ mod tests {
         for offset in [0xef, 0x1ff, 0x200] {
             new[offset] ^= 1;
         }
-        let changes = changes(ADDRESS, &old, &new, &found);
+        let changes = changes(ADDRESS, &old, &new);
         let places: Vec<_> = changes
             .iter()
             .map(|change| (change.offset, change.block))
@@ -357,10 +370,7 @@ mod tests {
         let header = BlockHeader::new(address + 16, 8, 0xffff_ffff * GRAIN, State::Live);
         new[..16].copy_from_slice(bytemuck::bytes_of(&header));
         let found = blocks(address, &page(&[]), &new);
-        assert_eq!(
-            changes(address, &page(&[]), &new, &found)[0].block,
-            Some(found[0])
-        );
+        assert_eq!(changes(address, &page(&[]), &new)[0].block, Some(found[0]));
     }
 
     proptest! {
@@ -371,7 +381,7 @@ mod tests {
         ) {
             let (mut old, new) = (page(&old), page(&new));
             let mut end = 0;
-            for change in changes(ADDRESS, &old, &new, &[]) {
+            for change in changes(ADDRESS, &old, &new) {
                 let place = usize::from(change.offset)..usize::from(change.offset) + change.after().len();
                 prop_assert!(end == 0 || place.start > end + GAP);
                 prop_assert_eq!(change.before(), &old[place.clone()]);
@@ -379,6 +389,56 @@ mod tests {
                 old[place].copy_from_slice(change.after());
             }
             prop_assert_eq!(old, new);
+        }
+
+        #[test]
+        fn words_tell_the_same_differences_as_bytes(
+            ranges in proptest::collection::vec((0..PAGE_SIZE as usize, 0..40usize, 0u8..3), 0..60),
+        ) {
+            let old = page(&[]);
+            let mut new = old;
+            for (start, length, byte) in ranges {
+                let end = (start + length).min(new.len());
+                new[start..end].fill(byte);
+            }
+            let differing: Vec<u32> = (0u32..)
+                .zip(old.iter().zip(&new))
+                .filter(|(_, (old, new))| old != new)
+                .map(|(offset, _)| offset)
+                .collect();
+            let expected = (differing.len() as u32, differing.first().copied());
+            prop_assert_eq!(count(&old, &new), expected);
+        }
+
+        #[test]
+        fn blocks_near_a_change_are_those_of_the_whole_page(
+            blocks in proptest::collection::vec((1usize..256, 0usize..300, any::<bool>(), 0u8..3), 0..40),
+            writes in proptest::collection::vec((0..PAGE_SIZE as usize, 1..30usize), 1..6),
+        ) {
+            let mut versions = [page(&[]); 2];
+            for (grain, size, is_new, state) in blocks {
+                let state = [State::Live, State::Freed, State::Free][usize::from(state)];
+                let offset = grain * GRAIN;
+                let room = size.next_multiple_of(GRAIN);
+                let header = BlockHeader::new(ADDRESS + offset as u64, size, room, state);
+                for version in &mut versions[usize::from(is_new)..] {
+                    version[offset - BLOCK_HEADER..offset].copy_from_slice(bytemuck::bytes_of(&header));
+                }
+            }
+            let [old, mut new] = versions;
+            for (start, length) in writes {
+                let end = (start + length).min(new.len());
+                new[start..end].iter_mut().for_each(|byte| *byte ^= 1);
+            }
+            let all = blocks_of(ADDRESS, &old, &new, 0..PAGE_SIZE as usize);
+            for change in changes(ADDRESS, &old, &new) {
+                let at = ADDRESS + u64::from(change.offset);
+                let nearest = all.iter().rev().find(|block| block.begin() <= at);
+                prop_assert_eq!(change.block.as_ref(), nearest);
+                let end = at + change.after().len() as u64;
+                prop_assert!(all.iter().all(|block| block.begin() <= at || block.begin() >= end));
+            }
+            prop_assert_eq!(last_block(ADDRESS, &old, &new), all.last().copied());
         }
     }
 }

@@ -417,15 +417,6 @@ fn push(kept: &mut VecDeque<Incident>, limit: usize, incident: Incident) -> Opti
 }
 
 impl Incident {
-    /// The failed request, if it is one.
-    #[cfg(test)]
-    pub(crate) fn request(&self) -> Option<&FailedRequest> {
-        match &self.record {
-            Record::Request(request) => Some(request),
-            _ => None,
-        }
-    }
-
     fn request_mut(&mut self) -> Option<&mut FailedRequest> {
         match &mut self.record {
             Record::Request(request) => Some(request),

@@ -1,69 +1,90 @@
-//! A window for tests: content is one number a frame, and changes of protection can fail.
+//! Pool and vault for tests. Memory can be broken, the vault can be full, and the guest can be made to
+//! change each pool frame as soon as it was read.
 
 use std::io;
 
-use vmsrs_protocol::{FrameRun, ZERO_FRAME};
+use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use super::content::{Content, Unreadable};
-use super::runs::frames_of;
-use super::{Inspect, Page, Protection, ProtectionError, RetiredFrames};
+use super::memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
+use super::{EngineConfig, Page};
 
 pub(crate) struct MockMemory {
-    pub(crate) writable: Vec<bool>,
-    pub(crate) content: Vec<u64>,
+    pub(crate) pool: Vec<Page>,
+    pub(crate) vault: Vec<Page>,
     /// Frames whose memory is broken.
-    pub(crate) poisoned: Vec<bool>,
-    /// Changes of protection that succeed before one fails half-way.
+    pub(crate) broken_pool: Vec<bool>,
+    pub(crate) broken_vault: Vec<bool>,
+    /// How often each pool frame was copied into the vault.
+    pub(crate) copies: Vec<u32>,
+    /// Calls of [`Memory::seal`] that succeed before one fails half-way.
     pub(crate) fails_after: Option<u32>,
-    /// Changes of protection so far.
-    pub(crate) changes: u32,
+    /// The guest writes to each pool frame after it was copied.
+    pub(crate) is_restless: bool,
 }
 
 impl MockMemory {
-    pub(crate) fn new(frames: u32) -> Self {
+    pub(crate) fn new(config: &EngineConfig) -> Self {
+        let (pool, vault) = (config.pool_frames as usize, config.vault_frames as usize);
         Self {
-            writable: vec![false; frames as usize],
-            content: vec![0; frames as usize],
-            poisoned: vec![false; frames as usize],
+            pool: vec![[0; PAGE_SIZE as usize]; pool],
+            vault: vec![[0; PAGE_SIZE as usize]; vault],
+            broken_pool: vec![false; pool],
+            broken_vault: vec![false; vault],
+            copies: vec![0; pool],
             fails_after: None,
-            changes: 0,
+            is_restless: false,
         }
     }
 
-    /// What the guest does to a frame: nothing if it may not.
+    /// What the guest does to a pool frame. The whole page changes.
     pub(crate) fn guest_write(&mut self, frame: u32, content: u64) {
-        if self.writable[frame as usize] {
-            self.content[frame as usize] = content;
-        }
+        fill(&mut self.pool[frame as usize], content);
     }
 
-    pub(crate) fn wipe(&mut self, retired: &RetiredFrames) {
-        for frame in retired.runs().iter().copied().flat_map(frames_of) {
-            assert_ne!(frame, ZERO_FRAME);
-            assert!(!self.writable[frame as usize]);
-            self.renew(frame);
-        }
+    /// The content that [`Self::guest_write`] gave a frame that was copied into the vault; panics when it
+    /// is of several.
+    pub(crate) fn content(&self, frame: u32) -> u64 {
+        let page = &self.vault[frame as usize];
+        let content = u64::from_le_bytes(*page.first_chunk().unwrap());
+        assert!(
+            page[8..] == page[..page.len() - 8],
+            "frame {frame} has parts of several versions"
+        );
+        content
     }
 
-    /// Backs a frame with zeroed memory.
+    pub(crate) fn wipe(&mut self, frame: u32) {
+        assert_ne!(frame, ZERO_FRAME);
+        self.renew(frame);
+    }
+
+    /// Backs a vault frame with zeroed memory.
     fn renew(&mut self, frame: u32) {
-        self.content[frame as usize] = 0;
-        self.poisoned[frame as usize] = false;
+        self.vault[frame as usize].fill(0);
+        self.broken_vault[frame as usize] = false;
     }
+}
 
-    fn check(&self, frame: u32) -> Result<(), Unreadable> {
-        match self.poisoned[frame as usize] {
-            false => Ok(()),
-            true => Err(Unreadable {
-                frame,
-                source: io::Error::from_raw_os_error(libc::EIO),
-            }),
-        }
+fn fill(page: &mut Page, content: u64) {
+    page.as_chunks_mut::<8>().0.fill(content.to_le_bytes());
+}
+
+fn check(broken: &[bool], frame: u32) -> Result<(), Unreadable> {
+    match broken[frame as usize] {
+        false => Ok(()),
+        true => Err(Unreadable {
+            frame,
+            source: io::Error::from_raw_os_error(libc::EIO),
+        }),
     }
+}
 
-    fn change(&mut self, run: FrameRun, writable: bool) -> Result<(), ProtectionError> {
-        assert_ne!(run.count, 0);
-        self.changes += 1;
+impl Memory for MockMemory {
+    fn seal(
+        &mut self,
+        copies: &[PoolCopy],
+        sealed: &mut Vec<Result<u32, Unreadable>>,
+    ) -> Result<(), HostError> {
         let fails = match &mut self.fails_after {
             Some(0) => {
                 self.fails_after = None;
@@ -75,59 +96,63 @@ impl MockMemory {
             }
             None => false,
         };
-        let done = if fails { run.count / 2 } else { run.count };
-        for frame in run.start..run.start + done {
-            self.writable[frame as usize] = writable;
-        }
-        if fails {
-            let source = io::Error::from_raw_os_error(libc::ENOMEM);
-            return Err(ProtectionError { run, source });
+        for (number, copy) in copies.iter().enumerate() {
+            if fails && number == copies.len() / 2 {
+                return Err(HostError {
+                    frame: copy.vault_frame,
+                    source: io::Error::from_raw_os_error(libc::ENOMEM),
+                });
+            }
+            let (from, to) = (copy.pool_frame as usize, copy.vault_frame as usize);
+            self.copies[from] += 1;
+            assert_ne!(copy.vault_frame, ZERO_FRAME);
+            self.broken_vault[to] = false;
+            if let Err(error) = check(&self.broken_pool, copy.pool_frame) {
+                // Half of it was copied, and the rest is what was there before.
+                self.vault[to][..100].fill(0xee);
+                sealed.push(Err(error));
+                continue;
+            }
+            self.vault[to] = self.pool[from];
+            sealed.push(Ok(checksum(&self.vault[to])));
+            if self.is_restless {
+                fill(&mut self.pool[from], u64::MAX);
+            }
         }
         Ok(())
     }
-}
 
-impl Protection for MockMemory {
-    fn protect(&mut self, run: FrameRun) -> Result<(), ProtectionError> {
-        self.change(run, false)
+    fn read_pool(&self, frame: u32, content: &mut Page) -> Result<(), Unreadable> {
+        check(&self.broken_pool, frame)?;
+        *content = self.pool[frame as usize];
+        Ok(())
     }
 
-    fn unprotect(&mut self, run: FrameRun) -> Result<(), ProtectionError> {
-        self.change(run, true)
+    fn read_vault(&self, frame: u32, content: &mut Page) -> Result<(), Unreadable> {
+        check(&self.broken_vault, frame)?;
+        *content = self.vault[frame as usize];
+        Ok(())
     }
-}
 
-impl Inspect for MockMemory {
-    fn read(&self, frame: u32, content: &mut Page) {
-        content.fill(0);
-        content[..8].copy_from_slice(&self.content[frame as usize].to_le_bytes());
-    }
-}
-
-impl Content for MockMemory {
     fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
-        self.check(frame)?;
-        let mut page = [0; vmsrs_protocol::PAGE_SIZE as usize];
-        page[..8].copy_from_slice(&self.content[frame as usize].to_le_bytes());
-        Ok(super::content::checksum(&page))
+        check(&self.broken_vault, frame)?;
+        Ok(checksum(&self.vault[frame as usize]))
     }
 
     fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {
-        self.check(from)?;
-        self.check(to)?;
-        assert!(!self.writable[to as usize]);
-        self.content[to as usize] = self.content[from as usize];
+        check(&self.broken_vault, from)?;
+        check(&self.broken_vault, to)?;
+        self.vault[to as usize] = self.vault[from as usize];
         Ok(())
     }
 
     fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable> {
-        assert!(!self.writable[frame as usize]);
         if let Some(from) = from {
-            self.check(from)?;
+            check(&self.broken_vault, from)?;
         }
-        let content = from.map_or(0, |from| self.content[from as usize]);
+        let content = from.map_or([0; PAGE_SIZE as usize], |from| self.vault[from as usize]);
         self.renew(frame);
-        self.content[frame as usize] = content;
+        self.vault[frame as usize] = content;
         Ok(())
     }
 }

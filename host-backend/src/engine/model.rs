@@ -4,6 +4,7 @@
 mod promises;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -13,36 +14,30 @@ use vmsrs_protocol::control::{
 use vmsrs_protocol::event::EVENT_DAMAGE;
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MEMORY};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
-use vmsrs_protocol::{FrameRun, KEY_MAX, NAME_MAX, NONE, ZERO_FRAME};
+use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, KEY_MAX, NAME_MAX, NONE, ZERO_FRAME};
 
 use super::mock::MockMemory;
-use super::runs::frames_of;
 use super::{
-    Call, Engine, EngineConfig, FrameState, Position, Refusal, Retry, Scope, SealOutcome,
-    SealedWrite, handle_message,
+    Engine, EngineConfig, Position, Refusal, Retry, Scope, SealOutcome, SealedWrite, handle_message,
 };
 use crate::control::{IncidentOutcome, Restored, snapshot};
 
 const CONFIG: EngineConfig = EngineConfig {
-    window_frames: 200,
+    vault_frames: 200,
     pool_frames: 40,
     batch_records: 64,
-    evidence_frames: 8,
     incidents: 5,
 };
-const RUNS: usize = 16;
 
-/// What is wrong with the last commit of a message.
+/// What is wrong with a message of a batch.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     StaleFrame,
     ForeignPage,
     PageOutside,
+    PageTwice,
     FrameTwice,
-    FrameNotGranted,
-    SealedFrame,
-    NoTag,
-    TwoTags,
+    FrameOutside,
     UnknownDomain,
     UnknownApp,
     UnknownFlag,
@@ -53,16 +48,19 @@ enum Step {
     /// App, key, whether a mirror is asked for.
     OpenDomain(u8, u8, bool),
     AddExtent(u8, u8, u32),
-    Grant(u32),
-    /// Commits, each of these pages; what is wrong with the last; how many records of the last are
-    /// kept back for a later message.
-    Seal(Vec<Vec<u8>>, Option<Damage>, usize),
-    Discard(u8, bool),
+    /// A commit of these pages.
+    Commit(Vec<u8>),
+    /// The next message of the batch, or the first of one of all that is committed: how many records it
+    /// has at most; what is wrong with it.
+    Seal(usize, Option<Damage>),
     Incident(u8, bool),
     SealedWrite(u32),
     Cleanse(u32),
     Reset,
-    FailProtection(u32),
+    /// The host cannot write the vault for the message after so many.
+    FailSeal(u32),
+    /// The memory of a committed page in the pool breaks.
+    BreakPool(u8),
     /// The content of a sealed page, or its copy, goes wrong: by a flipped bit or by broken memory.
     Corrupt {
         page: u8,
@@ -81,30 +79,27 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(Damage::StaleFrame),
         Just(Damage::ForeignPage),
         Just(Damage::PageOutside),
+        Just(Damage::PageTwice),
         Just(Damage::FrameTwice),
-        Just(Damage::FrameNotGranted),
-        Just(Damage::SealedFrame),
-        Just(Damage::NoTag),
-        Just(Damage::TwoTags),
+        Just(Damage::FrameOutside),
         Just(Damage::UnknownDomain),
         Just(Damage::UnknownApp),
         Just(Damage::UnknownFlag),
     ];
-    let commits = prop::collection::vec(prop::collection::vec(any::<u8>(), 1..6), 1..4);
     let step = prop_oneof![
         2 => (0u8..2, 0u8..4, prop::bool::weighted(0.5))
             .prop_map(|(app, key, mirror)| Step::OpenDomain(app, key, mirror)),
         3 => (0u8..2, 0u8..4, prop_oneof![3 => 1u32..12, 1 => 12u32..80])
             .prop_map(|(app, domain, pages)| Step::AddExtent(app, domain, pages)),
-        4 => (1u32..50).prop_map(Step::Grant),
-        10 => (commits, prop::option::weighted(0.3, damage), prop_oneof![3 => Just(0), 1 => 1usize..4])
-            .prop_map(|(commits, damage, kept)| Step::Seal(commits, damage, kept)),
-        2 => (1u8..8, any::<bool>()).prop_map(|(count, wrong)| Step::Discard(count, wrong)),
+        12 => prop::collection::vec(any::<u8>(), 1..6).prop_map(Step::Commit),
+        10 => (1usize..20, prop::option::weighted(0.2, damage))
+            .prop_map(|(records, damage)| Step::Seal(records, damage)),
         3 => (0u8..12, any::<bool>()).prop_map(|(count, wrong)| Step::Incident(count, wrong)),
         1 => (0u32..210).prop_map(Step::SealedWrite),
         4 => (1u32..64).prop_map(Step::Cleanse),
         1 => Just(Step::Reset),
-        1 => (0u32..4).prop_map(Step::FailProtection),
+        1 => (0u32..4).prop_map(Step::FailSeal),
+        1 => any::<u8>().prop_map(Step::BreakPool),
         5 => (any::<u8>(), any::<bool>(), any::<bool>())
             .prop_map(|(page, copy, poison)| Step::Corrupt { page, copy, poison }),
         3 => (1u32..20).prop_map(Step::Scrub),
@@ -115,59 +110,70 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..120)
 }
 
+/// App and page.
+type PageName = (u32, u32);
+
+/// A committed version in the pool.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    domain: u32,
+    frame: u32,
+    content: u64,
+}
+
+/// A batch that is on its way.
+#[derive(Debug, Default)]
+struct Batch {
+    pages: Vec<(PageName, Pending)>,
+    /// The vault frames of those that were sent.
+    frames: Vec<u32>,
+}
+
 /// The driver, and what must be true.
 struct World {
     engine: Engine,
     memory: MockMemory,
-    /// Frames in the driver's hands that no commit names.
+    /// Free frames of the pool.
     pool: Vec<u32>,
     /// Extents by app and domain.
     extents: BTreeMap<(u32, u32), Vec<Extent>>,
-    /// Frame and content of every committed page.
-    pages: BTreeMap<(u32, u32), (u32, u64)>,
+    /// Committed pages that no batch has taken yet.
+    pending: BTreeMap<PageName, Pending>,
+    batch: Option<Batch>,
+    /// Frame and content of every sealed page.
+    pages: BTreeMap<PageName, (u32, u64)>,
     /// Pages and contents of every commit that was ever tried.
-    commits: Vec<Vec<((u32, u32), u64)>>,
+    commits: Vec<Vec<(PageName, u64)>>,
     /// The pages after the step before.
     former: promises::Pages,
-    /// What dropped drafts held.
-    evidence: BTreeMap<u32, u64>,
     /// Frames of pages, and of copies, whose content went wrong and was not checked since; with the
     /// page.
-    wrong: BTreeMap<u32, (u32, u32)>,
+    wrong: BTreeMap<u32, PageName>,
     /// Pages whose content is lost.
-    lost: BTreeSet<(u32, u32)>,
-    /// The commit whose last records the driver has kept back: all its records, and how many of
-    /// them the host has.
-    unfinished: Option<(Vec<SealRecord>, usize)>,
+    lost: BTreeSet<PageName>,
     next_content: u64,
     next_incident: u64,
-    next_tag: u64,
-    /// Changes of protection have been made to fail: the host may refuse.
+    /// A call of the memory has been made to fail: the host may refuse.
     failed: bool,
-    /// The last reset met such a failure: frames that the driver no longer knows stay granted, and
-    /// some of them are read-only.
-    leftover: bool,
 }
 
 impl World {
     fn new() -> Self {
         Self {
             engine: Engine::new(CONFIG).unwrap(),
-            memory: MockMemory::new(CONFIG.window_frames),
-            pool: Vec::new(),
+            memory: MockMemory::new(&CONFIG),
+            pool: (0..CONFIG.pool_frames).collect(),
             extents: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            batch: None,
             pages: BTreeMap::new(),
             commits: Vec::new(),
             former: BTreeMap::new(),
-            evidence: BTreeMap::new(),
             wrong: BTreeMap::new(),
             lost: BTreeSet::new(),
-            unfinished: None,
             next_content: 1,
             next_incident: 1,
-            next_tag: 1,
             failed: false,
-            leftover: false,
         }
     }
 
@@ -175,15 +181,8 @@ impl World {
         match step {
             Step::OpenDomain(app, key, mirror) => self.open_domain(*app, *key, *mirror),
             Step::AddExtent(app, domain, pages) => self.add_extent(*app, *domain, *pages),
-            Step::Grant(frames) => {
-                let granted = self.engine.grant(*frames, RUNS, &mut self.memory);
-                match granted {
-                    Ok(runs) => self.take_grant(&runs),
-                    Err(error) => assert_eq!(error, Refusal::Host),
-                }
-            }
-            Step::Seal(commits, damage, kept) => self.seal(commits, *damage, *kept),
-            Step::Discard(count, wrong) => self.discard(usize::from(*count), *wrong),
+            Step::Commit(choices) => self.commit(choices),
+            Step::Seal(records, damage) => self.seal(*records, *damage),
             Step::Incident(count, wrong) => self.incident(usize::from(*count), *wrong),
             Step::SealedWrite(frame) => {
                 let write = SealedWrite {
@@ -193,26 +192,17 @@ impl World {
                 let event = self.engine.sealed_write(Duration::ZERO, write);
                 assert_eq!(event.incident % 2, 0);
             }
-            Step::Cleanse(frames) => {
-                let retired = self.engine.take_retired(*frames);
-                self.memory.wipe(&retired);
-                self.engine.cleansed(retired);
-            }
-            Step::Reset => {
-                let before = self.engine.device_config();
-                let failing = self.memory.fails_after.is_some();
-                self.engine.reset(&mut self.memory);
-                self.leftover = failing && self.memory.fails_after.is_none();
-                self.numbers_never_come_again(&before);
-                let after = self.engine.device_config();
-                self.next_tag = after.tag_base;
-                self.next_incident = after.incident_base;
-                self.pool.clear();
-                self.unfinished = None;
-            }
-            Step::FailProtection(calls) => {
+            Step::Cleanse(frames) => self.cleanse(*frames),
+            Step::Reset => self.reset(),
+            Step::FailSeal(calls) => {
                 self.memory.fails_after = Some(*calls);
                 self.failed = true;
+            }
+            Step::BreakPool(choice) => {
+                let index = usize::from(*choice) % self.pending.len().max(1);
+                if let Some((_, pending)) = self.pending.iter().nth(index) {
+                    self.memory.broken_pool[pending.frame as usize] = true;
+                }
             }
             Step::Corrupt { page, copy, poison } => self.corrupt(*page, *copy, *poison),
             Step::Scrub(pages) => self.scrub(*pages),
@@ -229,6 +219,26 @@ impl World {
                 assert!(reply.bytes.len() <= room);
             }
         }
+    }
+
+    fn cleanse(&mut self, frames: u32) {
+        let memory = &mut self.memory;
+        let wipe = |frame| {
+            memory.wipe(frame);
+            Ok::<_, Infallible>(())
+        };
+        self.engine.cleanse(frames, wipe).unwrap();
+    }
+
+    fn reset(&mut self) {
+        let before = self.engine.device_config();
+        self.engine.reset();
+        self.numbers_never_come_again(&before);
+        self.next_incident = self.engine.device_config().incident_base;
+        self.pending.clear();
+        self.batch = None;
+        self.pool = (0..CONFIG.pool_frames).collect();
+        self.memory.broken_pool.fill(false);
     }
 
     /// A page that was committed, if there is one.
@@ -252,8 +262,8 @@ impl World {
             return;
         }
         match poison {
-            true => self.memory.poisoned[target as usize] = true,
-            false => self.memory.content[target as usize] ^= 1 << 40,
+            true => self.memory.broken_vault[target as usize] = true,
+            false => self.memory.vault[target as usize][2048] ^= 1 << 5,
         }
     }
 
@@ -388,15 +398,6 @@ impl World {
         }
     }
 
-    fn take_grant(&mut self, runs: &[FrameRun]) {
-        assert!(runs.len() <= RUNS);
-        for frame in runs.iter().copied().flat_map(frames_of) {
-            assert_eq!(self.memory.content[frame as usize], 0, "frame {frame}");
-            assert!(self.memory.writable[frame as usize]);
-            self.pool.push(frame);
-        }
-    }
-
     /// Pages of all domains, in an order that steps choose from.
     fn all_pages(&self) -> Vec<(u32, u32, u32)> {
         let mut pages = Vec::new();
@@ -410,235 +411,169 @@ impl World {
         pages
     }
 
-    /// Makes drafts of `choices` and the records that commit them.
-    fn commit(
-        &mut self,
-        choices: &[u8],
-        current: &mut BTreeMap<(u32, u32), (u32, u64)>,
-    ) -> Vec<SealRecord> {
+    /// Commits pages into the pool. A page that was committed there before gets another version.
+    fn commit(&mut self, choices: &[u8]) {
         let all = self.all_pages();
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let mut records: Vec<SealRecord> = Vec::new();
+        let mut commit = BTreeMap::new();
         for &choice in choices {
             if all.is_empty() || self.pool.is_empty() {
                 break;
             }
             let (app, domain, page) = all[usize::from(choice) % all.len()];
-            if records
-                .iter()
-                .any(|record| (record.app, record.page) == (app, page))
-            {
+            if commit.contains_key(&(app, page)) {
                 continue;
             }
-            let new_frame = self.pool.remove(usize::from(choice) % self.pool.len());
-            let old = current.get(&(app, page)).map_or(NONE, |&(frame, _)| frame);
-            // A frame that a failed change of protection has left read-only keeps its zeros.
-            self.memory.guest_write(new_frame, self.next_content);
-            let content = self.memory.content[new_frame as usize];
+            let frame = self.pool.remove(usize::from(choice) % self.pool.len());
+            let content = self.next_content;
             self.next_content += 1;
-            current.insert((app, page), (new_frame, content));
-            records.push(SealRecord {
-                tag,
-                app,
+            self.memory.guest_write(frame, content);
+            self.memory.broken_pool[frame as usize] = false;
+            let version = Pending {
                 domain,
-                page,
-                old_frame: old,
-                new_frame,
-                flags: 0,
-            });
+                frame,
+                content,
+            };
+            if let Some(former) = self.pending.insert((app, page), version) {
+                self.pool.push(former.frame);
+            }
+            commit.insert((app, page), content);
         }
-        if let Some(last) = records.last_mut() {
-            last.flags = SEAL_LAST;
+        self.commits.push(commit.into_iter().collect());
+    }
+
+    /// How the driver names the sealed version of a page.
+    fn sealed_frame(&self, page: PageName) -> u32 {
+        match self.pages.get(&page) {
+            None => NONE,
+            Some(_) if self.lost.contains(&page) => DAMAGED_FRAME,
+            Some(&(frame, _)) => frame,
         }
-        let written = records.iter().map(|record| {
-            let content = self.memory.content[record.new_frame as usize];
-            ((record.app, record.page), content)
+    }
+
+    fn seal(&mut self, limit: usize, damage: Option<Damage>) {
+        let mut batch = self.batch.take().unwrap_or_else(|| Batch {
+            pages: std::mem::take(&mut self.pending).into_iter().collect(),
+            frames: Vec::new(),
         });
-        self.commits
-            .push(written.filter(|&(_, content)| content != 0).collect());
-        records
-    }
-
-    fn seal(&mut self, commits: &[Vec<u8>], damage: Option<Damage>, kept: usize) {
-        let mut current = self.pages.clone();
-        let mut message = Vec::new();
-        // The rest of the unfinished commit comes first, as commits do not mix.
-        let unfinished = self.unfinished.take();
-        if let Some((records, sent)) = &unfinished {
-            message.extend_from_slice(&records[*sent..]);
-            apply(&mut current, records, &self.memory);
-        }
-        let mut states = Vec::new();
-        let mut last_commit = Vec::new();
-        for choices in commits {
-            let before = current.clone();
-            let records = self.commit(choices, &mut current);
-            if !records.is_empty() {
-                states.push((message.len(), before));
-                message.extend_from_slice(&records);
-                last_commit = records;
-            }
-        }
-        let Some((start, before_last)) = states.pop() else {
-            // Nothing new to commit: send what was kept back.
-            let outcome = self.send(&message);
-            self.finish(&message, outcome, unfinished, current, Vec::new());
-            return;
+        let rest = &batch.pages[batch.frames.len()..];
+        let sent = &rest[..rest.len().min(limit)];
+        let mut flags = match sent.len() == rest.len() {
+            true => SEAL_LAST,
+            false => 0,
         };
-        if let Some(damage) = damage
-            && self.damage(damage, &mut message[start..])
-        {
-            let outcome = self.send(&message);
-            if outcome.refusal == Some(Refusal::Host) {
-                self.finish(&message, outcome, unfinished, current, Vec::new());
-            } else {
-                assert!(outcome.refusal.is_some(), "{damage:?}");
-                assert_eq!(outcome.taken as usize, start, "{damage:?}");
-                self.pages = before_last;
-                self.take_grant(&outcome.granted);
-            }
-            // Frames of the refused commit are still the driver's.
-            self.give_back(&message);
-            return;
-        }
-        let kept = kept.min(last_commit.len() - 1);
-        message.truncate(message.len() - kept);
-        let sent = last_commit.len() - kept;
-        let outcome = self.send(&message);
-        if kept == 0 {
-            self.finish(&message, outcome, unfinished, current, Vec::new());
-        } else {
-            self.finish(
-                &message,
-                outcome,
-                unfinished,
-                before_last,
-                last_commit.clone(),
+        let mut records: Vec<SealRecord> = sent
+            .iter()
+            .map(|&((app, page), pending)| SealRecord {
+                app,
+                domain: pending.domain,
+                page,
+                pool_frame: pending.frame,
+                vault_frame: self.sealed_frame((app, page)),
+                reserved: 0,
+            })
+            .collect();
+        let is_wrong = damage.is_some_and(|damage| self.damage(damage, &mut records, &mut flags));
+        let sent: Vec<Pending> = sent.iter().map(|&(_, pending)| pending).collect();
+        self.memory.copies.fill(0);
+        let outcome = self.send(&records, flags);
+        if let Some(refusal) = outcome.refusal {
+            assert!(
+                is_wrong || (self.failed && refusal == Refusal::Host),
+                "{refusal}"
             );
-            if self.unfinished.is_none() {
-                self.give_back(&last_commit);
-            } else if let Some((_, have)) = &mut self.unfinished
-                && self.engine.staging.len() == sent
-            {
-                *have = sent;
-            }
+            self.take_back(batch);
+            return;
+        }
+        assert!(!is_wrong, "{damage:?}");
+        assert_eq!(outcome.frames.len(), sent.len());
+        for pending in &sent {
+            assert_eq!(self.memory.copies[pending.frame as usize], 1);
+            // The host has its copy: what the guest does from now on changes nothing.
+            self.memory.guest_write(pending.frame, u64::MAX);
+        }
+        batch.frames.extend(outcome.frames);
+        if flags & SEAL_LAST == 0 {
+            assert!(outcome.damaged.is_empty());
+            self.batch = Some(batch);
+        } else {
+            self.finish(batch, &outcome.damaged);
         }
     }
 
-    fn send(&mut self, message: &[SealRecord]) -> SealOutcome {
-        let call = Call {
-            at: Duration::ZERO,
-            max_runs: RUNS,
-        };
-        let outcome = self.engine.seal(call, message, &mut self.memory).unwrap();
-        assert!(outcome.damaged.is_empty());
-        outcome
+    /// The pages of a batch are sealed.
+    fn finish(&mut self, batch: Batch, damaged: &[u32]) {
+        let mut losses = 0;
+        for ((page, pending), frame) in batch.pages.into_iter().zip(batch.frames) {
+            self.pool.push(pending.frame);
+            self.lost.remove(&page);
+            if frame == DAMAGED_FRAME {
+                let frame = self.engine.store.apps[page.0 as usize].frame(page.1);
+                assert!(damaged.contains(&frame));
+                self.pages.insert(page, (frame, 0));
+                self.lost.insert(page);
+                losses += 1;
+            } else {
+                self.pages.insert(page, (frame, pending.content));
+            }
+        }
+        assert_eq!(damaged.len(), losses);
+        self.expect_events(losses);
     }
 
-    /// Checks the outcome of a message that must be taken, unless the host cannot.
-    fn finish(
-        &mut self,
-        message: &[SealRecord],
-        outcome: SealOutcome,
-        unfinished: Option<(Vec<SealRecord>, usize)>,
-        pages: BTreeMap<(u32, u32), (u32, u64)>,
-        rest: Vec<SealRecord>,
-    ) {
-        match outcome.refusal {
-            None => {
-                assert_eq!(outcome.taken as usize, message.len());
-                self.pages = pages;
-                self.take_grant(&outcome.granted);
-                if !rest.is_empty() {
-                    let sent = self.engine.staging.len();
-                    self.unfinished = Some((rest, sent));
+    /// A refused batch is committed still, unless there are newer versions. (The real driver gives up.)
+    fn take_back(&mut self, batch: Batch) {
+        for (page, pending) in batch.pages {
+            self.memory.guest_write(pending.frame, pending.content);
+            match self.pending.entry(page) {
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(pending);
                 }
-            }
-            Some(refusal) => {
-                assert_eq!(refusal, Refusal::Host);
-                assert!(self.failed);
-                assert_eq!(outcome.taken, 0);
-                self.unfinished = unfinished;
-                self.give_back(message);
+                std::collections::btree_map::Entry::Occupied(_) => self.pool.push(pending.frame),
             }
         }
     }
 
-    /// Puts frames of a refused message back into the pool: those that are granted and that the
-    /// unfinished commit does not name.
-    fn give_back(&mut self, message: &[SealRecord]) {
-        for record in message {
-            let frame = record.new_frame;
-            let named = self
-                .unfinished
-                .as_ref()
-                .is_some_and(|(records, _)| records.iter().any(|record| record.new_frame == frame));
-            if self.engine.frame_state(frame) == Some(FrameState::Granted)
-                && !named
-                && !self.pool.contains(&frame)
-            {
-                self.pool.push(frame);
-            }
-        }
+    fn send(&mut self, records: &[SealRecord], flags: u32) -> SealOutcome {
+        self.engine
+            .seal(Duration::ZERO, records, flags, &mut self.memory)
+            .unwrap()
     }
 
-    /// Spoils a commit; returns whether that was possible.
-    fn damage(&mut self, damage: Damage, records: &mut [SealRecord]) -> bool {
-        let first = records[0];
-        let last = records.len() - 1;
+    /// Spoils a message; returns whether that was possible.
+    fn damage(&self, damage: Damage, records: &mut Vec<SealRecord>, flags: &mut u32) -> bool {
+        let (Some(&first), Some(last)) = (records.first(), records.len().checked_sub(1)) else {
+            return false;
+        };
         let other = self
             .all_pages()
             .into_iter()
             .find(|&(app, domain, _)| app == first.app && domain != first.domain);
         match damage {
-            Damage::StaleFrame => records[0].old_frame = ZERO_FRAME,
+            Damage::StaleFrame => records[0].vault_frame = ZERO_FRAME,
             Damage::ForeignPage => match other {
                 Some((_, _, page)) => records[0].page = page,
                 None => return false,
             },
             Damage::PageOutside => records[last].page = u32::MAX,
+            Damage::PageTwice => records.push(SealRecord {
+                pool_frame: match self.pool.first() {
+                    Some(&frame) => frame,
+                    None => return false,
+                },
+                ..first
+            }),
             Damage::FrameTwice => {
                 if last == 0 {
                     return false;
                 }
-                records[last].new_frame = records[0].new_frame;
+                records[last].pool_frame = first.pool_frame;
             }
-            Damage::FrameNotGranted => records[last].new_frame = u32::MAX,
-            Damage::SealedFrame => records[last].new_frame = ZERO_FRAME,
-            Damage::NoTag => records.iter_mut().for_each(|record| record.tag = 0),
-            Damage::TwoTags => {
-                if last == 0 {
-                    return false;
-                }
-                records[last].tag += 1;
-            }
+            Damage::FrameOutside => records[last].pool_frame = CONFIG.pool_frames,
             Damage::UnknownDomain => records[last].domain = NONE,
             Damage::UnknownApp => records[last].app = 63,
-            Damage::UnknownFlag => records[last].flags |= 2,
+            Damage::UnknownFlag => *flags |= 2,
         }
         true
-    }
-
-    fn discard(&mut self, count: usize, wrong: bool) {
-        let count = count.min(self.pool.len());
-        let mut frames = self.pool[..count].to_vec();
-        if wrong {
-            let staged = self
-                .unfinished
-                .as_ref()
-                .map(|(records, _)| records[0].new_frame);
-            frames.push(staged.unwrap_or(ZERO_FRAME));
-        }
-        match self.engine.discard(&frames, RUNS, &mut self.memory) {
-            Ok(granted) => {
-                assert!(!wrong);
-                self.pool.drain(..count);
-                self.take_grant(&granted);
-            }
-            Err(Refusal::Host) => assert!(self.failed),
-            Err(refusal) => assert!(wrong, "{refusal}"),
-        }
     }
 
     fn incident(&mut self, count: usize, wrong: bool) {
@@ -647,17 +582,34 @@ impl World {
         let Some(&(app, ..)) = all.first() else {
             return;
         };
-        let drafts: Vec<DroppedDraft> = all
+        let mut restored = Restored::Sealed;
+        let mut drafts = Vec::new();
+        for (&(app, domain, page), &frame) in all
             .iter()
             .filter(|page| page.0 == app)
             .zip(&self.pool[..count])
-            .map(|(&(app, domain, page), &frame)| DroppedDraft {
+        {
+            let flying = self.batch.iter().flat_map(|batch| &batch.pages);
+            let in_pool = self.pending.get(&(app, page)).or_else(|| {
+                flying
+                    .into_iter()
+                    .find(|(name, _)| *name == (app, page))
+                    .map(|(_, pending)| pending)
+            });
+            let committed = match in_pool {
+                Some(pending) => {
+                    restored = Restored::Committed;
+                    IN_POOL | pending.frame
+                }
+                None => self.sealed_frame((app, page)),
+            };
+            drafts.push(DroppedDraft {
                 domain,
                 page,
-                frame,
-                committed: self.pages.get(&(app, page)).map_or(NONE, |&(f, _)| f),
-            })
-            .collect();
+                pool_frame: frame,
+                committed,
+            });
+        }
         let report = IncidentReport {
             // An even number is not the driver's to give.
             incident: self.next_incident + u64::from(wrong),
@@ -668,50 +620,28 @@ impl World {
             drafts: drafts.len() as u32,
             ..IncidentReport::default()
         };
-        let call = Call {
-            at: Duration::ZERO,
-            max_runs: RUNS,
-        };
+        let result = self
+            .engine
+            .report(Duration::ZERO, &report, &drafts, &mut self.memory);
+        assert_eq!(result.is_err(), wrong, "{result:?}");
+        if wrong {
+            return;
+        }
+        self.next_incident += 2;
+        let facts = snapshot::incident(&self.engine, report.incident).unwrap();
+        let request = facts.request().unwrap().clone();
+        assert_eq!(request.drafts.len(), drafts.len());
+        assert_eq!(request.restored, restored);
+        let before = self.lost.len();
         for draft in &drafts {
-            let content = self.memory.content[draft.frame as usize];
-            self.evidence.insert(draft.frame, content);
-        }
-        match self.engine.report(call, &report, &drafts, &mut self.memory) {
-            Ok(granted) => {
-                assert!(!wrong);
-                self.next_incident += 2;
-                self.pool.drain(..drafts.len());
-                self.take_grant(&granted);
-                let facts = snapshot::incident(&self.engine, report.incident).unwrap();
-                let request = facts.request().unwrap().clone();
-                assert_eq!(request.drafts.len(), drafts.len());
-                assert_eq!(request.restored, Restored::Sealed);
-                let before = self.lost.len();
-                for draft in &drafts {
-                    let page = (app, draft.page);
-                    if let Some(&(frame, _)) = self.pages.get(&page)
-                        && !self.lost.contains(&page)
-                    {
-                        self.expect_check(page, frame);
-                    }
-                }
-                self.expect_events(self.lost.len() - before);
+            let page = (app, draft.page);
+            if let Some(&(frame, _)) = self.pages.get(&page)
+                && !self.lost.contains(&page)
+            {
+                self.expect_check(page, frame);
             }
-            Err(Refusal::Host) => assert!(self.failed),
-            Err(refusal) => assert!(wrong, "{refusal}"),
         }
-    }
-}
-
-/// What `records` make of the pages when they are sealed.
-fn apply(
-    pages: &mut BTreeMap<(u32, u32), (u32, u64)>,
-    records: &[SealRecord],
-    memory: &MockMemory,
-) {
-    for record in records {
-        let content = memory.content[record.new_frame as usize];
-        pages.insert((record.app, record.page), (record.new_frame, content));
+        self.expect_events(self.lost.len() - before);
     }
 }
 
@@ -726,7 +656,6 @@ proptest! {
         world.add_extent(0, 0, 8);
         world.open_domain(0, 1, true);
         world.add_extent(0, 1, 8);
-        world.step(&Step::Grant(20));
         for step in &steps {
             world.step(step);
             world.check();

@@ -248,6 +248,7 @@ fn offset(frame: u32) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::host_memory::{HUGE_PAGE, free_huge_pages};
     use vmsrs_protocol::NONE;
 
     pub(crate) const POOL: u32 = 64;
@@ -341,5 +342,36 @@ pub(crate) mod tests {
         regions.replace(4, None).unwrap();
         assert_eq!(regions.checksum(4).unwrap(), checksum(&[0; 4096]));
         assert_eq!(guest_byte(guest, 4, 9), 0);
+    }
+
+    #[test]
+    fn reserved_huge_pages_work_as_others_do() {
+        const FRAMES: u32 = (HUGE_PAGE / PAGE_SIZE as u64) as u32;
+        if free_huge_pages().unwrap_or(0) < 3 {
+            eprintln!("skipped: this machine has no 3 huge pages free");
+            return;
+        }
+        let mut regions = Regions::new(FRAMES, 2 * FRAMES, HostPages::Huge).unwrap();
+        let (pool, vault) = (regions.pool.clone(), regions.vault.clone());
+        assert!(kernel_lets_write(pool.guest_mapping(), 1));
+        assert!(!kernel_lets_write(vault.guest_mapping(), FRAMES));
+        // SAFETY: frame 5 of the guest-facing mapping is writable, and there is no reference to it.
+        unsafe { pool.guest_mapping().add(5 * 4096).write_bytes(7, 4096) };
+        let copies = [PoolCopy {
+            pool_frame: 5,
+            vault_frame: FRAMES,
+        }];
+        let mut sealed = Vec::new();
+        regions.seal(&copies, &mut sealed).unwrap();
+        let sum = checksum(&[7; 4096]);
+        assert_eq!(*sealed[0].as_ref().unwrap(), sum);
+        regions.copy(FRAMES, 1).unwrap();
+        assert_eq!(regions.checksum(1).unwrap(), sum);
+        vault.wipe(FRAMES).unwrap();
+        assert_eq!(guest_byte(vault.guest_mapping(), FRAMES, 9), 0);
+        assert!(regions.replace(1, None).is_err());
+        assert_eq!(guest_byte(vault.guest_mapping(), 1, 9), 7);
+        pool.renew().unwrap();
+        assert_eq!(guest_byte(pool.guest_mapping(), 5, 9), 0);
     }
 }

@@ -6,8 +6,8 @@
 //! waits for the kernel and sees what was there before or what is there after. KVM's own entries are
 //! invalidated with the mapping that they came from, and made again from the one that is there then.
 //!
-//! A frame of a huge page of the operator's cannot be replaced: the hardware's report takes all 512
-//! frames of it, and mappings of such pages cannot be split.
+//! With [`HostPages::Huge`] a frame cannot be replaced: the system takes the whole huge page away when a
+//! part of it is broken, and a mapping of such pages cannot be split.
 
 use std::fs::File;
 use std::io;
@@ -65,8 +65,8 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// Fails when the vault does not have this frame, when it is part of a huge page of the operator's, or
-    /// when the system refuses. The guest can read the frame as before then; or not at all, if its old
+    /// Fails when the vault does not have this frame, with [`HostPages::Huge`], or when the system
+    /// refuses. The guest can read the frame as before then; or not at all, if its old
     /// memory is gone and it should not be zeros.
     pub fn replace(&self, frame: u32, content: &Page) -> Result<(), AccessError> {
         self.region.check(frame)?;

@@ -17,7 +17,7 @@ use crate::host_memory::{HostPages, MemoryFileError, memory_file, punch};
 pub struct Vault {
     pub(super) region: Region,
     /// Where the host writes the frames. Files are read into it: a frame with broken memory is an error
-    /// then, and huge pages work too, of which the system does not write files.
+    /// then. (The file itself cannot be written if it has [`HostPages::Huge`].)
     host: MmapRegion,
     /// A page of zeros.
     zeros: File,
@@ -113,8 +113,8 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// Fails when the vault does not have this frame, or the system refuses. One frame of a huge page of
-    /// the operator's cannot be renewed.
+    /// Fails when the vault does not have this frame, or the system refuses. With [`HostPages::Huge`] a
+    /// single frame cannot be renewed.
     pub fn renew(&self, frame: u32) -> Result<(), AccessError> {
         self.punch(frame)?;
         self.drop_marks(frame, &self.region.guest)

@@ -66,6 +66,14 @@ pub enum RunError {
         /// The size.
         size: Size,
     },
+    /// A pool that is not a number of huge pages.
+    #[error("with --hugepages, give multiples of {step} frames to --pool, not {pool}")]
+    PoolNotHugePages {
+        /// Frames of the pool.
+        pool: u32,
+        /// Frames in a huge page.
+        step: u64,
+    },
     /// Too few huge pages are free.
     #[error(
         "RAM and window need {needed} huge pages of 2M, and this machine has {free} free: reserve \
@@ -96,6 +104,7 @@ impl From<RunError> for Failure {
             | RunError::PoolTooLarge { .. }
             | RunError::WindowTooSmall { .. }
             | RunError::NotHugePages { .. }
+            | RunError::PoolNotHugePages { .. }
             | RunError::Console { .. } => Exit::Usage,
         };
         Self::new(exit, error)

@@ -22,14 +22,16 @@ pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
     let pages = pages(arguments);
     check_pages(arguments, pages)?;
     let frames = frames_of_size(arguments.window.0)?;
-    let engine = limits(frames, arguments.pool, pages);
+    // More than all would only hide what is wrong.
+    let pool = arguments.pool.map(|pool| pool.min(frames));
+    let engine = limits(frames, pool, pages);
     if arguments.pool == Some(0) {
         return Err(RunError::NoPool.into());
     }
     engine.page_frames().map_err(|error| match error {
         ConfigError::WindowTooSmall { needed, .. } => {
             let window = arguments.window;
-            // What is needed beside the pool, and as much again of the vault.
+            // What is needed beside the pool and as many frames of the vault.
             let pool = u64::from(engine.pool_frames);
             let rest = needed.saturating_sub(2 * pool);
             let most = u64::from(frames).saturating_sub(rest) / 2;
@@ -78,17 +80,22 @@ fn check_pages(arguments: &Arguments, pages: HostPages) -> Result<(), RunError> 
     if pages == HostPages::Standard {
         return Ok(());
     }
-    let pool = Size(u64::from(arguments.pool.unwrap_or(0)) * u64::from(PAGE_SIZE));
-    for (option, size) in [
+    let sizes = [
         ("--memory", arguments.memory),
         ("--window", arguments.window),
-        ("--pool", pool),
-    ] {
+    ];
+    for (option, size) in sizes {
         if !size.0.is_multiple_of(pages.bytes()) {
             return Err(RunError::NotHugePages { option, size });
         }
     }
-    Ok(())
+    let step = pool_step(pages);
+    match arguments.pool {
+        Some(pool) if !u64::from(pool).is_multiple_of(step) => {
+            Err(RunError::PoolNotHugePages { pool, step })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The engine's limits for so many frames in both regions.

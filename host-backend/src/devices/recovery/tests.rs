@@ -1,8 +1,8 @@
 //! The device between a driver's queues in memory and its threads.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
@@ -13,23 +13,30 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmsrs_protocol::control::{
-    AppReply, ControlHeader, DiscardRequest, GRANT_REPLY_BYTES, GrantReply, GrantRequest,
-    MESSAGE_BYTES_MAX, MESSAGE_DISCARD, MESSAGE_GRANT, MESSAGE_OPEN_APP, OpenApp, ReplyHeader,
-    STATUS_MALFORMED, STATUS_OK, STATUS_UNKNOWN,
+    AddExtent, AppReply, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_BYTES_MAX, MESSAGE_OPEN_APP,
+    MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader, STATUS_MALFORMED,
+    STATUS_OK, STATUS_UNKNOWN, SealReply, SealRequest,
 };
 use vmsrs_protocol::device::DeviceConfig;
-use vmsrs_protocol::event::{EVENT_FRAMES_FREE, EVENT_SEALED_WRITE, Event};
-use vmsrs_protocol::{FrameRun, PAGE_SIZE};
+use vmsrs_protocol::event::{EVENT_SEALED_WRITE, Event};
+use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
+use vmsrs_protocol::{NONE, PAGE_SIZE};
 
 use super::*;
 use crate::control::{IncidentFacts, snapshot};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 use crate::engine::SealedWrite;
+use crate::host_memory::HostPages;
 use crate::vmm::irq::Interrupt;
 use crate::vmm::memory::tests::lose;
 use crate::vmm::memory::{Layout, MIN_RAM, for_devices};
 
+/// Frames of pool and vault.
 const FRAMES: u32 = 1024;
+const ADDRESSES: RegionAddresses = RegionAddresses {
+    pool: GuestAddress(1 << 32),
+    vault: GuestAddress(1 << 33),
+};
 const NO_SCRUB: ScrubRate = ScrubRate {
     bytes_per_second: 0,
 };
@@ -46,9 +53,9 @@ fn memory() -> GuestMemoryMmap {
 }
 
 fn device() -> RecoveryDevice {
-    let (window, protection) = Window::new(u64::from(FRAMES) * 4096).unwrap();
-    let config = EngineConfig::for_window(FRAMES);
-    RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32), NO_SCRUB).unwrap()
+    let config = EngineConfig::for_frames(FRAMES);
+    let regions = Regions::new(config.pool_frames, config.vault_frames, HostPages::Standard);
+    RecoveryDevice::new(config, regions.unwrap(), ADDRESSES, NO_SCRUB).unwrap()
 }
 
 fn message<T: Pod>(kind: u32, payload: &T) -> Vec<u8> {
@@ -416,25 +423,64 @@ impl<'a> Bench<'a> {
             .unwrap();
         self.control.send(&[
             readable(MESSAGE, message.len() as u32),
-            writable(REPLY, GRANT_REPLY_BYTES as u32),
+            writable(REPLY, 4096),
         ]);
         let sent = self.control.sent;
         self.wait(|| self.control.used() == sent);
         reply_header(self.memory)
     }
 
-    fn grant(&mut self, frames: u32) -> Vec<FrameRun> {
-        let request = GrantRequest {
-            frames,
-            reserved: 0,
+    /// Opens an app and a domain of `pages` pages in it.
+    fn open(&mut self, pages: u32) {
+        assert_eq!(self.call(&open_app()).status, STATUS_OK);
+        let mut domain = OpenDomain {
+            key_length: 1,
+            ..OpenDomain::zeroed()
         };
-        let header = self.call(&message(MESSAGE_GRANT, &request));
+        domain.key[0] = b'a';
+        let domain = message(MESSAGE_OPEN_DOMAIN, &domain);
+        assert_eq!(self.call(&domain).status, STATUS_OK);
+        let extent = AddExtent {
+            pages,
+            ..AddExtent::default()
+        };
+        let extent = message(MESSAGE_ADD_EXTENT, &extent);
+        assert_eq!(self.call(&extent).status, STATUS_OK);
+    }
+
+    /// Seals pages of the first domain, from pool frames of the same numbers. `vault` has the frames that
+    /// the pages have, and gets the new ones.
+    fn seal(&mut self, vault: &mut [u32], flags: u32) {
+        let records: Vec<SealRecord> = (0..)
+            .zip(&*vault)
+            .map(|(page, &vault_frame)| SealRecord {
+                page,
+                pool_frame: page,
+                vault_frame,
+                ..SealRecord::default()
+            })
+            .collect();
+        let request = SealRequest {
+            records: records.len() as u32,
+            flags,
+        };
+        let header = ControlHeader {
+            kind: MESSAGE_SEAL,
+            length: (size_of::<SealRequest>() + size_of_val(&*records)) as u32,
+        };
+        let list: &[u8] = bytemuck::cast_slice(&records);
+        let header = self.call(&[bytes_of(&header), bytes_of(&request), list].concat());
         let refusals = snapshot::status(&self.device.handle()).refusals;
         assert_eq!(header.status, STATUS_OK, "{refusals:?}");
-        let reply: GrantReply = reply_at(self.memory, 8);
-        (0..u64::from(reply.runs))
-            .map(|run| reply_at(self.memory, 16 + run * 8))
-            .collect()
+        let reply: SealReply = reply_at(self.memory, 8);
+        assert_eq!(
+            (reply.sealed, reply.refusal),
+            (request.records, STATUS_OK),
+            "{refusals:?}"
+        );
+        for (offset, frame) in (16..).step_by(4).zip(vault) {
+            *frame = reply_at(self.memory, offset);
+        }
     }
 
     /// Gives the device a buffer for an event and waits for it.
@@ -449,18 +495,16 @@ impl<'a> Bench<'a> {
 }
 
 #[test]
-fn a_driver_is_granted_frames_over_the_running_queues() {
+fn pages_are_sealed_over_the_running_queues() {
     let memory = memory();
     let mut bench = Bench::new(&memory);
-    assert_eq!(bench.call(&open_app()).status, STATUS_OK);
-    let runs = bench.grant(16);
-    assert_eq!(runs.len(), 1);
-    assert_eq!(runs[0].count, 16);
-    let handle = bench.device.handle();
-    let granted = runs[0].start..runs[0].start + 16;
-    for frame in 0..FRAMES {
-        assert_eq!(handle.is_protected(frame), !granted.contains(&frame));
-    }
+    bench.open(8);
+    let mut vault = [NONE; 8];
+    bench.seal(&mut vault, SEAL_LAST);
+    let status = snapshot::status(&bench.device.handle());
+    // With the zero frame.
+    assert_eq!((status.sealed_frames, status.batches), (9, 1));
+    assert!(vault.iter().all(|&frame| frame < status.vault_frames));
 }
 
 #[test]
@@ -515,58 +559,49 @@ fn a_sealed_write_reaches_the_driver_as_an_event() {
 }
 
 #[test]
-fn driver_is_told_when_frames_are_free_again() {
+fn seals_never_wait_for_the_cleanser() {
     let memory = memory();
     let mut bench = Bench::new(&memory);
-    // Take the whole pool and drop it over and over: the free frames run out unless the cleanser
-    // keeps up, and if they do run out an event must come.
-    let pool = bench.config().pool_frames;
-    let mut held: Vec<u32> = Vec::new();
+    // So many pages at a time that the vault's spare frames are used over and over.
+    bench.open(128);
+    assert_eq!(bench.config().pool_frames, 128);
+    let mut vault = [NONE; 128];
     for _ in 0..100 {
-        let wanted = pool - held.len() as u32;
-        let runs = bench.grant(wanted);
-        held.extend(runs.iter().flat_map(|run| run.start..run.start + run.count));
-        if held.is_empty() {
-            assert_eq!(bench.event().kind, EVENT_FRAMES_FREE);
-            continue;
-        }
-        let request = DiscardRequest {
-            frames: held.len() as u32,
-            reserved: 0,
-        };
-        let header = ControlHeader {
-            kind: MESSAGE_DISCARD,
-            length: (size_of::<DiscardRequest>() + held.len() * 4) as u32,
-        };
-        let list: &[u8] = bytemuck::cast_slice(&held);
-        let discard = [bytes_of(&header), bytes_of(&request), list].concat();
-        assert_eq!(bench.call(&discard).status, STATUS_OK);
-        let reply: GrantReply = reply_at(&memory, 8);
-        held = (0..u64::from(reply.runs))
-            .map(|run| reply_at::<FrameRun>(&memory, 16 + run * 8))
-            .flat_map(|run| run.start..run.start + run.count)
-            .collect();
+        bench.seal(&mut vault, SEAL_LAST);
     }
-    assert!(snapshot::status(&bench.device.handle()).dropped_drafts > u64::from(pool));
+    let handle = bench.device.handle();
+    assert_eq!(snapshot::status(&handle).sealed_pages, 12_800);
+    // The cleanser catches up.
+    while handle.read(|engine| engine.has_retired()) {
+        std::thread::yield_now();
+    }
+    let status = snapshot::status(&handle);
+    assert_eq!((status.retired_frames, status.sealed_frames), (0, 129));
 }
 
 #[test]
-fn a_reset_takes_the_granted_frames_and_keeps_the_apps() {
+fn a_reset_drops_what_is_staged_and_keeps_the_apps() {
     let memory = memory();
     let mut bench = Bench::new(&memory);
-    bench.call(&open_app());
-    bench.grant(16);
+    bench.open(8);
+    bench.seal(&mut [NONE; 2], SEAL_LAST);
+    let handle = bench.device.handle();
+    let mut staged = [NONE; 8];
+    staged[..2].copy_from_slice(&handle.read(|engine| {
+        let (pages, _) = engine.list_pages(0, 0, 0, 2).unwrap();
+        [pages[0].frame, pages[1].frame]
+    }));
+    bench.seal(&mut staged, 0);
+    assert_eq!(snapshot::status(&handle).staged_frames, 8);
     let before = bench.config();
     bench.device.reset();
-    let handle = bench.device.handle();
-    assert!((0..FRAMES).all(|frame| handle.is_protected(frame)));
     let after = bench.config();
     assert!(after.tag_base > before.tag_base);
     assert!(after.incident_base > before.incident_base);
     bench.start();
-    assert_eq!(snapshot::status(&handle).apps, 1);
-    assert_eq!(snapshot::status(&handle).resets, 1);
-    assert_eq!(bench.grant(1).len(), 1);
+    let status = snapshot::status(&handle);
+    assert_eq!((status.apps, status.resets), (1, 1));
+    assert_eq!((status.staged_frames, status.sealed_frames), (0, 3));
 }
 
 #[test]
@@ -582,13 +617,14 @@ fn broken_rings_stop_only_the_device() {
 }
 
 #[test]
-fn limits_for_another_window_are_refused() {
-    let (window, protection) = Window::new(u64::from(FRAMES) * 4096).unwrap();
-    let config = EngineConfig::for_window(FRAMES * 2);
-    let result = RecoveryDevice::new(config, window, protection, GuestAddress(1 << 32), NO_SCRUB);
+fn limits_for_other_regions_are_refused() {
+    let config = EngineConfig::for_frames(FRAMES);
+    let regions = Regions::new(config.pool_frames, config.vault_frames, HostPages::Standard);
+    let other = EngineConfig::for_frames(FRAMES * 2);
+    let result = RecoveryDevice::new(other, regions.unwrap(), ADDRESSES, NO_SCRUB);
     assert!(matches!(
         result,
-        Err(RecoveryDeviceError::WindowSize { .. })
+        Err(RecoveryDeviceError::RegionSize { .. })
     ));
 }
 
@@ -602,10 +638,9 @@ fn message_in_broken_memory_ends_the_guest() {
     let mut bench = Bench::new(&memory);
     let page = MIN_RAM - u64::from(PAGE_SIZE);
     lose(&ram, page);
-    bench.control.send(&[
-        readable(page, 64),
-        writable(REPLY, GRANT_REPLY_BYTES as u32),
-    ]);
+    bench
+        .control
+        .send(&[readable(page, 64), writable(REPLY, 4096)]);
     bench.wait(|| bench.machine_check.load(Ordering::SeqCst));
     let refusals = snapshot::status(&bench.device.handle()).refusals;
     let reasons: Vec<_> = refusals.iter().map(|count| &*count.what).collect();

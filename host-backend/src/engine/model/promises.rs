@@ -5,24 +5,17 @@
 //!
 //! | mistake | caught by |
 //! |---|---|
-//! | a run of frames is not protected | 3: a frame is writable |
-//! | dropped drafts stay writable | 3: a frame is writable |
-//! | a frame becomes free before it is wiped | 3: it is not zeros |
-//! | a stale old frame is accepted | the refusal that must come |
-//! | a refused commit leaves its first records | the store's own check |
-//! | records count before their commit has arrived whole | the store's own check |
-//! | a reset keeps the records of such a commit | the store's own check |
-//! | a refused message is taken back in the wrong order | the store's own check |
-//! | a frame is granted twice | the store's own check |
-//! | a page is sealed for a domain that it does not belong to | the refusal that must come |
-//! | tags start over after a reset | 5 |
-//! | superseded frames are forgotten | 6: a frame is lost |
+//! | a stale vault frame is accepted | the refusal that must come |
+//! | a refused batch keeps its staged frames | the store's own check |
+//! | records count before their batch has arrived whole | 1: other versions than those committed |
+//! | a reset keeps the records of such a batch | 6: the next batch is refused |
 
 use std::collections::BTreeMap;
 
+use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
-use super::{CONFIG, RUNS, World};
+use super::{CONFIG, World};
 use crate::engine::FrameState;
 
 /// What a page holds, by app and page: the frame and its content.
@@ -69,7 +62,7 @@ impl World {
                     }
                     // Until the next check.
                     Some(committed) if self.wrong.contains_key(&entry.frame) => committed,
-                    _ => (entry.frame, self.memory.content[entry.frame as usize]),
+                    _ => (entry.frame, self.memory.content(entry.frame)),
                 };
                 found.insert(page, shown);
             }
@@ -88,54 +81,34 @@ impl World {
     fn commits_are_atomic(&self, found: &Pages) {
         for commit in &self.commits {
             let content = |page| found.get(page).map_or(0, |&(_, content)| content);
-            let shown = commit
-                .iter()
-                .any(|(page, written)| content(page) == *written);
-            let older = commit
-                .iter()
-                .find(|(page, written)| content(page) < *written);
+            let kept = || commit.iter().filter(|(page, _)| !self.lost.contains(page));
+            let shown = kept().any(|(page, written)| content(page) == *written);
+            let older = kept().find(|(page, written)| content(page) < *written);
             assert!(!shown || older.is_none(), "half of a commit: {older:?}");
         }
     }
 
-    /// Promise 3, isolation of recovery data: a guest that runs wild, its kernel included, writes
-    /// into every frame that it can. It reaches granted frames alone; sealed versions, evidence and
-    /// wiped frames stay as they are.
+    /// Promise 3, isolation of recovery data: the guest reaches the pool alone. Whatever it writes there
+    /// that is not a commit on its way changes nothing that the host keeps; wiped frames stay so.
     fn recovery_data_is_isolated(&mut self) {
-        for frame in 0..CONFIG.window_frames {
-            let state = self.engine.frame_state(frame);
-            let granted = state == Some(FrameState::Granted);
-            let writable = self.memory.writable[frame as usize];
-            assert!(granted || !writable, "frame {frame} is writable");
-            assert!(self.leftover || writable == granted, "frame {frame}");
-            assert_eq!(self.engine.is_protected(frame), !granted);
-            // But for drafts that are committed and not yet sent: those, only the driver's page
-            // tables guard.
-            let unsent = self
-                .unfinished
-                .as_ref()
-                .is_some_and(|(records, _)| records.iter().any(|record| record.new_frame == frame));
-            if !unsent {
-                self.memory.guest_write(frame, u64::MAX);
-            }
-            let content = self.memory.content[frame as usize];
-            if state == Some(FrameState::Evidence) {
-                assert_eq!(Some(&content), self.evidence.get(&frame), "frame {frame}");
-            }
-            if state == Some(FrameState::Free) {
+        for &frame in &self.pool {
+            self.memory.guest_write(frame, u64::MAX);
+        }
+        for frame in 0..CONFIG.vault_frames {
+            if self.engine.frame_state(frame) == Some(FrameState::Free) {
+                let content = self.memory.content(frame);
                 assert_eq!(content, 0, "frame {frame} is free and not wiped");
             }
         }
-        assert_eq!(self.memory.content[ZERO_FRAME as usize], 0);
+        assert_eq!(self.memory.content(ZERO_FRAME), 0);
     }
 
     /// Promise 4, no rollback: no page goes back to a version before, none goes away.
     fn nothing_is_rolled_back(&self, found: &Pages) {
         for (page, &(_, before)) in &self.former {
             let now = found.get(page).map(|&(_, content)| content);
-            // A frame that was left read-only had zeros in it when it was committed.
             assert!(
-                now.is_some_and(|now| now >= before || now == 0),
+                now.is_some_and(|now| now >= before) || self.lost.contains(page),
                 "{page:?} went back from {before} to {now:?}"
             );
         }
@@ -146,35 +119,43 @@ impl World {
     /// taken for a running request's.
     pub(super) fn numbers_never_come_again(&self, before: &vmsrs_protocol::device::DeviceConfig) {
         let after = self.engine.device_config();
-        assert!(after.tag_base > before.tag_base && after.tag_base >= self.next_tag);
+        assert!(after.tag_base > before.tag_base);
         assert!(after.incident_base > before.incident_base);
         assert!(after.incident_base >= self.next_incident);
     }
 
-    /// Promise 6, only the guilty pays: whatever happened, all others can go on. As soon as the
-    /// cleanser has caught up the driver gets its whole pool; that right messages are taken is
-    /// checked where the steps send them.
+    /// Promise 6, only the guilty pays: whatever happened, all others can go on: the next batch may be as
+    /// long as the pool. Afterwards no frame is lost to the cleanser.
     pub(super) fn everybody_else_can_go_on(&mut self) {
+        self.reset();
         self.memory.fails_after = None;
-        let retired = self.engine.take_retired(u32::MAX);
-        self.memory.wipe(&retired);
-        self.engine.cleansed(retired);
-        for frame in 0..CONFIG.window_frames {
+        let pages = self.all_pages();
+        let records: Vec<SealRecord> = (0..CONFIG.pool_frames)
+            .zip(pages)
+            .map(|(pool_frame, (app, domain, page))| SealRecord {
+                app,
+                domain,
+                page,
+                pool_frame,
+                vault_frame: self.sealed_frame((app, page)),
+                reserved: 0,
+            })
+            .collect();
+        for record in &records {
+            self.memory
+                .guest_write(record.pool_frame, self.next_content);
+        }
+        let outcome = self.send(&records, SEAL_LAST);
+        assert_eq!(outcome.refusal, None);
+        for (record, frame) in records.iter().zip(outcome.frames) {
+            let page = (record.app, record.page);
+            self.pages.insert(page, (frame, self.next_content));
+            self.lost.remove(&page);
+        }
+        self.cleanse(u32::MAX);
+        for frame in 0..CONFIG.vault_frames {
             let state = self.engine.frame_state(frame);
             assert_ne!(state, Some(FrameState::Retired), "frame {frame} is lost");
         }
-        loop {
-            let runs = self
-                .engine
-                .grant(CONFIG.pool_frames, RUNS, &mut self.memory)
-                .expect("nothing fails any more");
-            if runs.is_empty() {
-                break;
-            }
-            self.take_grant(&runs);
-        }
-        let frames = 0..CONFIG.window_frames;
-        let granted = frames.filter(|&frame| !self.engine.is_protected(frame));
-        assert_eq!(granted.count(), CONFIG.pool_frames as usize);
     }
 }
