@@ -82,7 +82,9 @@ struct Domain {
 pub struct Pages {
     domains: [Domain; DOMAINS],
     requests: Mutex<Requests>,
-    commit_lock: Mutex<()>,
+    commit_lock: RwLock<()>,
+    /// One for each of the two requests.
+    request_locks: [Mutex<()>; 2],
     /// `srcu`: a read side for each fault; the write side is a grace period.
     srcu: RwLock<()>,
     gone: AtomicBool,
@@ -103,7 +105,8 @@ impl Default for Pages {
                 frames: [(); FRAMES].map(|()| AtomicU64::new(0)),
             }),
             requests: Mutex::default(),
-            commit_lock: Mutex::new(()),
+            commit_lock: RwLock::new(()),
+            request_locks: [(); 2].map(|()| Mutex::new(())),
             srcu: RwLock::new(()),
             gone: AtomicBool::new(false),
         }
@@ -123,7 +126,7 @@ impl Pages {
 
     // mapping.c
 
-    /// `vmsrs_zap_pages`.
+    /// `vmsrs_zap_add` and `vmsrs_zap_own`.
     fn zap(&self, domain: usize) {
         *lock(&self.domains[domain].entry) = Entry::default();
     }
@@ -153,8 +156,8 @@ impl Pages {
         Ok(())
     }
 
-    /// `thread_write` and `vmsrs_draft_make`.
-    fn thread_write(&self, domain: usize, tag: u64) -> Result<(), Refused> {
+    /// `thread_write` and `vmsrs_draft_make`. `mapped`: there was an entry for reading.
+    fn thread_write(&self, domain: usize, tag: u64, mapped: bool) -> Result<(), Refused> {
         let frames = &self.domains[domain].frames;
         let mut state = lock(&self.domains[domain].state);
         if !self.may_write(domain, &state, tag) {
@@ -170,11 +173,16 @@ impl Pages {
             frames[frame].store(old, Ordering::Relaxed);
             state.draft = Some(frame);
         }
-        self.zap(domain);
-        *lock(&self.domains[domain].entry) = Entry {
-            frame: state.draft,
-            writer: Some(tag),
-        };
+        if mapped {
+            self.zap(domain);
+        }
+        let mut entry = lock(&self.domains[domain].entry);
+        if entry.frame.is_none() {
+            *entry = Entry {
+                frame: state.draft,
+                writer: Some(tag),
+            };
+        }
         Ok(())
     }
 
@@ -197,13 +205,13 @@ impl Pages {
     }
 
     /// `page_access`.
-    fn page_access(&self, domain: usize, write: Option<u64>) -> Result<(), Refused> {
+    fn page_access(&self, domain: usize, write: Option<u64>, mapped: bool) -> Result<(), Refused> {
         let _section = self.srcu.read().expect("no thread panics with a lock");
         if self.gone.load(Ordering::Relaxed) {
             return Err(Refused);
         }
         match write {
-            Some(tag) => self.thread_write(domain, tag)?,
+            Some(tag) => self.thread_write(domain, tag, mapped)?,
             None => self.page_read(domain),
         }
         Ok(())
@@ -226,8 +234,9 @@ impl Pages {
                 (Some(_), Some(_)) => return Err(Refused),
                 _ => {}
             }
+            let mapped = entry.frame.is_some();
             drop(entry);
-            self.page_access(domain, Some(tag))?;
+            self.page_access(domain, Some(tag), mapped)?;
         }
     }
 
@@ -243,7 +252,7 @@ impl Pages {
                 return Ok(self.domains[domain].frames[frame].load(Ordering::Relaxed));
             }
             drop(entry);
-            self.page_access(domain, None)?;
+            self.page_access(domain, None, false)?;
         }
     }
 
@@ -256,7 +265,11 @@ impl Pages {
     ///
     /// The request has failed.
     pub fn commit(&self, tag: u64) -> Result<(), Stale> {
-        let _commit = lock(&self.commit_lock);
+        let _commit = self
+            .commit_lock
+            .read()
+            .expect("no thread panics with a lock");
+        let _request = lock(&self.request_locks[tag as usize % 2]);
         let mut requests = lock(&self.requests);
         let (request, domains) = requests.get(tag);
         if request.failed.load(Ordering::Relaxed) {
@@ -274,6 +287,11 @@ impl Pages {
                 state.committed = draft;
             }
             state.owner = None;
+            // `map_committed`.
+            *lock(&self.domains[domain].entry) = Entry {
+                frame: Some(state.committed),
+                writer: None,
+            };
         }
         drop(states);
         // `vmsrs_request_remove_idle`.
@@ -295,7 +313,10 @@ impl Pages {
 
     /// `vmsrs_fail`, with `mark_failed` and `fail_locked`. The thread at fault has entered all domains as held.
     pub fn fail(&self, tag: u64) {
-        let _commit = lock(&self.commit_lock);
+        let _commit = self
+            .commit_lock
+            .write()
+            .expect("no thread panics with a lock");
         let mut requests = lock(&self.requests);
         let (request, domains) = requests.get(tag);
         request.failed.store(true, Ordering::Relaxed);
@@ -322,9 +343,12 @@ impl Pages {
 
     // main.c
 
-    /// `vmsrs_remove`, up to the reset of the device: the host takes all granted frames back then.
+    /// `vmsrs_remove`, up to the reset of the device: the pool belongs to whoever gets it next.
     pub fn remove(&self) {
-        let commit = lock(&self.commit_lock);
+        let commit = self
+            .commit_lock
+            .write()
+            .expect("no thread panics with a lock");
         self.gone.store(true, Ordering::Relaxed);
         drop(commit);
         drop(self.srcu.write().expect("no thread panics with a lock"));
