@@ -334,7 +334,7 @@ pub struct GuestDownFacts {
     /// Frames of the pool, whose content no longer counts: drafts, and commits that had not reached the
     /// host.
     pub pool_frames: u32,
-    /// Domains that were open.
+    /// How often domains were opened; a process that opens an app again counts again.
     pub domains: u32,
     /// Pages of a batch of which only a part had reached the host.
     pub staged_pages: u32,

@@ -9,7 +9,7 @@ pub(crate) const KIND_NAME: &str = "guest-down";
 /// What went with the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// Domains that were opened in this boot, whose requests may have been running.
+    /// How often domains were opened in this boot; their requests may have been running.
     pub(crate) domains: u32,
     /// Pages of a batch of which only a part had reached the host.
     pub(crate) staged_pages: u32,

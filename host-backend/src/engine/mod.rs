@@ -99,7 +99,7 @@ pub struct Engine {
     events: Vec<Event>,
     /// What the last reset dropped, until a driver starts.
     lost: Loss,
-    /// Domains that were opened since a driver started.
+    /// How often domains were opened since a driver started.
     opened: u32,
     counters: Counters,
     tag_base: u64,

@@ -112,7 +112,7 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
         IncidentFacts::GuestDown(down) => {
             rows.extend([
                 ("how", printable(&down.reason)),
-                ("domains open", down.domains.to_string()),
+                ("domains opened", down.domains.to_string()),
                 (
                     "pool frames forgotten",
                     format!("{} (drafts, and commits not sealed)", down.pool_frames),

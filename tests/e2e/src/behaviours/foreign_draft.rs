@@ -85,6 +85,9 @@ fn in_flight<T>(
     owner: &'static Domain,
     probe: impl FnOnce(*mut u8) -> Result<T>,
 ) -> Result<(T, u8)> {
+    // The answer to a batch unmaps its pages everywhere. An access to a draft that is not mapped reaches the driver, which
+    // refuses it for another reason.
+    owner.app().flush()?;
     let (drafted, is_drafted) = mpsc::channel();
     let (finish, may_finish) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {

@@ -105,8 +105,8 @@ fn host(guest: &mut Guest) -> Result<()> {
         );
         let facts = &lost[lost_before]["guest_down"];
         ensure!(
-            facts["domains"].as_u64() == Some(DOMAINS as u64),
-            "not the number of open domains: {facts}"
+            facts["domains"].as_u64() >= Some(DOMAINS as u64),
+            "not as many domains as were opened: {facts}"
         );
     }
     Ok(())

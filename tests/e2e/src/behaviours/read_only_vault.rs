@@ -122,7 +122,7 @@ const PAGES: u32 = 32;
 /// Every frame of the pool is filled with garbage while all are free. No page shows it.
 fn pool(_: &str) -> Result<()> {
     const GARBAGE: u8 = 0xee;
-    let app = open()?;
+    let app = App::open("read-only-vault")?;
     let (domain, first) = app.domain("filled", PAGES)?;
     let thread = app.thread()?;
     app.drain()?;

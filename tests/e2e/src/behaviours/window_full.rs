@@ -31,7 +31,10 @@ fn fill(_: &str) -> Result<()> {
     // More blocks than the vault has room for.
     let mut blocks = 0u32;
     let full = loop {
-        ensure!(blocks < 1000, "8 MB cannot fit into a vault with 7 MiB for pages");
+        ensure!(
+            blocks < 1000,
+            "8 MB cannot fit into a vault with 7 MiB for pages"
+        );
         let result = domain.run(|request| {
             let block = request.domain().allocate(8192, 16)?;
             // SAFETY: a new block of that size.

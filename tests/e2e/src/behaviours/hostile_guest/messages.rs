@@ -129,14 +129,14 @@ pub(super) fn duplicates(device: &mut Device) -> Result<()> {
 pub(super) fn long_batches(device: &mut Device) -> Result<()> {
     let pool = pool_frames(device)?;
     let most = batch_records(device)? as usize;
-    let page = domain_of(device, "long", pool + 4)?;
+    let page = domain_of(device, "long", pool)?;
+    let more = record(domain(device, "longer")?, 0);
     let all: Vec<_> = (0..pool)
         .map(|number| record(page.after(number), number))
         .collect();
     for part in all.chunks(most) {
         seal_accepted(device, part, 0)?;
     }
-    let more = record(page.after(pool), 0);
     seal_refused(device, &[more], STATUS_MALFORMED)?;
     no_pages(device, page)?;
 
