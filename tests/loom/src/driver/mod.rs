@@ -5,6 +5,7 @@
 //! mutex, a full barrier by sequentially consistent accesses, a grace period by a lock that readers
 //! share.
 
+mod batch;
 mod deadlock;
 mod lock;
 mod page;
@@ -12,6 +13,7 @@ mod table;
 mod thread;
 mod watch;
 
+pub use batch::Frames;
 pub use lock::{Driver, Errno};
 pub use page::{Pages, Refused, Stale};
 pub use table::{LockPage, Registration};

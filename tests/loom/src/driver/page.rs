@@ -123,7 +123,7 @@ impl Pages {
 
     // mapping.c
 
-    /// `vmsrs_zap_pages`.
+    /// `vmsrs_zap_add` and `vmsrs_zap_own`.
     fn zap(&self, domain: usize) {
         *lock(&self.domains[domain].entry) = Entry::default();
     }
@@ -153,8 +153,8 @@ impl Pages {
         Ok(())
     }
 
-    /// `thread_write` and `vmsrs_draft_make`.
-    fn thread_write(&self, domain: usize, tag: u64) -> Result<(), Refused> {
+    /// `thread_write` and `vmsrs_draft_make`. `mapped`: there was an entry for reading.
+    fn thread_write(&self, domain: usize, tag: u64, mapped: bool) -> Result<(), Refused> {
         let frames = &self.domains[domain].frames;
         let mut state = lock(&self.domains[domain].state);
         if !self.may_write(domain, &state, tag) {
@@ -170,11 +170,16 @@ impl Pages {
             frames[frame].store(old, Ordering::Relaxed);
             state.draft = Some(frame);
         }
-        self.zap(domain);
-        *lock(&self.domains[domain].entry) = Entry {
-            frame: state.draft,
-            writer: Some(tag),
-        };
+        if mapped {
+            self.zap(domain);
+        }
+        let mut entry = lock(&self.domains[domain].entry);
+        if entry.frame.is_none() {
+            *entry = Entry {
+                frame: state.draft,
+                writer: Some(tag),
+            };
+        }
         Ok(())
     }
 
@@ -197,13 +202,13 @@ impl Pages {
     }
 
     /// `page_access`.
-    fn page_access(&self, domain: usize, write: Option<u64>) -> Result<(), Refused> {
+    fn page_access(&self, domain: usize, write: Option<u64>, mapped: bool) -> Result<(), Refused> {
         let _section = self.srcu.read().expect("no thread panics with a lock");
         if self.gone.load(Ordering::Relaxed) {
             return Err(Refused);
         }
         match write {
-            Some(tag) => self.thread_write(domain, tag)?,
+            Some(tag) => self.thread_write(domain, tag, mapped)?,
             None => self.page_read(domain),
         }
         Ok(())
@@ -226,8 +231,9 @@ impl Pages {
                 (Some(_), Some(_)) => return Err(Refused),
                 _ => {}
             }
+            let mapped = entry.frame.is_some();
             drop(entry);
-            self.page_access(domain, Some(tag))?;
+            self.page_access(domain, Some(tag), mapped)?;
         }
     }
 
@@ -243,7 +249,7 @@ impl Pages {
                 return Ok(self.domains[domain].frames[frame].load(Ordering::Relaxed));
             }
             drop(entry);
-            self.page_access(domain, None)?;
+            self.page_access(domain, None, false)?;
         }
     }
 
@@ -274,6 +280,11 @@ impl Pages {
                 state.committed = draft;
             }
             state.owner = None;
+            // `map_committed`.
+            *lock(&self.domains[domain].entry) = Entry {
+                frame: Some(state.committed),
+                writer: None,
+            };
         }
         drop(states);
         // `vmsrs_request_remove_idle`.
@@ -322,7 +333,7 @@ impl Pages {
 
     // main.c
 
-    /// `vmsrs_remove`, up to the reset of the device: the host takes all granted frames back then.
+    /// `vmsrs_remove`, up to the reset of the device: the pool belongs to whoever gets it next.
     pub fn remove(&self) {
         let commit = lock(&self.commit_lock);
         self.gone.store(true, Ordering::Relaxed);

@@ -15,16 +15,18 @@ typedef uint32_t u32;
 typedef uint64_t u64;
 typedef int vm_fault_t;
 
+/* As in vmsrs.h. */
+#define VMSRS_NO_DRAFT 0x7fffffffU
+
 enum { VM_FAULT_NOPAGE = 1, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_RETRY };
 
 struct mutex { bool locked; };
 struct file { void *private_data; };
 struct vm_area_struct { struct file *vm_file; };
-struct vm_fault { struct vm_area_struct *vma; };
+struct vm_fault { struct vm_area_struct *vma; unsigned long address; };
 struct vmsrs_device { bool usable; };
 struct vmsrs_file { int unused; };
 struct vmsrs_page { u32 frame, draft; };
-struct vmsrs_draft { u32 page; };
 struct vmsrs_app { struct vmsrs_device *dev; };
 struct vmsrs_domain { struct mutex lock; };
 struct vmsrs_extent_pages { struct vmsrs_domain *domain; u32 page; struct vmsrs_page entries[1]; };
@@ -81,16 +83,6 @@ static bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag)
 	return true;
 }
 
-static struct vmsrs_draft *vmsrs_draft_alloc(void)
-{
-	return malloc(sizeof(struct vmsrs_draft));
-}
-
-static void vmsrs_draft_free(struct vmsrs_draft *draft)
-{
-	free(draft);
-}
-
 static bool may_write(struct vmsrs_domain *domain, u64 tag)
 {
 	return true;
@@ -101,20 +93,19 @@ static u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag)
 	return 0;
 }
 
-static int vmsrs_draft_make(struct vmsrs_domain *domain, struct vmsrs_page *entry,
-			    struct vmsrs_file *file, u64 tag, u32 key, u32 reserve,
-			    struct vmsrs_draft *draft)
+static int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+			    struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
+			    u32 reserve)
 {
-	if (!make_error)
-		free(draft);
 	return make_error;
 }
 
-static void vmsrs_zap_pages(struct vmsrs_app *app, u32 page, u32 count)
+static void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address)
 {
 }
 
-static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf, u32 frame)
+static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
+			       struct vmsrs_page *entry)
 {
 	return VM_FAULT_NOPAGE;
 }
@@ -176,8 +167,8 @@ static void check(const char *what, bool holds)
 int main(void)
 {
 	check("the wait goes on while there is no frame",
-	      fault(VMSRS_NONE, -EAGAIN, VM_FAULT_RETRY) == 1234);
-	check("the thread's own draft ends the wait", !fault(VMSRS_NONE, 0, VM_FAULT_NOPAGE));
+	      fault(VMSRS_NO_DRAFT, -EAGAIN, VM_FAULT_RETRY) == 1234);
+	check("the thread's own draft ends the wait", !fault(VMSRS_NO_DRAFT, 0, VM_FAULT_NOPAGE));
 	check("the thread's own draft is counted", counted == 1);
 	check("the draft of another member ends the wait", !fault(5, 0, VM_FAULT_NOPAGE));
 	check("the draft of another member is not counted", counted == 1);

@@ -1,0 +1,128 @@
+//! Frames of the pool: commits while a batch is sent, and reports while what they name is superseded
+//! (`guest-kmod/pool.c`, `drafts.c`, `host.c`).
+
+use loom::thread;
+use std::sync::Arc;
+use vmsrs_loom::check;
+use vmsrs_loom::driver::Frames;
+
+/// Both pages together, then the second one alone.
+fn two_commits(frames: &Frames) {
+    frames.store(0, 1);
+    frames.store(1, 1);
+    frames.commit();
+    frames.store(1, 2);
+    frames.commit();
+}
+
+/// All that was committed is sealed, and nothing is left in the pool.
+fn seal_all(frames: &Frames, expected: [u64; 2]) {
+    frames.seal();
+    assert_eq!(frames.sealed(), expected);
+    assert!(frames.all_free(), "frames are lost");
+}
+
+#[test]
+fn a_batch_holds_commits_as_a_whole() {
+    check(3, || {
+        let frames = Arc::new(Frames::default());
+        let host = {
+            let frames = frames.clone();
+            thread::spawn(move || {
+                frames.seal();
+                let sealed = frames.sealed();
+                assert!([[0, 0], [1, 1], [1, 2]].contains(&sealed), "{sealed:?}");
+            })
+        };
+        two_commits(&frames);
+        host.join().unwrap();
+        seal_all(&frames, [1, 2]);
+    });
+}
+
+#[test]
+fn commits_one_by_one_end_as_one_batch_does() {
+    check(2, || {
+        let frames = Frames::default();
+        frames.store(0, 1);
+        frames.store(1, 1);
+        frames.commit();
+        frames.seal();
+        assert_eq!(frames.sealed(), [1, 1]);
+        frames.store(1, 2);
+        frames.commit();
+        seal_all(&frames, [1, 2]);
+        let frames = Frames::default();
+        two_commits(&frames);
+        seal_all(&frames, [1, 2]);
+    });
+}
+
+#[test]
+fn a_page_that_is_committed_again_and_again_is_sealed_in_its_newest_version() {
+    check(3, || {
+        let frames = Arc::new(Frames::default());
+        let host = {
+            let frames = frames.clone();
+            thread::spawn(move || {
+                frames.seal();
+                frames.seal();
+            })
+        };
+        for value in 1..4 {
+            frames.store(0, value);
+            frames.commit();
+        }
+        host.join().unwrap();
+        seal_all(&frames, [3, 0]);
+    });
+}
+
+#[test]
+fn a_reader_sees_committed_versions_alone() {
+    check(3, || {
+        let frames = Arc::new(Frames::default());
+        let reader = {
+            let frames = frames.clone();
+            thread::spawn(move || {
+                let (first, second) = (frames.load(0), frames.load(0));
+                assert!(first <= second && second <= 2, "{first}, then {second}");
+            })
+        };
+        let host = {
+            let frames = frames.clone();
+            thread::spawn(move || frames.seal())
+        };
+        for value in 1..3 {
+            frames.store(0, value);
+            frames.commit();
+        }
+        reader.join().unwrap();
+        host.join().unwrap();
+        seal_all(&frames, [2, 0]);
+    });
+}
+
+#[test]
+fn what_a_report_names_stays_until_it_is_answered() {
+    check(3, || {
+        let frames = Arc::new(Frames::default());
+        frames.store(0, 1);
+        frames.commit();
+        frames.store(0, 9);
+        let report = frames.discard();
+        let host = {
+            let frames = frames.clone();
+            thread::spawn(move || frames.seal())
+        };
+        let reports = {
+            let frames = frames.clone();
+            thread::spawn(move || frames.send_report(&report))
+        };
+        frames.store(0, 2);
+        frames.commit();
+        host.join().unwrap();
+        reports.join().unwrap();
+        seal_all(&frames, [2, 0]);
+    });
+}
