@@ -7,11 +7,12 @@
 
 /*
  * Commits the domains on the list and returns what vmsrs_host_wait_sealed() takes, or 0 if they
- * had no drafts. commit_lock is held. All locks are held from the first change to the
- * last, so that no fault, commit or discard sees some of the domains committed and others not.
+ * had no drafts. commit_lock and the request's lock are held. All domains' locks are held from the
+ * first change to the last, so that no fault, commit or discard sees some of the domains committed
+ * and others not.
  */
-static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *request,
-			  struct list_head *domains)
+static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
+			  struct vmsrs_request *request, struct list_head *domains)
 {
 	struct vmsrs_domain *domain, *next;
 	LIST_HEAD(records);
@@ -19,7 +20,7 @@ static u64 domains_commit(struct vmsrs_device *dev, struct vmsrs_request *reques
 	u64 end = 0;
 
 	list_for_each_entry(domain, domains, owned)
-		mutex_lock_nest_lock(&domain->lock, &dev->commit_lock);
+		mutex_lock_nest_lock(&domain->lock, lock);
 	list_for_each_entry(domain, domains, owned) {
 		count += domain->draft_count;
 		vmsrs_drafts_commit(domain, &records);
@@ -53,6 +54,7 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
+	struct mutex *lock;
 	LIST_HEAD(domains);
 	u64 end = 0;
 
@@ -60,21 +62,21 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 		return -EINVAL;
 	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
-	mutex_lock(&dev->commit_lock);
-	if (!vmsrs_device_usable(dev)) {
-		mutex_unlock(&dev->commit_lock);
-		return -ENODEV;
-	}
-	request = vmsrs_request_take_domains(app, arg->tag, arg->domain, &domains);
-	if (IS_ERR(request)) {
-		mutex_unlock(&dev->commit_lock);
-		return PTR_ERR(request);
-	}
+	lock = vmsrs_request_lock(dev, arg->tag);
+	down_read(&dev->commit_lock);
+	mutex_lock(lock);
+	if (vmsrs_device_usable(dev))
+		request = vmsrs_request_take_domains(app, arg->tag, arg->domain, &domains);
+	else
+		request = ERR_PTR(-ENODEV);
 	if (!list_empty(&domains))
-		end = domains_commit(dev, request, &domains);
-	if (request)
+		end = domains_commit(dev, lock, request, &domains);
+	if (!IS_ERR_OR_NULL(request))
 		request = vmsrs_request_remove_idle(request);
-	mutex_unlock(&dev->commit_lock);
+	mutex_unlock(lock);
+	up_read(&dev->commit_lock);
+	if (IS_ERR(request))
+		return PTR_ERR(request);
 	vmsrs_thread_keep_spare(thread, request);
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;

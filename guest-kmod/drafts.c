@@ -144,8 +144,8 @@ void vmsrs_draft_count(struct vmsrs_thread_control *control)
 }
 
 /*
- * Maps what has been committed in the calling process, which mostly reads it soon. The domain's lock
- * is held.
+ * Maps what has been committed in the calling process, which mostly reads it soon. The domain's
+ * lock is held.
  */
 static void map_committed(struct vmsrs_domain *domain)
 {

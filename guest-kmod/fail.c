@@ -149,7 +149,7 @@ static u32 first_held(const struct vmsrs_thread *thread)
 /*
  * Releases the locks of a request: of the domains that had its drafts, of those that the thread
  * and its other members hold, and of those that it held when it was suspended. commit_lock is
- * held.
+ * held for writing.
  */
 static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
 			  const struct vmsrs_report *report)
@@ -190,8 +190,8 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 }
 
 /*
- * Fails request fail->tag. A new request comes from *spare. commit_lock is held; the caller
- * finishes the report without it. Returns false if the request had failed before.
+ * Fails request fail->tag. A new request comes from *spare. commit_lock is held for writing; the
+ * caller finishes the report without it. Returns false if the request had failed before.
  */
 static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report,
@@ -206,7 +206,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 
 	if (!fail->detected_ns || fail->detected_ns > now)
 		fail->detected_ns = now;
-	lockdep_assert_held(&dev->commit_lock);
+	lockdep_assert_held_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, spare);
 	fail->kind = refine(app, thread, fail, request->overdue);
@@ -260,9 +260,9 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	struct vmsrs_device *dev = app->dev;
 	bool incident;
 
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	incident = fail_locked(app, thread, fail, report, &spare);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	if (thread && thread->task == current)
 		vmsrs_thread_keep_spare(thread, spare);
 	else
@@ -284,14 +284,14 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	bool wanted;
 
 	/* A thread that resumes it takes commit_lock, too. */
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, fail->tag);
 	wanted = request && request->suspended_by && !request->failed;
 	spin_unlock(&dev->requests_lock);
 	if (wanted)
 		fail_locked(app, NULL, fail, report, NULL);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	if (wanted)
 		report_finish(dev, report);
 	else
@@ -312,7 +312,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	struct vmsrs_device *dev = app->dev;
 	bool wanted;
 
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	/*
 	 * In this order: the last thread that carried the tag released the domain before that. A
 	 * tag that was never handed out is garbage in the lock word.
@@ -322,7 +322,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 		fail_locked(app, NULL, &fail, report, &spare);
 	if (wanted)
 		vmsrs_lock_release(app, domain, tag);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	kfree(spare);
 	if (fail.incident)
 		report_finish(dev, report);
@@ -382,7 +382,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	struct vmsrs_request *request, *idle = NULL;
 	LIST_HEAD(domains);
 
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
 	if (request)
@@ -394,7 +394,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 		atomic_sub(report->count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	kfree(idle);
 	report_finish(dev, report);
 }
@@ -424,7 +424,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 	vmsrs_discard(file->app, tag);
 
 	/* Under commit_lock it stays suspended and its list of domains does not change. */
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	spin_unlock(&dev->requests_lock);
@@ -437,7 +437,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 		spin_unlock(&dev->requests_lock);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	kfree(idle);
 	return request ? 0 : -ENOENT;
 }

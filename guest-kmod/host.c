@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What is sent to the host in the background: committed pages, to be sealed, and reports. Each has a
- * work, which runs once at a time, and these messages are sent nowhere else.
+ * What is sent to the host in the background: committed pages, to be sealed, and reports. Each has
+ * a work, which runs once at a time, and these messages are sent nowhere else.
  *
  * A batch is one consistent cut: all that was committed up to some moment, each page once, in its
  * newest version. There are two of them: the one that collects commits, and the one that is sent.

@@ -145,6 +145,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 {
 	struct vmsrs_device *dev;
 	int error;
+	u32 i;
 
 	if (atomic_cmpxchg(&device_count, 0, 1)) {
 		dev_err(&vdev->dev, "there already is a VMSRS device\n");
@@ -160,7 +161,9 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	dev->vdev = vdev;
 	vdev->priv = dev;
 	mutex_init(&dev->apps_lock);
-	mutex_init(&dev->commit_lock);
+	init_rwsem(&dev->commit_lock);
+	for (i = 0; i < ARRAY_SIZE(dev->request_locks); i++)
+		mutex_init(&dev->request_locks[i]);
 	spin_lock_init(&dev->requests_lock);
 	hash_init(dev->requests);
 	INIT_LIST_HEAD(&dev->failed_requests);
@@ -274,9 +277,9 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	struct vmsrs_device *dev = vdev->priv;
 
 	misc_deregister(&dev->misc);
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	WRITE_ONCE(dev->gone, true);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	vmsrs_device_wake_all(dev);
 
 	/* Whoever gets the device next has the pool: neither a fault handler nor a process uses it. */

@@ -140,6 +140,18 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
 }
 
 /**
+ * vmsrs_request_lock() - find the lock that commits of a request take one after the other
+ * @dev: the device
+ * @tag: tag of the request
+ *
+ * Return: the lock; few other requests have the same.
+ */
+struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag)
+{
+	return &dev->request_locks[hash_64(tag, VMSRS_REQUEST_LOCKS_SHIFT)];
+}
+
+/**
  * vmsrs_request_take_domains() - take a request's domains off it, for the caller to empty
  * @app: the app
  * @tag: tag of the request
@@ -147,7 +159,7 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
  * @domains: list that they are moved to
  *
  * The domains still name their owner until their lock is taken; a draft made before that belongs
- * to what the caller does. commit_lock is held.
+ * to what the caller does. commit_lock and the request's lock are held.
  *
  * Return: the request; NULL if there is none; ERR_PTR(-ESTALE) if it has failed, and then
  * nothing is taken.
@@ -177,7 +189,7 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
  * vmsrs_request_remove_idle() - forget a request that has nothing to be remembered for
  * @request: the request; it stays if it has drafts, has failed or is suspended
  *
- * commit_lock is held.
+ * commit_lock is held, and the request's lock unless that is for writing.
  *
  * Return: the request, which the caller frees or keeps with vmsrs_thread_keep_spare(); NULL if it
  * stays.

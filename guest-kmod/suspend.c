@@ -59,7 +59,7 @@ static void suspend(struct vmsrs_file *file, struct vmsrs_request *request, u64 
  * @request: the request
  *
  * If it has failed, it is remembered as failed for as long as a thread carries its tag.
- * requests_lock and commit_lock are held.
+ * requests_lock is held, and commit_lock for writing.
  */
 void vmsrs_suspended_remove(struct vmsrs_request *request)
 {
@@ -93,7 +93,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	spare = vmsrs_request_alloc(file->app, arg->tag, GFP_KERNEL_ACCOUNT);
 	if (!spare)
 		return -ENOMEM;
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(file->app, arg->tag);
 	if (request && request->failed) {
@@ -112,7 +112,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		take_held(request, thread);
 	}
 	spin_unlock(&dev->requests_lock);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	kfree(spare);
 	/* Its deadline is watched even if its threads unregister. */
 	if (!ret)
@@ -151,7 +151,7 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 	struct vmsrs_request *request;
 	long ret = -ENOENT;
 
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	if (request) {
@@ -162,7 +162,7 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 	}
 	spin_unlock(&dev->requests_lock);
 	request = request && !ret ? vmsrs_request_remove_idle(request) : NULL;
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	kfree(request);
 	return ret;
 }
@@ -177,11 +177,11 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag)
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_request *request;
 
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	if (request)
 		vmsrs_suspended_remove(request);
 	spin_unlock(&dev->requests_lock);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 }

@@ -14,7 +14,8 @@
  *	apps_lock
  *	vmsrs_app.lock
  *	commit_lock
- *	vmsrs_domain.lock (more than one only under commit_lock)
+ *	request_locks
+ *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's)
  *	control.lock
  *	requests_lock
  *	threads_lock
@@ -41,6 +42,7 @@
 #include <linux/mm_types.h>
 #include <linux/mutex.h>
 #include <linux/rbtree.h>
+#include <linux/rwsem.h>
 #include <linux/spinlock.h>
 #include <linux/srcu.h>
 #include <linux/virtio.h>
@@ -87,6 +89,8 @@
 /* Evidence queued at a time, up to a message each; further incidents go without. */
 #define VMSRS_EVIDENCE_MAX		64
 
+/* Requests share this many locks, as a power of two. */
+#define VMSRS_REQUEST_LOCKS_SHIFT	6
 /* Threads registered at a time. */
 #define VMSRS_THREADS_MAX		65536
 /* Tags handed out at a time: few, since a short-lived thread leaves most of them unused. */
@@ -235,7 +239,7 @@ struct vmsrs_app {
  * @domains: domains with its drafts; guarded by requests_lock
  * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended; guarded by requests_lock
  * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under
- *	commit_lock as well, like the next five
+ *	commit_lock for writing as well, like the next five
  * @suspended_by: file through which it was suspended, or NULL
  * @due_node: in vmsrs_device.due_requests, or empty if it has no deadline or has failed
  * @due_ns: its deadline while suspended, or 0
@@ -250,14 +254,15 @@ struct vmsrs_app {
  * @failed: it may not write any more; set under requests_lock, never cleared
  * @overdue: it failed because of its deadline; guarded by requests_lock
  * @carried: only for the watch
- * @discarded: its incident is recorded; guarded by commit_lock, like the following
+ * @discarded: its incident is recorded; guarded by commit_lock for writing, like the
+ *	following
  * @dropped: drafts that its failure has cost so far
  * @kind: kind of its incident
  * @incident: number of its incident
  *
- * Created at its first draft, suspension or failure. Removed, under commit_lock, when its drafts
- * are committed or discarded, or, if it failed, when no thread carries its tag any more; but never
- * while it is suspended.
+ * Created at its first draft, suspension or failure. Removed, under commit_lock and the request's
+ * lock or under commit_lock for writing, when its drafts are committed or discarded, or, if it
+ * failed, when no thread carries its tag any more; but never while it is suspended.
  *
  * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while
  * suspended. A request that failed while suspended has always been discarded.
@@ -313,7 +318,8 @@ struct vmsrs_request {
  * @signalled_tag: tag that was overdue when the watch looked; only used by the watch
  * @signalled_ns: when that was, or 0; only used by the watch
  * @interrupted_ns: time of the last signal; guarded by threads_lock
- * @releasing: in a list of threads whose locks are released; guarded by commit_lock
+ * @releasing: in a list of threads whose locks are released; guarded by commit_lock for
+ *	writing
  */
 struct vmsrs_thread {
 	struct kref ref;
@@ -481,7 +487,7 @@ struct vmsrs_control {
  * @misc: /dev/vmsrs
  * @inode: its mapping is shared by all open files
  * @wq: runs the works
- * @gone: the virtio device is being removed; set under @commit_lock
+ * @gone: the virtio device is being removed; set under @commit_lock for writing
  * @broken: the host misbehaved, or @gone; never cleared
  * @srcu: read side: fault handlers, which use pool and vault
  * @config: the device's configuration
@@ -499,7 +505,9 @@ struct vmsrs_control {
  * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
- * @commit_lock: commits, discards and failures happen one after the other
+ * @commit_lock: held for reading by commits, which happen at the same time; for writing by
+ *	discards, failures and what changes suspended requests, which happen one after the other
+ * @request_locks: commits of one request happen one after the other; by hash of its tag
  * @requests_lock: guards @requests, @failed_requests, @due_requests, and the lists of files
  * @requests: struct vmsrs_request, by tag
  * @failed_requests: failed requests that are not suspended
@@ -550,7 +558,8 @@ struct vmsrs_device {
 	struct mutex apps_lock;		/* guards apps and their files */
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
-	struct mutex commit_lock;	/* serialises commits, discards and failures */
+	struct rw_semaphore commit_lock; /* commits for reading, discards and failures for writing */
+	struct mutex request_locks[1 << VMSRS_REQUEST_LOCKS_SHIFT]; /* by hash of the tag */
 	spinlock_t requests_lock;	/* guards the next three, and the lists of files */
 	DECLARE_HASHTABLE(requests, 10);
 	struct list_head failed_requests;
@@ -785,6 +794,7 @@ void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file,
 void vmsrs_request_remove(struct vmsrs_request *request);
 int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *thread,
 			     struct vmsrs_file *file, u64 tag, u32 key);
+struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag);
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
 						 struct list_head *domains);
 struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);

@@ -125,7 +125,7 @@ static void prune_requests(struct vmsrs_device *dev)
 	struct vmsrs_app *app = NULL;
 	LIST_HEAD(done);
 
-	mutex_lock(&dev->commit_lock);
+	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	if (!list_empty(&dev->failed_requests))
 		mark_carried(dev);
@@ -141,7 +141,7 @@ static void prune_requests(struct vmsrs_device *dev)
 		}
 	}
 	spin_unlock(&dev->requests_lock);
-	mutex_unlock(&dev->commit_lock);
+	up_write(&dev->commit_lock);
 	list_for_each_entry_safe(request, next, &done, failed_entry)
 		kfree(request);
 	if (app)

@@ -8,7 +8,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::{Mutex, MutexGuard};
 
 /// Pages of the domain.
-pub const PAGES: usize = 2;
+const PAGES: usize = 2;
 
 const FRAMES: usize = 5;
 

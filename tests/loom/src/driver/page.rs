@@ -82,7 +82,9 @@ struct Domain {
 pub struct Pages {
     domains: [Domain; DOMAINS],
     requests: Mutex<Requests>,
-    commit_lock: Mutex<()>,
+    commit_lock: RwLock<()>,
+    /// One for each of the two requests.
+    request_locks: [Mutex<()>; 2],
     /// `srcu`: a read side for each fault; the write side is a grace period.
     srcu: RwLock<()>,
     gone: AtomicBool,
@@ -103,7 +105,8 @@ impl Default for Pages {
                 frames: [(); FRAMES].map(|()| AtomicU64::new(0)),
             }),
             requests: Mutex::default(),
-            commit_lock: Mutex::new(()),
+            commit_lock: RwLock::new(()),
+            request_locks: [(); 2].map(|()| Mutex::new(())),
             srcu: RwLock::new(()),
             gone: AtomicBool::new(false),
         }
@@ -262,7 +265,11 @@ impl Pages {
     ///
     /// The request has failed.
     pub fn commit(&self, tag: u64) -> Result<(), Stale> {
-        let _commit = lock(&self.commit_lock);
+        let _commit = self
+            .commit_lock
+            .read()
+            .expect("no thread panics with a lock");
+        let _request = lock(&self.request_locks[tag as usize % 2]);
         let mut requests = lock(&self.requests);
         let (request, domains) = requests.get(tag);
         if request.failed.load(Ordering::Relaxed) {
@@ -306,7 +313,10 @@ impl Pages {
 
     /// `vmsrs_fail`, with `mark_failed` and `fail_locked`. The thread at fault has entered all domains as held.
     pub fn fail(&self, tag: u64) {
-        let _commit = lock(&self.commit_lock);
+        let _commit = self
+            .commit_lock
+            .write()
+            .expect("no thread panics with a lock");
         let mut requests = lock(&self.requests);
         let (request, domains) = requests.get(tag);
         request.failed.store(true, Ordering::Relaxed);
@@ -335,7 +345,10 @@ impl Pages {
 
     /// `vmsrs_remove`, up to the reset of the device: the pool belongs to whoever gets it next.
     pub fn remove(&self) {
-        let commit = lock(&self.commit_lock);
+        let commit = self
+            .commit_lock
+            .write()
+            .expect("no thread panics with a lock");
         self.gone.store(true, Ordering::Relaxed);
         drop(commit);
         drop(self.srcu.write().expect("no thread panics with a lock"));
