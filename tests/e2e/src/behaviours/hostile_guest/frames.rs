@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use bytemuck::bytes_of;
-use vmsrs_protocol::control::{MESSAGE_INCIDENT, STATUS_MALFORMED};
+use vmsrs_protocol::control::{MESSAGE_INCIDENT, STATUS_MALFORMED, STATUS_STALE};
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
@@ -71,7 +71,8 @@ pub(super) fn every_kind_of_frame(device: &mut Device) -> Result<()> {
     Region::Vault.store(sealed, 11, 0x77)?;
     let byte = fs::read_to_string(format!("{DEBUGFS}/byte"))?;
     ensure!(byte.trim() == "85", "the sealed byte is {byte}");
-    Ok(())
+    // As if it had not been sealed.
+    seal_refused(device, &[record(page, 0)], STATUS_STALE)
 }
 
 fn pool_is_writable(frame: u32, value: u8) -> Result<()> {
