@@ -29,8 +29,8 @@ mod release;
 pub mod results;
 mod stream;
 pub mod tools;
-pub mod vmlinux;
 pub mod vault;
+pub mod vmlinux;
 
 pub use accelerator::{Accelerator, direct_kvm};
 pub use bed::{Bed, Progress};
