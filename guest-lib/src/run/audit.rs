@@ -57,7 +57,7 @@ fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
     if thread.wants_whole_audit() {
         return heap.check(u64::MAX).map(drop);
     }
-    if thread.app().backend().protects() {
+    if thread.app().protects() {
         return written.check(&heap);
     }
     if heap.check(WHOLE)? {
@@ -132,7 +132,7 @@ impl<'a> Pages<'a> {
 
     /// Whether the request may have written to the domain.
     fn is_any(&self) -> bool {
-        if !self.domain.app().backend().protects() {
+        if !self.domain.app().protects() {
             return true;
         }
         let heap = self.thread.state().heap(self.domain);

@@ -56,11 +56,14 @@ pub(crate) enum Outcome {
     Cut,
     /// This is the child of a fork.
     Forked,
+    /// It wants to keep what it wrote, which is nothing, and only its domain is left to be unlocked.
+    Quiet,
     Wants(End),
 }
 
 struct Call<'a, 'body> {
     thread: &'a Thread,
+    domain: &'static Domain,
     body: &'a mut Body<'body>,
     outcome: Outcome,
 }
@@ -72,19 +75,53 @@ pub(crate) fn run(
     seal: bool,
     body: &mut Body<'_>,
 ) -> Result<(), Stop> {
-    if thread::current().is_some() {
-        return Err(Error::Nested.into());
-    }
-    let thread = thread::of(domain.app())?;
+    let thread = match thread::idle(domain.app()) {
+        Some(thread) => thread,
+        None => find_thread(domain)?,
+    };
     thread.begin(limits)?;
-    lock_main(thread, domain)?;
+    if !lock_free(thread, domain) {
+        lock_main(thread, domain)?;
+    }
     match work(thread, domain, body) {
+        Outcome::Quiet => {
+            end_quiet(thread, domain);
+            Ok(())
+        }
         Outcome::Cut => Err(failed(thread)),
         Outcome::Forked => Err(Error::Forked.into()),
-        Outcome::Wants(End::Keep) => finish(thread, seal),
+        Outcome::Wants(End::Keep) => finish(thread, domain, seal),
         Outcome::Wants(_) => {
             give_up(thread);
             Ok(())
+        }
+    }
+}
+
+/// The calling thread, which has no request.
+#[cold]
+fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Error> {
+    if thread::current().is_some() {
+        return Err(Error::Nested);
+    }
+    thread::of(domain.app())
+}
+
+/// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
+/// nothing has changed.
+#[inline]
+fn lock_free(thread: &Thread, domain: &'static Domain) -> bool {
+    if !lock::lock_first(thread, domain) {
+        return false;
+    }
+    match domain.check_layout() {
+        Ok(has_heap) => {
+            thread.state().note_first(domain, has_heap);
+            true
+        }
+        Err(_) => {
+            lock::unlock(thread, domain.number());
+            false
         }
     }
 }
@@ -115,10 +152,12 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
 
 /// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
 /// only joined it.
+#[inline]
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
     thread.set_domain(domain);
     let mut call = Call {
         thread,
+        domain,
         body,
         outcome: Outcome::Cut,
     };
@@ -147,6 +186,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
         return;
     }
     call.outcome = match ended {
+        Ok(End::Keep) if thread.is_quiet(call.domain) => Outcome::Quiet,
         // The data that the library was changing is half changed.
         Ok(_) if thread.is_inside_library() => {
             thread.note_failure(Kind::Memory, 0, REENTRANT);
@@ -162,6 +202,13 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
         }
     };
     thread.set_phase(Phase::Ending);
+}
+
+/// Unlocks the only domain of a quiet request, and ends it.
+#[inline]
+pub(crate) fn end_quiet(thread: &Thread, domain: &'static Domain) {
+    lock::release_domain(domain, thread.tag());
+    thread.end_quiet();
 }
 
 /// Waits until the other threads have left, and audits. Still inside the request: it can fail.
@@ -192,7 +239,7 @@ fn unlock_all(thread: &Thread) {
 }
 
 /// Commits and ends the request.
-pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
+pub(crate) fn finish(thread: &Thread, domain: &'static Domain, seal: bool) -> Result<(), Stop> {
     let state = thread.state();
     // It has ended in time. Waiting for the seal neither fails it nor is reported.
     thread.clear_driver_deadline();
@@ -203,6 +250,10 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
             return Err(failed(thread));
         }
         discard(thread);
+    }
+    if committed.is_ok() && thread.is_quiet(domain) {
+        end_quiet(thread, domain);
+        return Ok(());
     }
     unlock_all(thread);
     let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));
@@ -260,3 +311,6 @@ pub(crate) fn failed_member(thread: &Thread) -> Stop {
     thread.leave();
     Stop::Failed(Box::new(failure))
 }
+
+#[cfg(test)]
+mod tests;

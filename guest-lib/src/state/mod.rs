@@ -209,7 +209,8 @@ impl State {
         }
     }
 
-    /// A request begins; no other thread knows it yet.
+    /// A request begins; no other thread knows it yet. The state is as [`State::clear`] leaves it.
+    #[inline]
     pub(crate) fn begin(&self, start: Start) {
         let key = pkru::take(self.last_key.load(Ordering::Relaxed));
         self.key.store(key, Ordering::Relaxed);
@@ -219,13 +220,49 @@ impl State {
             .store(start.limits.lock_timeout_ms, Ordering::Relaxed);
         self.whole_audit
             .store(start.limits.whole_audit, Ordering::Relaxed);
-        self.failed.store(false, Ordering::Relaxed);
-        self.wrote.store(false, Ordering::Relaxed);
-        // A defer of the previous request, cut short in the library, may have left it taken.
-        self.latch.reset();
         self.alone.store(start.tag, Ordering::Relaxed);
-        self.tag.store(start.tag, Ordering::SeqCst);
-        self.closed.store(false, Ordering::SeqCst);
+        // Nobody has the new tag before the first ticket, which is handed over in order.
+        self.tag.store(start.tag, Ordering::Release);
+        self.closed.store(false, Ordering::Release);
+    }
+
+    /// Whether the request with that tag is alone with that domain, has nothing to undo, and is as the library has
+    /// left it. Without a latch: a request that is not alone is not quiet either.
+    #[inline]
+    pub(crate) fn is_quiet(&self, tag: u64, domain: &Domain, control: Control) -> bool {
+        self.tag.load(Ordering::Relaxed) == tag
+            && self.alone.load(Ordering::Relaxed) == tag
+            && !self.failed.load(Ordering::Relaxed)
+            && !self.wrote.load(Ordering::Relaxed)
+            && self.latch.is_free()
+            && self.control.load(Ordering::Relaxed) == control.block().as_ptr()
+            && control.count() == 1
+            && control.entry(0) == domain.number()
+            && domain.holder() == tag
+            && self.dropped.load(Ordering::Relaxed).is_null()
+            && self.lists(|lists| {
+                lists.used == 1
+                    && lists.domains[0].is_some_and(|held| ptr::eq(held.domain, domain))
+                    && lists.quarantine.is_unused()
+                    && lists.recent.is_unused()
+                    && lists.defers.is_empty()
+            })
+    }
+
+    /// Ends a request that is quiet, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
+    #[inline]
+    pub(crate) fn clear_quiet(&self) {
+        // Nobody can look for the tag: there was no ticket.
+        self.closed.store(true, Ordering::Release);
+        self.tag.store(0, Ordering::Release);
+        let key = self.key.load(Ordering::Relaxed);
+        self.key.store(0, Ordering::Relaxed);
+        pkru::give_back(key);
+        self.control.store(ptr::null_mut(), Ordering::Relaxed);
+        self.lists(|lists| {
+            lists.domains[0] = None;
+            lists.used = 0;
+        });
     }
 
     /// The request is over, and has no thread any more.
@@ -252,6 +289,8 @@ impl State {
         // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
         self.latch.reset();
         self.held_waiters.store(0, Ordering::Relaxed);
+        self.failed.store(false, Ordering::Relaxed);
+        self.wrote.store(false, Ordering::Relaxed);
         if !kept {
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
@@ -358,6 +397,13 @@ impl State {
         });
         self.control
             .store(control.block().as_ptr(), Ordering::SeqCst);
+    }
+
+    /// From here on the request, which holds nothing yet, uses the control block's list.
+    #[inline]
+    pub(crate) fn use_control(&self, control: Control) {
+        let block = control.block().as_ptr();
+        self.control.store(block, Ordering::Release);
     }
 
     fn control(&self) -> Option<Control> {
@@ -502,6 +548,15 @@ impl State {
             }
         });
         self.notify_held();
+    }
+
+    /// Notes the first domain of a request that is alone.
+    #[inline]
+    pub(crate) fn note_first(&self, domain: &'static Domain, has_heap: bool) {
+        self.lists(|lists| {
+            lists.domains[0] = Some(Held { domain, has_heap });
+            lists.used = 1;
+        });
     }
 
     /// Forgets a domain that the request holds; says whether it has a heap, or `None` if it is not

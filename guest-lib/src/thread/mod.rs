@@ -11,6 +11,7 @@ pub(crate) mod fork;
 pub(crate) mod handler;
 mod interrupts;
 mod landing;
+mod quiet;
 pub(crate) mod record;
 mod registry;
 mod serving;
@@ -19,7 +20,7 @@ pub(crate) mod stack;
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
-pub(crate) use registry::{current, forget_all, of};
+pub(crate) use registry::{current, forget_all, idle, of};
 
 use crate::os::alarm::Alarm;
 use crate::os::region::Region;
@@ -32,6 +33,7 @@ use crate::state::latch::Take;
 use crate::thread::arena::Arena;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
+use registry::Here;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;
@@ -55,6 +57,8 @@ pub(crate) enum Phase {
 /// One thread in one app.
 pub(crate) struct Thread {
     app: &'static App,
+    /// What the thread itself finds it by.
+    here: *const Here,
     /// Its thread ID in the kernel.
     number: u32,
     control: Control,

@@ -1,12 +1,14 @@
 //! Which request a thread works for: begin and end, join and leave, suspend and resume.
 
-use super::registry::CURRENT;
 use super::{Phase, Thread};
 use crate::error::Error;
 use crate::os::clock::now;
+use crate::shared::backend::Tags;
+use crate::shared::held::HeldList;
 use crate::shared::pkru;
 use crate::state::{Limits, Start, State};
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 impl Thread {
     /// Begins a request: from here on the driver lets it write to the domains that it locks.
@@ -14,6 +16,7 @@ impl Thread {
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
+    #[inline]
     pub(crate) fn begin(&self, limits: Limits) -> Result<(), Error> {
         self.begin_as(self.own, limits)
     }
@@ -23,11 +26,11 @@ impl Thread {
     /// # Errors
     ///
     /// As [`Thread::begin`].
+    #[inline]
     pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
         let mut tags = self.tags.get();
         if tags.next >= tags.end {
-            let backend = self.app.backend();
-            tags = backend.tags().map_err(Error::system("fetching tags"))?;
+            tags = self.more_tags()?;
         }
         let tag = tags.next;
         tags.next += 1;
@@ -40,11 +43,19 @@ impl Thread {
             },
             limits,
         });
-        self.attach_owner(state);
+        // Nothing is held yet: the list is empty.
+        state.use_control(self.control);
+        self.attach(state, None);
         Ok(())
     }
 
-    /// Works for a request as its owner, which begins or ends it and has its list of domains.
+    #[cold]
+    fn more_tags(&self) -> Result<Tags, Error> {
+        let tags = self.app.backend().tags();
+        tags.map_err(Error::system("fetching tags"))
+    }
+
+    /// Works on for a request as its owner, which ends it and has its list of domains.
     pub(crate) fn attach_owner(&self, state: &'static State) {
         state.set_control(self.control);
         self.attach(state, None);
@@ -56,20 +67,14 @@ impl Thread {
         self.attach(state, Some(slot));
     }
 
+    /// The thread is at rest: see [`Thread::go_idle`].
+    #[inline]
     fn attach(&self, state: &'static State, slot: Option<usize>) {
         self.state.set(state);
         self.slot.set(slot);
-        self.pending.set(false);
-        self.critical.set(0);
-        self.waited.set(0);
-        self.steps.set(0);
-        self.single_stepping.set(false);
-        self.checking.set(false);
-        self.exclusive.set(false);
-        self.landed.set(false);
         self.deadline.set(state.deadline());
         self.set_phase(Phase::Entering);
-        CURRENT.set(ptr::from_ref(self));
+        self.set_current(self);
         self.control.set_deadline(state.deadline());
         self.control.set_key(state.key());
         self.control.set_tag(state.tag());
@@ -108,8 +113,16 @@ impl Thread {
         self.clear_held();
     }
 
-    fn clear_held(&self) {
-        crate::shared::held::HeldList::set_count(&self.control, 0);
+    /// Lists the first domain that the request, which is alone, holds or is about to lock.
+    #[inline]
+    pub(crate) fn list_first(&self, domain: u32) {
+        self.control.set_entry(0, domain);
+        self.control.set_count(1);
+    }
+
+    /// Nothing is held, nor waited for.
+    pub(crate) fn clear_held(&self) {
+        self.control.set_count(0);
     }
 
     /// Leaves a request that the thread has joined.
@@ -126,13 +139,37 @@ impl Thread {
     pub(crate) fn attach_ended(&self, state: &'static State) {
         self.state.set(state);
         self.set_phase(Phase::Ending);
-        CURRENT.set(ptr::from_ref(self));
+        self.set_current(self);
     }
 
-    /// The thread has no request.
+    /// The thread has no request: it is at rest, as every request finds it.
     pub(crate) fn go_idle(&self) {
+        self.go();
+        // From here on the signal handler does not know the thread.
+        self.slot.set(None);
+        self.pending.set(false);
+        self.critical.set(0);
+        self.waited.set(0);
+        self.steps.set(0);
+        self.single_stepping.set(false);
+        self.checking.set(false);
+        self.exclusive.set(false);
+        self.landed.set(false);
+    }
+
+    /// The thread has no request any more, and is at rest.
+    #[inline]
+    pub(super) fn go(&self) {
         self.state.set(self.own);
         self.set_phase(Phase::Idle);
-        CURRENT.set(ptr::null());
+        self.set_current(ptr::null());
+    }
+
+    #[inline]
+    fn set_current(&self, current: *const Self) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: the calling thread's own, which stays until it ends.
+        unsafe { (*self.here).current.set(current) };
+        compiler_fence(Ordering::SeqCst);
     }
 }

@@ -1,0 +1,44 @@
+//! The end of a common request: one thread, one domain, nothing left to undo.
+
+use super::Thread;
+use crate::shared::pkru;
+use crate::state::domain::Domain;
+
+impl Thread {
+    /// Whether the request needs no more than to unlock its domain: nothing that it would have to end was used,
+    /// nothing is written that is not committed, and everything is as the library has left it.
+    ///
+    /// A word that a stray write has changed can only lead to the long way, or let the request end without what
+    /// it had to undo, which it need not: what is committed depends on the list of written pages, which only the
+    /// driver writes.
+    #[inline]
+    pub(crate) fn is_quiet(&self, domain: &Domain) -> bool {
+        let tag = self.tag();
+        let unusual = self.exclusive.get()
+            | self.pending.get()
+            | self.checking.get()
+            | self.landed.get()
+            | self.diverted.get()
+            | self.single_stepping.get();
+        let counts = self.critical.get() | self.waited.get() | self.steps.get();
+        !unusual
+            && counts == 0
+            && self.deadline.get() == 0
+            && self.slot.get().is_none()
+            && self.app.protects()
+            && self.control.failed() != tag
+            && self.written.count(tag) == 0
+            && self.state().is_quiet(tag, domain, self.control)
+    }
+
+    /// Ends a request that is quiet, and whose domain is unlocked.
+    #[inline]
+    pub(crate) fn end_quiet(&self) {
+        self.clear_held();
+        pkru::close();
+        self.control.set_tag(0);
+        self.arena.reset();
+        self.state().clear_quiet();
+        self.go();
+    }
+}
