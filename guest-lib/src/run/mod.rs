@@ -83,15 +83,22 @@ pub(crate) fn run(
     if !lock_free(thread, domain) {
         lock_main(thread, domain)?;
     }
-    match work(thread, domain, body) {
-        Outcome::Quiet => {
-            end_quiet(thread, domain);
-            Ok(())
-        }
+    let outcome = work(thread, domain, body);
+    if outcome == Outcome::Quiet {
+        end_quiet(thread, domain);
+        return Ok(());
+    }
+    end(thread, domain, seal, outcome)
+}
+
+/// Ends a request that is not quiet.
+#[inline(never)]
+fn end(thread: &Thread, domain: &'static Domain, seal: bool, outcome: Outcome) -> Result<(), Stop> {
+    match outcome {
         Outcome::Cut => Err(failed(thread)),
         Outcome::Forked => Err(Error::Forked.into()),
         Outcome::Wants(End::Keep) => finish(thread, domain, seal),
-        Outcome::Wants(_) => {
+        Outcome::Wants(_) | Outcome::Quiet => {
             give_up(thread);
             Ok(())
         }
@@ -109,7 +116,7 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Error> {
 
 /// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
 /// nothing has changed.
-#[inline]
+#[inline(always)]
 fn lock_free(thread: &Thread, domain: &'static Domain) -> bool {
     if !lock::lock_first(thread, domain) {
         return false;
@@ -152,7 +159,7 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
 
 /// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
 /// only joined it.
-#[inline]
+#[inline(always)]
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
     thread.set_domain(domain);
     let mut call = Call {
@@ -165,6 +172,9 @@ pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>
     // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
     // the body leaves half done when it is cut short is covered by App::open's contract.
     let cut = unsafe { thread.on_request_stack(enter, argument) };
+    if call.outcome == Outcome::Quiet && !cut {
+        return Outcome::Quiet;
+    }
     if call.outcome == Outcome::Forked {
         return Outcome::Forked;
     }
@@ -178,7 +188,7 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     let call = unsafe { &mut *argument.cast::<Call<'_, '_>>() };
     let thread = call.thread;
     thread.set_phase(Phase::Running);
-    thread.act_on_pending();
+    thread.act_on_early();
     let body = &mut *call.body;
     let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
     if thread.is_forgotten() {
@@ -187,6 +197,15 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     }
     call.outcome = match ended {
         Ok(End::Keep) if thread.is_quiet(call.domain) => Outcome::Quiet,
+        ended => wind_up(thread, ended),
+    };
+    thread.set_phase(Phase::Ending);
+}
+
+/// How the function of a request ended that is not quiet. Still inside the request: it can fail.
+#[inline(never)]
+fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
+    match ended {
         // The data that the library was changing is half changed.
         Ok(_) if thread.is_inside_library() => {
             thread.note_failure(Kind::Memory, 0, REENTRANT);
@@ -200,12 +219,11 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
             let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
             Outcome::Cut
         }
-    };
-    thread.set_phase(Phase::Ending);
+    }
 }
 
 /// Unlocks the only domain of a quiet request, and ends it.
-#[inline]
+#[inline(always)]
 pub(crate) fn end_quiet(thread: &Thread, domain: &'static Domain) {
     lock::release_domain(domain, thread.tag());
     thread.end_quiet();

@@ -7,10 +7,10 @@ use std::process::Command;
 use vmsrs_protocol::PAGE_SIZE;
 
 /// Most instructions of a request that does nothing, without protection keys.
-const EMPTY_MAX: u64 = 520;
+const EMPTY_MAX: u64 = 410;
 
 /// Most instructions of a request that writes one page, in the process and without protection keys.
-const WRITES_MAX: u64 = 2_000;
+const WRITES_MAX: u64 = 1_600;
 
 /// The process that is counted has this in its environment.
 const COUNTED: &str = "VMSRS_COUNTED";

@@ -228,7 +228,7 @@ impl State {
 
     /// Whether the request with that tag is alone with that domain, has nothing to undo, and is as the library has
     /// left it. Without a latch: a request that is not alone is not quiet either.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_quiet(&self, tag: u64, domain: &Domain, control: Control) -> bool {
         self.tag.load(Ordering::Relaxed) == tag
             && self.alone.load(Ordering::Relaxed) == tag
@@ -250,7 +250,7 @@ impl State {
     }
 
     /// Ends a request that is quiet, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn clear_quiet(&self) {
         // Nobody can look for the tag: there was no ticket.
         self.closed.store(true, Ordering::Release);
@@ -382,6 +382,7 @@ impl State {
     // The lists.
 
     /// Callers have the latch, or are the request's only thread.
+    #[inline]
     fn lists<T>(&self, use_them: impl FnOnce(&mut Lists) -> T) -> T {
         // SAFETY: one thread at a time by the callers' contract, and no closure here calls another.
         use_them(unsafe { &mut *self.lists.get() })

@@ -64,6 +64,15 @@ impl Thread {
         }
     }
 
+    /// The same where the thread has just come to its request stack: an interrupt of a request that it owns has
+    /// come to the thread itself.
+    #[inline]
+    pub(crate) fn act_on_early(&self) {
+        if self.is_pending() || self.slot.get().is_some() {
+            self.act_on_pending();
+        }
+    }
+
     /// Whether the request is past its deadline. Async-signal-safe.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline.get() != 0 && now() >= self.deadline.get()

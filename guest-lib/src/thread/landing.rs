@@ -47,6 +47,7 @@ impl Thread {
     /// # Safety
     ///
     /// As [`switch::switch`]; the request stack is not in use.
+    #[inline]
     pub(crate) unsafe fn on_request_stack(
         &self,
         entry: unsafe extern "C" fn(*mut c_void),
@@ -64,6 +65,7 @@ impl Thread {
     /// # Safety
     ///
     /// As [`switch::switch`]; the stack is not in use.
+    #[inline]
     pub(crate) unsafe fn on_stack(
         &self,
         stack: &Region,

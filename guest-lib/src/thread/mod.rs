@@ -24,7 +24,6 @@ pub(crate) use registry::{current, forget_all, idle, of};
 
 use crate::os::alarm::Alarm;
 use crate::os::region::Region;
-use crate::shared::backend::Tags;
 use crate::shared::control::Control;
 use crate::shared::written::Written;
 use crate::state::State;
@@ -65,7 +64,9 @@ pub(crate) struct Thread {
     written: Written,
     /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
     left: Cell<(u64, usize)>,
-    tags: Cell<Tags>,
+    /// The tag of its next request; from `end_tag` on they are not its own.
+    next_tag: Cell<u64>,
+    end_tag: Cell<u64>,
     /// The state of requests that it begins.
     own: &'static State,
     /// The state of the request that it works for; its own when there is none.

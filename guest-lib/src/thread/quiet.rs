@@ -11,9 +11,9 @@ impl Thread {
     /// A word that a stray write has changed can only lead to the long way, or let the request end without what
     /// it had to undo, which it need not: what is committed depends on the list of written pages, which only the
     /// driver writes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_quiet(&self, domain: &Domain) -> bool {
-        let tag = self.tag();
+        let (control, tag) = (self.control, self.tag());
         let unusual = self.exclusive.get()
             | self.pending.get()
             | self.checking.get()
@@ -24,15 +24,14 @@ impl Thread {
         !unusual
             && counts == 0
             && self.deadline.get() == 0
-            && self.slot.get().is_none()
             && self.app.protects()
-            && self.control.failed() != tag
+            && control.failed() != tag
             && self.written.count(tag) == 0
-            && self.state().is_quiet(tag, domain, self.control)
+            && self.state().is_quiet(tag, domain, control)
     }
 
     /// Ends a request that is quiet, and whose domain is unlocked.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn end_quiet(&self) {
         self.clear_held();
         pkru::close();

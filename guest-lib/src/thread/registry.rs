@@ -171,7 +171,8 @@ impl Thread {
             // SAFETY: as above.
             written: unsafe { Written::new(registration.written) },
             left: Cell::new((0, 0)),
-            tags: Cell::new(registration.tags),
+            next_tag: Cell::new(registration.tags.next),
+            end_tag: Cell::new(registration.tags.end),
             own,
             state: Cell::new(own),
             slot: Cell::new(None),

@@ -3,7 +3,6 @@
 use super::{Phase, Thread};
 use crate::error::Error;
 use crate::os::clock::now;
-use crate::shared::backend::Tags;
 use crate::shared::held::HeldList;
 use crate::shared::pkru;
 use crate::state::{Limits, Start, State};
@@ -28,13 +27,11 @@ impl Thread {
     /// As [`Thread::begin`].
     #[inline]
     pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
-        let mut tags = self.tags.get();
-        if tags.next >= tags.end {
-            tags = self.more_tags()?;
+        if self.next_tag.get() >= self.end_tag.get() {
+            self.fetch_tags()?;
         }
-        let tag = tags.next;
-        tags.next += 1;
-        self.tags.set(tags);
+        let tag = self.next_tag.get();
+        self.next_tag.set(tag + 1);
         state.begin(Start {
             tag,
             deadline: match limits.deadline_ms {
@@ -50,9 +47,12 @@ impl Thread {
     }
 
     #[cold]
-    fn more_tags(&self) -> Result<Tags, Error> {
+    fn fetch_tags(&self) -> Result<(), Error> {
         let tags = self.app.backend().tags();
-        tags.map_err(Error::system("fetching tags"))
+        let tags = tags.map_err(Error::system("fetching tags"))?;
+        self.next_tag.set(tags.next);
+        self.end_tag.set(tags.end);
+        Ok(())
     }
 
     /// Works on for a request as its owner, which ends it and has its list of domains.
@@ -75,10 +75,11 @@ impl Thread {
         self.deadline.set(state.deadline());
         self.set_phase(Phase::Entering);
         self.set_current(self);
-        self.control.set_deadline(state.deadline());
-        self.control.set_key(state.key());
-        self.control.set_tag(state.tag());
-        pkru::open(state.key());
+        let (control, key) = (self.control, state.key());
+        control.set_deadline(state.deadline());
+        control.set_key(key);
+        control.set_tag(state.tag());
+        pkru::open(key);
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
