@@ -75,12 +75,14 @@ impl Domain {
                 Err(_) => End::GiveUp,
             }
         });
-        match (ended, value) {
-            (Ok(()), Some(Ok(value))) => Ok(value),
-            (Ok(()), Some(Err(error))) => Err(RunError::GivenUp(error)),
-            (Ok(()), None) => Err(RunError::Refused(Error::NotInRequest)),
-            (Err(Stop::Failed(failure)), _) => Err(RunError::Failed(failure)),
-            (Err(Stop::Refused(error)), _) => Err(RunError::Refused(error)),
+        match ended {
+            Ok(()) => match value {
+                Some(Ok(value)) => Ok(value),
+                Some(Err(error)) => Err(RunError::GivenUp(error)),
+                None => Err(RunError::Refused(Error::NotInRequest)),
+            },
+            Err(Stop::Failed(failure)) => Err(RunError::Failed(failure)),
+            Err(Stop::Refused(error)) => Err(RunError::Refused(error)),
         }
     }
 

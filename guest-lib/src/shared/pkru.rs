@@ -105,15 +105,12 @@ struct Ours {
     guard: u32,
 }
 
-impl Ours {
-    const fn is_empty(self) -> bool {
-        self.drafts.is_empty() && self.guard == 0
-    }
-}
-
 #[inline]
 fn ours() -> Ours {
-    let word = OURS.load(Ordering::Relaxed);
+    unpack(OURS.load(Ordering::Relaxed))
+}
+
+const fn unpack(word: u64) -> Ours {
     Ours {
         drafts: Keys { both: word as u32 },
         guard: (word >> 32) as u32,
@@ -231,15 +228,15 @@ pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
 
 #[inline]
 fn update(change: impl FnOnce(Ours, u32) -> u32) {
-    let ours = ours();
-    if !ours.is_empty() {
-        write(change(ours, read()));
+    let word = OURS.load(Ordering::Relaxed);
+    if word != 0 {
+        write(change(unpack(word), read()));
     }
 }
 
 /// The calling thread's PKRU. Only called when there are keys.
 fn read() -> u32 {
-    debug_assert!(!ours().is_empty());
+    debug_assert_ne!(OURS.load(Ordering::Relaxed), 0);
     let pkru;
     // SAFETY: there are keys, so CR4.PKE is set and the instruction is known. ECX must be 0; EDX
     // becomes 0.
@@ -251,7 +248,7 @@ fn read() -> u32 {
 
 /// Sets the calling thread's PKRU. Only called when there are keys.
 fn write(pkru: u32) {
-    debug_assert!(!ours().is_empty());
+    debug_assert_ne!(OURS.load(Ordering::Relaxed), 0);
     compiler_fence(Ordering::SeqCst);
     // SAFETY: as in read(). Only bits of the library's keys change, and those are on drafts and on what
     // the server has guarded alone.

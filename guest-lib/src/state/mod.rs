@@ -65,6 +65,16 @@ impl Lists {
         self.domains.iter().take(self.used).flatten()
     }
 
+    /// Whether that domain alone is on the lists.
+    #[inline(always)]
+    fn is_quiet(&self, domain: &Domain) -> bool {
+        self.used == 1
+            && self.domains[0].is_some_and(|held| ptr::eq(held.domain, domain))
+            && self.quarantine.is_unused()
+            && self.recent.is_unused()
+            && self.defers.is_empty()
+    }
+
     fn held_mut(&mut self) -> impl Iterator<Item = &mut Held> {
         self.domains.iter_mut().take(self.used).flatten()
     }
@@ -210,8 +220,9 @@ impl State {
     }
 
     /// A request begins; no other thread knows it yet. The state is as [`State::clear`] leaves it.
+    /// Returns the request's protection key.
     #[inline]
-    pub(crate) fn begin(&self, start: Start) {
+    pub(crate) fn begin(&self, start: Start) -> u32 {
         let key = pkru::take(self.last_key.load(Ordering::Relaxed));
         self.key.store(key, Ordering::Relaxed);
         self.last_key.store(key, Ordering::Relaxed);
@@ -224,6 +235,7 @@ impl State {
         // Nobody has the new tag before the first ticket, which is handed over in order.
         self.tag.store(start.tag, Ordering::Release);
         self.closed.store(false, Ordering::Release);
+        key
     }
 
     /// Whether the request with that tag is alone with that domain, has nothing to undo, and is as the library has
@@ -240,13 +252,7 @@ impl State {
             && control.entry(0) == domain.number()
             && domain.holder() == tag
             && self.dropped.load(Ordering::Relaxed).is_null()
-            && self.lists(|lists| {
-                lists.used == 1
-                    && lists.domains[0].is_some_and(|held| ptr::eq(held.domain, domain))
-                    && lists.quarantine.is_unused()
-                    && lists.recent.is_unused()
-                    && lists.defers.is_empty()
-            })
+            && self.lists(|lists| lists.is_quiet(domain))
     }
 
     /// Ends a request that is quiet, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
@@ -294,6 +300,28 @@ impl State {
         if !kept {
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+    }
+
+    /// Whether the state is as [`State::begin`] expects it.
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.tag() == 0
+            && self.closed.load(Ordering::SeqCst)
+            && self.key() == 0
+            && self.deadline() == 0
+            && !self.has_failed()
+            && !self.may_have_drafts()
+            && self.latch.is_free()
+            && self.members.is_empty()
+            && self.control().is_none()
+            && self.dropped.load(Ordering::SeqCst).is_null()
+            && self.lists(|lists| {
+                lists.used == 0
+                    && lists.domains.iter().all(Option::is_none)
+                    && lists.quarantine.is_unused()
+                    && lists.recent.is_unused()
+                    && lists.defers.is_empty()
+            })
     }
 
     /// The request's tag, or 0 when there is none.

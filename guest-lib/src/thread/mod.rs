@@ -205,6 +205,11 @@ impl Thread {
     }
 
     #[cfg(test)]
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    #[cfg(test)]
     pub(crate) fn control(&self) -> NonNull<vmsrs_protocol::shared::ThreadControl> {
         self.control.block()
     }

@@ -5,6 +5,19 @@ use crate::shared::pkru;
 use crate::state::domain::Domain;
 
 impl Thread {
+    /// Whether something unusual has left its mark on the thread since it was at rest.
+    #[inline(always)]
+    fn has_marks(&self) -> bool {
+        let marks = self.exclusive.get()
+            | self.pending.get()
+            | self.checking.get()
+            | self.landed.get()
+            | self.diverted.get()
+            | self.single_stepping.get();
+        let counts = self.critical.get() | self.waited.get() | self.steps.get();
+        marks || counts != 0 || self.deadline.get() != 0
+    }
+
     /// Whether the request needs no more than to unlock its domain: nothing that it would have to end was used,
     /// nothing is written that is not committed, and everything is as the library has left it.
     ///
@@ -14,20 +27,26 @@ impl Thread {
     #[inline(always)]
     pub(crate) fn is_quiet(&self, domain: &Domain) -> bool {
         let (control, tag) = (self.control, self.tag());
-        let unusual = self.exclusive.get()
-            | self.pending.get()
-            | self.checking.get()
-            | self.landed.get()
-            | self.diverted.get()
-            | self.single_stepping.get();
-        let counts = self.critical.get() | self.waited.get() | self.steps.get();
-        !unusual
-            && counts == 0
-            && self.deadline.get() == 0
+        !self.has_marks()
             && self.app.protects()
             && control.failed() != tag
             && self.written.count(tag) == 0
             && self.state().is_quiet(tag, domain, control)
+    }
+
+    /// Whether a request finds the thread and its state as they were before the first one.
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let control = self.control;
+        std::ptr::eq(self.state(), self.own)
+            && super::current().is_none()
+            && self.phase() == super::Phase::Idle
+            && !self.has_marks()
+            && self.slot.get().is_none()
+            && control.tag() == 0
+            && crate::shared::held::len(&control) == 0
+            && self.arena.used() == 0
+            && self.own.is_at_rest()
     }
 
     /// Ends a request that is quiet, and whose domain is unlocked.

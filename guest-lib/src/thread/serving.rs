@@ -32,17 +32,18 @@ impl Thread {
         }
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 1);
-        state.begin(Start {
+        let deadline = match limits.deadline_ms {
+            0 => 0,
+            limit => now() + u64::from(limit) * 1_000_000,
+        };
+        let key = state.begin(Start {
             tag,
-            deadline: match limits.deadline_ms {
-                0 => 0,
-                limit => now() + u64::from(limit) * 1_000_000,
-            },
+            deadline,
             limits,
         });
         // Nothing is held yet: the list is empty.
         state.use_control(self.control);
-        self.attach(state, None);
+        self.attach_to(state, tag, deadline, key);
         Ok(())
     }
 
@@ -70,15 +71,20 @@ impl Thread {
     /// The thread is at rest: see [`Thread::go_idle`].
     #[inline]
     fn attach(&self, state: &'static State, slot: Option<usize>) {
-        self.state.set(state);
         self.slot.set(slot);
-        self.deadline.set(state.deadline());
+        self.attach_to(state, state.tag(), state.deadline(), state.key());
+    }
+
+    #[inline]
+    fn attach_to(&self, state: &'static State, tag: u64, deadline: u64, key: u32) {
+        self.state.set(state);
+        self.deadline.set(deadline);
         self.set_phase(Phase::Entering);
         self.set_current(self);
-        let (control, key) = (self.control, state.key());
-        control.set_deadline(state.deadline());
+        let control = self.control;
+        control.set_deadline(deadline);
         control.set_key(key);
-        control.set_tag(state.tag());
+        control.set_tag(tag);
         pkru::open(key);
     }
 
