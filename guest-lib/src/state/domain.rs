@@ -23,6 +23,8 @@ pub struct App {
     backend: Box<dyn Backend>,
     /// What the backend says, without asking it.
     protects: bool,
+    /// Address of page 0.
+    base: u64,
     domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
     invariant: Invariant,
 }
@@ -44,6 +46,7 @@ impl App {
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             protects: backend.protects(),
+            base: APP_BASE + u64::from(backend.number()) * APP_BYTES,
             backend,
             domains: Mutex::default(),
             invariant: Invariant::default(),
@@ -89,7 +92,7 @@ impl App {
 
     /// Address of page 0.
     pub(crate) fn base(&self) -> u64 {
-        APP_BASE + u64::from(self.backend.number()) * APP_BYTES
+        self.base
     }
 
     /// All open apps.
