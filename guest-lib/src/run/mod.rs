@@ -191,10 +191,6 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     thread.act_on_early();
     let body = &mut *call.body;
     let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
-    if thread.is_forgotten() {
-        call.outcome = Outcome::Forked;
-        return;
-    }
     call.outcome = match ended {
         Ok(End::Keep) if thread.is_quiet(call.domain) => Outcome::Quiet,
         ended => wind_up(thread, ended),
@@ -205,6 +201,9 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
 /// How the function of a request ended that is not quiet. Still inside the request: it can fail.
 #[inline(never)]
 fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
+    if thread.is_forgotten() {
+        return Outcome::Forked;
+    }
     match ended {
         // The data that the library was changing is half changed.
         Ok(_) if thread.is_inside_library() => {

@@ -94,7 +94,7 @@ fn unusual_request_leaves_its_thread_at_rest() {
 const EMPTY_MAX: u64 = 380;
 
 /// Most instructions of a request that writes one page, in the process and without protection keys.
-const WRITES_MAX: u64 = 1_560;
+const WRITES_MAX: u64 = 1_400;
 
 /// The process that is counted has this in its environment.
 const COUNTED: &str = "VMSRS_COUNTED";

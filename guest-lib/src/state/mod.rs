@@ -553,7 +553,7 @@ impl State {
 
     /// Whether the request holds more than one domain.
     pub(crate) fn holds_several(&self) -> bool {
-        self.lists(|lists| lists.held().nth(1).is_some())
+        self.lists(|lists| lists.used > 1 && lists.held().nth(1).is_some())
     }
 
     /// The domains whose locks are taken.

@@ -53,6 +53,40 @@ pub(crate) enum Phase {
     Deferring,
 }
 
+/// What a thread notes while something unusual is going on; none of it when it is at rest.
+#[derive(Default)]
+#[repr(C, align(8))]
+struct Marks {
+    /// An interrupt waits.
+    pending: Cell<bool>,
+    /// An error is on its way to the landing, and has not arrived.
+    diverted: Cell<bool>,
+    /// An invariant of the server is being checked.
+    checking: Cell<bool>,
+    /// The thread is inside [`Thread::exclusive`].
+    exclusive: Cell<bool>,
+    /// The request has failed and the thread has reached its landing.
+    landed: Cell<bool>,
+    /// This is a forked child's copy: the driver does not know it.
+    forgotten: Cell<bool>,
+    /// The thread is being single-stepped out of the C library.
+    single_stepping: Cell<bool>,
+    _unused: Cell<bool>,
+}
+
+const _: () = assert!(
+    size_of::<Marks>() == size_of::<u64>(),
+    "looked at as one word"
+);
+
+impl Marks {
+    #[inline(always)]
+    fn is_any(&self) -> bool {
+        // SAFETY: as large and as aligned as the word, without gaps, and used by one thread.
+        unsafe { std::ptr::from_ref(self).cast::<u64>().read() != 0 }
+    }
+}
+
 /// One thread in one app.
 pub(crate) struct Thread {
     app: &'static App,
@@ -76,18 +110,7 @@ pub(crate) struct Thread {
     phase: Cell<Phase>,
     /// Above 0: interrupts wait until it is 0 again.
     critical: Cell<u32>,
-    /// An interrupt waits.
-    pending: Cell<bool>,
-    /// An error is on its way to the landing, and has not arrived.
-    diverted: Cell<bool>,
-    /// An invariant of the server is being checked.
-    checking: Cell<bool>,
-    /// The thread is inside [`Thread::exclusive`].
-    exclusive: Cell<bool>,
-    /// The request has failed and the thread has reached its landing.
-    landed: Cell<bool>,
-    /// This is a forked child's copy: the driver does not know it.
-    forgotten: Cell<bool>,
+    marks: Marks,
     stack: Stack,
     saved: UnsafeCell<u64>,
     record: Record,
@@ -99,8 +122,6 @@ pub(crate) struct Thread {
     waited: Cell<u32>,
     /// Instructions that the thread has been single-stepped through in the C library, in this request.
     steps: Cell<u32>,
-    /// The thread is being single-stepped out of the C library.
-    single_stepping: Cell<bool>,
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
     arena: Arena,
@@ -147,15 +168,15 @@ impl Thread {
     }
 
     pub(crate) fn is_forgotten(&self) -> bool {
-        self.forgotten.get()
+        self.marks.forgotten.get()
     }
 
     pub(crate) fn is_pending(&self) -> bool {
-        self.pending.get()
+        self.marks.pending.get()
     }
 
     pub(crate) fn set_pending(&self, pending: bool) {
-        self.pending.set(pending);
+        self.marks.pending.set(pending);
     }
 
     pub(crate) fn wants_whole_audit(&self) -> bool {
@@ -164,7 +185,7 @@ impl Thread {
 
     /// Notes that an invariant is being checked: an error in it is reported as one of the invariant.
     pub(crate) fn set_checking(&self, checking: bool) {
-        self.checking.set(checking);
+        self.marks.checking.set(checking);
     }
 
     /// Tag of the request that the thread works for, or 0.
@@ -228,7 +249,7 @@ impl Thread {
         // Other threads of the request may be changing its lists, and one that was cut short may never
         // release the latch: then the list stays as it is, and unlisted locks are released after all have
         // left.
-        if self.exclusive.get() {
+        if self.marks.exclusive.get() {
             state.repair_control();
         } else if state.latch.take(self.number, |timed_out| timed_out) != Take::GivenUp {
             state.repair_control();

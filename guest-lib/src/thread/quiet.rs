@@ -8,14 +8,8 @@ impl Thread {
     /// Whether something unusual has left its mark on the thread since it was at rest.
     #[inline(always)]
     fn has_marks(&self) -> bool {
-        let marks = self.exclusive.get()
-            | self.pending.get()
-            | self.checking.get()
-            | self.landed.get()
-            | self.diverted.get()
-            | self.single_stepping.get();
         let counts = self.critical.get() | self.waited.get() | self.steps.get();
-        marks || counts != 0 || self.deadline.get() != 0
+        self.marks.is_any() || counts != 0 || self.deadline.get() != 0
     }
 
     /// Whether the request needs no more than to unlock its domain: nothing that it would have to end was used,
@@ -26,9 +20,12 @@ impl Thread {
     /// driver writes.
     #[inline(always)]
     pub(crate) fn is_quiet(&self, domain: &Domain) -> bool {
+        if self.has_marks() {
+            // The child of a fork cannot even look at its parent's control block.
+            return false;
+        }
         let (control, tag) = (self.control, self.tag());
-        !self.has_marks()
-            && self.app.protects()
+        self.app.protects()
             && control.failed() != tag
             && self.written.count(tag) == 0
             && self.state().is_quiet(tag, domain, control)

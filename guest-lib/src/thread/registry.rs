@@ -1,6 +1,6 @@
 //! Registered threads: a thread is registered by its first request and unregistered when it ends.
 
-use super::{Phase, Thread};
+use super::{Marks, Phase, Thread};
 use crate::error::Error;
 use crate::os::alarm::Alarm;
 use crate::os::identity::thread_number;
@@ -129,7 +129,7 @@ pub(crate) fn of(app: &'static App) -> Result<&'static Thread, Error> {
 /// In the child of a fork: the registrations are the parent's.
 pub(crate) fn forget_all() {
     if let Some(thread) = current() {
-        thread.forgotten.set(true);
+        thread.marks.forgotten.set(true);
     }
     HERE.with(|here| {
         here.current.set(ptr::null());
@@ -178,12 +178,7 @@ impl Thread {
             slot: Cell::new(None),
             phase: Cell::new(Phase::Idle),
             critical: Cell::new(0),
-            pending: Cell::new(false),
-            diverted: Cell::new(false),
-            checking: Cell::new(false),
-            exclusive: Cell::new(false),
-            landed: Cell::new(false),
-            forgotten: Cell::new(false),
+            marks: Marks::default(),
             stack,
             saved: UnsafeCell::new(0),
             record: Record::new(),
@@ -191,7 +186,6 @@ impl Thread {
             alarm: Alarm::default(),
             waited: Cell::new(0),
             steps: Cell::new(0),
-            single_stepping: Cell::new(false),
             domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,

@@ -96,7 +96,7 @@ impl Thread {
         self.control.set_deadline(0);
         self.deadline.set(0);
         self.alarm.stop();
-        self.exclusive.set(false);
+        self.marks.exclusive.set(false);
         self.arena.reset();
     }
 
@@ -154,14 +154,14 @@ impl Thread {
         self.go();
         // From here on the signal handler does not know the thread.
         self.slot.set(None);
-        self.pending.set(false);
+        self.marks.pending.set(false);
         self.critical.set(0);
         self.waited.set(0);
         self.steps.set(0);
-        self.single_stepping.set(false);
-        self.checking.set(false);
-        self.exclusive.set(false);
-        self.landed.set(false);
+        self.marks.single_stepping.set(false);
+        self.marks.checking.set(false);
+        self.marks.exclusive.set(false);
+        self.marks.landed.set(false);
     }
 
     /// The thread has no request any more, and is at rest.
