@@ -81,8 +81,10 @@ impl Domain {
                 Some(Err(error)) => Err(RunError::GivenUp(error)),
                 None => Err(RunError::Refused(Error::NotInRequest)),
             },
-            Err(Stop::Failed(failure)) => Err(RunError::Failed(failure)),
-            Err(Stop::Refused(error)) => Err(RunError::Refused(error)),
+            Err(stop) => Err(match *stop {
+                Stop::Failed(failure) => RunError::Failed(failure),
+                Stop::Refused(error) => RunError::Refused(error),
+            }),
         }
     }
 

@@ -68,27 +68,34 @@ struct Call<'a, 'body> {
     outcome: Outcome,
 }
 
-/// Runs `body` as a request; it says whether what it wrote is kept.
+impl From<Error> for Box<Stop> {
+    fn from(error: Error) -> Self {
+        Self::new(error.into())
+    }
+}
+
+/// Runs `body` as a request; it says whether what it wrote is kept. The error is boxed so that a good end is one
+/// word.
 pub(crate) fn run(
     domain: &'static Domain,
     limits: Limits,
     seal: bool,
     body: &mut Body<'_>,
-) -> Result<(), Stop> {
+) -> Result<(), Box<Stop>> {
     let thread = match thread::idle(domain.app()) {
         Some(thread) => thread,
         None => find_thread(domain)?,
     };
     thread.begin(limits)?;
     if !lock_free(thread, domain) {
-        lock_main(thread, domain)?;
+        lock_main(thread, domain).map_err(Box::new)?;
     }
     let outcome = work(thread, domain, body);
     if outcome == Outcome::Quiet {
         end_quiet(thread, domain);
         return Ok(());
     }
-    end(thread, domain, seal, outcome)
+    end(thread, domain, seal, outcome).map_err(Box::new)
 }
 
 /// Ends a request that is not quiet.
@@ -116,21 +123,18 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Error> {
 
 /// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
 /// nothing has changed.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 fn lock_free(thread: &Thread, domain: &'static Domain) -> bool {
     if !lock::lock_first(thread, domain) {
         return false;
     }
-    match domain.check_layout() {
-        Ok(has_heap) => {
-            thread.state().note_first(domain, has_heap);
-            true
-        }
-        Err(_) => {
-            lock::unlock(thread, domain.number());
-            false
-        }
-    }
+    let Ok(has_heap) = domain.check_layout() else {
+        lock::unlock(thread, domain.number());
+        return false;
+    };
+    thread.state().note_first(domain, has_heap);
+    true
 }
 
 /// Locks the domain that the request begins with. Otherwise the request is over.
@@ -159,6 +163,7 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
 
 /// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
 /// only joined it.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
     thread.set_domain(domain);
@@ -222,6 +227,7 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
 }
 
 /// Unlocks the only domain of a quiet request, and ends it.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 pub(crate) fn end_quiet(thread: &Thread, domain: &'static Domain) {
     lock::release_domain(domain, thread.tag());

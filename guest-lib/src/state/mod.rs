@@ -66,6 +66,7 @@ impl Lists {
     }
 
     /// Whether that domain alone is on the lists.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     fn is_quiet(&self, domain: &Domain) -> bool {
         self.used == 1
@@ -240,6 +241,7 @@ impl State {
 
     /// Whether the request with that tag is alone with that domain, has nothing to undo, and is as the library has
     /// left it. Without a latch: a request that is not alone is not quiet either.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn is_quiet(&self, tag: u64, domain: &Domain, control: Control) -> bool {
         self.tag.load(Ordering::Relaxed) == tag
@@ -256,6 +258,7 @@ impl State {
     }
 
     /// Ends a request that is quiet, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn clear_quiet(&self) {
         // Nobody can look for the tag: there was no ticket.

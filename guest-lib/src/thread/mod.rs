@@ -80,6 +80,7 @@ const _: () = assert!(
 );
 
 impl Marks {
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     fn is_any(&self) -> bool {
         // SAFETY: as large and as aligned as the word, without gaps, and used by one thread.

@@ -6,6 +6,7 @@ use crate::state::domain::Domain;
 
 impl Thread {
     /// Whether something unusual has left its mark on the thread since it was at rest.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     fn has_marks(&self) -> bool {
         let counts = self.critical.get() | self.waited.get() | self.steps.get();
@@ -18,6 +19,7 @@ impl Thread {
     /// A word that a stray write has changed can only lead to the long way, or let the request end without what
     /// it had to undo, which it need not: what is committed depends on the list of written pages, which only the
     /// driver writes.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn is_quiet(&self, domain: &Domain) -> bool {
         if self.has_marks() {
@@ -47,6 +49,7 @@ impl Thread {
     }
 
     /// Ends a request that is quiet, and whose domain is unlocked.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn end_quiet(&self) {
         self.clear_held();

@@ -91,9 +91,9 @@ pub(crate) fn current() -> Option<&'static Thread> {
 /// The calling thread in `app`, if no request runs here and this is the app that it has used last.
 #[inline]
 pub(crate) fn idle(app: &'static App) -> Option<&'static Thread> {
-    // SAFETY: null, or a registered thread: it is unset before its memory goes, when the thread ends.
     let last = HERE.with(|here| {
         let last = here.current.get().is_null().then(|| here.last.get())?;
+        // SAFETY: null, or a registered thread: it is unset before its memory goes, when the thread ends.
         unsafe { last.as_ref() }
     });
     last.filter(|thread| ptr::eq(thread.app, app))
