@@ -6,6 +6,7 @@ use crate::heap::Damage;
 use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
+use crate::state::Limits;
 use crate::state::domain::Domain;
 use crate::state::ring::Noted;
 use crate::thread::{self, Thread};
@@ -39,7 +40,8 @@ impl Domain {
         &'static self,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        self.run_with(&Options::default(), f)
+        // The compiler knows their values there.
+        self.run_limited(Options::default().limits(), false, f)
     }
 
     /// Like [`Domain::run`], with options.
@@ -52,9 +54,19 @@ impl Domain {
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
+        self.run_limited(options.limits(), options.seal, f)
+    }
+
+    #[inline]
+    fn run_limited<T, E>(
+        &'static self,
+        limits: Limits,
+        seal: bool,
+        f: impl FnOnce(&Request) -> Result<T, E>,
+    ) -> Result<T, RunError<E>> {
         let mut f = Some(f);
         let mut value = None;
-        let ended = run::run(self, options.limits(), options.seal, &mut |request| {
+        let ended = run::run(self, limits, seal, &mut |request| {
             let Some(f) = f.take() else {
                 return End::GiveUp;
             };
@@ -63,12 +75,16 @@ impl Domain {
                 Err(_) => End::GiveUp,
             }
         });
-        match (ended, value) {
-            (Ok(()), Some(Ok(value))) => Ok(value),
-            (Ok(()), Some(Err(error))) => Err(RunError::GivenUp(error)),
-            (Ok(()), None) => Err(RunError::Refused(Error::NotInRequest)),
-            (Err(Stop::Failed(failure)), _) => Err(RunError::Failed(failure)),
-            (Err(Stop::Refused(error)), _) => Err(RunError::Refused(error)),
+        match ended {
+            Ok(()) => match value {
+                Some(Ok(value)) => Ok(value),
+                Some(Err(error)) => Err(RunError::GivenUp(error)),
+                None => Err(RunError::Refused(Error::NotInRequest)),
+            },
+            Err(stop) => Err(match *stop {
+                Stop::Failed(failure) => RunError::Failed(failure),
+                Stop::Refused(error) => RunError::Refused(error),
+            }),
         }
     }
 

@@ -32,6 +32,7 @@ pub struct Options {
 }
 
 impl Options {
+    #[inline]
     pub(crate) fn limits(&self) -> Limits {
         let lock_timeout = self.lock_timeout.or(self.deadline);
         Limits {

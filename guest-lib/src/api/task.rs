@@ -110,8 +110,9 @@ impl Task {
             Outcome::Cut => return Err(join_error(run::failed(thread))),
             Outcome::Forked => return Err(Error::Forked.into()),
             Outcome::Wants(End::Keep) => {
-                run::finish(thread, self.options.seal).map_err(join_error)?;
+                run::finish(thread, self.domain, self.options.seal).map_err(join_error)?;
             }
+            Outcome::Quiet => run::end_quiet(thread, self.domain),
             Outcome::Wants(End::Suspend) => self.suspend(thread).map_err(join_error)?,
             Outcome::Wants(_) => run::give_up(thread),
         }

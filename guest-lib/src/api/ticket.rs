@@ -112,7 +112,7 @@ impl Ticket {
     ) -> Result<(), JoinError> {
         thread.join(self.state, slot);
         match run::work(thread, self.domain, body) {
-            Outcome::Wants(_) => {
+            Outcome::Wants(_) | Outcome::Quiet => {
                 thread.leave();
                 Ok(())
             }

@@ -57,7 +57,7 @@ fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
     if thread.wants_whole_audit() {
         return heap.check(u64::MAX).map(drop);
     }
-    if thread.app().backend().protects() {
+    if thread.app().protects() {
         return written.check(&heap);
     }
     if heap.check(WHOLE)? {
@@ -132,7 +132,7 @@ impl<'a> Pages<'a> {
 
     /// Whether the request may have written to the domain.
     fn is_any(&self) -> bool {
-        if !self.domain.app().backend().protects() {
+        if !self.domain.app().protects() {
             return true;
         }
         let heap = self.thread.state().heap(self.domain);
@@ -152,12 +152,15 @@ impl<'a> Pages<'a> {
     /// Checks them.
     fn check(&self, heap: &Heap) -> Result<(), Damage> {
         if !heap.check_header()? {
-            return Ok(());
+            return check_outside(self.thread);
         }
         if let Some(pages) = Self::listed(self.thread, 0) {
+            let is_only = has_only_domain(self.thread);
             for address in pages {
                 if self.lies_in(heap, address) {
                     heap.check_page(address)?;
+                } else if is_only {
+                    return Err(Damage::outside(address));
                 }
             }
             if Self::listed(self.thread, 0).is_some() {
@@ -175,6 +178,11 @@ impl<'a> Pages<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether all that the request has written is in one domain, which it holds: no page may lie elsewhere.
+fn has_only_domain(thread: &Thread) -> bool {
+    thread.left_pages() == 0 && !thread.state().holds_several()
 }
 
 /// Fails for a page on the thread's list that is in none of the domains held: it is in an extent that its heap does not
@@ -215,6 +223,10 @@ pub(crate) fn audit_all(thread: &Thread) -> Result<(), Damage> {
     let state = thread.state();
     for domain in (0..state.places()).filter_map(|place| state.domain_at(place)) {
         audit(thread, domain)?;
+    }
+    if thread.app().protects() && !thread.wants_whole_audit() && has_only_domain(thread) {
+        // The audit of the domain has looked at every page.
+        return Ok(());
     }
     check_outside(thread)
 }

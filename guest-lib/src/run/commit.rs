@@ -9,7 +9,7 @@ use vmsrs_protocol::NONE;
 
 /// Without protection nobody knows what was written: the audit always runs.
 pub(super) fn needs_audit(thread: &Thread) -> bool {
-    thread.has_drafts() || !thread.app().backend().protects() || !thread.is_intact()
+    thread.has_drafts() || !thread.app().protects() || !thread.is_intact()
 }
 
 /// Audits and commits from inside the request, which fails with what the audit finds. Meanwhile no

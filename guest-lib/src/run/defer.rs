@@ -65,6 +65,8 @@ fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
         if cut {
             // The thread keeps the keys of the code that was cut short, and a signal handler has none.
             pkru::close();
+            // The library may have been at work.
+            thread.state().latch.reset();
         }
         // Cut short, what it owns is in an unknown state, and stays.
         std::mem::forget(step.deferred.take());

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::os::clock;
+use crate::shared::backend::Backend;
 use crate::shared::word::{self, Released};
 use crate::state::domain::Domain;
 use crate::thread::Thread;
@@ -20,10 +21,27 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
     let tag = thread.tag();
     // The entry comes before the lock: a thread that dies in between leaves no unlisted lock.
     thread.exclusive(|| thread.state().push_held(number))?;
-    let word = domain.lock_word();
-    if word::try_lock(word, tag) {
+    if word::try_lock(domain.lock_word(), tag) {
         return Ok(());
     }
+    wait(thread, domain, timeout_ms)
+}
+
+/// Locks the first domain of a request, which is alone, if it is free. Otherwise nothing has changed.
+#[inline]
+pub(crate) fn lock_first(thread: &Thread, domain: &Domain) -> bool {
+    thread.list_first(domain.number());
+    let is_locked = word::try_lock(domain.lock_word(), thread.state().tag());
+    if !is_locked {
+        thread.clear_held();
+    }
+    is_locked
+}
+
+/// Waits for the lock of a domain that is listed as held.
+#[cold]
+fn wait(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
+    let (number, tag) = (domain.number(), thread.tag());
     let timeout_ms = timeout_ms.clamp(1, TIMEOUT_MAX);
     let start = clock::now();
     let mut left = timeout_ms;
@@ -70,7 +88,20 @@ pub(crate) fn release(thread: &Thread, domain: u32) {
     let backend = thread.app().backend();
     let released = word::release(backend.lock_word(domain), thread.tag());
     if released == Released::WithWaiters {
-        // An error means that the device is gone, and its waiters with it.
-        let _ = backend.lock_wake(domain);
+        wake(backend, domain);
     }
+}
+
+/// The same for a domain that is open.
+#[inline]
+pub(crate) fn release_domain(domain: &Domain, tag: u64) {
+    if word::release(domain.lock_word(), tag) == Released::WithWaiters {
+        wake(domain.app().backend(), domain.number());
+    }
+}
+
+#[cold]
+fn wake(backend: &dyn Backend, domain: u32) {
+    // An error means that the device is gone, and its waiters with it.
+    let _ = backend.lock_wake(domain);
 }

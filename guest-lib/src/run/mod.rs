@@ -56,37 +56,85 @@ pub(crate) enum Outcome {
     Cut,
     /// This is the child of a fork.
     Forked,
+    /// It wants to keep what it wrote, which is nothing, and only its domain is left to be unlocked.
+    Quiet,
     Wants(End),
 }
 
 struct Call<'a, 'body> {
     thread: &'a Thread,
+    domain: &'static Domain,
     body: &'a mut Body<'body>,
     outcome: Outcome,
 }
 
-/// Runs `body` as a request; it says whether what it wrote is kept.
+impl From<Error> for Box<Stop> {
+    fn from(error: Error) -> Self {
+        Self::new(error.into())
+    }
+}
+
+/// Runs `body` as a request; it says whether what it wrote is kept. The error is boxed so that a good end is one
+/// word.
 pub(crate) fn run(
     domain: &'static Domain,
     limits: Limits,
     seal: bool,
     body: &mut Body<'_>,
-) -> Result<(), Stop> {
-    if thread::current().is_some() {
-        return Err(Error::Nested.into());
-    }
-    let thread = thread::of(domain.app())?;
+) -> Result<(), Box<Stop>> {
+    let thread = match thread::idle(domain.app()) {
+        Some(thread) => thread,
+        None => find_thread(domain)?,
+    };
     thread.begin(limits)?;
-    lock_main(thread, domain)?;
-    match work(thread, domain, body) {
+    if !lock_free(thread, domain) {
+        lock_main(thread, domain).map_err(Box::new)?;
+    }
+    let outcome = work(thread, domain, body);
+    if outcome == Outcome::Quiet {
+        end_quiet(thread, domain);
+        return Ok(());
+    }
+    end(thread, domain, seal, outcome).map_err(Box::new)
+}
+
+/// Ends a request that is not quiet.
+#[inline(never)]
+fn end(thread: &Thread, domain: &'static Domain, seal: bool, outcome: Outcome) -> Result<(), Stop> {
+    match outcome {
         Outcome::Cut => Err(failed(thread)),
         Outcome::Forked => Err(Error::Forked.into()),
-        Outcome::Wants(End::Keep) => finish(thread, seal),
-        Outcome::Wants(_) => {
+        Outcome::Wants(End::Keep) => finish(thread, domain, seal),
+        Outcome::Wants(_) | Outcome::Quiet => {
             give_up(thread);
             Ok(())
         }
     }
+}
+
+/// The calling thread, which has no request.
+#[cold]
+fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Error> {
+    if thread::current().is_some() {
+        return Err(Error::Nested);
+    }
+    thread::of(domain.app())
+}
+
+/// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
+/// nothing has changed.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+fn lock_free(thread: &Thread, domain: &'static Domain) -> bool {
+    if !lock::lock_first(thread, domain) {
+        return false;
+    }
+    let Ok(has_heap) = domain.check_layout() else {
+        lock::unlock(thread, domain.number());
+        return false;
+    };
+    thread.state().note_first(domain, has_heap);
+    true
 }
 
 /// Locks the domain that the request begins with. Otherwise the request is over.
@@ -115,10 +163,13 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
 
 /// Runs `body` on the request stack. Afterwards no other thread works for the request, unless this one has
 /// only joined it.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
 pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
     thread.set_domain(domain);
     let mut call = Call {
         thread,
+        domain,
         body,
         outcome: Outcome::Cut,
     };
@@ -126,6 +177,9 @@ pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>
     // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
     // the body leaves half done when it is cut short is covered by App::open's contract.
     let cut = unsafe { thread.on_request_stack(enter, argument) };
+    if call.outcome == Outcome::Quiet && !cut {
+        return Outcome::Quiet;
+    }
     if call.outcome == Outcome::Forked {
         return Outcome::Forked;
     }
@@ -139,14 +193,23 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
     let call = unsafe { &mut *argument.cast::<Call<'_, '_>>() };
     let thread = call.thread;
     thread.set_phase(Phase::Running);
-    thread.act_on_pending();
+    thread.act_on_early();
     let body = &mut *call.body;
     let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
-    if thread.is_forgotten() {
-        call.outcome = Outcome::Forked;
-        return;
-    }
     call.outcome = match ended {
+        Ok(End::Keep) if thread.is_quiet(call.domain) => Outcome::Quiet,
+        ended => wind_up(thread, ended),
+    };
+    thread.set_phase(Phase::Ending);
+}
+
+/// How the function of a request ended that is not quiet. Still inside the request: it can fail.
+#[inline(never)]
+fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
+    if thread.is_forgotten() {
+        return Outcome::Forked;
+    }
+    match ended {
         // The data that the library was changing is half changed.
         Ok(_) if thread.is_inside_library() => {
             thread.note_failure(Kind::Memory, 0, REENTRANT);
@@ -160,8 +223,15 @@ unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
             let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
             Outcome::Cut
         }
-    };
-    thread.set_phase(Phase::Ending);
+    }
+}
+
+/// Unlocks the only domain of a quiet request, and ends it.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+pub(crate) fn end_quiet(thread: &Thread, domain: &'static Domain) {
+    lock::release_domain(domain, thread.tag());
+    thread.end_quiet();
 }
 
 /// Waits until the other threads have left, and audits. Still inside the request: it can fail.
@@ -192,7 +262,7 @@ fn unlock_all(thread: &Thread) {
 }
 
 /// Commits and ends the request.
-pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
+pub(crate) fn finish(thread: &Thread, domain: &'static Domain, seal: bool) -> Result<(), Stop> {
     let state = thread.state();
     // It has ended in time. Waiting for the seal neither fails it nor is reported.
     thread.clear_driver_deadline();
@@ -203,6 +273,10 @@ pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Stop> {
             return Err(failed(thread));
         }
         discard(thread);
+    }
+    if committed.is_ok() && thread.is_quiet(domain) {
+        end_quiet(thread, domain);
+        return Ok(());
     }
     unlock_all(thread);
     let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));
@@ -260,3 +334,6 @@ pub(crate) fn failed_member(thread: &Thread) -> Stop {
     thread.leave();
     Stop::Failed(Box::new(failure))
 }
+
+#[cfg(test)]
+mod tests;

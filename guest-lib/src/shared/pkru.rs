@@ -18,7 +18,7 @@ use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
 use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
-use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
@@ -88,31 +88,38 @@ const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
     }
 }
 
-/// Both bits of each key that the kernel gave; 0 until [`install`] asked it. A plain word, since the way
-/// out of a request reads it.
-static GIVEN: AtomicU32 = AtomicU32::new(0);
+/// The keys of drafts as PKRU's bits, and above them the key of guarded memory, which no request has; 0 until
+/// [`install`] asked the kernel for keys. One word, since each request reads it on its way in and out.
+static OURS: AtomicU64 = AtomicU64::new(0);
 
 /// Which requests have which of them.
 static TABLE: Table = Table {
     entries: [const { Entry(AtomicU64::new(NOT_OURS)) }; KEYS],
 };
 
-/// The key of guarded memory, which no request has; 0 until [`guard_key`] took one.
-static GUARD: AtomicU32 = AtomicU32::new(0);
+/// The library's keys.
+#[derive(Clone, Copy)]
+struct Ours {
+    drafts: Keys,
+    /// The key of guarded memory, or 0.
+    guard: u32,
+}
 
-/// The keys of drafts, also one that the table has given away to guard memory a moment ago.
-fn ours() -> Keys {
-    let guard = match guard() {
-        0 => 0,
-        key => bits(key),
-    };
-    Keys {
-        both: GIVEN.load(Ordering::Relaxed) & !guard,
+#[inline]
+fn ours() -> Ours {
+    unpack(OURS.load(Ordering::Relaxed))
+}
+
+const fn unpack(word: u64) -> Ours {
+    Ours {
+        drafts: Keys { both: word as u32 },
+        guard: (word >> 32) as u32,
     }
 }
 
-fn guard() -> u32 {
-    GUARD.load(Ordering::Relaxed)
+fn set_ours(ours: Ours) {
+    let word = u64::from(ours.drafts.both) | u64::from(ours.guard) << 32;
+    OURS.store(word, Ordering::Relaxed);
 }
 
 /// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
@@ -123,7 +130,10 @@ pub(crate) fn install() {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
         if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
             let given = allocate();
-            GIVEN.store(given.both, Ordering::Relaxed);
+            set_ours(Ours {
+                drafts: given,
+                guard: 0,
+            });
             given.numbers().for_each(|key| TABLE.put(key));
         }
     });
@@ -144,23 +154,27 @@ fn allocate() -> Keys {
 
 /// A key for a request that begins, `wanted` if nobody has it; 0 where there are none. What the calling
 /// thread may do stays as it is.
+#[inline]
 pub(crate) fn take(wanted: u32) -> u32 {
-    if ours().is_empty() {
+    if ours().drafts.is_empty() {
         return 0;
     }
     TABLE.take(wanted)
 }
 
 /// The request that had the key is over: none of its drafts is in flight, and no thread has the key open.
+#[inline]
 pub(crate) fn give_back(key: u32) {
-    TABLE.give_back(key);
+    if key != 0 {
+        TABLE.give_back(key);
+    }
 }
 
 /// In the child of a fork, which has no request: closes what its only thread had open, and has all keys
 /// again. Async-signal-safe.
 pub(crate) fn forget() {
     close();
-    ours().numbers().for_each(|key| TABLE.put(key));
+    ours().drafts.numbers().for_each(|key| TABLE.put(key));
 }
 
 /// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
@@ -169,57 +183,60 @@ pub(crate) fn guard_key() -> Option<u32> {
     // Servers guard memory when they start: no child of a fork comes here while another thread does.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if guard() == 0 {
-        GUARD.store(TABLE.withdraw()?, Ordering::Relaxed);
+    let mut ours = ours();
+    if ours.guard == 0 {
+        ours.guard = TABLE.withdraw()?;
+        ours.drafts.both &= !bits(ours.guard);
+        set_ours(ours);
     }
     close();
-    Some(guard())
+    Some(ours.guard)
 }
 
 /// Lets the calling thread write to guarded memory, until it begins or ends a request, or returns from the
 /// handler of a signal. Async-signal-safe.
 pub(crate) fn open_guard() {
-    update(|pkru| apply_guard(pkru, guard(), true));
+    update(|ours, pkru| apply_guard(pkru, ours.guard, true));
 }
 
 /// For a thread that begins to work for a request: it may use the key with that number (0: none) and
 /// no other of the library's, and not write to guarded memory.
+#[inline]
 pub(crate) fn open(key: u32) {
-    update(|pkru| apply_guard(ours().apply(pkru, key), guard(), false));
+    update(|ours, pkru| apply_guard(ours.drafts.apply(pkru, key), ours.guard, false));
 }
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
+#[inline]
 pub(crate) fn close() {
-    update(|pkru| apply_guard(ours().apply(pkru, 0), guard(), true));
+    update(|ours, pkru| apply_guard(ours.drafts.apply(pkru, 0), ours.guard, true));
 }
 
 /// Runs the library's own code with all of its keys open, to look at what another request may be
 /// writing. If a signal ends the request meanwhile, its landing closes them.
 pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
-    if ours().is_empty() {
+    if ours().drafts.is_empty() {
         return code();
     }
     let before = read();
-    write(ours().open_all(before));
+    write(ours().drafts.open_all(before));
     let value = code();
     write(before);
     value
 }
 
-fn update(change: impl FnOnce(u32) -> u32) {
-    if has_keys() {
-        write(change(read()));
+#[inline]
+fn update(change: impl FnOnce(Ours, u32) -> u32) {
+    let word = OURS.load(Ordering::Relaxed);
+    if word != 0 {
+        write(change(unpack(word), read()));
     }
-}
-
-fn has_keys() -> bool {
-    !ours().is_empty() || guard() != 0
 }
 
 /// The calling thread's PKRU. Only called when there are keys.
 fn read() -> u32 {
-    debug_assert!(has_keys());
+    debug_assert_ne!(OURS.load(Ordering::Relaxed), 0);
     let pkru;
     // SAFETY: there are keys, so CR4.PKE is set and the instruction is known. ECX must be 0; EDX
     // becomes 0.
@@ -231,7 +248,7 @@ fn read() -> u32 {
 
 /// Sets the calling thread's PKRU. Only called when there are keys.
 fn write(pkru: u32) {
-    debug_assert!(has_keys());
+    debug_assert_ne!(OURS.load(Ordering::Relaxed), 0);
     compiler_fence(Ordering::SeqCst);
     // SAFETY: as in read(). Only bits of the library's keys change, and those are on drafts and on what
     // the server has guarded alone.

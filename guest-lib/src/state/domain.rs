@@ -21,6 +21,10 @@ pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
 pub struct App {
     name: Vec<u8>,
     backend: Box<dyn Backend>,
+    /// What the backend says, without asking it.
+    protects: bool,
+    /// Address of page 0.
+    base: u64,
     domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
     invariant: Invariant,
 }
@@ -41,6 +45,8 @@ impl App {
             .ok_or(Error::Argument("the app's number is out of range"))?;
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
+            protects: backend.protects(),
+            base: APP_BASE + u64::from(backend.number()) * APP_BYTES,
             backend,
             domains: Mutex::default(),
             invariant: Invariant::default(),
@@ -75,13 +81,18 @@ impl App {
         &*self.backend
     }
 
+    /// Whether versions of pages are kept.
+    pub(crate) fn protects(&self) -> bool {
+        self.protects
+    }
+
     pub(crate) fn invariant(&self) -> &Invariant {
         &self.invariant
     }
 
     /// Address of page 0.
     pub(crate) fn base(&self) -> u64 {
-        APP_BASE + u64::from(self.backend.number()) * APP_BYTES
+        self.base
     }
 
     /// All open apps.
@@ -100,6 +111,7 @@ impl App {
 pub struct Domain {
     app: &'static App,
     number: u32,
+    lock: &'static AtomicU64,
     first: Extent,
     header: NonNull<DomainHeader>,
     invariant: Invariant,
@@ -151,6 +163,8 @@ impl Domain {
         let domain = Self {
             app,
             number,
+            // It stays where it is, also in the child of a fork.
+            lock: backend.lock_word(number),
             first,
             header,
             invariant: Invariant::default(),
@@ -161,6 +175,7 @@ impl Domain {
 
     /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
+    #[inline]
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
@@ -197,7 +212,7 @@ impl Domain {
     }
 
     pub(crate) fn lock_word(&self) -> &AtomicU64 {
-        self.app.backend().lock_word(self.number)
+        self.lock
     }
 
     /// The tag of the request that holds the domain, or 0.

@@ -70,6 +70,11 @@ impl Latch {
         }
     }
 
+    /// Whether no thread has it.
+    pub(crate) fn is_free(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == FREE
+    }
+
     /// Whether the thread with that number has it.
     pub(crate) fn is_held_by(&self, me: u32) -> bool {
         self.0.load(Ordering::Relaxed) & !CONTENDED == me
@@ -77,7 +82,7 @@ impl Latch {
 
     /// Opens the latch if it is taken: nobody else uses it.
     pub(crate) fn reset(&self) {
-        if self.0.load(Ordering::Relaxed) != FREE {
+        if !self.is_free() {
             self.open();
         }
     }

@@ -65,6 +65,17 @@ impl Lists {
         self.domains.iter().take(self.used).flatten()
     }
 
+    /// Whether that domain alone is on the lists.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    fn is_quiet(&self, domain: &Domain) -> bool {
+        self.used == 1
+            && self.domains[0].is_some_and(|held| ptr::eq(held.domain, domain))
+            && self.quarantine.is_unused()
+            && self.recent.is_unused()
+            && self.defers.is_empty()
+    }
+
     fn held_mut(&mut self) -> impl Iterator<Item = &mut Held> {
         self.domains.iter_mut().take(self.used).flatten()
     }
@@ -209,8 +220,10 @@ impl State {
         }
     }
 
-    /// A request begins; no other thread knows it yet.
-    pub(crate) fn begin(&self, start: Start) {
+    /// A request begins; no other thread knows it yet. The state is as [`State::clear`] leaves it.
+    /// Returns the request's protection key.
+    #[inline]
+    pub(crate) fn begin(&self, start: Start) -> u32 {
         let key = pkru::take(self.last_key.load(Ordering::Relaxed));
         self.key.store(key, Ordering::Relaxed);
         self.last_key.store(key, Ordering::Relaxed);
@@ -219,13 +232,46 @@ impl State {
             .store(start.limits.lock_timeout_ms, Ordering::Relaxed);
         self.whole_audit
             .store(start.limits.whole_audit, Ordering::Relaxed);
-        self.failed.store(false, Ordering::Relaxed);
-        self.wrote.store(false, Ordering::Relaxed);
-        // A defer of the previous request, cut short in the library, may have left it taken.
-        self.latch.reset();
         self.alone.store(start.tag, Ordering::Relaxed);
-        self.tag.store(start.tag, Ordering::SeqCst);
-        self.closed.store(false, Ordering::SeqCst);
+        // Nobody has the new tag before the first ticket, which is handed over in order.
+        self.tag.store(start.tag, Ordering::Release);
+        self.closed.store(false, Ordering::Release);
+        key
+    }
+
+    /// Whether the request with that tag is alone with that domain, has nothing to undo, and is as the library has
+    /// left it. Without a latch: a request that is not alone is not quiet either.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn is_quiet(&self, tag: u64, domain: &Domain, control: Control) -> bool {
+        self.tag.load(Ordering::Relaxed) == tag
+            && self.alone.load(Ordering::Relaxed) == tag
+            && !self.failed.load(Ordering::Relaxed)
+            && !self.wrote.load(Ordering::Relaxed)
+            && self.latch.is_free()
+            && self.control.load(Ordering::Relaxed) == control.block().as_ptr()
+            && control.count() == 1
+            && control.entry(0) == domain.number()
+            && domain.holder() == tag
+            && self.dropped.load(Ordering::Relaxed).is_null()
+            && self.lists(|lists| lists.is_quiet(domain))
+    }
+
+    /// Ends a request that is quiet, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn clear_quiet(&self) {
+        // Nobody can look for the tag: there was no ticket.
+        self.closed.store(true, Ordering::Release);
+        self.tag.store(0, Ordering::Release);
+        let key = self.key.load(Ordering::Relaxed);
+        self.key.store(0, Ordering::Relaxed);
+        pkru::give_back(key);
+        self.control.store(ptr::null_mut(), Ordering::Relaxed);
+        self.lists(|lists| {
+            lists.domains[0] = None;
+            lists.used = 0;
+        });
     }
 
     /// The request is over, and has no thread any more.
@@ -252,9 +298,33 @@ impl State {
         // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
         self.latch.reset();
         self.held_waiters.store(0, Ordering::Relaxed);
+        self.failed.store(false, Ordering::Relaxed);
+        self.wrote.store(false, Ordering::Relaxed);
         if !kept {
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+    }
+
+    /// Whether the state is as [`State::begin`] expects it.
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.tag() == 0
+            && self.closed.load(Ordering::SeqCst)
+            && self.key() == 0
+            && self.deadline() == 0
+            && !self.has_failed()
+            && !self.may_have_drafts()
+            && self.latch.is_free()
+            && self.members.is_empty()
+            && self.control().is_none()
+            && self.dropped.load(Ordering::SeqCst).is_null()
+            && self.lists(|lists| {
+                lists.used == 0
+                    && lists.domains.iter().all(Option::is_none)
+                    && lists.quarantine.is_unused()
+                    && lists.recent.is_unused()
+                    && lists.defers.is_empty()
+            })
     }
 
     /// The request's tag, or 0 when there is none.
@@ -343,6 +413,7 @@ impl State {
     // The lists.
 
     /// Callers have the latch, or are the request's only thread.
+    #[inline]
     fn lists<T>(&self, use_them: impl FnOnce(&mut Lists) -> T) -> T {
         // SAFETY: one thread at a time by the callers' contract, and no closure here calls another.
         use_them(unsafe { &mut *self.lists.get() })
@@ -358,6 +429,13 @@ impl State {
         });
         self.control
             .store(control.block().as_ptr(), Ordering::SeqCst);
+    }
+
+    /// From here on the request, which holds nothing yet, uses the control block's list.
+    #[inline]
+    pub(crate) fn use_control(&self, control: Control) {
+        let block = control.block().as_ptr();
+        self.control.store(block, Ordering::Release);
     }
 
     fn control(&self) -> Option<Control> {
@@ -478,7 +556,7 @@ impl State {
 
     /// Whether the request holds more than one domain.
     pub(crate) fn holds_several(&self) -> bool {
-        self.lists(|lists| lists.held().nth(1).is_some())
+        self.lists(|lists| lists.used > 1 && lists.held().nth(1).is_some())
     }
 
     /// The domains whose locks are taken.
@@ -502,6 +580,15 @@ impl State {
             }
         });
         self.notify_held();
+    }
+
+    /// Notes the first domain of a request that is alone.
+    #[inline]
+    pub(crate) fn note_first(&self, domain: &'static Domain, has_heap: bool) {
+        self.lists(|lists| {
+            lists.domains[0] = Some(Held { domain, has_heap });
+            lists.used = 1;
+        });
     }
 
     /// Forgets a domain that the request holds; says whether it has a heap, or `None` if it is not

@@ -45,6 +45,11 @@ impl<const N: usize> Ring<N> {
         unsafe { (&mut *self.entries.get()).get_mut(place)?.take() }
     }
 
+    /// Whether nothing was noted.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.next.get() == 0
+    }
+
     /// Places in use.
     pub(crate) fn used(&self) -> usize {
         self.next.get().min(N)

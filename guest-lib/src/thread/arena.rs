@@ -82,13 +82,18 @@ impl Arena {
     }
 
     /// Frees everything.
+    #[inline]
     pub(crate) fn reset(&self) {
-        let used = self.used.replace(0);
-        if used > KEEP {
-            let rest = self.region.low().wrapping_add(KEEP);
-            // SAFETY: inside the region; its content is dead.
-            unsafe { libc::madvise(rest.cast(), self.region.size() - KEEP, libc::MADV_DONTNEED) };
+        if self.used.replace(0) > KEEP {
+            self.shrink();
         }
+    }
+
+    #[cold]
+    fn shrink(&self) {
+        let rest = self.region.low().wrapping_add(KEEP);
+        // SAFETY: inside the region; its content is dead.
+        unsafe { libc::madvise(rest.cast(), self.region.size() - KEEP, libc::MADV_DONTNEED) };
     }
 }
 

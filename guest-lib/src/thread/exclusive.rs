@@ -16,7 +16,7 @@ impl Thread {
     /// thread has them. A request that no other thread can join needs no latch for that.
     #[inline]
     pub(crate) fn exclusive<T>(&self, code: impl FnOnce() -> T) -> T {
-        if self.exclusive.get() {
+        if self.marks.exclusive.get() {
             return code();
         }
         let state = self.state();
@@ -24,12 +24,12 @@ impl Thread {
         if !alone {
             self.take_latch();
         }
-        self.exclusive.set(true);
+        self.marks.exclusive.set(true);
         // A signal handler sees how far this is.
         compiler_fence(Ordering::SeqCst);
         let value = code();
         compiler_fence(Ordering::SeqCst);
-        self.exclusive.set(false);
+        self.marks.exclusive.set(false);
         // If it is not alone any more, share() has taken the latch.
         if !alone || !state.is_alone() {
             state.latch.open();
@@ -70,7 +70,7 @@ impl Thread {
     pub(crate) fn share(&self) {
         let state = self.state();
         if state.is_alone() {
-            if self.exclusive.get() {
+            if self.marks.exclusive.get() {
                 // In a check of the server, or where the library was called in the middle of its own work.
                 state.latch.take(self.number, |_| true);
             }
@@ -80,7 +80,9 @@ impl Thread {
 
     /// Whether the thread left the library's code in the middle and never returned to it.
     pub(crate) fn is_inside_library(&self) -> bool {
-        self.exclusive.get() || self.is_critical() || self.state().latch.is_held_by(self.number)
+        self.marks.exclusive.get()
+            || self.is_critical()
+            || self.state().latch.is_held_by(self.number)
     }
 
     /// Fails the request if a signal handler or a bad jump calls the library while it is at work: the data
@@ -89,8 +91,9 @@ impl Thread {
     pub(crate) fn reject_reentry(&self) {
         // Critical code alone leaves no list or heap half changed, and drops values of the server, which
         // may call the library.
-        let is_inside_library = self.exclusive.get() || self.state().latch.is_held_by(self.number);
-        if is_inside_library && self.phase() == Phase::Running && !self.checking.get() {
+        let is_inside_library =
+            self.marks.exclusive.get() || self.state().latch.is_held_by(self.number);
+        if is_inside_library && self.phase() == Phase::Running && !self.marks.checking.get() {
             fail_request(Kind::Memory, 0, REENTRANT);
         }
     }
@@ -183,7 +186,7 @@ mod tests {
         let domain = app.domain("one").unwrap();
         let end_inside: [fn(&Thread); 3] = [
             |_| (),
-            |thread| thread.exclusive.set(true),
+            |thread| thread.marks.exclusive.set(true),
             |thread| thread.critical.set(1),
         ];
         // As if a signal handler had ended the function that was called.
@@ -212,7 +215,7 @@ mod tests {
             |_| {
                 take_the_latch();
             },
-            |thread| thread.exclusive.set(true),
+            |thread| thread.marks.exclusive.set(true),
         ];
         let calls: [Call; 6] = [
             |request, _| request.alloc(1u8).map(drop),

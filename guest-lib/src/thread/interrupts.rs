@@ -64,6 +64,15 @@ impl Thread {
         }
     }
 
+    /// The same where the thread has just come to its request stack: an interrupt of a request that it owns has
+    /// come to the thread itself.
+    #[inline]
+    pub(crate) fn act_on_early(&self) {
+        if self.is_pending() || self.slot.get().is_some() {
+            self.act_on_pending();
+        }
+    }
+
     /// Whether the request is past its deadline. Async-signal-safe.
     pub(crate) fn is_overdue(&self) -> bool {
         self.deadline.get() != 0 && now() >= self.deadline.get()
@@ -74,19 +83,19 @@ impl Thread {
     fn has_failed(&self) -> bool {
         let tag = self.state().tag();
         tag != 0
-            && !self.landed.get()
+            && !self.marks.landed.get()
             && (self.state().has_failed() || self.control.failed() == tag)
     }
 
     /// The thread has reached its landing: it ignores further interrupts for the request, and starts no
     /// more threads.
     pub(crate) fn land(&self) {
-        self.landed.set(true);
+        self.marks.landed.set(true);
         self.state().members.take_back();
         // An error, unlike an interrupt, cuts critical code short.
         self.critical.set(0);
-        self.pending.set(false);
-        self.single_stepping.set(false);
+        self.marks.pending.set(false);
+        self.marks.single_stepping.set(false);
     }
 
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
@@ -98,7 +107,7 @@ impl Thread {
         number: u64,
         can_trap: impl FnOnce() -> bool,
     ) -> bool {
-        let has_single_stepped = self.single_stepping.take();
+        let has_single_stepped = self.marks.single_stepping.take();
         if !has_single_stepped {
             self.waited.set(self.waited.get() + 1);
         }
@@ -114,7 +123,7 @@ impl Thread {
                 || (can_trap() && self.alarm.set(signals::interrupt(), STEP_LIMIT)));
         if leads {
             self.steps.set(steps + 1);
-            self.single_stepping.set(true);
+            self.marks.single_stepping.set(true);
             return true;
         }
         self.alarm.set(signals::interrupt(), RETRY)
@@ -122,7 +131,7 @@ impl Thread {
 
     /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
     pub(crate) fn is_single_stepping(&self) -> bool {
-        self.single_stepping.get()
+        self.marks.single_stepping.get()
     }
 
     /// Whether the thread was single-stepped in this request: a late trap may be from then.
@@ -136,7 +145,7 @@ impl Thread {
     pub(crate) fn set_limit(&self, limit: Duration) -> bool {
         // It may hang in the C library itself.
         self.waited.set(RETRIES);
-        self.pending.set(false);
+        self.marks.pending.set(false);
         self.deadline.set(now() + limit.as_nanos() as u64);
         self.alarm.set(signals::interrupt(), limit)
     }

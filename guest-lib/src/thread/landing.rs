@@ -33,13 +33,13 @@ pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
 impl Thread {
     /// Whether the thread is on its way to the landing. Async-signal-safe.
     pub(crate) fn is_diverted(&self) -> bool {
-        self.diverted.get()
+        self.marks.diverted.get()
     }
 
     /// Notes that the thread is sent to its landing; false if it was before and has not arrived.
     /// Async-signal-safe.
     pub(crate) fn divert(&self) -> bool {
-        !self.diverted.replace(true)
+        !self.marks.diverted.replace(true)
     }
 
     /// Calls `entry(argument)` on the request stack; true if it was cut short.
@@ -47,6 +47,7 @@ impl Thread {
     /// # Safety
     ///
     /// As [`switch::switch`]; the request stack is not in use.
+    #[inline]
     pub(crate) unsafe fn on_request_stack(
         &self,
         entry: unsafe extern "C" fn(*mut c_void),
@@ -64,6 +65,7 @@ impl Thread {
     /// # Safety
     ///
     /// As [`switch::switch`]; the stack is not in use.
+    #[inline]
     pub(crate) unsafe fn on_stack(
         &self,
         stack: &Region,
@@ -76,7 +78,7 @@ impl Thread {
             // Nothing may be sent to the landing again.
             self.set_phase(Phase::Ending);
         }
-        self.diverted.set(false);
+        self.marks.diverted.set(false);
         cut
     }
 
@@ -116,7 +118,7 @@ impl Thread {
         code: i32,
         registers: [u64; REGISTERS],
     ) {
-        let in_check = self.checking.replace(false) && kind != Kind::Deadline;
+        let in_check = self.marks.checking.replace(false) && kind != Kind::Deadline;
         let (kind, message) = if in_check {
             let message: &[u8] = match kind {
                 Kind::Invariant => &[],

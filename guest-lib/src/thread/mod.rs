@@ -11,6 +11,7 @@ pub(crate) mod fork;
 pub(crate) mod handler;
 mod interrupts;
 mod landing;
+mod quiet;
 pub(crate) mod record;
 mod registry;
 mod serving;
@@ -19,11 +20,10 @@ pub(crate) mod stack;
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
-pub(crate) use registry::{current, forget_all, of};
+pub(crate) use registry::{current, forget_all, idle, of};
 
 use crate::os::alarm::Alarm;
 use crate::os::region::Region;
-use crate::shared::backend::Tags;
 use crate::shared::control::Control;
 use crate::shared::written::Written;
 use crate::state::State;
@@ -32,6 +32,7 @@ use crate::state::latch::Take;
 use crate::thread::arena::Arena;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
+use registry::Here;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;
@@ -52,25 +53,10 @@ pub(crate) enum Phase {
     Deferring,
 }
 
-/// One thread in one app.
-pub(crate) struct Thread {
-    app: &'static App,
-    /// Its thread ID in the kernel.
-    number: u32,
-    control: Control,
-    written: Written,
-    /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
-    left: Cell<(u64, usize)>,
-    tags: Cell<Tags>,
-    /// The state of requests that it begins.
-    own: &'static State,
-    /// The state of the request that it works for; its own when there is none.
-    state: Cell<&'static State>,
-    /// Its slot, if it has joined that request.
-    slot: Cell<Option<usize>>,
-    phase: Cell<Phase>,
-    /// Above 0: interrupts wait until it is 0 again.
-    critical: Cell<u32>,
+/// What a thread notes while something unusual is going on; none of it when it is at rest.
+#[derive(Default)]
+#[repr(C, align(8))]
+struct Marks {
     /// An interrupt waits.
     pending: Cell<bool>,
     /// An error is on its way to the landing, and has not arrived.
@@ -83,6 +69,49 @@ pub(crate) struct Thread {
     landed: Cell<bool>,
     /// This is a forked child's copy: the driver does not know it.
     forgotten: Cell<bool>,
+    /// The thread is being single-stepped out of the C library.
+    single_stepping: Cell<bool>,
+    _unused: Cell<bool>,
+}
+
+const _: () = assert!(
+    size_of::<Marks>() == size_of::<u64>(),
+    "looked at as one word"
+);
+
+impl Marks {
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    fn is_any(&self) -> bool {
+        // SAFETY: as large and as aligned as the word, without gaps, and used by one thread.
+        unsafe { std::ptr::from_ref(self).cast::<u64>().read() != 0 }
+    }
+}
+
+/// One thread in one app.
+pub(crate) struct Thread {
+    app: &'static App,
+    /// What the thread itself finds it by.
+    here: *const Here,
+    /// Its thread ID in the kernel.
+    number: u32,
+    control: Control,
+    written: Written,
+    /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
+    left: Cell<(u64, usize)>,
+    /// The tag of its next request; from `end_tag` on they are not its own.
+    next_tag: Cell<u64>,
+    end_tag: Cell<u64>,
+    /// The state of requests that it begins.
+    own: &'static State,
+    /// The state of the request that it works for; its own when there is none.
+    state: Cell<&'static State>,
+    /// Its slot, if it has joined that request.
+    slot: Cell<Option<usize>>,
+    phase: Cell<Phase>,
+    /// Above 0: interrupts wait until it is 0 again.
+    critical: Cell<u32>,
+    marks: Marks,
     stack: Stack,
     saved: UnsafeCell<u64>,
     record: Record,
@@ -94,8 +123,6 @@ pub(crate) struct Thread {
     waited: Cell<u32>,
     /// Instructions that the thread has been single-stepped through in the C library, in this request.
     steps: Cell<u32>,
-    /// The thread is being single-stepped out of the C library.
-    single_stepping: Cell<bool>,
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
     arena: Arena,
@@ -142,15 +169,15 @@ impl Thread {
     }
 
     pub(crate) fn is_forgotten(&self) -> bool {
-        self.forgotten.get()
+        self.marks.forgotten.get()
     }
 
     pub(crate) fn is_pending(&self) -> bool {
-        self.pending.get()
+        self.marks.pending.get()
     }
 
     pub(crate) fn set_pending(&self, pending: bool) {
-        self.pending.set(pending);
+        self.marks.pending.set(pending);
     }
 
     pub(crate) fn wants_whole_audit(&self) -> bool {
@@ -159,7 +186,7 @@ impl Thread {
 
     /// Notes that an invariant is being checked: an error in it is reported as one of the invariant.
     pub(crate) fn set_checking(&self, checking: bool) {
-        self.checking.set(checking);
+        self.marks.checking.set(checking);
     }
 
     /// Tag of the request that the thread works for, or 0.
@@ -200,6 +227,11 @@ impl Thread {
     }
 
     #[cfg(test)]
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    #[cfg(test)]
     pub(crate) fn control(&self) -> NonNull<vmsrs_protocol::shared::ThreadControl> {
         self.control.block()
     }
@@ -218,7 +250,7 @@ impl Thread {
         // Other threads of the request may be changing its lists, and one that was cut short may never
         // release the latch: then the list stays as it is, and unlisted locks are released after all have
         // left.
-        if self.exclusive.get() {
+        if self.marks.exclusive.get() {
             state.repair_control();
         } else if state.latch.take(self.number, |timed_out| timed_out) != Take::GivenUp {
             state.repair_control();

@@ -1,6 +1,6 @@
 //! Registered threads: a thread is registered by its first request and unregistered when it ends.
 
-use super::{Phase, Thread};
+use super::{Marks, Phase, Thread};
 use crate::error::Error;
 use crate::os::alarm::Alarm;
 use crate::os::identity::thread_number;
@@ -21,10 +21,19 @@ use std::ptr::{self, NonNull};
 /// Bytes of the stack that signal handlers run on.
 const SIGNAL_STACK: usize = 64 * 1024;
 
+/// What the calling thread does with the library.
+pub(super) struct Here {
+    /// The thread whose request runs, or null.
+    pub(super) current: Cell<*const Thread>,
+    /// The thread in the app that it has used last, or null.
+    last: Cell<*const Thread>,
+}
+
 thread_local! {
-    /// The thread whose request runs; no destructor, so that the signal handler can read it at any
-    /// time.
-    pub(super) static CURRENT: Cell<*const Thread> = const { Cell::new(ptr::null()) };
+    /// No destructor, so that the signal handler can read it at any time.
+    static HERE: Here = const {
+        Here { current: Cell::new(ptr::null()), last: Cell::new(ptr::null()) }
+    };
     static MINE: Mine = const { Mine(RefCell::new(Vec::new())) };
 }
 
@@ -33,17 +42,18 @@ struct Mine(RefCell<Vec<NonNull<Thread>>>);
 
 impl Drop for Mine {
     fn drop(&mut self) {
+        HERE.with(|here| here.last.set(ptr::null()));
         for place in self.0.get_mut().drain(..) {
             // SAFETY: written by register(); nobody else has it, and its own mapping outlives the
             // copy since a field of that copy owns it.
             let thread = unsafe { place.as_ptr().read() };
             // A request that calls exit() comes here; a thread that ends in another way leaves its request
             // first. The exit handlers that run next are not part of the request.
-            let in_request = ptr::eq(CURRENT.get(), place.as_ptr());
+            let in_request = HERE.with(|here| ptr::eq(here.current.get(), place.as_ptr()));
             let (state, backend) = (thread.state(), thread.app.backend());
             let (control, written) = (thread.control.block(), thread.written.list());
             if in_request {
-                CURRENT.set(ptr::null());
+                HERE.with(|here| here.current.set(ptr::null()));
                 pkru::close();
                 // A stray write may be why it exits.
                 thread.control.set_tag(state.tag());
@@ -75,7 +85,18 @@ impl Drop for Mine {
 pub(crate) fn current() -> Option<&'static Thread> {
     // SAFETY: null, or a registered thread: it is unset when the request ends, and the thread's
     // memory stays until the thread ends.
-    unsafe { CURRENT.get().as_ref() }
+    unsafe { HERE.with(|here| here.current.get()).as_ref() }
+}
+
+/// The calling thread in `app`, if no request runs here and this is the app that it has used last.
+#[inline]
+pub(crate) fn idle(app: &'static App) -> Option<&'static Thread> {
+    let last = HERE.with(|here| {
+        let last = here.current.get().is_null().then(|| here.last.get())?;
+        // SAFETY: null, or a registered thread: it is unset before its memory goes, when the thread ends.
+        unsafe { last.as_ref() }
+    });
+    last.filter(|thread| ptr::eq(thread.app, app))
 }
 
 /// The calling thread in `app`, registered if it is new.
@@ -91,12 +112,14 @@ pub(crate) fn of(app: &'static App) -> Result<&'static Thread, Error> {
             // SAFETY: registered threads stay until this thread ends.
             let thread: &'static Thread = unsafe { thread.as_ref() };
             if ptr::eq(thread.app, app) {
+                HERE.with(|here| here.last.set(thread));
                 return Ok(thread);
             }
         }
         mine.reserve(1);
         let thread = Thread::register(app)?;
         mine.push(thread);
+        HERE.with(|here| here.last.set(thread.as_ptr()));
         // SAFETY: as above.
         Ok(unsafe { thread.as_ref() })
     })
@@ -106,9 +129,12 @@ pub(crate) fn of(app: &'static App) -> Result<&'static Thread, Error> {
 /// In the child of a fork: the registrations are the parent's.
 pub(crate) fn forget_all() {
     if let Some(thread) = current() {
-        thread.forgotten.set(true);
+        thread.marks.forgotten.set(true);
     }
-    CURRENT.set(ptr::null());
+    HERE.with(|here| {
+        here.current.set(ptr::null());
+        here.last.set(ptr::null());
+    });
     pkru::forget();
     // The parent's control blocks are not mapped here: the threads are left as they are.
     let _ = MINE.try_with(|mine| mine.0.try_borrow_mut().map(|mut mine| mine.clear()));
@@ -138,24 +164,21 @@ impl Thread {
         }
         let thread = Self {
             app,
+            here: HERE.with(ptr::from_ref),
             number: thread_number(),
             // SAFETY: mapped until the thread ends, or the process if it ends in a request.
             control: unsafe { Control::new(registration.control) },
             // SAFETY: as above.
             written: unsafe { Written::new(registration.written) },
             left: Cell::new((0, 0)),
-            tags: Cell::new(registration.tags),
+            next_tag: Cell::new(registration.tags.next),
+            end_tag: Cell::new(registration.tags.end),
             own,
             state: Cell::new(own),
             slot: Cell::new(None),
             phase: Cell::new(Phase::Idle),
             critical: Cell::new(0),
-            pending: Cell::new(false),
-            diverted: Cell::new(false),
-            checking: Cell::new(false),
-            exclusive: Cell::new(false),
-            landed: Cell::new(false),
-            forgotten: Cell::new(false),
+            marks: Marks::default(),
             stack,
             saved: UnsafeCell::new(0),
             record: Record::new(),
@@ -163,7 +186,6 @@ impl Thread {
             alarm: Alarm::default(),
             waited: Cell::new(0),
             steps: Cell::new(0),
-            single_stepping: Cell::new(false),
             domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,

@@ -1,12 +1,13 @@
 //! Which request a thread works for: begin and end, join and leave, suspend and resume.
 
-use super::registry::CURRENT;
 use super::{Phase, Thread};
 use crate::error::Error;
 use crate::os::clock::now;
+use crate::shared::held::HeldList;
 use crate::shared::pkru;
 use crate::state::{Limits, Start, State};
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 impl Thread {
     /// Begins a request: from here on the driver lets it write to the domains that it locks.
@@ -14,6 +15,7 @@ impl Thread {
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
+    #[inline]
     pub(crate) fn begin(&self, limits: Limits) -> Result<(), Error> {
         self.begin_as(self.own, limits)
     }
@@ -23,28 +25,38 @@ impl Thread {
     /// # Errors
     ///
     /// As [`Thread::begin`].
+    #[inline]
     pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
-        let mut tags = self.tags.get();
-        if tags.next >= tags.end {
-            let backend = self.app.backend();
-            tags = backend.tags().map_err(Error::system("fetching tags"))?;
+        if self.next_tag.get() >= self.end_tag.get() {
+            self.fetch_tags()?;
         }
-        let tag = tags.next;
-        tags.next += 1;
-        self.tags.set(tags);
-        state.begin(Start {
+        let tag = self.next_tag.get();
+        self.next_tag.set(tag + 1);
+        let deadline = match limits.deadline_ms {
+            0 => 0,
+            limit => now() + u64::from(limit) * 1_000_000,
+        };
+        let key = state.begin(Start {
             tag,
-            deadline: match limits.deadline_ms {
-                0 => 0,
-                limit => now() + u64::from(limit) * 1_000_000,
-            },
+            deadline,
             limits,
         });
-        self.attach_owner(state);
+        // Nothing is held yet: the list is empty.
+        state.use_control(self.control);
+        self.attach_to(state, tag, deadline, key);
         Ok(())
     }
 
-    /// Works for a request as its owner, which begins or ends it and has its list of domains.
+    #[cold]
+    fn fetch_tags(&self) -> Result<(), Error> {
+        let tags = self.app.backend().tags();
+        let tags = tags.map_err(Error::system("fetching tags"))?;
+        self.next_tag.set(tags.next);
+        self.end_tag.set(tags.end);
+        Ok(())
+    }
+
+    /// Works on for a request as its owner, which ends it and has its list of domains.
     pub(crate) fn attach_owner(&self, state: &'static State) {
         state.set_control(self.control);
         self.attach(state, None);
@@ -56,24 +68,24 @@ impl Thread {
         self.attach(state, Some(slot));
     }
 
+    /// The thread is at rest: see [`Thread::go_idle`].
+    #[inline]
     fn attach(&self, state: &'static State, slot: Option<usize>) {
-        self.state.set(state);
         self.slot.set(slot);
-        self.pending.set(false);
-        self.critical.set(0);
-        self.waited.set(0);
-        self.steps.set(0);
-        self.single_stepping.set(false);
-        self.checking.set(false);
-        self.exclusive.set(false);
-        self.landed.set(false);
-        self.deadline.set(state.deadline());
+        self.attach_to(state, state.tag(), state.deadline(), state.key());
+    }
+
+    #[inline]
+    fn attach_to(&self, state: &'static State, tag: u64, deadline: u64, key: u32) {
+        self.state.set(state);
+        self.deadline.set(deadline);
         self.set_phase(Phase::Entering);
-        CURRENT.set(ptr::from_ref(self));
-        self.control.set_deadline(state.deadline());
-        self.control.set_key(state.key());
-        self.control.set_tag(state.tag());
-        pkru::open(state.key());
+        self.set_current(self);
+        let control = self.control;
+        control.set_deadline(deadline);
+        control.set_key(key);
+        control.set_tag(tag);
+        pkru::open(key);
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
@@ -84,7 +96,7 @@ impl Thread {
         self.control.set_deadline(0);
         self.deadline.set(0);
         self.alarm.stop();
-        self.exclusive.set(false);
+        self.marks.exclusive.set(false);
         self.arena.reset();
     }
 
@@ -108,8 +120,16 @@ impl Thread {
         self.clear_held();
     }
 
-    fn clear_held(&self) {
-        crate::shared::held::HeldList::set_count(&self.control, 0);
+    /// Lists the first domain that the request, which is alone, holds or is about to lock.
+    #[inline]
+    pub(crate) fn list_first(&self, domain: u32) {
+        self.control.set_entry(0, domain);
+        self.control.set_count(1);
+    }
+
+    /// Nothing is held, nor waited for.
+    pub(crate) fn clear_held(&self) {
+        self.control.set_count(0);
     }
 
     /// Leaves a request that the thread has joined.
@@ -126,13 +146,37 @@ impl Thread {
     pub(crate) fn attach_ended(&self, state: &'static State) {
         self.state.set(state);
         self.set_phase(Phase::Ending);
-        CURRENT.set(ptr::from_ref(self));
+        self.set_current(self);
     }
 
-    /// The thread has no request.
+    /// The thread has no request: it is at rest, as every request finds it.
     pub(crate) fn go_idle(&self) {
+        self.go();
+        // From here on the signal handler does not know the thread.
+        self.slot.set(None);
+        self.marks.pending.set(false);
+        self.critical.set(0);
+        self.waited.set(0);
+        self.steps.set(0);
+        self.marks.single_stepping.set(false);
+        self.marks.checking.set(false);
+        self.marks.exclusive.set(false);
+        self.marks.landed.set(false);
+    }
+
+    /// The thread has no request any more, and is at rest.
+    #[inline]
+    pub(super) fn go(&self) {
         self.state.set(self.own);
         self.set_phase(Phase::Idle);
-        CURRENT.set(ptr::null());
+        self.set_current(ptr::null());
+    }
+
+    #[inline]
+    fn set_current(&self, current: *const Self) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: the calling thread's own, which stays until it ends.
+        unsafe { (*self.here).current.set(current) };
+        compiler_fence(Ordering::SeqCst);
     }
 }

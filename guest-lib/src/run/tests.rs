@@ -1,0 +1,206 @@
+//! The short way out of a request, and what a request costs in instructions: counted, so that the verdict is the
+//! same on every machine.
+
+use crate::mock::{MockBackend, list_written};
+use crate::state::domain::Domain;
+use crate::thread;
+use crate::{Error, Kind, Request, RunError};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use vmsrs_protocol::PAGE_SIZE;
+use vmsrs_protocol::shared::{LOCK_WAITERS, ThreadControl};
+
+type Work = fn(&Request, &'static Domain, &mut ThreadControl);
+
+/// Runs something in a request that has one domain and writes nothing.
+fn run(domain: &'static Domain, work: Work) -> Result<(), RunError<Error>> {
+    domain.run(|request| {
+        let control = thread::current().unwrap().control();
+        // SAFETY: this thread's control block, which nothing else uses meanwhile.
+        work(request, domain, unsafe { &mut *control.as_ptr() });
+        Ok(())
+    })
+}
+
+#[test]
+fn damage_by_a_request_that_writes_nothing_is_found() {
+    let app = MockBackend::app("quiet damage", |hooks| hooks.protects = true);
+    let domain = app.domain("one").unwrap();
+    let damages: [Work; 9] = [
+        |_, _, control| control.tag = 0,
+        |_, _, control| control.tag += 1,
+        |_, _, control| control.held_count = 0,
+        |_, _, control| control.held_count = 2,
+        |_, _, control| control.held[0] += 1,
+        |_, _, control| *control = ThreadControl::default(),
+        |_, domain, _| domain.lock_word().store(0, Ordering::Relaxed),
+        |_, domain, _| {
+            domain.lock_word().fetch_add(1, Ordering::Relaxed);
+        },
+        |_, _, _| {
+            let thread = thread::current().unwrap();
+            thread.state().latch.take(thread.number(), |_| false);
+        },
+    ];
+    for damage in damages {
+        let Err(RunError::Failed(failure)) = run(domain, damage) else {
+            panic!("not found");
+        };
+        assert_eq!(failure.kind, Kind::Memory, "{failure}");
+        domain.lock_word().store(0, Ordering::Relaxed);
+        run(domain, |_, _, _| ()).unwrap();
+        assert_eq!(domain.lock_word().load(Ordering::Relaxed), 0);
+    }
+}
+
+#[test]
+fn unusual_request_leaves_its_thread_at_rest() {
+    let app = MockBackend::app("unusual", |hooks| hooks.protects = true);
+    let domain = app.domain("one").unwrap();
+    let unusual: [Work; 6] = [
+        |_, _, _| (),
+        |request, _, _| request.defer(|| panic!("it is committed")).unwrap(),
+        |request, _, _| {
+            request.ticket().unwrap();
+        },
+        |request, _, _| {
+            let ticket = request.ticket().unwrap();
+            let joined = std::thread::spawn(move || ticket.join(|_| ()));
+            joined.join().unwrap().unwrap();
+        },
+        |_, domain, _| {
+            domain.lock_word().fetch_or(LOCK_WAITERS, Ordering::Relaxed);
+        },
+        |request, _, _| request.fail("this request fails"),
+    ];
+    for work in unusual {
+        let outcome = run(domain, work);
+        if let Err(error) = &outcome {
+            assert!(matches!(error, RunError::Failed(_)), "{error:?}");
+        }
+        let thread = thread::of(app).unwrap();
+        assert!(thread.is_at_rest());
+        assert_eq!(domain.lock_word().load(Ordering::Relaxed), 0);
+        run(domain, |_, _, _| {
+            let thread = thread::current().unwrap();
+            assert!(thread.is_quiet(thread.domain().unwrap()));
+        })
+        .unwrap();
+        assert!(thread.is_at_rest());
+    }
+}
+
+/// Most instructions of a request that does nothing, without protection keys.
+const EMPTY_MAX: u64 = 370;
+
+/// Most instructions of a request that writes one page, in the process and without protection keys.
+const WRITES_MAX: u64 = 1_400;
+
+/// The process that is counted has this in its environment.
+const COUNTED: &str = "VMSRS_COUNTED";
+
+fn request(domain: &'static Domain, work: impl FnOnce()) {
+    let outcome = domain.run(|_| {
+        work();
+        Ok::<_, Error>(())
+    });
+    outcome.unwrap();
+}
+
+/// Stops the traced process: what comes until the next stop is counted.
+fn mark() {
+    // SAFETY: sends this process a signal.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+/// The process that is counted, one mark before and after each thing.
+fn counted() {
+    // SAFETY: the parent traces this process, if it may.
+    if unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) } != 0 {
+        return;
+    }
+    let app = MockBackend::app("counted", |hooks| hooks.protects = true);
+    let domain = app.domain("one").unwrap();
+    let mut block = 0;
+    request(domain, || {
+        block = domain.allocate(100_000, 16).unwrap().as_ptr() as u64;
+    });
+    // One in the middle of the block.
+    let page = (block - app.base()) / u64::from(PAGE_SIZE) + 2;
+    let page = u32::try_from(page).unwrap();
+    let write = |times: usize| (0..times).for_each(|_| list_written(&[page]));
+    let things: [&dyn Fn(); 4] = [
+        &|| (),
+        &|| request(domain, || ()),
+        &|| request(domain, || write(1)),
+        &|| request(domain, || write(2)),
+    ];
+    for thing in things {
+        // The first time is dearer.
+        thing();
+        mark();
+        thing();
+        mark();
+    }
+}
+
+/// Instructions between the marks of a child of this thread; `None` if it cannot be traced.
+fn count(child: libc::pid_t) -> Option<Vec<u64>> {
+    let (mut counts, mut marks) = (Vec::new(), 0);
+    loop {
+        let mut status = 0;
+        // SAFETY: children of this thread alone; the one that is traced may be a thread of the process.
+        let thread =
+            unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        assert!(thread > 0, "{thread}");
+        if libc::WIFEXITED(status) {
+            if thread == child {
+                return (marks != 0).then_some(counts);
+            }
+            continue;
+        }
+        assert!(libc::WIFSTOPPED(status), "the child was killed: {status}");
+        let (is_mark, inside) = (libc::WSTOPSIG(status) == libc::SIGSTOP, marks % 2 == 1);
+        match (is_mark, inside) {
+            (true, false) => counts.push(0),
+            (false, true) => *counts.last_mut()? += 1,
+            _ => (),
+        }
+        marks += usize::from(is_mark);
+        let steps = marks % 2 == 1;
+        let how = if steps {
+            libc::PTRACE_SINGLESTEP
+        } else {
+            libc::PTRACE_CONT
+        };
+        // SAFETY: it is stopped, and gets no signal.
+        assert_eq!(unsafe { libc::ptrace(how, thread, 0, 0) }, 0);
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "counts the instructions of optimized code")]
+fn common_request_is_short() {
+    if std::env::var_os(COUNTED).is_some() {
+        return counted();
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "run::tests::common_request_is_short"])
+        .args(["--test-threads", "1", "--nocapture"])
+        .env(COUNTED, "1")
+        .env("VMSRS_PKU", "off")
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let child = child.unwrap().id().cast_signed();
+    let Some(counts) = count(child) else {
+        eprintln!("not counted: this process may not trace a child");
+        return;
+    };
+    let [nothing, empty, one, two] = counts[..] else {
+        panic!("{counts:?}");
+    };
+    let (empty, writes) = (empty - nothing, one - (two - one) - nothing);
+    println!("{empty} instructions for an empty request, {writes} for one that writes a page");
+    assert!(empty <= EMPTY_MAX, "{empty}");
+    assert!(writes <= WRITES_MAX, "{writes}");
+}
