@@ -27,6 +27,8 @@ static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
 	}
 	if (count)
 		end = vmsrs_host_append(dev, &records);
+	/* Before the unlock: another member's next draft must not count beside the committed ones. */
+	atomic_sub(count, &request->drafts);
 	list_for_each_entry_safe(domain, next, domains, owned) {
 		/* Once unlocked, it may be added to another request's list. */
 		list_del_init(&domain->owned);
@@ -34,7 +36,6 @@ static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
 	}
 	if (!count)
 		return 0;
-	atomic_sub(count, &request->drafts);
 	atomic_sub(count, &dev->drafts);
 	atomic64_inc(&dev->commits);
 	return end;

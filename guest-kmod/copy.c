@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The copy of a page out of memory that may be broken.
+ * Accesses to whole pages whose memory may be broken.
  *
  * The kernel's own copy_mc_to_kernel() survives a machine check only on some CPUs, and takes three
  * times as many steps on a CPU without fast short string moves.
@@ -14,7 +14,9 @@
 /**
  * vmsrs_copy_page() - copy a page
  * @to: where to, aligned to 8 bytes
- * @from: where from, aligned to 8 bytes; its memory may be broken
+ * @from: where from, aligned to 8 bytes
+ *
+ * The memory of either may be broken.
  *
  * Return: 0; -EIO: an access ended with an exception, and a part was copied at most.
  */
@@ -27,6 +29,25 @@ int vmsrs_copy_page(void *to, const void *from)
 		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
 		     : "+c" (left), "+D" (to), "+S" (from)
 		     :
+		     : "memory");
+	return left ? -EIO : 0;
+}
+
+/**
+ * vmsrs_clear_page() - fill a page with zeros
+ * @to: the page, aligned to 8 bytes; its memory may be broken
+ *
+ * Return: 0; -EIO: an access ended with an exception, and a part was cleared at most.
+ */
+int vmsrs_clear_page(void *to)
+{
+	unsigned long left = PAGE_SIZE / sizeof(u64);
+
+	asm volatile("1:	rep stosq\n"
+		     "2:\n"
+		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
+		     : "+c" (left), "+D" (to)
+		     : "a" (0UL)
 		     : "memory");
 	return left ? -EIO : 0;
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Drafts: made by a request's first write to a page, committed or discarded with the request. */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/mm.h>
+#include <linux/ratelimit.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -61,12 +64,37 @@ u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag)
 /* Fills a draft with the committed version, or zeros if there is none. */
 static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *content)
 {
-	if (entry->frame == VMSRS_NONE) {
-		clear_page(content);
-		return 0;
-	}
+	if (entry->frame == VMSRS_NONE)
+		return vmsrs_clear_page(content);
 	/* The host reports which page it was that cannot be read. */
 	return vmsrs_copy_page(content, vmsrs_frame_address(dev, entry->frame));
+}
+
+/*
+ * Takes a frame and fills it as a whole, before anything maps it: it still has what was in it before.
+ * One whose own memory is broken is not used any more: put back, it would be the next to be taken.
+ */
+static struct vmsrs_frame *take_filled(struct vmsrs_device *dev, const struct vmsrs_page *entry,
+				       u32 reserve)
+{
+	struct vmsrs_frame *frame;
+	void *content;
+
+	for (;;) {
+		frame = vmsrs_pool_take(dev, reserve);
+		if (!frame)
+			return ERR_PTR(-EAGAIN);
+		content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
+		if (!fill(dev, entry, content))
+			return frame;
+		/* It can be written, so it is the committed version that cannot be read. */
+		if (!vmsrs_clear_page(content)) {
+			vmsrs_pool_put(dev, frame);
+			return ERR_PTR(-EIO);
+		}
+		pr_warn_ratelimited("frame %u of the pool is broken\n",
+				    vmsrs_frame_number(dev, frame));
+	}
 }
 
 /**
@@ -93,13 +121,9 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 
 	if (entry->frame == VMSRS_DAMAGED_FRAME)
 		return -EIO;
-	draft = vmsrs_pool_take(dev, reserve);
-	if (!draft)
-		return -EAGAIN;
-	/* The whole frame, before anything maps it: it still has what was in it before. */
-	error = fill(dev, entry, vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)));
-	if (error)
-		goto put;
+	draft = take_filled(dev, entry, reserve);
+	if (IS_ERR(draft))
+		return PTR_ERR(draft);
 	if (!domain->owner) {
 		error = vmsrs_request_own_domain(domain, thread, file, tag, key);
 		if (error)

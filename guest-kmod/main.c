@@ -282,7 +282,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	up_write(&dev->commit_lock);
 	vmsrs_device_wake_all(dev);
 
-	/* Whoever gets the device next has the pool: neither a fault handler nor a process uses it. */
+	/* The pool goes to the device's next driver: no fault handler and no process uses it then. */
 	synchronize_srcu(&dev->srcu);
 	vmsrs_zap_all(dev);
 

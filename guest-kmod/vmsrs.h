@@ -24,6 +24,8 @@
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
  * - No lock of the driver is held while user memory is accessed.
+ * - A commit takes mmap_lock inside the domains' locks, to map what it has committed. It only tries
+ *   to, and a fault does that work if it cannot.
  * - control.lock is held while the host works on a message, at most VMSRS_CONTROL_TIMEOUT. Holders
  *   of apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
  *   not.
@@ -154,7 +156,8 @@ struct vmsrs_extent_pages {
  * struct vmsrs_frame - a frame of the pool: free, or a version of a page that is not sealed
  * @list: in vmsrs_pool.free, vmsrs_domain.drafts, vmsrs_batch.records, vmsrs_batch.sent or
  *	vmsrs_report.drafts; the owner of the list owns the frame. Empty for a frame that its owner
- *	has put while reports still name it
+ *	has put while reports still name it, and for one whose memory is broken, which is not used
+ *	any more
  * @entry: its page
  * @domain: the page's domain
  * @page: number of the page
@@ -609,6 +612,7 @@ struct vmsrs_report {
 
 /* copy.c */
 int vmsrs_copy_page(void *to, const void *from);
+int vmsrs_clear_page(void *to);
 
 /* lock.c */
 extern const struct vm_operations_struct vmsrs_lock_vm_ops;

@@ -125,10 +125,12 @@ static void prune_requests(struct vmsrs_device *dev)
 	struct vmsrs_app *app = NULL;
 	LIST_HEAD(done);
 
+	/* Usually there are none: then no commit waits. One that is added now is seen the next time. */
+	if (list_empty_careful(&dev->failed_requests))
+		return;
 	down_write(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
-	if (!list_empty(&dev->failed_requests))
-		mark_carried(dev);
+	mark_carried(dev);
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
 		if (request->carried)
 			continue;

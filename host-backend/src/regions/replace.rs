@@ -2,7 +2,7 @@
 //!
 //! A page of a file cannot be exchanged: there is a moment between the hole and the new content in which
 //! the file has zeros. So another page with the content takes the frame's place in the guest-facing
-//! mapping meanwhile. Each of the two changes is one `mmap` over the other: who reads at that moment
+//! mapping meanwhile. Each of the two changes is one `mmap` over the other: a reader at that moment
 //! waits for the kernel and sees what was there before or what is there after. KVM's own entries are
 //! invalidated with the mapping that they came from, and made again from the one that is there then.
 //!
@@ -60,7 +60,7 @@ impl Drop for StandIn<'_> {
 }
 
 impl Vault {
-    /// Backs a frame with other memory, with `content`. Who reads the frame through the guest-facing
+    /// Backs a frame with other memory, with `content`. A reader of the frame through the guest-facing
     /// mapping finds its old memory or `content`, at any moment.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use super::{AccessError, Region, RegionsError, map, offset};
 use crate::engine::Page;
 use crate::host_memory::{HostPages, MemoryFileError, memory_file, punch};
 
-/// The vault's memory. A frame is given to one user at a time by the engine: nobody writes to one that
-/// somebody else reads, except the guest's reads, which may find anything in a frame that no page shows.
+/// The vault's memory. The engine gives a frame to one user at a time, so nobody reads a frame while
+/// another writes to it. Only the guest can: it may find anything in a frame that no page shows.
 #[derive(Debug)]
 pub struct Vault {
     pub(super) region: Region,
@@ -95,7 +95,7 @@ impl Vault {
         let page = PAGE_SIZE as usize;
         loop {
             // SAFETY: the frame lies in the host's mapping, of which no Rust object is a part: what it
-            // holds is copied out by the kernel, or read after this by who uses the frame.
+            // holds is copied out by the kernel, or read after this by the frame's user.
             // Offsets in memory files are smaller than 2^63.
             let read = unsafe { libc::pread(file.as_raw_fd(), to.cast(), page, offset as _) };
             let error = match read {

@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_between_faults_starts_the_count_anew() {
+    fn progress_between_faults_restarts_the_count() {
         let bench = Bench::new(STORE, &[]);
         for round in 0..2 * u64::from(MAX_RETRIES) {
             let rdi = USER + round % 2 * 8;

@@ -77,7 +77,7 @@ fn cleanse(handle: &EngineHandle) -> Stopping {
             }
             _ => {}
         }
-        // Whoever waits for the engine gets it.
+        // Lets others that wait for the engine have it.
         thread::yield_now();
     }
 }

@@ -1,7 +1,10 @@
 //! The driver's C files: those functions that the models have in Rust are as they were when the models were
-//! compared with them, no file calls one of a higher layer, and `thread_write` keeps its notes right.
+//! compared with them, no file calls one of a higher layer, and `thread_write` and
+//! `take_filled` do what they should with stubs around them.
 
+mod draft;
 mod fault;
 mod layers;
 mod source;
+mod stubs;
 mod transcribed;
