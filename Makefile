@@ -75,6 +75,7 @@ lint: ## Check format, clippy, header drift, and licences where cargo-deny is in
 
 unit: fetch ## Run unit and property tests, and those of the test-bed
 	$(CARGO) test --workspace --exclude vmsrs-e2e --exclude vmsrs-headers
+	$(CARGO) test --release -p vmsrs --lib common_request
 
 # On the nested host all code is emulated, which only an optimised build is fast enough for.
 e2e: fetch ## Run the end-to-end tests in a real guest (KERNEL=debug: with KASAN and lockdep)
