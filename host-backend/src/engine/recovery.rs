@@ -11,17 +11,10 @@ use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, NONE, PAGE_SIZE};
 
 use super::changes::{self, Block, Change, Differences, Page};
 use super::incidents::{CHANGES_MAX, DRAFTS_KEPT, Dropped, FailedRequest, IncidentStore, Verdict};
-use super::memory::{Memory, checksum};
+use super::memory::Memory;
 use super::refusal::Refusal;
 use super::seal::check_pool_frame;
 use super::store::{PageOf, Store};
-
-/// What a report has come to.
-pub(crate) struct Reported {
-    pub(crate) request: FailedRequest,
-    /// Sealed frames that pages go back to and that were not found to be right on the way.
-    pub(crate) unchecked: Vec<u32>,
-}
 
 /// Takes a report of a failed request with its dropped drafts.
 pub(crate) fn report(
@@ -31,10 +24,9 @@ pub(crate) fn report(
     report: &IncidentReport,
     drafts: &[DroppedDraft],
     memory: &impl Memory,
-) -> Result<Reported, Refusal> {
+) -> Result<FailedRequest, Refusal> {
     check(store, incidents, pool_frames, report, drafts)?;
     let mut verdict = Verdict::Intact;
-    let mut unchecked = Vec::new();
     let mut kept = Vec::with_capacity(drafts.len().min(DRAFTS_KEPT));
     let mut comparison = Comparison::new(store, report.app, drafts, memory);
     for (number, draft) in drafts.iter().enumerate() {
@@ -47,25 +39,20 @@ pub(crate) fn report(
             _ => Verdict::Mismatch,
         };
         verdict = verdict.max(known);
-        let mut is_right = false;
         if number < DRAFTS_KEPT {
-            kept.push(comparison.compare(number, known, &mut is_right));
-        }
-        if sealed != NONE && !is_right {
-            unchecked.push(sealed);
+            kept.push(comparison.compare(number, known));
         }
     }
     let details = kept.iter().flat_map(|draft| &draft.changes);
     let details = details.map(Change::cost).sum();
-    let request = FailedRequest {
+    Ok(FailedRequest {
         report: *report,
         verdict,
         drafts: kept,
         program: None,
         details,
         stripped: false,
-    };
-    Ok(Reported { request, unchecked })
+    })
 }
 
 fn check(
@@ -154,9 +141,8 @@ impl<'a, M: Memory> Comparison<'a, M> {
         }
     }
 
-    /// What the draft of a number had changed. `is_right` is set if the sealed version that stays was
-    /// found to be right.
-    fn compare(&mut self, number: usize, verdict: Verdict, is_right: &mut bool) -> Dropped {
+    /// What the draft of a number had changed.
+    fn compare(&mut self, number: usize, verdict: Verdict) -> Dropped {
         let draft = &self.drafts[number];
         let mut dropped = Dropped {
             domain: draft.domain,
@@ -165,7 +151,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
             first: None,
             changes: Vec::new(),
         };
-        if !self.load(draft, verdict, is_right) {
+        if !self.load(draft, verdict) {
             return dropped;
         }
         let found = Differences::new(&self.old, &self.new);
@@ -188,7 +174,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
     }
 
     /// Loads both versions of a page. False if they cannot be compared.
-    fn load(&mut self, draft: &DroppedDraft, verdict: Verdict, is_right: &mut bool) -> bool {
+    fn load(&mut self, draft: &DroppedDraft, verdict: Verdict) -> bool {
         let is_loaded = match (draft.committed, verdict) {
             (_, Verdict::Mismatch) | (DAMAGED_FRAME, _) => false,
             (NONE, _) => {
@@ -199,15 +185,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
                 let frame = frame & !IN_POOL;
                 self.memory.read_pool(frame, &mut self.old).is_ok()
             }
-            (frame, Verdict::Intact) => {
-                let is_read = self.memory.read_vault(frame, &mut self.old).is_ok();
-                // A second copy is for the whole check.
-                *is_right = is_read
-                    && !self.store.frames.is_damaged(frame)
-                    && !self.store.is_mirrored(self.page_of(draft.page))
-                    && checksum(&*self.old) == self.store.frames.checksum(frame);
-                is_read
-            }
+            (frame, Verdict::Intact) => self.memory.read_vault(frame, &mut self.old).is_ok(),
         };
         is_loaded
             && self
