@@ -29,8 +29,9 @@ fn level(module: &str) -> Option<usize> {
 /// The uses of higher layers in a file of the layer `module`: `crate::` paths, and `super::` paths that
 /// lead to the crate's root from a module `depth` levels below it.
 fn upward(module: &str, depth: usize, text: &str) -> Vec<String> {
-    let product = text.split("#[cfg(test)]\nmod tests {").next();
-    let product = product.unwrap_or_default();
+    let tests = ["", "pub(crate) "].map(|public| format!("#[cfg(test)]\n{public}mod tests {{"));
+    let end = tests.iter().find_map(|tests| text.find(tests));
+    let product = &text[..end.unwrap_or(text.len())];
     let up = "super::".repeat(depth);
     let from_root = ["crate::", &up].map(|root| {
         product.match_indices(root).filter_map(move |(at, _)| {
@@ -95,6 +96,8 @@ fn a_use_of_a_higher_layer_is_seen() {
     assert_eq!(upward("vmm", 1, text), ["cli"]);
     assert_eq!(upward("engine", 1, text), ["regions", "cli"]);
     let tests = "#[cfg(test)]\nmod tests {\n    use crate::cli::Exit;\n}\n";
+    assert!(upward("vmm", 1, tests).is_empty());
+    let tests = "#[cfg(test)]\npub(crate) mod tests {\n    use super::*;\n}\n";
     assert!(upward("vmm", 1, tests).is_empty());
 }
 
