@@ -5,7 +5,7 @@
 //! them again on demand.
 
 use vmsrs_protocol::incident::{
-    DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON,
+    DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON, REPORT_ADDRESS,
 };
 use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, NONE, PAGE_SIZE};
 
@@ -29,6 +29,8 @@ pub(crate) fn report(
     let mut verdict = Verdict::Intact;
     let mut kept = Vec::with_capacity(drafts.len().min(DRAFTS_KEPT));
     let mut comparison = Comparison::new(store, report.app, drafts, memory);
+    let has_address = report.flags & REPORT_ADDRESS != 0;
+    let accessed = has_address.then(|| report.address & !(u64::from(PAGE_SIZE) - 1));
     for (number, draft) in drafts.iter().enumerate() {
         let sealed = store.apps[report.app as usize].frame(draft.page);
         let known = match draft.committed {
@@ -40,7 +42,12 @@ pub(crate) fn report(
         };
         verdict = verdict.max(known);
         if number < DRAFTS_KEPT {
-            kept.push(comparison.compare(number, known));
+            let is_compared =
+                number < COMPARED_MAX || accessed == Some(comparison.address(draft.page));
+            kept.push(match is_compared {
+                true => comparison.compare(number, known),
+                false => Dropped::listed(draft),
+            });
         }
     }
     let details = kept.iter().flat_map(|draft| &draft.changes);
@@ -106,8 +113,12 @@ fn check(
     Ok(())
 }
 
+/// Drafts of a report that are compared with the version that stays, beside that of the failed access. To
+/// read and compare a page costs as much as all else that a failure with one page does.
+const COMPARED_MAX: usize = 4;
+
 /// Number of pages in which a report's comparison searches for the block that a page starts in.
-const SEARCH_PAGES_MAX: u32 = 16;
+const SEARCH_PAGES_MAX: u32 = 2;
 
 /// The drafts of a report against the versions that stay.
 struct Comparison<'a, M> {
@@ -144,13 +155,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
     /// What the draft of a number had changed.
     fn compare(&mut self, number: usize, verdict: Verdict) -> Dropped {
         let draft = &self.drafts[number];
-        let mut dropped = Dropped {
-            domain: draft.domain,
-            page: draft.page,
-            changed: None,
-            first: None,
-            changes: Vec::new(),
-        };
+        let mut dropped = Dropped::listed(draft);
         if !self.load(draft, verdict) {
             return dropped;
         }

@@ -573,6 +573,39 @@ fn the_verdict_says_what_a_page_goes_back_to() {
 }
 
 #[test]
+fn the_first_drafts_and_the_accessed_one_are_compared() {
+    let mut bench = Bench::new();
+    bench.engine.add_extent(&extent(0, 1, 8)).unwrap();
+    // Of both extents; the other domain's and guards are between them.
+    let pages = [0, 1, 2, 3, 16, 17, 18, 19];
+    let drafts: Vec<_> = pages
+        .into_iter()
+        .zip(0..)
+        .map(|(page, frame)| draft(page, frame, NONE))
+        .collect();
+    for frame in 0..8 {
+        bench.memory.guest_write(frame, 1);
+    }
+    let failed = IncidentReport {
+        flags: REPORT_ADDRESS,
+        address: APP_BASE + 18 * 4096 + 77,
+        ..report(1)
+    };
+    bench.report(&failed, &drafts).unwrap();
+    let request = bench.request(1);
+    let compared = request
+        .drafts
+        .iter()
+        .filter(|draft| draft.changed_bytes.is_some());
+    let compared: Vec<_> = compared.map(|draft| draft.page).collect();
+    assert_eq!(compared, [0, 1, 2, 3, 18]);
+    assert_eq!(
+        (request.drafts.len(), request.restored),
+        (8, Restored::Sealed)
+    );
+}
+
+#[test]
 fn a_wrong_sealed_version_is_found_soon_after_a_report() {
     let mut bench = Bench::new();
     let frames = bench
