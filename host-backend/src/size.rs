@@ -42,8 +42,16 @@ impl FromStr for Size {
 }
 
 impl fmt::Display for Size {
-    /// With the largest unit that leaves at least 1, and one decimal where it is needed.
+    /// With the largest unit that leaves at least 1, and one decimal where it is needed. With `{:#}` in the
+    /// largest unit that needs none, so that the command line takes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            let mut units = UNITS.iter().rev();
+            return match units.find(|&&(_, shift)| self.0.is_multiple_of(1 << shift)) {
+                Some(&(unit, shift)) if self.0 != 0 => write!(f, "{}{unit}", self.0 >> shift),
+                _ => write!(f, "{}", self.0),
+            };
+        }
         let unit = UNITS.iter().rev().find(|&&(_, shift)| self.0 >> shift != 0);
         let text = match unit {
             None => self.0.to_string(),
@@ -72,6 +80,25 @@ mod tests {
             ("0", 0),
         ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn exact_sizes_are_taken_back() {
+        for (bytes, text) in [
+            (0, "0"),
+            (4096, "4K"),
+            (1536, "1536"),
+            (68 << 20, "68M"),
+            ((1 << 30) + (64 << 20), "1088M"),
+            (1 << 40, "1T"),
+            (u64::MAX << 10, "18014398509481983K"),
+        ] {
+            assert_eq!(format!("{:#}", Size(bytes)), text);
+            // Below a kilobyte there is no unit.
+            if bytes.is_multiple_of(1024) {
+                assert_eq!(text.parse(), Ok(Size(bytes)));
+            }
         }
     }
 

@@ -26,20 +26,28 @@ fn level(module: &str) -> Option<usize> {
     LAYERS.iter().position(|&layer| layer == module)
 }
 
-/// The uses of higher layers in a file of the layer `module`, as `crate::` paths.
-fn upward(module: &str, text: &str) -> Vec<String> {
-    let product = text.split("#[cfg(test)]\nmod tests {").next();
-    product
-        .unwrap_or_default()
-        .match_indices("crate::")
-        .filter_map(|(at, crate_root)| {
-            let path = &text[at + crate_root.len()..];
+/// The uses of higher layers in a file of the layer `module`: `crate::` paths, and `super::` paths that
+/// lead to the crate's root from a module `depth` levels below it.
+fn upward(module: &str, depth: usize, text: &str) -> Vec<String> {
+    let tests = ["", "pub(crate) "].map(|public| format!("#[cfg(test)]\n{public}mod tests {{"));
+    let end = tests.iter().find_map(|tests| text.find(tests));
+    let product = &text[..end.unwrap_or(text.len())];
+    let up = "super::".repeat(depth);
+    let from_root = ["crate::", &up].map(|root| {
+        product.match_indices(root).filter_map(move |(at, _)| {
+            let path = &product[at + root.len()..];
             let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
             let used = &path[..end.unwrap_or(path.len())];
             // Anything else would be an item of the crate's root; there are none.
             (level(used) > level(module) || level(used).is_none()).then(|| used.to_owned())
         })
-        .collect()
+    });
+    from_root.into_iter().flatten().collect()
+}
+
+/// How many levels the module of a file, below the folder of sources, is below the crate's root.
+fn depth(file: &Path) -> usize {
+    file.iter().count() - usize::from(file.ends_with("mod.rs"))
 }
 
 /// All source files below a folder.
@@ -72,7 +80,7 @@ fn no_layer_uses_a_higher_one() {
         let level = level(module).unwrap_or_else(|| panic!("{module} is not in the list"));
         seen[level] = true;
         let text = fs::read_to_string(&path).unwrap();
-        let uses = upward(module, &text);
+        let uses = upward(module, depth(inner), &text);
         wrong.extend(
             uses.iter()
                 .map(|used| format!("{}: {used}", path.display())),
@@ -85,8 +93,22 @@ fn no_layer_uses_a_higher_one() {
 #[test]
 fn a_use_of_a_higher_layer_is_seen() {
     let text = "use crate::regions::Pool;\nfn f() { crate::cli::main() }\n";
-    assert_eq!(upward("vmm", text), ["cli"]);
-    assert_eq!(upward("engine", text), ["regions", "cli"]);
+    assert_eq!(upward("vmm", 1, text), ["cli"]);
+    assert_eq!(upward("engine", 1, text), ["regions", "cli"]);
     let tests = "#[cfg(test)]\nmod tests {\n    use crate::cli::Exit;\n}\n";
-    assert!(upward("vmm", tests).is_empty());
+    assert!(upward("vmm", 1, tests).is_empty());
+    let tests = "#[cfg(test)]\npub(crate) mod tests {\n    use super::*;\n}\n";
+    assert!(upward("vmm", 1, tests).is_empty());
+}
+
+#[test]
+fn a_use_of_a_higher_layer_through_super_is_seen() {
+    let text = "use super::super::cli::Exit;\nuse super::bus::Bus;\n";
+    let file = Path::new("vmm/cpu.rs");
+    assert_eq!(upward("vmm", depth(file), text), ["cli"]);
+    let text = "use super::control::Client;\nuse super::size::Size;\n";
+    for file in ["vmm.rs", "vmm/mod.rs"] {
+        assert_eq!(upward("vmm", depth(Path::new(file)), text), ["control"]);
+    }
+    assert_eq!(depth(Path::new("vmm/mmio/mod.rs")), 2);
 }

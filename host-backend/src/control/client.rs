@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Refusal, Request, Response};
+use super::{Refusal, Request, Response, socket};
 
 /// Longest time to wait for a VM.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,18 +51,22 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Fails when no VM listens there, or the socket belongs to another user.
+    /// Fails when no VM listens there, the socket belongs to another user, or the VM takes no connection
+    /// for 10 seconds.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        let connect = || {
-            let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(TIMEOUT))?;
-            stream.set_write_timeout(Some(TIMEOUT))?;
-            Ok(stream)
-        };
-        let stream = connect().map_err(|source| ClientError::Connect {
-            path: path.to_owned(),
-            source,
+        Self::connect_within(path, TIMEOUT)
+    }
+
+    fn connect_within(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        let stream = socket::connect(path, timeout).map_err(|source| match source.kind() {
+            // It listens, and takes no connection.
+            io::ErrorKind::WouldBlock => ClientError::Exchange(source),
+            _ => ClientError::Connect {
+                path: path.to_owned(),
+                source,
+            },
         })?;
+        stream.set_read_timeout(Some(timeout))?;
         Ok(Self {
             stream: BufReader::new(stream),
         })
@@ -89,5 +93,27 @@ impl Client {
             Response::Error(refusal) => Err(ClientError::Refused(refusal)),
             response => Ok(response),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_vm_that_takes_no_connection_is_told_as_stuck() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("s");
+        let _stuck = UnixListener::bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match Client::connect_within(&path, Duration::from_millis(1)) {
+                Ok(client) => waiting.push(client),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, ClientError::Exchange(_)), "{error:?}");
     }
 }

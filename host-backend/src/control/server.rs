@@ -223,7 +223,13 @@ impl Connection {
     fn read(&mut self) {
         let mut buffer = [0; REQUEST_MAX];
         match self.stream.read(&mut buffer) {
-            Ok(0) => self.closing = true,
+            Ok(0) => {
+                self.closing = true;
+                // The last line may end with the input.
+                if self.input.last().is_some_and(|&byte| byte != b'\n') {
+                    self.input.push(b'\n');
+                }
+            }
             Ok(count) => {
                 self.input.extend_from_slice(&buffer[..count]);
                 self.last_moved = Instant::now();
@@ -504,6 +510,20 @@ mod tests {
         }
         let line = reader.next().unwrap().unwrap();
         assert!(line.starts_with("{\"response\":\"status\""), "{line}");
+    }
+
+    #[test]
+    fn the_last_request_needs_no_newline() {
+        let bench = Bench::new();
+        let mut stream = bench.stream();
+        let requests = b"{\"request\":\"incident\",\"id\":7}\n{\"request\":\"status\"}";
+        stream.write_all(requests).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        let answers: Vec<_> = answers.lines().collect();
+        assert_eq!(answers.len(), 2, "{answers:?}");
+        assert!(answers[1].starts_with("{\"response\":\"status\""));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -18,6 +19,9 @@ const FOLDER: &str = "vmsrs";
 
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 16;
+
+/// Time in which a listener that has room takes a connection: the kernel does that.
+const PROBE: Duration = Duration::from_millis(1);
 
 /// What to do when a socket's folder does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +172,8 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
     if !metadata.file_type().is_socket() {
         return Err(ServerError::NoSocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
+    // A listener whose clients all wait is one.
+    match connect(path, PROBE) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             log::info!("replacing the stale socket {}", path.display());
             fs::remove_file(path).map_err(|error| bind_error(path, error))
@@ -179,35 +184,7 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
 
 /// Listens at `path` with a socket of mode 0600 from its first moment on.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    let bytes = path.as_os_str().as_bytes();
-    // SAFETY: all zeros is a valid value of this plain structure.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as _;
-    // One byte stays 0, as the end of the name.
-    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the path is empty or longer than 107 bytes",
-        ));
-    }
-    for (target, &byte) in address.sun_path.iter_mut().zip(bytes) {
-        *target = byte as _;
-    }
-    let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the call has no memory effects.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, flags, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just returned by the kernel and has no other owner.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let check = |result: libc::c_int| {
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
-    };
+    let (socket, address) = unconnected(path)?;
     // Linux gives the file the mode of the socket (unix(7) leaves it open, `unix_bind_bsd()` does
     // it), so there is no moment in which others can connect.
     // SAFETY: the call has no memory effects.
@@ -222,7 +199,57 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     })?;
     // SAFETY: the call has no memory effects.
     check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
-    Ok(UnixListener::from(socket))
+    let listener = UnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects to the socket at `path`. Fails with [`io::ErrorKind::WouldBlock`] when its listener has no
+/// room for another connection for that time. Writes to the stream have that timeout too.
+pub(super) fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let (socket, address) = unconnected(path)?;
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(Some(timeout))?;
+    // SAFETY: the address is valid for its length.
+    check(unsafe {
+        libc::connect(
+            stream.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as _,
+        )
+    })?;
+    Ok(stream)
+}
+
+/// A new socket, and the address of `path`.
+fn unconnected(path: &Path) -> io::Result<(OwnedFd, libc::sockaddr_un)> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: all zeros is a valid value of this plain structure.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as _;
+    // One byte stays 0, as the end of the name.
+    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the path is empty or longer than 107 bytes",
+        ));
+    }
+    for (target, &byte) in address.sun_path.iter_mut().zip(bytes) {
+        *target = byte as _;
+    }
+    // SAFETY: the call has no memory effects.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    check(fd)?;
+    // SAFETY: the descriptor was just returned by the kernel and has no other owner.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, address))
+}
+
+/// The error of a system call that has failed.
+fn check(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
@@ -264,6 +291,26 @@ mod tests {
         ));
         UnixStream::connect(&path).unwrap();
         drop(first);
+    }
+
+    #[test]
+    fn a_listener_with_a_full_backlog_is_not_waited_for() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("vm.sock");
+        let _stuck = BoundSocket::bind(&path, Folder::MayBeMade).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect(&path, PROBE) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(matches!(
+            BoundSocket::bind(&path, Folder::MayBeMade),
+            Err(ServerError::Busy(_))
+        ));
+        assert!(path.exists());
     }
 
     #[test]

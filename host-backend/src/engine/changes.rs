@@ -117,7 +117,11 @@ impl Differences {
         let end = start + length as usize;
         match self.stretches.last_mut() {
             Some((_, last)) if *last == start => *last = end,
-            _ => self.stretches.push((start, end)),
+            None => {
+                self.stretches.reserve(16);
+                self.stretches.push((start, end));
+            }
+            Some(_) => self.stretches.push((start, end)),
         }
     }
 
@@ -136,7 +140,7 @@ impl Differences {
         };
         let blocks = blocks_of(address, old, new, first..end);
         let mut later = blocks.iter().copied().peekable();
-        let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::new();
+        let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::with_capacity(self.stretches.len());
         let mut block = None;
         for &(mut start, end) in &self.stretches {
             while start < end {
@@ -180,7 +184,8 @@ fn blocks_of(address: u64, old: &Page, new: &Page, range: Range<usize>) -> Vec<B
     while start != 0 && made(address, new, start).is_none() {
         start -= GRAIN;
     }
-    let mut found = Vec::new();
+    // Room for the blocks of a page of small ones.
+    let mut found = Vec::with_capacity(64);
     let mut taken = 0;
     for offset in (start..range.end.min(LAST_HEADER + 1)).step_by(GRAIN) {
         if !is_plausible(old, offset) && !is_plausible(new, offset) {

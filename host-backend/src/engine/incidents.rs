@@ -3,7 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use vmsrs_protocol::incident::{IncidentReport, KIND_MAX, KIND_SEALED_WRITE, REGISTERS};
+use vmsrs_protocol::incident::{
+    DroppedDraft, IncidentReport, KIND_MAX, KIND_SEALED_WRITE, REGISTERS,
+};
 
 use super::changes::Change;
 use super::corruption::Corruption;
@@ -48,12 +50,25 @@ pub enum Verdict {
 pub(crate) struct Dropped {
     pub(crate) domain: u32,
     pub(crate) page: u32,
-    /// Bytes in which it differs from the version that stays; `None` if they could not be compared.
+    /// Bytes in which it differs from the version that stays; `None` if they were not compared.
     pub(crate) changed: Option<u32>,
     /// Offset of the first of them.
     pub(crate) first: Option<u32>,
     /// What differs; empty when it is not kept.
     pub(crate) changes: Vec<Change>,
+}
+
+impl Dropped {
+    /// A draft that is not compared.
+    pub(crate) fn listed(draft: &DroppedDraft) -> Self {
+        Self {
+            domain: draft.domain,
+            page: draft.page,
+            changed: None,
+            first: None,
+            changes: Vec::new(),
+        }
+    }
 }
 
 /// An incident that is kept.

@@ -3,12 +3,11 @@
 //! A frame gets the checksum of the copy that was made of a page, which the guest cannot write, so
 //! nothing can change between the two. In a domain with a mirror a second frame takes a copy of it then.
 //! A check compares content and checksum. Checked are every sealed page in turn by the scrubber, the
-//! pages that a failed request goes back to, and what an operator asks for.
+//! domains of failed requests soon after, and what an operator asks for.
 
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
 use super::changes::Differences;
-
 use super::corruption::{Cause, Difference, Remedy};
 use super::memory::{Memory, checksum};
 use super::store::{FrameState, Store};

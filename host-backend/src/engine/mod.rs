@@ -36,6 +36,7 @@ mod refusal;
 mod scrub;
 mod seal;
 pub(crate) mod store;
+mod suspects;
 
 #[cfg(test)]
 mod mock;
@@ -44,7 +45,6 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::mem;
 use std::time::Duration;
 
@@ -72,9 +72,9 @@ use corruption::{Cause, Corruption, Difference, Remedy};
 use guest_down::{GuestDown, Loss};
 use incidents::IncidentStore;
 use integrity::Finding;
-use recovery::Reported;
 use seal::Staging;
 use store::Store;
+use suspects::Suspects;
 
 /// Tags of one boot of the guest: the driver may use as many before they run into the next boot's.
 const TAGS_PER_BOOT: u64 = 1 << 42;
@@ -82,19 +82,13 @@ const TAGS_PER_BOOT: u64 = 1 << 42;
 /// Tags stay below this (see [`DeviceConfig::tag_base`]).
 const TAG_LIMIT: u64 = 1 << 62;
 
-/// Maximum number of domains that wait for a check because a request in them failed; the scrubber
-/// reaches others later.
-const SUSPECTS_MAX: usize = 256;
-
 /// The recovery engine of one virtual machine.
 pub struct Engine {
     config: EngineConfig,
     store: Store,
     staging: Staging,
     incidents: IncidentStore,
-    /// Domains of failed requests, as pairs of app and domain, whose sealed pages are to be checked
-    /// soon. At most [`SUSPECTS_MAX`].
-    suspects: VecDeque<(u32, u32)>,
+    suspects: Suspects,
     /// Events for the driver.
     events: Vec<Event>,
     /// What the last reset dropped, until a driver starts.
@@ -128,7 +122,7 @@ impl Engine {
             store: Store::new(&config)?,
             staging: Staging::new(config.pool_frames),
             incidents: IncidentStore::new(config.incidents),
-            suspects: VecDeque::new(),
+            suspects: Suspects::default(),
             events: Vec::new(),
             lost: Loss::default(),
             opened: 0,
@@ -282,9 +276,9 @@ impl Engine {
         at: Duration,
         report: &IncidentReport,
         drafts: &[DroppedDraft],
-        memory: &mut impl Memory,
+        memory: &impl Memory,
     ) -> Result<(), Refusal> {
-        let Reported { request, unchecked } = recovery::report(
+        let request = recovery::report(
             &self.store,
             &self.incidents,
             self.config.pool_frames,
@@ -294,10 +288,14 @@ impl Engine {
         )?;
         self.incidents.add_request(at, request);
         self.counters.dropped_drafts += drafts.len() as u64;
-        for frame in unchecked {
-            self.check_frame(at, frame, memory);
+        let mut last = NONE;
+        let domains = drafts.iter().map(|draft| draft.domain);
+        for domain in domains.chain([report.domain]) {
+            if domain != NONE && domain != last {
+                self.suspects.add(at, (report.app, domain));
+            }
+            last = domain;
         }
-        self.suspect(report, drafts);
         Ok(())
     }
 
@@ -314,26 +312,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts the domains of a failed request on the list of those that are checked as a whole soon.
-    fn suspect(&mut self, report: &IncidentReport, drafts: &[DroppedDraft]) {
-        let mut last = NONE;
-        let domains = drafts.iter().map(|draft| draft.domain);
-        for domain in domains.chain([report.domain]) {
-            let suspect = (report.app, domain);
-            if domain != NONE
-                && domain != last
-                && self.suspects.len() < SUSPECTS_MAX
-                && !self.suspects.contains(&suspect)
-            {
-                self.suspects.push_back(suspect);
-            }
-            last = domain;
-        }
-    }
-
     /// Takes the next domain that is due for a whole check.
     pub fn take_suspect(&mut self) -> Option<Scope> {
-        let (app, domain) = self.suspects.pop_front()?;
+        let (app, domain) = self.suspects.take()?;
         Some(Scope {
             app: Some(app),
             domain: Some(domain),

@@ -5,23 +5,16 @@
 //! them again on demand.
 
 use vmsrs_protocol::incident::{
-    DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON,
+    DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON, REPORT_ADDRESS,
 };
 use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, NONE, PAGE_SIZE};
 
 use super::changes::{self, Block, Change, Differences, Page};
 use super::incidents::{CHANGES_MAX, DRAFTS_KEPT, Dropped, FailedRequest, IncidentStore, Verdict};
-use super::memory::{Memory, checksum};
+use super::memory::Memory;
 use super::refusal::Refusal;
 use super::seal::check_pool_frame;
 use super::store::{PageOf, Store};
-
-/// What a report has come to.
-pub(crate) struct Reported {
-    pub(crate) request: FailedRequest,
-    /// Sealed frames that pages go back to and that were not found to be right on the way.
-    pub(crate) unchecked: Vec<u32>,
-}
 
 /// Takes a report of a failed request with its dropped drafts.
 pub(crate) fn report(
@@ -31,12 +24,13 @@ pub(crate) fn report(
     report: &IncidentReport,
     drafts: &[DroppedDraft],
     memory: &impl Memory,
-) -> Result<Reported, Refusal> {
+) -> Result<FailedRequest, Refusal> {
     check(store, incidents, pool_frames, report, drafts)?;
     let mut verdict = Verdict::Intact;
-    let mut unchecked = Vec::new();
     let mut kept = Vec::with_capacity(drafts.len().min(DRAFTS_KEPT));
     let mut comparison = Comparison::new(store, report.app, drafts, memory);
+    let has_address = report.flags & REPORT_ADDRESS != 0;
+    let accessed = has_address.then(|| report.address & !(u64::from(PAGE_SIZE) - 1));
     for (number, draft) in drafts.iter().enumerate() {
         let sealed = store.apps[report.app as usize].frame(draft.page);
         let known = match draft.committed {
@@ -47,25 +41,25 @@ pub(crate) fn report(
             _ => Verdict::Mismatch,
         };
         verdict = verdict.max(known);
-        let mut is_right = false;
         if number < DRAFTS_KEPT {
-            kept.push(comparison.compare(number, known, &mut is_right));
-        }
-        if sealed != NONE && !is_right {
-            unchecked.push(sealed);
+            let is_compared =
+                number < COMPARED_MAX || accessed == Some(comparison.address(draft.page));
+            kept.push(match is_compared {
+                true => comparison.compare(number, known),
+                false => Dropped::listed(draft),
+            });
         }
     }
     let details = kept.iter().flat_map(|draft| &draft.changes);
     let details = details.map(Change::cost).sum();
-    let request = FailedRequest {
+    Ok(FailedRequest {
         report: *report,
         verdict,
         drafts: kept,
         program: None,
         details,
         stripped: false,
-    };
-    Ok(Reported { request, unchecked })
+    })
 }
 
 fn check(
@@ -119,8 +113,12 @@ fn check(
     Ok(())
 }
 
+/// Drafts of a report that are compared with the version that stays, beside that of the failed access. To
+/// read and compare a page costs as much as all else that a failure with one page does.
+const COMPARED_MAX: usize = 4;
+
 /// Number of pages in which a report's comparison searches for the block that a page starts in.
-const SEARCH_PAGES_MAX: u32 = 16;
+const SEARCH_PAGES_MAX: u32 = 2;
 
 /// The drafts of a report against the versions that stay.
 struct Comparison<'a, M> {
@@ -154,18 +152,11 @@ impl<'a, M: Memory> Comparison<'a, M> {
         }
     }
 
-    /// What the draft of a number had changed. `is_right` is set if the sealed version that stays was
-    /// found to be right.
-    fn compare(&mut self, number: usize, verdict: Verdict, is_right: &mut bool) -> Dropped {
+    /// What the draft of a number had changed.
+    fn compare(&mut self, number: usize, verdict: Verdict) -> Dropped {
         let draft = &self.drafts[number];
-        let mut dropped = Dropped {
-            domain: draft.domain,
-            page: draft.page,
-            changed: None,
-            first: None,
-            changes: Vec::new(),
-        };
-        if !self.load(draft, verdict, is_right) {
+        let mut dropped = Dropped::listed(draft);
+        if !self.load(draft, verdict) {
             return dropped;
         }
         let found = Differences::new(&self.old, &self.new);
@@ -188,7 +179,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
     }
 
     /// Loads both versions of a page. False if they cannot be compared.
-    fn load(&mut self, draft: &DroppedDraft, verdict: Verdict, is_right: &mut bool) -> bool {
+    fn load(&mut self, draft: &DroppedDraft, verdict: Verdict) -> bool {
         let is_loaded = match (draft.committed, verdict) {
             (_, Verdict::Mismatch) | (DAMAGED_FRAME, _) => false,
             (NONE, _) => {
@@ -199,15 +190,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
                 let frame = frame & !IN_POOL;
                 self.memory.read_pool(frame, &mut self.old).is_ok()
             }
-            (frame, Verdict::Intact) => {
-                let is_read = self.memory.read_vault(frame, &mut self.old).is_ok();
-                // A second copy is for the whole check.
-                *is_right = is_read
-                    && !self.store.frames.is_damaged(frame)
-                    && !self.store.is_mirrored(self.page_of(draft.page))
-                    && checksum(&*self.old) == self.store.frames.checksum(frame);
-                is_read
-            }
+            (frame, Verdict::Intact) => self.memory.read_vault(frame, &mut self.old).is_ok(),
         };
         is_loaded
             && self

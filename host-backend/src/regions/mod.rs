@@ -26,6 +26,7 @@ use vmsrs_protocol::{MAX_FRAMES, PAGE_SIZE};
 
 use crate::engine::{HostError, Memory, Page, PoolCopy, Unreadable, checksum};
 use crate::host_memory::{HostPages, MemoryFileError, memory_file, want_huge_pages};
+use crate::size::Size;
 
 pub use pool::Pool;
 pub use vault::Vault;
@@ -34,7 +35,7 @@ pub use vault::Vault;
 #[derive(Debug, Error)]
 pub enum RegionsError {
     /// The size is not a number of frames.
-    #[error("a window of {0} bytes is not possible: give a multiple of 4 KiB below 4 TiB")]
+    #[error("a window of {:#} is not possible: give a multiple of 4K below 4T", Size(*.0))]
     Size(u64),
     /// The file in memory could not be made.
     #[error("no memory for the {region}")]

@@ -17,6 +17,7 @@ use thiserror::Error;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
 use super::memory::{GuestRam, HIGH_RAM_START, Layout, PAGE_SIZE};
+use crate::size::Size;
 
 /// Guest physical addresses of what the boot protocols need, all in conventional memory.
 mod low {
@@ -167,8 +168,9 @@ pub enum LoaderError {
     },
     /// Kernel and initramfs together do not fit.
     #[error(
-        "kernel and initramfs ({initramfs} bytes) do not fit into the guest's memory: \
-         give it at least {needed} bytes"
+        "kernel and initramfs ({}) do not fit into the guest's memory: give it at least {:#}",
+        Size(*.initramfs),
+        Size(*.needed)
     )]
     TooLarge {
         /// Size of the initramfs in bytes.

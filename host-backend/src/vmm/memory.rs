@@ -9,6 +9,7 @@ use vm_memory::mmap::FromRangesError;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::host_memory::{HostPages, MemoryFileError, memory_file, want_huge_pages};
+use crate::size::Size;
 
 /// Guest RAM. Cloning is cheap and shares the memory.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -53,8 +54,8 @@ const REGION_ALIGNMENT: u64 = 1 << 30;
 pub enum MemoryError {
     /// The size asked for is invalid.
     #[error(
-        "guest memory of {0} bytes is not possible: give a multiple of 4 KiB \
-         between 64 MiB and 1 TiB"
+        "guest memory of {:#} is not possible: give a multiple of 4K between {:#} and {:#}",
+        Size(*.0), Size(MIN_RAM), Size(MAX_RAM)
     )]
     Size(u64),
     /// The memory file could not be created.

@@ -144,7 +144,7 @@ impl From<TapError> for Failure {
     fn from(error: TapError) -> Self {
         let exit = match error {
             TapError::Busy { .. } => Exit::Busy,
-            TapError::NoTap { .. } => Exit::Usage,
+            TapError::NoTap { .. } | TapError::ManyQueues { .. } => Exit::Usage,
             TapError::NoDriver(_) | TapError::Rights { .. } | TapError::SetUp { .. } => {
                 Exit::Machine
             }

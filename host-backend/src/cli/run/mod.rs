@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
     #[arg(long, value_name = "FILE|FOLDER")]
     initramfs: Option<PathBuf>,
-    /// The guest's RAM, without pool and vault: 64M to 1T
+    /// The guest's RAM, without pool and vault: 64M to 1T; Debian's kernel needs 68M
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: Size,
     /// Number of virtual CPUs

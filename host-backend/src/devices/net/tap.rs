@@ -47,8 +47,11 @@ pub enum TapConfigError {
     /// Not a valid interface name.
     #[error("`{0}` is not an interface name: give 1 to 15 bytes without `/`, `:` and white space")]
     Name(String),
-    /// Not an address.
-    #[error("`{0}` is not an address: give ADDRESS/PREFIX, for example 192.168.77.1/24")]
+    /// Not an address that the host's side can have.
+    #[error(
+        "`{0}` is not an IPv4 address with a prefix of 1 to 30: give ADDRESS/PREFIX, for example \
+         192.168.77.1/24"
+    )]
     Address(String),
 }
 
@@ -128,6 +131,17 @@ pub enum TapError {
         /// The system's error.
         source: io::Error,
     },
+    /// The tap interface was made for several queues.
+    #[error(
+        "the tap interface {name} has several queues, and VMSRS uses one: make it again without \
+         `multi_queue`, or give another name"
+    )]
+    ManyQueues {
+        /// Name of the interface.
+        name: String,
+        /// The system's error.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("cannot {what} of the tap interface {name}")]
     SetUp {
@@ -160,7 +174,12 @@ pub fn open(config: &TapConfig) -> Result<File, TapError> {
                 name: name.clone(),
                 source,
             },
-            _ => TapError::NoDriver(source),
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver(source),
+            _ => TapError::SetUp {
+                what: "open the device",
+                name: name.clone(),
+                source,
+            },
         })?;
 
     let mut request = interface(name);
@@ -173,6 +192,7 @@ pub fn open(config: &TapConfig) -> Result<File, TapError> {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => TapError::Rights { name, source },
             Some(libc::EBUSY) => TapError::Busy { name, source },
+            Some(libc::EINVAL) if has_many_queues(&name) => TapError::ManyQueues { name, source },
             Some(libc::EINVAL) => TapError::NoTap { name, source },
             _ => TapError::SetUp {
                 what: "attach to the queue",
@@ -207,6 +227,17 @@ pub fn open(config: &TapConfig) -> Result<File, TapError> {
         set_address(name, address).map_err(set_up("set the address"))?;
     }
     Ok(tap)
+}
+
+/// Whether an interface is a tap interface that was made for several queues.
+fn has_many_queues(name: &str) -> bool {
+    // Only tun and tap interfaces have this file.
+    let flags = std::fs::read_to_string(format!("/sys/class/net/{name}/tun_flags"));
+    let flags = flags
+        .ok()
+        .and_then(|text| c_int::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok());
+    let wanted = libc::IFF_TAP | libc::IFF_MULTI_QUEUE;
+    flags.is_some_and(|flags| flags & wanted == wanted)
 }
 
 /// Gives the interface its address and netmask, and turns it on.
@@ -317,6 +348,42 @@ mod tests {
                 Err(TapConfigError::Address(address.into()))
             );
         }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_used_is_told_with_the_rule() {
+        for address in ["10.0.0.1/31", "::1/64"] {
+            let error = address.parse::<TapAddress>().unwrap_err().to_string();
+            assert!(
+                error.contains("IPv4 address with a prefix of 1 to 30"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tap_with_several_queues_is_told_apart() {
+        let name = format!("vmsrsq{}", std::process::id());
+        let opened = OpenOptions::new().read(true).write(true).open(TUN_PATH);
+        let Ok(other) = opened else {
+            eprintln!("skipped: no {TUN_PATH}");
+            return;
+        };
+        let mut request = interface(&name);
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_MULTI_QUEUE) as i16;
+        // SAFETY: TUNSETIFF reads and writes an `ifreq`.
+        if unsafe { ioctl(other.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }.is_err() {
+            eprintln!("skipped: no right to make a tap interface");
+            return;
+        }
+        let result = open(&TapConfig {
+            name,
+            address: None,
+        });
+        assert!(
+            matches!(result, Err(TapError::ManyQueues { .. })),
+            "{result:?}"
+        );
     }
 
     /// The flags of an interface.

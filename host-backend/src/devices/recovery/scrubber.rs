@@ -15,8 +15,7 @@ use crate::engine_handle::{EngineHandle, Stopping};
 /// How fast sealed pages are checked in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScrubRate {
-    /// Bytes per second. With 0 only pages that failed requests go back to are checked, and those that
-    /// the operator asks for.
+    /// Bytes per second. With 0 only pages are checked that the operator asks for.
     pub bytes_per_second: u64,
 }
 
@@ -85,8 +84,6 @@ struct Suspect {
     scope: Scope,
     /// Where its check continues.
     position: Position,
-    /// A request in it has failed since its check started, so that it is checked once more.
-    again: bool,
 }
 
 /// The order of turns, which are all the same amount of work. The pass over all pages gets every other
@@ -112,16 +109,12 @@ enum Turn {
 impl TurnOrder {
     fn add(&mut self, scope: Scope) {
         let full = self.suspects.len() >= SUSPECTS_MAX;
-        match self.suspects.iter_mut().find(|known| known.scope == scope) {
-            // Nothing is lost if its check has not started yet.
-            Some(known) => known.again = known.position != scope.start(),
-            // The pass reaches it later.
-            None if full => {}
-            None => self.suspects.push_back(Suspect {
+        // The pass reaches later what has no place.
+        if !full && self.suspects.iter().all(|known| known.scope != scope) {
+            self.suspects.push_back(Suspect {
                 scope,
                 position: scope.start(),
-                again: false,
-            }),
+            });
         }
     }
 
@@ -146,7 +139,6 @@ impl TurnOrder {
                 position,
                 ..suspect
             }),
-            (Turn::Suspect(suspect), None) if suspect.again => self.add(suspect.scope),
             (Turn::Suspect(_), None) => {}
         }
         false
@@ -254,27 +246,5 @@ mod tests {
         }
         assert_eq!(passes, 300, "the pass has every other turn");
         assert_eq!(turns, [100; 3], "the rest is shared");
-    }
-
-    #[test]
-    fn a_domain_that_fails_during_its_check_is_checked_once_more() {
-        let mut order = TurnOrder::default();
-        let somewhere = Position {
-            page: 9,
-            ..domain(0).start()
-        };
-        order.add(domain(0));
-        order.add(domain(0));
-        let turn = order.next(false).unwrap();
-        order.end(turn, Some(somewhere));
-        order.add(domain(0));
-        order.add(domain(0));
-        let turn = order.next(false).unwrap();
-        assert!(matches!(&turn, Turn::Suspect(suspect) if suspect.position == somewhere));
-        order.end(turn, None);
-        let turn = order.next(false).unwrap();
-        assert!(matches!(&turn, Turn::Suspect(suspect) if suspect.position == domain(0).start()));
-        order.end(turn, None);
-        assert_eq!(order.next(false), None);
     }
 }
