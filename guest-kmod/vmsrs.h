@@ -89,7 +89,7 @@
 /* Evidence queued at a time, up to a message each; further incidents go without. */
 #define VMSRS_EVIDENCE_MAX		64
 /* Reports that are kept ready for failures, each with memory for this much evidence. */
-#define VMSRS_REPORTS_SPARE		16
+#define VMSRS_REPORTS_SPARE		64
 #define VMSRS_EVIDENCE_SPARE		8192
 
 /* Requests share this many locks, as a power of two. */
