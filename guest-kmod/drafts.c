@@ -204,15 +204,20 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
  */
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
 {
+	struct vmsrs_zap zap = { .app = domain->app };
 	struct vmsrs_frame *draft;
+	bool pin = false;
 
 	mutex_lock(&domain->lock);
-	zap_drafts(domain);
 	list_for_each_entry(draft, &domain->drafts, list) {
+		vmsrs_zap_add(&zap, draft->entry, draft->page);
 		draft->committed = draft->entry->frame;
 		draft->entry->draft = VMSRS_NO_DRAFT;
+		pin |= vmsrs_in_pool(draft->committed);
 	}
-	vmsrs_pool_pin_committed(domain->app->dev, &domain->drafts);
+	vmsrs_zap_finish(&zap);
+	if (pin)
+		vmsrs_pool_pin_committed(domain->app->dev, &domain->drafts);
 	list_splice_tail_init(&domain->drafts, &report->drafts);
 	report->count += domain->draft_count;
 	domain->draft_count = 0;

@@ -65,19 +65,17 @@ void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail
 	struct vmsrs_evidence *evidence;
 	size_t length = sizeof(*evidence) + fail->stack_bytes + fail->modules_bytes +
 			fail->text_bytes;
+	struct vmsrs_report *report;
 	u8 *bytes;
 
 	BUILD_BUG_ON(sizeof(struct vmsrs_control_header) + sizeof(*evidence) + VMSRS_STACK_MAX +
 		     VMSRS_MODULES_MAX + VMSRS_TEXT_MAX > VMSRS_MESSAGE_BYTES_MAX);
 	if (length == sizeof(*evidence))
 		return;
-	if (!vmsrs_host_evidence_reserve(dev))
+	report = vmsrs_host_evidence_new(dev, length);
+	if (!report)
 		return;
-	evidence = kvmalloc(length, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	if (!evidence) {
-		vmsrs_host_evidence_release(dev);
-		return;
-	}
+	evidence = report->evidence;
 	memset(evidence, 0, sizeof(*evidence));
 	evidence->incident = fail->incident;
 	evidence->stack = fail->stack;
@@ -89,5 +87,5 @@ void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail
 	evidence->modules_bytes = take(bytes, fail->modules, fail->modules_bytes);
 	bytes += evidence->modules_bytes;
 	evidence->text_bytes = take(bytes, fail->text, fail->text_bytes);
-	vmsrs_host_evidence(dev, evidence);
+	vmsrs_host_report(dev, report);
 }

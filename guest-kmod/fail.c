@@ -11,27 +11,15 @@
 
 #include "vmsrs.h"
 
-/* __GFP_NOFAIL, since the callers cannot fail, and a report is small. */
-static struct vmsrs_report *report_new(bool incident)
-{
-	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL | __GFP_NOFAIL);
-
-	INIT_LIST_HEAD(&report->drafts);
-	report->incident = incident;
-	return report;
-}
-
 static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	atomic_sub(report->count, &dev->drafts);
 	atomic64_add(report->count, &dev->discarded);
-	if (report->incident)
-		atomic64_inc(&dev->incidents);
 	if (report->incident) {
+		atomic64_inc(&dev->incidents);
 		vmsrs_host_report(dev, report);
 	} else {
-		vmsrs_pool_put_dropped(dev, &report->drafts);
-		kfree(report);
+		vmsrs_host_report_free(dev, report);
 	}
 }
 
@@ -49,7 +37,7 @@ static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 	if (!request) {
 		request = *spare;
 		*spare = NULL;
-		vmsrs_request_add(request);
+		vmsrs_request_add(request, app, tag);
 	}
 	if (!request->failed) {
 		WRITE_ONCE(request->failed, true);
@@ -60,9 +48,10 @@ static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 	return request;
 }
 
-static struct vmsrs_request *request_spare(struct vmsrs_app *app, u64 tag)
+/* __GFP_NOFAIL, since the callers cannot fail, and a request is small. */
+static struct vmsrs_request *request_spare(void)
 {
-	return vmsrs_request_alloc(app, tag, GFP_KERNEL | __GFP_NOFAIL);
+	return kmalloc(sizeof(struct vmsrs_request), GFP_KERNEL | __GFP_NOFAIL);
 }
 
 /*
@@ -123,6 +112,7 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
 	body->drafts_total = report->count;
 	body->recovery_ns = fail->recovery_ns;
+	body->reserved = 0;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
 	get_task_comm(name, task);
 	memcpy(body->thread_name, name, sizeof(name));
@@ -225,7 +215,8 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 
 	request->dropped += report->count;
 	fail->drafts = request->dropped;
-	fail->recovery_ns = ktime_get_ns() - fail->detected_ns;
+	now = ktime_get_ns();
+	fail->recovery_ns = now - fail->detected_ns;
 	if (request->discarded) {
 		/* Another member was first; its incident stands for the request. */
 		fail->incident = request->incident;
@@ -237,7 +228,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 		request->incident = fail->incident;
 		request->kind = fail->kind;
 		describe(app, thread, first, fail, report);
-		vmsrs_thread_signal_members(app, fail->tag);
+		vmsrs_thread_signal_members(app, fail->tag, now);
 	}
 	return report->incident;
 }
@@ -255,15 +246,19 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
  */
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
 {
-	struct vmsrs_request *spare = request_spare(app, fail->tag);
-	struct vmsrs_report *report = report_new(true);
 	struct vmsrs_device *dev = app->dev;
-	bool incident;
+	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	bool own = thread && thread->task == current, incident;
+	struct vmsrs_request *spare = NULL;
 
+	if (own)
+		swap(spare, thread->spare);
+	if (!spare)
+		spare = request_spare();
 	down_write(&dev->commit_lock);
 	incident = fail_locked(app, thread, fail, report, &spare);
 	up_write(&dev->commit_lock);
-	if (thread && thread->task == current)
+	if (own)
 		vmsrs_thread_keep_spare(thread, spare);
 	else
 		kfree(spare);
@@ -278,8 +273,8 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
  */
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
-	struct vmsrs_report *report = report_new(true);
 	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
 	struct vmsrs_request *request;
 	bool wanted;
 
@@ -295,7 +290,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	if (wanted)
 		report_finish(dev, report);
 	else
-		kfree(report);
+		vmsrs_host_report_free(dev, report);
 }
 
 /**
@@ -307,9 +302,9 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 {
 	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
-	struct vmsrs_request *spare = request_spare(app, tag);
-	struct vmsrs_report *report = report_new(true);
+	struct vmsrs_request *spare = request_spare();
 	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
 	bool wanted;
 
 	down_write(&dev->commit_lock);
@@ -327,7 +322,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	if (fail.incident)
 		report_finish(dev, report);
 	else
-		kfree(report);
+		vmsrs_host_report_free(dev, report);
 }
 
 /**
@@ -376,8 +371,8 @@ void vmsrs_fail_file(struct vmsrs_file *file)
  */
 void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
-	struct vmsrs_report *report = report_new(false);
 	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_report *report = vmsrs_host_report_new(dev, false);
 	struct vmsrs_domain *domain, *next;
 	struct vmsrs_request *request, *idle = NULL;
 	LIST_HEAD(domains);
@@ -454,7 +449,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
  */
 void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {
-	struct vmsrs_request *request, *spare = request_spare(app, tag);
+	struct vmsrs_request *request, *spare = request_spare();
 	struct vmsrs_ioctl_fail fail = {
 		.kind = VMSRS_KIND_DEADLINE,
 		.tag = tag,
@@ -475,5 +470,5 @@ void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 	if (suspended)
 		vmsrs_fail_suspended(app, &fail);
 	else
-		vmsrs_thread_signal_members(app, tag);
+		vmsrs_thread_signal_members(app, tag, now);
 }

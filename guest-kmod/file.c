@@ -216,7 +216,8 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	vmsrs_host_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);
-	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
+	/* What follows is only read. */
+	return copy_to_user(user, &arg, offsetof(struct vmsrs_ioctl_fail, registers)) ? -EFAULT : 0;
 }
 
 static long ioctl_discard(struct vmsrs_app *app, void __user *user)

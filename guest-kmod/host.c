@@ -156,50 +156,114 @@ long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only)
 	return vmsrs_host_wait_sealed(dev, end, killable_only);
 }
 
-/**
- * vmsrs_host_evidence_reserve() - reserve room for one more piece of evidence
- * @dev: the device
- *
- * Return: true if there is room; the caller passes it on to vmsrs_host_evidence(), or releases
- * it.
- */
-bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev)
+static struct vmsrs_report *report_alloc(gfp_t gfp)
 {
+	struct vmsrs_report *report = kzalloc(sizeof(*report), gfp);
+
+	if (report)
+		INIT_LIST_HEAD(&report->drafts);
+	return report;
+}
+
+/* Takes a report that is kept ready, or returns NULL. batch->lock is held. */
+static struct vmsrs_report *take_spare(struct vmsrs_batch *batch)
+{
+	struct vmsrs_report *report;
+
+	lockdep_assert_held(&batch->lock);
+	report = list_first_entry_or_null(&batch->spare, struct vmsrs_report, list);
+	if (report)
+		list_del(&report->list);
+	return report;
+}
+
+/**
+ * vmsrs_host_report_new() - take or allocate a report
+ * @dev: the device
+ * @incident: it is to be sent; otherwise it only collects drafts
+ *
+ * Return: the report; never NULL, since the callers cannot fail, and a report is small.
+ */
+struct vmsrs_report *vmsrs_host_report_new(struct vmsrs_device *dev, bool incident)
+{
+	struct vmsrs_report *report;
+
+	spin_lock(&dev->batch.lock);
+	report = take_spare(&dev->batch);
+	spin_unlock(&dev->batch.lock);
+	if (!report)
+		report = report_alloc(GFP_KERNEL | __GFP_NOFAIL);
+	report->incident = incident;
+	report->count = 0;
+	return report;
+}
+
+/**
+ * vmsrs_host_evidence_new() - take or allocate a report for evidence, for vmsrs_host_report()
+ * @dev: the device
+ * @length: bytes of the evidence
+ *
+ * Return: the report, whose evidence is not initialised; NULL if too much evidence is queued, or
+ * without memory.
+ */
+struct vmsrs_report *vmsrs_host_evidence_new(struct vmsrs_device *dev, u32 length)
+{
+	struct vmsrs_report *report = NULL;
+	struct vmsrs_batch *batch = &dev->batch;
 	bool room;
 
-	spin_lock(&dev->batch.lock);
-	room = dev->batch.evidence < VMSRS_EVIDENCE_MAX;
-	if (room)
-		dev->batch.evidence++;
-	spin_unlock(&dev->batch.lock);
-	return room;
+	spin_lock(&batch->lock);
+	room = batch->evidence < VMSRS_EVIDENCE_MAX;
+	if (room) {
+		batch->evidence++;
+		report = take_spare(batch);
+	}
+	spin_unlock(&batch->lock);
+	if (!room)
+		return NULL;
+	if (!report)
+		report = report_alloc(GFP_KERNEL_ACCOUNT);
+	if (!report)
+		goto release;
+	report->incident = false;
+	if (report->memory && length <= VMSRS_EVIDENCE_SPARE)
+		report->evidence = report->memory;
+	else
+		report->evidence = kvmalloc(length, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (report->evidence)
+		return report;
+	vmsrs_host_report_free(dev, report);
+
+release:
+	spin_lock(&batch->lock);
+	batch->evidence--;
+	spin_unlock(&batch->lock);
+	return NULL;
 }
 
 /**
- * vmsrs_host_evidence_release() - release the room for a piece of evidence
+ * vmsrs_host_report_free() - free a report, or keep it for the next failure
  * @dev: the device
+ * @report: the report, not queued; its drafts are put
  */
-void vmsrs_host_evidence_release(struct vmsrs_device *dev)
+void vmsrs_host_report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
-	spin_lock(&dev->batch.lock);
-	dev->batch.evidence--;
-	spin_unlock(&dev->batch.lock);
-}
+	struct vmsrs_evidence *evidence = report->evidence;
+	struct vmsrs_batch *batch = &dev->batch;
+	bool keep = report->memory;
 
-/* Frees evidence and releases its room. */
-static void evidence_free(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
-{
-	if (!evidence)
-		return;
-	kvfree(evidence);
-	vmsrs_host_evidence_release(dev);
-}
-
-static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
-{
 	vmsrs_pool_put_dropped(dev, &report->drafts);
-	evidence_free(dev, report->evidence);
-	kfree(report);
+	if (evidence != report->memory)
+		kvfree(evidence);
+	report->evidence = NULL;
+	spin_lock(&batch->lock);
+	if (evidence)
+		batch->evidence--;
+	if (keep)
+		list_add(&report->list, &batch->spare);
+	spin_unlock(&batch->lock);
+	if (!keep)
+		kfree(report);
 }
 
 /**
@@ -210,7 +274,7 @@ static void report_free(struct vmsrs_device *dev, struct vmsrs_report *report)
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
 	if (vmsrs_device_broken(dev)) {
-		report_free(dev, report);
+		vmsrs_host_report_free(dev, report);
 		return;
 	}
 	spin_lock(&dev->batch.lock);
@@ -222,24 +286,6 @@ void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 		vmsrs_device_kick_reports(dev);
 	else
 		vmsrs_device_kick_reports_soon(dev);
-}
-
-/**
- * vmsrs_host_evidence() - queue evidence after the report of its incident
- * @dev: the device
- * @evidence: the evidence, taken over with its room
- */
-void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence)
-{
-	struct vmsrs_report *report = kzalloc(sizeof(*report), GFP_KERNEL_ACCOUNT);
-
-	if (!report) {
-		evidence_free(dev, evidence);
-		return;
-	}
-	INIT_LIST_HEAD(&report->drafts);
-	report->evidence = evidence;
-	vmsrs_host_report(dev, report);
 }
 
 static bool reports_few(struct vmsrs_device *dev)
@@ -495,15 +541,12 @@ static u32 fill_incident(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 	return sizeof(*body) + count * sizeof(*dropped);
 }
 
-static u32 fill_evidence(struct vmsrs_device *dev, void *payload, struct vmsrs_report *report)
+static u32 fill_evidence(void *payload, const struct vmsrs_evidence *evidence)
 {
-	struct vmsrs_evidence *evidence = report->evidence;
 	u32 length = sizeof(*evidence) + evidence->stack_bytes + evidence->modules_bytes +
 		     evidence->text_bytes;
 
 	memcpy(payload, evidence, length);
-	evidence_free(dev, evidence);
-	report->evidence = NULL;
 	return length;
 }
 
@@ -519,7 +562,7 @@ static int send_report(struct vmsrs_device *dev, struct vmsrs_report *report)
 		return PTR_ERR(payload);
 	if (report->evidence) {
 		kind = VMSRS_MESSAGE_EVIDENCE;
-		length = fill_evidence(dev, payload, report);
+		length = fill_evidence(payload, report->evidence);
 	} else {
 		kind = VMSRS_MESSAGE_INCIDENT;
 		length = fill_incident(dev, payload, report);
@@ -543,7 +586,7 @@ static void report_work(struct work_struct *work)
 		if (!report)
 			return;
 		error = send_report(dev, report);
-		report_free(dev, report);
+		vmsrs_host_report_free(dev, report);
 		wake_up_all(&dev->batch.wait);
 		if (error)
 			work_failed(dev, error);
@@ -551,31 +594,59 @@ static void report_work(struct work_struct *work)
 	}
 }
 
+/* Keeps a report ready for a failure. */
+static int add_spare(struct vmsrs_device *dev)
+{
+	struct vmsrs_report *report = report_alloc(GFP_KERNEL);
+
+	if (!report)
+		return -ENOMEM;
+	report->memory = kmalloc(VMSRS_EVIDENCE_SPARE, GFP_KERNEL);
+	if (!report->memory) {
+		kfree(report);
+		return -ENOMEM;
+	}
+	vmsrs_host_report_free(dev, report);
+	return 0;
+}
+
 /**
  * vmsrs_host_init() - initialise the batch and the works
  * @dev: the device
+ *
+ * Return: 0 or -ENOMEM; vmsrs_host_free() is called in any case.
  */
-void vmsrs_host_init(struct vmsrs_device *dev)
+int vmsrs_host_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
+	int error = 0;
+	u32 i;
 
 	spin_lock_init(&batch->lock);
 	INIT_LIST_HEAD(&batch->records);
 	INIT_LIST_HEAD(&batch->sent);
 	INIT_LIST_HEAD(&batch->reports);
+	INIT_LIST_HEAD(&batch->spare);
 	init_waitqueue_head(&batch->wait);
 	INIT_DELAYED_WORK(&dev->seal_work, seal_work);
 	INIT_DELAYED_WORK(&dev->report_work, report_work);
+	for (i = 0; i < VMSRS_REPORTS_SPARE && !error; i++)
+		error = add_spare(dev);
+	return error;
 }
 
 /**
- * vmsrs_host_free() - free the reports that were not sent
+ * vmsrs_host_free() - free all reports, those that were not sent as well
  * @dev: the device; its works do not run any more
  */
 void vmsrs_host_free(struct vmsrs_device *dev)
 {
-	struct vmsrs_report *report;
+	struct vmsrs_report *report, *next;
 
 	while ((report = take_report(&dev->batch)))
-		report_free(dev, report);
+		vmsrs_host_report_free(dev, report);
+	list_for_each_entry_safe(report, next, &dev->batch.spare, list) {
+		kfree(report->memory);
+		kfree(report);
+	}
 }

@@ -170,10 +170,12 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
 	vmsrs_watch_init(dev);
-	vmsrs_host_init(dev);
+	error = vmsrs_host_init(dev);
+	if (error)
+		goto free_host;
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
-		goto free_dev;
+		goto free_host;
 	error = vmsrs_read_config(dev);
 	if (error)
 		goto cleanup_srcu;
@@ -247,7 +249,8 @@ free_pool:
 	vmsrs_pool_free(dev);
 cleanup_srcu:
 	cleanup_srcu_struct(&dev->srcu);
-free_dev:
+free_host:
+	vmsrs_host_free(dev);
 	ida_destroy(&dev->slots);
 	vdev->priv = NULL;
 	kfree(dev);

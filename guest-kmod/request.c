@@ -34,9 +34,11 @@ struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 	return NULL;
 }
 
+/* All but @held, which is as long as @held_count says. */
 static void request_init(struct vmsrs_request *request, struct vmsrs_app *app, u64 tag)
 {
-	memset(request, 0, sizeof(*request));
+	memset(request, 0, offsetof(struct vmsrs_request, held));
+	memset_after(request, 0, held);
 	INIT_LIST_HEAD(&request->domains);
 	INIT_LIST_HEAD(&request->failed_entry);
 	INIT_LIST_HEAD(&request->suspended_entry);
@@ -47,44 +49,31 @@ static void request_init(struct vmsrs_request *request, struct vmsrs_app *app, u
 }
 
 /**
- * vmsrs_request_alloc() - allocate a request that is in no table
+ * vmsrs_request_add() - add a request to the table; requests_lock is held
+ * @request: memory for the request
  * @app: the app
  * @tag: its tag
- * @gfp: how to allocate it
- *
- * Return: the request, or NULL.
  */
-struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp)
+void vmsrs_request_add(struct vmsrs_request *request, struct vmsrs_app *app, u64 tag)
 {
-	struct vmsrs_request *request = kmalloc(sizeof(*request), gfp);
-
-	if (request)
-		request_init(request, app, tag);
-	return request;
-}
-
-/**
- * vmsrs_request_add() - add a request to the table; requests_lock is held
- * @request: the request
- */
-void vmsrs_request_add(struct vmsrs_request *request)
-{
-	lockdep_assert_held(&request->app->dev->requests_lock);
-	hash_add(request->app->dev->requests, &request->node, request->tag);
+	lockdep_assert_held(&app->dev->requests_lock);
+	request_init(request, app, tag);
+	hash_add(app->dev->requests, &request->node, tag);
 }
 
 /**
  * vmsrs_request_begin() - add a request that a thread has begun; requests_lock is held
- * @request: the request
+ * @request: memory for the request
  * @file: the thread's file
+ * @tag: its tag
  * @key: protection key of its drafts, or 0
  */
-void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key)
+void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u64 tag, u32 key)
 {
+	vmsrs_request_add(request, file->app, tag);
 	request->file = file;
 	request->key = key;
 	list_add_tail(&request->file_entry, &file->requests);
-	vmsrs_request_add(request);
 }
 
 /**
@@ -126,8 +115,7 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
 	if (!request) {
 		request = thread->spare;
 		thread->spare = NULL;
-		request_init(request, app, tag);
-		vmsrs_request_begin(request, file, key);
+		vmsrs_request_begin(request, file, tag, key);
 	}
 	if (request->failed) {
 		error = -ESTALE;

@@ -90,7 +90,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	struct vmsrs_request *request, *spare;
 	long ret = 0;
 
-	spare = vmsrs_request_alloc(file->app, arg->tag, GFP_KERNEL_ACCOUNT);
+	spare = kmalloc(sizeof(*spare), GFP_KERNEL_ACCOUNT);
 	if (!spare)
 		return -ENOMEM;
 	down_write(&dev->commit_lock);
@@ -106,7 +106,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		if (!request) {
 			request = spare;
 			spare = NULL;
-			vmsrs_request_begin(request, file, vmsrs_thread_key(thread));
+			vmsrs_request_begin(request, file, arg->tag, vmsrs_thread_key(thread));
 		}
 		suspend(file, request, arg->deadline_ns);
 		take_held(request, thread);

@@ -313,12 +313,12 @@ bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag)
  * vmsrs_thread_signal_members() - interrupt the other threads that carry a tag
  * @app: the app
  * @tag: tag of a failed request
+ * @now: the time, in nanoseconds
  */
-void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag)
+void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag, u64 now)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_thread *thread;
-	u64 now = ktime_get_ns();
 
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(thread, &dev->thread_list, list)

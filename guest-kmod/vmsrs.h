@@ -90,6 +90,9 @@
 #define VMSRS_REPORTS_MAX		256
 /* Evidence queued at a time, up to a message each; further incidents go without. */
 #define VMSRS_EVIDENCE_MAX		64
+/* Reports that are kept ready for failures, each with memory for this much evidence. */
+#define VMSRS_REPORTS_SPARE		64
+#define VMSRS_EVIDENCE_SPARE		8192
 
 /* Requests share this many locks, as a power of two. */
 #define VMSRS_REQUEST_LOCKS_SHIFT	6
@@ -431,7 +434,7 @@ struct vmsrs_pool {
 
 /**
  * struct vmsrs_batch - committed pages and reports on their way to the host
- * @lock: guards @records to @appended
+ * @lock: guards @records to @spare
  * @records: struct vmsrs_frame, the newest committed version of each page that has one which was
  *	not sent
  * @queued: length of @records
@@ -441,6 +444,7 @@ struct vmsrs_pool {
  * @reports_queued: length of @reports
  * @evidence: reports with evidence, in @reports or about to be
  * @appended: commits ever added to @records
+ * @spare: struct vmsrs_report, kept ready for failures
  * @sent: struct vmsrs_frame, the batch that is sent; only used by the seal work
  * @sealed: commits ever sealed
  * @wait: threads that wait for @sealed, or for fewer reports
@@ -455,6 +459,7 @@ struct vmsrs_batch {
 	u32 reports_queued;
 	u32 evidence;
 	u64 appended;
+	struct list_head spare;
 	struct list_head sent;
 	atomic64_t sealed;
 	wait_queue_head_t wait;
@@ -589,17 +594,19 @@ struct vmsrs_device {
 
 /**
  * struct vmsrs_report - what the host is told about a failed or discarded request
- * @list: in vmsrs_batch.reports
+ * @list: in vmsrs_batch.reports or vmsrs_batch.spare
  * @drafts: struct vmsrs_frame, the dropped drafts
- * @evidence: what the program kept, followed by its bytes; by kvmalloc, or NULL
+ * @evidence: what the program kept, followed by its bytes, in @memory or by kvmalloc; or NULL
+ * @memory: VMSRS_EVIDENCE_SPARE bytes, or NULL if the report is not one that is kept
  * @incident: there is an incident to report
  * @count: drafts collected
- * @body: the report, with @incident
+ * @body: the report, with @incident; undefined before
  */
 struct vmsrs_report {
 	struct list_head list;
 	struct list_head drafts;
 	struct vmsrs_evidence *evidence;
+	void *memory;
 	bool incident;
 	u32 count;
 	struct vmsrs_incident_report body;
@@ -772,7 +779,7 @@ void vmsrs_thread_note_written(struct vmsrs_thread *thread, u64 tag, u32 page);
 void vmsrs_thread_clear_written(struct vmsrs_thread *thread, u64 tag);
 void vmsrs_thread_signal_again(struct vmsrs_thread *thread, u64 now);
 bool vmsrs_thread_carries(struct vmsrs_app *app, u64 tag);
-void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag);
+void vmsrs_thread_signal_members(struct vmsrs_app *app, u64 tag, u64 now);
 void vmsrs_threads_init(struct vmsrs_device *dev);
 
 /* Tag that the thread carries, or 0. */
@@ -792,9 +799,8 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 /* request.c */
 bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
 struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
-struct vmsrs_request *vmsrs_request_alloc(struct vmsrs_app *app, u64 tag, gfp_t gfp);
-void vmsrs_request_add(struct vmsrs_request *request);
-void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u32 key);
+void vmsrs_request_add(struct vmsrs_request *request, struct vmsrs_app *app, u64 tag);
+void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u64 tag, u32 key);
 void vmsrs_request_remove(struct vmsrs_request *request);
 int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *thread,
 			     struct vmsrs_file *file, u64 tag, u32 key);
@@ -832,13 +838,13 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records);
 bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
 long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
 long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
-bool vmsrs_host_evidence_reserve(struct vmsrs_device *dev);
-void vmsrs_host_evidence_release(struct vmsrs_device *dev);
+struct vmsrs_report *vmsrs_host_report_new(struct vmsrs_device *dev, bool incident);
+struct vmsrs_report *vmsrs_host_evidence_new(struct vmsrs_device *dev, u32 length);
+void vmsrs_host_report_free(struct vmsrs_device *dev, struct vmsrs_report *report);
 void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
-void vmsrs_host_evidence(struct vmsrs_device *dev, struct vmsrs_evidence *evidence);
 u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
 void vmsrs_host_reports_wait(struct vmsrs_device *dev);
-void vmsrs_host_init(struct vmsrs_device *dev);
+int vmsrs_host_init(struct vmsrs_device *dev);
 void vmsrs_host_free(struct vmsrs_device *dev);
 
 /* app.c */
