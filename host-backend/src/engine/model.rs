@@ -622,7 +622,7 @@ impl World {
         };
         let result = self
             .engine
-            .report(Duration::ZERO, &report, &drafts, &mut self.memory);
+            .report(Duration::ZERO, &report, &drafts, &self.memory);
         assert_eq!(result.is_err(), wrong, "{result:?}");
         if wrong {
             return;

@@ -85,7 +85,7 @@ impl Bench {
     }
 
     fn report(&mut self, report: &IncidentReport, drafts: &[DroppedDraft]) -> Result<(), Refusal> {
-        let result = self.engine.report(AT, report, drafts, &mut self.memory);
+        let result = self.engine.report(AT, report, drafts, &self.memory);
         self.engine.check_invariants();
         result
     }
