@@ -176,7 +176,7 @@ fn memory_that_makes_no_sense_is_refused() {
         place.assert_refused(
             &output,
             USAGE,
-            &["guest memory of", "give a multiple of 4 KiB"],
+            &["guest memory of", "give a multiple of 4K"],
         );
     }
     let output = place.run(&["--memory", "1T"]);
@@ -544,10 +544,11 @@ fn a_signal_while_the_initramfs_is_read_ends_the_command_at_once() {
         assert_eq!(command.try_wait().unwrap(), None);
         thread::sleep(Duration::from_millis(1));
     }
+    // Not SIGINT, which a shell's background jobs ignore.
     // SAFETY: plain system call; the child has not been waited for, so its number is its own.
-    unsafe { libc::kill(command.id() as libc::pid_t, libc::SIGINT) };
+    unsafe { libc::kill(command.id() as libc::pid_t, libc::SIGTERM) };
     let status = command.wait().unwrap();
-    assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
+    assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}");
     assert!(!Path::new(&place.path("vm.sock")).exists());
 }
 
