@@ -95,7 +95,7 @@ mod tests {
             (u64::MAX << 10, "18014398509481983K"),
         ] {
             assert_eq!(format!("{:#}", Size(bytes)), text);
-            // Below a kilobyte there is no unit.
+            // Sizes below a kilobyte have no unit.
             if bytes.is_multiple_of(1024) {
                 assert_eq!(text.parse(), Ok(Size(bytes)));
             }

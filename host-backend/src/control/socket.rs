@@ -186,7 +186,7 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let (socket, address) = unconnected(path)?;
     // Linux gives the file the mode of the socket (unix(7) leaves it open, `unix_bind_bsd()` does
-    // it), so there is no moment in which others can connect.
+    // it), so others can never connect.
     // SAFETY: the call has no memory effects.
     check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) })?;
     // SAFETY: the address is valid for its length.

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::changes::Page;
 
-/// The content of a frame cannot be had: the hardware reports its memory as broken, or there is no such
+/// The content of a frame cannot be read: the hardware reports its memory as broken, or there is no such
 /// frame.
 #[derive(Debug, Error)]
 #[error("the memory of frame {frame} is broken")]

@@ -13,6 +13,7 @@ pub mod host;
 pub mod hostile;
 pub mod limits;
 pub mod mapping;
+mod random;
 pub mod raw;
 pub mod steps;
 pub mod stray;

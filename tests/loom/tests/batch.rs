@@ -15,6 +15,12 @@ fn two_commits(frames: &Frames) {
     frames.commit();
 }
 
+/// Another thread that works on the frames.
+fn beside(frames: &Arc<Frames>, work: impl FnOnce(&Frames) + 'static) -> thread::JoinHandle<()> {
+    let frames = frames.clone();
+    thread::spawn(move || work(&frames))
+}
+
 /// All that was committed is sealed, and nothing is left in the pool.
 fn seal_all(frames: &Frames, expected: [u64; 2]) {
     frames.seal();
@@ -26,14 +32,11 @@ fn seal_all(frames: &Frames, expected: [u64; 2]) {
 fn a_batch_holds_commits_as_a_whole() {
     check(3, || {
         let frames = Arc::new(Frames::default());
-        let host = {
-            let frames = frames.clone();
-            thread::spawn(move || {
-                frames.seal();
-                let sealed = frames.sealed();
-                assert!([[0, 0], [1, 1], [1, 2]].contains(&sealed), "{sealed:?}");
-            })
-        };
+        let host = beside(&frames, move |frames| {
+            frames.seal();
+            let sealed = frames.sealed();
+            assert!([[0, 0], [1, 1], [1, 2]].contains(&sealed), "{sealed:?}");
+        });
         two_commits(&frames);
         host.join().unwrap();
         seal_all(&frames, [1, 2]);
@@ -62,13 +65,10 @@ fn commits_one_by_one_end_as_one_batch_does() {
 fn a_page_that_is_committed_again_and_again_is_sealed_in_its_newest_version() {
     check(3, || {
         let frames = Arc::new(Frames::default());
-        let host = {
-            let frames = frames.clone();
-            thread::spawn(move || {
-                frames.seal();
-                frames.seal();
-            })
-        };
+        let host = beside(&frames, move |frames| {
+            frames.seal();
+            frames.seal();
+        });
         for value in 1..4 {
             frames.store(0, value);
             frames.commit();
@@ -82,17 +82,11 @@ fn a_page_that_is_committed_again_and_again_is_sealed_in_its_newest_version() {
 fn a_reader_sees_committed_versions_alone() {
     check(3, || {
         let frames = Arc::new(Frames::default());
-        let reader = {
-            let frames = frames.clone();
-            thread::spawn(move || {
-                let (first, second) = (frames.load(0), frames.load(0));
-                assert!(first <= second && second <= 2, "{first}, then {second}");
-            })
-        };
-        let host = {
-            let frames = frames.clone();
-            thread::spawn(move || frames.seal())
-        };
+        let reader = beside(&frames, move |frames| {
+            let (first, second) = (frames.load(0), frames.load(0));
+            assert!(first <= second && second <= 2, "{first}, then {second}");
+        });
+        let host = beside(&frames, move |frames| frames.seal());
         for value in 1..3 {
             frames.store(0, value);
             frames.commit();
@@ -111,14 +105,8 @@ fn what_a_report_names_stays_until_it_is_answered() {
         frames.commit();
         frames.store(0, 9);
         let report = frames.discard();
-        let host = {
-            let frames = frames.clone();
-            thread::spawn(move || frames.seal())
-        };
-        let reports = {
-            let frames = frames.clone();
-            thread::spawn(move || frames.send_report(&report))
-        };
+        let host = beside(&frames, move |frames| frames.seal());
+        let reports = beside(&frames, move |frames| frames.send_report(&report));
         frames.store(0, 2);
         frames.commit();
         host.join().unwrap();

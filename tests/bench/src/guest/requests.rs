@@ -24,31 +24,16 @@ pub(super) fn measure(meter: &Meter, pages: &Pages, rounds: u32) -> Result<()> {
         }
         Ok(Sample::new(What::Exit, false, rounds).lasted(watch))
     })?;
-    let read = |block: &Block, _| block.read();
-    alone(meter, pages, What::Request, 0, rounds, read)?;
-    in_requests(meter, pages, What::Request, 0, rounds, read)?;
+    let both = |what, count, work: fn(&Block, usize)| {
+        alone(meter, pages, what, count, rounds, work)?;
+        in_requests(meter, pages, what, count, rounds, work)
+    };
+    both(What::Request, 0, |block, _| block.read())?;
     for count in COLD {
-        alone(
-            meter,
-            pages,
-            What::Request,
-            count,
-            rounds,
-            Block::write_cold,
-        )?;
-        in_requests(
-            meter,
-            pages,
-            What::Request,
-            count,
-            rounds,
-            Block::write_cold,
-        )?;
+        both(What::Request, count, Block::write_cold)?;
     }
     for count in RESIDENT {
-        let write = Block::write_resident;
-        alone(meter, pages, What::Resident, count, rounds, write)?;
-        in_requests(meter, pages, What::Resident, count, rounds, write)?;
+        both(What::Resident, count, Block::write_resident)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use vmsrs::{App, Domain, Error, Options, Request, RunError};
 
 use crate::fault::wild_write;
 use crate::limits::patient;
+use crate::random::Random;
 use crate::{Behaviour, Machine};
 
 const THREADS: u64 = 8;
@@ -47,18 +48,6 @@ struct Change {
     domain: u32,
     value: u64,
     after: State,
-}
-
-/// An xorshift generator; the same seed gives the same requests.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
 }
 
 /// How a request ends.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
 
+use crate::random::Random;
 use crate::raw::{App, Domain, Thread};
 use crate::steps;
 use crate::{Behaviour, Machine};
@@ -43,18 +44,6 @@ fn pattern(domain: u64, version: u64) -> u64 {
 
 fn word(first: *mut u64, page: usize, word: usize) -> *mut u64 {
     first.wrapping_add(page * WORDS + word)
-}
-
-/// An xorshift generator.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
 }
 
 fn seed() -> u64 {

@@ -343,7 +343,7 @@ impl Pages {
 
     // main.c
 
-    /// `vmsrs_remove`, up to the reset of the device: the pool belongs to whoever gets it next.
+    /// `vmsrs_remove`, up to the reset of the device: the pool belongs to the next driver.
     pub fn remove(&self) {
         let commit = self
             .commit_lock

@@ -3,14 +3,14 @@
 use std::mem::offset_of;
 
 use anyhow::{Result, ensure};
-use bytemuck::{Pod, Zeroable, cast_slice, pod_read_unaligned};
+use bytemuck::{Pod, Zeroable, bytes_of, cast_slice, pod_read_unaligned};
 use vmsrs_protocol::control::{
     AddExtent, AppReply, DomainReply, Extent, ListDomain, ListReply, MESSAGE_ADD_EXTENT,
-    MESSAGE_LIST_PAGES, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain, PageFrame, STATUS_OK,
-    SealReply, SealRequest,
+    MESSAGE_INCIDENT, MESSAGE_LIST_PAGES, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain, PageFrame,
+    STATUS_OK, SealReply, SealRequest,
 };
 use vmsrs_protocol::device::DeviceConfig;
-use vmsrs_protocol::incident::{IncidentReport, KIND_MEMORY};
+use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MEMORY};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{KEY_MAX, NONE};
 
@@ -177,6 +177,22 @@ pub(super) fn report(device: &Device, page: Page, index: u64) -> Result<Incident
         address_domain: NONE,
         ..IncidentReport::zeroed()
     })
+}
+
+/// A valid report of one draft, of this page and in pool frame 2, that falls back to this committed version.
+pub(super) fn draft_report(device: &Device, page: Page, committed: u32) -> Result<Vec<u8>> {
+    let draft = DroppedDraft {
+        domain: page.domain,
+        page: page.page,
+        pool_frame: 2,
+        committed,
+    };
+    let report = IncidentReport {
+        drafts: 1,
+        drafts_total: 1,
+        ..report(device, page, 0)?
+    };
+    Ok(message(MESSAGE_INCIDENT, &report, bytes_of(&draft)))
 }
 
 /// The number of frames in the vault.

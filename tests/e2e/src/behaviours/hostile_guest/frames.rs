@@ -5,17 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Result, ensure};
-use bytemuck::bytes_of;
-use vmsrs_protocol::control::{MESSAGE_INCIDENT, STATUS_MALFORMED, STATUS_STALE};
-use vmsrs_protocol::incident::{DroppedDraft, IncidentReport};
+use vmsrs_protocol::control::{STATUS_MALFORMED, STATUS_STALE};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
 use super::engine::{
-    Page, accepted, domain, no_pages, pages, pool_frames, record, report, seal_accepted,
+    Page, accepted, domain, draft_report, no_pages, pages, pool_frames, record, seal_accepted,
     seal_refused, vault_frames,
 };
-use crate::hostile::{Device, message};
+use crate::hostile::Device;
 use crate::raw::{peek, poke};
 use crate::stray::{DEBUGFS, Region};
 
@@ -26,21 +24,8 @@ pub(super) fn every_kind_of_frame(device: &mut Device) -> Result<()> {
     }
     let sealed = seal_accepted(device, &[record(page, 0)], SEAL_LAST)?[0];
     let staged = seal_accepted(device, &[record(page.after(1), 1)], 0)?[0];
-    let draft = DroppedDraft {
-        domain: page.domain,
-        page: page.page,
-        pool_frame: 2,
-        committed: sealed,
-    };
-    let report = IncidentReport {
-        drafts: 1,
-        drafts_total: 1,
-        ..report(device, page, 0)?
-    };
-    accepted(
-        device,
-        &message(MESSAGE_INCIDENT, &report, bytes_of(&draft)),
-    )?;
+    let report = draft_report(device, page, sealed)?;
+    accepted(device, &report)?;
 
     let vault = [ZERO_FRAME, sealed, staged, vault_frames(device)? - 1];
     let no_store_reaches_the_vault = |when: &str| -> Result<()> {

@@ -12,8 +12,8 @@ use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, KEY_MAX, NONE, ZERO_FRAME};
 
 use super::engine::{
-    Page, accepted, batch_records, domain, domain_of, no_pages, pages, pool_frames, record,
-    refused_with, report, seal, seal_accepted, seal_refused, vault_frames,
+    Page, accepted, batch_records, domain, domain_of, draft_report, no_pages, pages, pool_frames,
+    record, refused_with, report, seal, seal_accepted, seal_refused, vault_frames,
 };
 use crate::hostile::{Device, message, open_app};
 
@@ -156,18 +156,7 @@ pub(super) fn messages_in_a_batch(device: &mut Device) -> Result<()> {
     seal_accepted(device, &[record(page, 0)], 0)?;
     device.expect_working()?;
     no_pages(device, page)?;
-    let draft = DroppedDraft {
-        domain: page.domain,
-        page: page.page,
-        pool_frame: 2,
-        committed: IN_POOL,
-    };
-    let report = IncidentReport {
-        drafts: 1,
-        drafts_total: 1,
-        ..report(device, page, 0)?
-    };
-    let bytes = message(MESSAGE_INCIDENT, &report, bytes_of(&draft));
+    let bytes = draft_report(device, page, IN_POOL)?;
     accepted(device, &bytes)?;
     let grown = AddExtent {
         app: page.app,
