@@ -97,6 +97,7 @@ static void domain_free(struct vmsrs_domain *domain)
 		next = extent->next;
 		kvfree(extent);
 	}
+	kfree(domain->hot);
 	kfree(domain);
 }
 

@@ -22,8 +22,7 @@ static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
 	list_for_each_entry(domain, domains, owned)
 		mutex_lock_nest_lock(&domain->lock, lock);
 	list_for_each_entry(domain, domains, owned) {
-		count += domain->draft_count;
-		vmsrs_drafts_commit(domain, &records);
+		count += vmsrs_drafts_commit(domain, &records);
 	}
 	if (count)
 		end = vmsrs_host_append(dev, &records);

@@ -51,3 +51,27 @@ int vmsrs_clear_page(void *to)
 		     : "memory");
 	return left ? -EIO : 0;
 }
+
+/**
+ * vmsrs_same_page() - compare two pages
+ * @a: a page, aligned to 8 bytes
+ * @b: the other one
+ *
+ * The memory of either may be broken.
+ *
+ * Return: true if both can be read and are the same.
+ */
+bool vmsrs_same_page(const void *a, const void *b)
+{
+	unsigned long left = PAGE_SIZE / sizeof(u64);
+	bool differ = true;
+
+	asm volatile("1:	repe cmpsq\n"
+		     "	setne %[differ]\n"
+		     "2:\n"
+		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
+		     : "+c" (left), "+D" (a), "+S" (b), [differ] "+qm" (differ)
+		     :
+		     : "memory", "cc");
+	return !differ;
+}

@@ -12,7 +12,7 @@
 /* Unmaps the pages of a domain's drafts. The domain's lock is held. */
 static void zap_drafts(struct vmsrs_domain *domain)
 {
-	struct vmsrs_zap zap = { .app = domain->app };
+	struct vmsrs_run zap = { .app = domain->app };
 	struct vmsrs_frame *draft;
 
 	list_for_each_entry(draft, &domain->drafts, list)
@@ -97,12 +97,45 @@ static struct vmsrs_frame *take_filled(struct vmsrs_device *dev, const struct vm
 	}
 }
 
+/*
+ * Decides which of the two becomes the draft: a frame with a copy of the page, or the frame that the
+ * page shows. In its place the copy is the committed version then, and the entry need not be zapped: the
+ * write makes it writable. domain->lock is held.
+ *
+ * Not if another process shows it, the host is reading it, or a report names it.
+ */
+static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsrs_page *entry,
+					struct vmsrs_frame *copy)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_frame *shown;
+
+	if (!entry->mapped || !vmsrs_in_pool(entry->frame) || !vmsrs_app_is_private(domain->app))
+		return copy;
+	shown = vmsrs_pool_frame(dev, entry->frame);
+	/* Further references are taken under the domain's lock. */
+	if (READ_ONCE(shown->refs) != 1)
+		return copy;
+	copy->domain = domain;
+	copy->entry = entry;
+	copy->page = shown->page;
+	copy->committed = shown->committed;
+	copy->replaced = shown->replaced;
+	copy->lost = shown->lost;
+	copy->commit = shown->commit;
+	copy->streak = shown->streak;
+	if (!vmsrs_host_replace(dev, shown, copy))
+		return copy;
+	entry->frame = vmsrs_frame_name(dev, copy);
+	return shown;
+}
+
 /**
  * vmsrs_draft_make() - make a draft of a page and add it to the domain's list
  * @domain: the domain, locked
  * @page: number of the page
  * @entry: the page
- * @thread: the calling thread
+ * @thread: the calling thread; this and the next three are not used if the domain has an owner
  * @file: its file
  * @tag: tag of its request
  * @key: protection key of the request, in case it is new
@@ -134,21 +167,124 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 		error = -EFBIG;
 		goto put;
 	}
+	draft = choose_draft(domain, entry, draft);
 	draft->domain = domain;
 	draft->entry = entry;
 	draft->page = page;
 	draft->replaced = VMSRS_NONE;
 	draft->lost = VMSRS_NONE;
+	draft->ahead = VMSRS_AHEAD_NOT;
+	draft->dirty = false;
 	entry->draft = vmsrs_frame_number(dev, draft);
 	list_add_tail(&draft->list, &domain->drafts);
 	domain->draft_count++;
 	atomic_inc(&dev->drafts);
-	atomic64_inc(&dev->write_faults);
 	return 0;
 
 put:
 	vmsrs_pool_put(dev, draft);
 	return error;
+}
+
+/**
+ * vmsrs_draft_make_ahead() - make a draft of a page that will probably be written
+ * @domain: the domain, locked, with an owner
+ * @page: number of the page
+ * @entry: the page, which has no draft
+ * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ *
+ * It must not cost the request or others anything that they will want: frames have to be plenty, and the
+ * request far from having too many drafts.
+ *
+ * Return: 0, or a negative error; then nothing has changed.
+ */
+int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	int error;
+
+	if (atomic_read(&domain->owner->drafts) >= drafts_max(dev) / 2)
+		return -EFBIG;
+	error = vmsrs_draft_make(domain, page, entry, NULL, NULL, 0, 0, vmsrs_pool_low_mark(dev));
+	if (error)
+		return error;
+	dev->pool.frames[entry->draft].ahead = why;
+	domain->ahead++;
+	return 0;
+}
+
+/*
+ * Notes which of the drafts that were made ahead the calling process has written. The domain's lock is
+ * held.
+ */
+static void note_dirty(struct vmsrs_domain *domain)
+{
+	struct vmsrs_run run = { .app = domain->app };
+	struct vmsrs_frame *draft;
+	struct vm_area_struct *vma;
+
+	draft = list_first_entry(&domain->drafts, struct vmsrs_frame, list);
+	vma = vmsrs_mapping_get(domain->app, draft->page);
+	if (!vma)
+		return;
+	list_for_each_entry(draft, &domain->drafts, list) {
+		if (draft->ahead == VMSRS_AHEAD_NOT || vmsrs_run_add(&run, draft->entry, draft->page))
+			continue;
+		vmsrs_run_note_dirty(&run, vma);
+		vmsrs_run_add(&run, draft->entry, draft->page);
+	}
+	vmsrs_run_note_dirty(&run, vma);
+	vmsrs_mapping_put(vma);
+}
+
+/* Has the draft the content of its page's committed version? */
+static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *draft)
+{
+	u32 committed = draft->entry->frame;
+
+	if (committed == VMSRS_DAMAGED_FRAME)
+		return false;
+	if (committed == VMSRS_NONE)
+		committed = VMSRS_ZERO_FRAME;
+	return vmsrs_same_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)),
+			       vmsrs_frame_address(dev, committed));
+}
+
+/*
+ * Unmaps the pages of a domain's drafts, and moves those drafts to a list that were made ahead and not
+ * written. The domain's lock is held. Returns how many these are.
+ *
+ * A dirty entry shows that a page was written. One that is not shows nothing, since the page may have
+ * been written later, or through an entry that was zapped.
+ */
+static u32 end_drafts(struct vmsrs_domain *domain, struct list_head *unwritten)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_frame *draft, *next;
+	u32 count = 0, follow = 0;
+
+	if (domain->ahead)
+		note_dirty(domain);
+	zap_drafts(domain);
+	if (!domain->ahead)
+		return 0;
+	list_for_each_entry_safe(draft, next, &domain->drafts, list) {
+		if (draft->ahead == VMSRS_AHEAD_NOT)
+			continue;
+		if (draft->dirty || !is_unchanged(dev, draft)) {
+			follow += draft->ahead == VMSRS_AHEAD_FOLLOWS;
+			continue;
+		}
+		draft->entry->draft = VMSRS_NO_DRAFT;
+		list_move_tail(&draft->list, unwritten);
+		count++;
+	}
+	vmsrs_predict_unwritten(domain, unwritten, follow);
+	domain->draft_count -= count;
+	domain->ahead = 0;
+	atomic_sub(count, &dev->drafts);
+	atomic_sub(count, &domain->owner->drafts);
+	return count;
 }
 
 /*
@@ -157,19 +293,24 @@ put:
  */
 static void map_committed(struct vmsrs_domain *domain)
 {
-	struct vmsrs_app *app = domain->app;
+	struct vmsrs_run run = { .app = domain->app };
 	struct vmsrs_frame *frame;
 	struct vm_area_struct *vma;
 
 	if (list_empty(&domain->drafts))
 		return;
 	frame = list_first_entry(&domain->drafts, struct vmsrs_frame, list);
-	vma = vmsrs_mapping_get(app, frame->page);
+	vma = vmsrs_mapping_get(domain->app, frame->page);
 	if (!vma)
 		return;
-	list_for_each_entry(frame, &domain->drafts, list)
-		vmsrs_map_page(app, vma, frame->entry, frame->page,
-			       vmsrs_frame_pfn(app->dev, frame->entry->frame), vma->vm_page_prot);
+	list_for_each_entry(frame, &domain->drafts, list) {
+		if (vmsrs_run_add(&run, frame->entry, frame->page))
+			continue;
+		/* If memory is short, there is a page fault. */
+		vmsrs_run_map(&run, vma, vma->vm_page_prot, false);
+		vmsrs_run_add(&run, frame->entry, frame->page);
+	}
+	vmsrs_run_map(&run, vma, vma->vm_page_prot, false);
 	vmsrs_mapping_put(vma);
 }
 
@@ -177,22 +318,31 @@ static void map_committed(struct vmsrs_domain *domain)
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
  * @records: list that the frames are moved to, for vmsrs_host_append() under the same lock
+ *
+ * Return: number of frames moved.
  */
-void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
+u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 {
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vmsrs_frame *draft;
+	LIST_HEAD(unwritten);
+	u32 count;
 
-	zap_drafts(domain);
+	if (end_drafts(domain, &unwritten))
+		vmsrs_pool_put_all(dev, &unwritten);
+	domain->commits++;
 	list_for_each_entry(draft, &domain->drafts, list) {
 		draft->committed = draft->entry->frame;
 		draft->entry->frame = vmsrs_frame_name(dev, draft);
 		draft->entry->draft = VMSRS_NO_DRAFT;
+		vmsrs_predict_written(domain, draft);
 	}
 	map_committed(domain);
 	list_splice_tail_init(&domain->drafts, records);
+	count = domain->draft_count;
 	domain->draft_count = 0;
 	domain->owner = NULL;
+	return count;
 }
 
 /**
@@ -204,20 +354,21 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
  */
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
 {
-	struct vmsrs_zap zap = { .app = domain->app };
+	struct vmsrs_device *dev = domain->app->dev;
 	struct vmsrs_frame *draft;
+	LIST_HEAD(unwritten);
 	bool pin = false;
 
 	mutex_lock(&domain->lock);
+	if (end_drafts(domain, &unwritten))
+		vmsrs_pool_put_all(dev, &unwritten);
 	list_for_each_entry(draft, &domain->drafts, list) {
-		vmsrs_zap_add(&zap, draft->entry, draft->page);
 		draft->committed = draft->entry->frame;
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		pin |= vmsrs_in_pool(draft->committed);
 	}
-	vmsrs_zap_finish(&zap);
 	if (pin)
-		vmsrs_pool_pin_committed(domain->app->dev, &domain->drafts);
+		vmsrs_pool_pin_committed(dev, &domain->drafts);
 	list_splice_tail_init(&domain->drafts, &report->drafts);
 	report->count += domain->draft_count;
 	domain->draft_count = 0;

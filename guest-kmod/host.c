@@ -88,6 +88,29 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records)
 }
 
 /**
+ * vmsrs_host_replace() - let another frame be sent as a committed version
+ * @dev: the device
+ * @old: the version, shown by its page, whose domain is locked; in no list afterwards
+ * @new: a frame with the same content, in no list
+ *
+ * Return: false if the version has been sent; nothing has changed then.
+ */
+bool vmsrs_host_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	bool queued;
+
+	spin_lock(&batch->lock);
+	queued = old->batch == batch->number;
+	if (queued) {
+		new->batch = old->batch;
+		list_replace_init(&old->list, &new->list);
+	}
+	spin_unlock(&batch->lock);
+	return queued;
+}
+
+/**
  * vmsrs_host_sent() - tell whether a committed version is in the batch that is sent
  * @dev: the device
  * @frame: the version, shown by its page, whose domain is locked
@@ -425,6 +448,12 @@ static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 	return true;
 }
 
+/* Is the draft of a page all that entries can show? The domain's lock is held. */
+static bool shows_draft_only(const struct vmsrs_page *entry, const struct vmsrs_domain *domain)
+{
+	return entry->draft != VMSRS_NO_DRAFT && vmsrs_app_is_private(domain->app);
+}
+
 /*
  * Takes the frames of one domain at the start of the batch that was sent out of use: the pages show
  * their sealed versions, and no entry maps the frames any more.
@@ -432,7 +461,7 @@ static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 static void finish_domain(struct vmsrs_device *dev, struct list_head *sent)
 {
 	struct vmsrs_domain *domain = list_first_entry(sent, struct vmsrs_frame, list)->domain;
-	struct vmsrs_zap zap = { .app = domain->app };
+	struct vmsrs_run zap = { .app = domain->app };
 	struct vmsrs_frame *frame, *next;
 	LIST_HEAD(frames);
 
@@ -440,7 +469,7 @@ static void finish_domain(struct vmsrs_device *dev, struct list_head *sent)
 	list_for_each_entry_safe(frame, next, sent, list) {
 		if (frame->domain != domain)
 			break;
-		if (show_sealed(dev, frame))
+		if (show_sealed(dev, frame) && !shows_draft_only(frame->entry, domain))
 			vmsrs_zap_add(&zap, frame->entry, frame->page);
 		/* Memory that cannot be read is not used any more. */
 		if (frame->sealed == VMSRS_DAMAGED_FRAME)

@@ -60,6 +60,31 @@ void vmsrs_inode_free(struct inode *inode)
 	simple_release_fs(&vmsrs_mount, &vmsrs_mount_count);
 }
 
+/**
+ * vmsrs_run_add() - add a page to a run
+ * @run: the run; any page begins an empty one
+ * @entry: the page
+ * @page: its number
+ *
+ * Pages mostly come in order, up or down.
+ *
+ * Return: false if the page is no neighbour of the run in the same extent.
+ */
+bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
+{
+	if (!run->count) {
+		run->entries = entry;
+		run->page = page;
+	} else if (page + 1 == run->page && entry + 1 == run->entries) {
+		run->entries--;
+		run->page--;
+	} else if (page != run->page + run->count || entry != run->entries + run->count) {
+		return false;
+	}
+	run->count++;
+	return true;
+}
+
 /* Unmaps pages of an app in every process. */
 static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 {
@@ -76,22 +101,16 @@ static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
  * @entry: the page; its domain's lock is held until vmsrs_zap_finish()
  * @page: number of the page
  *
- * Pages mostly come in order, up or down. Nothing is sure to be unmapped before vmsrs_zap_finish().
+ * Nothing is sure to be unmapped before vmsrs_zap_finish().
  */
-void vmsrs_zap_add(struct vmsrs_zap *zap, struct vmsrs_page *entry, u32 page)
+void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
 {
 	if (!entry->mapped)
 		return;
 	entry->mapped = false;
-	if (zap->count && page == zap->page + zap->count) {
-		zap->count++;
-	} else if (zap->count && page + 1 == zap->page) {
-		zap->page--;
-		zap->count++;
-	} else {
+	if (!vmsrs_run_add(zap, entry, page)) {
 		vmsrs_zap_finish(zap);
-		zap->page = page;
-		zap->count = 1;
+		vmsrs_run_add(zap, entry, page);
 	}
 }
 
@@ -99,7 +118,7 @@ void vmsrs_zap_add(struct vmsrs_zap *zap, struct vmsrs_page *entry, u32 page)
  * vmsrs_zap_finish() - unmap the pages that were added last
  * @zap: what is to be unmapped; empty afterwards
  */
-void vmsrs_zap_finish(struct vmsrs_zap *zap)
+void vmsrs_zap_finish(struct vmsrs_run *zap)
 {
 	if (zap->count)
 		zap_pages(zap->app, zap->page, zap->count);
@@ -173,41 +192,114 @@ void vmsrs_mapping_put(struct vm_area_struct *vma)
 	mmap_read_unlock(vma->vm_mm);
 }
 
-/* What map_entry() needs. */
-struct map {
+/* What the functions for single entries need. */
+struct walk {
+	struct vmsrs_device *dev;
 	struct mm_struct *mm;
-	unsigned long pfn;
+	struct vmsrs_run *run;
 	pgprot_t prot;
+	bool drafts;
 };
 
-static int map_entry(pte_t *entry, unsigned long address, void *data)
+/* The part of a run that lies within a mapping; false if there is none. */
+static bool clip(struct vmsrs_run *run, const struct vm_area_struct *vma)
 {
-	const struct map *map = data;
+	unsigned long start = page_address_of(run->app, run->page);
+	u32 cut;
 
-	if (pte_none(*entry))
-		set_pte_at(map->mm, address, entry, pte_mkspecial(pfn_pte(map->pfn, map->prot)));
+	if (!run->count)
+		return false;
+	if (start < vma->vm_start) {
+		cut = min_t(unsigned long, (vma->vm_start - start) >> PAGE_SHIFT, run->count);
+		run->entries += cut;
+		run->page += cut;
+		run->count -= cut;
+		start += (unsigned long)cut << PAGE_SHIFT;
+	}
+	if (start >= vma->vm_end)
+		return false;
+	run->count = min_t(unsigned long, run->count, (vma->vm_end - start) >> PAGE_SHIFT);
+	return run->count;
+}
+
+static struct vmsrs_page *walked_page(const struct walk *walk, unsigned long address)
+{
+	const struct vmsrs_run *run = walk->run;
+
+	return run->entries + ((address - page_address_of(run->app, run->page)) >> PAGE_SHIFT);
+}
+
+static int map_entry(pte_t *pte, unsigned long address, void *data)
+{
+	const struct walk *walk = data;
+	struct vmsrs_page *page = walked_page(walk, address);
+	u32 version = walk->drafts ? page->draft | VMSRS_IN_POOL : page->frame;
+	unsigned long pfn = vmsrs_frame_pfn(walk->dev, version);
+
+	/* A draft in its committed version's place becomes writable: no TLB has to hear of that. */
+	if (!pte_none(*pte) && !(walk->drafts && pte_pfn(*pte) == pfn))
+		return 0;
+	page->mapped = true;
+	set_pte_at(walk->mm, address, pte, pte_mkspecial(pfn_pte(pfn, walk->prot)));
 	return 0;
 }
 
 /**
- * vmsrs_map_page() - map a page, unless it is mapped or outside of the mapping
- * @app: the app
- * @vma: the mapping; mmap_lock is held
- * @entry: the page, whose domain is locked
- * @page: number of the page
- * @pfn: what it is mapped to
- * @prot: protection of the entry
+ * vmsrs_run_map() - map pages in one process
+ * @run: the pages, whose domain is locked; empty afterwards
+ * @vma: the mapping; mm's lock for a fault or mmap_lock is held
+ * @prot: protection of the entries
+ * @drafts: show the pages' drafts; otherwise their committed versions, which exist
  *
- * Saves a fault. If memory is short, there is one.
+ * Pages outside of the mapping are left out, and those that are mapped, unless a draft has taken the
+ * place of what is mapped.
+ *
+ * Return: 0 or -ENOMEM.
  */
-void vmsrs_map_page(struct vmsrs_app *app, struct vm_area_struct *vma, struct vmsrs_page *entry,
-		    u32 page, unsigned long pfn, pgprot_t prot)
+int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts)
 {
-	struct map map = { .mm = vma->vm_mm, .pfn = pfn, .prot = prot };
-	unsigned long address = page_address_of(app, page);
+	struct walk walk = {
+		.dev = run->app->dev,
+		.mm = vma->vm_mm,
+		.run = run,
+		.prot = prot,
+		.drafts = drafts,
+	};
+	int error = 0;
 
-	if (address < vma->vm_start || address >= vma->vm_end)
-		return;
-	entry->mapped = true;
-	apply_to_page_range(vma->vm_mm, address, PAGE_SIZE, map_entry, &map);
+	if (clip(run, vma))
+		error = apply_to_page_range(vma->vm_mm, page_address_of(run->app, run->page),
+					    (unsigned long)run->count << PAGE_SHIFT, map_entry,
+					    &walk);
+	run->count = 0;
+	return error;
+}
+
+static int note_dirty(pte_t *pte, unsigned long address, void *data)
+{
+	const struct walk *walk = data;
+	struct vmsrs_page *page = walked_page(walk, address);
+
+	if (page->draft != VMSRS_NO_DRAFT && pte_present(*pte) && pte_dirty(*pte))
+		walk->dev->pool.frames[page->draft].dirty = true;
+	return 0;
+}
+
+/**
+ * vmsrs_run_note_dirty() - note which drafts have been written through a mapping
+ * @run: the pages, whose domain is locked; empty afterwards
+ * @vma: the mapping; mmap_lock is held
+ *
+ * What is written from now on is not noted, nor is what was written through an entry that has been
+ * zapped.
+ */
+void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma)
+{
+	struct walk walk = { .dev = run->app->dev, .mm = vma->vm_mm, .run = run };
+
+	if (clip(run, vma))
+		apply_to_existing_page_range(vma->vm_mm, page_address_of(run->app, run->page),
+					     (unsigned long)run->count << PAGE_SHIFT, note_dirty,
+					     &walk);
+	run->count = 0;
 }

@@ -31,20 +31,33 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 			(pgprotval_t)owner->key << _PAGE_BIT_PKEY_BIT0);
 }
 
-/* Maps a draft for its request. domain->lock is held. */
-static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
-			       struct vmsrs_page *entry)
+/* Maps drafts for their request. domain->lock is held. */
+static vm_fault_t map_drafts(struct vmsrs_domain *domain, struct vm_fault *vmf,
+			     struct vmsrs_run *run)
 {
 	/*
 	 * Not vm_page_prot, which is for read-only entries, since the driver is told about first
 	 * writes.
 	 */
-	pgprot_t prot = vm_get_page_prot(vmf->vma->vm_flags);
+	pgprot_t prot = draft_prot(vm_get_page_prot(vmf->vma->vm_flags), domain->owner);
 
-	entry->mapped = true;
-	return vmf_insert_pfn_prot(vmf->vma, vmf->address,
-				   vmsrs_frame_pfn(domain->app->dev, entry->draft | VMSRS_IN_POOL),
-				   draft_prot(prot, domain->owner));
+	return vmsrs_run_map(run, vmf->vma, prot, true) ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
+}
+
+/*
+ * Maps the draft of the page that was written to. `mapped` says that it has an entry for reading, which
+ * is zapped unless it shows the draft's frame: an entry made since stays. domain->lock is held.
+ */
+static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
+			       struct vmsrs_page *entry, u32 page, bool mapped)
+{
+	struct vmsrs_run run = { .app = domain->app };
+	u32 version = entry->draft | VMSRS_IN_POOL;
+
+	if (mapped && pte_pfn(vmf->orig_pte) != vmsrs_frame_pfn(domain->app->dev, version))
+		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
+	vmsrs_run_add(&run, entry, page);
+	return map_drafts(domain, vmf, &run);
 }
 
 /* Drops what was noted for an earlier request. Called by the thread itself only. */
@@ -130,6 +143,50 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 }
 
 /*
+ * Makes drafts of the pages that the request is likely to write to next, as long as frames are plenty,
+ * and maps them. domain->lock is held.
+ */
+static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
+			struct vm_fault *vmf, bool first)
+{
+	struct vmsrs_domain *domain = extent->domain;
+	struct vmsrs_app *app = domain->app;
+	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
+	u32 page = fault_page(app, vmf), count, i;
+	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
+	struct vmsrs_run run = { .app = app };
+	struct vmsrs_page *entry;
+	u32 version;
+	bool mapped;
+
+	count = vmsrs_predict(domain, extent, page, first, pages);
+	for (i = 0; i < count; i++) {
+		page = pages[i].page;
+		address = (zero + ((unsigned long)page << PAGE_SHIFT)) & PAGE_MASK;
+		if (address < vmf->vma->vm_start || address >= vmf->vma->vm_end)
+			continue;
+		if (page < extent->page || page - extent->page >= extent->pages)
+			extent = vmsrs_extent_find(app, page);
+		entry = &extent->entries[page - extent->page];
+		if (entry->draft != VMSRS_NO_DRAFT)
+			continue;
+		version = entry->frame;
+		mapped = entry->mapped;
+		if (vmsrs_draft_make_ahead(domain, page, entry, pages[i].why))
+			break;
+		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
+			vmsrs_zap_own(app, vmf->vma, address);
+		vmsrs_thread_note_written(thread, domain->owner->tag, page);
+		if (!vmsrs_run_add(&run, entry, page)) {
+			map_drafts(domain, vmf, &run);
+			vmsrs_run_add(&run, entry, page);
+		}
+	}
+	/* Where memory is short, there is a page fault. */
+	map_drafts(domain, vmf, &run);
+}
+
+/*
  * A write by a registered thread. `mapped` says that the page has a read-only entry
  * (.pfn_mkwrite): then mm makes that very entry writable unless the answer is an error or
  * VM_FAULT_NOPAGE, so VM_FAULT_RETRY cannot be used.
@@ -144,6 +201,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	struct vmsrs_page *entry;
 	vm_fault_t ret;
 	u32 key, reserve = 0;
+	bool first = false;
 	u64 tag;
 	int error;
 
@@ -166,15 +224,15 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 			/* Made by another member, or mapped for reading since. */
 			error = -EEXIST;
 		} else {
+			first = !domain->owner;
 			reserve = vmsrs_drafts_reserve(domain, tag);
 			error = vmsrs_draft_make(domain, page, entry, thread, file, tag, key,
 						 reserve);
 		}
 		if (!error || error == -EEXIST) {
-			/* Without an entry there is nothing to zap; one made since stays. */
-			if (mapped)
-				vmsrs_zap_own(app, vmf->vma, vmf->address);
-			ret = map_writable(domain, vmf, entry);
+			ret = map_writable(domain, vmf, entry, page, mapped);
+			if (!error)
+				draft_ahead(extent, thread, vmf, first);
 		} else if (error == -EAGAIN && mapped) {
 			/* The instruction faults again, without an entry, and may wait then. */
 			vmsrs_zap_own(app, vmf->vma, vmf->address);
@@ -194,6 +252,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 
 	switch (error) {
 	case 0:
+		atomic64_inc(&app->dev->write_faults);
 		thread->frame_due = 0;
 		vmsrs_thread_note_written(thread, tag, page);
 		return ret;
@@ -308,7 +367,7 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 {
 	struct vmsrs_extent_pages *extent;
 	struct vmsrs_page *entry;
-	struct vmsrs_zap zap = { };
+	struct vmsrs_run zap = { };
 	struct vmsrs_app *app;
 	u64 offset;
 	u32 page;

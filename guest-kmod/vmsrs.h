@@ -94,6 +94,12 @@
 #define VMSRS_REPORTS_SPARE		64
 #define VMSRS_EVIDENCE_SPARE		8192
 
+/* Hot pages of a domain; struct vmsrs_hot_pages has 64 bytes then. */
+#define VMSRS_HOT_MAX			15
+/* Most pages that are drafted ahead at a time: hot ones, and ones that follow. */
+#define VMSRS_FOLLOWING_MAX		8
+#define VMSRS_AHEAD_MAX			(VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
+
 /* Requests share this many locks, as a power of two. */
 #define VMSRS_REQUEST_LOCKS_SHIFT	6
 /* Threads registered at a time. */
@@ -126,13 +132,15 @@ struct vmsrs_page {
 };
 
 /**
- * struct vmsrs_zap - neighbouring pages that are to be unmapped
+ * struct vmsrs_run - neighbouring pages of an extent
  * @app: the app
- * @page: first page
- * @count: number of pages
+ * @entries: the pages, @count of them
+ * @page: number of the first one
+ * @count: number of pages; 0 for an empty run
  */
-struct vmsrs_zap {
+struct vmsrs_run {
 	struct vmsrs_app *app;
+	struct vmsrs_page *entries;
 	u32 page;
 	u32 count;
 };
@@ -174,6 +182,10 @@ struct vmsrs_extent_pages {
  * @lost: vault frame whose loss the host reported while this one was sent, or VMSRS_NONE; guarded
  *	by the domain's lock
  * @batch: number of its batch; guarded by vmsrs_batch.lock
+ * @commit: number of the commit in its domain; guarded by the domain's lock, like the following
+ * @streak: commits in a row that have written the page, up to the one of this version
+ * @ahead: why it became a draft before it was written
+ * @dirty: it was made ahead and has been written
  */
 struct vmsrs_frame {
 	struct list_head list;
@@ -186,11 +198,40 @@ struct vmsrs_frame {
 	u32 sealed;
 	u32 lost;
 	u32 batch;
+	u32 commit;
+	u8 streak;
+	u8 ahead;
+	bool dirty;
+};
+
+/* In vmsrs_frame.ahead: why a page became a draft before it was written. */
+#define VMSRS_AHEAD_NOT			0
+#define VMSRS_AHEAD_HOT			1
+#define VMSRS_AHEAD_FOLLOWS		2
+
+/**
+ * struct vmsrs_ahead - a page that will probably be written
+ * @page: number of the page
+ * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ */
+struct vmsrs_ahead {
+	u32 page;
+	u32 why;
+};
+
+/**
+ * struct vmsrs_hot_pages - pages that each of the last requests in a domain has written to
+ * @count: number of pages
+ * @pages: their numbers
+ */
+struct vmsrs_hot_pages {
+	u32 count;
+	u32 pages[VMSRS_HOT_MAX];
 };
 
 /**
  * struct vmsrs_domain - a domain of an app; lives as long as the app
- * @lock: guards @drafts, @draft_count, @owner and the entries of its extents
+ * @lock: guards @drafts, @draft_count, @owner, the entries of its extents, and from @hot on
  * @app: the app
  * @first: first extent; guarded by vmsrs_app.lock
  * @last: last extent; guarded by vmsrs_app.lock
@@ -200,6 +241,12 @@ struct vmsrs_frame {
  * @number: its number, the index of its lock word
  * @draft_count: length of @drafts
  * @extent_count: number of extents; guarded by vmsrs_app.lock
+ * @commits: number of its last commit
+ * @hot: pages that are drafted ahead, or NULL
+ * @next_page: page after the one that was drafted last
+ * @run: drafts made one page after the other by @owner, up to @next_page
+ * @run_score: whether drafting the following pages ahead has been of use; not if it is negative
+ * @ahead: number of drafts in @drafts that were made ahead
  */
 struct vmsrs_domain {
 	struct mutex lock;
@@ -211,6 +258,12 @@ struct vmsrs_domain {
 	u32 number;
 	u32 draft_count;
 	u32 extent_count;
+	u32 commits;
+	struct vmsrs_hot_pages *hot;
+	u32 next_page;
+	u8 run;
+	s8 run_score;
+	u16 ahead;
 };
 
 /**
@@ -620,6 +673,7 @@ struct vmsrs_report {
 /* copy.c */
 int vmsrs_copy_page(void *to, const void *from);
 int vmsrs_clear_page(void *to);
+bool vmsrs_same_page(const void *a, const void *b);
 
 /* lock.c */
 extern const struct vm_operations_struct vmsrs_lock_vm_ops;
@@ -667,14 +721,15 @@ static inline bool vmsrs_device_usable(const struct vmsrs_device *dev)
 /* mapping.c */
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
-void vmsrs_zap_add(struct vmsrs_zap *zap, struct vmsrs_page *entry, u32 page);
-void vmsrs_zap_finish(struct vmsrs_zap *zap);
+bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page);
+void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
+void vmsrs_zap_finish(struct vmsrs_run *zap);
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
 struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
-void vmsrs_map_page(struct vmsrs_app *app, struct vm_area_struct *vma, struct vmsrs_page *entry,
-		    u32 page, unsigned long pfn, pgprot_t prot);
+int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts);
+void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma);
 
 /*
  * Layer 2: messages to the host, and the pool.
@@ -741,6 +796,12 @@ static inline void *vmsrs_frame_address(const struct vmsrs_device *dev, u32 vers
 								     &dev->vault_region;
 
 	return region->base + ((size_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT);
+}
+
+/* One process at most has the app's pages mapped, as long as the caller has one of its domains locked. */
+static inline bool vmsrs_app_is_private(const struct vmsrs_app *app)
+{
+	return READ_ONCE(app->files) == 1;
 }
 
 /* The page frame number of a version that is in the pool or in the vault. */
@@ -821,20 +882,12 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag);
 void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
 
 /*
- * Layer 4: pages. Drafts, what is sent to the host, domains and their extents, page faults.
+ * Layer 4: pages. What is sent to the host, drafts, domains and their extents, page faults.
  */
-
-/* drafts.c */
-u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
-int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
-		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
-		     u32 reserve);
-void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
-void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
-long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
 
 /* host.c */
 u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records);
+bool vmsrs_host_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
 bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
 long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
 long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
@@ -846,6 +899,23 @@ u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
 void vmsrs_host_reports_wait(struct vmsrs_device *dev);
 int vmsrs_host_init(struct vmsrs_device *dev);
 void vmsrs_host_free(struct vmsrs_device *dev);
+
+/* predict.c */
+u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
+		  bool first, struct vmsrs_ahead *pages);
+void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
+void vmsrs_predict_unwritten(struct vmsrs_domain *domain, const struct list_head *drafts,
+			     u32 written);
+
+/* drafts.c */
+u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
+int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
+		     u32 reserve);
+int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why);
+u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
+void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
+long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
 
 /* app.c */
 struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
