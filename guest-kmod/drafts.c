@@ -9,17 +9,6 @@
 
 #include "vmsrs.h"
 
-/* Unmaps the pages of a domain's drafts. The domain's lock is held. */
-static void zap_drafts(struct vmsrs_domain *domain)
-{
-	struct vmsrs_run zap = { .app = domain->app };
-	struct vmsrs_frame *draft;
-
-	list_for_each_entry(draft, &domain->drafts, list)
-		vmsrs_zap_add(&zap, draft->entry, draft->page);
-	vmsrs_zap_finish(&zap);
-}
-
 /* Most drafts of one request: half of the pool, so that one that writes without end fails alone. */
 static int drafts_max(const struct vmsrs_device *dev)
 {
@@ -213,20 +202,21 @@ int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_p
 	return 0;
 }
 
-/*
- * Notes which of the drafts that were made ahead the calling process has written. The domain's lock is
- * held.
- */
-static void note_dirty(struct vmsrs_domain *domain)
+/* The calling process's mapping of a domain's drafts, for vmsrs_mapping_put(), or NULL. */
+static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
+{
+	struct vmsrs_frame *draft;
+
+	draft = list_first_entry_or_null(&domain->drafts, struct vmsrs_frame, list);
+	return draft ? vmsrs_mapping_get(domain->app, draft->page) : NULL;
+}
+
+/* Notes which of the drafts that were made ahead have been written. The domain's lock is held. */
+static void note_dirty(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_run run = { .app = domain->app };
 	struct vmsrs_frame *draft;
-	struct vm_area_struct *vma;
 
-	draft = list_first_entry(&domain->drafts, struct vmsrs_frame, list);
-	vma = vmsrs_mapping_get(domain->app, draft->page);
-	if (!vma)
-		return;
 	list_for_each_entry(draft, &domain->drafts, list) {
 		if (draft->ahead == VMSRS_AHEAD_NOT || vmsrs_run_add(&run, draft->entry, draft->page))
 			continue;
@@ -234,7 +224,19 @@ static void note_dirty(struct vmsrs_domain *domain)
 		vmsrs_run_add(&run, draft->entry, draft->page);
 	}
 	vmsrs_run_note_dirty(&run, vma);
-	vmsrs_mapping_put(vma);
+}
+
+/* Unmaps the pages of a domain's drafts in every process. The domain's lock is held. */
+static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
+{
+	struct vmsrs_run zap = { .app = domain->app };
+	struct vmsrs_frame *draft;
+
+	if (vmsrs_app_is_private(domain->app))
+		zap.vma = vma;
+	list_for_each_entry(draft, &domain->drafts, list)
+		vmsrs_zap_add(&zap, draft->entry, draft->page);
+	vmsrs_zap_finish(&zap);
 }
 
 /* Has the draft the content of its page's committed version? */
@@ -257,15 +259,16 @@ static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *dra
  * A dirty entry shows that a page was written. One that is not shows nothing, since the page may have
  * been written later, or through an entry that was zapped.
  */
-static u32 end_drafts(struct vmsrs_domain *domain, struct list_head *unwritten)
+static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
+		      struct list_head *unwritten)
 {
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vmsrs_frame *draft, *next;
 	u32 count = 0, follow = 0;
 
-	if (domain->ahead)
-		note_dirty(domain);
-	zap_drafts(domain);
+	if (domain->ahead && vma)
+		note_dirty(domain, vma);
+	zap_drafts(domain, vma);
 	if (!domain->ahead)
 		return 0;
 	list_for_each_entry_safe(draft, next, &domain->drafts, list) {
@@ -291,18 +294,11 @@ static u32 end_drafts(struct vmsrs_domain *domain, struct list_head *unwritten)
  * Maps what has been committed in the calling process, which mostly reads it soon. The domain's
  * lock is held.
  */
-static void map_committed(struct vmsrs_domain *domain)
+static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_run run = { .app = domain->app };
 	struct vmsrs_frame *frame;
-	struct vm_area_struct *vma;
 
-	if (list_empty(&domain->drafts))
-		return;
-	frame = list_first_entry(&domain->drafts, struct vmsrs_frame, list);
-	vma = vmsrs_mapping_get(domain->app, frame->page);
-	if (!vma)
-		return;
 	list_for_each_entry(frame, &domain->drafts, list) {
 		if (vmsrs_run_add(&run, frame->entry, frame->page))
 			continue;
@@ -311,7 +307,6 @@ static void map_committed(struct vmsrs_domain *domain)
 		vmsrs_run_add(&run, frame->entry, frame->page);
 	}
 	vmsrs_run_map(&run, vma, vma->vm_page_prot, false);
-	vmsrs_mapping_put(vma);
 }
 
 /**
@@ -324,11 +319,12 @@ static void map_committed(struct vmsrs_domain *domain)
 u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 {
 	struct vmsrs_device *dev = domain->app->dev;
+	struct vm_area_struct *vma = mapping_of(domain);
 	struct vmsrs_frame *draft;
 	LIST_HEAD(unwritten);
 	u32 count;
 
-	if (end_drafts(domain, &unwritten))
+	if (end_drafts(domain, vma, &unwritten))
 		vmsrs_pool_put_all(dev, &unwritten);
 	domain->commits++;
 	list_for_each_entry(draft, &domain->drafts, list) {
@@ -337,7 +333,10 @@ u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		vmsrs_predict_written(domain, draft);
 	}
-	map_committed(domain);
+	if (vma) {
+		map_committed(domain, vma);
+		vmsrs_mapping_put(vma);
+	}
 	list_splice_tail_init(&domain->drafts, records);
 	count = domain->draft_count;
 	domain->draft_count = 0;
@@ -355,13 +354,17 @@ u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report)
 {
 	struct vmsrs_device *dev = domain->app->dev;
+	struct vm_area_struct *vma;
 	struct vmsrs_frame *draft;
 	LIST_HEAD(unwritten);
 	bool pin = false;
 
 	mutex_lock(&domain->lock);
-	if (end_drafts(domain, &unwritten))
+	vma = mapping_of(domain);
+	if (end_drafts(domain, vma, &unwritten))
 		vmsrs_pool_put_all(dev, &unwritten);
+	if (vma)
+		vmsrs_mapping_put(vma);
 	list_for_each_entry(draft, &domain->drafts, list) {
 		draft->committed = draft->entry->frame;
 		draft->entry->draft = VMSRS_NO_DRAFT;

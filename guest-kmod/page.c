@@ -31,17 +31,13 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 			(pgprotval_t)owner->key << _PAGE_BIT_PKEY_BIT0);
 }
 
-/* Maps drafts for their request. domain->lock is held. */
-static vm_fault_t map_drafts(struct vmsrs_domain *domain, struct vm_fault *vmf,
-			     struct vmsrs_run *run)
+/*
+ * Protection of the entries of the drafts in a domain that has an owner. Not from vm_page_prot, which is
+ * for read-only entries, since the driver is told about first writes.
+ */
+static pgprot_t write_prot(const struct vmsrs_domain *domain, const struct vm_area_struct *vma)
 {
-	/*
-	 * Not vm_page_prot, which is for read-only entries, since the driver is told about first
-	 * writes.
-	 */
-	pgprot_t prot = draft_prot(vm_get_page_prot(vmf->vma->vm_flags), domain->owner);
-
-	return vmsrs_run_map(run, vmf->vma, prot, true) ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
+	return draft_prot(vm_get_page_prot(vma->vm_flags), domain->owner);
 }
 
 /*
@@ -51,13 +47,13 @@ static vm_fault_t map_drafts(struct vmsrs_domain *domain, struct vm_fault *vmf,
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
 			       struct vmsrs_page *entry, u32 page, bool mapped)
 {
-	struct vmsrs_run run = { .app = domain->app };
 	u32 version = entry->draft | VMSRS_IN_POOL;
+	int error;
 
 	if (mapped && pte_pfn(vmf->orig_pte) != vmsrs_frame_pfn(domain->app->dev, version))
 		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
-	vmsrs_run_add(&run, entry, page);
-	return map_drafts(domain, vmf, &run);
+	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(domain, vmf->vma));
+	return error ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
 }
 
 /* Drops what was noted for an earlier request. Called by the thread itself only. */
@@ -156,10 +152,14 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
 	struct vmsrs_run run = { .app = app };
 	struct vmsrs_page *entry;
+	pgprot_t prot;
 	u32 version;
 	bool mapped;
 
 	count = vmsrs_predict(domain, extent, page, first, pages);
+	if (!count)
+		return;
+	prot = write_prot(domain, vmf->vma);
 	for (i = 0; i < count; i++) {
 		page = pages[i].page;
 		address = (zero + ((unsigned long)page << PAGE_SHIFT)) & PAGE_MASK;
@@ -178,12 +178,12 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 			vmsrs_zap_own(app, vmf->vma, address);
 		vmsrs_thread_note_written(thread, domain->owner->tag, page);
 		if (!vmsrs_run_add(&run, entry, page)) {
-			map_drafts(domain, vmf, &run);
+			vmsrs_run_map(&run, vmf->vma, prot, true);
 			vmsrs_run_add(&run, entry, page);
 		}
 	}
 	/* Where memory is short, there is a page fault. */
-	map_drafts(domain, vmf, &run);
+	vmsrs_run_map(&run, vmf->vma, prot, true);
 }
 
 /*
@@ -320,6 +320,14 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 	return page_access(vmf, true, true);
 }
 
+/* The mapping is gone. It was never divided nor copied, so this is called once for each. */
+static void page_close(struct vm_area_struct *vma)
+{
+	struct vmsrs_app *app = vma->vm_private_data;
+
+	atomic_dec(&app->mappings);
+}
+
 /* The addresses are fixed: the pages contain pointers. */
 static int page_mremap(struct vm_area_struct *vma)
 {
@@ -338,6 +346,7 @@ static int page_may_split(struct vm_area_struct *vma, unsigned long addr)
 const struct vm_operations_struct vmsrs_page_vm_ops = {
 	.fault = page_fault,
 	.pfn_mkwrite = page_pfn_mkwrite,
+	.close = page_close,
 	.mremap = page_mremap,
 	.may_split = page_may_split,
 };

@@ -124,7 +124,8 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
 	if (before && before->commit == domain->commits - 1)
 		draft->streak = min_t(u32, before->streak + 1, HOT_AFTER);
 	/* A request that writes to one page alone has nothing to gain. */
-	if (draft->streak == HOT_AFTER && domain->draft_count > 1)
+	if (draft->streak == HOT_AFTER && domain->draft_count > 1 &&
+	    draft->ahead != VMSRS_AHEAD_HOT)
 		add_hot(domain, draft->page);
 }
 

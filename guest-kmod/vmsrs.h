@@ -134,12 +134,14 @@ struct vmsrs_page {
 /**
  * struct vmsrs_run - neighbouring pages of an extent
  * @app: the app
+ * @vma: the only mapping that may show them, with mmap_lock held, or NULL; only used to unmap them
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
  */
 struct vmsrs_run {
 	struct vmsrs_app *app;
+	struct vm_area_struct *vma;
 	struct vmsrs_page *entries;
 	u32 page;
 	u32 count;
@@ -275,6 +277,7 @@ struct vmsrs_domain {
  * @lock_pages: VMSRS_LOCK_PAGES pages of lock words, each set once by cmpxchg
  * @number: its number
  * @files: open files of the app; guarded by vmsrs_device.apps_lock
+ * @mappings: mappings of its pages in all processes
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
@@ -287,6 +290,7 @@ struct vmsrs_app {
 	struct page **lock_pages;
 	u32 number;
 	u32 files;
+	atomic_t mappings;
 	u8 name[VMSRS_NAME_MAX];
 	spinlock_t waits_lock;
 	struct rb_root waits;
@@ -728,6 +732,8 @@ void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
 struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
+int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
+		    pgprot_t prot);
 int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts);
 void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma);
 
@@ -798,10 +804,13 @@ static inline void *vmsrs_frame_address(const struct vmsrs_device *dev, u32 vers
 	return region->base + ((size_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT);
 }
 
-/* One process at most has the app's pages mapped, as long as the caller has one of its domains locked. */
+/*
+ * There is one mapping of the app's pages. A further one shows nothing of a domain before its lock has been
+ * taken, so the holder of that lock may rely on this.
+ */
 static inline bool vmsrs_app_is_private(const struct vmsrs_app *app)
 {
-	return READ_ONCE(app->files) == 1;
+	return atomic_read(&app->mappings) == 1;
 }
 
 /* The page frame number of a version that is in the pool or in the vault. */
