@@ -206,6 +206,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 			   &dev->vault_region);
 	if (error)
 		goto unmap_pool;
+	vmsrs_pool_touch(dev);
 	error = vmsrs_make_queues(dev);
 	if (error)
 		goto unmap_vault;

@@ -6,10 +6,12 @@
  * report. A report also keeps the committed versions that it names, so a frame is free again when
  * its owner and all of these have put it.
  *
- * Frames are not wiped. Nothing of what one has held is ever shown: before an entry for a frame
+ * Frames are not wiped after use. Nothing of what one has held is ever shown: before an entry for a frame
  * exists, the whole frame is overwritten with the content of its page, or cleared
  * (vmsrs_draft_make()), and before a frame is put, no entry for it exists any more.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
@@ -39,6 +41,27 @@ int vmsrs_pool_init(struct vmsrs_device *dev)
 		list_add_tail(&pool->frames[i].list, &pool->free);
 	pool->free_count = count;
 	return 0;
+}
+
+/**
+ * vmsrs_pool_touch() - have the host provide the memory of all frames
+ * @dev: the device, whose pool is mapped and not used yet
+ *
+ * So no request has to wait for that. Frames whose memory is broken are never used.
+ */
+void vmsrs_pool_touch(struct vmsrs_device *dev)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	struct vmsrs_frame *frame, *next;
+
+	list_for_each_entry_safe(frame, next, &pool->free, list) {
+		if (vmsrs_clear_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)))) {
+			pr_warn("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
+			list_del_init(&frame->list);
+			pool->free_count--;
+		}
+		cond_resched();
+	}
 }
 
 /**

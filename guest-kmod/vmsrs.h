@@ -823,6 +823,7 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
 }
 
 int vmsrs_pool_init(struct vmsrs_device *dev);
+void vmsrs_pool_touch(struct vmsrs_device *dev);
 void vmsrs_pool_free(struct vmsrs_device *dev);
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
 void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame);
