@@ -167,6 +167,53 @@ void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned l
 }
 
 /**
+ * vmsrs_mapping_opened() - note a new mapping of an app's pages
+ * @app: the app
+ * @vma: the mapping; mmap_lock is held for writing
+ */
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct vm_area_struct *vma)
+{
+	atomic_inc(&app->mappings);
+	spin_lock(&app->mapping_lock);
+	/* A reader that finds its mm in app->mm has read the mapping that belongs to it. */
+	WRITE_ONCE(app->mm, NULL);
+	smp_wmb();
+	WRITE_ONCE(app->vma, vma);
+	smp_wmb();
+	WRITE_ONCE(app->mm, vma->vm_mm);
+	spin_unlock(&app->mapping_lock);
+}
+
+/**
+ * vmsrs_mapping_closed() - note that a mapping of an app's pages is gone
+ * @app: the app
+ * @vma: the mapping; nobody can hold the mmap_lock of its process for reading
+ */
+void vmsrs_mapping_closed(struct vmsrs_app *app, struct vm_area_struct *vma)
+{
+	spin_lock(&app->mapping_lock);
+	if (app->vma == vma) {
+		WRITE_ONCE(app->mm, NULL);
+		WRITE_ONCE(app->vma, NULL);
+	}
+	spin_unlock(&app->mapping_lock);
+	atomic_dec(&app->mappings);
+}
+
+/* The mapping that was made last, if it is the process's and has the page. Its mmap_lock is held. */
+static struct vm_area_struct *last_mapping(const struct vmsrs_app *app, const struct mm_struct *mm,
+					   unsigned long address)
+{
+	struct vm_area_struct *vma = READ_ONCE(app->vma);
+
+	smp_rmb();
+	if (READ_ONCE(app->mm) != mm)
+		return NULL;
+	return address >= vma->vm_start && address < vma->vm_end && vma->vm_flags & VM_READ ? vma :
+											       NULL;
+}
+
+/**
  * vmsrs_mapping_get() - find the calling process's mapping of a page of an app
  * @app: the app
  * @page: the page
@@ -184,6 +231,10 @@ struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page)
 
 	if (!mm || !mmap_read_trylock(mm))
 		return NULL;
+	/* Mostly there is no other. */
+	vma = last_mapping(app, mm, address);
+	if (vma)
+		return vma;
 	vma = vma_lookup(mm, address);
 	offset = ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT) + page;
 	if (vma && vma->vm_file && vma->vm_file->f_mapping == app->dev->inode->i_mapping &&
@@ -232,6 +283,58 @@ static bool clip(struct vmsrs_run *run, const struct vm_area_struct *vma)
 	return run->count;
 }
 
+/* The page table for an address, if there is one: mm holds the mapping's lock, so it stays. */
+static pmd_t *find_table(struct mm_struct *mm, unsigned long address)
+{
+	pgd_t *pgd = pgd_offset(mm, address);
+	p4d_t *p4d;
+	pud_t *pud;
+	pmd_t *pmd;
+
+	if (pgd_none(*pgd))
+		return NULL;
+	p4d = p4d_offset(pgd, address);
+	if (p4d_none(*p4d))
+		return NULL;
+	pud = pud_offset(p4d, address);
+	if (pud_none(*pud))
+		return NULL;
+	pmd = pmd_offset(pud, address);
+	return pmd_none(*pmd) ? NULL : pmd;
+}
+
+/* Calls a function for the entries of consecutive pages that share a page table. */
+static void walk_table(struct walk *walk, pmd_t *pmd, unsigned long address, u32 count, pte_fn_t fn)
+{
+	spinlock_t *lock = pte_lockptr(walk->mm, pmd);
+	pte_t *pte;
+
+	spin_lock(lock);
+	pte = pte_offset_kernel(pmd, address);
+	for (; count--; pte++, address += PAGE_SIZE)
+		fn(pte, address, walk);
+	spin_unlock(lock);
+}
+
+/*
+ * Calls a function for the entries of a run. Mostly they share a page table that exists, which takes half
+ * the time.
+ */
+static int walk_run(struct walk *walk, pte_fn_t fn)
+{
+	const struct vmsrs_run *run = walk->run;
+	unsigned long address = page_address_of(run->app, run->page);
+	unsigned long length = (unsigned long)run->count << PAGE_SHIFT;
+	pmd_t *pmd = NULL;
+
+	if ((address & PMD_MASK) == ((address + length - 1) & PMD_MASK))
+		pmd = find_table(walk->mm, address);
+	if (!pmd)
+		return apply_to_page_range(walk->mm, address, length, fn, walk);
+	walk_table(walk, pmd, address, run->count, fn);
+	return 0;
+}
+
 static struct vmsrs_page *walked_page(const struct walk *walk, unsigned long address)
 {
 	const struct vmsrs_run *run = walk->run;
@@ -278,9 +381,7 @@ int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t pr
 	int error = 0;
 
 	if (clip(run, vma))
-		error = apply_to_page_range(vma->vm_mm, page_address_of(run->app, run->page),
-					    (unsigned long)run->count << PAGE_SHIFT, map_entry,
-					    &walk);
+		error = walk_run(&walk, map_entry);
 	run->count = 0;
 	return error;
 }
@@ -293,7 +394,7 @@ int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t pr
  * @page: its number
  * @prot: protection of the entry
  *
- * As vmsrs_run_map() of one page, in a quarter of the time: mm has found the page table.
+ * As vmsrs_run_map() of one page, but mm has found the page table.
  *
  * Return: 0 or -ENOMEM.
  */
@@ -309,15 +410,10 @@ int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_pa
 		.prot = prot,
 		.drafts = true,
 	};
-	spinlock_t *lock;
 
 	if (pmd_none(*vmf->pmd))
 		return vmsrs_run_map(&run, vmf->vma, prot, true);
-	/* The page table stays as long as mm holds its lock for the fault. */
-	lock = pte_lockptr(walk.mm, vmf->pmd);
-	spin_lock(lock);
-	map_entry(pte_offset_kernel(vmf->pmd, address), address, &walk);
-	spin_unlock(lock);
+	walk_table(&walk, vmf->pmd, address, 1, map_entry);
 	return 0;
 }
 
@@ -344,8 +440,6 @@ void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma)
 	struct walk walk = { .dev = run->app->dev, .mm = vma->vm_mm, .run = run };
 
 	if (clip(run, vma))
-		apply_to_existing_page_range(vma->vm_mm, page_address_of(run->app, run->page),
-					     (unsigned long)run->count << PAGE_SHIFT, note_dirty,
-					     &walk);
+		walk_run(&walk, note_dirty);
 	run->count = 0;
 }

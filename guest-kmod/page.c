@@ -323,9 +323,7 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 /* The mapping is gone. It was never divided nor copied, so this is called once for each. */
 static void page_close(struct vm_area_struct *vma)
 {
-	struct vmsrs_app *app = vma->vm_private_data;
-
-	atomic_dec(&app->mappings);
+	vmsrs_mapping_closed(vma->vm_private_data, vma);
 }
 
 /* The addresses are fixed: the pages contain pointers. */

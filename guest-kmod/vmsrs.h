@@ -19,7 +19,7 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
+ *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock and mapping_lock, locks of lock.c's queues
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
@@ -278,6 +278,9 @@ struct vmsrs_domain {
  * @number: its number
  * @files: open files of the app; guarded by vmsrs_device.apps_lock
  * @mappings: mappings of its pages in all processes
+ * @mapping_lock: guards changes of the next two
+ * @vma: the mapping that was made last, if it still exists; valid with the mmap_lock of @mm
+ * @mm: its process's, only compared
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
@@ -291,6 +294,9 @@ struct vmsrs_app {
 	u32 number;
 	u32 files;
 	atomic_t mappings;
+	spinlock_t mapping_lock;
+	struct vm_area_struct *vma;
+	struct mm_struct *mm;
 	u8 name[VMSRS_NAME_MAX];
 	spinlock_t waits_lock;
 	struct rb_root waits;
@@ -730,6 +736,8 @@ void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_finish(struct vmsrs_run *zap);
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct vm_area_struct *vma);
+void vmsrs_mapping_closed(struct vmsrs_app *app, struct vm_area_struct *vma);
 struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
