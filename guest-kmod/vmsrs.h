@@ -729,55 +729,6 @@ static inline bool vmsrs_device_usable(const struct vmsrs_device *dev)
 }
 
 /* mapping.c */
-struct inode *vmsrs_inode_new(void);
-void vmsrs_inode_free(struct inode *inode);
-bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page);
-void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
-void vmsrs_zap_finish(struct vmsrs_run *zap);
-void vmsrs_zap_all(struct vmsrs_device *dev);
-void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
-void vmsrs_mapping_opened(struct vmsrs_app *app, struct vm_area_struct *vma);
-void vmsrs_mapping_closed(struct vmsrs_app *app, struct vm_area_struct *vma);
-struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
-void vmsrs_mapping_put(struct vm_area_struct *vma);
-int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
-		    pgprot_t prot);
-int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts);
-void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma);
-
-/*
- * Layer 2: messages to the host, and the pool.
- */
-
-/* control.c */
-int vmsrs_control_init(struct vmsrs_device *dev);
-void vmsrs_control_free(struct vmsrs_device *dev);
-void vmsrs_control_done(struct virtqueue *vq);
-void *vmsrs_control_begin(struct vmsrs_device *dev);
-void vmsrs_control_end(struct vmsrs_device *dev);
-int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const void **reply,
-			   u32 *reply_length);
-int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
-		       void *reply, u32 reply_length);
-
-/* pool.c */
-
-/* Frames that requests with many drafts leave to others. */
-static inline u32 vmsrs_pool_reserve(const struct vmsrs_device *dev)
-{
-	return dev->config.pool_frames / 8;
-}
-
-/* With fewer free frames, what holds some is sent at once. */
-static inline u32 vmsrs_pool_low_mark(const struct vmsrs_device *dev)
-{
-	return dev->config.pool_frames / 4;
-}
-
-static inline bool vmsrs_pool_low(const struct vmsrs_device *dev)
-{
-	return READ_ONCE(dev->pool.free_count) < vmsrs_pool_low_mark(dev);
-}
 
 /* Is that version of a page, as in vmsrs_page.frame, in the pool? */
 static inline bool vmsrs_in_pool(u32 version)
@@ -828,6 +779,56 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
 								     &dev->vault_region;
 
 	return PHYS_PFN(region->phys) + (version & ~VMSRS_IN_POOL);
+}
+
+struct inode *vmsrs_inode_new(void);
+void vmsrs_inode_free(struct inode *inode);
+bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page);
+void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
+void vmsrs_zap_finish(struct vmsrs_run *zap);
+void vmsrs_zap_all(struct vmsrs_device *dev);
+void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct vm_area_struct *vma);
+void vmsrs_mapping_closed(struct vmsrs_app *app, struct vm_area_struct *vma);
+struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
+void vmsrs_mapping_put(struct vm_area_struct *vma);
+int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
+		    pgprot_t prot);
+int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts);
+void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma);
+
+/*
+ * Layer 2: messages to the host, and the pool.
+ */
+
+/* control.c */
+int vmsrs_control_init(struct vmsrs_device *dev);
+void vmsrs_control_free(struct vmsrs_device *dev);
+void vmsrs_control_done(struct virtqueue *vq);
+void *vmsrs_control_begin(struct vmsrs_device *dev);
+void vmsrs_control_end(struct vmsrs_device *dev);
+int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const void **reply,
+			   u32 *reply_length);
+int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
+		       void *reply, u32 reply_length);
+
+/* pool.c */
+
+/* Frames that requests with many drafts leave to others. */
+static inline u32 vmsrs_pool_reserve(const struct vmsrs_device *dev)
+{
+	return dev->config.pool_frames / 8;
+}
+
+/* With fewer free frames, what holds some is sent at once. */
+static inline u32 vmsrs_pool_low_mark(const struct vmsrs_device *dev)
+{
+	return dev->config.pool_frames / 4;
+}
+
+static inline bool vmsrs_pool_low(const struct vmsrs_device *dev)
+{
+	return READ_ONCE(dev->pool.free_count) < vmsrs_pool_low_mark(dev);
 }
 
 int vmsrs_pool_init(struct vmsrs_device *dev);

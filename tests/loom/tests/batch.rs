@@ -98,14 +98,34 @@ fn a_reader_sees_committed_versions_alone() {
 }
 
 #[test]
-fn what_a_report_names_stays_until_it_is_answered() {
+fn a_page_written_in_place_is_sealed_as_it_was_committed() {
     check(3, || {
-        let frames = Arc::new(Frames::default());
+        let frames = Arc::new(Frames::private());
+        frames.store(0, 1);
+        frames.commit();
+        let host = beside(&frames, move |frames| {
+            frames.seal();
+            let sealed = frames.sealed();
+            assert!([[1, 0], [2, 0]].contains(&sealed), "{sealed:?}");
+        });
+        frames.store(0, 2);
+        frames.store(0, 3);
+        frames.store(0, 2);
+        frames.commit();
+        host.join().unwrap();
+        seal_all(&frames, [2, 0]);
+    });
+}
+
+#[test]
+fn a_page_written_in_place_and_dropped_is_as_before() {
+    check(3, || {
+        let frames = Arc::new(Frames::private());
         frames.store(0, 1);
         frames.commit();
         frames.store(0, 9);
-        let report = frames.discard();
         let host = beside(&frames, move |frames| frames.seal());
+        let report = frames.discard();
         let reports = beside(&frames, move |frames| frames.send_report(&report));
         frames.store(0, 2);
         frames.commit();
@@ -113,4 +133,25 @@ fn what_a_report_names_stays_until_it_is_answered() {
         reports.join().unwrap();
         seal_all(&frames, [2, 0]);
     });
+}
+
+fn named_by_a_report(frames: Frames) {
+    let frames = Arc::new(frames);
+    frames.store(0, 1);
+    frames.commit();
+    frames.store(0, 9);
+    let report = frames.discard();
+    let host = beside(&frames, move |frames| frames.seal());
+    let reports = beside(&frames, move |frames| frames.send_report(&report));
+    frames.store(0, 2);
+    frames.commit();
+    host.join().unwrap();
+    reports.join().unwrap();
+    seal_all(&frames, [2, 0]);
+}
+
+#[test]
+fn what_a_report_names_stays_until_it_is_answered() {
+    check(3, || named_by_a_report(Frames::default()));
+    check(3, || named_by_a_report(Frames::private()));
 }

@@ -73,6 +73,8 @@ pub struct Frames {
     content: [UnsafeCell<u64>; FRAMES],
     /// The page-table entries. A zap returns only when no CPU uses the old entry any more.
     table: [Mutex<Option<Version>>; PAGES],
+    /// `vmsrs_app_is_private`: only the writer's process maps the pages.
+    private: bool,
 }
 
 // SAFETY: that no thread uses a cell that another changes is what the models show; loom checks it.
@@ -106,11 +108,20 @@ impl Default for Frames {
             replaced: [(); FRAMES].map(|()| UnsafeCell::new(None)),
             content: [(); FRAMES].map(|()| UnsafeCell::new(u64::MAX)),
             table: [(); PAGES].map(|()| Mutex::new(None)),
+            private: false,
         }
     }
 }
 
 impl Frames {
+    /// As by default, but no other process maps the pages.
+    pub fn private() -> Self {
+        Self {
+            private: true,
+            ..Self::default()
+        }
+    }
+
     fn read_frame(&self, frame: usize) -> u64 {
         // SAFETY: loom checks that nobody writes meanwhile.
         self.content[frame].with(|content| unsafe { *content })
@@ -209,13 +220,32 @@ impl Frames {
 
     // drafts.c
 
+    /// `choose_draft`.
+    fn choose_draft(&self, domain: &mut Domain, page: usize, copy: usize) -> usize {
+        let Version::Pool(shown) = domain.entries[page].frame else {
+            return copy;
+        };
+        if !domain.entries[page].mapped || !self.private || lock(&self.pool).refs[shown] != 1 {
+            return copy;
+        }
+        domain.page[copy] = page;
+        domain.committed[copy] = domain.committed[shown];
+        self.set_replaced(copy, self.replaced(shown));
+        if !self.host_replace(shown, copy) {
+            return copy;
+        }
+        domain.entries[page].frame = Version::Pool(copy);
+        shown
+    }
+
     /// A write by the request: `vmsrs_draft_make` at the first one.
     pub fn store(&self, page: usize, value: u64) {
         let mut domain = lock(&self.domain);
         if domain.entries[page].draft.is_none() {
-            let draft = self.take();
+            let copy = self.take();
             let committed = self.read(domain.entries[page].frame);
-            self.write_frame(draft, committed);
+            self.write_frame(copy, committed);
+            let draft = self.choose_draft(&mut domain, page, copy);
             self.set_replaced(draft, None);
             domain.page[draft] = page;
             domain.entries[page].draft = Some(draft);
@@ -292,6 +322,18 @@ impl Frames {
 
     // host.c
 
+    /// `vmsrs_host_replace`.
+    fn host_replace(&self, old: usize, new: usize) -> bool {
+        let mut batch = lock(&self.batch);
+        if batch.of[old] != batch.number {
+            return false;
+        }
+        batch.of[new] = batch.number;
+        let record = batch.records.iter_mut().find(|record| **record == old);
+        *record.expect("it was committed and not sent") = new;
+        true
+    }
+
     /// `add_record`.
     fn add_record(
         &self,
@@ -347,7 +389,10 @@ impl Frames {
         match domain.entries[page].frame {
             Version::Pool(shown) if shown == frame => {
                 domain.entries[page].frame = Version::Vault(vault);
-                self.zap(domain, page);
+                // `shows_draft_only`.
+                if !self.private || domain.entries[page].draft.is_none() {
+                    self.zap(domain, page);
+                }
             }
             Version::Pool(newer) => self.set_replaced(newer, Some(vault)),
             _ => unreachable!("one batch is sent at a time"),

@@ -1,8 +1,9 @@
 //! `guest-kmod/page.c`, `drafts.c`, `request.c`, `commit.c` and `fail.c`: who may make a draft while the
 //! request is failed or committed by others.
 //!
-//! A domain has one page here. Drafts have their request's protection key: on a CPU without, a late
-//! write can reach the draft of the next request, as `docs/design.md` says.
+//! A domain has one page here; drafts in the place of the committed version are in `batch.rs`. Drafts have their
+//! request's protection key: on a CPU without, a late write can reach the draft of the next request, as
+//! `docs/design.md` says.
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Mutex, MutexGuard, RwLock};

@@ -24,11 +24,12 @@ struct mutex { bool locked; };
 struct file { void *private_data; };
 struct vm_area_struct { struct file *vm_file; };
 struct vm_fault { struct vm_area_struct *vma; unsigned long address; };
-struct vmsrs_device { bool usable; };
+typedef struct { long counter; } atomic64_t;
+struct vmsrs_device { bool usable; atomic64_t write_faults; };
 struct vmsrs_file { int unused; };
 struct vmsrs_page { u32 frame, draft; };
 struct vmsrs_app { struct vmsrs_device *dev; };
-struct vmsrs_domain { struct mutex lock; };
+struct vmsrs_domain { struct mutex lock; void *owner; };
 struct vmsrs_extent_pages { struct vmsrs_domain *domain; u32 page; struct vmsrs_page entries[1]; };
 
 struct vmsrs_thread {
@@ -42,6 +43,8 @@ static struct vmsrs_extent_pages extent_of_page = { .domain = &domain_of_page };
 /* What vmsrs_draft_make() returns. */
 static int make_error;
 static u32 listed;
+/* Calls of draft_ahead(), and those for the first write of a request in the domain. */
+static u32 predictions, first_writes;
 
 static void mutex_lock(struct mutex *lock)
 {
@@ -105,9 +108,23 @@ static void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, uns
 }
 
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
-			       struct vmsrs_page *entry)
+			       struct vmsrs_page *entry, u32 page, bool mapped)
 {
 	return VM_FAULT_NOPAGE;
+}
+
+static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
+			struct vm_fault *vmf, bool first)
+{
+	if (!domain_of_page.lock.locked)
+		exit(3);
+	predictions++;
+	first_writes += first;
+}
+
+static void atomic64_inc(atomic64_t *count)
+{
+	count->counter++;
 }
 
 static vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
@@ -163,7 +180,12 @@ int main(void)
 	      fault(VMSRS_NO_DRAFT, -EAGAIN, VM_FAULT_RETRY) == 1234);
 	check("the thread's own draft ends the wait", !fault(VMSRS_NO_DRAFT, 0, VM_FAULT_NOPAGE));
 	check("the thread's own draft is listed", listed == 1);
+	check("pages are predicted at a draft", predictions == 1 && first_writes == 1);
+	domain_of_page.owner = &domain_of_page;
+	check("a further draft", !fault(VMSRS_NO_DRAFT, 0, VM_FAULT_NOPAGE));
+	check("is not the first one", predictions == 2 && first_writes == 1 && listed-- == 2);
 	check("the draft of another member ends the wait", !fault(5, 0, VM_FAULT_NOPAGE));
 	check("the draft of another member is not listed", listed == 1);
+	check("nor is anything predicted at it", predictions == 2);
 	return 0;
 }

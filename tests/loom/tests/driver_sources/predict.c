@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The functions of guest-kmod/predict.c, which the test writes to functions.inc, with stubs for what they
+ * call.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmsrs_protocol.h"
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef int8_t s8;
+
+/* As in vmsrs.h and predict.c. */
+#define VMSRS_HOT_MAX 15
+#define VMSRS_FOLLOWING_MAX 8
+#define VMSRS_AHEAD_MAX (VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
+#define VMSRS_AHEAD_NOT 0
+#define VMSRS_AHEAD_HOT 1
+#define VMSRS_AHEAD_FOLLOWS 2
+#define HOT_AFTER 3
+#define RUN_MIN 2
+#define RUN_MAX VMSRS_FOLLOWING_MAX
+#define RUN_SCORE_MAX 4
+
+#define GFP_NOWAIT 0
+#define __GFP_NOWARN 0
+#define kzalloc(size, flags) calloc(1, size)
+#define lockdep_assert_held(lock)
+#define min_t(type, a, b) ((type)(a) < (type)(b) ? (type)(a) : (type)(b))
+#define max_t(type, a, b) ((type)(a) > (type)(b) ? (type)(a) : (type)(b))
+/* Drafts of a request, by place. */
+#define list_for_each_entry(draft, head, list) \
+	for (draft = (head)->drafts; draft != (head)->drafts + (head)->count; draft++)
+
+struct vmsrs_ahead { u32 page, why; };
+struct vmsrs_hot_pages { u32 count; u32 pages[VMSRS_HOT_MAX]; };
+struct vmsrs_frame { u32 page, committed, commit; u8 streak, ahead; };
+struct list_head { struct vmsrs_frame *drafts; u32 count; };
+struct vmsrs_app { void *dev; };
+struct vmsrs_extent_pages { u32 page, pages; };
+
+struct vmsrs_domain {
+	struct vmsrs_app *app;
+	struct vmsrs_hot_pages *hot;
+	u32 draft_count, commits, next_page;
+	u8 run;
+	s8 run_score;
+};
+
+#define PAGES 100U
+
+/* The versions that were committed last, one a page: its name is its page. */
+static struct vmsrs_frame versions[PAGES];
+
+static bool vmsrs_in_pool(u32 version)
+{
+	return version & VMSRS_IN_POOL && version != VMSRS_NONE;
+}
+
+static struct vmsrs_frame *vmsrs_pool_frame(void *dev, u32 version)
+{
+	return &versions[version & ~VMSRS_IN_POOL];
+}
+
+#include "functions.inc"
+
+static struct vmsrs_app app;
+static struct vmsrs_domain domain = { .app = &app };
+static const struct vmsrs_extent_pages extent = { .page = 0, .pages = PAGES };
+
+/* Faults, drafts made ahead and those of them that stayed unwritten, in the last request. */
+static u32 faults, ahead, unwritten;
+
+/* A request that writes these pages and commits. */
+static void request(const u32 *pages, u32 count)
+{
+	struct vmsrs_frame drafts[PAGES] = { }, dropped[PAGES];
+	struct list_head list = { dropped, 0 };
+	bool drafted[PAGES] = { }, written[PAGES] = { };
+	u32 i, j, predicted, follow = 0;
+	struct vmsrs_ahead next[VMSRS_AHEAD_MAX];
+
+	faults = ahead = 0;
+	for (i = 0; i < count; i++) {
+		written[pages[i]] = true;
+		if (drafted[pages[i]])
+			continue;
+		drafted[pages[i]] = true;
+		predicted = vmsrs_predict(&domain, &extent, pages[i], !faults++, next);
+		for (j = 0; j < predicted; j++) {
+			if (next[j].page >= PAGES)
+				exit(2);
+			if (drafted[next[j].page])
+				continue;
+			drafted[next[j].page] = true;
+			drafts[next[j].page].ahead = next[j].why;
+			ahead++;
+		}
+	}
+	domain.draft_count = 0;
+	for (i = 0; i < PAGES; i++) {
+		drafts[i].page = i;
+		drafts[i].committed = i | VMSRS_IN_POOL;
+		if (drafted[i] && !written[i])
+			dropped[list.count++] = drafts[i];
+		follow += written[i] && drafts[i].ahead == VMSRS_AHEAD_FOLLOWS;
+		domain.draft_count += written[i];
+	}
+	unwritten = list.count;
+	if (ahead)
+		vmsrs_predict_unwritten(&domain, &list, follow);
+	domain.commits++;
+	for (i = 0; i < PAGES; i++) {
+		if (written[i]) {
+			vmsrs_predict_written(&domain, &drafts[i]);
+			versions[i] = drafts[i];
+		}
+	}
+}
+
+static void row(u32 first, u32 count)
+{
+	u32 pages[PAGES], i;
+
+	for (i = 0; i < count; i++)
+		pages[i] = first + i;
+	request(pages, count);
+}
+
+static void fresh(void)
+{
+	u32 i;
+
+	free(domain.hot);
+	domain = (struct vmsrs_domain){ .app = &app };
+	memset(versions, 0, sizeof(versions));
+	for (i = 0; i < PAGES; i++)
+		versions[i].commit = VMSRS_NONE;
+}
+
+static void expect(bool right, const char *what)
+{
+	if (right)
+		return;
+	fprintf(stderr, "wrong: %s: %u faults, %u ahead, %u of them unwritten\n", what, faults, ahead,
+		unwritten);
+	exit(1);
+}
+
+#define REQUEST(...) \
+	request((u32[]){ __VA_ARGS__ }, sizeof((u32[]){ __VA_ARGS__ }) / sizeof(u32))
+
+static void hot_pages(void)
+{
+	u32 i, count;
+
+	fresh();
+	for (i = 0; i < 3; i++) {
+		REQUEST(70, 3, 41);
+		expect(faults == 3 && !ahead, "nothing is hot yet");
+	}
+	for (i = 0; i < 3; i++) {
+		REQUEST(3, 70, 41);
+		expect(faults == 1 && ahead == 2 && !unwritten, "all pages are hot");
+	}
+	REQUEST(70, 3);
+	expect(faults == 1 && ahead == 2 && unwritten == 1, "one is left out");
+	REQUEST(70, 3, 41);
+	expect(faults == 2 && ahead == 1, "that one is hot no more");
+
+	fresh();
+	for (i = 0; i < 30; i++) {
+		REQUEST(5, 10 + i % 10 * 2);
+		expect(!ahead || i >= 3, "one page is the same");
+		expect(ahead <= 1 && !unwritten, "pages that come again later are not hot");
+	}
+
+	fresh();
+	for (i = 0; i < 10; i++)
+		REQUEST(8);
+	expect(!domain.hot, "a page alone needs no memory");
+
+	fresh();
+	for (i = 0; i < 5; i++) {
+		REQUEST(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45, 48, 51, 54, 57);
+		count = ahead;
+	}
+	expect(count == VMSRS_HOT_MAX || count == VMSRS_HOT_MAX - 1, "as many as there is room for");
+}
+
+static void following_pages(void)
+{
+	u32 i;
+
+	fresh();
+	row(10, 4);
+	expect(faults == 2 && ahead == 2 && !unwritten, "four in a row");
+	row(20, 64);
+	expect(faults < 12 && unwritten < 8, "64 in a row");
+	row(PAGES - 3, 3);
+	expect(faults == 2 && ahead == 1, "up to the end of the extent");
+	row(0, 1);
+	row(1, 1);
+	expect(faults == 1 && !ahead, "a row ends with its request");
+
+	fresh();
+	row(10, 2);
+	expect(faults == 2 && ahead == 2 && unwritten == 2, "two in a row, for nothing");
+	for (i = 0; i < 20; i += 2) {
+		row(20 + i, 2);
+		expect(faults == 2 && !ahead, "two in a row, and no more predictions");
+	}
+	row(10, 30);
+	expect(ahead, "a long row is worth it again");
+
+	fresh();
+	for (i = 0; i < 20; i++) {
+		REQUEST(i * 3, 90 - i * 3);
+		expect(!ahead, "pages without an order");
+	}
+}
+
+int main(void)
+{
+	hot_pages();
+	following_pages();
+	return 0;
+}
