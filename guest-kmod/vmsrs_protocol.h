@@ -749,8 +749,9 @@ struct vmsrs_thread_control {
 	uint32_t held[VMSRS_HELD_MAX];
 };
 /**
- * struct vmsrs_written_pages - Pages that a thread's request has written to, by
- *	first writes of this thread.
+ * struct vmsrs_written_pages - Pages that a thread's request may have written
+ *	to: drafts that first writes of this thread have made, of the page
+ *	itself or ahead of the writes to others.
  * @tag: Tag of the request that the rest belongs to; it is stale if the thread
  *	has another tag.
  * @count: Number of drafts that the thread has made since the request began, or
@@ -758,8 +759,8 @@ struct vmsrs_thread_control {
  *	If it exceeds VMSRS_WRITTEN_MAX, the list is cut short, and
  *	VMSRS_IOCTL_DRAFTS has the rest.
  * @reserved: Reserved.
- * @pages: The pages, in the order of their first write. A page may be in the
- *	list more than once, and stay in it after a commit of its domain alone.
+ * @pages: The pages, in the order of their drafts. A page may be in the list
+ *	more than once, and stay in it after a commit of its domain alone.
  *
  * A page of memory that the driver writes and the process maps read-only, so
  * that a stray write cannot hide what the request has changed.

@@ -46,7 +46,8 @@ pub struct ThreadControl {
 /// Maximum number of pages in [`WrittenPages`].
 pub const WRITTEN_MAX: usize = 1020;
 
-/// Pages that a thread's request has written to, by first writes of this thread.
+/// Pages that a thread's request may have written to: drafts that first writes of this thread have made, of the page
+/// itself or ahead of the writes to others.
 ///
 /// A page of memory that the driver writes and the process maps read-only, so that a stray write cannot
 /// hide what the request has changed.
@@ -61,7 +62,7 @@ pub struct WrittenPages {
     pub count: u32,
     /// Reserved.
     pub reserved: u32,
-    /// The pages, in the order of their first write. A page may be in the list more than once, and stay
+    /// The pages, in the order of their drafts. A page may be in the list more than once, and stay
     /// in it after a commit of its domain alone.
     pub pages: [u32; WRITTEN_MAX],
 }

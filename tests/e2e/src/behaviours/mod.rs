@@ -12,6 +12,7 @@ mod deadline;
 mod deadlock;
 mod discard;
 mod draft_and_commit;
+mod drafted_ahead;
 mod driver_unbind;
 mod error_kinds;
 mod evidence;
@@ -44,6 +45,7 @@ mod window_full;
 pub const ALL: &[&Behaviour] = &[
     &draft_and_commit::BEHAVIOUR,
     &discard::BEHAVIOUR,
+    &drafted_ahead::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
     &foreign_draft::BEHAVIOUR,
     &guarded_memory::BEHAVIOUR,
