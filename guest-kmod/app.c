@@ -385,9 +385,11 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 	return 0;
 }
 
-/* Fetches a domain that the driver does not know yet. app->lock is held. */
-static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app, u32 number)
+/* Fetches a domain that the driver does not know yet, and lists what it has. app->lock is held. */
+static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
+					 const struct vmsrs_domain_reply *reply)
 {
+	u32 number = reply->domain;
 	struct vmsrs_extent_pages *extent;
 	struct vmsrs_domain *domain;
 	u32 next;
@@ -403,10 +405,10 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app, u32 number)
 	INIT_LIST_HEAD(&domain->drafts);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
-	for (next = 0; !error && next != VMSRS_NONE;)
+	for (next = reply->extents ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)
 		error = list_some(domain, VMSRS_MESSAGE_LIST_EXTENTS, &next,
 				  sizeof(struct vmsrs_extent), take_extents);
-	for (next = 0; !error && next != VMSRS_NONE;)
+	for (next = reply->pages ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)
 		error = list_some(domain, VMSRS_MESSAGE_LIST_PAGES, &next,
 				  sizeof(struct vmsrs_page_frame), take_pages);
 	if (error) {
@@ -457,7 +459,7 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 	}
 	domain = xa_load(&app->domains, reply.domain);
 	if (!domain)
-		domain = domain_fetch(app, reply.domain);
+		domain = domain_fetch(app, &reply);
 	if (IS_ERR(domain)) {
 		ret = PTR_ERR(domain);
 		goto unlock;

@@ -155,6 +155,7 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	pgprot_t prot;
 	u32 version;
 	bool mapped;
+	int error;
 
 	count = vmsrs_predict(domain, extent, page, first, pages);
 	if (!count)
@@ -172,7 +173,11 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 			continue;
 		version = entry->frame;
 		mapped = entry->mapped;
-		if (vmsrs_draft_make_ahead(domain, page, entry, pages[i].why))
+		/* A write to a page whose content is lost is refused when it comes. */
+		error = vmsrs_draft_make_ahead(domain, page, entry, pages[i].why);
+		if (error == -EIO)
+			continue;
+		if (error)
 			break;
 		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
 			vmsrs_zap_own(app, vmf->vma, address);

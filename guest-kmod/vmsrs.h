@@ -24,8 +24,8 @@
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
  * - No lock of the driver is held while user memory is accessed.
- * - A commit takes mmap_lock inside the domains' locks, to map what it has committed. It only tries
- *   to, and a fault does that work if it cannot.
+ * - Commits, discards and failures take mmap_lock inside the domains' locks, to look at the process's
+ *   entries and to change them. They only try to, and do without if they cannot.
  * - control.lock is held while the host works on a message, at most VMSRS_CONTROL_TIMEOUT. Holders
  *   of apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
  *   not.
