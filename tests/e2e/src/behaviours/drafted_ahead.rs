@@ -153,7 +153,7 @@ fn following(_: &str) -> Result<()> {
     let app = App::open("ahead")?;
     let thread = app.thread()?;
     let pages = Pages::new(&app, &thread, "following")?;
-    let row: Vec<usize> = (3..40).collect();
+    let row: Vec<usize> = (3..38).collect();
     let before = app.info()?.sealed_pages;
     let (tag, faults) = pages.begin(&row, 250)?;
     ensure!(
