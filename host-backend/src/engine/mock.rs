@@ -5,7 +5,7 @@ use std::io;
 
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use super::memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
+use super::memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable, checksum};
 use super::{EngineConfig, Page};
 
 pub(crate) struct MockMemory {
@@ -14,6 +14,8 @@ pub(crate) struct MockMemory {
     /// Frames whose memory is broken.
     pub(crate) broken_pool: Vec<bool>,
     pub(crate) broken_vault: Vec<bool>,
+    /// Broken frames of the vault get no other memory.
+    pub(crate) has_no_other_memory: bool,
     /// How often each pool frame was copied into the vault.
     pub(crate) copies: Vec<u32>,
     /// Calls of [`Memory::seal`] that succeed before one fails half-way.
@@ -30,6 +32,7 @@ impl MockMemory {
             vault: vec![[0; PAGE_SIZE as usize]; vault],
             broken_pool: vec![false; pool],
             broken_vault: vec![false; vault],
+            has_no_other_memory: false,
             copies: vec![0; pool],
             fails_after: None,
             is_restless: false,
@@ -83,7 +86,7 @@ impl Memory for MockMemory {
     fn seal(
         &mut self,
         copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, Unreadable>>,
+        sealed: &mut Vec<Result<u32, NotCopied>>,
     ) -> Result<(), HostError> {
         let fails = match &mut self.fails_after {
             Some(0) => {
@@ -106,11 +109,17 @@ impl Memory for MockMemory {
             let (from, to) = (copy.pool_frame as usize, copy.vault_frame as usize);
             self.copies[from] += 1;
             assert_ne!(copy.vault_frame, ZERO_FRAME);
+            if self.has_no_other_memory
+                && let Err(error) = check(&self.broken_vault, copy.vault_frame)
+            {
+                sealed.push(Err(NotCopied::Vault(error)));
+                continue;
+            }
             self.broken_vault[to] = false;
             if let Err(error) = check(&self.broken_pool, copy.pool_frame) {
                 // Half of it was copied, and the rest is what was there before.
                 self.vault[to][..100].fill(0xee);
-                sealed.push(Err(error));
+                sealed.push(Err(NotCopied::Pool(error)));
                 continue;
             }
             self.vault[to] = self.pool[from];
@@ -149,6 +158,9 @@ impl Memory for MockMemory {
     fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable> {
         if let Some(from) = from {
             check(&self.broken_vault, from)?;
+        }
+        if self.has_no_other_memory {
+            check(&self.broken_vault, frame)?;
         }
         let content = from.map_or([0; PAGE_SIZE as usize], |from| self.vault[from as usize]);
         self.renew(frame);

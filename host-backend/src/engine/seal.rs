@@ -6,7 +6,7 @@ use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
 use super::integrity;
-use super::memory::{Memory, PoolCopy, Unreadable};
+use super::memory::{Memory, NotCopied, PoolCopy};
 use super::refusal::Refusal;
 use super::store::{FrameState, PageOf, Store};
 
@@ -19,7 +19,7 @@ pub(crate) struct Staging {
     pool_frames: u32,
     /// For the messages to come, so that none allocates.
     copies: Vec<PoolCopy>,
-    sealed: Vec<Result<u32, Unreadable>>,
+    sealed: Vec<Result<u32, NotCopied>>,
 }
 
 /// A record whose page has been copied.
@@ -174,29 +174,15 @@ impl Staging {
         memory: &mut impl Memory,
     ) -> Result<(), Refusal> {
         self.copies.clear();
-        self.sealed.clear();
         for staged in &mut self.records[first..] {
-            // There is one: the budget leaves as many as the pool has frames.
-            staged.frame = store
-                .frames
-                .take(FrameState::Staged)
-                .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
-            self.copies.push(PoolCopy {
-                pool_frame: staged.record.pool_frame,
-                vault_frame: staged.frame,
-            });
+            self.copies.push(staged.place(store)?);
         }
-        if let Err(error) = memory.seal(&self.copies, &mut self.sealed) {
-            log::error!("{error}: {}", error.source);
-            return Err(Refusal::Host);
-        }
-        for (staged, sealed) in self.records[first..].iter_mut().zip(&self.sealed) {
+        self.sealed.clear();
+        write(memory, &self.copies, &mut self.sealed)?;
+        for (staged, sealed) in self.records[first..].iter_mut().zip(self.sealed.drain(..)) {
             match sealed {
-                Ok(checksum) => staged.checksum = Some(*checksum),
-                Err(error) => {
-                    log::error!("pool: {error}: {}", error.source);
-                    clear(staged.frame, memory);
-                }
+                Ok(checksum) => staged.checksum = Some(checksum),
+                Err(error) => staged.copy_again(store, memory, error)?,
             }
         }
         Ok(())
@@ -269,6 +255,47 @@ impl Staging {
 }
 
 impl Staged {
+    /// Gives the page a frame for its copy.
+    fn place(&mut self, store: &mut Store) -> Result<PoolCopy, Refusal> {
+        self.frame = NONE;
+        // There is one: the budget leaves as many as the pool has frames.
+        self.frame = store
+            .frames
+            .take(FrameState::Staged)
+            .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
+        Ok(PoolCopy {
+            pool_frame: self.record.pool_frame,
+            vault_frame: self.frame,
+        })
+    }
+
+    /// Copies the page to other frames than those that cannot be written, which are set aside.
+    #[cold]
+    fn copy_again(
+        &mut self,
+        store: &mut Store,
+        memory: &mut impl Memory,
+        mut error: NotCopied,
+    ) -> Result<(), Refusal> {
+        loop {
+            log::error!("{error}: {}", error.cause());
+            if let NotCopied::Pool(_) = error {
+                clear(self.frame, memory);
+                return Ok(());
+            }
+            store.set_aside(self.frame);
+            let mut sealed = Vec::new();
+            write(memory, &[self.place(store)?], &mut sealed)?;
+            match sealed.pop() {
+                Some(Err(again)) => error = again,
+                checksum => {
+                    self.checksum = checksum.and_then(Result::ok);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// How the driver knows the copy.
     fn shown(&self) -> u32 {
         match self.checksum {
@@ -276,6 +303,18 @@ impl Staged {
             None => DAMAGED_FRAME,
         }
     }
+}
+
+/// Copies pages into the vault.
+fn write(
+    memory: &mut impl Memory,
+    copies: &[PoolCopy],
+    sealed: &mut Vec<Result<u32, NotCopied>>,
+) -> Result<(), Refusal> {
+    memory.seal(copies, sealed).map_err(|error| {
+        log::error!("{error}: {}", error.source);
+        Refusal::Host
+    })
 }
 
 /// Checks that the pool has a frame.

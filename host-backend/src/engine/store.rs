@@ -280,6 +280,13 @@ impl Store {
         self.frames.retire(frame);
     }
 
+    /// Retires a frame whose memory is broken and cannot be replaced now: nobody uses it before it has been
+    /// wiped.
+    pub(crate) fn set_aside(&mut self, frame: u32) {
+        self.frames.set_aside(frame);
+        self.unwiped.push(frame);
+    }
+
     pub(crate) fn app(&self, app: u32) -> Result<&App, Refusal> {
         self.apps.get(app as usize).ok_or(Refusal::NotFound(
             "the driver named an app that does not exist",
