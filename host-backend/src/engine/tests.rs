@@ -92,11 +92,9 @@ impl Bench {
 
     fn cleanse(&mut self) {
         let Self { engine, memory, .. } = self;
-        let wipe = |frame| {
-            memory.wipe(frame);
-            Ok::<_, Infallible>(())
-        };
-        engine.cleanse(u32::MAX, wipe).unwrap();
+        engine
+            .cleanse(u32::MAX, |frame| memory.wipe(frame))
+            .unwrap();
     }
 
     fn request(&self, number: u64) -> RequestFacts {
@@ -677,14 +675,13 @@ fn retired_frames_are_used_before_they_are_wiped() {
 #[test]
 fn vault_frames_that_stay_broken_are_set_aside_and_nothing_is_lost() {
     let mut bench = Bench::new();
-    bench.memory.has_no_other_memory = true;
     for frame in 0..3 {
         bench.memory.guest_write(frame, 9);
     }
     let first = bench.seal(&[record(0, NONE, 0)]).unwrap()[0];
     let broken = [first + 1, first + 2, first + 4];
     for frame in broken {
-        bench.memory.broken_vault[frame as usize] = true;
+        bench.memory.unwritable[frame as usize] = true;
     }
     let records = [record(1, NONE, 1), record(2, NONE, 2)];
     let frames = bench.seal(&records).unwrap();
@@ -699,6 +696,7 @@ fn vault_frames_that_stay_broken_are_set_aside_and_nothing_is_lost() {
     assert!(bench.engine.take_events().is_empty());
     bench.engine.check_invariants();
     // With other memory they are used again.
+    bench.memory.unwritable.fill(false);
     bench.engine.retry_unwiped();
     bench.cleanse();
     assert_eq!(bench.state(broken[0]), FrameState::Free);
