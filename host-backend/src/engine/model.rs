@@ -518,6 +518,8 @@ impl World {
         for ((page, pending), frame) in batch.pages.into_iter().zip(batch.frames) {
             self.pool.push(pending.frame);
             self.lost.remove(&page);
+            // The frames of the former version may be in use again at once.
+            self.wrong.retain(|_, owner| *owner != page);
             if frame == DAMAGED_FRAME {
                 let frame = self.engine.store.apps[page.0 as usize].frame(page.1);
                 assert!(damaged.contains(&frame));

@@ -74,7 +74,8 @@ impl Staging {
     /// Drops the batch that is still arriving.
     pub(crate) fn drop_batch(&mut self, store: &mut Store) {
         for staged in std::mem::take(&mut self.records) {
-            self.release(store, &staged.record);
+            self.free_pool_frame(staged.record.pool_frame);
+            store.apps[staged.record.app as usize].release_page(staged.record.page);
             if staged.frame != NONE {
                 store.retire(staged.frame);
             }
@@ -128,38 +129,25 @@ impl Staging {
                 "the driver sent a batch of more pages than the pool has frames",
             ));
         }
+        self.records.reserve(records.len());
         for &record in records {
-            let SealRecord {
-                app,
-                domain,
-                page,
-                pool_frame,
-                vault_frame,
-                ..
-            } = record;
-            store.check_page(app, domain, page)?;
-            check_pool_frame(pool_frame, self.pool_frames)?;
-            let (word, bit) = place(pool_frame);
-            if self.named[word] & bit != 0 {
+            check_pool_frame(record.pool_frame, self.pool_frames)?;
+            let (word, bit) = place(record.pool_frame);
+            let word = &mut self.named[word];
+            if *word & bit != 0 {
                 return Err(Refusal::Malformed(
                     "the driver named a pool frame twice in a batch",
                 ));
             }
-            let app = &mut store.apps[app as usize];
-            if !app.name_page(page) {
-                return Err(Refusal::Malformed(
-                    "the driver named a page twice in a batch",
-                ));
-            }
-            let former = app.frame(page);
-            self.named[word] |= bit;
+            let former = store.name_page(record.app, record.domain, record.page)?;
+            *word |= bit;
             self.records.push(Staged {
                 record,
                 former,
                 frame: NONE,
                 checksum: None,
             });
-            if !store.is_shown_as(former, vault_frame) {
+            if !store.is_shown_as(former, record.vault_frame) {
                 return Err(Refusal::Stale);
             }
         }
@@ -195,7 +183,7 @@ impl Staging {
         outcome.sealed = records.len() as u32;
         for staged in &records {
             let record = &staged.record;
-            self.release(store, record);
+            self.free_pool_frame(record.pool_frame);
             let owner = PageOf {
                 app: record.app,
                 page: record.page,
@@ -204,7 +192,7 @@ impl Staging {
                 store.forget_damage(staged.former, owner);
                 store.retire(staged.former);
             }
-            store.apps[record.app as usize].set_frame(record.page, staged.frame);
+            store.apps[record.app as usize].set_named_frame(record.page, staged.frame);
             store
                 .frames
                 .seal(staged.frame, owner, staged.checksum.unwrap_or_default());
@@ -215,16 +203,18 @@ impl Staging {
         }
         // When the copies of all former versions are retired there are frames for these.
         for staged in records.iter().filter(|staged| staged.checksum.is_some()) {
-            integrity::mirror(store, staged.frame, memory);
+            let record = &staged.record;
+            if store.apps[record.app as usize].is_mirrored(record.domain) {
+                integrity::mirror(store, staged.frame, memory);
+            }
         }
         self.records = records;
         self.records.clear();
     }
 
-    /// The record's page and its pool frame may be named again.
-    fn release(&mut self, store: &mut Store, record: &SealRecord) {
-        store.apps[record.app as usize].release_page(record.page);
-        let (word, bit) = place(record.pool_frame);
+    /// The pool frame may be named again.
+    fn free_pool_frame(&mut self, frame: u32) {
+        let (word, bit) = place(frame);
         self.named[word] &= !bit;
     }
 
