@@ -9,9 +9,11 @@
 //! ```text
 //!         copied            batch complete
 //!   Free ───────▶ Staged ─────────────────▶ Sealed
-//!    ▲              │                         │ superseded
-//!    │ wiped        │ batch dropped           ▼
-//!    └──────────────└──────────────────▶ Retired
+//!    ▲            ▲ │                         │ superseded
+//!    │     copied │ │ batch dropped           ▼
+//!    │            │ └──────────────────▶ Retired
+//!    │            └──────────────────────┘ │
+//!    └──────────────── wiped ──────────────┘
 //! ```
 //!
 //! The guest can write none of them: it writes to the pool, whose frames are the driver's alone. The zero
