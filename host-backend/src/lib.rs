@@ -1,5 +1,6 @@
 //! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
 
+mod broken_memory;
 pub mod cli;
 pub mod control;
 pub mod devices;

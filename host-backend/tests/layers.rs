@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom to the top.
-const LAYERS: [&str; 12] = [
+const LAYERS: [&str; 13] = [
     "size",
     "tally",
     "host_memory",
+    "broken_memory",
     "engine",
     "regions",
     "vmm",

@@ -138,15 +138,18 @@ pub(crate) fn mirror(store: &mut Store, frame: u32, memory: &mut impl Memory) ->
     let Some(copy) = store.frames.take(FrameState::Mirror) else {
         return false;
     };
-    match memory.copy(frame, copy) {
+    // One that is broken gets other memory.
+    let copied = memory
+        .copy(frame, copy)
+        .or_else(|_| memory.replace(copy, Some(frame)));
+    match copied {
         Ok(()) => {
             store.frames.set_mirror(frame, copy);
             true
         }
         Err(error) => {
-            // The cleanser replaces the frame's memory.
             log::warn!("{error}: {}", error.source);
-            store.frames.retire(copy);
+            store.set_aside(copy);
             false
         }
     }

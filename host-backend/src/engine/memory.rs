@@ -18,6 +18,25 @@ pub struct Unreadable {
     pub source: io::Error,
 }
 
+/// Why a page has no copy in the vault.
+#[derive(Debug, Error)]
+pub enum NotCopied {
+    /// The pool frame cannot be read.
+    #[error("pool: {0}")]
+    Pool(#[source] Unreadable),
+    /// The vault frame's memory is broken, and it cannot get other memory.
+    #[error("vault: {0}")]
+    Vault(#[source] Unreadable),
+}
+
+impl NotCopied {
+    /// The system's error.
+    pub fn cause(&self) -> &io::Error {
+        let (Self::Pool(error) | Self::Vault(error)) = self;
+        &error.source
+    }
+}
+
 /// The vault cannot be written: the host has no memory for it.
 #[derive(Debug, Error)]
 #[error("the vault cannot be written from frame {frame} on")]
@@ -42,8 +61,8 @@ pub struct PoolCopy {
 pub trait Memory {
     /// Copies pool frames, which the guest may be changing meanwhile, into vault frames: each is read
     /// once. For each copy, in order, the checksum ([`checksum`]) of what the vault frame holds now is
-    /// added to `sealed`, or an error if the pool frame cannot be read; what the vault frame holds is
-    /// unspecified then. Vault frames whose memory is broken get other memory.
+    /// added to `sealed`, or why there is no copy; what the vault frame holds is unspecified then. Vault
+    /// frames whose memory is broken get other memory if that is possible.
     ///
     /// # Errors
     ///
@@ -51,7 +70,7 @@ pub trait Memory {
     fn seal(
         &mut self,
         copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, Unreadable>>,
+        sealed: &mut Vec<Result<u32, NotCopied>>,
     ) -> Result<(), HostError>;
 
     /// Copies the content of a pool frame, which the guest may be changing meanwhile.
@@ -92,10 +111,10 @@ pub trait Memory {
     fn replace(&mut self, frame: u32, from: Option<u32>) -> Result<(), Unreadable>;
 }
 
-/// The checksum of a page's content: CRC-32, which finds every change of up to three bits in a page
+/// The checksum of a page's content: CRC-32C, which finds every change of up to three bits in a page
 /// and misses one in 2^32 of larger ones.
 pub fn checksum(content: &[u8]) -> u32 {
-    crc32fast::hash(content)
+    crc32c::crc32c(content)
 }
 
 #[cfg(test)]

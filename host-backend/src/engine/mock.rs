@@ -5,7 +5,7 @@ use std::io;
 
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use super::memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
+use super::memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable, checksum};
 use super::{EngineConfig, Page};
 
 pub(crate) struct MockMemory {
@@ -14,6 +14,8 @@ pub(crate) struct MockMemory {
     /// Frames whose memory is broken.
     pub(crate) broken_pool: Vec<bool>,
     pub(crate) broken_vault: Vec<bool>,
+    /// Frames of the vault that cannot be written, and get no other memory.
+    pub(crate) unwritable: Vec<bool>,
     /// How often each pool frame was copied into the vault.
     pub(crate) copies: Vec<u32>,
     /// Calls of [`Memory::seal`] that succeed before one fails half-way.
@@ -30,6 +32,7 @@ impl MockMemory {
             vault: vec![[0; PAGE_SIZE as usize]; vault],
             broken_pool: vec![false; pool],
             broken_vault: vec![false; vault],
+            unwritable: vec![false; vault],
             copies: vec![0; pool],
             fails_after: None,
             is_restless: false,
@@ -53,9 +56,11 @@ impl MockMemory {
         content
     }
 
-    pub(crate) fn wipe(&mut self, frame: u32) {
+    pub(crate) fn wipe(&mut self, frame: u32) -> Result<(), Unreadable> {
         assert_ne!(frame, ZERO_FRAME);
+        check(&self.unwritable, frame)?;
         self.renew(frame);
+        Ok(())
     }
 
     /// Backs a vault frame with zeroed memory.
@@ -83,7 +88,7 @@ impl Memory for MockMemory {
     fn seal(
         &mut self,
         copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, Unreadable>>,
+        sealed: &mut Vec<Result<u32, NotCopied>>,
     ) -> Result<(), HostError> {
         let fails = match &mut self.fails_after {
             Some(0) => {
@@ -104,13 +109,18 @@ impl Memory for MockMemory {
                 });
             }
             let (from, to) = (copy.pool_frame as usize, copy.vault_frame as usize);
+            if let Err(error) = check(&self.unwritable, copy.vault_frame) {
+                self.vault[to][..100].fill(0xee);
+                sealed.push(Err(NotCopied::Vault(error)));
+                continue;
+            }
             self.copies[from] += 1;
             assert_ne!(copy.vault_frame, ZERO_FRAME);
             self.broken_vault[to] = false;
             if let Err(error) = check(&self.broken_pool, copy.pool_frame) {
                 // Half of it was copied, and the rest is what was there before.
                 self.vault[to][..100].fill(0xee);
-                sealed.push(Err(error));
+                sealed.push(Err(NotCopied::Pool(error)));
                 continue;
             }
             self.vault[to] = self.pool[from];
@@ -142,6 +152,7 @@ impl Memory for MockMemory {
     fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {
         check(&self.broken_vault, from)?;
         check(&self.broken_vault, to)?;
+        check(&self.unwritable, to)?;
         self.vault[to as usize] = self.vault[from as usize];
         Ok(())
     }
@@ -150,6 +161,7 @@ impl Memory for MockMemory {
         if let Some(from) = from {
             check(&self.broken_vault, from)?;
         }
+        check(&self.unwritable, frame)?;
         let content = from.map_or([0; PAGE_SIZE as usize], |from| self.vault[from as usize]);
         self.renew(frame);
         self.vault[frame as usize] = content;

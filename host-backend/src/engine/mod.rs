@@ -9,16 +9,19 @@
 //! ```text
 //!         copied            batch complete
 //!   Free ───────▶ Staged ─────────────────▶ Sealed
-//!    ▲              │                         │ superseded
-//!    │ wiped        │ batch dropped           ▼
-//!    └──────────────└──────────────────▶ Retired
+//!    ▲            ▲ │                         │ superseded
+//!    │     copied │ │ batch dropped           ▼
+//!    │            │ └──────────────────▶ Retired
+//!    │            └──────────────────────┘ │
+//!    └──────────────── wiped ──────────────┘
 //! ```
 //!
 //! The guest can write none of them: it writes to the pool, whose frames are the driver's alone. The zero
 //! frame is always sealed. A sealed frame of a domain with a mirror has a second copy in a frame of the
 //! state Mirror: taken from the free ones when the page is sealed, retired with it. The budget
 //! `pages in extents + mirror + 1 + pool <= vault` makes sure that a valid batch always finds frames: it has
-//! no more pages than the pool has frames. When no frame is wiped yet, a retired one is overwritten.
+//! no more pages than the pool has frames. Retired frames are used first: a copy overwrites all of a frame,
+//! so that one that is used soon need not be wiped.
 
 pub(crate) mod changes;
 mod cleanser;
@@ -61,7 +64,7 @@ pub use changes::Page;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use corruption::Retry;
 pub use incidents::{CODE_MAX, SealedWrite, Verdict, kind_name};
-pub use memory::{HostError, Memory, PoolCopy, Unreadable, checksum};
+pub use memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable, checksum};
 pub use message::{Reply, handle_message};
 pub use refusal::Refusal;
 pub use scrub::{Position, Scope, ScrubCounts, ScrubTurn};
@@ -539,7 +542,12 @@ impl Engine {
         self.store.frames.has_retired()
     }
 
-    /// Wipes up to `frames` retired frames, which are free then. One that `wipe` refuses stays retired
+    /// How many retired frames no seal has used since the last call.
+    pub fn take_unused(&mut self) -> u32 {
+        self.store.frames.take_unused()
+    }
+
+    /// Wipes up to `frames` retired frames, those first that were retired first, which are free then. One that `wipe` refuses stays retired
     /// and is set aside until [`Self::retry_unwiped`].
     ///
     /// # Errors

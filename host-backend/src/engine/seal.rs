@@ -6,7 +6,7 @@ use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
 use super::integrity;
-use super::memory::{Memory, PoolCopy, Unreadable};
+use super::memory::{Memory, NotCopied, PoolCopy};
 use super::refusal::Refusal;
 use super::store::{FrameState, PageOf, Store};
 
@@ -19,7 +19,7 @@ pub(crate) struct Staging {
     pool_frames: u32,
     /// For the messages to come, so that none allocates.
     copies: Vec<PoolCopy>,
-    sealed: Vec<Result<u32, Unreadable>>,
+    sealed: Vec<Result<u32, NotCopied>>,
 }
 
 /// A record whose page has been copied.
@@ -74,7 +74,8 @@ impl Staging {
     /// Drops the batch that is still arriving.
     pub(crate) fn drop_batch(&mut self, store: &mut Store) {
         for staged in std::mem::take(&mut self.records) {
-            self.release(store, &staged.record);
+            self.free_pool_frame(staged.record.pool_frame);
+            store.apps[staged.record.app as usize].release_page(staged.record.page);
             if staged.frame != NONE {
                 store.retire(staged.frame);
             }
@@ -128,38 +129,25 @@ impl Staging {
                 "the driver sent a batch of more pages than the pool has frames",
             ));
         }
+        self.records.reserve(records.len());
         for &record in records {
-            let SealRecord {
-                app,
-                domain,
-                page,
-                pool_frame,
-                vault_frame,
-                ..
-            } = record;
-            store.check_page(app, domain, page)?;
-            check_pool_frame(pool_frame, self.pool_frames)?;
-            let (word, bit) = place(pool_frame);
-            if self.named[word] & bit != 0 {
+            check_pool_frame(record.pool_frame, self.pool_frames)?;
+            let (word, bit) = place(record.pool_frame);
+            let word = &mut self.named[word];
+            if *word & bit != 0 {
                 return Err(Refusal::Malformed(
                     "the driver named a pool frame twice in a batch",
                 ));
             }
-            let app = &mut store.apps[app as usize];
-            if !app.name_page(page) {
-                return Err(Refusal::Malformed(
-                    "the driver named a page twice in a batch",
-                ));
-            }
-            let former = app.frame(page);
-            self.named[word] |= bit;
+            let former = store.name_page(record.app, record.domain, record.page)?;
+            *word |= bit;
             self.records.push(Staged {
                 record,
                 former,
                 frame: NONE,
                 checksum: None,
             });
-            if !store.is_shown_as(former, vault_frame) {
+            if !store.is_shown_as(former, record.vault_frame) {
                 return Err(Refusal::Stale);
             }
         }
@@ -174,29 +162,15 @@ impl Staging {
         memory: &mut impl Memory,
     ) -> Result<(), Refusal> {
         self.copies.clear();
-        self.sealed.clear();
         for staged in &mut self.records[first..] {
-            // There is one: the budget leaves as many as the pool has frames.
-            staged.frame = store
-                .frames
-                .take(FrameState::Staged)
-                .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
-            self.copies.push(PoolCopy {
-                pool_frame: staged.record.pool_frame,
-                vault_frame: staged.frame,
-            });
+            self.copies.push(staged.place(store)?);
         }
-        if let Err(error) = memory.seal(&self.copies, &mut self.sealed) {
-            log::error!("{error}: {}", error.source);
-            return Err(Refusal::Host);
-        }
-        for (staged, sealed) in self.records[first..].iter_mut().zip(&self.sealed) {
+        self.sealed.clear();
+        write(memory, &self.copies, &mut self.sealed)?;
+        for (staged, sealed) in self.records[first..].iter_mut().zip(self.sealed.drain(..)) {
             match sealed {
-                Ok(checksum) => staged.checksum = Some(*checksum),
-                Err(error) => {
-                    log::error!("pool: {error}: {}", error.source);
-                    clear(staged.frame, memory);
-                }
+                Ok(checksum) => staged.checksum = Some(checksum),
+                Err(error) => staged.copy_again(store, memory, error)?,
             }
         }
         Ok(())
@@ -209,7 +183,7 @@ impl Staging {
         outcome.sealed = records.len() as u32;
         for staged in &records {
             let record = &staged.record;
-            self.release(store, record);
+            self.free_pool_frame(record.pool_frame);
             let owner = PageOf {
                 app: record.app,
                 page: record.page,
@@ -218,7 +192,7 @@ impl Staging {
                 store.forget_damage(staged.former, owner);
                 store.retire(staged.former);
             }
-            store.apps[record.app as usize].set_frame(record.page, staged.frame);
+            store.apps[record.app as usize].set_named_frame(record.page, staged.frame);
             store
                 .frames
                 .seal(staged.frame, owner, staged.checksum.unwrap_or_default());
@@ -229,16 +203,18 @@ impl Staging {
         }
         // When the copies of all former versions are retired there are frames for these.
         for staged in records.iter().filter(|staged| staged.checksum.is_some()) {
-            integrity::mirror(store, staged.frame, memory);
+            let record = &staged.record;
+            if store.apps[record.app as usize].is_mirrored(record.domain) {
+                integrity::mirror(store, staged.frame, memory);
+            }
         }
         self.records = records;
         self.records.clear();
     }
 
-    /// The record's page and its pool frame may be named again.
-    fn release(&mut self, store: &mut Store, record: &SealRecord) {
-        store.apps[record.app as usize].release_page(record.page);
-        let (word, bit) = place(record.pool_frame);
+    /// The pool frame may be named again.
+    fn free_pool_frame(&mut self, frame: u32) {
+        let (word, bit) = place(frame);
         self.named[word] &= !bit;
     }
 
@@ -269,6 +245,47 @@ impl Staging {
 }
 
 impl Staged {
+    /// Gives the page a frame for its copy.
+    fn place(&mut self, store: &mut Store) -> Result<PoolCopy, Refusal> {
+        self.frame = NONE;
+        // There is one: the budget leaves as many as the pool has frames.
+        self.frame = store
+            .frames
+            .take(FrameState::Staged)
+            .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
+        Ok(PoolCopy {
+            pool_frame: self.record.pool_frame,
+            vault_frame: self.frame,
+        })
+    }
+
+    /// Copies the page to other frames than those that cannot be written, which are set aside.
+    #[cold]
+    fn copy_again(
+        &mut self,
+        store: &mut Store,
+        memory: &mut impl Memory,
+        mut error: NotCopied,
+    ) -> Result<(), Refusal> {
+        loop {
+            log::error!("{error}: {}", error.cause());
+            if let NotCopied::Pool(_) = error {
+                clear(self.frame, memory);
+                return Ok(());
+            }
+            store.set_aside(self.frame);
+            let mut sealed = Vec::new();
+            write(memory, &[self.place(store)?], &mut sealed)?;
+            match sealed.pop() {
+                Some(Err(again)) => error = again,
+                checksum => {
+                    self.checksum = checksum.and_then(Result::ok);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// How the driver knows the copy.
     fn shown(&self) -> u32 {
         match self.checksum {
@@ -276,6 +293,18 @@ impl Staged {
             None => DAMAGED_FRAME,
         }
     }
+}
+
+/// Copies pages into the vault.
+fn write(
+    memory: &mut impl Memory,
+    copies: &[PoolCopy],
+    sealed: &mut Vec<Result<u32, NotCopied>>,
+) -> Result<(), Refusal> {
+    memory.seal(copies, sealed).map_err(|error| {
+        log::error!("{error}: {}", error.source);
+        Refusal::Host
+    })
 }
 
 /// Checks that the pool has a frame.

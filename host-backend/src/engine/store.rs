@@ -16,6 +16,7 @@ use super::config::{ConfigError, EngineConfig};
 use super::refusal::Refusal;
 
 pub(crate) use app::App;
+use app::Unnamed;
 pub(crate) use frames::FrameTable;
 pub use frames::{FrameState, PageOf};
 
@@ -27,6 +28,8 @@ pub(crate) struct PageOwner {
     /// Number of the page in its app.
     pub(crate) page: u32,
 }
+
+const NOT_OWNER: Refusal = Refusal::NotOwner("the driver named a page that is not its domain's");
 
 /// Frames, apps, and the budget of the vault.
 pub(crate) struct Store {
@@ -280,6 +283,13 @@ impl Store {
         self.frames.retire(frame);
     }
 
+    /// Retires a frame whose memory is broken and cannot be replaced now: nobody uses it before it has been
+    /// wiped.
+    pub(crate) fn set_aside(&mut self, frame: u32) {
+        self.frames.set_aside(frame);
+        self.unwiped.push(frame);
+    }
+
     pub(crate) fn app(&self, app: u32) -> Result<&App, Refusal> {
         self.apps.get(app as usize).ok_or(Refusal::NotFound(
             "the driver named an app that does not exist",
@@ -303,9 +313,23 @@ impl Store {
         if self.app_with_domain(app, domain)?.owner(page) == Some(domain) {
             Ok(())
         } else {
-            Err(Refusal::NotOwner(
-                "the driver named a page that is not its domain's",
-            ))
+            Err(NOT_OWNER)
+        }
+    }
+
+    /// Marks a page of a domain as named by a batch. Returns its sealed frame, or [`NONE`].
+    pub(crate) fn name_page(&mut self, app: u32, domain: u32, page: u32) -> Result<u32, Refusal> {
+        let named = match self.apps.get_mut(app as usize) {
+            Some(app) => app.name_page(domain, page),
+            None => Err(Unnamed::Foreign),
+        };
+        match named {
+            Ok(frame) => Ok(frame),
+            // Says whether there is such an app and domain.
+            Err(Unnamed::Foreign) => self.check_page(app, domain, page).and(Err(NOT_OWNER)),
+            Err(Unnamed::Twice) => Err(Refusal::Malformed(
+                "the driver named a page twice in a batch",
+            )),
         }
     }
 

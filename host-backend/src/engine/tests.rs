@@ -23,7 +23,7 @@ use vmsrs_protocol::{
     ZERO_FRAME,
 };
 
-use super::memory::{HostError, Memory, PoolCopy, Unreadable};
+use super::memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable};
 use super::mock::MockMemory;
 use super::scrub::{Position, Scope};
 use super::{CODE_MAX, SealedWrite};
@@ -92,11 +92,9 @@ impl Bench {
 
     fn cleanse(&mut self) {
         let Self { engine, memory, .. } = self;
-        let wipe = |frame| {
-            memory.wipe(frame);
-            Ok::<_, Infallible>(())
-        };
-        engine.cleanse(u32::MAX, wipe).unwrap();
+        engine
+            .cleanse(u32::MAX, |frame| memory.wipe(frame))
+            .unwrap();
     }
 
     fn request(&self, number: u64) -> RequestFacts {
@@ -663,6 +661,48 @@ fn retired_frames_are_free_when_they_are_wiped() {
 }
 
 #[test]
+fn retired_frames_are_used_before_they_are_wiped() {
+    let mut bench = Bench::new();
+    let frame = bench.seal(&[record(0, NONE, 0)]).unwrap()[0];
+    let next = bench.seal(&[record(0, frame, 0)]).unwrap()[0];
+    assert_eq!(bench.seal(&[record(0, next, 0)]).unwrap(), [frame]);
+    assert_eq!(bench.seal(&[record(0, frame, 0)]).unwrap(), [next]);
+    assert_eq!(bench.engine.take_unused(), 0, "nothing waited that long");
+    assert_eq!(bench.state(frame), FrameState::Retired);
+    assert_eq!(bench.engine.take_unused(), 1);
+}
+
+#[test]
+fn vault_frames_that_stay_broken_are_set_aside_and_nothing_is_lost() {
+    let mut bench = Bench::new();
+    for frame in 0..3 {
+        bench.memory.guest_write(frame, 9);
+    }
+    let first = bench.seal(&[record(0, NONE, 0)]).unwrap()[0];
+    let broken = [first + 1, first + 2, first + 4];
+    for frame in broken {
+        bench.memory.unwritable[frame as usize] = true;
+    }
+    let records = [record(1, NONE, 1), record(2, NONE, 2)];
+    let frames = bench.seal(&records).unwrap();
+    for frame in &frames {
+        assert!(!broken.contains(frame));
+        assert_eq!(bench.memory.content(*frame), 9);
+    }
+    assert!(bench.engine.has_unwiped());
+    for frame in &broken[..2] {
+        assert_eq!(bench.state(*frame), FrameState::Retired);
+    }
+    assert!(bench.engine.take_events().is_empty());
+    bench.engine.check_invariants();
+    // With other memory they are used again.
+    bench.memory.unwritable.fill(false);
+    bench.engine.retry_unwiped();
+    bench.cleanse();
+    assert_eq!(bench.state(broken[0]), FrameState::Free);
+}
+
+#[test]
 fn unwipeable_frame_stays_retired_and_delays_no_other() {
     let mut bench = Bench::new();
     let records: Vec<SealRecord> = (0..4).map(|page| record(page, NONE, page)).collect();
@@ -699,7 +739,7 @@ impl Memory for Nothing {
     fn seal(
         &mut self,
         copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, Unreadable>>,
+        sealed: &mut Vec<Result<u32, NotCopied>>,
     ) -> Result<(), HostError> {
         sealed.extend(copies.iter().map(|_| Ok(0)));
         Ok(())

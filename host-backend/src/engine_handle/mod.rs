@@ -52,6 +52,8 @@ struct Core {
     regions: Regions,
     /// The cleanser and the scrubber must end.
     stopping: bool,
+    /// The cleanser waits for retired frames: only then is it woken.
+    cleanser_waits: bool,
 }
 
 impl EngineHandle {
@@ -62,6 +64,7 @@ impl EngineHandle {
                     engine,
                     regions,
                     stopping: false,
+                    cleanser_waits: false,
                 }),
                 retired: Condvar::new(),
                 suspects: Condvar::new(),
@@ -202,7 +205,10 @@ impl EngineHandle {
     /// Waits until frames are retired, at most for `pause` if there is one; `Err` when the cleanser must
     /// end.
     pub(crate) fn wait_for_retired(&self, pause: Option<Duration>) -> Result<(), Stopping> {
-        let idle = |core: &mut Core| !core.stopping && !core.engine.has_retired();
+        let idle = |core: &mut Core| {
+            core.cleanser_waits = !core.stopping && !core.engine.has_retired();
+            core.cleanser_waits
+        };
         let retired = &self.shared.retired;
         let core = match pause {
             None => retired
@@ -221,15 +227,36 @@ impl EngineHandle {
         }
     }
 
+    /// Waits so long; `Err` when the cleanser must end.
+    pub(crate) fn pause_cleanser(&self, pause: Duration) -> Result<(), Stopping> {
+        let (core, _) = self
+            .shared
+            .retired
+            .wait_timeout_while(self.core(), pause, |core| !core.stopping)
+            .unwrap_or_else(PoisonError::into_inner);
+        match core.stopping {
+            true => Err(Stopping),
+            false => Ok(()),
+        }
+    }
+
+    /// How many retired frames no seal has used since the last call.
+    pub(crate) fn take_unused(&self) -> u32 {
+        self.core().engine.take_unused()
+    }
+
     /// Wipes up to `frames` retired frames, which are free then. One that cannot be wiped is set aside.
-    /// Returns the first error, and whether frames are set aside.
-    pub(crate) fn cleanse(&self, frames: u32) -> (Result<(), AccessError>, bool) {
+    /// Returns the first error, and whether frames are set aside; `Err` when the cleanser must end.
+    pub(crate) fn cleanse(&self, frames: u32) -> Result<(Result<(), AccessError>, bool), Stopping> {
         let mut core = self.core();
+        if core.stopping {
+            return Err(Stopping);
+        }
         let Core {
             engine, regions, ..
         } = &mut *core;
         let result = engine.cleanse(frames, |frame| regions.vault.wipe(frame));
-        (result, engine.has_unwiped())
+        Ok((result, engine.has_unwiped()))
     }
 
     /// Lets the frames that could not be wiped be tried again.
@@ -273,7 +300,8 @@ impl EngineHandle {
     /// Releases the engine: wakes the threads that have work, and sends the driver its events.
     fn release(&self, mut core: MutexGuard<'_, Core>) {
         let events = core.engine.take_events();
-        let has_retired = core.engine.has_retired();
+        let wakes_cleanser = core.cleanser_waits && core.engine.has_retired();
+        core.cleanser_waits &= !wakes_cleanser;
         let has_suspects = core.engine.has_suspects();
         // Before the lock is released: a driver that starts reads the state, and no later event may be
         // older than that state.
@@ -281,7 +309,7 @@ impl EngineHandle {
             self.notify_driver(event);
         }
         drop(core);
-        if has_retired {
+        if wakes_cleanser {
             self.shared.retired.notify_one();
         }
         if has_suspects {

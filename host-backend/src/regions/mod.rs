@@ -4,9 +4,9 @@
 //! protection of that mapping is the second-level protection of the region and never changes: the guest
 //! can write the whole pool ([`Pool`]) and nothing of the vault ([`Vault`]).
 //!
-//! The host reads the files, and not the mappings: memory that the hardware reports as broken is an
-//! error of the call there, where a mapping would raise a signal. It writes the vault by reads of a file
-//! into a mapping of its own, for the same reason.
+//! The host reads the pool through that mapping, and reads and writes the vault through another one of its
+//! own. All of these accesses are of [`crate::broken_memory`], so that memory that the hardware reports as
+//! broken is an error and not a signal.
 
 mod pool;
 mod replace;
@@ -16,7 +16,6 @@ mod vault;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -24,7 +23,8 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, MmapRegion};
 use vmsrs_protocol::{MAX_FRAMES, PAGE_SIZE};
 
-use crate::engine::{HostError, Memory, Page, PoolCopy, Unreadable, checksum};
+use crate::broken_memory::{Broken, Pages};
+use crate::engine::{HostError, Memory, NotCopied, Page, PoolCopy, Unreadable};
 use crate::host_memory::{HostPages, MemoryFileError, memory_file, want_huge_pages};
 use crate::size::Size;
 
@@ -53,6 +53,9 @@ pub enum RegionsError {
         /// What was refused.
         source: MmapRegionError,
     },
+    /// Accesses to broken memory could not be made errors.
+    #[error("SIGBUS cannot be handled")]
+    Handler(#[source] io::Error),
 }
 
 /// A frame cannot be read or written: the region does not have it, or its memory is broken.
@@ -91,8 +94,6 @@ pub struct Regions {
     pub pool: Arc<Pool>,
     /// The vault.
     pub vault: Arc<Vault>,
-    /// Room for the order of the copies of one seal message.
-    sorted: Vec<(u32, PoolCopy)>,
 }
 
 impl Regions {
@@ -110,7 +111,6 @@ impl Regions {
         Ok(Self {
             pool: Arc::new(Pool::new(pool_frames, pages)?),
             vault: Arc::new(Vault::new(vault_frames, pages)?),
-            sorted: Vec::new(),
         })
     }
 
@@ -125,9 +125,9 @@ impl Memory for Regions {
     fn seal(
         &mut self,
         copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, Unreadable>>,
+        sealed: &mut Vec<Result<u32, NotCopied>>,
     ) -> Result<(), HostError> {
-        seal::seal(&self.pool, &self.vault, copies, &mut self.sorted, sealed)
+        seal::seal(&self.pool, &self.vault, copies, sealed)
     }
 
     fn read_pool(&self, frame: u32, content: &mut Page) -> Result<(), Unreadable> {
@@ -139,7 +139,7 @@ impl Memory for Regions {
     }
 
     fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
-        Ok(checksum(&self.vault_content(frame)?))
+        self.vault.checksum(frame).map_err(unreadable)
     }
 
     fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {
@@ -170,6 +170,7 @@ struct Region {
     file: Arc<File>,
     pages: HostPages,
     guest: MmapRegion,
+    access: Pages,
 }
 
 impl Region {
@@ -194,6 +195,7 @@ impl Region {
             pages,
             guest: map(name, &file, size, protection)?,
             file,
+            access: Pages::new().map_err(RegionsError::Handler)?,
         })
     }
 
@@ -201,11 +203,24 @@ impl Region {
         u64::from(self.frames) * u64::from(PAGE_SIZE)
     }
 
-    fn read(&self, frame: u32, content: &mut Page) -> Result<(), AccessError> {
+    /// Where a frame is in a mapping of the region.
+    fn frame_of(&self, mapping: &MmapRegion, frame: u32) -> Result<*mut u8, AccessError> {
         self.check(frame)?;
-        self.file
-            .read_exact_at(content, offset(frame))
-            .map_err(|source| self.error(frame, source))
+        // SAFETY: mappings are as long as the region, in which the frame lies.
+        Ok(unsafe { mapping.as_ptr().add(frame as usize * PAGE_SIZE as usize) })
+    }
+
+    /// Copies a frame's content, as a mapping shows it.
+    fn read(
+        &self,
+        mapping: &MmapRegion,
+        frame: u32,
+        content: &mut Page,
+    ) -> Result<(), AccessError> {
+        let from = self.frame_of(mapping, frame)?;
+        // SAFETY: the frame is mapped, and `content` is a page of the caller's.
+        unsafe { self.access.copy(content.as_mut_ptr(), from) }
+            .map_err(|broken| self.broken(frame, broken))
     }
 
     fn check(&self, frame: u32) -> Result<(), AccessError> {
@@ -213,6 +228,10 @@ impl Region {
             return Ok(());
         }
         Err(self.error(frame, io::ErrorKind::InvalidInput.into()))
+    }
+
+    fn broken(&self, frame: u32, broken: Broken) -> AccessError {
+        self.error(frame, broken.into())
     }
 
     fn error(&self, frame: u32, source: io::Error) -> AccessError {
@@ -249,7 +268,9 @@ fn offset(frame: u32) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::engine::checksum;
     use crate::host_memory::{HUGE_PAGE, free_huge_pages};
+    use std::os::fd::AsRawFd;
     use vmsrs_protocol::NONE;
 
     pub(crate) const POOL: u32 = 64;
@@ -291,6 +312,26 @@ pub(crate) mod tests {
                 .add(frame as usize * PAGE_SIZE as usize + byte)
                 .read_volatile()
         }
+    }
+
+    /// Takes the memory away that a mapping shows after so many frames: accesses there raise SIGBUS, as to
+    /// broken memory.
+    pub(crate) fn lose_after(mapping: &mut MmapRegion, frames: u32) {
+        let size = mapping.size();
+        let file = memory_file(c"test", size as u64, HostPages::Standard, false).unwrap();
+        let mut content = vec![0; frames as usize * PAGE_SIZE as usize];
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        // SAFETY: the caller has the only reference to the mapping, into which no Rust object points; the
+        // file's mapping takes its place, with a part of its content.
+        unsafe {
+            let start = mapping.as_ptr();
+            start.copy_to(content.as_mut_ptr(), content.len());
+            let mapped = libc::mmap(start.cast(), size, access, flags, file.as_raw_fd(), 0);
+            assert_eq!(mapped, start.cast());
+            start.copy_from(content.as_ptr(), content.len());
+        }
+        file.set_len(content.len() as u64).unwrap();
     }
 
     #[test]

@@ -36,13 +36,27 @@ impl Pool {
         self.region.guest.as_ptr()
     }
 
+    /// Where the host reads a frame.
+    pub(super) fn frame(&self, frame: u32) -> Result<*const u8, AccessError> {
+        Ok(self
+            .region
+            .frame_of(&self.region.guest, frame)?
+            .cast_const())
+    }
+
+    /// Whether the pool is mapped at an address.
+    pub(super) fn is_at(&self, address: usize) -> bool {
+        let start = self.guest_mapping() as usize;
+        (start..start + self.region.guest.size()).contains(&address)
+    }
+
     /// Copies a frame's content. The guest may be writing to it at the same time.
     ///
     /// # Errors
     ///
     /// Fails when the pool does not have this frame, or its memory is broken.
     pub fn read(&self, frame: u32, content: &mut Page) -> Result<(), AccessError> {
-        self.region.read(frame, content)
+        self.region.read(&self.region.guest, frame, content)
     }
 
     /// Gives the pool other memory, all zeros. For the time between two boots, when no vCPU runs: the

@@ -9,7 +9,6 @@
 //! With [`HostPages::Huge`] a frame cannot be replaced: the system takes the whole huge page away when a
 //! part of it is broken, and a mapping of such pages cannot be split.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -26,7 +25,6 @@ use crate::host_memory::{HostPages, want_huge_pages};
 struct StandIn<'a> {
     vault: &'a Vault,
     frame: u32,
-    content: File,
     /// What the guest may do with the frame then.
     protection: i32,
 }
@@ -39,7 +37,6 @@ impl<'a> StandIn<'a> {
         Ok(Self {
             vault,
             frame,
-            content: page,
             protection: libc::PROT_READ,
         })
     }
@@ -76,7 +73,7 @@ impl Vault {
         }
         let mut stand_in = StandIn::new(self, frame, content).map_err(failed)?;
         self.punch(frame)?;
-        let written = self.fill(frame, &stand_in.content, 0);
+        let written = self.write(frame, content);
         if written.is_err() && content.iter().any(|&byte| byte != 0) {
             stand_in.protection = libc::PROT_NONE;
         }
@@ -115,7 +112,7 @@ impl Vault {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 

@@ -1,124 +1,77 @@
 //! Copying pool frames into the vault.
 //!
-//! A read of the pool's file whose buffers are the vault's frames: one copy for each page, and one
-//! system call for each run of neighbouring pool frames. The checksum is that of what the vault holds,
-//! which the guest cannot change any more.
+//! The checksum is that of what the vault holds, which the guest cannot change any more.
 
-use std::io;
-use std::os::fd::AsRawFd;
-use std::slice;
+use super::{AccessError, Pool, Vault, unreadable};
+use crate::broken_memory::Broken;
+use crate::engine::{HostError, NotCopied, PoolCopy, Unreadable};
+use crate::host_memory::HostPages;
 
-use vmsrs_protocol::PAGE_SIZE;
-
-use super::{AccessError, Pool, Vault, offset};
-use crate::engine::{HostError, PoolCopy, Unreadable, checksum};
-
-/// Maximum number of buffers in one system call (`IOV_MAX`).
-const RUN_MAX: usize = 1024;
-
-/// As [`crate::engine::Memory::seal`]. `sorted` is room for the order of the copies.
+/// As [`crate::engine::Memory::seal`].
 pub(super) fn seal(
     pool: &Pool,
     vault: &Vault,
     copies: &[PoolCopy],
-    sorted: &mut Vec<(u32, PoolCopy)>,
-    sealed: &mut Vec<Result<u32, Unreadable>>,
+    sealed: &mut Vec<Result<u32, NotCopied>>,
 ) -> Result<(), HostError> {
-    // A message has fewer records than there are numbers.
-    sorted.clear();
-    sorted.extend((0..).zip(copies.iter().copied()));
-    sorted.sort_unstable_by_key(|(_, copy)| copy.pool_frame);
-    let mut failed = Vec::new();
-    let follows = |a: &(u32, PoolCopy), b: &(u32, PoolCopy)| {
-        Some(b.1.pool_frame) == a.1.pool_frame.checked_add(1)
-    };
-    for run in sorted.chunk_by(follows).flat_map(|run| run.chunks(RUN_MAX)) {
-        let done = copy_run(pool, vault, run).map_err(vault_error)?;
-        // After the first that fails: one by one, each with its own error.
-        for &(index, copy) in &run[done..] {
-            if let Err(error) = copy_one(pool, vault, copy)? {
-                failed.push((index, error));
-            }
-        }
-    }
-    failed.sort_unstable_by_key(|&(index, _)| index);
-    let mut failed = failed.into_iter().peekable();
-    for (index, copy) in (0..).zip(copies) {
-        sealed.push(match failed.next_if(|&(failed, _)| failed == index) {
-            Some((_, error)) => Err(error),
-            None => Ok(sum(vault, copy.vault_frame).map_err(vault_error)?),
-        });
+    sealed.reserve(copies.len());
+    for &copy in copies {
+        let result = match copy_page(pool, vault, copy).map_err(host_error)? {
+            Ok(checksum) => Ok(checksum),
+            Err(broken) => copy_again(pool, vault, copy, broken)?,
+        };
+        sealed.push(result);
     }
     Ok(())
 }
 
-/// Copies neighbouring pool frames; returns how many have been copied as a whole.
-fn copy_run(pool: &Pool, vault: &Vault, run: &[(u32, PoolCopy)]) -> Result<usize, AccessError> {
-    let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) else {
-        return Ok(0);
-    };
-    pool.region.check(last.pool_frame)?;
-    let buffers = run
-        .iter()
-        .map(|(_, copy)| {
-            Ok(libc::iovec {
-                iov_base: vault.host_frame(copy.vault_frame)?.cast(),
-                iov_len: PAGE_SIZE as usize,
-            })
-        })
-        .collect::<Result<Vec<_>, AccessError>>()?;
-    // SAFETY: each buffer is a frame of the host's mapping of the vault, of which no Rust object is a
-    // part. There are at most RUN_MAX of them, and the offset is smaller than 2^63.
-    let read = unsafe {
-        libc::preadv(
-            pool.region.file.as_raw_fd(),
-            buffers.as_ptr(),
-            buffers.len() as i32,
-            offset(first.pool_frame) as libc::off_t,
-        )
-    };
-    Ok(usize::try_from(read).unwrap_or(0) / PAGE_SIZE as usize)
-}
-
-/// Copies one frame. If the vault's frame is what cannot be accessed, it gets other memory.
-fn copy_one(
+/// Copies a frame; returns the copy's checksum. Fails when there is no such frame.
+fn copy_page(
     pool: &Pool,
     vault: &Vault,
     copy: PoolCopy,
-) -> Result<Result<(), Unreadable>, HostError> {
-    let read = || vault.fill(copy.vault_frame, &pool.region.file, offset(copy.pool_frame));
-    let result = match read() {
-        Err(error) if is_fault(&error.source) => {
-            vault.renew(copy.vault_frame).map_err(vault_error)?;
-            read()
-        }
-        result => result,
-    };
-    match result {
-        Ok(()) => Ok(Ok(())),
-        Err(error) if is_fault(&error.source) => Err(vault_error(error)),
-        Err(error) => Ok(Err(Unreadable {
+) -> Result<Result<u32, Broken>, AccessError> {
+    let (from, to) = (
+        pool.frame(copy.pool_frame)?,
+        vault.host_frame(copy.vault_frame)?,
+    );
+    let access = vault.region.access;
+    // SAFETY: both frames are mapped. No Rust object is a part of the host's mapping of the vault.
+    let copied = unsafe { access.copy(to, from).and_then(|()| access.crc32c(to)) };
+    Ok(copied)
+}
+
+/// What becomes of a page that met broken memory: a frame of the vault gets other memory and the page is
+/// copied again.
+#[cold]
+fn copy_again(
+    pool: &Pool,
+    vault: &Vault,
+    copy: PoolCopy,
+    broken: Broken,
+) -> Result<Result<u32, NotCopied>, HostError> {
+    let lost = |broken: Broken| {
+        Ok(Err(NotCopied::Pool(Unreadable {
             frame: copy.pool_frame,
-            source: error.source,
-        })),
+            source: broken.into(),
+        })))
+    };
+    if pool.is_at(broken.address) {
+        return lost(broken);
+    }
+    let unwritable = |broken| unreadable(vault.region.broken(copy.vault_frame, broken));
+    if vault.region.pages == HostPages::Huge {
+        return Ok(Err(NotCopied::Vault(unwritable(broken))));
+    }
+    vault.renew(copy.vault_frame).map_err(host_error)?;
+    match copy_page(pool, vault, copy).map_err(host_error)? {
+        Ok(checksum) => Ok(Ok(checksum)),
+        Err(broken) if pool.is_at(broken.address) => lost(broken),
+        Err(broken) => Err(host_error(vault.region.broken(copy.vault_frame, broken))),
     }
 }
 
-/// The buffer of a read could not be written.
-fn is_fault(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EFAULT)
-}
-
-/// The checksum of a frame that has been written just now.
-fn sum(vault: &Vault, frame: u32) -> Result<u32, AccessError> {
-    let start = vault.host_frame(frame)?;
-    // SAFETY: the frame lies in the host's mapping. It is the engine's copy, which nobody but this
-    // thread uses yet: the guest cannot write it, and the cleanser has only retired frames.
-    let content = unsafe { slice::from_raw_parts(start, PAGE_SIZE as usize) };
-    Ok(checksum(content))
-}
-
-fn vault_error(error: AccessError) -> HostError {
+fn host_error(error: AccessError) -> HostError {
     HostError {
         frame: error.frame,
         source: error.source,
@@ -127,9 +80,12 @@ fn vault_error(error: AccessError) -> HostError {
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::{Memory, PoolCopy, checksum};
+    use std::sync::Arc;
+
+    use crate::engine::{Memory, NotCopied, PoolCopy, checksum};
+    use crate::host_memory::HostPages;
     use crate::regions::Regions;
-    use crate::regions::tests::{POOL, VAULT, guest_byte, regions};
+    use crate::regions::tests::{POOL, VAULT, guest_byte, lose_after, regions};
 
     /// Writes a pool frame as the guest does.
     fn guest_write(regions: &Regions, frame: u32, byte: u8) {
@@ -214,30 +170,51 @@ mod tests {
         for frame in 0..4 {
             guest_write(&regions, frame, 7);
         }
-        regions.lose_pool_after(2);
+        let pool = Arc::get_mut(&mut regions.pool).unwrap();
+        lose_after(&mut pool.region.guest, 2);
         let mut sealed = Vec::new();
-        let frames = copies(&[(3, 13), (2, 12), (1, 11), (0, 10)]);
+        let frames = copies(&[(3, 13), (1, 11), (2, 12), (0, 10)]);
         regions.seal(&frames, &mut sealed).unwrap();
         let lost: Vec<_> = sealed.iter().map(Result::is_err).collect();
-        assert_eq!(lost, [true, true, false, false]);
-        assert_eq!(sealed[0].as_ref().unwrap_err().frame, 3);
+        assert_eq!(lost, [true, false, true, false]);
+        let Err(NotCopied::Pool(error)) = &sealed[0] else {
+            panic!("{sealed:?}");
+        };
+        assert_eq!(error.frame, 3);
         assert_eq!(regions.checksum(11).unwrap(), checksum(&[7; 4096]));
+        let mut content = [0; 4096];
+        assert!(regions.read_pool(1, &mut content).is_ok());
+        assert!(regions.read_pool(2, &mut content).is_err());
     }
 
-    impl Regions {
-        /// Puts a file in the pool's place that ends after so many frames: reads of the others fail, as
-        /// of broken memory.
-        fn lose_pool_after(&mut self, frames: u32) {
-            use std::os::unix::fs::FileExt;
-            let file = tempfile::tempfile().unwrap();
-            for frame in 0..frames {
-                let mut content = [0; 4096];
-                self.read_pool(frame, &mut content).unwrap();
-                file.write_all_at(&content, u64::from(frame) * 4096)
-                    .unwrap();
-            }
-            let pool = std::sync::Arc::get_mut(&mut self.pool).unwrap();
-            pool.region.file = std::sync::Arc::new(file);
-        }
+    #[test]
+    fn without_memory_for_the_vault_nothing_can_be_sealed() {
+        let mut regions = regions();
+        let vault = Arc::get_mut(&mut regions.vault).unwrap();
+        lose_after(&mut vault.host, 12);
+        let frames = copies(&[(1, 11), (2, 12)]);
+        let error = regions.seal(&frames, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.frame, 12);
+        assert!(regions.checksum(11).is_ok());
+        assert!(regions.checksum(12).is_err());
+        assert!(regions.copy(11, 12).is_err());
+    }
+
+    #[test]
+    fn a_vault_frame_that_cannot_be_renewed_leaves_the_others_whole() {
+        let mut regions = regions();
+        guest_write(&regions, 1, 7);
+        let vault = Arc::get_mut(&mut regions.vault).unwrap();
+        lose_after(&mut vault.host, 12);
+        vault.region.pages = HostPages::Huge;
+        let mut sealed = Vec::new();
+        let frames = copies(&[(2, 12), (1, 11)]);
+        regions.seal(&frames, &mut sealed).unwrap();
+        let Err(NotCopied::Vault(error)) = &sealed[0] else {
+            panic!("{sealed:?}");
+        };
+        assert_eq!(error.frame, 12);
+        assert_eq!(*sealed[1].as_ref().unwrap(), checksum(&[7; 4096]));
+        assert!(regions.vault.wipe(12).is_err());
     }
 }

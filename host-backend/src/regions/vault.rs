@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 
 use vm_memory::MmapRegion;
 use vmsrs_protocol::PAGE_SIZE;
@@ -16,11 +15,8 @@ use crate::host_memory::{HostPages, MemoryFileError, memory_file, punch};
 #[derive(Debug)]
 pub struct Vault {
     pub(super) region: Region,
-    /// Where the host writes the frames. Files are read into it: a frame with broken memory is an error
-    /// then. (The file itself cannot be written if it has [`HostPages::Huge`].)
-    host: MmapRegion,
-    /// A page of zeros.
-    zeros: File,
+    /// Where the host reads and writes the frames, whatever the guest-facing mapping shows.
+    pub(super) host: MmapRegion,
 }
 
 impl Vault {
@@ -32,15 +28,7 @@ impl Vault {
             region.size(),
             libc::PROT_READ | libc::PROT_WRITE,
         )?;
-        let zeros = page_file().map_err(|source| RegionsError::Create {
-            region: region.name,
-            source,
-        })?;
-        Ok(Self {
-            region,
-            host,
-            zeros,
-        })
+        Ok(Self { region, host })
     }
 
     /// Number of frames.
@@ -65,7 +53,7 @@ impl Vault {
     ///
     /// Fails when the vault does not have this frame, or its memory is broken.
     pub fn read(&self, frame: u32, content: &mut Page) -> Result<(), AccessError> {
-        self.region.read(frame, content)
+        self.region.read(&self.host, frame, content)
     }
 
     /// Fills a frame with zeros. A frame whose memory is broken gets new memory.
@@ -77,36 +65,39 @@ impl Vault {
     ///
     /// Fails when the vault does not have this frame, or the system has no memory for it.
     pub fn wipe(&self, frame: u32) -> Result<(), AccessError> {
-        match self.fill(frame, &self.zeros, 0) {
+        let to = self.host_frame(frame)?;
+        // SAFETY: a frame of the host's mapping, of which no Rust object is a part.
+        match unsafe { self.region.access.clear(to) } {
             Ok(()) => Ok(()),
             Err(_) => self.renew(frame),
         }
     }
 
-    /// Overwrites a frame with the content of another.
-    pub(super) fn copy(&self, from: u32, to: u32) -> Result<(), AccessError> {
-        self.region.check(from)?;
-        self.fill(to, &self.region.file, offset(from))
+    /// The checksum of a frame's content.
+    pub(super) fn checksum(&self, frame: u32) -> Result<u32, AccessError> {
+        let from = self.host_frame(frame)?;
+        // SAFETY: a frame of the host's mapping.
+        unsafe { self.region.access.crc32c(from) }
+            .map_err(|broken| self.region.broken(frame, broken))
     }
 
-    /// Overwrites a frame with a page of a file.
-    pub(super) fn fill(&self, frame: u32, file: &File, offset: u64) -> Result<(), AccessError> {
+    /// Overwrites a frame with the content of another.
+    pub(super) fn copy(&self, from: u32, to: u32) -> Result<(), AccessError> {
+        self.fill(to, self.host_frame(from)?)
+    }
+
+    /// Overwrites a frame's content.
+    pub(crate) fn write(&self, frame: u32, content: &Page) -> Result<(), AccessError> {
+        self.fill(frame, content.as_ptr())
+    }
+
+    /// Overwrites a frame with a page that is mapped.
+    fn fill(&self, frame: u32, from: *const u8) -> Result<(), AccessError> {
         let to = self.host_frame(frame)?;
-        let page = PAGE_SIZE as usize;
-        loop {
-            // SAFETY: the frame lies in the host's mapping, of which no Rust object is a part: what it
-            // holds is copied out by the kernel, or read after this by the frame's user.
-            // Offsets in memory files are smaller than 2^63.
-            let read = unsafe { libc::pread(file.as_raw_fd(), to.cast(), page, offset as _) };
-            let error = match read {
-                read if read == page as isize => return Ok(()),
-                0.. => io::ErrorKind::UnexpectedEof.into(),
-                _ => io::Error::last_os_error(),
-            };
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(self.region.error(frame, error));
-            }
-        }
+        // SAFETY: `to` is a frame of the host's mapping, of which no Rust object is a part, and callers
+        // give a page.
+        unsafe { self.region.access.copy(to, from) }
+            .map_err(|broken| self.region.broken(frame, broken))
     }
 
     /// Gives a frame other memory, all zeros.
@@ -148,20 +139,9 @@ impl Vault {
         }
     }
 
-    /// Where the host writes a frame.
+    /// Where the host reads and writes a frame.
     pub(super) fn host_frame(&self, frame: u32) -> Result<*mut u8, AccessError> {
-        self.region.check(frame)?;
-        // SAFETY: the mapping is as long as the region, in which the frame lies.
-        Ok(unsafe { self.host.as_ptr().add(frame as usize * PAGE_SIZE as usize) })
-    }
-
-    /// Overwrites a frame's content.
-    #[cfg(test)]
-    pub(crate) fn write(&self, frame: u32, content: &Page) -> Result<(), AccessError> {
-        use std::os::unix::fs::FileExt;
-        let file = page_file().unwrap();
-        file.write_all_at(content, 0).unwrap();
-        self.fill(frame, &file, 0)
+        self.region.frame_of(&self.host, frame)
     }
 }
 

@@ -2,32 +2,23 @@
 //!
 //! When a guest touches memory that the hardware has reported as broken, KVM sends SIGBUS
 //! (`BUS_MCEERR_AR`, with the address in this process) to the thread of the virtual CPU and leaves
-//! `KVM_RUN` with EINTR. The handler notes the address for that thread, which looks at it before it
-//! enters the guest again.
+//! `KVM_RUN` with EINTR. The address is noted for that thread, which looks at it before it enters the
+//! guest again.
 //!
 //! A device meets broken memory with an access of its own, to a ring or a buffer in the guest's RAM,
 //! and that access cannot be left undone. Devices have a mapping of RAM that is theirs alone
-//! ([`crate::vmm::memory::for_devices`]): the handler puts zeros in the place of the page there, where
-//! the guest does not see them, so that the access comes to an end, and notes the address. The device
-//! looks at the note before what it has read has any effect, and then stops, and the guest ends.
-//!
-//! SIGBUS anywhere else means what it always does: the end of the process.
+//! ([`crate::vmm::memory::for_devices`]): zeros are put in the place of the page there, where the guest
+//! does not see them, so that the access comes to an end, and the address is noted. The device looks at
+//! the note before what it has read has any effect, and then stops, and the guest ends.
 
 use std::cell::Cell;
 use std::io;
-use std::ptr;
-use std::sync::OnceLock;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::memory::{GuestRam, PAGE_SIZE};
+use crate::broken_memory::handler::{self, BUS_MCEERR_AR};
 use crate::host_memory::HUGE_PAGE;
-
-/// `si_code` of SIGBUS for an access to broken memory (`BUS_MCEERR_AR` in Linux's
-/// `asm-generic/siginfo.h`).
-const BUS_MCEERR_AR: libc::c_int = 4;
-/// For broken memory that has not been touched yet; the scrubber finds it.
-const BUS_MCEERR_AO: libc::c_int = 5;
 
 /// RAM lies below the hole under 4 GiB and above it.
 const RANGES: usize = 2;
@@ -47,25 +38,8 @@ thread_local! {
 ///
 /// Fails when the system refuses the handler.
 pub(crate) fn install() -> io::Result<()> {
-    static RESULT: OnceLock<Option<i32>> = OnceLock::new();
-    let failed = RESULT.get_or_init(|| {
-        // SAFETY: all zeros is a valid value of this structure.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        let handler: extern "C" fn(_, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
-        action.sa_sigaction = handler as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        // SAFETY: the structure is valid, and the handler does nothing but what signal handlers may.
-        match unsafe { libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) } {
-            0 => None,
-            _ => io::Error::last_os_error()
-                .raw_os_error()
-                .or(Some(libc::EINVAL)),
-        }
-    });
-    match *failed {
-        None => Ok(()),
-        Some(error) => Err(io::Error::from_raw_os_error(error)),
-    }
+    handler::resolve_with(resolve);
+    handler::install()
 }
 
 /// Makes a call into the guest. [`take`] says afterwards whether it met broken memory.
@@ -108,9 +82,8 @@ pub(crate) fn take() -> Option<usize> {
     Some(TOUCHED.take()).filter(|&address| address != 0)
 }
 
-extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid structure, and SIGBUS has an address.
-    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+/// A [`handler::Resolver`].
+fn resolve(code: libc::c_int, address: usize) -> bool {
     let ranges = GUARDED.get();
     let guarded = ranges
         .iter()
@@ -118,16 +91,13 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     // For a device also when the system has no memory to back a page: it cannot be had either
     // way.
     let met = match guarded {
-        true => code != BUS_MCEERR_AO && put_zeros_at(address),
+        true => put_zeros_at(address),
         false => code == BUS_MCEERR_AR && IN_GUEST.get(),
     };
     if met {
         TOUCHED.set(address);
-    } else if code != BUS_MCEERR_AO {
-        // The access that raised it happens again, and ends the process.
-        // SAFETY: async-signal-safe, and the default needs no function.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
     }
+    met
 }
 
 /// Puts a page of zeros in the place of the one at an address of the devices' mapping of RAM; false if
@@ -169,19 +139,13 @@ mod tests {
     use crate::host_memory::HostPages;
     use crate::vmm::memory::{Layout, MIN_RAM, for_devices, tests::lose};
 
-    /// What the kernel does when a thread touches broken memory, but for the memory.
+    /// What the handler does when a thread touches broken memory.
     fn touch(address: usize) {
-        // SAFETY: all zeros is a valid value of this structure.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        info.si_code = BUS_MCEERR_AR;
-        // SAFETY: the address follows the three numbers, aligned to 8 bytes (`sigaction(2)`).
-        unsafe { (&raw mut info).cast::<usize>().add(2).write(address) };
-        on_sigbus(libc::SIGBUS, &mut info, ptr::null_mut());
+        assert!(resolve(BUS_MCEERR_AR, address));
     }
 
     #[test]
     fn broken_memory_is_noted_once_per_thread() {
-        install().unwrap();
         watched(|| touch(0x1234_5000));
         let other = std::thread::spawn(take).join().unwrap();
         assert_eq!(other, None);

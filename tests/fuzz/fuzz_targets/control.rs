@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vmsrs_host::engine::{
-    Engine, EngineConfig, FrameState, HostError, Memory, Page, PoolCopy, Position, Scope,
+    Engine, EngineConfig, FrameState, HostError, Memory, NotCopied, Page, PoolCopy, Position, Scope,
     Unreadable, checksum, handle_message,
 };
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
@@ -74,13 +74,14 @@ impl Memory for Numbers {
     fn seal(
         &mut self,
         copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, Unreadable>>,
+        sealed: &mut Vec<Result<u32, NotCopied>>,
     ) -> Result<(), HostError> {
         for copy in copies {
             self.copied.push(copy.pool_frame);
             let content = self.pool(copy.pool_frame);
             self.write(copy.vault_frame, *content.as_ref().unwrap_or(&u64::MAX));
-            sealed.push(content.map(|content| checksum(&page(content))));
+            let sum = content.map(|content| checksum(&page(content)));
+            sealed.push(sum.map_err(NotCopied::Pool));
         }
         Ok(())
     }

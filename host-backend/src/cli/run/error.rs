@@ -188,7 +188,9 @@ impl From<RegionsError> for Failure {
     fn from(error: RegionsError) -> Self {
         let exit = match error {
             RegionsError::Size(_) => Exit::Usage,
-            RegionsError::Create { .. } | RegionsError::Map { .. } => Exit::Machine,
+            RegionsError::Create { .. } | RegionsError::Map { .. } | RegionsError::Handler(_) => {
+                Exit::Machine
+            }
         };
         Self::new(exit, error)
     }

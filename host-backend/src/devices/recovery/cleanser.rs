@@ -10,6 +10,10 @@ use crate::engine_handle::{EngineHandle, Stopping};
 /// Frames wiped at a time, so that a message of the driver does not wait long for the engine.
 const BATCH: u32 = 16;
 
+/// A frame that was retired so long ago is wiped at the next look, which comes as long after. Seals use
+/// retired frames first, and a batch comes every 50 ms: what a busy guest retires need not be wiped.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Time before frames that could not be wiped are tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -46,22 +50,34 @@ impl Drop for Cleanser {
     }
 }
 
-/// Wipes what is retired. A frame that cannot be wiped (the host has no other memory for it) stays
-/// retired, so that its old content stays unreachable, and does not delay others; it is tried again.
+/// Wipes what is retired and not used again. A frame that cannot be wiped (the host has no other memory for
+/// it) stays retired, so that its old content stays unreachable, and does not delay others; it is tried
+/// again.
 fn cleanse(handle: &EngineHandle) -> Stopping {
     let mut is_left = false;
     let mut tried = Instant::now();
+    let mut unused = 0;
     loop {
-        let pause = is_left.then_some(RETRY);
-        if let Err(stopping) = handle.wait_for_retired(pause) {
-            return stopping;
+        if unused == 0 {
+            let waited = handle
+                .wait_for_retired(is_left.then_some(RETRY))
+                .and_then(|()| handle.pause_cleanser(PAUSE));
+            if let Err(stopping) = waited {
+                return stopping;
+            }
+            if is_left && tried.elapsed() >= RETRY {
+                tried = Instant::now();
+                handle.retry_unwiped();
+            }
+            unused = handle.take_unused();
         }
-        if is_left && tried.elapsed() >= RETRY {
-            tried = Instant::now();
-            handle.retry_unwiped();
-        }
+        let batch = BATCH.min(unused);
+        unused -= batch;
         let was_left = is_left;
-        let (result, left) = handle.cleanse(BATCH);
+        let (result, left) = match handle.cleanse(batch) {
+            Ok(outcome) => outcome,
+            Err(stopping) => return stopping,
+        };
         is_left = left;
         match result {
             // Said once, until all are clean again.

@@ -129,6 +129,8 @@ impl World {
     pub(super) fn everybody_else_can_go_on(&mut self) {
         self.reset();
         self.memory.fails_after = None;
+        self.memory.unwritable.fill(false);
+        self.engine.retry_unwiped();
         let pages = self.all_pages();
         let records: Vec<SealRecord> = (0..CONFIG.pool_frames)
             .zip(pages)

@@ -36,6 +36,14 @@ impl Unit {
     }
 }
 
+/// Why a batch cannot name a page.
+pub(crate) enum Unnamed {
+    /// It is not the domain's.
+    Foreign,
+    /// The batch names it already.
+    Twice,
+}
+
 /// One server program.
 pub(crate) struct App {
     name: Box<[u8]>,
@@ -250,16 +258,24 @@ impl App {
         })
     }
 
+    /// Maps a page that a batch names to another frame, and takes the mark away.
+    pub(crate) fn set_named_frame(&mut self, page: u32, frame: u32) {
+        self.release_page(page);
+        self.set_frame(page, frame);
+    }
+
     /// Maps a page in an extent to another frame, or [`NONE`].
-    pub(crate) fn set_frame(&mut self, page: u32, frame: u32) {
+    fn set_frame(&mut self, page: u32, frame: u32) {
         let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
         let unit = &mut self.units[place as usize];
-        let domain = &mut self.domains[unit.owner() as usize];
         let entry = &mut unit.frames[(page % EXTENT_UNIT_PAGES) as usize];
         let (before, after) = (u32::from(*entry != NONE), u32::from(frame != NONE));
-        domain.sealed = domain.sealed - before + after;
-        self.sealed = self.sealed - before + after;
         *entry = frame;
+        if before != after {
+            let domain = &mut self.domains[unit.owner() as usize];
+            domain.sealed = domain.sealed - before + after;
+            self.sealed = self.sealed - before + after;
+        }
     }
 
     /// Number of sealed pages of all domains.
@@ -267,14 +283,20 @@ impl App {
         self.sealed
     }
 
-    /// Marks a page in an extent as named by a batch. False if it is already.
-    pub(crate) fn name_page(&mut self, page: u32) -> bool {
-        let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
-        let owner = &mut self.units[place as usize].owner;
-        let bit = 1 << (NAMED_SHIFT + page % EXTENT_UNIT_PAGES);
-        let is_new = *owner & bit == 0;
-        *owner |= bit;
-        is_new
+    /// Marks a page of a domain as named by a batch. Returns its sealed frame, or [`NONE`].
+    pub(crate) fn name_page(&mut self, domain: u32, page: u32) -> Result<u32, Unnamed> {
+        let place = self.places.get((page / EXTENT_UNIT_PAGES) as usize);
+        let unit = place.and_then(|&place| self.units.get_mut(place as usize));
+        let Some(unit) = unit.filter(|unit| unit.owner() == domain) else {
+            return Err(Unnamed::Foreign);
+        };
+        let place = page % EXTENT_UNIT_PAGES;
+        let bit = 1 << (NAMED_SHIFT + place);
+        if unit.owner & bit != 0 {
+            return Err(Unnamed::Twice);
+        }
+        unit.owner |= bit;
+        Ok(unit.frames[place as usize])
     }
 
     /// Takes that mark away.

@@ -45,7 +45,7 @@ const MIRRORED: u8 = 0x40;
 const DAMAGED: u8 = 0x80;
 
 /// The states of all frames, with the number of frames in each, and the free and the retired ones as
-/// lists, of which the frame that came last is taken first.
+/// lists: of the free ones, the frame that came last is taken first; of the retired ones, the first.
 ///
 /// One array for each fact rather than a structure with padding: there can be a hundred million
 /// frames. The large ones start as zeros, so that frames that were never used cost little memory.
@@ -62,7 +62,7 @@ pub(crate) struct FrameTable {
     free: List,
     /// Frames below were taken at least once.
     fresh: u32,
-    retired: List,
+    retired: Queue,
 }
 
 /// A list that is linked through [`FrameTable::pages`].
@@ -86,6 +86,50 @@ impl List {
     }
 }
 
+/// A queue that is linked through [`FrameTable::pages`].
+struct Queue {
+    /// Its first and its last frame; [`NONE`] if it is empty.
+    head: u32,
+    tail: u32,
+    length: u32,
+    /// The least length since [`Self::take_least`].
+    least: u32,
+}
+
+impl Queue {
+    const EMPTY: Self = Self {
+        head: NONE,
+        tail: NONE,
+        length: 0,
+        least: 0,
+    };
+
+    fn push(&mut self, links: &mut [u32], frame: u32) {
+        links[frame as usize] = NONE;
+        match links.get_mut(self.tail as usize) {
+            Some(last) => *last = frame,
+            None => self.head = frame,
+        }
+        self.tail = frame;
+        self.length += 1;
+    }
+
+    fn pop(&mut self, links: &[u32]) -> Option<u32> {
+        let frame = self.head;
+        self.head = *links.get(frame as usize)?;
+        if self.head == NONE {
+            self.tail = NONE;
+        }
+        self.length -= 1;
+        self.least = self.least.min(self.length);
+        Some(frame)
+    }
+
+    fn take_least(&mut self) -> u32 {
+        std::mem::replace(&mut self.least, self.length)
+    }
+}
+
 impl FrameTable {
     /// All frames free but the zero frame, which is always sealed.
     pub(crate) fn new(frames: u32) -> Self {
@@ -98,7 +142,7 @@ impl FrameTable {
             counts: [0; STATES],
             free: List::EMPTY,
             fresh: ZERO_FRAME + 1,
-            retired: List::EMPTY,
+            retired: Queue::EMPTY,
         };
         table.counts[FrameState::Free as usize] = frames;
         table.replace(ZERO_FRAME, FrameState::Sealed, NONE, 0);
@@ -130,17 +174,17 @@ impl FrameTable {
         self.counts[state as usize]
     }
 
-    /// Takes a frame that will be overwritten as a whole: the one that became free last, else one that
-    /// was never used, else one that is not wiped yet.
+    /// Takes a frame that will be overwritten as a whole: the one that was retired first, which need not be
+    /// wiped then; else the one that became free last, else one that was never used.
     pub(crate) fn take(&mut self, state: FrameState) -> Option<u32> {
-        let unused = self.fresh;
-        let frame = if let Some(frame) = self.free.pop(&self.pages) {
-            frame
-        } else if unused < self.len() {
-            self.fresh += 1;
-            unused
-        } else {
-            self.retired.pop(&self.pages)?
+        let retired = self.retired.pop(&self.pages);
+        let frame = match retired.or_else(|| self.free.pop(&self.pages)) {
+            Some(frame) => frame,
+            None if self.fresh < self.len() => {
+                self.fresh += 1;
+                self.fresh - 1
+            }
+            None => return None,
         };
         self.replace(frame, state, NONE, 0);
         Some(frame)
@@ -156,12 +200,22 @@ impl FrameTable {
 
     /// Retires a frame that holds something.
     pub(crate) fn retire(&mut self, frame: u32) {
+        self.set_aside(frame);
+        self.retired.push(&mut self.pages, frame);
+    }
+
+    /// Retires a frame that holds something, and leaves it out of the list.
+    pub(crate) fn set_aside(&mut self, frame: u32) {
         debug_assert!(!matches!(
             self.state(frame),
             Some(FrameState::Free | FrameState::Retired)
         ));
         self.replace(frame, FrameState::Retired, NONE, 0);
-        self.retired.push(&mut self.pages, frame);
+    }
+
+    /// Retired frames in the list that have been there since the last call, at least so many.
+    pub(crate) fn take_unused(&mut self) -> u32 {
+        self.retired.take_least()
     }
 
     /// Takes a retired frame out of the list. It stays retired.
@@ -258,12 +312,12 @@ impl FrameTable {
     #[cfg(test)]
     pub(crate) fn check_lists(&self) -> [std::collections::BTreeSet<u32>; 2] {
         let lists = [
-            (&self.free, FrameState::Free),
-            (&self.retired, FrameState::Retired),
+            (self.free.head, FrameState::Free),
+            (self.retired.head, FrameState::Retired),
         ];
-        lists.map(|(list, state)| {
+        lists.map(|(head, state)| {
             let mut found = std::collections::BTreeSet::new();
-            let mut next = list.head;
+            let mut next = head;
             while next != NONE {
                 assert_eq!(self.state(next), Some(state), "frame {next}");
                 assert!(found.insert(next), "frame {next} is in a list twice");
@@ -272,6 +326,9 @@ impl FrameTable {
             if state == FrameState::Free {
                 found.extend(self.fresh..self.len());
                 assert_eq!(found.len(), self.count(state) as usize);
+            } else {
+                assert_eq!(found.len(), self.retired.length as usize);
+                assert!(self.retired.least <= self.retired.length);
             }
             found
         })
@@ -299,21 +356,46 @@ mod tests {
     }
 
     #[test]
-    fn frames_freed_last_are_taken_first_and_unwiped_ones_last() {
+    fn retired_frames_are_taken_first_and_new_ones_last() {
         let mut table = FrameTable::new(6);
         let take = |table: &mut FrameTable| table.take(FrameState::Staged);
         for frame in 1..=4 {
             assert_eq!(take(&mut table), Some(frame));
         }
-        for frame in [2, 3, 1, 4] {
+        for frame in [1, 4, 2, 3] {
             table.retire(frame);
         }
-        for frame in [4, 1] {
+        for frame in [1, 4] {
             assert_eq!(table.pop_retired(), Some(frame));
             table.free(frame);
         }
         let order = std::iter::from_fn(|| take(&mut table));
-        assert_eq!(order.collect::<Vec<_>>(), [1, 4, 5, 3, 2]);
+        assert_eq!(order.collect::<Vec<_>>(), [2, 3, 4, 1, 5]);
+        table.check_lists();
+    }
+
+    #[test]
+    fn what_no_seal_has_used_is_known_from_one_look_to_the_next() {
+        let mut table = FrameTable::new(8);
+        let mut next = || table.take(FrameState::Staged).unwrap();
+        let frames: [u32; 5] = std::array::from_fn(|_| next());
+        for frame in frames {
+            table.retire(frame);
+        }
+        assert_eq!(table.take_unused(), 0, "none was there before");
+        // Two are used and come back behind the others.
+        for frame in [frames[0], frames[1]] {
+            assert_eq!(table.take(FrameState::Staged), Some(frame));
+        }
+        for frame in [frames[0], frames[1]] {
+            table.retire(frame);
+        }
+        assert_eq!(table.take_unused(), 3);
+        for frame in &frames[2..] {
+            assert_eq!(table.pop_retired(), Some(*frame));
+            table.free(*frame);
+        }
+        assert_eq!(table.take_unused(), 2);
         table.check_lists();
     }
 
