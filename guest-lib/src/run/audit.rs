@@ -4,7 +4,7 @@
 //! the driver keeps, and at whole domains only if the request asked for it.
 
 use crate::failure::{Kind, panic_text};
-use crate::heap::{Damage, Heap};
+use crate::heap::{Damage, Heap, PageCheck};
 use crate::state::domain::Domain;
 use crate::state::{QUARANTINE, RECENT};
 use crate::thread::{self, Thread};
@@ -156,10 +156,9 @@ impl<'a> Pages<'a> {
         }
         if let Some(pages) = Self::listed(self.thread, 0) {
             let is_only = has_only_domain(self.thread);
+            let mut check = PageCheck::new(heap);
             for address in pages {
-                if self.lies_in(heap, address) {
-                    heap.check_page(address)?;
-                } else if is_only {
+                if !check.check(address)? && (is_only || self.lies_in(heap, address)) {
                     return Err(Damage::outside(address));
                 }
             }
