@@ -41,7 +41,7 @@ impl Domain {
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
         // The compiler knows their values there.
-        self.run_limited(Options::default().limits(), false, f)
+        self.run_limited::<false, _, _>(Options::default().limits(), false, f)
     }
 
     /// Like [`Domain::run`], with options.
@@ -54,26 +54,28 @@ impl Domain {
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        self.run_limited(options.limits(), options.seal, f)
+        self.run_limited::<true, _, _>(options.limits(), options.seal, f)
     }
 
-    #[inline]
-    fn run_limited<T, E>(
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    fn run_limited<const TIMED: bool, T, E>(
         &'static self,
         limits: Limits,
         seal: bool,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        let mut f = Some(f);
         let mut value = None;
-        let ended = run::run(self, limits, seal, &mut |request| {
-            let Some(f) = f.take() else {
-                return End::GiveUp;
+        let ended = run::run::<TIMED, _>(self, limits, seal, |request| {
+            let result = f(request);
+            let end = if result.is_ok() {
+                End::Keep
+            } else {
+                End::GiveUp
             };
-            match value.insert(f(request)) {
-                Ok(_) => End::Keep,
-                Err(_) => End::GiveUp,
-            }
+            // There was none before, which the compiler cannot know.
+            std::mem::forget(value.replace(result));
+            end
         });
         match ended {
             Ok(()) => match value {

@@ -201,6 +201,41 @@ fn check_outside(thread: &Thread) -> Result<(), Damage> {
     }
 }
 
+/// Audits a request that is plain, and has written something: its only domain. False if that takes more than a look at
+/// the pages on the thread's list; nothing is done then.
+///
+/// # Errors
+///
+/// The first damage found.
+#[inline]
+pub(crate) fn audit_plain(thread: &Thread, domain: &'static Domain) -> Result<bool, Damage> {
+    let (state, written, tag) = (thread.state(), thread.written(), thread.tag());
+    let is_short = domain.holder() == tag
+        && state.first_has_heap()
+        && !thread.wants_whole_audit()
+        && written.listed() <= WRITTEN_MAX
+        && thread.left_pages() == 0
+        && domain.app().invariant().get().is_none()
+        && domain.invariant().get().is_none();
+    if !is_short {
+        return Ok(false);
+    }
+    let (base, heap) = (domain.app().base(), domain.heap(true));
+    thread.exclusive_alone(|| {
+        heap.check_header()?;
+        let mut check = PageCheck::new(&heap);
+        let mut place = 0;
+        while place < written.listed() {
+            let address = base + u64::from(written.page(place)) * u64::from(PAGE_SIZE);
+            if !check.check(address)? {
+                return Err(Damage::outside(address));
+            }
+            place += 1;
+        }
+        Ok(true)
+    })
+}
+
 /// Audits a domain that the request is about to commit and leave.
 ///
 /// # Errors

@@ -92,12 +92,10 @@ pub(crate) fn release(thread: &Thread, domain: u32) {
     }
 }
 
-/// The same for a domain that is open.
+/// Releases the lock of a domain if the request with that tag has it and nobody waits for it; false otherwise.
 #[inline]
-pub(crate) fn release_domain(domain: &Domain, tag: u64) {
-    if word::release(domain.lock_word(), tag) == Released::WithWaiters {
-        wake(domain.app().backend(), domain.number());
-    }
+pub(crate) fn release_quietly(domain: &Domain, tag: u64) -> bool {
+    word::release_quietly(domain.lock_word(), tag)
 }
 
 #[cold]

@@ -83,7 +83,7 @@ fn unusual_request_leaves_its_thread_at_rest() {
         assert_eq!(domain.lock_word().load(Ordering::Relaxed), 0);
         run(domain, |_, _, _| {
             let thread = thread::current().unwrap();
-            assert!(thread.is_quiet(thread.domain().unwrap()));
+            assert!(thread.is_plain(thread.domain().unwrap()));
         })
         .unwrap();
         assert!(thread.is_at_rest());

@@ -51,6 +51,14 @@ impl Control {
         fence(Ordering::SeqCst);
     }
 
+    /// The same where an atomic operation on a lock's word orders it: before the request takes its first one, or after it
+    /// has released the last one, and no other thread knows the tag.
+    #[inline]
+    pub(crate) fn set_tag_alone(self, tag: u64) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).tag }, tag);
+    }
+
     /// Tag of the failed request that the driver has interrupted the thread for.
     pub(crate) fn failed(self) -> u64 {
         // SAFETY: as in tag().

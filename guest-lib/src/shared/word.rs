@@ -29,6 +29,13 @@ pub(crate) fn try_lock(word: &AtomicU64, tag: u64) -> bool {
         .is_ok()
 }
 
+/// Releases a lock that the tag holds and nobody waits for; false otherwise.
+#[inline]
+pub(crate) fn release_quietly(word: &AtomicU64, tag: u64) -> bool {
+    word.compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
+}
+
 /// Releases a lock if the tag still holds it.
 pub(crate) fn release(word: &AtomicU64, tag: u64) -> Released {
     let mut value = tag;

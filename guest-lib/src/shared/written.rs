@@ -41,6 +41,13 @@ impl Written {
         }
     }
 
+    /// The same where the list is known to be that request's.
+    #[inline]
+    pub(crate) fn listed(self) -> usize {
+        // SAFETY: as in count().
+        self.read(|list| unsafe { &raw const (*list).count }) as usize
+    }
+
     /// A page of the list.
     pub(crate) fn page(self, place: usize) -> u32 {
         // SAFETY: as in count().

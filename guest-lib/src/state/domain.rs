@@ -186,7 +186,10 @@ impl Domain {
                 (&raw const (*header).fingerprint).read_volatile(),
             )
         };
-        if magic == MAGIC && found != FINGERPRINT {
+        if magic == MAGIC && found == FINGERPRINT {
+            return Ok(true);
+        }
+        if magic == MAGIC {
             return Err(Error::Layout {
                 found,
                 expected: FINGERPRINT,
