@@ -109,9 +109,10 @@ impl Task {
         match outcome {
             Outcome::Cut => return Err(join_error(run::failed(thread))),
             Outcome::Forked => return Err(Error::Forked.into()),
-            Outcome::Keep | Outcome::Audited => {
-                run::finish(thread, self.domain, self.options.seal)
-                    .map_err(|stop| join_error(*stop))?;
+            Outcome::Plain => run::finish_plain(thread, self.domain, self.options.seal)
+                .map_err(|stop| join_error(*stop))?,
+            Outcome::Keep => {
+                run::finish(thread, self.options.seal).map_err(|stop| join_error(*stop))?;
             }
             Outcome::Quiet => {
                 thread.end_plain();

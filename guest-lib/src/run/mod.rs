@@ -15,7 +15,7 @@ use crate::state::Limits;
 use crate::state::domain::Domain;
 use crate::thread::{self, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
-use commit::{commit_all, needs_audit};
+use commit::{commit_all, commit_listed, needs_audit};
 use defer::{forget_defers, run_defers};
 use report::{abort_with, report};
 use request::Request;
@@ -59,8 +59,9 @@ pub(crate) enum Outcome {
     Quiet = 0,
     /// The request has failed; the thread has come to its landing.
     Cut = LANDED,
-    /// It wants to keep what it wrote to its only domain, which was audited. There is nothing else to end.
-    Audited,
+    /// It wants to keep what it wrote to its only domain, which was audited, if it has written to it. There is nothing
+    /// else to end.
+    Plain,
     /// This is the child of a fork.
     Forked,
     Keep,
@@ -106,9 +107,12 @@ pub(crate) fn run<const TIMED: bool, B: FnOnce(&Request) -> End>(
         Some(thread) => thread,
         None => find_thread(domain)?,
     };
-    thread.begin(limits)?;
-    if !lock_free(thread, domain) {
-        lock_main(thread, domain).map_err(Box::new)?;
+    let tag = match thread.begin(limits) {
+        Ok(tag) => tag,
+        Err(error) => return Err(refused(error)),
+    };
+    if !lock_free(thread, domain, tag) {
+        lock_taken(thread, domain)?;
     }
     let outcome = work::<TIMED, B>(thread, domain, body);
     if outcome == Outcome::Quiet {
@@ -127,7 +131,8 @@ fn end(
     outcome: Outcome,
 ) -> Result<(), Box<Stop>> {
     let ended = match outcome {
-        Outcome::Audited | Outcome::Keep => return finish(thread, domain, seal),
+        Outcome::Plain => return finish_plain(thread, domain, seal),
+        Outcome::Keep => return finish(thread, seal),
         Outcome::Cut => Err(failed(thread)),
         Outcome::Forked => Err(Error::Forked.into()),
         _ => {
@@ -140,27 +145,40 @@ fn end(
 
 /// The calling thread, which has no request.
 #[cold]
-fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Error> {
+fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
     if thread::current().is_some() {
-        return Err(Error::Nested);
+        return Err(Error::Nested.into());
     }
-    thread::of(domain.app())
+    Ok(thread::of(domain.app())?)
 }
 
-/// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
+#[cold]
+fn refused(error: Box<Error>) -> Box<Stop> {
+    (*error).into()
+}
+
+/// Waits for the domain that the request begins with.
+#[cold]
+fn lock_taken(thread: &Thread, domain: &'static Domain) -> Result<(), Box<Stop>> {
+    lock_main(thread, domain).map_err(Box::new)
+}
+
+/// Locks the domain that the request begins with, if it is free and has a heap that the library understands. Otherwise
 /// nothing has changed.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
-fn lock_free(thread: &Thread, domain: &'static Domain) -> bool {
-    if !lock::lock_first(thread, domain) {
+fn lock_free(thread: &Thread, domain: &'static Domain, tag: u64) -> bool {
+    if !lock::lock_first(thread, domain, tag) {
         return false;
     }
-    let Ok(has_heap) = domain.check_layout() else {
+    // A new domain has no heap, and goes the other way.
+    let has_heap = domain.has_heap();
+    if has_heap {
+        thread.state().note_first(domain, true);
+    } else {
         lock::unlock(thread, domain.number());
-        return false;
-    };
-    thread.state().note_first(domain, has_heap);
-    true
+    }
+    has_heap
 }
 
 /// Locks the domain that the request begins with. Otherwise the request is over.
@@ -242,13 +260,23 @@ fn end_plain(thread: &Thread, domain: &'static Domain) -> Outcome {
     if lock::release_quietly(domain, thread.tag()) {
         return Outcome::Quiet;
     }
-    wind_up(thread, Ok(End::Keep))
+    end_awaited(thread, domain)
+}
+
+/// The domain's lock has waiters, or is not the request's.
+#[cold]
+fn end_awaited(thread: &Thread, domain: &'static Domain) -> Outcome {
+    if domain.holder() == thread.tag() {
+        Outcome::Plain
+    } else {
+        wind_up(thread, Ok(End::Keep))
+    }
 }
 
 #[inline(never)]
 fn end_written(thread: &Thread, domain: &'static Domain) -> Outcome {
     match audit_plain(thread, domain) {
-        Ok(true) => Outcome::Audited,
+        Ok(true) => Outcome::Plain,
         Ok(false) => wind_up(thread, Ok(End::Keep)),
         Err(damage) => {
             thread.note_failure(damage.kind, damage.address, &[]);
@@ -308,24 +336,29 @@ fn unlock_all(thread: &Thread) {
 }
 
 /// Commits and ends the request.
-pub(crate) fn finish(
+pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Box<Stop>> {
+    // It has ended in time. Waiting for the seal neither fails it nor is reported.
+    thread.clear_driver_deadline();
+    end_committed(thread, commit_all(thread, seal)).map_err(Box::new)
+}
+
+/// The same for a request that is plain.
+pub(crate) fn finish_plain(
     thread: &Thread,
     domain: &'static Domain,
     seal: bool,
 ) -> Result<(), Box<Stop>> {
-    // It has ended in time. Waiting for the seal neither fails it nor is reported.
-    thread.clear_driver_deadline();
-    let committed = commit_all(thread, seal);
-    if committed.is_ok()
-        && thread.is_plain(domain)
-        && !thread.has_listed()
-        && lock::release_quietly(domain, thread.tag())
-    {
-        thread.end_plain();
-        thread.go_own();
-        return Ok(());
+    if thread.has_listed() {
+        let committed = commit_listed(thread, seal);
+        // A signal handler of the server may have run meanwhile.
+        if committed.is_err() || thread.has_marks() || thread.has_listed() {
+            return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
+        }
     }
-    end_committed(thread, committed).map_err(Box::new)
+    lock::release_domain(domain, thread.tag());
+    thread.end_plain();
+    thread.go_own();
+    Ok(())
 }
 
 /// Ends the request after its commit.

@@ -118,24 +118,38 @@ impl Ours {
         Keys { both }
     }
 
-    /// PKRU in a request with that key (0: none).
-    const fn apply_inside(self, pkru: u32, key: u32) -> u32 {
-        // A closed key has no other bit than this.
-        (pkru & !self.both()) | (self.inside() & !1u32.wrapping_shl(2 * key))
-    }
-
-    /// PKRU outside of requests.
-    const fn apply_outside(self, pkru: u32) -> u32 {
-        (pkru & !self.both()) | (self.inside() & ACCESS)
-    }
-
-    /// PKRU with guarded memory open for writing.
-    const fn apply_open_guard(self, pkru: u32) -> u32 {
-        match self.guard() {
-            0 => pkru,
-            guard => pkru & !bits(guard),
+    /// In a request with that key (0: none).
+    const fn change_inside(self, key: u32) -> Change {
+        Change {
+            keep: !self.both(),
+            // A closed key has no other bit than this.
+            set: self.inside() & !1u32.wrapping_shl(2 * key),
         }
     }
+
+    /// Outside of requests.
+    const fn change_outside(self) -> Change {
+        Change {
+            keep: !self.both(),
+            set: self.inside() & ACCESS,
+        }
+    }
+
+    /// Guarded memory is open for writing.
+    const fn open_guard(self) -> Change {
+        let keep = match self.guard() {
+            0 => u32::MAX,
+            guard => !bits(guard),
+        };
+        Change { keep, set: 0 }
+    }
+}
+
+/// A change of PKRU: the bits that stay, and those that are set.
+#[derive(Clone, Copy)]
+struct Change {
+    keep: u32,
+    set: u32,
 }
 
 /// The library's keys at the moment.
@@ -184,21 +198,16 @@ pub(crate) struct Key {
     pub(crate) serial: u32,
 }
 
-/// A key for a request that begins, `last` if nobody has had it since. What the calling thread may do stays as it is.
+/// Gives a request that begins the key of one before, if nobody has had it since. True also if there are no keys. What
+/// the calling thread may do stays as it is.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
-pub(crate) fn take(ours: Ours, last: Key) -> Key {
-    if ours.are_none() {
-        return Key::default();
-    }
-    if TABLE.take_again(last.number, last.serial) {
-        return last;
-    }
-    take_other(last.number)
+pub(crate) fn take_again(ours: Ours, last: Key) -> bool {
+    ours.are_none() || TABLE.take_again(last.number, last.serial)
 }
 
-#[cold]
-fn take_other(wanted: u32) -> Key {
+/// Another key for a request that begins, `wanted` if nobody has it.
+pub(crate) fn take_other(wanted: u32) -> Key {
     let number = TABLE.take(wanted);
     Key {
         number,
@@ -207,7 +216,7 @@ fn take_other(wanted: u32) -> Key {
 }
 
 /// The request that had the key is over: none of its drafts is in flight, and no thread has the key open. Returns
-/// the key as [`take`] wants it.
+/// the key as [`take_again`] wants it.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 pub(crate) fn give_back(key: Key) -> Key {
@@ -259,21 +268,23 @@ pub(crate) fn guard_key() -> Option<u32> {
 /// Lets the calling thread write to guarded memory, until it begins or ends a request, or returns from the
 /// handler of a signal. Async-signal-safe.
 pub(crate) fn open_guard() {
-    update(ours(), Ours::apply_open_guard);
+    let ours = ours();
+    update(ours, ours.open_guard());
 }
 
 /// For a thread that begins to work for a request: it may use the key with that number (0: none) and
 /// no other of the library's, and not write to guarded memory.
 #[inline]
 pub(crate) fn open(ours: Ours, key: u32) {
-    update(ours, |ours, pkru| ours.apply_inside(pkru, key));
+    update(ours, ours.change_inside(key));
 }
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
 #[inline]
 pub(crate) fn close() {
-    update(ours(), Ours::apply_outside);
+    let ours = ours();
+    update(ours, ours.change_outside());
 }
 
 /// Runs the library's own code with all of its keys open, to look at what another request may be
@@ -292,10 +303,27 @@ pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
 
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
-fn update(ours: Ours, change: impl FnOnce(Ours, u32) -> u32) {
-    if !ours.are_none() {
-        write(change(ours, read()));
+fn update(ours: Ours, change: Change) {
+    if ours.are_none() {
+        return;
     }
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: as in read() and write(). RDPKRU leaves 0 in EDX.
+    unsafe {
+        asm!(
+            "rdpkru",
+            "and eax, {keep:e}",
+            "or eax, {set:e}",
+            "wrpkru",
+            keep = in(reg) change.keep,
+            set = in(reg) change.set,
+            in("ecx") 0,
+            out("eax") _,
+            out("edx") _,
+            options(nostack)
+        );
+    }
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// The calling thread's PKRU. Only called when there are keys.
@@ -335,6 +363,18 @@ mod tests {
         list.into_iter().fold(Keys::default(), Keys::with)
     }
 
+    fn apply(change: Change, pkru: u32) -> u32 {
+        (pkru & change.keep) | change.set
+    }
+
+    fn inside(ours: Ours, pkru: u32, key: u32) -> u32 {
+        apply(ours.change_inside(key), pkru)
+    }
+
+    fn outside(ours: Ours, pkru: u32) -> u32 {
+        apply(ours.change_outside(), pkru)
+    }
+
     /// What PKRU says of a key: (access disabled, write disabled).
     fn rights(pkru: u32, key: u32) -> (bool, bool) {
         let bits = pkru >> (2 * key);
@@ -345,7 +385,7 @@ mod tests {
     fn a_request_opens_its_own_key_only() {
         let ours = Ours::new(keys(1..16), 0);
         for own in 1..16 {
-            let pkru = ours.apply_inside(LINUX_DEFAULT, own);
+            let pkru = inside(ours, LINUX_DEFAULT, own);
             for key in 1..16 {
                 assert_eq!(rights(pkru, key), (key != own, false));
             }
@@ -355,11 +395,11 @@ mod tests {
     #[test]
     fn outside_of_requests_pkru_is_linuxs_default() {
         let ours = Ours::new(keys(1..16), 0);
-        let inside = ours.apply_inside(LINUX_DEFAULT, 7);
-        assert_eq!(ours.apply_outside(inside), LINUX_DEFAULT);
-        assert_eq!(ours.apply_inside(inside, 0), LINUX_DEFAULT);
-        assert_eq!(ours.apply_outside(0), LINUX_DEFAULT);
-        assert_eq!(ours.apply_outside(u32::MAX), LINUX_DEFAULT | 0b11);
+        let within = inside(ours, LINUX_DEFAULT, 7);
+        assert_eq!(outside(ours, within), LINUX_DEFAULT);
+        assert_eq!(inside(ours, within, 0), LINUX_DEFAULT);
+        assert_eq!(outside(ours, 0), LINUX_DEFAULT);
+        assert_eq!(outside(ours, u32::MAX), LINUX_DEFAULT | 0b11);
     }
 
     #[test]
@@ -367,9 +407,9 @@ mod tests {
         let ours = Ours::new(keys([2, 3, 15]), 0);
         for pkru in [0, u32::MAX, LINUX_DEFAULT, 0x1234_5678, 0xaaaa_aaa8] {
             for new in [
-                ours.apply_outside(pkru),
-                ours.apply_inside(pkru, 3),
-                ours.apply_inside(pkru, 15),
+                outside(ours, pkru),
+                inside(ours, pkru, 3),
+                inside(ours, pkru, 15),
                 ours.drafts().open_all(pkru),
             ] {
                 for key in (0..16).filter(|key| ![2, 3, 15].contains(key)) {
@@ -382,11 +422,8 @@ mod tests {
     #[test]
     fn switching_keys_leaves_no_trace_of_the_first() {
         let ours = Ours::new(keys([1, 4, 9]), 0);
-        let first = ours.apply_inside(LINUX_DEFAULT, 4);
-        assert_eq!(
-            ours.apply_inside(first, 9),
-            ours.apply_inside(LINUX_DEFAULT, 9)
-        );
+        let first = inside(ours, LINUX_DEFAULT, 4);
+        assert_eq!(inside(ours, first, 9), inside(ours, LINUX_DEFAULT, 9));
         let all = ours.drafts();
         assert_eq!(all.open_all(first), all.open_all(LINUX_DEFAULT));
     }
@@ -399,18 +436,18 @@ mod tests {
             assert_eq!((ours.guard(), ours.drafts()), (guard, drafts));
             for pkru in [0, u32::MAX, LINUX_DEFAULT] {
                 for own in (0..16).filter(|&key| key != guard) {
-                    let inside = ours.apply_inside(pkru, own);
-                    assert_eq!(rights(inside, guard), (false, true));
-                    let opened = ours.apply_open_guard(inside);
+                    let within = inside(ours, pkru, own);
+                    assert_eq!(rights(within, guard), (false, true));
+                    let opened = apply(ours.open_guard(), within);
                     assert_eq!(rights(opened, guard), (false, false));
-                    let outside = ours.apply_outside(inside);
-                    assert_eq!(rights(outside, guard), (false, false));
+                    let without_request = outside(ours, within);
+                    assert_eq!(rights(without_request, guard), (false, false));
                     for key in (0..16).filter(|&key| key != guard) {
-                        let expected = without.apply_inside(pkru, own);
-                        assert_eq!(rights(inside, key), rights(expected, key));
+                        let expected = inside(without, pkru, own);
+                        assert_eq!(rights(within, key), rights(expected, key));
                         assert_eq!(rights(opened, key), rights(expected, key));
-                        let expected = without.apply_outside(pkru);
-                        assert_eq!(rights(outside, key), rights(expected, key));
+                        let expected = outside(without, pkru);
+                        assert_eq!(rights(without_request, key), rights(expected, key));
                     }
                 }
             }
@@ -422,9 +459,9 @@ mod tests {
         let none = Ours::new(Keys::default(), 0);
         assert!(none.are_none() && none.drafts().is_empty());
         for changed in [
-            none.apply_inside(0x1234_5678, 0),
-            none.apply_outside(0x1234_5678),
-            none.apply_open_guard(0x1234_5678),
+            inside(none, 0x1234_5678, 0),
+            outside(none, 0x1234_5678),
+            apply(none.open_guard(), 0x1234_5678),
         ] {
             assert_eq!(changed, 0x1234_5678);
         }

@@ -77,11 +77,13 @@ impl App {
         &self.name
     }
 
+    #[inline]
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.backend
     }
 
     /// Whether versions of pages are kept.
+    #[inline]
     pub(crate) fn protects(&self) -> bool {
         self.protects
     }
@@ -91,6 +93,7 @@ impl App {
     }
 
     /// Address of page 0.
+    #[inline]
     pub(crate) fn base(&self) -> u64 {
         self.base
     }
@@ -173,9 +176,22 @@ impl Domain {
         Ok(domain)
     }
 
+    /// Whether the domain has a heap that this library understands.
+    #[inline]
+    pub(crate) fn has_heap(&self) -> bool {
+        let header = self.header.as_ptr();
+        // SAFETY: as in check_layout().
+        let (magic, found) = unsafe {
+            (
+                (&raw const (*header).magic).read_volatile(),
+                (&raw const (*header).fingerprint).read_volatile(),
+            )
+        };
+        (magic ^ MAGIC) | (found ^ FINGERPRINT) == 0
+    }
+
     /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
-    #[inline]
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
@@ -186,10 +202,7 @@ impl Domain {
                 (&raw const (*header).fingerprint).read_volatile(),
             )
         };
-        if magic == MAGIC && found == FINGERPRINT {
-            return Ok(true);
-        }
-        if magic == MAGIC {
+        if magic == MAGIC && found != FINGERPRINT {
             return Err(Error::Layout {
                 found,
                 expected: FINGERPRINT,
@@ -200,12 +213,14 @@ impl Domain {
 
     /// The app.
     #[must_use]
+    #[inline]
     pub fn app(&self) -> &'static App {
         self.app
     }
 
     /// The domain's number in its app, as the host's tools print it.
     #[must_use]
+    #[inline]
     pub fn number(&self) -> u32 {
         self.number
     }
@@ -214,11 +229,13 @@ impl Domain {
         &self.invariant
     }
 
+    #[inline]
     pub(crate) fn lock_word(&self) -> &AtomicU64 {
         self.lock
     }
 
     /// The tag of the request that holds the domain, or 0.
+    #[inline]
     pub(crate) fn holder(&self) -> u64 {
         self.lock_word().load(Ordering::Relaxed) & LOCK_TAG
     }

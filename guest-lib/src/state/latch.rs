@@ -71,6 +71,7 @@ impl Latch {
     }
 
     /// Whether no thread has it.
+    #[inline]
     pub(crate) fn is_free(&self) -> bool {
         self.0.load(Ordering::Relaxed) == FREE
     }

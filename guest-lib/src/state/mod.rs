@@ -226,10 +226,9 @@ impl State {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn begin(&self, start: Start, ours: pkru::Ours, control: Control) -> u32 {
-        let last = self.key_and_serial();
-        let key = pkru::take(ours, last);
-        if key != last {
-            self.set_key(key);
+        let mut key = self.key_and_serial();
+        if !pkru::take_again(ours, key) {
+            key = self.take_other_key();
         }
         let limits = start.limits;
         self.deadline.store(start.deadline, Ordering::Relaxed);
@@ -245,6 +244,14 @@ impl State {
         key.number
     }
 
+    #[cold]
+    fn take_other_key(&self) -> pkru::Key {
+        let key = pkru::take_other(self.key());
+        self.set_key(key);
+        key
+    }
+
+    #[inline]
     fn key_and_serial(&self) -> pkru::Key {
         pkru::Key {
             number: self.key.load(Ordering::Relaxed),
@@ -252,6 +259,7 @@ impl State {
         }
     }
 
+    #[inline]
     fn set_key(&self, key: pkru::Key) {
         self.key.store(key.number, Ordering::Relaxed);
         self.key_serial.store(key.serial, Ordering::Relaxed);
@@ -334,6 +342,7 @@ impl State {
     }
 
     /// The request's tag, or 0 when there is none.
+    #[inline]
     pub(crate) fn tag(&self) -> u64 {
         self.tag.load(Ordering::SeqCst)
     }

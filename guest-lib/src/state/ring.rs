@@ -46,6 +46,7 @@ impl<const N: usize> Ring<N> {
     }
 
     /// How many blocks were noted, also in places that were used again.
+    #[inline]
     pub(crate) fn noted(&self) -> usize {
         self.next.get()
     }

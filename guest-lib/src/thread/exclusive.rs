@@ -38,7 +38,11 @@ impl Thread {
     }
 
     /// The same for a request that is alone, and stays so: `code` is the library's alone.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "on the way of each request that writes"
+    )]
+    #[inline(always)]
     pub(crate) fn exclusive_alone<T>(&self, code: impl FnOnce() -> T) -> T {
         self.marks.exclusive.set(true);
         compiler_fence(Ordering::SeqCst);

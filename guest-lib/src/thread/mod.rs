@@ -132,6 +132,7 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
+    #[inline]
     pub(crate) fn app(&self) -> &'static App {
         self.app
     }
@@ -141,6 +142,7 @@ impl Thread {
         self.domain.get()
     }
 
+    #[inline]
     pub(crate) fn set_domain(&self, domain: &'static Domain) {
         self.domain.set(Some(domain));
     }
@@ -150,6 +152,7 @@ impl Thread {
     }
 
     /// What belongs to the request that the thread works for.
+    #[inline]
     pub(crate) fn state(&self) -> &'static State {
         self.state.get()
     }
@@ -158,6 +161,7 @@ impl Thread {
         self.phase.get()
     }
 
+    #[inline]
     pub(crate) fn set_phase(&self, phase: Phase) {
         compiler_fence(Ordering::SeqCst);
         self.phase.set(phase);
@@ -191,6 +195,7 @@ impl Thread {
     }
 
     /// Tag of the request that the thread works for, or 0.
+    #[inline]
     pub(crate) fn tag(&self) -> u64 {
         self.control.tag()
     }
@@ -213,6 +218,7 @@ impl Thread {
     }
 
     /// The list of pages that the thread has written.
+    #[inline]
     pub(crate) fn written(&self) -> Written {
         self.written
     }

@@ -10,21 +10,18 @@ use std::ptr;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 impl Thread {
-    /// Begins a request: from here on the driver lets it write to the domains that it locks.
+    /// Begins a request: from here on the driver lets it write to the domains that it locks. Returns its tag.
     ///
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn begin(&self, limits: Limits) -> Result<(), Error> {
+    pub(crate) fn begin(&self, limits: Limits) -> Result<u64, Box<Error>> {
         // First, so that a signal handler of the server finds a request in the middle.
         self.set_current(self);
-        if self.next_tag.get() >= self.end_tag.get()
-            && let Err(error) = self.fetch_tags()
-        {
-            self.go();
-            return Err(error);
+        if self.next_tag.get() >= self.end_tag.get() {
+            self.fetch_tags()?;
         }
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 1);
@@ -47,7 +44,7 @@ impl Thread {
         control.set_key(key);
         control.set_tag_alone(tag);
         pkru::open(ours, key);
-        Ok(())
+        Ok(tag)
     }
 
     /// Begins a request with a state that is not the thread's.
@@ -57,13 +54,15 @@ impl Thread {
     /// As [`Thread::begin`].
     pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
         self.state.set(state);
-        self.begin(limits)
+        self.begin(limits).map(drop).map_err(|error| *error)
     }
 
     #[cold]
-    fn fetch_tags(&self) -> Result<(), Error> {
-        let tags = self.app.backend().tags();
-        let tags = tags.map_err(Error::system("fetching tags"))?;
+    fn fetch_tags(&self) -> Result<(), Box<Error>> {
+        let tags = self.app.backend().tags().map_err(|error| {
+            self.go();
+            Error::system("fetching tags")(error)
+        })?;
         self.next_tag.set(tags.next);
         self.end_tag.set(tags.end);
         Ok(())
@@ -129,11 +128,13 @@ impl Thread {
     /// Lists the first domain that the request, which is alone, holds or is about to lock.
     #[inline]
     pub(crate) fn list_first(&self, domain: u32) {
-        self.control.set_entry(0, domain);
-        self.control.set_count(1);
+        let control = self.control;
+        control.set_entry(0, domain);
+        control.set_count(1);
     }
 
     /// Nothing is held, nor waited for.
+    #[inline]
     pub(crate) fn clear_held(&self) {
         self.control.set_count(0);
     }
@@ -170,6 +171,7 @@ impl Thread {
     }
 
     /// After [`Thread::end_plain`]: the state of the request may have been another than the thread's own.
+    #[inline]
     pub(crate) fn go_own(&self) {
         self.state.set(self.own);
     }
