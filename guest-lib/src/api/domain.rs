@@ -78,10 +78,10 @@ impl Domain {
             end
         });
         match ended {
-            Ok(()) => match value {
-                Some(Ok(value)) => Ok(value),
-                Some(Err(error)) => Err(RunError::GivenUp(error)),
-                None => Err(RunError::Refused(Error::NotInRequest)),
+            // SAFETY: the request has ended in order, so the function has returned.
+            Ok(()) => match unsafe { value.unwrap_unchecked() } {
+                Ok(value) => Ok(value),
+                Err(error) => Err(RunError::GivenUp(error)),
             },
             Err(stop) => Err(match *stop {
                 Stop::Failed(failure) => RunError::Failed(failure),

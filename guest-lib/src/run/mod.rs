@@ -163,7 +163,7 @@ fn lock_taken(thread: &Thread, domain: &'static Domain) -> Result<(), Box<Stop>>
     lock_main(thread, domain).map_err(Box::new)
 }
 
-/// Locks the domain that the request begins with, if it is free and has a heap that the library understands. Otherwise
+/// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
 /// nothing has changed.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
@@ -171,14 +171,25 @@ fn lock_free(thread: &Thread, domain: &'static Domain, tag: u64) -> bool {
     if !lock::lock_first(thread, domain, tag) {
         return false;
     }
-    // A new domain has no heap, and goes the other way.
-    let has_heap = domain.has_heap();
-    if has_heap {
-        thread.state().note_first(domain, true);
-    } else {
-        lock::unlock(thread, domain.number());
+    if !domain.is_known() {
+        return check_unknown(thread, domain);
     }
-    has_heap
+    thread.state().note_first(domain, true);
+    true
+}
+
+/// The same for a domain that was not looked at before, and is locked.
+#[cold]
+fn check_unknown(thread: &Thread, domain: &'static Domain) -> bool {
+    let Ok(has_heap) = domain.check_layout() else {
+        lock::unlock(thread, domain.number());
+        return false;
+    };
+    if has_heap {
+        domain.note_known();
+    }
+    thread.state().note_first(domain, has_heap);
+    true
 }
 
 /// Locks the domain that the request begins with. Otherwise the request is over.

@@ -93,6 +93,15 @@ impl Control {
         self.write(|block| unsafe { &raw mut (*block).key }, key);
     }
 
+    /// Whether the list of domains has that one alone. Asked by the only thread that writes the list.
+    #[inline]
+    pub(crate) fn lists_only(self, domain: u32) -> bool {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as in write(); nobody writes it meanwhile.
+        let (count, first) = unsafe { ((*self.0.as_ptr()).held_count, (*self.0.as_ptr()).held[0]) };
+        count == 1 && first == domain
+    }
+
     #[inline]
     fn held(self, place: usize) -> *mut u32 {
         // SAFETY: as in tag().

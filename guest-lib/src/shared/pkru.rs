@@ -89,7 +89,7 @@ impl Ours {
         Self(both as u64 | ((drafts.both & ACCESS | writes) as u64) << 32)
     }
 
-    const fn are_none(self) -> bool {
+    pub(crate) const fn are_none(self) -> bool {
         self.0 == 0
     }
 
@@ -283,7 +283,12 @@ pub(crate) fn open(ours: Ours, key: u32) {
 /// Async-signal-safe.
 #[inline]
 pub(crate) fn close() {
-    let ours = ours();
+    close_all(ours());
+}
+
+/// The same where the keys are at hand.
+#[inline]
+pub(crate) fn close_all(ours: Ours) {
     update(ours, ours.change_outside());
 }
 

@@ -7,7 +7,7 @@ use crate::shared::backend::Backend;
 use std::collections::HashMap;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
@@ -117,6 +117,8 @@ pub struct Domain {
     lock: &'static AtomicU64,
     first: Extent,
     header: NonNull<DomainHeader>,
+    /// See [`Domain::is_known`].
+    known: AtomicBool,
     invariant: Invariant,
 }
 
@@ -170,24 +172,24 @@ impl Domain {
             lock: backend.lock_word(number),
             first,
             header,
+            known: AtomicBool::new(false),
             invariant: Invariant::default(),
         };
         domain.check_layout()?;
         Ok(domain)
     }
 
-    /// Whether the domain has a heap that this library understands.
+    /// Whether a committed version of the domain had a heap that this library understands. All later ones have it.
     #[inline]
-    pub(crate) fn has_heap(&self) -> bool {
-        let header = self.header.as_ptr();
-        // SAFETY: as in check_layout().
-        let (magic, found) = unsafe {
-            (
-                (&raw const (*header).magic).read_volatile(),
-                (&raw const (*header).fingerprint).read_volatile(),
-            )
-        };
-        (magic ^ MAGIC) | (found ^ FINGERPRINT) == 0
+    pub(crate) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// Notes it: the calling request holds the domain and has written nothing.
+    pub(crate) fn note_known(&self) {
+        if self.app.protects() {
+            self.known.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:

@@ -76,6 +76,17 @@ impl Latch {
         self.0.load(Ordering::Relaxed) == FREE
     }
 
+    /// 0 if no thread has it.
+    ///
+    /// # Safety
+    ///
+    /// No other thread can take it.
+    #[inline]
+    pub(crate) unsafe fn peek(&self) -> u32 {
+        // SAFETY: so nothing writes it at the same time.
+        unsafe { self.0.as_ptr().read() }
+    }
+
     /// Whether the thread with that number has it.
     pub(crate) fn is_held_by(&self, me: u32) -> bool {
         self.0.load(Ordering::Relaxed) & !CONTENDED == me

@@ -271,26 +271,36 @@ impl State {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn is_plain(&self, tag: u64, domain: &Domain, control: Control) -> bool {
-        self.tag.load(Ordering::Relaxed) == tag
-            && self.alone.load(Ordering::Relaxed) == tag
-            && self.flags.load(Ordering::Relaxed) & !WHOLE_AUDIT == 0
-            && self.latch.is_free()
-            && self.control.load(Ordering::Relaxed) == control.block().as_ptr()
-            && control.count() == 1
-            && control.entry(0) == domain.number()
-            && self.dropped.load(Ordering::Relaxed).is_null()
+        // SAFETY: as long as the request is alone, no other thread writes these.
+        let (own_tag, flags, latch, list, dropped) = unsafe {
+            (
+                self.tag.as_ptr().read(),
+                self.flags.as_ptr().read(),
+                self.latch.peek(),
+                self.control.as_ptr().read(),
+                self.dropped.as_ptr().read(),
+            )
+        };
+        self.alone.load(Ordering::Relaxed) == tag
+            && own_tag == tag
+            && (flags & !WHOLE_AUDIT) | latch == 0
+            && list == control.block().as_ptr()
+            && control.lists_only(domain.number())
+            && dropped.is_null()
             && self.lists(|lists| lists.is_plain(domain))
     }
 
     /// Ends a request that is plain, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn clear_plain(&self) {
+    pub(crate) fn clear_plain(&self, ours: pkru::Ours) {
         // Nobody can look for the tag: there was no ticket.
         self.tag.store(0, Ordering::Release);
         self.lists(|lists| lists.used = 0);
-        let key = pkru::give_back(self.key_and_serial());
-        self.key_serial.store(key.serial, Ordering::Relaxed);
+        if !ours.are_none() {
+            let key = pkru::give_back(self.key_and_serial());
+            self.key_serial.store(key.serial, Ordering::Relaxed);
+        }
     }
 
     /// The request is over, and has no thread any more.

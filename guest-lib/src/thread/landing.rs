@@ -80,12 +80,19 @@ impl Thread {
     unsafe fn on_stack_below(&self, top: *mut u8, entry: Entry, argument: *mut c_void) -> u32 {
         // SAFETY: the caller's.
         let code = unsafe { switch::switch(top, entry, argument, self.saved.get()) };
+        if code != 0 {
+            self.note_landing(code);
+        }
+        code
+    }
+
+    #[cold]
+    fn note_landing(&self, code: u32) {
         if code == LANDED {
             // Nothing may be sent to the landing again.
             self.set_phase(Phase::Outside);
             self.marks.diverted.set(false);
         }
-        code
     }
 
     /// The stack pointer of the landing. Async-signal-safe.

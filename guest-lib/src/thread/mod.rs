@@ -75,7 +75,9 @@ struct Marks {
     waited: Cell<u16>,
     /// Instructions that the thread has been single-stepped through in the C library, in this request.
     steps: Cell<u16>,
-    _unused: Cell<u16>,
+    /// The request has a deadline.
+    timed: Cell<bool>,
+    _unused: Cell<bool>,
 }
 
 const _: () = assert!(

@@ -10,7 +10,7 @@ impl Thread {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn has_marks(&self) -> bool {
-        self.marks.is_any() || self.deadline.get() != 0
+        self.marks.is_any()
     }
 
     /// Whether the request needs no more than to commit the pages that it has written, if any, and to unlock its domain:
@@ -38,6 +38,7 @@ impl Thread {
             && super::current().is_none()
             && self.phase() == super::Phase::Outside
             && (!self.has_marks() || !self.app.protects())
+            && self.deadline.get() == 0
             && self.slot.get().is_none()
             && control.tag() == 0
             && crate::shared::held::len(&control) == 0
@@ -50,13 +51,14 @@ impl Thread {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn end_plain(&self) {
+        let ours = pkru::ours();
         self.clear_held();
-        pkru::close();
+        pkru::close_all(ours);
         self.control.set_tag_alone(0);
         if self.arena.used() != 0 {
             self.arena.reset();
         }
-        self.state().clear_plain();
+        self.state().clear_plain(ours);
         self.set_current(ptr::null());
     }
 }

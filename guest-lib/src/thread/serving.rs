@@ -32,6 +32,7 @@ impl Thread {
         if deadline != 0 {
             // At rest there is none.
             self.deadline.set(deadline);
+            self.marks.timed.set(true);
         }
         let start = Start {
             tag,
@@ -85,6 +86,7 @@ impl Thread {
         self.slot.set(slot);
         self.state.set(state);
         self.deadline.set(state.deadline());
+        self.marks.timed.set(state.deadline() != 0);
         self.set_current(self);
         let control = self.control;
         control.set_deadline(state.deadline());
@@ -168,6 +170,7 @@ impl Thread {
         self.marks.checking.set(false);
         self.marks.exclusive.set(false);
         self.marks.landed.set(false);
+        self.marks.timed.set(false);
     }
 
     /// After [`Thread::end_plain`]: the state of the request may have been another than the thread's own.
