@@ -208,8 +208,12 @@ fn check_outside(thread: &Thread) -> Result<(), Damage> {
 ///
 /// The first damage found.
 #[inline]
-pub(crate) fn audit_plain(thread: &Thread, domain: &'static Domain) -> Result<bool, Damage> {
-    let (state, written, tag) = (thread.state(), thread.written(), thread.tag());
+pub(crate) fn audit_plain(
+    thread: &Thread,
+    domain: &'static Domain,
+    tag: u64,
+) -> Result<bool, Damage> {
+    let (state, written) = (thread.state(), thread.written());
     let is_short = domain.holder() == tag
         && state.first_has_heap()
         && !thread.wants_whole_audit()

@@ -55,14 +55,14 @@ pub(super) fn commit_listed(thread: &Thread, seal: bool) -> Result<(), Box<Error
     let backend = thread.app().backend();
     match backend.commit(thread.tag(), NONE, seal) {
         Ok(()) => Ok(()),
-        Err(error) => Err(not_committed(thread, seal, error)),
+        Err(error) => not_committed(thread, seal, error),
     }
 }
 
 #[cold]
-fn not_committed(thread: &Thread, seal: bool, error: io::Error) -> Box<Error> {
-    Box::new(match error.raw_os_error() {
+fn not_committed(thread: &Thread, seal: bool, error: io::Error) -> Result<(), Box<Error>> {
+    Err(Box::new(match error.raw_os_error() {
         Some(libc::ETIMEDOUT) if seal => Error::Unsealed,
         _ => refused_commit(thread, error),
-    })
+    }))
 }

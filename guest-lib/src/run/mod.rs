@@ -87,6 +87,14 @@ struct Call<'a, B> {
     body: ManuallyDrop<B>,
 }
 
+impl From<Box<Error>> for Box<Stop> {
+    #[cold]
+    #[inline(never)]
+    fn from(error: Box<Error>) -> Self {
+        (*error).into()
+    }
+}
+
 impl From<Error> for Box<Stop> {
     fn from(error: Error) -> Self {
         Self::new(error.into())
@@ -107,10 +115,7 @@ pub(crate) fn run<const TIMED: bool, B: FnOnce(&Request) -> End>(
         Some(thread) => thread,
         None => find_thread(domain)?,
     };
-    let tag = match thread.begin(limits) {
-        Ok(tag) => tag,
-        Err(error) => return Err(refused(error)),
-    };
+    let tag = thread.begin(limits)?;
     if !lock_free(thread, domain, tag) {
         lock_taken(thread, domain)?;
     }
@@ -150,11 +155,6 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
         return Err(Error::Nested.into());
     }
     Ok(thread::of(domain.app())?)
-}
-
-#[cold]
-fn refused(error: Box<Error>) -> Box<Stop> {
-    (*error).into()
 }
 
 /// Waits for the domain that the request begins with.
@@ -254,7 +254,10 @@ unsafe extern "C" fn enter<const TIMED: bool, B: FnOnce(&Request) -> End>(
     }
     let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
     let outcome = match ended {
-        Ok(End::Keep) if thread.is_plain(domain) => end_plain(thread, domain),
+        Ok(End::Keep) => match thread.plain_tag(domain) {
+            Some(tag) => end_plain(thread, domain, tag),
+            None => wind_up(thread, Ok(End::Keep)),
+        },
         ended => wind_up(thread, ended),
     };
     thread.set_phase(Phase::Outside);
@@ -264,20 +267,20 @@ unsafe extern "C" fn enter<const TIMED: bool, B: FnOnce(&Request) -> End>(
 /// Unlocks the domain of a plain request that has written nothing, or audits it. Still inside the request: it can fail.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
-fn end_plain(thread: &Thread, domain: &'static Domain) -> Outcome {
-    if thread.has_listed() {
-        return end_written(thread, domain);
+fn end_plain(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    if thread.has_listed(tag) {
+        return end_written(thread, domain, tag);
     }
-    if lock::release_quietly(domain, thread.tag()) {
+    if lock::release_quietly(domain, tag) {
         return Outcome::Quiet;
     }
-    end_awaited(thread, domain)
+    end_awaited(thread, domain, tag)
 }
 
 /// The domain's lock has waiters, or is not the request's.
 #[cold]
-fn end_awaited(thread: &Thread, domain: &'static Domain) -> Outcome {
-    if domain.holder() == thread.tag() {
+fn end_awaited(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    if domain.holder() == tag {
         Outcome::Plain
     } else {
         wind_up(thread, Ok(End::Keep))
@@ -285,8 +288,8 @@ fn end_awaited(thread: &Thread, domain: &'static Domain) -> Outcome {
 }
 
 #[inline(never)]
-fn end_written(thread: &Thread, domain: &'static Domain) -> Outcome {
-    match audit_plain(thread, domain) {
+fn end_written(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    match audit_plain(thread, domain, tag) {
         Ok(true) => Outcome::Plain,
         Ok(false) => wind_up(thread, Ok(End::Keep)),
         Err(damage) => {
@@ -359,14 +362,15 @@ pub(crate) fn finish_plain(
     domain: &'static Domain,
     seal: bool,
 ) -> Result<(), Box<Stop>> {
-    if thread.has_listed() {
+    let tag = thread.tag();
+    if thread.has_listed(tag) {
         let committed = commit_listed(thread, seal);
         // A signal handler of the server may have run meanwhile.
-        if committed.is_err() || thread.has_marks() || thread.has_listed() {
+        if committed.is_err() || thread.has_marks() || thread.has_listed(tag) {
             return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
         }
     }
-    lock::release_domain(domain, thread.tag());
+    lock::release_domain(domain, tag);
     thread.end_plain();
     thread.go_own();
     Ok(())

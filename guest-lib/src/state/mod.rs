@@ -65,11 +65,11 @@ impl Lists {
         self.domains.iter().take(self.used).flatten()
     }
 
-    /// Whether that domain alone is on the lists.
+    /// Whether that domain alone is on the lists, and on no others; `more` is 0 if these are empty.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    fn is_plain(&self, domain: &Domain) -> bool {
-        let others = self.quarantine.noted() | self.recent.noted() | self.defers.len();
+    fn is_plain(&self, domain: &Domain, more: usize) -> bool {
+        let others = self.quarantine.noted() | self.recent.noted() | self.defers.len() | more;
         others == 0
             && self.used == 1
             && self.domains[0].is_some_and(|held| ptr::eq(held.domain, domain))
@@ -286,8 +286,7 @@ impl State {
             && (flags & !WHOLE_AUDIT) | latch == 0
             && list == control.block().as_ptr()
             && control.lists_only(domain.number())
-            && dropped.is_null()
-            && self.lists(|lists| lists.is_plain(domain))
+            && self.lists(|lists| lists.is_plain(domain, dropped.addr()))
     }
 
     /// Ends a request that is plain, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.

@@ -213,10 +213,10 @@ impl Thread {
         has_written(self.tag()) || has_written(self.state().tag())
     }
 
-    /// The same for a request that is plain.
+    /// The same for a request that is plain and has that tag.
     #[inline]
-    pub(crate) fn has_listed(&self) -> bool {
-        self.written.count(self.tag()) != 0
+    pub(crate) fn has_listed(&self, tag: u64) -> bool {
+        self.written.count(tag) != 0
     }
 
     /// The list of pages that the thread has written.

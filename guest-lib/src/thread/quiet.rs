@@ -13,21 +13,22 @@ impl Thread {
         self.marks.is_any()
     }
 
-    /// Whether the request needs no more than to commit the pages that it has written, if any, and to unlock its domain:
-    /// nothing that it would have to end was used, and everything but the lock word is as the library has left it.
+    /// The request's tag if it is plain: it needs no more than to commit the pages that it has written, if any, and to unlock its
+    /// domain. Nothing that it would have to end was used, and everything but the lock word is as the library has left it.
     ///
     /// A word that a stray write has changed can only lead to the long way, or let the request end without what
     /// it had to undo, which it need not: what is committed depends on the list of written pages, which only the
     /// driver writes.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn is_plain(&self, domain: &Domain) -> bool {
+    pub(crate) fn plain_tag(&self, domain: &Domain) -> Option<u64> {
         if self.has_marks() {
             // The child of a fork cannot even look at its parent's control block.
-            return false;
+            return None;
         }
         let (control, tag) = (self.control, self.tag());
-        control.failed() != tag && self.state().is_plain(tag, domain, control)
+        let is_plain = control.failed() != tag && self.state().is_plain(tag, domain, control);
+        is_plain.then_some(tag)
     }
 
     /// Whether a request finds the thread and its state as they were before the first one.
