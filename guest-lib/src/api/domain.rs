@@ -36,6 +36,8 @@ impl Domain {
     /// [`RunError::Failed`], [`RunError::GivenUp`], or [`RunError::Refused`] with
     /// [`Error::Nested`], [`Error::LockTimeout`], [`Error::Layout`], [`Error::System`],
     /// [`Error::Forked`], or [`Error::Unsealed`].
+    #[expect(clippy::inline_always, reason = "one caller for each function")]
+    #[inline(always)]
     pub fn run<T, E>(
         &'static self,
         f: impl FnOnce(&Request) -> Result<T, E>,
@@ -83,10 +85,7 @@ impl Domain {
                 Ok(value) => Ok(value),
                 Err(error) => Err(RunError::GivenUp(error)),
             },
-            Err(stop) => Err(match *stop {
-                Stop::Failed(failure) => RunError::Failed(failure),
-                Stop::Refused(error) => RunError::Refused(error),
-            }),
+            Err(stop) => Err(not_ended(stop)),
         }
     }
 
@@ -243,6 +242,15 @@ impl Domain {
         check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<(), Error> {
         self.invariant().set(Box::new(check))
+    }
+}
+
+#[cold]
+#[expect(clippy::boxed_local, reason = "on a cold way only")]
+fn not_ended<E>(stop: Box<Stop>) -> RunError<E> {
+    match *stop {
+        Stop::Failed(failure) => RunError::Failed(failure),
+        Stop::Refused(error) => RunError::Refused(error),
     }
 }
 
