@@ -36,12 +36,14 @@ impl Domain {
     /// [`RunError::Failed`], [`RunError::GivenUp`], or [`RunError::Refused`] with
     /// [`Error::Nested`], [`Error::LockTimeout`], [`Error::Layout`], [`Error::System`],
     /// [`Error::Forked`], or [`Error::Unsealed`].
+    #[expect(clippy::inline_always, reason = "one caller for each function")]
+    #[inline(always)]
     pub fn run<T, E>(
         &'static self,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
         // The compiler knows their values there.
-        self.run_limited(Options::default().limits(), false, f)
+        self.run_limited::<false, _, _>(Options::default().limits(), false, f)
     }
 
     /// Like [`Domain::run`], with options.
@@ -54,37 +56,36 @@ impl Domain {
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        self.run_limited(options.limits(), options.seal, f)
+        self.run_limited::<true, _, _>(options.limits(), options.seal, f)
     }
 
-    #[inline]
-    fn run_limited<T, E>(
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    fn run_limited<const TIMED: bool, T, E>(
         &'static self,
         limits: Limits,
         seal: bool,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        let mut f = Some(f);
         let mut value = None;
-        let ended = run::run(self, limits, seal, &mut |request| {
-            let Some(f) = f.take() else {
-                return End::GiveUp;
+        let ended = run::run::<TIMED, _>(self, limits, seal, |request| {
+            let result = f(request);
+            let end = if result.is_ok() {
+                End::Keep
+            } else {
+                End::GiveUp
             };
-            match value.insert(f(request)) {
-                Ok(_) => End::Keep,
-                Err(_) => End::GiveUp,
-            }
+            // There was none before, which the compiler cannot know.
+            std::mem::forget(value.replace(result));
+            end
         });
         match ended {
-            Ok(()) => match value {
-                Some(Ok(value)) => Ok(value),
-                Some(Err(error)) => Err(RunError::GivenUp(error)),
-                None => Err(RunError::Refused(Error::NotInRequest)),
+            // SAFETY: the request has ended in order, so the function has returned.
+            Ok(()) => match unsafe { value.unwrap_unchecked() } {
+                Ok(value) => Ok(value),
+                Err(error) => Err(RunError::GivenUp(error)),
             },
-            Err(stop) => Err(match *stop {
-                Stop::Failed(failure) => RunError::Failed(failure),
-                Stop::Refused(error) => RunError::Refused(error),
-            }),
+            Err(stop) => Err(not_ended(stop)),
         }
     }
 
@@ -241,6 +242,15 @@ impl Domain {
         check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<(), Error> {
         self.invariant().set(Box::new(check))
+    }
+}
+
+#[cold]
+#[expect(clippy::boxed_local, reason = "on a cold way only")]
+fn not_ended<E>(stop: Box<Stop>) -> RunError<E> {
+    match *stop {
+        Stop::Failed(failure) => RunError::Failed(failure),
+        Stop::Refused(error) => RunError::Refused(error),
     }
 }
 

@@ -96,7 +96,7 @@ impl Task {
         self.stage = Stage::Over;
         let mut f = Some(f);
         let mut wants = Step::GiveUp;
-        let outcome = run::work(thread, self.domain, &mut |request| {
+        let outcome = run::work::<true, _>(thread, self.domain, |request| {
             if let Some(f) = f.take() {
                 wants = f(request);
             }
@@ -109,12 +109,17 @@ impl Task {
         match outcome {
             Outcome::Cut => return Err(join_error(run::failed(thread))),
             Outcome::Forked => return Err(Error::Forked.into()),
-            Outcome::Wants(End::Keep) => {
-                run::finish(thread, self.domain, self.options.seal).map_err(join_error)?;
+            Outcome::Plain => run::finish_plain(thread, self.domain, self.options.seal)
+                .map_err(|stop| join_error(*stop))?,
+            Outcome::Keep => {
+                run::finish(thread, self.options.seal).map_err(|stop| join_error(*stop))?;
             }
-            Outcome::Quiet => run::end_quiet(thread, self.domain),
-            Outcome::Wants(End::Suspend) => self.suspend(thread).map_err(join_error)?,
-            Outcome::Wants(_) => run::give_up(thread),
+            Outcome::Quiet => {
+                thread.end_plain();
+                thread.go_own();
+            }
+            Outcome::Suspend => self.suspend(thread).map_err(join_error)?,
+            Outcome::GiveUp | Outcome::Leave => run::give_up(thread),
         }
         Ok(wants)
     }
@@ -281,7 +286,7 @@ mod tests {
             unreachable!("the request has failed")
         });
         assert!(matches!(failed, Err(RunError::Failed(_))), "{failed:?}");
-        assert_eq!((state.tag(), state.key()), (0, 0));
+        assert!(state.is_at_rest());
         assert_eq!(undone.load(Ordering::SeqCst), 1);
         inner.run(|request| request.alloc(1u8).map(drop)).unwrap();
     }

@@ -111,16 +111,17 @@ impl Ticket {
         body: &mut Body<'_>,
     ) -> Result<(), JoinError> {
         thread.join(self.state, slot);
-        match run::work(thread, self.domain, body) {
-            Outcome::Wants(_) | Outcome::Quiet => {
-                thread.leave();
-                Ok(())
-            }
+        match run::work::<true, _>(thread, self.domain, body) {
             Outcome::Forked => Err(Error::Forked.into()),
             Outcome::Cut => Err(match run::failed_member(thread) {
                 Stop::Failed(failure) => RunError::Failed(failure),
                 Stop::Refused(error) => RunError::Refused(error),
             }),
+            // It wants to leave.
+            _ => {
+                thread.leave();
+                Ok(())
+            }
         }
     }
 }

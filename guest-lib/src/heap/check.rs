@@ -3,12 +3,59 @@
 
 use super::layout::{BLOCK_HEADER, GRAIN, RED_ZONE_MAX, State};
 use super::room::check_fill;
-use super::span::Span;
+use super::span::{Inner, Span};
 use super::{Damage, Heap, PAGE};
 
 /// Where a page of the bitmaps was written, the chunks of a domain of at most this many blocks are compared with
 /// them; in a larger one the allocator finds a wrong bit when it uses it.
 const MAPPED_MAX: u64 = 64;
+
+/// How far behind a range a chunk can begin of whose header or red zone something is in the range, rounded up.
+const REACH: u64 = (RED_ZONE_MAX + BLOCK_HEADER + GRAIN).next_multiple_of(GRAIN) as u64;
+
+/// Checks pages of a heap one after the other.
+pub(crate) struct PageCheck<'a> {
+    heap: &'a Heap,
+    /// The pages around the last one.
+    near: Inner,
+}
+
+impl<'a> PageCheck<'a> {
+    /// [`Heap::check_header`] has found a heap.
+    pub(crate) fn new(heap: &'a Heap) -> Self {
+        Self {
+            heap,
+            near: Inner::NONE,
+        }
+    }
+
+    /// [`Heap::check_page`]; false if the page is not one of the heap.
+    ///
+    /// # Errors
+    ///
+    /// The first damage found.
+    #[inline]
+    pub(crate) fn check(&mut self, address: u64) -> Result<bool, Damage> {
+        // Most pages are in the middle of a large block.
+        if self.near.is_clear(address, REACH) {
+            return Ok(true);
+        }
+        self.check_far(address)
+    }
+
+    /// The same for a page that is not known to be near the last one, or has bits.
+    #[inline(never)]
+    fn check_far(&mut self, address: u64) -> Result<bool, Damage> {
+        let Some(span) = self.heap.span_of(address) else {
+            return Ok(false);
+        };
+        self.near = span.inner();
+        if self.near.is_clear(address, REACH) {
+            return Ok(true);
+        }
+        self.heap.check_page_of(span, address).map(|()| true)
+    }
+}
 
 impl Heap {
     /// Blocks, those in quarantine included.
@@ -60,6 +107,10 @@ impl Heap {
     /// The first damage found.
     pub(crate) fn check_page(&self, address: u64) -> Result<(), Damage> {
         let span = self.span_of(address).ok_or(Damage::corrupt(address))?;
+        self.check_page_of(span, address)
+    }
+
+    fn check_page_of(&self, span: Span, address: u64) -> Result<(), Damage> {
         let to = (address + PAGE as u64).min(span.end());
         if address == self.header as u64 {
             self.check_heads()?;
@@ -205,8 +256,13 @@ mod tests {
                     let page = address & !(PAGE as u64 - 1);
                     let all = heap.check(u64::MAX);
                     let one = heap.check_header().and_then(|_| heap.check_page(page));
+                    // The same after another page of the extent.
+                    let mut pages = PageCheck::new(&heap);
+                    pages.near = span.inner();
+                    let near = heap.check_header().and_then(|_| pages.check(page));
                     store(byte);
                     assert_eq!(one.is_ok(), all.is_ok(), "{address:#x}: {one:?} {all:?}");
+                    assert_eq!(near, one.map(|()| true), "{address:#x}");
                 }
                 for span in &spans {
                     for page in (span.start()..span.end()).step_by(PAGE) {

@@ -13,6 +13,8 @@ pub(crate) mod layout;
 mod room;
 mod span;
 
+pub(crate) use check::PageCheck;
+
 use crate::failure::Kind;
 use crate::shared::backend::Backend;
 use layout::{

@@ -77,6 +77,19 @@ impl Span {
         }
     }
 
+    /// Pages of the extent that have neither bitmaps nor an end of the extent near them.
+    pub(super) fn inner(self) -> Inner {
+        let low = (self.first() + STEP).next_multiple_of(PAGE);
+        // What comes after the last one is looked at with it.
+        let high = (self.end() - PAGE).max(low);
+        Inner {
+            low,
+            bytes: high - low,
+            starts: (self.maps + (low - self.start) / (8 * STEP)) as *const u64,
+            fills: self.pages * BITMAP_PER_PAGE / size_of::<u64>(),
+        }
+    }
+
     /// The addresses that the bits in a range of the extent stand for: those of *starts* and of *fills*.
     pub(super) fn mapped(self, from: u64, to: u64) -> (Range<u64>, Range<u64>) {
         let bytes = (self.pages * BITMAP_PER_PAGE) as u64;
@@ -85,6 +98,53 @@ impl Span {
             address(from)..address(to)
         };
         (range(self.maps), range(self.maps + bytes))
+    }
+}
+
+/// Pages inside of an extent, and their bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inner {
+    low: u64,
+    bytes: u64,
+    /// The word of the first page's first bit in *starts*.
+    starts: *const u64,
+    /// Words from there to the same in *fills*.
+    fills: usize,
+}
+
+impl Inner {
+    /// No pages.
+    pub(super) const NONE: Self = Self {
+        low: 0,
+        bytes: 0,
+        starts: std::ptr::null(),
+        fills: 0,
+    };
+
+    /// Whether the page at `address` is one of these, and none of its bits is set, nor one of *starts* for the first
+    /// `after` bytes behind it (a multiple of 16, less than 1024).
+    #[inline]
+    pub(super) fn is_clear(&self, address: u64, after: u64) -> bool {
+        const WORDS: usize = BITMAP_PER_PAGE / size_of::<u64>();
+        let offset = address.wrapping_sub(self.low);
+        if offset >= self.bytes {
+            return false;
+        }
+        let starts = self.starts.wrapping_add((offset / (64 * STEP)) as usize);
+        let fills = starts.wrapping_add(self.fills);
+        // SAFETY: words of the bitmaps of an extent which the request holds: behind the page is another one.
+        let (starts, next, fills) = unsafe {
+            (
+                starts.cast::<[u64; WORDS]>().read(),
+                starts.add(WORDS).read(),
+                fills.cast::<[u64; WORDS]>().read(),
+            )
+        };
+        let all = starts
+            .into_iter()
+            .chain(fills)
+            .fold(0, |all, word| all | word);
+        all | next & ((1 << (after / STEP)) - 1) == 0
     }
 }
 

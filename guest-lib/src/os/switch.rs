@@ -1,11 +1,12 @@
 //! Going to another stack and back, in order or by the way out.
 //!
-//! `vmsrs_switch` saves what the System V ABI (x86-64 psABI, 3.2.1) lets a caller keep: the
-//! callee-saved registers and the control words of SSE and x87. Code that leaves the other
+//! The System V ABI (x86-64 psABI, 3.2.1) lets a caller keep the callee-saved registers and the control words of
+//! SSE and x87. `vmsrs_switch` saves the control words, and of the registers those that the compiler cannot be told
+//! to save; a function that returns in order leaves them as they were. Code that leaves the other
 //! stack for good sets the stack pointer to the saved one and goes to `vmsrs_landing`: all else that
 //! the abandoned code had in registers is dead by the ABI's rules.
 
-use std::arch::global_asm;
+use std::arch::{asm, global_asm};
 use std::ffi::c_void;
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -23,10 +24,6 @@ global_asm!(
     ".cfi_undefined rip",
     "push rbp",
     "push rbx",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
     "sub rsp, 8",
     "stmxcsr [rsp]",
     "fnstcw [rsp + 4]",
@@ -36,24 +33,20 @@ global_asm!(
     "mov rdi, rdx",
     "xor ebp, ebp",
     "call rsi",
-    "mov rsp, rbx",
-    "xor eax, eax",
-    "jmp 2f",
+    "lea rsp, [rbx + 8]",
+    "pop rbx",
+    "pop rbp",
+    "ret",
     ".globl vmsrs_landing",
     ".hidden vmsrs_landing",
     "vmsrs_landing:",
     // The abandoned code may have left the direction flag, MMX mode or a pending x87 exception.
     "cld",
     "fninit",
-    "mov eax, 1",
-    "2:",
     "ldmxcsr [rsp]",
     "fldcw [rsp + 4]",
+    "mov eax, {landed}",
     "add rsp, 8",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
     "pop rbx",
     "pop rbp",
     "ret",
@@ -68,34 +61,56 @@ global_asm!(
     "mov rsp, rdi",
     "jmp vmsrs_landing",
     ".size vmsrs_leap, . - vmsrs_leap",
+    landed = const LANDED,
 );
 
+/// The first function on another stack. It returns anything but [`LANDED`].
+pub(crate) type Entry = unsafe extern "C" fn(*mut c_void) -> u32;
+
+/// What [`switch`] returns where the function was abandoned.
+pub(crate) const LANDED: u32 = 1;
+
 unsafe extern "C" {
-    fn vmsrs_switch(
-        top: *mut u8,
-        entry: unsafe extern "C" fn(*mut c_void),
-        argument: *mut c_void,
-        saved: *mut u64,
-    ) -> u64;
+    fn vmsrs_switch();
     fn vmsrs_landing();
     fn vmsrs_leap(saved: u64) -> !;
 }
 
-/// Calls `entry(argument)` on the stack that ends at `top`; returns false when it returned, true
+/// Calls `entry(argument)` on the stack that ends at `top`; returns what it returned, or [`LANDED`]
 /// when it was abandoned. `saved` gets the stack pointer for [`leap`] and the landing.
 ///
 /// # Safety
 ///
 /// `top` is 16-byte aligned with enough room below it that nobody else uses; `entry` does not
 /// unwind; everything that `entry` leaves half done when it is abandoned is repaired by the caller.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
 pub(crate) unsafe fn switch(
     top: *mut u8,
-    entry: unsafe extern "C" fn(*mut c_void),
+    entry: Entry,
     argument: *mut c_void,
     saved: *mut u64,
-) -> bool {
-    // SAFETY: passed on to the caller.
-    unsafe { vmsrs_switch(top, entry, argument, saved) != 0 }
+) -> u32 {
+    let code: u32;
+    // SAFETY: what it asks for is passed on to the caller. It comes back with RBX, RBP and the control words as they
+    // were; abandoned code leaves the others as they are.
+    unsafe {
+        asm!(
+            "call {switch}",
+            switch = sym vmsrs_switch,
+            in("rdi") top,
+            in("rsi") entry,
+            in("rdx") argument,
+            in("rcx") saved,
+            lateout("eax") code,
+            lateout("r12") _,
+            lateout("r13") _,
+            lateout("r14") _,
+            lateout("r15") _,
+            clobber_abi("C"),
+        );
+    }
+    code
 }
 
 /// Where a signal handler must send an abandoned request.
@@ -124,7 +139,7 @@ mod tests {
         leap: bool,
     }
 
-    unsafe extern "C" fn add(argument: *mut c_void) {
+    unsafe extern "C" fn add(argument: *mut c_void) -> u32 {
         // SAFETY: the test passes a Sum.
         let sum = unsafe { &mut *argument.cast::<Sum>() };
         let local = [1u64; 16];
@@ -133,6 +148,7 @@ mod tests {
             // SAFETY: saved by the switch below us; the only local has no destructor.
             unsafe { leap(sum.saved) }
         }
+        7
     }
 
     #[test]
@@ -146,8 +162,8 @@ mod tests {
             };
             let sum = &raw mut sum;
             // SAFETY: the region is ours, add() does not unwind and leaves nothing half done.
-            let left = unsafe { switch(region.top(), add, sum.cast(), &raw mut (*sum).saved) };
-            assert_eq!(left, leap);
+            let code = unsafe { switch(region.top(), add, sum.cast(), &raw mut (*sum).saved) };
+            assert_eq!(code, if leap { LANDED } else { 7 });
             // SAFETY: the local above.
             assert_eq!(unsafe { (*sum).value }, 17);
         }

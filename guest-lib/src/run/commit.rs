@@ -42,16 +42,27 @@ pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
     if !thread.has_drafts() {
         return Ok(());
     }
+    let committed = commit_listed(thread, seal).map_err(|error| *error);
+    if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
+        thread.set_left_pages(0);
+    }
+    committed
+}
+
+/// Commits what the request has written, which is something.
+#[inline]
+pub(super) fn commit_listed(thread: &Thread, seal: bool) -> Result<(), Box<Error>> {
     let backend = thread.app().backend();
     match backend.commit(thread.tag(), NONE, seal) {
-        Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) && seal => {
-            thread.set_left_pages(0);
-            Err(Error::Unsealed)
-        }
-        Err(error) => Err(refused_commit(thread, error)),
-        Ok(()) => {
-            thread.set_left_pages(0);
-            Ok(())
-        }
+        Ok(()) => Ok(()),
+        Err(error) => not_committed(thread, seal, error),
     }
+}
+
+#[cold]
+fn not_committed(thread: &Thread, seal: bool, error: io::Error) -> Result<(), Box<Error>> {
+    Err(Box::new(match error.raw_os_error() {
+        Some(libc::ETIMEDOUT) if seal => Error::Unsealed,
+        _ => refused_commit(thread, error),
+    }))
 }

@@ -1,5 +1,6 @@
 //! Running and dropping defers.
 
+use crate::os::switch::LANDED;
 use crate::shared::pkru;
 use crate::state::State;
 use crate::state::deferred::Deferred;
@@ -60,8 +61,8 @@ fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
             done: false,
         };
         // SAFETY: the request stack is free; enter() does not unwind.
-        let cut = unsafe { thread.on_request_stack(enter, (&raw mut step).cast()) };
-        thread.set_phase(Phase::Ending);
+        let code = unsafe { thread.on_request_stack(enter, (&raw mut step).cast()) };
+        let cut = code == LANDED;
         if cut {
             // The thread keeps the keys of the code that was cut short, and a signal handler has none.
             pkru::close();
@@ -77,7 +78,7 @@ fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
     failed
 }
 
-unsafe extern "C" fn enter(argument: *mut c_void) {
+unsafe extern "C" fn enter(argument: *mut c_void) -> u32 {
     // SAFETY: end_defers() passes this, which lives until this returns or is cut short.
     let step = unsafe { &mut *argument.cast::<Step<'_>>() };
     let thread = step.thread;
@@ -88,7 +89,8 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
             Fate::Forget => catch_unwind(AssertUnwindSafe(|| drop(deferred))).is_ok(),
         };
     }
-    thread.set_phase(Phase::Ending);
+    thread.set_phase(Phase::Outside);
+    0
 }
 
 /// Runs a request's defers on the current stack, inside another request: an error in one fails that request.

@@ -29,9 +29,9 @@ pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<
 
 /// Locks the first domain of a request, which is alone, if it is free. Otherwise nothing has changed.
 #[inline]
-pub(crate) fn lock_first(thread: &Thread, domain: &Domain) -> bool {
+pub(crate) fn lock_first(thread: &Thread, domain: &Domain, tag: u64) -> bool {
     thread.list_first(domain.number());
-    let is_locked = word::try_lock(domain.lock_word(), thread.state().tag());
+    let is_locked = word::try_lock(domain.lock_word(), tag);
     if !is_locked {
         thread.clear_held();
     }
@@ -98,6 +98,12 @@ pub(crate) fn release_domain(domain: &Domain, tag: u64) {
     if word::release(domain.lock_word(), tag) == Released::WithWaiters {
         wake(domain.app().backend(), domain.number());
     }
+}
+
+/// Releases the lock of a domain if the request with that tag has it and nobody waits for it; false otherwise.
+#[inline]
+pub(crate) fn release_quietly(domain: &Domain, tag: u64) -> bool {
+    word::release_quietly(domain.lock_word(), tag)
 }
 
 #[cold]

@@ -10,14 +10,16 @@ mod trial;
 
 use crate::error::Error;
 use crate::failure::{Failure, Kind, LOST, panic_text};
+use crate::os::switch::LANDED;
 use crate::state::Limits;
 use crate::state::domain::Domain;
 use crate::thread::{self, Phase, REENTRANT, Thread};
-use audit::audit_all;
-use commit::{commit_all, needs_audit};
+use audit::{audit_all, audit_plain};
+use commit::{commit_all, commit_listed, needs_audit};
 use defer::{forget_defers, run_defers};
 use report::{abort_with, report};
 use request::Request;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// How a request ended other than by its own choice.
@@ -46,26 +48,51 @@ pub(crate) enum End {
     Leave,
 }
 
-/// A request's function.
+/// A part of a request's function.
 pub(crate) type Body<'a> = dyn FnMut(&Request) -> End + 'a;
 
-/// How the function ended.
+/// How the function ended, as the request stack hands it over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Outcome {
+    /// It wants to keep what it wrote, which is nothing; its only domain is unlocked already.
+    Quiet = 0,
     /// The request has failed; the thread has come to its landing.
-    Cut,
+    Cut = LANDED,
+    /// It wants to keep what it wrote to its only domain, which was audited, if it has written to it. There is nothing
+    /// else to end.
+    Plain,
     /// This is the child of a fork.
     Forked,
-    /// It wants to keep what it wrote, which is nothing, and only its domain is left to be unlocked.
-    Quiet,
-    Wants(End),
+    Keep,
+    GiveUp,
+    Suspend,
+    Leave,
 }
 
-struct Call<'a, 'body> {
+impl From<End> for Outcome {
+    fn from(end: End) -> Self {
+        match end {
+            End::Keep => Self::Keep,
+            End::GiveUp => Self::GiveUp,
+            End::Suspend => Self::Suspend,
+            End::Leave => Self::Leave,
+        }
+    }
+}
+
+struct Call<'a, B> {
     thread: &'a Thread,
     domain: &'static Domain,
-    body: &'a mut Body<'body>,
-    outcome: Outcome,
+    body: ManuallyDrop<B>,
+}
+
+impl From<Box<Error>> for Box<Stop> {
+    #[cold]
+    #[inline(never)]
+    fn from(error: Box<Error>) -> Self {
+        (*error).into()
+    }
 }
 
 impl From<Error> for Box<Stop> {
@@ -75,64 +102,92 @@ impl From<Error> for Box<Stop> {
 }
 
 /// Runs `body` as a request; it says whether what it wrote is kept. The error is boxed so that a good end is one
-/// word.
-pub(crate) fn run(
+/// word. `TIMED` if it may have a deadline.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+pub(crate) fn run<const TIMED: bool, B: FnOnce(&Request) -> End>(
     domain: &'static Domain,
     limits: Limits,
     seal: bool,
-    body: &mut Body<'_>,
+    body: B,
 ) -> Result<(), Box<Stop>> {
     let thread = match thread::idle(domain.app()) {
         Some(thread) => thread,
         None => find_thread(domain)?,
     };
-    thread.begin(limits)?;
-    if !lock_free(thread, domain) {
-        lock_main(thread, domain).map_err(Box::new)?;
+    let tag = thread.begin(limits)?;
+    if !lock_free(thread, domain, tag) {
+        lock_taken(thread, domain)?;
     }
-    let outcome = work(thread, domain, body);
+    let outcome = work::<TIMED, B>(thread, domain, body);
     if outcome == Outcome::Quiet {
-        end_quiet(thread, domain);
+        thread.end_plain();
         return Ok(());
     }
-    end(thread, domain, seal, outcome).map_err(Box::new)
+    end(thread, domain, seal, outcome)
 }
 
 /// Ends a request that is not quiet.
 #[inline(never)]
-fn end(thread: &Thread, domain: &'static Domain, seal: bool, outcome: Outcome) -> Result<(), Stop> {
-    match outcome {
+fn end(
+    thread: &Thread,
+    domain: &'static Domain,
+    seal: bool,
+    outcome: Outcome,
+) -> Result<(), Box<Stop>> {
+    let ended = match outcome {
+        Outcome::Plain => return finish_plain(thread, domain, seal),
+        Outcome::Keep => return finish(thread, seal),
         Outcome::Cut => Err(failed(thread)),
         Outcome::Forked => Err(Error::Forked.into()),
-        Outcome::Wants(End::Keep) => finish(thread, domain, seal),
-        Outcome::Wants(_) | Outcome::Quiet => {
+        _ => {
             give_up(thread);
             Ok(())
         }
-    }
+    };
+    ended.map_err(Box::new)
 }
 
 /// The calling thread, which has no request.
 #[cold]
-fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Error> {
+fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
     if thread::current().is_some() {
-        return Err(Error::Nested);
+        return Err(Error::Nested.into());
     }
-    thread::of(domain.app())
+    Ok(thread::of(domain.app())?)
+}
+
+/// Waits for the domain that the request begins with.
+#[cold]
+fn lock_taken(thread: &Thread, domain: &'static Domain) -> Result<(), Box<Stop>> {
+    lock_main(thread, domain).map_err(Box::new)
 }
 
 /// Locks the domain that the request begins with, if it is free and the library understands it. Otherwise
 /// nothing has changed.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
-fn lock_free(thread: &Thread, domain: &'static Domain) -> bool {
-    if !lock::lock_first(thread, domain) {
+fn lock_free(thread: &Thread, domain: &'static Domain, tag: u64) -> bool {
+    if !lock::lock_first(thread, domain, tag) {
         return false;
     }
+    if !domain.is_known() {
+        return check_unknown(thread, domain);
+    }
+    thread.state().note_first(domain, true);
+    true
+}
+
+/// The same for a domain that was not looked at before, and is locked.
+#[cold]
+fn check_unknown(thread: &Thread, domain: &'static Domain) -> bool {
     let Ok(has_heap) = domain.check_layout() else {
         lock::unlock(thread, domain.number());
         return false;
     };
+    if has_heap {
+        domain.note_known();
+    }
     thread.state().note_first(domain, has_heap);
     true
 }
@@ -165,42 +220,83 @@ pub(crate) fn lock_main(thread: &Thread, domain: &'static Domain) -> Result<(), 
 /// only joined it.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
-pub(crate) fn work(thread: &Thread, domain: &'static Domain, body: &mut Body<'_>) -> Outcome {
+pub(crate) fn work<const TIMED: bool, B: FnOnce(&Request) -> End>(
+    thread: &Thread,
+    domain: &'static Domain,
+    body: B,
+) -> Outcome {
     thread.set_domain(domain);
     let mut call = Call {
         thread,
         domain,
-        body,
-        outcome: Outcome::Cut,
+        body: ManuallyDrop::new(body),
     };
     let argument = (&raw mut call).cast();
     // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
     // the body leaves half done when it is cut short is covered by App::open's contract.
-    let cut = unsafe { thread.on_request_stack(enter, argument) };
-    if call.outcome == Outcome::Quiet && !cut {
-        return Outcome::Quiet;
-    }
-    if call.outcome == Outcome::Forked {
-        return Outcome::Forked;
-    }
-    thread.set_phase(Phase::Ending);
-    if cut { Outcome::Cut } else { call.outcome }
+    let code = unsafe { thread.on_request_stack(enter::<TIMED, B>, argument) };
+    // SAFETY: from enter(), or LANDED.
+    unsafe { std::mem::transmute::<u32, Outcome>(code) }
 }
 
-/// First function on the request stack.
-unsafe extern "C" fn enter(argument: *mut std::ffi::c_void) {
+/// First function on the request stack. Returns an [`Outcome`].
+unsafe extern "C" fn enter<const TIMED: bool, B: FnOnce(&Request) -> End>(
+    argument: *mut std::ffi::c_void,
+) -> u32 {
     // SAFETY: work() passes its call, which lives until this returns or is cut short.
-    let call = unsafe { &mut *argument.cast::<Call<'_, '_>>() };
-    let thread = call.thread;
+    let call = unsafe { &mut *argument.cast::<Call<'_, B>>() };
+    let (thread, domain) = (call.thread, call.domain);
+    // SAFETY: once, here.
+    let body = unsafe { ManuallyDrop::take(&mut call.body) };
     thread.set_phase(Phase::Running);
-    thread.act_on_early();
-    let body = &mut *call.body;
+    if TIMED {
+        thread.act_on_early();
+    }
     let ended = catch_unwind(AssertUnwindSafe(|| body(Request::of(thread))));
-    call.outcome = match ended {
-        Ok(End::Keep) if thread.is_quiet(call.domain) => Outcome::Quiet,
+    let outcome = match ended {
+        Ok(End::Keep) => match thread.plain_tag(domain) {
+            Some(tag) => end_plain(thread, domain, tag),
+            None => wind_up(thread, Ok(End::Keep)),
+        },
         ended => wind_up(thread, ended),
     };
-    thread.set_phase(Phase::Ending);
+    thread.set_phase(Phase::Outside);
+    outcome as u32
+}
+
+/// Unlocks the domain of a plain request that has written nothing, or audits it. Still inside the request: it can fail.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+fn end_plain(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    if thread.has_listed(tag) {
+        return end_written(thread, domain, tag);
+    }
+    if lock::release_quietly(domain, tag) {
+        return Outcome::Quiet;
+    }
+    end_awaited(thread, domain, tag)
+}
+
+/// The domain's lock has waiters, or is not the request's.
+#[cold]
+fn end_awaited(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    if domain.holder() == tag {
+        Outcome::Plain
+    } else {
+        wind_up(thread, Ok(End::Keep))
+    }
+}
+
+#[inline(never)]
+fn end_written(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    match audit_plain(thread, domain, tag) {
+        Ok(true) => Outcome::Plain,
+        Ok(false) => wind_up(thread, Ok(End::Keep)),
+        Err(damage) => {
+            thread.note_failure(damage.kind, damage.address, &[]);
+            Outcome::Cut
+        }
+    }
 }
 
 /// How the function of a request ended that is not quiet. Still inside the request: it can fail.
@@ -215,7 +311,7 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
             thread.note_failure(Kind::Memory, 0, REENTRANT);
             Outcome::Cut
         }
-        Ok(End::Leave) => Outcome::Wants(End::Leave),
+        Ok(End::Leave) => Outcome::Leave,
         Ok(end) => settle(thread, end),
         Err(payload) => {
             thread.note_failure(Kind::Panic, 0, panic_text(&*payload).as_bytes());
@@ -224,14 +320,6 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
             Outcome::Cut
         }
     }
-}
-
-/// Unlocks the only domain of a quiet request, and ends it.
-#[expect(clippy::inline_always, reason = "on the way of each request")]
-#[inline(always)]
-pub(crate) fn end_quiet(thread: &Thread, domain: &'static Domain) {
-    lock::release_domain(domain, thread.tag());
-    thread.end_quiet();
 }
 
 /// Waits until the other threads have left, and audits. Still inside the request: it can fail.
@@ -249,7 +337,7 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         thread.note_failure(damage.kind, damage.address, &[]);
         return Outcome::Cut;
     }
-    Outcome::Wants(end)
+    end.into()
 }
 
 /// Unlocks everything, newest first. No other thread works for the request any more.
@@ -262,21 +350,42 @@ fn unlock_all(thread: &Thread) {
 }
 
 /// Commits and ends the request.
-pub(crate) fn finish(thread: &Thread, domain: &'static Domain, seal: bool) -> Result<(), Stop> {
-    let state = thread.state();
+pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Box<Stop>> {
     // It has ended in time. Waiting for the seal neither fails it nor is reported.
     thread.clear_driver_deadline();
-    let committed = commit_all(thread, seal);
+    end_committed(thread, commit_all(thread, seal)).map_err(Box::new)
+}
+
+/// The same for a request that is plain.
+pub(crate) fn finish_plain(
+    thread: &Thread,
+    domain: &'static Domain,
+    seal: bool,
+) -> Result<(), Box<Stop>> {
+    let tag = thread.tag();
+    if thread.has_listed(tag) {
+        let committed = commit_listed(thread, seal);
+        // A signal handler of the server may have run meanwhile.
+        if committed.is_err() || thread.has_marks() || thread.has_listed(tag) {
+            return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
+        }
+    }
+    lock::release_domain(domain, tag);
+    thread.end_plain();
+    thread.go_own();
+    Ok(())
+}
+
+/// Ends the request after its commit.
+#[inline(never)]
+fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), Stop> {
+    let state = thread.state();
     if let Err(Error::System { source, .. }) = &committed {
         if source.raw_os_error() == Some(libc::ESTALE) {
             thread.note_failure(Kind::Deadline, 0, &[]);
             return Err(failed(thread));
         }
         discard(thread);
-    }
-    if committed.is_ok() && thread.is_quiet(domain) {
-        end_quiet(thread, domain);
-        return Ok(());
     }
     unlock_all(thread);
     let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));

@@ -28,6 +28,7 @@ impl fmt::Debug for Request {
 impl Request {
     /// The thread as its request's function sees it. C code can keep the pointer after the request's end:
     /// the memory is the thread's, so calls with it still find that there is no request.
+    #[inline]
     pub(crate) fn of(thread: &Thread) -> &Self {
         // SAFETY: a thread and nothing else, by the assertion above.
         unsafe { &*ptr::from_ref(thread).cast() }

@@ -1,6 +1,7 @@
 //! Whether the C library's heap still works after a request was cut short in it.
 
 use crate::os::region::Region;
+use crate::os::switch::LANDED;
 use crate::thread::{Phase, Thread};
 use std::ffi::c_void;
 use std::hint::black_box;
@@ -36,13 +37,12 @@ pub(crate) fn heap_works(thread: &Thread) -> bool {
         return true;
     }
     // SAFETY: a fresh stack; enter() does not unwind.
-    let cut = unsafe { thread.on_stack(&stack, enter, (&raw mut trial).cast()) };
-    thread.set_phase(Phase::Ending);
+    let code = unsafe { thread.on_stack(&stack, enter, (&raw mut trial).cast()) };
     thread.clear_limit();
-    !cut && trial.done
+    code != LANDED && trial.done
 }
 
-unsafe extern "C" fn enter(argument: *mut c_void) {
+unsafe extern "C" fn enter(argument: *mut c_void) -> u32 {
     // SAFETY: heap_works() passes this, which lives until this returns or is cut short.
     let trial = unsafe { &mut *argument.cast::<Trial<'_>>() };
     trial.thread.set_phase(Phase::Running);
@@ -52,7 +52,8 @@ unsafe extern "C" fn enter(argument: *mut c_void) {
     // SAFETY: only counts; takes the lock of every arena for it.
     black_box(unsafe { libc::mallinfo() });
     trial.done = true;
-    trial.thread.set_phase(Phase::Ending);
+    trial.thread.set_phase(Phase::Outside);
+    0
 }
 
 #[cfg(test)]

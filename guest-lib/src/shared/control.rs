@@ -20,10 +20,12 @@ impl Control {
         Self(block)
     }
 
+    #[inline]
     pub(crate) fn block(self) -> NonNull<ThreadControl> {
         self.0
     }
 
+    #[inline]
     fn write<T>(self, field: impl FnOnce(*mut ThreadControl) -> *mut T, value: T) {
         compiler_fence(Ordering::SeqCst);
         // SAFETY: a field of a block that is mapped by new()'s contract.
@@ -31,6 +33,7 @@ impl Control {
         compiler_fence(Ordering::SeqCst);
     }
 
+    #[inline]
     fn read<T: Copy>(self, field: impl FnOnce(*mut ThreadControl) -> *mut T) -> T {
         compiler_fence(Ordering::SeqCst);
         // SAFETY: as in write().
@@ -38,6 +41,7 @@ impl Control {
     }
 
     /// Tag of the request that the thread works for, or 0.
+    #[inline]
     pub(crate) fn tag(self) -> u64 {
         // SAFETY: the pointer is valid; only the field's address is taken.
         self.read(|block| unsafe { &raw mut (*block).tag })
@@ -51,7 +55,16 @@ impl Control {
         fence(Ordering::SeqCst);
     }
 
+    /// The same where an atomic operation on a lock's word orders it: before the request takes its first one, or after it
+    /// has released the last one, and no other thread knows the tag.
+    #[inline]
+    pub(crate) fn set_tag_alone(self, tag: u64) {
+        // SAFETY: as in tag().
+        self.write(|block| unsafe { &raw mut (*block).tag }, tag);
+    }
+
     /// Tag of the failed request that the driver has interrupted the thread for.
+    #[inline]
     pub(crate) fn failed(self) -> u64 {
         // SAFETY: as in tag().
         self.read(|block| unsafe { &raw mut (*block).failed })
@@ -64,6 +77,7 @@ impl Control {
     }
 
     /// `CLOCK_MONOTONIC` nanoseconds, or 0 for no deadline.
+    #[inline]
     pub(crate) fn set_deadline(self, nanoseconds: u64) {
         self.write(
             // SAFETY: as in tag().
@@ -73,11 +87,22 @@ impl Control {
     }
 
     /// Protection key of the request's drafts.
+    #[inline]
     pub(crate) fn set_key(self, key: u32) {
         // SAFETY: as in tag().
         self.write(|block| unsafe { &raw mut (*block).key }, key);
     }
 
+    /// Whether the list of domains has that one alone. Asked by the only thread that writes the list.
+    #[inline]
+    pub(crate) fn lists_only(self, domain: u32) -> bool {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as in write(); nobody writes it meanwhile.
+        let (count, first) = unsafe { ((*self.0.as_ptr()).held_count, (*self.0.as_ptr()).held[0]) };
+        count == 1 && first == domain
+    }
+
+    #[inline]
     fn held(self, place: usize) -> *mut u32 {
         // SAFETY: as in tag().
         let held = unsafe { &raw mut (*self.0.as_ptr()).held };
@@ -86,20 +111,24 @@ impl Control {
 }
 
 impl HeldList for Control {
+    #[inline]
     fn count(&self) -> u32 {
         // SAFETY: as in tag().
         self.read(|block| unsafe { &raw mut (*block).held_count })
     }
 
+    #[inline]
     fn set_count(&self, count: u32) {
         // SAFETY: as in tag().
         self.write(|block| unsafe { &raw mut (*block).held_count }, count);
     }
 
+    #[inline]
     fn entry(&self, place: usize) -> u32 {
         self.read(|_| self.held(place))
     }
 
+    #[inline]
     fn set_entry(&self, place: usize, domain: u32) {
         self.write(|_| self.held(place), domain);
     }

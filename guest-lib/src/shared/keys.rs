@@ -69,6 +69,30 @@ impl<const N: usize> Table<N> {
         self.share(seen)
     }
 
+    /// Takes the key again that a request gave back, if nobody has had it since. `serial` is the key's
+    /// [`Table::serial`] then.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn take_again(&self, key: u32, serial: u32) -> bool {
+        let free = u64::from(serial) << 32;
+        self.change(key % N as u32, free, free + 1)
+    }
+
+    /// Gives back a key that no other request has, nor had since it was taken with that serial number. Otherwise nothing
+    /// has changed.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn give_back_alone(&self, key: u32, serial: u32) -> bool {
+        let free = u64::from(serial) << 32;
+        let next = u64::from(serial.wrapping_add(1)) << 32;
+        self.change(key % N as u32, free + 1, next)
+    }
+
+    /// How often the key was given back.
+    pub(crate) fn serial(&self, key: u32) -> u32 {
+        (self.look(key) >> 32) as u32
+    }
+
     /// Gives a request one of the keys that the fewest had, or have by now.
     fn share(&self, mut seen: [u64; N]) -> u32 {
         loop {
@@ -113,6 +137,7 @@ impl<const N: usize> Table<N> {
         array::from_fn(|key| self.look(key as u32))
     }
 
+    #[inline]
     fn change(&self, key: u32, from: u64, to: u64) -> bool {
         let Entry(word) = &self.entries[key as usize];
         word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
@@ -168,6 +193,21 @@ mod tests {
         assert_ne!(table.take(7), 7);
         table.give_back(7);
         assert_eq!(table.take(7), 7);
+    }
+
+    #[test]
+    fn a_key_is_taken_again_only_if_nobody_had_it_since() {
+        let table = table([3, 4]);
+        assert!(table.take_again(3, 0) && !table.take_again(3, 0));
+        assert!(table.give_back_alone(3, 0) && table.take_again(3, 1));
+        // Another request shares it.
+        assert_eq!((table.take(0), table.take(3)), (4, 3));
+        assert!(!table.give_back_alone(3, 1));
+        table.give_back(3);
+        assert_eq!(table.serial(3), 2);
+        assert!(table.give_back_alone(3, 2));
+        assert!(!table.take_again(3, 1) && table.take_again(3, 3));
+        assert!(!table.take_again(0, 0) && !table.take_again(5, 0));
     }
 
     #[test]

@@ -56,40 +56,19 @@ impl Keys {
         self.both == 0
     }
 
-    /// PKRU with all keys of the set closed but `open` (0: all of them), and the others' bits as
-    /// they are.
-    const fn apply(self, pkru: u32, open: u32) -> u32 {
-        // Closed is "access disabled" alone, as in the kernel's default.
-        const ACCESS: u32 = 0x5555_5555;
-        let closed = if open == 0 {
-            self.both
-        } else {
-            self.both & !bits(open)
-        };
-        (pkru & !self.both) | (closed & ACCESS)
-    }
-
     /// PKRU with all keys of the set open.
     const fn open_all(self, pkru: u32) -> u32 {
         pkru & !self.both
     }
 }
 
-/// PKRU with the key of guarded memory (0: none) open for reading, and for writing if `writable`.
-const fn apply_guard(pkru: u32, key: u32, writable: bool) -> u32 {
-    if key == 0 {
-        return pkru;
-    }
-    let open = pkru & !bits(key);
-    if writable {
-        open
-    } else {
-        open | 0b10 << (2 * key)
-    }
-}
+/// PKRU's bits for "access disabled" and for "write disabled".
+const ACCESS: u32 = 0x5555_5555;
+const WRITE: u32 = !ACCESS;
 
-/// The keys of drafts as PKRU's bits, and above them the key of guarded memory, which no request has; 0 until
-/// [`install`] asked the kernel for keys. One word, since each request reads it on its way in and out.
+/// What PKRU says about the library's keys. In the lower half the bits of these keys; in the upper half what they
+/// are in a request that has none: the keys of drafts closed, that of guarded memory, which no request has, open
+/// for reading. 0 until [`install`] asked the kernel for keys. One word, since each request reads it on its way in and out.
 static OURS: AtomicU64 = AtomicU64::new(0);
 
 /// Which requests have which of them.
@@ -97,29 +76,90 @@ static TABLE: Table = Table {
     entries: [const { Entry(AtomicU64::new(NOT_OURS)) }; KEYS],
 };
 
-/// The library's keys.
+/// The library's keys: see [`OURS`].
 #[derive(Clone, Copy)]
-struct Ours {
-    drafts: Keys,
+pub(crate) struct Ours(u64);
+
+impl Ours {
+    const fn new(drafts: Keys, guard: u32) -> Self {
+        let (both, writes) = match guard {
+            0 => (drafts.both, 0),
+            guard => (drafts.both | bits(guard), bits(guard) & WRITE),
+        };
+        Self(both as u64 | ((drafts.both & ACCESS | writes) as u64) << 32)
+    }
+
+    pub(crate) const fn are_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The bits of all of them.
+    const fn both(self) -> u32 {
+        self.0 as u32
+    }
+
+    const fn inside(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// The key of guarded memory, or 0.
-    guard: u32,
-}
+    const fn guard(self) -> u32 {
+        match self.inside() & WRITE {
+            0 => 0,
+            bit => bit.trailing_zeros() / 2,
+        }
+    }
 
-#[inline]
-fn ours() -> Ours {
-    unpack(OURS.load(Ordering::Relaxed))
-}
+    const fn drafts(self) -> Keys {
+        let both = match self.guard() {
+            0 => self.both(),
+            guard => self.both() & !bits(guard),
+        };
+        Keys { both }
+    }
 
-const fn unpack(word: u64) -> Ours {
-    Ours {
-        drafts: Keys { both: word as u32 },
-        guard: (word >> 32) as u32,
+    /// In a request with that key (0: none).
+    const fn change_inside(self, key: u32) -> Change {
+        Change {
+            keep: !self.both(),
+            // A closed key has no other bit than this.
+            set: self.inside() & !1u32.wrapping_shl(2 * key),
+        }
+    }
+
+    /// Outside of requests.
+    const fn change_outside(self) -> Change {
+        Change {
+            keep: !self.both(),
+            set: self.inside() & ACCESS,
+        }
+    }
+
+    /// Guarded memory is open for writing.
+    const fn open_guard(self) -> Change {
+        let keep = match self.guard() {
+            0 => u32::MAX,
+            guard => !bits(guard),
+        };
+        Change { keep, set: 0 }
     }
 }
 
+/// A change of PKRU: the bits that stay, and those that are set.
+#[derive(Clone, Copy)]
+struct Change {
+    keep: u32,
+    set: u32,
+}
+
+/// The library's keys at the moment.
+#[inline]
+pub(crate) fn ours() -> Ours {
+    Ours(OURS.load(Ordering::Relaxed))
+}
+
 fn set_ours(ours: Ours) {
-    let word = u64::from(ours.drafts.both) | u64::from(ours.guard) << 32;
-    OURS.store(word, Ordering::Relaxed);
+    OURS.store(ours.0, Ordering::Relaxed);
 }
 
 /// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
@@ -130,10 +170,7 @@ pub(crate) fn install() {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
         if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
             let given = allocate();
-            set_ours(Ours {
-                drafts: given,
-                guard: 0,
-            });
+            set_ours(Ours::new(given, 0));
             given.numbers().for_each(|key| TABLE.put(key));
         }
     });
@@ -152,21 +189,55 @@ fn allocate() -> Keys {
     }
 }
 
-/// A key for a request that begins, `wanted` if nobody has it; 0 where there are none. What the calling
-/// thread may do stays as it is.
-#[inline]
-pub(crate) fn take(wanted: u32) -> u32 {
-    if ours().drafts.is_empty() {
-        return 0;
-    }
-    TABLE.take(wanted)
+/// A key that a request has, or had last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// 0 where there are none.
+    pub(crate) number: u32,
+    /// [`Table::serial`] when the request took it, or had given it back.
+    pub(crate) serial: u32,
 }
 
-/// The request that had the key is over: none of its drafts is in flight, and no thread has the key open.
-#[inline]
-pub(crate) fn give_back(key: u32) {
-    if key != 0 {
-        TABLE.give_back(key);
+/// Gives a request that begins the key of one before, if nobody has had it since. True also if there are no keys. What
+/// the calling thread may do stays as it is.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+pub(crate) fn take_again(ours: Ours, last: Key) -> bool {
+    ours.are_none() || TABLE.take_again(last.number, last.serial)
+}
+
+/// Another key for a request that begins, `wanted` if nobody has it.
+pub(crate) fn take_other(wanted: u32) -> Key {
+    let number = TABLE.take(wanted);
+    Key {
+        number,
+        serial: TABLE.serial(number),
+    }
+}
+
+/// The request that had the key is over: none of its drafts is in flight, and no thread has the key open. Returns
+/// the key as [`take_again`] wants it.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+pub(crate) fn give_back(key: Key) -> Key {
+    if key.number == 0 {
+        return key;
+    }
+    if TABLE.give_back_alone(key.number, key.serial) {
+        return Key {
+            serial: key.serial.wrapping_add(1),
+            ..key
+        };
+    }
+    give_back_shared(key.number)
+}
+
+#[cold]
+fn give_back_shared(number: u32) -> Key {
+    TABLE.give_back(number);
+    Key {
+        number,
+        serial: TABLE.serial(number),
     }
 }
 
@@ -174,7 +245,7 @@ pub(crate) fn give_back(key: u32) {
 /// again. Async-signal-safe.
 pub(crate) fn forget() {
     close();
-    ours().drafts.numbers().for_each(|key| TABLE.put(key));
+    ours().drafts().numbers().for_each(|key| TABLE.put(key));
 }
 
 /// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
@@ -184,57 +255,84 @@ pub(crate) fn guard_key() -> Option<u32> {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ours = ours();
-    if ours.guard == 0 {
-        ours.guard = TABLE.withdraw()?;
-        ours.drafts.both &= !bits(ours.guard);
+    if ours.guard() == 0 {
+        let guard = TABLE.withdraw()?;
+        let both = ours.drafts().both & !bits(guard);
+        ours = Ours::new(Keys { both }, guard);
         set_ours(ours);
     }
     close();
-    Some(ours.guard)
+    Some(ours.guard())
 }
 
 /// Lets the calling thread write to guarded memory, until it begins or ends a request, or returns from the
 /// handler of a signal. Async-signal-safe.
 pub(crate) fn open_guard() {
-    update(|ours, pkru| apply_guard(pkru, ours.guard, true));
+    let ours = ours();
+    update(ours, ours.open_guard());
 }
 
 /// For a thread that begins to work for a request: it may use the key with that number (0: none) and
 /// no other of the library's, and not write to guarded memory.
 #[inline]
-pub(crate) fn open(key: u32) {
-    update(|ours, pkru| apply_guard(ours.drafts.apply(pkru, key), ours.guard, false));
+pub(crate) fn open(ours: Ours, key: u32) {
+    update(ours, ours.change_inside(key));
 }
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
 #[inline]
 pub(crate) fn close() {
-    update(|ours, pkru| apply_guard(ours.drafts.apply(pkru, 0), ours.guard, true));
+    close_all(ours());
+}
+
+/// The same where the keys are at hand.
+#[inline]
+pub(crate) fn close_all(ours: Ours) {
+    update(ours, ours.change_outside());
 }
 
 /// Runs the library's own code with all of its keys open, to look at what another request may be
 /// writing. If a signal ends the request meanwhile, its landing closes them.
 pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
-    if ours().drafts.is_empty() {
+    let ours = ours();
+    if ours.drafts().is_empty() {
         return code();
     }
     let before = read();
-    write(ours().drafts.open_all(before));
+    write(ours.drafts().open_all(before));
     let value = code();
     write(before);
     value
 }
 
-#[inline]
-fn update(change: impl FnOnce(Ours, u32) -> u32) {
-    let word = OURS.load(Ordering::Relaxed);
-    if word != 0 {
-        write(change(unpack(word), read()));
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+fn update(ours: Ours, change: Change) {
+    if ours.are_none() {
+        return;
     }
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: as in read() and write(). RDPKRU leaves 0 in EDX.
+    unsafe {
+        asm!(
+            "rdpkru",
+            "and eax, {keep:e}",
+            "or eax, {set:e}",
+            "wrpkru",
+            keep = in(reg) change.keep,
+            set = in(reg) change.set,
+            in("ecx") 0,
+            out("eax") _,
+            out("edx") _,
+            options(nostack)
+        );
+    }
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// The calling thread's PKRU. Only called when there are keys.
+#[inline]
 fn read() -> u32 {
     debug_assert_ne!(OURS.load(Ordering::Relaxed), 0);
     let pkru;
@@ -247,6 +345,7 @@ fn read() -> u32 {
 }
 
 /// Sets the calling thread's PKRU. Only called when there are keys.
+#[inline]
 fn write(pkru: u32) {
     debug_assert_ne!(OURS.load(Ordering::Relaxed), 0);
     compiler_fence(Ordering::SeqCst);
@@ -269,6 +368,18 @@ mod tests {
         list.into_iter().fold(Keys::default(), Keys::with)
     }
 
+    fn apply(change: Change, pkru: u32) -> u32 {
+        (pkru & change.keep) | change.set
+    }
+
+    fn inside(ours: Ours, pkru: u32, key: u32) -> u32 {
+        apply(ours.change_inside(key), pkru)
+    }
+
+    fn outside(ours: Ours, pkru: u32) -> u32 {
+        apply(ours.change_outside(), pkru)
+    }
+
     /// What PKRU says of a key: (access disabled, write disabled).
     fn rights(pkru: u32, key: u32) -> (bool, bool) {
         let bits = pkru >> (2 * key);
@@ -277,9 +388,9 @@ mod tests {
 
     #[test]
     fn a_request_opens_its_own_key_only() {
-        let ours = keys(1..16);
+        let ours = Ours::new(keys(1..16), 0);
         for own in 1..16 {
-            let pkru = ours.apply(LINUX_DEFAULT, own);
+            let pkru = inside(ours, LINUX_DEFAULT, own);
             for key in 1..16 {
                 assert_eq!(rights(pkru, key), (key != own, false));
             }
@@ -288,22 +399,23 @@ mod tests {
 
     #[test]
     fn outside_of_requests_pkru_is_linuxs_default() {
-        let ours = keys(1..16);
-        let inside = ours.apply(LINUX_DEFAULT, 7);
-        assert_eq!(ours.apply(inside, 0), LINUX_DEFAULT);
-        assert_eq!(ours.apply(0, 0), LINUX_DEFAULT);
-        assert_eq!(ours.apply(u32::MAX, 0), LINUX_DEFAULT | 0b11);
+        let ours = Ours::new(keys(1..16), 0);
+        let within = inside(ours, LINUX_DEFAULT, 7);
+        assert_eq!(outside(ours, within), LINUX_DEFAULT);
+        assert_eq!(inside(ours, within, 0), LINUX_DEFAULT);
+        assert_eq!(outside(ours, 0), LINUX_DEFAULT);
+        assert_eq!(outside(ours, u32::MAX), LINUX_DEFAULT | 0b11);
     }
 
     #[test]
     fn keys_that_are_not_ours_and_key_0_stay_as_they_are() {
-        let ours = keys([2, 3, 15]);
+        let ours = Ours::new(keys([2, 3, 15]), 0);
         for pkru in [0, u32::MAX, LINUX_DEFAULT, 0x1234_5678, 0xaaaa_aaa8] {
             for new in [
-                ours.apply(pkru, 0),
-                ours.apply(pkru, 3),
-                ours.apply(pkru, 15),
-                ours.open_all(pkru),
+                outside(ours, pkru),
+                inside(ours, pkru, 3),
+                inside(ours, pkru, 15),
+                ours.drafts().open_all(pkru),
             ] {
                 for key in (0..16).filter(|key| ![2, 3, 15].contains(key)) {
                     assert_eq!(rights(new, key), rights(pkru, key));
@@ -314,23 +426,34 @@ mod tests {
 
     #[test]
     fn switching_keys_leaves_no_trace_of_the_first() {
-        let ours = keys([1, 4, 9]);
-        let first = ours.apply(LINUX_DEFAULT, 4);
-        assert_eq!(ours.apply(first, 9), ours.apply(LINUX_DEFAULT, 9));
-        assert_eq!(ours.open_all(first), ours.open_all(LINUX_DEFAULT));
+        let ours = Ours::new(keys([1, 4, 9]), 0);
+        let first = inside(ours, LINUX_DEFAULT, 4);
+        assert_eq!(inside(ours, first, 9), inside(ours, LINUX_DEFAULT, 9));
+        let all = ours.drafts();
+        assert_eq!(all.open_all(first), all.open_all(LINUX_DEFAULT));
     }
 
     #[test]
     fn guarded_memory_is_read_only_in_requests() {
-        for pkru in [0, u32::MAX, LINUX_DEFAULT] {
-            for guard in 1..16 {
-                let inside = apply_guard(pkru, guard, false);
-                assert_eq!(rights(inside, guard), (false, true));
-                let outside = apply_guard(inside, guard, true);
-                assert_eq!(rights(outside, guard), (false, false));
-                for key in (0..16).filter(|&key| key != guard) {
-                    assert_eq!(rights(inside, key), rights(pkru, key));
-                    assert_eq!(rights(outside, key), rights(pkru, key));
+        for guard in 1..16 {
+            let drafts = keys((1..16).filter(|&key| key != guard));
+            let (ours, without) = (Ours::new(drafts, guard), Ours::new(drafts, 0));
+            assert_eq!((ours.guard(), ours.drafts()), (guard, drafts));
+            for pkru in [0, u32::MAX, LINUX_DEFAULT] {
+                for own in (0..16).filter(|&key| key != guard) {
+                    let within = inside(ours, pkru, own);
+                    assert_eq!(rights(within, guard), (false, true));
+                    let opened = apply(ours.open_guard(), within);
+                    assert_eq!(rights(opened, guard), (false, false));
+                    let without_request = outside(ours, within);
+                    assert_eq!(rights(without_request, guard), (false, false));
+                    for key in (0..16).filter(|&key| key != guard) {
+                        let expected = inside(without, pkru, own);
+                        assert_eq!(rights(within, key), rights(expected, key));
+                        assert_eq!(rights(opened, key), rights(expected, key));
+                        let expected = outside(without, pkru);
+                        assert_eq!(rights(without_request, key), rights(expected, key));
+                    }
                 }
             }
         }
@@ -338,8 +461,14 @@ mod tests {
 
     #[test]
     fn without_keys_nothing_changes() {
-        assert_eq!(apply_guard(0x1234_5678, 0, false), 0x1234_5678);
-        assert!(Keys::default().is_empty());
-        assert_eq!(Keys::default().apply(0x1234_5678, 0), 0x1234_5678);
+        let none = Ours::new(Keys::default(), 0);
+        assert!(none.are_none() && none.drafts().is_empty());
+        for changed in [
+            inside(none, 0x1234_5678, 0),
+            outside(none, 0x1234_5678),
+            apply(none.open_guard(), 0x1234_5678),
+        ] {
+            assert_eq!(changed, 0x1234_5678);
+        }
     }
 }

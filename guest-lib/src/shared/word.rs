@@ -22,6 +22,7 @@ pub(crate) enum Released {
 }
 
 /// Takes a lock that is free.
+#[inline]
 pub(crate) fn try_lock(word: &AtomicU64, tag: u64) -> bool {
     // Also a release: a thread that sees the tag here sees it in its thread's control block, or knows that the
     // thread has lost it.
@@ -29,7 +30,15 @@ pub(crate) fn try_lock(word: &AtomicU64, tag: u64) -> bool {
         .is_ok()
 }
 
+/// Releases a lock that the tag holds and nobody waits for; false otherwise.
+#[inline]
+pub(crate) fn release_quietly(word: &AtomicU64, tag: u64) -> bool {
+    word.compare_exchange(tag, 0, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
+}
+
 /// Releases a lock if the tag still holds it.
+#[inline]
 pub(crate) fn release(word: &AtomicU64, tag: u64) -> Released {
     let mut value = tag;
     loop {

@@ -22,6 +22,7 @@ impl Written {
         self.0
     }
 
+    #[inline]
     fn read<T: Copy>(self, field: impl FnOnce(*const WrittenPages) -> *const T) -> T {
         compiler_fence(Ordering::SeqCst);
         // SAFETY: a field of a list that is mapped by new()'s contract.
@@ -30,6 +31,7 @@ impl Written {
 
     /// Drafts that the thread has made in the request with that tag, since the last commit or discard of all
     /// of them. The first [`WRITTEN_MAX`] are listed.
+    #[inline]
     pub(crate) fn count(self, tag: u64) -> usize {
         // SAFETY: the pointer is valid; only the field's address is taken.
         let count = self.read(|list| unsafe { &raw const (*list).count });
@@ -41,7 +43,15 @@ impl Written {
         }
     }
 
+    /// The same where the list is known to be that request's.
+    #[inline]
+    pub(crate) fn listed(self) -> usize {
+        // SAFETY: as in count().
+        self.read(|list| unsafe { &raw const (*list).count }) as usize
+    }
+
     /// A page of the list.
+    #[inline]
     pub(crate) fn page(self, place: usize) -> u32 {
         // SAFETY: as in count().
         let pages = unsafe { &raw const (*self.0.as_ptr()).pages };

@@ -7,7 +7,7 @@ use crate::shared::backend::Backend;
 use std::collections::HashMap;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
@@ -77,11 +77,13 @@ impl App {
         &self.name
     }
 
+    #[inline]
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.backend
     }
 
     /// Whether versions of pages are kept.
+    #[inline]
     pub(crate) fn protects(&self) -> bool {
         self.protects
     }
@@ -91,6 +93,7 @@ impl App {
     }
 
     /// Address of page 0.
+    #[inline]
     pub(crate) fn base(&self) -> u64 {
         self.base
     }
@@ -114,6 +117,8 @@ pub struct Domain {
     lock: &'static AtomicU64,
     first: Extent,
     header: NonNull<DomainHeader>,
+    /// See [`Domain::is_known`].
+    known: AtomicBool,
     invariant: Invariant,
 }
 
@@ -167,15 +172,28 @@ impl Domain {
             lock: backend.lock_word(number),
             first,
             header,
+            known: AtomicBool::new(false),
             invariant: Invariant::default(),
         };
         domain.check_layout()?;
         Ok(domain)
     }
 
+    /// Whether a committed version of the domain had a heap that this library understands. All later ones have it.
+    #[inline]
+    pub(crate) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// Notes it: the calling request holds the domain and has written nothing.
+    pub(crate) fn note_known(&self) {
+        if self.app.protects() {
+            self.known.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
-    #[inline]
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
@@ -197,12 +215,14 @@ impl Domain {
 
     /// The app.
     #[must_use]
+    #[inline]
     pub fn app(&self) -> &'static App {
         self.app
     }
 
     /// The domain's number in its app, as the host's tools print it.
     #[must_use]
+    #[inline]
     pub fn number(&self) -> u32 {
         self.number
     }
@@ -211,11 +231,13 @@ impl Domain {
         &self.invariant
     }
 
+    #[inline]
     pub(crate) fn lock_word(&self) -> &AtomicU64 {
         self.lock
     }
 
     /// The tag of the request that holds the domain, or 0.
+    #[inline]
     pub(crate) fn holder(&self) -> u64 {
         self.lock_word().load(Ordering::Relaxed) & LOCK_TAG
     }

@@ -71,8 +71,20 @@ impl Latch {
     }
 
     /// Whether no thread has it.
+    #[inline]
     pub(crate) fn is_free(&self) -> bool {
         self.0.load(Ordering::Relaxed) == FREE
+    }
+
+    /// 0 if no thread has it.
+    ///
+    /// # Safety
+    ///
+    /// No other thread can take it.
+    #[inline]
+    pub(crate) unsafe fn peek(&self) -> u32 {
+        // SAFETY: so nothing writes it at the same time.
+        unsafe { self.0.as_ptr().read() }
     }
 
     /// Whether the thread with that number has it.

@@ -25,7 +25,7 @@ use ring::Ring;
 use std::cell::UnsafeCell;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
@@ -65,15 +65,14 @@ impl Lists {
         self.domains.iter().take(self.used).flatten()
     }
 
-    /// Whether that domain alone is on the lists.
+    /// Whether that domain alone is on the lists, and on no others; `more` is 0 if these are empty.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    fn is_quiet(&self, domain: &Domain) -> bool {
-        self.used == 1
+    fn is_plain(&self, domain: &Domain, more: usize) -> bool {
+        let others = self.quarantine.noted() | self.recent.noted() | self.defers.len() | more;
+        others == 0
+            && self.used == 1
             && self.domains[0].is_some_and(|held| ptr::eq(held.domain, domain))
-            && self.quarantine.is_unused()
-            && self.recent.is_unused()
-            && self.defers.is_empty()
     }
 
     fn held_mut(&mut self) -> impl Iterator<Item = &mut Held> {
@@ -114,25 +113,30 @@ pub(crate) struct Start {
     pub(crate) limits: Limits,
 }
 
+/// The audit looks at whole domains.
+const WHOLE_AUDIT: u32 = 1;
+/// No thread can join any more.
+const CLOSED: u32 = 2;
+/// The request has failed: all its threads go to their landings.
+const FAILED: u32 = 4;
+/// Threads other than the current one may have made drafts.
+const WROTE: u32 = 8;
+
 /// See the module's description.
 pub(crate) struct State {
     tag: AtomicU64,
     /// The request's tag while no other thread can work for it, since it has no ticket. A stray write can only make
     /// the request use the latch: no other value is the tag.
     alone: AtomicU64,
-    /// Protection key of the request's drafts; 0 if it has none, or is over.
+    /// Protection key of the request's drafts, or of those of the request before; 0 for none.
     key: AtomicU32,
-    /// The key of the request before.
-    last_key: AtomicU32,
+    /// See [`pkru::Key::serial`].
+    key_serial: AtomicU32,
     deadline: AtomicU64,
     lock_timeout_ms: AtomicU32,
-    whole_audit: AtomicBool,
-    /// No thread can join any more.
-    closed: AtomicBool,
-    /// The request has failed: all its threads go to their landings.
-    failed: AtomicBool,
-    /// Threads other than the current one may have made drafts.
-    wrote: AtomicBool,
+    /// [`WHOLE_AUDIT`], [`CLOSED`], [`FAILED`], [`WROTE`]; none of the others when there is no
+    /// request.
+    flags: AtomicU32,
     pub(crate) members: Members,
     pub(crate) latch: Latch,
     /// The control block where the driver reads which domains are held, or null.
@@ -195,13 +199,10 @@ impl State {
             tag: AtomicU64::new(0),
             alone: AtomicU64::new(0),
             key: AtomicU32::new(0),
-            last_key: AtomicU32::new(0),
+            key_serial: AtomicU32::new(0),
             deadline: AtomicU64::new(0),
             lock_timeout_ms: AtomicU32::new(0),
-            whole_audit: AtomicBool::new(false),
-            closed: AtomicBool::new(true),
-            failed: AtomicBool::new(false),
-            wrote: AtomicBool::new(false),
+            flags: AtomicU32::new(0),
             members: Members::new(),
             latch: Latch::default(),
             control: AtomicPtr::new(ptr::null_mut()),
@@ -220,58 +221,85 @@ impl State {
         }
     }
 
-    /// A request begins; no other thread knows it yet. The state is as [`State::clear`] leaves it.
-    /// Returns the request's protection key.
-    #[inline]
-    pub(crate) fn begin(&self, start: Start) -> u32 {
-        let key = pkru::take(self.last_key.load(Ordering::Relaxed));
-        self.key.store(key, Ordering::Relaxed);
-        self.last_key.store(key, Ordering::Relaxed);
+    /// A request begins, which holds nothing yet, and uses the control block's list; no other thread knows it yet. The
+    /// state is as [`State::clear`] leaves it. Returns the number of the request's protection key.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn begin(&self, start: Start, ours: pkru::Ours, control: Control) -> u32 {
+        let mut key = self.key_and_serial();
+        if !pkru::take_again(ours, key) {
+            key = self.take_other_key();
+        }
+        let limits = start.limits;
         self.deadline.store(start.deadline, Ordering::Relaxed);
         self.lock_timeout_ms
-            .store(start.limits.lock_timeout_ms, Ordering::Relaxed);
-        self.whole_audit
-            .store(start.limits.whole_audit, Ordering::Relaxed);
+            .store(limits.lock_timeout_ms, Ordering::Relaxed);
+        let flags = if limits.whole_audit { WHOLE_AUDIT } else { 0 };
+        self.flags.store(flags, Ordering::Relaxed);
         self.alone.store(start.tag, Ordering::Relaxed);
+        let block = control.block().as_ptr();
+        self.control.store(block, Ordering::Relaxed);
         // Nobody has the new tag before the first ticket, which is handed over in order.
         self.tag.store(start.tag, Ordering::Release);
-        self.closed.store(false, Ordering::Release);
+        key.number
+    }
+
+    #[cold]
+    fn take_other_key(&self) -> pkru::Key {
+        let key = pkru::take_other(self.key());
+        self.set_key(key);
         key
     }
 
-    /// Whether the request with that tag is alone with that domain, has nothing to undo, and is as the library has
-    /// left it. Without a latch: a request that is not alone is not quiet either.
-    #[expect(clippy::inline_always, reason = "on the way of each request")]
-    #[inline(always)]
-    pub(crate) fn is_quiet(&self, tag: u64, domain: &Domain, control: Control) -> bool {
-        self.tag.load(Ordering::Relaxed) == tag
-            && self.alone.load(Ordering::Relaxed) == tag
-            && !self.failed.load(Ordering::Relaxed)
-            && !self.wrote.load(Ordering::Relaxed)
-            && self.latch.is_free()
-            && self.control.load(Ordering::Relaxed) == control.block().as_ptr()
-            && control.count() == 1
-            && control.entry(0) == domain.number()
-            && domain.holder() == tag
-            && self.dropped.load(Ordering::Relaxed).is_null()
-            && self.lists(|lists| lists.is_quiet(domain))
+    #[inline]
+    fn key_and_serial(&self) -> pkru::Key {
+        pkru::Key {
+            number: self.key.load(Ordering::Relaxed),
+            serial: self.key_serial.load(Ordering::Relaxed),
+        }
     }
 
-    /// Ends a request that is quiet, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
+    #[inline]
+    fn set_key(&self, key: pkru::Key) {
+        self.key.store(key.number, Ordering::Relaxed);
+        self.key_serial.store(key.serial, Ordering::Relaxed);
+    }
+
+    /// Whether the request with that tag is alone with that domain, has nothing but pages of it to commit or to undo, and
+    /// is as the library has left it, but for the domain's lock word. Without a latch: a request that is not alone is not
+    /// plain either.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn clear_quiet(&self) {
+    pub(crate) fn is_plain(&self, tag: u64, domain: &Domain, control: Control) -> bool {
+        // SAFETY: as long as the request is alone, no other thread writes these.
+        let (own_tag, flags, latch, list, dropped) = unsafe {
+            (
+                self.tag.as_ptr().read(),
+                self.flags.as_ptr().read(),
+                self.latch.peek(),
+                self.control.as_ptr().read(),
+                self.dropped.as_ptr().read(),
+            )
+        };
+        self.alone.load(Ordering::Relaxed) == tag
+            && own_tag == tag
+            && (flags & !WHOLE_AUDIT) | latch == 0
+            && list == control.block().as_ptr()
+            && control.lists_only(domain.number())
+            && self.lists(|lists| lists.is_plain(domain, dropped.addr()))
+    }
+
+    /// Ends a request that is plain, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn clear_plain(&self, ours: pkru::Ours) {
         // Nobody can look for the tag: there was no ticket.
-        self.closed.store(true, Ordering::Release);
         self.tag.store(0, Ordering::Release);
-        let key = self.key.load(Ordering::Relaxed);
-        self.key.store(0, Ordering::Relaxed);
-        pkru::give_back(key);
-        self.control.store(ptr::null_mut(), Ordering::Relaxed);
-        self.lists(|lists| {
-            lists.domains[0] = None;
-            lists.used = 0;
-        });
+        self.lists(|lists| lists.used = 0);
+        if !ours.are_none() {
+            let key = pkru::give_back(self.key_and_serial());
+            self.key_serial.store(key.serial, Ordering::Relaxed);
+        }
     }
 
     /// The request is over, and has no thread any more.
@@ -279,10 +307,10 @@ impl State {
     /// `kept`: it was audited and committed. Otherwise a stray write may have changed the lists' own
     /// counts, so all their places are emptied: nothing of this request may leak into the next one.
     pub(crate) fn clear(&self, kept: bool) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.flags.fetch_or(CLOSED, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
         self.deadline.store(0, Ordering::Relaxed);
-        pkru::give_back(self.key.swap(0, Ordering::Relaxed));
+        self.set_key(pkru::give_back(self.key_and_serial()));
         self.drop_control();
         self.lists(|lists| {
             let used = if kept {
@@ -298,29 +326,24 @@ impl State {
         // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
         self.latch.reset();
         self.held_waiters.store(0, Ordering::Relaxed);
-        self.failed.store(false, Ordering::Relaxed);
-        self.wrote.store(false, Ordering::Relaxed);
         if !kept {
             *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+        // After the tag: see is_open().
+        self.flags.store(0, Ordering::SeqCst);
     }
 
     /// Whether the state is as [`State::begin`] expects it.
     #[cfg(test)]
     pub(crate) fn is_at_rest(&self) -> bool {
         self.tag() == 0
-            && self.closed.load(Ordering::SeqCst)
-            && self.key() == 0
+            && self.flags.load(Ordering::SeqCst) & !WHOLE_AUDIT == 0
             && self.deadline() == 0
-            && !self.has_failed()
-            && !self.may_have_drafts()
             && self.latch.is_free()
             && self.members.is_empty()
-            && self.control().is_none()
             && self.dropped.load(Ordering::SeqCst).is_null()
             && self.lists(|lists| {
                 lists.used == 0
-                    && lists.domains.iter().all(Option::is_none)
                     && lists.quarantine.is_unused()
                     && lists.recent.is_unused()
                     && lists.defers.is_empty()
@@ -328,6 +351,7 @@ impl State {
     }
 
     /// The request's tag, or 0 when there is none.
+    #[inline]
     pub(crate) fn tag(&self) -> u64 {
         self.tag.load(Ordering::SeqCst)
     }
@@ -345,7 +369,7 @@ impl State {
     }
 
     pub(crate) fn wants_whole_audit(&self) -> bool {
-        self.whole_audit.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & WHOLE_AUDIT != 0
     }
 
     // Joining and ending.
@@ -363,35 +387,36 @@ impl State {
 
     /// Whether the request has that tag and a thread may join it. Asked after a slot was taken.
     pub(crate) fn is_open(&self, tag: u64) -> bool {
-        self.tag() == tag && !self.closed.load(Ordering::SeqCst) && !self.has_failed()
+        // In this order: the flags of a request that is over are taken back after its tag.
+        self.flags.load(Ordering::SeqCst) & (CLOSED | FAILED) == 0 && self.tag() == tag
     }
 
     /// Closes the request to new members, and waits for those that have joined. False if a thread ended without
     /// leaving.
     pub(crate) fn close(&self, sweep: fn(&Members) -> bool) -> bool {
         if self.is_alone() {
-            self.closed.store(true, Ordering::Relaxed);
+            self.flags.fetch_or(CLOSED, Ordering::Relaxed);
             return true;
         }
         let all_left = self.members.wait(sweep);
-        self.closed.store(true, Ordering::SeqCst);
+        self.flags.fetch_or(CLOSED, Ordering::SeqCst);
         // A thread that joined in between is seen now, or sees that it is closed.
         self.members.wait(sweep) && all_left
     }
 
     /// Threads may join again: the request goes on.
     pub(crate) fn reopen(&self) {
-        self.closed.store(false, Ordering::SeqCst);
+        self.flags.fetch_and(!CLOSED, Ordering::SeqCst);
     }
 
     /// The request fails: all its threads go to their landings, and one of them must report it.
     pub(crate) fn mark_failed(&self) {
-        self.failed.store(true, Ordering::SeqCst);
+        self.flags.fetch_or(FAILED, Ordering::SeqCst);
     }
 
     /// Async-signal-safe.
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
+        self.flags.load(Ordering::SeqCst) & FAILED != 0
     }
 
     /// The failure: `fail` reports it, the first time.
@@ -403,11 +428,11 @@ impl State {
 
     /// Notes that threads other than the present one may have made drafts.
     pub(crate) fn note_drafts(&self) {
-        self.wrote.store(true, Ordering::SeqCst);
+        self.flags.fetch_or(WROTE, Ordering::SeqCst);
     }
 
     pub(crate) fn may_have_drafts(&self) -> bool {
-        self.wrote.load(Ordering::SeqCst)
+        self.flags.load(Ordering::SeqCst) & WROTE != 0
     }
 
     // The lists.
@@ -429,13 +454,6 @@ impl State {
         });
         self.control
             .store(control.block().as_ptr(), Ordering::SeqCst);
-    }
-
-    /// From here on the request, which holds nothing yet, uses the control block's list.
-    #[inline]
-    pub(crate) fn use_control(&self, control: Control) {
-        let block = control.block().as_ptr();
-        self.control.store(block, Ordering::Release);
     }
 
     fn control(&self) -> Option<Control> {
@@ -549,6 +567,11 @@ impl State {
         self.lists(|lists| lists.domains.get(place)?.map(|held| held.domain))
     }
 
+    /// Whether the first domain of a request that is plain has a heap.
+    pub(crate) fn first_has_heap(&self) -> bool {
+        self.lists(|lists| lists.domains[0].is_some_and(|held| held.has_heap))
+    }
+
     /// Places of [`State::domain_at`] from here on are empty.
     pub(crate) fn places(&self) -> usize {
         self.lists(|lists| lists.used.min(HELD_MAX))
@@ -574,8 +597,12 @@ impl State {
     /// Notes a domain whose lock the request has taken.
     pub(crate) fn note_domain(&self, domain: &'static Domain, has_heap: bool) {
         self.lists(|lists| {
-            if let Some(free) = lists.domains.iter().position(Option::is_none) {
-                lists.used = lists.used.max(free + 1);
+            // The rest of the places are free, whatever was in them before.
+            let used = lists.used.min(HELD_MAX);
+            let free = lists.domains[..used].iter().position(Option::is_none);
+            let free = free.unwrap_or(used);
+            if free < HELD_MAX {
+                lists.used = used.max(free + 1);
                 lists.domains[free] = Some(Held { domain, has_heap });
             }
         });
@@ -598,6 +625,7 @@ impl State {
             let place = lists
                 .domains
                 .iter_mut()
+                .take(lists.used)
                 .find(|place| place.is_some_and(|held| ptr::eq(held.domain, domain)))?;
             place.take().map(|held| held.has_heap)
         })

@@ -45,9 +45,16 @@ impl<const N: usize> Ring<N> {
         unsafe { (&mut *self.entries.get()).get_mut(place)?.take() }
     }
 
+    /// How many blocks were noted, also in places that were used again.
+    #[inline]
+    pub(crate) fn noted(&self) -> usize {
+        self.next.get()
+    }
+
     /// Whether nothing was noted.
+    #[cfg(test)]
     pub(crate) fn is_unused(&self) -> bool {
-        self.next.get() == 0
+        self.noted() == 0
     }
 
     /// Places in use.

@@ -77,6 +77,7 @@ impl Arena {
 
     /// Bytes in use.
     #[must_use]
+    #[inline]
     pub fn used(&self) -> usize {
         self.used.get()
     }

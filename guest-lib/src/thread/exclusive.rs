@@ -37,6 +37,21 @@ impl Thread {
         value
     }
 
+    /// The same for a request that is alone, and stays so: `code` is the library's alone.
+    #[expect(
+        clippy::inline_always,
+        reason = "on the way of each request that writes"
+    )]
+    #[inline(always)]
+    pub(crate) fn exclusive_alone<T>(&self, code: impl FnOnce() -> T) -> T {
+        self.marks.exclusive.set(true);
+        compiler_fence(Ordering::SeqCst);
+        let value = code();
+        compiler_fence(Ordering::SeqCst);
+        self.marks.exclusive.set(false);
+        value
+    }
+
     /// Takes the latch, or goes to the landing.
     #[cold]
     fn take_latch(&self) {
@@ -187,7 +202,7 @@ mod tests {
         let end_inside: [fn(&Thread); 3] = [
             |_| (),
             |thread| thread.marks.exclusive.set(true),
-            |thread| thread.critical.set(1),
+            |thread| thread.marks.critical.set(1),
         ];
         // As if a signal handler had ended the function that was called.
         let ends = [|| Ok(()), || Err(Error::Unsealed)];

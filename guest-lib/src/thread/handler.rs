@@ -115,11 +115,7 @@ unsafe fn suppress(
             return false;
         }
         if !thread.can_divert() {
-            if thread.phase() != Phase::Idle {
-                write_stderr(
-                    b"vmsrs: an error inside the library, outside of the request's code\n",
-                );
-            }
+            write_stderr(b"vmsrs: an error inside the library, outside of the request's code\n");
             return false;
         }
     }

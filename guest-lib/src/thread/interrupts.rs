@@ -15,13 +15,13 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_micros(500);
 
 /// Polls until a thread is cut short in the C library after all: it may loop there.
-const RETRIES: u32 = 400;
+const RETRIES: u16 = 400;
 
 /// The first of these only poll.
-const LOOKS: u32 = 16;
+const LOOKS: u16 = 16;
 
 /// Most instructions that a thread is single-stepped through in one request; after that it is only polled.
-const STEPS: u32 = 50_000;
+const STEPS: u16 = 50_000;
 
 /// How long a thread may be single-stepped until the interrupt comes again.
 const STEP_LIMIT: Duration = Duration::from_millis(50);
@@ -41,17 +41,17 @@ pub(crate) fn sweep(members: &Members) -> bool {
 
 impl Thread {
     pub(crate) fn is_critical(&self) -> bool {
-        self.critical.get() > 0
+        self.marks.critical.get() > 0
     }
 
     /// Runs code of the library that interrupts must not cut short; one that came meanwhile takes
     /// effect at the end.
     pub(crate) fn critical<T>(&self, code: impl FnOnce() -> T) -> T {
-        self.critical.set(self.critical.get() + 1);
+        self.marks.critical.set(self.marks.critical.get() + 1);
         compiler_fence(Ordering::SeqCst);
         let value = code();
         compiler_fence(Ordering::SeqCst);
-        self.critical.set(self.critical.get() - 1);
+        self.marks.critical.set(self.marks.critical.get() - 1);
         self.act_on_pending();
         value
     }
@@ -93,7 +93,7 @@ impl Thread {
         self.marks.landed.set(true);
         self.state().members.take_back();
         // An error, unlike an interrupt, cuts critical code short.
-        self.critical.set(0);
+        self.marks.critical.set(0);
         self.marks.pending.set(false);
         self.marks.single_stepping.set(false);
     }
@@ -109,9 +109,9 @@ impl Thread {
     ) -> bool {
         let has_single_stepped = self.marks.single_stepping.take();
         if !has_single_stepped {
-            self.waited.set(self.waited.get() + 1);
+            self.marks.waited.set(self.marks.waited.get() + 1);
         }
-        let (waited, steps) = (self.waited.get(), self.steps.get());
+        let (waited, steps) = (self.marks.waited.get(), self.marks.steps.get());
         if waited > RETRIES {
             return false;
         }
@@ -122,7 +122,7 @@ impl Thread {
             && (has_single_stepped
                 || (can_trap() && self.alarm.set(signals::interrupt(), STEP_LIMIT)));
         if leads {
-            self.steps.set(steps + 1);
+            self.marks.steps.set(steps + 1);
             self.marks.single_stepping.set(true);
             return true;
         }
@@ -137,14 +137,14 @@ impl Thread {
     /// Whether the thread was single-stepped in this request: a late trap may be from then.
     /// Async-signal-safe.
     pub(crate) fn has_single_stepped(&self) -> bool {
-        self.steps.get() != 0
+        self.marks.steps.get() != 0
     }
 
     /// Limits how long the next function on the request stack may take. False if the kernel has
     /// no timer.
     pub(crate) fn set_limit(&self, limit: Duration) -> bool {
         // It may hang in the C library itself.
-        self.waited.set(RETRIES);
+        self.marks.waited.set(RETRIES);
         self.marks.pending.set(false);
         self.deadline.set(now() + limit.as_nanos() as u64);
         self.alarm.set(signals::interrupt(), limit)
@@ -175,6 +175,7 @@ impl Thread {
 mod tests {
     use super::*;
     use crate::mock::MockBackend;
+    use crate::os::switch::LANDED;
     use crate::thread::{current, of};
     use std::ffi::c_void;
     use std::hint::black_box;
@@ -186,7 +187,7 @@ mod tests {
     }
 
     /// Runs on the request stack, as a trial of the C library's heap that hangs does.
-    unsafe extern "C" fn spin(argument: *mut c_void) {
+    unsafe extern "C" fn spin(argument: *mut c_void) -> u32 {
         // SAFETY: the test passes this, which lives until this returns or is cut short.
         let spin = unsafe { &mut *argument.cast::<Spin<'_>>() };
         spin.thread.set_phase(Phase::Running);
@@ -196,7 +197,8 @@ mod tests {
             black_box(());
         }
         spin.ended = true;
-        spin.thread.set_phase(Phase::Ending);
+        spin.thread.set_phase(Phase::Outside);
+        0
     }
 
     #[test]
@@ -221,9 +223,9 @@ mod tests {
             ended: false,
         };
         // SAFETY: the request stack is free; spin() does not unwind.
-        let cut = unsafe { thread.on_request_stack(spin, (&raw mut argument).cast()) };
+        let code = unsafe { thread.on_request_stack(spin, (&raw mut argument).cast()) };
         thread.clear_limit();
         thread.go_idle();
-        assert!(cut && !argument.ended);
+        assert_eq!((code, argument.ended), (LANDED, false));
     }
 }

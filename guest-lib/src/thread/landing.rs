@@ -5,7 +5,7 @@ use super::{Phase, Thread};
 use crate::failure::Kind;
 use crate::os::region::Region;
 use crate::os::signals;
-use crate::os::switch;
+use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record;
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
@@ -42,22 +42,16 @@ impl Thread {
         !self.marks.diverted.replace(true)
     }
 
-    /// Calls `entry(argument)` on the request stack; true if it was cut short.
+    /// Calls `entry(argument)` on the request stack; returns what it returned, or [`LANDED`] if it was cut short.
     ///
     /// # Safety
     ///
     /// As [`switch::switch`]; the request stack is not in use.
-    #[inline]
-    pub(crate) unsafe fn on_request_stack(
-        &self,
-        entry: unsafe extern "C" fn(*mut c_void),
-        argument: *mut c_void,
-    ) -> bool {
-        let Some(stack) = self.stack.region() else {
-            return true;
-        };
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) unsafe fn on_request_stack(&self, entry: Entry, argument: *mut c_void) -> u32 {
         // SAFETY: the caller's.
-        unsafe { self.on_stack(stack, entry, argument) }
+        unsafe { self.on_stack_below(self.top, entry, argument) }
     }
 
     /// The same on another stack.
@@ -69,17 +63,36 @@ impl Thread {
     pub(crate) unsafe fn on_stack(
         &self,
         stack: &Region,
-        entry: unsafe extern "C" fn(*mut c_void),
+        entry: Entry,
         argument: *mut c_void,
-    ) -> bool {
-        // SAFETY: the region's top is page-aligned; the rest is the caller's.
-        let cut = unsafe { switch::switch(stack.top(), entry, argument, self.saved.get()) };
-        if cut {
-            // Nothing may be sent to the landing again.
-            self.set_phase(Phase::Ending);
+    ) -> u32 {
+        // SAFETY: the caller's.
+        unsafe { self.on_stack_below(stack.top(), entry, argument) }
+    }
+
+    /// The same on the stack that ends at `top`, which is page-aligned.
+    ///
+    /// # Safety
+    ///
+    /// As [`switch::switch`]; the stack is not in use.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    unsafe fn on_stack_below(&self, top: *mut u8, entry: Entry, argument: *mut c_void) -> u32 {
+        // SAFETY: the caller's.
+        let code = unsafe { switch::switch(top, entry, argument, self.saved.get()) };
+        if code != 0 {
+            self.note_landing(code);
         }
-        self.marks.diverted.set(false);
-        cut
+        code
+    }
+
+    #[cold]
+    fn note_landing(&self, code: u32) {
+        if code == LANDED {
+            // Nothing may be sent to the landing again.
+            self.set_phase(Phase::Outside);
+            self.marks.diverted.set(false);
+        }
     }
 
     /// The stack pointer of the landing. Async-signal-safe.

@@ -41,19 +41,15 @@ use std::sync::atomic::{Ordering, compiler_fence};
 /// What a thread does; tells the signal handler what an error means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// No request.
-    Idle,
-    /// A request begins, or is joined; the server's stack.
-    Entering,
+    /// No request, or one begins, ends, is joined or left; the server's stack.
+    Outside,
     /// The request's function, or the audit after it; the request stack.
     Running,
-    /// The request ends, or is left; the server's stack.
-    Ending,
     /// A defer of a failed request; the request stack.
     Deferring,
 }
 
-/// What a thread notes while something unusual is going on; none of it when it is at rest.
+/// What a thread notes while something unusual is going on; none of it when it is at rest, but for `unprotected`.
 #[derive(Default)]
 #[repr(C, align(8))]
 struct Marks {
@@ -71,20 +67,31 @@ struct Marks {
     forgotten: Cell<bool>,
     /// The thread is being single-stepped out of the C library.
     single_stepping: Cell<bool>,
+    /// The app keeps no versions of pages: nothing says what a request has written.
+    unprotected: Cell<bool>,
+    /// Above 0: interrupts wait until it is 0 again.
+    critical: Cell<u16>,
+    /// Times that an interrupt has waited for the thread to leave the C library.
+    waited: Cell<u16>,
+    /// Instructions that the thread has been single-stepped through in the C library, in this request.
+    steps: Cell<u16>,
+    /// The request has a deadline.
+    timed: Cell<bool>,
     _unused: Cell<bool>,
 }
 
 const _: () = assert!(
-    size_of::<Marks>() == size_of::<u64>(),
-    "looked at as one word"
+    size_of::<Marks>() == size_of::<[u64; 2]>(),
+    "looked at as two words"
 );
 
 impl Marks {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     fn is_any(&self) -> bool {
-        // SAFETY: as large and as aligned as the word, without gaps, and used by one thread.
-        unsafe { std::ptr::from_ref(self).cast::<u64>().read() != 0 }
+        // SAFETY: as large and as aligned as the words, without gaps, and used by one thread.
+        let [first, second] = unsafe { std::ptr::from_ref(self).cast::<[u64; 2]>().read() };
+        first | second != 0
     }
 }
 
@@ -109,20 +116,16 @@ pub(crate) struct Thread {
     /// Its slot, if it has joined that request.
     slot: Cell<Option<usize>>,
     phase: Cell<Phase>,
-    /// Above 0: interrupts wait until it is 0 again.
-    critical: Cell<u32>,
     marks: Marks,
     stack: Stack,
+    /// First byte after the request stack; null if there is none.
+    top: *mut u8,
     saved: UnsafeCell<u64>,
     record: Record,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
     /// For polling, and for the library's own time limits.
     alarm: Alarm,
-    /// Times that an interrupt has waited for the thread to leave the C library.
-    waited: Cell<u32>,
-    /// Instructions that the thread has been single-stepped through in the C library, in this request.
-    steps: Cell<u32>,
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
     arena: Arena,
@@ -131,6 +134,7 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
+    #[inline]
     pub(crate) fn app(&self) -> &'static App {
         self.app
     }
@@ -140,6 +144,7 @@ impl Thread {
         self.domain.get()
     }
 
+    #[inline]
     pub(crate) fn set_domain(&self, domain: &'static Domain) {
         self.domain.set(Some(domain));
     }
@@ -149,6 +154,7 @@ impl Thread {
     }
 
     /// What belongs to the request that the thread works for.
+    #[inline]
     pub(crate) fn state(&self) -> &'static State {
         self.state.get()
     }
@@ -157,6 +163,7 @@ impl Thread {
         self.phase.get()
     }
 
+    #[inline]
     pub(crate) fn set_phase(&self, phase: Phase) {
         compiler_fence(Ordering::SeqCst);
         self.phase.set(phase);
@@ -190,6 +197,7 @@ impl Thread {
     }
 
     /// Tag of the request that the thread works for, or 0.
+    #[inline]
     pub(crate) fn tag(&self) -> u64 {
         self.control.tag()
     }
@@ -205,7 +213,14 @@ impl Thread {
         has_written(self.tag()) || has_written(self.state().tag())
     }
 
+    /// The same for a request that is plain and has that tag.
+    #[inline]
+    pub(crate) fn has_listed(&self, tag: u64) -> bool {
+        self.written.count(tag) != 0
+    }
+
     /// The list of pages that the thread has written.
+    #[inline]
     pub(crate) fn written(&self) -> Written {
         self.written
     }

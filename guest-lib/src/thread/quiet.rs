@@ -3,44 +3,43 @@
 use super::Thread;
 use crate::shared::pkru;
 use crate::state::domain::Domain;
+use std::ptr;
 
 impl Thread {
     /// Whether something unusual has left its mark on the thread since it was at rest.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    fn has_marks(&self) -> bool {
-        let counts = self.critical.get() | self.waited.get() | self.steps.get();
-        self.marks.is_any() || counts != 0 || self.deadline.get() != 0
+    pub(crate) fn has_marks(&self) -> bool {
+        self.marks.is_any()
     }
 
-    /// Whether the request needs no more than to unlock its domain: nothing that it would have to end was used,
-    /// nothing is written that is not committed, and everything is as the library has left it.
+    /// The request's tag if it is plain: it needs no more than to commit the pages that it has written, if any, and to unlock its
+    /// domain. Nothing that it would have to end was used, and everything but the lock word is as the library has left it.
     ///
     /// A word that a stray write has changed can only lead to the long way, or let the request end without what
     /// it had to undo, which it need not: what is committed depends on the list of written pages, which only the
     /// driver writes.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn is_quiet(&self, domain: &Domain) -> bool {
+    pub(crate) fn plain_tag(&self, domain: &Domain) -> Option<u64> {
         if self.has_marks() {
             // The child of a fork cannot even look at its parent's control block.
-            return false;
+            return None;
         }
         let (control, tag) = (self.control, self.tag());
-        self.app.protects()
-            && control.failed() != tag
-            && self.written.count(tag) == 0
-            && self.state().is_quiet(tag, domain, control)
+        let is_plain = control.failed() != tag && self.state().is_plain(tag, domain, control);
+        is_plain.then_some(tag)
     }
 
     /// Whether a request finds the thread and its state as they were before the first one.
     #[cfg(test)]
     pub(crate) fn is_at_rest(&self) -> bool {
         let control = self.control;
-        std::ptr::eq(self.state(), self.own)
+        ptr::eq(self.state(), self.own)
             && super::current().is_none()
-            && self.phase() == super::Phase::Idle
-            && !self.has_marks()
+            && self.phase() == super::Phase::Outside
+            && (!self.has_marks() || !self.app.protects())
+            && self.deadline.get() == 0
             && self.slot.get().is_none()
             && control.tag() == 0
             && crate::shared::held::len(&control) == 0
@@ -48,15 +47,19 @@ impl Thread {
             && self.own.is_at_rest()
     }
 
-    /// Ends a request that is quiet, and whose domain is unlocked.
+    /// Ends a request that is plain, has nothing left to commit, and whose domain is unlocked. Its state is the thread's
+    /// own, or [`Thread::go_own`] comes next.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn end_quiet(&self) {
+    pub(crate) fn end_plain(&self) {
+        let ours = pkru::ours();
         self.clear_held();
-        pkru::close();
-        self.control.set_tag(0);
-        self.arena.reset();
-        self.state().clear_quiet();
-        self.go();
+        pkru::close_all(ours);
+        self.control.set_tag_alone(0);
+        if self.arena.used() != 0 {
+            self.arena.reset();
+        }
+        self.state().clear_plain(ours);
+        self.set_current(ptr::null());
     }
 }

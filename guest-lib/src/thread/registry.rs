@@ -89,7 +89,8 @@ pub(crate) fn current() -> Option<&'static Thread> {
 }
 
 /// The calling thread in `app`, if no request runs here and this is the app that it has used last.
-#[inline]
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
 pub(crate) fn idle(app: &'static App) -> Option<&'static Thread> {
     let last = HERE.with(|here| {
         let last = here.current.get().is_null().then(|| here.last.get())?;
@@ -176,16 +177,17 @@ impl Thread {
             own,
             state: Cell::new(own),
             slot: Cell::new(None),
-            phase: Cell::new(Phase::Idle),
-            critical: Cell::new(0),
-            marks: Marks::default(),
+            phase: Cell::new(Phase::Outside),
+            marks: Marks {
+                unprotected: Cell::new(!app.protects()),
+                ..Marks::default()
+            },
+            top: stack.region().map_or(ptr::null_mut(), Region::top),
             stack,
             saved: UnsafeCell::new(0),
             record: Record::new(),
             deadline: Cell::new(0),
             alarm: Alarm::default(),
-            waited: Cell::new(0),
-            steps: Cell::new(0),
             domain: Cell::new(None),
             arena,
             _signal_stack: signal_stack,

@@ -1,6 +1,6 @@
 //! Which request a thread works for: begin and end, join and leave, suspend and resume.
 
-use super::{Phase, Thread};
+use super::Thread;
 use crate::error::Error;
 use crate::os::clock::now;
 use crate::shared::held::HeldList;
@@ -10,23 +10,16 @@ use std::ptr;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 impl Thread {
-    /// Begins a request: from here on the driver lets it write to the domains that it locks.
+    /// Begins a request: from here on the driver lets it write to the domains that it locks. Returns its tag.
     ///
     /// # Errors
     ///
     /// [`Error::System`] when there are no tags.
-    #[inline]
-    pub(crate) fn begin(&self, limits: Limits) -> Result<(), Error> {
-        self.begin_as(self.own, limits)
-    }
-
-    /// Begins a request with a state that is not the thread's.
-    ///
-    /// # Errors
-    ///
-    /// As [`Thread::begin`].
-    #[inline]
-    pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn begin(&self, limits: Limits) -> Result<u64, Box<Error>> {
+        // First, so that a signal handler of the server finds a request in the middle.
+        self.set_current(self);
         if self.next_tag.get() >= self.end_tag.get() {
             self.fetch_tags()?;
         }
@@ -36,21 +29,41 @@ impl Thread {
             0 => 0,
             limit => now() + u64::from(limit) * 1_000_000,
         };
-        let key = state.begin(Start {
+        if deadline != 0 {
+            // At rest there is none.
+            self.deadline.set(deadline);
+            self.marks.timed.set(true);
+        }
+        let start = Start {
             tag,
             deadline,
             limits,
-        });
-        // Nothing is held yet: the list is empty.
-        state.use_control(self.control);
-        self.attach_to(state, tag, deadline, key);
-        Ok(())
+        };
+        let (ours, control) = (pkru::ours(), self.control);
+        let key = self.state().begin(start, ours, control);
+        control.set_deadline(deadline);
+        control.set_key(key);
+        control.set_tag_alone(tag);
+        pkru::open(ours, key);
+        Ok(tag)
+    }
+
+    /// Begins a request with a state that is not the thread's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Thread::begin`].
+    pub(crate) fn begin_as(&self, state: &'static State, limits: Limits) -> Result<(), Error> {
+        self.state.set(state);
+        self.begin(limits).map(drop).map_err(|error| *error)
     }
 
     #[cold]
-    fn fetch_tags(&self) -> Result<(), Error> {
-        let tags = self.app.backend().tags();
-        let tags = tags.map_err(Error::system("fetching tags"))?;
+    fn fetch_tags(&self) -> Result<(), Box<Error>> {
+        let tags = self.app.backend().tags().map_err(|error| {
+            self.go();
+            Error::system("fetching tags")(error)
+        })?;
         self.next_tag.set(tags.next);
         self.end_tag.set(tags.end);
         Ok(())
@@ -69,23 +82,17 @@ impl Thread {
     }
 
     /// The thread is at rest: see [`Thread::go_idle`].
-    #[inline]
     fn attach(&self, state: &'static State, slot: Option<usize>) {
         self.slot.set(slot);
-        self.attach_to(state, state.tag(), state.deadline(), state.key());
-    }
-
-    #[inline]
-    fn attach_to(&self, state: &'static State, tag: u64, deadline: u64, key: u32) {
         self.state.set(state);
-        self.deadline.set(deadline);
-        self.set_phase(Phase::Entering);
+        self.deadline.set(state.deadline());
+        self.marks.timed.set(state.deadline() != 0);
         self.set_current(self);
         let control = self.control;
-        control.set_deadline(deadline);
-        control.set_key(key);
-        control.set_tag(tag);
-        pkru::open(key);
+        control.set_deadline(state.deadline());
+        control.set_key(state.key());
+        control.set_tag(state.tag());
+        pkru::open(pkru::ours(), state.key());
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
@@ -123,11 +130,13 @@ impl Thread {
     /// Lists the first domain that the request, which is alone, holds or is about to lock.
     #[inline]
     pub(crate) fn list_first(&self, domain: u32) {
-        self.control.set_entry(0, domain);
-        self.control.set_count(1);
+        let control = self.control;
+        control.set_entry(0, domain);
+        control.set_count(1);
     }
 
     /// Nothing is held, nor waited for.
+    #[inline]
     pub(crate) fn clear_held(&self) {
         self.control.set_count(0);
     }
@@ -145,7 +154,6 @@ impl Thread {
     /// Runs the defers of a request that is over.
     pub(crate) fn attach_ended(&self, state: &'static State) {
         self.state.set(state);
-        self.set_phase(Phase::Ending);
         self.set_current(self);
     }
 
@@ -155,25 +163,30 @@ impl Thread {
         // From here on the signal handler does not know the thread.
         self.slot.set(None);
         self.marks.pending.set(false);
-        self.critical.set(0);
-        self.waited.set(0);
-        self.steps.set(0);
+        self.marks.critical.set(0);
+        self.marks.waited.set(0);
+        self.marks.steps.set(0);
         self.marks.single_stepping.set(false);
         self.marks.checking.set(false);
         self.marks.exclusive.set(false);
         self.marks.landed.set(false);
+        self.marks.timed.set(false);
+    }
+
+    /// After [`Thread::end_plain`]: the state of the request may have been another than the thread's own.
+    #[inline]
+    pub(crate) fn go_own(&self) {
+        self.state.set(self.own);
     }
 
     /// The thread has no request any more, and is at rest.
-    #[inline]
     pub(super) fn go(&self) {
         self.state.set(self.own);
-        self.set_phase(Phase::Idle);
         self.set_current(ptr::null());
     }
 
     #[inline]
-    fn set_current(&self, current: *const Self) {
+    pub(super) fn set_current(&self, current: *const Self) {
         compiler_fence(Ordering::SeqCst);
         // SAFETY: the calling thread's own, which stays until it ends.
         unsafe { (*self.here).current.set(current) };

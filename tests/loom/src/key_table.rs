@@ -36,6 +36,24 @@ impl KeyTable {
         self.table.give_back(key);
     }
 
+    /// A request's key and its serial number: the last one if nobody has had it since, as a thread does.
+    pub fn take_as_thread(&self, last: (u32, u32)) -> (u32, u32) {
+        if self.table.take_again(last.0, last.1) {
+            return last;
+        }
+        let key = self.table.take(last.0);
+        (key, self.table.serial(key))
+    }
+
+    /// The request has it no longer.
+    pub fn give_back_as_thread(&self, (key, serial): (u32, u32)) -> (u32, u32) {
+        if self.table.give_back_alone(key, serial) {
+            return (key, serial.wrapping_add(1));
+        }
+        self.table.give_back(key);
+        (key, self.table.serial(key))
+    }
+
     /// Takes a key away from all requests.
     pub fn withdraw(&self) -> Option<u32> {
         self.table.withdraw()

@@ -92,7 +92,9 @@ impl Library {
     /// `lock::unlock`.
     pub fn unlock(&self, domain: u32) {
         self.life.step();
-        if word::release(self.driver.word(domain), self.tag()) == Released::WithWaiters {
+        // As `lock::release_quietly`; then the long way.
+        let (word, tag) = (self.driver.word(domain), self.tag());
+        if !word::release_quietly(word, tag) && word::release(word, tag) == Released::WithWaiters {
             self.life.step();
             self.driver.lock_wake(domain);
         }

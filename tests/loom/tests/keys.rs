@@ -38,6 +38,28 @@ fn no_two_requests_in_flight_share_a_key_while_there_are_enough() {
 }
 
 #[test]
+fn a_thread_that_keeps_its_key_in_mind_shares_it_with_nobody() {
+    check(3, || {
+        let table = Arc::new(KeyTable::new(2));
+        let requests = |table: &KeyTable, mut key: (u32, u32)| {
+            for _ in 0..2 {
+                key = table.take_as_thread(key);
+                table.write(key.0);
+                key = table.give_back_as_thread(key);
+            }
+        };
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || requests(&table, (1, 0)))
+        };
+        requests(&table, (1, 0));
+        other.join().unwrap();
+        // Both keys are free again.
+        assert!(table.withdraw().is_some() && table.withdraw().is_some());
+    });
+}
+
+#[test]
 fn a_key_given_back_and_retaken_does_not_look_always_used() {
     check(BACK_AND_FORTH, || {
         let table = Arc::new(KeyTable::new(2));
