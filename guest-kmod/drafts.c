@@ -198,7 +198,7 @@ int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_p
 	if (error)
 		return error;
 	dev->pool.frames[entry->draft].ahead = why;
-	domain->ahead++;
+	domain->ahead = true;
 	return 0;
 }
 
@@ -269,8 +269,10 @@ static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
 	if (domain->ahead && vma)
 		note_dirty(domain, vma);
 	zap_drafts(domain, vma);
-	if (!domain->ahead)
+	if (!domain->ahead) {
+		vmsrs_predict_end(domain, unwritten, 0);
 		return 0;
+	}
 	list_for_each_entry_safe(draft, next, &domain->drafts, list) {
 		if (draft->ahead == VMSRS_AHEAD_NOT)
 			continue;
@@ -282,9 +284,9 @@ static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
 		list_move_tail(&draft->list, unwritten);
 		count++;
 	}
-	vmsrs_predict_unwritten(domain, unwritten, follow);
+	vmsrs_predict_end(domain, unwritten, follow);
 	domain->draft_count -= count;
-	domain->ahead = 0;
+	domain->ahead = false;
 	atomic_sub(count, &dev->drafts);
 	atomic_sub(count, &domain->owner->drafts);
 	return count;

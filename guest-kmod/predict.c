@@ -4,7 +4,8 @@
  * first write, ahead of their own, which saves their page faults.
  *
  * - Hot pages: every request that writes to the domain has written to them, several times in a row.
- * - The pages that follow: the request writes to one page after the other.
+ * - The pages that follow: the request writes to one page after the other, a row. It is expected to be as
+ *   long as the last two rows in the domain were, and if it becomes longer, twice as long as it is.
  *
  * A draft made ahead that stays unwritten is dropped when the request ends, and costs about as much as
  * two thirds of a fault. So a page that was once left out is hot no more, and a domain whose requests
@@ -16,35 +17,54 @@
 
 /* Commits in a row after which a page is hot. */
 #define HOT_AFTER		3
-/* Pages written in a row after which the following ones are predicted, and at most how many. */
-#define RUN_MIN			2
-#define RUN_MAX			VMSRS_FOLLOWING_MAX
-/* Bounds of vmsrs_domain.run_score. */
-#define RUN_SCORE_MAX		4
+/* Pages of a row that is longer than expected after which the following ones are predicted. */
+#define ROW_MIN			2
+/* Bounds of vmsrs_domain.row_score. */
+#define ROW_SCORE_MAX		4
+/* Longer rows count as this long. */
+#define ROW_MAX			U8_MAX
 
-/*
- * Adds the pages that follow to the prediction. As many as were written in a row, so that at most
- * half of them are for nothing.
- */
+static void end_row(struct vmsrs_domain *domain, u32 length)
+{
+	domain->last_rows[1] = domain->last_rows[0];
+	domain->last_rows[0] = length;
+}
+
+/* How many pages will follow in the row, whose last page has just been written. */
+static u32 expected(const struct vmsrs_domain *domain)
+{
+	u32 last = min(domain->last_rows[0], domain->last_rows[1]);
+
+	if (domain->row <= last)
+		return last - domain->row;
+	/* At most half of them are for nothing. */
+	return domain->row < ROW_MIN || domain->row_score < 0 ? 0 : domain->row;
+}
+
+/* Adds the pages that follow to the prediction. */
 static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
 		     struct vmsrs_ahead *pages)
 {
 	u32 count, i;
 
-	domain->run = page == domain->next_page ? min_t(u32, domain->run + 1, RUN_MAX) : 1;
+	if (page != domain->next_page) {
+		if (domain->row)
+			end_row(domain, domain->row);
+		domain->row = 0;
+	}
+	domain->row = min_t(u32, domain->row + 1, ROW_MAX);
 	domain->next_page = page + 1;
 	/* What was not predicted has come. */
-	if (domain->run_score < 0 && domain->run == RUN_MIN + 1)
-		domain->run_score++;
-	if (domain->run < RUN_MIN || domain->run_score < 0)
-		return 0;
-	count = min_t(u32, domain->run, extent->page + extent->pages - domain->next_page);
+	if (domain->row_score < 0 && domain->row == ROW_MIN + 1)
+		domain->row_score++;
+	count = min_t(u32, expected(domain), VMSRS_FOLLOWING_MAX);
+	count = min_t(u32, count, extent->page + extent->pages - domain->next_page);
 	for (i = 0; i < count; i++) {
 		pages[i].page = domain->next_page + i;
 		pages[i].why = VMSRS_AHEAD_FOLLOWS;
 	}
 	domain->next_page += count;
-	domain->run = min_t(u32, domain->run + count, RUN_MAX);
+	domain->row = min_t(u32, domain->row + count, ROW_MAX);
 	return count;
 }
 
@@ -66,7 +86,7 @@ u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *
 
 	lockdep_assert_held(&domain->lock);
 	if (first) {
-		domain->run = 0;
+		domain->row = 0;
 		domain->next_page = VMSRS_NONE;
 		for (; hot && count < hot->count; count++) {
 			pages[count].page = hot->pages[count];
@@ -121,7 +141,7 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
 		before = vmsrs_pool_frame(domain->app->dev, draft->committed);
 	draft->commit = domain->commits;
 	draft->streak = 1;
-	if (before && before->commit == domain->commits - 1)
+	if (before && before->commit == (u16)(domain->commits - 1))
 		draft->streak = min_t(u32, before->streak + 1, HOT_AFTER);
 	/* A request that writes to one page alone has nothing to gain. */
 	if (draft->streak == HOT_AFTER && domain->draft_count > 1 &&
@@ -130,26 +150,26 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
 }
 
 /**
- * vmsrs_predict_unwritten() - learn from drafts that were made ahead and not written
+ * vmsrs_predict_end() - learn from the end of a request's drafts in a domain
  * @domain: the domain, locked
- * @drafts: the drafts
+ * @unwritten: the drafts that were made ahead and not written
  * @written: number of those that were made ahead because they follow, and written
  */
-void vmsrs_predict_unwritten(struct vmsrs_domain *domain, const struct list_head *drafts,
-			     u32 written)
+void vmsrs_predict_end(struct vmsrs_domain *domain, const struct list_head *unwritten, u32 written)
 {
 	struct vmsrs_frame *draft;
-	u32 unwritten = 0;
+	u32 follow = 0;
 
 	lockdep_assert_held(&domain->lock);
-	list_for_each_entry(draft, drafts, list) {
+	list_for_each_entry(draft, unwritten, list) {
 		if (draft->ahead == VMSRS_AHEAD_FOLLOWS)
-			unwritten++;
+			follow++;
 		else
 			remove_hot(domain->hot, draft->page);
 	}
-	if (unwritten > written)
-		domain->run_score = max_t(int, domain->run_score - 1, -RUN_SCORE_MAX);
-	else if (written && !unwritten)
-		domain->run_score = min_t(int, domain->run_score + 1, RUN_SCORE_MAX);
+	end_row(domain, domain->row - min_t(u32, follow, domain->row));
+	if (follow > written)
+		domain->row_score = max_t(int, domain->row_score - 1, -ROW_SCORE_MAX);
+	else if (written && !follow)
+		domain->row_score = min_t(int, domain->row_score + 1, ROW_SCORE_MAX);
 }

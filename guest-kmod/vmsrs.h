@@ -97,7 +97,7 @@
 /* Hot pages of a domain; struct vmsrs_hot_pages has 64 bytes then. */
 #define VMSRS_HOT_MAX			15
 /* Most pages that are drafted ahead at a time: hot ones, and ones that follow. */
-#define VMSRS_FOLLOWING_MAX		8
+#define VMSRS_FOLLOWING_MAX		16
 #define VMSRS_AHEAD_MAX			(VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
 
 /* Requests share this many locks, as a power of two. */
@@ -200,7 +200,7 @@ struct vmsrs_frame {
 	u32 sealed;
 	u32 lost;
 	u32 batch;
-	u32 commit;
+	u16 commit;
 	u8 streak;
 	u8 ahead;
 	bool dirty;
@@ -233,7 +233,8 @@ struct vmsrs_hot_pages {
 
 /**
  * struct vmsrs_domain - a domain of an app; lives as long as the app
- * @lock: guards @drafts, @draft_count, @owner, the entries of its extents, and from @hot on
+ * @lock: guards @drafts, @draft_count, @owner, the entries of its extents, and from @next_page
+ *	on
  * @app: the app
  * @first: first extent; guarded by vmsrs_app.lock
  * @last: last extent; guarded by vmsrs_app.lock
@@ -243,12 +244,13 @@ struct vmsrs_hot_pages {
  * @number: its number, the index of its lock word
  * @draft_count: length of @drafts
  * @extent_count: number of extents; guarded by vmsrs_app.lock
- * @commits: number of its last commit
- * @hot: pages that are drafted ahead, or NULL
  * @next_page: page after the one that was drafted last
- * @run: drafts made one page after the other by @owner, up to @next_page
- * @run_score: whether drafting the following pages ahead has been of use; not if it is negative
- * @ahead: number of drafts in @drafts that were made ahead
+ * @hot: pages that are drafted ahead, or NULL
+ * @commits: number of its last commit
+ * @row: drafts made one page after the other by @owner, up to @next_page
+ * @last_rows: lengths of the last two rows
+ * @row_score: whether expecting longer rows has been of use; not if it is negative
+ * @ahead: some of @drafts were made ahead
  */
 struct vmsrs_domain {
 	struct mutex lock;
@@ -260,12 +262,13 @@ struct vmsrs_domain {
 	u32 number;
 	u32 draft_count;
 	u32 extent_count;
-	u32 commits;
-	struct vmsrs_hot_pages *hot;
 	u32 next_page;
-	u8 run;
-	s8 run_score;
-	u16 ahead;
+	struct vmsrs_hot_pages *hot;
+	u16 commits;
+	u8 row;
+	u8 last_rows[2];
+	s8 row_score;
+	bool ahead;
 };
 
 /**
@@ -923,8 +926,7 @@ void vmsrs_host_free(struct vmsrs_device *dev);
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
 		  bool first, struct vmsrs_ahead *pages);
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
-void vmsrs_predict_unwritten(struct vmsrs_domain *domain, const struct list_head *drafts,
-			     u32 written);
+void vmsrs_predict_end(struct vmsrs_domain *domain, const struct list_head *unwritten, u32 written);
 
 /* drafts.c */
 u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);

@@ -18,15 +18,15 @@ typedef int8_t s8;
 
 /* As in vmsrs.h and predict.c. */
 #define VMSRS_HOT_MAX 15
-#define VMSRS_FOLLOWING_MAX 8
+#define VMSRS_FOLLOWING_MAX 16
 #define VMSRS_AHEAD_MAX (VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
 #define VMSRS_AHEAD_NOT 0
 #define VMSRS_AHEAD_HOT 1
 #define VMSRS_AHEAD_FOLLOWS 2
 #define HOT_AFTER 3
-#define RUN_MIN 2
-#define RUN_MAX VMSRS_FOLLOWING_MAX
-#define RUN_SCORE_MAX 4
+#define ROW_MIN 2
+#define ROW_SCORE_MAX 4
+#define ROW_MAX UINT8_MAX
 
 #define GFP_NOWAIT 0
 #define __GFP_NOWARN 0
@@ -34,13 +34,14 @@ typedef int8_t s8;
 #define lockdep_assert_held(lock)
 #define min_t(type, a, b) ((type)(a) < (type)(b) ? (type)(a) : (type)(b))
 #define max_t(type, a, b) ((type)(a) > (type)(b) ? (type)(a) : (type)(b))
+#define min(a, b) ((a) < (b) ? (a) : (b))
 /* Drafts of a request, by place. */
 #define list_for_each_entry(draft, head, list) \
 	for (draft = (head)->drafts; draft != (head)->drafts + (head)->count; draft++)
 
 struct vmsrs_ahead { u32 page, why; };
 struct vmsrs_hot_pages { u32 count; u32 pages[VMSRS_HOT_MAX]; };
-struct vmsrs_frame { u32 page, committed, commit; u8 streak, ahead; };
+struct vmsrs_frame { u32 page, committed; u16 commit; u8 streak, ahead; };
 struct list_head { struct vmsrs_frame *drafts; u32 count; };
 struct vmsrs_app { void *dev; };
 struct vmsrs_extent_pages { u32 page, pages; };
@@ -48,9 +49,10 @@ struct vmsrs_extent_pages { u32 page, pages; };
 struct vmsrs_domain {
 	struct vmsrs_app *app;
 	struct vmsrs_hot_pages *hot;
-	u32 draft_count, commits, next_page;
-	u8 run;
-	s8 run_score;
+	u32 draft_count, next_page;
+	u16 commits;
+	u8 row, last_rows[2];
+	s8 row_score;
 };
 
 #define PAGES 100U
@@ -113,8 +115,7 @@ static void request(const u32 *pages, u32 count)
 		domain.draft_count += written[i];
 	}
 	unwritten = list.count;
-	if (ahead)
-		vmsrs_predict_unwritten(&domain, &list, follow);
+	vmsrs_predict_end(&domain, &list, follow);
 	domain.commits++;
 	for (i = 0; i < PAGES; i++) {
 		if (written[i]) {
@@ -141,7 +142,7 @@ static void fresh(void)
 	domain = (struct vmsrs_domain){ .app = &app };
 	memset(versions, 0, sizeof(versions));
 	for (i = 0; i < PAGES; i++)
-		versions[i].commit = VMSRS_NONE;
+		versions[i].commit = UINT16_MAX - 1;
 }
 
 static void expect(bool right, const char *what)
@@ -202,22 +203,37 @@ static void following_pages(void)
 	row(10, 4);
 	expect(faults == 2 && ahead == 2 && !unwritten, "four in a row");
 	row(20, 64);
-	expect(faults < 12 && unwritten < 8, "64 in a row");
+	expect(faults < 12 && unwritten < 16, "64 in a row");
 	row(PAGES - 3, 3);
-	expect(faults == 2 && ahead == 1, "up to the end of the extent");
-	row(0, 1);
-	row(1, 1);
+	expect(!unwritten, "up to the end of the extent");
+	for (i = 0; i < 2; i++)
+		row(i, 1);
+	row(2, 1);
 	expect(faults == 1 && !ahead, "a row ends with its request");
+
+	fresh();
+	for (i = 0; i < 2; i++)
+		row(10, 7);
+	row(50, 7);
+	expect(faults == 1 && ahead == 6 && !unwritten, "as long as the last two rows");
+	row(30, 2);
+	expect(unwritten == 5, "a shorter one");
+	row(30, 2);
+	expect(faults == 1 && !unwritten, "what the shorter of the last two has");
+	row(30, 12);
+	expect(faults <= 4 && ahead >= 8, "a longer one is found out");
 
 	fresh();
 	row(10, 2);
 	expect(faults == 2 && ahead == 2 && unwritten == 2, "two in a row, for nothing");
+	row(30, 2);
+	expect(faults == 2 && !ahead, "a second time, and no prediction");
 	for (i = 0; i < 20; i += 2) {
-		row(20 + i, 2);
-		expect(faults == 2 && !ahead, "two in a row, and no more predictions");
+		row(40 + i, 2);
+		expect(faults == 1 && !unwritten, "two in a row as always");
 	}
 	row(10, 30);
-	expect(ahead, "a long row is worth it again");
+	expect(ahead > 10, "a long row is worth it again");
 
 	fresh();
 	for (i = 0; i < 20; i++) {

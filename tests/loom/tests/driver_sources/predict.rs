@@ -5,12 +5,14 @@ use crate::stubs;
 #[test]
 fn pages_written_in_a_row_are_predicted_and_no_others() {
     let functions = [
+        "end_row",
+        "expected",
         "following",
         "vmsrs_predict",
         "add_hot",
         "remove_hot",
         "vmsrs_predict_written",
-        "vmsrs_predict_unwritten",
+        "vmsrs_predict_end",
     ];
     stubs::run("predict.c", "predict.c", &functions);
 }
