@@ -68,7 +68,7 @@ void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail
 	struct vmsrs_report *report;
 	u8 *bytes;
 
-	BUILD_BUG_ON(sizeof(struct vmsrs_control_header) + sizeof(*evidence) + VMSRS_STACK_MAX +
+	BUILD_BUG_ON(2 * sizeof(struct vmsrs_control_header) + sizeof(*evidence) + VMSRS_STACK_MAX +
 		     VMSRS_MODULES_MAX + VMSRS_TEXT_MAX > VMSRS_MESSAGE_BYTES_MAX);
 	if (length == sizeof(*evidence))
 		return;

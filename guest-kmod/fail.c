@@ -138,8 +138,7 @@ static u32 first_held(const struct vmsrs_thread *thread)
 
 /*
  * Releases the locks of a request: of the domains that had its drafts, of those that the thread
- * and its other members hold, and of those that it held when it was suspended. commit_lock is
- * held for writing.
+ * and its other members hold, and of those that it held when it was suspended. As fail_locked().
  */
 static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
 			  const struct vmsrs_report *report)
@@ -162,7 +161,11 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 	for (i = 0; i < request->held_count; i++)
 		if (request->held[i] < VMSRS_MAX_DOMAINS)
 			vmsrs_lock_release(app, request->held[i], tag);
-	/* Not under threads_lock: each may have many locks, and each lock many sleepers. */
+	/*
+	 * Not under threads_lock: each may have many locks, and each lock many sleepers. A program
+	 * can write another tag to a control block, so two failures may find the same thread.
+	 */
+	mutex_lock(&dev->release_lock);
 	spin_lock(&dev->threads_lock);
 	list_for_each_entry(member, &dev->thread_list, list) {
 		if (member == thread || member->app != app || vmsrs_thread_tag(member) != tag)
@@ -177,11 +180,33 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 		vmsrs_thread_put(member);
 		cond_resched();
 	}
+	mutex_unlock(&dev->release_lock);
 }
 
 /*
- * Fails request fail->tag. A new request comes from *spare. commit_lock is held for writing; the
- * caller finishes the report without it. Returns false if the request had failed before.
+ * Keeps everything else away from a request, except for faults: commits, discards and failures of it
+ * take its lock, and what suspends, resumes or forgets requests takes commit_lock for writing. Others'
+ * commits and failures go on: a domain, its drafts and its list belong to one request at a time.
+ */
+static struct mutex *lock_request(struct vmsrs_device *dev, u64 tag)
+{
+	struct mutex *lock = vmsrs_request_lock(dev, tag);
+
+	down_read(&dev->commit_lock);
+	mutex_lock(lock);
+	return lock;
+}
+
+static void unlock_request(struct vmsrs_device *dev, struct mutex *lock)
+{
+	mutex_unlock(lock);
+	up_read(&dev->commit_lock);
+}
+
+/*
+ * Fails request fail->tag. A new request comes from *spare. commit_lock is held, and the request's
+ * lock unless that is for writing; the caller finishes the report without them. Returns false if the
+ * request had failed before.
  */
 static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report,
@@ -196,7 +221,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 
 	if (!fail->detected_ns || fail->detected_ns > now)
 		fail->detected_ns = now;
-	lockdep_assert_held_write(&dev->commit_lock);
+	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, spare);
 	fail->kind = refine(app, thread, fail, request->overdue);
@@ -250,14 +275,15 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
 	bool own = thread && thread->task == current, incident;
 	struct vmsrs_request *spare = NULL;
+	struct mutex *lock;
 
 	if (own)
 		swap(spare, thread->spare);
 	if (!spare)
 		spare = request_spare();
-	down_write(&dev->commit_lock);
+	lock = lock_request(dev, fail->tag);
 	incident = fail_locked(app, thread, fail, report, &spare);
-	up_write(&dev->commit_lock);
+	unlock_request(dev, lock);
 	if (own)
 		vmsrs_thread_keep_spare(thread, spare);
 	else
@@ -376,8 +402,9 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	struct vmsrs_domain *domain, *next;
 	struct vmsrs_request *request, *idle = NULL;
 	LIST_HEAD(domains);
+	struct mutex *lock;
 
-	down_write(&dev->commit_lock);
+	lock = lock_request(dev, tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
 	if (request)
@@ -389,7 +416,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 		atomic_sub(report->count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	up_write(&dev->commit_lock);
+	unlock_request(dev, lock);
 	kfree(idle);
 	report_finish(dev, report);
 }

@@ -17,8 +17,10 @@
 
 #define VMSRS_RECORDS_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
 			 sizeof(struct vmsrs_seal_record))
-#define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_incident_report)) / \
-			 sizeof(struct vmsrs_dropped_draft))
+/* Drafts that one report has room for, if it is alone in its message. */
+#define VMSRS_DROPPED_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_control_header) - \
+				  sizeof(struct vmsrs_incident_report)) / \
+				 sizeof(struct vmsrs_dropped_draft))
 
 /* Most records in a message. */
 static u32 records_max(const struct vmsrs_device *dev)
@@ -535,12 +537,39 @@ static void seal_work(struct work_struct *work)
 		work_failed(dev, error);
 }
 
-static struct vmsrs_report *take_report(struct vmsrs_batch *batch)
+static u32 evidence_bytes(const struct vmsrs_evidence *evidence)
+{
+	return sizeof(*evidence) + evidence->stack_bytes + evidence->modules_bytes +
+	       evidence->text_bytes;
+}
+
+static u32 dropped_count(const struct vmsrs_report *report)
+{
+	return min_t(u32, report->count, VMSRS_DROPPED_MAX);
+}
+
+/* Bytes that a report takes in a message. */
+static u32 report_bytes(const struct vmsrs_report *report)
+{
+	u32 payload;
+
+	if (report->evidence)
+		payload = ALIGN(evidence_bytes(report->evidence), 8);
+	else
+		payload = sizeof(report->body) +
+			  dropped_count(report) * sizeof(struct vmsrs_dropped_draft);
+	return sizeof(struct vmsrs_control_header) + payload;
+}
+
+/* Takes the first report unless it needs more than `room` bytes in a message. */
+static struct vmsrs_report *take_report(struct vmsrs_batch *batch, u32 room)
 {
 	struct vmsrs_report *report;
 
 	spin_lock(&batch->lock);
 	report = list_first_entry_or_null(&batch->reports, struct vmsrs_report, list);
+	if (report && report_bytes(report) > room)
+		report = NULL;
 	if (report) {
 		list_del(&report->list);
 		batch->reports_queued--;
@@ -553,11 +582,11 @@ static u32 fill_incident(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 {
 	struct vmsrs_incident_report *body = payload;
 	struct vmsrs_dropped_draft *dropped = (struct vmsrs_dropped_draft *)(body + 1);
+	u32 count = 0, most = dropped_count(report);
 	struct vmsrs_frame *draft;
-	u32 count = 0;
 
 	list_for_each_entry(draft, &report->drafts, list) {
-		if (count == VMSRS_DROPPED_MAX)
+		if (count == most)
 			break;
 		dropped[count].domain = draft->domain->number;
 		dropped[count].page = draft->page;
@@ -572,32 +601,49 @@ static u32 fill_incident(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 
 static u32 fill_evidence(void *payload, const struct vmsrs_evidence *evidence)
 {
-	u32 length = sizeof(*evidence) + evidence->stack_bytes + evidence->modules_bytes +
-		     evidence->text_bytes;
+	u32 length = evidence_bytes(evidence);
 
 	memcpy(payload, evidence, length);
+	memset(payload + length, 0, ALIGN(length, 8) - length);
 	return length;
 }
 
-static int send_report(struct vmsrs_device *dev, struct vmsrs_report *report)
+/* Adds a report to a message; returns the bytes that it takes there. */
+static u32 fill_report(struct vmsrs_device *dev, struct vmsrs_control_header *header,
+		       struct vmsrs_report *report)
 {
+	if (report->evidence) {
+		header->kind = VMSRS_MESSAGE_EVIDENCE;
+		header->length = fill_evidence(header + 1, report->evidence);
+	} else {
+		header->kind = VMSRS_MESSAGE_INCIDENT;
+		header->length = fill_incident(dev, header + 1, report);
+	}
+	return sizeof(*header) + ALIGN(header->length, 8);
+}
+
+/*
+ * Sends as many reports as one message has room for: each message costs the host more than what is
+ * in it. They are moved to a list, and the host has read their frames when this returns.
+ */
+static int send_reports(struct vmsrs_device *dev, struct list_head *sent)
+{
+	struct vmsrs_report *report;
+	u32 length = 0, answer = 0;
 	const void *reply;
 	void *payload;
-	u32 kind, length;
-	int error;
+	int error = 0;
 
 	payload = vmsrs_control_begin(dev);
 	if (IS_ERR(payload))
 		return PTR_ERR(payload);
-	if (report->evidence) {
-		kind = VMSRS_MESSAGE_EVIDENCE;
-		length = fill_evidence(payload, report->evidence);
-	} else {
-		kind = VMSRS_MESSAGE_INCIDENT;
-		length = fill_incident(dev, payload, report);
+	while ((report = take_report(&dev->batch, VMSRS_PAYLOAD_MAX - length))) {
+		list_add_tail(&report->list, sent);
+		length += fill_report(dev, payload + length, report);
 	}
-	error = vmsrs_control_exchange(dev, kind, length, &reply, &length);
-	if (!error && length)
+	if (length)
+		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_REPORTS, length, &reply, &answer);
+	if (!error && answer)
 		error = -EPROTO;
 	vmsrs_control_end(dev);
 	return error;
@@ -607,15 +653,18 @@ static void report_work(struct work_struct *work)
 {
 	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device,
 						report_work);
-	struct vmsrs_report *report;
+	struct vmsrs_report *report, *next;
+	LIST_HEAD(sent);
 	int error;
 
 	while (!vmsrs_device_broken(dev)) {
-		report = take_report(&dev->batch);
-		if (!report)
+		error = send_reports(dev, &sent);
+		if (!error && list_empty(&sent))
 			return;
-		error = send_report(dev, report);
-		vmsrs_host_report_free(dev, report);
+		list_for_each_entry_safe(report, next, &sent, list) {
+			list_del(&report->list);
+			vmsrs_host_report_free(dev, report);
+		}
 		wake_up_all(&dev->batch.wait);
 		if (error)
 			work_failed(dev, error);
@@ -672,7 +721,7 @@ void vmsrs_host_free(struct vmsrs_device *dev)
 {
 	struct vmsrs_report *report, *next;
 
-	while ((report = take_report(&dev->batch)))
+	while ((report = take_report(&dev->batch, U32_MAX)))
 		vmsrs_host_report_free(dev, report);
 	list_for_each_entry_safe(report, next, &dev->batch.spare, list) {
 		kfree(report->memory);

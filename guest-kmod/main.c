@@ -164,6 +164,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	init_rwsem(&dev->commit_lock);
 	for (i = 0; i < ARRAY_SIZE(dev->request_locks); i++)
 		mutex_init(&dev->request_locks[i]);
+	mutex_init(&dev->release_lock);
 	spin_lock_init(&dev->requests_lock);
 	hash_init(dev->requests);
 	INIT_LIST_HEAD(&dev->failed_requests);

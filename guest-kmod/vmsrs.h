@@ -15,6 +15,7 @@
  *	vmsrs_app.lock
  *	commit_lock
  *	request_locks
+ *	release_lock
  *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's)
  *	control.lock
  *	requests_lock
@@ -326,8 +327,8 @@ struct vmsrs_app {
  * @failed: it may not write any more; set under requests_lock, never cleared
  * @overdue: it failed because of its deadline; guarded by requests_lock
  * @carried: only for the watch
- * @discarded: its incident is recorded; guarded by commit_lock for writing, like the
- *	following
+ * @discarded: its incident is recorded; guarded by commit_lock for writing, or for reading with the
+ *	request's lock, like the following
  * @dropped: drafts that its failure has cost so far
  * @kind: kind of its incident
  * @incident: number of its incident
@@ -390,8 +391,7 @@ struct vmsrs_request {
  * @signalled_tag: tag that was overdue when the watch looked; only used by the watch
  * @signalled_ns: when that was, or 0; only used by the watch
  * @interrupted_ns: time of the last signal; guarded by threads_lock
- * @releasing: in a list of threads whose locks are released; guarded by commit_lock for
- *	writing
+ * @releasing: in a list of threads whose locks are released; guarded by release_lock
  */
 struct vmsrs_thread {
 	struct kref ref;
@@ -579,9 +579,11 @@ struct vmsrs_control {
  * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
- * @commit_lock: held for reading by commits, which happen at the same time; for writing by
- *	discards, failures and what changes suspended requests, which happen one after the other
- * @request_locks: commits of one request happen one after the other; by hash of its tag
+ * @commit_lock: held for reading by commits, discards and failures, which happen at the same time;
+ *	for writing by what changes suspended requests or forgets failed ones
+ * @request_locks: commits, discards and failures of one request happen one after the other; by hash
+ *	of its tag
+ * @release_lock: guards vmsrs_thread.releasing
  * @requests_lock: guards @requests, @failed_requests, @due_requests, and the lists of files
  * @requests: struct vmsrs_request, by tag
  * @failed_requests: failed requests that are not suspended
@@ -632,8 +634,9 @@ struct vmsrs_device {
 	struct mutex apps_lock;		/* guards apps and their files */
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
-	struct rw_semaphore commit_lock; /* commits for reading, discards and failures for writing */
+	struct rw_semaphore commit_lock; /* for reading together with a request's lock */
 	struct mutex request_locks[1 << VMSRS_REQUEST_LOCKS_SHIFT]; /* by hash of the tag */
+	struct mutex release_lock;	/* guards vmsrs_thread.releasing */
 	spinlock_t requests_lock;	/* guards the next three, and the lists of files */
 	DECLARE_HASHTABLE(requests, 10);
 	struct list_head failed_requests;

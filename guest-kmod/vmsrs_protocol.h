@@ -96,7 +96,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 5
+#define VMSRS_ABI_VERSION 6
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -203,6 +203,14 @@ struct vmsrs_device_config {
  * any more.
  */
 #define VMSRS_MESSAGE_EVIDENCE 8
+
+/*
+ * Several messages of the last two kinds, one after the other, no payload in
+ * the reply. Each has a struct vmsrs_control_header of its own, and its payload
+ * is padded to a multiple of 8 bytes. The first one that is refused ends the
+ * message with its status; those before it count.
+ */
+#define VMSRS_MESSAGE_REPORTS 9
 
 /* Done. */
 #define VMSRS_STATUS_OK 0

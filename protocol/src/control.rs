@@ -26,6 +26,10 @@ pub const MESSAGE_INCIDENT: u32 = 7;
 /// Adds evidence to an incident that was reported before: [`crate::incident::Evidence`] and its bytes,
 /// no payload in the reply. Dropped if the incident is not kept any more.
 pub const MESSAGE_EVIDENCE: u32 = 8;
+/// Several messages of the last two kinds, one after the other, no payload in the reply. Each has a
+/// [`ControlHeader`] of its own, and its payload is padded to a multiple of 8 bytes. The first one that is
+/// refused ends the message with its status; those before it count.
+pub const MESSAGE_REPORTS: u32 = 9;
 
 /// Done.
 pub const STATUS_OK: u32 = 0;

@@ -1,7 +1,7 @@
 //! Control messages: bytes of the driver become calls of the engine, results become bytes.
 //!
 //! Everything in a message is checked here or in the call it leads to, and nowhere else; a message
-//! that is refused has no effect.
+//! that is refused has no effect, except for the reports before the one that is refused.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
 use vmsrs_protocol::control::{
     AddExtent, ControlHeader, ListDomain, ListReply, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
     MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP,
-    MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader, STATUS_OK, SealReply,
-    SealRequest,
+    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader,
+    STATUS_OK, SealReply, SealRequest,
 };
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::SealRecord;
@@ -121,20 +121,41 @@ fn dispatch(
             }
             return sealed;
         }
+        MESSAGE_REPORTS => loop {
+            let (kind, part) = input.part()?;
+            report(engine, memory, at, kind, part)?;
+            if input.0.is_empty() {
+                break Vec::new();
+            }
+        },
+        kind => {
+            report(engine, memory, at, kind, input)?;
+            Vec::new()
+        }
+    };
+    Ok((payload, None))
+}
+
+/// Handles one report.
+fn report(
+    engine: &mut Engine,
+    memory: &mut impl Memory,
+    at: Duration,
+    kind: u32,
+    mut input: Input<'_>,
+) -> Result<(), Refusal> {
+    match kind {
         MESSAGE_INCIDENT => {
             let report: IncidentReport = input.take()?;
             let drafts: Vec<DroppedDraft> = input.list(report.drafts)?;
-            engine.report(at, &report, &drafts, memory)?;
-            Vec::new()
+            engine.report(at, &report, &drafts, memory)
         }
         MESSAGE_EVIDENCE => {
             let evidence: Evidence = input.take()?;
-            engine.evidence(&evidence, input.0)?;
-            Vec::new()
+            engine.evidence(&evidence, input.0)
         }
-        _ => return Err(Refusal::Unknown),
-    };
-    Ok((payload, None))
+        _ => Err(Refusal::Unknown),
+    }
 }
 
 fn seal(
@@ -184,7 +205,7 @@ fn list_reply<T: NoUninit>(entries: &[T], next: u32) -> Vec<u8> {
 /// What is left of a message.
 struct Input<'a>(&'a [u8]);
 
-impl Input<'_> {
+impl<'a> Input<'a> {
     /// The next structure.
     fn take<T: AnyBitPattern>(&mut self) -> Result<T, Refusal> {
         let (bytes, rest) = self
@@ -202,6 +223,20 @@ impl Input<'_> {
         let value = self.take()?;
         self.list::<u8>(0)?;
         Ok(value)
+    }
+
+    /// A message in a message: its kind and its payload, which is padded to a multiple of 8 bytes.
+    fn part(&mut self) -> Result<(u32, Input<'a>), Refusal> {
+        let header: ControlHeader = self.take()?;
+        let length = header.length as usize;
+        let (part, rest) =
+            self.0
+                .split_at_checked(length.next_multiple_of(8))
+                .ok_or(Refusal::Malformed(
+                    "the driver sent a message with a part that is longer than the message",
+                ))?;
+        self.0 = rest;
+        Ok((header.kind, Input(&part[..length])))
     }
 
     /// The rest, which must be `count` structures.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
 use proptest::prelude::*;
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, DOMAIN_MIRROR, MESSAGE_ADD_EXTENT, MESSAGE_LIST_EXTENTS,
-    MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenApp, OpenDomain,
-    ReplyHeader, STATUS_HOST_ERROR, STATUS_MALFORMED, STATUS_NO_SPACE, STATUS_NOT_FOUND,
-    STATUS_NOT_OWNER, STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply, SealRequest,
+    AddExtent, ControlHeader, DOMAIN_MIRROR, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
+    MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP,
+    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader,
+    STATUS_HOST_ERROR, STATUS_MALFORMED, STATUS_NO_SPACE, STATUS_NOT_FOUND, STATUS_NOT_OWNER,
+    STATUS_OK, STATUS_STALE, STATUS_UNKNOWN, SealReply, SealRequest,
 };
 use vmsrs_protocol::event::EVENT_DAMAGE;
 use vmsrs_protocol::heap::{BlockHeader, State};
@@ -1258,6 +1259,60 @@ fn a_message_whose_reply_has_no_room_has_no_effect() {
         assert!(payload.is_empty());
         assert_eq!(snapshot::engine_status(&bench.engine), before);
     }
+}
+
+/// A part of a message with several reports.
+fn part(kind: u32, payload: &[u8]) -> Vec<u8> {
+    let header = ControlHeader {
+        kind,
+        length: payload.len() as u32,
+    };
+    let mut part = [bytes_of(&header), payload].concat();
+    part.resize(part.len().next_multiple_of(8), 0);
+    part
+}
+
+#[test]
+fn reports_in_one_message_count_up_to_the_first_that_is_refused() {
+    let mut bench = Bench::new();
+    let (facts, bytes) = evidence(1);
+    let parts = [
+        part(MESSAGE_INCIDENT, bytes_of(&report(1))),
+        part(MESSAGE_EVIDENCE, &[bytes_of(&facts), &bytes].concat()),
+        part(MESSAGE_INCIDENT, bytes_of(&report(3))),
+        // A number that is not new.
+        part(MESSAGE_INCIDENT, bytes_of(&report(3))),
+        part(MESSAGE_INCIDENT, bytes_of(&report(5))),
+    ];
+    let (header, reply) = send(&mut bench, MESSAGE_REPORTS, &parts[..3].concat(), 8);
+    assert_eq!((header.status, reply.len()), (STATUS_OK, 0));
+    assert_eq!(bench.request(1).program.unwrap().message, "tt");
+    let (header, _) = send(&mut bench, MESSAGE_REPORTS, &parts[3..].concat(), 8);
+    assert_eq!(header.status, STATUS_MALFORMED);
+    let kept = snapshot::incidents(&bench.engine);
+    let numbers: Vec<u64> = kept.iter().map(|incident| incident.number).collect();
+    assert_eq!(numbers, [1, 3]);
+}
+
+#[test]
+fn parts_of_a_message_must_be_whole_reports() {
+    let mut bench = Bench::new();
+    let good = part(MESSAGE_INCIDENT, bytes_of(&report(1)));
+    let nested = part(MESSAGE_REPORTS, &good);
+    let mut long = good.clone();
+    long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    for (parts, status) in [
+        (&[][..], STATUS_MALFORMED),
+        (&good[..good.len() - 1], STATUS_MALFORMED),
+        (&good[..4], STATUS_MALFORMED),
+        (&long, STATUS_MALFORMED),
+        (&nested, STATUS_UNKNOWN),
+        (&part(MESSAGE_OPEN_APP, &[]), STATUS_UNKNOWN),
+    ] {
+        let (header, _) = send(&mut bench, MESSAGE_REPORTS, parts, 8);
+        assert_eq!(header.status, status);
+    }
+    assert!(snapshot::incidents(&bench.engine).is_empty());
 }
 
 #[test]

@@ -399,7 +399,7 @@ impl Frames {
         }
     }
 
-    /// `send_report` and `vmsrs_host_report_free`: the host compares each draft with the version that it names.
+    /// `send_reports` with one report and `vmsrs_host_report_free`: the host compares each draft with the version that it names.
     pub fn send_report(&self, report: &Report) {
         for &(draft, committed, content) in &report.0 {
             self.read_frame(draft);

@@ -316,8 +316,9 @@ impl Pages {
     pub fn fail(&self, tag: u64) {
         let _commit = self
             .commit_lock
-            .write()
+            .read()
             .expect("no thread panics with a lock");
+        let _request = lock(&self.request_locks[tag as usize % 2]);
         let mut requests = lock(&self.requests);
         let (request, domains) = requests.get(tag);
         request.failed.store(true, Ordering::Relaxed);

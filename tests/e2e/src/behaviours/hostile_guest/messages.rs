@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use bytemuck::{Zeroable, bytes_of};
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE, MESSAGE_INCIDENT,
-    MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_SEAL, OpenDomain, STATUS_MALFORMED,
+    AddExtent, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_INCIDENT, MESSAGE_OPEN_APP,
+    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenDomain, STATUS_MALFORMED,
     STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN, SealRequest,
 };
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
@@ -19,7 +19,7 @@ use crate::hostile::{Device, message, open_app};
 
 pub(super) fn wrong_lengths(device: &mut Device) -> Result<()> {
     device.expect_refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
-    for kind in MESSAGE_OPEN_APP..=MESSAGE_EVIDENCE {
+    for kind in MESSAGE_OPEN_APP..=MESSAGE_REPORTS {
         let header = ControlHeader { kind, length: 0 };
         device.expect_refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
     }
@@ -35,7 +35,7 @@ pub(super) fn wrong_lengths(device: &mut Device) -> Result<()> {
 }
 
 pub(super) fn unknown_kinds(device: &mut Device) -> Result<()> {
-    for kind in [0, MESSAGE_EVIDENCE + 1, 0x8000_0000, u32::MAX] {
+    for kind in [0, MESSAGE_REPORTS + 1, 0x8000_0000, u32::MAX] {
         let bytes = message(kind, &0u64, &[]);
         device.expect_refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
     }
@@ -275,5 +275,16 @@ pub(super) fn false_reports(device: &mut Device) -> Result<()> {
     }
     let bytes = message(MESSAGE_INCIDENT, &good, &[]);
     accepted(device, &bytes)?;
-    device.expect_refused("a duplicate number", &bytes, STATUS_MALFORMED)
+    device.expect_refused("a duplicate number", &bytes, STATUS_MALFORMED)?;
+    let several = message(MESSAGE_REPORTS, &0u64, &bytes);
+    device.expect_refused("a report of no kind", &several, STATUS_UNKNOWN)?;
+    for length in [1, bytes.len() as u32, u32::MAX - 7, u32::MAX] {
+        let header = ControlHeader {
+            kind: MESSAGE_INCIDENT,
+            length,
+        };
+        let several = message(MESSAGE_REPORTS, &header, &bytes[8..]);
+        device.expect_refused("a report of a wrong length", &several, STATUS_MALFORMED)?;
+    }
+    Ok(())
 }
