@@ -196,10 +196,7 @@ fn fail(_: &str) -> Result<()> {
         "the failure has cost {} drafts, one page was written",
         fail.drafts
     );
-    ensure!(
-        app.info()?.drafts == 0,
-        "a draft is left after the failure"
-    );
+    ensure!(app.info()?.drafts == 0, "a draft is left after the failure");
     ensure!(
         HOT.iter().all(|&page| pages.read(page) == before),
         "a page is not as committed"
