@@ -211,32 +211,36 @@ static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 	return draft ? vmsrs_mapping_get(domain->app, draft->page) : NULL;
 }
 
-/* Notes which of the drafts that were made ahead have been written. The domain's lock is held. */
-static void note_dirty(struct vmsrs_domain *domain, struct vm_area_struct *vma)
+/* Unmaps the pages of a run, and before that notes which of them have been written, if that is asked. */
+static void zap_run(struct vmsrs_run *run, bool note)
 {
-	struct vmsrs_run run = { .app = domain->app };
+	struct vmsrs_run walked = *run;
+
+	if (note)
+		vmsrs_run_note_dirty(&walked);
+	vmsrs_zap_finish(run);
+}
+
+/*
+ * Unmaps the pages of a domain's drafts in every process. Notes which of those that were made ahead have
+ * been written through the calling process's mapping. The domain's lock is held.
+ */
+static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
+{
+	struct vmsrs_run run = { .app = domain->app, .vma = vma };
+	bool note = domain->ahead && vma;
 	struct vmsrs_frame *draft;
 
 	list_for_each_entry(draft, &domain->drafts, list) {
-		if (draft->ahead == VMSRS_AHEAD_NOT || vmsrs_run_add(&run, draft->entry, draft->page))
+		if (!draft->entry->mapped)
 			continue;
-		vmsrs_run_note_dirty(&run, vma);
+		draft->entry->mapped = false;
+		if (vmsrs_run_add(&run, draft->entry, draft->page))
+			continue;
+		zap_run(&run, note);
 		vmsrs_run_add(&run, draft->entry, draft->page);
 	}
-	vmsrs_run_note_dirty(&run, vma);
-}
-
-/* Unmaps the pages of a domain's drafts in every process. The domain's lock is held. */
-static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
-{
-	struct vmsrs_run zap = { .app = domain->app };
-	struct vmsrs_frame *draft;
-
-	if (vmsrs_app_is_private(domain->app))
-		zap.vma = vma;
-	list_for_each_entry(draft, &domain->drafts, list)
-		vmsrs_zap_add(&zap, draft->entry, draft->page);
-	vmsrs_zap_finish(&zap);
+	zap_run(&run, note);
 }
 
 /* Has the draft the content of its page's committed version? */
@@ -266,8 +270,6 @@ static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
 	struct vmsrs_frame *draft, *next;
 	u32 count = 0, follow = 0;
 
-	if (domain->ahead && vma)
-		note_dirty(domain, vma);
 	zap_drafts(domain, vma);
 	if (!domain->ahead) {
 		vmsrs_predict_end(domain, unwritten, 0);
@@ -298,17 +300,17 @@ static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
  */
 static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
-	struct vmsrs_run run = { .app = domain->app };
+	struct vmsrs_run run = { .app = domain->app, .vma = vma };
 	struct vmsrs_frame *frame;
 
 	list_for_each_entry(frame, &domain->drafts, list) {
 		if (vmsrs_run_add(&run, frame->entry, frame->page))
 			continue;
 		/* If memory is short, there is a page fault. */
-		vmsrs_run_map(&run, vma, vma->vm_page_prot, false);
+		vmsrs_run_map(&run, vma->vm_page_prot, false);
 		vmsrs_run_add(&run, frame->entry, frame->page);
 	}
-	vmsrs_run_map(&run, vma, vma->vm_page_prot, false);
+	vmsrs_run_map(&run, vma->vm_page_prot, false);
 }
 
 /**

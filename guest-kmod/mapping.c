@@ -66,31 +66,6 @@ static unsigned long page_address_of(const struct vmsrs_app *app, u32 page)
 	       ((unsigned long)page << PAGE_SHIFT);
 }
 
-/**
- * vmsrs_run_add() - add a page to a run
- * @run: the run; any page begins an empty one
- * @entry: the page
- * @page: its number
- *
- * Pages mostly come in order, up or down.
- *
- * Return: false if the page is no neighbour of the run in the same extent.
- */
-bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
-{
-	if (!run->count) {
-		run->entries = entry;
-		run->page = page;
-	} else if (page + 1 == run->page && entry + 1 == run->entries) {
-		run->entries--;
-		run->page--;
-	} else if (page != run->page + run->count || entry != run->entries + run->count) {
-		return false;
-	}
-	run->count++;
-	return true;
-}
-
 /* Unmaps pages of an app in every process. */
 static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 {
@@ -132,7 +107,8 @@ void vmsrs_zap_finish(struct vmsrs_run *zap)
 
 	if (!zap->count)
 		return;
-	if (vma && start >= vma->vm_start && start + length <= vma->vm_end) {
+	if (vma && vmsrs_app_is_private(zap->app) && start >= vma->vm_start &&
+	    start + length <= vma->vm_end) {
 		atomic64_inc(&zap->app->dev->zaps);
 		zap_vma_ptes(zap->vma, start, length);
 	} else {
@@ -262,9 +238,10 @@ struct walk {
 	bool drafts;
 };
 
-/* The part of a run that lies within a mapping; false if there is none. */
-static bool clip(struct vmsrs_run *run, const struct vm_area_struct *vma)
+/* Cuts off what lies outside of the mapping; false if nothing is left. */
+static bool clip(struct vmsrs_run *run)
 {
+	const struct vm_area_struct *vma = run->vma;
 	unsigned long start = page_address_of(run->app, run->page);
 	u32 cut;
 
@@ -359,8 +336,7 @@ static int map_entry(pte_t *pte, unsigned long address, void *data)
 
 /**
  * vmsrs_run_map() - map pages in one process
- * @run: the pages, whose domain is locked; empty afterwards
- * @vma: the mapping; mm's lock for a fault or mmap_lock is held
+ * @run: the pages, whose domain is locked, and the mapping; empty afterwards
  * @prot: protection of the entries
  * @drafts: show the pages' drafts; otherwise their committed versions, which exist
  *
@@ -369,18 +345,18 @@ static int map_entry(pte_t *pte, unsigned long address, void *data)
  *
  * Return: 0 or -ENOMEM.
  */
-int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts)
+int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts)
 {
 	struct walk walk = {
 		.dev = run->app->dev,
-		.mm = vma->vm_mm,
+		.mm = run->vma->vm_mm,
 		.run = run,
 		.prot = prot,
 		.drafts = drafts,
 	};
 	int error = 0;
 
-	if (clip(run, vma))
+	if (clip(run))
 		error = walk_run(&walk, map_entry);
 	run->count = 0;
 	return error;
@@ -401,7 +377,13 @@ int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t pr
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot)
 {
-	struct vmsrs_run run = { .app = app, .entries = entry, .page = page, .count = 1 };
+	struct vmsrs_run run = {
+		.app = app,
+		.vma = vmf->vma,
+		.entries = entry,
+		.page = page,
+		.count = 1,
+	};
 	unsigned long address = vmf->address & PAGE_MASK;
 	struct walk walk = {
 		.dev = app->dev,
@@ -412,7 +394,7 @@ int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_pa
 	};
 
 	if (pmd_none(*vmf->pmd))
-		return vmsrs_run_map(&run, vmf->vma, prot, true);
+		return vmsrs_run_map(&run, prot, true);
 	walk_table(&walk, vmf->pmd, address, 1, map_entry);
 	return 0;
 }
@@ -429,17 +411,16 @@ static int note_dirty(pte_t *pte, unsigned long address, void *data)
 
 /**
  * vmsrs_run_note_dirty() - note which drafts have been written through a mapping
- * @run: the pages, whose domain is locked; empty afterwards
- * @vma: the mapping; mmap_lock is held
+ * @run: the pages, whose domain is locked, and the mapping; empty afterwards
  *
  * What is written from now on is not noted, nor is what was written through an entry that has been
  * zapped.
  */
-void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma)
+void vmsrs_run_note_dirty(struct vmsrs_run *run)
 {
-	struct walk walk = { .dev = run->app->dev, .mm = vma->vm_mm, .run = run };
+	struct walk walk = { .dev = run->app->dev, .mm = run->vma->vm_mm, .run = run };
 
-	if (clip(run, vma))
+	if (clip(run))
 		walk_run(&walk, note_dirty);
 	run->count = 0;
 }

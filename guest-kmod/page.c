@@ -150,7 +150,7 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
 	u32 page = fault_page(app, vmf), count, i;
 	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
-	struct vmsrs_run run = { .app = app };
+	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
 	struct vmsrs_page *entry;
 	pgprot_t prot;
 	u32 version;
@@ -183,12 +183,12 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 			vmsrs_zap_own(app, vmf->vma, address);
 		vmsrs_thread_note_written(thread, domain->owner->tag, page);
 		if (!vmsrs_run_add(&run, entry, page)) {
-			vmsrs_run_map(&run, vmf->vma, prot, true);
+			vmsrs_run_map(&run, prot, true);
 			vmsrs_run_add(&run, entry, page);
 		}
 	}
 	/* Where memory is short, there is a page fault. */
-	vmsrs_run_map(&run, vmf->vma, prot, true);
+	vmsrs_run_map(&run, prot, true);
 }
 
 /*

@@ -135,7 +135,7 @@ struct vmsrs_page {
 /**
  * struct vmsrs_run - neighbouring pages of an extent
  * @app: the app
- * @vma: the only mapping that may show them, with mmap_lock held, or NULL; only used to unmap them
+ * @vma: a mapping of them, with mmap_lock or mm's lock for a fault held; or NULL, to unmap them only
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
@@ -787,9 +787,27 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
 	return PHYS_PFN(region->phys) + (version & ~VMSRS_IN_POOL);
 }
 
+/*
+ * Adds a page to a run; any begins an empty one. Pages mostly come in order, up or down. Returns false if the
+ * page is no neighbour of the run in the same extent.
+ */
+static inline bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
+{
+	if (!run->count) {
+		run->entries = entry;
+		run->page = page;
+	} else if (page + 1 == run->page && entry + 1 == run->entries) {
+		run->entries--;
+		run->page--;
+	} else if (page != run->page + run->count || entry != run->entries + run->count) {
+		return false;
+	}
+	run->count++;
+	return true;
+}
+
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
-bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_finish(struct vmsrs_run *zap);
 void vmsrs_zap_all(struct vmsrs_device *dev);
@@ -800,8 +818,8 @@ struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot);
-int vmsrs_run_map(struct vmsrs_run *run, struct vm_area_struct *vma, pgprot_t prot, bool drafts);
-void vmsrs_run_note_dirty(struct vmsrs_run *run, struct vm_area_struct *vma);
+int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts);
+void vmsrs_run_note_dirty(struct vmsrs_run *run);
 
 /*
  * Layer 2: messages to the host, and the pool.
