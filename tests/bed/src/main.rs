@@ -91,7 +91,7 @@ fn fetch(update: bool) -> anyhow::Result<ExitCode> {
     Release::of_machine()?;
     // Every target of make that boots a guest fetches first: a misspelt name is told before the long build.
     Flavour::chosen()?;
-    let mut needed = tools::UNPACK.to_vec();
+    let mut needed = [tools::UNPACK, tools::TESTS].concat();
     if Accelerator::choose()? == Accelerator::Nested {
         needed.extend_from_slice(tools::NESTED);
     }

@@ -76,6 +76,9 @@ pub const UNPACK: &[Tool] = &[
     Tool::program("zstd", "zstd"),
 ];
 
+/// What `make test` compiles with, besides the kernels' compilers: the C headers are tried in C++, too.
+pub const TESTS: &[Tool] = &[Tool::program("gcc", "gcc"), Tool::program("g++", "g++")];
+
 /// What building the driver needs, for a kernel that was built with `compiler`: modules need the same one. `objtool` from
 /// the kernel's build tools needs libelf.
 pub fn kmod(compiler: &str) -> Vec<Tool> {
