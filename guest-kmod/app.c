@@ -82,7 +82,6 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	app->dev = dev;
 	app->number = number;
 	mutex_init(&app->lock);
-	spin_lock_init(&app->mapping_lock);
 	xa_init(&app->domains);
 	xa_init(&app->units);
 	vmsrs_waits_init(app);

@@ -164,6 +164,8 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 	draft->lost = VMSRS_NONE;
 	draft->ahead = VMSRS_AHEAD_NOT;
 	draft->dirty = false;
+	/* The caller zaps what shows the committed version in the only mapping. */
+	draft->alone = vmsrs_app_is_private(domain->app);
 	entry->draft = vmsrs_frame_number(dev, draft);
 	list_add_tail(&draft->list, &domain->drafts);
 	domain->draft_count++;
@@ -248,7 +250,8 @@ static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *dra
 {
 	u32 committed = draft->entry->frame;
 
-	if (committed == VMSRS_DAMAGED_FRAME)
+	/* Without the device, pool and vault cannot be read. Callers hold commit_lock, as its removal does. */
+	if (committed == VMSRS_DAMAGED_FRAME || READ_ONCE(dev->gone))
 		return false;
 	if (committed == VMSRS_NONE)
 		committed = VMSRS_ZERO_FRAME;
@@ -285,6 +288,7 @@ static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		list_move_tail(&draft->list, unwritten);
 		count++;
+		cond_resched();
 	}
 	vmsrs_predict_end(domain, unwritten, follow);
 	domain->draft_count -= count;
@@ -311,6 +315,40 @@ static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vm
 		vmsrs_run_add(&run, frame->entry, frame->page);
 	}
 	vmsrs_run_map(&run, vma->vm_page_prot, false);
+}
+
+/**
+ * vmsrs_draft_drop_copy() - drop a page's draft if it was made ahead and nobody has written to it
+ * @domain: the page's domain, locked
+ * @entry: the page
+ * @version: vault frame that the draft is a copy of, whose content is lost
+ *
+ * Otherwise a request that does not touch the page would commit what was wrong with that version. If that
+ * cannot be read any more, it could be when the copy was made.
+ */
+void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 version)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_run zap = { .app = domain->app };
+	struct vmsrs_frame *draft;
+
+	if (entry->draft == VMSRS_NO_DRAFT)
+		return;
+	draft = &dev->pool.frames[entry->draft];
+	if (draft->ahead == VMSRS_AHEAD_NOT)
+		return;
+	/* From here on, a write waits for the domain's lock. */
+	vmsrs_zap_add(&zap, entry, draft->page);
+	vmsrs_zap_finish(&zap);
+	if (!vmsrs_same_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)),
+			     vmsrs_frame_address(dev, version)))
+		return;
+	entry->draft = VMSRS_NO_DRAFT;
+	list_del_init(&draft->list);
+	domain->draft_count--;
+	atomic_dec(&domain->owner->drafts);
+	atomic_dec(&dev->drafts);
+	vmsrs_pool_put(dev, draft);
 }
 
 /**

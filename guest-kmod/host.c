@@ -450,10 +450,10 @@ static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 	return true;
 }
 
-/* Is the draft of a page all that entries can show? The domain's lock is held. */
-static bool shows_draft_only(const struct vmsrs_page *entry, const struct vmsrs_domain *domain)
+/* Is the draft of a page all that entries show? The domain's lock is held. */
+static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_page *entry)
 {
-	return entry->draft != VMSRS_NO_DRAFT && vmsrs_app_is_private(domain->app);
+	return entry->draft != VMSRS_NO_DRAFT && dev->pool.frames[entry->draft].alone;
 }
 
 /*
@@ -471,7 +471,7 @@ static void finish_domain(struct vmsrs_device *dev, struct list_head *sent)
 	list_for_each_entry_safe(frame, next, sent, list) {
 		if (frame->domain != domain)
 			break;
-		if (show_sealed(dev, frame) && !shows_draft_only(frame->entry, domain))
+		if (show_sealed(dev, frame) && !shows_draft_only(dev, frame->entry))
 			vmsrs_zap_add(&zap, frame->entry, frame->page);
 		/* Memory that cannot be read is not used any more. */
 		if (frame->sealed == VMSRS_DAMAGED_FRAME)

@@ -143,53 +143,6 @@ void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned l
 }
 
 /**
- * vmsrs_mapping_opened() - note a new mapping of an app's pages
- * @app: the app
- * @vma: the mapping; mmap_lock is held for writing
- */
-void vmsrs_mapping_opened(struct vmsrs_app *app, struct vm_area_struct *vma)
-{
-	atomic_inc(&app->mappings);
-	spin_lock(&app->mapping_lock);
-	/* A reader that finds its mm in app->mm has read the mapping that belongs to it. */
-	WRITE_ONCE(app->mm, NULL);
-	smp_wmb();
-	WRITE_ONCE(app->vma, vma);
-	smp_wmb();
-	WRITE_ONCE(app->mm, vma->vm_mm);
-	spin_unlock(&app->mapping_lock);
-}
-
-/**
- * vmsrs_mapping_closed() - note that a mapping of an app's pages is gone
- * @app: the app
- * @vma: the mapping; nobody can hold the mmap_lock of its process for reading
- */
-void vmsrs_mapping_closed(struct vmsrs_app *app, struct vm_area_struct *vma)
-{
-	spin_lock(&app->mapping_lock);
-	if (app->vma == vma) {
-		WRITE_ONCE(app->mm, NULL);
-		WRITE_ONCE(app->vma, NULL);
-	}
-	spin_unlock(&app->mapping_lock);
-	atomic_dec(&app->mappings);
-}
-
-/* The mapping that was made last, if it is the process's and has the page. Its mmap_lock is held. */
-static struct vm_area_struct *last_mapping(const struct vmsrs_app *app, const struct mm_struct *mm,
-					   unsigned long address)
-{
-	struct vm_area_struct *vma = READ_ONCE(app->vma);
-
-	smp_rmb();
-	if (READ_ONCE(app->mm) != mm)
-		return NULL;
-	return address >= vma->vm_start && address < vma->vm_end && vma->vm_flags & VM_READ ? vma :
-											       NULL;
-}
-
-/**
  * vmsrs_mapping_get() - find the calling process's mapping of a page of an app
  * @app: the app
  * @page: the page
@@ -207,10 +160,10 @@ struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page)
 
 	if (!mm || !mmap_read_trylock(mm))
 		return NULL;
-	/* Mostly there is no other. */
-	vma = last_mapping(app, mm, address);
-	if (vma)
-		return vma;
+	/*
+	 * Not from a note of ours: munmap() frees page tables with the lock held for reading, but only
+	 * after the mapping cannot be found here any more.
+	 */
 	vma = vma_lookup(mm, address);
 	offset = ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT) + page;
 	if (vma && vma->vm_file && vma->vm_file->f_mapping == app->dev->inode->i_mapping &&
@@ -260,7 +213,7 @@ static bool clip(struct vmsrs_run *run)
 	return run->count;
 }
 
-/* The page table for an address, if there is one: mm holds the mapping's lock, so it stays. */
+/* The page table for an address, if there is one. mmap_lock is held and the mapping exists, so it stays. */
 static pmd_t *find_table(struct mm_struct *mm, unsigned long address)
 {
 	pgd_t *pgd = pgd_offset(mm, address);
@@ -295,9 +248,9 @@ static void walk_table(struct walk *walk, pmd_t *pmd, unsigned long address, u32
 
 /*
  * Calls a function for the entries of a run. Mostly they share a page table that exists, which takes half
- * the time.
+ * the time. Others are made if `create` says so.
  */
-static int walk_run(struct walk *walk, pte_fn_t fn)
+static int walk_run(struct walk *walk, pte_fn_t fn, bool create)
 {
 	const struct vmsrs_run *run = walk->run;
 	unsigned long address = page_address_of(run->app, run->page);
@@ -306,6 +259,8 @@ static int walk_run(struct walk *walk, pte_fn_t fn)
 
 	if ((address & PMD_MASK) == ((address + length - 1) & PMD_MASK))
 		pmd = find_table(walk->mm, address);
+	if (!pmd && !create)
+		return apply_to_existing_page_range(walk->mm, address, length, fn, walk);
 	if (!pmd)
 		return apply_to_page_range(walk->mm, address, length, fn, walk);
 	walk_table(walk, pmd, address, run->count, fn);
@@ -357,7 +312,7 @@ int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts)
 	int error = 0;
 
 	if (clip(run))
-		error = walk_run(&walk, map_entry);
+		error = walk_run(&walk, map_entry, true);
 	run->count = 0;
 	return error;
 }
@@ -421,6 +376,6 @@ void vmsrs_run_note_dirty(struct vmsrs_run *run)
 	struct walk walk = { .dev = run->app->dev, .mm = run->vma->vm_mm, .run = run };
 
 	if (clip(run))
-		walk_run(&walk, note_dirty);
+		walk_run(&walk, note_dirty, false);
 	run->count = 0;
 }

@@ -41,16 +41,15 @@ static pgprot_t write_prot(const struct vmsrs_domain *domain, const struct vm_ar
 }
 
 /*
- * Maps the draft of the page that was written to. `mapped` says that it has an entry for reading, which
- * is zapped unless it shows the draft's frame: an entry made since stays. domain->lock is held.
+ * Maps the draft of the page that was written to. `stale` says that it may have an entry that shows another
+ * frame. domain->lock is held.
  */
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
-			       struct vmsrs_page *entry, u32 page, bool mapped)
+			       struct vmsrs_page *entry, u32 page, bool stale)
 {
-	u32 version = entry->draft | VMSRS_IN_POOL;
 	int error;
 
-	if (mapped && pte_pfn(vmf->orig_pte) != vmsrs_frame_pfn(domain->app->dev, version))
+	if (stale)
 		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
 	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(domain, vmf->vma));
 	return error ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
@@ -120,6 +119,8 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
 		frame = entry->draft | VMSRS_IN_POOL;
 		prot = draft_prot(prot, domain->owner);
+	} else if (entry->draft != VMSRS_NO_DRAFT) {
+		app->dev->pool.frames[entry->draft].alone = false;
 	}
 	if (frame == VMSRS_DAMAGED_FRAME)
 		ret = VM_FAULT_SIGBUS;
@@ -191,6 +192,12 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	vmsrs_run_map(&run, prot, true);
 }
 
+/* Does the entry that a write fault has found show a version in the pool? */
+static bool shows(struct vmsrs_app *app, const struct vm_fault *vmf, u32 version)
+{
+	return pte_pfn(vmf->orig_pte) == vmsrs_frame_pfn(app->dev, version);
+}
+
 /*
  * A write by a registered thread. `mapped` says that the page has a read-only entry
  * (.pfn_mkwrite): then mm makes that very entry writable unless the answer is an error or
@@ -205,8 +212,8 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	struct vmsrs_domain *domain;
 	struct vmsrs_page *entry;
 	vm_fault_t ret;
-	u32 key, reserve = 0;
-	bool first = false;
+	u32 key, shown, reserve = 0;
+	bool first = false, stale;
 	u64 tag;
 	int error;
 
@@ -228,14 +235,19 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		} else if (entry->draft != VMSRS_NO_DRAFT) {
 			/* Made by another member, or mapped for reading since. */
 			error = -EEXIST;
+			stale = mapped && !shows(app, vmf, entry->draft | VMSRS_IN_POOL);
 		} else {
 			first = !domain->owner;
+			stale = entry->mapped;
+			shown = entry->frame;
 			reserve = vmsrs_drafts_reserve(domain, tag);
 			error = vmsrs_draft_make(domain, page, entry, thread, file, tag, key,
 						 reserve);
+			/* Not in place, but beside what entries show. */
+			stale = stale && shown != (entry->draft | VMSRS_IN_POOL);
 		}
 		if (!error || error == -EEXIST) {
-			ret = map_writable(domain, vmf, entry, page, mapped);
+			ret = map_writable(domain, vmf, entry, page, stale);
 			if (!error)
 				draft_ahead(extent, thread, vmf, first);
 		} else if (error == -EAGAIN && mapped) {
@@ -328,7 +340,9 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 /* The mapping is gone. It was never divided nor copied, so this is called once for each. */
 static void page_close(struct vm_area_struct *vma)
 {
-	vmsrs_mapping_closed(vma->vm_private_data, vma);
+	struct vmsrs_app *app = vma->vm_private_data;
+
+	atomic_dec(&app->mappings);
 }
 
 /* The addresses are fixed: the pages contain pointers. */
@@ -355,15 +369,18 @@ const struct vm_operations_struct vmsrs_page_vm_ops = {
 };
 
 /* Notes in an entry that the version in a vault frame is lost. The domain's lock is held. */
-static void note_lost(struct vmsrs_device *dev, struct vmsrs_page *entry, u32 frame)
+static void note_lost(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 frame)
 {
+	struct vmsrs_device *dev = domain->app->dev;
+
 	if (vmsrs_in_pool(entry->frame)) {
 		/* If that is where the host has sealed it, the answer has not been read yet. */
 		if (vmsrs_host_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
 			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;
-		/* A draft that is committed replaces the lost version. */
+		/* A draft that is committed replaces the lost version, unless nobody has written to it. */
+		vmsrs_draft_drop_copy(domain, entry, frame);
 		if (entry->draft != VMSRS_NO_DRAFT)
 			dev->pool.frames[entry->draft].replaced = frame;
 	}
@@ -400,7 +417,7 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 	if (extent) {
 		entry = &extent->entries[page - extent->page];
 		mutex_lock(&extent->domain->lock);
-		note_lost(dev, entry, frame);
+		note_lost(extent->domain, entry, frame);
 		if (entry->frame == VMSRS_DAMAGED_FRAME)
 			vmsrs_zap_add(&zap, entry, page);
 		vmsrs_zap_finish(&zap);

@@ -48,8 +48,9 @@ static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_page
 	u32 count, i;
 
 	if (page != domain->next_page) {
+		/* What was predicted last may not have come. */
 		if (domain->row)
-			end_row(domain, domain->row);
+			end_row(domain, domain->row - min(domain->row, domain->predicted));
 		domain->row = 0;
 	}
 	domain->row = min_t(u32, domain->row + 1, ROW_MAX);
@@ -64,6 +65,7 @@ static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_page
 		pages[i].why = VMSRS_AHEAD_FOLLOWS;
 	}
 	domain->next_page += count;
+	domain->predicted = count;
 	domain->row = min_t(u32, domain->row + count, ROW_MAX);
 	return count;
 }

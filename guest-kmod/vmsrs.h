@@ -10,7 +10,8 @@
  *
  * Lock order, outermost first. Locks on one line are never held together.
  *
- *	mmap_lock or a VMA's lock (held by mm when it calls the fault handlers and .mmap)
+ *	mmap_lock (held by mm when it calls the fault handlers and .mmap; not a VMA's lock, since there is no
+ *		.map_pages)
  *	apps_lock
  *	vmsrs_app.lock
  *	commit_lock
@@ -20,7 +21,7 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock and mapping_lock, locks of lock.c's queues
+ *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
@@ -135,7 +136,7 @@ struct vmsrs_page {
 /**
  * struct vmsrs_run - neighbouring pages of an extent
  * @app: the app
- * @vma: a mapping of them, with mmap_lock or mm's lock for a fault held; or NULL, to unmap them only
+ * @vma: a mapping of them, with mmap_lock held; or NULL, to unmap them only
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
@@ -188,7 +189,8 @@ struct vmsrs_extent_pages {
  * @commit: number of the commit in its domain; guarded by the domain's lock, like the following
  * @streak: commits in a row that have written the page, up to the one of this version
  * @ahead: why it became a draft before it was written
- * @dirty: it was made ahead and has been written
+ * @dirty: it is known to have been written
+ * @alone: no entry shows the committed version that it is a draft of
  */
 struct vmsrs_frame {
 	struct list_head list;
@@ -205,6 +207,7 @@ struct vmsrs_frame {
 	u8 streak;
 	u8 ahead;
 	bool dirty;
+	bool alone;
 };
 
 /* In vmsrs_frame.ahead: why a page became a draft before it was written. */
@@ -239,7 +242,7 @@ struct vmsrs_hot_pages {
  * @app: the app
  * @first: first extent; guarded by vmsrs_app.lock
  * @last: last extent; guarded by vmsrs_app.lock
- * @owner: request that has drafts here, or NULL if there are none
+ * @owner: request that may have drafts here, or NULL if there are none
  * @owned: in @owner->domains; guarded by vmsrs_device.requests_lock
  * @drafts: struct vmsrs_frame, in order of the first write
  * @number: its number, the index of its lock word
@@ -249,6 +252,7 @@ struct vmsrs_hot_pages {
  * @hot: pages that are drafted ahead, or NULL
  * @commits: number of its last commit
  * @row: drafts made one page after the other by @owner, up to @next_page
+ * @predicted: pages at the end of @row that were drafted ahead with its last write
  * @last_rows: lengths of the last two rows
  * @row_score: whether expecting longer rows has been of use; not if it is negative
  * @ahead: some of @drafts were made ahead
@@ -267,6 +271,7 @@ struct vmsrs_domain {
 	struct vmsrs_hot_pages *hot;
 	u16 commits;
 	u8 row;
+	u8 predicted;
 	u8 last_rows[2];
 	s8 row_score;
 	bool ahead;
@@ -282,9 +287,6 @@ struct vmsrs_domain {
  * @number: its number
  * @files: open files of the app; guarded by vmsrs_device.apps_lock
  * @mappings: mappings of its pages in all processes
- * @mapping_lock: guards changes of the next two
- * @vma: the mapping that was made last, if it still exists; valid with the mmap_lock of @mm
- * @mm: its process's, only compared
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
@@ -298,9 +300,6 @@ struct vmsrs_app {
 	u32 number;
 	u32 files;
 	atomic_t mappings;
-	spinlock_t mapping_lock;
-	struct vm_area_struct *vma;
-	struct mm_struct *mm;
 	u8 name[VMSRS_NAME_MAX];
 	spinlock_t waits_lock;
 	struct rb_root waits;
@@ -812,8 +811,6 @@ void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_finish(struct vmsrs_run *zap);
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
-void vmsrs_mapping_opened(struct vmsrs_app *app, struct vm_area_struct *vma);
-void vmsrs_mapping_closed(struct vmsrs_app *app, struct vm_area_struct *vma);
 struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
@@ -955,6 +952,7 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
 		     u32 reserve);
 int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why);
+void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 version);
 u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
 long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);

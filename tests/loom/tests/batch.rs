@@ -135,6 +135,28 @@ fn a_page_written_in_place_and_dropped_is_as_before() {
     });
 }
 
+#[test]
+fn a_process_that_maps_the_pages_later_sees_committed_versions_alone() {
+    check(3, || {
+        let frames = Arc::new(Frames::private());
+        frames.store(0, 1);
+        frames.commit();
+        let reader = beside(&frames, move |frames| {
+            let (first, second) = (frames.load(0), frames.load(0));
+            assert!(
+                1 <= first && first <= second && second <= 2,
+                "{first}, then {second}"
+            );
+        });
+        let host = beside(&frames, move |frames| frames.seal());
+        frames.store(0, 2);
+        frames.commit();
+        reader.join().unwrap();
+        host.join().unwrap();
+        seal_all(&frames, [2, 0]);
+    });
+}
+
 fn named_by_a_report(frames: Frames) {
     let frames = Arc::new(frames);
     frames.store(0, 1);

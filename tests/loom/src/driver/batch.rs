@@ -5,6 +5,7 @@
 //! may use at once unless both read, so loom finds a frame that is written to while it is sent or compared.
 
 use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Mutex, MutexGuard};
 
 /// Pages of the domain.
@@ -32,9 +33,10 @@ struct Entry {
 struct Domain {
     entries: [Entry; PAGES],
     drafts: Vec<usize>,
-    /// `page` and `committed` of frames.
+    /// `page`, `committed` and `alone` of frames.
     page: [usize; FRAMES],
     committed: [Version; FRAMES],
+    alone: [bool; FRAMES],
 }
 
 /// What `vmsrs_pool.lock` guards.
@@ -74,7 +76,7 @@ pub struct Frames {
     /// The page-table entries. A zap returns only when no CPU uses the old entry any more.
     table: [Mutex<Option<Version>>; PAGES],
     /// `vmsrs_app_is_private`: only the writer's process maps the pages.
-    private: bool,
+    private: AtomicBool,
 }
 
 // SAFETY: that no thread uses a cell that another changes is what the models show; loom checks it.
@@ -98,6 +100,7 @@ impl Default for Frames {
                 drafts: Vec::new(),
                 page: [0; FRAMES],
                 committed: [Version::Never; FRAMES],
+                alone: [false; FRAMES],
             }),
             pool: Mutex::new(Pool {
                 free: (0..FRAMES).collect(),
@@ -108,16 +111,16 @@ impl Default for Frames {
             replaced: [(); FRAMES].map(|()| UnsafeCell::new(None)),
             content: [(); FRAMES].map(|()| UnsafeCell::new(u64::MAX)),
             table: [(); PAGES].map(|()| Mutex::new(None)),
-            private: false,
+            private: AtomicBool::new(false),
         }
     }
 }
 
 impl Frames {
-    /// As by default, but no other process maps the pages.
+    /// As by default, but no other process maps the pages before it reads one.
     pub fn private() -> Self {
         Self {
-            private: true,
+            private: AtomicBool::new(true),
             ..Self::default()
         }
     }
@@ -225,7 +228,8 @@ impl Frames {
         let Version::Pool(shown) = domain.entries[page].frame else {
             return copy;
         };
-        if !domain.entries[page].mapped || !self.private || lock(&self.pool).refs[shown] != 1 {
+        let private = self.private.load(Ordering::Relaxed);
+        if !domain.entries[page].mapped || !private || lock(&self.pool).refs[shown] != 1 {
             return copy;
         }
         domain.page[copy] = page;
@@ -245,8 +249,14 @@ impl Frames {
             let copy = self.take();
             let committed = self.read(domain.entries[page].frame);
             self.write_frame(copy, committed);
+            let before = domain.entries[page];
             let draft = self.choose_draft(&mut domain, page, copy);
             self.set_replaced(draft, None);
+            domain.alone[draft] = self.private.load(Ordering::Relaxed);
+            // In `thread_write`; other processes keep what they show.
+            if before.mapped && before.frame != Version::Pool(draft) && domain.alone[draft] {
+                self.zap(&mut domain, page);
+            }
             domain.page[draft] = page;
             domain.entries[page].draft = Some(draft);
             domain.drafts.push(draft);
@@ -257,8 +267,9 @@ impl Frames {
         self.write_frame(draft, value);
     }
 
-    /// A read by another process: `page_read`, and then the access.
+    /// A read by another process: `mmap`, `page_read`, and then the access.
     pub fn load(&self, page: usize) -> u64 {
+        self.private.store(false, Ordering::Relaxed);
         let mut domain = lock(&self.domain);
         let mut entry = lock(&self.table[page]);
         let committed = domain.entries[page].frame;
@@ -271,6 +282,9 @@ impl Frames {
         if *entry != Some(committed) {
             *entry = Some(committed);
             domain.entries[page].mapped = true;
+            if let Some(draft) = domain.entries[page].draft {
+                domain.alone[draft] = false;
+            }
         }
         let value = self.read(committed);
         drop(entry);
@@ -390,7 +404,8 @@ impl Frames {
             Version::Pool(shown) if shown == frame => {
                 domain.entries[page].frame = Version::Vault(vault);
                 // `shows_draft_only`.
-                if !self.private || domain.entries[page].draft.is_none() {
+                let draft = domain.entries[page].draft;
+                if !draft.is_some_and(|draft| domain.alone[draft]) {
                     self.zap(domain, page);
                 }
             }

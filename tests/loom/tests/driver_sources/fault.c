@@ -27,7 +27,7 @@ struct vm_fault { struct vm_area_struct *vma; unsigned long address; };
 typedef struct { long counter; } atomic64_t;
 struct vmsrs_device { bool usable; atomic64_t write_faults; };
 struct vmsrs_file { int unused; };
-struct vmsrs_page { u32 frame, draft; };
+struct vmsrs_page { u32 frame, draft; bool mapped; };
 struct vmsrs_app { struct vmsrs_device *dev; };
 struct vmsrs_domain { struct mutex lock; void *owner; };
 struct vmsrs_extent_pages { struct vmsrs_domain *domain; u32 page; struct vmsrs_page entries[1]; };
@@ -45,6 +45,8 @@ static int make_error;
 static u32 listed;
 /* Calls of draft_ahead(), and those for the first write of a request in the domain. */
 static u32 predictions, first_writes;
+/* Calls of map_writable() for a page that may be mapped to another frame. */
+static u32 zaps;
 
 static void mutex_lock(struct mutex *lock)
 {
@@ -107,9 +109,15 @@ static void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, uns
 {
 }
 
-static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
-			       struct vmsrs_page *entry, u32 page, bool mapped)
+static bool shows(struct vmsrs_app *app, const struct vm_fault *vmf, u32 version)
 {
+	return false;
+}
+
+static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
+			       struct vmsrs_page *entry, u32 page, bool stale)
+{
+	zaps += stale;
 	return VM_FAULT_NOPAGE;
 }
 
@@ -187,5 +195,9 @@ int main(void)
 	check("the draft of another member ends the wait", !fault(5, 0, VM_FAULT_NOPAGE));
 	check("the draft of another member is not listed", listed == 1);
 	check("nor is anything predicted at it", predictions == 2);
+	check("pages without an entry are not zapped", !zaps);
+	extent_of_page.entries[0].mapped = true;
+	check("a draft", !fault(VMSRS_NO_DRAFT, 0, VM_FAULT_NOPAGE));
+	check("is mapped in place of what another thread has mapped", zaps == 1);
 	return 0;
 }

@@ -51,7 +51,7 @@ struct vmsrs_domain {
 	struct vmsrs_hot_pages *hot;
 	u32 draft_count, next_page;
 	u16 commits;
-	u8 row, last_rows[2];
+	u8 row, predicted, last_rows[2];
 	s8 row_score;
 };
 
@@ -234,6 +234,12 @@ static void following_pages(void)
 	}
 	row(10, 30);
 	expect(ahead > 10, "a long row is worth it again");
+
+	fresh();
+	for (i = 0; i < 2; i++)
+		row(10, 9);
+	REQUEST(10, 30, 50, 70, 90);
+	expect(faults == 5 && ahead <= 16, "rows that end early are not expected to be long any more");
 
 	fresh();
 	for (i = 0; i < 20; i++) {
