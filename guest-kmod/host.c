@@ -629,7 +629,7 @@ static u32 fill_report(struct vmsrs_device *dev, struct vmsrs_control_header *he
 static int send_reports(struct vmsrs_device *dev, struct list_head *sent)
 {
 	struct vmsrs_report *report;
-	u32 length = 0, answer = 0;
+	u32 length = 0, answer = 0, count;
 	const void *reply;
 	void *payload;
 	int error = 0;
@@ -637,7 +637,10 @@ static int send_reports(struct vmsrs_device *dev, struct list_head *sent)
 	payload = vmsrs_control_begin(dev);
 	if (IS_ERR(payload))
 		return PTR_ERR(payload);
-	while ((report = take_report(&dev->batch, VMSRS_PAYLOAD_MAX - length))) {
+	for (count = 0; count < VMSRS_PARTS_MAX; count++) {
+		report = take_report(&dev->batch, VMSRS_PAYLOAD_MAX - length);
+		if (!report)
+			break;
 		list_add_tail(&report->list, sent);
 		length += fill_report(dev, payload + length, report);
 	}

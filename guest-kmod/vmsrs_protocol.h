@@ -154,6 +154,12 @@ struct vmsrs_device_config {
 #define VMSRS_MESSAGE_BYTES_MAX 0x10000
 
 /*
+ * Maximum number of messages in a VMSRS_MESSAGE_REPORTS: the host does nothing
+ * else meanwhile.
+ */
+#define VMSRS_PARTS_MAX 32
+
+/*
  * Finds or creates an app by name: struct vmsrs_open_app, struct
  * vmsrs_app_reply.
  */
@@ -208,7 +214,7 @@ struct vmsrs_device_config {
  * Several messages of the last two kinds, one after the other, no payload in
  * the reply. Each has a struct vmsrs_control_header of its own, and its payload
  * is padded to a multiple of 8 bytes. The first one that is refused ends the
- * message with its status; those before it count.
+ * message with its status; those before it count. At most VMSRS_PARTS_MAX.
  */
 #define VMSRS_MESSAGE_REPORTS 9
 

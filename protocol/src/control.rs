@@ -28,8 +28,11 @@ pub const MESSAGE_INCIDENT: u32 = 7;
 pub const MESSAGE_EVIDENCE: u32 = 8;
 /// Several messages of the last two kinds, one after the other, no payload in the reply. Each has a
 /// [`ControlHeader`] of its own, and its payload is padded to a multiple of 8 bytes. The first one that is
-/// refused ends the message with its status; those before it count.
+/// refused ends the message with its status; those before it count. At most [`PARTS_MAX`].
 pub const MESSAGE_REPORTS: u32 = 9;
+
+/// Maximum number of messages in a [`MESSAGE_REPORTS`]: the host does nothing else meanwhile.
+pub const PARTS_MAX: u32 = 32;
 
 /// Done.
 pub const STATUS_OK: u32 = 0;

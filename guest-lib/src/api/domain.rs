@@ -10,6 +10,7 @@ use crate::state::Limits;
 use crate::state::domain::Domain;
 use crate::state::ring::Noted;
 use crate::thread::{self, Thread};
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use vmsrs_protocol::PAGE_SIZE;
 
@@ -67,7 +68,8 @@ impl Domain {
         seal: bool,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        let mut value = None;
+        // Not dropped here: a deadline can end the function with a half of it written.
+        let mut value = MaybeUninit::uninit();
         let ended = run::run::<TIMED, _>(self, limits, seal, |request| {
             let result = f(request);
             let end = if result.is_ok() {
@@ -75,13 +77,12 @@ impl Domain {
             } else {
                 End::GiveUp
             };
-            // There was none before, which the compiler cannot know.
-            std::mem::forget(value.replace(result));
+            value.write(result);
             end
         });
         match ended {
-            // SAFETY: the request has ended in order, so the function has returned.
-            Ok(()) => match unsafe { value.unwrap_unchecked() } {
+            // SAFETY: the request has ended in order, so the function has returned, and the value is written.
+            Ok(()) => match unsafe { value.assume_init() } {
                 Ok(value) => Ok(value),
                 Err(error) => Err(RunError::GivenUp(error)),
             },

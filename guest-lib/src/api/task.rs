@@ -12,6 +12,7 @@ use crate::state::domain::Domain;
 use crate::thread::fork;
 use crate::thread::{self, Thread};
 use std::fmt;
+use std::mem::MaybeUninit;
 
 /// How a step of a task ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +96,14 @@ impl Task {
         // Unless it is suspended again; also if this thread ends in the middle.
         self.stage = Stage::Over;
         let mut f = Some(f);
-        let mut wants = Step::GiveUp;
+        // Not dropped after a cut: a deadline can end the function with a half of it written.
+        let mut wants = MaybeUninit::new(Step::GiveUp);
         let outcome = run::work::<true, _>(thread, self.domain, |request| {
             if let Some(f) = f.take() {
-                wants = f(request);
+                wants.write(f(request));
             }
-            match wants {
+            // SAFETY: it is written from the start.
+            match unsafe { wants.assume_init_ref() } {
                 Step::Suspend => End::Suspend,
                 Step::Done(_) => End::Keep,
                 Step::GiveUp => End::GiveUp,
@@ -109,6 +112,12 @@ impl Task {
         match outcome {
             Outcome::Cut => return Err(join_error(run::failed(thread))),
             Outcome::Forked => return Err(Error::Forked.into()),
+            _ => {}
+        }
+        // SAFETY: the function has returned, so it is written as a whole.
+        let wants = unsafe { wants.assume_init() };
+        match outcome {
+            Outcome::Cut | Outcome::Forked => {}
             Outcome::Plain => run::finish_plain(thread, self.domain, self.options.seal)
                 .map_err(|stop| join_error(*stop))?,
             Outcome::Keep => {

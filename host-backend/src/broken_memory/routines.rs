@@ -139,7 +139,8 @@ impl Pages {
 /// instruction is not of a routine.
 pub(super) fn exit_of(instruction: usize) -> Option<usize> {
     let at = |label: unsafe extern "C" fn()| label as usize;
-    if (at(vmsrs_page_routines)..at(vmsrs_page_avx_routines)).contains(&instruction) {
+    // Not the exits: a stack that is broken would send them to themselves for ever.
+    if (at(vmsrs_page_routines)..at(vmsrs_page_exit)).contains(&instruction) {
         return Some(at(vmsrs_page_exit));
     }
     (at(vmsrs_page_avx_routines)..at(vmsrs_page_avx_exit))

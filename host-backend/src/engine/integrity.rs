@@ -149,7 +149,11 @@ pub(crate) fn mirror(store: &mut Store, frame: u32, memory: &mut impl Memory) ->
         }
         Err(error) => {
             log::warn!("{error}: {}", error.source);
-            store.set_aside(copy);
+            match error.frame == copy {
+                true => store.set_aside(copy),
+                // It is the page that cannot be read.
+                false => store.retire(copy),
+            }
             false
         }
     }

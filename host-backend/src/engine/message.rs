@@ -9,8 +9,8 @@ use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
 use vmsrs_protocol::control::{
     AddExtent, ControlHeader, ListDomain, ListReply, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
     MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP,
-    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader,
-    STATUS_OK, SealReply, SealRequest,
+    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenApp, OpenDomain, PARTS_MAX,
+    ReplyHeader, STATUS_OK, SealReply, SealRequest,
 };
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::SealRecord;
@@ -121,13 +121,18 @@ fn dispatch(
             }
             return sealed;
         }
-        MESSAGE_REPORTS => loop {
-            let (kind, part) = input.part()?;
-            report(engine, memory, at, kind, part)?;
-            if input.0.is_empty() {
-                break Vec::new();
+        MESSAGE_REPORTS => {
+            for _ in 0..PARTS_MAX {
+                let (kind, part) = input.part()?;
+                report(engine, memory, at, kind, part)?;
+                if input.0.is_empty() {
+                    return Ok((Vec::new(), None));
+                }
             }
-        },
+            return Err(Refusal::Malformed(
+                "the driver sent too many reports in a message",
+            ));
+        }
         kind => {
             report(engine, memory, at, kind, input)?;
             Vec::new()

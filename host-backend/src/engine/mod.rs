@@ -542,7 +542,7 @@ impl Engine {
         self.store.frames.has_retired()
     }
 
-    /// How many retired frames no seal has used since the last call.
+    /// How many retired frames no seal has used since the last call, at most.
     pub fn take_unused(&mut self) -> u32 {
         self.store.frames.take_unused()
     }

@@ -248,7 +248,7 @@ impl Staged {
     /// Gives the page a frame for its copy.
     fn place(&mut self, store: &mut Store) -> Result<PoolCopy, Refusal> {
         self.frame = NONE;
-        // There is one: the budget leaves as many as the pool has frames.
+        // The budget leaves as many as the pool has frames, less those that are set aside.
         self.frame = store
             .frames
             .take(FrameState::Staged)

@@ -240,7 +240,7 @@ impl EngineHandle {
         }
     }
 
-    /// How many retired frames no seal has used since the last call.
+    /// How many retired frames no seal has used since the last call, at most.
     pub(crate) fn take_unused(&self) -> u32 {
         self.core().engine.take_unused()
     }

@@ -213,7 +213,7 @@ impl FrameTable {
         self.replace(frame, FrameState::Retired, NONE, 0);
     }
 
-    /// Retired frames in the list that have been there since the last call, at least so many.
+    /// At most so many retired frames in the list have been there since the last call; none of them is missed.
     pub(crate) fn take_unused(&mut self) -> u32 {
         self.retired.take_least()
     }

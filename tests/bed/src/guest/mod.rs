@@ -177,7 +177,9 @@ impl Guest {
             let before = "before it was stopped".to_owned();
             return Err(Error::GuestEnded { status, before });
         }
-        command::output(Command::new("kill").args(["-TERM", &self.pid().to_string()]))?;
+        // The shell has a kill of its own; a small Debian has no other.
+        let pid = self.pid().to_string();
+        command::output(Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]))?;
         let status = self.wait_for_end("the end after SIGTERM", STOP_LIMIT)?;
         if status.success() {
             return Ok(());
