@@ -425,10 +425,9 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
     state.members.wait(thread::sweep);
     // What another thread locked while the driver released the locks, and what a stray write has taken from
     // the list that the driver reads. No other thread changes either now.
-    for held in [state.held(), state.domains()] {
-        for &domain in held.as_slice() {
-            lock::release(thread, domain);
-        }
+    let (listed, noted) = (state.held(), state.domains());
+    for &domain in listed.as_slice().iter().chain(noted.as_slice()) {
+        lock::release(thread, domain);
     }
     thread.end(false);
     failure.defers_failed = run_defers(thread, state);
