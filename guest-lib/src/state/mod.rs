@@ -109,6 +109,11 @@ impl HeldDomains {
     }
 }
 
+/// Whether a domain is on the list.
+fn lists(list: Control, domain: u32) -> bool {
+    (0..held::len(&list)).any(|place| list.entry(place) == domain)
+}
+
 /// How a request is run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -521,6 +526,16 @@ impl State {
         self.notify_held();
     }
 
+    /// Domains on the control block's list.
+    pub(crate) fn listed(&self) -> usize {
+        self.control().map_or(0, |control| held::len(&control))
+    }
+
+    /// The one at a place below that.
+    pub(crate) fn listed_at(&self, place: usize) -> Option<u32> {
+        (place < self.listed()).then(|| self.control().map(|control| control.entry(place)))?
+    }
+
     /// The newest domain that is held. Nobody else works for the request.
     pub(crate) fn newest_held(&self) -> Option<u32> {
         let control = self.control()?;
@@ -563,7 +578,7 @@ impl State {
 
     /// Whether the domain is on the list: held, or waited for, by a thread of the request.
     pub(crate) fn lists_held(&self, domain: u32) -> bool {
-        self.held().as_slice().contains(&domain)
+        self.control().is_some_and(|list| lists(list, domain))
     }
 
     /// Whether the request has taken the domain's lock.
@@ -602,9 +617,9 @@ impl State {
     pub(crate) fn domains(&self) -> HeldDomains {
         let mut copy = HeldDomains::new();
         self.lists(|lists| {
-            lists
-                .held()
-                .for_each(|held| copy.push(held.domain.number()));
+            for held in lists.held() {
+                copy.push(held.domain.number());
+            }
         });
         copy
     }
@@ -703,15 +718,19 @@ impl State {
         let Some(control) = self.control() else {
             return;
         };
-        let (listed, held) = (self.held(), self.domains());
-        let missing = |domain: &u32| !listed.as_slice().contains(domain);
-        if held.as_slice().iter().any(missing) {
+        self.lists(|noted| {
+            if noted
+                .held()
+                .all(|held| lists(control, held.domain.number()))
+            {
+                return;
+            }
             // A domain that is entered but not noted yet is not locked, or the driver knows it as written.
             control.set_count(0);
-            for &domain in held.as_slice() {
-                held::push(&control, domain);
+            for held in noted.held() {
+                held::push(&control, held.domain.number());
             }
-        }
+        });
     }
 
     // Defers.
