@@ -127,10 +127,11 @@ impl Domain {
                 .unwrap_or_else(|damage| fail(damage));
             thread.state().note_heap(self);
             let block = block.ok_or(Error::OutOfMemory { size })?;
-            thread.state().recent().note(Noted {
+            let noted = Noted {
                 domain: self,
                 address: block.as_ptr() as u64,
-            });
+            };
+            thread.state().recent().note(thread.state().tag(), noted);
             Ok(block)
         })
     }
@@ -151,10 +152,12 @@ impl Domain {
             let address = block.as_ptr() as u64;
             let mut heap = thread.state().heap(self);
             heap.retire(address).unwrap_or_else(|damage| fail(damage));
-            let oldest = thread.state().quarantine().note(Noted {
+            let noted = Noted {
                 domain: self,
                 address,
-            });
+            };
+            let (state, tag) = (thread.state(), thread.state().tag());
+            let oldest = state.quarantine().note(tag, noted);
             if let Some(oldest) = oldest {
                 let mut heap = thread.state().heap(oldest.domain);
                 heap.release(oldest.address)

@@ -24,6 +24,9 @@ pub(crate) const COUNT: usize = list_of(GRAINS_MAX) + 1;
 
 const WORDS: usize = COUNT.div_ceil(64);
 
+/// Lists that are looked at together.
+const GROUP: usize = 8;
+
 /// The lists' heads, and the map.
 #[repr(C)]
 #[derive(Debug)]
@@ -83,9 +86,20 @@ impl Bins {
 
     /// The lists that are not empty; `None` if the map and the heads do not agree.
     pub(super) fn lists(&self) -> Option<impl Iterator<Item = usize>> {
-        let bits = |heads: &[u64]| {
+        let bits_of = |heads: &[u64]| {
             let bits = heads.iter().enumerate();
             bits.fold(0, |word, (bit, &head)| word | u64::from(head != 0) << bit)
+        };
+        let bits = |heads: &[u64]| {
+            // Most lists are empty, and so are whole groups of them.
+            let (groups, rest) = heads.as_chunks::<GROUP>();
+            let last = bits_of(rest).wrapping_shl((groups.len() * GROUP) as u32);
+            let groups = groups.iter().enumerate();
+            let groups =
+                groups.filter(|(_, heads)| heads.iter().fold(0, |all, head| all | head) != 0);
+            groups.fold(last, |word, (group, heads)| {
+                word | bits_of(heads) << (group * GROUP)
+            })
         };
         if !self.heads.chunks(64).map(bits).eq(self.map) {
             return None;

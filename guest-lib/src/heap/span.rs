@@ -148,6 +148,12 @@ impl Inner {
     }
 }
 
+/// Whether all words are 0.
+#[inline]
+fn is_zero<const N: usize>(words: &[u64; N]) -> bool {
+    words.iter().fold(0, |all, word| all | word) == 0
+}
+
 /// A bitmap of an extent. Addresses are those that its bits stand for; others have no bit, and are
 /// treated as if theirs were 0.
 #[derive(Clone, Copy, Debug)]
@@ -220,7 +226,12 @@ impl Bits {
             word = word.wrapping_add(1);
             // Each commit looks through whole bitmaps, and most of their words are 0.
             // SAFETY: as in get(): the words of addresses below `to`.
-            while at + 4 * WORD <= to && unsafe { word.cast::<[u64; 4]>().read() } == [0; 4] {
+            while at + 16 * WORD <= to && is_zero(unsafe { &*word.cast::<[u64; 16]>() }) {
+                at += 16 * WORD;
+                word = word.wrapping_add(16);
+            }
+            // SAFETY: as above.
+            while at + 4 * WORD <= to && is_zero(unsafe { &*word.cast::<[u64; 4]>() }) {
                 at += 4 * WORD;
                 word = word.wrapping_add(4);
             }

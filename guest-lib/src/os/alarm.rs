@@ -14,17 +14,16 @@ use std::time::Duration;
 pub(crate) struct Alarm(Cell<Option<c_int>>);
 
 impl Alarm {
-    /// Sends `signal` to the calling thread once, after `delay`. False if the kernel has no timer
+    /// Sends `signal` to the calling thread, whose number is `me`, once, after `delay`. False if the kernel has no timer
     /// for it. Async-signal-safe.
-    pub(crate) fn set(&self, signal: c_int, delay: Duration) -> bool {
+    pub(crate) fn set(&self, me: u32, signal: c_int, delay: Duration) -> bool {
         self.stop();
         let mut id: c_int = 0;
         // SAFETY: all zero is a sigevent.
         let mut event: libc::sigevent = unsafe { zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = signal;
-        // SAFETY: the call has no conditions.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        event.sigev_notify_thread_id = me.cast_signed();
         // SAFETY: reads the event, writes the number, both alive.
         let made = unsafe {
             libc::syscall(

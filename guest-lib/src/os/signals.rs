@@ -24,6 +24,8 @@ struct Previous {
     suppress: bool,
     signals: [c_int; 7],
     actions: [libc::sigaction; 7],
+    /// The signals as a set.
+    set: libc::sigset_t,
 }
 
 static PREVIOUS: OnceLock<Previous> = OnceLock::new();
@@ -85,10 +87,20 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     for (action, &signal) in actions.iter_mut().zip(&signals) {
         *action = disposition(signal).map_err(failed())?;
     }
+    // SAFETY: all zero is a set, and both calls fill it.
+    let set = unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        set
+    };
     let previous = PREVIOUS.get_or_init(|| Previous {
         suppress,
         signals,
         actions,
+        set,
     });
     if !suppress {
         return Ok(());
@@ -97,12 +109,7 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handler as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: fills the set.
-    unsafe { libc::sigemptyset(&raw mut action.sa_mask) };
-    for &signal in &previous.signals {
-        // SAFETY: a signal's number and a set.
-        unsafe { libc::sigaddset(&raw mut action.sa_mask, signal) };
-    }
+    action.sa_mask = previous.set;
     for &signal in &previous.signals {
         // SAFETY: the handler has the signature that SA_SIGINFO asks for.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
@@ -156,15 +163,23 @@ pub(crate) fn unblock() {
     let Some(previous) = PREVIOUS.get() else {
         return;
     };
-    // SAFETY: fills the set, adds signals' numbers, and changes this thread's mask alone.
+    // SAFETY: changes this thread's mask alone.
     unsafe {
-        let mut ours: libc::sigset_t = zeroed();
-        libc::sigemptyset(&raw mut ours);
-        for &signal in &previous.signals {
-            libc::sigaddset(&raw mut ours, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ours, ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const previous.set, ptr::null_mut());
     }
+}
+
+/// The same where a signal handler returns to: `mask` is what it finds in its context. Async-signal-safe.
+///
+/// # Safety
+///
+/// The kernel's set, which is one word: what lies behind it in a `sigset_t` is something else there.
+pub(crate) unsafe fn unblock_after(mask: *mut libc::sigset_t) {
+    let Some(previous) = PREVIOUS.get() else {
+        return;
+    };
+    // SAFETY: the first word of each; that of the context is the kernel's whole set.
+    unsafe { *mask.cast::<u64>() &= !*(&raw const previous.set).cast::<u64>() };
 }
 
 /// Writes to standard error without a lock or an allocation.

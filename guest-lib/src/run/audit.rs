@@ -46,11 +46,11 @@ fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
     let state = thread.state();
     let mut heap = state.heap(domain);
     for place in 0..state.quarantine().used().min(QUARANTINE) {
-        let Some(noted) = state.quarantine().get(place) else {
+        let Some(noted) = state.quarantine().get(state.tag(), place) else {
             continue;
         };
         if std::ptr::eq(noted.domain, domain) {
-            state.quarantine().take(place);
+            state.quarantine().forget(place);
             heap.release(noted.address)?;
         }
     }
@@ -64,7 +64,7 @@ fn audit(thread: &Thread, domain: &'static Domain) -> Result<(), Damage> {
         return Ok(());
     }
     for place in 0..state.recent().used().min(RECENT) {
-        if let Some(noted) = state.recent().get(place)
+        if let Some(noted) = state.recent().get(state.tag(), place)
             && std::ptr::eq(noted.domain, domain)
         {
             heap.check_block(noted.address)?;

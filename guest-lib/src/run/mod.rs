@@ -425,10 +425,11 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
     state.members.wait(thread::sweep);
     // What another thread locked while the driver released the locks, and what a stray write has taken from
     // the list that the driver reads. No other thread changes either now.
-    for held in [state.held(), state.domains()] {
-        for &domain in held.as_slice() {
-            lock::release(thread, domain);
-        }
+    for domain in (0..state.listed()).filter_map(|place| state.listed_at(place)) {
+        lock::release(thread, domain);
+    }
+    for domain in (0..state.places()).filter_map(|place| state.domain_at(place)) {
+        lock::release(thread, domain.number());
     }
     thread.end(false);
     failure.defers_failed = run_defers(thread, state);

@@ -13,6 +13,8 @@ pub(super) fn report(thread: &Thread) -> Failure {
     thread.land();
     thread.repair_control();
     let mut record = thread.record();
+    // Where a signal has sent the thread here, its handler has unblocked them.
+    let must_unblock = record.signal == 0;
     let mut first = false;
     let failure = thread.state().fail(|| {
         first = true;
@@ -26,9 +28,11 @@ pub(super) fn report(thread: &Thread) -> Failure {
                 Err(error) => abort_with("cannot discard what the failed request wrote", &error),
             }
         }
-        signals::unblock();
+        if must_unblock {
+            signals::unblock();
+        }
         check_c_heap(thread, record.signal, record.registers[REG_RIP]);
-        let message = String::from_utf8_lossy(thread.message()).into_owned();
+        let message = text(thread.message());
         Failure {
             kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
             incident: record.incident,
@@ -43,10 +47,21 @@ pub(super) fn report(thread: &Thread) -> Failure {
         }
     });
     if !first {
-        signals::unblock();
+        if must_unblock {
+            signals::unblock();
+        }
         check_c_heap(thread, record.signal, record.registers[REG_RIP]);
     }
     failure
+}
+
+/// A message as text.
+fn text(bytes: &[u8]) -> String {
+    // Most are text, which is found faster by itself.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+    }
 }
 
 /// Ends the process if the thread has left the C library's heap locked or damaged.

@@ -5,6 +5,7 @@ use crate::os::switch::LANDED;
 use crate::thread::{Phase, Thread};
 use std::ffi::c_void;
 use std::hint::black_box;
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// How long the C library's heap may stay locked after a failure until the process ends. The
@@ -13,6 +14,22 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes of the stack that the heap is tried on.
 const TRIAL_STACK: usize = 64 * 1024;
+
+/// A stack that no trial runs on: to make one takes the kernel far longer than the trial. Only tried, never waited for.
+static SPARE: Mutex<Option<Region>> = Mutex::new(None);
+
+/// A stack to try the heap on, if there is memory.
+fn take_stack() -> Option<Region> {
+    let spare = SPARE.try_lock().ok().and_then(|mut spare| spare.take());
+    spare.or_else(|| Region::new(TRIAL_STACK).ok())
+}
+
+/// Keeps a stack for the next trial, unless there is one.
+fn keep_stack(stack: Region) {
+    if let Ok(mut spare) = SPARE.try_lock() {
+        spare.get_or_insert(stack);
+    }
+}
 
 struct Trial<'a> {
     thread: &'a Thread,
@@ -28,7 +45,7 @@ pub(crate) fn heap_works(thread: &Thread) -> bool {
         thread,
         done: false,
     };
-    let Ok(stack) = Region::new(TRIAL_STACK) else {
+    let Some(stack) = take_stack() else {
         // No memory: nothing can be tried.
         return true;
     };
@@ -36,9 +53,10 @@ pub(crate) fn heap_works(thread: &Thread) -> bool {
         // No timer: a hang would be forever, so nothing is tried.
         return true;
     }
-    // SAFETY: a fresh stack; enter() does not unwind.
+    // SAFETY: a stack that is nobody else's; enter() does not unwind.
     let code = unsafe { thread.on_stack(&stack, enter, (&raw mut trial).cast()) };
     thread.clear_limit();
+    keep_stack(stack);
     code != LANDED && trial.done
 }
 

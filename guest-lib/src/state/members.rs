@@ -62,10 +62,10 @@ impl Members {
         }
     }
 
-    /// Takes back what the calling thread has reserved: it was cut short, perhaps before it has
+    /// Takes back what the calling thread, whose number is `me`, has reserved: it was cut short, perhaps before it has
     /// started the threads. Those that have not adopted their slots yet never will.
-    pub(crate) fn take_back(&self) {
-        if self.slots.take_back(thread_number()) {
+    pub(crate) fn take_back(&self, me: u32) {
+        if self.slots.take_back(me) {
             self.notify();
         }
     }

@@ -23,7 +23,7 @@ use latch::Latch;
 use members::Members;
 use ring::Ring;
 use std::cell::UnsafeCell;
-use std::mem::size_of;
+use std::mem::{MaybeUninit, size_of};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -81,16 +81,37 @@ impl Lists {
 }
 
 /// A copy of a request's list of domains.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HeldDomains {
-    domains: [u32; HELD_MAX],
+    /// The first `count` of them are set: most requests hold one domain, and need not fill the rest.
+    domains: [MaybeUninit<u32>; HELD_MAX],
     count: usize,
 }
 
 impl HeldDomains {
-    pub(crate) fn as_slice(&self) -> &[u32] {
-        &self.domains[..self.count]
+    fn new() -> Self {
+        Self {
+            domains: [MaybeUninit::uninit(); HELD_MAX],
+            count: 0,
+        }
     }
+
+    /// Adds a domain; there are at most [`HELD_MAX`].
+    fn push(&mut self, domain: u32) {
+        self.domains[self.count].write(domain);
+        self.count += 1;
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        let domains = &self.domains[..self.count];
+        // SAFETY: push() has set that many, and numbers may be anything.
+        unsafe { std::slice::from_raw_parts(domains.as_ptr().cast(), domains.len()) }
+    }
+}
+
+/// Whether a domain is on the list.
+fn lists(list: Control, domain: u32) -> bool {
+    (0..held::len(&list)).any(|place| list.entry(place) == domain)
 }
 
 /// How a request is run.
@@ -304,8 +325,8 @@ impl State {
 
     /// The request is over, and has no thread any more.
     ///
-    /// `kept`: it was audited and committed. Otherwise a stray write may have changed the lists' own
-    /// counts, so all their places are emptied: nothing of this request may leak into the next one.
+    /// `kept`: it was audited and committed. Otherwise a stray write may have changed the count of the
+    /// domains, so all places are emptied: nothing of this request may leak into the next one.
     pub(crate) fn clear(&self, kept: bool) {
         self.flags.fetch_or(CLOSED, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
@@ -320,8 +341,8 @@ impl State {
             };
             lists.domains[..used].fill(None);
             lists.used = 0;
-            lists.quarantine.clear(!kept);
-            lists.recent.clear(!kept);
+            lists.quarantine.restart();
+            lists.recent.restart();
         });
         // A thread that was cut short may have left the latch taken, or itself counted as a waiter.
         self.latch.reset();
@@ -422,6 +443,9 @@ impl State {
     /// The failure: `fail` reports it, the first time.
     pub(crate) fn fail(&self, fail: impl FnOnce() -> Failure) -> Failure {
         self.mark_failed();
+        if self.is_alone() {
+            return fail();
+        }
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert_with(fail).clone()
     }
@@ -470,12 +494,9 @@ impl State {
     /// Domains held, and those whose locks are being taken, in the order of their locking.
     /// Does not allocate.
     pub(crate) fn held(&self) -> HeldDomains {
-        let mut held = HeldDomains::default();
+        let mut held = HeldDomains::new();
         if let Some(control) = self.control() {
-            held.count = held::len(&control);
-            for (place, domain) in held.domains[..held.count].iter_mut().enumerate() {
-                *domain = control.entry(place);
-            }
+            (0..held::len(&control)).for_each(|place| held.push(control.entry(place)));
         }
         held
     }
@@ -503,6 +524,16 @@ impl State {
             held::remove(&control, domain);
         }
         self.notify_held();
+    }
+
+    /// Domains on the control block's list.
+    pub(crate) fn listed(&self) -> usize {
+        self.control().map_or(0, |control| held::len(&control))
+    }
+
+    /// The one at a place below that.
+    pub(crate) fn listed_at(&self, place: usize) -> Option<u32> {
+        (place < self.listed()).then(|| self.control().map(|control| control.entry(place)))?
     }
 
     /// The newest domain that is held. Nobody else works for the request.
@@ -547,7 +578,7 @@ impl State {
 
     /// Whether the domain is on the list: held, or waited for, by a thread of the request.
     pub(crate) fn lists_held(&self, domain: u32) -> bool {
-        self.held().as_slice().contains(&domain)
+        self.control().is_some_and(|list| lists(list, domain))
     }
 
     /// Whether the request has taken the domain's lock.
@@ -584,11 +615,10 @@ impl State {
 
     /// The domains whose locks are taken.
     pub(crate) fn domains(&self) -> HeldDomains {
-        let mut copy = HeldDomains::default();
+        let mut copy = HeldDomains::new();
         self.lists(|lists| {
             for held in lists.held() {
-                copy.domains[copy.count] = held.domain.number();
-                copy.count += 1;
+                copy.push(held.domain.number());
             }
         });
         copy
@@ -688,15 +718,19 @@ impl State {
         let Some(control) = self.control() else {
             return;
         };
-        let (listed, held) = (self.held(), self.domains());
-        let missing = |domain: &u32| !listed.as_slice().contains(domain);
-        if held.as_slice().iter().any(missing) {
+        self.lists(|noted| {
+            if noted
+                .held()
+                .all(|held| lists(control, held.domain.number()))
+            {
+                return;
+            }
             // A domain that is entered but not noted yet is not locked, or the driver knows it as written.
             control.set_count(0);
-            for &domain in held.as_slice() {
-                held::push(&control, domain);
+            for held in noted.held() {
+                held::push(&control, held.domain.number());
             }
-        }
+        });
     }
 
     // Defers.
@@ -792,11 +826,16 @@ mod tests {
             matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::Invariant)
         );
         let state = thread::of(app).unwrap().state();
-        state.lists(|lists| {
-            assert!(lists.domains.iter().all(Option::is_none));
-            assert!((0..QUARANTINE).all(|place| lists.quarantine.get(place).is_none()));
-            assert!((0..RECENT).all(|place| lists.recent.get(place).is_none()));
+        state.lists(|lists| assert!(lists.domains.iter().all(Option::is_none)));
+        let next = one.run(|_| {
+            let tag = state.tag();
+            state.lists(|lists| {
+                assert!((0..QUARANTINE).all(|place| lists.quarantine.get(tag, place).is_none()));
+                assert!((0..RECENT).all(|place| lists.recent.get(tag, place).is_none()));
+            });
+            Ok::<_, Error>(())
         });
+        next.unwrap();
         assert_eq!(two.holder(), 0);
     }
 }

@@ -10,39 +10,64 @@ pub(crate) struct Noted {
     pub(crate) address: u64,
 }
 
-/// The last `N` blocks noted.
+/// A block, and the request that has noted it.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    tag: u64,
+    noted: Option<Noted>,
+}
+
+impl Entry {
+    const EMPTY: Self = Self {
+        tag: 0,
+        noted: None,
+    };
+
+    fn of(self, tag: u64) -> Option<Noted> {
+        self.noted.filter(|_| self.tag == tag)
+    }
+}
+
+/// The last `N` blocks that a request has noted.
+///
+/// Each request has another tag, and sees only what was noted with it: nothing has to be erased between two requests,
+/// whatever a stray write has made of the count.
 #[derive(Debug)]
 pub(crate) struct Ring<const N: usize> {
-    entries: UnsafeCell<[Option<Noted>; N]>,
+    entries: UnsafeCell<[Entry; N]>,
     next: Cell<usize>,
 }
 
 impl<const N: usize> Ring<N> {
     pub(crate) fn new() -> Self {
         Self {
-            entries: UnsafeCell::new([None; N]),
+            entries: UnsafeCell::new([Entry::EMPTY; N]),
             next: Cell::new(0),
         }
     }
 
-    /// Notes a block; returns the one that was in its place.
-    pub(crate) fn note(&self, noted: Noted) -> Option<Noted> {
+    /// Notes a block of the request with that tag; returns the one of it that was in its place.
+    pub(crate) fn note(&self, tag: u64, noted: Noted) -> Option<Noted> {
         let place = self.next.get() % N;
         self.next.set(self.next.get() + 1);
+        let noted = Some(noted);
         // SAFETY: one thread uses the ring at a time, and no reference into it outlives a method.
-        unsafe { (*self.entries.get())[place].replace(noted) }
+        let before = unsafe { &mut (*self.entries.get())[place] };
+        std::mem::replace(before, Entry { tag, noted }).of(tag)
     }
 
-    /// The entry at `place`, oldest places first.
-    pub(crate) fn get(&self, place: usize) -> Option<Noted> {
+    /// What the request with that tag has at `place`, oldest places first.
+    pub(crate) fn get(&self, tag: u64, place: usize) -> Option<Noted> {
         // SAFETY: as in note().
-        unsafe { (&*self.entries.get()).get(place).copied().flatten() }
+        unsafe { (&*self.entries.get()).get(place)?.of(tag) }
     }
 
-    /// Takes the entry at `place`.
-    pub(crate) fn take(&self, place: usize) -> Option<Noted> {
+    /// Empties a place.
+    pub(crate) fn forget(&self, place: usize) {
         // SAFETY: as in note().
-        unsafe { (&mut *self.entries.get()).get_mut(place)?.take() }
+        if let Some(entry) = unsafe { (&mut *self.entries.get()).get_mut(place) } {
+            *entry = Entry::EMPTY;
+        }
     }
 
     /// How many blocks were noted, also in places that were used again.
@@ -62,12 +87,8 @@ impl<const N: usize> Ring<N> {
         self.next.get().min(N)
     }
 
-    /// Forgets what is noted: in the places in use, or in `all`, in case a stray write has changed the
-    /// ring.
-    pub(crate) fn clear(&self, all: bool) {
-        for place in 0..if all { N } else { self.used() } {
-            self.take(place);
-        }
+    /// The request is over.
+    pub(crate) fn restart(&self) {
         self.next.set(0);
     }
 

@@ -151,6 +151,9 @@ unsafe fn suppress(
     registers[libc::REG_RIP as usize] = switch::landing() as i64;
     registers[libc::REG_RSP as usize] = thread.saved() as i64;
     registers[libc::REG_EFL as usize] &= !FLAGS_OFF;
+    // The request may have blocked signals before it failed.
+    // SAFETY: the kernel's context of this thread.
+    unsafe { signals::unblock_after(&raw mut (*context).uc_sigmask) };
     true
 }
 

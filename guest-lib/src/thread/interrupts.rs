@@ -91,7 +91,7 @@ impl Thread {
     /// more threads.
     pub(crate) fn land(&self) {
         self.marks.landed.set(true);
-        self.state().members.take_back();
+        self.state().members.take_back(self.number);
         // An error, unlike an interrupt, cuts critical code short.
         self.marks.critical.set(0);
         self.marks.pending.set(false);
@@ -120,13 +120,16 @@ impl Thread {
             && steps < STEPS
             && clib::can_step(instruction, number)
             && (has_single_stepped
-                || (can_trap() && self.alarm.set(signals::interrupt(), STEP_LIMIT)));
+                || (can_trap()
+                    && self
+                        .alarm
+                        .set(self.number, signals::interrupt(), STEP_LIMIT)));
         if leads {
             self.marks.steps.set(steps + 1);
             self.marks.single_stepping.set(true);
             return true;
         }
-        self.alarm.set(signals::interrupt(), RETRY)
+        self.alarm.set(self.number, signals::interrupt(), RETRY)
     }
 
     /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
@@ -147,7 +150,7 @@ impl Thread {
         self.marks.waited.set(RETRIES);
         self.marks.pending.set(false);
         self.deadline.set(now() + limit.as_nanos() as u64);
-        self.alarm.set(signals::interrupt(), limit)
+        self.alarm.set(self.number, signals::interrupt(), limit)
     }
 
     /// Takes the limit back.

@@ -64,7 +64,7 @@ impl Drop for Mine {
                 // the owner. If this thread is the owner, others still read its control block.
                 if state.tag() != 0 {
                     state.mark_failed();
-                    state.members.take_back();
+                    state.members.take_back(thread.number);
                 }
                 if let Some(slot) = thread.slot.take() {
                     state.members.leave(slot);
