@@ -264,9 +264,11 @@ impl User {
                 format!("note={}", self.last_id)
             }
             Command::NoteEdit(id, text) => {
+                // Another user's failed request may have taken it away, if the server is at fault.
+                self.note(*id).ok_or("note")?;
                 self.touch(line);
                 let changed = self.changed();
-                let note = self.note(*id).expect("an ordinary edit");
+                let note = self.note(*id).ok_or("note")?;
                 note.text = text.clone();
                 note.changed = changed;
                 format!("note={id}")
