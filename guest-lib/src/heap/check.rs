@@ -10,7 +10,7 @@ use super::{Damage, Heap, PAGE};
 /// them; in a larger one the allocator finds a wrong bit when it uses it.
 const MAPPED_MAX: u64 = 64;
 
-/// How far behind a range a chunk can begin of whose header or red zone something is in the range, rounded up.
+/// How far after a range a chunk can begin whose header or red zone reaches into the range, rounded up.
 const REACH: u64 = (RED_ZONE_MAX + BLOCK_HEADER + GRAIN).next_multiple_of(GRAIN) as u64;
 
 /// Checks pages of a heap one after the other.

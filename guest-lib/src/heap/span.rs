@@ -122,7 +122,7 @@ impl Inner {
     };
 
     /// Whether the page at `address` is one of these, and none of its bits is set, nor one of *starts* for the first
-    /// `after` bytes behind it (a multiple of 16, less than 1024).
+    /// `after` bytes after it (a multiple of 16, less than 1024).
     #[inline]
     pub(super) fn is_clear(&self, address: u64, after: u64) -> bool {
         const WORDS: usize = BITMAP_PER_PAGE / size_of::<u64>();
@@ -132,7 +132,7 @@ impl Inner {
         }
         let starts = self.starts.wrapping_add((offset / (64 * STEP)) as usize);
         let fills = starts.wrapping_add(self.fills);
-        // SAFETY: words of the bitmaps of an extent which the request holds: behind the page is another one.
+        // SAFETY: words of the bitmaps of an extent that the request holds; another page follows.
         let (starts, next, fills) = unsafe {
             (
                 starts.cast::<[u64; WORDS]>().read(),

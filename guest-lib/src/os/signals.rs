@@ -173,7 +173,7 @@ pub(crate) fn unblock() {
 ///
 /// # Safety
 ///
-/// The kernel's set, which is one word: what lies behind it in a `sigset_t` is something else there.
+/// The kernel's signal set, which is one word; the rest of a `sigset_t` means something else there.
 pub(crate) unsafe fn unblock_after(mask: *mut libc::sigset_t) {
     let Some(previous) = PREVIOUS.get() else {
         return;

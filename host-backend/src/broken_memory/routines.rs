@@ -139,7 +139,7 @@ impl Pages {
 /// instruction is not of a routine.
 pub(super) fn exit_of(instruction: usize) -> Option<usize> {
     let at = |label: unsafe extern "C" fn()| label as usize;
-    // Not the exits: a stack that is broken would send them to themselves for ever.
+    // The exits are left out: with a broken stack, an exit would be sent to itself again and again.
     if (at(vmsrs_page_routines)..at(vmsrs_page_exit)).contains(&instruction) {
         return Some(at(vmsrs_page_exit));
     }
