@@ -21,9 +21,8 @@ static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
 
 	list_for_each_entry(domain, domains, owned)
 		mutex_lock_nest_lock(&domain->lock, lock);
-	list_for_each_entry(domain, domains, owned) {
+	list_for_each_entry(domain, domains, owned)
 		count += vmsrs_drafts_commit(domain, &records);
-	}
 	if (count)
 		end = vmsrs_host_append(dev, &records);
 	/* Before the unlock: another member's next draft must not count beside the committed ones. */

@@ -245,6 +245,13 @@ static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 	zap_run(&run, note);
 }
 
+/* Has a draft the content of a version? */
+static bool is_copy(struct vmsrs_device *dev, const struct vmsrs_frame *draft, u32 version)
+{
+	return vmsrs_same_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)),
+			       vmsrs_frame_address(dev, version));
+}
+
 /* Has the draft the content of its page's committed version? */
 static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *draft)
 {
@@ -255,8 +262,7 @@ static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *dra
 		return false;
 	if (committed == VMSRS_NONE)
 		committed = VMSRS_ZERO_FRAME;
-	return vmsrs_same_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)),
-			       vmsrs_frame_address(dev, committed));
+	return is_copy(dev, draft, committed);
 }
 
 /*
@@ -340,8 +346,7 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 	/* From here on, a write waits for the domain's lock. */
 	vmsrs_zap_add(&zap, entry, draft->page);
 	vmsrs_zap_finish(&zap);
-	if (!vmsrs_same_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, draft)),
-			     vmsrs_frame_address(dev, version)))
+	if (!is_copy(dev, draft, version))
 		return;
 	entry->draft = VMSRS_NO_DRAFT;
 	list_del_init(&draft->list);
