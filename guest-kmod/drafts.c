@@ -213,36 +213,18 @@ static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 	return draft ? vmsrs_mapping_get(domain->app, draft->page) : NULL;
 }
 
-/* Unmaps the pages of a run, and before that notes which of them have been written, if that is asked. */
-static void zap_run(struct vmsrs_run *run, bool note)
-{
-	struct vmsrs_run walked = *run;
-
-	if (note)
-		vmsrs_run_note_dirty(&walked);
-	vmsrs_zap_finish(run);
-}
-
 /*
  * Unmaps the pages of a domain's drafts in every process. Notes which of those that were made ahead have
  * been written through the calling process's mapping. The domain's lock is held.
  */
 static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
-	struct vmsrs_run run = { .app = domain->app, .vma = vma };
-	bool note = domain->ahead && vma;
+	struct vmsrs_run zap = { .app = domain->app, .vma = vma, .note = domain->ahead };
 	struct vmsrs_frame *draft;
 
-	list_for_each_entry(draft, &domain->drafts, list) {
-		if (!draft->entry->mapped)
-			continue;
-		draft->entry->mapped = false;
-		if (vmsrs_run_add(&run, draft->entry, draft->page))
-			continue;
-		zap_run(&run, note);
-		vmsrs_run_add(&run, draft->entry, draft->page);
-	}
-	zap_run(&run, note);
+	list_for_each_entry(draft, &domain->drafts, list)
+		vmsrs_zap_add(&zap, draft->entry, draft->page);
+	vmsrs_zap_finish(&zap);
 }
 
 /* Has a draft the content of a version? */

@@ -289,7 +289,10 @@ static void vmsrs_remove(struct virtio_device *vdev)
 
 	/* The pool goes to the device's next driver: no fault handler and no process uses it then. */
 	synchronize_srcu(&dev->srcu);
+	/* What commits and discards unmap, nobody else may unmap meanwhile. */
+	down_write(&dev->commit_lock);
 	vmsrs_zap_all(dev);
+	up_write(&dev->commit_lock);
 
 	/* What programs were told is committed has to reach the host. */
 	do {

@@ -140,6 +140,7 @@ struct vmsrs_page {
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
+ * @note: when they are unmapped, it is noted which drafts have been written through @vma
  */
 struct vmsrs_run {
 	struct vmsrs_app *app;
@@ -147,6 +148,7 @@ struct vmsrs_run {
 	struct vmsrs_page *entries;
 	u32 page;
 	u32 count;
+	bool note;
 };
 
 /**
@@ -816,7 +818,6 @@ void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot);
 int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts);
-void vmsrs_run_note_dirty(struct vmsrs_run *run);
 
 /*
  * Layer 2: messages to the host, and the pool.
