@@ -401,7 +401,6 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 	domain->app = app;
 	domain->number = number;
 	INIT_LIST_HEAD(&domain->owned);
-	INIT_LIST_HEAD(&domain->drafts);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
 	for (next = reply->extents ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)

@@ -15,14 +15,15 @@ static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
 			  struct vmsrs_request *request, struct list_head *domains)
 {
 	struct vmsrs_domain *domain, *next;
-	LIST_HEAD(records);
-	u32 count = 0;
+	struct vmsrs_frames records = { };
+	u32 count;
 	u64 end = 0;
 
 	list_for_each_entry(domain, domains, owned)
 		mutex_lock_nest_lock(&domain->lock, lock);
 	list_for_each_entry(domain, domains, owned)
-		count += vmsrs_drafts_commit(domain, &records);
+		vmsrs_drafts_commit(domain, &records);
+	count = records.count;
 	if (count)
 		end = vmsrs_host_append(dev, &records);
 	/* Before the unlock: another member's next draft must not count beside the committed ones. */

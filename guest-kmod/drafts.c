@@ -167,8 +167,7 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 	/* The caller zaps what shows the committed version in the only mapping. */
 	draft->alone = vmsrs_app_is_private(domain->app);
 	entry->draft = vmsrs_frame_number(dev, draft);
-	list_add_tail(&draft->list, &domain->drafts);
-	domain->draft_count++;
+	vmsrs_frames_add(&domain->drafts, draft);
 	atomic_inc(&dev->drafts);
 	return 0;
 
@@ -207,9 +206,8 @@ int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_p
 /* The calling process's mapping of a domain's drafts, for vmsrs_mapping_put(), or NULL. */
 static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 {
-	struct vmsrs_frame *draft;
+	const struct vmsrs_frame *draft = domain->drafts.first;
 
-	draft = list_first_entry_or_null(&domain->drafts, struct vmsrs_frame, list);
 	return draft ? vmsrs_mapping_get(domain->app, draft->page) : NULL;
 }
 
@@ -222,7 +220,7 @@ static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 	struct vmsrs_run zap = { .app = domain->app, .vma = vma, .note = domain->ahead };
 	struct vmsrs_frame *draft;
 
-	list_for_each_entry(draft, &domain->drafts, list)
+	vmsrs_for_each_frame(draft, &domain->drafts)
 		vmsrs_zap_add(&zap, draft->entry, draft->page);
 	vmsrs_zap_finish(&zap);
 }
@@ -248,42 +246,42 @@ static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *dra
 }
 
 /*
- * Unmaps the pages of a domain's drafts, and moves those drafts to a list that were made ahead and not
- * written. The domain's lock is held. Returns how many these are.
+ * Unmaps the pages of a domain's drafts, and drops those drafts that were made ahead and not written. The domain's
+ * lock is held.
  *
  * A dirty entry shows that a page was written. One that is not shows nothing, since the page may have
  * been written later, or through an entry that was zapped.
  */
-static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
-		      struct list_head *unwritten)
+static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_frame *draft, *next;
-	u32 count = 0, follow = 0;
+	struct vmsrs_frames all = domain->drafts, unwritten = { };
+	struct vmsrs_frame *draft;
+	u32 follow = 0;
 
 	zap_drafts(domain, vma);
 	if (!domain->ahead) {
-		vmsrs_predict_end(domain, unwritten, 0);
-		return 0;
+		vmsrs_predict_end(domain, &unwritten, 0);
+		return;
 	}
-	list_for_each_entry_safe(draft, next, &domain->drafts, list) {
-		if (draft->ahead == VMSRS_AHEAD_NOT)
-			continue;
-		if (draft->dirty || !is_unchanged(dev, draft)) {
+	domain->ahead = false;
+	domain->drafts = (struct vmsrs_frames) { };
+	while ((draft = vmsrs_frames_take(&all))) {
+		if (draft->ahead == VMSRS_AHEAD_NOT || draft->dirty || !is_unchanged(dev, draft)) {
 			follow += draft->ahead == VMSRS_AHEAD_FOLLOWS;
+			vmsrs_frames_add(&domain->drafts, draft);
 			continue;
 		}
 		draft->entry->draft = VMSRS_NO_DRAFT;
-		list_move_tail(&draft->list, unwritten);
-		count++;
+		vmsrs_frames_add(&unwritten, draft);
 		cond_resched();
 	}
-	vmsrs_predict_end(domain, unwritten, follow);
-	domain->draft_count -= count;
-	domain->ahead = false;
-	atomic_sub(count, &dev->drafts);
-	atomic_sub(count, &domain->owner->drafts);
-	return count;
+	vmsrs_predict_end(domain, &unwritten, follow);
+	if (!unwritten.count)
+		return;
+	atomic_sub(unwritten.count, &dev->drafts);
+	atomic_sub(unwritten.count, &domain->owner->drafts);
+	vmsrs_pool_put_all(dev, &unwritten);
 }
 
 /*
@@ -295,7 +293,7 @@ static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vm
 	struct vmsrs_run run = { .app = domain->app, .vma = vma };
 	struct vmsrs_frame *frame;
 
-	list_for_each_entry(frame, &domain->drafts, list) {
+	vmsrs_for_each_frame(frame, &domain->drafts) {
 		if (vmsrs_run_add(&run, frame->entry, frame->page))
 			continue;
 		/* If memory is short, there is a page fault. */
@@ -303,6 +301,18 @@ static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vm
 		vmsrs_run_add(&run, frame->entry, frame->page);
 	}
 	vmsrs_run_map(&run, vma->vm_page_prot, false);
+}
+
+/* Takes a draft out of a domain, which is locked. */
+static void remove_draft(struct vmsrs_domain *domain, const struct vmsrs_frame *draft)
+{
+	struct vmsrs_frames all = domain->drafts;
+	struct vmsrs_frame *frame;
+
+	domain->drafts = (struct vmsrs_frames) { };
+	while ((frame = vmsrs_frames_take(&all)))
+		if (frame != draft)
+			vmsrs_frames_add(&domain->drafts, frame);
 }
 
 /**
@@ -331,8 +341,7 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 	if (!is_copy(dev, draft, version))
 		return;
 	entry->draft = VMSRS_NO_DRAFT;
-	list_del_init(&draft->list);
-	domain->draft_count--;
+	remove_draft(domain, draft);
 	atomic_dec(&domain->owner->drafts);
 	atomic_dec(&dev->drafts);
 	vmsrs_pool_put(dev, draft);
@@ -341,22 +350,17 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 /**
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
- * @records: list that the frames are moved to, for vmsrs_host_append() under the same lock
- *
- * Return: number of frames moved.
+ * @records: where the frames are moved to, for vmsrs_host_append() under the same lock
  */
-u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
+void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *records)
 {
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vm_area_struct *vma = mapping_of(domain);
 	struct vmsrs_frame *draft;
-	LIST_HEAD(unwritten);
-	u32 count;
 
-	if (end_drafts(domain, vma, &unwritten))
-		vmsrs_pool_put_all(dev, &unwritten);
+	end_drafts(domain, vma);
 	domain->commits++;
-	list_for_each_entry(draft, &domain->drafts, list) {
+	vmsrs_for_each_frame(draft, &domain->drafts) {
 		draft->committed = draft->entry->frame;
 		draft->entry->frame = vmsrs_frame_name(dev, draft);
 		draft->entry->draft = VMSRS_NO_DRAFT;
@@ -366,11 +370,8 @@ u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 		map_committed(domain, vma);
 		vmsrs_mapping_put(vma);
 	}
-	list_splice_tail_init(&domain->drafts, records);
-	count = domain->draft_count;
-	domain->draft_count = 0;
+	vmsrs_frames_move(&domain->drafts, records);
 	domain->owner = NULL;
-	return count;
 }
 
 /**
@@ -385,25 +386,21 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vm_area_struct *vma;
 	struct vmsrs_frame *draft;
-	LIST_HEAD(unwritten);
 	bool pin = false;
 
 	mutex_lock(&domain->lock);
 	vma = mapping_of(domain);
-	if (end_drafts(domain, vma, &unwritten))
-		vmsrs_pool_put_all(dev, &unwritten);
+	end_drafts(domain, vma);
 	if (vma)
 		vmsrs_mapping_put(vma);
-	list_for_each_entry(draft, &domain->drafts, list) {
+	vmsrs_for_each_frame(draft, &domain->drafts) {
 		draft->committed = draft->entry->frame;
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		pin |= vmsrs_in_pool(draft->committed);
 	}
 	if (pin)
 		vmsrs_pool_pin_committed(dev, &domain->drafts);
-	list_splice_tail_init(&domain->drafts, &report->drafts);
-	report->count += domain->draft_count;
-	domain->draft_count = 0;
+	vmsrs_frames_move(&domain->drafts, &report->drafts);
 	domain->owner = NULL;
 	list_del_init(&domain->owned);
 	mutex_unlock(&domain->lock);
@@ -419,7 +416,7 @@ static u32 copy_pages(struct vmsrs_domain *domain, const struct vmsrs_ioctl_draf
 	u32 place = 0, count = 0;
 
 	mutex_lock(&domain->lock);
-	list_for_each_entry(draft, &domain->drafts, list) {
+	vmsrs_for_each_frame(draft, &domain->drafts) {
 		/* A domain's drafts are all of its owner. */
 		if (domain->owner->tag != arg->tag || count == arg->capacity)
 			break;

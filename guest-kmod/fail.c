@@ -13,8 +13,8 @@
 
 static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
-	atomic_sub(report->count, &dev->drafts);
-	atomic64_add(report->count, &dev->discarded);
+	atomic_sub(report->drafts.count, &dev->drafts);
+	atomic64_add(report->drafts.count, &dev->discarded);
 	if (report->incident) {
 		atomic64_inc(&dev->incidents);
 		vmsrs_host_report(dev, report);
@@ -110,7 +110,7 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->address = fail->address;
 	body->flags = fail->flags & VMSRS_REPORT_ADDRESS;
 	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
-	body->drafts_total = report->count;
+	body->drafts_total = report->drafts.count;
 	body->recovery_ns = fail->recovery_ns;
 	body->reserved = 0;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
@@ -137,25 +137,18 @@ static u32 first_held(const struct vmsrs_thread *thread)
 }
 
 /*
- * Releases the locks of a request: of the domains that had its drafts, of those that the thread
- * and its other members hold, and of those that it held when it was suspended. As fail_locked().
+ * Releases the locks of a request that has no drafts any more: those that the thread and its other members hold,
+ * and those that it held when it was suspended. As fail_locked().
  */
-static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
-			  const struct vmsrs_report *report)
+static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread)
 {
 	struct vmsrs_app *app = request->app;
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_thread *member, *next;
-	struct vmsrs_frame *draft;
 	u64 tag = request->tag;
-	u32 last = VMSRS_NONE, i;
 	LIST_HEAD(members);
+	u32 i;
 
-	list_for_each_entry(draft, &report->drafts, list) {
-		if (draft->domain->number != last)
-			vmsrs_lock_release(app, draft->domain->number, tag);
-		last = draft->domain->number;
-	}
 	if (thread)
 		vmsrs_lock_release_held(thread, tag);
 	for (i = 0; i < request->held_count; i++)
@@ -233,12 +226,14 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	first = first_held(thread);
 	if (first == VMSRS_NONE && !list_empty(&domains))
 		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
-	list_for_each_entry_safe(domain, next, &domains, owned)
+	list_for_each_entry_safe(domain, next, &domains, owned) {
 		vmsrs_drafts_discard(domain, report);
-	atomic_sub(report->count, &request->drafts);
-	release_locks(request, thread, report);
+		vmsrs_lock_release(app, domain->number, fail->tag);
+	}
+	atomic_sub(report->drafts.count, &request->drafts);
+	release_locks(request, thread);
 
-	request->dropped += report->count;
+	request->dropped += report->drafts.count;
 	fail->drafts = request->dropped;
 	now = ktime_get_ns();
 	fail->recovery_ns = now - fail->detected_ns;
@@ -413,7 +408,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 	if (request) {
 		list_for_each_entry_safe(domain, next, &domains, owned)
 			vmsrs_drafts_discard(domain, report);
-		atomic_sub(report->count, &request->drafts);
+		atomic_sub(report->drafts.count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
 	unlock_request(dev, lock);

@@ -28,55 +28,63 @@ static u32 records_max(const struct vmsrs_device *dev)
 	return min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 }
 
+/* The version that a newer one takes the place of in the batch that collects, or NULL. batch->lock is held. */
+static struct vmsrs_frame *superseded_by(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	struct vmsrs_frame *old;
+
+	if (!vmsrs_in_pool(frame->committed))
+		return NULL;
+	old = vmsrs_pool_frame(dev, frame->committed);
+	/* What is sent is the older batch's; its answer says what this version replaces. */
+	return old->batch == dev->batch.number ? old : NULL;
+}
+
 /*
- * Adds a committed version to the batch. One that it replaces there is moved to a list. batch->lock
+ * Adds a committed version to the batch. One that it replaces there is moved to a row. batch->lock
  * and the domain's lock are held.
  */
 static void add_record(struct vmsrs_device *dev, struct vmsrs_frame *frame,
-		       struct list_head *superseded)
+		       struct vmsrs_frames *superseded)
 {
 	struct vmsrs_batch *batch = &dev->batch;
-	struct vmsrs_frame *old;
+	struct vmsrs_frame *old = superseded_by(dev, frame);
 
 	lockdep_assert_held(&batch->lock);
-	frame->batch = batch->number;
-	list_move_tail(&frame->list, &batch->records);
-	batch->queued++;
-	if (!vmsrs_in_pool(frame->committed)) {
+	if (old) {
+		frame->replaced = old->replaced;
+		frame->place = old->place;
+		vmsrs_frames_add(superseded, old);
+	} else {
 		/* The loss of a sealed version has entered it already. */
-		if (frame->committed != VMSRS_DAMAGED_FRAME)
+		if (!vmsrs_in_pool(frame->committed) && frame->committed != VMSRS_DAMAGED_FRAME)
 			frame->replaced = frame->committed;
-		return;
+		frame->place = batch->queued++;
 	}
-	old = vmsrs_pool_frame(dev, frame->committed);
-	/* What is sent is the older batch's; its answer says what this version replaces. */
-	if (old->batch != batch->number)
-		return;
-	frame->replaced = old->replaced;
-	list_move(&old->list, superseded);
-	batch->queued--;
+	frame->batch = batch->number;
+	batch->records[frame->place] = frame;
 }
 
 /**
  * vmsrs_host_append() - add the pages of one whole commit to the batch
  * @dev: the device
- * @records: list of the frames; empty afterwards
+ * @records: the frames; none afterwards
  *
  * The locks of all their domains are held, so nothing is between the change of the page entries and
  * this; no entry maps a version that they supersede any more.
  *
  * Return: what vmsrs_host_wait_sealed() takes.
  */
-u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records)
+u64 vmsrs_host_append(struct vmsrs_device *dev, struct vmsrs_frames *records)
 {
 	struct vmsrs_batch *batch = &dev->batch;
-	struct vmsrs_frame *frame, *next;
-	LIST_HEAD(superseded);
+	struct vmsrs_frames superseded = { };
+	struct vmsrs_frame *frame;
 	bool full;
 	u64 end;
 
 	spin_lock(&batch->lock);
-	list_for_each_entry_safe(frame, next, records, list)
+	while ((frame = vmsrs_frames_take(records)))
 		add_record(dev, frame, &superseded);
 	end = ++batch->appended;
 	full = batch->queued >= records_max(dev);
@@ -92,8 +100,8 @@ u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records)
 /**
  * vmsrs_host_replace() - let another frame be sent as a committed version
  * @dev: the device
- * @old: the version, shown by its page, whose domain is locked; in no list afterwards
- * @new: a frame with the same content, in no list
+ * @old: the version, shown by its page, whose domain is locked; in no row afterwards
+ * @new: a frame with the same content, in no row
  *
  * Return: false if the version has been sent; nothing has changed then.
  */
@@ -106,7 +114,8 @@ bool vmsrs_host_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struc
 	queued = old->batch == batch->number;
 	if (queued) {
 		new->batch = old->batch;
-		list_replace_init(&old->list, &new->list);
+		new->place = old->place;
+		batch->records[new->place] = new;
 	}
 	spin_unlock(&batch->lock);
 	return queued;
@@ -183,11 +192,7 @@ long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only)
 
 static struct vmsrs_report *report_alloc(gfp_t gfp)
 {
-	struct vmsrs_report *report = kzalloc(sizeof(*report), gfp);
-
-	if (report)
-		INIT_LIST_HEAD(&report->drafts);
-	return report;
+	return kzalloc(sizeof(struct vmsrs_report), gfp);
 }
 
 /* Takes a report that is kept ready, or returns NULL. batch->lock is held. */
@@ -219,7 +224,6 @@ struct vmsrs_report *vmsrs_host_report_new(struct vmsrs_device *dev, bool incide
 	if (!report)
 		report = report_alloc(GFP_KERNEL | __GFP_NOFAIL);
 	report->incident = incident;
-	report->count = 0;
 	return report;
 }
 
@@ -350,15 +354,14 @@ void vmsrs_host_reports_wait(struct vmsrs_device *dev)
 	wait_event_killable_timeout(dev->batch.wait, reports_few(dev), VMSRS_CONTROL_TIMEOUT);
 }
 
-/* Fills `count` records with the frames of the batch that follow `place`; returns the last one. */
-static struct list_head *fill_records(struct vmsrs_device *dev, struct list_head *place, u32 count,
-				      struct vmsrs_seal_record *record)
+/* Fills `count` records with frames of the batch. */
+static void fill_records(struct vmsrs_device *dev, struct vmsrs_frame *const *frames, u32 count,
+			 struct vmsrs_seal_record *record)
 {
-	struct vmsrs_frame *frame;
+	const struct vmsrs_frame *frame;
 
 	for (; count--; record++) {
-		place = place->next;
-		frame = list_entry(place, struct vmsrs_frame, list);
+		frame = *frames++;
 		record->app = frame->domain->app->number;
 		record->domain = frame->domain->number;
 		record->page = frame->page;
@@ -366,16 +369,14 @@ static struct list_head *fill_records(struct vmsrs_device *dev, struct list_head
 		record->vault_frame = frame->replaced;
 		record->reserved = 0;
 	}
-	return place;
 }
 
-/* Takes the vault frames of `count` records of the batch that follow `place`. */
+/* Takes the vault frames of `count` frames of the batch. */
 static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 length, u32 count,
-			   struct list_head *place)
+			   struct vmsrs_frame *const *frames)
 {
 	const struct vmsrs_seal_reply *reply = bytes;
 	const u32 *sealed = (const u32 *)(reply + 1);
-	struct vmsrs_frame *frame;
 
 	if (length < sizeof(*reply))
 		return -EPROTO;
@@ -386,12 +387,10 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 	if (reply->sealed != count || length != sizeof(*reply) + count * sizeof(*sealed))
 		return -EPROTO;
 	for (; count--; sealed++) {
-		place = place->next;
 		if (*sealed == VMSRS_ZERO_FRAME || (*sealed >= dev->config.vault_frames &&
 						    *sealed != VMSRS_DAMAGED_FRAME))
 			return -EPROTO;
-		frame = list_entry(place, struct vmsrs_frame, list);
-		frame->sealed = *sealed;
+		(*frames++)->sealed = *sealed;
 	}
 	return 0;
 }
@@ -399,26 +398,26 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 /* Sends the batch, in as many messages as it takes. The page map moves with the last one. */
 static int send_batch(struct vmsrs_device *dev, u32 left)
 {
-	struct list_head *place = &dev->batch.sent, *last;
+	struct vmsrs_frame *const *frames = dev->batch.sent;
 	struct vmsrs_seal_request *request;
 	const void *reply;
 	u32 count, length;
 	int error;
 
-	for (; left; left -= count, place = last) {
+	for (; left; left -= count, frames += count) {
 		request = vmsrs_control_begin(dev);
 		if (IS_ERR(request))
 			return PTR_ERR(request);
 		count = min(left, records_max(dev));
 		request->records = count;
 		request->flags = count == left ? VMSRS_SEAL_LAST : 0;
-		last = fill_records(dev, place, count, (struct vmsrs_seal_record *)(request + 1));
+		fill_records(dev, frames, count, (struct vmsrs_seal_record *)(request + 1));
 		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_SEAL,
 					       sizeof(*request) +
 					       count * sizeof(struct vmsrs_seal_record),
 					       &reply, &length);
 		if (!error)
-			error = take_seal_reply(dev, reply, length, count, place);
+			error = take_seal_reply(dev, reply, length, count, frames);
 		vmsrs_control_end(dev);
 		if (error)
 			return error;
@@ -457,45 +456,46 @@ static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_
 }
 
 /*
- * Takes the frames of one domain at the start of the batch that was sent out of use: the pages show
- * their sealed versions, and no entry maps the frames any more.
+ * Takes the first frames of a batch that was sent, as far as they are of one domain, out of use: the pages show
+ * their sealed versions, and no entry maps the frames any more. Returns how many these are.
  */
-static void finish_domain(struct vmsrs_device *dev, struct list_head *sent)
+static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count)
 {
-	struct vmsrs_domain *domain = list_first_entry(sent, struct vmsrs_frame, list)->domain;
+	struct vmsrs_domain *domain = sent[0]->domain;
 	struct vmsrs_run zap = { .app = domain->app };
-	struct vmsrs_frame *frame, *next;
-	LIST_HEAD(frames);
+	struct vmsrs_frames frames = { };
+	struct vmsrs_frame *frame;
+	u32 i;
 
 	mutex_lock(&domain->lock);
-	list_for_each_entry_safe(frame, next, sent, list) {
+	for (i = 0; i < count; i++) {
+		frame = sent[i];
 		if (frame->domain != domain)
 			break;
 		if (show_sealed(dev, frame) && !shows_draft_only(dev, frame->entry))
 			vmsrs_zap_add(&zap, frame->entry, frame->page);
 		/* Memory that cannot be read is not used any more. */
-		if (frame->sealed == VMSRS_DAMAGED_FRAME)
-			list_del_init(&frame->list);
-		else
-			list_move_tail(&frame->list, &frames);
+		if (frame->sealed != VMSRS_DAMAGED_FRAME)
+			vmsrs_frames_add(&frames, frame);
 	}
 	vmsrs_zap_finish(&zap);
 	mutex_unlock(&domain->lock);
 	vmsrs_pool_put_all(dev, &frames);
+	return i;
 }
 
 /* Sends what has been committed up to now, unless that is nothing. */
 static int seal(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
-	u32 count;
+	u32 count, done;
 	int error;
 	u64 end;
 
 	spin_lock(&batch->lock);
 	count = batch->queued;
 	end = batch->appended;
-	list_splice_init(&batch->records, &batch->sent);
+	swap(batch->records, batch->sent);
 	batch->queued = 0;
 	batch->sent_count = count;
 	batch->number++;
@@ -506,8 +506,8 @@ static int seal(struct vmsrs_device *dev)
 	error = send_batch(dev, count);
 	if (error)
 		return error;
-	while (!list_empty(&batch->sent)) {
-		finish_domain(dev, &batch->sent);
+	for (done = 0; done < count;) {
+		done += finish_domain(dev, batch->sent + done, count - done);
 		cond_resched();
 	}
 	spin_lock(&batch->lock);
@@ -545,7 +545,7 @@ static u32 evidence_bytes(const struct vmsrs_evidence *evidence)
 
 static u32 dropped_count(const struct vmsrs_report *report)
 {
-	return min_t(u32, report->count, VMSRS_DROPPED_MAX);
+	return min_t(u32, report->drafts.count, VMSRS_DROPPED_MAX);
 }
 
 /* Bytes that a report takes in a message. */
@@ -585,7 +585,7 @@ static u32 fill_incident(struct vmsrs_device *dev, void *payload, struct vmsrs_r
 	u32 count = 0, most = dropped_count(report);
 	struct vmsrs_frame *draft;
 
-	list_for_each_entry(draft, &report->drafts, list) {
+	vmsrs_for_each_frame(draft, &report->drafts) {
 		if (count == most)
 			break;
 		dropped[count].domain = draft->domain->number;
@@ -693,24 +693,26 @@ static int add_spare(struct vmsrs_device *dev)
 
 /**
  * vmsrs_host_init() - initialise the batch and the works
- * @dev: the device
+ * @dev: the device, with its configuration
  *
  * Return: 0 or -ENOMEM; vmsrs_host_free() is called in any case.
  */
 int vmsrs_host_init(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
+	u32 frames = dev->config.pool_frames, i;
 	int error = 0;
-	u32 i;
 
 	spin_lock_init(&batch->lock);
-	INIT_LIST_HEAD(&batch->records);
-	INIT_LIST_HEAD(&batch->sent);
 	INIT_LIST_HEAD(&batch->reports);
 	INIT_LIST_HEAD(&batch->spare);
 	init_waitqueue_head(&batch->wait);
 	INIT_DELAYED_WORK(&dev->seal_work, seal_work);
 	INIT_DELAYED_WORK(&dev->report_work, report_work);
+	batch->records = kvcalloc(frames, sizeof(*batch->records), GFP_KERNEL);
+	batch->sent = kvcalloc(frames, sizeof(*batch->sent), GFP_KERNEL);
+	if (!batch->records || !batch->sent)
+		error = -ENOMEM;
 	for (i = 0; i < VMSRS_REPORTS_SPARE && !error; i++)
 		error = add_spare(dev);
 	return error;
@@ -730,4 +732,6 @@ void vmsrs_host_free(struct vmsrs_device *dev)
 		kfree(report->memory);
 		kfree(report);
 	}
+	kvfree(dev->batch.records);
+	kvfree(dev->batch.sent);
 }

@@ -171,18 +171,18 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
 	vmsrs_watch_init(dev);
-	error = vmsrs_host_init(dev);
-	if (error)
-		goto free_host;
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
-		goto free_host;
+		goto free_dev;
 	error = vmsrs_read_config(dev);
 	if (error)
 		goto cleanup_srcu;
+	error = vmsrs_host_init(dev);
+	if (error)
+		goto free_host;
 	error = vmsrs_pool_init(dev);
 	if (error)
-		goto cleanup_srcu;
+		goto free_host;
 	error = vmsrs_control_init(dev);
 	if (error)
 		goto free_pool;
@@ -249,10 +249,11 @@ free_control:
 	vmsrs_control_free(dev);
 free_pool:
 	vmsrs_pool_free(dev);
-cleanup_srcu:
-	cleanup_srcu_struct(&dev->srcu);
 free_host:
 	vmsrs_host_free(dev);
+cleanup_srcu:
+	cleanup_srcu_struct(&dev->srcu);
+free_dev:
 	ida_destroy(&dev->slots);
 	vdev->priv = NULL;
 	kfree(dev);

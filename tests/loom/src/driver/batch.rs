@@ -54,6 +54,13 @@ struct Batch {
     of: [u32; FRAMES],
 }
 
+impl Batch {
+    fn put_in_place(&mut self, old: usize, new: usize) {
+        let record = self.records.iter_mut().find(|record| **record == old);
+        *record.expect("it was committed and not sent") = new;
+    }
+}
+
 /// The host's page map and vault.
 #[derive(Default)]
 struct Host {
@@ -343,8 +350,7 @@ impl Frames {
             return false;
         }
         batch.of[new] = batch.number;
-        let record = batch.records.iter_mut().find(|record| **record == old);
-        *record.expect("it was committed and not sent") = new;
+        batch.put_in_place(old, new);
         true
     }
 
@@ -357,17 +363,18 @@ impl Frames {
         superseded: &mut Vec<usize>,
     ) {
         batch.of[frame] = batch.number;
-        batch.records.push(frame);
+        // `superseded_by`.
         match domain.committed[frame] {
-            Version::Never => {}
-            Version::Vault(vault) => self.set_replaced(frame, Some(vault)),
             Version::Pool(old) if batch.of[old] == batch.number => {
                 self.set_replaced(frame, self.replaced(old));
-                batch.records.retain(|&record| record != old);
+                batch.put_in_place(old, frame);
                 superseded.push(old);
+                return;
             }
-            Version::Pool(_) => {}
+            Version::Vault(vault) => self.set_replaced(frame, Some(vault)),
+            Version::Pool(_) | Version::Never => {}
         }
+        batch.records.push(frame);
     }
 
     /// `seal`, with `send_batch`, `fill_records` and `finish_domain`; and the host, which copies a frame when its
