@@ -400,7 +400,6 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 	mutex_init(&domain->lock);
 	domain->app = app;
 	domain->number = number;
-	INIT_LIST_HEAD(&domain->owned);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
 	for (next = reply->extents ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)

@@ -12,25 +12,26 @@
  * and others not.
  */
 static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
-			  struct vmsrs_request *request, struct list_head *domains)
+			  struct vmsrs_request *request, struct hlist_head *domains)
 {
-	struct vmsrs_domain *domain, *next;
+	struct vmsrs_domain *domain;
+	struct hlist_node *next;
 	struct vmsrs_frames records = { };
 	u32 count;
 	u64 end = 0;
 
-	list_for_each_entry(domain, domains, owned)
+	hlist_for_each_entry(domain, domains, owned)
 		mutex_lock_nest_lock(&domain->lock, lock);
-	list_for_each_entry(domain, domains, owned)
+	hlist_for_each_entry(domain, domains, owned)
 		vmsrs_drafts_commit(domain, &records);
 	count = records.count;
 	if (count)
 		end = vmsrs_host_append(dev, &records);
 	/* Before the unlock: another member's next draft must not count beside the committed ones. */
 	atomic_sub(count, &request->drafts);
-	list_for_each_entry_safe(domain, next, domains, owned) {
+	hlist_for_each_entry_safe(domain, next, domains, owned) {
 		/* Once unlocked, it may be added to another request's list. */
-		list_del_init(&domain->owned);
+		hlist_del_init(&domain->owned);
 		mutex_unlock(&domain->lock);
 	}
 	if (!count)
@@ -55,7 +56,7 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
 	struct mutex *lock;
-	LIST_HEAD(domains);
+	HLIST_HEAD(domains);
 	u64 end = 0;
 
 	if (arg->flags & ~VMSRS_COMMIT_SEAL)
@@ -63,18 +64,15 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
 	lock = vmsrs_request_lock(dev, arg->tag);
-	down_read(&dev->commit_lock);
-	mutex_lock(lock);
 	if (vmsrs_device_usable(dev))
 		request = vmsrs_request_take_domains(app, arg->tag, arg->domain, &domains);
 	else
 		request = ERR_PTR(-ENODEV);
-	if (!list_empty(&domains))
+	if (!hlist_empty(&domains))
 		end = domains_commit(dev, lock, request, &domains);
 	if (!IS_ERR_OR_NULL(request))
 		request = vmsrs_request_remove_idle(request);
-	mutex_unlock(lock);
-	up_read(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	if (IS_ERR(request))
 		return PTR_ERR(request);
 	vmsrs_thread_keep_spare(thread, request);

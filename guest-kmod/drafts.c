@@ -60,30 +60,39 @@ static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *
 }
 
 /*
- * Takes a frame and fills it as a whole, before anything maps it: it still has what was in it before.
- * One whose own memory is broken is not used any more: put back, it would be the next to be taken.
+ * Fills a frame as a whole, before anything maps it: it still has what was in it before. One whose own memory is
+ * broken is not used any more: put back, it would be the next to be taken. Returns 0; -EIO: the committed version
+ * is lost, and the frame has been put; -EAGAIN: the frame is broken.
  */
+static int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry, struct vmsrs_frame *frame)
+{
+	void *content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
+
+	if (!fill(dev, entry, content))
+		return 0;
+	/* It can be written, so it is the committed version that cannot be read. */
+	if (!vmsrs_clear_page(content)) {
+		vmsrs_pool_put(dev, frame);
+		return -EIO;
+	}
+	pr_warn_ratelimited("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
+	return -EAGAIN;
+}
+
+/* Takes a frame and fills it. */
 static struct vmsrs_frame *take_filled(struct vmsrs_device *dev, const struct vmsrs_page *entry,
 				       u32 reserve)
 {
 	struct vmsrs_frame *frame;
-	void *content;
+	int error;
 
-	for (;;) {
+	do {
 		frame = vmsrs_pool_take(dev, reserve);
 		if (!frame)
 			return ERR_PTR(-EAGAIN);
-		content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
-		if (!fill(dev, entry, content))
-			return frame;
-		/* It can be written, so it is the committed version that cannot be read. */
-		if (!vmsrs_clear_page(content)) {
-			vmsrs_pool_put(dev, frame);
-			return ERR_PTR(-EIO);
-		}
-		pr_warn_ratelimited("frame %u of the pool is broken\n",
-				    vmsrs_frame_number(dev, frame));
-	}
+		error = fill_frame(dev, entry, frame);
+	} while (error == -EAGAIN);
+	return error ? ERR_PTR(error) : frame;
 }
 
 /*
@@ -119,8 +128,30 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
 	return shown;
 }
 
+/*
+ * Adds the draft of a page to the domain's, as vmsrs_frame.ahead says: a frame with a copy of the page, or the frame
+ * that the copy takes the place of. domain->lock is held.
+ */
+static void add_draft(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+		      struct vmsrs_frame *copy, u8 ahead)
+{
+	struct vmsrs_frame *draft = choose_draft(domain, entry, copy);
+
+	draft->domain = domain;
+	draft->entry = entry;
+	draft->page = page;
+	draft->replaced = VMSRS_NONE;
+	draft->lost = VMSRS_NONE;
+	draft->ahead = ahead;
+	draft->dirty = false;
+	/* The caller zaps what shows the committed version in the only mapping. */
+	draft->alone = vmsrs_app_is_private(domain->app);
+	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
+	vmsrs_frames_add(&domain->drafts, draft);
+}
+
 /**
- * vmsrs_draft_make() - make a draft of a page and add it to the domain's list
+ * vmsrs_draft_make() - make a draft of a page and add it to the domain's
  * @domain: the domain, locked
  * @page: number of the page
  * @entry: the page
@@ -138,14 +169,14 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 		     u32 reserve)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_frame *draft;
+	struct vmsrs_frame *frame;
 	int error;
 
 	if (entry->frame == VMSRS_DAMAGED_FRAME)
 		return -EIO;
-	draft = take_filled(dev, entry, reserve);
-	if (IS_ERR(draft))
-		return PTR_ERR(draft);
+	frame = take_filled(dev, entry, reserve);
+	if (IS_ERR(frame))
+		return PTR_ERR(frame);
 	if (!domain->owner) {
 		error = vmsrs_request_own_domain(domain, thread, file, tag, key);
 		if (error)
@@ -156,51 +187,76 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 		error = -EFBIG;
 		goto put;
 	}
-	draft = choose_draft(domain, entry, draft);
-	draft->domain = domain;
-	draft->entry = entry;
-	draft->page = page;
-	draft->replaced = VMSRS_NONE;
-	draft->lost = VMSRS_NONE;
-	draft->ahead = VMSRS_AHEAD_NOT;
-	draft->dirty = false;
-	/* The caller zaps what shows the committed version in the only mapping. */
-	draft->alone = vmsrs_app_is_private(domain->app);
-	entry->draft = vmsrs_frame_number(dev, draft);
-	vmsrs_frames_add(&domain->drafts, draft);
+	add_draft(domain, page, entry, frame, VMSRS_AHEAD_NOT);
 	atomic_inc(&dev->drafts);
 	return 0;
 
 put:
-	vmsrs_pool_put(dev, draft);
+	vmsrs_pool_put(dev, frame);
 	return error;
 }
 
 /**
- * vmsrs_draft_make_ahead() - make a draft of a page that will probably be written
- * @domain: the domain, locked, with an owner
- * @page: number of the page
- * @entry: the page, which has no draft
- * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ * vmsrs_ahead_begin() - take frames for drafts of pages that will probably be written
+ * @domain: the domain, with an owner; locked until vmsrs_ahead_end()
+ * @count: how many pages
+ * @free: row for the frames
  *
  * It must not cost the request or others anything that they will want: frames have to be plenty, and the
  * request far from having too many drafts.
- *
- * Return: 0, or a negative error; then nothing has changed.
  */
-int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why)
+void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_frames *free)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	int error;
+	int room = drafts_max(dev) / 2 - atomic_read(&domain->owner->drafts);
 
-	if (atomic_read(&domain->owner->drafts) >= drafts_max(dev) / 2)
-		return -EFBIG;
-	error = vmsrs_draft_make(domain, page, entry, NULL, NULL, 0, 0, vmsrs_pool_low_mark(dev));
-	if (error)
-		return error;
-	dev->pool.frames[entry->draft].ahead = why;
-	domain->ahead = true;
+	if (room > 0)
+		vmsrs_pool_take_some(dev, min_t(u32, count, room), vmsrs_pool_low_mark(dev), free);
+}
+
+/**
+ * vmsrs_ahead_make() - make a draft of a page that will probably be written
+ * @domain: its domain
+ * @page: number of the page
+ * @entry: the page, which has no draft
+ * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ * @free: the frames
+ *
+ * Return: 0; -EAGAIN: no frame is left; -EIO: the committed version is lost, or the frame is broken.
+ */
+int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why,
+		     struct vmsrs_frames *free)
+{
+	struct vmsrs_frame *frame;
+
+	/* A write to a page whose content is lost is refused when it comes. */
+	if (entry->frame == VMSRS_DAMAGED_FRAME)
+		return -EIO;
+	frame = vmsrs_frames_take(free);
+	if (!frame)
+		return -EAGAIN;
+	if (fill_frame(domain->app->dev, entry, frame))
+		return -EIO;
+	add_draft(domain, page, entry, frame, why);
 	return 0;
+}
+
+/**
+ * vmsrs_ahead_end() - count the drafts that were made ahead, and put the frames that are left
+ * @domain: the domain
+ * @made: number of drafts
+ * @free: the frames
+ */
+void vmsrs_ahead_end(struct vmsrs_domain *domain, u32 made, struct vmsrs_frames *free)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+
+	if (made) {
+		domain->ahead = true;
+		atomic_add(made, &domain->owner->drafts);
+		atomic_add(made, &dev->drafts);
+	}
+	vmsrs_pool_put_all(dev, free);
 }
 
 /* The calling process's mapping of a domain's drafts, for vmsrs_mapping_put(), or NULL. */
@@ -402,7 +458,7 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 		vmsrs_pool_pin_committed(dev, &domain->drafts);
 	vmsrs_frames_move(&domain->drafts, &report->drafts);
 	domain->owner = NULL;
-	list_del_init(&domain->owned);
+	hlist_del_init(&domain->owned);
 	mutex_unlock(&domain->lock);
 }
 

@@ -177,26 +177,6 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 }
 
 /*
- * Keeps everything else away from a request, except for faults: commits, discards and failures of it
- * take its lock, and what suspends, resumes or forgets requests takes commit_lock for writing. Others'
- * commits and failures go on: a domain, its drafts and its list belong to one request at a time.
- */
-static struct mutex *lock_request(struct vmsrs_device *dev, u64 tag)
-{
-	struct mutex *lock = vmsrs_request_lock(dev, tag);
-
-	down_read(&dev->commit_lock);
-	mutex_lock(lock);
-	return lock;
-}
-
-static void unlock_request(struct vmsrs_device *dev, struct mutex *lock)
-{
-	mutex_unlock(lock);
-	up_read(&dev->commit_lock);
-}
-
-/*
  * Fails request fail->tag. A new request comes from *spare. commit_lock is held, and the request's
  * lock unless that is for writing; the caller finishes the report without them. Returns false if the
  * request had failed before.
@@ -207,10 +187,11 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
-	struct vmsrs_domain *domain, *next;
+	struct vmsrs_domain *domain;
 	u64 now = ktime_get_ns();
-	LIST_HEAD(domains);
-	u32 first;
+	struct hlist_node *next;
+	u32 first, written = VMSRS_NONE;
+	HLIST_HEAD(domains);
 
 	if (!fail->detected_ns || fail->detected_ns > now)
 		fail->detected_ns = now;
@@ -218,18 +199,20 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, spare);
 	fail->kind = refine(app, thread, fail, request->overdue);
-	list_splice_init(&request->domains, &domains);
+	hlist_move_list(&request->domains, &domains);
 	WRITE_ONCE(request->file, NULL);
-	list_del_init(&request->file_entry);
+	hlist_del_init(&request->file_entry);
 	spin_unlock(&dev->requests_lock);
 
 	first = first_held(thread);
-	if (first == VMSRS_NONE && !list_empty(&domains))
-		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
-	list_for_each_entry_safe(domain, next, &domains, owned) {
+	hlist_for_each_entry_safe(domain, next, &domains, owned) {
+		/* The last one here is the first that it has written to. */
+		written = domain->number;
 		vmsrs_drafts_discard(domain, report);
 		vmsrs_lock_release(app, domain->number, fail->tag);
 	}
+	if (first == VMSRS_NONE)
+		first = written;
 	atomic_sub(report->drafts.count, &request->drafts);
 	release_locks(request, thread);
 
@@ -276,9 +259,9 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 		swap(spare, thread->spare);
 	if (!spare)
 		spare = request_spare();
-	lock = lock_request(dev, fail->tag);
+	lock = vmsrs_request_lock(dev, fail->tag);
 	incident = fail_locked(app, thread, fail, report, &spare);
-	unlock_request(dev, lock);
+	vmsrs_request_unlock(dev, lock);
 	if (own)
 		vmsrs_thread_keep_spare(thread, spare);
 	else
@@ -362,8 +345,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_PROCESS_DEATH };
 
 		spin_lock(&dev->requests_lock);
-		request = list_first_entry_or_null(&file->requests, struct vmsrs_request,
-						   file_entry);
+		request = hlist_entry_safe(file->requests.first, struct vmsrs_request, file_entry);
 		if (!request)
 			request = list_first_entry_or_null(&file->suspended, struct vmsrs_request,
 							   suspended_entry);
@@ -394,24 +376,25 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_report *report = vmsrs_host_report_new(dev, false);
-	struct vmsrs_domain *domain, *next;
 	struct vmsrs_request *request, *idle = NULL;
-	LIST_HEAD(domains);
+	struct vmsrs_domain *domain;
+	struct hlist_node *next;
+	HLIST_HEAD(domains);
 	struct mutex *lock;
 
-	lock = lock_request(dev, tag);
+	lock = vmsrs_request_lock(dev, tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
 	if (request)
-		list_splice_init(&request->domains, &domains);
+		hlist_move_list(&request->domains, &domains);
 	spin_unlock(&dev->requests_lock);
 	if (request) {
-		list_for_each_entry_safe(domain, next, &domains, owned)
+		hlist_for_each_entry_safe(domain, next, &domains, owned)
 			vmsrs_drafts_discard(domain, report);
 		atomic_sub(report->drafts.count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	unlock_request(dev, lock);
+	vmsrs_request_unlock(dev, lock);
 	kfree(idle);
 	report_finish(dev, report);
 }

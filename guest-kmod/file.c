@@ -19,7 +19,6 @@ static int file_open(struct inode *inode, struct file *filp)
 	file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
 	if (!file)
 		return -ENOMEM;
-	INIT_LIST_HEAD(&file->requests);
 	INIT_LIST_HEAD(&file->suspended);
 	kref_get(&dev->ref);
 	file->dev = dev;

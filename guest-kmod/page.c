@@ -149,9 +149,10 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	struct vmsrs_domain *domain = extent->domain;
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
-	u32 page = fault_page(app, vmf), count, i;
+	u32 page = fault_page(app, vmf), count, made = 0, i;
 	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
 	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
+	struct vmsrs_frames free = { };
 	struct vmsrs_page *entry;
 	pgprot_t prot;
 	u32 version;
@@ -162,6 +163,7 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	if (!count)
 		return;
 	prot = write_prot(domain, vmf->vma);
+	vmsrs_ahead_begin(domain, count, &free);
 	for (i = 0; i < count; i++) {
 		page = pages[i].page;
 		address = (zero + ((unsigned long)page << PAGE_SHIFT)) & PAGE_MASK;
@@ -174,12 +176,12 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 			continue;
 		version = entry->frame;
 		mapped = entry->mapped;
-		/* A write to a page whose content is lost is refused when it comes. */
-		error = vmsrs_draft_make_ahead(domain, page, entry, pages[i].why);
+		error = vmsrs_ahead_make(domain, page, entry, pages[i].why, &free);
 		if (error == -EIO)
 			continue;
 		if (error)
 			break;
+		made++;
 		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
 			vmsrs_zap_own(app, vmf->vma, address);
 		vmsrs_thread_note_written(thread, domain->owner->tag, page);
@@ -190,6 +192,7 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	}
 	/* Where memory is short, there is a page fault. */
 	vmsrs_run_map(&run, prot, true);
+	vmsrs_ahead_end(domain, made, &free);
 }
 
 /* Does the entry that a write fault has found show a version in the pool? */

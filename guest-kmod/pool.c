@@ -76,7 +76,39 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
 }
 
 /**
- * vmsrs_pool_take() - take the frame that was freed last, which the CPU's caches may still have
+ * vmsrs_pool_take_some() - take the frames that were freed last, which the CPU's caches may still have
+ * @dev: the device
+ * @count: how many
+ * @reserve: frames to leave to others; fewer are taken if need be
+ * @frames: row that they are added to
+ *
+ * Context: any except interrupts.
+ */
+void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	struct vmsrs_frame *frame;
+	bool low = false;
+
+	spin_lock(&pool->lock);
+	for (; count && pool->free_count > reserve; count--) {
+		frame = pool->free;
+		pool->free = frame->next;
+		frame->refs = 1;
+		vmsrs_frames_add(frames, frame);
+		pool->free_count--;
+		/* Later on, commits and reports see to it themselves. */
+		low |= pool->free_count == vmsrs_pool_low_mark(dev);
+	}
+	spin_unlock(&pool->lock);
+	if (low) {
+		vmsrs_device_kick_seal(dev);
+		vmsrs_device_kick_reports(dev);
+	}
+}
+
+/**
+ * vmsrs_pool_take() - take a frame
  * @dev: the device
  * @reserve: frames to leave to others
  *
@@ -85,25 +117,10 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
  */
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 {
-	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_frame *frame = NULL;
-	bool low = false;
+	struct vmsrs_frames frames = { };
 
-	spin_lock(&pool->lock);
-	if (pool->free_count > reserve) {
-		frame = pool->free;
-		pool->free = frame->next;
-		frame->refs = 1;
-		pool->free_count--;
-		/* Later on, commits and reports see to it themselves. */
-		low = pool->free_count == vmsrs_pool_low_mark(dev);
-	}
-	spin_unlock(&pool->lock);
-	if (low) {
-		vmsrs_device_kick_seal(dev);
-		vmsrs_device_kick_reports(dev);
-	}
-	return frame;
+	vmsrs_pool_take_some(dev, 1, reserve, &frames);
+	return frames.first;
 }
 
 /* Puts a frame that is in no row. pool->lock is held. */

@@ -278,7 +278,7 @@ struct vmsrs_domain {
 	struct vmsrs_app *app;
 	struct vmsrs_extent_pages *first, *last;
 	struct vmsrs_request *owner;
-	struct list_head owned;
+	struct hlist_node owned;
 	struct vmsrs_frames drafts;
 	u32 number;
 	u32 extent_count;
@@ -356,7 +356,7 @@ struct vmsrs_app {
  */
 struct vmsrs_request {
 	struct hlist_node node;
-	struct list_head domains;
+	struct hlist_head domains;
 	struct list_head failed_entry;
 	struct list_head suspended_entry;
 	struct vmsrs_file *suspended_by;
@@ -366,7 +366,7 @@ struct vmsrs_request {
 	u32 held[VMSRS_HELD_MAX];
 	struct vmsrs_app *app;
 	struct vmsrs_file *file;
-	struct list_head file_entry;
+	struct hlist_node file_entry;
 	u64 tag;
 	u32 key;
 	atomic_t drafts;
@@ -479,7 +479,7 @@ struct vmsrs_wait {
 struct vmsrs_file {
 	struct vmsrs_device *dev;
 	struct vmsrs_app *app;
-	struct list_head requests;
+	struct hlist_head requests;
 	struct list_head suspended;
 	u32 suspended_count;
 };
@@ -910,6 +910,7 @@ int vmsrs_pool_init(struct vmsrs_device *dev);
 void vmsrs_pool_touch(struct vmsrs_device *dev);
 void vmsrs_pool_free(struct vmsrs_device *dev);
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
+void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames);
 void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame);
 void vmsrs_pool_put_all(struct vmsrs_device *dev, struct vmsrs_frames *frames);
 void vmsrs_pool_pin_committed(struct vmsrs_device *dev, const struct vmsrs_frames *dropped);
@@ -960,8 +961,9 @@ void vmsrs_request_remove(struct vmsrs_request *request);
 int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *thread,
 			     struct vmsrs_file *file, u64 tag, u32 key);
 struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag);
+void vmsrs_request_unlock(struct vmsrs_device *dev, struct mutex *lock);
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
-						 struct list_head *domains);
+						 struct hlist_head *domains);
 struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
 void vmsrs_requests_free(struct vmsrs_device *dev);
@@ -1005,7 +1007,10 @@ u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
 int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
 		     u32 reserve);
-int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why);
+void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_frames *free);
+int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why,
+		     struct vmsrs_frames *free);
+void vmsrs_ahead_end(struct vmsrs_domain *domain, u32 made, struct vmsrs_frames *free);
 void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 version);
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *records);
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);

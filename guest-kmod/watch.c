@@ -134,7 +134,7 @@ static void prune_requests(struct vmsrs_device *dev)
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
 		if (request->carried)
 			continue;
-		if (list_empty(&request->domains)) {
+		if (hlist_empty(&request->domains)) {
 			vmsrs_request_remove(request);
 			list_move(&request->failed_entry, &done);
 		} else {
