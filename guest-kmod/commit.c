@@ -6,7 +6,7 @@
 #include "vmsrs.h"
 
 /*
- * Commits the domains on the list and returns what vmsrs_host_wait_sealed() takes, or 0 if they
+ * Commits the domains on the list and returns what vmsrs_batch_wait_sealed() takes, or 0 if they
  * had no drafts. commit_lock and the request's lock are held. All domains' locks are held from the
  * first change to the last, so that no fault, commit or discard sees some of the domains committed
  * and others not.
@@ -26,7 +26,7 @@ static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
 		vmsrs_drafts_commit(domain, &records);
 	count = records.count;
 	if (count)
-		end = vmsrs_host_append(dev, &records);
+		end = vmsrs_batch_append(dev, &records);
 	/* Before the unlock: another member's next draft must not count beside the committed ones. */
 	atomic_sub(count, &request->drafts);
 	hlist_for_each_entry_safe(domain, next, domains, owned) {
@@ -79,5 +79,5 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;
 	/* Without pages in this commit, wait for those of the request's earlier ones. */
-	return end ? vmsrs_host_wait_sealed(dev, end, true) : vmsrs_host_flush(dev, true);
+	return end ? vmsrs_batch_wait_sealed(dev, end, true) : vmsrs_batch_flush(dev, true);
 }

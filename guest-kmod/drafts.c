@@ -122,7 +122,7 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
 	copy->lost = shown->lost;
 	copy->commit = shown->commit;
 	copy->streak = shown->streak;
-	if (!vmsrs_host_replace(dev, shown, copy))
+	if (!vmsrs_batch_replace(dev, shown, copy))
 		return copy;
 	entry->frame = vmsrs_frame_name(dev, copy);
 	return shown;
@@ -406,7 +406,7 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 /**
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
- * @records: where the frames are moved to, for vmsrs_host_append() under the same lock
+ * @records: where the frames are moved to, for vmsrs_batch_append() under the same lock
  */
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *records)
 {

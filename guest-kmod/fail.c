@@ -17,9 +17,9 @@ static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 	atomic64_add(report->drafts.count, &dev->discarded);
 	if (report->incident) {
 		atomic64_inc(&dev->incidents);
-		vmsrs_host_report(dev, report);
+		vmsrs_report_queue(dev, report);
 	} else {
-		vmsrs_host_report_free(dev, report);
+		vmsrs_report_free(dev, report);
 	}
 }
 
@@ -250,7 +250,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	bool own = thread && thread->task == current, incident;
 	struct vmsrs_request *spare = NULL;
 	struct mutex *lock;
@@ -278,7 +278,7 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	struct vmsrs_request *request;
 	bool wanted;
 
@@ -294,7 +294,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	if (wanted)
 		report_finish(dev, report);
 	else
-		vmsrs_host_report_free(dev, report);
+		vmsrs_report_free(dev, report);
 }
 
 /**
@@ -308,7 +308,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
 	struct vmsrs_request *spare = request_spare();
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	bool wanted;
 
 	down_write(&dev->commit_lock);
@@ -326,7 +326,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	if (fail.incident)
 		report_finish(dev, report);
 	else
-		vmsrs_host_report_free(dev, report);
+		vmsrs_report_free(dev, report);
 }
 
 /**
@@ -357,7 +357,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		/* One that has failed before stays as it is. Both calls take it off a list. */
 		vmsrs_fail(file->app, NULL, &fail);
 		vmsrs_suspended_forget(file, fail.tag);
-		vmsrs_host_reports_wait(dev);
+		vmsrs_reports_wait(dev);
 	}
 	/* Without threads the watch has stopped, and it has to forget the failed requests. */
 	if (!list_empty_careful(&dev->failed_requests))
@@ -375,7 +375,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, false);
+	struct vmsrs_report *report = vmsrs_report_new(dev, false);
 	struct vmsrs_request *request, *idle = NULL;
 	struct vmsrs_domain *domain;
 	struct hlist_node *next;

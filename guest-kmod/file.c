@@ -212,7 +212,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	 * Drafts are gone and locks are free, so the wait hurts only a thread that fails requests
 	 * faster than the host takes reports.
 	 */
-	vmsrs_host_reports_wait(app->dev);
+	vmsrs_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);
 	/* What follows is only read. */
@@ -367,7 +367,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	case VMSRS_IOCTL_INFO:
 		return ioctl_info(file->dev, user);
 	case VMSRS_IOCTL_FLUSH:
-		return vmsrs_host_flush(file->dev, false);
+		return vmsrs_batch_flush(file->dev, false);
 	}
 	if (!app)
 		return -EBADFD;

@@ -27,7 +27,8 @@ static void vmsrs_device_release(struct kref *ref)
 	cancel_delayed_work_sync(&dev->report_work);
 	destroy_workqueue(dev->wq);
 	vmsrs_requests_free(dev);
-	vmsrs_host_free(dev);
+	vmsrs_reports_free(dev);
+	vmsrs_batch_free(dev);
 	for (i = 0; i < VMSRS_MAX_APPS; i++)
 		vmsrs_app_free(dev->apps[i]);
 	vmsrs_inode_free(dev->inode);
@@ -177,12 +178,15 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	error = vmsrs_read_config(dev);
 	if (error)
 		goto cleanup_srcu;
-	error = vmsrs_host_init(dev);
+	error = vmsrs_batch_init(dev);
 	if (error)
-		goto free_host;
+		goto free_batch;
+	error = vmsrs_reports_init(dev);
+	if (error)
+		goto free_reports;
 	error = vmsrs_pool_init(dev);
 	if (error)
-		goto free_host;
+		goto free_reports;
 	error = vmsrs_control_init(dev);
 	if (error)
 		goto free_pool;
@@ -249,8 +253,10 @@ free_control:
 	vmsrs_control_free(dev);
 free_pool:
 	vmsrs_pool_free(dev);
-free_host:
-	vmsrs_host_free(dev);
+free_reports:
+	vmsrs_reports_free(dev);
+free_batch:
+	vmsrs_batch_free(dev);
 cleanup_srcu:
 	cleanup_srcu_struct(&dev->srcu);
 free_dev:

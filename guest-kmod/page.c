@@ -378,7 +378,7 @@ static void note_lost(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32
 
 	if (vmsrs_in_pool(entry->frame)) {
 		/* If that is where the host has sealed it, the answer has not been read yet. */
-		if (vmsrs_host_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
+		if (vmsrs_batch_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
 			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;

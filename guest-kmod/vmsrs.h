@@ -21,7 +21,7 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
+ *	pool.lock, batch.lock, reports.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
@@ -86,6 +86,8 @@
  */
 #define VMSRS_LOCK_SLICE		HZ
 
+/* Bytes of a message after its header. */
+#define VMSRS_PAYLOAD_MAX		(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
 /* Largest protection key of x86: 4 bits of a page table entry. */
 #define VMSRS_PROTECTION_KEY_MAX	15
 /* A thread that adds a report to this many waits until some have been sent. */
@@ -513,21 +515,17 @@ struct vmsrs_pool {
 };
 
 /**
- * struct vmsrs_batch - committed pages and reports on their way to the host
- * @lock: guards @records to @spare
+ * struct vmsrs_batch - committed pages on their way to the host
+ * @lock: guards @records to @appended
  * @records: the newest committed version of each page that has one which was not sent; there is room for all
  *	frames
  * @queued: length of @records
  * @number: number of the batch that collects
  * @sent_count: length of @sent before the answer
- * @reports: struct vmsrs_report
- * @reports_queued: length of @reports
- * @evidence: reports with evidence, in @reports or about to be
  * @appended: commits ever added to @records
- * @spare: struct vmsrs_report, kept ready for failures
  * @sent: the batch that is sent; only used by the seal work
  * @sealed: commits ever sealed
- * @wait: threads that wait for @sealed, or for fewer reports
+ * @wait: threads that wait for @sealed
  */
 struct vmsrs_batch {
 	spinlock_t lock;
@@ -535,13 +533,27 @@ struct vmsrs_batch {
 	u32 queued;
 	u32 number;
 	u32 sent_count;
-	struct list_head reports;
-	u32 reports_queued;
-	u32 evidence;
 	u64 appended;
-	struct list_head spare;
 	struct vmsrs_frame **sent;
 	atomic64_t sealed;
+	wait_queue_head_t wait;
+};
+
+/**
+ * struct vmsrs_reports - reports on their way to the host
+ * @lock: guards @queue to @spare
+ * @queue: struct vmsrs_report
+ * @queued: length of @queue
+ * @evidence: reports with evidence, in @queue or about to be
+ * @spare: struct vmsrs_report, kept ready for failures
+ * @wait: threads that wait for fewer reports
+ */
+struct vmsrs_reports {
+	spinlock_t lock;
+	struct list_head queue;
+	u32 queued;
+	u32 evidence;
+	struct list_head spare;
 	wait_queue_head_t wait;
 };
 
@@ -588,7 +600,8 @@ struct vmsrs_control {
  * @events_stopped: @event_work is not queued any more
  * @event_work: reads the event queue
  * @pool: the pool's frames
- * @batch: what is to be sent
+ * @batch: commits that are to be sent
+ * @reports: reports that are to be sent
  * @seal_work: sends commits
  * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
@@ -642,6 +655,7 @@ struct vmsrs_device {
 
 	struct vmsrs_pool pool;
 	struct vmsrs_batch batch;
+	struct vmsrs_reports reports;
 	struct delayed_work seal_work;
 	struct delayed_work report_work;
 
@@ -677,7 +691,7 @@ struct vmsrs_device {
 
 /**
  * struct vmsrs_report - what the host is told about a failed or discarded request
- * @list: in vmsrs_batch.reports or vmsrs_batch.spare
+ * @list: in vmsrs_reports.queue or vmsrs_reports.spare
  * @drafts: the dropped drafts
  * @evidence: what the program kept, followed by its bytes, in @memory or by kvmalloc; or NULL
  * @memory: VMSRS_EVIDENCE_SPARE bytes, or NULL if the report is not one that is kept
@@ -981,20 +995,24 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  * Layer 4: pages. What is sent to the host, drafts, domains and their extents, page faults.
  */
 
-/* host.c */
-u64 vmsrs_host_append(struct vmsrs_device *dev, struct vmsrs_frames *records);
-bool vmsrs_host_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
-bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
-long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
-long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
-struct vmsrs_report *vmsrs_host_report_new(struct vmsrs_device *dev, bool incident);
-struct vmsrs_report *vmsrs_host_evidence_new(struct vmsrs_device *dev, u32 length);
-void vmsrs_host_report_free(struct vmsrs_device *dev, struct vmsrs_report *report);
-void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
-u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
-void vmsrs_host_reports_wait(struct vmsrs_device *dev);
-int vmsrs_host_init(struct vmsrs_device *dev);
-void vmsrs_host_free(struct vmsrs_device *dev);
+/* batch.c */
+u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records);
+bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
+bool vmsrs_batch_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
+long vmsrs_batch_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
+long vmsrs_batch_flush(struct vmsrs_device *dev, bool killable_only);
+int vmsrs_batch_init(struct vmsrs_device *dev);
+void vmsrs_batch_free(struct vmsrs_device *dev);
+
+/* report.c */
+struct vmsrs_report *vmsrs_report_new(struct vmsrs_device *dev, bool incident);
+struct vmsrs_report *vmsrs_report_new_evidence(struct vmsrs_device *dev, u32 length);
+void vmsrs_report_free(struct vmsrs_device *dev, struct vmsrs_report *report);
+void vmsrs_report_queue(struct vmsrs_device *dev, struct vmsrs_report *report);
+u32 vmsrs_reports_room(struct vmsrs_device *dev);
+void vmsrs_reports_wait(struct vmsrs_device *dev);
+int vmsrs_reports_init(struct vmsrs_device *dev);
+void vmsrs_reports_free(struct vmsrs_device *dev);
 
 /* predict.c */
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,

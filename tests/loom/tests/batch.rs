@@ -1,5 +1,5 @@
 //! Frames of the pool: commits while a batch is sent, and reports while what they name is superseded
-//! (`guest-kmod/pool.c`, `drafts.c`, `host.c`).
+//! (`guest-kmod/pool.c`, `drafts.c`, `batch.c`).
 
 use loom::thread;
 use std::sync::Arc;

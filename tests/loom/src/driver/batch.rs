@@ -1,4 +1,4 @@
-//! `guest-kmod/pool.c`, `drafts.c` and `host.c`: the life of a frame of the pool, from the first write to the host's
+//! `guest-kmod/pool.c`, `drafts.c`, `batch.c` and `report.c`: the life of a frame of the pool, from the first write to the host's
 //! answer.
 //!
 //! There is one domain, and its lock word is not modelled: one thread writes. Contents are cells that no two threads
@@ -298,7 +298,7 @@ impl Frames {
         value
     }
 
-    /// `vmsrs_drafts_commit` and `vmsrs_host_append`, under the domain's lock.
+    /// `vmsrs_drafts_commit` and `vmsrs_batch_append`, under the domain's lock.
     pub fn commit(&self) {
         let mut domain = lock(&self.domain);
         let drafts = std::mem::take(&mut domain.drafts);
@@ -341,9 +341,9 @@ impl Frames {
         Report(dropped)
     }
 
-    // host.c
+    // batch.c
 
-    /// `vmsrs_host_replace`.
+    /// `vmsrs_batch_replace`.
     fn host_replace(&self, old: usize, new: usize) -> bool {
         let mut batch = lock(&self.batch);
         if batch.of[old] != batch.number {
@@ -421,7 +421,7 @@ impl Frames {
         }
     }
 
-    /// `send_reports` with one report and `vmsrs_host_report_free`: the host compares each draft with the version that it names.
+    /// `send_reports` with one report and `vmsrs_report_free`: the host compares each draft with the version that it names.
     pub fn send_report(&self, report: &Report) {
         for &(draft, committed, content) in &report.0 {
             self.read_frame(draft);
