@@ -84,6 +84,7 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	mutex_init(&app->lock);
 	xa_init(&app->domains);
 	xa_init(&app->units);
+	spin_lock_init(&app->mapping_lock);
 	vmsrs_waits_init(app);
 	memcpy(app->name, name, sizeof(app->name));
 	return app;

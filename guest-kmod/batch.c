@@ -7,6 +7,7 @@
  *
  * A refusal shows that driver and host disagree about the state, so it breaks the device.
  */
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -296,12 +297,14 @@ static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *se
 {
 	struct vmsrs_domain *domain = sent[0]->domain;
 	struct vmsrs_run zap = { .app = domain->app };
+	struct mm_struct *mm = vmsrs_mapping_mm(domain->app);
 	struct vmsrs_frames frames = { };
 	struct vmsrs_frame *frame;
 	u32 i;
 
 	count = min_t(u32, count, FINISHED_MAX);
 	mutex_lock(&domain->lock);
+	zap.vma = vmsrs_mapping_get(domain->app, mm, sent[0]->page);
 	for (i = 0; i < count; i++) {
 		frame = sent[i];
 		if (frame->domain != domain)
@@ -313,7 +316,11 @@ static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *se
 			vmsrs_frames_add(&frames, frame);
 	}
 	vmsrs_zap_finish(&zap);
+	if (zap.vma)
+		vmsrs_mapping_put(zap.vma);
 	mutex_unlock(&domain->lock);
+	if (mm)
+		mmput_async(mm);
 	vmsrs_pool_put_all(dev, &frames);
 	return i;
 }

@@ -64,7 +64,7 @@ static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *
  * broken is not used any more: put back, it would be the next to be taken. Returns 0; -EIO: the committed version
  * is lost, and the frame has been put; -EAGAIN: the frame is broken.
  */
-static int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry, struct vmsrs_frame *frame)
+static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry, struct vmsrs_frame *frame)
 {
 	void *content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
 
@@ -132,7 +132,7 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
  * Adds the draft of a page to the domain's, as vmsrs_frame.ahead says: a frame with a copy of the page, or the frame
  * that the copy takes the place of. domain->lock is held.
  */
-static void add_draft(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 		      struct vmsrs_frame *copy, u8 ahead)
 {
 	struct vmsrs_frame *draft = choose_draft(domain, entry, copy);
@@ -264,7 +264,7 @@ static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 {
 	const struct vmsrs_frame *draft = domain->drafts.first;
 
-	return draft ? vmsrs_mapping_get(domain->app, draft->page) : NULL;
+	return draft ? vmsrs_mapping_get(domain->app, current->mm, draft->page) : NULL;
 }
 
 /*
@@ -311,8 +311,8 @@ static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *dra
 static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_frames all = domain->drafts, unwritten = { };
-	struct vmsrs_frame *draft;
+	struct vmsrs_frame **place = &domain->drafts.first, *draft, *kept = NULL;
+	struct vmsrs_frames unwritten = { };
 	u32 follow = 0;
 
 	zap_drafts(domain, vma);
@@ -321,13 +321,14 @@ static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 		return;
 	}
 	domain->ahead = false;
-	domain->drafts = (struct vmsrs_frames) { };
-	while ((draft = vmsrs_frames_take(&all))) {
+	while ((draft = *place)) {
 		if (draft->ahead == VMSRS_AHEAD_NOT || draft->dirty || !is_unchanged(dev, draft)) {
 			follow += draft->ahead == VMSRS_AHEAD_FOLLOWS;
-			vmsrs_frames_add(&domain->drafts, draft);
+			kept = draft;
+			place = &draft->next;
 			continue;
 		}
+		*place = draft->next;
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		vmsrs_frames_add(&unwritten, draft);
 		cond_resched();
@@ -335,6 +336,8 @@ static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 	vmsrs_predict_end(domain, &unwritten, follow);
 	if (!unwritten.count)
 		return;
+	domain->drafts.last = kept;
+	domain->drafts.count -= unwritten.count;
 	atomic_sub(unwritten.count, &dev->drafts);
 	atomic_sub(unwritten.count, &domain->owner->drafts);
 	vmsrs_pool_put_all(dev, &unwritten);

@@ -423,7 +423,7 @@ static int mmap_pages(struct vmsrs_app *app, struct vm_area_struct *vma)
 	vm_flags_mod(vma, VM_PFNMAP, 0);
 	vma->vm_ops = &vmsrs_page_vm_ops;
 	vma->vm_private_data = app;
-	atomic_inc(&app->mappings);
+	vmsrs_mapping_opened(app, vma->vm_mm);
 	return 0;
 }
 

@@ -282,7 +282,8 @@ static bool work_left(struct vmsrs_device *dev)
 /*
  * Files may stay open, with their mappings; they keep the structure. After the deregistration
  * the device cannot be opened any more; after `gone` there are no new drafts and commits; after
- * the grace period no fault handler uses pool and vault; after `broken` no message is sent.
+ * the grace period no fault handler uses pool and vault; after the works have ended no process does; after
+ * `broken` no message is sent.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
@@ -294,12 +295,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	up_write(&dev->commit_lock);
 	vmsrs_device_wake_all(dev);
 
-	/* The pool goes to the device's next driver: no fault handler and no process uses it then. */
 	synchronize_srcu(&dev->srcu);
-	/* What commits and discards unmap, nobody else may unmap meanwhile. */
-	down_write(&dev->commit_lock);
-	vmsrs_zap_all(dev);
-	up_write(&dev->commit_lock);
 
 	/* What programs were told is committed has to reach the host. */
 	do {
@@ -308,6 +304,15 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	} while (!vmsrs_device_broken(dev) && work_left(dev));
 	vmsrs_device_kick_reports(dev);
 	flush_delayed_work(&dev->report_work);
+
+	/*
+	 * The pool goes to the device's next driver: no fault handler and no process uses it then. Commits, discards and
+	 * the seal work, which has nothing left, do not unmap pages at the same time.
+	 */
+	down_write(&dev->commit_lock);
+	vmsrs_zap_all(dev);
+	up_write(&dev->commit_lock);
+
 	smp_wmb(); /* a thread that sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_device_wake_all(dev);

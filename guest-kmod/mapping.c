@@ -8,6 +8,7 @@
 #include <linux/mount.h>
 #include <linux/pagemap.h>
 #include <linux/pseudo_fs.h>
+#include <linux/sched/mm.h>
 
 #include "vmsrs.h"
 
@@ -78,7 +79,7 @@ static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 
 /**
  * vmsrs_zap_all() - unmap the pages of all apps in every process
- * @dev: the device
+ * @dev: the device; nothing else unmaps pages meanwhile
  */
 void vmsrs_zap_all(struct vmsrs_device *dev)
 {
@@ -102,18 +103,67 @@ void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned l
 }
 
 /**
- * vmsrs_mapping_get() - find the calling process's mapping of a page of an app
+ * vmsrs_mapping_opened() - note that a process maps the pages of an app
  * @app: the app
+ * @mm: the process's address space
+ */
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct mm_struct *mm)
+{
+	spin_lock(&app->mapping_lock);
+	if (atomic_inc_return(&app->mappings) == 1) {
+		mmgrab(mm);
+		app->mm = mm;
+	}
+	spin_unlock(&app->mapping_lock);
+}
+
+/**
+ * vmsrs_mapping_closed() - note that a mapping of an app's pages is gone
+ * @app: the app
+ */
+void vmsrs_mapping_closed(struct vmsrs_app *app)
+{
+	struct mm_struct *mm = NULL;
+
+	spin_lock(&app->mapping_lock);
+	if (atomic_dec_and_test(&app->mappings))
+		swap(mm, app->mm);
+	spin_unlock(&app->mapping_lock);
+	if (mm)
+		mmdrop(mm);
+}
+
+/**
+ * vmsrs_mapping_mm() - find the address space that probably has the only mapping of an app's pages
+ * @app: the app
+ *
+ * Return: the address space, for mmput_async(), or NULL.
+ */
+struct mm_struct *vmsrs_mapping_mm(struct vmsrs_app *app)
+{
+	struct mm_struct *mm;
+
+	spin_lock(&app->mapping_lock);
+	mm = app->mm;
+	if (mm && !mmget_not_zero(mm))
+		mm = NULL;
+	spin_unlock(&app->mapping_lock);
+	return mm;
+}
+
+/**
+ * vmsrs_mapping_get() - find a mapping of a page of an app
+ * @app: the app
+ * @mm: the address space that it is looked for in, which is in use; or NULL
  * @page: the page
  *
  * Does not wait for mmap_lock, so it may be called with locks that nest inside of it.
  *
  * Return: the mapping, for vmsrs_mapping_put(), or NULL if there is none or it is being changed.
  */
-struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page)
+struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, struct mm_struct *mm, u32 page)
 {
 	unsigned long address = page_address_of(app, page);
-	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
 	pgoff_t offset;
 
@@ -141,15 +191,24 @@ void vmsrs_mapping_put(struct vm_area_struct *vma)
 	mmap_read_unlock(vma->vm_mm);
 }
 
-/* Cuts off what lies outside of the mapping; false if nothing is left. */
-static bool clip(struct vmsrs_run *run)
+/* Does a run lie within its mapping? */
+static bool within(const struct vmsrs_run *run)
+{
+	const struct vm_area_struct *vma = run->vma;
+	unsigned long start = page_address_of(run->app, run->page);
+
+	return start >= vma->vm_start && start + ((unsigned long)run->count << PAGE_SHIFT) <= vma->vm_end;
+}
+
+/* Cuts off what lies outside of the mapping. */
+static void clip(struct vmsrs_run *run)
 {
 	const struct vm_area_struct *vma = run->vma;
 	unsigned long start = page_address_of(run->app, run->page);
 	u32 cut;
 
-	if (!run->count)
-		return false;
+	if (within(run))
+		return;
 	if (start < vma->vm_start) {
 		cut = min_t(unsigned long, (vma->vm_start - start) >> PAGE_SHIFT, run->count);
 		run->entries += cut;
@@ -158,9 +217,8 @@ static bool clip(struct vmsrs_run *run)
 		start += (unsigned long)cut << PAGE_SHIFT;
 	}
 	if (start >= vma->vm_end)
-		return false;
+		run->count = 0;
 	run->count = min_t(unsigned long, run->count, (vma->vm_end - start) >> PAGE_SHIFT);
-	return run->count;
 }
 
 /* The page table for an address, if there is one. mmap_lock is held and the mapping exists, so it stays. */
@@ -252,7 +310,7 @@ static bool has_entry(const struct vmsrs_run *run, u32 i)
  * Unmaps pages of the app's only mapping. The kernel flushes the TLBs from the first to the last entry that it
  * unmaps, and takes ten times as long for an entry than for none, so those between are cleared here. That these
  * two stay until then is sure: entries change under the domain's lock, with mmap_lock for writing, or in
- * vmsrs_zap_all().
+ * vmsrs_zap_all(), which runs alone.
  */
 static void zap_only(const struct vmsrs_run *run)
 {
@@ -266,25 +324,6 @@ static void zap_only(const struct vmsrs_run *run)
 }
 
 /**
- * vmsrs_zap_add() - unmap a page of an app in every process, with its neighbours in one call
- * @zap: what is to be unmapped; empty at first, except for the app, the mapping and whether to note writes
- * @entry: the page; its domain's lock is held until vmsrs_zap_finish()
- * @page: number of the page
- *
- * Nothing is sure to be unmapped before vmsrs_zap_finish().
- */
-void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
-{
-	if (!entry->mapped)
-		return;
-	entry->mapped = false;
-	if (!vmsrs_run_add(zap, entry, page)) {
-		vmsrs_zap_finish(zap);
-		vmsrs_run_add(zap, entry, page);
-	}
-}
-
-/**
  * vmsrs_zap_finish() - unmap the pages that were added last
  * @zap: what is to be unmapped; empty afterwards
  *
@@ -292,41 +331,53 @@ void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
  */
 void vmsrs_zap_finish(struct vmsrs_run *zap)
 {
-	struct vmsrs_run within = *zap;
+	struct vmsrs_run mapped;
 
 	if (!zap->count)
 		return;
-	if (!zap->vma || !clip(&within)) {
-		zap_pages(zap->app, zap->page, zap->count);
-	} else if (within.count == zap->count && vmsrs_app_is_private(zap->app)) {
+	if (zap->vma && vmsrs_app_is_private(zap->app) && within(zap)) {
 		zap_only(zap);
 	} else {
-		if (zap->note)
-			prepare_run(&within, false);
+		if (zap->vma && zap->note) {
+			mapped = *zap;
+			clip(&mapped);
+			prepare_run(&mapped, false);
+		}
 		zap_pages(zap->app, zap->page, zap->count);
 	}
 	zap->count = 0;
 }
 
+/* An entry that shows the first frame of a region. */
+static pteval_t first_entry(const struct vmsrs_region *region, pgprot_t prot)
+{
+	return pte_val(pte_mkspecial(pfn_pte(PHYS_PFN(region->phys), prot)));
+}
+
 /* Maps pages of a table. Page `i` of the run is the first in the table. */
 static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, pgprot_t prot, bool drafts)
 {
-	unsigned long address = page_address_of(run->app, run->page + i), pfn;
+	unsigned long address = page_address_of(run->app, run->page + i);
 	const struct vmsrs_device *dev = run->app->dev;
+	pteval_t pool = first_entry(&dev->pool_region, prot);
+	pteval_t vault = first_entry(&dev->vault_region, prot);
 	struct vmsrs_page *page = run->entries + i;
 	struct mm_struct *mm = run->vma->vm_mm;
 	spinlock_t *lock = pte_lockptr(mm, pmd);
-	pte_t *pte;
+	pte_t *pte, entry;
+	u32 version;
 
 	spin_lock(lock);
 	pte = pte_offset_kernel(pmd, address);
 	for (; count--; page++, pte++, address += PAGE_SIZE) {
-		pfn = vmsrs_frame_pfn(dev, drafts ? page->draft | VMSRS_IN_POOL : page->frame);
+		version = drafts ? page->draft | VMSRS_IN_POOL : page->frame;
+		entry = __pte((vmsrs_in_pool(version) ? pool : vault) +
+			      ((pteval_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT));
 		/* A draft in its committed version's place becomes writable: no TLB has to hear of that. */
-		if (!pte_none(*pte) && !(drafts && pte_pfn(*pte) == pfn))
+		if (!pte_none(*pte) && !(drafts && pte_pfn(*pte) == pte_pfn(entry)))
 			continue;
 		page->mapped = true;
-		set_pte_at(mm, address, pte, pte_mkspecial(pfn_pte(pfn, prot)));
+		set_pte_at(mm, address, pte, entry);
 	}
 	spin_unlock(lock);
 }
@@ -348,8 +399,7 @@ int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts)
 	u32 count, i;
 	pmd_t *pmd;
 
-	if (!clip(run))
-		run->count = 0;
+	clip(run);
 	for (i = 0; i < run->count && !error;) {
 		pmd = table_of(run, i, &count);
 		if (pmd) {

@@ -150,10 +150,10 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
 	u32 page = fault_page(app, vmf), count, made = 0, i;
-	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
 	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
 	struct vmsrs_frames free = { };
 	struct vmsrs_page *entry;
+	unsigned long address;
 	pgprot_t prot;
 	u32 version;
 	bool mapped;
@@ -165,18 +165,17 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	prot = write_prot(domain, vmf->vma);
 	vmsrs_ahead_begin(domain, count, &free);
 	for (i = 0; i < count; i++) {
-		page = pages[i].page;
-		address = (zero + ((unsigned long)page << PAGE_SHIFT)) & PAGE_MASK;
+		address = (vmf->address & PAGE_MASK) + ((long)pages[i].page - page) * PAGE_SIZE;
 		if (address < vmf->vma->vm_start || address >= vmf->vma->vm_end)
 			continue;
-		if (page < extent->page || page - extent->page >= extent->pages)
-			extent = vmsrs_extent_find(app, page);
-		entry = &extent->entries[page - extent->page];
+		if (pages[i].page - extent->page >= extent->pages)
+			extent = vmsrs_extent_find(app, pages[i].page);
+		entry = &extent->entries[pages[i].page - extent->page];
 		if (entry->draft != VMSRS_NO_DRAFT)
 			continue;
 		version = entry->frame;
 		mapped = entry->mapped;
-		error = vmsrs_ahead_make(domain, page, entry, pages[i].why, &free);
+		error = vmsrs_ahead_make(domain, pages[i].page, entry, pages[i].why, &free);
 		if (error == -EIO)
 			continue;
 		if (error)
@@ -184,10 +183,10 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 		made++;
 		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
 			vmsrs_zap_own(app, vmf->vma, address);
-		vmsrs_thread_note_written(thread, domain->owner->tag, page);
-		if (!vmsrs_run_add(&run, entry, page)) {
+		vmsrs_thread_note_written(thread, domain->owner->tag, pages[i].page);
+		if (!vmsrs_run_add(&run, entry, pages[i].page)) {
 			vmsrs_run_map(&run, prot, true);
-			vmsrs_run_add(&run, entry, page);
+			vmsrs_run_add(&run, entry, pages[i].page);
 		}
 	}
 	/* Where memory is short, there is a page fault. */
@@ -343,9 +342,7 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 /* The mapping is gone. It was never divided nor copied, so this is called once for each. */
 static void page_close(struct vm_area_struct *vma)
 {
-	struct vmsrs_app *app = vma->vm_private_data;
-
-	atomic_dec(&app->mappings);
+	vmsrs_mapping_closed(vma->vm_private_data);
 }
 
 /* The addresses are fixed: the pages contain pointers. */

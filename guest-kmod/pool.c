@@ -87,21 +87,23 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
 void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_frame *frame;
-	bool low = false;
+	struct vmsrs_frame *frame, *next;
+	u32 low = vmsrs_pool_low_mark(dev), before, after, i;
 
 	spin_lock(&pool->lock);
-	for (; count && pool->free_count > reserve; count--) {
-		frame = pool->free;
-		pool->free = frame->next;
+	before = pool->free_count;
+	after = before - min(count, before - min(before, reserve));
+	for (next = pool->free, i = after; i < before; i++) {
+		frame = next;
+		next = frame->next;
 		frame->refs = 1;
 		vmsrs_frames_add(frames, frame);
-		pool->free_count--;
-		/* Later on, commits and reports see to it themselves. */
-		low |= pool->free_count == vmsrs_pool_low_mark(dev);
 	}
+	pool->free = next;
+	pool->free_count = after;
 	spin_unlock(&pool->lock);
-	if (low) {
+	/* Later on, commits and reports see to it themselves. */
+	if (before > low && after <= low) {
 		vmsrs_device_kick_seal(dev);
 		vmsrs_device_kick_reports(dev);
 	}

@@ -21,7 +21,8 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, reports.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
+ *	pool.lock, batch.lock, reports.lock, control.vq_lock, vmsrs_app.waits_lock,
+ *		vmsrs_app.mapping_lock, locks of lock.c's queues
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
@@ -303,7 +304,10 @@ struct vmsrs_domain {
  * @lock_pages: VMSRS_LOCK_PAGES pages of lock words, each set once by cmpxchg
  * @number: its number
  * @files: open files of the app; guarded by vmsrs_device.apps_lock
- * @mappings: mappings of its pages in all processes
+ * @mappings: mappings of its pages in all processes; changed under @mapping_lock
+ * @mapping_lock: guards @mm; no other lock is taken under it
+ * @mm: address space of a mapping that was the only one, referenced (without its pages), or NULL. That mapping may be
+ *	gone
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
@@ -317,6 +321,8 @@ struct vmsrs_app {
 	u32 number;
 	u32 files;
 	atomic_t mappings;
+	spinlock_t mapping_lock;
+	struct mm_struct *mm;
 	u8 name[VMSRS_NAME_MAX];
 	spinlock_t waits_lock;
 	struct rb_root waits;
@@ -819,26 +825,44 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
  */
 static inline bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
 {
-	if (!run->count) {
-		run->entries = entry;
-		run->page = page;
-	} else if (page + 1 == run->page && entry + 1 == run->entries) {
-		run->entries--;
-		run->page--;
-	} else if (page != run->page + run->count || entry != run->entries + run->count) {
-		return false;
+	if (page == run->page + run->count && entry == run->entries + run->count) {
+		run->count++;
+		return true;
 	}
+	if (run->count && (page + 1 != run->page || entry + 1 != run->entries))
+		return false;
+	run->entries = entry;
+	run->page = page;
 	run->count++;
 	return true;
 }
 
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
-void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_finish(struct vmsrs_run *zap);
+
+/*
+ * Unmaps a page of an app in every process, with its neighbours in one call. At first, @zap is empty except for the
+ * app, the mapping and whether to note writes. The page's domain is locked until vmsrs_zap_finish(), before which
+ * nothing is sure to be unmapped.
+ */
+static inline void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
+{
+	if (!entry->mapped)
+		return;
+	entry->mapped = false;
+	if (!vmsrs_run_add(zap, entry, page)) {
+		vmsrs_zap_finish(zap);
+		vmsrs_run_add(zap, entry, page);
+	}
+}
+
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
-struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct mm_struct *mm);
+void vmsrs_mapping_closed(struct vmsrs_app *app);
+struct mm_struct *vmsrs_mapping_mm(struct vmsrs_app *app);
+struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, struct mm_struct *mm, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot);
