@@ -255,7 +255,9 @@ impl Thread {
     /// thread is neither taking nor releasing a lock.
     pub(crate) fn is_intact(&self) -> bool {
         let state = self.state();
-        self.tag() == state.tag() && self.exclusive(|| state.is_intact())
+        self.tag() == state.tag()
+            && self.control.key() == state.key()
+            && self.exclusive(|| state.is_intact())
     }
 
     /// Repairs what a stray write has done to the control block, before the driver acts on it.

@@ -47,14 +47,30 @@ impl Thread {
             && self.own.is_at_rest()
     }
 
-    /// Ends a request that is plain, has nothing left to commit, and whose domain is unlocked. Its state is the thread's
-    /// own, or [`Thread::go_own`] comes next.
+    /// From here on nothing is written for the request, which is plain: not by a signal handler of the server either.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn end_plain(&self) {
+    pub(crate) fn end_writes(&self) {
+        self.control.end_writes();
+    }
+
+    /// Takes [`Thread::end_writes`] back.
+    pub(crate) fn allow_writes(&self) {
+        self.control.set_key(self.state().key());
+    }
+
+    /// Ends a request that is plain, has nothing left to commit, and whose domain is unlocked. Its state is the thread's
+    /// own, or [`Thread::go_own`] comes next. `WROTE` if it has made drafts.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn end_plain<const WROTE: bool>(&self) {
         let ours = pkru::ours();
         self.clear_held();
-        pkru::close_all(ours);
+        if WROTE {
+            pkru::close_all(ours);
+        } else {
+            pkru::close_unopened(ours);
+        }
         self.control.set_tag_alone(0);
         if self.arena.used() != 0 {
             self.arena.reset();

@@ -152,7 +152,7 @@ impl Thread {
         signals::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
-            .register(signals::interrupt())
+            .register(signals::interrupt(), pkru::draft_keys())
             .inspect_err(|_| {
                 signals::leave_signal_stack();
                 own.give_back();
