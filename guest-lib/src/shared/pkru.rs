@@ -17,7 +17,7 @@
 //! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
 //! reads only, outside requests it is open.
 
-use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
+use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table, next};
 use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -106,7 +106,7 @@ impl Ours {
     }
 
     /// Whether one of them is that of guarded memory.
-    const fn guards(self) -> bool {
+    pub(crate) const fn guards(self) -> bool {
         self.0 as u32 & GUARDS != 0
     }
 
@@ -206,8 +206,8 @@ fn allocate() -> Keys {
 pub(crate) struct Key {
     /// 0 where there are none.
     pub(crate) number: u32,
-    /// [`Table::serial`] when the request took it, or had given it back.
-    pub(crate) serial: u32,
+    /// [`Table::free`] when the request took it, or had given it back.
+    pub(crate) free: u64,
 }
 
 /// Gives a request that begins the key of one before, if nobody has had it since. True also if there are no keys. What
@@ -215,7 +215,7 @@ pub(crate) struct Key {
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 pub(crate) fn take_again(ours: Ours, last: Key) -> bool {
-    ours.are_none() || TABLE.take_again(last.number, last.serial)
+    ours.are_none() || TABLE.take_again(last.number, last.free)
 }
 
 /// Another key for a request that begins, `wanted` if nobody has it.
@@ -223,7 +223,7 @@ pub(crate) fn take_other(wanted: u32) -> Key {
     let number = TABLE.take(wanted);
     Key {
         number,
-        serial: TABLE.serial(number),
+        free: TABLE.free(number),
     }
 }
 
@@ -235,9 +235,9 @@ pub(crate) fn give_back(key: Key) -> Key {
     if key.number == 0 {
         return key;
     }
-    if TABLE.give_back_alone(key.number, key.serial) {
+    if TABLE.give_back_alone(key.number, key.free) {
         return Key {
-            serial: key.serial.wrapping_add(1),
+            free: next(key.free),
             ..key
         };
     }
@@ -249,7 +249,7 @@ fn give_back_shared(number: u32) -> Key {
     TABLE.give_back(number);
     Key {
         number,
-        serial: TABLE.serial(number),
+        free: TABLE.free(number),
     }
 }
 
@@ -301,24 +301,6 @@ pub(crate) fn draft_keys() -> u32 {
     ours().drafts().numbers().fold(0, |all, key| all | 1 << key)
 }
 
-/// For a thread that begins a request: it cannot write to guarded memory.
-#[expect(clippy::inline_always, reason = "on the way of each request")]
-#[inline(always)]
-pub(crate) fn close_guard(ours: Ours) {
-    if ours.guards() {
-        open(ours, 0);
-    }
-}
-
-/// For a thread that has ended a request in which it has made no drafts.
-#[expect(clippy::inline_always, reason = "on the way of each request")]
-#[inline(always)]
-pub(crate) fn close_unopened(ours: Ours) {
-    if ours.guards() {
-        close_all(ours);
-    }
-}
-
 /// For a thread that works for a request: it may use the key with that number (0: none) and
 /// no other of the library's, and not write to guarded memory.
 #[cold]
@@ -328,14 +310,9 @@ pub(crate) fn open(ours: Ours, key: u32) {
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
-#[inline]
-pub(crate) fn close() {
-    close_all(ours());
-}
-
-/// The same where the keys are at hand.
 #[cold]
-pub(crate) fn close_all(ours: Ours) {
+pub(crate) fn close() {
+    let ours = ours();
     update(ours, ours.change_outside());
 }
 

@@ -11,7 +11,7 @@ impl State {
     /// one may be another request's.
     pub(super) fn end_key(&self) {
         let noted = self.control().map(Control::key);
-        let key = self.key_and_serial();
+        let key = self.last_key();
         self.set_key(match noted {
             Some(noted) if noted != key.number && noted != KEY_WRITES_OVER => pkru::Key::default(),
             _ => pkru::give_back(key),
@@ -26,17 +26,17 @@ impl State {
     }
 
     #[inline]
-    pub(super) fn key_and_serial(&self) -> pkru::Key {
+    pub(super) fn last_key(&self) -> pkru::Key {
         pkru::Key {
             number: self.key.load(Ordering::Relaxed),
-            serial: self.key_serial.load(Ordering::Relaxed),
+            free: self.key_free.load(Ordering::Relaxed),
         }
     }
 
     #[inline]
     pub(super) fn set_key(&self, key: pkru::Key) {
         self.key.store(key.number, Ordering::Relaxed);
-        self.key_serial.store(key.serial, Ordering::Relaxed);
+        self.key_free.store(key.free, Ordering::Relaxed);
     }
 }
 

@@ -60,8 +60,8 @@ pub(crate) struct State {
     alone: AtomicU64,
     /// Protection key of the request's drafts, or of those of the request before; 0 for none.
     key: AtomicU32,
-    /// See [`pkru::Key::serial`].
-    key_serial: AtomicU32,
+    /// See [`pkru::Key::free`].
+    key_free: AtomicU64,
     deadline: AtomicU64,
     lock_timeout_ms: AtomicU32,
     /// The audit looks at whole domains.
@@ -97,7 +97,7 @@ impl State {
             tag: AtomicU64::new(0),
             alone: AtomicU64::new(0),
             key: AtomicU32::new(0),
-            key_serial: AtomicU32::new(0),
+            key_free: AtomicU64::new(0),
             deadline: AtomicU64::new(0),
             lock_timeout_ms: AtomicU32::new(0),
             whole_audit: AtomicBool::new(false),
@@ -125,7 +125,7 @@ impl State {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn begin(&self, start: Start, ours: pkru::Ours, control: Control) -> u32 {
-        let mut key = self.key_and_serial();
+        let mut key = self.last_key();
         if !pkru::take_again(ours, key) {
             key = self.take_other_key();
         }
@@ -167,14 +167,12 @@ impl State {
     /// Ends a request that is plain, and whose domain is unlocked: what it has used is as [`State::clear`] leaves it.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn clear_plain(&self, ours: pkru::Ours) {
+    pub(crate) fn clear_plain(&self) {
         // Nobody can look for the tag: there was no ticket.
         self.tag.store(0, Ordering::Release);
         self.lists(|lists| lists.used = 0);
-        if !ours.are_none() {
-            let key = pkru::give_back(self.key_and_serial());
-            self.key_serial.store(key.serial, Ordering::Relaxed);
-        }
+        let key = pkru::give_back(self.last_key());
+        self.key_free.store(key.free, Ordering::Relaxed);
     }
 
     /// The request is over, and has no thread any more.

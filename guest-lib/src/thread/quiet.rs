@@ -1,6 +1,7 @@
 //! The end of a common request: one thread, one domain, nothing left to undo.
 
 use super::Thread;
+use crate::shared::held::HeldList;
 use crate::shared::pkru;
 use crate::state::domain::Domain;
 use std::ptr;
@@ -64,18 +65,16 @@ impl Thread {
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
     pub(crate) fn end_plain<const WROTE: bool>(&self) {
-        let ours = pkru::ours();
-        self.clear_held();
-        if WROTE {
-            pkru::close_all(ours);
-        } else {
-            pkru::close_unopened(ours);
+        let control = self.control;
+        control.set_count(0);
+        if WROTE || self.guards.get() {
+            pkru::close();
         }
-        self.control.set_tag_alone(0);
+        control.set_tag_alone(0);
         if self.arena.used() != 0 {
             self.arena.reset();
         }
-        self.state().clear_plain(ours);
+        self.state().clear_plain();
         self.set_current(ptr::null());
     }
 }

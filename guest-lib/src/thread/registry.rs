@@ -189,6 +189,7 @@ impl Thread {
             deadline: Cell::new(0),
             alarm: Alarm::default(),
             domain: Cell::new(None),
+            guards: Cell::new(false),
             arena,
             _signal_stack: signal_stack,
             _memory: memory,

@@ -44,8 +44,17 @@ impl Thread {
         control.set_deadline(deadline);
         control.set_key(key);
         control.set_tag_alone(tag);
-        pkru::close_guard(ours);
+        if ours.guards() {
+            self.close_guard(ours);
+        }
         Ok(tag)
+    }
+
+    /// It cannot write to guarded memory in a request.
+    #[cold]
+    fn close_guard(&self, ours: pkru::Ours) {
+        self.guards.set(true);
+        pkru::open(ours, 0);
     }
 
     /// Begins a request with a state that is not the thread's.
