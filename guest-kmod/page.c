@@ -8,6 +8,7 @@
 #include <linux/mm.h>
 
 #include <asm/cpufeature.h>
+#include <asm/pkru.h>
 
 #include "vmsrs.h"
 
@@ -32,6 +33,18 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 }
 
 /*
+ * Opens the key of a request's drafts in the PKRU of the calling thread, which works for it: a thread that has written
+ * nothing has the key closed. The register is the thread's own in the kernel too, also when the kernel writes on
+ * its behalf, and stays as it is set here. Only keys that the program has named get this far.
+ */
+static void open_key(const struct vmsrs_request *owner)
+{
+	if (owner->key)
+		write_pkru(read_pkru() & ~((PKRU_AD_BIT | PKRU_WD_BIT) <<
+					   (owner->key * PKRU_BITS_PER_PKEY)));
+}
+
+/*
  * Protection of the entries of the drafts in a domain that has an owner. Not from vm_page_prot, which is
  * for read-only entries, since the driver is told about first writes.
  */
@@ -41,7 +54,7 @@ static pgprot_t write_prot(const struct vmsrs_domain *domain, const struct vm_ar
 }
 
 /*
- * Maps the draft of the page that was written to. `stale` says that it may have an entry that shows another
+ * Maps the draft of the page that was written to, for the calling thread to write. `stale` says that it may have an entry that shows another
  * frame. domain->lock is held.
  */
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
@@ -52,6 +65,7 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 	if (stale)
 		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
 	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(domain, vmf->vma));
+	open_key(domain->owner);
 	return error ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
 }
 
@@ -227,7 +241,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
-	if (!vmsrs_tag_valid(app->dev, tag))
+	if (!vmsrs_tag_valid(app->dev, tag) || vmsrs_thread_writes_over(thread))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 
 	for (;;) {

@@ -406,6 +406,7 @@ struct vmsrs_request {
  * @spare: memory for the next request, not initialised, or NULL; only used by the thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
+ * @keys: protection keys that the program has named for drafts, a bit each
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
  * @refused_address: page of the last access that was refused, or 0
  * @refused_kind: why it was refused
@@ -432,6 +433,7 @@ struct vmsrs_thread {
 	struct vmsrs_request *spare;
 	u32 slot;
 	u32 signal;
+	u32 keys;
 	u64 noted_tag;
 	u64 refused_address;
 	u32 refused_kind;
@@ -987,7 +989,13 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 {
 	u32 key = READ_ONCE(thread->control->key);
 
-	return key <= VMSRS_PROTECTION_KEY_MAX ? key : 0;
+	return key <= VMSRS_PROTECTION_KEY_MAX && thread->keys & BIT(key) ? key : 0;
+}
+
+/* Has the thread's request said that it writes no more? */
+static inline bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
+{
+	return READ_ONCE(thread->control->key) == VMSRS_KEY_WRITES_OVER;
 }
 
 /* request.c */

@@ -221,7 +221,7 @@ impl Backend for Unprotected {
         Ok(extent)
     }
 
-    fn register(&self, signal: i32) -> io::Result<Registration> {
+    fn register(&self, signal: i32, _keys: u32) -> io::Result<Registration> {
         let control = NonNull::from(Box::leak(Box::<ThreadControl>::default()));
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.push(Registered {

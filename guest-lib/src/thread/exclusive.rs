@@ -3,6 +3,7 @@
 use super::landing::fail_request;
 use super::{Phase, Thread, uninterrupted};
 use crate::failure::{Kind, LOST};
+use crate::shared::pkru;
 use crate::state::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -90,6 +91,8 @@ impl Thread {
                 state.latch.take(self.number, |_| true);
             }
             state.share();
+            // It may meet their drafts.
+            pkru::open(pkru::ours(), state.key());
         }
     }
 
