@@ -163,10 +163,11 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	struct vmsrs_domain *domain = extent->domain;
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
-	u32 page = fault_page(app, vmf), count, i;
-	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
+	u32 page = fault_page(app, vmf), count, made = 0, i;
 	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
+	struct vmsrs_frames free = { };
 	struct vmsrs_page *entry;
+	unsigned long address;
 	pgprot_t prot;
 	u32 version;
 	bool mapped;
@@ -176,34 +177,35 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	if (!count)
 		return;
 	prot = write_prot(domain, vmf->vma);
+	vmsrs_ahead_begin(domain, count, &free);
 	for (i = 0; i < count; i++) {
-		page = pages[i].page;
-		address = (zero + ((unsigned long)page << PAGE_SHIFT)) & PAGE_MASK;
+		address = (vmf->address & PAGE_MASK) + ((long)pages[i].page - page) * PAGE_SIZE;
 		if (address < vmf->vma->vm_start || address >= vmf->vma->vm_end)
 			continue;
-		if (page < extent->page || page - extent->page >= extent->pages)
-			extent = vmsrs_extent_find(app, page);
-		entry = &extent->entries[page - extent->page];
+		if (pages[i].page - extent->page >= extent->pages)
+			extent = vmsrs_extent_find(app, pages[i].page);
+		entry = &extent->entries[pages[i].page - extent->page];
 		if (entry->draft != VMSRS_NO_DRAFT)
 			continue;
 		version = entry->frame;
 		mapped = entry->mapped;
-		/* A write to a page whose content is lost is refused when it comes. */
-		error = vmsrs_draft_make_ahead(domain, page, entry, pages[i].why);
+		error = vmsrs_ahead_make(domain, pages[i].page, entry, pages[i].why, &free);
 		if (error == -EIO)
 			continue;
 		if (error)
 			break;
+		made++;
 		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
 			vmsrs_zap_own(app, vmf->vma, address);
-		vmsrs_thread_note_written(thread, domain->owner->tag, page);
-		if (!vmsrs_run_add(&run, entry, page)) {
+		vmsrs_thread_note_written(thread, domain->owner->tag, pages[i].page);
+		if (!vmsrs_run_add(&run, entry, pages[i].page)) {
 			vmsrs_run_map(&run, prot, true);
-			vmsrs_run_add(&run, entry, page);
+			vmsrs_run_add(&run, entry, pages[i].page);
 		}
 	}
 	/* Where memory is short, there is a page fault. */
 	vmsrs_run_map(&run, prot, true);
+	vmsrs_ahead_end(domain, made, &free);
 }
 
 /* Does the entry that a write fault has found show a version in the pool? */
@@ -354,9 +356,7 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 /* The mapping is gone. It was never divided nor copied, so this is called once for each. */
 static void page_close(struct vm_area_struct *vma)
 {
-	struct vmsrs_app *app = vma->vm_private_data;
-
-	atomic_dec(&app->mappings);
+	vmsrs_mapping_closed(vma->vm_private_data);
 }
 
 /* The addresses are fixed: the pages contain pointers. */
@@ -389,7 +389,7 @@ static void note_lost(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32
 
 	if (vmsrs_in_pool(entry->frame)) {
 		/* If that is where the host has sealed it, the answer has not been read yet. */
-		if (vmsrs_host_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
+		if (vmsrs_batch_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
 			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;
