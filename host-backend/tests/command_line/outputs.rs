@@ -1,8 +1,9 @@
 //! Outputs that cannot be written, or that nobody reads: they end nothing and stop nothing.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -143,23 +144,34 @@ fn chatting(place: &Place, more: &[&str]) -> Option<Child> {
         .spawn()
         .unwrap();
     let console = vm.stdout.as_ref().unwrap().as_raw_fd();
-    let mut before = 0;
+    // SAFETY: plain system call on a descriptor of this test.
+    let room = unsafe { libc::fcntl(console, libc::F_GETPIPE_SZ) };
     loop {
         if let Some(status) = vm.try_wait().unwrap() {
             assert_eq!(status.code(), Some(super::MACHINE));
             eprintln!("skipped: no KVM for this user");
             return None;
         }
-        let mut now: libc::c_int = 0;
+        let mut filled: libc::c_int = 0;
         // SAFETY: the descriptor is the pipe's, and the result has its place.
-        assert_eq!(unsafe { libc::ioctl(console, libc::FIONREAD, &mut now) }, 0);
-        // A pipe has room for 64 KiB; a part of a page may stay empty.
-        if now == before && now >= 0xf000 {
+        let asked = unsafe { libc::ioctl(console, libc::FIONREAD, &mut filled) };
+        assert_eq!(asked, 0);
+        if filled == room && waits_for_a_pipe(vm.id(), "console") {
             return Some(vm);
         }
-        before = now;
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Whether a thread of a process waits in a write to a pipe; true if the kernel does not say.
+fn waits_for_a_pipe(process: u32, name: &str) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    threads.flatten().any(|thread| {
+        let place = read(thread.path().join("wchan"));
+        read(thread.path().join("comm")).trim() == name
+            && (place.contains("pipe") || matches!(&*place, "" | "0"))
+    })
 }
 
 #[test]
