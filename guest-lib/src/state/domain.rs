@@ -6,9 +6,10 @@ use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::shared::backend::Backend;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
 use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
@@ -25,8 +26,37 @@ pub struct App {
     protects: bool,
     /// Address of page 0.
     base: u64,
-    domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
+    domains: Domains,
     invariant: Invariant,
+}
+
+/// Open domains by key, in parts: one that grows has its own keys to hash again and not those of all others.
+struct Domains {
+    parts: [Mutex<HashMap<Box<[u8]>, &'static Domain>>; 64],
+    hasher: RandomState,
+}
+
+impl Domains {
+    fn part(&self, key: &[u8]) -> MutexGuard<'_, HashMap<Box<[u8]>, &'static Domain>> {
+        let part = self.hasher.hash_one(key) as usize % self.parts.len();
+        let part = self.parts[part].lock();
+        part.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Domains {
+    fn default() -> Self {
+        Self {
+            parts: std::array::from_fn(|_| Mutex::default()),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Domains {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Domains").finish_non_exhaustive()
+    }
 }
 
 /// All open apps by number, without a lock: the child of a fork walks them.
@@ -48,7 +78,7 @@ impl App {
             protects: backend.protects(),
             base: APP_BASE + u64::from(backend.number()) * APP_BYTES,
             backend,
-            domains: Mutex::default(),
+            domains: Domains::default(),
             invariant: Invariant::default(),
         }));
         slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
@@ -62,12 +92,12 @@ impl App {
         key: &[u8],
         flags: u32,
     ) -> Result<&'static Domain, Error> {
-        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut domains = self.domains.part(key);
         if let Some(domain) = domains.get(key) {
             return Ok(domain);
         }
         let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key, flags)?));
-        domains.insert(key.to_vec(), domain);
+        domains.insert(key.into(), domain);
         Ok(domain)
     }
 
@@ -146,9 +176,7 @@ impl Domain {
             backend
                 .open_domain(key, flags)
                 .map_err(|error| match error.raw_os_error() {
-                    Some(libc::ENOSPC) => Error::OutOfMemory {
-                        size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
-                    },
+                    Some(libc::ENOSPC) => Error::NoRoom,
                     _ => Error::system("opening the domain")(error),
                 })?;
         if flags & DOMAIN_DAMAGED != 0 {
@@ -157,9 +185,7 @@ impl Domain {
         let first = backend
             .extent(number, 0, EXTENT_UNIT_PAGES)
             .map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOMEM | libc::ENOSPC) => Error::OutOfMemory {
-                    size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
-                },
+                Some(libc::ENOMEM | libc::ENOSPC) => Error::NoRoom,
                 _ => Error::system("making the domain's first extent")(error),
             })?;
         let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);
