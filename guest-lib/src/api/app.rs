@@ -8,7 +8,7 @@ use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
 use crate::shared::unprotected::Unprotected;
 use crate::state::domain::{App, Domain};
-use crate::thread::{evidence, fork, handler};
+use crate::thread::{self, evidence, fork, handler};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
@@ -110,6 +110,7 @@ impl App {
     ) -> Result<&'static Self, Error> {
         clib::install();
         handler::install()?;
+        thread::install()?;
         fork::install();
         evidence::install();
         modules::refresh();

@@ -9,7 +9,6 @@ use crate::shared::pkru;
 use crate::state::domain::APP_BYTES;
 use crate::thread;
 use std::ffi::{c_int, c_void};
-use std::sync::OnceLock;
 use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -49,7 +48,6 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     if thread::current().is_some() {
         return Err(Error::Nested);
     }
-    open_at_exit()?;
     let key = pkru::guard_key().ok_or(Error::NoKeys)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's pages, which stay readable and writable.
@@ -58,22 +56,6 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
         0 => Ok(()),
         _ => Err(Error::system("guarding memory")(
             std::io::Error::last_os_error(),
-        )),
-    }
-}
-
-/// Programs write to their variables in exit handlers, also when a request or a signal handler called
-/// `exit`. What is registered last runs first.
-fn open_at_exit() -> Result<(), Error> {
-    extern "C" fn open() {
-        open_guard();
-    }
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    // SAFETY: a function that can be called at any time.
-    match REGISTERED.get_or_init(|| unsafe { libc::atexit(open) } == 0) {
-        true => Ok(()),
-        false => Err(Error::system("registering a function for the exit")(
-            std::io::Error::from_raw_os_error(libc::ENOMEM),
         )),
     }
 }

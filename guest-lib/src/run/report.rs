@@ -19,7 +19,7 @@ pub(super) fn report(thread: &Thread) -> Failure {
     let failure = thread.state().fail(|| {
         first = true;
         record.tag = thread.tag();
-        evidence::attach(&mut record, thread.stack_region(), thread.message());
+        evidence::attach(&mut record, thread);
         let held = thread.state().held();
         loop {
             match thread.app().backend().fail(&mut record, held.as_slice()) {
