@@ -59,8 +59,9 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     // SAFETY: errno is the thread's own.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the kernel passes both with SA_SIGINFO.
-    let diverted =
-        current().is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
+    let diverted = current()
+        .filter(|thread| thread.is_own())
+        .is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
     if !diverted {
         // SAFETY: as above.
         unsafe { chain(signal, info, context) };

@@ -14,7 +14,7 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Makes the running request of the calling thread fail, from its own code. Outside of a request
 /// the process is aborted with the message.
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
-    let thread = current().filter(|thread| thread.can_divert());
+    let thread = current().filter(|thread| thread.can_divert() && thread.is_own());
     let Some(thread) = thread.filter(|_| signals::suppressing()) else {
         signals::write_stderr(b"vmsrs: ");
         signals::write_stderr(kind.c_name().to_bytes());
