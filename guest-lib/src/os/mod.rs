@@ -9,5 +9,6 @@ pub(crate) mod local;
 pub(crate) mod modules;
 pub(crate) mod region;
 pub(crate) mod signals;
+pub(crate) mod start;
 pub(crate) mod switch;
 pub(crate) mod thread_end;

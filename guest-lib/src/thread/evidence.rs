@@ -24,6 +24,12 @@ const HEADROOM: u64 = 32 * 1024;
 /// before the next request can change them.
 pub(crate) fn attach(record: &mut IoctlFail, thread: &Thread) {
     let text = thread.message();
+    // Of its callers, the first few: to find one costs a look at the whole table.
+    modules::refresh_for(&[
+        record.registers[REG_RIP],
+        record.backtrace[0],
+        record.backtrace[1],
+    ]);
     let (modules, length) = modules::current();
     record.modules = modules as u64;
     record.modules_bytes = length;

@@ -106,6 +106,21 @@ impl Thread {
         self.stack.region()
     }
 
+    /// The words above a stack pointer, those that the next few frames have. Async-signal-safe.
+    pub(crate) fn top_words(&self, rsp: u64) -> &[u64] {
+        const WORDS: usize = 64;
+        let place = rsp.next_multiple_of(8);
+        let left = (self.top as u64).saturating_sub(place) / 8;
+        match self.stack.region() {
+            Some(stack) if stack.holds_word(place) => {
+                let count = WORDS.min(left as usize);
+                // SAFETY: words of the request stack, which the thread alone uses, and not while its handler runs.
+                unsafe { std::slice::from_raw_parts(place as *const u64, count) }
+            }
+            _ => &[],
+        }
+    }
+
     /// Whether an address lies in the guard below the request stack.
     pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
         let region = self.stack.region();
