@@ -88,7 +88,9 @@ pub(crate) fn install() {
             return Some(first_function()..module.code().end);
         }
         let is_linker = module.contains(linker) || module.name().starts_with(b"ld-linux");
-        (is_c || is_linker).then(|| module.code())
+        // Allocators ask the kernel's code in the process for the time.
+        let is_kernel = module.name().starts_with(b"linux-vdso");
+        (is_c || is_linker || is_kernel).then(|| module.code())
     });
     let _ = modules::each(|module| {
         if module.contains(allocator) && !module.contains(c_library) {
@@ -147,11 +149,13 @@ pub(crate) fn is_busy(instruction: u64, result: u64, callers: &[u64]) -> bool {
 }
 
 /// Whether a thread in the C library can be single-stepped through the next instruction. Not if that is a system call,
-/// which may block the signal that each step gives, or start a thread that is single-stepped too; those of the heap
+/// which may block the signal that each step gives, or start a thread that is single-stepped too; those of heaps
 /// do neither. Nor if it is a string instruction, which traps for each byte that it copies. `number` is RAX.
 /// Async-signal-safe.
 pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
-    const OF_THE_HEAP: [libc::c_long; 6] = [
+    const OF_THE_HEAP: [libc::c_long; 8] = [
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
         libc::SYS_mmap,
         libc::SYS_munmap,
         libc::SYS_mremap,

@@ -157,7 +157,7 @@ int main(void)
 	check(!vmsrs_open("allocator", &app), "the app opens");
 	check(!vmsrs_domain_open(app, "alice", 5, &domain), "a domain opens");
 	check(!pthread_create(&thread, NULL, allocate, NULL), "another thread allocates");
-	for (int i = 0; i < 40; i++) {
+	for (int i = 0; i < 15; i++) {
 		unsigned long before = rounds;
 
 		check(vmsrs_run(domain, both, &i, NULL) == VMSRS_EFAILED, "the request fails");
