@@ -54,3 +54,8 @@ fn a_thread_that_never_used_a_plugin_ends_the_process_by_heap_damage() {
         "{errors}"
     );
 }
+
+#[test]
+fn wild_arguments_and_interrupts_in_any_call_cost_the_request_alone() {
+    Program::compile("cc", &[], "tests/c/wild.c").succeed(&[]);
+}

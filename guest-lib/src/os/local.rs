@@ -5,6 +5,7 @@
 //! the memory at a thread's first access if the library was loaded by `dlopen`, and may wait for the linker's lock:
 //! a signal handler cannot do that, nor can a thread on its way into a request.
 
+use super::latch::Latch;
 use std::arch::{asm, global_asm};
 use std::cell::Cell;
 
@@ -21,6 +22,10 @@ pub(crate) struct Local {
     pub(crate) failure: Cell<*mut ()>,
     /// See [`super::identity`].
     pub(crate) identity: Cell<u64>,
+    /// The library's lock that it has, or null.
+    pub(crate) lock: Cell<*const Latch>,
+    /// The signals that were blocked before it was taken: the kernel's set.
+    pub(crate) blocked: Cell<u64>,
 }
 
 global_asm!(

@@ -3,6 +3,7 @@
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
+use crate::os::lock;
 use crate::os::region::Region;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
@@ -92,6 +93,7 @@ impl Thread {
             // Nothing may be sent to the landing again.
             self.set_phase(Phase::Outside);
             self.marks.diverted.set(false);
+            lock::give_back();
         }
     }
 
@@ -171,5 +173,44 @@ impl Thread {
     /// What the error said.
     pub(crate) fn message(&self) -> &[u8] {
         self.record.message()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::Error;
+    use crate::mock::MockBackend;
+    use crate::os::lock::Lock;
+    use crate::thread::tests::failure;
+    use std::hint::black_box;
+    use std::ptr;
+
+    #[test]
+    fn an_error_under_a_lock_gives_it_back() {
+        static LOCK: Lock<u32> = Lock::new(0);
+        let app = MockBackend::app("error under a lock", |_| ());
+        let outcome = app.domain("one").unwrap().run(|_| {
+            LOCK.with(|count| {
+                *count += 1;
+                // SAFETY: it is not; that is the test.
+                unsafe { black_box(ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
+            });
+            Ok::<_, Error>(())
+        });
+        assert_eq!(failure(outcome).address, 16);
+        let other = std::thread::spawn(|| LOCK.with(|count| *count));
+        assert_eq!(other.join().unwrap(), 1);
+        let mut blocked = 0_u64;
+        // SAFETY: only reads the calling thread's mask, of that size.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_BLOCK,
+                ptr::null::<u64>(),
+                &raw mut blocked,
+                size_of::<u64>(),
+            )
+        };
+        assert_eq!(blocked, 0, "signals come again");
     }
 }

@@ -23,13 +23,13 @@ pub(crate) use landing::fail_request;
 pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
 
 use crate::os::alarm::Alarm;
+use crate::os::latch::Take;
 use crate::os::local::Local;
 use crate::os::region::Region;
 use crate::shared::control::Control;
 use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::{App, Domain};
-use crate::state::latch::Take;
 use crate::thread::arena::Arena;
 use crate::thread::evidence::SavedStack;
 use crate::thread::record::Record;

@@ -26,6 +26,7 @@ const SIGNAL_STACK: usize = 64 * 1024;
 
 /// The end of a thread, in all apps that it has used.
 unsafe extern "C" fn end_thread(_: *mut c_void) {
+    let _held = signals::hold();
     leave_at_end();
     let local = local();
     local.last.set(ptr::null());
@@ -165,7 +166,9 @@ pub(crate) fn forget_all() {
 }
 
 impl Thread {
+    /// Signals wait meanwhile: a handler of the server may run a request too.
     fn register(app: &'static App) -> Result<&'static Self, Error> {
+        let _held = signals::hold();
         modules::refresh();
         thread_end::watch()?;
         thread_end::watch_exit(thread_number(), at_exit);
