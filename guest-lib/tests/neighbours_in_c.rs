@@ -59,3 +59,11 @@ fn a_thread_that_never_used_a_plugin_ends_the_process_by_heap_damage() {
 fn wild_arguments_and_interrupts_in_any_call_cost_the_request_alone() {
     Program::compile("cc", &[], "tests/c/wild.c").succeed(&[]);
 }
+
+#[test]
+fn programs_with_sanitizers_run_requests() {
+    for sanitizer in ["address", "thread", "undefined", "leak"] {
+        let flag = format!("-fsanitize={sanitizer}");
+        Program::compile("cc", &[&flag], "tests/c/sanitized.c").succeed(&[]);
+    }
+}

@@ -6,12 +6,15 @@
 
 use crate::error::Error;
 use crate::shared::pkru;
-use crate::state::domain::APP_BYTES;
+use crate::state::domain::App;
 use crate::thread;
 use std::ffi::{c_int, c_void};
-use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, MAX_APPS, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
+
+/// Bytes of address range of one app.
+const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
 
 /// Makes the `length` bytes of pages from `start` on read-only in requests. Outside of requests nothing
 /// changes, and defers run outside their request (those of a task that is dropped in another request run in
@@ -41,8 +44,9 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     else {
         return Err(Error::Argument("only whole pages can be guarded"));
     };
-    let apps = APP_BASE..APP_BASE + u64::from(MAX_APPS) * APP_BYTES;
-    if (from as u64) < apps.end && end as u64 > apps.start {
+    let usual = APP_BASE..APP_BASE + u64::from(MAX_APPS) * APP_BYTES;
+    let is_usual = (from as u64) < usual.end && end as u64 > usual.start;
+    if is_usual || App::any_in(&(from as u64..end as u64)) {
         return Err(Error::Argument("pages of domains cannot be guarded"));
     }
     if thread::current().is_some() {

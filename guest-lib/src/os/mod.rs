@@ -10,6 +10,7 @@ pub(crate) mod local;
 pub(crate) mod lock;
 pub(crate) mod modules;
 pub(crate) mod region;
+pub(crate) mod sanitizer;
 pub(crate) mod signals;
 pub(crate) mod start;
 pub(crate) mod switch;

@@ -248,7 +248,7 @@ pub(crate) fn each(mut use_it: impl FnMut(&Module<'_>)) -> io::Result<()> {
     })
 }
 
-/// Address and path of a mapping that begins a file's: a line of `/proc/self/maps`, see proc_pid_maps(5).
+/// Address and path of a mapping that begins a file's: a line of `/proc/self/maps`, see `proc_pid_maps(5)`.
 fn first_of_file(line: &[u8]) -> Option<(u64, &[u8])> {
     let mut fields = line.splitn(6, |&byte| byte == b' ');
     let range = std::str::from_utf8(fields.next()?).ok()?;

@@ -18,15 +18,6 @@ static KEY: AtomicU32 = AtomicU32::new(NONE);
 /// Names the library's exit handler, so that it can be taken back.
 static EXIT: u8 = 0;
 
-unsafe extern "C" {
-    fn __cxa_atexit(
-        function: unsafe extern "C" fn(*mut c_void),
-        argument: *mut c_void,
-        owner: *const c_void,
-    ) -> c_int;
-    fn __cxa_finalize(owner: *const c_void);
-}
-
 /// Makes the key, once in a process: `end` runs at the end of each thread that has called [`watch`]. The caller
 /// has the lock of opening apps.
 ///
@@ -74,6 +65,14 @@ static MOVER: AtomicU32 = AtomicU32::new(0);
 /// number is `me`. Called again, it moves the function to the front. One thread at a time: the other one's function
 /// is as good.
 pub(crate) fn watch_exit(me: u32, function: fn()) {
+    unsafe extern "C" {
+        fn __cxa_atexit(
+            function: unsafe extern "C" fn(*mut c_void),
+            argument: *mut c_void,
+            owner: *const c_void,
+        ) -> c_int;
+        fn __cxa_finalize(owner: *const c_void);
+    }
     unsafe extern "C" fn call(function: *mut c_void) {
         if MOVER.load(Ordering::Relaxed) != thread_number() {
             // SAFETY: watch_exit() passes a function of this type.

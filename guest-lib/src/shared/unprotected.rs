@@ -8,12 +8,14 @@ use crate::os::clock;
 use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::os::lock::Lock;
+use crate::os::sanitizer;
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
 use crate::shared::word::{self, Released};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +28,10 @@ use vmsrs_protocol::{
 
 /// A waiter looks for cycles again after this time.
 const SLICE: Duration = Duration::from_millis(100);
+
+/// Address of the first app, and pages of each, in programs with the thread or the memory sanitizer: in the range that
+/// both have for programs, below the program itself. Only a few of the usual size would have room there.
+const SANITIZED: (u64, u32) = (0x5500_0000_0000, 0x10_0000);
 
 /// Tags of one registration or refill.
 const TAGS: u64 = 1 << 16;
@@ -45,6 +51,7 @@ struct Tables {
 pub(crate) struct Unprotected {
     number: u32,
     base: u64,
+    pages: u32,
     locks: NonNull<AtomicU64>,
     /// Guards the tables, and that an extent is in them only when it is mapped.
     tables: Lock<Tables>,
@@ -96,8 +103,13 @@ impl Unprotected {
             let full = io::Error::from_raw_os_error(libc::ENOSPC);
             return Err(Error::system("opening one more app")(full));
         }
-        let length = u64::from(APP_PAGES) * u64::from(PAGE_SIZE);
-        let address = APP_BASE + u64::from(number) * length;
+        let (base, pages) = if sanitizer::has_fixed_addresses() {
+            SANITIZED
+        } else {
+            (APP_BASE, APP_PAGES)
+        };
+        let length = u64::from(pages) * u64::from(PAGE_SIZE);
+        let address = base + u64::from(number) * length;
         let refused = |source| Error::Map { address, source };
         let base = map(
             address as *mut u8,
@@ -114,6 +126,7 @@ impl Unprotected {
         Ok(Self {
             number,
             base: address,
+            pages,
             locks: locks.cast(),
             tables: Lock::default(),
             releases: AtomicU32::new(0),
@@ -155,10 +168,10 @@ impl Unprotected {
     }
 }
 
-/// Finds or makes an extent of an app whose pages begin at `base`.
+/// Finds or makes an extent of an app whose pages are at these addresses.
 fn extent(
     tables: &mut Tables,
-    base: u64,
+    addresses: &Range<u64>,
     domain: u32,
     index: u32,
     pages: u32,
@@ -176,11 +189,12 @@ fn extent(
         return Err(invalid());
     }
     let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
-    if pages > APP_PAGES - page {
+    let app_pages = ((addresses.end - addresses.start) / u64::from(PAGE_SIZE)) as u32;
+    if pages > app_pages - page {
         return Err(io::Error::from_raw_os_error(libc::ENOMEM));
     }
     let bytes = u64::from(PAGE_SIZE);
-    let address = base + u64::from(page) * bytes;
+    let address = addresses.start + u64::from(page) * bytes;
     // SAFETY: inside this app's reservation, and handed out to nobody yet.
     let outcome = unsafe {
         libc::mprotect(
@@ -205,6 +219,10 @@ impl Backend for Unprotected {
 
     fn number(&self) -> u32 {
         self.number
+    }
+
+    fn addresses(&self) -> Range<u64> {
+        self.base..self.base + u64::from(self.pages) * u64::from(PAGE_SIZE)
     }
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {
@@ -232,7 +250,7 @@ impl Backend for Unprotected {
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
         self.tables
-            .with(|tables| extent(tables, self.base, domain, index, pages))
+            .with(|tables| extent(tables, &self.addresses(), domain, index, pages))
     }
 
     fn register(&self, signal: i32) -> io::Result<Registration> {

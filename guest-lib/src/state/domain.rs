@@ -7,14 +7,12 @@ use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::shared::backend::Backend;
 use crate::shared::pkru;
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
-use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
-
-/// Bytes of address range of one app.
-pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
 /// An app, open in this process for as long as it lives.
 #[derive(Debug)]
@@ -46,7 +44,7 @@ impl App {
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             protects: backend.protects(),
-            base: APP_BASE + u64::from(backend.number()) * APP_BYTES,
+            base: backend.addresses().start,
             backend,
             domains: Directory::new()?,
             invariant: Invariant::default(),
@@ -97,6 +95,12 @@ impl App {
     #[inline]
     pub(crate) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Whether an open app has pages among these addresses.
+    pub(crate) fn any_in(addresses: &Range<u64>) -> bool {
+        let has = |pages: Range<u64>| pages.start < addresses.end && pages.end > addresses.start;
+        Self::all().any(|app| has(app.backend().addresses()))
     }
 
     /// All open apps.

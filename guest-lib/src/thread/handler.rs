@@ -58,12 +58,13 @@ const FLAGS_OFF: i64 = TRAP_FLAG | 0x4_0000 | 0x400;
 unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: errno is the thread's own.
     let errno = unsafe { *libc::__errno_location() };
-    // SAFETY: the kernel passes both with SA_SIGINFO.
     let thread = current();
     // One that shares the memory of its parent, whose request this is.
     let is_child = thread.is_some_and(|thread| !thread.is_own());
-    let diverted = !is_child
-        && thread.is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
+    let diverted = thread.is_some_and(|thread| {
+        // SAFETY: the kernel passes both with SA_SIGINFO.
+        !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
+    });
     if !diverted {
         // SAFETY: as above.
         unsafe { chain(signal, info, context, is_child) };

@@ -5,6 +5,7 @@ use super::{Phase, Thread};
 use crate::failure::Kind;
 use crate::os::lock;
 use crate::os::region::Region;
+use crate::os::sanitizer;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record;
@@ -94,6 +95,9 @@ impl Thread {
             self.set_phase(Phase::Outside);
             self.marks.diverted.set(false);
             lock::give_back();
+            if let Some(stack) = self.stack_region() {
+                sanitizer::forget_stack(stack.low(), stack.size());
+            }
         }
     }
 
