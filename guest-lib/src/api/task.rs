@@ -3,6 +3,7 @@
 use super::options::Options;
 use crate::api::ticket::JoinError;
 use crate::error::{Error, RunError};
+use crate::os::errno;
 use crate::failure::Kind;
 use crate::run::defer::{run_defers, run_defers_here};
 use crate::run::request::Request;
@@ -127,7 +128,7 @@ impl Task {
                 thread.end_plain();
                 thread.go_own();
             }
-            Outcome::Suspend => self.suspend(thread).map_err(join_error)?,
+            Outcome::Suspend => errno::kept(|| self.suspend(thread)).map_err(join_error)?,
             Outcome::GiveUp | Outcome::Leave => run::give_up(thread),
         }
         Ok(wants)

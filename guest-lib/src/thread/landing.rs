@@ -14,6 +14,8 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Makes the running request of the calling thread fail, from its own code. Outside of a request
 /// the process is aborted with the message.
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
+    // An error from here on would be one on the way out.
+    switch::clear_flags();
     let thread = current().filter(|thread| thread.can_divert());
     let Some(thread) = thread.filter(|_| signals::suppressing()) else {
         signals::write_stderr(b"vmsrs: ");

@@ -8,6 +8,7 @@ pub(crate) mod arena;
 pub(crate) mod evidence;
 mod exclusive;
 pub(crate) mod fork;
+mod found;
 pub(crate) mod handler;
 mod interrupts;
 mod landing;
@@ -30,6 +31,7 @@ use crate::state::State;
 use crate::state::domain::{App, Domain};
 use crate::state::latch::Take;
 use crate::thread::arena::Arena;
+use crate::thread::found::Found;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use registry::Here;
@@ -106,8 +108,10 @@ pub(crate) struct Thread {
     written: Written,
     /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
     left: Cell<(u64, usize)>,
-    /// The tag of its next request; from `end_tag` on they are not its own.
+    /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag`, at the
+    /// latest there, the thread is looked at.
     next_tag: Cell<u64>,
+    pause_tag: Cell<u64>,
     end_tag: Cell<u64>,
     /// The state of requests that it begins.
     own: &'static State,
@@ -129,7 +133,8 @@ pub(crate) struct Thread {
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
     arena: Arena,
-    _signal_stack: Region,
+    found: Found,
+    signal_stack: Region,
     _memory: Region,
 }
 

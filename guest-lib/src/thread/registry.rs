@@ -12,6 +12,7 @@ use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::App;
 use crate::thread::arena::Arena;
+use crate::thread::found::Found;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, RefCell, UnsafeCell};
@@ -173,6 +174,7 @@ impl Thread {
             written: unsafe { Written::new(registration.written) },
             left: Cell::new((0, 0)),
             next_tag: Cell::new(registration.tags.next),
+            pause_tag: Cell::new(registration.tags.next),
             end_tag: Cell::new(registration.tags.end),
             own,
             state: Cell::new(own),
@@ -190,7 +192,8 @@ impl Thread {
             alarm: Alarm::default(),
             domain: Cell::new(None),
             arena,
-            _signal_stack: signal_stack,
+            found: Found::new(),
+            signal_stack,
             _memory: memory,
         };
         // SAFETY: fresh memory of the right size, page-aligned.
