@@ -93,6 +93,9 @@ impl Task {
             return Err(Error::Nested.into());
         }
         let thread = thread::of(self.domain.app())?;
+        if let Some(bytes) = self.options.stack {
+            thread.enlarge_stack(bytes)?;
+        }
         self.resume(thread).map_err(join_error)?;
         // Unless it is suspended again; also if this thread ends in the middle.
         self.stage = Stage::Over;

@@ -1,14 +1,11 @@
 //! The C++ runtime's state of exceptions of a thread: those that are being handled, and how many are on their way. Code that
 //! was cut short in a handler, or while its frames were unwound, leaves them there.
 
-use std::arch::{asm, global_asm};
+use std::arch::asm;
 use std::ffi::c_void;
 use std::ptr;
 
-// Where the program has a C++ runtime when it is started. The layout is the Itanium ABI's (`__cxa_eh_globals`).
-global_asm!(".weak __cxa_get_globals");
-
-/// See the module's description.
+/// See the module's description. The layout is the Itanium ABI's (`__cxa_eh_globals`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Exceptions {
@@ -25,9 +22,10 @@ impl Exceptions {
     /// Where a thread has its own.
     fn place() -> Option<*mut Self> {
         let function: *const c_void;
-        // SAFETY: reads an address, 0 where there is no such function.
+        // SAFETY: reads an address, 0 where the program was started without a C++ runtime.
         unsafe {
             asm!(
+                ".weak __cxa_get_globals",
                 "mov {}, [rip + __cxa_get_globals@GOTPCREL]",
                 out(reg) function,
                 options(nostack, preserves_flags, readonly)

@@ -1,10 +1,7 @@
 //! The thread's restartable sequence: code that the kernel sends elsewhere when it takes the CPU from the thread. The C library
 //! registers an area for it, in which the thread says where it is.
 
-use std::arch::{asm, global_asm};
-
-// Since version 2.35 of the C library.
-global_asm!(".weak __rseq_offset", ".weak __rseq_size");
+use std::arch::asm;
 
 /// `struct rseq`, its first version.
 #[repr(C, align(32))]
@@ -29,9 +26,11 @@ impl Rseq {
     pub(crate) fn of_this_thread() -> Self {
         let (offset, size): (*const isize, *const u32);
         let pointer: *mut Area;
-        // SAFETY: reads addresses, 0 where the C library has no such variable, and the thread pointer.
+        // SAFETY: reads the thread pointer, and the addresses of variables, 0 before version 2.35 of the C library.
         unsafe {
             asm!(
+                ".weak __rseq_offset",
+                ".weak __rseq_size",
                 "mov {}, [rip + __rseq_offset@GOTPCREL]",
                 "mov {}, [rip + __rseq_size@GOTPCREL]",
                 "mov {}, fs:0",

@@ -159,6 +159,19 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
     Ok(thread::of(domain.app())?)
 }
 
+/// Gives the calling thread a request stack of at least that many bytes.
+///
+/// # Errors
+///
+/// [`Error::Nested`], [`Error::Argument`], [`Error::System`], [`Error::NotInRequest`].
+#[cold]
+pub(crate) fn enlarge_stack(domain: &'static Domain, bytes: usize) -> Result<(), Error> {
+    if thread::current().is_some() {
+        return Err(Error::Nested);
+    }
+    thread::of(domain.app())?.enlarge_stack(bytes)
+}
+
 /// Waits for the domain that the request begins with.
 #[cold]
 fn lock_taken(thread: &Thread, domain: &'static Domain) -> Result<(), Box<Stop>> {

@@ -2,11 +2,13 @@
 
 use super::registry::current;
 use super::{Phase, Thread};
+use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::region::Region;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record;
+use crate::thread::stack::{STACK_MAX, Stack};
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
 use vmsrs_protocol::ioctl::IoctlFail;
@@ -53,7 +55,7 @@ impl Thread {
     #[inline(always)]
     pub(crate) unsafe fn on_request_stack(&self, entry: Entry, argument: *mut c_void) -> u32 {
         // SAFETY: the caller's.
-        unsafe { self.on_stack_below(self.top, entry, argument) }
+        unsafe { self.on_stack_below(self.top.get(), entry, argument) }
     }
 
     /// The same on another stack.
@@ -105,12 +107,32 @@ impl Thread {
 
     /// The request stack.
     pub(crate) fn stack_region(&self) -> Option<&Region> {
-        self.stack.region()
+        // SAFETY: only replaced by enlarge_stack(), on this thread and outside of requests.
+        unsafe { (*self.stack.get()).region() }
+    }
+
+    /// Gives the thread, which has no request, a request stack of at least that many bytes. It keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`], [`Error::System`].
+    pub(crate) fn enlarge_stack(&self, bytes: usize) -> Result<(), Error> {
+        if bytes > STACK_MAX {
+            return Err(Error::Argument("a request stack has at most 1 GiB"));
+        }
+        if self.stack_region().is_some_and(|stack| stack.size() >= bytes) {
+            return Ok(());
+        }
+        let larger = Stack::take_large(bytes)?;
+        self.top.set(larger.top());
+        // SAFETY: nothing runs on it, and nobody has a reference to it.
+        drop(std::mem::replace(unsafe { &mut *self.stack.get() }, larger));
+        Ok(())
     }
 
     /// Whether an address lies in the guard below the request stack.
     pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
-        let region = self.stack.region();
+        let region = self.stack_region();
         region.is_some_and(|stack| stack.is_below(address))
     }
 
@@ -143,7 +165,7 @@ impl Thread {
         } else {
             (kind, &[][..])
         };
-        let stack = self.stack.region();
+        let stack = self.stack_region();
         self.record.note(&record::report(
             kind, address, signal, code, registers, stack,
         ));

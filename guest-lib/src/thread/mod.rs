@@ -121,9 +121,10 @@ pub(crate) struct Thread {
     slot: Cell<Option<usize>>,
     phase: Cell<Phase>,
     marks: Marks,
-    stack: Stack,
+    /// Replaced by a larger one between requests alone.
+    stack: UnsafeCell<Stack>,
     /// First byte after the request stack; null if there is none.
-    top: *mut u8,
+    top: Cell<*mut u8>,
     saved: UnsafeCell<u64>,
     record: Record,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.

@@ -184,8 +184,8 @@ impl Thread {
                 unprotected: Cell::new(!app.protects()),
                 ..Marks::default()
             },
-            top: stack.region().map_or(ptr::null_mut(), Region::top),
-            stack,
+            top: Cell::new(stack.top()),
+            stack: UnsafeCell::new(stack),
             saved: UnsafeCell::new(0),
             record: Record::new(),
             deadline: Cell::new(0),
