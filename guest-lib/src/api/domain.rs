@@ -51,12 +51,15 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// As [`Domain::run`].
+    /// As [`Domain::run`], and [`Error::Argument`] for a stack of more than 1 GiB.
     pub fn run_with<T, E>(
         &'static self,
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
+        if let Some(bytes) = options.stack {
+            run::enlarge_stack(self, bytes)?;
+        }
         self.run_limited::<true, _, _>(options.limits(), options.seal, f)
     }
 

@@ -4,6 +4,7 @@ use super::options::Options;
 use crate::api::ticket::JoinError;
 use crate::error::{Error, RunError};
 use crate::failure::Kind;
+use crate::os::errno;
 use crate::run::defer::{run_defers, run_defers_here};
 use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
@@ -92,6 +93,9 @@ impl Task {
             return Err(Error::Nested.into());
         }
         let thread = thread::of(self.domain.app())?;
+        if let Some(bytes) = self.options.stack {
+            thread.enlarge_stack(bytes)?;
+        }
         self.resume(thread).map_err(join_error)?;
         // Unless it is suspended again; also if this thread ends in the middle.
         self.stage = Stage::Over;
@@ -127,7 +131,7 @@ impl Task {
                 thread.end_plain();
                 thread.go_own();
             }
-            Outcome::Suspend => self.suspend(thread).map_err(join_error)?,
+            Outcome::Suspend => errno::kept(|| self.suspend(thread)).map_err(join_error)?,
             Outcome::GiveUp | Outcome::Leave => run::give_up(thread),
         }
         Ok(wants)

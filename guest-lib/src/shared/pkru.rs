@@ -280,10 +280,27 @@ pub(crate) fn open_guard() {
 }
 
 /// For a thread that begins to work for a request: it may use the key with that number (0: none) and
-/// no other of the library's, and not write to guarded memory.
+/// no other of the library's, and not write to guarded memory. Returns what [`restore`] wants.
 #[inline]
-pub(crate) fn open(ours: Ours, key: u32) {
-    update(ours, ours.change_inside(key));
+pub(crate) fn open(ours: Ours, key: u32) -> u32 {
+    if ours.are_none() {
+        return 0;
+    }
+    let before = read();
+    let change = ours.change_inside(key);
+    write((before & change.keep) | change.set);
+    before
+}
+
+/// For a thread whose request has failed, and which may have changed the rights of keys that are not the library's:
+/// these are put back to what [`open`] returned, and the thread is outside of requests.
+pub(crate) fn restore(before: u32) {
+    let ours = ours();
+    if ours.are_none() {
+        return;
+    }
+    let change = ours.change_outside();
+    write((before & change.keep) | change.set);
 }
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.

@@ -8,9 +8,11 @@
 use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::signals::{self, disposition, end_process, interrupt, write_stderr};
-use crate::os::{clib, switch};
+use crate::os::signals::{self, Handler, disposition, end_process, interrupt, write_stderr};
+use crate::os::switch::FLAGS;
+use crate::os::{clib, errno, switch};
 use crate::shared::pkru;
+use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::zeroed;
 use std::ptr;
@@ -22,7 +24,30 @@ use vmsrs_protocol::incident::{self, REGISTERS};
 ///
 /// [`Error::System`].
 pub(crate) fn install() -> Result<(), Error> {
-    signals::install(handler)
+    // SAFETY: it is what the kernel calls, and goes on with a function of that type.
+    let entry = unsafe { std::mem::transmute::<unsafe extern "C" fn(), Handler>(vmsrs_handler) };
+    signals::install(entry)
+}
+
+// The kernel clears the other flags that the interrupted code may have left.
+global_asm!(
+    ".text",
+    ".p2align 4",
+    ".globl vmsrs_handler",
+    ".hidden vmsrs_handler",
+    ".type vmsrs_handler, @function",
+    "vmsrs_handler:",
+    "pushfq",
+    "and dword ptr [rsp], {keep}",
+    "popfq",
+    "jmp {handler}",
+    ".size vmsrs_handler, . - vmsrs_handler",
+    keep = const !FLAGS,
+    handler = sym handler,
+);
+
+unsafe extern "C" {
+    fn vmsrs_handler();
 }
 
 /// Index in `uc_mcontext.gregs` of each register of a report.
@@ -52,25 +77,20 @@ const GREGS: [c_int; REGISTERS] = {
 /// The CPU traps after the next instruction.
 const TRAP_FLAG: i64 = 0x100;
 
-/// Trap, alignment check and direction flags.
-const FLAGS_OFF: i64 = TRAP_FLAG | 0x4_0000 | 0x400;
-
 unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: errno is the thread's own.
-    let errno = unsafe { *libc::__errno_location() };
-    let thread = current();
-    // One that shares the memory of its parent, whose request this is.
-    let is_child = thread.is_some_and(|thread| !thread.is_own());
-    let diverted = thread.is_some_and(|thread| {
-        // SAFETY: the kernel passes both with SA_SIGINFO.
-        !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
+    errno::kept(|| {
+        let thread = current();
+        // One that shares the memory of its parent, whose request this is.
+        let is_child = thread.is_some_and(|thread| !thread.is_own());
+        let diverted = thread.is_some_and(|thread| {
+            // SAFETY: the kernel passes both with SA_SIGINFO.
+            !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
+        });
+        if !diverted {
+            // SAFETY: as above.
+            unsafe { chain(signal, info, context, is_child) };
+        }
     });
-    if !diverted {
-        // SAFETY: as above.
-        unsafe { chain(signal, info, context, is_child) };
-    }
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
 }
 
 /// Handles a signal of a thread with a request; false if the signal is not the library's.
@@ -121,6 +141,10 @@ unsafe fn suppress(
         if foreign {
             return false;
         }
+        if let Some(clean) = switch::returning(instruction).filter(|_| signal == libc::SIGFPE) {
+            registers[libc::REG_RIP as usize] = clean as i64;
+            return true;
+        }
         if !thread.can_divert() {
             write_stderr(b"vmsrs: an error inside the library, outside of the request's code\n");
             return false;
@@ -157,10 +181,9 @@ unsafe fn suppress(
     thread.note(kind, address, signal, info.si_code, noted);
     registers[libc::REG_RIP as usize] = switch::landing() as i64;
     registers[libc::REG_RSP as usize] = thread.saved() as i64;
-    registers[libc::REG_EFL as usize] &= !FLAGS_OFF;
-    // The request may have blocked signals before it failed.
+    registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
     // SAFETY: the kernel's context of this thread.
-    unsafe { signals::unblock_after(&raw mut (*context).uc_sigmask) };
+    unsafe { thread.restore_signals_after(context) };
     true
 }
 
@@ -170,7 +193,7 @@ unsafe fn suppress(
 fn traps_come_here(mask: &libc::sigset_t) -> bool {
     // SAFETY: reads the set.
     let blocked = unsafe { libc::sigismember(ptr::from_ref(mask), libc::SIGTRAP) } != 0;
-    let ours = |action: libc::sigaction| action.sa_sigaction == handler as *const () as usize;
+    let ours = |action: libc::sigaction| action.sa_sigaction == vmsrs_handler as *const () as usize;
     !blocked && disposition(libc::SIGTRAP).is_ok_and(ours)
 }
 

@@ -20,8 +20,8 @@ impl Thread {
     pub(crate) fn begin(&self, limits: Limits) -> Result<u64, Box<Error>> {
         // First, so that a signal handler of the server finds a request in the middle.
         self.set_current(self);
-        if self.next_tag.get() >= self.end_tag.get() {
-            self.fetch_tags()?;
+        if self.next_tag.get() >= self.pause_tag.get() {
+            self.pause()?;
         }
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 1);
@@ -44,7 +44,7 @@ impl Thread {
         control.set_deadline(deadline);
         control.set_key(key);
         control.set_tag_alone(tag);
-        pkru::open(ours, key);
+        self.note_rights(pkru::open(ours, key));
         Ok(tag)
     }
 
@@ -58,7 +58,17 @@ impl Thread {
         self.begin(limits).map(drop).map_err(|error| *error)
     }
 
+    /// What few requests do before they begin.
     #[cold]
+    fn pause(&self) -> Result<(), Box<Error>> {
+        if self.next_tag.get() >= self.end_tag.get() {
+            self.fetch_tags()?;
+        }
+        let next = self.next_tag.get() + self.look();
+        self.pause_tag.set(next.min(self.end_tag.get()));
+        Ok(())
+    }
+
     fn fetch_tags(&self) -> Result<(), Box<Error>> {
         let tags = self.app.backend().tags().map_err(|error| {
             self.go();
@@ -83,6 +93,7 @@ impl Thread {
 
     /// The thread is at rest: see [`Thread::go_idle`].
     fn attach(&self, state: &'static State, slot: Option<usize>) {
+        self.look();
         self.slot.set(slot);
         self.state.set(state);
         self.deadline.set(state.deadline());
@@ -92,7 +103,7 @@ impl Thread {
         control.set_deadline(state.deadline());
         control.set_key(state.key());
         control.set_tag(state.tag());
-        pkru::open(pkru::ours(), state.key());
+        self.note_rights(pkru::open(pkru::ours(), state.key()));
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
