@@ -154,7 +154,9 @@ fn request_gets_the_stack_that_it_asks_for() {
         ..Options::default()
     };
     let run = |stack| domain.run_with(&with(stack), |_| Ok::<_, Error>(descend(NEEDS)));
-    assert!(matches!(run(None), Err(RunError::Failed(failure)) if failure.kind == Kind::StackOverflow));
+    assert!(
+        matches!(run(None), Err(RunError::Failed(failure)) if failure.kind == Kind::StackOverflow)
+    );
     run(Some(NEEDS * 4)).unwrap();
     // The thread keeps it.
     run(Some(16 << 10)).unwrap();
@@ -162,8 +164,13 @@ fn request_gets_the_stack_that_it_asks_for() {
     let done = task.step(|_| vmsrs::Step::Done(descend(NEEDS * 2)));
     assert!(matches!(done, Ok(vmsrs::Step::Done(_))));
     let refused = run(Some((1 << 30) + 1));
-    assert!(matches!(refused, Err(RunError::Refused(Error::Argument(_)))));
-    let nested = success(domain, |_| domain.run_with(&with(Some(1 << 28)), |_| Ok::<_, ()>(())));
+    assert!(matches!(
+        refused,
+        Err(RunError::Refused(Error::Argument(_)))
+    ));
+    let nested = success(domain, |_| {
+        domain.run_with(&with(Some(1 << 28)), |_| Ok::<_, ()>(()))
+    });
     assert!(matches!(nested, Err(RunError::Refused(Error::Nested))));
 }
 

@@ -85,7 +85,9 @@ fn signal_mask_is_put_back() {
 #[test]
 fn signal_mask_that_the_server_has_changed_between_requests_is_kept() {
     let domain = domain();
-    let mut masks = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGTERM].into_iter().cycle();
+    let mut masks = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGTERM]
+        .into_iter()
+        .cycle();
     for requests in [0, 1, 3, 200] {
         change_mask(libc::SIG_SETMASK, &[masks.next().unwrap()]);
         let before = mask();
@@ -382,7 +384,9 @@ fn robust_list_that_a_failed_request_has_destroyed_is_empty() {
             unsafe {
                 libc::pthread_mutex_lock(mutex.as_mut_ptr());
                 let words = mutex.as_mut_ptr().cast::<usize>();
-                words.wrapping_add(size_of::<libc::pthread_mutex_t>() / 8 - 1).write(link);
+                words
+                    .wrapping_add(size_of::<libc::pthread_mutex_t>() / 8 - 1)
+                    .write(link);
             }
             request.fail("on purpose");
         });
@@ -406,7 +410,8 @@ fn wild_pointer_to_a_robust_mutex_is_off_the_list() {
                 -1,
                 0,
             );
-            page.cast::<libc::pthread_mutex_t>().write(mutex.assume_init());
+            page.cast::<libc::pthread_mutex_t>()
+                .write(mutex.assume_init());
             libc::mprotect(page, 4096, libc::PROT_READ);
             libc::pthread_mutex_lock(page.cast());
         }
@@ -468,7 +473,6 @@ fn unregistered_restartable_sequences_are_registered_again() {
         |_| assert!(is_registered()),
     );
 }
-
 
 fn errno() -> c_int {
     // SAFETY: this thread's own.

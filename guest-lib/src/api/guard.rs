@@ -5,6 +5,7 @@
 //! instruction and fails the request.
 
 use crate::error::Error;
+use crate::run::left::end_left;
 use crate::shared::pkru;
 use crate::state::domain::APP_BYTES;
 use crate::thread;
@@ -46,6 +47,7 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     if (from as u64) < apps.end && end as u64 > apps.start {
         return Err(Error::Argument("pages of domains cannot be guarded"));
     }
+    end_left();
     if thread::current().is_some() {
         return Err(Error::Nested);
     }

@@ -122,7 +122,10 @@ pub unsafe extern "C" fn vmsrs_commit(request: *const Request, flags: u32) -> c_
 /// Both point to room for a pointer or are null.
 #[must_use]
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vmsrs_stack_bounds(low: *mut *mut c_void, high: *mut *mut c_void) -> c_int {
+pub unsafe extern "C" fn vmsrs_stack_bounds(
+    low: *mut *mut c_void,
+    high: *mut *mut c_void,
+) -> c_int {
     if low.is_null() || high.is_null() {
         return VMSRS_EINVAL;
     }

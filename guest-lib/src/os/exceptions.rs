@@ -35,7 +35,8 @@ impl Exceptions {
             return None;
         }
         // SAFETY: the ABI's function of this name.
-        let function: unsafe extern "C" fn() -> *mut Self = unsafe { std::mem::transmute(function) };
+        let function: unsafe extern "C" fn() -> *mut Self =
+            unsafe { std::mem::transmute(function) };
         // SAFETY: it has no conditions.
         Some(unsafe { function() })
     }

@@ -47,7 +47,8 @@ impl Rseq {
         };
         let area = pointer.wrapping_byte_offset(offset);
         // SAFETY: a part of the thread's own memory.
-        let is_registered = size != 0 && unsafe { (&raw const (*area).cpu_id).read_volatile() } >= 0;
+        let is_registered =
+            size != 0 && unsafe { (&raw const (*area).cpu_id).read_volatile() } >= 0;
         Self(is_registered.then_some(area))
     }
 

@@ -10,6 +10,7 @@ use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
 use crate::os::exceptions::Exceptions;
 use crate::os::own_stack;
+use crate::os::region::Region;
 use crate::os::robust::RobustList;
 use crate::os::rseq::Rseq;
 use crate::os::signals::{self, Signals};
@@ -83,7 +84,11 @@ impl Found {
         if before != now {
             self.varies.set(true);
         }
-        if looks < FIRST || self.varies.get() { 1 } else { INTERVAL }
+        if looks < FIRST || self.varies.get() {
+            1
+        } else {
+            INTERVAL
+        }
     }
 }
 
@@ -148,7 +153,12 @@ impl Thread {
         let frame = |address, bytes| self.frame(address, bytes);
         cancellation::drop_dead_unwindings(frame);
         // Frames below were unwound, and may have been overwritten since.
-        let intact = self.record().registers[REG_RSP];
+        let pointer = self.record().registers[REG_RSP];
+        let is_inside = |stack: &Region| stack.holds(pointer, 0) || stack.is_below(pointer);
+        let intact = match self.stack_region() {
+            Some(stack) if is_inside(stack) => pointer,
+            _ => u64::MAX,
+        };
         cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
             if address >= intact && clib::contains(routine.address()) {
                 // SAFETY: nothing runs on the request stack before the request is over.
@@ -175,7 +185,9 @@ impl Thread {
             Frame::Live
         } else if is_aligned && stack.holds(address, bytes) {
             Frame::Dead
-        } else if !is_aligned || (own.contains(&self.saved()) && !(self.saved()..own.end).contains(&address)) {
+        } else if !is_aligned
+            || (own.contains(&self.saved()) && !(self.saved()..own.end).contains(&address))
+        {
             Frame::Wild
         } else {
             Frame::Live

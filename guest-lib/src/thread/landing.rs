@@ -18,7 +18,7 @@ use vmsrs_protocol::ioctl::IoctlFail;
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
     // An error from here on would be one on the way out.
     switch::clear_flags();
-    let thread = current().filter(|thread| thread.can_divert());
+    let thread = current().filter(|thread| thread.can_divert() && !thread.has_left_function());
     let Some(thread) = thread.filter(|_| signals::suppressing()) else {
         signals::write_stderr(b"vmsrs: ");
         signals::write_stderr(kind.c_name().to_bytes());
@@ -120,7 +120,10 @@ impl Thread {
         if bytes > STACK_MAX {
             return Err(Error::Argument("a request stack has at most 1 GiB"));
         }
-        if self.stack_region().is_some_and(|stack| stack.size() >= bytes) {
+        if self
+            .stack_region()
+            .is_some_and(|stack| stack.size() >= bytes)
+        {
             return Ok(());
         }
         let larger = Stack::take_large(bytes)?;
@@ -170,6 +173,13 @@ impl Thread {
             kind, address, signal, code, registers, stack,
         ));
         self.record.set_message(message);
+    }
+
+    /// Adds what the error says, unless it says something. Async-signal-safe.
+    pub(super) fn add_message(&self, message: &[u8]) {
+        if self.message().is_empty() {
+            self.record.set_message(message);
+        }
     }
 
     /// The record of the error that cut the request short.

@@ -152,6 +152,11 @@ impl Thread {
         self.control.set_count(0);
     }
 
+    /// Whether the request is another thread's, which this one has joined.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.slot.get().is_some()
+    }
+
     /// Leaves a request that the thread has joined.
     pub(crate) fn leave(&self) {
         self.detach();
