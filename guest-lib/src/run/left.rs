@@ -2,15 +2,17 @@
 
 use super::aside::{self, Aside};
 use super::defer::run_defers;
-use super::{failed, failed_member};
+use super::{Stop, failed, failed_member};
 use crate::failure::Kind;
 use crate::thread::{self, LEFT, Phase, Thread};
 
 /// Ends the request that the calling thread has left without an end, if it has.
 #[cold]
 pub(crate) fn end_left() {
-    let left = |thread: &&Thread| thread.has_left_function() || thread.has_left_library();
-    if let Some(thread) = thread::current().filter(left) {
+    let Some(thread) = thread::current() else {
+        return;
+    };
+    if thread.has_left_function() || thread.has_left_library() {
         end(thread);
     }
 }
@@ -26,16 +28,23 @@ pub(crate) fn working() -> Option<&'static Thread> {
     Some(thread)
 }
 
+/// The failure is what the thread's last one was: the call that ran the request does not return it.
 #[cold]
 fn end(thread: &Thread) {
+    if !thread.is_own() {
+        return;
+    }
     let was = thread.phase();
     thread.set_phase(Phase::Outside);
     if was != Phase::Deferring && thread.state().tag() != 0 {
         thread.note_failure(Kind::ThreadDeath, 0, LEFT);
-        if thread.has_joined() {
-            failed_member(thread);
+        let stop = if thread.has_joined() {
+            failed_member(thread)
         } else {
-            failed(thread);
+            failed(thread)
+        };
+        if let Stop::Failed(failure) = stop {
+            thread::keep_failure(failure);
         }
         return;
     }

@@ -33,6 +33,8 @@ struct Look {
     cancellation: Cancellation,
     locale: libc::locale_t,
     exceptions: Exceptions,
+    /// What the protection keys allow that are not the library's.
+    rights: pkru::Rights,
 }
 
 impl Look {
@@ -43,6 +45,7 @@ impl Look {
             // SAFETY: only reads the thread's.
             locale: unsafe { libc::uselocale(ptr::null_mut()) },
             exceptions: Exceptions::current(),
+            rights: pkru::Rights::current(),
         }
     }
 }
@@ -54,8 +57,6 @@ pub(super) struct Found {
     looks: Cell<u32>,
     /// The server changes the thread between requests.
     varies: Cell<bool>,
-    /// What the protection keys that are not the library's allowed when the request began.
-    rights: Cell<u32>,
     robust: RobustList,
     rseq: Rseq,
     /// The stack that the thread was started with.
@@ -69,7 +70,6 @@ impl Found {
             look: Cell::new(Look::take()),
             looks: Cell::new(0),
             varies: Cell::new(false),
-            rights: Cell::new(0),
             robust: RobustList::of_this_thread(),
             rseq: Rseq::of_this_thread(),
             own_stack: own_stack::bounds(),
@@ -98,13 +98,6 @@ impl Thread {
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
         self.found.look()
-    }
-
-    /// Notes what the keys that are not the library's allow, when a request begins.
-    #[expect(clippy::inline_always, reason = "on the way of each request")]
-    #[inline(always)]
-    pub(super) fn note_rights(&self, rights: u32) {
-        self.found.rights.set(rights);
     }
 
     /// The stack that the thread was started with; its addresses.
@@ -144,8 +137,8 @@ impl Thread {
     /// Puts back the rest, once the thread has landed. What an error can strike in is given to `run`, which says whether
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
-        pkru::restore(self.found.rights.get());
         let look = self.found.look.get();
+        look.rights.restore();
         look.exceptions.set();
         // SAFETY: a locale that the thread had.
         unsafe { libc::uselocale(look.locale) };

@@ -44,7 +44,7 @@ impl Thread {
         control.set_deadline(deadline);
         control.set_key(key);
         control.set_tag_alone(tag);
-        self.note_rights(pkru::open(ours, key));
+        pkru::open(ours, key);
         Ok(tag)
     }
 
@@ -103,7 +103,7 @@ impl Thread {
         control.set_deadline(state.deadline());
         control.set_key(state.key());
         control.set_tag(state.tag());
-        self.note_rights(pkru::open(pkru::ours(), state.key()));
+        pkru::open(pkru::ours(), state.key());
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
@@ -204,8 +204,7 @@ impl Thread {
     #[inline]
     pub(super) fn set_current(&self, current: *const Self) {
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: the calling thread's own, which stays until it ends.
-        unsafe { (*self.here).current.set(current) };
+        self.local.current.set(current.cast());
         compiler_fence(Ordering::SeqCst);
     }
 }

@@ -4,9 +4,9 @@
 //! the next thread. A failed request leaves nothing on it that is still needed: it is used from the top again.
 
 use crate::error::Error;
+use crate::os::lock::Lock;
 use crate::os::region::Region;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Size of a request stack unless [`set_request_stack_size`] says otherwise.
 pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
@@ -20,7 +20,7 @@ pub(crate) const STACK_MAX: usize = 1 << 30;
 const GUARDS: [usize; 2] = [4 << 30, 64 << 20];
 
 static SIZE: AtomicUsize = AtomicUsize::new(DEFAULT_REQUEST_STACK);
-static POOL: Mutex<Vec<Region>> = Mutex::new(Vec::new());
+static POOL: Lock<Vec<Region>> = Lock::new(Vec::new());
 static OUTSTANDING: AtomicUsize = AtomicUsize::new(0);
 
 /// Most stacks that wait in the pool; more are given back to the system.
@@ -63,11 +63,10 @@ impl Stack {
     }
 
     fn take_sized(size: usize) -> Result<Self, Error> {
-        let pooled = {
-            let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let pooled = POOL.with(|pool| {
             let place = pool.iter().position(|region| region.size() == size);
             place.map(|place| pool.swap_remove(place))
-        };
+        });
         let region = match pooled {
             Some(region) => region,
             None => map(size, GUARDS)?,
@@ -89,10 +88,11 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         OUTSTANDING.fetch_sub(1, Ordering::Relaxed);
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOL_MAX {
-            pool.extend(self.0.take());
-        }
+        POOL.with(|pool| {
+            if pool.len() < POOL_MAX {
+                pool.extend(self.0.take());
+            }
+        });
     }
 }
 
