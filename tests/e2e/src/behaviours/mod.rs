@@ -39,6 +39,7 @@ mod recycled_frames;
 mod seal_batches;
 mod server_killed;
 mod suspended;
+mod thread_state;
 mod window_full;
 
 /// Every behaviour, in the order of testing.
@@ -58,6 +59,7 @@ pub const ALL: &[&Behaviour] = &[
     &error_kinds::BEHAVIOUR,
     &audit::BEHAVIOUR,
     &evidence::BEHAVIOUR,
+    &thread_state::BEHAVIOUR,
     &forged_incident::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
