@@ -5,6 +5,7 @@ use crate::failure::Kind;
 use crate::os::clock;
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, refused_commit};
+use crate::run::left::working;
 use crate::run::lock;
 use crate::run::request::Request;
 use crate::state::deferred::Deferred;
@@ -339,7 +340,7 @@ impl Request {
 /// looks at addresses of the stack: interpreters and parsers that limit their depth by it, garbage collectors that scan it.
 #[must_use]
 pub fn stack_bounds() -> Option<Range<*const u8>> {
-    let thread = thread::current().filter(|thread| thread.can_divert())?;
+    let thread = working().filter(|thread| thread.can_divert())?;
     let stack = thread.stack_region()?;
     Some(stack.low().cast_const()..stack.top().cast_const())
 }

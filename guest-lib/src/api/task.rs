@@ -6,6 +6,7 @@ use crate::error::{Error, RunError};
 use crate::failure::Kind;
 use crate::os::errno;
 use crate::run::defer::{run_defers, run_defers_here};
+use crate::run::left::end_left;
 use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
 use crate::state::State;
@@ -89,6 +90,7 @@ impl Task {
         if self.stage == Stage::Over {
             return Err(Error::Ended.into());
         }
+        end_left();
         if thread::current().is_some() {
             return Err(Error::Nested.into());
         }
@@ -219,6 +221,7 @@ impl Drop for Task {
             return;
         }
         if self.stage == Stage::Suspended {
+            end_left();
             let (app, state) = (self.domain.app(), self.state);
             // An error means that the driver has discarded it already.
             let held = state.domains();

@@ -1,5 +1,6 @@
 //! Signals: which ones the library handles, what was installed before it, and what a handler may use.
 
+use super::frames;
 use super::region::Region;
 use crate::error::Error;
 use std::ffi::{c_int, c_void};
@@ -109,13 +110,16 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handler as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    action.sa_mask = previous.set;
+    // A handler of the server that interrupts this one could not fail: the signals of errors are blocked.
+    // SAFETY: fills the set.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
     for &signal in &previous.signals {
         // SAFETY: the handler has the signature that SA_SIGINFO asks for.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(failed()(io::Error::last_os_error()));
         }
     }
+    frames::install(interrupt);
     INTERRUPT.store(interrupt, Ordering::Relaxed);
     Ok(())
 }

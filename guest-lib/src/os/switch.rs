@@ -153,6 +153,16 @@ pub(crate) fn returning(instruction: u64) -> Option<u64> {
         .then_some(vmsrs_returning_clean as *const () as u64)
 }
 
+/// That of the caller.
+#[expect(clippy::inline_always, reason = "in the caller's frame")]
+#[inline(always)]
+pub(crate) fn stack_pointer() -> u64 {
+    let pointer;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
 /// Clears the flags that functions do not expect.
 #[inline]
 pub(crate) fn clear_flags() {

@@ -4,6 +4,7 @@ mod aside;
 pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
+pub(crate) mod left;
 pub(crate) mod lock;
 mod report;
 pub(crate) mod request;
@@ -19,6 +20,7 @@ use crate::thread::{self, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
 use commit::{commit_all, commit_listed, needs_audit};
 use defer::{forget_defers, run_defers};
+use left::end_left;
 use report::{abort_with, report};
 use request::Request;
 use std::mem::ManuallyDrop;
@@ -153,6 +155,7 @@ fn end(
 /// The calling thread, which has no request.
 #[cold]
 fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
+    end_left();
     if thread::current().is_some() {
         return Err(Error::Nested.into());
     }
@@ -166,6 +169,7 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
 /// [`Error::Nested`], [`Error::Argument`], [`Error::System`], [`Error::NotInRequest`].
 #[cold]
 pub(crate) fn enlarge_stack(domain: &'static Domain, bytes: usize) -> Result<(), Error> {
+    end_left();
     if thread::current().is_some() {
         return Err(Error::Nested);
     }

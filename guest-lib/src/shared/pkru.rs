@@ -280,27 +280,33 @@ pub(crate) fn open_guard() {
 }
 
 /// For a thread that begins to work for a request: it may use the key with that number (0: none) and
-/// no other of the library's, and not write to guarded memory. Returns what [`restore`] wants.
+/// no other of the library's, and not write to guarded memory.
 #[inline]
-pub(crate) fn open(ours: Ours, key: u32) -> u32 {
-    if ours.are_none() {
-        return 0;
-    }
-    let before = read();
-    let change = ours.change_inside(key);
-    write((before & change.keep) | change.set);
-    before
+pub(crate) fn open(ours: Ours, key: u32) {
+    update(ours, ours.change_inside(key));
 }
 
-/// For a thread whose request has failed, and which may have changed the rights of keys that are not the library's:
-/// these are put back to what [`open`] returned, and the thread is outside of requests.
-pub(crate) fn restore(before: u32) {
-    let ours = ours();
-    if ours.are_none() {
-        return;
+/// What the keys that are not the library's allow a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rights(u32);
+
+impl Rights {
+    /// The calling thread's; nothing where the library has no keys.
+    pub(crate) fn current() -> Self {
+        let ours = ours();
+        if ours.are_none() {
+            return Self::default();
+        }
+        Self(read() & !ours.both())
     }
-    let change = ours.change_outside();
-    write((before & change.keep) | change.set);
+
+    /// For a thread whose request has failed: makes them the calling thread's, which is outside of requests.
+    pub(crate) fn restore(self) {
+        let ours = ours();
+        if !ours.are_none() {
+            write(self.0 | ours.change_outside().set);
+        }
+    }
 }
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.

@@ -10,6 +10,7 @@ use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
 use crate::os::exceptions::Exceptions;
 use crate::os::own_stack;
+use crate::os::region::Region;
 use crate::os::robust::RobustList;
 use crate::os::rseq::Rseq;
 use crate::os::signals::{self, Signals};
@@ -32,6 +33,8 @@ struct Look {
     cancellation: Cancellation,
     locale: libc::locale_t,
     exceptions: Exceptions,
+    /// What the protection keys allow that are not the library's.
+    rights: pkru::Rights,
 }
 
 impl Look {
@@ -42,6 +45,7 @@ impl Look {
             // SAFETY: only reads the thread's.
             locale: unsafe { libc::uselocale(ptr::null_mut()) },
             exceptions: Exceptions::current(),
+            rights: pkru::Rights::current(),
         }
     }
 }
@@ -53,8 +57,6 @@ pub(super) struct Found {
     looks: Cell<u32>,
     /// The server changes the thread between requests.
     varies: Cell<bool>,
-    /// What the protection keys that are not the library's allowed when the request began.
-    rights: Cell<u32>,
     robust: RobustList,
     rseq: Rseq,
     /// The stack that the thread was started with.
@@ -68,7 +70,6 @@ impl Found {
             look: Cell::new(Look::take()),
             looks: Cell::new(0),
             varies: Cell::new(false),
-            rights: Cell::new(0),
             robust: RobustList::of_this_thread(),
             rseq: Rseq::of_this_thread(),
             own_stack: own_stack::bounds(),
@@ -97,13 +98,6 @@ impl Thread {
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
         self.found.look()
-    }
-
-    /// Notes what the keys that are not the library's allow, when a request begins.
-    #[expect(clippy::inline_always, reason = "on the way of each request")]
-    #[inline(always)]
-    pub(super) fn note_rights(&self, rights: u32) {
-        self.found.rights.set(rights);
     }
 
     /// The stack that the thread was started with; its addresses.
@@ -143,8 +137,8 @@ impl Thread {
     /// Puts back the rest, once the thread has landed. What an error can strike in is given to `run`, which says whether
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
-        pkru::restore(self.found.rights.get());
         let look = self.found.look.get();
+        look.rights.restore();
         look.exceptions.set();
         // SAFETY: a locale that the thread had.
         unsafe { libc::uselocale(look.locale) };
@@ -152,7 +146,12 @@ impl Thread {
         let frame = |address, bytes| self.frame(address, bytes);
         cancellation::drop_dead_unwindings(frame);
         // Frames below were unwound, and may have been overwritten since.
-        let intact = self.record().registers[REG_RSP];
+        let pointer = self.record().registers[REG_RSP];
+        let is_inside = |stack: &Region| stack.holds(pointer, 0) || stack.is_below(pointer);
+        let intact = match self.stack_region() {
+            Some(stack) if is_inside(stack) => pointer,
+            _ => u64::MAX,
+        };
         cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
             if address >= intact && clib::contains(routine.address()) {
                 // SAFETY: nothing runs on the request stack before the request is over.

@@ -8,7 +8,9 @@
 use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::signals::{self, Handler, disposition, end_process, interrupt, write_stderr};
+use crate::os::signals::{
+    self, Handler, Signals, disposition, end_process, interrupt, write_stderr,
+};
 use crate::os::switch::FLAGS;
 use crate::os::{clib, errno, switch};
 use crate::shared::pkru;
@@ -88,7 +90,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
         });
         if !diverted {
             // SAFETY: as above.
-            unsafe { chain(signal, info, context, is_child) };
+            unsafe { chain(signal, info, context.cast(), is_child) };
         }
     });
 }
@@ -107,9 +109,16 @@ unsafe fn suppress(
     // SAFETY: the kernel's context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let instruction = registers[libc::REG_RIP as usize] as u64;
+    let pointer = registers[libc::REG_RSP as usize] as u64;
+    // SAFETY: the kernel's context of this thread.
+    let blocked = Signals::read(unsafe { &(*context).uc_sigmask });
     let is_step =
         signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.has_single_stepped();
     let signal = if is_step { interrupt() } else { signal };
+    if thread.has_left(pointer) {
+        // There is nothing to come back to. The thread's next call of the library ends the request.
+        return signal == interrupt();
+    }
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
         if thread.is_diverted() {
@@ -143,6 +152,17 @@ unsafe fn suppress(
         }
         if let Some(clean) = switch::returning(instruction).filter(|_| signal == libc::SIGFPE) {
             registers[libc::REG_RIP as usize] = clean as i64;
+            return true;
+        }
+        if (!thread.can_divert() || thread.is_diverted())
+            && let Some(handler) = thread.find_handler(pointer, blocked)
+        {
+            // The library goes on as if it had returned.
+            let (end, stack) = handler.end();
+            registers[libc::REG_RIP as usize] = end as i64;
+            registers[libc::REG_RSP as usize] = stack as i64;
+            registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
+            write_stderr(b"vmsrs: an error in a signal handler, which has interrupted the library and is ended\n");
             return true;
         }
         if !thread.can_divert() {
@@ -179,6 +199,9 @@ unsafe fn suppress(
         end_process();
     }
     thread.note(kind, address, signal, info.si_code, noted);
+    if thread.find_handler(pointer, blocked).is_some() {
+        thread.add_message(b"in a signal handler");
+    }
     registers[libc::REG_RIP as usize] = switch::landing() as i64;
     registers[libc::REG_RSP as usize] = thread.saved() as i64;
     registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
@@ -202,7 +225,12 @@ fn traps_come_here(mask: &libc::sigset_t) -> bool {
 /// # Safety
 ///
 /// The arguments are those of a signal handler.
-unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, is_child: bool) {
+unsafe fn chain(
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+    is_child: bool,
+) {
     // Handlers start with all keys closed, and the server's may read guarded memory.
     pkru::open_guard();
     let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
@@ -210,6 +238,14 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void,
     });
     // SAFETY: the kernel's information.
     let sent = unsafe { (*info).si_code } <= 0;
+    // It expects what it asked for, and no more.
+    let wanted = signals::previous(signal).map(|action| Signals::read(&action.sa_mask));
+    // SAFETY: the kernel's context of this thread.
+    let before = Signals::read(unsafe { &(*context).uc_sigmask });
+    before
+        .with(wanted.unwrap_or_default())
+        .with(signals::handled())
+        .block();
     match function {
         libc::SIG_DFL | libc::SIG_IGN if signal == interrupt() => {}
         libc::SIG_IGN if sent => {}
@@ -235,7 +271,7 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void,
         function if flags & libc::SA_SIGINFO != 0 => {
             type Full = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
             // SAFETY: a handler installed with SA_SIGINFO has this signature.
-            unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context) }
+            unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context.cast()) }
         }
         function => {
             // SAFETY: a handler installed without SA_SIGINFO has this signature.

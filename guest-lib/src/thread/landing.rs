@@ -20,7 +20,8 @@ use vmsrs_protocol::ioctl::IoctlFail;
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
     // An error from here on would be one on the way out.
     switch::clear_flags();
-    let thread = current().filter(|thread| thread.can_divert() && thread.is_own());
+    let thread = current()
+        .filter(|thread| thread.can_divert() && thread.is_own() && !thread.has_left_function());
     let Some(thread) = thread.filter(|_| signals::suppressing()) else {
         signals::write_stderr(b"vmsrs: ");
         signals::write_stderr(kind.c_name().to_bytes());
@@ -194,6 +195,13 @@ impl Thread {
             kind, address, signal, code, registers, stack,
         ));
         self.record.set_message(message);
+    }
+
+    /// Adds what the error says, unless it says something. Async-signal-safe.
+    pub(super) fn add_message(&self, message: &[u8]) {
+        if self.message().is_empty() {
+            self.record.set_message(message);
+        }
     }
 
     /// The record of the error that cut the request short.

@@ -12,6 +12,7 @@ mod found;
 pub(crate) mod handler;
 mod interrupts;
 mod landing;
+mod left;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -21,6 +22,7 @@ pub(crate) mod stack;
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
+pub(crate) use left::LEFT;
 pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
 
 use crate::os::alarm::Alarm;

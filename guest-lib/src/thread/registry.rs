@@ -236,7 +236,7 @@ impl Thread {
     }
 
     /// Whether the calling task is the thread: one that `vfork` has made runs with its parent's thread pointer.
-    pub(super) fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         thread_number() == self.number
     }
 

@@ -44,7 +44,7 @@ impl Thread {
         control.set_deadline(deadline);
         control.set_key(key);
         control.set_tag_alone(tag);
-        self.note_rights(pkru::open(ours, key));
+        pkru::open(ours, key);
         Ok(tag)
     }
 
@@ -103,7 +103,7 @@ impl Thread {
         control.set_deadline(state.deadline());
         control.set_key(state.key());
         control.set_tag(state.tag());
-        self.note_rights(pkru::open(pkru::ours(), state.key()));
+        pkru::open(pkru::ours(), state.key());
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
@@ -150,6 +150,11 @@ impl Thread {
     #[inline]
     pub(crate) fn clear_held(&self) {
         self.control.set_count(0);
+    }
+
+    /// Whether the request is another thread's, which this one has joined.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.slot.get().is_some()
     }
 
     /// Leaves a request that the thread has joined.

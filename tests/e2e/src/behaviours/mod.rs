@@ -41,6 +41,7 @@ mod seal_batches;
 mod server_killed;
 mod stray_close;
 mod suspended;
+mod thread_state;
 mod window_full;
 
 /// Every behaviour, in the order of testing.
@@ -65,6 +66,7 @@ pub const ALL: &[&Behaviour] = &[
     &stray_close::BEHAVIOUR,
     &audit::BEHAVIOUR,
     &evidence::BEHAVIOUR,
+    &thread_state::BEHAVIOUR,
     &forged_incident::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,
