@@ -211,7 +211,11 @@ impl Domain {
         let header = self.header();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
         let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
-        let is_held = |thread: &Thread| thread.exclusive(|| thread.state().holds(self));
+        // The domain that a request was begun with is held as long as there is a request.
+        let is_held = |thread: &Thread| {
+            thread.tag() != 0
+                && (thread.is_begun_with(self) || thread.exclusive(|| thread.state().holds(self)))
+        };
         if run::left::working().is_some_and(is_held) {
             read()
         } else {
