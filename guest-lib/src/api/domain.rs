@@ -7,6 +7,7 @@ use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
 use crate::state::Limits;
+use crate::state::budget::Budget;
 use crate::state::domain::Domain;
 use crate::state::ring::Noted;
 use crate::thread::{self, Thread};
@@ -241,6 +242,11 @@ impl Domain {
             unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
             Ok(())
         })
+    }
+
+    /// Like [`crate::App::set_budget`], for this domain instead of the app's.
+    pub fn set_budget(&self, budget: Budget) {
+        self.budget().set(budget);
     }
 
     /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.

@@ -45,7 +45,8 @@ pub type RequestFn =
 /// @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
-/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+/// @retval VMSRS_EQUARANTINE Too many requests of the domain have failed (`vmsrs_app_budget()`).
+///   Not run.
 /// @retval VMSRS_ESYSTEM See `errno`. Not run, or what it wrote could not be committed and
 ///   was discarded.
 /// @retval VMSRS_EFORKED This is the child of a fork in the function.

@@ -4,6 +4,7 @@ mod aside;
 pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
+pub(crate) mod health;
 pub(crate) mod left;
 pub(crate) mod lock;
 mod report;
@@ -469,7 +470,9 @@ fn fail(thread: &Thread) -> Stop {
     }
     thread.end(false);
     failure.defers_failed = run_defers(thread, state);
+    let domain = thread.domain();
     thread.go_idle();
+    health::note_failure(domain, &failure);
     Stop::Failed(Box::new(failure))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
+pub(crate) mod budget;
 pub(crate) mod deferred;
 mod directory;
 pub(crate) mod domain;
