@@ -102,9 +102,14 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         let source = project::root().join("guest-lib/tests/c").join(name);
         compile_c(&source, &programs, program)?;
     }
+    let neighbours = compile_neighbours(&programs, folder.path())?;
     let resets = folder.path().join("resets");
     compile_kernel("resets.S", &resets)?;
-    bed.image()?
+    let mut guest = bed.image()?;
+    for (program, destination) in neighbours {
+        guest = guest.binary(program, destination);
+    }
+    guest
         .modules(["virtio_mmio", "virtio_net"])
         .module_file(&modules.driver)
         .module_file_unloaded(&modules.test)
@@ -148,6 +153,30 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         outcome.console.join("\n")
     );
     Ok(())
+}
+
+/// Compiles the library's own C tests of what requests do to the rest of their process, with what they load; returns their
+/// places in the guest.
+fn compile_neighbours(library: &Path, folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let source = |name: &str| project::root().join(format!("guest-lib/tests/c/{name}.c"));
+    let mut compiled = Vec::new();
+    for name in ["children", "loader", "allocator", "wild"] {
+        let program = folder.join(name);
+        compile_c(&source(name), library, &program)?;
+        compiled.push((program, format!("/bin/{name}")));
+    }
+    for (name, part, file) in [
+        ("loader", "-DPLUGIN", "constructor.so"),
+        ("allocator", "-DPRELOADED", "allocator.so"),
+    ] {
+        let shared = folder.join(file);
+        let mut cc = Command::new("cc");
+        cc.args(["-O1", "-g", "-shared", "-fPIC", part])
+            .arg(source(name));
+        compile(&mut cc, &shared)?;
+        compiled.push((shared, format!("/lib/{file}")));
+    }
+    Ok(compiled)
 }
 
 /// Compiles a C program against the library in `folder`.
