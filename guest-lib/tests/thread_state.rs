@@ -492,7 +492,8 @@ fn fail_a_call() {
 
 #[test]
 fn errno_of_the_function_is_kept_on_every_way_out() {
-    let ends: [fn(&Request) -> Result<(), ()>; 4] = [
+    type End = fn(&Request) -> Result<(), ()>;
+    let ends: [End; 4] = [
         |_| Ok(()),
         |_| Err(()),
         |request| request.fail("on purpose"),
@@ -611,10 +612,11 @@ fn credentials_of_the_thread_are_put_back_by_a_defer() {
         return;
     }
     failure(domain(), |request| {
-        // SAFETY: as above.
-        request
-            .defer(move || drop(unsafe { libc::setfsuid(before) }))
-            .unwrap();
+        let undo = move || {
+            // SAFETY: as above.
+            unsafe { libc::setfsuid(before) };
+        };
+        request.defer(undo).unwrap();
         // SAFETY: as above.
         unsafe { libc::setfsuid(NOBODY) };
         assert_eq!(current(), NOBODY);
