@@ -185,6 +185,7 @@ static bool kind_valid(u32 kind)
 	case VMSRS_KIND_DEADLINE:
 	case VMSRS_KIND_THREAD_DEATH:
 	case VMSRS_KIND_INVARIANT:
+	case VMSRS_KIND_QUARANTINE:
 		return true;
 	default:
 		return false;

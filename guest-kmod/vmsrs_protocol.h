@@ -62,9 +62,10 @@
 
 /*
  * Address of page 0 of app 0, in every process. Page 0 of app n is
- * VMSRS_APP_PAGES * VMSRS_PAGE_SIZE * n bytes above.
+ * VMSRS_APP_PAGES * VMSRS_PAGE_SIZE * n bytes above. Above the shadow memory of
+ * the address sanitizer, which ends at 0x1000_7fff_8000.
  */
-#define VMSRS_APP_BASE 0x100000000000
+#define VMSRS_APP_BASE 0x110000000000
 
 /* Number of pages in the address range of an app (1 TiB). */
 #define VMSRS_APP_PAGES 0x10000000
@@ -561,8 +562,10 @@ struct vmsrs_event {
  */
 #define VMSRS_KIND_DAMAGED 22
 
+/* So many requests of a domain have failed that it is refused for a while. */
+#define VMSRS_KIND_QUARANTINE 23
 /* Largest of VMSRS_KIND_*. */
-#define VMSRS_KIND_MAX 22
+#define VMSRS_KIND_MAX 23
 
 /* Report flag: address is that of an access or of a block, even if it is 0. */
 #define VMSRS_REPORT_ADDRESS 1

@@ -66,9 +66,21 @@
  * and may run requests of its own. One that is forked in a request has no part
  * in it: calls that need a request give VMSRS_ENOREQUEST there, and the call
  * that runs the request returns VMSRS_EFORKED, as do the tickets and tasks of
- * the parent.
+ * the parent. A child that shares memory, by vfork() or clone() with CLONE_VM, has
+ * no part in the request either: an error there, abort(), exit() or vmsrs_fail()
+ * ends the child alone. It should only call _exit() or exec.
  *
- * Signals. vmsrs_open_guard() alone may be called in signal handlers.
+ * Exits. Requests may be run in exit handlers, and in destructors of keys and of
+ * thread-local variables. A request that calls exit() fails by that.
+ *
+ * Mutexes in domains. Those between threads of one process work. Process-shared ones
+ * (PTHREAD_PROCESS_SHARED) do not: the kernel cannot pin pages of domains, so a
+ * contended one gets EFAULT, and glibc aborts the request. Between processes use the
+ * lock of a domain, by vmsrs_enter().
+ *
+ * Signals. vmsrs_open_guard() alone may be called in signal handlers. A handler that
+ * runs in the middle of a request is a part of it: an error there fails the request,
+ * and one that leaves it by siglongjmp() ends it.
  */
 
 #ifndef VMSRS_H
@@ -206,6 +218,11 @@ enum vmsrs_code {
 	 * layout.
 	 */
 	VMSRS_EVARIABLES = -21,
+	/**
+	 * More requests of the domain have failed than its budget allows: it is
+	 * refused for a while.
+	 */
+	VMSRS_EQUARANTINE = -22,
 };
 
 /**
@@ -338,16 +355,20 @@ typedef struct vmsrs_options {
 	 * 10 s if there is none.
 	 */
 	uint32_t lock_timeout_ms;
-	/** Must be 0. */
-	uint32_t reserved;
+	/**
+	 * Bytes of stack that the function needs, at most 1 GiB; 0 for the
+	 * usual size of 256 KiB. A thread that has less gets a larger stack,
+	 * and keeps it.
+	 */
+	uint32_t stack_bytes;
 } vmsrs_options;
 
 /**
  * The work of a request.
  *
  * It runs on a stack of its own and may be aborted at any instruction (see
- * "Failures" above). It must return, fail or be aborted: longjmp() out of it
- * keeps the domains locked, pthread_exit() in it fails the request.
+ * "Failures" above). One that is left by longjmp() fails when the thread calls
+ * the library next; pthread_exit() in it fails the request.
  *
  * @param request The request: valid until the function returns, on this thread
  *     only.
@@ -367,7 +388,7 @@ typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
  *
  * If the request fails, everything it wrote is discarded, its locks are
  * released, its defers are run, and this returns VMSRS_EFAILED; the thread goes
- * on.
+ * on. errno is as the function left it, unless this returns VMSRS_ESYSTEM.
  *
  * @param domain The domain. It is held to the end of the request.
  * @param function The work.
@@ -383,7 +404,8 @@ typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
  * @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
  * @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
  * @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
- * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+ * @retval VMSRS_EQUARANTINE Too many requests of the domain have failed
+ *     (vmsrs_app_budget()). Not run.
  * @retval VMSRS_ESYSTEM See errno. Not run, or what it wrote could not be
  *     committed and was discarded.
  * @retval VMSRS_EFORKED This is the child of a fork in the function.
@@ -400,14 +422,28 @@ int vmsrs_run(const struct vmsrs_domain *domain, vmsrs_request_fn function,
  * @param function The work.
  * @param argument Passed to the function.
  * @param result As in vmsrs_run().
- * @retval VMSRS_EINVAL Also for an unknown flag, or a reserved field that is
- *     not 0.
+ * @retval VMSRS_EINVAL Also for an unknown flag, or a stack of more than 1 GiB.
  * @return Otherwise as vmsrs_run().
  */
 VMSRS_MUST_USE
 int vmsrs_run_with(const struct vmsrs_domain *domain,
 		   const struct vmsrs_options *options,
 		   vmsrs_request_fn function, void *argument, int *result);
+
+/**
+ * The stack of the request that the calling thread runs.
+ *
+ * For code that looks at addresses of the stack: interpreters and parsers that
+ * limit their depth by it, garbage collectors that scan it. What
+ * pthread_getattr_np() says is another stack in a request.
+ *
+ * @param low Set to the lowest byte. Below it is a guard of 4 GiB.
+ * @param high Set to the first byte after the highest one.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ */
+VMSRS_MUST_USE int vmsrs_stack_bounds(void **low, void **high);
 
 /**
  * Commits everything that the request wrote so far. It goes on, keeps its
@@ -480,7 +516,7 @@ enum vmsrs_kind {
 	VMSRS_KIND_PANIC = 13,
 	/** The request missed its deadline. */
 	VMSRS_KIND_DEADLINE = 14,
-	/** A thread of the request ended inside it. */
+	/** A thread of the request ended inside it, or left it by longjmp(). */
 	VMSRS_KIND_THREAD_DEATH = 15,
 	/** The process ended with the request in flight. */
 	VMSRS_KIND_PROCESS_DEATH = 16,
@@ -505,6 +541,11 @@ enum vmsrs_kind {
 	VMSRS_KIND_POISON = 21,
 	/** The request touched a page whose content the host has lost. */
 	VMSRS_KIND_DAMAGED = 22,
+	/**
+	 * So many requests of the domain have failed that it is refused for a
+	 * while. In incidents only.
+	 */
+	VMSRS_KIND_QUARANTINE = 23,
 };
 #endif
 
@@ -594,6 +635,23 @@ typedef void (*vmsrs_defer_fn)(void *argument);
 VMSRS_MUST_USE
 int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
 		void *argument);
+
+/**
+ * Gives the request a descriptor: it is closed if the request fails or is given
+ * up.
+ *
+ * If the request is committed, the descriptor stays open. One that the request
+ * has closed itself is left alone, whatever file has its number by then. Counts
+ * as a defer.
+ *
+ * @param request The request.
+ * @param fd The descriptor.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL request is null, or fd is not open.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ELIMIT 256 are registered, with those of vmsrs_defer().
+ */
+VMSRS_MUST_USE int vmsrs_own_fd(const struct vmsrs_request *request, int fd);
 
 /*
  * Memory
@@ -738,6 +796,7 @@ void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
  * @retval VMSRS_EDEADLOCK The holder waits for this request, directly or
  *     through others.
  * @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+ * @retval VMSRS_EQUARANTINE Too many requests of the domain have failed.
  * @retval VMSRS_ESYSTEM See errno.
  */
 VMSRS_MUST_USE
@@ -836,7 +895,6 @@ int vmsrs_ticket(const struct vmsrs_request *request,
  * @retval VMSRS_EINVAL A null pointer, or the ticket is all zero. Not run.
  * @retval VMSRS_ENESTED The thread has a request. Not run.
  * @retval VMSRS_ELIMIT 256 threads have joined. Not run.
- * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
  * @retval VMSRS_ESYSTEM See errno. Not run.
  * @retval VMSRS_EFORKED This is a child, forked since the ticket was made or in
  *     the function.
@@ -908,8 +966,8 @@ enum vmsrs_step {
  * @param options The options, or null for the defaults.
  * @param task Set to the task on success; vmsrs_task_free() ends it.
  * @retval VMSRS_OK
- * @retval VMSRS_EINVAL A null pointer, an unknown flag, or a reserved field
- *     that is not 0.
+ * @retval VMSRS_EINVAL A null pointer, an unknown flag, or a stack of more than
+ *     1 GiB.
  * @retval VMSRS_ESYSTEM See errno.
  */
 VMSRS_MUST_USE
@@ -944,7 +1002,6 @@ int vmsrs_task_new(const struct vmsrs_domain *domain,
  * @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
  * @retval VMSRS_ELIMIT 4096 tasks of the process are suspended. The request was
  *     given up.
- * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
  * @retval VMSRS_ESYSTEM See errno.
  * @retval VMSRS_EFORKED This is a child, forked since the task was made or in
  *     the function.
@@ -1108,6 +1165,88 @@ typedef struct vmsrs_info {
  * @retval VMSRS_ESYSTEM See errno.
  */
 int vmsrs_app_info(const struct vmsrs_app *app, struct vmsrs_info *info);
+
+/**
+ * How many requests of a domain may fail within a time. All zero is no limit.
+ */
+typedef struct vmsrs_budget {
+	/** Failures that are allowed; 0 for any number. */
+	uint32_t failures;
+	/** Within so many milliseconds. */
+	uint32_t within_ms;
+	/** Milliseconds for which a domain with more failures is refused. */
+	uint32_t pause_ms;
+	/** Must be 0. */
+	uint32_t reserved;
+} vmsrs_budget;
+
+/**
+ * Sets the budget of failures of each domain of an app.
+ *
+ * A domain with more failures is refused for a while: calls that begin a
+ * request with it or enter it return VMSRS_EQUARANTINE. An incident of its own
+ * says so. What counts are requests of this process that were begun with the
+ * domain.
+ *
+ * @param app The app.
+ * @param budget The budget.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+ */
+VMSRS_MUST_USE
+int vmsrs_app_budget(const struct vmsrs_app *app,
+		     const struct vmsrs_budget *budget);
+
+/**
+ * Sets the budget of failures of one domain, instead of the app's.
+ *
+ * @param domain The domain.
+ * @param budget The budget; one without a number is the app's again.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+ */
+VMSRS_MUST_USE
+int vmsrs_domain_budget(const struct vmsrs_domain *domain,
+			const struct vmsrs_budget *budget);
+
+/**
+ * What has happened in the process since its start that a restart would make
+ * good.
+ */
+typedef struct vmsrs_health_t {
+	/** Requests that have failed, in all apps. */
+	uint64_t failures;
+	/**
+	 * Of these: aborted in the C library, in an allocator or by an
+	 * interrupt, or by abort(). The heap was tried then, and worked; what
+	 * was allocated there stays.
+	 */
+	uint64_t heap_suspect;
+	/**
+	 * Deferred functions that have failed: what they were to undo may be
+	 * left.
+	 */
+	uint64_t defers_failed;
+	/** How often a domain was refused for its failures. */
+	uint64_t quarantines;
+	/**
+	 * Descriptors of the library that a stray close() had taken, and that
+	 * were made again.
+	 */
+	uint64_t descriptors_repaired;
+	/** 0. */
+	uint64_t reserved[3];
+} vmsrs_health_t;
+
+/**
+ * Tells how the process is: what a server looks at to plan its restart. Can be
+ * called anywhere.
+ *
+ * @param health Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL health is null.
+ */
+int vmsrs_health(struct vmsrs_health_t *health);
 
 #ifdef __cplusplus
 }

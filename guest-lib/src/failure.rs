@@ -72,7 +72,7 @@ kinds! {
     Panic = KIND_PANIC, c"panic";
     /// The deadline was missed.
     Deadline = KIND_DEADLINE, c"deadline";
-    /// The thread ended inside its request.
+    /// The thread ended inside its request, or left it by `longjmp`.
     ThreadDeath = KIND_THREAD_DEATH, c"thread death";
     /// The process ended with the request in flight.
     ProcessDeath = KIND_PROCESS_DEATH, c"process death";
@@ -88,6 +88,9 @@ kinds! {
     Poison = KIND_POISON, c"poison";
     /// The request touched a page whose content the host lost.
     Damaged = KIND_DAMAGED, c"damaged";
+    /// So many requests of the domain have failed that it is refused for a while. A report of its own: no request of the
+    /// server has it.
+    Quarantine = KIND_QUARANTINE, c"quarantine";
 }
 
 impl fmt::Display for Kind {

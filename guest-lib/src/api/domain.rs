@@ -7,6 +7,7 @@ use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
 use crate::state::Limits;
+use crate::state::budget::Budget;
 use crate::state::domain::Domain;
 use crate::state::ring::Noted;
 use crate::thread::{self, Thread};
@@ -51,12 +52,15 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// As [`Domain::run`].
+    /// As [`Domain::run`], and [`Error::Argument`] for a stack of more than 1 GiB.
     pub fn run_with<T, E>(
         &'static self,
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
+        if let Some(bytes) = options.stack {
+            run::enlarge_stack(self, bytes)?;
+        }
         self.run_limited::<true, _, _>(options.limits(), options.seal, f)
     }
 
@@ -96,7 +100,7 @@ impl Domain {
         &self,
         code: impl FnOnce(&'static Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let thread = thread::current().ok_or(Error::NotInRequest)?;
+        let thread = run::left::working().ok_or(Error::NotInRequest)?;
         thread.reject_reentry();
         thread.exclusive(|| {
             if !thread.state().holds(self) {
@@ -213,7 +217,7 @@ impl Domain {
             thread.tag() != 0
                 && (thread.is_begun_with(self) || thread.exclusive(|| thread.state().holds(self)))
         };
-        if thread::current().is_some_and(is_held) {
+        if run::left::working().is_some_and(is_held) {
             read()
         } else {
             pkru::with_all(read)
@@ -238,6 +242,11 @@ impl Domain {
             unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
             Ok(())
         })
+    }
+
+    /// Like [`crate::App::set_budget`], for this domain instead of the app's.
+    pub fn set_budget(&self, budget: Budget) {
+        self.budget().set(budget);
     }
 
     /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.

@@ -2,9 +2,10 @@
 
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::clock;
+use crate::os::{clock, file};
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, refused_commit};
+use crate::run::left::working;
 use crate::run::lock;
 use crate::run::request::Request;
 use crate::state::deferred::Deferred;
@@ -12,6 +13,8 @@ use crate::state::domain::Domain;
 use crate::thread::arena::Arena;
 use crate::thread::{self, Thread};
 use std::ffi::c_void;
+use std::ops::Range;
+use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use vmsrs_protocol::shared::HELD_MAX;
 
@@ -303,6 +306,18 @@ impl Request {
         self.register(Deferred::raw(call, argument))
     }
 
+    /// Gives the request a descriptor, which is closed if the request fails or is given up; if it is committed, the descriptor
+    /// stays open and is the caller's. One that the request has closed itself meanwhile is left alone, whatever file has its number by
+    /// then. Counts as a defer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if it is not open, [`Error::Limit`] after 256 defers, [`Error::NotInRequest`].
+    pub fn own_fd(&self, fd: RawFd) -> Result<(), Error> {
+        let file = file::identity(fd).ok_or(Error::Argument("the descriptor is not open"))?;
+        self.defer(move || file::close_if(fd, file))
+    }
+
     fn register(&self, deferred: Deferred) -> Result<(), Error> {
         let thread = self.thread()?;
         thread.reject_reentry();
@@ -332,6 +347,15 @@ impl Request {
     pub fn fail(&self, message: &str) -> ! {
         thread::fail_request(Kind::Invariant, 0, message.as_bytes())
     }
+}
+
+/// The addresses of the stack of the request that the calling thread runs; `None` where it has no request. For code that
+/// looks at addresses of the stack: interpreters and parsers that limit their depth by it, garbage collectors that scan it.
+#[must_use]
+pub fn stack_bounds() -> Option<Range<*const u8>> {
+    let thread = working().filter(|thread| thread.can_divert())?;
+    let stack = thread.stack_region()?;
+    Some(stack.low().cast_const()..stack.top().cast_const())
 }
 
 #[cfg(test)]

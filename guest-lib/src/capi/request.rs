@@ -1,11 +1,11 @@
 //! What a running request does with domains, defers and its arena.
 
-use super::codes::{VMSRS_EINVAL, status};
+use super::codes::{VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, status};
 use super::options::VMSRS_SEAL;
 use crate::Domain;
 use crate::Request;
 use crate::failure::Kind;
-use crate::thread;
+use crate::{stack_bounds, thread};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
@@ -33,6 +33,7 @@ pub type DeferFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time.
 /// @retval VMSRS_EDEADLOCK The holder waits for this request, directly or through others.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+/// @retval VMSRS_EQUARANTINE Too many requests of the domain have failed.
 /// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
@@ -105,6 +106,41 @@ pub unsafe extern "C" fn vmsrs_commit(request: *const Request, flags: u32) -> c_
     }
 }
 
+/// The stack of the request that the calling thread runs.
+///
+/// For code that looks at addresses of the stack: interpreters and parsers that limit their
+/// depth by it, garbage collectors that scan it. What `pthread_getattr_np()` says is another
+/// stack in a request.
+///
+/// @param low Set to the lowest byte. Below it is a guard of 4 GiB.
+/// @param high Set to the first byte after the highest one.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+///
+/// # Safety
+///
+/// Both point to room for a pointer or are null.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_stack_bounds(
+    low: *mut *mut c_void,
+    high: *mut *mut c_void,
+) -> c_int {
+    if low.is_null() || high.is_null() {
+        return VMSRS_EINVAL;
+    }
+    let Some(stack) = stack_bounds() else {
+        return VMSRS_ENOREQUEST;
+    };
+    // SAFETY: room for them by contract.
+    unsafe {
+        *low = stack.start.cast_mut().cast();
+        *high = stack.end.cast_mut().cast();
+    }
+    VMSRS_OK
+}
+
 /// Fails the request of the calling thread, with the kind `VMSRS_KIND_INVARIANT`.
 ///
 /// Does not return: the call that runs the request returns `VMSRS_EFAILED`. Without a
@@ -152,6 +188,31 @@ pub unsafe extern "C" fn vmsrs_defer(
     match unsafe { (request.as_ref(), function) } {
         (Some(request), Some(function)) => status(request.defer_raw(function, argument)),
         _ => VMSRS_EINVAL,
+    }
+}
+
+/// Gives the request a descriptor: it is closed if the request fails or is given up.
+///
+/// If the request is committed, the descriptor stays open. One that the request has closed
+/// itself is left alone, whatever file has its number by then. Counts as a defer.
+///
+/// @param request The request.
+/// @param fd The descriptor.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `request` is null, or `fd` is not open.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT 256 are registered, with those of `vmsrs_defer()`.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; the descriptor is the caller's.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_own_fd(request: *const Request, fd: c_int) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { request.as_ref() } {
+        Some(request) => status(request.own_fd(fd)),
+        None => VMSRS_EINVAL,
     }
 }
 

@@ -12,8 +12,8 @@ use std::ptr;
 /// The work of a request.
 ///
 /// It runs on a stack of its own and may be aborted at any instruction (see "Failures"
-/// above). It must return, fail or be aborted: `longjmp()` out of it keeps the domains
-/// locked, `pthread_exit()` in it fails the request.
+/// above). One that is left by `longjmp()` fails when the thread calls the library next;
+/// `pthread_exit()` in it fails the request.
 ///
 /// @param request The request: valid until the function returns, on this thread only.
 /// @param argument What the caller passed.
@@ -29,7 +29,8 @@ pub type RequestFn =
 /// function returned a negative value, discarded, and its defers are run.
 ///
 /// If the request fails, everything it wrote is discarded, its locks are released, its
-/// defers are run, and this returns `VMSRS_EFAILED`; the thread goes on.
+/// defers are run, and this returns `VMSRS_EFAILED`; the thread goes on. `errno` is as the
+/// function left it, unless this returns `VMSRS_ESYSTEM`.
 ///
 /// @param domain The domain. It is held to the end of the request.
 /// @param function The work.
@@ -44,7 +45,8 @@ pub type RequestFn =
 /// @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
-/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+/// @retval VMSRS_EQUARANTINE Too many requests of the domain have failed (`vmsrs_app_budget()`).
+///   Not run.
 /// @retval VMSRS_ESYSTEM See `errno`. Not run, or what it wrote could not be committed and
 ///   was discarded.
 /// @retval VMSRS_EFORKED This is the child of a fork in the function.
@@ -78,7 +80,7 @@ pub unsafe extern "C" fn vmsrs_run(
 /// @param function The work.
 /// @param argument Passed to the function.
 /// @param result As in `vmsrs_run()`.
-/// @retval VMSRS_EINVAL Also for an unknown flag, or a reserved field that is not 0.
+/// @retval VMSRS_EINVAL Also for an unknown flag, or a stack of more than 1 GiB.
 /// @return Otherwise as `vmsrs_run()`.
 ///
 /// # Safety

@@ -21,7 +21,7 @@ pub const VMSRS_STEP_DONE: c_int = 0;
 /// @param options The options, or null for the defaults.
 /// @param task Set to the task on success; `vmsrs_task_free()` ends it.
 /// @retval VMSRS_OK
-/// @retval VMSRS_EINVAL A null pointer, an unknown flag, or a reserved field that is not 0.
+/// @retval VMSRS_EINVAL A null pointer, an unknown flag, or a stack of more than 1 GiB.
 /// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
@@ -76,7 +76,6 @@ pub unsafe extern "C" fn vmsrs_task_new(
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run; try again.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
 /// @retval VMSRS_ELIMIT 4096 tasks of the process are suspended. The request was given up.
-/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
 /// @retval VMSRS_ESYSTEM See `errno`.
 /// @retval VMSRS_EFORKED This is a child, forked since the task was made or in the function.
 ///

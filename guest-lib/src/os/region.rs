@@ -1,5 +1,6 @@
 //! Anonymous memory between two guards.
 
+use super::sanitizer;
 use crate::error::Error;
 use std::io;
 use std::ptr::{self, NonNull};
@@ -61,6 +62,7 @@ impl Region {
             return Err(error);
         }
         let low = NonNull::new(low).ok_or_else(failed)?;
+        sanitizer::add_root(low.as_ptr(), size);
         Ok(Self { low, size, guard })
     }
 
@@ -90,15 +92,21 @@ impl Region {
         (low - self.guard as u64..low).contains(&address)
     }
 
+    /// Whether that many bytes from `address` on lie inside.
+    pub(crate) fn holds(&self, address: u64, bytes: usize) -> bool {
+        let low = self.low() as u64;
+        bytes <= self.size && (low..=low + (self.size - bytes) as u64).contains(&address)
+    }
+
     /// Whether `address` and the 7 bytes after it lie inside.
     pub(crate) fn holds_word(&self, address: u64) -> bool {
-        let low = self.low() as u64;
-        (low..=low + self.size as u64 - 8).contains(&address)
+        self.holds(address, 8)
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
+        sanitizer::remove_root(self.low(), self.size);
         let all = self.low().wrapping_sub(self.guard);
         // SAFETY: the mapping made in above_guard(); nobody uses it after its owner.
         unsafe { libc::munmap(all.cast(), self.guard + self.size + GUARD) };

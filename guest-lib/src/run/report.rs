@@ -1,25 +1,25 @@
 //! Reporting a failed request, which also discards what it wrote.
 
-use super::trial;
+use super::aside::{self, Aside};
+use super::{health, trial};
 use crate::failure::{Failure, Kind};
 use crate::os::{clib, signals};
 use crate::thread::{Thread, evidence};
 use std::io;
 use std::time::Duration;
 use vmsrs_protocol::incident::REG_RIP;
+use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Discards and reports. All threads of a request get the same failure, that of the first.
 pub(super) fn report(thread: &Thread) -> Failure {
     thread.land();
     thread.repair_control();
     let mut record = thread.record();
-    // Where a signal has sent the thread here, its handler has unblocked them.
-    let must_unblock = record.signal == 0;
     let mut first = false;
     let failure = thread.state().fail(|| {
         first = true;
         record.tag = thread.tag();
-        evidence::attach(&mut record, thread.stack_region(), thread.message());
+        evidence::attach(&mut record, thread);
         let held = thread.state().held();
         loop {
             match thread.app().backend().fail(&mut record, held.as_slice()) {
@@ -28,11 +28,8 @@ pub(super) fn report(thread: &Thread) -> Failure {
                 Err(error) => abort_with("cannot discard what the failed request wrote", &error),
             }
         }
-        if must_unblock {
-            signals::unblock();
-        }
-        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
         let message = text(thread.message());
+        restore(thread, &record);
         Failure {
             kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
             incident: record.incident,
@@ -47,12 +44,19 @@ pub(super) fn report(thread: &Thread) -> Failure {
         }
     });
     if !first {
-        if must_unblock {
-            signals::unblock();
-        }
-        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
+        restore(thread, &record);
     }
     failure
+}
+
+/// Makes the thread what it was when the request began.
+fn restore(thread: &Thread, record: &IoctlFail) {
+    // Where a signal has sent the thread here, its handler has done that.
+    if record.signal == 0 {
+        thread.restore_signals();
+    }
+    thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    check_c_heap(thread, record.signal, record.registers[REG_RIP]);
 }
 
 /// A message as text.
@@ -66,9 +70,17 @@ fn text(bytes: &[u8]) -> String {
 
 /// Ends the process if the thread has left the C library's heap locked or damaged.
 fn check_c_heap(thread: &Thread, signal: i32, instruction: u64) {
-    if clib::is_suspect(signal, instruction) && !trial::heap_works(thread) {
+    // An allocator of the program's own cannot be seen, and an interrupt may have struck in it.
+    let interrupted = signal != 0 && signal == signals::interrupt();
+    let is_suspect = interrupted || clib::is_suspect(signal, instruction);
+    let thoroughly = interrupted || clib::has_other_allocator();
+    if !is_suspect {
+        return;
+    }
+    if !trial::heap_works(thread, thoroughly) {
         abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
+    health::note_suspect();
 }
 
 /// Ends the process, which discards what the request wrote: it can be neither committed nor discarded

@@ -21,8 +21,8 @@ use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table, next};
 use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::sync::Once;
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::sync::{Mutex, Once, PoisonError};
 
 /// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
 const OSPKE: u32 = 1 << 4;
@@ -177,6 +177,7 @@ fn set_ours(ours: Ours) {
 /// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
 /// `VMSRS_PKU=off`, there are none, and everything works without them.
 pub(crate) fn install() {
+    // Under the lock of opening apps.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
@@ -275,15 +276,21 @@ pub(crate) fn forget() {
 /// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
 /// request has if there is none yet. Nothing without protection keys, or when requests have all of them.
 pub(crate) fn guard_key() -> Option<u32> {
-    // Servers guard memory when they start: no child of a fork comes here while another thread does.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ours = ours();
     if ours.guard() == 0 {
         let guard = TABLE.withdraw()?;
         let both = ours.drafts().both & !bits(guard);
-        ours = Ours::new(Keys { both }, guard);
-        set_ours(ours);
+        let guarding = Ours::new(Keys { both }, guard);
+        let changed =
+            OURS.compare_exchange(ours.0, guarding.0, Ordering::Relaxed, Ordering::Relaxed);
+        ours = match changed {
+            Ok(_) => guarding,
+            Err(now) => {
+                // Another thread was first.
+                TABLE.put(guard);
+                Ours(now)
+            }
+        };
     }
     close();
     Some(ours.guard())
@@ -306,6 +313,29 @@ pub(crate) fn draft_keys() -> u32 {
 #[cold]
 pub(crate) fn open(ours: Ours, key: u32) {
     update(ours, ours.change_inside(key));
+}
+
+/// What the keys that are not the library's allow a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rights(u32);
+
+impl Rights {
+    /// The calling thread's; nothing where the library has no keys.
+    pub(crate) fn current() -> Self {
+        let ours = ours();
+        if ours.are_none() {
+            return Self::default();
+        }
+        Self(read() & !ours.both())
+    }
+
+    /// For a thread whose request has failed: makes them the calling thread's, which is outside of requests.
+    pub(crate) fn restore(self) {
+        let ours = ours();
+        if !ours.are_none() {
+            write(self.0 | ours.change_outside().set);
+        }
+    }
 }
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.

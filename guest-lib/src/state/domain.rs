@@ -1,21 +1,20 @@
 //! Apps and domains, as everything above the heap knows them.
 
+use super::budget::{Allowed, Tally};
+use super::directory::{Directory, Entry};
 use crate::error::Error;
 use crate::heap::Heap;
 use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
+use crate::os::clock;
 use crate::shared::backend::Backend;
-use std::collections::HashMap;
+use crate::shared::pkru;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
-use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
-
-/// Bytes of address range of one app.
-pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
 /// An app, open in this process for as long as it lives.
 #[derive(Debug)]
@@ -26,37 +25,9 @@ pub struct App {
     protects: bool,
     /// Address of page 0.
     base: u64,
-    domains: Domains,
+    domains: Directory<Domain>,
     invariant: Invariant,
-}
-
-/// Open domains by key, in parts: one that grows has its own keys to hash again and not those of all others.
-struct Domains {
-    parts: [Mutex<HashMap<Box<[u8]>, &'static Domain>>; 64],
-    hasher: RandomState,
-}
-
-impl Domains {
-    fn part(&self, key: &[u8]) -> MutexGuard<'_, HashMap<Box<[u8]>, &'static Domain>> {
-        let part = self.hasher.hash_one(key) as usize % self.parts.len();
-        let part = self.parts[part].lock();
-        part.unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for Domains {
-    fn default() -> Self {
-        Self {
-            parts: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
-        }
-    }
-}
-
-impl fmt::Debug for Domains {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Domains").finish_non_exhaustive()
-    }
+    budget: Allowed,
 }
 
 /// All open apps by number, without a lock: the child of a fork walks them.
@@ -68,7 +39,7 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] when the backend's number is out of range.
+    /// [`Error::Argument`] when the backend's number is out of range, [`Error::System`] when there is no memory.
     pub(crate) fn new(name: &[u8], backend: Box<dyn Backend>) -> Result<&'static Self, Error> {
         let slot = BY_NUMBER
             .get(backend.number() as usize)
@@ -76,10 +47,11 @@ impl App {
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             protects: backend.protects(),
-            base: APP_BASE + u64::from(backend.number()) * APP_BYTES,
+            base: backend.addresses().start,
             backend,
-            domains: Domains::default(),
+            domains: Directory::new()?,
             invariant: Invariant::default(),
+            budget: Allowed::default(),
         }));
         slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
         Ok(app)
@@ -92,13 +64,14 @@ impl App {
         key: &[u8],
         flags: u32,
     ) -> Result<&'static Domain, Error> {
-        let mut domains = self.domains.part(key);
-        if let Some(domain) = domains.get(key) {
+        if let Some(domain) = self.domains.find(key) {
             return Ok(domain);
         }
-        let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key, flags)?));
-        domains.insert(key.into(), domain);
-        Ok(domain)
+        match Domain::open(self, key, flags) {
+            Ok(domain) => Ok(self.domains.insert(domain)),
+            // Another thread may have opened it meanwhile, and be writing its first pages.
+            Err(error) => self.domains.find(key).ok_or(error),
+        }
     }
 
     /// The name.
@@ -122,10 +95,20 @@ impl App {
         &self.invariant
     }
 
+    pub(crate) fn budget(&self) -> &Allowed {
+        &self.budget
+    }
+
     /// Address of page 0.
     #[inline]
     pub(crate) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Whether an open app has pages among these addresses.
+    pub(crate) fn any_in(addresses: &Range<u64>) -> bool {
+        let has = |pages: Range<u64>| pages.start < addresses.end && pages.end > addresses.start;
+        Self::all().any(|app| has(app.backend().addresses()))
     }
 
     /// All open apps.
@@ -150,6 +133,11 @@ pub struct Domain {
     /// See [`Domain::is_known`].
     known: AtomicBool,
     invariant: Invariant,
+    budget: Allowed,
+    tally: Tally,
+    key: Box<[u8]>,
+    /// The next one in the directory.
+    next: AtomicPtr<Domain>,
 }
 
 // SAFETY: the header's memory is guarded by the domain's lock; the rest never changes.
@@ -164,6 +152,16 @@ impl fmt::Debug for Domain {
             .field("number", &self.number)
             .field("address", &self.header)
             .finish_non_exhaustive()
+    }
+}
+
+impl Entry for Domain {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    fn next(&self) -> &AtomicPtr<Self> {
+        &self.next
     }
 }
 
@@ -200,8 +198,12 @@ impl Domain {
             header,
             known: AtomicBool::new(false),
             invariant: Invariant::default(),
+            budget: Allowed::default(),
+            tally: Tally::default(),
+            key: key.into(),
+            next: AtomicPtr::new(std::ptr::null_mut()),
         };
-        domain.check_layout()?;
+        pkru::with_all(|| domain.layout())?;
         Ok(domain)
     }
 
@@ -214,13 +216,25 @@ impl Domain {
     /// Notes it: the calling request holds the domain and has written nothing.
     pub(crate) fn note_known(&self) {
         if self.app.protects() {
-            self.known.store(true, Ordering::Relaxed);
+            self.known.store(true, Ordering::SeqCst);
+            if self.tally.refused_for(|| 0) != 0 {
+                self.known.store(false, Ordering::SeqCst);
+            }
         }
     }
 
-    /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
+    /// Refuses a domain in quarantine, and one whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
+        match self.tally.refused_for(clock::now) {
+            0 => self.layout(),
+            left => Err(Error::Quarantined {
+                milliseconds: left.div_ceil(1_000_000),
+            }),
+        }
+    }
+
+    fn layout(&self) -> Result<bool, Error> {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
         // volatile. A new domain is all zero.
@@ -255,6 +269,31 @@ impl Domain {
 
     pub(crate) fn invariant(&self) -> &Invariant {
         &self.invariant
+    }
+
+    pub(crate) fn budget(&self) -> &Allowed {
+        &self.budget
+    }
+
+    /// The domain's budget, or the app's if it has none.
+    fn allowed(&self) -> Option<&Allowed> {
+        [&self.budget, &self.app.budget]
+            .into_iter()
+            .find(|budget| budget.is_set())
+    }
+
+    /// Counts a failed request; whether it is one more than the budget allows.
+    pub(crate) fn note_failure(&self) -> bool {
+        let allowed = self.allowed();
+        allowed.is_some_and(|allowed| self.tally.note(allowed, clock::now()))
+    }
+
+    /// Refuses the domain for as long as its budget says.
+    pub(crate) fn quarantine(&self) {
+        let pause = self.allowed().map_or(0, Allowed::pause);
+        self.tally.refuse_until(clock::now().saturating_add(pause));
+        // Requests look at it from here on.
+        self.known.store(false, Ordering::SeqCst);
     }
 
     #[inline]
@@ -300,17 +339,18 @@ impl Domain {
 /// A check: its error says what does not hold.
 pub(crate) type Check = dyn Fn(&'static Domain) -> Result<(), String> + Send + Sync;
 
-/// The invariant of an app or a domain, registered or not.
-#[derive(Default)]
-pub(crate) struct Invariant(OnceLock<Box<Check>>);
+/// The invariant of an app or a domain, registered or not. It stays as long as the process.
+pub(crate) struct Invariant(AtomicPtr<Box<Check>>);
+
+impl Default for Invariant {
+    fn default() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+}
 
 impl fmt::Debug for Invariant {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = if self.0.get().is_some() {
-            "set"
-        } else {
-            "none"
-        };
+        let state = if self.get().is_some() { "set" } else { "none" };
         formatter.write_str(state)
     }
 }
@@ -322,12 +362,20 @@ impl Invariant {
     ///
     /// [`Error::Argument`] if there is one already.
     pub(crate) fn set(&self, check: Box<Check>) -> Result<(), Error> {
-        let taken = |_| Error::Argument("an invariant is registered already");
-        self.0.set(check).map_err(taken)
+        let (none, check) = (std::ptr::null_mut(), Box::into_raw(Box::new(check)));
+        let set = self
+            .0
+            .compare_exchange(none, check, Ordering::Release, Ordering::Relaxed);
+        set.map(drop).map_err(|_| {
+            // SAFETY: made above, and nobody else has it.
+            drop(unsafe { Box::from_raw(check) });
+            Error::Argument("an invariant is registered already")
+        })
     }
 
     /// The check, if one is registered.
     pub(crate) fn get(&self) -> Option<&Check> {
-        self.0.get().map(|check| &**check)
+        // SAFETY: null, or a check, which is never dropped.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }.map(|check| &**check)
     }
 }

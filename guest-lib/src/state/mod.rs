@@ -2,13 +2,14 @@
 //!
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
+pub(crate) mod budget;
 pub(crate) mod deferred;
+mod directory;
 pub(crate) mod domain;
 mod dropped;
 mod held;
 mod joining;
 mod key;
-pub(crate) mod latch;
 mod lists;
 pub(crate) mod members;
 mod pool;
@@ -16,12 +17,12 @@ pub(crate) mod ring;
 pub(crate) mod slots;
 
 use crate::failure::Failure;
+use crate::os::latch::Latch;
 use crate::shared::control::Control;
 use crate::shared::pkru;
 use deferred::DEFERS_MAX;
 use domain::Domain;
 use joining::CLOSED;
-use latch::Latch;
 use lists::Lists;
 pub(crate) use lists::{QUARANTINE, RECENT};
 use members::Members;
@@ -81,7 +82,10 @@ pub(crate) struct State {
     dropped: AtomicPtr<State>,
     /// The one that was dropped before this one, or null.
     next_dropped: AtomicPtr<State>,
-    /// The failure that the first thread that landed has reported; for the others.
+    /// The next one in the pool, or null.
+    next_free: AtomicPtr<State>,
+    /// The failure that the first thread that landed has reported; for the others. Only locked at a landing, where no
+    /// thread is cut short; the others wait for that report, whose steps have time limits.
     failure: Mutex<Option<Failure>>,
 }
 
@@ -116,6 +120,7 @@ impl State {
             }),
             dropped: AtomicPtr::new(ptr::null_mut()),
             next_dropped: AtomicPtr::new(ptr::null_mut()),
+            next_free: AtomicPtr::new(ptr::null_mut()),
             failure: Mutex::new(None),
         }
     }

@@ -3,8 +3,8 @@
 use super::landing::fail_request;
 use super::{Phase, Thread, uninterrupted};
 use crate::failure::{Kind, LOST};
+use crate::os::latch::Take;
 use crate::shared::pkru;
-use crate::state::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// What the failure says when the library was called while it was at work: by a signal handler, or by a

@@ -8,9 +8,11 @@ pub(crate) mod arena;
 pub(crate) mod evidence;
 mod exclusive;
 pub(crate) mod fork;
+mod found;
 pub(crate) mod handler;
 mod interrupts;
 mod landing;
+mod left;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -20,19 +22,22 @@ pub(crate) mod stack;
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
-pub(crate) use registry::{current, forget_all, idle, of};
+pub(crate) use left::LEFT;
+pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
 
 use crate::os::alarm::Alarm;
+use crate::os::latch::Take;
+use crate::os::local::Local;
 use crate::os::region::Region;
 use crate::shared::control::Control;
 use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::{App, Domain};
-use crate::state::latch::Take;
 use crate::thread::arena::Arena;
+use crate::thread::evidence::SavedStack;
+use crate::thread::found::Found;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
-use registry::Here;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;
@@ -99,15 +104,19 @@ impl Marks {
 pub(crate) struct Thread {
     app: &'static App,
     /// What the thread itself finds it by.
-    here: *const Here,
+    local: &'static Local,
+    /// The same thread in another app, or null.
+    next: Cell<*const ()>,
     /// Its thread ID in the kernel.
     number: u32,
     control: Control,
     written: Written,
     /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
     left: Cell<(u64, usize)>,
-    /// The tag of its next request; from `end_tag` on they are not its own.
+    /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag`, at the
+    /// latest there, the thread is looked at.
     next_tag: Cell<u64>,
+    pause_tag: Cell<u64>,
     end_tag: Cell<u64>,
     /// The state of requests that it begins.
     own: &'static State,
@@ -117,11 +126,14 @@ pub(crate) struct Thread {
     slot: Cell<Option<usize>>,
     phase: Cell<Phase>,
     marks: Marks,
-    stack: Stack,
+    /// Replaced by a larger one between requests alone.
+    stack: UnsafeCell<Stack>,
     /// First byte after the request stack; null if there is none.
-    top: *mut u8,
+    top: Cell<*mut u8>,
     saved: UnsafeCell<u64>,
     record: Record,
+    /// The stack of its latest panic in a request.
+    panic: Cell<Option<SavedStack>>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
     /// For polling, and for the library's own time limits.
@@ -131,7 +143,8 @@ pub(crate) struct Thread {
     /// Its requests cannot write to guarded memory, which there is.
     guards: Cell<bool>,
     arena: Arena,
-    _signal_stack: Region,
+    found: Found,
+    signal_stack: Region,
     _memory: Region,
 }
 

@@ -102,13 +102,7 @@ fn emulated_cpus(job: &Job) -> u32 {
     }
 }
 
-fn emulator(
-    qemu: &Qemu,
-    kernel: &Kernel,
-    initrd: &Path,
-    injection: &Path,
-    job: &Job,
-) -> Command {
+fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, injection: &Path, job: &Job) -> Command {
     // The kernel kills QEMU when this thread ends, however it does.
     let mut qemu = qemu.command(&["setpriv", "--pdeathsig", "KILL"]);
     qemu.args([
