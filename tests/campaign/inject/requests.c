@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /* Start and end of requests; the domains that the server opens. */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "inject.h"
@@ -9,6 +12,7 @@
 static vmsrs_app *app;
 _Atomic(vmsrs_domain *) targets[TARGETS];
 _Atomic(char *) works[WORKERS];
+_Atomic(char *) frames[WORKERS];
 
 enum {
 	/*
@@ -34,6 +38,11 @@ unsigned int worker(void)
 	return number % WORKERS;
 }
 
+vmsrs_app *opened_app(void)
+{
+	return app;
+}
+
 struct call {
 	vmsrs_request_fn function;
 	void *argument;
@@ -51,6 +60,9 @@ static int function(vmsrs_request *request, void *argument)
 	struct call *call = argument;
 	int result;
 
+	check_state_inside();
+	atomic_store(&frames[worker()], (char *)__builtin_frame_address(0));
+	arm.request = request;
 	arm.running = true;
 	if (arm.point == AT_DEFER && real.defer(request, deferred, NULL) != VMSRS_OK)
 		real.fail("the injector's defer");
@@ -95,6 +107,17 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 	return code;
 }
 
+/* vmsrs_run_with() with an error, which may jump out of it. */
+static int run_armed(const vmsrs_domain *domain, const vmsrs_options *options, struct call *call, int *result)
+{
+	/* A handler that does not return must give its signal free. */
+	if (sigsetjmp(arm.out, arm.error == HANDLER_JUMP))
+		return VMSRS_EFAILED;
+	if (arm.point == AT_HANDED)
+		return run_handed(domain, options, call, result);
+	return real.run_with(domain, options, function, call, result);
+}
+
 EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked, vmsrs_request_fn work,
 			  void *argument, int *result)
 {
@@ -116,16 +139,16 @@ EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked
 	if (!arm.armed) {
 		code = real.run_with(domain, &options, work, argument, result);
 		atomic_store(&works[worker()], NULL);
+		note_state();
 		return code;
 	}
 	arm.domain = domain;
 	arm.entered = NULL;
 	if (arm.point == AT_MOMENT)
 		timed = begin_moment(&timer);
-	if (arm.point == AT_HANDED)
-		code = run_handed(domain, &options, &call, result);
-	else
-		code = real.run_with(domain, &options, function, &call, result);
+	code = run_armed(domain, &options, &call, result);
+	check_state();
+	check_reused();
 	arm.running = false;
 	atomic_store(&works[worker()], NULL);
 	if (timed)
@@ -164,4 +187,36 @@ EXPORT int vmsrs_domain_open(const vmsrs_app *of, const void *key, size_t length
 	if (code == VMSRS_OK && length == 7 && !memcmp(key, "target", 6))
 		atomic_store(&targets[((const char *)key)[6] % TARGETS], *domain);
 	return code;
+}
+
+struct start {
+	void *(*function)(void *);
+	void *argument;
+};
+
+/* Threads of pools that shrink end like this: the C library runs what is on their cleanup lists. */
+static void *start_thread(void *argument)
+{
+	struct start start = *(struct start *)argument;
+
+	free(argument);
+	pthread_exit(start.function(start.argument));
+}
+
+EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*function)(void *),
+			  void *argument)
+{
+	struct start *start;
+	int error;
+
+	if (!is_server(__builtin_return_address(0)))
+		return real.pthread_create(thread, attributes, function, argument);
+	start = malloc(sizeof(*start));
+	if (!start)
+		return EAGAIN;
+	*start = (struct start){ function, argument };
+	error = real.pthread_create(thread, attributes, start_thread, start);
+	if (error)
+		free(start);
+	return error;
 }
