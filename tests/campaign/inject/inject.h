@@ -177,7 +177,7 @@ struct arm {
 	sigjmp_buf out;	     /* out of the request */
 	int reused;	     /* a descriptor of the library's that is a socket now ... */
 	ino_t inode;	     /* ... with this number; 0 if there is none */
-	const char *left;    /* what of the thread's state is not as before, or NULL */
+	const char *left;    /* what of the thread's state is not as it must be, or NULL */
 	bool left_before;    /* it was so when the request started */
 };
 

@@ -26,6 +26,8 @@ enum {
 	 * harmed, and an error that is not endless by itself as a hang.
 	 */
 	DEADLINE_MS = 240000,
+	/* What the requests' functions leave in errno. */
+	ITS_ERRNO = 1000,
 };
 
 unsigned int worker(void)
@@ -78,6 +80,7 @@ static int function(vmsrs_request *request, void *argument)
 	if (arm.point == AT_DEFER || arm.point == AT_RECOVERY || arm.point == AT_RECOVERED)
 		make(NULL_WRITE, 0);
 	arm.running = false;
+	errno = ITS_ERRNO;
 	return result;
 }
 
@@ -110,12 +113,17 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 /* vmsrs_run_with() with an error, which may jump out of it. */
 static int run_armed(const vmsrs_domain *domain, const vmsrs_options *options, struct call *call, int *result)
 {
+	int code;
+
 	/* A handler that does not return must give its signal free. */
 	if (sigsetjmp(arm.out, arm.error == HANDLER_JUMP))
 		return VMSRS_EFAILED;
 	if (arm.point == AT_HANDED)
 		return run_handed(domain, options, call, result);
-	return real.run_with(domain, options, function, call, result);
+	code = real.run_with(domain, options, function, call, result);
+	if (code == VMSRS_OK && errno != ITS_ERRNO)
+		arm.left = "errno";
+	return code;
 }
 
 EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked, vmsrs_request_fn work,

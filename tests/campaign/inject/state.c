@@ -55,7 +55,7 @@ static const struct part {
 #undef PART
 };
 
-/* What the thread's first request has left; inside of requests, what the first one has found. */
+/* What the thread's first request has left; in requests, what the first one has found. */
 static __thread struct state outside, inside __attribute__((tls_model("initial-exec")));
 static __thread bool outside_known, inside_known __attribute__((tls_model("initial-exec")));
 
@@ -148,6 +148,9 @@ static const char *compare(struct state *known, bool *is_known)
 	memset(&now, 0, sizeof(now));
 	now.flags = found;
 	look(&now);
+	/* Each request has keys of its own. */
+	if (known == &inside)
+		now.keys = 0;
 	for (size_t i = 0; *is_known && !name && i < sizeof(parts) / sizeof(parts[0]); i++) {
 		if (memcmp((char *)known + parts[i].start, (char *)&now + parts[i].start, parts[i].size))
 			name = parts[i].name;
