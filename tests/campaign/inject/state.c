@@ -181,6 +181,10 @@ void check_state(void)
 {
 	const char *changed = outside_known ? compare(&outside, &outside_known) : NULL;
 
-	if (changed && !arm.left)
+	if (!changed)
+		return;
+	if (!arm.left)
 		arm.left = changed;
+	/* The next request finds the same. */
+	inside_known = false;
 }
