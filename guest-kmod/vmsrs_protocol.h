@@ -62,9 +62,10 @@
 
 /*
  * Address of page 0 of app 0, in every process. Page 0 of app n is
- * VMSRS_APP_PAGES * VMSRS_PAGE_SIZE * n bytes above.
+ * VMSRS_APP_PAGES * VMSRS_PAGE_SIZE * n bytes above. Above the shadow memory of
+ * the address sanitizer, which ends at 0x1000_7fff_8000.
  */
-#define VMSRS_APP_BASE 0x100000000000
+#define VMSRS_APP_BASE 0x110000000000
 
 /* Number of pages in the address range of an app (1 TiB). */
 #define VMSRS_APP_PAGES 0x10000000
@@ -96,7 +97,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 6
+#define VMSRS_ABI_VERSION 7
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */

@@ -6,6 +6,7 @@ use crate::state::domain::App;
 use crate::thread;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::NONE;
@@ -73,6 +74,10 @@ impl Backend for MockBackend {
 
     fn number(&self) -> u32 {
         self.inner.number()
+    }
+
+    fn addresses(&self) -> Range<u64> {
+        self.inner.addresses()
     }
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {

@@ -54,8 +54,8 @@ pub const EXTENT_UNIT_PAGES: u32 = 4;
 pub const EXTENT_MAX_PAGES: u32 = 1024;
 
 /// Address of page 0 of app 0, in every process. Page 0 of app `n` is [`APP_PAGES`] * [`PAGE_SIZE`] *
-/// `n` bytes above.
-pub const APP_BASE: u64 = 0x1000_0000_0000;
+/// `n` bytes above. Above the shadow memory of the address sanitizer, which ends at `0x1000_7fff_8000`.
+pub const APP_BASE: u64 = 0x1100_0000_0000;
 
 /// Number of pages in the address range of an app (1 TiB).
 pub const APP_PAGES: u32 = 0x1000_0000;

@@ -2,16 +2,17 @@
 
 use super::domain::DomainOptions;
 use crate::error::Error;
-use crate::os::{clib, modules};
+use crate::os::lock::Lock;
+use crate::os::{clib, modules, signals};
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
 use crate::shared::unprotected::Unprotected;
 use crate::state::domain::{App, Domain};
-use crate::thread::{evidence, fork, handler};
+use crate::thread::{self, evidence, fork, handler};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmsrs_protocol::control::DOMAIN_MIRROR;
 use vmsrs_protocol::ioctl::{DEVICE_PATH, IoctlInfo};
 use vmsrs_protocol::{KEY_MAX, NAME_MAX};
@@ -26,8 +27,8 @@ pub enum Protection {
     Full,
 }
 
-/// Guards that an app is opened once.
-static APPS: Mutex<Vec<&'static App>> = Mutex::new(Vec::new());
+/// Guards that an app is opened once. The driver is called under it, which waits for the host for some seconds at most.
+static APPS: Lock<Vec<&'static App>> = Lock::new(Vec::new());
 
 impl App {
     /// Opens the app with that name (1 to 64 bytes), makes it if it is new. A name that is open
@@ -72,24 +73,28 @@ impl App {
         if name.contains(&0) {
             return Err(Error::Argument("the app's name contains a zero byte"));
         }
-        let mut apps = APPS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(app) = apps.iter().find(|app| app.name() == name) {
-            return Ok(app);
-        }
+        // Copied first: the caller's memory is not read under the lock.
+        let name = name.to_vec();
         let path = std::env::var_os("VMSRS_DEVICE").unwrap_or_else(|| OsString::from(DEVICE_PATH));
-        let device = if path == "none" {
-            Opened::Absent
-        } else {
-            Device::open(&PathBuf::from(&path), name)?
-        };
-        let backend: Box<dyn Backend> = match device {
-            Opened::App(device) => device,
-            Opened::Absent => {
-                warn_unprotected(&path.to_string_lossy());
-                Box::new(Unprotected::open(apps.len() as u32)?)
+        let app = APPS.with(|apps| {
+            if let Some(app) = apps.iter().find(|app| app.name() == name) {
+                return Ok(*app);
             }
-        };
-        Self::begin(&mut apps, name, backend)
+            let device = if path == "none" {
+                Opened::Absent
+            } else {
+                Device::open(&PathBuf::from(&path), &name)?
+            };
+            let backend: Box<dyn Backend> = match device {
+                Opened::App(device) => device,
+                Opened::Absent => Box::new(Unprotected::open(apps.len() as u32)?),
+            };
+            Self::begin(apps, &name, backend)
+        })?;
+        if !app.protects() {
+            warn_unprotected(&path.to_string_lossy());
+        }
+        Ok(app)
     }
 
     /// An app of a test's own making, under a name that is not open yet. `backend` gets its number.
@@ -98,11 +103,11 @@ impl App {
         name: &str,
         backend: impl FnOnce(u32) -> Box<dyn Backend>,
     ) -> &'static Self {
-        let mut apps = APPS.lock().unwrap_or_else(PoisonError::into_inner);
-        let backend = backend(apps.len() as u32);
-        Self::begin(&mut apps, name.as_bytes(), backend).unwrap()
+        APPS.with(|apps| Self::begin(apps, name.as_bytes(), backend(apps.len() as u32)))
+            .unwrap()
     }
 
+    /// Under the lock. The first app of a process is opened outside of requests, so what is done once is not cut short.
     fn begin(
         apps: &mut Vec<&'static Self>,
         name: &[u8],
@@ -110,6 +115,7 @@ impl App {
     ) -> Result<&'static Self, Error> {
         clib::install();
         handler::install()?;
+        thread::install()?;
         fork::install();
         evidence::install();
         modules::refresh();
@@ -209,13 +215,16 @@ impl App {
     }
 }
 
+/// Says it once. Not under a lock: the log is the server's.
 fn warn_unprotected(path: &str) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        log::warn!("no VMSRS device at {path}: running without protection");
-        eprintln!(
-            "vmsrs: no device at {path}: running without protection; \
-             errors are suppressed, but memory is not restored"
-        );
-    });
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if SAID.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    log::warn!("no VMSRS device at {path}: running without protection");
+    let line = format!(
+        "vmsrs: no device at {path}: running without protection; \
+         errors are suppressed, but memory is not restored\n"
+    );
+    signals::write_stderr(line.as_bytes());
 }

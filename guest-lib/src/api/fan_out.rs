@@ -2,12 +2,11 @@
 
 use crate::api::ticket::Ticket;
 use crate::error::Error;
+use crate::os::start::start;
 use crate::run::End;
 use crate::run::request::Request;
 use crate::state::slots::Reservation;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::thread::{Builder, JoinHandle};
 
 /// Where a piece of work puts its result.
 struct Place<T>(*mut Option<Result<T, Error>>);
@@ -119,7 +118,7 @@ impl Request {
                 // SAFETY: the thread uses what it borrows only while it has joined the request, and
                 // this one waits for it: in the loop below, or at the landing, before anything runs on the
                 // request stack again (the trial of the C library's heap, which cannot wait, has its own).
-                let start = || unsafe { start(piece) };
+                let start = || unsafe { start(move || piece.run()) };
                 // The piece's destructor may panic: the threads before it still use these frames.
                 let started = catch_unwind(AssertUnwindSafe(start));
                 if !matches!(started, Ok(Ok(_))) {
@@ -139,7 +138,7 @@ impl Request {
         }
         for thread in threads {
             // A panic fails the request.
-            let _ = thread.join();
+            thread.join();
         }
         // The interrupt of a failed piece may have found this thread in the C library, and be delayed;
         // without this the caller would go on with results that are missing.
@@ -152,15 +151,4 @@ impl Request {
             refused,
         })
     }
-}
-
-/// # Safety
-///
-/// What the piece borrows outlives its part in the request.
-unsafe fn start<T: Send, F: FnOnce(&Request) -> T + Send>(
-    piece: Piece<T, F>,
-) -> Result<JoinHandle<()>, Error> {
-    let failed = |error: io::Error| Error::system("starting a thread")(error);
-    // SAFETY: passed on to the caller.
-    unsafe { Builder::new().spawn_unchecked(move || piece.run()) }.map_err(failed)
 }

@@ -6,13 +6,15 @@
 
 use crate::error::Error;
 use crate::shared::pkru;
-use crate::state::domain::APP_BYTES;
+use crate::state::domain::App;
 use crate::thread;
 use std::ffi::{c_int, c_void};
-use std::sync::OnceLock;
-use vmsrs_protocol::{APP_BASE, MAX_APPS, PAGE_SIZE};
+use vmsrs_protocol::{APP_BASE, APP_PAGES, MAX_APPS, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
+
+/// Bytes of address range of one app.
+const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
 
 /// Makes the `length` bytes of pages from `start` on read-only in requests. Outside of requests nothing
 /// changes, and defers run outside their request (those of a task that is dropped in another request run in
@@ -42,14 +44,14 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     else {
         return Err(Error::Argument("only whole pages can be guarded"));
     };
-    let apps = APP_BASE..APP_BASE + u64::from(MAX_APPS) * APP_BYTES;
-    if (from as u64) < apps.end && end as u64 > apps.start {
+    let usual = APP_BASE..APP_BASE + u64::from(MAX_APPS) * APP_BYTES;
+    let is_usual = (from as u64) < usual.end && end as u64 > usual.start;
+    if is_usual || App::any_in(&(from as u64..end as u64)) {
         return Err(Error::Argument("pages of domains cannot be guarded"));
     }
     if thread::current().is_some() {
         return Err(Error::Nested);
     }
-    open_at_exit()?;
     let key = pkru::guard_key().ok_or(Error::NoKeys)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's pages, which stay readable and writable.
@@ -58,22 +60,6 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
         0 => Ok(()),
         _ => Err(Error::system("guarding memory")(
             std::io::Error::last_os_error(),
-        )),
-    }
-}
-
-/// Programs write to their variables in exit handlers, also when a request or a signal handler called
-/// `exit`. What is registered last runs first.
-fn open_at_exit() -> Result<(), Error> {
-    extern "C" fn open() {
-        open_guard();
-    }
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    // SAFETY: a function that can be called at any time.
-    match REGISTERED.get_or_init(|| unsafe { libc::atexit(open) } == 0) {
-        true => Ok(()),
-        false => Err(Error::system("registering a function for the exit")(
-            std::io::Error::from_raw_os_error(libc::ENOMEM),
         )),
     }
 }

@@ -373,7 +373,7 @@ mod tests {
         let mut task = Task::new(domain, Options::default()).unwrap();
         // As a defer leaves it that runs into the end of the stack inside the library.
         let taken = task.state.latch.take(u32::MAX >> 1, |_| false);
-        assert_eq!(taken, crate::state::latch::Take::Taken);
+        assert_eq!(taken, crate::os::latch::Take::Taken);
         let done = task.step(|request| Step::Done(request.alloc(1u8).map(drop).is_ok()));
         assert_eq!(done.unwrap(), Step::Done(true));
     }

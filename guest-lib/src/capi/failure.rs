@@ -4,7 +4,7 @@ use super::codes::{VMSRS_EFAILED, VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, code
 use crate::JoinError;
 use crate::error::RunError;
 use crate::failure::Failure;
-use std::cell::RefCell;
+use crate::thread;
 use std::ffi::{c_char, c_int};
 
 /// A failed request.
@@ -51,23 +51,19 @@ pub unsafe extern "C" fn vmsrs_last_failure(failure: *mut CFailure) -> c_int {
     if failure.is_null() {
         return VMSRS_EINVAL;
     }
-    LAST.with(|last| match &*last.borrow() {
+    thread::with_failure(|last| match last {
         None => VMSRS_ENOREQUEST,
         Some(last) => {
             // SAFETY: room for it by contract.
-            unsafe { failure.write(CFailure::from(&**last)) };
+            unsafe { failure.write(CFailure::from(last)) };
             VMSRS_OK
         }
     })
 }
 
-thread_local! {
-    static LAST: RefCell<Option<Box<Failure>>> = const { RefCell::new(None) };
-}
-
 /// Keeps a failure for `vmsrs_last_failure`.
 pub(super) fn note_failure(failure: Box<Failure>) {
-    LAST.with(|last| *last.borrow_mut() = Some(failure));
+    thread::keep_failure(failure);
 }
 
 impl From<&Failure> for CFailure {

@@ -1,41 +1,120 @@
-//! The C library's code: where it is, and what a thread in it may be interrupted at.
+//! The code of the C library, of the allocator and of the dynamic linker: where it is, and what a thread in it may be
+//! interrupted at.
 //!
 //! A request that is cut short inside `malloc` or `free` leaves the heap of the C library locked,
 //! perhaps half changed: every other thread would wait for it forever. Two things keep that from
 //! going unnoticed.
 //!
 //! - An interrupt, for a missed deadline or an error of another thread, waits until the thread has left
-//!   the C library, unless it sleeps there in a system call. Nothing is wrong with the heap then, and
+//!   this code, unless it sleeps there in a system call. Nothing is wrong with the heap then, and
 //!   nothing stays locked. It is repeated for a while; a thread that is found there every time, in a loop
 //!   with `malloc` for example, is single-stepped out (by the CPU's trap flag).
-//! - After an error in the C library (or an abort, which is how it says that its heap is damaged) the
+//! - After an error in this code (or an abort, which is how it says that its heap is damaged) the
 //!   thread tries whether the heap works (`run/trial.rs`). If not, the process ends; all domains are as
 //!   committed.
+//!
+//! The allocator is the C library's own, or one that replaces it: preloaded, or linked into the program. The last one's
+//! code cannot be told from the program's.
 
-use std::ffi::{CStr, c_int, c_void};
-use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::modules::{self, Module};
+use super::signals;
+use std::arch::{asm, global_asm};
+use std::ffi::{c_char, c_int, c_void};
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The C library's code: first address, and the first one after it.
-static START: AtomicU64 = AtomicU64::new(0);
-static END: AtomicU64 = AtomicU64::new(0);
+/// First address of code and the first one after it.
+struct Place(AtomicU64, AtomicU64);
 
-/// Finds the C library, once in a process. In a program that is linked statically it is a part of the program's
-/// own code: linkers put it last, in the order of its archive, so it is taken to reach from the first of
-/// some of its functions to the end. Other code that lies there is waited for, too, which costs time alone.
-pub(crate) fn install() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: the callback has the right signature and keeps nothing.
-        unsafe { libc::dl_iterate_phdr(Some(look), std::ptr::null_mut()) };
-        if END.load(Ordering::Relaxed) == 0 {
-            // SAFETY: as above.
-            unsafe { libc::dl_iterate_phdr(Some(look_in_program), std::ptr::null_mut()) };
-        }
-    });
+impl Place {
+    const fn none() -> Self {
+        Self(AtomicU64::new(0), AtomicU64::new(0))
+    }
+
+    fn set(&self, code: &Range<u64>) {
+        self.0.store(code.start, Ordering::Relaxed);
+        self.1.store(code.end, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.1.load(Ordering::Relaxed) != 0
+    }
+
+    fn contains(&self, address: u64) -> bool {
+        (self.0.load(Ordering::Relaxed)..self.1.load(Ordering::Relaxed)).contains(&address)
+    }
 }
 
-/// Where the C library may begin in a program that it is linked into. None of these is chosen when the program
+/// The code of all of them.
+static CODE: [Place; 8] = [const { Place::none() }; 8];
+
+/// That of an allocator which is not the C library's.
+static ALLOCATOR: Place = Place::none();
+
+/// The allocator is part of the program, and the C library is not.
+static ALLOCATOR_IN_PROGRAM: AtomicBool = AtomicBool::new(false);
+
+/// Libraries that allocators use with their locks held: to unwind stacks, and for little else.
+const HELPERS: [&[u8]; 3] = [b"libstdc++.", b"libgcc_s.", b"libunwind."];
+
+/// Finds the code, once in a process. The caller has the lock of opening apps.
+pub(crate) fn install() {
+    if CODE[0].is_set() {
+        return;
+    }
+    let c_library = libc::sigaction as *const () as u64;
+    let allocator = libc::malloc as *const () as u64;
+    // SAFETY: only read what the kernel has told the process.
+    let (linker, program) = unsafe {
+        (
+            libc::getauxval(libc::AT_BASE),
+            libc::getauxval(libc::AT_ENTRY),
+        )
+    };
+    let mut places = CODE.iter();
+    let mut is_foreign = false;
+    let mut note = |wanted: &dyn Fn(&Module<'_>) -> Option<Range<u64>>| {
+        // Without /proc nothing is known, and nothing waited for. There are places for all.
+        let _ = modules::each(|module| {
+            if let (Some(code), Some(place)) = (wanted(module), places.next()) {
+                place.set(&code);
+            }
+        });
+    };
+    note(&|module| {
+        let is_c = module.contains(c_library);
+        if is_c && module.contains(program) {
+            return Some(first_function()..module.code().end);
+        }
+        let is_linker = module.contains(linker) || module.name().starts_with(b"ld-linux");
+        // Allocators ask the kernel's code in the process for the time.
+        let is_kernel = module.name().starts_with(b"linux-vdso");
+        (is_c || is_linker || is_kernel).then(|| module.code())
+    });
+    let _ = modules::each(|module| {
+        if module.contains(allocator) && !module.contains(c_library) {
+            is_foreign = true;
+            if module.contains(program) {
+                ALLOCATOR_IN_PROGRAM.store(true, Ordering::Relaxed);
+            } else {
+                ALLOCATOR.set(&module.code());
+            }
+        }
+    });
+    if is_foreign {
+        note(&|module| {
+            let is_helper = HELPERS
+                .iter()
+                .any(|helper| module.name().starts_with(helper));
+            is_helper.then(|| module.code())
+        });
+    }
+}
+
+/// Where the C library may begin in a program that it is linked into: linkers put it last, in the order of its
+/// archive, so it is taken to reach from the first of some of its functions to the end of the code. Other code that lies
+/// there is waited for, too, which costs time alone. None of these is chosen when the program
 /// starts, as `memcpy` is, or is rarely run, and put to the front for that, as `abort` is.
 fn first_function() -> u64 {
     let functions = [
@@ -49,82 +128,34 @@ fn first_function() -> u64 {
     functions.into_iter().min().unwrap_or(u64::MAX)
 }
 
-unsafe extern "C" fn look_in_program(
-    object: *mut libc::dl_phdr_info,
-    _size: libc::size_t,
-    _argument: *mut c_void,
-) -> c_int {
-    // SAFETY: dl_iterate_phdr() passes an object that is alive.
-    let object = unsafe { &*object };
-    let first = first_function();
-    for (start, end) in code(object) {
-        if (start..end).contains(&first) {
-            START.store(first, Ordering::Relaxed);
-            END.store(end, Ordering::Relaxed);
-            return 1;
-        }
-    }
-    0
-}
-
-/// First address of an object's code and the first one after it, for each segment.
-fn code(object: &libc::dl_phdr_info) -> impl Iterator<Item = (u64, u64)> {
-    (0..object.dlpi_phnum).filter_map(|place| {
-        // SAFETY: there are that many headers.
-        let header = unsafe { &*object.dlpi_phdr.add(place.into()) };
-        let start = object.dlpi_addr + header.p_vaddr;
-        (header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0)
-            .then_some((start, start + header.p_memsz))
-    })
-}
-
-unsafe extern "C" fn look(
-    object: *mut libc::dl_phdr_info,
-    _size: libc::size_t,
-    _argument: *mut c_void,
-) -> c_int {
-    // SAFETY: dl_iterate_phdr() passes an object that is alive.
-    let object = unsafe { &*object };
-    if object.dlpi_name.is_null() {
-        return 0;
-    }
-    // SAFETY: a C string, from the dynamic linker.
-    let path = unsafe { CStr::from_ptr(object.dlpi_name) }.to_bytes();
-    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
-    if !name.starts_with(b"libc.so") && !name.starts_with(b"libc-") {
-        return 0;
-    }
-    for (start, end) in code(object) {
-        START.store(start, Ordering::Relaxed);
-        END.store(end, Ordering::Relaxed);
-    }
-    1
-}
-
-/// Whether an instruction is the C library's. Async-signal-safe.
+/// Whether an instruction is in this code. Async-signal-safe.
 pub(crate) fn contains(instruction: u64) -> bool {
-    (START.load(Ordering::Relaxed)..END.load(Ordering::Relaxed)).contains(&instruction)
+    CODE.iter().any(|place| place.contains(instruction)) || ALLOCATOR.contains(instruction)
 }
 
-/// Whether a thread that a signal has interrupted there is about something in the C library: not if
-/// the signal has woken it from a system call, in which nobody sleeps with the heap locked.
-/// `result` is RAX. Async-signal-safe.
-pub(crate) fn is_busy(instruction: u64, result: u64) -> bool {
+/// Whether a thread that a signal has interrupted there is about something in this code: not if
+/// the signal has woken it from a system call, in which nobody sleeps with the C library's heap locked. Another
+/// allocator may wait for one of its locks with another one held: `callers` are the words at the top of the stack, and
+/// its return addresses among them. `result` is RAX. Async-signal-safe.
+pub(crate) fn is_busy(instruction: u64, result: u64, callers: &[u64]) -> bool {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     if !contains(instruction) || !contains(instruction - 2) {
         return false;
     }
-    // SAFETY: code of the C library, which stays mapped.
+    // SAFETY: code of the C library or of the allocator, which stays mapped.
     let before = unsafe { *((instruction - 2) as *const [u8; 2]) };
-    !(before == SYSCALL && result == -i64::from(libc::EINTR) as u64)
+    let sleeps = before == SYSCALL && result == -i64::from(libc::EINTR) as u64;
+    !sleeps || callers.iter().any(|&word| ALLOCATOR.contains(word))
 }
 
 /// Whether a thread in the C library can be single-stepped through the next instruction. Not if that is a system call,
-/// which may block the signal that each step gives, or start a thread that is single-stepped too; those of the heap
+/// which may block the signal that each step gives, or start a thread that is single-stepped too; those of heaps
 /// do neither. Nor if it is a string instruction, which traps for each byte that it copies. `number` is RAX.
 /// Async-signal-safe.
 pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
-    const OF_THE_HEAP: [libc::c_long; 6] = [
+    const OF_THE_HEAP: [libc::c_long; 8] = [
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
         libc::SYS_mmap,
         libc::SYS_munmap,
         libc::SYS_mremap,
@@ -147,7 +178,48 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
     }
 }
 
-/// Whether a request that ended there may have left the C library's heap locked.
+/// Whether a request that ended there may have left the heap locked. Where the allocator is part of the program, any
+/// may; and so may one that was interrupted, since an allocator of the program's own cannot be seen.
 pub(crate) fn is_suspect(signal: i32, instruction: u64) -> bool {
-    signal == libc::SIGABRT || contains(instruction)
+    signal == libc::SIGABRT
+        || (signal != 0 && signal == signals::interrupt())
+        || contains(instruction)
+        || ALLOCATOR_IN_PROGRAM.load(Ordering::Relaxed)
+}
+
+/// Whether the allocator is known not to be the C library's.
+pub(crate) fn has_other_allocator() -> bool {
+    ALLOCATOR.is_set() || ALLOCATOR_IN_PROGRAM.load(Ordering::Relaxed)
+}
+
+global_asm!(".weak mallctl");
+
+/// Asks jemalloc, if that is the allocator, for its statistics: it takes all of its locks for them.
+pub(crate) fn ask_allocator() {
+    type Control =
+        unsafe extern "C" fn(*const c_char, *mut c_void, *mut usize, *mut c_void, usize) -> c_int;
+    let function: usize;
+    // SAFETY: reads the function's address, 0 if there is none.
+    unsafe {
+        asm!(
+            "mov {}, qword ptr [rip + mallctl@GOTPCREL]",
+            out(reg) function,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    if function != 0 {
+        let mut epoch = 1_u64;
+        let place = (&raw mut epoch).cast();
+        // SAFETY: jemalloc's function of this type, with its name's argument.
+        unsafe {
+            let control = std::mem::transmute::<usize, Control>(function);
+            control(
+                c"epoch".as_ptr(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+                place,
+                size_of::<u64>(),
+            );
+        }
+    }
 }

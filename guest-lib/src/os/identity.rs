@@ -3,7 +3,7 @@
 //! So an identity has the time of its start too, as `/proc` tells it. Where that is not mounted the number
 //! alone counts. Nothing here takes memory from any heap.
 
-use std::cell::Cell;
+use super::local::local;
 use std::io::Write;
 
 /// Bits of an identity: the thread's number, and above it what tells threads of the same number apart.
@@ -19,10 +19,6 @@ const MARKS: u64 = (1 << (BITS - NUMBER_BITS)) - 1;
 /// `proc_pid_stat(5)`, field 22.
 const START: usize = 19;
 
-thread_local! {
-    static MINE: Cell<u64> = const { Cell::new(0) };
-}
-
 /// The calling thread's number. Async-signal-safe.
 pub(crate) fn thread_number() -> u32 {
     // SAFETY: no conditions.
@@ -36,13 +32,13 @@ pub(crate) fn number_in(identity: u64) -> u32 {
 
 /// The calling thread's identity.
 pub(crate) fn identity() -> u64 {
-    let (number, known) = (thread_number(), MINE.get());
+    let (number, known) = (thread_number(), local().identity.get());
     // A child of a fork has its parent's copy.
     if number_in(known) == number {
         return known;
     }
     let identity = u64::from(number) | mark(number) << NUMBER_BITS;
-    MINE.set(identity);
+    local().identity.set(identity);
     identity
 }
 

@@ -1,5 +1,6 @@
 //! Anonymous memory between two guards.
 
+use super::sanitizer;
 use crate::error::Error;
 use std::io;
 use std::ptr::{self, NonNull};
@@ -61,6 +62,7 @@ impl Region {
             return Err(error);
         }
         let low = NonNull::new(low).ok_or_else(failed)?;
+        sanitizer::add_root(low.as_ptr(), size);
         Ok(Self { low, size, guard })
     }
 
@@ -99,6 +101,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        sanitizer::remove_root(self.low(), self.size);
         let all = self.low().wrapping_sub(self.guard);
         // SAFETY: the mapping made in above_guard(); nobody uses it after its owner.
         unsafe { libc::munmap(all.cast(), self.guard + self.size + GUARD) };

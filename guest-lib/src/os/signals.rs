@@ -182,6 +182,46 @@ pub(crate) unsafe fn unblock_after(mask: *mut libc::sigset_t) {
     unsafe { *mask.cast::<u64>() &= !*(&raw const previous.set).cast::<u64>() };
 }
 
+/// The calling thread's signals are held while this lives, but for those of errors.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The thread's mask before.
+    pub(super) before: u64,
+}
+
+/// See [`Held`].
+pub(crate) fn hold() -> Held {
+    let errors = ERRORS
+        .iter()
+        .fold(0_u64, |set, signal| set | 1 << (signal - 1));
+    Held {
+        before: set_mask(libc::SIG_BLOCK, !errors),
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        set_mask(libc::SIG_SETMASK, self.before);
+    }
+}
+
+/// Changes the calling thread's mask, as the kernel has it; returns the one before. The C library's call leaves out its
+/// own signals, which end threads.
+pub(super) fn set_mask(how: c_int, set: u64) -> u64 {
+    let mut before = 0_u64;
+    // SAFETY: reads and writes a set of the size that it says.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            how,
+            &raw const set,
+            &raw mut before,
+            size_of::<u64>(),
+        )
+    };
+    before
+}
+
 /// Writes to standard error without a lock or an allocation.
 pub(crate) fn write_stderr(text: &[u8]) {
     // SAFETY: the bytes are alive; a message that cannot be written is lost.

@@ -19,7 +19,7 @@ pub(super) fn report(thread: &Thread) -> Failure {
     let failure = thread.state().fail(|| {
         first = true;
         record.tag = thread.tag();
-        evidence::attach(&mut record, thread.stack_region(), thread.message());
+        evidence::attach(&mut record, thread);
         let held = thread.state().held();
         loop {
             match thread.app().backend().fail(&mut record, held.as_slice()) {
@@ -66,7 +66,8 @@ fn text(bytes: &[u8]) -> String {
 
 /// Ends the process if the thread has left the C library's heap locked or damaged.
 fn check_c_heap(thread: &Thread, signal: i32, instruction: u64) {
-    if clib::is_suspect(signal, instruction) && !trial::heap_works(thread) {
+    let thoroughly = signal == signals::interrupt() || clib::has_other_allocator();
+    if clib::is_suspect(signal, instruction) && !trial::heap_works(thread, thoroughly) {
         abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
 }

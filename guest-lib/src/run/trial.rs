@@ -1,5 +1,6 @@
 //! Whether the C library's heap still works after a request was cut short in it.
 
+use crate::os::clib;
 use crate::os::region::Region;
 use crate::os::switch::LANDED;
 use crate::thread::{Phase, Thread};
@@ -11,6 +12,10 @@ use std::time::Duration;
 /// How long the C library's heap may stay locked after a failure until the process ends. The
 /// thread that has it locked may be off the CPU for a while; a longer wait holds up every other thread.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Blocks that are tried, the first of them always: it is more than a thread's cache of the C library serves, and less
+/// than what is mapped for itself.
+const SIZES: [usize; 6] = [20_000, 24, 200, 1500, 100_000, 3_000_000];
 
 /// Bytes of the stack that the heap is tried on.
 const TRIAL_STACK: usize = 64 * 1024;
@@ -33,16 +38,20 @@ fn keep_stack(stack: Region) {
 
 struct Trial<'a> {
     thread: &'a Thread,
+    thoroughly: bool,
     done: bool,
 }
 
 /// Whether the C library's heap works: allocates and frees a block, and takes the lock of every arena.
 ///
+/// `thoroughly`: with blocks of all sizes, for allocators that are not the C library's.
+///
 /// On a stack of its own: threads that the request has started borrow from its stack until they have come to
 /// their landings, and waiting for them first could last forever if the heap stays locked.
-pub(crate) fn heap_works(thread: &Thread) -> bool {
+pub(crate) fn heap_works(thread: &Thread, thoroughly: bool) -> bool {
     let mut trial = Trial {
         thread,
+        thoroughly,
         done: false,
     };
     let Some(stack) = take_stack() else {
@@ -64,11 +73,24 @@ unsafe extern "C" fn enter(argument: *mut c_void) -> u32 {
     // SAFETY: heap_works() passes this, which lives until this returns or is cut short.
     let trial = unsafe { &mut *argument.cast::<Trial<'_>>() };
     trial.thread.set_phase(Phase::Running);
-    // More than a thread's cache serves, less than what is mapped for itself.
-    // SAFETY: the block is given back at once.
-    unsafe { libc::free(black_box(libc::malloc(black_box(20_000)))) };
+    let sizes = if trial.thoroughly {
+        &SIZES[..]
+    } else {
+        &SIZES[..1]
+    };
+    for &size in sizes {
+        // SAFETY: the block is given back at once.
+        unsafe { libc::free(black_box(libc::malloc(black_box(size)))) };
+        if trial.thoroughly {
+            // A program in Rust may have an allocator of its own.
+            drop(black_box(Vec::<u8>::with_capacity(black_box(size))));
+        }
+    }
     // SAFETY: only counts; takes the lock of every arena for it.
     black_box(unsafe { libc::mallinfo() });
+    if trial.thoroughly {
+        clib::ask_allocator();
+    }
     trial.done = true;
     trial.thread.set_phase(Phase::Outside);
     0
@@ -92,7 +114,7 @@ mod tests {
         let stack = unsafe { std::slice::from_raw_parts_mut(base, BYTES) };
         stack.fill(PATTERN);
         thread.attach_ended(thread.state());
-        let works = heap_works(thread);
+        let works = heap_works(thread, true);
         thread.go_idle();
         assert!(works);
         // SAFETY: as above.

@@ -1,6 +1,7 @@
 //! What the library needs from the backend, which may keep versions of pages.
 
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::control::Extent;
@@ -32,6 +33,8 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn protects(&self) -> bool;
     /// The app's number.
     fn number(&self) -> u32;
+    /// The addresses of its pages.
+    fn addresses(&self) -> Range<u64>;
     /// The word of a domain's lock.
     fn lock_word(&self, domain: u32) -> &AtomicU64;
     /// Finds or creates a domain, with a mirror if `flags` has

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::shared::backend::{Backend, Registration, Tags};
 use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -232,6 +233,10 @@ impl Backend for Device {
 
     fn number(&self) -> u32 {
         self.app.app
+    }
+
+    fn addresses(&self) -> Range<u64> {
+        self.app.base..self.app.base.saturating_add(self.app.length)
     }
 
     fn lock_word(&self, domain: u32) -> &AtomicU64 {

@@ -18,8 +18,8 @@ use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
 use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::sync::Once;
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::sync::{Mutex, Once, PoisonError};
 
 /// CPUID leaf 7, ECX: protection keys are there and the kernel has turned them on.
 const OSPKE: u32 = 1 << 4;
@@ -165,6 +165,7 @@ fn set_ours(ours: Ours) {
 /// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
 /// `VMSRS_PKU=off`, there are none, and everything works without them.
 pub(crate) fn install() {
+    // Under the lock of opening apps.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
@@ -251,15 +252,21 @@ pub(crate) fn forget() {
 /// The key of guarded memory, open for the calling thread, which is outside requests; made of one that no
 /// request has if there is none yet. Nothing without protection keys, or when requests have all of them.
 pub(crate) fn guard_key() -> Option<u32> {
-    // Servers guard memory when they start: no child of a fork comes here while another thread does.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ours = ours();
     if ours.guard() == 0 {
         let guard = TABLE.withdraw()?;
         let both = ours.drafts().both & !bits(guard);
-        ours = Ours::new(Keys { both }, guard);
-        set_ours(ours);
+        let guarding = Ours::new(Keys { both }, guard);
+        let changed =
+            OURS.compare_exchange(ours.0, guarding.0, Ordering::Relaxed, Ordering::Relaxed);
+        ours = match changed {
+            Ok(_) => guarding,
+            Err(now) => {
+                // Another thread was first.
+                TABLE.put(guard);
+                Ours(now)
+            }
+        };
     }
     close();
     Some(ours.guard())

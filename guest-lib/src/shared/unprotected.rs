@@ -7,15 +7,17 @@ use crate::error::Error;
 use crate::os::clock;
 use crate::os::futex;
 use crate::os::identity::thread_number;
+use crate::os::lock::Lock;
+use crate::os::sanitizer;
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
 use crate::shared::word::{self, Released};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo, LOCKS_LENGTH};
@@ -26,6 +28,10 @@ use vmsrs_protocol::{
 
 /// A waiter looks for cycles again after this time.
 const SLICE: Duration = Duration::from_millis(100);
+
+/// Address of the first app, and pages of each, in programs with the thread or the memory sanitizer: in the range that
+/// both have for programs, below the program itself. Only a few of the usual size would have room there.
+const SANITIZED: (u64, u32) = (0x5500_0000_0000, 0x10_0000);
 
 /// Tags of one registration or refill.
 const TAGS: u64 = 1 << 16;
@@ -45,14 +51,14 @@ struct Tables {
 pub(crate) struct Unprotected {
     number: u32,
     base: u64,
+    pages: u32,
     locks: NonNull<AtomicU64>,
     /// Guards the tables, and that an extent is in them only when it is mapped.
-    tables: Mutex<Tables>,
+    tables: Lock<Tables>,
     /// Changes whenever a lock with waiters is released; futexes wait on it.
     releases: AtomicU32,
     waits: Waits,
-    /// Guards the list alone: it is only held where no request can be cut short.
-    threads: Mutex<Vec<Registered>>,
+    threads: Lock<Vec<Registered>>,
 }
 
 /// A thread, to be interrupted when its request fails.
@@ -97,8 +103,13 @@ impl Unprotected {
             let full = io::Error::from_raw_os_error(libc::ENOSPC);
             return Err(Error::system("opening one more app")(full));
         }
-        let length = u64::from(APP_PAGES) * u64::from(PAGE_SIZE);
-        let address = APP_BASE + u64::from(number) * length;
+        let (base, pages) = if sanitizer::has_fixed_addresses() {
+            SANITIZED
+        } else {
+            (APP_BASE, APP_PAGES)
+        };
+        let length = u64::from(pages) * u64::from(PAGE_SIZE);
+        let address = base + u64::from(number) * length;
         let refused = |source| Error::Map { address, source };
         let base = map(
             address as *mut u8,
@@ -115,11 +126,12 @@ impl Unprotected {
         Ok(Self {
             number,
             base: address,
+            pages,
             locks: locks.cast(),
-            tables: Mutex::default(),
+            tables: Lock::default(),
             releases: AtomicU32::new(0),
             waits: Waits::default(),
-            threads: Mutex::default(),
+            threads: Lock::default(),
         })
     }
 }
@@ -137,22 +149,67 @@ impl Unprotected {
     /// Interrupts the other threads that work for a request.
     fn interrupt(&self, tag: u64) {
         let me = thread_number();
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        for thread in threads.iter().filter(|thread| thread.number != me) {
-            if thread.control.tag() == tag {
-                thread.control.set_failed(tag);
-                // SAFETY: a thread of this process, and a signal that the library handles.
-                unsafe {
-                    libc::syscall(
-                        libc::SYS_tgkill,
-                        libc::getpid(),
-                        thread.number,
-                        thread.signal,
-                    )
-                };
+        self.threads.with(|threads| {
+            for thread in threads.iter().filter(|thread| thread.number != me) {
+                if thread.control.tag() == tag {
+                    thread.control.set_failed(tag);
+                    // SAFETY: a thread of this process, and a signal that the library handles.
+                    unsafe {
+                        libc::syscall(
+                            libc::SYS_tgkill,
+                            libc::getpid(),
+                            thread.number,
+                            thread.signal,
+                        )
+                    };
+                }
             }
-        }
+        });
     }
+}
+
+/// Finds or makes an extent of an app whose pages are at these addresses.
+fn extent(
+    tables: &mut Tables,
+    addresses: &Range<u64>,
+    domain: u32,
+    index: u32,
+    pages: u32,
+) -> io::Result<Extent> {
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    let page = tables.next_page;
+    let extents = tables
+        .extents
+        .get_mut(domain as usize)
+        .ok_or_else(invalid)?;
+    if let Some(&extent) = extents.get(index as usize) {
+        return Ok(extent);
+    }
+    if index as usize != extents.len() || pages == 0 || pages > EXTENT_MAX_PAGES {
+        return Err(invalid());
+    }
+    let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
+    let app_pages = ((addresses.end - addresses.start) / u64::from(PAGE_SIZE)) as u32;
+    if pages > app_pages - page {
+        return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    }
+    let bytes = u64::from(PAGE_SIZE);
+    let address = addresses.start + u64::from(page) * bytes;
+    // SAFETY: inside this app's reservation, and handed out to nobody yet.
+    let outcome = unsafe {
+        libc::mprotect(
+            address as *mut libc::c_void,
+            (u64::from(pages) * bytes) as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+        )
+    };
+    if outcome != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let extent = Extent { page, pages };
+    extents.push(extent);
+    tables.next_page = page + pages;
+    Ok(extent)
 }
 
 impl Backend for Unprotected {
@@ -164,6 +221,10 @@ impl Backend for Unprotected {
         self.number
     }
 
+    fn addresses(&self) -> Range<u64> {
+        self.base..self.base + u64::from(self.pages) * u64::from(PAGE_SIZE)
+    }
+
     fn lock_word(&self, domain: u32) -> &AtomicU64 {
         assert!(domain < MAX_DOMAINS);
         // SAFETY: inside the mapping by the check; it stays forever.
@@ -171,65 +232,36 @@ impl Backend for Unprotected {
     }
 
     fn open_domain(&self, key: &[u8], _: u32) -> io::Result<(u32, u32)> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&domain) = tables.domains.get(key) {
-            return Ok((domain, 0));
-        }
-        let domain = tables.extents.len() as u32;
-        if domain >= MAX_DOMAINS {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
-        tables.extents.push(Vec::new());
-        tables.domains.insert(key.to_vec(), domain);
-        Ok((domain, 0))
+        // Copied first: the caller's memory is not read under the lock.
+        let key = key.to_vec();
+        self.tables.with(|tables| {
+            if let Some(&domain) = tables.domains.get(&key) {
+                return Ok((domain, 0));
+            }
+            let domain = tables.extents.len() as u32;
+            if domain >= MAX_DOMAINS {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            tables.extents.push(Vec::new());
+            tables.domains.insert(key, domain);
+            Ok((domain, 0))
+        })
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
-        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let page = tables.next_page;
-        let extents = tables
-            .extents
-            .get_mut(domain as usize)
-            .ok_or_else(invalid)?;
-        if let Some(&extent) = extents.get(index as usize) {
-            return Ok(extent);
-        }
-        if index as usize != extents.len() || pages == 0 || pages > EXTENT_MAX_PAGES {
-            return Err(invalid());
-        }
-        let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
-        if pages > APP_PAGES - page {
-            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
-        }
-        let bytes = u64::from(PAGE_SIZE);
-        let address = self.base + u64::from(page) * bytes;
-        // SAFETY: inside this app's reservation, and handed out to nobody yet.
-        let outcome = unsafe {
-            libc::mprotect(
-                address as *mut libc::c_void,
-                (u64::from(pages) * bytes) as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-            )
-        };
-        if outcome != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let extent = Extent { page, pages };
-        extents.push(extent);
-        tables.next_page = page + pages;
-        Ok(extent)
+        self.tables
+            .with(|tables| extent(tables, &self.addresses(), domain, index, pages))
     }
 
     fn register(&self, signal: i32) -> io::Result<Registration> {
         let control = NonNull::from(Box::leak(Box::<ThreadControl>::default()));
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.push(Registered {
+        let registered = Registered {
             number: thread_number(),
             // SAFETY: leaked, and off this list before it is freed.
             control: unsafe { Control::new(control) },
             signal,
-        });
+        };
+        self.threads.with(|threads| threads.push(registered));
         Ok(Registration {
             control,
             written: NonNull::from(Box::leak(Box::new(bytemuck::Zeroable::zeroed()))),
@@ -243,8 +275,8 @@ impl Backend for Unprotected {
         if tag != 0 {
             self.interrupt(tag);
         }
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|thread| thread.control.block() != control);
+        self.threads
+            .with(|threads| threads.retain(|thread| thread.control.block() != control));
     }
 
     fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>) {

@@ -1,6 +1,6 @@
 //! Which request waits for which, without a driver: finds cycles, which would wait forever.
 
-use std::sync::{Mutex, PoisonError};
+use crate::os::lock::Lock;
 
 /// A request that waits for a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,38 +11,40 @@ struct Wait {
 
 /// All waits of an app.
 #[derive(Debug, Default)]
-pub(crate) struct Waits(Mutex<Vec<Wait>>);
+pub(crate) struct Waits(Lock<Vec<Wait>>);
 
 impl Waits {
     /// Notes that a request waits for a domain; false if that would close a cycle; then nothing is
     /// noted. `holder` tells which request holds a domain, 0 for none.
     pub(crate) fn enter(&self, tag: u64, domain: u32, holder: impl Fn(u32) -> u64) -> bool {
-        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = Wait { tag, domain };
-        let mut to_follow = vec![wait];
-        let mut place = 0;
-        while let Some(&followed) = to_follow.get(place) {
-            place += 1;
-            let holder = holder(followed.domain);
-            if holder == tag {
-                return false;
-            }
-            for wait in waits.iter().filter(|wait| wait.tag == holder) {
-                if !to_follow.contains(wait) {
-                    to_follow.push(*wait);
+        self.0.with(|waits| {
+            let wait = Wait { tag, domain };
+            let mut to_follow = vec![wait];
+            let mut place = 0;
+            while let Some(&followed) = to_follow.get(place) {
+                place += 1;
+                let holder = holder(followed.domain);
+                if holder == tag {
+                    return false;
+                }
+                for wait in waits.iter().filter(|wait| wait.tag == holder) {
+                    if !to_follow.contains(wait) {
+                        to_follow.push(*wait);
+                    }
                 }
             }
-        }
-        waits.push(wait);
-        true
+            waits.push(wait);
+            true
+        })
     }
 
     /// The wait is over.
     pub(crate) fn leave(&self, tag: u64, domain: u32) {
-        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = waits.iter().position(|wait| *wait == Wait { tag, domain }) {
-            waits.swap_remove(place);
-        }
+        self.0.with(|waits| {
+            if let Some(place) = waits.iter().position(|wait| *wait == Wait { tag, domain }) {
+                waits.swap_remove(place);
+            }
+        });
     }
 }
 

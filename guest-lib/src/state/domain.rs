@@ -1,20 +1,18 @@
 //! Apps and domains, as everything above the heap knows them.
 
+use super::directory::{Directory, Entry};
 use crate::error::Error;
 use crate::heap::Heap;
 use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::shared::backend::Backend;
-use std::collections::HashMap;
+use crate::shared::pkru;
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
-use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
-
-/// Bytes of address range of one app.
-pub(crate) const APP_BYTES: u64 = APP_PAGES as u64 * PAGE_SIZE as u64;
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
 /// An app, open in this process for as long as it lives.
 #[derive(Debug)]
@@ -25,7 +23,7 @@ pub struct App {
     protects: bool,
     /// Address of page 0.
     base: u64,
-    domains: Mutex<HashMap<Vec<u8>, &'static Domain>>,
+    domains: Directory<Domain>,
     invariant: Invariant,
 }
 
@@ -38,7 +36,7 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] when the backend's number is out of range.
+    /// [`Error::Argument`] when the backend's number is out of range, [`Error::System`] when there is no memory.
     pub(crate) fn new(name: &[u8], backend: Box<dyn Backend>) -> Result<&'static Self, Error> {
         let slot = BY_NUMBER
             .get(backend.number() as usize)
@@ -46,9 +44,9 @@ impl App {
         let app: &'static Self = Box::leak(Box::new(Self {
             name: name.to_vec(),
             protects: backend.protects(),
-            base: APP_BASE + u64::from(backend.number()) * APP_BYTES,
+            base: backend.addresses().start,
             backend,
-            domains: Mutex::default(),
+            domains: Directory::new()?,
             invariant: Invariant::default(),
         }));
         slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
@@ -62,13 +60,14 @@ impl App {
         key: &[u8],
         flags: u32,
     ) -> Result<&'static Domain, Error> {
-        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(domain) = domains.get(key) {
+        if let Some(domain) = self.domains.find(key) {
             return Ok(domain);
         }
-        let domain: &'static Domain = Box::leak(Box::new(Domain::open(self, key, flags)?));
-        domains.insert(key.to_vec(), domain);
-        Ok(domain)
+        match Domain::open(self, key, flags) {
+            Ok(domain) => Ok(self.domains.insert(domain)),
+            // Another thread may have opened it meanwhile, and be writing its first pages.
+            Err(error) => self.domains.find(key).ok_or(error),
+        }
     }
 
     /// The name.
@@ -98,6 +97,12 @@ impl App {
         self.base
     }
 
+    /// Whether an open app has pages among these addresses.
+    pub(crate) fn any_in(addresses: &Range<u64>) -> bool {
+        let has = |pages: Range<u64>| pages.start < addresses.end && pages.end > addresses.start;
+        Self::all().any(|app| has(app.backend().addresses()))
+    }
+
     /// All open apps.
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
         BY_NUMBER.iter().filter_map(|slot| {
@@ -120,6 +125,9 @@ pub struct Domain {
     /// See [`Domain::is_known`].
     known: AtomicBool,
     invariant: Invariant,
+    key: Box<[u8]>,
+    /// The next one in the directory.
+    next: AtomicPtr<Domain>,
 }
 
 // SAFETY: the header's memory is guarded by the domain's lock; the rest never changes.
@@ -134,6 +142,16 @@ impl fmt::Debug for Domain {
             .field("number", &self.number)
             .field("address", &self.header)
             .finish_non_exhaustive()
+    }
+}
+
+impl Entry for Domain {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    fn next(&self) -> &AtomicPtr<Self> {
+        &self.next
     }
 }
 
@@ -174,8 +192,10 @@ impl Domain {
             header,
             known: AtomicBool::new(false),
             invariant: Invariant::default(),
+            key: key.into(),
+            next: AtomicPtr::new(std::ptr::null_mut()),
         };
-        domain.check_layout()?;
+        pkru::with_all(|| domain.check_layout())?;
         Ok(domain)
     }
 
@@ -274,17 +294,18 @@ impl Domain {
 /// A check: its error says what does not hold.
 pub(crate) type Check = dyn Fn(&'static Domain) -> Result<(), String> + Send + Sync;
 
-/// The invariant of an app or a domain, registered or not.
-#[derive(Default)]
-pub(crate) struct Invariant(OnceLock<Box<Check>>);
+/// The invariant of an app or a domain, registered or not. It stays as long as the process.
+pub(crate) struct Invariant(AtomicPtr<Box<Check>>);
+
+impl Default for Invariant {
+    fn default() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+}
 
 impl fmt::Debug for Invariant {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = if self.0.get().is_some() {
-            "set"
-        } else {
-            "none"
-        };
+        let state = if self.get().is_some() { "set" } else { "none" };
         formatter.write_str(state)
     }
 }
@@ -296,12 +317,20 @@ impl Invariant {
     ///
     /// [`Error::Argument`] if there is one already.
     pub(crate) fn set(&self, check: Box<Check>) -> Result<(), Error> {
-        let taken = |_| Error::Argument("an invariant is registered already");
-        self.0.set(check).map_err(taken)
+        let (none, check) = (std::ptr::null_mut(), Box::into_raw(Box::new(check)));
+        let set = self
+            .0
+            .compare_exchange(none, check, Ordering::Release, Ordering::Relaxed);
+        set.map(drop).map_err(|_| {
+            // SAFETY: made above, and nobody else has it.
+            drop(unsafe { Box::from_raw(check) });
+            Error::Argument("an invariant is registered already")
+        })
     }
 
     /// The check, if one is registered.
     pub(crate) fn get(&self) -> Option<&Check> {
-        self.0.get().map(|check| &**check)
+        // SAFETY: null, or a check, which is never dropped.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }.map(|check| &**check)
     }
 }

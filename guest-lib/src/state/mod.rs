@@ -3,9 +3,10 @@
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
 pub(crate) mod deferred;
+mod directory;
 pub(crate) mod domain;
-pub(crate) mod latch;
 pub(crate) mod members;
+mod pool;
 pub(crate) mod ring;
 pub(crate) mod slots;
 
@@ -13,14 +14,15 @@ use crate::error::Error;
 use crate::failure::Failure;
 use crate::heap::Heap;
 use crate::os::futex;
+use crate::os::latch::Latch;
 use crate::os::region::Region;
 use crate::shared::control::Control;
 use crate::shared::held::{self, HeldList};
 use crate::shared::pkru;
 use deferred::{DEFERS_MAX, Deferred};
 use domain::Domain;
-use latch::Latch;
 use members::Members;
+use pool::Pool;
 use ring::Ring;
 use std::cell::UnsafeCell;
 use std::mem::{MaybeUninit, size_of};
@@ -171,7 +173,10 @@ pub(crate) struct State {
     dropped: AtomicPtr<State>,
     /// The one that was dropped before this one, or null.
     next_dropped: AtomicPtr<State>,
-    /// The failure that the first thread that landed has reported; for the others.
+    /// The next one in the pool, or null.
+    next_free: AtomicPtr<State>,
+    /// The failure that the first thread that landed has reported; for the others. Only locked at a landing, where no
+    /// thread is cut short; the others wait for that report, whose steps have time limits.
     failure: Mutex<Option<Failure>>,
 }
 
@@ -182,7 +187,7 @@ unsafe impl Send for State {}
 unsafe impl Sync for State {}
 
 /// States that no request has.
-static POOL: Mutex<Vec<&'static State>> = Mutex::new(Vec::new());
+static POOL: Pool = Pool::new();
 
 impl State {
     /// A state that no request has.
@@ -191,8 +196,7 @@ impl State {
     ///
     /// [`Error::System`] when there is no memory.
     pub(crate) fn take() -> Result<&'static Self, Error> {
-        let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(state) = pooled {
+        if let Some(state) = POOL.take() {
             return Ok(state);
         }
         let memory = Region::new(size_of::<Self>())?;
@@ -211,8 +215,7 @@ impl State {
         if self.tag() != 0 {
             return;
         }
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.push(self);
+        POOL.put(self);
     }
 
     fn new() -> Self {
@@ -238,6 +241,7 @@ impl State {
             }),
             dropped: AtomicPtr::new(ptr::null_mut()),
             next_dropped: AtomicPtr::new(ptr::null_mut()),
+            next_free: AtomicPtr::new(ptr::null_mut()),
             failure: Mutex::new(None),
         }
     }

@@ -6,10 +6,9 @@
 //! request stack is as the error left it until the next request. The exception is a panic, whose
 //! unwinding overwrites the stack: a panic hook copies the top of it to the stack's unused low end.
 
-use super::current;
+use super::{Thread, current};
 use crate::os::modules;
 use crate::os::region::Region;
-use std::cell::Cell;
 use std::ptr;
 use std::sync::Once;
 use vmsrs_protocol::incident::{
@@ -21,21 +20,28 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Room between the copy of a panic's stack and the frames that are still in use on that stack.
 const HEADROOM: u64 = 32 * 1024;
 
-/// Completes the report of a failed request at its landing: `stack` is what it ran on, `text` what it
-/// said. The driver reads both before the next request can change them.
-pub(crate) fn attach(record: &mut IoctlFail, stack: Option<&Region>, text: &[u8]) {
+/// Completes the report of a failed request at its landing, by its stack and what it said. The driver reads both
+/// before the next request can change them.
+pub(crate) fn attach(record: &mut IoctlFail, thread: &Thread) {
+    let text = thread.message();
+    // Of its callers, the first few: to find one costs a look at the whole table.
+    modules::refresh_for(&[
+        record.registers[REG_RIP],
+        record.backtrace[0],
+        record.backtrace[1],
+    ]);
     let (modules, length) = modules::current();
     record.modules = modules as u64;
     record.modules_bytes = length;
     record.text = text.as_ptr() as u64;
     // At most MESSAGE bytes.
     record.text_bytes = text.len() as u32;
-    let Some(stack) = stack else {
+    let Some(stack) = thread.stack_region() else {
         return;
     };
     record.stack_low = stack.low() as u64;
     record.stack_high = stack.top() as u64;
-    let saved = SAVED.take().filter(|saved| saved.tag == record.tag);
+    let saved = thread.panic.take().filter(|saved| saved.tag == record.tag);
     if let (KIND_PANIC, Some(saved)) = (record.kind, saved) {
         // The bytes have moved, the addresses in them have not.
         record.registers = saved.registers;
@@ -64,16 +70,11 @@ fn top_of_stack(stack: &Region, rsp: u64) -> Option<(u64, u32)> {
 
 /// The copied stack of a panic.
 #[derive(Clone, Copy)]
-struct SavedStack {
+pub(super) struct SavedStack {
     tag: u64,
     registers: [u64; REGISTERS],
     place: u64,
     bytes: u32,
-}
-
-thread_local! {
-    /// The latest panic in a request of this thread; no destructor.
-    static SAVED: Cell<Option<SavedStack>> = const { Cell::new(None) };
 }
 
 /// Installs the panic hook, once in a process; the one before is called after it.
@@ -133,7 +134,7 @@ fn save_panic_stack() {
     // SAFETY: both lie in the request stack, apart from one another, and the target below everything
     // that runs on it by the headroom.
     unsafe { ptr::copy_nonoverlapping(from as *const u8, stack.low(), bytes as usize) };
-    SAVED.set(Some(SavedStack {
+    thread.panic.set(Some(SavedStack {
         tag: thread.tag(),
         registers,
         place: low,

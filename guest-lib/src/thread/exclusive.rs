@@ -3,7 +3,7 @@
 use super::landing::fail_request;
 use super::{Phase, Thread, uninterrupted};
 use crate::failure::{Kind, LOST};
-use crate::state::latch::Take;
+use crate::os::latch::Take;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// What the failure says when the library was called while it was at work: by a signal handler, or by a

@@ -58,12 +58,16 @@ const FLAGS_OFF: i64 = TRAP_FLAG | 0x4_0000 | 0x400;
 unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: errno is the thread's own.
     let errno = unsafe { *libc::__errno_location() };
-    // SAFETY: the kernel passes both with SA_SIGINFO.
-    let diverted =
-        current().is_some_and(|thread| unsafe { suppress(thread, signal, &*info, context.cast()) });
+    let thread = current();
+    // One that shares the memory of its parent, whose request this is.
+    let is_child = thread.is_some_and(|thread| !thread.is_own());
+    let diverted = thread.is_some_and(|thread| {
+        // SAFETY: the kernel passes both with SA_SIGINFO.
+        !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
+    });
     if !diverted {
         // SAFETY: as above.
-        unsafe { chain(signal, info, context) };
+        unsafe { chain(signal, info, context, is_child) };
     }
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
@@ -102,7 +106,10 @@ unsafe fn suppress(
         let result = registers[libc::REG_RAX as usize] as u64;
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
-        if clib::is_busy(instruction, result) && thread.may_wait(instruction, result, can_trap) {
+        let callers = thread.top_words(registers[libc::REG_RSP as usize] as u64);
+        if clib::is_busy(instruction, result, callers)
+            && thread.may_wait(instruction, result, can_trap)
+        {
             if thread.is_single_stepping() {
                 registers[libc::REG_EFL as usize] |= TRAP_FLAG;
             }
@@ -172,7 +179,7 @@ fn traps_come_here(mask: &libc::sigset_t) -> bool {
 /// # Safety
 ///
 /// The arguments are those of a signal handler.
-unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, is_child: bool) {
     // Handlers start with all keys closed, and the server's may read guarded memory.
     pkru::open_guard();
     let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
@@ -184,6 +191,11 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void)
         libc::SIG_DFL | libc::SIG_IGN if signal == interrupt() => {}
         libc::SIG_IGN if sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
+            if !is_child {
+                write_stderr(
+                    b"vmsrs: an error outside of requests; the process ends, committed domains are whole\n",
+                );
+            }
             // SAFETY: all zero but the function is the default disposition.
             unsafe {
                 let mut default: libc::sigaction = zeroed();

@@ -3,7 +3,9 @@
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
+use crate::os::lock;
 use crate::os::region::Region;
+use crate::os::sanitizer;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record;
@@ -14,7 +16,7 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Makes the running request of the calling thread fail, from its own code. Outside of a request
 /// the process is aborted with the message.
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
-    let thread = current().filter(|thread| thread.can_divert());
+    let thread = current().filter(|thread| thread.can_divert() && thread.is_own());
     let Some(thread) = thread.filter(|_| signals::suppressing()) else {
         signals::write_stderr(b"vmsrs: ");
         signals::write_stderr(kind.c_name().to_bytes());
@@ -92,6 +94,10 @@ impl Thread {
             // Nothing may be sent to the landing again.
             self.set_phase(Phase::Outside);
             self.marks.diverted.set(false);
+            lock::give_back();
+            if let Some(stack) = self.stack_region() {
+                sanitizer::forget_stack(stack.low(), stack.size());
+            }
         }
     }
 
@@ -104,6 +110,21 @@ impl Thread {
     /// The request stack.
     pub(crate) fn stack_region(&self) -> Option<&Region> {
         self.stack.region()
+    }
+
+    /// The words above a stack pointer, those that the next few frames have. Async-signal-safe.
+    pub(crate) fn top_words(&self, rsp: u64) -> &[u64] {
+        const WORDS: usize = 64;
+        let place = rsp.next_multiple_of(8);
+        let left = (self.top as u64).saturating_sub(place) / 8;
+        match self.stack.region() {
+            Some(stack) if stack.holds_word(place) => {
+                let count = WORDS.min(left as usize);
+                // SAFETY: words of the request stack, which the thread alone uses, and not while its handler runs.
+                unsafe { std::slice::from_raw_parts(place as *const u64, count) }
+            }
+            _ => &[],
+        }
     }
 
     /// Whether an address lies in the guard below the request stack.
@@ -156,5 +177,44 @@ impl Thread {
     /// What the error said.
     pub(crate) fn message(&self) -> &[u8] {
         self.record.message()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::Error;
+    use crate::mock::MockBackend;
+    use crate::os::lock::Lock;
+    use crate::thread::tests::failure;
+    use std::hint::black_box;
+    use std::ptr;
+
+    #[test]
+    fn an_error_under_a_lock_gives_it_back() {
+        static LOCK: Lock<u32> = Lock::new(0);
+        let app = MockBackend::app("error under a lock", |_| ());
+        let outcome = app.domain("one").unwrap().run(|_| {
+            LOCK.with(|count| {
+                *count += 1;
+                // SAFETY: it is not; that is the test.
+                unsafe { black_box(ptr::without_provenance_mut::<u32>(16)).write_volatile(1) };
+            });
+            Ok::<_, Error>(())
+        });
+        assert_eq!(failure(outcome).address, 16);
+        let other = std::thread::spawn(|| LOCK.with(|count| *count));
+        assert_eq!(other.join().unwrap(), 1);
+        let mut blocked = 0_u64;
+        // SAFETY: only reads the calling thread's mask, of that size.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_BLOCK,
+                ptr::null::<u64>(),
+                &raw mut blocked,
+                size_of::<u64>(),
+            )
+        };
+        assert_eq!(blocked, 0, "signals come again");
     }
 }

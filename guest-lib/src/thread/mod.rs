@@ -20,19 +20,20 @@ pub(crate) mod stack;
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
-pub(crate) use registry::{current, forget_all, idle, of};
+pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
 
 use crate::os::alarm::Alarm;
+use crate::os::latch::Take;
+use crate::os::local::Local;
 use crate::os::region::Region;
 use crate::shared::control::Control;
 use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::{App, Domain};
-use crate::state::latch::Take;
 use crate::thread::arena::Arena;
+use crate::thread::evidence::SavedStack;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
-use registry::Here;
 use std::cell::{Cell, UnsafeCell};
 #[cfg(test)]
 use std::ptr::NonNull;
@@ -99,7 +100,9 @@ impl Marks {
 pub(crate) struct Thread {
     app: &'static App,
     /// What the thread itself finds it by.
-    here: *const Here,
+    local: &'static Local,
+    /// The same thread in another app, or null.
+    next: Cell<*const ()>,
     /// Its thread ID in the kernel.
     number: u32,
     control: Control,
@@ -122,6 +125,8 @@ pub(crate) struct Thread {
     top: *mut u8,
     saved: UnsafeCell<u64>,
     record: Record,
+    /// The stack of its latest panic in a request.
+    panic: Cell<Option<SavedStack>>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
     /// For polling, and for the library's own time limits.

@@ -2,10 +2,12 @@
 
 use super::{Marks, Phase, Thread};
 use crate::error::Error;
+use crate::failure::Failure;
 use crate::os::alarm::Alarm;
 use crate::os::identity::thread_number;
+use crate::os::local::local;
 use crate::os::region::Region;
-use crate::os::{modules, signals};
+use crate::os::{modules, signals, thread_end};
 use crate::shared::control::Control;
 use crate::shared::pkru;
 use crate::shared::written::Written;
@@ -14,89 +16,113 @@ use crate::state::domain::App;
 use crate::thread::arena::Arena;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
-use std::cell::{Cell, RefCell, UnsafeCell};
+use std::cell::{Cell, UnsafeCell};
+use std::ffi::c_void;
 use std::mem::size_of;
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 /// Bytes of the stack that signal handlers run on.
 const SIGNAL_STACK: usize = 64 * 1024;
 
-/// What the calling thread does with the library.
-pub(super) struct Here {
-    /// The thread whose request runs, or null.
-    pub(super) current: Cell<*const Thread>,
-    /// The thread in the app that it has used last, or null.
-    last: Cell<*const Thread>,
-}
-
-thread_local! {
-    /// No destructor, so that the signal handler can read it at any time.
-    static HERE: Here = const {
-        Here { current: Cell::new(ptr::null()), last: Cell::new(ptr::null()) }
-    };
-    static MINE: Mine = const { Mine(RefCell::new(Vec::new())) };
-}
-
-/// The calling thread in each app that it has used.
-struct Mine(RefCell<Vec<NonNull<Thread>>>);
-
-impl Drop for Mine {
-    fn drop(&mut self) {
-        HERE.with(|here| here.last.set(ptr::null()));
-        for place in self.0.get_mut().drain(..) {
-            // SAFETY: written by register(); nobody else has it, and its own mapping outlives the
-            // copy since a field of that copy owns it.
-            let thread = unsafe { place.as_ptr().read() };
-            // A request that calls exit() comes here; a thread that ends in another way leaves its request
-            // first. The exit handlers that run next are not part of the request.
-            let in_request = HERE.with(|here| ptr::eq(here.current.get(), place.as_ptr()));
-            let (state, backend) = (thread.state(), thread.app.backend());
-            let (control, written) = (thread.control.block(), thread.written.list());
-            if in_request {
-                HERE.with(|here| here.current.set(ptr::null()));
-                pkru::close();
-                // A stray write may be why it exits.
-                thread.control.set_tag(state.tag());
-            }
-            backend.unregister(control);
-            if in_request {
-                // The request has failed by that. Its owner must not wait for the exit, which may wait for
-                // the owner. If this thread is the owner, others still read its control block.
-                if state.tag() != 0 {
-                    state.mark_failed();
-                    state.members.take_back(thread.number);
-                }
-                if let Some(slot) = thread.slot.take() {
-                    state.members.leave(slot);
-                }
-            } else {
-                backend.unmap(control, written);
-            }
-            thread.own.give_back();
-            if !signals::leave_signal_stack() || in_request {
-                // It still runs on one of its stacks.
-                std::mem::forget(thread);
-            }
+/// The end of a thread, in all apps that it has used.
+unsafe extern "C" fn end_thread(_: *mut c_void) {
+    let _held = signals::hold();
+    leave_at_end();
+    let local = local();
+    local.last.set(ptr::null());
+    let mut next = local.first.replace(ptr::null());
+    while !next.is_null() {
+        // SAFETY: written by register(); nobody else has it, and its own mapping outlives the copy since a field
+        // of that copy owns it.
+        let thread = unsafe { next.cast::<Thread>().read() };
+        next = thread.next.get();
+        let (control, written) = (thread.control.block(), thread.written.list());
+        let backend = thread.app.backend();
+        backend.unregister(control);
+        backend.unmap(control, written);
+        thread.own.give_back();
+        if !signals::leave_signal_stack() {
+            // It still runs on it.
+            std::mem::forget(thread);
         }
     }
+    drop(take_failure());
+}
+
+/// The process exits.
+fn at_exit() {
+    // Programs write to their variables in exit handlers, also when a signal handler has called `exit`.
+    pkru::open_guard();
+    leave_at_end();
+}
+
+/// A request that calls `exit`, or whose thread ends, fails by that; what runs next on the thread is not part of it.
+fn leave_at_end() {
+    let Some(thread) = current().filter(|thread| thread.is_own()) else {
+        return;
+    };
+    thread.forget();
+    pkru::close();
+    let state = thread.state();
+    // A stray write may be why it exits.
+    thread.control.set_tag(state.tag());
+    thread.app.backend().unregister(thread.control.block());
+    // Its owner must not wait for the exit, which may wait for the owner. If this thread is the owner, others still
+    // read its control block; and it runs on its request stack. So its memory stays.
+    if state.tag() != 0 {
+        state.mark_failed();
+        state.members.take_back(thread.number);
+    }
+    if let Some(slot) = thread.slot.take() {
+        state.members.leave(slot);
+    }
+    thread.own.give_back();
+}
+
+/// Has the library told when threads end and when the process exits.
+///
+/// # Errors
+///
+/// [`Error::System`].
+pub(crate) fn install() -> Result<(), Error> {
+    thread_end::watch_exit(thread_number(), at_exit);
+    thread_end::install(end_thread)
+}
+
+/// Keeps the failure of the calling thread's last failed request.
+pub(crate) fn keep_failure(failure: Box<Failure>) {
+    let last = local().failure.replace(Box::into_raw(failure).cast());
+    // SAFETY: null, or made here before.
+    drop((!last.is_null()).then(|| unsafe { Box::from_raw(last.cast::<Failure>()) }));
+}
+
+fn take_failure() -> Option<Box<Failure>> {
+    let last = local().failure.replace(ptr::null_mut());
+    // SAFETY: null, or made by keep_failure().
+    (!last.is_null()).then(|| unsafe { Box::from_raw(last.cast()) })
+}
+
+/// Uses that failure, if there is one.
+pub(crate) fn with_failure<T>(code: impl FnOnce(Option<&Failure>) -> T) -> T {
+    // SAFETY: null, or made by keep_failure(); it stays while `code` runs, which runs no request.
+    code(unsafe { local().failure.get().cast::<Failure>().as_ref() })
 }
 
 /// The thread whose request runs here, if any. Async-signal-safe.
 pub(crate) fn current() -> Option<&'static Thread> {
     // SAFETY: null, or a registered thread: it is unset when the request ends, and the thread's
     // memory stays until the thread ends.
-    unsafe { HERE.with(|here| here.current.get()).as_ref() }
+    unsafe { local().current.get().cast::<Thread>().as_ref() }
 }
 
 /// The calling thread in `app`, if no request runs here and this is the app that it has used last.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 pub(crate) fn idle(app: &'static App) -> Option<&'static Thread> {
-    let last = HERE.with(|here| {
-        let last = here.current.get().is_null().then(|| here.last.get())?;
-        // SAFETY: null, or a registered thread: it is unset before its memory goes, when the thread ends.
-        unsafe { last.as_ref() }
-    });
+    let local = local();
+    let last = local.current.get().is_null().then(|| local.last.get())?;
+    // SAFETY: null, or a registered thread: it is unset before its memory goes, when the thread ends.
+    let last = unsafe { last.cast::<Thread>().as_ref() };
     last.filter(|thread| ptr::eq(thread.app, app))
 }
 
@@ -104,27 +130,26 @@ pub(crate) fn idle(app: &'static App) -> Option<&'static Thread> {
 ///
 /// # Errors
 ///
-/// [`Error::System`], [`Error::NotInRequest`] when the thread is about to end.
+/// [`Error::System`].
 pub(crate) fn of(app: &'static App) -> Result<&'static Thread, Error> {
-    let ended = || Error::NotInRequest;
-    MINE.try_with(|mine| {
-        let mut mine = mine.0.borrow_mut();
-        for thread in mine.iter() {
-            // SAFETY: registered threads stay until this thread ends.
-            let thread: &'static Thread = unsafe { thread.as_ref() };
-            if ptr::eq(thread.app, app) {
-                HERE.with(|here| here.last.set(thread));
-                return Ok(thread);
-            }
-        }
-        mine.reserve(1);
-        let thread = Thread::register(app)?;
-        mine.push(thread);
-        HERE.with(|here| here.last.set(thread.as_ptr()));
-        // SAFETY: as above.
-        Ok(unsafe { thread.as_ref() })
+    let known = mine().find(|thread| ptr::eq(thread.app, app));
+    let thread = match known {
+        Some(thread) => thread,
+        None => Thread::register(app)?,
+    };
+    local().last.set(ptr::from_ref(thread).cast());
+    Ok(thread)
+}
+
+/// The calling thread in each app that it has used.
+fn mine() -> impl Iterator<Item = &'static Thread> {
+    let mut next = local().first.get();
+    std::iter::from_fn(move || {
+        // SAFETY: null, or a registered thread: it is off the list before its memory goes.
+        let thread: &'static Thread = unsafe { next.cast::<Thread>().as_ref() }?;
+        next = thread.next.get();
+        Some(thread)
     })
-    .map_err(|_| ended())?
 }
 
 /// In the child of a fork: the registrations are the parent's.
@@ -132,18 +157,21 @@ pub(crate) fn forget_all() {
     if let Some(thread) = current() {
         thread.marks.forgotten.set(true);
     }
-    HERE.with(|here| {
-        here.current.set(ptr::null());
-        here.last.set(ptr::null());
-    });
-    pkru::forget();
+    let local = local();
     // The parent's control blocks are not mapped here: the threads are left as they are.
-    let _ = MINE.try_with(|mine| mine.0.try_borrow_mut().map(|mut mine| mine.clear()));
+    local.first.set(ptr::null());
+    local.current.set(ptr::null());
+    local.last.set(ptr::null());
+    pkru::forget();
 }
 
 impl Thread {
-    fn register(app: &'static App) -> Result<NonNull<Self>, Error> {
+    /// Signals wait meanwhile: a handler of the server may run a request too.
+    fn register(app: &'static App) -> Result<&'static Self, Error> {
+        let _held = signals::hold();
         modules::refresh();
+        thread_end::watch()?;
+        thread_end::watch_exit(thread_number(), at_exit);
         let memory = Region::new(size_of::<Self>())?;
         let signal_stack = Region::new(SIGNAL_STACK)?;
         let stack = Stack::take()?;
@@ -165,12 +193,14 @@ impl Thread {
         }
         let thread = Self {
             app,
-            here: HERE.with(ptr::from_ref),
+            local: local(),
+            next: Cell::new(local().first.get()),
             number: thread_number(),
             // SAFETY: mapped until the thread ends, or the process if it ends in a request.
             control: unsafe { Control::new(registration.control) },
             // SAFETY: as above.
             written: unsafe { Written::new(registration.written) },
+            panic: Cell::new(None),
             left: Cell::new((0, 0)),
             next_tag: Cell::new(registration.tags.next),
             end_tag: Cell::new(registration.tags.end),
@@ -195,6 +225,27 @@ impl Thread {
         };
         // SAFETY: fresh memory of the right size, page-aligned.
         unsafe { place.write(thread) };
-        Ok(place)
+        local().first.set(place.as_ptr().cast());
+        // SAFETY: just written, and its memory stays until the thread ends.
+        Ok(unsafe { place.as_ref() })
+    }
+
+    /// Whether the calling task is the thread: one that `vfork` has made runs with its parent's thread pointer.
+    pub(super) fn is_own(&self) -> bool {
+        thread_number() == self.number
+    }
+
+    /// Takes the calling thread off what finds it; its next request registers it again.
+    fn forget(&self) {
+        let local = self.local;
+        local.current.set(ptr::null());
+        local.last.set(ptr::null());
+        let me = ptr::from_ref(self).cast();
+        if ptr::eq(local.first.get(), me) {
+            local.first.set(self.next.get());
+        }
+        for thread in mine().filter(|thread| ptr::eq(thread.next.get(), me)) {
+            thread.next.set(self.next.get());
+        }
     }
 }

@@ -188,8 +188,7 @@ impl Thread {
     #[inline]
     pub(super) fn set_current(&self, current: *const Self) {
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: the calling thread's own, which stays until it ends.
-        unsafe { (*self.here).current.set(current) };
+        self.local.current.set(current.cast());
         compiler_fence(Ordering::SeqCst);
     }
 }

@@ -16,6 +16,7 @@ pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
 const GUARD: usize = 64 * 1024 * 1024;
 
 static SIZE: AtomicUsize = AtomicUsize::new(DEFAULT_REQUEST_STACK);
+/// Locked where a thread is registered or ends: outside of requests, and while its signals wait or its code is over.
 static POOL: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 static OUTSTANDING: AtomicUsize = AtomicUsize::new(0);
 

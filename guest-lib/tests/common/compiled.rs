@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The static library of this build.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let folder = program.parent().unwrap();
     let library = folder.join("libvmsrs.a");
@@ -64,13 +64,43 @@ impl Program {
         Self { folder }
     }
 
+    /// Compiles a source of this crate into a shared library of its own.
+    pub fn compile_shared(flags: &[&str], source: &str) -> Self {
+        Self::compile_alone(&[&["-shared", "-fPIC"], flags].concat(), source)
+    }
+
+    /// Compiles a source of this crate without the library.
+    pub fn compile_alone(flags: &[&str], source: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new("cc")
+            .args(["-Wall", "-Wextra", "-Werror", "-g", "-O1"])
+            .args(flags)
+            .arg(root.join(source))
+            .args(["-lpthread", "-ldl", "-o"])
+            .arg(folder.path().join("program"))
+            .output()
+            .unwrap_or_else(|error| panic!("cc: {error}; install build-essential"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        Self { folder }
+    }
+
+    /// Its file.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("program")
+    }
+
+    /// The command that runs it without a device.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path());
+        command.args(arguments).env("VMSRS_DEVICE", "none");
+        command
+    }
+
     /// Runs it without a device.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(self.folder.path().join("program"))
-            .args(arguments)
-            .env("VMSRS_DEVICE", "none")
-            .output()
-            .unwrap()
+        self.command(arguments).output().unwrap()
     }
 
     /// Runs it, which must succeed; returns what it printed.

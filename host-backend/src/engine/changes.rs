@@ -260,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    const ADDRESS: u64 = 0x1000_0000_2000;
+    const ADDRESS: u64 = 0x1100_0000_2000;
 
     fn page(bytes: &[(usize, u8)]) -> Page {
         let mut page = [0; PAGE_SIZE as usize];

@@ -57,6 +57,6 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].find("KIND"), lines[1].find("foreign-write"));
-        assert!(lines[1].ends_with("recovered  ledger  -       0x100000004004"));
+        assert!(lines[1].ends_with("recovered  ledger  -       0x110000004004"));
     }
 }

@@ -13,7 +13,7 @@ use crate::symbols::{Found, Frame, Trace};
 /// A buffer overflow, with everything that can be known about it.
 pub(super) fn view() -> IncidentView {
     let block = BlockFacts {
-        address: 0x1000_0000_3f00,
+        address: 0x1100_0000_3f00,
         size: 40,
         was: Some(BlockState::Live),
         became: Some(BlockState::Live),
@@ -40,7 +40,7 @@ pub(super) fn view() -> IncidentView {
                 outcome: IncidentOutcome::Recovered,
                 app: Some("ledger".into()),
                 domain: Some("user-7".into()),
-                address: Some(0x1000_0000_4004),
+                address: Some(0x1100_0000_4004),
             },
             instruction: Some(0x5555_5555_6789),
             facts: IncidentFacts::Request(Box::new(RequestFacts {
@@ -62,18 +62,18 @@ pub(super) fn view() -> IncidentView {
                 drafts: vec![DraftFacts {
                     domain: "user-7".into(),
                     page: 3,
-                    address: 0x1000_0000_3000,
+                    address: 0x1100_0000_3000,
                     changed_bytes: Some(216),
                     first_changed: Some(0xf28),
                     changes: vec![
                         ChangeFacts {
-                            address: 0x1000_0000_3010,
+                            address: 0x1100_0000_3010,
                             old: 7u64.to_le_bytes().to_vec(),
                             new: 8u64.to_le_bytes().to_vec(),
                             block: None,
                         },
                         ChangeFacts {
-                            address: 0x1000_0000_3f28,
+                            address: 0x1100_0000_3f28,
                             old: vec![0; 208],
                             new: vec![b'A'; 208],
                             block: Some(block),

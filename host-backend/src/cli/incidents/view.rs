@@ -166,11 +166,11 @@ mod tests {
     #[test]
     fn address_past_a_block_is_described() {
         let mut detail = sample::view().detail;
-        detail.summary.address = Some(0x1000_0000_3f2a);
+        detail.summary.address = Some(0x1100_0000_3f2a);
         let view = IncidentView::new(detail, &SymbolFiles::new(&[]).unwrap());
         let is = view.address_is.unwrap();
         assert!(
-            is.ends_with(", 2 bytes past the end of the block of 40 bytes at 0x100000003f00"),
+            is.ends_with(", 2 bytes past the end of the block of 40 bytes at 0x110000003f00"),
             "{is}"
         );
     }

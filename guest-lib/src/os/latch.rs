@@ -1,11 +1,11 @@
-//! The lock of a request's own lists and of the heaps of its domains.
+//! A lock that knows its owner, for a request's own lists and the heaps of its domains, and for [`super::lock`].
 //!
 //! A thread that is cut short may hold it. Then the request has failed: waiters give up, and the latch is
 //! opened by force when all threads have left the request. A thread may also end while it holds the
 //! latch, so a waiter whose sleep timed out checks for that. And the thread that wants the latch may hold
 //! it already: a signal handler, or a jump through a bad pointer, called the library while it was at work.
 
-use crate::os::futex;
+use super::futex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ pub(crate) enum Take {
 }
 
 impl Latch {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(FREE))
+    }
+
     /// Takes the latch for the calling thread, whose number is `me`, unless `give_up` says so while another
     /// one has it. Its argument is whether a sleep has just timed out.
     pub(crate) fn take(&self, me: u32, give_up: impl Fn(bool) -> bool) -> Take {
@@ -85,6 +89,24 @@ impl Latch {
     pub(crate) unsafe fn peek(&self) -> u32 {
         // SAFETY: so nothing writes it at the same time.
         unsafe { self.0.as_ptr().read() }
+    }
+
+    /// The number of the thread that has it, or 0.
+    pub(crate) fn owner(&self) -> u32 {
+        self.0.load(Ordering::Relaxed) & !CONTENDED
+    }
+
+    /// Opens it if the thread with that number has it, which is gone.
+    pub(crate) fn open_for(&self, owner: u32) {
+        let seen = self.0.load(Ordering::Relaxed);
+        if owner != FREE && seen & !CONTENDED == owner {
+            let opened = self
+                .0
+                .compare_exchange(seen, FREE, Ordering::Acquire, Ordering::Relaxed);
+            if opened.is_ok() && seen & CONTENDED != 0 {
+                futex::wake_all(&self.0);
+            }
+        }
     }
 
     /// Whether the thread with that number has it.

@@ -1,0 +1,54 @@
+//! Starting threads: by the C library's own call, since `std` has each thread register a destructor, which waits for the
+//! dynamic linker's lock.
+
+use crate::error::Error;
+use std::ffi::c_void;
+use std::io;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+/// A thread that was started, and is to be joined.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Started(libc::pthread_t);
+
+impl Started {
+    /// Waits for its end.
+    pub(crate) fn join(self) {
+        // SAFETY: a thread that was started below, and is joined once.
+        unsafe { libc::pthread_join(self.0, ptr::null_mut()) };
+    }
+}
+
+/// Runs `work` on a new thread. A panic ends there.
+///
+/// # Errors
+///
+/// [`Error::System`] when there are too many threads; the work is dropped then.
+///
+/// # Safety
+///
+/// What the work borrows outlives its use there.
+pub(crate) unsafe fn start<F: FnOnce() + Send>(work: F) -> Result<Started, Error> {
+    extern "C" fn run<F: FnOnce()>(work: *mut c_void) -> *mut c_void {
+        // SAFETY: start() passes a box of it, which is nobody else's.
+        let work = unsafe { Box::from_raw(work.cast::<F>()) };
+        // A panic's message has been printed.
+        let _ = catch_unwind(AssertUnwindSafe(work));
+        ptr::null_mut()
+    }
+    let work = Box::into_raw(Box::new(work));
+    let mut thread = MaybeUninit::uninit();
+    // SAFETY: writes the thread's name; the function has the right type.
+    match unsafe { libc::pthread_create(thread.as_mut_ptr(), ptr::null(), run::<F>, work.cast()) } {
+        // SAFETY: written on success.
+        0 => Ok(Started(unsafe { thread.assume_init() })),
+        error => {
+            // SAFETY: made above, and no thread has it.
+            drop(unsafe { Box::from_raw(work) });
+            let error = io::Error::from_raw_os_error(error);
+            Err(Error::system("starting a thread")(error))
+        }
+    }
+}

@@ -1,0 +1,132 @@
+// What children do that share the memory of their parent: those of vfork() and of clone() with CLONE_VM.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "vmsrs.h"
+
+static vmsrs_app *app;
+static vmsrs_domain *alice, *bob;
+static const char *deed;
+static char stack[256 * 1024] __attribute__((aligned(16)));
+
+static void check(int holds, const char *what)
+{
+	if (!holds) {
+		fprintf(stderr, "not so: %s\n", what);
+		_exit(1);
+	}
+}
+
+static int count(vmsrs_request *request, void *domain)
+{
+	int *value = vmsrs_root(domain);
+
+	(void)request;
+	if (!value) {
+		value = vmsrs_alloc_zeroed(domain, sizeof(*value));
+		check(value && !vmsrs_set_root(domain, value), "the domain has room");
+	}
+	return ++*value;
+}
+
+static int counts(vmsrs_domain *domain)
+{
+	vmsrs_options options = { .lock_timeout_ms = 20000 };
+	int result = -1;
+
+	check(vmsrs_run_with(domain, &options, count, domain, &result) == VMSRS_OK, "a request succeeds");
+	return result;
+}
+
+static int nothing(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	(void)argument;
+	return 0;
+}
+
+// In the child. Returns if the deed does not end it.
+static int act(void *argument)
+{
+	vmsrs_request *request = argument;
+
+	if (!strcmp(deed, "crash"))
+		*(volatile int *)8 = 1;
+	else if (!strcmp(deed, "abort"))
+		abort();
+	else if (!strcmp(deed, "fail"))
+		vmsrs_fail("the program cannot be started");
+	else if (!strcmp(deed, "exit"))
+		exit(3);
+	else if (!strcmp(deed, "raise"))
+		raise(SIGFPE);
+	else if (!strcmp(deed, "run"))
+		_exit(vmsrs_run(bob, nothing, NULL, NULL) == VMSRS_ENESTED ? 3 : 4);
+	else if (!strcmp(deed, "commit") && request)
+		_exit(vmsrs_commit(request, 0) == VMSRS_OK ? 3 : 4);
+	else if (!strcmp(deed, "free"))
+		vmsrs_free(alice, (void *)8);
+	return 5;
+}
+
+static int in_vfork(vmsrs_request *request, void *argument)
+{
+	int before = count(request, alice), status = 0;
+	pid_t child = vfork();
+
+	(void)argument;
+	if (!child)
+		_exit(act(request));
+	check(waitpid(child, &status, 0) == child, "the parent goes on");
+	check(WIFSIGNALED(status) || WEXITSTATUS(status) == 3, "the child has ended by its deed");
+	return before;
+}
+
+static int in_clone(vmsrs_request *request, void *argument)
+{
+	int before = count(request, alice), status = 0;
+	pid_t child = clone(act, stack + sizeof(stack), CLONE_VM | SIGCHLD, request);
+
+	(void)argument;
+	check(child > 0 && waitpid(child, &status, 0) == child, "the parent goes on");
+	check(WIFSIGNALED(status) || WEXITSTATUS(status) == 3, "the child has ended by its deed");
+	return before;
+}
+
+static void *on_another_thread(void *argument)
+{
+	check(counts(alice) == 3, "another thread finds the domain free");
+	return argument;
+}
+
+int main(int argc, char **argv)
+{
+	vmsrs_request_fn parent = argc > 1 && !strcmp(argv[1], "clone") ? in_clone : in_vfork;
+	int result = -1, code;
+	pthread_t thread;
+
+	deed = argc > 2 ? argv[2] : "";
+	check(!vmsrs_open("children", &app), "the app opens");
+	check(!vmsrs_domain_open(app, "alice", 5, &alice), "a domain opens");
+	check(!vmsrs_domain_open(app, "bob", 3, &bob), "another one");
+	code = vmsrs_run(alice, parent, NULL, &result);
+	// A child that ends in the middle of the library leaves the request's heap half changed.
+	if (!strcmp(deed, "free"))
+		check(code == VMSRS_EFAILED, "the parent's request fails");
+	else
+		check(code == VMSRS_OK && result == 1, "the parent's request succeeds");
+	// Without a device what a failed request wrote stays.
+	check(counts(alice) == 2, "its thread goes on");
+	check(counts(bob) == 1, "in other domains as well");
+	check(!pthread_create(&thread, NULL, on_another_thread, NULL), "a thread starts");
+	check(!pthread_join(thread, NULL), "and ends");
+	return 0;
+}

@@ -1,0 +1,135 @@
+// The dynamic linker's lock, left by a constructor that crashes in a request or never returns, and held while
+// other threads run requests.
+//
+// `loader KIND PROGRAM`: the program itself, whose copy with -DPLUGIN -shared is the library that is loaded.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifdef PLUGIN
+
+__attribute__((constructor)) static void begin(void)
+{
+	const char *kind = getenv("CONSTRUCTOR");
+
+	if (kind && !strcmp(kind, "crash"))
+		*(volatile int *)8 = 1;
+	for (;;)
+		pause();
+}
+
+#else
+
+#include "vmsrs.h"
+
+static vmsrs_app *app;
+static vmsrs_domain *alice, *bob;
+static pthread_key_t key;
+
+static void check(int holds, const char *what)
+{
+	if (!holds) {
+		fprintf(stderr, "not so: %s\n", what);
+		_exit(1);
+	}
+}
+
+static int load(vmsrs_request *request, void *path)
+{
+	(void)request;
+	dlopen(path, RTLD_NOW);
+	return 0;
+}
+
+static int count(vmsrs_request *request, void *argument)
+{
+	int *value = vmsrs_root(bob);
+
+	(void)request;
+	(void)argument;
+	if (!value) {
+		value = vmsrs_alloc_zeroed(bob, sizeof(*value));
+		check(value && !vmsrs_set_root(bob, value), "the domain has room");
+	}
+	return ++*value;
+}
+
+static int piece(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	(void)argument;
+	return 7;
+}
+
+static int fan_out(vmsrs_request *request, void *argument)
+{
+	vmsrs_piece pieces[2] = { { .function = piece }, { .function = piece } };
+
+	(void)argument;
+	check(vmsrs_fan_out(request, pieces, 2) == VMSRS_OK, "pieces run");
+	return pieces[0].result + pieces[1].result;
+}
+
+static int fail(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	(void)argument;
+	vmsrs_fail("on purpose");
+}
+
+static void at_thread_end(void *argument)
+{
+	(void)argument;
+	check(vmsrs_run(bob, piece, NULL, NULL) == VMSRS_OK, "a request in a key's destructor");
+}
+
+static void *use(void *argument)
+{
+	vmsrs_failure failure;
+	vmsrs_domain *domain;
+	int result = -1;
+
+	check(!pthread_setspecific(key, &key), "the thread is told of its end");
+	check(vmsrs_run(bob, count, NULL, &result) == VMSRS_OK && result > 0, "a thread's first request");
+	check(vmsrs_run(bob, fail, NULL, NULL) == VMSRS_EFAILED, "a request fails");
+	check(!vmsrs_last_failure(&failure) && !strcmp(failure.message, "on purpose"), "with its message");
+	check(vmsrs_run(bob, fan_out, NULL, &result) == VMSRS_OK && result == 14, "pieces of a request");
+	check(!vmsrs_domain_open(app, "carol", 5, &domain), "a domain opens");
+	return argument;
+}
+
+static void *load_for_ever(void *path)
+{
+	dlopen(path, RTLD_NOW);
+	return path;
+}
+
+int main(int argc, char **argv)
+{
+	vmsrs_app *another;
+	pthread_t thread;
+
+	check(argc == 3, "loader crash|wait LIBRARY");
+	setenv("CONSTRUCTOR", argv[1], 1);
+	check(!vmsrs_open("loader", &app), "the app opens");
+	check(!vmsrs_domain_open(app, "alice", 5, &alice), "a domain opens");
+	check(!vmsrs_domain_open(app, "bob", 3, &bob), "another one");
+	check(!pthread_key_create(&key, at_thread_end), "a key");
+	check(!pthread_create(&thread, NULL, use, NULL) && !pthread_join(thread, NULL), "a thread before");
+	if (!strcmp(argv[1], "crash")) {
+		check(vmsrs_run(alice, load, argv[2], NULL) == VMSRS_EFAILED, "the constructor costs its request");
+	} else {
+		check(!pthread_create(&thread, NULL, load_for_ever, argv[2]), "a thread that loads it");
+		usleep(200000);
+	}
+	for (int i = 0; i < 3; i++)
+		check(!pthread_create(&thread, NULL, use, NULL) && !pthread_join(thread, NULL), "threads go on");
+	check(!vmsrs_open("loader again", &another), "another app opens");
+	_exit(0);
+}
+
+#endif

@@ -1,0 +1,69 @@
+//! What a failed request, a child or a plug-in does to the rest of its process: nothing. C programs without a device.
+
+#[path = "common/compiled.rs"]
+mod compiled;
+
+use compiled::{Program, library};
+use std::os::unix::process::ExitStatusExt;
+
+#[test]
+fn children_that_share_memory_have_no_part_in_the_request() {
+    let children = Program::compile("cc", &[], "tests/c/children.c");
+    for deed in [
+        "crash", "abort", "raise", "fail", "exit", "run", "commit", "free",
+    ] {
+        children.succeed(&["vfork", deed]);
+        children.succeed(&["clone", deed]);
+    }
+}
+
+#[test]
+fn requests_do_not_wait_for_the_dynamic_linker() {
+    let program = Program::compile("cc", &[], "tests/c/loader.c");
+    let plugin = Program::compile_shared(&["-DPLUGIN"], "tests/c/loader.c");
+    let path = plugin.path();
+    for constructor in ["crash", "wait"] {
+        program.succeed(&[constructor, path.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn interrupts_wait_until_a_thread_has_left_any_allocator() {
+    let program = Program::compile("cc", &[], "tests/c/allocator.c");
+    let allocator = Program::compile_shared(&["-DPRELOADED"], "tests/c/allocator.c");
+    let output = program
+        .command(&[])
+        .env("LD_PRELOAD", allocator.path())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+}
+
+#[test]
+fn a_thread_that_never_used_a_plugin_ends_the_process_by_heap_damage() {
+    let program = Program::compile_alone(&[], "tests/c/plugin.c");
+    let library = library().with_file_name("libvmsrs.so");
+    let library = library.to_str().unwrap();
+    program.succeed(&[library, "use"]);
+    let output = program.run(&[library, "damage"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
+    assert!(
+        errors.contains("the process ends, committed domains are whole"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn wild_arguments_and_interrupts_in_any_call_cost_the_request_alone() {
+    Program::compile("cc", &[], "tests/c/wild.c").succeed(&[]);
+}
+
+#[test]
+fn programs_with_sanitizers_run_requests() {
+    for sanitizer in ["address", "thread", "undefined", "leak"] {
+        let flag = format!("-fsanitize={sanitizer}");
+        Program::compile("cc", &[&flag], "tests/c/sanitized.c").succeed(&[]);
+    }
+}
