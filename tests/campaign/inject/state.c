@@ -156,6 +156,7 @@ static const char *compare(struct state *known, bool *is_known)
 			name = parts[i].name;
 	}
 	*known = now;
+	known->flags = 0;
 	*is_known = true;
 	errno = error;
 	return name;
