@@ -237,6 +237,7 @@ void make(enum error error, unsigned long long parameter)
 		leave(error, parameter);
 		break;
 	case LIBRARY_LOOP:
+	case SYSTEM:
 	case FRAME:
 	case CLOSE_LOW:
 	case CLOSE:

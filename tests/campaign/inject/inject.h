@@ -136,6 +136,7 @@ enum error {
 	ROBUST,
 	WILD_CALL,
 	LIBRARY_LOOP,
+	SYSTEM,
 	FRAME,
 	CLOSE_LOW,
 	CLOSE,
@@ -247,6 +248,8 @@ extern _Atomic(char *) frames[WORKERS];
 
 /* The calling thread's place in works[]. */
 unsigned int worker(void);
+/* Does nothing. */
+int no_work(vmsrs_request *request, void *unused);
 /* The server's app. */
 vmsrs_app *opened_app(void);
 

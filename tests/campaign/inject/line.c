@@ -86,6 +86,7 @@ static const char *const errors[ERRORS] = {
 	[ROBUST] = "robust",
 	[WILD_CALL] = "wild-call",
 	[LIBRARY_LOOP] = "library-loop",
+	[SYSTEM] = "system",
 	[FRAME] = "frame",
 	[CLOSE_LOW] = "close-low",
 	[CLOSE] = "close",

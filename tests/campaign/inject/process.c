@@ -122,12 +122,6 @@ static void have_child(unsigned long long what)
 	_exit(1);
 }
 
-static int nothing(vmsrs_request *request, void *unused)
-{
-	(void)request, (void)unused;
-	return 0;
-}
-
 /* Calls of the library without end. */
 static _Noreturn void call_for_ever(unsigned long long what)
 {
@@ -152,7 +146,7 @@ static _Noreturn void call_for_ever(unsigned long long what)
 			break;
 		case 3:
 			if (real.ticket(arm.request, &ticket) == VMSRS_OK)
-				real.join(&ticket, nothing, NULL, NULL);
+				real.join(&ticket, no_work, NULL, NULL);
 			break;
 		case 4:
 			real.free(arm.domain, real.alloc(arm.domain, 3000));
@@ -161,7 +155,7 @@ static _Noreturn void call_for_ever(unsigned long long what)
 			real.flush(opened_app());
 			break;
 		default: {
-			vmsrs_piece pieces[] = { { .function = nothing }, { .function = nothing } };
+			vmsrs_piece pieces[] = { { .function = no_work }, { .function = no_work } };
 
 			real.fan_out(arm.request, pieces, 2);
 		}
@@ -213,6 +207,9 @@ void reach(enum error error, unsigned long long parameter)
 		break;
 	case LIBRARY_LOOP:
 		call_for_ever(parameter);
+	case SYSTEM: /* which blocks signals and has a cleanup handler meanwhile */
+		for (;;)
+			(void)!system("exec sleep 5");
 	case FRAME:
 		have_frame(frame_size(parameter));
 		break;

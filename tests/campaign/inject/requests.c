@@ -110,14 +110,26 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 	return code;
 }
 
+int no_work(vmsrs_request *request, void *unused)
+{
+	(void)request, (void)unused;
+	return 0;
+}
+
 /* vmsrs_run_with() with an error, which may jump out of it. */
 static int run_armed(const vmsrs_domain *domain, const vmsrs_options *options, struct call *call, int *result)
 {
 	int code;
 
 	/* A handler that does not return must give its signal free. */
-	if (sigsetjmp(arm.out, arm.error == HANDLER_JUMP))
-		return VMSRS_EFAILED;
+	if (sigsetjmp(arm.out, arm.error == HANDLER_JUMP)) {
+		/* The thread's next call or request ends the one that was left, and its domain is free. */
+		if (arm.parameter % 4 < 2)
+			code = real.flush(app);
+		else
+			code = real.run_with(domain, options, no_work, NULL, NULL);
+		return code == VMSRS_OK ? VMSRS_EFAILED : code;
+	}
 	if (arm.point == AT_HANDED)
 		return run_handed(domain, options, call, result);
 	code = real.run_with(domain, options, function, call, result);

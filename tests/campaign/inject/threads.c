@@ -57,12 +57,6 @@ static int help(vmsrs_request *request, void *argument)
 	}
 }
 
-static int warm_up(vmsrs_request *request, void *unused)
-{
-	(void)request, (void)unused;
-	return 0;
-}
-
 static void *helper(void *argument)
 {
 	struct helper *self = argument;
@@ -70,7 +64,7 @@ static void *helper(void *argument)
 	const vmsrs_options options = { 0 };
 
 	/* The thread's first request shows its state. */
-	if (domain && real.run_with(domain, &options, warm_up, NULL, NULL) == VMSRS_OK)
+	if (domain && real.run_with(domain, &options, no_work, NULL, NULL) == VMSRS_OK)
 		note_state();
 	for (;;) {
 		if (sem_wait(&self->go))

@@ -34,15 +34,10 @@ struct call {
 	vmsrs_app *opened_app;
 	vmsrs_domain *opened_domain;
 	vmsrs_task *new_task;
+	void *place;
 	vmsrs_failure failure;
 	vmsrs_info info;
 };
-
-static int work(vmsrs_request *request, void *argument)
-{
-	(void)request, (void)argument;
-	return 0;
-}
 
 static void undo(void *argument)
 {
@@ -63,6 +58,7 @@ static int sound(vmsrs_domain *domain, void *argument)
 		size_t: (size_t)SEVERAL,                             \
 		int *: &call->result,                                \
 		void *: call->block,                                 \
+		void **: &call->place,                               \
 		const char *: call->name,                            \
 		const void *: call->name,                            \
 		const struct vmsrs_app *: call->app,                 \
@@ -79,7 +75,7 @@ static int sound(vmsrs_domain *domain, void *argument)
 		struct vmsrs_task **: &call->new_task,               \
 		struct vmsrs_failure *: &call->failure,              \
 		struct vmsrs_info *: &call->info,                    \
-		vmsrs_request_fn: work,                              \
+		vmsrs_request_fn: no_work,                              \
 		vmsrs_defer_fn: undo,                                \
 		vmsrs_invariant_fn: sound)
 
@@ -144,7 +140,7 @@ void call_wildly(unsigned long long which)
 
 	for (int i = 0; i < SEVERAL; i++) {
 		call.domains[i] = arm.domain;
-		call.pieces[i].function = work;
+		call.pieces[i].function = no_work;
 	}
 	call.block = real.alloc(arm.domain, 100);
 	if (real.ticket(arm.request, &call.ticket) != VMSRS_OK ||

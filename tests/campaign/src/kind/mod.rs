@@ -65,7 +65,7 @@ pub struct Kind {
 pub const REQUESTS_WITH_OWN_KEYS: usize = 14;
 
 /// Errors that only a deadline ends.
-const ENDLESS: [&str; 4] = ["loop", "sleep", "deadlock", "library-loop"];
+const ENDLESS: [&str; 5] = ["loop", "sleep", "deadlock", "library-loop", "system"];
 
 /// The deadline of requests that nothing else ends.
 const LATE_MS: u32 = 400;

@@ -19,6 +19,7 @@ pub(super) const KINDS: &[Kind] = &[
         Detected,
     ),
     late("endless calls of the library", &["library-loop"]),
+    late("endless program run by system()", &["system"]),
     sure("frame of a wild size", &["frame"], ANYWHERE, Detected),
     sure(
         "stray close of the library's low descriptors",
