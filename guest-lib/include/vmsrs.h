@@ -338,8 +338,12 @@ typedef struct vmsrs_options {
 	 * 10 s if there is none.
 	 */
 	uint32_t lock_timeout_ms;
-	/** Must be 0. */
-	uint32_t reserved;
+	/**
+	 * Bytes of stack that the function needs, at most 1 GiB; 0 for the
+	 * usual size of 256 KiB. A thread that has less gets a larger stack,
+	 * and keeps it.
+	 */
+	uint32_t stack_bytes;
 } vmsrs_options;
 
 /**
@@ -400,14 +404,28 @@ int vmsrs_run(const struct vmsrs_domain *domain, vmsrs_request_fn function,
  * @param function The work.
  * @param argument Passed to the function.
  * @param result As in vmsrs_run().
- * @retval VMSRS_EINVAL Also for an unknown flag, or a reserved field that is
- *     not 0.
+ * @retval VMSRS_EINVAL Also for an unknown flag, or a stack of more than 1 GiB.
  * @return Otherwise as vmsrs_run().
  */
 VMSRS_MUST_USE
 int vmsrs_run_with(const struct vmsrs_domain *domain,
 		   const struct vmsrs_options *options,
 		   vmsrs_request_fn function, void *argument, int *result);
+
+/**
+ * The stack of the request that the calling thread runs.
+ *
+ * For code that looks at addresses of the stack: interpreters and parsers that
+ * limit their depth by it, garbage collectors that scan it. What
+ * pthread_getattr_np() says is another stack in a request.
+ *
+ * @param low Set to the lowest byte. Below it is a guard of 4 GiB.
+ * @param high Set to the first byte after the highest one.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ */
+VMSRS_MUST_USE int vmsrs_stack_bounds(void **low, void **high);
 
 /**
  * Commits everything that the request wrote so far. It goes on, keeps its
@@ -908,8 +926,8 @@ enum vmsrs_step {
  * @param options The options, or null for the defaults.
  * @param task Set to the task on success; vmsrs_task_free() ends it.
  * @retval VMSRS_OK
- * @retval VMSRS_EINVAL A null pointer, an unknown flag, or a reserved field
- *     that is not 0.
+ * @retval VMSRS_EINVAL A null pointer, an unknown flag, or a stack of more than
+ *     1 GiB.
  * @retval VMSRS_ESYSTEM See errno.
  */
 VMSRS_MUST_USE

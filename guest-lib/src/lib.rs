@@ -38,7 +38,7 @@ pub use api::app::Protection;
 pub use api::domain::DomainOptions;
 pub use api::guard::{guard, guard_variables, open_guard};
 pub use api::options::{Audit, Options};
-pub use api::request::Entered;
+pub use api::request::{Entered, stack_bounds};
 pub use api::task::{Step, Task};
 pub use api::ticket::{JoinError, Ticket};
 pub use error::{Error, RunError};

@@ -37,6 +37,14 @@ fn exceptions() -> &'static Program {
     PROGRAM.get_or_init(|| Program::compile("c++", &["-Wno-terminate"], "tests/c/exception.cc"))
 }
 
+fn thread_state() -> [&'static Program; 2] {
+    static PROGRAMS: OnceLock<[Program; 2]> = OnceLock::new();
+    let compile = |flags: &[&str]| Program::compile("cc", flags, "tests/c/thread_state.c");
+    let [dynamic, fixed] =
+        PROGRAMS.get_or_init(|| [compile(&["-D_FORTIFY_SOURCE=2"]), compile(&["-static"])]);
+    [dynamic, fixed]
+}
+
 #[test]
 fn stack_protector_abort_ends_only_its_request() {
     errors().succeed(&["stack-protector"]);
@@ -179,4 +187,26 @@ fn caught_cpp_exception_is_not_an_error() {
 #[test]
 fn cpp_exception_in_defer_ends_only_that_defer() {
     exceptions().succeed(&["defer"]);
+}
+
+#[test]
+fn cleanup_list_of_the_thread_leads_to_no_failed_request() {
+    for program in thread_state() {
+        program.succeed(&["print"]);
+        program.succeed(&["cleanup"]);
+    }
+}
+
+#[test]
+fn system_past_its_deadline_leaves_no_signal_ignored_and_no_child() {
+    for program in thread_state() {
+        program.succeed(&["program"]);
+    }
+}
+
+#[test]
+fn cpp_exceptions_in_flight_end_with_their_request() {
+    exceptions().succeed(&["handler"]);
+    exceptions().succeed(&["unwinding"]);
+    exceptions().succeed(&["both"]);
 }

@@ -105,6 +105,96 @@ fn stack_overflow_hits_the_guard() {
 }
 
 #[test]
+fn frame_of_any_length_of_32_bits_hits_the_guard() {
+    // Other stacks lie next to the thread's.
+    let (end, ends) = mpsc::channel::<()>();
+    let ends = Arc::new(Mutex::new(ends));
+    let (ready, is_ready) = mpsc::channel();
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        let (ends, ready) = (Arc::clone(&ends), ready.clone());
+        others.push(std::thread::spawn(move || {
+            success(domain(), |_| ());
+            ready.send(()).unwrap();
+            let _ = ends.lock().unwrap().recv();
+        }));
+        is_ready.recv().unwrap();
+    }
+    for length in [300 << 10, 65 << 20, 1 << 30, 3 << 30, (4 << 30) - 1u64] {
+        let failure = check(Kind::StackOverflow, |_| {
+            // As a function that was compiled without stack probes.
+            let on_stack = [0u8; 16];
+            let local = std::ptr::from_ref(black_box(&on_stack)) as u64;
+            // SAFETY: the error under test.
+            unsafe { ((local - length) as *mut u8).write_volatile(1) };
+        });
+        assert_ne!(failure.address, 0);
+    }
+    drop(end);
+    for other in others {
+        other.join().unwrap();
+    }
+}
+
+/// Uses at least that many bytes of stack, in frames of at least 4 KiB.
+fn descend(bytes: usize) -> usize {
+    let frame = black_box([1u8; 4096]);
+    if bytes < 4096 {
+        return usize::from(frame[black_box(5)]);
+    }
+    descend(bytes - 4096) + usize::from(frame[black_box(7)])
+}
+
+#[test]
+fn request_gets_the_stack_that_it_asks_for() {
+    const NEEDS: usize = 4 << 20;
+    let domain = domain();
+    let with = |stack| Options {
+        stack,
+        ..Options::default()
+    };
+    let run = |stack| domain.run_with(&with(stack), |_| Ok::<_, Error>(descend(NEEDS)));
+    assert!(
+        matches!(run(None), Err(RunError::Failed(failure)) if failure.kind == Kind::StackOverflow)
+    );
+    run(Some(NEEDS * 4)).unwrap();
+    // The thread keeps it.
+    run(Some(16 << 10)).unwrap();
+    let mut task = vmsrs::Task::new(domain, with(Some(NEEDS * 8))).unwrap();
+    let done = task.step(|_| vmsrs::Step::Done(descend(NEEDS * 2)));
+    assert!(matches!(done, Ok(vmsrs::Step::Done(_))));
+    let refused = run(Some((1 << 30) + 1));
+    assert!(matches!(
+        refused,
+        Err(RunError::Refused(Error::Argument(_)))
+    ));
+    let nested = success(domain, |_| {
+        domain.run_with(&with(Some(1 << 28)), |_| Ok::<_, ()>(()))
+    });
+    assert!(matches!(nested, Err(RunError::Refused(Error::Nested))));
+}
+
+#[test]
+fn bounds_of_the_stack_are_those_of_the_request() {
+    assert_eq!(vmsrs::stack_bounds(), None);
+    let options = Options {
+        stack: Some(1 << 20),
+        ..Options::default()
+    };
+    let outcome = domain().run_with(&options, |_| {
+        let bounds = vmsrs::stack_bounds().unwrap();
+        let local = std::ptr::from_ref(black_box(&bounds)).cast::<u8>();
+        assert!(bounds.contains(&local));
+        assert_eq!(bounds.end as usize - bounds.start as usize, 1 << 20);
+        // SAFETY: the lowest byte of the stack, which nothing uses yet.
+        unsafe { bounds.start.cast_mut().write_volatile(1) };
+        Ok::<_, ()>(())
+    });
+    outcome.unwrap();
+    assert_eq!(vmsrs::stack_bounds(), None);
+}
+
+#[test]
 fn panic_is_failure_with_its_message() {
     let failure = check(Kind::Panic, |_| panic!("thirteen is {}", 13));
     assert_eq!(failure.message, "thirteen is 13");

@@ -4,6 +4,7 @@ use super::domain::DomainOptions;
 use crate::error::Error;
 use crate::os::lock::Lock;
 use crate::os::{clib, modules, signals};
+use crate::run::left::end_left;
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
@@ -64,6 +65,7 @@ impl App {
     ///
     /// As [`App::open`].
     pub unsafe fn open_bytes(name: &[u8]) -> Result<&'static Self, Error> {
+        end_left();
         if name.is_empty() || name.len() > NAME_MAX {
             return Err(Error::Length {
                 what: "the app's name",
@@ -149,6 +151,7 @@ impl App {
         key: impl AsRef<[u8]>,
         options: DomainOptions,
     ) -> Result<&'static Domain, Error> {
+        end_left();
         let key = key.as_ref();
         if key.is_empty() || key.len() > KEY_MAX {
             return Err(Error::Length {
@@ -176,6 +179,7 @@ impl App {
     ///
     /// [`Error::System`].
     pub fn info(&self) -> Result<IoctlInfo, Error> {
+        end_left();
         self.backend()
             .info()
             .map_err(Error::system("reading the driver's state"))
@@ -187,6 +191,7 @@ impl App {
     ///
     /// [`Error::Unsealed`] when the host does not answer in time, [`Error::System`].
     pub fn flush(&self) -> Result<(), Error> {
+        end_left();
         self.backend().flush().map_err(|error| {
             if error.raw_os_error() == Some(libc::ETIMEDOUT) {
                 Error::Unsealed

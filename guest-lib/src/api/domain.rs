@@ -51,12 +51,15 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// As [`Domain::run`].
+    /// As [`Domain::run`], and [`Error::Argument`] for a stack of more than 1 GiB.
     pub fn run_with<T, E>(
         &'static self,
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
+        if let Some(bytes) = options.stack {
+            run::enlarge_stack(self, bytes)?;
+        }
         self.run_limited::<true, _, _>(options.limits(), options.seal, f)
     }
 
@@ -96,7 +99,7 @@ impl Domain {
         &self,
         code: impl FnOnce(&'static Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let thread = thread::current().ok_or(Error::NotInRequest)?;
+        let thread = run::left::working().ok_or(Error::NotInRequest)?;
         thread.reject_reentry();
         thread.exclusive(|| {
             if !thread.state().holds(self) {
@@ -209,7 +212,7 @@ impl Domain {
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
         let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
         let is_held = |thread: &Thread| thread.exclusive(|| thread.state().holds(self));
-        if thread::current().is_some_and(is_held) {
+        if run::left::working().is_some_and(is_held) {
             read()
         } else {
             pkru::with_all(read)

@@ -5,6 +5,7 @@
 //! instruction and fails the request.
 
 use crate::error::Error;
+use crate::run::left::end_left;
 use crate::shared::pkru;
 use crate::state::domain::App;
 use crate::thread;
@@ -49,6 +50,7 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     if is_usual || App::any_in(&(from as u64..end as u64)) {
         return Err(Error::Argument("pages of domains cannot be guarded"));
     }
+    end_left();
     if thread::current().is_some() {
         return Err(Error::Nested);
     }

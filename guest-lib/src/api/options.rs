@@ -29,6 +29,10 @@ pub struct Options {
     pub lock_timeout: Option<Duration>,
     /// What the audit looks at.
     pub audit: Audit,
+    /// Bytes of stack that the function needs, at most 1 GiB: for interpreters and other code that recurses with its
+    /// input. A thread whose request stack is smaller gets a larger one, which it keeps; others that join the
+    /// request have their own. Not given: what [`crate::set_request_stack_size`] has set.
+    pub stack: Option<usize>,
 }
 
 impl Options {

@@ -5,6 +5,7 @@ use crate::failure::Kind;
 use crate::os::clock;
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, refused_commit};
+use crate::run::left::working;
 use crate::run::lock;
 use crate::run::request::Request;
 use crate::state::deferred::Deferred;
@@ -12,6 +13,7 @@ use crate::state::domain::Domain;
 use crate::thread::arena::Arena;
 use crate::thread::{self, Thread};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use vmsrs_protocol::shared::HELD_MAX;
 
@@ -332,6 +334,15 @@ impl Request {
     pub fn fail(&self, message: &str) -> ! {
         thread::fail_request(Kind::Invariant, 0, message.as_bytes())
     }
+}
+
+/// The addresses of the stack of the request that the calling thread runs; `None` where it has no request. For code that
+/// looks at addresses of the stack: interpreters and parsers that limit their depth by it, garbage collectors that scan it.
+#[must_use]
+pub fn stack_bounds() -> Option<Range<*const u8>> {
+    let thread = working().filter(|thread| thread.can_divert())?;
+    let stack = thread.stack_region()?;
+    Some(stack.low().cast_const()..stack.top().cast_const())
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use super::options::Options;
 use crate::api::ticket::JoinError;
 use crate::error::{Error, RunError};
 use crate::failure::Kind;
+use crate::os::errno;
 use crate::run::defer::{run_defers, run_defers_here};
+use crate::run::left::end_left;
 use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
 use crate::state::State;
@@ -88,10 +90,14 @@ impl Task {
         if self.stage == Stage::Over {
             return Err(Error::Ended.into());
         }
+        end_left();
         if thread::current().is_some() {
             return Err(Error::Nested.into());
         }
         let thread = thread::of(self.domain.app())?;
+        if let Some(bytes) = self.options.stack {
+            thread.enlarge_stack(bytes)?;
+        }
         self.resume(thread).map_err(join_error)?;
         // Unless it is suspended again; also if this thread ends in the middle.
         self.stage = Stage::Over;
@@ -127,7 +133,7 @@ impl Task {
                 thread.end_plain();
                 thread.go_own();
             }
-            Outcome::Suspend => self.suspend(thread).map_err(join_error)?,
+            Outcome::Suspend => errno::kept(|| self.suspend(thread)).map_err(join_error)?,
             Outcome::GiveUp | Outcome::Leave => run::give_up(thread),
         }
         Ok(wants)
@@ -215,6 +221,7 @@ impl Drop for Task {
             return;
         }
         if self.stage == Stage::Suspended {
+            end_left();
             let (app, state) = (self.domain.app(), self.state);
             // An error means that the driver has discarded it already.
             let held = state.domains();

@@ -1,6 +1,7 @@
 //! Several threads for one request: tickets, by which others join it.
 
 use crate::error::{Error, RunError};
+use crate::run::left::end_left;
 use crate::run::request::Request;
 use crate::run::{self, Body, End, Outcome, Stop};
 use crate::state::State;
@@ -97,6 +98,7 @@ impl Ticket {
         if self.forks != fork::generation() {
             return Err(Error::Forked);
         }
+        end_left();
         if thread::current().is_some() {
             return Err(Error::Nested);
         }

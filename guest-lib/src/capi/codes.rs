@@ -1,6 +1,7 @@
 //! Return codes, and their counterparts in `errno`.
 
 use crate::error::Error;
+use crate::os::errno;
 use std::ffi::{c_char, c_int};
 
 /// Done.
@@ -146,6 +147,5 @@ pub(super) fn errno_of(error: &Error) -> c_int {
 }
 
 pub(super) fn set_errno(value: c_int) {
-    // SAFETY: the C library gives each thread its own errno.
-    unsafe { *libc::__errno_location() = value };
+    errno::set(value);
 }

@@ -1,5 +1,6 @@
 //! How a request is run.
 
+use crate::thread::stack::STACK_MAX;
 use crate::{Audit, Options};
 use std::time::Duration;
 
@@ -20,14 +21,17 @@ pub struct COptions {
     /// Milliseconds to wait for the lock of a domain; 0 for the deadline, or 10 s
     /// if there is none.
     pub lock_timeout_ms: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// Bytes of stack that the function needs, at most 1 GiB; 0 for the usual size of
+    /// 256 KiB. A thread that has less gets a larger stack, and keeps it.
+    pub stack_bytes: u32,
 }
 
 impl COptions {
-    /// The same for the library; `None` if a flag is unknown, or the reserved field is not 0.
+    /// The same for the library; `None` if a flag is unknown, or the stack too large.
     pub(super) fn read(self) -> Option<Options> {
-        if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0 || self.reserved != 0 {
+        if self.flags & !(VMSRS_SEAL | VMSRS_AUDIT_WHOLE) != 0
+            || self.stack_bytes as usize > STACK_MAX
+        {
             return None;
         }
         let milliseconds = |value: u32| (value != 0).then(|| Duration::from_millis(value.into()));
@@ -40,6 +44,7 @@ impl COptions {
             } else {
                 Audit::Written
             },
+            stack: (self.stack_bytes != 0).then_some(self.stack_bytes as usize),
         })
     }
 }

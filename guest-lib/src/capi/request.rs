@@ -1,11 +1,11 @@
 //! What a running request does with domains, defers and its arena.
 
-use super::codes::{VMSRS_EINVAL, status};
+use super::codes::{VMSRS_EINVAL, VMSRS_ENOREQUEST, VMSRS_OK, status};
 use super::options::VMSRS_SEAL;
 use crate::Domain;
 use crate::Request;
 use crate::failure::Kind;
-use crate::thread;
+use crate::{stack_bounds, thread};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
@@ -103,6 +103,41 @@ pub unsafe extern "C" fn vmsrs_commit(request: *const Request, flags: u32) -> c_
         }
         _ => VMSRS_EINVAL,
     }
+}
+
+/// The stack of the request that the calling thread runs.
+///
+/// For code that looks at addresses of the stack: interpreters and parsers that limit their
+/// depth by it, garbage collectors that scan it. What `pthread_getattr_np()` says is another
+/// stack in a request.
+///
+/// @param low Set to the lowest byte. Below it is a guard of 4 GiB.
+/// @param high Set to the first byte after the highest one.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+///
+/// # Safety
+///
+/// Both point to room for a pointer or are null.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_stack_bounds(
+    low: *mut *mut c_void,
+    high: *mut *mut c_void,
+) -> c_int {
+    if low.is_null() || high.is_null() {
+        return VMSRS_EINVAL;
+    }
+    let Some(stack) = stack_bounds() else {
+        return VMSRS_ENOREQUEST;
+    };
+    // SAFETY: room for them by contract.
+    unsafe {
+        *low = stack.start.cast_mut().cast();
+        *high = stack.end.cast_mut().cast();
+    }
+    VMSRS_OK
 }
 
 /// Fails the request of the calling thread, with the kind `VMSRS_KIND_INVARIANT`.

@@ -71,7 +71,7 @@ pub unsafe extern "C" fn vmsrs_run(
 /// @param function The work.
 /// @param argument Passed to the function.
 /// @param result As in `vmsrs_run()`.
-/// @retval VMSRS_EINVAL Also for an unknown flag, or a reserved field that is not 0.
+/// @retval VMSRS_EINVAL Also for an unknown flag, or a stack of more than 1 GiB.
 /// @return Otherwise as `vmsrs_run()`.
 ///
 /// # Safety

@@ -21,7 +21,7 @@ pub const VMSRS_STEP_DONE: c_int = 0;
 /// @param options The options, or null for the defaults.
 /// @param task Set to the task on success; `vmsrs_task_free()` ends it.
 /// @retval VMSRS_OK
-/// @retval VMSRS_EINVAL A null pointer, an unknown flag, or a reserved field that is not 0.
+/// @retval VMSRS_EINVAL A null pointer, an unknown flag, or a stack of more than 1 GiB.
 /// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety

@@ -92,10 +92,15 @@ impl Region {
         (low - self.guard as u64..low).contains(&address)
     }
 
+    /// Whether that many bytes from `address` on lie inside.
+    pub(crate) fn holds(&self, address: u64, bytes: usize) -> bool {
+        let low = self.low() as u64;
+        bytes <= self.size && (low..=low + (self.size - bytes) as u64).contains(&address)
+    }
+
     /// Whether `address` and the 7 bytes after it lie inside.
     pub(crate) fn holds_word(&self, address: u64) -> bool {
-        let low = self.low() as u64;
-        (low..=low + self.size as u64 - 8).contains(&address)
+        self.holds(address, 8)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Signals: which ones the library handles, what was installed before it, and what a handler may use.
 
+use super::frames;
 use super::region::Region;
 use crate::error::Error;
 use std::ffi::{c_int, c_void};
@@ -109,13 +110,16 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handler as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    action.sa_mask = previous.set;
+    // A handler of the server that interrupts this one could not fail: the signals of errors are blocked.
+    // SAFETY: fills the set.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
     for &signal in &previous.signals {
         // SAFETY: the handler has the signature that SA_SIGINFO asks for.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(failed()(io::Error::last_os_error()));
         }
     }
+    frames::install(interrupt);
     INTERRUPT.store(interrupt, Ordering::Relaxed);
     Ok(())
 }
@@ -127,23 +131,38 @@ pub(crate) fn previous(signal: c_int) -> Option<&'static libc::sigaction> {
     previous.actions.get(place)
 }
 
-/// Gives the calling thread a stack for signal handlers.
+/// A stack for signal handlers.
+fn signal_stack(region: &Region) -> libc::stack_t {
+    libc::stack_t {
+        ss_sp: region.low().cast(),
+        ss_flags: 0,
+        ss_size: region.size(),
+    }
+}
+
+/// Gives the calling thread a stack for signal handlers. Async-signal-safe.
 ///
 /// # Errors
 ///
 /// [`Error::System`].
 pub(crate) fn enter_signal_stack(region: &Region) -> Result<(), Error> {
-    let stack = libc::stack_t {
-        ss_sp: region.low().cast(),
-        ss_flags: 0,
-        ss_size: region.size(),
-    };
+    let stack = signal_stack(region);
     // SAFETY: the region outlives the thread's registration.
     if unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) } != 0 {
         let error = io::Error::last_os_error();
         return Err(Error::system("setting the signal stack")(error));
     }
     Ok(())
+}
+
+/// The same from the end of the signal handler on that `context` is for. Async-signal-safe.
+///
+/// # Safety
+///
+/// The kernel's context of this thread.
+pub(crate) unsafe fn enter_signal_stack_after(context: *mut libc::ucontext_t, region: &Region) {
+    // SAFETY: as for enter_signal_stack(); the kernel sets the stack when the handler returns.
+    unsafe { (*context).uc_stack = signal_stack(region) };
 }
 
 /// Takes the stack away again; the thread ends.
@@ -157,29 +176,104 @@ pub(crate) fn leave_signal_stack() -> bool {
     unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 }
 }
 
-/// Unblocks the library's signals on the calling thread: a request may have blocked them before it
-/// failed, and the kernel ends the process for an error whose signal is blocked.
-pub(crate) fn unblock() {
-    let Some(previous) = PREVIOUS.get() else {
-        return;
-    };
-    // SAFETY: changes this thread's mask alone.
-    unsafe {
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const previous.set, ptr::null_mut());
+/// A set of signals as the kernel has it: signal 1 in the lowest bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Signals(u64);
+
+impl Signals {
+    const fn of(signal: c_int) -> Self {
+        Self(1 << (signal - 1))
+    }
+
+    pub(crate) const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    pub(crate) const fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    pub(crate) const fn has(self, signal: c_int) -> bool {
+        self.0 & Self::of(signal).0 != 0
+    }
+
+    pub(crate) const fn are_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// A C library's set. Async-signal-safe.
+    pub(crate) fn read(set: &libc::sigset_t) -> Self {
+        // SAFETY: the first word is the kernel's set.
+        Self(unsafe { ptr::from_ref(set).cast::<u64>().read() })
+    }
+
+    /// Writes them to the context of a signal handler: the mask from its end on. Async-signal-safe.
+    ///
+    /// # Safety
+    ///
+    /// The kernel's context of this thread. Its set is one word; the rest of a `sigset_t` means something else there.
+    pub(crate) unsafe fn block_after(self, context: *mut libc::ucontext_t) {
+        // SAFETY: by contract.
+        unsafe { (&raw mut (*context).uc_sigmask).cast::<u64>().write(self.0) };
+    }
+
+    /// Makes them the signals that the calling thread blocks. Async-signal-safe.
+    pub(crate) fn block(self) {
+        // SAFETY: changes this thread's mask alone. The C library's function would leave its own signals out.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const self.0,
+                ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
+        }
     }
 }
 
-/// The same where a signal handler returns to: `mask` is what it finds in its context. Async-signal-safe.
-///
-/// # Safety
-///
-/// The kernel's signal set, which is one word; the rest of a `sigset_t` means something else there.
-pub(crate) unsafe fn unblock_after(mask: *mut libc::sigset_t) {
-    let Some(previous) = PREVIOUS.get() else {
+/// The signals that the calling thread blocks. Async-signal-safe.
+pub(crate) fn blocked() -> Signals {
+    let mut mask = 0u64;
+    // SAFETY: only reads this thread's mask.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            ptr::null::<u64>(),
+            &raw mut mask,
+            size_of::<u64>(),
+        );
+    }
+    Signals(mask)
+}
+
+/// The signals that the library handles. The kernel ends the process for an error whose signal is blocked, so
+/// threads with requests block none of them.
+pub(crate) fn handled() -> Signals {
+    PREVIOUS
+        .get()
+        .map_or(Signals(0), |previous| Signals::read(&previous.set))
+}
+
+/// Takes back a SIGPIPE that waits for the calling thread. The kernel sends it to the thread that has written, which is
+/// why libraries block it around a write; when it is unblocked it must not end the process. `blocked`: what only the
+/// failed code has blocked. Async-signal-safe.
+pub(crate) fn forget_broken_pipe(blocked: Signals) {
+    if !blocked.has(libc::SIGPIPE) {
         return;
-    };
-    // SAFETY: the first word of each; that of the context is the kernel's whole set.
-    unsafe { *mask.cast::<u64>() &= !*(&raw const previous.set).cast::<u64>() };
+    }
+    let (set, now) = (Signals::of(libc::SIGPIPE), [0i64; 2]);
+    // SAFETY: does not wait; the signal is blocked.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const set.0,
+            ptr::null_mut::<c_void>(),
+            &raw const now,
+            size_of::<u64>(),
+        );
+    }
 }
 
 /// The calling thread's signals are held while this lives, but for those of errors.

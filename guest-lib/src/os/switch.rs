@@ -2,9 +2,9 @@
 //!
 //! The System V ABI (x86-64 psABI, 3.2.1) lets a caller keep the callee-saved registers and the control words of
 //! SSE and x87. `vmsrs_switch` saves the control words, and of the registers those that the compiler cannot be told
-//! to save; a function that returns in order leaves them as they were. Code that leaves the other
-//! stack for good sets the stack pointer to the saved one and goes to `vmsrs_landing`: all else that
-//! the abandoned code had in registers is dead by the ABI's rules.
+//! to save. A function that returns in order has to leave them, and the flags, as they were; since the code that returns may
+//! be as wrong as any, they are put back. Code that leaves the other stack for good sets the stack pointer to the saved
+//! one and goes to `vmsrs_landing`: all else that the abandoned code had in registers is dead by the ABI's rules.
 
 use std::arch::{asm, global_asm};
 use std::ffi::c_void;
@@ -29,19 +29,40 @@ global_asm!(
     "fnstcw [rsp + 4]",
     "mov [rcx], rsp",
     "mov rbx, rsp",
-    "mov rsp, rdi",
-    "mov rdi, rdx",
-    "xor ebp, ebp",
+    "mov rsp, rdx",
     "call rsi",
+    "pushfq",
+    "test dword ptr [rsp], {flags}",
+    "jnz 2f",
+    "3:",
+    "ldmxcsr [rbx]",
+    ".globl vmsrs_returning",
+    ".hidden vmsrs_returning",
+    "vmsrs_returning:",
+    // Traps if an exception of x87 is pending.
+    "fldcw [rbx + 4]",
+    "4:",
     "lea rsp, [rbx + 8]",
     "pop rbx",
     "pop rbp",
     "ret",
+    "2:",
+    "and dword ptr [rsp], {keep}",
+    "popfq",
+    "jmp 3b",
+    ".globl vmsrs_returning_clean",
+    ".hidden vmsrs_returning_clean",
+    "vmsrs_returning_clean:",
+    "fninit",
+    "fldcw [rbx + 4]",
+    "jmp 4b",
     ".globl vmsrs_landing",
     ".hidden vmsrs_landing",
     "vmsrs_landing:",
-    // The abandoned code may have left the direction flag, MMX mode or a pending x87 exception.
-    "cld",
+    // The abandoned code may have left flags, MMX mode or a pending x87 exception.
+    "pushfq",
+    "and dword ptr [rsp], {keep}",
+    "popfq",
     "fninit",
     "ldmxcsr [rsp]",
     "fldcw [rsp + 4]",
@@ -62,7 +83,12 @@ global_asm!(
     "jmp vmsrs_landing",
     ".size vmsrs_leap, . - vmsrs_leap",
     landed = const LANDED,
+    flags = const FLAGS,
+    keep = const !FLAGS,
 );
+
+/// Flags that are never set where functions are called or return: trap, direction, nested task, alignment check.
+pub(crate) const FLAGS: u32 = 0x100 | 0x400 | 0x4000 | 0x4_0000;
 
 /// The first function on another stack. It returns anything but [`LANDED`].
 pub(crate) type Entry = unsafe extern "C" fn(*mut c_void) -> u32;
@@ -73,6 +99,8 @@ pub(crate) const LANDED: u32 = 1;
 unsafe extern "C" {
     fn vmsrs_switch();
     fn vmsrs_landing();
+    fn vmsrs_returning();
+    fn vmsrs_returning_clean();
     fn vmsrs_leap(saved: u64) -> !;
 }
 
@@ -98,9 +126,9 @@ pub(crate) unsafe fn switch(
         asm!(
             "call {switch}",
             switch = sym vmsrs_switch,
-            in("rdi") top,
+            in("rdi") argument,
             in("rsi") entry,
-            in("rdx") argument,
+            in("rdx") top,
             in("rcx") saved,
             lateout("eax") code,
             lateout("r12") _,
@@ -116,6 +144,30 @@ pub(crate) unsafe fn switch(
 /// Where a signal handler must send an abandoned request.
 pub(crate) fn landing() -> u64 {
     vmsrs_landing as *const () as u64
+}
+
+/// Where a signal handler must send a thread that has met a pending exception of x87 at that instruction, as it came back from
+/// an entry that left it. Otherwise `None`.
+pub(crate) fn returning(instruction: u64) -> Option<u64> {
+    (instruction == vmsrs_returning as *const () as u64)
+        .then_some(vmsrs_returning_clean as *const () as u64)
+}
+
+/// That of the caller.
+#[expect(clippy::inline_always, reason = "in the caller's frame")]
+#[inline(always)]
+pub(crate) fn stack_pointer() -> u64 {
+    let pointer;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
+/// Clears the flags that functions do not expect.
+#[inline]
+pub(crate) fn clear_flags() {
+    // SAFETY: as every function may take them for granted.
+    unsafe { asm!("pushfq", "and dword ptr [rsp], {}", "popfq", const !FLAGS) };
 }
 
 /// Abandons the running entry at once.

@@ -1,8 +1,10 @@
 //! Running a request, or a thread's part of one: its function on the request stack, and the ways out.
 
+mod aside;
 pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
+pub(crate) mod left;
 pub(crate) mod lock;
 mod report;
 pub(crate) mod request;
@@ -10,6 +12,7 @@ mod trial;
 
 use crate::error::Error;
 use crate::failure::{Failure, Kind, LOST, panic_text};
+use crate::os::errno;
 use crate::os::switch::LANDED;
 use crate::state::Limits;
 use crate::state::domain::Domain;
@@ -17,6 +20,7 @@ use crate::thread::{self, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
 use commit::{commit_all, commit_listed, needs_audit};
 use defer::{forget_defers, run_defers};
+use left::end_left;
 use report::{abort_with, report};
 use request::Request;
 use std::mem::ManuallyDrop;
@@ -151,10 +155,25 @@ fn end(
 /// The calling thread, which has no request.
 #[cold]
 fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
+    end_left();
     if thread::current().is_some() {
         return Err(Error::Nested.into());
     }
     Ok(thread::of(domain.app())?)
+}
+
+/// Gives the calling thread a request stack of at least that many bytes.
+///
+/// # Errors
+///
+/// [`Error::Nested`], [`Error::Argument`], [`Error::System`], [`Error::NotInRequest`].
+#[cold]
+pub(crate) fn enlarge_stack(domain: &'static Domain, bytes: usize) -> Result<(), Error> {
+    end_left();
+    if thread::current().is_some() {
+        return Err(Error::Nested);
+    }
+    thread::of(domain.app())?.enlarge_stack(bytes)
 }
 
 /// Waits for the domain that the request begins with.
@@ -289,7 +308,7 @@ fn end_awaited(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
 
 #[inline(never)]
 fn end_written(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
-    match audit_plain(thread, domain, tag) {
+    match errno::kept(|| audit_plain(thread, domain, tag)) {
         Ok(true) => Outcome::Plain,
         Ok(false) => wind_up(thread, Ok(End::Keep)),
         Err(damage) => {
@@ -312,7 +331,7 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
             Outcome::Cut
         }
         Ok(End::Leave) => Outcome::Leave,
-        Ok(end) => settle(thread, end),
+        Ok(end) => errno::kept(|| settle(thread, end)),
         Err(payload) => {
             thread.note_failure(Kind::Panic, 0, panic_text(&*payload).as_bytes());
             // Whatever the payload's destructor does, the request has failed.
@@ -353,7 +372,7 @@ fn unlock_all(thread: &Thread) {
 pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Box<Stop>> {
     // It has ended in time. Waiting for the seal neither fails it nor is reported.
     thread.clear_driver_deadline();
-    end_committed(thread, commit_all(thread, seal)).map_err(Box::new)
+    errno::kept(|| end_committed(thread, commit_all(thread, seal))).map_err(Box::new)
 }
 
 /// The same for a request that is plain.
@@ -362,18 +381,20 @@ pub(crate) fn finish_plain(
     domain: &'static Domain,
     seal: bool,
 ) -> Result<(), Box<Stop>> {
-    let tag = thread.tag();
-    if thread.has_listed(tag) {
-        let committed = commit_listed(thread, seal);
-        // A signal handler of the server may have run meanwhile.
-        if committed.is_err() || thread.has_marks() || thread.has_listed(tag) {
-            return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
+    errno::kept(|| {
+        let tag = thread.tag();
+        if thread.has_listed(tag) {
+            let committed = commit_listed(thread, seal);
+            // A signal handler of the server may have run meanwhile.
+            if committed.is_err() || thread.has_marks() || thread.has_listed(tag) {
+                return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
+            }
         }
-    }
-    lock::release_domain(domain, tag);
-    thread.end_plain();
-    thread.go_own();
-    Ok(())
+        lock::release_domain(domain, tag);
+        thread.end_plain();
+        thread.go_own();
+        Ok(())
+    })
 }
 
 /// Ends the request after its commit.
@@ -401,12 +422,14 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
 
 /// Discards and ends the request, as its function asked.
 pub(crate) fn give_up(thread: &Thread) {
-    let state = thread.state();
-    discard(thread);
-    unlock_all(thread);
-    thread.end(false);
-    run_defers(thread, state);
-    thread.go_idle();
+    errno::kept(|| {
+        let state = thread.state();
+        discard(thread);
+        unlock_all(thread);
+        thread.end(false);
+        run_defers(thread, state);
+        thread.go_idle();
+    });
 }
 
 fn discard(thread: &Thread) {
@@ -420,6 +443,10 @@ fn discard(thread: &Thread) {
 /// Ends a failed request: discards, releases the locks, reports, waits for the other threads, runs the
 /// defers.
 pub(crate) fn failed(thread: &Thread) -> Stop {
+    errno::kept(|| fail(thread))
+}
+
+fn fail(thread: &Thread) -> Stop {
     let state = thread.state();
     let mut failure = report(thread);
     state.members.wait(thread::sweep);
@@ -439,10 +466,12 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
 
 /// The same for a thread that has joined the request of another.
 pub(crate) fn failed_member(thread: &Thread) -> Stop {
-    let failure = report(thread);
-    thread.state().members.wait_for_started(thread::sweep);
-    thread.leave();
-    Stop::Failed(Box::new(failure))
+    errno::kept(|| {
+        let failure = report(thread);
+        thread.state().members.wait_for_started(thread::sweep);
+        thread.leave();
+        Stop::Failed(Box::new(failure))
+    })
 }
 
 #[cfg(test)]

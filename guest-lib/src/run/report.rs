@@ -1,5 +1,6 @@
 //! Reporting a failed request, which also discards what it wrote.
 
+use super::aside::{self, Aside};
 use super::trial;
 use crate::failure::{Failure, Kind};
 use crate::os::{clib, signals};
@@ -7,14 +8,13 @@ use crate::thread::{Thread, evidence};
 use std::io;
 use std::time::Duration;
 use vmsrs_protocol::incident::REG_RIP;
+use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Discards and reports. All threads of a request get the same failure, that of the first.
 pub(super) fn report(thread: &Thread) -> Failure {
     thread.land();
     thread.repair_control();
     let mut record = thread.record();
-    // Where a signal has sent the thread here, its handler has unblocked them.
-    let must_unblock = record.signal == 0;
     let mut first = false;
     let failure = thread.state().fail(|| {
         first = true;
@@ -28,11 +28,8 @@ pub(super) fn report(thread: &Thread) -> Failure {
                 Err(error) => abort_with("cannot discard what the failed request wrote", &error),
             }
         }
-        if must_unblock {
-            signals::unblock();
-        }
-        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
         let message = text(thread.message());
+        restore(thread, &record);
         Failure {
             kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
             incident: record.incident,
@@ -47,12 +44,19 @@ pub(super) fn report(thread: &Thread) -> Failure {
         }
     });
     if !first {
-        if must_unblock {
-            signals::unblock();
-        }
-        check_c_heap(thread, record.signal, record.registers[REG_RIP]);
+        restore(thread, &record);
     }
     failure
+}
+
+/// Makes the thread what it was when the request began.
+fn restore(thread: &Thread, record: &IoctlFail) {
+    // Where a signal has sent the thread here, its handler has done that.
+    if record.signal == 0 {
+        thread.restore_signals();
+    }
+    thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    check_c_heap(thread, record.signal, record.registers[REG_RIP]);
 }
 
 /// A message as text.

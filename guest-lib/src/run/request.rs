@@ -1,8 +1,9 @@
 //! The type of a running request, as its function gets it.
 
+use super::left::working;
 use crate::error::Error;
 use crate::state::domain::Domain;
-use crate::thread::{self, Phase, Thread};
+use crate::thread::{Phase, Thread};
 use std::fmt;
 use std::mem::offset_of;
 use std::ptr;
@@ -36,7 +37,7 @@ impl Request {
 
     /// The thread, if this is its running request.
     pub(crate) fn thread(&self) -> Result<&'static Thread, Error> {
-        thread::current()
+        working()
             .filter(|thread| {
                 ptr::eq(*thread, &raw const self.0) && thread.phase() == Phase::Running
             })

@@ -164,6 +164,8 @@ fn counted() {
     request(domain, || {
         block = domain.allocate(100_000, 16).unwrap().as_ptr() as u64;
     });
+    // The thread is looked at as its first requests begin.
+    (0..100).for_each(|_| request(domain, || ()));
     // One in the middle of the block.
     let page = (block - app.base()) / u64::from(PAGE_SIZE) + 2;
     let page = u32::try_from(page).unwrap();

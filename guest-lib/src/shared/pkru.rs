@@ -286,6 +286,29 @@ pub(crate) fn open(ours: Ours, key: u32) {
     update(ours, ours.change_inside(key));
 }
 
+/// What the keys that are not the library's allow a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rights(u32);
+
+impl Rights {
+    /// The calling thread's; nothing where the library has no keys.
+    pub(crate) fn current() -> Self {
+        let ours = ours();
+        if ours.are_none() {
+            return Self::default();
+        }
+        Self(read() & !ours.both())
+    }
+
+    /// For a thread whose request has failed: makes them the calling thread's, which is outside of requests.
+    pub(crate) fn restore(self) {
+        let ours = ours();
+        if !ours.are_none() {
+            write(self.0 | ours.change_outside().set);
+        }
+    }
+}
+
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
 #[inline]

@@ -8,9 +8,13 @@
 use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::signals::{self, disposition, end_process, interrupt, write_stderr};
-use crate::os::{clib, switch};
+use crate::os::signals::{
+    self, Handler, Signals, disposition, end_process, interrupt, write_stderr,
+};
+use crate::os::switch::FLAGS;
+use crate::os::{clib, errno, switch};
 use crate::shared::pkru;
+use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::zeroed;
 use std::ptr;
@@ -22,7 +26,30 @@ use vmsrs_protocol::incident::{self, REGISTERS};
 ///
 /// [`Error::System`].
 pub(crate) fn install() -> Result<(), Error> {
-    signals::install(handler)
+    // SAFETY: it is what the kernel calls, and goes on with a function of that type.
+    let entry = unsafe { std::mem::transmute::<unsafe extern "C" fn(), Handler>(vmsrs_handler) };
+    signals::install(entry)
+}
+
+// The kernel clears the other flags that the interrupted code may have left.
+global_asm!(
+    ".text",
+    ".p2align 4",
+    ".globl vmsrs_handler",
+    ".hidden vmsrs_handler",
+    ".type vmsrs_handler, @function",
+    "vmsrs_handler:",
+    "pushfq",
+    "and dword ptr [rsp], {keep}",
+    "popfq",
+    "jmp {handler}",
+    ".size vmsrs_handler, . - vmsrs_handler",
+    keep = const !FLAGS,
+    handler = sym handler,
+);
+
+unsafe extern "C" {
+    fn vmsrs_handler();
 }
 
 /// Index in `uc_mcontext.gregs` of each register of a report.
@@ -52,25 +79,20 @@ const GREGS: [c_int; REGISTERS] = {
 /// The CPU traps after the next instruction.
 const TRAP_FLAG: i64 = 0x100;
 
-/// Trap, alignment check and direction flags.
-const FLAGS_OFF: i64 = TRAP_FLAG | 0x4_0000 | 0x400;
-
 unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: errno is the thread's own.
-    let errno = unsafe { *libc::__errno_location() };
-    let thread = current();
-    // One that shares the memory of its parent, whose request this is.
-    let is_child = thread.is_some_and(|thread| !thread.is_own());
-    let diverted = thread.is_some_and(|thread| {
-        // SAFETY: the kernel passes both with SA_SIGINFO.
-        !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
+    errno::kept(|| {
+        let thread = current();
+        // One that shares the memory of its parent, whose request this is.
+        let is_child = thread.is_some_and(|thread| !thread.is_own());
+        let diverted = thread.is_some_and(|thread| {
+            // SAFETY: the kernel passes both with SA_SIGINFO.
+            !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
+        });
+        if !diverted {
+            // SAFETY: as above.
+            unsafe { chain(signal, info, context.cast(), is_child) };
+        }
     });
-    if !diverted {
-        // SAFETY: as above.
-        unsafe { chain(signal, info, context, is_child) };
-    }
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
 }
 
 /// Handles a signal of a thread with a request; false if the signal is not the library's.
@@ -87,9 +109,16 @@ unsafe fn suppress(
     // SAFETY: the kernel's context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let instruction = registers[libc::REG_RIP as usize] as u64;
+    let pointer = registers[libc::REG_RSP as usize] as u64;
+    // SAFETY: the kernel's context of this thread.
+    let blocked = Signals::read(unsafe { &(*context).uc_sigmask });
     let is_step =
         signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.has_single_stepped();
     let signal = if is_step { interrupt() } else { signal };
+    if thread.has_left(pointer) {
+        // There is nothing to come back to. The thread's next call of the library ends the request.
+        return signal == interrupt();
+    }
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
         if thread.is_diverted() {
@@ -120,6 +149,21 @@ unsafe fn suppress(
         let foreign = info.si_code <= 0 && unsafe { info.si_pid() != libc::getpid() };
         if foreign {
             return false;
+        }
+        if let Some(clean) = switch::returning(instruction).filter(|_| signal == libc::SIGFPE) {
+            registers[libc::REG_RIP as usize] = clean as i64;
+            return true;
+        }
+        if (!thread.can_divert() || thread.is_diverted())
+            && let Some(handler) = thread.find_handler(pointer, blocked)
+        {
+            // The library goes on as if it had returned.
+            let (end, stack) = handler.end();
+            registers[libc::REG_RIP as usize] = end as i64;
+            registers[libc::REG_RSP as usize] = stack as i64;
+            registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
+            write_stderr(b"vmsrs: an error in a signal handler, which has interrupted the library and is ended\n");
+            return true;
         }
         if !thread.can_divert() {
             write_stderr(b"vmsrs: an error inside the library, outside of the request's code\n");
@@ -155,12 +199,14 @@ unsafe fn suppress(
         end_process();
     }
     thread.note(kind, address, signal, info.si_code, noted);
+    if thread.find_handler(pointer, blocked).is_some() {
+        thread.add_message(b"in a signal handler");
+    }
     registers[libc::REG_RIP as usize] = switch::landing() as i64;
     registers[libc::REG_RSP as usize] = thread.saved() as i64;
-    registers[libc::REG_EFL as usize] &= !FLAGS_OFF;
-    // The request may have blocked signals before it failed.
+    registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
     // SAFETY: the kernel's context of this thread.
-    unsafe { signals::unblock_after(&raw mut (*context).uc_sigmask) };
+    unsafe { thread.restore_signals_after(context) };
     true
 }
 
@@ -170,7 +216,7 @@ unsafe fn suppress(
 fn traps_come_here(mask: &libc::sigset_t) -> bool {
     // SAFETY: reads the set.
     let blocked = unsafe { libc::sigismember(ptr::from_ref(mask), libc::SIGTRAP) } != 0;
-    let ours = |action: libc::sigaction| action.sa_sigaction == handler as *const () as usize;
+    let ours = |action: libc::sigaction| action.sa_sigaction == vmsrs_handler as *const () as usize;
     !blocked && disposition(libc::SIGTRAP).is_ok_and(ours)
 }
 
@@ -179,7 +225,12 @@ fn traps_come_here(mask: &libc::sigset_t) -> bool {
 /// # Safety
 ///
 /// The arguments are those of a signal handler.
-unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, is_child: bool) {
+unsafe fn chain(
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+    is_child: bool,
+) {
     // Handlers start with all keys closed, and the server's may read guarded memory.
     pkru::open_guard();
     let (function, flags) = signals::previous(signal).map_or((libc::SIG_DFL, 0), |action| {
@@ -187,6 +238,14 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void,
     });
     // SAFETY: the kernel's information.
     let sent = unsafe { (*info).si_code } <= 0;
+    // It expects what it asked for, and no more.
+    let wanted = signals::previous(signal).map(|action| Signals::read(&action.sa_mask));
+    // SAFETY: the kernel's context of this thread.
+    let before = Signals::read(unsafe { &(*context).uc_sigmask });
+    before
+        .with(wanted.unwrap_or_default())
+        .with(signals::handled())
+        .block();
     match function {
         libc::SIG_DFL | libc::SIG_IGN if signal == interrupt() => {}
         libc::SIG_IGN if sent => {}
@@ -212,7 +271,7 @@ unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void,
         function if flags & libc::SA_SIGINFO != 0 => {
             type Full = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
             // SAFETY: a handler installed with SA_SIGINFO has this signature.
-            unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context) }
+            unsafe { std::mem::transmute::<usize, Full>(function)(signal, info, context.cast()) }
         }
         function => {
             // SAFETY: a handler installed without SA_SIGINFO has this signature.

@@ -2,6 +2,7 @@
 
 use super::registry::current;
 use super::{Phase, Thread};
+use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::lock;
 use crate::os::region::Region;
@@ -9,6 +10,7 @@ use crate::os::sanitizer;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record;
+use crate::thread::stack::{STACK_MAX, Stack};
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
 use vmsrs_protocol::ioctl::IoctlFail;
@@ -16,7 +18,10 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Makes the running request of the calling thread fail, from its own code. Outside of a request
 /// the process is aborted with the message.
 pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
-    let thread = current().filter(|thread| thread.can_divert() && thread.is_own());
+    // An error from here on would be one on the way out.
+    switch::clear_flags();
+    let thread = current()
+        .filter(|thread| thread.can_divert() && thread.is_own() && !thread.has_left_function());
     let Some(thread) = thread.filter(|_| signals::suppressing()) else {
         signals::write_stderr(b"vmsrs: ");
         signals::write_stderr(kind.c_name().to_bytes());
@@ -53,7 +58,7 @@ impl Thread {
     #[inline(always)]
     pub(crate) unsafe fn on_request_stack(&self, entry: Entry, argument: *mut c_void) -> u32 {
         // SAFETY: the caller's.
-        unsafe { self.on_stack_below(self.top, entry, argument) }
+        unsafe { self.on_stack_below(self.top.get(), entry, argument) }
     }
 
     /// The same on another stack.
@@ -109,15 +114,38 @@ impl Thread {
 
     /// The request stack.
     pub(crate) fn stack_region(&self) -> Option<&Region> {
-        self.stack.region()
+        // SAFETY: only replaced by enlarge_stack(), on this thread and outside of requests.
+        unsafe { (*self.stack.get()).region() }
+    }
+
+    /// Gives the thread, which has no request, a request stack of at least that many bytes. It keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`], [`Error::System`].
+    pub(crate) fn enlarge_stack(&self, bytes: usize) -> Result<(), Error> {
+        if bytes > STACK_MAX {
+            return Err(Error::Argument("a request stack has at most 1 GiB"));
+        }
+        if self
+            .stack_region()
+            .is_some_and(|stack| stack.size() >= bytes)
+        {
+            return Ok(());
+        }
+        let larger = Stack::take_large(bytes)?;
+        self.top.set(larger.top());
+        // SAFETY: nothing runs on it, and nobody has a reference to it.
+        drop(std::mem::replace(unsafe { &mut *self.stack.get() }, larger));
+        Ok(())
     }
 
     /// The words above a stack pointer, those that the next few frames have. Async-signal-safe.
     pub(crate) fn top_words(&self, rsp: u64) -> &[u64] {
         const WORDS: usize = 64;
         let place = rsp.next_multiple_of(8);
-        let left = (self.top as u64).saturating_sub(place) / 8;
-        match self.stack.region() {
+        let left = (self.top.get() as u64).saturating_sub(place) / 8;
+        match self.stack_region() {
             Some(stack) if stack.holds_word(place) => {
                 let count = WORDS.min(left as usize);
                 // SAFETY: words of the request stack, which the thread alone uses, and not while its handler runs.
@@ -129,7 +157,7 @@ impl Thread {
 
     /// Whether an address lies in the guard below the request stack.
     pub(crate) fn is_stack_overflow(&self, address: u64) -> bool {
-        let region = self.stack.region();
+        let region = self.stack_region();
         region.is_some_and(|stack| stack.is_below(address))
     }
 
@@ -162,11 +190,18 @@ impl Thread {
         } else {
             (kind, &[][..])
         };
-        let stack = self.stack.region();
+        let stack = self.stack_region();
         self.record.note(&record::report(
             kind, address, signal, code, registers, stack,
         ));
         self.record.set_message(message);
+    }
+
+    /// Adds what the error says, unless it says something. Async-signal-safe.
+    pub(super) fn add_message(&self, message: &[u8]) {
+        if self.message().is_empty() {
+            self.record.set_message(message);
+        }
     }
 
     /// The record of the error that cut the request short.

@@ -8,9 +8,11 @@ pub(crate) mod arena;
 pub(crate) mod evidence;
 mod exclusive;
 pub(crate) mod fork;
+mod found;
 pub(crate) mod handler;
 mod interrupts;
 mod landing;
+mod left;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -20,6 +22,7 @@ pub(crate) mod stack;
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
+pub(crate) use left::LEFT;
 pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
 
 use crate::os::alarm::Alarm;
@@ -32,6 +35,7 @@ use crate::state::State;
 use crate::state::domain::{App, Domain};
 use crate::thread::arena::Arena;
 use crate::thread::evidence::SavedStack;
+use crate::thread::found::Found;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -109,8 +113,10 @@ pub(crate) struct Thread {
     written: Written,
     /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
     left: Cell<(u64, usize)>,
-    /// The tag of its next request; from `end_tag` on they are not its own.
+    /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag`, at the
+    /// latest there, the thread is looked at.
     next_tag: Cell<u64>,
+    pause_tag: Cell<u64>,
     end_tag: Cell<u64>,
     /// The state of requests that it begins.
     own: &'static State,
@@ -120,9 +126,10 @@ pub(crate) struct Thread {
     slot: Cell<Option<usize>>,
     phase: Cell<Phase>,
     marks: Marks,
-    stack: Stack,
+    /// Replaced by a larger one between requests alone.
+    stack: UnsafeCell<Stack>,
     /// First byte after the request stack; null if there is none.
-    top: *mut u8,
+    top: Cell<*mut u8>,
     saved: UnsafeCell<u64>,
     record: Record,
     /// The stack of its latest panic in a request.
@@ -134,7 +141,8 @@ pub(crate) struct Thread {
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
     arena: Arena,
-    _signal_stack: Region,
+    found: Found,
+    signal_stack: Region,
     _memory: Region,
 }
 

@@ -14,6 +14,7 @@ use crate::shared::written::Written;
 use crate::state::State;
 use crate::state::domain::App;
 use crate::thread::arena::Arena;
+use crate::thread::found::Found;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -168,6 +169,8 @@ pub(crate) fn forget_all() {
 impl Thread {
     /// Signals wait meanwhile: a handler of the server may run a request too.
     fn register(app: &'static App) -> Result<&'static Self, Error> {
+        // The server's mask.
+        let found = Found::new();
         let _held = signals::hold();
         modules::refresh();
         thread_end::watch()?;
@@ -203,6 +206,7 @@ impl Thread {
             panic: Cell::new(None),
             left: Cell::new((0, 0)),
             next_tag: Cell::new(registration.tags.next),
+            pause_tag: Cell::new(registration.tags.next),
             end_tag: Cell::new(registration.tags.end),
             own,
             state: Cell::new(own),
@@ -212,15 +216,16 @@ impl Thread {
                 unprotected: Cell::new(!app.protects()),
                 ..Marks::default()
             },
-            top: stack.region().map_or(ptr::null_mut(), Region::top),
-            stack,
+            top: Cell::new(stack.top()),
+            stack: UnsafeCell::new(stack),
             saved: UnsafeCell::new(0),
             record: Record::new(),
             deadline: Cell::new(0),
             alarm: Alarm::default(),
             domain: Cell::new(None),
             arena,
-            _signal_stack: signal_stack,
+            found,
+            signal_stack,
             _memory: memory,
         };
         // SAFETY: fresh memory of the right size, page-aligned.
@@ -231,7 +236,7 @@ impl Thread {
     }
 
     /// Whether the calling task is the thread: one that `vfork` has made runs with its parent's thread pointer.
-    pub(super) fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         thread_number() == self.number
     }
 

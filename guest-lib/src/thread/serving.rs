@@ -20,8 +20,8 @@ impl Thread {
     pub(crate) fn begin(&self, limits: Limits) -> Result<u64, Box<Error>> {
         // First, so that a signal handler of the server finds a request in the middle.
         self.set_current(self);
-        if self.next_tag.get() >= self.end_tag.get() {
-            self.fetch_tags()?;
+        if self.next_tag.get() >= self.pause_tag.get() {
+            self.pause()?;
         }
         let tag = self.next_tag.get();
         self.next_tag.set(tag + 1);
@@ -58,7 +58,17 @@ impl Thread {
         self.begin(limits).map(drop).map_err(|error| *error)
     }
 
+    /// What few requests do before they begin.
     #[cold]
+    fn pause(&self) -> Result<(), Box<Error>> {
+        if self.next_tag.get() >= self.end_tag.get() {
+            self.fetch_tags()?;
+        }
+        let next = self.next_tag.get() + self.look();
+        self.pause_tag.set(next.min(self.end_tag.get()));
+        Ok(())
+    }
+
     fn fetch_tags(&self) -> Result<(), Box<Error>> {
         let tags = self.app.backend().tags().map_err(|error| {
             self.go();
@@ -83,6 +93,7 @@ impl Thread {
 
     /// The thread is at rest: see [`Thread::go_idle`].
     fn attach(&self, state: &'static State, slot: Option<usize>) {
+        self.look();
         self.slot.set(slot);
         self.state.set(state);
         self.deadline.set(state.deadline());
@@ -139,6 +150,11 @@ impl Thread {
     #[inline]
     pub(crate) fn clear_held(&self) {
         self.control.set_count(0);
+    }
+
+    /// Whether the request is another thread's, which this one has joined.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.slot.get().is_some()
     }
 
     /// Leaves a request that the thread has joined.

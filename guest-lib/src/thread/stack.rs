@@ -4,20 +4,23 @@
 //! the next thread. A failed request leaves nothing on it that is still needed: it is used from the top again.
 
 use crate::error::Error;
+use crate::os::lock::Lock;
 use crate::os::region::Region;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Size of a request stack unless [`set_request_stack_size`] says otherwise.
 pub const DEFAULT_REQUEST_STACK: usize = 256 * 1024;
 
-/// Bytes of the guard below a request stack: code that was compiled without stack probes steps over
-/// as much as one frame has. It takes address space but no memory.
-const GUARD: usize = 64 * 1024 * 1024;
+/// Largest request stack.
+pub(crate) const STACK_MAX: usize = 1 << 30;
+
+/// Bytes of the guard below a request stack, and of a smaller one for processes that have no addresses left. Code that was
+/// compiled without stack probes steps over as much as one frame has; a length of 32 bits does not reach beyond the
+/// guard. It takes addresses, but no memory: of the 47 bits that a process has, 10,000 stacks leave more than half.
+const GUARDS: [usize; 2] = [4 << 30, 64 << 20];
 
 static SIZE: AtomicUsize = AtomicUsize::new(DEFAULT_REQUEST_STACK);
-/// Locked where a thread is registered or ends: outside of requests, and while its signals wait or its code is over.
-static POOL: Mutex<Vec<Region>> = Mutex::new(Vec::new());
+static POOL: Lock<Vec<Region>> = Lock::new(Vec::new());
 static OUTSTANDING: AtomicUsize = AtomicUsize::new(0);
 
 /// Most stacks that wait in the pool; more are given back to the system.
@@ -26,8 +29,12 @@ const POOL_MAX: usize = 256;
 /// Sets the size of the request stacks of threads that run their first request from now on, in
 /// bytes: at least 16 KiB, at most 1 GiB (other values are clamped), rounded up to pages.
 pub fn set_request_stack_size(bytes: usize) {
-    let bytes = bytes.clamp(16 * 1024, 1 << 30).next_multiple_of(4096);
-    SIZE.store(bytes, Ordering::Relaxed);
+    SIZE.store(valid(bytes), Ordering::Relaxed);
+}
+
+/// The nearest size that a request stack can have.
+fn valid(bytes: usize) -> usize {
+    bytes.clamp(16 * 1024, STACK_MAX).next_multiple_of(4096)
 }
 
 /// Request stacks that threads have at the moment.
@@ -36,20 +43,33 @@ pub fn request_stacks() -> usize {
     OUTSTANDING.load(Ordering::Relaxed)
 }
 
+/// Maps a stack above the first of the guards that there are addresses for.
+fn map(size: usize, guards: [usize; 2]) -> Result<Region, Error> {
+    Region::above_guard(size, guards[0]).or_else(|_| Region::above_guard(size, guards[1]))
+}
+
 /// A request stack; returns to the pool when dropped.
 #[derive(Debug)]
 pub(crate) struct Stack(Option<Region>);
 
 impl Stack {
     pub(crate) fn take() -> Result<Self, Error> {
-        let size = SIZE.load(Ordering::Relaxed);
-        let pooled = {
-            let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-            pool.pop().filter(|region| region.size() == size)
-        };
+        Self::take_sized(SIZE.load(Ordering::Relaxed))
+    }
+
+    /// One of at least that many bytes.
+    pub(crate) fn take_large(bytes: usize) -> Result<Self, Error> {
+        Self::take_sized(valid(bytes))
+    }
+
+    fn take_sized(size: usize) -> Result<Self, Error> {
+        let pooled = POOL.with(|pool| {
+            let place = pool.iter().position(|region| region.size() == size);
+            place.map(|place| pool.swap_remove(place))
+        });
         let region = match pooled {
             Some(region) => region,
-            None => Region::above_guard(size, GUARD)?,
+            None => map(size, GUARDS)?,
         };
         OUTSTANDING.fetch_add(1, Ordering::Relaxed);
         Ok(Self(Some(region)))
@@ -58,14 +78,32 @@ impl Stack {
     pub(crate) fn region(&self) -> Option<&Region> {
         self.0.as_ref()
     }
+
+    /// First byte after it; null if there is none.
+    pub(crate) fn top(&self) -> *mut u8 {
+        self.region().map_or(std::ptr::null_mut(), Region::top)
+    }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
         OUTSTANDING.fetch_sub(1, Ordering::Relaxed);
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOL_MAX {
-            pool.extend(self.0.take());
-        }
+        POOL.with(|pool| {
+            if pool.len() < POOL_MAX {
+                pool.extend(self.0.take());
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_without_addresses_gets_a_smaller_guard() {
+        let stack = map(16 * 1024, [1 << 48, 1 << 20]).unwrap();
+        let low = stack.low() as u64;
+        assert!(stack.is_below(low - (1 << 20)) && !stack.is_below(low - (1 << 20) - 1));
     }
 }

@@ -84,8 +84,54 @@ static int defers_and_throws(vmsrs_request *request, void *)
 	throw std::runtime_error("in a request");
 }
 
+static void write_to_null()
+{
+	volatile int *volatile null = nullptr;
+
+	*null = 1;
+}
+
+static int fails_in_a_handler(vmsrs_request *, void *)
+{
+	try {
+		throw std::runtime_error("caught");
+	} catch (const std::exception &) {
+		write_to_null();
+	}
+	return 0;
+}
+
+struct Broken {
+	~Broken() { write_to_null(); }
+};
+
+static int fails_while_unwinding(vmsrs_request *, void *)
+{
+	try {
+		Broken broken;
+
+		throw std::runtime_error("on its way");
+	} catch (const std::exception &) {
+	}
+	return 0;
+}
+
+static int fails_in_both(vmsrs_request *request, void *)
+{
+	try {
+		throw std::runtime_error("caught");
+	} catch (const std::exception &) {
+		return fails_while_unwinding(request, nullptr);
+	}
+}
+
+// What the server handles while it runs requests, or nothing.
+static std::exception_ptr handled;
+
 static int fine(vmsrs_request *, void *)
 {
+	if (std::uncaught_exceptions() != 0 || std::current_exception() != handled)
+		return 8;
 	return 7;
 }
 
@@ -96,6 +142,7 @@ struct Case {
 	int result;
 	int destroyed;
 	unsigned defers_failed;
+	unsigned kind = VMSRS_KIND_ABORT;
 };
 
 static const Case cases[] = {
@@ -106,7 +153,34 @@ static const Case cases[] = {
 	{ "pure-virtual", calls_a_pure_virtual, VMSRS_EFAILED, 0, 0 },
 	{ "caught", catches, 7, 1, 0 },
 	{ "defer", defers_and_throws, VMSRS_EFAILED, 0, 1 },
+	{ "handler", fails_in_a_handler, VMSRS_EFAILED, 0, 0, VMSRS_KIND_MEMORY },
+	{ "unwinding", fails_while_unwinding, VMSRS_EFAILED, 0, 0, VMSRS_KIND_MEMORY },
+	{ "both", fails_in_both, VMSRS_EFAILED, 0, 0, VMSRS_KIND_MEMORY },
 };
+
+static int run(vmsrs_domain *domain, const Case &test)
+{
+	for (int round = 1; round <= 3; round++) {
+		vmsrs_failure failure;
+		int result = 0;
+		int status = vmsrs_run(domain, test.function, nullptr, &result);
+
+		if (destroyed != round * test.destroyed)
+			return 2;
+		if (test.result != VMSRS_EFAILED) {
+			if (status != VMSRS_OK || result != test.result)
+				return 3;
+		} else if (status != VMSRS_EFAILED ||
+			   vmsrs_last_failure(&failure) != VMSRS_OK ||
+			   failure.kind != test.kind ||
+			   failure.defers_failed != test.defers_failed) {
+			return 4;
+		}
+		if (vmsrs_run(domain, fine, nullptr, &result) != VMSRS_OK || result != 7)
+			return 5;
+	}
+	return EXIT_SUCCESS;
+}
 
 int main(int, char **arguments)
 {
@@ -119,27 +193,17 @@ int main(int, char **arguments)
 	for (const Case &test : cases) {
 		if (std::strcmp(test.name, arguments[1]))
 			continue;
-		for (int round = 1; round <= 3; round++) {
-			vmsrs_failure failure;
-			int result = 0;
-			int status = vmsrs_run(domain, test.function, nullptr, &result);
-
-			if (destroyed != round * test.destroyed)
-				return 2;
-			if (test.result != VMSRS_EFAILED) {
-				if (status != VMSRS_OK || result != test.result)
-					return 3;
-			} else if (status != VMSRS_EFAILED ||
-				   vmsrs_last_failure(&failure) != VMSRS_OK ||
-				   failure.kind != VMSRS_KIND_ABORT ||
-				   failure.defers_failed != test.defers_failed) {
-				return 4;
-			}
-			if (vmsrs_run(domain, fine, nullptr, &result) != VMSRS_OK ||
-			    result != 7)
-				return 5;
+		int code = run(domain, test);
+		if (code != EXIT_SUCCESS)
+			return code;
+		destroyed = 0;
+		// The same by a server that handles an exception of its own.
+		try {
+			throw std::runtime_error("the server's");
+		} catch (const std::exception &) {
+			handled = std::current_exception();
+			return run(domain, test);
 		}
-		return EXIT_SUCCESS;
 	}
 	return 6;
 }

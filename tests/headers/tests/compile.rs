@@ -93,7 +93,7 @@ fn flags_and_codes_are_used_without_casts() {
 int use(const vmsrs_domain *domain, vmsrs_request_fn function);
 int use(const vmsrs_domain *domain, vmsrs_request_fn function)
 {
-	vmsrs_options options = { VMSRS_SEAL | VMSRS_AUDIT_WHOLE, 0, 0, 0 };
+	vmsrs_options options = { VMSRS_SEAL | VMSRS_AUDIT_WHOLE, 0, 0, 1 << 20 };
 	vmsrs_failure failure;
 	int code = vmsrs_run_with(domain, &options, function, 0, 0);
 

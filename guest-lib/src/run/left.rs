@@ -1,0 +1,58 @@
+//! Ending a request that its thread has left by `longjmp`.
+
+use super::aside::{self, Aside};
+use super::defer::run_defers;
+use super::{Stop, failed, failed_member};
+use crate::failure::Kind;
+use crate::thread::{self, LEFT, Phase, Thread};
+
+/// Ends the request that the calling thread has left without an end, if it has.
+#[cold]
+pub(crate) fn end_left() {
+    let Some(thread) = thread::current() else {
+        return;
+    };
+    if thread.has_left_function() || thread.has_left_library() {
+        end(thread);
+    }
+}
+
+/// The thread that works for a request, for code that calls the library in it.
+#[inline]
+pub(crate) fn working() -> Option<&'static Thread> {
+    let thread = thread::current()?;
+    if thread.has_left_function() {
+        end(thread);
+        return None;
+    }
+    Some(thread)
+}
+
+/// The failure is what the thread's last one was: the call that ran the request does not return it.
+#[cold]
+fn end(thread: &Thread) {
+    if !thread.is_own() {
+        return;
+    }
+    let was = thread.phase();
+    thread.set_phase(Phase::Outside);
+    if was != Phase::Deferring && thread.state().tag() != 0 {
+        thread.note_failure(Kind::ThreadDeath, 0, LEFT);
+        let stop = if thread.has_joined() {
+            failed_member(thread)
+        } else {
+            failed(thread)
+        };
+        if let Stop::Failed(failure) = stop {
+            thread::keep_failure(failure);
+        }
+        return;
+    }
+    // It was over: only its defers may be left.
+    thread.note_failure(Kind::ThreadDeath, 0, LEFT);
+    thread.restore_signals();
+    thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    thread.state().latch.reset();
+    run_defers(thread, thread.state());
+    thread.go_idle();
+}

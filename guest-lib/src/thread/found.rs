@@ -1,0 +1,189 @@
+//! How a request finds its thread, and how a failed one leaves it: what belongs to a thread and code can change, but for
+//! memory, is put back.
+//!
+//! Reading it all takes system calls, more than a request may cost. So the thread is looked at when it is registered, as
+//! each of its first requests begins, and now and then later. A thread that the server has changed between two
+//! looks is looked at as each request begins.
+
+use super::Thread;
+use crate::os::cancellation::{self, Cancellation, Frame, Routine};
+use crate::os::clib;
+use crate::os::exceptions::Exceptions;
+use crate::os::own_stack;
+use crate::os::region::Region;
+use crate::os::robust::RobustList;
+use crate::os::rseq::Rseq;
+use crate::os::signals::{self, Signals};
+use crate::shared::pkru;
+use std::cell::Cell;
+use std::ops::Range;
+use std::ptr;
+use vmsrs_protocol::incident::REG_RSP;
+
+/// Requests at the start of a thread that are looked at: servers set up their threads by then.
+const FIRST: u32 = 64;
+
+/// Of the requests after these, one in so many.
+const INTERVAL: u64 = 1024;
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    blocked: Signals,
+    cancellation: Cancellation,
+    locale: libc::locale_t,
+    exceptions: Exceptions,
+    /// What the protection keys allow that are not the library's.
+    rights: pkru::Rights,
+}
+
+impl Look {
+    fn take() -> Self {
+        Self {
+            blocked: signals::blocked().without(signals::handled()),
+            cancellation: Cancellation::current(),
+            // SAFETY: only reads the thread's.
+            locale: unsafe { libc::uselocale(ptr::null_mut()) },
+            exceptions: Exceptions::current(),
+            rights: pkru::Rights::current(),
+        }
+    }
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Found {
+    look: Cell<Look>,
+    looks: Cell<u32>,
+    /// The server changes the thread between requests.
+    varies: Cell<bool>,
+    robust: RobustList,
+    rseq: Rseq,
+    /// The stack that the thread was started with.
+    own_stack: Range<u64>,
+}
+
+impl Found {
+    /// On the thread that it is for.
+    pub(super) fn new() -> Self {
+        Self {
+            look: Cell::new(Look::take()),
+            looks: Cell::new(0),
+            varies: Cell::new(false),
+            robust: RobustList::of_this_thread(),
+            rseq: Rseq::of_this_thread(),
+            own_stack: own_stack::bounds(),
+        }
+    }
+
+    /// Looks at the thread. Returns after how many requests the next look comes.
+    fn look(&self) -> u64 {
+        let (before, now) = (self.look.replace(Look::take()), self.look.get());
+        let looks = self.looks.get().saturating_add(1);
+        self.looks.set(looks);
+        if before != now {
+            self.varies.set(true);
+        }
+        if looks < FIRST || self.varies.get() {
+            1
+        } else {
+            INTERVAL
+        }
+    }
+}
+
+impl Thread {
+    /// Looks at the thread before a request begins, or is joined. Returns after how many requests the next look comes.
+    pub(super) fn look(&self) -> u64 {
+        // A request that returned may have taken it away.
+        let _ = signals::enter_signal_stack(&self.signal_stack);
+        self.found.look()
+    }
+
+    /// The stack that the thread was started with; its addresses.
+    pub(super) fn own_stack(&self) -> &Range<u64> {
+        &self.found.own_stack
+    }
+
+    /// Whether the thread had the signals blocked that `now` are, when its request began. Async-signal-safe.
+    pub(super) fn has_more_blocked(&self, now: Signals) -> bool {
+        !now.without(self.found.look.get().blocked).are_none()
+    }
+
+    /// Puts back which signals the thread blocks, and the stack that their handlers run on.
+    pub(crate) fn restore_signals(&self) {
+        let (now, found) = (signals::blocked(), self.found.look.get().blocked);
+        signals::forget_broken_pipe(now.without(found));
+        found.block();
+        let _ = signals::enter_signal_stack(&self.signal_stack);
+    }
+
+    /// The same from the end of the signal handler on that `context` is for. Async-signal-safe.
+    ///
+    /// # Safety
+    ///
+    /// The kernel's context of this thread.
+    pub(super) unsafe fn restore_signals_after(&self, context: *mut libc::ucontext_t) {
+        let found = self.found.look.get().blocked;
+        // SAFETY: by contract.
+        unsafe {
+            let now = Signals::read(&(*context).uc_sigmask);
+            signals::forget_broken_pipe(now.without(found));
+            found.block_after(context);
+            signals::enter_signal_stack_after(context, &self.signal_stack);
+        }
+    }
+
+    /// Puts back the rest, once the thread has landed. What an error can strike in is given to `run`, which says whether
+    /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
+    pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
+        let look = self.found.look.get();
+        look.rights.restore();
+        look.exceptions.set();
+        // SAFETY: a locale that the thread had.
+        unsafe { libc::uselocale(look.locale) };
+        self.found.rseq.restore();
+        let frame = |address, bytes| self.frame(address, bytes);
+        cancellation::drop_dead_unwindings(frame);
+        // Frames below were unwound, and may have been overwritten since.
+        let pointer = self.record().registers[REG_RSP];
+        let is_inside = |stack: &Region| stack.holds(pointer, 0) || stack.is_below(pointer);
+        let intact = match self.stack_region() {
+            Some(stack) if is_inside(stack) => pointer,
+            _ => u64::MAX,
+        };
+        cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
+            if address >= intact && clib::contains(routine.address()) {
+                // SAFETY: nothing runs on the request stack before the request is over.
+                run(&mut || unsafe { routine.run() });
+            }
+        });
+        look.cancellation.set();
+        if self.found.robust.is_in_use() {
+            let is_dead = |address| self.frame(address, size_of::<u64>()) == Frame::Dead;
+            let mut agree = false;
+            if !run(&mut || agree = self.found.robust.drop_dead(is_dead)) || !agree {
+                self.found.robust.empty();
+            }
+        }
+    }
+
+    /// Where that many bytes of a list's element lie, when the request has been cut short.
+    fn frame(&self, address: u64, bytes: usize) -> Frame {
+        let (Some(stack), own) = (self.stack_region(), self.own_stack()) else {
+            return Frame::Live;
+        };
+        let is_aligned = address.is_multiple_of(8);
+        if address == 0 {
+            Frame::Live
+        } else if is_aligned && stack.holds(address, bytes) {
+            Frame::Dead
+        } else if !is_aligned
+            || (own.contains(&self.saved()) && !(self.saved()..own.end).contains(&address))
+        {
+            Frame::Wild
+        } else {
+            Frame::Live
+        }
+    }
+}

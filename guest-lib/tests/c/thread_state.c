@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/*
+ * What the C library and the C++ runtime keep for a thread, after a request that has
+ * failed in the middle of one of their functions.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <vmsrs.h>
+
+#define CHECK(condition)                                                       \
+	do {                                                                   \
+		if (!(condition)) {                                            \
+			dprintf(2, "%d: %s\n", __LINE__, #condition);          \
+			_exit(1);                                              \
+		}                                                              \
+	} while (0)
+
+static vmsrs_domain *domain;
+static FILE *file;
+static void *volatile wild = (void *)8;
+
+static int request(vmsrs_request *this, void *argument)
+{
+	void (*work)(void) = argument;
+
+	(void)this;
+	work();
+	return 0;
+}
+
+static void expect_failure(void (*work)(void), uint32_t deadline_ms)
+{
+	vmsrs_options options = { .deadline_ms = deadline_ms };
+
+	CHECK(vmsrs_run_with(domain, &options, request, (void *)work, NULL) ==
+	      VMSRS_EFAILED);
+}
+
+/* What the next request on the thread has on its stack. */
+static void overwrite_the_stack(void)
+{
+	volatile unsigned long words[6000];
+
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		words[i] = 0x4242424242424242;
+}
+
+static void expect_success(void)
+{
+	CHECK(vmsrs_run(domain, request, (void *)overwrite_the_stack, NULL) ==
+	      VMSRS_OK);
+}
+
+static void print_a_wild_string(void)
+{
+	fprintf(file, "user %s logged in\n", (char *)wild);
+}
+
+static void print_to_a_stream_of_its_own(void)
+{
+	file = fopen("/dev/null", "w");
+	CHECK(file);
+	print_a_wild_string();
+}
+
+static void scan_into_a_wild_pointer(void)
+{
+	FILE *numbers = fmemopen("12 13", 5, "r");
+
+	CHECK(numbers);
+	(void)!fscanf(numbers, "%d", (int *)wild);
+}
+
+static atomic_int cleaned;
+
+static void clean(void *argument)
+{
+	(void)argument;
+	cleaned++;
+}
+
+static void fail_with_a_cleanup(void)
+{
+	pthread_cleanup_push(clean, NULL);
+	*(volatile int *)wild = 1;
+	pthread_cleanup_pop(0);
+}
+
+/* Ends by pthread_exit(), as workers of a pool that shrinks do. */
+static void *worker(void *argument)
+{
+	pthread_cleanup_push(clean, NULL);
+	expect_failure((void (*)(void))argument, 0);
+	expect_success();
+	pthread_exit(NULL);
+	pthread_cleanup_pop(0);
+	return NULL;
+}
+
+static void in_a_worker(void (*work)(void))
+{
+	pthread_t thread;
+
+	cleaned = 0;
+	CHECK(pthread_create(&thread, NULL, worker, (void *)work) == 0);
+	CHECK(pthread_join(thread, NULL) == 0);
+	/* The worker's own, and nothing of the request's. */
+	CHECK(cleaned == 1);
+}
+
+static atomic_bool ended;
+
+/* Interrupts the thread past its deadline, as the driver does where there is one. */
+static void *watch(void *argument)
+{
+	while (!ended) {
+		pthread_kill(*(pthread_t *)argument, SIGRTMAX);
+		usleep(2000);
+	}
+	return NULL;
+}
+
+static void run_a_program(void)
+{
+	(void)!system("exec sleep 1000");
+}
+
+static void *disposition(int number)
+{
+	struct sigaction action;
+
+	CHECK(sigaction(number, NULL, &action) == 0);
+	return (void *)action.sa_handler;
+}
+
+static void program_past_its_deadline(void)
+{
+	pthread_t watcher, self = pthread_self();
+	sigset_t before, after;
+
+	CHECK(pthread_sigmask(SIG_BLOCK, NULL, &before) == 0);
+	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
+	for (int round = 0; round < 3; round++) {
+		expect_failure(run_a_program, 100);
+		CHECK(pthread_sigmask(SIG_BLOCK, NULL, &after) == 0);
+		CHECK(memcmp(&before, &after, 8) == 0);
+		CHECK(disposition(SIGINT) == SIG_DFL);
+		CHECK(disposition(SIGQUIT) == SIG_DFL);
+		/* The program has ended too. */
+		CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+		expect_success();
+		CHECK(system("exit 7") == 7 << 8);
+	}
+	ended = 1;
+	CHECK(pthread_join(watcher, NULL) == 0);
+}
+
+static void *print_from_another_thread(void *argument)
+{
+	CHECK(fprintf(file, "%s", "") >= 0);
+	return argument;
+}
+
+static void stream_works(void)
+{
+	pthread_t other;
+
+	CHECK(pthread_create(&other, NULL, print_from_another_thread, NULL) == 0);
+	CHECK(pthread_join(other, NULL) == 0);
+}
+
+int main(int count, char **arguments)
+{
+	vmsrs_app *app;
+
+	CHECK(count == 2);
+	CHECK(vmsrs_open("thread state", &app) == VMSRS_OK);
+	CHECK(vmsrs_domain_open(app, "user", 4, &domain) == VMSRS_OK);
+	/* A hang fails the test. */
+	alarm(600);
+	file = fopen("/dev/null", "w");
+	CHECK(file);
+	if (!strcmp(arguments[1], "print")) {
+		in_a_worker(print_a_wild_string);
+		stream_works();
+		in_a_worker(print_to_a_stream_of_its_own);
+		stream_works();
+		in_a_worker(scan_into_a_wild_pointer);
+	} else if (!strcmp(arguments[1], "cleanup")) {
+		in_a_worker(fail_with_a_cleanup);
+	} else {
+		CHECK(!strcmp(arguments[1], "program"));
+		program_past_its_deadline();
+	}
+	return 0;
+}
