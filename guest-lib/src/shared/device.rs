@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::shared::backend::{Backend, Registration, Tags};
+use crate::shared::descriptor::Descriptor;
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
@@ -9,7 +10,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
@@ -36,7 +37,7 @@ pub(crate) enum Opened {
 pub(crate) struct Device {
     path: CString,
     name: [u8; NAME_MAX],
-    fd: AtomicI32,
+    descriptor: Descriptor,
     app: IoctlOpenApp,
     locks: NonNull<AtomicU64>,
 }
@@ -189,17 +190,61 @@ impl Device {
             close();
             refused(error)
         })?;
+        let descriptor = Descriptor::new(app.app, fd).map_err(|error| {
+            // SAFETY: mapped above, and nobody knows them yet.
+            unsafe {
+                libc::munmap(pages.as_ptr().cast(), app.length as usize);
+                libc::munmap(locks.as_ptr().cast(), app.locks_length as usize);
+            }
+            close();
+            refused(error)
+        })?;
         Ok(Opened::App(Box::new(Self {
             path: c_path,
             name: padded,
-            fd: AtomicI32::new(fd),
+            descriptor,
             app,
             locks: locks.cast(),
         })))
     }
 
-    fn fd(&self) -> RawFd {
-        self.fd.load(Ordering::Relaxed)
+    /// A descriptor of the driver's file.
+    fn fd(&self) -> io::Result<RawFd> {
+        self.descriptor.get(|| self.open_again())
+    }
+
+    /// Opens the app once more. What is mapped keeps the driver's file from before, to which this one is as good: the
+    /// driver knows threads and requests by the app.
+    fn open_again(&self) -> io::Result<RawFd> {
+        let fd = open_file(&self.path)?;
+        let same = open_app(fd, &self.name).and_then(|app| match app.base == self.app.base {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+        });
+        same.map(|()| fd).inspect_err(|_| {
+            // SAFETY: opened above, and nobody else has it.
+            unsafe { libc::close(fd) };
+        })
+    }
+
+    /// Calls the driver.
+    ///
+    /// # Safety
+    ///
+    /// `argument` is what the call takes.
+    unsafe fn call<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
+        // Closed between the look and the call.
+        let is_lost = |error: &io::Error| {
+            let code = error.raw_os_error();
+            matches!(code, Some(libc::EBADF | libc::ENOTTY)) && self.descriptor.is_lost()
+        };
+        // SAFETY: passed on to the caller.
+        let outcome = unsafe { call(self.fd()?, number, argument) };
+        match outcome {
+            // SAFETY: as above.
+            Err(error) if is_lost(&error) => unsafe { call(self.fd()?, number, argument) },
+            outcome => outcome,
+        }
     }
 
     /// Opens the app on another descriptor and maps it where it was; async-signal-safe.
@@ -255,7 +300,7 @@ impl Backend for Device {
         };
         argument.key[..key.len()].copy_from_slice(key);
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_OPEN_DOMAIN, &raw mut argument) }?;
+        unsafe { self.call(IOCTL_OPEN_DOMAIN, &raw mut argument) }?;
         if argument.domain >= MAX_DOMAINS {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -270,7 +315,7 @@ impl Backend for Device {
             page: 0,
         };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_EXTENT, &raw mut argument) }?;
+        unsafe { self.call(IOCTL_EXTENT, &raw mut argument) }?;
         Ok(Extent {
             page: argument.page,
             pages: argument.pages,
@@ -283,12 +328,12 @@ impl Backend for Device {
             ..IoctlThread::default()
         };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_THREAD, &raw mut argument) }?;
+        unsafe { self.call(IOCTL_THREAD, &raw mut argument) }?;
         let page = |protection, offset| {
             let address = std::ptr::null_mut();
-            map(self.fd(), address, PAGE_SIZE.into(), protection, offset).inspect_err(|_| {
+            map(self.fd()?, address, PAGE_SIZE.into(), protection, offset).inspect_err(|_| {
                 // SAFETY: a call without an argument.
-                let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+                let _ = unsafe { self.call::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
             })
         };
         let control = page(READ_WRITE, argument.control_offset)?;
@@ -308,7 +353,7 @@ impl Backend for Device {
 
     fn unregister(&self, _: NonNull<ThreadControl>) {
         // SAFETY: a call without an argument; an error means that the driver forgot us already.
-        let _ = unsafe { call::<u8>(self.fd(), IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+        let _ = unsafe { self.call::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
     }
 
     fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>) {
@@ -321,7 +366,7 @@ impl Backend for Device {
     fn tags(&self) -> io::Result<Tags> {
         let mut argument = IoctlTags::default();
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_TAGS, &raw mut argument) }?;
+        unsafe { self.call(IOCTL_TAGS, &raw mut argument) }?;
         Ok(Tags {
             next: argument.tag_first,
             end: argument.tag_first.saturating_add(argument.tag_count),
@@ -335,7 +380,7 @@ impl Backend for Device {
             domain,
         };
         // SAFETY: the call's argument.
-        match unsafe { call(self.fd(), IOCTL_COMMIT, &raw mut argument) } {
+        match unsafe { self.call(IOCTL_COMMIT, &raw mut argument) } {
             // The commit is done when the wait for its seal is interrupted.
             Err(error) if seal && error.raw_os_error() == Some(libc::EINTR) => self.flush(),
             outcome => outcome,
@@ -344,13 +389,13 @@ impl Backend for Device {
 
     fn fail(&self, report: &mut IoctlFail, _held: &[u32]) -> io::Result<()> {
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_FAIL, std::ptr::from_mut(report)) }
+        unsafe { self.call(IOCTL_FAIL, std::ptr::from_mut(report)) }
     }
 
     fn discard(&self, tag: u64) -> io::Result<()> {
         let mut argument = IoctlTag { tag };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_DISCARD, &raw mut argument) }
+        unsafe { self.call(IOCTL_DISCARD, &raw mut argument) }
     }
 
     fn drafts(&self, tag: u64, domain: u32, skip: usize, pages: &mut [u32]) -> io::Result<usize> {
@@ -363,26 +408,26 @@ impl Backend for Device {
             count: 0,
         };
         // SAFETY: the call's argument; `pages` has room for `capacity` numbers.
-        unsafe { call(self.fd(), IOCTL_DRAFTS, &raw mut argument) }?;
+        unsafe { self.call(IOCTL_DRAFTS, &raw mut argument) }?;
         Ok((argument.count as usize).min(pages.len()))
     }
 
     fn suspend(&self, tag: u64, deadline_ns: u64) -> io::Result<()> {
         let mut argument = IoctlSuspend { tag, deadline_ns };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_SUSPEND, &raw mut argument) }
+        unsafe { self.call(IOCTL_SUSPEND, &raw mut argument) }
     }
 
     fn resume(&self, tag: u64) -> io::Result<()> {
         let mut argument = IoctlTag { tag };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_RESUME, &raw mut argument) }
+        unsafe { self.call(IOCTL_RESUME, &raw mut argument) }
     }
 
     fn abandon(&self, tag: u64, _held: &[u32]) -> io::Result<()> {
         let mut argument = IoctlTag { tag };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_ABANDON, &raw mut argument) }
+        unsafe { self.call(IOCTL_ABANDON, &raw mut argument) }
     }
 
     fn lock_wait(
@@ -398,7 +443,7 @@ impl Backend for Device {
             timeout_ms: milliseconds,
         };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_LOCK_WAIT, &raw mut argument) }
+        unsafe { self.call(IOCTL_LOCK_WAIT, &raw mut argument) }
     }
 
     fn lock_wake(&self, domain: u32) -> io::Result<()> {
@@ -408,13 +453,13 @@ impl Backend for Device {
             timeout_ms: 1,
         };
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_LOCK_WAKE, &raw mut argument) }
+        unsafe { self.call(IOCTL_LOCK_WAKE, &raw mut argument) }
     }
 
     fn flush(&self) -> io::Result<()> {
         loop {
             // SAFETY: a call without an argument.
-            match unsafe { call::<u8>(self.fd(), IOCTL_FLUSH, std::ptr::null_mut()) } {
+            match unsafe { self.call::<u8>(IOCTL_FLUSH, std::ptr::null_mut()) } {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 outcome => return outcome,
             }
@@ -424,7 +469,7 @@ impl Backend for Device {
     fn info(&self) -> io::Result<IoctlInfo> {
         let mut info = IoctlInfo::default();
         // SAFETY: the call's argument.
-        unsafe { call(self.fd(), IOCTL_INFO, &raw mut info) }?;
+        unsafe { self.call(IOCTL_INFO, &raw mut info) }?;
         Ok(info)
     }
 
@@ -432,21 +477,20 @@ impl Backend for Device {
     /// child opens its own and maps at the same addresses.
     fn after_fork(&self) -> Result<(), &'static str> {
         let fd = open_file(&self.path).map_err(|_| "the device cannot be opened")?;
-        let mapped = self.map_again(fd);
-        let unused = if mapped.is_ok() {
-            self.fd.swap(fd, Ordering::Relaxed)
-        } else {
-            fd
-        };
-        // SAFETY: the child's copy of the parent's descriptor, or what was opened above in vain.
-        unsafe { libc::close(unused) };
-        mapped
+        if let Err(what) = self.map_again(fd) {
+            // SAFETY: opened above.
+            unsafe { libc::close(fd) };
+            return Err(what);
+        }
+        self.descriptor.replace_all(fd);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmsrs_protocol::MAX_APPS;
 
     /// Descriptors of this process that are open on a file.
     fn open_on(path: &Path) -> usize {
@@ -464,7 +508,7 @@ mod tests {
         let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
         let mut locks = AtomicU64::new(0);
         let device = Device {
-            fd: AtomicI32::new(open_file(&path).unwrap()),
+            descriptor: Descriptor::new(MAX_APPS - 4, open_file(&path).unwrap()).unwrap(),
             path,
             name: [0; NAME_MAX],
             app: bytemuck::Zeroable::zeroed(),

@@ -2,6 +2,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod control;
+pub(crate) mod descriptor;
 pub(crate) mod device;
 pub(crate) mod held;
 pub(crate) mod keys;

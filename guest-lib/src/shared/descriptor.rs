@@ -1,0 +1,270 @@
+//! The descriptor of the driver's file, where stray calls of `close` do not find it, and what becomes of it if one does.
+//!
+//! A descriptor that is closed twice has a number that was somebody's before. The library's are higher than those that a
+//! program gets by itself, there are two of them, and each is looked at before it is used: a number that is another
+//! file's by now gets no call. What a stray `close` has taken is made again, of the other one or by opening the
+//! device once more; so it costs nobody anything.
+
+use crate::os::lock::Lock;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use vmsrs_protocol::MAX_APPS;
+
+/// Numbers of each file, one to be used and one to spare.
+const EACH: usize = 2;
+
+/// The library's descriptors that are open: -1 for none. One table, so that a number is in it once.
+static NUMBERS: [AtomicI32; MAX_APPS as usize * EACH] =
+    [const { AtomicI32::new(NONE) }; MAX_APPS as usize * EACH];
+const NONE: RawFd = -1;
+
+/// Files whose descriptor is being made again.
+static REPAIR: Lock<()> = Lock::new(());
+
+/// How many descriptors were made again.
+static REPAIRED: AtomicU64 = AtomicU64::new(0);
+
+/// Descriptors of the library that stray calls of `close` have taken, and that were made again.
+pub(crate) fn repaired() -> u64 {
+    REPAIRED.load(Ordering::Relaxed)
+}
+
+/// Numbers that most programs may use; above them a table of descriptors takes more of the kernel's memory.
+const USUAL: libc::rlim_t = 1024;
+
+/// The first number that the library asks for.
+fn first_number() -> RawFd {
+    let mut limit = libc::rlimit {
+        rlim_cur: USUAL,
+        rlim_max: USUAL,
+    };
+    // SAFETY: writes the limit.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let limit = limit.rlim_cur.min(USUAL);
+    // Below a small limit there is no room for all apps.
+    limit
+        .saturating_sub(NUMBERS.len() as u64)
+        .max(limit / 4 * 3) as RawFd
+}
+
+/// A copy of a descriptor with a high number, or -1. Async-signal-safe.
+fn copy(fd: RawFd) -> RawFd {
+    // SAFETY: makes a descriptor.
+    let high = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, first_number()) };
+    if high < 0 {
+        // SAFETY: as above.
+        return unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    }
+    high
+}
+
+/// What tells an open file from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    kind: libc::mode_t,
+    device: libc::dev_t,
+    inode: libc::ino_t,
+}
+
+/// Async-signal-safe.
+fn identity(fd: RawFd) -> Option<Identity> {
+    // SAFETY: all zero is a stat.
+    let mut stat = unsafe { std::mem::zeroed::<libc::stat>() };
+    // The C library's function asks by a path, which takes longer.
+    // SAFETY: writes the stat.
+    let found = unsafe { libc::syscall(libc::SYS_fstat, fd, &raw mut stat) };
+    (found == 0).then_some(Identity {
+        kind: stat.st_mode & libc::S_IFMT,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
+}
+
+/// The descriptors of one app's file. They stay open as long as the process.
+#[derive(Debug)]
+pub(crate) struct Descriptor {
+    /// Its place in [`NUMBERS`].
+    place: usize,
+    identity: Identity,
+}
+
+impl Descriptor {
+    /// Takes an open descriptor of the file of the app with that number.
+    ///
+    /// # Errors
+    ///
+    /// That of `fstat`, and `EINVAL` for a number out of range; the descriptor is still the caller's then.
+    pub(crate) fn new(app: u32, fd: RawFd) -> io::Result<Self> {
+        let place = app as usize * EACH;
+        if place >= NUMBERS.len() {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let identity = identity(fd).ok_or_else(io::Error::last_os_error)?;
+        let new = Self { place, identity };
+        new.replace(fd);
+        Ok(new)
+    }
+
+    /// In the child of a fork: takes a descriptor of its own file instead of its parent's, which are closed.
+    /// Async-signal-safe.
+    pub(crate) fn replace_all(&self, fd: RawFd) {
+        for which in 0..EACH {
+            let parents = self.number(which).swap(NONE, Ordering::Relaxed);
+            if self.is_ours(parents) {
+                // SAFETY: the child's copy, which nothing else uses.
+                unsafe { libc::close(parents) };
+            }
+        }
+        self.replace(fd);
+    }
+
+    /// Whether the descriptor is not the file's any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        !self.is_ours(self.number(0).load(Ordering::Relaxed))
+    }
+
+    /// Takes a descriptor of the file, moved to high numbers. Async-signal-safe.
+    fn replace(&self, fd: RawFd) {
+        let copies = [copy(fd), copy(fd)];
+        if copies[0] < 0 {
+            // No more descriptors: it stays where it is.
+            self.put(0, fd);
+            return;
+        }
+        // SAFETY: the caller's, which it has given.
+        unsafe { libc::close(fd) };
+        self.put(0, copies[0]);
+        self.put(1, copies[1]);
+    }
+
+    /// Closes them, for the last time.
+    #[cfg(test)]
+    fn close(&self) {
+        for number in [0, 1].map(|which| self.number(which).swap(NONE, Ordering::Relaxed)) {
+            // SAFETY: the library's, as far as it knows.
+            unsafe { libc::close(number) };
+        }
+    }
+
+    fn number(&self, which: usize) -> &AtomicI32 {
+        &NUMBERS[self.place + which]
+    }
+
+    /// Notes a descriptor that was just made. If the number is another's too, that was closed.
+    fn put(&self, which: usize, fd: RawFd) {
+        for number in NUMBERS.iter().filter(|_| fd != NONE) {
+            let _ = number.compare_exchange(fd, NONE, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.number(which).store(fd, Ordering::Relaxed);
+    }
+
+    fn is_ours(&self, fd: RawFd) -> bool {
+        fd != NONE && identity(fd) == Some(self.identity)
+    }
+
+    /// A descriptor that is the file's at this moment. `open` opens the file again, for the case that both are lost.
+    ///
+    /// # Errors
+    ///
+    /// That of `open`.
+    pub(crate) fn get(&self, open: impl FnOnce() -> io::Result<RawFd>) -> io::Result<RawFd> {
+        let fd = self.number(0).load(Ordering::Relaxed);
+        if self.is_ours(fd) {
+            return Ok(fd);
+        }
+        self.repair(open)
+    }
+
+    #[cold]
+    fn repair(&self, open: impl FnOnce() -> io::Result<RawFd>) -> io::Result<RawFd> {
+        REPAIR.with(|()| {
+            let [first, spare] = [0, 1].map(|which| self.number(which).load(Ordering::Relaxed));
+            if self.is_ours(first) {
+                // By another thread.
+                return Ok(first);
+            }
+            // Their numbers may be other files' by now, and are not closed.
+            self.number(0).store(NONE, Ordering::Relaxed);
+            REPAIRED.fetch_add(1, Ordering::Relaxed);
+            if self.is_ours(spare) {
+                self.put(0, spare);
+                self.put(1, copy(spare));
+            } else {
+                self.number(1).store(NONE, Ordering::Relaxed);
+                self.replace(open()?);
+            }
+            Ok(self.number(0).load(Ordering::Relaxed))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    /// Two apps of tests alone; a file each test.
+    const APPS: [u32; 3] = [MAX_APPS - 1, MAX_APPS - 2, MAX_APPS - 3];
+
+    fn file() -> tempfile::NamedTempFile {
+        tempfile::NamedTempFile::new().unwrap()
+    }
+
+    fn open(file: &tempfile::NamedTempFile) -> RawFd {
+        file.reopen().unwrap().into_raw_fd()
+    }
+
+    fn never() -> io::Result<RawFd> {
+        panic!("the spare is there");
+    }
+
+    /// As a stray call, or one with a number that was closed before.
+    fn stray_close(fd: RawFd) {
+        // SAFETY: it is not; that is the test.
+        unsafe { libc::close(fd) };
+    }
+
+    #[test]
+    fn a_stray_close_takes_nothing_that_is_not_made_again() {
+        let file = file();
+        let low = open(&file);
+        let descriptor = Descriptor::new(APPS[0], low).unwrap();
+        let fd = descriptor.get(never).unwrap();
+        assert!(fd > low && fd >= first_number() && identity(low).is_none());
+        let before = repaired();
+        stray_close(fd);
+        let again = descriptor.get(never).unwrap();
+        assert!(descriptor.is_ours(again));
+        // The number is another file's: that gets no call, and stays open.
+        // SAFETY: makes a descriptor with that number.
+        let other = unsafe { libc::dup2(libc::STDERR_FILENO, again) };
+        let next = descriptor.get(never).unwrap();
+        assert!(next != other && descriptor.is_ours(next) && identity(other).is_some());
+        stray_close(other);
+        // Both.
+        let spare = descriptor.number(1).load(Ordering::Relaxed);
+        assert!(spare != NONE && spare != next);
+        stray_close(next);
+        stray_close(spare);
+        let last = descriptor.get(|| Ok(open(&file))).unwrap();
+        assert!(descriptor.is_ours(last) && repaired() >= before + 3);
+        descriptor.close();
+    }
+
+    #[test]
+    fn a_number_that_another_app_gets_is_its_own() {
+        let file = file();
+        let first = Descriptor::new(APPS[1], open(&file)).unwrap();
+        let lost = first.get(never).unwrap();
+        let again = open(&file);
+        // SAFETY: closes the first one's, as a stray call does, and takes its number.
+        let taken = unsafe { libc::dup2(again, lost) };
+        let second = Descriptor::new(APPS[2], again).unwrap();
+        second.put(0, taken);
+        assert_eq!(second.get(never).unwrap(), taken);
+        assert_ne!(first.get(never).unwrap(), taken);
+        first.close();
+        second.close();
+    }
+}
