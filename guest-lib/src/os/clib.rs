@@ -18,7 +18,7 @@
 
 use super::modules::{self, Module};
 use super::signals;
-use std::arch::{asm, global_asm};
+use std::arch::asm;
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Range;
 use std::ptr;
@@ -192,8 +192,6 @@ pub(crate) fn has_other_allocator() -> bool {
     ALLOCATOR.is_set() || ALLOCATOR_IN_PROGRAM.load(Ordering::Relaxed)
 }
 
-global_asm!(".weak mallctl");
-
 /// Asks jemalloc, if that is the allocator, for its statistics: it takes all of its locks for them.
 pub(crate) fn ask_allocator() {
     type Control =
@@ -202,6 +200,7 @@ pub(crate) fn ask_allocator() {
     // SAFETY: reads the function's address, 0 if there is none.
     unsafe {
         asm!(
+            ".weak mallctl",
             "mov {}, qword ptr [rip + mallctl@GOTPCREL]",
             out(reg) function,
             options(pure, readonly, nostack, preserves_flags)

@@ -1,15 +1,7 @@
 //! The compiler's sanitizers (`-fsanitize=address` and others), if the program has one.
 
-use std::arch::{asm, global_asm};
+use std::arch::asm;
 use std::ffi::c_void;
-
-global_asm!(
-    ".weak __asan_unpoison_memory_region",
-    ".weak __lsan_register_root_region",
-    ".weak __lsan_unregister_root_region",
-    ".weak __tsan_init",
-    ".weak __msan_init",
-);
 
 /// The address of a function that the program may have, 0 if it has none.
 macro_rules! address_of {
@@ -18,6 +10,8 @@ macro_rules! address_of {
         // SAFETY: reads the address.
         unsafe {
             asm!(
+                // Beside its use: objects are linked with each other, and one strong reference makes it strong.
+                concat!(".weak ", $name),
                 concat!("mov {}, qword ptr [rip + ", $name, "@GOTPCREL]"),
                 out(reg) address,
                 options(pure, readonly, nostack, preserves_flags)
