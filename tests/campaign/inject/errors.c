@@ -228,12 +228,15 @@ void make(enum error error, unsigned long long parameter)
 	case CONTROLS:
 	case FLAGS:
 	case FLAGS_KEPT:
+	case CONTROLS_KEPT:
 	case CLEANUP:
-	case CLEANUP_KEPT:
+	case CLEANUP_JUMPED:
 	case PRINT:
 	case CAUGHT:
 	case UNWINDING:
 	case ROBUST:
+	case BROKEN_PIPE:
+	case RSEQ:
 		leave(error, parameter);
 		break;
 	case LIBRARY_LOOP:

@@ -50,6 +50,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <pthread.h>
+#include <sys/rseq.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -128,12 +129,15 @@ enum error {
 	CONTROLS,
 	FLAGS,
 	FLAGS_KEPT,
+	CONTROLS_KEPT,
 	CLEANUP,
-	CLEANUP_KEPT,
+	CLEANUP_JUMPED,
 	PRINT,
 	CAUGHT,
 	UNWINDING,
 	ROBUST,
+	BROKEN_PIPE,
+	RSEQ,
 	WILD_CALL,
 	LIBRARY_LOOP,
 	SYSTEM,
@@ -291,6 +295,14 @@ void interrupt(unsigned long long which);
 void fail_in_handler(enum error error, unsigned long long parameter);
 /* Calls a function of the library with a wild argument, and fails. */
 void call_wildly(unsigned long long which);
+
+enum { RSEQ_SIZE = 32 };
+
+/* The kernel's area of the calling thread for restartable sequences. */
+static inline void *rseq_area(void)
+{
+	return (char *)__builtin_thread_pointer() + __rseq_offset;
+}
 
 /* ---- state.c --------------------------------------------------------------------------------- */
 

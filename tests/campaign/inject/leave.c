@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /* Errors that leave something behind on their thread. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <locale.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -8,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "inject.h"
 
@@ -43,12 +46,12 @@ static void change_stack(unsigned long long which)
 	crash();
 }
 
-/* AC, DF or both. */
+/* AC, DF, both, or NT. */
 static uint64_t chosen_flags(unsigned long long which)
 {
-	static const uint64_t flags[] = { 1 << 18, 1 << 10, 1 << 18 | 1 << 10 };
+	static const uint64_t flags[] = { 1 << 18, 1 << 10, 1 << 18 | 1 << 10, 1 << 14 };
 
-	return flags[which % 3];
+	return flags[which % 4];
 }
 
 static void set_flags(uint64_t flags)
@@ -76,7 +79,7 @@ static void crash_with_flags(uint64_t flags)
 			 : "cc", "memory");
 }
 
-/* Rounds towards zero and traps divisions by zero, in both units. */
+/* Rounds towards zero and traps divisions by zero, in both units. One of x87's is pending. */
 static void change_controls(void)
 {
 	unsigned int vector = 0x1f80 | 3 << 13;
@@ -84,7 +87,13 @@ static void change_controls(void)
 
 	vector &= ~(1U << 9);
 	x87 &= (unsigned short)~(1U << 2);
-	__asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(vector), "m"(x87));
+	__asm__ volatile("ldmxcsr %0\n\t"
+			 "fldcw %1\n\t"
+			 "fld1\n\t"
+			 "fldz\n\t"
+			 "fdivrp"
+			 :
+			 : "m"(vector), "m"(x87));
 }
 
 static void clean(void *unused)
@@ -92,17 +101,17 @@ static void clean(void *unused)
 	(void)unused;
 }
 
-/* Pushes a cleanup handler; fails with it, or jumps over its end. */
-static void push_cleanup(bool fails)
+/* Pushes a cleanup handler, and fails with it or after a jump over its end. */
+static void push_cleanup(bool jumps)
 {
 	jmp_buf over;
 
 	if (setjmp(over))
-		return;
-	pthread_cleanup_push(clean, NULL);
-	if (fails)
 		crash();
-	longjmp(over, 1);
+	pthread_cleanup_push(clean, NULL);
+	if (jumps)
+		longjmp(over, 1);
+	crash();
 	pthread_cleanup_pop(0);
 }
 
@@ -125,6 +134,22 @@ static void lock_robust(void)
 	pthread_mutex_init(&mutex, &robust);
 	pthread_mutex_lock(&mutex);
 	crash();
+}
+
+/* As libraries do that must not raise SIGPIPE; it waits for the thread. */
+static void break_pipe(void)
+{
+	sigset_t set;
+	int ends[2];
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGPIPE);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	if (pipe2(ends, O_CLOEXEC))
+		return;
+	close(ends[0]);
+	(void)!write(ends[1], "", 1);
+	close(ends[1]);
 }
 
 void leave(enum error error, unsigned long long parameter)
@@ -152,12 +177,15 @@ void leave(enum error error, unsigned long long parameter)
 	case FLAGS_KEPT:
 		set_flags(chosen_flags(parameter));
 		return;
+	case CONTROLS_KEPT:
+		change_controls();
+		return;
 	case CLEANUP:
+		push_cleanup(false);
+		break;
+	case CLEANUP_JUMPED:
 		push_cleanup(true);
 		break;
-	case CLEANUP_KEPT:
-		push_cleanup(false);
-		return;
 	case PRINT:
 		print_wild(parameter);
 		break;
@@ -169,6 +197,12 @@ void leave(enum error error, unsigned long long parameter)
 		break;
 	case ROBUST:
 		lock_robust();
+		break;
+	case BROKEN_PIPE:
+		break_pipe();
+		break;
+	case RSEQ: /* 1: takes the area away */
+		syscall(SYS_rseq, rseq_area(), RSEQ_SIZE, 1, RSEQ_SIG);
 		break;
 	default:
 		break;

@@ -8,7 +8,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,7 +15,9 @@
 
 enum {
 	FLAG_DF = 1 << 10,
+	FLAG_NT = 1 << 14,
 	FLAG_AC = 1 << 18,
+	FLAGS_TOGETHER = FLAG_DF | FLAG_NT | FLAG_AC,
 };
 
 struct state {
@@ -31,7 +32,7 @@ struct state {
 	const void *exceptions; /* being handled */
 	uint64_t uncaught;
 	locale_t locale;
-	char name[16];
+	uint64_t rseq; /* whether it is registered */
 };
 
 /* The parts, by their names in the line to the client. */
@@ -51,7 +52,7 @@ static const struct part {
 	PART("exceptions-caught", exceptions),
 	PART("exceptions-uncaught", uncaught),
 	PART("locale", locale),
-	PART("name", name),
+	PART("rseq", rseq),
 #undef PART
 };
 
@@ -70,7 +71,7 @@ static uint64_t keys(void)
 	return rights;
 }
 
-/* AC and DF are off afterwards: nothing else may run with them. */
+/* They are off afterwards: nothing else may run with them. */
 static uint64_t flags(void)
 {
 	uint64_t found;
@@ -82,9 +83,9 @@ static uint64_t flags(void)
 			 "popfq\n\t"
 			 "lea 128(%%rsp), %%rsp"
 			 : "=&r"(found)
-			 : "r"(~(uint64_t)(FLAG_AC | FLAG_DF))
+			 : "r"(~(uint64_t)FLAGS_TOGETHER)
 			 : "cc", "memory");
-	return found & (FLAG_AC | FLAG_DF);
+	return found & FLAGS_TOGETHER;
 }
 
 static uint64_t controls(void)
@@ -133,7 +134,7 @@ static void look(struct state *state)
 	}
 	inject_exceptions(&state->exceptions, &state->uncaught);
 	state->locale = uselocale((locale_t)0);
-	prctl(PR_GET_NAME, state->name);
+	state->rseq = syscall(SYS_rseq, rseq_area(), RSEQ_SIZE, 0, RSEQ_SIG) != 0;
 }
 
 /* The first part that differs from what was known, which is what is found now; NULL if there is none. */

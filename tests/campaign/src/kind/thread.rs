@@ -1,25 +1,16 @@
 //! What a request leaves behind on its thread.
 
 use super::Fate::{Detected, Harmless};
-use super::{ANYWHERE, Fate, Kind, Origin, kind, sure};
-use crate::arm::Point::{self, Alloc, End, Entered, Member, Start};
-
-/// Where nothing of the server's own runs after the error but its return.
-const LAST: &[Point] = &[End];
-/// Where the rest of the request's code runs on with what the error has changed.
-const EARLY: &[Point] = &[Start, End, Entered, Alloc];
+use super::{ANYWHERE, Kind, Origin, kind, sure};
+use crate::arm::Point::{End, Member};
 
 const fn left(name: &'static str, errors: &'static [&'static str]) -> Kind {
     kind(name, Origin::Injected(errors), ANYWHERE, &[], Detected)
 }
 
-const fn kept(
-    name: &'static str,
-    errors: &'static [&'static str],
-    points: &'static [Point],
-) -> Kind {
-    const FATE: Fate = Harmless;
-    kind(name, Origin::Injected(errors), points, &[], FATE)
+/// At the very end: nothing of the server's own runs after it but its return.
+const fn kept(name: &'static str, errors: &'static [&'static str]) -> Kind {
+    kind(name, Origin::Injected(errors), &[End], &[], Harmless)
 }
 
 /// The kinds.
@@ -31,24 +22,27 @@ pub(super) const KINDS: &[Kind] = &[
         &["cancel-state"],
     ),
     left("locale left changed", &["locale"]),
-    left("control words left changed", &["control-words"]),
-    left("flags AC and DF left set", &["flags"]),
-    kept("flags AC and DF set at the return", &["flags-kept"], LAST),
+    left("control words left changed", &["controls"]),
+    left("flags left set", &["flags"]),
+    kept("flags set at the return", &["flags-kept"]),
+    kept("control words changed at the return", &["controls-kept"]),
     left("cleanup handler left pushed", &["cleanup"]),
-    kept("cleanup handler jumped over", &["cleanup-kept"], EARLY),
+    left("cleanup handler jumped over", &["cleanup-jumped"]),
     left("wild string printed to a stream", &["print"]),
     left(
         "error while a C++ exception is handled",
         &["caught", "unwinding"],
     ),
     left("robust mutex left locked", &["robust"]),
+    left("broken pipe while SIGPIPE is blocked", &["broken-pipe"]),
+    left("restartable sequences taken away", &["rseq"]),
     sure(
         "state left changed by another thread of the request",
         &[
             "mask",
             "alt-stack",
             "cancel-state",
-            "control-words",
+            "controls",
             "flags",
             "cleanup",
             "print",
