@@ -68,7 +68,9 @@
  * that runs the request returns VMSRS_EFORKED, as do the tickets and tasks of
  * the parent.
  *
- * Signals. vmsrs_open_guard() alone may be called in signal handlers.
+ * Signals. vmsrs_open_guard() alone may be called in signal handlers. A handler that
+ * runs in the middle of a request is a part of it: an error there fails the request,
+ * and one that leaves it by siglongjmp() ends it.
  */
 
 #ifndef VMSRS_H
@@ -350,8 +352,8 @@ typedef struct vmsrs_options {
  * The work of a request.
  *
  * It runs on a stack of its own and may be aborted at any instruction (see
- * "Failures" above). It must return, fail or be aborted: longjmp() out of it
- * keeps the domains locked, pthread_exit() in it fails the request.
+ * "Failures" above). One that is left by longjmp() fails when the thread calls
+ * the library next; pthread_exit() in it fails the request.
  *
  * @param request The request: valid until the function returns, on this thread
  *     only.
@@ -371,7 +373,7 @@ typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
  *
  * If the request fails, everything it wrote is discarded, its locks are
  * released, its defers are run, and this returns VMSRS_EFAILED; the thread goes
- * on.
+ * on. errno is as the function left it, unless this returns VMSRS_ESYSTEM.
  *
  * @param domain The domain. It is held to the end of the request.
  * @param function The work.
@@ -498,7 +500,7 @@ enum vmsrs_kind {
 	VMSRS_KIND_PANIC = 13,
 	/** The request missed its deadline. */
 	VMSRS_KIND_DEADLINE = 14,
-	/** A thread of the request ended inside it. */
+	/** A thread of the request ended inside it, or left it by longjmp(). */
 	VMSRS_KIND_THREAD_DEATH = 15,
 	/** The process ended with the request in flight. */
 	VMSRS_KIND_PROCESS_DEATH = 16,

@@ -72,7 +72,7 @@ kinds! {
     Panic = KIND_PANIC, c"panic";
     /// The deadline was missed.
     Deadline = KIND_DEADLINE, c"deadline";
-    /// The thread ended inside its request.
+    /// The thread ended inside its request, or left it by `longjmp`.
     ThreadDeath = KIND_THREAD_DEATH, c"thread death";
     /// The process ended with the request in flight.
     ProcessDeath = KIND_PROCESS_DEATH, c"process death";

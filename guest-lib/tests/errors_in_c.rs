@@ -210,3 +210,16 @@ fn cpp_exceptions_in_flight_end_with_their_request() {
     exceptions().succeed(&["unwinding"]);
     exceptions().succeed(&["both"]);
 }
+
+#[test]
+fn error_with_its_signal_blocked_ends_process() {
+    for error in ["blocked", "thread-pointer"] {
+        let output = thread_state()[0].run(&[error]);
+        assert!(output.status.signal().is_some(), "{output:?}");
+    }
+}
+
+#[test]
+fn cancellation_of_a_thread_in_a_request_ends_the_request() {
+    thread_state()[0].succeed(&["cancel"]);
+}

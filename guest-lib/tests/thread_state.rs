@@ -492,7 +492,8 @@ fn fail_a_call() {
 
 #[test]
 fn errno_of_the_function_is_kept_on_every_way_out() {
-    let ends: [fn(&Request) -> Result<(), ()>; 4] = [
+    type End = fn(&Request) -> Result<(), ()>;
+    let ends: [End; 4] = [
         |_| Ok(()),
         |_| Err(()),
         |request| request.fail("on purpose"),
@@ -547,4 +548,79 @@ fn errno_of_the_function_is_kept_on_every_way_out() {
             });
         }
     }
+}
+
+#[test]
+fn name_scheduling_and_timers_of_a_failed_request_stay() {
+    let name = || {
+        let mut name = [0u8; 16];
+        // SAFETY: room for a name.
+        unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+        name
+    };
+    // SAFETY: this thread's alone.
+    let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, libc::gettid().cast_unsigned()) };
+    failure(domain(), |_| {
+        // SAFETY: a C string; changes this thread's alone, and a timer that ends long after the test.
+        unsafe {
+            libc::prctl(libc::PR_SET_NAME, c"alice".as_ptr());
+            libc::setpriority(libc::PRIO_PROCESS, libc::gettid().cast_unsigned(), 5);
+            libc::alarm(10_000);
+        }
+        null_write();
+    });
+    assert!(name().starts_with(b"alice\0"));
+    assert_eq!(nice(), 5);
+    // SAFETY: takes the timer back.
+    assert_ne!(unsafe { libc::alarm(0) }, 0);
+}
+
+struct Broken;
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        null_write();
+    }
+}
+
+#[test]
+fn panic_that_was_cut_short_costs_no_later_request() {
+    let (domain, other) = (domain(), domain());
+    for _ in 0..3 {
+        let cut = failure(domain, |_| {
+            let _broken = Broken;
+            panic!("cut short");
+        });
+        assert_eq!(cut.kind, Kind::Memory);
+        success(other, |_| ());
+        let panicked = failure(other, |_| panic!("another one"));
+        assert_eq!(
+            (panicked.kind, &*panicked.message),
+            (Kind::Panic, "another one")
+        );
+    }
+}
+
+#[test]
+fn credentials_of_the_thread_are_put_back_by_a_defer() {
+    const NOBODY: libc::uid_t = 65_534;
+    // SAFETY: only this thread's; a user that is none changes nothing.
+    let current = || unsafe { libc::setfsuid(libc::uid_t::MAX) }.cast_unsigned();
+    let before = current();
+    if before != 0 {
+        eprintln!("skipped: only root can work for another user");
+        return;
+    }
+    failure(domain(), |request| {
+        let undo = move || {
+            // SAFETY: as above.
+            unsafe { libc::setfsuid(before) };
+        };
+        request.defer(undo).unwrap();
+        // SAFETY: as above.
+        unsafe { libc::setfsuid(NOBODY) };
+        assert_eq!(current(), NOBODY);
+        null_write();
+    });
+    assert_eq!(current(), before);
 }

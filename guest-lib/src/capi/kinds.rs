@@ -32,7 +32,7 @@ pub const VMSRS_KIND_HEAP_CORRUPT: u32 = 12;
 pub const VMSRS_KIND_PANIC: u32 = 13;
 /// The request missed its deadline.
 pub const VMSRS_KIND_DEADLINE: u32 = 14;
-/// A thread of the request ended inside it.
+/// A thread of the request ended inside it, or left it by `longjmp()`.
 pub const VMSRS_KIND_THREAD_DEATH: u32 = 15;
 /// The process ended with the request in flight.
 pub const VMSRS_KIND_PROCESS_DEATH: u32 = 16;

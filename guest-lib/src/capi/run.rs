@@ -12,8 +12,8 @@ use std::ptr;
 /// The work of a request.
 ///
 /// It runs on a stack of its own and may be aborted at any instruction (see "Failures"
-/// above). It must return, fail or be aborted: `longjmp()` out of it keeps the domains
-/// locked, `pthread_exit()` in it fails the request.
+/// above). One that is left by `longjmp()` fails when the thread calls the library next;
+/// `pthread_exit()` in it fails the request.
 ///
 /// @param request The request: valid until the function returns, on this thread only.
 /// @param argument What the caller passed.
@@ -29,7 +29,8 @@ pub type RequestFn =
 /// function returned a negative value, discarded, and its defers are run.
 ///
 /// If the request fails, everything it wrote is discarded, its locks are released, its
-/// defers are run, and this returns `VMSRS_EFAILED`; the thread goes on.
+/// defers are run, and this returns `VMSRS_EFAILED`; the thread goes on. `errno` is as the
+/// function left it, unless this returns `VMSRS_ESYSTEM`.
 ///
 /// @param domain The domain. It is held to the end of the request.
 /// @param function The work.

@@ -1,5 +1,5 @@
 //! Frames that the kernel makes for signal handlers: `struct rt_sigframe`, whose lowest word is the address that the handler
-//! returns to, the C library's call of rt_sigreturn(2).
+//! returns to, the C library's call of `rt_sigreturn`.
 
 use super::signals::Signals;
 use std::ffi::c_int;

@@ -1,4 +1,4 @@
-//! The list of robust mutexes that a thread has locked (set_robust_list(2)): the kernel follows it when the thread ends, the
+//! The list of robust mutexes that a thread has locked (`set_robust_list`): the kernel follows it when the thread ends, the
 //! C library whenever the thread locks one or unlocks it.
 
 use std::ptr::{self, NonNull};

@@ -10,7 +10,6 @@ macro_rules! address_of {
         // SAFETY: reads the address.
         unsafe {
             asm!(
-                // Beside its use: objects are linked with each other, and one strong reference makes it strong.
                 concat!(".weak ", $name),
                 concat!("mov {}, qword ptr [rip + ", $name, "@GOTPCREL]"),
                 out(reg) address,

@@ -44,7 +44,7 @@ pub(super) enum Aside {
 
 struct Work<'a> {
     thread: &'a Thread,
-    work: &'a mut dyn FnMut(),
+    code: &'a mut dyn FnMut(),
     done: bool,
 }
 
@@ -52,7 +52,7 @@ struct Work<'a> {
 pub(super) fn run(thread: &Thread, work: &mut dyn FnMut()) -> Aside {
     let mut work = Work {
         thread,
-        work,
+        code: work,
         done: false,
     };
     let Some(stack) = take_stack() else {
@@ -76,7 +76,7 @@ unsafe extern "C" fn enter(argument: *mut c_void) -> u32 {
     // SAFETY: run() passes this, which lives until this returns or is cut short.
     let work = unsafe { &mut *argument.cast::<Work<'_>>() };
     work.thread.set_phase(Phase::Running);
-    (work.work)();
+    (work.code)();
     work.done = true;
     work.thread.set_phase(Phase::Outside);
     0

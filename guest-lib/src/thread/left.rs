@@ -13,7 +13,7 @@ use std::ops::Range;
 /// What the failure says.
 pub(crate) const LEFT: &[u8] = b"the request was left without an end, by longjmp";
 
-/// Most bytes of the thread's own stack that are searched for a signal handler.
+/// Most bytes of a stack that are searched for a signal handler.
 const SEARCHED: u64 = 256 * 1024;
 
 impl Thread {
@@ -47,14 +47,16 @@ impl Thread {
         SignalFrame::find(self.stack_above(rsp)?, blocked)
     }
 
-    /// The addresses of a stack of the thread's, from its pointer on.
+    /// Addresses of a stack of the thread's, from its pointer on.
     fn stack_above(&self, rsp: u64) -> Option<Range<u64>> {
         let own = self.own_stack();
-        if own.contains(&rsp) {
-            return Some(rsp..own.end.min(rsp + SEARCHED));
-        }
-        let stacks = [self.stack_region()?, &self.signal_stack];
-        let stack = stacks.into_iter().find(|stack| stack.holds(rsp, 0))?;
-        Some(rsp..stack.top() as u64)
+        let end = if own.contains(&rsp) {
+            own.end
+        } else {
+            let stacks = [self.stack_region()?, &self.signal_stack];
+            let stack = stacks.into_iter().find(|stack| stack.holds(rsp, 0))?;
+            stack.top() as u64
+        };
+        Some(rsp..end.min(rsp + SEARCHED))
     }
 }

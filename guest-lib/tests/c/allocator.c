@@ -153,14 +153,19 @@ int main(void)
 {
 	pthread_t thread;
 	vmsrs_app *app;
+	int deadlines;
 
 	check(!vmsrs_open("allocator", &app), "the app opens");
 	check(!vmsrs_domain_open(app, "alice", 5, &domain), "a domain opens");
 	check(!pthread_create(&thread, NULL, allocate, NULL), "another thread allocates");
+	deadlines = vmsrs_protection(app) == VMSRS_PROTECTION_FULL;
 	for (int i = 0; i < 15; i++) {
 		unsigned long before = rounds;
 
-		check(vmsrs_run(domain, both, &i, NULL) == VMSRS_EFAILED, "the request fails");
+		vmsrs_options options = { .deadline_ms = deadlines ? 15 + i : 0 };
+		vmsrs_request_fn function = deadlines ? allocate_in_request : both;
+
+		check(vmsrs_run_with(domain, &options, function, &i, NULL) == VMSRS_EFAILED, "the request fails");
 		// Hangs if the lock stays taken.
 		while (rounds == before)
 			usleep(1000);

@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <asm/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vmsrs.h>
@@ -116,6 +118,47 @@ static void in_a_worker(void (*work)(void))
 	CHECK(cleaned == 1);
 }
 
+static void fail_with_its_signal_blocked(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
+	*(volatile int *)wild = 1;
+}
+
+static void fail_without_its_thread_pointer(void)
+{
+	syscall(SYS_arch_prctl, ARCH_SET_FS, 4096);
+	*(volatile int *)wild = 1;
+}
+
+static void wait_for_a_signal(void)
+{
+	for (;;)
+		pause();
+}
+
+static void *cancelled_worker(void *argument)
+{
+	expect_failure(wait_for_a_signal, 0);
+	expect_success();
+	pthread_testcancel();
+	return argument;
+}
+
+static void cancel_a_worker(void)
+{
+	pthread_t thread;
+	void *result;
+
+	CHECK(pthread_create(&thread, NULL, cancelled_worker, &thread) == 0);
+	CHECK(pthread_cancel(thread) == 0);
+	CHECK(pthread_join(thread, &result) == 0);
+	/* The request has ended, and the thread goes on. */
+	CHECK(result == &thread);
+}
+
 static atomic_bool ended;
 
 /* Interrupts the thread past its deadline, as the driver does where there is one. */
@@ -196,6 +239,12 @@ int main(int count, char **arguments)
 		in_a_worker(scan_into_a_wild_pointer);
 	} else if (!strcmp(arguments[1], "cleanup")) {
 		in_a_worker(fail_with_a_cleanup);
+	} else if (!strcmp(arguments[1], "blocked")) {
+		expect_failure(fail_with_its_signal_blocked, 0);
+	} else if (!strcmp(arguments[1], "thread-pointer")) {
+		expect_failure(fail_without_its_thread_pointer, 0);
+	} else if (!strcmp(arguments[1], "cancel")) {
+		cancel_a_worker();
 	} else {
 		CHECK(!strcmp(arguments[1], "program"));
 		program_past_its_deadline();

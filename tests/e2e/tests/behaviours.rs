@@ -94,10 +94,22 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
     let image = folder.path().join("guest.img");
     let e2e = Path::new(env!("CARGO_BIN_EXE_vmsrs-e2e"));
     let variables = folder.path().join("variables");
-    compile_c("variables.c", &programs, &variables)?;
+    compile_c(&source_path("variables.c"), &programs, &variables)?;
+    let [state, leaving] = ["thread_state", "leaving"].map(|name| folder.path().join(name));
+    for program in [&state, &leaving] {
+        let name = program.with_extension("c");
+        let name = name.file_name().context("a name")?;
+        let source = project::root().join("guest-lib/tests/c").join(name);
+        compile_c(&source, &programs, program)?;
+    }
+    let neighbours = compile_neighbours(&programs, folder.path())?;
     let resets = folder.path().join("resets");
     compile_kernel("resets.S", &resets)?;
-    bed.image()?
+    let mut guest = bed.image()?;
+    for (program, destination) in neighbours {
+        guest = guest.binary(program, destination);
+    }
+    guest
         .modules(["virtio_mmio", "virtio_net"])
         .module_file(&modules.driver)
         .module_file_unloaded(&modules.test)
@@ -105,6 +117,8 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         .library_folder(&programs)
         .binary(e2e, "/bin/vmsrs-e2e")
         .binary(&variables, "/bin/variables")
+        .binary(&state, "/bin/thread-state")
+        .binary(&leaving, "/bin/leaving")
         .init("ifconfig eth0 192.168.77.2 netmask 255.255.255.0 up\nvmsrs-e2e agent 192.168.77.1:7000")
         .write(&kernel, &image)?;
     let mut job = Job::new(["vmsrs-e2e", "host"])
@@ -141,12 +155,36 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
     Ok(())
 }
 
-/// Compiles a C program of this crate against the library in `folder`.
-fn compile_c(source: &str, folder: &Path, program: &Path) -> Result<()> {
+/// Compiles the library's own C tests of what requests do to the rest of their process, with what they load; returns their
+/// places in the guest.
+fn compile_neighbours(library: &Path, folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let source = |name: &str| project::root().join(format!("guest-lib/tests/c/{name}.c"));
+    let mut compiled = Vec::new();
+    for name in ["children", "loader", "allocator", "wild"] {
+        let program = folder.join(name);
+        compile_c(&source(name), library, &program)?;
+        compiled.push((program, format!("/bin/{name}")));
+    }
+    for (name, part, file) in [
+        ("loader", "-DPLUGIN", "constructor.so"),
+        ("allocator", "-DPRELOADED", "allocator.so"),
+    ] {
+        let shared = folder.join(file);
+        let mut cc = Command::new("cc");
+        cc.args(["-O1", "-g", "-shared", "-fPIC", part])
+            .arg(source(name));
+        compile(&mut cc, &shared)?;
+        compiled.push((shared, format!("/lib/{file}")));
+    }
+    Ok(compiled)
+}
+
+/// Compiles a C program against the library in `folder`.
+fn compile_c(source: &Path, folder: &Path, program: &Path) -> Result<()> {
     let mut cc = Command::new("cc");
     cc.args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
         .arg(project::root().join("guest-lib/include"))
-        .arg(source_path(source))
+        .arg(source)
         .arg("-L")
         .arg(folder)
         .args(["-lvmsrs", "-Wl,-z,now"]);

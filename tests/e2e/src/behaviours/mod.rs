@@ -28,6 +28,7 @@ mod kernel_write;
 mod lock_release;
 mod many_processes;
 mod members;
+mod neighbours;
 mod pool_limit;
 mod pool_waits;
 mod process_death;
@@ -38,7 +39,9 @@ mod read_only_vault;
 mod recycled_frames;
 mod seal_batches;
 mod server_killed;
+mod stray_close;
 mod suspended;
+mod thread_state;
 mod window_full;
 
 /// Every behaviour, in the order of testing.
@@ -56,8 +59,14 @@ pub const ALL: &[&Behaviour] = &[
     &corruption::POISONED_UNMIRRORED,
     &lock_release::BEHAVIOUR,
     &error_kinds::BEHAVIOUR,
+    &neighbours::CHILDREN,
+    &neighbours::LOADER,
+    &neighbours::ALLOCATOR,
+    &neighbours::WILD,
+    &stray_close::BEHAVIOUR,
     &audit::BEHAVIOUR,
     &evidence::BEHAVIOUR,
+    &thread_state::BEHAVIOUR,
     &forged_incident::BEHAVIOUR,
     &process_death::BEHAVIOUR,
     &server_killed::BEHAVIOUR,

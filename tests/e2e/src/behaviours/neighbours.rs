@@ -1,0 +1,77 @@
+//! C programs in which requests fail by what they do to the rest of their process, with a device and deadlines: the same
+//! that the library's own tests run without.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::{Behaviour, Machine};
+
+/// Children that share memory.
+pub(super) const CHILDREN: Behaviour = Behaviour {
+    name: "child_of_vfork_has_no_part_in_the_request",
+    machine: Machine::Usual,
+    steps: &[("children", children)],
+    host: |guest| guest.run_steps(&["children"]),
+};
+
+/// The dynamic linker's lock.
+pub(super) const LOADER: Behaviour = Behaviour {
+    name: "requests_begin_while_a_library_is_loaded",
+    machine: Machine::Usual,
+    steps: &[("loader", loader)],
+    host: |guest| guest.run_steps(&["loader"]),
+};
+
+/// Deadlines in an allocator that is preloaded.
+pub(super) const ALLOCATOR: Behaviour = Behaviour {
+    name: "deadline_waits_until_thread_has_left_any_allocator",
+    machine: Machine::Usual,
+    steps: &[("allocator", allocator)],
+    host: |guest| guest.run_steps(&["allocator"]),
+};
+
+/// Wild arguments, and errors of other threads in the middle of any call.
+pub(super) const WILD: Behaviour = Behaviour {
+    name: "wild_arguments_cost_their_request",
+    machine: Machine::Usual,
+    steps: &[("wild", wild)],
+    host: |guest| guest.run_steps(&["wild"]),
+};
+
+fn succeeds(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {errors}",
+        output.status
+    );
+    Ok(())
+}
+
+fn children(_: &str) -> Result<()> {
+    for parent in ["vfork", "clone"] {
+        for deed in [
+            "crash", "abort", "raise", "fail", "exit", "run", "commit", "free",
+        ] {
+            succeeds(Command::new("/bin/children").args([parent, deed]))?;
+        }
+    }
+    Ok(())
+}
+
+fn loader(_: &str) -> Result<()> {
+    for constructor in ["crash", "wait"] {
+        succeeds(Command::new("/bin/loader").args([constructor, "/lib/constructor.so"]))?;
+    }
+    Ok(())
+}
+
+fn allocator(_: &str) -> Result<()> {
+    succeeds(Command::new("/bin/allocator").env("LD_PRELOAD", "/lib/allocator.so"))
+}
+
+fn wild(_: &str) -> Result<()> {
+    succeeds(&mut Command::new("/bin/wild"))
+}
