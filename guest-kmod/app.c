@@ -84,6 +84,7 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	mutex_init(&app->lock);
 	xa_init(&app->domains);
 	xa_init(&app->units);
+	spin_lock_init(&app->mapping_lock);
 	vmsrs_waits_init(app);
 	memcpy(app->name, name, sizeof(app->name));
 	return app;
@@ -400,8 +401,6 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 	mutex_init(&domain->lock);
 	domain->app = app;
 	domain->number = number;
-	INIT_LIST_HEAD(&domain->owned);
-	INIT_LIST_HEAD(&domain->drafts);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
 	for (next = reply->extents ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)

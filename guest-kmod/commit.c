@@ -6,30 +6,32 @@
 #include "vmsrs.h"
 
 /*
- * Commits the domains on the list and returns what vmsrs_host_wait_sealed() takes, or 0 if they
+ * Commits the domains on the list and returns what vmsrs_batch_wait_sealed() takes, or 0 if they
  * had no drafts. commit_lock and the request's lock are held. All domains' locks are held from the
  * first change to the last, so that no fault, commit or discard sees some of the domains committed
  * and others not.
  */
 static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
-			  struct vmsrs_request *request, struct list_head *domains)
+			  struct vmsrs_request *request, struct hlist_head *domains)
 {
-	struct vmsrs_domain *domain, *next;
-	LIST_HEAD(records);
-	u32 count = 0;
+	struct vmsrs_domain *domain;
+	struct hlist_node *next;
+	struct vmsrs_frames records = { };
+	u32 count;
 	u64 end = 0;
 
-	list_for_each_entry(domain, domains, owned)
+	hlist_for_each_entry(domain, domains, owned)
 		mutex_lock_nest_lock(&domain->lock, lock);
-	list_for_each_entry(domain, domains, owned)
-		count += vmsrs_drafts_commit(domain, &records);
+	hlist_for_each_entry(domain, domains, owned)
+		vmsrs_drafts_commit(domain, &records);
+	count = records.count;
 	if (count)
-		end = vmsrs_host_append(dev, &records);
+		end = vmsrs_batch_append(dev, &records);
 	/* Before the unlock: another member's next draft must not count beside the committed ones. */
 	atomic_sub(count, &request->drafts);
-	list_for_each_entry_safe(domain, next, domains, owned) {
+	hlist_for_each_entry_safe(domain, next, domains, owned) {
 		/* Once unlocked, it may be added to another request's list. */
-		list_del_init(&domain->owned);
+		hlist_del_init(&domain->owned);
 		mutex_unlock(&domain->lock);
 	}
 	if (!count)
@@ -54,7 +56,7 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
 	struct mutex *lock;
-	LIST_HEAD(domains);
+	HLIST_HEAD(domains);
 	u64 end = 0;
 
 	if (arg->flags & ~VMSRS_COMMIT_SEAL)
@@ -62,23 +64,20 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
 	lock = vmsrs_request_lock(dev, arg->tag);
-	down_read(&dev->commit_lock);
-	mutex_lock(lock);
 	if (vmsrs_device_usable(dev))
 		request = vmsrs_request_take_domains(app, arg->tag, arg->domain, &domains);
 	else
 		request = ERR_PTR(-ENODEV);
-	if (!list_empty(&domains))
+	if (!hlist_empty(&domains))
 		end = domains_commit(dev, lock, request, &domains);
 	if (!IS_ERR_OR_NULL(request))
 		request = vmsrs_request_remove_idle(request);
-	mutex_unlock(lock);
-	up_read(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	if (IS_ERR(request))
 		return PTR_ERR(request);
 	vmsrs_thread_keep_spare(thread, request);
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;
 	/* Without pages in this commit, wait for those of the request's earlier ones. */
-	return end ? vmsrs_host_wait_sealed(dev, end, true) : vmsrs_host_flush(dev, true);
+	return end ? vmsrs_batch_wait_sealed(dev, end, true) : vmsrs_batch_flush(dev, true);
 }

@@ -18,6 +18,7 @@ void vmsrs_device_wake_all(struct vmsrs_device *dev)
 	wake_up_all(&dev->control.wait);
 	wake_up_all(&dev->pool.wait);
 	wake_up_all(&dev->batch.wait);
+	wake_up_all(&dev->reports.wait);
 	vmsrs_lock_wake_all();
 }
 

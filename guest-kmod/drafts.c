@@ -60,30 +60,39 @@ static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *
 }
 
 /*
- * Takes a frame and fills it as a whole, before anything maps it: it still has what was in it before.
- * One whose own memory is broken is not used any more: put back, it would be the next to be taken.
+ * Fills a frame as a whole, before anything maps it: it still has what was in it before. One whose own memory is
+ * broken is not used any more: put back, it would be the next to be taken. Returns 0; -EIO: the committed version
+ * is lost, and the frame has been put; -EAGAIN: the frame is broken.
  */
+static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry, struct vmsrs_frame *frame)
+{
+	void *content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
+
+	if (!fill(dev, entry, content))
+		return 0;
+	/* It can be written, so it is the committed version that cannot be read. */
+	if (!vmsrs_clear_page(content)) {
+		vmsrs_pool_put(dev, frame);
+		return -EIO;
+	}
+	pr_warn_ratelimited("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
+	return -EAGAIN;
+}
+
+/* Takes a frame and fills it. */
 static struct vmsrs_frame *take_filled(struct vmsrs_device *dev, const struct vmsrs_page *entry,
 				       u32 reserve)
 {
 	struct vmsrs_frame *frame;
-	void *content;
+	int error;
 
-	for (;;) {
+	do {
 		frame = vmsrs_pool_take(dev, reserve);
 		if (!frame)
 			return ERR_PTR(-EAGAIN);
-		content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
-		if (!fill(dev, entry, content))
-			return frame;
-		/* It can be written, so it is the committed version that cannot be read. */
-		if (!vmsrs_clear_page(content)) {
-			vmsrs_pool_put(dev, frame);
-			return ERR_PTR(-EIO);
-		}
-		pr_warn_ratelimited("frame %u of the pool is broken\n",
-				    vmsrs_frame_number(dev, frame));
-	}
+		error = fill_frame(dev, entry, frame);
+	} while (error == -EAGAIN);
+	return error ? ERR_PTR(error) : frame;
 }
 
 /*
@@ -113,14 +122,36 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
 	copy->lost = shown->lost;
 	copy->commit = shown->commit;
 	copy->streak = shown->streak;
-	if (!vmsrs_host_replace(dev, shown, copy))
+	if (!vmsrs_batch_replace(dev, shown, copy))
 		return copy;
 	entry->frame = vmsrs_frame_name(dev, copy);
 	return shown;
 }
 
+/*
+ * Adds the draft of a page to the domain's, as vmsrs_frame.ahead says: a frame with a copy of the page, or the frame
+ * that the copy takes the place of. domain->lock is held.
+ */
+static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
+		      struct vmsrs_frame *copy, u8 ahead)
+{
+	struct vmsrs_frame *draft = choose_draft(domain, entry, copy);
+
+	draft->domain = domain;
+	draft->entry = entry;
+	draft->page = page;
+	draft->replaced = VMSRS_NONE;
+	draft->lost = VMSRS_NONE;
+	draft->ahead = ahead;
+	draft->dirty = false;
+	/* The caller zaps what shows the committed version in the only mapping. */
+	draft->alone = vmsrs_app_is_private(domain->app);
+	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
+	vmsrs_frames_add(&domain->drafts, draft);
+}
+
 /**
- * vmsrs_draft_make() - make a draft of a page and add it to the domain's list
+ * vmsrs_draft_make() - make a draft of a page and add it to the domain's
  * @domain: the domain, locked
  * @page: number of the page
  * @entry: the page
@@ -138,14 +169,14 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 		     u32 reserve)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_frame *draft;
+	struct vmsrs_frame *frame;
 	int error;
 
 	if (entry->frame == VMSRS_DAMAGED_FRAME)
 		return -EIO;
-	draft = take_filled(dev, entry, reserve);
-	if (IS_ERR(draft))
-		return PTR_ERR(draft);
+	frame = take_filled(dev, entry, reserve);
+	if (IS_ERR(frame))
+		return PTR_ERR(frame);
 	if (!domain->owner) {
 		error = vmsrs_request_own_domain(domain, thread, file, tag, key);
 		if (error)
@@ -156,71 +187,84 @@ int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 		error = -EFBIG;
 		goto put;
 	}
-	draft = choose_draft(domain, entry, draft);
-	draft->domain = domain;
-	draft->entry = entry;
-	draft->page = page;
-	draft->replaced = VMSRS_NONE;
-	draft->lost = VMSRS_NONE;
-	draft->ahead = VMSRS_AHEAD_NOT;
-	draft->dirty = false;
-	/* The caller zaps what shows the committed version in the only mapping. */
-	draft->alone = vmsrs_app_is_private(domain->app);
-	entry->draft = vmsrs_frame_number(dev, draft);
-	list_add_tail(&draft->list, &domain->drafts);
-	domain->draft_count++;
+	add_draft(domain, page, entry, frame, VMSRS_AHEAD_NOT);
 	atomic_inc(&dev->drafts);
 	return 0;
 
 put:
-	vmsrs_pool_put(dev, draft);
+	vmsrs_pool_put(dev, frame);
 	return error;
 }
 
 /**
- * vmsrs_draft_make_ahead() - make a draft of a page that will probably be written
- * @domain: the domain, locked, with an owner
- * @page: number of the page
- * @entry: the page, which has no draft
- * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ * vmsrs_ahead_begin() - take frames for drafts of pages that will probably be written
+ * @domain: the domain, with an owner; locked until vmsrs_ahead_end()
+ * @count: how many pages
+ * @free: row for the frames
  *
  * It must not cost the request or others anything that they will want: frames have to be plenty, and the
  * request far from having too many drafts.
- *
- * Return: 0, or a negative error; then nothing has changed.
  */
-int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why)
+void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_frames *free)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	int error;
+	int room = drafts_max(dev) / 2 - atomic_read(&domain->owner->drafts);
 
-	if (atomic_read(&domain->owner->drafts) >= drafts_max(dev) / 2)
-		return -EFBIG;
-	error = vmsrs_draft_make(domain, page, entry, NULL, NULL, 0, 0, vmsrs_pool_low_mark(dev));
-	if (error)
-		return error;
-	dev->pool.frames[entry->draft].ahead = why;
-	domain->ahead = true;
+	if (room > 0)
+		vmsrs_pool_take_some(dev, min_t(u32, count, room), vmsrs_pool_low_mark(dev), free);
+}
+
+/**
+ * vmsrs_ahead_make() - make a draft of a page that will probably be written
+ * @domain: its domain
+ * @page: number of the page
+ * @entry: the page, which has no draft
+ * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ * @free: the frames
+ *
+ * Return: 0; -EAGAIN: no frame is left; -EIO: the committed version is lost, or the frame is broken.
+ */
+int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why,
+		     struct vmsrs_frames *free)
+{
+	struct vmsrs_frame *frame;
+
+	/* A write to a page whose content is lost is refused when it comes. */
+	if (entry->frame == VMSRS_DAMAGED_FRAME)
+		return -EIO;
+	frame = vmsrs_frames_take(free);
+	if (!frame)
+		return -EAGAIN;
+	if (fill_frame(domain->app->dev, entry, frame))
+		return -EIO;
+	add_draft(domain, page, entry, frame, why);
 	return 0;
+}
+
+/**
+ * vmsrs_ahead_end() - count the drafts that were made ahead, and put the frames that are left
+ * @domain: the domain
+ * @made: number of drafts
+ * @free: the frames
+ */
+void vmsrs_ahead_end(struct vmsrs_domain *domain, u32 made, struct vmsrs_frames *free)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+
+	if (made) {
+		domain->ahead = true;
+		atomic_add(made, &domain->owner->drafts);
+		atomic_add(made, &dev->drafts);
+	}
+	vmsrs_pool_put_all(dev, free);
 }
 
 /* The calling process's mapping of a domain's drafts, for vmsrs_mapping_put(), or NULL. */
 static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 {
-	struct vmsrs_frame *draft;
+	const struct vmsrs_frame *draft = domain->drafts.first;
 
-	draft = list_first_entry_or_null(&domain->drafts, struct vmsrs_frame, list);
-	return draft ? vmsrs_mapping_get(domain->app, draft->page) : NULL;
-}
-
-/* Unmaps the pages of a run, and before that notes which of them have been written, if that is asked. */
-static void zap_run(struct vmsrs_run *run, bool note)
-{
-	struct vmsrs_run walked = *run;
-
-	if (note)
-		vmsrs_run_note_dirty(&walked);
-	vmsrs_zap_finish(run);
+	return draft ? vmsrs_mapping_get(domain->app, current->mm, draft->page) : NULL;
 }
 
 /*
@@ -229,20 +273,12 @@ static void zap_run(struct vmsrs_run *run, bool note)
  */
 static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
-	struct vmsrs_run run = { .app = domain->app, .vma = vma };
-	bool note = domain->ahead && vma;
+	struct vmsrs_run zap = { .app = domain->app, .vma = vma, .note = domain->ahead };
 	struct vmsrs_frame *draft;
 
-	list_for_each_entry(draft, &domain->drafts, list) {
-		if (!draft->entry->mapped)
-			continue;
-		draft->entry->mapped = false;
-		if (vmsrs_run_add(&run, draft->entry, draft->page))
-			continue;
-		zap_run(&run, note);
-		vmsrs_run_add(&run, draft->entry, draft->page);
-	}
-	zap_run(&run, note);
+	vmsrs_for_each_frame(draft, &domain->drafts)
+		vmsrs_zap_add(&zap, draft->entry, draft->page);
+	vmsrs_zap_finish(&zap);
 }
 
 /* Has a draft the content of a version? */
@@ -266,42 +302,45 @@ static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *dra
 }
 
 /*
- * Unmaps the pages of a domain's drafts, and moves those drafts to a list that were made ahead and not
- * written. The domain's lock is held. Returns how many these are.
+ * Unmaps the pages of a domain's drafts, and drops those drafts that were made ahead and not written. The domain's
+ * lock is held.
  *
  * A dirty entry shows that a page was written. One that is not shows nothing, since the page may have
  * been written later, or through an entry that was zapped.
  */
-static u32 end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma,
-		      struct list_head *unwritten)
+static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_frame *draft, *next;
-	u32 count = 0, follow = 0;
+	struct vmsrs_frame **place = &domain->drafts.first, *draft, *kept = NULL;
+	struct vmsrs_frames unwritten = { };
+	u32 follow = 0;
 
 	zap_drafts(domain, vma);
 	if (!domain->ahead) {
-		vmsrs_predict_end(domain, unwritten, 0);
-		return 0;
+		vmsrs_predict_end(domain, &unwritten, 0);
+		return;
 	}
-	list_for_each_entry_safe(draft, next, &domain->drafts, list) {
-		if (draft->ahead == VMSRS_AHEAD_NOT)
-			continue;
-		if (draft->dirty || !is_unchanged(dev, draft)) {
+	domain->ahead = false;
+	while ((draft = *place)) {
+		if (draft->ahead == VMSRS_AHEAD_NOT || draft->dirty || !is_unchanged(dev, draft)) {
 			follow += draft->ahead == VMSRS_AHEAD_FOLLOWS;
+			kept = draft;
+			place = &draft->next;
 			continue;
 		}
+		*place = draft->next;
 		draft->entry->draft = VMSRS_NO_DRAFT;
-		list_move_tail(&draft->list, unwritten);
-		count++;
+		vmsrs_frames_add(&unwritten, draft);
 		cond_resched();
 	}
-	vmsrs_predict_end(domain, unwritten, follow);
-	domain->draft_count -= count;
-	domain->ahead = false;
-	atomic_sub(count, &dev->drafts);
-	atomic_sub(count, &domain->owner->drafts);
-	return count;
+	vmsrs_predict_end(domain, &unwritten, follow);
+	if (!unwritten.count)
+		return;
+	domain->drafts.last = kept;
+	domain->drafts.count -= unwritten.count;
+	atomic_sub(unwritten.count, &dev->drafts);
+	atomic_sub(unwritten.count, &domain->owner->drafts);
+	vmsrs_pool_put_all(dev, &unwritten);
 }
 
 /*
@@ -313,7 +352,7 @@ static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vm
 	struct vmsrs_run run = { .app = domain->app, .vma = vma };
 	struct vmsrs_frame *frame;
 
-	list_for_each_entry(frame, &domain->drafts, list) {
+	vmsrs_for_each_frame(frame, &domain->drafts) {
 		if (vmsrs_run_add(&run, frame->entry, frame->page))
 			continue;
 		/* If memory is short, there is a page fault. */
@@ -321,6 +360,18 @@ static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vm
 		vmsrs_run_add(&run, frame->entry, frame->page);
 	}
 	vmsrs_run_map(&run, vma->vm_page_prot, false);
+}
+
+/* Takes a draft out of a domain, which is locked. */
+static void remove_draft(struct vmsrs_domain *domain, const struct vmsrs_frame *draft)
+{
+	struct vmsrs_frames all = domain->drafts;
+	struct vmsrs_frame *frame;
+
+	domain->drafts = (struct vmsrs_frames) { };
+	while ((frame = vmsrs_frames_take(&all)))
+		if (frame != draft)
+			vmsrs_frames_add(&domain->drafts, frame);
 }
 
 /**
@@ -349,8 +400,7 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 	if (!is_copy(dev, draft, version))
 		return;
 	entry->draft = VMSRS_NO_DRAFT;
-	list_del_init(&draft->list);
-	domain->draft_count--;
+	remove_draft(domain, draft);
 	atomic_dec(&domain->owner->drafts);
 	atomic_dec(&dev->drafts);
 	vmsrs_pool_put(dev, draft);
@@ -359,22 +409,17 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 /**
  * vmsrs_drafts_commit() - make the drafts of a domain its committed versions
  * @domain: the domain, locked
- * @records: list that the frames are moved to, for vmsrs_host_append() under the same lock
- *
- * Return: number of frames moved.
+ * @records: where the frames are moved to, for vmsrs_batch_append() under the same lock
  */
-u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
+void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *records)
 {
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vm_area_struct *vma = mapping_of(domain);
 	struct vmsrs_frame *draft;
-	LIST_HEAD(unwritten);
-	u32 count;
 
-	if (end_drafts(domain, vma, &unwritten))
-		vmsrs_pool_put_all(dev, &unwritten);
+	end_drafts(domain, vma);
 	domain->commits++;
-	list_for_each_entry(draft, &domain->drafts, list) {
+	vmsrs_for_each_frame(draft, &domain->drafts) {
 		draft->committed = draft->entry->frame;
 		draft->entry->frame = vmsrs_frame_name(dev, draft);
 		draft->entry->draft = VMSRS_NO_DRAFT;
@@ -384,11 +429,8 @@ u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records)
 		map_committed(domain, vma);
 		vmsrs_mapping_put(vma);
 	}
-	list_splice_tail_init(&domain->drafts, records);
-	count = domain->draft_count;
-	domain->draft_count = 0;
+	vmsrs_frames_move(&domain->drafts, records);
 	domain->owner = NULL;
-	return count;
 }
 
 /**
@@ -403,27 +445,23 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vm_area_struct *vma;
 	struct vmsrs_frame *draft;
-	LIST_HEAD(unwritten);
 	bool pin = false;
 
 	mutex_lock(&domain->lock);
 	vma = mapping_of(domain);
-	if (end_drafts(domain, vma, &unwritten))
-		vmsrs_pool_put_all(dev, &unwritten);
+	end_drafts(domain, vma);
 	if (vma)
 		vmsrs_mapping_put(vma);
-	list_for_each_entry(draft, &domain->drafts, list) {
+	vmsrs_for_each_frame(draft, &domain->drafts) {
 		draft->committed = draft->entry->frame;
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		pin |= vmsrs_in_pool(draft->committed);
 	}
 	if (pin)
 		vmsrs_pool_pin_committed(dev, &domain->drafts);
-	list_splice_tail_init(&domain->drafts, &report->drafts);
-	report->count += domain->draft_count;
-	domain->draft_count = 0;
+	vmsrs_frames_move(&domain->drafts, &report->drafts);
 	domain->owner = NULL;
-	list_del_init(&domain->owned);
+	hlist_del_init(&domain->owned);
 	mutex_unlock(&domain->lock);
 }
 
@@ -437,7 +475,7 @@ static u32 copy_pages(struct vmsrs_domain *domain, const struct vmsrs_ioctl_draf
 	u32 place = 0, count = 0;
 
 	mutex_lock(&domain->lock);
-	list_for_each_entry(draft, &domain->drafts, list) {
+	vmsrs_for_each_frame(draft, &domain->drafts) {
 		/* A domain's drafts are all of its owner. */
 		if (domain->owner->tag != arg->tag || count == arg->capacity)
 			break;

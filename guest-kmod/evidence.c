@@ -72,7 +72,7 @@ void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail
 		     VMSRS_MODULES_MAX + VMSRS_TEXT_MAX > VMSRS_MESSAGE_BYTES_MAX);
 	if (length == sizeof(*evidence))
 		return;
-	report = vmsrs_host_evidence_new(dev, length);
+	report = vmsrs_report_new_evidence(dev, length);
 	if (!report)
 		return;
 	evidence = report->evidence;
@@ -87,5 +87,5 @@ void vmsrs_evidence_take(struct vmsrs_device *dev, const struct vmsrs_ioctl_fail
 	evidence->modules_bytes = take(bytes, fail->modules, fail->modules_bytes);
 	bytes += evidence->modules_bytes;
 	evidence->text_bytes = take(bytes, fail->text, fail->text_bytes);
-	vmsrs_host_report(dev, report);
+	vmsrs_report_queue(dev, report);
 }

@@ -13,13 +13,13 @@
 
 static void report_finish(struct vmsrs_device *dev, struct vmsrs_report *report)
 {
-	atomic_sub(report->count, &dev->drafts);
-	atomic64_add(report->count, &dev->discarded);
+	atomic_sub(report->drafts.count, &dev->drafts);
+	atomic64_add(report->drafts.count, &dev->discarded);
 	if (report->incident) {
 		atomic64_inc(&dev->incidents);
-		vmsrs_host_report(dev, report);
+		vmsrs_report_queue(dev, report);
 	} else {
-		vmsrs_host_report_free(dev, report);
+		vmsrs_report_free(dev, report);
 	}
 }
 
@@ -110,7 +110,7 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->address = fail->address;
 	body->flags = fail->flags & VMSRS_REPORT_ADDRESS;
 	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
-	body->drafts_total = report->count;
+	body->drafts_total = report->drafts.count;
 	body->recovery_ns = fail->recovery_ns;
 	body->reserved = 0;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
@@ -137,25 +137,18 @@ static u32 first_held(const struct vmsrs_thread *thread)
 }
 
 /*
- * Releases the locks of a request: of the domains that had its drafts, of those that the thread
- * and its other members hold, and of those that it held when it was suspended. As fail_locked().
+ * Releases the locks of a request that has no drafts any more: those that the thread and its other members hold,
+ * and those that it held when it was suspended. As fail_locked().
  */
-static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread,
-			  const struct vmsrs_report *report)
+static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread)
 {
 	struct vmsrs_app *app = request->app;
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_thread *member, *next;
-	struct vmsrs_frame *draft;
 	u64 tag = request->tag;
-	u32 last = VMSRS_NONE, i;
 	LIST_HEAD(members);
+	u32 i;
 
-	list_for_each_entry(draft, &report->drafts, list) {
-		if (draft->domain->number != last)
-			vmsrs_lock_release(app, draft->domain->number, tag);
-		last = draft->domain->number;
-	}
 	if (thread)
 		vmsrs_lock_release_held(thread, tag);
 	for (i = 0; i < request->held_count; i++)
@@ -184,26 +177,6 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 }
 
 /*
- * Keeps everything else away from a request, except for faults: commits, discards and failures of it
- * take its lock, and what suspends, resumes or forgets requests takes commit_lock for writing. Others'
- * commits and failures go on: a domain, its drafts and its list belong to one request at a time.
- */
-static struct mutex *lock_request(struct vmsrs_device *dev, u64 tag)
-{
-	struct mutex *lock = vmsrs_request_lock(dev, tag);
-
-	down_read(&dev->commit_lock);
-	mutex_lock(lock);
-	return lock;
-}
-
-static void unlock_request(struct vmsrs_device *dev, struct mutex *lock)
-{
-	mutex_unlock(lock);
-	up_read(&dev->commit_lock);
-}
-
-/*
  * Fails request fail->tag. A new request comes from *spare. commit_lock is held, and the request's
  * lock unless that is for writing; the caller finishes the report without them. Returns false if the
  * request had failed before.
@@ -214,10 +187,11 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
-	struct vmsrs_domain *domain, *next;
+	struct vmsrs_domain *domain;
 	u64 now = ktime_get_ns();
-	LIST_HEAD(domains);
-	u32 first;
+	struct hlist_node *next;
+	u32 first, written = VMSRS_NONE;
+	HLIST_HEAD(domains);
 
 	if (!fail->detected_ns || fail->detected_ns > now)
 		fail->detected_ns = now;
@@ -225,20 +199,24 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, spare);
 	fail->kind = refine(app, thread, fail, request->overdue);
-	list_splice_init(&request->domains, &domains);
+	hlist_move_list(&request->domains, &domains);
 	WRITE_ONCE(request->file, NULL);
-	list_del_init(&request->file_entry);
+	hlist_del_init(&request->file_entry);
 	spin_unlock(&dev->requests_lock);
 
 	first = first_held(thread);
-	if (first == VMSRS_NONE && !list_empty(&domains))
-		first = list_first_entry(&domains, struct vmsrs_domain, owned)->number;
-	list_for_each_entry_safe(domain, next, &domains, owned)
+	hlist_for_each_entry_safe(domain, next, &domains, owned) {
+		/* The last one here is the first that it has written to. */
+		written = domain->number;
 		vmsrs_drafts_discard(domain, report);
-	atomic_sub(report->count, &request->drafts);
-	release_locks(request, thread, report);
+		vmsrs_lock_release(app, domain->number, fail->tag);
+	}
+	if (first == VMSRS_NONE)
+		first = written;
+	atomic_sub(report->drafts.count, &request->drafts);
+	release_locks(request, thread);
 
-	request->dropped += report->count;
+	request->dropped += report->drafts.count;
 	fail->drafts = request->dropped;
 	now = ktime_get_ns();
 	fail->recovery_ns = now - fail->detected_ns;
@@ -272,7 +250,7 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	bool own = thread && thread->task == current, incident;
 	struct vmsrs_request *spare = NULL;
 	struct mutex *lock;
@@ -281,9 +259,9 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 		swap(spare, thread->spare);
 	if (!spare)
 		spare = request_spare();
-	lock = lock_request(dev, fail->tag);
+	lock = vmsrs_request_lock(dev, fail->tag);
 	incident = fail_locked(app, thread, fail, report, &spare);
-	unlock_request(dev, lock);
+	vmsrs_request_unlock(dev, lock);
 	if (own)
 		vmsrs_thread_keep_spare(thread, spare);
 	else
@@ -300,7 +278,7 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 {
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	struct vmsrs_request *request;
 	bool wanted;
 
@@ -316,7 +294,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	if (wanted)
 		report_finish(dev, report);
 	else
-		vmsrs_host_report_free(dev, report);
+		vmsrs_report_free(dev, report);
 }
 
 /**
@@ -330,7 +308,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
 	struct vmsrs_request *spare = request_spare();
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, true);
+	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	bool wanted;
 
 	down_write(&dev->commit_lock);
@@ -348,7 +326,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	if (fail.incident)
 		report_finish(dev, report);
 	else
-		vmsrs_host_report_free(dev, report);
+		vmsrs_report_free(dev, report);
 }
 
 /**
@@ -367,8 +345,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_PROCESS_DEATH };
 
 		spin_lock(&dev->requests_lock);
-		request = list_first_entry_or_null(&file->requests, struct vmsrs_request,
-						   file_entry);
+		request = hlist_entry_safe(file->requests.first, struct vmsrs_request, file_entry);
 		if (!request)
 			request = list_first_entry_or_null(&file->suspended, struct vmsrs_request,
 							   suspended_entry);
@@ -380,7 +357,7 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 		/* One that has failed before stays as it is. Both calls take it off a list. */
 		vmsrs_fail(file->app, NULL, &fail);
 		vmsrs_suspended_forget(file, fail.tag);
-		vmsrs_host_reports_wait(dev);
+		vmsrs_reports_wait(dev);
 	}
 	/* Without threads the watch has stopped, and it has to forget the failed requests. */
 	if (!list_empty_careful(&dev->failed_requests))
@@ -398,25 +375,26 @@ void vmsrs_fail_file(struct vmsrs_file *file)
 void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_report *report = vmsrs_host_report_new(dev, false);
-	struct vmsrs_domain *domain, *next;
+	struct vmsrs_report *report = vmsrs_report_new(dev, false);
 	struct vmsrs_request *request, *idle = NULL;
-	LIST_HEAD(domains);
+	struct vmsrs_domain *domain;
+	struct hlist_node *next;
+	HLIST_HEAD(domains);
 	struct mutex *lock;
 
-	lock = lock_request(dev, tag);
+	lock = vmsrs_request_lock(dev, tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
 	if (request)
-		list_splice_init(&request->domains, &domains);
+		hlist_move_list(&request->domains, &domains);
 	spin_unlock(&dev->requests_lock);
 	if (request) {
-		list_for_each_entry_safe(domain, next, &domains, owned)
+		hlist_for_each_entry_safe(domain, next, &domains, owned)
 			vmsrs_drafts_discard(domain, report);
-		atomic_sub(report->count, &request->drafts);
+		atomic_sub(report->drafts.count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	unlock_request(dev, lock);
+	vmsrs_request_unlock(dev, lock);
 	kfree(idle);
 	report_finish(dev, report);
 }

@@ -19,7 +19,6 @@ static int file_open(struct inode *inode, struct file *filp)
 	file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
 	if (!file)
 		return -ENOMEM;
-	INIT_LIST_HEAD(&file->requests);
 	INIT_LIST_HEAD(&file->suspended);
 	kref_get(&dev->ref);
 	file->dev = dev;
@@ -186,6 +185,7 @@ static bool kind_valid(u32 kind)
 	case VMSRS_KIND_DEADLINE:
 	case VMSRS_KIND_THREAD_DEATH:
 	case VMSRS_KIND_INVARIANT:
+	case VMSRS_KIND_QUARANTINE:
 		return true;
 	default:
 		return false;
@@ -213,7 +213,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	 * Drafts are gone and locks are free, so the wait hurts only a thread that fails requests
 	 * faster than the host takes reports.
 	 */
-	vmsrs_host_reports_wait(app->dev);
+	vmsrs_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);
 	/* What follows is only read. */
@@ -368,7 +368,7 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	case VMSRS_IOCTL_INFO:
 		return ioctl_info(file->dev, user);
 	case VMSRS_IOCTL_FLUSH:
-		return vmsrs_host_flush(file->dev, false);
+		return vmsrs_batch_flush(file->dev, false);
 	}
 	if (!app)
 		return -EBADFD;
@@ -424,7 +424,7 @@ static int mmap_pages(struct vmsrs_app *app, struct vm_area_struct *vma)
 	vm_flags_mod(vma, VM_PFNMAP, 0);
 	vma->vm_ops = &vmsrs_page_vm_ops;
 	vma->vm_private_data = app;
-	atomic_inc(&app->mappings);
+	vmsrs_mapping_opened(app, vma->vm_mm);
 	return 0;
 }
 

@@ -27,7 +27,8 @@ static void vmsrs_device_release(struct kref *ref)
 	cancel_delayed_work_sync(&dev->report_work);
 	destroy_workqueue(dev->wq);
 	vmsrs_requests_free(dev);
-	vmsrs_host_free(dev);
+	vmsrs_reports_free(dev);
+	vmsrs_batch_free(dev);
 	for (i = 0; i < VMSRS_MAX_APPS; i++)
 		vmsrs_app_free(dev->apps[i]);
 	vmsrs_inode_free(dev->inode);
@@ -171,18 +172,21 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
 	vmsrs_watch_init(dev);
-	error = vmsrs_host_init(dev);
-	if (error)
-		goto free_host;
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
-		goto free_host;
+		goto free_dev;
 	error = vmsrs_read_config(dev);
 	if (error)
 		goto cleanup_srcu;
+	error = vmsrs_batch_init(dev);
+	if (error)
+		goto free_batch;
+	error = vmsrs_reports_init(dev);
+	if (error)
+		goto free_reports;
 	error = vmsrs_pool_init(dev);
 	if (error)
-		goto cleanup_srcu;
+		goto free_reports;
 	error = vmsrs_control_init(dev);
 	if (error)
 		goto free_pool;
@@ -249,10 +253,13 @@ free_control:
 	vmsrs_control_free(dev);
 free_pool:
 	vmsrs_pool_free(dev);
+free_reports:
+	vmsrs_reports_free(dev);
+free_batch:
+	vmsrs_batch_free(dev);
 cleanup_srcu:
 	cleanup_srcu_struct(&dev->srcu);
-free_host:
-	vmsrs_host_free(dev);
+free_dev:
 	ida_destroy(&dev->slots);
 	vdev->priv = NULL;
 	kfree(dev);
@@ -275,7 +282,8 @@ static bool work_left(struct vmsrs_device *dev)
 /*
  * Files may stay open, with their mappings; they keep the structure. After the deregistration
  * the device cannot be opened any more; after `gone` there are no new drafts and commits; after
- * the grace period no fault handler uses pool and vault; after `broken` no message is sent.
+ * the grace period no fault handler uses pool and vault; after the works have ended no process does; after
+ * `broken` no message is sent.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
@@ -287,9 +295,7 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	up_write(&dev->commit_lock);
 	vmsrs_device_wake_all(dev);
 
-	/* The pool goes to the device's next driver: no fault handler and no process uses it then. */
 	synchronize_srcu(&dev->srcu);
-	vmsrs_zap_all(dev);
 
 	/* What programs were told is committed has to reach the host. */
 	do {
@@ -298,6 +304,15 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	} while (!vmsrs_device_broken(dev) && work_left(dev));
 	vmsrs_device_kick_reports(dev);
 	flush_delayed_work(&dev->report_work);
+
+	/*
+	 * The pool goes to the device's next driver: no fault handler and no process uses it then. Commits, discards and
+	 * the seal work, which has nothing left, do not unmap pages at the same time.
+	 */
+	down_write(&dev->commit_lock);
+	vmsrs_zap_all(dev);
+	up_write(&dev->commit_lock);
+
 	smp_wmb(); /* a thread that sees broken for this reason sees gone: it names the error */
 	WRITE_ONCE(dev->broken, true);
 	vmsrs_device_wake_all(dev);

@@ -8,6 +8,7 @@
 #include <linux/mount.h>
 #include <linux/pagemap.h>
 #include <linux/pseudo_fs.h>
+#include <linux/sched/mm.h>
 
 #include "vmsrs.h"
 
@@ -77,49 +78,8 @@ static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 }
 
 /**
- * vmsrs_zap_add() - unmap a page of an app in every process, with its neighbours in one call
- * @zap: what is to be unmapped; empty at first, except for the app
- * @entry: the page; its domain's lock is held until vmsrs_zap_finish()
- * @page: number of the page
- *
- * Nothing is sure to be unmapped before vmsrs_zap_finish().
- */
-void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
-{
-	if (!entry->mapped)
-		return;
-	entry->mapped = false;
-	if (!vmsrs_run_add(zap, entry, page)) {
-		vmsrs_zap_finish(zap);
-		vmsrs_run_add(zap, entry, page);
-	}
-}
-
-/**
- * vmsrs_zap_finish() - unmap the pages that were added last
- * @zap: what is to be unmapped; empty afterwards
- */
-void vmsrs_zap_finish(struct vmsrs_run *zap)
-{
-	const struct vm_area_struct *vma = zap->vma;
-	unsigned long start = page_address_of(zap->app, zap->page);
-	unsigned long length = (unsigned long)zap->count << PAGE_SHIFT;
-
-	if (!zap->count)
-		return;
-	if (vma && vmsrs_app_is_private(zap->app) && start >= vma->vm_start &&
-	    start + length <= vma->vm_end) {
-		atomic64_inc(&zap->app->dev->zaps);
-		zap_vma_ptes(zap->vma, start, length);
-	} else {
-		zap_pages(zap->app, zap->page, zap->count);
-	}
-	zap->count = 0;
-}
-
-/**
  * vmsrs_zap_all() - unmap the pages of all apps in every process
- * @dev: the device
+ * @dev: the device; nothing else unmaps pages meanwhile
  */
 void vmsrs_zap_all(struct vmsrs_device *dev)
 {
@@ -143,18 +103,67 @@ void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned l
 }
 
 /**
- * vmsrs_mapping_get() - find the calling process's mapping of a page of an app
+ * vmsrs_mapping_opened() - note that a process maps the pages of an app
  * @app: the app
+ * @mm: the process's address space
+ */
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct mm_struct *mm)
+{
+	spin_lock(&app->mapping_lock);
+	if (atomic_inc_return(&app->mappings) == 1) {
+		mmgrab(mm);
+		app->mm = mm;
+	}
+	spin_unlock(&app->mapping_lock);
+}
+
+/**
+ * vmsrs_mapping_closed() - note that a mapping of an app's pages is gone
+ * @app: the app
+ */
+void vmsrs_mapping_closed(struct vmsrs_app *app)
+{
+	struct mm_struct *mm = NULL;
+
+	spin_lock(&app->mapping_lock);
+	if (atomic_dec_and_test(&app->mappings))
+		swap(mm, app->mm);
+	spin_unlock(&app->mapping_lock);
+	if (mm)
+		mmdrop(mm);
+}
+
+/**
+ * vmsrs_mapping_mm() - find the address space that probably has the only mapping of an app's pages
+ * @app: the app
+ *
+ * Return: the address space, for mmput_async(), or NULL.
+ */
+struct mm_struct *vmsrs_mapping_mm(struct vmsrs_app *app)
+{
+	struct mm_struct *mm;
+
+	spin_lock(&app->mapping_lock);
+	mm = app->mm;
+	if (mm && !mmget_not_zero(mm))
+		mm = NULL;
+	spin_unlock(&app->mapping_lock);
+	return mm;
+}
+
+/**
+ * vmsrs_mapping_get() - find a mapping of a page of an app
+ * @app: the app
+ * @mm: the address space that it is looked for in, which is in use; or NULL
  * @page: the page
  *
  * Does not wait for mmap_lock, so it may be called with locks that nest inside of it.
  *
  * Return: the mapping, for vmsrs_mapping_put(), or NULL if there is none or it is being changed.
  */
-struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page)
+struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, struct mm_struct *mm, u32 page)
 {
 	unsigned long address = page_address_of(app, page);
-	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
 	pgoff_t offset;
 
@@ -182,24 +191,24 @@ void vmsrs_mapping_put(struct vm_area_struct *vma)
 	mmap_read_unlock(vma->vm_mm);
 }
 
-/* What the functions for single entries need. */
-struct walk {
-	struct vmsrs_device *dev;
-	struct mm_struct *mm;
-	struct vmsrs_run *run;
-	pgprot_t prot;
-	bool drafts;
-};
+/* Does a run lie within its mapping? */
+static bool within(const struct vmsrs_run *run)
+{
+	const struct vm_area_struct *vma = run->vma;
+	unsigned long start = page_address_of(run->app, run->page);
 
-/* Cuts off what lies outside of the mapping; false if nothing is left. */
-static bool clip(struct vmsrs_run *run)
+	return start >= vma->vm_start && start + ((unsigned long)run->count << PAGE_SHIFT) <= vma->vm_end;
+}
+
+/* Cuts off what lies outside of the mapping. */
+static void clip(struct vmsrs_run *run)
 {
 	const struct vm_area_struct *vma = run->vma;
 	unsigned long start = page_address_of(run->app, run->page);
 	u32 cut;
 
-	if (!run->count)
-		return false;
+	if (within(run))
+		return;
 	if (start < vma->vm_start) {
 		cut = min_t(unsigned long, (vma->vm_start - start) >> PAGE_SHIFT, run->count);
 		run->entries += cut;
@@ -208,9 +217,8 @@ static bool clip(struct vmsrs_run *run)
 		start += (unsigned long)cut << PAGE_SHIFT;
 	}
 	if (start >= vma->vm_end)
-		return false;
+		run->count = 0;
 	run->count = min_t(unsigned long, run->count, (vma->vm_end - start) >> PAGE_SHIFT);
-	return run->count;
 }
 
 /* The page table for an address, if there is one. mmap_lock is held and the mapping exists, so it stays. */
@@ -233,60 +241,145 @@ static pmd_t *find_table(struct mm_struct *mm, unsigned long address)
 	return pmd_none(*pmd) ? NULL : pmd;
 }
 
-/* Calls a function for the entries of consecutive pages that share a page table. */
-static void walk_table(struct walk *walk, pmd_t *pmd, unsigned long address, u32 count, pte_fn_t fn)
+/*
+ * The page table of a run's page, or NULL if there is none. Sets *count to the number of pages from that one
+ * to the end of the table or of the run.
+ */
+static pmd_t *table_of(const struct vmsrs_run *run, u32 i, u32 *count)
 {
-	spinlock_t *lock = pte_lockptr(walk->mm, pmd);
-	pte_t *pte;
+	unsigned long address = page_address_of(run->app, run->page + i);
 
-	spin_lock(lock);
-	pte = pte_offset_kernel(pmd, address);
-	for (; count--; pte++, address += PAGE_SIZE)
-		fn(pte, address, walk);
-	spin_unlock(lock);
+	*count = min_t(u32, run->count - i, PTRS_PER_PTE - pte_index(address));
+	return find_table(run->vma->vm_mm, address);
+}
+
+/* Notes that a page's draft has been written, if the page's entry says so. */
+static void note_dirty(struct vmsrs_device *dev, const struct vmsrs_page *page, pte_t entry)
+{
+	if (page->draft != VMSRS_NO_DRAFT && pte_dirty(entry))
+		dev->pool.frames[page->draft].dirty = true;
 }
 
 /*
- * Calls a function for the entries of a run. Mostly they share a page table that exists, which takes half
- * the time. Others are made if `create` says so.
+ * Prepares pages of a table to be unmapped: notes which drafts have been written, and with `clear` clears the
+ * entries between the first and the last page of the run. Page `i` of it is the first in the table.
  */
-static int walk_run(struct walk *walk, pte_fn_t fn, bool create)
+static void prepare_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, bool clear)
 {
-	const struct vmsrs_run *run = walk->run;
-	unsigned long address = page_address_of(run->app, run->page);
-	unsigned long length = (unsigned long)run->count << PAGE_SHIFT;
-	pmd_t *pmd = NULL;
+	unsigned long address = page_address_of(run->app, run->page + i);
+	struct mm_struct *mm = run->vma->vm_mm;
+	spinlock_t *lock = pte_lockptr(mm, pmd);
+	pte_t *pte, entry;
 
-	if ((address & PMD_MASK) == ((address + length - 1) & PMD_MASK))
-		pmd = find_table(walk->mm, address);
-	if (!pmd && !create)
-		return apply_to_existing_page_range(walk->mm, address, length, fn, walk);
-	if (!pmd)
-		return apply_to_page_range(walk->mm, address, length, fn, walk);
-	walk_table(walk, pmd, address, run->count, fn);
-	return 0;
+	spin_lock(lock);
+	pte = pte_offset_kernel(pmd, address);
+	for (; count--; i++, pte++, address += PAGE_SIZE) {
+		entry = *pte;
+		if (pte_none(entry))
+			continue;
+		if (clear && i && i != run->count - 1)
+			entry = ptep_get_and_clear(mm, address, pte);
+		if (run->note)
+			note_dirty(run->app->dev, &run->entries[i], entry);
+	}
+	spin_unlock(lock);
 }
 
-static struct vmsrs_page *walked_page(const struct walk *walk, unsigned long address)
+/* Does the same to a run that lies within its mapping. */
+static void prepare_run(const struct vmsrs_run *run, bool clear)
 {
-	const struct vmsrs_run *run = walk->run;
+	u32 count, i;
+	pmd_t *pmd;
 
-	return run->entries + ((address - page_address_of(run->app, run->page)) >> PAGE_SHIFT);
+	for (i = 0; i < run->count; i += count) {
+		pmd = table_of(run, i, &count);
+		if (pmd)
+			prepare_entries(run, pmd, i, count, clear);
+	}
 }
 
-static int map_entry(pte_t *pte, unsigned long address, void *data)
+static bool has_entry(const struct vmsrs_run *run, u32 i)
 {
-	const struct walk *walk = data;
-	struct vmsrs_page *page = walked_page(walk, address);
-	u32 version = walk->drafts ? page->draft | VMSRS_IN_POOL : page->frame;
-	unsigned long pfn = vmsrs_frame_pfn(walk->dev, version);
+	unsigned long address = page_address_of(run->app, run->page + i);
+	pmd_t *pmd = find_table(run->vma->vm_mm, address);
 
-	/* A draft in its committed version's place becomes writable: no TLB has to hear of that. */
-	if (!pte_none(*pte) && !(walk->drafts && pte_pfn(*pte) == pfn))
-		return 0;
-	page->mapped = true;
-	set_pte_at(walk->mm, address, pte, pte_mkspecial(pfn_pte(pfn, walk->prot)));
-	return 0;
+	return pmd && !pte_none(*pte_offset_kernel(pmd, address));
+}
+
+/*
+ * Unmaps pages of the app's only mapping. The kernel flushes the TLBs from the first to the last entry that it
+ * unmaps, and takes ten times as long for an entry than for none, so those between are cleared here. That these
+ * two stay until then is sure: entries change under the domain's lock, with mmap_lock for writing, or in
+ * vmsrs_zap_all(), which runs alone.
+ */
+static void zap_only(const struct vmsrs_run *run)
+{
+	bool clear = run->count > 2 && has_entry(run, 0) && has_entry(run, run->count - 1);
+
+	if (clear || run->note)
+		prepare_run(run, clear);
+	atomic64_inc(&run->app->dev->zaps);
+	zap_vma_ptes(run->vma, page_address_of(run->app, run->page),
+		     (unsigned long)run->count << PAGE_SHIFT);
+}
+
+/**
+ * vmsrs_zap_finish() - unmap the pages that were added last
+ * @zap: what is to be unmapped; empty afterwards
+ *
+ * If it asks for that: what is written until then through its mapping is noted in the pages' drafts.
+ */
+void vmsrs_zap_finish(struct vmsrs_run *zap)
+{
+	struct vmsrs_run mapped;
+
+	if (!zap->count)
+		return;
+	if (zap->vma && vmsrs_app_is_private(zap->app) && within(zap)) {
+		zap_only(zap);
+	} else {
+		if (zap->vma && zap->note) {
+			mapped = *zap;
+			clip(&mapped);
+			prepare_run(&mapped, false);
+		}
+		zap_pages(zap->app, zap->page, zap->count);
+	}
+	zap->count = 0;
+}
+
+/* An entry that shows the first frame of a region. */
+static pteval_t first_entry(const struct vmsrs_region *region, pgprot_t prot)
+{
+	return pte_val(pte_mkspecial(pfn_pte(PHYS_PFN(region->phys), prot)));
+}
+
+/* Maps pages of a table. Page `i` of the run is the first in the table. */
+static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, pgprot_t prot, bool drafts)
+{
+	unsigned long address = page_address_of(run->app, run->page + i);
+	const struct vmsrs_device *dev = run->app->dev;
+	pteval_t pool = first_entry(&dev->pool_region, prot);
+	pteval_t vault = first_entry(&dev->vault_region, prot);
+	struct vmsrs_page *page = run->entries + i;
+	struct mm_struct *mm = run->vma->vm_mm;
+	spinlock_t *lock = pte_lockptr(mm, pmd);
+	pte_t *pte, entry;
+	u32 version;
+
+	spin_lock(lock);
+	pte = pte_offset_kernel(pmd, address);
+	for (; count--; page++, pte++, address += PAGE_SIZE) {
+		version = drafts ? page->draft | VMSRS_IN_POOL : page->frame;
+		entry = __pte((vmsrs_in_pool(version) ? pool : vault) +
+			      ((pteval_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT));
+		/* A draft in its committed version's place becomes writable: no TLB has to hear of that. */
+		if (!pte_none(*pte) && !(drafts && pte_pfn(*pte) == pte_pfn(entry)))
+			continue;
+		page->mapped = true;
+		set_pte_at(mm, address, pte, entry);
+	}
+	spin_unlock(lock);
 }
 
 /**
@@ -302,17 +395,22 @@ static int map_entry(pte_t *pte, unsigned long address, void *data)
  */
 int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts)
 {
-	struct walk walk = {
-		.dev = run->app->dev,
-		.mm = run->vma->vm_mm,
-		.run = run,
-		.prot = prot,
-		.drafts = drafts,
-	};
 	int error = 0;
+	u32 count, i;
+	pmd_t *pmd;
 
-	if (clip(run))
-		error = walk_run(&walk, map_entry, true);
+	clip(run);
+	for (i = 0; i < run->count && !error;) {
+		pmd = table_of(run, i, &count);
+		if (pmd) {
+			map_entries(run, pmd, i, count, prot, drafts);
+			i += count;
+		} else {
+			/* Without a function it only makes the table. */
+			error = apply_to_page_range(run->vma->vm_mm, page_address_of(run->app, run->page + i),
+						    PAGE_SIZE, NULL, NULL);
+		}
+	}
 	run->count = 0;
 	return error;
 }
@@ -339,43 +437,9 @@ int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_pa
 		.page = page,
 		.count = 1,
 	};
-	unsigned long address = vmf->address & PAGE_MASK;
-	struct walk walk = {
-		.dev = app->dev,
-		.mm = vmf->vma->vm_mm,
-		.run = &run,
-		.prot = prot,
-		.drafts = true,
-	};
 
 	if (pmd_none(*vmf->pmd))
 		return vmsrs_run_map(&run, prot, true);
-	walk_table(&walk, vmf->pmd, address, 1, map_entry);
+	map_entries(&run, vmf->pmd, 0, 1, prot, true);
 	return 0;
-}
-
-static int note_dirty(pte_t *pte, unsigned long address, void *data)
-{
-	const struct walk *walk = data;
-	struct vmsrs_page *page = walked_page(walk, address);
-
-	if (page->draft != VMSRS_NO_DRAFT && pte_present(*pte) && pte_dirty(*pte))
-		walk->dev->pool.frames[page->draft].dirty = true;
-	return 0;
-}
-
-/**
- * vmsrs_run_note_dirty() - note which drafts have been written through a mapping
- * @run: the pages, whose domain is locked, and the mapping; empty afterwards
- *
- * What is written from now on is not noted, nor is what was written through an entry that has been
- * zapped.
- */
-void vmsrs_run_note_dirty(struct vmsrs_run *run)
-{
-	struct walk walk = { .dev = run->app->dev, .mm = run->vma->vm_mm, .run = run };
-
-	if (clip(run))
-		walk_run(&walk, note_dirty, false);
-	run->count = 0;
 }

@@ -8,6 +8,7 @@
 #include <linux/mm.h>
 
 #include <asm/cpufeature.h>
+#include <asm/pkru.h>
 
 #include "vmsrs.h"
 
@@ -32,6 +33,18 @@ static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
 }
 
 /*
+ * Opens the key of a request's drafts in the PKRU of the calling thread, which works for it: a thread that has written
+ * nothing has the key closed. The register is the thread's own in the kernel too, also when the kernel writes on
+ * its behalf, and stays as it is set here. Only keys that the program has named get this far.
+ */
+static void open_key(const struct vmsrs_request *owner)
+{
+	if (owner->key)
+		write_pkru(read_pkru() & ~((PKRU_AD_BIT | PKRU_WD_BIT) <<
+					   (owner->key * PKRU_BITS_PER_PKEY)));
+}
+
+/*
  * Protection of the entries of the drafts in a domain that has an owner. Not from vm_page_prot, which is
  * for read-only entries, since the driver is told about first writes.
  */
@@ -41,7 +54,7 @@ static pgprot_t write_prot(const struct vmsrs_domain *domain, const struct vm_ar
 }
 
 /*
- * Maps the draft of the page that was written to. `stale` says that it may have an entry that shows another
+ * Maps the draft of the page that was written to, for the calling thread to write. `stale` says that it may have an entry that shows another
  * frame. domain->lock is held.
  */
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
@@ -52,6 +65,7 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 	if (stale)
 		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
 	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(domain, vmf->vma));
+	open_key(domain->owner);
 	return error ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
 }
 
@@ -149,10 +163,11 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	struct vmsrs_domain *domain = extent->domain;
 	struct vmsrs_app *app = domain->app;
 	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
-	u32 page = fault_page(app, vmf), count, i;
-	unsigned long zero = vmf->address - ((unsigned long)page << PAGE_SHIFT), address;
+	u32 page = fault_page(app, vmf), count, made = 0, i;
 	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
+	struct vmsrs_frames free = { };
 	struct vmsrs_page *entry;
+	unsigned long address;
 	pgprot_t prot;
 	u32 version;
 	bool mapped;
@@ -162,34 +177,35 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	if (!count)
 		return;
 	prot = write_prot(domain, vmf->vma);
+	vmsrs_ahead_begin(domain, count, &free);
 	for (i = 0; i < count; i++) {
-		page = pages[i].page;
-		address = (zero + ((unsigned long)page << PAGE_SHIFT)) & PAGE_MASK;
+		address = (vmf->address & PAGE_MASK) + ((long)pages[i].page - page) * PAGE_SIZE;
 		if (address < vmf->vma->vm_start || address >= vmf->vma->vm_end)
 			continue;
-		if (page < extent->page || page - extent->page >= extent->pages)
-			extent = vmsrs_extent_find(app, page);
-		entry = &extent->entries[page - extent->page];
+		if (pages[i].page - extent->page >= extent->pages)
+			extent = vmsrs_extent_find(app, pages[i].page);
+		entry = &extent->entries[pages[i].page - extent->page];
 		if (entry->draft != VMSRS_NO_DRAFT)
 			continue;
 		version = entry->frame;
 		mapped = entry->mapped;
-		/* A write to a page whose content is lost is refused when it comes. */
-		error = vmsrs_draft_make_ahead(domain, page, entry, pages[i].why);
+		error = vmsrs_ahead_make(domain, pages[i].page, entry, pages[i].why, &free);
 		if (error == -EIO)
 			continue;
 		if (error)
 			break;
+		made++;
 		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
 			vmsrs_zap_own(app, vmf->vma, address);
-		vmsrs_thread_note_written(thread, domain->owner->tag, page);
-		if (!vmsrs_run_add(&run, entry, page)) {
+		vmsrs_thread_note_written(thread, domain->owner->tag, pages[i].page);
+		if (!vmsrs_run_add(&run, entry, pages[i].page)) {
 			vmsrs_run_map(&run, prot, true);
-			vmsrs_run_add(&run, entry, page);
+			vmsrs_run_add(&run, entry, pages[i].page);
 		}
 	}
 	/* Where memory is short, there is a page fault. */
 	vmsrs_run_map(&run, prot, true);
+	vmsrs_ahead_end(domain, made, &free);
 }
 
 /* Does the entry that a write fault has found show a version in the pool? */
@@ -225,7 +241,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
-	if (!vmsrs_tag_valid(app->dev, tag))
+	if (!vmsrs_tag_valid(app->dev, tag) || vmsrs_thread_writes_over(thread))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 
 	for (;;) {
@@ -340,9 +356,7 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 /* The mapping is gone. It was never divided nor copied, so this is called once for each. */
 static void page_close(struct vm_area_struct *vma)
 {
-	struct vmsrs_app *app = vma->vm_private_data;
-
-	atomic_dec(&app->mappings);
+	vmsrs_mapping_closed(vma->vm_private_data);
 }
 
 /* The addresses are fixed: the pages contain pointers. */
@@ -375,7 +389,7 @@ static void note_lost(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32
 
 	if (vmsrs_in_pool(entry->frame)) {
 		/* If that is where the host has sealed it, the answer has not been read yet. */
-		if (vmsrs_host_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
+		if (vmsrs_batch_sent(dev, vmsrs_pool_frame(dev, entry->frame)))
 			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;

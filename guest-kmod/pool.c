@@ -33,12 +33,12 @@ int vmsrs_pool_init(struct vmsrs_device *dev)
 
 	spin_lock_init(&pool->lock);
 	init_waitqueue_head(&pool->wait);
-	INIT_LIST_HEAD(&pool->free);
 	pool->frames = kvcalloc(count, sizeof(*pool->frames), GFP_KERNEL);
 	if (!pool->frames)
 		return -ENOMEM;
-	for (i = 0; i < count; i++)
-		list_add_tail(&pool->frames[i].list, &pool->free);
+	for (i = 0; i < count - 1; i++)
+		pool->frames[i].next = &pool->frames[i + 1];
+	pool->free = pool->frames;
 	pool->free_count = count;
 	return 0;
 }
@@ -52,13 +52,15 @@ int vmsrs_pool_init(struct vmsrs_device *dev)
 void vmsrs_pool_touch(struct vmsrs_device *dev)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_frame *frame, *next;
+	struct vmsrs_frame **place = &pool->free, *frame;
 
-	list_for_each_entry_safe(frame, next, &pool->free, list) {
+	while ((frame = *place)) {
 		if (vmsrs_clear_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)))) {
 			pr_warn("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
-			list_del_init(&frame->list);
+			*place = frame->next;
 			pool->free_count--;
+		} else {
+			place = &frame->next;
 		}
 		cond_resched();
 	}
@@ -74,43 +76,63 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
 }
 
 /**
- * vmsrs_pool_take() - take the frame that was freed last, which the CPU's caches may still have
+ * vmsrs_pool_take_some() - take the frames that were freed last, which the CPU's caches may still have
+ * @dev: the device
+ * @count: how many
+ * @reserve: frames to leave to others; fewer are taken if need be
+ * @frames: row that they are added to
+ *
+ * Context: any except interrupts.
+ */
+void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+	struct vmsrs_frame *frame, *next;
+	u32 low = vmsrs_pool_low_mark(dev), before, after, i;
+
+	spin_lock(&pool->lock);
+	before = pool->free_count;
+	after = before - min(count, before - min(before, reserve));
+	for (next = pool->free, i = after; i < before; i++) {
+		frame = next;
+		next = frame->next;
+		frame->refs = 1;
+		vmsrs_frames_add(frames, frame);
+	}
+	pool->free = next;
+	pool->free_count = after;
+	spin_unlock(&pool->lock);
+	/* Later on, commits and reports see to it themselves. */
+	if (before > low && after <= low) {
+		vmsrs_device_kick_seal(dev);
+		vmsrs_device_kick_reports(dev);
+	}
+}
+
+/**
+ * vmsrs_pool_take() - take a frame
  * @dev: the device
  * @reserve: frames to leave to others
  *
  * Context: any except interrupts.
- * Return: the frame, in no list, or NULL if no more than @reserve are free.
+ * Return: the frame, in no row, or NULL if no more than @reserve are free.
  */
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve)
 {
-	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_frame *frame = NULL;
-	bool low = false;
+	struct vmsrs_frames frames = { };
 
-	spin_lock(&pool->lock);
-	if (pool->free_count > reserve) {
-		frame = list_first_entry(&pool->free, struct vmsrs_frame, list);
-		list_del_init(&frame->list);
-		frame->refs = 1;
-		pool->free_count--;
-		/* Later on, commits and reports see to it themselves. */
-		low = pool->free_count == vmsrs_pool_low_mark(dev);
-	}
-	spin_unlock(&pool->lock);
-	if (low) {
-		vmsrs_device_kick_seal(dev);
-		vmsrs_device_kick_reports(dev);
-	}
-	return frame;
+	vmsrs_pool_take_some(dev, 1, reserve, &frames);
+	return frames.first;
 }
 
-/* Puts a frame that is in no list. pool->lock is held. */
+/* Puts a frame that is in no row. pool->lock is held. */
 static void put(struct vmsrs_pool *pool, struct vmsrs_frame *frame)
 {
 	lockdep_assert_held(&pool->lock);
 	if (--frame->refs)
 		return;
-	list_add(&frame->list, &pool->free);
+	frame->next = pool->free;
+	pool->free = frame;
 	pool->free_count++;
 }
 
@@ -130,7 +152,7 @@ static void wake_waiters(struct vmsrs_pool *pool)
 /**
  * vmsrs_pool_put() - put a frame that no entry maps
  * @dev: the device
- * @frame: the frame, in no list
+ * @frame: the frame, in no row
  */
 void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 {
@@ -145,20 +167,18 @@ void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 /**
  * vmsrs_pool_put_all() - put frames that no entry maps
  * @dev: the device
- * @frames: list of the frames; empty afterwards
+ * @frames: the frames; none afterwards
  */
-void vmsrs_pool_put_all(struct vmsrs_device *dev, struct list_head *frames)
+void vmsrs_pool_put_all(struct vmsrs_device *dev, struct vmsrs_frames *frames)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_frame *frame, *next;
+	struct vmsrs_frame *frame;
 
-	if (list_empty(frames))
+	if (!frames->count)
 		return;
 	spin_lock(&pool->lock);
-	list_for_each_entry_safe(frame, next, frames, list) {
-		list_del_init(&frame->list);
+	while ((frame = vmsrs_frames_take(frames)))
 		put(pool, frame);
-	}
 	spin_unlock(&pool->lock);
 	wake_waiters(pool);
 }
@@ -166,17 +186,17 @@ void vmsrs_pool_put_all(struct vmsrs_device *dev, struct list_head *frames)
 /**
  * vmsrs_pool_pin_committed() - keep the committed versions that dropped drafts name
  * @dev: the device
- * @dropped: list of the drafts
+ * @dropped: the drafts
  *
  * The domain's lock is held, so the versions are still committed.
  */
-void vmsrs_pool_pin_committed(struct vmsrs_device *dev, struct list_head *dropped)
+void vmsrs_pool_pin_committed(struct vmsrs_device *dev, const struct vmsrs_frames *dropped)
 {
 	struct vmsrs_pool *pool = &dev->pool;
 	struct vmsrs_frame *frame;
 
 	spin_lock(&pool->lock);
-	list_for_each_entry(frame, dropped, list)
+	vmsrs_for_each_frame(frame, dropped)
 		if (vmsrs_in_pool(frame->committed))
 			vmsrs_pool_frame(dev, frame->committed)->refs++;
 	spin_unlock(&pool->lock);
@@ -185,18 +205,17 @@ void vmsrs_pool_pin_committed(struct vmsrs_device *dev, struct list_head *droppe
 /**
  * vmsrs_pool_put_dropped() - put dropped drafts and the committed versions that they name
  * @dev: the device
- * @dropped: list of the drafts, which no entry maps; empty afterwards
+ * @dropped: the drafts, which no entry maps; none afterwards
  */
-void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct list_head *dropped)
+void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct vmsrs_frames *dropped)
 {
 	struct vmsrs_pool *pool = &dev->pool;
-	struct vmsrs_frame *frame, *next;
+	struct vmsrs_frame *frame;
 
-	if (list_empty(dropped))
+	if (!dropped->count)
 		return;
 	spin_lock(&pool->lock);
-	list_for_each_entry_safe(frame, next, dropped, list) {
-		list_del_init(&frame->list);
+	while ((frame = vmsrs_frames_take(dropped))) {
 		unpin(dev, frame->committed);
 		put(pool, frame);
 	}

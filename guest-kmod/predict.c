@@ -146,7 +146,7 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
 	if (before && before->commit == (u16)(domain->commits - 1))
 		draft->streak = min_t(u32, before->streak + 1, HOT_AFTER);
 	/* A request that writes to one page alone has nothing to gain. */
-	if (draft->streak == HOT_AFTER && domain->draft_count > 1 &&
+	if (draft->streak == HOT_AFTER && domain->drafts.count > 1 &&
 	    draft->ahead != VMSRS_AHEAD_HOT)
 		add_hot(domain, draft->page);
 }
@@ -157,13 +157,13 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
  * @unwritten: the drafts that were made ahead and not written
  * @written: number of those that were made ahead because they follow, and written
  */
-void vmsrs_predict_end(struct vmsrs_domain *domain, const struct list_head *unwritten, u32 written)
+void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written)
 {
 	struct vmsrs_frame *draft;
 	u32 follow = 0;
 
 	lockdep_assert_held(&domain->lock);
-	list_for_each_entry(draft, unwritten, list) {
+	vmsrs_for_each_frame(draft, unwritten) {
 		if (draft->ahead == VMSRS_AHEAD_FOLLOWS)
 			follow++;
 		else

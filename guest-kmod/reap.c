@@ -63,7 +63,7 @@ void vmsrs_threads_reap(struct vmsrs_file *file, bool all)
 	 * Nothing is held any more, so the wait hurts only a process that ends threads faster than
 	 * the host takes reports.
 	 */
-	vmsrs_host_reports_wait(dev);
+	vmsrs_reports_wait(dev);
 }
 
 /**
@@ -92,6 +92,6 @@ long vmsrs_thread_exit(struct vmsrs_file *file)
 	}
 	vmsrs_thread_put(thread);
 	/* A program may register and exit in a request as often as it likes. */
-	vmsrs_host_reports_wait(dev);
+	vmsrs_reports_wait(dev);
 	return 0;
 }

@@ -39,10 +39,8 @@ static void request_init(struct vmsrs_request *request, struct vmsrs_app *app, u
 {
 	memset(request, 0, offsetof(struct vmsrs_request, held));
 	memset_after(request, 0, held);
-	INIT_LIST_HEAD(&request->domains);
 	INIT_LIST_HEAD(&request->failed_entry);
 	INIT_LIST_HEAD(&request->suspended_entry);
-	INIT_LIST_HEAD(&request->file_entry);
 	RB_CLEAR_NODE(&request->due_node);
 	request->app = app;
 	request->tag = tag;
@@ -73,7 +71,7 @@ void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file,
 	vmsrs_request_add(request, file->app, tag);
 	request->file = file;
 	request->key = key;
-	list_add_tail(&request->file_entry, &file->requests);
+	hlist_add_head(&request->file_entry, &file->requests);
 }
 
 /**
@@ -84,7 +82,7 @@ void vmsrs_request_remove(struct vmsrs_request *request)
 {
 	lockdep_assert_held(&request->app->dev->requests_lock);
 	hash_del(&request->node);
-	list_del_init(&request->file_entry);
+	hlist_del_init(&request->file_entry);
 }
 
 /**
@@ -120,7 +118,7 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
 	if (request->failed) {
 		error = -ESTALE;
 	} else {
-		list_add_tail(&domain->owned, &request->domains);
+		hlist_add_head(&domain->owned, &request->domains);
 		domain->owner = request;
 	}
 	spin_unlock(&app->dev->requests_lock);
@@ -128,15 +126,34 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
 }
 
 /**
- * vmsrs_request_lock() - find the lock that commits of a request take one after the other
+ * vmsrs_request_lock() - keep everything else away from a request, except for faults
  * @dev: the device
  * @tag: tag of the request
  *
- * Return: the lock; few other requests have the same.
+ * Commits, discards and failures of it take its lock, and what suspends, resumes or forgets requests takes
+ * commit_lock for writing. Others' commits and failures go on: a domain, its drafts and its list belong to one
+ * request at a time.
+ *
+ * Return: the request's lock, for vmsrs_request_unlock(); few other requests have the same.
  */
 struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag)
 {
-	return &dev->request_locks[hash_64(tag, VMSRS_REQUEST_LOCKS_SHIFT)];
+	struct mutex *lock = &dev->request_locks[hash_64(tag, VMSRS_REQUEST_LOCKS_SHIFT)];
+
+	down_read(&dev->commit_lock);
+	mutex_lock(lock);
+	return lock;
+}
+
+/**
+ * vmsrs_request_unlock() - let a request go
+ * @dev: the device
+ * @lock: what vmsrs_request_lock() returned
+ */
+void vmsrs_request_unlock(struct vmsrs_device *dev, struct mutex *lock)
+{
+	mutex_unlock(lock);
+	up_read(&dev->commit_lock);
 }
 
 /**
@@ -153,21 +170,27 @@ struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag)
  * nothing is taken.
  */
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
-						 struct list_head *domains)
+						 struct hlist_head *domains)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
-	struct vmsrs_domain *domain, *next;
+	struct vmsrs_domain *domain;
 
 	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, tag);
 	if (request && request->failed) {
 		request = ERR_PTR(-ESTALE);
+	} else if (request && number == VMSRS_NONE) {
+		hlist_move_list(&request->domains, domains);
 	} else if (request) {
-		list_for_each_entry_safe(domain, next, &request->domains, owned)
-			if (number == VMSRS_NONE || domain->number == number)
-				list_move_tail(&domain->owned, domains);
+		hlist_for_each_entry(domain, &request->domains, owned) {
+			if (domain->number != number)
+				continue;
+			hlist_del_init(&domain->owned);
+			hlist_add_head(&domain->owned, domains);
+			break;
+		}
 	}
 	spin_unlock(&dev->requests_lock);
 	return request;
@@ -189,7 +212,7 @@ struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request)
 
 	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
-	idle = list_empty(&request->domains) && !request->failed && !request->suspended_by;
+	idle = hlist_empty(&request->domains) && !request->failed && !request->suspended_by;
 	if (idle)
 		vmsrs_request_remove(request);
 	spin_unlock(&dev->requests_lock);

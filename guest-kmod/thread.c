@@ -95,7 +95,7 @@ void vmsrs_thread_tags(struct vmsrs_device *dev, u64 *first, u64 *count)
 	*first = atomic64_fetch_add(VMSRS_TAGS_PER_RANGE, &dev->next_tag);
 }
 
-static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
+static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal, u32 keys)
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_thread *thread;
@@ -127,6 +127,7 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal)
 	thread->written = page_address(thread->written_page);
 	thread->slot = slot;
 	thread->signal = signal;
+	thread->keys = keys;
 	return thread;
 
 free:
@@ -153,18 +154,20 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 
 	if (arg->signal && (!valid_signal(arg->signal) || sig_kernel_only(arg->signal)))
 		return -EINVAL;
+	/* Key 0 is that of all other memory. */
+	if (arg->keys & ~GENMASK(VMSRS_PROTECTION_KEY_MAX, 1))
+		return -EINVAL;
 	/* Only the thread registers itself, so this cannot race. */
 	thread = vmsrs_thread_current(file->app);
 	if (thread) {
 		vmsrs_thread_put(thread);
 		return -EEXIST;
 	}
-	thread = thread_new(file, arg->signal);
+	thread = thread_new(file, arg->signal, arg->keys);
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
 	arg->control_offset = VMSRS_CONTROL_OFFSET + (u64)thread->slot * PAGE_SIZE;
 	arg->written_offset = VMSRS_WRITTEN_OFFSET + (u64)thread->slot * PAGE_SIZE;
-	arg->reserved = 0;
 	vmsrs_thread_tags(dev, &arg->tag_first, &arg->tag_count);
 
 	spin_lock(&dev->threads_lock);

@@ -21,7 +21,8 @@
  *	control.lock
  *	requests_lock
  *	threads_lock
- *	pool.lock, batch.lock, control.vq_lock, vmsrs_app.waits_lock, locks of lock.c's queues
+ *	pool.lock, batch.lock, reports.lock, control.vq_lock, vmsrs_app.waits_lock,
+ *		vmsrs_app.mapping_lock, locks of lock.c's queues
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
@@ -86,6 +87,8 @@
  */
 #define VMSRS_LOCK_SLICE		HZ
 
+/* Bytes of a message after its header. */
+#define VMSRS_PAYLOAD_MAX		(VMSRS_MESSAGE_BYTES_MAX - sizeof(struct vmsrs_control_header))
 /* Largest protection key of x86: 4 bits of a page table entry. */
 #define VMSRS_PROTECTION_KEY_MAX	15
 /* A thread that adds a report to this many waits until some have been sent. */
@@ -140,6 +143,7 @@ struct vmsrs_page {
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
+ * @note: when they are unmapped, it is noted which drafts have been written through @vma
  */
 struct vmsrs_run {
 	struct vmsrs_app *app;
@@ -147,6 +151,7 @@ struct vmsrs_run {
 	struct vmsrs_page *entries;
 	u32 page;
 	u32 count;
+	bool note;
 };
 
 /**
@@ -169,10 +174,9 @@ struct vmsrs_extent_pages {
 
 /**
  * struct vmsrs_frame - a frame of the pool: free, or a version of a page that is not sealed
- * @list: in vmsrs_pool.free, vmsrs_domain.drafts, vmsrs_batch.records, vmsrs_batch.sent or
- *	vmsrs_report.drafts; the owner of the list owns the frame. Empty for a frame that its owner
- *	has put while reports still name it, and for one whose memory is broken, which is not used
- *	any more
+ * @next: the next one in vmsrs_pool.free, vmsrs_domain.drafts or vmsrs_report.drafts. The owner of these, of
+ *	vmsrs_batch.records or of vmsrs_batch.sent owns the frame. A frame is in none of them that its owner
+ *	has put while reports still name it, or whose memory is broken: that one is not used any more
  * @entry: its page
  * @domain: the page's domain
  * @page: number of the page
@@ -186,6 +190,7 @@ struct vmsrs_extent_pages {
  * @lost: vault frame whose loss the host reported while this one was sent, or VMSRS_NONE; guarded
  *	by the domain's lock
  * @batch: number of its batch; guarded by vmsrs_batch.lock
+ * @place: index in vmsrs_batch.records; guarded by vmsrs_batch.lock
  * @commit: number of the commit in its domain; guarded by the domain's lock, like the following
  * @streak: commits in a row that have written the page, up to the one of this version
  * @ahead: why it became a draft before it was written
@@ -193,7 +198,7 @@ struct vmsrs_extent_pages {
  * @alone: no entry shows the committed version that it is a draft of
  */
 struct vmsrs_frame {
-	struct list_head list;
+	struct vmsrs_frame *next;
 	struct vmsrs_page *entry;
 	struct vmsrs_domain *domain;
 	u32 page;
@@ -203,6 +208,7 @@ struct vmsrs_frame {
 	u32 sealed;
 	u32 lost;
 	u32 batch;
+	u32 place;
 	u16 commit;
 	u8 streak;
 	u8 ahead;
@@ -214,6 +220,21 @@ struct vmsrs_frame {
 #define VMSRS_AHEAD_NOT			0
 #define VMSRS_AHEAD_HOT			1
 #define VMSRS_AHEAD_FOLLOWS		2
+
+/**
+ * struct vmsrs_frames - frames in a row; all zero if there are none
+ * @first: the first one, or NULL
+ * @last: the last one; undefined if there are none
+ * @count: how many
+ *
+ * A frame is in one row at most. Unlike lists these have no checks, which would take a fifth of the time of a
+ * page.
+ */
+struct vmsrs_frames {
+	struct vmsrs_frame *first;
+	struct vmsrs_frame *last;
+	u32 count;
+};
 
 /**
  * struct vmsrs_ahead - a page that will probably be written
@@ -237,16 +258,14 @@ struct vmsrs_hot_pages {
 
 /**
  * struct vmsrs_domain - a domain of an app; lives as long as the app
- * @lock: guards @drafts, @draft_count, @owner, the entries of its extents, and from @next_page
- *	on
+ * @lock: guards @drafts, @owner, the entries of its extents, and from @next_page on
  * @app: the app
  * @first: first extent; guarded by vmsrs_app.lock
  * @last: last extent; guarded by vmsrs_app.lock
  * @owner: request that may have drafts here, or NULL if there are none
  * @owned: in @owner->domains; guarded by vmsrs_device.requests_lock
- * @drafts: struct vmsrs_frame, in order of the first write
+ * @drafts: in order of the first write
  * @number: its number, the index of its lock word
- * @draft_count: length of @drafts
  * @extent_count: number of extents; guarded by vmsrs_app.lock
  * @next_page: page after the one that was drafted last
  * @hot: pages that are drafted ahead, or NULL
@@ -262,10 +281,9 @@ struct vmsrs_domain {
 	struct vmsrs_app *app;
 	struct vmsrs_extent_pages *first, *last;
 	struct vmsrs_request *owner;
-	struct list_head owned;
-	struct list_head drafts;
+	struct hlist_node owned;
+	struct vmsrs_frames drafts;
 	u32 number;
-	u32 draft_count;
 	u32 extent_count;
 	u32 next_page;
 	struct vmsrs_hot_pages *hot;
@@ -286,7 +304,10 @@ struct vmsrs_domain {
  * @lock_pages: VMSRS_LOCK_PAGES pages of lock words, each set once by cmpxchg
  * @number: its number
  * @files: open files of the app; guarded by vmsrs_device.apps_lock
- * @mappings: mappings of its pages in all processes
+ * @mappings: mappings of its pages in all processes; changed under @mapping_lock
+ * @mapping_lock: guards @mm; no other lock is taken under it
+ * @mm: address space of a mapping that was the only one, referenced (without its pages), or NULL. That mapping may be
+ *	gone
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
@@ -300,6 +321,8 @@ struct vmsrs_app {
 	u32 number;
 	u32 files;
 	atomic_t mappings;
+	spinlock_t mapping_lock;
+	struct mm_struct *mm;
 	u8 name[VMSRS_NAME_MAX];
 	spinlock_t waits_lock;
 	struct rb_root waits;
@@ -341,7 +364,7 @@ struct vmsrs_app {
  */
 struct vmsrs_request {
 	struct hlist_node node;
-	struct list_head domains;
+	struct hlist_head domains;
 	struct list_head failed_entry;
 	struct list_head suspended_entry;
 	struct vmsrs_file *suspended_by;
@@ -351,7 +374,7 @@ struct vmsrs_request {
 	u32 held[VMSRS_HELD_MAX];
 	struct vmsrs_app *app;
 	struct vmsrs_file *file;
-	struct list_head file_entry;
+	struct hlist_node file_entry;
 	u64 tag;
 	u32 key;
 	atomic_t drafts;
@@ -383,6 +406,7 @@ struct vmsrs_request {
  * @spare: memory for the next request, not initialised, or NULL; only used by the thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
+ * @keys: protection keys that the program has named for drafts, a bit each
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
  * @refused_address: page of the last access that was refused, or 0
  * @refused_kind: why it was refused
@@ -409,6 +433,7 @@ struct vmsrs_thread {
 	struct vmsrs_request *spare;
 	u32 slot;
 	u32 signal;
+	u32 keys;
 	u64 noted_tag;
 	u64 refused_address;
 	u32 refused_kind;
@@ -464,7 +489,7 @@ struct vmsrs_wait {
 struct vmsrs_file {
 	struct vmsrs_device *dev;
 	struct vmsrs_app *app;
-	struct list_head requests;
+	struct hlist_head requests;
 	struct list_head suspended;
 	u32 suspended_count;
 };
@@ -485,48 +510,58 @@ struct vmsrs_region {
  * struct vmsrs_pool - frames of the pool
  * @lock: guards @free, @free_count and the references of frames
  * @frames: all frames, by number
- * @free: free frames, the one that was freed last first
+ * @free: free frames, the one that was freed last first, each with the next
  * @free_count: length of @free
  * @wait: threads that wait for a free frame
  */
 struct vmsrs_pool {
 	spinlock_t lock;
 	struct vmsrs_frame *frames;
-	struct list_head free;
+	struct vmsrs_frame *free;
 	u32 free_count;
 	wait_queue_head_t wait;
 };
 
 /**
- * struct vmsrs_batch - committed pages and reports on their way to the host
- * @lock: guards @records to @spare
- * @records: struct vmsrs_frame, the newest committed version of each page that has one which was
- *	not sent
+ * struct vmsrs_batch - committed pages on their way to the host
+ * @lock: guards @records to @appended
+ * @records: the newest committed version of each page that has one which was not sent; there is room for all
+ *	frames
  * @queued: length of @records
  * @number: number of the batch that collects
  * @sent_count: length of @sent before the answer
- * @reports: struct vmsrs_report
- * @reports_queued: length of @reports
- * @evidence: reports with evidence, in @reports or about to be
  * @appended: commits ever added to @records
- * @spare: struct vmsrs_report, kept ready for failures
- * @sent: struct vmsrs_frame, the batch that is sent; only used by the seal work
+ * @sent: the batch that is sent; only used by the seal work
  * @sealed: commits ever sealed
- * @wait: threads that wait for @sealed, or for fewer reports
+ * @wait: threads that wait for @sealed
  */
 struct vmsrs_batch {
 	spinlock_t lock;
-	struct list_head records;
+	struct vmsrs_frame **records;
 	u32 queued;
 	u32 number;
 	u32 sent_count;
-	struct list_head reports;
-	u32 reports_queued;
-	u32 evidence;
 	u64 appended;
-	struct list_head spare;
-	struct list_head sent;
+	struct vmsrs_frame **sent;
 	atomic64_t sealed;
+	wait_queue_head_t wait;
+};
+
+/**
+ * struct vmsrs_reports - reports on their way to the host
+ * @lock: guards @queue to @spare
+ * @queue: struct vmsrs_report
+ * @queued: length of @queue
+ * @evidence: reports with evidence, in @queue or about to be
+ * @spare: struct vmsrs_report, kept ready for failures
+ * @wait: threads that wait for fewer reports
+ */
+struct vmsrs_reports {
+	spinlock_t lock;
+	struct list_head queue;
+	u32 queued;
+	u32 evidence;
+	struct list_head spare;
 	wait_queue_head_t wait;
 };
 
@@ -573,7 +608,8 @@ struct vmsrs_control {
  * @events_stopped: @event_work is not queued any more
  * @event_work: reads the event queue
  * @pool: the pool's frames
- * @batch: what is to be sent
+ * @batch: commits that are to be sent
+ * @reports: reports that are to be sent
  * @seal_work: sends commits
  * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
@@ -627,6 +663,7 @@ struct vmsrs_device {
 
 	struct vmsrs_pool pool;
 	struct vmsrs_batch batch;
+	struct vmsrs_reports reports;
 	struct delayed_work seal_work;
 	struct delayed_work report_work;
 
@@ -662,21 +699,19 @@ struct vmsrs_device {
 
 /**
  * struct vmsrs_report - what the host is told about a failed or discarded request
- * @list: in vmsrs_batch.reports or vmsrs_batch.spare
- * @drafts: struct vmsrs_frame, the dropped drafts
+ * @list: in vmsrs_reports.queue or vmsrs_reports.spare
+ * @drafts: the dropped drafts
  * @evidence: what the program kept, followed by its bytes, in @memory or by kvmalloc; or NULL
  * @memory: VMSRS_EVIDENCE_SPARE bytes, or NULL if the report is not one that is kept
  * @incident: there is an incident to report
- * @count: drafts collected
  * @body: the report, with @incident; undefined before
  */
 struct vmsrs_report {
 	struct list_head list;
-	struct list_head drafts;
+	struct vmsrs_frames drafts;
 	struct vmsrs_evidence *evidence;
 	void *memory;
 	bool incident;
-	u32 count;
 	struct vmsrs_incident_report body;
 };
 
@@ -792,31 +827,48 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
  */
 static inline bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
 {
-	if (!run->count) {
-		run->entries = entry;
-		run->page = page;
-	} else if (page + 1 == run->page && entry + 1 == run->entries) {
-		run->entries--;
-		run->page--;
-	} else if (page != run->page + run->count || entry != run->entries + run->count) {
-		return false;
+	if (page == run->page + run->count && entry == run->entries + run->count) {
+		run->count++;
+		return true;
 	}
+	if (run->count && (page + 1 != run->page || entry + 1 != run->entries))
+		return false;
+	run->entries = entry;
+	run->page = page;
 	run->count++;
 	return true;
 }
 
 struct inode *vmsrs_inode_new(void);
 void vmsrs_inode_free(struct inode *inode);
-void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page);
 void vmsrs_zap_finish(struct vmsrs_run *zap);
+
+/*
+ * Unmaps a page of an app in every process, with its neighbours in one call. At first, @zap is empty except for the
+ * app, the mapping and whether to note writes. The page's domain is locked until vmsrs_zap_finish(), before which
+ * nothing is sure to be unmapped.
+ */
+static inline void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
+{
+	if (!entry->mapped)
+		return;
+	entry->mapped = false;
+	if (!vmsrs_run_add(zap, entry, page)) {
+		vmsrs_zap_finish(zap);
+		vmsrs_run_add(zap, entry, page);
+	}
+}
+
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
-struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, u32 page);
+void vmsrs_mapping_opened(struct vmsrs_app *app, struct mm_struct *mm);
+void vmsrs_mapping_closed(struct vmsrs_app *app);
+struct mm_struct *vmsrs_mapping_mm(struct vmsrs_app *app);
+struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, struct mm_struct *mm, u32 page);
 void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot);
 int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts);
-void vmsrs_run_note_dirty(struct vmsrs_run *run);
 
 /*
  * Layer 2: messages to the host, and the pool.
@@ -834,6 +886,48 @@ int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, 
 		       void *reply, u32 reply_length);
 
 /* pool.c */
+
+/* Adds a frame, which is in no row, at the end. */
+static inline void vmsrs_frames_add(struct vmsrs_frames *frames, struct vmsrs_frame *frame)
+{
+	frame->next = NULL;
+	if (frames->first)
+		frames->last->next = frame;
+	else
+		frames->first = frame;
+	frames->last = frame;
+	frames->count++;
+}
+
+/* Takes the first frame, or returns NULL. */
+static inline struct vmsrs_frame *vmsrs_frames_take(struct vmsrs_frames *frames)
+{
+	struct vmsrs_frame *frame = frames->first;
+
+	if (frame) {
+		frames->first = frame->next;
+		frames->count--;
+	}
+	return frame;
+}
+
+/* Moves all frames to the end of another row. */
+static inline void vmsrs_frames_move(struct vmsrs_frames *from, struct vmsrs_frames *to)
+{
+	if (!from->first)
+		return;
+	if (to->first)
+		to->last->next = from->first;
+	else
+		to->first = from->first;
+	to->last = from->last;
+	to->count += from->count;
+	from->first = NULL;
+	from->count = 0;
+}
+
+#define vmsrs_for_each_frame(frame, frames) \
+	for ((frame) = (frames)->first; (frame); (frame) = (frame)->next)
 
 /* Frames that requests with many drafts leave to others. */
 static inline u32 vmsrs_pool_reserve(const struct vmsrs_device *dev)
@@ -856,10 +950,11 @@ int vmsrs_pool_init(struct vmsrs_device *dev);
 void vmsrs_pool_touch(struct vmsrs_device *dev);
 void vmsrs_pool_free(struct vmsrs_device *dev);
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
+void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames);
 void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame);
-void vmsrs_pool_put_all(struct vmsrs_device *dev, struct list_head *frames);
-void vmsrs_pool_pin_committed(struct vmsrs_device *dev, struct list_head *dropped);
-void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct list_head *dropped);
+void vmsrs_pool_put_all(struct vmsrs_device *dev, struct vmsrs_frames *frames);
+void vmsrs_pool_pin_committed(struct vmsrs_device *dev, const struct vmsrs_frames *dropped);
+void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct vmsrs_frames *dropped);
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
 			   struct vm_fault *vmf, u32 reserve);
 
@@ -894,7 +989,13 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 {
 	u32 key = READ_ONCE(thread->control->key);
 
-	return key <= VMSRS_PROTECTION_KEY_MAX ? key : 0;
+	return key <= VMSRS_PROTECTION_KEY_MAX && thread->keys & BIT(key) ? key : 0;
+}
+
+/* Has the thread's request said that it writes no more? */
+static inline bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
+{
+	return READ_ONCE(thread->control->key) == VMSRS_KEY_WRITES_OVER;
 }
 
 /* request.c */
@@ -906,8 +1007,9 @@ void vmsrs_request_remove(struct vmsrs_request *request);
 int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *thread,
 			     struct vmsrs_file *file, u64 tag, u32 key);
 struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag);
+void vmsrs_request_unlock(struct vmsrs_device *dev, struct mutex *lock);
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
-						 struct list_head *domains);
+						 struct hlist_head *domains);
 struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
 void vmsrs_requests_free(struct vmsrs_device *dev);
@@ -925,35 +1027,42 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  * Layer 4: pages. What is sent to the host, drafts, domains and their extents, page faults.
  */
 
-/* host.c */
-u64 vmsrs_host_append(struct vmsrs_device *dev, struct list_head *records);
-bool vmsrs_host_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
-bool vmsrs_host_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
-long vmsrs_host_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
-long vmsrs_host_flush(struct vmsrs_device *dev, bool killable_only);
-struct vmsrs_report *vmsrs_host_report_new(struct vmsrs_device *dev, bool incident);
-struct vmsrs_report *vmsrs_host_evidence_new(struct vmsrs_device *dev, u32 length);
-void vmsrs_host_report_free(struct vmsrs_device *dev, struct vmsrs_report *report);
-void vmsrs_host_report(struct vmsrs_device *dev, struct vmsrs_report *report);
-u32 vmsrs_host_reports_room(struct vmsrs_device *dev);
-void vmsrs_host_reports_wait(struct vmsrs_device *dev);
-int vmsrs_host_init(struct vmsrs_device *dev);
-void vmsrs_host_free(struct vmsrs_device *dev);
+/* batch.c */
+u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records);
+bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
+bool vmsrs_batch_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
+long vmsrs_batch_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
+long vmsrs_batch_flush(struct vmsrs_device *dev, bool killable_only);
+int vmsrs_batch_init(struct vmsrs_device *dev);
+void vmsrs_batch_free(struct vmsrs_device *dev);
+
+/* report.c */
+struct vmsrs_report *vmsrs_report_new(struct vmsrs_device *dev, bool incident);
+struct vmsrs_report *vmsrs_report_new_evidence(struct vmsrs_device *dev, u32 length);
+void vmsrs_report_free(struct vmsrs_device *dev, struct vmsrs_report *report);
+void vmsrs_report_queue(struct vmsrs_device *dev, struct vmsrs_report *report);
+u32 vmsrs_reports_room(struct vmsrs_device *dev);
+void vmsrs_reports_wait(struct vmsrs_device *dev);
+int vmsrs_reports_init(struct vmsrs_device *dev);
+void vmsrs_reports_free(struct vmsrs_device *dev);
 
 /* predict.c */
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
 		  bool first, struct vmsrs_ahead *pages);
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
-void vmsrs_predict_end(struct vmsrs_domain *domain, const struct list_head *unwritten, u32 written);
+void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written);
 
 /* drafts.c */
 u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
 int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
 		     u32 reserve);
-int vmsrs_draft_make_ahead(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why);
+void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_frames *free);
+int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why,
+		     struct vmsrs_frames *free);
+void vmsrs_ahead_end(struct vmsrs_domain *domain, u32 made, struct vmsrs_frames *free);
 void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 version);
-u32 vmsrs_drafts_commit(struct vmsrs_domain *domain, struct list_head *records);
+void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *records);
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
 long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
 

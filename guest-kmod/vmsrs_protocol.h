@@ -715,6 +715,11 @@ struct vmsrs_module_entry {
 
 /* Maximum number of domains that a request holds. */
 #define VMSRS_HELD_MAX 32
+/*
+ * In place of a key: the request writes to domains no more. What a signal
+ * handler of the server would write while it ends is refused.
+ */
+#define VMSRS_KEY_WRITES_OVER 0xffffffff
 /* Maximum number of pages in struct vmsrs_written_pages. */
 #define VMSRS_WRITTEN_MAX 1020
 
@@ -737,11 +742,13 @@ struct vmsrs_module_entry {
  *	namespace), or 0. The driver checks it every 10 ms: never early, and
  *	late by one period at most.
  * @held_count: Number of entries in held.
- * @key: Protection key for the drafts of the request, 1 to 15, or 0 for none;
- *	other values count as 0. Where the CPU has protection keys, the driver
- *	puts it into the page-table entries of drafts, so that only threads
- *	whose PKRU opens the key reach them. The thread that makes the first
- *	draft determines the key of the request.
+ * @key: Protection key for the drafts of the request, or 0 for none. One that
+ *	is not among the thread's (keys of struct vmsrs_ioctl_thread) counts as
+ *	0, and VMSRS_KEY_WRITES_OVER refuses all writes. Where the CPU has
+ *	protection keys, the driver puts it into the page-table entries of
+ *	drafts, so that only threads whose PKRU opens the key reach them. The
+ *	thread that makes the first draft determines the key of the request. The
+ *	driver opens the key in the PKRU of a thread that makes a draft.
  * @held: Domains that the request holds or is about to lock. One of the threads
  *	of a request has the list. A domain is added before its lock is taken
  *	and removed after it is released, so that a thread can die at any point
@@ -1040,7 +1047,8 @@ struct vmsrs_ioctl_extent {
  * @tag_count: Out: number of consecutive tags.
  * @signal: In: signal for the thread when its request must end (deadline,
  *	failure of another thread), or 0.
- * @reserved: Reserved.
+ * @keys: In: protection keys that drafts of the thread's requests may have; bit
+ *	1 is for key 1, and so on to 15.
  */
 struct vmsrs_ioctl_thread {
 	uint64_t control_offset;
@@ -1048,7 +1056,7 @@ struct vmsrs_ioctl_thread {
 	uint64_t tag_first;
 	uint64_t tag_count;
 	uint32_t signal;
-	uint32_t reserved;
+	uint32_t keys;
 };
 
 /**

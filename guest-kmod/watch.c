@@ -134,7 +134,7 @@ static void prune_requests(struct vmsrs_device *dev)
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
 		if (request->carried)
 			continue;
-		if (list_empty(&request->domains)) {
+		if (hlist_empty(&request->domains)) {
 			vmsrs_request_remove(request);
 			list_move(&request->failed_entry, &done);
 		} else {
@@ -160,7 +160,7 @@ static void watch_work(struct work_struct *work)
 	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device, watch);
 	struct overdue overdue[VMSRS_OVERDUE_MAX];
 	struct vmsrs_thread *thread, *next;
-	u32 room = vmsrs_host_reports_room(dev);
+	u32 room = vmsrs_reports_room(dev);
 	u64 now = ktime_get_ns();
 	LIST_HEAD(ended);
 	u32 count = 0, i;

@@ -60,6 +60,12 @@ pub enum Error {
         /// The domain's number.
         domain: u32,
     },
+    /// More of the domain's requests have failed than its budget allows ([`crate::Budget`]).
+    #[error("the domain is refused for {milliseconds} ms: too many of its requests have failed")]
+    Quarantined {
+        /// How long from now on.
+        milliseconds: u64,
+    },
     /// The call belongs in a request, and the calling thread has none.
     #[error("the calling thread has no request; call this inside run()")]
     NotInRequest,

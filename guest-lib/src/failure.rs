@@ -88,6 +88,9 @@ kinds! {
     Poison = KIND_POISON, c"poison";
     /// The request touched a page whose content the host lost.
     Damaged = KIND_DAMAGED, c"damaged";
+    /// So many requests of the domain have failed that it is refused for a while. A report of its own: no request of the
+    /// server has it.
+    Quarantine = KIND_QUARANTINE, c"quarantine";
 }
 
 impl fmt::Display for Kind {

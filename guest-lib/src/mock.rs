@@ -92,8 +92,8 @@ impl Backend for MockBackend {
         self.inner.extent(domain, index, pages)
     }
 
-    fn register(&self, signal: i32) -> io::Result<Registration> {
-        self.inner.register(signal)
+    fn register(&self, signal: i32, keys: u32) -> io::Result<Registration> {
+        self.inner.register(signal, keys)
     }
 
     fn unregister(&self, control: NonNull<ThreadControl>) {

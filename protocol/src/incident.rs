@@ -48,8 +48,10 @@ pub const KIND_CHECKSUM: u32 = 20;
 pub const KIND_POISON: u32 = 21;
 /// The request touched a page whose sealed content is lost ([`KIND_CHECKSUM`], [`KIND_POISON`]).
 pub const KIND_DAMAGED: u32 = 22;
+/// So many requests of a domain have failed that it is refused for a while.
+pub const KIND_QUARANTINE: u32 = 23;
 /// Largest of `KIND_*`.
-pub const KIND_MAX: u32 = 22;
+pub const KIND_MAX: u32 = 23;
 
 /// Index of RAX in a report's registers.
 pub const REG_RAX: usize = 0;

@@ -187,8 +187,8 @@ pub struct IoctlThread {
     /// In: signal for the thread when its request must end (deadline, failure of another thread), or
     /// 0.
     pub signal: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// In: protection keys that drafts of the thread's requests may have; bit 1 is for key 1, and so on to 15.
+    pub keys: u32,
 }
 
 /// Argument of [`IOCTL_TAGS`].

@@ -31,10 +31,11 @@ pub struct ThreadControl {
     pub deadline_ns: u64,
     /// Number of entries in `held`.
     pub held_count: u32,
-    /// Protection key for the drafts of the request, 1 to 15, or 0 for none; other values count as 0.
+    /// Protection key for the drafts of the request, or 0 for none. One that is not among the thread's
+    /// ([`crate::ioctl::IoctlThread::keys`]) counts as 0, and [`KEY_WRITES_OVER`] refuses all writes.
     /// Where the CPU has protection keys, the driver puts it into the page-table entries of drafts, so
     /// that only threads whose PKRU opens the key reach them. The thread that makes the first draft
-    /// determines the key of the request.
+    /// determines the key of the request. The driver opens the key in the PKRU of a thread that makes a draft.
     pub key: u32,
     /// Domains that the request holds or is about to lock. One of the threads of a request has the
     /// list. A domain is added before its lock is taken and removed after it is released, so that a
@@ -42,6 +43,10 @@ pub struct ThreadControl {
     /// list over.
     pub held: [u32; HELD_MAX],
 }
+
+/// In place of a key: the request writes to domains no more. What a signal handler of the server would write while it
+/// ends is refused.
+pub const KEY_WRITES_OVER: u32 = 0xffff_ffff;
 
 /// Maximum number of pages in [`WrittenPages`].
 pub const WRITTEN_MAX: usize = 1020;

@@ -9,6 +9,7 @@ use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
 use crate::shared::unprotected::Unprotected;
+use crate::state::budget::Budget;
 use crate::state::domain::{App, Domain};
 use crate::thread::{self, evidence, fork, handler};
 use std::ffi::OsString;
@@ -199,6 +200,13 @@ impl App {
                 Error::system("flushing")(error)
             }
         })
+    }
+
+    /// Sets how many requests of each domain of the app may fail within a time; a domain with more is refused for a while
+    /// ([`Error::Quarantined`]), and an incident of its own says so. It counts the requests that were begun with the domain, in this
+    /// process. Off by default.
+    pub fn set_budget(&self, budget: Budget) {
+        self.budget().set(budget);
     }
 
     /// Registers a check of every domain of the app, once in a process. It is called before anything

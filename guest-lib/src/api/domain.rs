@@ -7,6 +7,7 @@ use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
 use crate::state::Limits;
+use crate::state::budget::Budget;
 use crate::state::domain::Domain;
 use crate::state::ring::Noted;
 use crate::thread::{self, Thread};
@@ -211,7 +212,11 @@ impl Domain {
         let header = self.header();
         // SAFETY: the domain's first page is mapped; others may write it meanwhile.
         let read = || unsafe { (&raw const (*header).root).read_volatile() as *mut u8 };
-        let is_held = |thread: &Thread| thread.exclusive(|| thread.state().holds(self));
+        // The domain that a request was begun with is held as long as there is a request.
+        let is_held = |thread: &Thread| {
+            thread.tag() != 0
+                && (thread.is_begun_with(self) || thread.exclusive(|| thread.state().holds(self)))
+        };
         if run::left::working().is_some_and(is_held) {
             read()
         } else {
@@ -237,6 +242,11 @@ impl Domain {
             unsafe { (&raw mut (*header).root).write_volatile(root as u64) };
             Ok(())
         })
+    }
+
+    /// Like [`crate::App::set_budget`], for this domain instead of the app's.
+    pub fn set_budget(&self, budget: Budget) {
+        self.budget().set(budget);
     }
 
     /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::clock;
+use crate::os::{clock, file};
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, refused_commit};
 use crate::run::left::working;
@@ -14,6 +14,7 @@ use crate::thread::arena::Arena;
 use crate::thread::{self, Thread};
 use std::ffi::c_void;
 use std::ops::Range;
+use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use vmsrs_protocol::shared::HELD_MAX;
 
@@ -303,6 +304,18 @@ impl Request {
         argument: *mut c_void,
     ) -> Result<(), Error> {
         self.register(Deferred::raw(call, argument))
+    }
+
+    /// Gives the request a descriptor, which is closed if the request fails or is given up; if it is committed, the descriptor
+    /// stays open and is the caller's. One that the request has closed itself meanwhile is left alone, whatever file has its number by
+    /// then. Counts as a defer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if it is not open, [`Error::Limit`] after 256 defers, [`Error::NotInRequest`].
+    pub fn own_fd(&self, fd: RawFd) -> Result<(), Error> {
+        let file = file::identity(fd).ok_or(Error::Argument("the descriptor is not open"))?;
+        self.defer(move || file::close_if(fd, file))
     }
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {

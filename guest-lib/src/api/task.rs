@@ -130,7 +130,7 @@ impl Task {
                 run::finish(thread, self.options.seal).map_err(|stop| join_error(*stop))?;
             }
             Outcome::Quiet => {
-                thread.end_plain();
+                thread.end_plain::<false>();
                 thread.go_own();
             }
             Outcome::Suspend => errno::kept(|| self.suspend(thread)).map_err(join_error)?,

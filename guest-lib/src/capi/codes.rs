@@ -54,6 +54,9 @@ pub const VMSRS_ENOKEYS: i32 = -20;
 /// The variables of the program cannot be guarded: it binds functions lazily, has the
 /// library linked in statically, or has an unusual layout.
 pub const VMSRS_EVARIABLES: i32 = -21;
+/// More requests of the domain have failed than its budget allows: it is refused for a
+/// while.
+pub const VMSRS_EQUARANTINE: i32 = -22;
 
 /// Describes a return code.
 ///
@@ -93,6 +96,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_EVARIABLES => {
             c"cannot guard the variables of the program; link it with -z now and libvmsrs.so, or guard single pages"
         }
+        VMSRS_EQUARANTINE => c"the domain is refused for a while: too many of its requests have failed",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
         _ => c"unknown return code",
     };
@@ -130,6 +134,7 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::Forked => VMSRS_EFORKED,
         Error::NoKeys => VMSRS_ENOKEYS,
         Error::Variables(_) => VMSRS_EVARIABLES,
+        Error::Quarantined { .. } => VMSRS_EQUARANTINE,
         Error::Map { source, .. } | Error::System { source, .. } => {
             set_errno(source.raw_os_error().unwrap_or(libc::EIO));
             VMSRS_ESYSTEM

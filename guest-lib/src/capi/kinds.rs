@@ -49,6 +49,9 @@ pub const VMSRS_KIND_CHECKSUM: u32 = 20;
 pub const VMSRS_KIND_POISON: u32 = 21;
 /// The request touched a page whose content the host has lost.
 pub const VMSRS_KIND_DAMAGED: u32 = 22;
+/// So many requests of the domain have failed that it is refused for a while. In
+/// incidents only.
+pub const VMSRS_KIND_QUARANTINE: u32 = 23;
 
 /// Names a kind of failure: "memory", "double free". The tools of the host print it with
 /// hyphens: "double-free".
@@ -94,6 +97,7 @@ mod tests {
             (VMSRS_KIND_CHECKSUM, incident::KIND_CHECKSUM),
             (VMSRS_KIND_POISON, incident::KIND_POISON),
             (VMSRS_KIND_DAMAGED, incident::KIND_DAMAGED),
+            (VMSRS_KIND_QUARANTINE, incident::KIND_QUARANTINE),
         ];
         for (number, (ours, protocol)) in (1..).zip(kinds) {
             assert_eq!((ours, protocol), (number, number));

@@ -9,6 +9,7 @@ pub mod domain;
 pub mod failure;
 pub mod fan_out;
 pub mod guard;
+pub mod health;
 pub mod heap;
 pub mod invariant;
 pub mod kinds;

@@ -33,6 +33,7 @@ pub type DeferFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time.
 /// @retval VMSRS_EDEADLOCK The holder waits for this request, directly or through others.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+/// @retval VMSRS_EQUARANTINE Too many requests of the domain have failed.
 /// @retval VMSRS_ESYSTEM See `errno`.
 ///
 /// # Safety
@@ -187,6 +188,31 @@ pub unsafe extern "C" fn vmsrs_defer(
     match unsafe { (request.as_ref(), function) } {
         (Some(request), Some(function)) => status(request.defer_raw(function, argument)),
         _ => VMSRS_EINVAL,
+    }
+}
+
+/// Gives the request a descriptor: it is closed if the request fails or is given up.
+///
+/// If the request is committed, the descriptor stays open. One that the request has closed
+/// itself is left alone, whatever file has its number by then. Counts as a defer.
+///
+/// @param request The request.
+/// @param fd The descriptor.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `request` is null, or `fd` is not open.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT 256 are registered, with those of `vmsrs_defer()`.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; the descriptor is the caller's.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_own_fd(request: *const Request, fd: c_int) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { request.as_ref() } {
+        Some(request) => status(request.own_fd(fd)),
+        None => VMSRS_EINVAL,
     }
 }
 

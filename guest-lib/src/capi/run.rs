@@ -45,7 +45,8 @@ pub type RequestFn =
 /// @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
-/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+/// @retval VMSRS_EQUARANTINE Too many requests of the domain have failed (`vmsrs_app_budget()`).
+///   Not run.
 /// @retval VMSRS_ESYSTEM See `errno`. Not run, or what it wrote could not be committed and
 ///   was discarded.
 /// @retval VMSRS_EFORKED This is the child of a fork in the function.
@@ -61,8 +62,15 @@ pub unsafe extern "C" fn vmsrs_run(
     argument: *mut c_void,
     result: *mut c_int,
 ) -> c_int {
-    // SAFETY: the same contract; no options are the default ones.
-    unsafe { vmsrs_run_with(domain, ptr::null(), function, argument, result) }
+    // SAFETY: a handle or null by contract.
+    let (Some(domain), Some(function)) = (unsafe { domain.as_ref() }, function) else {
+        return VMSRS_EINVAL;
+    };
+    let mut value = 0;
+    // SAFETY: what it asks for is this function's contract.
+    let ended = domain.run(|request| unsafe { work(request, function, argument, &mut value) });
+    // SAFETY: as above.
+    unsafe { end(ended, value, result) }
 }
 
 /// Runs a function as a request, with options.
@@ -88,10 +96,7 @@ pub unsafe extern "C" fn vmsrs_run_with(
     result: *mut c_int,
 ) -> c_int {
     // SAFETY: a handle or null by contract.
-    let Some(domain) = (unsafe { domain.as_ref() }) else {
-        return VMSRS_EINVAL;
-    };
-    let Some(function) = function else {
+    let (Some(domain), Some(function)) = (unsafe { domain.as_ref() }, function) else {
         return VMSRS_EINVAL;
     };
     // SAFETY: options or null by contract.
@@ -100,12 +105,39 @@ pub unsafe extern "C" fn vmsrs_run_with(
         return VMSRS_EINVAL;
     };
     let mut value = 0;
-    let outcome = domain.run_with(&options, |request| {
-        // SAFETY: the function is called with what its type says; the request is this thread's.
-        value = unsafe { function(ptr::from_ref(request).cast_mut(), argument) };
-        if value < 0 { Err(()) } else { Ok(()) }
+    let ended = domain.run_with(&options, |request| {
+        // SAFETY: what it asks for is this function's contract.
+        unsafe { work(request, function, argument, &mut value) }
     });
-    let (status, valid) = match outcome {
+    // SAFETY: as above.
+    unsafe { end(ended, value, result) }
+}
+
+/// The function of a request.
+///
+/// # Safety
+///
+/// The request is this thread's; otherwise as [`vmsrs_run`].
+#[inline]
+unsafe fn work(
+    request: &Request,
+    function: unsafe extern "C-unwind" fn(*mut Request, *mut c_void) -> c_int,
+    argument: *mut c_void,
+    value: &mut c_int,
+) -> Result<(), ()> {
+    // SAFETY: the function is called with what its type says.
+    *value = unsafe { function(ptr::from_ref(request).cast_mut(), argument) };
+    if *value < 0 { Err(()) } else { Ok(()) }
+}
+
+/// What C gets of a request that has ended.
+///
+/// # Safety
+///
+/// As [`put`].
+#[inline]
+unsafe fn end(ended: Result<(), RunError<()>>, value: c_int, result: *mut c_int) -> c_int {
+    let (status, valid) = match ended {
         Ok(()) | Err(RunError::GivenUp(())) => (VMSRS_OK, true),
         Err(RunError::Failed(failure)) => {
             note_failure(failure);

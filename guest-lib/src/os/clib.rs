@@ -17,7 +17,6 @@
 //! code cannot be told from the program's.
 
 use super::modules::{self, Module};
-use super::signals;
 use std::arch::asm;
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Range;
@@ -179,12 +178,9 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
 }
 
 /// Whether a request that ended there may have left the heap locked. Where the allocator is part of the program, any
-/// may; and so may one that was interrupted, since an allocator of the program's own cannot be seen.
+/// may.
 pub(crate) fn is_suspect(signal: i32, instruction: u64) -> bool {
-    signal == libc::SIGABRT
-        || (signal != 0 && signal == signals::interrupt())
-        || contains(instruction)
-        || ALLOCATOR_IN_PROGRAM.load(Ordering::Relaxed)
+    signal == libc::SIGABRT || contains(instruction) || ALLOCATOR_IN_PROGRAM.load(Ordering::Relaxed)
 }
 
 /// Whether the allocator is known not to be the C library's.

@@ -6,6 +6,7 @@ pub(crate) mod clib;
 pub(crate) mod clock;
 pub(crate) mod errno;
 pub(crate) mod exceptions;
+pub(crate) mod file;
 pub(crate) mod frames;
 pub(crate) mod futex;
 pub(crate) mod identity;

@@ -45,6 +45,7 @@ pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
     let committed = commit_listed(thread, seal).map_err(|error| *error);
     if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
         thread.set_left_pages(0);
+        thread.note_committed();
     }
     committed
 }

@@ -4,6 +4,7 @@ mod aside;
 pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
+pub(crate) mod health;
 pub(crate) mod left;
 pub(crate) mod lock;
 mod report;
@@ -88,7 +89,8 @@ impl From<End> for Outcome {
 struct Call<'a, B> {
     thread: &'a Thread,
     domain: &'static Domain,
-    body: ManuallyDrop<B>,
+    /// Where it is: most are too large to be worth a move.
+    body: &'a mut ManuallyDrop<B>,
 }
 
 impl From<Box<Error>> for Box<Stop> {
@@ -125,7 +127,7 @@ pub(crate) fn run<const TIMED: bool, B: FnOnce(&Request) -> End>(
     }
     let outcome = work::<TIMED, B>(thread, domain, body);
     if outcome == Outcome::Quiet {
-        thread.end_plain();
+        thread.end_plain::<false>();
         return Ok(());
     }
     end(thread, domain, seal, outcome)
@@ -245,10 +247,11 @@ pub(crate) fn work<const TIMED: bool, B: FnOnce(&Request) -> End>(
     body: B,
 ) -> Outcome {
     thread.set_domain(domain);
+    let mut body = ManuallyDrop::new(body);
     let mut call = Call {
         thread,
         domain,
-        body: ManuallyDrop::new(body),
+        body: &mut body,
     };
     let argument = (&raw mut call).cast();
     // SAFETY: the request stack is free, since requests do not nest; enter() does not unwind. What
@@ -266,7 +269,7 @@ unsafe extern "C" fn enter<const TIMED: bool, B: FnOnce(&Request) -> End>(
     let call = unsafe { &mut *argument.cast::<Call<'_, B>>() };
     let (thread, domain) = (call.thread, call.domain);
     // SAFETY: once, here.
-    let body = unsafe { ManuallyDrop::take(&mut call.body) };
+    let body = unsafe { ManuallyDrop::take(call.body) };
     thread.set_phase(Phase::Running);
     if TIMED {
         thread.act_on_early();
@@ -284,9 +287,12 @@ unsafe extern "C" fn enter<const TIMED: bool, B: FnOnce(&Request) -> End>(
 }
 
 /// Unlocks the domain of a plain request that has written nothing, or audits it. Still inside the request: it can fail.
+/// A signal handler of the server that writes from here on fails it: it could neither be audited any more nor be told from
+/// one that comes after the lock was released.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 fn end_plain(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    thread.end_writes();
     if thread.has_listed(tag) {
         return end_written(thread, domain, tag);
     }
@@ -302,6 +308,7 @@ fn end_awaited(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
     if domain.holder() == tag {
         Outcome::Plain
     } else {
+        thread.allow_writes();
         wind_up(thread, Ok(End::Keep))
     }
 }
@@ -310,7 +317,10 @@ fn end_awaited(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
 fn end_written(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
     match errno::kept(|| audit_plain(thread, domain, tag)) {
         Ok(true) => Outcome::Plain,
-        Ok(false) => wind_up(thread, Ok(End::Keep)),
+        Ok(false) => {
+            thread.allow_writes();
+            wind_up(thread, Ok(End::Keep))
+        }
         Err(damage) => {
             thread.note_failure(damage.kind, damage.address, &[]);
             Outcome::Cut
@@ -386,12 +396,12 @@ pub(crate) fn finish_plain(
         if thread.has_listed(tag) {
             let committed = commit_listed(thread, seal);
             // A signal handler of the server may have run meanwhile.
-            if committed.is_err() || thread.has_marks() || thread.has_listed(tag) {
+            if committed.is_err() || thread.has_marks() {
                 return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
             }
         }
         lock::release_domain(domain, tag);
-        thread.end_plain();
+        thread.end_plain::<true>();
         thread.go_own();
         Ok(())
     })
@@ -460,7 +470,9 @@ fn fail(thread: &Thread) -> Stop {
     }
     thread.end(false);
     failure.defers_failed = run_defers(thread, state);
+    let domain = thread.domain();
     thread.go_idle();
+    health::note_failure(domain, &failure);
     Stop::Failed(Box::new(failure))
 }
 

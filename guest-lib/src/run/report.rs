@@ -1,7 +1,7 @@
 //! Reporting a failed request, which also discards what it wrote.
 
 use super::aside::{self, Aside};
-use super::trial;
+use super::{health, trial};
 use crate::failure::{Failure, Kind};
 use crate::os::{clib, signals};
 use crate::thread::{Thread, evidence};
@@ -70,10 +70,17 @@ fn text(bytes: &[u8]) -> String {
 
 /// Ends the process if the thread has left the C library's heap locked or damaged.
 fn check_c_heap(thread: &Thread, signal: i32, instruction: u64) {
-    let thoroughly = signal == signals::interrupt() || clib::has_other_allocator();
-    if clib::is_suspect(signal, instruction) && !trial::heap_works(thread, thoroughly) {
+    // An allocator of the program's own cannot be seen, and an interrupt may have struck in it.
+    let interrupted = signal != 0 && signal == signals::interrupt();
+    let is_suspect = interrupted || clib::is_suspect(signal, instruction);
+    let thoroughly = interrupted || clib::has_other_allocator();
+    if !is_suspect {
+        return;
+    }
+    if !trial::heap_works(thread, thoroughly) {
         abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
+    health::note_suspect();
 }
 
 /// Ends the process, which discards what the request wrote: it can be neither committed nor discarded

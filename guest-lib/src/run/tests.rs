@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmsrs_protocol::PAGE_SIZE;
-use vmsrs_protocol::shared::{LOCK_WAITERS, ThreadControl};
+use vmsrs_protocol::shared::{KEY_WRITES_OVER, LOCK_WAITERS, ThreadControl};
 
 type Work = fn(&Request, &'static Domain, &mut ThreadControl);
 
@@ -27,7 +27,8 @@ fn run(domain: &'static Domain, work: Work) -> Result<(), RunError<Error>> {
 fn damage_by_a_plain_request_is_found() {
     let app = MockBackend::app("quiet damage", |hooks| hooks.protects = true);
     let domain = app.domain("one").unwrap();
-    let damages: [Work; 9] = [
+    let damages: [Work; 10] = [
+        |_, _, control| control.key += 1,
         |_, _, control| control.tag = 0,
         |_, _, control| control.tag += 1,
         |_, _, control| control.held_count = 0,
@@ -89,6 +90,35 @@ fn request_that_wrote_is_committed_once_and_leaves_its_thread_at_rest() {
         assert_eq!(commits.load(Ordering::Relaxed), before + times);
         assert_eq!(domain.lock_word().load(Ordering::Relaxed), 0);
         assert!(thread::of(app).unwrap().is_at_rest());
+    }
+}
+
+#[test]
+fn what_is_audited_is_all_that_is_written() {
+    let ends = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&ends);
+    let app = MockBackend::app("over", |hooks| {
+        hooks.protects = true;
+        hooks.commit = Box::new(move |_, _| {
+            let control = thread::current().unwrap().control();
+            // SAFETY: this thread's control block.
+            let key = unsafe { (*control.as_ptr()).key };
+            seen.fetch_add(u32::from(key == KEY_WRITES_OVER), Ordering::Relaxed);
+            Ok(())
+        });
+    });
+    let domain = app.domain("one").unwrap();
+    domain.run(|request| request.alloc(1u8).map(drop)).unwrap();
+    for times in 1..=2 {
+        let writing = domain.run(|_| {
+            let control = thread::current().unwrap().control();
+            // SAFETY: as above.
+            let key = unsafe { (*control.as_ptr()).key };
+            list_written(&[domain.first().page]);
+            Ok::<_, Error>(key != KEY_WRITES_OVER)
+        });
+        assert!(writing.unwrap());
+        assert_eq!(ends.load(Ordering::Relaxed), times);
     }
 }
 

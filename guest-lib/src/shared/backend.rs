@@ -42,8 +42,9 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)>;
     /// Finds or creates an extent.
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
-    /// Registers the calling thread, to be interrupted by `signal`.
-    fn register(&self, signal: i32) -> io::Result<Registration>;
+    /// Registers the calling thread, to be interrupted by `signal`. Its drafts may have the protection keys that have a
+    /// bit in `keys`.
+    fn register(&self, signal: i32, keys: u32) -> io::Result<Registration>;
     /// Unregisters the calling thread, and fails the request that it works for, if any. Its control block and
     /// its list of written pages stay mapped until [`Backend::unmap`].
     fn unregister(&self, control: NonNull<ThreadControl>);

@@ -3,7 +3,7 @@
 use crate::shared::held::HeldList;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence, fence};
-use vmsrs_protocol::shared::{HELD_MAX, ThreadControl};
+use vmsrs_protocol::shared::{HELD_MAX, KEY_WRITES_OVER, ThreadControl};
 
 /// A control block that is mapped as long as its thread is registered.
 ///
@@ -91,6 +91,18 @@ impl Control {
     pub(crate) fn set_key(self, key: u32) {
         // SAFETY: as in tag().
         self.write(|block| unsafe { &raw mut (*block).key }, key);
+    }
+
+    #[inline]
+    pub(crate) fn key(self) -> u32 {
+        // SAFETY: as in tag().
+        self.read(|block| unsafe { &raw mut (*block).key })
+    }
+
+    /// From here on the driver refuses what a signal handler of the server would write for the request.
+    #[inline]
+    pub(crate) fn end_writes(self) {
+        self.set_key(KEY_WRITES_OVER);
     }
 
     /// Whether the list of domains has that one alone. Asked by the only thread that writes the list.

@@ -5,6 +5,7 @@
 //! file's by now gets no call. What a stray `close` has taken is made again, of the other one or by opening the
 //! device once more; so it costs nobody anything.
 
+use crate::os::file::{Identity, identity};
 use crate::os::lock::Lock;
 use std::io;
 use std::os::fd::RawFd;
@@ -57,28 +58,6 @@ fn copy(fd: RawFd) -> RawFd {
         return unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     }
     high
-}
-
-/// What tells an open file from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    kind: libc::mode_t,
-    device: libc::dev_t,
-    inode: libc::ino_t,
-}
-
-/// Async-signal-safe.
-fn identity(fd: RawFd) -> Option<Identity> {
-    // SAFETY: all zero is a stat.
-    let mut stat = unsafe { std::mem::zeroed::<libc::stat>() };
-    // The C library's function asks by a path, which takes longer.
-    // SAFETY: writes the stat.
-    let found = unsafe { libc::syscall(libc::SYS_fstat, fd, &raw mut stat) };
-    (found == 0).then_some(Identity {
-        kind: stat.st_mode & libc::S_IFMT,
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    })
 }
 
 /// The descriptors of one app's file. They stay open as long as the process.

@@ -322,9 +322,10 @@ impl Backend for Device {
         })
     }
 
-    fn register(&self, signal: i32) -> io::Result<Registration> {
+    fn register(&self, signal: i32, keys: u32) -> io::Result<Registration> {
         let mut argument = IoctlThread {
             signal: signal as u32,
+            keys,
             ..IoctlThread::default()
         };
         // SAFETY: the call's argument.

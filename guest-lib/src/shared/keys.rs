@@ -28,6 +28,11 @@ const GIVEN_BACK: u64 = (1 << 32) - 1;
 /// might never agree.
 const LOOKS: usize = 8;
 
+/// What [`Table::free`] is after the key was given back once more.
+pub(crate) const fn next(free: u64) -> u64 {
+    free.wrapping_add(1 << 32)
+}
+
 /// How many requests have the key; more than there can be if none gets it.
 const fn requests(word: u64) -> u32 {
     word as u32
@@ -69,28 +74,25 @@ impl<const N: usize> Table<N> {
         self.share(seen)
     }
 
-    /// Takes the key again that a request gave back, if nobody has had it since. `serial` is the key's
-    /// [`Table::serial`] then.
+    /// Takes the key again that a request gave back, if nobody has had it since. `free` is what [`Table::free`] was
+    /// then.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn take_again(&self, key: u32, serial: u32) -> bool {
-        let free = u64::from(serial) << 32;
+    pub(crate) fn take_again(&self, key: u32, free: u64) -> bool {
         self.change(key % N as u32, free, free + 1)
     }
 
-    /// Gives back a key that no other request has, nor had since it was taken with that serial number. Otherwise nothing
-    /// has changed.
+    /// Gives back a key that no other request has, nor had since it was taken when it was `free`. Otherwise nothing has
+    /// changed.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn give_back_alone(&self, key: u32, serial: u32) -> bool {
-        let free = u64::from(serial) << 32;
-        let next = u64::from(serial.wrapping_add(1)) << 32;
-        self.change(key % N as u32, free + 1, next)
+    pub(crate) fn give_back_alone(&self, key: u32, free: u64) -> bool {
+        self.change(key % N as u32, free + 1, next(free))
     }
 
-    /// How often the key was given back.
-    pub(crate) fn serial(&self, key: u32) -> u32 {
-        (self.look(key) >> 32) as u32
+    /// The key's word without the requests that have it: how often it was given back.
+    pub(crate) fn free(&self, key: u32) -> u64 {
+        self.look(key) & !u64::from(u32::MAX)
     }
 
     /// Gives a request one of the keys that the fewest had, or have by now.
@@ -198,15 +200,16 @@ mod tests {
     #[test]
     fn a_key_is_taken_again_only_if_nobody_had_it_since() {
         let table = table([3, 4]);
-        assert!(table.take_again(3, 0) && !table.take_again(3, 0));
-        assert!(table.give_back_alone(3, 0) && table.take_again(3, 1));
+        let [first, second, third] = [0, next(0), next(next(0))];
+        assert!(table.take_again(3, first) && !table.take_again(3, first));
+        assert!(table.give_back_alone(3, first) && table.take_again(3, second));
         // Another request shares it.
         assert_eq!((table.take(0), table.take(3)), (4, 3));
-        assert!(!table.give_back_alone(3, 1));
+        assert!(!table.give_back_alone(3, second));
         table.give_back(3);
-        assert_eq!(table.serial(3), 2);
-        assert!(table.give_back_alone(3, 2));
-        assert!(!table.take_again(3, 1) && table.take_again(3, 3));
+        assert_eq!(table.free(3), third);
+        assert!(table.give_back_alone(3, third));
+        assert!(!table.take_again(3, second) && table.take_again(3, next(third)));
         assert!(!table.take_again(0, 0) && !table.take_again(5, 0));
     }
 

@@ -6,6 +6,9 @@
 //! it may use (Intel SDM volume 3, 4.6.2; pkeys(7)): in a request its own, outside requests none
 //! of the library's. Changing PKRU takes no system call.
 //!
+//! The driver opens the key for a thread that makes a draft, so that a request which writes nothing does not
+//! touch PKRU. A thread that joins a request, or goes on with one, may meet drafts of others, and opens the key itself.
+//!
 //! Keys are few. The library takes what the kernel gives, once in a process, and a request has one of
 //! them from start to end, whatever threads work for it: one that no other request in flight
 //! has. With more requests in flight than keys some share one, and are not protected from each other's
@@ -14,7 +17,7 @@
 //! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
 //! reads only, outside requests it is open.
 
-use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table};
+use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table, next};
 use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -68,13 +71,17 @@ const WRITE: u32 = !ACCESS;
 
 /// What PKRU says about the library's keys. In the lower half the bits of these keys; in the upper half what they
 /// are in a request that has none: the keys of drafts closed, that of guarded memory, which no request has, open
-/// for reading. 0 until [`install`] asked the kernel for keys. One word, since each request reads it on its way in and out.
+/// for reading. Bit 0, of key 0, which is never the library's, says that there is guarded memory. 0 until [`install`]
+/// asked the kernel for keys. One word, since each request reads it on its way in and out.
 static OURS: AtomicU64 = AtomicU64::new(0);
 
 /// Which requests have which of them.
 static TABLE: Table = Table {
     entries: [const { Entry(AtomicU64::new(NOT_OURS)) }; KEYS],
 };
+
+/// See [`OURS`].
+const GUARDS: u32 = 1;
 
 /// The library's keys: see [`OURS`].
 #[derive(Clone, Copy)]
@@ -84,7 +91,7 @@ impl Ours {
     const fn new(drafts: Keys, guard: u32) -> Self {
         let (both, writes) = match guard {
             0 => (drafts.both, 0),
-            guard => (drafts.both | bits(guard), bits(guard) & WRITE),
+            guard => (drafts.both | bits(guard) | GUARDS, bits(guard) & WRITE),
         };
         Self(both as u64 | ((drafts.both & ACCESS | writes) as u64) << 32)
     }
@@ -95,7 +102,12 @@ impl Ours {
 
     /// The bits of all of them.
     const fn both(self) -> u32 {
-        self.0 as u32
+        self.0 as u32 & !GUARDS
+    }
+
+    /// Whether one of them is that of guarded memory.
+    pub(crate) const fn guards(self) -> bool {
+        self.0 as u32 & GUARDS != 0
     }
 
     const fn inside(self) -> u32 {
@@ -195,8 +207,8 @@ fn allocate() -> Keys {
 pub(crate) struct Key {
     /// 0 where there are none.
     pub(crate) number: u32,
-    /// [`Table::serial`] when the request took it, or had given it back.
-    pub(crate) serial: u32,
+    /// [`Table::free`] when the request took it, or had given it back.
+    pub(crate) free: u64,
 }
 
 /// Gives a request that begins the key of one before, if nobody has had it since. True also if there are no keys. What
@@ -204,7 +216,7 @@ pub(crate) struct Key {
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]
 pub(crate) fn take_again(ours: Ours, last: Key) -> bool {
-    ours.are_none() || TABLE.take_again(last.number, last.serial)
+    ours.are_none() || TABLE.take_again(last.number, last.free)
 }
 
 /// Another key for a request that begins, `wanted` if nobody has it.
@@ -212,7 +224,7 @@ pub(crate) fn take_other(wanted: u32) -> Key {
     let number = TABLE.take(wanted);
     Key {
         number,
-        serial: TABLE.serial(number),
+        free: TABLE.free(number),
     }
 }
 
@@ -224,9 +236,9 @@ pub(crate) fn give_back(key: Key) -> Key {
     if key.number == 0 {
         return key;
     }
-    if TABLE.give_back_alone(key.number, key.serial) {
+    if TABLE.give_back_alone(key.number, key.free) {
         return Key {
-            serial: key.serial.wrapping_add(1),
+            free: next(key.free),
             ..key
         };
     }
@@ -238,8 +250,20 @@ fn give_back_shared(number: u32) -> Key {
     TABLE.give_back(number);
     Key {
         number,
-        serial: TABLE.serial(number),
+        free: TABLE.free(number),
     }
+}
+
+/// A key for tests, where the kernel gives none.
+#[cfg(test)]
+pub(crate) fn put_for_test(key: u32) {
+    TABLE.put(key);
+}
+
+/// How many requests have the key.
+#[cfg(test)]
+pub(crate) fn requests_with(key: u32) -> u32 {
+    TABLE.entries[key as usize].0.load(Ordering::Relaxed) as u32
 }
 
 /// In the child of a fork, which has no request: closes what its only thread had open, and has all keys
@@ -279,9 +303,14 @@ pub(crate) fn open_guard() {
     update(ours, ours.open_guard());
 }
 
-/// For a thread that begins to work for a request: it may use the key with that number (0: none) and
+/// The keys of drafts, a bit each, as [`vmsrs_protocol::ioctl::IoctlThread::keys`] has them.
+pub(crate) fn draft_keys() -> u32 {
+    ours().drafts().numbers().fold(0, |all, key| all | 1 << key)
+}
+
+/// For a thread that works for a request: it may use the key with that number (0: none) and
 /// no other of the library's, and not write to guarded memory.
-#[inline]
+#[cold]
 pub(crate) fn open(ours: Ours, key: u32) {
     update(ours, ours.change_inside(key));
 }
@@ -311,14 +340,9 @@ impl Rights {
 
 /// For a thread outside requests: none of the library's keys, and all of guarded memory.
 /// Async-signal-safe.
-#[inline]
+#[cold]
 pub(crate) fn close() {
-    close_all(ours());
-}
-
-/// The same where the keys are at hand.
-#[inline]
-pub(crate) fn close_all(ours: Ours) {
+    let ours = ours();
     update(ours, ours.change_outside());
 }
 

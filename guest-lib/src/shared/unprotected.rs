@@ -253,7 +253,7 @@ impl Backend for Unprotected {
             .with(|tables| extent(tables, &self.addresses(), domain, index, pages))
     }
 
-    fn register(&self, signal: i32) -> io::Result<Registration> {
+    fn register(&self, signal: i32, _keys: u32) -> io::Result<Registration> {
         let control = NonNull::from(Box::leak(Box::<ThreadControl>::default()));
         let registered = Registered {
             number: thread_number(),

@@ -1,5 +1,7 @@
-//! A defer: work that undoes something outside domains.
+//! Defers: work that undoes something outside domains.
 
+use super::State;
+use crate::error::Error;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -61,5 +63,36 @@ impl Deferred {
         std::mem::forget(self);
         // SAFETY: the maker says that it may be called with its argument, once.
         catch_unwind(AssertUnwindSafe(|| unsafe { call(argument) })).is_ok()
+    }
+}
+
+impl State {
+    /// Takes it, if there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`].
+    pub(crate) fn defer(&self, deferred: &mut Option<Deferred>) -> Result<(), Error> {
+        self.lists(|lists| {
+            if lists.defers.len() >= DEFERS_MAX {
+                return Err(Error::Limit("256 defers"));
+            }
+            lists.defers.extend(deferred.take());
+            Ok(())
+        })
+    }
+
+    pub(crate) fn newest_defer(&self) -> Option<Deferred> {
+        self.lists(|lists| lists.defers.pop())
+    }
+
+    /// How many there are.
+    pub(crate) fn defers(&self) -> usize {
+        self.lists(|lists| lists.defers.len())
+    }
+
+    /// Moves all defers to `all`. Does not allocate if that has room for them.
+    pub(crate) fn take_defers(&self, all: &mut Vec<Deferred>) {
+        self.lists(|lists| all.append(&mut lists.defers));
     }
 }

@@ -1,9 +1,11 @@
 //! Apps and domains, as everything above the heap knows them.
 
+use super::budget::{Allowed, Tally};
 use super::directory::{Directory, Entry};
 use crate::error::Error;
 use crate::heap::Heap;
 use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
+use crate::os::clock;
 use crate::shared::backend::Backend;
 use crate::shared::pkru;
 use std::fmt;
@@ -25,6 +27,7 @@ pub struct App {
     base: u64,
     domains: Directory<Domain>,
     invariant: Invariant,
+    budget: Allowed,
 }
 
 /// All open apps by number, without a lock: the child of a fork walks them.
@@ -48,6 +51,7 @@ impl App {
             backend,
             domains: Directory::new()?,
             invariant: Invariant::default(),
+            budget: Allowed::default(),
         }));
         slot.store(std::ptr::from_ref(app).cast_mut(), Ordering::Release);
         Ok(app)
@@ -91,6 +95,10 @@ impl App {
         &self.invariant
     }
 
+    pub(crate) fn budget(&self) -> &Allowed {
+        &self.budget
+    }
+
     /// Address of page 0.
     #[inline]
     pub(crate) fn base(&self) -> u64 {
@@ -125,6 +133,8 @@ pub struct Domain {
     /// See [`Domain::is_known`].
     known: AtomicBool,
     invariant: Invariant,
+    budget: Allowed,
+    tally: Tally,
     key: Box<[u8]>,
     /// The next one in the directory.
     next: AtomicPtr<Domain>,
@@ -192,10 +202,12 @@ impl Domain {
             header,
             known: AtomicBool::new(false),
             invariant: Invariant::default(),
+            budget: Allowed::default(),
+            tally: Tally::default(),
             key: key.into(),
             next: AtomicPtr::new(std::ptr::null_mut()),
         };
-        pkru::with_all(|| domain.check_layout())?;
+        pkru::with_all(|| domain.layout())?;
         Ok(domain)
     }
 
@@ -208,13 +220,25 @@ impl Domain {
     /// Notes it: the calling request holds the domain and has written nothing.
     pub(crate) fn note_known(&self) {
         if self.app.protects() {
-            self.known.store(true, Ordering::Relaxed);
+            self.known.store(true, Ordering::SeqCst);
+            if self.tally.refused_for(|| 0) != 0 {
+                self.known.store(false, Ordering::SeqCst);
+            }
         }
     }
 
-    /// Refuses a domain whose heap this library does not understand. Returns whether there is a heap:
+    /// Refuses a domain in quarantine, and one whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
+        match self.tally.refused_for(clock::now) {
+            0 => self.layout(),
+            left => Err(Error::Quarantined {
+                milliseconds: left.div_ceil(1_000_000),
+            }),
+        }
+    }
+
+    fn layout(&self) -> Result<bool, Error> {
         let header = self.header.as_ptr();
         // SAFETY: the domain's first page is mapped; another process may write it meanwhile, hence
         // volatile. A new domain is all zero.
@@ -249,6 +273,31 @@ impl Domain {
 
     pub(crate) fn invariant(&self) -> &Invariant {
         &self.invariant
+    }
+
+    pub(crate) fn budget(&self) -> &Allowed {
+        &self.budget
+    }
+
+    /// The domain's budget, or the app's if it has none.
+    fn allowed(&self) -> Option<&Allowed> {
+        [&self.budget, &self.app.budget]
+            .into_iter()
+            .find(|budget| budget.is_set())
+    }
+
+    /// Counts a failed request; whether it is one more than the budget allows.
+    pub(crate) fn note_failure(&self) -> bool {
+        let allowed = self.allowed();
+        allowed.is_some_and(|allowed| self.tally.note(allowed, clock::now()))
+    }
+
+    /// Refuses the domain for as long as its budget says.
+    pub(crate) fn quarantine(&self) {
+        let pause = self.allowed().map_or(0, Allowed::pause);
+        self.tally.refuse_until(clock::now().saturating_add(pause));
+        // Requests look at it from here on.
+        self.known.store(false, Ordering::SeqCst);
     }
 
     #[inline]

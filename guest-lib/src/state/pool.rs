@@ -1,6 +1,9 @@
 //! States that no request has: a stack without a lock, since a thread may be cut short anywhere here.
 
 use super::State;
+use crate::error::Error;
+use crate::os::region::Region;
+use std::mem::size_of;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const ADDRESS: u64 = (1 << 48) - 1;
 
 /// See the module's description. States live for ever, so one that was taken meanwhile can still be looked at.
-pub(super) struct Pool(AtomicU64);
+struct Pool(AtomicU64);
 
 fn state(top: u64) -> Option<&'static State> {
     // SAFETY: 0, or a state that was put in.
@@ -17,7 +20,7 @@ fn state(top: u64) -> Option<&'static State> {
 }
 
 impl Pool {
-    pub(super) const fn new() -> Self {
+    const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
@@ -30,7 +33,7 @@ impl Pool {
     }
 
     /// The newest, if there is one.
-    pub(super) fn take(&self) -> Option<&'static State> {
+    fn take(&self) -> Option<&'static State> {
         let mut top = self.0.load(Ordering::Acquire);
         loop {
             let first = state(top)?;
@@ -41,7 +44,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn put(&self, free: &'static State) {
+    fn put(&self, free: &'static State) {
         let mut top = self.0.load(Ordering::Acquire);
         loop {
             let next = state(top).map_or(ptr::null(), ptr::from_ref);
@@ -50,6 +53,38 @@ impl Pool {
                 Ok(()) => return,
                 Err(now) => top = now,
             }
+        }
+    }
+}
+
+/// States that no request has.
+static POOL: Pool = Pool::new();
+
+impl State {
+    /// A state that no request has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when there is no memory.
+    pub(crate) fn take() -> Result<&'static Self, Error> {
+        if let Some(state) = POOL.take() {
+            return Ok(state);
+        }
+        let memory = Region::new(size_of::<Self>())?;
+        let place = memory.place().cast::<Self>();
+        std::mem::forget(memory);
+        // SAFETY: fresh memory of the right size, page-aligned, that is never given back.
+        unsafe {
+            place.write(Self::new());
+            Ok(place.as_ref())
+        }
+    }
+
+    /// Gives a state back. If a thread has ended in the middle of the request, others may still work for it and
+    /// have its key open: then neither is reused.
+    pub(crate) fn give_back(&'static self) {
+        if self.tag() == 0 {
+            POOL.put(self);
         }
     }
 }

@@ -83,7 +83,7 @@ impl Arena {
     }
 
     /// Frees everything.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn reset(&self) {
         if self.used.replace(0) > KEEP {
             self.shrink();

@@ -12,13 +12,17 @@ use crate::os::region::Region;
 use std::ptr;
 use std::sync::Once;
 use vmsrs_protocol::incident::{
-    KIND_PANIC, REG_R12, REG_R13, REG_R14, REG_R15, REG_RBP, REG_RBX, REG_RIP, REG_RSP, REGISTERS,
-    STACK_MAX,
+    KIND_PANIC, KIND_STACK_OVERFLOW, REG_R12, REG_R13, REG_R14, REG_R15, REG_RBP, REG_RBX, REG_RIP,
+    REG_RSP, REGISTERS, STACK_MAX,
 };
 use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Room between the copy of a panic's stack and the frames that are still in use on that stack.
 const HEADROOM: u64 = 32 * 1024;
+
+/// Bytes that are kept of a stack that ran over: its frames are mostly the same ones again and again, and the driver has
+/// memory ready for so many beside the modules.
+const OVERFLOW_MAX: u32 = 6 * 1024;
 
 /// Completes the report of a failed request at its landing, by its stack and what it said. The driver reads both
 /// before the next request can change them.
@@ -49,21 +53,25 @@ pub(crate) fn attach(record: &mut IoctlFail, thread: &Thread) {
         record.stack_bytes = saved.bytes;
         return;
     }
-    if let Some((from, bytes)) = top_of_stack(stack, record.registers[REG_RSP]) {
+    let most = match record.kind {
+        KIND_STACK_OVERFLOW => OVERFLOW_MAX,
+        _ => STACK_MAX,
+    };
+    if let Some((from, bytes)) = top_of_stack(stack, record.registers[REG_RSP], most) {
         record.stack = from;
         record.stack_bytes = bytes;
     }
 }
 
-/// The bytes that are kept of a stack whose pointer is `rsp`: from there on, or from the lowest byte
+/// The bytes that are kept of a stack whose pointer is `rsp`, at `most`: from there on, or from the lowest byte
 /// if it ran over. `None` if that is another stack.
-fn top_of_stack(stack: &Region, rsp: u64) -> Option<(u64, u32)> {
+fn top_of_stack(stack: &Region, rsp: u64, most: u32) -> Option<(u64, u32)> {
     let (low, high) = (stack.low() as u64, stack.top() as u64);
     if !(low..high).contains(&rsp) && !stack.is_below(rsp) {
         return None;
     }
     let from = rsp.max(low) & !7;
-    Some((from, (high - from).min(STACK_MAX.into()) as u32))
+    Some((from, (high - from).min(most.into()) as u32))
 }
 
 // Panics.
@@ -125,7 +133,7 @@ fn save_panic_stack() {
         );
     }
     let low = stack.low() as u64;
-    let Some((from, bytes)) = top_of_stack(stack, registers[REG_RSP]) else {
+    let Some((from, bytes)) = top_of_stack(stack, registers[REG_RSP], STACK_MAX) else {
         return;
     };
     if from < low + u64::from(bytes) + HEADROOM {
@@ -150,10 +158,12 @@ mod tests {
     fn kept_stack_starts_at_rsp_and_stays_inside() {
         let stack = Region::new(64 * 1024).unwrap();
         let (low, high) = (stack.low() as u64, stack.top() as u64);
-        assert_eq!(top_of_stack(&stack, high - 100), Some((high - 104, 104)));
-        assert_eq!(top_of_stack(&stack, low), Some((low, STACK_MAX)));
-        assert_eq!(top_of_stack(&stack, low - 64), Some((low, STACK_MAX)));
-        assert_eq!(top_of_stack(&stack, high), None);
-        assert_eq!(top_of_stack(&stack, 0x1000), None);
+        let top_of_stack = |rsp, most| top_of_stack(&stack, rsp, most);
+        let all = STACK_MAX;
+        assert_eq!(top_of_stack(high - 100, all), Some((high - 104, 104)));
+        assert_eq!(top_of_stack(low, all), Some((low, all)));
+        assert_eq!(top_of_stack(low - 64, 4096), Some((low, 4096)));
+        assert_eq!(top_of_stack(high, all), None);
+        assert_eq!(top_of_stack(0x1000, all), None);
     }
 }

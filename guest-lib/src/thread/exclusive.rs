@@ -4,6 +4,7 @@ use super::landing::fail_request;
 use super::{Phase, Thread, uninterrupted};
 use crate::failure::{Kind, LOST};
 use crate::os::latch::Take;
+use crate::shared::pkru;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 /// What the failure says when the library was called while it was at work: by a signal handler, or by a
@@ -90,6 +91,8 @@ impl Thread {
                 state.latch.take(self.number, |_| true);
             }
             state.share();
+            // It may meet their drafts.
+            pkru::open(pkru::ours(), state.key());
         }
     }
 

@@ -140,6 +140,8 @@ pub(crate) struct Thread {
     alarm: Alarm,
     /// The domain that the request was begun with.
     domain: Cell<Option<&'static Domain>>,
+    /// Its requests cannot write to guarded memory, which there is.
+    guards: Cell<bool>,
     arena: Arena,
     found: Found,
     signal_stack: Region,
@@ -155,6 +157,13 @@ impl Thread {
     /// The domain that the request was begun with, also when it is over.
     pub(crate) fn domain(&self) -> Option<&'static Domain> {
         self.domain.get()
+    }
+
+    #[inline]
+    pub(crate) fn is_begun_with(&self, domain: &Domain) -> bool {
+        self.domain
+            .get()
+            .is_some_and(|first| std::ptr::eq(first, domain))
     }
 
     #[inline]
@@ -268,7 +277,9 @@ impl Thread {
     /// thread is neither taking nor releasing a lock.
     pub(crate) fn is_intact(&self) -> bool {
         let state = self.state();
-        self.tag() == state.tag() && self.exclusive(|| state.is_intact())
+        self.tag() == state.tag()
+            && self.control.key() == state.key()
+            && self.exclusive(|| state.is_intact())
     }
 
     /// Repairs what a stray write has done to the control block, before the driver acts on it.

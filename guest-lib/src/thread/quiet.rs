@@ -1,6 +1,7 @@
 //! The end of a common request: one thread, one domain, nothing left to undo.
 
 use super::Thread;
+use crate::shared::held::HeldList;
 use crate::shared::pkru;
 use crate::state::domain::Domain;
 use std::ptr;
@@ -47,19 +48,33 @@ impl Thread {
             && self.own.is_at_rest()
     }
 
-    /// Ends a request that is plain, has nothing left to commit, and whose domain is unlocked. Its state is the thread's
-    /// own, or [`Thread::go_own`] comes next.
+    /// From here on nothing is written for the request, which is plain: not by a signal handler of the server either.
     #[expect(clippy::inline_always, reason = "on the way of each request")]
     #[inline(always)]
-    pub(crate) fn end_plain(&self) {
-        let ours = pkru::ours();
-        self.clear_held();
-        pkru::close_all(ours);
-        self.control.set_tag_alone(0);
+    pub(crate) fn end_writes(&self) {
+        self.control.end_writes();
+    }
+
+    /// Takes [`Thread::end_writes`] back.
+    pub(crate) fn allow_writes(&self) {
+        self.control.set_key(self.state().key());
+    }
+
+    /// Ends a request that is plain, has nothing left to commit, and whose domain is unlocked. Its state is the thread's
+    /// own, or [`Thread::go_own`] comes next. `WROTE` if it has made drafts.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn end_plain<const WROTE: bool>(&self) {
+        let control = self.control;
+        control.set_count(0);
+        if WROTE || self.guards.get() {
+            pkru::close();
+        }
+        control.set_tag_alone(0);
         if self.arena.used() != 0 {
             self.arena.reset();
         }
-        self.state().clear_plain(ours);
+        self.state().clear_plain();
         self.set_current(ptr::null());
     }
 }

@@ -183,7 +183,7 @@ impl Thread {
         signals::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
-            .register(signals::interrupt())
+            .register(signals::interrupt(), pkru::draft_keys())
             .inspect_err(|_| {
                 signals::leave_signal_stack();
                 own.give_back();
@@ -223,6 +223,7 @@ impl Thread {
             deadline: Cell::new(0),
             alarm: Alarm::default(),
             domain: Cell::new(None),
+            guards: Cell::new(false),
             arena,
             found,
             signal_stack,

@@ -44,8 +44,17 @@ impl Thread {
         control.set_deadline(deadline);
         control.set_key(key);
         control.set_tag_alone(tag);
-        pkru::open(ours, key);
+        if ours.guards() {
+            self.close_guard(ours);
+        }
         Ok(tag)
+    }
+
+    /// It cannot write to guarded memory in a request.
+    #[cold]
+    fn close_guard(&self, ours: pkru::Ours) {
+        self.guards.set(true);
+        pkru::open(ours, 0);
     }
 
     /// Begins a request with a state that is not the thread's.
@@ -103,7 +112,9 @@ impl Thread {
         control.set_deadline(state.deadline());
         control.set_key(state.key());
         control.set_tag(state.tag());
-        pkru::open(pkru::ours(), state.key());
+        // Drafts that other threads make, or that there are from before, are the request's, too.
+        let may_meet_drafts = !state.is_alone() || state.may_have_drafts();
+        pkru::open(pkru::ours(), if may_meet_drafts { state.key() } else { 0 });
     }
 
     /// Stops working for the request. All ways out lead here, except for the child of a fork
@@ -125,6 +136,14 @@ impl Thread {
         self.detach();
         self.clear_held();
         state.clear(kept);
+    }
+
+    /// Everything that the request wrote so far is committed, and it goes on. If it goes on alone, its key is closed again,
+    /// until its next draft: it may end as a request that wrote nothing.
+    pub(crate) fn note_committed(&self) {
+        if self.state().is_alone() && !self.has_written() {
+            pkru::open(pkru::ours(), 0);
+        }
     }
 
     /// Leaves a request that stays suspended.

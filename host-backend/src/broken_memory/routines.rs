@@ -57,6 +57,8 @@ pub(crate) struct Pages {
     pub(super) wide: bool,
     /// The CPU has the instructions for CRC-32C.
     pub(super) crc32c: bool,
+    /// The CPU has AVX2, and AES on its registers.
+    pub(super) vaes: bool,
 }
 
 impl Pages {
@@ -70,6 +72,7 @@ impl Pages {
         Ok(Self {
             wide: is_x86_feature_detected!("avx"),
             crc32c: is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("pclmulqdq"),
+            vaes: is_x86_feature_detected!("avx2") && is_x86_feature_detected!("vaes"),
         })
     }
 
@@ -113,7 +116,29 @@ impl Pages {
         outcome.result().map(drop)
     }
 
-    /// The CRC-32C of a page, of whatever is read if others write to it meanwhile.
+    /// Copies a page, each byte of which is read once, and returns the copy's checksum.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::copy`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::copy`].
+    #[inline]
+    pub(crate) unsafe fn copy_and_sum(self, to: *mut u8, from: *const u8) -> Result<u64, Broken> {
+        // SAFETY: the caller's promise; the CPU has the instructions.
+        unsafe {
+            match self.vaes {
+                true => vmsrs_page_copy_and_sum(to, from).result(),
+                false => self.copy(to, from).and_then(|()| self.checksum(to)),
+            }
+        }
+    }
+
+    /// The checksum of a page, of whatever is read if others write to it meanwhile: in this process always by the same
+    /// function. It finds a flipped bit and a mixture of two contents, except for one change in 2^64 (by AES), or in 2^32
+    /// of those of more than three bits (CRC-32C).
     ///
     /// # Errors
     ///
@@ -122,16 +147,20 @@ impl Pages {
     /// # Safety
     ///
     /// The page must be mapped.
-    pub(crate) unsafe fn crc32c(self, from: *const u8) -> Result<u32, Broken> {
-        if self.crc32c {
-            // SAFETY: the caller's promise; the CPU has the instructions.
-            let outcome = unsafe { vmsrs_page_crc32c(from) };
-            return outcome.result().map(|sum| sum as u32);
+    pub(crate) unsafe fn checksum(self, from: *const u8) -> Result<u64, Broken> {
+        // SAFETY: the caller's promise; the CPU has the instructions.
+        unsafe {
+            if self.vaes {
+                return vmsrs_page_sum(from).result();
+            }
+            if self.crc32c {
+                return vmsrs_page_crc32c(from).result();
+            }
         }
         let mut copy = [0; PAGE];
         // SAFETY: the caller's promise, and the copy is this call's own.
         unsafe { self.copy(copy.as_mut_ptr(), from)? };
-        Ok(crc32c::crc32c(&copy))
+        Ok(crc32c::crc32c(&copy).into())
     }
 }
 
@@ -151,6 +180,17 @@ pub(super) fn exit_of(instruction: usize) -> Option<usize> {
 /// Bytes in each of the three streams of [`vmsrs_page_crc32c`]. Two words of the page are left for its end.
 const STREAM: usize = 1360;
 const _: () = assert!(3 * STREAM + 16 == PAGE && STREAM.is_multiple_of(80));
+
+/// What the sums of [`vmsrs_page_sum`] start with.
+static STARTS: [u8; 256] = {
+    let mut starts = [0; 256];
+    let mut at = 0;
+    while at < starts.len() {
+        starts[at] = at as u8;
+        at += 1;
+    }
+    starts
+};
 
 /// The factor that moves a remainder over `bytes` and the word that it is added to: x^(8 * bytes + 31) modulo
 /// the polynomial of CRC-32C, its highest power in the lowest bit. (Of the 64 powers that the word adds, 32
@@ -178,6 +218,8 @@ unsafe extern "C" {
     fn vmsrs_page_clear_sse(to: *mut u8) -> Outcome;
     fn vmsrs_page_clear_avx(to: *mut u8) -> Outcome;
     fn vmsrs_page_crc32c(from: *const u8) -> Outcome;
+    fn vmsrs_page_sum(from: *const u8) -> Outcome;
+    fn vmsrs_page_copy_and_sum(to: *mut u8, from: *const u8) -> Outcome;
 }
 
 // Arguments are in RDI and RSI. Loops count RAX up to 0 from the negative number of bytes.
@@ -291,14 +333,92 @@ global_asm!(
     "    vzeroupper",
     "    ret",
     "",
+    // The checksum by AES has sixteen sums of 16 bytes, in YMM8 to YMM15, each for every sixteenth 16 bytes of the page. A
+    // sum becomes a round of AES of it with the bytes as the key, which changes with every change of either of them. They
+    // start with bytes that all differ: a round keeps equal bytes equal.
+    ".macro start_sums",
+    "    vmovdqu ymm8, [rip + {starts} + 0]",
+    "    vmovdqu ymm9, [rip + {starts} + 32]",
+    "    vmovdqu ymm10, [rip + {starts} + 64]",
+    "    vmovdqu ymm11, [rip + {starts} + 96]",
+    "    vmovdqu ymm12, [rip + {starts} + 128]",
+    "    vmovdqu ymm13, [rip + {starts} + 160]",
+    "    vmovdqu ymm14, [rip + {starts} + 192]",
+    "    vmovdqu ymm15, [rip + {starts} + 224]",
+    ".endm",
+    // Makes one of them in the same way. After three rounds more each half of it depends on all.
+    ".macro end_sums",
+    "    .irp n, 9, 10, 11, 12, 13, 14, 15",
+    "        vaesenc ymm8, ymm8, ymm\\n",
+    "    .endr",
+    "    vextracti128 xmm9, ymm8, 1",
+    "    vaesenc xmm8, xmm8, xmm9",
+    "    vpxor xmm9, xmm9, xmm9",
+    "    .rept 3",
+    "        vaesenc xmm8, xmm8, xmm9",
+    "    .endr",
+    "    vmovq rax, xmm8",
+    "    xor edx, edx",
+    "    vzeroupper",
+    "    ret",
+    ".endm",
+    "",
+    "routine vmsrs_page_sum",
+    "    start_sums",
+    "    add rdi, {page}",
+    "    mov rax, -{page}",
+    "2:",
+    "    .irp half, 0, 256",
+    "        vaesenc ymm8, ymm8, [rdi + rax + \\half + 0]",
+    "        vaesenc ymm9, ymm9, [rdi + rax + \\half + 32]",
+    "        vaesenc ymm10, ymm10, [rdi + rax + \\half + 64]",
+    "        vaesenc ymm11, ymm11, [rdi + rax + \\half + 96]",
+    "        vaesenc ymm12, ymm12, [rdi + rax + \\half + 128]",
+    "        vaesenc ymm13, ymm13, [rdi + rax + \\half + 160]",
+    "        vaesenc ymm14, ymm14, [rdi + rax + \\half + 192]",
+    "        vaesenc ymm15, ymm15, [rdi + rax + \\half + 224]",
+    "    .endr",
+    "    add rax, 512",
+    "    jnz 2b",
+    "    end_sums",
+    "",
+    "routine vmsrs_page_copy_and_sum",
+    "    start_sums",
+    "    add rsi, {page}",
+    "    add rdi, {page}",
+    "    mov rax, -{page}",
+    "2:",
+    "    .irp half, 0, 256",
+    "        .irp n, 0, 1, 2, 3, 4, 5, 6, 7",
+    "            vmovdqu ymm\\n, [rsi + rax + \\half + 32 * \\n]",
+    "        .endr",
+    "        .irp n, 0, 1, 2, 3, 4, 5, 6, 7",
+    "            vmovdqu [rdi + rax + \\half + 32 * \\n], ymm\\n",
+    "        .endr",
+    "        vaesenc ymm8, ymm8, ymm0",
+    "        vaesenc ymm9, ymm9, ymm1",
+    "        vaesenc ymm10, ymm10, ymm2",
+    "        vaesenc ymm11, ymm11, ymm3",
+    "        vaesenc ymm12, ymm12, ymm4",
+    "        vaesenc ymm13, ymm13, ymm5",
+    "        vaesenc ymm14, ymm14, ymm6",
+    "        vaesenc ymm15, ymm15, ymm7",
+    "    .endr",
+    "    add rax, 512",
+    "    jnz 2b",
+    "    end_sums",
+    "",
     "routine vmsrs_page_avx_exit",
     "    vzeroupper",
     "    ret",
     "",
     ".purgem routine",
+    ".purgem start_sums",
+    ".purgem end_sums",
     ".popsection",
     page = const PAGE,
     stream = const STREAM,
     first = const factor(2 * STREAM),
     second = const factor(STREAM),
+    starts = sym STARTS,
 );

@@ -478,6 +478,7 @@ pub fn kind_name(kind: u32) -> &'static str {
         kinds::KIND_CHECKSUM => "checksum",
         kinds::KIND_POISON => "poison",
         kinds::KIND_DAMAGED => "damaged",
+        kinds::KIND_QUARANTINE => "quarantine",
         _ => "unknown",
     }
 }

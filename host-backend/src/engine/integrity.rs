@@ -9,7 +9,7 @@ use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
 use super::changes::Differences;
 use super::corruption::{Cause, Difference, Remedy};
-use super::memory::{Memory, checksum};
+use super::memory::Memory;
 use super::store::{FrameState, Store};
 
 /// What a check of a sealed page found.
@@ -78,9 +78,9 @@ pub(crate) fn check(store: &mut Store, frame: u32, memory: &mut impl Memory) -> 
 
 /// Checks the frame that is always zeros. `None` when it is intact.
 pub(crate) fn check_zero_frame(memory: &mut impl Memory) -> Option<(Cause, Remedy)> {
-    let zeros = checksum(&[0; PAGE_SIZE as usize]);
-    let cause = match memory.checksum(ZERO_FRAME) {
-        Ok(sum) if sum == zeros => return None,
+    let mut content = [0; PAGE_SIZE as usize];
+    let cause = match memory.read_vault(ZERO_FRAME, &mut content) {
+        Ok(()) if content == [0; PAGE_SIZE as usize] => return None,
         Ok(_) => Cause::Checksum,
         Err(_) => Cause::Poison,
     };
@@ -150,9 +150,9 @@ pub(crate) fn mirror(store: &mut Store, frame: u32, memory: &mut impl Memory) ->
         Err(error) => {
             log::warn!("{error}: {}", error.source);
             match error.frame == copy {
-                true => store.set_aside(copy),
+                true => store.set_aside(copy, FrameState::Mirror),
                 // It is the page that cannot be read.
-                false => store.retire(copy),
+                false => store.frames.retire(copy, FrameState::Mirror),
             }
             false
         }

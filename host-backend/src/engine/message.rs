@@ -3,6 +3,7 @@
 //! Everything in a message is checked here or in the call it leads to, and nowhere else; a message
 //! that is refused has no effect, except for the reports before the one that is refused.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
@@ -152,7 +153,7 @@ fn report(
     match kind {
         MESSAGE_INCIDENT => {
             let report: IncidentReport = input.take()?;
-            let drafts: Vec<DroppedDraft> = input.list(report.drafts)?;
+            let drafts: Cow<[DroppedDraft]> = input.list(report.drafts)?;
             engine.report(at, &report, &drafts, memory)
         }
         MESSAGE_EVIDENCE => {
@@ -172,7 +173,7 @@ fn seal(
 ) -> MessageResult {
     let room = room.less::<SealReply>()?.entries::<u32>();
     let request: SealRequest = input.take()?;
-    let records: Vec<SealRecord> = input.list(request.records)?;
+    let records: Cow<[SealRecord]> = input.list(request.records)?;
     if records.len() > room {
         return Err(NO_ROOM);
     }
@@ -244,15 +245,18 @@ impl<'a> Input<'a> {
         Ok((header.kind, Input(&part[..length])))
     }
 
-    /// The rest, which must be `count` structures.
-    fn list<T: AnyBitPattern>(&mut self, count: u32) -> Result<Vec<T>, Refusal> {
+    /// The rest, which must be `count` structures: where it is if it is aligned.
+    fn list<T: AnyBitPattern>(&mut self, count: u32) -> Result<Cow<'a, [T]>, Refusal> {
         let size = size_of::<T>();
         if !self.0.len().is_multiple_of(size) || self.0.len() / size != count as usize {
             return Err(Refusal::Malformed(
                 "the driver sent a message whose list does not match its length",
             ));
         }
-        Ok(self.0.chunks_exact(size).map(pod_read_unaligned).collect())
+        Ok(bytemuck::try_cast_slice(self.0).map_or_else(
+            |_| self.0.chunks_exact(size).map(pod_read_unaligned).collect(),
+            Cow::Borrowed,
+        ))
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
-use super::memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable, checksum};
+use super::memory::{Memory, NotCopied, PoolCopy, Unreadable};
 use super::{EngineConfig, Page};
 
 pub(crate) struct MockMemory {
@@ -18,7 +18,7 @@ pub(crate) struct MockMemory {
     pub(crate) unwritable: Vec<bool>,
     /// How often each pool frame was copied into the vault.
     pub(crate) copies: Vec<u32>,
-    /// Calls of [`Memory::seal`] that succeed before one fails half-way.
+    /// Calls of [`Memory::seal`] that succeed before the host has no memory for one.
     pub(crate) fails_after: Option<u32>,
     /// The guest writes to each pool frame after it was copied.
     pub(crate) is_restless: bool,
@@ -70,6 +70,10 @@ impl MockMemory {
     }
 }
 
+fn checksum(page: &Page) -> u64 {
+    crc32c::crc32c(page).into()
+}
+
 fn fill(page: &mut Page, content: u64) {
     page.as_chunks_mut::<8>().0.fill(content.to_le_bytes());
 }
@@ -85,51 +89,33 @@ fn check(broken: &[bool], frame: u32) -> Result<(), Unreadable> {
 }
 
 impl Memory for MockMemory {
-    fn seal(
-        &mut self,
-        copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, NotCopied>>,
-    ) -> Result<(), HostError> {
-        let fails = match &mut self.fails_after {
+    fn seal(&mut self, copy: PoolCopy) -> Result<u64, NotCopied> {
+        match &mut self.fails_after {
             Some(0) => {
                 self.fails_after = None;
-                true
+                return Err(NotCopied::Host(io::Error::from_raw_os_error(libc::ENOMEM)));
             }
-            Some(count) => {
-                *count -= 1;
-                false
-            }
-            None => false,
-        };
-        for (number, copy) in copies.iter().enumerate() {
-            if fails && number == copies.len() / 2 {
-                return Err(HostError {
-                    frame: copy.vault_frame,
-                    source: io::Error::from_raw_os_error(libc::ENOMEM),
-                });
-            }
-            let (from, to) = (copy.pool_frame as usize, copy.vault_frame as usize);
-            if let Err(error) = check(&self.unwritable, copy.vault_frame) {
-                self.vault[to][..100].fill(0xee);
-                sealed.push(Err(NotCopied::Vault(error)));
-                continue;
-            }
-            self.copies[from] += 1;
-            assert_ne!(copy.vault_frame, ZERO_FRAME);
-            self.broken_vault[to] = false;
-            if let Err(error) = check(&self.broken_pool, copy.pool_frame) {
-                // Half of it was copied, and the rest is what was there before.
-                self.vault[to][..100].fill(0xee);
-                sealed.push(Err(NotCopied::Pool(error)));
-                continue;
-            }
-            self.vault[to] = self.pool[from];
-            sealed.push(Ok(checksum(&self.vault[to])));
-            if self.is_restless {
-                fill(&mut self.pool[from], u64::MAX);
-            }
+            Some(count) => *count -= 1,
+            None => {}
         }
-        Ok(())
+        let (from, to) = (copy.pool_frame as usize, copy.vault_frame as usize);
+        if let Err(error) = check(&self.unwritable, copy.vault_frame) {
+            self.vault[to][..100].fill(0xee);
+            return Err(NotCopied::Vault(error));
+        }
+        self.copies[from] += 1;
+        assert_ne!(copy.vault_frame, ZERO_FRAME);
+        self.broken_vault[to] = false;
+        if let Err(error) = check(&self.broken_pool, copy.pool_frame) {
+            // Half of it was copied, and the rest is what was there before.
+            self.vault[to][..100].fill(0xee);
+            return Err(NotCopied::Pool(error));
+        }
+        self.vault[to] = self.pool[from];
+        if self.is_restless {
+            fill(&mut self.pool[from], u64::MAX);
+        }
+        Ok(checksum(&self.vault[to]))
     }
 
     fn read_pool(&self, frame: u32, content: &mut Page) -> Result<(), Unreadable> {
@@ -144,7 +130,7 @@ impl Memory for MockMemory {
         Ok(())
     }
 
-    fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
+    fn checksum(&self, frame: u32) -> Result<u64, Unreadable> {
         check(&self.broken_vault, frame)?;
         Ok(checksum(&self.vault[frame as usize]))
     }

@@ -64,7 +64,7 @@ pub use changes::Page;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
 pub use corruption::Retry;
 pub use incidents::{CODE_MAX, SealedWrite, Verdict, kind_name};
-pub use memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable, checksum};
+pub use memory::{Memory, NotCopied, PoolCopy, Unreadable};
 pub use message::{Reply, handle_message};
 pub use refusal::Refusal;
 pub use scrub::{Position, Scope, ScrubCounts, ScrubTurn};

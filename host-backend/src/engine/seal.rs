@@ -8,30 +8,28 @@ use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 use super::integrity;
 use super::memory::{Memory, NotCopied, PoolCopy};
 use super::refusal::Refusal;
-use super::store::{FrameState, PageOf, Store};
+use super::store::{FrameState, NamedPage, PageOf, Store};
 
 /// The batch that is still arriving. Its pages are marked as named in their app, its pool frames here,
 /// and its vault frames are in the state [`FrameState::Staged`].
 pub(crate) struct Staging {
     records: Vec<Staged>,
-    /// One bit a pool frame: some record names it.
-    named: Vec<u64>,
-    pool_frames: u32,
-    /// For the messages to come, so that none allocates.
-    copies: Vec<PoolCopy>,
-    sealed: Vec<Result<u32, NotCopied>>,
+    /// Numbers in `records` of pages that could not be read.
+    lost: Vec<usize>,
+    /// The last batch that has named each pool frame.
+    named: Vec<u32>,
+    /// The number of this batch; not 0.
+    batch: u32,
 }
 
 /// A record whose page has been copied.
-#[derive(Clone, Copy)]
 struct Staged {
-    record: SealRecord,
+    app: u32,
+    page: NamedPage,
     /// The page's sealed frame, or [`NONE`].
     former: u32,
-    /// The vault frame with the copy; [`NONE`] until there is one.
+    /// The vault frame with the copy.
     frame: u32,
-    /// The copy's checksum; `None` if the pool frame could not be read.
-    checksum: Option<u32>,
 }
 
 /// The outcome of a seal message.
@@ -58,10 +56,9 @@ impl Staging {
     pub(crate) fn new(pool_frames: u32) -> Self {
         Self {
             records: Vec::new(),
-            named: vec![0; pool_frames.div_ceil(u64::BITS) as usize],
-            pool_frames,
-            copies: Vec::new(),
-            sealed: Vec::new(),
+            lost: Vec::new(),
+            named: vec![0; pool_frames as usize],
+            batch: 1,
         }
     }
 
@@ -73,12 +70,20 @@ impl Staging {
 
     /// Drops the batch that is still arriving.
     pub(crate) fn drop_batch(&mut self, store: &mut Store) {
-        for staged in std::mem::take(&mut self.records) {
-            self.free_pool_frame(staged.record.pool_frame);
-            store.apps[staged.record.app as usize].release_page(staged.record.page);
-            if staged.frame != NONE {
-                store.retire(staged.frame);
-            }
+        for staged in self.records.drain(..) {
+            store.frames.retire(staged.frame, FrameState::Staged);
+            store.apps[staged.app as usize].release_page(staged.page);
+        }
+        self.begin();
+    }
+
+    /// Begins the next batch.
+    fn begin(&mut self) {
+        self.lost.clear();
+        self.batch = self.batch.wrapping_add(1);
+        if self.batch == 0 {
+            self.named.fill(0);
+            self.batch = 1;
         }
     }
 
@@ -90,147 +95,132 @@ impl Staging {
         flags: u32,
         memory: &mut impl Memory,
     ) -> SealOutcome {
-        let first = self.records.len();
-        let copied = self
-            .check(store, records, flags)
-            .and_then(|()| self.copy(store, first, memory));
-        if let Err(refusal) = copied {
-            self.drop_batch(store);
-            return SealOutcome {
-                refusal: Some(refusal),
-                ..SealOutcome::default()
-            };
+        let mut outcome = SealOutcome::default();
+        match self.stage_all(store, records, flags, memory) {
+            Ok(frames) => outcome.frames = frames,
+            Err(refusal) => {
+                self.drop_batch(store);
+                outcome.refusal = Some(refusal);
+                return outcome;
+            }
         }
-        let frames = self.records[first..].iter().map(Staged::shown).collect();
-        let mut outcome = SealOutcome {
-            frames,
-            ..SealOutcome::default()
-        };
         if flags & SEAL_LAST != 0 {
             self.finish(store, &mut outcome, memory);
         }
         outcome
     }
 
-    /// Checks records and adds them to the batch, without a copy. After a refusal some have been added.
-    fn check(
+    /// Adds the records of a message to the batch, with copies of their pages; returns the vault frames as the
+    /// driver knows them. After a refusal some have been added.
+    fn stage_all(
         &mut self,
         store: &mut Store,
         records: &[SealRecord],
         flags: u32,
-    ) -> Result<(), Refusal> {
+        memory: &mut impl Memory,
+    ) -> Result<Vec<u32>, Refusal> {
         if flags & !SEAL_LAST != 0 {
             return Err(Refusal::Malformed(
                 "the driver sent a seal message with unknown flags",
             ));
         }
-        if self.records.len() + records.len() > self.pool_frames as usize {
+        let first = self.records.len();
+        if first + records.len() > self.named.len() {
             return Err(Refusal::Malformed(
                 "the driver sent a batch of more pages than the pool has frames",
             ));
         }
         self.records.reserve(records.len());
-        for &record in records {
-            check_pool_frame(record.pool_frame, self.pool_frames)?;
-            let (word, bit) = place(record.pool_frame);
-            let word = &mut self.named[word];
-            if *word & bit != 0 {
-                return Err(Refusal::Malformed(
-                    "the driver named a pool frame twice in a batch",
-                ));
-            }
-            let former = store.name_page(record.app, record.domain, record.page)?;
-            *word |= bit;
-            self.records.push(Staged {
-                record,
-                former,
-                frame: NONE,
-                checksum: None,
-            });
-            if !store.is_shown_as(former, record.vault_frame) {
-                return Err(Refusal::Stale);
+        for record in records {
+            self.stage(store, record, memory)?;
+        }
+        let staged = self.records[first..].iter();
+        let mut shown: Vec<u32> = staged.map(|staged| staged.frame).collect();
+        for number in &self.lost {
+            if let Some(number) = number.checked_sub(first) {
+                shown[number] = DAMAGED_FRAME;
             }
         }
-        Ok(())
+        Ok(shown)
     }
 
-    /// Copies the pages of the records from number `first` on into the vault.
-    fn copy(
+    /// Checks a record, marks what it names, and copies its page.
+    #[inline]
+    fn stage(
         &mut self,
         store: &mut Store,
-        first: usize,
+        record: &SealRecord,
         memory: &mut impl Memory,
     ) -> Result<(), Refusal> {
-        self.copies.clear();
-        for staged in &mut self.records[first..] {
-            self.copies.push(staged.place(store)?);
+        let Some(named) = self.named.get_mut(record.pool_frame as usize) else {
+            return Err(NO_POOL_FRAME);
+        };
+        if *named == self.batch {
+            return Err(Refusal::Malformed(
+                "the driver named a pool frame twice in a batch",
+            ));
         }
-        self.sealed.clear();
-        write(memory, &self.copies, &mut self.sealed)?;
-        for (staged, sealed) in self.records[first..].iter_mut().zip(self.sealed.drain(..)) {
-            match sealed {
-                Ok(checksum) => staged.checksum = Some(checksum),
-                Err(error) => staged.copy_again(store, memory, error)?,
-            }
+        *named = self.batch;
+        let (page, former) = store.name_page(record.app, record.domain, record.page)?;
+        let copied = match store.is_shown_as(former, record.vault_frame) {
+            true => copy(store, record.pool_frame, memory),
+            false => Err(Refusal::Stale),
+        };
+        let (frame, is_lost) = copied.inspect_err(|_| {
+            store.apps[record.app as usize].release_page(page);
+        })?;
+        if is_lost {
+            self.lost.push(self.records.len());
         }
+        self.records.push(Staged {
+            app: record.app,
+            page,
+            former,
+            frame,
+        });
         Ok(())
     }
 
     /// Makes the copies the committed versions of their pages.
     fn finish(&mut self, store: &mut Store, outcome: &mut SealOutcome, memory: &mut impl Memory) {
-        let records = std::mem::take(&mut self.records);
         // At most as many as the pool has frames.
-        outcome.sealed = records.len() as u32;
-        for staged in &records {
-            let record = &staged.record;
-            self.free_pool_frame(record.pool_frame);
-            let owner = PageOf {
-                app: record.app,
-                page: record.page,
-            };
+        outcome.sealed = self.records.len() as u32;
+        for staged in &self.records {
+            let owner = staged.owner();
             if staged.former != NONE {
-                store.forget_damage(staged.former, owner);
-                store.retire(staged.former);
+                store.supersede(staged.former, owner);
             }
-            store.apps[record.app as usize].set_named_frame(record.page, staged.frame);
-            store
-                .frames
-                .seal(staged.frame, owner, staged.checksum.unwrap_or_default());
-            if staged.checksum.is_none() {
-                store.damage(staged.frame);
-                outcome.damaged.push(staged.frame);
-            }
+            store.apps[staged.app as usize].set_named_frame(staged.page, staged.frame);
+            store.frames.seal(staged.frame, owner);
+        }
+        for &number in &self.lost {
+            let frame = self.records[number].frame;
+            store.damage(frame);
+            outcome.damaged.push(frame);
         }
         // When the copies of all former versions are retired there are frames for these.
-        for staged in records.iter().filter(|staged| staged.checksum.is_some()) {
-            let record = &staged.record;
-            if store.apps[record.app as usize].is_mirrored(record.domain) {
-                integrity::mirror(store, staged.frame, memory);
+        if store.has_mirrors() {
+            for staged in &self.records {
+                if !store.frames.is_damaged(staged.frame) {
+                    integrity::mirror(store, staged.frame, memory);
+                }
             }
         }
-        self.records = records;
         self.records.clear();
-    }
-
-    /// The pool frame may be named again.
-    fn free_pool_frame(&mut self, frame: u32) {
-        let (word, bit) = place(frame);
-        self.named[word] &= !bit;
+        self.begin();
     }
 
     /// Panics when what is marked is not what the records name.
     #[cfg(test)]
     pub(crate) fn check_invariants(&self, store: &Store) {
-        let bits: u32 = self.named.iter().map(|word| word.count_ones()).sum();
-        assert_eq!(bits, self.len());
+        let named = self.named.iter().filter(|&&batch| batch == self.batch);
+        assert_eq!(named.count(), self.records.len());
         let mut pages = std::collections::BTreeSet::new();
         let mut frames = Vec::new();
         for staged in &self.records {
-            let record = &staged.record;
-            let (word, bit) = place(record.pool_frame);
-            assert!(self.named[word] & bit != 0);
-            assert!(store.apps[record.app as usize].is_named(record.page));
-            assert!(pages.insert((record.app, record.page)));
+            let PageOf { app, page } = staged.owner();
+            assert!(store.apps[app as usize].is_named(page));
+            assert!(pages.insert((app, page)));
             frames.push(staged.frame);
         }
         for (number, app) in (0u32..).zip(&store.apps) {
@@ -245,82 +235,80 @@ impl Staging {
 }
 
 impl Staged {
-    /// Gives the page a frame for its copy.
-    fn place(&mut self, store: &mut Store) -> Result<PoolCopy, Refusal> {
-        self.frame = NONE;
-        // The budget leaves as many as the pool has frames, less those that are set aside.
-        self.frame = store
-            .frames
-            .take(FrameState::Staged)
-            .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
-        Ok(PoolCopy {
-            pool_frame: self.record.pool_frame,
-            vault_frame: self.frame,
-        })
-    }
-
-    /// Copies the page to other frames than those that cannot be written, which are set aside.
-    #[cold]
-    fn copy_again(
-        &mut self,
-        store: &mut Store,
-        memory: &mut impl Memory,
-        mut error: NotCopied,
-    ) -> Result<(), Refusal> {
-        loop {
-            log::error!("{error}: {}", error.cause());
-            if let NotCopied::Pool(_) = error {
-                clear(self.frame, memory);
-                return Ok(());
-            }
-            store.set_aside(self.frame);
-            let mut sealed = Vec::new();
-            write(memory, &[self.place(store)?], &mut sealed)?;
-            match sealed.pop() {
-                Some(Err(again)) => error = again,
-                checksum => {
-                    self.checksum = checksum.and_then(Result::ok);
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// How the driver knows the copy.
-    fn shown(&self) -> u32 {
-        match self.checksum {
-            Some(_) => self.frame,
-            None => DAMAGED_FRAME,
+    fn owner(&self) -> PageOf {
+        PageOf {
+            app: self.app,
+            page: self.page.page,
         }
     }
 }
 
-/// Copies pages into the vault.
-fn write(
+/// Copies a page into a frame of the vault. Returns that, and whether the pool frame could not be read.
+#[inline]
+fn copy(
+    store: &mut Store,
+    pool_frame: u32,
     memory: &mut impl Memory,
-    copies: &[PoolCopy],
-    sealed: &mut Vec<Result<u32, NotCopied>>,
-) -> Result<(), Refusal> {
-    memory.seal(copies, sealed).map_err(|error| {
-        log::error!("{error}: {}", error.source);
-        Refusal::Host
-    })
+) -> Result<(u32, bool), Refusal> {
+    loop {
+        // The budget leaves as many as the pool has frames, less those that are set aside.
+        let frame = store
+            .frames
+            .take(FrameState::Staged)
+            .ok_or(Refusal::NoSpace("the vault has no frame for a page"))?;
+        let copied = memory.seal(PoolCopy {
+            pool_frame,
+            vault_frame: frame,
+        });
+        match copied {
+            Ok(checksum) => {
+                store.frames.set_checksum(frame, checksum);
+                return Ok((frame, false));
+            }
+            Err(error) => {
+                if not_copied(store, frame, memory, error)? {
+                    return Ok((frame, true));
+                }
+            }
+        }
+    }
+}
+
+/// True if a pool frame cannot be read. A vault frame that cannot be written is set aside, for another one.
+#[cold]
+fn not_copied(
+    store: &mut Store,
+    frame: u32,
+    memory: &mut impl Memory,
+    error: NotCopied,
+) -> Result<bool, Refusal> {
+    log::error!("{error}: {}", error.cause());
+    match error {
+        NotCopied::Pool(_) => {
+            clear(frame, memory);
+            Ok(true)
+        }
+        NotCopied::Vault(_) => {
+            store.set_aside(frame, FrameState::Staged);
+            Ok(false)
+        }
+        NotCopied::Host(_) => {
+            store.frames.retire(frame, FrameState::Staged);
+            Err(Refusal::Host)
+        }
+    }
 }
 
 /// Checks that the pool has a frame.
 pub(crate) fn check_pool_frame(frame: u32, pool_frames: u32) -> Result<(), Refusal> {
     match frame < pool_frames {
         true => Ok(()),
-        false => Err(Refusal::Malformed(
-            "the driver named a frame that the pool does not have",
-        )),
+        false => Err(NO_POOL_FRAME),
     }
 }
 
-/// The place of a frame's bit.
-fn place(frame: u32) -> (usize, u64) {
-    ((frame / u64::BITS) as usize, 1 << (frame % u64::BITS))
-}
+const NO_POOL_FRAME: Refusal =
+    Refusal::Malformed("the driver named a frame that the pool does not have");
 
 /// Zeros in a frame that may hold another page's former content: the frame of a page must not show it.
 fn clear(frame: u32, memory: &mut impl Memory) {

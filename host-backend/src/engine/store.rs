@@ -15,8 +15,8 @@ use vmsrs_protocol::{
 use super::config::{ConfigError, EngineConfig};
 use super::refusal::Refusal;
 
-pub(crate) use app::App;
 use app::Unnamed;
+pub(crate) use app::{App, NamedPage};
 pub(crate) use frames::FrameTable;
 pub use frames::{FrameState, PageOf};
 
@@ -185,10 +185,22 @@ impl Store {
         }
     }
 
-    /// The page that a sealed frame holds gets another version: this one needs no repair.
-    pub(crate) fn forget_damage(&mut self, frame: u32, owner: PageOf) {
+    /// Retires a sealed frame: its page, `owner`, gets another version.
+    #[inline]
+    pub(crate) fn supersede(&mut self, frame: u32, owner: PageOf) {
+        if !self.frames.is_plain(frame) {
+            self.forget_marks(frame, owner);
+        }
+        self.frames.retire(frame, FrameState::Sealed);
+    }
+
+    /// Retires a sealed frame's second copy; that its content is lost matters no more.
+    #[cold]
+    fn forget_marks(&mut self, frame: u32, owner: PageOf) {
+        if let Some(copy) = self.frames.take_mirror(frame) {
+            self.frames.retire(copy, FrameState::Mirror);
+        }
         if self.frames.is_damaged(frame) {
-            self.frames.set_damaged(frame, false);
             self.apps[owner.app as usize].set_damaged(owner.page, false);
             self.damaged -= 1;
         }
@@ -198,6 +210,11 @@ impl Store {
     pub(crate) fn is_shown_as(&self, frame: u32, number: u32) -> bool {
         number == frame
             || (number == DAMAGED_FRAME && frame != NONE && self.frames.is_damaged(frame))
+    }
+
+    /// Whether any domain has a mirror.
+    pub(crate) fn has_mirrors(&self) -> bool {
+        self.mirror_frames != 0
     }
 
     /// Sealed pages whose content is lost.
@@ -275,18 +292,10 @@ impl Store {
         Ok(app.add_extent(domain, pages))
     }
 
-    /// Retires a frame, with its second copy if it has one.
-    pub(crate) fn retire(&mut self, frame: u32) {
-        if let Some(copy) = self.frames.take_mirror(frame) {
-            self.frames.retire(copy);
-        }
-        self.frames.retire(frame);
-    }
-
     /// Retires a frame whose memory is broken and cannot be replaced now: nobody uses it before it has been
     /// wiped.
-    pub(crate) fn set_aside(&mut self, frame: u32) {
-        self.frames.set_aside(frame);
+    pub(crate) fn set_aside(&mut self, frame: u32, state: FrameState) {
+        self.frames.set_aside(frame, state);
         self.unwiped.push(frame);
     }
 
@@ -317,19 +326,33 @@ impl Store {
         }
     }
 
-    /// Marks a page of a domain as named by a batch. Returns its sealed frame, or [`NONE`].
-    pub(crate) fn name_page(&mut self, app: u32, domain: u32, page: u32) -> Result<u32, Refusal> {
+    /// Marks a page of a domain as named by a batch. Returns it with its sealed frame, or [`NONE`].
+    #[inline]
+    pub(crate) fn name_page(
+        &mut self,
+        app: u32,
+        domain: u32,
+        page: u32,
+    ) -> Result<(NamedPage, u32), Refusal> {
         let named = match self.apps.get_mut(app as usize) {
             Some(app) => app.name_page(domain, page),
             None => Err(Unnamed::Foreign),
         };
         match named {
-            Ok(frame) => Ok(frame),
+            Ok(named) => Ok(named),
+            Err(unnamed) => Err(self.why_unnamed(unnamed, app, domain, page)),
+        }
+    }
+
+    #[cold]
+    fn why_unnamed(&self, unnamed: Unnamed, app: u32, domain: u32, page: u32) -> Refusal {
+        match unnamed {
             // Says whether there is such an app and domain.
-            Err(Unnamed::Foreign) => self.check_page(app, domain, page).and(Err(NOT_OWNER)),
-            Err(Unnamed::Twice) => Err(Refusal::Malformed(
-                "the driver named a page twice in a batch",
-            )),
+            Unnamed::Foreign => self
+                .check_page(app, domain, page)
+                .err()
+                .unwrap_or(NOT_OWNER),
+            Unnamed::Twice => Refusal::Malformed("the driver named a page twice in a batch"),
         }
     }
 

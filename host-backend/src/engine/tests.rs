@@ -24,7 +24,7 @@ use vmsrs_protocol::{
     ZERO_FRAME,
 };
 
-use super::memory::{HostError, Memory, NotCopied, PoolCopy, Unreadable};
+use super::memory::{Memory, NotCopied, PoolCopy, Unreadable};
 use super::mock::MockMemory;
 use super::scrub::{Position, Scope};
 use super::{CODE_MAX, SealedWrite};
@@ -416,7 +416,7 @@ fn a_batch_that_the_host_cannot_write_has_no_effect() {
     let before = bench.facts();
     bench.send(&[record(0, NONE, 0)], 0).unwrap();
     let records = [record(1, NONE, 2), record(2, NONE, 4)];
-    bench.memory.fails_after = Some(0);
+    bench.memory.fails_after = Some(1);
     let refusal = bench.seal(&records).unwrap_err();
     assert_eq!(refusal.status(), STATUS_HOST_ERROR);
     assert_eq!(bench.facts(), before);
@@ -737,13 +737,8 @@ fn unwipeable_frame_stays_retired_and_delays_no_other() {
 struct Nothing;
 
 impl Memory for Nothing {
-    fn seal(
-        &mut self,
-        copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, NotCopied>>,
-    ) -> Result<(), HostError> {
-        sealed.extend(copies.iter().map(|_| Ok(0)));
-        Ok(())
+    fn seal(&mut self, _: PoolCopy) -> Result<u64, NotCopied> {
+        Ok(0)
     }
 
     fn read_pool(&self, _: u32, _: &mut Page) -> Result<(), Unreadable> {
@@ -754,7 +749,7 @@ impl Memory for Nothing {
         Ok(())
     }
 
-    fn checksum(&self, _: u32) -> Result<u32, Unreadable> {
+    fn checksum(&self, _: u32) -> Result<u64, Unreadable> {
         Ok(0)
     }
 

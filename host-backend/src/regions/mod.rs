@@ -24,7 +24,7 @@ use vm_memory::{FileOffset, MmapRegion};
 use vmsrs_protocol::{MAX_FRAMES, PAGE_SIZE};
 
 use crate::broken_memory::{Broken, Pages};
-use crate::engine::{HostError, Memory, NotCopied, Page, PoolCopy, Unreadable};
+use crate::engine::{Memory, NotCopied, Page, PoolCopy, Unreadable};
 use crate::host_memory::{HostPages, MemoryFileError, memory_file, want_huge_pages};
 use crate::size::Size;
 
@@ -122,12 +122,9 @@ impl Regions {
 }
 
 impl Memory for Regions {
-    fn seal(
-        &mut self,
-        copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, NotCopied>>,
-    ) -> Result<(), HostError> {
-        seal::seal(&self.pool, &self.vault, copies, sealed)
+    #[inline]
+    fn seal(&mut self, copy: PoolCopy) -> Result<u64, NotCopied> {
+        seal::seal(&self.pool, &self.vault, copy)
     }
 
     fn read_pool(&self, frame: u32, content: &mut Page) -> Result<(), Unreadable> {
@@ -138,7 +135,7 @@ impl Memory for Regions {
         self.vault.read(frame, content).map_err(unreadable)
     }
 
-    fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
+    fn checksum(&self, frame: u32) -> Result<u64, Unreadable> {
         self.vault.checksum(frame).map_err(unreadable)
     }
 
@@ -268,7 +265,6 @@ fn offset(frame: u32) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::engine::checksum;
     use crate::host_memory::{HUGE_PAGE, free_huge_pages};
     use std::os::fd::AsRawFd;
     use vmsrs_protocol::NONE;
@@ -301,6 +297,12 @@ pub(crate) mod tests {
             unsafe { libc::close(fd) };
         }
         got == 1
+    }
+
+    /// The checksum that a frame with this content has.
+    pub(crate) fn checksum(content: &Page) -> u64 {
+        // SAFETY: the page is the caller's.
+        unsafe { Pages::new().unwrap().checksum(content.as_ptr()) }.unwrap()
     }
 
     /// A byte as the guest sees it.
@@ -399,14 +401,12 @@ pub(crate) mod tests {
         assert!(!kernel_lets_write(vault.guest_mapping(), FRAMES));
         // SAFETY: frame 5 of the guest-facing mapping is writable, and there is no reference to it.
         unsafe { pool.guest_mapping().add(5 * 4096).write_bytes(7, 4096) };
-        let copies = [PoolCopy {
+        let copy = PoolCopy {
             pool_frame: 5,
             vault_frame: FRAMES,
-        }];
-        let mut sealed = Vec::new();
-        regions.seal(&copies, &mut sealed).unwrap();
+        };
         let sum = checksum(&[7; 4096]);
-        assert_eq!(*sealed[0].as_ref().unwrap(), sum);
+        assert_eq!(regions.seal(copy).unwrap(), sum);
         regions.copy(FRAMES, 1).unwrap();
         assert_eq!(regions.checksum(1).unwrap(), sum);
         vault.wipe(FRAMES).unwrap();

@@ -1,44 +1,36 @@
 //! Copying pool frames into the vault.
 //!
-//! The checksum is that of what the vault holds, which the guest cannot change any more.
+//! Each byte is loaded once, and its store and its share of the checksum have what was loaded: the checksum is that of the
+//! copy, whatever the guest writes meanwhile.
 
 use super::{AccessError, Pool, Vault, unreadable};
 use crate::broken_memory::Broken;
-use crate::engine::{HostError, NotCopied, PoolCopy, Unreadable};
+use crate::engine::{NotCopied, PoolCopy, Unreadable};
 use crate::host_memory::HostPages;
 
 /// As [`crate::engine::Memory::seal`].
-pub(super) fn seal(
-    pool: &Pool,
-    vault: &Vault,
-    copies: &[PoolCopy],
-    sealed: &mut Vec<Result<u32, NotCopied>>,
-) -> Result<(), HostError> {
-    sealed.reserve(copies.len());
-    for &copy in copies {
-        let result = match copy_page(pool, vault, copy).map_err(host_error)? {
-            Ok(checksum) => Ok(checksum),
-            Err(broken) => copy_again(pool, vault, copy, broken)?,
-        };
-        sealed.push(result);
+#[inline]
+pub(super) fn seal(pool: &Pool, vault: &Vault, copy: PoolCopy) -> Result<u64, NotCopied> {
+    match copy_page(pool, vault, copy) {
+        Ok(Ok(checksum)) => Ok(checksum),
+        Ok(Err(broken)) => copy_again(pool, vault, copy, broken),
+        Err(error) => Err(host(error)),
     }
-    Ok(())
 }
 
 /// Copies a frame; returns the copy's checksum. Fails when there is no such frame.
+#[inline]
 fn copy_page(
     pool: &Pool,
     vault: &Vault,
     copy: PoolCopy,
-) -> Result<Result<u32, Broken>, AccessError> {
+) -> Result<Result<u64, Broken>, AccessError> {
     let (from, to) = (
         pool.frame(copy.pool_frame)?,
         vault.host_frame(copy.vault_frame)?,
     );
-    let access = vault.region.access;
     // SAFETY: both frames are mapped. No Rust object is a part of the host's mapping of the vault.
-    let copied = unsafe { access.copy(to, from).and_then(|()| access.crc32c(to)) };
-    Ok(copied)
+    Ok(unsafe { vault.region.access.copy_and_sum(to, from) })
 }
 
 /// What becomes of a page that met broken memory: a frame of the vault gets other memory and the page is
@@ -49,43 +41,42 @@ fn copy_again(
     vault: &Vault,
     copy: PoolCopy,
     broken: Broken,
-) -> Result<Result<u32, NotCopied>, HostError> {
+) -> Result<u64, NotCopied> {
     let lost = |broken: Broken| {
-        Ok(Err(NotCopied::Pool(Unreadable {
+        NotCopied::Pool(Unreadable {
             frame: copy.pool_frame,
             source: broken.into(),
-        })))
+        })
     };
     if pool.is_at(broken.address) {
-        return lost(broken);
+        return Err(lost(broken));
     }
-    let unwritable = |broken| unreadable(vault.region.broken(copy.vault_frame, broken));
+    let unwritable = |broken| vault.region.broken(copy.vault_frame, broken);
     if vault.region.pages == HostPages::Huge {
-        return Ok(Err(NotCopied::Vault(unwritable(broken))));
+        return Err(NotCopied::Vault(unreadable(unwritable(broken))));
     }
-    vault.renew(copy.vault_frame).map_err(host_error)?;
-    match copy_page(pool, vault, copy).map_err(host_error)? {
-        Ok(checksum) => Ok(Ok(checksum)),
-        Err(broken) if pool.is_at(broken.address) => lost(broken),
-        Err(broken) => Err(host_error(vault.region.broken(copy.vault_frame, broken))),
-    }
+    vault.renew(copy.vault_frame).map_err(host)?;
+    copy_page(pool, vault, copy)
+        .map_err(host)?
+        .map_err(|broken| match pool.is_at(broken.address) {
+            true => lost(broken),
+            false => host(unwritable(broken)),
+        })
 }
 
-fn host_error(error: AccessError) -> HostError {
-    HostError {
-        frame: error.frame,
-        source: error.source,
-    }
+fn host(error: AccessError) -> NotCopied {
+    NotCopied::Host(error.source)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crate::engine::{Memory, NotCopied, PoolCopy, checksum};
+    use crate::engine::{Memory, NotCopied, PoolCopy};
     use crate::host_memory::HostPages;
     use crate::regions::Regions;
-    use crate::regions::tests::{POOL, VAULT, guest_byte, lose_after, regions};
+    use crate::regions::tests::{POOL, VAULT, checksum, guest_byte, lose_after, regions};
 
     /// Writes a pool frame as the guest does.
     fn guest_write(regions: &Regions, frame: u32, byte: u8) {
@@ -98,12 +89,11 @@ mod tests {
         }
     }
 
-    fn copies(frames: &[(u32, u32)]) -> Vec<PoolCopy> {
-        let copy = |&(pool_frame, vault_frame)| PoolCopy {
+    fn seal(regions: &mut Regions, pool_frame: u32, vault_frame: u32) -> Result<u64, NotCopied> {
+        regions.seal(PoolCopy {
             pool_frame,
             vault_frame,
-        };
-        frames.iter().map(copy).collect()
+        })
     }
 
     #[test]
@@ -112,21 +102,9 @@ mod tests {
         for frame in 0..POOL {
             guest_write(&regions, frame, frame as u8 + 1);
         }
-        // Downward, as the driver's stack gives frames; with gaps; up to the last of both regions.
-        let frames = [
-            (9, 100),
-            (8, 30),
-            (7, 31),
-            (6, 32),
-            (20, 33),
-            (22, 5),
-            (POOL - 1, VAULT - 1),
-            (0, 1),
-        ];
-        let mut sealed = Vec::new();
-        regions.seal(&copies(&frames), &mut sealed).unwrap();
-        let sealed: Vec<_> = sealed.into_iter().map(Result::unwrap).collect();
-        for (&(pool, vault), sum) in frames.iter().zip(sealed) {
+        // Up to the first and the last of both regions.
+        for (pool, vault) in [(9, 100), (8, 30), (20, 5), (POOL - 1, VAULT - 1), (0, 1)] {
+            let sum = seal(&mut regions, pool, vault).unwrap();
             let byte = pool as u8 + 1;
             assert_eq!(sum, checksum(&[byte; 4096]), "pool frame {pool}");
             assert_eq!(regions.checksum(vault).unwrap(), sum);
@@ -141,27 +119,39 @@ mod tests {
     fn what_the_guest_writes_later_is_not_in_the_vault() {
         let mut regions = regions();
         guest_write(&regions, 3, 1);
-        let mut sealed = Vec::new();
-        regions.seal(&copies(&[(3, 4)]), &mut sealed).unwrap();
+        let sealed = seal(&mut regions, 3, 4).unwrap();
         guest_write(&regions, 3, 2);
         let sum = regions.checksum(4).unwrap();
         assert_eq!(sum, checksum(&[1; 4096]));
-        assert_eq!(*sealed[0].as_ref().unwrap(), sum);
+        assert_eq!(sealed, sum);
+    }
+
+    /// What is sealed is what was read, also if the guest writes at the same time.
+    #[test]
+    fn the_checksum_is_that_of_the_copy_of_a_page_that_changes() {
+        let mut regions = regions();
+        let guest = regions.clone();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    (0..8).for_each(|byte| guest_write(&guest, 3, byte));
+                }
+            });
+            for _ in 0..10_000 {
+                let sealed = seal(&mut regions, 3, 4).unwrap();
+                assert_eq!(regions.checksum(4).unwrap(), sealed);
+            }
+            is_done.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]
     fn frames_outside_of_the_regions_are_not_copied() {
         for (pool, vault) in [(POOL, 1), (u32::MAX, 1), (0, VAULT), (0, u32::MAX)] {
-            let result = regions().seal(&copies(&[(pool, vault)]), &mut Vec::new());
-            assert!(result.is_err(), "{pool} {vault}");
+            let result = seal(&mut regions(), pool, vault);
+            assert!(matches!(result, Err(NotCopied::Host(_))), "{pool} {vault}");
         }
-    }
-
-    #[test]
-    fn no_copies_are_no_work() {
-        let mut sealed = Vec::new();
-        regions().seal(&[], &mut sealed).unwrap();
-        assert!(sealed.is_empty());
     }
 
     #[test]
@@ -172,15 +162,13 @@ mod tests {
         }
         let pool = Arc::get_mut(&mut regions.pool).unwrap();
         lose_after(&mut pool.region.guest, 2);
-        let mut sealed = Vec::new();
-        let frames = copies(&[(3, 13), (1, 11), (2, 12), (0, 10)]);
-        regions.seal(&frames, &mut sealed).unwrap();
-        let lost: Vec<_> = sealed.iter().map(Result::is_err).collect();
-        assert_eq!(lost, [true, false, true, false]);
-        let Err(NotCopied::Pool(error)) = &sealed[0] else {
-            panic!("{sealed:?}");
-        };
-        assert_eq!(error.frame, 3);
+        for (pool, vault) in [(3, 13), (1, 11), (2, 12), (0, 10)] {
+            match seal(&mut regions, pool, vault) {
+                Ok(sum) => assert_eq!((pool < 2, sum), (true, checksum(&[7; 4096]))),
+                Err(NotCopied::Pool(error)) => assert_eq!((pool >= 2, error.frame), (true, pool)),
+                Err(error) => panic!("{error}"),
+            }
+        }
         assert_eq!(regions.checksum(11).unwrap(), checksum(&[7; 4096]));
         let mut content = [0; 4096];
         assert!(regions.read_pool(1, &mut content).is_ok());
@@ -192,9 +180,9 @@ mod tests {
         let mut regions = regions();
         let vault = Arc::get_mut(&mut regions.vault).unwrap();
         lose_after(&mut vault.host, 12);
-        let frames = copies(&[(1, 11), (2, 12)]);
-        let error = regions.seal(&frames, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.frame, 12);
+        seal(&mut regions, 1, 11).unwrap();
+        let error = seal(&mut regions, 2, 12).unwrap_err();
+        assert!(matches!(error, NotCopied::Host(_)), "{error}");
         assert!(regions.checksum(11).is_ok());
         assert!(regions.checksum(12).is_err());
         assert!(regions.copy(11, 12).is_err());
@@ -207,14 +195,11 @@ mod tests {
         let vault = Arc::get_mut(&mut regions.vault).unwrap();
         lose_after(&mut vault.host, 12);
         vault.region.pages = HostPages::Huge;
-        let mut sealed = Vec::new();
-        let frames = copies(&[(2, 12), (1, 11)]);
-        regions.seal(&frames, &mut sealed).unwrap();
-        let Err(NotCopied::Vault(error)) = &sealed[0] else {
-            panic!("{sealed:?}");
+        let Err(NotCopied::Vault(error)) = seal(&mut regions, 2, 12) else {
+            panic!("sealed");
         };
         assert_eq!(error.frame, 12);
-        assert_eq!(*sealed[1].as_ref().unwrap(), checksum(&[7; 4096]));
+        assert_eq!(seal(&mut regions, 1, 11).unwrap(), checksum(&[7; 4096]));
         assert!(regions.vault.wipe(12).is_err());
     }
 }

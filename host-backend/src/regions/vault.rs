@@ -74,10 +74,10 @@ impl Vault {
     }
 
     /// The checksum of a frame's content.
-    pub(super) fn checksum(&self, frame: u32) -> Result<u32, AccessError> {
+    pub(super) fn checksum(&self, frame: u32) -> Result<u64, AccessError> {
         let from = self.host_frame(frame)?;
         // SAFETY: a frame of the host's mapping.
-        unsafe { self.region.access.crc32c(from) }
+        unsafe { self.region.access.checksum(from) }
             .map_err(|broken| self.region.broken(frame, broken))
     }
 

@@ -245,9 +245,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     let program = project::own_program();
     let folder = tempfile::tempdir()?;
     let image = folder.path().join("guest.img");
-    let mut base = bed.image()?;
+    let (mut base, mut servers) = (bed.image()?, None);
     if arguments.baseline.is_none() && arguments.parts.contains(&Choice::Servers) {
-        base = Servers::build(&bed, folder.path())?.add_to(base);
+        let built = Servers::build(&bed, folder.path())?;
+        base = built.add_to(base);
+        servers = Some(built);
     }
     base.modules(["virtio_mmio"])
         .module_file(&modules.driver)
@@ -272,7 +274,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             job = job.deterministic();
         }
         measured = match arguments.profile {
-            true => profile(&bench, job)?,
+            true => profile(&bench, servers.as_ref(), job)?,
             false => bench.run(&job, None)?,
         };
     }
@@ -306,7 +308,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Runs the job with the profiler and writes the profile.
-fn profile(bench: &Bench<'_>, job: Job) -> Result<Vec<Measured>> {
+fn profile(bench: &Bench<'_>, servers: Option<&Servers>, job: Job) -> Result<Vec<Measured>> {
     let mut profiler = Profiler::new()?;
     let job = job.plugin(profiler.argument());
     let measured = bench.run(&job, Some(&mut profiler))?;
@@ -315,7 +317,11 @@ fn profile(bench: &Bench<'_>, job: Job) -> Result<Vec<Measured>> {
         ("vmsrs", bench.vmsrs.clone()),
         ("vmsrs.ko", bench.modules.driver.clone()),
     ];
-    let files = files.map(|(name, file)| (name.to_owned(), file)).into();
+    let files = files
+        .into_iter()
+        .chain(servers.into_iter().flat_map(Servers::files))
+        .map(|(name, file)| (name.to_owned(), file))
+        .collect();
     let table = profiler.finish(&measured, &files)?;
     println!("the profile: {}", table.display());
     Ok(measured)

@@ -74,6 +74,7 @@ impl Measured {
         match sample.what {
             What::Nothing => "nothing".to_owned(),
             What::Exit => "an exit".to_owned(),
+            What::Call => "a call of the function that reads, alone".to_owned(),
             What::Request if pages == 0 => "reads".to_owned(),
             What::Request => format!("writes, cold pages: {pages}"),
             What::Resident => format!("writes, resident pages: {pages}"),
@@ -222,7 +223,7 @@ impl Report {
         let mut rows = 0;
         for one in &self.samples {
             // Only what exists without protection alone has a line of its own.
-            let shown = one.sample.protected || one.sample.what == What::Exit;
+            let shown = one.sample.protected || matches!(one.sample.what, What::Exit | What::Call);
             if !shown || one.sample.what == What::Threads {
                 continue;
             }

@@ -12,6 +12,8 @@ pub(crate) enum What {
     Nothing,
     /// An instruction that always exits to the host.
     Exit,
+    /// The loop that measures [`What::Request`], with a call of its function in place of a request.
+    Call,
     /// A request that reads a byte, or writes pages that no request has written for a while; without protection the same
     /// work alone.
     Request,

@@ -38,6 +38,15 @@ impl Servers {
         })
     }
 
+    /// The programs by their names in the guest.
+    pub(crate) fn files(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            ("cache-plain", self.plain.clone()),
+            ("cache", self.protected.clone()),
+            ("memcached", self.memcached.path().to_owned()),
+        ]
+    }
+
     /// Adds the programs to a guest's image.
     pub(crate) fn add_to(&self, mut image: Image) -> Image {
         for folder in self.memcached.library_folders() {

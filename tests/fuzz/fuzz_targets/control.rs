@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vmsrs_host::engine::{
-    Engine, EngineConfig, FrameState, HostError, Memory, NotCopied, Page, PoolCopy, Position, Scope,
-    Unreadable, checksum, handle_message,
+    Engine, EngineConfig, FrameState, Memory, NotCopied, Page, PoolCopy, Position, Scope,
+    Unreadable, handle_message,
 };
 use vmsrs_protocol::{PAGE_SIZE, ZERO_FRAME};
 
@@ -71,19 +71,11 @@ fn page(number: u64) -> Page {
 }
 
 impl Memory for Numbers {
-    fn seal(
-        &mut self,
-        copies: &[PoolCopy],
-        sealed: &mut Vec<Result<u32, NotCopied>>,
-    ) -> Result<(), HostError> {
-        for copy in copies {
-            self.copied.push(copy.pool_frame);
-            let content = self.pool(copy.pool_frame);
-            self.write(copy.vault_frame, *content.as_ref().unwrap_or(&u64::MAX));
-            let sum = content.map(|content| checksum(&page(content)));
-            sealed.push(sum.map_err(NotCopied::Pool));
-        }
-        Ok(())
+    fn seal(&mut self, copy: PoolCopy) -> Result<u64, NotCopied> {
+        self.copied.push(copy.pool_frame);
+        let content = self.pool(copy.pool_frame);
+        self.write(copy.vault_frame, *content.as_ref().unwrap_or(&u64::MAX));
+        content.map_err(NotCopied::Pool)
     }
 
     fn read_pool(&self, frame: u32, content: &mut Page) -> Result<(), Unreadable> {
@@ -96,8 +88,8 @@ impl Memory for Numbers {
         Ok(())
     }
 
-    fn checksum(&self, frame: u32) -> Result<u32, Unreadable> {
-        Ok(checksum(&page(self.vault[frame as usize])))
+    fn checksum(&self, frame: u32) -> Result<u64, Unreadable> {
+        Ok(self.vault[frame as usize])
     }
 
     fn copy(&mut self, from: u32, to: u32) -> Result<(), Unreadable> {

@@ -1,6 +1,6 @@
 //! The table of protection keys, with few of them, and what requests do with their drafts.
 
-use crate::keys::{Entry, NOT_OURS, Table};
+use crate::keys::{Entry, NOT_OURS, Table, next};
 use crate::protected::Protected;
 use crate::sync::AtomicU64;
 
@@ -36,22 +36,22 @@ impl KeyTable {
         self.table.give_back(key);
     }
 
-    /// A request's key and its serial number: the last one if nobody has had it since, as a thread does.
-    pub fn take_as_thread(&self, last: (u32, u32)) -> (u32, u32) {
+    /// A request's key and its word without requests: the last one if nobody has had it since, as a thread does.
+    pub fn take_as_thread(&self, last: (u32, u64)) -> (u32, u64) {
         if self.table.take_again(last.0, last.1) {
             return last;
         }
         let key = self.table.take(last.0);
-        (key, self.table.serial(key))
+        (key, self.table.free(key))
     }
 
     /// The request has it no longer.
-    pub fn give_back_as_thread(&self, (key, serial): (u32, u32)) -> (u32, u32) {
-        if self.table.give_back_alone(key, serial) {
-            return (key, serial.wrapping_add(1));
+    pub fn give_back_as_thread(&self, (key, free): (u32, u64)) -> (u32, u64) {
+        if self.table.give_back_alone(key, free) {
+            return (key, next(free));
         }
         self.table.give_back(key);
-        (key, self.table.serial(key))
+        (key, self.table.free(key))
     }
 
     /// Takes a key away from all requests.

@@ -41,7 +41,7 @@ fn no_two_requests_in_flight_share_a_key_while_there_are_enough() {
 fn a_thread_that_keeps_its_key_in_mind_shares_it_with_nobody() {
     check(3, || {
         let table = Arc::new(KeyTable::new(2));
-        let requests = |table: &KeyTable, mut key: (u32, u32)| {
+        let requests = |table: &KeyTable, mut key: (u32, u64)| {
             for _ in 0..2 {
                 key = table.take_as_thread(key);
                 table.write(key.0);

@@ -348,3 +348,38 @@ fn deadline_holds_until_the_last_commit() {
         .unwrap();
     assert_eq!(*seen.lock().unwrap(), [true, false]);
 }
+
+#[test]
+fn owned_descriptor_is_closed_if_the_request_does_not_succeed() {
+    let app = MockBackend::app("owned descriptors", |_| ());
+    let domain = app.domain("one").unwrap();
+    // SAFETY: makes descriptors.
+    let open = || unsafe { libc::dup(libc::STDERR_FILENO) };
+    let is_open = |fd| file::identity(fd).is_some();
+    for (fails, commits) in [(false, true), (true, false), (false, false)] {
+        let fd = open();
+        let outcome = domain.run(|request| {
+            request.own_fd(fd)?;
+            if fails {
+                request.fail("on purpose");
+            }
+            if commits { Ok(()) } else { Err(Error::NotHeld) }
+        });
+        assert_eq!((outcome.is_ok(), is_open(fd)), (commits, commits));
+        // SAFETY: it is this test's.
+        unsafe { libc::close(fd) };
+    }
+    // One that the request has closed, and whose number is another file's by then.
+    let (fd, other) = (open(), tempfile::NamedTempFile::new().unwrap());
+    let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+        request.own_fd(fd)?;
+        // SAFETY: the descriptor is this test's.
+        unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(other.as_file()), fd) };
+        request.fail("on purpose")
+    });
+    assert!(outcome.is_err() && is_open(fd));
+    // SAFETY: it is this test's.
+    unsafe { libc::close(fd) };
+    let closed = domain.run(|request| request.own_fd(fd));
+    assert!(matches!(closed, Err(RunError::GivenUp(Error::Argument(_)))));
+}

@@ -36,6 +36,26 @@ impl Unit {
     }
 }
 
+/// A page that a batch names.
+#[derive(Clone, Copy)]
+pub(crate) struct NamedPage {
+    /// Where its unit is in [`App::units`]; units are never given back.
+    unit: u32,
+    pub(crate) page: u32,
+}
+
+impl NamedPage {
+    /// Its place in its unit.
+    fn place(self) -> usize {
+        (self.page % EXTENT_UNIT_PAGES) as usize
+    }
+
+    /// Its mark in [`Unit::owner`].
+    fn bit(self) -> u32 {
+        1 << (NAMED_SHIFT + self.page % EXTENT_UNIT_PAGES)
+    }
+}
+
 /// Why a batch cannot name a page.
 pub(crate) enum Unnamed {
     /// It is not the domain's.
@@ -259,22 +279,14 @@ impl App {
     }
 
     /// Maps a page that a batch names to another frame, and takes the mark away.
-    pub(crate) fn set_named_frame(&mut self, page: u32, frame: u32) {
-        self.release_page(page);
-        self.set_frame(page, frame);
-    }
-
-    /// Maps a page in an extent to another frame, or [`NONE`].
-    fn set_frame(&mut self, page: u32, frame: u32) {
-        let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
-        let unit = &mut self.units[place as usize];
-        let entry = &mut unit.frames[(page % EXTENT_UNIT_PAGES) as usize];
-        let (before, after) = (u32::from(*entry != NONE), u32::from(frame != NONE));
-        *entry = frame;
-        if before != after {
-            let domain = &mut self.domains[unit.owner() as usize];
-            domain.sealed = domain.sealed - before + after;
-            self.sealed = self.sealed - before + after;
+    #[inline]
+    pub(crate) fn set_named_frame(&mut self, named: NamedPage, frame: u32) {
+        let unit = &mut self.units[named.unit as usize];
+        unit.owner &= !named.bit();
+        let former = std::mem::replace(&mut unit.frames[named.place()], frame);
+        if former == NONE {
+            self.domains[unit.owner() as usize].sealed += 1;
+            self.sealed += 1;
         }
     }
 
@@ -283,26 +295,30 @@ impl App {
         self.sealed
     }
 
-    /// Marks a page of a domain as named by a batch. Returns its sealed frame, or [`NONE`].
-    pub(crate) fn name_page(&mut self, domain: u32, page: u32) -> Result<u32, Unnamed> {
+    /// Marks a page of a domain as named by a batch. Returns it with its sealed frame, or [`NONE`].
+    #[inline]
+    pub(crate) fn name_page(
+        &mut self,
+        domain: u32,
+        page: u32,
+    ) -> Result<(NamedPage, u32), Unnamed> {
         let place = self.places.get((page / EXTENT_UNIT_PAGES) as usize);
-        let unit = place.and_then(|&place| self.units.get_mut(place as usize));
+        let number = *place.ok_or(Unnamed::Foreign)?;
+        let unit = self.units.get_mut(number as usize);
         let Some(unit) = unit.filter(|unit| unit.owner() == domain) else {
             return Err(Unnamed::Foreign);
         };
-        let place = page % EXTENT_UNIT_PAGES;
-        let bit = 1 << (NAMED_SHIFT + place);
-        if unit.owner & bit != 0 {
+        let named = NamedPage { unit: number, page };
+        if unit.owner & named.bit() != 0 {
             return Err(Unnamed::Twice);
         }
-        unit.owner |= bit;
-        Ok(unit.frames[place as usize])
+        unit.owner |= named.bit();
+        Ok((named, unit.frames[named.place()]))
     }
 
     /// Takes that mark away.
-    pub(crate) fn release_page(&mut self, page: u32) {
-        let place = self.places[(page / EXTENT_UNIT_PAGES) as usize];
-        self.units[place as usize].owner &= !(1 << (NAMED_SHIFT + page % EXTENT_UNIT_PAGES));
+    pub(crate) fn release_page(&mut self, named: NamedPage) {
+        self.units[named.unit as usize].owner &= !named.bit();
     }
 
     /// Whether a page is marked as named by a batch.
@@ -378,7 +394,10 @@ mod tests {
         app.add_extent(1, 4);
         app.add_extent(0, 4);
         for (page, frame) in [(1, 11), (9, 55), (16, 88), (19, 111)] {
-            app.set_frame(page, frame);
+            let owner = app.owner(page).unwrap();
+            let (named, former) = app.name_page(owner, page).ok().unwrap();
+            assert_eq!(former, NONE);
+            app.set_named_frame(named, frame);
         }
         for (first, pages) in [
             (0, vec![1, 16, 19]),
@@ -389,8 +408,6 @@ mod tests {
             let found: Vec<u32> = app.pages_from(0, first).map(|entry| entry.page).collect();
             assert_eq!(found, pages, "from {first}");
         }
-        assert_eq!(app.domain_size(0), (2, 3));
-        app.set_frame(16, NONE);
-        assert_eq!(app.domain_size(0), (2, 2));
+        assert_eq!((app.domain_size(0), app.sealed()), ((2, 3), 4));
     }
 }

@@ -36,54 +36,35 @@ impl PageOf {
     }
 }
 
-/// Low bits of a frame's marks: its app. There are at most 64 (`MAX_APPS`).
-const APP: u8 = 0x3f;
+/// Low bits of a frame's facts: its app.
+const APP: u16 = 0xff;
 /// Mark of a sealed frame with a second copy: then its number is in the frame's entry of
 /// `checksums`, and the checksum in the copy's.
-const MIRRORED: u8 = 0x40;
+const MIRRORED: u16 = 0x100;
 /// Mark of a sealed frame whose content is lost.
-const DAMAGED: u8 = 0x80;
+const DAMAGED: u16 = 0x200;
+/// Position of a frame's state in its facts.
+const STATE_SHIFT: u32 = 12;
 
 /// The states of all frames, with the number of frames in each, and the free and the retired ones as
 /// lists: of the free ones, the frame that came last is taken first; of the retired ones, the first.
 ///
 /// One array for each fact rather than a structure with padding: there can be a hundred million
-/// frames. The large ones start as zeros, so that frames that were never used cost little memory.
+/// frames. They start as zeros, so that frames that were never used cost little memory.
 pub(crate) struct FrameTable {
     /// Of a sealed frame the page whose version it is; of a listed one the next in its list.
     pages: Vec<u32>,
     /// The checksum of each frame's content when it was sealed.
-    checksums: Vec<u32>,
-    /// The app of each frame's page, and marks.
-    marks: Vec<u8>,
-    states: Vec<FrameState>,
+    checksums: Vec<u64>,
+    /// The app of each frame's page, marks, and the frame's state.
+    facts: Vec<u16>,
+    /// Number of frames in each state; 0 for sealed ones, which are the rest.
     counts: [u32; STATES],
-    /// Free frames that were used before. Those from `fresh` on are free too.
-    free: List,
+    /// The free frame that came last, or [`NONE`]. Frames from `fresh` on are free too.
+    free: u32,
     /// Frames below were taken at least once.
     fresh: u32,
     retired: Queue,
-}
-
-/// A list that is linked through [`FrameTable::pages`].
-struct List {
-    /// Its first frame, or [`NONE`].
-    head: u32,
-}
-
-impl List {
-    const EMPTY: Self = Self { head: NONE };
-
-    fn push(&mut self, links: &mut [u32], frame: u32) {
-        links[frame as usize] = self.head;
-        self.head = frame;
-    }
-
-    fn pop(&mut self, links: &[u32]) -> Option<u32> {
-        let frame = self.head;
-        self.head = *links.get(frame as usize)?;
-        Some(frame)
-    }
 }
 
 /// A queue that is linked through [`FrameTable::pages`].
@@ -91,19 +72,23 @@ struct Queue {
     /// Its first and its last frame; [`NONE`] if it is empty.
     head: u32,
     tail: u32,
-    length: u32,
-    /// The least length since [`Self::take_least`].
-    least: u32,
+    /// Frames that were ever added, and removed.
+    added: u64,
+    removed: u64,
+    /// Those that had been added at the last [`Self::take_unused`].
+    seen: u64,
 }
 
 impl Queue {
     const EMPTY: Self = Self {
         head: NONE,
         tail: NONE,
-        length: 0,
-        least: 0,
+        added: 0,
+        removed: 0,
+        seen: 0,
     };
 
+    #[inline]
     fn push(&mut self, links: &mut [u32], frame: u32) {
         links[frame as usize] = NONE;
         match links.get_mut(self.tail as usize) {
@@ -111,22 +96,25 @@ impl Queue {
             None => self.head = frame,
         }
         self.tail = frame;
-        self.length += 1;
+        self.added += 1;
     }
 
+    #[inline]
     fn pop(&mut self, links: &[u32]) -> Option<u32> {
         let frame = self.head;
         self.head = *links.get(frame as usize)?;
         if self.head == NONE {
             self.tail = NONE;
         }
-        self.length -= 1;
-        self.least = self.least.min(self.length);
+        self.removed += 1;
         Some(frame)
     }
 
-    fn take_least(&mut self) -> u32 {
-        std::mem::replace(&mut self.least, self.length)
+    /// How many frames are in it that were at the last call; they are its first ones.
+    fn take_unused(&mut self) -> u32 {
+        let unused = std::mem::replace(&mut self.seen, self.added).saturating_sub(self.removed);
+        // No more than there are frames.
+        unused as u32
     }
 }
 
@@ -137,26 +125,34 @@ impl FrameTable {
         let mut table = Self {
             pages: vec![0; length],
             checksums: vec![0; length],
-            marks: vec![0; length],
-            states: vec![FrameState::Free; length],
+            facts: vec![0; length],
             counts: [0; STATES],
-            free: List::EMPTY,
+            free: NONE,
             fresh: ZERO_FRAME + 1,
             retired: Queue::EMPTY,
         };
         table.counts[FrameState::Free as usize] = frames;
-        table.replace(ZERO_FRAME, FrameState::Sealed, NONE, 0);
+        table.replace(ZERO_FRAME, FrameState::Free, FrameState::Sealed, 0);
+        table.pages[ZERO_FRAME as usize] = NONE;
         table
     }
 
     pub(crate) fn len(&self) -> u32 {
         // The table was made with a `u32` length.
-        self.states.len() as u32
+        self.facts.len() as u32
     }
 
     /// The state of a frame; `None` beyond the vault.
     pub(crate) fn state(&self, frame: u32) -> Option<FrameState> {
-        self.states.get(frame as usize).copied()
+        self.facts
+            .get(frame as usize)
+            .map(|facts| match facts >> STATE_SHIFT {
+                0 => FrameState::Free,
+                1 => FrameState::Staged,
+                2 => FrameState::Sealed,
+                3 => FrameState::Retired,
+                _ => FrameState::Mirror,
+            })
     }
 
     /// The page whose committed version the frame holds.
@@ -164,58 +160,70 @@ impl FrameTable {
         let state = self.state(frame)?;
         let page = self.pages[frame as usize];
         (state == FrameState::Sealed && page != NONE).then_some(PageOf {
-            app: u32::from(self.marks[frame as usize] & APP),
+            app: (self.facts[frame as usize] & APP).into(),
             page,
         })
     }
 
     /// Number of frames in a state.
     pub(crate) fn count(&self, state: FrameState) -> u32 {
-        self.counts[state as usize]
+        match state {
+            FrameState::Sealed => self.len() - self.counts.iter().sum::<u32>(),
+            state => self.counts[state as usize],
+        }
     }
 
     /// Takes a frame that will be overwritten as a whole: the one that was retired first, which need not be
     /// wiped then; else the one that became free last, else one that was never used.
+    #[inline]
     pub(crate) fn take(&mut self, state: FrameState) -> Option<u32> {
-        let retired = self.retired.pop(&self.pages);
-        let frame = match retired.or_else(|| self.free.pop(&self.pages)) {
-            Some(frame) => frame,
+        if let Some(frame) = self.retired.pop(&self.pages) {
+            self.replace(frame, FrameState::Retired, state, 0);
+            return Some(frame);
+        }
+        let frame = match self.pages.get(self.free as usize) {
+            Some(&next) => std::mem::replace(&mut self.free, next),
             None if self.fresh < self.len() => {
                 self.fresh += 1;
                 self.fresh - 1
             }
             None => return None,
         };
-        self.replace(frame, state, NONE, 0);
+        self.replace(frame, FrameState::Free, state, 0);
         Some(frame)
     }
 
-    /// Makes a staged frame the committed version of a page.
-    pub(crate) fn seal(&mut self, frame: u32, owner: PageOf, checksum: u32) {
-        debug_assert_eq!(self.state(frame), Some(FrameState::Staged));
-        // Apps are at most `MAX_APPS`, checked when they are made.
-        self.replace(frame, FrameState::Sealed, owner.page, owner.app as u8);
+    /// Notes the checksum of a staged frame's content.
+    #[inline]
+    pub(crate) fn set_checksum(&mut self, frame: u32, checksum: u64) {
         self.checksums[frame as usize] = checksum;
     }
 
-    /// Retires a frame that holds something.
-    pub(crate) fn retire(&mut self, frame: u32) {
-        self.set_aside(frame);
+    /// Makes a staged frame the committed version of a page.
+    #[inline]
+    pub(crate) fn seal(&mut self, frame: u32, owner: PageOf) {
+        // Apps are at most `MAX_APPS`, checked when they are made.
+        let app = owner.app as u8;
+        self.replace(frame, FrameState::Staged, FrameState::Sealed, app);
+        self.pages[frame as usize] = owner.page;
+    }
+
+    /// Retires a frame that is in this state.
+    #[inline]
+    pub(crate) fn retire(&mut self, frame: u32, state: FrameState) {
+        self.set_aside(frame, state);
         self.retired.push(&mut self.pages, frame);
     }
 
-    /// Retires a frame that holds something, and leaves it out of the list.
-    pub(crate) fn set_aside(&mut self, frame: u32) {
-        debug_assert!(!matches!(
-            self.state(frame),
-            Some(FrameState::Free | FrameState::Retired)
-        ));
-        self.replace(frame, FrameState::Retired, NONE, 0);
+    /// Retires a frame that is in this state, and leaves it out of the list.
+    #[inline]
+    pub(crate) fn set_aside(&mut self, frame: u32, state: FrameState) {
+        self.replace(frame, state, FrameState::Retired, 0);
     }
 
-    /// At most so many retired frames in the list have been there since the last call; none of them is missed.
+    /// How many retired frames in the list have been there since the last call; they are its first ones.
     pub(crate) fn take_unused(&mut self) -> u32 {
-        self.retired.take_least()
+        self.retired.take_unused()
     }
 
     /// Takes a retired frame out of the list. It stays retired.
@@ -236,75 +244,81 @@ impl FrameTable {
 
     /// Frees a retired frame that is not in the list.
     pub(crate) fn free(&mut self, frame: u32) {
-        debug_assert_eq!(self.state(frame), Some(FrameState::Retired));
-        self.replace(frame, FrameState::Free, NONE, 0);
-        self.free.push(&mut self.pages, frame);
+        self.replace(frame, FrameState::Retired, FrameState::Free, 0);
+        self.pages[frame as usize] = std::mem::replace(&mut self.free, frame);
     }
 
     /// The checksum of a sealed frame's right content.
-    pub(crate) fn checksum(&self, frame: u32) -> u32 {
+    pub(crate) fn checksum(&self, frame: u32) -> u64 {
         let holder = self.mirror(frame).unwrap_or(frame);
         self.checksums[holder as usize]
     }
 
     /// The frame with the second copy of a frame's content, if there is one.
     pub(crate) fn mirror(&self, frame: u32) -> Option<u32> {
-        let has = self.marks[frame as usize] & MIRRORED != 0;
-        has.then(|| self.checksums[frame as usize])
+        let has = self.facts[frame as usize] & MIRRORED != 0;
+        // A frame's number.
+        has.then(|| self.checksums[frame as usize] as u32)
     }
 
     /// Gives a frame that has its checksum a second copy.
     pub(crate) fn set_mirror(&mut self, frame: u32, copy: u32) {
         self.checksums[copy as usize] = self.checksum(frame);
-        self.checksums[frame as usize] = copy;
-        self.marks[frame as usize] |= MIRRORED;
+        self.checksums[frame as usize] = copy.into();
+        self.facts[frame as usize] |= MIRRORED;
     }
 
     /// Takes a frame's second copy away from it.
     pub(crate) fn take_mirror(&mut self, frame: u32) -> Option<u32> {
         let copy = self.mirror(frame)?;
         self.checksums[frame as usize] = self.checksums[copy as usize];
-        self.marks[frame as usize] &= !MIRRORED;
+        self.facts[frame as usize] &= !MIRRORED;
         Some(copy)
+    }
+
+    /// Whether a sealed frame is neither damaged nor has a second copy.
+    #[inline]
+    pub(crate) fn is_plain(&self, frame: u32) -> bool {
+        self.facts[frame as usize] & (MIRRORED | DAMAGED) == 0
     }
 
     /// Whether a sealed frame's content is lost.
     pub(crate) fn is_damaged(&self, frame: u32) -> bool {
-        self.marks[frame as usize] & DAMAGED != 0
+        self.facts[frame as usize] & DAMAGED != 0
     }
 
     pub(crate) fn set_damaged(&mut self, frame: u32, damaged: bool) {
-        let marks = &mut self.marks[frame as usize];
+        let facts = &mut self.facts[frame as usize];
         match damaged {
-            true => *marks |= DAMAGED,
-            false => *marks &= !DAMAGED,
+            true => *facts |= DAMAGED,
+            false => *facts &= !DAMAGED,
         }
     }
 
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
-        (self.pages.capacity() + self.checksums.capacity()) * size_of::<u32>()
-            + self.marks.capacity()
-            + self.states.capacity() * size_of::<FrameState>()
+        self.pages.capacity() * size_of::<u32>()
+            + self.checksums.capacity() * size_of::<u64>()
+            + self.facts.capacity() * size_of::<u16>()
     }
 
-    /// Gives a frame another state and owner, without marks.
-    fn replace(&mut self, frame: u32, state: FrameState, page: u32, app: u8) {
-        let index = frame as usize;
-        self.counts[self.states[index] as usize] -= 1;
-        self.counts[state as usize] += 1;
-        self.states[index] = state;
-        self.pages[index] = page;
-        self.marks[index] = app;
+    /// Gives a frame another state and an app, without marks.
+    #[inline]
+    fn replace(&mut self, frame: u32, from: FrameState, to: FrameState, app: u8) {
+        debug_assert_eq!(self.state(frame), Some(from), "frame {frame}");
+        if from != FrameState::Sealed {
+            self.counts[from as usize] -= 1;
+        }
+        if to != FrameState::Sealed {
+            self.counts[to as usize] += 1;
+        }
+        self.facts[frame as usize] = u16::from(app) | (to as u16) << STATE_SHIFT;
     }
 
     /// The frames in a state, lowest first.
     #[cfg(test)]
     pub(crate) fn in_state(&self, state: FrameState) -> impl Iterator<Item = u32> {
-        (0u32..)
-            .zip(&self.states)
-            .filter(move |&(_, &known)| known == state)
-            .map(|(frame, _)| frame)
+        (0..self.len()).filter(move |&frame| self.state(frame) == Some(state))
     }
 
     /// The frames of both lists, the free ones first, and panics when one is listed twice or in
@@ -312,7 +326,7 @@ impl FrameTable {
     #[cfg(test)]
     pub(crate) fn check_lists(&self) -> [std::collections::BTreeSet<u32>; 2] {
         let lists = [
-            (self.free.head, FrameState::Free),
+            (self.free, FrameState::Free),
             (self.retired.head, FrameState::Retired),
         ];
         lists.map(|(head, state)| {
@@ -327,8 +341,8 @@ impl FrameTable {
                 found.extend(self.fresh..self.len());
                 assert_eq!(found.len(), self.count(state) as usize);
             } else {
-                assert_eq!(found.len(), self.retired.length as usize);
-                assert!(self.retired.least <= self.retired.length);
+                let Queue { added, removed, .. } = self.retired;
+                assert_eq!(found.len() as u64, added - removed);
             }
             found
         })
@@ -344,11 +358,11 @@ mod tests {
         let mut table = FrameTable::new(8);
         assert_eq!(table.state(ZERO_FRAME), Some(FrameState::Sealed));
         let frame = table.take(FrameState::Staged).unwrap();
-        table.seal(frame, PageOf { app: 2, page: 77 }, 5);
+        table.seal(frame, PageOf { app: 2, page: 77 });
         assert_eq!(table.page(frame), Some(PageOf { app: 2, page: 77 }));
         assert_eq!(table.count(FrameState::Free), 6);
         assert_eq!(table.count(FrameState::Sealed), 2);
-        table.retire(frame);
+        table.retire(frame, FrameState::Sealed);
         assert_eq!(table.page(frame), None);
         assert_eq!(table.count(FrameState::Sealed), 1);
         assert_eq!(table.state(8), None);
@@ -363,7 +377,7 @@ mod tests {
             assert_eq!(take(&mut table), Some(frame));
         }
         for frame in [1, 4, 2, 3] {
-            table.retire(frame);
+            table.retire(frame, FrameState::Staged);
         }
         for frame in [1, 4] {
             assert_eq!(table.pop_retired(), Some(frame));
@@ -380,7 +394,7 @@ mod tests {
         let mut next = || table.take(FrameState::Staged).unwrap();
         let frames: [u32; 5] = std::array::from_fn(|_| next());
         for frame in frames {
-            table.retire(frame);
+            table.retire(frame, FrameState::Staged);
         }
         assert_eq!(table.take_unused(), 0, "none was there before");
         // Two are used and come back behind the others.
@@ -388,7 +402,7 @@ mod tests {
             assert_eq!(table.take(FrameState::Staged), Some(frame));
         }
         for frame in [frames[0], frames[1]] {
-            table.retire(frame);
+            table.retire(frame, FrameState::Staged);
         }
         assert_eq!(table.take_unused(), 3);
         for frame in &frames[2..] {
@@ -404,16 +418,20 @@ mod tests {
         let mut table = FrameTable::new(8);
         let frame = table.take(FrameState::Staged).unwrap();
         let copy = table.take(FrameState::Mirror).unwrap();
-        table.seal(frame, PageOf { app: 63, page: 77 }, 4711);
+        table.set_checksum(frame, 4711 << 32);
+        table.seal(frame, PageOf { app: 63, page: 77 });
         table.set_mirror(frame, copy);
         table.set_damaged(frame, true);
         assert_eq!(
             (table.checksum(frame), table.mirror(frame)),
-            (4711, Some(copy))
+            (4711 << 32, Some(copy))
         );
         assert_eq!(table.page(frame), Some(PageOf { app: 63, page: 77 }));
         assert_eq!(table.take_mirror(frame), Some(copy));
-        assert_eq!((table.checksum(frame), table.mirror(frame)), (4711, None));
+        assert_eq!(
+            (table.checksum(frame), table.mirror(frame)),
+            (4711 << 32, None)
+        );
         assert!(table.is_damaged(frame));
     }
 }

@@ -73,6 +73,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Its number in the kernel.
+    pub(super) fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Nanoseconds of CPU time that the server's threads have had, in user mode and in the kernel.
     pub(super) fn cpu_ns(&self) -> Result<u64> {
         let mut sum = 0;

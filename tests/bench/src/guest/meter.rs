@@ -24,6 +24,11 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    /// Whether a profile is made.
+    pub(super) fn profiles(&self) -> bool {
+        !self.counts
+    }
+
     /// Makes one measurement of so many rounds.
     pub(super) fn phase(
         &self,
@@ -88,11 +93,35 @@ pub(super) struct Stamps {
     end: u64,
 }
 
+/// What runs a function.
+pub(super) trait Run {
+    /// Runs it.
+    fn run(&self, work: impl FnOnce()) -> Result<()>;
+}
+
+/// A request of a user.
+impl Run for &'static Domain {
+    fn run(&self, work: impl FnOnce()) -> Result<()> {
+        request(self, work)
+    }
+}
+
+/// A call.
+pub(super) struct Call;
+
+impl Run for Call {
+    #[inline(never)]
+    fn run(&self, work: impl FnOnce()) -> Result<()> {
+        work();
+        Ok(())
+    }
+}
+
 impl Stamps {
-    pub(super) fn request(&mut self, user: &'static Domain, work: impl FnOnce()) -> Result<()> {
+    pub(super) fn run(&mut self, run: &impl Run, work: impl FnOnce()) -> Result<()> {
         let called = now();
         let (mut entered, mut done) = (0, 0);
-        request(user, || {
+        run.run(|| {
             entered = now();
             work();
             done = now();

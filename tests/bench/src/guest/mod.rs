@@ -24,7 +24,7 @@ use self::meter::Meter;
 use self::pages::Pages;
 use crate::host::{FACT, PLAN};
 use crate::plan::{Part, Plan};
-use crate::profile::facts;
+use crate::profile::facts::{self, Fact};
 use crate::sample::{Sample, What};
 
 /// Measures what the host asks for.
@@ -35,9 +35,7 @@ pub(crate) fn measure() -> Result<()> {
     stdin().read_line(&mut line)?;
     let plan: Plan = serde_json::from_str(&line).context("the host's plan")?;
     if plan.profile {
-        for fact in facts::of_guest()? {
-            println!("{FACT}{}", serde_json::to_string(&fact)?);
-        }
+        tell(&facts::of_guest()?)?;
     }
     // Panics on purpose print nothing.
     std::panic::set_hook(Box::new(|_| {}));
@@ -89,6 +87,14 @@ pub(crate) fn measure() -> Result<()> {
             Part::Errors => errors::measure(&meter, app, pages, rounds)?,
             _ => in_flight::measure(&meter, app, pages, rounds)?,
         }
+    }
+    Ok(())
+}
+
+/// Tells the profile facts.
+fn tell(facts: &[Fact]) -> Result<()> {
+    for fact in facts {
+        println!("{FACT}{}", serde_json::to_string(fact)?);
     }
     Ok(())
 }

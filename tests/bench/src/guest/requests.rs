@@ -5,10 +5,10 @@ use std::hint::black_box;
 
 use anyhow::Result;
 
-use super::meter::{Meter, Stamps, Watch};
+use super::meter::{Call, Meter, Run, Stamps, Watch};
 use super::pages::{Block, MOST, Pages};
 use super::{request, seal};
-use crate::sample::{Sample, What};
+use crate::sample::{Parts, Sample, What};
 
 /// Cold pages that a request writes.
 const COLD: [usize; 5] = [1, 4, 16, 64, MOST];
@@ -28,6 +28,7 @@ pub(super) fn measure(meter: &Meter, pages: &Pages, rounds: u32) -> Result<()> {
         alone(meter, pages, what, count, rounds, work)?;
         in_requests(meter, pages, what, count, rounds, work)
     };
+    call(meter, pages, rounds)?;
     both(What::Request, 0, |block, _| block.read())?;
     for count in COLD {
         both(What::Request, count, Block::write_cold)?;
@@ -82,6 +83,33 @@ fn alone(
     })
 }
 
+/// The time of a sample's rounds, and their parts.
+fn timed(
+    sample: Sample,
+    run: &impl Run,
+    block: &Block,
+    count: usize,
+    work: &impl Fn(&Block, usize),
+) -> Result<(Sample, Parts)> {
+    let mut stamps = Stamps::default();
+    let watch = Watch::start();
+    for _ in 0..sample.rounds {
+        stamps.run(run, || work(block, count))?;
+    }
+    let sample = sample.lasted(watch);
+    let parts = stamps.parts(sample.nanoseconds);
+    Ok((sample, parts))
+}
+
+/// What is in the time of a request that reads, and is not the request's: the loop, the stamps, the function.
+fn call(meter: &Meter, pages: &Pages, rounds: u32) -> Result<()> {
+    meter.phase(repeated(rounds, 0), |rounds| {
+        let sample = Sample::new(What::Call, false, rounds);
+        let read = |block: &Block, _| block.read();
+        Ok(timed(sample, &Call, &pages.block, 0, &read)?.0)
+    })
+}
+
 fn in_requests(
     meter: &Meter,
     pages: &Pages,
@@ -96,13 +124,13 @@ fn in_requests(
     }
     seal(pages.user)?;
     meter.phase(repeated(rounds, count), |rounds| {
-        let mut stamps = Stamps::default();
-        let watch = Watch::start();
-        for _ in 0..rounds {
-            stamps.request(pages.user, || work(&pages.block, count))?;
-        }
-        let sample = Sample::new(what, true, rounds).lasted(watch);
-        let parts = stamps.parts(sample.nanoseconds);
+        let (sample, parts) = timed(
+            Sample::new(what, true, rounds),
+            &pages.user,
+            &pages.block,
+            count,
+            &work,
+        )?;
         // Sealing is part of the host's work.
         seal(pages.user)?;
         Ok(Sample {

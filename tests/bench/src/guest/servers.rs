@@ -6,6 +6,8 @@ use super::load::{Load, Server};
 use super::mark;
 use super::meter::Meter;
 use super::random::Random;
+use super::tell;
+use crate::profile::facts;
 use crate::sample::{Sample, ServerLoad, What};
 
 /// Servers in the guest's image: name, mode, command.
@@ -36,6 +38,9 @@ pub(super) fn measure(meter: &Meter, commands: u32) -> Result<()> {
     for (server, mode, command) in SERVERS {
         for (value_bytes, keys) in VALUES {
             let mut running = Server::start(command)?;
+            if meter.profiles() {
+                tell(&facts::of_program(running.process())?)?;
+            }
             let load = |writes_percent| Load {
                 keys,
                 value_bytes,

@@ -132,6 +132,12 @@ pub(crate) fn of_guest() -> Result<Vec<Fact>> {
     Ok(facts)
 }
 
+/// Where another program in the guest lies.
+pub(crate) fn of_program(process: u32) -> Result<Vec<Fact>> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
+    Ok(mappings(Level::GuestUser, &maps).collect())
+}
+
 /// What the KVM host tells: where its kernel lies, and the process of `vmsrs run`.
 pub(crate) fn of_host(process: u32) -> Result<Vec<Fact>> {
     let kallsyms = fs::read_to_string("/proc/kallsyms").context("read /proc/kallsyms")?;

@@ -1,4 +1,4 @@
-//! `guest-kmod/pool.c`, `drafts.c` and `host.c`: the life of a frame of the pool, from the first write to the host's
+//! `guest-kmod/pool.c`, `drafts.c`, `batch.c` and `report.c`: the life of a frame of the pool, from the first write to the host's
 //! answer.
 //!
 //! There is one domain, and its lock word is not modelled: one thread writes. Contents are cells that no two threads
@@ -52,6 +52,13 @@ struct Batch {
     number: u32,
     /// `batch` of frames.
     of: [u32; FRAMES],
+}
+
+impl Batch {
+    fn put_in_place(&mut self, old: usize, new: usize) {
+        let record = self.records.iter_mut().find(|record| **record == old);
+        *record.expect("it was committed and not sent") = new;
+    }
 }
 
 /// The host's page map and vault.
@@ -291,7 +298,7 @@ impl Frames {
         value
     }
 
-    /// `vmsrs_drafts_commit` and `vmsrs_host_append`, under the domain's lock.
+    /// `vmsrs_drafts_commit` and `vmsrs_batch_append`, under the domain's lock.
     pub fn commit(&self) {
         let mut domain = lock(&self.domain);
         let drafts = std::mem::take(&mut domain.drafts);
@@ -334,17 +341,16 @@ impl Frames {
         Report(dropped)
     }
 
-    // host.c
+    // batch.c
 
-    /// `vmsrs_host_replace`.
+    /// `vmsrs_batch_replace`.
     fn host_replace(&self, old: usize, new: usize) -> bool {
         let mut batch = lock(&self.batch);
         if batch.of[old] != batch.number {
             return false;
         }
         batch.of[new] = batch.number;
-        let record = batch.records.iter_mut().find(|record| **record == old);
-        *record.expect("it was committed and not sent") = new;
+        batch.put_in_place(old, new);
         true
     }
 
@@ -357,17 +363,18 @@ impl Frames {
         superseded: &mut Vec<usize>,
     ) {
         batch.of[frame] = batch.number;
-        batch.records.push(frame);
+        // `superseded_by`.
         match domain.committed[frame] {
-            Version::Never => {}
-            Version::Vault(vault) => self.set_replaced(frame, Some(vault)),
             Version::Pool(old) if batch.of[old] == batch.number => {
                 self.set_replaced(frame, self.replaced(old));
-                batch.records.retain(|&record| record != old);
+                batch.put_in_place(old, frame);
                 superseded.push(old);
+                return;
             }
-            Version::Pool(_) => {}
+            Version::Vault(vault) => self.set_replaced(frame, Some(vault)),
+            Version::Pool(_) | Version::Never => {}
         }
+        batch.records.push(frame);
     }
 
     /// `seal`, with `send_batch`, `fill_records` and `finish_domain`; and the host, which copies a frame when its
@@ -414,7 +421,7 @@ impl Frames {
         }
     }
 
-    /// `send_reports` with one report and `vmsrs_host_report_free`: the host compares each draft with the version that it names.
+    /// `send_reports` with one report and `vmsrs_report_free`: the host compares each draft with the version that it names.
     pub fn send_report(&self, report: &Report) {
         for &(draft, committed, content) in &report.0 {
             self.read_frame(draft);

@@ -327,18 +327,21 @@ impl Pages {
         drop(requests);
         for domain in domains {
             self.domain_discard(domain);
+            self.lock_release(domain, tag);
         }
-        for domain in &self.domains {
-            let mut value = domain.word.load(Ordering::Relaxed);
-            while value & LOCK_TAG == tag {
-                let outcome =
-                    domain
-                        .word
-                        .compare_exchange(value, 0, Ordering::SeqCst, Ordering::Relaxed);
-                match outcome {
-                    Ok(_) => break,
-                    Err(now) => value = now,
-                }
+        for domain in 0..DOMAINS {
+            self.lock_release(domain, tag);
+        }
+    }
+
+    /// `vmsrs_lock_release`.
+    fn lock_release(&self, domain: usize, tag: u64) {
+        let word = &self.domains[domain].word;
+        let mut value = word.load(Ordering::Relaxed);
+        while value & LOCK_TAG == tag {
+            match word.compare_exchange(value, 0, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => value = now,
             }
         }
     }
@@ -354,6 +357,10 @@ impl Pages {
         self.gone.store(true, Ordering::Relaxed);
         drop(commit);
         drop(self.srcu.write().expect("no thread panics with a lock"));
+        let _commit = self
+            .commit_lock
+            .write()
+            .expect("no thread panics with a lock");
         for domain in 0..DOMAINS {
             self.zap(domain);
         }

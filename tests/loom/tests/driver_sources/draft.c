@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * fill() and take_filled() of guest-kmod/drafts.c, which the test writes to functions.inc, with stubs
+ * fill(), fill_frame() and take_filled() of guest-kmod/drafts.c, which the test writes to functions.inc, with stubs
  * for what they call.
  */
 #include <errno.h>

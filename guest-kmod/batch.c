@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Batches: committed pages on their way to the host, to be sealed. A work sends them, which runs once at a time.
+ *
+ * A batch is one consistent cut: all that was committed up to some moment, each page once, in its
+ * newest version. There are two of them: the one that collects commits, and the one that is sent.
+ *
+ * A refusal shows that driver and host disagree about the state, so it breaks the device.
+ */
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+
+#include "vmsrs.h"
+
+#define VMSRS_RECORDS_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
+			 sizeof(struct vmsrs_seal_record))
+
+/* Most frames that are taken out of use while their domain is locked. */
+#define FINISHED_MAX		256
+
+/* Most records in a message. */
+static u32 records_max(const struct vmsrs_device *dev)
+{
+	return min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
+}
+
+/* The version that a newer one takes the place of in the batch that collects, or NULL. batch->lock is held. */
+static struct vmsrs_frame *superseded_by(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	struct vmsrs_frame *old;
+
+	if (!vmsrs_in_pool(frame->committed))
+		return NULL;
+	old = vmsrs_pool_frame(dev, frame->committed);
+	/* What is sent is the older batch's; its answer says what this version replaces. */
+	return old->batch == dev->batch.number ? old : NULL;
+}
+
+/*
+ * Adds a committed version to the batch. One that it replaces there is moved to a row. batch->lock
+ * and the domain's lock are held.
+ */
+static void add_record(struct vmsrs_device *dev, struct vmsrs_frame *frame,
+		       struct vmsrs_frames *superseded)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	struct vmsrs_frame *old = superseded_by(dev, frame);
+
+	lockdep_assert_held(&batch->lock);
+	if (old) {
+		frame->replaced = old->replaced;
+		frame->place = old->place;
+		vmsrs_frames_add(superseded, old);
+	} else {
+		/* The loss of a sealed version has entered it already. */
+		if (!vmsrs_in_pool(frame->committed) && frame->committed != VMSRS_DAMAGED_FRAME)
+			frame->replaced = frame->committed;
+		frame->place = batch->queued++;
+	}
+	frame->batch = batch->number;
+	batch->records[frame->place] = frame;
+}
+
+/**
+ * vmsrs_batch_append() - add the pages of one whole commit to the batch
+ * @dev: the device
+ * @records: the frames; none afterwards
+ *
+ * The locks of all their domains are held, so nothing is between the change of the page entries and
+ * this; no entry maps a version that they supersede any more.
+ *
+ * Return: what vmsrs_batch_wait_sealed() takes.
+ */
+u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	struct vmsrs_frames superseded = { };
+	struct vmsrs_frame *frame;
+	bool full;
+	u64 end;
+
+	spin_lock(&batch->lock);
+	while ((frame = vmsrs_frames_take(records)))
+		add_record(dev, frame, &superseded);
+	end = ++batch->appended;
+	full = batch->queued >= records_max(dev);
+	spin_unlock(&batch->lock);
+	vmsrs_pool_put_all(dev, &superseded);
+	if (full || vmsrs_pool_low(dev))
+		vmsrs_device_kick_seal(dev);
+	else
+		vmsrs_device_kick_seal_soon(dev);
+	return end;
+}
+
+/**
+ * vmsrs_batch_replace() - let another frame be sent as a committed version
+ * @dev: the device
+ * @old: the version, shown by its page, whose domain is locked; in no row afterwards
+ * @new: a frame with the same content, in no row
+ *
+ * Return: false if the version has been sent; nothing has changed then.
+ */
+bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	bool queued;
+
+	spin_lock(&batch->lock);
+	queued = old->batch == batch->number;
+	if (queued) {
+		new->batch = old->batch;
+		new->place = old->place;
+		batch->records[new->place] = new;
+	}
+	spin_unlock(&batch->lock);
+	return queued;
+}
+
+/**
+ * vmsrs_batch_sent() - tell whether a committed version is in the batch that is sent
+ * @dev: the device
+ * @frame: the version, shown by its page, whose domain is locked
+ */
+bool vmsrs_batch_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	bool sent;
+
+	spin_lock(&dev->batch.lock);
+	sent = frame->batch != dev->batch.number;
+	spin_unlock(&dev->batch.lock);
+	return sent;
+}
+
+static bool is_sealed(struct vmsrs_batch *batch, u64 end)
+{
+	return (u64)atomic64_read(&batch->sealed) >= end;
+}
+
+/**
+ * vmsrs_batch_wait_sealed() - wait until commits are sealed
+ * @dev: the device
+ * @end: what vmsrs_batch_append() returned for the last of them
+ * @killable_only: only a fatal signal ends the wait early
+ *
+ * Return: 0; -ENODEV: the device is broken; -EINTR; -ETIMEDOUT.
+ */
+long vmsrs_batch_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	long left;
+
+	if (is_sealed(batch, end))
+		return 0;
+	vmsrs_device_kick_seal(dev);
+	if (killable_only)
+		left = wait_event_killable_timeout(batch->wait,
+						   is_sealed(batch, end) ||
+						   vmsrs_device_broken(dev), VMSRS_SEAL_TIMEOUT);
+	else
+		left = wait_event_interruptible_timeout(batch->wait,
+							is_sealed(batch, end) ||
+							vmsrs_device_broken(dev),
+							VMSRS_SEAL_TIMEOUT);
+	if (is_sealed(batch, end))
+		return 0;
+	if (vmsrs_device_broken(dev))
+		return -ENODEV;
+	return left < 0 ? -EINTR : -ETIMEDOUT;
+}
+
+/**
+ * vmsrs_batch_flush() - send the batch and wait until everything committed so far is sealed
+ * @dev: the device
+ * @killable_only: only a fatal signal ends the wait early
+ *
+ * Return: as vmsrs_batch_wait_sealed().
+ */
+long vmsrs_batch_flush(struct vmsrs_device *dev, bool killable_only)
+{
+	u64 end;
+
+	spin_lock(&dev->batch.lock);
+	end = dev->batch.appended;
+	spin_unlock(&dev->batch.lock);
+	return vmsrs_batch_wait_sealed(dev, end, killable_only);
+}
+
+/* Fills `count` records with frames of the batch. */
+static void fill_records(struct vmsrs_device *dev, struct vmsrs_frame *const *frames, u32 count,
+			 struct vmsrs_seal_record *record)
+{
+	const struct vmsrs_frame *frame;
+
+	for (; count--; record++) {
+		frame = *frames++;
+		record->app = frame->domain->app->number;
+		record->domain = frame->domain->number;
+		record->page = frame->page;
+		record->pool_frame = vmsrs_frame_number(dev, frame);
+		record->vault_frame = frame->replaced;
+		record->reserved = 0;
+	}
+}
+
+/* Takes the vault frames of `count` frames of the batch. */
+static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 length, u32 count,
+			   struct vmsrs_frame *const *frames)
+{
+	const struct vmsrs_seal_reply *reply = bytes;
+	const u32 *sealed = (const u32 *)(reply + 1);
+
+	if (length < sizeof(*reply))
+		return -EPROTO;
+	if (reply->refusal != VMSRS_STATUS_OK) {
+		vmsrs_device_fail(dev, "a batch was refused (status %u)", reply->refusal);
+		return -ENODEV;
+	}
+	if (reply->sealed != count || length != sizeof(*reply) + count * sizeof(*sealed))
+		return -EPROTO;
+	for (; count--; sealed++) {
+		if (*sealed == VMSRS_ZERO_FRAME || (*sealed >= dev->config.vault_frames &&
+						    *sealed != VMSRS_DAMAGED_FRAME))
+			return -EPROTO;
+		(*frames++)->sealed = *sealed;
+	}
+	return 0;
+}
+
+/* Sends the batch, in as many messages as it takes. The page map moves with the last one. */
+static int send_batch(struct vmsrs_device *dev, u32 left)
+{
+	struct vmsrs_frame *const *frames = dev->batch.sent;
+	struct vmsrs_seal_request *request;
+	const void *reply;
+	u32 count, length;
+	int error;
+
+	for (; left; left -= count, frames += count) {
+		request = vmsrs_control_begin(dev);
+		if (IS_ERR(request))
+			return PTR_ERR(request);
+		count = min(left, records_max(dev));
+		request->records = count;
+		request->flags = count == left ? VMSRS_SEAL_LAST : 0;
+		fill_records(dev, frames, count, (struct vmsrs_seal_record *)(request + 1));
+		error = vmsrs_control_exchange(dev, VMSRS_MESSAGE_SEAL,
+					       sizeof(*request) +
+					       count * sizeof(struct vmsrs_seal_record),
+					       &reply, &length);
+		if (!error)
+			error = take_seal_reply(dev, reply, length, count, frames);
+		vmsrs_control_end(dev);
+		if (error)
+			return error;
+		atomic64_inc(&dev->seal_messages);
+	}
+	return 0;
+}
+
+/*
+ * Has the page show the sealed version, unless a newer one has been committed: that one replaces it
+ * then. Returns true if entries of the page have to be zapped. The domain's lock is held.
+ */
+static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	struct vmsrs_page *entry = frame->entry;
+
+	lockdep_assert_held(&frame->domain->lock);
+	if (entry->frame != vmsrs_frame_name(dev, frame)) {
+		if (!WARN_ON_ONCE(!vmsrs_in_pool(entry->frame)))
+			vmsrs_pool_frame(dev, entry->frame)->replaced = frame->sealed;
+		return false;
+	}
+	entry->frame = frame->sealed;
+	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
+	if (frame->sealed == frame->lost)
+		entry->frame = VMSRS_DAMAGED_FRAME;
+	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NO_DRAFT)
+		dev->pool.frames[entry->draft].replaced = frame->sealed;
+	return true;
+}
+
+/* Is the draft of a page all that entries show? The domain's lock is held. */
+static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_page *entry)
+{
+	return entry->draft != VMSRS_NO_DRAFT && dev->pool.frames[entry->draft].alone;
+}
+
+/*
+ * Takes the first frames of a batch that was sent out of use, as far as they are of one domain: the pages show their
+ * sealed versions, and no entry maps the frames any more. Returns how many these are, FINISHED_MAX at most: the
+ * domain is locked meanwhile.
+ */
+static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count)
+{
+	struct vmsrs_domain *domain = sent[0]->domain;
+	struct vmsrs_run zap = { .app = domain->app };
+	struct mm_struct *mm = vmsrs_mapping_mm(domain->app);
+	struct vmsrs_frames frames = { };
+	struct vmsrs_frame *frame;
+	u32 i;
+
+	count = min_t(u32, count, FINISHED_MAX);
+	mutex_lock(&domain->lock);
+	zap.vma = vmsrs_mapping_get(domain->app, mm, sent[0]->page);
+	for (i = 0; i < count; i++) {
+		frame = sent[i];
+		if (frame->domain != domain)
+			break;
+		if (show_sealed(dev, frame) && !shows_draft_only(dev, frame->entry))
+			vmsrs_zap_add(&zap, frame->entry, frame->page);
+		/* Memory that cannot be read is not used any more. */
+		if (frame->sealed != VMSRS_DAMAGED_FRAME)
+			vmsrs_frames_add(&frames, frame);
+	}
+	vmsrs_zap_finish(&zap);
+	if (zap.vma)
+		vmsrs_mapping_put(zap.vma);
+	mutex_unlock(&domain->lock);
+	if (mm)
+		mmput_async(mm);
+	vmsrs_pool_put_all(dev, &frames);
+	return i;
+}
+
+/* Sends what has been committed up to now, unless that is nothing. */
+static int seal(struct vmsrs_device *dev)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	u32 count, done;
+	int error;
+	u64 end;
+
+	spin_lock(&batch->lock);
+	count = batch->queued;
+	end = batch->appended;
+	swap(batch->records, batch->sent);
+	batch->queued = 0;
+	batch->sent_count = count;
+	batch->number++;
+	spin_unlock(&batch->lock);
+	if (!count)
+		return 0;
+	/* After an error the frames stay where they are: pages show them. */
+	error = send_batch(dev, count);
+	if (error)
+		return error;
+	for (done = 0; done < count;) {
+		done += finish_domain(dev, batch->sent + done, count - done);
+		cond_resched();
+	}
+	spin_lock(&batch->lock);
+	batch->sent_count = 0;
+	spin_unlock(&batch->lock);
+	atomic64_add(count, &dev->sealed_pages);
+	atomic64_set(&batch->sealed, end);
+	wake_up_all(&batch->wait);
+	return 0;
+}
+
+static void seal_work(struct work_struct *work)
+{
+	struct vmsrs_device *dev = container_of(to_delayed_work(work), struct vmsrs_device,
+						seal_work);
+	int error;
+
+	if (vmsrs_device_broken(dev))
+		return;
+	error = seal(dev);
+	if (error)
+		vmsrs_device_fail(dev, "a batch was refused or badly answered (%d)", error);
+}
+
+/**
+ * vmsrs_batch_init() - initialise the batch and its work
+ * @dev: the device, with its configuration
+ *
+ * Return: 0 or -ENOMEM; vmsrs_batch_free() is called in any case.
+ */
+int vmsrs_batch_init(struct vmsrs_device *dev)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	u32 frames = dev->config.pool_frames;
+
+	spin_lock_init(&batch->lock);
+	init_waitqueue_head(&batch->wait);
+	INIT_DELAYED_WORK(&dev->seal_work, seal_work);
+	batch->records = kvcalloc(frames, sizeof(*batch->records), GFP_KERNEL);
+	batch->sent = kvcalloc(frames, sizeof(*batch->sent), GFP_KERNEL);
+	return batch->records && batch->sent ? 0 : -ENOMEM;
+}
+
+/**
+ * vmsrs_batch_free() - free the batch
+ * @dev: the device; its works do not run any more
+ */
+void vmsrs_batch_free(struct vmsrs_device *dev)
+{
+	kvfree(dev->batch.records);
+	kvfree(dev->batch.sent);
+}
