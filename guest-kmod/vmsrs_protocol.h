@@ -553,8 +553,10 @@ struct vmsrs_event {
  */
 #define VMSRS_KIND_DAMAGED 22
 
+/* So many requests of a domain have failed that it is refused for a while. */
+#define VMSRS_KIND_QUARANTINE 23
 /* Largest of VMSRS_KIND_*. */
-#define VMSRS_KIND_MAX 22
+#define VMSRS_KIND_MAX 23
 
 /* Report flag: address is that of an access or of a block, even if it is 0. */
 #define VMSRS_REPORT_ADDRESS 1

@@ -208,6 +208,11 @@ enum vmsrs_code {
 	 * layout.
 	 */
 	VMSRS_EVARIABLES = -21,
+	/**
+	 * More requests of the domain have failed than its budget allows: it is
+	 * refused for a while.
+	 */
+	VMSRS_EQUARANTINE = -22,
 };
 
 /**
@@ -389,7 +394,8 @@ typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
  * @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
  * @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
  * @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
- * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
+ * @retval VMSRS_EQUARANTINE Too many requests of the domain have failed
+ *     (vmsrs_app_budget()). Not run.
  * @retval VMSRS_ESYSTEM See errno. Not run, or what it wrote could not be
  *     committed and was discarded.
  * @retval VMSRS_EFORKED This is the child of a fork in the function.
@@ -525,6 +531,11 @@ enum vmsrs_kind {
 	VMSRS_KIND_POISON = 21,
 	/** The request touched a page whose content the host has lost. */
 	VMSRS_KIND_DAMAGED = 22,
+	/**
+	 * So many requests of the domain have failed that it is refused for a
+	 * while. In incidents only.
+	 */
+	VMSRS_KIND_QUARANTINE = 23,
 };
 #endif
 
@@ -614,6 +625,23 @@ typedef void (*vmsrs_defer_fn)(void *argument);
 VMSRS_MUST_USE
 int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
 		void *argument);
+
+/**
+ * Gives the request a descriptor: it is closed if the request fails or is given
+ * up.
+ *
+ * If the request is committed, the descriptor stays open. One that the request
+ * has closed itself is left alone, whatever file has its number by then. Counts
+ * as a defer.
+ *
+ * @param request The request.
+ * @param fd The descriptor.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL request is null, or fd is not open.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ELIMIT 256 are registered, with those of vmsrs_defer().
+ */
+VMSRS_MUST_USE int vmsrs_own_fd(const struct vmsrs_request *request, int fd);
 
 /*
  * Memory
@@ -758,6 +786,7 @@ void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
  * @retval VMSRS_EDEADLOCK The holder waits for this request, directly or
  *     through others.
  * @retval VMSRS_ELAYOUT The heap of the domain has another layout.
+ * @retval VMSRS_EQUARANTINE Too many requests of the domain have failed.
  * @retval VMSRS_ESYSTEM See errno.
  */
 VMSRS_MUST_USE
@@ -1128,6 +1157,88 @@ typedef struct vmsrs_info {
  * @retval VMSRS_ESYSTEM See errno.
  */
 int vmsrs_app_info(const struct vmsrs_app *app, struct vmsrs_info *info);
+
+/**
+ * How many requests of a domain may fail within a time. All zero is no limit.
+ */
+typedef struct vmsrs_budget {
+	/** Failures that are allowed; 0 for any number. */
+	uint32_t failures;
+	/** Within so many milliseconds. */
+	uint32_t within_ms;
+	/** Milliseconds for which a domain with more failures is refused. */
+	uint32_t pause_ms;
+	/** Must be 0. */
+	uint32_t reserved;
+} vmsrs_budget;
+
+/**
+ * Sets the budget of failures of each domain of an app.
+ *
+ * A domain with more failures is refused for a while: calls that begin a
+ * request with it or enter it return VMSRS_EQUARANTINE. An incident of its own
+ * says so. What counts are requests of this process that were begun with the
+ * domain.
+ *
+ * @param app The app.
+ * @param budget The budget.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+ */
+VMSRS_MUST_USE
+int vmsrs_app_budget(const struct vmsrs_app *app,
+		     const struct vmsrs_budget *budget);
+
+/**
+ * Sets the budget of failures of one domain, instead of the app's.
+ *
+ * @param domain The domain.
+ * @param budget The budget; one without a number is the app's again.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+ */
+VMSRS_MUST_USE
+int vmsrs_domain_budget(const struct vmsrs_domain *domain,
+			const struct vmsrs_budget *budget);
+
+/**
+ * What has happened in the process since its start that a restart would make
+ * good.
+ */
+typedef struct vmsrs_health_t {
+	/** Requests that have failed, in all apps. */
+	uint64_t failures;
+	/**
+	 * Of these: aborted in the C library, in an allocator or by an
+	 * interrupt, or by abort(). The heap was tried then, and worked; what
+	 * was allocated there stays.
+	 */
+	uint64_t heap_suspect;
+	/**
+	 * Deferred functions that have failed: what they were to undo may be
+	 * left.
+	 */
+	uint64_t defers_failed;
+	/** How often a domain was refused for its failures. */
+	uint64_t quarantines;
+	/**
+	 * Descriptors of the library that a stray close() had taken, and that
+	 * were made again.
+	 */
+	uint64_t descriptors_repaired;
+	/** 0. */
+	uint64_t reserved[3];
+} vmsrs_health_t;
+
+/**
+ * Tells how the process is: what a server looks at to plan its restart. Can be
+ * called anywhere.
+ *
+ * @param health Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL health is null.
+ */
+int vmsrs_health(struct vmsrs_health_t *health);
 
 #ifdef __cplusplus
 }

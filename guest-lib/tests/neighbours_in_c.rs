@@ -67,3 +67,8 @@ fn programs_with_sanitizers_run_requests() {
         Program::compile("cc", &[&flag], "tests/c/sanitized.c").succeed(&[]);
     }
 }
+
+#[test]
+fn a_filter_that_knows_the_calls_of_the_library_lets_requests_run() {
+    Program::compile("cc", &[], "tests/c/filtered.c").succeed(&[]);
+}

@@ -75,7 +75,6 @@ pub unsafe extern "C" fn vmsrs_ticket(request: *const Request, ticket: *mut CTic
 /// @retval VMSRS_EINVAL A null pointer, or the ticket is all zero. Not run.
 /// @retval VMSRS_ENESTED The thread has a request. Not run.
 /// @retval VMSRS_ELIMIT 256 threads have joined. Not run.
-/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
 /// @retval VMSRS_ESYSTEM See `errno`. Not run.
 /// @retval VMSRS_EFORKED This is a child, forked since the ticket was made or in the
 ///   function.

@@ -76,7 +76,6 @@ pub unsafe extern "C" fn vmsrs_task_new(
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run; try again.
 /// @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
 /// @retval VMSRS_ELIMIT 4096 tasks of the process are suspended. The request was given up.
-/// @retval VMSRS_ENOREQUEST The thread is ending. Not run.
 /// @retval VMSRS_ESYSTEM See `errno`.
 /// @retval VMSRS_EFORKED This is a child, forked since the task was made or in the function.
 ///
