@@ -26,6 +26,7 @@ struct call {
 	const vmsrs_domain *domains[SEVERAL];
 	vmsrs_piece pieces[SEVERAL];
 	vmsrs_options options;
+	vmsrs_budget budget;
 	vmsrs_ticket_t ticket;
 	vmsrs_task *task;
 	void *block; /* of the domain */
@@ -37,6 +38,7 @@ struct call {
 	void *place;
 	vmsrs_failure failure;
 	vmsrs_info info;
+	vmsrs_health_t health;
 };
 
 static void undo(void *argument)
@@ -75,6 +77,8 @@ static int sound(vmsrs_domain *domain, void *argument)
 		struct vmsrs_task **: &call->new_task,               \
 		struct vmsrs_failure *: &call->failure,              \
 		struct vmsrs_info *: &call->info,                    \
+		struct vmsrs_health_t *: &call->health,              \
+		const struct vmsrs_budget *: &call->budget,          \
 		vmsrs_request_fn: no_work,                              \
 		vmsrs_defer_fn: undo,                                \
 		vmsrs_invariant_fn: sound)
