@@ -221,6 +221,42 @@ void make(enum error error, unsigned long long parameter)
 		for (int i = 0; i < 4096; i++)
 			((volatile char *)place)[i] = 0x41;
 		break;
+	case MASK:
+	case ALT_STACK:
+	case CANCEL:
+	case LOCALE:
+	case CONTROLS:
+	case FLAGS:
+	case FLAGS_KEPT:
+	case CONTROLS_KEPT:
+	case CLEANUP:
+	case CLEANUP_JUMPED:
+	case PRINT:
+	case CAUGHT:
+	case UNWINDING:
+	case ROBUST:
+	case BROKEN_PIPE:
+	case RSEQ:
+		leave(error, parameter);
+		break;
+	case LIBRARY_LOOP:
+	case SYSTEM:
+	case FRAME:
+	case CLOSE_LOW:
+	case CLOSE:
+	case REUSE:
+	case VFORK:
+		reach(error, parameter);
+		break;
+	case WILD_CALL:
+		call_wildly(parameter);
+		break;
+	case JUMP:
+		jump_out();
+	case HANDLER:
+	case HANDLER_JUMP:
+		interrupt(parameter);
+		break;
 	default:
 		break;
 	}

@@ -17,11 +17,12 @@
  *
  * Before the answer to a request that was armed with an error, send(2) inserts a line:
  *
- *   \1<fired> <passages> <stopped>\n
+ *   \1<fired> <passages> <stopped> <left>\n
  *
  * <fired>: whether the error was made (at "member": whether the other thread reached it before the
  * end of the request); <passages>: how often the point was passed; <stopped>: 1 if a write was
- * refused with an error code instead of an exception.
+ * refused with an error code instead of an exception; <left>: what of the thread's state was not as
+ * before after the request, "before:" and what if that was so already when it started, or "-".
  *
  * Everything depends only on the lines received, except for the point "moment", which is a time, and
  * the error "foreign-draft", which needs another request.
@@ -34,14 +35,22 @@
  * threads.c  other threads that work for a request
  * moment.c   an error at a moment in time
  * errors.c   the errors
+ * leave.c    errors that leave something behind on their thread
+ * process.c  errors that reach the library by descriptors, children, calls and large frames
+ * handler.c  jumps out of requests, and signal handlers of the server
+ * wild.c     calls of every public function with a wild argument
+ * state.c    what a thread carries from one request to the next
  */
 #ifndef INJECT_H
 #define INJECT_H
 
+#include <setjmp.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <pthread.h>
+#include <sys/rseq.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -113,6 +122,33 @@ enum error {
 	C_OVERRUN,
 	OTHER_STACK,
 	GLOBAL,
+	MASK,
+	ALT_STACK,
+	CANCEL,
+	LOCALE,
+	CONTROLS,
+	FLAGS,
+	FLAGS_KEPT,
+	CONTROLS_KEPT,
+	CLEANUP,
+	CLEANUP_JUMPED,
+	PRINT,
+	CAUGHT,
+	UNWINDING,
+	ROBUST,
+	BROKEN_PIPE,
+	RSEQ,
+	WILD_CALL,
+	LIBRARY_LOOP,
+	SYSTEM,
+	FRAME,
+	CLOSE_LOW,
+	CLOSE,
+	REUSE,
+	VFORK,
+	JUMP,
+	HANDLER,
+	HANDLER_JUMP,
 	SHORTEN,
 	EARLY_FREE,
 	FLIP,
@@ -142,6 +178,12 @@ struct arm {
 	unsigned int seal;
 	const vmsrs_domain *domain;
 	const vmsrs_domain *entered; /* the shared domain that it holds, or NULL */
+	vmsrs_request *request;
+	sigjmp_buf out;	     /* out of the request */
+	int reused;	     /* a descriptor of the library's that is a socket now ... */
+	ino_t inode;	     /* ... with this number; 0 if there is none */
+	const char *left;    /* what of the thread's state is not as it must be, or NULL */
+	bool left_before;    /* it was so when the request started */
 };
 
 extern __thread struct arm arm __attribute__((tls_model("initial-exec")));
@@ -180,11 +222,16 @@ extern struct real {
 	int (*join)(const vmsrs_ticket_t *, vmsrs_request_fn, void *, int *);
 	int (*task_new)(const vmsrs_domain *, const vmsrs_options *, vmsrs_task **);
 	int (*task_step)(vmsrs_task *, vmsrs_request_fn, void *, int *);
+	int (*flush)(const vmsrs_app *);
+	int (*fan_out)(const vmsrs_request *, vmsrs_piece *, size_t);
+	int (*pthread_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 	void (*task_free)(vmsrs_task *);
 } real;
 
 /* Code of libvmsrs.so and of the server, and the server's first variable. */
 extern uintptr_t library_low, library_high, server_low, server_high, server_data;
+/* Whether this is the server's own code. */
+bool is_server(const void *code);
 /* A mapping of an empty file. */
 extern const volatile char *bad_file;
 
@@ -200,8 +247,15 @@ extern _Atomic(vmsrs_domain *) targets[TARGETS];
 /* The block that each thread's request works on, in a domain that it holds; it usually has a draft. */
 extern _Atomic(char *) works[WORKERS];
 
+/* Addresses in the request stacks of the threads; their places are those in works[]. */
+extern _Atomic(char *) frames[WORKERS];
+
 /* The calling thread's place in works[]. */
 unsigned int worker(void);
+/* Does nothing. */
+int no_work(vmsrs_request *request, void *unused);
+/* The server's app. */
+vmsrs_app *opened_app(void);
 
 /* ---- errors.c -------------------------------------------------------------------------------- */
 
@@ -222,6 +276,41 @@ char *target_root(unsigned long long number);
 /* exception.cc */
 void inject_exception(void);
 void inject_terminate(void);
+void inject_caught(void (*fail)(void));
+void inject_unwinding(void (*fail)(void));
+/* The exceptions that the thread handles, and how many are on their way. */
+void inject_exceptions(const void **caught, uint64_t *uncaught);
+
+/* ---- leave.c, process.c, handler.c, wild.c --------------------------------------------------- */
+
+void leave(enum error error, unsigned long long parameter);
+void reach(enum error error, unsigned long long parameter);
+/* If a socket has the number of a closed descriptor: checks that it is still there, and closes it. */
+void check_reused(void);
+/* Back to where the request was started. */
+_Noreturn void jump_out(void);
+/* Raises a signal that the server handles. */
+void interrupt(unsigned long long which);
+/* The error, in a signal handler. */
+void fail_in_handler(enum error error, unsigned long long parameter);
+/* Calls a function of the library with a wild argument, and fails. */
+void call_wildly(unsigned long long which);
+
+enum { RSEQ_SIZE = 32 };
+
+/* The kernel's area of the calling thread for restartable sequences. */
+static inline void *rseq_area(void)
+{
+	return (char *)__builtin_thread_pointer() + __rseq_offset;
+}
+
+/* ---- state.c --------------------------------------------------------------------------------- */
+
+/* Notes the state of the calling thread, which is outside of a request, unless it is known. */
+void note_state(void);
+/* Compares it with what is known, outside of requests and in them. */
+void check_state(void);
+void check_state_inside(void);
 
 /* ---- moment.c -------------------------------------------------------------------------------- */
 
@@ -230,15 +319,16 @@ bool begin_moment(timer_t *timer);
 
 /* ---- threads.c ------------------------------------------------------------------------------- */
 
-/* Creates the calling thread's helpers if it has none. Not inside of a request. */
-void hire(void);
 /*
- * Waits until the helpers have finished: a late one must not read half of its next job. Not inside
- * of a request. A thread that never comes back shows as a hang.
+ * Creates the calling thread's helpers if it has none, and waits until they have finished: a late one
+ * must not read half of its next job. Not inside of a request. A thread that never comes back shows
+ * as a hang.
  */
-void await_helpers(void);
+void prepare_helpers(void);
 /* Whether the error of the latest job is being or has been made. */
 bool helper_struck(void);
+/* What the latest job has left behind on its thread, or NULL. Waits for its end; not inside of a request. */
+const char *left_by_helper(void);
 /* Lets one helper compute and one sleep for the request. */
 void occupy_helpers(vmsrs_request *request);
 /* Lets a helper make the error, while the request's own thread computes, sleeps or continues. */

@@ -71,6 +71,33 @@ static const char *const errors[ERRORS] = {
 	[C_OVERRUN] = "c-overrun",
 	[OTHER_STACK] = "other-stack",
 	[GLOBAL] = "global",
+	[MASK] = "mask",
+	[ALT_STACK] = "alt-stack",
+	[CANCEL] = "cancel-state",
+	[LOCALE] = "locale",
+	[CONTROLS] = "controls",
+	[FLAGS] = "flags",
+	[FLAGS_KEPT] = "flags-kept",
+	[CONTROLS_KEPT] = "controls-kept",
+	[CLEANUP] = "cleanup",
+	[CLEANUP_JUMPED] = "cleanup-jumped",
+	[PRINT] = "print",
+	[CAUGHT] = "caught",
+	[UNWINDING] = "unwinding",
+	[ROBUST] = "robust",
+	[BROKEN_PIPE] = "broken-pipe",
+	[RSEQ] = "rseq",
+	[WILD_CALL] = "wild-call",
+	[LIBRARY_LOOP] = "library-loop",
+	[SYSTEM] = "system",
+	[FRAME] = "frame",
+	[CLOSE_LOW] = "close-low",
+	[CLOSE] = "close",
+	[REUSE] = "reuse",
+	[VFORK] = "vfork",
+	[JUMP] = "jump",
+	[HANDLER] = "handler",
+	[HANDLER_JUMP] = "handler-jump",
 	[SHORTEN] = "shorten",
 	[EARLY_FREE] = "early-free",
 	[FLIP] = "flip",
@@ -109,10 +136,8 @@ static void take_line(const char *line)
 	arm.error = (enum error)found_error;
 	arm.options = true;
 	arm.armed = arm.error != NONE;
-	if (arm.point == AT_MEMBER || arm.point == AT_BESIDE || arm.point == AT_HANDED) {
-		hire();
-		await_helpers();
-	}
+	if (arm.point == AT_MEMBER || arm.point == AT_BESIDE || arm.point == AT_HANDED)
+		prepare_helpers();
 	return;
 malformed:
 	fprintf(stderr, "inject: malformed line: %s\n", line);
@@ -166,8 +191,10 @@ EXPORT ssize_t send(int socket, const void *buffer, size_t size, int flags)
 {
 	if (arm.armed) {
 		bool fired = arm.point == AT_MEMBER ? helper_struck() : arm.fired;
-		char line[64];
-		int length = snprintf(line, sizeof(line), "\1%d %lu %d\n", fired, arm.passages, arm.stopped);
+		const char *left = arm.left || arm.point != AT_MEMBER ? arm.left : left_by_helper();
+		char line[96];
+		int length = snprintf(line, sizeof(line), "\1%d %lu %d %s%s\n", fired, arm.passages, arm.stopped,
+				      arm.left_before ? "before:" : "", left ? left : "-");
 
 		arm.armed = false;
 		if (real.send(socket, line, (size_t)length, flags | MSG_MORE) != length)

@@ -14,7 +14,7 @@ static enum error c_change(const void *caller)
 		strike(AT_LIBRARY);
 		return NONE;
 	}
-	return address - server_low < server_high - server_low ? change(AT_COPY) : NONE;
+	return is_server(caller) ? change(AT_COPY) : NONE;
 }
 
 static size_t changed(enum error error, size_t size)

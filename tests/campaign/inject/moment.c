@@ -28,6 +28,8 @@ static void moment(int signal, siginfo_t *info, void *context)
 	if (!arm.armed || arm.fired || arm.point != AT_MOMENT || !arm.running)
 		return;
 	arm.fired = true;
+	if (arm.error == HANDLER)
+		fail_in_handler(arm.error, arm.parameter);
 	/* Below the red zone, aligned as at the start of a function. */
 	registers[REG_RSP] = ((registers[REG_RSP] - 256) & ~15LL) - 8;
 	registers[REG_RIP] = (greg_t)at_moment;

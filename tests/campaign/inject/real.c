@@ -48,6 +48,11 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *first)
 	return 0;
 }
 
+bool is_server(const void *code)
+{
+	return (uintptr_t)code - server_low < server_high - server_low;
+}
+
 __attribute__((constructor)) static void find_real(void)
 {
 	bool first = true;
@@ -79,6 +84,9 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(task_new, "vmsrs_task_new");
 	FIND(task_step, "vmsrs_task_step");
 	FIND(task_free, "vmsrs_task_free");
+	FIND(flush, "vmsrs_flush");
+	FIND(fan_out, "vmsrs_fan_out");
+	FIND(pthread_create, "pthread_create");
 #undef FIND
 	dl_iterate_phdr(note_object, &first);
 	file = memfd_create("bad-file", MFD_CLOEXEC);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /* Start and end of requests; the domains that the server opens. */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "inject.h"
@@ -9,6 +12,7 @@
 static vmsrs_app *app;
 _Atomic(vmsrs_domain *) targets[TARGETS];
 _Atomic(char *) works[WORKERS];
+_Atomic(char *) frames[WORKERS];
 
 enum {
 	/*
@@ -22,6 +26,8 @@ enum {
 	 * harmed, and an error that is not endless by itself as a hang.
 	 */
 	DEADLINE_MS = 240000,
+	/* What the requests' functions leave in errno. */
+	ITS_ERRNO = 1000,
 };
 
 unsigned int worker(void)
@@ -32,6 +38,11 @@ unsigned int worker(void)
 	if (!number)
 		number = 1 + atomic_fetch_add(&workers, 1);
 	return number % WORKERS;
+}
+
+vmsrs_app *opened_app(void)
+{
+	return app;
 }
 
 struct call {
@@ -51,6 +62,9 @@ static int function(vmsrs_request *request, void *argument)
 	struct call *call = argument;
 	int result;
 
+	check_state_inside();
+	atomic_store(&frames[worker()], (char *)__builtin_frame_address(0));
+	arm.request = request;
 	arm.running = true;
 	if (arm.point == AT_DEFER && real.defer(request, deferred, NULL) != VMSRS_OK)
 		real.fail("the injector's defer");
@@ -66,6 +80,7 @@ static int function(vmsrs_request *request, void *argument)
 	if (arm.point == AT_DEFER || arm.point == AT_RECOVERY || arm.point == AT_RECOVERED)
 		make(NULL_WRITE, 0);
 	arm.running = false;
+	errno = ITS_ERRNO;
 	return result;
 }
 
@@ -95,6 +110,34 @@ static int run_handed(const vmsrs_domain *domain, const vmsrs_options *options, 
 	return code;
 }
 
+int no_work(vmsrs_request *request, void *unused)
+{
+	(void)request, (void)unused;
+	return 0;
+}
+
+/* vmsrs_run_with() with an error, which may jump out of it. */
+static int run_armed(const vmsrs_domain *domain, const vmsrs_options *options, struct call *call, int *result)
+{
+	int code;
+
+	/* A handler that does not return must give its signal free. */
+	if (sigsetjmp(arm.out, arm.error == HANDLER_JUMP)) {
+		/* The thread's next call or request ends the one that was left, and its domain is free. */
+		if (arm.parameter % 4 < 2)
+			code = real.flush(app);
+		else
+			code = real.run_with(domain, options, no_work, NULL, NULL);
+		return code == VMSRS_OK ? VMSRS_EFAILED : code;
+	}
+	if (arm.point == AT_HANDED)
+		return run_handed(domain, options, call, result);
+	code = real.run_with(domain, options, function, call, result);
+	if (code == VMSRS_OK && errno != ITS_ERRNO)
+		arm.left = "errno";
+	return code;
+}
+
 EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked, vmsrs_request_fn work,
 			  void *argument, int *result)
 {
@@ -116,16 +159,16 @@ EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked
 	if (!arm.armed) {
 		code = real.run_with(domain, &options, work, argument, result);
 		atomic_store(&works[worker()], NULL);
+		note_state();
 		return code;
 	}
 	arm.domain = domain;
 	arm.entered = NULL;
 	if (arm.point == AT_MOMENT)
 		timed = begin_moment(&timer);
-	if (arm.point == AT_HANDED)
-		code = run_handed(domain, &options, &call, result);
-	else
-		code = real.run_with(domain, &options, function, &call, result);
+	code = run_armed(domain, &options, &call, result);
+	check_state();
+	check_reused();
 	arm.running = false;
 	atomic_store(&works[worker()], NULL);
 	if (timed)
@@ -164,4 +207,36 @@ EXPORT int vmsrs_domain_open(const vmsrs_app *of, const void *key, size_t length
 	if (code == VMSRS_OK && length == 7 && !memcmp(key, "target", 6))
 		atomic_store(&targets[((const char *)key)[6] % TARGETS], *domain);
 	return code;
+}
+
+struct start {
+	void *(*function)(void *);
+	void *argument;
+};
+
+/* Threads of pools that shrink end like this: the C library runs what is on their cleanup lists. */
+static void *start_thread(void *argument)
+{
+	struct start start = *(struct start *)argument;
+
+	free(argument);
+	pthread_exit(start.function(start.argument));
+}
+
+EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*function)(void *),
+			  void *argument)
+{
+	struct start *start;
+	int error;
+
+	if (!is_server(__builtin_return_address(0)))
+		return real.pthread_create(thread, attributes, function, argument);
+	start = malloc(sizeof(*start));
+	if (!start)
+		return EAGAIN;
+	*start = (struct start){ function, argument };
+	error = real.pthread_create(thread, attributes, start_thread, start);
+	if (error)
+		free(start);
+	return error;
 }

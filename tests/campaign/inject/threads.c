@@ -16,6 +16,7 @@ struct helper {
 	sem_t done; /* for BEGIN */
 	atomic_ulong asked, finished; /* jobs */
 	atomic_bool struck;	      /* the error of the latest job is being made */
+	_Atomic(const char *) left;   /* what the latest job has changed of the thread's state, or NULL */
 	enum role role;
 	enum error error;
 	unsigned long long parameter;
@@ -59,7 +60,12 @@ static int help(vmsrs_request *request, void *argument)
 static void *helper(void *argument)
 {
 	struct helper *self = argument;
+	const vmsrs_domain *domain = atomic_load(&targets[0]);
+	const vmsrs_options options = { 0 };
 
+	/* The thread's first request shows its state. */
+	if (domain && real.run_with(domain, &options, no_work, NULL, NULL) == VMSRS_OK)
+		note_state();
 	for (;;) {
 		if (sem_wait(&self->go))
 			continue;
@@ -71,12 +77,15 @@ static void *helper(void *argument)
 			/* Fails if the request has ended: the driver checks that. */
 			self->code = real.join(&self->ticket, help, self, NULL);
 		}
+		check_state();
+		atomic_store(&self->left, arm.left);
+		arm.left = NULL;
 		atomic_fetch_add(&self->finished, 1);
 	}
 	return NULL;
 }
 
-void hire(void)
+static void hire(void)
 {
 	struct helper *hired;
 
@@ -89,20 +98,27 @@ void hire(void)
 
 		sem_init(&hired[i].go, 0, 0);
 		sem_init(&hired[i].done, 0, 0);
-		if (pthread_create(&thread, NULL, helper, &hired[i]))
+		if (real.pthread_create(&thread, NULL, helper, &hired[i]))
 			_exit(3);
 		pthread_detach(thread);
 	}
 	helpers = hired;
 }
 
-void await_helpers(void)
+static void await_helpers(void)
 {
 	for (int i = 0; i < HELPERS; i++) {
 		while (atomic_load(&helpers[i].finished) != atomic_load(&helpers[i].asked))
 			usleep(1000);
 	}
+}
+
+void prepare_helpers(void)
+{
+	hire();
+	await_helpers();
 	atomic_store(&helpers[0].struck, false);
+	atomic_store(&helpers[0].left, NULL);
 }
 
 static void ask_helper(int number, enum role role, vmsrs_request *request)
@@ -130,6 +146,12 @@ void make_in_helper(vmsrs_request *request)
 bool helper_struck(void)
 {
 	return atomic_load(&helpers[0].struck);
+}
+
+const char *left_by_helper(void)
+{
+	await_helpers();
+	return atomic_load(&helpers[0].left);
 }
 
 void occupy_helpers(vmsrs_request *request)

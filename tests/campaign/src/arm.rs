@@ -150,7 +150,7 @@ impl fmt::Display for Arm {
 }
 
 /// The injector's report before the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strike {
     /// Whether the error was made.
     pub fired: bool,
@@ -158,6 +158,8 @@ pub struct Strike {
     pub passages: u64,
     /// A write was refused with an error code.
     pub stopped: bool,
+    /// What the thread still had of it afterwards, if anything.
+    pub left: Option<String>,
 }
 
 impl Strike {
@@ -170,6 +172,7 @@ impl Strike {
             fired: words.next()? == "1",
             passages: words.next()?.parse().ok()?,
             stopped: words.next()? == "1",
+            left: Some(words.next()?.to_owned()).filter(|left| left != "-"),
         };
         words.next().is_none().then_some(strike)
     }
@@ -196,12 +199,14 @@ mod tests {
 
     #[test]
     fn strike_line_is_parsed_strictly() {
-        let strike = Strike::parse(b"\x011 3 0").unwrap();
+        let strike = Strike::parse(b"\x011 3 0 -").unwrap();
         assert_eq!(
-            (strike.fired, strike.passages, strike.stopped),
-            (true, 3, false)
+            (strike.fired, strike.passages, strike.stopped, strike.left),
+            (true, 3, false, None)
         );
-        for line in [&b"OK note=1"[..], b"\x01", b"\x011 x 0", b"\x011 1 0 0"] {
+        let strike = Strike::parse(b"\x011 3 0 signal-mask").unwrap();
+        assert_eq!(strike.left.as_deref(), Some("signal-mask"));
+        for line in [&b"OK note=1"[..], b"\x01", b"\x011 x 0 -", b"\x011 1 0"] {
             assert_eq!(Strike::parse(line), None);
         }
     }

@@ -14,7 +14,7 @@ use vmsrs_bed::guest::Control;
 use vmsrs_bed::{patience, vault};
 
 /// Kinds of incidents that fail a request but not its process.
-const FAILED_REQUESTS: [&str; 17] = [
+const FAILED_REQUESTS: [&str; 18] = [
     "memory",
     "arithmetic",
     "instruction",
@@ -28,6 +28,8 @@ const FAILED_REQUESTS: [&str; 17] = [
     "heap-corrupt",
     "panic",
     "deadline",
+    // A request that its thread has left.
+    "thread-death",
     "no-frames",
     "invariant",
     "foreign-draft",

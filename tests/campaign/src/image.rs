@@ -1,15 +1,17 @@
 //! The campaign's guest: the server with the injector, and a supervisor that restarts it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use vmsrs_bed::{cc, project};
 use vmsrs_ledger::guest::image::{Parts, network, start};
 use vmsrs_ledger::program::Server;
+use vmsrs_report::folder as results;
 use vmsrs_report::steps::Steps;
 
 use crate::console::SUPERVISOR;
+use crate::wild;
 
 /// Port in the guest that reports what its processes do.
 pub(crate) const STATE_PORT: u16 = 7879;
@@ -34,16 +36,21 @@ dmesg | tail -n 100
 "#;
 
 /// Sources of the injector.
-const INJECTOR: [&str; 9] = [
+const INJECTOR: [&str; 14] = [
     "calls.c",
     "errors.c",
     "exception.cc",
+    "handler.c",
+    "leave.c",
     "line.c",
     "memory.c",
     "moment.c",
+    "process.c",
     "real.c",
     "requests.c",
+    "state.c",
     "threads.c",
+    "wild.c",
 ];
 
 /// Builds the programs into `folder` and packs the guest's image, which has no name there.
@@ -138,6 +145,10 @@ impl Programs {
 fn build_injector(folder: &Path) -> Result<PathBuf> {
     let injector = folder.join("libinject.so");
     let root = project::root();
+    let include = root.join("guest-lib/include");
+    let header = include.join("vmsrs.h");
+    let header = fs::read_to_string(&header).with_context(|| header.display().to_string())?;
+    results::write(folder, "wild_calls.h", &wild::calls(&header))?;
     cc::compile(
         &INJECTOR.map(|name| Path::new("tests/campaign/inject").join(name)),
         &injector,
@@ -148,9 +159,11 @@ fn build_injector(folder: &Path) -> Result<PathBuf> {
             "-shared".as_ref(),
             "-fvisibility=hidden".as_ref(),
             "-I".as_ref(),
-            &root.join("guest-lib/include"),
+            &include,
             "-I".as_ref(),
             &root.join("guest-kmod"),
+            "-I".as_ref(),
+            folder,
         ],
     )?;
     Ok(injector)

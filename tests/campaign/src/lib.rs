@@ -27,5 +27,6 @@ pub mod run;
 pub mod table;
 pub mod task;
 pub mod view;
+mod wild;
 mod worker;
 mod world;

@@ -55,6 +55,7 @@ impl KindOutcome {
             Fate::Detected | Fate::Kills | Fate::Panics => {
                 self.recovered_wrong_answer + self.no_effect
             }
+            Fate::Harmless => self.recovered_wrong_answer,
             Fate::OwnDamage | Fate::Untagged => 0,
         }
     }
@@ -194,7 +195,7 @@ fn never_made(outcomes: &[KindOutcome], errors: u64, requests: usize) -> Vec<Str
 
 /// Whether the plan of a run has a kind.
 fn is_planned(kind: &'static Kind, options: &Options) -> bool {
-    let may_end = options.restarts || matches!(kind.fate, Fate::Detected | Fate::OwnDamage);
+    let may_end = options.restarts || kind.ends_nothing();
     let wanted = options.only.is_none_or(|only| only == kind);
     wanted && may_end && options.tools().missing(kind).is_none()
 }

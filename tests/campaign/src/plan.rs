@@ -10,7 +10,7 @@ use vmsrs_ledger::bug::Bug;
 
 use crate::arm::{Arm, Point};
 use crate::host::Harm;
-use crate::kind::{COMMON, Fate, Kind, Origin, RARE, Rare};
+use crate::kind::{Kind, Origin, RARE, Rare, common};
 use crate::task::Task;
 
 /// How an error is made.
@@ -121,14 +121,14 @@ impl Plan {
         }
         let due = |rare: &&Rare| {
             place % rare.period == rare.first
-                && (self.restarts || rare.kind.fate == Fate::Detected)
+                && (self.restarts || rare.kind.ends_nothing())
                 && (self.poison || rare.kind.origin != Origin::Memory(Harm::Poison))
         };
         if let Some(rare) = RARE.iter().find(due) {
             return &rare.kind;
         }
-        let length = COMMON.len() as u64;
-        let mut turn: Vec<&Kind> = COMMON.iter().collect();
+        let mut turn: Vec<&Kind> = common().collect();
+        let length = turn.len() as u64;
         turn.shuffle(&mut SmallRng::seed_from_u64(
             self.seed ^ mix(u64::MAX - place / length),
         ));
@@ -188,8 +188,7 @@ mod tests {
     #[test]
     fn without_restarts_no_error_ends_process_or_guest() {
         let plan = Plan::new(1, 0, 1).with_restarts(false);
-        let ends = |fate| matches!(fate, Fate::Kills | Fate::Panics | Fate::Untagged);
-        assert!((0..2000).all(|number| !ends(plan.error(number).kind.fate)));
+        assert!((0..2000).all(|number| plan.error(number).kind.ends_nothing()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmsrs_campaign::options::Options;
-use vmsrs_campaign::outcome::Outcome;
+use vmsrs_campaign::outcome::{KindOutcome, Outcome};
 use vmsrs_campaign::run;
 use vmsrs_ledger::client::Client;
 use vmsrs_ledger::native::Ledger;
@@ -41,6 +41,10 @@ enum Wrong {
     LastDeath,
     /// One request with an injected error is answered as if there were none.
     Unnoticed(u64),
+    /// One failed request leaves something behind on its thread.
+    Left(u64),
+    /// Requests with an error that need not fail are answered wrong.
+    Garbled,
     /// Requests with a deadline that do not reach their error fail, but not by the deadline.
     Unexcused,
     /// The same, but by the deadline.
@@ -66,6 +70,7 @@ struct Proxy {
     ledger: std::sync::Mutex<Ledger>,
     errors: AtomicU64,
     null_writes: AtomicU64,
+    masks: AtomicU64,
     answers: AtomicU64,
 }
 
@@ -81,6 +86,7 @@ impl Proxy {
             program,
             errors: AtomicU64::new(0),
             null_writes: AtomicU64::new(0),
+            masks: AtomicU64::new(0),
             answers: AtomicU64::new(0),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -179,30 +185,40 @@ impl Proxy {
         if error == "null-write" && !line.starts_with("USER ") {
             let number = self.null_writes.fetch_add(1, SeqCst) + 1;
             if matches!(self.wrong, Wrong::Unnoticed(at) if number == at) {
-                return Ok(format!("\u{1}1 1 0\n{}", Self::ask(server, line)?));
+                return Ok(format!("\u{1}1 1 0 -\n{}", Self::ask(server, line)?));
+            }
+        }
+        if error == "mask" && !line.starts_with("USER ") {
+            let number = self.masks.fetch_add(1, SeqCst) + 1;
+            if matches!(self.wrong, Wrong::Left(at) if number == at) {
+                return Ok(format!("\u{1}1 1 0 signal-mask\n{FAILED}"));
             }
         }
         if deadline == "400" {
             match self.wrong {
-                Wrong::Unexcused => return Ok(format!("\u{1}0 0 0\n{FAILED}")),
+                Wrong::Unexcused => return Ok(format!("\u{1}0 0 0 -\n{FAILED}")),
                 Wrong::Late => {
-                    return Ok("\u{1}0 0 0\nERR deadline incident=1 recovery_ns=1".to_owned());
+                    return Ok("\u{1}0 0 0 -\nERR deadline incident=1 recovery_ns=1".to_owned());
                 }
                 _ => {}
             }
         }
         if deadline == "20000" && self.wrong == Wrong::Overdue {
-            return Ok("\u{1}1 1 0\nERR deadline incident=1 recovery_ns=1".to_owned());
+            return Ok("\u{1}1 1 0 -\nERR deadline incident=1 recovery_ns=1".to_owned());
         }
         if let (Wrong::Receiver, Some(transfer)) = (self.wrong, line.strip_prefix("TRANSFER ")) {
             let name = transfer.split(' ').next().unwrap_or_default();
             self.deposit(name)?;
         }
         session.no_user |= line.starts_with("USER ");
-        // A write of the kernel is refused, and the request continues.
+        // A write of the kernel is refused, and the request continues, as it does after the end of a child.
         Ok(match error {
-            "stray" => format!("\u{1}1 1 1\n{}", Self::ask(server, line)?),
-            _ => format!("\u{1}1 1 0\n{FAILED}"),
+            "stray" => format!("\u{1}1 1 1 -\n{}", Self::ask(server, line)?),
+            "vfork" if self.wrong == Wrong::Garbled => {
+                format!("\u{1}1 1 0 -\n{}0", Self::ask(server, line)?)
+            }
+            "vfork" => format!("\u{1}1 1 0 -\n{}", Self::ask(server, line)?),
+            _ => format!("\u{1}1 1 0 -\n{FAILED}"),
         })
     }
 
@@ -438,6 +454,21 @@ fn undetected_error_breaks_a_promise() {
     assert_eq!(verdict(&outcome), [0; 4], "{:#?}", outcome.complaints);
     assert_eq!(outcome.undetected, 1);
     assert_eq!(outcome.broken_promises().len(), 1);
+}
+
+#[test]
+fn what_stays_behind_on_a_thread_is_harm() {
+    let outcome = campaign_with_injector("left", Wrong::Left(1));
+    assert_eq!(outcome.others_harmed, 1, "{:#?}", outcome.complaints);
+    let harms = |kind: &KindOutcome| kind.others_harmed == 1;
+    assert!(outcome.kinds.iter().any(harms));
+    assert_consistent(&outcome);
+}
+
+#[test]
+fn a_wrong_answer_to_a_harmless_error_breaks_a_promise() {
+    let outcome = campaign_with_injector("garbled", Wrong::Garbled);
+    assert!(outcome.undetected > 0, "{:#?}", outcome.kinds);
 }
 
 #[test]

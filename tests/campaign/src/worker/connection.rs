@@ -103,6 +103,11 @@ impl Worker<'_> {
         let found = answer.as_deref().unwrap_or(b"(none)");
         world.trace(self.connection, &text, found);
         self.note_failure(arm, answer.as_deref().ok());
+        // An error that was made is judged with its request.
+        let unarmed = strike.as_ref().filter(|strike| !strike.fired);
+        if let Some(left) = unarmed.and_then(|strike| strike.left.as_ref()) {
+            world.harm(format!("left behind on the thread of {text:?}: {left}"));
+        }
         match answer {
             Ok(line) => Ok(Ok(Answer { strike, line })),
             Err(error) => self.broken(&error, &text).map(Err),

@@ -9,7 +9,7 @@ use vmsrs_ledger::reply::{Failure, Reply};
 use vmsrs_ledger::users::lock;
 
 use super::{Effect, Made, Struck, Worker};
-use crate::arm::Arm;
+use crate::arm::{Arm, Strike};
 use crate::class::{Class, Seen, classify};
 use crate::host::{Harm, Scrubs};
 use crate::kind::Kind;
@@ -47,6 +47,18 @@ impl Worker<'_> {
         if arm.error == "stray" {
             self.look_at_target(arm.parameter)?;
         }
+        if kind.stays_on_thread() {
+            self.end_thread(index)?;
+        }
+        Ok(())
+    }
+
+    /// Has the connection's thread serve another user, and then end.
+    fn end_thread(&mut self, index: usize) -> Result<(), Over> {
+        let other = self.own.iter().copied().find(|other| *other != index);
+        self.ordinary(other.unwrap_or(index), Command::Deposit(1))?;
+        self.client = None;
+        self.chosen = None;
         Ok(())
     }
 
@@ -96,7 +108,7 @@ impl Worker<'_> {
             ));
         }
         let counted = if overdue { Class::Hang } else { class };
-        world.made(kind, counted, detector);
+        self.count(kind, arm, &struck.strike, (counted, detector));
         let right = class == Class::RequestLost || (answer_right && state_right);
         if let (Some(receiver), Some(after)) = (struck.receiver, effect.receiver.take()) {
             if right && !failed {
@@ -136,6 +148,24 @@ impl Worker<'_> {
             self.retire(user)?;
         }
         Ok(())
+    }
+
+    /// Counts an error that the injector has made. What it leaves behind on its thread, the next request there finds.
+    fn count(
+        &self,
+        kind: &'static Kind,
+        arm: Arm,
+        strike: &Strike,
+        (class, detector): (Class, Option<&str>),
+    ) {
+        let Some(left) = &strike.left else {
+            return self.world.made(kind, class, detector);
+        };
+        self.world.made(kind, Class::OthersHarmed, detector);
+        self.world.complain(format!(
+            "{} ({arm:?}): left behind on its thread: {left}",
+            kind.name
+        ));
     }
 
     /// Sends a request that reaches a bug of the server.
@@ -207,7 +237,7 @@ impl Worker<'_> {
             self.cut_off(life, kind);
             return Ok(());
         };
-        if !answer.strike.is_some_and(|strike| strike.fired) {
+        let Some(strike) = answer.strike.as_ref().filter(|strike| strike.fired) else {
             world.count.not_reached.fetch_add(1, SeqCst);
             if answer.line != format!("OK user={}", user.name).as_bytes() {
                 world.harm(format!(
@@ -217,7 +247,7 @@ impl Worker<'_> {
                 ));
             }
             return Ok(());
-        }
+        };
         let reply = Reply::parse(&answer.line);
         let failure = reply.as_ref().ok().and_then(Reply::failure);
         let failed = failure.is_some();
@@ -239,7 +269,7 @@ impl Worker<'_> {
         };
         let noticed = failure.map(Failure::detector);
         let class = classify(seen);
-        world.made(kind, class, noticed);
+        self.count(kind, arm, strike, (class, noticed));
         if class == Class::OthersHarmed {
             world.complain(format!(
                 "{}: the user exists, but was answered {:?}: {:?}",

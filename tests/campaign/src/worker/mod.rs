@@ -23,7 +23,6 @@ use vmsrs_ledger::plan::Plan as Load;
 use vmsrs_ledger::users::lock;
 
 use crate::arm::Strike;
-use crate::kind::Fate;
 use crate::plan::{Means, Plan, Planned};
 use crate::task::Task;
 use crate::world::{Over, World};
@@ -153,12 +152,10 @@ impl<'a> Worker<'a> {
             }
             Means::Memory(harm, number) => self.memory(planned.kind, harm, number),
             Means::Arm(arm, Task::NewUser) => self.new_user(planned.kind, arm),
-            Means::Arm(arm, task) => match planned.kind.fate {
-                Fate::Detected | Fate::OwnDamage => self.error(index, planned, arm, task),
-                Fate::Kills | Fate::Panics | Fate::Untagged => {
-                    self.ending(index, planned, arm, task)
-                }
-            },
+            Means::Arm(arm, task) if planned.kind.ends_nothing() => {
+                self.error(index, planned, arm, task)
+            }
+            Means::Arm(arm, task) => self.ending(index, planned, arm, task),
         }
     }
 

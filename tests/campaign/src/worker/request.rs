@@ -60,10 +60,10 @@ impl Worker<'_> {
             let side = self.settle(&mut user, receiver.as_deref_mut(), parts, mutated)?;
             return Ok(Made::Broken(life, side));
         };
-        if let Some(strike) = answer.strike.filter(|strike| strike.fired) {
+        if let Some(strike) = answer.strike.as_ref().filter(|strike| strike.fired) {
             let parts = Struck {
                 command: &command,
-                strike,
+                strike: strike.clone(),
                 line: &answer.line,
                 receiver: receiver.as_deref_mut(),
             };
@@ -84,7 +84,7 @@ impl Worker<'_> {
                 }
                 if world.is_damaged(self.life) {
                     world.count.lost_in_damaged.fetch_add(1, SeqCst);
-                } else if !is_late(arm, answer.strike, &failure) {
+                } else if !is_late(arm, answer.strike.as_ref(), &failure) {
                     lock(&world.incidents).push(failure.incident);
                     world.harm(format!(
                         "{} {command}: failed as {failure:?} ({})",
@@ -107,7 +107,7 @@ impl Worker<'_> {
 
 /// Whether a request that did not reach its error has failed by the deadline that it got with the error: it may have
 /// waited for others. One that reached the error's place and waits for a thread that does not make it hangs.
-fn is_late(arm: Option<Arm>, strike: Option<Strike>, failure: &Failure) -> bool {
+fn is_late(arm: Option<Arm>, strike: Option<&Strike>, failure: &Failure) -> bool {
     arm.is_some_and(|arm| {
         let has_reached = strike.is_some_and(|strike| strike.passages >= arm.count);
         arm.deadline_ms > 0 && !has_reached && failure.kind == "deadline"
@@ -137,10 +137,11 @@ mod tests {
             fired: false,
             passages,
             stopped: false,
+            left: None,
         };
-        assert!(is_late(Some(arm), Some(strike(0)), &failure("deadline")));
-        assert!(!is_late(Some(arm), Some(strike(1)), &failure("deadline")));
-        assert!(!is_late(Some(arm), Some(strike(0)), &failure("memory")));
+        assert!(is_late(Some(arm), Some(&strike(0)), &failure("deadline")));
+        assert!(!is_late(Some(arm), Some(&strike(1)), &failure("deadline")));
+        assert!(!is_late(Some(arm), Some(&strike(0)), &failure("memory")));
         assert!(!is_late(Some(Arm::SEAL), None, &failure("deadline")));
         assert!(!is_late(None, None, &failure("deadline")));
     }

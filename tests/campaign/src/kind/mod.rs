@@ -1,16 +1,26 @@
 //! The kinds of errors, and what each may cost.
 
+mod errors;
+mod mutations;
+mod process;
+mod rare;
+mod thread;
+
 use vmsrs_ledger::bug::Bug;
 
 use crate::arm::Point;
 use crate::host::Harm;
 use crate::task::Task;
 
+pub use rare::{RARE, Rare};
+
 /// What an error may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It must be detected: only the request is lost.
     Detected,
+    /// The request may go on: it is lost, or its answer and all data are right, and nothing stays behind.
+    Harmless,
     /// It changes the effect of the server's code. The request's own user may get a wrong answer or wrong data, which
     /// nothing can distinguish from right ones. All other users are unaffected.
     OwnDamage,
@@ -55,7 +65,12 @@ pub struct Kind {
 pub const REQUESTS_WITH_OWN_KEYS: usize = 14;
 
 /// Errors that only a deadline ends.
-const ENDLESS: [&str; 3] = ["loop", "sleep", "deadlock"];
+const ENDLESS: [&str; 5] = ["loop", "sleep", "deadlock", "library-loop", "system"];
+
+/// The deadline of requests that nothing else ends.
+const LATE_MS: u32 = 400;
+/// The deadline of requests that come back by themselves, unless something is stuck.
+const STUCK_MS: u32 = 20_000;
 
 impl Kind {
     /// Whether only a deadline can detect it. If a deadline ends a request with another error, a thread did not come back.
@@ -80,6 +95,18 @@ impl Kind {
             Origin::Injected(["foreign-draft"]) => requests <= REQUESTS_WITH_OWN_KEYS,
             _ => false,
         }
+    }
+
+    /// Whether it leaves something behind on its thread. Another user's request follows on that thread, which then ends.
+    #[must_use]
+    pub fn stays_on_thread(&self) -> bool {
+        thread::KINDS.contains(self)
+    }
+
+    /// Whether it costs its request at most, and ends nothing.
+    #[must_use]
+    pub fn ends_nothing(&self) -> bool {
+        matches!(self.fate, Fate::Detected | Fate::Harmless | Fate::OwnDamage)
     }
 
     /// Whether it needs another request in flight.
@@ -141,11 +168,8 @@ impl Tools {
     }
 }
 
-use Fate::{Detected, Kills, OwnDamage, Panics, Untagged};
-use Point::{
-    Alloc, Beside, Commit, Committed, Copy, Defer, End, Enter, Entered, Free, Handed, Leave,
-    Library, Member, Moment, Recovered, Recovery, Root, Start,
-};
+use Fate::Detected;
+use Point::{Alloc, Copy, End, Enter, Entered, Free, Leave, Root, Start};
 
 /// Ordinary places in a request.
 const ANYWHERE: &[Point] = &[Start, End, Root, Alloc, Free, Enter, Entered, Leave, Copy];
@@ -178,26 +202,13 @@ const fn kind(
     }
 }
 
-const fn planted(name: &'static str, bug: Bug) -> Kind {
-    kind(name, Origin::Planted(bug), &[], &[], Detected)
-}
-
 const fn sudden(name: &'static str, error: &'static [&'static str]) -> Kind {
     kind(name, Origin::Injected(error), ANYWHERE, &[], Detected)
 }
 
-const fn mutation(
-    name: &'static str,
-    error: &'static [&'static str],
-    points: &'static [Point],
-    tasks: &'static [Task],
-) -> Kind {
-    kind(name, Origin::Injected(error), points, tasks, OwnDamage)
-}
-
 const fn late(name: &'static str, error: &'static [&'static str]) -> Kind {
     Kind {
-        deadline_ms: 400,
+        deadline_ms: LATE_MS,
         ..kind(
             name,
             Origin::Injected(error),
@@ -208,265 +219,35 @@ const fn late(name: &'static str, error: &'static [&'static str]) -> Kind {
     }
 }
 
-/// The deadline is for threads that do not come back: a request that it ends is a hang.
-const fn threads(name: &'static str, points: &'static [Point]) -> Kind {
+/// The deadline is for what does not come back: a request that it ends is a hang.
+const fn sure(
+    name: &'static str,
+    errors: &'static [&'static str],
+    points: &'static [Point],
+    fate: Fate,
+) -> Kind {
     Kind {
-        deadline_ms: 20_000,
-        ..kind(name, Origin::Injected(SUDDEN), points, &[], Detected)
+        deadline_ms: STUCK_MS,
+        ..kind(name, Origin::Injected(errors), points, &[], fate)
     }
 }
 
-/// The kinds of errors that a run cycles through.
-pub const COMMON: &[Kind] = &[
-    planted("planted: null write", Bug::NullWrite),
-    planted("planted: heap overflow", Bug::HeapOverflow),
-    planted("planted: overrun by a few bytes", Bug::SmallOverrun),
-    planted("planted: use after free", Bug::UseAfterFree),
-    planted("planted: double free", Bug::DoubleFree),
-    planted("planted: stack overflow", Bug::StackOverflow),
-    planted("planted: division by zero", Bug::DivisionByZero),
-    planted("planted: failed assertion", Bug::Abort),
-    planted("planted: wild write, shared lock held", Bug::WildWrite),
-    sudden("null write", &["null-write"]),
-    sudden("null read", &["null-read"]),
-    sudden("read past the end of a file", &["bad-file"]),
-    sudden("wild write", &["wild-write"]),
-    sudden("foreign write", &["foreign-write"]),
-    sudden("write to another request's draft", &["foreign-draft"]),
-    sudden("write to code", &["code-write"]),
-    sudden("wild jump", &["wild-jump"]),
-    sudden("division by zero", &["division"]),
-    sudden("illegal instruction", &["instruction"]),
-    sudden("trap", &["trap"]),
-    sudden("abort", &["abort"]),
-    sudden("stack overflow", &["overflow"]),
-    sudden("stack protector", &["smash"]),
-    sudden("fortified copy", &["fortify"]),
-    sudden("C++ exception", &["exception"]),
-    sudden("C++ terminate", &["terminate"]),
-    sudden("overrun of a block", &["overrun"]),
-    sudden("write to a freed block", &["late-write"]),
-    sudden("double free", &["double-free"]),
-    sudden("free of an invalid pointer", &["foreign-free"]),
-    sudden("C heap: double free", &["c-double-free"]),
-    sudden("C heap: free of an invalid pointer", &["c-foreign-free"]),
-    sudden("broken invariant", &["fail"]),
-    // Only changed domains are checked, and a deposit always changes one.
-    kind(
-        "registered invariant does not hold",
-        Origin::Injected(&["invariant", "invariant-error"]),
-        &[Start, End, Entered],
-        &[Task::Deposit],
-        Detected,
-    ),
-    sudden("kernel write to a sealed frame", &["stray"]),
-    late("endless loop", &["loop"]),
-    late("endless sleep in a system call", &["sleep"]),
-    late("deadlock", &["deadlock"]),
-    kind(
-        "error with two users' domains locked",
-        Origin::Injected(SUDDEN),
-        &[Start, End, Entered],
-        &[Task::Transfer],
-        Detected,
-    ),
-    kind(
-        "error with the directory locked",
-        Origin::Injected(SUDDEN),
-        &[Entered],
-        &[],
-        Detected,
-    ),
-    kind(
-        "error in the allocator",
-        Origin::Injected(SUDDEN),
-        &[Library],
-        &[
-            Task::NoteAdd,
-            Task::NoteDelete,
-            Task::NoteJoin,
-            Task::NewUser,
-        ],
-        Detected,
-    ),
-    kind(
-        "error at a random moment",
-        Origin::Injected(SUDDEN),
-        &[Moment],
-        &[],
-        Detected,
-    ),
-    threads("error in another thread of the request", &[Member]),
-    threads("error while other threads of the request work", &[Beside]),
-    threads("error in a request handed to another thread", &[Handed]),
-    kind(
-        "second error in a defer",
-        Origin::Injected(SUDDEN),
-        &[Defer],
-        &[],
-        Detected,
-    ),
-    mutation("mutation: shorter allocation", &["shorten"], &[Alloc], &[]),
-    mutation("mutation: freed too early", &["early-free"], &[Alloc], &[]),
-    mutation(
-        "mutation: bit flipped in a pointer",
-        &["flip"],
-        &[Alloc, Root, Free],
-        &[],
-    ),
-    mutation(
-        "mutation: memory not initialised",
-        &["dirty"],
-        &[Alloc],
-        &[Task::NewUser],
-    ),
-    mutation("mutation: allocation fails", &["skip"], &[Alloc], &[]),
-    mutation(
-        "mutation: pointer into another domain",
-        &["elsewhere"],
-        &[Alloc, Root, Free],
-        &[],
-    ),
-    mutation("mutation: freed twice", &["twice"], &[Free], &[]),
-    mutation("mutation: not freed", &["skip"], &[Free], &[]),
-    mutation("mutation: copy too long", &["longer"], &[Copy], &[]),
-    mutation("mutation: copy too short", &["shorter"], &[Copy], &[]),
-    mutation("mutation: copy left out", &["skip"], &[Copy], &[]),
-    mutation("mutation: lock not taken", &["skip"], &[Enter], &[]),
-    mutation("mutation: lock taken twice", &["twice"], &[Enter], &[]),
-    mutation(
-        "mutation: lock not given back",
-        &["skip"],
-        &[Leave],
-        &[Task::Directory],
-    ),
-    mutation(
-        "mutation: lock given back twice",
-        &["twice"],
-        &[Leave],
-        &[Task::Directory],
-    ),
+/// The families of kinds that a run cycles through.
+const FAMILIES: [&[Kind]; 4] = [
+    errors::KINDS,
+    thread::KINDS,
+    process::KINDS,
+    mutations::KINDS,
 ];
 
-/// A kind that ends a process or a guest, or needs a command on the host: it is made less often.
-#[derive(Debug, Clone, Copy)]
-pub struct Rare {
-    /// The kind.
-    pub kind: Kind,
-    /// Once in this many errors ...
-    pub period: u64,
-    /// ... and first at this one.
-    pub first: u64,
+/// The kinds that a run cycles through.
+pub fn common() -> impl Iterator<Item = &'static Kind> {
+    FAMILIES.into_iter().flatten()
 }
-
-const fn rare(kind: Kind, period: u64, first: u64) -> Rare {
-    Rare {
-        kind,
-        period,
-        first,
-    }
-}
-
-/// Points at which the death of the process is a case of its own.
-const DEATHS: &[Point] = &[
-    Start, End, Alloc, Entered, Commit, Committed, Recovery, Recovered, Defer,
-];
-
-/// The kinds that cost more than a request.
-pub const RARE: &[Rare] = &[
-    rare(
-        kind(
-            "bit flip in a sealed frame with a mirror",
-            Origin::Memory(Harm::Flip),
-            &[],
-            &[],
-            Detected,
-        ),
-        120,
-        25,
-    ),
-    rare(
-        kind(
-            "poisoned memory of a sealed frame with a mirror",
-            Origin::Memory(Harm::Poison),
-            &[],
-            &[],
-            Detected,
-        ),
-        400,
-        60,
-    ),
-    rare(
-        kind(
-            "kill -9 of the server",
-            Origin::Injected(&["kill"]),
-            DEATHS,
-            &[],
-            Kills,
-        ),
-        300,
-        40,
-    ),
-    rare(
-        kind(
-            "error of the library in commit or recovery",
-            Origin::Injected(SUDDEN),
-            &[Commit, Committed, Recovery, Recovered],
-            &[],
-            Untagged,
-        ),
-        800,
-        70,
-    ),
-    rare(
-        kind(
-            "untagged: C heap",
-            Origin::Injected(&["c-overrun"]),
-            &[Start, End],
-            &[],
-            Untagged,
-        ),
-        1000,
-        100,
-    ),
-    rare(
-        kind(
-            "untagged: stack of another thread",
-            Origin::Injected(&["other-stack"]),
-            &[Start, End],
-            &[],
-            Untagged,
-        ),
-        1000,
-        130,
-    ),
-    rare(
-        kind(
-            "untagged: the server's variables",
-            Origin::Injected(&["global"]),
-            &[Start, End],
-            &[],
-            Untagged,
-        ),
-        1000,
-        160,
-    ),
-    rare(
-        kind(
-            "panic of the guest's kernel",
-            Origin::Injected(&["panic"]),
-            &[Start, End, Entered, Commit, Committed],
-            &[],
-            Panics,
-        ),
-        4000,
-        190,
-    ),
-];
 
 /// All kinds, in the order of the report.
 pub fn all() -> impl Iterator<Item = &'static Kind> {
-    COMMON.iter().chain(RARE.iter().map(|rare| &rare.kind))
+    common().chain(RARE.iter().map(|rare| &rare.kind))
 }
 
 /// Whether one of the injector's errors damages memory outside of domains.
@@ -484,7 +265,7 @@ pub fn turns(kind: &Kind, errors: u64) -> u64 {
     match RARE.iter().find(|rare| rare.kind.name == kind.name) {
         Some(rare) => errors.saturating_sub(rare.first).div_ceil(rare.period),
         // Rare kinds take some of them.
-        None => errors / (COMMON.len() as u64 + 1),
+        None => errors / (common().count() as u64 + 1),
     }
 }
 
@@ -556,7 +337,12 @@ mod tests {
     #[test]
     fn only_endless_errors_end_by_their_deadline() {
         for kind in all() {
-            assert_eq!(kind.is_endless(), kind.deadline_ms == 400, "{}", kind.name);
+            assert_eq!(
+                kind.is_endless(),
+                kind.deadline_ms == LATE_MS,
+                "{}",
+                kind.name
+            );
         }
     }
 
@@ -567,14 +353,14 @@ mod tests {
                 let mutations = errors
                     .iter()
                     .all(|error| crate::arm::MUTATIONS.contains(error));
-                assert_eq!(mutations, kind.fate == OwnDamage, "{}", kind.name);
+                assert_eq!(mutations, kind.fate == Fate::OwnDamage, "{}", kind.name);
             }
         }
     }
 
     #[test]
     fn the_injector_knows_every_error_and_every_point() {
-        let injector = include_str!("../inject/line.c");
+        let injector = include_str!("../../inject/line.c");
         for kind in all() {
             let Origin::Injected(errors) = kind.origin else {
                 continue;
