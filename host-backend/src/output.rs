@@ -19,6 +19,10 @@ const ROOM: usize = 1 << 20;
 /// Bytes that are written at a time, at most.
 const CHUNK: usize = 1 << 16;
 
+/// What comes within this time is written together: a guest's console comes byte by byte, and to wake a thread costs more
+/// than to write.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// Time until a target is tried again that takes nothing now, and says so instead of waiting.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -79,11 +83,15 @@ impl Relay {
     /// Adds bytes to the queue, as many as there is room for.
     pub(crate) fn add(&self, bytes: &[u8]) {
         let mut queue = self.owner.shared.lock();
+        // Else the thread has been woken, or looks again when it has written.
+        let wakes = queue.is_idle();
         let taken = bytes.len().min(ROOM - queue.waiting.len());
         queue.waiting.extend(&bytes[..taken]);
         queue.lost += (bytes.len() - taken) as u64;
         drop(queue);
-        self.owner.shared.changed.notify_all();
+        if wakes {
+            self.owner.shared.changed.notify_all();
+        }
     }
 
     /// Waits until everything is written. If the target takes nothing for [`PATIENCE`], the rest is lost, and the
@@ -138,13 +146,16 @@ impl Shared {
         let mut chunk = Vec::with_capacity(CHUNK);
         loop {
             let waits = |queue: &mut Queue| queue.waiting.is_empty() && !queue.is_closed;
-            let mut queue = self
+            let queue = self
                 .changed
                 .wait_while(self.lock(), waits)
                 .unwrap_or_else(PoisonError::into_inner);
             if queue.waiting.is_empty() {
                 return;
             }
+            drop(queue);
+            thread::sleep(GATHER);
+            let mut queue = self.lock();
             let length = queue.waiting.len().min(CHUNK);
             chunk.clear();
             chunk.extend(queue.waiting.drain(..length));
