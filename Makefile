@@ -59,8 +59,8 @@ build-bench:
 headers: ## Generate the C headers from their Rust sources
 	$(CARGO) run --quiet -p vmsrs-headers
 
-kmod: fetch ## Build the driver for Linux 6.1 and 6.12: no warnings, sparse clean
-	$(BED) kmod
+kmod: fetch ## Build the driver for Linux 6.1 and 6.12 (KERNEL=: for one of them, or debug): no warnings, sparse clean
+	$(BED) kmod $(addprefix --kernel ,$(KERNEL))
 
 lint: ## Check format, clippy, header drift, and licences where cargo-deny is installed
 	$(CARGO) fmt --all --check

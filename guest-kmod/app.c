@@ -368,31 +368,63 @@ static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
 	return NULL;
 }
 
-/* Enters the sealed pages of a domain that is not published yet. */
-static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 count)
+/* Enters a sealed page of a domain that is not published yet. */
+static int take_page(struct vmsrs_domain *domain, u32 page, u32 frame)
 {
-	const struct vmsrs_page_frame *sealed = entries;
-	struct vmsrs_page *entry;
+	struct vmsrs_page *entry = page_entry(domain, page);
 
-	for (; count--; sealed++) {
-		entry = page_entry(domain, sealed->page);
-		if (!entry || sealed->frame == VMSRS_ZERO_FRAME ||
-		    (sealed->frame >= domain->app->dev->config.vault_frames &&
-		     sealed->frame != VMSRS_DAMAGED_FRAME))
-			return -EPROTO;
-		entry->frame = sealed->frame;
-	}
+	if (!entry || frame == VMSRS_ZERO_FRAME ||
+	    (frame >= domain->app->dev->config.vault_frames && frame != VMSRS_DAMAGED_FRAME))
+		return -EPROTO;
+	entry->frame = frame;
 	return 0;
 }
 
-/* Fetches a domain that the driver does not know yet, and lists what it has. app->lock is held. */
+static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 count)
+{
+	const struct vmsrs_page_frame *sealed = entries;
+	int error = 0;
+
+	for (; count-- && !error; sealed++)
+		error = take_page(domain, sealed->page, sealed->frame);
+	return error;
+}
+
+/* Enters what the answer has of a domain that is not published yet, and lists what it has beyond. */
+static int domain_fill(struct vmsrs_domain *domain, const struct vmsrs_domain_reply *reply)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	u32 pages = 0, next, i;
+	int error;
+
+	if (!reply->extents)
+		return 0;
+	error = take_extents(domain, &reply->first, 1);
+	for (i = 0; i < ARRAY_SIZE(reply->frames) && !error; i++) {
+		if (reply->frames[i] == VMSRS_NONE)
+			continue;
+		error = take_page(domain, reply->first.page + i, reply->frames[i]);
+		pages++;
+	}
+	if (error == -EPROTO)
+		return unexpected(dev, VMSRS_MESSAGE_OPEN_DOMAIN, error);
+	for (next = reply->extents > 1 ? 1 : VMSRS_NONE; !error && next != VMSRS_NONE;)
+		error = list_some(domain, VMSRS_MESSAGE_LIST_EXTENTS, &next,
+				  sizeof(struct vmsrs_extent), take_extents);
+	next = reply->pages > pages ? reply->first.page + i : VMSRS_NONE;
+	while (!error && next != VMSRS_NONE)
+		error = list_some(domain, VMSRS_MESSAGE_LIST_PAGES, &next,
+				  sizeof(struct vmsrs_page_frame), take_pages);
+	return error;
+}
+
+/* Makes a domain that the driver does not know yet. app->lock is held. */
 static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 					 const struct vmsrs_domain_reply *reply)
 {
 	u32 number = reply->domain;
 	struct vmsrs_extent_pages *extent;
 	struct vmsrs_domain *domain;
-	u32 next;
 	int error;
 
 	domain = kzalloc(sizeof(*domain), GFP_KERNEL);
@@ -403,12 +435,8 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 	domain->number = number;
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
-	for (next = reply->extents ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)
-		error = list_some(domain, VMSRS_MESSAGE_LIST_EXTENTS, &next,
-				  sizeof(struct vmsrs_extent), take_extents);
-	for (next = reply->pages ? 0 : VMSRS_NONE; !error && next != VMSRS_NONE;)
-		error = list_some(domain, VMSRS_MESSAGE_LIST_PAGES, &next,
-				  sizeof(struct vmsrs_page_frame), take_pages);
+	if (!error)
+		error = domain_fill(domain, reply);
 	if (error) {
 		xa_release(&app->domains, number);
 		for (extent = domain->first; extent; extent = extent->next)
@@ -438,12 +466,13 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 
 	if (!arg->key_length || arg->key_length > VMSRS_KEY_MAX ||
 	    !padded(arg->key, arg->key_length, VMSRS_KEY_MAX) ||
-	    arg->flags & ~VMSRS_DOMAIN_MIRROR)
+	    arg->flags & ~VMSRS_DOMAIN_MIRROR || arg->pages > VMSRS_EXTENT_MAX_PAGES)
 		return -EINVAL;
 	request.app = app->number;
 	request.key_length = arg->key_length;
 	memcpy(request.key, arg->key, sizeof(request.key));
 	request.flags = arg->flags;
+	request.pages = arg->pages;
 
 	mutex_lock(&app->lock);
 	ret = vmsrs_control_call(app->dev, VMSRS_MESSAGE_OPEN_DOMAIN, &request, sizeof(request),

@@ -5,12 +5,19 @@
  * The buffers belong to the driver while control.lock is held and no message is out. A host that
  * misses the timeout still has them, so nothing is sent after that; they are freed after the
  * device's reset.
+ *
+ * Most replies are there when the host returns from the notification, or a moment later. So the sender
+ * looks for its reply first, and asks for an interrupt only when it has to sleep.
  */
+#include <linux/ktime.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 
 #include "compat.h"
 #include "vmsrs.h"
+
+/* About what an interrupt and the sender's way to sleep and back cost. */
+#define CONTROL_POLL_NS		(20 * NSEC_PER_USEC)
 
 /**
  * vmsrs_control_init() - allocate the buffers
@@ -44,6 +51,17 @@ void vmsrs_control_free(struct vmsrs_device *dev)
 	kfree(dev->control.reply);
 }
 
+/* Takes the reply if it is there. vq_lock is held. */
+static void take_reply(struct vmsrs_control *control, struct virtqueue *vq)
+{
+	unsigned int used;
+
+	while (virtqueue_get_buf(vq, &used)) {
+		control->used = used;
+		control->done = true;
+	}
+}
+
 /**
  * vmsrs_control_done() - callback of the virtqueue: the host used a buffer
  * @vq: the virtqueue
@@ -55,13 +73,9 @@ void vmsrs_control_done(struct virtqueue *vq)
 	struct vmsrs_device *dev = vq->vdev->priv;
 	struct vmsrs_control *control = &dev->control;
 	unsigned long flags;
-	unsigned int used;
 
 	spin_lock_irqsave(&control->vq_lock, flags);
-	while (virtqueue_get_buf(vq, &used)) {
-		control->used = used;
-		control->done = true;
-	}
+	take_reply(control, vq);
 	spin_unlock_irqrestore(&control->vq_lock, flags);
 	wake_up(&control->wait);
 }
@@ -124,6 +138,37 @@ static bool control_done(struct vmsrs_control *control)
 	return done;
 }
 
+/* Looks for the reply for a moment. */
+static bool poll_reply(struct vmsrs_control *control)
+{
+	u64 end = ktime_get_ns() + CONTROL_POLL_NS;
+	bool done;
+
+	for (;;) {
+		spin_lock_irq(&control->vq_lock);
+		take_reply(control, control->vq);
+		done = control->done;
+		spin_unlock_irq(&control->vq_lock);
+		if (done || need_resched() || ktime_get_ns() >= end)
+			return done;
+		cpu_relax();
+	}
+}
+
+/* Sleeps until the reply is there, the device is broken, or VMSRS_CONTROL_TIMEOUT has passed. */
+static void sleep_for_reply(struct vmsrs_device *dev)
+{
+	struct vmsrs_control *control = &dev->control;
+
+	spin_lock_irq(&control->vq_lock);
+	/* One that comes from here on interrupts. */
+	if (!virtqueue_enable_cb(control->vq))
+		take_reply(control, control->vq);
+	spin_unlock_irq(&control->vq_lock);
+	wait_event_timeout(control->wait, control_done(control) || vmsrs_device_broken(dev),
+			   VMSRS_CONTROL_TIMEOUT);
+}
+
 /**
  * vmsrs_control_exchange() - send the message and wait for its reply
  * @dev: the device
@@ -154,6 +199,7 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 
 	spin_lock_irq(&control->vq_lock);
 	control->done = false;
+	virtqueue_disable_cb(control->vq);
 	error = virtqueue_add_sgs(control->vq, sgs, 1, 1, control, GFP_ATOMIC);
 	if (!error)
 		virtqueue_kick(control->vq);
@@ -163,8 +209,8 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 				  error);
 		return -ENODEV;
 	}
-	wait_event_timeout(control->wait, control_done(control) || vmsrs_device_broken(dev),
-			   VMSRS_CONTROL_TIMEOUT);
+	if (!poll_reply(control))
+		sleep_for_reply(dev);
 	if (vmsrs_device_broken(dev))
 		return -ENODEV;
 	if (!control_done(control)) {

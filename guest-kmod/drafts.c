@@ -64,7 +64,8 @@ static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *
  * broken is not used any more: put back, it would be the next to be taken. Returns 0; -EIO: the committed version
  * is lost, and the frame has been put; -EAGAIN: the frame is broken.
  */
-static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry, struct vmsrs_frame *frame)
+static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry,
+				      struct vmsrs_frame *frame)
 {
 	void *content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
 
@@ -133,7 +134,7 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
  * that the copy takes the place of. domain->lock is held.
  */
 static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
-		      struct vmsrs_frame *copy, u8 ahead)
+				      struct vmsrs_frame *copy, u8 ahead)
 {
 	struct vmsrs_frame *draft = choose_draft(domain, entry, copy);
 

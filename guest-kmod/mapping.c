@@ -253,34 +253,30 @@ static pmd_t *table_of(const struct vmsrs_run *run, u32 i, u32 *count)
 	return find_table(run->vma->vm_mm, address);
 }
 
-/* Notes that a page's draft has been written, if the page's entry says so. */
-static void note_dirty(struct vmsrs_device *dev, const struct vmsrs_page *page, pte_t entry)
-{
-	if (page->draft != VMSRS_NO_DRAFT && pte_dirty(entry))
-		dev->pool.frames[page->draft].dirty = true;
-}
-
 /*
  * Prepares pages of a table to be unmapped: notes which drafts have been written, and with `clear` clears the
  * entries between the first and the last page of the run. Page `i` of it is the first in the table.
  */
 static void prepare_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, bool clear)
 {
+	struct vmsrs_frame *frames = run->note ? run->app->dev->pool.frames : NULL;
 	unsigned long address = page_address_of(run->app, run->page + i);
+	const struct vmsrs_page *page = run->entries + i;
 	struct mm_struct *mm = run->vma->vm_mm;
 	spinlock_t *lock = pte_lockptr(mm, pmd);
+	u32 ends = clear ? run->count - 1 : 0;
 	pte_t *pte, entry;
 
 	spin_lock(lock);
 	pte = pte_offset_kernel(pmd, address);
-	for (; count--; i++, pte++, address += PAGE_SIZE) {
+	for (; count--; i++, page++, pte++, address += PAGE_SIZE) {
 		entry = *pte;
 		if (pte_none(entry))
 			continue;
-		if (clear && i && i != run->count - 1)
+		if (i && i < ends)
 			entry = ptep_get_and_clear(mm, address, pte);
-		if (run->note)
-			note_dirty(run->app->dev, &run->entries[i], entry);
+		if (frames && pte_dirty(entry) && page->draft != VMSRS_NO_DRAFT)
+			frames[page->draft].dirty = true;
 	}
 	spin_unlock(lock);
 }
@@ -348,36 +344,31 @@ void vmsrs_zap_finish(struct vmsrs_run *zap)
 	zap->count = 0;
 }
 
-/* An entry that shows the first frame of a region. */
-static pteval_t first_entry(const struct vmsrs_region *region, pgprot_t prot)
-{
-	return pte_val(pte_mkspecial(pfn_pte(PHYS_PFN(region->phys), prot)));
-}
-
 /* Maps pages of a table. Page `i` of the run is the first in the table. */
 static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, pgprot_t prot, bool drafts)
 {
 	unsigned long address = page_address_of(run->app, run->page + i);
 	const struct vmsrs_device *dev = run->app->dev;
-	pteval_t pool = first_entry(&dev->pool_region, prot);
-	pteval_t vault = first_entry(&dev->vault_region, prot);
+	/* Entries differ from this one in the physical address. */
+	pteval_t zero = pte_val(pte_mkspecial(pfn_pte(0, prot)));
+	pteval_t pool = zero + dev->pool_region.phys, vault = zero + dev->vault_region.phys, value;
 	struct vmsrs_page *page = run->entries + i;
 	struct mm_struct *mm = run->vma->vm_mm;
 	spinlock_t *lock = pte_lockptr(mm, pmd);
-	pte_t *pte, entry;
 	u32 version;
+	pte_t *pte;
 
 	spin_lock(lock);
 	pte = pte_offset_kernel(pmd, address);
 	for (; count--; page++, pte++, address += PAGE_SIZE) {
 		version = drafts ? page->draft | VMSRS_IN_POOL : page->frame;
-		entry = __pte((vmsrs_in_pool(version) ? pool : vault) +
-			      ((pteval_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT));
+		value = vmsrs_in_pool(version) ? pool : vault;
+		value += (pteval_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT;
 		/* A draft in its committed version's place becomes writable: no TLB has to hear of that. */
-		if (!pte_none(*pte) && !(drafts && pte_pfn(*pte) == pte_pfn(entry)))
+		if (!pte_none(*pte) && !(drafts && pte_pfn(*pte) == pte_pfn(__pte(value))))
 			continue;
 		page->mapped = true;
-		set_pte_at(mm, address, pte, entry);
+		set_pte_at(mm, address, pte, __pte(value));
 	}
 	spin_unlock(lock);
 }

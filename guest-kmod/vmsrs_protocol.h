@@ -292,26 +292,46 @@ struct vmsrs_app_reply {
  * @key: The key, padded with zeros.
  * @flags: VMSRS_DOMAIN_MIRROR or 0. A domain that has a mirror keeps it either
  *	way.
+ * @pages: Number of pages of its first extent, as in pages of struct
+ *	vmsrs_add_extent, if it has none yet; 0 to make none.
  */
 struct vmsrs_open_domain {
 	uint32_t app;
 	uint32_t key_length;
 	uint8_t key[VMSRS_KEY_MAX];
 	uint32_t flags;
+	uint32_t pages;
+};
+
+/**
+ * struct vmsrs_extent - An extent: consecutive pages of one domain.
+ * @page: First page, a multiple of VMSRS_EXTENT_UNIT_PAGES.
+ * @pages: Number of pages, a multiple of VMSRS_EXTENT_UNIT_PAGES and at most
+ *	VMSRS_EXTENT_MAX_PAGES.
+ */
+struct vmsrs_extent {
+	uint32_t page;
+	uint32_t pages;
 };
 
 /**
  * struct vmsrs_domain_reply - Reply to VMSRS_MESSAGE_OPEN_DOMAIN.
  * @domain: Number of the domain in its app, below VMSRS_MAX_DOMAINS.
- * @extents: Number of its extents; 0 for a new domain.
+ * @extents: Number of its extents.
  * @pages: Number of its sealed pages.
  * @flags: Flags of the domain: VMSRS_DOMAIN_MIRROR, VMSRS_DOMAIN_DAMAGED.
+ * @first: Its first extent; without pages if it has none.
+ * @frames: The frames of the first pages of that extent as in frame of struct
+ *	vmsrs_page_frame, VMSRS_NONE without one: most domains have no more, so
+ *	that nothing needs to be listed.
  */
 struct vmsrs_domain_reply {
 	uint32_t domain;
 	uint32_t extents;
 	uint32_t pages;
 	uint32_t flags;
+	struct vmsrs_extent first;
+	uint32_t frames[VMSRS_EXTENT_UNIT_PAGES];
 };
 
 /**
@@ -338,17 +358,6 @@ struct vmsrs_list_domain {
 struct vmsrs_list_reply {
 	uint32_t count;
 	uint32_t next;
-};
-
-/**
- * struct vmsrs_extent - An extent: consecutive pages of one domain.
- * @page: First page, a multiple of VMSRS_EXTENT_UNIT_PAGES.
- * @pages: Number of pages, a multiple of VMSRS_EXTENT_UNIT_PAGES and at most
- *	VMSRS_EXTENT_MAX_PAGES.
- */
-struct vmsrs_extent {
-	uint32_t page;
-	uint32_t pages;
 };
 
 /**
@@ -822,9 +831,9 @@ struct vmsrs_written_pages {
  * Opens a domain (struct vmsrs_ioctl_open_domain).
  *
  * - ENOSPC: the app has VMSRS_MAX_DOMAINS domains, or the vault has no room for
- *   the mirror.
+ *   the first extent or the mirror.
  */
-#define VMSRS_IOCTL_OPEN_DOMAIN 0xc0505602
+#define VMSRS_IOCTL_OPEN_DOMAIN 0xc0545602
 
 /*
  * Finds or creates an extent (struct vmsrs_ioctl_extent).
@@ -1014,8 +1023,10 @@ struct vmsrs_ioctl_open_app {
  * @key: In: the key, padded with zeros.
  * @key_length: In: length of the key.
  * @domain: Out: number of the domain, the index of its lock word.
- * @extents: Out: number of its extents; 0 for a new domain.
+ * @extents: Out: number of its extents.
  * @flags: In: VMSRS_DOMAIN_MIRROR or 0. Out: flags of the domain.
+ * @pages: In: number of pages of the first extent if it has none yet, or 0 to
+ *	make none.
  */
 struct vmsrs_ioctl_open_domain {
 	uint8_t key[VMSRS_KEY_MAX];
@@ -1023,6 +1034,7 @@ struct vmsrs_ioctl_open_domain {
 	uint32_t domain;
 	uint32_t extents;
 	uint32_t flags;
+	uint32_t pages;
 };
 
 /**

@@ -66,7 +66,17 @@
  * and may run requests of its own. One that is forked in a request has no part
  * in it: calls that need a request give VMSRS_ENOREQUEST there, and the call
  * that runs the request returns VMSRS_EFORKED, as do the tickets and tasks of
- * the parent.
+ * the parent. A child that shares memory, by vfork() or clone() with CLONE_VM, has
+ * no part in the request either: an error there, abort(), exit() or vmsrs_fail()
+ * ends the child alone. It should only call _exit() or exec.
+ *
+ * Exits. Requests may be run in exit handlers, and in destructors of keys and of
+ * thread-local variables. A request that calls exit() fails by that.
+ *
+ * Mutexes in domains. Those between threads of one process work. Process-shared ones
+ * (PTHREAD_PROCESS_SHARED) do not: the kernel cannot pin pages of domains, so a
+ * contended one gets EFAULT, and glibc aborts the request. Between processes use the
+ * lock of a domain, by vmsrs_enter().
  *
  * Signals. vmsrs_open_guard() alone may be called in signal handlers. A handler that
  * runs in the middle of a request is a part of it: an error there fails the request,
@@ -885,7 +895,6 @@ int vmsrs_ticket(const struct vmsrs_request *request,
  * @retval VMSRS_EINVAL A null pointer, or the ticket is all zero. Not run.
  * @retval VMSRS_ENESTED The thread has a request. Not run.
  * @retval VMSRS_ELIMIT 256 threads have joined. Not run.
- * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
  * @retval VMSRS_ESYSTEM See errno. Not run.
  * @retval VMSRS_EFORKED This is a child, forked since the ticket was made or in
  *     the function.
@@ -993,7 +1002,6 @@ int vmsrs_task_new(const struct vmsrs_domain *domain,
  * @retval VMSRS_ELAYOUT The heap of the domain has another layout. Not run.
  * @retval VMSRS_ELIMIT 4096 tasks of the process are suspended. The request was
  *     given up.
- * @retval VMSRS_ENOREQUEST The thread is ending. Not run.
  * @retval VMSRS_ESYSTEM See errno.
  * @retval VMSRS_EFORKED This is a child, forked since the task was made or in
  *     the function.

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use std::io;
+use vmsrs_protocol::MAX_DOMAINS;
 
 /// Why a call was refused. Nothing was changed by a call that gives one of these, unless its
 /// description says otherwise.
@@ -102,6 +103,11 @@ pub enum Error {
     /// up.
     #[error("waiting for the domain would never end: its holder waits for this request")]
     WouldDeadlock,
+    /// No room for another domain or its mirror: the window is full, or the app has as many domains as an app can have.
+    #[error(
+        "no room for the domain: the window is full (vmsrs run --window), or the app has {MAX_DOMAINS} domains"
+    )]
+    NoRoom,
     /// No memory: the window is full, the domain has reached its greatest size, or the block is
     /// larger than a domain can hold in one piece.
     #[error("no memory in the domain for {size} bytes")]

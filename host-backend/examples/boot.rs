@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
         kernel,
         initramfs,
         cmdline: args.next().unwrap_or_default(),
-        console: Console::stdio(),
+        console: Console::stdio()?,
     };
     let vm = Vm::new(&config, stop)?;
     termination.stops(vm.stop_handle())?;

@@ -1,6 +1,9 @@
 //! The VMSRS virtual machine monitor: recovery engine, devices and the vmsrs command.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod broken_memory;
+mod cgroup;
 pub mod cli;
 pub mod control;
 pub mod devices;
@@ -8,6 +11,7 @@ pub mod engine;
 pub mod engine_handle;
 pub mod host_memory;
 pub mod machine;
+mod output;
 pub mod regions;
 pub mod size;
 pub mod symbols;

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom to the top.
-const LAYERS: [&str; 13] = [
+const LAYERS: [&str; 15] = [
+    "output",
+    "cgroup",
     "size",
     "tally",
     "host_memory",

@@ -59,7 +59,11 @@ impl Write for Output {
     }
 }
 
-fn machine(code: &[u8], output: Output) -> Option<Vm> {
+fn silent() -> Console {
+    Console::output_to(std::io::sink()).unwrap()
+}
+
+fn machine(code: &[u8], console: Console) -> Option<Vm> {
     if let Err(error) = Kvm::new() {
         eprintln!("skipped: /dev/kvm cannot be opened: {error}");
         return None;
@@ -72,14 +76,14 @@ fn machine(code: &[u8], output: Output) -> Option<Vm> {
         kernel: Kernel::open(kernel.path()).unwrap(),
         initramfs: None,
         cmdline: String::new(),
-        console: Console::output_to(output),
+        console,
     };
     let vm = Vm::new(&config, StopHandle::default());
     Some(vm.expect("the VM is made"))
 }
 
 fn run(code: &[u8]) -> Option<ExitReason> {
-    Some(machine(code, Output::default())?.run().unwrap())
+    Some(machine(code, silent())?.run().unwrap())
 }
 
 /// `mov dx, port; mov al, value; out dx, al`
@@ -98,10 +102,12 @@ fn console_output_and_keyboard_reset_work() {
     code.extend(out(0x3f8, b'i'));
     code.extend(out(0x64, 0xfe));
     code.extend(SPIN);
-    let Some(vm) = machine(&code, output.clone()) else {
+    let console = Console::output_to(output.clone()).unwrap();
+    let Some(vm) = machine(&code, console.clone()) else {
         return;
     };
     assert_eq!(vm.run().unwrap(), ExitReason::Reset);
+    assert!(console.finish());
     assert_eq!(*output.0.lock().unwrap(), b"hi");
 }
 
@@ -129,7 +135,7 @@ fn a_triple_fault_is_reported_with_place_and_code() {
 
 #[test]
 fn a_guest_that_never_exits_is_stopped_from_outside() {
-    let Some(vm) = machine(SPIN, Output::default()) else {
+    let Some(vm) = machine(SPIN, silent()) else {
         return;
     };
     let stop = vm.stop_handle();
@@ -155,7 +161,7 @@ fn guest_writes_the_pool_and_not_the_vault() {
         &[0x0f, 0x0b],
     ]
     .concat();
-    let Some(mut vm) = machine(&code, Output::default()) else {
+    let Some(mut vm) = machine(&code, silent()) else {
         return;
     };
     let regions = Regions::new(512, 512, HostPages::Standard).unwrap();
@@ -197,7 +203,7 @@ fn guest_writes_the_pool_and_not_the_vault() {
 
 #[test]
 fn regions_that_overlap_are_refused() {
-    let Some(mut vm) = machine(SPIN, Output::default()) else {
+    let Some(mut vm) = machine(SPIN, silent()) else {
         return;
     };
     let regions = Regions::new(512, 512, HostPages::Standard).unwrap();
@@ -228,7 +234,7 @@ fn configurations_that_make_no_sense_are_refused() {
             kernel: Kernel::open(file.path()).unwrap(),
             initramfs: None,
             cmdline: String::new(),
-            console: Console::output_to(std::io::sink()),
+            console: silent(),
         };
         Vm::new(&config, StopHandle::default())
     };

@@ -8,10 +8,16 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 const MAGIC: &str = "070701";
+/// The name of the last entry. The kernel takes an entry of this name for the end, whatever its type.
 const TRAILER: &[u8] = b"TRAILER!!!";
 
 /// Bytes of the magic number and the fields.
 const HEADER: usize = 6 + 13 * 8;
+
+/// Whether an archive can hold an entry of this name: it must not be the one that ends an archive.
+pub fn is_name(name: &[u8]) -> bool {
+    name != TRAILER
+}
 
 /// Bytes that an entry takes in an archive, for a name and data of these lengths.
 pub const fn entry_size(name: usize, data: usize) -> u64 {
@@ -58,8 +64,17 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     ///
-    /// Those of the underlying writer, and `InvalidInput` when the data is 4 GiB or larger.
+    /// Those of the underlying writer, and `InvalidInput` when the data is 4 GiB or larger, or the name is not an
+    /// entry's ([`is_name`]).
     pub fn entry(&mut self, name: &[u8], attributes: &Attributes, data: &[u8]) -> io::Result<()> {
+        if !is_name(name) {
+            let reason = "the name TRAILER!!! ends an archive, so no file can have it";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        self.append(name, attributes, data)
+    }
+
+    fn append(&mut self, name: &[u8], attributes: &Attributes, data: &[u8]) -> io::Result<()> {
         let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
         let size = u32::try_from(data.len()).map_err(too_large)?;
         let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
@@ -104,7 +119,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     ///
-    /// Those of the underlying writer.
+    /// As [`Writer::entry`].
     pub fn symlink(&mut self, name: &str, target: &str) -> io::Result<()> {
         self.child(name, SYMLINK | 0o777, target.as_bytes())
     }
@@ -113,7 +128,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     ///
-    /// Those of the underlying writer.
+    /// As [`Writer::entry`].
     pub fn folder(&mut self, name: &str) -> io::Result<()> {
         let name = clean(name);
         let ends = name.match_indices('/').map(|(end, _)| end);
@@ -132,7 +147,7 @@ impl<W: Write> Writer<W> {
     ///
     /// Those of the underlying writer.
     pub fn finish(mut self) -> io::Result<W> {
-        self.entry(TRAILER, &Attributes::default(), &[])?;
+        self.append(TRAILER, &Attributes::default(), &[])?;
         self.out.flush()?;
         Ok(self.out)
     }
@@ -237,6 +252,21 @@ mod tests {
                 prop_assert_eq!(&files[&name], &data);
             }
         }
+    }
+
+    #[test]
+    fn the_name_that_ends_an_archive_is_refused() {
+        let mut writer = Writer::new(Vec::new());
+        let error = writer.file("/TRAILER!!!", 0o644, b"").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("TRAILER!!!"), "{error}");
+        writer.symlink("TRAILER!!!", "a").unwrap_err();
+        writer.folder("TRAILER!!!/a").unwrap_err();
+        // The kernel compares whole paths.
+        writer.file("a/TRAILER!!!", 0o644, b"").unwrap();
+        let bytes = writer.finish().unwrap();
+        let ends = bytes.windows(TRAILER.len()).filter(|name| name == &TRAILER);
+        assert_eq!(ends.count(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! then device-writable bytes for a [`ReplyHeader`] and the payload of the reply. The driver waits for
 //! a reply with a timeout; a host that misses it is broken.
 
-use crate::{KEY_MAX, NAME_MAX};
+use crate::{EXTENT_UNIT_PAGES, KEY_MAX, NAME_MAX};
 
 /// Finds or creates an app by name: [`OpenApp`], [`AppReply`].
 pub const MESSAGE_OPEN_APP: u32 = 1;
@@ -101,6 +101,8 @@ pub struct OpenDomain {
     pub key: [u8; KEY_MAX],
     /// [`DOMAIN_MIRROR`] or 0. A domain that has a mirror keeps it either way.
     pub flags: u32,
+    /// Number of pages of its first extent, as in [`AddExtent::pages`], if it has none yet; 0 to make none.
+    pub pages: u32,
 }
 
 /// Flag of a domain: the host keeps a second copy of each sealed page, which takes as much of the
@@ -109,18 +111,34 @@ pub const DOMAIN_MIRROR: u32 = 1;
 /// Flag of a domain: content of a sealed page is lost ([`crate::DAMAGED_FRAME`]).
 pub const DOMAIN_DAMAGED: u32 = 2;
 
+/// An extent: consecutive pages of one domain.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Extent {
+    /// First page, a multiple of [`crate::EXTENT_UNIT_PAGES`].
+    pub page: u32,
+    /// Number of pages, a multiple of [`crate::EXTENT_UNIT_PAGES`] and at most
+    /// [`crate::EXTENT_MAX_PAGES`].
+    pub pages: u32,
+}
+
 /// Reply to [`MESSAGE_OPEN_DOMAIN`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct DomainReply {
     /// Number of the domain in its app, below [`crate::MAX_DOMAINS`].
     pub domain: u32,
-    /// Number of its extents; 0 for a new domain.
+    /// Number of its extents.
     pub extents: u32,
     /// Number of its sealed pages.
     pub pages: u32,
     /// Flags of the domain: [`DOMAIN_MIRROR`], [`DOMAIN_DAMAGED`].
     pub flags: u32,
+    /// Its first extent; without pages if it has none.
+    pub first: Extent,
+    /// The frames of the first pages of that extent as in [`PageFrame::frame`], [`crate::NONE`] without one: most
+    /// domains have no more, so that nothing needs to be listed.
+    pub frames: [u32; EXTENT_UNIT_PAGES as usize],
 }
 
 /// Payload of [`MESSAGE_LIST_EXTENTS`] and [`MESSAGE_LIST_PAGES`].
@@ -145,17 +163,6 @@ pub struct ListReply {
     pub count: u32,
     /// `first` for the next request, or [`crate::NONE`] at the end of the list.
     pub next: u32,
-}
-
-/// An extent: consecutive pages of one domain.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Extent {
-    /// First page, a multiple of [`crate::EXTENT_UNIT_PAGES`].
-    pub page: u32,
-    /// Number of pages, a multiple of [`crate::EXTENT_UNIT_PAGES`] and at most
-    /// [`crate::EXTENT_MAX_PAGES`].
-    pub pages: u32,
 }
 
 /// A page and the frame with its sealed content.

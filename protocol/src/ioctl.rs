@@ -22,8 +22,8 @@ pub const DEVICE_PATH: &str = "/dev/vmsrs";
 pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
 /// Opens a domain ([`IoctlOpenDomain`]).
 ///
-/// - `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains, or the vault has no room for the mirror.
-pub const IOCTL_OPEN_DOMAIN: u32 = 0xc050_5602;
+/// - `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains, or the vault has no room for the first extent or the mirror.
+pub const IOCTL_OPEN_DOMAIN: u32 = 0xc054_5602;
 /// Finds or creates an extent ([`IoctlExtent`]).
 ///
 /// - `ENOMEM`: the vault is full.
@@ -151,10 +151,12 @@ pub struct IoctlOpenDomain {
     pub key_length: u32,
     /// Out: number of the domain, the index of its lock word.
     pub domain: u32,
-    /// Out: number of its extents; 0 for a new domain.
+    /// Out: number of its extents.
     pub extents: u32,
     /// In: [`crate::control::DOMAIN_MIRROR`] or 0. Out: flags of the domain.
     pub flags: u32,
+    /// In: number of pages of the first extent if it has none yet, or 0 to make none.
+    pub pages: u32,
 }
 
 /// Argument of [`IOCTL_EXTENT`].

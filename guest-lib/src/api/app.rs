@@ -135,7 +135,7 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], [`Error::Layout`], [`Error::OutOfMemory`] (the window is full),
+    /// [`Error::Length`], [`Error::Layout`], [`Error::NoRoom`] (the window is full),
     /// [`Error::Damaged`], [`Error::System`].
     pub fn domain(&'static self, key: impl AsRef<[u8]>) -> Result<&'static Domain, Error> {
         self.domain_with(key, DomainOptions::default())
@@ -146,7 +146,7 @@ impl App {
     ///
     /// # Errors
     ///
-    /// As [`App::domain`]; [`Error::OutOfMemory`] also when the window has no room for the mirror.
+    /// As [`App::domain`]; [`Error::NoRoom`] also when the window has no room for the mirror.
     pub fn domain_with(
         &'static self,
         key: impl AsRef<[u8]>,

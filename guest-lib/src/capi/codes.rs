@@ -129,7 +129,7 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::LockTimeout { .. } => VMSRS_ETIMEOUT,
         Error::WouldDeadlock => VMSRS_EDEADLOCK,
         Error::Ended => VMSRS_EENDED,
-        Error::OutOfMemory { .. } => VMSRS_ENOMEM,
+        Error::OutOfMemory { .. } | Error::NoRoom => VMSRS_ENOMEM,
         Error::Unsealed => VMSRS_EUNSEALED,
         Error::Forked => VMSRS_EFORKED,
         Error::NoKeys => VMSRS_ENOKEYS,
@@ -144,7 +144,7 @@ pub(super) fn code(error: &Error) -> c_int {
 
 pub(super) fn errno_of(error: &Error) -> c_int {
     match error {
-        Error::OutOfMemory { .. } => libc::ENOMEM,
+        Error::OutOfMemory { .. } | Error::NoRoom => libc::ENOMEM,
         Error::NotInRequest | Error::NotHeld => libc::EPERM,
         Error::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
         _ => libc::EINVAL,

@@ -21,7 +21,7 @@ use vmsrs_protocol::ioctl::{
     IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
-use vmsrs_protocol::{KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
 
 /// How opening the device went.
 #[derive(Debug)]
@@ -297,6 +297,7 @@ impl Backend for Device {
             domain: 0,
             extents: 0,
             flags,
+            pages: EXTENT_UNIT_PAGES,
         };
         argument.key[..key.len()].copy_from_slice(key);
         // SAFETY: the call's argument.

@@ -5,11 +5,12 @@
 
 use crate::error::Error;
 use crate::os::region::Region;
+use std::hash::{BuildHasher, RandomState};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Chains. They take memory when the first entry of 512 neighbours is added.
-const CHAINS: usize = 1 << 16;
+const CHAINS: usize = 1 << 18;
 
 /// Something with a key, which never changes.
 pub(super) trait Entry: Sized + 'static {
@@ -20,7 +21,11 @@ pub(super) trait Entry: Sized + 'static {
 
 /// See the module's description.
 #[derive(Debug)]
-pub(super) struct Directory<E>(NonNull<AtomicPtr<E>>);
+pub(super) struct Directory<E> {
+    chains: NonNull<AtomicPtr<E>>,
+    /// Keys are what users choose: nobody can choose them so that they share a chain.
+    hasher: RandomState,
+}
 
 // SAFETY: atomics, which live as long as the process.
 unsafe impl<E: Sync> Send for Directory<E> {}
@@ -33,19 +38,18 @@ impl<E: Entry> Directory<E> {
     /// [`Error::System`] when there is no memory.
     pub(super) fn new() -> Result<Self, Error> {
         let memory = Region::new(CHAINS * size_of::<AtomicPtr<E>>())?;
-        let place = memory.place().cast();
+        let chains = memory.place().cast();
         std::mem::forget(memory);
-        Ok(Self(place))
+        Ok(Self {
+            chains,
+            hasher: RandomState::new(),
+        })
     }
 
     fn chain(&self, key: &[u8]) -> &AtomicPtr<E> {
-        // FNV-1a.
-        let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
-        let place = (hash ^ hash >> 32) as usize % CHAINS;
+        let place = self.hasher.hash_one(key) as usize % CHAINS;
         // SAFETY: below the number of chains, in memory that is never given back; zeros are empty chains.
-        unsafe { self.0.add(place).as_ref() }
+        unsafe { self.chains.add(place).as_ref() }
     }
 
     /// The entry with that key, if it was added.

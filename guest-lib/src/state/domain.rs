@@ -174,9 +174,7 @@ impl Domain {
             backend
                 .open_domain(key, flags)
                 .map_err(|error| match error.raw_os_error() {
-                    Some(libc::ENOSPC) => Error::OutOfMemory {
-                        size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
-                    },
+                    Some(libc::ENOSPC) => Error::NoRoom,
                     _ => Error::system("opening the domain")(error),
                 })?;
         if flags & DOMAIN_DAMAGED != 0 {
@@ -185,9 +183,7 @@ impl Domain {
         let first = backend
             .extent(number, 0, EXTENT_UNIT_PAGES)
             .map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOMEM | libc::ENOSPC) => Error::OutOfMemory {
-                    size: (EXTENT_UNIT_PAGES * PAGE_SIZE) as usize,
-                },
+                Some(libc::ENOMEM | libc::ENOSPC) => Error::NoRoom,
                 _ => Error::system("making the domain's first extent")(error),
             })?;
         let address = app.base() + u64::from(first.page) * u64::from(PAGE_SIZE);

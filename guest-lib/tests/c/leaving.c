@@ -351,8 +351,9 @@ static int endless(vmsrs_request *this, void *argument)
 	(void)this;
 	(void)argument;
 	is_ready = 1;
-	for (;;)
+	while (is_ready)
 		;
+	return 0;
 }
 
 static int sends_itself_the_signal(vmsrs_request *this, void *argument)

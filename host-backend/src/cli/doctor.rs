@@ -11,6 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
+use super::memory::HostMemory;
 use super::text::{write_json, write_text};
 use super::{Exit, Failure};
 use crate::host_memory::{HUGE_PAGE, HUGE_PAGE_FOLDER};
@@ -18,7 +19,7 @@ use crate::size::Size;
 
 /// Check whether this machine can run a stock guest, and report what is missing
 ///
-/// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces and huge pages.
+/// Looks at KVM, second-level paging (EPT or NPT), protection keys, tap interfaces, memory and huge pages.
 /// Changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -29,10 +30,10 @@ Examples:
 
 Exit codes: 0 a stock guest can run, 3 it cannot.")]
 pub(super) struct Arguments {
-    /// The planned size of RAM, for the number of huge pages
+    /// The planned size of RAM
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: Size,
-    /// The planned size of the window, for the number of huge pages
+    /// The planned size of the window
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     window: Size,
     /// Write one line of JSON (docs/reference-cli.md describes it)
@@ -97,6 +98,19 @@ struct Report {
     checks: Vec<Check>,
 }
 
+impl Report {
+    fn lacks_only_memory(&self) -> bool {
+        let mut missing = self
+            .checks
+            .iter()
+            .filter(|check| check.state == CheckState::Missing);
+        missing.all(|check| check.id == MEMORY)
+    }
+}
+
+/// The check of the planned sizes.
+const MEMORY: &str = "memory";
+
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let planned = Size(arguments.memory.0.saturating_add(arguments.window.0));
     let machine = Machine {
@@ -136,6 +150,8 @@ fn describe(report: &Report) -> String {
     text.push('\n');
     if report.can_run {
         text.push_str("A stock guest can run on this machine.\n");
+    } else if report.lacks_only_memory() {
+        text.push_str("A stock guest can run on this machine, but not one of this size.\n");
     } else {
         text.push_str(TEST_BED);
         text.push('\n');
@@ -168,6 +184,7 @@ impl Machine {
             self.protection_keys(),
             self.tap(),
             memory_files(),
+            self.memory(planned),
             self.transparent_huge_pages(),
             self.huge_pages(planned),
         ];
@@ -176,6 +193,35 @@ impl Machine {
                 .iter()
                 .all(|check| check.state != CheckState::Missing),
             checks,
+        }
+    }
+
+    /// Whether RAM and window are no more than the machine has and this process may use.
+    fn memory(&self, planned: Size) -> Check {
+        let memory = HostMemory::read(&self.root);
+        let mut found = "not known".to_owned();
+        let mut remedy = String::new();
+        if let Some(memory) = memory {
+            found = format!("{} with swap", memory.total);
+            if let Some(limit) = &memory.limit {
+                let size = Size(limit.bytes);
+                found += &format!("; this process may use {size} ({})", limit.file.display());
+            }
+            if memory.limit_below(planned).is_some() {
+                remedy = format!(
+                    "for RAM and window of {planned}, raise the limit of the control group, or plan \
+                     less with --memory and --window"
+                );
+            } else if planned > memory.total {
+                remedy = format!("{planned} are planned: plan less with --memory and --window");
+            }
+        }
+        Check {
+            id: MEMORY,
+            name: "memory",
+            state: CheckState::required(remedy.is_empty()),
+            found,
+            remedy,
         }
     }
 
@@ -586,6 +632,31 @@ mod tests {
             let (_place, machine) = machine(&[("proc/cpuinfo", &format!("flags : {flags}\n"))]);
             assert_eq!(machine.protection_keys().state, state);
         }
+    }
+
+    #[test]
+    fn the_limit_of_the_control_group_counts() {
+        let files = [
+            ("proc/meminfo", "MemTotal: 1048576 kB\nSwapTotal: 1024 kB\n"),
+            ("proc/self/cgroup", "0::/vm\n"),
+            (
+                "proc/self/mountinfo",
+                "1 2 0:3 / /cg rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("cg/vm/memory.max", "536870912\n"),
+        ];
+        let check = |files: &[(&str, &str)], megabytes: u64| {
+            let (_place, machine) = machine(files);
+            let check = machine.memory(Size(megabytes << 20));
+            (check.state, check.found, check.remedy)
+        };
+        let (state, found, remedy) = check(&files, 768);
+        assert_eq!(state, CheckState::Missing);
+        assert!(found.contains("513M (/cg/vm/memory.max)"), "{found}");
+        assert!(remedy.contains("768M"), "{remedy}");
+        assert_eq!(check(&files, 513).0, CheckState::Ok);
+        assert_eq!(check(&files[..1], 768).0, CheckState::Ok);
+        assert_eq!(check(&files[..1], 1026).0, CheckState::Missing);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 mod doctor;
 mod exit;
 mod incidents;
+mod memory;
 mod run;
 mod scrub;
 mod status;
 mod text;
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,6 +19,7 @@ use log::LevelFilter;
 pub use self::exit::{Exit, Failure};
 pub use self::run::RunError;
 use crate::control::{Client, ClientError, default_path};
+use crate::output::{self, say};
 
 /// Default name of a VM.
 const DEFAULT_NAME: &str = "vm";
@@ -106,13 +109,33 @@ impl From<ClientError> for Failure {
 
 /// The program: parses the command line, runs the command and reports the result.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let exit = match Arguments::try_parse() {
+        Ok(arguments) => execute(arguments),
+        Err(error) => not_run(&error),
+    };
+    output::finish_stderr();
+    exit
+}
+
+/// Help was asked for, or the command line is invalid.
+fn not_run(error: &clap::Error) -> ExitCode {
+    match error.print() {
+        Err(failed) if !error.use_stderr() && failed.kind() != io::ErrorKind::BrokenPipe => {
+            say(format_args!("standard output cannot be written: {failed}"));
+            Exit::Failure.into()
+        }
+        // Of the documented codes.
+        _ => ExitCode::from(error.exit_code() as u8),
+    }
+}
+
+fn execute(arguments: Arguments) -> ExitCode {
     start_log(arguments.verbose);
     let json = arguments.command.json();
     match arguments.command.execute() {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("vmsrs: {failure}");
+            say(format_args!("{failure}"));
             if json {
                 let error = failure.to_string();
                 let exit = failure.exit as u8;
@@ -131,7 +154,13 @@ fn start_log(verbose: u8) {
         2 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
+    let style = match io::stderr().is_terminal() {
+        true => env_logger::WriteStyle::Always,
+        false => env_logger::WriteStyle::Never,
+    };
     env_logger::Builder::new()
+        .target(env_logger::Target::Pipe(Box::new(output::Log)))
+        .write_style(style)
         .filter_level(level)
         // It reports every mistake of the guest as an error, without end. What the guest does wrong
         // is counted, and logged once per kind, by the devices.

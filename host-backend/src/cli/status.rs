@@ -89,6 +89,10 @@ fn describe(status: &VmStatus) -> String {
         ),
         ("pages lost", recovery.damaged_pages.to_string()),
         ("device resets", recovery.resets.to_string()),
+        (
+            "console lost",
+            format!("{} bytes", status.console_lost_bytes),
+        ),
     ];
     if let Some(network) = status.network {
         rows.push((
@@ -159,6 +163,7 @@ mod tests {
                 reason: "reset".into(),
                 message: "the guest reset itself".into(),
             }),
+            console_lost_bytes: 4711,
             network: None,
             device_errors: Vec::new(),
         };
@@ -171,6 +176,7 @@ mod tests {
             "65536 frames     256M",
             "incidents       3",
             "3  double-free",
+            "4711 bytes",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }

@@ -126,6 +126,8 @@ pub struct VmStatus {
     pub restarts: u64,
     /// The latest of them.
     pub last_restart: Option<Restart>,
+    /// Bytes of the guest's console that could not be written.
+    pub console_lost_bytes: u64,
     /// The recovery engine.
     pub recovery: EngineStatus,
     /// The network card, if there is one.

@@ -339,6 +339,7 @@ mod tests {
                 recovery: Default::default(),
                 restarts: 0,
                 last_restart: None,
+                console_lost_bytes: 0,
                 network: None,
                 device_errors: Vec::new(),
             }

@@ -334,9 +334,9 @@ fn program_facts(program: &Program) -> ProgramFacts {
         stack_address: program.stack_address,
         stack_low: program.stack_bounds.0,
         stack_high: program.stack_bounds.1,
-        stack: program.stack.to_vec(),
-        modules: program.modules.to_vec(),
-        message: printable(&program.text),
+        stack: program.stack().to_vec(),
+        modules: program.modules().to_vec(),
+        message: printable(program.text()),
     }
 }
 

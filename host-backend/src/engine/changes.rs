@@ -62,7 +62,7 @@ impl Block {
 }
 
 /// Words of a page that are compared at once.
-const CHUNK: usize = 8;
+const CHUNK: usize = 16;
 
 /// How two versions of a page differ.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Differences {
         let (old, _) = old.as_chunks::<{ CHUNK * WORD }>();
         let (new, _) = new.as_chunks::<{ CHUNK * WORD }>();
         for (number, (old, new)) in old.iter().zip(new).enumerate() {
-            if old != new {
+            if differ(old, new) {
                 found.add_chunk(number * CHUNK * WORD, old, new);
             }
         }
@@ -170,6 +170,16 @@ impl Differences {
     }
 }
 
+/// Whether two chunks differ. A comparison of arrays would be a call for each.
+fn differ(old: &[u8; CHUNK * WORD], new: &[u8; CHUNK * WORD]) -> bool {
+    let words = |chunk| <[u8]>::as_chunks::<WORD>(chunk).0;
+    let pairs = words(old).iter().zip(words(new));
+    let differing = pairs.fold(0, |all, (&old, &new)| {
+        all | (u64::from_ne_bytes(old) ^ u64::from_ne_bytes(new))
+    });
+    differing != 0
+}
+
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
 /// The lowest bit of each byte of a word.
@@ -179,18 +189,19 @@ const LOW_BITS: u64 = u64::MAX / 0xff;
 /// and before them at least the nearest one.
 fn blocks_of(address: u64, old: &Page, new: &Page, range: Range<usize>) -> Vec<Block> {
     // What has become of the room before a block, only the last block before it that was made tells.
-    let grain = |offset: usize| offset - offset % GRAIN;
-    let mut start = grain(range.start);
-    while start != 0 && made(address, new, start).is_none() {
-        start -= GRAIN;
-    }
-    // Room for the blocks of a page of small ones.
-    let mut found = Vec::with_capacity(64);
+    let (olds, news) = (grains(old), grains(new));
+    let first = (1..=range.start / GRAIN)
+        .rev()
+        .find(|&number| is_plausible(&news[number]) && made(address, new, number * GRAIN).is_some())
+        .unwrap_or(0);
+    let end = range.end.min(LAST_HEADER + 1).div_ceil(GRAIN);
+    let mut found = Vec::new();
     let mut taken = 0;
-    for offset in (start..range.end.min(LAST_HEADER + 1)).step_by(GRAIN) {
-        if !is_plausible(old, offset) && !is_plausible(new, offset) {
+    for number in first..end {
+        if !is_plausible(&olds[number]) && !is_plausible(&news[number]) {
             continue;
         }
+        let offset = number * GRAIN;
         // At the end of the page the header describes a block that starts in the next one.
         let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
         let was = header(old, offset).and_then(|header| state(header, block));
@@ -227,16 +238,23 @@ const LAST_HEADER: usize = PAGE_SIZE as usize - BLOCK_HEADER;
 
 /// The header at an offset, if it is one of a block in use or given back.
 fn made(address: u64, page: &Page, offset: usize) -> Option<BlockHeader> {
-    let header = is_plausible(page, offset).then(|| header(page, offset))??;
+    let header = header(page, offset)?;
     let block = address.wrapping_add((offset + BLOCK_HEADER) as u64);
     state(header, block)
         .filter(|(state, _)| *state != State::Free)
         .map(|_| header)
 }
 
-/// Whether there may be a header at an offset: a look at the bits that all of them have.
-fn is_plausible(page: &Page, offset: usize) -> bool {
-    page[offset] & 1 == 1 && page[offset + size_of::<u64>()] & 3 == 2
+/// The places in a page where headers can be.
+fn grains(page: &Page) -> &[[u8; GRAIN]] {
+    page.as_chunks().0
+}
+
+/// Whether a grain may be a header: a look at the bits that all of them have.
+fn is_plausible(grain: &[u8; GRAIN]) -> bool {
+    const BITS: u128 = 3 << 64 | 1;
+    const HEADER: u128 = 2 << 64 | 1;
+    u128::from_le_bytes(*grain) & BITS == HEADER
 }
 
 fn header(page: &Page, offset: usize) -> Option<BlockHeader> {

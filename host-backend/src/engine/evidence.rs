@@ -12,12 +12,10 @@ pub(crate) struct Program {
     pub(crate) stack_address: u64,
     /// First byte of the whole stack, and the first past its end.
     pub(crate) stack_bounds: (u64, u64),
-    /// The top of its stack.
-    pub(crate) stack: Box<[u8]>,
-    /// Its module table.
-    pub(crate) modules: Box<[u8]>,
-    /// Its message.
-    pub(crate) text: Box<[u8]>,
+    /// The top of its stack, its module table and its message.
+    bytes: Box<[u8]>,
+    /// Where the first two of them end.
+    ends: [usize; 2],
 }
 
 impl Program {
@@ -35,29 +33,38 @@ impl Program {
                 "the driver sent evidence with a part that is too long",
             ));
         }
-        let mut rest = bytes;
-        let mut part = |length: u32| -> Option<Box<[u8]>> {
-            let (part, remaining) = rest.split_at_checked(length as usize)?;
-            rest = remaining;
-            Some(part.into())
-        };
-        let parts = limits.map(|(length, _)| part(length));
-        let ([Some(stack), Some(modules), Some(text)], []) = (parts, rest) else {
+        // Far below 2^32, as the limits are.
+        let [stack, modules, text] = limits.map(|(length, _)| length as usize);
+        if stack + modules + text != bytes.len() {
             return Err(Refusal::Malformed(
                 "the driver sent evidence that does not match its lengths",
             ));
-        };
+        }
         Ok(Self {
             stack_address: evidence.stack,
             stack_bounds: (evidence.stack_low, evidence.stack_high),
-            stack,
-            modules,
-            text,
+            bytes: bytes.into(),
+            ends: [stack, stack + modules],
         })
+    }
+
+    /// The top of its stack.
+    pub(crate) fn stack(&self) -> &[u8] {
+        &self.bytes[..self.ends[0]]
+    }
+
+    /// Its module table.
+    pub(crate) fn modules(&self) -> &[u8] {
+        &self.bytes[self.ends[0]..self.ends[1]]
+    }
+
+    /// Its message.
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.bytes[self.ends[1]..]
     }
 
     /// Bytes of host memory in use.
     pub(crate) fn cost(&self) -> usize {
-        size_of::<Self>() + self.stack.len() + self.modules.len() + self.text.len()
+        size_of::<Self>() + self.bytes.len()
     }
 }

@@ -543,6 +543,17 @@ mod tests {
     }
 
     #[test]
+    fn sealed_writes_of_two_boots_are_two_incidents() {
+        let mut incidents = IncidentStore::new(4);
+        let write = SealedWrite::default();
+        let mut add =
+            |incidents: &mut IncidentStore| incidents.add_sealed_write(Duration::ZERO, write, None);
+        assert_eq!((add(&mut incidents), add(&mut incidents)), (2, 2));
+        incidents.reset();
+        assert_eq!((add(&mut incidents), add(&mut incidents)), (4, 4));
+    }
+
+    #[test]
     fn sealed_writes_are_merged_per_owner() {
         let mut incidents = IncidentStore::new(4);
         let write = SealedWrite {

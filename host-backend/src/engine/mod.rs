@@ -58,7 +58,7 @@ use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
 use vmsrs_protocol::event::{EVENT_DAMAGE, EVENT_SEALED_WRITE, Event};
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
-use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
+use vmsrs_protocol::{NONE, ZERO_FRAME};
 
 pub use changes::Page;
 pub use config::{BATCH_RECORDS_MAX, ConfigError, EngineConfig, PAGES_MIN};
@@ -211,13 +211,7 @@ impl Engine {
         first: u32,
         limit: usize,
     ) -> Result<(Vec<PageFrame>, u32), Refusal> {
-        let (mut pages, next) = self.store.list_pages(app, domain, first, limit)?;
-        for entry in &mut pages {
-            if self.store.frames.is_damaged(entry.frame) {
-                entry.frame = DAMAGED_FRAME;
-            }
-        }
-        Ok((pages, next))
+        self.store.list_pages(app, domain, first, limit)
     }
 
     /// Finds or makes an extent.

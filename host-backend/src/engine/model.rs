@@ -45,8 +45,13 @@ enum Damage {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// App, key, whether a mirror is asked for.
-    OpenDomain(u8, u8, bool),
+    OpenDomain {
+        app: u8,
+        key: u8,
+        mirror: bool,
+        /// Of the first extent.
+        pages: u32,
+    },
     AddExtent(u8, u8, u32),
     /// A commit of these pages.
     Commit(Vec<u8>),
@@ -89,8 +94,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(Damage::UnknownFlag),
     ];
     let step = prop_oneof![
-        2 => (0u8..2, 0u8..4, prop::bool::weighted(0.5))
-            .prop_map(|(app, key, mirror)| Step::OpenDomain(app, key, mirror)),
+        2 => (0u8..2, 0u8..4, prop::bool::weighted(0.5), 0u32..12)
+            .prop_map(|(app, key, mirror, pages)| Step::OpenDomain { app, key, mirror, pages }),
         3 => (0u8..2, 0u8..4, prop_oneof![3 => 1u32..12, 1 => 12u32..80])
             .prop_map(|(app, domain, pages)| Step::AddExtent(app, domain, pages)),
         12 => prop::collection::vec(any::<u8>(), 1..6).prop_map(Step::Commit),
@@ -182,7 +187,12 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match step {
-            Step::OpenDomain(app, key, mirror) => self.open_domain(*app, *key, *mirror),
+            Step::OpenDomain {
+                app,
+                key,
+                mirror,
+                pages,
+            } => self.open_domain(*app, *key, *mirror, *pages),
             Step::AddExtent(app, domain, pages) => self.add_extent(*app, *domain, *pages),
             Step::Commit(choices) => self.commit(choices),
             Step::Seal(records, damage) => self.seal(*records, *damage),
@@ -354,7 +364,7 @@ impl World {
         }
     }
 
-    fn open_domain(&mut self, app: u8, key: u8, mirror: bool) {
+    fn open_domain(&mut self, app: u8, key: u8, mirror: bool, pages: u32) {
         let mut name = [0; NAME_MAX];
         name[0] = b'a' + app;
         let reply = self.engine.open_app(&OpenApp { name }).unwrap();
@@ -363,11 +373,14 @@ impl World {
             key_length: 1,
             key: [0; KEY_MAX],
             flags: if mirror { DOMAIN_MIRROR } else { 0 },
+            pages,
         };
         message.key[0] = key;
+        let domains = self.engine.store.domains();
         let reply = match self.engine.open_domain(&message) {
-            Err(Refusal::NoSpace(_)) if mirror => {
-                message.flags = 0;
+            Err(Refusal::NoSpace(_)) if mirror || pages > 0 => {
+                assert_eq!(self.engine.store.domains(), domains);
+                (message.flags, message.pages) = (0, 0);
                 self.engine.open_domain(&message).unwrap()
             }
             reply => reply.unwrap(),
@@ -382,7 +395,23 @@ impl World {
             self.lost.iter().any(is_lost)
         );
         let extents = self.extents.entry((message.app, reply.domain)).or_default();
+        if extents.is_empty() && message.pages > 0 {
+            assert_eq!(reply.first.pages, pages.next_multiple_of(4));
+            extents.push(reply.first);
+        }
         assert_eq!(reply.extents as usize, extents.len());
+        let first = extents.first().copied().unwrap_or_default();
+        assert_eq!(reply.first, first);
+        for (page, frame) in (first.page..).zip(reply.frames) {
+            let page = (message.app, page);
+            let expected = match self.pages.get(&page) {
+                Some(_) if first.pages == 0 => NONE,
+                Some(_) if self.lost.contains(&page) => DAMAGED_FRAME,
+                Some(&(frame, _)) => frame,
+                None => NONE,
+            };
+            assert_eq!(frame, expected);
+        }
         let again = self.engine.open_domain(&message).unwrap();
         assert_eq!(again, reply);
     }
@@ -658,9 +687,9 @@ proptest! {
     fn the_promises_hold_whatever_the_driver_does(steps in steps()) {
         let mut world = World::new();
         // Most random sequences would otherwise start with refusals only.
-        world.open_domain(0, 0, false);
+        world.open_domain(0, 0, false, 0);
         world.add_extent(0, 0, 8);
-        world.open_domain(0, 1, true);
+        world.open_domain(0, 1, true, 0);
         world.add_extent(0, 1, 8);
         for step in &steps {
             world.step(step);

@@ -127,8 +127,8 @@ struct Comparison<'a, M> {
     drafts: &'a [DroppedDraft],
     memory: &'a M,
     /// Versions of the page that is looked at.
-    old: Box<Page>,
-    new: Box<Page>,
+    old: Page,
+    new: Page,
     /// Bytes of changes that may still be kept.
     room: usize,
     /// Pages that may still be searched.
@@ -144,8 +144,8 @@ impl<'a, M: Memory> Comparison<'a, M> {
             app,
             drafts,
             memory,
-            old: Box::new([0; PAGE_SIZE as usize]),
-            new: Box::new([0; PAGE_SIZE as usize]),
+            old: [0; PAGE_SIZE as usize],
+            new: [0; PAGE_SIZE as usize],
             room: CHANGES_MAX,
             searches: SEARCH_PAGES_MAX,
             before: None,
@@ -247,7 +247,7 @@ impl<'a, M: Memory> Comparison<'a, M> {
                 frame => self.memory.read_vault(frame, &mut self.old).ok()?,
             }
             match self.drafts.iter().find(|dropped| dropped.page == page) {
-                None => self.new.copy_from_slice(&*self.old),
+                None => self.new = self.old,
                 Some(dropped) => self
                     .memory
                     .read_pool(dropped.pool_frame, &mut self.new)

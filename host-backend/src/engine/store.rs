@@ -110,26 +110,57 @@ impl Store {
                 "the driver opened a domain with unknown flags",
             ));
         }
+        if message.pages > EXTENT_MAX_PAGES {
+            return Err(Refusal::Malformed(
+                "the driver opened a domain with a first extent that is too long",
+            ));
+        }
         let app = self.app(message.app)?;
-        let domain = match app.find(key) {
-            Some(domain) => domain,
-            None if app.domains() == MAX_DOMAINS
-                || self.domains >= self.page_frames.div_ceil(EXTENT_UNIT_PAGES) =>
-            {
-                return Err(Refusal::NoSpace(
-                    "the driver opened more domains than the vault has room for",
-                ));
-            }
-            None => {
-                self.domains += 1;
-                self.apps[message.app as usize].add_domain(key)
-            }
+        let known = app.find(key);
+        if known.is_none() && app.domains() == MAX_DOMAINS {
+            return Err(Refusal::NoSpace(
+                "the driver opened more domains than an app can have",
+            ));
+        }
+        if known.is_none() && self.domains >= self.page_frames.div_ceil(EXTENT_UNIT_PAGES) {
+            return Err(Refusal::NoSpace(
+                "the driver opened more domains than the vault has room for",
+            ));
+        }
+        // Pages that it has, and whether they have copies.
+        let (own, mirrored) = known.map_or((0, false), |domain| {
+            (app.domain_pages(domain), app.is_mirrored(domain))
+        });
+        let pages = match own {
+            0 => message.pages.next_multiple_of(EXTENT_UNIT_PAGES),
+            _ => 0,
         };
-        if message.flags & DOMAIN_MIRROR != 0 {
-            self.mirror_domain(message.app, domain)?;
+        let mirror = message.flags & DOMAIN_MIRROR != 0;
+        let copies = match mirror && !mirrored {
+            true => own + pages,
+            false => u32::from(mirrored) * pages,
+        };
+        self.check_room(message.app, pages, copies)?;
+        self.pages += pages;
+        self.mirror_frames += copies;
+        let app = &mut self.apps[message.app as usize];
+        let domain = known.unwrap_or_else(|| {
+            self.domains += 1;
+            app.add_domain(key)
+        });
+        if mirror {
+            app.set_mirrored(domain);
+        }
+        if pages > 0 {
+            app.add_extent(domain, pages);
         }
         let app = &self.apps[message.app as usize];
         let (extents, pages) = app.domain_size(domain);
+        let first = app.extents_from(domain, 0).next().unwrap_or_default();
+        let mut frames = [NONE; EXTENT_UNIT_PAGES as usize];
+        for (frame, place) in frames.iter_mut().zip(app.places_from(domain, 0)) {
+            *frame = self.shown(place.frame);
+        }
         let mut flags = 0;
         if app.is_mirrored(domain) {
             flags |= DOMAIN_MIRROR;
@@ -142,22 +173,29 @@ impl Store {
             extents,
             pages,
             flags,
+            first,
+            frames,
         })
     }
 
-    /// Sets frames aside for second copies of an existing domain's pages, unless they are already.
-    fn mirror_domain(&mut self, app: u32, domain: u32) -> Result<(), Refusal> {
-        let app = &mut self.apps[app as usize];
-        if app.is_mirrored(domain) {
-            return Ok(());
+    /// Whether an app can have an extent of so many pages, and the vault so many pages and second copies more.
+    fn check_room(&self, app: u32, pages: u32, copies: u32) -> Result<(), Refusal> {
+        // An app has fewer than `APP_PAGES` pages.
+        let room = self.page_frames - self.pages - self.mirror_frames;
+        if pages + copies > room || pages > self.apps[app as usize].pages_left() {
+            return Err(Refusal::NoSpace(
+                "the vault has no room for another extent or mirror",
+            ));
         }
-        let pages = app.domain_pages(domain);
-        if pages > self.page_frames - self.pages - self.mirror_frames {
-            return Err(Refusal::NoSpace("the vault has no room for a mirror"));
-        }
-        app.set_mirrored(domain);
-        self.mirror_frames += pages;
         Ok(())
+    }
+
+    /// The number under which the driver knows a page's sealed frame, which may be [`NONE`].
+    fn shown(&self, frame: u32) -> u32 {
+        match frame != NONE && self.frames.is_damaged(frame) {
+            true => DAMAGED_FRAME,
+            false => frame,
+        }
     }
 
     /// The committed page in a frame, if it holds one.
@@ -208,8 +246,7 @@ impl Store {
 
     /// Whether the driver knows a page's sealed frame ([`NONE`] without one) under this number.
     pub(crate) fn is_shown_as(&self, frame: u32, number: u32) -> bool {
-        number == frame
-            || (number == DAMAGED_FRAME && frame != NONE && self.frames.is_damaged(frame))
+        number == frame || number == self.shown(frame)
     }
 
     /// Whether any domain has a mirror.
@@ -249,7 +286,11 @@ impl Store {
         limit: usize,
     ) -> Result<(Vec<PageFrame>, u32), Refusal> {
         let mut pages = self.app_with_domain(app, domain)?.pages_from(domain, first);
-        let list: Vec<PageFrame> = pages.by_ref().take(limit).collect();
+        let shown = |entry: PageFrame| PageFrame {
+            frame: self.shown(entry.frame),
+            ..entry
+        };
+        let list: Vec<PageFrame> = pages.by_ref().take(limit).map(shown).collect();
         let next = pages.next().map_or(NONE, |entry| entry.page);
         Ok((list, next))
     }
@@ -262,8 +303,7 @@ impl Store {
             pages,
         } = *message;
         let number = app as usize;
-        self.app_with_domain(app, domain)?;
-        let app = &mut self.apps[number];
+        let app = self.app_with_domain(app, domain)?;
         if let Some(extent) = app.extents_from(domain, index).next() {
             return Ok(extent);
         }
@@ -282,14 +322,10 @@ impl Store {
             true => pages,
             false => 0,
         };
-        // Neither is above `EXTENT_MAX_PAGES`.
-        let room = self.page_frames - self.pages - self.mirror_frames;
-        if pages + copies > room || pages > app.pages_left() {
-            return Err(Refusal::NoSpace("the vault has no room for another extent"));
-        }
+        self.check_room(message.app, pages, copies)?;
         self.pages += pages;
         self.mirror_frames += copies;
-        Ok(app.add_extent(domain, pages))
+        Ok(self.apps[number].add_extent(domain, pages))
     }
 
     /// Retires a frame whose memory is broken and cannot be replaced now: nobody uses it before it has been

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
 use proptest::prelude::*;
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, DOMAIN_MIRROR, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
+    AddExtent, ControlHeader, DOMAIN_MIRROR, Extent, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
     MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP,
     MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenApp, OpenDomain, ReplyHeader,
     STATUS_HOST_ERROR, STATUS_MALFORMED, STATUS_NO_SPACE, STATUS_NOT_FOUND, STATUS_NOT_OWNER,
@@ -20,8 +20,8 @@ use vmsrs_protocol::incident::{
 };
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{
-    APP_BASE, DAMAGED_FRAME, EXTENT_MAX_PAGES, IN_POOL, KEY_MAX, MAX_APPS, NAME_MAX, NONE,
-    ZERO_FRAME,
+    APP_BASE, DAMAGED_FRAME, EXTENT_MAX_PAGES, IN_POOL, KEY_MAX, MAX_APPS, MAX_DOMAINS, NAME_MAX,
+    NONE, ZERO_FRAME,
 };
 
 use super::memory::{Memory, NotCopied, PoolCopy, Unreadable};
@@ -234,6 +234,59 @@ fn domains_are_limited_by_the_vault() {
     };
     assert_eq!(refusal.status(), STATUS_NO_SPACE);
     assert_eq!(opened, room.div_ceil(4));
+}
+
+#[test]
+fn an_open_domain_has_its_first_extent_and_tells_its_pages() {
+    let mut bench = Bench::new();
+    let carol = |pages| OpenDomain {
+        pages,
+        ..domain_key(0, "carol")
+    };
+    let refusal = bench.engine.open_domain(&carol(EXTENT_MAX_PAGES + 1));
+    assert_eq!(refusal.unwrap_err().status(), STATUS_MALFORMED);
+    let refusal = bench.engine.open_domain(&carol(EXTENT_MAX_PAGES));
+    assert_eq!(refusal.unwrap_err().status(), STATUS_NO_SPACE);
+    assert_eq!(bench.engine.store.domains(), 2, "a refusal makes nothing");
+
+    let reply = bench.engine.open_domain(&carol(5)).unwrap();
+    let first = Extent { page: 16, pages: 8 };
+    assert_eq!((reply.extents, reply.pages), (1, 0));
+    assert_eq!((reply.first, reply.frames), (first, [NONE; 4]));
+    bench.engine.check_invariants();
+    let named = |page, pool| SealRecord {
+        domain: reply.domain,
+        ..record(page, NONE, pool)
+    };
+    let frames = bench.seal(&[named(17, 0), named(19, 1), named(20, 2)]);
+    let frames = frames.unwrap();
+    bench.engine.store.damage(frames[1]);
+    let reply = bench.engine.open_domain(&carol(100)).unwrap();
+    assert_eq!((reply.extents, reply.pages), (1, 3));
+    assert_eq!(reply.first, first, "it has one already");
+    assert_eq!(reply.frames, [NONE, frames[0], NONE, DAMAGED_FRAME]);
+}
+
+#[test]
+fn a_first_extent_takes_room_for_its_mirror() {
+    let mut bench = Bench::new();
+    let (used, room) = bench.engine.store.pages();
+    let mirrored = |pages| OpenDomain {
+        flags: DOMAIN_MIRROR,
+        pages,
+        ..domain_key(0, "carol")
+    };
+    let half = (room - used) / 2;
+    let refusal = bench.engine.open_domain(&mirrored(half + 4)).unwrap_err();
+    assert_eq!(refusal.status(), STATUS_NO_SPACE);
+    let pages = half - half % 4;
+    bench.engine.open_domain(&mirrored(pages)).unwrap();
+    assert_eq!(
+        bench.engine.store.pages(),
+        (used + pages, room - pages),
+        "as many pages as copies"
+    );
+    bench.engine.check_invariants();
 }
 
 #[test]
@@ -763,10 +816,10 @@ impl Memory for Nothing {
 }
 
 #[test]
-fn a_million_domains_cost_64_bytes_each_and_per_page() {
-    const DOMAINS: u32 = 1_000_000;
+fn as_many_domains_as_an_app_can_have_cost_64_bytes_each_and_per_page() {
+    const DOMAINS: u32 = MAX_DOMAINS;
     let mut engine = Engine::new(EngineConfig {
-        vault_frames: DOMAINS * 4 + 257,
+        vault_frames: (DOMAINS + 1) * 4 + 257,
         pool_frames: 256,
         batch_records: 256,
         incidents: 4,
@@ -774,9 +827,13 @@ fn a_million_domains_cost_64_bytes_each_and_per_page() {
     .unwrap();
     engine.open_app(&app_name("ledger")).unwrap();
     for domain in 0..DOMAINS {
-        let key = domain_key(0, &format!("user-{domain:07}"));
-        assert_eq!(engine.open_domain(&key).unwrap().domain, domain);
-        let page = engine.add_extent(&extent(domain, 0, 1)).unwrap().page;
+        let message = OpenDomain {
+            pages: 1,
+            ..domain_key(0, &format!("user-{domain:07}"))
+        };
+        let reply = engine.open_domain(&message).unwrap();
+        assert_eq!((reply.domain, reply.extents), (domain, 1));
+        let page = reply.first.page;
         let record = SealRecord {
             domain,
             ..record(page, NONE, domain % 256)
@@ -789,6 +846,8 @@ fn a_million_domains_cost_64_bytes_each_and_per_page() {
         (status.domains, status.sealed_frames),
         (DOMAINS, DOMAINS + 1)
     );
+    let refusal = engine.open_domain(&domain_key(0, "one more")).unwrap_err();
+    assert_eq!(refusal.status(), STATUS_NO_SPACE);
     let each = status.metadata_bytes as f64 / f64::from(DOMAINS);
     assert!(each <= 128.0, "{each} bytes for a domain with its page");
 }

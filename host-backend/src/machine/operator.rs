@@ -13,6 +13,7 @@ use crate::engine::{Position, Scope};
 use crate::engine_handle::EngineHandle;
 use crate::size::Size;
 use crate::tally::Tally;
+use crate::vmm::console::Console;
 use crate::vmm::{ExitReason, StopHandle};
 
 /// The VM as the control socket sees it.
@@ -26,6 +27,7 @@ pub(crate) struct RunningVm {
     pub(crate) network: Option<Arc<NetCounters>>,
     /// Register errors of the driver, for each device.
     pub(crate) tallies: Vec<Arc<Tally>>,
+    pub(crate) console: Console,
     pub(crate) stop: StopHandle,
 }
 
@@ -80,6 +82,7 @@ impl Operator for RunningVm {
             memory_bytes: self.memory.0,
             restarts: restarts.count,
             last_restart: restarts.last,
+            console_lost_bytes: self.console.lost(),
             recovery: snapshot::status(&self.recovery),
             network: self.network.as_ref().map(|net| net.snapshot()),
             device_errors: errors

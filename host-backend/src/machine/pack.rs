@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vmsrs_newc::{Attributes, Writer, entry_size};
+use vmsrs_newc::{Attributes, Writer, entry_size, is_name};
 
 use crate::size::Size;
 
@@ -52,6 +52,12 @@ pub enum PackError {
         .0.display()
     )]
     TooDeep(PathBuf),
+    /// It has the name that ends an archive.
+    #[error(
+        "{} cannot be in an initramfs: the kernel takes this name for the end of the archive",
+        .0.display()
+    )]
+    EndsArchive(PathBuf),
 }
 
 /// Maximum number of files and folders.
@@ -124,6 +130,9 @@ impl Archive<'_> {
     fn entry(&mut self, path: &Path, name: &mut Vec<u8>, depth: usize) -> Result<(), PackError> {
         if name.len() > NAME_MAX {
             return Err(PackError::TooDeep(path.to_owned()));
+        }
+        if !is_name(name) {
+            return Err(PackError::EndsArchive(path.to_owned()));
         }
         let metadata = fs::symlink_metadata(path).map_err(read_error(path))?;
         let kind = metadata.file_type();
@@ -284,6 +293,15 @@ mod tests {
         let error = pack(place.path(), Size(1 << 41)).unwrap_err();
         assert!(matches!(error, PackError::TooLarge(_)), "{error}");
         assert!(error.to_string().contains("disk"), "{error}");
+    }
+
+    #[test]
+    fn a_file_with_the_name_that_ends_an_archive_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(place.path().join("TRAILER!!!"), b"").unwrap();
+        let error = pack(place.path(), MEMORY).unwrap_err();
+        assert!(matches!(error, PackError::EndsArchive(_)), "{error}");
+        assert!(error.to_string().contains("TRAILER!!!"), "{error}");
     }
 
     #[test]

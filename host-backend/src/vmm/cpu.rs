@@ -1,8 +1,6 @@
 //! The state in which a vCPU starts: features, model-specific registers, local APIC, and the
 //! registers that the boot protocol of the kernel asks for.
 
-use std::arch::x86_64::__cpuid;
-
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_fpu,
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_xcrs,
@@ -65,9 +63,6 @@ pub struct CpuTemplate {
 const LEAF_1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF_1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF_1_EDX_HTT: u32 = 1 << 28;
-const HYPERVISOR_LEAF: u32 = 0x4000_0000;
-const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
-const KVM_FEATURES_EAX_PV_EOI: u32 = 1 << 6;
 
 impl CpuTemplate {
     /// Asks KVM what it supports.
@@ -84,9 +79,6 @@ impl CpuTemplate {
         // to say so, since it cannot know that the local APIC will be in the kernel.
         if system.check_extension(Cap::TscDeadlineTimer) {
             template.each(1, |entry| entry.ecx |= LEAF_1_ECX_TSC_DEADLINE);
-        }
-        if host_cpu_is_emulated() {
-            template.hide_pv_eoi();
         }
         Ok(template)
     }
@@ -107,18 +99,6 @@ impl CpuTemplate {
         }
         template.describe_cores();
         template
-    }
-
-    /// Takes away the end of an interrupt by a write to memory instead of one to the local APIC.
-    ///
-    /// QEMU's TCG may deliver an interrupt that VMRUN has injected a second time, even with
-    /// interrupts off, if its instruction budget ends before the next exit: `helper_vmrun()` leaves
-    /// the vector in `exception_index`. A guest then spins for ever on a lock that it holds itself.
-    /// The write to the local APIC is an exit early in each handler, before any lock is taken.
-    fn hide_pv_eoi(&mut self) {
-        self.each(KVM_FEATURES_LEAF, |entry| {
-            entry.eax &= !KVM_FEATURES_EAX_PV_EOI;
-        });
     }
 
     /// Number of bits of a local APIC identifier that number the cores.
@@ -205,15 +185,6 @@ impl CpuTemplate {
         });
         template.entries
     }
-}
-
-/// Whether this host is itself a guest of QEMU's TCG, that is, a nested test-bed.
-fn host_cpu_is_emulated() -> bool {
-    // SAFETY: every CPU that has KVM has CPUID.
-    #[allow(unused_unsafe, reason = "a safe function in newer versions of Rust")]
-    let (features, hypervisor) = unsafe { (__cpuid(1), __cpuid(HYPERVISOR_LEAF)) };
-    let signature = [hypervisor.ebx, hypervisor.ecx, hypervisor.edx].map(u32::to_le_bytes);
-    features.ecx & LEAF_1_ECX_HYPERVISOR != 0 && signature.as_flattened() == b"TCGTCGTCGTCG"
 }
 
 /// Gives a fresh vCPU its features, model-specific registers, FPU and local APIC. If `entry` is
@@ -429,16 +400,6 @@ mod tests {
             assert_eq!(find(&entries, 0x8000_001e, 0).eax, id);
             assert!(!entries.iter().any(|entry| entry.function == 0x1f));
         }
-    }
-
-    #[test]
-    fn only_the_paravirtual_end_of_interrupt_is_hidden() {
-        let mut features = entry(KVM_FEATURES_LEAF);
-        features.eax = u32::MAX;
-        let mut template = CpuTemplate::from_entries(&[entry(1), features], 1);
-        template.hide_pv_eoi();
-        let entries = template.for_vcpu(0);
-        assert_eq!(find(&entries, KVM_FEATURES_LEAF, 0).eax, !(1 << 6));
     }
 
     #[test]

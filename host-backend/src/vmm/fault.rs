@@ -36,7 +36,7 @@ const PF_WRITE: u32 = 1 << 1;
 const PF_USER: u32 = 1 << 2;
 const PF_PROTECTION_KEY: u32 = 1 << 5;
 
-/// How often a vCPU may fault with the same registers before the guest is stopped.
+/// How often a vCPU may fault with the same registers before the guest is stopped, or its access fails.
 const MAX_RETRIES: u32 = 64;
 /// The first retries are immediate; the delay of later ones grows by this, to about a second in all.
 /// That bridges a change of the guest's page tables, or of what backs a frame, that another thread has
@@ -53,6 +53,9 @@ pub enum FaultCause {
     Broken(u64),
     /// EFAULT and nothing else: the instruction has to be decoded.
     Unknown,
+    /// KVM's instruction emulator found no memory to read at this guest physical address of a region, since
+    /// it is broken, and read ones. By the time the handler is asked, the instruction is over.
+    EmulatedRead(u64),
     /// KVM's instruction emulator carried out the instruction without its store. By the time the
     /// handler is asked, the instruction pointer is past it.
     Emulated {
@@ -202,6 +205,14 @@ impl<M: PhysicalMemory> VaultGuard<M> {
             FaultCause::Emulated { gpa, .. } if self.pool.contains(&gpa) => {
                 return self.broken(vcpu, gpa);
             }
+            FaultCause::EmulatedRead(gpa) => {
+                let verdict = self.broken(vcpu, gpa);
+                if matches!(verdict, Verdict::Resume) {
+                    // Also if the frame has been repaired: what was read is wrong, and must not be used.
+                    vcpu.exception = Some(Exception::GeneralProtection);
+                }
+                return verdict;
+            }
             FaultCause::Emulated { gpa, .. } => {
                 // The store is gone already and its instruction over: there is nothing to decode
                 // and nothing to try again.
@@ -244,9 +255,9 @@ impl<M: PhysicalMemory> VaultGuard<M> {
     /// Handles an access to broken memory of a region.
     ///
     /// In the vault: if the frame's content has been restored, the access is retried. If a committed page
-    /// is lost, a process retries until the driver has unmapped the page. The kernel may be holding what
-    /// the driver needs for that, so its access fails at once; a copy that is prepared for faults ends,
-    /// anything else is an oops of that task.
+    /// is lost, a process retries until the driver has unmapped the page; if that takes too long, its access
+    /// fails. The kernel may be holding what the driver needs for that, so its access fails at once; a copy
+    /// that is prepared for faults ends, anything else is an oops of that task.
     ///
     /// In the pool: the frame is the driver's and its content is lost, so the access fails. The frame stays
     /// broken until the next boot, so that what was committed in it is not taken for something else.
@@ -254,7 +265,7 @@ impl<M: PhysicalMemory> VaultGuard<M> {
         if let Some(frame) = frame(&self.vault, gpa) {
             match self.sink.broken(frame) {
                 Retry::Now => return Verdict::Resume,
-                Retry::Later if vcpu.cpl() == 3 => return self.retry(vcpu, true, Some(gpa)),
+                Retry::Later if vcpu.cpl() == 3 && self.may_retry(vcpu) => return Verdict::Resume,
                 Retry::Later | Retry::Never => {}
             }
         } else if let Some(frame) = frame(&self.pool, gpa) {
@@ -325,6 +336,20 @@ impl<M: PhysicalMemory> VaultGuard<M> {
 
     /// Lets the vCPU retry, since page tables may have changed; a bounded number of times.
     fn retry(&self, vcpu: &VcpuContext, decoded: bool, gpa: Option<u64>) -> Verdict {
+        if self.may_retry(vcpu) {
+            return Verdict::Resume;
+        }
+        let what = if decoded {
+            "its store kept failing, and the vault does not explain it"
+        } else {
+            "its access was refused, and its instruction cannot be decoded"
+        };
+        self.dead(vcpu, what.into(), gpa)
+    }
+
+    /// Waits, the longer the more often the vCPU has come with the same registers; false if that is too
+    /// often.
+    fn may_retry(&self, vcpu: &VcpuContext) -> bool {
         let count = {
             let mut retries = self.lock_retries();
             let (regs, count) = retries.entry(vcpu.index).or_insert((vcpu.regs, 0));
@@ -336,18 +361,13 @@ impl<M: PhysicalMemory> VaultGuard<M> {
             *count
         };
         if count > MAX_RETRIES {
-            let what = if decoded {
-                "its store kept failing, and the vault does not explain it"
-            } else {
-                "its access was refused, and its instruction cannot be decoded"
-            };
-            return self.dead(vcpu, what.into(), gpa);
+            return false;
         }
         match count.checked_sub(IMMEDIATE_RETRIES) {
             None | Some(0) => thread::yield_now(),
             Some(beyond) => thread::sleep(RETRY_DELAY * beyond),
         }
-        Verdict::Resume
+        true
     }
 
     fn lock_retries(&self) -> std::sync::MutexGuard<'_, HashMap<u32, (kvm_regs, u32)>> {
@@ -604,6 +624,51 @@ mod tests {
             }
         }
         assert!(bench.seen.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_read_that_kvm_emulated_of_broken_memory_is_not_used() {
+        let bench = Bench::new(STORE, &[]);
+        for gpa in [POOL + 8, VAULT] {
+            for cpl in [0, 3] {
+                let exception = bench.exception(FaultCause::EmulatedRead(gpa), cpl, USER);
+                assert_eq!(exception, Some(Exception::GeneralProtection));
+            }
+        }
+        assert!(bench.seen.lock().unwrap().is_empty(), "no write");
+    }
+
+    /// A sink that says the same of every broken frame.
+    struct Broken(Retry);
+
+    impl ViolationSink for Broken {
+        fn violation(&self, violation: &Violation) {
+            panic!("{violation:?}");
+        }
+
+        fn broken(&self, _: u32) -> Retry {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_process_waits_for_the_driver_to_remove_a_lost_page_and_then_fails_alone() {
+        let bench = |retry| {
+            let mut bench = Bench::new(STORE, &[]);
+            bench.guard.sink = Arc::new(Broken(retry));
+            bench
+        };
+        let failed = Some(Exception::GeneralProtection);
+        let later = bench(Retry::Later);
+        assert_eq!(later.exception(FaultCause::Broken(VAULT), 0, USER), failed);
+        for _ in 0..MAX_RETRIES {
+            assert_eq!(later.exception(FaultCause::Broken(VAULT), 3, USER), None);
+        }
+        assert_eq!(later.exception(FaultCause::Broken(VAULT), 3, USER), failed);
+        let now = bench(Retry::Now);
+        assert_eq!(now.exception(FaultCause::Broken(VAULT), 0, USER), None);
+        let read = FaultCause::EmulatedRead(VAULT);
+        assert_eq!(now.exception(read, 0, USER), failed);
     }
 
     #[test]

@@ -10,6 +10,10 @@
 //! ([`crate::vmm::memory::for_devices`]): zeros are put in the place of the page there, where the guest
 //! does not see them, so that the access comes to an end, and the address is noted. The device looks at
 //! the note before what it has read has any effect, and then stops, and the guest ends.
+//!
+//! The first access to a page that breaks may name it by another mapping of this process: the kernel then
+//! reports one of all that show the page. It has taken the page out of them by then, so the access is made
+//! again, and names its own address.
 
 use std::cell::Cell;
 use std::io;
@@ -22,14 +26,18 @@ use crate::host_memory::HUGE_PAGE;
 
 /// RAM lies below the hole under 4 GiB and above it.
 const RANGES: usize = 2;
+/// What a thread has that works for no device.
+const UNGUARDED: [(usize, usize); RANGES] = [(1, 0); RANGES];
 
 thread_local! {
     /// This thread is in `KVM_RUN`.
     static IN_GUEST: Cell<bool> = const { Cell::new(false) };
     /// First and last address of the devices' mapping of RAM, while this thread works for a device.
-    static GUARDED: Cell<[(usize, usize); RANGES]> = const { Cell::new([(1, 0); RANGES]) };
+    static GUARDED: Cell<[(usize, usize); RANGES]> = const { Cell::new(UNGUARDED) };
     /// Address of the broken memory that it touched there, or 0.
     static TOUCHED: Cell<usize> = const { Cell::new(0) };
+    /// Its last access to broken memory named an address elsewhere, and is being made again.
+    static AGAIN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Notes broken memory for threads that are in a [`watched`] or [`guarded`] call, from now on.
@@ -59,16 +67,17 @@ pub(crate) fn watched<T>(enter: impl FnOnce() -> T) -> T {
 /// Fails, without having done anything, when the system refuses the handler.
 pub(crate) fn guarded<T>(ram: &GuestRam, work: impl FnOnce() -> T) -> io::Result<T> {
     install()?;
-    let mut ranges = [(1, 0); RANGES];
+    let mut ranges = UNGUARDED;
     for (range, region) in ranges.iter_mut().zip(ram.iter()) {
         let start = region.as_ptr() as usize;
         // No region is empty.
         *range = (start, start + (region.len() - 1) as usize);
     }
     TOUCHED.set(0);
+    AGAIN.set(false);
     GUARDED.set(ranges);
     let result = work();
-    GUARDED.set([(1, 0); RANGES]);
+    GUARDED.set(UNGUARDED);
     Ok(result)
 }
 
@@ -88,13 +97,17 @@ fn resolve(code: libc::c_int, address: usize) -> bool {
     let guarded = ranges
         .iter()
         .any(|&(first, last)| (first..=last).contains(&address));
-    // For a device also when the system has no memory to back a page: it cannot be had either
-    // way.
     let met = match guarded {
+        // For a device also when the system has no memory to back a page: it cannot be had either way.
         true => put_zeros_at(address),
+        false if ranges != UNGUARDED => {
+            // The same access a second time is not explained by another mapping.
+            return code == BUS_MCEERR_AR && !AGAIN.replace(true);
+        }
         false => code == BUS_MCEERR_AR && IN_GUEST.get(),
     };
     if met {
+        AGAIN.set(false);
         TOUCHED.set(address);
     }
     met
@@ -154,6 +167,30 @@ mod tests {
         watched(|| touch(0x1000));
         watched(|| ());
         assert_eq!(take(), None, "what an earlier call met is over");
+    }
+
+    #[test]
+    fn an_access_that_names_another_mapping_is_made_once_more() {
+        let layout = Layout::new(MIN_RAM).unwrap();
+        let ram = layout.allocate(HostPages::Standard).unwrap();
+        let devices = for_devices(&ram).unwrap();
+        let address = |ram: &GuestRam| ram.get_host_address(GuestAddress(0)).unwrap() as usize;
+        let (guest, own) = (address(&ram), address(&devices));
+        let done = guarded(&devices, || {
+            for _ in 0..2 {
+                touch(guest);
+                assert!(!is_noted(), "the device has touched nothing yet");
+                touch(own);
+                assert_eq!(take(), Some(own));
+            }
+            touch(guest);
+            assert!(!resolve(BUS_MCEERR_AR, guest), "it would be made for ever");
+        });
+        done.unwrap();
+        assert!(
+            !resolve(BUS_MCEERR_AR, guest),
+            "the thread works for no device"
+        );
     }
 
     #[test]

@@ -133,6 +133,12 @@ impl Vcpu {
         match poison::watched(|| self.fd.run()) {
             Ok(VcpuExit::IoIn(port, data)) => shared.pio.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => shared.pio.write(port.into(), data),
+            Ok(VcpuExit::MmioRead(gpa, data))
+                if shared.regions.iter().any(|region| region.contains(gpa)) =>
+            {
+                data.fill(0xff);
+                return Next::Fault(FaultCause::EmulatedRead(gpa));
+            }
             Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
             Ok(VcpuExit::MmioWrite(gpa, data))
                 if shared.regions.iter().any(|region| region.contains(gpa)) =>
@@ -206,6 +212,7 @@ impl Vcpu {
         let gpa = match cause {
             FaultCause::Address(gpa)
             | FaultCause::Broken(gpa)
+            | FaultCause::EmulatedRead(gpa)
             | FaultCause::Emulated { gpa, .. } => Some(gpa),
             FaultCause::Unknown => None,
         };
@@ -213,7 +220,11 @@ impl Vcpu {
             let what = "it touched forbidden memory, and no handler took the fault";
             return Err(self.crash(what.into(), gpa));
         };
-        if matches!(cause, FaultCause::Emulated { .. }) && !self.complete_instruction() {
+        let is_over = matches!(
+            cause,
+            FaultCause::Emulated { .. } | FaultCause::EmulatedRead(_)
+        );
+        if is_over && !self.complete_instruction() {
             return Err(self.crash(BROKEN_MEMORY.into(), gpa));
         }
         let failed = |error: kvm_ioctls::Error| format!("KVM does not give its registers: {error}");

@@ -15,6 +15,7 @@ mod error;
 mod flavour;
 pub mod guest;
 mod image;
+mod injection;
 mod job;
 mod kernel;
 pub mod kmod;

@@ -26,9 +26,9 @@ enum Action {
     DebugKernel,
     /// Build the driver and the test modules with warnings as errors, and check them with sparse.
     Kmod {
-        /// The kernel series to build for; all by default.
-        #[arg(long = "kernel", value_name = "SERIES")]
-        series: Vec<Series>,
+        /// The kernel to build for: 6.1, 6.12 or debug; both series by default.
+        #[arg(long = "kernel", value_name = "KERNEL")]
+        kernels: Vec<Flavour>,
     },
     /// Show how guests are run here, and the kernels.
     Info,
@@ -71,7 +71,7 @@ struct Run {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Action::Fetch { update } => fetch(update),
-        Action::Kmod { series } => kmod(series),
+        Action::Kmod { kernels } => kmod(kernels),
         Action::DebugKernel => debug_kernel(),
         Action::Info => info(),
         Action::Run(arguments) => run(arguments),
@@ -105,13 +105,13 @@ fn fetch(update: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn kmod(mut series: Vec<Series>) -> anyhow::Result<ExitCode> {
-    if series.is_empty() {
-        series.extend(Series::ALL);
+fn kmod(mut kernels: Vec<Flavour>) -> anyhow::Result<ExitCode> {
+    if kernels.is_empty() {
+        kernels.extend(Series::ALL.map(Flavour::Stock));
     }
     let bed = Bed::auto()?;
-    for series in series {
-        kmod_for(&bed, Flavour::Stock(series))?;
+    for kernel in kernels {
+        kmod_for(&bed, kernel)?;
     }
     Ok(ExitCode::SUCCESS)
 }

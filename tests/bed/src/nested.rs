@@ -8,6 +8,7 @@ use std::process::Command;
 use crate::accelerator::Accelerator;
 use crate::error::Result;
 use crate::image::Image;
+use crate::injection;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::Kernel;
 use crate::project;
@@ -34,7 +35,14 @@ pub(crate) fn run(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let image = pack(kernel, base, job)?;
-    let process = emulator(qemu, kernel, &project::open_file(&image), job);
+    let plugin = injection::plugin()?;
+    let process = emulator(
+        qemu,
+        kernel,
+        &project::open_file(&image),
+        &project::open_file(&plugin),
+        job,
+    );
     stream::run(process, job.limit(), on_event)
 }
 
@@ -94,7 +102,7 @@ fn emulated_cpus(job: &Job) -> u32 {
     }
 }
 
-fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
+fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, injection: &Path, job: &Job) -> Command {
     // The kernel kills QEMU when this thread ends, however it does.
     let mut qemu = qemu.command(&["setpriv", "--pdeathsig", "KILL"]);
     qemu.args([
@@ -105,6 +113,7 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, job: &Job) -> Command {
         "-cpu",
         &job.cpu_model,
     ]);
+    qemu.arg("-plugin").arg(injection);
     if let Some(plugin) = &job.plugin {
         qemu.args(["-plugin", plugin]);
     }

@@ -1,4 +1,4 @@
-//! The vault of a virtual machine, as the process of `vmsrs run` has it, for tests that damage its memory.
+//! Vault and pool of a virtual machine, as the process of `vmsrs run` has them, for tests that damage their memory.
 
 #![allow(unsafe_code)]
 
@@ -9,8 +9,6 @@ use std::path::PathBuf;
 
 use crate::accelerator::Accelerator;
 
-/// The name of the memfd.
-const NAME: &str = "/memfd:vmsrs-vault";
 /// Size of a frame in bytes.
 const FRAME: usize = 4096;
 
@@ -20,16 +18,30 @@ const FRAME: usize = 4096;
 ///
 /// When the process or its vault does not exist or may not be opened.
 pub fn open(vmm: u32) -> io::Result<File> {
+    open_region(vmm, "vault")
+}
+
+/// The same for the pool.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_pool(vmm: u32) -> io::Result<File> {
+    open_region(vmm, "pool")
+}
+
+fn open_region(vmm: u32, name: &str) -> io::Result<File> {
+    let memfd = format!("/memfd:vmsrs-{name}");
     for file in fs::read_dir(format!("/proc/{vmm}/fd"))? {
         let path = file?.path();
-        let is_vault = |target: PathBuf| target.to_string_lossy().starts_with(NAME);
-        if fs::read_link(&path).is_ok_and(is_vault) {
+        let is_it = |target: PathBuf| target.to_string_lossy().starts_with(&memfd);
+        if fs::read_link(&path).is_ok_and(is_it) {
             return OpenOptions::new().read(true).write(true).open(path);
         }
     }
     Err(io::Error::new(
         io::ErrorKind::NotFound,
-        format!("process {vmm} has no vault"),
+        format!("process {vmm} has no {name}"),
     ))
 }
 

@@ -17,7 +17,7 @@ pub(crate) struct Budget {
     pub(crate) holds: bool,
 }
 
-/// Most instructions of a request that reads.
+/// Most instructions of a request that reads, more than those of a call.
 const READ: f64 = 250.0;
 /// Most exits and system calls of a request that reads: none but those of the timer.
 const NONE: f64 = 0.01;
@@ -60,8 +60,10 @@ fn host_of_failure(pages: usize) -> f64 {
 /// The budgets that the measurements say something about.
 pub(crate) fn budgets(samples: &[Measured], server: &[ServerCost]) -> Vec<Budget> {
     let mut all = Vec::new();
+    let call = samples.iter().find(|one| one.sample.what == What::Call);
+    let call = call.map_or(0.0, |one| one.sample.nanoseconds);
     for one in samples.iter().filter(|one| one.sample.protected) {
-        of_request(&mut all, one);
+        of_request(&mut all, one, call);
     }
     of_failures(&mut all, samples);
     of_servers(&mut all, server);
@@ -83,13 +85,19 @@ impl Budget {
     }
 }
 
-fn of_request(all: &mut Vec<Budget>, one: &Measured) {
+/// `call`: what a call of the function alone takes, in the same loop.
+fn of_request(all: &mut Vec<Budget>, one: &Measured, call: f64) {
     let (name, pages) = (one.name(), one.sample.pages);
     let took = one.sample.nanoseconds;
     let exits = one.each(one.cost.all_exits());
     match one.sample.what {
         What::Request if pages == 0 => {
-            all.push(Budget::at_most(&name, took, READ, "instructions"));
+            all.push(Budget::at_most(
+                format!("{name}: {took:.0}, without the {call:.0} of a call alone"),
+                took - call,
+                READ,
+                "instructions",
+            ));
             all.push(Budget::at_most(
                 format!("{name}: exits"),
                 exits,
@@ -265,6 +273,17 @@ mod tests {
         assert!((exits.value - 0.25).abs() < 1e-9 && !exits.holds);
         let flushes = named(&all, "writes, cold pages: 4: second-level flushes");
         assert!((flushes.value - 0.5).abs() < 1e-9 && !flushes.holds);
+    }
+
+    #[test]
+    fn a_request_that_reads_is_compared_with_a_call() {
+        let mut call = measured(What::Call, 0, false, 10);
+        (call.sample.nanoseconds, call.sample.kernel) = (50.0, None);
+        let mut reads = measured(What::Request, 0, true, 10);
+        (reads.sample.nanoseconds, reads.sample.kernel) = (290.0, None);
+        let all = budgets(&[call, reads], &[]);
+        let read = named(&all, "reads: 290, without the 50 of a call alone");
+        assert!((read.value - 240.0).abs() < 1e-9 && read.holds);
     }
 
     #[test]

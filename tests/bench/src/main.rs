@@ -35,6 +35,9 @@ const CPU_MODEL: &str = "max,-erms,-fsrm";
 /// Least memory of the KVM host, in MiB.
 const LEAST_MEMORY_MIB: u32 = 3072;
 
+/// Most domains that can be asked for: an app has 2^20, and the bench some of its own.
+const DOMAINS_MAX: i64 = 1_000_000;
+
 /// Rounds of the measurements for the baseline.
 const BASELINE_ROUNDS: u32 = 20;
 
@@ -46,7 +49,7 @@ const VCPUS: [u32; 3] = [1, 2, 4];
 #[command(name = "vmsrs-bench", version)]
 struct Arguments {
     /// Requests that write to 64 pages; smaller ones are repeated more often.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// What to measure.
     #[arg(long, value_name = "PART,...", value_delimiter = ',')]
@@ -55,6 +58,7 @@ struct Arguments {
     /// Most domains to open. Each takes 16 KiB of the window; the report has rows for 1, 1,000, 100,000 and 1,000,000 as far
     /// as this allows, and for this number.
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=DOMAINS_MAX))]
     domains: u32,
     /// Use a KVM host with one CPU whose clock counts instructions. Flushes and interrupts of several vCPUs are counted on
     /// one with more CPUs.
@@ -336,6 +340,19 @@ mod tests {
         assert_eq!(domain_counts(1), [1]);
         assert_eq!(domain_counts(10_000), [1, 1000, 10_000]);
         assert_eq!(domain_counts(1_000_000), [1, 1000, 100_000, 1_000_000]);
+    }
+
+    #[test]
+    fn nothing_is_measured_in_no_rounds_or_domains() {
+        let refused = |option, value| Arguments::try_parse_from(["vmsrs-bench", option, value]);
+        for (option, value) in [
+            ("--rounds", "0"),
+            ("--domains", "0"),
+            ("--domains", "1000001"),
+        ] {
+            let error = refused(option, value).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(option), "{error}");
+        }
     }
 
     #[test]

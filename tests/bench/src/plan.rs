@@ -53,15 +53,13 @@ impl Plan {
         }
     }
 
-    /// A boot that opens as many domains as the largest of `counts`. Each takes four pages of the window; the guest
-    /// needs memory for a mapping, a lock and the library's state of each.
+    /// A boot that opens as many domains as the largest of `counts`. Each takes four pages of the window, of which it
+    /// writes one, and less than 1 KiB of the guest's memory: a mapping, a lock, and what driver and library know of it.
     pub(crate) fn domains(counts: Vec<u32>, rounds: u32) -> Self {
         let most = counts.iter().copied().max().unwrap_or(1);
-        // 16 KiB each, and an eighth more.
-        let window_mib = (most / 57).max(64);
         Self {
-            memory_mib: 512 + most / 200,
-            window_mib,
+            memory_mib: 512 + most / 1024,
+            window_mib: 64 + most.div_ceil(64),
             ..Self::new([Part::Domains(counts)], rounds)
         }
     }

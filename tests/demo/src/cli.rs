@@ -101,7 +101,7 @@ impl LoadArgs {
 pub struct IntegralArgs {
     /// How often each of the three loads is run, each time in a new guest. With a multiple of three, each load comes
     /// first, second and last in a round equally often.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
     /// Limit for the whole measurement, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 7200)]

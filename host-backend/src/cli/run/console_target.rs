@@ -36,14 +36,14 @@ impl ConsoleTarget {
     /// Opens it.
     pub(super) fn open(&self) -> Result<Console, Failure> {
         Ok(match self {
-            ConsoleTarget::Stdio => Console::stdio(),
-            ConsoleTarget::None => Console::output_to(io::sink()),
+            ConsoleTarget::Stdio => Console::stdio()?,
+            ConsoleTarget::None => Console::output_to(io::sink())?,
             ConsoleTarget::File(path) => {
                 let file = File::create(path).map_err(|source| RunError::Console {
                     path: path.clone(),
                     source,
                 })?;
-                Console::output_to(file)
+                Console::output_to(file)?
             }
         })
     }

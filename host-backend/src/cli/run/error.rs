@@ -31,6 +31,20 @@ pub enum RunError {
         /// Memory and swap of the host.
         available: Size,
     },
+    /// More memory than this process may use: it would be killed later.
+    #[error(
+        "the guest's memory and window together ({wanted}) are more than this process may use \
+         ({limit}, {}): raise that limit (MemoryMax= of its systemd unit, --memory of its container), \
+         or reduce --memory or --window", .file.display()
+    )]
+    ControlGroup {
+        /// RAM and window.
+        wanted: Size,
+        /// The limit of the control group.
+        limit: Size,
+        /// The file that says so.
+        file: PathBuf,
+    },
     /// A number of vCPUs that is invalid.
     #[error("{0} vCPUs are not possible: give 1 to {MAX_VCPUS} with --vcpus")]
     Vcpus(u32),
@@ -98,7 +112,9 @@ pub enum RunError {
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         let exit = match error {
-            RunError::TooMuchMemory { .. } | RunError::HugePages { .. } => Exit::Machine,
+            RunError::TooMuchMemory { .. }
+            | RunError::ControlGroup { .. }
+            | RunError::HugePages { .. } => Exit::Machine,
             RunError::Vcpus(_)
             | RunError::NoPool
             | RunError::PoolTooLarge { .. }

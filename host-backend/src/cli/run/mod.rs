@@ -22,6 +22,7 @@ use crate::control::{Folder, Server};
 use crate::devices::net::{self, TapConfig};
 use crate::devices::recovery::ScrubRate;
 use crate::machine::{Machine, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs};
+use crate::output::{self, say};
 use crate::size::Size;
 use crate::vmm::loader::Kernel;
 use crate::vmm::signals::Termination;
@@ -115,6 +116,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         .transpose()?;
     // Before there is anything to undo, and before the first thread, since threads inherit it.
     let termination = Termination::block()?;
+    output::relay_stderr()?;
     let folder = match arguments.target.socket {
         Some(_) => Folder::MustExist,
         None => Folder::MayBeMade,
@@ -133,7 +135,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         kernel,
         initramfs,
         cmdline: arguments.cmdline,
-        console,
+        console: console.clone(),
     };
     let stop = StopHandle::default();
     let regions = RegionsPlan {
@@ -155,6 +157,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         recovery: machine.recovery(),
         network: machine.network(),
         tallies: machine.tallies(),
+        console,
         stop,
     });
     let server = socket.serve(operator.clone())?;
@@ -208,7 +211,7 @@ fn run_boots(
             end.gave_up_after = limit;
             return Ok(end);
         }
-        eprintln!("vmsrs: {}: restarting it", end.reason);
+        say(format_args!("{}: restarting it", end.reason));
         operator.restarting(&end.reason);
         vm = machine.power_on()?;
     }

@@ -3,10 +3,13 @@
 use serde::Serialize;
 
 use super::End;
+use std::io;
+
 use crate::cli::text::{duration, write_json};
 use crate::cli::{Exit, Failure};
 use crate::control::{EngineStatus, snapshot};
 use crate::machine::{RESTART_PERIOD, RunningVm};
+use crate::output::say;
 use crate::vmm::{CrashReport, ExitReason};
 
 /// The report at the end of `vmsrs run --json`.
@@ -20,6 +23,7 @@ struct Report<'a> {
     restarts: u64,
     gave_up: bool,
     crash: Option<Crash<'a>>,
+    console_lost_bytes: u64,
     recovery: EngineStatus,
 }
 
@@ -69,24 +73,36 @@ pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Fail
     let incidents: u64 = recovery.incidents.iter().map(|count| count.count).sum();
     let uptime_ms = vm.uptime_ms();
     let restarts = vm.restarts().count;
-    eprintln!(
-        "vmsrs: {reason} after {}, with {incidents} incident{}",
+    say(format_args!(
+        "{reason} after {}, with {incidents} incident{}",
         duration(uptime_ms),
         if incidents == 1 { "" } else { "s" }
-    );
+    ));
     if end.unfit_kvm {
-        eprintln!(
-            "vmsrs: KVM has neither EPT nor NPT on this machine and cannot run a stock guest: see \
+        say(format_args!(
+            "KVM has neither EPT nor NPT on this machine and cannot run a stock guest: see \
              `vmsrs doctor`"
-        );
+        ));
     }
     if let Some(limit) = end.gave_up_after {
-        eprintln!(
-            "vmsrs: gave up: the guest went down after {limit} restart{} within {} s; see its \
+        say(format_args!(
+            "gave up: the guest went down after {limit} restart{} within {} s; see its \
              console for the reason; --restarts allows more",
             if limit == 1 { "" } else { "s" },
             RESTART_PERIOD.as_secs()
-        );
+        ));
+    }
+    let is_written = vm.console.finish();
+    let console_lost_bytes = vm.console.lost();
+    if console_lost_bytes != 0 {
+        say(format_args!(
+            "{console_lost_bytes} bytes of the console were lost: they could not be written"
+        ));
+    }
+    if json && vm.console.input && !is_written {
+        // It would make the end wait for whoever does not read the console.
+        let error = io::Error::new(io::ErrorKind::TimedOut, "nobody reads standard output");
+        return Err(error.into());
     }
     if json {
         write_json(&Report {
@@ -98,6 +114,7 @@ pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Fail
             restarts,
             gave_up: end.gave_up_after.is_some(),
             crash,
+            console_lost_bytes,
             recovery,
         })?;
     }

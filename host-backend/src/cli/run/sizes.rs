@@ -1,10 +1,11 @@
 //! Checks of sizes and numbers before anything is made.
 
-use std::fs;
+use std::path::Path;
 
 use vmsrs_protocol::PAGE_SIZE;
 
 use super::{Arguments, RunError};
+use crate::cli::memory::HostMemory;
 use crate::cli::{Exit, Failure};
 use crate::engine::{ConfigError, EngineConfig};
 use crate::host_memory::{HUGE_PAGE, HostPages, free_huge_pages};
@@ -50,13 +51,7 @@ pub(super) fn check(arguments: &Arguments) -> Result<EngineConfig, Failure> {
         }
         error => Failure::new(Exit::Usage, error),
     })?;
-    if let Some(available) = host_memory() {
-        // Neither is above 2^44: the sum fits.
-        let wanted = Size(arguments.memory.0 + arguments.window.0);
-        if wanted > available {
-            return Err(RunError::TooMuchMemory { wanted, available }.into());
-        }
-    }
+    check_memory(arguments, pages)?;
     if pages == HostPages::Huge {
         let needed = (arguments.memory.0 + arguments.window.0) / HUGE_PAGE;
         let free = free_huge_pages().unwrap_or(0);
@@ -131,15 +126,26 @@ fn least_window(pages: HostPages) -> Size {
     Size(size)
 }
 
-/// Memory and swap of this machine, if known.
-fn host_memory() -> Option<Size> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let kibibytes = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix("kB")?.trim().parse().ok()
+/// Checks that RAM and window are no more than this machine has, and than this process may use of it.
+fn check_memory(arguments: &Arguments, pages: HostPages) -> Result<(), RunError> {
+    let Some(memory) = HostMemory::read(Path::new("/")) else {
+        return Ok(());
     };
-    let total = kibibytes("MemTotal:")? + kibibytes("SwapTotal:").unwrap_or(0);
-    Some(Size(total << 10))
+    // Neither is above 2^44: the sum fits.
+    let wanted = Size(arguments.memory.0 + arguments.window.0);
+    let available = memory.total;
+    if wanted > available {
+        return Err(RunError::TooMuchMemory { wanted, available });
+    }
+    match memory.limit_below(wanted) {
+        // Huge pages have limits of their own.
+        Some(limit) if pages == HostPages::Standard => Err(RunError::ControlGroup {
+            wanted,
+            limit: Size(limit.bytes),
+            file: limit.file.clone(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

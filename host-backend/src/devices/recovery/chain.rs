@@ -10,11 +10,6 @@ use crate::vmm::poison;
 
 pub(super) type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
-/// A message of the driver.
-pub(super) struct Message {
-    pub(super) bytes: Vec<u8>,
-}
-
 /// Where a reply goes.
 pub(super) struct ReplyBuffer<'a> {
     writer: Writer<'a>,
@@ -44,21 +39,27 @@ impl<'a> ReplyBuffer<'a> {
     }
 }
 
-impl Message {
-    /// Reads the readable part of a chain, or returns what is wrong with the chain.
-    pub(super) fn read(chain: Chain<'_>, memory: &GuestMemoryMmap) -> Result<Self, &'static str> {
-        let length = check(chain.clone())?;
-        let mut bytes = vec![0; length];
-        chain
-            .reader(memory)
-            .ok()
-            .and_then(|mut reader| reader.read_exact(&mut bytes).ok())
-            .ok_or("the driver sent a message that does not lie in RAM")?;
-        if poison::is_noted() {
-            return Err("the memory of a message is broken");
-        }
-        Ok(Self { bytes })
+/// Reads the driver's message from the readable part of a chain into a buffer, or returns what is wrong with the
+/// chain. The buffer has room for the longest message so far: memory that is used again does not fault.
+pub(super) fn read_message<'a>(
+    chain: Chain<'_>,
+    memory: &GuestMemoryMmap,
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8], &'static str> {
+    let length = check(chain.clone())?;
+    if buffer.len() < length {
+        buffer.resize(length, 0);
     }
+    let message = &mut buffer[..length];
+    chain
+        .reader(memory)
+        .ok()
+        .and_then(|mut reader| reader.read_exact(message).ok())
+        .ok_or("the driver sent a message that does not lie in RAM")?;
+    if poison::is_noted() {
+        return Err("the memory of a message is broken");
+    }
+    Ok(message)
 }
 
 /// Checks the shape of a chain and returns the length of its readable part.

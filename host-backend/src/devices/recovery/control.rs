@@ -3,14 +3,14 @@
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use super::chain::{Message, ReplyBuffer};
+use super::chain::{ReplyBuffer, read_message};
 use crate::engine::{Refusal, Reply};
 use crate::engine_handle::EngineHandle;
 
 /// Maximum number of messages before other events get their turn.
 pub(super) const TURN: usize = 64;
 
-/// Carries out the messages in the queue; true if there may be more.
+/// Carries out the messages in the queue, which are read into `buffer`; true if there may be more.
 ///
 /// # Errors
 ///
@@ -19,6 +19,7 @@ pub(super) fn process(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
     handle: &EngineHandle,
+    buffer: &mut Vec<u8>,
 ) -> Result<bool, QueueError> {
     queue.disable_notification(memory)?;
     for _ in 0..TURN {
@@ -32,16 +33,16 @@ pub(super) fn process(
         let head = chain.head_index();
         // The reply's place is checked before the message has any effect.
         let written = match ReplyBuffer::new(chain.clone(), memory) {
-            Some(buffer) => {
-                let room = buffer.room();
-                let reply = match Message::read(chain, memory) {
-                    Ok(message) => handle.message(&message.bytes, room),
+            Some(place) => {
+                let room = place.room();
+                let reply = match read_message(chain, memory, buffer) {
+                    Ok(message) => handle.message(message, room),
                     Err(what) => {
                         handle.count(what);
                         Reply::refused(Refusal::Malformed(what), room)
                     }
                 };
-                buffer.write(&reply.bytes)
+                place.write(&reply.bytes)
             }
             None => {
                 handle.count("the driver sent a chain whose reply does not lie in RAM");

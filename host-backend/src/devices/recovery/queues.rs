@@ -23,6 +23,8 @@ pub(super) struct Queues {
     control: ActiveQueue,
     event: Option<ActiveQueue>,
     memory: GuestMemoryMmap,
+    /// For the message that is handled.
+    message: Vec<u8>,
     interrupt: DeviceInterrupt,
     /// Readable when an event is pending.
     pending: EventFd,
@@ -57,6 +59,7 @@ impl Queues {
             control,
             event,
             memory,
+            message: Vec::new(),
             interrupt,
             pending,
             epoll,
@@ -101,7 +104,7 @@ impl Serve for Queues {
 impl Queues {
     fn serve_control(&mut self) -> Result<(), QueueError> {
         let queue = &mut self.control.queue;
-        if control::process(queue, &self.memory, &self.handle)? {
+        if control::process(queue, &self.memory, &self.handle, &mut self.message)? {
             // There may be more: come back after a stop had its turn. The counter is full only if
             // a kick is pending anyway.
             let _ = self.control.kick.write(1);

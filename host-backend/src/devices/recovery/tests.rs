@@ -95,7 +95,7 @@ fn serve(
     mock: &MockSplitQueue<'_, GuestMemoryMmap>,
 ) -> u32 {
     let mut queue: Queue = mock.create_queue().unwrap();
-    let more = control::process(&mut queue, memory, handle).unwrap();
+    let more = control::process(&mut queue, memory, handle, &mut Vec::new()).unwrap();
     assert!(!more);
     assert_eq!(mock.used().idx().load(), 1);
     mock.used().ring().ref_at(0).unwrap().load().len()
@@ -255,7 +255,7 @@ fn a_chain_whose_head_is_out_of_range_is_an_error() {
         mock.avail().ring().ref_at(0).unwrap().store(head);
         mock.avail().idx().store(1);
         let mut queue: Queue = mock.create_queue().unwrap();
-        assert!(control::process(&mut queue, &memory, &device.handle()).is_err());
+        assert!(control::process(&mut queue, &memory, &device.handle(), &mut Vec::new()).is_err());
         assert_eq!(mock.used().idx().load(), 0);
     }
 }
@@ -266,7 +266,7 @@ fn rings_that_make_no_sense_are_an_error() {
     let mock = MockSplitQueue::new(&memory, 16);
     mock.avail().idx().store(100);
     let mut queue: Queue = mock.create_queue().unwrap();
-    assert!(control::process(&mut queue, &memory, &device.handle()).is_err());
+    assert!(control::process(&mut queue, &memory, &device.handle(), &mut Vec::new()).is_err());
 }
 
 /// An interrupt line that tells a test.

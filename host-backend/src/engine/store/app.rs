@@ -75,6 +75,8 @@ pub(crate) struct App {
     damaged: HashMap<u32, u32>,
     /// The extents after the first one, of the few domains that have more than one.
     more: HashMap<u32, Vec<Extent>>,
+    /// Extents that `more` has memory for.
+    more_capacity: usize,
     /// For each unit of the address range up to the end of the last extent, where it is in
     /// `units`; [`NONE`] for a guard.
     places: Vec<u32>,
@@ -93,6 +95,7 @@ impl App {
             mirrored: Vec::new(),
             damaged: HashMap::new(),
             more: HashMap::new(),
+            more_capacity: 0,
             places: Vec::new(),
             units: Vec::new(),
             sealed: 0,
@@ -256,7 +259,10 @@ impl App {
         if first.pages == 0 {
             *first = extent;
         } else {
-            self.more.entry(domain).or_default().push(extent);
+            let more = self.more.entry(domain).or_default();
+            self.more_capacity -= more.capacity();
+            more.push(extent);
+            self.more_capacity += more.capacity();
         }
         extent
     }
@@ -330,13 +336,9 @@ impl App {
 
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
-        let more: usize = self
-            .more
-            .values()
-            .map(|more| size_of::<(u32, Vec<Extent>)>() + more.capacity() * size_of::<Extent>())
-            .sum();
         self.keys.bytes()
-            + more
+            + self.more.capacity() * size_of::<(u32, Vec<Extent>)>()
+            + self.more_capacity * size_of::<Extent>()
             + self.mirrored.capacity() * size_of::<u64>()
             + self.damaged.capacity() * size_of::<(u32, u32)>()
             + self.domains.capacity() * size_of::<Domain>()

@@ -96,7 +96,7 @@ fn recovery(
                 .with_context(|| format!("error: {name}"))?;
         }
         seal(pages.user)?;
-        settle();
+        settle(pages.user.app())?;
         Ok(Sample {
             pages: dropped,
             error: Some(name.to_owned()),
@@ -106,9 +106,17 @@ fn recovery(
     })
 }
 
-/// Waits until the driver has sent all reports, so that what they cost the host is counted in this measurement.
-fn settle() {
-    thread::sleep(Duration::from_millis(30));
+/// Waits until the host has taken all reports, so that what they cost it is counted in this measurement: the frames of
+/// drafts that were dropped are not free before.
+fn settle(app: &App) -> Result<()> {
+    loop {
+        let info = app.info()?;
+        ensure!(info.broken == 0, "the device is broken");
+        if info.pool_free == info.pool_frames {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Nanoseconds from an error in a request that has written to `dropped` pages until the thread is in its next request.
@@ -164,7 +172,7 @@ fn others(meter: &Meter, app: &'static App, pages: &Pages, requests: u32) -> Res
                 sum += time;
             }
             seal(pages.user)?;
-            settle();
+            settle(app)?;
             Ok(Sample {
                 pages: 1,
                 nanoseconds: sum as f64 / times.count() as f64,

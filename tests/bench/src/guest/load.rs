@@ -23,6 +23,9 @@ const CONNECTIONS: usize = 8;
 /// How long a server may take to listen; it takes less than a second.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
+/// After this time all that was committed before is sealed.
+const SEALED: Duration = Duration::from_millis(200);
+
 /// A running server; killed when dropped.
 pub(super) struct Server {
     process: Child,
@@ -100,6 +103,19 @@ impl Server {
         Ok(())
     }
 
+    /// Gets all keys, so that their pages are mapped as in a server that runs for a while: sealing has unmapped those that
+    /// were just set.
+    pub(super) fn read_all(&mut self, load: Load) -> Result<()> {
+        thread::sleep(SEALED);
+        let mut value = vec![0; load.value_bytes];
+        let connection = &mut self.connections[0];
+        for key in 0..load.keys {
+            send_get(connection, key)?;
+            expect_value(connection, &mut value)?;
+        }
+        Ok(())
+    }
+
     /// Sends at least `commands` commands and checks their answers; returns how many it sent.
     pub(super) fn run(&mut self, load: Load, commands: u32, random: &mut Random) -> Result<u32> {
         let mut sent = 0;
@@ -113,9 +129,7 @@ impl Server {
                     value.fill(b'a' + (random.next() % 26) as u8);
                     send_set(connection, key, &value)?;
                 } else {
-                    connection
-                        .get_mut()
-                        .write_all(format!("get key-{key:08}\r\n").as_bytes())?;
+                    send_get(connection, key)?;
                 }
             }
             for (connection, set) in self.connections.iter_mut().zip(sets) {
@@ -136,6 +150,11 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn send_get(connection: &mut BufReader<TcpStream>, key: u64) -> Result<()> {
+    let command = format!("get key-{key:08}\r\n");
+    Ok(connection.get_mut().write_all(command.as_bytes())?)
 }
 
 fn send_set(connection: &mut BufReader<TcpStream>, key: u64, value: &[u8]) -> Result<()> {

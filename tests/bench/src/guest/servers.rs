@@ -47,6 +47,7 @@ pub(super) fn measure(meter: &Meter, commands: u32) -> Result<()> {
                 writes_percent,
             };
             running.fill(load(0))?;
+            running.read_all(load(0))?;
             for writes_percent in SERVER_WRITES_PERCENT {
                 let load = load(writes_percent);
                 let mut random = Random::new();

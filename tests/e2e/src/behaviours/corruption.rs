@@ -46,8 +46,17 @@ pub(super) const POISONED_UNMIRRORED: Behaviour = Behaviour {
     host: poisoned_unmirrored,
 };
 
+/// Broken memory of the pool, which the driver's next drafts get.
+pub(super) const POISONED_POOL: Behaviour = Behaviour {
+    name: "poisoned_pool_frame_costs_requests_and_no_data",
+    machine: Machine::Usual,
+    steps: STEPS,
+    host: poisoned_pool,
+};
+
 const STEPS: &[(&str, Step)] = &[
     ("write", write),
+    ("write until done", write_until_done),
     ("read", read),
     ("refused", refused),
     ("fails", fails),
@@ -60,6 +69,8 @@ const CONTENT_LOST: i32 = 9;
 const APP: &str = "corruption";
 /// How every page of the value starts, so that its frames can be found on the host.
 const MARK: &[u8] = b"this page is watched by a checksum; ";
+/// Requests that may meet broken frames.
+const TRIES: u32 = 64;
 /// Length of the value, in whole pages.
 const LENGTH: usize = 3 * PAGE_SIZE as usize;
 
@@ -159,6 +170,23 @@ fn poisoned_unmirrored(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
+fn poisoned_pool(guest: &mut Guest) -> Result<()> {
+    guest.run("write", "bystander")?;
+    guest.run("write", "pooled")?;
+    // Frames are not wiped when they are free, and those that were freed last are taken first.
+    let pool = vault::open_pool(guest.pid())?;
+    for offset in frames_of(&pool, "pooled")? {
+        poison(&pool, offset)?;
+    }
+    guest.run("write until done", "pooled")?;
+    ensure!(
+        guest.log()?.contains("of the pool is broken"),
+        "nobody has touched the broken frames"
+    );
+    guest.run("read", "pooled")?;
+    guest.run("read", "bystander").map(drop)
+}
+
 fn status(guest: &Guest) -> Result<Value> {
     guest.recovery_status()
 }
@@ -184,21 +212,24 @@ fn poison(vault: &File, offset: u64) -> Result<()> {
 
 /// The file of the vault in the VMM, and the offsets of all frames that hold a page of the value, at least one.
 fn find(guest: &Guest, key: &str) -> Result<(File, Vec<u64>)> {
-    let mark = mark(key);
     let vault = vault::open(guest.pid())?;
+    let offsets = frames_of(&vault, key)?;
+    Ok((vault, offsets))
+}
+
+/// The offsets of all frames of a region that hold a page of the value, at least one.
+fn frames_of(region: &File, key: &str) -> Result<Vec<u64>> {
+    let mark = mark(key);
     let mut page = vec![0; PAGE_SIZE as usize];
     let mut offsets = Vec::new();
-    for offset in (0..vault.metadata()?.size()).step_by(page.len()) {
+    for offset in (0..region.metadata()?.size()).step_by(page.len()) {
         // Memory that an earlier behaviour has poisoned cannot be read.
-        if vault.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
+        if region.read_exact_at(&mut page, offset).is_ok() && page.starts_with(&mark) {
             offsets.push(offset);
         }
     }
-    ensure!(
-        !offsets.is_empty(),
-        "no frame of the vault holds a page of {key}"
-    );
-    Ok((vault, offsets))
+    ensure!(!offsets.is_empty(), "no frame holds a page of {key}");
+    Ok(offsets)
 }
 
 fn mark(key: &str) -> Vec<u8> {
@@ -239,6 +270,29 @@ fn write(key: &str) -> Result<()> {
         Ok::<_, Error>(())
     })?;
     Ok(domain.app().flush()?)
+}
+
+/// Writes the value again, in requests of which those may fail that get a broken frame.
+fn write_until_done(key: &str) -> Result<()> {
+    let domain = open(key)?;
+    let value = value(key);
+    for _ in 0..TRIES {
+        let result = domain.run(|request| {
+            let root = request.root::<u8>().ok_or(Error::NotHeld)?;
+            // SAFETY: the block that `write` allocated, of that size.
+            unsafe {
+                root.as_ptr()
+                    .copy_from_nonoverlapping(value.as_ptr(), LENGTH)
+            };
+            Ok::<_, Error>(())
+        });
+        match result {
+            Ok(()) => return Ok(domain.app().flush()?),
+            Err(RunError::Failed(failure)) => println!("{failure}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("no request could write")
 }
 
 /// Reads the value in a request.

@@ -7,7 +7,7 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
-use vmsrs::{App, Domain, Error, Kind, Options, RunError, Step, Task};
+use vmsrs::{App, Domain, Error, Kind, Options, Request, RunError, Step, Task};
 use vmsrs_bed::cpu::has_protection_keys;
 
 use crate::fault::{
@@ -259,6 +259,11 @@ pub(super) fn pkru() -> u32 {
     pkru
 }
 
+/// Makes a draft.
+fn write(request: &Request) -> Result<(), Error> {
+    request.set_root(request.root::<u8>())
+}
+
 /// However a request ends, its key is closed again.
 fn key_is_closed(_: &str) -> Result<()> {
     let (_, other) = open()?;
@@ -272,8 +277,17 @@ fn key_is_closed(_: &str) -> Result<()> {
         Ok(())
     };
     let mut inside = outside;
-    other.run(|_| {
-        inside = pkru();
+    other.run(|request| {
+        // It is opened with the first draft, and closed when there is none any more.
+        for _ in 0..2 {
+            assert_eq!(pkru(), outside, "before a write");
+            write(request)?;
+            inside = pkru();
+            request.commit(false)?;
+        }
+        assert_eq!(pkru(), outside, "after a commit on the way");
+        write(request)?;
+        assert_eq!(pkru(), inside, "the request's key has changed");
         // A task created here gets a key as well, and this request keeps its own.
         let task = Task::new(other, Options::default())?;
         let now = pkru();
@@ -289,6 +303,7 @@ fn key_is_closed(_: &str) -> Result<()> {
     expect("a commit")?;
     let outcome = other.run(|request| {
         request.defer(move || assert_eq!(pkru(), outside, "a defer"))?;
+        write(request)?;
         Err::<(), _>(Error::NotHeld)
     });
     ensure!(matches!(outcome, Err(RunError::GivenUp(_))), "{outcome:?}");
@@ -300,6 +315,7 @@ fn key_is_closed(_: &str) -> Result<()> {
     for (what, body) in bodies {
         let outcome = other.run(|request| {
             request.defer(move || assert_eq!(pkru(), outside, "a defer"))?;
+            write(request)?;
             body();
             Ok::<_, Error>(())
         });
@@ -309,7 +325,10 @@ fn key_is_closed(_: &str) -> Result<()> {
         ensure!(failure.defers_failed == 0, "{what}: a defer failed");
         expect(what)?;
     }
-    let outcome = other.run(|request| -> Result<(), Error> { request.fail("on purpose") });
+    let outcome = other.run(|request| -> Result<(), Error> {
+        write(request)?;
+        request.fail("on purpose")
+    });
     ensure!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
     expect("a failed invariant")
 }
@@ -328,7 +347,8 @@ fn keys_differ(_: &str) -> Result<()> {
     let opened = move || outside & !pkru();
     let step = |task: &mut Task| -> Result<u32> {
         let mut key = 0;
-        task.step(|_| {
+        task.step(|request| {
+            write(request).expect("a draft");
             key = opened();
             Step::<()>::Suspend
         })?;
@@ -357,7 +377,8 @@ fn keys_differ(_: &str) -> Result<()> {
                     known.wait();
                     let mut key = 0;
                     if number % (1 + IDLE) == 0 {
-                        domain.run(|_| {
+                        domain.run(|request| {
+                            write(request)?;
                             key = opened();
                             running.wait();
                             over.wait();
@@ -372,7 +393,10 @@ fn keys_differ(_: &str) -> Result<()> {
             .collect();
         running.wait();
         // One request more than there are keys works as well.
-        let further = app.domain("one more")?.run(|_| Ok::<_, Error>(opened()));
+        let further = app.domain("one more")?.run(|request| {
+            write(request)?;
+            Ok::<_, Error>(opened())
+        });
         over.wait();
         let keys = threads.into_iter().map(|thread| {
             let key = thread.join().ok().context("a thread panicked")??;

@@ -57,6 +57,7 @@ pub const ALL: &[&Behaviour] = &[
     &corruption::UNMIRRORED,
     &corruption::POISONED_MIRRORED,
     &corruption::POISONED_UNMIRRORED,
+    &corruption::POISONED_POOL,
     &lock_release::BEHAVIOUR,
     &error_kinds::BEHAVIOUR,
     &neighbours::CHILDREN,

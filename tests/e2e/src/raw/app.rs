@@ -95,6 +95,7 @@ impl App {
             domain: 0,
             extents: 0,
             flags: 0,
+            pages,
         };
         ioctl(&self.file, IOCTL_OPEN_DOMAIN, &mut argument).context("open the domain")?;
         let domain = Domain {

@@ -249,7 +249,7 @@ impl Frames {
         shown
     }
 
-    /// A write by the request: `vmsrs_draft_make` at the first one.
+    /// A write by the request: `vmsrs_draft_make`, with `add_draft`, at the first one.
     pub fn store(&self, page: usize, value: u64) {
         let mut domain = lock(&self.domain);
         if domain.entries[page].draft.is_none() {

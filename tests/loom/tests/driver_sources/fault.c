@@ -40,6 +40,8 @@ struct vmsrs_thread {
 
 static struct vmsrs_domain domain_of_page;
 static struct vmsrs_extent_pages extent_of_page = { .domain = &domain_of_page };
+/* In the thread's control block. */
+static u32 key;
 /* What vmsrs_draft_make() returns. */
 static int make_error;
 static u32 listed;
@@ -71,6 +73,12 @@ static u64 vmsrs_thread_tag(const struct vmsrs_thread *thread)
 static u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 {
 	return 0;
+}
+
+/* As in vmsrs.h. */
+static bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
+{
+	return thread->control->key == VMSRS_KEY_WRITES_OVER;
 }
 
 static struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page)
@@ -161,7 +169,7 @@ static unsigned long fault(u32 draft, int error, vm_fault_t expected)
 {
 	struct vmsrs_device dev = { .usable = true };
 	struct vmsrs_app app = { .dev = &dev };
-	struct vmsrs_thread_control control = { .tag = 7 };
+	struct vmsrs_thread_control control = { .tag = 7, .key = key };
 	struct vmsrs_thread thread = { .control = &control, .noted_tag = 7, .frame_due = 1234 };
 	struct file file = { };
 	struct vm_area_struct vma = { .vm_file = &file };
@@ -199,5 +207,9 @@ int main(void)
 	extent_of_page.entries[0].mapped = true;
 	check("a draft", !fault(VMSRS_NO_DRAFT, 0, VM_FAULT_NOPAGE));
 	check("is mapped in place of what another thread has mapped", zaps == 1);
+	key = VMSRS_KEY_WRITES_OVER;
+	listed = 0;
+	check("a write after the request's last one is refused",
+	      fault(VMSRS_NO_DRAFT, 0, VM_FAULT_SIGBUS) && !listed);
 	return 0;
 }

@@ -36,20 +36,21 @@ typedef int8_t s8;
 #define max_t(type, a, b) ((type)(a) > (type)(b) ? (type)(a) : (type)(b))
 #define min(a, b) ((a) < (b) ? (a) : (b))
 /* Drafts of a request, by place. */
-#define list_for_each_entry(draft, head, list) \
-	for (draft = (head)->drafts; draft != (head)->drafts + (head)->count; draft++)
+#define vmsrs_for_each_frame(draft, row) \
+	for (draft = (row)->drafts; draft != (row)->drafts + (row)->count; draft++)
 
 struct vmsrs_ahead { u32 page, why; };
 struct vmsrs_hot_pages { u32 count; u32 pages[VMSRS_HOT_MAX]; };
 struct vmsrs_frame { u32 page, committed; u16 commit; u8 streak, ahead; };
-struct list_head { struct vmsrs_frame *drafts; u32 count; };
+struct vmsrs_frames { struct vmsrs_frame *drafts; u32 count; };
 struct vmsrs_app { void *dev; };
 struct vmsrs_extent_pages { u32 page, pages; };
 
 struct vmsrs_domain {
 	struct vmsrs_app *app;
 	struct vmsrs_hot_pages *hot;
-	u32 draft_count, next_page;
+	struct vmsrs_frames drafts;
+	u32 next_page;
 	u16 commits;
 	u8 row, predicted, last_rows[2];
 	s8 row_score;
@@ -83,7 +84,7 @@ static u32 faults, ahead, unwritten;
 static void request(const u32 *pages, u32 count)
 {
 	struct vmsrs_frame drafts[PAGES] = { }, dropped[PAGES];
-	struct list_head list = { dropped, 0 };
+	struct vmsrs_frames list = { dropped, 0 };
 	bool drafted[PAGES] = { }, written[PAGES] = { };
 	u32 i, j, predicted, follow = 0;
 	struct vmsrs_ahead next[VMSRS_AHEAD_MAX];
@@ -105,14 +106,14 @@ static void request(const u32 *pages, u32 count)
 			ahead++;
 		}
 	}
-	domain.draft_count = 0;
+	domain.drafts.count = 0;
 	for (i = 0; i < PAGES; i++) {
 		drafts[i].page = i;
 		drafts[i].committed = i | VMSRS_IN_POOL;
 		if (drafted[i] && !written[i])
 			dropped[list.count++] = drafts[i];
 		follow += written[i] && drafts[i].ahead == VMSRS_AHEAD_FOLLOWS;
-		domain.draft_count += written[i];
+		domain.drafts.count += written[i];
 	}
 	unwritten = list.count;
 	vmsrs_predict_end(&domain, &list, follow);

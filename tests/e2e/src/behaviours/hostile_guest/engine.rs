@@ -50,6 +50,7 @@ pub(super) fn domain_of(device: &mut Device, name: &str, pages: u32) -> Result<P
         key_length: name.len() as u32,
         key,
         flags: 0,
+        pages: 0,
     };
     let reply = accepted(device, &message(MESSAGE_OPEN_DOMAIN, &open, &[]))?;
     let domain = pod_read_unaligned::<DomainReply>(&reply).domain;

@@ -9,7 +9,7 @@ use vmsrs_protocol::control::{
 };
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
-use vmsrs_protocol::{DAMAGED_FRAME, IN_POOL, KEY_MAX, NONE, ZERO_FRAME};
+use vmsrs_protocol::{DAMAGED_FRAME, EXTENT_MAX_PAGES, IN_POOL, KEY_MAX, NONE, ZERO_FRAME};
 
 use super::engine::{
     Page, accepted, batch_records, domain, domain_of, draft_report, no_pages, pages, pool_frames,
@@ -220,9 +220,21 @@ pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
             key_length,
             key: [1; KEY_MAX],
             flags: 0,
+            pages: 0,
         };
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
         device.expect_refused("a key", &bytes, STATUS_MALFORMED)?;
+    }
+    for pages in [EXTENT_MAX_PAGES + 1, u32::MAX] {
+        let open = OpenDomain {
+            app,
+            key_length: 1,
+            key: [1; KEY_MAX],
+            flags: 0,
+            pages,
+        };
+        let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
+        device.expect_refused("a first extent", &bytes, STATUS_MALFORMED)?;
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The `vmsrs` command with wrong input: one sentence with the remedy, a documented exit code, and
 //! nothing left behind.
 
+mod outputs;
+
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
