@@ -1,6 +1,5 @@
 //! Signals: which ones the library handles, what was installed before it, and what a handler may use.
 
-use super::frames;
 use super::region::Region;
 use crate::error::Error;
 use std::ffi::{c_int, c_void};
@@ -119,7 +118,6 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
             return Err(failed()(io::Error::last_os_error()));
         }
     }
-    frames::install(interrupt);
     INTERRUPT.store(interrupt, Ordering::Relaxed);
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::os::signals::{
     self, Handler, Signals, disposition, end_process, interrupt, write_stderr,
 };
 use crate::os::switch::FLAGS;
-use crate::os::{clib, errno, switch};
+use crate::os::{clib, errno, frames, switch};
 use crate::shared::pkru;
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -28,7 +28,9 @@ use vmsrs_protocol::incident::{self, REGISTERS};
 pub(crate) fn install() -> Result<(), Error> {
     // SAFETY: it is what the kernel calls, and goes on with a function of that type.
     let entry = unsafe { std::mem::transmute::<unsafe extern "C" fn(), Handler>(vmsrs_handler) };
-    signals::install(entry)
+    signals::install(entry)?;
+    frames::install(interrupt());
+    Ok(())
 }
 
 // The kernel clears the other flags that the interrupted code may have left.
