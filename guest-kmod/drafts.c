@@ -61,8 +61,8 @@ static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *
 
 /*
  * Fills a frame as a whole, before anything maps it: it still has what was in it before. One whose own memory is
- * broken is not used any more: put back, it would be the next to be taken. Returns 0; -EIO: the committed version
- * is lost, and the frame has been put; -EAGAIN: the frame is broken.
+ * broken is not used any more. Returns 0; -EIO: the committed version is lost, and the frame has been put; -EAGAIN:
+ * the frame is broken.
  */
 static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry,
 				      struct vmsrs_frame *frame)
@@ -76,7 +76,7 @@ static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vms
 		vmsrs_pool_put(dev, frame);
 		return -EIO;
 	}
-	pr_warn_ratelimited("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
+	vmsrs_pool_lose(dev, frame);
 	return -EAGAIN;
 }
 

@@ -312,7 +312,7 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 {
 	struct vmsrs_ioctl_info arg = {
 		.vault_frames = dev->config.vault_frames,
-		.pool_frames = dev->config.pool_frames,
+		.pool_frames = READ_ONCE(dev->pool.usable),
 		.pool_free = READ_ONCE(dev->pool.free_count),
 		.drafts = atomic_read(&dev->drafts),
 		.broken = vmsrs_device_broken(dev),

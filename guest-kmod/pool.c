@@ -40,6 +40,7 @@ int vmsrs_pool_init(struct vmsrs_device *dev)
 		pool->frames[i].next = &pool->frames[i + 1];
 	pool->free = pool->frames;
 	pool->free_count = count;
+	pool->usable = count;
 	return 0;
 }
 
@@ -56,14 +57,29 @@ void vmsrs_pool_touch(struct vmsrs_device *dev)
 
 	while ((frame = *place)) {
 		if (vmsrs_clear_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)))) {
-			pr_warn("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
 			*place = frame->next;
 			pool->free_count--;
+			vmsrs_pool_lose(dev, frame);
 		} else {
 			place = &frame->next;
 		}
 		cond_resched();
 	}
+}
+
+/**
+ * vmsrs_pool_lose() - a frame that was taken is broken, and not put back: it would be the next to be taken
+ * @dev: the device
+ * @frame: the frame, which no page-table entry shows
+ */
+void vmsrs_pool_lose(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	struct vmsrs_pool *pool = &dev->pool;
+
+	pr_warn_ratelimited("frame %u of the pool is broken\n", vmsrs_frame_number(dev, frame));
+	spin_lock(&pool->lock);
+	WRITE_ONCE(pool->usable, pool->usable - 1);
+	spin_unlock(&pool->lock);
 }
 
 /**

@@ -508,10 +508,11 @@ struct vmsrs_region {
 
 /**
  * struct vmsrs_pool - frames of the pool
- * @lock: guards @free, @free_count and the references of frames
+ * @lock: guards @free, @free_count, @usable and the references of frames
  * @frames: all frames, by number
  * @free: free frames, the one that was freed last first, each with the next
  * @free_count: length of @free
+ * @usable: frames whose memory is not known to be broken
  * @wait: threads that wait for a free frame
  */
 struct vmsrs_pool {
@@ -519,6 +520,7 @@ struct vmsrs_pool {
 	struct vmsrs_frame *frames;
 	struct vmsrs_frame *free;
 	u32 free_count;
+	u32 usable;
 	wait_queue_head_t wait;
 };
 
@@ -948,6 +950,7 @@ static inline bool vmsrs_pool_low(const struct vmsrs_device *dev)
 
 int vmsrs_pool_init(struct vmsrs_device *dev);
 void vmsrs_pool_touch(struct vmsrs_device *dev);
+void vmsrs_pool_lose(struct vmsrs_device *dev, struct vmsrs_frame *frame);
 void vmsrs_pool_free(struct vmsrs_device *dev);
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
 void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames);

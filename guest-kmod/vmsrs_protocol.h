@@ -1204,7 +1204,8 @@ struct vmsrs_ioctl_drafts {
 /**
  * struct vmsrs_ioctl_info - Argument of VMSRS_IOCTL_INFO.
  * @vault_frames: Number of frames in the vault.
- * @pool_frames: Number of frames in the pool.
+ * @pool_frames: Number of frames in the pool whose memory is not known to be
+ *	broken.
  * @pool_free: Free frames in the pool of the driver.
  * @drafts: Drafts of all requests.
  * @unsealed: Pages that are committed and not sealed yet.

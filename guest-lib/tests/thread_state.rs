@@ -172,6 +172,28 @@ fn alternate_signal_stack_is_put_back() {
     );
 }
 
+fn signal_stack() -> usize {
+    // SAFETY: reads where the stack is.
+    unsafe {
+        let mut stack = std::mem::zeroed::<libc::stack_t>();
+        assert_eq!(libc::sigaltstack(ptr::null(), &raw mut stack), 0);
+        stack.ss_sp.addr()
+    }
+}
+
+#[test]
+fn alternate_signal_stack_on_the_request_stack_is_put_back() {
+    let domain = domain();
+    success(domain, |_| {});
+    let before = signal_stack();
+    failure(domain, |_| {
+        let mut stack = [0u8; 64 * 1024];
+        set_signal_stack(stack.as_mut_ptr().cast(), 0, stack.len());
+        null_write();
+    });
+    assert_eq!(signal_stack(), before);
+}
+
 #[test]
 fn alternate_signal_stack_that_a_request_which_returned_has_taken_away_is_put_back() {
     let domain = domain();

@@ -327,7 +327,7 @@ pub struct IoctlDrafts {
 pub struct IoctlInfo {
     /// Number of frames in the vault.
     pub vault_frames: u32,
-    /// Number of frames in the pool.
+    /// Number of frames in the pool whose memory is not known to be broken.
     pub pool_frames: u32,
     /// Free frames in the pool of the driver.
     pub pool_free: u32,

@@ -153,16 +153,6 @@ pub(crate) fn enter_signal_stack(region: &Region) -> Result<(), Error> {
     Ok(())
 }
 
-/// The same from the end of the signal handler on that `context` is for. Async-signal-safe.
-///
-/// # Safety
-///
-/// The kernel's context of this thread.
-pub(crate) unsafe fn enter_signal_stack_after(context: *mut libc::ucontext_t, region: &Region) {
-    // SAFETY: as for enter_signal_stack(); the kernel sets the stack when the handler returns.
-    unsafe { (*context).uc_stack = signal_stack(region) };
-}
-
 /// Takes the stack away again; the thread ends.
 pub(crate) fn leave_signal_stack() -> bool {
     let stack = libc::stack_t {

@@ -110,12 +110,11 @@ impl Thread {
         !now.without(self.found.look.get().blocked).are_none()
     }
 
-    /// Puts back which signals the thread blocks, and the stack that their handlers run on.
+    /// Puts back which signals the thread blocks.
     pub(crate) fn restore_signals(&self) {
         let (now, found) = (signals::blocked(), self.found.look.get().blocked);
         signals::forget_broken_pipe(now.without(found));
         found.block();
-        let _ = signals::enter_signal_stack(&self.signal_stack);
     }
 
     /// The same from the end of the signal handler on that `context` is for. Async-signal-safe.
@@ -130,13 +129,14 @@ impl Thread {
             let now = Signals::read(&(*context).uc_sigmask);
             signals::forget_broken_pipe(now.without(found));
             found.block_after(context);
-            signals::enter_signal_stack_after(context, &self.signal_stack);
         }
     }
 
     /// Puts back the rest, once the thread has landed. What an error can strike in is given to `run`, which says whether
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
+        // Not from the handler: since Linux 6.12 its end refuses to replace the stack that it runs on.
+        let _ = signals::enter_signal_stack(&self.signal_stack);
         let look = self.found.look.get();
         look.rights.restore();
         look.exceptions.set();

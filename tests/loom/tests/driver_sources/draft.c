@@ -43,6 +43,12 @@ static void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 	dev->free[dev->free_count++] = frame;
 }
 
+static void vmsrs_pool_lose(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	(void)dev;
+	(void)frame;
+}
+
 static u32 vmsrs_frame_number(const struct vmsrs_device *dev, const struct vmsrs_frame *frame)
 {
 	return frame - dev->frames;
