@@ -217,9 +217,12 @@ impl Device {
     /// driver knows threads and requests by the app.
     fn open_again(&self) -> io::Result<RawFd> {
         let fd = open_file(&self.path)?;
-        let same = open_app(fd, &self.name).and_then(|app| match app.base == self.app.base {
-            true => Ok(()),
-            false => Err(io::Error::from_raw_os_error(libc::ESTALE)),
+        let same = open_app(fd, &self.name).and_then(|app| {
+            if app.base == self.app.base {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::ESTALE))
+            }
         });
         same.map(|()| fd).inspect_err(|_| {
             // SAFETY: opened above, and nobody else has it.

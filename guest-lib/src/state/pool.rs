@@ -100,7 +100,9 @@ mod tests {
         let pool = Pool::new();
         assert!(pool.take().is_none());
         let states: Vec<_> = (0..8).map(|_| State::take().unwrap()).collect();
-        states.iter().for_each(|state| pool.put(state));
+        for state in &states {
+            pool.put(state);
+        }
         let taken = Mutex::new(HashSet::new());
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -115,6 +117,8 @@ mod tests {
             }
         });
         assert_eq!(std::iter::from_fn(|| pool.take()).count(), states.len());
-        states.iter().for_each(|state| state.give_back());
+        for state in &states {
+            state.give_back();
+        }
     }
 }

@@ -546,7 +546,7 @@ mod tests {
     fn sealed_writes_of_two_boots_are_two_incidents() {
         let mut incidents = IncidentStore::new(4);
         let write = SealedWrite::default();
-        let mut add =
+        let add =
             |incidents: &mut IncidentStore| incidents.add_sealed_write(Duration::ZERO, write, None);
         assert_eq!((add(&mut incidents), add(&mut incidents)), (2, 2));
         incidents.reset();
