@@ -52,9 +52,9 @@ unsafe extern "C" fn end_thread(_: *mut c_void) {
 
 /// The process exits.
 fn at_exit() {
+    leave_at_end();
     // Programs write to their variables in exit handlers, also when a signal handler has called `exit`.
     pkru::open_guard();
-    leave_at_end();
 }
 
 /// A request that calls `exit`, or whose thread ends, fails by that; what runs next on the thread is not part of it.

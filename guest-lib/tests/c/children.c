@@ -115,9 +115,12 @@ int main(int argc, char **argv)
 	vmsrs_request_fn parent = argc > 1 && !strcmp(argv[1], "clone") ? in_clone : in_vfork;
 	int result = -1, code;
 	pthread_t thread;
+	char name[32];
 
 	deed = argc > 2 ? argv[2] : "";
-	check(!vmsrs_open("children", &app), "the app opens");
+	// In a guest an app keeps what the programs before have committed.
+	snprintf(name, sizeof(name), "children %s %s", argc > 1 ? argv[1] : "", deed);
+	check(!vmsrs_open(name, &app), "the app opens");
 	committed = vmsrs_protection(app) == VMSRS_PROTECTION_FULL ? VMSRS_ESYSTEM : VMSRS_OK;
 	check(!vmsrs_domain_open(app, "alice", 5, &alice), "a domain opens");
 	check(!vmsrs_domain_open(app, "bob", 3, &bob), "another one");

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -144,23 +144,32 @@ fn chatting(place: &Place, more: &[&str]) -> Option<Child> {
         .spawn()
         .unwrap();
     let console = vm.stdout.as_ref().unwrap().as_raw_fd();
-    // SAFETY: plain system call on a descriptor of this test.
-    let room = unsafe { libc::fcntl(console, libc::F_GETPIPE_SZ) };
     loop {
         if let Some(status) = vm.try_wait().unwrap() {
             assert_eq!(status.code(), Some(super::MACHINE));
             eprintln!("skipped: no KVM for this user");
             return None;
         }
-        let mut filled: libc::c_int = 0;
-        // SAFETY: the descriptor is the pipe's, and the result has its place.
-        let asked = unsafe { libc::ioctl(console, libc::FIONREAD, &mut filled) };
-        assert_eq!(asked, 0);
-        if filled == room && waits_for_a_pipe(vm.id(), "console") {
+        if is_full(console) && waits_for_a_pipe(vm.id(), "console") {
             return Some(vm);
         }
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Whether a pipe, of which this is the reading end, has no room.
+fn is_full(pipe: RawFd) -> bool {
+    let writing = File::options()
+        .write(true)
+        .open(format!("/proc/self/fd/{pipe}"))
+        .unwrap();
+    let mut poll = libc::pollfd {
+        fd: writing.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one open descriptor.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 0 }
 }
 
 /// Whether a thread of a process waits in a write to a pipe; true if the kernel does not say.
