@@ -261,6 +261,8 @@ static void ends(enum end where, int expected, const char *what)
 	pid_t child = fork();
 
 	if (child == 0) {
+		if (where != IN_HANDLER && where != IN_HANDLER_ON_ITS_STACK && atexit(at_end))
+			_exit(1);
 		/* Gives the thread a signal stack. */
 		(void)!vmsrs_run(domain, nothing, NULL, &result);
 		if (where == IN_HANDLER_ON_ITS_STACK)
@@ -268,7 +270,7 @@ static void ends(enum end where, int expected, const char *what)
 		rights_outside = rights();
 		if (where == IN_HANDLER || where == IN_HANDLER_ON_ITS_STACK)
 			raise(SIGTERM);
-		else if (atexit(at_end) == 0 && where == IN_REQUEST)
+		else if (where == IN_REQUEST)
 			(void)!vmsrs_run(domain, exits_in_request, NULL, &result);
 		else
 			ends_in_pair(where);
