@@ -2,11 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::process::Command;
 
 use tempfile::{Builder, NamedTempFile};
 
-use crate::command;
+use crate::cc;
 use crate::error::{IoContext, Result};
 use crate::project;
 
@@ -32,11 +31,7 @@ pub(crate) fn plugin() -> Result<File> {
         .write_all(SOURCE.as_bytes())
         .context("write", source.path())?;
     let library = temporary(".so")?;
-    let mut cc = Command::new("cc");
-    cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
-        .args(["-fvisibility=hidden", "-o"])
-        .args([library.path(), source.path()]);
-    command::output(&mut cc)?;
+    cc::compile_plugin(source.path(), library.path())?;
     // The compiler may have replaced the file.
     File::open(library.path()).context("open", library.path())
 }

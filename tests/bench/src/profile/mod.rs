@@ -11,10 +11,9 @@ mod symbols;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
-use vmsrs_bed::project;
+use anyhow::{Context, Result, ensure};
+use vmsrs_bed::{cc, project};
 
 use self::facts::Fact;
 use self::report::Phase;
@@ -36,20 +35,7 @@ impl Profiler {
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let source = folder.join("plugin.c");
         fs::write(&source, PLUGIN)?;
-        let built = Command::new("cc")
-            .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
-            .arg("-fvisibility=hidden")
-            .arg("-o")
-            .arg(folder.join("plugin.so"))
-            .arg(&source)
-            .output()
-            .context("run cc: is a C compiler installed?")?;
-        if !built.status.success() {
-            bail!(
-                "the plugin does not build:\n{}",
-                String::from_utf8_lossy(&built.stderr)
-            );
-        }
+        cc::compile_plugin(&source, &folder.join("plugin.so")).context("build the plugin")?;
         Ok(Self {
             folder,
             facts: Vec::new(),
