@@ -4,7 +4,7 @@
 use super::layout::{BLOCK_HEADER, GRAIN, RED_ZONE_MAX, State};
 use super::room::check_fill;
 use super::span::{Inner, Span};
-use super::{Damage, Heap, PAGE};
+use super::{Chunk, Damage, Heap, PAGE};
 
 /// Where a page of the bitmaps was written, the chunks of a domain of at most this many blocks are compared with
 /// them; in a larger one the allocator finds a wrong bit when it uses it.
@@ -142,7 +142,12 @@ impl Heap {
     /// Checks the chunks of a range of an extent, that they follow each other without a gap, and what
     /// is filled in the range.
     fn check_span(&self, span: Span, from: u64, to: u64) -> Result<(), Damage> {
-        Self::check_chunks(span, from, to, |address| self.check_chunk(span, address))?;
+        Self::check_chunks(span, from, to, |address| {
+            match Chunk::whole_live(span, address) {
+                Some(end) => Ok(end),
+                None => self.check_chunk(span, address),
+            }
+        })?;
         check_fill(span, from, to)
     }
 
@@ -168,22 +173,21 @@ impl Heap {
         // The chunk in which the range begins: its header may lie before.
         let first = span.first() + header;
         let mut address = starts.before(from + step).unwrap_or(first);
+        let mut later = starts.ones(from.max(address + step), below);
         loop {
             let end = check(address)?;
-            let inside = starts.next(from.max(address + step), below.min(end + header));
-            if let Some(inside) = inside {
-                return Err(Damage::corrupt(inside));
-            }
-            if end == span.end() {
-                return Ok(());
-            }
-            if !starts.get(end + header) {
-                return Err(Damage::corrupt(end + header));
+            let after = end + header;
+            match later.next() {
+                Some(found) if found < after => return Err(Damage::corrupt(found)),
+                _ if end == span.end() => return Ok(()),
+                Some(found) if found == after => {}
+                None if after >= below && starts.get(after) => {}
+                _ => return Err(Damage::corrupt(after)),
             }
             if end >= to {
                 return Ok(());
             }
-            address = end + header;
+            address = after;
         }
     }
 
@@ -260,6 +264,12 @@ mod tests {
                     let mut pages = PageCheck::new(&heap);
                     pages.near = span.inner();
                     let near = heap.check_header().and_then(|_| pages.check(page));
+                    let chunk = span.starts().before(address + 1 + BLOCK_HEADER as u64);
+                    if let Some(chunk) = chunk.filter(|&chunk| span.can_start(chunk)) {
+                        let live = Heap::chunk(span, chunk).is_ok_and(|chunk| chunk.state == State::Live);
+                        let exact = heap.check_chunk(span, chunk).ok().filter(|_| live);
+                        assert_eq!(Chunk::whole_live(span, chunk), exact, "{address:#x}");
+                    }
                     store(byte);
                     assert_eq!(one.is_ok(), all.is_ok(), "{address:#x}: {one:?} {all:?}");
                     assert_eq!(near, one.map(|()| true), "{address:#x}");

@@ -90,6 +90,32 @@ impl Chunk {
         self.slice(0, self.header.size().min(POISON_MAX))
     }
 
+    /// Where the room of a live block ends, if its header and red zone are whole; for the audit, which meets
+    /// little else. What is wrong with others, [`Heap::chunk`] tells. A chunk's bytes can begin at `address`.
+    #[inline]
+    fn whole_live(span: Span, address: u64) -> Option<u64> {
+        const WORD: usize = size_of::<u64>();
+        const ZONE: u64 = u64::from_ne_bytes([RED; WORD]);
+        // SAFETY: a header lies before the address, in the extent that the request holds.
+        let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
+        let (size, room) = (header.size(), header.room());
+        let end = address + room as u64;
+        if !header.is(address, State::Live) || end > span.end() || with_red_zone(size) > room {
+            return None;
+        }
+        // SAFETY: words of the block's room, which ends in the extent and is longer than the red zone, which has
+        // at least one.
+        let word = |at: usize| unsafe { ((address + at as u64) as *const u64).read_unaligned() };
+        const { assert!(RED_ZONE_MIN >= WORD) };
+        let mut wrong = word(room - WORD) ^ ZONE;
+        let mut at = size;
+        while at < room - WORD {
+            wrong |= word(at) ^ ZONE;
+            at += WORD;
+        }
+        (wrong == 0).then_some(end)
+    }
+
     fn check_red_zone(&self) -> Result<(), Damage> {
         let size = self.header.size();
         match self.red_zone().iter().position(|&byte| byte != RED) {

@@ -250,6 +250,18 @@ impl Bits {
         (found < to).then_some(found)
     }
 
+    /// The addresses from `from` on, below `to`, whose bits are set.
+    #[inline]
+    pub(super) fn ones(self, from: u64, to: u64) -> Ones {
+        Ones {
+            bits: self,
+            at: from,
+            rest: 0,
+            from,
+            to,
+        }
+    }
+
     /// The first address from `from` on whose bit is not set, or `to` if all below it are.
     pub(super) fn next_clear(self, from: u64, to: u64) -> u64 {
         let mut at = from;
@@ -301,6 +313,52 @@ impl Bits {
     }
 }
 
+/// Addresses whose bits are set, one word of the bitmap after the other.
+#[derive(Debug)]
+pub(super) struct Ones {
+    bits: Bits,
+    /// What the lowest bit of `rest` stands for.
+    at: u64,
+    /// Bits of the present word that have not been returned.
+    rest: u64,
+    /// The first address after that word.
+    from: u64,
+    to: u64,
+}
+
+impl Ones {
+    /// Goes on to the next word that has a bit; false if there is none.
+    #[inline(never)]
+    fn refill(&mut self) -> bool {
+        let found = self.bits.next(self.from, self.to);
+        let Some((at, (word, bit))) = found.and_then(|at| Some((at, self.bits.place(at)?))) else {
+            return false;
+        };
+        self.at = at;
+        self.from = at + u64::from(64 - bit) * STEP;
+        // SAFETY: as in get().
+        self.rest = unsafe { word.read() } >> bit;
+        true
+    }
+}
+
+impl Iterator for Ones {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        if self.rest == 0 && !self.refill() {
+            return None;
+        }
+        let skip = self.rest.trailing_zeros();
+        let found = self.at + u64::from(skip) * STEP;
+        // In two steps, since the last bit is number 63.
+        self.rest = self.rest >> skip >> 1;
+        self.at = found + STEP;
+        (found < self.to).then_some(found)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +385,13 @@ mod tests {
                 let expected = set.into_iter().find(|&grain| grain >= from && grain < to);
                 let found = bits.next(address(from), address(to));
                 assert_eq!(found, expected.map(address), "from {from} to {to}");
+                let all: Vec<_> = bits.ones(address(from), address(to)).collect();
+                let expected = set.into_iter().filter(|&grain| grain >= from && grain < to);
+                assert_eq!(
+                    all,
+                    expected.map(address).collect::<Vec<_>>(),
+                    "from {from} to {to}"
+                );
             }
         }
         assert_eq!(bits.next(0, u64::MAX), Some(address(0)));
