@@ -63,7 +63,7 @@ pub(crate) fn measure() -> Result<()> {
                 None => warm.insert(pages()?),
             },
             Part::Servers => {
-                servers::measure(&meter, rounds * 20)?;
+                servers::measure(&meter, rounds)?;
                 continue;
             }
             Part::Domains(counts) => {

@@ -28,15 +28,17 @@ const SERVERS: [(&str, &str, &[&str]); 3] = [
         &["cache", "-t", "1", "-m", "48", "-s", "16"],
     ),
 ];
-/// Sizes of values, and how many keys have one.
-const VALUES: [(usize, u64); 3] = [(100, 4096), (1024, 4096), (16 * 1024, 512)];
+/// Sizes of values, how many keys have one, and how many commands are measured for each round of the other parts: so
+/// many that what happens once per shard or batch does not decide.
+const VALUES: [(usize, u64, u32); 3] = [(100, 4096, 100), (1024, 4096, 100), (16 * 1024, 512, 40)];
 /// Percentages of commands that set a value.
 const SERVER_WRITES_PERCENT: [u32; 3] = [0, 5, 50];
 
 /// Servers as users run them: over loopback TCP.
-pub(super) fn measure(meter: &Meter, commands: u32) -> Result<()> {
+pub(super) fn measure(meter: &Meter, rounds: u32) -> Result<()> {
     for (server, mode, command) in SERVERS {
-        for (value_bytes, keys) in VALUES {
+        for (value_bytes, keys, each) in VALUES {
+            let commands = rounds * each;
             let mut running = Server::start(command)?;
             if meter.profiles() {
                 tell(&facts::of_program(running.process())?)?;
@@ -51,7 +53,7 @@ pub(super) fn measure(meter: &Meter, commands: u32) -> Result<()> {
             for writes_percent in SERVER_WRITES_PERCENT {
                 let load = load(writes_percent);
                 let mut random = Random::new();
-                running.run(load, commands / 5, &mut random)?;
+                running.run(load, commands / 2, &mut random)?;
                 meter.phase(commands, |commands| {
                     let before = running.cpu_ns()?;
                     mark::start();
