@@ -300,10 +300,10 @@ impl Device {
             // SAFETY: passed on to the caller.
             outcome = unsafe { call(fd, number, argument) };
         }
-        outcome.and_then(|app| match app == self.app.app {
-            true => Ok(()),
-            false => Err(another_files()),
-        })
+        match outcome? {
+            app if app == self.app.app => Ok(()),
+            _ => Err(another_files()),
+        }
     }
 
     /// Calls the driver, after a look at the descriptor: another file, a console or another app's, might take the call for its
