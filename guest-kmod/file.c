@@ -350,11 +350,9 @@ static bool needs_host(unsigned int command)
 	}
 }
 
-static long file_ioctl(struct file *filp, unsigned int command, unsigned long arg)
+static long call(struct vmsrs_file *file, unsigned int command, void __user *user)
 {
-	struct vmsrs_file *file = filp->private_data;
 	struct vmsrs_app *app = file_app(file);
-	void __user *user = (void __user *)arg;
 
 	if (_IOC_TYPE(command) != 'V')
 		return -ENOTTY;
@@ -401,6 +399,18 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	default:
 		return -ENOTTY;
 	}
+}
+
+/* The answer names the app: the caller may have meant a file that had this one's descriptor before. */
+static long file_ioctl(struct file *filp, unsigned int command, unsigned long arg)
+{
+	struct vmsrs_file *file = filp->private_data;
+	long ret = call(file, command, (void __user *)arg);
+	struct vmsrs_app *app = file_app(file);
+
+	if (ret < 0)
+		return ret;
+	return VMSRS_IOCTL_ANSWER + (app ? app->number : VMSRS_MAX_APPS);
 }
 
 /* Does the mapping lie within `length` bytes at `offset` of the file? */

@@ -97,7 +97,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 7
+#define VMSRS_ABI_VERSION 8
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -818,6 +818,18 @@ struct vmsrs_written_pages {
  * - EINTR: a signal came while the call waited.
  * - ENOTTY: no such call.
  */
+
+/*
+ * What a successful call returns, plus the number of the file's app
+ * (VMSRS_MAX_APPS if none is open on it).
+ *
+ * So a caller can tell an answer of this file from that of another file, or of
+ * another app's, whose descriptor has the number by now. No other file of Linux
+ * knows these numbers, but for virtual consoles, which know the two without an
+ * argument (VMSRS_IOCTL_FLUSH, VMSRS_IOCTL_THREAD_EXIT); a file system in user
+ * space may answer any number, by 0 for example.
+ */
+#define VMSRS_IOCTL_ANSWER 0x56000000
 
 /*
  * Opens the app of this file (struct vmsrs_ioctl_open_app).

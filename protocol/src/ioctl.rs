@@ -15,6 +15,13 @@ use crate::{KEY_MAX, NAME_MAX};
 /// Path of the character device.
 pub const DEVICE_PATH: &str = "/dev/vmsrs";
 
+/// What a successful call returns, plus the number of the file's app ([`crate::MAX_APPS`] if none is open on it).
+///
+/// So a caller can tell an answer of this file from that of another file, or of another app's, whose descriptor has the number
+/// by now. No other file of Linux knows these numbers, but for virtual consoles, which know the two without an argument
+/// ([`IOCTL_FLUSH`], [`IOCTL_THREAD_EXIT`]); a file system in user space may answer any number, by 0 for example.
+pub const IOCTL_ANSWER: u32 = 0x5600_0000;
+
 /// Opens the app of this file ([`IoctlOpenApp`]).
 ///
 /// - `EBUSY`: another app is open on this file.

@@ -1,9 +1,10 @@
 //! The descriptor of the driver's file, where stray calls of `close` do not find it, and what becomes of it if one does.
 //!
 //! A descriptor that is closed twice has a number that was somebody's before. The library's are higher than those that a
-//! program gets by itself, there are two of them, and each is looked at before it is used: a number that is another
-//! file's by now gets no call. What a stray `close` has taken is made again, of the other one or by opening the
-//! device once more; so it costs nobody anything.
+//! program gets by itself, and there are two of them. A look at one costs a system call, so it is left out where no other
+//! file can take a call for its own; a call that is not answered by the driver is made once more, after a look (`device.rs`).
+//! What a stray `close` has taken is made again, of the other one or by opening the device once more; so it costs nobody
+//! anything.
 
 use crate::os::file::{Identity, identity};
 use crate::os::lock::Lock;
@@ -60,12 +61,15 @@ fn copy(fd: RawFd) -> RawFd {
     high
 }
 
+/// Says whether a descriptor, which is one of the device, is of a file of that app.
+pub(crate) type IsOfApp = fn(RawFd, u32) -> bool;
+
 /// The descriptors of one app's file. They stay open as long as the process.
 #[derive(Debug)]
 pub(crate) struct Descriptor {
-    /// Its place in [`NUMBERS`].
-    place: usize,
+    app: u32,
     identity: Identity,
+    is_of_app: IsOfApp,
 }
 
 impl Descriptor {
@@ -74,13 +78,16 @@ impl Descriptor {
     /// # Errors
     ///
     /// That of `fstat`, and `EINVAL` for a number out of range; the descriptor is still the caller's then.
-    pub(crate) fn new(app: u32, fd: RawFd) -> io::Result<Self> {
-        let place = app as usize * EACH;
-        if place >= NUMBERS.len() {
+    pub(crate) fn new(app: u32, fd: RawFd, is_of_app: IsOfApp) -> io::Result<Self> {
+        if app >= MAX_APPS {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let identity = identity(fd).ok_or_else(io::Error::last_os_error)?;
-        let new = Self { place, identity };
+        let new = Self {
+            app,
+            identity,
+            is_of_app,
+        };
         new.replace(fd);
         Ok(new)
     }
@@ -127,7 +134,7 @@ impl Descriptor {
     }
 
     fn number(&self, which: usize) -> &AtomicI32 {
-        &NUMBERS[self.place + which]
+        &NUMBERS[self.app as usize * EACH + which]
     }
 
     /// Notes a descriptor that was just made. If the number is another's too, that was closed.
@@ -139,17 +146,23 @@ impl Descriptor {
     }
 
     fn is_ours(&self, fd: RawFd) -> bool {
-        fd != NONE && identity(fd) == Some(self.identity)
+        fd != NONE && identity(fd) == Some(self.identity) && (self.is_of_app)(fd, self.app)
     }
 
-    /// A descriptor that is the file's at this moment. `open` opens the file again, for the case that both are lost.
+    /// The descriptor, which may be another file's by now.
+    pub(crate) fn unchecked(&self) -> RawFd {
+        self.number(0).load(Ordering::Relaxed)
+    }
+
+    /// A descriptor that is the file's at this moment. `open` opens the file again, for the case that both are lost. One that
+    /// alone is lost is made again, too.
     ///
     /// # Errors
     ///
     /// That of `open`.
     pub(crate) fn get(&self, open: impl FnOnce() -> io::Result<RawFd>) -> io::Result<RawFd> {
-        let fd = self.number(0).load(Ordering::Relaxed);
-        if self.is_ours(fd) {
+        let [fd, spare] = [0, 1].map(|which| self.number(which).load(Ordering::Relaxed));
+        if self.is_ours(fd) && self.is_ours(spare) {
             return Ok(fd);
         }
         self.repair(open)
@@ -158,20 +171,26 @@ impl Descriptor {
     #[cold]
     fn repair(&self, open: impl FnOnce() -> io::Result<RawFd>) -> io::Result<RawFd> {
         REPAIR.with(|()| {
-            let [first, spare] = [0, 1].map(|which| self.number(which).load(Ordering::Relaxed));
-            if self.is_ours(first) {
+            let found = [0, 1].map(|which| self.number(which).load(Ordering::Relaxed));
+            let [first, spare] = found.map(|fd| self.is_ours(fd).then_some(fd));
+            // The numbers of those that are lost may be other files' by now, and are not closed.
+            match (first, spare) {
                 // By another thread.
-                return Ok(first);
+                (Some(first), Some(_)) => return Ok(first),
+                (Some(first), None) => self.put(1, copy(first)),
+                (None, Some(spare)) => {
+                    self.put(0, spare);
+                    self.put(1, copy(spare));
+                }
+                (None, None) => {
+                    self.number(0).store(NONE, Ordering::Relaxed);
+                    self.number(1).store(NONE, Ordering::Relaxed);
+                    self.replace(open()?);
+                }
             }
-            // Their numbers may be other files' by now, and are not closed.
-            self.number(0).store(NONE, Ordering::Relaxed);
-            REPAIRED.fetch_add(1, Ordering::Relaxed);
-            if self.is_ours(spare) {
-                self.put(0, spare);
-                self.put(1, copy(spare));
-            } else {
-                self.number(1).store(NONE, Ordering::Relaxed);
-                self.replace(open()?);
+            // A spare that there was no room for is not counted.
+            if first.is_none() || found[1] != NONE {
+                REPAIRED.fetch_add(1, Ordering::Relaxed);
             }
             Ok(self.number(0).load(Ordering::Relaxed))
         })
@@ -194,6 +213,11 @@ mod tests {
         file.reopen().unwrap().into_raw_fd()
     }
 
+    /// All files are of all apps.
+    fn all(_: RawFd, _: u32) -> bool {
+        true
+    }
+
     fn never() -> io::Result<RawFd> {
         panic!("the spare is there");
     }
@@ -208,7 +232,7 @@ mod tests {
     fn a_stray_close_takes_nothing_that_is_not_made_again() {
         let file = file();
         let low = open(&file);
-        let descriptor = Descriptor::new(APPS[0], low).unwrap();
+        let descriptor = Descriptor::new(APPS[0], low, all).unwrap();
         let fd = descriptor.get(never).unwrap();
         assert!(fd > low && fd >= first_number() && identity(low).is_none());
         let before = repaired();
@@ -221,25 +245,30 @@ mod tests {
         let next = descriptor.get(never).unwrap();
         assert!(next != other && descriptor.is_ours(next) && identity(other).is_some());
         stray_close(other);
+        // The spare alone.
+        let spare = descriptor.number(1).load(Ordering::Relaxed);
+        stray_close(spare);
+        assert_eq!(descriptor.get(never).unwrap(), next);
+        assert!(descriptor.is_ours(descriptor.number(1).load(Ordering::Relaxed)));
         // Both.
         let spare = descriptor.number(1).load(Ordering::Relaxed);
         assert!(spare != NONE && spare != next);
         stray_close(next);
         stray_close(spare);
         let last = descriptor.get(|| Ok(open(&file))).unwrap();
-        assert!(descriptor.is_ours(last) && repaired() >= before + 3);
+        assert!(descriptor.is_ours(last) && repaired() >= before + 4);
         descriptor.close();
     }
 
     #[test]
     fn a_number_that_another_app_gets_is_its_own() {
         let file = file();
-        let first = Descriptor::new(APPS[1], open(&file)).unwrap();
+        let first = Descriptor::new(APPS[1], open(&file), all).unwrap();
         let lost = first.get(never).unwrap();
         let again = open(&file);
         // SAFETY: closes the first one's, as a stray call does, and takes its number.
         let taken = unsafe { libc::dup2(again, lost) };
-        let second = Descriptor::new(APPS[2], again).unwrap();
+        let second = Descriptor::new(APPS[2], again, all).unwrap();
         second.put(0, taken);
         assert_eq!(second.get(never).unwrap(), taken);
         assert_ne!(first.get(never).unwrap(), taken);

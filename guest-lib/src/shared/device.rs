@@ -14,14 +14,14 @@ use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_EXTENT,
-    IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP,
-    IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT,
-    IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp,
-    IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS,
+    IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE,
+    IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD,
+    IOCTL_THREAD_EXIT, IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock,
+    IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
-use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
 
 /// How opening the device went.
 #[derive(Debug)]
@@ -55,13 +55,41 @@ fn checked(value: i32) -> io::Result<()> {
     }
 }
 
+/// Calls the driver's file, if the descriptor is one. Returns the number of the file's app.
+///
+/// # Errors
+///
+/// The call's; `ENOTTY` if another file has answered.
+///
 /// # Safety
 ///
 /// `argument` is what the call takes.
-unsafe fn call<T>(fd: RawFd, number: u32, argument: *mut T) -> io::Result<()> {
+unsafe fn call<T>(fd: RawFd, number: u32, argument: *mut T) -> io::Result<u32> {
     // SAFETY: passed on to the caller.
-    checked(unsafe { libc::ioctl(fd, libc::c_ulong::from(number), argument) })
+    let answer = unsafe { libc::ioctl(fd, libc::c_ulong::from(number), argument) };
+    checked(answer)?;
+    answer
+        .cast_unsigned()
+        .checked_sub(IOCTL_ANSWER)
+        .filter(|&app| app <= MAX_APPS)
+        .ok_or_else(another_files)
 }
+
+/// What a call fails with that another file has answered.
+#[cold]
+fn another_files() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOTTY)
+}
+
+/// Whether a descriptor is one of a file of that app. Async-signal-safe.
+fn is_of_app(fd: RawFd, app: u32) -> bool {
+    let mut info = IoctlInfo::default();
+    // SAFETY: the call's argument.
+    unsafe { call(fd, IOCTL_INFO, &raw mut info) }.is_ok_and(|answered| answered == app)
+}
+
+/// Times that a call is made, if a descriptor is lost before each.
+const TRIES: u32 = 4;
 
 fn open_file(path: &CString) -> io::Result<RawFd> {
     // SAFETY: a C string.
@@ -190,7 +218,7 @@ impl Device {
             close();
             refused(error)
         })?;
-        let descriptor = Descriptor::new(app.app, fd).map_err(|error| {
+        let descriptor = Descriptor::new(app.app, fd, is_of_app).map_err(|error| {
             // SAFETY: mapped above, and nobody knows them yet.
             unsafe {
                 libc::munmap(pages.as_ptr().cast(), app.length as usize);
@@ -208,7 +236,7 @@ impl Device {
         })))
     }
 
-    /// A descriptor of the driver's file.
+    /// A descriptor that is the driver's file's at this moment. Mends what is lost, of two descriptors.
     fn fd(&self) -> io::Result<RawFd> {
         self.descriptor.get(|| self.open_again())
     }
@@ -230,24 +258,64 @@ impl Device {
         })
     }
 
-    /// Calls the driver.
+    /// Calls the driver. The descriptor is looked at only when the answer is not the driver's, or an error: no other file
+    /// knows the call, and another app's refuses it, as the caller's request is not its own.
+    ///
+    /// # Safety
+    ///
+    /// `argument` is what the call takes, one that names the caller's request or changes nothing.
+    unsafe fn call<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
+        let fd = self.descriptor.unchecked();
+        // SAFETY: passed on to the caller.
+        match unsafe { call(fd, number, argument) } {
+            Ok(app) if app == self.app.app => Ok(()),
+            // SAFETY: as above.
+            outcome => unsafe { self.call_again(fd, outcome, number, argument) },
+        }
+    }
+
+    /// Calls the driver once more, unless the call that gave `outcome` was for the right file.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::call`].
+    #[cold]
+    unsafe fn call_again<T>(
+        &self,
+        mut fd: RawFd,
+        mut outcome: io::Result<u32>,
+        number: u32,
+        argument: *mut T,
+    ) -> io::Result<()> {
+        for _ in 1..TRIES {
+            match outcome {
+                Ok(app) if app == self.app.app => return Ok(()),
+                // Nor has another thread mended the descriptor since.
+                Err(error) if fd == self.descriptor.unchecked() && !self.descriptor.is_lost() => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+            fd = self.fd()?;
+            // SAFETY: passed on to the caller.
+            outcome = unsafe { call(fd, number, argument) };
+        }
+        match outcome? {
+            app if app == self.app.app => Ok(()),
+            _ => Err(another_files()),
+        }
+    }
+
+    /// Calls the driver, after a look at the descriptor: another file, a console or another app's, might take the call for its
+    /// own. For calls that are rare.
     ///
     /// # Safety
     ///
     /// `argument` is what the call takes.
-    unsafe fn call<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
-        // Closed between the look and the call.
-        let is_lost = |error: &io::Error| {
-            let code = error.raw_os_error();
-            matches!(code, Some(libc::EBADF | libc::ENOTTY)) && self.descriptor.is_lost()
-        };
+    unsafe fn call_checked<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
+        let fd = self.fd()?;
         // SAFETY: passed on to the caller.
-        let outcome = unsafe { call(self.fd()?, number, argument) };
-        match outcome {
-            // SAFETY: as above.
-            Err(error) if is_lost(&error) => unsafe { call(self.fd()?, number, argument) },
-            outcome => outcome,
-        }
+        unsafe { self.call_again(fd, call(fd, number, argument), number, argument) }
     }
 
     /// Opens the app on another descriptor and maps it where it was; async-signal-safe.
@@ -304,7 +372,7 @@ impl Backend for Device {
         };
         argument.key[..key.len()].copy_from_slice(key);
         // SAFETY: the call's argument.
-        unsafe { self.call(IOCTL_OPEN_DOMAIN, &raw mut argument) }?;
+        unsafe { self.call_checked(IOCTL_OPEN_DOMAIN, &raw mut argument) }?;
         if argument.domain >= MAX_DOMAINS {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -319,7 +387,7 @@ impl Backend for Device {
             page: 0,
         };
         // SAFETY: the call's argument.
-        unsafe { self.call(IOCTL_EXTENT, &raw mut argument) }?;
+        unsafe { self.call_checked(IOCTL_EXTENT, &raw mut argument) }?;
         Ok(Extent {
             page: argument.page,
             pages: argument.pages,
@@ -333,12 +401,12 @@ impl Backend for Device {
             ..IoctlThread::default()
         };
         // SAFETY: the call's argument.
-        unsafe { self.call(IOCTL_THREAD, &raw mut argument) }?;
+        unsafe { self.call_checked(IOCTL_THREAD, &raw mut argument) }?;
         let page = |protection, offset| {
             let address = std::ptr::null_mut();
             map(self.fd()?, address, PAGE_SIZE.into(), protection, offset).inspect_err(|_| {
                 // SAFETY: a call without an argument.
-                let _ = unsafe { self.call::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+                let _ = unsafe { self.call_checked::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
             })
         };
         let control = page(READ_WRITE, argument.control_offset)?;
@@ -358,7 +426,7 @@ impl Backend for Device {
 
     fn unregister(&self, _: NonNull<ThreadControl>) {
         // SAFETY: a call without an argument; an error means that the driver forgot us already.
-        let _ = unsafe { self.call::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+        let _ = unsafe { self.call_checked::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
     }
 
     fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>) {
@@ -464,7 +532,7 @@ impl Backend for Device {
     fn flush(&self) -> io::Result<()> {
         loop {
             // SAFETY: a call without an argument.
-            match unsafe { self.call::<u8>(IOCTL_FLUSH, std::ptr::null_mut()) } {
+            match unsafe { self.call_checked::<u8>(IOCTL_FLUSH, std::ptr::null_mut()) } {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 outcome => return outcome,
             }
@@ -495,7 +563,6 @@ impl Backend for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmsrs_protocol::MAX_APPS;
 
     /// Descriptors of this process that are open on a file.
     fn open_on(path: &Path) -> usize {
@@ -513,7 +580,8 @@ mod tests {
         let path = CString::new(file.path().as_os_str().as_bytes()).unwrap();
         let mut locks = AtomicU64::new(0);
         let device = Device {
-            descriptor: Descriptor::new(MAX_APPS - 4, open_file(&path).unwrap()).unwrap(),
+            descriptor: Descriptor::new(MAX_APPS - 4, open_file(&path).unwrap(), |_, _| true)
+                .unwrap(),
             path,
             name: [0; NAME_MAX],
             app: bytemuck::Zeroable::zeroed(),
@@ -522,5 +590,64 @@ mod tests {
         let before = open_on(file.path());
         assert_eq!(device.after_fork(), Err("the device refuses the app"));
         assert_eq!(open_on(file.path()), before);
+    }
+
+    /// Calls that are made without a look at the descriptor.
+    const UNCHECKED: [u32; 11] = [
+        IOCTL_TAGS,
+        IOCTL_COMMIT,
+        IOCTL_FAIL,
+        IOCTL_DISCARD,
+        IOCTL_LOCK_WAIT,
+        IOCTL_LOCK_WAKE,
+        IOCTL_INFO,
+        IOCTL_SUSPEND,
+        IOCTL_RESUME,
+        IOCTL_ABANDON,
+        IOCTL_DRAFTS,
+    ];
+
+    #[test]
+    fn no_other_file_takes_a_call() {
+        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+        let open = |path: &str| open_file(&CString::new(path).unwrap()).unwrap();
+        let mut ends = [[-1; 2]; 2];
+        // SAFETY: each call makes a descriptor, or two in an array of two.
+        let mut files = unsafe {
+            assert_eq!(libc::pipe(ends[0].as_mut_ptr()), 0);
+            let made = libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, ends[1].as_mut_ptr());
+            assert_eq!(made, 0);
+            vec![
+                libc::eventfd(0, 0),
+                libc::epoll_create1(0),
+                libc::timerfd_create(libc::CLOCK_MONOTONIC, 0),
+                libc::inotify_init(),
+                libc::memfd_create(c"".as_ptr(), 0),
+                libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0),
+                libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0),
+                libc::open(c"/".as_ptr(), libc::O_RDONLY),
+                libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY),
+                open("/dev/null"),
+                open("/dev/zero"),
+            ]
+        };
+        // SAFETY: as above. A sandbox may have no terminals.
+        files.extend(
+            [unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY) }]
+                .iter()
+                .filter(|&&fd| fd >= 0),
+        );
+        for fd in files.into_iter().chain(ends.into_iter().flatten()) {
+            assert!(fd >= 0);
+            // SAFETY: made above, and nobody else has it.
+            let file = unsafe { OwnedFd::from_raw_fd(fd) };
+            for number in UNCHECKED {
+                let mut argument = [0xa5_u8; 512];
+                // SAFETY: room for every call's argument.
+                let refused = unsafe { call(file.as_raw_fd(), number, argument.as_mut_ptr()) };
+                assert!(refused.is_err(), "{number:#x} of {fd}");
+                assert_eq!(argument, [0xa5; 512], "{number:#x} of {fd}");
+            }
+        }
     }
 }

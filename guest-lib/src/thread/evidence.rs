@@ -24,16 +24,14 @@ const HEADROOM: u64 = 32 * 1024;
 /// memory ready for so many beside the modules.
 const OVERFLOW_MAX: u32 = 6 * 1024;
 
+/// `si_code` of a SIGSEGV at an address where nothing is mapped.
+const SEGV_MAPERR: i32 = 1;
+
 /// Completes the report of a failed request at its landing, by its stack and what it said. The driver reads both
 /// before the next request can change them.
 pub(crate) fn attach(record: &mut IoctlFail, thread: &Thread) {
     let text = thread.message();
-    // Of its callers, the first few: to find one costs a look at the whole table.
-    modules::refresh_for(&[
-        record.registers[REG_RIP],
-        record.backtrace[0],
-        record.backtrace[1],
-    ]);
+    modules::refresh_for(&code(record));
     let (modules, length) = modules::current();
     record.modules = modules as u64;
     record.modules_bytes = length;
@@ -61,6 +59,18 @@ pub(crate) fn attach(record: &mut IoctlFail, thread: &Thread) {
         record.stack = from;
         record.stack_bytes = bytes;
     }
+}
+
+/// What modules are looked for: the instruction, and its first few callers, since to find one costs a look at the whole table.
+/// 0 for an instruction that is nowhere, as after a wild jump: the kernel has just said that nothing is mapped there, so reading
+/// the process's mappings again finds no module either.
+fn code(record: &IoctlFail) -> [u64; 3] {
+    let instruction = record.registers[REG_RIP];
+    let is_nowhere = record.signal == libc::SIGSEGV
+        && record.code == SEGV_MAPERR
+        && record.address == instruction;
+    let instruction = if is_nowhere { 0 } else { instruction };
+    [instruction, record.backtrace[0], record.backtrace[1]]
 }
 
 /// The bytes that are kept of a stack whose pointer is `rsp`, at `most`: from there on, or from the lowest byte
@@ -153,6 +163,24 @@ fn save_panic_stack() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instruction_that_is_nowhere_is_not_looked_for() {
+        let mut record = IoctlFail {
+            signal: libc::SIGSEGV,
+            code: SEGV_MAPERR,
+            address: 0x30,
+            ..IoctlFail::default()
+        };
+        record.registers[REG_RIP] = 0x30;
+        record.backtrace[..2].copy_from_slice(&[0x50_0000, 0x60_0000]);
+        assert_eq!(code(&record), [0, 0x50_0000, 0x60_0000]);
+        // Data, or what a library that was loaded since has there.
+        record.code = SEGV_MAPERR + 1;
+        assert_eq!(code(&record)[0], 0x30);
+        (record.code, record.address) = (SEGV_MAPERR, 16);
+        assert_eq!(code(&record)[0], 0x30);
+    }
 
     #[test]
     fn kept_stack_starts_at_rsp_and_stays_inside() {

@@ -41,7 +41,6 @@ fn close(_: &str) -> Result<()> {
         for reuse in [false, true] {
             let before = descriptors()?;
             ensure!(!before.is_empty(), "the library has no descriptor");
-            // A lost spare is not missed before the other is lost, too.
             let closed = if close_all { before.len() } else { 1 };
             let sockets = closes(alice, &before[..closed], reuse)?;
             count(bob)?;
@@ -54,9 +53,38 @@ fn close(_: &str) -> Result<()> {
                 ensure!(peer.recv(&mut text)? == 14, "the socket has lost a message");
             }
             let after = descriptors()?;
-            ensure!(!after.is_empty(), "the library has no descriptor");
+            ensure!(
+                after.len() == before.len(),
+                "a descriptor is not made again: {after:?} for {before:?}"
+            );
         }
     }
+    take(alice, bob)
+}
+
+/// Another app's file gets the number of the library's descriptor: it refuses the calls, which the right one gets.
+fn take(alice: Counter, bob: Counter) -> Result<()> {
+    let ours = descriptors()?;
+    // SAFETY: as above.
+    let other = Counter::open(unsafe { App::open("stray other") }?, "carol")?;
+    let others = descriptors()?;
+    let others = others.iter().find(|number| !ours.contains(number));
+    let &others = others.context("the other app has no descriptor")?;
+    let (before, expected) = (alice.read()?, other.read()?);
+    alice.domain().run_with(&patient(), |_| {
+        alice.add(1);
+        for &number in &ours {
+            // SAFETY: it is not: that is the test.
+            unsafe { libc::dup2(others, number) };
+        }
+        Ok::<_, Error>(())
+    })?;
+    count(bob)?;
+    ensure!(
+        alice.read()? == before + 1 && other.read()? == expected,
+        "a call went to another app"
+    );
+    count(other)?;
     Ok(())
 }
 
