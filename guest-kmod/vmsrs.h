@@ -157,7 +157,7 @@ struct vmsrs_run {
 /**
  * struct vmsrs_extent_pages - consecutive pages of a domain
  * @domain: the domain
- * @next: next extent of the domain, in order of index; guarded by vmsrs_app.lock
+ * @next: next extent of the domain, in order of index, after the last one the first; guarded by vmsrs_app.lock
  * @page: first page
  * @pages: number of pages
  * @entries: the pages
@@ -257,11 +257,11 @@ struct vmsrs_hot_pages {
 };
 
 /**
- * struct vmsrs_domain - a domain of an app; lives as long as the app
+ * struct vmsrs_domain - a domain of an app; lives as long as the app. There may be a million: 128 bytes, as kmalloc
+ * has sizes
  * @lock: guards @drafts, @owner, the entries of its extents, and from @next_page on
  * @app: the app
- * @first: first extent; guarded by vmsrs_app.lock
- * @last: last extent; guarded by vmsrs_app.lock
+ * @last: last extent, or NULL; guarded by vmsrs_app.lock
  * @owner: request that may have drafts here, or NULL if there are none
  * @owned: in @owner->domains; guarded by vmsrs_device.requests_lock
  * @drafts: in order of the first write
@@ -279,7 +279,7 @@ struct vmsrs_hot_pages {
 struct vmsrs_domain {
 	struct mutex lock;
 	struct vmsrs_app *app;
-	struct vmsrs_extent_pages *first, *last;
+	struct vmsrs_extent_pages *last;
 	struct vmsrs_request *owner;
 	struct hlist_node owned;
 	struct vmsrs_frames drafts;
