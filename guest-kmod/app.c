@@ -90,12 +90,26 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	return app;
 }
 
+static struct vmsrs_extent_pages *extent_first(const struct vmsrs_domain *domain)
+{
+	return domain->last ? domain->last->next : NULL;
+}
+
+static struct vmsrs_extent_pages *extent_after(const struct vmsrs_domain *domain,
+					       const struct vmsrs_extent_pages *extent)
+{
+	return extent == domain->last ? NULL : extent->next;
+}
+
+#define for_each_extent(extent, domain) \
+	for ((extent) = extent_first(domain); (extent); (extent) = extent_after(domain, extent))
+
 static void domain_free(struct vmsrs_domain *domain)
 {
 	struct vmsrs_extent_pages *extent, *next;
 
-	for (extent = domain->first; extent; extent = next) {
-		next = extent->next;
+	for (extent = extent_first(domain); extent; extent = next) {
+		next = extent_after(domain, extent);
 		kvfree(extent);
 	}
 	kfree(domain->hot);
@@ -235,10 +249,9 @@ static struct vmsrs_extent_pages *extent_new(struct vmsrs_domain *domain,
 
 static void extent_append(struct vmsrs_domain *domain, struct vmsrs_extent_pages *extent)
 {
+	extent->next = domain->last ? domain->last->next : extent;
 	if (domain->last)
 		domain->last->next = extent;
-	else
-		domain->first = extent;
 	domain->last = extent;
 	domain->extent_count++;
 }
@@ -362,7 +375,7 @@ static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
 	struct vmsrs_extent_pages *extent;
 
 	/* Not from the index: the domain is being fetched, so its extents are not there yet. */
-	for (extent = domain->first; extent; extent = extent->next)
+	for_each_extent(extent, domain)
 		if (page >= extent->page && page - extent->page < extent->pages)
 			return &extent->entries[page - extent->page];
 	return NULL;
@@ -439,12 +452,12 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 		error = domain_fill(domain, reply);
 	if (error) {
 		xa_release(&app->domains, number);
-		for (extent = domain->first; extent; extent = extent->next)
+		for_each_extent(extent, domain)
 			extent_unreserve(app, extent);
 		domain_free(domain);
 		return ERR_PTR(error);
 	}
-	for (extent = domain->first; extent; extent = extent->next)
+	for_each_extent(extent, domain)
 		extent_publish(app, extent);
 	WARN_ON(xa_err(xa_store(&app->domains, number, domain, GFP_KERNEL)));
 	return domain;
@@ -564,7 +577,7 @@ long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
 	} else if (arg->index == domain->extent_count - 1) {
 		extent = domain->last;
 	} else {
-		extent = domain->first;
+		extent = domain->last->next;
 		for (i = 0; i < arg->index; i++)
 			extent = extent->next;
 	}

@@ -66,13 +66,14 @@ static void add_record(struct vmsrs_device *dev, struct vmsrs_frame *frame,
  * vmsrs_batch_append() - add the pages of one whole commit to the batch
  * @dev: the device
  * @records: the frames; none afterwards
+ * @number: set to the batch's number, for vmsrs_batch_lost()
  *
  * The locks of all their domains are held, so nothing is between the change of the page entries and
  * this; no entry maps a version that they supersede any more.
  *
  * Return: what vmsrs_batch_wait_sealed() takes.
  */
-u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records)
+u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records, u32 *number)
 {
 	struct vmsrs_batch *batch = &dev->batch;
 	struct vmsrs_frames superseded = { };
@@ -84,6 +85,7 @@ u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records)
 	while ((frame = vmsrs_frames_take(records)))
 		add_record(dev, frame, &superseded);
 	end = ++batch->appended;
+	*number = batch->number;
 	full = batch->queued >= records_max(dev);
 	spin_unlock(&batch->lock);
 	vmsrs_pool_put_all(dev, &superseded);
@@ -135,7 +137,8 @@ bool vmsrs_batch_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
 
 static bool is_sealed(struct vmsrs_batch *batch, u64 end)
 {
-	return (u64)atomic64_read(&batch->sealed) >= end;
+	/* Pairs with seal(): what it has noted of lost pages is seen after this. */
+	return (u64)atomic64_read_acquire(&batch->sealed) >= end;
 }
 
 /**
@@ -171,6 +174,36 @@ long vmsrs_batch_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_on
 }
 
 /**
+ * vmsrs_batch_last() - tell how far commits have come
+ * @dev: the device
+ * @number: set to the number of the oldest batch that is not sealed, for vmsrs_batch_lost()
+ *
+ * Return: what vmsrs_batch_wait_sealed() takes, for all commits so far.
+ */
+u64 vmsrs_batch_last(struct vmsrs_device *dev, u32 *number)
+{
+	u64 end;
+
+	spin_lock(&dev->batch.lock);
+	end = dev->batch.appended;
+	*number = dev->batch.number - (dev->batch.sent_count != 0);
+	spin_unlock(&dev->batch.lock);
+	return end;
+}
+
+/**
+ * vmsrs_batch_lost() - tell whether a page of a domain has lost its content in a batch or in a later one
+ * @domain: the domain
+ * @number: number of the batch, which is sealed
+ */
+bool vmsrs_batch_lost(const struct vmsrs_domain *domain, u32 number)
+{
+	u32 lost = READ_ONCE(domain->lost);
+
+	return lost && (s32)(lost - number) >= 0;
+}
+
+/**
  * vmsrs_batch_flush() - send the batch and wait until everything committed so far is sealed
  * @dev: the device
  * @killable_only: only a fatal signal ends the wait early
@@ -179,12 +212,9 @@ long vmsrs_batch_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_on
  */
 long vmsrs_batch_flush(struct vmsrs_device *dev, bool killable_only)
 {
-	u64 end;
+	u32 number;
 
-	spin_lock(&dev->batch.lock);
-	end = dev->batch.appended;
-	spin_unlock(&dev->batch.lock);
-	return vmsrs_batch_wait_sealed(dev, end, killable_only);
+	return vmsrs_batch_wait_sealed(dev, vmsrs_batch_last(dev, &number), killable_only);
 }
 
 /* Fills `count` records with frames of the batch. */
@@ -277,6 +307,8 @@ static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
 	if (frame->sealed == frame->lost)
 		entry->frame = VMSRS_DAMAGED_FRAME;
+	if (entry->frame == VMSRS_DAMAGED_FRAME)
+		WRITE_ONCE(frame->domain->lost, frame->batch);
 	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NO_DRAFT)
 		dev->pool.frames[entry->draft].replaced = frame->sealed;
 	return true;
@@ -355,7 +387,8 @@ static int seal(struct vmsrs_device *dev)
 	batch->sent_count = 0;
 	spin_unlock(&batch->lock);
 	atomic64_add(count, &dev->sealed_pages);
-	atomic64_set(&batch->sealed, end);
+	/* Pairs with is_sealed(). */
+	atomic64_set_release(&batch->sealed, end);
 	wake_up_all(&batch->wait);
 	return 0;
 }
@@ -386,6 +419,7 @@ int vmsrs_batch_init(struct vmsrs_device *dev)
 
 	spin_lock_init(&batch->lock);
 	init_waitqueue_head(&batch->wait);
+	batch->number = 1;
 	INIT_DELAYED_WORK(&dev->seal_work, seal_work);
 	batch->records = kvcalloc(frames, sizeof(*batch->records), GFP_KERNEL);
 	batch->sent = kvcalloc(frames, sizeof(*batch->sent), GFP_KERNEL);

@@ -157,8 +157,9 @@ static long ioctl_commit(struct vmsrs_app *app, void __user *user)
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
 	ret = vmsrs_commit(app, thread, &arg);
-	/* It is committed with the last two as well. After a commit of one domain, others have drafts. */
-	if (arg.domain == VMSRS_NONE && (!ret || ret == -ETIMEDOUT || ret == -EINTR))
+	/* It is committed with the last three as well. After a commit of one domain, others have drafts. */
+	if (arg.domain == VMSRS_NONE &&
+	    (!ret || ret == -ETIMEDOUT || ret == -EINTR || ret == -EIO))
 		vmsrs_thread_clear_written(thread, arg.tag);
 	vmsrs_thread_put(thread);
 	return ret;

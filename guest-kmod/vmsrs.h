@@ -157,7 +157,7 @@ struct vmsrs_run {
 /**
  * struct vmsrs_extent_pages - consecutive pages of a domain
  * @domain: the domain
- * @next: next extent of the domain, in order of index; guarded by vmsrs_app.lock
+ * @next: next extent of the domain, in order of index, after the last one the first; guarded by vmsrs_app.lock
  * @page: first page
  * @pages: number of pages
  * @entries: the pages
@@ -257,17 +257,18 @@ struct vmsrs_hot_pages {
 };
 
 /**
- * struct vmsrs_domain - a domain of an app; lives as long as the app
+ * struct vmsrs_domain - a domain of an app; lives as long as the app. There may be a million: 128 bytes, as kmalloc
+ * has sizes
  * @lock: guards @drafts, @owner, the entries of its extents, and from @next_page on
  * @app: the app
- * @first: first extent; guarded by vmsrs_app.lock
- * @last: last extent; guarded by vmsrs_app.lock
+ * @last: last extent, or NULL; guarded by vmsrs_app.lock
  * @owner: request that may have drafts here, or NULL if there are none
  * @owned: in @owner->domains; guarded by vmsrs_device.requests_lock
  * @drafts: in order of the first write
  * @number: its number, the index of its lock word
  * @extent_count: number of extents; guarded by vmsrs_app.lock
  * @next_page: page after the one that was drafted last
+ * @lost: number of the last batch in which a page lost its content before it was sealed, or 0
  * @hot: pages that are drafted ahead, or NULL
  * @commits: number of its last commit
  * @row: drafts made one page after the other by @owner, up to @next_page
@@ -279,13 +280,14 @@ struct vmsrs_hot_pages {
 struct vmsrs_domain {
 	struct mutex lock;
 	struct vmsrs_app *app;
-	struct vmsrs_extent_pages *first, *last;
+	struct vmsrs_extent_pages *last;
 	struct vmsrs_request *owner;
 	struct hlist_node owned;
 	struct vmsrs_frames drafts;
 	u32 number;
 	u32 extent_count;
 	u32 next_page;
+	u32 lost;
 	struct vmsrs_hot_pages *hot;
 	u16 commits;
 	u8 row;
@@ -530,7 +532,7 @@ struct vmsrs_pool {
  * @records: the newest committed version of each page that has one which was not sent; there is room for all
  *	frames
  * @queued: length of @records
- * @number: number of the batch that collects
+ * @number: number of the batch that collects; the first one is 1
  * @sent_count: length of @sent before the answer
  * @appended: commits ever added to @records
  * @sent: the batch that is sent; only used by the seal work
@@ -1031,9 +1033,11 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  */
 
 /* batch.c */
-u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records);
+u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records, u32 *number);
 bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
 bool vmsrs_batch_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
+u64 vmsrs_batch_last(struct vmsrs_device *dev, u32 *number);
+bool vmsrs_batch_lost(const struct vmsrs_domain *domain, u32 number);
 long vmsrs_batch_wait_sealed(struct vmsrs_device *dev, u64 end, bool killable_only);
 long vmsrs_batch_flush(struct vmsrs_device *dev, bool killable_only);
 int vmsrs_batch_init(struct vmsrs_device *dev);

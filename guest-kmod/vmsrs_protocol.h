@@ -872,6 +872,9 @@ struct vmsrs_written_pages {
  * - ESTALE: the driver has failed the request (deadline); nothing is committed.
  * - ETIMEDOUT: committed, but the host did not seal in time (VMSRS_COMMIT_SEAL
  *   only).
+ * - EIO: committed, but content of a domain that the thread holds was lost
+ *   before it was sealed, because the host's memory is broken
+ *   (VMSRS_COMMIT_SEAL only).
  */
 #define VMSRS_IOCTL_COMMIT 0x40105606
 

@@ -401,6 +401,8 @@ typedef int (*vmsrs_request_fn)(struct vmsrs_request *request, void *argument);
  * @retval VMSRS_EFAILED The request failed; see vmsrs_last_failure().
  * @retval VMSRS_EUNSEALED Committed, but not sealed in time (with VMSRS_SEAL
  *     only).
+ * @retval VMSRS_EDAMAGED Committed, but lost by the host before it was sealed
+ *     (with VMSRS_SEAL only).
  * @retval VMSRS_EINVAL A null pointer. The function was not run.
  * @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
  * @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.
@@ -459,6 +461,7 @@ VMSRS_MUST_USE int vmsrs_stack_bounds(void **low, void **high);
  * @retval VMSRS_EINVAL request is null, or an unknown flag.
  * @retval VMSRS_ENOREQUEST
  * @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+ * @retval VMSRS_EDAMAGED Committed, but lost by the host before it was sealed.
  * @retval VMSRS_ESYSTEM See errno. Nothing was committed.
  */
 VMSRS_MUST_USE
@@ -994,6 +997,7 @@ int vmsrs_task_new(const struct vmsrs_domain *domain,
  * @retval VMSRS_EFAILED The request failed, in this step or before it; see
  *     vmsrs_last_failure().
  * @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+ * @retval VMSRS_EDAMAGED Committed, but lost by the host before it was sealed.
  * @retval VMSRS_EENDED The task has ended before. The function was not run.
  * @retval VMSRS_EINVAL A null pointer. Not run.
  * @retval VMSRS_ENESTED The thread has a request. Not run; try again outside of

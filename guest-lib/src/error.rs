@@ -52,7 +52,9 @@ pub enum Error {
         /// Fingerprint of this library.
         expected: u64,
     },
-    /// The content of sealed pages of the domain is lost, because the host's memory is broken.
+    /// The content of sealed pages of the domain is lost, because the host's memory is broken. Of a request that waits
+    /// for its seal: it is committed, and what it wrote was lost before it was sealed; with several domains this
+    /// is the one that it took first.
     #[error(
         "the host lost content of domain {domain} to broken memory, and the domain has no mirror; \
          use another key, and see `vmsrs incidents` on the host"

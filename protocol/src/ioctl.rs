@@ -47,6 +47,8 @@ pub const IOCTL_TAGS: u32 = 0x8010_5605;
 /// - `EPERM`: it is not the request of the calling thread.
 /// - `ESTALE`: the driver has failed the request (deadline); nothing is committed.
 /// - `ETIMEDOUT`: committed, but the host did not seal in time ([`COMMIT_SEAL`] only).
+/// - `EIO`: committed, but content of a domain that the thread holds was lost before it was sealed, because the
+///   host's memory is broken ([`COMMIT_SEAL`] only).
 pub const IOCTL_COMMIT: u32 = 0x4010_5606;
 /// Fails the request of the calling thread ([`IoctlFail`]).
 ///

@@ -37,7 +37,7 @@ impl Domain {
     ///
     /// [`RunError::Failed`], [`RunError::GivenUp`], or [`RunError::Refused`] with
     /// [`Error::Nested`], [`Error::LockTimeout`], [`Error::Layout`], [`Error::System`],
-    /// [`Error::Forked`], or [`Error::Unsealed`].
+    /// [`Error::Forked`], or, committed all the same, [`Error::Unsealed`] or [`Error::Damaged`].
     #[expect(clippy::inline_always, reason = "one caller for each function")]
     #[inline(always)]
     pub fn run<T, E>(

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::{clock, file};
 use crate::run::audit::{audit_all, audit_left};
-use crate::run::commit::{audited, commit_all, refused_commit};
+use crate::run::commit::{audited, commit_all, is_committed, refused_commit};
 use crate::run::left::working;
 use crate::run::lock;
 use crate::run::request::Request;
@@ -270,7 +270,8 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsealed`] (committed all the same), [`Error::System`], [`Error::NotInRequest`].
+    /// [`Error::Unsealed`], [`Error::Damaged`] (both: committed all the same), [`Error::System`],
+    /// [`Error::NotInRequest`].
     pub fn commit(&self, seal: bool) -> Result<(), Error> {
         let thread = self.thread()?;
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
@@ -279,7 +280,7 @@ impl Request {
         audited(thread, audit_all, || {
             forgotten.reserve_exact(thread.state().defers());
             let committed = commit_all(thread, seal);
-            if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
+            if is_committed(&committed) {
                 thread.state().take_defers(&mut forgotten);
             }
             committed

@@ -89,6 +89,7 @@ pub unsafe extern "C" fn vmsrs_leave(request: *const Request, domain: *const Dom
 /// @retval VMSRS_EINVAL `request` is null, or an unknown flag.
 /// @retval VMSRS_ENOREQUEST
 /// @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+/// @retval VMSRS_EDAMAGED Committed, but lost by the host before it was sealed.
 /// @retval VMSRS_ESYSTEM See `errno`. Nothing was committed.
 ///
 /// # Safety

@@ -41,6 +41,7 @@ pub type RequestFn =
 ///   negative.
 /// @retval VMSRS_EFAILED The request failed; see `vmsrs_last_failure()`.
 /// @retval VMSRS_EUNSEALED Committed, but not sealed in time (with `VMSRS_SEAL` only).
+/// @retval VMSRS_EDAMAGED Committed, but lost by the host before it was sealed (with `VMSRS_SEAL` only).
 /// @retval VMSRS_EINVAL A null pointer. The function was not run.
 /// @retval VMSRS_ENESTED Called in a request or a deferred function. Not run.
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time. Not run.

@@ -70,6 +70,7 @@ pub unsafe extern "C" fn vmsrs_task_new(
 /// @retval VMSRS_EFAILED The request failed, in this step or before it; see
 ///   `vmsrs_last_failure()`.
 /// @retval VMSRS_EUNSEALED Committed, but not sealed in time.
+/// @retval VMSRS_EDAMAGED Committed, but lost by the host before it was sealed.
 /// @retval VMSRS_EENDED The task has ended before. The function was not run.
 /// @retval VMSRS_EINVAL A null pointer. Not run.
 /// @retval VMSRS_ENESTED The thread has a request. Not run; try again outside of it.

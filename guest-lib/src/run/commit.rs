@@ -43,7 +43,7 @@ pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
         return Ok(());
     }
     let committed = commit_listed(thread, seal).map_err(|error| *error);
-    if matches!(committed, Ok(()) | Err(Error::Unsealed)) {
+    if is_committed(&committed) {
         thread.set_left_pages(0);
         thread.note_committed();
     }
@@ -60,10 +60,22 @@ pub(super) fn commit_listed(thread: &Thread, seal: bool) -> Result<(), Box<Error
     }
 }
 
+/// Whether something is committed, by what came of it.
+pub(crate) fn is_committed(outcome: &Result<(), Error>) -> bool {
+    matches!(
+        outcome,
+        Ok(()) | Err(Error::Unsealed | Error::Damaged { .. })
+    )
+}
+
 #[cold]
 fn not_committed(thread: &Thread, seal: bool, error: io::Error) -> Result<(), Box<Error>> {
     Err(Box::new(match error.raw_os_error() {
         Some(libc::ETIMEDOUT) if seal => Error::Unsealed,
+        // Of several domains nobody says which one it is.
+        Some(libc::EIO) if seal => Error::Damaged {
+            domain: thread.state().listed_at(0).unwrap_or(NONE),
+        },
         _ => refused_commit(thread, error),
     }))
 }

@@ -419,7 +419,7 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
         discard(thread);
     }
     unlock_all(thread);
-    let kept = matches!(committed, Ok(()) | Err(Error::Unsealed));
+    let kept = commit::is_committed(&committed);
     thread.end(kept);
     if kept {
         forget_defers(thread, state);

@@ -64,9 +64,16 @@ impl Block {
 /// Words of a page that are compared at once.
 const CHUNK: usize = 16;
 
+/// Some of the chunks of a page, a bit each.
+type Chunks = u32;
+
+const _: () = assert!(PAGE_SIZE as usize / (CHUNK * WORD) == Chunks::BITS as usize);
+
 /// How two versions of a page differ.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Differences {
+    /// Where any byte differs.
+    chunks: Chunks,
     /// Bytes that differ.
     pub(crate) count: u32,
     /// Where they are, in order: start and end of each run.
@@ -76,13 +83,13 @@ pub(crate) struct Differences {
 impl Differences {
     /// Compares two versions of a page by words.
     pub(crate) fn new(old: &Page, new: &Page) -> Self {
-        let mut found = Self::default();
-        let (old, _) = old.as_chunks::<{ CHUNK * WORD }>();
-        let (new, _) = new.as_chunks::<{ CHUNK * WORD }>();
-        for (number, (old, new)) in old.iter().zip(new).enumerate() {
-            if differ(old, new) {
-                found.add_chunk(number * CHUNK * WORD, old, new);
-            }
+        let mut found = Self {
+            chunks: differing(old, new),
+            ..Self::default()
+        };
+        let (old, new) = (chunks(old), chunks(new));
+        for number in Numbers(found.chunks) {
+            found.add_chunk(number * CHUNK * WORD, &old[number], &new[number]);
         }
         found
     }
@@ -138,7 +145,7 @@ impl Differences {
         else {
             return Vec::new();
         };
-        let blocks = blocks_of(address, old, new, first..end);
+        let blocks = blocks_of(address, old, new, self.chunks, first..end);
         let mut later = blocks.iter().copied().peekable();
         let mut runs: Vec<(usize, usize, Option<Block>)> = Vec::with_capacity(self.stretches.len());
         let mut block = None;
@@ -170,7 +177,54 @@ impl Differences {
     }
 }
 
+/// The chunks of a page.
+fn chunks(page: &Page) -> &[[u8; CHUNK * WORD]] {
+    page.as_chunks().0
+}
+
+/// The numbers of some chunks, in order.
+struct Numbers(Chunks);
+
+impl Iterator for Numbers {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let number = (self.0 != 0).then(|| self.0.trailing_zeros())?;
+        self.0 &= self.0 - 1;
+        Some(number as usize)
+    }
+}
+
+impl DoubleEndedIterator for Numbers {
+    fn next_back(&mut self) -> Option<usize> {
+        let number = self.0.checked_ilog2()?;
+        self.0 ^= 1 << number;
+        Some(number as usize)
+    }
+}
+
+/// The chunks in which two pages differ.
+fn differing(old: &Page, new: &Page) -> Chunks {
+    #[target_feature(enable = "avx2")]
+    fn wide(old: &Page, new: &Page) -> Chunks {
+        generic(old, new)
+    }
+    #[inline(always)]
+    fn generic(old: &Page, new: &Page) -> Chunks {
+        let pairs = chunks(old).iter().zip(chunks(new));
+        pairs.rev().fold(0, |found, (old, new)| {
+            found << 1 | Chunks::from(differ(old, new))
+        })
+    }
+    match is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU has the instructions.
+        true => unsafe { wide(old, new) },
+        false => generic(old, new),
+    }
+}
+
 /// Whether two chunks differ. A comparison of arrays would be a call for each.
+#[inline(always)]
 fn differ(old: &[u8; CHUNK * WORD], new: &[u8; CHUNK * WORD]) -> bool {
     let words = |chunk| <[u8]>::as_chunks::<WORD>(chunk).0;
     let pairs = words(old).iter().zip(words(new));
@@ -180,25 +234,62 @@ fn differ(old: &[u8; CHUNK * WORD], new: &[u8; CHUNK * WORD]) -> bool {
     differing != 0
 }
 
+/// Those of the first `count` chunks in which a grain may be a header.
+fn plausible(page: &Page, count: usize) -> Chunks {
+    #[target_feature(enable = "avx2")]
+    fn wide(chunks: &[[u8; CHUNK * WORD]]) -> Chunks {
+        generic(chunks)
+    }
+    #[inline(always)]
+    fn generic(chunks: &[[u8; CHUNK * WORD]]) -> Chunks {
+        chunks.iter().rev().fold(0, |found, chunk| {
+            found << 1 | Chunks::from(has_plausible(chunk))
+        })
+    }
+    let chunks = &chunks(page)[..count];
+    match is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU has the instructions.
+        true => unsafe { wide(chunks) },
+        false => generic(chunks),
+    }
+}
+
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
 /// The lowest bit of each byte of a word.
 const LOW_BITS: u64 = u64::MAX / 0xff;
 
 /// Blocks of the two versions of the page at `address`, in order: those that begin in a range of offsets,
-/// and before them at least the nearest one.
-fn blocks_of(address: u64, old: &Page, new: &Page, range: Range<usize>) -> Vec<Block> {
-    // What has become of the room before a block, only the last block before it that was made tells.
+/// and before them at least the nearest one. The versions differ in `changed` at most.
+fn blocks_of(
+    address: u64,
+    old: &Page,
+    new: &Page,
+    changed: Chunks,
+    range: Range<usize>,
+) -> Vec<Block> {
     let (olds, news) = (grains(old), grains(new));
-    let first = (1..=range.start / GRAIN)
+    let end = range.end.min(LAST_HEADER + 1).div_ceil(GRAIN);
+    let count = end.div_ceil(GRAINS);
+    let now = plausible(new, count);
+    let before = Numbers(changed)
+        .take_while(|&number| number < count)
+        .filter(|&number| has_plausible(&chunks(old)[number]));
+    let either = before.fold(now, |all, number| all | 1 << number);
+    let grains_of = |number: usize| number * GRAINS..(number + 1) * GRAINS;
+    // What has become of the room before a block, only the last block before it that was made tells.
+    let first = Numbers(now)
+        .flat_map(grains_of)
         .rev()
+        .filter(|&number| (1..=range.start / GRAIN).contains(&number))
         .find(|&number| is_plausible(&news[number]) && made(address, new, number * GRAIN).is_some())
         .unwrap_or(0);
-    let end = range.end.min(LAST_HEADER + 1).div_ceil(GRAIN);
     let mut found = Vec::new();
     let mut taken = 0;
-    for number in first..end {
-        if !is_plausible(&olds[number]) && !is_plausible(&news[number]) {
+    for number in Numbers(either).flat_map(grains_of) {
+        if !(first..end).contains(&number)
+            || !is_plausible(&olds[number]) && !is_plausible(&news[number])
+        {
             continue;
         }
         let offset = number * GRAIN;
@@ -228,9 +319,15 @@ fn blocks_of(address: u64, old: &Page, new: &Page, range: Range<usize>) -> Vec<B
     found
 }
 
+/// The last block of a page at `address`.
+pub(crate) fn last_block_of(address: u64, page: &Page) -> Option<Block> {
+    blocks_of(address, page, page, 0, LAST_HEADER..PAGE_SIZE as usize).pop()
+}
+
 /// The last block of the two versions of the page at `address`.
 pub(crate) fn last_block(address: u64, old: &Page, new: &Page) -> Option<Block> {
-    blocks_of(address, old, new, LAST_HEADER..PAGE_SIZE as usize).pop()
+    let changed = differing(old, new);
+    blocks_of(address, old, new, changed, LAST_HEADER..PAGE_SIZE as usize).pop()
 }
 
 /// Offset of the last header in a page.
@@ -248,6 +345,21 @@ fn made(address: u64, page: &Page, offset: usize) -> Option<BlockHeader> {
 /// The places in a page where headers can be.
 fn grains(page: &Page) -> &[[u8; GRAIN]] {
     page.as_chunks().0
+}
+
+/// Grains in a chunk.
+const GRAINS: usize = CHUNK * WORD / GRAIN;
+
+/// Whether a grain of a chunk may be a header, all of them at once.
+#[inline(always)]
+fn has_plausible(chunk: &[u8; CHUNK * WORD]) -> bool {
+    let (words, _) = chunk.as_chunks::<WORD>();
+    let (pairs, _) = words.as_chunks::<2>();
+    let bits = pairs.iter().fold(0, |all, &[check, meta]| {
+        let (check, meta) = (u64::from_le_bytes(check), u64::from_le_bytes(meta));
+        all | check & meta >> 1 & !meta
+    });
+    bits & 1 != 0
 }
 
 /// Whether a grain may be a header: a look at the bits that all of them have.
@@ -298,7 +410,7 @@ mod tests {
     }
 
     fn blocks(address: u64, old: &Page, new: &Page) -> Vec<Block> {
-        blocks_of(address, old, new, 0..PAGE_SIZE as usize)
+        blocks_of(address, old, new, Chunks::MAX, 0..PAGE_SIZE as usize)
     }
 
     fn put(page: &mut Page, offset: usize, size: usize, state: State) {
@@ -434,6 +546,21 @@ mod tests {
         }
 
         #[test]
+        fn chunks_tell_where_headers_may_be(
+            grains in proptest::collection::vec((0..256usize, any::<[u64; 2]>()), 0..40),
+        ) {
+            let mut page = page(&[]);
+            for (number, words) in grains {
+                page[number * GRAIN..][..GRAIN].copy_from_slice(bytemuck::bytes_of(&words));
+            }
+            let expected = super::grains(&page).chunks(GRAINS).rev().fold(0, |found, grains| {
+                found << 1 | Chunks::from(grains.iter().any(is_plausible))
+            });
+            prop_assert_eq!(plausible(&page, 32), expected);
+            prop_assert_eq!(plausible(&page, 5), expected & 0x1f);
+        }
+
+        #[test]
         fn blocks_near_a_change_are_those_of_the_whole_page(
             blocks in proptest::collection::vec((1usize..256, 0usize..300, any::<bool>(), 0u8..3), 0..40),
             writes in proptest::collection::vec((0..PAGE_SIZE as usize, 1..30usize), 1..6),
@@ -453,7 +580,7 @@ mod tests {
                 let end = (start + length).min(new.len());
                 new[start..end].iter_mut().for_each(|byte| *byte ^= 1);
             }
-            let all = blocks_of(ADDRESS, &old, &new, 0..PAGE_SIZE as usize);
+            let all = blocks_of(ADDRESS, &old, &new, Chunks::MAX, 0..PAGE_SIZE as usize);
             for change in changes(ADDRESS, &old, &new) {
                 let at = ADDRESS + u64::from(change.offset);
                 let nearest = all.iter().rev().find(|block| block.begin() <= at);

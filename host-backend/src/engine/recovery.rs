@@ -246,14 +246,16 @@ impl<'a, M: Memory> Comparison<'a, M> {
                 NONE => self.old.fill(0),
                 frame => self.memory.read_vault(frame, &mut self.old).ok()?,
             }
-            match self.drafts.iter().find(|dropped| dropped.page == page) {
-                None => self.new = self.old,
-                Some(dropped) => self
-                    .memory
-                    .read_pool(dropped.pool_frame, &mut self.new)
-                    .ok()?,
-            }
-            let last = changes::last_block(self.address(page), &self.old, &self.new);
+            let address = self.address(page);
+            let last = match self.drafts.iter().find(|dropped| dropped.page == page) {
+                None => changes::last_block_of(address, &self.old),
+                Some(dropped) => {
+                    self.memory
+                        .read_pool(dropped.pool_frame, &mut self.new)
+                        .ok()?;
+                    changes::last_block(address, &self.old, &self.new)
+                }
+            };
             if last.is_some() {
                 return last;
             }

@@ -36,7 +36,12 @@ pub(crate) fn run(job: &Job, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outc
         .tempdir_in(&base)
         .context("create a folder in", &base)?;
     stage(job, folder.path())?;
-    stream::run(supervised(job, folder.path()), job.limit(), on_event)
+    stream::run(
+        supervised(job, folder.path()),
+        job.limit(),
+        on_event,
+        &String::new,
+    )
 }
 
 fn stage(job: &Job, folder: &Path) -> Result<()> {

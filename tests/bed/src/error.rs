@@ -148,12 +148,14 @@ pub enum Error {
         value: String,
     },
     /// The job did not end in time; it has been killed.
-    #[error("killed after {} s; the last console lines were:\n{console}", after.as_secs())]
+    #[error("killed after {} s; the last console lines were:\n{console}{positions}", after.as_secs())]
     Timeout {
         /// The job's time limit.
         after: Duration,
         /// The end of the console's output.
         console: String,
+        /// Where the CPUs of the nested host were, after a line feed; or empty.
+        positions: String,
     },
     /// `vmsrs run` ended too early, or with an error.
     #[error("vmsrs run ended ({status}) {before}")]

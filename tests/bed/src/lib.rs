@@ -21,6 +21,7 @@ mod kernel;
 pub mod kmod;
 mod ldd;
 pub mod modules;
+mod monitor;
 mod nested;
 pub mod patience;
 mod program;

@@ -11,6 +11,7 @@ use crate::image::Image;
 use crate::injection;
 use crate::job::{Event, Job, Outcome};
 use crate::kernel::Kernel;
+use crate::monitor::Monitor;
 use crate::project;
 use crate::qemu::Qemu;
 use crate::stream::{self, EXIT_MARK};
@@ -36,14 +37,17 @@ pub(crate) fn run(
 ) -> Result<Outcome> {
     let image = pack(kernel, base, job)?;
     let plugin = injection::plugin()?;
-    let process = emulator(
+    let mut process = emulator(
         qemu,
         kernel,
         &project::open_file(&image),
         &project::open_file(&plugin),
         job,
     );
-    stream::run(process, job.limit(), on_event)
+    let monitor = Monitor::new()?;
+    monitor.add_to(&mut process);
+    let positions = || format!("\nIts CPUs are at\n{}", monitor.positions());
+    stream::run(process, job.limit(), on_event, &positions)
 }
 
 /// The level-1 image, in an unnamed file, which is gone with this process.

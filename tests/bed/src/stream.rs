@@ -73,7 +73,8 @@ enum Line {
     Result(String),
 }
 
-/// Runs `process`, passes its lines on as they arrive, and takes the exit code from the result stream.
+/// Runs `process`, passes its lines on as they arrive, and takes the exit code from the result stream. `positions` tells
+/// where a process is that has not ended in time, before it is killed.
 ///
 /// # Errors
 ///
@@ -83,6 +84,7 @@ pub(crate) fn run(
     mut process: Command,
     limit: Duration,
     on_event: &mut dyn FnMut(Event<'_>),
+    positions: &dyn Fn() -> String,
 ) -> Result<Outcome> {
     let begin = Instant::now();
     let mut deadline = Deadline::after(patience::scaled(START_LIMIT));
@@ -124,6 +126,7 @@ pub(crate) fn run(
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
+                let positions = positions();
                 child.kill();
                 // What it wrote before may still arrive; a process that left its group may keep the streams open.
                 while let Ok(line) = lines.recv_timeout(DRAIN_LIMIT) {
@@ -135,6 +138,7 @@ pub(crate) fn run(
                 return Err(Error::Timeout {
                     after: deadline.limit,
                     console: join(&console),
+                    positions,
                 });
             }
             // Both streams have ended.
@@ -194,6 +198,14 @@ fn join(lines: &VecDeque<String>) -> String {
 mod tests {
     use super::*;
 
+    fn run(
+        process: Command,
+        limit: Duration,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome> {
+        super::run(process, limit, on_event, &String::new)
+    }
+
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -221,11 +233,14 @@ mod tests {
     #[test]
     fn a_job_that_hangs_is_killed_and_its_last_lines_are_told() {
         let process = shell("echo waiting >&2; echo @start; sleep 600; true");
-        let error = run(process, Duration::from_millis(50), &mut |_| ()).unwrap_err();
+        let positions = || "\nin sleep".to_owned();
+        let limit = Duration::from_millis(50);
+        let error = super::run(process, limit, &mut |_| (), &positions).unwrap_err();
         assert!(
             matches!(&error, Error::Timeout { console, .. } if console == "waiting"),
             "{error}"
         );
+        assert!(error.to_string().ends_with("waiting\nin sleep"), "{error}");
     }
 
     #[test]

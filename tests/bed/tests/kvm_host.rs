@@ -63,6 +63,19 @@ sleep 36000"#,
 }
 
 #[test]
+fn a_nested_job_that_hangs_tells_where_its_cpus_are() {
+    let job = Job::script("while :; do :; done")
+        .deterministic()
+        .timeout(Duration::from_secs(1));
+    let error = Bed::auto().unwrap().run(&job, |_| ()).unwrap_err();
+    let Error::Timeout { positions, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(positions.contains("CPU 0:\n  RIP 0x"), "{error}");
+    assert_eq!(positions.matches("RIP 0x").count(), 3, "{error}");
+}
+
+#[test]
 fn the_deterministic_host_counts_instructions() {
     // The same work takes the same time in both runs, whatever else this machine does.
     let job = Job::script(

@@ -96,6 +96,7 @@ impl Measured {
                 None => "server".to_owned(),
             },
             What::Opening => format!("opening a domain, until there are {count}"),
+            What::Filling => format!("committing {count} pages of one domain"),
             What::Domains if pages == 0 => format!("reads, domains: {count}"),
             What::Domains => format!("writes a page, domains: {count}"),
             What::InFlight => format!("writes a page, in flight: {count}"),
@@ -269,7 +270,7 @@ impl Report {
     /// What opening domains took of memory.
     fn memory(&self) -> Option<Table> {
         let mut table = Table::markdown(&[
-            words("bytes for each domain, with one committed page"),
+            words("bytes for each domain, with one committed page; for each page of a large one"),
             numbers("host"),
             numbers("driver"),
             numbers("process"),

@@ -31,6 +31,8 @@ pub(crate) enum What {
     Server,
     /// Opening a domain and committing its first page, with `count` domains in the end.
     Opening,
+    /// Committing `count` pages of one domain for the first time.
+    Filling,
     /// A request with `count` domains open.
     Domains,
     /// A request with `count` others suspended.
@@ -122,12 +124,23 @@ pub(crate) struct Steps {
 /// Bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
-    /// Of the guest's kernel, without the process and its page tables: the driver's.
+    /// What the guest's kernel has allocated, and the pages of lock words that the process maps: the driver's.
     pub(crate) driver: i64,
     /// Of the process: the library's.
     pub(crate) process: i64,
     /// Page tables.
     pub(crate) page_tables: i64,
+}
+
+impl Memory {
+    /// What was taken since `before`.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            driver: self.driver - before.driver,
+            process: self.process - before.process,
+            page_tables: self.page_tables - before.page_tables,
+        }
+    }
 }
 
 /// The parts of one request, in nanoseconds of the guest's clock.

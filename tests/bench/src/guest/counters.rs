@@ -183,17 +183,16 @@ pub(super) fn memory() -> Result<Memory> {
     };
     let all = fs::read_to_string("/proc/meminfo")?;
     let own = fs::read_to_string("/proc/self/status")?;
+    // What is free tells less: boot leaves pages that come back at some time.
     let of = |text, name| {
         kib(text, name)
             .map(|kib| kib * 1024)
             .with_context(|| format!("no {name} in /proc"))
     };
-    let used = of(&all, "MemTotal:")? - of(&all, "MemFree:")?;
-    let (process, page_tables) = (of(&own, "RssAnon:")?, of(&own, "VmPTE:")?);
     Ok(Memory {
-        driver: used - process - page_tables,
-        process,
-        page_tables,
+        driver: of(&all, "Slab:")? + of(&own, "RssFile:")?,
+        process: of(&own, "RssAnon:")?,
+        page_tables: of(&own, "VmPTE:")?,
     })
 }
 

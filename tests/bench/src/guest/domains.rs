@@ -1,4 +1,4 @@
-//! Many domains: opening one, and requests of one beside all others.
+//! Many domains: opening one, and requests of one beside all others; and many pages of one domain.
 
 use std::time::Instant;
 
@@ -9,9 +9,18 @@ use super::counters::memory;
 use super::meter::{Meter, Watch};
 use super::pages::Block;
 use super::{mark, request, seal};
-use crate::sample::{Memory, Sample, What};
+use crate::sample::{Sample, What};
 
-/// Opens as many domains as each of `counts` says, one after the other. Each gets a page.
+/// Pages of a large domain, by the pages of each of its blocks, for which it gets an extent each.
+pub(crate) const FILLED: [usize; 2] = [60, 768];
+
+/// Pages that a request commits of it.
+const FILLED_AT_ONCE: usize = 256;
+
+/// Domains after which their number is printed.
+const PROGRESS: u32 = 50_000;
+
+/// Opens as many domains as each of `counts` says, one after the other. Each gets a page. Then one gets many pages.
 pub(super) fn measure(meter: &Meter, app: &'static App, counts: &[u32], rounds: u32) -> Result<()> {
     let mut domains: Vec<(&'static Domain, Block)> = Vec::new();
     let opening = Meter { counts: false };
@@ -56,7 +65,31 @@ pub(super) fn measure(meter: &Meter, app: &'static App, counts: &[u32], rounds: 
             })?;
         }
     }
-    Ok(())
+    fill(&opening, app)
+}
+
+/// Commits many pages of one domain.
+fn fill(meter: &Meter, app: &'static App) -> Result<()> {
+    let domain = app.domain("large")?;
+    let [blocks, pages] = FILLED;
+    let count = (blocks * pages) as u32;
+    meter.phase(count, |rounds| {
+        let before = memory()?;
+        let watch = Watch::start();
+        for _ in 0..blocks {
+            let block = Block::large(domain, pages)?;
+            for _ in 0..pages / FILLED_AT_ONCE {
+                request(domain, || block.write_cold(FILLED_AT_ONCE))?;
+            }
+        }
+        app.flush()?;
+        let sample = Sample::new(What::Filling, true, rounds).lasted(watch);
+        Ok(Sample {
+            count: Some(count),
+            memory: Some(memory()?.since(before)),
+            ..sample
+        })
+    })
 }
 
 /// Opens `rounds` more domains and commits a page of each. The time is that of opening alone.
@@ -75,17 +108,15 @@ fn open(
         mark::stop();
         opening += start.elapsed().as_nanos();
         domains.push((domain, Block::small(domain)?));
+        if (domains.len() as u32).is_multiple_of(PROGRESS) {
+            println!("domains: {} of {count}", domains.len());
+        }
     }
     app.flush()?;
-    let after = memory()?;
     Ok(Sample {
         count: Some(count),
         nanoseconds: opening as f64 / f64::from(rounds),
-        memory: Some(Memory {
-            driver: after.driver - before.driver,
-            process: after.process - before.process,
-            page_tables: after.page_tables - before.page_tables,
-        }),
+        memory: Some(memory()?.since(before)),
         ..Sample::new(What::Opening, true, rounds)
     })
 }

@@ -96,7 +96,11 @@ fn recovery(
                 .with_context(|| format!("error: {name}"))?;
         }
         seal(pages.user)?;
-        settle(pages.user.app())?;
+        // The host takes the reports meanwhile: a profile shows what it does with them.
+        mark::start();
+        let settled = settle(pages.user.app());
+        mark::stop();
+        settled?;
         Ok(Sample {
             pages: dropped,
             error: Some(name.to_owned()),

@@ -20,6 +20,7 @@ use std::io::{Write, stdin, stdout};
 use anyhow::{Context, Result, anyhow};
 use vmsrs::{App, Domain, Options};
 
+pub(crate) use self::domains::FILLED;
 use self::meter::Meter;
 use self::pages::Pages;
 use crate::host::{FACT, PLAN};

@@ -1,18 +1,22 @@
 //! Sealed frames whose memory fails: a flipped bit on the host, or memory that the host's kernel has found broken.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use vmsrs::{App, Domain, DomainOptions, Error, Kind, RunError};
+use vmsrs::{App, Domain, DomainOptions, Error, Kind, Options, RunError};
 use vmsrs_bed::vault;
 use vmsrs_protocol::PAGE_SIZE;
 
 use crate::host::Guest;
-use crate::raw;
+use crate::limits::EVENT_LIMIT;
 use crate::{Behaviour, Machine, Step};
+use crate::{raw, steps};
 
 /// A flipped bit, with a mirror.
 pub(super) const MIRRORED: Behaviour = Behaviour {
@@ -54,6 +58,14 @@ pub(super) const POISONED_POOL: Behaviour = Behaviour {
     host: poisoned_pool,
 };
 
+/// Broken memory of the pool with what a request commits and wants to be sealed.
+pub(super) const POISONED_COMMIT: Behaviour = Behaviour {
+    name: "commit_whose_content_is_lost_before_its_seal_is_an_error",
+    machine: Machine::Usual,
+    steps: STEPS,
+    host: poisoned_commit,
+};
+
 const STEPS: &[(&str, Step)] = &[
     ("write", write),
     ("write until done", write_until_done),
@@ -61,6 +73,9 @@ const STEPS: &[(&str, Step)] = &[
     ("refused", refused),
     ("fails", fails),
     ("unreachable", unreachable),
+    ("begin a commit", begin_commit),
+    ("commit", commit),
+    ("end a commit", end_commit),
 ];
 
 /// Exit code of `vmsrs scrub` when content is lost.
@@ -187,6 +202,23 @@ fn poisoned_pool(guest: &mut Guest) -> Result<()> {
     guest.run("read", "bystander").map(drop)
 }
 
+fn poisoned_commit(guest: &mut Guest) -> Result<()> {
+    guest.run("write", "bystander")?;
+    guest.run("begin a commit", "unsealed")?;
+    let pool = vault::open_pool(guest.pid())?;
+    for offset in frames_of(&pool, "unsealed")? {
+        poison(&pool, offset)?;
+    }
+    guest.run("end a commit", "unsealed")?;
+    let incident = newest(guest, "poison")?;
+    ensure!(
+        incident["outcome"] == "lost" && incident["domain"] == "unsealed",
+        "not a loss in that domain: {incident}"
+    );
+    guest.run("refused", "unsealed")?;
+    guest.run("read", "bystander").map(drop)
+}
+
 fn status(guest: &Guest) -> Result<Value> {
     guest.recovery_status()
 }
@@ -293,6 +325,73 @@ fn write_until_done(key: &str) -> Result<()> {
         }
     }
     bail!("no request could write")
+}
+
+/// Where the processes of a commit tell each other how far they are.
+const WRITTEN: &str = "/tmp/written";
+const BROKEN: &str = "/tmp/broken";
+const COMMITTED: &str = "/tmp/committed";
+
+/// Starts a process with a request that has written the value.
+fn begin_commit(key: &str) -> Result<()> {
+    fs::create_dir_all("/tmp")?;
+    steps::command(POISONED_COMMIT.name, "commit", key)?
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_for(WRITTEN).map(drop)
+}
+
+/// Writes the value, and commits it when its memory is broken.
+fn commit(key: &str) -> Result<()> {
+    let domain = open(key)?;
+    let value = value(key);
+    let options = Options {
+        seal: true,
+        ..Options::default()
+    };
+    let result = domain.run_with(&options, |request| {
+        let block = request.domain().allocate(LENGTH, PAGE_SIZE as usize)?;
+        // SAFETY: a new block of that size.
+        unsafe {
+            block
+                .as_ptr()
+                .copy_from_nonoverlapping(value.as_ptr(), LENGTH)
+        };
+        request.set_root(Some(block))?;
+        if fs::write(WRITTEN, "").is_err() || wait_for(BROKEN).is_err() {
+            return Err(Error::NotHeld);
+        }
+        Ok::<_, Error>(())
+    });
+    let damaged = |error: &Error| matches!(error, Error::Damaged { domain: lost } if *lost == domain.number());
+    let found = match result {
+        Err(RunError::Refused(error)) if damaged(&error) => "damaged".to_owned(),
+        result => format!("{result:?}"),
+    };
+    fs::write("/tmp/committing", found)?;
+    Ok(fs::rename("/tmp/committing", COMMITTED)?)
+}
+
+/// Lets the request commit, which says that the host has lost its content.
+fn end_commit(_: &str) -> Result<()> {
+    fs::write(BROKEN, "")?;
+    let found = wait_for(COMMITTED)?;
+    ensure!(found == "damaged", "the commit's result: {found}");
+    Ok(())
+}
+
+/// Waits for a file and reads it.
+fn wait_for(file: &str) -> Result<String> {
+    let start = Instant::now();
+    loop {
+        match fs::read_to_string(file) {
+            Ok(text) => return Ok(text),
+            Err(error) => ensure!(start.elapsed() < EVENT_LIMIT, "wait for {file}: {error}"),
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Reads the value in a request.

@@ -58,6 +58,7 @@ pub const ALL: &[&Behaviour] = &[
     &corruption::POISONED_MIRRORED,
     &corruption::POISONED_UNMIRRORED,
     &corruption::POISONED_POOL,
+    &corruption::POISONED_COMMIT,
     &lock_release::BEHAVIOUR,
     &error_kinds::BEHAVIOUR,
     &neighbours::CHILDREN,
