@@ -1235,8 +1235,18 @@ typedef struct vmsrs_health_t {
 	 * were made again.
 	 */
 	uint64_t descriptors_repaired;
+	/**
+	 * Descriptors that failed requests have left open: an estimate, from
+	 * counts of all that the process had open before and after them.
+	 */
+	uint64_t left_descriptors;
+	/**
+	 * Bytes of memory outside of domains that failed requests have left
+	 * allocated: an estimate, as above.
+	 */
+	uint64_t left_bytes;
 	/** 0. */
-	uint64_t reserved[3];
+	uint64_t reserved;
 } vmsrs_health_t;
 
 /**

@@ -315,7 +315,7 @@ impl Request {
     /// [`Error::Argument`] if it is not open, [`Error::Limit`] after 256 defers, [`Error::NotInRequest`].
     pub fn own_fd(&self, fd: RawFd) -> Result<(), Error> {
         let file = file::identity(fd).ok_or(Error::Argument("the descriptor is not open"))?;
-        self.defer(move || file::close_if(fd, file))
+        self.register(Deferred::closing(move || file::close_if(fd, file)))
     }
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {

@@ -23,3 +23,4 @@ pub(crate) mod signals;
 pub(crate) mod start;
 pub(crate) mod switch;
 pub(crate) mod thread_end;
+pub(crate) mod usage;

@@ -20,6 +20,7 @@ pub(super) fn report(thread: &Thread) -> Failure {
         first = true;
         record.tag = thread.tag();
         evidence::attach(&mut record, thread);
+        thread.report_open(&mut record);
         let held = thread.state().held();
         loop {
             match thread.app().backend().fail(&mut record, held.as_slice()) {

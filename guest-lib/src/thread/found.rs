@@ -93,8 +93,9 @@ impl Found {
 }
 
 impl Thread {
-    /// Looks at the thread before a request begins, or is joined. Returns after how many requests the next look comes.
-    pub(super) fn look(&self) -> u64 {
+    /// Looks at the thread before the request begins, or is joined. Returns after how many requests the next look comes.
+    pub(super) fn look(&self, tag: u64) -> u64 {
+        self.count_open(tag);
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
         self.found.look()

@@ -13,6 +13,7 @@ pub(crate) mod handler;
 mod interrupts;
 mod landing;
 mod left;
+pub(crate) mod open;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -113,6 +114,8 @@ pub(crate) struct Thread {
     written: Written,
     /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
     left: Cell<(u64, usize)>,
+    /// The tag of the request before which what the process has open was counted last.
+    counted: Cell<u64>,
     /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag`, at the
     /// latest there, the thread is looked at.
     next_tag: Cell<u64>,

@@ -205,6 +205,7 @@ impl Thread {
             written: unsafe { Written::new(registration.written) },
             panic: Cell::new(None),
             left: Cell::new((0, 0)),
+            counted: Cell::new(0),
             next_tag: Cell::new(registration.tags.next),
             pause_tag: Cell::new(registration.tags.next),
             end_tag: Cell::new(registration.tags.end),
