@@ -68,8 +68,10 @@
  * that runs the request returns VMSRS_EFORKED, as do the tickets and tasks of
  * the parent. A child that shares memory, by vfork() or clone() with CLONE_VM, has
  * no part in the request either: an error there, abort(), exit() or vmsrs_fail()
- * ends the child alone. It should only call _exit() or exec: other calls of the library
- * work on its parent's request, and an error in the middle of one costs that request.
+ * ends the child alone. It should only call _exit() or exec. vmsrs_commit() gives
+ * VMSRS_ENOREQUEST there, and on a stack of its own every call that needs a request. On
+ * the parent's stack, as after vfork(), other calls work on the parent's request as the
+ * parent would, which waits; an error in the middle of one costs that request.
  *
  * Exits. Requests may be run in exit handlers, and in destructors of keys and of
  * thread-local variables. A request that calls exit() fails by that.

@@ -272,7 +272,8 @@ impl Request {
     ///
     /// [`Error::Unsealed`] (committed all the same), [`Error::System`], [`Error::NotInRequest`].
     pub fn commit(&self, seal: bool) -> Result<(), Error> {
-        let thread = self.thread()?;
+        // A child that shares the memory is another task for the driver.
+        let thread = self.thread()?.own()?;
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
         // away with it. They are dropped as part of the request: they are the server's.
         let mut forgotten = Vec::new();

@@ -21,11 +21,20 @@ pub(crate) fn end_left() {
 #[inline]
 pub(crate) fn working() -> Option<&'static Thread> {
     let thread = thread::current()?;
+    if thread.is_on_request_stack() {
+        return Some(thread);
+    }
+    elsewhere(thread)
+}
+
+/// The same on another stack than the request's: one of the function's own, that of a signal handler, or that of another task.
+#[cold]
+fn elsewhere(thread: &'static Thread) -> Option<&'static Thread> {
     if thread.has_left_function() {
         end(thread);
         return None;
     }
-    Some(thread)
+    thread.is_own().then_some(thread)
 }
 
 /// The failure is what the thread's last one was: the call that ran the request does not return it.

@@ -242,6 +242,15 @@ impl Thread {
         thread_number() == self.number
     }
 
+    /// The thread, if the calling task is it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`].
+    pub(crate) fn own(&self) -> Result<&Self, Error> {
+        self.is_own().then_some(self).ok_or(Error::NotInRequest)
+    }
+
     /// Takes the calling thread off what finds it; its next request registers it again.
     fn forget(&self) {
         let local = self.local;
