@@ -1247,8 +1247,11 @@ typedef struct vmsrs_health_t {
 	 * allocated: an estimate, as above.
 	 */
 	uint64_t left_bytes;
-	/** 0. */
-	uint64_t reserved;
+	/**
+	 * Robust mutexes that failed requests have left locked: the only ones
+	 * that are known to belong to a thread.
+	 */
+	uint64_t locks_left;
 } vmsrs_health_t;
 
 /**

@@ -106,8 +106,9 @@ pub struct CHealth {
     /// Bytes of memory outside of domains that failed requests have left allocated: an
     /// estimate, as above.
     pub left_bytes: u64,
-    /// 0.
-    pub reserved: u64,
+    /// Robust mutexes that failed requests have left locked: the only ones that are known to
+    /// belong to a thread.
+    pub locks_left: u64,
 }
 
 /// Tells how the process is: what a server looks at to plan its restart. Can be called
@@ -134,7 +135,7 @@ pub unsafe extern "C" fn vmsrs_health(health: *mut CHealth) -> c_int {
         descriptors_repaired: now.descriptors_repaired,
         left_descriptors: now.left_descriptors,
         left_bytes: now.left_bytes,
-        reserved: 0,
+        locks_left: now.locks_left,
     };
     // SAFETY: room for it by contract.
     unsafe { health.write(now) };

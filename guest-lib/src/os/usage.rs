@@ -1,7 +1,7 @@
 //! What the process has open: descriptors, and memory that it has mapped for itself, by any allocator.
 //!
 //! The kernel's own counts, which a damaged heap cannot falsify, and for which no lock of the C library is taken. Nothing
-//! here allocates.
+//! here allocates, and no call is one that acts on a cancellation of the thread.
 
 use super::region;
 use std::ffi::CStr;
@@ -22,9 +22,13 @@ struct Opened(libc::c_int);
 
 impl Opened {
     fn new(path: &CStr, flags: libc::c_int) -> Option<Self> {
+        let flags = flags | libc::O_RDONLY | libc::O_CLOEXEC;
         // SAFETY: a path; makes a descriptor.
-        let fd = unsafe { libc::open(path.as_ptr(), flags | libc::O_RDONLY | libc::O_CLOEXEC) };
-        (fd >= 0).then_some(Self(fd))
+        let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags) };
+        libc::c_int::try_from(fd)
+            .ok()
+            .filter(|&fd| fd >= 0)
+            .map(Self)
     }
 
     fn stat(&self) -> Option<libc::stat> {
@@ -75,7 +79,7 @@ impl Opened {
 impl Drop for Opened {
     fn drop(&mut self) {
         // SAFETY: made in new().
-        unsafe { libc::close(self.0) };
+        unsafe { libc::syscall(libc::SYS_close, self.0) };
     }
 }
 
@@ -106,7 +110,7 @@ fn memory() -> Option<u64> {
     let file = Opened::new(c"/proc/self/statm", 0)?;
     let mut text = [0_u8; 128];
     // SAFETY: fills the buffer.
-    let length = unsafe { libc::read(file.0, text.as_mut_ptr().cast(), text.len()) };
+    let length = unsafe { libc::syscall(libc::SYS_read, file.0, text.as_mut_ptr(), text.len()) };
     let text = text.get(..usize::try_from(length).ok()?)?;
     let pages: u64 = std::str::from_utf8(text)
         .ok()?

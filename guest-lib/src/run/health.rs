@@ -1,6 +1,6 @@
 //! How the process is: what a server looks at to plan its restart.
 
-use super::run;
+use super::{run, trial};
 use crate::failure::{Failure, Kind};
 use crate::run::End;
 use crate::shared::descriptor;
@@ -29,10 +29,11 @@ pub struct Health {
     pub left_descriptors: u64,
     /// Bytes of memory outside of domains that failed requests have left allocated: an estimate, as above.
     pub left_bytes: u64,
+    /// Robust mutexes that failed requests have left locked: the only ones that are known to belong to a thread.
+    pub locks_left: u64,
 }
 
 static FAILURES: AtomicU64 = AtomicU64::new(0);
-static HEAP_SUSPECT: AtomicU64 = AtomicU64::new(0);
 static DEFERS_FAILED: AtomicU64 = AtomicU64::new(0);
 static QUARANTINES: AtomicU64 = AtomicU64::new(0);
 
@@ -43,18 +44,14 @@ pub fn health() -> Health {
     let (left_descriptors, left_bytes) = open::left_by_all();
     Health {
         failures: read(&FAILURES),
-        heap_suspect: read(&HEAP_SUSPECT),
+        heap_suspect: trial::passed(),
         defers_failed: read(&DEFERS_FAILED),
         quarantines: read(&QUARANTINES),
         descriptors_repaired: descriptor::repaired(),
         left_descriptors,
         left_bytes,
+        locks_left: open::locks_left(),
     }
-}
-
-/// The heap was tried, and works.
-pub(super) fn note_suspect() {
-    HEAP_SUSPECT.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Counts a request that has failed and is over, on its thread, and puts its domain in quarantine if there were too many.

@@ -1,7 +1,7 @@
 //! Ending a request that its thread has left by `longjmp`.
 
-use super::aside::{self, Aside};
 use super::defer::run_defers;
+use super::restore::restore;
 use super::{Stop, failed, failed_member};
 use crate::failure::Kind;
 use crate::thread::{self, LEFT, Phase, Thread};
@@ -59,8 +59,7 @@ fn end(thread: &Thread) {
     }
     // It was over: only its defers may be left.
     thread.note_failure(Kind::ThreadDeath, 0, LEFT);
-    thread.restore_signals();
-    thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    restore(thread, &thread.record());
     thread.state().latch.reset();
     run_defers(thread, thread.state());
     thread.go_idle();

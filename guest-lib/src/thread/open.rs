@@ -1,4 +1,4 @@
-//! What failed requests leave open: descriptors, and memory outside of domains.
+//! What failed requests leave open: descriptors, memory outside of domains, robust mutexes.
 //!
 //! Nothing tells whose a descriptor or a block is, and a count as each request begins would cost each some system calls. So the
 //! process is counted when a request fails, and when threads are looked at ([`Thread::look`]); what there is more than at
@@ -38,6 +38,19 @@ static LEFT_MEMORY: AtomicI64 = AtomicI64::new(0);
 pub(crate) fn left_by_all() -> (u64, u64) {
     let read = |sum: &AtomicI64| u64::try_from(sum.load(Relaxed)).unwrap_or(0);
     (read(&LEFT_DESCRIPTORS), read(&LEFT_MEMORY))
+}
+
+/// Mutexes that failed requests have left locked.
+static LOCKS: AtomicU64 = AtomicU64::new(0);
+
+/// See [`LOCKS`].
+pub(crate) fn locks_left() -> u64 {
+    LOCKS.load(Relaxed)
+}
+
+/// Counts mutexes that a failed request has left locked.
+pub(super) fn note_locks(count: u32) {
+    LOCKS.fetch_add(count.into(), Relaxed);
 }
 
 /// What there is more of than at the count before. `owned`: descriptors that are closed in a moment.
