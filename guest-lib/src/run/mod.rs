@@ -7,6 +7,7 @@ pub(crate) mod defer;
 pub(crate) mod health;
 pub(crate) mod left;
 pub(crate) mod lock;
+mod panic_hook;
 mod report;
 pub(crate) mod request;
 mod restore;

@@ -1,7 +1,7 @@
 //! Making a thread what it was, after its request or a defer was cut short.
 
 use super::aside::{self, Aside};
-use super::trial;
+use super::{panic_hook, trial};
 use crate::os::{clib, signals, streams};
 use crate::thread::Thread;
 use vmsrs_protocol::incident::REG_RIP;
@@ -23,6 +23,10 @@ pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
     }
     if was_in_c_library {
         check_c_heap(thread, is_interrupted);
+    }
+    let was_in_hook = thread.take_hook();
+    if was_in_hook || std::thread::panicking() {
+        panic_hook::put_right(thread, was_in_hook);
     }
 }
 

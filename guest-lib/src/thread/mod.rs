@@ -137,6 +137,8 @@ pub(crate) struct Thread {
     record: Record,
     /// The stack of its latest panic in a request.
     panic: Cell<Option<SavedStack>>,
+    /// A panic hook runs in the request.
+    in_hook: Cell<bool>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
     /// For polling, and for the library's own time limits.

@@ -204,6 +204,7 @@ impl Thread {
             // SAFETY: as above.
             written: unsafe { Written::new(registration.written) },
             panic: Cell::new(None),
+            in_hook: Cell::new(false),
             left: Cell::new((0, 0)),
             counted: Cell::new(0),
             next_tag: Cell::new(registration.tags.next),
