@@ -108,11 +108,14 @@ static void describe(struct vmsrs_app *app, struct vmsrs_thread *thread, u32 dom
 	body->pid = task_tgid_nr(task);
 	body->tid = task_pid_nr(task);
 	body->address = fail->address;
-	body->flags = fail->flags & VMSRS_REPORT_ADDRESS;
-	body->address_domain = body->flags ? vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
+	body->flags = fail->flags & (VMSRS_REPORT_ADDRESS | VMSRS_REPORT_LEFT |
+				     VMSRS_REPORT_LEFT_ESTIMATE);
+	body->address_domain = body->flags & VMSRS_REPORT_ADDRESS ?
+			       vmsrs_address_domain(app, fail->address) : VMSRS_NONE;
 	body->drafts_total = report->drafts.count;
 	body->recovery_ns = fail->recovery_ns;
-	body->reserved = 0;
+	body->left_descriptors = fail->left_descriptors;
+	body->left_bytes = fail->left_bytes;
 	BUILD_BUG_ON(sizeof(body->thread_name) != sizeof(name));
 	get_task_comm(name, task);
 	memcpy(body->thread_name, name, sizeof(name));

@@ -569,6 +569,14 @@ struct vmsrs_event {
 
 /* Report flag: address is that of an access or of a block, even if it is 0. */
 #define VMSRS_REPORT_ADDRESS 1
+/* Report flag: what the request has left open was counted. */
+#define VMSRS_REPORT_LEFT 2
+
+/*
+ * Report flag, with VMSRS_REPORT_LEFT: other threads or requests may have had a
+ * part in what was counted.
+ */
+#define VMSRS_REPORT_LEFT_ESTIMATE 4
 
 /* Indices in the registers of a report. */
 #define VMSRS_REG_RAX    0
@@ -617,8 +625,11 @@ struct vmsrs_event {
  *	report had no room.
  * @recovery_ns: Nanoseconds from the detection in the guest to the end of the
  *	discard.
- * @flags: VMSRS_REPORT_ADDRESS or 0.
- * @reserved: Reserved.
+ * @flags: VMSRS_REPORT_ADDRESS, VMSRS_REPORT_LEFT, VMSRS_REPORT_LEFT_ESTIMATE.
+ * @left_descriptors: Descriptors that the request has left open; valid with
+ *	VMSRS_REPORT_LEFT.
+ * @left_bytes: Bytes of memory outside of domains that the request has left
+ *	allocated; valid with VMSRS_REPORT_LEFT.
  * @thread_name: Name of the thread, padded with zeros.
  * @registers: Registers at the error, indexed by VMSRS_REG_*; all zero if
  *	unknown.
@@ -640,7 +651,8 @@ struct vmsrs_incident_report {
 	uint32_t drafts_total;
 	uint64_t recovery_ns;
 	uint32_t flags;
-	uint32_t reserved;
+	uint32_t left_descriptors;
+	uint64_t left_bytes;
 	uint8_t thread_name[16];
 	uint64_t registers[VMSRS_REGISTERS];
 	uint64_t backtrace[VMSRS_BACKTRACE];
@@ -1139,7 +1151,13 @@ struct vmsrs_ioctl_commit {
  * @stack_bytes: In: size of the stack, at most VMSRS_STACK_MAX.
  * @modules_bytes: In: size of the module table, at most VMSRS_MODULES_MAX.
  * @text_bytes: In: size of the message, at most VMSRS_TEXT_MAX.
- * @flags: In: VMSRS_REPORT_ADDRESS or 0.
+ * @flags: In: VMSRS_REPORT_ADDRESS, VMSRS_REPORT_LEFT,
+ *	VMSRS_REPORT_LEFT_ESTIMATE.
+ * @left_descriptors: In: descriptors that the request has left open; valid with
+ *	VMSRS_REPORT_LEFT.
+ * @reserved: Reserved.
+ * @left_bytes: In: bytes of memory that the request has left allocated; valid
+ *	with VMSRS_REPORT_LEFT.
  */
 struct vmsrs_ioctl_fail {
 	uint64_t incident;
@@ -1162,6 +1180,9 @@ struct vmsrs_ioctl_fail {
 	uint32_t modules_bytes;
 	uint32_t text_bytes;
 	uint32_t flags;
+	uint32_t left_descriptors;
+	uint32_t reserved;
+	uint64_t left_bytes;
 };
 
 /**

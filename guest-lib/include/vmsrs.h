@@ -68,8 +68,10 @@
  * that runs the request returns VMSRS_EFORKED, as do the tickets and tasks of
  * the parent. A child that shares memory, by vfork() or clone() with CLONE_VM, has
  * no part in the request either: an error there, abort(), exit() or vmsrs_fail()
- * ends the child alone. It should only call _exit() or exec: other calls of the library
- * work on its parent's request, and an error in the middle of one costs that request.
+ * ends the child alone. It should only call _exit() or exec. vmsrs_commit() gives
+ * VMSRS_ENOREQUEST there, and on a stack of its own every call that needs a request. On
+ * the parent's stack, as after vfork(), other calls work on the parent's request as the
+ * parent would, which waits; an error in the middle of one costs that request.
  *
  * Exits. Requests may be run in exit handlers, and in destructors of keys and of
  * thread-local variables. A request that calls exit() fails by that.
@@ -1239,8 +1241,21 @@ typedef struct vmsrs_health_t {
 	 * were made again.
 	 */
 	uint64_t descriptors_repaired;
-	/** 0. */
-	uint64_t reserved[3];
+	/**
+	 * Descriptors that failed requests have left open: an estimate, from
+	 * counts of all that the process had open before and after them.
+	 */
+	uint64_t left_descriptors;
+	/**
+	 * Bytes of memory outside of domains that failed requests have left
+	 * allocated: an estimate, as above.
+	 */
+	uint64_t left_bytes;
+	/**
+	 * Robust mutexes that failed requests have left locked: the only ones
+	 * that are known to belong to a thread.
+	 */
+	uint64_t locks_left;
 } vmsrs_health_t;
 
 /**

@@ -76,7 +76,7 @@ fn invalid_free_found_without_lock_ends_only_its_request() {
 #[test]
 fn heap_damage_found_under_lock_ends_process() {
     for program in [errors(), errors_static()] {
-        for error in ["malloc-twice-arena", "malloc-overrun"] {
+        for error in ["malloc-twice-arena", "malloc-overrun", "defer-twice-arena"] {
             let output = program.run(&[error]);
             let errors = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
@@ -195,6 +195,18 @@ fn cleanup_list_of_the_thread_leads_to_no_failed_request() {
         program.succeed(&["print"]);
         program.succeed(&["cleanup"]);
     }
+}
+
+#[test]
+fn streams_of_failed_requests_are_unlocked() {
+    for program in thread_state() {
+        program.succeed(&["streams"]);
+    }
+}
+
+#[test]
+fn robust_mutexes_that_failed_requests_leave_locked_are_counted() {
+    thread_state()[0].succeed(&["locks"]);
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn request(
         address_at: None,
         recovery_ns: 0,
         restored: Restored::Sealed,
+        left_open: None,
         drafts_total: 0,
         drafts: Vec::new(),
         program: Some(ProgramFacts {

@@ -121,6 +121,10 @@ pub const BACKTRACE: usize = 16;
 
 /// Report flag: `address` is that of an access or of a block, even if it is 0.
 pub const REPORT_ADDRESS: u32 = 1;
+/// Report flag: what the request has left open was counted.
+pub const REPORT_LEFT: u32 = 2;
+/// Report flag, with [`REPORT_LEFT`]: other threads or requests may have had a part in what was counted.
+pub const REPORT_LEFT_ESTIMATE: u32 = 4;
 
 /// Maximum size in bytes of a stack in [`Evidence`].
 pub const STACK_MAX: u32 = 16 * 1024;
@@ -163,10 +167,12 @@ pub struct IncidentReport {
     pub drafts_total: u32,
     /// Nanoseconds from the detection in the guest to the end of the discard.
     pub recovery_ns: u64,
-    /// [`REPORT_ADDRESS`] or 0.
+    /// [`REPORT_ADDRESS`], [`REPORT_LEFT`], [`REPORT_LEFT_ESTIMATE`].
     pub flags: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// Descriptors that the request has left open; valid with [`REPORT_LEFT`].
+    pub left_descriptors: u32,
+    /// Bytes of memory outside of domains that the request has left allocated; valid with [`REPORT_LEFT`].
+    pub left_bytes: u64,
     /// Name of the thread, padded with zeros.
     pub thread_name: [u8; 16],
     /// Registers at the error, indexed by `REG_*`; all zero if unknown.

@@ -272,8 +272,16 @@ pub struct IoctlFail {
     pub modules_bytes: u32,
     /// In: size of the message, at most [`crate::incident::TEXT_MAX`].
     pub text_bytes: u32,
-    /// In: [`crate::incident::REPORT_ADDRESS`] or 0.
+    /// In: [`crate::incident::REPORT_ADDRESS`], [`crate::incident::REPORT_LEFT`],
+    /// [`crate::incident::REPORT_LEFT_ESTIMATE`].
     pub flags: u32,
+    /// In: descriptors that the request has left open; valid with [`crate::incident::REPORT_LEFT`].
+    pub left_descriptors: u32,
+    /// Reserved.
+    pub reserved: u32,
+    /// In: bytes of memory that the request has left allocated; valid with
+    /// [`crate::incident::REPORT_LEFT`].
+    pub left_bytes: u64,
 }
 
 /// Maximum number of suspended requests of an open file.

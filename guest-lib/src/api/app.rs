@@ -3,7 +3,7 @@
 use super::domain::DomainOptions;
 use crate::error::Error;
 use crate::os::lock::Lock;
-use crate::os::{clib, modules, signals};
+use crate::os::{clib, modules, signals, streams};
 use crate::run::left::end_left;
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
@@ -117,6 +117,7 @@ impl App {
         backend: Box<dyn Backend>,
     ) -> Result<&'static Self, Error> {
         clib::install();
+        streams::install();
         handler::install()?;
         thread::install()?;
         fork::install();

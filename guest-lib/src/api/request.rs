@@ -273,7 +273,8 @@ impl Request {
     /// [`Error::Unsealed`], [`Error::Damaged`] (both: committed all the same), [`Error::System`],
     /// [`Error::NotInRequest`].
     pub fn commit(&self, seal: bool) -> Result<(), Error> {
-        let thread = self.thread()?;
+        // A child that shares the memory is another task for the driver.
+        let thread = self.thread()?.own()?;
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
         // away with it. They are dropped as part of the request: they are the server's.
         let mut forgotten = Vec::new();
@@ -316,7 +317,7 @@ impl Request {
     /// [`Error::Argument`] if it is not open, [`Error::Limit`] after 256 defers, [`Error::NotInRequest`].
     pub fn own_fd(&self, fd: RawFd) -> Result<(), Error> {
         let file = file::identity(fd).ok_or(Error::Argument("the descriptor is not open"))?;
-        self.defer(move || file::close_if(fd, file))
+        self.register(Deferred::closing(move || file::close_if(fd, file)))
     }
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {

@@ -100,8 +100,15 @@ pub struct CHealth {
     /// Descriptors of the library that a stray `close()` had taken, and that were made
     /// again.
     pub descriptors_repaired: u64,
-    /// 0.
-    pub reserved: [u64; 3],
+    /// Descriptors that failed requests have left open: an estimate, from counts of all that
+    /// the process had open before and after them.
+    pub left_descriptors: u64,
+    /// Bytes of memory outside of domains that failed requests have left allocated: an
+    /// estimate, as above.
+    pub left_bytes: u64,
+    /// Robust mutexes that failed requests have left locked: the only ones that are known to
+    /// belong to a thread.
+    pub locks_left: u64,
 }
 
 /// Tells how the process is: what a server looks at to plan its restart. Can be called
@@ -126,7 +133,9 @@ pub unsafe extern "C" fn vmsrs_health(health: *mut CHealth) -> c_int {
         defers_failed: now.defers_failed,
         quarantines: now.quarantines,
         descriptors_repaired: now.descriptors_repaired,
-        reserved: [0; 3],
+        left_descriptors: now.left_descriptors,
+        left_bytes: now.left_bytes,
+        locks_left: now.locks_left,
     };
     // SAFETY: room for it by contract.
     unsafe { health.write(now) };

@@ -21,5 +21,7 @@ pub(crate) mod rseq;
 pub(crate) mod sanitizer;
 pub(crate) mod signals;
 pub(crate) mod start;
+pub(crate) mod streams;
 pub(crate) mod switch;
 pub(crate) mod thread_end;
+pub(crate) mod usage;

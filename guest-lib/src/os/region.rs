@@ -4,9 +4,18 @@ use super::sanitizer;
 use crate::error::Error;
 use std::io;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of each guard, unless more is asked for below.
 const GUARD: usize = 64 * 1024;
+
+/// Bytes of all of them.
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of the library's own memory, without guards.
+pub(super) fn mapped() -> u64 {
+    MAPPED.load(Ordering::Relaxed)
+}
 
 /// Private zeroed memory with an inaccessible guard below and above; given back when dropped.
 #[derive(Debug)]
@@ -63,6 +72,7 @@ impl Region {
         }
         let low = NonNull::new(low).ok_or_else(failed)?;
         sanitizer::add_root(low.as_ptr(), size);
+        MAPPED.fetch_add(size as u64, Ordering::Relaxed);
         Ok(Self { low, size, guard })
     }
 
@@ -110,5 +120,6 @@ impl Drop for Region {
         let all = self.low().wrapping_sub(self.guard);
         // SAFETY: the mapping made in above_guard(); nobody uses it after its owner.
         unsafe { libc::munmap(all.cast(), self.guard + self.size + GUARD) };
+        MAPPED.fetch_sub(self.size as u64, Ordering::Relaxed);
     }
 }

@@ -82,6 +82,23 @@ impl RobustList {
         false
     }
 
+    /// How many there are. Reads all that are on the list, as [`RobustList::drop_dead`] does.
+    pub(crate) fn count(self) -> u32 {
+        let Some(head) = self.0 else {
+            return 0;
+        };
+        let end = head.as_ptr() as usize;
+        let mut count = 0;
+        // SAFETY: as above.
+        let mut link = unsafe { (*head.as_ptr()).first };
+        while address(link) != end && (count as usize) < MUTEXES_MAX {
+            count += 1;
+            // SAFETY: links lead to mutexes, and back to the head.
+            link = unsafe { (address(link) as *const usize).read() };
+        }
+        count
+    }
+
     /// Takes all mutexes off the list, without a look at them: nobody learns of those that the thread leaves locked when it ends.
     pub(crate) fn empty(self) {
         if let Some(head) = self.0 {

@@ -1,12 +1,12 @@
 //! How the process is: what a server looks at to plan its restart.
 
-use super::run;
+use super::{run, trial};
 use crate::failure::{Failure, Kind};
 use crate::run::End;
 use crate::shared::descriptor;
 use crate::state::Limits;
 use crate::state::domain::Domain;
-use crate::thread;
+use crate::thread::{self, open};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What has happened in the process since its start that a restart would make good.
@@ -24,10 +24,16 @@ pub struct Health {
     pub quarantines: u64,
     /// Descriptors of the library that a stray `close` had taken, and that were made again.
     pub descriptors_repaired: u64,
+    /// Descriptors that failed requests have left open: an estimate, from counts of all that the process had open before and
+    /// after them.
+    pub left_descriptors: u64,
+    /// Bytes of memory outside of domains that failed requests have left allocated: an estimate, as above.
+    pub left_bytes: u64,
+    /// Robust mutexes that failed requests have left locked: the only ones that are known to belong to a thread.
+    pub locks_left: u64,
 }
 
 static FAILURES: AtomicU64 = AtomicU64::new(0);
-static HEAP_SUSPECT: AtomicU64 = AtomicU64::new(0);
 static DEFERS_FAILED: AtomicU64 = AtomicU64::new(0);
 static QUARANTINES: AtomicU64 = AtomicU64::new(0);
 
@@ -35,18 +41,17 @@ static QUARANTINES: AtomicU64 = AtomicU64::new(0);
 #[must_use]
 pub fn health() -> Health {
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let (left_descriptors, left_bytes) = open::left_by_all();
     Health {
         failures: read(&FAILURES),
-        heap_suspect: read(&HEAP_SUSPECT),
+        heap_suspect: trial::passed(),
         defers_failed: read(&DEFERS_FAILED),
         quarantines: read(&QUARANTINES),
         descriptors_repaired: descriptor::repaired(),
+        left_descriptors,
+        left_bytes,
+        locks_left: open::locks_left(),
     }
-}
-
-/// The heap was tried, and works.
-pub(super) fn note_suspect() {
-    HEAP_SUSPECT.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Counts a request that has failed and is over, on its thread, and puts its domain in quarantine if there were too many.

@@ -1,7 +1,7 @@
 //! Ending a request that its thread has left by `longjmp`.
 
-use super::aside::{self, Aside};
 use super::defer::run_defers;
+use super::restore::restore;
 use super::{Stop, failed, failed_member};
 use crate::failure::Kind;
 use crate::thread::{self, LEFT, Phase, Thread};
@@ -21,11 +21,20 @@ pub(crate) fn end_left() {
 #[inline]
 pub(crate) fn working() -> Option<&'static Thread> {
     let thread = thread::current()?;
+    if thread.is_on_request_stack() {
+        return Some(thread);
+    }
+    elsewhere(thread)
+}
+
+/// The same on another stack than the request's: one of the function's own, that of a signal handler, or that of another task.
+#[cold]
+fn elsewhere(thread: &'static Thread) -> Option<&'static Thread> {
     if thread.has_left_function() {
         end(thread);
         return None;
     }
-    Some(thread)
+    thread.is_own().then_some(thread)
 }
 
 /// The failure is what the thread's last one was: the call that ran the request does not return it.
@@ -50,8 +59,7 @@ fn end(thread: &Thread) {
     }
     // It was over: only its defers may be left.
     thread.note_failure(Kind::ThreadDeath, 0, LEFT);
-    thread.restore_signals();
-    thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    restore(thread, &thread.record());
     thread.state().latch.reset();
     run_defers(thread, thread.state());
     thread.go_idle();

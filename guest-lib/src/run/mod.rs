@@ -7,14 +7,16 @@ pub(crate) mod defer;
 pub(crate) mod health;
 pub(crate) mod left;
 pub(crate) mod lock;
+mod panic_hook;
 mod report;
 pub(crate) mod request;
+mod restore;
 mod trial;
 
 use crate::error::Error;
 use crate::failure::{Failure, Kind, LOST, panic_text};
 use crate::os::errno;
-use crate::os::switch::LANDED;
+use crate::os::switch::{self, LANDED};
 use crate::state::Limits;
 use crate::state::domain::Domain;
 use crate::thread::{self, Phase, REENTRANT, Thread};
@@ -315,6 +317,8 @@ fn end_awaited(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
 
 #[inline(never)]
 fn end_written(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
+    // The audit reads words that are not aligned.
+    switch::clear_flags();
     match errno::kept(|| audit_plain(thread, domain, tag)) {
         Ok(true) => Outcome::Plain,
         Ok(false) => {
@@ -331,6 +335,7 @@ fn end_written(thread: &Thread, domain: &'static Domain, tag: u64) -> Outcome {
 /// How the function of a request ended that is not quiet. Still inside the request: it can fail.
 #[inline(never)]
 fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
+    switch::clear_flags();
     if thread.is_forgotten() {
         return Outcome::Forked;
     }

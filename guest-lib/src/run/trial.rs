@@ -4,10 +4,19 @@ use super::aside::{self, Aside};
 use crate::os::clib;
 use crate::thread::Thread;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Blocks that are tried, the first of them always: it is more than a thread's cache of the C library serves, and less
 /// than what is mapped for itself.
 const SIZES: [usize; 6] = [20_000, 24, 200, 1500, 100_000, 3_000_000];
+
+/// Times that it worked.
+static PASSED: AtomicU64 = AtomicU64::new(0);
+
+/// See [`PASSED`].
+pub(super) fn passed() -> u64 {
+    PASSED.load(Ordering::Relaxed)
+}
 
 /// Whether the C library's heap works: allocates and frees a block, and takes the lock of every arena. Where nothing can
 /// be tried it does. `thoroughly`: with blocks of all sizes, for allocators that are not the C library's.
@@ -30,5 +39,7 @@ pub(super) fn heap_works(thread: &Thread, thoroughly: bool) -> bool {
             clib::ask_allocator();
         }
     });
-    tried != Aside::Cut
+    let works = tried != Aside::Cut;
+    PASSED.fetch_add(works.into(), Ordering::Relaxed);
+    works
 }

@@ -13,6 +13,8 @@ pub(crate) struct Deferred {
     call: unsafe extern "C-unwind" fn(*mut c_void),
     argument: *mut c_void,
     discard: Option<unsafe fn(*mut c_void)>,
+    /// It closes a descriptor.
+    closes: bool,
 }
 
 impl Drop for Deferred {
@@ -42,7 +44,15 @@ impl Deferred {
             call,
             argument: Box::into_raw(undo).cast(),
             discard: Some(discard),
+            closes: false,
         }
+    }
+
+    /// One that closes a descriptor.
+    pub(crate) fn closing(undo: impl FnOnce() + Send + 'static) -> Self {
+        let mut this = Self::new(undo);
+        this.closes = true;
+        this
     }
 
     /// A C function, which may be called with its argument once, on any thread.
@@ -54,6 +64,7 @@ impl Deferred {
             call,
             argument,
             discard: None,
+            closes: false,
         }
     }
 
@@ -84,6 +95,11 @@ impl State {
 
     pub(crate) fn newest_defer(&self) -> Option<Deferred> {
         self.lists(|lists| lists.defers.pop())
+    }
+
+    /// Descriptors that they close.
+    pub(crate) fn owned_descriptors(&self) -> u32 {
+        self.lists(|lists| lists.defers.iter().filter(|defer| defer.closes).count()) as u32
     }
 
     /// How many there are.

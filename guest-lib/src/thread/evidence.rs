@@ -102,9 +102,24 @@ pub(crate) fn install() {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |information| {
             save_panic_stack();
+            let thread = current().filter(|thread| thread.can_divert());
+            let note = |runs| {
+                if let Some(thread) = thread {
+                    thread.in_hook.set(runs);
+                }
+            };
+            note(true);
             previous(information);
+            note(false);
         }));
     });
+}
+
+impl Thread {
+    /// Whether the code that was cut short was a panic hook, for the first who asks.
+    pub(crate) fn take_hook(&self) -> bool {
+        self.in_hook.take()
+    }
 }
 
 /// Copies the top of the request stack, on which this runs, to its low end.

@@ -5,7 +5,7 @@
 //! each of its first requests begins, and now and then later. A thread that the server has changed between two
 //! looks is looked at as each request begins.
 
-use super::Thread;
+use super::{Thread, open};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
 use crate::os::exceptions::Exceptions;
@@ -58,6 +58,8 @@ pub(super) struct Found {
     /// The server changes the thread between requests.
     varies: Cell<bool>,
     robust: RobustList,
+    /// Mutexes on that list after the last failure.
+    locks: Cell<u32>,
     rseq: Rseq,
     /// The stack that the thread was started with.
     own_stack: Range<u64>,
@@ -71,6 +73,7 @@ impl Found {
             looks: Cell::new(0),
             varies: Cell::new(false),
             robust: RobustList::of_this_thread(),
+            locks: Cell::new(0),
             rseq: Rseq::of_this_thread(),
             own_stack: own_stack::bounds(),
         }
@@ -93,8 +96,9 @@ impl Found {
 }
 
 impl Thread {
-    /// Looks at the thread before a request begins, or is joined. Returns after how many requests the next look comes.
-    pub(super) fn look(&self) -> u64 {
+    /// Looks at the thread before the request begins, or is joined. Returns after how many requests the next look comes.
+    pub(super) fn look(&self, tag: u64) -> u64 {
+        self.count_open(tag);
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
         self.found.look()
@@ -161,10 +165,15 @@ impl Thread {
         look.cancellation.set();
         if self.found.robust.is_in_use() {
             let is_dead = |address| self.frame(address, size_of::<u64>()) == Frame::Dead;
-            let mut agree = false;
-            if !run(&mut || agree = self.found.robust.drop_dead(is_dead)) || !agree {
+            let (mut agree, mut left) = (false, 0);
+            let mut drop = || {
+                agree = self.found.robust.drop_dead(is_dead);
+                left = if agree { self.found.robust.count() } else { 0 };
+            };
+            if !run(&mut drop) || !agree {
                 self.found.robust.empty();
             }
+            open::note_locks(left.saturating_sub(self.found.locks.replace(left)));
         }
     }
 

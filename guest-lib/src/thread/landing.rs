@@ -9,7 +9,7 @@ use crate::os::region::Region;
 use crate::os::sanitizer;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
-use crate::thread::record;
+use crate::thread::record::{self, Message};
 use crate::thread::stack::{STACK_MAX, Stack};
 use std::ffi::c_void;
 use vmsrs_protocol::incident::REGISTERS;
@@ -207,6 +207,11 @@ impl Thread {
     /// The record of the error that cut the request short.
     pub(crate) fn record(&self) -> IoctlFail {
         self.record.report()
+    }
+
+    /// What the error said, for when something else may be said.
+    pub(crate) fn message_copied(&self) -> Message {
+        self.record.message_copied()
     }
 
     /// What the error said.

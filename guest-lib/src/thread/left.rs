@@ -27,7 +27,15 @@ impl Thread {
             && !self.is_diverted()
     }
 
-    /// The same for code that calls the library on this thread.
+    /// Whether the code that calls this runs on the request stack. So does a child of `vfork`, until it ends or calls `exec`;
+    /// its parent waits for that.
+    #[inline]
+    pub(crate) fn is_on_request_stack(&self) -> bool {
+        let stack = self.stack_region();
+        stack.is_some_and(|stack| stack.holds(switch::stack_pointer(), 0))
+    }
+
+    /// [`Thread::has_left`] for code that calls the library on this thread.
     #[inline]
     pub(crate) fn has_left_function(&self) -> bool {
         self.has_left(switch::stack_pointer())

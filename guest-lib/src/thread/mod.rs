@@ -13,6 +13,7 @@ pub(crate) mod handler;
 mod interrupts;
 mod landing;
 mod left;
+pub(crate) mod open;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -113,6 +114,8 @@ pub(crate) struct Thread {
     written: Written,
     /// Pages at the front of `written` that were audited and committed when the request with this tag left a domain.
     left: Cell<(u64, usize)>,
+    /// The tag of the request before which what the process has open was counted last.
+    counted: Cell<u64>,
     /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag`, at the
     /// latest there, the thread is looked at.
     next_tag: Cell<u64>,
@@ -134,6 +137,8 @@ pub(crate) struct Thread {
     record: Record,
     /// The stack of its latest panic in a request.
     panic: Cell<Option<SavedStack>>,
+    /// A panic hook runs in the request.
+    in_hook: Cell<bool>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
     deadline: Cell<u64>,
     /// For polling, and for the library's own time limits.

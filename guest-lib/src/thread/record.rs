@@ -10,6 +10,15 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Bytes of a failure's message.
 const MESSAGE: usize = 127;
 
+/// A message that stays as it is.
+pub(crate) struct Message([u8; MESSAGE], usize);
+
+impl Message {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.0[..self.1]
+    }
+}
+
 /// A thread's notes on its last error. Only the thread itself uses it: its signal handler writes,
 /// its landing reads.
 #[derive(Debug)]
@@ -45,6 +54,12 @@ impl Record {
     pub(crate) fn report(&self) -> IoctlFail {
         // SAFETY: the thread has landed; nobody writes.
         unsafe { self.report.get().read() }
+    }
+
+    pub(crate) fn message_copied(&self) -> Message {
+        let mut copy = Message([0; MESSAGE], self.message().len());
+        copy.0[..copy.1].copy_from_slice(self.message());
+        copy
     }
 
     pub(crate) fn message(&self) -> &[u8] {

@@ -204,7 +204,9 @@ impl Thread {
             // SAFETY: as above.
             written: unsafe { Written::new(registration.written) },
             panic: Cell::new(None),
+            in_hook: Cell::new(false),
             left: Cell::new((0, 0)),
+            counted: Cell::new(0),
             next_tag: Cell::new(registration.tags.next),
             pause_tag: Cell::new(registration.tags.next),
             end_tag: Cell::new(registration.tags.end),
@@ -239,6 +241,15 @@ impl Thread {
     /// Whether the calling task is the thread: one that `vfork` has made runs with its parent's thread pointer.
     pub(crate) fn is_own(&self) -> bool {
         thread_number() == self.number
+    }
+
+    /// The thread, if the calling task is it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`].
+    pub(crate) fn own(&self) -> Result<&Self, Error> {
+        self.is_own().then_some(self).ok_or(Error::NotInRequest)
     }
 
     /// Takes the calling thread off what finds it; its next request registers it again.

@@ -15,8 +15,6 @@
 static vmsrs_app *app;
 static vmsrs_domain *alice, *bob;
 static const char *deed;
-// What a child's commit gives.
-static int committed;
 static char stack[256 * 1024] __attribute__((aligned(16)));
 
 static void check(int holds, const char *what)
@@ -73,11 +71,26 @@ static int act(void *argument)
 	else if (!strcmp(deed, "run"))
 		_exit(vmsrs_run(bob, nothing, NULL, NULL) == VMSRS_ENESTED ? 3 : 4);
 	else if (!strcmp(deed, "commit") && request)
-		// It is another task than the driver knows.
-		_exit(vmsrs_commit(request, 0) == committed ? 3 : 4);
-	else if (!strcmp(deed, "free"))
+		_exit(vmsrs_commit(request, 0) == VMSRS_ENOREQUEST ? 3 : 4);
+	else if (!strcmp(deed, "enter") && request)
+		_exit(vmsrs_enter(request, bob) == VMSRS_ENOREQUEST ? 3 : 4);
+	else if (!strcmp(deed, "alloc") && request)
+		_exit(!vmsrs_alloc(alice, 16) && errno == EPERM ? 3 : 4);
+	else if (!strcmp(deed, "free") && request)
+		_exit(vmsrs_free(alice, (void *)8) == VMSRS_ENOREQUEST ? 3 : 4);
+	else if (!strcmp(deed, "damage"))
 		vmsrs_free(alice, (void *)8);
 	return 5;
+}
+
+// A request in a child, where its parent's thread has none.
+static int in_the_child(vmsrs_request *request, void *argument)
+{
+	(void)argument;
+	// The driver does not let it write: that ends it. Without one it is as if the parent had.
+	if (!strcmp(deed, "write"))
+		return count(request, alice);
+	return act(NULL);
 }
 
 static int in_vfork(vmsrs_request *request, void *argument)
@@ -104,6 +117,20 @@ static int in_clone(vmsrs_request *request, void *argument)
 	return before;
 }
 
+// The child is the parent's thread for the library, but another task for the driver.
+static void outside_of_requests(void)
+{
+	int status = 0;
+	pid_t child = vfork();
+
+	if (!child) {
+		(void)!vmsrs_run(alice, in_the_child, NULL, NULL);
+		_exit(3);
+	}
+	check(child > 0 && waitpid(child, &status, 0) == child, "the parent goes on");
+	check(WIFSIGNALED(status) || WEXITSTATUS(status) == 3, "the child has ended by its deed");
+}
+
 static void *on_another_thread(void *argument)
 {
 	check(counts(alice) > 1, "another thread finds the domain free");
@@ -121,12 +148,22 @@ int main(int argc, char **argv)
 	// In a guest an app keeps what the programs before have committed.
 	snprintf(name, sizeof(name), "children %s %s", argc > 1 ? argv[1] : "", deed);
 	check(!vmsrs_open(name, &app), "the app opens");
-	committed = vmsrs_protection(app) == VMSRS_PROTECTION_FULL ? VMSRS_ESYSTEM : VMSRS_OK;
 	check(!vmsrs_domain_open(app, "alice", 5, &alice), "a domain opens");
 	check(!vmsrs_domain_open(app, "bob", 3, &bob), "another one");
+	if (argc > 1 && !strcmp(argv[1], "outside")) {
+		check(counts(alice) == 1, "a request succeeds before");
+		outside_of_requests();
+		check(counts(bob) == 1, "the thread goes on");
+		code = counts(alice);
+		check(code == 2 || (code == 3 && !strcmp(deed, "write") && vmsrs_protection(app) != VMSRS_PROTECTION_FULL),
+		      "the domain is free, and has what was committed");
+		check(!pthread_create(&thread, NULL, on_another_thread, NULL), "a thread starts");
+		check(!pthread_join(thread, NULL), "and ends");
+		return 0;
+	}
 	code = vmsrs_run(alice, parent, NULL, &result);
 	// A child that ends in the middle of the library leaves the request's heap half changed.
-	if (!strcmp(deed, "free"))
+	if (!strcmp(deed, "damage"))
 		check(code == VMSRS_EFAILED, "the parent's request fails");
 	else
 		check(code == VMSRS_OK && result == 1, "the parent's request succeeds");

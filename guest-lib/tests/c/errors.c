@@ -333,6 +333,19 @@ static int nothing(vmsrs_request *this, void *argument)
 
 static atomic_bool ended;
 
+static void free_twice_later(void *block)
+{
+	(void)block;
+	free_twice_in_the_arena();
+}
+
+static int defer_and_fail(vmsrs_request *this, void *argument)
+{
+	(void)argument;
+	CHECK(vmsrs_defer(this, free_twice_later, NULL) == VMSRS_OK);
+	vmsrs_fail("on purpose");
+}
+
 /* Another thread that uses the heap of the C library, in the same arena. */
 static void *work(void *argument)
 {
@@ -369,10 +382,15 @@ int main(int count, char **arguments)
 	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
 		if (!strcmp(errors[i].name, arguments[1]))
 			error = &errors[i];
-	CHECK(error);
+	CHECK(error || !strcmp(arguments[1], "defer-twice-arena"));
 	CHECK(vmsrs_open("errors", &app) == VMSRS_OK);
 	CHECK(vmsrs_domain_open(app, "user", 4, &domain) == VMSRS_OK);
 	CHECK(pthread_create(&worker, NULL, work, NULL) == 0);
+	if (!strcmp(arguments[1], "defer-twice-arena")) {
+		alarm(600);
+		/* Does not return. */
+		CHECK(vmsrs_run(domain, defer_and_fail, NULL, NULL) == VMSRS_OK);
+	}
 	if (error->kind == VMSRS_KIND_DEADLINE) {
 		options.deadline_ms = 1;
 		escaped = malloc(huge);

@@ -207,6 +207,94 @@ static void program_past_its_deadline(void)
 	CHECK(pthread_join(watcher, NULL) == 0);
 }
 
+static void write_wild_bytes(void)
+{
+	fwrite(wild, 1, 100000, file);
+}
+
+static void read_to_a_wild_pointer(void)
+{
+	(void)!fread(wild, 1, 10, file);
+}
+
+static void fail_with_output_locked(void)
+{
+	flockfile(stdout);
+	*(volatile int *)wild = 1;
+}
+
+static void close_a_wild_stream(void)
+{
+	/* Its lock is nowhere. */
+	static char bytes[512];
+	FILE *volatile stream = (FILE *)memset(bytes, 0x42, sizeof(bytes));
+
+	fclose(stream);
+}
+
+static void leave_a_mutex_locked(void)
+{
+	static pthread_mutex_t mutexes[2];
+	pthread_mutexattr_t attributes;
+
+	pthread_mutexattr_init(&attributes);
+	pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+	for (int i = 0; i < 2; i++) {
+		pthread_mutex_init(&mutexes[i], &attributes);
+		pthread_mutex_lock(&mutexes[i]);
+	}
+	*(volatile int *)wild = 1;
+}
+
+static void *try_from_another_thread(void *stream)
+{
+	if (ftrylockfile(stream))
+		return NULL;
+	funlockfile(stream);
+	return stream;
+}
+
+static void is_free(FILE *stream)
+{
+	pthread_t other;
+	void *result;
+
+	CHECK(pthread_create(&other, NULL, try_from_another_thread, stream) == 0);
+	CHECK(pthread_join(other, &result) == 0);
+	CHECK(result == stream);
+}
+
+/* A failed request leaves no stream of the process locked. */
+static void streams(void)
+{
+	expect_failure(write_wild_bytes, 0);
+	is_free(file);
+	expect_success();
+	expect_failure(print_a_wild_string, 0);
+	is_free(file);
+	expect_failure(close_a_wild_stream, 0);
+	file = fopen("/proc/self/maps", "r");
+	CHECK(file);
+	expect_failure(read_to_a_wild_pointer, 0);
+	is_free(file);
+	CHECK(fclose(file) == 0);
+	expect_failure(fail_with_output_locked, 0);
+	is_free(stdout);
+}
+
+static void locks(void)
+{
+	vmsrs_health_t before, after;
+
+	CHECK(vmsrs_health(&before) == VMSRS_OK);
+	expect_failure(leave_a_mutex_locked, 0);
+	CHECK(vmsrs_health(&after) == VMSRS_OK);
+	CHECK(after.locks_left == before.locks_left + 2);
+	expect_failure(fail_with_a_cleanup, 0);
+	CHECK(vmsrs_health(&after) == VMSRS_OK);
+	CHECK(after.locks_left == before.locks_left + 2);
+}
+
 static void *print_from_another_thread(void *argument)
 {
 	CHECK(fprintf(file, "%s", "") >= 0);
@@ -244,6 +332,10 @@ int main(int count, char **arguments)
 		expect_failure(fail_with_its_signal_blocked, 0);
 	} else if (!strcmp(arguments[1], "thread-pointer")) {
 		expect_failure(fail_without_its_thread_pointer, 0);
+	} else if (!strcmp(arguments[1], "streams")) {
+		streams();
+	} else if (!strcmp(arguments[1], "locks")) {
+		locks();
 	} else if (!strcmp(arguments[1], "cancel")) {
 		cancel_a_worker();
 	} else {

@@ -183,6 +183,8 @@ pub struct RequestFacts {
     pub recovery_ns: u64,
     /// What its pages went back to.
     pub restored: Restored,
+    /// What it has left open outside of domains; `None` if that was not counted. Not trusted.
+    pub left_open: Option<LeftOpenFacts>,
     /// Drafts that were dropped in all.
     pub drafts_total: u32,
     /// The first of them.
@@ -196,6 +198,17 @@ pub struct RequestFacts {
     pub registers: Vec<u64>,
     /// Return addresses, innermost first.
     pub backtrace: Vec<u64>,
+}
+
+/// What a failed request has left open outside of domains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOpenFacts {
+    /// Descriptors.
+    pub descriptors: u32,
+    /// Bytes of memory.
+    pub bytes: u64,
+    /// Other threads or requests may have had a part in it.
+    pub is_estimate: bool,
 }
 
 /// The owner of an address in the apps' ranges.

@@ -16,7 +16,7 @@ pub use self::client::{Client, ClientError};
 pub use self::facts::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, CorruptionFacts, Count, DraftFacts,
     EngineStatus, GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
-    Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
+    LeftOpenFacts, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
 };
 pub use self::server::{Reservation, Server, ServerError};
 pub use self::socket::{Folder, PathError, default_path};

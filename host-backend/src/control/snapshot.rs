@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use vmsrs_protocol::heap::State as HeapState;
 use vmsrs_protocol::incident::{
-    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REG_RIP, REPORT_ADDRESS,
+    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REG_RIP, REPORT_ADDRESS, REPORT_LEFT,
+    REPORT_LEFT_ESTIMATE,
 };
 use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
@@ -207,6 +208,11 @@ fn request_facts(store: &Store, request: &FailedRequest) -> RequestFacts {
             Verdict::Unsealed => Restored::Committed,
             Verdict::Mismatch => Restored::Unknown,
         },
+        left_open: (report.flags & REPORT_LEFT != 0).then_some(LeftOpenFacts {
+            descriptors: report.left_descriptors,
+            bytes: report.left_bytes,
+            is_estimate: report.flags & REPORT_LEFT_ESTIMATE != 0,
+        }),
         drafts_total: report.drafts_total,
         drafts: request
             .drafts

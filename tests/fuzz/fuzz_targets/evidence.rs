@@ -60,6 +60,7 @@ fuzz_target!(|input: &[u8]| {
         address_at: None,
         recovery_ns: 0,
         restored: Restored::Sealed,
+        left_open: None,
         drafts_total: 0,
         drafts: Vec::new(),
         program: Some(ProgramFacts {

@@ -8,7 +8,8 @@ use super::changes::{place, rows};
 use super::list::json_name;
 use super::view::IncidentView;
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
-use crate::control::{DraftFacts, IncidentFacts, RequestFacts};
+use crate::control::{DraftFacts, IncidentFacts, LeftOpenFacts, RequestFacts};
+use crate::size::Size;
 use crate::symbols::{Found, Frame};
 
 /// Changes, and rows of each, that are shown without --full.
@@ -140,9 +141,29 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
                 ("restored to", json_name(request.restored)),
                 ("drafts dropped", request.drafts_total.to_string()),
             ]);
+            rows.extend(request.left_open.map(|left| ("left open", left_open(left))));
         }
     }
     rows
+}
+
+/// What a failed request has left open, as a phrase.
+fn left_open(left: LeftOpenFacts) -> String {
+    let descriptors = match left.descriptors {
+        0 => None,
+        1 => Some("1 descriptor".to_owned()),
+        more => Some(format!("{more} descriptors")),
+    };
+    let memory = (left.bytes != 0).then(|| format!("{} of memory", Size(left.bytes)));
+    let parts: Vec<_> = descriptors.into_iter().chain(memory).collect();
+    match (parts.is_empty(), left.is_estimate) {
+        (true, _) => "nothing that was counted".to_owned(),
+        (false, false) => parts.join(", "),
+        (false, true) => format!(
+            "about {} (other threads or requests may have had a part in it)",
+            parts.join(", ")
+        ),
+    }
 }
 
 /// Where a frame is: function and offset or module and offset.
@@ -321,6 +342,23 @@ mod tests {
         let full = describe(&view, true);
         assert!(short.contains("see --full") && !full.contains("see --full"));
         assert!(full.len() > short.len());
+    }
+
+    #[test]
+    fn what_is_left_open_is_a_phrase() {
+        let left = |descriptors, bytes, is_estimate| {
+            left_open(LeftOpenFacts {
+                descriptors,
+                bytes,
+                is_estimate,
+            })
+        };
+        assert_eq!(left(0, 0, true), "nothing that was counted");
+        assert_eq!(left(2, 0, false), "2 descriptors");
+        assert_eq!(left(0, 8192, false), "8K of memory");
+        assert!(left(1, 4 << 20, true).starts_with("about 1 descriptor, 4M of memory (other"));
+        let view = sample::view();
+        assert!(describe(&view, false).contains("left open       1 descriptor, 4M of memory"));
     }
 
     #[test]

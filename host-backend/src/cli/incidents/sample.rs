@@ -5,7 +5,7 @@ use vmsrs_protocol::incident::REGISTERS;
 use super::view::IncidentView;
 use crate::control::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, DraftFacts, IncidentDetail, IncidentFacts,
-    IncidentOutcome, IncidentSummary, Place, ProgramFacts, RequestFacts, Restored,
+    IncidentOutcome, IncidentSummary, LeftOpenFacts, Place, ProgramFacts, RequestFacts, Restored,
     SealedWriteFacts,
 };
 use crate::symbols::{Found, Frame, Trace};
@@ -58,6 +58,11 @@ pub(super) fn view() -> IncidentView {
                 }),
                 recovery_ns: 4_200,
                 restored: Restored::Sealed,
+                left_open: Some(LeftOpenFacts {
+                    descriptors: 1,
+                    bytes: 4 << 20,
+                    is_estimate: false,
+                }),
                 drafts_total: 3,
                 drafts: vec![DraftFacts {
                     domain: "user-7".into(),

@@ -54,6 +54,7 @@ fn host(guest: &mut Guest) -> Result<()> {
             "{kind} failed at line {line}: {frame:#}"
         );
         check_changed_bytes(&incident)?;
+        check_left_open(&incident, kind)?;
         match kind {
             "null_store" => {
                 ensure!(incident["address"] == 0, "{}", incident["address"]);
@@ -99,6 +100,20 @@ fn incident(guest: &mut Guest, number: &str) -> Result<Value> {
     })
 }
 
+/// What the request has left open: the first request of a process with one thread is known to have done so.
+fn check_left_open(incident: &Value, kind: &str) -> Result<()> {
+    let left = &incident["request"]["left_open"];
+    let expected = if kind == "null_store" { LEFT_OPEN } else { 0 };
+    ensure!(left["descriptors"] == expected, "{kind}: {left}");
+    let bytes = left["bytes"].as_u64().context("bytes")?;
+    let range = match expected {
+        0 => 0..LEFT_BYTES as u64 / 2,
+        _ => LEFT_BYTES as u64..LEFT_BYTES as u64 * 5 / 4,
+    };
+    ensure!(range.contains(&bytes), "{kind}: {left}");
+    Ok(())
+}
+
 /// The incident has the write of the block and of three bytes past its end.
 fn check_changed_bytes(incident: &Value) -> Result<()> {
     let drafts = incident["request"]["drafts"].as_array().context("drafts")?;
@@ -135,6 +150,7 @@ fn check_pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
     let html = std::fs::read_to_string(&page)?;
     std::fs::remove_file(&page)?;
     for shown in [&text, &html] {
+        ensure!(shown.contains("left open"), "{shown}");
         for part in [
             function,
             "evidence.rs:",
@@ -152,8 +168,17 @@ fn check_pages(guest: &Guest, number: &str, function: &str) -> Result<()> {
 /// Fails, after it has set the line at which it will.
 type Body = fn(&Cell<u32>);
 
+/// Descriptors and bytes that one request does not give back.
+const LEFT_OPEN: usize = 2;
+const LEFT_BYTES: usize = 4 << 20;
+
 #[inline(never)]
 fn null_store(line: &Cell<u32>) {
+    for _ in 0..LEFT_OPEN {
+        // SAFETY: makes a descriptor, which is left open on purpose.
+        unsafe { libc::dup(libc::STDIN_FILENO) };
+    }
+    black_box(Vec::<u8>::with_capacity(LEFT_BYTES)).leak();
     line.set(line!() + 2);
     // SAFETY: faults, which ends the request.
     unsafe { black_box(without_provenance_mut::<u32>(0)).write_volatile(1) };

@@ -51,10 +51,17 @@ fn succeeds(command: &mut Command) -> Result<()> {
 }
 
 fn children(_: &str) -> Result<()> {
-    for parent in ["vfork", "clone"] {
-        for deed in [
-            "crash", "abort", "raise", "fail", "exit", "run", "commit", "free",
-        ] {
+    let anywhere = ["crash", "abort", "raise", "fail", "exit", "run", "commit"];
+    let in_clone = ["alloc", "enter", "free"];
+    let outside = ["crash", "abort", "raise", "fail", "exit", "write", "end"];
+    for (parent, deeds) in [
+        ("vfork", &anywhere[..]),
+        ("vfork", &["damage"]),
+        ("clone", &anywhere),
+        ("clone", &in_clone),
+        ("outside", &outside),
+    ] {
+        for deed in deeds {
             succeeds(Command::new("/bin/children").args([parent, deed]))?;
         }
     }

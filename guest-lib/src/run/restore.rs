@@ -1,0 +1,54 @@
+//! Making a thread what it was, after its request or a defer was cut short.
+
+use super::aside::{self, Aside};
+use super::{panic_hook, trial};
+use crate::os::{clib, signals, streams};
+use crate::thread::Thread;
+use vmsrs_protocol::incident::REG_RIP;
+use vmsrs_protocol::ioctl::IoctlFail;
+
+/// Makes the thread what it was when the request began, or a defer, which was cut short by the error of that record.
+pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
+    // Where a signal has sent the thread here, its handler has done that.
+    if record.signal == 0 {
+        thread.restore_signals();
+    }
+    thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
+    // An allocator of the program's own cannot be seen, and an interrupt may have struck in it.
+    let is_interrupted = signal != 0 && signal == signals::interrupt();
+    let was_in_c_library = is_interrupted || clib::is_suspect(signal, instruction);
+    if was_in_c_library || streams::has_standard() {
+        unlock_streams(thread);
+    }
+    if was_in_c_library {
+        check_c_heap(thread, is_interrupted);
+    }
+    let was_in_hook = thread.take_hook();
+    if was_in_hook || std::thread::panicking() {
+        panic_hook::put_right(thread, was_in_hook);
+    }
+}
+
+/// Unlocks the streams of the C library that the thread has left locked.
+fn unlock_streams(thread: &Thread) {
+    /// Other threads may change the list meanwhile.
+    const TRIES: usize = 3;
+    let mut tries = 0..TRIES;
+    let _ = tries.any(|_| aside::run(thread, &mut streams::unlock_all) != Aside::Cut);
+}
+
+/// Ends the process if the thread has left the C library's heap locked or damaged.
+fn check_c_heap(thread: &Thread, is_interrupted: bool) {
+    let thoroughly = is_interrupted || clib::has_other_allocator();
+    if !trial::heap_works(thread, thoroughly) {
+        abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
+    }
+}
+
+/// Ends the process: domains stay as committed.
+pub(super) fn abort_process(what: &[u8]) -> ! {
+    signals::write_stderr(what);
+    signals::write_stderr(b"; the process ends, committed domains are whole\n");
+    signals::end_process()
+}
