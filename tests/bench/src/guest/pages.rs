@@ -28,6 +28,7 @@ pub(super) struct Block {
     start: *mut u8,
     pages: usize,
     next: Cell<usize>,
+    value: Cell<u8>,
 }
 
 // SAFETY: the memory is mapped in all threads, and nothing else writes it.
@@ -81,6 +82,7 @@ impl Block {
             start,
             pages,
             next: Cell::new(0),
+            value: Cell::new(0),
         }
     }
 
@@ -108,12 +110,14 @@ impl Block {
         first
     }
 
-    /// Writes a byte to each of `pages` pages.
+    /// Writes a byte to each of `pages` pages, another one each time: a page that is written but not changed may cost less.
     pub(super) fn write_at(&self, first: usize, pages: usize) {
         assert!(first + pages <= self.pages, "outside of the block");
+        let value = self.value.get().wrapping_add(1);
+        self.value.set(value);
         for page in first..first + pages {
             // SAFETY: the block has so many pages, which the caller's request may write.
-            unsafe { self.start.add(page * PAGE).write_volatile(page as u8) };
+            unsafe { self.start.add(page * PAGE).write_volatile(value) };
         }
     }
 }
