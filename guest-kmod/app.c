@@ -85,6 +85,8 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	xa_init(&app->domains);
 	xa_init(&app->units);
 	spin_lock_init(&app->mapping_lock);
+	spin_lock_init(&app->hot_lock);
+	INIT_LIST_HEAD(&app->residents);
 	vmsrs_waits_init(app);
 	memcpy(app->name, name, sizeof(app->name));
 	return app;

@@ -6,39 +6,94 @@
 #include "vmsrs.h"
 
 /*
- * Commits the domains on the list and returns what vmsrs_batch_wait_sealed() takes, or 0 if they
- * had no drafts. Sets *number to the batch's. commit_lock and the request's lock are held. All domains' locks are held from the
- * first change to the last, so that no fault, commit or discard sees some of the domains committed
- * and others not.
+ * Commits the domains on the list, and the resident pages of `hot`, which is locked. `copies` are their new versions.
+ * Returns what vmsrs_batch_wait_sealed() takes, or 0 if nothing has been written, and sets *number to the batch's. commit_lock and the request's lock are
+ * held. All domains' locks are held from the first change to the last, so that no fault, commit or discard sees some of
+ * the domains committed and others not.
  */
-static u64 domains_commit(struct vmsrs_device *dev, struct mutex *lock,
-			  struct vmsrs_request *request, struct hlist_head *domains, u32 *number)
+static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vmsrs_request *request,
+			  struct hlist_head *domains, struct vmsrs_domain *hot,
+			  struct vmsrs_frames *copies, bool plain, u32 *number)
 {
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_domain *only = hot;
 	struct vmsrs_domain *domain;
 	struct hlist_node *next;
 	struct vmsrs_frames records = { };
-	u32 count;
+	u32 drafts;
 	u64 end = 0;
 
 	hlist_for_each_entry(domain, domains, owned)
-		mutex_lock_nest_lock(&domain->lock, lock);
-	hlist_for_each_entry(domain, domains, owned)
+		if (domain != hot)
+			mutex_lock_nest_lock(&domain->lock, lock);
+	if (hot && !hot->owner)
+		hot->commits++;
+	hlist_for_each_entry(domain, domains, owned) {
 		vmsrs_drafts_commit(domain, &records);
-	count = records.count;
-	if (count)
+		plain = plain && (!only || only == domain);
+		only = domain;
+	}
+	drafts = records.count;
+	if (hot && hot->resident)
+		vmsrs_resident_commit(hot, copies, &records);
+	if (plain && only && drafts)
+		vmsrs_heat_learn(only, file, &records);
+	if (records.count)
 		end = vmsrs_batch_append(dev, &records, number);
 	/* Before the unlock: another member's next draft must not count beside the committed ones. */
-	atomic_sub(count, &request->drafts);
+	if (drafts)
+		atomic_sub(drafts, &request->drafts);
 	hlist_for_each_entry_safe(domain, next, domains, owned) {
 		/* Once unlocked, it may be added to another request's list. */
 		hlist_del_init(&domain->owned);
-		mutex_unlock(&domain->lock);
+		if (domain != hot)
+			mutex_unlock(&domain->lock);
 	}
-	if (!count)
+	if (!end)
 		return 0;
-	atomic_sub(count, &dev->drafts);
+	if (drafts)
+		atomic_sub(drafts, &dev->drafts);
 	atomic64_inc(&dev->commits);
 	return end;
+}
+
+/*
+ * Commits a request, whose lock is held. Sets *request to it, for the caller to keep or free, or to NULL, and *end and *number
+ * as domains_commit() does.
+ */
+static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
+			  const struct vmsrs_ioctl_commit *arg, struct mutex *lock,
+			  struct vmsrs_request **request, u64 *end, u32 *number)
+{
+	struct vmsrs_domain *hot = NULL;
+	struct vmsrs_frames copies = { };
+	HLIST_HEAD(domains);
+	int error = 0;
+
+	if (!vmsrs_device_usable(file->dev))
+		return -ENODEV;
+	if (arg->domain == VMSRS_NONE)
+		hot = vmsrs_resident_lock(thread, arg->tag, lock);
+	if (IS_ERR(hot))
+		return PTR_ERR(hot);
+	if (hot)
+		error = vmsrs_resident_prepare(hot, thread, arg->tag, &copies);
+	if (!error) {
+		*request = vmsrs_request_take_domains(file->app, arg->tag, arg->domain, &domains);
+		error = PTR_ERR_OR_ZERO(*request);
+	}
+	if (error) {
+		*request = NULL;
+		vmsrs_pool_put_all(file->dev, &copies);
+	} else if (hot || !hlist_empty(&domains)) {
+		*end = domains_commit(file, lock, *request, &domains, hot, &copies,
+				      arg->flags & VMSRS_COMMIT_PLAIN, number);
+	}
+	if (hot)
+		mutex_unlock(&hot->lock);
+	if (*request)
+		*request = vmsrs_request_remove_idle(*request);
+	return error;
 }
 
 /* Has one of the domains that the thread holds lost content in that batch, which is sealed, or in a later one? */
@@ -57,40 +112,32 @@ static bool held_lost(struct vmsrs_app *app, const struct vmsrs_thread *thread, 
 
 /**
  * vmsrs_commit() - commit the drafts of a request
- * @app: the app
+ * @file: its file
  * @thread: the calling thread
  * @arg: argument of the ioctl; the tag is the thread's
  *
- * Return: 0; -ESTALE: the request has failed; -ETIMEDOUT, -EINTR: committed but not sealed yet; -EIO:
- * committed, but content was lost before it was sealed; -EINVAL; -ENODEV.
+ * Return: 0; -ESTALE: the request has failed; -EOWNERDEAD: see vmsrs_resident_lock(); -ETIMEDOUT, -EINTR: committed but
+ * not sealed yet; -EIO: committed, but content was lost before it was sealed; -EINVAL; -ENODEV; -ENOMEM.
  */
-long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
+long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		  const struct vmsrs_ioctl_commit *arg)
 {
-	struct vmsrs_device *dev = app->dev;
-	struct vmsrs_request *request;
+	struct vmsrs_device *dev = file->dev;
+	struct vmsrs_request *request = NULL;
 	struct mutex *lock;
-	HLIST_HEAD(domains);
 	u32 number = 0;
 	u64 end = 0;
 	long ret;
 
-	if (arg->flags & ~VMSRS_COMMIT_SEAL)
+	if (arg->flags & ~(VMSRS_COMMIT_SEAL | VMSRS_COMMIT_PLAIN))
 		return -EINVAL;
 	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
 	lock = vmsrs_request_lock(dev, arg->tag);
-	if (vmsrs_device_usable(dev))
-		request = vmsrs_request_take_domains(app, arg->tag, arg->domain, &domains);
-	else
-		request = ERR_PTR(-ENODEV);
-	if (!hlist_empty(&domains))
-		end = domains_commit(dev, lock, request, &domains, &number);
-	if (!IS_ERR_OR_NULL(request))
-		request = vmsrs_request_remove_idle(request);
+	ret = commit_locked(file, thread, arg, lock, &request, &end, &number);
 	vmsrs_request_unlock(dev, lock);
-	if (IS_ERR(request))
-		return PTR_ERR(request);
+	if (ret)
+		return ret;
 	vmsrs_thread_keep_spare(thread, request);
 	if (!(arg->flags & VMSRS_COMMIT_SEAL))
 		return 0;
@@ -98,5 +145,5 @@ long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	if (!end)
 		end = vmsrs_batch_last(dev, &number);
 	ret = vmsrs_batch_wait_sealed(dev, end, true);
-	return !ret && held_lost(app, thread, number) ? -EIO : ret;
+	return !ret && held_lost(file->app, thread, number) ? -EIO : ret;
 }

@@ -145,6 +145,7 @@ static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, str
 	draft->lost = VMSRS_NONE;
 	draft->ahead = ahead;
 	draft->dirty = false;
+	draft->resident = false;
 	/* The caller zaps what shows the committed version in the only mapping. */
 	draft->alone = vmsrs_app_is_private(domain->app);
 	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
@@ -289,8 +290,12 @@ static bool is_copy(struct vmsrs_device *dev, const struct vmsrs_frame *draft, u
 			       vmsrs_frame_address(dev, version));
 }
 
-/* Has the draft the content of its page's committed version? */
-static bool is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *draft)
+/**
+ * vmsrs_draft_is_unchanged() - tell whether a draft has the content of its page's committed version
+ * @dev: the device
+ * @draft: the draft, whose domain is locked
+ */
+bool vmsrs_draft_is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *draft)
 {
 	u32 committed = draft->entry->frame;
 
@@ -323,7 +328,7 @@ static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 	}
 	domain->ahead = false;
 	while ((draft = *place)) {
-		if (draft->ahead == VMSRS_AHEAD_NOT || draft->dirty || !is_unchanged(dev, draft)) {
+		if (draft->ahead == VMSRS_AHEAD_NOT || draft->dirty || !vmsrs_draft_is_unchanged(dev, draft)) {
 			follow += draft->ahead == VMSRS_AHEAD_FOLLOWS;
 			kept = draft;
 			place = &draft->next;

@@ -208,6 +208,8 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	spin_unlock(&dev->requests_lock);
 
 	first = first_held(thread);
+	atomic_add(vmsrs_resident_discard(app, fail->tag, thread && thread->task == current, report),
+		   &request->drafts);
 	hlist_for_each_entry_safe(domain, next, &domains, owned) {
 		/* The last one here is the first that it has written to. */
 		written = domain->number;
@@ -397,6 +399,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 		atomic_sub(report->drafts.count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
+	vmsrs_resident_discard(app, tag, true, report);
 	vmsrs_request_unlock(dev, lock);
 	kfree(idle);
 	report_finish(dev, report);

@@ -44,6 +44,8 @@ static int file_release(struct inode *inode, struct file *filp)
 
 	vmsrs_threads_reap(file, true);
 	vmsrs_fail_file(file);
+	vmsrs_residents_drop(file);
+	vmsrs_hot_free(file);
 	vmsrs_app_close(file);
 	kfree(file);
 	vmsrs_device_put(dev);
@@ -130,6 +132,11 @@ static long ioctl_thread(struct vmsrs_file *file, void __user *user)
 	if (copy_from_user(&arg, user, sizeof(arg)))
 		return -EFAULT;
 	ret = vmsrs_thread_register(file, &arg);
+	if (!ret) {
+		spin_lock(&file->app->hot_lock);
+		vmsrs_hot_tell(file->app, current->mm);
+		spin_unlock(&file->app->hot_lock);
+	}
 	if (!ret && copy_to_user(user, &arg, sizeof(arg))) {
 		vmsrs_thread_exit(file);
 		ret = -EFAULT;
@@ -145,7 +152,7 @@ static long ioctl_tags(struct vmsrs_device *dev, void __user *user)
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
-static long ioctl_commit(struct vmsrs_app *app, void __user *user)
+static long ioctl_commit(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_ioctl_commit arg;
 	struct vmsrs_thread *thread;
@@ -156,7 +163,7 @@ static long ioctl_commit(struct vmsrs_app *app, void __user *user)
 	thread = thread_of_tag(app, arg.tag);
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
-	ret = vmsrs_commit(app, thread, &arg);
+	ret = vmsrs_commit(file, thread, &arg);
 	/* It is committed with the last three as well. After a commit of one domain, others have drafts. */
 	if (arg.domain == VMSRS_NONE &&
 	    (!ret || ret == -ETIMEDOUT || ret == -EINTR || ret == -EIO))
@@ -273,6 +280,22 @@ static long ioctl_abandon(struct vmsrs_file *file, void __user *user)
 	return vmsrs_abandon(file, arg.tag);
 }
 
+static long ioctl_cool(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_cool arg;
+	struct vmsrs_thread *thread;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	thread = thread_of_tag(app, arg.tag);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	ret = vmsrs_resident_cool(file, thread, &arg);
+	vmsrs_thread_put(thread);
+	return ret;
+}
+
 static long ioctl_drafts(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_ioctl_drafts arg;
@@ -381,7 +404,7 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 	case VMSRS_IOCTL_THREAD_EXIT:
 		return vmsrs_thread_exit(file);
 	case VMSRS_IOCTL_COMMIT:
-		return ioctl_commit(app, user);
+		return ioctl_commit(file, app, user);
 	case VMSRS_IOCTL_FAIL:
 		return ioctl_fail(app, user);
 	case VMSRS_IOCTL_DISCARD:
@@ -394,6 +417,8 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 		return ioctl_abandon(file, user);
 	case VMSRS_IOCTL_DRAFTS:
 		return ioctl_drafts(app, user);
+	case VMSRS_IOCTL_COOL:
+		return ioctl_cool(file, app, user);
 	case VMSRS_IOCTL_LOCK_WAIT:
 	case VMSRS_IOCTL_LOCK_WAKE:
 		return ioctl_lock(app, command, user);
@@ -465,6 +490,8 @@ static int file_mmap(struct file *filp, struct vm_area_struct *vma)
 	if (within(vma, VMSRS_CONTROL_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT) ||
 	    within(vma, VMSRS_WRITTEN_OFFSET, (u64)VMSRS_THREADS_MAX << PAGE_SHIFT))
 		return vmsrs_thread_mmap(file, vma);
+	if (within(vma, VMSRS_HOT_OFFSET, (u64)(VMSRS_PROTECTION_KEY_MAX + 1) << PAGE_SHIFT))
+		return vmsrs_hot_mmap(file, vma);
 	return mmap_pages(app, vma);
 }
 

@@ -7,9 +7,6 @@
  */
 #include <linux/mm.h>
 
-#include <asm/cpufeature.h>
-#include <asm/pkru.h>
-
 #include "vmsrs.h"
 
 static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
@@ -17,40 +14,40 @@ static u32 fault_page(struct vmsrs_app *app, struct vm_fault *vmf)
 	return vmf->pgoff - ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT);
 }
 
-/*
- * Sets the protection key of a draft's request in the protection of its page table entry. All
- * threads of the process share the page table; the key tells them apart. The CPU refuses a
- * thread whose PKRU has the key closed, and mm ends that fault (SEGV_PKUERR, or EFAULT for a
- * copy by the kernel) without calling the driver. Committed versions have the mapping's own key,
- * 0.
- */
-static pgprot_t draft_prot(pgprot_t prot, const struct vmsrs_request *owner)
+/* Is the draft of a page, which has one, resident? domain->lock is held. */
+static bool is_resident(const struct vmsrs_domain *domain, const struct vmsrs_page *entry)
 {
-	if (!owner->key || !cpu_feature_enabled(X86_FEATURE_OSPKE))
-		return prot;
-	return __pgprot((pgprot_val(prot) & ~_PAGE_PKEY_MASK) |
-			(pgprotval_t)owner->key << _PAGE_BIT_PKEY_BIT0);
+	return domain->app->dev->pool.frames[entry->draft].resident;
 }
 
 /*
- * Opens the key of a request's drafts in the PKRU of the calling thread, which works for it: a thread that has written
- * nothing has the key closed. The register is the thread's own in the kernel too, also when the kernel writes on
- * its behalf, and stays as it is set here. Only keys that the program has named get this far.
+ * Protection key of the entry of a draft: its request's, or if it is resident its domain's. All threads of the process
+ * share the page table; the key tells them apart. The CPU refuses a thread whose PKRU has the key closed, and mm ends that
+ * fault (SEGV_PKUERR, or EFAULT for a copy by the kernel) without calling the driver. Committed versions have the
+ * mapping's own key, 0.
  */
-static void open_key(const struct vmsrs_request *owner)
+static u32 draft_key(const struct vmsrs_domain *domain, const struct vmsrs_page *entry)
 {
-	if (owner->key)
-		write_pkru(read_pkru() & ~((PKRU_AD_BIT | PKRU_WD_BIT) <<
-					   (owner->key * PKRU_BITS_PER_PKEY)));
+	return is_resident(domain, entry) ? domain->resident->key : domain->owner->key;
+}
+
+/* Does the process of a mapping see the draft of a page, which has one? */
+static bool sees_draft(const struct vmsrs_domain *domain, const struct vmsrs_page *entry,
+		       const struct vm_area_struct *vma)
+{
+	if (is_resident(domain, entry))
+		return domain->resident->mm == vma->vm_mm;
+	/* The file is NULL if the request has failed: then the draft is about to go. */
+	return READ_ONCE(domain->owner->file) == vma->vm_file->private_data;
 }
 
 /*
- * Protection of the entries of the drafts in a domain that has an owner. Not from vm_page_prot, which is
- * for read-only entries, since the driver is told about first writes.
+ * Protection of an entry that can be written. Not from vm_page_prot, which is for read-only entries, since the driver is
+ * told about first writes.
  */
-static pgprot_t write_prot(const struct vmsrs_domain *domain, const struct vm_area_struct *vma)
+static pgprot_t write_prot(const struct vm_area_struct *vma, u32 key)
 {
-	return draft_prot(vm_get_page_prot(vma->vm_flags), domain->owner);
+	return vmsrs_key_prot(vm_get_page_prot(vma->vm_flags), key);
 }
 
 /*
@@ -60,12 +57,14 @@ static pgprot_t write_prot(const struct vmsrs_domain *domain, const struct vm_ar
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
 			       struct vmsrs_page *entry, u32 page, bool stale)
 {
+	u32 key = draft_key(domain, entry);
 	int error;
 
 	if (stale)
 		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
-	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(domain, vmf->vma));
-	open_key(domain->owner);
+	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(vmf->vma, key));
+	/* A thread that has written nothing has it closed. Only keys that the program has named get this far. */
+	vmsrs_key_open(key);
 	return error ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
 }
 
@@ -109,7 +108,8 @@ static vm_fault_t map_readable(struct vmsrs_app *app, struct vm_fault *vmf,
 
 /*
  * Every thread may read: the committed version, or zeros; in the process of the request that is
- * writing the page, its draft (under the request's key).
+ * writing the page, its draft (under the request's key); in the process that has it resident, what is written there (under
+ * the domain's key).
  */
 static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 {
@@ -128,11 +128,10 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 
 	mutex_lock(&domain->lock);
 	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
-	/* The file is NULL if the request has failed: then the draft is about to go. */
-	if (entry->draft != VMSRS_NO_DRAFT &&
-	    READ_ONCE(domain->owner->file) == vmf->vma->vm_file->private_data) {
+	if (entry->draft != VMSRS_NO_DRAFT && sees_draft(domain, entry, vmf->vma)) {
 		frame = entry->draft | VMSRS_IN_POOL;
-		prot = draft_prot(prot, domain->owner);
+		prot = is_resident(domain, entry) ? write_prot(vmf->vma, domain->resident->key) :
+						    vmsrs_key_prot(prot, domain->owner->key);
 	} else if (entry->draft != VMSRS_NO_DRAFT) {
 		app->dev->pool.frames[entry->draft].alone = false;
 	}
@@ -176,7 +175,7 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	count = vmsrs_predict(domain, extent, page, first, pages);
 	if (!count)
 		return;
-	prot = write_prot(domain, vmf->vma);
+	prot = write_prot(vmf->vma, domain->owner->key);
 	vmsrs_ahead_begin(domain, count, &free);
 	for (i = 0; i < count; i++) {
 		address = (vmf->address & PAGE_MASK) + ((long)pages[i].page - page) * PAGE_SIZE;
@@ -246,7 +245,8 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 
 	for (;;) {
 		mutex_lock(&domain->lock);
-		if (!may_write(domain, tag)) {
+		if (!may_write(domain, tag) ||
+		    !vmsrs_resident_yield(domain, vmf->vma->vm_mm, tag)) {
 			error = -ESTALE;
 		} else if (entry->draft != VMSRS_NO_DRAFT) {
 			/* Made by another member, or mapped for reading since. */

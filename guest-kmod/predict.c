@@ -15,8 +15,6 @@
 
 #include "vmsrs.h"
 
-/* Commits in a row after which a page is hot. */
-#define HOT_AFTER		3
 /* Pages of a row that is longer than expected after which the following ones are predicted. */
 #define ROW_MIN			2
 /* Bounds of vmsrs_domain.row_score. */
@@ -144,9 +142,9 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
 	draft->commit = domain->commits;
 	draft->streak = 1;
 	if (before && before->commit == (u16)(domain->commits - 1))
-		draft->streak = min_t(u32, before->streak + 1, HOT_AFTER);
+		draft->streak = min_t(u32, before->streak + 1, VMSRS_STREAK_MAX);
 	/* A request that writes to one page alone has nothing to gain. */
-	if (draft->streak == HOT_AFTER && domain->drafts.count > 1 &&
+	if (draft->streak == VMSRS_STREAK_MAX && domain->drafts.count > 1 &&
 	    draft->ahead != VMSRS_AHEAD_HOT)
 		add_hot(domain, draft->page);
 }

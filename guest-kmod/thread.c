@@ -155,7 +155,7 @@ long vmsrs_thread_register(struct vmsrs_file *file, struct vmsrs_ioctl_thread *a
 	if (arg->signal && (!valid_signal(arg->signal) || sig_kernel_only(arg->signal)))
 		return -EINVAL;
 	/* Key 0 is that of all other memory. */
-	if (arg->keys & ~GENMASK(VMSRS_PROTECTION_KEY_MAX, 1))
+	if (arg->keys & (BIT(0) | BIT(16)))
 		return -EINVAL;
 	/* Only the thread registers itself, so this cannot race. */
 	thread = vmsrs_thread_current(file->app);

@@ -17,9 +17,11 @@
  *	commit_lock
  *	request_locks
  *	release_lock
- *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's)
+ *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's; a hot domain
+ *		whose key is taken for another is only tried)
  *	control.lock
  *	requests_lock
+ *	vmsrs_app.hot_lock
  *	threads_lock
  *	pool.lock, batch.lock, reports.lock, control.vq_lock, vmsrs_app.waits_lock,
  *		vmsrs_app.mapping_lock, locks of lock.c's queues
@@ -99,6 +101,10 @@
 #define VMSRS_REPORTS_SPARE		64
 #define VMSRS_EVIDENCE_SPARE		8192
 
+/* Commits in a row with a page are counted up to this many; after them it is hot. */
+#define VMSRS_STREAK_MAX		3
+/* Most times that a domain that has cooled takes twice as long to become hot again. */
+#define VMSRS_RELUCTANCE_MAX		8
 /* Hot pages of a domain; struct vmsrs_hot_pages has 64 bytes then. */
 #define VMSRS_HOT_MAX			15
 /* Most pages that are drafted ahead at a time: hot ones, and ones that follow. */
@@ -121,13 +127,14 @@ struct vmsrs_device;
 struct vmsrs_domain;
 struct vmsrs_file;
 struct vmsrs_request;
+struct vmsrs_resident;
 struct vmsrs_thread;
 
 /**
  * struct vmsrs_page - a page of a domain; guarded by the domain's lock
  * @frame: committed version: its vault frame; its pool frame with VMSRS_IN_POOL while it is not
  *	sealed; VMSRS_NONE if it was never committed; or VMSRS_DAMAGED_FRAME
- * @draft: number of the pool frame that a request is writing, or VMSRS_NO_DRAFT
+ * @draft: number of the pool frame that a request is writing, or that is resident, or VMSRS_NO_DRAFT
  * @mapped: some process may have an entry for it in its page table
  */
 struct vmsrs_page {
@@ -196,6 +203,8 @@ struct vmsrs_extent_pages {
  * @ahead: why it became a draft before it was written
  * @dirty: it is known to have been written
  * @alone: no entry shows the committed version that it is a draft of
+ * @resident: it is a draft between requests, too, and in vmsrs_resident.pages
+ * @unwritten: commits in a row that have left the resident page as it was
  */
 struct vmsrs_frame {
 	struct vmsrs_frame *next;
@@ -214,6 +223,8 @@ struct vmsrs_frame {
 	u8 ahead;
 	bool dirty;
 	bool alone;
+	bool resident;
+	u8 unwritten;
 };
 
 /* In vmsrs_frame.ahead: why a page became a draft before it was written. */
@@ -276,6 +287,9 @@ struct vmsrs_hot_pages {
  * @last_rows: lengths of the last two rows
  * @row_score: whether expecting longer rows has been of use; not if it is negative
  * @ahead: some of @drafts were made ahead
+ * @resident: its resident pages, or NULL if it is not hot
+ * @steady: commits in a row with pages that several before them have written
+ * @reluctance: how often it has cooled
  */
 struct vmsrs_domain {
 	struct mutex lock;
@@ -295,6 +309,31 @@ struct vmsrs_domain {
 	u8 last_rows[2];
 	s8 row_score;
 	bool ahead;
+	struct vmsrs_resident *resident;
+	u16 steady;
+	u8 reluctance;
+};
+
+/**
+ * struct vmsrs_resident - the resident pages of a hot domain; guarded by the domain's lock
+ * @list: in @domain->app->residents; guarded by hot_lock
+ * @domain: the domain
+ * @file: file of the process that writes them: the only one that has the app mapped when they became resident
+ * @mm: that process's address space, referenced (without its pages)
+ * @claim: the word that says which request is inside; the process writes it, with the key open
+ * @pages: the frames that the pages show
+ * @key: the domain's protection key
+ * @used: a request has ended here since a key was looked for; guarded by hot_lock, set without
+ */
+struct vmsrs_resident {
+	struct list_head list;
+	struct vmsrs_domain *domain;
+	struct vmsrs_file *file;
+	struct mm_struct *mm;
+	atomic64_t *claim;
+	struct vmsrs_frames pages;
+	u32 key;
+	bool used;
 };
 
 /**
@@ -313,6 +352,8 @@ struct vmsrs_domain {
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
+ * @hot_lock: guards @residents, and of files the residents, @hot_keys, @hot_mm and lists of hot domains
+ * @residents: struct vmsrs_resident
  */
 struct vmsrs_app {
 	struct vmsrs_device *dev;
@@ -328,6 +369,8 @@ struct vmsrs_app {
 	u8 name[VMSRS_NAME_MAX];
 	spinlock_t waits_lock;
 	struct rb_root waits;
+	spinlock_t hot_lock;
+	struct list_head residents;
 };
 
 /**
@@ -408,7 +451,7 @@ struct vmsrs_request {
  * @spare: memory for the next request, not initialised, or NULL; only used by the thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
- * @keys: protection keys that the program has named for drafts, a bit each
+ * @keys: protection keys that the program has named for drafts, a bit each, and above them those for hot domains
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
  * @refused_address: page of the last access that was refused, or 0
  * @refused_kind: why it was refused
@@ -487,6 +530,10 @@ struct vmsrs_wait {
  * @requests: requests begun through it that have not failed; guarded by requests_lock
  * @suspended: requests suspended through it; guarded by requests_lock
  * @suspended_count: length of @suspended
+ * @hot_pages: the list of hot domains, and the claims of each key; each set once by cmpxchg
+ * @hot_keys: keys whose claims are mapped, a bit each: those for hot domains
+ * @hot_mm: address space that has the list mapped, referenced (without its pages), or NULL
+ * @residents: resident pages of hot domains, by key
  */
 struct vmsrs_file {
 	struct vmsrs_device *dev;
@@ -494,6 +541,10 @@ struct vmsrs_file {
 	struct hlist_head requests;
 	struct list_head suspended;
 	u32 suspended_count;
+	struct page *hot_pages[VMSRS_PROTECTION_KEY_MAX + 1];
+	u32 hot_keys;
+	struct mm_struct *hot_mm;
+	struct vmsrs_resident *residents[VMSRS_PROTECTION_KEY_MAX + 1];
 };
 
 /**
@@ -772,6 +823,12 @@ static inline bool vmsrs_device_usable(const struct vmsrs_device *dev)
 	return !READ_ONCE(dev->gone) && !vmsrs_device_broken(dev);
 }
 
+/* key.c */
+pgprot_t vmsrs_key_prot(pgprot_t prot, u32 key);
+void vmsrs_key_open(u32 key);
+void vmsrs_key_stop_writes(u32 key);
+u32 vmsrs_keys_open(u32 keys);
+
 /* mapping.c */
 
 /* Is that version of a page, as in vmsrs_page.frame, in the pool? */
@@ -997,6 +1054,12 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 	return key <= VMSRS_PROTECTION_KEY_MAX && thread->keys & BIT(key) ? key : 0;
 }
 
+/* Protection keys of hot domains, a bit each. */
+static inline u32 vmsrs_thread_hot_keys(const struct vmsrs_thread *thread)
+{
+	return thread->keys >> 16;
+}
+
 /* Has the thread's request said that it writes no more? */
 static inline bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
 {
@@ -1068,10 +1131,37 @@ void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_fram
 int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why,
 		     struct vmsrs_frames *free);
 void vmsrs_ahead_end(struct vmsrs_domain *domain, u32 made, struct vmsrs_frames *free);
+bool vmsrs_draft_is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame *draft);
 void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 version);
 void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *records);
 void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *report);
 long vmsrs_drafts_list(struct vmsrs_app *app, struct vmsrs_ioctl_drafts *arg);
+
+/* hot.c */
+int vmsrs_hot_mmap(struct vmsrs_file *file, struct vm_area_struct *vma);
+void vmsrs_hot_free(struct vmsrs_file *file);
+int vmsrs_hot_key(const struct vmsrs_file *file, u32 domain);
+atomic64_t *vmsrs_hot_claim(const struct vmsrs_file *file, u32 key, u32 domain);
+void vmsrs_hot_tell(struct vmsrs_app *app, const struct mm_struct *mm);
+void vmsrs_hot_list(const struct vmsrs_resident *resident);
+
+/* resident.c */
+bool vmsrs_resident_claim(struct vmsrs_resident *resident);
+void vmsrs_resident_drop(struct vmsrs_domain *domain);
+struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, struct mutex *lock);
+int vmsrs_resident_prepare(struct vmsrs_domain *domain, struct vmsrs_thread *thread, u64 tag,
+			   struct vmsrs_frames *copies);
+void vmsrs_resident_commit(struct vmsrs_domain *domain, struct vmsrs_frames *copies,
+			   struct vmsrs_frames *records);
+u32 vmsrs_resident_discard(struct vmsrs_app *app, u64 tag, bool own, struct vmsrs_report *report);
+bool vmsrs_resident_yield(struct vmsrs_domain *domain, const struct mm_struct *mm, u64 tag);
+long vmsrs_resident_cool(struct vmsrs_file *file, struct vmsrs_thread *thread,
+			 const struct vmsrs_ioctl_cool *arg);
+void vmsrs_residents_drop(struct vmsrs_file *file);
+
+/* heat.c */
+void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
+		      const struct vmsrs_frames *records);
 
 /* app.c */
 struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
@@ -1098,7 +1188,7 @@ void vmsrs_event_done(struct virtqueue *vq);
  */
 
 /* commit.c */
-long vmsrs_commit(struct vmsrs_app *app, struct vmsrs_thread *thread,
+long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		  const struct vmsrs_ioctl_commit *arg);
 
 /* evidence.c */

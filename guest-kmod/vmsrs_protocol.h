@@ -745,6 +745,14 @@ struct vmsrs_module_entry {
 #define VMSRS_KEY_WRITES_OVER 0xffffffff
 /* Maximum number of pages in struct vmsrs_written_pages. */
 #define VMSRS_WRITTEN_MAX 1020
+/*
+ * Entries of entries of struct vmsrs_hot_domains, and claims of a key. A power
+ * of two.
+ */
+#define VMSRS_HOT_ENTRIES 512
+
+/* Maximum number of resident pages of a domain. */
+#define VMSRS_RESIDENT_MAX 16
 
 /*
  * Bit of a lock word: threads wait in the driver, and the holder must wake them
@@ -803,7 +811,10 @@ struct vmsrs_thread_control {
  *	since its last commit or discard that left the request without drafts.
  *	If it exceeds VMSRS_WRITTEN_MAX, the list is cut short, and
  *	VMSRS_IOCTL_DRAFTS has the rest.
- * @reserved: Reserved.
+ * @hot_keys: The bits of PKRU that disable writes with the keys of this
+ *	process's hot domains (struct vmsrs_hot_domains): where one is not set,
+ *	the request may have written to resident pages, which are not on the
+ *	list.
  * @pages: The pages, in the order of their drafts. A page may be in the list
  *	more than once, and stay in it after a commit of its domain alone.
  *
@@ -813,8 +824,39 @@ struct vmsrs_thread_control {
 struct vmsrs_written_pages {
 	uint64_t tag;
 	uint32_t count;
-	uint32_t reserved;
+	uint32_t hot_keys;
 	uint32_t pages[VMSRS_WRITTEN_MAX];
+};
+/**
+ * struct vmsrs_hot_domain - The hot domain that has a protection key.
+ * @domain: Its number.
+ * @count: Number of its resident pages; 0 if no domain has the key.
+ * @pages: Its resident pages.
+ */
+struct vmsrs_hot_domain {
+	uint32_t domain;
+	uint32_t count;
+	uint32_t pages[VMSRS_RESIDENT_MAX];
+};
+
+/**
+ * struct vmsrs_hot_domains - The hot domains of a process: those whose resident
+ *	pages are mapped writable under a protection key of the domain between
+ *	requests.
+ * @entries: By the number of a domain modulo VMSRS_HOT_ENTRIES: the key of the
+ *	hot domain with such a number, or 0.
+ * @domains: By key.
+ *
+ * A page of memory that the driver writes and the process maps read-only. The
+ * page of claims of a key follows at that many pages: VMSRS_HOT_ENTRIES words
+ * of 8 bytes, mapped under the key itself. A request that finds its domain here
+ * opens the key, and then has the word of the domain go from 0 to its tag; if
+ * it is not 0, or the domain is not hot any more by then, it calls
+ * VMSRS_IOCTL_COOL. A commit, discard or failure sets the word to 0.
+ */
+struct vmsrs_hot_domains {
+	uint32_t entries[VMSRS_HOT_ENTRIES];
+	struct vmsrs_hot_domain domains[16];
 };
 
 /*
@@ -882,6 +924,8 @@ struct vmsrs_written_pages {
  *
  * - EPERM: it is not the request of the calling thread.
  * - ESTALE: the driver has failed the request (deadline); nothing is committed.
+ * - EOWNERDEAD: the calling thread has the key of a hot domain open, but a
+ *   stray write has taken the domain from its request; nothing is committed.
  * - ETIMEDOUT: committed, but the host did not seal in time (VMSRS_COMMIT_SEAL
  *   only).
  * - EIO: committed, but content of a domain that the thread holds was lost
@@ -991,6 +1035,18 @@ struct vmsrs_written_pages {
  */
 #define VMSRS_IOCTL_DRAFTS 0xc0205611
 
+/*
+ * Has the pages of a domain, whose lock the request of the calling thread has,
+ * be ordinary ones (struct vmsrs_ioctl_cool): what the request has written to
+ * resident ones becomes drafts. Closes the domain's key in PKRU.
+ *
+ * - EPERM: it is not the request of the calling thread.
+ * - ESTALE: the request has failed.
+ * - EOWNERDEAD: another request has the domain, whose lock word a stray write
+ *   has changed.
+ */
+#define VMSRS_IOCTL_COOL 0x40105612
+
 /* The mmap offset of the pages of app n is n shifted left by this. */
 #define VMSRS_APP_OFFSET_SHIFT 40
 
@@ -1007,6 +1063,13 @@ struct vmsrs_written_pages {
 #define VMSRS_WRITTEN_OFFSET 0x6000000000000
 
 /*
+ * mmap offset of the page struct vmsrs_hot_domains of this file, for a shared
+ * mapping to read. At that many pages from it, up to 15, are the claims of a
+ * protection key: a process that maps these gives the key to hot domains.
+ */
+#define VMSRS_HOT_OFFSET 0x7000000000000
+
+/*
  * mmap offset of the lock words of the app: 8 bytes for each domain, indexed by
  * domain.
  */
@@ -1017,6 +1080,13 @@ struct vmsrs_written_pages {
 
 /* Commit flag: return once the host has sealed the commit. */
 #define VMSRS_COMMIT_SEAL 1
+
+/*
+ * Commit flag: one thread alone has worked for the request, and in one domain
+ * alone. Its domain may become hot.
+ */
+#define VMSRS_COMMIT_PLAIN 2
+
 /* Maximum number of suspended requests of an open file. */
 #define VMSRS_SUSPENDED_MAX 4096
 /* Maximum number of pages in the result of VMSRS_IOCTL_DRAFTS. */
@@ -1089,7 +1159,8 @@ struct vmsrs_ioctl_extent {
  * @signal: In: signal for the thread when its request must end (deadline,
  *	failure of another thread), or 0.
  * @keys: In: protection keys that drafts of the thread's requests may have; bit
- *	1 is for key 1, and so on to 15.
+ *	1 is for key 1, and so on to 15. Bit 17 says that key 1 is one for hot
+ *	domains, and so on to 31.
  */
 struct vmsrs_ioctl_thread {
 	uint64_t control_offset;
@@ -1113,7 +1184,7 @@ struct vmsrs_ioctl_tags {
 /**
  * struct vmsrs_ioctl_commit - Argument of VMSRS_IOCTL_COMMIT.
  * @tag: In: tag of the request.
- * @flags: In: VMSRS_COMMIT_SEAL or 0.
+ * @flags: In: VMSRS_COMMIT_SEAL and VMSRS_COMMIT_PLAIN, or 0.
  * @domain: In: the domain to commit, or VMSRS_NONE for all.
  */
 struct vmsrs_ioctl_commit {
@@ -1202,6 +1273,18 @@ struct vmsrs_ioctl_suspend {
  */
 struct vmsrs_ioctl_tag {
 	uint64_t tag;
+};
+
+/**
+ * struct vmsrs_ioctl_cool - Argument of VMSRS_IOCTL_COOL.
+ * @tag: In: tag of the request.
+ * @domain: In: the domain.
+ * @reserved: Reserved: 0.
+ */
+struct vmsrs_ioctl_cool {
+	uint64_t tag;
+	uint32_t domain;
+	uint32_t reserved;
 };
 
 /**

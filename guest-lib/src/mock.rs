@@ -108,7 +108,7 @@ impl Backend for MockBackend {
         self.inner.tags()
     }
 
-    fn commit(&self, tag: u64, domain: u32, _seal: bool) -> io::Result<()> {
+    fn commit(&self, tag: u64, domain: u32, _flags: u32) -> io::Result<()> {
         (self.hooks.commit)(tag, domain)?;
         if domain == NONE {
             list_written(&[]);

@@ -46,6 +46,8 @@ pub const IOCTL_TAGS: u32 = 0x8010_5605;
 ///
 /// - `EPERM`: it is not the request of the calling thread.
 /// - `ESTALE`: the driver has failed the request (deadline); nothing is committed.
+/// - `EOWNERDEAD`: the calling thread has the key of a hot domain open, but a stray write has taken the domain from its
+///   request; nothing is committed.
 /// - `ETIMEDOUT`: committed, but the host did not seal in time ([`COMMIT_SEAL`] only).
 /// - `EIO`: committed, but content of a domain that the thread holds was lost before it was sealed, because the
 ///   host's memory is broken ([`COMMIT_SEAL`] only).
@@ -113,6 +115,13 @@ pub const IOCTL_ABANDON: u32 = 0x4008_5610;
 ///
 /// - `EPERM`: it is not the request of the calling thread.
 pub const IOCTL_DRAFTS: u32 = 0xc020_5611;
+/// Has the pages of a domain, whose lock the request of the calling thread has, be ordinary ones ([`IoctlCool`]): what
+/// the request has written to resident ones becomes drafts. Closes the domain's key in PKRU.
+///
+/// - `EPERM`: it is not the request of the calling thread.
+/// - `ESTALE`: the request has failed.
+/// - `EOWNERDEAD`: another request has the domain, whose lock word a stray write has changed.
+pub const IOCTL_COOL: u32 = 0x4010_5612;
 
 /// The `mmap` offset of the pages of app `n` is `n` shifted left by this.
 pub const APP_OFFSET_SHIFT: u32 = 40;
@@ -120,6 +129,9 @@ pub const APP_OFFSET_SHIFT: u32 = 40;
 pub const CONTROL_OFFSET: u64 = 0x0004_0000_0000_0000;
 /// `mmap` offset of the first list of written pages; [`IoctlThread`] has that of a thread.
 pub const WRITTEN_OFFSET: u64 = 0x0006_0000_0000_0000;
+/// `mmap` offset of the page [`crate::shared::HotDomains`] of this file, for a shared mapping to read. At that many pages
+/// from it, up to 15, are the claims of a protection key: a process that maps these gives the key to hot domains.
+pub const HOT_OFFSET: u64 = 0x0007_0000_0000_0000;
 /// `mmap` offset of the lock words of the app: 8 bytes for each domain, indexed by domain.
 pub const LOCKS_OFFSET: u64 = 0x0008_0000_0000_0000;
 /// Size of the lock words in bytes: 8 for each of [`crate::MAX_DOMAINS`] domains.
@@ -127,6 +139,9 @@ pub const LOCKS_LENGTH: u64 = 0x0080_0000;
 
 /// Commit flag: return once the host has sealed the commit.
 pub const COMMIT_SEAL: u32 = 1;
+
+/// Commit flag: one thread alone has worked for the request, and in one domain alone. Its domain may become hot.
+pub const COMMIT_PLAIN: u32 = 2;
 
 /// Argument of [`IOCTL_OPEN_APP`].
 #[repr(C)]
@@ -198,7 +213,8 @@ pub struct IoctlThread {
     /// In: signal for the thread when its request must end (deadline, failure of another thread), or
     /// 0.
     pub signal: u32,
-    /// In: protection keys that drafts of the thread's requests may have; bit 1 is for key 1, and so on to 15.
+    /// In: protection keys that drafts of the thread's requests may have; bit 1 is for key 1, and so on to 15. Bit 17 says
+    /// that key 1 is one for hot domains, and so on to 31.
     pub keys: u32,
 }
 
@@ -218,7 +234,7 @@ pub struct IoctlTags {
 pub struct IoctlCommit {
     /// In: tag of the request.
     pub tag: u64,
-    /// In: [`COMMIT_SEAL`] or 0.
+    /// In: [`COMMIT_SEAL`] and [`COMMIT_PLAIN`], or 0.
     pub flags: u32,
     /// In: the domain to commit, or [`crate::NONE`] for all.
     pub domain: u32,
@@ -303,6 +319,18 @@ pub struct IoctlSuspend {
 pub struct IoctlTag {
     /// In: tag of the request.
     pub tag: u64,
+}
+
+/// Argument of [`IOCTL_COOL`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlCool {
+    /// In: tag of the request.
+    pub tag: u64,
+    /// In: the domain.
+    pub domain: u32,
+    /// Reserved: 0.
+    pub reserved: u32,
 }
 
 /// Argument of [`IOCTL_LOCK_WAIT`] and [`IOCTL_LOCK_WAKE`].
@@ -411,6 +439,7 @@ mod tests {
             IOCTL_DRAFTS,
             ioc(READ | WRITE, 17, size_of::<IoctlDrafts>())
         );
+        assert_eq!(IOCTL_COOL, ioc(WRITE, 18, size_of::<IoctlCool>()));
     }
 
     #[test]

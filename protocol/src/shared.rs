@@ -65,9 +65,44 @@ pub struct WrittenPages {
     /// discard that left the request without drafts. If it exceeds [`WRITTEN_MAX`], the list is cut
     /// short, and [`crate::ioctl::IOCTL_DRAFTS`] has the rest.
     pub count: u32,
-    /// Reserved.
-    pub reserved: u32,
+    /// The bits of PKRU that disable writes with the keys of this process's hot domains ([`HotDomains`]): where one is not
+    /// set, the request may have written to resident pages, which are not on the list.
+    pub hot_keys: u32,
     /// The pages, in the order of their drafts. A page may be in the list more than once, and stay
     /// in it after a commit of its domain alone.
     pub pages: [u32; WRITTEN_MAX],
+}
+
+/// Entries of [`HotDomains::entries`], and claims of a key. A power of two.
+pub const HOT_ENTRIES: usize = 512;
+
+/// Maximum number of resident pages of a domain.
+pub const RESIDENT_MAX: usize = 16;
+
+/// The hot domain that has a protection key.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HotDomain {
+    /// Its number.
+    pub domain: u32,
+    /// Number of its resident pages; 0 if no domain has the key.
+    pub count: u32,
+    /// Its resident pages.
+    pub pages: [u32; RESIDENT_MAX],
+}
+
+/// The hot domains of a process: those whose resident pages are mapped writable under a protection key of the domain
+/// between requests.
+///
+/// A page of memory that the driver writes and the process maps read-only. The page of claims of a key follows at
+/// that many pages: [`HOT_ENTRIES`] words of 8 bytes, mapped under the key itself. A request that finds its domain here
+/// opens the key, and then has the word of the domain go from 0 to its tag; if it is not 0, or the domain is not hot
+/// any more by then, it calls [`crate::ioctl::IOCTL_COOL`]. A commit, discard or failure sets the word to 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct HotDomains {
+    /// By the number of a domain modulo [`HOT_ENTRIES`]: the key of the hot domain with such a number, or 0.
+    pub entries: [u32; HOT_ENTRIES],
+    /// By key.
+    pub domains: [HotDomain; 16],
 }

@@ -5,6 +5,7 @@ use crate::failure::Kind;
 use crate::os::{clock, file};
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, is_committed, refused_commit};
+use crate::run::hot;
 use crate::run::left::working;
 use crate::run::lock;
 use crate::run::request::Request;
@@ -230,6 +231,7 @@ impl Request {
             let has_heap = domain
                 .check_layout()
                 .inspect_err(|_| lock::unlock(thread, domain.number()))?;
+            hot::cool_entered(thread, domain);
             thread.exclusive(|| thread.state().note_domain(domain, has_heap));
             Ok(())
         })
@@ -250,7 +252,7 @@ impl Request {
             if thread.has_drafts() {
                 let backend = thread.app().backend();
                 backend
-                    .commit(thread.tag(), domain.number(), false)
+                    .commit(thread.tag(), domain.number(), 0)
                     .map_err(|error| {
                         thread.state().note_domain(domain, has_heap);
                         refused_commit(thread, error)

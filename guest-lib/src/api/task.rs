@@ -6,6 +6,7 @@ use crate::error::{Error, RunError};
 use crate::failure::Kind;
 use crate::os::errno;
 use crate::run::defer::{run_defers, run_defers_here};
+use crate::run::hot;
 use crate::run::left::end_left;
 use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
@@ -139,12 +140,20 @@ impl Task {
         Ok(wants)
     }
 
+    /// Its request may have several threads: its domain, which it has just locked, is not hot.
+    fn cool(&self, thread: &Thread) -> Result<(), Stop> {
+        if self.domain.may_be_hot() {
+            hot::cool_begun(thread, self.domain, self.state.tag())?;
+        }
+        Ok(())
+    }
+
     /// Begins or resumes the request on the calling thread.
     fn resume(&mut self, thread: &Thread) -> Result<(), Stop> {
         let state = self.state;
         if self.stage == Stage::New {
             thread.begin_as(state, self.options.limits())?;
-            let locked = run::lock_main(thread, self.domain);
+            let locked = run::lock_main(thread, self.domain).and_then(|()| self.cool(thread));
             if matches!(locked, Err(Stop::Failed(_))) {
                 self.stage = Stage::Over;
             }

@@ -1,6 +1,7 @@
 //! Several threads for one request: tickets, by which others join it.
 
 use crate::error::{Error, RunError};
+use crate::run::hot;
 use crate::run::left::end_left;
 use crate::run::request::Request;
 use crate::run::{self, Body, End, Outcome, Stop};
@@ -136,6 +137,7 @@ impl Request {
     /// [`Error::NotInRequest`].
     pub fn ticket(&self) -> Result<Ticket, Error> {
         let thread = self.thread()?;
+        hot::leave(thread);
         thread.share();
         let state = thread.state();
         Ok(Ticket {

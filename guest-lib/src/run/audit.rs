@@ -217,7 +217,7 @@ pub(crate) fn audit_plain(
     let is_short = domain.holder() == tag
         && state.first_has_heap()
         && !thread.wants_whole_audit()
-        && written.listed() <= WRITTEN_MAX
+        && written.count(tag) <= WRITTEN_MAX
         && thread.left_pages() == 0
         && domain.app().invariant().get().is_none()
         && domain.invariant().get().is_none();
@@ -228,16 +228,32 @@ pub(crate) fn audit_plain(
     thread.exclusive_alone(|| {
         heap.check_header()?;
         let mut check = PageCheck::new(&heap);
-        let mut place = 0;
-        while place < written.listed() {
-            let address = base + u64::from(written.page(place)) * u64::from(PAGE_SIZE);
-            if !check.check(address)? {
-                return Err(Damage::outside(address));
+        let mut look = |page: u32| {
+            let address = base + u64::from(page) * u64::from(PAGE_SIZE);
+            if check.check(address)? {
+                Ok(())
+            } else {
+                Err(Damage::outside(address))
             }
+        };
+        if thread.is_inside_hot() {
+            let hot = domain.hot();
+            let Some(key) = hot.key(domain.number()) else {
+                return Ok(false);
+            };
+            let mut place = 0;
+            while let Some(page) = hot.page(key, place) {
+                look(page)?;
+                place += 1;
+            }
+        }
+        let mut place = 0;
+        while place < written.count(tag) {
+            look(written.page(place))?;
             place += 1;
         }
         // A signal handler may have made it longer than it can be.
-        Ok(written.listed() <= WRITTEN_MAX)
+        Ok(written.count(tag) <= WRITTEN_MAX)
     })
 }
 

@@ -1,11 +1,13 @@
 //! Audit and commit.
 
+use super::hot;
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::heap::Damage;
 use crate::thread::{self, Phase, Thread};
 use std::io;
 use vmsrs_protocol::NONE;
+use vmsrs_protocol::ioctl::COMMIT_SEAL;
 
 /// Without protection nobody knows what was written: the audit always runs.
 pub(super) fn needs_audit(thread: &Thread) -> bool {
@@ -20,6 +22,7 @@ pub(crate) fn audited<T>(
     commit: impl FnOnce() -> T,
 ) -> T {
     thread.reject_reentry();
+    hot::leave(thread);
     thread.exclusive(|| {
         if needs_audit(thread)
             && let Err(damage) = audit(thread)
@@ -42,7 +45,7 @@ pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
     if !thread.has_drafts() {
         return Ok(());
     }
-    let committed = commit_listed(thread, seal).map_err(|error| *error);
+    let committed = commit_listed(thread, seal, 0).map_err(|error| *error);
     if is_committed(&committed) {
         thread.set_left_pages(0);
         thread.note_committed();
@@ -52,9 +55,10 @@ pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
 
 /// Commits what the request has written, which is something.
 #[inline]
-pub(super) fn commit_listed(thread: &Thread, seal: bool) -> Result<(), Box<Error>> {
+pub(super) fn commit_listed(thread: &Thread, seal: bool, flags: u32) -> Result<(), Box<Error>> {
     let backend = thread.app().backend();
-    match backend.commit(thread.tag(), NONE, seal) {
+    let seals = if seal { COMMIT_SEAL } else { 0 };
+    match backend.commit(thread.tag(), NONE, flags | seals) {
         Ok(()) => Ok(()),
         Err(error) => not_committed(thread, seal, error),
     }

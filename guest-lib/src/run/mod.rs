@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
 pub(crate) mod health;
+pub(crate) mod hot;
 pub(crate) mod left;
 pub(crate) mod lock;
 mod panic_hook;
@@ -28,6 +29,7 @@ use report::{abort_with, report};
 use request::Request;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use vmsrs_protocol::ioctl::COMMIT_PLAIN;
 
 /// How a request ended other than by its own choice.
 #[derive(Debug)]
@@ -126,6 +128,9 @@ pub(crate) fn run<const TIMED: bool, B: FnOnce(&Request) -> End>(
     let tag = thread.begin(limits)?;
     if !lock_free(thread, domain, tag) {
         lock_taken(thread, domain)?;
+    }
+    if domain.may_be_hot() {
+        hot::enter(thread, domain, tag)?;
     }
     let outcome = work::<TIMED, B>(thread, domain, body);
     if outcome == Outcome::Quiet {
@@ -360,6 +365,7 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
 fn settle(thread: &Thread, end: End) -> Outcome {
     let all_left = thread.state().close(thread::sweep);
     thread.act_on_pending();
+    hot::leave(thread);
     if !all_left {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
@@ -399,7 +405,7 @@ pub(crate) fn finish_plain(
     errno::kept(|| {
         let tag = thread.tag();
         if thread.has_listed(tag) {
-            let committed = commit_listed(thread, seal);
+            let committed = commit_listed(thread, seal, COMMIT_PLAIN);
             // A signal handler of the server may have run meanwhile.
             if committed.is_err() || thread.has_marks() {
                 return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);
@@ -419,6 +425,10 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
     if let Err(Error::System { source, .. }) = &committed {
         if source.raw_os_error() == Some(libc::ESTALE) {
             thread.note_failure(Kind::Deadline, 0, &[]);
+            return Err(failed(thread));
+        }
+        if source.raw_os_error() == Some(libc::EOWNERDEAD) {
+            thread.note_failure(Kind::Memory, 0, hot::TAKEN);
             return Err(failed(thread));
         }
         discard(thread);

@@ -1,5 +1,6 @@
 //! What the library needs from the backend, which may keep versions of pages.
 
+use crate::shared::hot::Hot;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -37,6 +38,14 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn addresses(&self) -> Range<u64>;
     /// The word of a domain's lock.
     fn lock_word(&self, domain: u32) -> &AtomicU64;
+    /// The list of hot domains.
+    fn hot(&self) -> Hot {
+        Hot::none()
+    }
+    /// Has a domain that the request holds not be hot: what the request has written there becomes drafts.
+    fn cool(&self, _tag: u64, _domain: u32) -> io::Result<()> {
+        Ok(())
+    }
     /// Finds or creates a domain, with a mirror if `flags` has
     /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Returns its number and its flags.
     fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)>;
@@ -52,8 +61,9 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn unmap(&self, control: NonNull<ThreadControl>, written: NonNull<WrittenPages>);
     /// More tags.
     fn tags(&self) -> io::Result<Tags>;
-    /// Commits one domain, or all with [`vmsrs_protocol::NONE`].
-    fn commit(&self, tag: u64, domain: u32, seal: bool) -> io::Result<()>;
+    /// Commits one domain, or all with [`vmsrs_protocol::NONE`]. `flags` are those of
+    /// [`vmsrs_protocol::ioctl::IoctlCommit`].
+    fn commit(&self, tag: u64, domain: u32, flags: u32) -> io::Result<()>;
     /// Discards, releases the locks of `held`, reports.
     fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()>;
     /// Discards; locks stay.

@@ -3,6 +3,8 @@
 use crate::error::Error;
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::descriptor::Descriptor;
+use crate::shared::hot::Hot;
+use crate::shared::pkru;
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
@@ -14,11 +16,12 @@ use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_DRAFTS,
-    IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE,
-    IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD,
-    IOCTL_THREAD_EXIT, IoctlCommit, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLock,
-    IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread,
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DISCARD,
+    IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT,
+    IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS,
+    IOCTL_THREAD, IOCTL_THREAD_EXIT, IoctlCommit, IoctlCool, IoctlDrafts, IoctlExtent, IoctlFail,
+    IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags,
+    IoctlThread,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
@@ -40,6 +43,7 @@ pub(crate) struct Device {
     descriptor: Descriptor,
     app: IoctlOpenApp,
     locks: NonNull<AtomicU64>,
+    hot: Hot,
 }
 
 // SAFETY: the lock words are atomics that live as long as the process; the driver guards the rest.
@@ -218,6 +222,9 @@ impl Device {
             close();
             refused(error)
         })?;
+        pkru::install();
+        // Everything works without.
+        let hot = Hot::map(fd).unwrap_or(Hot::none());
         let descriptor = Descriptor::new(app.app, fd, is_of_app).map_err(|error| {
             // SAFETY: mapped above, and nobody knows them yet.
             unsafe {
@@ -233,6 +240,7 @@ impl Device {
             descriptor,
             app,
             locks: locks.cast(),
+            hot,
         })))
     }
 
@@ -338,6 +346,9 @@ impl Device {
             unsafe { libc::munmap(pages.as_ptr().cast(), app.length as usize) };
             "the app's locks cannot be mapped"
         })?;
+        self.hot
+            .map_again(fd)
+            .map_err(|_| "the list of hot domains cannot be mapped")?;
         Ok(())
     }
 }
@@ -359,6 +370,20 @@ impl Backend for Device {
         assert!(u64::from(domain) < self.app.locks_length / 8);
         // SAFETY: inside the mapping by the check; it stays forever.
         unsafe { self.locks.add(domain as usize).as_ref() }
+    }
+
+    fn hot(&self) -> Hot {
+        self.hot
+    }
+
+    fn cool(&self, tag: u64, domain: u32) -> io::Result<()> {
+        let mut argument = IoctlCool {
+            tag,
+            domain,
+            reserved: 0,
+        };
+        // SAFETY: the call's argument.
+        unsafe { self.call(IOCTL_COOL, &raw mut argument) }
     }
 
     fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {
@@ -446,16 +471,14 @@ impl Backend for Device {
         })
     }
 
-    fn commit(&self, tag: u64, domain: u32, seal: bool) -> io::Result<()> {
-        let mut argument = IoctlCommit {
-            tag,
-            flags: if seal { COMMIT_SEAL } else { 0 },
-            domain,
-        };
+    fn commit(&self, tag: u64, domain: u32, flags: u32) -> io::Result<()> {
+        let mut argument = IoctlCommit { tag, flags, domain };
         // SAFETY: the call's argument.
         match unsafe { self.call(IOCTL_COMMIT, &raw mut argument) } {
             // The commit is done when the wait for its seal is interrupted.
-            Err(error) if seal && error.raw_os_error() == Some(libc::EINTR) => self.flush(),
+            Err(error) if flags & COMMIT_SEAL != 0 && error.raw_os_error() == Some(libc::EINTR) => {
+                self.flush()
+            }
             outcome => outcome,
         }
     }
@@ -586,6 +609,7 @@ mod tests {
             name: [0; NAME_MAX],
             app: bytemuck::Zeroable::zeroed(),
             locks: NonNull::from(&mut locks),
+            hot: Hot::none(),
         };
         let before = open_on(file.path());
         assert_eq!(device.after_fork(), Err("the device refuses the app"));

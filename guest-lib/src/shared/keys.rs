@@ -8,6 +8,9 @@ use std::array;
 /// Keys of the CPU. Key 0 is the default key of all memory.
 pub(crate) const KEYS: usize = 16;
 
+/// The first key for hot domains, which have this one and those after it, if there are plenty.
+pub(crate) const FIRST_OF_DOMAINS: u32 = 11;
+
 /// The state of a key. Alone in its cache line, which stays with the CPU of a thread that gets the
 /// same key for each of its requests.
 ///
@@ -124,7 +127,7 @@ impl<const N: usize> Table<N> {
 
     /// Withdraws a key that no request has, permanently; `None` if all are in use.
     pub(crate) fn withdraw(&self) -> Option<u32> {
-        (1..N as u32).rev().find(|&key| {
+        (1..FIRST_OF_DOMAINS.min(N as u32)).rev().find(|&key| {
             let word = self.look(key);
             requests(word) == 0 && self.change(key, word, NOT_OURS)
         })

@@ -5,6 +5,7 @@ pub(crate) mod control;
 pub(crate) mod descriptor;
 pub(crate) mod device;
 pub(crate) mod held;
+pub(crate) mod hot;
 pub(crate) mod keys;
 pub(crate) mod pkru;
 pub(crate) mod unprotected;

@@ -14,10 +14,13 @@
 //! has. With more requests in flight than keys some share one, and are not protected from each other's
 //! stray writes.
 //!
+//! Some keys are those of hot domains ([`crate::shared::hot`]): everybody may read with them, and a request that is inside
+//! such a domain may write.
+//!
 //! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
 //! reads only, outside requests it is open.
 
-use crate::shared::keys::{Entry, KEYS, NOT_OURS, Table, next};
+use crate::shared::keys::{Entry, FIRST_OF_DOMAINS, KEYS, NOT_OURS, Table, next};
 use crate::sync::AtomicU64;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -69,9 +72,15 @@ impl Keys {
 const ACCESS: u32 = 0x5555_5555;
 const WRITE: u32 = !ACCESS;
 
+/// Both bits of the keys that hot domains may have.
+const OF_DOMAINS: u32 = u32::MAX << (2 * FIRST_OF_DOMAINS);
+
+/// With fewer keys, all are those of requests, which have two thirds otherwise.
+const PLENTY: usize = 12;
+
 /// What PKRU says about the library's keys. In the lower half the bits of these keys; in the upper half what they
-/// are in a request that has none: the keys of drafts closed, that of guarded memory, which no request has, open
-/// for reading. Bit 0, of key 0, which is never the library's, says that there is guarded memory. 0 until [`install`]
+/// are in a request that has none: the keys of drafts closed, those of hot domains and that of guarded memory, which no
+/// request has, open for reading. Bit 0, of key 0, which is never the library's, says that there is guarded memory. 0 until [`install`]
 /// asked the kernel for keys. One word, since each request reads it on its way in and out.
 static OURS: AtomicU64 = AtomicU64::new(0);
 
@@ -88,10 +97,13 @@ const GUARDS: u32 = 1;
 pub(crate) struct Ours(u64);
 
 impl Ours {
-    const fn new(drafts: Keys, guard: u32) -> Self {
+    const fn new(drafts: Keys, domains: Keys, guard: u32) -> Self {
         let (both, writes) = match guard {
-            0 => (drafts.both, 0),
-            guard => (drafts.both | bits(guard) | GUARDS, bits(guard) & WRITE),
+            0 => (drafts.both | domains.both, domains.both & WRITE),
+            guard => (
+                drafts.both | domains.both | bits(guard) | GUARDS,
+                (domains.both | bits(guard)) & WRITE,
+            ),
         };
         Self(both as u64 | ((drafts.both & ACCESS | writes) as u64) << 32)
     }
@@ -116,18 +128,24 @@ impl Ours {
 
     /// The key of guarded memory, or 0.
     const fn guard(self) -> u32 {
-        match self.inside() & WRITE {
+        match self.inside() & WRITE & !OF_DOMAINS {
             0 => 0,
             bit => bit.trailing_zeros() / 2,
         }
     }
 
     const fn drafts(self) -> Keys {
-        let both = match self.guard() {
-            0 => self.both(),
-            guard => self.both() & !bits(guard),
-        };
-        Keys { both }
+        let closed = self.inside() & ACCESS;
+        Keys {
+            both: closed | closed << 1,
+        }
+    }
+
+    const fn domains(self) -> Keys {
+        let read_only = self.inside() & WRITE & OF_DOMAINS;
+        Keys {
+            both: read_only | read_only >> 1,
+        }
     }
 
     /// In a request with that key (0: none).
@@ -141,9 +159,14 @@ impl Ours {
 
     /// Outside of requests.
     const fn change_outside(self) -> Change {
+        let set = if self.guards() {
+            self.inside() & !bits(self.guard())
+        } else {
+            self.inside()
+        };
         Change {
             keep: !self.both(),
-            set: self.inside() & ACCESS,
+            set,
         }
     }
 
@@ -183,8 +206,20 @@ pub(crate) fn install() {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
         if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
             let given = allocate();
-            set_ours(Ours::new(given, 0));
-            given.numbers().for_each(|key| TABLE.put(key));
+            let domains = Keys {
+                both: if given.numbers().count() < PLENTY {
+                    0
+                } else {
+                    given.both & OF_DOMAINS
+                },
+            };
+            let drafts = Keys {
+                both: given.both & !domains.both,
+            };
+            set_ours(Ours::new(drafts, domains, 0));
+            drafts.numbers().for_each(|key| TABLE.put(key));
+            // Threads that are made from now on inherit that they may read with the keys of domains.
+            close();
         }
     });
 }
@@ -280,7 +315,7 @@ pub(crate) fn guard_key() -> Option<u32> {
     if ours.guard() == 0 {
         let guard = TABLE.withdraw()?;
         let both = ours.drafts().both & !bits(guard);
-        let guarding = Ours::new(Keys { both }, guard);
+        let guarding = Ours::new(Keys { both }, ours.domains(), guard);
         let changed =
             OURS.compare_exchange(ours.0, guarding.0, Ordering::Relaxed, Ordering::Relaxed);
         ours = match changed {
@@ -303,9 +338,44 @@ pub(crate) fn open_guard() {
     update(ours, ours.open_guard());
 }
 
-/// The keys of drafts, a bit each, as [`vmsrs_protocol::ioctl::IoctlThread::keys`] has them.
-pub(crate) fn draft_keys() -> u32 {
-    ours().drafts().numbers().fold(0, |all, key| all | 1 << key)
+/// The keys of drafts and of hot domains, a bit each, as [`vmsrs_protocol::ioctl::IoctlThread::keys`] has them.
+pub(crate) fn all_keys() -> u32 {
+    let set = |keys: Keys| keys.numbers().fold(0, |all, key| all | 1 << key);
+    set(ours().drafts()) | set(ours().domains()) << KEYS
+}
+
+/// The keys of hot domains.
+pub(crate) fn domain_keys() -> impl Iterator<Item = u32> {
+    ours().domains().numbers()
+}
+
+/// Lets the calling thread, which is inside a hot domain from now on, write with its key.
+pub(crate) fn enter_domain(key: u32) {
+    update(
+        ours(),
+        Change {
+            keep: !bits(key),
+            set: 0,
+        },
+    );
+}
+
+/// Takes [`enter_domain`] back.
+pub(crate) fn leave_domain(key: u32) {
+    update(
+        ours(),
+        Change {
+            keep: !bits(key),
+            set: bits(key) & WRITE,
+        },
+    );
+}
+
+/// Whether the calling thread may write with one of the keys whose bits for "write disabled" these are. There are keys.
+#[expect(clippy::inline_always, reason = "on the way of each request")]
+#[inline(always)]
+pub(crate) fn may_write(writes: u32) -> bool {
+    !read() & writes != 0
 }
 
 /// For a thread that works for a request: it may use the key with that number (0: none) and
@@ -354,7 +424,11 @@ pub(crate) fn with_all<T>(code: impl FnOnce() -> T) -> T {
         return code();
     }
     let before = read();
-    write(ours.drafts().open_all(before));
+    // A thread from before the library cannot even read with the keys of domains.
+    let all = Keys {
+        both: ours.drafts().both | ours.domains().both,
+    };
+    write(all.open_all(before));
     let value = code();
     write(before);
     value
@@ -442,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_request_opens_its_own_key_only() {
-        let ours = Ours::new(keys(1..16), 0);
+        let ours = Ours::new(keys(1..16), Keys::default(), 0);
         for own in 1..16 {
             let pkru = inside(ours, LINUX_DEFAULT, own);
             for key in 1..16 {
@@ -453,7 +527,7 @@ mod tests {
 
     #[test]
     fn outside_of_requests_pkru_is_linuxs_default() {
-        let ours = Ours::new(keys(1..16), 0);
+        let ours = Ours::new(keys(1..16), Keys::default(), 0);
         let within = inside(ours, LINUX_DEFAULT, 7);
         assert_eq!(outside(ours, within), LINUX_DEFAULT);
         assert_eq!(inside(ours, within, 0), LINUX_DEFAULT);
@@ -463,7 +537,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_not_ours_and_key_0_stay_as_they_are() {
-        let ours = Ours::new(keys([2, 3, 15]), 0);
+        let ours = Ours::new(keys([2, 3, 15]), Keys::default(), 0);
         for pkru in [0, u32::MAX, LINUX_DEFAULT, 0x1234_5678, 0xaaaa_aaa8] {
             for new in [
                 outside(ours, pkru),
@@ -480,7 +554,7 @@ mod tests {
 
     #[test]
     fn switching_keys_leaves_no_trace_of_the_first() {
-        let ours = Ours::new(keys([1, 4, 9]), 0);
+        let ours = Ours::new(keys([1, 4, 9]), Keys::default(), 0);
         let first = inside(ours, LINUX_DEFAULT, 4);
         assert_eq!(inside(ours, first, 9), inside(ours, LINUX_DEFAULT, 9));
         let all = ours.drafts();
@@ -489,10 +563,19 @@ mod tests {
 
     #[test]
     fn guarded_memory_is_read_only_in_requests() {
-        for guard in 1..16 {
-            let drafts = keys((1..16).filter(|&key| key != guard));
-            let (ours, without) = (Ours::new(drafts, guard), Ours::new(drafts, 0));
-            assert_eq!((ours.guard(), ours.drafts()), (guard, drafts));
+        let domains = keys(FIRST_OF_DOMAINS..16);
+        let all =
+            (1..FIRST_OF_DOMAINS).flat_map(|guard| [(guard, domains), (guard, Keys::default())]);
+        for (guard, domains) in all {
+            let drafts = keys((1..16).filter(|&key| key != guard && domains.both & bits(key) == 0));
+            let (ours, without) = (
+                Ours::new(drafts, domains, guard),
+                Ours::new(drafts, domains, 0),
+            );
+            assert_eq!(
+                (ours.guard(), ours.drafts(), ours.domains()),
+                (guard, drafts, domains)
+            );
             for pkru in [0, u32::MAX, LINUX_DEFAULT] {
                 for own in (0..16).filter(|&key| key != guard) {
                     let within = inside(ours, pkru, own);
@@ -514,8 +597,23 @@ mod tests {
     }
 
     #[test]
+    fn everybody_reads_with_the_key_of_a_hot_domain_and_who_is_inside_writes() {
+        let domains = keys(FIRST_OF_DOMAINS..16);
+        let ours = Ours::new(keys(1..FIRST_OF_DOMAINS), domains, 0);
+        for pkru in [0, u32::MAX, LINUX_DEFAULT] {
+            for own in 0..FIRST_OF_DOMAINS {
+                for place in [inside(ours, pkru, own), outside(ours, pkru)] {
+                    for key in domains.numbers() {
+                        assert_eq!(rights(place, key), (false, true));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn without_keys_nothing_changes() {
-        let none = Ours::new(Keys::default(), 0);
+        let none = Ours::new(Keys::default(), Keys::default(), 0);
         assert!(none.are_none() && none.drafts().is_empty());
         for changed in [
             inside(none, 0x1234_5678, 0),

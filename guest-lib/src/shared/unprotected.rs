@@ -297,7 +297,7 @@ impl Backend for Unprotected {
         })
     }
 
-    fn commit(&self, _tag: u64, _domain: u32, _seal: bool) -> io::Result<()> {
+    fn commit(&self, _tag: u64, _domain: u32, _flags: u32) -> io::Result<()> {
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The list of pages that a thread's request has written, which the driver keeps.
 
+use crate::shared::pkru;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 use vmsrs_protocol::shared::{WRITTEN_MAX, WrittenPages};
@@ -43,11 +44,24 @@ impl Written {
         }
     }
 
-    /// The same where the list is known to be that request's.
-    #[inline]
-    pub(crate) fn listed(self) -> usize {
+    /// [`Written::count`] is not 0, or the thread is inside a hot domain.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn is_any(self, tag: u64) -> bool {
+        const { assert!(std::mem::offset_of!(WrittenPages, count).is_multiple_of(8)) };
+        // Both at once, since mostly they are 0.
+        // SAFETY: as in count(); two fields of four bytes, aligned to eight.
+        let both = self.read(|list| unsafe { (&raw const (*list).count).cast::<u64>() });
+        both != 0 && (self.count(tag) != 0 || self.is_inside_hot())
+    }
+
+    /// Whether the calling thread is inside a hot domain: it may write with the key of one.
+    pub(crate) fn is_inside_hot(self) -> bool {
         // SAFETY: as in count().
-        self.read(|list| unsafe { &raw const (*list).count }) as usize
+        match self.read(|list| unsafe { &raw const (*list).hot_keys }) {
+            0 => false,
+            keys => pkru::may_write(keys),
+        }
     }
 
     /// A page of the list.

@@ -7,11 +7,12 @@ use crate::heap::Heap;
 use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::os::clock;
 use crate::shared::backend::Backend;
+use crate::shared::hot::Hot;
 use crate::shared::pkru;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
 use vmsrs_protocol::shared::LOCK_TAG;
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
@@ -128,6 +129,8 @@ pub struct Domain {
     app: &'static App,
     number: u32,
     lock: &'static AtomicU64,
+    /// See [`Domain::may_be_hot`].
+    hot: &'static AtomicU32,
     first: Extent,
     header: NonNull<DomainHeader>,
     /// See [`Domain::is_known`].
@@ -194,6 +197,7 @@ impl Domain {
             number,
             // It stays where it is, also in the child of a fork.
             lock: backend.lock_word(number),
+            hot: backend.hot().entry(number),
             first,
             header,
             known: AtomicBool::new(false),
@@ -305,6 +309,18 @@ impl Domain {
     #[inline]
     pub(crate) fn holder(&self) -> u64 {
         self.lock_word().load(Ordering::Relaxed) & LOCK_TAG
+    }
+
+    /// False if the domain is not hot. From memory that only the driver writes.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
+    pub(crate) fn may_be_hot(&self) -> bool {
+        self.hot.load(Ordering::Relaxed) != 0
+    }
+
+    /// The list of hot domains.
+    pub(crate) fn hot(&self) -> Hot {
+        self.app.backend().hot()
     }
 
     pub(crate) fn first(&self) -> Extent {

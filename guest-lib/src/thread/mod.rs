@@ -231,7 +231,7 @@ impl Thread {
 
     /// Whether the request may have written to domains.
     pub(crate) fn has_drafts(&self) -> bool {
-        self.has_written() || self.state().may_have_drafts()
+        self.has_written() || self.state().may_have_drafts() || self.is_inside_hot()
     }
 
     /// Whether the thread has made drafts for the request. A stray write may have changed one of the two tags.
@@ -240,10 +240,17 @@ impl Thread {
         has_written(self.tag()) || has_written(self.state().tag())
     }
 
-    /// The same for a request that is plain and has that tag.
-    #[inline]
+    /// The same for a request that is plain and has that tag; or it is inside a hot domain.
+    #[expect(clippy::inline_always, reason = "on the way of each request")]
+    #[inline(always)]
     pub(crate) fn has_listed(&self, tag: u64) -> bool {
-        self.written.count(tag) != 0
+        self.written.is_any(tag)
+    }
+
+    /// Whether the thread is inside a hot domain, where its writes make no drafts. PKRU says so, and nothing in memory that the
+    /// program writes.
+    pub(crate) fn is_inside_hot(&self) -> bool {
+        self.written.is_inside_hot()
     }
 
     /// The list of pages that the thread has written.

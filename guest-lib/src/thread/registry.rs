@@ -183,7 +183,7 @@ impl Thread {
         signals::enter_signal_stack(&signal_stack).inspect_err(|_| own.give_back())?;
         let registration = app
             .backend()
-            .register(signals::interrupt(), pkru::draft_keys())
+            .register(signals::interrupt(), pkru::all_keys())
             .inspect_err(|_| {
                 signals::leave_signal_stack();
                 own.give_back();

@@ -22,7 +22,8 @@ enum { VM_FAULT_NOPAGE = 1, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_RETRY };
 
 struct mutex { bool locked; };
 struct file { void *private_data; };
-struct vm_area_struct { struct file *vm_file; };
+struct mm_struct { int unused; };
+struct vm_area_struct { struct file *vm_file; struct mm_struct *vm_mm; };
 struct vm_fault { struct vm_area_struct *vma; unsigned long address; };
 typedef struct { long counter; } atomic64_t;
 struct vmsrs_device { bool usable; atomic64_t write_faults; };
@@ -97,6 +98,12 @@ static bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag)
 }
 
 static bool may_write(struct vmsrs_domain *domain, u64 tag)
+{
+	return true;
+}
+
+/* No request is inside a hot domain. */
+static bool vmsrs_resident_yield(struct vmsrs_domain *domain, const struct mm_struct *mm, u64 tag)
 {
 	return true;
 }

@@ -23,7 +23,7 @@ typedef int8_t s8;
 #define VMSRS_AHEAD_NOT 0
 #define VMSRS_AHEAD_HOT 1
 #define VMSRS_AHEAD_FOLLOWS 2
-#define HOT_AFTER 3
+#define VMSRS_STREAK_MAX 3
 #define ROW_MIN 2
 #define ROW_SCORE_MAX 4
 #define ROW_MAX UINT8_MAX
