@@ -37,6 +37,7 @@ mod random_requests;
 mod read_only;
 mod read_only_vault;
 mod recycled_frames;
+mod resident;
 mod seal_batches;
 mod server_killed;
 mod stray_close;
@@ -51,6 +52,7 @@ pub const ALL: &[&Behaviour] = &[
     &drafted_ahead::BEHAVIOUR,
     &foreign_write::BEHAVIOUR,
     &foreign_draft::BEHAVIOUR,
+    &resident::BEHAVIOUR,
     &guarded_memory::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
     &corruption::MIRRORED,

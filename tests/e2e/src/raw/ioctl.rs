@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 /// # Errors
 ///
 /// The driver's error.
-pub(super) fn ioctl<T>(file: &File, number: u32, argument: &mut T) -> io::Result<()> {
+pub(crate) fn ioctl<T>(file: &File, number: u32, argument: &mut T) -> io::Result<()> {
     // SAFETY: callers pass the structure that belongs to the number; it is valid for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), u64::from(number), argument as *mut T) };
     if result < 0 {

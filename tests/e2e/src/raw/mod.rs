@@ -6,5 +6,6 @@ mod memory;
 mod thread;
 
 pub use app::{App, Domain};
+pub(crate) use ioctl::ioctl as call;
 pub use memory::{peek, poke};
 pub use thread::Thread;
