@@ -3,7 +3,7 @@
 //!
 //! A domain has one page here; drafts in the place of the committed version are in `batch.rs`. Drafts have their
 //! request's protection key: on a CPU without, a late write can reach the draft of the next request, as
-//! `docs/design.md` says.
+//! `docs/design.md` says. No domain is hot here: see `tests/hot.rs`.
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Mutex, MutexGuard, RwLock};
