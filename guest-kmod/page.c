@@ -400,6 +400,50 @@ static void note_lost(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32
 	}
 }
 
+/* Has the host lost the sealed version of a page? If it does not say, it has. The app's lock is held. */
+static bool host_lost(const struct vmsrs_domain *domain, u32 page)
+{
+	struct vmsrs_list_domain request = {
+		.app = domain->app->number,
+		.domain = domain->number,
+		.first = page,
+		.limit = 1,
+	};
+	struct {
+		struct vmsrs_list_reply list;
+		struct vmsrs_page_frame sealed;
+	} reply;
+	int error;
+
+	error = vmsrs_control_call(domain->app->dev, VMSRS_MESSAGE_LIST_PAGES, &request,
+				   sizeof(request), &reply, sizeof(reply));
+	return error || (reply.sealed.page == page && reply.sealed.frame == VMSRS_DAMAGED_FRAME);
+}
+
+/*
+ * Locks a page's domain and tells whether the host has lost the page's sealed version.
+ *
+ * An event may be late. The page may have been sealed twice since then, and be in the frame again that the event
+ * names, with good content. So the host is asked, again if a batch has been sealed meanwhile. The app's lock is held.
+ */
+static bool lock_lost(struct vmsrs_domain *domain, u32 page)
+{
+	struct vmsrs_device *dev = domain->app->dev;
+	u32 before, now, tries = 0;
+	bool lost;
+
+	for (;;) {
+		vmsrs_batch_last(dev, &before);
+		lost = host_lost(domain, page);
+		mutex_lock(&domain->lock);
+		vmsrs_batch_last(dev, &now);
+		/* To refuse a good page is better than to show a lost one. */
+		if (now == before || ++tries == VMSRS_LOST_TRIES)
+			return lost;
+		mutex_unlock(&domain->lock);
+	}
+}
+
 /**
  * vmsrs_page_damaged() - handle the loss of a page's committed version: refuse all access to it
  * @dev: the device
@@ -430,8 +474,8 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 	extent = vmsrs_extent_find(app, page);
 	if (extent) {
 		entry = &extent->entries[page - extent->page];
-		mutex_lock(&extent->domain->lock);
-		note_lost(extent->domain, entry, frame);
+		if (lock_lost(extent->domain, page))
+			note_lost(extent->domain, entry, frame);
 		if (entry->frame == VMSRS_DAMAGED_FRAME)
 			vmsrs_zap_add(&zap, entry, page);
 		vmsrs_zap_finish(&zap);

@@ -67,6 +67,8 @@
 #define VMSRS_CONTROL_TIMEOUT		(10 * HZ)
 /* A commit or flush waits at most this long for its records to be sealed. */
 #define VMSRS_SEAL_TIMEOUT		(10 * HZ)
+/* The host is asked this often about a lost page while batches are sealed. */
+#define VMSRS_LOST_TRIES		16
 /* A write fault waits at most this long for a frame. */
 #define VMSRS_FRAME_TIMEOUT		(2 * HZ)
 /*

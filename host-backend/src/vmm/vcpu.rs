@@ -1,5 +1,6 @@
 //! The thread of a vCPU: enters the guest, serves its exits, and reports its death.
 
+use std::cell::Cell;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::bus::Bus;
 use super::exit::{CrashReport, ExitReason, StopHandle};
@@ -65,11 +67,32 @@ pub(crate) struct Shared {
     pub(crate) stop: StopHandle,
 }
 
+impl Shared {
+    /// What lies at an address of this process.
+    fn broken_memory(&self, address: usize) -> BrokenMemory {
+        broken_memory(&self.regions, &self.ram, address)
+    }
+}
+
 /// One virtual CPU.
 pub(crate) struct Vcpu {
     fd: VcpuFd,
     index: u32,
     shared: Arc<Shared>,
+    /// Its last access to broken memory named an address that KVM does not use, and is being made again.
+    again: Cell<bool>,
+}
+
+/// What broken memory a vCPU has met, by the address that the system has named.
+#[derive(Debug, PartialEq, Eq)]
+enum BrokenMemory {
+    /// Of a region, at this guest physical address.
+    Region(u64),
+    /// Of the guest's RAM.
+    Ram,
+    /// The address is that of another mapping of the same memory: the system names one of all that show a page
+    /// when it breaks. It has taken the page out of them by then, so the access, made again, names KVM's.
+    Elsewhere,
 }
 
 /// What is left to do after an exit has been looked at.
@@ -84,7 +107,12 @@ enum Next {
 
 impl Vcpu {
     pub(crate) fn new(fd: VcpuFd, index: u32, shared: Arc<Shared>) -> Self {
-        Self { fd, index, shared }
+        Self {
+            fd,
+            index,
+            shared,
+            again: Cell::new(false),
+        }
     }
 
     /// Runs the guest until it ends or is stopped. Every way out of here stops the VM.
@@ -130,7 +158,11 @@ impl Vcpu {
         // A stale reason would be taken for the one of a failed entry.
         self.fd.get_kvm_run().exit_reason = 0;
         let shared = &self.shared;
-        match poison::watched(|| self.fd.run()) {
+        let exit = poison::watched(|| self.fd.run());
+        if exit.is_ok() {
+            self.again.set(false);
+        }
+        match exit {
             Ok(VcpuExit::IoIn(port, data)) => shared.pio.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => shared.pio.write(port.into(), data),
             Ok(VcpuExit::MmioRead(gpa, data))
@@ -194,17 +226,16 @@ impl Vcpu {
 
     /// The guest touched broken memory at an address of this process.
     fn broken(&self, address: usize) -> Next {
-        match self.region_address(address) {
-            Some(gpa) => Next::Fault(FaultCause::Broken(gpa)),
+        let broken = self.shared.broken_memory(address);
+        // Nothing explains another address a second time.
+        let again = broken == BrokenMemory::Elsewhere && !self.again.get();
+        self.again.set(again);
+        match broken {
+            BrokenMemory::Region(gpa) => Next::Fault(FaultCause::Broken(gpa)),
+            BrokenMemory::Elsewhere if again => Next::Enter,
             // The next boot gets new RAM.
-            None => crash(BROKEN_MEMORY),
+            BrokenMemory::Elsewhere | BrokenMemory::Ram => crash(BROKEN_MEMORY),
         }
-    }
-
-    /// The guest physical address of an address of this process, if it lies in a region.
-    fn region_address(&self, address: usize) -> Option<u64> {
-        let mut regions = self.shared.regions.iter();
-        regions.find_map(|region| region.guest_address(address))
     }
 
     /// Asks the handler about a refused access and carries out what it says.
@@ -251,7 +282,8 @@ impl Vcpu {
     }
 
     /// Lets KVM finish an instruction whose store it handed to us, without running the next. False
-    /// when it met broken RAM there. (Broken memory of a region shows at the next access.)
+    /// when it met broken RAM there. (Broken memory of a region shows at the next access, as does one that another
+    /// mapping was named for.)
     fn complete_instruction(&mut self) -> bool {
         self.fd.set_kvm_immediate_exit(1);
         // EINTR is what is asked for; anything else shows at the next entry again.
@@ -261,7 +293,8 @@ impl Vcpu {
         if self.shared.stop.is_stopping() {
             self.fd.set_kvm_immediate_exit(1);
         }
-        poison::take().is_none_or(|address| self.region_address(address).is_some())
+        let met = poison::take().map(|address| self.shared.broken_memory(address));
+        met != Some(BrokenMemory::Ram)
     }
 
     /// Makes the next entry deliver `exception`.
@@ -316,6 +349,23 @@ impl Vcpu {
     }
 }
 
+fn broken_memory(regions: &[RegionPlace], ram: &GuestRam, address: usize) -> BrokenMemory {
+    let is_in = |region: &GuestRegionMmap| {
+        let start = region.as_ptr() as usize;
+        address
+            .checked_sub(start)
+            .is_some_and(|offset| (offset as u64) < region.len())
+    };
+    let region = regions
+        .iter()
+        .find_map(|region| region.guest_address(address));
+    match region {
+        Some(gpa) => BrokenMemory::Region(gpa),
+        None if ram.iter().any(is_in) => BrokenMemory::Ram,
+        None => BrokenMemory::Elsewhere,
+    }
+}
+
 fn crash(what: impl Into<String>) -> Next {
     Next::Crash(what.into(), None)
 }
@@ -329,4 +379,35 @@ fn internal_error(run: &kvm_run) -> String {
         "KVM met an internal error (suberror {}, data {data:x?})",
         internal.suberror
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+    use super::*;
+    use crate::host_memory::HostPages;
+    use crate::vmm::memory::{Layout, MIN_RAM, for_devices};
+
+    #[test]
+    fn broken_memory_is_known_by_the_mapping_that_kvm_uses() {
+        let layout = Layout::new(MIN_RAM).unwrap();
+        let ram = layout.allocate(HostPages::Standard).unwrap();
+        let devices = for_devices(&ram).unwrap();
+        let address = |ram: &GuestRam| ram.get_host_address(GuestAddress(4096)).unwrap() as usize;
+        let region = RegionPlace {
+            start: 1 << 40,
+            len: 8192,
+            host: 0x1000_0000,
+        };
+        let broken = |address| broken_memory(&[region], &ram, address);
+        assert_eq!(
+            broken(0x1000_1fff),
+            BrokenMemory::Region((1 << 40) + 0x1fff)
+        );
+        assert_eq!(broken(0x1000_2000), BrokenMemory::Elsewhere);
+        assert_eq!(broken(address(&ram)), BrokenMemory::Ram);
+        // The same page by another mapping: the access is made once more.
+        assert_eq!(broken(address(&devices)), BrokenMemory::Elsewhere);
+    }
 }

@@ -5,6 +5,7 @@
 mod draft;
 mod fault;
 mod layers;
+mod lost;
 mod predict;
 mod source;
 mod stubs;
