@@ -143,7 +143,8 @@ struct vmsrs_page {
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
- * @note: when they are unmapped, it is noted which drafts have been written through @vma
+ * @note: when they are unmapped, it is noted which of their drafts are not sure to have been written through @vma
+ * @unsure: how many these are
  */
 struct vmsrs_run {
 	struct vmsrs_app *app;
@@ -152,6 +153,7 @@ struct vmsrs_run {
 	u32 page;
 	u32 count;
 	bool note;
+	u32 unsure;
 };
 
 /**
@@ -194,7 +196,7 @@ struct vmsrs_extent_pages {
  * @commit: number of the commit in its domain; guarded by the domain's lock, like the following
  * @streak: commits in a row that have written the page, up to the one of this version
  * @ahead: why it became a draft before it was written
- * @dirty: it is known to have been written
+ * @unsure: it may be as it was made; noted when its page is unmapped
  * @alone: no entry shows the committed version that it is a draft of
  */
 struct vmsrs_frame {
@@ -212,7 +214,7 @@ struct vmsrs_frame {
 	u16 commit;
 	u8 streak;
 	u8 ahead;
-	bool dirty;
+	bool unsure;
 	bool alone;
 };
 
@@ -275,6 +277,7 @@ struct vmsrs_hot_pages {
  * @last_rows: lengths of the last two rows
  * @row_score: whether expecting longer rows has been of use; not if it is negative
  * @ahead: some of @drafts were made ahead
+ * @follows: number of these that are VMSRS_AHEAD_FOLLOWS
  */
 struct vmsrs_domain {
 	struct mutex lock;
@@ -293,6 +296,7 @@ struct vmsrs_domain {
 	u8 last_rows[2];
 	s8 row_score;
 	bool ahead;
+	u32 follows;
 };
 
 /**
