@@ -12,7 +12,7 @@ use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record;
 use crate::thread::stack::{STACK_MAX, Stack};
 use std::ffi::c_void;
-use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::incident::{REG_RSP, REGISTERS};
 use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Makes the running request of the calling thread fail, from its own code. Outside of a request
@@ -207,6 +207,11 @@ impl Thread {
     /// The record of the error that cut the request short.
     pub(crate) fn record(&self) -> IoctlFail {
         self.record.report()
+    }
+
+    /// The stack pointer of the code that was cut short.
+    pub(super) fn cut_at(&self) -> u64 {
+        self.record.register(REG_RSP)
     }
 
     /// What the error said.
