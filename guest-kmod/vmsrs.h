@@ -97,6 +97,8 @@
 #define VMSRS_EVIDENCE_MAX		64
 /* Reports that are kept ready for failures, each with memory for this much evidence. */
 #define VMSRS_REPORTS_SPARE		64
+/* Requests whose memory is kept for failures. */
+#define VMSRS_REQUESTS_SPARE		64
 #define VMSRS_EVIDENCE_SPARE		8192
 
 /* Hot pages of a domain; struct vmsrs_hot_pages has 64 bytes then. */
@@ -336,7 +338,7 @@ struct vmsrs_app {
  * struct vmsrs_request - a request that has drafts, has failed, or is suspended
  * @node: in vmsrs_device.requests; guarded by requests_lock
  * @domains: domains with its drafts; guarded by requests_lock
- * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended; guarded by requests_lock
+ * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended, or in .spare_requests; guarded by requests_lock
  * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under
  *	commit_lock for writing as well, like the next five
  * @suspended_by: file through which it was suspended, or NULL
@@ -625,9 +627,11 @@ struct vmsrs_control {
  * @request_locks: commits, discards and failures of one request happen one after the other; by hash
  *	of its tag
  * @release_lock: guards vmsrs_thread.releasing
- * @requests_lock: guards @requests, @failed_requests, @due_requests, and the lists of files
+ * @requests_lock: guards @requests, @failed_requests, @spare_requests, @spare_count, @due_requests, and the lists of files
  * @requests: struct vmsrs_request, by tag
  * @failed_requests: failed requests that are not suspended
+ * @spare_requests: memory of failed ones that were forgotten, for later ones
+ * @spare_count: how many these are, VMSRS_REQUESTS_SPARE at most
  * @due_requests: suspended requests with a deadline, by deadline
  * @threads_lock: guards @threads and @thread_list
  * @threads: struct vmsrs_thread, by task
@@ -679,9 +683,11 @@ struct vmsrs_device {
 	struct rw_semaphore commit_lock; /* for reading together with a request's lock */
 	struct mutex request_locks[1 << VMSRS_REQUEST_LOCKS_SHIFT]; /* by hash of the tag */
 	struct mutex release_lock;	/* guards vmsrs_thread.releasing */
-	spinlock_t requests_lock;	/* guards the next three, and the lists of files */
+	spinlock_t requests_lock;	/* guards the next five, and the lists of files */
 	DECLARE_HASHTABLE(requests, 10);
 	struct list_head failed_requests;
+	struct list_head spare_requests;
+	u32 spare_count;
 	struct rb_root_cached due_requests;
 
 	spinlock_t threads_lock;	/* guards threads and thread_list */
@@ -1019,6 +1025,8 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
 						 struct hlist_head *domains);
 struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
+struct vmsrs_request *vmsrs_request_new(struct vmsrs_device *dev);
+void vmsrs_requests_forget(struct vmsrs_device *dev, struct list_head *requests);
 void vmsrs_requests_free(struct vmsrs_device *dev);
 
 /* suspend.c */
