@@ -475,7 +475,8 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vm_area_struct *vma;
 	struct vmsrs_frame *draft;
-	bool pin = false;
+	struct vmsrs_page *entry;
+	u32 committed, all = 0;
 
 	mutex_lock(&domain->lock);
 	vma = mapping_of(domain);
@@ -483,11 +484,14 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	if (vma)
 		vmsrs_mapping_put(vma);
 	vmsrs_for_each_frame(draft, &domain->drafts) {
-		draft->committed = draft->entry->frame;
-		draft->entry->draft = VMSRS_NO_DRAFT;
-		pin |= vmsrs_in_pool(draft->committed);
+		entry = draft->entry;
+		committed = entry->frame;
+		entry->draft = VMSRS_NO_DRAFT;
+		draft->committed = committed;
+		all |= committed;
 	}
-	if (pin)
+	/* Perhaps: it is known exactly of each. */
+	if (all & VMSRS_IN_POOL)
 		vmsrs_pool_pin_committed(dev, &domain->drafts);
 	vmsrs_frames_move(&domain->drafts, &report->drafts);
 	domain->owner = NULL;
