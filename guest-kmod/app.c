@@ -114,7 +114,7 @@ static void domain_free(struct vmsrs_domain *domain)
 		next = extent_after(domain, extent);
 		kvfree(extent);
 	}
-	kfree(domain->hot);
+	kfree(domain->heat);
 	kfree(domain);
 }
 
@@ -571,10 +571,12 @@ long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
 	if (!domain || arg->index > domain->extent_count) {
 		ret = -EINVAL;
 	} else if (arg->index == domain->extent_count) {
-		if (arg->pages && arg->pages <= VMSRS_EXTENT_MAX_PAGES)
-			extent = extent_add(domain, arg->pages);
-		else
+		if (!arg->pages || arg->pages > VMSRS_EXTENT_MAX_PAGES)
 			extent = ERR_PTR(-EINVAL);
+		else if (domain->extent_count == U16_MAX)
+			extent = ERR_PTR(-ENOMEM);
+		else
+			extent = extent_add(domain, arg->pages);
 		ret = PTR_ERR_OR_ZERO(extent);
 	} else if (arg->index == domain->extent_count - 1) {
 		extent = domain->last;

@@ -34,7 +34,7 @@ static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vm
 		only = domain;
 	}
 	drafts = records.count;
-	if (hot && hot->resident)
+	if (hot && vmsrs_domain_resident(hot))
 		vmsrs_resident_commit(hot, copies, &records);
 	if (plain && only && drafts)
 		vmsrs_heat_learn(only, file, &records);

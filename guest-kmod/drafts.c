@@ -144,8 +144,8 @@ static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, str
 	draft->replaced = VMSRS_NONE;
 	draft->lost = VMSRS_NONE;
 	draft->ahead = ahead;
-	draft->dirty = false;
 	draft->resident = false;
+	draft->unsure = false;
 	/* The caller zaps what shows the committed version in the only mapping. */
 	draft->alone = vmsrs_app_is_private(domain->app);
 	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
@@ -240,6 +240,7 @@ int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *e
 	if (fill_frame(domain->app->dev, entry, frame))
 		return -EIO;
 	add_draft(domain, page, entry, frame, why);
+	domain->follows += why == VMSRS_AHEAD_FOLLOWS;
 	return 0;
 }
 
@@ -269,18 +270,47 @@ static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 	return draft ? vmsrs_mapping_get(domain->app, current->mm, draft->page) : NULL;
 }
 
+/* Adds a row of pages to what is unmapped, as vmsrs_zap_add(). */
+static void zap_add_row(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page, u32 count)
+{
+	if (page == zap->page + zap->count && entry == zap->entries + zap->count) {
+		zap->count += count;
+		return;
+	}
+	if (page + count != zap->page || entry + count != zap->entries)
+		vmsrs_zap_finish(zap);
+	zap->entries = entry;
+	zap->page = page;
+	zap->count += count;
+}
+
 /*
- * Unmaps the pages of a domain's drafts in every process. Notes which of those that were made ahead have
- * been written through the calling process's mapping. The domain's lock is held.
+ * Unmaps the pages of a domain's drafts in every process. If some were made ahead: returns of how many drafts it is not
+ * sure that they were written through the calling process's mapping, and notes that in them. The domain's lock is held.
  */
-static void zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
+static u32 zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_run zap = { .app = domain->app, .vma = vma, .note = domain->ahead };
-	struct vmsrs_frame *draft;
+	struct vmsrs_frame *draft = domain->drafts.first, *first;
+	struct vmsrs_page *entry;
 
-	vmsrs_for_each_frame(draft, &domain->drafts)
-		vmsrs_zap_add(&zap, draft->entry, draft->page);
+	while (draft) {
+		first = draft;
+		/* Most are neighbours, in this order. The entries of two extents have something between them. */
+		for (entry = draft->entry; draft && draft->entry == entry && entry->mapped; entry++) {
+			entry->mapped = false;
+			draft = draft->next;
+		}
+		if (draft != first) {
+			zap_add_row(&zap, first->entry, first->page, entry - first->entry);
+		} else {
+			draft->unsure = true;
+			zap.unsure++;
+			draft = draft->next;
+		}
+	}
 	vmsrs_zap_finish(&zap);
+	return zap.unsure;
 }
 
 /* Has a draft the content of a version? */
@@ -312,28 +342,25 @@ bool vmsrs_draft_is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame
  * lock is held.
  *
  * A dirty entry shows that a page was written. One that is not shows nothing, since the page may have
- * been written later, or through an entry that was zapped.
+ * been written later, or through an entry that was zapped. In most requests all that was made ahead has been written: then
+ * drafts are not looked at one by one.
  */
 static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
 	struct vmsrs_device *dev = domain->app->dev;
-	struct vmsrs_frame **place = &domain->drafts.first, *draft, *kept = NULL;
+	struct vmsrs_frame **place = &domain->drafts.first, *draft;
 	struct vmsrs_frames unwritten = { };
-	u32 follow = 0;
+	u32 unsure = zap_drafts(domain, vma), follow = domain->follows;
 
-	zap_drafts(domain, vma);
-	if (!domain->ahead) {
-		vmsrs_predict_end(domain, &unwritten, 0);
-		return;
-	}
+	unsure = domain->ahead ? unsure : 0;
 	domain->ahead = false;
-	while ((draft = *place)) {
-		if (draft->ahead == VMSRS_AHEAD_NOT || draft->dirty || !vmsrs_draft_is_unchanged(dev, draft)) {
-			follow += draft->ahead == VMSRS_AHEAD_FOLLOWS;
-			kept = draft;
+	domain->follows = 0;
+	while (unsure && (draft = *place)) {
+		if (!draft->unsure || draft->ahead == VMSRS_AHEAD_NOT || !vmsrs_draft_is_unchanged(dev, draft)) {
 			place = &draft->next;
 			continue;
 		}
+		follow -= draft->ahead == VMSRS_AHEAD_FOLLOWS;
 		*place = draft->next;
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		vmsrs_frames_add(&unwritten, draft);
@@ -342,7 +369,8 @@ static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 	vmsrs_predict_end(domain, &unwritten, follow);
 	if (!unwritten.count)
 		return;
-	domain->drafts.last = kept;
+	domain->drafts.last = place == &domain->drafts.first ? NULL :
+			      container_of(place, struct vmsrs_frame, next);
 	domain->drafts.count -= unwritten.count;
 	atomic_sub(unwritten.count, &dev->drafts);
 	atomic_sub(unwritten.count, &domain->owner->drafts);
@@ -405,6 +433,7 @@ void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry
 	vmsrs_zap_finish(&zap);
 	if (!is_copy(dev, draft, version))
 		return;
+	domain->follows -= draft->ahead == VMSRS_AHEAD_FOLLOWS;
 	entry->draft = VMSRS_NO_DRAFT;
 	remove_draft(domain, draft);
 	atomic_dec(&domain->owner->drafts);
@@ -451,7 +480,8 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vm_area_struct *vma;
 	struct vmsrs_frame *draft;
-	bool pin = false;
+	struct vmsrs_page *entry;
+	u32 committed, all = 0;
 
 	mutex_lock(&domain->lock);
 	vma = mapping_of(domain);
@@ -459,11 +489,14 @@ void vmsrs_drafts_discard(struct vmsrs_domain *domain, struct vmsrs_report *repo
 	if (vma)
 		vmsrs_mapping_put(vma);
 	vmsrs_for_each_frame(draft, &domain->drafts) {
-		draft->committed = draft->entry->frame;
-		draft->entry->draft = VMSRS_NO_DRAFT;
-		pin |= vmsrs_in_pool(draft->committed);
+		entry = draft->entry;
+		committed = entry->frame;
+		entry->draft = VMSRS_NO_DRAFT;
+		draft->committed = committed;
+		all |= committed;
 	}
-	if (pin)
+	/* Perhaps: it is known exactly of each. */
+	if (all & VMSRS_IN_POOL)
 		vmsrs_pool_pin_committed(dev, &domain->drafts);
 	vmsrs_frames_move(&domain->drafts, &report->drafts);
 	domain->owner = NULL;

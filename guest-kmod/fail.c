@@ -48,12 +48,6 @@ static struct vmsrs_request *mark_failed(struct vmsrs_app *app, u64 tag,
 	return request;
 }
 
-/* __GFP_NOFAIL, since the callers cannot fail, and a request is small. */
-static struct vmsrs_request *request_spare(void)
-{
-	return kmalloc(sizeof(struct vmsrs_request), GFP_KERNEL | __GFP_NOFAIL);
-}
-
 /*
  * A protection key forbade the access to a page of an app. A request has the key of its own
  * drafts open, so it hit another request's draft, which may be committed or gone by now. In a
@@ -263,7 +257,7 @@ bool vmsrs_fail(struct vmsrs_app *app, struct vmsrs_thread *thread, struct vmsrs
 	if (own)
 		swap(spare, thread->spare);
 	if (!spare)
-		spare = request_spare();
+		spare = vmsrs_request_new(dev);
 	lock = vmsrs_request_lock(dev, fail->tag);
 	incident = fail_locked(app, thread, fail, report, &spare);
 	vmsrs_request_unlock(dev, lock);
@@ -311,8 +305,8 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 {
 	struct vmsrs_ioctl_fail fail = { .kind = VMSRS_KIND_THREAD_DEATH, .tag = tag };
-	struct vmsrs_request *spare = request_spare();
 	struct vmsrs_device *dev = app->dev;
+	struct vmsrs_request *spare = vmsrs_request_new(dev);
 	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	bool wanted;
 
@@ -460,7 +454,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
  */
 void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {
-	struct vmsrs_request *request, *spare = request_spare();
+	struct vmsrs_request *request, *spare = vmsrs_request_new(app->dev);
 	struct vmsrs_ioctl_fail fail = {
 		.kind = VMSRS_KIND_DEADLINE,
 		.tag = tag,

@@ -14,6 +14,19 @@
  */
 #define HOT_AFTER		4
 
+/**
+ * vmsrs_heat_get() - find what is known of what the last requests in a domain have written
+ * @domain: the domain, locked
+ *
+ * Return: the heat, or NULL if there is none yet and memory is short.
+ */
+struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain)
+{
+	if (!domain->heat)
+		domain->heat = kzalloc(sizeof(*domain->heat), GFP_NOWAIT | __GFP_NOWARN);
+	return domain->heat;
+}
+
 /* Takes a key from a domain that has not been used since this was asked for the last time. */
 static void free_key(struct vmsrs_file *file)
 {
@@ -33,7 +46,7 @@ static void free_key(struct vmsrs_file *file)
 	/* The caller has another domain's lock. */
 	if (!domain || !mutex_trylock(&domain->lock))
 		return;
-	if (domain->resident && domain->resident->file == file && vmsrs_resident_claim(domain->resident))
+	if (vmsrs_domain_resident(domain) && vmsrs_domain_resident(domain)->file == file && vmsrs_resident_claim(vmsrs_domain_resident(domain)))
 		vmsrs_resident_drop(domain);
 	mutex_unlock(&domain->lock);
 }
@@ -70,7 +83,7 @@ static struct vmsrs_resident *resident_new(struct vmsrs_domain *domain, struct v
 			free_key(file);
 		return NULL;
 	}
-	domain->resident = resident;
+	domain->heat->resident = resident;
 	return resident;
 }
 
@@ -102,7 +115,7 @@ static bool add_page(struct vmsrs_resident *resident, struct vmsrs_frame *versio
 	frame->replaced = VMSRS_NONE;
 	frame->lost = VMSRS_NONE;
 	frame->ahead = VMSRS_AHEAD_NOT;
-	frame->dirty = false;
+	frame->unsure = false;
 	frame->alone = true;
 	frame->resident = true;
 	frame->unwritten = 0;
@@ -141,7 +154,7 @@ static void map_pages(struct vmsrs_resident *resident, struct vm_area_struct *vm
 void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		      const struct vmsrs_frames *records)
 {
-	struct vmsrs_resident *resident = domain->resident;
+	struct vmsrs_resident *resident = vmsrs_domain_resident(domain);
 	struct vmsrs_frame *frame, *first = NULL;
 	struct vm_area_struct *vma;
 
@@ -151,12 +164,15 @@ void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		if (!first && is_candidate(frame))
 			first = frame;
 	if (!first) {
-		domain->steady = 0;
+		if (domain->heat)
+			domain->heat->steady = 0;
 		return;
 	}
+	if (!vmsrs_heat_get(domain))
+		return;
 	if (resident && (resident->file != file || resident->pages.count == VMSRS_RESIDENT_MAX))
 		return;
-	if (!resident && ++domain->steady < HOT_AFTER << domain->reluctance)
+	if (!resident && ++domain->heat->steady < HOT_AFTER << domain->heat->reluctance)
 		return;
 	vma = vmsrs_mapping_get(domain->app, current->mm, first->page);
 	if (!vma)

@@ -169,6 +169,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	spin_lock_init(&dev->requests_lock);
 	hash_init(dev->requests);
 	INIT_LIST_HEAD(&dev->failed_requests);
+	INIT_LIST_HEAD(&dev->spare_requests);
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
 	vmsrs_watch_init(dev);

@@ -253,36 +253,49 @@ static pmd_t *table_of(const struct vmsrs_run *run, u32 i, u32 *count)
 	return find_table(run->vma->vm_mm, address);
 }
 
-/*
- * Prepares pages of a table to be unmapped: notes which drafts have been written, and with `clear` clears the
- * entries between the first and the last page of the run. Page `i` of it is the first in the table.
- */
-static void prepare_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, bool clear)
+/* Notes that drafts may be as they were made, from page `i` of a run on. */
+static void note_unsure(struct vmsrs_run *run, u32 i, u32 count)
 {
-	struct vmsrs_frame *frames = run->note ? run->app->dev->pool.frames : NULL;
+	struct vmsrs_frame *frames = run->app->dev->pool.frames;
+
+	for (run->unsure += count; count--; i++)
+		frames[run->entries[i].draft].unsure = true;
+}
+
+/*
+ * Prepares pages of a table to be unmapped: notes of which drafts it is not sure that they were written, and with
+ * `clear` clears the entries between the first and the last page of the run. Page `i` of it is the first in the table.
+ */
+static void prepare_entries(struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, bool clear)
+{
 	unsigned long address = page_address_of(run->app, run->page + i);
-	const struct vmsrs_page *page = run->entries + i;
 	struct mm_struct *mm = run->vma->vm_mm;
 	spinlock_t *lock = pte_lockptr(mm, pmd);
-	u32 ends = clear ? run->count - 1 : 0;
-	pte_t *pte, entry;
+	pte_t *first, *pte, *last, *end;
 
 	spin_lock(lock);
-	pte = pte_offset_kernel(pmd, address);
-	for (; count--; i++, page++, pte++, address += PAGE_SIZE) {
-		entry = *pte;
-		if (pte_none(entry))
-			continue;
-		if (i && i < ends)
-			entry = ptep_get_and_clear(mm, address, pte);
-		if (frames && pte_dirty(entry) && page->draft != VMSRS_NO_DRAFT)
-			frames[page->draft].dirty = true;
+	first = pte_offset_kernel(pmd, address);
+	end = first + count;
+	pte = first;
+	last = first;
+	if (clear) {
+		/* The ends of the run, if they are in this table, are not cleared. */
+		last = end - (i + count == run->count);
+		if (!i && !pte_dirty(*pte++) && run->note)
+			note_unsure(run, 0, 1);
 	}
+	for (; pte < last; pte++)
+		if (!pte_dirty(ptep_get_and_clear(mm, address + (pte - first) * PAGE_SIZE, pte)) &&
+		    run->note)
+			note_unsure(run, i + (pte - first), 1);
+	for (; pte < end; pte++)
+		if (!pte_dirty(*pte) && run->note)
+			note_unsure(run, i + (pte - first), 1);
 	spin_unlock(lock);
 }
 
 /* Does the same to a run that lies within its mapping. */
-static void prepare_run(const struct vmsrs_run *run, bool clear)
+static void prepare_run(struct vmsrs_run *run, bool clear)
 {
 	u32 count, i;
 	pmd_t *pmd;
@@ -291,6 +304,8 @@ static void prepare_run(const struct vmsrs_run *run, bool clear)
 		pmd = table_of(run, i, &count);
 		if (pmd)
 			prepare_entries(run, pmd, i, count, clear);
+		else if (run->note)
+			note_unsure(run, i, count);
 	}
 }
 
@@ -308,7 +323,7 @@ static bool has_entry(const struct vmsrs_run *run, u32 i)
  * two stay until then is sure: entries change under the domain's lock, with mmap_lock for writing, or in
  * vmsrs_zap_all(), which runs alone.
  */
-static void zap_only(const struct vmsrs_run *run)
+static void zap_only(struct vmsrs_run *run)
 {
 	bool clear = run->count > 2 && has_entry(run, 0) && has_entry(run, run->count - 1);
 
@@ -323,22 +338,22 @@ static void zap_only(const struct vmsrs_run *run)
  * vmsrs_zap_finish() - unmap the pages that were added last
  * @zap: what is to be unmapped; empty afterwards
  *
- * If it asks for that: what is written until then through its mapping is noted in the pages' drafts.
+ * If it asks for that, and the pages have drafts: those are noted, and counted, that are not sure to have been written
+ * through its mapping until then.
  */
 void vmsrs_zap_finish(struct vmsrs_run *zap)
 {
-	struct vmsrs_run mapped;
+	bool seen = zap->vma && within(zap);
 
 	if (!zap->count)
 		return;
-	if (zap->vma && vmsrs_app_is_private(zap->app) && within(zap)) {
+	if (seen && vmsrs_app_is_private(zap->app)) {
 		zap_only(zap);
 	} else {
-		if (zap->vma && zap->note) {
-			mapped = *zap;
-			clip(&mapped);
-			prepare_run(&mapped, false);
-		}
+		if (zap->note && seen)
+			prepare_run(zap, false);
+		else if (zap->note)
+			note_unsure(zap, 0, zap->count);
 		zap_pages(zap->app, zap->page, zap->count);
 	}
 	zap->count = 0;

@@ -28,7 +28,7 @@ static bool is_resident(const struct vmsrs_domain *domain, const struct vmsrs_pa
  */
 static u32 draft_key(const struct vmsrs_domain *domain, const struct vmsrs_page *entry)
 {
-	return is_resident(domain, entry) ? domain->resident->key : domain->owner->key;
+	return is_resident(domain, entry) ? vmsrs_domain_resident(domain)->key : domain->owner->key;
 }
 
 /* Does the process of a mapping see the draft of a page, which has one? */
@@ -36,7 +36,7 @@ static bool sees_draft(const struct vmsrs_domain *domain, const struct vmsrs_pag
 		       const struct vm_area_struct *vma)
 {
 	if (is_resident(domain, entry))
-		return domain->resident->mm == vma->vm_mm;
+		return vmsrs_domain_resident(domain)->mm == vma->vm_mm;
 	/* The file is NULL if the request has failed: then the draft is about to go. */
 	return READ_ONCE(domain->owner->file) == vma->vm_file->private_data;
 }
@@ -130,7 +130,7 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
 	if (entry->draft != VMSRS_NO_DRAFT && sees_draft(domain, entry, vmf->vma)) {
 		frame = entry->draft | VMSRS_IN_POOL;
-		prot = is_resident(domain, entry) ? write_prot(vmf->vma, domain->resident->key) :
+		prot = is_resident(domain, entry) ? write_prot(vmf->vma, vmsrs_domain_resident(domain)->key) :
 						    vmsrs_key_prot(prot, domain->owner->key);
 	} else if (entry->draft != VMSRS_NO_DRAFT) {
 		app->dev->pool.frames[entry->draft].alone = false;

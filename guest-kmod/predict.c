@@ -11,8 +11,6 @@
  * two thirds of a fault. So a page that was once left out is hot no more, and a domain whose requests
  * stop early gets no following pages.
  */
-#include <linux/slab.h>
-
 #include "vmsrs.h"
 
 /* Pages of a row that is longer than expected after which the following ones are predicted. */
@@ -81,7 +79,7 @@ static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_page
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
 		  bool first, struct vmsrs_ahead *pages)
 {
-	const struct vmsrs_hot_pages *hot = domain->hot;
+	const struct vmsrs_heat *hot = domain->heat;
 	u32 count = 0;
 
 	lockdep_assert_held(&domain->lock);
@@ -99,23 +97,17 @@ u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *
 /* Adds a hot page, if there is memory and room for it. */
 static void add_hot(struct vmsrs_domain *domain, u32 page)
 {
-	struct vmsrs_hot_pages *hot = domain->hot;
+	struct vmsrs_heat *hot = vmsrs_heat_get(domain);
 	u32 i;
 
-	if (!hot) {
-		hot = kzalloc(sizeof(*hot), GFP_NOWAIT | __GFP_NOWARN);
-		if (!hot)
-			return;
-		domain->hot = hot;
-	}
-	for (i = 0; i < hot->count; i++)
+	for (i = 0; hot && i < hot->count; i++)
 		if (hot->pages[i] == page)
 			return;
-	if (hot->count < VMSRS_HOT_MAX)
+	if (hot && hot->count < VMSRS_HOT_MAX)
 		hot->pages[hot->count++] = page;
 }
 
-static void remove_hot(struct vmsrs_hot_pages *hot, u32 page)
+static void remove_hot(struct vmsrs_heat *hot, u32 page)
 {
 	u32 i;
 
@@ -165,7 +157,7 @@ void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *u
 		if (draft->ahead == VMSRS_AHEAD_FOLLOWS)
 			follow++;
 		else
-			remove_hot(domain->hot, draft->page);
+			remove_hot(domain->heat, draft->page);
 	}
 	end_row(domain, domain->row - min_t(u32, follow, domain->row));
 	if (follow > written)

@@ -240,15 +240,58 @@ bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag)
 }
 
 /**
+ * vmsrs_request_new() - take or allocate memory for a request
+ * @dev: the device
+ *
+ * Return: the memory; never NULL, since the callers cannot fail, and a request is small.
+ */
+struct vmsrs_request *vmsrs_request_new(struct vmsrs_device *dev)
+{
+	struct vmsrs_request *request;
+
+	spin_lock(&dev->requests_lock);
+	request = list_first_entry_or_null(&dev->spare_requests, struct vmsrs_request, failed_entry);
+	if (request) {
+		list_del(&request->failed_entry);
+		dev->spare_count--;
+	}
+	spin_unlock(&dev->requests_lock);
+	return request ? request : kmalloc(sizeof(*request), GFP_KERNEL | __GFP_NOFAIL);
+}
+
+/**
+ * vmsrs_requests_forget() - free failed requests, or keep their memory for later ones
+ * @dev: the device
+ * @requests: the requests, in no table, by failed_entry
+ */
+void vmsrs_requests_forget(struct vmsrs_device *dev, struct list_head *requests)
+{
+	struct vmsrs_request *request, *next;
+
+	spin_lock(&dev->requests_lock);
+	list_for_each_entry_safe(request, next, requests, failed_entry) {
+		if (dev->spare_count == VMSRS_REQUESTS_SPARE)
+			break;
+		list_move(&request->failed_entry, &dev->spare_requests);
+		dev->spare_count++;
+	}
+	spin_unlock(&dev->requests_lock);
+	list_for_each_entry_safe(request, next, requests, failed_entry)
+		kfree(request);
+}
+
+/**
  * vmsrs_requests_free() - free all requests
  * @dev: the device, which nothing else uses any more
  */
 void vmsrs_requests_free(struct vmsrs_device *dev)
 {
-	struct vmsrs_request *request;
+	struct vmsrs_request *request, *spare;
 	struct hlist_node *next;
 	int bucket;
 
 	hash_for_each_safe(dev->requests, bucket, next, request, node)
+		kfree(request);
+	list_for_each_entry_safe(request, spare, &dev->spare_requests, failed_entry)
 		kfree(request);
 }

@@ -47,7 +47,7 @@ static bool claim_valid(struct vmsrs_resident *resident, s64 claim)
  */
 static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 {
-	struct vmsrs_resident *resident = domain->resident;
+	struct vmsrs_resident *resident = vmsrs_domain_resident(domain);
 	struct vmsrs_run zap = { .app = domain->app };
 	struct vmsrs_device *dev = domain->app->dev;
 	struct vmsrs_frames pages = { }, same = { };
@@ -81,9 +81,9 @@ static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 		}
 	}
 	vmsrs_pool_put_all(dev, &same);
-	domain->resident = NULL;
-	domain->steady = 0;
-	domain->reluctance = min(domain->reluctance + 1, VMSRS_RELUCTANCE_MAX);
+	domain->heat->resident = NULL;
+	domain->heat->steady = 0;
+	domain->heat->reluctance = min(domain->heat->reluctance + 1, VMSRS_RELUCTANCE_MAX);
 	mmdrop(resident->mm);
 	kfree(resident);
 }
@@ -113,7 +113,7 @@ static int take_back_written(struct vmsrs_domain *domain, struct vmsrs_thread *t
 	int error = 0;
 
 	if (!domain->owner)
-		error = vmsrs_request_own_domain(domain, thread, domain->resident->file, tag,
+		error = vmsrs_request_own_domain(domain, thread, vmsrs_domain_resident(domain)->file, tag,
 						 vmsrs_thread_key(thread));
 	if (error)
 		return error;
@@ -129,7 +129,7 @@ static int take_back_written(struct vmsrs_domain *domain, struct vmsrs_thread *t
 /* Is the request with that tag inside the hot domain, and nobody else? domain->lock is held. */
 static bool is_inside(struct vmsrs_domain *domain, u64 tag)
 {
-	return (u64)atomic64_read(domain->resident->claim) == tag &&
+	return (u64)atomic64_read(vmsrs_domain_resident(domain)->claim) == tag &&
 	       vmsrs_lock_tag(domain->app, domain->number) == tag &&
 	       (!domain->owner || domain->owner->tag == tag);
 }
@@ -162,8 +162,8 @@ struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, s
 	if (!domain)
 		return ERR_PTR(-EOWNERDEAD);
 	mutex_lock_nest_lock(&domain->lock, lock);
-	if (domain->resident && domain->resident->mm == current->mm &&
-	    keys == BIT(domain->resident->key) && is_inside(domain, tag))
+	if (vmsrs_domain_resident(domain) && vmsrs_domain_resident(domain)->mm == current->mm &&
+	    keys == BIT(vmsrs_domain_resident(domain)->key) && is_inside(domain, tag))
 		return domain;
 	mutex_unlock(&domain->lock);
 	return ERR_PTR(-EOWNERDEAD);
@@ -209,7 +209,7 @@ int vmsrs_resident_prepare(struct vmsrs_domain *domain, struct vmsrs_thread *thr
 {
 	struct vmsrs_device *dev = domain->app->dev;
 
-	if (vmsrs_app_is_private(domain->app) && copy_changed(dev, domain->resident, copies))
+	if (vmsrs_app_is_private(domain->app) && copy_changed(dev, vmsrs_domain_resident(domain), copies))
 		return 0;
 	vmsrs_pool_put_all(dev, copies);
 	return take_back_written(domain, thread, tag);
@@ -218,7 +218,7 @@ int vmsrs_resident_prepare(struct vmsrs_domain *domain, struct vmsrs_thread *thr
 /* Has pages that many commits have left as they were be ordinary ones. */
 static void drop_unwritten(struct vmsrs_domain *domain)
 {
-	struct vmsrs_resident *resident = domain->resident;
+	struct vmsrs_resident *resident = vmsrs_domain_resident(domain);
 	struct vmsrs_frames pages = { }, dropped = { };
 	struct vmsrs_run zap = { .app = domain->app };
 	struct vmsrs_frame *frame;
@@ -277,10 +277,10 @@ void vmsrs_resident_commit(struct vmsrs_domain *domain, struct vmsrs_frames *cop
 		frame->replaced = VMSRS_NONE;
 	}
 	vmsrs_frames_move(copies, records);
-	domain->resident->used = true;
+	vmsrs_domain_resident(domain)->used = true;
 	drop_unwritten(domain);
-	if (domain->resident)
-		atomic64_set_release(domain->resident->claim, 0);
+	if (vmsrs_domain_resident(domain))
+		atomic64_set_release(vmsrs_domain_resident(domain)->claim, 0);
 }
 
 /*
@@ -336,7 +336,7 @@ u32 vmsrs_resident_discard(struct vmsrs_app *app, u64 tag, bool own, struct vmsr
 	/* A program can change the words meanwhile. */
 	while (tries-- && (domain = find_of(app, tag, own))) {
 		mutex_lock(&domain->lock);
-		if (domain->resident && is_of(domain->resident, tag, own))
+		if (vmsrs_domain_resident(domain) && is_of(vmsrs_domain_resident(domain), tag, own))
 			take_back(domain, &changed);
 		vmsrs_for_each_frame(frame, &changed) {
 			frame->committed = frame->entry->frame;
@@ -364,7 +364,7 @@ u32 vmsrs_resident_discard(struct vmsrs_app *app, u64 tag, bool own, struct vmsr
  */
 bool vmsrs_resident_yield(struct vmsrs_domain *domain, const struct mm_struct *mm, u64 tag)
 {
-	struct vmsrs_resident *resident = domain->resident;
+	struct vmsrs_resident *resident = vmsrs_domain_resident(domain);
 	s64 claim;
 
 	if (!resident)
@@ -404,7 +404,7 @@ long vmsrs_resident_cool(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		ret = -ENODEV;
 	else if (vmsrs_lock_tag(file->app, domain->number) != arg->tag)
 		ret = -EOWNERDEAD;
-	else if (domain->resident && domain->resident->mm == current->mm &&
+	else if (vmsrs_domain_resident(domain) && vmsrs_domain_resident(domain)->mm == current->mm &&
 		 is_inside(domain, arg->tag))
 		ret = take_back_written(domain, thread, arg->tag);
 	else if (!vmsrs_resident_yield(domain, NULL, arg->tag))
@@ -433,7 +433,7 @@ void vmsrs_residents_drop(struct vmsrs_file *file)
 		if (!domain)
 			continue;
 		mutex_lock(&domain->lock);
-		if (domain->resident && domain->resident->file == file)
+		if (vmsrs_domain_resident(domain) && vmsrs_domain_resident(domain)->file == file)
 			vmsrs_resident_drop(domain);
 		mutex_unlock(&domain->lock);
 	}

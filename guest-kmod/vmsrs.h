@@ -101,14 +101,16 @@
 #define VMSRS_EVIDENCE_MAX		64
 /* Reports that are kept ready for failures, each with memory for this much evidence. */
 #define VMSRS_REPORTS_SPARE		64
+/* Requests whose memory is kept for failures. */
+#define VMSRS_REQUESTS_SPARE		64
 #define VMSRS_EVIDENCE_SPARE		8192
 
 /* Commits in a row with a page are counted up to this many; after them it is hot. */
 #define VMSRS_STREAK_MAX		3
 /* Most times that a domain that has cooled takes twice as long to become hot again. */
 #define VMSRS_RELUCTANCE_MAX		8
-/* Hot pages of a domain; struct vmsrs_hot_pages has 64 bytes then. */
-#define VMSRS_HOT_MAX			15
+/* Hot pages of a domain; struct vmsrs_heat has 64 bytes then. */
+#define VMSRS_HOT_MAX			13
 /* Most pages that are drafted ahead at a time: hot ones, and ones that follow. */
 #define VMSRS_FOLLOWING_MAX		16
 #define VMSRS_AHEAD_MAX			(VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
@@ -152,7 +154,8 @@ struct vmsrs_page {
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
- * @note: when they are unmapped, it is noted which drafts have been written through @vma
+ * @note: when they are unmapped, it is noted which of their drafts are not sure to have been written through @vma
+ * @unsure: how many these are
  */
 struct vmsrs_run {
 	struct vmsrs_app *app;
@@ -161,6 +164,7 @@ struct vmsrs_run {
 	u32 page;
 	u32 count;
 	bool note;
+	u32 unsure;
 };
 
 /**
@@ -203,7 +207,7 @@ struct vmsrs_extent_pages {
  * @commit: number of the commit in its domain; guarded by the domain's lock, like the following
  * @streak: commits in a row that have written the page, up to the one of this version
  * @ahead: why it became a draft before it was written
- * @dirty: it is known to have been written
+ * @unsure: it may be as it was made; noted when its page is unmapped
  * @alone: no entry shows the committed version that it is a draft of
  * @resident: it is a draft between requests, too, and in vmsrs_resident.pages
  * @unwritten: commits in a row that have left the resident page as it was
@@ -223,7 +227,7 @@ struct vmsrs_frame {
 	u16 commit;
 	u8 streak;
 	u8 ahead;
-	bool dirty;
+	bool unsure;
 	bool alone;
 	bool resident;
 	u8 unwritten;
@@ -260,12 +264,18 @@ struct vmsrs_ahead {
 };
 
 /**
- * struct vmsrs_hot_pages - pages that each of the last requests in a domain has written to
- * @count: number of pages
- * @pages: their numbers
+ * struct vmsrs_heat - what the last requests in a domain have written, if that is the same again and again
+ * @resident: the domain's resident pages, or NULL if it is not hot
+ * @steady: commits in a row with pages that several before them have written
+ * @reluctance: how often it has cooled
+ * @count: number of @pages
+ * @pages: numbers of those that each of the last requests has written
  */
-struct vmsrs_hot_pages {
-	u32 count;
+struct vmsrs_heat {
+	struct vmsrs_resident *resident;
+	u16 steady;
+	u8 reluctance;
+	u8 count;
 	u32 pages[VMSRS_HOT_MAX];
 };
 
@@ -280,18 +290,16 @@ struct vmsrs_hot_pages {
  * @drafts: in order of the first write
  * @number: its number, the index of its lock word
  * @extent_count: number of extents; guarded by vmsrs_app.lock
+ * @follows: number of @drafts that are VMSRS_AHEAD_FOLLOWS; guarded by @lock
  * @next_page: page after the one that was drafted last
  * @lost: number of the last batch in which a page lost its content before it was sealed, or 0
- * @hot: pages that are drafted ahead, or NULL
+ * @heat: what its last requests have written, or NULL
  * @commits: number of its last commit
  * @row: drafts made one page after the other by @owner, up to @next_page
  * @predicted: pages at the end of @row that were drafted ahead with its last write
  * @last_rows: lengths of the last two rows
  * @row_score: whether expecting longer rows has been of use; not if it is negative
  * @ahead: some of @drafts were made ahead
- * @resident: its resident pages, or NULL if it is not hot
- * @steady: commits in a row with pages that several before them have written
- * @reluctance: how often it has cooled
  */
 struct vmsrs_domain {
 	struct mutex lock;
@@ -301,19 +309,17 @@ struct vmsrs_domain {
 	struct hlist_node owned;
 	struct vmsrs_frames drafts;
 	u32 number;
-	u32 extent_count;
+	u16 extent_count;
+	u16 follows;
 	u32 next_page;
 	u32 lost;
-	struct vmsrs_hot_pages *hot;
+	struct vmsrs_heat *heat;
 	u16 commits;
 	u8 row;
 	u8 predicted;
 	u8 last_rows[2];
 	s8 row_score;
 	bool ahead;
-	struct vmsrs_resident *resident;
-	u16 steady;
-	u8 reluctance;
 };
 
 /**
@@ -379,7 +385,7 @@ struct vmsrs_app {
  * struct vmsrs_request - a request that has drafts, has failed, or is suspended
  * @node: in vmsrs_device.requests; guarded by requests_lock
  * @domains: domains with its drafts; guarded by requests_lock
- * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended; guarded by requests_lock
+ * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended, or in .spare_requests; guarded by requests_lock
  * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under
  *	commit_lock for writing as well, like the next five
  * @suspended_by: file through which it was suspended, or NULL
@@ -676,9 +682,11 @@ struct vmsrs_control {
  * @request_locks: commits, discards and failures of one request happen one after the other; by hash
  *	of its tag
  * @release_lock: guards vmsrs_thread.releasing
- * @requests_lock: guards @requests, @failed_requests, @due_requests, and the lists of files
+ * @requests_lock: guards @requests, @failed_requests, @spare_requests, @spare_count, @due_requests, and the lists of files
  * @requests: struct vmsrs_request, by tag
  * @failed_requests: failed requests that are not suspended
+ * @spare_requests: memory of failed ones that were forgotten, for later ones
+ * @spare_count: how many these are, VMSRS_REQUESTS_SPARE at most
  * @due_requests: suspended requests with a deadline, by deadline
  * @threads_lock: guards @threads and @thread_list
  * @threads: struct vmsrs_thread, by task
@@ -730,9 +738,11 @@ struct vmsrs_device {
 	struct rw_semaphore commit_lock; /* for reading together with a request's lock */
 	struct mutex request_locks[1 << VMSRS_REQUEST_LOCKS_SHIFT]; /* by hash of the tag */
 	struct mutex release_lock;	/* guards vmsrs_thread.releasing */
-	spinlock_t requests_lock;	/* guards the next three, and the lists of files */
+	spinlock_t requests_lock;	/* guards the next five, and the lists of files */
 	DECLARE_HASHTABLE(requests, 10);
 	struct list_head failed_requests;
+	struct list_head spare_requests;
+	u32 spare_count;
 	struct rb_root_cached due_requests;
 
 	spinlock_t threads_lock;	/* guards threads and thread_list */
@@ -1082,6 +1092,8 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
 						 struct hlist_head *domains);
 struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
+struct vmsrs_request *vmsrs_request_new(struct vmsrs_device *dev);
+void vmsrs_requests_forget(struct vmsrs_device *dev, struct list_head *requests);
 void vmsrs_requests_free(struct vmsrs_device *dev);
 
 /* suspend.c */
@@ -1148,6 +1160,11 @@ void vmsrs_hot_tell(struct vmsrs_app *app, const struct mm_struct *mm);
 void vmsrs_hot_list(const struct vmsrs_resident *resident);
 
 /* resident.c */
+static inline struct vmsrs_resident *vmsrs_domain_resident(const struct vmsrs_domain *domain)
+{
+	return domain->heat ? domain->heat->resident : NULL;
+}
+
 bool vmsrs_resident_claim(struct vmsrs_resident *resident);
 void vmsrs_resident_drop(struct vmsrs_domain *domain);
 struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, struct mutex *lock);
@@ -1162,6 +1179,7 @@ long vmsrs_resident_cool(struct vmsrs_file *file, struct vmsrs_thread *thread,
 void vmsrs_residents_drop(struct vmsrs_file *file);
 
 /* heat.c */
+struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
 void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		      const struct vmsrs_frames *records);
 

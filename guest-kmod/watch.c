@@ -144,8 +144,7 @@ static void prune_requests(struct vmsrs_device *dev)
 	}
 	spin_unlock(&dev->requests_lock);
 	up_write(&dev->commit_lock);
-	list_for_each_entry_safe(request, next, &done, failed_entry)
-		kfree(request);
+	vmsrs_requests_forget(dev, &done);
 	if (app)
 		vmsrs_fail(app, NULL, &fail);
 }

@@ -153,6 +153,13 @@ pub(crate) fn enter_signal_stack(region: &Region) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the thread that a signal handler has interrupted, whose `context` that is, has this stack for its handlers; it has it
+/// again when the handler returns. Async-signal-safe.
+pub(crate) fn had_signal_stack(region: &Region, context: &libc::ucontext_t) -> bool {
+    let (had, ours) = (&context.uc_stack, signal_stack(region));
+    had.ss_sp == ours.ss_sp && had.ss_size == ours.ss_size && had.ss_flags == 0
+}
+
 /// Takes the stack away again; the thread ends.
 pub(crate) fn leave_signal_stack() -> bool {
     let stack = libc::stack_t {

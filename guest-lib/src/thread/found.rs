@@ -18,7 +18,6 @@ use crate::shared::pkru;
 use std::cell::Cell;
 use std::ops::Range;
 use std::ptr;
-use vmsrs_protocol::incident::REG_RSP;
 
 /// Requests at the start of a thread that are looked at: servers set up their threads by then.
 const FIRST: u32 = 64;
@@ -57,6 +56,8 @@ pub(super) struct Found {
     looks: Cell<u32>,
     /// The server changes the thread between requests.
     varies: Cell<bool>,
+    /// The signal that has cut the request short has found the thread's stack for handlers in its place.
+    has_signal_stack: Cell<bool>,
     robust: RobustList,
     /// Mutexes on that list after the last failure.
     locks: Cell<u32>,
@@ -72,6 +73,7 @@ impl Found {
             look: Cell::new(Look::take()),
             looks: Cell::new(0),
             varies: Cell::new(false),
+            has_signal_stack: Cell::new(false),
             robust: RobustList::of_this_thread(),
             locks: Cell::new(0),
             rseq: Rseq::of_this_thread(),
@@ -130,6 +132,8 @@ impl Thread {
         let found = self.found.look.get().blocked;
         // SAFETY: by contract.
         unsafe {
+            let has_stack = signals::had_signal_stack(&self.signal_stack, &*context);
+            self.found.has_signal_stack.set(has_stack);
             let now = Signals::read(&(*context).uc_sigmask);
             signals::forget_broken_pipe(now.without(found));
             found.block_after(context);
@@ -140,7 +144,9 @@ impl Thread {
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
         // Not from the handler: since Linux 6.12 its end refuses to replace the stack that it runs on.
-        let _ = signals::enter_signal_stack(&self.signal_stack);
+        if !self.found.has_signal_stack.take() {
+            let _ = signals::enter_signal_stack(&self.signal_stack);
+        }
         let look = self.found.look.get();
         look.rights.restore();
         look.exceptions.set();
@@ -150,7 +156,7 @@ impl Thread {
         let frame = |address, bytes| self.frame(address, bytes);
         cancellation::drop_dead_unwindings(frame);
         // Frames below were unwound, and may have been overwritten since.
-        let pointer = self.record().registers[REG_RSP];
+        let pointer = self.cut_at();
         let is_inside = |stack: &Region| stack.holds(pointer, 0) || stack.is_below(pointer);
         let intact = match self.stack_region() {
             Some(stack) if is_inside(stack) => pointer,

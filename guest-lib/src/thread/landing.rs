@@ -12,7 +12,7 @@ use crate::os::switch::{self, Entry, LANDED};
 use crate::thread::record::{self, Message};
 use crate::thread::stack::{STACK_MAX, Stack};
 use std::ffi::c_void;
-use vmsrs_protocol::incident::REGISTERS;
+use vmsrs_protocol::incident::{REG_RSP, REGISTERS};
 use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Makes the running request of the calling thread fail, from its own code. Outside of a request
@@ -212,6 +212,11 @@ impl Thread {
     /// What the error said, for when something else may be said.
     pub(crate) fn message_copied(&self) -> Message {
         self.record.message_copied()
+    }
+
+    /// The stack pointer of the code that was cut short.
+    pub(super) fn cut_at(&self) -> u64 {
+        self.record.register(REG_RSP)
     }
 
     /// What the error said.

@@ -62,6 +62,12 @@ impl Record {
         copy
     }
 
+    /// One of the registers.
+    pub(crate) fn register(&self, register: usize) -> u64 {
+        // SAFETY: as in report().
+        unsafe { (&raw const (*self.report.get()).registers[register]).read() }
+    }
+
     pub(crate) fn message(&self) -> &[u8] {
         // SAFETY: as in report().
         let message = unsafe { &*self.message.get() };
