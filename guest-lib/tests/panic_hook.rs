@@ -5,8 +5,8 @@ mod common;
 use common::{domain, failure, null_write, success};
 use std::fmt;
 use std::panic::{self, PanicHookInfo};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, Once};
 use vmsrs::Kind;
 
 /// The hook is one of the process.
@@ -41,17 +41,29 @@ fn all_goes_on() {
     std::thread::spawn(works).join().unwrap();
 }
 
+/// The next hook is an error.
+static CRASH: AtomicBool = AtomicBool::new(false);
+
+/// Installs the hook before any test cuts a panic short: afterwards nobody can.
+fn install_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |information: &PanicHookInfo<'_>| {
+            if CRASH.swap(false, Ordering::Relaxed) {
+                null_write();
+            }
+            previous(information);
+        }));
+        // The library's own hook comes with the first app.
+        common::app();
+    });
+}
+
 #[test]
 fn error_in_a_panic_hook_costs_its_request() {
     let _one = ONE.lock();
-    static CRASH: AtomicBool = AtomicBool::new(false);
-    let previous = panic::take_hook();
-    panic::set_hook(Box::new(move |information: &PanicHookInfo<'_>| {
-        if CRASH.swap(false, Ordering::Relaxed) {
-            null_write();
-        }
-        previous(information);
-    }));
+    install_hook();
     CRASH.store(true, Ordering::Relaxed);
     let failure = failure(domain(), |_| panic!("on purpose"));
     assert_eq!(failure.kind, Kind::Memory);
@@ -61,6 +73,7 @@ fn error_in_a_panic_hook_costs_its_request() {
 #[test]
 fn error_in_what_a_panic_says_costs_its_request() {
     let _one = ONE.lock();
+    install_hook();
     let failure = failure(domain(), |_| panic!("on purpose: {Wild}"));
     assert_eq!(failure.kind, Kind::Memory);
     all_goes_on();

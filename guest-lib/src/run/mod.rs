@@ -4,6 +4,7 @@ mod aside;
 pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
+mod end;
 pub(crate) mod health;
 pub(crate) mod hot;
 pub(crate) mod left;

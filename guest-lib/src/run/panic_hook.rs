@@ -2,7 +2,7 @@
 //! in a hook, in which another panic would abort; and its locks, for which every later panic would wait.
 
 use super::aside;
-use super::restore::abort_process;
+use super::end::abort_process;
 use crate::thread::Thread;
 use std::backtrace::Backtrace;
 use std::panic::{catch_unwind, resume_unwind};

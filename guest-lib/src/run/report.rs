@@ -1,6 +1,7 @@
 //! Reporting a failed request, which also discards what it wrote.
 
-use super::restore::{abort_process, restore};
+use super::end::abort_process;
+use super::restore::restore;
 use crate::failure::{Failure, Kind};
 use crate::os::signals;
 use crate::thread::{Thread, evidence};

@@ -1,6 +1,7 @@
 //! Making a thread what it was, after its request or a defer was cut short.
 
 use super::aside::{self, Aside};
+use super::end::abort_process;
 use super::{panic_hook, trial};
 use crate::os::{clib, signals, streams};
 use crate::thread::Thread;
@@ -44,11 +45,4 @@ fn check_c_heap(thread: &Thread, is_interrupted: bool) {
     if !trial::heap_works(thread, thoroughly) {
         abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
-}
-
-/// Ends the process: domains stay as committed.
-pub(super) fn abort_process(what: &[u8]) -> ! {
-    signals::write_stderr(what);
-    signals::write_stderr(b"; the process ends, committed domains are whole\n");
-    signals::end_process()
 }
