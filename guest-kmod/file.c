@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /* /dev/vmsrs: open, close, ioctl, mmap. */
+#include <linux/bitmap.h>
+#include <linux/fdtable.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -355,6 +358,23 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
+/* What /proc tells by reading folders, which takes a hundred times as long. */
+static long ioctl_usage(void __user *user)
+{
+	struct vmsrs_ioctl_usage arg = {
+		.threads = get_nr_threads(current),
+		.memory = (u64)(READ_ONCE(current->mm->data_vm) + READ_ONCE(current->mm->stack_vm)) <<
+			  PAGE_SHIFT,
+	};
+	struct fdtable *table;
+
+	rcu_read_lock();
+	table = files_fdtable(current->files);
+	arg.descriptors = bitmap_weight(table->open_fds, table->max_fds);
+	rcu_read_unlock();
+	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
 /* Calls that give up a request or a lock, or query the state, work without a host, too. */
 static bool needs_host(unsigned int command)
 {
@@ -368,6 +388,7 @@ static bool needs_host(unsigned int command)
 	case VMSRS_IOCTL_RESUME:
 	case VMSRS_IOCTL_ABANDON:
 	case VMSRS_IOCTL_INFO:
+	case VMSRS_IOCTL_USAGE:
 		return false;
 	default:
 		return true;
@@ -389,6 +410,8 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 		return ioctl_tags(file->dev, user);
 	case VMSRS_IOCTL_INFO:
 		return ioctl_info(file->dev, user);
+	case VMSRS_IOCTL_USAGE:
+		return ioctl_usage(user);
 	case VMSRS_IOCTL_FLUSH:
 		return vmsrs_batch_flush(file->dev, false);
 	}

@@ -14,19 +14,6 @@
  */
 #define HOT_AFTER		4
 
-/**
- * vmsrs_heat_get() - find what is known of what the last requests in a domain have written
- * @domain: the domain, locked
- *
- * Return: the heat, or NULL if there is none yet and memory is short.
- */
-struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain)
-{
-	if (!domain->heat)
-		domain->heat = kzalloc(sizeof(*domain->heat), GFP_NOWAIT | __GFP_NOWARN);
-	return domain->heat;
-}
-
 /* Takes a key from a domain that has not been used since this was asked for the last time. */
 static void free_key(struct vmsrs_file *file)
 {

@@ -11,6 +11,8 @@
  * two thirds of a fault. So a page that was once left out is hot no more, and a domain whose requests
  * stop early gets no following pages.
  */
+#include <linux/slab.h>
+
 #include "vmsrs.h"
 
 /* Pages of a row that is longer than expected after which the following ones are predicted. */
@@ -92,6 +94,19 @@ u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *
 		}
 	}
 	return count + following(domain, extent, page, pages + count);
+}
+
+/**
+ * vmsrs_heat_get() - find what is known of what the last requests in a domain have written
+ * @domain: the domain, locked
+ *
+ * Return: the heat, or NULL if there is none yet and memory is short.
+ */
+struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain)
+{
+	if (!domain->heat)
+		domain->heat = kzalloc(sizeof(*domain->heat), GFP_NOWAIT | __GFP_NOWARN);
+	return domain->heat;
 }
 
 /* Adds a hot page, if there is memory and room for it. */

@@ -1131,6 +1131,7 @@ int vmsrs_reports_init(struct vmsrs_device *dev);
 void vmsrs_reports_free(struct vmsrs_device *dev);
 
 /* predict.c */
+struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
 		  bool first, struct vmsrs_ahead *pages);
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
@@ -1179,7 +1180,6 @@ long vmsrs_resident_cool(struct vmsrs_file *file, struct vmsrs_thread *thread,
 void vmsrs_residents_drop(struct vmsrs_file *file);
 
 /* heat.c */
-struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
 void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		      const struct vmsrs_frames *records);
 

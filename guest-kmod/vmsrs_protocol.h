@@ -1047,6 +1047,9 @@ struct vmsrs_hot_domains {
  */
 #define VMSRS_IOCTL_COOL 0x40105612
 
+/* Counts what the calling process has open (struct vmsrs_ioctl_usage). */
+#define VMSRS_IOCTL_USAGE 0x80105613
+
 /* The mmap offset of the pages of app n is n shifted left by this. */
 #define VMSRS_APP_OFFSET_SHIFT 40
 
@@ -1285,6 +1288,18 @@ struct vmsrs_ioctl_cool {
 	uint64_t tag;
 	uint32_t domain;
 	uint32_t reserved;
+};
+
+/**
+ * struct vmsrs_ioctl_usage - Answer of VMSRS_IOCTL_USAGE.
+ * @descriptors: Open descriptors.
+ * @threads: Threads.
+ * @memory: Bytes of private writable memory, stacks included.
+ */
+struct vmsrs_ioctl_usage {
+	uint32_t descriptors;
+	uint32_t threads;
+	uint64_t memory;
 };
 
 /**

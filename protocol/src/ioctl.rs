@@ -122,6 +122,8 @@ pub const IOCTL_DRAFTS: u32 = 0xc020_5611;
 /// - `ESTALE`: the request has failed.
 /// - `EOWNERDEAD`: another request has the domain, whose lock word a stray write has changed.
 pub const IOCTL_COOL: u32 = 0x4010_5612;
+/// Counts what the calling process has open ([`IoctlUsage`]).
+pub const IOCTL_USAGE: u32 = 0x8010_5613;
 
 /// The `mmap` offset of the pages of app `n` is `n` shifted left by this.
 pub const APP_OFFSET_SHIFT: u32 = 40;
@@ -333,6 +335,18 @@ pub struct IoctlCool {
     pub reserved: u32,
 }
 
+/// Answer of [`IOCTL_USAGE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlUsage {
+    /// Open descriptors.
+    pub descriptors: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Bytes of private writable memory, stacks included.
+    pub memory: u64,
+}
+
 /// Argument of [`IOCTL_LOCK_WAIT`] and [`IOCTL_LOCK_WAKE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -440,6 +454,7 @@ mod tests {
             ioc(READ | WRITE, 17, size_of::<IoctlDrafts>())
         );
         assert_eq!(IOCTL_COOL, ioc(WRITE, 18, size_of::<IoctlCool>()));
+        assert_eq!(IOCTL_USAGE, ioc(READ, 19, size_of::<IoctlUsage>()));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) struct Usage {
     pub(crate) descriptors: u32,
     /// Bytes of private writable memory, without the library's own.
     pub(crate) memory: u64,
+    pub(crate) threads: u32,
 }
 
 /// A descriptor of this module, for the time of one call.
@@ -84,11 +85,12 @@ impl Drop for Opened {
 }
 
 impl Usage {
-    /// `None` where the kernel does not tell.
-    pub(crate) fn take() -> Option<Self> {
+    /// From `/proc`, which takes some 40,000 instructions. `None` where the kernel does not tell.
+    pub(crate) fn from_proc() -> Option<Self> {
         Some(Self {
             descriptors: descriptors()?,
-            memory: memory()?,
+            memory: without_own(memory()?),
+            threads: threads()?,
         })
     }
 }
@@ -118,16 +120,18 @@ fn memory() -> Option<u64> {
         .nth(DATA)?
         .parse()
         .ok()?;
-    Some((pages * 4096).saturating_sub(region::mapped()))
+    Some(pages * 4096)
 }
 
-/// Whether the process has one thread.
-pub(crate) fn is_single_threaded() -> bool {
-    let folder = Opened::new(c"/proc/self/task", libc::O_DIRECTORY);
+/// The process's memory without that of the library.
+pub(crate) fn without_own(memory: u64) -> u64 {
+    memory.saturating_sub(region::mapped())
+}
+
+fn threads() -> Option<u32> {
+    let folder = Opened::new(c"/proc/self/task", libc::O_DIRECTORY)?;
     // Itself, its parent, and one for each.
-    folder
-        .and_then(|folder| folder.stat())
-        .is_some_and(|stat| stat.st_nlink == 3)
+    u32::try_from(folder.stat()?.st_nlink).ok()?.checked_sub(2)
 }
 
 #[cfg(test)]
@@ -162,13 +166,13 @@ mod tests {
     #[test]
     fn memory_is_counted_without_the_librarys_own() {
         const BYTES: usize = 1 << 30;
-        let before = memory().unwrap();
+        let before = without_own(memory().unwrap());
         let region = Region::new(BYTES).unwrap();
-        let with_region = memory().unwrap();
+        let with_region = without_own(memory().unwrap());
         drop(region);
         assert!(with_region.abs_diff(before) < BYTES as u64 / 2);
         let block = Vec::<u8>::with_capacity(BYTES);
-        let with_block = memory().unwrap();
+        let with_block = without_own(memory().unwrap());
         drop(block);
         assert!(with_block - before > BYTES as u64 / 2);
     }

@@ -1,5 +1,6 @@
 //! What the library needs from the backend, which may keep versions of pages.
 
+use crate::os::usage::Usage;
 use crate::shared::hot::Hot;
 use std::io;
 use std::ops::Range;
@@ -45,6 +46,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Has a domain that the request holds not be hot: what the request has written there becomes drafts.
     fn cool(&self, _tag: u64, _domain: u32) -> io::Result<()> {
         Ok(())
+    }
+    /// Counts what the process has open. `None` where the kernel does not tell.
+    fn usage(&self) -> Option<Usage> {
+        Usage::from_proc()
     }
     /// Finds or creates a domain, with a mirror if `flags` has
     /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Returns its number and its flags.

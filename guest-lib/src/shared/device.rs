@@ -1,6 +1,7 @@
 //! The app behind the driver's character device.
 
 use crate::error::Error;
+use crate::os::usage::{Usage, without_own};
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::descriptor::Descriptor;
 use crate::shared::hot::Hot;
@@ -19,9 +20,9 @@ use vmsrs_protocol::ioctl::{
     COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DISCARD,
     IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT,
     IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS,
-    IOCTL_THREAD, IOCTL_THREAD_EXIT, IoctlCommit, IoctlCool, IoctlDrafts, IoctlExtent, IoctlFail,
-    IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags,
-    IoctlThread,
+    IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE, IoctlCommit, IoctlCool, IoctlDrafts, IoctlExtent,
+    IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag,
+    IoctlTags, IoctlThread, IoctlUsage,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
@@ -384,6 +385,17 @@ impl Backend for Device {
         };
         // SAFETY: the call's argument.
         unsafe { self.call(IOCTL_COOL, &raw mut argument) }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let mut answer = IoctlUsage::default();
+        // SAFETY: the call's argument.
+        unsafe { self.call(IOCTL_USAGE, &raw mut answer) }.ok()?;
+        Some(Usage {
+            descriptors: answer.descriptors,
+            memory: without_own(answer.memory),
+            threads: answer.threads,
+        })
     }
 
     fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {

@@ -8,7 +8,7 @@
 
 use super::Thread;
 use crate::os::clock;
-use crate::os::usage::{self, Usage};
+use crate::shared::backend::Backend;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use vmsrs_protocol::incident::{REPORT_LEFT, REPORT_LEFT_ESTIMATE};
 use vmsrs_protocol::ioctl::IoctlFail;
@@ -53,13 +53,22 @@ pub(super) fn note_locks(count: u32) {
     LOCKS.fetch_add(count.into(), Relaxed);
 }
 
-/// What there is more of than at the count before. `owned`: descriptors that are closed in a moment.
-fn count(is_free: bool, owned: u32) -> Option<(i64, i64)> {
+/// What there is more of than at the count before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Difference {
+    descriptors: i64,
+    bytes: i64,
+    /// The process has one thread.
+    is_alone: bool,
+}
+
+/// Counts, unless that was done lately. `owned`: descriptors that are closed in a moment.
+fn count(backend: &dyn Backend, is_free: bool, owned: u32) -> Option<Difference> {
     let start = clock::now();
     if !is_free && start < NEXT.load(Relaxed) {
         return None;
     }
-    let now = Usage::take()?;
+    let now = backend.usage()?;
     let end = clock::now();
     NEXT.store(end + SHARE * (end - start), Relaxed);
     let descriptors = now.descriptors.saturating_sub(owned);
@@ -68,20 +77,22 @@ fn count(is_free: bool, owned: u32) -> Option<(i64, i64)> {
         MEMORY.swap(now.memory, Relaxed),
     );
     if before.0 == NONE {
-        return Some((0, 0));
+        return Some(Difference::default());
     }
-    Some((
-        i64::from(descriptors) - i64::from(before.0),
-        now.memory
+    Some(Difference {
+        descriptors: i64::from(descriptors) - i64::from(before.0),
+        bytes: now
+            .memory
             .cast_signed()
             .wrapping_sub(before.1.cast_signed()),
-    ))
+        is_alone: now.threads == 1,
+    })
 }
 
 impl Thread {
     /// Counts before a request begins.
     pub(super) fn count_open(&self, tag: u64) {
-        if count(false, 0).is_some() {
+        if count(self.app().backend(), false, 0).is_some() {
             self.counted.set(tag);
         }
     }
@@ -93,18 +104,19 @@ impl Thread {
             FAILURES.fetch_add(1, Relaxed);
         }
         let has_before = DESCRIPTORS.load(Relaxed) != NONE;
-        let Some((descriptors, bytes)) = count(is_first, self.state().owned_descriptors()) else {
+        let owned = self.state().owned_descriptors();
+        let Some(left) = count(self.app().backend(), is_first, owned) else {
             return;
         };
         if !has_before {
             return;
         }
-        LEFT_DESCRIPTORS.fetch_add(descriptors, Relaxed);
-        LEFT_MEMORY.fetch_add(bytes, Relaxed);
-        record.left_descriptors = u32::try_from(descriptors.max(0)).unwrap_or(u32::MAX);
-        record.left_bytes = bytes.max(0).cast_unsigned();
+        LEFT_DESCRIPTORS.fetch_add(left.descriptors, Relaxed);
+        LEFT_MEMORY.fetch_add(left.bytes, Relaxed);
+        record.left_descriptors = u32::try_from(left.descriptors.max(0)).unwrap_or(u32::MAX);
+        record.left_bytes = left.bytes.max(0).cast_unsigned();
         record.flags |= REPORT_LEFT;
-        if self.counted.get() != self.tag() || !usage::is_single_threaded() {
+        if self.counted.get() != self.tag() || !left.is_alone {
             record.flags |= REPORT_LEFT_ESTIMATE;
         }
     }

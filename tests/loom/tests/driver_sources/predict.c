@@ -17,7 +17,7 @@ typedef uint32_t u32;
 typedef int8_t s8;
 
 /* As in vmsrs.h and predict.c. */
-#define VMSRS_HOT_MAX 15
+#define VMSRS_HOT_MAX 13
 #define VMSRS_FOLLOWING_MAX 16
 #define VMSRS_AHEAD_MAX (VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
 #define VMSRS_AHEAD_NOT 0
@@ -40,7 +40,7 @@ typedef int8_t s8;
 	for (draft = (row)->drafts; draft != (row)->drafts + (row)->count; draft++)
 
 struct vmsrs_ahead { u32 page, why; };
-struct vmsrs_hot_pages { u32 count; u32 pages[VMSRS_HOT_MAX]; };
+struct vmsrs_heat { u8 count; u32 pages[VMSRS_HOT_MAX]; };
 struct vmsrs_frame { u32 page, committed; u16 commit; u8 streak, ahead; };
 struct vmsrs_frames { struct vmsrs_frame *drafts; u32 count; };
 struct vmsrs_app { void *dev; };
@@ -48,7 +48,7 @@ struct vmsrs_extent_pages { u32 page, pages; };
 
 struct vmsrs_domain {
 	struct vmsrs_app *app;
-	struct vmsrs_hot_pages *hot;
+	struct vmsrs_heat *heat;
 	struct vmsrs_frames drafts;
 	u32 next_page;
 	u16 commits;
@@ -139,7 +139,7 @@ static void fresh(void)
 {
 	u32 i;
 
-	free(domain.hot);
+	free(domain.heat);
 	domain = (struct vmsrs_domain){ .app = &app };
 	memset(versions, 0, sizeof(versions));
 	for (i = 0; i < PAGES; i++)
@@ -186,7 +186,7 @@ static void hot_pages(void)
 	fresh();
 	for (i = 0; i < 10; i++)
 		REQUEST(8);
-	expect(!domain.hot, "a page alone needs no memory");
+	expect(!domain.heat, "a page alone needs no memory");
 
 	fresh();
 	for (i = 0; i < 5; i++) {

@@ -9,6 +9,7 @@ fn pages_written_in_a_row_are_predicted_and_no_others() {
         "expected",
         "following",
         "vmsrs_predict",
+        "vmsrs_heat_get",
         "add_hot",
         "remove_hot",
         "vmsrs_predict_written",
