@@ -5,12 +5,9 @@ mod common;
 use common::{domain, failure, null_write, success};
 use std::fmt;
 use std::panic::{self, PanicHookInfo};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once};
 use vmsrs::Kind;
-
-/// The hook is one of the process.
-static ONE: Mutex<()> = Mutex::new(());
 
 /// Printing it is an error.
 struct Wild;
@@ -44,10 +41,27 @@ fn all_goes_on() {
 /// The next hook is an error.
 static CRASH: AtomicBool = AtomicBool::new(false);
 
-/// Installs the hook before any test cuts a panic short: afterwards nobody can.
-fn install_hook() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+/// Runs it in a process of its own, which does not end by the test harness: that takes the hook, and nobody can after a panic was
+/// cut short.
+fn in_a_child(name: &str, test: impl FnOnce()) {
+    const CHILD: &str = "VMSRS_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        test();
+        // SAFETY: ends the process; a test that fails ends otherwise.
+        unsafe { libc::_exit(0) };
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+}
+
+#[test]
+fn error_in_a_panic_hook_costs_its_request() {
+    in_a_child("error_in_a_panic_hook_costs_its_request", || {
         let previous = panic::take_hook();
         panic::set_hook(Box::new(move |information: &PanicHookInfo<'_>| {
             if CRASH.swap(false, Ordering::Relaxed) {
@@ -55,26 +69,19 @@ fn install_hook() {
             }
             previous(information);
         }));
-        // The library's own hook comes with the first app.
-        common::app();
+        let domain = domain();
+        CRASH.store(true, Ordering::Relaxed);
+        let failure = failure(domain, |_| panic!("on purpose"));
+        assert_eq!(failure.kind, Kind::Memory);
+        all_goes_on();
     });
 }
 
 #[test]
-fn error_in_a_panic_hook_costs_its_request() {
-    let _one = ONE.lock();
-    install_hook();
-    CRASH.store(true, Ordering::Relaxed);
-    let failure = failure(domain(), |_| panic!("on purpose"));
-    assert_eq!(failure.kind, Kind::Memory);
-    all_goes_on();
-}
-
-#[test]
 fn error_in_what_a_panic_says_costs_its_request() {
-    let _one = ONE.lock();
-    install_hook();
-    let failure = failure(domain(), |_| panic!("on purpose: {Wild}"));
-    assert_eq!(failure.kind, Kind::Memory);
-    all_goes_on();
+    in_a_child("error_in_what_a_panic_says_costs_its_request", || {
+        let failure = failure(domain(), |_| panic!("on purpose: {Wild}"));
+        assert_eq!(failure.kind, Kind::Memory);
+        all_goes_on();
+    });
 }
