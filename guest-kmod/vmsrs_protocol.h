@@ -941,7 +941,7 @@ struct vmsrs_hot_domains {
  * other threads are interrupted (repeatedly, until they have left it), and the
  * host gets the report. If it has failed before, the result is that incident.
  */
-#define VMSRS_IOCTL_FAIL 0xc1805607
+#define VMSRS_IOCTL_FAIL 0xc1905607
 
 /*
  * Discards the drafts of a request without an incident (struct

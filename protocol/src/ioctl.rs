@@ -57,7 +57,7 @@ pub const IOCTL_COMMIT: u32 = 0x4010_5606;
 /// Its drafts are discarded, then the locks of its domains are released, its other threads are
 /// interrupted (repeatedly, until they have left it), and the host gets the report. If it has failed
 /// before, the result is that incident.
-pub const IOCTL_FAIL: u32 = 0xc180_5607;
+pub const IOCTL_FAIL: u32 = 0xc190_5607;
 /// Discards the drafts of a request without an incident ([`IoctlTag`]). It keeps its locks.
 pub const IOCTL_DISCARD: u32 = 0x4008_5608;
 /// Waits for the lock of a domain and takes it ([`IoctlLock`]).

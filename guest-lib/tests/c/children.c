@@ -137,19 +137,27 @@ static void *on_another_thread(void *argument)
 	return argument;
 }
 
+// A domain of this deed alone: in a guest an app keeps what the programs before have committed.
+static vmsrs_domain *own_domain(const char *user, const char *parent)
+{
+	vmsrs_domain *domain;
+	char key[64];
+
+	snprintf(key, sizeof(key), "%s %s %s", user, parent, deed);
+	check(!vmsrs_domain_open(app, key, strlen(key), &domain), "a domain opens");
+	return domain;
+}
+
 int main(int argc, char **argv)
 {
 	vmsrs_request_fn parent = argc > 1 && !strcmp(argv[1], "clone") ? in_clone : in_vfork;
 	int result = -1, code;
 	pthread_t thread;
-	char name[32];
 
 	deed = argc > 2 ? argv[2] : "";
-	// In a guest an app keeps what the programs before have committed.
-	snprintf(name, sizeof(name), "children %s %s", argc > 1 ? argv[1] : "", deed);
-	check(!vmsrs_open(name, &app), "the app opens");
-	check(!vmsrs_domain_open(app, "alice", 5, &alice), "a domain opens");
-	check(!vmsrs_domain_open(app, "bob", 3, &bob), "another one");
+	check(!vmsrs_open("children", &app), "the app opens");
+	alice = own_domain("alice", argc > 1 ? argv[1] : "");
+	bob = own_domain("bob", argc > 1 ? argv[1] : "");
 	if (argc > 1 && !strcmp(argv[1], "outside")) {
 		check(counts(alice) == 1, "a request succeeds before");
 		outside_of_requests();
