@@ -46,8 +46,9 @@ static int file_release(struct inode *inode, struct file *filp)
 	struct vmsrs_device *dev = file->dev;
 
 	vmsrs_threads_reap(file, true);
-	vmsrs_fail_file(file);
+	/* First: what is taken back from a hot domain may become a request's of this file. */
 	vmsrs_residents_drop(file);
+	vmsrs_fail_file(file);
 	vmsrs_hot_free(file);
 	vmsrs_app_close(file);
 	kfree(file);

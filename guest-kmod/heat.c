@@ -88,7 +88,8 @@ static bool add_page(struct vmsrs_resident *resident, struct vmsrs_frame *versio
 
 	if (resident->pages.count == VMSRS_RESIDENT_MAX)
 		return false;
-	frame = vmsrs_pool_take(dev, vmsrs_pool_low_mark(dev));
+	/* Nobody gives them back, so they are a quarter of the pool at most. */
+	frame = vmsrs_pool_take(dev, READ_ONCE(dev->pool.usable) / 4 * 3);
 	if (!frame)
 		return false;
 	if (vmsrs_copy_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)),

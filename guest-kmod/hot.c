@@ -107,6 +107,11 @@ int vmsrs_hot_key(const struct vmsrs_file *file, u32 domain)
 	lockdep_assert_held(&file->app->hot_lock);
 	if (*entry_of(file, domain))
 		return -EBUSY;
+	/* One that is becoming hot has not got its entry yet. */
+	for (key = 1; key <= VMSRS_PROTECTION_KEY_MAX; key++)
+		if (file->residents[key] && entry_of(file, file->residents[key]->domain->number) ==
+					    entry_of(file, domain))
+			return -EBUSY;
 	for (key = 1; key <= VMSRS_PROTECTION_KEY_MAX; key++)
 		if (file->hot_keys & BIT(key) && !file->residents[key])
 			return key;
@@ -130,6 +135,8 @@ atomic64_t *vmsrs_hot_claim(const struct vmsrs_file *file, u32 key, u32 domain)
  * vmsrs_hot_tell() - tell the threads of a process which keys its hot domains have; hot_lock is held
  * @app: the app
  * @mm: the process's address space
+ *
+ * Keys that domains have had stay: a thread may be inside one whose pages are taken back at this moment.
  */
 void vmsrs_hot_tell(struct vmsrs_app *app, const struct mm_struct *mm)
 {
@@ -140,11 +147,11 @@ void vmsrs_hot_tell(struct vmsrs_app *app, const struct mm_struct *mm)
 	lockdep_assert_held(&app->hot_lock);
 	list_for_each_entry(resident, &app->residents, list)
 		if (resident->mm == mm)
-			keys |= 2 << 2 * resident->key;
+			keys |= 2U << 2 * resident->key;
 	spin_lock(&app->dev->threads_lock);
 	list_for_each_entry(thread, &app->dev->thread_list, list)
 		if (thread->app == app && thread->mm == mm)
-			WRITE_ONCE(thread->written->hot_keys, keys);
+			WRITE_ONCE(thread->written->hot_keys, thread->written->hot_keys | keys);
 	spin_unlock(&app->dev->threads_lock);
 }
 

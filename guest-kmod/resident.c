@@ -69,8 +69,9 @@ static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 	list_del(&resident->list);
 	resident->file->residents[resident->key] = NULL;
 	vmsrs_hot_tell(domain->app, resident->mm);
-	spin_unlock(&domain->app->hot_lock);
+	/* Before another domain can have the key, and with it the word. */
 	atomic64_set_release(resident->claim, 0);
+	spin_unlock(&domain->app->hot_lock);
 	while ((frame = vmsrs_frames_take(&pages))) {
 		frame->resident = false;
 		if (vmsrs_draft_is_unchanged(dev, frame)) {
@@ -193,6 +194,17 @@ static bool copy_changed(struct vmsrs_device *dev, struct vmsrs_resident *reside
 	return true;
 }
 
+/* Does no entry show a committed version of a resident page? A process that has read one may have the only mapping by now. */
+static bool are_alone(const struct vmsrs_resident *resident)
+{
+	const struct vmsrs_frame *frame;
+
+	vmsrs_for_each_frame(frame, &resident->pages)
+		if (!frame->alone)
+			return false;
+	return true;
+}
+
 /**
  * vmsrs_resident_prepare() - do what can fail of the commit of resident pages
  * @domain: what vmsrs_resident_lock() returned
@@ -200,16 +212,18 @@ static bool copy_changed(struct vmsrs_device *dev, struct vmsrs_resident *reside
  * @tag: tag of its request
  * @copies: row for the new versions
  *
- * If another process has the app open by now, or frames are short, the pages become ordinary drafts.
+ * If another process has the app open by now or has read the pages, or frames are short, the pages become ordinary drafts.
  *
  * Return: 0; -ESTALE: the request has failed; -ENOMEM.
  */
 int vmsrs_resident_prepare(struct vmsrs_domain *domain, struct vmsrs_thread *thread, u64 tag,
 			   struct vmsrs_frames *copies)
 {
+	struct vmsrs_resident *resident = vmsrs_domain_resident(domain);
 	struct vmsrs_device *dev = domain->app->dev;
 
-	if (vmsrs_app_is_private(domain->app) && copy_changed(dev, vmsrs_domain_resident(domain), copies))
+	if (vmsrs_app_is_private(domain->app) && are_alone(resident) &&
+	    copy_changed(dev, resident, copies))
 		return 0;
 	vmsrs_pool_put_all(dev, copies);
 	return take_back_written(domain, thread, tag);

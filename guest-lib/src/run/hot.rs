@@ -42,7 +42,8 @@ fn claim(domain: &Domain, key: u32, tag: u64) -> bool {
         if hot.key(number) == Some(key) {
             return true;
         }
-        claim.store(0, Ordering::SeqCst);
+        // Unless it is another's by now.
+        let _ = claim.compare_exchange(tag, 0, Ordering::SeqCst, Ordering::Relaxed);
     }
     pkru::leave_domain(key);
     false

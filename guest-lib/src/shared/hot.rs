@@ -79,9 +79,10 @@ impl Hot {
     ///
     /// As [`Hot::map`].
     pub(crate) fn map_again(self, fd: RawFd) -> io::Result<()> {
-        self.map_page(fd, 0, libc::PROT_READ)?;
         pkru::domain_keys()
-            .try_for_each(|key| self.map_page(fd, key, libc::PROT_READ | libc::PROT_WRITE))
+            .try_for_each(|key| self.map_page(fd, key, libc::PROT_READ | libc::PROT_WRITE))?;
+        // Last: from then on the driver makes domains hot.
+        self.map_page(fd, 0, libc::PROT_READ)
     }
 
     fn map_page(self, fd: RawFd, key: u32, protection: i32) -> io::Result<()> {
