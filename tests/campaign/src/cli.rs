@@ -71,9 +71,9 @@ pub struct RunArgs {
     /// Users, at least one for each connection.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub users: u16,
-    /// Connections, each with its own thread on both sides. With more than 14, requests may share protection keys (15,
+    /// Connections, each with its own thread on both sides. With more than 9, requests may share protection keys (10,
     /// one of them for guarded memory), and a stray write between two that share one goes unnoticed.
-    #[arg(long, default_value_t = 14, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub connections: u16,
     /// Omit the kinds that end the server's process or the guest.
     #[arg(long)]

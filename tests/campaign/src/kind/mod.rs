@@ -60,9 +60,9 @@ pub struct Kind {
     pub deadline_ms: u32,
 }
 
-/// This many requests in flight have a protection key each: of the CPU's 16 keys, one is for all memory and one for
-/// guarded memory.
-pub const REQUESTS_WITH_OWN_KEYS: usize = 14;
+/// This many requests in flight have a protection key each: of the CPU's 16 keys, one is for all memory, five are for hot
+/// domains, and one is for guarded memory.
+pub const REQUESTS_WITH_OWN_KEYS: usize = 9;
 
 /// Errors that only a deadline ends.
 const ENDLESS: [&str; 5] = ["loop", "sleep", "deadlock", "library-loop", "system"];
