@@ -46,8 +46,9 @@ static int file_release(struct inode *inode, struct file *filp)
 	struct vmsrs_device *dev = file->dev;
 
 	vmsrs_threads_reap(file, true);
-	/* First: what is taken back from a hot domain may become a request's of this file. */
+	vmsrs_fail_file(file);
 	vmsrs_residents_drop(file);
+	/* What was taken back from a hot domain before that may have become a request's of this file. */
 	vmsrs_fail_file(file);
 	vmsrs_hot_free(file);
 	vmsrs_app_close(file);
