@@ -7,8 +7,8 @@
 
 /*
  * Commits the domains on the list, and the resident pages of `hot`, which is locked. `copies` are their new versions.
- * Returns what vmsrs_batch_wait_sealed() takes, or 0 if nothing has been written, and sets *number to the batch's. commit_lock and the request's lock are
- * held. All domains' locks are held from the first change to the last, so that no fault, commit or discard sees some of
+ * Returns what vmsrs_batch_wait_sealed() takes, or 0 if nothing has been written, and sets *number to the batch's.
+ * commit_lock and the request's lock are held. All domains' locks are held from the first change to the last, so that no fault, commit or discard sees some of
  * the domains committed and others not.
  */
 static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vmsrs_request *request,

@@ -273,15 +273,10 @@ static struct vm_area_struct *mapping_of(struct vmsrs_domain *domain)
 /* Adds a row of pages to what is unmapped, as vmsrs_zap_add(). */
 static void zap_add_row(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page, u32 count)
 {
-	if (page == zap->page + zap->count && entry == zap->entries + zap->count) {
-		zap->count += count;
-		return;
-	}
-	if (page + count != zap->page || entry + count != zap->entries)
+	if (!vmsrs_run_add_row(zap, entry, page, count)) {
 		vmsrs_zap_finish(zap);
-	zap->entries = entry;
-	zap->page = page;
-	zap->count += count;
+		vmsrs_run_add_row(zap, entry, page, count);
+	}
 }
 
 /*

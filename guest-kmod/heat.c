@@ -33,7 +33,8 @@ static void free_key(struct vmsrs_file *file)
 	/* The caller has another domain's lock. */
 	if (!domain || !mutex_trylock(&domain->lock))
 		return;
-	if (vmsrs_domain_resident(domain) && vmsrs_domain_resident(domain)->file == file && vmsrs_resident_claim(vmsrs_domain_resident(domain)))
+	resident = vmsrs_domain_resident(domain);
+	if (resident && resident->file == file && vmsrs_resident_claim(resident))
 		vmsrs_resident_drop(domain);
 	mutex_unlock(&domain->lock);
 }

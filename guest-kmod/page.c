@@ -130,8 +130,8 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
 	if (entry->draft != VMSRS_NO_DRAFT && sees_draft(domain, entry, vmf->vma)) {
 		frame = entry->draft | VMSRS_IN_POOL;
-		prot = is_resident(domain, entry) ? write_prot(vmf->vma, vmsrs_domain_resident(domain)->key) :
-						    vmsrs_key_prot(prot, domain->owner->key);
+		prot = is_resident(domain, entry) ? write_prot(vmf->vma, draft_key(domain, entry)) :
+						    vmsrs_key_prot(prot, draft_key(domain, entry));
 	} else if (entry->draft != VMSRS_NO_DRAFT) {
 		app->dev->pool.frames[entry->draft].alone = false;
 	}

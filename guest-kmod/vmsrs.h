@@ -895,21 +895,26 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
 }
 
 /*
- * Adds a page to a run; any begins an empty one. Pages mostly come in order, up or down. Returns false if the
- * page is no neighbour of the run in the same extent.
+ * Adds neighbouring pages to a run; any begin an empty one. Pages mostly come in order, up or down. Returns false if
+ * they are no neighbours of the run in the same extent.
  */
-static inline bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
+static inline bool vmsrs_run_add_row(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page, u32 count)
 {
 	if (page == run->page + run->count && entry == run->entries + run->count) {
-		run->count++;
+		run->count += count;
 		return true;
 	}
-	if (run->count && (page + 1 != run->page || entry + 1 != run->entries))
+	if (run->count && (page + count != run->page || entry + count != run->entries))
 		return false;
 	run->entries = entry;
 	run->page = page;
-	run->count++;
+	run->count += count;
 	return true;
+}
+
+static inline bool vmsrs_run_add(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page)
+{
+	return vmsrs_run_add_row(run, entry, page, 1);
 }
 
 struct inode *vmsrs_inode_new(void);

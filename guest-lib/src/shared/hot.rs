@@ -32,7 +32,7 @@ static NONE: HotDomains = HotDomains {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hot(NonNull<HotDomains>);
 
-// SAFETY: read by atomic operations alone, and mapped for ever.
+// SAFETY: only read by atomic operations, and never unmapped.
 unsafe impl Send for Hot {}
 // SAFETY: as above.
 unsafe impl Sync for Hot {}
@@ -116,7 +116,7 @@ impl Hot {
     /// The entry of domains with such a number: not 0 if one of them may be hot.
     pub(crate) fn entry(self, domain: u32) -> &'static AtomicU32 {
         let place = domain as usize % HOT_ENTRIES;
-        // SAFETY: inside the list, aligned, and mapped for ever.
+        // SAFETY: inside the list, aligned, and never unmapped.
         unsafe {
             let entries = &raw const (*self.0.as_ptr()).entries;
             AtomicU32::from_ptr(entries.cast::<u32>().add(place).cast_mut())
@@ -136,7 +136,7 @@ impl Hot {
                     .add(key as usize))
                 .domain
             };
-            // SAFETY: mapped for ever.
+            // SAFETY: never unmapped.
             unsafe { hot.read_volatile() == domain }
         };
         hot.then_some(key)
@@ -145,7 +145,7 @@ impl Hot {
     /// The word of a domain's claim.
     pub(crate) fn claim(self, key: u32, domain: u32) -> &'static AtomicU64 {
         let place = domain as usize % HOT_ENTRIES;
-        // SAFETY: one of the claims of a key, which are mapped for ever.
+        // SAFETY: one of the claims of a key, which are never unmapped.
         unsafe {
             let claims = self.0.as_ptr().byte_add(key as usize * PAGE).cast::<u64>();
             AtomicU64::from_ptr(claims.add(place))

@@ -51,7 +51,7 @@ struct Cpu {
 impl Monitor {
     /// # Errors
     ///
-    /// When there is no place for the socket.
+    /// When no folder for the socket can be created.
     pub(crate) fn new() -> Result<Self> {
         let folder = tempfile::tempdir();
         let folder = folder.context("create a folder in", &std::env::temp_dir())?;
