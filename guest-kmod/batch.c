@@ -343,9 +343,10 @@ static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *se
 			break;
 		if (show_sealed(dev, frame) && !shows_draft_only(dev, frame->entry))
 			vmsrs_zap_add(&zap, frame->entry, frame->page);
-		/* Memory that cannot be read is not used any more. */
 		if (frame->sealed != VMSRS_DAMAGED_FRAME)
 			vmsrs_frames_add(&frames, frame);
+		else
+			vmsrs_pool_lose(dev, frame);
 	}
 	vmsrs_zap_finish(&zap);
 	if (zap.vma)

@@ -345,6 +345,8 @@ static long ioctl_info(struct vmsrs_device *dev, void __user *user)
 		.pool_free = READ_ONCE(dev->pool.free_count),
 		.drafts = atomic_read(&dev->drafts),
 		.broken = vmsrs_device_broken(dev),
+		.resident = atomic_read(&dev->resident),
+		.reports = READ_ONCE(dev->reports.queued),
 		.commits = atomic64_read(&dev->commits),
 		.sealed_pages = atomic64_read(&dev->sealed_pages),
 		.discarded = atomic64_read(&dev->discarded),

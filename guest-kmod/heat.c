@@ -110,6 +110,7 @@ static bool add_page(struct vmsrs_resident *resident, struct vmsrs_frame *versio
 	frame->unwritten = 0;
 	frame->entry->draft = vmsrs_frame_number(dev, frame);
 	vmsrs_frames_add(&resident->pages, frame);
+	atomic_inc(&dev->resident);
 	return true;
 }
 

@@ -64,6 +64,7 @@ static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 	if (zap.vma)
 		vmsrs_mapping_put(zap.vma);
 	vmsrs_frames_move(&resident->pages, &pages);
+	atomic_sub(pages.count, &dev->resident);
 	spin_lock(&domain->app->hot_lock);
 	vmsrs_hot_list(resident);
 	list_del(&resident->list);
@@ -258,6 +259,7 @@ static void drop_unwritten(struct vmsrs_domain *domain)
 		vmsrs_frames_add(&dropped, frame);
 	}
 	vmsrs_zap_finish(&zap);
+	atomic_sub(dropped.count, &domain->app->dev->resident);
 	vmsrs_pool_put_all(domain->app->dev, &dropped);
 	spin_lock(&domain->app->hot_lock);
 	vmsrs_hot_list(resident);

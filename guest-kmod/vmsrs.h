@@ -696,6 +696,7 @@ struct vmsrs_control {
  * @next_tag: next tag to hand out
  * @next_incident: next number of an incident
  * @drafts: drafts of all requests
+ * @resident: frames of resident pages
  * @commits: commits with at least one page
  * @sealed_pages: pages sealed
  * @discarded: drafts discarded
@@ -755,6 +756,7 @@ struct vmsrs_device {
 	atomic64_t next_incident;
 
 	atomic_t drafts;
+	atomic_t resident;
 	atomic64_t commits;
 	atomic64_t sealed_pages;
 	atomic64_t discarded;

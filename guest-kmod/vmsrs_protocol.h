@@ -97,7 +97,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 8
+#define VMSRS_ABI_VERSION 9
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -1345,6 +1345,9 @@ struct vmsrs_ioctl_drafts {
  * @unsealed: Pages that are committed and not sealed yet.
  * @broken: 1 if the host missed a timeout or broke the protocol; no domain can
  *	be written then.
+ * @resident: Frames of the pool that resident pages have, between requests too.
+ * @reports: Reports that the host has not taken yet. They hold the frames of
+ *	the drafts that they name.
  * @commits: Commits of at least one page, since the driver was loaded.
  * @sealed_pages: Pages sealed. A page that was committed several times between
  *	two seals counts once.
@@ -1363,6 +1366,8 @@ struct vmsrs_ioctl_info {
 	uint32_t drafts;
 	uint32_t unsealed;
 	uint32_t broken;
+	uint32_t resident;
+	uint32_t reports;
 	uint64_t commits;
 	uint64_t sealed_pages;
 	uint64_t discarded;

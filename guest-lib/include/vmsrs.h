@@ -1150,6 +1150,15 @@ typedef struct vmsrs_info {
 	uint32_t unsealed;
 	/** 1 if the host is broken; nothing can be written then. */
 	uint32_t broken;
+	/**
+	 * Frames of the pool that resident pages have, between requests too.
+	 */
+	uint32_t resident;
+	/**
+	 * Reports that the host has not taken yet. They hold the frames of the
+	 * drafts that they name.
+	 */
+	uint32_t reports;
 	/** Commits of at least one page. */
 	uint64_t commits;
 	/** Pages sealed. */

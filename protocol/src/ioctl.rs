@@ -396,6 +396,10 @@ pub struct IoctlInfo {
     pub unsealed: u32,
     /// 1 if the host missed a timeout or broke the protocol; no domain can be written then.
     pub broken: u32,
+    /// Frames of the pool that resident pages have, between requests too.
+    pub resident: u32,
+    /// Reports that the host has not taken yet. They hold the frames of the drafts that they name.
+    pub reports: u32,
     /// Commits of at least one page, since the driver was loaded.
     pub commits: u64,
     /// Pages sealed. A page that was committed several times between two seals counts once.

@@ -26,6 +26,10 @@ pub struct CInfo {
     pub unsealed: u32,
     /// 1 if the host is broken; nothing can be written then.
     pub broken: u32,
+    /// Frames of the pool that resident pages have, between requests too.
+    pub resident: u32,
+    /// Reports that the host has not taken yet. They hold the frames of the drafts that they name.
+    pub reports: u32,
     /// Commits of at least one page.
     pub commits: u64,
     /// Pages sealed.
@@ -127,6 +131,8 @@ pub unsafe extern "C" fn vmsrs_app_info(app: *const App, info: *mut CInfo) -> c_
                 drafts: now.drafts,
                 unsealed: now.unsealed,
                 broken: now.broken,
+                resident: now.resident,
+                reports: now.reports,
                 commits: now.commits,
                 sealed_pages: now.sealed_pages,
                 discarded: now.discarded,

@@ -353,6 +353,7 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::REQUESTS_WITH_OWN_KEYS;
 
     #[test]
     fn each_broken_promise_is_told() {
@@ -383,9 +384,10 @@ mod tests {
             restarted: 2,
             ..KindOutcome::default()
         };
-        assert_eq!(unguarded(std::slice::from_ref(&outcome), true, 14), 2);
-        assert_eq!(unguarded(std::slice::from_ref(&outcome), false, 14), 0);
-        assert_eq!(unguarded(&[outcome], true, 15), 2);
+        let (few, many) = (REQUESTS_WITH_OWN_KEYS, REQUESTS_WITH_OWN_KEYS + 1);
+        assert_eq!(unguarded(std::slice::from_ref(&outcome), true, few), 2);
+        assert_eq!(unguarded(std::slice::from_ref(&outcome), false, few), 0);
+        assert_eq!(unguarded(&[outcome], true, many), 2);
         let draft = KindOutcome {
             kind: "write to another request's draft".to_owned(),
             injected: 2,
@@ -394,9 +396,9 @@ mod tests {
             ..KindOutcome::default()
         };
         assert_eq!(draft.undetected(), 0);
-        assert_eq!(unguarded(std::slice::from_ref(&draft), true, 14), 1);
+        assert_eq!(unguarded(std::slice::from_ref(&draft), true, few), 1);
         // Some share a key.
-        assert_eq!(unguarded(&[draft], true, 15), 0);
+        assert_eq!(unguarded(&[draft], true, many), 0);
     }
 
     #[test]

@@ -111,22 +111,16 @@ fn recovery(
 }
 
 /// Waits until the host has taken all reports, so that what they cost it is counted in this measurement: the frames of
-/// drafts that were dropped are not free before. Resident pages keep theirs.
+/// drafts that were dropped are not free before.
 fn settle(app: &App) -> Result<()> {
-    /// Reports wait for others for less than this many milliseconds.
-    const QUIET: u32 = 20;
-    let (mut free, mut quiet) = (u32::MAX, 0);
-    while quiet < QUIET {
+    loop {
         let info = app.info()?;
         ensure!(info.broken == 0, "the device is broken");
-        if info.pool_free == info.pool_frames {
+        if info.pool_free + info.resident == info.pool_frames {
             return Ok(());
         }
-        quiet = if info.pool_free == free { quiet + 1 } else { 0 };
-        free = info.pool_free;
         thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
 }
 
 /// Nanoseconds from an error in a request that has written to `dropped` pages until the thread is in its next request.

@@ -174,21 +174,11 @@ impl App {
     ///
     /// When frames stay in use, and the driver's error.
     pub fn drain(&self) -> Result<()> {
-        /// So many looks in a row find the same frames free, a millisecond apart, if nothing gives any back.
-        const QUIET: u32 = 500;
         self.flush()?;
         let start = Instant::now();
-        let (mut free, mut quiet) = (u32::MAX, 0);
         loop {
             let info = self.info()?;
-            if info.pool_free == info.pool_frames {
-                return Ok(());
-            }
-            let is_idle = info.unsealed == 0 && info.drafts == 0 && info.pool_free == free;
-            quiet = if is_idle { quiet + 1 } else { 0 };
-            free = info.pool_free;
-            if quiet == QUIET {
-                eprintln!("frames of resident pages stay in use: {info:?}");
+            if info.pool_free + info.resident == info.pool_frames {
                 return Ok(());
             }
             ensure!(
