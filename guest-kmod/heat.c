@@ -150,9 +150,12 @@ void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 
 	if (!file->hot_keys || file->hot_mm != current->mm || !vmsrs_app_is_private(domain->app))
 		return;
-	vmsrs_for_each_frame(frame, records)
-		if (!first && is_candidate(frame))
-			first = frame;
+	vmsrs_for_each_frame(frame, records) {
+		if (!is_candidate(frame))
+			continue;
+		first = frame;
+		break;
+	}
 	if (!first) {
 		if (domain->heat)
 			domain->heat->steady = 0;
