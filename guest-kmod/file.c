@@ -243,7 +243,7 @@ static long ioctl_discard(struct vmsrs_app *app, void __user *user)
 	thread = thread_of_tag(app, arg.tag);
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
-	vmsrs_discard(app, arg.tag);
+	vmsrs_discard(app, arg.tag, true);
 	vmsrs_thread_clear_written(thread, arg.tag);
 	vmsrs_thread_put(thread);
 	return 0;

@@ -1152,6 +1152,21 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
 void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written);
 
 /* drafts.c */
+
+/* All of a draft but @ahead and @resident. The page's domain is locked. */
+static inline void vmsrs_draft_init(struct vmsrs_frame *draft, struct vmsrs_domain *domain, u32 page,
+				    struct vmsrs_page *entry, bool alone)
+{
+	draft->domain = domain;
+	draft->entry = entry;
+	draft->page = page;
+	draft->replaced = VMSRS_NONE;
+	draft->lost = VMSRS_NONE;
+	draft->unsure = false;
+	draft->alone = alone;
+	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
+}
+
 u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
 int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
@@ -1236,7 +1251,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail);
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag);
 void vmsrs_fail_file(struct vmsrs_file *file);
 void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now);
-void vmsrs_discard(struct vmsrs_app *app, u64 tag);
+void vmsrs_discard(struct vmsrs_app *app, u64 tag, bool own);
 long vmsrs_abandon(struct vmsrs_file *file, u64 tag);
 
 /*

@@ -1,6 +1,7 @@
 //! The project's budgets, and what was reached.
 
 use serde::Serialize;
+use vmsrs_protocol::shared::RESIDENT_MAX;
 
 use crate::report::ServerCost;
 use crate::sample::{Measured, What};
@@ -113,7 +114,7 @@ fn of_request(all: &mut Vec<Budget>, one: &Measured, call: f64) {
         What::Request if pages <= COLD_PAGES => {
             all.push(Budget::at_most(&name, took, cold(pages), "instructions"));
         }
-        What::Resident => {
+        What::Resident if pages <= RESIDENT_MAX => {
             all.push(Budget::at_most(
                 &name,
                 took,
