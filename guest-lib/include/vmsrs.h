@@ -1196,7 +1196,8 @@ typedef struct vmsrs_info {
 int vmsrs_app_info(const struct vmsrs_app *app, struct vmsrs_info *info);
 
 /**
- * How many requests of a domain may fail within a time. All zero is no limit.
+ * How many requests of a domain may fail within a time. If all fields are 0,
+ * there is no limit.
  */
 typedef struct vmsrs_budget {
 	/** Failures that are allowed; 0 for any number. */

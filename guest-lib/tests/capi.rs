@@ -3,7 +3,7 @@
 #[path = "common/compiled.rs"]
 mod compiled;
 
-use compiled::{Program, library};
+use compiled::{Program, SONAME, library};
 use std::path::Path;
 use std::process::Command;
 
@@ -81,4 +81,12 @@ fn programs_find_the_library_that_is_installed_as_the_pages_say() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{page}: {errors}");
     }
+}
+
+/// Programs that are linked with it where it is built are run with that folder in LD_LIBRARY_PATH.
+#[test]
+fn the_build_links_the_name_of_the_abi_to_the_library() {
+    let folder = library().with_file_name("..");
+    let link = std::fs::read_link(folder.join(SONAME)).unwrap();
+    assert_eq!(link, Path::new("libvmsrs.so"));
 }
