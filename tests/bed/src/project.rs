@@ -51,7 +51,7 @@ pub fn link_library(library: &Path, folder: &Path) -> Result<()> {
     // That of an earlier run.
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).context("remove", &link);
+            Err(error).context("remove", &link)
         }
         _ => symlink(library, &link).context("create", &link),
     }
