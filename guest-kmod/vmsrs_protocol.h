@@ -982,7 +982,7 @@ struct vmsrs_hot_domains {
 #define VMSRS_IOCTL_FLUSH 0x560b
 
 /* Reads the state of the driver (struct vmsrs_ioctl_info). */
-#define VMSRS_IOCTL_INFO 0x8050560c
+#define VMSRS_IOCTL_INFO 0x8058560c
 
 /*
  * Unregisters the calling thread; a request that it still has is failed

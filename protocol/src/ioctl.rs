@@ -79,7 +79,7 @@ pub const IOCTL_LOCK_WAKE: u32 = 0x4010_560a;
 /// - `ETIMEDOUT`: the host did not answer in time.
 pub const IOCTL_FLUSH: u32 = 0x0000_560b;
 /// Reads the state of the driver ([`IoctlInfo`]).
-pub const IOCTL_INFO: u32 = 0x8050_560c;
+pub const IOCTL_INFO: u32 = 0x8058_560c;
 /// Unregisters the calling thread; a request that it still has is failed
 /// ([`crate::incident::KIND_THREAD_DEATH`]). No argument.
 ///
