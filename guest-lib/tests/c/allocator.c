@@ -4,6 +4,7 @@
 // short at any instruction of it.
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -101,18 +102,13 @@ size_t malloc_usable_size(void *block)
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "vmsrs.h"
 
 static vmsrs_domain *domain;
 static atomic_ulong rounds;
-
-static void check(int holds, const char *what)
-{
-	if (!holds) {
-		fprintf(stderr, "not so: %s\n", what);
-		_exit(1);
-	}
-}
+// Whether the request does.
+static atomic_bool allocates;
 
 static void *allocate(void *argument)
 {
@@ -128,6 +124,7 @@ static void *allocate(void *argument)
 static int allocate_in_request(vmsrs_request *request, void *argument)
 {
 	(void)request;
+	allocates = 1;
 	allocate(argument);
 	return 0;
 }
@@ -135,7 +132,11 @@ static int allocate_in_request(vmsrs_request *request, void *argument)
 static int fail_later(vmsrs_request *request, void *argument)
 {
 	(void)request;
-	usleep(1000 + *(int *)argument * 37);
+	// At another place in the allocator each time.
+	while (!allocates)
+		sched_yield();
+	for (volatile int i = 0; i < *(int *)argument * 3700; i++)
+		;
 	vmsrs_fail("interrupts the other piece");
 }
 
@@ -146,6 +147,7 @@ static int both(vmsrs_request *request, void *argument)
 		{ .function = fail_later, .argument = argument },
 	};
 
+	allocates = 0;
 	return vmsrs_fan_out(request, pieces, 2);
 }
 
