@@ -10,7 +10,8 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Bytes of a failure's message.
 const MESSAGE: usize = 127;
 
-/// A message that stays as it is.
+/// A message that stays as it is, and needs no heap.
+#[derive(Clone, Debug)]
 pub(crate) struct Message([u8; MESSAGE], usize);
 
 impl Message {
