@@ -73,15 +73,7 @@ pub(crate) fn install() {
     };
     let mut places = CODE.iter();
     let mut is_foreign = false;
-    let mut note = |wanted: &dyn Fn(&Module<'_>) -> Option<Range<u64>>| {
-        // Without /proc nothing is known, and nothing waited for. There are places for all.
-        let _ = modules::each(|module| {
-            if let (Some(code), Some(place)) = (wanted(module), places.next()) {
-                place.set(&code);
-            }
-        });
-    };
-    note(&|module| {
+    fill(&mut places, |module| {
         let is_c = module.contains(c_library);
         if is_c && module.contains(program) {
             return Some(first_function()..module.code().end);
@@ -102,13 +94,29 @@ pub(crate) fn install() {
         }
     });
     if is_foreign {
-        note(&|module| {
+        fill(&mut places, |module| {
             let is_helper = HELPERS
                 .iter()
                 .any(|helper| module.name().starts_with(helper));
             is_helper.then(|| module.code())
         });
     }
+}
+
+/// Notes the code that is `wanted`, in a place for each module that has some. Without `/proc` nothing is known, and nothing
+/// waited for.
+fn fill<'a>(
+    places: &mut impl Iterator<Item = &'a Place>,
+    wanted: impl Fn(&Module<'_>) -> Option<Range<u64>>,
+) {
+    let _ = modules::each(|module| {
+        // A program may have more modules than there are places.
+        if let Some(code) = wanted(module)
+            && let Some(place) = places.next()
+        {
+            place.set(&code);
+        }
+    });
 }
 
 /// Where the C library may begin in a program that it is linked into: linkers put it last, in the order of its
@@ -215,6 +223,29 @@ pub(crate) fn ask_allocator() {
                 place,
                 size_of::<u64>(),
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_wanted_modules_take_a_place() {
+        let here = only_wanted_modules_take_a_place as *const () as u64;
+        let c_library = libc::sigaction as *const () as u64;
+        let last = || {
+            let mut last = 0;
+            modules::each(|module| last = module.code().start).unwrap();
+            last
+        };
+        for wanted in [here, c_library, last()] {
+            let places = [const { Place::none() }; 1];
+            fill(&mut places.iter(), |module| {
+                module.contains(wanted).then(|| module.code())
+            });
+            assert!(places[0].contains(wanted), "{wanted:#x}");
         }
     }
 }

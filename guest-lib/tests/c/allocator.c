@@ -1,4 +1,7 @@
-// An allocator in the place of the C library's: with one lock, under which it spends nearly all of its time.
+// An allocator in the place of the C library's: with one lock, under which it spends nearly all of its time, half of it in
+// the C++ library.
+//
+// A block of STUCK bytes is never found: the search for it goes on for ever.
 //
 // Compiled with -DPRELOADED -shared it is the allocator; otherwise the program that uses it, in which requests are cut
 // short at any instruction of it.
@@ -8,25 +11,47 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define STUCK 54321
+
 #ifdef PRELOADED
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char *room;
 static size_t left;
 
+// As the C++ library has it: of a map's tree.
+struct node {
+	int colour;
+	struct node *parent, *left, *right;
+};
+
+struct node *_ZSt18_Rb_tree_incrementPSt18_Rb_tree_node_base(struct node *);
+
+static struct node nodes[200];
+
 static void work(void)
 {
 	for (volatile int i = 0; i < 200; i++)
 		;
+	// Goes to the right once, then to the left as far as it can.
+	if (!nodes[0].right) {
+		for (int i = 1; i < 199; i++)
+			nodes[i].left = &nodes[i + 1];
+		nodes[0].right = &nodes[1];
+	}
+	_ZSt18_Rb_tree_incrementPSt18_Rb_tree_node_base(nodes);
 }
 
 void *malloc(size_t size)
 {
+	int is_stuck = size == STUCK;
 	size_t *block;
 
 	size = (size + 31) & ~(size_t)15;
 	pthread_mutex_lock(&lock);
-	work();
+	do
+		work();
+	while (is_stuck);
 	if (size > left) {
 		left = (size + (64 << 20)) & ~(size_t)4095;
 		room = mmap(NULL, left, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -105,6 +130,7 @@ size_t malloc_usable_size(void *block)
 
 static vmsrs_domain *domain;
 static atomic_ulong rounds;
+static atomic_int ready;
 
 static void check(int holds, const char *what)
 {
@@ -135,21 +161,37 @@ static int allocate_in_request(vmsrs_request *request, void *argument)
 static int fail_later(vmsrs_request *request, void *argument)
 {
 	(void)request;
-	usleep(1000 + *(int *)argument * 37);
+	// What starts a thread of the request uses the heap, too.
+	ready = 1;
+	usleep(1000 + abs(*(int *)argument) * 37);
 	vmsrs_fail("interrupts the other piece");
+}
+
+static int allocate_stuck(vmsrs_request *request, void *argument)
+{
+	void *volatile block;
+
+	(void)request;
+	(void)argument;
+	while (!ready)
+		usleep(100);
+	block = malloc(STUCK);
+	free(block);
+	return 0;
 }
 
 static int both(vmsrs_request *request, void *argument)
 {
 	vmsrs_piece pieces[2] = {
-		{ .function = allocate_in_request },
+		{ .function = *(int *)argument < 0 ? allocate_stuck : allocate_in_request },
 		{ .function = fail_later, .argument = argument },
 	};
 
 	return vmsrs_fan_out(request, pieces, 2);
 }
 
-int main(void)
+// "stuck": a request never comes out of the allocator.
+int main(int count, char **arguments)
 {
 	pthread_t thread;
 	vmsrs_app *app;
@@ -159,6 +201,14 @@ int main(void)
 	check(!vmsrs_domain_open(app, "alice", 5, &domain), "a domain opens");
 	check(!pthread_create(&thread, NULL, allocate, NULL), "another thread allocates");
 	deadlines = vmsrs_protection(app) == VMSRS_PROTECTION_FULL;
+	if (count > 1 && !strcmp(arguments[1], "stuck")) {
+		// The first ones may be cut short on the way.
+		for (int stuck = -1; stuck > -(1 << 20); stuck *= 2) {
+			ready = 0;
+			check(vmsrs_run(domain, both, &stuck, NULL) == VMSRS_EFAILED, "the request fails");
+		}
+		check(0, "the process ends");
+	}
 	for (int i = 0; i < 15; i++) {
 		unsigned long before = rounds;
 
