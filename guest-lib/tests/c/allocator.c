@@ -140,8 +140,29 @@ static void check(int holds, const char *what)
 	}
 }
 
+static int is_mixed;
+
+// Blocks of many sizes, of which some stay for a while: an allocator has to do all that it can.
+static void allocate_mixed(void)
+{
+	void *blocks[64] = { NULL };
+	unsigned seed = 1;
+
+	for (;;) {
+		int which;
+
+		seed = seed * 1103515245 + 12345;
+		which = seed >> 16 & 63;
+		free(blocks[which]);
+		blocks[which] = malloc(16 + (seed >> 8 & 0x3ffff));
+		rounds++;
+	}
+}
+
 static void *allocate(void *argument)
 {
+	if (is_mixed)
+		allocate_mixed();
 	for (;;) {
 		void *volatile block = malloc(100);
 
@@ -190,7 +211,7 @@ static int both(vmsrs_request *request, void *argument)
 	return vmsrs_fan_out(request, pieces, 2);
 }
 
-// "stuck": a request never comes out of the allocator.
+// "stuck": a request never comes out of the allocator. "mixed": blocks of many sizes, for allocators other than the one above.
 int main(int count, char **arguments)
 {
 	pthread_t thread;
@@ -199,6 +220,7 @@ int main(int count, char **arguments)
 
 	check(!vmsrs_open("allocator", &app), "the app opens");
 	check(!vmsrs_domain_open(app, "alice", 5, &domain), "a domain opens");
+	is_mixed = count > 1 && !strcmp(arguments[1], "mixed");
 	check(!pthread_create(&thread, NULL, allocate, NULL), "another thread allocates");
 	deadlines = vmsrs_protection(app) == VMSRS_PROTECTION_FULL;
 	if (count > 1 && !strcmp(arguments[1], "stuck")) {
@@ -209,13 +231,13 @@ int main(int count, char **arguments)
 		}
 		check(0, "the process ends");
 	}
-	for (int i = 0; i < 15; i++) {
-		unsigned long before = rounds;
-
+	for (int i = 0; i < 20; i++) {
+		unsigned long before;
 		vmsrs_options options = { .deadline_ms = deadlines ? 15 + i : 0 };
 		vmsrs_request_fn function = deadlines ? allocate_in_request : both;
 
 		check(vmsrs_run_with(domain, &options, function, &i, NULL) == VMSRS_EFAILED, "the request fails");
+		before = rounds;
 		// Hangs if the lock stays taken.
 		while (rounds == before)
 			usleep(1000);
