@@ -1,6 +1,5 @@
 //! A failed request, as its server sees it.
 
-use crate::thread::record::Message;
 use std::any::Any;
 use std::ffi::CStr;
 use std::fmt;
@@ -145,6 +144,26 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// Bytes of a failure's message.
+pub(crate) const MESSAGE: usize = 127;
+
+/// A message that stays as it is, and needs no heap.
+#[derive(Clone, Debug)]
+pub(crate) struct Message([u8; MESSAGE], usize);
+
+impl Message {
+    /// The first bytes of a text.
+    pub(crate) fn new(text: &[u8]) -> Self {
+        let mut copy = Self([0; MESSAGE], text.len().min(MESSAGE));
+        copy.0[..copy.1].copy_from_slice(&text[..copy.1]);
+        copy
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.0[..self.1]
+    }
+}
 
 /// A failure as it was reported, before the heap was tried: nothing of it is there.
 #[derive(Clone, Debug)]
