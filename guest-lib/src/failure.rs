@@ -4,7 +4,8 @@ use std::any::Any;
 use std::ffi::CStr;
 use std::fmt;
 use std::time::Duration;
-use vmsrs_protocol::incident as wire;
+use vmsrs_protocol::incident::{self as wire, REG_RIP};
+use vmsrs_protocol::ioctl::IoctlFail;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $wire:ident, $text:literal;)*) => {
@@ -143,6 +144,68 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// Bytes of a failure's message.
+pub(crate) const MESSAGE: usize = 127;
+
+/// A message that stays as it is, and needs no heap.
+#[derive(Clone, Debug)]
+pub(crate) struct Message([u8; MESSAGE], usize);
+
+impl Message {
+    /// The first bytes of a text.
+    pub(crate) fn new(text: &[u8]) -> Self {
+        let mut copy = Self([0; MESSAGE], text.len().min(MESSAGE));
+        copy.0[..copy.1].copy_from_slice(&text[..copy.1]);
+        copy
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.0[..self.1]
+    }
+}
+
+/// A failure as it was reported, before the heap was tried: nothing of it is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Reported {
+    /// Its message is empty.
+    failure: Failure,
+    message: Message,
+}
+
+impl Reported {
+    pub(crate) fn new(record: &IoctlFail, message: Message) -> Self {
+        Self {
+            failure: Failure {
+                kind: Kind::from_number(record.kind).unwrap_or(Kind::Memory),
+                incident: record.incident,
+                address: record.address,
+                instruction: record.registers[REG_RIP],
+                signal: record.signal,
+                code: record.code,
+                drafts: record.drafts,
+                recovery: Duration::from_nanos(record.recovery_ns),
+                defers_failed: 0,
+                message: String::new(),
+            },
+            message,
+        }
+    }
+
+    /// The failure with its message, which is on the heap.
+    pub(crate) fn with_message(self) -> Failure {
+        let bytes = self.message.as_slice();
+        // Most are text, which is found faster by itself.
+        let message = match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+        };
+        Failure {
+            message,
+            ..self.failure
+        }
+    }
+}
 
 /// What a failure for a lost thread says.
 pub(crate) const LOST: &[u8] = b"a thread ended before it left the request";

@@ -5,6 +5,7 @@ mod compiled;
 
 use compiled::{Program, library};
 use std::os::unix::process::ExitStatusExt;
+use std::process::Output;
 
 #[test]
 fn children_that_share_memory_have_no_part_in_the_request() {
@@ -33,17 +34,32 @@ fn requests_do_not_wait_for_the_dynamic_linker() {
     }
 }
 
+/// Runs the C test of an allocator with that allocator, half of whose time goes into the C++ library.
+fn run_allocator(arguments: &[&str]) -> Output {
+    let program = Program::compile("cc", &[], "tests/c/allocator.c");
+    let allocator = Program::compile_shared(
+        &["-DPRELOADED", "-Wl,--no-as-needed", "-lstdc++"],
+        "tests/c/allocator.c",
+    );
+    let mut command = program.command(arguments);
+    command.env("LD_PRELOAD", allocator.path());
+    command.output().unwrap()
+}
+
 #[test]
 fn interrupts_wait_until_a_thread_has_left_any_allocator() {
-    let program = Program::compile("cc", &[], "tests/c/allocator.c");
-    let allocator = Program::compile_shared(&["-DPRELOADED"], "tests/c/allocator.c");
-    let output = program
-        .command(&[])
-        .env("LD_PRELOAD", allocator.path())
-        .output()
-        .unwrap();
+    let output = run_allocator(&[]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {errors}", output.status);
+}
+
+#[test]
+fn a_request_that_is_stuck_in_an_allocator_ends_the_process() {
+    let output = run_allocator(&["stuck"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{errors}");
+    let said = "the C library's heap is damaged or stays locked";
+    assert!(errors.contains(said), "{errors}");
 }
 
 #[test]

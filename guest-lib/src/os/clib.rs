@@ -73,15 +73,7 @@ pub(crate) fn install() {
     };
     let mut places = CODE.iter();
     let mut is_foreign = false;
-    let mut note = |wanted: &dyn Fn(&Module<'_>) -> Option<Range<u64>>| {
-        // Without /proc nothing is known, and nothing waited for. There are places for all.
-        let _ = modules::each(|module| {
-            if let (Some(code), Some(place)) = (wanted(module), places.next()) {
-                place.set(&code);
-            }
-        });
-    };
-    note(&|module| {
+    fill(&mut places, |module| {
         let is_c = module.contains(c_library);
         if is_c && module.contains(program) {
             return Some(first_function()..module.code().end);
@@ -102,13 +94,29 @@ pub(crate) fn install() {
         }
     });
     if is_foreign {
-        note(&|module| {
+        fill(&mut places, |module| {
             let is_helper = HELPERS
                 .iter()
                 .any(|helper| module.name().starts_with(helper));
             is_helper.then(|| module.code())
         });
     }
+}
+
+/// Notes the code that is `wanted`, in a place for each module that has some. Without `/proc` nothing is known, and nothing
+/// waited for.
+fn fill<'a>(
+    places: &mut impl Iterator<Item = &'a Place>,
+    wanted: impl Fn(&Module<'_>) -> Option<Range<u64>>,
+) {
+    let _ = modules::each(|module| {
+        // A program may have more modules than there are places.
+        if let Some(code) = wanted(module)
+            && let Some(place) = places.next()
+        {
+            place.set(&code);
+        }
+    });
 }
 
 /// Where the C library may begin in a program that it is linked into: linkers put it last, in the order of its
@@ -147,11 +155,22 @@ pub(crate) fn is_busy(instruction: u64, result: u64, callers: &[u64]) -> bool {
     !sleeps || callers.iter().any(|&word| ALLOCATOR.contains(word))
 }
 
-/// Whether a thread in the C library can be single-stepped through the next instruction. Not if that is a system call,
-/// which may block the signal that each step gives, or start a thread that is single-stepped too; those of heaps
-/// do neither. Nor if it is a string instruction, which traps for each byte that it copies. `number` is RAX.
-/// Async-signal-safe.
+/// Whether a thread in the C library can be single-stepped through the next instruction: see [`is_steppable`]. `number` is
+/// RAX. Async-signal-safe.
 pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
+    if !contains(instruction + 3) {
+        return false;
+    }
+    // SAFETY: code of the C library, which stays mapped.
+    let next = unsafe { *(instruction as *const [u8; 3]) };
+    is_steppable(next, number)
+}
+
+/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call, which may block the signal
+/// that each step gives, or start a thread that is single-stepped too; those of heaps do neither. Nor if it is a string
+/// instruction, which traps for each byte that it copies, or a `PAUSE`: the thread waits for another one, to which steps bring
+/// it no nearer, and would use up all that it has.
+fn is_steppable(next: [u8; 3], number: u64) -> bool {
     const OF_THE_HEAP: [libc::c_long; 8] = [
         libc::SYS_futex,
         libc::SYS_sched_yield,
@@ -162,13 +181,9 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
         libc::SYS_madvise,
         libc::SYS_brk,
     ];
-    if !contains(instruction + 3) {
-        return false;
-    }
-    // SAFETY: code of the C library, which stays mapped.
-    let next = unsafe { *(instruction as *const [u8; 3]) };
     match next {
         [0x0f, 0x05, _] => OF_THE_HEAP.iter().any(|&call| call as u64 == number),
+        [0xf3, 0x90, _] => false,
         // REP, and REX perhaps.
         [0xf2 | 0xf3, 0x40..=0x4f, operation] | [0xf2 | 0xf3, operation, _] => {
             !matches!(operation, 0xa4..=0xa7 | 0xaa | 0xab | 0xae | 0xaf)
@@ -215,6 +230,52 @@ pub(crate) fn ask_allocator() {
                 place,
                 size_of::<u64>(),
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_wanted_modules_take_a_place() {
+        let here = only_wanted_modules_take_a_place as *const () as u64;
+        let c_library = libc::sigaction as *const () as u64;
+        let last = || {
+            let mut last = 0;
+            modules::each(|module| last = module.code().start).unwrap();
+            last
+        };
+        for wanted in [here, c_library, last()] {
+            let places = [const { Place::none() }; 1];
+            fill(&mut places.iter(), |module| {
+                module.contains(wanted).then(|| module.code())
+            });
+            assert!(places[0].contains(wanted), "{wanted:#x}");
+        }
+    }
+
+    #[test]
+    fn threads_are_stepped_through_what_does_not_wait() {
+        let futex = libc::SYS_futex as u64;
+        let read = libc::SYS_read as u64;
+        for (next, number, is) in [
+            // mov eax, [rdi]
+            ([0x8b, 0x07, 0xc3], 0, true),
+            // syscall
+            ([0x0f, 0x05, 0xc3], futex, true),
+            ([0x0f, 0x05, 0xc3], read, false),
+            // rep movsb, rep stosq, repne scasb
+            ([0xf3, 0xa4, 0xc3], 0, false),
+            ([0xf3, 0x48, 0xab], 0, false),
+            ([0xf2, 0xae, 0xc3], 0, false),
+            // movss xmm0, [rdi]
+            ([0xf3, 0x0f, 0x10], 0, true),
+            // pause
+            ([0xf3, 0x90, 0xc3], 0, false),
+        ] {
+            assert_eq!(is_steppable(next, number), is, "{next:x?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::State;
 use super::members::Members;
-use crate::failure::Failure;
+use crate::failure::Reported;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -59,8 +59,9 @@ impl State {
         self.flags.load(Ordering::SeqCst) & FAILED != 0
     }
 
-    /// The failure: `fail` reports it, the first time.
-    pub(crate) fn fail(&self, fail: impl FnOnce() -> Failure) -> Failure {
+    /// The failure: `fail` reports it, the first time. It must not use the heap, which another thread of the request may have
+    /// left locked that waits here.
+    pub(crate) fn fail(&self, fail: impl FnOnce() -> Reported) -> Reported {
         self.mark_failed();
         if self.is_alone() {
             return fail();

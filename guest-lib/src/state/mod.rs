@@ -16,7 +16,7 @@ mod pool;
 pub(crate) mod ring;
 pub(crate) mod slots;
 
-use crate::failure::Failure;
+use crate::failure::Reported;
 use crate::os::latch::Latch;
 use crate::shared::control::Control;
 use crate::shared::pkru;
@@ -85,8 +85,8 @@ pub(crate) struct State {
     /// The next one in the pool, or null.
     next_free: AtomicPtr<State>,
     /// The failure that the first thread that landed has reported; for the others. Only locked at a landing, where no
-    /// thread is cut short; the others wait for that report, whose steps have time limits.
-    failure: Mutex<Option<Failure>>,
+    /// thread is cut short; the others wait for that report, which needs no heap.
+    failure: Mutex<Option<Reported>>,
 }
 
 // SAFETY: atomics, a mutex, and lists that are used by one thread at a time (the latch, or the only

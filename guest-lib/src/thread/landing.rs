@@ -3,13 +3,13 @@
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::error::Error;
-use crate::failure::Kind;
+use crate::failure::{Kind, Message};
 use crate::os::lock;
 use crate::os::region::Region;
 use crate::os::sanitizer;
 use crate::os::signals;
 use crate::os::switch::{self, Entry, LANDED};
-use crate::thread::record::{self, Message};
+use crate::thread::record;
 use crate::thread::stack::{STACK_MAX, Stack};
 use std::ffi::c_void;
 use vmsrs_protocol::incident::{REG_RSP, REGISTERS};

@@ -1,23 +1,11 @@
 //! What went wrong, as a thread noted it when it was cut short.
 
-use crate::failure::Kind;
+use crate::failure::{Kind, MESSAGE, Message};
 use crate::os::clock;
 use crate::os::region::Region;
 use std::cell::{Cell, UnsafeCell};
 use vmsrs_protocol::incident::{BACKTRACE, REG_RBP, REG_RIP, REG_RSP, REGISTERS, REPORT_ADDRESS};
 use vmsrs_protocol::ioctl::IoctlFail;
-
-/// Bytes of a failure's message.
-const MESSAGE: usize = 127;
-
-/// A message that stays as it is.
-pub(crate) struct Message([u8; MESSAGE], usize);
-
-impl Message {
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        &self.0[..self.1]
-    }
-}
 
 /// A thread's notes on its last error. Only the thread itself uses it: its signal handler writes,
 /// its landing reads.
@@ -57,9 +45,7 @@ impl Record {
     }
 
     pub(crate) fn message_copied(&self) -> Message {
-        let mut copy = Message([0; MESSAGE], self.message().len());
-        copy.0[..copy.1].copy_from_slice(self.message());
-        copy
+        Message::new(self.message())
     }
 
     /// One of the registers.

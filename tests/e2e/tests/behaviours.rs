@@ -173,14 +173,15 @@ fn compile_neighbours(library: &Path, folder: &Path) -> Result<Vec<(PathBuf, Str
         compile(cc.arg(flag), &program)?;
         compiled.push((program, format!("/bin/sanitized-{sanitizer}")));
     }
-    for (name, part, file) in [
-        ("loader", "-DPLUGIN", "constructor.so"),
-        ("allocator", "-DPRELOADED", "allocator.so"),
+    for (name, part, file, libraries) in [
+        ("loader", "-DPLUGIN", "constructor.so", &[][..]),
+        ("allocator", "-DPRELOADED", "allocator.so", &["-lstdc++"]),
     ] {
         let shared = folder.join(file);
         let mut cc = Command::new("cc");
         cc.args(["-O1", "-g", "-shared", "-fPIC", part])
-            .arg(source(name));
+            .arg(source(name))
+            .args(libraries);
         compile(&mut cc, &shared)?;
         compiled.push((shared, format!("/lib/{file}")));
     }
