@@ -150,6 +150,9 @@ pub struct GuestArgs {
     /// The guest.
     #[command(flatten)]
     pub boot: BootArgs,
+    /// Its virtual CPUs.
+    #[arg(long)]
+    pub vcpus: u32,
     /// The load.
     #[command(flatten)]
     pub load: LoadArgs,

@@ -64,7 +64,7 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
     session::run(
         &args.name,
         &args.boot,
-        &args.boot.config(),
+        &args.boot.config().vcpus(args.vcpus),
         |guest, sender| load(guest, sender, args),
     )
 }
