@@ -78,6 +78,7 @@ impl Measured {
             What::Request if pages == 0 => "reads".to_owned(),
             What::Request => format!("writes, cold pages: {pages}"),
             What::Resident => format!("writes, resident pages: {pages}"),
+            What::Signal => "a null write and its handled signal, alone".to_owned(),
             What::Recovery => {
                 let error = sample.error.as_deref().unwrap_or("error");
                 format!("{error} to next request, pages: {pages}")
@@ -224,7 +225,8 @@ impl Report {
         let mut rows = 0;
         for one in &self.samples {
             // Only what exists without protection alone has a line of its own.
-            let shown = one.sample.protected || matches!(one.sample.what, What::Exit | What::Call);
+            let shown = one.sample.protected
+                || matches!(one.sample.what, What::Exit | What::Call | What::Signal);
             if !shown || one.sample.what == What::Threads {
                 continue;
             }

@@ -19,6 +19,8 @@ pub(crate) enum What {
     Request,
     /// A request that writes pages which every request writes; without protection the same work alone.
     Resident,
+    /// A null write, the handler of its signal and the return from it, without VMSRS.
+    Signal,
     /// From an error until the same thread runs its next request.
     Recovery,
     /// Requests of users while nobody's fails.

@@ -12,6 +12,7 @@ mod pages;
 mod random;
 mod requests;
 mod servers;
+mod signal;
 mod table;
 mod threads;
 
@@ -85,7 +86,10 @@ pub(crate) fn measure() -> Result<()> {
                 requests::measure(&meter, pages, rounds)?;
                 key_value::measure(&meter, app, rounds * 40)?;
             }
-            Part::Errors => errors::measure(&meter, app, pages, rounds)?,
+            Part::Errors => {
+                signal::measure(&meter, rounds)?;
+                errors::measure(&meter, app, pages, rounds)?;
+            }
             _ => in_flight::measure(&meter, app, pages, rounds)?,
         }
     }
