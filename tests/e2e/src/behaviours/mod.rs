@@ -66,6 +66,7 @@ pub const ALL: &[&Behaviour] = &[
     &neighbours::CHILDREN,
     &neighbours::LOADER,
     &neighbours::ALLOCATOR,
+    &neighbours::KNOWN_ALLOCATORS,
     &neighbours::WILD,
     &stray_close::BEHAVIOUR,
     &audit::BEHAVIOUR,
