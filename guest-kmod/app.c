@@ -357,7 +357,7 @@ static int take_extents(struct vmsrs_domain *domain, const void *entries, u32 co
 	int error;
 
 	for (; count--; where++) {
-		if (!extent_valid(where))
+		if (!extent_valid(where) || domain->extent_count == U16_MAX)
 			return -EPROTO;
 		extent = extent_new(domain, where);
 		if (!extent)

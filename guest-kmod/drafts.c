@@ -138,17 +138,10 @@ static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, str
 {
 	struct vmsrs_frame *draft = choose_draft(domain, entry, copy);
 
-	draft->domain = domain;
-	draft->entry = entry;
-	draft->page = page;
-	draft->replaced = VMSRS_NONE;
-	draft->lost = VMSRS_NONE;
+	/* The caller zaps what shows the committed version in the only mapping. */
+	vmsrs_draft_init(draft, domain, page, entry, vmsrs_app_is_private(domain->app));
 	draft->ahead = ahead;
 	draft->resident = false;
-	draft->unsure = false;
-	/* The caller zaps what shows the committed version in the only mapping. */
-	draft->alone = vmsrs_app_is_private(domain->app);
-	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
 	vmsrs_frames_add(&domain->drafts, draft);
 }
 

@@ -367,11 +367,12 @@ void vmsrs_fail_file(struct vmsrs_file *file)
  * vmsrs_discard() - drop a request's drafts without an incident
  * @app: the app
  * @tag: tag of the request
+ * @own: it is the calling thread's
  *
  * The request keeps its locks. That holds for an overdue request, too: its thread may be about
  * to give it up and release the locks.
  */
-void vmsrs_discard(struct vmsrs_app *app, u64 tag)
+void vmsrs_discard(struct vmsrs_app *app, u64 tag, bool own)
 {
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_report *report = vmsrs_report_new(dev, false);
@@ -393,7 +394,7 @@ void vmsrs_discard(struct vmsrs_app *app, u64 tag)
 		atomic_sub(report->drafts.count, &request->drafts);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	vmsrs_resident_discard(app, tag, true, report);
+	vmsrs_resident_discard(app, tag, own, report);
 	vmsrs_request_unlock(dev, lock);
 	kfree(idle);
 	report_finish(dev, report);
@@ -421,7 +422,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 	spin_unlock(&dev->requests_lock);
 	if (!request)
 		return -ENOENT;
-	vmsrs_discard(file->app, tag);
+	vmsrs_discard(file->app, tag, false);
 
 	/* Under commit_lock it stays suspended and its list of domains does not change. */
 	down_write(&dev->commit_lock);

@@ -243,7 +243,7 @@ static long ioctl_discard(struct vmsrs_app *app, void __user *user)
 	thread = thread_of_tag(app, arg.tag);
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
-	vmsrs_discard(app, arg.tag);
+	vmsrs_discard(app, arg.tag, true);
 	vmsrs_thread_clear_written(thread, arg.tag);
 	vmsrs_thread_put(thread);
 	return 0;
@@ -403,6 +403,9 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 {
 	struct vmsrs_app *app = file_app(file);
 
+	/* The common one by itself: without jump tables, a switch compares one case after the other. */
+	if (command == VMSRS_IOCTL_COMMIT && app && vmsrs_device_usable(file->dev))
+		return ioctl_commit(file, app, user);
 	if (_IOC_TYPE(command) != 'V')
 		return -ENOTTY;
 	if (needs_host(command) && !vmsrs_device_usable(file->dev))
@@ -430,8 +433,6 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 		return ioctl_thread(file, user);
 	case VMSRS_IOCTL_THREAD_EXIT:
 		return vmsrs_thread_exit(file);
-	case VMSRS_IOCTL_COMMIT:
-		return ioctl_commit(file, app, user);
 	case VMSRS_IOCTL_FAIL:
 		return ioctl_fail(app, user);
 	case VMSRS_IOCTL_DISCARD:

@@ -98,17 +98,10 @@ static bool add_page(struct vmsrs_resident *resident, struct vmsrs_frame *versio
 		vmsrs_pool_put(dev, frame);
 		return false;
 	}
-	frame->domain = resident->domain;
-	frame->entry = version->entry;
-	frame->page = version->page;
-	frame->replaced = VMSRS_NONE;
-	frame->lost = VMSRS_NONE;
+	vmsrs_draft_init(frame, resident->domain, version->page, version->entry, true);
 	frame->ahead = VMSRS_AHEAD_NOT;
-	frame->unsure = false;
-	frame->alone = true;
 	frame->resident = true;
 	frame->unwritten = 0;
-	frame->entry->draft = vmsrs_frame_number(dev, frame);
 	vmsrs_frames_add(&resident->pages, frame);
 	atomic_inc(&dev->resident);
 	return true;
@@ -150,9 +143,12 @@ void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 
 	if (!file->hot_keys || file->hot_mm != current->mm || !vmsrs_app_is_private(domain->app))
 		return;
-	vmsrs_for_each_frame(frame, records)
-		if (!first && is_candidate(frame))
-			first = frame;
+	vmsrs_for_each_frame(frame, records) {
+		if (!is_candidate(frame))
+			continue;
+		first = frame;
+		break;
+	}
 	if (!first) {
 		if (domain->heat)
 			domain->heat->steady = 0;

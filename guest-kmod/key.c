@@ -50,19 +50,16 @@ void vmsrs_key_stop_writes(u32 key)
 
 /**
  * vmsrs_keys_open() - tell with which keys the calling thread may write
- * @keys: the keys in question, a bit each
+ * @keys: the keys in question, vmsrs_key_mask() of each
  *
- * Return: those of them, a bit each.
+ * Return: those of them.
  */
 u32 vmsrs_keys_open(u32 keys)
 {
-	u32 pkru, key, open = 0;
+	u32 pkru;
 
 	if (!keys || !cpu_feature_enabled(X86_FEATURE_OSPKE))
 		return 0;
 	pkru = read_pkru();
-	for (key = 1; key <= VMSRS_PROTECTION_KEY_MAX; key++)
-		if (keys & BIT(key) && !(pkru & key_bits(key)))
-			open |= BIT(key);
-	return open;
+	return keys & ~(pkru | pkru >> 1);
 }

@@ -152,43 +152,37 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 	       (domain->owner->tag == tag && !READ_ONCE(domain->owner->failed));
 }
 
-/*
- * Makes drafts of the pages that the request is likely to write to next, as long as frames are plenty,
- * and maps them. domain->lock is held.
- */
-static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
-			struct vm_fault *vmf, bool first)
+/* Makes drafts of what is predicted, as long as frames are plenty, and maps them. domain->lock is held. */
+static noinline void draft_predicted(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
+				     struct vm_fault *vmf, const struct vmsrs_prediction *prediction)
 {
 	struct vmsrs_domain *domain = extent->domain;
 	struct vmsrs_app *app = domain->app;
-	struct vmsrs_ahead pages[VMSRS_AHEAD_MAX];
-	u32 page = fault_page(app, vmf), count, made = 0, i;
+	u32 hot = prediction->hot_count, count = hot + prediction->following_count;
 	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
+	u32 fault = fault_page(app, vmf), page, version, made = 0, i;
+	pgprot_t prot = write_prot(vmf->vma, domain->owner->key);
 	struct vmsrs_frames free = { };
 	struct vmsrs_page *entry;
 	unsigned long address;
-	pgprot_t prot;
-	u32 version;
 	bool mapped;
 	int error;
 
-	count = vmsrs_predict(domain, extent, page, first, pages);
-	if (!count)
-		return;
-	prot = write_prot(vmf->vma, domain->owner->key);
 	vmsrs_ahead_begin(domain, count, &free);
 	for (i = 0; i < count; i++) {
-		address = (vmf->address & PAGE_MASK) + ((long)pages[i].page - page) * PAGE_SIZE;
+		page = i < hot ? prediction->hot[i] : prediction->following + (i - hot);
+		address = (vmf->address & PAGE_MASK) + ((long)page - fault) * PAGE_SIZE;
 		if (address < vmf->vma->vm_start || address >= vmf->vma->vm_end)
 			continue;
-		if (pages[i].page - extent->page >= extent->pages)
-			extent = vmsrs_extent_find(app, pages[i].page);
-		entry = &extent->entries[pages[i].page - extent->page];
+		if (page - extent->page >= extent->pages)
+			extent = vmsrs_extent_find(app, page);
+		entry = &extent->entries[page - extent->page];
 		if (entry->draft != VMSRS_NO_DRAFT)
 			continue;
 		version = entry->frame;
 		mapped = entry->mapped;
-		error = vmsrs_ahead_make(domain, pages[i].page, entry, pages[i].why, &free);
+		error = vmsrs_ahead_make(domain, page, entry,
+					 i < hot ? VMSRS_AHEAD_HOT : VMSRS_AHEAD_FOLLOWS, &free);
 		if (error == -EIO)
 			continue;
 		if (error)
@@ -196,10 +190,10 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 		made++;
 		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
 			vmsrs_zap_own(app, vmf->vma, address);
-		vmsrs_thread_note_written(thread, domain->owner->tag, pages[i].page);
-		if (!vmsrs_run_add(&run, entry, pages[i].page)) {
+		vmsrs_thread_note_written(thread, domain->owner->tag, page);
+		if (!vmsrs_run_add(&run, entry, page)) {
 			vmsrs_run_map(&run, prot, true);
-			vmsrs_run_add(&run, entry, pages[i].page);
+			vmsrs_run_add(&run, entry, page);
 		}
 	}
 	/* Where memory is short, there is a page fault. */
@@ -207,10 +201,33 @@ static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *
 	vmsrs_ahead_end(domain, made, &free);
 }
 
+/* Makes drafts of the pages that the request is likely to write to next. domain->lock is held. */
+static void draft_ahead(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
+			struct vm_fault *vmf, bool first)
+{
+	struct vmsrs_domain *domain = extent->domain;
+	struct vmsrs_prediction prediction;
+
+	if (vmsrs_predict(domain, extent, fault_page(domain->app, vmf), first, &prediction))
+		draft_predicted(extent, thread, vmf, &prediction);
+}
+
 /* Does the entry that a write fault has found show a version in the pool? */
 static bool shows(struct vmsrs_app *app, const struct vm_fault *vmf, u32 version)
 {
 	return pte_pfn(vmf->orig_pte) == vmsrs_frame_pfn(app->dev, version);
+}
+
+/* The extent of a page, or NULL. Most pages are of the one that the thread has written to last. */
+static struct vmsrs_extent_pages *extent_of(struct vmsrs_thread *thread, u32 page)
+{
+	struct vmsrs_extent_pages *extent = thread->extent;
+
+	if (!extent || page < extent->page || page - extent->page >= extent->pages) {
+		extent = vmsrs_extent_find(thread->app, page);
+		thread->extent = extent;
+	}
+	return extent;
 }
 
 /*
@@ -235,7 +252,7 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	tag = vmsrs_thread_tag(thread);
 	key = vmsrs_thread_key(thread);
 	note_tag(thread, tag);
-	extent = vmsrs_extent_find(app, page);
+	extent = extent_of(thread, page);
 	if (!extent)
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 	domain = extent->domain;

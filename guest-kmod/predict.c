@@ -39,11 +39,10 @@ static u32 expected(const struct vmsrs_domain *domain)
 	return domain->row < ROW_MIN || domain->row_score < 0 ? 0 : domain->row;
 }
 
-/* Adds the pages that follow to the prediction. */
-static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
-		     struct vmsrs_ahead *pages)
+/* Predicts how many pages follow: those before domain->next_page then. */
+static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page)
 {
-	u32 count, i;
+	u32 count;
 
 	if (page != domain->next_page) {
 		/* What was predicted last may not have come. */
@@ -52,17 +51,12 @@ static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_page
 		domain->row = 0;
 	}
 	domain->row = min_t(u32, domain->row + 1, ROW_MAX);
-	domain->next_page = page + 1;
 	/* What was not predicted has come. */
 	if (domain->row_score < 0 && domain->row == ROW_MIN + 1)
 		domain->row_score++;
 	count = min_t(u32, expected(domain), VMSRS_FOLLOWING_MAX);
-	count = min_t(u32, count, extent->page + extent->pages - domain->next_page);
-	for (i = 0; i < count; i++) {
-		pages[i].page = domain->next_page + i;
-		pages[i].why = VMSRS_AHEAD_FOLLOWS;
-	}
-	domain->next_page += count;
+	count = min_t(u32, count, extent->page + extent->pages - (page + 1));
+	domain->next_page = page + 1 + count;
 	domain->predicted = count;
 	domain->row = min_t(u32, domain->row + count, ROW_MAX);
 	return count;
@@ -74,26 +68,28 @@ static u32 following(struct vmsrs_domain *domain, const struct vmsrs_extent_page
  * @extent: the extent of @page
  * @page: page that the request writes to
  * @first: it is its first one in the domain
- * @pages: room for VMSRS_AHEAD_MAX pages
+ * @prediction: set; good until the domain is unlocked
  *
- * Return: number of pages, in the order in which they are most likely. Some may have drafts.
+ * Return: number of pages. Some may have drafts.
  */
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
-		  bool first, struct vmsrs_ahead *pages)
+		  bool first, struct vmsrs_prediction *prediction)
 {
 	const struct vmsrs_heat *hot = domain->heat;
-	u32 count = 0;
 
 	lockdep_assert_held(&domain->lock);
+	prediction->hot_count = 0;
 	if (first) {
 		domain->row = 0;
 		domain->next_page = VMSRS_NONE;
-		for (; hot && count < hot->count; count++) {
-			pages[count].page = hot->pages[count];
-			pages[count].why = VMSRS_AHEAD_HOT;
+		if (hot) {
+			prediction->hot = hot->pages;
+			prediction->hot_count = hot->count;
 		}
 	}
-	return count + following(domain, extent, page, pages + count);
+	prediction->following = page + 1;
+	prediction->following_count = following(domain, extent, page);
+	return prediction->hot_count + prediction->following_count;
 }
 
 /**

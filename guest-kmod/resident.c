@@ -56,7 +56,7 @@ static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 	lockdep_assert_held(&domain->lock);
 	if (current->mm == resident->mm && frame)
 		zap.vma = vmsrs_mapping_get(domain->app, current->mm, frame->page);
-	if (current->mm == resident->mm && vmsrs_keys_open(BIT(resident->key)))
+	if (current->mm == resident->mm && vmsrs_keys_open(vmsrs_key_mask(resident->key)))
 		vmsrs_key_stop_writes(resident->key);
 	vmsrs_for_each_frame(frame, &resident->pages)
 		vmsrs_zap_add(&zap, frame->entry, frame->page);
@@ -149,7 +149,7 @@ static bool is_inside(struct vmsrs_domain *domain, u64 tag)
  */
 struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, struct mutex *lock)
 {
-	u32 keys = vmsrs_keys_open(vmsrs_thread_hot_keys(thread));
+	u32 keys = vmsrs_keys_open(thread->hot_keys);
 	struct vmsrs_domain *domain = NULL;
 	struct vmsrs_resident *resident;
 
@@ -158,14 +158,14 @@ struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, s
 	/* Not by a file: the process may have several. */
 	spin_lock(&thread->app->hot_lock);
 	list_for_each_entry(resident, &thread->app->residents, list)
-		if (resident->mm == current->mm && keys == BIT(resident->key))
+		if (resident->mm == current->mm && keys == vmsrs_key_mask(resident->key))
 			domain = resident->domain;
 	spin_unlock(&thread->app->hot_lock);
 	if (!domain)
 		return ERR_PTR(-EOWNERDEAD);
 	mutex_lock_nest_lock(&domain->lock, lock);
 	if (vmsrs_domain_resident(domain) && vmsrs_domain_resident(domain)->mm == current->mm &&
-	    keys == BIT(vmsrs_domain_resident(domain)->key) && is_inside(domain, tag))
+	    keys == vmsrs_key_mask(vmsrs_domain_resident(domain)->key) && is_inside(domain, tag))
 		return domain;
 	mutex_unlock(&domain->lock);
 	return ERR_PTR(-EOWNERDEAD);
@@ -312,7 +312,7 @@ static bool is_of(struct vmsrs_resident *resident, u64 tag, bool own)
 	if (claim == CLAIMED_HERE || claim_valid(resident, claim))
 		return false;
 	return vmsrs_lock_tag(resident->domain->app, resident->domain->number) == tag ||
-	       (own && current->mm == resident->mm && vmsrs_keys_open(BIT(resident->key)));
+	       (own && current->mm == resident->mm && vmsrs_keys_open(vmsrs_key_mask(resident->key)));
 }
 
 /* A hot domain that a request is inside, or NULL. */

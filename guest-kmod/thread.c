@@ -99,6 +99,7 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal, u32 
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_thread *thread;
+	u32 key;
 	int slot;
 
 	thread = kzalloc(sizeof(*thread), GFP_KERNEL_ACCOUNT);
@@ -127,7 +128,10 @@ static struct vmsrs_thread *thread_new(struct vmsrs_file *file, u32 signal, u32 
 	thread->written = page_address(thread->written_page);
 	thread->slot = slot;
 	thread->signal = signal;
-	thread->keys = keys;
+	thread->keys = keys & U16_MAX;
+	for (key = 1; key <= VMSRS_PROTECTION_KEY_MAX; key++)
+		if (keys >> 16 & BIT(key))
+			thread->hot_keys |= vmsrs_key_mask(key);
 	return thread;
 
 free:

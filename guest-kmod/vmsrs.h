@@ -111,9 +111,8 @@
 #define VMSRS_RELUCTANCE_MAX		8
 /* Hot pages of a domain; struct vmsrs_heat has 64 bytes then. */
 #define VMSRS_HOT_MAX			13
-/* Most pages that are drafted ahead at a time: hot ones, and ones that follow. */
+/* Most pages that are drafted ahead at a time because they follow. */
 #define VMSRS_FOLLOWING_MAX		16
-#define VMSRS_AHEAD_MAX			(VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
 
 /* Requests share this many locks, as a power of two. */
 #define VMSRS_REQUEST_LOCKS_SHIFT	6
@@ -254,13 +253,17 @@ struct vmsrs_frames {
 };
 
 /**
- * struct vmsrs_ahead - a page that will probably be written
- * @page: number of the page
- * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
+ * struct vmsrs_prediction - pages that will probably be written, the most likely ones first
+ * @hot: numbers of hot pages
+ * @hot_count: how many
+ * @following: first page of those that follow, which are neighbours
+ * @following_count: how many
  */
-struct vmsrs_ahead {
-	u32 page;
-	u32 why;
+struct vmsrs_prediction {
+	const u32 *hot;
+	u32 hot_count;
+	u32 following;
+	u32 following_count;
 };
 
 /**
@@ -459,7 +462,9 @@ struct vmsrs_request {
  * @spare: memory for the next request, not initialised, or NULL; only used by the thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
- * @keys: protection keys that the program has named for drafts, a bit each, and above them those for hot domains
+ * @keys: protection keys that the program has named for drafts, a bit each
+ * @hot_keys: those that it has named for hot domains, vmsrs_key_mask() of each
+ * @extent: extent that it has written to last, or NULL; only used by the thread itself
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
  * @refused_address: page of the last access that was refused, or 0
  * @refused_kind: why it was refused
@@ -487,6 +492,8 @@ struct vmsrs_thread {
 	u32 slot;
 	u32 signal;
 	u32 keys;
+	u32 hot_keys;
+	struct vmsrs_extent_pages *extent;
 	u64 noted_tag;
 	u64 refused_address;
 	u32 refused_kind;
@@ -843,6 +850,12 @@ void vmsrs_key_open(u32 key);
 void vmsrs_key_stop_writes(u32 key);
 u32 vmsrs_keys_open(u32 keys);
 
+/* A key in a set of keys: a bit where the key's two are in PKRU, so that a set is compared with that at once. */
+static inline u32 vmsrs_key_mask(u32 key)
+{
+	return 1U << (2 * key);
+}
+
 /* mapping.c */
 
 /* Is that version of a page, as in vmsrs_page.frame, in the pool? */
@@ -1073,12 +1086,6 @@ static inline u32 vmsrs_thread_key(const struct vmsrs_thread *thread)
 	return key <= VMSRS_PROTECTION_KEY_MAX && thread->keys & BIT(key) ? key : 0;
 }
 
-/* Protection keys of hot domains, a bit each. */
-static inline u32 vmsrs_thread_hot_keys(const struct vmsrs_thread *thread)
-{
-	return thread->keys >> 16;
-}
-
 /* Has the thread's request said that it writes no more? */
 static inline bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
 {
@@ -1140,11 +1147,26 @@ void vmsrs_reports_free(struct vmsrs_device *dev);
 /* predict.c */
 struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
-		  bool first, struct vmsrs_ahead *pages);
+		  bool first, struct vmsrs_prediction *prediction);
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
 void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written);
 
 /* drafts.c */
+
+/* All of a draft but @ahead and @resident. The page's domain is locked. */
+static inline void vmsrs_draft_init(struct vmsrs_frame *draft, struct vmsrs_domain *domain, u32 page,
+				    struct vmsrs_page *entry, bool alone)
+{
+	draft->domain = domain;
+	draft->entry = entry;
+	draft->page = page;
+	draft->replaced = VMSRS_NONE;
+	draft->lost = VMSRS_NONE;
+	draft->unsure = false;
+	draft->alone = alone;
+	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
+}
+
 u32 vmsrs_drafts_reserve(const struct vmsrs_domain *domain, u64 tag);
 int vmsrs_draft_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 		     struct vmsrs_thread *thread, struct vmsrs_file *file, u64 tag, u32 key,
@@ -1229,7 +1251,7 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail);
 void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag);
 void vmsrs_fail_file(struct vmsrs_file *file);
 void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now);
-void vmsrs_discard(struct vmsrs_app *app, u64 tag);
+void vmsrs_discard(struct vmsrs_app *app, u64 tag, bool own);
 long vmsrs_abandon(struct vmsrs_file *file, u64 tag);
 
 /*

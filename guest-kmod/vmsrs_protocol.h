@@ -72,9 +72,10 @@
 
 /*
  * Maximum number of apps in a virtual machine. Their ranges end below the
- * addresses that Linux gives to programs, stacks and libraries.
+ * addresses that Linux gives to programs, stacks and libraries, and below the
+ * heap of the leak sanitizer, which begins at 0x5000_0000_0000.
  */
-#define VMSRS_MAX_APPS 64
+#define VMSRS_MAX_APPS 63
 
 /* Maximum number of domains of an app. */
 #define VMSRS_MAX_DOMAINS 0x100000
@@ -981,7 +982,7 @@ struct vmsrs_hot_domains {
 #define VMSRS_IOCTL_FLUSH 0x560b
 
 /* Reads the state of the driver (struct vmsrs_ioctl_info). */
-#define VMSRS_IOCTL_INFO 0x8050560c
+#define VMSRS_IOCTL_INFO 0x8058560c
 
 /*
  * Unregisters the calling thread; a request that it still has is failed

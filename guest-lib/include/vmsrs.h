@@ -92,6 +92,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** The version of the library that this header belongs to. */
+#define VMSRS_VERSION		"0.1.0"
+#define VMSRS_VERSION_MAJOR	0
+#define VMSRS_VERSION_MINOR	1
+#define VMSRS_VERSION_PATCH	0
+
 #if defined(__GNUC__) || defined(__clang__)
 #define VMSRS_MUST_USE		__attribute__((warn_unused_result))
 #define VMSRS_NORETURN		__attribute__((noreturn, cold))
@@ -226,6 +232,11 @@ enum vmsrs_code {
 	 * refused for a while.
 	 */
 	VMSRS_EQUARANTINE = -22,
+	/**
+	 * Programs with the thread or the memory sanitizer cannot use a device:
+	 * the shadow memory of these lies at the addresses of the apps.
+	 */
+	VMSRS_ESANITIZER = -23,
 };
 
 /**
@@ -276,6 +287,8 @@ enum vmsrs_domain_flag {
  * @retval VMSRS_OK
  * @retval VMSRS_EINVAL A null pointer, or name is empty or too long.
  * @retval VMSRS_EDEVICE The device exists but cannot be used; see errno.
+ * @retval VMSRS_ESANITIZER The device exists, and the program has the thread or
+ *     the memory sanitizer.
  * @retval VMSRS_ESYSTEM See errno; EEXIST if the addresses of the app are
  *     occupied.
  */
@@ -1183,7 +1196,8 @@ typedef struct vmsrs_info {
 int vmsrs_app_info(const struct vmsrs_app *app, struct vmsrs_info *info);
 
 /**
- * How many requests of a domain may fail within a time. All zero is no limit.
+ * How many requests of a domain may fail within a time. If all fields are 0,
+ * there is no limit.
  */
 typedef struct vmsrs_budget {
 	/** Failures that are allowed; 0 for any number. */

@@ -41,6 +41,15 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There is a device, and the program has a sanitizer whose own memory lies at the addresses of the apps.
+    #[error(
+        "programs with the {name} sanitizer cannot use a device: its shadow memory lies at the addresses of the apps; \
+         run without one (VMSRS_DEVICE=none), or build with the address sanitizer"
+    )]
+    Sanitizer {
+        /// "thread" or "memory".
+        name: &'static str,
+    },
     /// The domain was written by a build of the library with another layout of its heap.
     #[error(
         "the domain's heap has layout {found:#018x}, this library has {expected:#018x}; \

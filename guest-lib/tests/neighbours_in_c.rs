@@ -90,6 +90,16 @@ fn programs_with_sanitizers_run_requests() {
     }
 }
 
+/// Before it is asked anything: any file is refused.
+#[test]
+fn a_program_with_the_thread_sanitizer_refuses_a_device() {
+    let program = Program::compile("cc", &["-fsanitize=thread"], "tests/c/sanitized.c");
+    let mut command = program.command(&["refused"]);
+    let output = command.env("VMSRS_DEVICE", "/dev/null").output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+}
+
 #[test]
 fn a_filter_that_knows_the_calls_of_the_library_lets_requests_run() {
     Program::compile("cc", &[], "tests/c/filtered.c").succeed(&[]);

@@ -61,8 +61,8 @@ pub const APP_BASE: u64 = 0x1100_0000_0000;
 pub const APP_PAGES: u32 = 0x1000_0000;
 
 /// Maximum number of apps in a virtual machine. Their ranges end below the addresses that Linux gives
-/// to programs, stacks and libraries.
-pub const MAX_APPS: u32 = 64;
+/// to programs, stacks and libraries, and below the heap of the leak sanitizer, which begins at `0x5000_0000_0000`.
+pub const MAX_APPS: u32 = 63;
 
 /// Maximum number of domains of an app.
 pub const MAX_DOMAINS: u32 = 0x0010_0000;

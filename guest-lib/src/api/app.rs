@@ -42,7 +42,7 @@ impl App {
     /// # Errors
     ///
     /// [`Error::Length`], [`Error::Device`] (it is there but refuses), [`Error::Map`] (the app's
-    /// addresses are taken), [`Error::System`].
+    /// addresses are taken), [`Error::Sanitizer`], [`Error::System`].
     ///
     /// # Safety
     ///

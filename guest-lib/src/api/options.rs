@@ -47,7 +47,7 @@ impl Options {
     }
 }
 
-/// At least 1: 0 is no limit.
+/// At least 1, since 0 means no limit.
 fn milliseconds(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1)
 }

@@ -56,6 +56,7 @@ pub struct CInfo {
 /// @retval VMSRS_OK
 /// @retval VMSRS_EINVAL A null pointer, or `name` is empty or too long.
 /// @retval VMSRS_EDEVICE The device exists but cannot be used; see `errno`.
+/// @retval VMSRS_ESANITIZER The device exists, and the program has the thread or the memory sanitizer.
 /// @retval VMSRS_ESYSTEM See `errno`; `EEXIST` if the addresses of the app are occupied.
 ///
 /// # Safety

@@ -57,6 +57,9 @@ pub const VMSRS_EVARIABLES: i32 = -21;
 /// More requests of the domain have failed than its budget allows: it is refused for a
 /// while.
 pub const VMSRS_EQUARANTINE: i32 = -22;
+/// Programs with the thread or the memory sanitizer cannot use a device: the shadow
+/// memory of these lies at the addresses of the apps.
+pub const VMSRS_ESANITIZER: i32 = -23;
 
 /// Describes a return code.
 ///
@@ -97,6 +100,9 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
             c"cannot guard the variables of the program; link it with -z now and libvmsrs.so, or guard single pages"
         }
         VMSRS_EQUARANTINE => c"the domain is refused for a while: too many of its requests have failed",
+        VMSRS_ESANITIZER => {
+            c"the thread and the memory sanitizer leave no room for an app of a device; run without one (VMSRS_DEVICE=none)"
+        }
         VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
         _ => c"unknown return code",
     };
@@ -117,6 +123,7 @@ pub(super) fn code(error: &Error) -> c_int {
             set_errno(source.raw_os_error().unwrap_or(libc::EIO));
             VMSRS_EDEVICE
         }
+        Error::Sanitizer { .. } => VMSRS_ESANITIZER,
         Error::Layout { .. } => VMSRS_ELAYOUT,
         Error::Damaged { .. } => VMSRS_EDAMAGED,
         Error::NotInRequest => VMSRS_ENOREQUEST,

@@ -1,11 +1,11 @@
-//! Enough is enough: budgets of failures, and what a server looks at to plan its restart.
+//! Budgets of failures, and what a server looks at to plan its restart.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK};
 use crate::{App, Budget, Domain};
 use std::ffi::c_int;
 use std::time::Duration;
 
-/// How many requests of a domain may fail within a time. All zero is no limit.
+/// How many requests of a domain may fail within a time. If all fields are 0, there is no limit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CBudget {

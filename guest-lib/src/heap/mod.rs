@@ -107,8 +107,9 @@ impl Chunk {
         // at least one.
         let word = |at: usize| unsafe { ((address + at as u64) as *const u64).read_unaligned() };
         const { assert!(RED_ZONE_MIN >= WORD) };
-        let mut wrong = word(room - WORD) ^ ZONE;
-        let mut at = size;
+        // Most are no longer than these two.
+        let mut wrong = (word(size) ^ ZONE) | (word(room - WORD) ^ ZONE);
+        let mut at = size + WORD;
         while at < room - WORD {
             wrong |= word(at) ^ ZONE;
             at += WORD;

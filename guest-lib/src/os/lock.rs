@@ -3,8 +3,8 @@
 //! While a thread has one, its signals wait, but for those of errors: neither an interrupt nor a signal handler of the
 //! server ends it there, or comes back to the lock. Under a lock no pointer of a caller is followed and no code of the
 //! server runs. An error there all the same, of damaged memory, comes to the landing, which gives the lock back
-//! ([`give_back`]). The lock of a thread that is gone, as a child of `vfork` may be, is taken from it. So nobody waits
-//! for a lock for ever.
+//! ([`give_back`]). The lock of a thread that is gone, as a child of `vfork` may be, is taken from it. So no lock
+//! stays held.
 
 use super::identity::{is_used, thread_number};
 use super::latch::{Latch, Take};

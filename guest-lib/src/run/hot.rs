@@ -5,7 +5,6 @@ use crate::failure::Kind;
 use crate::shared::pkru;
 use crate::state::domain::Domain;
 use crate::thread::{self, Thread};
-use std::io;
 use std::sync::atomic::Ordering;
 
 /// What such a request is told.
@@ -51,15 +50,13 @@ fn claim(domain: &Domain, key: u32, tag: u64) -> bool {
 
 /// Has a domain that the request holds not be hot. The error is what the request fails with.
 fn cool(domain: &Domain, tag: u64) -> Result<(), Kind> {
-    let kind = |error: io::Error| match error.raw_os_error() {
-        Some(libc::ESTALE) => Kind::Deadline,
-        _ => Kind::Memory,
-    };
-    domain
-        .app()
-        .backend()
-        .cool(tag, domain.number())
-        .map_err(kind)
+    let answer = domain.app().backend().cool(tag, domain.number());
+    match answer.map_err(|error| error.raw_os_error()) {
+        // Without the device nothing more becomes a draft, and the commit says so.
+        Ok(()) | Err(Some(libc::ENODEV)) => Ok(()),
+        Err(Some(libc::ESTALE)) => Err(Kind::Deadline),
+        Err(_) => Err(Kind::Memory),
+    }
 }
 
 /// The same for a domain that is not the request's first, which it has just locked. Fails the request if it cannot.

@@ -1,6 +1,7 @@
 //! The app behind the driver's character device.
 
 use crate::error::Error;
+use crate::os::sanitizer;
 use crate::os::usage::{Usage, without_own};
 use crate::shared::backend::{Backend, Registration, Tags};
 use crate::shared::descriptor::Descriptor;
@@ -166,7 +167,7 @@ impl Device {
     /// # Errors
     ///
     /// [`Error::Device`] when the device is there but refuses, [`Error::Map`] when the app's
-    /// addresses are taken.
+    /// addresses are taken, [`Error::Sanitizer`].
     pub(crate) fn open(path: &Path, name: &[u8]) -> Result<Opened, Error> {
         let refused = |source| Error::Device {
             path: path.display().to_string(),
@@ -192,6 +193,10 @@ impl Device {
         };
         let mut padded = [0; NAME_MAX];
         padded[..name.len()].copy_from_slice(name);
+        if let Some(name) = sanitizer::with_fixed_addresses() {
+            close();
+            return Err(Error::Sanitizer { name });
+        }
         let app = open_app(fd, &padded).map_err(|error| {
             close();
             refused(error)

@@ -204,7 +204,13 @@ pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");
-        if wanted && __cpuid_count(7, 0).ecx & OSPKE != 0 {
+        #[allow(
+            unused_unsafe,
+            reason = "safe in newer compilers than the oldest supported"
+        )]
+        // SAFETY: every x86-64 CPU has the instruction.
+        let features = unsafe { __cpuid_count(7, 0) };
+        if wanted && features.ecx & OSPKE != 0 {
             let given = allocate();
             let domains = Keys {
                 both: if given.numbers().count() < PLENTY {

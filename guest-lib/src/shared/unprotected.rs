@@ -29,10 +29,6 @@ use vmsrs_protocol::{
 /// A waiter looks for cycles again after this time.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// Address of the first app, and pages of each, in programs with the thread or the memory sanitizer: in the range that
-/// both have for programs, below the program itself. Only a few of the usual size would have room there.
-const SANITIZED: (u64, u32) = (0x5500_0000_0000, 0x10_0000);
-
 /// Tags of one registration or refill.
 const TAGS: u64 = 1 << 16;
 
@@ -103,8 +99,8 @@ impl Unprotected {
             let full = io::Error::from_raw_os_error(libc::ENOSPC);
             return Err(Error::system("opening one more app")(full));
         }
-        let (base, pages) = if sanitizer::has_fixed_addresses() {
-            SANITIZED
+        let (base, pages) = if sanitizer::with_fixed_addresses().is_some() {
+            sanitizer::APPS
         } else {
             (APP_BASE, APP_PAGES)
         };

@@ -120,7 +120,9 @@ impl Thread {
     pub(crate) fn restore_signals(&self) {
         let (now, found) = (signals::blocked(), self.found.look.get().blocked);
         signals::forget_broken_pipe(now.without(found));
-        found.block();
+        if now != found {
+            found.block();
+        }
     }
 
     /// The same from the end of the signal handler on that `context` is for. Async-signal-safe.

@@ -7,6 +7,7 @@
 // short at any instruction of it.
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -126,19 +127,14 @@ size_t malloc_usable_size(void *block)
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "vmsrs.h"
 
 static vmsrs_domain *domain;
 static atomic_ulong rounds;
+// Whether the request does.
+static atomic_bool allocates;
 static atomic_int ready;
-
-static void check(int holds, const char *what)
-{
-	if (!holds) {
-		fprintf(stderr, "not so: %s\n", what);
-		_exit(1);
-	}
-}
 
 static int is_mixed;
 
@@ -175,6 +171,7 @@ static void *allocate(void *argument)
 static int allocate_in_request(vmsrs_request *request, void *argument)
 {
 	(void)request;
+	allocates = 1;
 	allocate(argument);
 	return 0;
 }
@@ -184,7 +181,11 @@ static int fail_later(vmsrs_request *request, void *argument)
 	(void)request;
 	// What starts a thread of the request uses the heap, too.
 	ready = 1;
-	usleep(1000 + abs(*(int *)argument) * 37);
+	// At another place in the allocator each time.
+	while (!allocates)
+		sched_yield();
+	for (volatile int i = 0; i < abs(*(int *)argument) * 3700; i++)
+		;
 	vmsrs_fail("interrupts the other piece");
 }
 
@@ -195,7 +196,8 @@ static int allocate_stuck(vmsrs_request *request, void *argument)
 	(void)request;
 	(void)argument;
 	while (!ready)
-		usleep(100);
+		sched_yield();
+	allocates = 1;
 	block = malloc(STUCK);
 	free(block);
 	return 0;
@@ -208,6 +210,7 @@ static int both(vmsrs_request *request, void *argument)
 		{ .function = fail_later, .argument = argument },
 	};
 
+	allocates = 0;
 	return vmsrs_fan_out(request, pieces, 2);
 }
 

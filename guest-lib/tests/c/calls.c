@@ -12,13 +12,7 @@
 #include <sys/resource.h>
 #include <vmsrs.h>
 
-#define CHECK(condition)                                                       \
-	do {                                                                   \
-		if (!(condition)) {                                            \
-			fprintf(stderr, "%d: %s\n", __LINE__, #condition);     \
-			exit(1);                                               \
-		}                                                              \
-	} while (0)
+#include "check.h"
 
 static vmsrs_app *app;
 static vmsrs_domain *one, *two;
@@ -435,7 +429,7 @@ int main(void)
 	members_and_steps();
 	pieces();
 	invariants();
-	for (int code = VMSRS_EVARIABLES; code <= VMSRS_OK; code++)
+	for (int code = VMSRS_ESANITIZER; code <= VMSRS_OK; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
 	return 0;
 }

@@ -10,20 +10,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "vmsrs.h"
 
 static vmsrs_app *app;
 static vmsrs_domain *alice, *bob;
 static const char *deed;
 static char stack[256 * 1024] __attribute__((aligned(16)));
-
-static void check(int holds, const char *what)
-{
-	if (!holds) {
-		fprintf(stderr, "not so: %s\n", what);
-		_exit(1);
-	}
-}
 
 static int count(vmsrs_request *request, void *domain)
 {

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "vmsrs.h"
 
 // As the documentation lists them.
@@ -27,14 +28,6 @@ static const unsigned short of_the_program[] = {
 };
 
 static vmsrs_domain *domain;
-
-static void check(int holds, const char *what)
-{
-	if (!holds) {
-		fprintf(stderr, "not so: %s\n", what);
-		_exit(1);
-	}
-}
 
 static void unknown(int signal, siginfo_t *info, void *context)
 {

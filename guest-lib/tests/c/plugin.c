@@ -10,18 +10,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
+
 static volatile int loaded;
 // The compiler does not know it.
 static volatile size_t size = 16;
 static char *volatile block, *volatile next, *volatile last;
-
-static void check(int holds, const char *what)
-{
-	if (!holds) {
-		fprintf(stderr, "not so: %s\n", what);
-		_exit(1);
-	}
-}
 
 static int nothing(void *request, void *argument)
 {

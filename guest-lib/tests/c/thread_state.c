@@ -17,13 +17,7 @@
 #include <unistd.h>
 #include <vmsrs.h>
 
-#define CHECK(condition)                                                       \
-	do {                                                                   \
-		if (!(condition)) {                                            \
-			dprintf(2, "%d: %s\n", __LINE__, #condition);          \
-			_exit(1);                                              \
-		}                                                              \
-	} while (0)
+#include "check.h"
 
 static vmsrs_domain *domain;
 static FILE *file;

@@ -2,6 +2,8 @@
 // thread waits for anything.
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,8 @@ static vmsrs_app *app;
 static vmsrs_domain *alice, *bob;
 static unsigned call;
 static unsigned serial;
+// Calls that are to be cut short.
+static atomic_uint made;
 
 static void check(int holds, const char *what)
 {
@@ -125,7 +129,7 @@ static int call_for_ever(vmsrs_request *request, void *argument)
 	vmsrs_app *opened;
 
 	(void)argument;
-	for (;;) {
+	for (;; made++) {
 		switch (call) {
 		case 0: open_next(); break;
 		case 1: (void)!vmsrs_open("wild", &opened); break;
@@ -157,7 +161,11 @@ static int call_for_ever(vmsrs_request *request, void *argument)
 static int fail_later(vmsrs_request *request, void *argument)
 {
 	(void)request;
-	usleep(3000 + *(unsigned *)argument * 61);
+	// At another place in the call each time.
+	while (made < 2)
+		sched_yield();
+	for (volatile unsigned i = 0; i < *(unsigned *)argument * 6100; i++)
+		;
 	vmsrs_fail("interrupts the other piece");
 }
 
@@ -168,6 +176,7 @@ static int cut_short(vmsrs_request *request, void *argument)
 		{ .function = fail_later, .argument = argument },
 	};
 
+	made = 0;
 	return vmsrs_fan_out(request, pieces, 2);
 }
 

@@ -8,6 +8,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// The name by which programs look for the shared library when they start.
+pub const SONAME: &str = concat!("libvmsrs.so.", env!("CARGO_PKG_VERSION_MAJOR"));
+
 /// The static library of this build.
 pub fn library() -> PathBuf {
     let program = std::env::current_exe().unwrap();
@@ -48,11 +51,13 @@ impl Program {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = tempfile::tempdir().unwrap();
         let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let libraries = library().with_file_name("");
+        let library = library().with_file_name("libvmsrs.so");
+        let libraries = library.with_file_name("");
+        std::os::unix::fs::symlink(&library, folder.path().join(SONAME)).unwrap();
         let output = Command::new(compiler)
             .args(["--edition=2024", "-ldylib=vmsrs", "-L"])
             .arg(&libraries)
-            .arg(format!("-Clink-arg=-Wl,-rpath,{}", libraries.display()))
+            .arg(format!("-Clink-arg=-Wl,-rpath,{}", folder.path().display()))
             .args(flags)
             .arg(root.join(source))
             .arg("-o")

@@ -435,11 +435,17 @@ fn kernel_of(code: &[u8]) -> Vec<u8> {
 /// Starts a VM that runs in circles and waits until it can be reached; `None` if this machine
 /// cannot run one.
 fn start_vm(place: &Place) -> Option<Child> {
+    start_vm_with(place, &[], Stdio::piped())
+}
+
+/// The same with more arguments, and another standard error.
+fn start_vm_with(place: &Place, more: &[&str], stderr: Stdio) -> Option<Child> {
     let kernel = place.file("kernel", &tiny_kernel());
     let mut vm = place
         .command(&kernel, &["--json"])
+        .args(more)
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stderr(stderr)
         .spawn()
         .unwrap();
     loop {

@@ -1,7 +1,9 @@
 //! Paths: the project, its build folder, the cache.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, IoContext, Result};
@@ -39,6 +41,22 @@ pub fn built(name: &str) -> Result<PathBuf> {
     }
 }
 
+/// Links the shared library to the name in `folder` by which programs look for it when they start.
+///
+/// # Errors
+///
+/// When the link cannot be made.
+pub fn link_library(library: &Path, folder: &Path) -> Result<()> {
+    let link = folder.join(concat!("libvmsrs.so.", env!("CARGO_PKG_VERSION_MAJOR")));
+    // That of an earlier run.
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context("remove", &link)
+        }
+        _ => symlink(library, &link).context("create", &link),
+    }
+}
+
 /// An open file of this process, by a path that other processes can read while it is open.
 pub fn open_file(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
@@ -56,7 +74,6 @@ pub fn cache() -> PathBuf {
 mod tests {
     use super::*;
     use crate::ldd;
-    use std::fs;
     use std::process::Command;
 
     #[test]

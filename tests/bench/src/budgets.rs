@@ -1,6 +1,7 @@
 //! The project's budgets, and what was reached.
 
 use serde::Serialize;
+use vmsrs_protocol::shared::RESIDENT_MAX;
 
 use crate::report::ServerCost;
 use crate::sample::{Measured, What};
@@ -52,9 +53,9 @@ fn resident(pages: usize) -> f64 {
     2500.0 + 1800.0 * pages as f64
 }
 
-/// Most CPU time of the host for a request that has written so many pages and fails.
-fn host_of_failure(pages: usize) -> f64 {
-    30_000.0 + 2000.0 * pages as f64
+/// Most CPU time of the host for a request that has written so many pages, those of the heap's lists among them, and fails.
+fn host_of_failure(pages: f64) -> f64 {
+    30_000.0 + 2000.0 * pages
 }
 
 /// The budgets that the measurements say something about.
@@ -113,7 +114,7 @@ fn of_request(all: &mut Vec<Budget>, one: &Measured, call: f64) {
         What::Request if pages <= COLD_PAGES => {
             all.push(Budget::at_most(&name, took, cold(pages), "instructions"));
         }
-        What::Resident => {
+        What::Resident if pages <= RESIDENT_MAX => {
             all.push(Budget::at_most(
                 &name,
                 took,
@@ -151,10 +152,11 @@ fn of_failures(all: &mut Vec<Budget>, samples: &[Measured]) {
             .cost
             .cpu(|name| !name.starts_with("vcpu") && name != "vmsrs-scrubber" && name != "console");
         let exits = one.cost.all_exits() as f64 * an_exit.sample.nanoseconds;
+        let dropped = one.sample.dropped.unwrap_or(one.sample.pages as f64);
         all.push(Budget::at_most(
-            format!("{}: CPU time of the host", one.name()),
+            format!("{}, {dropped:.0} dropped: CPU time of the host", one.name()),
             one.each(threads) + exits / f64::from(one.sample.rounds),
-            host_of_failure(one.sample.pages),
+            host_of_failure(dropped),
             "instructions",
         ));
     }

@@ -61,6 +61,9 @@ pub(crate) struct Sample {
     /// Percentage of the key-value server's operations that write.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) writes_percent: Option<u32>,
+    /// Pages that the failed request has written, with those of the heap's own lists.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) dropped: Option<f64>,
     /// The error.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) error: Option<String>,
@@ -181,6 +184,7 @@ impl Sample {
             what,
             pages: 0,
             writes_percent: None,
+            dropped: None,
             error: None,
             count: None,
             protected,

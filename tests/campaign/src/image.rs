@@ -68,7 +68,7 @@ pub(crate) fn build(steps: &Steps, parts: &Parts, folder: &Path, server: Server)
         .image(&programs.server)?
         .module_file(&parts.driver)
         .module_file_unloaded(&parts.stray)
-        .library_folder(&programs.libraries);
+        .library_folder(folder);
     if let Some(injector) = &programs.injector {
         image = image.binary(injector, "/lib/libinject.so");
     }
@@ -112,8 +112,6 @@ fn init(injector: bool) -> String {
 struct Programs {
     server: PathBuf,
     injector: Option<PathBuf>,
-    /// The folder with `libvmsrs.so`.
-    libraries: PathBuf,
 }
 
 impl Programs {
@@ -121,11 +119,12 @@ impl Programs {
     /// library statically.
     fn build(folder: &Path, server: Server) -> Result<Self> {
         let library = project::built("libvmsrs.so")?;
-        let libraries = library.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let libraries = library.parent().unwrap_or(Path::new("/"));
+        project::link_library(&library, folder)?;
         // By name: its path in the guest is another one.
         let link = [
             "-L".as_ref(),
-            libraries.as_path(),
+            libraries,
             "-lvmsrs".as_ref(),
             // Requests must not change the server's GOT.
             "-Wl,-z,now".as_ref(),
@@ -137,7 +136,6 @@ impl Programs {
         Ok(Self {
             server: server.build(folder, &link)?,
             injector,
-            libraries,
         })
     }
 }

@@ -42,8 +42,8 @@ pub enum Job {
         #[command(flatten)]
         load: LoadArgs,
     },
-    /// Measure how fatal requests affect ordinary ones: three loads of the servers with and without VMSRS, in several
-    /// rounds.
+    /// Measure how fatal requests affect ordinary ones: the servers with and without VMSRS, undisturbed and with fatal
+    /// requests, by a clock that counts instructions.
     Integral(IntegralArgs),
     /// On a KVM host: boot a guest, run the load against its server, stop the guest.
     #[command(hide = true)]
@@ -99,8 +99,7 @@ impl LoadArgs {
 /// The measurement of the whole system.
 #[derive(Debug, Clone, Args)]
 pub struct IntegralArgs {
-    /// How often each of the three loads is run, each time in a new guest. With a multiple of three, each load comes
-    /// first, second and last in a round equally often.
+    /// How often each of the four loads is run, each time in a new guest and with another seed.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
     /// Limit for the whole measurement, in seconds.
@@ -113,7 +112,7 @@ pub struct IntegralArgs {
     #[arg(long, default_value_t = 16)]
     pub connections: usize,
     /// Requests of each load.
-    #[arg(long, default_value_t = 1920)]
+    #[arg(long, default_value_t = 9600)]
     pub requests: usize,
     /// One request in N is fatal in the disturbed load.
     #[arg(long, value_name = "N", default_value_t = 10)]

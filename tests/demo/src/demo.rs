@@ -11,7 +11,7 @@ use vmsrs_report::steps::Steps;
 
 use crate::cli::LoadArgs;
 use crate::guest::Loaded;
-use crate::guests::{Guests, Half};
+use crate::guests::{Clock, Guests, Half};
 use crate::report::report;
 use crate::summary::summary;
 
@@ -41,6 +41,7 @@ pub fn run(load: &LoadArgs, server: Server) -> Result<bool> {
             (PROTECTED.to_owned(), Half::Protected, load.clone()),
         ],
         LIMIT,
+        Clock::Machine,
     )?;
     let (baseline, protected) = (found.take(BASELINE)?, found.take(PROTECTED)?);
 

@@ -33,6 +33,26 @@ impl Half {
     }
 }
 
+/// The clock of the KVM host and its guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// This machine's.
+    Machine,
+    /// One that counts instructions: measurements are the same on every machine.
+    Instructions,
+}
+
+impl Clock {
+    /// Those of the guests: with a clock that counts instructions the host has one CPU, on which several would wait for each
+    /// other.
+    fn vcpus(self) -> u32 {
+        match self {
+            Self::Machine => 2,
+            Self::Instructions => 1,
+        }
+    }
+}
+
 /// The images of both guests, and what runs them.
 pub(crate) struct Guests {
     parts: Parts,
@@ -98,12 +118,14 @@ impl Guests {
         steps: &Steps,
         loads: &[(String, Half, LoadArgs)],
         limit: Duration,
+        clock: Clock,
     ) -> Result<Found<Loaded>> {
         let script = loads.iter().map(|(name, half, load)| {
             let image = half.image();
             format!(
-                "vmsrs-demo guest --name {} --kernel vmlinux --initramfs {image} {}",
+                "vmsrs-demo guest --name {} --kernel vmlinux --initramfs {image} --vcpus {} {}",
                 shell_quote(name),
+                clock.vcpus(),
                 arguments(load).join(" ")
             )
         });
@@ -114,6 +136,9 @@ impl Guests {
             .timeout(limit);
         for half in [Half::Plain, Half::Protected] {
             job = job.file(self.folder.join(half.image()), half.image());
+        }
+        if clock == Clock::Instructions {
+            job = job.deterministic();
         }
         watch::run(&self.parts.bed, &job, steps, &self.folder)
     }

@@ -15,42 +15,60 @@ use vmsrs_report::steps::Steps;
 use vmsrs_report::table::{Table, numbers, words};
 
 use crate::cli::IntegralArgs;
-use crate::guests::{Guests, Half};
+use crate::guests::{Clock, Guests, Half};
 
-/// Intervals of the time line for each point of the chart.
-const INTERVALS_PER_POINT: usize = 4;
+/// An interval of the time line is a point of the chart.
+const SECONDS_PER_POINT: f64 = INTERVAL.as_millis() as f64 / 1000.0;
 
 /// The loads that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
     Plain,
+    PlainDisturbed,
     Undisturbed,
     Disturbed,
 }
 
 impl Load {
-    const ALL: [Self; 3] = [Self::Plain, Self::Undisturbed, Self::Disturbed];
+    const ALL: [Self; 4] = [
+        Self::Plain,
+        Self::PlainDisturbed,
+        Self::Undisturbed,
+        Self::Disturbed,
+    ];
 
     fn half(self) -> Half {
         match self {
-            Self::Plain => Half::Plain,
+            Self::Plain | Self::PlainDisturbed => Half::Plain,
             Self::Undisturbed | Self::Disturbed => Half::Protected,
         }
     }
 
+    fn is_disturbed(self) -> bool {
+        matches!(self, Self::PlainDisturbed | Self::Disturbed)
+    }
+
     fn title(self, fatal_one_in: usize) -> String {
-        match self {
-            Self::Plain => "without VMSRS, undisturbed".to_owned(),
-            Self::Undisturbed => "with VMSRS, undisturbed".to_owned(),
-            Self::Disturbed => format!("with VMSRS, one in {fatal_one_in} fatal"),
+        let with = match self.half() {
+            Half::Plain => "without",
+            Half::Protected => "with",
+        };
+        match self.is_disturbed() {
+            false => format!("{with} VMSRS, undisturbed"),
+            true => format!("{with} VMSRS, one in {fatal_one_in} fatal"),
         }
     }
 
-    /// The order in a round: over three rounds each load is first, second and last once, so that none is favoured.
-    fn order(round: u32) -> [Self; 3] {
-        let mut order = Self::ALL;
-        order.rotate_left(round as usize % Self::ALL.len());
-        order
+    /// What its outcome does not keep of what was promised. Without VMSRS the first fatal request is expected to end the
+    /// server.
+    fn broken_promises(self, outcome: &Outcome) -> Vec<String> {
+        match self {
+            Self::PlainDisturbed if outcome.died.is_some() => Vec::new(),
+            Self::PlainDisturbed => {
+                vec!["the server without VMSRS survived: there is nothing to compare".to_owned()]
+            }
+            _ => outcome.broken_promises(),
+        }
     }
 }
 
@@ -76,6 +94,8 @@ struct Compared {
     recovered: u64,
     /// Ordinary requests that failed or had a wrong answer.
     ordinary_failed: u64,
+    /// The request at which the server died, in each round in which it did.
+    died_at: Vec<u64>,
     #[serde(flatten)]
     all: Figures,
     rounds: Vec<Round>,
@@ -125,6 +145,9 @@ impl Compared {
             fatal_requests: outcomes().map(|outcome| outcome.fatal_requests).sum(),
             recovered: outcomes().map(|outcome| outcome.recovered).sum(),
             ordinary_failed: outcomes().map(Outcome::ordinary_failed).sum(),
+            died_at: outcomes()
+                .filter_map(|outcome| Some(outcome.died.as_ref()?.at_request))
+                .collect(),
             all: Figures::new(&all, outcomes().map(|outcome| outcome.seconds).sum()),
             rounds: rounds
                 .iter()
@@ -139,22 +162,17 @@ impl Compared {
 
     /// The mean of all rounds, up to the end of the shortest.
     fn line(&self) -> Line {
-        let seconds = INTERVAL.as_secs_f64() * INTERVALS_PER_POINT as f64;
         // The last interval is incomplete.
-        let whole = |round: &Round| round.timeline.len().saturating_sub(1) / INTERVALS_PER_POINT;
+        let whole = |round: &Round| round.timeline.len().saturating_sub(1);
         let points = self.rounds.iter().map(whole).min().unwrap_or(0);
         let mean = |point: usize| {
-            let from = point * INTERVALS_PER_POINT;
-            let rounds = self.rounds.iter();
-            let sum: u64 = rounds
-                .flat_map(|round| &round.timeline[from..from + INTERVALS_PER_POINT])
-                .sum();
-            sum as f64 / (self.rounds.len() as f64 * seconds)
+            let sum: u64 = self.rounds.iter().map(|round| round.timeline[point]).sum();
+            sum as f64 / (self.rounds.len() as f64 * SECONDS_PER_POINT)
         };
         Line {
             name: self.name.clone(),
             points: (0..points)
-                .map(|point| ((point as f64 + 0.5) * seconds, mean(point)))
+                .map(|point| ((point as f64 + 0.5) * SECONDS_PER_POINT, mean(point)))
                 .collect(),
         }
     }
@@ -173,13 +191,14 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
     let name =
         |load: Load, round: u32| format!("{}, round {}", load.title(args.fatal_one_in), round + 1);
     let loads: Vec<_> = (0..args.rounds)
-        .flat_map(|round| Load::order(round).map(|load| (load, round)))
+        .flat_map(|round| Load::ALL.map(|load| (load, round)))
         .map(|(load, round)| {
-            let wanted = args.load(round, load == Load::Disturbed);
+            let wanted = args.load(round, load.is_disturbed());
             (name(load, round), load.half(), wanted)
         })
         .collect();
-    let mut found = guests.run(&steps, &loads, Duration::from_secs(args.limit))?;
+    let limit = Duration::from_secs(args.limit);
+    let mut found = guests.run(&steps, &loads, limit, Clock::Instructions)?;
 
     let mut broken = Vec::new();
     let mut compared = Vec::new();
@@ -188,7 +207,7 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
         for round in 0..args.rounds {
             let name = name(load, round);
             let outcome = found.take(&name)?.outcome;
-            let words = outcome.broken_promises().into_iter();
+            let words = load.broken_promises(&outcome).into_iter();
             broken.extend(words.map(|words| format!("{name}: {words}")));
             rounds.push((args.load(round, false).seed, outcome));
         }
@@ -208,7 +227,7 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
         across: "seconds since the first request",
         up: "requests per second",
         legend: SeriesLabelPosition::UpperRight,
-        lines: report.loads.iter().map(Compared::line).collect(),
+        lines: lines(&report.loads),
     };
     folder::write_report(&folder, &report)?;
     folder::write(&folder, "throughput.svg", &chart.svg()?)?;
@@ -218,6 +237,21 @@ pub fn run(args: &IntegralArgs) -> Result<bool> {
         println!("  BROKEN: {words}");
     }
     Ok(broken.is_empty())
+}
+
+/// The lines of all loads. Where a server has died, nobody is answered any more.
+fn lines(loads: &[Compared]) -> Vec<Line> {
+    let mut lines: Vec<Line> = loads.iter().map(Compared::line).collect();
+    let length = |lines: &[Line]| lines.iter().map(|line| line.points.len()).max();
+    let longest = length(&lines).unwrap_or(0);
+    let ended = loads.iter().map(|load| !load.died_at.is_empty());
+    for (line, _) in lines.iter_mut().zip(ended).filter(|(_, ended)| *ended) {
+        for point in line.points.len()..longest {
+            line.points
+                .push(((point as f64 + 0.5) * SECONDS_PER_POINT, 0.0));
+        }
+    }
+    lines
 }
 
 /// The figures as a table in Markdown; in brackets the smallest and the largest of a round.
@@ -240,11 +274,14 @@ fn table(loads: &[Compared]) -> Table {
         let milliseconds = |of: fn(&Figures) -> Option<u64>| {
             figure(
                 &|figures| of(figures).map_or(f64::NAN, |ns| ns as f64 / 1e6),
-                1,
+                2,
             )
         };
         table.row([
-            load.name.clone(),
+            match load.died_at.as_slice() {
+                [] => load.name.clone(),
+                [at, ..] => format!("{}: died at request {at}", load.name),
+            },
             load.all.ordinary_requests.to_string(),
             format!("{}, {}", load.fatal_requests, load.recovered),
             load.ordinary_failed.to_string(),
@@ -292,12 +329,15 @@ mod tests {
     }
 
     #[test]
-    fn each_load_takes_each_position_in_a_round() {
-        for load in Load::ALL {
-            for place in 0..3 {
-                assert!((0..3).any(|round| Load::order(round)[place] == load));
-            }
-        }
+    fn a_server_that_has_died_answers_nobody_to_the_end() {
+        let outcome = |timeline: &[u64]| outcome(5, 10, timeline, 1.0);
+        let mut died = Compared::new("died".to_owned(), &[(1, outcome(&[2, 2, 1]))]);
+        died.died_at = vec![6];
+        let other = Compared::new("other".to_owned(), &[(1, outcome(&[1; 9]))]);
+        let heights = |line: &Line| line.points.iter().map(|&(_, y)| y).collect::<Vec<_>>();
+        let lines = lines(&[died, other]);
+        assert_eq!(heights(&lines[0])[..3], [40.0, 40.0, 0.0]);
+        assert_eq!(heights(&lines[1]), [20.0; 8]);
     }
 
     #[test]
@@ -318,7 +358,9 @@ mod tests {
 
     #[test]
     fn point_of_the_line_is_the_mean_of_all_rounds() {
-        assert_eq!(two_rounds().line().points, [(0.5, 11.0)]);
+        let line = two_rounds().line();
+        let heights: Vec<_> = line.points.iter().map(|&(_, y)| y).collect();
+        assert_eq!(heights, [40.0, 50.0, 60.0, 70.0]);
     }
 
     #[test]
@@ -326,7 +368,7 @@ mod tests {
         let table = table(&[two_rounds()]).to_string();
         let line = table.lines().last().unwrap();
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
-        let latency = "3.0 (1.0-3.0)";
+        let latency = "3.01 (1.00-3.01)";
         assert_eq!(
             cells[1..9],
             [

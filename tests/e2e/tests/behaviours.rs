@@ -93,6 +93,7 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let image = folder.path().join("guest.img");
     let e2e = Path::new(env!("CARGO_BIN_EXE_vmsrs-e2e"));
+    project::link_library(&programs.join("libvmsrs.so"), folder.path())?;
     let variables = folder.path().join("variables");
     compile_c(&source_path("variables.c"), &programs, &variables)?;
     let [state, leaving] = ["thread_state", "leaving"].map(|name| folder.path().join(name));
@@ -117,7 +118,7 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         .module_file(&modules.driver)
         .module_file_unloaded(&modules.test)
         .module_file_unloaded(&modules.hostile)
-        .library_folder(&programs)
+        .library_folder(folder.path())
         .binary(e2e, "/bin/vmsrs-e2e")
         .binary(&variables, "/bin/variables")
         .binary(&state, "/bin/thread-state")
@@ -168,6 +169,13 @@ fn compile_neighbours(library: &Path, folder: &Path) -> Result<Vec<(PathBuf, Str
         compile_c(&source(name), library, &program)?;
         compiled.push((program, format!("/bin/{name}")));
     }
+    for sanitizer in behaviours::SANITIZERS {
+        let program = folder.join(sanitizer);
+        let flag = format!("-fsanitize={sanitizer}");
+        let mut cc = cc(&source("sanitized"), library);
+        compile(cc.arg(flag), &program)?;
+        compiled.push((program, format!("/bin/sanitized-{sanitizer}")));
+    }
     for (name, part, file, libraries) in [
         ("loader", "-DPLUGIN", "constructor.so", &[][..]),
         ("allocator", "-DPRELOADED", "allocator.so", &["-lstdc++"]),
@@ -185,6 +193,11 @@ fn compile_neighbours(library: &Path, folder: &Path) -> Result<Vec<(PathBuf, Str
 
 /// Compiles a C program against the library in `folder`.
 fn compile_c(source: &Path, folder: &Path, program: &Path) -> Result<()> {
+    compile(&mut cc(source, folder), program)
+}
+
+/// The compiler of C for that.
+fn cc(source: &Path, folder: &Path) -> Command {
     let mut cc = Command::new("cc");
     cc.args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
         .arg(project::root().join("guest-lib/include"))
@@ -192,7 +205,7 @@ fn compile_c(source: &Path, folder: &Path, program: &Path) -> Result<()> {
         .arg("-L")
         .arg(folder)
         .args(["-lvmsrs", "-Wl,-z,now"]);
-    compile(&mut cc, program)
+    cc
 }
 
 /// Compiles a kernel of this crate, which is loaded at 2 MiB.

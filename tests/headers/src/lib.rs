@@ -9,6 +9,8 @@
 //! cbindgen writes the declarations with their comments. A template, `vmsrs.h.in` beside the crate's
 //! `cbindgen.toml`, has everything else and says where each declaration goes.
 //!
+//! The version is this crate's, which the whole workspace shares.
+//!
 //! `cargo run -p vmsrs-headers` (or `make headers`) writes them, the test compares.
 
 mod items;
@@ -47,6 +49,14 @@ fn generate(source: &str, header: &str, style: Style) -> Header {
         .unwrap_or_else(|error| panic!("{source}/cbindgen.toml: {error}"));
     let template = fs::read_to_string(folder.join(format!("{name}.in")))
         .unwrap_or_else(|error| panic!("{source}/{name}.in: {error}"));
+    let template = [
+        ("@version@", env!("CARGO_PKG_VERSION")),
+        ("@major@", env!("CARGO_PKG_VERSION_MAJOR")),
+        ("@minor@", env!("CARGO_PKG_VERSION_MINOR")),
+        ("@patch@", env!("CARGO_PKG_VERSION_PATCH")),
+    ]
+    .iter()
+    .fold(template, |text, (name, value)| text.replace(name, value));
     let names = Names {
         prefix: config.export.prefix.clone().unwrap_or_default(),
         types: config.export.rename.clone(),

@@ -68,11 +68,13 @@ const ABI: &str = r#"
 
 #define HOLDS(name, condition) typedef char name[(condition) ? 1 : -1]
 
-HOLDS(codes, VMSRS_OK == 0 && VMSRS_EFAILED == -1 && VMSRS_EVARIABLES == -21);
+HOLDS(codes, VMSRS_OK == 0 && VMSRS_EFAILED == -1 && VMSRS_EVARIABLES == -21 && VMSRS_ESANITIZER == -23);
+HOLDS(version, VMSRS_VERSION_MAJOR >= 0 && VMSRS_VERSION_MINOR >= 0 && VMSRS_VERSION_PATCH >= 0);
+HOLDS(version_text, sizeof(VMSRS_VERSION) >= sizeof("0.0.0"));
 HOLDS(kinds, VMSRS_KIND_MEMORY == 1 && VMSRS_KIND_DAMAGED == 22);
 HOLDS(flags, VMSRS_MIRROR == 1 && VMSRS_SEAL == 1 && VMSRS_AUDIT_WHOLE == 2);
 HOLDS(steps, VMSRS_STEP_DONE == 0 && VMSRS_STEP_SUSPEND == 1);
-HOLDS(info_size, sizeof(vmsrs_info) == 64);
+HOLDS(info_size, sizeof(vmsrs_info) == 72);
 HOLDS(options_size, sizeof(vmsrs_options) == 16);
 HOLDS(failure_size, sizeof(vmsrs_failure) == 184);
 HOLDS(message, offsetof(vmsrs_failure, message) == 56);

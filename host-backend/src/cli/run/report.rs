@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::End;
-use std::io;
 
 use crate::cli::text::{duration, write_json};
 use crate::cli::{Exit, Failure};
@@ -100,9 +99,12 @@ pub(super) fn report(vm: &RunningVm, end: &End, json: bool) -> Result<Exit, Fail
         ));
     }
     if json && vm.console.input && !is_written {
-        // It would make the end wait for whoever does not read the console.
-        let error = io::Error::new(io::ErrorKind::TimedOut, "nobody reads standard output");
-        return Err(error.into());
+        // Not as an error, which is written to standard output too: it would make the end wait for whoever does not
+        // read the console.
+        say(format_args!(
+            "standard output cannot be written: nobody reads it"
+        ));
+        return Ok(Exit::Failure);
     }
     if json {
         write_json(&Report {

@@ -4,6 +4,7 @@ use std::arch::x86_64::__cpuid;
 use std::hint::black_box;
 
 use anyhow::Result;
+use vmsrs_protocol::shared::RESIDENT_MAX;
 
 use super::meter::{Call, Meter, Run, Stamps, Watch};
 use super::pages::{Block, MOST, Pages};
@@ -12,15 +13,20 @@ use crate::sample::{Parts, Sample, What};
 
 /// Cold pages that a request writes.
 const COLD: [usize; 5] = [1, 4, 16, 64, MOST];
-/// Pages that each request writes.
-const RESIDENT: [usize; 3] = [1, 4, 16];
+/// Pages that each request writes. More than [`RESIDENT_MAX`] of them are drafts made ahead.
+const RESIDENT: [usize; 5] = [1, 4, RESIDENT_MAX, 64, MOST];
 
 /// Measures requests that read and that write.
 pub(super) fn measure(meter: &Meter, pages: &Pages, rounds: u32) -> Result<()> {
     meter.phase(rounds * 100, |rounds| {
         let watch = Watch::start();
         for _ in 0..rounds {
-            black_box(__cpuid(0));
+            #[allow(
+                unused_unsafe,
+                reason = "safe in newer compilers than the oldest supported"
+            )]
+            // SAFETY: every x86-64 CPU has the instruction.
+            black_box(unsafe { __cpuid(0) });
         }
         Ok(Sample::new(What::Exit, false, rounds).lasted(watch))
     })?;
@@ -45,7 +51,7 @@ pub(super) fn measure_main(meter: &Meter, pages: &Pages, rounds: u32) -> Result<
     let read = |block: &Block, _| block.read();
     in_requests(meter, pages, What::Request, 0, rounds, read)?;
     in_requests(meter, pages, What::Request, 1, rounds, Block::write_cold)?;
-    for count in RESIDENT {
+    for count in RESIDENT.into_iter().filter(|&count| count <= RESIDENT_MAX) {
         let write = Block::write_resident;
         in_requests(meter, pages, What::Resident, count, rounds, write)?;
     }

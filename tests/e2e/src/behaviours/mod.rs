@@ -45,6 +45,8 @@ mod suspended;
 mod thread_state;
 mod window_full;
 
+pub use neighbours::SANITIZERS;
+
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
     &draft_and_commit::BEHAVIOUR,
@@ -68,6 +70,7 @@ pub const ALL: &[&Behaviour] = &[
     &neighbours::ALLOCATOR,
     &neighbours::KNOWN_ALLOCATORS,
     &neighbours::WILD,
+    &neighbours::SANITIZED,
     &stray_close::BEHAVIOUR,
     &audit::BEHAVIOUR,
     &evidence::BEHAVIOUR,

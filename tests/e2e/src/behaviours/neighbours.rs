@@ -47,6 +47,17 @@ pub(super) const WILD: Behaviour = Behaviour {
     host: |guest| guest.run_steps(&["wild"]),
 };
 
+/// Sanitizers of the compiler.
+pub(super) const SANITIZED: Behaviour = Behaviour {
+    name: "programs_with_sanitizers_use_the_device",
+    machine: Machine::Usual,
+    steps: &[("sanitized", sanitized)],
+    host: |guest| guest.run_steps(&["sanitized"]),
+};
+
+/// Sanitizers that a program for the guest has.
+pub const SANITIZERS: [&str; 4] = ["address", "thread", "undefined", "leak"];
+
 fn succeeds(command: &mut Command) -> Result<()> {
     let output = command.output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -102,4 +113,16 @@ fn known_allocators(_: &str) -> Result<()> {
 
 fn wild(_: &str) -> Result<()> {
     succeeds(&mut Command::new("/bin/wild"))
+}
+
+/// All but the thread sanitizer leave room for apps.
+fn sanitized(_: &str) -> Result<()> {
+    for sanitizer in SANITIZERS {
+        let device = match sanitizer {
+            "thread" => "refused",
+            _ => "device",
+        };
+        succeeds(Command::new(format!("/bin/sanitized-{sanitizer}")).arg(device))?;
+    }
+    succeeds(Command::new("/bin/sanitized-thread").env("VMSRS_DEVICE", "none"))
 }

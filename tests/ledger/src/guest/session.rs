@@ -25,6 +25,9 @@ pub struct BootArgs {
     /// The initramfs.
     #[arg(long)]
     pub initramfs: PathBuf,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 2)]
+    pub vcpus: u32,
     /// Seconds until the server in the guest must answer.
     #[arg(long, default_value_t = 300)]
     pub boot_timeout: u64,
@@ -34,7 +37,9 @@ impl BootArgs {
     /// The guest, with a network card; the rest as [`Config::new`] has it.
     #[must_use]
     pub fn config(&self) -> Config {
-        Config::new(&self.kernel, &self.initramfs).tap(TAP)
+        Config::new(&self.kernel, &self.initramfs)
+            .vcpus(self.vcpus)
+            .tap(TAP)
     }
 }
 

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use vmsrs_report::distribution::Distribution;
 
 /// Length of an interval of the time line.
-pub const INTERVAL: Duration = Duration::from_millis(250);
+pub const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Intervals of the time line: half an hour. Later requests are counted in the last one.
-const INTERVALS: usize = 7200;
+const INTERVALS: usize = 36_000;
 
 /// Records when requests are sent and answered; shared by the connections.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn requests_count_in_the_interval_of_their_answer() {
-        let pace = pace(&[(5, 0), (5, 249), (9, 250), (7, 1100)]);
+        let pace = pace(&[(5, 0), (5, 49), (9, 50), (7, 220)]);
         assert_eq!(pace.timeline, [2, 1, 0, 0, 1]);
         assert_eq!(format!("{:?}", pace.latencies), "{5: 2, 7: 1, 9: 1}");
     }

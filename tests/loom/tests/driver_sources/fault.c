@@ -82,7 +82,7 @@ static bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
 	return thread->control->key == VMSRS_KEY_WRITES_OVER;
 }
 
-static struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page)
+static struct vmsrs_extent_pages *extent_of(struct vmsrs_thread *thread, u32 page)
 {
 	return &extent_of_page;
 }

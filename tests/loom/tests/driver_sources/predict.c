@@ -19,7 +19,6 @@ typedef int8_t s8;
 /* As in vmsrs.h and predict.c. */
 #define VMSRS_HOT_MAX 13
 #define VMSRS_FOLLOWING_MAX 16
-#define VMSRS_AHEAD_MAX (VMSRS_HOT_MAX + VMSRS_FOLLOWING_MAX)
 #define VMSRS_AHEAD_NOT 0
 #define VMSRS_AHEAD_HOT 1
 #define VMSRS_AHEAD_FOLLOWS 2
@@ -39,7 +38,7 @@ typedef int8_t s8;
 #define vmsrs_for_each_frame(draft, row) \
 	for (draft = (row)->drafts; draft != (row)->drafts + (row)->count; draft++)
 
-struct vmsrs_ahead { u32 page, why; };
+struct vmsrs_prediction { const u32 *hot; u32 hot_count, following, following_count; };
 struct vmsrs_heat { u8 count; u32 pages[VMSRS_HOT_MAX]; };
 struct vmsrs_frame { u32 page, committed; u16 commit; u8 streak, ahead; };
 struct vmsrs_frames { struct vmsrs_frame *drafts; u32 count; };
@@ -86,8 +85,8 @@ static void request(const u32 *pages, u32 count)
 	struct vmsrs_frame drafts[PAGES] = { }, dropped[PAGES];
 	struct vmsrs_frames list = { dropped, 0 };
 	bool drafted[PAGES] = { }, written[PAGES] = { };
-	u32 i, j, predicted, follow = 0;
-	struct vmsrs_ahead next[VMSRS_AHEAD_MAX];
+	u32 i, j, page, predicted, follow = 0;
+	struct vmsrs_prediction next;
 
 	faults = ahead = 0;
 	for (i = 0; i < count; i++) {
@@ -95,14 +94,15 @@ static void request(const u32 *pages, u32 count)
 		if (drafted[pages[i]])
 			continue;
 		drafted[pages[i]] = true;
-		predicted = vmsrs_predict(&domain, &extent, pages[i], !faults++, next);
+		predicted = vmsrs_predict(&domain, &extent, pages[i], !faults++, &next);
 		for (j = 0; j < predicted; j++) {
-			if (next[j].page >= PAGES)
+			page = j < next.hot_count ? next.hot[j] : next.following + j - next.hot_count;
+			if (page >= PAGES)
 				exit(2);
-			if (drafted[next[j].page])
+			if (drafted[page])
 				continue;
-			drafted[next[j].page] = true;
-			drafts[next[j].page].ahead = next[j].why;
+			drafted[page] = true;
+			drafts[page].ahead = j < next.hot_count ? VMSRS_AHEAD_HOT : VMSRS_AHEAD_FOLLOWS;
 			ahead++;
 		}
 	}
