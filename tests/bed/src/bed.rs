@@ -129,6 +129,16 @@ impl Bed {
         self.cache.program(name, &*self.progress)
     }
 
+    /// Allocators of Debian's that replace the C library's, for guests: the name of each, and its shared library; fetched when
+    /// neither the machine nor the cache has them.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be fetched.
+    pub fn allocators(&self) -> Result<Vec<(&'static str, PathBuf)>> {
+        self.cache.allocators(&*self.progress)
+    }
+
     /// The static busybox, for what is not an [`Image`].
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::debug_kernel;
 use crate::error::{Error, IoContext, Result};
 use crate::flavour::Flavour;
 use crate::kernel::{self, Kernel, Series};
-use crate::program::Program;
+use crate::program::{LIBRARIES, Program};
 use crate::qemu::Qemu;
 use crate::release::Release;
 
@@ -205,10 +205,42 @@ impl Cache {
         Ok(Program::unpacked(&folder, name))
     }
 
+    /// Allocators that replace the C library's: the name of each, and its shared library. The machine's own, if it has the
+    /// package; fetched otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When a package cannot be fetched.
+    pub fn allocators(&self, progress: &dyn Fn(&str)) -> Result<Vec<(&'static str, PathBuf)>> {
+        let _lock = self.lock("lock")?;
+        let find = |(name, package, file)| {
+            let of_machine = find_library(Path::new("/"), file);
+            if let Some(path) = of_machine {
+                return Ok((name, path));
+            }
+            let set = Set::program(package);
+            let folder = self.folder.join(&set.name);
+            self.fetch_sets(vec![set], false, progress)?;
+            let fetched = find_library(&folder, file);
+            let path = fetched.ok_or_else(|| Error::NotFetched {
+                what: file.to_owned(),
+                place: folder.display().to_string(),
+            })?;
+            Ok((name, path))
+        };
+        self.release.allocators().into_iter().map(find).collect()
+    }
+
     /// The QEMU for the nested KVM host.
     pub(crate) fn qemu(&self) -> Qemu {
         Qemu::unpacked(&self.folder.join(Set::qemu(self.release).name))
     }
+}
+
+/// A shared library among Debian's below `root`.
+fn find_library(root: &Path, file: &str) -> Option<PathBuf> {
+    let mut paths = LIBRARIES.iter().map(|folder| root.join(folder).join(file));
+    paths.find(|path| path.is_file())
 }
 
 /// The file in a set's folder that lists its packages with their versions, one per line.

@@ -65,6 +65,26 @@ impl Release {
         }
     }
 
+    /// The packages of allocators that replace the C library's, with the name of each in guests and its shared library.
+    pub(crate) fn allocators(self) -> [(&'static str, &'static str, &'static str); 3] {
+        let jemalloc = ("jemalloc", "libjemalloc2", "libjemalloc.so.2");
+        let [tcmalloc, mimalloc] = match self {
+            Self::Bookworm => [
+                ("libtcmalloc-minimal4", "libtcmalloc_minimal.so.4"),
+                ("libmimalloc2.0", "libmimalloc.so.2"),
+            ],
+            Self::Trixie => [
+                ("libtcmalloc-minimal4t64", "libtcmalloc_minimal.so.4"),
+                ("libmimalloc3", "libmimalloc.so.3"),
+            ],
+        };
+        [
+            jemalloc,
+            ("tcmalloc", tcmalloc.0, tcmalloc.1),
+            ("mimalloc", mimalloc.0, mimalloc.1),
+        ]
+    }
+
     /// The suites of security updates.
     pub(crate) fn security_suites(self) -> &'static [&'static str] {
         match self {

@@ -110,6 +110,9 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
     for (program, destination) in neighbours {
         guest = guest.binary(program, destination);
     }
+    for (name, library) in bed.allocators()? {
+        guest = guest.binary(library, format!("/lib/{name}.so"));
+    }
     guest
         .modules(["virtio_mmio", "virtio_net"])
         .module_file(&modules.driver)

@@ -68,6 +68,7 @@ pub const ALL: &[&Behaviour] = &[
     &neighbours::CHILDREN,
     &neighbours::LOADER,
     &neighbours::ALLOCATOR,
+    &neighbours::KNOWN_ALLOCATORS,
     &neighbours::WILD,
     &neighbours::SANITIZED,
     &stray_close::BEHAVIOUR,

@@ -31,6 +31,14 @@ pub(super) const ALLOCATOR: Behaviour = Behaviour {
     host: |guest| guest.run_steps(&["allocator"]),
 };
 
+/// Deadlines in the allocators that servers preload.
+pub(super) const KNOWN_ALLOCATORS: Behaviour = Behaviour {
+    name: "deadlines_in_jemalloc_tcmalloc_and_mimalloc_cost_their_requests",
+    machine: Machine::Usual,
+    steps: &[("known-allocators", known_allocators)],
+    host: |guest| guest.run_steps(&["known-allocators"]),
+};
+
 /// Wild arguments, and errors of other threads in the middle of any call.
 pub(super) const WILD: Behaviour = Behaviour {
     name: "wild_arguments_cost_their_request",
@@ -88,6 +96,19 @@ fn loader(_: &str) -> Result<()> {
 
 fn allocator(_: &str) -> Result<()> {
     succeeds(Command::new("/bin/allocator").env("LD_PRELOAD", "/lib/allocator.so"))
+}
+
+fn known_allocators(_: &str) -> Result<()> {
+    // Twenty deadlines each time.
+    const RUNS: usize = 3;
+    for name in ["jemalloc", "tcmalloc", "mimalloc"] {
+        for _ in 0..RUNS {
+            let mut program = Command::new("/bin/allocator");
+            program.arg("mixed");
+            succeeds(program.env("LD_PRELOAD", format!("/lib/{name}.so")))?;
+        }
+    }
+    Ok(())
 }
 
 fn wild(_: &str) -> Result<()> {
