@@ -214,16 +214,19 @@ static int both(vmsrs_request *request, void *argument)
 	return vmsrs_fan_out(request, pieces, 2);
 }
 
-// "stuck": a request never comes out of the allocator. "mixed": blocks of many sizes, for allocators other than the one above.
+// "stuck": a request never comes out of the allocator. "mixed": blocks of many sizes, for allocators other than the one above;
+// the number of requests may follow.
 int main(int count, char **arguments)
 {
 	pthread_t thread;
 	vmsrs_app *app;
-	int deadlines;
+	int deadlines, requests = 20;
 
 	check(!vmsrs_open("allocator", &app), "the app opens");
 	check(!vmsrs_domain_open(app, "alice", 5, &domain), "a domain opens");
 	is_mixed = count > 1 && !strcmp(arguments[1], "mixed");
+	if (count > 2)
+		requests = atoi(arguments[2]);
 	check(!pthread_create(&thread, NULL, allocate, NULL), "another thread allocates");
 	deadlines = vmsrs_protection(app) == VMSRS_PROTECTION_FULL;
 	if (count > 1 && !strcmp(arguments[1], "stuck")) {
@@ -234,7 +237,7 @@ int main(int count, char **arguments)
 		}
 		check(0, "the process ends");
 	}
-	for (int i = 0; i < 20; i++) {
+	for (int i = 0; i < requests; i++) {
 		unsigned long before;
 		vmsrs_options options = { .deadline_ms = deadlines ? 15 + i : 0 };
 		vmsrs_request_fn function = deadlines ? allocate_in_request : both;
