@@ -58,6 +58,9 @@ pub(super) fn measure(meter: &Meter, app: &'static App, pages: &Pages, rounds: u
     for _ in 0..COUNTED {
         error_to_next_request(pages, other, USUAL.1, 1)?;
     }
+    seal(pages.user)?;
+    // The driver keeps memory ready for the reports of some failures, and has it again then.
+    settle(app)?;
     for dropped in DROPPED {
         recovery(meter, pages, other, USUAL, dropped, rounds.div_ceil(2))?;
     }
