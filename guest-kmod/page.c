@@ -370,7 +370,13 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 	return page_access(vmf, true, true);
 }
 
-/* The mapping is gone. It was never divided nor copied, so this is called once for each. */
+/* mm copies the mapping for mremap(), before page_mremap() refuses that, and closes the copy then. */
+static void page_open(struct vm_area_struct *vma)
+{
+	vmsrs_mapping_opened(vma->vm_private_data, vma->vm_mm);
+}
+
+/* The mapping is gone. It was never divided. */
 static void page_close(struct vm_area_struct *vma)
 {
 	vmsrs_mapping_closed(vma->vm_private_data);
@@ -394,6 +400,7 @@ static int page_may_split(struct vm_area_struct *vma, unsigned long addr)
 const struct vm_operations_struct vmsrs_page_vm_ops = {
 	.fault = page_fault,
 	.pfn_mkwrite = page_pfn_mkwrite,
+	.open = page_open,
 	.close = page_close,
 	.mremap = page_mremap,
 	.may_split = page_may_split,

@@ -171,8 +171,11 @@ impl Heap {
             return Ok(());
         }
         // The chunk in which the range begins: its header may lie before.
-        let first = span.first() + header;
-        let mut address = starts.before(from + step).unwrap_or(first);
+        let mut address = match starts.before(from + step) {
+            Some(address) => address,
+            None if starts.get(span.first() + header) => span.first() + header,
+            None => return Err(Damage::corrupt(span.first() + header)),
+        };
         let mut later = starts.ones(from.max(address + step), below);
         loop {
             let end = check(address)?;
@@ -279,6 +282,28 @@ mod tests {
                         heap.check_page(page).unwrap();
                     }
                 }
+                Ok::<_, Error>(())
+            });
+            outcome.unwrap();
+        }
+    }
+
+    #[test]
+    fn first_chunk_without_its_bit_is_found_whatever_the_domain_has() {
+        for (name, blocks) in [("few", 5), ("many", 200)] {
+            let domain = app().domain(name).unwrap();
+            let outcome = domain.run(|_| {
+                for _ in 0..blocks {
+                    domain.allocate(40, 16)?;
+                }
+                let heap = thread::current().unwrap().state().heap(domain);
+                let span = heap.spans().next().unwrap();
+                let first = span.first() + BLOCK_HEADER as u64;
+                span.starts().clear(first);
+                let page = first & !(PAGE as u64 - 1);
+                let found = [heap.check_page(page), heap.check(u64::MAX).map(drop)];
+                span.starts().set(first);
+                assert!(found.iter().all(Result::is_err), "{name}: {found:?}");
                 Ok::<_, Error>(())
             });
             outcome.unwrap();

@@ -24,6 +24,8 @@ use crate::mapping;
 pub struct App {
     pub(super) file: File,
     base: u64,
+    /// Bytes of the mapping of its pages.
+    length: usize,
     locks: NonNull<AtomicU64>,
 }
 
@@ -79,6 +81,7 @@ impl App {
         Ok(Self {
             file,
             base: argument.base,
+            length: argument.length as usize,
             locks: locks.cast(),
         })
     }
@@ -124,6 +127,22 @@ impl App {
     /// Address of a page.
     pub fn address(&self, page: u32) -> *mut u8 {
         (self.base + u64::from(page) * u64::from(PAGE_SIZE)) as *mut u8
+    }
+
+    /// Has the kernel refuse to move the mapping of all pages, which it copies before it asks the driver.
+    ///
+    /// # Errors
+    ///
+    /// When it is not refused.
+    pub fn try_to_move(&self) -> Result<()> {
+        /// Nothing else is mapped there.
+        const FREE: *mut libc::c_void = std::ptr::without_provenance_mut(0x6000_0000_0000);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let (base, length) = (self.base as *mut libc::c_void, self.length);
+        // SAFETY: the call is refused; otherwise the test fails.
+        let moved = unsafe { libc::mremap(base, length, length, flags, FREE) };
+        ensure!(moved == libc::MAP_FAILED, "the mapping was moved");
+        Ok(())
     }
 
     /// Registers the calling thread.
