@@ -660,8 +660,9 @@ int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
  * up.
  *
  * If the request is committed, the descriptor stays open. One that the request
- * has closed itself is left alone, whatever file has its number by then. Counts
- * as a defer.
+ * has closed itself is left alone, unless the file that has its number by then
+ * is the same one, or both are anonymous (eventfd, epoll, timerfd). Counts as a
+ * defer.
  *
  * @param request The request.
  * @param fd The descriptor.
@@ -1070,6 +1071,7 @@ typedef int (*vmsrs_invariant_fn)(struct vmsrs_domain *domain, void *argument);
  * @param argument Passed to the function; must live as long as the process.
  * @retval VMSRS_OK
  * @retval VMSRS_EINVAL A null pointer, or the app has a check already.
+ * @retval VMSRS_ENESTED Inside a request or a defer.
  */
 VMSRS_MUST_USE
 int vmsrs_app_invariant(const struct vmsrs_app *app,
@@ -1084,6 +1086,7 @@ int vmsrs_app_invariant(const struct vmsrs_app *app,
  * @param argument Passed to the function; must live as long as the process.
  * @retval VMSRS_OK
  * @retval VMSRS_EINVAL A null pointer, or the domain has a check already.
+ * @retval VMSRS_ENESTED Inside a request or a defer.
  */
 VMSRS_MUST_USE
 int vmsrs_domain_invariant(const struct vmsrs_domain *domain,
@@ -1222,6 +1225,7 @@ typedef struct vmsrs_budget {
  * @param budget The budget.
  * @retval VMSRS_OK
  * @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+ * @retval VMSRS_ENESTED Inside a request or a defer.
  */
 VMSRS_MUST_USE
 int vmsrs_app_budget(const struct vmsrs_app *app,
@@ -1234,6 +1238,7 @@ int vmsrs_app_budget(const struct vmsrs_app *app,
  * @param budget The budget; one without a number is the app's again.
  * @retval VMSRS_OK
  * @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+ * @retval VMSRS_ENESTED Inside a request or a defer.
  */
 VMSRS_MUST_USE
 int vmsrs_domain_budget(const struct vmsrs_domain *domain,

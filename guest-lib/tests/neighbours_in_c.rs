@@ -63,6 +63,21 @@ fn a_request_that_is_stuck_in_an_allocator_ends_the_process() {
 }
 
 #[test]
+fn a_handler_that_fails_or_leaves_under_an_allocators_lock_ends_the_process() {
+    for mode in ["handler", "fail", "left"] {
+        let output = run_allocator(&[mode]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.signal(),
+            Some(libc::SIGABRT),
+            "{mode}: {errors}"
+        );
+        let said = "the C library's heap is damaged or stays locked";
+        assert!(errors.contains(said), "{mode}: {errors}");
+    }
+}
+
+#[test]
 fn a_thread_that_never_used_a_plugin_ends_the_process_by_heap_damage() {
     let program = Program::compile_alone(&[], "tests/c/plugin.c");
     let library = library().with_file_name("libvmsrs.so");

@@ -206,8 +206,15 @@ impl App {
     /// Sets how many requests of each domain of the app may fail within a time; a domain with more is refused for a while
     /// ([`Error::Quarantined`]), and an incident of its own says so. It counts the requests that were begun with the domain, in this
     /// process. Off by default.
-    pub fn set_budget(&self, budget: Budget) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Nested`] inside a request or a defer.
+    pub fn set_budget(&self, budget: Budget) -> Result<(), Error> {
+        end_left();
+        thread::outside()?;
         self.budget().set(budget);
+        Ok(())
     }
 
     /// Registers a check of every domain of the app, once in a process. It is called before anything
@@ -220,11 +227,13 @@ impl App {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] if the app has one.
+    /// [`Error::Argument`] if the app has one; [`Error::Nested`] inside a request or a defer.
     pub fn set_invariant(
         &self,
         check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<(), Error> {
+        end_left();
+        thread::outside()?;
         self.invariant().set(Box::new(check))
     }
 }

@@ -3,6 +3,7 @@
 use super::options::Options;
 use crate::error::{Error, RunError};
 use crate::heap::Damage;
+use crate::run::left::end_left;
 use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
@@ -245,19 +246,28 @@ impl Domain {
     }
 
     /// Like [`crate::App::set_budget`], for this domain instead of the app's.
-    pub fn set_budget(&self, budget: Budget) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Nested`] inside a request or a defer.
+    pub fn set_budget(&self, budget: Budget) -> Result<(), Error> {
+        end_left();
+        thread::outside()?;
         self.budget().set(budget);
+        Ok(())
     }
 
     /// Like [`crate::App::set_invariant`], for this domain. The app's is checked as well.
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] if the domain has one.
+    /// [`Error::Argument`] if the domain has one; [`Error::Nested`] inside a request or a defer.
     pub fn set_invariant(
         &self,
         check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<(), Error> {
+        end_left();
+        thread::outside()?;
         self.invariant().set(Box::new(check))
     }
 }

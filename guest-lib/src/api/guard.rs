@@ -51,9 +51,7 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
         return Err(Error::Argument("pages of domains cannot be guarded"));
     }
     end_left();
-    if thread::current().is_some() {
-        return Err(Error::Nested);
-    }
+    thread::outside()?;
     let key = pkru::guard_key().ok_or(Error::NoKeys)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's pages, which stay readable and writable.

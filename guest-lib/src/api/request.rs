@@ -311,8 +311,8 @@ impl Request {
     }
 
     /// Gives the request a descriptor, which is closed if the request fails or is given up; if it is committed, the descriptor
-    /// stays open and is the caller's. One that the request has closed itself meanwhile is left alone, whatever file has its number by
-    /// then. Counts as a defer.
+    /// stays open and is the caller's. One that the request has closed itself meanwhile is left alone, unless the file that has its number by
+    /// then is the same one, or both are anonymous (eventfd, epoll, timerfd). Counts as a defer.
     ///
     /// # Errors
     ///

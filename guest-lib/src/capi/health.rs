@@ -1,6 +1,6 @@
 //! Budgets of failures, and what a server looks at to plan its restart.
 
-use super::codes::{VMSRS_EINVAL, VMSRS_OK};
+use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use crate::{App, Budget, Domain};
 use std::ffi::c_int;
 use std::time::Duration;
@@ -39,6 +39,7 @@ impl CBudget {
 /// @param budget The budget.
 /// @retval VMSRS_OK
 /// @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+/// @retval VMSRS_ENESTED Inside a request or a defer.
 ///
 /// # Safety
 ///
@@ -53,8 +54,10 @@ pub unsafe extern "C" fn vmsrs_app_budget(app: *const App, budget: *const CBudge
     let Some(budget) = budget.read() else {
         return VMSRS_EINVAL;
     };
-    app.set_budget(budget);
-    VMSRS_OK
+    match app.set_budget(budget) {
+        Ok(()) => VMSRS_OK,
+        Err(error) => code(&error),
+    }
 }
 
 /// Sets the budget of failures of one domain, instead of the app's.
@@ -63,6 +66,7 @@ pub unsafe extern "C" fn vmsrs_app_budget(app: *const App, budget: *const CBudge
 /// @param budget The budget; one without a number is the app's again.
 /// @retval VMSRS_OK
 /// @retval VMSRS_EINVAL A null pointer, or the reserved field is not 0.
+/// @retval VMSRS_ENESTED Inside a request or a defer.
 ///
 /// # Safety
 ///
@@ -80,8 +84,10 @@ pub unsafe extern "C" fn vmsrs_domain_budget(
     let Some(budget) = budget.read() else {
         return VMSRS_EINVAL;
     };
-    domain.set_budget(budget);
-    VMSRS_OK
+    match domain.set_budget(budget) {
+        Ok(()) => VMSRS_OK,
+        Err(error) => code(&error),
+    }
 }
 
 /// What has happened in the process since its start that a restart would make good.

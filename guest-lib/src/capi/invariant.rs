@@ -1,6 +1,6 @@
 //! Invariants.
 
-use super::codes::{VMSRS_EINVAL, VMSRS_OK};
+use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
 use crate::App;
 use crate::Domain;
 use std::ffi::{c_int, c_void};
@@ -50,6 +50,7 @@ impl Check {
 /// @param argument Passed to the function; must live as long as the process.
 /// @retval VMSRS_OK
 /// @retval VMSRS_EINVAL A null pointer, or the app has a check already.
+/// @retval VMSRS_ENESTED Inside a request or a defer.
 ///
 /// # Safety
 ///
@@ -79,6 +80,7 @@ pub unsafe extern "C" fn vmsrs_app_invariant(
 /// @param argument Passed to the function; must live as long as the process.
 /// @retval VMSRS_OK
 /// @retval VMSRS_EINVAL A null pointer, or the domain has a check already.
+/// @retval VMSRS_ENESTED Inside a request or a defer.
 ///
 /// # Safety
 ///
@@ -101,9 +103,8 @@ pub unsafe extern "C" fn vmsrs_domain_invariant(
 }
 
 fn registered(outcome: &Result<(), crate::error::Error>) -> c_int {
-    if outcome.is_ok() {
-        VMSRS_OK
-    } else {
-        VMSRS_EINVAL
+    match outcome {
+        Ok(()) => VMSRS_OK,
+        Err(error) => code(error),
     }
 }

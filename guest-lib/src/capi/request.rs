@@ -195,7 +195,8 @@ pub unsafe extern "C" fn vmsrs_defer(
 /// Gives the request a descriptor: it is closed if the request fails or is given up.
 ///
 /// If the request is committed, the descriptor stays open. One that the request has closed
-/// itself is left alone, whatever file has its number by then. Counts as a defer.
+/// itself is left alone, unless the file that has its number by then is the same one, or both
+/// are anonymous (eventfd, epoll, timerfd). Counts as a defer.
 ///
 /// @param request The request.
 /// @param fd The descriptor.

@@ -99,7 +99,8 @@ mod tests {
             failures: 2,
             within: Duration::from_secs(3600),
             pause: Duration::from_secs(3600),
-        });
+        })
+        .unwrap();
         let fail = |domain: &'static Domain| {
             domain.run(|request| -> Result<(), Error> { request.fail("on purpose") })
         };
@@ -127,7 +128,13 @@ mod tests {
             failures: 1,
             within: Duration::from_secs(3600),
             pause: Duration::from_nanos(1),
-        });
+        })
+        .unwrap();
+        // A request that fails could not take it back.
+        let set = two.run(|_| app.set_budget(Budget::default()));
+        assert!(matches!(set, Err(RunError::GivenUp(Error::Nested))));
+        let set = two.run(|_| two.set_invariant(|_| Err("wrong".to_owned())));
+        assert!(matches!(set, Err(RunError::GivenUp(Error::Nested))));
         assert!(matches!(fail(two), Err(RunError::Failed(_))));
         two.run(|_| Ok::<_, Error>(())).unwrap();
         let after = health();

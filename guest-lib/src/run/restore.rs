@@ -4,7 +4,7 @@ use super::aside::{self, Aside};
 use super::end::abort_process;
 use super::{panic_hook, trial};
 use crate::os::{clib, signals, streams};
-use crate::thread::Thread;
+use crate::thread::{LEFT, Thread};
 use vmsrs_protocol::incident::REG_RIP;
 use vmsrs_protocol::ioctl::IoctlFail;
 
@@ -16,8 +16,11 @@ pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
     }
     thread.restore(|work| aside::run(thread, work) == Aside::Done);
     let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
-    // An allocator of the program's own cannot be seen, and an interrupt may have struck in it.
-    let is_interrupted = signal != 0 && signal == signals::interrupt();
+    // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
+    // that failed, or that has left the request for good.
+    let is_interrupted = (signal != 0 && signal == signals::interrupt())
+        || thread.take_in_handler()
+        || thread.message() == LEFT;
     let was_in_c_library = is_interrupted || clib::is_suspect(signal, instruction);
     if was_in_c_library || streams::has_standard() {
         unlock_streams(thread);

@@ -116,13 +116,22 @@ impl Thread {
         !now.without(self.found.look.get().blocked).are_none()
     }
 
-    /// Puts back which signals the thread blocks.
+    /// Puts back which signals the thread blocks, after an error that no signal told.
     pub(crate) fn restore_signals(&self) {
         let (now, found) = (signals::blocked(), self.found.look.get().blocked);
-        signals::forget_broken_pipe(now.without(found));
-        if now != found {
-            found.block();
+        if now == found {
+            return;
         }
+        if self.find_handler(self.cut_at(), now).is_some() {
+            self.marks.in_handler.set(true);
+        }
+        signals::forget_broken_pipe(now.without(found));
+        found.block();
+    }
+
+    /// Whether what was cut short was a signal handler of the server's, for the first who asks.
+    pub(crate) fn take_in_handler(&self) -> bool {
+        self.marks.in_handler.take()
     }
 
     /// The same from the end of the signal handler on that `context` is for. Async-signal-safe.

@@ -202,6 +202,7 @@ unsafe fn suppress(
     }
     thread.note(kind, address, signal, info.si_code, noted);
     if thread.find_handler(pointer, blocked).is_some() {
+        thread.marks.in_handler.set(true);
         thread.add_message(b"in a signal handler");
     }
     registers[libc::REG_RIP as usize] = switch::landing() as i64;

@@ -24,7 +24,9 @@ pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
 pub(crate) use landing::fail_request;
 pub(crate) use left::LEFT;
-pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
+pub(crate) use registry::{
+    current, forget_all, idle, install, keep_failure, of, outside, with_failure,
+};
 
 use crate::os::alarm::Alarm;
 use crate::os::latch::Take;
@@ -83,7 +85,8 @@ struct Marks {
     steps: Cell<u16>,
     /// The request has a deadline.
     timed: Cell<bool>,
-    _unused: Cell<bool>,
+    /// The code that was cut short was a signal handler of the server's, which may have interrupted anything.
+    in_handler: Cell<bool>,
 }
 
 const _: () = assert!(

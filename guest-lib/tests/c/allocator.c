@@ -8,11 +8,15 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #define STUCK 54321
+/* The allocator is interrupted by a signal under its lock. */
+#define SIGNALLED 54322
 
 #ifdef PRELOADED
 
@@ -45,11 +49,13 @@ static void work(void)
 
 void *malloc(size_t size)
 {
-	int is_stuck = size == STUCK;
+	int is_stuck = size == STUCK, is_signalled = size == SIGNALLED;
 	size_t *block;
 
 	size = (size + 31) & ~(size_t)15;
 	pthread_mutex_lock(&lock);
+	if (is_signalled)
+		raise(SIGUSR1);
 	do
 		work();
 	while (is_stuck);
@@ -203,6 +209,39 @@ static int allocate_stuck(vmsrs_request *request, void *argument)
 	return 0;
 }
 
+static sigjmp_buf outside;
+static const char *mode;
+
+static void interrupt(int signal)
+{
+	(void)signal;
+	if (!strcmp(mode, "handler"))
+		*(volatile int *)8 = 1;
+	if (!strcmp(mode, "fail"))
+		vmsrs_fail("the handler of a signal");
+	siglongjmp(outside, 1);
+}
+
+static int allocate_signalled(vmsrs_request *request, void *argument)
+{
+	void *volatile block;
+
+	(void)request;
+	(void)argument;
+	block = malloc(SIGNALLED);
+	free(block);
+	return 0;
+}
+
+static void interrupt_allocator(void)
+{
+	signal(SIGUSR1, interrupt);
+	if (!sigsetjmp(outside, 1))
+		(void)!vmsrs_run(domain, allocate_signalled, NULL, NULL);
+	(void)!vmsrs_run(domain, allocate_signalled, NULL, NULL);
+	check(0, "the process ends");
+}
+
 static int both(vmsrs_request *request, void *argument)
 {
 	vmsrs_piece pieces[2] = {
@@ -215,7 +254,8 @@ static int both(vmsrs_request *request, void *argument)
 }
 
 // "stuck": a request never comes out of the allocator. "mixed": blocks of many sizes, for allocators other than the one above;
-// the number of requests may follow.
+// the number of requests may follow. "handler", "fail", "left": the handler of a signal that comes under the allocator's lock fails,
+// or leaves the request.
 int main(int count, char **arguments)
 {
 	pthread_t thread;
@@ -237,6 +277,9 @@ int main(int count, char **arguments)
 		}
 		check(0, "the process ends");
 	}
+	mode = count > 1 ? arguments[1] : "";
+	if (!strcmp(mode, "handler") || !strcmp(mode, "fail") || !strcmp(mode, "left"))
+		interrupt_allocator();
 	for (int i = 0; i < requests; i++) {
 		unsigned long before;
 		vmsrs_options options = { .deadline_ms = deadlines ? 15 + i : 0 };
