@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use object::elf::PF_X;
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SegmentFlags, SymbolKind};
 
@@ -42,7 +42,7 @@ impl Symbols {
     /// the path they have there; what is not in it is looked for under the same path here.
     pub(crate) fn new(facts: &[Fact], files: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let mut symbols = Self::default();
-        symbols.add_kernels(facts);
+        symbols.add_kernels(facts)?;
         let mut sections: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
         for fact in facts {
             match fact {
@@ -83,7 +83,7 @@ impl Symbols {
     }
 
     /// The host's kernel, and the guest's: the same one, but for where it begins.
-    fn add_kernels(&mut self, facts: &[Fact]) {
+    fn add_kernels(&mut self, facts: &[Fact]) -> Result<()> {
         let mut modules: BTreeMap<&str, BTreeMap<u64, String>> = BTreeMap::new();
         for fact in facts {
             if let Fact::Function {
@@ -113,6 +113,11 @@ impl Symbols {
                 .keys()
                 .next_back()
                 .map_or(text, |last| last + 0x1000);
+            // The host's begins at a random place, the guest's does not.
+            ensure!(
+                text >= KERNEL_TEXT + (end - text),
+                "the kernels of the host and of the guest overlap, so addresses do not tell them apart: profile again"
+            );
             let guest = functions
                 .iter()
                 .map(|(address, name)| (address - text + KERNEL_TEXT, name.clone()))
@@ -134,6 +139,7 @@ impl Symbols {
                 .map_or(start, |last| last + 0x1000);
             self.add(Level::HostKernel, module.to_owned(), start, end, functions);
         }
+        Ok(())
     }
 
     fn add_module(
