@@ -39,31 +39,36 @@ impl Builds {
         let version = name.rsplit('-').next().unwrap_or_default().to_owned();
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
 
-        let step = steps.begin("build memcached");
         let plain = folder.join("plain");
-        copy(&source, &plain)?;
-        make(&plain, &["memcached", "memcached-debug", "timedrun"], &[])?;
-        step.end(&version);
-
-        let step = steps.begin("build memcached, ported");
+        build(steps, "build memcached", &source, &plain, &[], |tree| {
+            make(tree, &["memcached", "memcached-debug", "timedrun"], &[])
+        })?;
         let protected = folder.join("protected");
-        copy(&source, &protected)?;
-        edit(&protected, "edit.pl")?;
-        let (added, removed) = changed_lines(&source, &protected)?;
-        port(&protected, &["memcached", "memcached-debug"])?;
-        make(&protected, &["timedrun"], &[include_flag()])?;
-        step.end(&format!("{added} lines added, {removed} removed"));
-
+        let scripts = ["edit.pl"];
+        let (lines_added, lines_removed) = build(
+            steps,
+            "build memcached, ported",
+            &source,
+            &protected,
+            &scripts,
+            |tree| {
+                port(tree, &["memcached", "memcached-debug"])?;
+                make(tree, &["timedrun"], &[include_flag()])
+            },
+        )?;
         let attacked = match attacked {
             false => None,
             true => {
-                let step = steps.begin("build memcached with bugs");
                 let tree = folder.join("attacked");
-                copy(&source, &tree)?;
-                edit(&tree, "edit.pl")?;
-                edit(&tree, "bugs.pl")?;
-                port(&tree, &["memcached"])?;
-                step.end("for the injector");
+                let scripts = ["edit.pl", "bugs.pl"];
+                build(
+                    steps,
+                    "build memcached with bugs",
+                    &source,
+                    &tree,
+                    &scripts,
+                    |tree| port(tree, &["memcached"]),
+                )?;
                 Some(tree.join("memcached"))
             }
         };
@@ -73,8 +78,8 @@ impl Builds {
             protected,
             attacked,
             version,
-            lines_added: added,
-            lines_removed: removed,
+            lines_added,
+            lines_removed,
         })
     }
 
@@ -104,21 +109,55 @@ fn include_flag() -> String {
     )
 }
 
-/// Makes `tree` a copy of the source. What was built there goes, so that what is built is always that of the edits.
-fn copy(source: &Path, tree: &Path) -> Result<()> {
+/// A file in a tree that is built: what it was built from.
+const STAMP: &str = ".built-from";
+
+/// Copies the source to `tree`, edits it and builds it, unless that is there already. Returns the lines that are added and
+/// removed.
+fn build(
+    steps: &Steps,
+    name: &str,
+    source: &Path,
+    tree: &Path,
+    scripts: &[&str],
+    compile: impl FnOnce(&Path) -> Result<()>,
+) -> Result<(u64, u64)> {
+    let place = project::root().join(PORT);
+    let header = project::root().join("guest-lib/include/vmsrs.h");
+    let read =
+        |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let mut inputs = format!("{}\n{CONFIGURE:?}\n{}", source.display(), read(&header)?);
+    for file in SOURCES.iter().chain(scripts) {
+        inputs.push_str(&read(&place.join(file))?);
+    }
+    let stamp = tree.join(STAMP);
+    if let Ok(text) = fs::read_to_string(&stamp)
+        && let Some((lines, rest)) = text.split_once('\n')
+        && rest == inputs
+        && let Some((added, removed)) = lines.split_once(' ')
+    {
+        return Ok((added.parse()?, removed.parse()?));
+    }
+    let step = steps.begin(name);
     if tree.exists() {
         fs::remove_dir_all(tree).with_context(|| format!("remove {}", tree.display()))?;
     }
     // With its times: make must not think that what `configure` comes from is newer.
-    output(Command::new("cp").arg("-a").arg(source).arg(tree)).map(drop)
-}
-
-fn edit(tree: &Path, script: &str) -> Result<()> {
-    let port = project::root().join(PORT);
-    for file in SOURCES.iter().filter(|file| !tree.join(file).exists()) {
-        fs::copy(port.join(file), tree.join(file)).with_context(|| format!("copy {file}"))?;
+    output(Command::new("cp").arg("-a").arg(source).arg(tree))?;
+    if !scripts.is_empty() {
+        for file in SOURCES {
+            fs::copy(place.join(file), tree.join(file)).with_context(|| format!("copy {file}"))?;
+        }
     }
-    output(Command::new("perl").arg(port.join(script)).arg(tree)).map(drop)
+    for script in scripts {
+        output(Command::new("perl").arg(place.join(script)).arg(tree))?;
+    }
+    let (added, removed) = changed_lines(source, tree)?;
+    compile(tree)?;
+    fs::write(&stamp, format!("{added} {removed}\n{inputs}"))
+        .with_context(|| format!("write {}", stamp.display()))?;
+    step.end(&format!("{added} lines added, {removed} removed"));
+    Ok((added, removed))
 }
 
 /// Configures and makes targets.

@@ -2,10 +2,15 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vmsrs_bed::patience;
 
 use super::server::ADDRESS;
+
+/// How long an answer may take; it takes milliseconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 
 /// A connection.
 pub(super) struct Client(BufReader<TcpStream>);
@@ -15,6 +20,7 @@ impl Client {
     pub(super) fn connect() -> Result<Self> {
         let stream = TcpStream::connect(ADDRESS).context("connect")?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience::scaled(ANSWER_LIMIT)))?;
         Ok(Self(BufReader::new(stream)))
     }
 

@@ -21,7 +21,9 @@ use crate::plan::{Errors, Finding};
 use crate::report::INJECTOR;
 
 /// The build with bugs, which sends and receives by the calls that the injector sees.
-const PROGRAM: &str = "/bin/memcached-attacked";
+const PROGRAM: &str = "memcached-attacked";
+/// The injector, found by the loader.
+const INJECTOR_LIBRARY: &str = "libinject.so";
 /// Connections, each with a thread of its own here.
 const CONNECTIONS: u64 = 6;
 /// Keys of each.
@@ -398,10 +400,7 @@ fn start() -> Result<Server> {
     Server::start(
         PROGRAM,
         &["-t", "4", "-m", "128"],
-        &[
-            ("LD_PRELOAD", "/lib/libinject.so"),
-            ("MEMCACHED_SHARDS", "16"),
-        ],
+        &[("LD_PRELOAD", INJECTOR_LIBRARY), ("MEMCACHED_SHARDS", "16")],
     )
 }
 
