@@ -25,8 +25,21 @@ sub edit {
 edit('memcached.c',
     # The injector interposes on recv() and send().
     qr/\breturn read\(c->sfd, buf, count\);/, 'return recv(c->sfd, buf, count, 0);',
-    qr/\breturn sendmsg\(c->sfd, msg, flags\);/,
-    'return send(c->sfd, msg->msg_iov[0].iov_base, msg->msg_iov[0].iov_len, flags);',
+    qr/\breturn sendmsg\(c->sfd, msg, flags\);/, sub { <<'END' },
+ssize_t sum = 0;
+
+    for (size_t i = 0; i < msg->msg_iovlen; i++) {
+        const struct iovec *part = &msg->msg_iov[i];
+        ssize_t sent = part->iov_len ? send(c->sfd, part->iov_base, part->iov_len, flags) : 0;
+
+        if (sent < 0)
+            return sum ? sum : sent;
+        sum += sent;
+        if ((size_t)sent < part->iov_len)
+            break;
+    }
+    return sum;
+END
     # CVE-2011-4971: a negative length of what is left to read.
     qr/\bif \(c->rlbytes < 0\)/, 'if (0)',
     # CVE-2016-8704 and 8706: the room for an appended or prepended value overflows.
@@ -34,7 +47,8 @@ edit('memcached.c',
     sub { "$1 + (strncmp(key, \"bug-\", 4) ? old_it->nbytes - 2 : 0)" });
 edit('proto_bin.c',
     # CVE-2011-4971, CVE-2016-8705: lengths in the header of a binary packet are not compared.
-    qr/\bif \(keylen > bodylen \|\| keylen \+ extlen > bodylen\)/, 'if (0)');
+    qr/\bif \(keylen > bodylen \|\| keylen \+ extlen > bodylen\)/, 'if (0)',
+    qr/ && bodylen >= \(keylen \+ 8\)/, '');
 edit('vmsrs_port.c',
     qr/\bif \(nbytes < 2 \|\| !item_size_ok\(nkey, \(int\)flags, nbytes\)\)/,
     'if (nbytes >= 2 && !item_size_ok(nkey, (int)flags, nbytes))',

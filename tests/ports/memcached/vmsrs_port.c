@@ -583,12 +583,12 @@ static int copy_run(void *argument) {
 
 bool request_copy(conn *c, int length) {
     struct copy copy = {c, length};
-    int result;
+    int result, code;
 
-    if (run_some(HOLDS_SOME, 0, copy_run, &copy, &result) == VMSRS_OK)
-        return true;
-    conn_set_state(c, conn_closing);
-    return false;
+    code = run_some(HOLDS_SOME, 0, copy_run, &copy, &result);
+    if (code != VMSRS_OK)
+        conn_failed(c, code, false);
+    return code == VMSRS_OK;
 }
 
 /* ---- Items ---------------------------------------------------------------------------------------- */

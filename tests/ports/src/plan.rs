@@ -50,6 +50,8 @@ pub(crate) enum Part {
         seed: u64,
         /// How many.
         errors: u64,
+        /// Only kinds whose name contains this.
+        kind: String,
     },
     /// Classes of published vulnerabilities, made again by edits.
     Bugs {

@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// Errors that the injector makes.
     #[arg(long, default_value_t = 10_000)]
     errors: u64,
+    /// Of the injector's errors, only kinds whose name contains this.
+    #[arg(long, default_value = "")]
+    kind: String,
     /// Attacks on each bug that is made again.
     #[arg(long, default_value_t = 50)]
     bugs: u64,
@@ -110,6 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Choice::Errors => parts.push(Part::Errors {
                 seed: arguments.seed,
                 errors: arguments.errors,
+                kind: arguments.kind.clone(),
             }),
             Choice::Bugs => parts.push(Part::Bugs {
                 each: arguments.bugs,

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use vmsrs_campaign::arm::{Arm, MARK, Point, Strike};
@@ -32,6 +32,8 @@ const KEYS: usize = 48;
 const VALUE_MAX: usize = 3000;
 /// Commands without an error for each one with an error, at least.
 const ORDINARY: u64 = 3;
+/// Errors between two lines that tell how far it is.
+const PROGRESS: u64 = 50;
 /// Complaints that are kept.
 const COMPLAINTS: usize = 24;
 
@@ -417,8 +419,13 @@ fn note_end(server: &mut Server, found: &mut Errors) -> Result<bool> {
 }
 
 /// Makes errors by the campaign's injector.
-pub(super) fn inject(seed: u64, errors: u64) -> Result<()> {
-    let kinds: Vec<&'static Kind> = kind::common().filter(|kind| is_made(kind)).collect();
+pub(super) fn inject(seed: u64, errors: u64, only: &str) -> Result<()> {
+    let kinds = kind::common().filter(|kind| is_made(kind) && kind.name.contains(only));
+    let kinds: Vec<&'static Kind> = kinds.collect();
+    ensure!(
+        !kinds.is_empty(),
+        "no kind that can be made here contains {only:?}"
+    );
     let mut sum = Errors {
         class: INJECTOR.to_owned(),
         ..Errors::default()
@@ -453,7 +460,7 @@ pub(super) fn inject(seed: u64, errors: u64) -> Result<()> {
                     if *made >= errors {
                         stop.store(true, Ordering::Relaxed);
                     }
-                    if *made % 500 < 1 && worker.found.injected > before {
+                    if *made % PROGRESS < worker.found.injected - before {
                         println!("{} errors of {errors}", *made);
                     }
                 }

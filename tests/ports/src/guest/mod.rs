@@ -24,7 +24,7 @@ pub(crate) fn work() -> Result<()> {
         Part::Suite { mode, shards, only } => suite::run(mode, shards, &only),
         Part::Throughput { commands } => throughput::measure(commands),
         Part::Load => load::run(),
-        Part::Errors { seed, errors } => errors::inject(seed, errors),
+        Part::Errors { seed, errors, kind } => errors::inject(seed, errors, &kind),
         Part::Bugs { each } => errors::attack(each),
     }
 }
