@@ -426,8 +426,9 @@ static void conn_failed(conn *c, int code, bool in_step) {
     vmsrs_failure failure;
 
     if (code == VMSRS_EFAILED && vmsrs_last_failure(&failure) == VMSRS_OK)
-        snprintf(text, sizeof(text), "SERVER_ERROR request failed: %s, incident %llu",
-                 vmsrs_kind_name(failure.kind), (unsigned long long)failure.incident);
+        snprintf(text, sizeof(text), "SERVER_ERROR request failed: %s%s%.60s, incident %llu",
+                 vmsrs_kind_name(failure.kind), failure.message[0] ? ": " : "", failure.message,
+                 (unsigned long long)failure.incident);
     else
         snprintf(text, sizeof(text), "SERVER_ERROR %s", vmsrs_strerror(code));
     if (!c->resp && !resp_start(c)) {
@@ -999,6 +1000,7 @@ void slabs_free(void *block, size_t size, unsigned int id) {
 
 bool slabs_adjust_mem_limit(size_t most) {
     limit = most;
+    settings.maxbytes = most;
     return true;
 }
 

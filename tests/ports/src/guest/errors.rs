@@ -130,6 +130,12 @@ impl Worker {
         self.complain(words);
     }
 
+    /// Connects again, and gives all keys new values.
+    fn again(&mut self) -> Result<()> {
+        self.client = Client::connect()?;
+        (0..KEYS).try_for_each(|key| self.reset(key))
+    }
+
     fn random_value(&mut self) -> Vec<u8> {
         let length = self.random.random_range(1..VALUE_MAX);
         let byte = self.random.random_range(b'a'..=b'z');
@@ -450,8 +456,11 @@ pub(super) fn inject(seed: u64, errors: u64, only: &str) -> Result<()> {
                             worker.hit(kind).with_context(|| kind.name)
                         });
                     if let Err(error) = result {
-                        worker.complain(format!("{error:#}"));
-                        stop.store(true, Ordering::Relaxed);
+                        worker.harmed(format!("{error:#}"));
+                        // Without a server there is nothing more to do.
+                        if worker.again().is_err() {
+                            stop.store(true, Ordering::Relaxed);
+                        }
                     }
                     let mut made = made
                         .lock()
