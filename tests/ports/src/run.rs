@@ -97,7 +97,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .write_unnamed(&kernel, &folder)?;
     step.end("both builds");
 
-    let mut report = Report::load(&folder, &builds);
     let mut parts = Vec::new();
     for choice in chosen {
         match choice {
@@ -121,7 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     for part in parts {
-        report.begin(&part);
+        let mut findings = Vec::new();
         let timed = part.is_timed();
         let mut job = Job::new(["vmsrs-ports", "host", "vmlinux", "guest.img"])
             .arg(serde_json::to_string(&[&part])?)
@@ -143,7 +142,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Event::Result(line) => match serde_json::from_str::<Finding>(line) {
                 Ok(finding) => {
                     eprintln!("{line}");
-                    report.add(finding);
+                    findings.push(finding);
                 }
                 Err(_) => eprintln!("result: {line}"),
             },
@@ -153,8 +152,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "the guest failed (see above); the job's exit code is {}",
             outcome.code
         );
+        // Other parts may run meanwhile.
+        let mut report = Report::load(&folder, &builds);
+        report.begin(&part);
+        findings.into_iter().for_each(|finding| report.add(finding));
         results::write_report(&folder, &report)?;
     }
+    let report = Report::load(&folder, &builds);
     print!("{}", report.summary());
     println!("report: {}", folder.join("report.json").display());
     report.check()
