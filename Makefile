@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
+.PHONY: help demo port-memcached build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
 	lint unit e2e shortcampaign fuzz propagation fetch trixie debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
@@ -42,6 +42,9 @@ campaign: fetch build-campaign ## Inject 10,000 errors of every kind into a gues
 campaigns: fetch build-campaign ## Run the campaign nine times, for the record: seeds 1 to 3, with 1, 2 and 4 vCPUs (ERRORS= SERVER=)
 	$(CARGO) run --quiet --release -p vmsrs-campaign -- --matrix --errors $(ERRORS) --server $(SERVER)
 
+port-memcached: fetch build-ports ## Port Debian's memcached: its own tests, load, costs and errors in a guest (PARTS=suite,load,...)
+	$(CARGO) run --quiet --release -p vmsrs-ports -- memcached $(if $(PARTS),--parts $(PARTS))
+
 test: fetch lint kmod unit costs e2e shortcampaign ## Run all checks and tests
 
 build: ## Build the whole workspace: the vmsrs command, the library, the servers and the test programs
@@ -52,6 +55,9 @@ build-demo:
 
 build-campaign:
 	$(CARGO) build --release $(PRODUCT) -p vmsrs-campaign $(if $(filter rust,$(SERVER)),-p ledger-rs)
+
+build-ports:
+	$(CARGO) build --release $(PRODUCT) -p vmsrs-ports
 
 build-bench:
 	$(CARGO) build --release $(PRODUCT) -p vmsrs-bench

@@ -32,19 +32,37 @@ pub(crate) struct Archive {
 impl Archive {
     /// Downloads the archive's current package lists into `folder`.
     pub(crate) fn update(folder: &Path, release: Release) -> Result<Self> {
+        let list = source_list(release, &Mirrors::of_machine()?);
+        Self::update_lists(folder, release, &list)
+    }
+
+    fn update_lists(folder: &Path, release: Release, list: &str) -> Result<Self> {
         // Only one list format and no translations: a tenth of the usual download.
         for part in ["lists/partial", "archives/partial"] {
             let path = folder.join(part);
             fs::create_dir_all(&path).context("create", &path)?;
         }
         let sources = folder.join("sources.list");
-        fs::write(&sources, source_list(release, &Mirrors::of_machine()?))
-            .context("write", &sources)?;
+        fs::write(&sources, list).context("write", &sources)?;
         let config = folder.join("apt.conf");
         fs::write(&config, configuration(folder)).context("write", &config)?;
         let archive = Self { config, release };
         command::output(archive.command("apt-get").arg("update"))?;
         Ok(archive)
+    }
+
+    /// Downloads the archive's current lists of sources into `folder`: those of Debian 12, on every machine.
+    pub(crate) fn of_sources(folder: &Path, release: Release) -> Result<Self> {
+        let mirrors = Mirrors::of_machine()?;
+        let line = format!("deb-src {} {} bookworm main\n", options(None), mirrors.main);
+        Self::update_lists(folder, release, &line)
+    }
+
+    /// Downloads the source of a package into `folder` and unpacks it there; apt checks its signature chain and checksums.
+    pub(crate) fn source(&self, name: &str, folder: &Path) -> Result<()> {
+        let mut command = self.command("apt-get");
+        command.args(["source", name]);
+        command::output(command.current_dir(folder)).map(drop)
     }
 
     /// The newest version of `name` that starts with `series`, and the names of its dependencies.
@@ -178,12 +196,24 @@ impl Mirrors {
     }
 }
 
+/// The options of a source, with the archive's keys where the machine has them.
+fn options(architecture: Option<&str>) -> String {
+    let keys = Path::new(KEYRING)
+        .exists()
+        .then(|| format!("signed-by={KEYRING}"));
+    let options: Vec<_> = architecture
+        .map(str::to_owned)
+        .into_iter()
+        .chain(keys)
+        .collect();
+    match options.is_empty() {
+        true => String::new(),
+        false => format!("[{}]", options.join(" ")),
+    }
+}
+
 fn source_list(release: Release, mirrors: &Mirrors) -> String {
-    let options = if Path::new(KEYRING).exists() {
-        format!("[arch=amd64 signed-by={KEYRING}]")
-    } else {
-        "[arch=amd64]".to_owned()
-    };
+    let options = options(Some("arch=amd64"));
     let line = |mirror: &str, suite: &&str| format!("deb {options} {mirror} {suite} main\n");
     let main = release
         .suites()

@@ -139,6 +139,17 @@ impl Bed {
         self.cache.allocators(&*self.progress)
     }
 
+    /// The unpacked source of a Debian package (of Debian 12), with Debian's patches; fetched when it is not in the cache. It
+    /// is shared: whoever changes it makes a copy.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched or unpacked.
+    pub fn source(&self, package: &str) -> Result<PathBuf> {
+        tools::ensure(tools::SOURCES, &*self.progress)?;
+        self.cache.source(package, &*self.progress)
+    }
+
     /// The static busybox, for what is not an [`Image`].
     ///
     /// # Errors

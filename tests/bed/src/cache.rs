@@ -231,6 +231,35 @@ impl Cache {
         self.release.allocators().into_iter().map(find).collect()
     }
 
+    /// The unpacked source of a Debian package, with Debian's patches; fetched when it is not there. Not to be changed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched or unpacked.
+    pub fn source(&self, name: &str, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+        let _lock = self.lock("lock")?;
+        let folder = self.folder.join(format!("source-{name}"));
+        if !folder.exists() {
+            progress(&format!("fetching the source of {name}"));
+            let archive = Archive::of_sources(&self.folder.join("apt-source"), self.release)?;
+            let temporary = tempfile::Builder::new()
+                .prefix("fetch-")
+                .tempdir_in(&self.folder)
+                .context("create a folder in", &self.folder)?;
+            archive.source(name, temporary.path())?;
+            fs::rename(temporary.path(), &folder).context("create", &folder)?;
+        }
+        for entry in fs::read_dir(&folder).context("read", &folder)?.flatten() {
+            if entry.path().is_dir() {
+                return Ok(entry.path());
+            }
+        }
+        Err(Error::NotFetched {
+            what: format!("the source of {name}"),
+            place: folder.display().to_string(),
+        })
+    }
+
     /// The QEMU for the nested KVM host.
     pub(crate) fn qemu(&self) -> Qemu {
         Qemu::unpacked(&self.folder.join(Set::qemu(self.release).name))

@@ -79,6 +79,16 @@ pub const UNPACK: &[Tool] = &[
 /// What `make test` compiles with, besides the kernels' compilers: the C headers are tried in C++, too.
 pub const TESTS: &[Tool] = &[Tool::program("gcc", "gcc"), Tool::program("g++", "g++")];
 
+/// What unpacking and building packages' sources needs, and what their tests run in.
+pub const SOURCES: &[Tool] = &[
+    Tool::program("dpkg-source", "dpkg-dev"),
+    Tool::program("gcc", "gcc"),
+    Tool::program("make", "make"),
+    Tool::program("perl", "perl"),
+    Tool::program("diff", "diffutils"),
+    Tool::header("event.h", "libevent-dev"),
+];
+
 /// What building the driver needs, for a kernel that was built with `compiler`: modules need the same one. `objtool` from
 /// the kernel's build tools needs libelf.
 pub fn kmod(compiler: &str) -> Vec<Tool> {

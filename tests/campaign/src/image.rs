@@ -140,7 +140,12 @@ impl Programs {
     }
 }
 
-fn build_injector(folder: &Path) -> Result<PathBuf> {
+/// Builds `libinject.so` into the folder.
+///
+/// # Errors
+///
+/// When it cannot be built.
+pub fn build_injector(folder: &Path) -> Result<PathBuf> {
     let injector = folder.join("libinject.so");
     let root = project::root();
     let include = root.join("guest-lib/include");

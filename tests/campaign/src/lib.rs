@@ -30,3 +30,5 @@ pub mod view;
 mod wild;
 mod worker;
 mod world;
+
+pub use image::build_injector;

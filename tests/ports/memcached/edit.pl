@@ -1,0 +1,147 @@
+#!/usr/bin/perl
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+#
+# edit.pl FOLDER: edits the sources of memcached 1.6 in FOLDER so that they call vmsrs_port.c.
+#
+# It names functions, variables and statements, not lines. Each edit must be found, so another version either
+# builds the same port or is refused.
+use strict;
+use warnings;
+
+my $folder = shift // die "usage: edit.pl FOLDER\n";
+my ($file, $text);
+
+sub save {
+    return unless defined $file;
+    open(my $out, '>', $file) or die "$file: $!\n";
+    print $out $text;
+    close($out) or die "$file: $!\n";
+}
+
+# Edits that follow are of this file.
+sub in_file {
+    save();
+    $file = "$folder/$_[0]";
+    open(my $in, '<', $file) or die "$file: $!\n";
+    local $/;
+    $text = <$in>;
+}
+
+# Replaces what matches, everywhere in the file.
+sub all {
+    my ($pattern, $new) = @_;
+    my $found = $text =~ s/$pattern/ref $new ? $new->() : $new/ge;
+    die "$file: not found: $pattern\n" unless $found;
+}
+
+# Replaces what matches, everywhere in the definition of a function.
+sub within {
+    my ($function, $pattern, $new) = @_;
+    my $found = 0;
+    my $edit = sub {
+        my $body = shift;
+        $found += $body =~ s/$pattern/ref $new ? $new->() : $new/ge;
+        return $body;
+    };
+    $text =~ s/(^[a-z][^\n;=]*\b\Q$function\E\([^;{]*\)\s*\{.*?^\})/$edit->($1)/gems;
+    die "$file: $function: not found: $pattern\n" unless $found;
+}
+
+# Removes the definition of a function, and its declarations.
+sub without {
+    my ($function) = @_;
+    my $found = $text =~ s/^[a-z][^\n;=]*\b\Q$function\E\([^;{]*\)\s*\{.*?^\}\n//gsm;
+    die "$file: $function: not found\n" unless $found;
+    $text =~ s/^[a-z][^\n;=]*\b\Q$function\E\([^;{]*\);\n//gm;
+}
+
+in_file('memcached.h');
+all(qr/\z/ms, "\n#include \"vmsrs_port.h\"\n");
+
+# ---- Lists and their statistics: of the shard that the request works on
+in_file('items.c');
+all(qr/^static item \*heads\[LARGEST_ID\];\nstatic item \*tails\[LARGEST_ID\];\n/ms, '');
+all(qr/^static itemstats_t itemstats\[LARGEST_ID\];\n/ms,
+    "_Static_assert(sizeof(itemstats_t) <= LIST_STATS * sizeof(uint64_t), \"LIST_STATS\");\n"
+    . "#define itemstats ((itemstats_t (*)[LIST_STATS * sizeof(uint64_t) / sizeof(itemstats_t)])shard->stats)\n");
+all(qr/^static unsigned int sizes\[LARGEST_ID\];\nstatic uint64_t sizes_bytes\[LARGEST_ID\];\n/ms, '');
+all(qr/\bheads\[([^\[\]]*)\]/ms, sub { "shard->lists[$1].head" });
+all(qr/\btails\[([^\[\]]*)\]/ms, sub { "shard->lists[$1].tail" });
+all(qr/\bsizes\[([^\[\]]*)\]/ms, sub { "shard->lists[$1].size" });
+all(qr/\bsizes_bytes\[([^\[\]]*)\]/ms, sub { "shard->lists[$1].bytes" });
+all(qr/\bitemstats\[([^\[\]]*)\]\./ms, sub { "itemstats[$1][0]." });
+all(qr/&itemstats\[([^\[\]]*)\]/ms, sub { "&itemstats[$1][0]" });
+# A shard's domain is the lock of its lists.
+all(qr/^ *pthread_mutex_(?:lock|unlock)\(&lru_locks\[[^;]*\]\);\n/ms, '');
+# What the lists tell is summed up for statistics.
+all(qr/^ *stats_state\.curr_(?:items|bytes) [-+]= [^;]*;\n/ms, '');
+all(qr/^ *STATS_LOCK\(\);\n *STATS_UNLOCK\(\);\n/ms, '');
+within('item_stats_reset', qr/\{\n *int i;\n.*?^\}/ms, "{\n    shards_reset_stats();\n}");
+# A hit on a cold item moves it at once: the request holds its lists.
+within('do_item_bump', qr/!lru_bump_async\(c->thread->lru_bump_buf, it, hv\)/ms, '(do_item_update(it), false)');
+without('lru_bump_async');
+# What is set already is not written again.
+within('do_item_bump', qr/\} else \{\n( *)it->it_flags \|= ITEM_FETCHED;/ms,
+    sub { "} else {\n$1if ((it->it_flags & ITEM_FETCHED) == 0)\n$1    it->it_flags |= ITEM_FETCHED;" });
+# Background work is a request for each shard.
+all(qr/^(static int )lru_maintainer_juggle(\(const int slabs_clsid\) \{.*?^\}\n)/ms, sub {
+    "$1lru_juggle$2\n"
+    . "static int lru_juggle_shard(void *arg) {\n    return lru_juggle(*(int *)arg);\n}\n\n"
+    . "static int lru_maintainer_juggle(int slabs_clsid) {\n"
+    . "    return slabs_class_used(slabs_clsid) ? shards_each(lru_juggle_shard, &slabs_clsid) : 0;\n}\n" });
+within('lru_maintainer_crawler_check', qr/shard->lists\[i\]\.size/ms, '0u');
+within('lru_maintainer_thread', qr/settings\.slab_automove == 1/ms, 'false');
+within('lru_maintainer_thread', qr/\bsam->init\(&settings\)/ms, 'NULL');
+within('lru_maintainer_thread', qr/\bsam->free\(am\);/ms, '(void)am;');
+
+# ---- The crawler walks a shard's list in a request
+in_file('crawler.c');
+without('lru_crawler_class_done');
+without('item_crawl_hash');
+within('do_lru_crawler_start', qr/do_get_lru_size\(sid\)/ms, '0');
+within('do_lru_crawler_start', qr/do_item_linktail_q\([^;]*;/ms, '');
+within('item_crawler_thread', qr/\bif \(crawler_count == -1\) \{.*\} \/\/ if crawler_count\n/ms, "crawl();\n");
+within('item_crawler_thread', qr/^ *int (?:i|crawls_persleep)\b[^;]*;\n/ms, '');
+all(qr/^static void \*item_crawler_thread\(void \*arg\) \{/ms, sub { <<'END' . $& });
+#include "vmsrs_crawl.h"
+
+END
+
+# ---- Locks, and stores of what was read outside of domains
+in_file('thread.c');
+without($_) for qw(item_lock item_unlock item_trylock item_trylock_unlock);
+within('item_remove', qr/(uint32_t hv;\n)/ms, sub { "$1    if (item_is_outside(item))\n        return;\n" });
+within('store_item', qr/ret = (do_store_item\(item, comm, c, hv\))/ms,
+    sub { "ret = item_is_outside(item) ? item_store_outside(item, comm, c, hv) : $1" });
+
+# ---- Commands as requests
+in_file('memcached.c');
+within('drive_machine', qr/\bcomplete_nread\(c\)/ms, 'request_value(c, complete_nread)');
+# What is read before the request that stores it
+within('drive_machine', qr/\bmemmove\(c->ritem, c->rcurr, tocopy\);/ms,
+    "if (!request_copy(c, tocopy))\n                        break;");
+within($_, qr/\bfree\(c->item\)/ms, 'item_outside_free(c->item)') for qw(conn_release_items reset_cmd_handler);
+within($_, qr/\bit->refcount\b/ms, 'item_refs(it)') for qw(do_add_delta limited_get limited_get_locked);
+
+in_file('proto_text.c');
+within('try_read_command_ascii', qr/\bprocess_command_ascii\(c, c->rcurr\)/ms,
+    'request_line(c, c->rcurr, process_command_ascii)');
+within($_, qr/\bitem_alloc\(/ms, 'item_outside(c, ') for qw(process_update_command process_mset_command);
+within($_, qr/\bresp->item = it;/ms, 'item_copy_out(resp, it);') for qw(process_get_command process_mget_command);
+within('complete_nread_ascii', qr/\bcase STORED:\n *out_string/ms, sub {
+    "case NO_MEMORY:\n              out_of_memory(c, \"SERVER_ERROR out of memory storing object\");\n"
+    . "              break;\n          $&" });
+
+in_file('proto_bin.c');
+within('try_read_command_binary', qr/\bdispatch_bin_command\(c, extbuf\)/ms,
+    'request_binary(c, extbuf, dispatch_bin_command)');
+within($_, qr/\bitem_alloc\(/ms, 'item_outside(c, ') for qw(process_bin_update process_bin_append_prepend);
+within('process_bin_get_or_touch', qr/\bc->resp->item = it;/ms, 'item_copy_out(c->resp, it);');
+save();
+
+# ---- Replaced as a whole: vmsrs_port.c has their functions
+for my $name ('assoc.c', 'slabs.c') {
+    open(my $out, '>', "$folder/$name") or die "$name: $!\n";
+    print $out "/* See vmsrs_port.c. */\n#include \"memcached.h\"\n";
+    close($out) or die "$name: $!\n";
+}

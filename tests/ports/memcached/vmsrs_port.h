@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT */
+/*
+ * The cache of memcached in domains: what its sources, edited by edit.pl, call.
+ *
+ * Keys are spread over shards by their hash. A shard is a domain: the index, the LRU lists and the items
+ * of its keys, so a command on one key writes to one domain. Each command runs as a request. Sockets,
+ * connections and their buffers are outside of domains: a value is read into a block of malloc() and copied
+ * in by the request that stores it, and what a request wants to send is copied out before it ends.
+ *
+ * Included at the end of memcached.h.
+ */
+#ifndef VMSRS_PORT_H
+#define VMSRS_PORT_H
+
+#include <vmsrs.h>
+
+/* A request holds at most 32 domains; one that needs all shards holds its worker's domain, too. */
+#define SHARDS_MAX 31
+
+/* Buckets come in segments of a page each. */
+#define SEGMENT_BUCKETS 512
+#define SEGMENTS_MAX 2048
+
+/* Room for the statistics that items.c keeps for each list. */
+#define LIST_STATS 22
+
+/* An LRU list, together so that a change of it writes to one page. */
+struct shard_list {
+    item *head;
+    item *tail;
+    uint64_t bytes;
+    uint32_t size;
+    uint32_t reserved;
+};
+
+/* What a shard's root leads to. What each store changes comes first: it should be one page. */
+struct shard {
+    uint64_t used_bytes; /* of blocks, as large as their class */
+    uint64_t items;
+    uint32_t buckets;
+    uint32_t level; /* the largest power of two that is not above buckets */
+    uint32_t used[MAX_NUMBER_OF_SLAB_CLASSES]; /* blocks of each class */
+    struct shard_list lists[POWER_LARGEST];
+    item **segments[SEGMENTS_MAX];
+    uint64_t stats[POWER_LARGEST][LIST_STATS];
+};
+
+/* The shard that the calling thread's request works on, or the sum of all (shards_sum()). */
+extern __thread struct shard *shard;
+
+/* ---- Start and shape */
+
+/* Opens the domains and empties them. MEMCACHED_SHARDS is their number. */
+void shards_init(void);
+unsigned int shards_count(void);
+
+/* Runs a function as a request of each shard in turn, and adds up what it returns. */
+int shards_each(int (*function)(void *argument), void *argument);
+
+/* What has been changed so far is kept if the request fails later: for long walks. */
+void shard_commit(void);
+
+/* Whether a class has had an item: the maintainer passes over the others. */
+bool slabs_class_used(unsigned int id);
+
+/* Zeroes the statistics of lists, of all shards that the request holds. */
+void shards_reset_stats(void);
+
+/* ---- Commands as requests */
+
+void request_line(conn *c, char *line, void (*process)(conn *c, char *line));
+void request_binary(conn *c, char *extras, void (*dispatch)(conn *c, char *extras));
+void request_value(conn *c, void (*complete)(conn *c));
+/* Copies what has been read of a value already. False: it failed, and the connection is to be closed. */
+bool request_copy(conn *c, int length);
+
+/* ---- Items */
+
+/* An item outside of domains, into which a value is read. */
+item *item_outside(conn *c, const char *key, size_t nkey, unsigned int flags, rel_time_t exptime, int nbytes);
+void item_outside_free(item *it);
+bool item_is_outside(const void *it);
+/* Stores what was read into such an item. */
+enum store_item_type item_store_outside(item *outside, int comm, conn *c, uint32_t hv);
+/* Copies what the response sends out of the domain, and drops the response's reference. */
+void item_copy_out(mc_resp *resp, item *it);
+
+/*
+ * References that end with the request are counted beside the item: a get writes nothing.
+ */
+unsigned short item_ref(item *it);
+unsigned short item_unref(item *it);
+unsigned short item_refs(const item *it);
+#undef refcount_incr
+#undef refcount_decr
+#define refcount_incr(it) item_ref((item *)(it))
+#define refcount_decr(it) item_unref((item *)(it))
+
+/* ---- Mutexes outside of domains: released if the request fails that holds them. */
+
+int request_mutex_lock(pthread_mutex_t *mutex);
+int request_mutex_trylock(pthread_mutex_t *mutex);
+int request_mutex_unlock(pthread_mutex_t *mutex);
+#ifndef VMSRS_PORT_C
+#define pthread_mutex_lock(mutex) request_mutex_lock(mutex)
+#define pthread_mutex_trylock(mutex) request_mutex_trylock(mutex)
+#define pthread_mutex_unlock(mutex) request_mutex_unlock(mutex)
+#endif
+
+#endif

@@ -1,0 +1,61 @@
+//! Real servers, ported to VMSRS: built plain and protected from Debian's sources, then tested, measured and attacked in a
+//! guest. `docs/ports/` describes the ports.
+//!
+//! `vmsrs-ports guest` runs in the guest and prints its findings on the guest's console; `vmsrs-ports host` boots the guest on
+//! the KVM host and passes them on.
+
+mod build;
+mod guest;
+mod host;
+mod image;
+mod plan;
+mod report;
+mod run;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::plan::Part;
+
+/// Build, test, measure and attack real servers.
+#[derive(Parser)]
+#[command(name = "vmsrs-ports", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// memcached: writes target/ports/memcached/report.json.
+    Memcached(run::Arguments),
+    /// Work here, in the guest.
+    #[command(hide = true)]
+    Guest,
+    /// Boot guests here, on the KVM host.
+    #[command(hide = true)]
+    Host {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        /// As JSON.
+        plans: String,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Memcached(arguments) => run::run(&arguments),
+        Command::Guest => guest::work(),
+        Command::Host {
+            kernel,
+            initramfs,
+            plans,
+        } => host::run(
+            &kernel,
+            &initramfs,
+            &serde_json::from_str::<Vec<Part>>(&plans)?,
+        ),
+    }
+}

@@ -1,0 +1,146 @@
+//! What a guest does, and what it finds.
+
+use serde::{Deserialize, Serialize};
+
+/// One of the two builds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// As Debian has it.
+    Plain,
+    /// Ported.
+    Protected,
+}
+
+impl Mode {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Plain, Self::Protected];
+
+    /// The name, which is also that of the folder in the guest.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Protected => "protected",
+        }
+    }
+}
+
+/// A part of the work, each in a guest of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// The server's own test suite.
+    Suite {
+        /// Which build.
+        mode: Mode,
+        /// Shards of the protected one.
+        shards: u32,
+        /// Only files whose name contains this.
+        only: String,
+    },
+    /// What a command costs the server.
+    Throughput {
+        /// Commands of each measurement with the smallest values.
+        commands: u32,
+    },
+    /// Load by tools that are not ours.
+    Load,
+    /// Errors by the injector, with a model.
+    Errors {
+        /// The same seed makes the same errors.
+        seed: u64,
+        /// How many.
+        errors: u64,
+        /// Only kinds whose name contains this.
+        kind: String,
+    },
+    /// Classes of published vulnerabilities, made again by edits.
+    Bugs {
+        /// How many of each class.
+        each: u64,
+    },
+}
+
+impl Part {
+    /// Whether the clock counts instructions.
+    pub(crate) fn is_timed(&self) -> bool {
+        matches!(self, Self::Throughput { .. })
+    }
+}
+
+/// What a guest finds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Finding {
+    /// A file of the suite has run.
+    Suite(SuiteFile),
+    /// A measurement.
+    Throughput(Throughput),
+    /// A tool has run.
+    Load(Load),
+    /// The outcome of injected errors, or of a class of bugs.
+    Errors(Errors),
+}
+
+/// A file of the server's own suite.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SuiteFile {
+    pub(crate) mode: Mode,
+    pub(crate) shards: u32,
+    pub(crate) file: String,
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    /// Why the file does not apply, or nothing.
+    pub(crate) skipped: Option<String>,
+    /// Descriptions of failed tests, and what else went wrong.
+    pub(crate) failures: Vec<String>,
+}
+
+/// What a command costs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Throughput {
+    pub(crate) mode: Mode,
+    /// Percentage of commands that set a value.
+    pub(crate) sets_percent: u32,
+    pub(crate) value_bytes: usize,
+    pub(crate) vcpus: u32,
+    /// CPU time of the server for each command, in nanoseconds.
+    pub(crate) nanoseconds: f64,
+    /// Commands.
+    pub(crate) commands: u32,
+}
+
+/// A tool's run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Load {
+    pub(crate) mode: Mode,
+    pub(crate) command: String,
+    pub(crate) code: Option<i32>,
+    /// The last lines of its output.
+    pub(crate) output: Vec<String>,
+}
+
+/// The outcome of errors.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Errors {
+    /// What made them.
+    pub(crate) class: String,
+    /// Errors that were made.
+    pub(crate) injected: u64,
+    /// Requests answered with an error; everything was as before.
+    pub(crate) request_lost: u64,
+    /// Answered correctly.
+    pub(crate) no_effect: u64,
+    /// The request's own key has a wrong value, or a wrong answer.
+    pub(crate) own_wrong: u64,
+    /// Errors that were planned, at a place that the request does not pass.
+    pub(crate) not_reached: u64,
+    /// Wrong answers about other keys, and errors in other requests.
+    pub(crate) others_harmed: u64,
+    /// The server ended.
+    pub(crate) restarts: u64,
+    /// Commands without an error that were answered right.
+    pub(crate) ordinary: u64,
+    /// By kind: how often.
+    pub(crate) kinds: std::collections::BTreeMap<String, u64>,
+    /// What went wrong, in words.
+    pub(crate) complaints: Vec<String>,
+}

@@ -1,0 +1,186 @@
+//! `target/ports/memcached/report.json`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::build::Builds;
+use crate::plan::{Errors, Finding, Load, Mode, Part, SuiteFile};
+
+/// The report. Parts that a run leaves out are those of earlier runs.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    version: String,
+    lines_added: u64,
+    lines_removed: u64,
+    own_suite: BTreeMap<Mode, Suite>,
+    load: Vec<Load>,
+    throughput: Vec<Row>,
+    errors_injected: u64,
+    others_harmed: u64,
+    restarts: u64,
+    errors: Vec<Errors>,
+}
+
+/// The server's own suite.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Suite {
+    passed: u32,
+    failed: u32,
+    files_skipped: u32,
+    files: Vec<SuiteFile>,
+}
+
+/// Commands per second of the server's CPU time.
+#[derive(Debug, Serialize, Deserialize)]
+struct Row {
+    mix: String,
+    value_bytes: usize,
+    vcpus: u32,
+    plain: f64,
+    protected: f64,
+}
+
+impl Report {
+    /// The report of earlier runs, for these builds.
+    pub(crate) fn load(folder: &Path, builds: &Builds) -> Self {
+        let text = fs::read_to_string(folder.join("report.json")).unwrap_or_default();
+        Self {
+            version: builds.version.clone(),
+            lines_added: builds.lines_added,
+            lines_removed: builds.lines_removed,
+            ..serde_json::from_str(&text).unwrap_or_default()
+        }
+    }
+
+    /// Forgets what earlier runs have found of a part that runs now.
+    pub(crate) fn begin(&mut self, part: &Part) {
+        match part {
+            Part::Suite { mode, .. } => drop(self.own_suite.remove(mode)),
+            Part::Throughput { .. } => self.throughput.clear(),
+            Part::Load => self.load.clear(),
+            Part::Errors { .. } => self.errors.retain(|errors| errors.class != INJECTOR),
+            Part::Bugs { .. } => self.errors.retain(|errors| errors.class == INJECTOR),
+        }
+    }
+
+    /// Adds what was found.
+    pub(crate) fn add(&mut self, finding: Finding) {
+        match finding {
+            Finding::Suite(file) => {
+                let suite = self.own_suite.entry(file.mode).or_default();
+                suite.passed += file.passed;
+                suite.failed += file.failed;
+                suite.files_skipped += u32::from(file.skipped.is_some());
+                suite.files.push(file);
+            }
+            Finding::Throughput(one) => {
+                let mix = format!("{}/{}", 100 - one.sets_percent, one.sets_percent);
+                let place = self.throughput.iter().position(|row| {
+                    row.mix == mix && row.value_bytes == one.value_bytes && row.vcpus == one.vcpus
+                });
+                let place = place.unwrap_or_else(|| {
+                    self.throughput.push(Row {
+                        mix,
+                        value_bytes: one.value_bytes,
+                        vcpus: one.vcpus,
+                        plain: 0.0,
+                        protected: 0.0,
+                    });
+                    self.throughput.len() - 1
+                });
+                let rate = (1e9 / one.nanoseconds).round();
+                match one.mode {
+                    Mode::Plain => self.throughput[place].plain = rate,
+                    Mode::Protected => self.throughput[place].protected = rate,
+                }
+            }
+            Finding::Load(load) => self.load.push(load),
+            Finding::Errors(errors) => self.errors.push(errors),
+        }
+        self.errors_injected = self.errors.iter().map(|errors| errors.injected).sum();
+        self.others_harmed = self.errors.iter().map(|errors| errors.others_harmed).sum();
+        self.restarts = self.errors.iter().map(|errors| errors.restarts).sum();
+    }
+
+    /// For people.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = format!(
+            "memcached {}: {} lines added, {} removed\n",
+            self.version, self.lines_added, self.lines_removed
+        );
+        let mut line = |words: String| {
+            let _ = writeln!(text, "{words}");
+        };
+        for (mode, suite) in &self.own_suite {
+            line(format!(
+                "own suite, {}: {} passed, {} failed, {} files skipped",
+                mode.name(),
+                suite.passed,
+                suite.failed,
+                suite.files_skipped
+            ));
+            for file in suite.files.iter().filter(|file| !file.failures.is_empty()) {
+                line(format!("  {}: {}", file.file, file.failures.join("; ")));
+            }
+        }
+        for row in &self.throughput {
+            line(format!(
+                "{} gets/sets, {} bytes: {:.0} plain, {:.0} protected, {:.3}",
+                row.mix,
+                row.value_bytes,
+                row.plain,
+                row.protected,
+                row.protected / row.plain
+            ));
+        }
+        for load in &self.load {
+            line(format!(
+                "{} ({}): code {:?}",
+                load.command,
+                load.mode.name(),
+                load.code
+            ));
+        }
+        for errors in &self.errors {
+            line(format!(
+                "{}: {} injected, {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
+                 {} ordinary commands",
+                errors.class,
+                errors.injected,
+                errors.request_lost,
+                errors.no_effect,
+                errors.own_wrong,
+                errors.not_reached,
+                errors.others_harmed,
+                errors.restarts,
+                errors.ordinary
+            ));
+            errors
+                .complaints
+                .iter()
+                .for_each(|complaint| line(format!("  ! {complaint}")));
+        }
+        text
+    }
+
+    /// # Errors
+    ///
+    /// When others were harmed, or the server ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(
+            self.others_harmed == 0 && self.restarts == 0,
+            "{} others harmed, {} restarts",
+            self.others_harmed,
+            self.restarts
+        );
+        Ok(())
+    }
+}
+
+/// The class of what the injector has made.
+pub(crate) const INJECTOR: &str = "injector";

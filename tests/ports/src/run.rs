@@ -1,0 +1,165 @@
+//! This machine's side: builds, boots, gathers and reports.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use vmsrs_bed::{Bed, Event, Job, Series, project};
+use vmsrs_report::folder as results;
+use vmsrs_report::steps::Steps;
+
+use crate::build::Builds;
+use crate::image;
+use crate::plan::{Finding, Mode, Part};
+use crate::report::Report;
+
+/// The emulated CPU of measurements: `max` without its fast string instructions, which QEMU counts once a byte.
+const CPU_MODEL: &str = "max,-erms,-fsrm";
+/// Memory of the KVM host, in MiB.
+const MEMORY_MIB: u32 = 4096;
+
+/// What to do.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Parts to run; the report keeps what it has of the others.
+    #[arg(long, value_name = "PART,...", value_delimiter = ',')]
+    #[arg(default_value = "suite,load,throughput,errors,bugs")]
+    parts: Vec<Choice>,
+    /// Of the server's own suite, only files whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Shards of the protected server in its suite: with one, its limits are those of the plain one.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=31))]
+    shards: u32,
+    /// The same seed makes the same errors.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Errors that the injector makes.
+    #[arg(long, default_value_t = 10_000)]
+    errors: u64,
+    /// Of the injector's errors, only kinds whose name contains this.
+    #[arg(long, default_value = "")]
+    kind: String,
+    /// Attacks on each bug that is made again.
+    #[arg(long, default_value_t = 50)]
+    bugs: u64,
+    /// Commands of each measurement, for the smallest values.
+    #[arg(long, default_value_t = 4000)]
+    commands: u32,
+    /// Give up this many seconds after the KVM host has booted.
+    #[arg(long, value_name = "SECONDS", default_value_t = 14_400)]
+    deadline: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+enum Choice {
+    /// The server's own test suite, plain and protected.
+    Suite,
+    /// Tools of libmemcached.
+    Load,
+    /// What commands cost, by a clock that counts instructions.
+    Throughput,
+    /// The campaign's injector, with a model.
+    Errors,
+    /// Classes of published vulnerabilities.
+    Bugs,
+}
+
+/// Runs the parts and writes the report.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let folder = project::root().join("target/ports/memcached");
+    results::create(&folder)?;
+    let steps = Steps::new();
+    let bed = Bed::auto()?;
+    let chosen: BTreeSet<Choice> = arguments.parts.iter().copied().collect();
+    let attacked = chosen.contains(&Choice::Errors) || chosen.contains(&Choice::Bugs);
+    let builds = Builds::make(&bed, &steps, &folder, attacked)?;
+
+    let step = steps.begin("pack the guest");
+    let kernel = bed.kernel(Series::V6_1)?;
+    let modules = bed.modules(&kernel)?;
+    let mut guest = image::add_builds(bed.image()?, &builds)?;
+    if chosen.contains(&Choice::Suite) {
+        guest = image::add_perl(guest)?;
+    }
+    if chosen.contains(&Choice::Load) {
+        guest = image::add_tools(guest, &bed)?;
+    }
+    if attacked {
+        let injector = vmsrs_campaign::build_injector(builds.place())?;
+        guest = guest.binary(injector, "/lib/libinject.so");
+    }
+    let image = guest
+        .modules(["virtio_mmio"])
+        .module_file(&modules.driver)
+        .binary(project::own_program(), "/bin/vmsrs-ports")
+        .init("vmsrs-ports guest || echo '@failed'")
+        .write_unnamed(&kernel, &folder)?;
+    step.end("both builds");
+
+    let mut parts = Vec::new();
+    for choice in chosen {
+        match choice {
+            Choice::Suite => parts.extend(Mode::ALL.map(|mode| Part::Suite {
+                mode,
+                shards: arguments.shards,
+                only: arguments.only.clone(),
+            })),
+            Choice::Load => parts.push(Part::Load),
+            Choice::Throughput => parts.push(Part::Throughput {
+                commands: arguments.commands,
+            }),
+            Choice::Errors => parts.push(Part::Errors {
+                seed: arguments.seed,
+                errors: arguments.errors,
+                kind: arguments.kind.clone(),
+            }),
+            Choice::Bugs => parts.push(Part::Bugs {
+                each: arguments.bugs,
+            }),
+        }
+    }
+    for part in parts {
+        let mut findings = Vec::new();
+        let timed = part.is_timed();
+        let mut job = Job::new(["vmsrs-ports", "host", "vmlinux", "guest.img"])
+            .arg(serde_json::to_string(&[&part])?)
+            .program(project::own_program(), "vmsrs-ports")
+            .program(project::built("vmsrs")?, "vmsrs")
+            .file(kernel.vmlinux()?, "vmlinux")
+            .file(project::open_file(&image), "guest.img")
+            .memory_mib(MEMORY_MIB)
+            .timeout(Duration::from_secs(arguments.deadline));
+        if timed {
+            job = job.cpu_model(CPU_MODEL).deterministic();
+        }
+        let mut failed = false;
+        let outcome = bed.run(&job, |event| match event {
+            Event::Console(line) => {
+                failed |= line.trim() == "@failed";
+                eprintln!("{line}");
+            }
+            Event::Result(line) => match serde_json::from_str::<Finding>(line) {
+                Ok(finding) => {
+                    eprintln!("{line}");
+                    findings.push(finding);
+                }
+                Err(_) => eprintln!("result: {line}"),
+            },
+        })?;
+        ensure!(
+            !failed && outcome.success(),
+            "the guest failed (see above); the job's exit code is {}",
+            outcome.code
+        );
+        // Other parts may run meanwhile.
+        let mut report = Report::load(&folder, &builds);
+        report.begin(&part);
+        findings.into_iter().for_each(|finding| report.add(finding));
+        results::write_report(&folder, &report)?;
+    }
+    let report = Report::load(&folder, &builds);
+    print!("{}", report.summary());
+    println!("report: {}", folder.join("report.json").display());
+    report.check()
+}
