@@ -1,6 +1,6 @@
 //! Budgets of failures, and what a server looks at to plan its restart.
 
-use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
+use super::codes::{VMSRS_EINVAL, VMSRS_OK, status};
 use crate::{App, Budget, Domain};
 use std::ffi::c_int;
 use std::time::Duration;
@@ -54,10 +54,7 @@ pub unsafe extern "C" fn vmsrs_app_budget(app: *const App, budget: *const CBudge
     let Some(budget) = budget.read() else {
         return VMSRS_EINVAL;
     };
-    match app.set_budget(budget) {
-        Ok(()) => VMSRS_OK,
-        Err(error) => code(&error),
-    }
+    status(app.set_budget(budget))
 }
 
 /// Sets the budget of failures of one domain, instead of the app's.
@@ -84,10 +81,7 @@ pub unsafe extern "C" fn vmsrs_domain_budget(
     let Some(budget) = budget.read() else {
         return VMSRS_EINVAL;
     };
-    match domain.set_budget(budget) {
-        Ok(()) => VMSRS_OK,
-        Err(error) => code(&error),
-    }
+    status(domain.set_budget(budget))
 }
 
 /// What has happened in the process since its start that a restart would make good.

@@ -1,6 +1,6 @@
 //! Invariants.
 
-use super::codes::{VMSRS_EINVAL, VMSRS_OK, code};
+use super::codes::{VMSRS_EINVAL, status};
 use crate::App;
 use crate::Domain;
 use std::ffi::{c_int, c_void};
@@ -66,7 +66,7 @@ pub unsafe extern "C" fn vmsrs_app_invariant(
     match unsafe { (app.as_ref(), function) } {
         (Some(app), Some(function)) => {
             let check = Check { function, argument };
-            registered(&app.set_invariant(move |domain| check.call(domain)))
+            status(app.set_invariant(move |domain| check.call(domain)))
         }
         _ => VMSRS_EINVAL,
     }
@@ -96,15 +96,8 @@ pub unsafe extern "C" fn vmsrs_domain_invariant(
     match unsafe { (domain.as_ref(), function) } {
         (Some(domain), Some(function)) => {
             let check = Check { function, argument };
-            registered(&domain.set_invariant(move |domain| check.call(domain)))
+            status(domain.set_invariant(move |domain| check.call(domain)))
         }
         _ => VMSRS_EINVAL,
-    }
-}
-
-fn registered(outcome: &Result<(), crate::error::Error>) -> c_int {
-    match outcome {
-        Ok(()) => VMSRS_OK,
-        Err(error) => code(error),
     }
 }
