@@ -25,3 +25,4 @@ pub(crate) mod streams;
 pub(crate) mod switch;
 pub(crate) mod thread_end;
 pub(crate) mod usage;
+pub(crate) mod xsave;
