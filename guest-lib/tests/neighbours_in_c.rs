@@ -6,6 +6,7 @@ mod compiled;
 use compiled::{Program, library};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
+use std::sync::OnceLock;
 
 #[test]
 fn children_that_share_memory_have_no_part_in_the_request() {
@@ -32,6 +33,31 @@ fn requests_do_not_wait_for_the_dynamic_linker() {
     for constructor in ["crash", "wait"] {
         program.succeed(&[constructor, path.to_str().unwrap()]);
     }
+}
+
+/// The waits of a C program, linked with the shared C library and statically.
+fn waits(what: &str) {
+    static PROGRAMS: OnceLock<[Program; 2]> = OnceLock::new();
+    let compile = |flags: &[&str]| Program::compile("cc", flags, "tests/c/waits.c");
+    for program in PROGRAMS.get_or_init(|| [compile(&[]), compile(&["-static"])]) {
+        program.succeed(&[what]);
+    }
+}
+
+#[test]
+fn condition_that_a_failed_request_waited_for_works_for_all_others() {
+    waits("conditions");
+}
+
+#[test]
+fn read_write_lock_that_a_failed_request_waited_for_works_for_all_others() {
+    waits("read-write");
+}
+
+#[test]
+fn mutex_and_semaphore_that_a_failed_request_waited_for_work_for_all_others() {
+    waits("mutexes");
+    waits("semaphores");
 }
 
 /// Runs the C test of an allocator with that allocator, half of whose time goes into the C++ library.

@@ -23,6 +23,9 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// A `syscall` instruction.
+pub(super) const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
 /// First address of code and the first one after it.
 struct Place(AtomicU64, AtomicU64);
 
@@ -137,22 +140,12 @@ fn first_function() -> u64 {
 
 /// Whether an instruction is in this code. Async-signal-safe.
 pub(crate) fn contains(instruction: u64) -> bool {
-    CODE.iter().any(|place| place.contains(instruction)) || ALLOCATOR.contains(instruction)
+    CODE.iter().any(|place| place.contains(instruction)) || is_in_allocator(instruction)
 }
 
-/// Whether a thread that a signal has interrupted there is about something in this code: not if
-/// the signal has woken it from a system call, in which nobody sleeps with the C library's heap locked. Another
-/// allocator may wait for one of its locks with another one held: `callers` are the words at the top of the stack, and
-/// its return addresses among them. `result` is RAX. Async-signal-safe.
-pub(crate) fn is_busy(instruction: u64, result: u64, callers: &[u64]) -> bool {
-    const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    if !contains(instruction) || !contains(instruction - 2) {
-        return false;
-    }
-    // SAFETY: code of the C library or of the allocator, which stays mapped.
-    let before = unsafe { *((instruction - 2) as *const [u8; 2]) };
-    let sleeps = before == SYSCALL && result == -i64::from(libc::EINTR) as u64;
-    !sleeps || callers.iter().any(|&word| ALLOCATOR.contains(word))
+/// The same for the code of an allocator that is not the C library's. Async-signal-safe.
+pub(super) fn is_in_allocator(instruction: u64) -> bool {
+    ALLOCATOR.contains(instruction)
 }
 
 /// Whether a thread in the C library can be single-stepped through the next instruction: see [`is_steppable`]. `number` is
@@ -182,7 +175,9 @@ fn is_steppable(next: [u8; 3], number: u64) -> bool {
         libc::SYS_brk,
     ];
     match next {
-        [0x0f, 0x05, _] => OF_THE_HEAP.iter().any(|&call| call as u64 == number),
+        [first, second, _] if [first, second] == SYSCALL => {
+            OF_THE_HEAP.iter().any(|&call| call as u64 == number)
+        }
         [0xf3, 0x90, _] => false,
         // REP, and REX perhaps.
         [0xf2 | 0xf3, 0x40..=0x4f, operation] | [0xf2 | 0xf3, operation, _] => {

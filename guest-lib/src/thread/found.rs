@@ -8,6 +8,7 @@
 use super::{Thread, open};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
+use crate::os::condition;
 use crate::os::exceptions::Exceptions;
 use crate::os::own_stack;
 use crate::os::region::Region;
@@ -176,7 +177,11 @@ impl Thread {
         cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
             if address >= intact && clib::contains(routine.address()) {
                 // SAFETY: nothing runs on the request stack before the request is over.
-                run(&mut || unsafe { routine.run() });
+                run(&mut || unsafe {
+                    condition::run(&routine, |address, bytes| {
+                        self.frame(address, bytes) == Frame::Dead
+                    });
+                });
             }
         });
         look.cancellation.set();

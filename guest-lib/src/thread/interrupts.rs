@@ -4,9 +4,9 @@ use super::landing::fail_request;
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::os::clib;
 use crate::os::clock::now;
 use crate::os::signals;
+use crate::os::sleep::Sleep;
 use crate::state::members::Members;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
@@ -100,13 +100,8 @@ impl Thread {
 
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
     /// the thread is single-stepped from now on, if `can_trap` says that its traps come to the library. Not if it has
-    /// waited too long already. `instruction` is the next one, `number` RAX. Async-signal-safe.
-    pub(crate) fn may_wait(
-        &self,
-        instruction: u64,
-        number: u64,
-        can_trap: impl FnOnce() -> bool,
-    ) -> bool {
+    /// waited too long already. Async-signal-safe.
+    pub(crate) fn may_wait(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> bool {
         let has_single_stepped = self.marks.single_stepping.take();
         if !has_single_stepped {
             self.marks.waited.set(self.marks.waited.get() + 1);
@@ -118,7 +113,7 @@ impl Thread {
         // The alarm is for the case that a handler of the server runs meanwhile and does not return.
         let leads = waited > LOOKS
             && steps < STEPS
-            && clib::can_step(instruction, number)
+            && sleep.can_step()
             && (has_single_stepped
                 || (can_trap()
                     && self
@@ -130,6 +125,24 @@ impl Thread {
             return true;
         }
         self.alarm.set(self.number, signals::interrupt(), RETRY)
+    }
+
+    /// Whether the thread, which `sleep` says about, is woken from that wait by a time-out of the function that waits, and is
+    /// single-stepped out of the C library from there. Once in a request, and if `can_trap` says as above.
+    /// Async-signal-safe.
+    pub(crate) fn may_time_out(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> bool {
+        let may = self.marks.steps.get() == 0
+            && sleep.ends_by_timeout()
+            && can_trap()
+            && (self.alarm).set(self.number, signals::interrupt(), STEP_LIMIT);
+        if may {
+            self.marks
+                .waited
+                .set(self.marks.waited.get().max(LOOKS + 1));
+            self.marks.steps.set(1);
+            self.marks.single_stepping.set(true);
+        }
+        may
     }
 
     /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
