@@ -60,6 +60,14 @@ fn mutex_and_semaphore_that_a_failed_request_waited_for_work_for_all_others() {
     waits("semaphores");
 }
 
+#[test]
+fn deadline_in_a_function_with_a_lock_of_its_own_leaves_it_unlocked() {
+    let program = Program::compile("cc", &["-Wno-deprecated-declarations"], "tests/c/locks.c");
+    for what in ["names", "logs"] {
+        program.succeed(&[what]);
+    }
+}
+
 /// Runs the C test of an allocator with that allocator, half of whose time goes into the C++ library.
 fn run_allocator(arguments: &[&str]) -> Output {
     let program = Program::compile("cc", &[], "tests/c/allocator.c");

@@ -140,8 +140,8 @@ unsafe fn suppress(
         let sleep = Sleep::of(registers);
         let is_led_out = if sleep.is_busy(thread.top_words(pointer)) {
             thread.may_wait(sleep, can_trap)
-        } else if thread.may_time_out(sleep, can_trap) {
-            registers[libc::REG_RAX as usize] = -i64::from(libc::ETIMEDOUT);
+        } else if let Some(error) = thread.way_out(sleep, can_trap) {
+            registers[libc::REG_RAX as usize] = -i64::from(error);
             true
         } else {
             false

@@ -8,6 +8,7 @@ use crate::os::clock::now;
 use crate::os::signals;
 use crate::os::sleep::Sleep;
 use crate::state::members::Members;
+use std::ffi::c_int;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ const LOOKS: u16 = 16;
 
 /// Most instructions that a thread is single-stepped through in one request; after that it is only polled.
 const STEPS: u16 = 50_000;
+
+/// How often a thread is told in one request that a system call has failed, if it does nothing else.
+const WAYS_OUT: u16 = 25;
 
 /// How long a thread may be single-stepped until the interrupt comes again.
 const STEP_LIMIT: Duration = Duration::from_millis(50);
@@ -111,14 +115,13 @@ impl Thread {
             return false;
         }
         // The alarm is for the case that a handler of the server runs meanwhile and does not return.
+        let may_sleep = sleep.may_begin();
+        let limit = if may_sleep { RETRY } else { STEP_LIMIT };
         let leads = waited > LOOKS
             && steps < STEPS
             && sleep.can_step()
-            && (has_single_stepped
-                || (can_trap()
-                    && self
-                        .alarm
-                        .set(self.number, signals::interrupt(), STEP_LIMIT)));
+            && ((has_single_stepped && !may_sleep)
+                || (can_trap() && self.alarm.set(self.number, signals::interrupt(), limit)));
         if leads {
             self.marks.steps.set(steps + 1);
             self.marks.single_stepping.set(true);
@@ -127,22 +130,28 @@ impl Thread {
         self.alarm.set(self.number, signals::interrupt(), RETRY)
     }
 
-    /// Whether the thread, which `sleep` says about, is woken from that wait by a time-out of the function that waits, and is
-    /// single-stepped out of the C library from there. Once in a request, and if `can_trap` says as above.
-    /// Async-signal-safe.
-    pub(crate) fn may_time_out(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> bool {
-        let may = self.marks.steps.get() == 0
-            && sleep.ends_by_timeout()
-            && can_trap()
-            && (self.alarm).set(self.number, signals::interrupt(), STEP_LIMIT);
-        if may {
-            self.marks
-                .waited
-                .set(self.marks.waited.get().max(LOOKS + 1));
-            self.marks.steps.set(1);
-            self.marks.single_stepping.set(true);
+    /// The error that ends what the thread sleeps in, with which it is single-stepped out of the C library; if `can_trap` says
+    /// as above, and not too often in a request. Async-signal-safe.
+    pub(crate) fn way_out(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> Option<c_int> {
+        let steps = self.marks.steps.get();
+        if steps >= STEPS {
+            return None;
         }
-        may
+        let error = sleep.way_out()?;
+        if !can_trap()
+            || !self
+                .alarm
+                .set(self.number, signals::interrupt(), STEP_LIMIT)
+        {
+            return None;
+        }
+        // From here on it is not only polled.
+        self.marks
+            .waited
+            .set(self.marks.waited.get().max(LOOKS + 1));
+        self.marks.steps.set(steps + STEPS / WAYS_OUT);
+        self.marks.single_stepping.set(true);
+        Some(error)
     }
 
     /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
