@@ -15,6 +15,10 @@ fn children_that_share_memory_have_no_part_in_the_request() {
         children.succeed(&["vfork", deed]);
         children.succeed(&["clone", deed]);
     }
+    // It has its parent's handlers, too.
+    for deed in ["crash", "abort", "raise"] {
+        children.succeed(&["handlers", deed]);
+    }
     // A child of clone() has a stack of its own, by which the library knows it at once.
     for deed in ["alloc", "enter", "free"] {
         children.succeed(&["clone", deed]);

@@ -5,6 +5,7 @@ pub(crate) mod cancellation;
 pub(crate) mod clib;
 pub(crate) mod clock;
 pub(crate) mod condition;
+pub(crate) mod dispositions;
 pub(crate) mod errno;
 pub(crate) mod exceptions;
 pub(crate) mod file;

@@ -9,6 +9,7 @@ use super::{Thread, open};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
 use crate::os::condition;
+use crate::os::dispositions;
 use crate::os::exceptions::Exceptions;
 use crate::os::own_stack;
 use crate::os::region::Region;
@@ -25,6 +26,9 @@ const FIRST: u32 = 64;
 
 /// Of the requests after these, one in so many.
 const INTERVAL: u64 = 1024;
+
+/// Of the looks at a thread, one in so many is also one at the process's handlers of signals.
+const DISPOSITIONS: u32 = 16;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +93,9 @@ impl Found {
         self.looks.set(looks);
         if before != now {
             self.varies.set(true);
+        }
+        if looks % DISPOSITIONS == 1 {
+            dispositions::look();
         }
         if looks < FIRST || self.varies.get() {
             1
@@ -159,6 +166,7 @@ impl Thread {
         if !self.found.has_signal_stack.take() {
             let _ = signals::enter_signal_stack(&self.signal_stack);
         }
+        dispositions::restore();
         let look = self.found.look.get();
         look.rights.restore();
         look.exceptions.set();

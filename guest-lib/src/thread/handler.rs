@@ -13,7 +13,7 @@ use crate::os::signals::{
 };
 use crate::os::sleep::Sleep;
 use crate::os::switch::FLAGS;
-use crate::os::{errno, frames, switch};
+use crate::os::{dispositions, errno, frames, switch};
 use crate::shared::pkru;
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -263,6 +263,9 @@ unsafe fn chain(
                 write_stderr(
                     b"vmsrs: an error outside of requests; the process ends, committed domains are whole\n",
                 );
+            }
+            if dispositions::are_the_parents() {
+                dispositions::end_child();
             }
             // SAFETY: all zero but the function is the default disposition.
             unsafe {
