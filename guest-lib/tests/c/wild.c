@@ -109,6 +109,8 @@ static int call_wildly(vmsrs_request *request)
 	case 37: vmsrs_task_free(WILD); break;
 	case 38: (void)!vmsrs_app_invariant(WILD, invariant, NULL); break;
 	case 39: (void)!vmsrs_domain_invariant(WILD, invariant, NULL); break;
+	case 40: (void)!vmsrs_own_fd(WILD, 2); break;
+	case 41: (void)!vmsrs_disown_fd(WILD, 2); break;
 	default: return 0;
 	}
 	return 1;
