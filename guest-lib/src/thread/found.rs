@@ -5,7 +5,7 @@
 //! each of its first requests begins, and now and then later. A thread that the server has changed between two
 //! looks is looked at as each request begins.
 
-use super::{Thread, open};
+use super::{Thread, open, reserve};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
 use crate::os::condition;
@@ -111,7 +111,13 @@ impl Thread {
         self.count_open(tag);
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
-        self.found.look()
+        let next = self.found.look();
+        if reserve::fill() { next } else { 1 }
+    }
+
+    /// Has the thread looked at as its next request begins.
+    pub(super) fn look_next(&self) {
+        self.pause_tag.set(self.next_tag.get());
     }
 
     /// The stack that the thread was started with; its addresses.
