@@ -72,6 +72,14 @@ fn deadline_in_a_function_with_a_lock_of_its_own_leaves_it_unlocked() {
     }
 }
 
+#[test]
+fn error_in_the_c_library_releases_what_its_functions_hold() {
+    for flags in [&[][..], &["-static"]] {
+        let flags = [flags, &["-Wno-deprecated-declarations"]].concat();
+        Program::compile("cc", &flags, "tests/c/locks.c").succeed(&["wild"]);
+    }
+}
+
 /// Runs the C test of an allocator with that allocator, half of whose time goes into the C++ library.
 fn run_allocator(arguments: &[&str]) -> Output {
     let program = Program::compile("cc", &[], "tests/c/allocator.c");

@@ -27,4 +27,5 @@ pub(crate) mod start;
 pub(crate) mod streams;
 pub(crate) mod switch;
 pub(crate) mod thread_end;
+pub(crate) mod unwind;
 pub(crate) mod usage;

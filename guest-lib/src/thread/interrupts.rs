@@ -7,6 +7,7 @@ use crate::failure::Kind;
 use crate::os::clock::now;
 use crate::os::signals;
 use crate::os::sleep::Sleep;
+use crate::os::switch;
 use crate::state::members::Members;
 use std::ffi::c_int;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -100,6 +101,17 @@ impl Thread {
         self.marks.critical.set(0);
         self.marks.pending.set(false);
         self.marks.single_stepping.set(false);
+    }
+
+    /// Goes to the landing of what runs on this thread now, without an error.
+    ///
+    /// # Safety
+    ///
+    /// The calling code runs under the thread's switch.
+    pub(crate) unsafe fn go_to_landing(&self) -> ! {
+        self.set_phase(Phase::Outside);
+        // SAFETY: by contract.
+        unsafe { switch::leap(self.saved()) }
     }
 
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or

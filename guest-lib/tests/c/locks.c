@@ -25,6 +25,7 @@
 static vmsrs_domain *domain;
 static atomic_bool ended;
 static int came_back;
+static void *volatile wild = (void *)8;
 
 static int request(vmsrs_request *this, void *argument)
 {
@@ -156,6 +157,28 @@ static void logs(void)
 	}
 }
 
+static void log_a_wild_string(void)
+{
+	syslog(LOG_INFO, "user %s logged in", (char *)wild);
+}
+
+static void log_with_a_wild_name(void)
+{
+	openlog((char *)wild, 0, LOG_USER);
+	syslog(LOG_INFO, "a user logged in");
+}
+
+static void wild_logs(void)
+{
+	void (*works[])(void) = { log_a_wild_string, log_with_a_wild_name };
+
+	for (int i = 0; i < 4; i++) {
+		expect_failure(works[i % 2], VMSRS_KIND_MEMORY);
+		openlog("locks", 0, LOG_USER);
+		in_another_thread(set_what_is_logged);
+	}
+}
+
 int main(int count, char **arguments)
 {
 	vmsrs_app *app;
@@ -167,6 +190,8 @@ int main(int count, char **arguments)
 	alarm(600);
 	if (!strcmp(arguments[1], "names")) {
 		names();
+	} else if (!strcmp(arguments[1], "wild")) {
+		wild_logs();
 	} else {
 		CHECK(!strcmp(arguments[1], "logs"));
 		logs();
