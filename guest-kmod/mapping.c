@@ -281,8 +281,11 @@ static void prepare_entries(struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count,
 	if (clear) {
 		/* The ends of the run, if they are in this table, are not cleared. */
 		last = end - (i + count == run->count);
-		if (!i && !pte_dirty(*pte++) && run->note)
-			note_unsure(run, 0, 1);
+		if (!i) {
+			if (!pte_dirty(*pte) && run->note)
+				note_unsure(run, 0, 1);
+			pte++;
+		}
 	}
 	for (; pte < last; pte++)
 		if (!pte_dirty(ptep_get_and_clear(mm, address + (pte - first) * PAGE_SIZE, pte)) &&
@@ -318,7 +321,7 @@ static bool has_entry(const struct vmsrs_run *run, u32 i)
 }
 
 /*
- * Unmaps pages of the app's only mapping. The kernel flushes the TLBs from the first to the last entry that it
+ * Unmaps pages in one mapping. The kernel flushes the TLBs from the first to the last entry that it
  * unmaps, and takes ten times as long for an entry than for none, so those between are cleared here. That these
  * two stay until then is sure: entries change under the domain's lock, with mmap_lock for writing, or in
  * vmsrs_zap_all(), which runs alone.
@@ -332,6 +335,17 @@ static void zap_only(struct vmsrs_run *run)
 	atomic64_inc(&run->app->dev->zaps);
 	zap_vma_ptes(run->vma, page_address_of(run->app, run->page),
 		     (unsigned long)run->count << PAGE_SHIFT);
+}
+
+/**
+ * vmsrs_zap_own_run() - unmap pages in their mapping, as vmsrs_zap_own()
+ * @run: the pages, whose domain is locked, all within the mapping; empty afterwards
+ */
+void vmsrs_zap_own_run(struct vmsrs_run *run)
+{
+	if (run->count)
+		zap_only(run);
+	run->count = 0;
 }
 
 /**

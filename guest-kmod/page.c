@@ -152,6 +152,14 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 	       (domain->owner->tag == tag && !READ_ONCE(domain->owner->failed));
 }
 
+/* Maps drafts for the calling process, some of whose entries show other frames: those in `zap` go first. */
+static void map_drafts(struct vmsrs_run *zap, struct vmsrs_run *run, pgprot_t prot)
+{
+	vmsrs_zap_own_run(zap);
+	/* Where memory is short, there is a page fault. */
+	vmsrs_run_map(run, prot, true);
+}
+
 /* Makes drafts of what is predicted, as long as frames are plenty, and maps them. domain->lock is held. */
 static noinline void draft_predicted(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
 				     struct vm_fault *vmf, const struct vmsrs_prediction *prediction)
@@ -159,7 +167,7 @@ static noinline void draft_predicted(struct vmsrs_extent_pages *extent, struct v
 	struct vmsrs_domain *domain = extent->domain;
 	struct vmsrs_app *app = domain->app;
 	u32 hot = prediction->hot_count, count = hot + prediction->following_count;
-	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
+	struct vmsrs_run zap = { .app = app, .vma = vmf->vma }, run = zap;
 	u32 fault = fault_page(app, vmf), page, version, made = 0, i;
 	pgprot_t prot = write_prot(vmf->vma, domain->owner->key);
 	struct vmsrs_frames free = { };
@@ -188,16 +196,17 @@ static noinline void draft_predicted(struct vmsrs_extent_pages *extent, struct v
 		if (error)
 			break;
 		made++;
-		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
-			vmsrs_zap_own(app, vmf->vma, address);
 		vmsrs_thread_note_written(thread, domain->owner->tag, page);
 		if (!vmsrs_run_add(&run, entry, page)) {
-			vmsrs_run_map(&run, prot, true);
+			map_drafts(&zap, &run, prot);
 			vmsrs_run_add(&run, entry, page);
 		}
+		if (mapped && version != (entry->draft | VMSRS_IN_POOL) && !vmsrs_run_add(&zap, entry, page)) {
+			vmsrs_zap_own_run(&zap);
+			vmsrs_run_add(&zap, entry, page);
+		}
 	}
-	/* Where memory is short, there is a page fault. */
-	vmsrs_run_map(&run, prot, true);
+	map_drafts(&zap, &run, prot);
 	vmsrs_ahead_end(domain, made, &free);
 }
 

@@ -17,8 +17,8 @@
  *	commit_lock
  *	request_locks
  *	release_lock
- *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's; a hot domain
- *		whose key is taken for another is only tried)
+ *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's; others are only
+ *		tried: a hot domain whose key is taken for another, and neighbours when a batch is answered)
  *	control.lock
  *	requests_lock
  *	vmsrs_app.hot_lock
@@ -601,7 +601,7 @@ struct vmsrs_pool {
  * @number: number of the batch that collects; the first one is 1
  * @sent_count: length of @sent before the answer
  * @appended: commits ever added to @records
- * @sent: the batch that is sent; only used by the seal work
+ * @sent: the batch that is sent, NULL for what has been answered; only used by the seal work
  * @sealed: commits ever sealed
  * @wait: threads that wait for @sealed
  */
@@ -954,6 +954,7 @@ static inline void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry
 
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
+void vmsrs_zap_own_run(struct vmsrs_run *run);
 void vmsrs_mapping_opened(struct vmsrs_app *app, struct mm_struct *mm);
 void vmsrs_mapping_closed(struct vmsrs_app *app);
 struct mm_struct *vmsrs_mapping_mm(struct vmsrs_app *app);
@@ -1122,6 +1123,9 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
 /*
  * Layer 4: pages. What is sent to the host, drafts, domains and their extents, page faults.
  */
+
+/* answer.c */
+void vmsrs_answer_finish(struct vmsrs_device *dev);
 
 /* batch.c */
 u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records, u32 *number);
