@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the answer to a batch changes: pages show their sealed versions, and the frames of the pool are free.
+ * What the answer to a batch changes: pages show their sealed versions, and the frames of the pool
+ * are free.
  *
- * Before a frame is free, its entries are unmapped and all TLBs flushed. The only flush that a module can have is the
- * kernel's when it unmaps entries: of one range, all of which is unmapped. So neighbours are unmapped together, also
- * those of domains that lie next to each other, all of which are locked meanwhile. Pages that stay mapped end such a run.
+ * Before a frame is free, its entries are unmapped and all TLBs flushed. The only flush that a
+ * module can have is the kernel's when it unmaps entries: of one range, all of which is unmapped.
+ * So neighbours are unmapped together, also those of domains that lie next to each other, all of
+ * which are locked meanwhile. Pages that stay mapped end such a run.
  */
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
@@ -36,7 +38,10 @@ struct answer {
 	struct vmsrs_frames frames;
 };
 
-/* The frame of the page's committed version if it is in the batch that was sent, or NULL. The page's domain is locked. */
+/*
+ * The frame of the page's committed version if it is in the batch that was sent, or NULL. The
+ * page's domain is locked.
+ */
 static struct vmsrs_frame *sent_version(const struct vmsrs_device *dev, const struct vmsrs_page *entry)
 {
 	struct vmsrs_frame *frame;
@@ -44,7 +49,10 @@ static struct vmsrs_frame *sent_version(const struct vmsrs_device *dev, const st
 	if (!vmsrs_in_pool(entry->frame))
 		return NULL;
 	frame = vmsrs_pool_frame(dev, entry->frame);
-	/* Neither changes meanwhile: versions enter a batch under their domain's lock, and the caller sends batches. */
+	/*
+	 * Neither changes meanwhile: versions enter a batch under their domain's lock, and the
+	 * caller sends batches.
+	 */
 	return frame->batch == dev->batch.number - 1 ? frame : NULL;
 }
 
@@ -79,7 +87,10 @@ static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_
 	return entry->draft != VMSRS_NO_DRAFT && dev->pool.frames[entry->draft].alone;
 }
 
-/* Takes a frame of the batch out of use. Its page is the next one to the right of those to be unmapped, or not a neighbour. */
+/*
+ * Takes a frame of the batch out of use. Its page is the next one to the right of those to be
+ * unmapped, or not a neighbour.
+ */
 static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 {
 	struct vmsrs_device *dev = answer->dev;
@@ -87,6 +98,8 @@ static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 	struct vmsrs_run *zap = &answer->zap;
 
 	dev->batch.sent[frame->place] = NULL;
+	if (frame->commit == frame->domain->commits)
+		vmsrs_predict_sealed(frame->domain, frame);
 	if (show_sealed(dev, frame) && entry->mapped && !shows_draft_only(dev, entry)) {
 		entry->mapped = false;
 		if (!zap->count) {
@@ -104,8 +117,8 @@ static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 }
 
 /*
- * Finishes pages of an extent whose domain is locked, from one on. Returns true if the end of the extent was reached, with
- * nothing but pages that are unmapped.
+ * Finishes pages of an extent whose domain is locked, from one on. Returns true if the end of the
+ * extent was reached, with nothing but pages that are unmapped.
  */
 static bool finish_pages(struct answer *answer, u32 i)
 {
@@ -125,7 +138,10 @@ static bool finish_pages(struct answer *answer, u32 i)
 	return true;
 }
 
-/* Goes on with the extent after the last one, and locks its domain. Returns false if it is not a neighbour or cannot. */
+/*
+ * Goes on with the extent after the last one, and locks its domain. Returns false if it is not a
+ * neighbour or cannot.
+ */
 static bool lock_next(struct answer *answer)
 {
 	u32 unit = (answer->extent->page + answer->extent->pages) / VMSRS_EXTENT_UNIT_PAGES;
@@ -167,8 +183,8 @@ static void finish_row(struct answer *answer, struct vmsrs_frame *frame)
 }
 
 /*
- * Finishes the first frames of a batch that was sent, as far as they are of one domain, with their neighbours. Returns how
- * many of them have been dealt with.
+ * Finishes the first frames of a batch that was sent, as far as they are of one domain, with their
+ * neighbours. Returns how many of them have been dealt with.
  */
 static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count)
 {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Batches: committed pages on their way to the host, to be sealed. A work sends them, which runs once at a time.
+ * Batches: committed pages on their way to the host, to be sealed. A work sends them, which runs
+ * once at a time.
  *
  * A batch is one consistent cut: all that was committed up to some moment, each page once, in its
  * newest version. There are two of them: the one that collects commits, and the one that is sent.
@@ -21,7 +22,10 @@ static u32 records_max(const struct vmsrs_device *dev)
 	return min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 }
 
-/* The version that a newer one takes the place of in the batch that collects, or NULL. batch->lock is held. */
+/*
+ * The version that a newer one takes the place of in the batch that collects, or NULL. batch->lock
+ * is held.
+ */
 static struct vmsrs_frame *superseded_by(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
 {
 	struct vmsrs_frame *old;
@@ -188,7 +192,8 @@ u64 vmsrs_batch_last(struct vmsrs_device *dev, u32 *number)
 }
 
 /**
- * vmsrs_batch_lost() - tell whether a page of a domain has lost its content in a batch or in a later one
+ * vmsrs_batch_lost() - tell whether a page of a domain has lost its content in a batch or in a
+ * later one
  * @domain: the domain
  * @number: number of the batch, which is sealed
  */
