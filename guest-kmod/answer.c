@@ -42,7 +42,8 @@ struct answer {
  * The frame of the page's committed version if it is in the batch that was sent, or NULL. The
  * page's domain is locked.
  */
-static struct vmsrs_frame *sent_version(const struct vmsrs_device *dev, const struct vmsrs_page *entry)
+static struct vmsrs_frame *sent_version(const struct vmsrs_device *dev,
+					const struct vmsrs_page *entry)
 {
 	struct vmsrs_frame *frame;
 
@@ -183,12 +184,65 @@ static void finish_row(struct answer *answer, struct vmsrs_frame *frame)
 }
 
 /*
+ * The frame of a page if it is in the batch and not finished yet. The page's domain need not be
+ * locked.
+ */
+static struct vmsrs_frame *unfinished(const struct vmsrs_device *dev,
+				      const struct vmsrs_page *entry)
+{
+	u32 version = READ_ONCE(entry->frame), place;
+	struct vmsrs_frame *frame;
+
+	if (!vmsrs_in_pool(version))
+		return NULL;
+	frame = vmsrs_pool_frame(dev, version);
+	place = READ_ONCE(frame->place);
+	return place < dev->batch.sent_count && dev->batch.sent[place] == frame ? frame : NULL;
+}
+
+/*
+ * The frame to begin with, so that as many neighbours as can be finished at a time lie to the right
+ * of it. A guess, since domains are not locked.
+ */
+static struct vmsrs_frame *leftmost(const struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	struct vmsrs_app *app = frame->domain->app;
+	u32 unit = frame->page / VMSRS_EXTENT_UNIT_PAGES, extents = 1, frames = 1, gap = 0, i;
+	struct vmsrs_extent_pages *extent = xa_load(&app->units, unit);
+	struct vmsrs_frame *before;
+
+	i = frame->page - extent->page;
+	while (frames < FRAMES_MAX) {
+		if (!i) {
+			unit = extent->page / VMSRS_EXTENT_UNIT_PAGES;
+			extent = unit ? xa_load(&app->units, unit - 1) : NULL;
+			if (!extent && unit > 1)
+				extent = xa_load(&app->units, unit - 2);
+			if (!extent || ++extents > DOMAINS_MAX)
+				break;
+			i = extent->pages;
+		}
+		before = unfinished(dev, &extent->entries[--i]);
+		if (!before && (extent->entries[i].mapped || ++gap > GAP_MAX))
+			break;
+		if (before) {
+			frame = before;
+			frames++;
+			gap = 0;
+		}
+	}
+	return frame;
+}
+
+/*
  * Finishes the first frames of a batch that was sent, as far as they are of one domain, with their
- * neighbours. Returns how many of them have been dealt with.
+ * neighbours; or neighbours to the left of the first one. Returns how many of them have been dealt
+ * with.
  */
 static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count)
 {
-	struct vmsrs_domain *domain = sent[0]->domain;
+	struct vmsrs_frame *first = leftmost(dev, sent[0]);
+	struct vmsrs_domain *domain = first->domain;
 	struct mm_struct *mm = vmsrs_mapping_mm(domain->app);
 	struct answer answer = {
 		.dev = dev,
@@ -199,7 +253,11 @@ static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *se
 	u32 i;
 
 	mutex_lock(&domain->lock);
-	answer.zap.vma = vmsrs_mapping_get(domain->app, mm, sent[0]->page);
+	answer.zap.vma = vmsrs_mapping_get(domain->app, mm, first->page);
+	if (sent_version(dev, first->entry) == first)
+		finish_row(&answer, first);
+	else
+		finish_frame(&answer, first);
 	for (i = 0; i < count && answer.frames.count < FRAMES_MAX;) {
 		if (!sent[i])
 			i++;
