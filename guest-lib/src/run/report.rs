@@ -4,7 +4,8 @@ use super::Stop;
 use super::end::abort_process;
 use super::restore::restore;
 use crate::failure::{Failure, Reported};
-use crate::os::signals;
+use crate::os::dispositions;
+use crate::os::signals::{self, Signals};
 use crate::thread::{Thread, evidence};
 use std::alloc::Layout;
 use std::io;
@@ -16,6 +17,10 @@ pub(super) fn report(thread: &Thread) -> Failure {
     let mut record = thread.record();
     let reported = thread.state().fail(|| {
         record.tag = thread.tag();
+        if signals::suppressing() {
+            record.handled = signals::handled().bits();
+            record.handler = signals::handler() as u64;
+        }
         evidence::attach(&mut record, thread);
         thread.report_open(&mut record);
         let held = thread.state().held();
@@ -29,6 +34,7 @@ pub(super) fn report(thread: &Thread) -> Failure {
         // What is done next may say something else.
         Reported::new(&record, thread.message_copied())
     });
+    dispositions::restore(Signals::from_bits(record.handled));
     // From here on the heap is known to work.
     restore(thread, &record);
     let message = Layout::array::<u8>(reported.message_length().max(1));
