@@ -58,10 +58,9 @@ static struct vmsrs_frame *sent_version(const struct vmsrs_device *dev,
 }
 
 /* Has the page, whose committed version a frame is, show the sealed one. Its domain is locked. */
-static __always_inline void show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+static __always_inline void show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame,
+					struct vmsrs_page *entry)
 {
-	struct vmsrs_page *entry = frame->entry;
-
 	lockdep_assert_held(&frame->domain->lock);
 	entry->frame = frame->sealed;
 	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
@@ -89,7 +88,7 @@ static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_
 	return entry->draft != VMSRS_NO_DRAFT && dev->pool.frames[entry->draft].alone;
 }
 
-/* Takes a frame of the batch out of use whose page shows a newer version, or the sealed one. */
+/* Takes a frame of the batch out of use whose page shows a newer version. */
 static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 {
 	struct vmsrs_device *dev = answer->dev;
@@ -101,6 +100,21 @@ static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 		vmsrs_pool_lose(dev, frame);
 }
 
+/* Adds pages of the extent, from one up to another, to those to be unmapped. */
+static void zap_add(struct answer *answer, u32 start, u32 end)
+{
+	struct vmsrs_extent_pages *extent = answer->extent;
+	struct vmsrs_run *zap = &answer->zap;
+
+	if (!end)
+		return;
+	if (!zap->count) {
+		zap->entries = &extent->entries[start];
+		zap->page = extent->page + start;
+	}
+	zap->count = extent->page + end - zap->page;
+}
+
 /*
  * Finishes pages of an extent whose domain is locked, from one on. Returns true if the end of the
  * extent was reached, with nothing but pages that are unmapped.
@@ -108,41 +122,46 @@ static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 static bool finish_pages(struct answer *answer, u32 i)
 {
 	struct vmsrs_extent_pages *extent = answer->extent;
-	u32 count = extent->pages, gap = 0, page;
+	u32 start = 0, end = 0, gap = 0, count = extent->pages;
+	struct vmsrs_frames frames = answer->frames;
 	u16 commits = extent->domain->commits;
 	struct vmsrs_device *dev = answer->dev;
-	struct vmsrs_run *zap = &answer->zap;
-	struct vmsrs_frame *frame;
+	struct vmsrs_frame **sent = dev->batch.sent, *frame;
 	struct vmsrs_page *entry;
 
 	for (; i < count; i++) {
 		entry = &extent->entries[i];
 		frame = sent_version(dev, entry);
-		if (!frame || answer->frames.count >= FRAMES_MAX) {
+		if (!frame || frames.count >= FRAMES_MAX) {
 			if (frame || entry->mapped || ++gap > GAP_MAX)
-				return false;
+				break;
 			continue;
 		}
 		gap = 0;
+		sent[frame->place] = NULL;
 		if (frame->commit == commits)
 			vmsrs_predict_sealed(extent->domain, frame);
-		show_sealed(dev, frame);
-		finish_frame(answer, frame);
+		show_sealed(dev, frame, entry);
+		if (frame->sealed != VMSRS_DAMAGED_FRAME)
+			vmsrs_frames_add(&frames, frame);
+		else
+			vmsrs_pool_lose(dev, frame);
 		if (!entry->mapped)
 			continue;
 		if (shows_draft_only(dev, entry)) {
-			vmsrs_zap_finish(zap);
+			zap_add(answer, start, end);
+			vmsrs_zap_finish(&answer->zap);
+			end = 0;
 			continue;
 		}
 		entry->mapped = false;
-		page = extent->page + i;
-		if (!zap->count) {
-			zap->entries = entry;
-			zap->page = page;
-		}
-		zap->count = page + 1 - zap->page;
+		if (!end)
+			start = i;
+		end = i + 1;
 	}
-	return true;
+	zap_add(answer, start, end);
+	answer->frames = frames;
+	return i == count;
 }
 
 /*
