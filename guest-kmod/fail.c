@@ -184,13 +184,13 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
 	struct vmsrs_domain *domain;
-	u64 now = ktime_get_ns();
 	struct hlist_node *next;
 	u32 first, written = VMSRS_NONE;
 	HLIST_HEAD(domains);
+	u64 now;
 
-	if (!fail->detected_ns || fail->detected_ns > now)
-		fail->detected_ns = now;
+	if (!fail->detected_ns)
+		fail->detected_ns = ktime_get_ns();
 	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, spare);
@@ -217,7 +217,8 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	request->dropped += report->drafts.count;
 	fail->drafts = request->dropped;
 	now = ktime_get_ns();
-	fail->recovery_ns = now - fail->detected_ns;
+	/* The program's own number is not in the future. */
+	fail->recovery_ns = now - min(fail->detected_ns, now);
 	if (request->discarded) {
 		/* Another member was first; its incident stands for the request. */
 		fail->incident = request->incident;
