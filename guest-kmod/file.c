@@ -226,7 +226,8 @@ static u64 handled_by_others(u64 signals, u64 handler)
 	for (left = signals; left; left &= left - 1) {
 		unsigned int place = __ffs64(left);
 
-		if ((u64)READ_ONCE(sighand->action[place].sa.sa_handler) != handler)
+		if ((__force unsigned long)READ_ONCE(sighand->action[place].sa.sa_handler) !=
+		    handler)
 			others |= BIT_ULL(place);
 	}
 	return others;

@@ -17,7 +17,9 @@ pub(crate) fn others() -> Signals {
         |signal: c_int| signals::disposition(signal).is_ok_and(|now| !signals::is_ours(&now));
     let all = signals::all_handled().iter().copied();
     all.filter(|&signal| is_other(signal))
-        .fold(Signals::default(), |all, signal| all.with(Signals::of(signal)))
+        .fold(Signals::default(), |all, signal| {
+            all.with(Signals::of(signal))
+        })
 }
 
 /// Notes whose handlers there are, between the requests of the calling thread.

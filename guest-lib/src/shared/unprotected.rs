@@ -4,8 +4,8 @@
 //! laptops and for tests; a server says what it has with [`crate::App::protection`].
 
 use crate::error::Error;
-use crate::os::dispositions;
 use crate::os::clock;
+use crate::os::dispositions;
 use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::os::lock::Lock;
