@@ -37,7 +37,7 @@ macro_rules! address_of {
         let address: usize;
         // SAFETY: reads the address.
         unsafe {
-            asm!(
+            std::arch::asm!(
                 concat!(".weak ", $name),
                 concat!("mov {}, qword ptr [rip + ", $name, "@GOTPCREL]"),
                 out(reg) address,
@@ -47,6 +47,7 @@ macro_rules! address_of {
         address
     }};
 }
+pub(super) use address_of;
 
 /// Notes the locks that are asked for at each failure: a stream may be damaged by then.
 pub(crate) fn install() {
