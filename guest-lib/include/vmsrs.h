@@ -38,8 +38,9 @@
  * Return codes. Functions that return an int give 0 or a negative value of enum
  * vmsrs_code; unless its description says otherwise, a call that gives an error
  * has changed nothing. Handles and output pointers may be null: that is
- * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, and by
- * functions that return blocks of a domain.
+ * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, for which
+ * vmsrs_refused() tells what was tried, and by functions that return blocks of a
+ * domain.
  *
  * Handles. Apps and domains are never closed: any thread may use them until the
  * process ends. A request is valid only in the function that gets it, on the
@@ -248,6 +249,16 @@ enum vmsrs_code {
  * @return One sentence without a full stop, never null.
  */
 VMSRS_TEXT const char *vmsrs_strerror(int code);
+
+/**
+ * Tells what the operating system or the driver refused; errno has the reason.
+ *
+ * @return What the last call of the calling thread that returned VMSRS_ESYSTEM
+ *     or VMSRS_EDEVICE had tried, such as "registering the thread"; empty if
+ *     there was none, never null. The next such call of the thread overwrites
+ *     it.
+ */
+const char *vmsrs_refused(void);
 
 /*
  * Opening apps and domains

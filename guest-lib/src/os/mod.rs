@@ -30,3 +30,4 @@ pub(crate) mod switch;
 pub(crate) mod thread_end;
 pub(crate) mod unwind;
 pub(crate) mod usage;
+pub(crate) mod xsave;

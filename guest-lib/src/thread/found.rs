@@ -165,6 +165,11 @@ impl Thread {
         }
     }
 
+    /// The same at once, in a signal handler that does not return. Async-signal-safe.
+    pub(super) fn restore_signals_now(&self) {
+        self.found.look.get().blocked.block();
+    }
+
     /// Puts back the rest, once the thread has landed. What an error can strike in is given to `run`, which says whether
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
