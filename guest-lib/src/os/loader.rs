@@ -4,7 +4,7 @@
 //! They are recursive mutexes, which say whose they are, somewhere in the linker's public variable.
 
 use super::modules;
-use super::streams::address_of;
+use super::weak::address_of;
 
 /// Enough for that variable, which has 4336 bytes in glibc 2.36.
 const WORDS: usize = 1024;

@@ -30,4 +30,5 @@ pub(crate) mod switch;
 pub(crate) mod thread_end;
 pub(crate) mod unwind;
 pub(crate) mod usage;
+mod weak;
 pub(crate) mod xsave;

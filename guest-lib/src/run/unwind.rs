@@ -29,7 +29,7 @@ pub(super) fn leave_c_library(thread: &Thread, record: &IoctlFail) {
         let low = registers.rsp.saturating_sub(ROOM);
         stack.holds(low, ROOM as usize)
     });
-    if record.signal == 0 || !clib::contains(registers.rip) || !has_room {
+    if record.signal == 0 || !clib::is_own(registers.rip) || !has_room {
         return;
     }
     // SAFETY: nothing runs on the request stack; its frames were abandoned by a signal. The work runs aside, where an error and
