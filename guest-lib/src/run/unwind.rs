@@ -31,7 +31,7 @@ pub(super) fn leave_c_library(thread: &Thread, record: &IoctlFail) {
         stack.holds(low, ROOM as usize)
     });
     let is_told = ![0, libc::SIGABRT].contains(&record.signal);
-    if !is_told || !clib::contains(registers.rip) || !has_room {
+    if !is_told || !clib::is_own(registers.rip) || !has_room {
         return;
     }
     // SAFETY: nothing runs on the request stack; its frames were abandoned by a signal. The work runs aside, where an error and
