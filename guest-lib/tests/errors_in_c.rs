@@ -98,6 +98,13 @@ fn libc_free_of_domain_block_ends_only_its_request() {
     }
 }
 
+#[test]
+fn failure_without_memory_ends_only_its_request() {
+    for flags in [&[][..], &["-static"]] {
+        Program::compile("cc", flags, "tests/c/memory.c").succeed(&[]);
+    }
+}
+
 /// The server's own stack has no versions to return to, so a stray write to it must end the process; the failure must
 /// not be handled again and again.
 #[test]

@@ -9,8 +9,9 @@ use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::signals::{self, Handler, Signals, disposition, interrupt, write_stderr};
+use crate::os::sleep::Sleep;
 use crate::os::switch::FLAGS;
-use crate::os::{clib, errno, frames, switch};
+use crate::os::{dispositions, errno, frames, switch};
 use crate::shared::pkru;
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -169,13 +170,18 @@ unsafe fn suppress(
             thread.set_pending(true);
             return Done::Goes;
         }
-        let result = registers[libc::REG_RAX as usize] as u64;
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
-        let callers = thread.top_words(registers[libc::REG_RSP as usize] as u64);
-        if clib::is_busy(instruction, result, callers)
-            && thread.may_wait(instruction, result, can_trap)
-        {
+        let sleep = Sleep::of(registers);
+        let is_led_out = if sleep.is_busy(thread.top_words(pointer)) {
+            thread.may_wait(sleep, can_trap)
+        } else if let Some(error) = thread.way_out(sleep, can_trap) {
+            registers[libc::REG_RAX as usize] = -i64::from(error);
+            true
+        } else {
+            false
+        };
+        if is_led_out {
             if thread.is_single_stepping() {
                 registers[libc::REG_EFL as usize] |= TRAP_FLAG;
             }
@@ -286,6 +292,9 @@ unsafe fn chain(
                 write_stderr(
                     b"vmsrs: an error outside of requests; the process ends, committed domains are whole\n",
                 );
+            }
+            if dispositions::are_the_parents() {
+                dispositions::end_child();
             }
             // SAFETY: all zero but the function is the default disposition.
             unsafe {

@@ -17,6 +17,7 @@ pub(crate) mod open;
 mod quiet;
 pub(crate) mod record;
 mod registry;
+pub(crate) mod reserve;
 mod serving;
 pub(crate) mod stack;
 
