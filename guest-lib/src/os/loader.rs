@@ -5,6 +5,7 @@
 
 use super::modules;
 use super::weak::address_of;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Enough for that variable, which has 4336 bytes in glibc 2.36.
 const WORDS: usize = 1024;
@@ -31,8 +32,14 @@ fn is_locked(words: &[u64], thread: u32) -> bool {
         && (1..=TAKEN_MAX).contains(&count)
 }
 
-/// Unlocks those that the calling thread has. A linked list that it was changing stays as it is.
-pub(crate) fn unlock() {
+/// Most places that are noted.
+const PLACES: usize = 32;
+
+/// Where mutexes may lie, by the word that says their kind; those at the end are 0.
+static CANDIDATES: [AtomicU64; PLACES] = [const { AtomicU64::new(0) }; PLACES];
+
+/// Notes where they may lie: to look through the whole variable takes longer than the rest of a failure.
+pub(crate) fn install() {
     let variable = address_of!("_rtld_global") as u64;
     let mut words = [0; WORDS];
     // Its end may be the last of what is mapped.
@@ -40,14 +47,27 @@ pub(crate) fn unlock() {
     let count = [WORDS, WORDS / 2 + until_page.min(WORDS / 2), until_page]
         .into_iter()
         .find(|&count| variable != 0 && modules::read(variable, &mut words[..count]).is_some());
-    // SAFETY: no conditions.
-    let me = unsafe { libc::gettid() }.cast_unsigned();
-    for (place, words) in words[..count.unwrap_or(0)].windows(LENGTH).enumerate() {
-        if is_locked(words, me) {
-            let mutex = (variable + (place * size_of::<u64>()) as u64) as *mut _;
+    let places = words[..count.unwrap_or(0)]
+        .windows(LENGTH)
+        .enumerate()
+        .filter(|(_, words)| words[LENGTH - 1] == RECURSIVE)
+        .map(|(place, _)| variable + (place * size_of::<u64>()) as u64);
+    for (candidate, place) in CANDIDATES.iter().zip(places) {
+        candidate.store(place, Ordering::Relaxed);
+    }
+}
+
+/// Unlocks those that the calling thread has, whose number that is. A linked list that it was changing stays as it is.
+pub(crate) fn unlock(thread: u32) {
+    let places = CANDIDATES.iter().map(|place| place.load(Ordering::Relaxed));
+    for place in places.take_while(|&place| place != 0) {
+        // SAFETY: words of the linker's variable, which is always there. Another thread may be changing them, not those of a mutex
+        // that the calling one has.
+        let words = unsafe { (place as *const [u64; LENGTH]).read_volatile() };
+        if is_locked(&words, thread) {
             for _ in 0..words[0] >> 32 {
                 // SAFETY: a mutex that the calling thread has, that many times.
-                unsafe { libc::pthread_mutex_unlock(mutex) };
+                unsafe { libc::pthread_mutex_unlock(place as *mut _) };
             }
         }
     }

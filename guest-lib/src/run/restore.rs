@@ -17,7 +17,7 @@ pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
     }
     thread.restore(|work| aside::run(thread, work) == Aside::Done);
     leave_c_library(thread, record);
-    loader::unlock();
+    loader::unlock(thread.number());
     let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
     // that failed, or that has left the request for good.
