@@ -14,6 +14,10 @@ const ROOM: u64 = 64 * 1024;
 /// Unwinds them, if the error of that record was in one. Not where one of them has called the server back, and not `abort`, which
 /// holds nothing when it has raised its signal.
 pub(super) fn leave_c_library(thread: &Thread, record: &IoctlFail) {
+    let is_told = ![0, libc::SIGABRT].contains(&record.signal);
+    if !is_told || !clib::is_own(record.registers[REG_RIP]) {
+        return;
+    }
     let register = |number: usize| record.registers[number];
     let registers = unwind::Registers {
         rbx: register(REG_RBX),
@@ -25,13 +29,11 @@ pub(super) fn leave_c_library(thread: &Thread, record: &IoctlFail) {
         rsp: register(REG_RSP),
         rip: register(REG_RIP),
     };
-    let stack = thread.stack_region();
-    let has_room = stack.is_some_and(|stack| {
+    let has_room = thread.stack_region().is_some_and(|stack| {
         let low = registers.rsp.saturating_sub(ROOM);
         stack.holds(low, ROOM as usize)
     });
-    let is_told = ![0, libc::SIGABRT].contains(&record.signal);
-    if !is_told || !clib::is_own(registers.rip) || !has_room {
+    if !has_room {
         return;
     }
     // SAFETY: nothing runs on the request stack; its frames were abandoned by a signal. The work runs aside, where an error and
