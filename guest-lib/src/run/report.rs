@@ -12,7 +12,7 @@ use std::io;
 pub(super) fn report(thread: &Thread) -> Failure {
     thread.land();
     thread.repair_control();
-    let (reported, cut) = thread.with_record(|record| {
+    let reported = thread.with_record(|record| {
         let reported = thread.state().fail(|| {
             record.tag = thread.tag();
             if signals::suppressing() {
@@ -35,10 +35,10 @@ pub(super) fn report(thread: &Thread) -> Failure {
             Reported::new(record, thread.message_copied())
         });
         dispositions::restore(Signals::from_bits(record.handled));
-        (reported, Cut::of(record))
+        reported
     });
     // From here on the heap is known to work.
-    restore(thread, &cut);
+    restore(thread, &Cut::latest(thread));
     reported.with_message(|bytes| thread.empty_string(bytes))
 }
 

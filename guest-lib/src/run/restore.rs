@@ -8,7 +8,6 @@ use crate::os::unwind::Registers;
 use crate::os::{clib, loader, signals, streams};
 use crate::thread::{LEFT, Thread};
 use vmsrs_protocol::incident::REG_RIP;
-use vmsrs_protocol::ioctl::IoctlFail;
 
 /// Where something was cut short.
 pub(super) struct Cut {
@@ -22,16 +21,11 @@ pub(super) struct Cut {
 impl Cut {
     /// By the thread's latest error.
     pub(super) fn latest(thread: &Thread) -> Self {
-        thread.with_record(|record| Self::of(record))
-    }
-
-    /// By the error of that record, which the next one replaces.
-    pub(super) fn of(record: &IoctlFail) -> Self {
-        Self {
+        thread.with_record(|record| Self {
             signal: record.signal,
             instruction: record.registers[REG_RIP],
             in_c_library: in_c_library(record),
-        }
+        })
     }
 }
 
