@@ -92,8 +92,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let image = guest
         .modules(["virtio_mmio"])
         .module_file(&modules.driver)
+        .module_file_unloaded(&modules.test)
         .binary(project::own_program(), "/bin/vmsrs-ports")
-        .init("vmsrs-ports guest || echo '@failed'")
+        .init(
+            "mount -t debugfs debugfs /sys/kernel/debug\n\
+             insmod /lib/modules/vmsrs_stray.ko\n\
+             vmsrs-ports guest || echo '@failed'",
+        )
         .write_unnamed(&kernel, &folder)?;
     step.end("both builds");
 
