@@ -13,11 +13,11 @@ struct command {
     char *text;
     void (*with_text)(conn *c, char *text);
     void (*without)(conn *c);
-    char *next; /* where the next command begins, as far as is known */
-    int value;  /* bytes of the value behind the line, if all of it is there */
+    char *next; /* what follows the line or the header, and then what follows its value */
+    int value;  /* bytes of the value, if all of it is there */
 };
 
-/* Copies what is there of the value behind a line, and stores it if that is all. */
+/* Copies what is there already of the command's value, and stores it if that is all. */
 static void take_value(struct command *command) {
     conn *c = command->c;
     int there = c->rbytes - (int)(command->next - c->rcurr);
@@ -27,8 +27,12 @@ static void take_value(struct command *command) {
     memmove(c->ritem, command->next, (size_t)there);
     c->ritem += there;
     c->rlbytes -= there;
-    if (!c->rlbytes)
-        complete_nread_ascii(c);
+    if (!c->rlbytes) {
+        if (c->protocol == binary_prot)
+            complete_nread_binary(c);
+        else
+            complete_nread_ascii(c);
+    }
     command->next += there;
 }
 
@@ -170,6 +174,14 @@ static int line_run(struct command *command, const char *name, size_t name_lengt
     return run_some(HOLDS_SOME, 0, command_run, command, &result);
 }
 
+/* Gives back what a value was read into, if it is stored: the request has freed nothing outside of domains. */
+static void region_is_done(conn *c) {
+    if (self.region && c->state != conn_nread) {
+        region_give(self.region);
+        c->item_malloced = false;
+    }
+}
+
 char *request_line(conn *c, char *next, void (*process)(conn *c, char *line)) {
     struct command command = {.c = c, .text = c->rcurr, .with_text = process};
     const char *at = c->rcurr, *name;
@@ -201,11 +213,7 @@ char *request_line(conn *c, char *next, void (*process)(conn *c, char *line)) {
     }
     if (!stores)
         return next;
-    /* The request has freed nothing outside of domains. */
-    if (self.region && c->state != conn_nread) {
-        item_outside_free(self.region);
-        c->item_malloced = false;
-    }
+    region_is_done(c);
     return command.next;
 }
 
@@ -215,6 +223,7 @@ void request_binary(conn *c, char *extras, void (*dispatch)(conn *c, char *extra
     conn before;
     int code, result;
 
+    command.next = c->rcurr;
     memcpy(&before, c, sizeof(before));
     self.own = &c->thread->stats.mutex;
     if (c->cmd == PROTOCOL_BINARY_CMD_STAT)
@@ -226,7 +235,11 @@ void request_binary(conn *c, char *extras, void (*dispatch)(conn *c, char *extra
     if (code != VMSRS_OK) {
         conn_restore(c, &before);
         conn_failed(c, code, false);
+        return;
     }
+    c->rbytes -= (int)(command.next - c->rcurr);
+    c->rcurr = command.next;
+    region_is_done(c);
 }
 
 void request_value(conn *c, void (*complete)(conn *c)) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::worker::Worker;
-use super::{CONNECTIONS, ORDINARY, add, note_end, start};
+use super::{CONNECTIONS, ORDINARY, add, note_end, start_server};
 use crate::guest::client::Client;
 use crate::guest::tell;
 use crate::plan::{Errors, Finding};
@@ -67,7 +67,7 @@ pub(in crate::guest) fn attack(each: u64) -> Result<()> {
             class: class.to_owned(),
             ..Errors::default()
         };
-        let mut server = start()?;
+        let mut server = start_server()?;
         let mut workers = Vec::new();
         for number in 0..CONNECTIONS {
             workers.push(Worker::new(number, 1)?);

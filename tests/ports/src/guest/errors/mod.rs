@@ -10,6 +10,7 @@ mod worker;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use rand::Rng;
@@ -22,7 +23,7 @@ use worker::Worker;
 use super::server::Server;
 use super::tell;
 use crate::plan::{Errors, Finding};
-use crate::report::INJECTOR;
+use crate::report::injector;
 
 /// The build with bugs, which sends and receives by the calls that the injector sees.
 const PROGRAM: &str = "memcached-attacked";
@@ -46,6 +47,9 @@ fn add(sum: &mut Errors, one: Errors) {
     sum.not_reached += one.not_reached;
     sum.others_harmed += one.others_harmed;
     sum.ordinary += one.ordinary;
+    for (kind, time) in one.milliseconds {
+        *sum.milliseconds.entry(kind).or_default() += time;
+    }
     for (kind, count) in one.kinds {
         *sum.kinds.entry(kind).or_default() += count;
     }
@@ -56,7 +60,7 @@ fn add(sum: &mut Errors, one: Errors) {
     }
 }
 
-fn start() -> Result<Server> {
+fn start_server() -> Result<Server> {
     Server::start(
         PROGRAM,
         &["-t", "4", "-m", "128"],
@@ -89,17 +93,18 @@ pub(super) fn inject(seed: u64, errors: u64, only: &str) -> Result<()> {
         "no kind that can be made here contains {only:?}"
     );
     let mut sum = Errors {
-        class: INJECTOR.to_owned(),
+        class: injector(seed),
         left_out: LEFT_OUT
             .map(|(error, reason)| (format!("{error} at allocations"), reason.to_owned()))
             .into(),
         ..Errors::default()
     };
-    let mut server = start()?;
+    let mut server = start_server()?;
     let mut workers = Vec::new();
     for number in 0..CONNECTIONS {
         workers.push(Worker::new(number, seed)?);
     }
+    let start = Instant::now();
     let made = Mutex::new(0u64);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -129,7 +134,7 @@ pub(super) fn inject(seed: u64, errors: u64, only: &str) -> Result<()> {
                         stop.store(true, Ordering::Relaxed);
                     }
                     if *made % PROGRESS < worker.found.injected - before {
-                        println!("{} errors of {errors}", *made);
+                        println!("{} errors of {errors} after {:?}", *made, start.elapsed());
                     }
                 }
             });

@@ -1,5 +1,7 @@
 //! A connection with keys of its own, so that it knows every answer.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -243,19 +245,36 @@ impl Worker {
             count: match point {
                 Point::Moment => self.random.random_range(1..20_000),
                 Point::Copy | Point::Library => self.random.random_range(1..6),
-                _ => self.random.random_range(1..3),
+                _ => 1,
             },
             error: errors[self.random.random_range(0..errors.len())],
             parameter: self.random.random(),
             deadline_ms: kind.deadline_ms,
             seal: false,
         };
-        let step = self.step();
+        let mut step = self.step();
+        // Gets neither allocate nor free.
+        while matches!(point, Point::Alloc | Point::Free) && step.value.is_some() {
+            step = self.step();
+        }
         let mut bytes = format!("{arm}\n").into_bytes();
         bytes.extend_from_slice(&step.bytes);
+        let start = Instant::now();
         self.client.send(&bytes)?;
         let (strike, answer) = self.answer(&step);
+        let time = start.elapsed().as_millis() as u64;
+        *self
+            .found
+            .milliseconds
+            .entry(kind.name.to_owned())
+            .or_default() += time;
         let what = format!("{} ({arm}) in {}", kind.name, step.answer);
+        if let Answer::Failed(line) = &answer
+            && line.contains("deadline")
+            && !kind.is_endless()
+        {
+            self.harmed(format!("{what}: it hung"));
+        }
         // A request that fails before its value has arrived closes its connection.
         if matches!(
             answer,
