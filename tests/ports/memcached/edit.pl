@@ -88,7 +88,7 @@ within('do_item_bump', qr/\} else \{\n( *)it->it_flags \|= ITEM_FETCHED;/ms,
 # Background work is a request for each shard.
 all(qr/^(static int )lru_maintainer_juggle(\(const int slabs_clsid\) \{.*?^\}\n)/ms, sub {
     "$1lru_juggle$2\n"
-    . "static int lru_juggle_shard(void *arg) {\n    return lru_juggle(*(int *)arg);\n}\n\n"
+    . "static int lru_juggle_shard(void *arg) {\n    return shard_needs_care(*(int *)arg) ? lru_juggle(*(int *)arg) : 0;\n}\n\n"
     . "static int lru_maintainer_juggle(int slabs_clsid) {\n"
     . "    return slabs_class_used(slabs_clsid) ? shards_each(lru_juggle_shard, &slabs_clsid) : 0;\n}\n" });
 within('lru_maintainer_crawler_check', qr/shard->lists\[i\]\.size/ms, '0u');

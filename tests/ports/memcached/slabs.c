@@ -129,6 +129,20 @@ bool slabs_class_used(unsigned int id) {
     return used_classes[id];
 }
 
+bool shard_needs_care(int class) {
+    static const int lists[] = {HOT_LRU, WARM_LRU, COLD_LRU, TEMP_LRU};
+
+    if (limit && shard->used_bytes > limit / shards_count() / 4)
+        return true;
+    for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
+        const item *last = shard->lists[class | lists[i]].tail;
+
+        if (last && last->exptime && last->exptime <= current_time)
+            return true;
+    }
+    return false;
+}
+
 unsigned int global_page_pool_size(bool *full) {
     if (full)
         *full = false;

@@ -65,6 +65,13 @@ void shard_commit(void);
 /* Whether a class has had an item: the maintainer passes over the others. */
 bool slabs_class_used(unsigned int id);
 
+/*
+ * Whether the maintainer has to look at the shard's lists of a class: when the shard has used a quarter of its part of the
+ * limit, or an item at an end has expired. Otherwise nothing is to be evicted soon, and each move of an item writes to
+ * three pages.
+ */
+bool shard_needs_care(int class);
+
 /* Zeroes the statistics of lists, of all shards that the request holds. */
 void shards_reset_stats(void);
 

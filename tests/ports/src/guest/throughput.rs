@@ -20,9 +20,8 @@ const CONNECTIONS: usize = 8;
 const VALUES: [(usize, u64, u32); 3] = [(100, 4096, 1), (4096, 2048, 2), (64 * 1024, 256, 8)];
 /// Percentages of commands that set a value.
 const SETS_PERCENT: [u32; 3] = [0, 5, 50];
-/// Options of both servers. The maintainer moves items between three lists all the time, which is cheap in ordinary memory and
-/// writes to three pages in domains; without it, an item moves once a minute.
-const OPTIONS: [&str; 6] = ["-t", "1", "-m", "96", "-o", "no_lru_maintainer"];
+/// Options of both servers.
+const OPTIONS: [&str; 4] = ["-t", "1", "-m", "96"];
 /// Waits until all that any server has committed is sealed: commits are sealed in order.
 fn seal() -> Result<()> {
     // SAFETY: there are no requests here.
