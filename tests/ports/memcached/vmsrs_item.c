@@ -82,7 +82,7 @@ static bool overwrite(item *old, const item *it, conn *c) {
     const unsigned int shape = ITEM_CAS | ITEM_CFLAGS | ITEM_CHUNKED;
 
     if (old->nbytes != it->nbytes || ((old->it_flags ^ it->it_flags) & shape) || (old->it_flags & ITEM_CHUNKED) ||
-        item_refs(old) != 2)
+        item_refs(old) != 1 || item_is_flushed(old) || (old->exptime && old->exptime <= current_time))
         return false;
     item_stats_sizes_remove(old);
     old->it_flags &= (uint16_t)~(ITEM_TOKEN_SENT | ITEM_STALE | ITEM_KEY_BINARY | ITEM_FETCHED | ITEM_ACTIVE);
@@ -108,13 +108,16 @@ enum store_item_type item_store_outside(item *outside, int comm, conn *c, uint32
     item *it;
 
     if (comm == NREAD_SET && ITEM_get_cas(outside) == 0) {
-        item *old = do_item_get(ITEM_key(outside), outside->nkey, hv, c, DONT_UPDATE);
-        bool done = old && overwrite(old, outside, c);
+        item *old = assoc_find(ITEM_key(outside), outside->nkey, hv);
 
-        if (old)
-            do_item_remove(old);
-        if (done)
+        if (old && overwrite(old, outside, c)) {
+            /* As do_item_get() and do_store_item() do. */
+            LOGGER_LOG(c->thread->l, LOG_FETCHERS, LOGGER_ITEM_GET, NULL, 1, ITEM_key(old), old->nkey, old->nbytes,
+                       ITEM_clsid(old), c->sfd);
+            LOGGER_LOG(c->thread->l, LOG_MUTATIONS, LOGGER_ITEM_STORE, NULL, STORED, comm, ITEM_key(old), old->nkey,
+                       old->nbytes, old->exptime, ITEM_clsid(old), c->sfd);
             return STORED;
+        }
     }
     if (outside->it_flags & ITEM_CFLAGS)
         memcpy(&flags, ITEM_suffix(outside), sizeof(flags));
