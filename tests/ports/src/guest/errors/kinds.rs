@@ -56,3 +56,34 @@ pub(super) fn places(kind: &Kind) -> Option<(&'static [&'static str], Vec<Point>
         && !errors.iter().any(|error| OF_THE_LEDGER.contains(error));
     is_made.then_some((errors, points))
 }
+
+#[cfg(test)]
+mod tests {
+    use vmsrs_campaign::kind;
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_not_made_at_allocations() {
+        for (errors, points) in kind::common().filter_map(places) {
+            if LEFT_OUT.iter().any(|(error, _)| errors == [*error]) {
+                assert!(!points.contains(&Point::Alloc), "{errors:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn most_kinds_are_made() {
+        let made = kind::common().filter(|kind| places(kind).is_some()).count();
+        assert!(made > 50, "{made}");
+    }
+
+    #[test]
+    fn copies_are_changed_in_regions_and_domains() {
+        let (low, high) = COPIES.split_once('-').unwrap();
+        let domains = include_str!("../../../memcached/vmsrs_request.h");
+        let regions = include_str!("../../../memcached/vmsrs_region.c");
+        assert!(domains.contains(&format!("DOMAINS_END 0x{high}\n")));
+        assert!(regions.contains(&format!("REGIONS_START 0x0{low}\n")));
+    }
+}
