@@ -405,7 +405,9 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 	return error;
 }
 
-/* Enters what the answer has of a domain that is not published yet, and lists what it has beyond. */
+/*
+ * Enters what the answer has of a domain that is not published yet, and lists what it has beyond.
+ */
 static int domain_fill(struct vmsrs_domain *domain, const struct vmsrs_domain_reply *reply)
 {
 	struct vmsrs_device *dev = domain->app->dev;

@@ -38,8 +38,9 @@
  * Return codes. Functions that return an int give 0 or a negative value of enum
  * vmsrs_code; unless its description says otherwise, a call that gives an error
  * has changed nothing. Handles and output pointers may be null: that is
- * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, and by
- * functions that return blocks of a domain.
+ * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, for which
+ * vmsrs_refused() tells what was tried, and by functions that return blocks of a
+ * domain.
  *
  * Handles. Apps and domains are never closed: any thread may use them until the
  * process ends. A request is valid only in the function that gets it, on the
@@ -248,6 +249,16 @@ enum vmsrs_code {
  * @return One sentence without a full stop, never null.
  */
 VMSRS_TEXT const char *vmsrs_strerror(int code);
+
+/**
+ * Tells what the operating system or the driver refused; errno has the reason.
+ *
+ * @return What the last call of the calling thread that returned VMSRS_ESYSTEM
+ *     or VMSRS_EDEVICE had tried, such as "registering the thread"; empty if
+ *     there was none, never null. The next such call of the thread overwrites
+ *     it.
+ */
+const char *vmsrs_refused(void);
 
 /*
  * Opening apps and domains
@@ -659,10 +670,13 @@ int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
  * Gives the request a descriptor: it is closed if the request fails or is given
  * up.
  *
- * If the request is committed, the descriptor stays open. One that the request
- * has closed itself is left alone, unless the file that has its number by then
- * is the same one, or both are anonymous (eventfd, epoll, timerfd). Counts as a
- * defer.
+ * If the request is committed, the descriptor stays open. Counts as a defer.
+ *
+ * Before the request closes it itself, it has to be taken back
+ * (vmsrs_disown_fd()): another thread may get its number for another file.
+ * Without that it is closed only if that file looks the same, which another
+ * descriptor of the same file does, and any anonymous one (eventfd, epoll,
+ * timerfd).
  *
  * @param request The request.
  * @param fd The descriptor.
@@ -672,6 +686,18 @@ int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
  * @retval VMSRS_ELIMIT 256 are registered, with those of vmsrs_defer().
  */
 VMSRS_MUST_USE int vmsrs_own_fd(const struct vmsrs_request *request, int fd);
+
+/**
+ * Takes back a descriptor that vmsrs_own_fd() has given to the request: it
+ * stays as it is.
+ *
+ * @param request The request.
+ * @param fd The descriptor.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL request is null, or does not own fd.
+ * @retval VMSRS_ENOREQUEST
+ */
+VMSRS_MUST_USE int vmsrs_disown_fd(const struct vmsrs_request *request, int fd);
 
 /*
  * Memory
