@@ -16,7 +16,7 @@
 /* Each takes a mapping, of which a process has 65,530. */
 #define REGIONS_MAX 16384u
 
-enum { PAGE = 4096, KEPT = 64 * 1024 };
+enum { PAGE = 4096, KEPT = 256 * 1024 };
 
 static struct region {
     uint32_t next;
