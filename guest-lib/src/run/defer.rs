@@ -1,6 +1,6 @@
 //! Running and dropping defers.
 
-use super::restore::restore;
+use super::restore::{Cut, restore};
 use crate::os::switch::LANDED;
 use crate::shared::pkru;
 use crate::state::State;
@@ -67,7 +67,7 @@ fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
         if cut {
             // The thread keeps the keys of the code that was cut short, and a signal handler has none.
             pkru::close();
-            restore(thread, &thread.record());
+            restore(thread, &Cut::latest(thread));
             // The library may have been at work.
             thread.state().latch.reset();
         }

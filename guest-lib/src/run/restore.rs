@@ -2,33 +2,61 @@
 
 use super::aside::{self, Aside};
 use super::end::abort_process;
-use super::unwind::leave_c_library;
+use super::unwind::{in_c_library, leave_c_library};
 use super::{panic_hook, trial};
-use crate::os::{clib, signals, streams};
+use crate::os::unwind::Registers;
+use crate::os::{clib, loader, signals, streams};
 use crate::thread::{LEFT, Thread};
 use vmsrs_protocol::incident::REG_RIP;
 use vmsrs_protocol::ioctl::IoctlFail;
 
-/// Makes the thread what it was when the request began, or a defer, which was cut short by the error of that record.
-pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
+/// Where something was cut short.
+pub(super) struct Cut {
+    /// The signal that told the error, or 0.
+    signal: i32,
+    instruction: u64,
+    /// The registers there, if that is in the C library.
+    in_c_library: Option<Registers>,
+}
+
+impl Cut {
+    /// By the thread's latest error.
+    pub(super) fn latest(thread: &Thread) -> Self {
+        thread.with_record(|record| Self::of(record))
+    }
+
+    /// By the error of that record, which the next one replaces.
+    pub(super) fn of(record: &IoctlFail) -> Self {
+        Self {
+            signal: record.signal,
+            instruction: record.registers[REG_RIP],
+            in_c_library: in_c_library(record),
+        }
+    }
+}
+
+/// Makes the thread what it was when the request began, or a defer, which was cut short there.
+pub(super) fn restore(thread: &Thread, cut: &Cut) {
+    let (signal, instruction) = (cut.signal, cut.instruction);
     // Where a signal has sent the thread here, its handler has done that.
-    if record.signal == 0 {
+    if signal == 0 {
         thread.restore_signals();
     }
     thread.restore(|work| aside::run(thread, work) == Aside::Done);
-    leave_c_library(thread, record);
-    let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
+    if let Some(registers) = &cut.in_c_library {
+        leave_c_library(thread, registers);
+    }
+    loader::unlock(thread.number());
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
     // that failed, or that has left the request for good.
     let is_interrupted = (signal != 0 && signal == signals::interrupt())
         || thread.take_in_handler()
         || thread.message() == LEFT;
     let was_in_c_library = is_interrupted || clib::is_suspect(signal, instruction);
-    if was_in_c_library || streams::has_standard() {
-        unlock_streams(thread);
-    }
     if was_in_c_library {
-        check_c_heap(thread, is_interrupted);
+        restore_c_library(thread, is_interrupted);
+    } else if streams::has_standard() {
+        unlock_streams(thread);
     }
     let was_in_hook = thread.take_hook();
     if was_in_hook || std::thread::panicking() {
@@ -44,10 +72,21 @@ fn unlock_streams(thread: &Thread) {
     let _ = tries.any(|_| aside::run(thread, &mut streams::unlock_all) != Aside::Cut);
 }
 
-/// Ends the process if the thread has left the C library's heap locked or damaged.
-fn check_c_heap(thread: &Thread, is_interrupted: bool) {
+/// Unlocks its streams, and ends the process if the thread has left its heap locked or damaged. Both at once where nothing is
+/// damaged: to limit the time of each takes two system calls.
+fn restore_c_library(thread: &Thread, is_interrupted: bool) {
     let thoroughly = is_interrupted || clib::has_other_allocator();
-    if !trial::heap_works(thread, thoroughly) {
+    let mut unlocked = false;
+    let mut first = || {
+        streams::unlock_all();
+        unlocked = true;
+    };
+    let mut works = trial::heap_works(thread, thoroughly, &mut first);
+    if !unlocked {
+        unlock_streams(thread);
+        works = trial::heap_works(thread, thoroughly, &mut || ());
+    }
+    if !works {
         abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
 }

@@ -277,7 +277,7 @@ impl Thread {
         self.state().lock_timeout_ms()
     }
 
-    #[cfg(test)]
+    /// Its number in the kernel.
     pub(crate) fn number(&self) -> u32 {
         self.number
     }
