@@ -78,6 +78,14 @@ fn deadline_in_a_function_with_a_lock_of_its_own_leaves_it_unlocked() {
 }
 
 #[test]
+fn request_cut_short_in_a_stream_takes_nothing_from_others() {
+    for flags in [&[][..], &["-static"]] {
+        let flags = [flags, &["-Wno-deprecated-declarations"]].concat();
+        Program::compile("cc", &flags, "tests/c/locks.c").succeed(&["streams"]);
+    }
+}
+
+#[test]
 fn error_in_the_c_library_releases_what_its_functions_hold() {
     for flags in [&[][..], &["-static"]] {
         let flags = [flags, &["-Wno-deprecated-declarations"]].concat();

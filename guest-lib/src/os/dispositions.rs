@@ -41,14 +41,16 @@ pub(crate) fn restore(others: Signals) {
 }
 
 /// Whether this process is a child that has the handlers of its parent (`CLONE_SIGHAND`): what it changes of them, the
-/// parent has changed. Async-signal-safe.
-pub(crate) fn are_the_parents() -> bool {
+/// parent has changed. `shares_memory`: it is known to have its parent's memory; then it has its handlers too, if the kernel does not
+/// tell, as in a process that has given up its rights. Async-signal-safe.
+pub(crate) fn are_the_parents(shares_memory: bool) -> bool {
     const KCMP_SIGHAND: c_int = 4;
     // SAFETY: only compares.
-    unsafe {
+    let compared = unsafe {
         let (this, parent) = (libc::getpid(), libc::getppid());
-        libc::syscall(libc::SYS_kcmp, this, parent, KCMP_SIGHAND, 0, 0) == 0
-    }
+        libc::syscall(libc::SYS_kcmp, this, parent, KCMP_SIGHAND, 0, 0)
+    };
+    compared == 0 || (shares_memory && compared < 0)
 }
 
 /// Ends this process, without a change of any handler. Async-signal-safe.

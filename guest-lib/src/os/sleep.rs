@@ -9,7 +9,7 @@
 
 use super::cancellation;
 use super::clib::{self, SYSCALL};
-use super::{file, modules};
+use super::{file, modules, streams};
 use std::ffi::c_int;
 
 /// Bits of an operation that say how it is meant.
@@ -65,14 +65,15 @@ impl Sleep {
     }
 
     /// The error that the function gets from its system call so that it ends, if the thread was woken in one that must not be
-    /// abandoned. Async-signal-safe.
-    pub(crate) fn way_out(&self) -> Option<c_int> {
+    /// abandoned. `callers`: see [`Sleep::is_busy`]. Async-signal-safe.
+    pub(crate) fn way_out(&self, callers: &[u64]) -> Option<c_int> {
         if !clib::contains(self.instruction) || !self.is_over() {
             return None;
         }
         let error = if self.waits_for_futex() {
             libc::ETIMEDOUT
-        } else if self.waits_for_socket() {
+        } else if self.waits_for_socket() && !callers.is_empty() && !streams::is_at_work(callers) {
+            // A stream would throw away what others have written to it, too.
             libc::EIO
         } else {
             return None;

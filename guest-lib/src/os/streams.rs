@@ -99,3 +99,49 @@ pub(crate) fn unlock_all() {
         }
     }
 }
+
+/// Takes the streams off the C library's list that lie in abandoned frames, as that of `dprintf` does. `is_dead` says whether so
+/// many bytes at an address do. The caller survives if another thread never gives the list's lock back.
+pub(crate) fn drop_dead(is_dead: impl Fn(u64, usize) -> bool) {
+    type Function = unsafe extern "C" fn();
+    let all = address_of!("_IO_list_all");
+    let functions = [address_of!("_IO_list_lock"), address_of!("_IO_list_unlock")];
+    if all == 0 || functions.contains(&0) {
+        return;
+    }
+    // SAFETY: functions of the C library without arguments, which it exports.
+    let [lock, unlock] =
+        functions.map(|function| unsafe { std::mem::transmute::<usize, Function>(function) });
+    // SAFETY: the list under its lock: its head, and its streams as long as it is intact.
+    unsafe {
+        lock();
+        let mut place = all as *mut *mut c_void;
+        for _ in 0..STREAMS_MAX {
+            let stream = place.read_volatile();
+            if stream.is_null() {
+                break;
+            }
+            let next = stream.byte_add(NEXT).cast::<*mut c_void>();
+            if is_dead(stream as u64, LOCK) {
+                place.write_volatile(next.read_volatile());
+            } else {
+                place = next;
+            }
+        }
+        unlock();
+    }
+}
+
+/// Farthest that a return address lies from the beginning of a function that writes or reads for a stream.
+const FUNCTION: u64 = 512;
+
+/// Whether one of the words at the top of a stack leads back to such a function. Async-signal-safe.
+pub(super) fn is_at_work(callers: &[u64]) -> bool {
+    let functions = [address_of!("_IO_file_write"), address_of!("_IO_file_read")];
+    let is_in = |word: u64, function: usize| {
+        function != 0 && (function as u64..function as u64 + FUNCTION).contains(&word)
+    };
+    callers
+        .iter()
+        .any(|&word| functions.iter().any(|&function| is_in(word, function)))
+}

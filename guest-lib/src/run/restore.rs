@@ -41,6 +41,9 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
         leave_c_library(thread, registers);
     }
     loader::unlock(thread.number());
+    if signal != 0 && loader::contains(instruction) {
+        aside::run(thread, &mut loader::end_lookup);
+    }
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
     // that failed, or that has left the request for good.
     let is_interrupted = (signal != 0 && signal == signals::interrupt())
@@ -51,6 +54,11 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
         restore_c_library(thread, is_interrupted);
     } else if streams::has_standard() {
         unlock_streams(thread);
+    }
+    if is_interrupted || cut.in_c_library.is_some() {
+        aside::run(thread, &mut || {
+            streams::drop_dead(|address, bytes| thread.is_dead(address, bytes));
+        });
     }
     let was_in_hook = thread.take_hook();
     if was_in_hook || std::thread::panicking() {

@@ -27,7 +27,7 @@ const FIRST: u32 = 64;
 /// Of the requests after these, one in so many.
 const INTERVAL: u64 = 1024;
 
-/// Of the looks at a thread, one in so many is also one at the process's handlers of signals.
+/// Where each request begins with a look at its thread, one in so many of them is also one at the process's handlers of signals.
 const DISPOSITIONS: u32 = 16;
 
 /// What is looked at.
@@ -94,7 +94,7 @@ impl Found {
         if before != now {
             self.varies.set(true);
         }
-        if looks % DISPOSITIONS == 1 {
+        if !self.varies.get() || looks % DISPOSITIONS == 1 {
             dispositions::look();
         }
         if looks < FIRST || self.varies.get() {
@@ -215,6 +215,11 @@ impl Thread {
             }
             open::note_locks(left.saturating_sub(self.found.locks.replace(left)));
         }
+    }
+
+    /// Whether that many bytes lie in an abandoned frame, when the request has been cut short.
+    pub(crate) fn is_dead(&self, address: u64, bytes: usize) -> bool {
+        self.frame(address, bytes) == Frame::Dead
     }
 
     /// Where that many bytes of a list's element lie, when the request has been cut short.

@@ -174,9 +174,10 @@ unsafe fn suppress(
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
         let sleep = Sleep::of(registers);
-        let is_led_out = if sleep.is_busy(thread.top_words(pointer)) {
+        let callers = thread.top_words(pointer);
+        let is_led_out = if sleep.is_busy(callers) {
             thread.may_wait(sleep, can_trap)
-        } else if let Some(error) = thread.way_out(sleep, can_trap) {
+        } else if let Some(error) = thread.way_out(sleep, callers, can_trap) {
             registers[libc::REG_RAX as usize] = -i64::from(error);
             true
         } else {
@@ -294,7 +295,7 @@ unsafe fn chain(
                     b"vmsrs: an error outside of requests; the process ends, committed domains are whole\n",
                 );
             }
-            if dispositions::are_the_parents() {
+            if dispositions::are_the_parents(is_child) {
                 dispositions::end_child();
             }
             // SAFETY: all zero but the function is the default disposition.

@@ -144,12 +144,17 @@ impl Thread {
 
     /// The error that ends what the thread sleeps in, with which it is single-stepped out of the C library; if `can_trap` says
     /// as above, and not too often in a request. Async-signal-safe.
-    pub(crate) fn way_out(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> Option<c_int> {
+    pub(crate) fn way_out(
+        &self,
+        sleep: Sleep,
+        callers: &[u64],
+        can_trap: impl FnOnce() -> bool,
+    ) -> Option<c_int> {
         let steps = self.marks.steps.get();
         if steps >= STEPS {
             return None;
         }
-        let error = sleep.way_out()?;
+        let error = sleep.way_out(callers)?;
         if !can_trap()
             || !self
                 .alarm

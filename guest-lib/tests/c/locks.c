@@ -12,6 +12,8 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -23,7 +25,8 @@
 #include "check.h"
 
 static vmsrs_domain *domain;
-static atomic_bool ended;
+static atomic_bool started, ended;
+static const int deadline_ms = 300;
 static int came_back;
 static void *volatile wild = (void *)8;
 
@@ -32,6 +35,7 @@ static int request(vmsrs_request *this, void *argument)
 	void (*work)(void) = argument;
 
 	(void)this;
+	started = 1;
 	work();
 	came_back++;
 	return 0;
@@ -40,6 +44,9 @@ static int request(vmsrs_request *this, void *argument)
 /* Interrupts the thread past its deadline, as the driver does where there is one. */
 static void *watch(void *argument)
 {
+	while (!started)
+		usleep(1000);
+	usleep((deadline_ms + 20) * 1000);
 	while (!ended) {
 		pthread_kill(*(pthread_t *)argument, SIGRTMAX);
 		usleep(2000);
@@ -49,11 +56,11 @@ static void *watch(void *argument)
 
 static void expect_failure(void (*work)(void), uint32_t kind)
 {
-	vmsrs_options options = { .deadline_ms = 300 };
+	vmsrs_options options = { .deadline_ms = deadline_ms };
 	pthread_t watcher, self = pthread_self();
 	vmsrs_failure failure;
 
-	ended = 0;
+	started = ended = 0;
 	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
 	CHECK(vmsrs_run_with(domain, &options, request, (void *)work, NULL) ==
 	      VMSRS_EFAILED);
@@ -179,6 +186,52 @@ static void wild_logs(void)
 	}
 }
 
+/* The stream that it makes lies in its own frame. */
+static void print_a_wild_string(void)
+{
+	dprintf(2, "%s", (char *)wild);
+}
+
+static void open_and_close(void)
+{
+	FILE *file = fopen("/dev/null", "w");
+
+	CHECK(file && fclose(file) == 0);
+}
+
+static FILE *shared;
+
+static void flush_without_end(void)
+{
+	for (;;)
+		fflush(shared);
+}
+
+static void streams(void)
+{
+	static const char line[] = "of another user\n";
+	char bytes[4096] = { 0 };
+	int sockets[2];
+
+	for (int i = 0; i < 3; i++) {
+		expect_failure(print_a_wild_string, VMSRS_KIND_MEMORY);
+		in_another_thread(open_and_close);
+	}
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) == 0);
+	while (send(sockets[0], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+		;
+	while (send(sockets[0], bytes, 1, MSG_DONTWAIT) > 0)
+		;
+	shared = fdopen(sockets[0], "w");
+	CHECK(shared && fputs(line, shared) >= 0);
+	expect_failure(flush_without_end, VMSRS_KIND_DEADLINE);
+	while (recv(sockets[1], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+		;
+	CHECK(fflush(shared) == 0);
+	CHECK(recv(sockets[1], bytes, sizeof(bytes), MSG_DONTWAIT) == sizeof(line) - 1);
+	CHECK(memcmp(bytes, line, sizeof(line) - 1) == 0);
+}
+
 int main(int count, char **arguments)
 {
 	vmsrs_app *app;
@@ -192,6 +245,8 @@ int main(int count, char **arguments)
 		names();
 	} else if (!strcmp(arguments[1], "wild")) {
 		wild_logs();
+	} else if (!strcmp(arguments[1], "streams")) {
+		streams();
 	} else {
 		CHECK(!strcmp(arguments[1], "logs"));
 		logs();
