@@ -39,7 +39,9 @@
  * vmsrs_code; unless its description says otherwise, a call that gives an error
  * has changed nothing. Handles and output pointers may be null: that is
  * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, and by
- * functions that return blocks of a domain.
+ * functions that return blocks of a domain or the size of one. Calls that run a
+ * request leave it as the function of the request did, unless they return one of
+ * these codes. After other calls it has no meaning.
  *
  * Handles. Apps and domains are never closed: any thread may use them until the
  * process ends. A request is valid only in the function that gets it, on the
@@ -464,6 +466,17 @@ int vmsrs_run_with(const struct vmsrs_domain *domain,
 VMSRS_MUST_USE int vmsrs_stack_bounds(void **low, void **high);
 
 /**
+ * Tells whether the calling thread works for a request.
+ *
+ * For code that is called in requests and outside of them: an allocator, a
+ * logger, a wrapper of locks. Can be called anywhere.
+ *
+ * @return 1 in the function of a request, of a step or of a thread that has
+ *     joined one; 0 elsewhere, in deferred functions too.
+ */
+VMSRS_MUST_USE int vmsrs_in_request(void);
+
+/**
  * Commits everything that the request wrote so far. It goes on, keeps its
  * domains, and forgets its defers.
  *
@@ -772,6 +785,20 @@ void *vmsrs_realloc(const struct vmsrs_domain *domain, void *block,
  * @retval VMSRS_ENOTHELD
  */
 int vmsrs_free(const struct vmsrs_domain *domain, void *block);
+
+/**
+ * Tells how many bytes of a block may be used.
+ *
+ * That is what was asked for: the bytes that follow are a red zone. As in
+ * vmsrs_free(), a pointer into a domain of the request that is not a live block
+ * fails the request.
+ *
+ * @param block A block of a domain that the request of the calling thread
+ *     holds, or null.
+ * @return The bytes. 0 for null; 0 with errno EPERM without a request, and for
+ *     a pointer into none of its domains.
+ */
+size_t vmsrs_usable_size(const void *block);
 
 /** Bytes of arena that each thread of a request has. */
 #define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)

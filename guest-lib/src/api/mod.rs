@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod domain;
 pub(crate) mod fan_out;
 pub(crate) mod guard;
+pub(crate) mod inquiry;
 pub(crate) mod options;
 pub(crate) mod request;
 pub(crate) mod task;

@@ -11,6 +11,7 @@ pub mod fan_out;
 pub mod guard;
 pub mod health;
 pub mod heap;
+pub mod inquiry;
 pub mod invariant;
 pub mod kinds;
 pub mod members;

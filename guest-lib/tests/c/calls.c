@@ -23,6 +23,7 @@ static int right(vmsrs_request *request, void *argument);
 static void undo(void *argument)
 {
 	CHECK(vmsrs_run(two, right, &one, NULL) == VMSRS_ENESTED);
+	CHECK(!vmsrs_in_request());
 	undone = undone * 10 + *(int *)argument;
 }
 
@@ -32,6 +33,7 @@ static vmsrs_request *last;
 static void *stranger(void *request)
 {
 	CHECK(!vmsrs_arena_alloc(request, 16));
+	CHECK(!vmsrs_in_request());
 	return NULL;
 }
 
@@ -47,6 +49,11 @@ static int right(vmsrs_request *request, void *argument)
 	memset(block, 7, 100);
 	block = vmsrs_realloc(one, block, 5000);
 	CHECK(block && block[99] == 7);
+	CHECK(vmsrs_in_request() == 1);
+	CHECK(vmsrs_usable_size(block) == 5000 && vmsrs_usable_size(wide) == 10);
+	CHECK(vmsrs_usable_size(NULL) == 0);
+	errno = 0;
+	CHECK(vmsrs_usable_size(&result) == 0 && errno == EPERM);
 	CHECK(vmsrs_set_root(one, block) == VMSRS_OK);
 	CHECK(vmsrs_root(one) == block);
 	CHECK(vmsrs_free(one, wide) == VMSRS_OK);
