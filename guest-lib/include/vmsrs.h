@@ -44,7 +44,7 @@
  * these codes. After other calls it has no meaning.
  *
  * Handles. Apps and domains are never closed: any thread may use them until the
- * process ends. A request is valid only in the function that gets it, on the
+ * process ends. Those of a deleted domain are good for VMSRS_EDELETED. A request is valid only in the function that gets it, on the
  * thread that runs it; other threads get VMSRS_ENOREQUEST for it. A task may be
  * used by one thread at a time, a ticket by any number. Blocks keep their
  * addresses in every process and after a restart, until they are freed.
@@ -239,6 +239,11 @@ enum vmsrs_code {
 	 * the shadow memory of these lies at the addresses of the apps.
 	 */
 	VMSRS_ESANITIZER = -23,
+	/**
+	 * The domain was deleted, by this process or another one. Opening its
+	 * key makes a new domain.
+	 */
+	VMSRS_EDELETED = -24,
 };
 
 /**
@@ -346,6 +351,68 @@ VMSRS_MUST_USE
 int vmsrs_domain_open_with(const struct vmsrs_app *app, const void *key,
 			   size_t length, uint32_t flags,
 			   struct vmsrs_domain **domain);
+
+/**
+ * Deletes a domain: its content and its key are gone, for all processes.
+ *
+ * Waits for the request that holds the domain, as long as a request waits for a
+ * lock. Its pages go back to the window, and what other processes have mapped
+ * of them is gone at once. Opening the key again makes a new domain.
+ *
+ * Requests that wait for the domain, and all later ones, get VMSRS_EDELETED.
+ * The handle stays valid for that. Pointers into the domain lead nowhere, or
+ * later into another domain.
+ *
+ * A deletion counts like a commit: after a crash of the guest the domain is
+ * there as a whole or gone as a whole. vmsrs_flush() waits until it is gone for
+ * good.
+ *
+ * @param domain The domain.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain is null.
+ * @retval VMSRS_ENESTED Called in a request or a deferred function.
+ * @retval VMSRS_ETIMEOUT The domain did not become free in time.
+ * @retval VMSRS_EDELETED It is deleted already.
+ * @retval VMSRS_ESYSTEM See errno.
+ */
+VMSRS_MUST_USE int vmsrs_domain_delete(const struct vmsrs_domain *domain);
+
+/** How large a domain is, and how it is. */
+typedef struct vmsrs_domain_info_t {
+	/** Pages of 4 KiB that it has of the window. */
+	uint32_t pages;
+	/** Pages of these that were ever committed. */
+	uint32_t committed;
+	/** Committed pages whose newest version is not sealed yet. */
+	uint32_t unsealed;
+	/**
+	 * Pages that a request has written and not committed, and those that
+	 * stay writable between requests.
+	 */
+	uint32_t drafts;
+	/**
+	 * Milliseconds for which it is refused for its failures; 0 if it is
+	 * not.
+	 */
+	uint64_t quarantine_ms;
+} vmsrs_domain_info_t;
+
+/**
+ * Tells how large a domain is, and how it is. Can be called by any thread, also
+ * in requests.
+ *
+ * Without protection all pages count as committed.
+ *
+ * @param domain The domain.
+ * @param info Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_EDELETED
+ * @retval VMSRS_ESYSTEM See errno.
+ */
+VMSRS_MUST_USE
+int vmsrs_domain_info(const struct vmsrs_domain *domain,
+		      struct vmsrs_domain_info_t *info);
 
 /*
  * Running requests

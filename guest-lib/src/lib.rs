@@ -42,6 +42,7 @@ pub use api::options::{Audit, Options};
 pub use api::request::{Entered, stack_bounds};
 pub use api::task::{Step, Task};
 pub use api::ticket::{JoinError, Ticket};
+pub use api::whole::DomainInfo;
 pub use error::{Error, RunError};
 pub use failure::{Failure, Kind};
 pub use run::health::{Health, health};

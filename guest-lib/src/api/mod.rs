@@ -9,3 +9,4 @@ pub(crate) mod options;
 pub(crate) mod request;
 pub(crate) mod task;
 pub(crate) mod ticket;
+pub(crate) mod whole;

@@ -20,3 +20,4 @@ pub mod request;
 pub mod run;
 pub mod task;
 mod ticket;
+pub mod whole;

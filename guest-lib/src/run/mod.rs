@@ -6,6 +6,7 @@ pub(crate) mod commit;
 pub(crate) mod defer;
 mod end;
 pub(crate) mod health;
+pub(crate) mod hold;
 pub(crate) mod hot;
 pub(crate) mod left;
 pub(crate) mod lock;

@@ -388,6 +388,42 @@ static void members_and_steps(void)
 	vmsrs_task_free(task);
 }
 
+static int deletes(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	CHECK(vmsrs_domain_delete(argument) == VMSRS_ENESTED);
+	return vmsrs_root(argument) ? 1 : 0;
+}
+
+static int enters(vmsrs_request *request, void *argument)
+{
+	CHECK(vmsrs_enter(request, argument) == VMSRS_EDELETED);
+	return 0;
+}
+
+static void deletion(void)
+{
+	vmsrs_domain_info_t size;
+	vmsrs_domain *user, *again;
+	int value = 2, result = 7;
+
+	CHECK(vmsrs_domain_delete(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_info(NULL, &size) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_open(app, "user", 4, &user) == VMSRS_OK);
+	CHECK(vmsrs_domain_info(user, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_info(user, &size) == VMSRS_OK);
+	CHECK(size.pages == 4 && size.quarantine_ms == 0);
+	CHECK(vmsrs_run(user, deletes, user, &result) == VMSRS_OK && result == 0);
+	CHECK(vmsrs_domain_delete(user) == VMSRS_OK);
+	CHECK(vmsrs_domain_delete(user) == VMSRS_EDELETED);
+	CHECK(vmsrs_run(user, deletes, user, NULL) == VMSRS_EDELETED);
+	CHECK(vmsrs_run(two, enters, user, NULL) == VMSRS_OK);
+	CHECK(vmsrs_domain_info(user, &size) == VMSRS_EDELETED);
+	CHECK(vmsrs_domain_open(app, "user", 4, &again) == VMSRS_OK && again != user);
+	CHECK(vmsrs_run(again, deletes, again, &result) == VMSRS_OK && result == 0);
+	CHECK(vmsrs_run(two, set_value, &value, NULL) == VMSRS_OK);
+}
+
 int main(void)
 {
 	vmsrs_options options = { .deadline_ms = 600000, .lock_timeout_ms = 60000 };
@@ -435,8 +471,9 @@ int main(void)
 	CHECK(vmsrs_run(one, right, &one, &result) == VMSRS_OK);
 	members_and_steps();
 	pieces();
+	deletion();
 	invariants();
-	for (int code = VMSRS_ESANITIZER; code <= VMSRS_OK; code++)
+	for (int code = VMSRS_EDELETED; code <= VMSRS_OK; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
 	return 0;
 }
