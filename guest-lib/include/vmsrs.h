@@ -1240,6 +1240,82 @@ VMSRS_MUST_USE int vmsrs_guard_variables(void);
 void vmsrs_open_guard(void);
 
 /*
+ * Mutexes for what lies outside of domains
+ */
+
+/**
+ * Puts right what a mutex guards, after its request has failed.
+ *
+ * It runs like a deferred function, with the mutex still locked. What the mutex
+ * guards is as the request has left it.
+ *
+ * @param argument What the mutex was initialised with.
+ */
+typedef void (*vmsrs_repair_fn)(void *argument);
+
+/**
+ * A mutex for what lies outside of domains.
+ *
+ * Unlike a pthread_mutex_t, which a failed request leaves locked, this one is
+ * released when the request that has locked it fails or is given up. Its fields
+ * are the library's. All zero is a mutex without a function.
+ */
+typedef struct vmsrs_mutex_t {
+	/** The function, or null. */
+	vmsrs_repair_fn repair;
+	/** Its argument. */
+	void *argument;
+	/** State. */
+	uint32_t state[2];
+} vmsrs_mutex_t;
+
+/**
+ * Initialises a mutex.
+ *
+ * @param mutex The mutex. It must stay where it is, and live as long as
+ *     requests may use it.
+ * @param repair Called when a request fails that has locked it; or null.
+ * @param argument Passed to repair.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL mutex is null.
+ */
+int vmsrs_mutex_init(struct vmsrs_mutex_t *mutex, vmsrs_repair_fn repair,
+		     void *argument);
+
+/**
+ * Locks a mutex, in a request or outside.
+ *
+ * A thread that waits in a request is aborted as elsewhere when the request
+ * fails.
+ *
+ * @param mutex The mutex.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL mutex is null.
+ * @retval VMSRS_EHELD The thread has it.
+ * @retval VMSRS_ELIMIT The thread has locked 16 mutexes in requests.
+ */
+VMSRS_MUST_USE int vmsrs_mutex_lock(struct vmsrs_mutex_t *mutex);
+
+/**
+ * Locks a mutex if it is free.
+ *
+ * @param mutex The mutex.
+ * @retval VMSRS_ETIMEOUT It is not free.
+ * @return Otherwise as vmsrs_mutex_lock().
+ */
+VMSRS_MUST_USE int vmsrs_mutex_trylock(struct vmsrs_mutex_t *mutex);
+
+/**
+ * Unlocks a mutex.
+ *
+ * @param mutex The mutex.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL mutex is null.
+ * @retval VMSRS_ENOTHELD The calling thread does not have it.
+ */
+int vmsrs_mutex_unlock(struct vmsrs_mutex_t *mutex);
+
+/*
  * Diagnostics
  */
 

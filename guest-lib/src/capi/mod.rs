@@ -15,6 +15,7 @@ pub mod inquiry;
 pub mod invariant;
 pub mod kinds;
 pub mod members;
+pub mod mutex;
 pub mod options;
 pub mod request;
 pub mod run;

@@ -14,6 +14,7 @@ pub(crate) mod latch;
 pub(crate) mod local;
 pub(crate) mod lock;
 pub(crate) mod modules;
+pub(crate) mod mutex;
 pub(crate) mod own_stack;
 pub(crate) mod region;
 pub(crate) mod robust;

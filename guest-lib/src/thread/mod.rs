@@ -13,6 +13,7 @@ pub(crate) mod handler;
 mod interrupts;
 mod landing;
 mod left;
+pub(crate) mod mutexes;
 pub(crate) mod open;
 mod quiet;
 pub(crate) mod record;
@@ -39,6 +40,7 @@ use crate::state::domain::{App, Domain};
 use crate::thread::arena::Arena;
 use crate::thread::evidence::SavedStack;
 use crate::thread::found::Found;
+use crate::thread::mutexes::Mutexes;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -151,6 +153,7 @@ pub(crate) struct Thread {
     /// Its requests cannot write to guarded memory, which there is.
     guards: Cell<bool>,
     arena: Arena,
+    mutexes: Mutexes,
     found: Found,
     signal_stack: Region,
     _memory: Region,
@@ -278,7 +281,6 @@ impl Thread {
         self.state().lock_timeout_ms()
     }
 
-    #[cfg(test)]
     pub(crate) fn number(&self) -> u32 {
         self.number
     }

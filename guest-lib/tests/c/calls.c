@@ -388,6 +388,60 @@ static void members_and_steps(void)
 	vmsrs_task_free(task);
 }
 
+static vmsrs_mutex_t mutex;
+static int repaired;
+
+static void repair(void *argument)
+{
+	CHECK(!vmsrs_in_request());
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_EHELD);
+	repaired += *(int *)argument;
+}
+
+static int locks(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
+	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_EHELD);
+	if (*(int *)argument == 1)
+		vmsrs_fail("with a mutex");
+	if (*(int *)argument == 2)
+		return -1;
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	return 0;
+}
+
+static void *others(void *argument)
+{
+	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_ETIMEOUT);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
+	return argument;
+}
+
+static void mutexes(void)
+{
+	int ten = 10;
+	pthread_t id;
+
+	CHECK(vmsrs_mutex_init(NULL, repair, &ten) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_lock(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_trylock(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_unlock(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_init(&mutex, repair, &ten) == VMSRS_OK);
+	for (int how = 0; how < 3; how++)
+		CHECK(vmsrs_run(one, locks, &how, NULL) == (how == 1 ? VMSRS_EFAILED : VMSRS_OK));
+	CHECK(repaired == 20);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
+	CHECK(pthread_create(&id, NULL, others, NULL) == 0);
+	CHECK(pthread_join(id, NULL) == 0);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	CHECK(vmsrs_mutex_init(&mutex, NULL, NULL) == VMSRS_OK);
+	ten = 1;
+	CHECK(vmsrs_run(one, locks, &ten, NULL) == VMSRS_EFAILED);
+	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_OK && repaired == 20);
+}
+
 static int deletes(vmsrs_request *request, void *argument)
 {
 	(void)request;
@@ -472,6 +526,7 @@ int main(void)
 	members_and_steps();
 	pieces();
 	deletion();
+	mutexes();
 	invariants();
 	for (int code = VMSRS_EDELETED; code <= VMSRS_OK; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
