@@ -377,6 +377,20 @@ int vmsrs_domain_open_with(const struct vmsrs_app *app, const void *key,
  */
 VMSRS_MUST_USE int vmsrs_domain_delete(const struct vmsrs_domain *domain);
 
+/**
+ * Empties a domain: deletes it, and opens its key again, with a mirror if it
+ * had one.
+ *
+ * The old handle is that of a deleted domain from then on, in all processes. An
+ * invariant and a budget of the domain are to be set again. After a crash of
+ * the guest the domain is there with all that it had, or empty.
+ *
+ * @param domain The domain; set to the new one on success.
+ * @return As vmsrs_domain_delete(), or as vmsrs_domain_open(): it is deleted
+ *     then.
+ */
+VMSRS_MUST_USE int vmsrs_domain_clear(struct vmsrs_domain **domain);
+
 /** How large a domain is, and how it is. */
 typedef struct vmsrs_domain_info_t {
 	/** Pages of 4 KiB that it has of the window. */

@@ -1,10 +1,11 @@
 //! What is done to a domain as a whole.
 
+use super::domain::DomainOptions;
 use super::options::Options;
 use crate::error::Error;
 use crate::run::hold::hold;
 use crate::run::left::end_left;
-use crate::state::domain::Domain;
+use crate::state::domain::{Domain, Fate};
 use std::io;
 use std::time::Duration;
 
@@ -45,11 +46,15 @@ impl Domain {
         end_left();
         let app = self.app();
         let outcome = hold(self, Options::default().limits(), |thread| {
+            // What is locked may be another domain with its number.
+            if self.is_gone() {
+                return Err(Error::Deleted);
+            }
             // Before the number can be another domain's.
-            self.mark_deleted(true);
+            self.set_fate(Fate::Doomed);
             let deleted = app.backend().delete(thread.tag(), self.number());
             deleted.map_err(|error| {
-                self.mark_deleted(false);
+                self.set_fate(Fate::There);
                 why("deleting the domain")(error)
             })
         });
@@ -58,6 +63,23 @@ impl Domain {
             app.note_all_deletions();
         }
         outcome
+    }
+
+    /// Empties the domain: deletes it, and opens its key again, with a mirror if it had one. Returns the new domain; this handle is
+    /// that of a deleted one from then on, and so are those of other processes. An invariant and a budget of the domain are to
+    /// be set again.
+    ///
+    /// After the guest's crash the domain is there with all that it had, or empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::delete`]; and as [`crate::App::domain`], with which the domain is deleted.
+    pub fn clear(&'static self) -> Result<&'static Self, Error> {
+        self.delete()?;
+        let options = DomainOptions {
+            mirror: self.is_mirrored(),
+        };
+        self.app().domain_with(self.key(), options)
     }
 
     /// How large the domain is, and how it is. Without protection all pages count as committed.

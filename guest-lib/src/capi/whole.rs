@@ -55,6 +55,34 @@ pub unsafe extern "C" fn vmsrs_domain_delete(domain: *const Domain) -> c_int {
     }
 }
 
+/// Empties a domain: deletes it, and opens its key again, with a mirror if it had one.
+///
+/// The old handle is that of a deleted domain from then on, in all processes. An invariant and
+/// a budget of the domain are to be set again. After a crash of the guest the domain is there
+/// with all that it had, or empty.
+///
+/// @param domain The domain; set to the new one on success.
+/// @return As `vmsrs_domain_delete()`, or as `vmsrs_domain_open()`: it is deleted then.
+///
+/// # Safety
+///
+/// `domain` points to a handle from `vmsrs_domain_open`, or is null.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_domain_clear(domain: *mut *mut Domain) -> c_int {
+    // SAFETY: a place with a handle or null by contract.
+    let cleared = unsafe { domain.as_ref().and_then(|domain| domain.as_ref()) };
+    match cleared.map(Domain::clear) {
+        None => VMSRS_EINVAL,
+        Some(Ok(empty)) => {
+            // SAFETY: it is not null, see above.
+            unsafe { domain.write(ptr::from_ref(empty).cast_mut()) };
+            VMSRS_OK
+        }
+        Some(Err(error)) => code(&error),
+    }
+}
+
 /// Tells how large a domain is, and how it is. Can be called by any thread, also in requests.
 ///
 /// Without protection all pages count as committed.

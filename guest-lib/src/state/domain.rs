@@ -13,9 +13,9 @@ use crate::shared::pkru;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
-use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
+use vmsrs_protocol::control::{DOMAIN_DAMAGED, DOMAIN_MIRROR, Extent};
 use vmsrs_protocol::shared::{LOCK_DELETED, LOCK_TAG};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
@@ -93,14 +93,14 @@ impl App {
 
     /// From here on nobody finds a domain that was deleted, and no request begins or enters it.
     pub(crate) fn forget_domain(&'static self, domain: &'static Domain) {
-        domain.mark_deleted(true);
+        domain.set_fate(Fate::Gone);
         self.deletions.alone(|| self.domains.remove(domain));
     }
 
     /// Notes the domains that were deleted up to that deletion, by other processes too. Their numbers can be others' afterwards.
     pub(crate) fn note_deletions(&'static self, last: u64) {
         let forget = |domain: &'static Domain| {
-            domain.mark_deleted(true);
+            domain.set_fate(Fate::Gone);
             self.domains.remove(domain);
         };
         self.deletions.note(&*self.backend, last, forget);
@@ -157,6 +157,17 @@ impl App {
     }
 }
 
+/// What becomes of a domain.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub(crate) enum Fate {
+    There,
+    /// The thread that holds it is about to delete it.
+    Doomed,
+    /// It was deleted.
+    Gone,
+}
+
 /// A domain, open in this process for as long as it lives.
 ///
 /// All processes that open the app find the domain at the same addresses, so pointers inside it
@@ -171,8 +182,10 @@ pub struct Domain {
     header: NonNull<DomainHeader>,
     /// See [`Domain::is_known`].
     known: AtomicBool,
-    /// It was deleted, or is about to be by the thread that holds it.
-    deleted: AtomicBool,
+    /// A [`Fate`].
+    fate: AtomicU8,
+    /// The host keeps second copies of its pages.
+    mirrored: bool,
     invariant: Invariant,
     budget: Allowed,
     tally: Tally,
@@ -242,7 +255,8 @@ impl Domain {
             first,
             header,
             known: AtomicBool::new(false),
-            deleted: AtomicBool::new(false),
+            fate: AtomicU8::new(Fate::There as u8),
+            mirrored: flags & DOMAIN_MIRROR != 0,
             invariant: Invariant::default(),
             budget: Allowed::default(),
             tally: Tally::default(),
@@ -263,21 +277,36 @@ impl Domain {
     pub(crate) fn note_known(&self) {
         if self.app.protects() {
             self.known.store(true, Ordering::SeqCst);
-            if self.tally.refused_for(|| 0) != 0 || self.deleted.load(Ordering::SeqCst) {
+            if self.tally.refused_for(|| 0) != 0 || !self.is(Fate::There) {
                 self.known.store(false, Ordering::SeqCst);
             }
         }
     }
 
-    /// Marks the domain as deleted, or takes the mark away. Requests look at it from here on.
-    pub(crate) fn mark_deleted(&self, deleted: bool) {
-        self.deleted.store(deleted, Ordering::SeqCst);
+    /// Requests look at what becomes of the domain from here on, and refuse it unless it is there.
+    pub(crate) fn set_fate(&self, fate: Fate) {
+        self.fate.store(fate as u8, Ordering::SeqCst);
         self.known.store(false, Ordering::SeqCst);
+    }
+
+    fn is(&self, fate: Fate) -> bool {
+        self.fate.load(Ordering::SeqCst) == fate as u8
     }
 
     /// Whether the domain was deleted, as far as the process can tell without asking.
     pub(crate) fn is_gone(&self) -> bool {
-        self.holder() == LOCK_DELETED || self.deleted.load(Ordering::SeqCst)
+        self.holder() == LOCK_DELETED || self.is(Fate::Gone)
+    }
+
+    /// Whether the domain has a mirror, as far as this process knows.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.mirrored
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.key
     }
 
     /// How long the domain is refused for its failures.
@@ -288,7 +317,7 @@ impl Domain {
     /// Refuses a deleted domain, one in quarantine, and one whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
-        if self.deleted.load(Ordering::SeqCst) {
+        if !self.is(Fate::There) {
             return Err(Error::Deleted);
         }
         match self.tally.refused_for(clock::now) {

@@ -475,6 +475,13 @@ static void deletion(void)
 	CHECK(vmsrs_domain_info(user, &size) == VMSRS_EDELETED);
 	CHECK(vmsrs_domain_open(app, "user", 4, &again) == VMSRS_OK && again != user);
 	CHECK(vmsrs_run(again, deletes, again, &result) == VMSRS_OK && result == 0);
+	user = again;
+	CHECK(vmsrs_domain_clear(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_clear(&user) == VMSRS_OK && user != again);
+	CHECK(vmsrs_domain_clear(&again) == VMSRS_EDELETED);
+	CHECK(vmsrs_run(user, deletes, user, &result) == VMSRS_OK && result == 0);
+	user = NULL;
+	CHECK(vmsrs_domain_clear(&user) == VMSRS_EINVAL);
 	CHECK(vmsrs_run(two, set_value, &value, NULL) == VMSRS_OK);
 }
 

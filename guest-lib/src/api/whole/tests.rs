@@ -46,6 +46,9 @@ fn a_deleted_domain_is_refused_and_its_key_is_a_new_one() {
     assert_eq!(get(carol).unwrap(), None);
     set(carol, 3);
     assert!(is_deleted(&get(alice)));
+    // Not even a second deletion reaches it.
+    assert!(matches!(alice.delete(), Err(Error::Deleted)));
+    assert_eq!(get(carol).unwrap(), Some(3));
     let again = app.domain("alice").unwrap();
     assert!(!std::ptr::eq(again, alice));
     assert_eq!(get(again).unwrap(), None);
@@ -182,4 +185,17 @@ fn a_domain_tells_how_large_it_is() {
     let after = alice.info().unwrap();
     assert!(after.pages >= before.pages + 24, "{before:?} {after:?}");
     assert!(after.quarantine.is_zero());
+}
+
+#[test]
+fn a_cleared_domain_is_empty_and_another_handle() {
+    let app = MockBackend::app("cleared", |_| ());
+    let alice = app.domain("alice").unwrap();
+    set(alice, 1);
+    let empty = alice.clear().unwrap();
+    assert_eq!((empty.key(), get(empty).unwrap()), (alice.key(), None));
+    assert!(is_deleted(&get(alice)));
+    assert!(matches!(alice.clear(), Err(Error::Deleted)));
+    set(empty, 2);
+    assert!(std::ptr::eq(app.domain("alice").unwrap(), empty));
 }
