@@ -431,7 +431,9 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 	return error;
 }
 
-/* Enters what the answer has of a domain that is not published yet, and lists what it has beyond. */
+/*
+ * Enters what the answer has of a domain that is not published yet, and lists what it has beyond.
+ */
 static int domain_fill(struct vmsrs_domain *domain, const struct vmsrs_domain_reply *reply)
 {
 	struct vmsrs_device *dev = domain->app->dev;
@@ -481,8 +483,10 @@ static void domain_renew(struct vmsrs_domain *domain)
 	domain->predicted = 0;
 	if (domain->heat) {
 		domain->heat->steady = 0;
+		domain->heat->paid = 0;
 		domain->heat->reluctance = 0;
 		domain->heat->count = 0;
+		domain->heat->kept = 0;
 	}
 	mutex_unlock(&domain->lock);
 }

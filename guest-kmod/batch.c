@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Batches: committed pages on their way to the host, to be sealed. A work sends them, which runs once at a time.
+ * Batches: committed pages on their way to the host, to be sealed. A work sends them, which runs
+ * once at a time.
  *
  * A batch is one consistent cut: all that was committed up to some moment, each page once, in its
  * newest version. There are two of them: the one that collects commits, and the one that is sent.
  *
  * A refusal shows that driver and host disagree about the state, so it breaks the device.
  */
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 
@@ -16,16 +16,16 @@
 #define VMSRS_RECORDS_MAX	((VMSRS_PAYLOAD_MAX - sizeof(struct vmsrs_seal_request)) / \
 			 sizeof(struct vmsrs_seal_record))
 
-/* Most frames that are taken out of use while their domain is locked. */
-#define FINISHED_MAX		256
-
 /* Most records in a message. */
 static u32 records_max(const struct vmsrs_device *dev)
 {
 	return min_t(u32, dev->config.batch_records, VMSRS_RECORDS_MAX);
 }
 
-/* The version that a newer one takes the place of in the batch that collects, or NULL. batch->lock is held. */
+/*
+ * The version that a newer one takes the place of in the batch that collects, or NULL. batch->lock
+ * is held.
+ */
 static struct vmsrs_frame *superseded_by(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
 {
 	struct vmsrs_frame *old;
@@ -247,7 +247,8 @@ u64 vmsrs_batch_last(struct vmsrs_device *dev, u32 *number)
 }
 
 /**
- * vmsrs_batch_lost() - tell whether a page of a domain has lost its content in a batch or in a later one
+ * vmsrs_batch_lost() - tell whether a page of a domain has lost its content in a batch or in a
+ * later one
  * @domain: the domain
  * @number: number of the batch, which is sealed
  */
@@ -360,83 +361,11 @@ static int send_batch(struct vmsrs_device *dev, u32 count, struct list_head *del
 	return error ? error : send_pages(dev, count);
 }
 
-/*
- * Has the page show the sealed version, unless a newer one has been committed: that one replaces it
- * then. Returns true if entries of the page have to be zapped. The domain's lock is held.
- */
-static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
-{
-	struct vmsrs_page *entry = frame->entry;
-
-	lockdep_assert_held(&frame->domain->lock);
-	/* Deleted meanwhile. */
-	if (entry->frame == VMSRS_NONE)
-		return false;
-	if (entry->frame != vmsrs_frame_name(dev, frame)) {
-		if (!WARN_ON_ONCE(!vmsrs_in_pool(entry->frame)))
-			vmsrs_pool_frame(dev, entry->frame)->replaced = frame->sealed;
-		return false;
-	}
-	entry->frame = frame->sealed;
-	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
-	if (frame->sealed == frame->lost)
-		entry->frame = VMSRS_DAMAGED_FRAME;
-	if (entry->frame == VMSRS_DAMAGED_FRAME)
-		WRITE_ONCE(frame->domain->lost, frame->batch);
-	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NO_DRAFT)
-		dev->pool.frames[entry->draft].replaced = frame->sealed;
-	return true;
-}
-
-/* Is the draft of a page all that entries show? The domain's lock is held. */
-static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_page *entry)
-{
-	return entry->draft != VMSRS_NO_DRAFT && dev->pool.frames[entry->draft].alone;
-}
-
-/*
- * Takes the first frames of a batch that was sent out of use, as far as they are of one domain: the pages show their
- * sealed versions, and no entry maps the frames any more. Returns how many these are, FINISHED_MAX at most: the
- * domain is locked meanwhile.
- */
-static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count)
-{
-	struct vmsrs_domain *domain = sent[0]->domain;
-	struct vmsrs_run zap = { .app = domain->app };
-	struct mm_struct *mm = vmsrs_mapping_mm(domain->app);
-	struct vmsrs_frames frames = { };
-	struct vmsrs_frame *frame;
-	u32 i;
-
-	count = min_t(u32, count, FINISHED_MAX);
-	mutex_lock(&domain->lock);
-	zap.vma = vmsrs_mapping_get(domain->app, mm, sent[0]->page);
-	for (i = 0; i < count; i++) {
-		frame = sent[i];
-		if (frame->domain != domain)
-			break;
-		if (show_sealed(dev, frame) && !shows_draft_only(dev, frame->entry))
-			vmsrs_zap_add(&zap, frame->entry, frame->page);
-		if (frame->sealed != VMSRS_DAMAGED_FRAME)
-			vmsrs_frames_add(&frames, frame);
-		else
-			vmsrs_pool_lose(dev, frame);
-	}
-	vmsrs_zap_finish(&zap);
-	if (zap.vma)
-		vmsrs_mapping_put(zap.vma);
-	mutex_unlock(&domain->lock);
-	if (mm)
-		mmput_async(mm);
-	vmsrs_pool_put_all(dev, &frames);
-	return i;
-}
-
 /* Sends what has been committed up to now, unless that is nothing. */
 static int seal(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
-	u32 count, done, deletion_count;
+	u32 count, deletion_count;
 	LIST_HEAD(deletions);
 	int error;
 	u64 end;
@@ -459,12 +388,9 @@ static int seal(struct vmsrs_device *dev)
 	error = send_batch(dev, count, &deletions, deletion_count);
 	if (error)
 		return error;
+	vmsrs_answer_finish(dev);
 	if (deletion_count)
 		vmsrs_deletions_done(dev, &deletions);
-	for (done = 0; done < count;) {
-		done += finish_domain(dev, batch->sent + done, count - done);
-		cond_resched();
-	}
 	spin_lock(&batch->lock);
 	batch->sent_count = 0;
 	batch->sent_deletions = 0;

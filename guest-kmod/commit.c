@@ -6,10 +6,11 @@
 #include "vmsrs.h"
 
 /*
- * Commits the domains on the list, and the resident pages of `hot`, which is locked. `copies` are their new versions.
- * Returns what vmsrs_batch_wait_sealed() takes, or 0 if nothing has been written, and sets *number to the batch's.
- * commit_lock and the request's lock are held. All domains' locks are held from the first change to the last, so that no fault, commit or discard sees some of
- * the domains committed and others not.
+ * Commits the domains on the list, and the resident pages of `hot`, which is locked. `copies` are
+ * their new versions. Returns what vmsrs_batch_wait_sealed() takes, or 0 if nothing has been
+ * written, and sets *number to the batch's. commit_lock and the request's lock are held. All
+ * domains' locks are held from the first change to the last, so that no fault, commit or discard
+ * sees some of the domains committed and others not.
  */
 static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vmsrs_request *request,
 			  struct hlist_head *domains, struct vmsrs_domain *hot,
@@ -40,7 +41,9 @@ static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vm
 		vmsrs_heat_learn(only, file, &records);
 	if (records.count)
 		end = vmsrs_batch_append(dev, &records, number);
-	/* Before the unlock: another member's next draft must not count beside the committed ones. */
+	/*
+	 * Before the unlock: another member's next draft must not count beside the committed ones.
+	 */
 	if (drafts)
 		atomic_sub(drafts, &request->drafts);
 	hlist_for_each_entry_safe(domain, next, domains, owned) {
@@ -58,8 +61,8 @@ static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vm
 }
 
 /*
- * Commits a request, whose lock is held. Sets *request to it, for the caller to keep or free, or to NULL, and *end and *number
- * as domains_commit() does.
+ * Commits a request, whose lock is held. Sets *request to it, for the caller to keep or free, or to
+ * NULL, and *end and *number as domains_commit() does.
  */
 static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
 			  const struct vmsrs_ioctl_commit *arg, struct mutex *lock,
@@ -96,7 +99,10 @@ static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	return error;
 }
 
-/* Has one of the domains that the thread holds lost content in that batch, which is sealed, or in a later one? */
+/*
+ * Has one of the domains that the thread holds lost content in that batch, which is sealed, or in a
+ * later one?
+ */
 static bool held_lost(struct vmsrs_app *app, const struct vmsrs_thread *thread, u32 number)
 {
 	u32 count = min_t(u32, READ_ONCE(thread->control->held_count), VMSRS_HELD_MAX);
@@ -116,8 +122,9 @@ static bool held_lost(struct vmsrs_app *app, const struct vmsrs_thread *thread, 
  * @thread: the calling thread
  * @arg: argument of the ioctl; the tag is the thread's
  *
- * Return: 0; -ESTALE: the request has failed; -EOWNERDEAD: see vmsrs_resident_lock(); -ETIMEDOUT, -EINTR: committed but
- * not sealed yet; -EIO: committed, but content was lost before it was sealed; -EINVAL; -ENODEV; -ENOMEM.
+ * Return: 0; -ESTALE: the request has failed; -EOWNERDEAD: see vmsrs_resident_lock(); -ETIMEDOUT,
+ * -EINTR: committed but not sealed yet; -EIO: committed, but content was lost before it was sealed;
+ * -EINVAL; -ENODEV; -ENOMEM.
  */
 long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		  const struct vmsrs_ioctl_commit *arg)

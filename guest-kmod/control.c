@@ -6,8 +6,8 @@
  * misses the timeout still has them, so nothing is sent after that; they are freed after the
  * device's reset.
  *
- * Most replies are there when the host returns from the notification, or a moment later. So the sender
- * looks for its reply first, and asks for an interrupt only when it has to sleep.
+ * Most replies are there when the host returns from the notification, or a moment later. So the
+ * sender looks for its reply first, and asks for an interrupt only when it has to sleep.
  */
 #include <linux/ktime.h>
 #include <linux/scatterlist.h>

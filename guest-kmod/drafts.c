@@ -60,24 +60,16 @@ static int fill(struct vmsrs_device *dev, const struct vmsrs_page *entry, void *
 }
 
 /*
- * Fills a frame as a whole, before anything maps it: it still has what was in it before. One whose own memory is
- * broken is not used any more. Returns 0; -EIO: the committed version is lost, and the frame has been put; -EAGAIN:
- * the frame is broken.
+ * Fills a frame as a whole, before anything maps it: it still has what was in it before. One whose
+ * own memory is broken is not used any more. Returns 0; -EIO: the committed version is lost, and
+ * the frame has been put; -EAGAIN: the frame is broken.
  */
 static __always_inline int fill_frame(struct vmsrs_device *dev, const struct vmsrs_page *entry,
 				      struct vmsrs_frame *frame)
 {
 	void *content = vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame));
 
-	if (!fill(dev, entry, content))
-		return 0;
-	/* It can be written, so it is the committed version that cannot be read. */
-	if (!vmsrs_clear_page(content)) {
-		vmsrs_pool_put(dev, frame);
-		return -EIO;
-	}
-	vmsrs_pool_lose(dev, frame);
-	return -EAGAIN;
+	return fill(dev, entry, content) ? vmsrs_pool_put_unfilled(dev, frame) : 0;
 }
 
 /* Takes a frame and fills it. */
@@ -97,9 +89,9 @@ static struct vmsrs_frame *take_filled(struct vmsrs_device *dev, const struct vm
 }
 
 /*
- * Decides which of the two becomes the draft: a frame with a copy of the page, or the frame that the
- * page shows. In its place the copy is the committed version then, and the entry need not be zapped: the
- * write makes it writable. domain->lock is held.
+ * Decides which of the two becomes the draft: a frame with a copy of the page, or the frame that
+ * the page shows. In its place the copy is the committed version then, and the entry need not be
+ * zapped: the write makes it writable. domain->lock is held.
  *
  * Not if another process shows it, the host is reading it, or a report names it.
  */
@@ -130,8 +122,8 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
 }
 
 /*
- * Adds the draft of a page to the domain's, as vmsrs_frame.ahead says: a frame with a copy of the page, or the frame
- * that the copy takes the place of. domain->lock is held.
+ * Adds the draft of a page to the domain's, as vmsrs_frame.ahead says: a frame with a copy of the
+ * page, or the frame that the copy takes the place of. domain->lock is held.
  */
 static __always_inline void add_draft(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry,
 				      struct vmsrs_frame *copy, u8 ahead)
@@ -197,8 +189,8 @@ put:
  * @count: how many pages
  * @free: row for the frames
  *
- * It must not cost the request or others anything that they will want: frames have to be plenty, and the
- * request far from having too many drafts.
+ * It must not cost the request or others anything that they will want: frames have to be plenty,
+ * and the request far from having too many drafts.
  */
 void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_frames *free)
 {
@@ -217,7 +209,8 @@ void vmsrs_ahead_begin(struct vmsrs_domain *domain, u32 count, struct vmsrs_fram
  * @why: VMSRS_AHEAD_HOT or VMSRS_AHEAD_FOLLOWS
  * @free: the frames
  *
- * Return: 0; -EAGAIN: no frame is left; -EIO: the committed version is lost, or the frame is broken.
+ * Return: 0; -EAGAIN: no frame is left; -EIO: the committed version is lost, or the frame is
+ * broken.
  */
 int vmsrs_ahead_make(struct vmsrs_domain *domain, u32 page, struct vmsrs_page *entry, u8 why,
 		     struct vmsrs_frames *free)
@@ -273,8 +266,9 @@ static void zap_add_row(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 pag
 }
 
 /*
- * Unmaps the pages of a domain's drafts in every process. If some were made ahead: returns of how many drafts it is not
- * sure that they were written through the calling process's mapping, and notes that in them. The domain's lock is held.
+ * Unmaps the pages of a domain's drafts in every process. If some were made ahead: returns of how
+ * many drafts it is not sure that they were written through the calling process's mapping, and
+ * notes that in them. The domain's lock is held.
  */
 static u32 zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
@@ -284,7 +278,10 @@ static u32 zap_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 
 	while (draft) {
 		first = draft;
-		/* Most are neighbours, in this order. The entries of two extents have something between them. */
+		/*
+		 * Most are neighbours, in this order. The entries of two extents have something
+		 * between them.
+		 */
 		for (entry = draft->entry; draft && draft->entry == entry && entry->mapped; entry++) {
 			entry->mapped = false;
 			draft = draft->next;
@@ -317,7 +314,10 @@ bool vmsrs_draft_is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame
 {
 	u32 committed = draft->entry->frame;
 
-	/* Without the device, pool and vault cannot be read. Callers hold commit_lock, as its removal does. */
+	/*
+	 * Without the device, pool and vault cannot be read. Its removal waits for holders of
+	 * commit_lock and for fault handlers, which the callers are.
+	 */
 	if (committed == VMSRS_DAMAGED_FRAME || READ_ONCE(dev->gone))
 		return false;
 	if (committed == VMSRS_NONE)
@@ -326,12 +326,12 @@ bool vmsrs_draft_is_unchanged(struct vmsrs_device *dev, const struct vmsrs_frame
 }
 
 /*
- * Unmaps the pages of a domain's drafts, and drops those drafts that were made ahead and not written. The domain's
- * lock is held.
+ * Unmaps the pages of a domain's drafts, and drops those drafts that were made ahead and not
+ * written. The domain's lock is held.
  *
- * A dirty entry shows that a page was written. One that is not shows nothing, since the page may have
- * been written later, or through an entry that was zapped. In most requests all that was made ahead has been written: then
- * drafts are not looked at one by one.
+ * A dirty entry shows that a page was written. One that is not shows nothing, since the page may
+ * have been written later, or through an entry that was zapped. In most requests all that was made
+ * ahead has been written: then drafts are not looked at one by one.
  */
 static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
@@ -402,8 +402,8 @@ static void remove_draft(struct vmsrs_domain *domain, const struct vmsrs_frame *
  * @entry: the page
  * @version: vault frame that the draft is a copy of, whose content is lost
  *
- * Otherwise a request that does not touch the page would commit what was wrong with that version. If that
- * cannot be read any more, it could be when the copy was made.
+ * Otherwise a request that does not touch the page would commit what was wrong with that version.
+ * If that cannot be read any more, it could be when the copy was made.
  */
 void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32 version)
 {

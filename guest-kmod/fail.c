@@ -134,8 +134,8 @@ static u32 first_held(const struct vmsrs_thread *thread)
 }
 
 /*
- * Releases the locks of a request that has no drafts any more: those that the thread and its other members hold,
- * and those that it held when it was suspended. As fail_locked().
+ * Releases the locks of a request that has no drafts any more: those that the thread and its other
+ * members hold, and those that it held when it was suspended. As fail_locked().
  */
 static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *thread)
 {
@@ -174,9 +174,8 @@ static void release_locks(struct vmsrs_request *request, struct vmsrs_thread *th
 }
 
 /*
- * Fails request fail->tag. A new request comes from *spare. commit_lock is held, and the request's
- * lock unless that is for writing; the caller finishes the report without them. Returns false if the
- * request had failed before.
+ * Fails request fail->tag, whose lock is held. A new request comes from *spare. The caller finishes
+ * the report without the lock. Returns false if the request had failed before.
  */
 static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 			struct vmsrs_ioctl_fail *fail, struct vmsrs_report *report,
@@ -185,13 +184,13 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *request;
 	struct vmsrs_domain *domain;
-	u64 now = ktime_get_ns();
 	struct hlist_node *next;
 	u32 first, written = VMSRS_NONE;
 	HLIST_HEAD(domains);
+	u64 now;
 
-	if (!fail->detected_ns || fail->detected_ns > now)
-		fail->detected_ns = now;
+	if (!fail->detected_ns)
+		fail->detected_ns = ktime_get_ns();
 	lockdep_assert_held(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	request = mark_failed(app, fail->tag, spare);
@@ -218,7 +217,8 @@ static bool fail_locked(struct vmsrs_app *app, struct vmsrs_thread *thread,
 	request->dropped += report->drafts.count;
 	fail->drafts = request->dropped;
 	now = ktime_get_ns();
-	fail->recovery_ns = now - fail->detected_ns;
+	/* The program's own number is not in the future. */
+	fail->recovery_ns = now - min(fail->detected_ns, now);
 	if (request->discarded) {
 		/* Another member was first; its incident stands for the request. */
 		fail->incident = request->incident;
@@ -279,17 +279,18 @@ void vmsrs_fail_suspended(struct vmsrs_app *app, struct vmsrs_ioctl_fail *fail)
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_report *report = vmsrs_report_new(dev, true);
 	struct vmsrs_request *request;
+	struct mutex *lock;
 	bool wanted;
 
-	/* A thread that resumes it takes commit_lock, too. */
-	down_write(&dev->commit_lock);
+	/* A thread that resumes it takes its lock, too. */
+	lock = vmsrs_request_lock(dev, fail->tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(app, fail->tag);
 	wanted = request && request->suspended_by && !request->failed;
 	spin_unlock(&dev->requests_lock);
 	if (wanted)
 		fail_locked(app, NULL, fail, report, NULL);
-	up_write(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	if (wanted)
 		report_finish(dev, report);
 	else
@@ -308,9 +309,10 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 	struct vmsrs_device *dev = app->dev;
 	struct vmsrs_request *spare = vmsrs_request_new(dev);
 	struct vmsrs_report *report = vmsrs_report_new(dev, true);
+	struct mutex *lock;
 	bool wanted;
 
-	down_write(&dev->commit_lock);
+	lock = vmsrs_request_lock(dev, tag);
 	/*
 	 * In this order: the last thread that carried the tag released the domain before that. A
 	 * tag that was never handed out is garbage in the lock word.
@@ -320,7 +322,7 @@ void vmsrs_fail_orphan(struct vmsrs_app *app, u32 domain, u64 tag)
 		fail_locked(app, NULL, &fail, report, &spare);
 	if (wanted)
 		vmsrs_lock_release(app, domain, tag);
-	up_write(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	kfree(spare);
 	if (fail.incident)
 		report_finish(dev, report);
@@ -414,6 +416,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_request *request, *idle = NULL;
 	struct vmsrs_device *dev = file->dev;
+	struct mutex *lock;
 	u32 i;
 
 	/* Its drafts first: only this file's process could resume it in the meantime. */
@@ -424,8 +427,8 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 		return -ENOENT;
 	vmsrs_discard(file->app, tag, false);
 
-	/* Under commit_lock it stays suspended and its list of domains does not change. */
-	down_write(&dev->commit_lock);
+	/* Under its lock it stays suspended and its list of domains does not change. */
+	lock = vmsrs_request_lock(dev, tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	spin_unlock(&dev->requests_lock);
@@ -438,7 +441,7 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
 		spin_unlock(&dev->requests_lock);
 		idle = vmsrs_request_remove_idle(request);
 	}
-	up_write(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	kfree(idle);
 	return request ? 0 : -ENOENT;
 }

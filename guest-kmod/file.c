@@ -48,7 +48,10 @@ static int file_release(struct inode *inode, struct file *filp)
 	vmsrs_threads_reap(file, true);
 	vmsrs_fail_file(file);
 	vmsrs_residents_drop(file);
-	/* What was taken back from a hot domain before that may have become a request's of this file. */
+	/*
+	 * What was taken back from a hot domain before that may have become a request's of this
+	 * file.
+	 */
 	vmsrs_fail_file(file);
 	vmsrs_hot_free(file);
 	vmsrs_app_close(file);
@@ -63,7 +66,9 @@ static struct vmsrs_app *file_app(struct vmsrs_file *file)
 	return smp_load_acquire(&file->app);
 }
 
-/* Returns the calling thread, which the caller puts, if it carries the tag; otherwise an ERR_PTR(). */
+/*
+ * Returns the calling thread, which the caller puts, if it carries the tag; otherwise an ERR_PTR().
+ */
 static struct vmsrs_thread *thread_of_tag(struct vmsrs_app *app, u64 tag)
 {
 	struct vmsrs_thread *thread;
@@ -169,7 +174,10 @@ static long ioctl_commit(struct vmsrs_file *file, struct vmsrs_app *app, void __
 	if (IS_ERR(thread))
 		return PTR_ERR(thread);
 	ret = vmsrs_commit(file, thread, &arg);
-	/* It is committed with the last three as well. After a commit of one domain, others have drafts. */
+	/*
+	 * It is committed with the last three as well. After a commit of one domain, others have
+	 * drafts.
+	 */
 	if (arg.domain == VMSRS_NONE &&
 	    (!ret || ret == -ETIMEDOUT || ret == -EINTR || ret == -EIO))
 		vmsrs_thread_clear_written(thread, arg.tag);
@@ -449,7 +457,10 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 {
 	struct vmsrs_app *app = file_app(file);
 
-	/* The common one by itself: without jump tables, a switch compares one case after the other. */
+	/*
+	 * The common one by itself: without jump tables, a switch compares one case after the
+	 * other.
+	 */
 	if (command == VMSRS_IOCTL_COMMIT && app && vmsrs_device_usable(file->dev))
 		return ioctl_commit(file, app, user);
 	if (_IOC_TYPE(command) != 'V')
@@ -507,7 +518,9 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 	}
 }
 
-/* The answer names the app: the caller may have meant a file that had this one's descriptor before. */
+/*
+ * The answer names the app: the caller may have meant a file that had this one's descriptor before.
+ */
 static long file_ioctl(struct file *filp, unsigned int command, unsigned long arg)
 {
 	struct vmsrs_file *file = filp->private_data;

@@ -8,12 +8,6 @@
 
 #include "vmsrs.h"
 
-/*
- * Commits in a row with pages that several before them have written, after which a domain is hot; twice as many for each
- * time that it has cooled.
- */
-#define HOT_AFTER		4
-
 /* Takes a key from a domain that has not been used since this was asked for the last time. */
 static void free_key(struct vmsrs_file *file)
 {
@@ -42,15 +36,14 @@ static void free_key(struct vmsrs_file *file)
 /* Makes a domain hot that has no resident pages yet. Returns NULL if it cannot. */
 static struct vmsrs_resident *resident_new(struct vmsrs_domain *domain, struct vmsrs_file *file)
 {
-	struct vmsrs_resident *resident;
+	struct vmsrs_resident *resident = NULL;
 	int key;
 
-	resident = kzalloc(sizeof(*resident), GFP_KERNEL_ACCOUNT);
-	if (!resident)
-		return NULL;
 	spin_lock(&file->app->hot_lock);
 	key = vmsrs_hot_key(file, domain->number);
-	if (key > 0) {
+	if (key > 0)
+		resident = kzalloc(sizeof(*resident), GFP_NOWAIT | __GFP_ACCOUNT | __GFP_NOWARN);
+	if (resident) {
 		resident->domain = domain;
 		resident->file = file;
 		resident->key = key;
@@ -65,13 +58,10 @@ static struct vmsrs_resident *resident_new(struct vmsrs_domain *domain, struct v
 		vmsrs_hot_tell(file->app, current->mm);
 	}
 	spin_unlock(&file->app->hot_lock);
-	if (key <= 0) {
-		kfree(resident);
-		if (!key)
-			free_key(file);
-		return NULL;
-	}
-	domain->heat->resident = resident;
+	if (resident)
+		domain->heat->resident = resident;
+	else if (!key)
+		free_key(file);
 	return resident;
 }
 
@@ -81,7 +71,10 @@ static bool is_candidate(const struct vmsrs_frame *frame)
 	return frame->streak == VMSRS_STREAK_MAX && frame->entry->draft == VMSRS_NO_DRAFT;
 }
 
-/* Gives a page whose new version has just been committed a frame to be written. Returns false if there is none. */
+/*
+ * Gives a page whose new version has just been committed a frame to be written. Returns false if
+ * there is none.
+ */
 static bool add_page(struct vmsrs_resident *resident, struct vmsrs_frame *version)
 {
 	struct vmsrs_device *dev = resident->domain->app->dev;
@@ -95,7 +88,7 @@ static bool add_page(struct vmsrs_resident *resident, struct vmsrs_frame *versio
 		return false;
 	if (vmsrs_copy_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)),
 			    vmsrs_frame_address(dev, vmsrs_frame_name(dev, version)))) {
-		vmsrs_pool_put(dev, frame);
+		vmsrs_pool_put_unfilled(dev, frame);
 		return false;
 	}
 	vmsrs_draft_init(frame, resident->domain, version->page, version->entry, true);
@@ -158,7 +151,7 @@ void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		return;
 	if (resident && (resident->file != file || resident->pages.count == VMSRS_RESIDENT_MAX))
 		return;
-	if (!resident && ++domain->heat->steady < HOT_AFTER << domain->heat->reluctance)
+	if (!resident && !vmsrs_heat_steady(domain->heat))
 		return;
 	vma = vmsrs_mapping_get(domain->app, current->mm, first->page);
 	if (!vma)

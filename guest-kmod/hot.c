@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What a process and the driver share about hot domains: the page that says which domains are hot, and the claims of
- * the requests that are inside.
+ * What a process and the driver share about hot domains: the page that says which domains are hot,
+ * and the claims of the requests that are inside.
  *
- * The process reads the first one only. A claim is mapped under the key of the hot domain, so that no request writes it
- * that is not inside such a domain.
+ * The process reads the first one only. A claim is mapped under the key of the hot domain, so that
+ * no request writes it that is not inside such a domain.
  */
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
@@ -132,11 +132,13 @@ atomic64_t *vmsrs_hot_claim(const struct vmsrs_file *file, u32 key, u32 domain)
 }
 
 /**
- * vmsrs_hot_tell() - tell the threads of a process which keys its hot domains have; hot_lock is held
+ * vmsrs_hot_tell() - tell the threads of a process which keys its hot domains have; hot_lock is
+ * held
  * @app: the app
  * @mm: the process's address space
  *
- * Keys that domains have had stay: a thread may be inside one whose pages are taken back at this moment.
+ * Keys that domains have had stay: a thread may be inside one whose pages are taken back at this
+ * moment.
  */
 void vmsrs_hot_tell(struct vmsrs_app *app, const struct mm_struct *mm)
 {
@@ -159,7 +161,8 @@ void vmsrs_hot_tell(struct vmsrs_app *app, const struct mm_struct *mm)
  * vmsrs_hot_list() - bring the list up to date; hot_lock is held
  * @resident: the domain's resident pages
  *
- * The process finds its entries first, and loses them last: who finds it on the list can write with its key.
+ * The process finds its entries first, and loses them last: who finds it on the list can write with
+ * its key.
  */
 void vmsrs_hot_list(const struct vmsrs_resident *resident)
 {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Protection keys: which one entries have, and what the PKRU register of the calling thread says about them.
+ * Protection keys: which one entries have, and what the PKRU register of the calling thread says
+ * about them.
  *
  * The register is the thread's own in the kernel too, and stays as it is set here.
  */

@@ -282,10 +282,10 @@ static bool work_left(struct vmsrs_device *dev)
 }
 
 /*
- * Files may stay open, with their mappings; they keep the structure. After the deregistration
- * the device cannot be opened any more; after `gone` there are no new drafts and commits; after
- * the grace period no fault handler uses pool and vault; after the works have ended no process does; after
- * `broken` no message is sent.
+ * Files may stay open, with their mappings; they keep the structure. After the deregistration the
+ * device cannot be opened any more; after `gone` there are no new drafts and commits; after the
+ * grace period no fault handler uses pool and vault; after the works have ended no process does;
+ * after `broken` no message is sent.
  */
 static void vmsrs_remove(struct virtio_device *vdev)
 {
@@ -308,8 +308,9 @@ static void vmsrs_remove(struct virtio_device *vdev)
 	flush_delayed_work(&dev->report_work);
 
 	/*
-	 * The pool goes to the device's next driver: no fault handler and no process uses it then. Commits, discards and
-	 * the seal work, which has nothing left, do not unmap pages at the same time.
+	 * The pool goes to the device's next driver: no fault handler and no process uses it then.
+	 * Commits, discards and the seal work, which has nothing left, do not unmap pages at the
+	 * same time.
 	 */
 	down_write(&dev->commit_lock);
 	vmsrs_zap_all(dev);

@@ -170,8 +170,8 @@ struct vm_area_struct *vmsrs_mapping_get(struct vmsrs_app *app, struct mm_struct
 	if (!mm || !mmap_read_trylock(mm))
 		return NULL;
 	/*
-	 * Not from a note of ours: munmap() frees page tables with the lock held for reading, but only
-	 * after the mapping cannot be found here any more.
+	 * Not from a note of ours: munmap() frees page tables with the lock held for reading, but
+	 * only after the mapping cannot be found here any more.
 	 */
 	vma = vma_lookup(mm, address);
 	offset = ((pgoff_t)app->number << VMSRS_APP_PAGES_SHIFT) + page;
@@ -221,7 +221,10 @@ static void clip(struct vmsrs_run *run)
 	run->count = min_t(unsigned long, run->count, (vma->vm_end - start) >> PAGE_SHIFT);
 }
 
-/* The page table for an address, if there is one. mmap_lock is held and the mapping exists, so it stays. */
+/*
+ * The page table for an address, if there is one. mmap_lock is held and the mapping exists, so it
+ * stays.
+ */
 static pmd_t *find_table(struct mm_struct *mm, unsigned long address)
 {
 	pgd_t *pgd = pgd_offset(mm, address);
@@ -242,8 +245,8 @@ static pmd_t *find_table(struct mm_struct *mm, unsigned long address)
 }
 
 /*
- * The page table of a run's page, or NULL if there is none. Sets *count to the number of pages from that one
- * to the end of the table or of the run.
+ * The page table of a run's page, or NULL if there is none. Sets *count to the number of pages from
+ * that one to the end of the table or of the run.
  */
 static pmd_t *table_of(const struct vmsrs_run *run, u32 i, u32 *count)
 {
@@ -263,8 +266,9 @@ static void note_unsure(struct vmsrs_run *run, u32 i, u32 count)
 }
 
 /*
- * Prepares pages of a table to be unmapped: notes of which drafts it is not sure that they were written, and with
- * `clear` clears the entries between the first and the last page of the run. Page `i` of it is the first in the table.
+ * Prepares pages of a table to be unmapped: notes of which drafts it is not sure that they were
+ * written, and with `clear` clears the entries between the first and the last page of the run. Page
+ * `i` of it is the first in the table.
  */
 static void prepare_entries(struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count, bool clear)
 {
@@ -281,8 +285,11 @@ static void prepare_entries(struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 count,
 	if (clear) {
 		/* The ends of the run, if they are in this table, are not cleared. */
 		last = end - (i + count == run->count);
-		if (!i && !pte_dirty(*pte++) && run->note)
-			note_unsure(run, 0, 1);
+		if (!i) {
+			if (!pte_dirty(*pte) && run->note)
+				note_unsure(run, 0, 1);
+			pte++;
+		}
 	}
 	for (; pte < last; pte++)
 		if (!pte_dirty(ptep_get_and_clear(mm, address + (pte - first) * PAGE_SIZE, pte)) &&
@@ -318,10 +325,10 @@ static bool has_entry(const struct vmsrs_run *run, u32 i)
 }
 
 /*
- * Unmaps pages of the app's only mapping. The kernel flushes the TLBs from the first to the last entry that it
- * unmaps, and takes ten times as long for an entry than for none, so those between are cleared here. That these
- * two stay until then is sure: entries change under the domain's lock, with mmap_lock for writing, or in
- * vmsrs_zap_all(), which runs alone.
+ * Unmaps pages in one mapping. The kernel flushes the TLBs from the first to the last entry that it
+ * unmaps, and takes ten times as long for an entry than for none, so those between are cleared
+ * here. That these two stay until then is sure: entries change under the domain's lock, with
+ * mmap_lock for writing, or in vmsrs_zap_all(), which runs alone.
  */
 static void zap_only(struct vmsrs_run *run)
 {
@@ -335,11 +342,22 @@ static void zap_only(struct vmsrs_run *run)
 }
 
 /**
+ * vmsrs_zap_own_run() - unmap pages in their mapping, as vmsrs_zap_own()
+ * @run: the pages, whose domain is locked, all within the mapping; empty afterwards
+ */
+void vmsrs_zap_own_run(struct vmsrs_run *run)
+{
+	if (run->count)
+		zap_only(run);
+	run->count = 0;
+}
+
+/**
  * vmsrs_zap_finish() - unmap the pages that were added last
  * @zap: what is to be unmapped; empty afterwards
  *
- * If it asks for that, and the pages have drafts: those are noted, and counted, that are not sure to have been written
- * through its mapping until then.
+ * If it asks for that, and the pages have drafts: those are noted, and counted, that are not sure
+ * to have been written through its mapping until then.
  */
 void vmsrs_zap_finish(struct vmsrs_run *zap)
 {
@@ -379,7 +397,10 @@ static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 coun
 		version = drafts ? page->draft | VMSRS_IN_POOL : page->frame;
 		value = vmsrs_in_pool(version) ? pool : vault;
 		value += (pteval_t)(version & ~VMSRS_IN_POOL) << PAGE_SHIFT;
-		/* A draft in its committed version's place becomes writable: no TLB has to hear of that. */
+		/*
+		 * A draft in its committed version's place becomes writable: no TLB has to hear of
+		 * that.
+		 */
 		if (!pte_none(*pte) && !(drafts && pte_pfn(*pte) == pte_pfn(__pte(value))))
 			continue;
 		page->mapped = true;
@@ -394,8 +415,8 @@ static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 coun
  * @prot: protection of the entries
  * @drafts: show the pages' drafts; otherwise their committed versions, which exist
  *
- * Pages outside of the mapping are left out, and those that are mapped, unless a draft has taken the
- * place of what is mapped.
+ * Pages outside of the mapping are left out, and those that are mapped, unless a draft has taken
+ * the place of what is mapped.
  *
  * Return: 0 or -ENOMEM.
  */

@@ -21,10 +21,10 @@ static bool is_resident(const struct vmsrs_domain *domain, const struct vmsrs_pa
 }
 
 /*
- * Protection key of the entry of a draft: its request's, or if it is resident its domain's. All threads of the process
- * share the page table; the key tells them apart. The CPU refuses a thread whose PKRU has the key closed, and mm ends that
- * fault (SEGV_PKUERR, or EFAULT for a copy by the kernel) without calling the driver. Committed versions have the
- * mapping's own key, 0.
+ * Protection key of the entry of a draft: its request's, or if it is resident its domain's. All
+ * threads of the process share the page table; the key tells them apart. The CPU refuses a thread
+ * whose PKRU has the key closed, and mm ends that fault (SEGV_PKUERR, or EFAULT for a copy by the
+ * kernel) without calling the driver. Committed versions have the mapping's own key, 0.
  */
 static u32 draft_key(const struct vmsrs_domain *domain, const struct vmsrs_page *entry)
 {
@@ -42,8 +42,8 @@ static bool sees_draft(const struct vmsrs_domain *domain, const struct vmsrs_pag
 }
 
 /*
- * Protection of an entry that can be written. Not from vm_page_prot, which is for read-only entries, since the driver is
- * told about first writes.
+ * Protection of an entry that can be written. Not from vm_page_prot, which is for read-only
+ * entries, since the driver is told about first writes.
  */
 static pgprot_t write_prot(const struct vm_area_struct *vma, u32 key)
 {
@@ -51,8 +51,8 @@ static pgprot_t write_prot(const struct vm_area_struct *vma, u32 key)
 }
 
 /*
- * Maps the draft of the page that was written to, for the calling thread to write. `stale` says that it may have an entry that shows another
- * frame. domain->lock is held.
+ * Maps the draft of the page that was written to, for the calling thread to write. `stale` says
+ * that it may have an entry that shows another frame. domain->lock is held.
  */
 static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf,
 			       struct vmsrs_page *entry, u32 page, bool stale)
@@ -63,7 +63,10 @@ static vm_fault_t map_writable(struct vmsrs_domain *domain, struct vm_fault *vmf
 	if (stale)
 		vmsrs_zap_own(domain->app, vmf->vma, vmf->address);
 	error = vmsrs_fault_map(domain->app, vmf, entry, page, write_prot(vmf->vma, key));
-	/* A thread that has written nothing has it closed. Only keys that the program has named get this far. */
+	/*
+	 * A thread that has written nothing has it closed. Only keys that the program has named get
+	 * this far.
+	 */
 	vmsrs_key_open(key);
 	return error ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
 }
@@ -108,8 +111,8 @@ static vm_fault_t map_readable(struct vmsrs_app *app, struct vm_fault *vmf,
 
 /*
  * Every thread may read: the committed version, or zeros; in the process of the request that is
- * writing the page, its draft (under the request's key); in the process that has it resident, what is written there (under
- * the domain's key).
+ * writing the page, its draft (under the request's key); in the process that has it resident, what
+ * is written there (under the domain's key).
  */
 static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 {
@@ -156,14 +159,28 @@ static bool may_write(struct vmsrs_domain *domain, u64 tag)
 	       (domain->owner->tag == tag && !READ_ONCE(domain->owner->failed));
 }
 
-/* Makes drafts of what is predicted, as long as frames are plenty, and maps them. domain->lock is held. */
+/*
+ * Maps drafts for the calling process, some of whose entries show other frames: those in `zap` go
+ * first.
+ */
+static void map_drafts(struct vmsrs_run *zap, struct vmsrs_run *run, pgprot_t prot)
+{
+	vmsrs_zap_own_run(zap);
+	/* Where memory is short, there is a page fault. */
+	vmsrs_run_map(run, prot, true);
+}
+
+/*
+ * Makes drafts of what is predicted, as long as frames are plenty, and maps them. domain->lock is
+ * held.
+ */
 static noinline void draft_predicted(struct vmsrs_extent_pages *extent, struct vmsrs_thread *thread,
 				     struct vm_fault *vmf, const struct vmsrs_prediction *prediction)
 {
 	struct vmsrs_domain *domain = extent->domain;
 	struct vmsrs_app *app = domain->app;
 	u32 hot = prediction->hot_count, count = hot + prediction->following_count;
-	struct vmsrs_run run = { .app = app, .vma = vmf->vma };
+	struct vmsrs_run zap = { .app = app, .vma = vmf->vma }, run = zap;
 	u32 fault = fault_page(app, vmf), page, version, made = 0, i;
 	pgprot_t prot = write_prot(vmf->vma, domain->owner->key);
 	struct vmsrs_frames free = { };
@@ -192,16 +209,17 @@ static noinline void draft_predicted(struct vmsrs_extent_pages *extent, struct v
 		if (error)
 			break;
 		made++;
-		if (mapped && version != (entry->draft | VMSRS_IN_POOL))
-			vmsrs_zap_own(app, vmf->vma, address);
 		vmsrs_thread_note_written(thread, domain->owner->tag, page);
 		if (!vmsrs_run_add(&run, entry, page)) {
-			vmsrs_run_map(&run, prot, true);
+			map_drafts(&zap, &run, prot);
 			vmsrs_run_add(&run, entry, page);
 		}
+		if (mapped && version != (entry->draft | VMSRS_IN_POOL) && !vmsrs_run_add(&zap, entry, page)) {
+			vmsrs_zap_own_run(&zap);
+			vmsrs_run_add(&zap, entry, page);
+		}
 	}
-	/* Where memory is short, there is a page fault. */
-	vmsrs_run_map(&run, prot, true);
+	map_drafts(&zap, &run, prot);
 	vmsrs_ahead_end(domain, made, &free);
 }
 
@@ -377,7 +395,9 @@ static vm_fault_t page_pfn_mkwrite(struct vm_fault *vmf)
 	return page_access(vmf, true, true);
 }
 
-/* mm copies the mapping for mremap(), before page_mremap() refuses that, and closes the copy then. */
+/*
+ * mm copies the mapping for mremap(), before page_mremap() refuses that, and closes the copy then.
+ */
 static void page_open(struct vm_area_struct *vma)
 {
 	vmsrs_mapping_opened(vma->vm_private_data, vma->vm_mm);
@@ -424,14 +444,20 @@ static void note_lost(struct vmsrs_domain *domain, struct vmsrs_page *entry, u32
 			vmsrs_pool_frame(dev, entry->frame)->lost = frame;
 	} else if (entry->frame == frame) {
 		entry->frame = VMSRS_DAMAGED_FRAME;
-		/* A draft that is committed replaces the lost version, unless nobody has written to it. */
+		/*
+		 * A draft that is committed replaces the lost version, unless nobody has written to
+		 * it.
+		 */
 		vmsrs_draft_drop_copy(domain, entry, frame);
 		if (entry->draft != VMSRS_NO_DRAFT)
 			dev->pool.frames[entry->draft].replaced = frame;
 	}
 }
 
-/* Has the host lost the sealed version of a page? If it does not say, it has. The app's lock is held. */
+/*
+ * Has the host lost the sealed version of a page? If it does not say, it has. The app's lock is
+ * held.
+ */
 static bool host_lost(const struct vmsrs_domain *domain, u32 page)
 {
 	struct vmsrs_list_domain request = {
@@ -454,8 +480,9 @@ static bool host_lost(const struct vmsrs_domain *domain, u32 page)
 /*
  * Locks a page's domain and tells whether the host has lost the page's sealed version.
  *
- * An event may be late. The page may have been sealed twice since then, and be in the frame again that the event
- * names, with good content. So the host is asked, again if a batch has been sealed meanwhile. The app's lock is held.
+ * An event may be late. The page may have been sealed twice since then, and be in the frame again
+ * that the event names, with good content. So the host is asked, again if a batch has been sealed
+ * meanwhile. The app's lock is held.
  */
 static bool lock_lost(struct vmsrs_domain *domain, u32 page)
 {

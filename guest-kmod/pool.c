@@ -6,8 +6,8 @@
  * report. A report also keeps the committed versions that it names, so a frame is free again when
  * its owner and all of these have put it.
  *
- * Frames are not wiped after use. Nothing of what one has held is ever shown: before an entry for a frame
- * exists, the whole frame is overwritten with the content of its page, or cleared
+ * Frames are not wiped after use. Nothing of what one has held is ever shown: before an entry for a
+ * frame exists, the whole frame is overwritten with the content of its page, or cleared
  * (vmsrs_draft_make()), and before a frame is put, no entry for it exists any more.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -68,7 +68,8 @@ void vmsrs_pool_touch(struct vmsrs_device *dev)
 }
 
 /**
- * vmsrs_pool_lose() - a frame that was taken is broken, and not put back: it would be the next to be taken
+ * vmsrs_pool_lose() - a frame that was taken is broken, and not put back: it would be the next to
+ * be taken
  * @dev: the device
  * @frame: the frame, which no page-table entry shows
  */
@@ -92,7 +93,8 @@ void vmsrs_pool_free(struct vmsrs_device *dev)
 }
 
 /**
- * vmsrs_pool_take_some() - take the frames that were freed last, which the CPU's caches may still have
+ * vmsrs_pool_take_some() - take the frames that were freed last, which the CPU's caches may still
+ * have
  * @dev: the device
  * @count: how many
  * @reserve: frames to leave to others; fewer are taken if need be
@@ -178,6 +180,24 @@ void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 	put(pool, frame);
 	spin_unlock(&pool->lock);
 	wake_waiters(pool);
+}
+
+/**
+ * vmsrs_pool_put_unfilled() - put a frame that a page could not be copied to
+ * @dev: the device
+ * @frame: the frame, in no row, which no entry maps; not used any more if its own memory is broken
+ *
+ * Return: -EIO: it is what should have been copied that cannot be read; -EAGAIN: the frame is
+ * broken.
+ */
+int vmsrs_pool_put_unfilled(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	if (vmsrs_clear_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)))) {
+		vmsrs_pool_lose(dev, frame);
+		return -EAGAIN;
+	}
+	vmsrs_pool_put(dev, frame);
+	return -EIO;
 }
 
 /**

@@ -4,12 +4,13 @@
  * first write, ahead of their own, which saves their page faults.
  *
  * - Hot pages: every request that writes to the domain has written to them, several times in a row.
- * - The pages that follow: the request writes to one page after the other, a row. It is expected to be as
- *   long as the last two rows in the domain were, and if it becomes longer, twice as long as it is.
+ * - The pages that follow: the request writes to one page after the other, a row. It is expected to
+ *   be as long as the last two rows in the domain were, and if it becomes longer, twice as long as
+ *   it is.
  *
- * A draft made ahead that stays unwritten is dropped when the request ends, and costs about as much as
- * two thirds of a fault. So a page that was once left out is hot no more, and a domain whose requests
- * stop early gets no following pages.
+ * A draft made ahead that stays unwritten is dropped when the request ends, and costs about as much
+ * as two thirds of a fault. So a page that was once left out is hot no more, and a domain whose
+ * requests stop early gets no following pages.
  */
 #include <linux/slab.h>
 
@@ -21,6 +22,21 @@
 #define ROW_SCORE_MAX		4
 /* Longer rows count as this long. */
 #define ROW_MAX			U8_MAX
+
+/* In vmsrs_heat.pages, a streak is above the number of its page. */
+#define STREAK_SHIFT		28
+/*
+ * Commits in a row with pages that several before them have written, after which a domain is hot;
+ * twice as many for each time that it has cooled.
+ */
+#define HOT_AFTER		4
+/* Most times that it takes twice as many. */
+#define RELUCTANCE_MAX		8
+/*
+ * Commits that a domain has saved page faults with by being hot, after which one time that it has
+ * cooled is forgotten.
+ */
+#define PAID_AFTER		256
 
 static void end_row(struct vmsrs_domain *domain, u32 length)
 {
@@ -114,8 +130,14 @@ static void add_hot(struct vmsrs_domain *domain, u32 page)
 	for (i = 0; hot && i < hot->count; i++)
 		if (hot->pages[i] == page)
 			return;
-	if (hot && hot->count < VMSRS_HOT_MAX)
-		hot->pages[hot->count++] = page;
+	if (!hot || hot->count == VMSRS_HOT_MAX)
+		return;
+	/* In the place of a page that is only kept, which moves up if there is room. */
+	if (hot->kept && hot->count + hot->kept < VMSRS_HOT_MAX)
+		hot->pages[hot->count + hot->kept] = hot->pages[hot->count];
+	else if (hot->kept)
+		hot->kept--;
+	hot->pages[hot->count++] = page;
 }
 
 static void remove_hot(struct vmsrs_heat *hot, u32 page)
@@ -125,9 +147,34 @@ static void remove_hot(struct vmsrs_heat *hot, u32 page)
 	for (i = 0; hot && i < hot->count; i++) {
 		if (hot->pages[i] == page) {
 			hot->pages[i] = hot->pages[--hot->count];
+			/* Those that are kept follow the hot ones. */
+			hot->pages[hot->count] = hot->pages[hot->count + hot->kept];
 			return;
 		}
 	}
+}
+
+/* Commits in a row, up to the one before this, that have written the page of a draft. */
+static u32 streak_before(const struct vmsrs_domain *domain, const struct vmsrs_frame *draft)
+{
+	const struct vmsrs_heat *heat = domain->heat;
+	const struct vmsrs_frame *before;
+	u16 last = domain->commits - 1;
+	u32 i;
+
+	if (vmsrs_in_pool(draft->committed)) {
+		before = vmsrs_pool_frame(domain->app->dev, draft->committed);
+		return before->commit == last ? before->streak : 0;
+	}
+	/* It was sealed since. */
+	if (draft->ahead == VMSRS_AHEAD_HOT)
+		return VMSRS_STREAK_MAX;
+	if (!heat || heat->kept_commit != last)
+		return 0;
+	for (i = heat->count; i < heat->count + heat->kept; i++)
+		if (heat->pages[i] << (32 - STREAK_SHIFT) == draft->page << (32 - STREAK_SHIFT))
+			return heat->pages[i] >> STREAK_SHIFT;
+	return 0;
 }
 
 /**
@@ -137,19 +184,76 @@ static void remove_hot(struct vmsrs_heat *hot, u32 page)
  */
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft)
 {
-	const struct vmsrs_frame *before = NULL;
-
 	lockdep_assert_held(&domain->lock);
-	if (vmsrs_in_pool(draft->committed))
-		before = vmsrs_pool_frame(domain->app->dev, draft->committed);
 	draft->commit = domain->commits;
-	draft->streak = 1;
-	if (before && before->commit == (u16)(domain->commits - 1))
-		draft->streak = min_t(u32, before->streak + 1, VMSRS_STREAK_MAX);
+	draft->streak = min_t(u32, streak_before(domain, draft) + 1, VMSRS_STREAK_MAX);
 	/* A request that writes to one page alone has nothing to gain. */
 	if (draft->streak == VMSRS_STREAK_MAX && domain->drafts.count > 1 &&
 	    draft->ahead != VMSRS_AHEAD_HOT)
 		add_hot(domain, draft->page);
+}
+
+/**
+ * vmsrs_predict_sealed() - keep the streak of a page whose committed version leaves its frame
+ * @domain: the page's domain, locked
+ * @frame: the frame, in which the domain's last commit has left the version
+ *
+ * So it does not matter how much time there is between two requests. Pages that have been sealed
+ * once are left out: most domains of a server with many are not used again for long, and need no
+ * memory for this.
+ */
+void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame *frame)
+{
+	struct vmsrs_heat *heat;
+
+	lockdep_assert_held(&domain->lock);
+	if (frame->replaced == VMSRS_NONE)
+		return;
+	heat = vmsrs_heat_get(domain);
+	if (!heat)
+		return;
+	if (heat->kept_commit != domain->commits) {
+		heat->kept_commit = domain->commits;
+		heat->kept = 0;
+	}
+	if (heat->count + heat->kept < VMSRS_HOT_MAX)
+		heat->pages[heat->count + heat->kept++] = frame->page | (u32)frame->streak << STREAK_SHIFT;
+}
+
+/**
+ * vmsrs_heat_steady() - count a commit with pages that several before it have written
+ * @heat: what is known of the domain
+ *
+ * Return: true if it is time for the domain to be hot.
+ */
+bool vmsrs_heat_steady(struct vmsrs_heat *heat)
+{
+	return ++heat->steady >= HOT_AFTER << heat->reluctance;
+}
+
+/**
+ * vmsrs_heat_paid() - count a commit of resident pages that were written
+ * @heat: what is known of the domain
+ */
+void vmsrs_heat_paid(struct vmsrs_heat *heat)
+{
+	if (++heat->paid < PAID_AFTER)
+		return;
+	heat->paid = 0;
+	if (heat->reluctance)
+		heat->reluctance--;
+}
+
+/**
+ * vmsrs_heat_cooled() - note that a domain is not hot any more
+ * @heat: what is known of the domain
+ */
+void vmsrs_heat_cooled(struct vmsrs_heat *heat)
+{
+	heat->resident = NULL;
+	heat->steady = 0;
+	heat->paid = 0;
+	heat->reluctance = min(heat->reluctance + 1, RELUCTANCE_MAX);
 }
 
 /**

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Reports about failed requests, and evidence, on their way to the host. A work sends them, which runs once at a
- * time. A refusal breaks the device, as that of a batch does.
+ * Reports about failed requests, and evidence, on their way to the host. A work sends them, which
+ * runs once at a time. A refusal breaks the device, as that of a batch does.
  */
 #include <linux/sched/signal.h>
 #include <linux/slab.h>

@@ -125,20 +125,25 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
 	return error;
 }
 
+static struct mutex *lock_of(struct vmsrs_device *dev, u64 tag)
+{
+	return &dev->request_locks[hash_64(tag, VMSRS_REQUEST_LOCKS_SHIFT)];
+}
+
 /**
  * vmsrs_request_lock() - keep everything else away from a request, except for faults
  * @dev: the device
  * @tag: tag of the request
  *
- * Commits, discards and failures of it take its lock, and what suspends, resumes or forgets requests takes
- * commit_lock for writing. Others' commits and failures go on: a domain, its drafts and its list belong to one
- * request at a time.
+ * Whatever commits, discards, fails, suspends, resumes or forgets it takes its lock. Others'
+ * commits and failures go on: a domain, its drafts and its list belong to one request at a time.
+ * Only the removal of the device stops all of them.
  *
  * Return: the request's lock, for vmsrs_request_unlock(); few other requests have the same.
  */
 struct mutex *vmsrs_request_lock(struct vmsrs_device *dev, u64 tag)
 {
-	struct mutex *lock = &dev->request_locks[hash_64(tag, VMSRS_REQUEST_LOCKS_SHIFT)];
+	struct mutex *lock = lock_of(dev, tag);
 
 	down_read(&dev->commit_lock);
 	mutex_lock(lock);
@@ -164,7 +169,7 @@ void vmsrs_request_unlock(struct vmsrs_device *dev, struct mutex *lock)
  * @domains: list that they are moved to
  *
  * The domains still name their owner until their lock is taken; a draft made before that belongs
- * to what the caller does. commit_lock and the request's lock are held.
+ * to what the caller does. The request's lock is held.
  *
  * Return: the request; NULL if there is none; ERR_PTR(-ESTALE) if it has failed, and then
  * nothing is taken.
@@ -200,7 +205,7 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
  * vmsrs_request_remove_idle() - forget a request that has nothing to be remembered for
  * @request: the request; it stays if it has drafts, has failed or is suspended
  *
- * commit_lock is held, and the request's lock unless that is for writing.
+ * The request's lock is held.
  *
  * Return: the request, which the caller frees or keeps with vmsrs_thread_keep_spare(); NULL if it
  * stays.
@@ -217,6 +222,24 @@ struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request)
 		vmsrs_request_remove(request);
 	spin_unlock(&dev->requests_lock);
 	return idle ? request : NULL;
+}
+
+/**
+ * vmsrs_request_forget() - forget a failed request without domains that no thread carries any more
+ * @request: the request, not suspended; requests_lock is held, and commit_lock for reading
+ *
+ * Return: false if it stays, since something is being done to it.
+ */
+bool vmsrs_request_forget(struct vmsrs_request *request)
+{
+	struct mutex *lock = lock_of(request->app->dev, request->tag);
+
+	/* Outside of requests_lock in the order of locks, so it is only tried. */
+	if (!mutex_trylock(lock))
+		return false;
+	vmsrs_request_remove(request);
+	mutex_unlock(lock);
+	return true;
 }
 
 /**

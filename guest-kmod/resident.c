@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Resident pages: what nearly every request in a domain writes stays mapped writable between requests, under a protection
- * key of the domain, which is hot then. It needs no page fault, is not unmapped, and no TLB hears of it.
+ * Resident pages: what nearly every request in a domain writes stays mapped writable between
+ * requests, under a protection key of the domain, which is hot then. It needs no page fault, is not
+ * unmapped, and no TLB hears of it.
  *
- * A resident page shows a frame of its own, which is the page's draft but in none of the domain's drafts, and never sealed.
- * Commits compare it with the committed version, and make a new one of a copy where they differ. A request is inside a
- * hot domain while its thread may write with the key, which its PKRU says, and the domain's claim has its tag. Whoever
- * wants to change which pages are resident claims the domain itself.
+ * A resident page shows a frame of its own, which is the page's draft but in none of the domain's
+ * drafts, and never sealed. Commits compare it with the committed version, and make a new one of a
+ * copy where they differ. A request is inside a hot domain while its thread may write with the key,
+ * which its PKRU says, and the domain's claim has its tag. Whoever wants to change which pages are
+ * resident claims the domain itself.
  *
- * Everything unusual takes the pages back (take_back()): what the request inside has written becomes ordinary drafts,
- * or is dropped.
+ * Everything unusual takes the pages back (take_back()): what the request inside has written
+ * becomes ordinary drafts, or is dropped.
  */
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
@@ -42,8 +44,8 @@ static bool claim_valid(struct vmsrs_resident *resident, s64 claim)
 }
 
 /*
- * The domain is not hot any more. Frames that differ from the committed version are moved to a row, still the drafts of
- * their pages; the others are put. domain->lock is held.
+ * The domain is not hot any more. Frames that differ from the committed version are moved to a row,
+ * still the drafts of their pages; the others are put. domain->lock is held.
  */
 static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 {
@@ -69,7 +71,6 @@ static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 	vmsrs_hot_list(resident);
 	list_del(&resident->list);
 	resident->file->residents[resident->key] = NULL;
-	vmsrs_hot_tell(domain->app, resident->mm);
 	/* Before another domain can have the key, and with it the word. */
 	atomic64_set_release(resident->claim, 0);
 	spin_unlock(&domain->app->hot_lock);
@@ -83,15 +84,14 @@ static void take_back(struct vmsrs_domain *domain, struct vmsrs_frames *changed)
 		}
 	}
 	vmsrs_pool_put_all(dev, &same);
-	domain->heat->resident = NULL;
-	domain->heat->steady = 0;
-	domain->heat->reluctance = min(domain->heat->reluctance + 1, VMSRS_RELUCTANCE_MAX);
+	vmsrs_heat_cooled(domain->heat);
 	mmdrop(resident->mm);
 	kfree(resident);
 }
 
 /**
- * vmsrs_resident_drop() - have a domain not be hot any more; what a request inside has written is dropped
+ * vmsrs_resident_drop() - have a domain not be hot any more; what a request inside has written is
+ * dropped
  * @domain: the domain, hot and locked
  */
 void vmsrs_resident_drop(struct vmsrs_domain *domain)
@@ -106,8 +106,8 @@ void vmsrs_resident_drop(struct vmsrs_domain *domain)
 }
 
 /*
- * The same for the request that is inside: what it has written becomes drafts of it. Returns 0, or what
- * vmsrs_request_own_domain() returned: nothing has changed then.
+ * The same for the request that is inside: what it has written becomes drafts of it. Returns 0, or
+ * what vmsrs_request_own_domain() returned: nothing has changed then.
  */
 static int take_back_written(struct vmsrs_domain *domain, struct vmsrs_thread *thread, u64 tag)
 {
@@ -144,8 +144,9 @@ static bool is_inside(struct vmsrs_domain *domain, u64 tag)
  *
  * Nothing but PKRU says whether there is one.
  *
- * Return: the domain, whose lock the caller releases; NULL; -EOWNERDEAD: another request is inside, too, since a
- * stray write has changed the lock's word, or what this one has written is dropped already.
+ * Return: the domain, whose lock the caller releases; NULL; -EOWNERDEAD: another request is inside,
+ * too, since a stray write has changed the lock's word, or what this one has written is dropped
+ * already.
  */
 struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, struct mutex *lock)
 {
@@ -171,7 +172,9 @@ struct vmsrs_domain *vmsrs_resident_lock(struct vmsrs_thread *thread, u64 tag, s
 	return ERR_PTR(-EOWNERDEAD);
 }
 
-/* Copies the resident pages that differ from their committed version. Returns false if it cannot. */
+/*
+ * Copies the resident pages that differ from their committed version. Returns false if it cannot.
+ */
 static bool copy_changed(struct vmsrs_device *dev, struct vmsrs_resident *resident,
 			 struct vmsrs_frames *copies)
 {
@@ -186,16 +189,21 @@ static bool copy_changed(struct vmsrs_device *dev, struct vmsrs_resident *reside
 		copy = vmsrs_pool_take(dev, 0);
 		if (!copy)
 			return false;
+		if (vmsrs_copy_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, copy)),
+				    vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame)))) {
+			vmsrs_pool_put_unfilled(dev, copy);
+			return false;
+		}
 		copy->entry = frame->entry;
 		vmsrs_frames_add(copies, copy);
-		if (vmsrs_copy_page(vmsrs_frame_address(dev, vmsrs_frame_name(dev, copy)),
-				    vmsrs_frame_address(dev, vmsrs_frame_name(dev, frame))))
-			return false;
 	}
 	return true;
 }
 
-/* Does no entry show a committed version of a resident page? A process that has read one may have the only mapping by now. */
+/*
+ * Does no entry show a committed version of a resident page? A process that has read one may have
+ * the only mapping by now.
+ */
 static bool are_alone(const struct vmsrs_resident *resident)
 {
 	const struct vmsrs_frame *frame;
@@ -213,7 +221,8 @@ static bool are_alone(const struct vmsrs_resident *resident)
  * @tag: tag of its request
  * @copies: row for the new versions
  *
- * If another process has the app open by now or has read the pages, or frames are short, the pages become ordinary drafts.
+ * If another process has the app open by now or has read the pages, or frames are short, the pages
+ * become ordinary drafts.
  *
  * Return: 0; -ESTALE: the request has failed; -ENOMEM.
  */
@@ -292,6 +301,8 @@ void vmsrs_resident_commit(struct vmsrs_domain *domain, struct vmsrs_frames *cop
 		copy->entry->frame = vmsrs_frame_name(dev, copy);
 		frame->replaced = VMSRS_NONE;
 	}
+	if (copies->count)
+		vmsrs_heat_paid(domain->heat);
 	vmsrs_frames_move(copies, records);
 	vmsrs_domain_resident(domain)->used = true;
 	drop_unwritten(domain);
@@ -300,8 +311,8 @@ void vmsrs_resident_commit(struct vmsrs_domain *domain, struct vmsrs_frames *cop
 }
 
 /*
- * Is a request that ends inside a hot domain? Its tag may be gone from the claim or from the lock's word, by stray
- * writes. `own`: the calling thread's.
+ * Is a request that ends inside a hot domain? Its tag may be gone from the claim or from the lock's
+ * word, by stray writes. `own`: the calling thread's.
  */
 static bool is_of(struct vmsrs_resident *resident, u64 tag, bool own)
 {
@@ -402,7 +413,8 @@ bool vmsrs_resident_yield(struct vmsrs_domain *domain, const struct mm_struct *m
  * @thread: the calling thread
  * @arg: argument of the ioctl; the tag is the thread's
  *
- * Return: 0; -ESTALE: the request has failed; -EOWNERDEAD: another request is inside; -ENOMEM; -EINVAL.
+ * Return: 0; -ESTALE: the request has failed; -EOWNERDEAD: another request is inside; -ENOMEM;
+ * -EINVAL.
  */
 long vmsrs_resident_cool(struct vmsrs_file *file, struct vmsrs_thread *thread,
 			 const struct vmsrs_ioctl_cool *arg)

@@ -59,7 +59,7 @@ static void suspend(struct vmsrs_file *file, struct vmsrs_request *request, u64 
  * @request: the request
  *
  * If it has failed, it is remembered as failed for as long as a thread carries its tag.
- * requests_lock is held, and commit_lock for writing.
+ * requests_lock is held, and the request's lock.
  */
 void vmsrs_suspended_remove(struct vmsrs_request *request)
 {
@@ -88,12 +88,13 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_request *request, *spare;
+	struct mutex *lock;
 	long ret = 0;
 
 	spare = kmalloc(sizeof(*spare), GFP_KERNEL_ACCOUNT);
 	if (!spare)
 		return -ENOMEM;
-	down_write(&dev->commit_lock);
+	lock = vmsrs_request_lock(dev, arg->tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_request_find(file->app, arg->tag);
 	if (request && request->failed) {
@@ -112,7 +113,7 @@ long vmsrs_suspend(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		take_held(request, thread);
 	}
 	spin_unlock(&dev->requests_lock);
-	up_write(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	kfree(spare);
 	/* Its deadline is watched even if its threads unregister. */
 	if (!ret)
@@ -149,9 +150,10 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_request *request;
+	struct mutex *lock;
 	long ret = -ENOENT;
 
-	down_write(&dev->commit_lock);
+	lock = vmsrs_request_lock(dev, tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	if (request) {
@@ -162,7 +164,7 @@ long vmsrs_resume(struct vmsrs_file *file, u64 tag)
 	}
 	spin_unlock(&dev->requests_lock);
 	request = request && !ret ? vmsrs_request_remove_idle(request) : NULL;
-	up_write(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 	kfree(request);
 	return ret;
 }
@@ -176,12 +178,13 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag)
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_request *request;
+	struct mutex *lock;
 
-	down_write(&dev->commit_lock);
+	lock = vmsrs_request_lock(dev, tag);
 	spin_lock(&dev->requests_lock);
 	request = vmsrs_suspended_find(file, tag);
 	if (request)
 		vmsrs_suspended_remove(request);
 	spin_unlock(&dev->requests_lock);
-	up_write(&dev->commit_lock);
+	vmsrs_request_unlock(dev, lock);
 }

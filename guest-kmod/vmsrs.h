@@ -10,27 +10,20 @@
  *
  * Lock order, outermost first. Locks on one line are never held together.
  *
- *	mmap_lock (held by mm when it calls the fault handlers and .mmap; not a VMA's lock, since there is no
- *		.map_pages)
- *	apps_lock
- *	vmsrs_app.lock
- *	commit_lock
- *	request_locks
- *	release_lock
- *	vmsrs_domain.lock (more than one only under one of request_locks: a domain is one request's; a hot domain
- *		whose key is taken for another is only tried)
- *	control.lock
- *	requests_lock
- *	vmsrs_app.hot_lock
- *	threads_lock
- *	pool.lock, batch.lock, reports.lock, control.vq_lock, vmsrs_app.waits_lock,
+ *	mmap_lock (held by mm when it calls the fault handlers and .mmap; not a VMA's lock, since
+ *		there is no .map_pages)
+ *	apps_lock vmsrs_app.lock commit_lock request_locks release_lock vmsrs_domain.lock (more than
+ *	one only under one of request_locks: a domain is one request's; others are only
+ *		tried: a hot domain whose key is taken for another, and neighbours when a batch is
+ *	answered) control.lock requests_lock vmsrs_app.hot_lock threads_lock pool.lock, batch.lock,
+ *	reports.lock, control.vq_lock, vmsrs_app.waits_lock,
  *		vmsrs_app.mapping_lock, locks of lock.c's queues
  *
  * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
  * - No lock of the driver is held while user memory is accessed.
- * - Commits, discards and failures take mmap_lock inside the domains' locks, to look at the process's
- *   entries and to change them. They only try to, and do without if they cannot.
+ * - Commits, discards and failures take mmap_lock inside the domains' locks, to look at the
+ *   process's entries and to change them. They only try to, and do without if they cannot.
  * - control.lock is held while the host works on a message, at most VMSRS_CONTROL_TIMEOUT. Holders
  *   of apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
  *   not.
@@ -107,10 +100,8 @@
 
 /* Commits in a row with a page are counted up to this many; after them it is hot. */
 #define VMSRS_STREAK_MAX		3
-/* Most times that a domain that has cooled takes twice as long to become hot again. */
-#define VMSRS_RELUCTANCE_MAX		8
 /* Hot pages of a domain; struct vmsrs_heat has 64 bytes then. */
-#define VMSRS_HOT_MAX			13
+#define VMSRS_HOT_MAX			12
 /* Most pages that are drafted ahead at a time because they follow. */
 #define VMSRS_FOLLOWING_MAX		16
 
@@ -138,7 +129,8 @@ struct vmsrs_thread;
  * struct vmsrs_page - a page of a domain; guarded by the domain's lock
  * @frame: committed version: its vault frame; its pool frame with VMSRS_IN_POOL while it is not
  *	sealed; VMSRS_NONE if it was never committed; or VMSRS_DAMAGED_FRAME
- * @draft: number of the pool frame that a request is writing, or that is resident, or VMSRS_NO_DRAFT
+ * @draft: number of the pool frame that a request is writing, or that is resident, or
+ *	VMSRS_NO_DRAFT
  * @mapped: some process may have an entry for it in its page table
  */
 struct vmsrs_page {
@@ -154,7 +146,8 @@ struct vmsrs_page {
  * @entries: the pages, @count of them
  * @page: number of the first one
  * @count: number of pages; 0 for an empty run
- * @note: when they are unmapped, it is noted which of their drafts are not sure to have been written through @vma
+ * @note: when they are unmapped, it is noted which of their drafts are not sure to have been
+ *	written through @vma
  * @unsure: how many these are
  */
 struct vmsrs_run {
@@ -170,7 +163,8 @@ struct vmsrs_run {
 /**
  * struct vmsrs_extent_pages - consecutive pages of a domain
  * @domain: the domain, or NULL if it is deleted
- * @next: next extent of the domain, in order of index, after the last one the first; guarded by vmsrs_app.lock
+ * @next: next extent of the domain, in order of index, after the last one the first; guarded by
+ *	vmsrs_app.lock
  * @page: first page
  * @pages: number of pages
  * @entries: the pages
@@ -188,9 +182,10 @@ struct vmsrs_extent_pages {
 
 /**
  * struct vmsrs_frame - a frame of the pool: free, or a version of a page that is not sealed
- * @next: the next one in vmsrs_pool.free, vmsrs_domain.drafts or vmsrs_report.drafts. The owner of these, of
- *	vmsrs_batch.records or of vmsrs_batch.sent owns the frame. A frame is in none of them that its owner
- *	has put while reports still name it, or whose memory is broken: that one is not used any more
+ * @next: the next one in vmsrs_pool.free, vmsrs_domain.drafts or vmsrs_report.drafts. The owner of
+ *	these, of vmsrs_batch.records or of vmsrs_batch.sent owns the frame. A frame is in none of
+ *	them that its owner has put while reports still name it, or whose memory is broken: that one
+ *	is not used any more
  * @entry: its page
  * @domain: the page's domain
  * @page: number of the page
@@ -245,8 +240,8 @@ struct vmsrs_frame {
  * @last: the last one; undefined if there are none
  * @count: how many
  *
- * A frame is in one row at most. Unlike lists these have no checks, which would take a fifth of the time of a
- * page.
+ * A frame is in one row at most. Unlike lists these have no checks, which would take a fifth of the
+ * time of a page.
  */
 struct vmsrs_frames {
 	struct vmsrs_frame *first;
@@ -269,24 +264,32 @@ struct vmsrs_prediction {
 };
 
 /**
- * struct vmsrs_heat - what the last requests in a domain have written, if that is the same again and again
+ * struct vmsrs_heat - what the last requests in a domain have written, if that is the same again
+ * and again
  * @resident: the domain's resident pages, or NULL if it is not hot
  * @steady: commits in a row with pages that several before them have written
- * @reluctance: how often it has cooled
- * @count: number of @pages
- * @pages: numbers of those that each of the last requests has written
+ * @paid: commits, since it is hot, that have written resident pages
+ * @kept_commit: commit that has written the pages that are kept
+ * @reluctance: how often it has cooled, less what it has paid for that
+ * @count: number of hot pages
+ * @kept: number of pages that are kept
+ * @pages: numbers of the hot pages, which each of the last requests has written; then those of
+ *	pages that @kept_commit has written and that were sealed since, with their streaks
  */
 struct vmsrs_heat {
 	struct vmsrs_resident *resident;
 	u16 steady;
+	u16 paid;
+	u16 kept_commit;
 	u8 reluctance;
-	u8 count;
+	u8 count : 4;
+	u8 kept : 4;
 	u32 pages[VMSRS_HOT_MAX];
 };
 
 /**
- * struct vmsrs_domain - a domain of an app; lives as long as the app. There may be a million: 128 bytes, as kmalloc
- * has sizes
+ * struct vmsrs_domain - a domain of an app; lives as long as the app. There may be a million: 128
+ * bytes, as kmalloc has sizes
  * @lock: guards @drafts, @owner, the entries of its extents, and from @next_page on
  * @app: the app
  * @last: last extent, or NULL; guarded by vmsrs_app.lock
@@ -349,7 +352,8 @@ struct vmsrs_deletion {
  * struct vmsrs_resident - the resident pages of a hot domain; guarded by the domain's lock
  * @list: in @domain->app->residents; guarded by hot_lock
  * @domain: the domain
- * @file: file of the process that writes them: the only one that has the app mapped when they became resident
+ * @file: file of the process that writes them: the only one that has the app mapped when they
+ *	became resident
  * @mm: that process's address space, referenced (without its pages)
  * @claim: the word that says which request is inside; the process writes it, with the key open
  * @pages: the frames that the pages show
@@ -383,12 +387,13 @@ struct vmsrs_resident {
  * @forgotten: number of the last one whose domain's number is used again
  * @mappings: mappings of its pages in all processes; changed under @mapping_lock
  * @mapping_lock: guards @mm; no other lock is taken under it
- * @mm: address space of a mapping that was the only one, referenced (without its pages), or NULL. That mapping may be
- *	gone
+ * @mm: address space of a mapping that was the only one, referenced (without its pages), or NULL.
+ *	That mapping may be gone
  * @name: its name, padded with zeros
  * @waits_lock: guards @waits; no other lock of the driver is taken under it
  * @waits: struct vmsrs_wait, by tag
- * @hot_lock: guards @residents, and of files the residents, @hot_keys, @hot_mm and lists of hot domains
+ * @hot_lock: guards @residents, and of files the residents, @hot_keys, @hot_mm and lists of hot
+ *	domains
  * @residents: struct vmsrs_resident
  */
 struct vmsrs_app {
@@ -418,9 +423,10 @@ struct vmsrs_app {
  * struct vmsrs_request - a request that has drafts, has failed, or is suspended
  * @node: in vmsrs_device.requests; guarded by requests_lock
  * @domains: domains with its drafts; guarded by requests_lock
- * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended, or in .spare_requests; guarded by requests_lock
- * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under
- *	commit_lock for writing as well, like the next five
+ * @failed_entry: in vmsrs_device.failed_requests, unless it is suspended, or in .spare_requests;
+ *	guarded by requests_lock
+ * @suspended_entry: in @suspended_by->suspended; guarded by requests_lock, changed under the
+ *	request's lock as well, like the next five
  * @suspended_by: file through which it was suspended, or NULL
  * @due_node: in vmsrs_device.due_requests, or empty if it has no deadline or has failed
  * @due_ns: its deadline while suspended, or 0
@@ -435,15 +441,14 @@ struct vmsrs_app {
  * @failed: it may not write any more; set under requests_lock, never cleared
  * @overdue: it failed because of its deadline; guarded by requests_lock
  * @carried: only for the watch
- * @discarded: its incident is recorded; guarded by commit_lock for writing, or for reading with the
- *	request's lock, like the following
+ * @discarded: its incident is recorded; guarded by the request's lock, like the following
  * @dropped: drafts that its failure has cost so far
  * @kind: kind of its incident
  * @incident: number of its incident
  *
- * Created at its first draft, suspension or failure. Removed, under commit_lock and the request's
- * lock or under commit_lock for writing, when its drafts are committed or discarded, or, if it
- * failed, when no thread carries its tag any more; but never while it is suspended.
+ * Created at its first draft, suspension or failure. Removed, under the request's lock, when its
+ * drafts are committed or discarded, or, if it failed, when no thread carries its tag any more; but
+ * never while it is suspended.
  *
  * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while
  * suspended. A request that failed while suspended has always been discarded.
@@ -487,8 +492,8 @@ struct vmsrs_request {
  * @page: control page
  * @control: the control block in @page; the process writes to it at any time
  * @written_page: page of @written
- * @written: pages that its request has written; the process maps it read-only. Only used by the
- *	thread itself
+ * @written: pages that its request has written, which only the thread itself notes; and keys of hot
+ *	domains, which vmsrs_hot_tell() notes. The process maps it read-only
  * @spare: memory for the next request, not initialised, or NULL; only used by the thread itself
  * @slot: index of its control page in the file's offsets
  * @signal: signal that interrupts it, or 0
@@ -631,8 +636,8 @@ struct vmsrs_pool {
 /**
  * struct vmsrs_batch - committed pages on their way to the host
  * @lock: guards @records to @sent_deletions
- * @records: the newest committed version of each page that has one which was not sent; there is room for all
- *	frames
+ * @records: the newest committed version of each page that has one which was not sent; there is
+ *	room for all frames
  * @queued: length of @records
  * @number: number of the batch that collects; the first one is 1
  * @sent_count: length of @sent before the answer
@@ -640,7 +645,7 @@ struct vmsrs_pool {
  * @deletions: struct vmsrs_deletion, sent with @records
  * @deletion_count: length of @deletions
  * @sent_deletions: deletions that are sent
- * @sent: the batch that is sent; only used by the seal work
+ * @sent: the batch that is sent, NULL for what has been answered; only used by the seal work
  * @sealed: commits ever sealed
  * @wait: threads that wait for @sealed
  */
@@ -729,12 +734,12 @@ struct vmsrs_control {
  * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
- * @commit_lock: held for reading by commits, discards and failures, which happen at the same time;
- *	for writing by what changes suspended requests or forgets failed ones
- * @request_locks: commits, discards and failures of one request happen one after the other; by hash
- *	of its tag
+ * @commit_lock: held for reading by whatever commits, discards, fails, suspends or forgets
+ *	requests, all of which happens at the same time; for writing by the removal of the device
+ * @request_locks: what happens to one request does so one after the other; by hash of its tag
  * @release_lock: guards vmsrs_thread.releasing
- * @requests_lock: guards @requests, @failed_requests, @spare_requests, @spare_count, @due_requests, and the lists of files
+ * @requests_lock: guards @requests, @failed_requests, @spare_requests, @spare_count, @due_requests,
+ *	and the lists of files
  * @requests: struct vmsrs_request, by tag
  * @failed_requests: failed requests that are not suspended
  * @spare_requests: memory of failed ones that were forgotten, for later ones
@@ -791,7 +796,7 @@ struct vmsrs_device {
 	struct mutex apps_lock;		/* guards apps and their files */
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
-	struct rw_semaphore commit_lock; /* for reading together with a request's lock */
+	struct rw_semaphore commit_lock; /* for reading together with requests' locks */
 	struct mutex request_locks[1 << VMSRS_REQUEST_LOCKS_SHIFT]; /* by hash of the tag */
 	struct mutex release_lock;	/* guards vmsrs_thread.releasing */
 	spinlock_t requests_lock;	/* guards the next five, and the lists of files */
@@ -901,7 +906,10 @@ void vmsrs_key_open(u32 key);
 void vmsrs_key_stop_writes(u32 key);
 u32 vmsrs_keys_open(u32 keys);
 
-/* A key in a set of keys: a bit where the key's two are in PKRU, so that a set is compared with that at once. */
+/*
+ * A key in a set of keys: a bit where the key's two are in PKRU, so that a set is compared with
+ * that at once.
+ */
 static inline u32 vmsrs_key_mask(u32 key)
 {
 	return 1U << (2 * key);
@@ -943,8 +951,8 @@ static inline void *vmsrs_frame_address(const struct vmsrs_device *dev, u32 vers
 }
 
 /*
- * There is one mapping of the app's pages. A further one shows nothing of a domain before its lock has been
- * taken, so the holder of that lock may rely on this.
+ * There is one mapping of the app's pages. A further one shows nothing of a domain before its lock
+ * has been taken, so the holder of that lock may rely on this.
  */
 static inline bool vmsrs_app_is_private(const struct vmsrs_app *app)
 {
@@ -961,8 +969,8 @@ static inline unsigned long vmsrs_frame_pfn(const struct vmsrs_device *dev, u32 
 }
 
 /*
- * Adds neighbouring pages to a run; any begin an empty one. Pages mostly come in order, up or down. Returns false if
- * they are no neighbours of the run in the same extent.
+ * Adds neighbouring pages to a run; any begin an empty one. Pages mostly come in order, up or down.
+ * Returns false if they are no neighbours of the run in the same extent.
  */
 static inline bool vmsrs_run_add_row(struct vmsrs_run *run, struct vmsrs_page *entry, u32 page, u32 count)
 {
@@ -988,9 +996,9 @@ void vmsrs_inode_free(struct inode *inode);
 void vmsrs_zap_finish(struct vmsrs_run *zap);
 
 /*
- * Unmaps a page of an app in every process, with its neighbours in one call. At first, @zap is empty except for the
- * app, the mapping and whether to note writes. The page's domain is locked until vmsrs_zap_finish(), before which
- * nothing is sure to be unmapped.
+ * Unmaps a page of an app in every process, with its neighbours in one call. At first, @zap is
+ * empty except for the app, the mapping and whether to note writes. The page's domain is locked
+ * until vmsrs_zap_finish(), before which nothing is sure to be unmapped.
  */
 static inline void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
 {
@@ -1005,6 +1013,7 @@ static inline void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry
 
 void vmsrs_zap_all(struct vmsrs_device *dev);
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address);
+void vmsrs_zap_own_run(struct vmsrs_run *run);
 void vmsrs_mapping_opened(struct vmsrs_app *app, struct mm_struct *mm);
 void vmsrs_mapping_closed(struct vmsrs_app *app);
 struct mm_struct *vmsrs_mapping_mm(struct vmsrs_app *app);
@@ -1097,6 +1106,7 @@ void vmsrs_pool_free(struct vmsrs_device *dev);
 struct vmsrs_frame *vmsrs_pool_take(struct vmsrs_device *dev, u32 reserve);
 void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, struct vmsrs_frames *frames);
 void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame);
+int vmsrs_pool_put_unfilled(struct vmsrs_device *dev, struct vmsrs_frame *frame);
 void vmsrs_pool_put_all(struct vmsrs_device *dev, struct vmsrs_frames *frames);
 void vmsrs_pool_pin_committed(struct vmsrs_device *dev, const struct vmsrs_frames *dropped);
 void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct vmsrs_frames *dropped);
@@ -1156,6 +1166,7 @@ void vmsrs_request_unlock(struct vmsrs_device *dev, struct mutex *lock);
 struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag, u32 number,
 						 struct hlist_head *domains);
 struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request);
+bool vmsrs_request_forget(struct vmsrs_request *request);
 bool vmsrs_request_orphaned(struct vmsrs_app *app, u64 tag);
 struct vmsrs_request *vmsrs_request_new(struct vmsrs_device *dev);
 void vmsrs_requests_forget(struct vmsrs_device *dev, struct list_head *requests);
@@ -1199,6 +1210,20 @@ int vmsrs_deletions_send(struct vmsrs_device *dev, struct list_head *deletions, 
 void vmsrs_deletions_done(struct vmsrs_device *dev, struct list_head *deletions);
 void vmsrs_deletions_init(struct vmsrs_device *dev);
 
+/* predict.c */
+struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
+u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
+		  bool first, struct vmsrs_prediction *prediction);
+void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
+void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame *frame);
+bool vmsrs_heat_steady(struct vmsrs_heat *heat);
+void vmsrs_heat_paid(struct vmsrs_heat *heat);
+void vmsrs_heat_cooled(struct vmsrs_heat *heat);
+void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written);
+
+/* answer.c */
+void vmsrs_answer_finish(struct vmsrs_device *dev);
+
 /* batch.c */
 u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records, u32 *number);
 bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
@@ -1222,13 +1247,6 @@ u32 vmsrs_reports_room(struct vmsrs_device *dev);
 void vmsrs_reports_wait(struct vmsrs_device *dev);
 int vmsrs_reports_init(struct vmsrs_device *dev);
 void vmsrs_reports_free(struct vmsrs_device *dev);
-
-/* predict.c */
-struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
-u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
-		  bool first, struct vmsrs_prediction *prediction);
-void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
-void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written);
 
 /* drafts.c */
 

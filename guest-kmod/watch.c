@@ -115,8 +115,9 @@ static void mark_carried(struct vmsrs_device *dev)
 
 /*
  * Removes failed requests whose tag no thread carries any more; until then the tag must be
- * remembered, so that late writes of members are refused. A suspended request is not in the
- * list. An overdue one whose threads went on without failing it is failed first.
+ * remembered, so that late writes of members are refused. A suspended request is not in the list.
+ * An overdue one whose threads went on without failing it is failed first. One to which something
+ * is being done is looked at again the next time.
  */
 static void prune_requests(struct vmsrs_device *dev)
 {
@@ -125,25 +126,24 @@ static void prune_requests(struct vmsrs_device *dev)
 	struct vmsrs_app *app = NULL;
 	LIST_HEAD(done);
 
-	/* Usually there are none: then no commit waits. One that is added now is seen the next time. */
+	/* Usually there are none. One that is added now is seen the next time. */
 	if (list_empty_careful(&dev->failed_requests))
 		return;
-	down_write(&dev->commit_lock);
+	down_read(&dev->commit_lock);
 	spin_lock(&dev->requests_lock);
 	mark_carried(dev);
 	list_for_each_entry_safe(request, next, &dev->failed_requests, failed_entry) {
 		if (request->carried)
 			continue;
-		if (hlist_empty(&request->domains)) {
-			vmsrs_request_remove(request);
-			list_move(&request->failed_entry, &done);
-		} else {
+		if (!hlist_empty(&request->domains)) {
 			app = request->app;
 			fail.tag = request->tag;
+		} else if (vmsrs_request_forget(request)) {
+			list_move(&request->failed_entry, &done);
 		}
 	}
 	spin_unlock(&dev->requests_lock);
-	up_write(&dev->commit_lock);
+	up_read(&dev->commit_lock);
 	vmsrs_requests_forget(dev, &done);
 	if (app)
 		vmsrs_fail(app, NULL, &fail);

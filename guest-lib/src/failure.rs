@@ -192,6 +192,11 @@ impl Reported {
         }
     }
 
+    /// Bytes of its message.
+    pub(crate) fn message_length(&self) -> usize {
+        self.message.1
+    }
+
     /// The failure with its message, which is on the heap.
     pub(crate) fn with_message(self) -> Failure {
         let bytes = self.message.as_slice();

@@ -98,6 +98,13 @@ fn libc_free_of_domain_block_ends_only_its_request() {
     }
 }
 
+#[test]
+fn failure_without_memory_ends_only_its_request() {
+    for flags in [&[][..], &["-static"]] {
+        Program::compile("cc", flags, "tests/c/memory.c").succeed(&[]);
+    }
+}
+
 /// The server's own stack has no versions to return to, so a stray write to it must end the process; the failure must
 /// not be handled again and again.
 #[test]
@@ -105,8 +112,8 @@ fn error_on_way_out_of_request_ends_process() {
     let output = errors().run(&["landing"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     let signal = output.status.signal();
-    assert_eq!(signal, Some(libc::SIGABRT), "{errors}");
-    assert!(errors.contains("an error on the way out"), "{errors}");
+    assert_eq!(signal, Some(libc::SIGSEGV), "{errors}");
+    assert!(errors.contains("an error inside the library"), "{errors}");
 }
 
 #[test]
@@ -117,6 +124,11 @@ fn cpu_exceptions_end_only_their_requests() {
     for error in ["null", "no-address", "code"] {
         errors().succeed(&[error]);
     }
+}
+
+#[test]
+fn handler_that_calls_that_of_the_library_is_returned_to() {
+    errors().succeed(&["wrapped"]);
 }
 
 #[test]

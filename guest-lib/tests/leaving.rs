@@ -40,6 +40,12 @@ fn signal_handler_that_never_returns_costs_its_request() {
     run("handler");
 }
 
+/// It was blocked when the request failed, and waits for the thread on its way to the landing, or there.
+#[test]
+fn signal_that_waits_for_a_failed_request_may_leave_it_for_good() {
+    run("landing");
+}
+
 #[test]
 fn error_in_signal_handler_costs_the_interrupted_request() {
     run("failing-handler");

@@ -6,6 +6,7 @@ mod compiled;
 use compiled::{Program, library};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
+use std::sync::OnceLock;
 
 #[test]
 fn children_that_share_memory_have_no_part_in_the_request() {
@@ -13,6 +14,10 @@ fn children_that_share_memory_have_no_part_in_the_request() {
     for deed in ["crash", "abort", "raise", "fail", "exit", "run", "commit"] {
         children.succeed(&["vfork", deed]);
         children.succeed(&["clone", deed]);
+    }
+    // It has its parent's handlers, too.
+    for deed in ["crash", "abort", "raise"] {
+        children.succeed(&["handlers", deed]);
     }
     // A child of clone() has a stack of its own, by which the library knows it at once.
     for deed in ["alloc", "enter", "free"] {
@@ -31,6 +36,47 @@ fn requests_do_not_wait_for_the_dynamic_linker() {
     let path = plugin.path();
     for constructor in ["crash", "wait"] {
         program.succeed(&[constructor, path.to_str().unwrap()]);
+    }
+}
+
+/// The waits of a C program, linked with the shared C library and statically.
+fn waits(what: &str) {
+    static PROGRAMS: OnceLock<[Program; 2]> = OnceLock::new();
+    let compile = |flags: &[&str]| Program::compile("cc", flags, "tests/c/waits.c");
+    for program in PROGRAMS.get_or_init(|| [compile(&[]), compile(&["-static"])]) {
+        program.succeed(&[what]);
+    }
+}
+
+#[test]
+fn condition_that_a_failed_request_waited_for_works_for_all_others() {
+    waits("conditions");
+}
+
+#[test]
+fn read_write_lock_that_a_failed_request_waited_for_works_for_all_others() {
+    waits("read-write");
+}
+
+#[test]
+fn mutex_and_semaphore_that_a_failed_request_waited_for_work_for_all_others() {
+    waits("mutexes");
+    waits("semaphores");
+}
+
+#[test]
+fn deadline_in_a_function_with_a_lock_of_its_own_leaves_it_unlocked() {
+    let program = Program::compile("cc", &["-Wno-deprecated-declarations"], "tests/c/locks.c");
+    for what in ["names", "logs"] {
+        program.succeed(&[what]);
+    }
+}
+
+#[test]
+fn error_in_the_c_library_releases_what_its_functions_hold() {
+    for flags in [&[][..], &["-static"]] {
+        let flags = [flags, &["-Wno-deprecated-declarations"]].concat();
+        Program::compile("cc", &flags, "tests/c/locks.c").succeed(&["wild"]);
     }
 }
 

@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { VMSRS_OK = 0 };
+enum { VMSRS_OK = 0, VMSRS_ENOMEM = -12 };
 
 typedef struct vmsrs_app {
 	int unused;

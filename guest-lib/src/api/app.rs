@@ -11,7 +11,7 @@ use crate::shared::pkru;
 use crate::shared::unprotected::Unprotected;
 use crate::state::budget::Budget;
 use crate::state::domain::{App, Domain};
-use crate::thread::{self, evidence, fork, handler};
+use crate::thread::{self, evidence, fork, handler, reserve};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,6 +118,7 @@ impl App {
     ) -> Result<&'static Self, Error> {
         clib::install();
         streams::install();
+        let _ = reserve::fill();
         handler::install()?;
         thread::install()?;
         fork::install();

@@ -311,15 +311,31 @@ impl Request {
     }
 
     /// Gives the request a descriptor, which is closed if the request fails or is given up; if it is committed, the descriptor
-    /// stays open and is the caller's. One that the request has closed itself meanwhile is left alone, unless the file that has its number by
-    /// then is the same one, or both are anonymous (eventfd, epoll, timerfd). Counts as a defer.
+    /// stays open and is the caller's. Counts as a defer.
+    ///
+    /// Before the request closes it itself, it has to be taken back ([`Request::disown_fd`]): another thread may get its number for
+    /// another file. Without that it is closed only if that file looks the same, which another descriptor of the same file does, and
+    /// any anonymous one (eventfd, epoll, timerfd).
     ///
     /// # Errors
     ///
     /// [`Error::Argument`] if it is not open, [`Error::Limit`] after 256 defers, [`Error::NotInRequest`].
     pub fn own_fd(&self, fd: RawFd) -> Result<(), Error> {
         let file = file::identity(fd).ok_or(Error::Argument("the descriptor is not open"))?;
-        self.register(Deferred::closing(move || file::close_if(fd, file)))
+        self.register(Deferred::closing(fd, move || file::close_if(fd, file)))
+    }
+
+    /// Takes back a descriptor that [`Request::own_fd`] has given to the request: it stays as it is. False if the request does not own it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInRequest`].
+    pub fn disown_fd(&self, fd: RawFd) -> Result<bool, Error> {
+        let thread = self.thread()?;
+        thread.reject_reentry();
+        // Freed outside.
+        let taken = thread.critical(|| thread.exclusive(|| thread.state().disown(fd)));
+        Ok(taken.is_some())
     }
 
     fn register(&self, deferred: Deferred) -> Result<(), Error> {

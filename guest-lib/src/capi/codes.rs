@@ -2,7 +2,9 @@
 
 use crate::error::Error;
 use crate::os::errno;
+use crate::os::local::{REFUSED, local};
 use std::ffi::{c_char, c_int};
+use std::io;
 
 /// Done.
 pub const VMSRS_OK: i32 = 0;
@@ -113,6 +115,27 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
     text.as_ptr()
 }
 
+/// Tells what the operating system or the driver refused; `errno` has the reason.
+///
+/// @return What the last call of the calling thread that returned `VMSRS_ESYSTEM` or
+///     `VMSRS_EDEVICE` had tried, such as "registering the thread"; empty if there was
+///     none, never null. The next such call of the thread overwrites it.
+#[unsafe(no_mangle)]
+pub extern "C" fn vmsrs_refused() -> *const c_char {
+    local().refused.as_ptr().cast()
+}
+
+/// Keeps the text for [`vmsrs_refused`], and the reason for `errno`.
+fn refuse(what: &str, reason: &io::Error) {
+    let mut text = [0; REFUSED];
+    // Without the last byte, which stays 0.
+    for (to, from) in text.iter_mut().take(REFUSED - 1).zip(what.bytes()) {
+        *to = from;
+    }
+    local().refused.set(text);
+    set_errno(reason.raw_os_error().unwrap_or(libc::EIO));
+}
+
 pub(super) fn status(outcome: Result<(), Error>) -> c_int {
     match outcome {
         Ok(()) => VMSRS_OK,
@@ -123,8 +146,8 @@ pub(super) fn status(outcome: Result<(), Error>) -> c_int {
 pub(super) fn code(error: &Error) -> c_int {
     match error {
         Error::Length { .. } | Error::Argument(_) => VMSRS_EINVAL,
-        Error::Device { source, .. } => {
-            set_errno(source.raw_os_error().unwrap_or(libc::EIO));
+        Error::Device { path, source } => {
+            refuse(path, source);
             VMSRS_EDEVICE
         }
         Error::Sanitizer { .. } => VMSRS_ESANITIZER,
@@ -147,8 +170,12 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::Variables(_) => VMSRS_EVARIABLES,
         Error::Quarantined { .. } => VMSRS_EQUARANTINE,
         Error::Deleted => VMSRS_EDELETED,
-        Error::Map { source, .. } | Error::System { source, .. } => {
-            set_errno(source.raw_os_error().unwrap_or(libc::EIO));
+        Error::Map { source, .. } => {
+            refuse("mapping the pages of the app", source);
+            VMSRS_ESYSTEM
+        }
+        Error::System { call, source } => {
+            refuse(call, source);
             VMSRS_ESYSTEM
         }
     }
@@ -165,4 +192,35 @@ pub(super) fn errno_of(error: &Error) -> c_int {
 
 pub(super) fn set_errno(value: c_int) {
     errno::set(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    fn refused() -> &'static CStr {
+        // SAFETY: text with a zero at its end, which the next refusal overwrites.
+        unsafe { CStr::from_ptr(vmsrs_refused()) }
+    }
+
+    #[test]
+    fn what_was_refused_is_told_on_the_thread_of_the_call() {
+        let system = |call| {
+            let source = io::Error::from_raw_os_error(libc::EBADF);
+            code(&Error::System { call, source })
+        };
+        assert_eq!(refused(), c"");
+        assert_eq!(system("registering the thread"), VMSRS_ESYSTEM);
+        assert_eq!(refused(), c"registering the thread");
+        assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EBADF));
+        let others = std::thread::spawn(|| refused().is_empty());
+        assert!(others.join().unwrap());
+        let path = "/".repeat(2 * REFUSED);
+        let source = io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!(code(&Error::Device { path, source }), VMSRS_EDEVICE);
+        assert_eq!(refused().count_bytes(), REFUSED - 1);
+        assert_eq!(code(&Error::NotHeld), VMSRS_ENOTHELD);
+        assert_eq!(refused().count_bytes(), REFUSED - 1);
+    }
 }

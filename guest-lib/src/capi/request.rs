@@ -194,9 +194,12 @@ pub unsafe extern "C" fn vmsrs_defer(
 
 /// Gives the request a descriptor: it is closed if the request fails or is given up.
 ///
-/// If the request is committed, the descriptor stays open. One that the request has closed
-/// itself is left alone, unless the file that has its number by then is the same one, or both
-/// are anonymous (eventfd, epoll, timerfd). Counts as a defer.
+/// If the request is committed, the descriptor stays open. Counts as a defer.
+///
+/// Before the request closes it itself, it has to be taken back (vmsrs_disown_fd()): another
+/// thread may get its number for another file. Without that it is closed only if that file
+/// looks the same, which another descriptor of the same file does, and any anonymous one
+/// (eventfd, epoll, timerfd).
 ///
 /// @param request The request.
 /// @param fd The descriptor.
@@ -214,6 +217,31 @@ pub unsafe extern "C" fn vmsrs_own_fd(request: *const Request, fd: c_int) -> c_i
     // SAFETY: a handle or null by contract.
     match unsafe { request.as_ref() } {
         Some(request) => status(request.own_fd(fd)),
+        None => VMSRS_EINVAL,
+    }
+}
+
+/// Takes back a descriptor that vmsrs_own_fd() has given to the request: it stays as it is.
+///
+/// @param request The request.
+/// @param fd The descriptor.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL `request` is null, or does not own `fd`.
+/// @retval VMSRS_ENOREQUEST
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_disown_fd(request: *const Request, fd: c_int) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { request.as_ref() } {
+        Some(request) => match request.disown_fd(fd) {
+            Ok(true) => VMSRS_OK,
+            Ok(false) => VMSRS_EINVAL,
+            Err(error) => status(Err(error)),
+        },
         None => VMSRS_EINVAL,
     }
 }

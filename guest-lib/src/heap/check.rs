@@ -37,7 +37,7 @@ impl<'a> PageCheck<'a> {
     #[inline]
     pub(crate) fn check(&mut self, address: u64) -> Result<bool, Damage> {
         // Most pages are in the middle of a large block.
-        if self.near.is_clear(address, REACH) {
+        if self.near.marked(address, REACH) == Some([false; 2]) {
             return Ok(true);
         }
         self.check_far(address)
@@ -50,10 +50,12 @@ impl<'a> PageCheck<'a> {
             return Ok(false);
         };
         self.near = span.inner();
-        if self.near.is_clear(address, REACH) {
-            return Ok(true);
+        match self.near.marked(address, REACH) {
+            Some([false, false]) => Ok(()),
+            Some([true, false]) => self.heap.check_blocks(span, address, address + PAGE as u64),
+            _ => self.heap.check_page_of(span, address),
         }
-        self.heap.check_page_of(span, address).map(|()| true)
+        .map(|()| true)
     }
 }
 
@@ -119,7 +121,7 @@ impl Heap {
             let (starts, fills) = span.mapped(address, to);
             let end = |address| Self::chunk(span, address).map(|chunk| chunk.end());
             let first = span.first();
-            Self::check_chunks(span, starts.start.max(first), starts.end, end)?;
+            Self::check_chunks(span, starts.start.max(first), starts.end, |_, _| false, end)?;
             check_fill(span, fills.start.max(first), fills.end)?;
         }
         self.check_span(span, address.max(span.first()), to)
@@ -142,21 +144,25 @@ impl Heap {
     /// Checks the chunks of a range of an extent, that they follow each other without a gap, and what
     /// is filled in the range.
     fn check_span(&self, span: Span, from: u64, to: u64) -> Result<(), Damage> {
-        Self::check_chunks(span, from, to, |address| {
-            match Chunk::whole_live(span, address) {
-                Some(end) => Ok(end),
-                None => self.check_chunk(span, address),
-            }
-        })?;
+        self.check_blocks(span, from, to)?;
         check_fill(span, from, to)
     }
 
-    /// Checks the chunks of a range of an extent by `check`, which returns where a chunk's room ends, and
-    /// that they follow each other without a gap.
+    /// The same without what is filled.
+    fn check_blocks(&self, span: Span, from: u64, to: u64) -> Result<(), Damage> {
+        let check = |address| self.check_chunk(span, address);
+        Self::check_chunks(span, from, to, Chunk::is_whole_live, check)
+    }
+
+    /// Checks the chunks of a range of an extent, and that they follow each other without a gap. With `is_whole`, if it
+    /// says that nothing is wrong with the chunk at an address and that its room ends at another one; otherwise with
+    /// `check`, which returns where a chunk's room ends.
+    #[inline(always)]
     fn check_chunks(
         span: Span,
         from: u64,
         to: u64,
+        is_whole: impl Fn(u64, u64) -> bool,
         check: impl Fn(u64) -> Result<u64, Damage>,
     ) -> Result<(), Damage> {
         if from >= to {
@@ -167,28 +173,40 @@ impl Heap {
         // A chunk of which neither a header nor a byte of the red zone is in the range has no chunk after it
         // that begins below this.
         let below = to + RED_ZONE_MAX as u64 + header + step;
-        if below < span.end() && from > span.first() && starts.next(from, below).is_none() {
+        // The chunk after the last one in the range is most often less than a word of the bitmap away.
+        let mut later = starts.ones(from, to + 1024);
+        let first = later.peek();
+        if first.is_none_or(|first| first >= below) && below < span.end() && from > span.first() {
             return Ok(());
         }
         // The chunk in which the range begins: its header may lie before.
-        let mut address = match starts.before(from + step) {
-            Some(address) => address,
-            None if starts.get(span.first() + header) => span.first() + header,
-            None => return Err(Damage::corrupt(span.first() + header)),
+        let mut address = match first {
+            Some(first) if first == from => first,
+            _ => match starts.before(from) {
+                Some(before) => before,
+                None if starts.get(span.first() + header) => span.first() + header,
+                None => return Err(Damage::corrupt(span.first() + header)),
+            },
         };
-        let mut later = starts.ones(from.max(address + step), below);
+        if address < span.first() + header {
+            return Err(Damage::corrupt(address));
+        }
+        if first == Some(address) {
+            later.next();
+        }
         loop {
+            address = later.pass(address, to + header, &is_whole);
+            if address >= to + header {
+                return Ok(());
+            }
             let end = check(address)?;
             let after = end + header;
             match later.next() {
-                Some(found) if found < after => return Err(Damage::corrupt(found)),
+                Some(next) if next < after => return Err(Damage::corrupt(next)),
                 _ if end == span.end() => return Ok(()),
-                Some(found) if found == after => {}
+                Some(next) if next == after => {}
                 None if after >= below && starts.get(after) => {}
                 _ => return Err(Damage::corrupt(after)),
-            }
-            if end >= to {
-                return Ok(());
             }
             address = after;
         }
@@ -270,8 +288,12 @@ mod tests {
                     let chunk = span.starts().before(address + 1 + BLOCK_HEADER as u64);
                     if let Some(chunk) = chunk.filter(|&chunk| span.can_start(chunk)) {
                         let live = Heap::chunk(span, chunk).is_ok_and(|chunk| chunk.state == State::Live);
-                        let exact = heap.check_chunk(span, chunk).ok().filter(|_| live);
-                        assert_eq!(Chunk::whole_live(span, chunk), exact, "{address:#x}");
+                        let end = heap.check_chunk(span, chunk).ok().filter(|_| live);
+                        let next = span.starts().next(chunk + GRAIN as u64, span.end());
+                        if let Some(next) = next {
+                            let next = next - BLOCK_HEADER as u64;
+                            assert_eq!(Chunk::is_whole_live(chunk, next), end == Some(next), "{address:#x}");
+                        }
                     }
                     store(byte);
                     assert_eq!(one.is_ok(), all.is_ok(), "{address:#x}: {one:?} {all:?}");

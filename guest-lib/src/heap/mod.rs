@@ -59,6 +59,31 @@ struct Chunk {
     state: State,
 }
 
+/// Whether a word of a red zone is whole.
+///
+/// # Safety
+///
+/// It lies in a domain that the request holds.
+#[inline(always)]
+unsafe fn is_red(word: u64) -> bool {
+    const ZONE: u64 = u64::from_ne_bytes([RED; size_of::<u64>()]);
+    // SAFETY: by the function's contract.
+    unsafe { (word as *const u64).read_unaligned() == ZONE }
+}
+
+/// Whether a red zone of at least one word is whole.
+///
+/// # Safety
+///
+/// It lies in a domain that the request holds.
+#[cold]
+unsafe fn is_long_red_zone(from: u64, to: u64) -> bool {
+    let last = to - size_of::<u64>() as u64;
+    let mut words = (from..last).step_by(size_of::<u64>()).chain([last]);
+    // SAFETY: by the function's contract.
+    words.all(|word| unsafe { is_red(word) })
+}
+
 impl Chunk {
     /// First byte after its room: the next chunk's header, or the extent's end.
     fn end(&self) -> u64 {
@@ -90,31 +115,27 @@ impl Chunk {
         self.slice(0, self.header.size().min(POISON_MAX))
     }
 
-    /// Where the room of a live block ends, if its header and red zone are whole; for the audit, which meets
-    /// little else. What is wrong with others, [`Heap::chunk`] tells. A chunk's bytes can begin at `address`.
-    #[inline]
-    fn whole_live(span: Span, address: u64) -> Option<u64> {
-        const WORD: usize = size_of::<u64>();
-        const ZONE: u64 = u64::from_ne_bytes([RED; WORD]);
+    /// Whether the chunk at `address` is a live block whose room ends at `end`, and whose header and red zone are whole;
+    /// for the audit, which meets little else. What is wrong with others, [`Heap::chunk`] tells. Headers lie before
+    /// `address` and at `end`, in one extent.
+    #[inline(always)]
+    fn is_whole_live(address: u64, end: u64) -> bool {
+        const WORD: u64 = size_of::<u64>() as u64;
+        const { assert!(RED_ZONE_MIN == WORD as usize) };
         // SAFETY: a header lies before the address, in the extent that the request holds.
         let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let (size, room) = (header.size(), header.room());
-        let end = address + room as u64;
-        if !header.is(address, State::Live) || end > span.end() || with_red_zone(size) > room {
-            return None;
+        let grains = (end - address) as usize / GRAIN;
+        if header.room() / GRAIN != grains || !header.is(address, State::Live) {
+            return false;
         }
-        // SAFETY: words of the block's room, which ends in the extent and is longer than the red zone, which has
-        // at least one.
-        let word = |at: usize| unsafe { ((address + at as u64) as *const u64).read_unaligned() };
-        const { assert!(RED_ZONE_MIN >= WORD) };
-        // Most are no longer than these two.
-        let mut wrong = (word(size) ^ ZONE) | (word(room - WORD) ^ ZONE);
-        let mut at = size + WORD;
-        while at < room - WORD {
-            wrong |= word(at) ^ ZONE;
-            at += WORD;
+        let zone = address + header.size() as u64;
+        // Most have a red zone of two words that overlap.
+        // SAFETY: the words of its ends lie in the block's room, which ends in the extent.
+        if end.wrapping_sub(zone).wrapping_sub(WORD) <= WORD {
+            unsafe { is_red(zone) && is_red(end - WORD) }
+        } else {
+            zone < end - WORD && unsafe { is_long_red_zone(zone, end) }
         }
-        (wrong == 0).then_some(end)
     }
 
     fn check_red_zone(&self) -> Result<(), Damage> {

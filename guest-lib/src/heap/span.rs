@@ -1,6 +1,6 @@
 //! One extent as the heap sees it: its two bitmaps, and the chunks after them.
 
-use super::layout::{BITMAP_PER_PAGE, DomainHeader, GRAIN, MAPS_PER_PAGE};
+use super::layout::{BITMAP_PER_PAGE, BLOCK_HEADER, DomainHeader, GRAIN, MAPS_PER_PAGE};
 use std::mem::size_of;
 use std::ops::Range;
 use vmsrs_protocol::PAGE_SIZE;
@@ -8,6 +8,9 @@ use vmsrs_protocol::control::Extent;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const STEP: u64 = GRAIN as u64;
+
+/// Bytes that a word of a bitmap stands for.
+const WORD: u64 = 64 * STEP;
 
 /// An extent's addresses.
 #[derive(Clone, Copy, Debug)]
@@ -121,16 +124,16 @@ impl Inner {
         fills: 0,
     };
 
-    /// Whether the page at `address` is one of these, and none of its bits is set, nor one of *starts* for the first
-    /// `after` bytes after it (a multiple of 16, less than 1024).
+    /// What is marked in the page at `address`, if it is one of these: in *starts*, also for the first `after` bytes after
+    /// it (a multiple of 16, less than 1024), and in *fills*.
     #[inline]
-    pub(super) fn is_clear(&self, address: u64, after: u64) -> bool {
+    pub(super) fn marked(&self, address: u64, after: u64) -> Option<[bool; 2]> {
         const WORDS: usize = BITMAP_PER_PAGE / size_of::<u64>();
         let offset = address.wrapping_sub(self.low);
         if offset >= self.bytes {
-            return false;
+            return None;
         }
-        let starts = self.starts.wrapping_add((offset / (64 * STEP)) as usize);
+        let starts = self.starts.wrapping_add((offset / WORD) as usize);
         let fills = starts.wrapping_add(self.fills);
         // SAFETY: words of the bitmaps of an extent that the request holds; another page follows.
         let (starts, next, fills) = unsafe {
@@ -140,11 +143,8 @@ impl Inner {
                 fills.cast::<[u64; WORDS]>().read(),
             )
         };
-        let all = starts
-            .into_iter()
-            .chain(fills)
-            .fold(0, |all, word| all | word);
-        all | next & ((1 << (after / STEP)) - 1) == 0
+        let next = next & ((1 << (after / STEP)) - 1);
+        Some([!is_zero(&starts) || next != 0, !is_zero(&fills)])
     }
 }
 
@@ -213,7 +213,6 @@ impl Bits {
 
     /// The first address from `from` on, below `to`, whose bit is set.
     pub(super) fn next(self, from: u64, to: u64) -> Option<u64> {
-        const WORD: u64 = 64 * STEP;
         let (mut at, to) = (from.max(self.start), to.min(self.end));
         if at >= to {
             return None;
@@ -250,16 +249,24 @@ impl Bits {
         (found < to).then_some(found)
     }
 
-    /// The addresses from `from` on, below `to`, whose bits are set.
+    /// The addresses from `from` on, below `to` or some after it, whose bits are set.
     #[inline]
     pub(super) fn ones(self, from: u64, to: u64) -> Ones {
-        Ones {
+        let (from, to) = (from.max(self.start), to.min(self.end));
+        let grain = (from - self.start) / STEP;
+        let word = self.words.wrapping_add((grain / 64) as usize);
+        let mut ones = Ones {
             bits: self,
-            at: from,
+            word,
+            base: self.start + grain / 64 * WORD,
             rest: 0,
-            from,
             to,
+        };
+        if from < to {
+            // SAFETY: as in get().
+            ones.rest = unsafe { word.read() } >> (grain % 64) << (grain % 64);
         }
+        ones
     }
 
     /// The first address from `from` on whose bit is not set, or `to` if all below it are.
@@ -281,7 +288,6 @@ impl Bits {
 
     /// The last address below `below` whose bit is set.
     pub(super) fn before(self, below: u64) -> Option<u64> {
-        const WORD: u64 = 64 * STEP;
         let at = below.min(self.end).checked_sub(STEP)?;
         let (mut word, bit) = self.place(at)?;
         // SAFETY: as in get().
@@ -317,28 +323,84 @@ impl Bits {
 #[derive(Debug)]
 pub(super) struct Ones {
     bits: Bits,
-    /// What the lowest bit of `rest` stands for.
-    at: u64,
-    /// Bits of the present word that have not been returned.
+    /// The present word.
+    word: *const u64,
+    /// What its lowest bit stands for.
+    base: u64,
+    /// Its bits that have not been returned.
     rest: u64,
-    /// The first address after that word.
-    from: u64,
+    /// The last word has the bit of the address before this.
     to: u64,
 }
 
 impl Ones {
     /// Goes on to the next word that has a bit; false if there is none.
-    #[inline(never)]
+    #[inline(always)]
     fn refill(&mut self) -> bool {
-        let found = self.bits.next(self.from, self.to);
-        let Some((at, (word, bit))) = found.and_then(|at| Some((at, self.bits.place(at)?))) else {
+        if self.base + WORD >= self.to {
             return false;
+        }
+        self.base += WORD;
+        self.word = self.word.wrapping_add(1);
+        // SAFETY: as in Bits::get().
+        self.rest = unsafe { self.word.read() };
+        self.rest != 0 || self.skip()
+    }
+
+    /// Passes over words without bits.
+    #[inline(never)]
+    fn skip(&mut self) -> bool {
+        let found = self.bits.next(self.base, self.to);
+        let words = (found.unwrap_or(self.to - 1) - self.base) / WORD;
+        self.base += words * WORD;
+        self.word = self.word.wrapping_add(words as usize);
+        // SAFETY: as in Bits::get().
+        self.rest = unsafe { self.word.read() };
+        self.rest != 0
+    }
+
+    /// What `next()` will return.
+    #[inline]
+    pub(super) fn peek(&mut self) -> Option<u64> {
+        (self.rest != 0 || self.refill())
+            .then(|| self.base + u64::from(self.rest.trailing_zeros()) * STEP)
+    }
+
+    /// Passes over addresses below `limit` as long as `is_whole` says so for the chunk at the one before, the first being
+    /// `address`, and the end of its room. Returns the last one that was passed over, or `address`.
+    // By itself, it has all that it needs in registers.
+    #[inline(never)]
+    pub(super) fn pass(
+        &mut self,
+        mut address: u64,
+        limit: u64,
+        is_whole: impl Fn(u64, u64) -> bool,
+    ) -> u64 {
+        // Inlined twice.
+        let word = |base: u64, mut rest: u64, mut address: u64, limit: u64| {
+            let ends = base - BLOCK_HEADER as u64;
+            while rest != 0 && address < limit {
+                let end = ends + u64::from(rest.trailing_zeros()) * STEP;
+                if !is_whole(address, end) {
+                    return (address, rest, false);
+                }
+                rest &= rest - 1;
+                address = end + BLOCK_HEADER as u64;
+            }
+            (address, rest, true)
         };
-        self.at = at;
-        self.from = at + u64::from(64 - bit) * STEP;
-        // SAFETY: as in get().
-        self.rest = unsafe { word.read() } >> bit;
-        true
+        while address < limit && (self.rest != 0 || self.refill()) {
+            let (passed, rest, is_good) = if self.base + WORD <= limit {
+                word(self.base, self.rest, address, u64::MAX)
+            } else {
+                word(self.base, self.rest, address, limit)
+            };
+            (address, self.rest) = (passed, rest);
+            if !is_good {
+                break;
+            }
+        }
+        address
     }
 }
 
@@ -347,15 +409,9 @@ impl Iterator for Ones {
 
     #[inline]
     fn next(&mut self) -> Option<u64> {
-        if self.rest == 0 && !self.refill() {
-            return None;
-        }
-        let skip = self.rest.trailing_zeros();
-        let found = self.at + u64::from(skip) * STEP;
-        // In two steps, since the last bit is number 63.
-        self.rest = self.rest >> skip >> 1;
-        self.at = found + STEP;
-        (found < self.to).then_some(found)
+        let found = self.peek()?;
+        self.rest &= self.rest - 1;
+        Some(found)
     }
 }
 
@@ -386,6 +442,11 @@ mod tests {
                 let found = bits.next(address(from), address(to));
                 assert_eq!(found, expected.map(address), "from {from} to {to}");
                 let all: Vec<_> = bits.ones(address(from), address(to)).collect();
+                let to = if from < to {
+                    to.next_multiple_of(64)
+                } else {
+                    to
+                };
                 let expected = set.into_iter().filter(|&grain| grain >= from && grain < to);
                 assert_eq!(
                     all,

@@ -96,6 +96,10 @@ impl Routine {
         self.routine as *const () as u64
     }
 
+    pub(super) fn argument(&self) -> u64 {
+        self.argument as u64
+    }
+
     /// Runs it.
     ///
     /// # Safety
@@ -120,6 +124,23 @@ pub(crate) enum Frame {
 
 /// Most elements that abandoned frames are expected to have; a circle has more.
 const ELEMENTS_MAX: usize = 1000;
+
+/// The address of the newest element of the first list, or 0. Async-signal-safe.
+pub(super) fn newest_cleanup() -> u64 {
+    let mut element = Cleanup {
+        routine: None,
+        argument: ptr::null_mut(),
+        cancel_type: 0,
+        previous: ptr::null_mut(),
+    };
+    // SAFETY: an element that is taken off again at once.
+    unsafe {
+        _pthread_cleanup_push(&raw mut element, nothing, ptr::null_mut());
+        let newest = element.previous as u64;
+        _pthread_cleanup_pop(&raw mut element, 0);
+        newest
+    }
+}
 
 /// Takes the elements in abandoned frames off the first list, the newest first, and gives the address and the routine of
 /// each to `take`. `frame` says where an element of that many bytes lies.

@@ -23,6 +23,9 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// A `syscall` instruction.
+pub(super) const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
 /// First address of code and the first one after it.
 struct Place(AtomicU64, AtomicU64);
 
@@ -137,22 +140,12 @@ fn first_function() -> u64 {
 
 /// Whether an instruction is in this code. Async-signal-safe.
 pub(crate) fn contains(instruction: u64) -> bool {
-    CODE.iter().any(|place| place.contains(instruction)) || ALLOCATOR.contains(instruction)
+    CODE.iter().any(|place| place.contains(instruction)) || is_in_allocator(instruction)
 }
 
-/// Whether a thread that a signal has interrupted there is about something in this code: not if
-/// the signal has woken it from a system call, in which nobody sleeps with the C library's heap locked. Another
-/// allocator may wait for one of its locks with another one held: `callers` are the words at the top of the stack, and
-/// its return addresses among them. `result` is RAX. Async-signal-safe.
-pub(crate) fn is_busy(instruction: u64, result: u64, callers: &[u64]) -> bool {
-    const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    if !contains(instruction) || !contains(instruction - 2) {
-        return false;
-    }
-    // SAFETY: code of the C library or of the allocator, which stays mapped.
-    let before = unsafe { *((instruction - 2) as *const [u8; 2]) };
-    let sleeps = before == SYSCALL && result == -i64::from(libc::EINTR) as u64;
-    !sleeps || callers.iter().any(|&word| ALLOCATOR.contains(word))
+/// The same for the code of an allocator that is not the C library's. Async-signal-safe.
+pub(super) fn is_in_allocator(instruction: u64) -> bool {
+    ALLOCATOR.contains(instruction)
 }
 
 /// Whether a thread in the C library can be single-stepped through the next instruction: see [`is_steppable`]. `number` is
@@ -166,23 +159,45 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
     is_steppable(next, number)
 }
 
-/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call, which may block the signal
-/// that each step gives, or start a thread that is single-stepped too; those of heaps do neither. Nor if it is a string
+/// System calls that can be single-stepped: those of heaps, and of what the C library does about a socket that fails.
+const STEPPABLE: [libc::c_long; 26] = [
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_getsockname,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_poll,
+    libc::SYS_ioctl,
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_close,
+    libc::SYS_getpid,
+];
+
+/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call that may block the signal
+/// which each step gives, or start a thread that is single-stepped too. Nor if it is a string
 /// instruction, which traps for each byte that it copies, or a `PAUSE`: the thread waits for another one, to which steps bring
 /// it no nearer, and would use up all that it has.
 fn is_steppable(next: [u8; 3], number: u64) -> bool {
-    const OF_THE_HEAP: [libc::c_long; 8] = [
-        libc::SYS_futex,
-        libc::SYS_sched_yield,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_mprotect,
-        libc::SYS_madvise,
-        libc::SYS_brk,
-    ];
     match next {
-        [0x0f, 0x05, _] => OF_THE_HEAP.iter().any(|&call| call as u64 == number),
+        [first, second, _] if [first, second] == SYSCALL => {
+            STEPPABLE.iter().any(|&call| call as u64 == number)
+        }
         [0xf3, 0x90, _] => false,
         // REP, and REX perhaps.
         [0xf2 | 0xf3, 0x40..=0x4f, operation] | [0xf2 | 0xf3, operation, _] => {
@@ -259,13 +274,13 @@ mod tests {
     #[test]
     fn threads_are_stepped_through_what_does_not_wait() {
         let futex = libc::SYS_futex as u64;
-        let read = libc::SYS_read as u64;
+        let mask = libc::SYS_rt_sigprocmask as u64;
         for (next, number, is) in [
             // mov eax, [rdi]
             ([0x8b, 0x07, 0xc3], 0, true),
             // syscall
             ([0x0f, 0x05, 0xc3], futex, true),
-            ([0x0f, 0x05, 0xc3], read, false),
+            ([0x0f, 0x05, 0xc3], mask, false),
             // rep movsb, rep stosq, repne scasb
             ([0xf3, 0xa4, 0xc3], 0, false),
             ([0xf3, 0x48, 0xab], 0, false),

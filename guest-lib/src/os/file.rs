@@ -10,6 +10,11 @@ pub(crate) struct Identity {
     inode: libc::ino_t,
 }
 
+/// Whether a descriptor is a socket. Async-signal-safe.
+pub(super) fn is_socket(fd: RawFd) -> bool {
+    identity(fd).is_some_and(|file| file.kind == libc::S_IFSOCK)
+}
+
 /// Async-signal-safe.
 pub(crate) fn identity(fd: RawFd) -> Option<Identity> {
     // SAFETY: all zero is a stat.

@@ -39,7 +39,7 @@ pub(crate) fn install(signal: c_int) {
 }
 
 /// A word before the context, which ends with the kernel's set of signals, one word.
-const CONTEXT: u64 = 8;
+pub(crate) const CONTEXT: u64 = 8;
 const CONTEXT_END: u64 = CONTEXT + 304;
 
 /// Farthest that the saved registers of the FPU lie above their frame.

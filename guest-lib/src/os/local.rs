@@ -9,6 +9,9 @@ use super::latch::Latch;
 use std::arch::{asm, global_asm};
 use std::cell::Cell;
 
+/// Bytes for what was refused.
+pub(crate) const REFUSED: usize = 64;
+
 /// One for each thread, all zero at its start. It has no destructor: see [`super::thread_end`].
 #[repr(C)]
 pub(crate) struct Local {
@@ -20,6 +23,8 @@ pub(crate) struct Local {
     pub(crate) first: Cell<*const ()>,
     /// What `vmsrs_last_failure()` tells, or null.
     pub(crate) failure: Cell<*mut ()>,
+    /// What `vmsrs_refused()` tells: text with a zero at its end.
+    pub(crate) refused: Cell<[u8; REFUSED]>,
     /// See [`super::identity`].
     pub(crate) identity: Cell<u64>,
     /// The library's lock that it has, or null.

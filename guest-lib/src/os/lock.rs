@@ -83,13 +83,23 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// The thread has come to its landing: gives back the lock that it had there, if any.
+/// The thread has come to its landing: gives back the lock that it had there, if any, and lets its signals come.
 pub(crate) fn give_back() {
+    if open() {
+        signals::set_mask(libc::SIG_SETMASK, local().blocked.get());
+    }
+}
+
+/// Gives back the lock that the thread has, if any. Its signals wait on. Async-signal-safe.
+pub(crate) fn open() -> bool {
     let latch = local().lock.replace(ptr::null());
     // SAFETY: null, or a lock, which is in a static or in an app, and both live as long as the process.
-    if let Some(latch) = unsafe { latch.as_ref() } {
-        latch.open_for(thread_number());
-        signals::set_mask(libc::SIG_SETMASK, local().blocked.get());
+    match unsafe { latch.as_ref() } {
+        Some(latch) => {
+            latch.open_for(thread_number());
+            true
+        }
+        None => false,
     }
 }
 

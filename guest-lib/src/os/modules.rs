@@ -311,7 +311,7 @@ fn each_line(mut use_it: impl FnMut(&[u8])) -> io::Result<()> {
 }
 
 /// Copies from the process's own memory, which may be unmapped at any moment: then `None`.
-fn read<T: Copy>(address: u64, to: &mut [T]) -> Option<()> {
+pub(super) fn read<T: Copy>(address: u64, to: &mut [T]) -> Option<()> {
     let length = size_of_val(to);
     let (local, remote) = (
         libc::iovec {

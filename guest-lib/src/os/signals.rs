@@ -7,7 +7,7 @@ use std::io;
 use std::mem::zeroed;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 /// Signals that errors give.
 const ERRORS: [c_int; 6] = [
@@ -30,6 +30,9 @@ struct Previous {
 
 static PREVIOUS: OnceLock<Previous> = OnceLock::new();
 static INTERRUPT: AtomicI32 = AtomicI32::new(0);
+
+/// The library's handler.
+static HANDLER: AtomicUsize = AtomicUsize::new(0);
 
 /// The signal by which the driver interrupts threads, or 0.
 pub(crate) fn interrupt() -> c_int {
@@ -105,21 +108,40 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     if !suppress {
         return Ok(());
     }
-    // SAFETY: all zero is a sigaction.
-    let mut action: libc::sigaction = unsafe { zeroed() };
-    action.sa_sigaction = handler as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // A handler of the server that interrupts this one could not fail: the signals of errors are blocked.
-    // SAFETY: fills the set.
-    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    HANDLER.store(handler as usize, Ordering::Relaxed);
     for &signal in &previous.signals {
-        // SAFETY: the handler has the signature that SA_SIGINFO asks for.
-        if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
+        if !take(signal) {
             return Err(failed()(io::Error::last_os_error()));
         }
     }
     INTERRUPT.store(interrupt, Ordering::Relaxed);
     Ok(())
+}
+
+/// Installs the library's handler for a signal, which is one of those that it handles.
+pub(super) fn take(signal: c_int) -> bool {
+    // SAFETY: all zero is a sigaction.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    action.sa_sigaction = HANDLER.load(Ordering::Relaxed);
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // A handler of the server that interrupts this one could not fail: the signals of errors are blocked.
+    // SAFETY: fills the set.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for.
+    unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) == 0 }
+}
+
+/// The signals that the library handles; none if it does not suppress errors.
+pub(super) fn all_handled() -> &'static [c_int] {
+    match PREVIOUS.get() {
+        Some(previous) if previous.suppress => &previous.signals,
+        _ => &[],
+    }
+}
+
+/// Whether that is the library's handler.
+pub(super) fn is_ours(action: &libc::sigaction) -> bool {
+    action.sa_sigaction == HANDLER.load(Ordering::Relaxed)
 }
 
 /// What was installed for a signal before the library's handler.

@@ -15,6 +15,7 @@ mod report;
 pub(crate) mod request;
 mod restore;
 mod trial;
+mod unwind;
 
 use crate::error::Error;
 use crate::failure::{Failure, Kind, LOST, panic_text};

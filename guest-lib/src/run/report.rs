@@ -1,10 +1,12 @@
 //! Reporting a failed request, which also discards what it wrote.
 
+use super::Stop;
 use super::end::abort_process;
 use super::restore::restore;
 use crate::failure::{Failure, Reported};
 use crate::os::signals;
 use crate::thread::{Thread, evidence};
+use std::alloc::Layout;
 use std::io;
 
 /// Discards and reports. All threads of a request get the same failure, that of the first.
@@ -29,6 +31,12 @@ pub(super) fn report(thread: &Thread) -> Failure {
     });
     // From here on the heap is known to work.
     restore(thread, &record);
+    let message = Layout::array::<u8>(reported.message_length().max(1));
+    thread.prepare_heap([
+        Layout::new::<Failure>(),
+        Layout::new::<Stop>(),
+        message.unwrap_or(Layout::new::<u8>()),
+    ]);
     reported.with_message()
 }
 

@@ -2,6 +2,7 @@
 
 use super::aside::{self, Aside};
 use super::end::abort_process;
+use super::unwind::leave_c_library;
 use super::{panic_hook, trial};
 use crate::os::{clib, signals, streams};
 use crate::thread::{LEFT, Thread};
@@ -15,6 +16,7 @@ pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
         thread.restore_signals();
     }
     thread.restore(|work| aside::run(thread, work) == Aside::Done);
+    leave_c_library(thread, record);
     let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
     // that failed, or that has left the request for good.

@@ -165,6 +165,15 @@ const EMPTY_MAX: u64 = 200;
 /// Most instructions of a request that writes one page, in the process and without protection keys.
 const WRITES_MAX: u64 = 670;
 
+/// Most instructions for each block of a page of small ones that was written.
+const BLOCK_MAX: u64 = 45;
+
+/// Bytes of a small block, and of the memory that it takes.
+const SMALL: [usize; 2] = [100, 128];
+
+/// Small blocks on a page.
+const A_PAGE: usize = PAGE_SIZE as usize / SMALL[1];
+
 /// The process that is counted has this in its environment.
 const COUNTED: &str = "VMSRS_COUNTED";
 
@@ -194,17 +203,28 @@ fn counted() {
     request(domain, || {
         block = domain.allocate(100_000, 16).unwrap().as_ptr() as u64;
     });
+    let mut blocks = Vec::new();
+    request(domain, || {
+        let allocate = |_| domain.allocate(SMALL[0], 16).unwrap().as_ptr() as u64;
+        blocks = (0..8 * A_PAGE).map(allocate).collect();
+    });
     // The thread is looked at as its first requests begin.
     (0..100).for_each(|_| request(domain, || ()));
-    // One in the middle of the block.
-    let page = (block - app.base()) / u64::from(PAGE_SIZE) + 2;
-    let page = u32::try_from(page).unwrap();
-    let write = |times: usize| (0..times).for_each(|_| list_written(&[page]));
-    let things: [&dyn Fn(); 4] = [
+    let page = |address: u64| u32::try_from((address - app.base()) / u64::from(PAGE_SIZE)).unwrap();
+    // One in the middle of the block, and one full of small ones.
+    let large = page(block) + 2;
+    let is_full = |page_of: &u64| {
+        let on_page = |block: &&u64| page(**block) == page(*page_of);
+        blocks.iter().filter(on_page).count() == A_PAGE
+    };
+    let small = page(*blocks.iter().find(|block| is_full(block)).unwrap());
+    let write = |page: u32, times: usize| (0..times).for_each(|_| list_written(&[page]));
+    let things: [&dyn Fn(); 5] = [
         &|| (),
         &|| request(domain, || ()),
-        &|| request(domain, || write(1)),
-        &|| request(domain, || write(2)),
+        &|| request(domain, || write(large, 1)),
+        &|| request(domain, || write(large, 2)),
+        &|| request(domain, || write(small, 1)),
     ];
     for thing in things {
         // The first time is dearer.
@@ -267,11 +287,14 @@ fn common_request_is_short() {
         eprintln!("not counted: this process may not trace a child");
         return;
     };
-    let [nothing, empty, one, two] = counts[..] else {
+    let [nothing, empty, one, two, small] = counts[..] else {
         panic!("{counts:?}");
     };
     let (empty, writes) = (empty - nothing, one - (two - one) - nothing);
+    let block = (small - one) / A_PAGE as u64;
     println!("{empty} instructions for an empty request, {writes} for one that writes a page");
+    println!("{block} for each of {A_PAGE} blocks on a page");
     assert!(empty <= EMPTY_MAX, "{empty}");
     assert!(writes <= WRITES_MAX, "{writes}");
+    assert!(block <= BLOCK_MAX, "{block}");
 }

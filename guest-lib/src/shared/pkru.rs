@@ -20,6 +20,7 @@
 //! One key is used for guarded memory ([`crate::guard`]) when a server asks for it: in a request it allows
 //! reads only, outside requests it is open.
 
+use crate::os::xsave;
 use crate::shared::keys::{Entry, FIRST_OF_DOMAINS, KEYS, NOT_OURS, Table, next};
 use crate::sync::AtomicU64;
 use std::arch::asm;
@@ -223,6 +224,7 @@ pub(crate) fn install() {
                 both: given.both & !domains.both,
             };
             set_ours(Ours::new(drafts, domains, 0));
+            xsave::install();
             drafts.numbers().for_each(|key| TABLE.put(key));
             // Threads that are made from now on inherit that they may read with the keys of domains.
             close();
@@ -411,6 +413,19 @@ impl Rights {
         if !ours.are_none() {
             write(self.0 | ours.change_outside().set);
         }
+    }
+}
+
+/// Makes the calling thread's PKRU what it was for the code that a signal handler has interrupted: the handler leaves by a
+/// jump. Async-signal-safe.
+///
+/// # Safety
+///
+/// The kernel's context of this thread.
+pub(crate) unsafe fn resume(context: *const libc::ucontext_t) {
+    // SAFETY: passed on to the caller.
+    if let Some(pkru) = unsafe { xsave::pkru(context) } {
+        write(pkru);
     }
 }
 

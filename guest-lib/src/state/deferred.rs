@@ -3,6 +3,7 @@
 use super::State;
 use crate::error::Error;
 use std::ffi::c_void;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Most defers of one request.
@@ -13,8 +14,8 @@ pub(crate) struct Deferred {
     call: unsafe extern "C-unwind" fn(*mut c_void),
     argument: *mut c_void,
     discard: Option<unsafe fn(*mut c_void)>,
-    /// It closes a descriptor.
-    closes: bool,
+    /// The descriptor that it closes.
+    closes: Option<RawFd>,
 }
 
 impl Drop for Deferred {
@@ -44,14 +45,14 @@ impl Deferred {
             call,
             argument: Box::into_raw(undo).cast(),
             discard: Some(discard),
-            closes: false,
+            closes: None,
         }
     }
 
-    /// One that closes a descriptor.
-    pub(crate) fn closing(undo: impl FnOnce() + Send + 'static) -> Self {
+    /// One that closes that descriptor.
+    pub(crate) fn closing(fd: RawFd, undo: impl FnOnce() + Send + 'static) -> Self {
         let mut this = Self::new(undo);
-        this.closes = true;
+        this.closes = Some(fd);
         this
     }
 
@@ -64,7 +65,7 @@ impl Deferred {
             call,
             argument,
             discard: None,
-            closes: false,
+            closes: None,
         }
     }
 
@@ -99,7 +100,22 @@ impl State {
 
     /// Descriptors that they close.
     pub(crate) fn owned_descriptors(&self) -> u32 {
-        self.lists(|lists| lists.defers.iter().filter(|defer| defer.closes).count()) as u32
+        self.lists(|lists| {
+            lists
+                .defers
+                .iter()
+                .filter(|defer| defer.closes.is_some())
+                .count()
+        }) as u32
+    }
+
+    /// Takes the newest one that closes the descriptor.
+    pub(crate) fn disown(&self, fd: RawFd) -> Option<Deferred> {
+        self.lists(|lists| {
+            let is_it = |defer: &Deferred| defer.closes == Some(fd);
+            let place = lists.defers.iter().rposition(is_it)?;
+            Some(lists.defers.remove(place))
+        })
     }
 
     /// How many there are.

@@ -5,9 +5,11 @@
 //! each of its first requests begins, and now and then later. A thread that the server has changed between two
 //! looks is looked at as each request begins.
 
-use super::{Thread, open};
+use super::{Thread, open, reserve};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
+use crate::os::condition;
+use crate::os::dispositions;
 use crate::os::exceptions::Exceptions;
 use crate::os::own_stack;
 use crate::os::region::Region;
@@ -24,6 +26,9 @@ const FIRST: u32 = 64;
 
 /// Of the requests after these, one in so many.
 const INTERVAL: u64 = 1024;
+
+/// Of the looks at a thread, one in so many is also one at the process's handlers of signals.
+const DISPOSITIONS: u32 = 16;
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +94,9 @@ impl Found {
         if before != now {
             self.varies.set(true);
         }
+        if looks % DISPOSITIONS == 1 {
+            dispositions::look();
+        }
         if looks < FIRST || self.varies.get() {
             1
         } else {
@@ -103,7 +111,13 @@ impl Thread {
         self.count_open(tag);
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
-        self.found.look()
+        let next = self.found.look();
+        if reserve::fill() { next } else { 1 }
+    }
+
+    /// Has the thread looked at as its next request begins.
+    pub(super) fn look_next(&self) {
+        self.pause_tag.set(self.next_tag.get());
     }
 
     /// The stack that the thread was started with; its addresses.
@@ -151,6 +165,11 @@ impl Thread {
         }
     }
 
+    /// The same at once, in a signal handler that does not return. Async-signal-safe.
+    pub(super) fn restore_signals_now(&self) {
+        self.found.look.get().blocked.block();
+    }
+
     /// Puts back the rest, once the thread has landed. What an error can strike in is given to `run`, which says whether
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
@@ -158,6 +177,7 @@ impl Thread {
         if !self.found.has_signal_stack.take() {
             let _ = signals::enter_signal_stack(&self.signal_stack);
         }
+        dispositions::restore();
         let look = self.found.look.get();
         look.rights.restore();
         look.exceptions.set();
@@ -176,7 +196,11 @@ impl Thread {
         cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
             if address >= intact && clib::contains(routine.address()) {
                 // SAFETY: nothing runs on the request stack before the request is over.
-                run(&mut || unsafe { routine.run() });
+                run(&mut || unsafe {
+                    condition::run(&routine, |address, bytes| {
+                        self.frame(address, bytes) == Frame::Dead
+                    });
+                });
             }
         });
         look.cancellation.set();

@@ -8,11 +8,10 @@
 use super::{Phase, Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
-use crate::os::signals::{
-    self, Handler, Signals, disposition, end_process, interrupt, write_stderr,
-};
+use crate::os::signals::{self, Handler, Signals, disposition, interrupt, write_stderr};
+use crate::os::sleep::Sleep;
 use crate::os::switch::FLAGS;
-use crate::os::{clib, errno, frames, switch};
+use crate::os::{dispositions, errno, frames, switch};
 use crate::shared::pkru;
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -33,7 +32,7 @@ pub(crate) fn install() -> Result<(), Error> {
     Ok(())
 }
 
-// The kernel clears the other flags that the interrupted code may have left.
+// The kernel clears the other flags that the interrupted code may have left. The fourth argument is the stack pointer.
 global_asm!(
     ".text",
     ".p2align 4",
@@ -41,6 +40,7 @@ global_asm!(
     ".hidden vmsrs_handler",
     ".type vmsrs_handler, @function",
     "vmsrs_handler:",
+    "mov rcx, rsp",
     "pushfq",
     "and dword ptr [rsp], {keep}",
     "popfq",
@@ -81,23 +81,58 @@ const GREGS: [c_int; REGISTERS] = {
 /// The CPU traps after the next instruction.
 const TRAP_FLAG: i64 = 0x100;
 
-unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    errno::kept(|| {
+/// What the handler of a signal has done about it.
+enum Done {
+    /// It is not the library's.
+    Nothing,
+    /// The code goes on where the context says.
+    Goes,
+    /// So it does, and that is at the thread's landing.
+    Lands,
+}
+
+unsafe extern "C" fn handler(
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+    stack_pointer: u64,
+) {
+    let context = context.cast::<libc::ucontext_t>();
+    let landing = errno::kept(|| {
         let thread = current();
         // One that shares the memory of its parent, whose request this is.
         let is_child = thread.is_some_and(|thread| !thread.is_own());
-        let diverted = thread.is_some_and(|thread| {
+        let done = match thread {
             // SAFETY: the kernel passes both with SA_SIGINFO.
-            !is_child && unsafe { suppress(thread, signal, &*info, context.cast()) }
-        });
-        if !diverted {
+            Some(thread) if !is_child => unsafe { suppress(thread, signal, &*info, context) },
+            _ => Done::Nothing,
+        };
+        match done {
             // SAFETY: as above.
-            unsafe { chain(signal, info, context.cast(), is_child) };
+            Done::Nothing => unsafe { chain(signal, info, context, is_child) },
+            Done::Goes => {}
+            // A handler of the server that calls this one is to have it return.
+            Done::Lands if !is_frame(stack_pointer, context) => {}
+            Done::Lands => return thread,
         }
+        None
     });
+    if let Some(thread) = landing {
+        // SAFETY: the kernel's context of this thread, which runs under its switch.
+        unsafe {
+            thread.restore_signals_now();
+            pkru::resume(context);
+            switch::leap(thread.saved());
+        }
+    }
 }
 
-/// Handles a signal of a thread with a request; false if the signal is not the library's.
+/// Whether the kernel itself has called a handler, with that context and with the stack pointer that it begins with.
+fn is_frame(stack_pointer: u64, context: *const libc::ucontext_t) -> bool {
+    stack_pointer + frames::CONTEXT == context as u64
+}
+
+/// Handles a signal of a thread with a request.
 ///
 /// # Safety
 ///
@@ -107,7 +142,7 @@ unsafe fn suppress(
     signal: c_int,
     info: &libc::siginfo_t,
     context: *mut libc::ucontext_t,
-) -> bool {
+) -> Done {
     // SAFETY: the kernel's context of this thread.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let instruction = registers[libc::REG_RIP as usize] as u64;
@@ -119,44 +154,50 @@ unsafe fn suppress(
     let signal = if is_step { interrupt() } else { signal };
     if thread.has_left(pointer) {
         // There is nothing to come back to. The thread's next call of the library ends the request.
-        return signal == interrupt();
+        return if signal == interrupt() {
+            Done::Goes
+        } else {
+            Done::Nothing
+        };
     }
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
-        if thread.is_diverted() {
-            return true;
-        }
         // A late one, for a request that the thread has left, is ignored.
         if !thread.must_end() {
-            return true;
+            return Done::Goes;
         }
         if thread.phase() != Phase::Running || thread.is_critical() {
             thread.set_pending(true);
-            return true;
+            return Done::Goes;
         }
-        let result = registers[libc::REG_RAX as usize] as u64;
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
-        let callers = thread.top_words(registers[libc::REG_RSP as usize] as u64);
-        if clib::is_busy(instruction, result, callers)
-            && thread.may_wait(instruction, result, can_trap)
-        {
+        let sleep = Sleep::of(registers);
+        let is_led_out = if sleep.is_busy(thread.top_words(pointer)) {
+            thread.may_wait(sleep, can_trap)
+        } else if let Some(error) = thread.way_out(sleep, can_trap) {
+            registers[libc::REG_RAX as usize] = -i64::from(error);
+            true
+        } else {
+            false
+        };
+        if is_led_out {
             if thread.is_single_stepping() {
                 registers[libc::REG_EFL as usize] |= TRAP_FLAG;
             }
-            return true;
+            return Done::Goes;
         }
     } else {
         // SAFETY: getpid() has no conditions; si_pid is set when a process sent the signal.
         let foreign = info.si_code <= 0 && unsafe { info.si_pid() != libc::getpid() };
         if foreign {
-            return false;
+            return Done::Nothing;
         }
         if let Some(clean) = switch::returning(instruction).filter(|_| signal == libc::SIGFPE) {
             registers[libc::REG_RIP as usize] = clean as i64;
-            return true;
+            return Done::Goes;
         }
-        if (!thread.can_divert() || thread.is_diverted())
+        if !thread.can_divert()
             && let Some(handler) = thread.find_handler(pointer, blocked)
         {
             // The library goes on as if it had returned.
@@ -165,11 +206,11 @@ unsafe fn suppress(
             registers[libc::REG_RSP as usize] = stack as i64;
             registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
             write_stderr(b"vmsrs: an error in a signal handler, which has interrupted the library and is ended\n");
-            return true;
+            return Done::Goes;
         }
         if !thread.can_divert() {
             write_stderr(b"vmsrs: an error inside the library, outside of the request's code\n");
-            return false;
+            return Done::Nothing;
         }
     }
     let mut noted = [0; REGISTERS];
@@ -193,13 +234,6 @@ unsafe fn suppress(
         libc::SIGABRT => Kind::Abort,
         _ => Kind::Deadline,
     };
-    if !thread.divert() {
-        write_stderr(
-            b"vmsrs: an error on the way out of a request: the library's own state is damaged; \
-            the process ends, committed domains are whole\n",
-        );
-        end_process();
-    }
     thread.note(kind, address, signal, info.si_code, noted);
     if thread.find_handler(pointer, blocked).is_some() {
         thread.marks.in_handler.set(true);
@@ -210,7 +244,8 @@ unsafe fn suppress(
     registers[libc::REG_EFL as usize] &= !i64::from(FLAGS);
     // SAFETY: the kernel's context of this thread.
     unsafe { thread.restore_signals_after(context) };
-    true
+    thread.land_from_signal();
+    Done::Lands
 }
 
 /// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that
@@ -257,6 +292,9 @@ unsafe fn chain(
                 write_stderr(
                     b"vmsrs: an error outside of requests; the process ends, committed domains are whole\n",
                 );
+            }
+            if dispositions::are_the_parents() {
+                dispositions::end_child();
             }
             // SAFETY: all zero but the function is the default disposition.
             unsafe {

@@ -4,10 +4,12 @@ use super::landing::fail_request;
 use super::registry::current;
 use super::{Phase, Thread};
 use crate::failure::Kind;
-use crate::os::clib;
 use crate::os::clock::now;
 use crate::os::signals;
+use crate::os::sleep::Sleep;
+use crate::os::switch;
 use crate::state::members::Members;
+use std::ffi::c_int;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
@@ -22,6 +24,9 @@ const LOOKS: u16 = 16;
 
 /// Most instructions that a thread is single-stepped through in one request; after that it is only polled.
 const STEPS: u16 = 50_000;
+
+/// How often a thread is told in one request that a system call has failed, if it does nothing else.
+const WAYS_OUT: u16 = 25;
 
 /// How long a thread may be single-stepped until the interrupt comes again.
 const STEP_LIMIT: Duration = Duration::from_millis(50);
@@ -98,15 +103,21 @@ impl Thread {
         self.marks.single_stepping.set(false);
     }
 
+    /// Goes to the landing of what runs on this thread now, without an error.
+    ///
+    /// # Safety
+    ///
+    /// The calling code runs under the thread's switch.
+    pub(crate) unsafe fn go_to_landing(&self) -> ! {
+        self.set_phase(Phase::Outside);
+        // SAFETY: by contract.
+        unsafe { switch::leap(self.saved()) }
+    }
+
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
     /// the thread is single-stepped from now on, if `can_trap` says that its traps come to the library. Not if it has
-    /// waited too long already. `instruction` is the next one, `number` RAX. Async-signal-safe.
-    pub(crate) fn may_wait(
-        &self,
-        instruction: u64,
-        number: u64,
-        can_trap: impl FnOnce() -> bool,
-    ) -> bool {
+    /// waited too long already. Async-signal-safe.
+    pub(crate) fn may_wait(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> bool {
         let has_single_stepped = self.marks.single_stepping.take();
         if !has_single_stepped {
             self.marks.waited.set(self.marks.waited.get() + 1);
@@ -116,20 +127,43 @@ impl Thread {
             return false;
         }
         // The alarm is for the case that a handler of the server runs meanwhile and does not return.
+        let may_sleep = sleep.may_begin();
+        let limit = if may_sleep { RETRY } else { STEP_LIMIT };
         let leads = waited > LOOKS
             && steps < STEPS
-            && clib::can_step(instruction, number)
-            && (has_single_stepped
-                || (can_trap()
-                    && self
-                        .alarm
-                        .set(self.number, signals::interrupt(), STEP_LIMIT)));
+            && sleep.can_step()
+            && ((has_single_stepped && !may_sleep)
+                || (can_trap() && self.alarm.set(self.number, signals::interrupt(), limit)));
         if leads {
             self.marks.steps.set(steps + 1);
             self.marks.single_stepping.set(true);
             return true;
         }
         self.alarm.set(self.number, signals::interrupt(), RETRY)
+    }
+
+    /// The error that ends what the thread sleeps in, with which it is single-stepped out of the C library; if `can_trap` says
+    /// as above, and not too often in a request. Async-signal-safe.
+    pub(crate) fn way_out(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> Option<c_int> {
+        let steps = self.marks.steps.get();
+        if steps >= STEPS {
+            return None;
+        }
+        let error = sleep.way_out()?;
+        if !can_trap()
+            || !self
+                .alarm
+                .set(self.number, signals::interrupt(), STEP_LIMIT)
+        {
+            return None;
+        }
+        // From here on it is not only polled.
+        self.marks
+            .waited
+            .set(self.marks.waited.get().max(LOOKS + 1));
+        self.marks.steps.set(steps + STEPS / WAYS_OUT);
+        self.marks.single_stepping.set(true);
+        Some(error)
     }
 
     /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.

@@ -31,24 +31,13 @@ pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
         // SAFETY: ends the process.
         unsafe { libc::abort() }
     };
-    thread.divert();
     thread.note_failure(kind, address, message);
+    thread.set_phase(Phase::Outside);
     // SAFETY: can_divert() says that this runs under the thread's switch.
     unsafe { switch::leap(thread.saved.get().read()) }
 }
 
 impl Thread {
-    /// Whether the thread is on its way to the landing. Async-signal-safe.
-    pub(crate) fn is_diverted(&self) -> bool {
-        self.marks.diverted.get()
-    }
-
-    /// Notes that the thread is sent to its landing; false if it was before and has not arrived.
-    /// Async-signal-safe.
-    pub(crate) fn divert(&self) -> bool {
-        !self.marks.diverted.replace(true)
-    }
-
     /// Calls `entry(argument)` on the request stack; returns what it returned, or [`LANDED`] if it was cut short.
     ///
     /// # Safety
@@ -96,14 +85,18 @@ impl Thread {
     #[cold]
     fn note_landing(&self, code: u32) {
         if code == LANDED {
-            // Nothing may be sent to the landing again.
-            self.set_phase(Phase::Outside);
-            self.marks.diverted.set(false);
             lock::give_back();
             if let Some(stack) = self.stack_region() {
                 sanitizer::forget_stack(stack.low(), stack.size());
             }
         }
+    }
+
+    /// The thread is on its way to the landing, from the handler of a signal. From here on it counts as there: a handler of the
+    /// server that interrupts it may never return. Async-signal-safe.
+    pub(super) fn land_from_signal(&self) {
+        self.set_phase(Phase::Outside);
+        lock::open();
     }
 
     /// The stack pointer of the landing. Async-signal-safe.

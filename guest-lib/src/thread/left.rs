@@ -21,10 +21,7 @@ impl Thread {
     #[inline]
     pub(super) fn has_left(&self, rsp: u64) -> bool {
         let own = self.own_stack();
-        own.contains(&rsp)
-            && own.contains(&self.saved())
-            && self.can_divert()
-            && !self.is_diverted()
+        own.contains(&rsp) && own.contains(&self.saved()) && self.can_divert()
     }
 
     /// Whether the code that calls this runs on the request stack. So does a child of `vfork`, until it ends or calls `exec`;

@@ -18,6 +18,7 @@ pub(crate) mod open;
 mod quiet;
 pub(crate) mod record;
 mod registry;
+pub(crate) mod reserve;
 mod serving;
 pub(crate) mod stack;
 
@@ -65,8 +66,6 @@ pub(crate) enum Phase {
 struct Marks {
     /// An interrupt waits.
     pending: Cell<bool>,
-    /// An error is on its way to the landing, and has not arrived.
-    diverted: Cell<bool>,
     /// An invariant of the server is being checked.
     checking: Cell<bool>,
     /// The thread is inside [`Thread::exclusive`].

@@ -62,12 +62,12 @@ struct Difference {
     is_alone: bool,
 }
 
-/// Counts, unless that was done lately. `owned`: descriptors that are closed in a moment.
-fn count(backend: &dyn Backend, is_free: bool, owned: u32) -> Option<Difference> {
-    let start = clock::now();
-    if !is_free && start < NEXT.load(Relaxed) {
+/// Counts, unless that was done lately, in nanoseconds of the clock. `owned`: descriptors that are closed in a moment.
+fn count(backend: &dyn Backend, lately: u64, is_free: bool, owned: u32) -> Option<Difference> {
+    if !is_free && lately < NEXT.load(Relaxed) {
         return None;
     }
+    let start = clock::now();
     let now = backend.usage()?;
     let end = clock::now();
     NEXT.store(end + SHARE * (end - start), Relaxed);
@@ -92,7 +92,7 @@ fn count(backend: &dyn Backend, is_free: bool, owned: u32) -> Option<Difference>
 impl Thread {
     /// Counts before a request begins.
     pub(super) fn count_open(&self, tag: u64) {
-        if count(self.app().backend(), false, 0).is_some() {
+        if count(self.app().backend(), clock::now(), false, 0).is_some() {
             self.counted.set(tag);
         }
     }
@@ -105,7 +105,7 @@ impl Thread {
         }
         let has_before = DESCRIPTORS.load(Relaxed) != NONE;
         let owned = self.state().owned_descriptors();
-        let Some(left) = count(self.app().backend(), is_first, owned) else {
+        let Some(left) = count(self.app().backend(), record.detected_ns, is_first, owned) else {
             return;
         };
         if !has_before {

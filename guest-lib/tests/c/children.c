@@ -16,6 +16,7 @@
 static vmsrs_app *app;
 static vmsrs_domain *alice, *bob;
 static const char *deed;
+static int flags;
 static char stack[256 * 1024] __attribute__((aligned(16)));
 
 static int count(vmsrs_request *request, void *domain)
@@ -43,6 +44,14 @@ static int nothing(vmsrs_request *request, void *argument)
 {
 	(void)request;
 	(void)argument;
+	return 0;
+}
+
+static int crash(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	(void)argument;
+	*(volatile int *)8 = 1;
 	return 0;
 }
 
@@ -102,7 +111,7 @@ static int in_vfork(vmsrs_request *request, void *argument)
 static int in_clone(vmsrs_request *request, void *argument)
 {
 	int before = count(request, alice), status = 0;
-	pid_t child = clone(act, stack + sizeof(stack), CLONE_VM | SIGCHLD, request);
+	pid_t child = clone(act, stack + sizeof(stack), CLONE_VM | flags | SIGCHLD, request);
 
 	(void)argument;
 	check(child > 0 && waitpid(child, &status, 0) == child, "the parent goes on");
@@ -143,11 +152,13 @@ static vmsrs_domain *own_domain(const char *user, const char *parent)
 
 int main(int argc, char **argv)
 {
-	vmsrs_request_fn parent = argc > 1 && !strcmp(argv[1], "clone") ? in_clone : in_vfork;
+	vmsrs_request_fn parent = argc > 1 && strcmp(argv[1], "vfork") ? in_clone : in_vfork;
 	int result = -1, code;
 	pthread_t thread;
 
 	deed = argc > 2 ? argv[2] : "";
+	if (argc > 1 && !strcmp(argv[1], "handlers"))
+		flags = CLONE_SIGHAND;
 	check(!vmsrs_open("children", &app), "the app opens");
 	alice = own_domain("alice", argc > 1 ? argv[1] : "");
 	bob = own_domain("bob", argc > 1 ? argv[1] : "");
@@ -169,6 +180,7 @@ int main(int argc, char **argv)
 	else
 		check(code == VMSRS_OK && result == 1, "the parent's request succeeds");
 	check(counts(alice) > 0, "its thread goes on");
+	check(vmsrs_run(bob, crash, NULL, NULL) == VMSRS_EFAILED, "errors are handled");
 	check(counts(bob) == 1, "in other domains as well");
 	check(!pthread_create(&thread, NULL, on_another_thread, NULL), "a thread starts");
 	check(!pthread_join(thread, NULL), "and ends");

@@ -296,6 +296,7 @@ static const struct error errors[] = {
 	{ "breakpoint", meet_a_breakpoint, VMSRS_KIND_INSTRUCTION },
 	{ "null", write_to_null, VMSRS_KIND_MEMORY },
 	{ "no-address", read_a_noncanonical_address, VMSRS_KIND_MEMORY },
+	{ "wrapped", write_to_null, VMSRS_KIND_MEMORY },
 	{ "code", write_to_code, VMSRS_KIND_MEMORY },
 	{ "truncated", read_past_the_end_of_a_file, VMSRS_KIND_MEMORY },
 	{ "recursion", recurse_endlessly, VMSRS_KIND_STACK_OVERFLOW },
@@ -361,6 +362,24 @@ static void *watch(void *argument)
 	return NULL;
 }
 
+static struct sigaction before;
+static atomic_int came_back;
+
+/* As the tools of some programs do. */
+static void call_the_one_before(int signal, siginfo_t *info, void *context)
+{
+	before.sa_sigaction(signal, info, context);
+	came_back++;
+}
+
+static void wrap_the_handler(void)
+{
+	struct sigaction action = { .sa_sigaction = call_the_one_before,
+				    .sa_flags = SA_SIGINFO | SA_ONSTACK };
+
+	CHECK(sigaction(SIGSEGV, &action, &before) == 0);
+}
+
 int main(int count, char **arguments)
 {
 	const struct error *error = NULL;
@@ -393,6 +412,8 @@ int main(int count, char **arguments)
 	}
 	/* The library handles the topmost real-time signal. */
 	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
+	if (!strcmp(error->name, "wrapped"))
+		wrap_the_handler();
 	/* A hang fails the test. */
 	alarm(600);
 	for (int round = 0; round < rounds; round++) {
@@ -405,6 +426,7 @@ int main(int count, char **arguments)
 			dprintf(2, "kind %u\n", failure.kind);
 		CHECK(failure.kind == error->kind && failure.incident != 0);
 		CHECK(vmsrs_run(domain, nothing, NULL, NULL) == VMSRS_OK);
+		CHECK(came_back == (before.sa_sigaction ? round + 1 : 0));
 		/* The heap of the C library works in every size class. */
 		for (size_t size = 16; size < 4 << 20; size *= 2)
 			allocate_and_free(size);

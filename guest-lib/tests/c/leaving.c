@@ -382,6 +382,55 @@ static void hold_alice(pthread_t *thread)
 		usleep(1000);
 }
 
+/* The signal waits until the library has put back what the thread blocks. */
+static void block_it(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	raise(SIGALRM);
+}
+
+static int fail_with_it_waiting(vmsrs_request *this, void *argument)
+{
+	(void)this;
+	(void)argument;
+	block_it();
+	*(volatile int *)wild = 1;
+	return 0;
+}
+
+static int free_foreign_with_it_waiting(vmsrs_request *this, void *argument)
+{
+	static int foreign;
+
+	(void)this;
+	(void)argument;
+	block_it();
+	(void)!vmsrs_free(alice, &foreign);
+	return 0;
+}
+
+static void jump_out_of_the_landing(void)
+{
+	static vmsrs_request_fn functions[] = { fail_with_it_waiting,
+						free_foreign_with_it_waiting };
+
+	for (volatile int round = 0; round < 8; round++) {
+		set_handler(jump, round & 1 ? SA_ONSTACK : 0);
+		if (sigsetjmp(loop, 1) == 0) {
+			(void)!vmsrs_run(alice, functions[round / 4], NULL, NULL);
+			CHECK(0);
+		}
+		if (round & 2)
+			is_free(bob);
+		is_free(alice);
+		all_are_free();
+	}
+}
+
 static void jump_out_of_a_handler(void)
 {
 	for (volatile int round = 0; round < 4; round++) {
@@ -466,6 +515,7 @@ static const struct mode modes[] = {
 	{ "steps", leave_steps },
 	{ "member", leave_as_a_member },
 	{ "handler", jump_out_of_a_handler },
+	{ "landing", jump_out_of_the_landing },
 	{ "failing-handler", fail_in_a_handler },
 	{ "failing-handler-in-library", fail_in_a_handler_in_the_library },
 };

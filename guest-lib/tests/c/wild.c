@@ -109,6 +109,7 @@ static int call_wildly(vmsrs_request *request)
 	case 37: vmsrs_task_free(WILD); break;
 	case 38: (void)!vmsrs_app_invariant(WILD, invariant, NULL); break;
 	case 39: (void)!vmsrs_domain_invariant(WILD, invariant, NULL); break;
+	case 40: (void)!vmsrs_disown_fd(WILD, 2); break;
 	default: return 0;
 	}
 	return 1;
@@ -218,7 +219,7 @@ int main(void)
 		check(code == VMSRS_EFAILED || code == VMSRS_OK, "the request ends");
 		look();
 	}
-	check(call == 41, "all calls");
+	check(call == 42, "all calls");
 	for (call = 0; call <= 10; call++)
 		for (unsigned i = 0; i < 12; i++) {
 			check(vmsrs_run(alice, cut_short, &i, NULL) == VMSRS_EFAILED, "the request fails");

@@ -159,7 +159,9 @@ EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked
 	if (!arm.armed) {
 		code = real.run_with(domain, &options, work, argument, result);
 		atomic_store(&works[worker()], NULL);
-		note_state();
+		/* A thread that could not be registered has another state than one that is. */
+		if (code != VMSRS_ESYSTEM)
+			note_state();
 		return code;
 	}
 	arm.domain = domain;

@@ -51,7 +51,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         host: true,
         poison: true,
     };
-    tools.check(args.only)?;
+    tools.check(&args.only)?;
     results::create(folder)?;
     let _alone = claim(folder)?;
     remove_old(folder)?;
@@ -88,7 +88,7 @@ pub fn run(args: &RunArgs, folder: &Path) -> Result<Report> {
         guest_kernel: parts.kernel.release().to_owned(),
         server: args.server.to_string(),
         restarts: !args.no_restarts,
-        only: args.only.map(|kind| kind.name.to_owned()),
+        only: args.only.iter().map(|kind| kind.name.to_owned()).collect(),
         connections: args.connections.into(),
         guest_restarts: found.guest_restarts,
     };

@@ -78,10 +78,10 @@ pub struct RunArgs {
     /// Omit the kinds that end the server's process or the guest.
     #[arg(long)]
     pub no_restarts: bool,
-    /// Make only errors of one kind, by its name in the report.
+    /// Make only errors of this kind, by its name in the report; several times for several kinds, in turn.
     #[arg(long, value_name = "KIND", value_parser = kind::named, conflicts_with = "no_restarts")]
-    #[serde(serialize_with = "kind_name")]
-    pub only: Option<&'static Kind>,
+    #[serde(serialize_with = "kind_names")]
+    pub only: Vec<&'static Kind>,
     /// Seconds without an answer that count as a hang.
     #[arg(long, default_value_t = 300)]
     pub reply_timeout: u64,
@@ -149,7 +149,7 @@ impl RunArgs {
             connections: self.connections.into(),
             injector: self.server == Server::C,
             restarts: !self.no_restarts,
-            only: self.only,
+            only: self.only.clone(),
             keys: false,
             host: None,
             reply_timeout: patience::scaled(Duration::from_secs(self.reply_timeout)),
@@ -173,11 +173,8 @@ const MAKE_VARIABLES: [(&str, &str); 4] = [
     ("server", "SERVER"),
 ];
 
-fn kind_name<S: Serializer>(
-    kind: &Option<&'static Kind>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    kind.map(|kind| kind.name).serialize(serializer)
+fn kind_names<S: Serializer>(kinds: &[&'static Kind], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(kinds.iter().map(|kind| kind.name))
 }
 
 /// A guest to boot.
@@ -225,9 +222,13 @@ mod tests {
 
     #[test]
     fn arguments_reach_another_process() {
-        for further in ["--no-restarts", "--only=second error in a defer"] {
-            let first = ["vmsrs-campaign", "--seed=9", "--server=rust", further];
-            let first = Cli::parse_from(first).run;
+        for further in [
+            &["--no-restarts"][..],
+            &["--only=second error in a defer"],
+            &["--only=vfork child", "--only=division by zero"],
+        ] {
+            let first = ["vmsrs-campaign", "--seed=9", "--server=rust"];
+            let first = Cli::parse_from(first.iter().chain(further)).run;
             let arguments = arguments(&first);
             let name = std::iter::once("vmsrs-campaign".to_owned());
             let again = Cli::parse_from(name.chain(arguments)).run;

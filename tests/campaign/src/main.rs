@@ -62,7 +62,7 @@ fn print_plan(args: &RunArgs, output: &mut impl Write) -> io::Result<()> {
         .map(|connection| {
             Plan::new(args.seed, connection, connections)
                 .with_restarts(!args.no_restarts)
-                .with_only(args.only)
+                .with_only(&args.only)
         })
         .collect();
     for place in 0..args.errors {

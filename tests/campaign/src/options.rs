@@ -25,8 +25,8 @@ pub struct Options {
     pub injector: bool,
     /// Whether errors are made that end the server's process or the guest.
     pub restarts: bool,
-    /// The kind of all errors, if not all kinds are made.
-    pub only: Option<&'static Kind>,
+    /// The kinds of all errors; none if all kinds are made.
+    pub only: Vec<&'static Kind>,
     /// Whether the CPU has protection keys, so that the server guards its variables.
     pub keys: bool,
     /// The virtual machine, where there is one.

@@ -196,7 +196,7 @@ fn never_made(outcomes: &[KindOutcome], errors: u64, requests: usize) -> Vec<Str
 /// Whether the plan of a run has a kind.
 fn is_planned(kind: &'static Kind, options: &Options) -> bool {
     let may_end = options.restarts || kind.ends_nothing();
-    let wanted = options.only.is_none_or(|only| only == kind);
+    let wanted = options.only.is_empty() || options.only.contains(&kind);
     wanted && may_end && options.tools().missing(kind).is_none()
 }
 
@@ -266,9 +266,9 @@ impl Outcome {
             errors_injected: count.injected.load(SeqCst),
             undetected: outcomes.iter().map(KindOutcome::undetected).sum::<u64>()
                 + unguarded(&outcomes, world.options.keys, world.options.connections),
-            kinds_never_made: match world.options.only {
-                None => never_made(&outcomes, world.options.errors, world.options.connections),
-                Some(_) => Vec::new(),
+            kinds_never_made: match *world.options.only {
+                [] => never_made(&outcomes, world.options.errors, world.options.connections),
+                _ => Vec::new(),
             },
             kernel_complaints: console.map_or(0, |console| console.complaints),
             kernel_complaints_quoted: console

@@ -38,14 +38,14 @@ pub struct Planned {
 }
 
 /// The errors of one connection.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     seed: u64,
     connection: u64,
     connections: u64,
     restarts: bool,
     poison: bool,
-    only: Option<&'static Kind>,
+    only: Vec<&'static Kind>,
 }
 
 impl Plan {
@@ -58,7 +58,7 @@ impl Plan {
             connections: connections as u64,
             restarts: true,
             poison: true,
-            only: None,
+            only: Vec::new(),
         }
     }
 
@@ -74,9 +74,10 @@ impl Plan {
         Self { poison, ..self }
     }
 
-    /// The kind of all errors; by default the plan has all kinds.
+    /// The kinds of all errors, in turn; without any, the default, the plan has all kinds.
     #[must_use]
-    pub fn with_only(self, only: Option<&'static Kind>) -> Self {
+    pub fn with_only(self, only: &[&'static Kind]) -> Self {
+        let only = only.to_vec();
         Self { only, ..self }
     }
 
@@ -116,18 +117,18 @@ impl Plan {
     }
 
     fn kind(&self, place: u64) -> &'static Kind {
-        if let Some(only) = self.only {
-            return only;
-        }
         let due = |rare: &&Rare| {
             place % rare.period == rare.first
                 && (self.restarts || rare.kind.ends_nothing())
                 && (self.poison || rare.kind.origin != Origin::Memory(Harm::Poison))
         };
-        if let Some(rare) = RARE.iter().find(due) {
-            return &rare.kind;
+        let mut turn = self.only.clone();
+        if turn.is_empty() {
+            if let Some(rare) = RARE.iter().find(due) {
+                return &rare.kind;
+            }
+            turn.extend(common());
         }
-        let mut turn: Vec<&Kind> = common().collect();
         let length = turn.len() as u64;
         turn.shuffle(&mut SmallRng::seed_from_u64(
             self.seed ^ mix(u64::MAX - place / length),
@@ -202,10 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_of_one_kind_has_no_other() {
-        let kind = all().last().unwrap();
-        let plan = Plan::new(1, 0, 1).with_only(Some(kind));
-        assert!((0..200).all(|number| plan.error(number).kind == kind));
+    fn a_plan_of_some_kinds_has_no_others() {
+        let kinds: Vec<_> = all().take(3).collect();
+        for only in [&kinds[..1], &kinds] {
+            let plan = Plan::new(1, 0, 1).with_only(only);
+            let made = |number| plan.error(number).kind;
+            assert!((0..200).all(|number| only.contains(&made(number))));
+            assert!(only.iter().all(|kind| (0..200).any(|n| made(n) == *kind)));
+        }
     }
 
     #[test]

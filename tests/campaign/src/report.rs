@@ -34,8 +34,8 @@ pub struct Place {
     pub server: String,
     /// Whether errors were made that end the server's process or the guest.
     pub restarts: bool,
-    /// The kind of all errors, if not all kinds were made.
-    pub only: Option<String>,
+    /// The kinds of all errors; none if all kinds were made.
+    pub only: Vec<String>,
     /// Connections to the server.
     pub connections: usize,
     /// Restarts of the guest that the host counts; `None` if the host does not answer.
@@ -85,7 +85,7 @@ pub(crate) mod tests {
             guest_kernel: "6.1".to_owned(),
             server: "c".to_owned(),
             restarts: true,
-            only: None,
+            only: Vec::new(),
             connections: 14,
             guest_restarts,
         }

@@ -45,7 +45,7 @@ pub enum Error {
 /// When it cannot start. Whatever the server does is an outcome, not an error.
 pub fn run(options: &Options, mut on_progress: impl FnMut(Progress)) -> Result<Outcome, Error> {
     check_spread(options.users, options.connections)?;
-    options.tools().check(options.only)?;
+    options.tools().check(&options.only)?;
     let no_server = |doing| NoServer::at(options.address, doing);
     let mut control =
         Client::connect(options.address, options.reply_timeout).map_err(no_server("connecting"))?;

@@ -301,7 +301,7 @@ fn campaign_with(name: &str, wrong: Wrong, change: fn(Options) -> Options) -> Ou
         connections: 4,
         injector: false,
         restarts: true,
-        only: None,
+        only: Vec::new(),
         keys: false,
         host: None,
         reply_timeout: LIMIT,

@@ -695,12 +695,13 @@ static const struct command commands[] = {
 
 /*
  * Finds the account in this process's list, or adds it. Returns NULL when it is not there and `add`
- * is false, or when the domain cannot be opened.
+ * is false, when there is no memory, or when the domain cannot be opened: then *code says why.
  */
-static struct account *find_account(const char *name, bool add)
+static struct account *find_account(const char *name, bool add, int *code)
 {
 	struct account *account;
 
+	*code = VMSRS_OK;
 	pthread_mutex_lock(&accounts_lock);
 	for (account = accounts; account; account = account->next) {
 		if (!strcmp(account->name, name))
@@ -712,7 +713,8 @@ static struct account *find_account(const char *name, bool add)
 	if (!account)
 		goto out;
 	strcpy(account->name, name);
-	if (vmsrs_domain_open(app, name, strlen(name), &account->domain) != VMSRS_OK) {
+	*code = vmsrs_domain_open(app, name, strlen(name), &account->domain);
+	if (*code != VMSRS_OK) {
 		free(account);
 		account = NULL;
 		goto out;
@@ -728,6 +730,7 @@ out:
 static int start_directory(vmsrs_request *running, void *unused)
 {
 	struct directory *directory = vmsrs_root(directory_domain);
+	int code;
 
 	(void)running, (void)unused;
 	if (!directory) {
@@ -736,7 +739,7 @@ static int start_directory(vmsrs_request *running, void *unused)
 			vmsrs_fail("no memory for the directory");
 	}
 	for (struct entry *entry = directory->first; entry; entry = entry->next) {
-		if (!find_account(entry->name, true))
+		if (!find_account(entry->name, true, &code))
 			vmsrs_fail("the domain of a user could not be opened");
 	}
 	return 0;
@@ -790,6 +793,18 @@ static int serve(vmsrs_request *running, void *argument)
 	return 0;
 }
 
+/* The answer when a call has failed without a failed request. */
+static void refuse(struct session *session, int code)
+{
+#ifndef PLAIN
+	if (code == VMSRS_ESYSTEM) {
+		say(session, "NO %s: %s", vmsrs_refused(), strerror(errno));
+		return;
+	}
+#endif
+	say(session, "NO %s", vmsrs_strerror(code));
+}
+
 /*
  * STEP 3. Run each request with vmsrs_run or vmsrs_run_with, on the domain of its user. The function
  * runs on a stack of its own; when it returns, its changes are committed. The option gives requests
@@ -823,8 +838,8 @@ static void run(struct request *request)
 		    vmsrs_kind_name(failure.kind), failure.incident, failure.recovery_ns);
 		return;
 	}
-	say(session, "NO %s", vmsrs_strerror(code));
 #endif
+	refuse(session, code);
 }
 
 /* The name is 1 to NAME_LENGTH - 1 letters, digits, '-' or '_'. */
@@ -838,14 +853,15 @@ static bool good_name(const char *name)
 static void choose_user(struct request *request)
 {
 	struct session *session = request->session;
+	int code;
 
 	if (!good_name(request->argument)) {
 		say(session, "NO name");
 		return;
 	}
-	request->account = find_account(request->argument, true);
+	request->account = find_account(request->argument, true, &code);
 	if (!request->account) {
-		say(session, "NO memory");
+		refuse(session, code != VMSRS_OK ? code : VMSRS_ENOMEM);
 		return;
 	}
 	session->account = request->account;
@@ -914,13 +930,14 @@ static bool answer(struct session *session, char *line)
 	if (request.command->handle == transfer) {
 		char name[NAME_LENGTH];
 		size_t length = strcspn(request.argument, " ");
+		int code;
 
 		if (length >= sizeof(name))
 			length = 0;
 		memcpy(name, request.argument, length);
 		name[length] = 0;
 		number += length;
-		request.other = find_account(name, false);
+		request.other = find_account(name, false, &code);
 		if (!request.other || request.other == request.account) {
 			say(session, "NO user");
 			return true;

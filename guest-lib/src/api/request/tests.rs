@@ -383,3 +383,26 @@ fn owned_descriptor_is_closed_if_the_request_does_not_succeed() {
     let closed = domain.run(|request| request.own_fd(fd));
     assert!(matches!(closed, Err(RunError::GivenUp(Error::Argument(_)))));
 }
+
+#[test]
+fn descriptor_that_was_taken_back_is_left_alone() {
+    let app = MockBackend::app("disowned descriptors", |_| ());
+    let domain = app.domain("one").unwrap();
+    // SAFETY: makes a descriptor of an anonymous file, of which each looks like all others.
+    let open = || unsafe { libc::eventfd(0, 0) };
+    let (one, two) = (open(), open());
+    let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+        request.own_fd(one)?;
+        request.own_fd(two)?;
+        assert!(request.disown_fd(one)?);
+        assert!(!request.disown_fd(one)?);
+        // Another thread gets the number.
+        // SAFETY: the descriptor is this test's.
+        unsafe { libc::dup2(two, one) };
+        request.fail("on purpose")
+    });
+    assert!(outcome.is_err());
+    assert!(file::identity(one).is_some() && file::identity(two).is_none());
+    // SAFETY: it is this test's.
+    unsafe { libc::close(one) };
+}

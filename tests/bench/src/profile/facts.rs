@@ -28,6 +28,11 @@ impl Level {
         Self::HostUser,
     ];
 
+    /// Whether it is a level of the guest.
+    pub(crate) fn is_guest(self) -> bool {
+        matches!(self, Self::GuestUser | Self::GuestKernel)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::GuestUser => "guest user",

@@ -82,7 +82,7 @@ impl Profiler {
     }
 }
 
-/// Reads what the plugin has written: phase, address, instructions.
+/// Reads what the plugin has written: phase, side, address, instructions.
 fn phases(text: &str, all: &[Measured], symbols: &Symbols) -> Result<Vec<Phase>> {
     let mut phases: Vec<Phase> = all
         .iter()
@@ -96,6 +96,7 @@ fn phases(text: &str, all: &[Measured], symbols: &Symbols) -> Result<Vec<Phase>>
                 .with_context(|| format!("malformed line: {line}"))
         };
         let number: usize = next()?.parse()?;
+        let in_guest = next()? == "guest";
         let address = u64::from_str_radix(next()?, 16)?;
         let instructions: u64 = next()?.parse()?;
         ensure!(
@@ -103,7 +104,7 @@ fn phases(text: &str, all: &[Measured], symbols: &Symbols) -> Result<Vec<Phase>>
             "phase {number} of {}: are the plugin's marks and the measurements the same ones?",
             phases.len()
         );
-        phases[number - 1].add(symbols.place(address), instructions);
+        phases[number - 1].add(symbols.place(in_guest, address), instructions);
     }
     Ok(phases)
 }

@@ -10,10 +10,11 @@
  *	nopl 0x5a5a0000(%rax)	counting stops
  *
  * While it counts, everything that the emulated CPU executes belongs to the phase, in whatever level
- * of virtualization: guest, host kernel, VMM. Phases are numbered from 1. At exit the plugin writes
- * one line for each phase and block that ran in it:
+ * of virtualization: guest, host kernel, VMM. Guest and host may have code at the same addresses, so
+ * they are told apart: the guest runs from a VMRUN until the host goes on after it. Phases are
+ * numbered from 1. At exit the plugin writes one line for each phase and block that ran in it:
  *
- *	PHASE ADDRESS(hex) INSTRUCTIONS
+ *	PHASE guest|host ADDRESS(hex) INSTRUCTIONS
  *
  * Arguments: out=FILE. Meant for one virtual CPU: with more, whatever the others do counts too.
  */
@@ -44,6 +45,7 @@ size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
+uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *, void *, size_t);
 
 EXPORT int qemu_plugin_version = PLUGIN_VERSION;
@@ -57,9 +59,12 @@ static const uint8_t mark[] = { 0x0f, 0x1f, 0x80 };
 #define MARK_START	0x5a5a0001u
 #define MARK_NEXT	0x5a5a0002u
 
+static const uint8_t vmrun[] = { 0x0f, 0x01, 0xd8 };
+
 struct block {
 	struct block *next;		/* with the same hash */
 	uint64_t address;
+	bool in_guest;
 	uint64_t instructions;		/* of one execution */
 	uint64_t executions[PHASES_MAX];
 };
@@ -67,22 +72,26 @@ struct block {
 static struct block *blocks[1 << TABLE_BITS];
 static unsigned int phase;		/* the current one, or 0 */
 static bool counting;
+static bool in_guest;
+static uint64_t after_vmrun;		/* where the host goes on when it has the CPU again */
 static const char *out = "profile.txt";
 
 /* Blocks are translated again and again: the same one is counted in one place. */
-static struct block *block_find(uint64_t address, uint64_t instructions)
+static struct block *block_find(uint64_t address, uint64_t instructions, bool in_guest)
 {
 	uint64_t hash = (address * 0x9e3779b97f4a7c15u) >> (64 - TABLE_BITS);
 	struct block *block;
 
 	for (block = blocks[hash]; block; block = block->next)
-		if (block->address == address && block->instructions == instructions)
+		if (block->address == address && block->instructions == instructions &&
+		    block->in_guest == in_guest)
 			return block;
 	block = calloc(1, sizeof(*block));
 	if (!block)
 		abort();
 	block->address = address;
 	block->instructions = instructions;
+	block->in_guest = in_guest;
 	block->next = blocks[hash];
 	blocks[hash] = block;
 	return block;
@@ -93,6 +102,7 @@ static void on_block(unsigned int vcpu, void *data)
 	struct block *block = data;
 
 	(void)vcpu;
+	in_guest = block->in_guest;
 	if (counting)
 		block->executions[phase]++;
 }
@@ -107,18 +117,33 @@ static void on_mark(unsigned int vcpu, void *data)
 		phase++;
 }
 
+static void on_vmrun(unsigned int vcpu, void *data)
+{
+	(void)vcpu;
+	in_guest = true;
+	after_vmrun = (uintptr_t)data + sizeof(vmrun);
+}
+
 static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	size_t count = qemu_plugin_tb_n_insns(tb);
+	uint64_t address = qemu_plugin_tb_vaddr(tb);
+	/* A block is translated when it is to run, and for one of the two: QEMU never shares it. */
+	struct block *block = block_find(address, count, in_guest && address != after_vmrun);
 
 	(void)id;
-	qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, CALLBACK_READS_NO_REGISTERS,
-					     block_find(qemu_plugin_tb_vaddr(tb), count));
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, CALLBACK_READS_NO_REGISTERS, block);
 	for (size_t i = 0; i < count; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		uint8_t bytes[MARK_LENGTH];
 		uint32_t value;
 
+		if (qemu_plugin_insn_size(insn) == sizeof(vmrun) &&
+		    qemu_plugin_insn_data(insn, bytes, sizeof(vmrun)) == sizeof(vmrun) &&
+		    !memcmp(bytes, vmrun, sizeof(vmrun)))
+			qemu_plugin_register_vcpu_insn_exec_cb(
+				insn, on_vmrun, CALLBACK_READS_NO_REGISTERS,
+				(void *)(uintptr_t)qemu_plugin_insn_vaddr(insn));
 		if (qemu_plugin_insn_size(insn) != MARK_LENGTH ||
 		    qemu_plugin_insn_data(insn, bytes, sizeof(bytes)) != MARK_LENGTH ||
 		    memcmp(bytes, mark, sizeof(mark)))
@@ -144,8 +169,8 @@ static void on_exit_of_qemu(qemu_plugin_id_t id, void *data)
 		for (struct block *block = blocks[hash]; block; block = block->next)
 			for (unsigned int i = 1; i <= phase; i++)
 				if (block->executions[i])
-					fprintf(file, "%u %" PRIx64 " %" PRIu64 "\n", i,
-						block->address,
+					fprintf(file, "%u %s %" PRIx64 " %" PRIu64 "\n", i,
+						block->in_guest ? "guest" : "host", block->address,
 						block->executions[i] * block->instructions);
 	if (fclose(file))
 		perror(out);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use object::elf::PF_X;
 use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SegmentFlags, SymbolKind};
 
@@ -31,10 +31,11 @@ struct Range {
     functions: BTreeMap<u64, String>,
 }
 
-/// All code that is known.
+/// All code that is known. Guest and host may have some at the same addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Symbols {
-    ranges: BTreeMap<u64, Range>,
+    guest: BTreeMap<u64, Range>,
+    host: BTreeMap<u64, Range>,
 }
 
 impl Symbols {
@@ -42,7 +43,7 @@ impl Symbols {
     /// the path they have there; what is not in it is looked for under the same path here.
     pub(crate) fn new(facts: &[Fact], files: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let mut symbols = Self::default();
-        symbols.add_kernels(facts)?;
+        symbols.add_kernels(facts);
         let mut sections: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
         for fact in facts {
             match fact {
@@ -83,7 +84,7 @@ impl Symbols {
     }
 
     /// The host's kernel, and the guest's: the same one, but for where it begins.
-    fn add_kernels(&mut self, facts: &[Fact]) -> Result<()> {
+    fn add_kernels(&mut self, facts: &[Fact]) {
         let mut modules: BTreeMap<&str, BTreeMap<u64, String>> = BTreeMap::new();
         for fact in facts {
             if let Fact::Function {
@@ -113,11 +114,6 @@ impl Symbols {
                 .keys()
                 .next_back()
                 .map_or(text, |last| last + 0x1000);
-            // The host's begins at a random place, the guest's does not.
-            ensure!(
-                text >= KERNEL_TEXT + (end - text),
-                "the kernels of the host and of the guest overlap, so addresses do not tell them apart: profile again"
-            );
             let guest = functions
                 .iter()
                 .map(|(address, name)| (address - text + KERNEL_TEXT, name.clone()))
@@ -139,7 +135,6 @@ impl Symbols {
                 .map_or(start, |last| last + 0x1000);
             self.add(Level::HostKernel, module.to_owned(), start, end, functions);
         }
-        Ok(())
     }
 
     fn add_module(
@@ -187,12 +182,23 @@ impl Symbols {
             object,
             functions,
         };
-        self.ranges.insert(start, range);
+        self.side(level.is_guest()).insert(start, range);
     }
 
-    /// Whose code lies at an address.
-    pub(crate) fn place(&self, address: u64) -> Place {
-        let before = self.ranges.range(..=address).next_back();
+    fn side(&mut self, in_guest: bool) -> &mut BTreeMap<u64, Range> {
+        match in_guest {
+            true => &mut self.guest,
+            false => &mut self.host,
+        }
+    }
+
+    /// Whose code lies at an address of guest or host.
+    pub(crate) fn place(&self, in_guest: bool, address: u64) -> Place {
+        let ranges = match in_guest {
+            true => &self.guest,
+            false => &self.host,
+        };
+        let before = ranges.range(..=address).next_back();
         let Some((_, range)) = before.filter(|(_, range)| address < range.end) else {
             return Place {
                 level: None,
@@ -256,7 +262,8 @@ mod tests {
 
     #[test]
     fn the_guest_s_kernel_is_the_host_s_elsewhere() {
-        let text = 0xffff_ffff_9a00_0000;
+        // The two overlap.
+        let text = KERNEL_TEXT + 0x20_0000;
         let facts = [
             function(0x1000, "per_cpu", None),
             function(text, "_text", None),
@@ -264,14 +271,18 @@ mod tests {
             function(0xffff_ffff_c000_0000, "svm_vcpu_run", Some("kvm_amd")),
         ];
         let symbols = Symbols::new(&facts, &BTreeMap::new()).unwrap();
-        let place = symbols.place(text + 0x104);
+        let place = symbols.place(false, text + 0x104);
         assert_eq!(place.level, Some(Level::HostKernel));
         assert_eq!(place.function, "schedule");
-        let place = symbols.place(KERNEL_TEXT + 0x104);
+        let place = symbols.place(true, KERNEL_TEXT + 0x104);
         assert_eq!(place.level, Some(Level::GuestKernel));
         assert_eq!(place.function, "schedule");
-        assert_eq!(symbols.place(0xffff_ffff_c000_0008).object, "kvm_amd");
-        assert_eq!(symbols.place(0x1008).level, None);
+        assert_eq!(
+            symbols.place(false, 0xffff_ffff_c000_0008).object,
+            "kvm_amd"
+        );
+        assert_eq!(symbols.place(false, 0x1008).level, None);
+        assert_eq!(symbols.place(true, 0xffff_ffff_c000_0008).level, None);
     }
 
     #[test]
@@ -279,7 +290,7 @@ mod tests {
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let facts: Vec<Fact> = super::super::facts::mappings(Level::GuestUser, &maps).collect();
         let symbols = Symbols::new(&facts, &BTreeMap::new()).unwrap();
-        let place = symbols.place(of_mapping as *const () as u64);
+        let place = symbols.place(true, of_mapping as *const () as u64);
         assert!(place.function.ends_with("symbols::of_mapping"), "{place:?}");
     }
 }

@@ -155,13 +155,14 @@ impl Tools {
         }
     }
 
-    /// Checks that errors of the kind, if any, can be made.
+    /// Checks that errors of these kinds can be made.
     ///
     /// # Errors
     ///
     /// [`Missing`] if not.
-    pub fn check(self, only: Option<&'static Kind>) -> Result<(), Missing> {
-        match only.and_then(|kind| Some((kind.name, self.missing(kind)?))) {
+    pub fn check(self, only: &[&'static Kind]) -> Result<(), Missing> {
+        let missing = |kind: &&'static Kind| Some((kind.name, self.missing(kind)?));
+        match only.iter().find_map(missing) {
             Some((kind, needed)) => Err(Missing { kind, needed }),
             None => Ok(()),
         }

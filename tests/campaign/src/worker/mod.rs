@@ -85,7 +85,7 @@ impl<'a> Worker<'a> {
             audited: 0,
             plan: Plan::new(options.seed, connection, options.connections)
                 .with_restarts(options.restarts)
-                .with_only(options.only)
+                .with_only(&options.only)
                 .with_poison(vault::may_poison()),
             load: Load::new(options.seed, connection),
             own: (connection..options.users)

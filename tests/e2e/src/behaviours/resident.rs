@@ -24,6 +24,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     steps: &[
         ("keys", keys),
         ("commits", commits),
+        ("slow", slow),
         ("sum", sum),
         ("fails", fails),
         ("strays", strays),
@@ -47,6 +48,7 @@ fn host(guest: &mut Guest) -> Result<()> {
     }
     guest.run_steps(&[
         "commits",
+        "slow",
         "fails",
         "strays",
         "lock word",
@@ -243,6 +245,25 @@ fn commits(_: &str) -> Result<()> {
         "it sees {seen} after the commit"
     );
     counters.expect(committed + 1)
+}
+
+/// Requests of which each is sealed before the next: the domain becomes hot as soon as with faster ones.
+fn slow(_: &str) -> Result<()> {
+    let counters = Counters::new(open("resident-slow")?, "one")?;
+    let mut requests = 0;
+    while !counters.is_hot()? {
+        counters.domain.app().flush()?;
+        requests += 1;
+        ensure!(requests < 20, "not hot after {requests} slow requests");
+    }
+    for _ in 0..20 {
+        counters.domain.app().flush()?;
+        ensure!(
+            counters.is_hot()?,
+            "a domain that is used steadily has cooled"
+        );
+    }
+    Ok(())
 }
 
 fn fails(_: &str) -> Result<()> {

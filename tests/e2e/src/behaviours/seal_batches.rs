@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::ioctl::COMMIT_SEAL;
+use vmsrs_protocol::shared::HELD_MAX;
 
 use crate::raw::{App, Domain, Thread};
 use crate::{Behaviour, Machine};
@@ -16,8 +17,8 @@ use crate::{Behaviour, Machine};
 pub(super) const BATCHES: Behaviour = Behaviour {
     name: "seal_batch_is_sent_when_full_or_due_or_requested",
     machine: Machine::Usual,
-    steps: &[("batches", batches)],
-    host: |guest| guest.run_steps(&["batches"]),
+    steps: &[("batches", batches), ("neighbours", neighbours)],
+    host: |guest| guest.run_steps(&["batches", "neighbours"]),
 };
 
 /// Pages that are committed again and again.
@@ -79,6 +80,40 @@ fn batches(_: &str) -> Result<()> {
     ensure!(
         after.seal_messages >= before.seal_messages + 2,
         "one message had room for {PAGES} records"
+    );
+    Ok(())
+}
+
+/// Pages of many domains that lie next to each other in the window: they are unmapped together when they are sealed.
+fn neighbours(_: &str) -> Result<()> {
+    let app = App::open("seal-neighbours")?;
+    let domains = (0..HELD_MAX)
+        .map(|number| app.domain(&format!("user {number}"), 1))
+        .collect::<Result<Vec<_>>>()?;
+    let thread = app.thread()?;
+    app.flush()?;
+    let before = app.info()?;
+    let list: Vec<Domain> = domains.iter().map(|&(domain, _)| domain).collect();
+    let tag = thread.begin(&list)?;
+    // The order in which they are written makes no difference.
+    for &(_, page) in domains.iter().rev() {
+        // SAFETY: the pages are the domains', which the request holds.
+        unsafe { page.write_volatile(1) };
+    }
+    thread.commit(tag, 0)?;
+    thread.end()?;
+    app.flush()?;
+    let after = app.info()?;
+    let domains = domains.len() as u64;
+    ensure!(
+        after.sealed_pages - before.sealed_pages == domains,
+        "not every page is sealed once: {before:?}, {after:?}"
+    );
+    // The commit unmaps the draft of each domain.
+    let zaps = after.zaps - before.zaps;
+    ensure!(
+        zaps <= domains + domains / 8,
+        "pages were unmapped {zaps} times for {domains} domains"
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `guest-kmod/pool.c`, `drafts.c`, `batch.c` and `report.c`: the life of a frame of the pool, from the first write to the host's
+//! `guest-kmod/pool.c`, `drafts.c`, `answer.c`, `batch.c` and `report.c`: the life of a frame of the pool, from the first write to the host's
 //! answer.
 //!
 //! There is one domain, and its lock word is not modelled: one thread writes. Contents are cells that no two threads
@@ -378,7 +378,8 @@ impl Frames {
     }
 
     /// `seal`, with `send_batch`, `fill_records` and `finish_domain`; and the host, which copies a frame when its
-    /// record arrives and moves its page map after the last one.
+    /// record arrives and moves its page map after the last one. In which order `finish_row` comes to the pages of one
+    /// domain makes no difference, since it has the domain's lock.
     pub fn seal(&self) {
         let mut batch = lock(&self.batch);
         let sent = std::mem::take(&mut batch.records);
@@ -405,7 +406,7 @@ impl Frames {
         self.put_all(&sent);
     }
 
-    /// `show_sealed`, and the zap that it asks for.
+    /// `finish_frame`, `show_sealed`, and the zap that it asks for; `sent_version` in the first case.
     fn show_sealed(&self, domain: &mut Domain, frame: usize, page: usize, vault: usize) {
         match domain.entries[page].frame {
             Version::Pool(shown) if shown == frame => {

@@ -68,7 +68,7 @@ pub struct Driver {
     threads: Vec<Arc<Thread>>,
     /// `waits`; guarded by `waits_lock`.
     waits: Mutex<Vec<Wait>>,
-    commit_lock: Mutex<()>,
+    request_locks: [Mutex<()>; 2],
     /// Tags of suspended requests; guarded by `requests_lock`.
     suspended: Mutex<Vec<u64>>,
     /// Tags of failed requests; guarded by `requests_lock`.
@@ -85,7 +85,7 @@ impl Driver {
             queue: Mutex::new(Queue::default()),
             threads: threads.to_vec(),
             waits: Mutex::new(Vec::new()),
-            commit_lock: Mutex::new(()),
+            request_locks: [Mutex::new(()), Mutex::new(())],
             suspended: Mutex::new(Vec::new()),
             failed: Mutex::new(Vec::new()),
         })
@@ -321,12 +321,13 @@ impl Driver {
         if tag == 0 || tag == LOCK_DELETED || !self.orphaned(tag) {
             return false;
         }
-        let _commit = self.commit_lock();
+        let _lock = self.request_lock(tag);
         self.orphaned(tag) && self.lock_tag(domain) == tag
     }
 
-    fn commit_lock(&self) -> MutexGuard<'_, ()> {
-        self.commit_lock
+    /// `vmsrs_request_lock`.
+    fn request_lock(&self, tag: u64) -> MutexGuard<'_, ()> {
+        self.request_locks[tag as usize % 2]
             .lock()
             .expect("no thread panics with the lock")
     }
@@ -339,19 +340,19 @@ impl Driver {
 
     /// `vmsrs_suspend` (`suspend.c`).
     pub(crate) fn suspend(&self, tag: u64) {
-        let _commit = self.commit_lock();
+        let _lock = self.request_lock(tag);
         self.suspended().push(tag);
     }
 
     /// `vmsrs_resume`.
     pub(crate) fn resume(&self, tag: u64) {
-        let _commit = self.commit_lock();
+        let _lock = self.request_lock(tag);
         self.suspended().retain(|&other| other != tag);
     }
 
     /// `vmsrs_abandon` of a request without drafts that holds a domain.
     pub(crate) fn abandon(&self, tag: u64, domain: u32) {
-        let _commit = self.commit_lock();
+        let _lock = self.request_lock(tag);
         self.lock_release(domain, tag);
         self.suspended().retain(|&other| other != tag);
     }

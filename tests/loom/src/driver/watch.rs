@@ -22,7 +22,7 @@ pub struct Watch {
     tag: AtomicU64,
     /// Whether `control->deadline_ns` has passed.
     over: AtomicBool,
-    commit_lock: Mutex<()>,
+    request_locks: [Mutex<()>; 2],
     /// Guarded by `requests_lock`. The deadline of a suspended request has passed.
     requests: Mutex<Vec<Request>>,
 }
@@ -34,8 +34,9 @@ impl Watch {
             .expect("no thread panics with the lock")
     }
 
-    fn commit_lock(&self) -> MutexGuard<'_, ()> {
-        self.commit_lock
+    /// `vmsrs_request_lock`.
+    fn request_lock(&self, tag: u64) -> MutexGuard<'_, ()> {
+        self.request_locks[tag as usize % 2]
             .lock()
             .expect("no thread panics with the lock")
     }
@@ -54,7 +55,7 @@ impl Watch {
 
     /// `vmsrs_suspend`. False if the request has failed.
     pub fn suspend(&self, tag: u64) -> bool {
-        let _commit = self.commit_lock();
+        let _lock = self.request_lock(tag);
         let mut requests = self.requests();
         let request = find(&mut requests, tag);
         request.suspended = !request.failed;
@@ -84,7 +85,7 @@ impl Watch {
 
     /// `vmsrs_fail_suspended`.
     fn fail_suspended(&self, tag: u64) {
-        let _commit = self.commit_lock();
+        let _lock = self.request_lock(tag);
         let mut requests = self.requests();
         let request = find(&mut requests, tag);
         if request.suspended && !request.failed {

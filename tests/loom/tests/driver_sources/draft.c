@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * fill(), fill_frame() and take_filled() of guest-kmod/drafts.c, which the test writes to functions.inc, with stubs
- * for what they call.
+ * fill(), fill_frame() and take_filled() of guest-kmod/drafts.c, and what they call in pool.c, which the test writes to
+ * functions.inc, with stubs for what these call.
  */
 #include <errno.h>
 #include <stdbool.h>

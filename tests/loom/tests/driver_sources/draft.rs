@@ -1,4 +1,4 @@
-//! `take_filled` of `guest-kmod/drafts.c`, compiled with stubs around it (`draft.c`).
+//! `take_filled` of `guest-kmod/drafts.c`, with what it calls in `pool.c`, compiled with stubs around it (`draft.c`).
 
 use crate::stubs;
 
@@ -6,7 +6,9 @@ use crate::stubs;
 fn a_broken_pool_frame_is_left_out_and_a_broken_vault_frame_is_an_error() {
     stubs::run(
         "draft.c",
-        "drafts.c",
-        &["fill", "fill_frame", "take_filled"],
+        &[
+            ("pool.c", &["vmsrs_pool_put_unfilled"]),
+            ("drafts.c", &["fill", "fill_frame", "take_filled"]),
+        ],
     );
 }

@@ -4,5 +4,5 @@ use crate::stubs;
 
 #[test]
 fn a_write_fault_that_succeeds_ends_the_wait_for_a_frame() {
-    stubs::run("fault.c", "page.c", &["note_tag", "thread_write"]);
+    stubs::run("fault.c", &[("page.c", &["note_tag", "thread_write"])]);
 }

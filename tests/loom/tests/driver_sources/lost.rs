@@ -5,5 +5,5 @@ use crate::stubs;
 #[test]
 fn a_late_event_does_not_refuse_a_page_that_is_in_the_same_frame_again() {
     let functions = ["note_lost", "host_lost", "lock_lost", "vmsrs_page_damaged"];
-    stubs::run("lost.c", "page.c", &functions);
+    stubs::run("lost.c", &[("page.c", &functions)]);
 }

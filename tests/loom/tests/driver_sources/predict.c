@@ -17,7 +17,7 @@ typedef uint32_t u32;
 typedef int8_t s8;
 
 /* As in vmsrs.h and predict.c. */
-#define VMSRS_HOT_MAX 13
+#define VMSRS_HOT_MAX 12
 #define VMSRS_FOLLOWING_MAX 16
 #define VMSRS_AHEAD_NOT 0
 #define VMSRS_AHEAD_HOT 1
@@ -26,6 +26,10 @@ typedef int8_t s8;
 #define ROW_MIN 2
 #define ROW_SCORE_MAX 4
 #define ROW_MAX UINT8_MAX
+#define STREAK_SHIFT 28
+#define HOT_AFTER 4
+#define RELUCTANCE_MAX 8
+#define PAID_AFTER 256
 
 #define GFP_NOWAIT 0
 #define __GFP_NOWARN 0
@@ -39,8 +43,13 @@ typedef int8_t s8;
 	for (draft = (row)->drafts; draft != (row)->drafts + (row)->count; draft++)
 
 struct vmsrs_prediction { const u32 *hot; u32 hot_count, following, following_count; };
-struct vmsrs_heat { u8 count; u32 pages[VMSRS_HOT_MAX]; };
-struct vmsrs_frame { u32 page, committed; u16 commit; u8 streak, ahead; };
+struct vmsrs_heat {
+	void *resident;
+	u16 steady, paid, kept_commit;
+	u8 reluctance, count : 4, kept : 4;
+	u32 pages[VMSRS_HOT_MAX];
+};
+struct vmsrs_frame { u32 page, committed, replaced; u16 commit; u8 streak, ahead; };
 struct vmsrs_frames { struct vmsrs_frame *drafts; u32 count; };
 struct vmsrs_app { void *dev; };
 struct vmsrs_extent_pages { u32 page, pages; };
@@ -57,8 +66,9 @@ struct vmsrs_domain {
 
 #define PAGES 100U
 
-/* The versions that were committed last, one a page: its name is its page. */
+/* The versions that were committed last, one a page: its name is its page. Those that were sealed are in the vault. */
 static struct vmsrs_frame versions[PAGES];
+static bool sealed[PAGES];
 
 static bool vmsrs_in_pool(u32 version)
 {
@@ -109,7 +119,8 @@ static void request(const u32 *pages, u32 count)
 	domain.drafts.count = 0;
 	for (i = 0; i < PAGES; i++) {
 		drafts[i].page = i;
-		drafts[i].committed = i | VMSRS_IN_POOL;
+		drafts[i].committed = i | (sealed[i] ? 0 : VMSRS_IN_POOL);
+		drafts[i].replaced = sealed[i] ? i : versions[i].replaced;
 		if (drafted[i] && !written[i])
 			dropped[list.count++] = drafts[i];
 		follow += written[i] && drafts[i].ahead == VMSRS_AHEAD_FOLLOWS;
@@ -122,6 +133,7 @@ static void request(const u32 *pages, u32 count)
 		if (written[i]) {
 			vmsrs_predict_written(&domain, &drafts[i]);
 			versions[i] = drafts[i];
+			sealed[i] = false;
 		}
 	}
 }
@@ -142,8 +154,11 @@ static void fresh(void)
 	free(domain.heat);
 	domain = (struct vmsrs_domain){ .app = &app };
 	memset(versions, 0, sizeof(versions));
-	for (i = 0; i < PAGES; i++)
+	memset(sealed, 0, sizeof(sealed));
+	for (i = 0; i < PAGES; i++) {
 		versions[i].commit = UINT16_MAX - 1;
+		versions[i].replaced = VMSRS_NONE;
+	}
 }
 
 static void expect(bool right, const char *what)
@@ -249,9 +264,89 @@ static void following_pages(void)
 	}
 }
 
+/* All that was committed is sealed. */
+static void seal(void)
+{
+	u32 i;
+
+	for (i = 0; i < PAGES; i++) {
+		if (versions[i].commit == domain.commits && !sealed[i])
+			vmsrs_predict_sealed(&domain, &versions[i]);
+		sealed[i] = true;
+	}
+}
+
+/* How often the domain has become hot in so many plain requests, with a seal and a failure after each so many. */
+static u32 became_hot(u32 requests, u32 between_seals, u32 between_failures, u32 *hot_requests)
+{
+	u32 i, times = 0;
+
+	*hot_requests = 0;
+	for (i = 1; i <= requests; i++) {
+		REQUEST(5);
+		if (domain.heat && domain.heat->resident) {
+			++*hot_requests;
+			vmsrs_heat_paid(domain.heat);
+		} else if (versions[5].streak == VMSRS_STREAK_MAX && vmsrs_heat_get(&domain) &&
+			   vmsrs_heat_steady(domain.heat)) {
+			domain.heat->resident = &domain;
+			times++;
+		}
+		if (i % between_seals == 0)
+			seal();
+		if (i % between_failures == 0 && domain.heat && domain.heat->resident)
+			vmsrs_heat_cooled(domain.heat);
+	}
+	return times;
+}
+
+static void steady_domains(void)
+{
+	u32 between, hot, i;
+
+	for (between = 1; between < 10; between++) {
+		fresh();
+		expect(became_hot(1000, between, UINT32_MAX, &hot) == 1, "hot once, however slow");
+		expect(hot > 980, "soon");
+	}
+	/* One that fails now and then is hot most of the time, as often as it has failed. */
+	fresh();
+	became_hot(40000, 1, 1000, &hot);
+	expect(hot > 39000 && domain.heat->reluctance <= 1, "what it has paid counts");
+	/* One that fails all the time gives up. */
+	fresh();
+	expect(became_hot(40000, 1, 50, &hot) < 60, "no back and forth");
+	expect(domain.heat->reluctance == RELUCTANCE_MAX, "it has paid for nothing");
+	became_hot(40000, 1, UINT32_MAX, &hot);
+	expect(hot > 38000 && !domain.heat->reluctance, "what it has paid is forgotten in the end");
+
+	/* A page that is left out once starts again. */
+	fresh();
+	for (i = 0; i < 4; i++) {
+		REQUEST(5);
+		seal();
+	}
+	expect(versions[5].streak == VMSRS_STREAK_MAX, "a page that each request writes");
+	REQUEST(6);
+	seal();
+	REQUEST(5);
+	expect(versions[5].streak == 1, "left out");
+	/* More pages than are kept. */
+	fresh();
+	for (i = 0; i < 6; i++) {
+		row(0, 20);
+		seal();
+	}
+	expect(domain.heat->count + domain.heat->kept <= VMSRS_HOT_MAX, "room");
+	REQUEST(0, 4, 8);
+	REQUEST(0, 4, 8);
+	expect(domain.heat->count <= VMSRS_HOT_MAX, "room");
+}
+
 int main(void)
 {
 	hot_pages();
 	following_pages();
+	steady_domains();
 	return 0;
 }

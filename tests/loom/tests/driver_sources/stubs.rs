@@ -6,13 +6,13 @@ use std::process::Command;
 
 use crate::source;
 
-/// Compiles the program `stubs`, which includes the functions of one of the driver's files as `functions.inc`, and
-/// runs it.
-pub(crate) fn run(stubs: &str, file: &str, functions: &[&str]) {
+/// Compiles the program `stubs`, which includes functions of the driver's files as `functions.inc`, and runs it.
+pub(crate) fn run(stubs: &str, functions: &[(&str, &[&str])]) {
     let folder = tempfile::tempdir().expect("a folder");
     let text: Vec<String> = functions
         .iter()
-        .map(|name| source::function(file, name).expect("in the file").text)
+        .flat_map(|(file, names)| names.iter().map(move |name| (file, name)))
+        .map(|(file, name)| source::function(file, name).expect("in the file").text)
         .collect();
     fs::write(folder.path().join("functions.inc"), text.join("\n")).expect("writable");
     let program = folder.path().join("program");

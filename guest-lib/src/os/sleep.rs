@@ -1,0 +1,129 @@
+//! What a thread sleeps in that a signal has found in the C library.
+//!
+//! Who is abandoned there leaves behind what the function has begun. Waits for conditions and semaphores, and `system`, have asked for a
+//! routine that ends them (`os/cancellation.rs`). Two others end when the system call that they sleep in fails, and are told
+//! that it has:
+//!
+//! - A `pthread_rwlock` counts who waits for it, and takes a waiter off when its time is up.
+//! - `syslog` sends, and `gethostbyname` and its kin ask for names, with a lock of their own, for which all other threads would wait.
+
+use super::cancellation;
+use super::clib::{self, SYSCALL};
+use super::{file, modules};
+use std::ffi::c_int;
+
+/// Bits of an operation that say how it is meant.
+const FLAGS: u64 = (libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME) as u64;
+
+/// Not in all versions of the libc crate.
+const LOCK_PI2: c_int = 13;
+
+/// Most that a function of the C library polls.
+const POLLED_MAX: u64 = 8;
+
+/// Bytes above the stack pointer in which the functions of a wait have their frames.
+const FRAMES: u64 = 1024;
+
+/// What the registers of a thread say about it that a signal has interrupted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sleep {
+    /// RIP.
+    instruction: u64,
+    /// RAX: the result of a system call that is over, or the number of the next one.
+    result: u64,
+    /// RDI and RSI: the arguments of that call.
+    first: u64,
+    second: u64,
+    /// RSP.
+    stack: u64,
+}
+
+impl Sleep {
+    /// From the registers in a signal handler's context. Async-signal-safe.
+    pub(crate) fn of(registers: &[libc::greg_t; 23]) -> Self {
+        let register = |number: c_int| registers[number as usize] as u64;
+        Self {
+            instruction: register(libc::REG_RIP),
+            result: register(libc::REG_RAX),
+            first: register(libc::REG_RDI),
+            second: register(libc::REG_RSI),
+            stack: register(libc::REG_RSP),
+        }
+    }
+
+    /// Whether the signal has woken the thread from a system call.
+    fn is_over(&self) -> bool {
+        self.result == -i64::from(libc::EINTR) as u64 && has_syscall(self.instruction - 2)
+    }
+
+    /// Whether it is about to go on with the wait for a mutex with priority inheritance, which no signal ends.
+    fn goes_on(&self) -> bool {
+        let is_lock = [libc::FUTEX_LOCK_PI, LOCK_PI2]
+            .iter()
+            .any(|&operation| self.second & !FLAGS == operation as u64);
+        is_lock && self.result == libc::SYS_futex as u64 && has_syscall(self.instruction)
+    }
+
+    /// The error that the function gets from its system call so that it ends, if the thread was woken in one that must not be
+    /// abandoned. Async-signal-safe.
+    pub(crate) fn way_out(&self) -> Option<c_int> {
+        if !clib::contains(self.instruction) || !self.is_over() {
+            return None;
+        }
+        let error = if self.waits_for_futex() {
+            libc::ETIMEDOUT
+        } else if self.waits_for_socket() {
+            libc::EIO
+        } else {
+            return None;
+        };
+        let routine = cancellation::newest_cleanup();
+        let has_routine = (self.stack..self.stack + FRAMES).contains(&routine);
+        (!has_routine).then_some(error)
+    }
+
+    fn waits_for_futex(&self) -> bool {
+        self.second & !FLAGS == libc::FUTEX_WAIT_BITSET as u64
+    }
+
+    /// Its number, or that in the first element that `poll` was given. What is taken for one by mistake has an error earlier than it
+    /// would have had.
+    fn waits_for_socket(&self) -> bool {
+        let is_socket = |fd: u64| c_int::try_from(fd).is_ok_and(file::is_socket);
+        let mut polled = [0_u32; 1];
+        is_socket(self.first)
+            || ((1..=POLLED_MAX).contains(&self.second)
+                && modules::read(self.first, &mut polled).is_some()
+                && is_socket(polled[0].into()))
+    }
+
+    /// Whether the thread is about something in the code of the C library or of the allocator: not if
+    /// it sleeps in a system call, which nobody does with the C library's heap locked. Another
+    /// allocator may wait for one of its locks with another one held: `callers` are the words at the top of the stack, and
+    /// its return addresses among them. Async-signal-safe.
+    pub(crate) fn is_busy(&self, callers: &[u64]) -> bool {
+        if !clib::contains(self.instruction) || !clib::contains(self.instruction - 2) {
+            return false;
+        }
+        let sleeps = self.is_over() || self.goes_on();
+        !sleeps || callers.iter().any(|&word| clib::is_in_allocator(word))
+    }
+
+    /// Whether the thread is about to make a system call, in which it may sleep. Async-signal-safe.
+    pub(crate) fn may_begin(&self) -> bool {
+        has_syscall(self.instruction)
+    }
+
+    /// See [`clib::can_step`]. Async-signal-safe.
+    pub(crate) fn can_step(&self) -> bool {
+        clib::can_step(self.instruction, self.result)
+    }
+}
+
+fn has_syscall(instruction: u64) -> bool {
+    if !clib::contains(instruction) {
+        return false;
+    }
+    // SAFETY: code of the C library or of the allocator, which stays mapped.
+    unsafe { (instruction as *const [u8; 2]).read() == SYSCALL }
+}
