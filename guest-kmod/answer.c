@@ -57,32 +57,32 @@ static struct vmsrs_frame *sent_version(const struct vmsrs_device *dev,
 	return frame->batch == dev->batch.number - 1 ? frame : NULL;
 }
 
-/*
- * Has the page show the sealed version, unless a newer one has been committed: that one replaces it
- * then. Returns true if entries of the page have to be zapped. The domain's lock is held.
- */
-static bool show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+/* Has the page, whose committed version a frame is, show the sealed one. Its domain is locked. */
+static __always_inline void show_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame,
+					struct vmsrs_page *entry)
 {
-	struct vmsrs_page *entry = frame->entry;
-
 	lockdep_assert_held(&frame->domain->lock);
-	/* Deleted meanwhile. */
-	if (entry->frame == VMSRS_NONE)
-		return false;
-	if (entry->frame != vmsrs_frame_name(dev, frame)) {
-		if (!WARN_ON_ONCE(!vmsrs_in_pool(entry->frame)))
-			vmsrs_pool_frame(dev, entry->frame)->replaced = frame->sealed;
-		return false;
-	}
 	entry->frame = frame->sealed;
 	/* The host may have found the loss before this, and vmsrs_page_damaged() noted it. */
 	if (frame->sealed == frame->lost)
 		entry->frame = VMSRS_DAMAGED_FRAME;
-	if (entry->frame == VMSRS_DAMAGED_FRAME)
-		WRITE_ONCE(frame->domain->lost, frame->batch);
-	if (entry->frame == VMSRS_DAMAGED_FRAME && entry->draft != VMSRS_NO_DRAFT)
+	if (entry->frame != VMSRS_DAMAGED_FRAME)
+		return;
+	WRITE_ONCE(frame->domain->lost, frame->batch);
+	if (entry->draft != VMSRS_NO_DRAFT)
 		dev->pool.frames[entry->draft].replaced = frame->sealed;
-	return true;
+}
+
+/* A newer version has been committed meanwhile: it replaces the sealed one. The domain is locked. */
+static void note_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	struct vmsrs_page *entry = frame->entry;
+
+	/* Its domain was deleted. */
+	if (entry->frame == VMSRS_NONE)
+		return;
+	if (!WARN_ON_ONCE(!vmsrs_in_pool(entry->frame)))
+		vmsrs_pool_frame(dev, entry->frame)->replaced = frame->sealed;
 }
 
 /* Is the draft of a page all that entries show? The domain's lock is held. */
@@ -91,33 +91,31 @@ static bool shows_draft_only(const struct vmsrs_device *dev, const struct vmsrs_
 	return entry->draft != VMSRS_NO_DRAFT && dev->pool.frames[entry->draft].alone;
 }
 
-/*
- * Takes a frame of the batch out of use. Its page is the next one to the right of those to be
- * unmapped, or not a neighbour.
- */
+/* Takes a frame of the batch out of use whose page shows a newer version. */
 static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 {
 	struct vmsrs_device *dev = answer->dev;
-	struct vmsrs_page *entry = frame->entry;
-	struct vmsrs_run *zap = &answer->zap;
 
 	dev->batch.sent[frame->place] = NULL;
-	if (frame->commit == frame->domain->commits)
-		vmsrs_predict_sealed(frame->domain, frame);
-	if (show_sealed(dev, frame) && entry->mapped && !shows_draft_only(dev, entry)) {
-		entry->mapped = false;
-		if (!zap->count) {
-			zap->entries = entry;
-			zap->page = frame->page;
-		}
-		zap->count = frame->page + 1 - zap->page;
-	} else if (entry->mapped) {
-		vmsrs_zap_finish(zap);
-	}
 	if (frame->sealed != VMSRS_DAMAGED_FRAME)
 		vmsrs_frames_add(&answer->frames, frame);
 	else
 		vmsrs_pool_lose(dev, frame);
+}
+
+/* Adds pages of the extent, from one up to another, to those to be unmapped. */
+static void zap_add(struct answer *answer, u32 start, u32 end)
+{
+	struct vmsrs_extent_pages *extent = answer->extent;
+	struct vmsrs_run *zap = &answer->zap;
+
+	if (!end)
+		return;
+	if (!zap->count) {
+		zap->entries = &extent->entries[start];
+		zap->page = extent->page + start;
+	}
+	zap->count = extent->page + end - zap->page;
 }
 
 /*
@@ -127,19 +125,46 @@ static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 static bool finish_pages(struct answer *answer, u32 i)
 {
 	struct vmsrs_extent_pages *extent = answer->extent;
-	struct vmsrs_frame *frame;
-	u32 gap = 0;
+	u32 start = 0, end = 0, gap = 0, count = extent->pages;
+	struct vmsrs_frames frames = answer->frames;
+	u16 commits = extent->domain->commits;
+	struct vmsrs_device *dev = answer->dev;
+	struct vmsrs_frame **sent = dev->batch.sent, *frame;
+	struct vmsrs_page *entry;
 
-	for (; i < extent->pages; i++) {
-		frame = sent_version(answer->dev, &extent->entries[i]);
-		if (frame && answer->frames.count < FRAMES_MAX) {
-			finish_frame(answer, frame);
-			gap = 0;
-		} else if (frame || extent->entries[i].mapped || ++gap > GAP_MAX) {
-			return false;
+	for (; i < count; i++) {
+		entry = &extent->entries[i];
+		frame = sent_version(dev, entry);
+		if (!frame || frames.count >= FRAMES_MAX) {
+			if (frame || entry->mapped || ++gap > GAP_MAX)
+				break;
+			continue;
 		}
+		gap = 0;
+		sent[frame->place] = NULL;
+		if (frame->commit == commits)
+			vmsrs_predict_sealed(extent->domain, frame);
+		show_sealed(dev, frame, entry);
+		if (frame->sealed != VMSRS_DAMAGED_FRAME)
+			vmsrs_frames_add(&frames, frame);
+		else
+			vmsrs_pool_lose(dev, frame);
+		if (!entry->mapped)
+			continue;
+		if (shows_draft_only(dev, entry)) {
+			zap_add(answer, start, end);
+			vmsrs_zap_finish(&answer->zap);
+			end = 0;
+			continue;
+		}
+		entry->mapped = false;
+		if (!end)
+			start = i;
+		end = i + 1;
 	}
-	return true;
+	zap_add(answer, start, end);
+	answer->frames = frames;
+	return i == count;
 }
 
 /*
@@ -249,6 +274,17 @@ static struct vmsrs_frame *leftmost(const struct vmsrs_device *dev, struct vmsrs
 	return frame;
 }
 
+/* Finishes a frame, with the neighbours of its page. */
+static void finish(struct answer *answer, struct vmsrs_frame *frame)
+{
+	if (sent_version(answer->dev, frame->entry) == frame) {
+		finish_row(answer, frame);
+	} else {
+		note_sealed(answer->dev, frame);
+		finish_frame(answer, frame);
+	}
+}
+
 /*
  * Finishes the first frames of a batch that was sent, as far as they are of one domain, with their
  * neighbours; or neighbours to the left of the first one. Returns how many of them have been dealt
@@ -271,19 +307,16 @@ static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *se
 	answer.zap.app = domain->app;
 	mutex_lock(&domain->lock);
 	answer.zap.vma = vmsrs_mapping_get(domain->app, mm, first->page);
-	if (sent_version(dev, first->entry) == first)
-		finish_row(&answer, first);
-	else
-		finish_frame(&answer, first);
-	for (i = 0; i < count && answer.frames.count < FRAMES_MAX;) {
+	finish(&answer, first);
+	for (i = 0; i < count; i++) {
 		if (!sent[i])
-			i++;
-		else if (sent[i]->domain != domain)
+			continue;
+		if (sent[i]->domain != domain || answer.frames.count >= FRAMES_MAX)
 			break;
-		else if (sent_version(dev, sent[i]->entry) == sent[i])
-			finish_row(&answer, sent[i]);
-		else
-			finish_frame(&answer, sent[i]);
+		finish(&answer, sent[i]);
+		/* The row may have been too long. */
+		if (sent[i])
+			break;
 	}
 	vmsrs_zap_finish(&answer.zap);
 	if (answer.zap.vma)
@@ -306,10 +339,11 @@ void vmsrs_answer_finish(struct vmsrs_device *dev)
 	u32 count = dev->batch.sent_count, i;
 
 	for (i = 0; i < count;) {
-		if (sent[i])
-			i += finish_domain(dev, sent + i, count - i);
-		else
+		if (!sent[i]) {
 			i++;
+			continue;
+		}
+		i += finish_domain(dev, sent + i, count - i);
 		cond_resched();
 	}
 }

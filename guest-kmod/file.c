@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* /dev/vmsrs: open, close, ioctl, mmap. */
+#include <linux/bitops.h>
 #include <linux/bitmap.h>
 #include <linux/fdtable.h>
 #include <linux/fs.h>
@@ -213,6 +214,25 @@ static bool kind_valid(u32 kind)
 	}
 }
 
+/*
+ * Those of a set of signals, signal 1 in the lowest bit, for which the process has another handler. Another thread may
+ * be changing them.
+ */
+static u64 handled_by_others(u64 signals, u64 handler)
+{
+	const struct sighand_struct *sighand = rcu_dereference_raw(current->sighand);
+	u64 others = 0, left;
+
+	for (left = signals; left; left &= left - 1) {
+		unsigned int place = __ffs64(left);
+
+		if ((__force unsigned long)READ_ONCE(sighand->action[place].sa.sa_handler) !=
+		    handler)
+			others |= BIT_ULL(place);
+	}
+	return others;
+}
+
 static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_thread *thread;
@@ -237,6 +257,7 @@ static long ioctl_fail(struct vmsrs_app *app, void __user *user)
 	vmsrs_reports_wait(app->dev);
 	if (incident)
 		vmsrs_evidence_take(app->dev, &arg);
+	arg.handled = handled_by_others(arg.handled, arg.handler);
 	/* What follows is only read. */
 	return copy_to_user(user, &arg, offsetof(struct vmsrs_ioctl_fail, registers)) ? -EFAULT : 0;
 }

@@ -32,11 +32,6 @@
 #define HOT_AFTER		4
 /* Most times that it takes twice as many. */
 #define RELUCTANCE_MAX		8
-/*
- * Commits that a domain has saved page faults with by being hot, after which one time that it has
- * cooled is forgotten.
- */
-#define PAID_AFTER		256
 
 static void end_row(struct vmsrs_domain *domain, u32 length)
 {
@@ -154,27 +149,28 @@ static void remove_hot(struct vmsrs_heat *hot, u32 page)
 	}
 }
 
-/* Commits in a row, up to the one before this, that have written the page of a draft. */
-static u32 streak_before(const struct vmsrs_domain *domain, const struct vmsrs_frame *draft)
+/* Finds a page that is hot, or kept; NULL if it is neither. */
+static u32 *find_kept(struct vmsrs_heat *heat, u32 page)
 {
-	const struct vmsrs_heat *heat = domain->heat;
-	const struct vmsrs_frame *before;
-	u16 last = domain->commits - 1;
 	u32 i;
 
-	if (vmsrs_in_pool(draft->committed)) {
-		before = vmsrs_pool_frame(domain->app->dev, draft->committed);
-		return before->commit == last ? before->streak : 0;
-	}
-	/* It was sealed since. */
+	for (i = 0; i < heat->count + heat->kept; i++)
+		if (heat->pages[i] << (32 - STREAK_SHIFT) == page << (32 - STREAK_SHIFT))
+			return &heat->pages[i];
+	return NULL;
+}
+
+/* Commits in a row, up to the one before this, that have written a page that was sealed since. */
+static noinline u32 kept_streak(struct vmsrs_heat *heat, const struct vmsrs_frame *draft)
+{
+	u32 *kept;
+
 	if (draft->ahead == VMSRS_AHEAD_HOT)
 		return VMSRS_STREAK_MAX;
-	if (!heat || heat->kept_commit != last)
+	kept = find_kept(heat, draft->page);
+	if (!kept)
 		return 0;
-	for (i = heat->count; i < heat->count + heat->kept; i++)
-		if (heat->pages[i] << (32 - STREAK_SHIFT) == draft->page << (32 - STREAK_SHIFT))
-			return heat->pages[i] >> STREAK_SHIFT;
-	return 0;
+	return *kept >> STREAK_SHIFT ? *kept >> STREAK_SHIFT : VMSRS_STREAK_MAX;
 }
 
 /**
@@ -184,9 +180,20 @@ static u32 streak_before(const struct vmsrs_domain *domain, const struct vmsrs_f
  */
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft)
 {
+	struct vmsrs_heat *heat = domain->heat;
+	const struct vmsrs_frame *before;
+	u16 last = domain->commits - 1;
+
 	lockdep_assert_held(&domain->lock);
 	draft->commit = domain->commits;
-	draft->streak = min_t(u32, streak_before(domain, draft) + 1, VMSRS_STREAK_MAX);
+	draft->streak = 1;
+	if (vmsrs_in_pool(draft->committed)) {
+		before = vmsrs_pool_frame(domain->app->dev, draft->committed);
+		if (before->commit == last)
+			draft->streak = min_t(u32, before->streak + 1, VMSRS_STREAK_MAX);
+	} else if (heat && heat->kept_commit == last && !heat->many) {
+		draft->streak = min_t(u32, kept_streak(heat, draft) + 1, VMSRS_STREAK_MAX);
+	}
 	/* A request that writes to one page alone has nothing to gain. */
 	if (draft->streak == VMSRS_STREAK_MAX && domain->drafts.count > 1 &&
 	    draft->ahead != VMSRS_AHEAD_HOT)
@@ -204,9 +211,11 @@ void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draf
  */
 void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame *frame)
 {
-	struct vmsrs_heat *heat;
+	struct vmsrs_heat *heat = domain->heat;
 
 	lockdep_assert_held(&domain->lock);
+	if (heat && heat->many && heat->kept_commit == domain->commits)
+		return;
 	if (frame->replaced == VMSRS_NONE)
 		return;
 	heat = vmsrs_heat_get(domain);
@@ -215,9 +224,14 @@ void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame 
 	if (heat->kept_commit != domain->commits) {
 		heat->kept_commit = domain->commits;
 		heat->kept = 0;
+		heat->many = false;
 	}
+	if (heat->many || find_kept(heat, frame->page))
+		return;
 	if (heat->count + heat->kept < VMSRS_HOT_MAX)
 		heat->pages[heat->count + heat->kept++] = frame->page | (u32)frame->streak << STREAK_SHIFT;
+	else
+		heat->many = true;
 }
 
 /**
@@ -229,19 +243,6 @@ void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame 
 bool vmsrs_heat_steady(struct vmsrs_heat *heat)
 {
 	return ++heat->steady >= HOT_AFTER << heat->reluctance;
-}
-
-/**
- * vmsrs_heat_paid() - count a commit of resident pages that were written
- * @heat: what is known of the domain
- */
-void vmsrs_heat_paid(struct vmsrs_heat *heat)
-{
-	if (++heat->paid < PAID_AFTER)
-		return;
-	heat->paid = 0;
-	if (heat->reluctance)
-		heat->reluctance--;
 }
 
 /**

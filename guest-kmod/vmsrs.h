@@ -100,6 +100,11 @@
 
 /* Commits in a row with a page are counted up to this many; after them it is hot. */
 #define VMSRS_STREAK_MAX		3
+/*
+ * Commits that have written resident pages after which one time that the domain has cooled is
+ * forgotten.
+ */
+#define VMSRS_PAID_AFTER		256
 /* Hot pages of a domain; struct vmsrs_heat has 64 bytes then. */
 #define VMSRS_HOT_MAX			12
 /* Most pages that are drafted ahead at a time because they follow. */
@@ -272,6 +277,7 @@ struct vmsrs_prediction {
  * @kept_commit: commit that has written the pages that are kept
  * @reluctance: how often it has cooled, less what it has paid for that
  * @count: number of hot pages
+ * @many: @kept_commit has written more pages than can be kept
  * @kept: number of pages that are kept
  * @pages: numbers of the hot pages, which each of the last requests has written; then those of
  *	pages that @kept_commit has written and that were sealed since, with their streaks
@@ -281,7 +287,8 @@ struct vmsrs_heat {
 	u16 steady;
 	u16 paid;
 	u16 kept_commit;
-	u8 reluctance;
+	u8 reluctance : 4;
+	u8 many : 1;
 	u8 count : 4;
 	u8 kept : 4;
 	u32 pages[VMSRS_HOT_MAX];
@@ -1217,7 +1224,16 @@ u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
 void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame *frame);
 bool vmsrs_heat_steady(struct vmsrs_heat *heat);
-void vmsrs_heat_paid(struct vmsrs_heat *heat);
+
+/* Counts a commit of resident pages that were written. */
+static inline void vmsrs_heat_paid(struct vmsrs_heat *heat)
+{
+	if (++heat->paid < VMSRS_PAID_AFTER)
+		return;
+	heat->paid = 0;
+	heat->reluctance -= heat->reluctance != 0;
+}
+
 void vmsrs_heat_cooled(struct vmsrs_heat *heat);
 void vmsrs_predict_end(struct vmsrs_domain *domain, const struct vmsrs_frames *unwritten, u32 written);
 

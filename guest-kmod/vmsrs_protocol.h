@@ -988,7 +988,7 @@ struct vmsrs_hot_domains {
  * other threads are interrupted (repeatedly, until they have left it), and the
  * host gets the report. If it has failed before, the result is that incident.
  */
-#define VMSRS_IOCTL_FAIL 0xc1905607
+#define VMSRS_IOCTL_FAIL 0xc1a05607
 
 /*
  * Discards the drafts of a request without an incident (struct
@@ -1301,6 +1301,9 @@ struct vmsrs_ioctl_commit {
  * @code: In: si_code, or 0.
  * @drafts: Out: number of drafts that were dropped, by this call and before it
  *	(by another thread of the request, or by the driver after its deadline).
+ * @handled: In: signals that the library handles, signal 1 in the lowest bit.
+ *	Out: those of them for which the process has another handler than
+ *	handler.
  * @registers: In: registers, indexed by VMSRS_REG_*.
  * @backtrace: In: return addresses, innermost first; unused ones are 0.
  * @stack: In: address of the stack to keep as evidence. Evidence is read after
@@ -1320,6 +1323,7 @@ struct vmsrs_ioctl_commit {
  * @reserved: Reserved.
  * @left_bytes: In: bytes of memory that the request has left allocated; valid
  *	with VMSRS_REPORT_LEFT.
+ * @handler: In: address of the library's signal handler.
  */
 struct vmsrs_ioctl_fail {
 	uint64_t incident;
@@ -1331,6 +1335,7 @@ struct vmsrs_ioctl_fail {
 	int32_t signal;
 	int32_t code;
 	uint32_t drafts;
+	uint64_t handled;
 	uint64_t registers[VMSRS_REGISTERS];
 	uint64_t backtrace[VMSRS_BACKTRACE];
 	uint64_t stack;
@@ -1345,6 +1350,7 @@ struct vmsrs_ioctl_fail {
 	uint32_t left_descriptors;
 	uint32_t reserved;
 	uint64_t left_bytes;
+	uint64_t handler;
 };
 
 /**

@@ -192,18 +192,24 @@ impl Reported {
         }
     }
 
-    /// Bytes of its message.
-    pub(crate) fn message_length(&self) -> usize {
-        self.message.1
-    }
-
-    /// The failure with its message, which is on the heap.
-    pub(crate) fn with_message(self) -> Failure {
+    /// The failure with its message, which is on the heap. `empty` makes a string with room for that many bytes.
+    pub(crate) fn with_message(self, empty: impl FnOnce(usize) -> String) -> Failure {
         let bytes = self.message.as_slice();
         // Most are text, which is found faster by itself.
-        let message = match std::str::from_utf8(bytes) {
-            Ok(text) => text.to_owned(),
-            Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+        let message = if let Ok(text) = std::str::from_utf8(bytes) {
+            let mut message = empty(text.len());
+            message.push_str(text);
+            message
+        } else {
+            const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
+            let mut message = empty(REPLACEMENT.len_utf8() * bytes.len());
+            for chunk in bytes.utf8_chunks() {
+                message.push_str(chunk.valid());
+                if !chunk.invalid().is_empty() {
+                    message.push(REPLACEMENT);
+                }
+            }
+            message
         };
         Failure {
             message,

@@ -65,6 +65,11 @@ fn mutex_and_semaphore_that_a_failed_request_waited_for_work_for_all_others() {
 }
 
 #[test]
+fn initializer_of_pthread_once_that_is_cut_short_runs_again() {
+    waits("once");
+}
+
+#[test]
 fn deadline_in_a_function_with_a_lock_of_its_own_leaves_it_unlocked() {
     let program = Program::compile("cc", &["-Wno-deprecated-declarations"], "tests/c/locks.c");
     for what in ["names", "logs"] {

@@ -58,7 +58,7 @@ pub const IOCTL_COMMIT: u32 = 0x4010_5606;
 /// Its drafts are discarded, then the locks of its domains are released, its other threads are
 /// interrupted (repeatedly, until they have left it), and the host gets the report. If it has failed
 /// before, the result is that incident.
-pub const IOCTL_FAIL: u32 = 0xc190_5607;
+pub const IOCTL_FAIL: u32 = 0xc1a0_5607;
 /// Discards the drafts of a request without an incident ([`IoctlTag`]). It keeps its locks.
 pub const IOCTL_DISCARD: u32 = 0x4008_5608;
 /// Waits for the lock of a domain and takes it ([`IoctlLock`]).
@@ -296,6 +296,9 @@ pub struct IoctlFail {
     /// Out: number of drafts that were dropped, by this call and before it (by another thread of the
     /// request, or by the driver after its deadline).
     pub drafts: u32,
+    /// In: signals that the library handles, signal 1 in the lowest bit. Out: those of them for which the process has another
+    /// handler than `handler`.
+    pub handled: u64,
     /// In: registers, indexed by `REG_*`.
     pub registers: [u64; REGISTERS],
     /// In: return addresses, innermost first; unused ones are 0.
@@ -327,6 +330,8 @@ pub struct IoctlFail {
     /// In: bytes of memory that the request has left allocated; valid with
     /// [`crate::incident::REPORT_LEFT`].
     pub left_bytes: u64,
+    /// In: address of the library's signal handler.
+    pub handler: u64,
 }
 
 /// Maximum number of suspended requests of an open file.

@@ -24,7 +24,7 @@ pub(crate) const COUNT: usize = list_of(GRAINS_MAX) + 1;
 
 const WORDS: usize = COUNT.div_ceil(64);
 
-/// Lists that are looked at together.
+/// Lists that are looked at together, a byte of the map; a word of it has as many bytes.
 const GROUP: usize = 8;
 
 /// The lists' heads, and the map.
@@ -84,24 +84,25 @@ impl Bins {
         }
     }
 
-    /// The lists that are not empty; `None` if the map and the heads do not agree.
+    /// The lists that are not empty by the map; `None` if others have a head. That these have one is not checked.
     pub(super) fn lists(&self) -> Option<impl Iterator<Item = usize>> {
-        let bits_of = |heads: &[u64]| {
-            let bits = heads.iter().enumerate();
-            bits.fold(0, |word, (bit, &head)| word | u64::from(head != 0) << bit)
-        };
-        let bits = |heads: &[u64]| {
-            // Most lists are empty, and so are whole groups of them.
-            let (groups, rest) = heads.as_chunks::<GROUP>();
-            let last = bits_of(rest).wrapping_shl((groups.len() * GROUP) as u32);
-            let groups = groups.iter().enumerate();
-            let groups =
-                groups.filter(|(_, heads)| heads.iter().fold(0, |all, head| all | head) != 0);
-            groups.fold(last, |word, (group, heads)| {
-                word | bits_of(heads) << (group * GROUP)
+        let of_group = |group: usize| self.map[group / GROUP] >> (group % GROUP * GROUP);
+        let unlisted = |bits: u64, heads: &[u64]| {
+            let heads = heads.iter().enumerate();
+            heads.fold(0, |all, (bit, head)| {
+                all | if bits >> bit & 1 == 0 { *head } else { 0 }
             })
         };
-        if !self.heads.chunks(64).map(bits).eq(self.map) {
+        let (groups, rest) = self.heads.as_chunks::<GROUP>();
+        let mut found = unlisted(of_group(groups.len()), rest);
+        for (group, heads) in groups.iter().enumerate() {
+            // Most lists are empty, and so are whole groups of them.
+            found |= match of_group(group) as u8 {
+                0 => heads.iter().fold(0, |all, head| all | head),
+                bits => unlisted(bits.into(), heads),
+            };
+        }
+        if found != 0 {
             return None;
         }
         let map = self.map.into_iter().enumerate();
@@ -118,6 +119,24 @@ impl Bins {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn heads_that_are_in_no_list_are_found() {
+        let mut bins = Bins {
+            map: [0; WORDS],
+            heads: [0; COUNT],
+        };
+        let listed = [0, 7, 8, 63, 64, COUNT - 1];
+        for list in listed {
+            bins.set_head(list, 0x1000);
+        }
+        assert!(bins.lists().unwrap().eq(listed));
+        for list in 0..COUNT {
+            let before = std::mem::replace(&mut bins.heads[list], 1 << 40);
+            assert_eq!(bins.lists().is_some(), listed.contains(&list), "{list}");
+            bins.heads[list] = before;
+        }
+    }
 
     #[test]
     fn bins_are_ordered_by_size() {

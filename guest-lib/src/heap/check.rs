@@ -157,6 +157,7 @@ impl Heap {
     /// Checks the chunks of a range of an extent, and that they follow each other without a gap. With `is_whole`, if it
     /// says that nothing is wrong with the chunk at an address and that its room ends at another one; otherwise with
     /// `check`, which returns where a chunk's room ends.
+    #[expect(clippy::inline_always, reason = "for each page or block of an audit")]
     #[inline(always)]
     fn check_chunks(
         span: Span,

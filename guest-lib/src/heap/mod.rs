@@ -130,10 +130,11 @@ impl Chunk {
         }
         let zone = address + header.size() as u64;
         // Most have a red zone of two words that overlap.
-        // SAFETY: the words of its ends lie in the block's room, which ends in the extent.
         if end.wrapping_sub(zone).wrapping_sub(WORD) <= WORD {
+            // SAFETY: words of the block's room, which ends in the extent.
             unsafe { is_red(zone) && is_red(end - WORD) }
         } else {
+            // SAFETY: the red zone is the end of the block's room.
             zone < end - WORD && unsafe { is_long_red_zone(zone, end) }
         }
     }

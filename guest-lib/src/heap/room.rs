@@ -286,7 +286,7 @@ impl Heap {
         let corrupt = Damage::corrupt(self.header as u64);
         let lists = self.bins().lists().ok_or(corrupt)?;
         for list in lists {
-            self.head(list)?;
+            self.head(list)?.ok_or(corrupt)?;
         }
         Ok(())
     }

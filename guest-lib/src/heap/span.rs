@@ -335,6 +335,7 @@ pub(super) struct Ones {
 
 impl Ones {
     /// Goes on to the next word that has a bit; false if there is none.
+    #[expect(clippy::inline_always, reason = "for each page or block of an audit")]
     #[inline(always)]
     fn refill(&mut self) -> bool {
         if self.base + WORD >= self.to {

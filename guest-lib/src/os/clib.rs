@@ -17,7 +17,7 @@
 //! code cannot be told from the program's.
 
 use super::modules::{self, Module};
-use std::arch::asm;
+use super::weak::address_of;
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Range;
 use std::ptr;
@@ -50,6 +50,9 @@ impl Place {
 
 /// The code of all of them.
 static CODE: [Place; 8] = [const { Place::none() }; 8];
+
+/// Of these, that of the C library and of the dynamic linker.
+static OWN: [Place; 2] = [const { Place::none() }; 2];
 
 /// That of an allocator which is not the C library's.
 static ALLOCATOR: Place = Place::none();
@@ -85,6 +88,14 @@ pub(crate) fn install() {
         // Allocators ask the kernel's code in the process for the time.
         let is_kernel = module.name().starts_with(b"linux-vdso");
         (is_c || is_linker || is_kernel).then(|| module.code())
+    });
+    // The C library's own allocator has this function beside it.
+    let has_own_allocator = address_of!("malloc_info") != 0;
+    fill(&mut OWN.iter(), |module| {
+        if module.contains(c_library) && module.contains(program) {
+            return has_own_allocator.then(|| first_function()..module.code().end);
+        }
+        (module.contains(c_library) || module.contains(linker)).then(|| module.code())
     });
     let _ = modules::each(|module| {
         if module.contains(allocator) && !module.contains(c_library) {
@@ -141,6 +152,13 @@ fn first_function() -> u64 {
 /// Whether an instruction is in this code. Async-signal-safe.
 pub(crate) fn contains(instruction: u64) -> bool {
     CODE.iter().any(|place| place.contains(instruction)) || is_in_allocator(instruction)
+}
+
+/// Whether an instruction is in the C library itself, or in the dynamic linker. Not in a statically linked program whose allocator
+/// is another one: it may lie among the C library's functions, and its own must not be unwound, since they would unlock a heap that is
+/// half changed. Async-signal-safe.
+pub(crate) fn is_own(instruction: u64) -> bool {
+    OWN.iter().any(|place| place.contains(instruction))
 }
 
 /// The same for the code of an allocator that is not the C library's. Async-signal-safe.
@@ -222,16 +240,7 @@ pub(crate) fn has_other_allocator() -> bool {
 pub(crate) fn ask_allocator() {
     type Control =
         unsafe extern "C" fn(*const c_char, *mut c_void, *mut usize, *mut c_void, usize) -> c_int;
-    let function: usize;
-    // SAFETY: reads the function's address, 0 if there is none.
-    unsafe {
-        asm!(
-            ".weak mallctl",
-            "mov {}, qword ptr [rip + mallctl@GOTPCREL]",
-            out(reg) function,
-            options(pure, readonly, nostack, preserves_flags)
-        );
-    }
+    let function = address_of!("mallctl");
     if function != 0 {
         let mut epoch = 1_u64;
         let place = (&raw mut epoch).cast();

@@ -3,34 +3,39 @@
 //! They are the process's: a request that gives one back (`signal(SIGSEGV, SIG_DFL)`, as crash reporters and interpreters
 //! do) takes it from all others. What a server sets up between requests is its own business, and stays.
 
-use super::signals;
+use super::signals::{self, Signals};
 use std::ffi::c_int;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Those that were the server's at the last look, by their place among the library's.
-static OTHERS: AtomicU32 = AtomicU32::new(0);
+/// Those of the library's signals that had another handler at the last look, as [`Signals`] has them.
+static OTHERS: AtomicU64 = AtomicU64::new(0);
 
-/// The signals whose handler is not the library's now, each with its place.
-fn others() -> impl Iterator<Item = (usize, c_int)> {
-    signals::all_handled()
-        .iter()
-        .enumerate()
-        .filter(|&(_, &signal)| {
-            signals::disposition(signal).is_ok_and(|now| !signals::is_ours(&now))
+/// The signals that the library handles, and whose handler is another one now. Takes a system call for each; the driver tells the
+/// same of a failed request.
+pub(crate) fn others() -> Signals {
+    let is_other =
+        |signal: c_int| signals::disposition(signal).is_ok_and(|now| !signals::is_ours(&now));
+    let all = signals::all_handled().iter().copied();
+    all.filter(|&signal| is_other(signal))
+        .fold(Signals::default(), |all, signal| {
+            all.with(Signals::of(signal))
         })
-        .map(|(place, &signal)| (place, signal))
 }
 
 /// Notes whose handlers there are, between the requests of the calling thread.
 pub(crate) fn look() {
-    let now = others().fold(0, |all, (place, _)| all | 1 << place);
-    OTHERS.store(now, Ordering::Relaxed);
+    OTHERS.store(others().bits(), Ordering::Relaxed);
 }
 
-/// Puts back the library's handlers that were there at the last look, after a request that has failed.
-pub(crate) fn restore() {
-    let before = OTHERS.load(Ordering::Relaxed);
-    for (_, signal) in others().filter(|(place, _)| before & 1 << place == 0) {
+/// Puts back the library's handlers that were there at the last look, after a request that has failed. `others`: see
+/// [`others`].
+pub(crate) fn restore(others: Signals) {
+    let lost = others.without(Signals::from_bits(OTHERS.load(Ordering::Relaxed)));
+    if lost.are_none() {
+        return;
+    }
+    let all = signals::all_handled().iter();
+    for &signal in all.filter(|&&signal| lost.has(signal)) {
         signals::take(signal);
     }
 }

@@ -131,6 +131,11 @@ pub(super) fn take(signal: c_int) -> bool {
     unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) == 0 }
 }
 
+/// The library's handler, as [`disposition`] has it; 0 if there is none.
+pub(crate) fn handler() -> usize {
+    HANDLER.load(Ordering::Relaxed)
+}
+
 /// The signals that the library handles; none if it does not suppress errors.
 pub(super) fn all_handled() -> &'static [c_int] {
     match PREVIOUS.get() {
@@ -198,8 +203,16 @@ pub(crate) fn leave_signal_stack() -> bool {
 pub(crate) struct Signals(u64);
 
 impl Signals {
-    const fn of(signal: c_int) -> Self {
+    pub(super) const fn of(signal: c_int) -> Self {
         Self(1 << (signal - 1))
+    }
+
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
     }
 
     pub(crate) const fn without(self, others: Self) -> Self {

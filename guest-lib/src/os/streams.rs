@@ -3,6 +3,7 @@
 //!
 //! Such functions unlock it when the C library unwinds their frames, which abandoned code does not have.
 
+use super::weak::address_of;
 use std::arch::asm;
 use std::ffi::c_void;
 use std::ptr;
@@ -29,23 +30,6 @@ static STANDARD: [AtomicPtr<Lock>; 3] = [const { AtomicPtr::new(ptr::null_mut())
 
 unsafe extern "C" {
     fn funlockfile(stream: *mut libc::FILE);
-}
-
-/// The address of something of the C library's, 0 if it is another one.
-macro_rules! address_of {
-    ($name:literal) => {{
-        let address: usize;
-        // SAFETY: reads the address.
-        unsafe {
-            asm!(
-                concat!(".weak ", $name),
-                concat!("mov {}, qword ptr [rip + ", $name, "@GOTPCREL]"),
-                out(reg) address,
-                options(pure, readonly, nostack, preserves_flags)
-            );
-        }
-        address
-    }};
 }
 
 /// Notes the locks that are asked for at each failure: a stream may be damaged by then.

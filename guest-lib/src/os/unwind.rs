@@ -94,7 +94,7 @@ unsafe extern "C" fn stop(
     // SAFETY: the unwinder's context, and what it was given.
     let (instruction, way) =
         unsafe { (_Unwind_GetIP(context) as u64, &mut *way.cast::<Way<'_>>()) };
-    if clib::contains(instruction) {
+    if clib::is_own(instruction) {
         way.has_begun = true;
     } else if way.has_begun {
         (way.leave)();

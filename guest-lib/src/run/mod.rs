@@ -154,7 +154,7 @@ fn end(
     let ended = match outcome {
         Outcome::Plain => return finish_plain(thread, domain, seal),
         Outcome::Keep => return finish(thread, seal),
-        Outcome::Cut => Err(failed(thread)),
+        Outcome::Cut => return Err(thread.boxed(failed(thread))),
         Outcome::Forked => Err(Error::Forked.into()),
         _ => {
             give_up(thread);
@@ -494,7 +494,7 @@ fn fail(thread: &Thread) -> Stop {
     let domain = thread.domain();
     thread.go_idle();
     health::note_failure(domain, &failure);
-    Stop::Failed(Box::new(failure))
+    Stop::Failed(thread.boxed(failure))
 }
 
 /// The same for a thread that has joined the request of another.
@@ -504,7 +504,7 @@ pub(crate) fn failed_member(thread: &Thread) -> Stop {
         thread.state().members.wait_for_started(thread::sweep);
         release_mutexes(thread, thread.state().tag());
         thread.leave();
-        Stop::Failed(Box::new(failure))
+        Stop::Failed(thread.boxed(failure))
     })
 }
 

@@ -1,12 +1,11 @@
 //! Reporting a failed request, which also discards what it wrote.
 
-use super::Stop;
 use super::end::abort_process;
 use super::restore::restore;
 use crate::failure::{Failure, Reported};
-use crate::os::signals;
+use crate::os::dispositions;
+use crate::os::signals::{self, Signals};
 use crate::thread::{Thread, evidence};
-use std::alloc::Layout;
 use std::io;
 
 /// Discards and reports. All threads of a request get the same failure, that of the first.
@@ -16,6 +15,10 @@ pub(super) fn report(thread: &Thread) -> Failure {
     let mut record = thread.record();
     let reported = thread.state().fail(|| {
         record.tag = thread.tag();
+        if signals::suppressing() {
+            record.handled = signals::handled().bits();
+            record.handler = signals::handler() as u64;
+        }
         evidence::attach(&mut record, thread);
         thread.report_open(&mut record);
         let held = thread.state().held();
@@ -29,15 +32,10 @@ pub(super) fn report(thread: &Thread) -> Failure {
         // What is done next may say something else.
         Reported::new(&record, thread.message_copied())
     });
+    dispositions::restore(Signals::from_bits(record.handled));
     // From here on the heap is known to work.
     restore(thread, &record);
-    let message = Layout::array::<u8>(reported.message_length().max(1));
-    thread.prepare_heap([
-        Layout::new::<Failure>(),
-        Layout::new::<Stop>(),
-        message.unwrap_or(Layout::new::<u8>()),
-    ]);
-    reported.with_message()
+    reported.with_message(|bytes| thread.empty_string(bytes))
 }
 
 /// Ends the process, which discards what the request wrote: it can be neither committed nor discarded

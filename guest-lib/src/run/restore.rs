@@ -4,7 +4,7 @@ use super::aside::{self, Aside};
 use super::end::abort_process;
 use super::unwind::leave_c_library;
 use super::{panic_hook, trial};
-use crate::os::{clib, signals, streams};
+use crate::os::{clib, loader, signals, streams};
 use crate::thread::{LEFT, Thread};
 use vmsrs_protocol::incident::REG_RIP;
 use vmsrs_protocol::ioctl::IoctlFail;
@@ -17,6 +17,7 @@ pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
     }
     thread.restore(|work| aside::run(thread, work) == Aside::Done);
     leave_c_library(thread, record);
+    loader::unlock(thread.number());
     let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
     // that failed, or that has left the request for good.
@@ -24,11 +25,10 @@ pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
         || thread.take_in_handler()
         || thread.message() == LEFT;
     let was_in_c_library = is_interrupted || clib::is_suspect(signal, instruction);
-    if was_in_c_library || streams::has_standard() {
-        unlock_streams(thread);
-    }
     if was_in_c_library {
-        check_c_heap(thread, is_interrupted);
+        restore_c_library(thread, is_interrupted);
+    } else if streams::has_standard() {
+        unlock_streams(thread);
     }
     let was_in_hook = thread.take_hook();
     if was_in_hook || std::thread::panicking() {
@@ -44,10 +44,21 @@ fn unlock_streams(thread: &Thread) {
     let _ = tries.any(|_| aside::run(thread, &mut streams::unlock_all) != Aside::Cut);
 }
 
-/// Ends the process if the thread has left the C library's heap locked or damaged.
-fn check_c_heap(thread: &Thread, is_interrupted: bool) {
+/// Unlocks its streams, and ends the process if the thread has left its heap locked or damaged. Both at once where nothing is
+/// damaged: to limit the time of each takes two system calls.
+fn restore_c_library(thread: &Thread, is_interrupted: bool) {
     let thoroughly = is_interrupted || clib::has_other_allocator();
-    if !trial::heap_works(thread, thoroughly) {
+    let mut unlocked = false;
+    let mut first = || {
+        streams::unlock_all();
+        unlocked = true;
+    };
+    let mut works = trial::heap_works(thread, thoroughly, &mut first);
+    if !unlocked {
+        unlock_streams(thread);
+        works = trial::heap_works(thread, thoroughly, &mut || ());
+    }
+    if !works {
         abort_process(b"vmsrs: the C library's heap is damaged or stays locked");
     }
 }

@@ -19,12 +19,14 @@ pub(super) fn passed() -> u64 {
 }
 
 /// Whether the C library's heap works: allocates and frees a block, and takes the lock of every arena. Where nothing can
-/// be tried it does. `thoroughly`: with blocks of all sizes, for allocators that are not the C library's.
+/// be tried it does. `thoroughly`: with blocks of all sizes, for allocators that are not the C library's. `first` runs
+/// before, under the same limits.
 ///
 /// The thread that has it locked may be off the CPU for a while; waiting longer holds up every other thread.
-pub(super) fn heap_works(thread: &Thread, thoroughly: bool) -> bool {
+pub(super) fn heap_works(thread: &Thread, thoroughly: bool, first: &mut dyn FnMut()) -> bool {
     let sizes = if thoroughly { &SIZES[..] } else { &SIZES[..1] };
     let tried = aside::run(thread, &mut || {
+        first();
         for &size in sizes {
             // SAFETY: the block is given back at once.
             unsafe { libc::free(black_box(libc::malloc(black_box(size)))) };

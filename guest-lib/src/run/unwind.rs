@@ -11,7 +11,8 @@ use vmsrs_protocol::ioctl::IoctlFail;
 /// Bytes of the request stack that unwinding may take.
 const ROOM: u64 = 64 * 1024;
 
-/// Unwinds them, if the error of that record was in one. Not where one of them has called the server back.
+/// Unwinds them, if the error of that record was in one. Not where one of them has called the server back, and not `abort`, which
+/// holds nothing when it has raised its signal.
 pub(super) fn leave_c_library(thread: &Thread, record: &IoctlFail) {
     let register = |number: usize| record.registers[number];
     let registers = unwind::Registers {
@@ -29,7 +30,8 @@ pub(super) fn leave_c_library(thread: &Thread, record: &IoctlFail) {
         let low = registers.rsp.saturating_sub(ROOM);
         stack.holds(low, ROOM as usize)
     });
-    if record.signal == 0 || !clib::contains(registers.rip) || !has_room {
+    let is_told = ![0, libc::SIGABRT].contains(&record.signal);
+    if !is_told || !clib::is_own(registers.rip) || !has_room {
         return;
     }
     // SAFETY: nothing runs on the request stack; its frames were abandoned by a signal. The work runs aside, where an error and

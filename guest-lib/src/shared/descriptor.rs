@@ -6,7 +6,7 @@
 //! What a stray `close` has taken is made again, of the other one or by opening the device once more; so it costs nobody
 //! anything.
 
-use crate::os::file::{Identity, identity};
+use crate::os::file::{Identity, close_if, identity};
 use crate::os::lock::Lock;
 use std::io;
 use std::os::fd::RawFd;
@@ -96,32 +96,58 @@ impl Descriptor {
     /// Async-signal-safe.
     pub(crate) fn replace_all(&self, fd: RawFd) {
         for which in 0..EACH {
-            let parents = self.number(which).swap(NONE, Ordering::Relaxed);
-            if self.is_ours(parents) {
-                // SAFETY: the child's copy, which nothing else uses.
-                unsafe { libc::close(parents) };
-            }
+            // The child's copy of its parent's.
+            self.close_ours(self.number(which).swap(NONE, Ordering::Relaxed));
         }
         self.replace(fd);
     }
 
-    /// Whether the descriptor is not the file's any more.
-    pub(crate) fn is_lost(&self) -> bool {
-        !self.is_ours(self.number(0).load(Ordering::Relaxed))
+    /// Whether a call with `fd` that gave `error` may not have met the file, but another one or none.
+    pub(crate) fn has_missed(&self, fd: RawFd, error: &io::Error) -> bool {
+        // A number that was closed may be the file's again by now, whose calls never give this error.
+        error.raw_os_error() == Some(libc::EBADF) || !self.is_still(fd)
+    }
+
+    /// Whether `fd` is the descriptor, and the file's.
+    pub(crate) fn is_still(&self, fd: RawFd) -> bool {
+        fd == self.unchecked() && self.is_ours(fd)
     }
 
     /// Takes a descriptor of the file, moved to high numbers. Async-signal-safe.
     fn replace(&self, fd: RawFd) {
-        let copies = [copy(fd), copy(fd)];
-        if copies[0] < 0 {
+        let copies = [self.copy(fd), self.copy(fd)];
+        if copies[0] == NONE {
             // No more descriptors: it stays where it is.
             self.put(0, fd);
             return;
         }
-        // SAFETY: the caller's, which it has given.
-        unsafe { libc::close(fd) };
+        self.close_ours(fd);
         self.put(0, copies[0]);
         self.put(1, copies[1]);
+    }
+
+    /// A copy of a descriptor, or `NONE`: the number may be another file's since it was looked at. Async-signal-safe.
+    fn copy(&self, fd: RawFd) -> RawFd {
+        let copy = copy(fd);
+        if copy < 0 || self.is_ours(copy) {
+            return copy;
+        }
+        // SAFETY: made above, of a file that nobody has asked to be kept open.
+        unsafe { libc::close(copy) };
+        NONE
+    }
+
+    /// Closes a descriptor of the device that is not the file's, unless it is another's by now. Async-signal-safe.
+    pub(crate) fn close_opened(&self, fd: RawFd) {
+        close_if(fd, self.identity);
+    }
+
+    /// Closes a descriptor that was the file's, unless it is another's by now. Async-signal-safe.
+    fn close_ours(&self, fd: RawFd) {
+        if self.is_ours(fd) {
+            // SAFETY: the file's, and nothing else uses it.
+            unsafe { libc::close(fd) };
+        }
     }
 
     /// Closes them, for the last time.
@@ -177,10 +203,10 @@ impl Descriptor {
             match (first, spare) {
                 // By another thread.
                 (Some(first), Some(_)) => return Ok(first),
-                (Some(first), None) => self.put(1, copy(first)),
+                (Some(first), None) => self.put(1, self.copy(first)),
                 (None, Some(spare)) => {
                     self.put(0, spare);
-                    self.put(1, copy(spare));
+                    self.put(1, self.copy(spare));
                 }
                 (None, None) => {
                     self.number(0).store(NONE, Ordering::Relaxed);
@@ -202,8 +228,14 @@ mod tests {
     use super::*;
     use std::os::fd::IntoRawFd;
 
-    /// Two apps of tests alone; a file each test.
-    const APPS: [u32; 3] = [MAX_APPS - 1, MAX_APPS - 2, MAX_APPS - 3];
+    /// Apps of these tests alone; a file each.
+    const APPS: [u32; 5] = [
+        MAX_APPS - 1,
+        MAX_APPS - 2,
+        MAX_APPS - 3,
+        MAX_APPS - 5,
+        MAX_APPS - 6,
+    ];
 
     fn file() -> tempfile::NamedTempFile {
         tempfile::NamedTempFile::new().unwrap()
@@ -257,6 +289,35 @@ mod tests {
         stray_close(spare);
         let last = descriptor.get(|| Ok(open(&file))).unwrap();
         assert!(descriptor.is_ours(last) && repaired() >= before + 4);
+        descriptor.close();
+    }
+
+    #[test]
+    fn an_error_of_the_file_itself_is_no_miss() {
+        let file = file();
+        let descriptor = Descriptor::new(APPS[3], open(&file), all).unwrap();
+        let fd = descriptor.get(never).unwrap();
+        let error = io::Error::from_raw_os_error;
+        assert!(!descriptor.has_missed(fd, &error(libc::EINVAL)));
+        // Its number was closed and given back meanwhile.
+        assert!(descriptor.has_missed(fd, &error(libc::EBADF)));
+        // Another thread has replaced it.
+        stray_close(fd);
+        let next = descriptor.get(never).unwrap();
+        assert!(next != fd && descriptor.has_missed(fd, &error(libc::EINVAL)));
+        assert!(!descriptor.is_still(fd) && descriptor.is_still(next));
+        descriptor.close();
+    }
+
+    #[test]
+    fn another_file_with_the_number_is_neither_copied_nor_closed() {
+        let (file, other) = (file(), file());
+        let descriptor = Descriptor::new(APPS[4], open(&file), all).unwrap();
+        let another = open(&other);
+        assert_eq!(descriptor.copy(another), NONE);
+        descriptor.close_ours(another);
+        assert!(identity(another).is_some());
+        stray_close(another);
         descriptor.close();
     }
 

@@ -277,10 +277,8 @@ impl Device {
                 Err(io::Error::from_raw_os_error(libc::ESTALE))
             }
         });
-        same.map(|()| fd).inspect_err(|_| {
-            // SAFETY: opened above, and nobody else has it.
-            unsafe { libc::close(fd) };
-        })
+        same.map(|()| fd)
+            .inspect_err(|_| self.descriptor.close_opened(fd))
     }
 
     /// Calls the driver. The descriptor is looked at only when the answer is not the driver's, or an error: no other file
@@ -315,20 +313,36 @@ impl Device {
         for _ in 1..TRIES {
             match outcome {
                 Ok(app) if app == self.app.app => return Ok(()),
-                // Nor has another thread mended the descriptor since.
-                Err(error) if fd == self.descriptor.unchecked() && !self.descriptor.is_lost() => {
-                    return Err(error);
-                }
+                Err(error) if !self.descriptor.has_missed(fd, &error) => return Err(error),
                 _ => {}
             }
-            fd = self.fd()?;
             // SAFETY: passed on to the caller.
-            outcome = unsafe { call(fd, number, argument) };
+            outcome = unsafe { self.call_mended(&mut fd, number, argument) };
         }
         match outcome? {
             app if app == self.app.app => Ok(()),
             _ => Err(another_files()),
         }
+    }
+
+    /// Calls the driver by the descriptor that is its file's, and notes that in `fd`.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`], or why the device cannot be opened again: a file that is just being opened can be closed, too.
+    ///
+    /// # Safety
+    ///
+    /// As [`call`].
+    unsafe fn call_mended<T>(
+        &self,
+        fd: &mut RawFd,
+        number: u32,
+        argument: *mut T,
+    ) -> io::Result<u32> {
+        *fd = self.fd()?;
+        // SAFETY: passed on to the caller.
+        unsafe { call(*fd, number, argument) }
     }
 
     /// Calls the driver, after a look at the descriptor: another file, a console or another app's, might take the call for its
@@ -338,9 +352,66 @@ impl Device {
     ///
     /// `argument` is what the call takes.
     unsafe fn call_checked<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
-        let fd = self.fd()?;
+        let mut fd = -1;
         // SAFETY: passed on to the caller.
-        unsafe { self.call_again(fd, call(fd, number, argument), number, argument) }
+        unsafe {
+            let outcome = self.call_mended(&mut fd, number, argument);
+            self.call_again(fd, outcome, number, argument)
+        }
+    }
+
+    /// Registers the calling thread. After an error it is not registered.
+    fn register_once(&self, signal: i32, keys: u32) -> io::Result<Registration> {
+        let mut argument = IoctlThread {
+            signal: signal as u32,
+            keys,
+            ..IoctlThread::default()
+        };
+        // SAFETY: the call's argument.
+        unsafe { self.call_checked(IOCTL_THREAD, &raw mut argument) }?;
+        let (control, written) = self.map_thread(&argument).inspect_err(|_| {
+            // SAFETY: a call without an argument.
+            let _ = unsafe { self.call_checked::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
+        })?;
+        Ok(Registration {
+            control: control.cast(),
+            written: written.cast(),
+            tags: Tags {
+                next: argument.tag_first,
+                end: argument.tag_first.saturating_add(argument.tag_count),
+            },
+        })
+    }
+
+    /// Maps the control block and the list of written pages of a thread.
+    ///
+    /// # Errors
+    ///
+    /// That of `mmap`, of another file perhaps; `EBADF` if another file may have been mapped.
+    fn map_thread(&self, thread: &IoctlThread) -> io::Result<(NonNull<u8>, NonNull<u8>)> {
+        let fd = self.fd()?;
+        let page = |protection, offset| {
+            map(
+                fd,
+                std::ptr::null_mut(),
+                PAGE_SIZE.into(),
+                protection,
+                offset,
+            )
+        };
+        let unmap = |page: NonNull<u8>| {
+            // SAFETY: mapped here, and nobody knows it yet.
+            unsafe { libc::munmap(page.as_ptr().cast(), PAGE_SIZE as usize) };
+        };
+        let control = page(READ_WRITE, thread.control_offset)?;
+        let written =
+            page(libc::PROT_READ, thread.written_offset).inspect_err(|_| unmap(control))?;
+        if !self.descriptor.is_still(fd) {
+            unmap(control);
+            unmap(written);
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        Ok((control, written))
     }
 
     /// Opens the app on another descriptor and maps it where it was; async-signal-safe.
@@ -489,33 +560,15 @@ impl Backend for Device {
     }
 
     fn register(&self, signal: i32, keys: u32) -> io::Result<Registration> {
-        let mut argument = IoctlThread {
-            signal: signal as u32,
-            keys,
-            ..IoctlThread::default()
-        };
-        // SAFETY: the call's argument.
-        unsafe { self.call_checked(IOCTL_THREAD, &raw mut argument) }?;
-        let page = |protection, offset| {
-            let address = std::ptr::null_mut();
-            map(self.fd()?, address, PAGE_SIZE.into(), protection, offset).inspect_err(|_| {
-                // SAFETY: a call without an argument.
-                let _ = unsafe { self.call_checked::<u8>(IOCTL_THREAD_EXIT, std::ptr::null_mut()) };
-            })
-        };
-        let control = page(READ_WRITE, argument.control_offset)?;
-        let written = page(libc::PROT_READ, argument.written_offset).inspect_err(|_| {
-            // SAFETY: mapped above, and nobody knows it yet.
-            unsafe { libc::munmap(control.as_ptr().cast(), PAGE_SIZE as usize) };
-        })?;
-        Ok(Registration {
-            control: control.cast(),
-            written: written.cast(),
-            tags: Tags {
-                next: argument.tag_first,
-                end: argument.tag_first.saturating_add(argument.tag_count),
-            },
-        })
+        let mut outcome = self.register_once(signal, keys);
+        for _ in 1..TRIES {
+            // The error of a mapping does not tell whether it was one of this file.
+            if outcome.is_ok() {
+                break;
+            }
+            outcome = self.register_once(signal, keys);
+        }
+        outcome
     }
 
     fn unregister(&self, _: NonNull<ThreadControl>) {

@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::os::clock;
+use crate::os::dispositions;
 use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::os::lock::Lock;
@@ -383,6 +384,7 @@ impl Backend for Unprotected {
         self.interrupt(report.tag);
         self.release(held, report.tag)?;
         report.incident = NEXT_INCIDENT.fetch_add(1, Ordering::Relaxed);
+        report.handled = dispositions::others().bits();
         if report.detected_ns != 0 {
             report.recovery_ns = clock::now().saturating_sub(report.detected_ns);
         }

@@ -177,7 +177,6 @@ impl Thread {
         if !self.found.has_signal_stack.take() {
             let _ = signals::enter_signal_stack(&self.signal_stack);
         }
-        dispositions::restore();
         let look = self.found.look.get();
         look.rights.restore();
         look.exceptions.set();

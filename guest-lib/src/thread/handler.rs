@@ -11,7 +11,7 @@ use crate::failure::Kind;
 use crate::os::signals::{self, Handler, Signals, disposition, interrupt, write_stderr};
 use crate::os::sleep::Sleep;
 use crate::os::switch::FLAGS;
-use crate::os::{dispositions, errno, frames, switch};
+use crate::os::{dispositions, errno, frames, loader, switch};
 use crate::shared::pkru;
 use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
@@ -29,6 +29,7 @@ pub(crate) fn install() -> Result<(), Error> {
     let entry = unsafe { std::mem::transmute::<unsafe extern "C" fn(), Handler>(vmsrs_handler) };
     signals::install(entry)?;
     frames::install(interrupt());
+    loader::install();
     Ok(())
 }
 

@@ -78,6 +78,8 @@ struct Marks {
     single_stepping: Cell<bool>,
     /// The app keeps no versions of pages: nothing says what a request has written.
     unprotected: Cell<bool>,
+    /// Nothing: without it there would be a gap, whose content nobody sets.
+    _gap: Cell<bool>,
     /// Above 0: interrupts wait until it is 0 again.
     critical: Cell<u16>,
     /// Times that an interrupt has waited for the thread to leave the C library.
@@ -280,6 +282,7 @@ impl Thread {
         self.state().lock_timeout_ms()
     }
 
+    /// Its number in the kernel.
     pub(crate) fn number(&self) -> u32 {
         self.number
     }

@@ -41,6 +41,44 @@ static int load(vmsrs_request *request, void *path)
 	return 0;
 }
 
+static int load_a_wild_path(vmsrs_request *request, void *wild)
+{
+	(void)request;
+	dlopen(wild, RTLD_NOW);
+	return 0;
+}
+
+static int look_up_a_wild_name(vmsrs_request *request, void *wild)
+{
+	(void)request;
+	dlsym(RTLD_DEFAULT, wild);
+	return 0;
+}
+
+static int look_up_for_a_wild_place(vmsrs_request *request, void *wild)
+{
+	(void)request;
+	dladdr(dlopen, wild);
+	return 0;
+}
+
+static void *use_the_linker(void *argument)
+{
+	void *library = dlopen("libm.so.6", RTLD_NOW);
+
+	check(library && dlsym(library, "cos"), "a library is loaded");
+	check(!dlclose(library), "and not used any more");
+	return argument;
+}
+
+static void linker_goes_on(void)
+{
+	pthread_t thread;
+
+	check(!pthread_create(&thread, NULL, use_the_linker, NULL), "a thread starts");
+	check(!pthread_join(thread, NULL), "and does not wait for ever");
+}
+
 static int count(vmsrs_request *request, void *argument)
 {
 	int *value = vmsrs_root(bob);
@@ -111,6 +149,8 @@ int main(int argc, char **argv)
 	char text[16], runs;
 	int pipe_of[2];
 
+	// A hang fails the test.
+	alarm(600);
 	check(argc == 3, "loader crash|wait LIBRARY");
 	check(!pipe(pipe_of), "a pipe");
 	snprintf(text, sizeof(text), "%d", pipe_of[1]);
@@ -123,6 +163,13 @@ int main(int argc, char **argv)
 	check(!pthread_create(&thread, NULL, use, NULL) && !pthread_join(thread, NULL), "a thread before");
 	if (!strcmp(argv[1], "crash")) {
 		check(vmsrs_run(alice, load, argv[2], NULL) == VMSRS_EFAILED, "the constructor costs its request");
+		linker_goes_on();
+		for (int i = 0; i < 3; i++) {
+			vmsrs_request_fn looks[] = { load_a_wild_path, look_up_a_wild_name, look_up_for_a_wild_place };
+
+			check(vmsrs_run(alice, looks[i], (void *)8, NULL) == VMSRS_EFAILED, "a wild argument");
+			linker_goes_on();
+		}
 	} else {
 		check(!pthread_create(&thread, NULL, load_for_ever, argv[2]), "a thread that loads it");
 		check(read(pipe_of[0], &runs, 1) == 1, "its constructor runs");

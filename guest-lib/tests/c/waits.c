@@ -310,6 +310,48 @@ static void semaphores(void)
 	}
 }
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int tries;
+
+/* The first one fails, the second one misses its deadline. */
+static void begin(void)
+{
+	if (tries++ == 0)
+		*(volatile int *)8 = 1;
+	while (tries == 2)
+		pause();
+}
+
+static void begin_once(void)
+{
+	pthread_once(&once, begin);
+}
+
+static int failing(vmsrs_request *this, void *argument)
+{
+	(void)this;
+	(void)argument;
+	begin_once();
+	return 0;
+}
+
+static void *use_what_was_begun(void *argument)
+{
+	begin_once();
+	return argument;
+}
+
+static void initializers(void)
+{
+	CHECK(vmsrs_run(domain, failing, NULL, NULL) == VMSRS_EFAILED);
+	CHECK(tries == 1);
+	expect_deadline(begin_once);
+	CHECK(tries == 2);
+	in_another_thread(use_what_was_begun);
+	in_another_thread(use_what_was_begun);
+	CHECK(tries == 3);
+}
+
 int main(int count, char **arguments)
 {
 	vmsrs_app *app;
@@ -329,6 +371,8 @@ int main(int count, char **arguments)
 	} else if (!strcmp(arguments[1], "mutexes")) {
 		mutexes(PTHREAD_PRIO_NONE);
 		mutexes(PTHREAD_PRIO_INHERIT);
+	} else if (!strcmp(arguments[1], "once")) {
+		initializers();
 	} else {
 		CHECK(!strcmp(arguments[1], "semaphores"));
 		semaphores();

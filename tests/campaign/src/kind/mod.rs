@@ -310,7 +310,7 @@ mod tests {
                 host,
                 poison,
             };
-            tools.check(named(name).ok()).is_err()
+            tools.check(&[named(name).unwrap()]).is_err()
         };
         assert!(!wants("planted: division by zero", false, false, false));
         assert!(wants("division by zero", false, true, true));

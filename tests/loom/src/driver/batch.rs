@@ -406,7 +406,7 @@ impl Frames {
         self.put_all(&sent);
     }
 
-    /// `finish_frame`, `show_sealed`, and the zap that it asks for; `sent_version` in the first case.
+    /// `finish_pages`, `show_sealed`, `note_sealed`, and the zap; `sent_version` in the first case.
     fn show_sealed(&self, domain: &mut Domain, frame: usize, page: usize, vault: usize) {
         match domain.entries[page].frame {
             Version::Pool(shown) if shown == frame => {

@@ -29,7 +29,8 @@ typedef int8_t s8;
 #define STREAK_SHIFT 28
 #define HOT_AFTER 4
 #define RELUCTANCE_MAX 8
-#define PAID_AFTER 256
+#define VMSRS_PAID_AFTER 256
+#define noinline
 
 #define GFP_NOWAIT 0
 #define __GFP_NOWARN 0
@@ -46,7 +47,7 @@ struct vmsrs_prediction { const u32 *hot; u32 hot_count, following, following_co
 struct vmsrs_heat {
 	void *resident;
 	u16 steady, paid, kept_commit;
-	u8 reluctance, count : 4, kept : 4;
+	u8 reluctance : 4, many : 1, count : 4, kept : 4;
 	u32 pages[VMSRS_HOT_MAX];
 };
 struct vmsrs_frame { u32 page, committed, replaced; u16 commit; u8 streak, ahead; };
@@ -331,7 +332,15 @@ static void steady_domains(void)
 	seal();
 	REQUEST(5);
 	expect(versions[5].streak == 1, "left out");
-	/* More pages than are kept. */
+	/* As many pages as are kept. */
+	fresh();
+	for (i = 0; i < 5; i++) {
+		row(0, VMSRS_HOT_MAX);
+		seal();
+	}
+	for (i = 0; i < VMSRS_HOT_MAX; i++)
+		expect(versions[i].streak == VMSRS_STREAK_MAX, "each is kept");
+	/* More. */
 	fresh();
 	for (i = 0; i < 6; i++) {
 		row(0, 20);

@@ -12,13 +12,17 @@ fn pages_written_in_a_row_are_predicted_and_steadily_written_domains_become_hot(
         "vmsrs_heat_get",
         "add_hot",
         "remove_hot",
-        "streak_before",
+        "find_kept",
+        "kept_streak",
         "vmsrs_predict_written",
         "vmsrs_predict_sealed",
         "vmsrs_heat_steady",
-        "vmsrs_heat_paid",
         "vmsrs_heat_cooled",
         "vmsrs_predict_end",
     ];
-    stubs::run("predict.c", &[("predict.c", &functions)]);
+    let inline = ["vmsrs_heat_paid"];
+    stubs::run(
+        "predict.c",
+        &[("vmsrs.h", &inline), ("predict.c", &functions)],
+    );
 }
