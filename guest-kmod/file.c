@@ -226,8 +226,8 @@ static u64 handled_by_others(u64 signals, u64 handler)
 	for (left = signals; left; left &= left - 1) {
 		unsigned int place = __ffs64(left);
 
-		if ((__force unsigned long)READ_ONCE(sighand->action[place].sa.sa_handler) !=
-		    handler)
+		if (unlikely((__force unsigned long)
+				READ_ONCE(sighand->action[place].sa.sa_handler) != handler))
 			others |= BIT_ULL(place);
 	}
 	return others;

@@ -195,8 +195,10 @@ impl Reported {
     /// The failure with its message, which is on the heap. `empty` makes a string with room for that many bytes.
     pub(crate) fn with_message(self, empty: impl FnOnce(usize) -> String) -> Failure {
         let bytes = self.message.as_slice();
-        // Most are text, which is found faster by itself.
-        let message = if let Ok(text) = std::str::from_utf8(bytes) {
+        // Most are empty or text, which is found faster by itself.
+        let message = if bytes.is_empty() {
+            String::new()
+        } else if let Ok(text) = std::str::from_utf8(bytes) {
             let mut message = empty(text.len());
             message.push_str(text);
             message

@@ -11,23 +11,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const WORDS: usize = 1024;
 
 /// A mutex of the C library, as programs are compiled with it: the lock and how often it was taken; its owner and its users;
-/// its kind.
-const LENGTH: usize = 3;
+/// its kind; neighbours in a list of robust ones.
+const LENGTH: usize = 5;
 const RECURSIVE: u64 = libc::PTHREAD_MUTEX_RECURSIVE as u64;
 
 /// More is not a count.
 const TAKEN_MAX: u64 = 1000;
 
-/// Whether the words begin with a recursive mutex that the thread has.
-fn is_locked(words: &[u64], thread: u32) -> bool {
-    let &[taken, owner, kind, ..] = words else {
+fn halves(word: u64) -> (u64, u64) {
+    (word & 0xffff_ffff, word >> 32)
+}
+
+/// Whether the words may be a recursive mutex, whoever has it.
+fn may_be_mutex(words: &[u64]) -> bool {
+    let &[taken, owner, RECURSIVE, 0, 0] = words else {
         return false;
     };
-    let halves = |word: u64| (word & 0xffff_ffff, word >> 32);
     let ((lock, count), (owner, users)) = (halves(taken), halves(owner));
+    lock <= 2 && count <= TAKEN_MAX && users <= 1 && (owner == 0) == (users == 0)
+}
+
+/// Whether the words, which begin with one, say that the thread has it.
+fn is_locked(words: &[u64; 2], thread: u32) -> bool {
+    let ((lock, count), (owner, users)) = (halves(words[0]), halves(words[1]));
     owner == thread.into()
         && users <= 1
-        && halves(kind) == (RECURSIVE, 0)
         && matches!(lock, 1 | 2)
         && (1..=TAKEN_MAX).contains(&count)
 }
@@ -35,7 +43,7 @@ fn is_locked(words: &[u64], thread: u32) -> bool {
 /// Most places that are noted.
 const PLACES: usize = 32;
 
-/// Where mutexes may lie, by the word that says their kind; those at the end are 0.
+/// Where such mutexes may lie; those at the end are 0.
 static CANDIDATES: [AtomicU64; PLACES] = [const { AtomicU64::new(0) }; PLACES];
 
 /// Notes where they may lie: to look through the whole variable takes longer than the rest of a failure.
@@ -50,7 +58,7 @@ pub(crate) fn install() {
     let places = words[..count.unwrap_or(0)]
         .windows(LENGTH)
         .enumerate()
-        .filter(|(_, words)| words[LENGTH - 1] == RECURSIVE)
+        .filter(|(_, words)| may_be_mutex(words))
         .map(|(place, _)| variable + (place * size_of::<u64>()) as u64);
     for (candidate, place) in CANDIDATES.iter().zip(places) {
         candidate.store(place, Ordering::Relaxed);
@@ -63,7 +71,7 @@ pub(crate) fn unlock(thread: u32) {
     for place in places.take_while(|&place| place != 0) {
         // SAFETY: words of the linker's variable, which is always there. Another thread may be changing them, not those of a mutex
         // that the calling one has.
-        let words = unsafe { (place as *const [u64; LENGTH]).read_volatile() };
+        let words = unsafe { (place as *const [u64; 2]).read_volatile() };
         if is_locked(&words, thread) {
             for _ in 0..words[0] >> 32 {
                 // SAFETY: a mutex that the calling thread has, that many times.
@@ -88,14 +96,16 @@ mod tests {
             let mut mutex = zeroed::<[u64; 5]>();
             let place = (&raw mut mutex).cast();
             libc::pthread_mutex_init(place, &raw const attributes);
-            assert!(!is_locked(&mutex, libc::gettid().cast_unsigned()));
+            let words = |mutex: &[u64; 5]| [mutex[0], mutex[1]];
+            let me = libc::gettid().cast_unsigned();
+            assert!(may_be_mutex(&mutex) && !is_locked(&words(&mutex), me));
             libc::pthread_mutex_lock(place);
             libc::pthread_mutex_lock(place);
-            (mutex, libc::gettid().cast_unsigned())
+            assert!(may_be_mutex(&mutex));
+            (words(&mutex), me)
         };
         assert!(is_locked(&words, me));
         assert!(!is_locked(&words, me + 1));
-        assert!(!is_locked(&words[1..], me));
-        assert!(!is_locked(&words[..2], me));
+        assert!(!may_be_mutex(&[0; 5]) && !may_be_mutex(&[0, 0, 1, 0, 1]));
     }
 }

@@ -1,6 +1,6 @@
 //! Running and dropping defers.
 
-use super::restore::restore;
+use super::restore::{Cut, restore};
 use crate::os::mutex::RawMutex;
 use crate::os::switch::LANDED;
 use crate::shared::pkru;
@@ -88,7 +88,7 @@ fn end_defers(thread: &Thread, mut next: impl FnMut() -> Option<Deferred>, fate:
         if cut {
             // The thread keeps the keys of the code that was cut short, and a signal handler has none.
             pkru::close();
-            restore(thread, &thread.record());
+            restore(thread, &Cut::latest(thread));
             // The library may have been at work.
             thread.state().latch.reset();
         }

@@ -1,7 +1,7 @@
 //! Ending a request that its thread has left by `longjmp`.
 
 use super::defer::run_defers;
-use super::restore::restore;
+use super::restore::{Cut, restore};
 use super::{Stop, failed, failed_member};
 use crate::failure::Kind;
 use crate::thread::{self, LEFT, Phase, Thread};
@@ -59,7 +59,7 @@ fn end(thread: &Thread) {
     }
     // It was over: only its defers may be left.
     thread.note_failure(Kind::ThreadDeath, 0, LEFT);
-    restore(thread, &thread.record());
+    restore(thread, &Cut::latest(thread));
     thread.state().latch.reset();
     run_defers(thread, thread.state());
     thread.go_idle();

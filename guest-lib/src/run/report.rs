@@ -1,7 +1,7 @@
 //! Reporting a failed request, which also discards what it wrote.
 
 use super::end::abort_process;
-use super::restore::restore;
+use super::restore::{Cut, restore};
 use crate::failure::{Failure, Reported};
 use crate::os::dispositions;
 use crate::os::signals::{self, Signals};
@@ -12,29 +12,33 @@ use std::io;
 pub(super) fn report(thread: &Thread) -> Failure {
     thread.land();
     thread.repair_control();
-    let mut record = thread.record();
-    let reported = thread.state().fail(|| {
-        record.tag = thread.tag();
-        if signals::suppressing() {
-            record.handled = signals::handled().bits();
-            record.handler = signals::handler() as u64;
-        }
-        evidence::attach(&mut record, thread);
-        thread.report_open(&mut record);
-        let held = thread.state().held();
-        loop {
-            match thread.app().backend().fail(&mut record, held.as_slice()) {
-                Ok(()) => break,
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                Err(error) => abort_with("cannot discard what the failed request wrote", &error),
+    let reported = thread.with_record(|record| {
+        let reported = thread.state().fail(|| {
+            record.tag = thread.tag();
+            if signals::suppressing() {
+                record.handled = signals::handled().bits();
+                record.handler = signals::handler() as u64;
             }
-        }
-        // What is done next may say something else.
-        Reported::new(&record, thread.message_copied())
+            evidence::attach(record, thread);
+            thread.report_open(record);
+            let held = thread.state().held();
+            loop {
+                match thread.app().backend().fail(record, held.as_slice()) {
+                    Ok(()) => break,
+                    Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                    Err(error) => {
+                        abort_with("cannot discard what the failed request wrote", &error)
+                    }
+                }
+            }
+            // What is done next may say something else.
+            Reported::new(record, thread.message_copied())
+        });
+        dispositions::restore(Signals::from_bits(record.handled));
+        reported
     });
-    dispositions::restore(Signals::from_bits(record.handled));
     // From here on the heap is known to work.
-    restore(thread, &record);
+    restore(thread, &Cut::latest(thread));
     reported.with_message(|bytes| thread.empty_string(bytes))
 }
 

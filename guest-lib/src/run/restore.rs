@@ -2,23 +2,45 @@
 
 use super::aside::{self, Aside};
 use super::end::abort_process;
-use super::unwind::leave_c_library;
+use super::unwind::{in_c_library, leave_c_library};
 use super::{panic_hook, trial};
+use crate::os::unwind::Registers;
 use crate::os::{clib, loader, signals, streams};
 use crate::thread::{LEFT, Thread};
 use vmsrs_protocol::incident::REG_RIP;
-use vmsrs_protocol::ioctl::IoctlFail;
 
-/// Makes the thread what it was when the request began, or a defer, which was cut short by the error of that record.
-pub(super) fn restore(thread: &Thread, record: &IoctlFail) {
+/// Where something was cut short.
+pub(super) struct Cut {
+    /// The signal that told the error, or 0.
+    signal: i32,
+    instruction: u64,
+    /// The registers there, if that is in the C library.
+    in_c_library: Option<Registers>,
+}
+
+impl Cut {
+    /// By the thread's latest error.
+    pub(super) fn latest(thread: &Thread) -> Self {
+        thread.with_record(|record| Self {
+            signal: record.signal,
+            instruction: record.registers[REG_RIP],
+            in_c_library: in_c_library(record),
+        })
+    }
+}
+
+/// Makes the thread what it was when the request began, or a defer, which was cut short there.
+pub(super) fn restore(thread: &Thread, cut: &Cut) {
+    let (signal, instruction) = (cut.signal, cut.instruction);
     // Where a signal has sent the thread here, its handler has done that.
-    if record.signal == 0 {
+    if signal == 0 {
         thread.restore_signals();
     }
     thread.restore(|work| aside::run(thread, work) == Aside::Done);
-    leave_c_library(thread, record);
+    if let Some(registers) = &cut.in_c_library {
+        leave_c_library(thread, registers);
+    }
     loader::unlock(thread.number());
-    let (signal, instruction) = (record.signal, record.registers[REG_RIP]);
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler
     // that failed, or that has left the request for good.
     let is_interrupted = (signal != 0 && signal == signals::interrupt())

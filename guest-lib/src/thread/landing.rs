@@ -184,9 +184,9 @@ impl Thread {
             (kind, &[][..])
         };
         let stack = self.stack_region();
-        self.record.note(&record::report(
-            kind, address, signal, code, registers, stack,
-        ));
+        self.record.note(|report| {
+            record::fill(report, kind, address, (signal, code), &registers, stack);
+        });
         self.record.set_message(message);
     }
 
@@ -197,9 +197,9 @@ impl Thread {
         }
     }
 
-    /// The record of the error that cut the request short.
-    pub(crate) fn record(&self) -> IoctlFail {
-        self.record.report()
+    /// Gives the record of the error that cut the request short, which is sent from where it is.
+    pub(crate) fn with_record<T>(&self, code: impl FnOnce(&mut IoctlFail) -> T) -> T {
+        self.record.with_report(code)
     }
 
     /// What the error said, for when something else may be said.

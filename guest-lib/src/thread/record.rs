@@ -26,9 +26,18 @@ impl Record {
     }
 
     /// Notes an error. Async-signal-safe.
-    pub(crate) fn note(&self, report: &IoctlFail) {
+    #[inline]
+    pub(crate) fn note(&self, fill: impl FnOnce(&mut IoctlFail)) {
         // SAFETY: this thread's own, read after the landing only.
-        unsafe { self.report.get().write(*report) };
+        let report = unsafe { &mut *self.report.get() };
+        *report = IoctlFail::default();
+        fill(report);
+    }
+
+    /// Gives the report. Nothing runs aside meanwhile.
+    pub(crate) fn with_report<T>(&self, code: impl FnOnce(&mut IoctlFail) -> T) -> T {
+        // SAFETY: the thread has landed: its handler of signals notes nothing before it runs something again.
+        code(unsafe { &mut *self.report.get() })
     }
 
     /// Replaces the message. Async-signal-safe.
@@ -39,23 +48,18 @@ impl Record {
         self.message_length.set(length);
     }
 
-    pub(crate) fn report(&self) -> IoctlFail {
-        // SAFETY: the thread has landed; nobody writes.
-        unsafe { self.report.get().read() }
-    }
-
     pub(crate) fn message_copied(&self) -> Message {
         Message::new(self.message())
     }
 
     /// One of the registers.
     pub(crate) fn register(&self, register: usize) -> u64 {
-        // SAFETY: as in report().
+        // SAFETY: as in with_report().
         unsafe { (&raw const (*self.report.get()).registers[register]).read() }
     }
 
     pub(crate) fn message(&self) -> &[u8] {
-        // SAFETY: as in report().
+        // SAFETY: as in with_report().
         let message = unsafe { &*self.message.get() };
         &message[..self.message_length.get().min(MESSAGE)]
     }
@@ -83,9 +87,8 @@ pub(crate) fn registers() -> [u64; REGISTERS] {
 
 /// Follows the frame pointers, inside the request stack and upwards only, so that no damage
 /// can lead it astray. Frames of code without frame pointers are missing.
-pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
-    let mut addresses = [0; BACKTRACE];
-    for entry in &mut addresses {
+fn backtrace(stack: &Region, mut frame: u64, addresses: &mut [u64; BACKTRACE]) {
+    for entry in addresses {
         let whole = stack.holds_word(frame) && stack.holds_word(frame.wrapping_add(8));
         if !whole || !frame.is_multiple_of(8) {
             break;
@@ -98,7 +101,6 @@ pub(crate) fn backtrace(stack: &Region, mut frame: u64) -> [u64; BACKTRACE] {
         }
         frame = next;
     }
-    addresses
 }
 
 /// Whether `address` of an error with this signal and code says anything. A general protection fault
@@ -113,26 +115,26 @@ fn address_flag(address: u64, signal: i32, code: i32) -> u32 {
     }
 }
 
-/// The report on an error of a kind.
-pub(crate) fn report(
+/// Fills a report, which is all 0, on an error of a kind.
+#[inline]
+pub(crate) fn fill(
+    report: &mut IoctlFail,
     kind: Kind,
     address: u64,
-    signal: i32,
-    code: i32,
-    registers: [u64; REGISTERS],
+    (signal, code): (i32, i32),
+    registers: &[u64; REGISTERS],
     stack: Option<&Region>,
-) -> IoctlFail {
-    IoctlFail {
-        detected_ns: clock::now(),
-        address,
-        kind: kind.number(),
-        signal,
-        code,
-        registers,
-        backtrace: stack.map_or([0; BACKTRACE], |stack| backtrace(stack, registers[REG_RBP])),
-        flags: address_flag(address, signal, code),
-        ..IoctlFail::default()
+) {
+    report.detected_ns = clock::now();
+    report.address = address;
+    report.kind = kind.number();
+    report.signal = signal;
+    report.code = code;
+    report.registers = *registers;
+    if let Some(stack) = stack {
+        backtrace(stack, registers[REG_RBP], &mut report.backtrace);
     }
+    report.flags = address_flag(address, signal, code);
 }
 
 #[cfg(test)]

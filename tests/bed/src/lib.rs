@@ -24,6 +24,7 @@ pub mod modules;
 mod monitor;
 mod nested;
 pub mod patience;
+pub mod process;
 mod program;
 pub mod project;
 mod qemu;

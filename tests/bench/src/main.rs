@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use vmsrs_bed::guest::Plans;
 use vmsrs_bed::kmod::Modules;
 use vmsrs_bed::{Accelerator, Bed, Event, Job, Kernel, Series, project};
 use vmsrs_report::folder;
@@ -109,27 +110,16 @@ enum Command {
     Guest,
     /// Boot guests here, on the KVM host, and count.
     #[command(hide = true)]
-    Host {
-        kernel: PathBuf,
-        initramfs: PathBuf,
-        /// As JSON.
-        plans: String,
-    },
+    Host(Plans),
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.command {
         Some(Command::Guest) => guest::measure(),
-        Some(Command::Host {
-            kernel,
-            initramfs,
-            plans,
-        }) => host::run(
-            kernel,
-            initramfs,
-            &serde_json::from_str::<Vec<Plan>>(plans)?,
-        ),
+        Some(Command::Host(plans)) => {
+            host::run(&plans.kernel, &plans.initramfs, &plans.read::<Plan>()?)
+        }
         None => run(&arguments),
     }
 }

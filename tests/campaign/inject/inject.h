@@ -10,8 +10,8 @@
  *
  *   \1<point> <count> <error> <parameter> <deadline> <seal>\n
  *
- * The line is removed from the data of recv(2), so the server never sees it. It arms the calling
- * thread: in its next request, the <count>th passage of <point> (see enum point) makes <error> (see
+ * The line is removed from the data of recv(2), so the server never sees it. It arms the connection
+ * on which it came: in its next request, the <count>th passage of <point> (see enum point) makes <error> (see
  * enum error). <deadline> (milliseconds, 0 for none) and <seal> (0 or 1) become options of
  * vmsrs_run_with. The error "none" only sets the options.
  *
@@ -23,6 +23,13 @@
  * end of the request); <passages>: how often the point was passed; <stopped>: 1 if a write was
  * refused with an error code instead of an exception; <left>: what of the thread's state was not as
  * before after the request, "before:" and what if that was so already when it started, or "-".
+ *
+ * A thread may serve several connections, one at a time: a request is of the connection on which the
+ * thread has called recv(2) or send(2) last.
+ *
+ * With the environment variable INJECT_COPIES=<low>-<high> (hexadecimal), calls of memory functions
+ * are only changed if they write to these addresses or to the request's own stack. It is for servers
+ * whose requests also write to memory that nothing protects: connections, answers, statistics.
  *
  * Everything depends only on the lines received, except for the point "moment", which is a time, and
  * the error "foreign-draft", which needs another request.
@@ -51,6 +58,7 @@
 #include <stdint.h>
 #include <pthread.h>
 #include <sys/rseq.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -179,6 +187,7 @@ struct arm {
 	const vmsrs_domain *domain;
 	const vmsrs_domain *entered; /* the shared domain that it holds, or NULL */
 	vmsrs_request *request;
+	char *frame;	     /* of the request's function */
 	sigjmp_buf out;	     /* out of the request */
 	int reused;	     /* a descriptor of the library's that is a socket now ... */
 	ino_t inode;	     /* ... with this number; 0 if there is none */
@@ -205,6 +214,8 @@ extern struct real {
 	size_t (*strlen)(const char *);
 	ssize_t (*recv)(int, void *, size_t, int);
 	ssize_t (*send)(int, const void *, size_t, int);
+	int (*accept)(int, struct sockaddr *, socklen_t *);
+	int (*accept4)(int, struct sockaddr *, socklen_t *, int);
 	int (*ioctl)(int, unsigned long, ...);
 	int (*open)(const char *, vmsrs_app **);
 	int (*domain_open_with)(const vmsrs_app *, const void *, size_t, uint32_t, vmsrs_domain **);
@@ -256,6 +267,11 @@ unsigned int worker(void);
 int no_work(vmsrs_request *request, void *unused);
 /* The server's app. */
 vmsrs_app *opened_app(void);
+
+/* ---- memory.c -------------------------------------------------------------------------------- */
+
+/* Which copies are changed: those to these addresses; all if there is no end. */
+extern uintptr_t copies_low, copies_high;
 
 /* ---- errors.c -------------------------------------------------------------------------------- */
 

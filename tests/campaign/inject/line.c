@@ -109,6 +109,55 @@ static const char *const errors[ERRORS] = {
 	[ELSEWHERE] = "elsewhere",
 };
 
+enum { FILES = 4096 };
+
+/* How often a descriptor has become a connection. */
+static atomic_uint connections[FILES];
+/* Orders of connections that their thread has turned away from. */
+static struct arm kept[FILES];
+/* The connection that the thread serves, by its descriptor. */
+static __thread int served __attribute__((tls_model("initial-exec"))) = -1;
+static __thread unsigned int served_as __attribute__((tls_model("initial-exec")));
+
+/* Goes on with a connection's orders. */
+static void serve(int socket)
+{
+	unsigned int as;
+
+	if (socket < 0 || socket >= FILES)
+		return;
+	as = atomic_load(&connections[socket]);
+	if (served == socket && served_as == as)
+		return;
+	/* What a connection has left that is closed is nobody's. */
+	if (served >= 0 && served_as == atomic_load(&connections[served]))
+		real.memcpy(&kept[served], &arm, sizeof(arm));
+	real.memcpy(&arm, &kept[socket], sizeof(arm));
+	real.memset(&kept[socket], 0, sizeof(arm));
+	served = socket;
+	served_as = as;
+}
+
+/* A new connection has no orders. */
+static int connected(int socket)
+{
+	if (socket >= 0 && socket < FILES) {
+		real.memset(&kept[socket], 0, sizeof(kept[socket]));
+		atomic_fetch_add(&connections[socket], 1);
+	}
+	return socket;
+}
+
+EXPORT int accept(int socket, struct sockaddr *address, socklen_t *length)
+{
+	return connected(real.accept(socket, address, length));
+}
+
+EXPORT int accept4(int socket, struct sockaddr *address, socklen_t *length, int flags)
+{
+	return connected(real.accept4(socket, address, length, flags));
+}
+
 static int find(const char *name, const char *const *names, int count)
 {
 	for (int i = 0; i < count; i++) {
@@ -157,6 +206,7 @@ static bool next_byte(int socket, char *byte)
 
 EXPORT ssize_t recv(int socket, void *buffer, size_t size, int flags)
 {
+	serve(socket);
 	for (;;) {
 		ssize_t count = real.recv(socket, buffer, size, flags);
 		char line[160], *bytes = buffer;
@@ -189,6 +239,7 @@ EXPORT ssize_t recv(int socket, void *buffer, size_t size, int flags)
 
 EXPORT ssize_t send(int socket, const void *buffer, size_t size, int flags)
 {
+	serve(socket);
 	if (arm.armed) {
 		bool fired = arm.point == AT_MEMBER ? helper_struck() : arm.fired;
 		const char *left = arm.left || arm.point != AT_MEMBER ? arm.left : left_by_helper();

@@ -5,8 +5,22 @@
 
 #include "inject.h"
 
-/* The change to a call of the C library by `caller`. */
-static enum error c_change(const void *caller)
+uintptr_t copies_low, copies_high;
+
+enum { STACK = 256 << 10 };
+
+/* Whether a change of what is written there is to be made. */
+static bool is_target(const void *place)
+{
+	uintptr_t address = (uintptr_t)place;
+
+	if (!copies_high || !place)
+		return true;
+	return address - copies_low < copies_high - copies_low || (uintptr_t)arm.frame - address < STACK;
+}
+
+/* The change to a call of the C library by `caller`, which writes to `place` unless that is null. */
+static enum error c_change(const void *caller, const void *place)
 {
 	uintptr_t address = (uintptr_t)caller;
 
@@ -14,7 +28,9 @@ static enum error c_change(const void *caller)
 		strike(AT_LIBRARY);
 		return NONE;
 	}
-	return is_server(caller) ? change(AT_COPY) : NONE;
+	if (!is_server(caller) || (arm.error >= SHORTEN && !is_target(place)))
+		return NONE;
+	return change(AT_COPY);
 }
 
 static size_t changed(enum error error, size_t size)
@@ -37,7 +53,7 @@ static size_t changed(enum error error, size_t size)
 EXPORT void *memcpy(void *to, const void *from, size_t size)
 {
 	if (WATCHED)
-		size = changed(c_change(CALLER), size);
+		size = changed(c_change(CALLER, to), size);
 	if (real.memcpy)
 		return real.memcpy(to, from, size);
 	for (size_t i = 0; i < size; i++)
@@ -48,7 +64,7 @@ EXPORT void *memcpy(void *to, const void *from, size_t size)
 EXPORT void *memmove(void *to, const void *from, size_t size)
 {
 	if (WATCHED)
-		size = changed(c_change(CALLER), size);
+		size = changed(c_change(CALLER, to), size);
 	if (real.memmove)
 		return real.memmove(to, from, size);
 	for (size_t i = 0; i < size; i++) {
@@ -62,7 +78,7 @@ EXPORT void *memmove(void *to, const void *from, size_t size)
 EXPORT void *memset(void *to, int value, size_t size)
 {
 	if (WATCHED)
-		size = changed(c_change(CALLER), size);
+		size = changed(c_change(CALLER, to), size);
 	if (real.memset)
 		return real.memset(to, value, size);
 	for (size_t i = 0; i < size; i++)
@@ -79,12 +95,12 @@ EXPORT size_t strlen(const char *text)
 	else
 		while (((const volatile char *)text)[length])
 			length++;
-	return WATCHED ? changed(c_change(CALLER), length) : length;
+	return WATCHED ? changed(c_change(CALLER, NULL), length) : length;
 }
 
 EXPORT char *strcpy(char *to, const char *from)
 {
-	enum error error = WATCHED ? c_change(CALLER) : NONE;
+	enum error error = WATCHED ? c_change(CALLER, to) : NONE;
 
 	if (error == SKIP)
 		return to;

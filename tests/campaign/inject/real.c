@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <link.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -55,6 +57,7 @@ bool is_server(const void *code)
 
 __attribute__((constructor)) static void find_real(void)
 {
+	const char *copies;
 	bool first = true;
 	int file;
 
@@ -66,6 +69,8 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(strlen, "strlen");
 	FIND(recv, "recv");
 	FIND(send, "send");
+	FIND(accept, "accept");
+	FIND(accept4, "accept4");
 	FIND(ioctl, "ioctl");
 	FIND(open, "vmsrs_open");
 	FIND(domain_open_with, "vmsrs_domain_open_with");
@@ -89,6 +94,9 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(pthread_create, "pthread_create");
 #undef FIND
 	dl_iterate_phdr(note_object, &first);
+	copies = getenv("INJECT_COPIES");
+	if (copies && sscanf(copies, "%lx-%lx", &copies_low, &copies_high) != 2)
+		_exit(3);
 	file = memfd_create("bad-file", MFD_CLOEXEC);
 	bad_file = mmap(NULL, 4096, PROT_READ, MAP_SHARED, file, 0);
 	if (bad_file == MAP_FAILED)

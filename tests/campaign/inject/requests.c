@@ -63,7 +63,8 @@ static int function(vmsrs_request *request, void *argument)
 	int result;
 
 	check_state_inside();
-	atomic_store(&frames[worker()], (char *)__builtin_frame_address(0));
+	arm.frame = __builtin_frame_address(0);
+	atomic_store(&frames[worker()], arm.frame);
 	arm.request = request;
 	arm.running = true;
 	if (arm.point == AT_DEFER && real.defer(request, deferred, NULL) != VMSRS_OK)

@@ -49,27 +49,35 @@ edit('proto_bin.c',
     # CVE-2011-4971, CVE-2016-8705: lengths in the header of a binary packet are not compared.
     qr/\bif \(keylen > bodylen \|\| keylen \+ extlen > bodylen\)/, 'if (0)',
     qr/ && bodylen >= \(keylen \+ 8\)/, '');
-edit('vmsrs_port.c',
+edit('vmsrs_item.c',
     qr/\bif \(nbytes < 2 \|\| !item_size_ok\(nkey, \(int\)flags, nbytes\)\)/,
     'if (nbytes >= 2 && !item_size_ok(nkey, (int)flags, nbytes))',
-    qr/(    size = item_size\(nkey, flags, nbytes\);\n)/, sub { "$1    if (nbytes < 2)\n        size = 64;\n" },
-    # A lock of an item that is not taken, as in several races: its shard is not entered.
-    qr/(unsigned int number = shard_of\(hv\);\n)/, sub { "$1\n    if (lock_is_lost) {\n        shard_select(number);\n        return;\n    }\n" },
-    qr/(static __thread vmsrs_domain \*own;\n)/, sub { "$1\nstatic __thread bool lock_is_lost;\n" },
-    qr/(    memcpy\(&before, c, sizeof\(before\)\);\n    key = word\(&at, &key_length\);\n)/, sub {
-        $1 . "    lock_is_lost = key_length > 8 && !memcmp(key, \"bug-lock\", 8);\n"
-        . "    if (lock_is_lost) {\n        code = run_some(HOLDS_SOME, 0, command_run, &command, &result);\n"
-        . "        lock_is_lost = false;\n        goto done;\n    }\n" },
-    # Domains that the injector's foreign writes hit.
-    qr/(    own = NULL;\n\}\n)/, sub { <<'END' . $1 });
+    qr/(    size = item_size\(nkey, flags, nbytes\);\n)/, sub { "$1    if (nbytes < 2)\n        size = 64;\n" });
+# A lock of an item that is not taken, as in several races: its shard is not entered.
+edit('vmsrs_request.c',
+    qr/(    unsigned int number = shard_of\(hv\);\n)/,
+    sub { "$1\n    if (lock_is_lost) {\n        shard_select(number);\n        return;\n    }\n" },
+    qr/(static __thread vmsrs_domain \*own;\n)/, sub { "$1\n__thread bool lock_is_lost;\n" });
+edit('vmsrs_command.c',
+    qr/(#include "proto_text.h"\n)/, sub { "$1\nextern __thread bool lock_is_lost;\n" },
+    qr/    uint32_t some = 0;\n    int result;\n/, sub { <<'END' });
+    uint32_t some = 0;
+    int result, code;
+
+    lock_is_lost = key_length > 8 && !memcmp(key, "bug-lock", 8);
+    if (lock_is_lost) {
+        code = run_some(HOLDS_SOME, 0, command_run, command, &result);
+        lock_is_lost = false;
+        return code;
+    }
+END
+# Domains that the injector's foreign writes hit.
+edit('vmsrs_shard.c',
+    qr/(shard_domains\[number\] = shard_open\([^\n]*\n    \}\n)/, sub { $1 . <<'END' });
     for (unsigned int number = 0; number < 4; number++) {
         char key[] = "target0";
-        unsigned int segments = 1;
-        int result = 0;
 
         key[6] = (char)('0' + number);
-        if (vmsrs_domain_open(app, key, strlen(key), &own) != VMSRS_OK ||
-            vmsrs_run(own, shard_make, &segments, &result) != VMSRS_OK || result)
-            die(key, VMSRS_ENOMEM);
+        shard_open(key, strlen(key), SHARDS_MAX + number, 1);
     }
 END

@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 #
-# edit.pl FOLDER: edits the sources of memcached 1.6 in FOLDER so that they call vmsrs_port.c.
+# edit.pl FOLDER: edits the sources of memcached 1.6 in FOLDER so that they call what vmsrs_port.h declares.
 #
 # It names functions, variables and statements, not lines. Each edit must be found, so another version either
 # builds the same port or is refused.
@@ -77,6 +77,8 @@ all(qr/^ *pthread_mutex_(?:lock|unlock)\(&lru_locks\[[^;]*\]\);\n/ms, '');
 all(qr/^ *stats_state\.curr_(?:items|bytes) [-+]= [^;]*;\n/ms, '');
 all(qr/^ *STATS_LOCK\(\);\n *STATS_UNLOCK\(\);\n/ms, '');
 within('item_stats_reset', qr/\{\n *int i;\n.*?^\}/ms, "{\n    shards_reset_stats();\n}");
+# A number that nobody need lock
+within('get_cas_id', qr/\{.*^\}/ms, "{\n    return __atomic_add_fetch(&cas_id, 1, __ATOMIC_RELAXED);\n}");
 # A hit on a cold item moves it at once: the request holds its lists.
 within('do_item_bump', qr/!lru_bump_async\(c->thread->lru_bump_buf, it, hv\)/ms, '(do_item_update(it), false)');
 without('lru_bump_async');
@@ -86,7 +88,7 @@ within('do_item_bump', qr/\} else \{\n( *)it->it_flags \|= ITEM_FETCHED;/ms,
 # Background work is a request for each shard.
 all(qr/^(static int )lru_maintainer_juggle(\(const int slabs_clsid\) \{.*?^\}\n)/ms, sub {
     "$1lru_juggle$2\n"
-    . "static int lru_juggle_shard(void *arg) {\n    return lru_juggle(*(int *)arg);\n}\n\n"
+    . "static int lru_juggle_shard(void *arg) {\n    return shard_needs_care(*(int *)arg) ? lru_juggle(*(int *)arg) : 0;\n}\n\n"
     . "static int lru_maintainer_juggle(int slabs_clsid) {\n"
     . "    return slabs_class_used(slabs_clsid) ? shards_each(lru_juggle_shard, &slabs_clsid) : 0;\n}\n" });
 within('lru_maintainer_crawler_check', qr/shard->lists\[i\]\.size/ms, '0u');
@@ -110,6 +112,7 @@ END
 # ---- Locks, and stores of what was read outside of domains
 in_file('thread.c');
 without($_) for qw(item_lock item_unlock item_trylock item_trylock_unlock);
+all(qr/\bhv = hash\(/ms, 'hv = request_hash(');
 within('item_remove', qr/(uint32_t hv;\n)/ms, sub { "$1    if (item_is_outside(item))\n        return;\n" });
 within('store_item', qr/ret = (do_store_item\(item, comm, c, hv\))/ms,
     sub { "ret = item_is_outside(item) ? item_store_outside(item, comm, c, hv) : $1" });
@@ -117,15 +120,17 @@ within('store_item', qr/ret = (do_store_item\(item, comm, c, hv\))/ms,
 # ---- Commands as requests
 in_file('memcached.c');
 within('drive_machine', qr/\bcomplete_nread\(c\)/ms, 'request_value(c, complete_nread)');
-# What is read before the request that stores it
+# What is read of a value that is not behind its line yet
 within('drive_machine', qr/\bmemmove\(c->ritem, c->rcurr, tocopy\);/ms,
     "if (!request_copy(c, tocopy))\n                        break;");
 within($_, qr/\bfree\(c->item\)/ms, 'item_outside_free(c->item)') for qw(conn_release_items reset_cmd_handler);
+within($_, qr/\bfree\(resp->write_and_free\)/ms, 'response_free(resp->write_and_free)') for qw(resp_reset resp_finish);
 within($_, qr/\bit->refcount\b/ms, 'item_refs(it)') for qw(do_add_delta limited_get limited_get_locked);
 
 in_file('proto_text.c');
 within('try_read_command_ascii', qr/\bprocess_command_ascii\(c, c->rcurr\)/ms,
-    'request_line(c, c->rcurr, process_command_ascii)');
+    'cont = request_line(c, cont, process_command_ascii)');
+within('process_command_ascii', qr/!resp_start\(c\)/ms, '!request_response(c)');
 within($_, qr/\bitem_alloc\(/ms, 'item_outside(c, ') for qw(process_update_command process_mset_command);
 within($_, qr/\bresp->item = it;/ms, 'item_copy_out(resp, it);') for qw(process_get_command process_mget_command);
 within('complete_nread_ascii', qr/\bcase STORED:\n *out_string/ms, sub {
@@ -138,10 +143,3 @@ within('try_read_command_binary', qr/\bdispatch_bin_command\(c, extbuf\)/ms,
 within($_, qr/\bitem_alloc\(/ms, 'item_outside(c, ') for qw(process_bin_update process_bin_append_prepend);
 within('process_bin_get_or_touch', qr/\bc->resp->item = it;/ms, 'item_copy_out(c->resp, it);');
 save();
-
-# ---- Replaced as a whole: vmsrs_port.c has their functions
-for my $name ('assoc.c', 'slabs.c') {
-    open(my $out, '>', "$folder/$name") or die "$name: $!\n";
-    print $out "/* See vmsrs_port.c. */\n#include \"memcached.h\"\n";
-    close($out) or die "$name: $!\n";
-}

@@ -35,6 +35,8 @@ struct shard_list {
 
 /* What a shard's root leads to. What each store changes comes first: it should be one page. */
 struct shard {
+    const struct shard *self; /* shows that a pointer to it is right */
+    unsigned int number;
     uint64_t used_bytes; /* of blocks, as large as their class */
     uint64_t items;
     uint32_t buckets;
@@ -63,13 +65,29 @@ void shard_commit(void);
 /* Whether a class has had an item: the maintainer passes over the others. */
 bool slabs_class_used(unsigned int id);
 
+/*
+ * Whether the maintainer has to look at the shard's lists of a class: when the shard has used a quarter of its part of the
+ * limit, or an item at an end has expired. Otherwise nothing is to be evicted soon, and each move of an item writes to
+ * three pages.
+ */
+bool shard_needs_care(int class);
+
 /* Zeroes the statistics of lists, of all shards that the request holds. */
 void shards_reset_stats(void);
 
 /* ---- Commands as requests */
 
-void request_line(conn *c, char *line, void (*process)(conn *c, char *line));
+/*
+ * The request of a line, and of the value behind it if it is there. Returns where the next command begins, which is `next`
+ * if nothing but the line was taken.
+ */
+char *request_line(conn *c, char *next, void (*process)(conn *c, char *line));
+/* Begins the response of a line, unless the request has one. */
+bool request_response(conn *c);
+/* hash() of a key that the request works on. */
+uint32_t request_hash(const char *key, size_t length);
 void request_binary(conn *c, char *extras, void (*dispatch)(conn *c, char *extras));
+/* Stores a value that has arrived behind its line. */
 void request_value(conn *c, void (*complete)(conn *c));
 /* Copies what has been read of a value already. False: it failed, and the connection is to be closed. */
 bool request_copy(conn *c, int length);
@@ -84,6 +102,8 @@ bool item_is_outside(const void *it);
 enum store_item_type item_store_outside(item *outside, int comm, conn *c, uint32_t hv);
 /* Copies what the response sends out of the domain, and drops the response's reference. */
 void item_copy_out(mc_resp *resp, item *it);
+/* Frees what a response has sent. */
+void response_free(void *memory);
 
 /*
  * References that end with the request are counted beside the item: a get writes nothing.
@@ -101,7 +121,7 @@ unsigned short item_refs(const item *it);
 int request_mutex_lock(pthread_mutex_t *mutex);
 int request_mutex_trylock(pthread_mutex_t *mutex);
 int request_mutex_unlock(pthread_mutex_t *mutex);
-#ifndef VMSRS_PORT_C
+#ifndef VMSRS_REQUEST_C
 #define pthread_mutex_lock(mutex) request_mutex_lock(mutex)
 #define pthread_mutex_trylock(mutex) request_mutex_trylock(mutex)
 #define pthread_mutex_unlock(mutex) request_mutex_unlock(mutex)

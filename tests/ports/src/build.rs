@@ -12,8 +12,22 @@ use crate::plan::Mode;
 
 /// Our files, by their path from the project's root.
 const PORT: &str = "tests/ports/memcached";
-/// Those of them that are compiled.
-const SOURCES: [&str; 3] = ["vmsrs_port.c", "vmsrs_port.h", "vmsrs_crawl.h"];
+/// Those of them that are compiled apart, without their ending.
+const PARTS: [&str; 5] = [
+    "vmsrs_command",
+    "vmsrs_item",
+    "vmsrs_region",
+    "vmsrs_request",
+    "vmsrs_shard",
+];
+/// Those that memcached's own sources include, and those that take the place of some.
+const OTHERS: [&str; 5] = [
+    "vmsrs_port.h",
+    "vmsrs_request.h",
+    "vmsrs_crawl.h",
+    "assoc.c",
+    "slabs.c",
+];
 /// What is not built: other protocols' libraries, and storage on disks.
 const CONFIGURE: [&str; 3] = ["--disable-docs", "--disable-extstore", "--disable-coverage"];
 
@@ -48,7 +62,7 @@ impl Builds {
         let (lines_added, lines_removed) = build(
             steps,
             "build memcached, ported",
-            &source,
+            &plain,
             &protected,
             &scripts,
             |tree| {
@@ -64,7 +78,7 @@ impl Builds {
                 build(
                     steps,
                     "build memcached with bugs",
-                    &source,
+                    &plain,
                     &tree,
                     &scripts,
                     |tree| port(tree, &["memcached"]),
@@ -102,6 +116,12 @@ impl Builds {
     }
 }
 
+/// Our files that the edited sources need.
+fn sources() -> Vec<String> {
+    let parts = PARTS.map(|part| format!("{part}.c"));
+    parts.into_iter().chain(OTHERS.map(str::to_owned)).collect()
+}
+
 fn include_flag() -> String {
     format!(
         "CPPFLAGS=-I{}",
@@ -113,7 +133,7 @@ fn include_flag() -> String {
 const STAMP: &str = ".built-from";
 
 /// Copies the source to `tree`, edits it and builds it, unless that is there already. Returns the lines that are added and
-/// removed.
+/// removed. The source of a port is the plain build, which is configured.
 fn build(
     steps: &Steps,
     name: &str,
@@ -126,8 +146,21 @@ fn build(
     let header = project::root().join("guest-lib/include/vmsrs.h");
     let read =
         |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
-    let mut inputs = format!("{}\n{CONFIGURE:?}\n{}", source.display(), read(&header)?);
-    for file in SOURCES.iter().chain(scripts) {
+    let mut inputs = format!("{}\n{CONFIGURE:?}\n", source.display());
+    // What a port's source was built from.
+    inputs.push_str(&fs::read_to_string(source.join(STAMP)).unwrap_or_default());
+    let sources = match scripts {
+        [] => Vec::new(),
+        _ => sources(),
+    };
+    if !scripts.is_empty() {
+        inputs.push_str(&read(&header)?);
+    }
+    for file in sources
+        .iter()
+        .map(String::as_str)
+        .chain(scripts.iter().copied())
+    {
         inputs.push_str(&read(&place.join(file))?);
     }
     let stamp = tree.join(STAMP);
@@ -144,10 +177,8 @@ fn build(
     }
     // With its times: make must not think that what `configure` comes from is newer.
     output(Command::new("cp").arg("-a").arg(source).arg(tree))?;
-    if !scripts.is_empty() {
-        for file in SOURCES {
-            fs::copy(place.join(file), tree.join(file)).with_context(|| format!("copy {file}"))?;
-        }
+    for file in &sources {
+        fs::copy(place.join(file), tree.join(file)).with_context(|| format!("copy {file}"))?;
     }
     for script in scripts {
         output(Command::new("perl").arg(place.join(script)).arg(tree))?;
@@ -189,27 +220,31 @@ fn make(tree: &Path, targets: &[&str], variables: &[String]) -> Result<()> {
 fn port(tree: &Path, targets: &[&str]) -> Result<()> {
     make(tree, &["memcached_debug-util.o"], &[include_flag()])?;
     let include = project::root().join("guest-lib/include");
-    output(
-        Command::new("cc")
-            .args(["-DHAVE_CONFIG_H", "-I.", "-I"])
-            .arg(&include)
-            .args([
-                "-g",
-                "-O2",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-Wno-unused-parameter",
-                "-Wno-sign-compare",
-            ])
-            .args(["-pthread", "-c", "vmsrs_port.c", "-o", "vmsrs_port.o"])
-            .current_dir(tree),
-    )?;
+    for part in PARTS {
+        output(
+            Command::new("cc")
+                .args(["-DHAVE_CONFIG_H", "-I.", "-I"])
+                .arg(&include)
+                .args([
+                    "-g",
+                    "-O2",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                    "-Wno-unused-parameter",
+                    "-Wno-sign-compare",
+                ])
+                .args(["-pthread", "-c", &format!("{part}.c")])
+                .args(["-o", &format!("{part}.o")])
+                .current_dir(tree),
+        )?;
+    }
     let library = project::built("libvmsrs.so")?;
     let folder = library.parent().unwrap_or(Path::new("/"));
     // By name, since its path in the guest is another one; and nothing is to be resolved in requests.
     let libraries = format!(
-        "LIBS=-levent vmsrs_port.o -L{} -lvmsrs -Wl,-z,now",
+        "LIBS=-levent {} -L{} -lvmsrs -Wl,-z,now",
+        PARTS.map(|part| format!("{part}.o")).join(" "),
         folder.display()
     );
     make(tree, targets, &[include_flag(), libraries])
@@ -218,7 +253,8 @@ fn port(tree: &Path, targets: &[&str]) -> Result<()> {
 /// Lines that are added and removed, those of our own files among them.
 fn changed_lines(source: &Path, tree: &Path) -> Result<(u64, u64)> {
     let mut diff = Command::new("diff");
-    diff.args(["-ruN", "--exclude=*.o"]).arg(source).arg(tree);
+    diff.args(["-ruN", "--exclude=*.o"]);
+    diff.arg(format!("--exclude={STAMP}")).arg(source).arg(tree);
     let out = diff.output().context("diff")?;
     ensure!(
         out.status.code().is_some_and(|code| code < 2),

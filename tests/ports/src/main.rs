@@ -12,10 +12,9 @@ mod plan;
 mod report;
 mod run;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use vmsrs_bed::guest::Plans;
 
 use crate::plan::Part;
 
@@ -36,26 +35,13 @@ enum Command {
     Guest,
     /// Boot guests here, on the KVM host.
     #[command(hide = true)]
-    Host {
-        kernel: PathBuf,
-        initramfs: PathBuf,
-        /// As JSON.
-        plans: String,
-    },
+    Host(Plans),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Memcached(arguments) => run::run(&arguments),
         Command::Guest => guest::work(),
-        Command::Host {
-            kernel,
-            initramfs,
-            plans,
-        } => host::run(
-            &kernel,
-            &initramfs,
-            &serde_json::from_str::<Vec<Part>>(&plans)?,
-        ),
+        Command::Host(plans) => host::run(&plans.kernel, &plans.initramfs, &plans.read::<Part>()?),
     }
 }

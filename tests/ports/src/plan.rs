@@ -141,6 +141,12 @@ pub(crate) struct Errors {
     pub(crate) ordinary: u64,
     /// By kind: how often.
     pub(crate) kinds: std::collections::BTreeMap<String, u64>,
+    /// By kind: how long the answers took, all together.
+    #[serde(default)]
+    pub(crate) milliseconds: std::collections::BTreeMap<String, u64>,
+    /// Errors that are not made, and why.
+    #[serde(default)]
+    pub(crate) left_out: std::collections::BTreeMap<String, String>,
     /// What went wrong, in words.
     pub(crate) complaints: Vec<String>,
 }

@@ -63,8 +63,13 @@ impl Report {
             Part::Suite { mode, .. } => drop(self.own_suite.remove(mode)),
             Part::Throughput { .. } => self.throughput.clear(),
             Part::Load => self.load.clear(),
-            Part::Errors { .. } => self.errors.retain(|errors| errors.class != INJECTOR),
-            Part::Bugs { .. } => self.errors.retain(|errors| errors.class == INJECTOR),
+            Part::Errors { seed, .. } => {
+                let class = injector(*seed);
+                self.errors.retain(|errors| errors.class != class);
+            }
+            Part::Bugs { .. } => self
+                .errors
+                .retain(|errors| errors.class.starts_with(INJECTOR)),
         }
     }
 
@@ -182,5 +187,10 @@ impl Report {
     }
 }
 
-/// The class of what the injector has made.
-pub(crate) const INJECTOR: &str = "injector";
+/// Starts the class of what the injector has made.
+const INJECTOR: &str = "injector";
+
+/// The class of what the injector has made with a seed.
+pub(crate) fn injector(seed: u64) -> String {
+    format!("{INJECTOR}, seed {seed}")
+}

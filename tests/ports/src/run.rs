@@ -15,6 +15,8 @@ use crate::report::Report;
 
 /// The emulated CPU of measurements: `max` without its fast string instructions, which QEMU counts once a byte.
 const CPU_MODEL: &str = "max,-erms,-fsrm";
+/// Errors that are injected in a guest. The report has what was found so far after each of them.
+const PIECE: u64 = 1000;
 /// Memory of the KVM host, in MiB.
 const MEMORY_MIB: u32 = 4096;
 
@@ -34,7 +36,7 @@ pub(crate) struct Arguments {
     /// The same seed makes the same errors.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Errors that the injector makes.
+    /// Errors that the injector makes: a thousand in each guest, with seeds that follow.
     #[arg(long, default_value_t = 10_000)]
     errors: u64,
     /// Of the injector's errors, only kinds whose name contains this.
@@ -92,8 +94,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let image = guest
         .modules(["virtio_mmio"])
         .module_file(&modules.driver)
+        .module_file_unloaded(&modules.test)
         .binary(project::own_program(), "/bin/vmsrs-ports")
-        .init("vmsrs-ports guest || echo '@failed'")
+        .init(
+            "mount -t debugfs debugfs /sys/kernel/debug\n\
+             insmod /lib/modules/vmsrs_stray.ko\n\
+             vmsrs-ports guest || echo '@failed'",
+        )
         .write_unnamed(&kernel, &folder)?;
     step.end("both builds");
 
@@ -109,11 +116,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Choice::Throughput => parts.push(Part::Throughput {
                 commands: arguments.commands,
             }),
-            Choice::Errors => parts.push(Part::Errors {
-                seed: arguments.seed,
-                errors: arguments.errors,
-                kind: arguments.kind.clone(),
-            }),
+            Choice::Errors => {
+                let pieces = arguments.errors.div_ceil(PIECE);
+                parts.extend((0..pieces).map(|piece| Part::Errors {
+                    seed: arguments.seed + piece,
+                    errors: PIECE.min(arguments.errors - piece * PIECE),
+                    kind: arguments.kind.clone(),
+                }));
+            }
             Choice::Bugs => parts.push(Part::Bugs {
                 each: arguments.bugs,
             }),

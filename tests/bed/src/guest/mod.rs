@@ -19,6 +19,7 @@
 
 mod config;
 mod control;
+mod plans;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use crate::patience;
 
 pub use config::Config;
 pub use control::Control;
+pub use plans::Plans;
 
 /// The log of `vmsrs run` in the guest's folder.
 const LOG: &str = "vmsrs.log";

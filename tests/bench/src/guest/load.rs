@@ -3,14 +3,15 @@
 //! A client with several connections sends a command on each and then reads all answers, again and again. So a server
 //! finds several connections ready, as it does under load.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Error, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use vmsrs::App;
+use vmsrs_bed::process;
 
 use super::random::Random;
 
@@ -23,29 +24,10 @@ const CONNECTIONS: usize = 8;
 /// How long a server may take to listen; it takes less than a second.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
-/// After this time all that was committed before is sealed.
-const SEALED: Duration = Duration::from_millis(200);
-
 /// A running server; killed when dropped.
 pub(super) struct Server {
     process: Child,
     connections: Vec<BufReader<TcpStream>>,
-}
-
-/// Has the calling thread preempt no server, as clients on machines of their own do not: a server whose client takes its
-/// CPU finds fewer connections ready, and pays more for each. Threads and processes that are started later are as usual.
-fn let_server_run() -> Result<()> {
-    let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: changes how this thread is scheduled.
-    let ret = unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK,
-            &raw const param,
-        )
-    };
-    ensure!(ret == 0, "SCHED_BATCH: {}", Error::last_os_error());
-    Ok(())
 }
 
 /// Which commands a client sends.
@@ -89,7 +71,7 @@ impl Server {
                 }
             }
         }
-        let_server_run()?;
+        process::let_others_run().context("SCHED_BATCH")?;
         Ok(server)
     }
 
@@ -100,13 +82,7 @@ impl Server {
 
     /// Nanoseconds of CPU time that the server's threads have had, in user mode and in the kernel.
     pub(super) fn cpu_ns(&self) -> Result<u64> {
-        let mut sum = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
-            let times = fs::read_to_string(thread?.path().join("schedstat"))?;
-            let time = times.split_whitespace().next().context("schedstat")?;
-            sum += time.parse::<u64>()?;
-        }
-        Ok(sum)
+        process::cpu_ns(self.process.id()).context("the server's CPU time")
     }
 
     /// Sets all keys.
@@ -123,7 +99,9 @@ impl Server {
     /// Gets all keys, so that their pages are mapped as in a server that runs for a while: sealing has unmapped those that
     /// were just set.
     pub(super) fn read_all(&mut self, load: Load) -> Result<()> {
-        thread::sleep(SEALED);
+        // Commits of all apps are sealed in order.
+        // SAFETY: there are no requests of this app.
+        unsafe { App::open("load") }?.flush()?;
         let mut value = vec![0; load.value_bytes];
         let connection = &mut self.connections[0];
         for key in 0..load.keys {

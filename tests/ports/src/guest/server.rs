@@ -1,6 +1,5 @@
 //! A running server.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vmsrs_bed::patience;
+use vmsrs_bed::{patience, process};
 
 /// Where servers listen.
 pub(super) const ADDRESS: SocketAddr =
@@ -62,16 +61,7 @@ impl Server {
 
     /// Nanoseconds of CPU time that the server's threads have had, in user mode and in the kernel.
     pub(super) fn cpu_ns(&self) -> Result<u64> {
-        let mut sum = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
-            let times = fs::read_to_string(thread?.path().join("schedstat"))?;
-            sum += times
-                .split_whitespace()
-                .next()
-                .context("schedstat")?
-                .parse::<u64>()?;
-        }
-        Ok(sum)
+        process::cpu_ns(self.process.id()).context("the server's CPU time")
     }
 }
 

@@ -3,13 +3,11 @@
 //! A client with several connections sends a command on each and then reads all answers, so the server finds several
 //! connections ready, as it does under load.
 
-use std::io::Error;
-use std::thread;
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use vmsrs::App;
+use vmsrs_bed::process;
 
 use super::client::Client;
 use super::server::Server;
@@ -22,25 +20,13 @@ const CONNECTIONS: usize = 8;
 const VALUES: [(usize, u64, u32); 3] = [(100, 4096, 1), (4096, 2048, 2), (64 * 1024, 256, 8)];
 /// Percentages of commands that set a value.
 const SETS_PERCENT: [u32; 3] = [0, 5, 50];
-/// Options of both servers. The maintainer moves items between three lists all the time, which is cheap in ordinary memory and
-/// writes to three pages in domains; without it, an item moves once a minute.
-const OPTIONS: [&str; 6] = ["-t", "1", "-m", "96", "-o", "no_lru_maintainer"];
-/// After this time all that was committed before is sealed.
-const SEALED: Duration = Duration::from_millis(200);
-
-/// Has the calling thread preempt no server, as clients on machines of their own do not.
-fn let_server_run() -> Result<()> {
-    let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: changes how this thread is scheduled.
-    let ret = unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK,
-            &raw const param,
-        )
-    };
-    ensure!(ret == 0, "SCHED_BATCH: {}", Error::last_os_error());
-    Ok(())
+/// Options of both servers.
+const OPTIONS: [&str; 4] = ["-t", "1", "-m", "96"];
+/// Waits until all that any server has committed is sealed: commits are sealed in order.
+fn seal() -> Result<()> {
+    // SAFETY: there are no requests here.
+    let app = unsafe { App::open("ports") }?;
+    Ok(app.flush()?)
 }
 
 /// Measures both builds.
@@ -49,7 +35,7 @@ pub(super) fn measure(commands: u32) -> Result<()> {
         for (value_bytes, keys, divisor) in VALUES {
             let program = format!("/{}/memcached", mode.name());
             let server = Server::start(&program, &OPTIONS, &[])?;
-            let_server_run()?;
+            process::let_others_run().context("SCHED_BATCH")?;
             let mut clients = Vec::new();
             for _ in 0..CONNECTIONS {
                 clients.push(Client::connect()?);
@@ -59,7 +45,7 @@ pub(super) fn measure(commands: u32) -> Result<()> {
                 clients[0].send_set(&name(key), &value)?;
                 clients[0].expect("STORED")?;
             }
-            thread::sleep(SEALED);
+            seal()?;
             // Twice: an item counts as active after two hits.
             for _ in 0..2 {
                 for key in 0..keys {
