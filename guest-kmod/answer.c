@@ -78,6 +78,9 @@ static void note_sealed(struct vmsrs_device *dev, struct vmsrs_frame *frame)
 {
 	struct vmsrs_page *entry = frame->entry;
 
+	/* Its domain was deleted. */
+	if (entry->frame == VMSRS_NONE)
+		return;
 	if (!WARN_ON_ONCE(!vmsrs_in_pool(entry->frame)))
 		vmsrs_pool_frame(dev, entry->frame)->replaced = frame->sealed;
 }
@@ -172,23 +175,33 @@ static bool lock_next(struct answer *answer)
 {
 	u32 unit = (answer->extent->page + answer->extent->pages) / VMSRS_EXTENT_UNIT_PAGES;
 	struct vmsrs_app *app = answer->zap.app;
-	struct vmsrs_extent_pages *extent = xa_load(&app->units, unit);
+	struct vmsrs_extent_pages *extent;
 	struct vmsrs_domain *domain;
+	bool locked = false;
 
+	/* An extent whose domain is deleted is not freed before it is found to be that. */
+	rcu_read_lock();
+	extent = xa_load(&app->units, unit);
 	/* Between those of two domains there is a unit that is never used. */
 	if (!extent)
 		extent = xa_load(&app->units, unit + 1);
-	if (!extent)
-		return false;
-	domain = extent->domain;
-	if (domain != answer->domains[answer->count - 1]) {
-		/* Only tried, since commits lock domains in another order. */
-		if (answer->count == DOMAINS_MAX || !mutex_trylock(&domain->lock))
-			return false;
-		answer->domains[answer->count++] = domain;
+	domain = extent ? READ_ONCE(extent->domain) : NULL;
+	if (!domain)
+		goto unlock;
+	locked = domain == answer->domains[answer->count - 1];
+	/* Only tried, since commits lock domains in another order. */
+	if (!locked && answer->count < DOMAINS_MAX && mutex_trylock(&domain->lock)) {
+		locked = extent->domain;
+		if (locked)
+			answer->domains[answer->count++] = domain;
+		else
+			mutex_unlock(&domain->lock);
 	}
-	answer->extent = extent;
-	return true;
+	if (locked)
+		answer->extent = extent;
+unlock:
+	rcu_read_unlock();
+	return locked;
 }
 
 /* Finishes the page of a frame that is the committed version, with its neighbours. */
@@ -227,7 +240,7 @@ static struct vmsrs_frame *unfinished(const struct vmsrs_device *dev,
 
 /*
  * The frame to begin with, so that as many neighbours as can be finished at a time lie to the right
- * of it. A guess, since domains are not locked.
+ * of it. A guess, since domains are not locked. Under RCU: extents of deleted domains may be found.
  */
 static struct vmsrs_frame *leftmost(const struct vmsrs_device *dev, struct vmsrs_frame *frame)
 {
@@ -236,6 +249,8 @@ static struct vmsrs_frame *leftmost(const struct vmsrs_device *dev, struct vmsrs
 	struct vmsrs_extent_pages *extent = xa_load(&app->units, unit);
 	struct vmsrs_frame *before;
 
+	if (!extent)
+		return frame;
 	i = frame->page - extent->page;
 	while (frames < FRAMES_MAX) {
 		if (!i) {
@@ -277,17 +292,19 @@ static void finish(struct answer *answer, struct vmsrs_frame *frame)
  */
 static u32 finish_domain(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count)
 {
-	struct vmsrs_frame *first = leftmost(dev, sent[0]);
-	struct vmsrs_domain *domain = first->domain;
-	struct mm_struct *mm = vmsrs_mapping_mm(domain->app);
-	struct answer answer = {
-		.dev = dev,
-		.domains[0] = domain,
-		.count = 1,
-		.zap.app = domain->app,
-	};
+	struct answer answer = { .dev = dev };
+	struct vmsrs_domain *domain;
+	struct vmsrs_frame *first;
+	struct mm_struct *mm;
 	u32 i;
 
+	rcu_read_lock();
+	first = leftmost(dev, sent[0]);
+	rcu_read_unlock();
+	domain = first->domain;
+	mm = vmsrs_mapping_mm(domain->app);
+	answer.domains[answer.count++] = domain;
+	answer.zap.app = domain->app;
 	mutex_lock(&domain->lock);
 	answer.zap.vma = vmsrs_mapping_get(domain->app, mm, first->page);
 	finish(&answer, first);

@@ -43,11 +43,16 @@ u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address)
 {
 	u64 page = (address - app_base(app)) >> PAGE_SHIFT;
 	struct vmsrs_extent_pages *extent;
+	struct vmsrs_domain *domain;
 
 	if (address < app_base(app) || page >= VMSRS_APP_PAGES)
 		return VMSRS_NONE;
+	/* An extent whose domain is deleted is not freed meanwhile. */
+	rcu_read_lock();
 	extent = vmsrs_extent_find(app, page);
-	return extent ? extent->domain->number : VMSRS_NONE;
+	domain = extent ? READ_ONCE(extent->domain) : NULL;
+	rcu_read_unlock();
+	return domain ? domain->number : VMSRS_NONE;
 }
 
 /* A name or key is `length` bytes, followed by zeros. */
@@ -84,6 +89,9 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	mutex_init(&app->lock);
 	xa_init(&app->domains);
 	xa_init(&app->units);
+	xa_init(&app->deleted);
+	INIT_LIST_HEAD(&app->deletion_list);
+	INIT_LIST_HEAD(&app->open_files);
 	spin_lock_init(&app->mapping_lock);
 	spin_lock_init(&app->hot_lock);
 	INIT_LIST_HEAD(&app->residents);
@@ -92,28 +100,22 @@ static struct vmsrs_app *app_new(struct vmsrs_device *dev, u32 number, const u8 
 	return app;
 }
 
-static struct vmsrs_extent_pages *extent_first(const struct vmsrs_domain *domain)
-{
-	return domain->last ? domain->last->next : NULL;
-}
-
-static struct vmsrs_extent_pages *extent_after(const struct vmsrs_domain *domain,
-					       const struct vmsrs_extent_pages *extent)
-{
-	return extent == domain->last ? NULL : extent->next;
-}
-
-#define for_each_extent(extent, domain) \
-	for ((extent) = extent_first(domain); (extent); (extent) = extent_after(domain, extent))
-
-static void domain_free(struct vmsrs_domain *domain)
+/* Frees a domain's extents, which nobody has found. */
+static void domain_empty(struct vmsrs_domain *domain)
 {
 	struct vmsrs_extent_pages *extent, *next;
 
-	for (extent = extent_first(domain); extent; extent = next) {
-		next = extent_after(domain, extent);
+	for (extent = vmsrs_extent_first(domain); extent; extent = next) {
+		next = vmsrs_extent_after(domain, extent);
 		kvfree(extent);
 	}
+	domain->last = NULL;
+	domain->extent_count = 0;
+}
+
+static void domain_free(struct vmsrs_domain *domain)
+{
+	domain_empty(domain);
 	kfree(domain->heat);
 	kfree(domain);
 }
@@ -124,6 +126,7 @@ static void domain_free(struct vmsrs_domain *domain)
  */
 void vmsrs_app_free(struct vmsrs_app *app)
 {
+	struct vmsrs_deletion *deletion;
 	struct vmsrs_domain *domain;
 	unsigned long number;
 
@@ -131,6 +134,11 @@ void vmsrs_app_free(struct vmsrs_app *app)
 		return;
 	xa_for_each(&app->domains, number, domain)
 		domain_free(domain);
+	xa_for_each(&app->deleted, number, deletion) {
+		domain_free(deletion->domain);
+		vmsrs_deletion_free(deletion);
+	}
+	xa_destroy(&app->deleted);
 	xa_destroy(&app->domains);
 	xa_destroy(&app->units);
 	vmsrs_locks_free(app);
@@ -168,6 +176,26 @@ static struct vmsrs_app *app_get(struct vmsrs_device *dev, const u8 *name)
 	return app;
 }
 
+/* A file opens an app, whose process has noted deletions up to number `noted`. apps_lock is held. */
+static long app_attach(struct vmsrs_file *file, struct vmsrs_app *app, u64 noted)
+{
+	long ret = 0;
+
+	mutex_lock(&app->lock);
+	if (noted < app->forgotten) {
+		ret = -ESTALE;
+	} else {
+		file->noted = min(noted, app->deletions);
+		list_add_tail(&file->app_entry, &app->open_files);
+		app->files++;
+	}
+	mutex_unlock(&app->lock);
+	/* Pairs with file_app(). */
+	if (!ret)
+		smp_store_release(&file->app, app);
+	return ret;
+}
+
 /**
  * vmsrs_app_open() - open the app of a file
  * @file: the file
@@ -191,18 +219,13 @@ long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg)
 			ret = -EBUSY;
 	} else {
 		app = app_get(dev, arg->name);
-		if (IS_ERR(app)) {
-			ret = PTR_ERR(app);
-		} else {
-			app->files++;
-			/* Pairs with file_app(). */
-			smp_store_release(&file->app, app);
-		}
+		ret = IS_ERR(app) ? PTR_ERR(app) : app_attach(file, app, arg->deletions);
 	}
 	mutex_unlock(&dev->apps_lock);
 	if (ret)
 		return ret;
 	arg->app = app->number;
+	arg->deletions = READ_ONCE(file->noted);
 	arg->base = app_base(app);
 	arg->length = (u64)VMSRS_APP_PAGES * PAGE_SIZE;
 	arg->pages_offset = (u64)app->number << VMSRS_APP_OFFSET_SHIFT;
@@ -224,6 +247,9 @@ void vmsrs_app_close(struct vmsrs_file *file)
 	if (!app)
 		return;
 	mutex_lock(&file->dev->apps_lock);
+	mutex_lock(&app->lock);
+	list_del(&file->app_entry);
+	mutex_unlock(&app->lock);
 	if (!--app->files)
 		vmsrs_locks_clear(app);
 	mutex_unlock(&file->dev->apps_lock);
@@ -377,7 +403,7 @@ static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
 	struct vmsrs_extent_pages *extent;
 
 	/* Not from the index: the domain is being fetched, so its extents are not there yet. */
-	for_each_extent(extent, domain)
+	vmsrs_for_each_extent(extent, domain)
 		if (page >= extent->page && page - extent->page < extent->pages)
 			return &extent->entries[page - extent->page];
 	return NULL;
@@ -435,36 +461,112 @@ static int domain_fill(struct vmsrs_domain *domain, const struct vmsrs_domain_re
 	return error;
 }
 
-/* Makes a domain that the driver does not know yet. app->lock is held. */
+static struct vmsrs_domain *domain_new(struct vmsrs_app *app, u32 number)
+{
+	struct vmsrs_domain *domain = kzalloc(sizeof(*domain), GFP_KERNEL);
+
+	if (!domain)
+		return NULL;
+	mutex_init(&domain->lock);
+	domain->app = app;
+	domain->number = number;
+	return domain;
+}
+
+/* Forgets what a deleted domain was like; others may still have a pointer to it. */
+static void domain_renew(struct vmsrs_domain *domain)
+{
+	mutex_lock(&domain->lock);
+	domain->lost = 0;
+	domain->next_page = 0;
+	domain->row = 0;
+	domain->predicted = 0;
+	if (domain->heat) {
+		domain->heat->steady = 0;
+		domain->heat->paid = 0;
+		domain->heat->reluctance = 0;
+		domain->heat->count = 0;
+		domain->heat->kept = 0;
+	}
+	mutex_unlock(&domain->lock);
+}
+
+/* Makes a domain that the driver does not know yet, of a deleted one if that has had its number. app->lock is held. */
 static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
-					 const struct vmsrs_domain_reply *reply)
+					 const struct vmsrs_domain_reply *reply,
+					 struct vmsrs_deletion *deletion)
 {
 	u32 number = reply->domain;
 	struct vmsrs_extent_pages *extent;
 	struct vmsrs_domain *domain;
 	int error;
 
-	domain = kzalloc(sizeof(*domain), GFP_KERNEL);
+	domain = deletion ? deletion->domain : domain_new(app, number);
 	if (!domain)
 		return ERR_PTR(-ENOMEM);
-	mutex_init(&domain->lock);
-	domain->app = app;
-	domain->number = number;
+	if (deletion)
+		domain_renew(domain);
 
 	error = xa_reserve(&app->domains, number, GFP_KERNEL);
 	if (!error)
 		error = domain_fill(domain, reply);
 	if (error) {
 		xa_release(&app->domains, number);
-		for_each_extent(extent, domain)
+		vmsrs_for_each_extent(extent, domain)
 			extent_unreserve(app, extent);
-		domain_free(domain);
+		if (deletion)
+			domain_empty(domain);
+		else
+			domain_free(domain);
 		return ERR_PTR(error);
 	}
-	for_each_extent(extent, domain)
+	if (deletion) {
+		vmsrs_deletion_forget(deletion);
+		vmsrs_lock_revive(app, number);
+	}
+	vmsrs_for_each_extent(extent, domain)
 		extent_publish(app, extent);
 	WARN_ON(xa_err(xa_store(&app->domains, number, domain, GFP_KERNEL)));
 	return domain;
+}
+
+/*
+ * Opens or creates a domain. Returns -EAGAIN if the host has yet to delete the one with that key, or one that has the room.
+ * app->lock is held.
+ */
+static long domain_open_locked(struct vmsrs_app *app, struct vmsrs_open_domain *request,
+			       struct vmsrs_ioctl_open_domain *arg)
+{
+	struct vmsrs_deletion *reusable = vmsrs_deletion_reusable(app), *deletion = NULL;
+	struct vmsrs_domain_reply reply;
+	struct vmsrs_domain *domain;
+	long ret;
+
+	request->reuse = reusable ? reusable->domain->number : VMSRS_NONE;
+	ret = vmsrs_control_call(app->dev, VMSRS_MESSAGE_OPEN_DOMAIN, request, sizeof(*request),
+				 &reply, sizeof(reply));
+	if (ret == -ENOSPC && vmsrs_batch_deletes(app->dev))
+		return -EAGAIN;
+	if (ret)
+		return ret;
+	domain = xa_load(&app->domains, reply.domain);
+	if (!domain)
+		deletion = xa_load(&app->deleted, reply.domain);
+	if (deletion && !deletion->gone)
+		return -EAGAIN;
+	if (reply.domain >= VMSRS_MAX_DOMAINS || (deletion && deletion != reusable)) {
+		vmsrs_device_fail(app->dev, "domain number %u", reply.domain);
+		return -ENODEV;
+	}
+	if (!domain)
+		domain = domain_fetch(app, &reply, deletion);
+	if (IS_ERR(domain))
+		return PTR_ERR(domain);
+	arg->domain = domain->number;
+	arg->extents = domain->extent_count;
+	arg->flags = reply.flags;
+	arg->deletions = app->deletions;
+	return 0;
 }
 
 /**
@@ -477,8 +579,6 @@ static struct vmsrs_domain *domain_fetch(struct vmsrs_app *app,
 long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg)
 {
 	struct vmsrs_open_domain request;
-	struct vmsrs_domain_reply reply;
-	struct vmsrs_domain *domain;
 	long ret;
 
 	if (!arg->key_length || arg->key_length > VMSRS_KEY_MAX ||
@@ -491,29 +591,17 @@ long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *ar
 	request.flags = arg->flags;
 	request.pages = arg->pages;
 
-	mutex_lock(&app->lock);
-	ret = vmsrs_control_call(app->dev, VMSRS_MESSAGE_OPEN_DOMAIN, &request, sizeof(request),
-				 &reply, sizeof(reply));
-	if (ret)
-		goto unlock;
-	if (reply.domain >= VMSRS_MAX_DOMAINS) {
-		vmsrs_device_fail(app->dev, "domain number %u", reply.domain);
-		ret = -ENODEV;
-		goto unlock;
+	for (;;) {
+		mutex_lock(&app->lock);
+		ret = domain_open_locked(app, &request, arg);
+		mutex_unlock(&app->lock);
+		if (ret != -EAGAIN)
+			return ret;
+		/* Without the lock: the host's answer is noted under it. */
+		ret = vmsrs_batch_flush(app->dev, true);
+		if (ret)
+			return ret;
 	}
-	domain = xa_load(&app->domains, reply.domain);
-	if (!domain)
-		domain = domain_fetch(app, &reply);
-	if (IS_ERR(domain)) {
-		ret = PTR_ERR(domain);
-		goto unlock;
-	}
-	arg->domain = domain->number;
-	arg->extents = domain->extent_count;
-	arg->flags = reply.flags;
-unlock:
-	mutex_unlock(&app->lock);
-	return ret;
 }
 
 /* Creates the next extent of a domain. app->lock is held. */
@@ -554,14 +642,8 @@ static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pa
 	return extent;
 }
 
-/**
- * vmsrs_extent_open() - find or create an extent of a domain
- * @app: the app
- * @arg: argument of the ioctl
- *
- * Return: 0 or a negative error.
- */
-long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
+/* Finds or creates an extent of a domain. */
+static long extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
 {
 	struct vmsrs_extent_pages *extent;
 	struct vmsrs_domain *domain;
@@ -592,5 +674,24 @@ long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
 		arg->pages = extent->pages;
 	}
 	mutex_unlock(&app->lock);
+	return ret;
+}
+
+/**
+ * vmsrs_extent_open() - find or create an extent of a domain
+ * @app: the app
+ * @arg: argument of the ioctl
+ *
+ * Return: 0 or a negative error.
+ */
+long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg)
+{
+	long ret;
+
+	/* The room of deleted domains comes back with their batch. */
+	do {
+		ret = extent_open(app, arg);
+	} while (ret == -ENOMEM && vmsrs_batch_deletes(app->dev) &&
+		 !vmsrs_batch_flush(app->dev, true));
 	return ret;
 }

@@ -121,6 +121,61 @@ bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, stru
 }
 
 /**
+ * vmsrs_batch_remove() - take a committed version out of the batch that collects
+ * @dev: the device
+ * @frame: the version, shown by its page, whose domain is locked; its page shows it no more
+ *
+ * Return: false if it has been sent: it is put when the answer comes.
+ */
+bool vmsrs_batch_remove(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+	struct vmsrs_frame *last;
+	bool queued;
+
+	spin_lock(&batch->lock);
+	queued = frame->batch == batch->number;
+	if (queued) {
+		last = batch->records[--batch->queued];
+		last->place = frame->place;
+		batch->records[last->place] = last;
+	}
+	spin_unlock(&batch->lock);
+	return queued;
+}
+
+/**
+ * vmsrs_batch_append_deletion() - add a deletion to the batch
+ * @dev: the device
+ * @deletion: the deletion of a domain that is locked, and has no page in the batch that collects
+ */
+void vmsrs_batch_append_deletion(struct vmsrs_device *dev, struct vmsrs_deletion *deletion)
+{
+	struct vmsrs_batch *batch = &dev->batch;
+
+	spin_lock(&batch->lock);
+	list_add_tail(&deletion->batch_entry, &batch->deletions);
+	batch->deletion_count++;
+	batch->appended++;
+	spin_unlock(&batch->lock);
+	vmsrs_device_kick_seal_soon(dev);
+}
+
+/**
+ * vmsrs_batch_deletes() - tell whether there are deletions that the host has not done
+ * @dev: the device
+ */
+bool vmsrs_batch_deletes(struct vmsrs_device *dev)
+{
+	bool deletes;
+
+	spin_lock(&dev->batch.lock);
+	deletes = dev->batch.deletion_count || dev->batch.sent_deletions;
+	spin_unlock(&dev->batch.lock);
+	return deletes;
+}
+
+/**
  * vmsrs_batch_sent() - tell whether a committed version is in the batch that is sent
  * @dev: the device
  * @frame: the version, shown by its page, whose domain is locked
@@ -259,8 +314,8 @@ static int take_seal_reply(struct vmsrs_device *dev, const void *bytes, u32 leng
 	return 0;
 }
 
-/* Sends the batch, in as many messages as it takes. The page map moves with the last one. */
-static int send_batch(struct vmsrs_device *dev, u32 left)
+/* Sends the pages of the batch, in as many messages as it takes. The page map moves with the last one. */
+static int send_pages(struct vmsrs_device *dev, u32 left)
 {
 	struct vmsrs_frame *const *frames = dev->batch.sent;
 	struct vmsrs_seal_request *request;
@@ -268,7 +323,7 @@ static int send_batch(struct vmsrs_device *dev, u32 left)
 	u32 count, length;
 	int error;
 
-	for (; left; left -= count, frames += count) {
+	do {
 		request = vmsrs_control_begin(dev);
 		if (IS_ERR(request))
 			return PTR_ERR(request);
@@ -286,15 +341,32 @@ static int send_batch(struct vmsrs_device *dev, u32 left)
 		if (error)
 			return error;
 		atomic64_inc(&dev->seal_messages);
-	}
+		left -= count;
+		frames += count;
+	} while (left);
 	return 0;
+}
+
+/* Sends the batch, which has pages or deletions. */
+static int send_batch(struct vmsrs_device *dev, u32 count, struct list_head *deletions, u32 deletion_count)
+{
+	int error = 0;
+
+	if (deletion_count) {
+		/* Those that name the domains' pages come first. */
+		vmsrs_device_kick_reports(dev);
+		flush_delayed_work(&dev->report_work);
+		error = vmsrs_deletions_send(dev, deletions, deletion_count);
+	}
+	return error ? error : send_pages(dev, count);
 }
 
 /* Sends what has been committed up to now, unless that is nothing. */
 static int seal(struct vmsrs_device *dev)
 {
 	struct vmsrs_batch *batch = &dev->batch;
-	u32 count;
+	u32 count, deletion_count;
+	LIST_HEAD(deletions);
 	int error;
 	u64 end;
 
@@ -305,16 +377,23 @@ static int seal(struct vmsrs_device *dev)
 	batch->queued = 0;
 	batch->sent_count = count;
 	batch->number++;
+	list_splice_init(&batch->deletions, &deletions);
+	deletion_count = batch->deletion_count;
+	batch->sent_deletions = deletion_count;
+	batch->deletion_count = 0;
 	spin_unlock(&batch->lock);
-	if (!count)
+	if (!count && !deletion_count)
 		return 0;
-	/* After an error the frames stay where they are: pages show them. */
-	error = send_batch(dev, count);
+	/* After an error the frames stay where they are: pages show them. Deletions stay in their apps. */
+	error = send_batch(dev, count, &deletions, deletion_count);
 	if (error)
 		return error;
 	vmsrs_answer_finish(dev);
+	if (deletion_count)
+		vmsrs_deletions_done(dev, &deletions);
 	spin_lock(&batch->lock);
 	batch->sent_count = 0;
+	batch->sent_deletions = 0;
 	spin_unlock(&batch->lock);
 	atomic64_add(count, &dev->sealed_pages);
 	/* Pairs with is_sealed(). */
@@ -350,6 +429,7 @@ int vmsrs_batch_init(struct vmsrs_device *dev)
 	spin_lock_init(&batch->lock);
 	init_waitqueue_head(&batch->wait);
 	batch->number = 1;
+	INIT_LIST_HEAD(&batch->deletions);
 	INIT_DELAYED_WORK(&dev->seal_work, seal_work);
 	batch->records = kvcalloc(frames, sizeof(*batch->records), GFP_KERNEL);
 	batch->sent = kvcalloc(frames, sizeof(*batch->sent), GFP_KERNEL);

@@ -330,6 +330,51 @@ static long ioctl_cool(struct vmsrs_file *file, struct vmsrs_app *app, void __us
 	return ret;
 }
 
+static long ioctl_delete(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_delete arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = check_tag(app, arg.tag);
+	return ret ? ret : vmsrs_domain_delete(file, &arg);
+}
+
+static long ioctl_deleted(struct vmsrs_file *file, void __user *user)
+{
+	struct vmsrs_ioctl_deleted arg;
+	u32 *domains;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	if (!arg.capacity || arg.capacity > VMSRS_DELETED_MAX)
+		return -EINVAL;
+	domains = kmalloc_array(arg.capacity, sizeof(*domains), GFP_KERNEL);
+	if (!domains)
+		return -ENOMEM;
+	ret = vmsrs_deletions_note(file, &arg, domains);
+	if (!ret && (copy_to_user(u64_to_user_ptr(arg.domains), domains, arg.count * sizeof(*domains)) ||
+		     copy_to_user(user, &arg, sizeof(arg))))
+		ret = -EFAULT;
+	kfree(domains);
+	return ret;
+}
+
+static long ioctl_domain_info(struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_domain_info arg;
+	long ret;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	ret = vmsrs_domain_info(app, &arg);
+	if (!ret && copy_to_user(user, &arg, sizeof(arg)))
+		ret = -EFAULT;
+	return ret;
+}
+
 static long ioctl_drafts(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_ioctl_drafts arg;
@@ -421,6 +466,7 @@ static bool needs_host(unsigned int command)
 	case VMSRS_IOCTL_RESUME:
 	case VMSRS_IOCTL_ABANDON:
 	case VMSRS_IOCTL_INFO:
+	case VMSRS_IOCTL_DOMAIN_INFO:
 	case VMSRS_IOCTL_USAGE:
 		return false;
 	default:
@@ -479,6 +525,12 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 		return ioctl_drafts(app, user);
 	case VMSRS_IOCTL_COOL:
 		return ioctl_cool(file, app, user);
+	case VMSRS_IOCTL_DELETE:
+		return ioctl_delete(file, app, user);
+	case VMSRS_IOCTL_DELETED:
+		return ioctl_deleted(file, user);
+	case VMSRS_IOCTL_DOMAIN_INFO:
+		return ioctl_domain_info(app, user);
 	case VMSRS_IOCTL_LOCK_WAIT:
 	case VMSRS_IOCTL_LOCK_WAKE:
 		return ioctl_lock(app, command, user);

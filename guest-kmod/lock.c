@@ -253,6 +253,54 @@ void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag)
 }
 
 /**
+ * vmsrs_lock_delete() - mark the lock of a domain as that of a deleted one
+ * @app: the app
+ * @domain: number of the domain
+ * @tag: tag of the request that deletes it
+ *
+ * The caller wakes a sleeper, which wakes the next when it gives up.
+ *
+ * Return: false if the tag does not have the lock.
+ */
+bool vmsrs_lock_delete(struct vmsrs_app *app, u32 domain, u64 tag)
+{
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
+	s64 value;
+
+	if (!word)
+		return false;
+	value = atomic64_read(word);
+	do {
+		if ((value & VMSRS_LOCK_TAG) != tag)
+			return false;
+	} while (!atomic64_try_cmpxchg(word, &value, VMSRS_LOCK_DELETED));
+	return true;
+}
+
+/**
+ * vmsrs_lock_deleted() - tell whether a lock is that of a deleted domain
+ * @app: the app
+ * @domain: number of the domain
+ */
+bool vmsrs_lock_deleted(struct vmsrs_app *app, u32 domain)
+{
+	return vmsrs_lock_tag(app, domain) == VMSRS_LOCK_DELETED;
+}
+
+/**
+ * vmsrs_lock_revive() - free the lock of a number that another domain gets
+ * @app: the app
+ * @domain: the number; no process knows it as that of a domain
+ */
+void vmsrs_lock_revive(struct vmsrs_app *app, u32 domain)
+{
+	atomic64_t *word = vmsrs_lock_word(app, domain, 0);
+
+	if (word)
+		atomic64_set(word, 0);
+}
+
+/**
  * vmsrs_locks_clear() - zero the lock words, which no process maps any more
  * @app: the app
  */

@@ -10,7 +10,7 @@ static void release_orphan(struct vmsrs_app *app, u32 domain)
 {
 	u64 tag = vmsrs_lock_tag(app, domain);
 
-	if (tag && vmsrs_request_orphaned(app, tag))
+	if (tag && tag != VMSRS_LOCK_DELETED && vmsrs_request_orphaned(app, tag))
 		vmsrs_fail_orphan(app, domain, tag);
 }
 
@@ -47,6 +47,10 @@ static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg
 		ret = vmsrs_lock_try(sleeper->word, arg->tag);
 		if (ret != -EAGAIN)
 			break;
+		if (vmsrs_lock_deleted(app, arg->domain)) {
+			ret = -EIDRM;
+			break;
+		}
 		if (READ_ONCE(app->dev->gone)) {
 			ret = -ENODEV;
 			break;
@@ -76,7 +80,7 @@ static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg
  * @arg: argument of the ioctl; the tag is the calling thread's
  *
  * Return: 0; -EEXIST: the request holds the lock; -ESTALE: it has failed; -EDEADLK: the holder
- * waits for it; -ETIMEDOUT; -EINTR; -ENODEV; -ENOMEM.
+ * waits for it; -EIDRM: the domain is deleted; -ETIMEDOUT; -EINTR; -ENODEV; -ENOMEM.
  */
 long vmsrs_lock_wait(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg)
 {

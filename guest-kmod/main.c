@@ -173,6 +173,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	dev->due_requests = RB_ROOT_CACHED;
 	vmsrs_threads_init(dev);
 	vmsrs_watch_init(dev);
+	vmsrs_deletions_init(dev);
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
 		goto free_dev;
@@ -277,7 +278,7 @@ static bool work_left(struct vmsrs_device *dev)
 	spin_lock(&dev->batch.lock);
 	left = dev->batch.queued || dev->batch.sent_count;
 	spin_unlock(&dev->batch.lock);
-	return left;
+	return left || vmsrs_batch_deletes(dev);
 }
 
 /*

@@ -124,12 +124,16 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 	vm_fault_t ret;
 
 	extent = vmsrs_extent_find(app, page);
-	if (!extent)
+	domain = extent ? READ_ONCE(extent->domain) : NULL;
+	if (!domain)
 		return VM_FAULT_SIGSEGV;
-	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
 
 	mutex_lock(&domain->lock);
+	if (!extent->domain) {
+		mutex_unlock(&domain->lock);
+		return VM_FAULT_SIGSEGV;
+	}
 	frame = entry->frame == VMSRS_NONE ? VMSRS_ZERO_FRAME : entry->frame;
 	if (entry->draft != VMSRS_NO_DRAFT && sees_draft(domain, entry, vmf->vma)) {
 		frame = entry->draft | VMSRS_IN_POOL;
@@ -240,10 +244,13 @@ static bool shows(struct vmsrs_app *app, const struct vm_fault *vmf, u32 version
 static struct vmsrs_extent_pages *extent_of(struct vmsrs_thread *thread, u32 page)
 {
 	struct vmsrs_extent_pages *extent = thread->extent;
+	/* Pairs with vmsrs_deletion_add(): one that was found before may be freed. */
+	u64 deletions = smp_load_acquire(&thread->app->deletions);
 
-	if (!extent || page < extent->page || page - extent->page >= extent->pages) {
+	if (!extent || thread->deletions != deletions || page < extent->page || page - extent->page >= extent->pages) {
 		extent = vmsrs_extent_find(thread->app, page);
 		thread->extent = extent;
+		thread->deletions = deletions;
 	}
 	return extent;
 }
@@ -271,16 +278,16 @@ static vm_fault_t thread_write(struct vmsrs_app *app, struct vmsrs_thread *threa
 	key = vmsrs_thread_key(thread);
 	note_tag(thread, tag);
 	extent = extent_of(thread, page);
-	if (!extent)
+	domain = extent ? READ_ONCE(extent->domain) : NULL;
+	if (!domain)
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
-	domain = extent->domain;
 	entry = &extent->entries[page - extent->page];
 	if (!vmsrs_tag_valid(app->dev, tag) || vmsrs_thread_writes_over(thread))
 		return refuse(thread, vmf, VMSRS_KIND_FOREIGN_WRITE);
 
 	for (;;) {
 		mutex_lock(&domain->lock);
-		if (!may_write(domain, tag) ||
+		if (!extent->domain || !may_write(domain, tag) ||
 		    !vmsrs_resident_yield(domain, vmf->vma->vm_mm, tag)) {
 			error = -ESTALE;
 		} else if (entry->draft != VMSRS_NO_DRAFT) {

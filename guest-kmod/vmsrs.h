@@ -122,6 +122,7 @@
 #define VMSRS_EVENT_BUFFERS		16
 
 struct vmsrs_app;
+struct vmsrs_deletion;
 struct vmsrs_device;
 struct vmsrs_domain;
 struct vmsrs_file;
@@ -166,14 +167,15 @@ struct vmsrs_run {
 
 /**
  * struct vmsrs_extent_pages - consecutive pages of a domain
- * @domain: the domain
+ * @domain: the domain, or NULL if it is deleted
  * @next: next extent of the domain, in order of index, after the last one the first; guarded by
  *	vmsrs_app.lock
  * @page: first page
  * @pages: number of pages
  * @entries: the pages
  *
- * Lives as long as the device structure and never changes, except for the contents of @entries.
+ * Never changes, except for the contents of @entries, until its domain is deleted. Then @domain is NULL, changed under the
+ * domain's lock; it is freed when no fault handler can have found it before that (vmsrs_device.srcu).
  */
 struct vmsrs_extent_pages {
 	struct vmsrs_domain *domain;
@@ -336,6 +338,24 @@ struct vmsrs_domain {
 };
 
 /**
+ * struct vmsrs_deletion - a domain that is deleted, until another one gets its number
+ * @list: in @domain->app->deletion_list, like the next four guarded by the app's lock
+ * @domain: the domain, which has no extents and is not found by its number
+ * @number: number of the deletion in its app
+ * @gone: the host has deleted it
+ * @extents: its last extent before; the next two are the batch's
+ * @batch_entry: in vmsrs_batch.deletions, or in the list of the batch that is sent
+ */
+struct vmsrs_deletion {
+	struct list_head list;
+	struct vmsrs_domain *domain;
+	u64 number;
+	bool gone;
+	struct vmsrs_extent_pages *extents;
+	struct list_head batch_entry;
+};
+
+/**
  * struct vmsrs_resident - the resident pages of a hot domain; guarded by the domain's lock
  * @list: in @domain->app->residents; guarded by hot_lock
  * @domain: the domain
@@ -367,6 +387,11 @@ struct vmsrs_resident {
  * @lock_pages: VMSRS_LOCK_PAGES pages of lock words, each set once by cmpxchg
  * @number: its number
  * @files: open files of the app; guarded by vmsrs_device.apps_lock
+ * @open_files: the same as a list; guarded by @lock, like the following
+ * @deleted: number -> struct vmsrs_deletion
+ * @deletion_list: the same in the order of their numbers
+ * @deletions: number of the last deletion of a domain; read without @lock
+ * @forgotten: number of the last one whose domain's number is used again
  * @mappings: mappings of its pages in all processes; changed under @mapping_lock
  * @mapping_lock: guards @mm; no other lock is taken under it
  * @mm: address space of a mapping that was the only one, referenced (without its pages), or NULL.
@@ -386,6 +411,11 @@ struct vmsrs_app {
 	struct page **lock_pages;
 	u32 number;
 	u32 files;
+	struct list_head open_files;
+	struct xarray deleted;
+	struct list_head deletion_list;
+	u64 deletions;
+	u64 forgotten;
 	atomic_t mappings;
 	spinlock_t mapping_lock;
 	struct mm_struct *mm;
@@ -476,7 +506,8 @@ struct vmsrs_request {
  * @signal: signal that interrupts it, or 0
  * @keys: protection keys that the program has named for drafts, a bit each
  * @hot_keys: those that it has named for hot domains, vmsrs_key_mask() of each
- * @extent: extent that it has written to last, or NULL; only used by the thread itself
+ * @extent: extent that it has written to last, or NULL; only used by the thread itself, like the next one
+ * @deletions: vmsrs_app.deletions when @extent was found: it may be freed after another one
  * @noted_tag: tag that the next three belong to; only used by the thread itself, like them
  * @refused_address: page of the last access that was refused, or 0
  * @refused_kind: why it was refused
@@ -506,6 +537,7 @@ struct vmsrs_thread {
 	u32 keys;
 	u32 hot_keys;
 	struct vmsrs_extent_pages *extent;
+	u64 deletions;
 	u64 noted_tag;
 	u64 refused_address;
 	u32 refused_kind;
@@ -554,6 +586,8 @@ struct vmsrs_wait {
  * struct vmsrs_file - an open file of the device
  * @dev: the device
  * @app: NULL until it is set once under vmsrs_device.apps_lock
+ * @app_entry: in @app->open_files; guarded by @app->lock, like the next one
+ * @noted: number of the last deletion of a domain that its process has noted
  * @requests: requests begun through it that have not failed; guarded by requests_lock
  * @suspended: requests suspended through it; guarded by requests_lock
  * @suspended_count: length of @suspended
@@ -565,6 +599,8 @@ struct vmsrs_wait {
 struct vmsrs_file {
 	struct vmsrs_device *dev;
 	struct vmsrs_app *app;
+	struct list_head app_entry;
+	u64 noted;
 	struct hlist_head requests;
 	struct list_head suspended;
 	u32 suspended_count;
@@ -606,13 +642,16 @@ struct vmsrs_pool {
 
 /**
  * struct vmsrs_batch - committed pages on their way to the host
- * @lock: guards @records to @appended
+ * @lock: guards @records to @sent_deletions
  * @records: the newest committed version of each page that has one which was not sent; there is
  *	room for all frames
  * @queued: length of @records
  * @number: number of the batch that collects; the first one is 1
  * @sent_count: length of @sent before the answer
- * @appended: commits ever added to @records
+ * @appended: commits and deletions ever added
+ * @deletions: struct vmsrs_deletion, sent with @records
+ * @deletion_count: length of @deletions
+ * @sent_deletions: deletions that are sent
  * @sent: the batch that is sent, NULL for what has been answered; only used by the seal work
  * @sealed: commits ever sealed
  * @wait: threads that wait for @sealed
@@ -624,6 +663,9 @@ struct vmsrs_batch {
 	u32 number;
 	u32 sent_count;
 	u64 appended;
+	struct list_head deletions;
+	u32 deletion_count;
+	u32 sent_deletions;
 	struct vmsrs_frame **sent;
 	atomic64_t sealed;
 	wait_queue_head_t wait;
@@ -693,6 +735,9 @@ struct vmsrs_control {
  * @batch: commits that are to be sent
  * @reports: reports that are to be sent
  * @seal_work: sends commits
+ * @extents_lock: guards @dead_extents; no other lock is taken under it
+ * @dead_extents: last extent of a row that belongs to no domain any more, or NULL
+ * @extents_work: frees them
  * @report_work: sends reports
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
@@ -750,6 +795,9 @@ struct vmsrs_device {
 	struct vmsrs_batch batch;
 	struct vmsrs_reports reports;
 	struct delayed_work seal_work;
+	spinlock_t extents_lock;	/* guards dead_extents */
+	struct vmsrs_extent_pages *dead_extents;
+	struct work_struct extents_work;
 	struct delayed_work report_work;
 
 	struct mutex apps_lock;		/* guards apps and their files */
@@ -826,6 +874,9 @@ void vmsrs_lock_wake(struct vmsrs_app *app, u32 domain);
 void vmsrs_lock_wake_all(void);
 void vmsrs_lock_release(struct vmsrs_app *app, u32 domain, u64 tag);
 void vmsrs_lock_release_held(struct vmsrs_thread *thread, u64 tag);
+bool vmsrs_lock_delete(struct vmsrs_app *app, u32 domain, u64 tag);
+bool vmsrs_lock_deleted(struct vmsrs_app *app, u32 domain);
+void vmsrs_lock_revive(struct vmsrs_app *app, u32 domain);
 void vmsrs_locks_clear(struct vmsrs_app *app);
 void vmsrs_locks_free(struct vmsrs_app *app);
 
@@ -1141,6 +1192,31 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  * Layer 4: pages. What is sent to the host, drafts, domains and their extents, page faults.
  */
 
+/* The first extent of a domain. */
+static inline struct vmsrs_extent_pages *vmsrs_extent_first(const struct vmsrs_domain *domain)
+{
+	return domain->last ? domain->last->next : NULL;
+}
+
+static inline struct vmsrs_extent_pages *vmsrs_extent_after(const struct vmsrs_domain *domain,
+							    const struct vmsrs_extent_pages *extent)
+{
+	return extent == domain->last ? NULL : extent->next;
+}
+
+#define vmsrs_for_each_extent(extent, domain) \
+	for ((extent) = vmsrs_extent_first(domain); (extent); (extent) = vmsrs_extent_after(domain, extent))
+
+/* deletion.c */
+void vmsrs_deletion_free(struct vmsrs_deletion *deletion);
+void vmsrs_deletion_add(struct vmsrs_deletion *deletion);
+struct vmsrs_deletion *vmsrs_deletion_reusable(struct vmsrs_app *app);
+void vmsrs_deletion_forget(struct vmsrs_deletion *deletion);
+long vmsrs_deletions_note(struct vmsrs_file *file, struct vmsrs_ioctl_deleted *arg, u32 *domains);
+int vmsrs_deletions_send(struct vmsrs_device *dev, struct list_head *deletions, u32 count);
+void vmsrs_deletions_done(struct vmsrs_device *dev, struct list_head *deletions);
+void vmsrs_deletions_init(struct vmsrs_device *dev);
+
 /* predict.c */
 struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
 u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *extent, u32 page,
@@ -1167,6 +1243,9 @@ void vmsrs_answer_finish(struct vmsrs_device *dev);
 /* batch.c */
 u64 vmsrs_batch_append(struct vmsrs_device *dev, struct vmsrs_frames *records, u32 *number);
 bool vmsrs_batch_replace(struct vmsrs_device *dev, struct vmsrs_frame *old, struct vmsrs_frame *new);
+bool vmsrs_batch_remove(struct vmsrs_device *dev, struct vmsrs_frame *frame);
+void vmsrs_batch_append_deletion(struct vmsrs_device *dev, struct vmsrs_deletion *deletion);
+bool vmsrs_batch_deletes(struct vmsrs_device *dev);
 bool vmsrs_batch_sent(struct vmsrs_device *dev, const struct vmsrs_frame *frame);
 u64 vmsrs_batch_last(struct vmsrs_device *dev, u32 *number);
 bool vmsrs_batch_lost(const struct vmsrs_domain *domain, u32 number);
@@ -1269,6 +1348,10 @@ void vmsrs_event_done(struct virtqueue *vq);
 /*
  * Layer 5: how a request ends.
  */
+
+/* domain.c */
+long vmsrs_domain_delete(struct vmsrs_file *file, const struct vmsrs_ioctl_delete *arg);
+long vmsrs_domain_info(struct vmsrs_app *app, struct vmsrs_ioctl_domain_info *arg);
 
 /* commit.c */
 long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,

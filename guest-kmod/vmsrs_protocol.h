@@ -220,6 +220,15 @@ struct vmsrs_device_config {
  */
 #define VMSRS_MESSAGE_REPORTS 9
 
+/*
+ * Names domains that are deleted with the batch that arrives: struct
+ * vmsrs_delete_request and struct vmsrs_delete_record, no payload in the reply.
+ * They are part of the batch like the pages of a VMSRS_MESSAGE_SEAL: they take
+ * effect when its last message has arrived, after its pages, or not at all. A
+ * refusal drops the whole batch.
+ */
+#define VMSRS_MESSAGE_DELETE 10
+
 /* Done. */
 #define VMSRS_STATUS_OK 0
 /* Malformed message: too short, wrong length, or a field out of range. */
@@ -295,6 +304,8 @@ struct vmsrs_app_reply {
  *	way.
  * @pages: Number of pages of its first extent, as in pages of struct
  *	vmsrs_add_extent, if it has none yet; 0 to make none.
+ * @reuse: The number of a deleted domain that a new one may have, or
+ *	VMSRS_NONE. After a reset of the device all may be had.
  */
 struct vmsrs_open_domain {
 	uint32_t app;
@@ -302,6 +313,7 @@ struct vmsrs_open_domain {
 	uint8_t key[VMSRS_KEY_MAX];
 	uint32_t flags;
 	uint32_t pages;
+	uint32_t reuse;
 };
 
 /**
@@ -392,6 +404,33 @@ struct vmsrs_add_extent {
 
 /* Reply to VMSRS_MESSAGE_ADD_EXTENT. */
 typedef struct vmsrs_extent vmsrs_extent_reply;
+
+/**
+ * struct vmsrs_delete_request - Payload of VMSRS_MESSAGE_DELETE; the records
+ *	follow.
+ * @records: Number of records that follow.
+ * @reserved: Reserved.
+ */
+struct vmsrs_delete_request {
+	uint32_t records;
+	uint32_t reserved;
+};
+
+/**
+ * struct vmsrs_delete_record - A domain that is deleted, or cleared, which no
+ *	batch does twice.
+ * @app: The app.
+ * @domain: The domain.
+ * @extents: How many of its first extents stay; VMSRS_NONE if the domain does
+ *	not. All others go back with their pages.
+ * @reserved: Reserved.
+ */
+struct vmsrs_delete_record {
+	uint32_t app;
+	uint32_t domain;
+	uint32_t extents;
+	uint32_t reserved;
+};
 
 /**
  * struct vmsrs_seal_request - Payload of VMSRS_MESSAGE_SEAL; the seal records
@@ -764,6 +803,12 @@ struct vmsrs_module_entry {
 /* Mask of a lock word: the tag of the request that holds the domain, or 0. */
 #define VMSRS_LOCK_TAG 0x7fffffffffffffff
 
+/*
+ * In place of a tag in a lock word: the domain is deleted, until another one
+ * gets its number. Not a tag of any request.
+ */
+#define VMSRS_LOCK_DELETED (VMSRS_LOCK_TAG)
+
 /**
  * struct vmsrs_thread_control - Control block of a thread.
  * @tag: Tag of the request of this thread, or 0.
@@ -891,8 +936,9 @@ struct vmsrs_hot_domains {
  *
  * - EBUSY: another app is open on this file.
  * - ENOSPC: the host has VMSRS_MAX_APPS apps.
+ * - ESTALE: deletions of struct vmsrs_ioctl_open_app is too long ago.
  */
-#define VMSRS_IOCTL_OPEN_APP 0xc0705601
+#define VMSRS_IOCTL_OPEN_APP 0xc0785601
 
 /*
  * Opens a domain (struct vmsrs_ioctl_open_domain).
@@ -900,7 +946,7 @@ struct vmsrs_hot_domains {
  * - ENOSPC: the app has VMSRS_MAX_DOMAINS domains, or the vault has no room for
  *   the first extent or the mirror.
  */
-#define VMSRS_IOCTL_OPEN_DOMAIN 0xc0545602
+#define VMSRS_IOCTL_OPEN_DOMAIN 0xc0605602
 
 /*
  * Finds or creates an extent (struct vmsrs_ioctl_extent).
@@ -957,6 +1003,7 @@ struct vmsrs_hot_domains {
  * - EINTR: a signal came first.
  * - EEXIST: the request of the calling thread holds it already.
  * - ESTALE: the request has failed.
+ * - EIDRM: the domain is deleted.
  * - EDEADLK: the holder waits, directly or through other requests, for a domain
  *   that this request holds. The call that would close the cycle gets this; the
  *   others go on waiting.
@@ -1051,6 +1098,35 @@ struct vmsrs_hot_domains {
 /* Counts what the calling process has open (struct vmsrs_ioctl_usage). */
 #define VMSRS_IOCTL_USAGE 0x80105613
 
+/*
+ * Deletes a domain, whose lock the request of the calling thread has (struct
+ * vmsrs_ioctl_delete). Its pages are gone for all processes when the call
+ * returns, and its lock word is VMSRS_LOCK_DELETED; what waits for the lock
+ * gets EIDRM. The host learns of it with the next batch, like of a commit.
+ *
+ * - EINVAL: there is no such domain.
+ * - EPERM: it is not the request of the calling thread, or it does not have the
+ *   lock.
+ * - ESTALE: the request has failed.
+ * - EBUSY: the request has written to the domain.
+ */
+#define VMSRS_IOCTL_DELETE 0x40105614
+
+/*
+ * Lists domains that were deleted (struct vmsrs_ioctl_deleted): what a process
+ * knows of these numbers belongs to no domain any more. A number is used again
+ * when every file of the app has said that its process has noted the deletion,
+ * by after of struct vmsrs_ioctl_deleted.
+ */
+#define VMSRS_IOCTL_DELETED 0xc0205615
+
+/*
+ * Counts the pages of a domain (struct vmsrs_ioctl_domain_info).
+ *
+ * - EINVAL: there is no such domain.
+ */
+#define VMSRS_IOCTL_DOMAIN_INFO 0xc0185616
+
 /* The mmap offset of the pages of app n is n shifted left by this. */
 #define VMSRS_APP_OFFSET_SHIFT 40
 
@@ -1095,6 +1171,8 @@ struct vmsrs_hot_domains {
 #define VMSRS_SUSPENDED_MAX 4096
 /* Maximum number of pages in the result of VMSRS_IOCTL_DRAFTS. */
 #define VMSRS_DRAFTS_MAX 1024
+/* Maximum number of domains in the result of VMSRS_IOCTL_DELETED. */
+#define VMSRS_DELETED_MAX 512
 
 /**
  * struct vmsrs_ioctl_open_app - Argument of VMSRS_IOCTL_OPEN_APP.
@@ -1107,6 +1185,9 @@ struct vmsrs_hot_domains {
  * @locks_length: Out: size of the lock words in bytes.
  * @abi_version: In: VMSRS_ABI_VERSION of the library.
  * @app: Out: number of the app.
+ * @deletions: In: how far the process has noted deletions of the app's domains,
+ *	as in after of struct vmsrs_ioctl_deleted; u64::MAX if it has opened
+ *	none yet. Out: the number of the last one that counts as noted.
  */
 struct vmsrs_ioctl_open_app {
 	uint8_t name[VMSRS_NAME_MAX];
@@ -1117,6 +1198,7 @@ struct vmsrs_ioctl_open_app {
 	uint64_t locks_length;
 	uint32_t abi_version;
 	uint32_t app;
+	uint64_t deletions;
 };
 
 /**
@@ -1128,6 +1210,9 @@ struct vmsrs_ioctl_open_app {
  * @flags: In: VMSRS_DOMAIN_MIRROR or 0. Out: flags of the domain.
  * @pages: In: number of pages of the first extent if it has none yet, or 0 to
  *	make none.
+ * @reserved: Reserved.
+ * @deletions: Out: number of the last deletion in the app, for
+ *	VMSRS_IOCTL_DELETED.
  */
 struct vmsrs_ioctl_open_domain {
 	uint8_t key[VMSRS_KEY_MAX];
@@ -1136,6 +1221,8 @@ struct vmsrs_ioctl_open_domain {
 	uint32_t extents;
 	uint32_t flags;
 	uint32_t pages;
+	uint32_t reserved;
+	uint64_t deletions;
 };
 
 /**
@@ -1295,6 +1382,55 @@ struct vmsrs_ioctl_cool {
 	uint64_t tag;
 	uint32_t domain;
 	uint32_t reserved;
+};
+
+/**
+ * struct vmsrs_ioctl_delete - Argument of VMSRS_IOCTL_DELETE.
+ * @tag: In: tag of the request.
+ * @domain: In: the domain.
+ * @reserved: Reserved: 0.
+ */
+struct vmsrs_ioctl_delete {
+	uint64_t tag;
+	uint32_t domain;
+	uint32_t reserved;
+};
+
+/**
+ * struct vmsrs_ioctl_deleted - Argument of VMSRS_IOCTL_DELETED.
+ * @after: In: number of the last deletion that the process has noted.
+ * @domains: In: address of an array of capacity numbers of domains, of 32 bits
+ *	each, for those that were deleted after that.
+ * @last: Out: number of the last deletion in the array, or of the last one of
+ *	all if that is in it.
+ * @capacity: In: size of the array, 1 to VMSRS_DELETED_MAX.
+ * @count: Out: number of domains in the array; capacity if there may be more.
+ */
+struct vmsrs_ioctl_deleted {
+	uint64_t after;
+	uint64_t domains;
+	uint64_t last;
+	uint32_t capacity;
+	uint32_t count;
+};
+
+/**
+ * struct vmsrs_ioctl_domain_info - Argument of VMSRS_IOCTL_DOMAIN_INFO.
+ * @domain: In: the domain.
+ * @extents: Out: number of its extents.
+ * @pages: Out: pages in its extents.
+ * @committed: Out: pages of these that were ever committed.
+ * @unsealed: Out: committed pages whose newest version is not sealed yet.
+ * @drafts: Out: drafts of the request that writes it, those of resident pages
+ *	included.
+ */
+struct vmsrs_ioctl_domain_info {
+	uint32_t domain;
+	uint32_t extents;
+	uint32_t pages;
+	uint32_t committed;
+	uint32_t unsealed;
+	uint32_t drafts;
 };
 
 /**

@@ -40,13 +40,16 @@
  * has changed nothing. Handles and output pointers may be null: that is
  * VMSRS_EINVAL. errno is set with VMSRS_EDEVICE and VMSRS_ESYSTEM, for which
  * vmsrs_refused() tells what was tried, and by functions that return blocks of a
- * domain.
+ * domain or the size of one. Calls that run a request leave it as the function of
+ * the request did, unless they return one of these codes. After other calls it has
+ * no meaning.
  *
  * Handles. Apps and domains are never closed: any thread may use them until the
- * process ends. A request is valid only in the function that gets it, on the
- * thread that runs it; other threads get VMSRS_ENOREQUEST for it. A task may be
- * used by one thread at a time, a ticket by any number. Blocks keep their
- * addresses in every process and after a restart, until they are freed.
+ * process ends. Those of a deleted domain are good for VMSRS_EDELETED. A request is
+ * valid only in the function that gets it, on the thread that runs it; other threads
+ * get VMSRS_ENOREQUEST for it. A task may be used by one thread at a time, a ticket
+ * by any number. Blocks keep their addresses in every process and after a restart,
+ * until they are freed.
  *
  * Threads. Functions that take neither a request nor a task may be called by any
  * thread at any time.
@@ -238,6 +241,11 @@ enum vmsrs_code {
 	 * the shadow memory of these lies at the addresses of the apps.
 	 */
 	VMSRS_ESANITIZER = -23,
+	/**
+	 * The domain was deleted, by this process or another one. Opening its
+	 * key makes a new domain.
+	 */
+	VMSRS_EDELETED = -24,
 };
 
 /**
@@ -356,6 +364,82 @@ int vmsrs_domain_open_with(const struct vmsrs_app *app, const void *key,
 			   size_t length, uint32_t flags,
 			   struct vmsrs_domain **domain);
 
+/**
+ * Deletes a domain: its content and its key are gone, for all processes.
+ *
+ * Waits for the request that holds the domain, as long as a request waits for a
+ * lock. Its pages go back to the window, and what other processes have mapped
+ * of them is gone at once. Opening the key again makes a new domain.
+ *
+ * Requests that wait for the domain, and all later ones, get VMSRS_EDELETED.
+ * The handle stays valid for that. Pointers into the domain lead nowhere, or
+ * later into another domain.
+ *
+ * A deletion counts like a commit: after a crash of the guest the domain is
+ * there as a whole or gone as a whole. vmsrs_flush() waits until it is gone for
+ * good.
+ *
+ * @param domain The domain.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain is null.
+ * @retval VMSRS_ENESTED Called in a request or a deferred function.
+ * @retval VMSRS_ETIMEOUT The domain did not become free in time.
+ * @retval VMSRS_EDELETED It is deleted already.
+ * @retval VMSRS_ESYSTEM See errno.
+ */
+VMSRS_MUST_USE int vmsrs_domain_delete(const struct vmsrs_domain *domain);
+
+/**
+ * Empties a domain: deletes it, and opens its key again, with a mirror if it
+ * had one.
+ *
+ * The old handle is that of a deleted domain from then on, in all processes. An
+ * invariant and a budget of the domain are to be set again. After a crash of
+ * the guest the domain is there with all that it had, or empty.
+ *
+ * @param domain The domain; set to the new one on success.
+ * @return As vmsrs_domain_delete(), or as vmsrs_domain_open(): it is deleted
+ *     then.
+ */
+VMSRS_MUST_USE int vmsrs_domain_clear(struct vmsrs_domain **domain);
+
+/** How large a domain is, and how it is. */
+typedef struct vmsrs_domain_info_t {
+	/** Pages of 4 KiB that it has of the window. */
+	uint32_t pages;
+	/** Pages of these that were ever committed. */
+	uint32_t committed;
+	/** Committed pages whose newest version is not sealed yet. */
+	uint32_t unsealed;
+	/**
+	 * Pages that a request has written and not committed, and those that
+	 * stay writable between requests.
+	 */
+	uint32_t drafts;
+	/**
+	 * Milliseconds for which it is refused for its failures; 0 if it is
+	 * not.
+	 */
+	uint64_t quarantine_ms;
+} vmsrs_domain_info_t;
+
+/**
+ * Tells how large a domain is, and how it is. Can be called by any thread, also
+ * in requests.
+ *
+ * Without protection all pages count as committed.
+ *
+ * @param domain The domain.
+ * @param info Filled in on success.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_EDELETED
+ * @retval VMSRS_ESYSTEM See errno.
+ */
+VMSRS_MUST_USE
+int vmsrs_domain_info(const struct vmsrs_domain *domain,
+		      struct vmsrs_domain_info_t *info);
+
 /*
  * Running requests
  */
@@ -473,6 +557,17 @@ int vmsrs_run_with(const struct vmsrs_domain *domain,
  * @retval VMSRS_ENOREQUEST
  */
 VMSRS_MUST_USE int vmsrs_stack_bounds(void **low, void **high);
+
+/**
+ * Tells whether the calling thread works for a request.
+ *
+ * For code that is called in requests and outside of them: an allocator, a
+ * logger, a wrapper of locks. Can be called anywhere.
+ *
+ * @return 1 in the function of a request, of a step or of a thread that has
+ *     joined one; 0 elsewhere, in deferred functions too.
+ */
+VMSRS_MUST_USE int vmsrs_in_request(void);
 
 /**
  * Commits everything that the request wrote so far. It goes on, keeps its
@@ -798,6 +893,20 @@ void *vmsrs_realloc(const struct vmsrs_domain *domain, void *block,
  * @retval VMSRS_ENOTHELD
  */
 int vmsrs_free(const struct vmsrs_domain *domain, void *block);
+
+/**
+ * Tells how many bytes of a block may be used.
+ *
+ * That is what was asked for: the bytes that follow are a red zone. As in
+ * vmsrs_free(), a pointer into a domain of the request that is not a live block
+ * fails the request.
+ *
+ * @param block A block of a domain that the request of the calling thread
+ *     holds, or null.
+ * @return The bytes. 0 for null; 0 with errno EPERM without a request, and for
+ *     a pointer into none of its domains.
+ */
+size_t vmsrs_usable_size(const void *block);
 
 /** Bytes of arena that each thread of a request has. */
 #define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)
@@ -1170,6 +1279,82 @@ VMSRS_MUST_USE int vmsrs_guard_variables(void);
  * memory to the request. Async-signal-safe.
  */
 void vmsrs_open_guard(void);
+
+/*
+ * Mutexes for what lies outside of domains
+ */
+
+/**
+ * Puts right what a mutex guards, after its request has failed.
+ *
+ * It runs like a deferred function, with the mutex still locked. What the mutex
+ * guards is as the request has left it.
+ *
+ * @param argument What the mutex was initialised with.
+ */
+typedef void (*vmsrs_repair_fn)(void *argument);
+
+/**
+ * A mutex for what lies outside of domains.
+ *
+ * Unlike a pthread_mutex_t, which a failed request leaves locked, this one is
+ * released when the request that has locked it fails or is given up. Its fields
+ * are the library's. All zero is a mutex without a function.
+ */
+typedef struct vmsrs_mutex_t {
+	/** The function, or null. */
+	vmsrs_repair_fn repair;
+	/** Its argument. */
+	void *argument;
+	/** State. */
+	uint32_t state[2];
+} vmsrs_mutex_t;
+
+/**
+ * Initialises a mutex.
+ *
+ * @param mutex The mutex. It must stay where it is, and live as long as
+ *     requests may use it.
+ * @param repair Called when a request fails that has locked it; or null.
+ * @param argument Passed to repair.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL mutex is null.
+ */
+int vmsrs_mutex_init(struct vmsrs_mutex_t *mutex, vmsrs_repair_fn repair,
+		     void *argument);
+
+/**
+ * Locks a mutex, in a request or outside.
+ *
+ * A thread that waits in a request is aborted as elsewhere when the request
+ * fails.
+ *
+ * @param mutex The mutex.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL mutex is null.
+ * @retval VMSRS_EHELD The thread has it.
+ * @retval VMSRS_ELIMIT The thread has locked 16 mutexes in requests.
+ */
+VMSRS_MUST_USE int vmsrs_mutex_lock(struct vmsrs_mutex_t *mutex);
+
+/**
+ * Locks a mutex if it is free.
+ *
+ * @param mutex The mutex.
+ * @retval VMSRS_ETIMEOUT It is not free.
+ * @return Otherwise as vmsrs_mutex_lock().
+ */
+VMSRS_MUST_USE int vmsrs_mutex_trylock(struct vmsrs_mutex_t *mutex);
+
+/**
+ * Unlocks a mutex.
+ *
+ * @param mutex The mutex.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL mutex is null.
+ * @retval VMSRS_ENOTHELD The calling thread does not have it.
+ */
+int vmsrs_mutex_unlock(struct vmsrs_mutex_t *mutex);
 
 /*
  * Diagnostics

@@ -72,6 +72,9 @@ pub enum Error {
         /// The domain's number.
         domain: u32,
     },
+    /// The domain was deleted ([`crate::Domain::delete`]), by this process or another one. Opening its key makes a new domain.
+    #[error("the domain is deleted; open its key again for a new one")]
+    Deleted,
     /// More of the domain's requests have failed than its budget allows ([`crate::Budget`]).
     #[error("the domain is refused for {milliseconds} ms: too many of its requests have failed")]
     Quarantined {

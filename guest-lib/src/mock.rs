@@ -1,6 +1,6 @@
 //! An app without a device whose backend does what a test says, where that says anything.
 
-use crate::shared::backend::{Backend, Registration, Tags};
+use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::unprotected::Unprotected;
 use crate::state::domain::App;
 use crate::thread;
@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::NONE;
 use vmsrs_protocol::control::Extent;
-use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
+use vmsrs_protocol::ioctl::{IoctlDomainInfo, IoctlFail, IoctlInfo};
 use vmsrs_protocol::shared::{ThreadControl, WRITTEN_MAX, WrittenPages};
 
 /// [`Backend::lock_wait`], with tag and domain; `None` for the wait itself.
@@ -19,6 +19,9 @@ type LockWait = dyn Fn(u64, u32) -> Option<io::Result<()>> + Send + Sync;
 
 /// [`Backend::drafts`], with domain, pages to skip and room for pages.
 type Drafts = dyn Fn(u32, usize, &mut [u32]) -> usize + Send + Sync;
+
+/// [`Backend::deleted`].
+type Deleted = dyn Fn(u64, &mut [u32]) -> io::Result<(usize, u64)> + Send + Sync;
 
 /// What a test does instead.
 pub(crate) struct Hooks {
@@ -32,6 +35,12 @@ pub(crate) struct Hooks {
     pub(crate) protects: bool,
     /// [`Backend::drafts`], with the domain.
     pub(crate) drafts: Box<Drafts>,
+    /// Instead of [`Backend::delete`], with tag and domain; `None` for the deletion itself.
+    pub(crate) delete: Box<LockWait>,
+    /// [`Backend::deleted`].
+    pub(crate) deleted: Box<Deleted>,
+    /// Number of the last deletion.
+    pub(crate) deletions: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Before or instead of a wait for a lock.
     pub(crate) lock_wait: Box<LockWait>,
 }
@@ -57,6 +66,9 @@ impl MockBackend {
             abandon: Box::new(|_| ()),
             protects: false,
             drafts: Box::new(|_, _, _| 0),
+            delete: Box::new(|_, _| None),
+            deleted: Box::new(|after, _| Ok((0, after))),
+            deletions: Box::new(|| 0),
             lock_wait: Box::new(|_, _| None),
         };
         set(&mut hooks);
@@ -84,8 +96,24 @@ impl Backend for MockBackend {
         self.inner.lock_word(domain)
     }
 
-    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {
-        self.inner.open_domain(key, flags)
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<FoundDomain> {
+        let found = self.inner.open_domain(key, flags)?;
+        Ok(FoundDomain {
+            deletions: (self.hooks.deletions)(),
+            ..found
+        })
+    }
+
+    fn delete(&self, tag: u64, domain: u32) -> io::Result<()> {
+        (self.hooks.delete)(tag, domain).unwrap_or_else(|| self.inner.delete(tag, domain))
+    }
+
+    fn deleted(&self, after: u64, domains: &mut [u32]) -> io::Result<(usize, u64)> {
+        (self.hooks.deleted)(after, domains)
+    }
+
+    fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo> {
+        self.inner.domain_info(domain)
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {

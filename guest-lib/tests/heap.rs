@@ -326,3 +326,30 @@ fn domain_grows_to_its_limit_and_then_fails() {
     assert!(total > 300 << 20, "{total}");
     success(domain, |_| domain.allocate(100, 16).unwrap());
 }
+
+#[test]
+fn usable_size_is_what_was_asked_for() {
+    let domain = domain();
+    let outside = NonNull::from(&domain).cast();
+    assert!(matches!(
+        vmsrs::usable_size(outside),
+        Err(vmsrs::Error::NotInRequest)
+    ));
+    success(domain, |_| {
+        for size in [0, 1, 15, 16, 100, 4096, 100_000] {
+            let block = domain.allocate(size, 16).unwrap();
+            assert_eq!(vmsrs::usable_size(block).unwrap(), size);
+        }
+        assert!(matches!(
+            vmsrs::usable_size(outside),
+            Err(vmsrs::Error::NotHeld)
+        ));
+    });
+    let outcome = domain.run(|_| {
+        let block = domain.allocate(100, 16)?;
+        // SAFETY: live, and only asked about.
+        unsafe { domain.deallocate(block)? };
+        vmsrs::usable_size(block)
+    });
+    assert!(matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::DoubleFree));
+}

@@ -6,6 +6,7 @@ use common::{NULL_WRITE_ADDRESS, app, domain, failure, null_write, success};
 use std::cell::Cell;
 use std::hint::{black_box, spin_loop};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -192,6 +193,23 @@ fn bounds_of_the_stack_are_those_of_the_request() {
     });
     outcome.unwrap();
     assert_eq!(vmsrs::stack_bounds(), None);
+}
+
+#[test]
+fn code_can_ask_whether_it_runs_in_a_request() {
+    static IN_DEFER: AtomicBool = AtomicBool::new(true);
+    assert!(!vmsrs::in_request());
+    let outcome = domain().run(|request| {
+        assert!(vmsrs::in_request());
+        std::thread::scope(|scope| scope.spawn(|| assert!(!vmsrs::in_request())).join())
+            .map_err(|_| "the thread has no request")?;
+        request
+            .defer(|| IN_DEFER.store(vmsrs::in_request(), Ordering::SeqCst))
+            .map_err(|_| "deferred")?;
+        Err::<(), _>("given up")
+    });
+    assert!(matches!(outcome, Err(RunError::GivenUp("given up"))));
+    assert!(!IN_DEFER.load(Ordering::SeqCst) && !vmsrs::in_request());
 }
 
 #[test]

@@ -31,6 +31,11 @@ pub const MESSAGE_EVIDENCE: u32 = 8;
 /// refused ends the message with its status; those before it count. At most [`PARTS_MAX`].
 pub const MESSAGE_REPORTS: u32 = 9;
 
+/// Names domains that are deleted with the batch that arrives: [`DeleteRequest`] and [`DeleteRecord`]s, no payload in the
+/// reply. They are part of the batch like the pages of a [`MESSAGE_SEAL`]: they take effect when its last message has
+/// arrived, after its pages, or not at all. A refusal drops the whole batch.
+pub const MESSAGE_DELETE: u32 = 10;
+
 /// Maximum number of messages in a [`MESSAGE_REPORTS`]: the host does nothing else meanwhile.
 pub const PARTS_MAX: u32 = 32;
 
@@ -103,6 +108,8 @@ pub struct OpenDomain {
     pub flags: u32,
     /// Number of pages of its first extent, as in [`AddExtent::pages`], if it has none yet; 0 to make none.
     pub pages: u32,
+    /// The number of a deleted domain that a new one may have, or [`crate::NONE`]. After a reset of the device all may be had.
+    pub reuse: u32,
 }
 
 /// Flag of a domain: the host keeps a second copy of each sealed page, which takes as much of the
@@ -214,6 +221,30 @@ pub struct SealReply {
     pub sealed: u32,
     /// [`STATUS_OK`], or why the batch was refused.
     pub refusal: u32,
+}
+
+/// Payload of [`MESSAGE_DELETE`]; the records follow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct DeleteRequest {
+    /// Number of records that follow.
+    pub records: u32,
+    /// Reserved.
+    pub reserved: u32,
+}
+
+/// A domain that is deleted, or cleared, which no batch does twice.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct DeleteRecord {
+    /// The app.
+    pub app: u32,
+    /// The domain.
+    pub domain: u32,
+    /// How many of its first extents stay; [`crate::NONE`] if the domain does not. All others go back with their pages.
+    pub extents: u32,
+    /// Reserved.
+    pub reserved: u32,
 }
 
 /// Reply to [`MESSAGE_ADD_EXTENT`].

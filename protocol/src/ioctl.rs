@@ -26,11 +26,12 @@ pub const IOCTL_ANSWER: u32 = 0x5600_0000;
 ///
 /// - `EBUSY`: another app is open on this file.
 /// - `ENOSPC`: the host has [`crate::MAX_APPS`] apps.
-pub const IOCTL_OPEN_APP: u32 = 0xc070_5601;
+/// - `ESTALE`: [`IoctlOpenApp::deletions`] is too long ago.
+pub const IOCTL_OPEN_APP: u32 = 0xc078_5601;
 /// Opens a domain ([`IoctlOpenDomain`]).
 ///
 /// - `ENOSPC`: the app has [`crate::MAX_DOMAINS`] domains, or the vault has no room for the first extent or the mirror.
-pub const IOCTL_OPEN_DOMAIN: u32 = 0xc054_5602;
+pub const IOCTL_OPEN_DOMAIN: u32 = 0xc060_5602;
 /// Finds or creates an extent ([`IoctlExtent`]).
 ///
 /// - `ENOMEM`: the vault is full.
@@ -66,6 +67,7 @@ pub const IOCTL_DISCARD: u32 = 0x4008_5608;
 /// - `EINTR`: a signal came first.
 /// - `EEXIST`: the request of the calling thread holds it already.
 /// - `ESTALE`: the request has failed.
+/// - `EIDRM`: the domain is deleted.
 /// - `EDEADLK`: the holder waits, directly or through other requests, for a domain that this request
 ///   holds. The call that would close the cycle gets this; the others go on waiting.
 ///
@@ -125,6 +127,24 @@ pub const IOCTL_COOL: u32 = 0x4010_5612;
 /// Counts what the calling process has open ([`IoctlUsage`]).
 pub const IOCTL_USAGE: u32 = 0x8010_5613;
 
+/// Deletes a domain, whose lock the request of the calling thread has ([`IoctlDelete`]). Its pages are gone for all processes
+/// when the call returns, and its lock word is [`crate::shared::LOCK_DELETED`]; what waits for the lock gets `EIDRM`. The host
+/// learns of it with the next batch, like of a commit.
+///
+/// - `EINVAL`: there is no such domain.
+/// - `EPERM`: it is not the request of the calling thread, or it does not have the lock.
+/// - `ESTALE`: the request has failed.
+/// - `EBUSY`: the request has written to the domain.
+pub const IOCTL_DELETE: u32 = 0x4010_5614;
+/// Lists domains that were deleted ([`IoctlDeleted`]): what a process knows of these numbers belongs to no domain any more. A
+/// number is used again when every file of the app has said that its process has noted the deletion, by
+/// [`IoctlDeleted::after`].
+pub const IOCTL_DELETED: u32 = 0xc020_5615;
+/// Counts the pages of a domain ([`IoctlDomainInfo`]).
+///
+/// - `EINVAL`: there is no such domain.
+pub const IOCTL_DOMAIN_INFO: u32 = 0xc018_5616;
+
 /// The `mmap` offset of the pages of app `n` is `n` shifted left by this.
 pub const APP_OFFSET_SHIFT: u32 = 40;
 /// `mmap` offset of the first control block; [`IoctlThread`] has that of a thread.
@@ -165,6 +185,9 @@ pub struct IoctlOpenApp {
     pub abi_version: u32,
     /// Out: number of the app.
     pub app: u32,
+    /// In: how far the process has noted deletions of the app's domains, as in [`IoctlDeleted::after`]; `u64::MAX` if it has
+    /// opened none yet. Out: the number of the last one that counts as noted.
+    pub deletions: u64,
 }
 
 /// Argument of [`IOCTL_OPEN_DOMAIN`].
@@ -183,6 +206,10 @@ pub struct IoctlOpenDomain {
     pub flags: u32,
     /// In: number of pages of the first extent if it has none yet, or 0 to make none.
     pub pages: u32,
+    /// Reserved.
+    pub reserved: u32,
+    /// Out: number of the last deletion in the app, for [`IOCTL_DELETED`].
+    pub deletions: u64,
 }
 
 /// Argument of [`IOCTL_EXTENT`].
@@ -340,6 +367,55 @@ pub struct IoctlCool {
     pub reserved: u32,
 }
 
+/// Argument of [`IOCTL_DELETE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlDelete {
+    /// In: tag of the request.
+    pub tag: u64,
+    /// In: the domain.
+    pub domain: u32,
+    /// Reserved: 0.
+    pub reserved: u32,
+}
+
+/// Maximum number of domains in the result of [`IOCTL_DELETED`].
+pub const DELETED_MAX: u32 = 512;
+
+/// Argument of [`IOCTL_DELETED`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlDeleted {
+    /// In: number of the last deletion that the process has noted.
+    pub after: u64,
+    /// In: address of an array of `capacity` numbers of domains, of 32 bits each, for those that were deleted after that.
+    pub domains: u64,
+    /// Out: number of the last deletion in the array, or of the last one of all if that is in it.
+    pub last: u64,
+    /// In: size of the array, 1 to [`DELETED_MAX`].
+    pub capacity: u32,
+    /// Out: number of domains in the array; `capacity` if there may be more.
+    pub count: u32,
+}
+
+/// Argument of [`IOCTL_DOMAIN_INFO`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlDomainInfo {
+    /// In: the domain.
+    pub domain: u32,
+    /// Out: number of its extents.
+    pub extents: u32,
+    /// Out: pages in its extents.
+    pub pages: u32,
+    /// Out: pages of these that were ever committed.
+    pub committed: u32,
+    /// Out: committed pages whose newest version is not sealed yet.
+    pub unsealed: u32,
+    /// Out: drafts of the request that writes it, those of resident pages included.
+    pub drafts: u32,
+}
+
 /// Answer of [`IOCTL_USAGE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -464,6 +540,15 @@ mod tests {
         );
         assert_eq!(IOCTL_COOL, ioc(WRITE, 18, size_of::<IoctlCool>()));
         assert_eq!(IOCTL_USAGE, ioc(READ, 19, size_of::<IoctlUsage>()));
+        assert_eq!(IOCTL_DELETE, ioc(WRITE, 20, size_of::<IoctlDelete>()));
+        assert_eq!(
+            IOCTL_DELETED,
+            ioc(READ | WRITE, 21, size_of::<IoctlDeleted>())
+        );
+        assert_eq!(
+            IOCTL_DOMAIN_INFO,
+            ioc(READ | WRITE, 22, size_of::<IoctlDomainInfo>())
+        );
     }
 
     #[test]

@@ -11,6 +11,9 @@ pub const LOCK_WAITERS: u64 = 0x8000_0000_0000_0000;
 /// Mask of a lock word: the tag of the request that holds the domain, or 0.
 pub const LOCK_TAG: u64 = 0x7fff_ffff_ffff_ffff;
 
+/// In place of a tag in a lock word: the domain is deleted, until another one gets its number. Not a tag of any request.
+pub const LOCK_DELETED: u64 = LOCK_TAG;
+
 /// Control block of a thread.
 ///
 /// A page that the process maps writable and the driver reads in its fault handler. A request that

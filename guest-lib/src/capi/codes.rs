@@ -62,6 +62,9 @@ pub const VMSRS_EQUARANTINE: i32 = -22;
 /// Programs with the thread or the memory sanitizer cannot use a device: the shadow
 /// memory of these lies at the addresses of the apps.
 pub const VMSRS_ESANITIZER: i32 = -23;
+/// The domain was deleted, by this process or another one. Opening its key makes a new
+/// domain.
+pub const VMSRS_EDELETED: i32 = -24;
 
 /// Describes a return code.
 ///
@@ -105,6 +108,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
         VMSRS_ESANITIZER => {
             c"the thread and the memory sanitizer leave no room for an app of a device; run without one (VMSRS_DEVICE=none)"
         }
+        VMSRS_EDELETED => c"the domain is deleted",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
         _ => c"unknown return code",
     };
@@ -165,6 +169,7 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::NoKeys => VMSRS_ENOKEYS,
         Error::Variables(_) => VMSRS_EVARIABLES,
         Error::Quarantined { .. } => VMSRS_EQUARANTINE,
+        Error::Deleted => VMSRS_EDELETED,
         Error::Map { source, .. } => {
             refuse("mapping the pages of the app", source);
             VMSRS_ESYSTEM

@@ -402,6 +402,18 @@ impl Heap {
         self.live(address).map(|block| block.header.size())
     }
 
+    /// Bytes of a live block, or `None` for an address that is not the heap's.
+    ///
+    /// # Errors
+    ///
+    /// The damage when it is the heap's and not a live block.
+    pub(crate) fn size_inside(&self, address: u64) -> Result<Option<usize>, Damage> {
+        if !self.ready()? || self.span_of(address).is_none() {
+            return Ok(None);
+        }
+        self.size(address).map(Some)
+    }
+
     /// Changes a block's size in its place if its room allows.
     ///
     /// # Errors

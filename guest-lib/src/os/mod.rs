@@ -17,6 +17,7 @@ pub(crate) mod loader;
 pub(crate) mod local;
 pub(crate) mod lock;
 pub(crate) mod modules;
+pub(crate) mod mutex;
 pub(crate) mod own_stack;
 pub(crate) mod region;
 pub(crate) mod robust;

@@ -1,6 +1,7 @@
 //! Running and dropping defers.
 
 use super::restore::{Cut, restore};
+use crate::os::mutex::RawMutex;
 use crate::os::switch::LANDED;
 use crate::shared::pkru;
 use crate::state::State;
@@ -27,15 +28,35 @@ struct Step<'a> {
 /// Runs a request's defers, newest first, each on the thread's request stack so that an error in one
 /// ends only that one. Returns how many failed.
 pub(crate) fn run_defers(thread: &Thread, state: &State) -> u32 {
-    let failed = end_defers(thread, state, Fate::Run);
+    let failed = end_defers(thread, || state.newest_defer(), Fate::Run);
     end_dropped(thread, state);
     failed
+}
+
+/// Releases the mutexes that the thread has locked in the request with that tag, newest first, after what they guard has been put
+/// right. Returns how many of the functions that do so failed: each ends alone, as a defer does.
+pub(crate) fn release_mutexes(thread: &Thread, tag: u64) -> u32 {
+    let mut failed = 0;
+    while let Some(locked) = thread.take_mutex(tag) {
+        let repair = locked.repair;
+        let mut repair = repair.map(|repair| Deferred::raw(repair, locked.argument));
+        failed += end_defers(thread, || repair.take(), Fate::Run);
+        // The mutex is memory of the server, where a stray write may have been.
+        let mut release = Some(Deferred::raw(release, locked.mutex.cast_mut().cast()));
+        failed += end_defers(thread, || release.take(), Fate::Run);
+    }
+    failed
+}
+
+unsafe extern "C-unwind" fn release(mutex: *mut c_void) {
+    // SAFETY: release_mutexes() passes a mutex that the thread has; mutexes outlive the requests that lock them.
+    unsafe { &*mutex.cast::<RawMutex>() }.release();
 }
 
 /// Drops a request's defers without running them. What they own is dropped on the thread's request
 /// stack, so an error there is contained like one in a defer.
 pub(crate) fn forget_defers(thread: &Thread, state: &State) {
-    end_defers(thread, state, Fate::Forget);
+    end_defers(thread, || state.newest_defer(), Fate::Forget);
     end_dropped(thread, state);
 }
 
@@ -52,9 +73,9 @@ fn end_dropped(thread: &Thread, state: &State) {
     }
 }
 
-fn end_defers(thread: &Thread, state: &State, fate: Fate) -> u32 {
+fn end_defers(thread: &Thread, mut next: impl FnMut() -> Option<Deferred>, fate: Fate) -> u32 {
     let mut failed = 0;
-    while let Some(deferred) = state.newest_defer() {
+    while let Some(deferred) = next() {
         let mut step = Step {
             thread,
             deferred: Some(deferred),

@@ -15,7 +15,7 @@ const TIMEOUT_MAX: u32 = 3_600_000;
 /// # Errors
 ///
 /// [`Error::AlreadyHeld`], [`Error::Limit`], [`Error::LockTimeout`], [`Error::WouldDeadlock`],
-/// [`Error::System`]. If the request must end, an interrupt is pending too.
+/// [`Error::Deleted`], [`Error::System`]. If the request must end, an interrupt is pending too.
 pub(crate) fn lock(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> {
     let number = domain.number();
     let tag = thread.tag();
@@ -72,6 +72,7 @@ fn wait(thread: &Thread, domain: &Domain, timeout_ms: u32) -> Result<(), Error> 
             },
             Some(libc::EDEADLK) => Error::WouldDeadlock,
             Some(libc::EEXIST) => Error::AlreadyHeld,
+            Some(libc::EIDRM) => Error::Deleted,
             _ => Error::system("waiting for a domain's lock")(error),
         });
     }

@@ -6,6 +6,7 @@ pub(crate) mod commit;
 pub(crate) mod defer;
 mod end;
 pub(crate) mod health;
+pub(crate) mod hold;
 pub(crate) mod hot;
 pub(crate) mod left;
 pub(crate) mod lock;
@@ -25,7 +26,7 @@ use crate::state::domain::Domain;
 use crate::thread::{self, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
 use commit::{commit_all, commit_listed, needs_audit};
-use defer::{forget_defers, run_defers};
+use defer::{forget_defers, release_mutexes, run_defers};
 use left::end_left;
 use report::{abort_with, report};
 use request::Request;
@@ -436,11 +437,12 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
         discard(thread);
     }
     unlock_all(thread);
-    let kept = commit::is_committed(&committed);
+    let (kept, tag) = (commit::is_committed(&committed), state.tag());
     thread.end(kept);
     if kept {
         forget_defers(thread, state);
     } else {
+        release_mutexes(thread, tag);
         run_defers(thread, state);
     }
     thread.go_idle();
@@ -450,10 +452,11 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
 /// Discards and ends the request, as its function asked.
 pub(crate) fn give_up(thread: &Thread) {
     errno::kept(|| {
-        let state = thread.state();
+        let (state, tag) = (thread.state(), thread.state().tag());
         discard(thread);
         unlock_all(thread);
         thread.end(false);
+        release_mutexes(thread, tag);
         run_defers(thread, state);
         thread.go_idle();
     });
@@ -485,8 +488,9 @@ fn fail(thread: &Thread) -> Stop {
     for domain in (0..state.places()).filter_map(|place| state.domain_at(place)) {
         lock::release(thread, domain.number());
     }
+    let tag = state.tag();
     thread.end(false);
-    failure.defers_failed = run_defers(thread, state);
+    failure.defers_failed = release_mutexes(thread, tag) + run_defers(thread, state);
     let domain = thread.domain();
     thread.go_idle();
     health::note_failure(domain, &failure);
@@ -498,6 +502,7 @@ pub(crate) fn failed_member(thread: &Thread) -> Stop {
     errno::kept(|| {
         let failure = report(thread);
         thread.state().members.wait_for_started(thread::sweep);
+        release_mutexes(thread, thread.state().tag());
         thread.leave();
         Stop::Failed(thread.boxed(failure))
     })

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use vmsrs_protocol::control::Extent;
-use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo};
+use vmsrs_protocol::ioctl::{IoctlDomainInfo, IoctlFail, IoctlInfo};
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 
 /// A thread as the backend knows it.
@@ -26,6 +26,16 @@ pub(crate) struct Registration {
 pub(crate) struct Tags {
     pub(crate) next: u64,
     pub(crate) end: u64,
+}
+
+/// A domain as the backend has found or made it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FoundDomain {
+    pub(crate) number: u32,
+    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`], [`vmsrs_protocol::control::DOMAIN_DAMAGED`].
+    pub(crate) flags: u32,
+    /// Number of the app's last deletion when it was found.
+    pub(crate) deletions: u64,
 }
 
 /// One opened app. Every method may be called by every thread; `errno`s are those of
@@ -52,8 +62,16 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
         Usage::from_proc()
     }
     /// Finds or creates a domain, with a mirror if `flags` has
-    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`]. Returns its number and its flags.
-    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)>;
+    /// [`vmsrs_protocol::control::DOMAIN_MIRROR`].
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<FoundDomain>;
+    /// Deletes a domain that the request holds and has not written to. Its lock word is
+    /// [`vmsrs_protocol::shared::LOCK_DELETED`] from then on.
+    fn delete(&self, tag: u64, domain: u32) -> io::Result<()>;
+    /// Says that the process has noted the deletions up to number `after`, and lists the next ones in `domains`. Returns how many
+    /// these are, and the number of the last one, which is that of the last of all if there is room left.
+    fn deleted(&self, after: u64, domains: &mut [u32]) -> io::Result<(usize, u64)>;
+    /// Counts the pages of a domain.
+    fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo>;
     /// Finds or creates an extent.
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`. Its drafts may have the protection keys that have a

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::os::sanitizer;
 use crate::os::usage::{Usage, without_own};
-use crate::shared::backend::{Backend, Registration, Tags};
+use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::descriptor::Descriptor;
 use crate::shared::hot::Hot;
 use crate::shared::pkru;
@@ -14,14 +14,15 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DISCARD,
-    IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT,
-    IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS,
-    IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE, IoctlCommit, IoctlCool, IoctlDrafts, IoctlExtent,
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DELETE,
+    IOCTL_DELETED, IOCTL_DISCARD, IOCTL_DOMAIN_INFO, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL,
+    IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN,
+    IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE,
+    IoctlCommit, IoctlCool, IoctlDelete, IoctlDeleted, IoctlDomainInfo, IoctlDrafts, IoctlExtent,
     IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag,
     IoctlTags, IoctlThread, IoctlUsage,
 };
@@ -44,6 +45,8 @@ pub(crate) struct Device {
     name: [u8; NAME_MAX],
     descriptor: Descriptor,
     app: IoctlOpenApp,
+    /// Number of the last deletion of a domain that the process has noted.
+    noted: AtomicU64,
     locks: NonNull<AtomicU64>,
     hot: Hot,
 }
@@ -97,13 +100,18 @@ fn is_of_app(fd: RawFd, app: u32) -> bool {
 /// Times that a call is made, if a descriptor is lost before each.
 const TRIES: u32 = 4;
 
+/// See [`open_app`].
+const ALL_NOTED: u64 = u64::MAX;
+
 fn open_file(path: &CString) -> io::Result<RawFd> {
     // SAFETY: a C string.
     let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
     checked(fd).map(|()| fd)
 }
 
-fn open_app(fd: RawFd, name: &[u8; NAME_MAX]) -> io::Result<IoctlOpenApp> {
+/// Opens the app on a file, for a process that has noted the deletions of domains up to that number; [`ALL_NOTED`] for one that
+/// knows no domain.
+fn open_app(fd: RawFd, name: &[u8; NAME_MAX], noted: u64) -> io::Result<IoctlOpenApp> {
     let mut app = IoctlOpenApp {
         name: *name,
         base: 0,
@@ -113,6 +121,7 @@ fn open_app(fd: RawFd, name: &[u8; NAME_MAX]) -> io::Result<IoctlOpenApp> {
         locks_length: 0,
         abi_version: ABI_VERSION,
         app: 0,
+        deletions: noted,
     };
     // SAFETY: the call's argument.
     unsafe { call(fd, IOCTL_OPEN_APP, &raw mut app) }?;
@@ -197,7 +206,7 @@ impl Device {
             close();
             return Err(Error::Sanitizer { name });
         }
-        let app = open_app(fd, &padded).map_err(|error| {
+        let app = open_app(fd, &padded, ALL_NOTED).map_err(|error| {
             close();
             refused(error)
         })?;
@@ -244,6 +253,7 @@ impl Device {
             path: c_path,
             name: padded,
             descriptor,
+            noted: AtomicU64::new(app.deletions),
             app,
             locks: locks.cast(),
             hot,
@@ -259,7 +269,8 @@ impl Device {
     /// driver knows threads and requests by the app.
     fn open_again(&self) -> io::Result<RawFd> {
         let fd = open_file(&self.path)?;
-        let same = open_app(fd, &self.name).and_then(|app| {
+        let noted = self.noted.load(Ordering::SeqCst);
+        let same = open_app(fd, &self.name, noted).and_then(|app| {
             if app.base == self.app.base {
                 Ok(())
             } else {
@@ -405,7 +416,8 @@ impl Device {
 
     /// Opens the app on another descriptor and maps it where it was; async-signal-safe.
     fn map_again(&self, fd: RawFd) -> Result<(), &'static str> {
-        let app = open_app(fd, &self.name).map_err(|_| "the device refuses the app")?;
+        let noted = self.noted.load(Ordering::SeqCst);
+        let app = open_app(fd, &self.name, noted).map_err(|_| "the device refuses the app")?;
         if app.base != self.app.base || app.locks_length != self.app.locks_length {
             return Err("the app has moved");
         }
@@ -474,7 +486,7 @@ impl Backend for Device {
         })
     }
 
-    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<(u32, u32)> {
+    fn open_domain(&self, key: &[u8], flags: u32) -> io::Result<FoundDomain> {
         let mut argument = IoctlOpenDomain {
             key: [0; KEY_MAX],
             key_length: key.len() as u32,
@@ -482,6 +494,8 @@ impl Backend for Device {
             extents: 0,
             flags,
             pages: EXTENT_UNIT_PAGES,
+            reserved: 0,
+            deletions: 0,
         };
         argument.key[..key.len()].copy_from_slice(key);
         // SAFETY: the call's argument.
@@ -489,7 +503,45 @@ impl Backend for Device {
         if argument.domain >= MAX_DOMAINS {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok((argument.domain, argument.flags))
+        Ok(FoundDomain {
+            number: argument.domain,
+            flags: argument.flags,
+            deletions: argument.deletions,
+        })
+    }
+
+    fn delete(&self, tag: u64, domain: u32) -> io::Result<()> {
+        let mut argument = IoctlDelete {
+            tag,
+            domain,
+            reserved: 0,
+        };
+        // SAFETY: the call's argument.
+        unsafe { self.call(IOCTL_DELETE, &raw mut argument) }
+    }
+
+    fn deleted(&self, after: u64, domains: &mut [u32]) -> io::Result<(usize, u64)> {
+        self.noted.fetch_max(after, Ordering::SeqCst);
+        let mut argument = IoctlDeleted {
+            after,
+            domains: domains.as_mut_ptr() as u64,
+            last: after,
+            capacity: domains.len() as u32,
+            count: 0,
+        };
+        // SAFETY: the call's argument; `domains` has room for `capacity` numbers.
+        unsafe { self.call_checked(IOCTL_DELETED, &raw mut argument) }?;
+        Ok(((argument.count as usize).min(domains.len()), argument.last))
+    }
+
+    fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo> {
+        let mut argument = IoctlDomainInfo {
+            domain,
+            ..IoctlDomainInfo::default()
+        };
+        // SAFETY: the call's argument.
+        unsafe { self.call_checked(IOCTL_DOMAIN_INFO, &raw mut argument) }?;
+        Ok(argument)
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
@@ -678,6 +730,7 @@ mod tests {
             path,
             name: [0; NAME_MAX],
             app: bytemuck::Zeroable::zeroed(),
+            noted: AtomicU64::new(0),
             locks: NonNull::from(&mut locks),
             hot: Hot::none(),
         };
@@ -687,7 +740,7 @@ mod tests {
     }
 
     /// Calls that are made without a look at the descriptor.
-    const UNCHECKED: [u32; 11] = [
+    const UNCHECKED: [u32; 12] = [
         IOCTL_TAGS,
         IOCTL_COMMIT,
         IOCTL_FAIL,
@@ -699,6 +752,7 @@ mod tests {
         IOCTL_RESUME,
         IOCTL_ABANDON,
         IOCTL_DRAFTS,
+        IOCTL_DELETE,
     ];
 
     #[test]

@@ -10,7 +10,7 @@ use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::os::lock::Lock;
 use crate::os::sanitizer;
-use crate::shared::backend::{Backend, Registration, Tags};
+use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
 use crate::shared::word::{self, Released};
@@ -21,8 +21,8 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vmsrs_protocol::control::Extent;
-use vmsrs_protocol::ioctl::{IoctlFail, IoctlInfo, LOCKS_LENGTH};
-use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl, WrittenPages};
+use vmsrs_protocol::ioctl::{IoctlDomainInfo, IoctlFail, IoctlInfo, LOCKS_LENGTH};
+use vmsrs_protocol::shared::{LOCK_DELETED, LOCK_TAG, LOCK_WAITERS, ThreadControl, WrittenPages};
 use vmsrs_protocol::{
     APP_BASE, APP_PAGES, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, MAX_DOMAINS, PAGE_SIZE,
 };
@@ -41,6 +41,10 @@ struct Tables {
     domains: HashMap<Vec<u8>, u32>,
     extents: Vec<Vec<Extent>>,
     next_page: u32,
+    /// Numbers of deleted domains.
+    free: Vec<u32>,
+    /// Extents of deleted domains: all zero, and mapped without any rights.
+    free_extents: Vec<Extent>,
 }
 
 /// An app in plain memory.
@@ -174,7 +178,7 @@ fn extent(
     pages: u32,
 ) -> io::Result<Extent> {
     let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
-    let page = tables.next_page;
+    let (next_page, free) = (tables.next_page, &mut tables.free_extents);
     let extents = tables
         .extents
         .get_mut(domain as usize)
@@ -187,7 +191,9 @@ fn extent(
     }
     let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
     let app_pages = ((addresses.end - addresses.start) / u64::from(PAGE_SIZE)) as u32;
-    if pages > app_pages - page {
+    let used_before = free.iter().position(|extent| extent.pages == pages);
+    let page = used_before.map_or(next_page, |place| free[place].page);
+    if used_before.is_none() && pages > app_pages - page {
         return Err(io::Error::from_raw_os_error(libc::ENOMEM));
     }
     let bytes = u64::from(PAGE_SIZE);
@@ -205,8 +211,25 @@ fn extent(
     }
     let extent = Extent { page, pages };
     extents.push(extent);
-    tables.next_page = page + pages;
+    match used_before {
+        Some(place) => drop(free.swap_remove(place)),
+        None => tables.next_page = page + pages,
+    }
     Ok(extent)
+}
+
+/// Gives the memory of an extent back, of an app whose pages begin at `base`.
+fn give_back(base: u64, extent: Extent) -> io::Result<()> {
+    let bytes = u64::from(PAGE_SIZE);
+    let address = base + u64::from(extent.page) * bytes;
+    // Replaced in one call: the extent is there as a whole, or not at all.
+    map(
+        address as *mut u8,
+        (u64::from(extent.pages) * bytes) as usize,
+        libc::PROT_NONE,
+        libc::MAP_FIXED,
+    )
+    .map(drop)
 }
 
 impl Backend for Unprotected {
@@ -228,12 +251,23 @@ impl Backend for Unprotected {
         unsafe { self.locks.add(domain as usize).as_ref() }
     }
 
-    fn open_domain(&self, key: &[u8], _: u32) -> io::Result<(u32, u32)> {
+    fn open_domain(&self, key: &[u8], _: u32) -> io::Result<FoundDomain> {
+        let found = |number| FoundDomain {
+            number,
+            flags: 0,
+            deletions: 0,
+        };
         // Copied first: the caller's memory is not read under the lock.
         let key = key.to_vec();
         self.tables.with(|tables| {
             if let Some(&domain) = tables.domains.get(&key) {
-                return Ok((domain, 0));
+                return Ok(found(domain));
+            }
+            if let Some(domain) = tables.free.pop() {
+                // Who knew the number has noted the deletion.
+                self.lock_word(domain).store(0, Ordering::SeqCst);
+                tables.domains.insert(key, domain);
+                return Ok(found(domain));
             }
             let domain = tables.extents.len() as u32;
             if domain >= MAX_DOMAINS {
@@ -241,7 +275,55 @@ impl Backend for Unprotected {
             }
             tables.extents.push(Vec::new());
             tables.domains.insert(key, domain);
-            Ok((domain, 0))
+            Ok(found(domain))
+        })
+    }
+
+    fn delete(&self, tag: u64, domain: u32) -> io::Result<()> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        self.tables.with(|tables| {
+            let found = |(_, number): &(&Vec<u8>, &u32)| **number == domain;
+            let key = tables
+                .domains
+                .iter()
+                .find(found)
+                .map(|(key, _)| key.clone());
+            let key = key.ok_or_else(invalid)?;
+            let word = self.lock_word(domain);
+            if word.load(Ordering::SeqCst) & LOCK_TAG != tag {
+                return Err(io::Error::from_raw_os_error(libc::EPERM));
+            }
+            word.store(LOCK_DELETED, Ordering::SeqCst);
+            tables.domains.remove(&key);
+            for extent in std::mem::take(&mut tables.extents[domain as usize]) {
+                // Where the kernel refuses, the addresses and their memory stay unused.
+                if give_back(self.base, extent).is_ok() {
+                    tables.free_extents.push(extent);
+                }
+            }
+            tables.free.push(domain);
+            Ok(())
+        })?;
+        self.lock_wake(domain)
+    }
+
+    /// Nobody else knows the app's domains.
+    fn deleted(&self, after: u64, _: &mut [u32]) -> io::Result<(usize, u64)> {
+        Ok((0, after))
+    }
+
+    fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo> {
+        self.tables.with(|tables| {
+            let extents = tables.extents.get(domain as usize);
+            let extents = extents.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+            let pages = extents.iter().map(|extent| extent.pages).sum();
+            Ok(IoctlDomainInfo {
+                domain,
+                extents: extents.len() as u32,
+                pages,
+                committed: pages,
+                ..IoctlDomainInfo::default()
+            })
         })
     }
 
@@ -354,6 +436,9 @@ impl Backend for Unprotected {
             }
             if now & LOCK_TAG == tag {
                 return Err(io::Error::from_raw_os_error(libc::EEXIST));
+            }
+            if now & LOCK_TAG == LOCK_DELETED {
+                return Err(io::Error::from_raw_os_error(libc::EIDRM));
             }
             let marked = now | LOCK_WAITERS;
             if now != marked

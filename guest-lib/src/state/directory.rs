@@ -1,7 +1,7 @@
 //! What a process has opened, by key: without a lock, since a thread may be cut short anywhere here, and
 //! servers look up domains on the way into each request.
 //!
-//! Entries are only added: a chain for each value of the key's hash, the newest first.
+//! A chain for each value of the key's hash, the newest entry first. Entries that are taken out are never freed.
 
 use crate::error::Error;
 use crate::os::region::Region;
@@ -77,17 +77,41 @@ impl<E: Entry> Directory<E> {
             }
         }
     }
+
+    /// Takes an entry out, if it is in: it is not found any more, but lives on for those who have it. One thread at a time.
+    pub(super) fn remove(&self, entry: &'static E) {
+        let place = ptr::from_ref(entry).cast_mut();
+        let chain = self.chain(entry.key());
+        let next = entry.next().load(Ordering::Acquire);
+        let mut first = chain.load(Ordering::Acquire);
+        while first == place {
+            // Others only add entries before it.
+            match chain.compare_exchange(first, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => first = now,
+            }
+        }
+        let before = entries(first).find(|before| before.next().load(Ordering::Acquire) == place);
+        if let Some(before) = before {
+            // Who looks at the entry at the moment goes on from there.
+            before.next().store(next, Ordering::Release);
+        }
+    }
 }
 
-fn find<E: Entry>(first: *mut E, key: &[u8]) -> Option<&'static E> {
+/// The entries from one on.
+fn entries<E: Entry>(first: *mut E) -> impl Iterator<Item = &'static E> {
     let follow = |place: *mut E| -> Option<&'static E> {
         // SAFETY: null, or an entry that was added, and so lives as long as the process.
         unsafe { ptr::NonNull::new(place).map(|place| place.as_ref()) }
     };
-    std::iter::successors(follow(first), |entry| {
-        follow(entry.next().load(Ordering::Relaxed))
+    std::iter::successors(follow(first), move |entry| {
+        follow(entry.next().load(Ordering::Acquire))
     })
-    .find(|entry| entry.key() == key)
+}
+
+fn find<E: Entry>(first: *mut E, key: &[u8]) -> Option<&'static E> {
+    entries(first).find(|entry| entry.key() == key)
 }
 
 #[cfg(test)]

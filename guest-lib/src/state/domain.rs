@@ -1,20 +1,22 @@
 //! Apps and domains, as everything above the heap knows them.
 
 use super::budget::{Allowed, Tally};
+use super::deleted::Deletions;
 use super::directory::{Directory, Entry};
 use crate::error::Error;
 use crate::heap::Heap;
 use crate::heap::layout::{DomainHeader, FINGERPRINT, MAGIC};
 use crate::os::clock;
-use crate::shared::backend::Backend;
+use crate::shared::backend::{Backend, FoundDomain};
 use crate::shared::hot::Hot;
 use crate::shared::pkru;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use vmsrs_protocol::control::{DOMAIN_DAMAGED, Extent};
-use vmsrs_protocol::shared::LOCK_TAG;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use vmsrs_protocol::control::{DOMAIN_DAMAGED, DOMAIN_MIRROR, Extent};
+use vmsrs_protocol::shared::{LOCK_DELETED, LOCK_TAG};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
 /// An app, open in this process for as long as it lives.
@@ -27,6 +29,7 @@ pub struct App {
     /// Address of page 0.
     base: u64,
     domains: Directory<Domain>,
+    deletions: Deletions<Domain>,
     invariant: Invariant,
     budget: Allowed,
 }
@@ -51,6 +54,7 @@ impl App {
             base: backend.addresses().start,
             backend,
             domains: Directory::new()?,
+            deletions: Deletions::new()?,
             invariant: Invariant::default(),
             budget: Allowed::default(),
         }));
@@ -65,14 +69,46 @@ impl App {
         key: &[u8],
         flags: u32,
     ) -> Result<&'static Domain, Error> {
-        if let Some(domain) = self.domains.find(key) {
-            return Ok(domain);
+        loop {
+            if let Some(domain) = self.domains.find(key) {
+                if !domain.is_gone() {
+                    return Ok(domain);
+                }
+                self.forget_domain(domain);
+            }
+            let (domain, deletions) = match Domain::open(self, key, flags) {
+                Ok(opened) => opened,
+                // Another thread may have opened it meanwhile, and be writing its first pages.
+                Err(error) => return self.domains.find(key).ok_or(error),
+            };
+            let domain = self.domains.insert(domain);
+            if self.deletions.know(domain.number(), domain, deletions) {
+                self.note_deletions(deletions);
+                return Ok(domain);
+            }
+            // It may be one of those that were deleted since.
+            self.forget_domain(domain);
         }
-        match Domain::open(self, key, flags) {
-            Ok(domain) => Ok(self.domains.insert(domain)),
-            // Another thread may have opened it meanwhile, and be writing its first pages.
-            Err(error) => self.domains.find(key).ok_or(error),
-        }
+    }
+
+    /// From here on nobody finds a domain that was deleted, and no request begins or enters it.
+    pub(crate) fn forget_domain(&'static self, domain: &'static Domain) {
+        domain.set_fate(Fate::Gone);
+        self.deletions.alone(|| self.domains.remove(domain));
+    }
+
+    /// Notes the domains that were deleted up to that deletion, by other processes too. Their numbers can be others' afterwards.
+    pub(crate) fn note_deletions(&'static self, last: u64) {
+        let forget = |domain: &'static Domain| {
+            domain.set_fate(Fate::Gone);
+            self.domains.remove(domain);
+        };
+        self.deletions.note(&*self.backend, last, forget);
+    }
+
+    /// The same for all deletions so far.
+    pub(crate) fn note_all_deletions(&'static self) {
+        self.note_deletions(u64::MAX);
     }
 
     /// The name.
@@ -121,6 +157,17 @@ impl App {
     }
 }
 
+/// What becomes of a domain.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub(crate) enum Fate {
+    There,
+    /// The thread that holds it is about to delete it.
+    Doomed,
+    /// It was deleted.
+    Gone,
+}
+
 /// A domain, open in this process for as long as it lives.
 ///
 /// All processes that open the app find the domain at the same addresses, so pointers inside it
@@ -135,6 +182,10 @@ pub struct Domain {
     header: NonNull<DomainHeader>,
     /// See [`Domain::is_known`].
     known: AtomicBool,
+    /// A [`Fate`].
+    fate: AtomicU8,
+    /// The host keeps second copies of its pages.
+    mirrored: bool,
     invariant: Invariant,
     budget: Allowed,
     tally: Tally,
@@ -171,15 +222,18 @@ impl Entry for Domain {
 impl Domain {
     /// Finds or creates the domain with that key (1 to 64 bytes). `flags` are those of
     /// [`Backend::open_domain`].
-    fn open(app: &'static App, key: &[u8], flags: u32) -> Result<Self, Error> {
+    fn open(app: &'static App, key: &[u8], flags: u32) -> Result<(Self, u64), Error> {
         let backend = app.backend();
-        let (number, flags) =
-            backend
-                .open_domain(key, flags)
-                .map_err(|error| match error.raw_os_error() {
-                    Some(libc::ENOSPC) => Error::NoRoom,
-                    _ => Error::system("opening the domain")(error),
-                })?;
+        let FoundDomain {
+            number,
+            flags,
+            deletions,
+        } = backend
+            .open_domain(key, flags)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOSPC) => Error::NoRoom,
+                _ => Error::system("opening the domain")(error),
+            })?;
         if flags & DOMAIN_DAMAGED != 0 {
             return Err(Error::Damaged { domain: number });
         }
@@ -201,6 +255,8 @@ impl Domain {
             first,
             header,
             known: AtomicBool::new(false),
+            fate: AtomicU8::new(Fate::There as u8),
+            mirrored: flags & DOMAIN_MIRROR != 0,
             invariant: Invariant::default(),
             budget: Allowed::default(),
             tally: Tally::default(),
@@ -208,7 +264,7 @@ impl Domain {
             next: AtomicPtr::new(std::ptr::null_mut()),
         };
         pkru::with_all(|| domain.layout())?;
-        Ok(domain)
+        Ok((domain, deletions))
     }
 
     /// Whether a committed version of the domain had a heap that this library understands. All later ones have it.
@@ -221,15 +277,49 @@ impl Domain {
     pub(crate) fn note_known(&self) {
         if self.app.protects() {
             self.known.store(true, Ordering::SeqCst);
-            if self.tally.refused_for(|| 0) != 0 {
+            if self.tally.refused_for(|| 0) != 0 || !self.is(Fate::There) {
                 self.known.store(false, Ordering::SeqCst);
             }
         }
     }
 
-    /// Refuses a domain in quarantine, and one whose heap this library does not understand. Returns whether there is a heap:
+    /// Requests look at what becomes of the domain from here on, and refuse it unless it is there.
+    pub(crate) fn set_fate(&self, fate: Fate) {
+        self.fate.store(fate as u8, Ordering::SeqCst);
+        self.known.store(false, Ordering::SeqCst);
+    }
+
+    fn is(&self, fate: Fate) -> bool {
+        self.fate.load(Ordering::SeqCst) == fate as u8
+    }
+
+    /// Whether the domain was deleted, as far as the process can tell without asking.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.holder() == LOCK_DELETED || self.is(Fate::Gone)
+    }
+
+    /// Whether the domain has a mirror, as far as this process knows.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.mirrored
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// How long the domain is refused for its failures.
+    pub(crate) fn refused_for(&self) -> Duration {
+        Duration::from_nanos(self.tally.refused_for(clock::now))
+    }
+
+    /// Refuses a deleted domain, one in quarantine, and one whose heap this library does not understand. Returns whether there is a heap:
     /// a new domain has none.
     pub(crate) fn check_layout(&self) -> Result<bool, Error> {
+        if !self.is(Fate::There) {
+            return Err(Error::Deleted);
+        }
         match self.tally.refused_for(clock::now) {
             0 => self.layout(),
             left => Err(Error::Quarantined {

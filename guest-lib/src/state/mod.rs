@@ -4,6 +4,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod deferred;
+mod deleted;
 mod directory;
 pub(crate) mod domain;
 mod dropped;

@@ -13,6 +13,7 @@ pub(crate) mod handler;
 mod interrupts;
 mod landing;
 mod left;
+pub(crate) mod mutexes;
 pub(crate) mod open;
 mod quiet;
 pub(crate) mod record;
@@ -40,6 +41,7 @@ use crate::state::domain::{App, Domain};
 use crate::thread::arena::Arena;
 use crate::thread::evidence::SavedStack;
 use crate::thread::found::Found;
+use crate::thread::mutexes::Mutexes;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -152,6 +154,7 @@ pub(crate) struct Thread {
     /// Its requests cannot write to guarded memory, which there is.
     guards: Cell<bool>,
     arena: Arena,
+    mutexes: Mutexes,
     found: Found,
     signal_stack: Region,
     _memory: Region,

@@ -15,6 +15,7 @@ use crate::state::State;
 use crate::state::domain::App;
 use crate::thread::arena::Arena;
 use crate::thread::found::Found;
+use crate::thread::mutexes::Mutexes;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -239,6 +240,7 @@ impl Thread {
             domain: Cell::new(None),
             guards: Cell::new(false),
             arena,
+            mutexes: Mutexes::default(),
             found,
             signal_stack,
             _memory: memory,

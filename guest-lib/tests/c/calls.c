@@ -23,6 +23,7 @@ static int right(vmsrs_request *request, void *argument);
 static void undo(void *argument)
 {
 	CHECK(vmsrs_run(two, right, &one, NULL) == VMSRS_ENESTED);
+	CHECK(!vmsrs_in_request());
 	undone = undone * 10 + *(int *)argument;
 }
 
@@ -32,6 +33,7 @@ static vmsrs_request *last;
 static void *stranger(void *request)
 {
 	CHECK(!vmsrs_arena_alloc(request, 16));
+	CHECK(!vmsrs_in_request());
 	return NULL;
 }
 
@@ -47,6 +49,11 @@ static int right(vmsrs_request *request, void *argument)
 	memset(block, 7, 100);
 	block = vmsrs_realloc(one, block, 5000);
 	CHECK(block && block[99] == 7);
+	CHECK(vmsrs_in_request() == 1);
+	CHECK(vmsrs_usable_size(block) == 5000 && vmsrs_usable_size(wide) == 10);
+	CHECK(vmsrs_usable_size(NULL) == 0);
+	errno = 0;
+	CHECK(vmsrs_usable_size(&result) == 0 && errno == EPERM);
 	CHECK(vmsrs_set_root(one, block) == VMSRS_OK);
 	CHECK(vmsrs_root(one) == block);
 	CHECK(vmsrs_free(one, wide) == VMSRS_OK);
@@ -381,6 +388,103 @@ static void members_and_steps(void)
 	vmsrs_task_free(task);
 }
 
+static vmsrs_mutex_t mutex;
+static int repaired;
+
+static void repair(void *argument)
+{
+	CHECK(!vmsrs_in_request());
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_EHELD);
+	repaired += *(int *)argument;
+}
+
+static int locks(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
+	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_EHELD);
+	if (*(int *)argument == 1)
+		vmsrs_fail("with a mutex");
+	if (*(int *)argument == 2)
+		return -1;
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	return 0;
+}
+
+static void *others(void *argument)
+{
+	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_ETIMEOUT);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
+	return argument;
+}
+
+static void mutexes(void)
+{
+	int ten = 10;
+	pthread_t id;
+
+	CHECK(vmsrs_mutex_init(NULL, repair, &ten) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_lock(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_trylock(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_unlock(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_mutex_init(&mutex, repair, &ten) == VMSRS_OK);
+	for (int how = 0; how < 3; how++)
+		CHECK(vmsrs_run(one, locks, &how, NULL) == (how == 1 ? VMSRS_EFAILED : VMSRS_OK));
+	CHECK(repaired == 20);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
+	CHECK(pthread_create(&id, NULL, others, NULL) == 0);
+	CHECK(pthread_join(id, NULL) == 0);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	CHECK(vmsrs_mutex_init(&mutex, NULL, NULL) == VMSRS_OK);
+	ten = 1;
+	CHECK(vmsrs_run(one, locks, &ten, NULL) == VMSRS_EFAILED);
+	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_OK && repaired == 20);
+}
+
+static int deletes(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	CHECK(vmsrs_domain_delete(argument) == VMSRS_ENESTED);
+	return vmsrs_root(argument) ? 1 : 0;
+}
+
+static int enters(vmsrs_request *request, void *argument)
+{
+	CHECK(vmsrs_enter(request, argument) == VMSRS_EDELETED);
+	return 0;
+}
+
+static void deletion(void)
+{
+	vmsrs_domain_info_t size;
+	vmsrs_domain *user, *again;
+	int value = 2, result = 7;
+
+	CHECK(vmsrs_domain_delete(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_info(NULL, &size) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_open(app, "user", 4, &user) == VMSRS_OK);
+	CHECK(vmsrs_domain_info(user, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_info(user, &size) == VMSRS_OK);
+	CHECK(size.pages == 4 && size.quarantine_ms == 0);
+	CHECK(vmsrs_run(user, deletes, user, &result) == VMSRS_OK && result == 0);
+	CHECK(vmsrs_domain_delete(user) == VMSRS_OK);
+	CHECK(vmsrs_domain_delete(user) == VMSRS_EDELETED);
+	CHECK(vmsrs_run(user, deletes, user, NULL) == VMSRS_EDELETED);
+	CHECK(vmsrs_run(two, enters, user, NULL) == VMSRS_OK);
+	CHECK(vmsrs_domain_info(user, &size) == VMSRS_EDELETED);
+	CHECK(vmsrs_domain_open(app, "user", 4, &again) == VMSRS_OK && again != user);
+	CHECK(vmsrs_run(again, deletes, again, &result) == VMSRS_OK && result == 0);
+	user = again;
+	CHECK(vmsrs_domain_clear(NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_domain_clear(&user) == VMSRS_OK && user != again);
+	CHECK(vmsrs_domain_clear(&again) == VMSRS_EDELETED);
+	CHECK(vmsrs_run(user, deletes, user, &result) == VMSRS_OK && result == 0);
+	user = NULL;
+	CHECK(vmsrs_domain_clear(&user) == VMSRS_EINVAL);
+	CHECK(vmsrs_run(two, set_value, &value, NULL) == VMSRS_OK);
+}
+
 int main(void)
 {
 	vmsrs_options options = { .deadline_ms = 600000, .lock_timeout_ms = 60000 };
@@ -428,8 +532,10 @@ int main(void)
 	CHECK(vmsrs_run(one, right, &one, &result) == VMSRS_OK);
 	members_and_steps();
 	pieces();
+	deletion();
+	mutexes();
 	invariants();
-	for (int code = VMSRS_ESANITIZER; code <= VMSRS_OK; code++)
+	for (int code = VMSRS_EDELETED; code <= VMSRS_OK; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
 	return 0;
 }

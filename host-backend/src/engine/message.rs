@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytemuck::{AnyBitPattern, NoUninit, bytes_of, pod_read_unaligned};
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, ListDomain, ListReply, MESSAGE_ADD_EXTENT, MESSAGE_EVIDENCE,
-    MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS, MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP,
-    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenApp, OpenDomain, PARTS_MAX,
-    ReplyHeader, STATUS_OK, SealReply, SealRequest,
+    AddExtent, ControlHeader, DeleteRecord, DeleteRequest, ListDomain, ListReply,
+    MESSAGE_ADD_EXTENT, MESSAGE_DELETE, MESSAGE_EVIDENCE, MESSAGE_INCIDENT, MESSAGE_LIST_EXTENTS,
+    MESSAGE_LIST_PAGES, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL,
+    OpenApp, OpenDomain, PARTS_MAX, ReplyHeader, STATUS_OK, SealReply, SealRequest,
 };
 use vmsrs_protocol::incident::{DroppedDraft, Evidence, IncidentReport};
 use vmsrs_protocol::seal::SealRecord;
@@ -122,6 +122,14 @@ fn dispatch(
             }
             return sealed;
         }
+        MESSAGE_DELETE => {
+            let deleted = delete(engine, &mut input);
+            if deleted.is_err() {
+                engine.drop_batch();
+            }
+            deleted?;
+            Vec::new()
+        }
         MESSAGE_REPORTS => {
             for _ in 0..PARTS_MAX {
                 let (kind, part) = input.part()?;
@@ -186,6 +194,12 @@ fn seal(
     .to_vec();
     payload.extend_from_slice(bytemuck::cast_slice(&outcome.frames));
     Ok((payload, outcome.refusal))
+}
+
+fn delete(engine: &mut Engine, input: &mut Input<'_>) -> Result<(), Refusal> {
+    let request: DeleteRequest = input.take()?;
+    let records: Cow<[DeleteRecord]> = input.list(request.records)?;
+    engine.delete(&records)
 }
 
 fn list_request(input: &mut Input<'_>, room: Room) -> Result<(ListDomain, usize), Refusal> {

@@ -52,7 +52,7 @@ use std::mem;
 use std::time::Duration;
 
 use vmsrs_protocol::control::{
-    AddExtent, AppReply, DomainReply, Extent, OpenApp, OpenDomain, PageFrame,
+    AddExtent, AppReply, DeleteRecord, DomainReply, Extent, OpenApp, OpenDomain, PageFrame,
 };
 use vmsrs_protocol::device::{ABI_VERSION, DeviceConfig};
 use vmsrs_protocol::event::{EVENT_DAMAGE, EVENT_SEALED_WRITE, Event};
@@ -256,6 +256,15 @@ impl Engine {
         Ok(outcome)
     }
 
+    /// Takes over domains that are deleted or cleared with the batch that arrives.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a domain that does not exist or that the batch has named so already. The batch is dropped as a whole.
+    pub fn delete(&mut self, records: &[DeleteRecord]) -> Result<(), Refusal> {
+        self.staging.delete(&mut self.store, records)
+    }
+
     /// Drops the batch that is still arriving, if there is one.
     pub(crate) fn drop_batch(&mut self) {
         self.staging.drop_batch(&mut self.store);
@@ -429,6 +438,7 @@ impl Engine {
             scope.domain,
         ) {
             (Some(app), Some(domain)) if app.has_domain(domain) => app.domain_size(domain).1.into(),
+            (Some(_), Some(_)) => 0,
             (Some(app), None) => app.sealed().into(),
             // The zero frame belongs to no page.
             _ => u64::from(self.store.frames.count(FrameState::Sealed)) - 1,
@@ -505,6 +515,7 @@ impl Engine {
             staged_pages: self.staging.len(),
         };
         self.drop_batch();
+        self.store.free_numbers();
         self.incidents.reset();
         self.tag_base = (self.tag_base + TAGS_PER_BOOT).min(TAG_LIMIT - TAGS_PER_BOOT);
         self.counters.resets += 1;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use vmsrs_protocol::control::{
-    AddExtent, DOMAIN_DAMAGED, DOMAIN_MIRROR, Extent, OpenApp, OpenDomain,
+    AddExtent, DOMAIN_DAMAGED, DOMAIN_MIRROR, DeleteRecord, Extent, OpenApp, OpenDomain,
 };
 use vmsrs_protocol::event::EVENT_DAMAGE;
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MEMORY};
@@ -53,6 +53,13 @@ enum Step {
         pages: u32,
     },
     AddExtent(u8, u8, u32),
+    /// A domain is deleted with the next batch, or all of it but its first extent; or the guest ends before the batch is
+    /// there.
+    Delete {
+        domain: u8,
+        clear: bool,
+        reset: bool,
+    },
     /// A commit of these pages.
     Commit(Vec<u8>),
     /// The next message of the batch, or the first of one of all that is committed: how many records it
@@ -98,6 +105,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(app, key, mirror, pages)| Step::OpenDomain { app, key, mirror, pages }),
         3 => (0u8..2, 0u8..4, prop_oneof![3 => 1u32..12, 1 => 12u32..80])
             .prop_map(|(app, domain, pages)| Step::AddExtent(app, domain, pages)),
+        3 => (any::<u8>(), any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(domain, clear, reset)| Step::Delete { domain, clear, reset }),
         12 => prop::collection::vec(any::<u8>(), 1..6).prop_map(Step::Commit),
         10 => (1usize..20, prop::option::weighted(0.2, damage))
             .prop_map(|(records, damage)| Step::Seal(records, damage)),
@@ -194,6 +203,11 @@ impl World {
                 pages,
             } => self.open_domain(*app, *key, *mirror, *pages),
             Step::AddExtent(app, domain, pages) => self.add_extent(*app, *domain, *pages),
+            Step::Delete {
+                domain,
+                clear,
+                reset,
+            } => self.delete(*domain, *clear, *reset),
             Step::Commit(choices) => self.commit(choices),
             Step::Seal(records, damage) => self.seal(*records, *damage),
             Step::Incident(count, wrong) => self.incident(usize::from(*count), *wrong),
@@ -374,6 +388,8 @@ impl World {
             key: [0; KEY_MAX],
             flags: if mirror { DOMAIN_MIRROR } else { 0 },
             pages,
+            // Whether or not a deleted domain has had it.
+            reuse: key.into(),
         };
         message.key[0] = key;
         let domains = self.engine.store.domains();
@@ -538,6 +554,70 @@ impl World {
             self.batch = Some(batch);
         } else {
             self.finish(batch, &outcome.damaged);
+        }
+    }
+
+    fn delete(&mut self, choice: u8, clear: bool, reset: bool) {
+        let index = usize::from(choice) % self.extents.len().max(1);
+        let (Some((&(app, domain), extents)), None) = (self.extents.iter().nth(index), &self.batch)
+        else {
+            return;
+        };
+        let kept = usize::from(clear).min(extents.len());
+        let gone = extents[kept..].to_vec();
+        let is_gone = |page: &PageName| {
+            let has = |extent: &Extent| (extent.page..extent.page + extent.pages).contains(&page.1);
+            page.0 == app && gone.iter().any(has)
+        };
+        let record = DeleteRecord {
+            app,
+            domain,
+            extents: if clear { 1 } else { NONE },
+            reserved: 0,
+        };
+        self.engine.delete(&[record]).unwrap();
+        if reset {
+            self.reset();
+            return;
+        }
+        // The driver takes its commits out of the batch.
+        let (dropped, pages): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|(page, _)| is_gone(page));
+        let mut batch = Batch {
+            pages,
+            frames: Vec::new(),
+        };
+        let record = |&((app, page), pending): &(PageName, Pending)| SealRecord {
+            app,
+            domain: pending.domain,
+            page,
+            pool_frame: pending.frame,
+            vault_frame: self.sealed_frame((app, page)),
+            reserved: 0,
+        };
+        let records: Vec<SealRecord> = batch.pages.iter().map(record).collect();
+        let outcome = self.send(&records, SEAL_LAST);
+        if outcome.refusal.is_some() {
+            assert!(self.failed || self.engine.has_unwiped());
+            batch.pages.extend(dropped);
+            self.take_back(batch);
+            return;
+        }
+        self.pool
+            .extend(dropped.iter().map(|(_, pending)| pending.frame));
+        batch.frames = outcome.frames;
+        self.finish(batch, &outcome.damaged);
+        self.pages.retain(|page, _| !is_gone(page));
+        self.former.retain(|page, _| !is_gone(page));
+        self.lost.retain(|page| !is_gone(page));
+        self.wrong.retain(|_, page| !is_gone(page));
+        for commit in &mut self.commits {
+            commit.retain(|(page, _)| !is_gone(page));
+        }
+        match self.extents.get_mut(&(app, domain)) {
+            Some(extents) if clear => extents.truncate(kept),
+            _ => drop(self.extents.remove(&(app, domain))),
         }
     }
 

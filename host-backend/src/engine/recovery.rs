@@ -4,6 +4,8 @@
 //! Restoring itself costs the host nothing: committed versions were never touched, and the driver maps
 //! them again on demand.
 
+use std::borrow::Cow;
+
 use vmsrs_protocol::incident::{
     DroppedDraft, IncidentReport, KIND_CHECKSUM, KIND_MAX, KIND_POISON, REPORT_ADDRESS,
 };
@@ -25,6 +27,7 @@ pub(crate) fn report(
     drafts: &[DroppedDraft],
     memory: &impl Memory,
 ) -> Result<FailedRequest, Refusal> {
+    let drafts = &*without_deleted(store, report.app, drafts);
     check(store, incidents, pool_frames, report, drafts)?;
     let mut verdict = Verdict::Intact;
     let mut kept = Vec::with_capacity(drafts.len().min(DRAFTS_KEPT));
@@ -62,6 +65,24 @@ pub(crate) fn report(
     })
 }
 
+/// The drafts without those of domains that are deleted: the report may have been on its way meanwhile.
+fn without_deleted<'a>(
+    store: &Store,
+    app: u32,
+    drafts: &'a [DroppedDraft],
+) -> Cow<'a, [DroppedDraft]> {
+    match store.app(app) {
+        Ok(known) if known.has_deleted() => {
+            let is_there = |draft: &&DroppedDraft| {
+                let checked = store.check_page(app, draft.domain, draft.page);
+                checked.is_ok() || draft.domain >= known.domains()
+            };
+            drafts.iter().filter(is_there).copied().collect()
+        }
+        _ => Cow::Borrowed(drafts),
+    }
+}
+
 fn check(
     store: &Store,
     incidents: &IncidentStore,
@@ -85,9 +106,10 @@ fn check(
             "the driver reported an incident under an invalid number",
         ));
     }
-    store.app(report.app)?;
+    let app = store.app(report.app)?;
     for domain in [report.domain, report.address_domain] {
-        if domain != NONE {
+        // One that is deleted meanwhile has a number below this, too.
+        if domain != NONE && domain >= app.domains() {
             store.app_with_domain(report.app, domain)?;
         }
     }

@@ -109,7 +109,7 @@ pub(crate) fn next_frames(
             break Some(position);
         }
         spent += 1;
-        if !app.has_domain(position.domain) {
+        if position.domain >= app.domains() {
             position = Position {
                 app: position.app + 1,
                 ..Position::default()

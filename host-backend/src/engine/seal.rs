@@ -1,7 +1,9 @@
 //! Sealing: the pages of a batch are copied into the vault as they arrive, and become the committed
 //! versions all at once when the last has arrived.
 
-use vmsrs_protocol::control::STATUS_OK;
+use std::collections::HashMap;
+
+use vmsrs_protocol::control::{DeleteRecord, STATUS_OK};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
 use vmsrs_protocol::{DAMAGED_FRAME, NONE, ZERO_FRAME};
 
@@ -16,6 +18,8 @@ pub(crate) struct Staging {
     records: Vec<Staged>,
     /// Numbers in `records` of pages that could not be read.
     lost: Vec<usize>,
+    /// Domains that are deleted or cleared with the batch, and how many of their extents stay.
+    deletions: HashMap<(u32, u32), u32>,
     /// The last batch that has named each pool frame.
     named: Vec<u32>,
     /// The number of this batch; not 0.
@@ -57,6 +61,7 @@ impl Staging {
         Self {
             records: Vec::new(),
             lost: Vec::new(),
+            deletions: HashMap::new(),
             named: vec![0; pool_frames as usize],
             batch: 1,
         }
@@ -80,6 +85,7 @@ impl Staging {
     /// Begins the next batch.
     fn begin(&mut self) {
         self.lost.clear();
+        self.deletions.clear();
         self.batch = self.batch.wrapping_add(1);
         if self.batch == 0 {
             self.named.fill(0);
@@ -108,6 +114,31 @@ impl Staging {
             self.finish(store, &mut outcome, memory);
         }
         outcome
+    }
+
+    /// Takes a message that names domains which are deleted or cleared with the batch. A refusal drops the batch.
+    pub(crate) fn delete(
+        &mut self,
+        store: &mut Store,
+        records: &[DeleteRecord],
+    ) -> Result<(), Refusal> {
+        let outcome = records.iter().try_for_each(|record| {
+            store.app_with_domain(record.app, record.domain)?;
+            if record.extents == 0 {
+                return Err(Refusal::Malformed(
+                    "the driver left a domain without its first extent",
+                ));
+            }
+            let domain = (record.app, record.domain);
+            // There are no more of them than domains.
+            match self.deletions.insert(domain, record.extents) {
+                None => Ok(()),
+                Some(_) => Err(Refusal::Malformed(
+                    "the driver deleted a domain twice in a batch",
+                )),
+            }
+        });
+        outcome.inspect_err(|_| self.drop_batch(store))
     }
 
     /// Adds the records of a message to the batch, with copies of their pages; returns the vault frames as the
@@ -207,6 +238,10 @@ impl Staging {
             }
         }
         self.records.clear();
+        // In what was sealed just now, too.
+        for (&(app, domain), &extents) in &self.deletions {
+            store.give_back(app, domain, extents);
+        }
         self.begin();
     }
 

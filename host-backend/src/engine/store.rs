@@ -2,15 +2,14 @@
 
 mod app;
 mod frames;
+mod gaps;
 mod keys;
 
 use vmsrs_protocol::control::{
     AddExtent, AppReply, DOMAIN_DAMAGED, DOMAIN_MIRROR, DomainReply, Extent, OpenApp, OpenDomain,
     PageFrame,
 };
-use vmsrs_protocol::{
-    DAMAGED_FRAME, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NONE,
-};
+use vmsrs_protocol::{DAMAGED_FRAME, EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, NONE};
 
 use super::config::{ConfigError, EngineConfig};
 use super::refusal::Refusal;
@@ -117,7 +116,7 @@ impl Store {
         }
         let app = self.app(message.app)?;
         let known = app.find(key);
-        if known.is_none() && app.domains() == MAX_DOMAINS {
+        if known.is_none() && !app.has_number(message.reuse) {
             return Err(Refusal::NoSpace(
                 "the driver opened more domains than an app can have",
             ));
@@ -146,7 +145,7 @@ impl Store {
         let app = &mut self.apps[message.app as usize];
         let domain = known.unwrap_or_else(|| {
             self.domains += 1;
-            app.add_domain(key)
+            app.add_domain(key, message.reuse)
         });
         if mirror {
             app.set_mirrored(domain);
@@ -328,6 +327,38 @@ impl Store {
         Ok(self.apps[number].add_extent(domain, pages))
     }
 
+    /// Gives back the extents of an existing domain from number `keep` on, with their frames; with [`NONE`] all of them, and the
+    /// domain itself.
+    pub(crate) fn give_back(&mut self, app: u32, domain: u32, keep: u32) {
+        let number = app as usize;
+        let is_deleted = keep == NONE;
+        let keep = if is_deleted { 0 } else { keep };
+        let extents: Vec<Extent> = self.apps[number].extents_from(domain, keep).collect();
+        for page in extents
+            .iter()
+            .flat_map(|extent| extent.page..extent.page + extent.pages)
+        {
+            let frame = self.apps[number].frame(page);
+            if frame != NONE {
+                self.supersede(frame, PageOf { app, page });
+            }
+        }
+        let pages = self.apps[number].remove_extents(domain, keep);
+        self.pages -= pages;
+        if self.apps[number].is_mirrored(domain) {
+            self.mirror_frames -= pages;
+        }
+        if is_deleted {
+            self.apps[number].remove_domain(domain);
+            self.domains -= 1;
+        }
+    }
+
+    /// From here on nobody in the guest knows the numbers of deleted domains.
+    pub(crate) fn free_numbers(&mut self) {
+        self.apps.iter_mut().for_each(App::free_numbers);
+    }
+
     /// Retires a frame whose memory is broken and cannot be replaced now: nobody uses it before it has been
     /// wiped.
     pub(crate) fn set_aside(&mut self, frame: u32, state: FrameState) {
@@ -415,6 +446,7 @@ impl Store {
         let mut pages = 0;
         for (number, app) in (0u32..).zip(&self.apps) {
             pages += app.pages();
+            app.check_given_back();
             for page in 0..app.end() {
                 let frame = app.frame(page);
                 if frame != NONE {

@@ -1,5 +1,7 @@
 //! What the engine refuses, one by one, and what its calls give.
 
+mod deletion;
+
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -131,6 +133,7 @@ fn domain_key(app: u32, key: &str) -> OpenDomain {
     message.app = app;
     message.key_length = key.len() as u32;
     message.key[..key.len()].copy_from_slice(key.as_bytes());
+    message.reuse = NONE;
     message
 }
 

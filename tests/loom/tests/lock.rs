@@ -167,6 +167,36 @@ fn a_lock_handed_to_a_failed_request_goes_to_the_next() {
 const STEPS: u32 = 12;
 
 #[test]
+fn all_who_wait_for_a_domain_learn_that_it_is_deleted() {
+    check(3, || {
+        let world = World::new(3);
+        let waiters = [1, 2].map(|number| {
+            let library = world.library(number, Life::long());
+            thread::spawn(move || {
+                library.run(|library| {
+                    let locked = library.lock(0);
+                    // Nobody gives up before, so that nobody sleeps on.
+                    assert!(matches!(locked, Ok(()) | Err(Errno::Removed)));
+                    if locked.is_ok() {
+                        library.unlock(0);
+                    }
+                    library.end();
+                });
+            })
+        });
+        let library = world.library(0, Life::long());
+        library.lock(0).unwrap();
+        world.driver.lock_delete(0, 1);
+        // The library's own release finds that it has the lock no more.
+        library.unlock(0);
+        library.end();
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_thread_that_dies_anywhere_leaves_no_lock_behind() {
     for (steps, after) in (0..STEPS).flat_map(|steps| HANDOVERS.map(|after| (steps, after))) {
         check(2, move || {

@@ -9,6 +9,8 @@
 //! | a refused batch keeps its staged frames | the store's own check |
 //! | records count before their batch has arrived whole | 1: other versions than those committed |
 //! | a reset keeps the records of such a batch | 6: the next batch is refused |
+//! | a reset deletes what such a batch would have deleted | 1: pages are missing |
+//! | a deleted domain keeps its frames | the store's own check |
 
 use std::collections::BTreeMap;
 

@@ -1,21 +1,30 @@
 //! An app: its domains, their extents, and which frame holds which page.
 
-use std::collections::HashMap;
+mod give_back;
+
+use std::collections::{HashMap, HashSet};
 
 use vmsrs_protocol::control::{Extent, PageFrame};
 use vmsrs_protocol::{APP_PAGES, EXTENT_UNIT_PAGES, MAX_DOMAINS, NONE};
 
+use super::gaps::Gaps;
 use super::grow;
 use super::keys::KeyTable;
 
-/// A domain. Extents are never given back, and pages are handed out upwards, so a domain's extents
-/// are in the order of their pages.
+/// A domain. Its extents are in the order of their pages: each new one lies above the others.
 #[derive(Default)]
 struct Domain {
     /// Its first extent; without pages until there is one.
     first: Extent,
-    /// Pages with a sealed frame.
+    /// Pages with a sealed frame; [`NONE`] if the domain was deleted.
     sealed: u32,
+}
+
+impl Domain {
+    const DEAD: Self = Self {
+        first: Extent { page: 0, pages: 0 },
+        sealed: NONE,
+    };
 }
 
 /// Consecutive pages that have one owner, as many as a unit has.
@@ -28,18 +37,20 @@ struct Unit {
 
 /// Position of the bits in [`Unit::owner`] that mark pages.
 const NAMED_SHIFT: u32 = u32::BITS - EXTENT_UNIT_PAGES;
-const _: () = assert!(MAX_DOMAINS <= 1 << NAMED_SHIFT);
+/// In place of an owner in a unit that is in no extent.
+const NO_OWNER: u32 = (1 << NAMED_SHIFT) - 1;
+const _: () = assert!(MAX_DOMAINS <= NO_OWNER);
 
 impl Unit {
     fn owner(&self) -> u32 {
-        self.owner & ((1 << NAMED_SHIFT) - 1)
+        self.owner & NO_OWNER
     }
 }
 
 /// A page that a batch names.
 #[derive(Clone, Copy)]
 pub(crate) struct NamedPage {
-    /// Where its unit is in [`App::units`]; units are never given back.
+    /// Where its unit is in [`App::units`]; no unit is given back while a batch names a page of it.
     unit: u32,
     pub(crate) page: u32,
 }
@@ -80,8 +91,18 @@ pub(crate) struct App {
     /// For each unit of the address range up to the end of the last extent, where it is in
     /// `units`; [`NONE`] for a guard.
     places: Vec<u32>,
-    /// The units that are in extents.
+    /// The units that are in extents, and those of `free_units`.
     units: Vec<Unit>,
+    /// Units that are in no extent any more.
+    free_units: Vec<u32>,
+    /// Addresses that were given back.
+    gaps: Gaps,
+    /// Numbers of deleted domains that processes in the guest may still know.
+    dead: HashSet<u32>,
+    /// Numbers of deleted domains that another one may have.
+    free: Vec<u32>,
+    /// See [`App::has_deleted`].
+    has_deleted: bool,
     /// Pages of all domains with a sealed frame.
     sealed: u32,
 }
@@ -98,6 +119,11 @@ impl App {
             more_capacity: 0,
             places: Vec::new(),
             units: Vec::new(),
+            free_units: Vec::new(),
+            gaps: Gaps::default(),
+            dead: HashSet::new(),
+            free: Vec::new(),
+            has_deleted: false,
             sealed: 0,
         }
     }
@@ -106,13 +132,19 @@ impl App {
         &self.name
     }
 
-    /// Number of domains.
+    /// Number of domains, deleted ones included: all have smaller numbers.
     pub(crate) fn domains(&self) -> u32 {
         self.keys.len()
     }
 
     pub(crate) fn has_domain(&self, domain: u32) -> bool {
-        domain < self.domains()
+        let facts = self.domains.get(domain as usize);
+        facts.is_some_and(|facts| facts.sealed != NONE)
+    }
+
+    /// Whether one more domain can get a number.
+    pub(crate) fn has_number(&self, wanted: u32) -> bool {
+        self.domains() < MAX_DOMAINS || !self.free.is_empty() || self.dead.contains(&wanted)
     }
 
     pub(crate) fn find(&self, key: &[u8]) -> Option<u32> {
@@ -123,8 +155,13 @@ impl App {
         self.keys.key(domain)
     }
 
-    /// Adds a domain whose key is not there yet.
-    pub(crate) fn add_domain(&mut self, key: &[u8]) -> u32 {
+    /// Adds a domain whose key is not there yet. It may have the number `reuse` if that was a deleted domain's.
+    pub(crate) fn add_domain(&mut self, key: &[u8], reuse: u32) -> u32 {
+        if let Some(number) = self.take_number(reuse) {
+            self.domains[number as usize] = Domain::default();
+            self.keys.insert_again(key, number);
+            return number;
+        }
         grow(&mut self.domains, 1);
         self.domains.push(Domain::default());
         self.keys.insert(key)
@@ -155,6 +192,12 @@ impl App {
             self.mirrored.resize(index + 1, 0);
         }
         self.mirrored[index] |= 1 << (domain % u64::BITS);
+    }
+
+    fn clear_mirrored(&mut self, domain: u32) {
+        if let Some(word) = self.mirrored.get_mut((domain / u64::BITS) as usize) {
+            *word &= !(1 << (domain % u64::BITS));
+        }
     }
 
     /// Sealed pages of an existing domain whose content is lost.
@@ -223,7 +266,7 @@ impl App {
     #[cfg(test)]
     pub(crate) fn pages(&self) -> u32 {
         // The address range has `APP_PAGES` pages, checked by `pages_left`.
-        self.units.len() as u32 * EXTENT_UNIT_PAGES
+        (self.units.len() - self.free_units.len()) as u32 * EXTENT_UNIT_PAGES
     }
 
     /// The page after the last extent.
@@ -232,29 +275,21 @@ impl App {
     }
 
     /// Adds an extent of `pages` pages, whole units and at most [`Self::pages_left`], to an
-    /// existing domain.
+    /// existing domain, above its other extents.
     ///
     /// A guard unit without an owner separates it from another domain's extent: a write that runs
     /// over the end of a domain is refused there, also when the neighbour's pages are being written
     /// by its own request. Guard pages have no frame and cost address range alone.
     pub(crate) fn add_extent(&mut self, domain: u32, pages: u32) -> Extent {
-        if self.units.last().is_some_and(|last| last.owner() != domain) {
-            grow(&mut self.places, 1);
-            self.places.push(NONE);
+        let count = pages / EXTENT_UNIT_PAGES;
+        let start = self.take_addresses(domain, count);
+        for unit in start..start + count {
+            self.places[unit as usize] = self.add_unit(domain);
         }
         let extent = Extent {
-            page: self.end(),
+            page: start * EXTENT_UNIT_PAGES,
             pages,
         };
-        let count = pages / EXTENT_UNIT_PAGES;
-        let place = self.units.len() as u32;
-        grow(&mut self.places, count as usize);
-        self.places.extend(place..place + count);
-        grow(&mut self.units, count as usize);
-        self.units.extend((0..count).map(|_| Unit {
-            owner: domain,
-            frames: [NONE; EXTENT_UNIT_PAGES as usize],
-        }));
         let first = &mut self.domains[domain as usize].first;
         if first.pages == 0 {
             *first = extent;
@@ -265,6 +300,39 @@ impl App {
             self.more_capacity += more.capacity();
         }
         extent
+    }
+
+    /// Finds addresses for an extent of `count` units of a domain, in `places`. Returns the first unit.
+    fn take_addresses(&mut self, domain: u32, count: u32) -> u32 {
+        let last = self.more(domain).last();
+        let last = last.unwrap_or(&self.domains[domain as usize].first);
+        let least = (last.page + last.pages) / EXTENT_UNIT_PAGES;
+        if let Some(start) = self.gaps.take(count, least) {
+            return start;
+        }
+        // The last place has an owner.
+        let neighbour = self.places.last().map(|&place| &self.units[place as usize]);
+        let guard = usize::from(neighbour.is_some_and(|unit| unit.owner() != domain));
+        let start = self.places.len() + guard;
+        grow(&mut self.places, guard + count as usize);
+        self.places.resize(start + count as usize, NONE);
+        // Below `APP_PAGES`.
+        start as u32
+    }
+
+    /// Adds a unit of a domain. Returns its place in `units`.
+    fn add_unit(&mut self, domain: u32) -> u32 {
+        let unit = Unit {
+            owner: domain,
+            frames: [NONE; EXTENT_UNIT_PAGES as usize],
+        };
+        if let Some(place) = self.free_units.pop() {
+            self.units[place as usize] = unit;
+            return place;
+        }
+        grow(&mut self.units, 1);
+        self.units.push(unit);
+        self.units.len() as u32 - 1
     }
 
     fn unit(&self, page: u32) -> Option<&Unit> {
@@ -344,6 +412,9 @@ impl App {
             + self.domains.capacity() * size_of::<Domain>()
             + self.places.capacity() * size_of::<u32>()
             + self.units.capacity() * size_of::<Unit>()
+            + (self.free_units.capacity() + self.free.capacity()) * size_of::<u32>()
+            + self.dead.capacity() * size_of::<u32>()
+            + self.gaps.bytes()
     }
 }
 
@@ -353,8 +424,8 @@ mod tests {
 
     fn app() -> App {
         let mut app = App::new(b"app");
-        app.add_domain(b"a");
-        app.add_domain(b"b");
+        app.add_domain(b"a", NONE);
+        app.add_domain(b"b", NONE);
         app
     }
 
@@ -411,5 +482,51 @@ mod tests {
             assert_eq!(found, pages, "from {first}");
         }
         assert_eq!((app.domain_size(0), app.sealed()), ((2, 3), 4));
+    }
+
+    #[test]
+    fn what_is_given_back_is_used_again() {
+        let mut app = app();
+        app.add_domain(b"c", NONE);
+        for domain in 0..3 {
+            app.add_extent(domain, 8);
+        }
+        // [aa.bb.cc]
+        assert_eq!(app.remove_extents(1, 0), 8);
+        app.remove_domain(1);
+        app.check_given_back();
+        assert!(!app.has_domain(1) && app.find(b"b").is_none());
+        // Nobody says that the number may be had; the addresses may.
+        assert_eq!(app.add_domain(b"d", NONE), 3);
+        assert_eq!(app.add_extent(3, 4).page, 12);
+        app.check_given_back();
+        assert_eq!(app.owner(16), None);
+        assert_eq!(app.add_domain(b"another", 1), 1);
+        assert_eq!(app.find(b"another"), Some(1));
+        assert_eq!(app.key(1), Some(b"another".as_slice()));
+        // No room there with a guard on either side.
+        assert_eq!(app.add_extent(1, 4).page, 36);
+        assert_eq!(app.remove_extents(1, 0), 4);
+        assert_eq!(app.end(), 32);
+        app.remove_domain(1);
+        app.free_numbers();
+        assert_eq!(app.add_domain(b"e", NONE), 1);
+        app.check_given_back();
+    }
+
+    #[test]
+    fn a_domain_grows_upwards_only() {
+        let mut app = app();
+        app.add_extent(0, 16);
+        app.add_extent(1, 4);
+        assert_eq!(app.remove_extents(0, 0), 16);
+        // The gap lies below.
+        assert_eq!(app.add_extent(1, 4).page, 24);
+        assert_eq!(app.add_extent(0, 4).page, 0);
+        assert_eq!(app.add_extent(0, 4).page, 8);
+        assert_eq!(app.remove_extents(1, 1), 4);
+        app.check_given_back();
+        assert_eq!(app.end(), 24);
+        assert_eq!(app.extents_from(1, 0).count(), 1);
     }
 }

@@ -1,5 +1,6 @@
-//! Domain keys: numbers them densely in the order in which they come.
+//! Domain keys: numbers them densely in the order in which they come. A number whose key was removed can be another key's.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use vmsrs_protocol::NONE;
@@ -16,7 +17,9 @@ pub(crate) struct KeyTable {
     bytes: Vec<u8>,
     /// End of each key in `bytes`; it starts where the one before it ends.
     ends: Vec<u32>,
-    /// The first key of each bucket, or [`NONE`]. There are as many buckets as keys.
+    /// The keys that numbers have instead since theirs was removed; empty while they have none.
+    changed: HashMap<u32, Box<[u8]>>,
+    /// The first key of each bucket, or [`NONE`]. There are as many buckets as numbers.
     buckets: Vec<u32>,
     /// The next key in the bucket of each key, or [`NONE`].
     next: Vec<u32>,
@@ -24,7 +27,7 @@ pub(crate) struct KeyTable {
 }
 
 impl KeyTable {
-    /// Number of keys.
+    /// Number of numbers, those without a key included.
     pub(crate) fn len(&self) -> u32 {
         // Keys are limited to `MAX_DOMAINS`.
         self.ends.len() as u32
@@ -32,6 +35,11 @@ impl KeyTable {
 
     /// The key with a number.
     pub(crate) fn key(&self, number: u32) -> Option<&[u8]> {
+        if !self.changed.is_empty()
+            && let Some(key) = self.changed.get(&number)
+        {
+            return Some(&**key).filter(|key| !key.is_empty());
+        }
         let index = number as usize;
         let end = *self.ends.get(index)? as usize;
         let start = match index {
@@ -69,10 +77,40 @@ impl KeyTable {
         number
     }
 
+    /// Removes the key of a number.
+    pub(crate) fn remove(&mut self, number: u32) {
+        let Some(key) = self.key(number) else {
+            return;
+        };
+        let bucket = self.bucket(key);
+        let next = self.next[number as usize];
+        if self.buckets[bucket] == number {
+            self.buckets[bucket] = next;
+        } else {
+            let mut before = self.buckets[bucket];
+            while self.next[before as usize] != number {
+                before = self.next[before as usize];
+            }
+            self.next[before as usize] = next;
+        }
+        self.changed.insert(number, Box::default());
+    }
+
+    /// Gives a number whose key was removed one that is not there yet.
+    pub(crate) fn insert_again(&mut self, key: &[u8], number: u32) {
+        debug_assert!(self.find(key).is_none() && self.key(number).is_none());
+        self.changed.insert(number, key.into());
+        self.link(number);
+    }
+
     /// Bytes of host memory in use.
     pub(crate) fn bytes(&self) -> usize {
         let words = self.ends.capacity() + self.buckets.capacity() + self.next.capacity();
-        self.bytes.capacity() + words * size_of::<u32>()
+        let changed: usize = self.changed.values().map(|key| key.len()).sum();
+        self.bytes.capacity()
+            + words * size_of::<u32>()
+            + self.changed.capacity() * size_of::<(u32, Box<[u8]>)>()
+            + changed
     }
 
     /// The bucket of a key: by as many bits of its hash as there are buckets for, by one bit less where
@@ -135,5 +173,37 @@ mod tests {
         }
         assert_eq!(table.find(b"user-1000"), None);
         assert_eq!(table.key(1000), None);
+    }
+
+    #[test]
+    fn removed_keys_are_not_found_and_their_numbers_get_others() {
+        let mut table = KeyTable::default();
+        let key = |number: u32| format!("user-{number}").into_bytes();
+        for number in 0..500 {
+            table.insert(&key(number));
+        }
+        for number in (0..500).step_by(3) {
+            table.remove(number);
+            assert_eq!(table.find(&key(number)), None);
+            assert_eq!(table.key(number), None);
+        }
+        for number in (0..500).step_by(6) {
+            table.insert_again(&key(1000 + number), number);
+        }
+        // The table grows over them.
+        for number in 500..700 {
+            assert_eq!(table.insert(&key(number)), number);
+        }
+        for number in 0..700 {
+            let expected = match (number < 500, number % 6) {
+                (true, 0) => Some(key(1000 + number)),
+                (true, 3) => None,
+                _ => Some(key(number)),
+            };
+            assert_eq!(table.key(number), expected.as_deref(), "{number}");
+            if let Some(key) = expected {
+                assert_eq!(table.find(&key), Some(number));
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ mod control_block;
 mod corruption;
 mod deadline;
 mod deadlock;
+mod deletion;
 mod discard;
 mod draft_and_commit;
 mod drafted_ahead;
@@ -97,10 +98,12 @@ pub const ALL: &[&Behaviour] = &[
     &read_only_vault::BEHAVIOUR,
     &pool_limit::BEHAVIOUR,
     &pool_waits::BEHAVIOUR,
-    // The last on its machine: domains are never given back, so the vault stays full.
+    &deletion::WINDOW,
+    // The last on its machine: its domain is not deleted, so the vault stays full.
     &window_full::BEHAVIOUR,
     &hostile_guest::BEHAVIOUR,
     &guest_reboot::BEHAVIOUR,
+    &deletion::CUT,
     &boot_loop::BEHAVIOUR,
 ];
 

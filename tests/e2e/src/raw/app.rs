@@ -66,6 +66,7 @@ impl App {
             locks_length: 0,
             abi_version: ABI_VERSION,
             app: 0,
+            deletions: u64::MAX,
         };
         ioctl(&file, IOCTL_OPEN_APP, &mut argument).context("open the app")?;
         let length = argument.length as usize;
@@ -99,6 +100,8 @@ impl App {
             extents: 0,
             flags: 0,
             pages,
+            reserved: 0,
+            deletions: 0,
         };
         ioctl(&self.file, IOCTL_OPEN_DOMAIN, &mut argument).context("open the domain")?;
         let domain = Domain {

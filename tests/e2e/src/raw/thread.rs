@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use anyhow::{Result, ensure};
 use vmsrs_protocol::NONE;
 use vmsrs_protocol::ioctl::{
-    IOCTL_COMMIT, IOCTL_DISCARD, IOCTL_FAIL, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_SUSPEND,
-    IoctlCommit, IoctlFail, IoctlLock, IoctlSuspend, IoctlTag,
+    IOCTL_COMMIT, IOCTL_DELETE, IOCTL_DISCARD, IOCTL_FAIL, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE,
+    IOCTL_SUSPEND, IoctlCommit, IoctlDelete, IoctlFail, IoctlLock, IoctlSuspend, IoctlTag,
 };
 use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl, WrittenPages};
 
@@ -160,6 +160,20 @@ impl<'a> Thread<'a> {
     /// The driver's error.
     pub fn discard(&self, tag: u64) -> io::Result<()> {
         ioctl(&self.app.file, IOCTL_DISCARD, &mut IoctlTag { tag })
+    }
+
+    /// Deletes a domain that the request holds.
+    ///
+    /// # Errors
+    ///
+    /// The driver's error.
+    pub fn delete(&self, tag: u64, domain: Domain) -> io::Result<()> {
+        let mut argument = IoctlDelete {
+            tag,
+            domain: domain.number,
+            reserved: 0,
+        };
+        ioctl(&self.app.file, IOCTL_DELETE, &mut argument)
     }
 
     /// Suspends the request. The thread stays attached to it until [`Thread::detach`].

@@ -6,7 +6,7 @@ use super::thread::Thread;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Mutex, MutexGuard};
 use std::sync::Arc;
-use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS};
+use vmsrs_protocol::shared::{LOCK_DELETED, LOCK_TAG, LOCK_WAITERS};
 
 /// Maximum number of sleeping threads.
 const SLEEPERS: usize = 4;
@@ -24,6 +24,8 @@ pub enum Errno {
     TimedOut,
     /// The request has failed.
     Stale,
+    /// The domain is deleted.
+    Removed,
     /// The lock is taken; never returned by the system call.
     Again,
 }
@@ -229,6 +231,22 @@ impl Driver {
         }
     }
 
+    /// `vmsrs_lock_delete` of a lock that the tag has, with the wake-up that follows (`domain.c`).
+    pub fn lock_delete(&self, domain: u32, tag: u64) {
+        let word = self.word(domain);
+        let mut value = word.load(Ordering::Relaxed);
+        loop {
+            assert_eq!(value & LOCK_TAG, tag);
+            let outcome =
+                word.compare_exchange(value, LOCK_DELETED, Ordering::SeqCst, Ordering::Relaxed);
+            match outcome {
+                Ok(_) => break,
+                Err(now) => value = now,
+            }
+        }
+        self.wake_one(domain);
+    }
+
     fn failed(&self) -> MutexGuard<'_, Vec<u64>> {
         self.failed.lock().expect("no thread panics with the lock")
     }
@@ -246,6 +264,9 @@ impl Driver {
             let outcome = self.lock_try(domain, tag);
             if outcome != Err(Errno::Again) {
                 return outcome;
+            }
+            if self.lock_tag(domain) == LOCK_DELETED {
+                return Err(Errno::Removed);
             }
             if self.queue().signalled[thread.number] {
                 return Err(Errno::Interrupted);
@@ -297,7 +318,7 @@ impl Driver {
     /// would be failed.
     pub fn holder_is_orphaned(&self, domain: u32) -> bool {
         let tag = self.lock_tag(domain);
-        if tag == 0 || !self.orphaned(tag) {
+        if tag == 0 || tag == LOCK_DELETED || !self.orphaned(tag) {
             return false;
         }
         let _lock = self.request_lock(tag);

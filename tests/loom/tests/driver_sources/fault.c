@@ -16,6 +16,7 @@ typedef uint64_t u64;
 typedef int vm_fault_t;
 
 /* As in vmsrs.h. */
+#define READ_ONCE(x) (x)
 #define VMSRS_NO_DRAFT 0x7fffffffU
 
 enum { VM_FAULT_NOPAGE = 1, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_RETRY };

@@ -51,6 +51,7 @@ pub(super) fn domain_of(device: &mut Device, name: &str, pages: u32) -> Result<P
         key,
         flags: 0,
         pages: 0,
+        reuse: NONE,
     };
     let reply = accepted(device, &message(MESSAGE_OPEN_DOMAIN, &open, &[]))?;
     let domain = pod_read_unaligned::<DomainReply>(&reply).domain;

@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use bytemuck::{Zeroable, bytes_of};
 use vmsrs_protocol::control::{
-    AddExtent, ControlHeader, MESSAGE_ADD_EXTENT, MESSAGE_INCIDENT, MESSAGE_OPEN_APP,
-    MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL, OpenDomain, STATUS_MALFORMED,
-    STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN, SealRequest,
+    AddExtent, ControlHeader, DeleteRecord, DeleteRequest, MESSAGE_ADD_EXTENT, MESSAGE_DELETE,
+    MESSAGE_INCIDENT, MESSAGE_OPEN_APP, MESSAGE_OPEN_DOMAIN, MESSAGE_REPORTS, MESSAGE_SEAL,
+    OpenDomain, STATUS_MALFORMED, STATUS_NOT_FOUND, STATUS_NOT_OWNER, STATUS_STALE, STATUS_UNKNOWN,
+    SealRequest,
 };
 use vmsrs_protocol::incident::{DroppedDraft, IncidentReport, KIND_MAX};
 use vmsrs_protocol::seal::{SEAL_LAST, SealRecord};
@@ -19,7 +20,7 @@ use crate::hostile::{Device, message, open_app};
 
 pub(super) fn wrong_lengths(device: &mut Device) -> Result<()> {
     device.expect_refused("too short for a header", &[1, 0, 0, 0], STATUS_MALFORMED)?;
-    for kind in MESSAGE_OPEN_APP..=MESSAGE_REPORTS {
+    for kind in MESSAGE_OPEN_APP..=MESSAGE_DELETE {
         let header = ControlHeader { kind, length: 0 };
         device.expect_refused("no payload", bytes_of(&header), STATUS_MALFORMED)?;
     }
@@ -35,7 +36,7 @@ pub(super) fn wrong_lengths(device: &mut Device) -> Result<()> {
 }
 
 pub(super) fn unknown_kinds(device: &mut Device) -> Result<()> {
-    for kind in [0, MESSAGE_REPORTS + 1, 0x8000_0000, u32::MAX] {
+    for kind in [0, MESSAGE_DELETE + 1, 0x8000_0000, u32::MAX] {
         let bytes = message(kind, &0u64, &[]);
         device.expect_refused("an unknown kind", &bytes, STATUS_UNKNOWN)?;
     }
@@ -173,6 +174,69 @@ pub(super) fn messages_in_a_batch(device: &mut Device) -> Result<()> {
     Ok(())
 }
 
+/// Deletions are part of their batch, and go with it when one of them is wrong.
+pub(super) fn false_deletions(device: &mut Device) -> Result<()> {
+    let page = domain(device, "deletions")?;
+    let mut vault_frame = seal_accepted(device, &[record(page, 0)], SEAL_LAST)?[0];
+    let good = DeleteRecord {
+        app: page.app,
+        domain: page.domain,
+        extents: NONE,
+        reserved: 0,
+    };
+    let deletion = |records: &[DeleteRecord], count| {
+        let request = DeleteRequest {
+            records: count,
+            reserved: 0,
+        };
+        message(MESSAGE_DELETE, &request, bytemuck::cast_slice(records))
+    };
+    let wrong = [
+        (vec![DeleteRecord { app: 63, ..good }], STATUS_NOT_FOUND),
+        (
+            vec![DeleteRecord {
+                domain: NONE,
+                ..good
+            }],
+            STATUS_NOT_FOUND,
+        ),
+        (
+            vec![DeleteRecord {
+                domain: page.domain + 1,
+                ..good
+            }],
+            STATUS_NOT_FOUND,
+        ),
+        (vec![DeleteRecord { extents: 0, ..good }], STATUS_MALFORMED),
+        (vec![good, good], STATUS_MALFORMED),
+    ];
+    for (records, status) in wrong {
+        // Alone, or after one that is right: nothing of the batch stays.
+        let bytes = deletion(&records, records.len() as u32);
+        device.expect_refused("a deletion", &bytes, status)?;
+        let newer = SealRecord {
+            vault_frame,
+            ..record(page, 1)
+        };
+        vault_frame = seal_accepted(device, &[newer], SEAL_LAST)?[0];
+    }
+    for count in [0, 2, 0x1000_0001, u32::MAX] {
+        let bytes = deletion(&[good], count);
+        device.expect_refused("a list that does not match", &bytes, STATUS_MALFORMED)?;
+    }
+    accepted(device, &deletion(&[good], 1))?;
+    device.expect_refused("another one", &deletion(&[good], 1), STATUS_MALFORMED)?;
+    let found = pages(device, page)?;
+    ensure!(found.len() == 1, "{found:?}");
+    // Now for good. What is named of it afterwards is refused.
+    accepted(device, &deletion(&[good], 1))?;
+    seal_accepted(device, &[], SEAL_LAST)?;
+    device.expect_refused("a deleted domain", &deletion(&[good], 1), STATUS_NOT_FOUND)?;
+    refused_with(device, &[record(page, 0)], SEAL_LAST, STATUS_NOT_FOUND)?;
+    let again = domain(device, "deletions")?;
+    no_pages(device, again)
+}
+
 pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
     let page = domain(device, "huge counts")?;
     let Page { app, domain, .. } = page;
@@ -221,6 +285,7 @@ pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
             key: [1; KEY_MAX],
             flags: 0,
             pages: 0,
+            reuse: NONE,
         };
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
         device.expect_refused("a key", &bytes, STATUS_MALFORMED)?;
@@ -232,6 +297,7 @@ pub(super) fn huge_counts(device: &mut Device) -> Result<()> {
             key: [1; KEY_MAX],
             flags: 0,
             pages,
+            reuse: NONE,
         };
         let bytes = message(MESSAGE_OPEN_DOMAIN, &open, &[]);
         device.expect_refused("a first extent", &bytes, STATUS_MALFORMED)?;

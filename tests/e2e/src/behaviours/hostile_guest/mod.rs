@@ -47,6 +47,7 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("duplicate frames and pages", messages::duplicates),
     ("long batches", messages::long_batches),
     ("messages in a batch", messages::messages_in_a_batch),
+    ("false deletions", messages::false_deletions),
     ("huge counts", messages::huge_counts),
     ("false reports", messages::false_reports),
     ("chains in a loop", chains::loops),

@@ -1,0 +1,184 @@
+//! Mutexes for what lies outside of domains.
+
+use crate::error::Error;
+use crate::os::identity::thread_number;
+use crate::os::mutex::RawMutex;
+use crate::run::left::working;
+use crate::thread::mutexes::Repair;
+use crate::thread::{self, Phase, Thread, uninterrupted};
+use std::cell::UnsafeCell;
+use std::ffi::c_void;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr;
+
+/// The calling thread's number in the kernel.
+fn me() -> u32 {
+    thread::current().map_or_else(thread_number, Thread::number)
+}
+
+/// The calling thread, if it works for a request.
+fn in_request() -> Option<&'static Thread> {
+    working().filter(|thread| thread.phase() == Phase::Running)
+}
+
+/// Takes the mutex for the calling thread; with a wait, unless that is 0.
+///
+/// # Errors
+///
+/// [`Error::AlreadyHeld`], [`Error::Limit`]; [`Error::LockTimeout`] where it is taken and the call must not wait.
+pub(crate) fn lock(
+    mutex: &RawMutex,
+    repair: Option<Repair>,
+    argument: *mut c_void,
+    wait: bool,
+) -> Result<(), Error> {
+    let (me, thread) = (me(), in_request());
+    if mutex.is_owned_by(me) {
+        return Err(Error::AlreadyHeld);
+    }
+    if let Some(thread) = thread {
+        thread.has_room_for_mutex()?;
+    }
+    // An interrupt finds it noted, or not taken.
+    let take = |take: fn(&RawMutex, u32) -> bool| {
+        uninterrupted(|| {
+            let taken = take(mutex, me);
+            if let Some(thread) = thread.filter(|_| taken) {
+                thread.note_mutex(mutex, repair, argument);
+            }
+            taken
+        })
+    };
+    if take(RawMutex::try_take) {
+        return Ok(());
+    }
+    if !wait {
+        return Err(Error::LockTimeout { milliseconds: 0 });
+    }
+    while !take(RawMutex::take_or_await) {
+        mutex.sleep();
+        if let Some(thread) = thread {
+            // A deadline, or the failure of another thread of the request.
+            thread.act_on_pending();
+        }
+    }
+    Ok(())
+}
+
+/// Releases the mutex, which the calling thread has.
+///
+/// # Errors
+///
+/// [`Error::NotHeld`].
+pub(crate) fn unlock(mutex: &RawMutex) -> Result<(), Error> {
+    if !mutex.is_owned_by(me()) {
+        return Err(Error::NotHeld);
+    }
+    uninterrupted(|| {
+        if let Some(thread) = thread::current() {
+            thread.forget_mutex(mutex);
+        }
+        mutex.release();
+    });
+    Ok(())
+}
+
+/// A mutex for what lies outside of domains and is shared by requests: a cache, a table of connections. Unlike another mutex, which
+/// a failed request leaves locked for ever, this one is released when the request fails or is given up that has locked it,
+/// after `repair` has put right what it guards. That runs like a defer: outside of the request, when its domains are free.
+///
+/// What it guards is not restored: `repair` finds it as the request has left it, perhaps in the middle of a change, or with what
+/// a stray write has done to it. Where that can be, keep it in a domain.
+pub struct Mutex<T> {
+    raw: RawMutex,
+    repair: fn(&mut T),
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: one thread at a time uses the value.
+unsafe impl<T: Send> Sync for Mutex<T> {}
+
+impl<T> fmt::Debug for Mutex<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Mutex")
+            .field("raw", &self.raw)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Send> Mutex<T> {
+    /// A mutex that guards a value. `repair` makes a value whole that may be in the middle of any change that requests make to it.
+    pub const fn new(value: T, repair: fn(&mut T)) -> Self {
+        Self {
+            raw: RawMutex::new(),
+            repair,
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    /// Locks the mutex, in a request or outside. A thread that waits in a request comes to its landing if that fails.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyHeld`] if the thread has it; [`Error::Limit`] after 16 mutexes locked in requests.
+    pub fn lock(&'static self) -> Result<MutexGuard<T>, Error> {
+        self.lock_waiting(true)
+    }
+
+    /// Locks the mutex if it is free.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`] if it is not; otherwise as [`Mutex::lock`].
+    pub fn try_lock(&'static self) -> Result<MutexGuard<T>, Error> {
+        self.lock_waiting(false)
+    }
+
+    fn lock_waiting(&'static self, wait: bool) -> Result<MutexGuard<T>, Error> {
+        let argument = ptr::from_ref(self).cast_mut().cast();
+        lock(&self.raw, Some(Self::repair_raw), argument, wait)?;
+        Ok(MutexGuard { mutex: self })
+    }
+
+    unsafe extern "C-unwind" fn repair_raw(argument: *mut c_void) {
+        // SAFETY: lock_waiting() passes the mutex, which lives as long as the process.
+        let mutex = unsafe { &*argument.cast::<Self>() };
+        // SAFETY: the thread has the mutex, and the frames that have used the value are abandoned.
+        (mutex.repair)(unsafe { &mut *mutex.value.get() });
+    }
+}
+
+/// A [`Mutex`] that the thread has locked. Dropping it releases the mutex; a panic on its way out repairs the value first.
+#[derive(Debug)]
+#[must_use = "dropping it releases the mutex at once"]
+pub struct MutexGuard<T: Send + 'static> {
+    mutex: &'static Mutex<T>,
+}
+
+impl<T: Send> Deref for MutexGuard<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the thread has the mutex.
+        unsafe { &*self.mutex.value.get() }
+    }
+}
+
+impl<T: Send> DerefMut for MutexGuard<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { &mut *self.mutex.value.get() }
+    }
+}
+
+impl<T: Send> Drop for MutexGuard<T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.mutex.repair)(self);
+        }
+        // The thread has it, unless the guard was moved to another one.
+        let _ = unlock(&self.mutex.raw);
+    }
+}
