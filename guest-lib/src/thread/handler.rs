@@ -150,8 +150,10 @@ unsafe fn suppress(
     let pointer = registers[libc::REG_RSP as usize] as u64;
     // SAFETY: the kernel's context of this thread.
     let blocked = Signals::read(unsafe { &(*context).uc_sigmask });
-    let is_step =
-        signal == libc::SIGTRAP && info.si_code == libc::TRAP_TRACE && thread.has_single_stepped();
+    // TRAP_BRKPT, which no INT3 gives, is a step whose DR6 a hypervisor has lost.
+    let is_step = signal == libc::SIGTRAP
+        && matches!(info.si_code, libc::TRAP_TRACE | libc::TRAP_BRKPT)
+        && thread.has_single_stepped();
     let signal = if is_step { interrupt() } else { signal };
     if thread.has_left(pointer) {
         // There is nothing to come back to. The thread's next call of the library ends the request.
