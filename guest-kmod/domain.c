@@ -64,18 +64,6 @@ static void domain_gone(struct vmsrs_domain *domain, struct vmsrs_deletion *dele
 	vmsrs_pool_put_all(app->dev, &frames);
 }
 
-static bool has_failed(struct vmsrs_app *app, u64 tag)
-{
-	struct vmsrs_request *request;
-	bool failed;
-
-	spin_lock(&app->dev->requests_lock);
-	request = vmsrs_request_find(app, tag);
-	failed = request && request->failed;
-	spin_unlock(&app->dev->requests_lock);
-	return failed;
-}
-
 /* Deletes a domain. The locks of its app and of the request are held. */
 static long delete_locked(struct vmsrs_domain *domain, u64 tag, struct vmsrs_deletion *deletion)
 {
@@ -84,7 +72,7 @@ static long delete_locked(struct vmsrs_domain *domain, u64 tag, struct vmsrs_del
 
 	if (!vmsrs_device_usable(app->dev))
 		return -ENODEV;
-	if (has_failed(app, tag))
+	if (vmsrs_request_failed(app, tag))
 		return -ESTALE;
 	mutex_lock(&domain->lock);
 	if (vmsrs_lock_tag(app, domain->number) != tag)

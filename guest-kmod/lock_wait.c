@@ -14,18 +14,6 @@ static void release_orphan(struct vmsrs_app *app, u32 domain)
 		vmsrs_fail_orphan(app, domain, tag);
 }
 
-static bool request_failed(struct vmsrs_app *app, u64 tag)
-{
-	struct vmsrs_request *request;
-	bool failed;
-
-	spin_lock(&app->dev->requests_lock);
-	request = vmsrs_request_find(app, tag);
-	failed = request && request->failed;
-	spin_unlock(&app->dev->requests_lock);
-	return failed;
-}
-
 /* Sleeps until the task has the lock or there is a reason to give up. */
 static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg,
 		       struct vmsrs_lock_sleeper *sleeper, struct vmsrs_wait *wait)
@@ -36,7 +24,7 @@ static long lock_sleep(struct vmsrs_app *app, const struct vmsrs_ioctl_lock *arg
 	for (;;) {
 		/* Before the word is read, so that no wake-up is missed. */
 		set_current_state(TASK_INTERRUPTIBLE);
-		if (request_failed(app, arg->tag)) {
+		if (vmsrs_request_failed(app, arg->tag)) {
 			ret = -ESTALE;
 			break;
 		}

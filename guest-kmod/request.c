@@ -34,6 +34,23 @@ struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag)
 	return NULL;
 }
 
+/**
+ * vmsrs_request_failed() - tell whether a request has failed
+ * @app: the app
+ * @tag: tag of the request
+ */
+bool vmsrs_request_failed(struct vmsrs_app *app, u64 tag)
+{
+	struct vmsrs_request *request;
+	bool failed;
+
+	spin_lock(&app->dev->requests_lock);
+	request = vmsrs_request_find(app, tag);
+	failed = request && request->failed;
+	spin_unlock(&app->dev->requests_lock);
+	return failed;
+}
+
 /* All but @held, which is as long as @held_count says. */
 static void request_init(struct vmsrs_request *request, struct vmsrs_app *app, u64 tag)
 {

@@ -1163,6 +1163,7 @@ static inline bool vmsrs_thread_writes_over(const struct vmsrs_thread *thread)
 /* request.c */
 bool vmsrs_tag_valid(struct vmsrs_device *dev, u64 tag);
 struct vmsrs_request *vmsrs_request_find(struct vmsrs_app *app, u64 tag);
+bool vmsrs_request_failed(struct vmsrs_app *app, u64 tag);
 void vmsrs_request_add(struct vmsrs_request *request, struct vmsrs_app *app, u64 tag);
 void vmsrs_request_begin(struct vmsrs_request *request, struct vmsrs_file *file, u64 tag, u32 key);
 void vmsrs_request_remove(struct vmsrs_request *request);

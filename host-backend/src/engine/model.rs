@@ -504,6 +504,18 @@ impl World {
         }
     }
 
+    /// A page of a batch, as the driver sends it.
+    fn record(&self, (app, page): PageName, pending: Pending) -> SealRecord {
+        SealRecord {
+            app,
+            domain: pending.domain,
+            page,
+            pool_frame: pending.frame,
+            vault_frame: self.sealed_frame((app, page)),
+            reserved: 0,
+        }
+    }
+
     fn seal(&mut self, limit: usize, damage: Option<Damage>) {
         let mut batch = self.batch.take().unwrap_or_else(|| Batch {
             pages: std::mem::take(&mut self.pending).into_iter().collect(),
@@ -517,14 +529,7 @@ impl World {
         };
         let mut records: Vec<SealRecord> = sent
             .iter()
-            .map(|&((app, page), pending)| SealRecord {
-                app,
-                domain: pending.domain,
-                page,
-                pool_frame: pending.frame,
-                vault_frame: self.sealed_frame((app, page)),
-                reserved: 0,
-            })
+            .map(|&(page, pending)| self.record(page, pending))
             .collect();
         let is_wrong = damage.is_some_and(|damage| self.damage(damage, &mut records, &mut flags));
         let sent: Vec<Pending> = sent.iter().map(|&(_, pending)| pending).collect();
@@ -588,15 +593,11 @@ impl World {
             pages,
             frames: Vec::new(),
         };
-        let record = |&((app, page), pending): &(PageName, Pending)| SealRecord {
-            app,
-            domain: pending.domain,
-            page,
-            pool_frame: pending.frame,
-            vault_frame: self.sealed_frame((app, page)),
-            reserved: 0,
-        };
-        let records: Vec<SealRecord> = batch.pages.iter().map(record).collect();
+        let records: Vec<SealRecord> = batch
+            .pages
+            .iter()
+            .map(|&(page, pending)| self.record(page, pending))
+            .collect();
         let outcome = self.send(&records, SEAL_LAST);
         if outcome.refusal.is_some() {
             assert!(self.failed || self.engine.has_unwiped());
