@@ -25,7 +25,7 @@ use std::ptr;
 const FIRST: u32 = 64;
 
 /// Of the requests after these, one in so many.
-const INTERVAL: u64 = 1024;
+const INTERVAL: u64 = 1280;
 
 /// Where each request begins with a look at its thread, one in so many of them is also one at the process's handlers of signals.
 const DISPOSITIONS: u32 = 16;
