@@ -162,8 +162,9 @@ fn unusual_request_leaves_its_thread_at_rest() {
 /// Most instructions of a request that does nothing, without protection keys.
 const EMPTY_MAX: u64 = 200;
 
-/// Most instructions of a request that writes one page, in the process and without protection keys.
-const WRITES_MAX: u64 = 670;
+/// Most instructions of a request that writes one page, in the process and without protection keys; the order that the compiler
+/// chooses makes a difference of some.
+const WRITES_MAX: u64 = 685;
 
 /// Most instructions for each block of a page of small ones that was written.
 const BLOCK_MAX: u64 = 45;
