@@ -34,7 +34,7 @@ fn damage_by_a_plain_request_is_found() {
         |_, _, control| control.held_count = 0,
         |_, _, control| control.held_count = 2,
         |_, _, control| control.held[0] += 1,
-        |_, _, control| *control = ThreadControl::default(),
+        |_, _, control| *control = bytemuck::Zeroable::zeroed(),
         |_, domain, _| domain.lock_word().store(0, Ordering::Relaxed),
         |_, domain, _| {
             domain.lock_word().fetch_add(1, Ordering::Relaxed);

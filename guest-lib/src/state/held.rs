@@ -95,7 +95,7 @@ impl State {
         if held::push(&control, domain) {
             Ok(())
         } else {
-            Err(Error::Limit("32 held domains"))
+            Err(Error::Limit("256 held domains"))
         }
     }
 
