@@ -38,6 +38,7 @@ pub use api::app::Protection;
 pub use api::domain::DomainOptions;
 pub use api::guard::{guard, guard_variables, open_guard};
 pub use api::inquiry::{in_request, usable_size};
+pub use api::lease::Lease;
 pub use api::mutex::{Mutex, MutexGuard};
 pub use api::options::{Audit, Options};
 pub use api::request::{Entered, stack_bounds};

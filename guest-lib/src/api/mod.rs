@@ -5,6 +5,7 @@ pub(crate) mod domain;
 pub(crate) mod fan_out;
 pub(crate) mod guard;
 pub(crate) mod inquiry;
+pub(crate) mod lease;
 pub(crate) mod mutex;
 pub(crate) mod options;
 pub(crate) mod request;

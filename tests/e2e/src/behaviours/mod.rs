@@ -26,6 +26,7 @@ mod guarded_memory;
 mod guest_reboot;
 mod hostile_guest;
 mod kernel_write;
+mod lease;
 mod lock_release;
 mod many_processes;
 mod members;
@@ -58,6 +59,7 @@ pub const ALL: &[&Behaviour] = &[
     &resident::BEHAVIOUR,
     &guarded_memory::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
+    &lease::BEHAVIOUR,
     &corruption::MIRRORED,
     &corruption::UNMIRRORED,
     &corruption::POISONED_MIRRORED,
