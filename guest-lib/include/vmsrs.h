@@ -913,6 +913,29 @@ int vmsrs_free(const struct vmsrs_domain *domain, void *block);
  */
 size_t vmsrs_usable_size(const void *block);
 
+/**
+ * Tells the number of a domain in its app.
+ *
+ * All processes know the domain by it, for as long as it is not deleted. The
+ * host's tools print it.
+ *
+ * @param domain The domain.
+ * @return The number; UINT32_MAX for null.
+ */
+VMSRS_MUST_USE uint32_t vmsrs_domain_number(const struct vmsrs_domain *domain);
+
+/**
+ * Finds a domain that the request of the calling thread holds, by its number.
+ *
+ * For what is stored in a domain and has to find it, such as an allocator: the
+ * address of a handle is another one in each process, the number is not.
+ *
+ * @param number A number from vmsrs_domain_number().
+ * @return The domain; null if the request holds none with that number, or the
+ *     thread has no request.
+ */
+VMSRS_MUST_USE struct vmsrs_domain *vmsrs_held_domain(uint32_t number);
+
 /** Bytes of arena that each thread of a request has. */
 #define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)
 

@@ -1,5 +1,7 @@
 //! The Rust interface.
 
+#[cfg(feature = "allocator-api2")]
+pub(crate) mod allocator;
 pub(crate) mod app;
 pub(crate) mod domain;
 pub(crate) mod fan_out;

@@ -490,6 +490,8 @@ static int fill(vmsrs_request *request, void *argument)
 	char *block = vmsrs_alloc(argument, 20000);
 
 	(void)request;
+	CHECK(vmsrs_held_domain(vmsrs_domain_number(argument)) == argument);
+	CHECK(!vmsrs_held_domain(vmsrs_domain_number(two)));
 	CHECK(block);
 	memset(block, 'l', 20000);
 	return vmsrs_set_root(argument, block);
@@ -536,6 +538,8 @@ static void leases(void)
 	int given_up = -1, nothing = 0;
 
 	CHECK(vmsrs_domain_open(app, "lease", 5, &user) == VMSRS_OK);
+	CHECK(vmsrs_domain_number(NULL) == UINT32_MAX);
+	CHECK(!vmsrs_held_domain(vmsrs_domain_number(user)));
 	CHECK(vmsrs_run(user, fill, user, NULL) == VMSRS_OK);
 	CHECK(vmsrs_lease(NULL, find, user, &lease) == VMSRS_EINVAL && !lease.data);
 	CHECK(vmsrs_lease(user, NULL, user, &lease) == VMSRS_EINVAL);
