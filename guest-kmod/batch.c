@@ -389,6 +389,7 @@ static int seal(struct vmsrs_device *dev)
 	error = send_batch(dev, count, &deletions, deletion_count);
 	if (error)
 		return error;
+	vmsrs_leases_sealed(dev);
 	vmsrs_answer_finish(dev);
 	if (deletion_count)
 		vmsrs_deletions_done(dev, &deletions);

@@ -3,7 +3,7 @@
  * Leases: committed versions of pages that a process goes on reading, at addresses of its own, whatever
  * becomes of the pages. Nobody waits for a lease, and requests do not know of it.
  *
- * A version in the pool is kept by a reference to its frame. One in the vault stays until the host gets a
+ * A version in the pool is kept by a reference to its frame, until it is sealed. One in the vault stays until the host gets a
  * version that replaces it, or its domain's deletion: before the driver sends that, it copies what is leased,
  * and has the leases show the copy.
  */
@@ -114,6 +114,56 @@ void vmsrs_leases_keep(struct vmsrs_device *dev, struct vmsrs_frame *const *sent
 	mutex_unlock(&dev->leases_lock);
 }
 
+/*
+ * The frame of the vault where the host has just sealed the version in a frame of the pool; VMSRS_NONE if that was not in the
+ * batch, or is lost.
+ */
+static u32 sealed_version(struct vmsrs_device *dev, const struct vmsrs_frame *frame)
+{
+	const struct vmsrs_batch *batch = &dev->batch;
+
+	if (frame->batch != batch->number - 1 || frame->place >= batch->sent_count ||
+	    batch->sent[frame->place] != frame)
+		return VMSRS_NONE;
+	/* A loss that is noted after this finds the lease. */
+	return frame->sealed == VMSRS_DAMAGED_FRAME || frame->sealed == READ_ONCE(frame->lost) ? VMSRS_NONE :
+											    frame->sealed;
+}
+
+/**
+ * vmsrs_leases_sealed() - have leases show the sealed versions of a batch, so that they do not keep frames of the pool
+ * @dev: the device, whose batch was answered; called by the seal work alone, before vmsrs_answer_finish()
+ */
+void vmsrs_leases_sealed(struct vmsrs_device *dev)
+{
+	struct vmsrs_lease_page *page;
+	struct vmsrs_lease *lease;
+	struct vmsrs_frame *frame;
+	u32 sealed, i;
+
+	/* One that is just being taken keeps its frames. */
+	if (!READ_ONCE(dev->lease_frames))
+		return;
+	mutex_lock(&dev->leases_lock);
+	list_for_each_entry(lease, &dev->leases, list) {
+		for (i = 0; i < lease->count; i++) {
+			page = &lease->pages[i];
+			if (!vmsrs_in_pool(page->version))
+				continue;
+			frame = vmsrs_pool_frame(dev, page->version);
+			sealed = sealed_version(dev, frame);
+			if (sealed == VMSRS_NONE)
+				continue;
+			page->version = sealed;
+			hash_add(dev->leased, &page->node, sealed);
+			unmap(lease, page);
+			WRITE_ONCE(dev->lease_frames, dev->lease_frames - 1);
+			vmsrs_pool_put(dev, frame);
+		}
+	}
+	mutex_unlock(&dev->leases_lock);
+}
+
 /**
  * vmsrs_leases_lose() - the content of a frame of the vault is lost
  * @dev: the device
@@ -187,7 +237,7 @@ int vmsrs_lease_add(struct vmsrs_lease *lease, struct vmsrs_domain *domain, u32 
 		if (dev->lease_frames >= vmsrs_pool_reserve(dev)) {
 			error = -ENOSPC;
 		} else {
-			dev->lease_frames++;
+			WRITE_ONCE(dev->lease_frames, dev->lease_frames + 1);
 			vmsrs_pool_pin(dev, vmsrs_pool_frame(dev, page->version));
 		}
 	} else if (in_vault(page)) {
@@ -214,7 +264,7 @@ static void lease_release(struct kref *ref)
 		if (page->copy) {
 			put_page(page->copy);
 		} else if (vmsrs_in_pool(page->version)) {
-			dev->lease_frames--;
+			WRITE_ONCE(dev->lease_frames, dev->lease_frames - 1);
 			vmsrs_pool_put(dev, vmsrs_pool_frame(dev, page->version));
 		} else if (in_vault(page)) {
 			hash_del(&page->node);

@@ -786,7 +786,7 @@ struct vmsrs_control {
  * @leased: struct vmsrs_lease_page, by frame of the vault
  * @lease_ids: struct vmsrs_lease, by number
  * @lease_pages: number of pages of all leases; read without the lock
- * @lease_frames: references of leases to frames of the pool
+ * @lease_frames: references of leases to frames of the pool; read without the lock
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
  * @commit_lock: held for reading by whatever commits, discards, fails, suspends or forgets
@@ -1278,6 +1278,7 @@ void vmsrs_deletions_init(struct vmsrs_device *dev);
 /* lease.c */
 void vmsrs_leases_keep(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count,
 		       struct list_head *deletions);
+void vmsrs_leases_sealed(struct vmsrs_device *dev);
 void vmsrs_leases_lose(struct vmsrs_device *dev, u32 frame);
 struct vmsrs_lease *vmsrs_lease_new(struct vmsrs_device *dev, u32 count);
 int vmsrs_lease_add(struct vmsrs_lease *lease, struct vmsrs_domain *domain, u32 version);
