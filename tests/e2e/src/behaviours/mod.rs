@@ -30,6 +30,7 @@ mod lease;
 mod lock_release;
 mod many_processes;
 mod members;
+mod mutex;
 mod neighbours;
 mod pool_limit;
 mod pool_waits;
@@ -94,6 +95,7 @@ pub const ALL: &[&Behaviour] = &[
     &random_requests::BEHAVIOUR,
     &propagation::BEHAVIOUR,
     &members::BEHAVIOUR,
+    &mutex::BEHAVIOUR,
     &suspended::BEHAVIOUR,
     &deadlock::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
