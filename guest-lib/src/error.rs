@@ -75,6 +75,9 @@ pub enum Error {
     /// The domain was deleted ([`crate::Domain::delete`]), by this process or another one. Opening its key makes a new domain.
     #[error("the domain is deleted; open its key again for a new one")]
     Deleted,
+    /// Bytes that are to be leased are not as they were committed: the request has changed them.
+    #[error("the request has changed these bytes; lease them when that is committed")]
+    Uncommitted,
     /// More of the domain's requests have failed than its budget allows ([`crate::Budget`]).
     #[error("the domain is refused for {milliseconds} ms: too many of its requests have failed")]
     Quarantined {

@@ -66,6 +66,10 @@ pub const VMSRS_ESANITIZER: i32 = -23;
 /// domain.
 pub const VMSRS_EDELETED: i32 = -24;
 
+/// Bytes that are to be leased are not as they were committed: the request has changed
+/// them.
+pub const VMSRS_EUNCOMMITTED: i32 = -25;
+
 /// Describes a return code.
 ///
 /// Like `strerror()`, but thread-safe: the string is constant and never freed.
@@ -109,6 +113,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
             c"the thread and the memory sanitizer leave no room for an app of a device; run without one (VMSRS_DEVICE=none)"
         }
         VMSRS_EDELETED => c"the domain is deleted",
+        VMSRS_EUNCOMMITTED => c"the request has changed the bytes that are to be leased",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
         _ => c"unknown return code",
     };
@@ -170,6 +175,7 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::Variables(_) => VMSRS_EVARIABLES,
         Error::Quarantined { .. } => VMSRS_EQUARANTINE,
         Error::Deleted => VMSRS_EDELETED,
+        Error::Uncommitted => VMSRS_EUNCOMMITTED,
         Error::Map { source, .. } => {
             refuse("mapping the pages of the app", source);
             VMSRS_ESYSTEM

@@ -10,6 +10,7 @@ use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::os::lock::Lock;
 use crate::os::sanitizer;
+use crate::os::view::View;
 use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
@@ -326,6 +327,27 @@ impl Backend for Unprotected {
                 ..IoctlDomainInfo::default()
             })
         })
+    }
+
+    /// A copy: there are no versions that could be kept.
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let offset = address.checked_sub(self.base).ok_or_else(invalid)?;
+        let bytes = u64::from(PAGE_SIZE);
+        let holds = |extent: &Extent| {
+            let start = u64::from(extent.page) * bytes;
+            let size = u64::from(extent.pages) * bytes;
+            offset >= start && offset - start < size && length as u64 <= size - (offset - start)
+        };
+        let known = self.tables.with(|tables| {
+            let extents = tables.extents.get(domain as usize);
+            extents.is_some_and(|extents| extents.iter().any(holds))
+        });
+        let first = NonNull::new(address as *mut u8).filter(|_| known && length > 0);
+        // SAFETY: an extent's pages can be read.
+        let view = unsafe { View::copy_of(first.ok_or_else(invalid)?, length) }?;
+        let first = view.first();
+        Ok((view, first))
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
