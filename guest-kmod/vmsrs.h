@@ -1100,6 +1100,7 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 			   u32 *reply_length);
 int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
 		       void *reply, u32 reply_length);
+long vmsrs_control_unexpected(struct vmsrs_device *dev, u32 kind, int error);
 
 /* pool.c */
 
@@ -1251,6 +1252,12 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  */
 
 /* The first extent of a domain. */
+/* A name or key is `length` bytes, followed by zeros. */
+static inline bool vmsrs_padded(const u8 *bytes, size_t length, size_t size)
+{
+	return length <= size && !memchr_inv(bytes + length, 0, size - length);
+}
+
 static inline struct vmsrs_extent_pages *vmsrs_extent_first(const struct vmsrs_domain *domain)
 {
 	return domain->last ? domain->last->next : NULL;
@@ -1395,14 +1402,28 @@ void vmsrs_residents_drop(struct vmsrs_file *file);
 void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		      const struct vmsrs_frames *records);
 
-/* app.c */
+/* extent.c */
 struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
+u64 vmsrs_app_base(const struct vmsrs_app *app);
 u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address);
+struct vmsrs_extent_pages *vmsrs_extent_new(struct vmsrs_domain *domain,
+					    const struct vmsrs_extent *where);
+void vmsrs_extent_append(struct vmsrs_domain *domain, struct vmsrs_extent_pages *extent);
+bool vmsrs_extent_valid(const struct vmsrs_extent *extent);
+int vmsrs_extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent);
+void vmsrs_extent_unreserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent);
+void vmsrs_extent_publish(struct vmsrs_app *app, struct vmsrs_extent_pages *extent);
+void vmsrs_extents_free(struct vmsrs_domain *domain);
+long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
+
+/* fetch.c */
+long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
+void vmsrs_domain_free(struct vmsrs_domain *domain);
+
+/* app.c */
 void vmsrs_app_free(struct vmsrs_app *app);
 long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg);
 void vmsrs_app_close(struct vmsrs_file *file);
-long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
-long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
 
 /* lease_take.c */
 struct vmsrs_lease *vmsrs_lease_take(struct vmsrs_app *app, const struct vmsrs_ioctl_lease *arg);

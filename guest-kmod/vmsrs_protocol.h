@@ -98,7 +98,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 10
+#define VMSRS_ABI_VERSION 11
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -777,7 +777,7 @@ struct vmsrs_module_entry {
  */
 
 /* Maximum number of domains that a request holds. */
-#define VMSRS_HELD_MAX 32
+#define VMSRS_HELD_MAX 256
 /*
  * In place of a key: the request writes to domains no more. What a signal
  * handler of the server would write while it ends is refused.

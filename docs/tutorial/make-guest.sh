@@ -11,19 +11,31 @@ if [ $# -lt 3 ]; then
 	echo 'usage: make-guest.sh FOLDER PROGRAM VMSRS.KO [KERNEL-RELEASE [ROOT]]' >&2
 	exit 2
 fi
-if ! command -v busybox >/dev/null; then
-	echo 'make-guest.sh: there is no busybox: install the package busybox-static' >&2
-	exit 1
-fi
+need() {
+	if ! command -v "$1" >/dev/null; then
+		echo "make-guest.sh: there is no $1: install the package $2" >&2
+		exit 1
+	fi
+}
+need busybox busybox-static
+# Not on every user's path.
+PATH=$PATH:/usr/sbin:/sbin
+need modprobe kmod
 folder=$1 program=$2 driver=$3 release=${4:-$(uname -r)} root=${5:-}
 
 mkdir -p "$folder/bin" "$folder/lib/modules" "$folder/proc" "$folder/sys" "$folder/dev" "$folder/tmp"
 cp "$(command -v busybox)" "$folder/bin/busybox"
 cp "$program" "$folder/bin/server"
 # modprobe prints `insmod FILE`, dependencies first, or `builtin NAME`, which needs no file.
+: > "$folder/lib/modules/needed"
 for module in virtio_mmio virtio_net; do
-	modprobe -d "$root/" -S "$release" --show-depends "$module"
-done > "$folder/lib/modules/needed"
+	found=$(modprobe -d "$root/" -S "$release" --show-depends "$module") || found=
+	if [ -z "$found" ]; then
+		echo "make-guest.sh: no module $module for $release: install its linux-image package" >&2
+		exit 1
+	fi
+	echo "$found" >> "$folder/lib/modules/needed"
+done
 : > "$folder/lib/modules/order"
 while read -r verb file _; do
 	[ "$verb" = insmod ] || continue

@@ -186,7 +186,7 @@ enum vmsrs_code {
 	/** The request holds the domain already. */
 	VMSRS_EHELD = -8,
 	/**
-	 * A limit is reached: 32 domains, 256 defers or 256 threads of a
+	 * A limit is reached: 256 domains, 256 defers or 256 threads of a
 	 * request, or 4096 suspended tasks of a process.
 	 */
 	VMSRS_ELIMIT = -9,
@@ -973,7 +973,7 @@ void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
  * @retval VMSRS_ENOREQUEST
  * @retval VMSRS_EHELD Held already, or another thread of the request waits for
  *     it.
- * @retval VMSRS_ELIMIT The request holds 32 domains.
+ * @retval VMSRS_ELIMIT The request holds 256 domains.
  * @retval VMSRS_EAPP The domain belongs to another app.
  * @retval VMSRS_ETIMEOUT The domain did not become free in time.
  * @retval VMSRS_EDEADLOCK The holder waits for this request, directly or

@@ -99,7 +99,7 @@ pub enum Error {
     /// The domain given to `run` cannot be left before the request's end.
     #[error("the domain of run() is held to the end of the request")]
     MainDomain,
-    /// A request can hold 32 domains and 256 defers, and 256 threads can have joined it; a process can
+    /// A request can hold 256 domains and 256 defers, and 256 threads can have joined it; a process can
     /// have 4096 suspended requests of an app.
     #[error("the request has reached its limit of {0}")]
     Limit(&'static str),

@@ -41,7 +41,7 @@ pub use api::domain::DomainOptions;
 pub use api::guard::{guard, guard_variables, open_guard};
 pub use api::inquiry::{held_domain, in_request, usable_size};
 pub use api::lease::Lease;
-pub use api::mutex::{Mutex, MutexGuard};
+pub use api::mutex::Mutex;
 pub use api::options::{Audit, Options};
 pub use api::request::{Entered, stack_bounds};
 pub use api::task::{Step, Task};

@@ -36,6 +36,7 @@ fn open(key: &str) -> &'static Domain {
 }
 
 /// The domain's table, made if there is none.
+#[expect(clippy::mut_from_ref, reason = "one at a time in each test")]
 fn table(request: &Request) -> Result<&mut Table, Error> {
     if let Some(mut table) = request.root::<Table>() {
         // SAFETY: a table that no other request uses meanwhile.

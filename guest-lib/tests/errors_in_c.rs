@@ -88,6 +88,22 @@ fn heap_damage_found_under_lock_ends_process() {
     }
 }
 
+#[test]
+fn errors_that_are_not_suppressed_end_the_process() {
+    for (error, says) in [
+        ("null", ""),
+        ("division", ""),
+        ("fail", "vmsrs: invariant, not suppressed: on purpose"),
+        ("red-zone", "vmsrs: red zone, not suppressed"),
+    ] {
+        let mut command = errors().command(&[error]);
+        let output = command.env("VMSRS_SUPPRESSION", "off").output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.signal().is_some(), "{error}: {errors}");
+        assert!(errors.contains(says), "{error}: {errors}");
+    }
+}
+
 /// The likeliest mistake when a server is ported to domains. glibc detects it before it locks its heap, whatever the
 /// size of the block.
 #[test]

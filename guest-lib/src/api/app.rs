@@ -3,8 +3,9 @@
 use super::domain::DomainOptions;
 use crate::error::Error;
 use crate::os::lock::Lock;
-use crate::os::{clib, modules, signals, streams};
-use crate::run::left::end_left;
+use crate::os::{alarm, clib, modules, signals, streams};
+use crate::run::aside;
+use crate::run::left::{end_left, outside};
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
 use crate::shared::pkru;
@@ -117,6 +118,8 @@ impl App {
         backend: Box<dyn Backend>,
     ) -> Result<&'static Self, Error> {
         clib::install();
+        alarm::install()?;
+        aside::install()?;
         streams::install();
         let _ = reserve::fill();
         handler::install()?;
@@ -169,6 +172,7 @@ impl App {
     /// What happens to memory when a request fails.
     #[must_use]
     pub fn protection(&self) -> Protection {
+        end_left();
         if self.backend().protects() {
             Protection::Full
         } else {
@@ -212,8 +216,7 @@ impl App {
     ///
     /// [`Error::Nested`] inside a request or a defer.
     pub fn set_budget(&self, budget: Budget) -> Result<(), Error> {
-        end_left();
-        thread::outside()?;
+        outside()?;
         self.budget().set(budget);
         Ok(())
     }
@@ -233,8 +236,7 @@ impl App {
         &self,
         check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        end_left();
-        thread::outside()?;
+        outside()?;
         self.invariant().set(Box::new(check))
     }
 }

@@ -3,7 +3,7 @@
 use super::options::Options;
 use crate::error::{Error, RunError};
 use crate::heap::Damage;
-use crate::run::left::end_left;
+use crate::run::left::outside;
 use crate::run::request::Request;
 use crate::run::{self, End, Stop};
 use crate::shared::pkru;
@@ -251,8 +251,7 @@ impl Domain {
     ///
     /// [`Error::Nested`] inside a request or a defer.
     pub fn set_budget(&self, budget: Budget) -> Result<(), Error> {
-        end_left();
-        thread::outside()?;
+        outside()?;
         self.budget().set(budget);
         Ok(())
     }
@@ -266,8 +265,7 @@ impl Domain {
         &self,
         check: impl Fn(&'static Domain) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        end_left();
-        thread::outside()?;
+        outside()?;
         self.invariant().set(Box::new(check))
     }
 }

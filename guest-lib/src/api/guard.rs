@@ -5,10 +5,9 @@
 //! instruction and fails the request.
 
 use crate::error::Error;
-use crate::run::left::end_left;
+use crate::run::left::outside;
 use crate::shared::pkru;
 use crate::state::domain::App;
-use crate::thread;
 use std::ffi::{c_int, c_void};
 use vmsrs_protocol::{APP_BASE, APP_PAGES, MAX_APPS, PAGE_SIZE};
 
@@ -50,8 +49,7 @@ pub unsafe fn guard(start: *mut u8, length: usize) -> Result<(), Error> {
     if is_usual || App::any_in(&(from as u64..end as u64)) {
         return Err(Error::Argument("pages of domains cannot be guarded"));
     }
-    end_left();
-    thread::outside()?;
+    outside()?;
     let key = pkru::guard_key().ok_or(Error::NoKeys)?;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's pages, which stay readable and writable.

@@ -7,7 +7,7 @@ use crate::failure::Kind;
 use crate::os::errno;
 use crate::run::defer::{run_defers, run_defers_here};
 use crate::run::hot;
-use crate::run::left::end_left;
+use crate::run::left::{end_left, outside};
 use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
 use crate::state::State;
@@ -91,10 +91,7 @@ impl Task {
         if self.stage == Stage::Over {
             return Err(Error::Ended.into());
         }
-        end_left();
-        if thread::current().is_some() {
-            return Err(Error::Nested.into());
-        }
+        outside()?;
         let thread = thread::of(self.domain.app())?;
         if let Some(bytes) = self.options.stack {
             thread.enlarge_stack(bytes)?;

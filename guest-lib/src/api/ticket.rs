@@ -2,7 +2,7 @@
 
 use crate::error::{Error, RunError};
 use crate::run::hot;
-use crate::run::left::end_left;
+use crate::run::left::outside;
 use crate::run::request::Request;
 use crate::run::{self, Body, End, Outcome, Stop};
 use crate::state::State;
@@ -99,10 +99,7 @@ impl Ticket {
         if self.forks != fork::generation() {
             return Err(Error::Forked);
         }
-        end_left();
-        if thread::current().is_some() {
-            return Err(Error::Nested);
-        }
+        outside()?;
         thread::of(self.domain.app())
     }
 

@@ -27,7 +27,7 @@ pub const VMSRS_ENOTHELD: i32 = -6;
 pub const VMSRS_ENESTED: i32 = -7;
 /// The request holds the domain already.
 pub const VMSRS_EHELD: i32 = -8;
-/// A limit is reached: 32 domains, 256 defers or 256 threads of a request, or 4096
+/// A limit is reached: 256 domains, 256 defers or 256 threads of a request, or 4096
 /// suspended tasks of a process.
 pub const VMSRS_ELIMIT: i32 = -9;
 /// The domain belongs to another app than the request.

@@ -51,8 +51,11 @@ impl Place {
 /// The code of all of them.
 static CODE: [Place; 8] = [const { Place::none() }; 8];
 
-/// Of these, that of the C library and of the dynamic linker.
-static OWN: [Place; 2] = [const { Place::none() }; 2];
+/// Of these, that of the C library.
+static C_LIBRARY: Place = Place::none();
+
+/// That of the dynamic linker, where it is a program of its own.
+static LINKER: Place = Place::none();
 
 /// That of an allocator which is not the C library's.
 static ALLOCATOR: Place = Place::none();
@@ -77,6 +80,9 @@ pub(crate) fn install() {
             libc::getauxval(libc::AT_ENTRY),
         )
     };
+    // A program may be started through the linker as a command.
+    let is_linker =
+        |module: &Module<'_>| module.contains(linker) || module.name().starts_with(b"ld-linux");
     let mut places = CODE.iter();
     let mut is_foreign = false;
     fill(&mut places, |module| {
@@ -84,20 +90,21 @@ pub(crate) fn install() {
         if is_c && module.contains(program) {
             return Some(first_function()..module.code().end);
         }
-        let is_linker = module.contains(linker) || module.name().starts_with(b"ld-linux");
         // Allocators ask the kernel's code in the process for the time.
         let is_kernel = module.name().starts_with(b"linux-vdso");
-        (is_c || is_linker || is_kernel).then(|| module.code())
+        (is_c || is_linker(module) || is_kernel).then(|| module.code())
     });
     // The C library's own allocator has this function beside it.
     let has_own_allocator = address_of!("malloc_info") != 0;
-    fill(&mut OWN.iter(), |module| {
-        if module.contains(c_library) && module.contains(program) {
-            return has_own_allocator.then(|| first_function()..module.code().end);
-        }
-        (module.contains(c_library) || module.contains(linker)).then(|| module.code())
-    });
     let _ = modules::each(|module| {
+        if is_linker(module) {
+            LINKER.set(&module.code());
+        }
+        if module.contains(c_library) && !module.contains(program) {
+            C_LIBRARY.set(&module.code());
+        } else if module.contains(c_library) && has_own_allocator {
+            C_LIBRARY.set(&(first_function()..module.code().end));
+        }
         if module.contains(allocator) && !module.contains(c_library) {
             is_foreign = true;
             if module.contains(program) {
@@ -158,7 +165,12 @@ pub(crate) fn contains(instruction: u64) -> bool {
 /// is another one: it may lie among the C library's functions, and its own must not be unwound, since they would unlock a heap that is
 /// half changed. Async-signal-safe.
 pub(crate) fn is_own(instruction: u64) -> bool {
-    OWN.iter().any(|place| place.contains(instruction))
+    C_LIBRARY.contains(instruction) || is_in_linker(instruction)
+}
+
+/// Whether it is in the dynamic linker. Async-signal-safe.
+pub(crate) fn is_in_linker(instruction: u64) -> bool {
+    LINKER.contains(instruction)
 }
 
 /// The same for the code of an allocator that is not the C library's. Async-signal-safe.
@@ -177,44 +189,31 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
     is_steppable(next, number)
 }
 
-/// System calls that can be single-stepped: those of heaps, and of what the C library does about a socket that fails.
-const STEPPABLE: [libc::c_long; 26] = [
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_brk,
-    libc::SYS_socket,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_getsockname,
-    libc::SYS_setsockopt,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_poll,
-    libc::SYS_ioctl,
-    libc::SYS_openat,
-    libc::SYS_newfstatat,
-    libc::SYS_fstat,
-    libc::SYS_lseek,
-    libc::SYS_close,
-    libc::SYS_getpid,
+/// System calls that are not single-stepped: they may block the signal which each step gives or change what it does, start a
+/// thread or a program that is single-stepped too, or end this one.
+const NOT_STEPPABLE: [libc::c_long; 13] = [
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_ptrace,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
 ];
 
-/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call that may block the signal
-/// which each step gives, or start a thread that is single-stepped too. Nor if it is a string
+/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call of those above. Nor if it is a string
 /// instruction, which traps for each byte that it copies, or a `PAUSE`: the thread waits for another one, to which steps bring
 /// it no nearer, and would use up all that it has.
 fn is_steppable(next: [u8; 3], number: u64) -> bool {
     match next {
         [first, second, _] if [first, second] == SYSCALL => {
-            STEPPABLE.iter().any(|&call| call as u64 == number)
+            NOT_STEPPABLE.iter().all(|&call| call as u64 != number)
         }
         [0xf3, 0x90, _] => false,
         // REP, and REX perhaps.

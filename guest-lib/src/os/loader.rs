@@ -65,15 +65,6 @@ pub(crate) fn install() {
     }
 }
 
-/// The linker's code lies at most so many bytes before its variable.
-const CODE: u64 = 256 * 1024;
-
-/// Whether an instruction is the linker's, where it is a program of its own.
-pub(crate) fn contains(instruction: u64) -> bool {
-    let variable = address_of!("_rtld_global") as u64;
-    variable != 0 && (variable.saturating_sub(CODE)..variable).contains(&instruction)
-}
-
 /// Ends a look-up of a name that was cut short: it has noted that nothing may be unloaded meanwhile, which the next one takes
 /// back. Uses the linker, and must run aside.
 pub(crate) fn end_lookup() {

@@ -1,5 +1,6 @@
 //! How the process is: what a server looks at to plan its restart.
 
+use super::left::end_left;
 use super::{run, trial};
 use crate::failure::{Failure, Kind};
 use crate::run::End;
@@ -40,6 +41,7 @@ static QUARANTINES: AtomicU64 = AtomicU64::new(0);
 /// See [`Health`]. Can be called anywhere.
 #[must_use]
 pub fn health() -> Health {
+    end_left();
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (left_descriptors, left_bytes) = open::left_by_all();
     Health {

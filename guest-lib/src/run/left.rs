@@ -3,6 +3,7 @@
 use super::defer::run_defers;
 use super::restore::{Cut, restore};
 use super::{Stop, failed, failed_member};
+use crate::error::Error;
 use crate::failure::Kind;
 use crate::thread::{self, LEFT, Phase, Thread};
 
@@ -14,6 +15,19 @@ pub(crate) fn end_left() {
     };
     if thread.has_left_function() || thread.has_left_library() {
         end(thread);
+    }
+}
+
+/// For calls that change what outlives a request, and that one which fails could not take back.
+///
+/// # Errors
+///
+/// [`Error::Nested`] where a request runs on the calling thread.
+pub(crate) fn outside() -> Result<(), Error> {
+    end_left();
+    match thread::current() {
+        Some(_) => Err(Error::Nested),
+        None => Ok(()),
     }
 }
 

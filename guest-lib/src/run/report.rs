@@ -2,35 +2,38 @@
 
 use super::end::abort_process;
 use super::restore::{Cut, restore};
-use crate::failure::{Failure, Reported};
+use crate::failure::{Failure, Kind, Reported};
 use crate::os::dispositions;
 use crate::os::signals::{self, Signals};
-use crate::thread::{Thread, evidence};
+use crate::thread::{Thread, end_unsuppressed, evidence};
 use std::io;
 
 /// Discards and reports. All threads of a request get the same failure, that of the first.
 pub(super) fn report(thread: &Thread) -> Failure {
+    if !signals::suppressing() {
+        let kind = thread.with_record(|record| Kind::from_number(record.kind));
+        end_unsuppressed(kind.unwrap_or(Kind::Memory), thread.message());
+    }
     thread.land();
     thread.repair_control();
     let reported = thread.with_record(|record| {
         let reported = thread.state().fail(|| {
             record.tag = thread.tag();
-            if signals::suppressing() {
-                record.handled = signals::handled().bits();
-                record.handler = signals::handler() as u64;
-            }
+            record.handled = signals::handled().bits();
+            record.handler = signals::handler() as u64;
             evidence::attach(record, thread);
             thread.report_open(record);
-            let held = thread.state().held();
-            loop {
-                match thread.app().backend().fail(record, held.as_slice()) {
-                    Ok(()) => break,
-                    Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                    Err(error) => {
-                        abort_with("cannot discard what the failed request wrote", &error)
+            thread.state().with_held(|held| {
+                loop {
+                    match thread.app().backend().fail(record, held) {
+                        Ok(()) => break,
+                        Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                        Err(error) => {
+                            abort_with("cannot discard what the failed request wrote", &error)
+                        }
                     }
                 }
-            }
+            });
             // What is done next may say something else.
             Reported::new(record, thread.message_copied())
         });

@@ -41,7 +41,7 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
         leave_c_library(thread, registers);
     }
     loader::unlock(thread.number());
-    if signal != 0 && loader::contains(instruction) {
+    if signal != 0 && clib::is_in_linker(instruction) {
         aside::run(thread, &mut loader::end_lookup);
     }
     // An allocator of the program's own cannot be seen. An interrupt may have struck in it, and so may the signal of a handler

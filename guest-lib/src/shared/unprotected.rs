@@ -15,6 +15,7 @@ use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
 use crate::shared::word::{self, Released};
+use bytemuck::Zeroable;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -355,7 +356,7 @@ impl Backend for Unprotected {
     }
 
     fn register(&self, signal: i32, _keys: u32) -> io::Result<Registration> {
-        let control = NonNull::from(Box::leak(Box::<ThreadControl>::default()));
+        let control = NonNull::from(Box::leak(Box::new(ThreadControl::zeroed())));
         let registered = Registered {
             number: thread_number(),
             // SAFETY: leaked, and off this list before it is freed.

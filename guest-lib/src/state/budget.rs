@@ -55,7 +55,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts a failure at that time; whether it is one more than allowed.
+    /// Counts a failure at that time; whether these are more than allowed now. Then the count begins again.
     pub(crate) fn note(&self, allowed: &Allowed, now: u64) -> bool {
         let within = allowed.within.load(Ordering::Relaxed);
         if now.saturating_sub(self.since.load(Ordering::Relaxed)) > within {
@@ -63,7 +63,13 @@ impl Tally {
             self.count.store(0, Ordering::Relaxed);
         }
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        count == allowed.failures.load(Ordering::Relaxed).saturating_add(1)
+        // Of several at the same time the last one tells.
+        let is_last = |count| {
+            self.count
+                .compare_exchange(count, 0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        };
+        count > allowed.failures.load(Ordering::Relaxed) && is_last(count)
     }
 
     /// From here on the domain is refused.
@@ -108,5 +114,20 @@ mod tests {
         assert_eq!(tally.refused_for(|| 1270), 0);
         assert_eq!([1271, 1272].map(note), [false; 2]);
         assert!(note(1273));
+    }
+
+    #[test]
+    fn budget_below_what_has_failed_already_counts_from_the_next_failure() {
+        let (allowed, tally) = (Allowed::default(), Tally::default());
+        let budget = |failures| Budget {
+            failures,
+            within: Duration::from_nanos(100),
+            pause: Duration::from_nanos(50),
+        };
+        allowed.set(budget(5));
+        let note = |now| tally.note(&allowed, now);
+        assert_eq!([1000, 1001, 1002, 1003].map(note), [false; 4]);
+        allowed.set(budget(2));
+        assert!(note(1004));
     }
 }

@@ -376,7 +376,7 @@ impl Domain {
             .find(|budget| budget.is_set())
     }
 
-    /// Counts a failed request; whether it is one more than the budget allows.
+    /// Counts a failed request; whether these are more than the budget allows.
     pub(crate) fn note_failure(&self) -> bool {
         let allowed = self.allowed();
         allowed.is_some_and(|allowed| self.tally.note(allowed, clock::now()))

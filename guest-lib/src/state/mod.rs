@@ -183,8 +183,7 @@ impl State {
 
     /// The request is over, and has no thread any more.
     ///
-    /// `kept`: it was audited and committed. Otherwise a stray write may have changed the count of the
-    /// domains, so all places are emptied: nothing of this request may leak into the next one.
+    /// `kept`: it was audited and committed.
     pub(crate) fn clear(&self, kept: bool) {
         self.flags.fetch_or(CLOSED, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
@@ -192,12 +191,7 @@ impl State {
         self.end_key();
         self.drop_control();
         self.lists(|lists| {
-            let used = if kept {
-                lists.used.min(HELD_MAX)
-            } else {
-                HELD_MAX
-            };
-            lists.domains[..used].fill(None);
+            // Places from here on are written before they are read.
             lists.used = 0;
             lists.quarantine.restart();
             lists.recent.restart();

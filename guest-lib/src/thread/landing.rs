@@ -22,19 +22,29 @@ pub(crate) fn fail_request(kind: Kind, address: u64, message: &[u8]) -> ! {
     switch::clear_flags();
     let thread = current()
         .filter(|thread| thread.can_divert() && thread.is_own() && !thread.has_left_function());
-    let Some(thread) = thread.filter(|_| signals::suppressing()) else {
-        signals::write_stderr(b"vmsrs: ");
-        signals::write_stderr(kind.c_name().to_bytes());
-        signals::write_stderr(b" outside of a request: ");
-        signals::write_stderr(message);
-        signals::write_stderr(b"\n");
-        // SAFETY: ends the process.
-        unsafe { libc::abort() }
+    let Some(thread) = thread else {
+        end_process(kind, b" outside of a request: ", message);
     };
+    if !signals::suppressing() {
+        end_unsuppressed(kind, message);
+    }
     thread.note_failure(kind, address, message);
     thread.set_phase(Phase::Outside);
     // SAFETY: can_divert() says that this runs under the thread's switch.
     unsafe { switch::leap(thread.saved.get().read()) }
+}
+
+/// Ends the process by a failure that is not suppressed.
+pub(crate) fn end_unsuppressed(kind: Kind, message: &[u8]) -> ! {
+    end_process(kind, b", not suppressed: ", message)
+}
+
+fn end_process(kind: Kind, place: &[u8], message: &[u8]) -> ! {
+    for part in [b"vmsrs: ", kind.c_name().to_bytes(), place, message, b"\n"] {
+        signals::write_stderr(part);
+    }
+    // SAFETY: ends the process.
+    unsafe { libc::abort() }
 }
 
 impl Thread {

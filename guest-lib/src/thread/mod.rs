@@ -24,11 +24,9 @@ pub(crate) mod stack;
 
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
-pub(crate) use landing::fail_request;
+pub(crate) use landing::{end_unsuppressed, fail_request};
 pub(crate) use left::LEFT;
-pub(crate) use registry::{
-    current, forget_all, idle, install, keep_failure, of, outside, with_failure,
-};
+pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
 
 use crate::os::alarm::Alarm;
 use crate::os::latch::Take;

@@ -117,18 +117,6 @@ pub(crate) fn current() -> Option<&'static Thread> {
     unsafe { local().current.get().cast::<Thread>().as_ref() }
 }
 
-/// For calls that change what outlives a request, and that one which fails could not take back.
-///
-/// # Errors
-///
-/// [`Error::Nested`] where a request runs on the calling thread.
-pub(crate) fn outside() -> Result<(), Error> {
-    match current() {
-        Some(_) => Err(Error::Nested),
-        None => Ok(()),
-    }
-}
-
 /// The calling thread in `app`, if no request runs here and this is the app that it has used last.
 #[expect(clippy::inline_always, reason = "on the way of each request")]
 #[inline(always)]

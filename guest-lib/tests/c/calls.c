@@ -407,6 +407,10 @@ static int locks(vmsrs_request *request, void *argument)
 		vmsrs_fail("with a mutex");
 	if (*(int *)argument == 2)
 		return -1;
+	if (*(int *)argument == 3)
+		return VMSRS_STEP_SUSPEND;
+	if (*(int *)argument == 4)
+		return VMSRS_OK;
 	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
 	return 0;
 }
@@ -416,6 +420,32 @@ static void *others(void *argument)
 	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_ETIMEOUT);
 	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
 	return argument;
+}
+
+static int locks_in_a_piece(vmsrs_request *request, void *argument)
+{
+	vmsrs_piece piece = { .function = locks, .argument = argument };
+
+	(void)vmsrs_fan_out(request, &piece, 1);
+	return 0;
+}
+
+/* Its thread goes, or may go on with something else: nobody could unlock it. */
+static void mutex_that_outlives_its_part_of_a_request(void)
+{
+	int suspended = 3, kept = 4;
+	vmsrs_task *task;
+
+	CHECK(vmsrs_task_new(one, NULL, &task) == VMSRS_OK);
+	CHECK(vmsrs_task_step(task, locks, &suspended, NULL) == VMSRS_EFAILED);
+	vmsrs_task_free(task);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK && vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	CHECK(vmsrs_run(one, locks_in_a_piece, &kept, NULL) == VMSRS_EFAILED);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK && vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	/* The whole request has ended well: it is the thread's. */
+	CHECK(vmsrs_run(one, locks, &kept, NULL) == VMSRS_OK);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_EHELD);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
 }
 
 static void mutexes(void)
@@ -432,6 +462,9 @@ static void mutexes(void)
 		CHECK(vmsrs_run(one, locks, &how, NULL) == (how == 1 ? VMSRS_EFAILED : VMSRS_OK));
 	CHECK(repaired == 20);
 	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
+	mutex_that_outlives_its_part_of_a_request();
+	CHECK(repaired == 40);
+	repaired = 20;
 	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
 	CHECK(pthread_create(&id, NULL, others, NULL) == 0);
 	CHECK(pthread_join(id, NULL) == 0);

@@ -201,6 +201,19 @@ static void overflow_the_stack_by_alloca(void)
 	use(escaped);
 }
 
+static void fail_on_purpose(void)
+{
+	vmsrs_fail("on purpose");
+}
+
+/* Found by the audit, at the end of the request. */
+static void overrun_a_block(void)
+{
+	escaped = vmsrs_alloc(domain, 40);
+	CHECK(escaped);
+	escaped[many - 24] = 1;
+}
+
 /* The compiler would remove an unused block. */
 static void allocate_and_free(size_t size)
 {
@@ -301,6 +314,8 @@ static const struct error errors[] = {
 	{ "truncated", read_past_the_end_of_a_file, VMSRS_KIND_MEMORY },
 	{ "recursion", recurse_endlessly, VMSRS_KIND_STACK_OVERFLOW },
 	{ "alloca", overflow_the_stack_by_alloca, VMSRS_KIND_STACK_OVERFLOW },
+	{ "fail", fail_on_purpose, VMSRS_KIND_INVARIANT },
+	{ "red-zone", overrun_a_block, VMSRS_KIND_RED_ZONE },
 	{ "landing", destroy_the_stack_of_the_server, VMSRS_KIND_MEMORY },
 	{ "deadline-in-malloc", loop_in_malloc, VMSRS_KIND_DEADLINE },
 	{ "deadline-in-realloc", loop_in_realloc, VMSRS_KIND_DEADLINE },
@@ -356,7 +371,9 @@ static void *watch(void *argument)
 	const struct timespec tick = { .tv_nsec = 300000 };
 
 	while (!ended) {
-		pthread_kill(*(pthread_t *)argument, SIGRTMAX);
+		/* Without suppression nobody handles it. */
+		if (!getenv("VMSRS_SUPPRESSION"))
+			pthread_kill(*(pthread_t *)argument, SIGRTMAX);
 		nanosleep(&tick, NULL);
 	}
 	return NULL;

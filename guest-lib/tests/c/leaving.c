@@ -101,11 +101,15 @@ static void leave_requests(void)
 
 static void call_after_leaving(void)
 {
+	vmsrs_health_t health;
 	vmsrs_domain *other;
 	vmsrs_app *app;
 	void *low, *high;
+	int protection;
 
-	for (volatile int call = 0; call < 8; call++) {
+	CHECK(vmsrs_open("leaving", &app) == VMSRS_OK);
+	protection = vmsrs_protection(app);
+	for (volatile int call = 0; call < 10; call++) {
 		if (sigsetjmp(loop, 1) == 0) {
 			(void)!vmsrs_run(alice, leave, NULL, NULL);
 			CHECK(0);
@@ -135,6 +139,12 @@ static void call_after_leaving(void)
 			break;
 		case 7:
 			CHECK(vmsrs_set_root(alice, NULL) == VMSRS_ENOREQUEST);
+			break;
+		case 8:
+			CHECK(vmsrs_protection(app) == protection);
+			break;
+		case 9:
+			CHECK(vmsrs_health(&health) == VMSRS_OK);
 			break;
 		}
 		all_are_free();

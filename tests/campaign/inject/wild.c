@@ -39,6 +39,8 @@ struct call {
 	vmsrs_failure failure;
 	vmsrs_info info;
 	vmsrs_health_t health;
+	vmsrs_domain_info_t domain_info;
+	vmsrs_mutex_t mutex;
 };
 
 static void undo(void *argument)
@@ -78,8 +80,10 @@ static int sound(vmsrs_domain *domain, void *argument)
 		struct vmsrs_failure *: &call->failure,              \
 		struct vmsrs_info *: &call->info,                    \
 		struct vmsrs_health_t *: &call->health,              \
+		struct vmsrs_domain_info_t *: &call->domain_info,    \
+		struct vmsrs_mutex_t *: &call->mutex,                \
 		const struct vmsrs_budget *: &call->budget,          \
-		vmsrs_request_fn: no_work,                              \
+		vmsrs_request_fn: no_work,                           \
 		vmsrs_defer_fn: undo,                                \
 		vmsrs_invariant_fn: sound)
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::mock::MockBackend;
 use crate::{Kind, thread};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const SIZE: usize = 10_000;
 
@@ -108,7 +109,7 @@ fn is_mapped(address: u64) -> bool {
 
 #[test]
 fn a_request_that_fails_after_it_has_found_leases_nothing() {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
     let app = MockBackend::app("lease of a failed request", |_| ());
     let domain = app.domain("user").unwrap();
     set(domain, 1);
@@ -125,7 +126,6 @@ fn a_request_that_fails_after_it_has_found_leases_nothing() {
         other => panic!("{other:?}"),
     }
     // An interrupt that comes while the lease is taken: nothing of it is left.
-    static TAKEN: AtomicU64 = AtomicU64::new(0);
     let other = app.domain("other").unwrap();
     set(other, 1);
     let mut taken = None;
