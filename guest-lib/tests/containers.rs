@@ -36,7 +36,10 @@ fn open(key: &str) -> &'static Domain {
 }
 
 /// The domain's table, made if there is none.
-#[expect(clippy::mut_from_ref, reason = "one at a time in each test")]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "the table is the domain's, which the request holds"
+)]
 fn table(request: &Request) -> Result<&mut Table, Error> {
     if let Some(mut table) = request.root::<Table>() {
         // SAFETY: a table that no other request uses meanwhile.

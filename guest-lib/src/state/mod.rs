@@ -282,9 +282,10 @@ mod tests {
             matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::Invariant)
         );
         let state = thread::of(app).unwrap().state();
-        state.lists(|lists| assert!(lists.domains.iter().all(Option::is_none)));
+        state.lists(|lists| assert_eq!(lists.held().count(), 0));
         let next = one.run(|_| {
             let tag = state.tag();
+            assert!(state.holds(one) && !state.holds(two));
             state.lists(|lists| {
                 assert!((0..QUARANTINE).all(|place| lists.quarantine.get(tag, place).is_none()));
                 assert!((0..RECENT).all(|place| lists.recent.get(tag, place).is_none()));

@@ -426,8 +426,7 @@ static int locks_in_a_piece(vmsrs_request *request, void *argument)
 {
 	vmsrs_piece piece = { .function = locks, .argument = argument };
 
-	(void)vmsrs_fan_out(request, &piece, 1);
-	return 0;
+	return vmsrs_fan_out(request, &piece, 1);
 }
 
 /* Its thread goes, or may go on with something else: nobody could unlock it. */
