@@ -10,7 +10,7 @@ use vmsrs_report::steps::Steps;
 
 use crate::build::Builds;
 use crate::image;
-use crate::plan::{Finding, Mode, Part};
+use crate::plan::{Finding, Mode, Part, Plan, Server};
 use crate::report::Report;
 
 /// The emulated CPU of measurements: `max` without its fast string instructions, which QEMU counts once a byte.
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
 enum Choice {
     /// The server's own test suite, plain and protected.
     Suite,
-    /// Tools of libmemcached.
+    /// Tools that are not ours.
     Load,
     /// What commands cost, by a clock that counts instructions.
     Throughput,
@@ -68,24 +68,34 @@ enum Choice {
 }
 
 /// Runs the parts and writes the report.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let folder = project::root().join("target/ports/memcached");
+pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
+    let folder = project::root().join("target/ports").join(server.name());
     results::create(&folder)?;
     let steps = Steps::new();
     let bed = Bed::auto()?;
-    let chosen: BTreeSet<Choice> = arguments.parts.iter().copied().collect();
+    let mut chosen: BTreeSet<Choice> = arguments.parts.iter().copied().collect();
+    // mosquitto's own suite needs Python, which guests do not have.
+    if server == Server::Mosquitto {
+        chosen.remove(&Choice::Suite);
+    }
     let attacked = chosen.contains(&Choice::Errors) || chosen.contains(&Choice::Bugs);
-    let builds = Builds::make(&bed, &steps, &folder, attacked)?;
+    let builds = Builds::make(&bed, &steps, server, &folder, attacked)?;
 
     let step = steps.begin("pack the guest");
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
-    let mut guest = image::add_builds(bed.image()?, &builds)?;
-    if chosen.contains(&Choice::Suite) {
-        guest = image::add_perl(guest)?;
-    }
-    if chosen.contains(&Choice::Load) {
-        guest = image::add_tools(guest, &bed)?;
+    let mut guest = bed.image()?;
+    match server {
+        Server::Memcached => {
+            guest = image::memcached::add_builds(guest, &builds)?;
+            if chosen.contains(&Choice::Suite) {
+                guest = image::memcached::add_perl(guest)?;
+            }
+            if chosen.contains(&Choice::Load) {
+                guest = image::memcached::add_tools(guest, &bed)?;
+            }
+        }
+        Server::Mosquitto => guest = image::mosquitto::add_builds(guest, &builds)?,
     }
     if attacked {
         let injector = vmsrs_campaign::build_injector(builds.place())?;
@@ -132,8 +142,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for part in parts {
         let mut findings = Vec::new();
         let timed = part.is_timed();
+        let plan = Plan {
+            server,
+            part: part.clone(),
+        };
         let mut job = Job::new(["vmsrs-ports", "host", "vmlinux", "guest.img"])
-            .arg(serde_json::to_string(&[&part])?)
+            .arg(serde_json::to_string(&[&plan])?)
             .program(project::own_program(), "vmsrs-ports")
             .program(project::built("vmsrs")?, "vmsrs")
             .file(kernel.vmlinux()?, "vmlinux")
@@ -169,7 +183,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         results::write_report(&folder, &report)?;
     }
     let report = Report::load(&folder, &builds);
-    print!("{}", report.summary());
+    print!("{}", report.summary(server));
     println!("report: {}", folder.join("report.json").display());
     report.check()
 }
