@@ -11,6 +11,7 @@ mod image;
 mod plan;
 mod report;
 mod run;
+mod suite;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

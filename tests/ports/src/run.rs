@@ -1,6 +1,7 @@
 //! This machine's side: builds, boots, gathers and reports.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -12,6 +13,7 @@ use crate::build::Builds;
 use crate::image;
 use crate::plan::{Finding, Mode, Part, Plan, Server};
 use crate::report::Report;
+use crate::suite;
 
 /// The emulated CPU of measurements: `max` without its fast string instructions, which QEMU counts once a byte.
 const CPU_MODEL: &str = "max,-erms,-fsrm";
@@ -74,13 +76,15 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     let steps = Steps::new();
     let bed = Bed::auto()?;
     let mut chosen: BTreeSet<Choice> = arguments.parts.iter().copied().collect();
-    // mosquitto's own suite needs Python, which guests do not have.
-    if server == Server::Mosquitto {
-        chosen.remove(&Choice::Suite);
-    }
     let attacked = chosen.contains(&Choice::Errors) || chosen.contains(&Choice::Bugs);
     let builds = Builds::make(&bed, &steps, server, &folder, attacked)?;
 
+    if server == Server::Mosquitto && chosen.remove(&Choice::Suite) {
+        run_suite(&builds, &folder, &arguments.only)?;
+        if chosen.is_empty() {
+            return conclude(server, &folder, &builds);
+        }
+    }
     let step = steps.begin("pack the guest");
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
@@ -182,7 +186,33 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
         findings.into_iter().for_each(|finding| report.add(finding));
         results::write_report(&folder, &report)?;
     }
-    let report = Report::load(&folder, &builds);
+    conclude(server, &folder, &builds)
+}
+
+/// Runs the own suite of a server whose suite is not run in guests.
+fn run_suite(builds: &Builds, folder: &Path, only: &str) -> Result<()> {
+    for mode in Mode::ALL {
+        let mut findings = Vec::new();
+        suite::run(builds, mode, only, |file| {
+            eprintln!("{}, {}: {:?}", file.file, mode.name(), file.failures);
+            findings.push(file);
+        })?;
+        let mut report = Report::load(folder, builds);
+        report.begin(&Part::Suite {
+            mode,
+            shards: 1,
+            only: only.to_owned(),
+        });
+        let findings = findings.into_iter().map(Finding::Suite);
+        findings.for_each(|finding| report.add(finding));
+        results::write_report(folder, &report)?;
+    }
+    Ok(())
+}
+
+/// Prints the report.
+fn conclude(server: Server, folder: &Path, builds: &Builds) -> Result<()> {
+    let report = Report::load(folder, builds);
     print!("{}", report.summary(server));
     println!("report: {}", folder.join("report.json").display());
     report.check()

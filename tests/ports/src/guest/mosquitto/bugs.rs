@@ -82,7 +82,8 @@ pub(super) fn attack(each: u64) -> Result<()> {
     for attack in &ATTACKS {
         errors::attack::<Worker>(attack.class, each, &mut |turn, sum| {
             let (mut attacker, _) = Client::connect(&Hello {
-                name: attack.name,
+                // Each its own: a session that is damaged is taken over by nobody.
+                name: &format!("{}-{turn}", attack.name),
                 fresh: true,
                 will: attack
                     .will
