@@ -88,6 +88,10 @@ all(qr/\bcontext->out_packet_count\b/, 'connection_outputs(context)');
 in_file('src/handle_subscribe.c');
 all(qr/\bcontext->current_out_packet == NULL\b/, '!connection_is_behind(context)');
 
+in_file('src/handle_connect.c');
+within('connect__on_authorised', qr/(HASH_FIND\(hh_id, db\.contexts_by_id, context->id, strlen\(context->id\), found_context\);\s*if\(found_context\)\{\n)/,
+    sub { "$1\t\tbroker_takes_over(found_context);\n" });
+
 # ---- Memory: all by mosquitto's own functions
 in_file('lib/property_mosq.c');
 all(qr/(?<![\w>])(?=(?:malloc|calloc|strdup|free)\()/, 'mosquitto__');

@@ -66,6 +66,8 @@ void broker_do(void (*function)(void));
 /* The same, but what it allocates is ordinary memory: for what belongs to the configuration. */
 void broker_do_outside(void (*function)(void));
 int broker_packet(struct mosquitto *context);
+/* The packet's client has a session of an earlier connection, which is this one's. */
+void broker_takes_over(struct mosquitto *earlier);
 void broker_sys_tree(int interval, time_t start);
 void broker_free_disused(void);
 void broker_expire_sessions(void);

@@ -172,6 +172,33 @@ static void packet_inside(void *argument) {
     packet->result = handle__packet(packet->context);
 }
 
+/* Whose session the request takes over, and whose it was when such a request has failed. */
+static struct mosquitto *earlier, *failed_with;
+
+void broker_takes_over(struct mosquitto *context) {
+    earlier = context;
+}
+
+/* Its client begins anew. */
+static void drop_session(void *argument) {
+    struct mosquitto *context = argument;
+
+    session_expiry__remove(context);
+    will_delay__remove(context);
+    context->will = NULL;
+    context__add_to_disused(context);
+}
+
+/* A session that cannot be taken over twice would lock its client out. */
+static void take_over_failed(void) {
+    if (earlier && earlier == failed_with && earlier->sock == INVALID_SOCKET) {
+        request_run(drop_session, earlier);
+        failed_with = NULL;
+    } else {
+        failed_with = earlier;
+    }
+}
+
 int broker_packet(struct mosquitto *context) {
     /* Its connection's: that lives until the end of the loop's round. */
     struct mosquitto__packet *in = &context->in_packet;
@@ -180,8 +207,13 @@ int broker_packet(struct mosquitto *context) {
 
     if (bytes)
         in->payload = scratch_take_in(bytes, in->remaining_length);
-    if (!request_run(packet_inside, &packet) && context->protocol == mosq_p_mqtt5)
-        send__disconnect(context, MQTT_RC_UNSPECIFIED, NULL);
+    earlier = NULL;
+    if (!request_run(packet_inside, &packet)) {
+        if (earlier)
+            take_over_failed();
+        if (context->protocol == mosq_p_mqtt5)
+            send__disconnect(context, MQTT_RC_UNSPECIFIED, NULL);
+    }
     in->payload = bytes;
     return packet.result;
 }
