@@ -56,7 +56,7 @@ within('mosquitto_main_loop', qr/\bcontext__free_disused\(\);/, 'broker_free_dis
 within('mosquitto_main_loop', qr/\bsys_tree__update\(/, 'broker_sys_tree(');
 within('mosquitto_main_loop', qr/\bsession_expiry__check\(\);/, 'broker_expire_sessions();');
 within('mosquitto_main_loop', qr/\bwill_delay__check\(\);/, 'broker_send_delayed_wills();');
-within('mosquitto_main_loop', qr/\bplugin__handle_tick\(\);/, 'broker_do(plugin__handle_tick);');
+within('mosquitto_main_loop', qr/\bplugin__handle_tick\(\);/, 'broker_tick();');
 within('mosquitto_main_loop', qr/\bmosquitto_security_cleanup\(true\);\s*mosquitto_security_init\(true\);\s*mosquitto_security_apply\(\);/,
     'broker_reload_security();');
 all(qr/^void do_disconnect\(/m, 'void disconnect_inside(');
@@ -92,7 +92,10 @@ in_file('src/handle_connect.c');
 within('connect__on_authorised', qr/(HASH_FIND\(hh_id, db\.contexts_by_id, context->id, strlen\(context->id\), found_context\);\s*if\(found_context\)\{\n)/,
     sub { "$1\t\tbroker_takes_over(found_context);\n" });
 
-# ---- Memory: all by mosquitto's own functions
+# ---- Memory: all by mosquitto's own functions, but for the levels of a topic, which end with the request
+in_file('src/topic_tok.c');
+within('sub__topic_tokenise', qr/\bmosquitto__strdup\(/, 'scratch_strdup(');
+within('sub__topic_tokenise', qr/\bmosquitto__calloc\(/, 'scratch_zeroed(');
 in_file('lib/property_mosq.c');
 all(qr/(?<![\w>])(?=(?:malloc|calloc|strdup|free)\()/, 'mosquitto__');
 save();

@@ -69,6 +69,7 @@ int broker_packet(struct mosquitto *context);
 /* The packet's client has a session of an earlier connection, which is this one's. */
 void broker_takes_over(struct mosquitto *earlier);
 void broker_sys_tree(int interval, time_t start);
+void broker_tick(void);
 void broker_free_disused(void);
 void broker_expire_sessions(void);
 void broker_send_delayed_wills(void);
@@ -92,5 +93,8 @@ bool connection_is_behind(const struct mosquitto *context);
 /* A packet to be sent, and room for its bytes: both end with the request. */
 struct mosquitto__packet *packet_new(void);
 uint8_t *packet_room(size_t length);
+/* Memory that ends with the request, zeroed; mosquitto__free() leaves it as it is. */
+void *scratch_zeroed(size_t count, size_t size);
+char *scratch_strdup(const char *text);
 
 #endif

@@ -322,9 +322,24 @@ static void update_inside(void *argument) {
 }
 
 void broker_sys_tree(int interval, time_t start) {
+    static time_t last;
     struct update update = {interval, start};
 
-    request_run(update_inside, &update);
+    /* As sys_tree__update() does, which would be a request in each round of the loop. */
+    if (db.now_s - interval > last) {
+        last = db.now_s;
+        request_run(update_inside, &update);
+    }
+}
+
+void broker_tick(void) {
+    const struct mosquitto__config *config = db.config;
+    bool wanted = config->security_options.plugin_callbacks.tick;
+
+    for (int i = 0; i < config->listener_count; i++)
+        wanted |= config->listeners[i].security_options.plugin_callbacks.tick != NULL;
+    if (wanted)
+        broker_do(plugin__handle_tick);
 }
 
 static void reload_inside(void) {

@@ -61,10 +61,21 @@ void scratch_end(void) {
     in_used = 0;
 }
 
-struct mosquitto__packet *packet_new(void) {
-    struct mosquitto__packet *packet = scratch_alloc(sizeof(*packet));
+void *scratch_zeroed(size_t count, size_t size) {
+    void *memory = scratch_alloc(count * size);
 
-    return packet ? memset(packet, 0, sizeof(*packet)) : NULL;
+    return memory ? memset(memory, 0, count * size) : NULL;
+}
+
+char *scratch_strdup(const char *text) {
+    size_t bytes = strlen(text) + 1;
+    char *copy = scratch_alloc(bytes);
+
+    return copy ? memcpy(copy, text, bytes) : NULL;
+}
+
+struct mosquitto__packet *packet_new(void) {
+    return scratch_zeroed(1, sizeof(struct mosquitto__packet));
 }
 
 uint8_t *packet_room(size_t length) {
