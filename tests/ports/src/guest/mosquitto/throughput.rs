@@ -11,7 +11,7 @@ use super::client::{
     subscribe,
 };
 use super::start;
-use crate::guest::server::seal;
+use crate::guest::server::{committed, seal};
 use crate::guest::tell;
 use crate::plan::{Finding, Mode, Throughput};
 
@@ -150,10 +150,19 @@ pub(super) fn measure(commands: u32) -> Result<()> {
                 let rounds = (commands / divisor / (mix.copies.max(1) * PAIRS) as u32).max(4);
                 (0..rounds / 2).try_for_each(|_| clients.round(mix, &payload))?;
                 seal()?;
+                let (commits, pages, _) = committed()?;
                 let before = server.cpu_ns()?;
                 (0..rounds).try_for_each(|_| clients.round(mix, &payload))?;
                 let spent = server.cpu_ns()? - before;
                 let sent = rounds * PAIRS as u32;
+                seal()?;
+                let (all_commits, all_pages, resident) = committed()?;
+                println!(
+                    "{}, {value_bytes} bytes: {sent} sent, {} commits of {} pages, {resident} resident",
+                    mix.name,
+                    all_commits - commits,
+                    all_pages - pages
+                );
                 tell(&Finding::Throughput(Throughput {
                     mode,
                     mix: mix.name.to_owned(),
