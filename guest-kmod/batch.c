@@ -384,10 +384,12 @@ static int seal(struct vmsrs_device *dev)
 	spin_unlock(&batch->lock);
 	if (!count && !deletion_count)
 		return 0;
+	vmsrs_leases_keep(dev, batch->sent, count, &deletions);
 	/* After an error the frames stay where they are: pages show them. Deletions stay in their apps. */
 	error = send_batch(dev, count, &deletions, deletion_count);
 	if (error)
 		return error;
+	vmsrs_leases_sealed(dev);
 	vmsrs_answer_finish(dev);
 	if (deletion_count)
 		vmsrs_deletions_done(dev, &deletions);

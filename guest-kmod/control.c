@@ -265,3 +265,21 @@ int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, 
 	vmsrs_control_end(dev);
 	return error;
 }
+
+/**
+ * vmsrs_control_unexpected() - a refusal that the driver cannot explain
+ * @dev: the device
+ * @kind: the message that was refused
+ * @error: what vmsrs_control_call() has returned for it
+ *
+ * The host refuses only malformed messages that way: it and the driver disagree about the state.
+ *
+ * Return: @error if it tells of something else, or -ENODEV: the device is broken from here on.
+ */
+long vmsrs_control_unexpected(struct vmsrs_device *dev, u32 kind, int error)
+{
+	if (error == -ENODEV || error == -ENOMEM)
+		return error;
+	vmsrs_device_fail(dev, "message %u refused (%d)", kind, error);
+	return -ENODEV;
+}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Accesses to whole pages whose memory may be broken.
+ * Accesses to pages whose memory may be broken.
  *
  * The kernel's own copy_mc_to_kernel() survives a machine check only on some CPUs, and takes three
  * times as many steps on a CPU without fast short string moves.
@@ -71,6 +71,30 @@ bool vmsrs_same_page(const void *a, const void *b)
 		     "2:\n"
 		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
 		     : "+c" (left), "+D" (a), "+S" (b), [differ] "+qm" (differ)
+		     :
+		     : "memory", "cc");
+	return !differ;
+}
+
+/**
+ * vmsrs_same_bytes() - compare parts of two pages
+ * @a: a part of a page
+ * @b: the other one
+ * @count: how many bytes, at least one
+ *
+ * The memory of either may be broken.
+ *
+ * Return: true if both can be read and are the same.
+ */
+bool vmsrs_same_bytes(const void *a, const void *b, size_t count)
+{
+	bool differ = true;
+
+	asm volatile("1:	repe cmpsb\n"
+		     "	setne %[differ]\n"
+		     "2:\n"
+		     _ASM_EXTABLE_TYPE(1b, 2b, EX_TYPE_DEFAULT_MCE_SAFE)
+		     : "+c" (count), "+D" (a), "+S" (b), [differ] "+qm" (differ)
 		     :
 		     : "memory", "cc");
 	return !differ;

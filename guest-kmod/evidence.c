@@ -12,6 +12,28 @@
 
 #include "vmsrs.h"
 
+static void note_registers(const struct pt_regs *regs, u64 *registers)
+{
+	registers[VMSRS_REG_RAX] = regs->ax;
+	registers[VMSRS_REG_RBX] = regs->bx;
+	registers[VMSRS_REG_RCX] = regs->cx;
+	registers[VMSRS_REG_RDX] = regs->dx;
+	registers[VMSRS_REG_RSI] = regs->si;
+	registers[VMSRS_REG_RDI] = regs->di;
+	registers[VMSRS_REG_RBP] = regs->bp;
+	registers[VMSRS_REG_RSP] = regs->sp;
+	registers[VMSRS_REG_R8] = regs->r8;
+	registers[VMSRS_REG_R9] = regs->r9;
+	registers[VMSRS_REG_R10] = regs->r10;
+	registers[VMSRS_REG_R11] = regs->r11;
+	registers[VMSRS_REG_R12] = regs->r12;
+	registers[VMSRS_REG_R13] = regs->r13;
+	registers[VMSRS_REG_R14] = regs->r14;
+	registers[VMSRS_REG_R15] = regs->r15;
+	registers[VMSRS_REG_RIP] = regs->ip;
+	registers[VMSRS_REG_RFLAGS] = regs->flags;
+}
+
 /**
  * vmsrs_evidence_registers() - fill in where the current thread entered the kernel
  * @body: report; if the library gave registers, they stay
@@ -20,23 +42,11 @@
  */
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body)
 {
-	const struct pt_regs *regs = task_pt_regs(current);
-	const u64 registers[VMSRS_REGISTERS] = {
-		[VMSRS_REG_RAX] = regs->ax,	[VMSRS_REG_RBX] = regs->bx,
-		[VMSRS_REG_RCX] = regs->cx,	[VMSRS_REG_RDX] = regs->dx,
-		[VMSRS_REG_RSI] = regs->si,	[VMSRS_REG_RDI] = regs->di,
-		[VMSRS_REG_RBP] = regs->bp,	[VMSRS_REG_RSP] = regs->sp,
-		[VMSRS_REG_R8] = regs->r8,	[VMSRS_REG_R9] = regs->r9,
-		[VMSRS_REG_R10] = regs->r10,	[VMSRS_REG_R11] = regs->r11,
-		[VMSRS_REG_R12] = regs->r12,	[VMSRS_REG_R13] = regs->r13,
-		[VMSRS_REG_R14] = regs->r14,	[VMSRS_REG_R15] = regs->r15,
-		[VMSRS_REG_RIP] = regs->ip,	[VMSRS_REG_RFLAGS] = regs->flags,
-	};
-
-	BUILD_BUG_ON(sizeof(registers) != sizeof(body->registers));
-	if (current->flags & PF_KTHREAD || memchr_inv(body->registers, 0, sizeof(registers)))
+	BUILD_BUG_ON(ARRAY_SIZE(body->registers) != VMSRS_REGISTERS);
+	if (current->flags & PF_KTHREAD ||
+	    memchr_inv(body->registers, 0, sizeof(body->registers)))
 		return;
-	memcpy(body->registers, registers, sizeof(registers));
+	note_registers(task_pt_regs(current), body->registers);
 }
 
 /**

@@ -375,6 +375,28 @@ static long ioctl_domain_info(struct vmsrs_app *app, void __user *user)
 	return ret;
 }
 
+static long ioctl_lease(struct file *filp, struct vmsrs_app *app, void __user *user)
+{
+	struct vmsrs_ioctl_lease arg;
+	struct vmsrs_lease *lease;
+	unsigned long address, offset;
+
+	if (copy_from_user(&arg, user, sizeof(arg)))
+		return -EFAULT;
+	offset = offset_in_page(arg.address);
+	lease = vmsrs_lease_take(app, &arg);
+	if (IS_ERR(lease))
+		return PTR_ERR(lease);
+	address = vmsrs_lease_map(lease, filp);
+	if (IS_ERR_VALUE(address))
+		return address;
+	arg.address = address + offset;
+	if (!copy_to_user(user, &arg, sizeof(arg)))
+		return 0;
+	vm_munmap(address, PAGE_ALIGN(offset + arg.length));
+	return -EFAULT;
+}
+
 static long ioctl_drafts(struct vmsrs_app *app, void __user *user)
 {
 	struct vmsrs_ioctl_drafts arg;
@@ -474,8 +496,9 @@ static bool needs_host(unsigned int command)
 	}
 }
 
-static long call(struct vmsrs_file *file, unsigned int command, void __user *user)
+static long call(struct file *filp, unsigned int command, void __user *user)
 {
+	struct vmsrs_file *file = filp->private_data;
 	struct vmsrs_app *app = file_app(file);
 
 	/*
@@ -523,6 +546,8 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 		return ioctl_abandon(file, user);
 	case VMSRS_IOCTL_DRAFTS:
 		return ioctl_drafts(app, user);
+	case VMSRS_IOCTL_LEASE:
+		return ioctl_lease(filp, app, user);
 	case VMSRS_IOCTL_COOL:
 		return ioctl_cool(file, app, user);
 	case VMSRS_IOCTL_DELETE:
@@ -545,7 +570,7 @@ static long call(struct vmsrs_file *file, unsigned int command, void __user *use
 static long file_ioctl(struct file *filp, unsigned int command, unsigned long arg)
 {
 	struct vmsrs_file *file = filp->private_data;
-	long ret = call(file, command, (void __user *)arg);
+	long ret = call(filp, command, (void __user *)arg);
 	struct vmsrs_app *app = file_app(file);
 
 	if (ret < 0)
@@ -606,6 +631,8 @@ static int file_mmap(struct file *filp, struct vm_area_struct *vma)
 		return vmsrs_thread_mmap(file, vma);
 	if (within(vma, VMSRS_HOT_OFFSET, (u64)(VMSRS_PROTECTION_KEY_MAX + 1) << PAGE_SHIFT))
 		return vmsrs_hot_mmap(file, vma);
+	if (within(vma, VMSRS_LEASES_OFFSET, (u64)VMSRS_LEASES_MAX * VMSRS_LEASE_PAGES_MAX << PAGE_SHIFT))
+		return vmsrs_lease_mmap(file->dev, vma);
 	return mmap_pages(app, vma);
 }
 

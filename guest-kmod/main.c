@@ -174,6 +174,7 @@ static int vmsrs_probe(struct virtio_device *vdev)
 	vmsrs_threads_init(dev);
 	vmsrs_watch_init(dev);
 	vmsrs_deletions_init(dev);
+	vmsrs_leases_init(dev);
 	error = init_srcu_struct(&dev->srcu);
 	if (error)
 		goto free_dev;

@@ -78,13 +78,15 @@ static void zap_pages(struct vmsrs_app *app, u32 page, u32 count)
 }
 
 /**
- * vmsrs_zap_all() - unmap the pages of all apps in every process
- * @dev: the device; nothing else unmaps pages meanwhile
+ * vmsrs_zap_all() - unmap the pages of all apps, and leases, in every process
+ * @dev: the device; nothing else unmaps pages of apps meanwhile
  */
 void vmsrs_zap_all(struct vmsrs_device *dev)
 {
 	unmap_mapping_range(dev->inode->i_mapping, 0,
 			    (loff_t)VMSRS_MAX_APPS << VMSRS_APP_OFFSET_SHIFT, 1);
+	unmap_mapping_range(dev->inode->i_mapping, VMSRS_LEASES_OFFSET,
+			    (loff_t)VMSRS_LEASES_MAX * VMSRS_LEASE_PAGES_MAX << PAGE_SHIFT, 1);
 }
 
 /**

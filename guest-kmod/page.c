@@ -532,8 +532,10 @@ void vmsrs_page_damaged(struct vmsrs_device *dev, u64 address, u32 frame)
 	extent = vmsrs_extent_find(app, page);
 	if (extent) {
 		entry = &extent->entries[page - extent->page];
-		if (lock_lost(extent->domain, page))
+		if (lock_lost(extent->domain, page)) {
 			note_lost(extent->domain, entry, frame);
+			vmsrs_leases_lose(dev, frame);
+		}
 		if (entry->frame == VMSRS_DAMAGED_FRAME)
 			vmsrs_zap_add(&zap, entry, page);
 		vmsrs_zap_finish(&zap);

@@ -3,8 +3,8 @@
  * The pool: memory that the guest can write to, in frames of a page. All frames are the driver's.
  *
  * A frame has one owner at a time: the list of free frames, the drafts of a domain, a batch, or a
- * report. A report also keeps the committed versions that it names, so a frame is free again when
- * its owner and all of these have put it.
+ * report. A report also keeps the committed versions that it names, and a lease those that it shows, so a
+ * frame is free again when its owner and all of these have put it.
  *
  * Frames are not wiped after use. Nothing of what one has held is ever shown: before an entry for a
  * frame exists, the whole frame is overwritten with the content of its page, or cleared
@@ -217,6 +217,18 @@ void vmsrs_pool_put_all(struct vmsrs_device *dev, struct vmsrs_frames *frames)
 		put(pool, frame);
 	spin_unlock(&pool->lock);
 	wake_waiters(pool);
+}
+
+/**
+ * vmsrs_pool_pin() - keep a committed version, until vmsrs_pool_put()
+ * @dev: the device
+ * @frame: its frame; its domain is locked, so it is still committed
+ */
+void vmsrs_pool_pin(struct vmsrs_device *dev, struct vmsrs_frame *frame)
+{
+	spin_lock(&dev->pool.lock);
+	frame->refs++;
+	spin_unlock(&dev->pool.lock);
 }
 
 /**

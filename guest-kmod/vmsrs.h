@@ -15,11 +15,11 @@
  *	apps_lock vmsrs_app.lock commit_lock request_locks release_lock vmsrs_domain.lock (more than
  *	one only under one of request_locks: a domain is one request's; others are only
  *		tried: a hot domain whose key is taken for another, and neighbours when a batch is
- *	answered) control.lock requests_lock vmsrs_app.hot_lock threads_lock pool.lock, batch.lock,
+ *	answered) control.lock requests_lock vmsrs_app.hot_lock threads_lock leases_lock pool.lock, batch.lock,
  *	reports.lock, control.vq_lock, vmsrs_app.waits_lock,
  *		vmsrs_app.mapping_lock, locks of lock.c's queues
  *
- * - Fault handlers take one domain's lock and spinlocks, .mmap takes spinlocks only: neither ever
+ * - Fault handlers take one domain's lock or leases_lock, and spinlocks; .mmap takes leases_lock and spinlocks only: neither ever
  *   waits for anything that is held across a copy from or to user memory.
  * - No lock of the driver is held while user memory is accessed.
  * - Commits, discards and failures take mmap_lock inside the domains' locks, to look at the
@@ -27,7 +27,7 @@
  * - control.lock is held while the host works on a message, at most VMSRS_CONTROL_TIMEOUT. Holders
  *   of apps_lock and vmsrs_app.lock may take it; holders of commit_lock or of a domain's lock must
  *   not.
- * - mm's own i_mmap_rwsem and page table locks nest inside a domain's lock: page table entries are
+ * - mm's own i_mmap_rwsem and page table locks nest inside a domain's lock, and inside leases_lock: page table entries are
  *   zapped and inserted under it, so they always show the domain's state.
  */
 #ifndef VMSRS_H
@@ -126,6 +126,7 @@ struct vmsrs_deletion;
 struct vmsrs_device;
 struct vmsrs_domain;
 struct vmsrs_file;
+struct vmsrs_lease;
 struct vmsrs_request;
 struct vmsrs_resident;
 struct vmsrs_thread;
@@ -189,13 +190,13 @@ struct vmsrs_extent_pages {
  * struct vmsrs_frame - a frame of the pool: free, or a version of a page that is not sealed
  * @next: the next one in vmsrs_pool.free, vmsrs_domain.drafts or vmsrs_report.drafts. The owner of
  *	these, of vmsrs_batch.records or of vmsrs_batch.sent owns the frame. A frame is in none of
- *	them that its owner has put while reports still name it, or whose memory is broken: that one
+ *	them that its owner has put while reports still name it or leases show it, or whose memory is broken: that one
  *	is not used any more
  * @entry: its page
  * @domain: the page's domain
  * @page: number of the page
- * @refs: its owner, and each report that names it as a committed version; guarded by
- *	vmsrs_pool.lock
+ * @refs: its owner, each report that names it as a committed version, and each lease of it;
+ *	guarded by vmsrs_pool.lock
  * @committed: committed version of the page, as in vmsrs_page.frame, when this one was committed or
  *	dropped
  * @replaced: vault frame that the host has for the page, or VMSRS_NONE; set at the commit, by the
@@ -376,6 +377,46 @@ struct vmsrs_resident {
 	struct vmsrs_frames pages;
 	u32 key;
 	bool used;
+};
+
+/**
+ * struct vmsrs_lease_page - a page of a lease; guarded by leases_lock
+ * @node: in vmsrs_device.leased if @version is in the vault and not VMSRS_ZERO_FRAME
+ * @lease: the lease
+ * @version: what it shows, as in vmsrs_page.frame, but never VMSRS_NONE; VMSRS_DAMAGED_FRAME if it
+ *	shows @copy, or nothing any more
+ * @copy: a copy of what it has shown, or NULL
+ */
+struct vmsrs_lease_page {
+	struct hlist_node node;
+	struct vmsrs_lease *lease;
+	u32 version;
+	struct page *copy;
+};
+
+/**
+ * struct vmsrs_lease - versions of neighbouring pages that are kept for a reader; guarded by
+ * leases_lock
+ * @ref: its mapping, and who is taking it
+ * @dev: the device
+ * @domain: the pages' domain, which may have been deleted since
+ * @list: in vmsrs_device.leases
+ * @taker: thread that is taking it and has not mapped it, or NULL
+ * @id: its place in vmsrs_device.lease_ids
+ * @reserved: number of pages that it was made for
+ * @count: number of @pages; never changes once it is mapped
+ * @pages: the pages
+ */
+struct vmsrs_lease {
+	struct kref ref;
+	struct vmsrs_device *dev;
+	struct vmsrs_domain *domain;
+	struct list_head list;
+	struct task_struct *taker;
+	u32 id;
+	u32 reserved;
+	u32 count;
+	struct vmsrs_lease_page pages[];
 };
 
 /**
@@ -739,6 +780,13 @@ struct vmsrs_control {
  * @dead_extents: last extent of a row that belongs to no domain any more, or NULL
  * @extents_work: frees them
  * @report_work: sends reports
+ * @leases_lock: guards leases, and the next five; mm's locks of reverse mappings and page tables are taken under it, and
+ *	memory is allocated
+ * @leases: struct vmsrs_lease
+ * @leased: struct vmsrs_lease_page, by frame of the vault
+ * @lease_ids: struct vmsrs_lease, by number
+ * @lease_pages: number of pages of all leases; read without the lock
+ * @lease_frames: references of leases to frames of the pool; read without the lock
  * @apps_lock: guards @apps and their files, and vmsrs_file.app
  * @apps: by number
  * @commit_lock: held for reading by whatever commits, discards, fails, suspends or forgets
@@ -800,6 +848,13 @@ struct vmsrs_device {
 	struct work_struct extents_work;
 	struct delayed_work report_work;
 
+	struct mutex leases_lock;	/* guards leases, and the next five */
+	struct list_head leases;
+	DECLARE_HASHTABLE(leased, 8);
+	struct xarray lease_ids;
+	u32 lease_pages;
+	u32 lease_frames;
+
 	struct mutex apps_lock;		/* guards apps and their files */
 	struct vmsrs_app *apps[VMSRS_MAX_APPS];
 
@@ -860,6 +915,7 @@ struct vmsrs_report {
 int vmsrs_copy_page(void *to, const void *from);
 int vmsrs_clear_page(void *to);
 bool vmsrs_same_page(const void *a, const void *b);
+bool vmsrs_same_bytes(const void *a, const void *b, size_t count);
 
 /* lock.c */
 extern const struct vm_operations_struct vmsrs_lock_vm_ops;
@@ -1044,6 +1100,7 @@ int vmsrs_control_exchange(struct vmsrs_device *dev, u32 kind, u32 length, const
 			   u32 *reply_length);
 int vmsrs_control_call(struct vmsrs_device *dev, u32 kind, const void *payload, u32 length,
 		       void *reply, u32 reply_length);
+long vmsrs_control_unexpected(struct vmsrs_device *dev, u32 kind, int error);
 
 /* pool.c */
 
@@ -1115,6 +1172,7 @@ void vmsrs_pool_take_some(struct vmsrs_device *dev, u32 count, u32 reserve, stru
 void vmsrs_pool_put(struct vmsrs_device *dev, struct vmsrs_frame *frame);
 int vmsrs_pool_put_unfilled(struct vmsrs_device *dev, struct vmsrs_frame *frame);
 void vmsrs_pool_put_all(struct vmsrs_device *dev, struct vmsrs_frames *frames);
+void vmsrs_pool_pin(struct vmsrs_device *dev, struct vmsrs_frame *frame);
 void vmsrs_pool_pin_committed(struct vmsrs_device *dev, const struct vmsrs_frames *dropped);
 void vmsrs_pool_put_dropped(struct vmsrs_device *dev, struct vmsrs_frames *dropped);
 vm_fault_t vmsrs_pool_wait(struct vmsrs_device *dev, struct vmsrs_thread *thread,
@@ -1194,6 +1252,12 @@ void vmsrs_suspended_forget(struct vmsrs_file *file, u64 tag);
  */
 
 /* The first extent of a domain. */
+/* A name or key is `length` bytes, followed by zeros. */
+static inline bool vmsrs_padded(const u8 *bytes, size_t length, size_t size)
+{
+	return length <= size && !memchr_inv(bytes + length, 0, size - length);
+}
+
 static inline struct vmsrs_extent_pages *vmsrs_extent_first(const struct vmsrs_domain *domain)
 {
 	return domain->last ? domain->last->next : NULL;
@@ -1217,6 +1281,18 @@ long vmsrs_deletions_note(struct vmsrs_file *file, struct vmsrs_ioctl_deleted *a
 int vmsrs_deletions_send(struct vmsrs_device *dev, struct list_head *deletions, u32 count);
 void vmsrs_deletions_done(struct vmsrs_device *dev, struct list_head *deletions);
 void vmsrs_deletions_init(struct vmsrs_device *dev);
+
+/* lease.c */
+void vmsrs_leases_keep(struct vmsrs_device *dev, struct vmsrs_frame *const *sent, u32 count,
+		       struct list_head *deletions);
+void vmsrs_leases_sealed(struct vmsrs_device *dev);
+void vmsrs_leases_lose(struct vmsrs_device *dev, u32 frame);
+struct vmsrs_lease *vmsrs_lease_new(struct vmsrs_device *dev, u32 count);
+int vmsrs_lease_add(struct vmsrs_lease *lease, struct vmsrs_domain *domain, u32 version);
+void vmsrs_lease_put(struct vmsrs_lease *lease);
+int vmsrs_lease_mmap(struct vmsrs_device *dev, struct vm_area_struct *vma);
+unsigned long vmsrs_lease_map(struct vmsrs_lease *lease, struct file *filp);
+void vmsrs_leases_init(struct vmsrs_device *dev);
 
 /* predict.c */
 struct vmsrs_heat *vmsrs_heat_get(struct vmsrs_domain *domain);
@@ -1326,14 +1402,31 @@ void vmsrs_residents_drop(struct vmsrs_file *file);
 void vmsrs_heat_learn(struct vmsrs_domain *domain, struct vmsrs_file *file,
 		      const struct vmsrs_frames *records);
 
-/* app.c */
+/* extent.c */
 struct vmsrs_extent_pages *vmsrs_extent_find(struct vmsrs_app *app, u32 page);
+u64 vmsrs_app_base(const struct vmsrs_app *app);
 u32 vmsrs_address_domain(struct vmsrs_app *app, u64 address);
+struct vmsrs_extent_pages *vmsrs_extent_new(struct vmsrs_domain *domain,
+					    const struct vmsrs_extent *where);
+void vmsrs_extent_append(struct vmsrs_domain *domain, struct vmsrs_extent_pages *extent);
+bool vmsrs_extent_valid(const struct vmsrs_extent *extent);
+int vmsrs_extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent);
+void vmsrs_extent_unreserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent);
+void vmsrs_extent_publish(struct vmsrs_app *app, struct vmsrs_extent_pages *extent);
+void vmsrs_extents_free(struct vmsrs_domain *domain);
+long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
+
+/* fetch.c */
+long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
+void vmsrs_domain_free(struct vmsrs_domain *domain);
+
+/* app.c */
 void vmsrs_app_free(struct vmsrs_app *app);
 long vmsrs_app_open(struct vmsrs_file *file, struct vmsrs_ioctl_open_app *arg);
 void vmsrs_app_close(struct vmsrs_file *file);
-long vmsrs_domain_open(struct vmsrs_app *app, struct vmsrs_ioctl_open_domain *arg);
-long vmsrs_extent_open(struct vmsrs_app *app, struct vmsrs_ioctl_extent *arg);
+
+/* lease_take.c */
+struct vmsrs_lease *vmsrs_lease_take(struct vmsrs_app *app, const struct vmsrs_ioctl_lease *arg);
 
 /* page.c */
 extern const struct vm_operations_struct vmsrs_page_vm_ops;

@@ -98,7 +98,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 10
+#define VMSRS_ABI_VERSION 11
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -777,7 +777,7 @@ struct vmsrs_module_entry {
  */
 
 /* Maximum number of domains that a request holds. */
-#define VMSRS_HELD_MAX 32
+#define VMSRS_HELD_MAX 256
 /*
  * In place of a key: the request writes to domains no more. What a signal
  * handler of the server would write while it ends is refused.
@@ -1127,6 +1127,20 @@ struct vmsrs_hot_domains {
  */
 #define VMSRS_IOCTL_DOMAIN_INFO 0xc0185616
 
+/*
+ * Leases bytes of a domain (struct vmsrs_ioctl_lease): maps their pages once
+ * more, read-only, as they are committed at that moment. What that mapping
+ * shows never changes, whatever becomes of the pages and of the domain; munmap
+ * of all of it ends the lease, as does the end of the process.
+ *
+ * - EINVAL: the bytes are not all of one domain with that number, or they are
+ *   none or too many (VMSRS_LEASE_PAGES_MAX).
+ * - EBUSY: a request has changed them and not committed that.
+ * - ENOSPC: too many pages are leased.
+ * - EIO: content is lost.
+ */
+#define VMSRS_IOCTL_LEASE 0xc0185617
+
 /* The mmap offset of the pages of app n is n shifted left by this. */
 #define VMSRS_APP_OFFSET_SHIFT 40
 
@@ -1148,6 +1162,9 @@ struct vmsrs_hot_domains {
  * protection key: a process that maps these gives the key to hot domains.
  */
 #define VMSRS_HOT_OFFSET 0x7000000000000
+
+/* mmap offset of the first lease; only VMSRS_IOCTL_LEASE maps there. */
+#define VMSRS_LEASES_OFFSET 0x9000000000000
 
 /*
  * mmap offset of the lock words of the app: 8 bytes for each domain, indexed by
@@ -1173,6 +1190,10 @@ struct vmsrs_hot_domains {
 #define VMSRS_DRAFTS_MAX 1024
 /* Maximum number of domains in the result of VMSRS_IOCTL_DELETED. */
 #define VMSRS_DELETED_MAX 512
+/* Maximum number of leases at a time. */
+#define VMSRS_LEASES_MAX 0x10000
+/* Maximum number of pages of a lease. */
+#define VMSRS_LEASE_PAGES_MAX 1024
 
 /**
  * struct vmsrs_ioctl_open_app - Argument of VMSRS_IOCTL_OPEN_APP.
@@ -1443,6 +1464,20 @@ struct vmsrs_ioctl_usage {
 	uint32_t descriptors;
 	uint32_t threads;
 	uint64_t memory;
+};
+
+/**
+ * struct vmsrs_ioctl_lease - Argument of VMSRS_IOCTL_LEASE.
+ * @address: In: address of the first byte. Out: where the lease shows it.
+ * @length: In: number of bytes.
+ * @domain: In: the domain.
+ * @reserved: Reserved: 0.
+ */
+struct vmsrs_ioctl_lease {
+	uint64_t address;
+	uint64_t length;
+	uint32_t domain;
+	uint32_t reserved;
 };
 
 /**

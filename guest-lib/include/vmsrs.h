@@ -186,7 +186,7 @@ enum vmsrs_code {
 	/** The request holds the domain already. */
 	VMSRS_EHELD = -8,
 	/**
-	 * A limit is reached: 32 domains, 256 defers or 256 threads of a
+	 * A limit is reached: 256 domains, 256 defers or 256 threads of a
 	 * request, or 4096 suspended tasks of a process.
 	 */
 	VMSRS_ELIMIT = -9,
@@ -246,6 +246,11 @@ enum vmsrs_code {
 	 * key makes a new domain.
 	 */
 	VMSRS_EDELETED = -24,
+	/**
+	 * Bytes that are to be leased are not as they were committed: the
+	 * request has changed them.
+	 */
+	VMSRS_EUNCOMMITTED = -25,
 };
 
 /**
@@ -908,6 +913,29 @@ int vmsrs_free(const struct vmsrs_domain *domain, void *block);
  */
 size_t vmsrs_usable_size(const void *block);
 
+/**
+ * Tells the number of a domain in its app.
+ *
+ * All processes know the domain by it, for as long as it is not deleted. The
+ * host's tools print it.
+ *
+ * @param domain The domain.
+ * @return The number; UINT32_MAX for null.
+ */
+VMSRS_MUST_USE uint32_t vmsrs_domain_number(const struct vmsrs_domain *domain);
+
+/**
+ * Finds a domain that the request of the calling thread holds, by its number.
+ *
+ * For what is stored in a domain and has to find it, such as an allocator: the
+ * address of a handle is another one in each process, the number is not.
+ *
+ * @param number A number from vmsrs_domain_number().
+ * @return The domain; null if the request holds none with that number, or the
+ *     thread has no request.
+ */
+VMSRS_MUST_USE struct vmsrs_domain *vmsrs_held_domain(uint32_t number);
+
 /** Bytes of arena that each thread of a request has. */
 #define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)
 
@@ -945,7 +973,7 @@ void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
  * @retval VMSRS_ENOREQUEST
  * @retval VMSRS_EHELD Held already, or another thread of the request waits for
  *     it.
- * @retval VMSRS_ELIMIT The request holds 32 domains.
+ * @retval VMSRS_ELIMIT The request holds 256 domains.
  * @retval VMSRS_EAPP The domain belongs to another app.
  * @retval VMSRS_ETIMEOUT The domain did not become free in time.
  * @retval VMSRS_EDEADLOCK The holder waits for this request, directly or
@@ -1279,6 +1307,81 @@ VMSRS_MUST_USE int vmsrs_guard_variables(void);
  * memory to the request. Async-signal-safe.
  */
 void vmsrs_open_guard(void);
+
+/*
+ * Leases: bytes of a domain that are sent outside of requests
+ */
+
+/**
+ * Finds what is to be leased.
+ *
+ * @param request The request: valid until the function returns, on this thread
+ *     only.
+ * @param argument What the caller passed.
+ * @param bytes To be set to the first byte, in a block of the request's domain;
+ *     null before.
+ * @param length To be set to the number of bytes.
+ * @return A result of 0 or more, or a negative value to give the request up.
+ */
+typedef int (*vmsrs_find_fn)(struct vmsrs_request *request, void *argument, const void **bytes, size_t *length);
+
+/** Bytes of a domain that do not change. All zero if there are none. */
+typedef struct vmsrs_lease_t {
+	/** The first byte, or null. */
+	const void *data;
+	/** Number of bytes. */
+	size_t length;
+	/** The library's. */
+	uint64_t state[3];
+} vmsrs_lease_t;
+
+/**
+ * Leases bytes of a domain, to be read outside of requests: by writev() or
+ * send() to a slow client, for example, which may take any number of turns of
+ * an event loop.
+ *
+ * Runs a function as a request, as vmsrs_run() does, which finds the bytes in
+ * the domain; they are leased before that request ends, and only if it
+ * succeeds. They are (a part of) one block, and committed: the request may
+ * change other ones only.
+ *
+ * The lease shows them at an address of its own. They stay as they are,
+ * whatever becomes of the domain: requests change what the lease was taken of,
+ * free it, or delete the domain, and nobody waits for the lease. It lasts until
+ * vmsrs_lease_end() or the end of the process. A child of fork() does not have
+ * it. What the host has lost of it cannot be read: a system call gives EFAULT,
+ * a direct access raises SIGBUS.
+ *
+ * It costs two calls of the kernel and a page fault: small values are copied
+ * for less. Without protection it is a copy.
+ *
+ * @param domain The domain.
+ * @param find Finds the bytes.
+ * @param argument Passed to find.
+ * @param lease Set to the lease; its data is null if find has left its bytes
+ *     null, or has given up, or if this returns an error.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, or the bytes are not the domain's.
+ * @retval VMSRS_EUNCOMMITTED The request has changed the bytes.
+ * @retval VMSRS_ELIMIT All leases together have more pages than the pool has
+ *     frames, or those of pages that are not sealed yet more than an eighth of
+ *     it.
+ * @retval VMSRS_EDAMAGED Content of the domain is lost.
+ * @return Otherwise as vmsrs_run(). After each of these but VMSRS_OK the
+ *     request has changed nothing.
+ */
+VMSRS_MUST_USE
+int vmsrs_lease(const struct vmsrs_domain *domain, vmsrs_find_fn find,
+		void *argument, struct vmsrs_lease_t *lease);
+
+/**
+ * Ends a lease. Can be called by any thread, also in requests; errno stays as
+ * it is.
+ *
+ * @param lease The lease; it has no bytes afterwards. Nothing is done if it has
+ *     none, or is null.
+ */
+void vmsrs_lease_end(struct vmsrs_lease_t *lease);
 
 /*
  * Mutexes for what lies outside of domains

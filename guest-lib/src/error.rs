@@ -75,6 +75,9 @@ pub enum Error {
     /// The domain was deleted ([`crate::Domain::delete`]), by this process or another one. Opening its key makes a new domain.
     #[error("the domain is deleted; open its key again for a new one")]
     Deleted,
+    /// Bytes that are to be leased are not as they were committed: the request has changed them.
+    #[error("the request has changed these bytes; lease them when that is committed")]
+    Uncommitted,
     /// More of the domain's requests have failed than its budget allows ([`crate::Budget`]).
     #[error("the domain is refused for {milliseconds} ms: too many of its requests have failed")]
     Quarantined {
@@ -96,7 +99,7 @@ pub enum Error {
     /// The domain given to `run` cannot be left before the request's end.
     #[error("the domain of run() is held to the end of the request")]
     MainDomain,
-    /// A request can hold 32 domains and 256 defers, and 256 threads can have joined it; a process can
+    /// A request can hold 256 domains and 256 defers, and 256 threads can have joined it; a process can
     /// have 4096 suspended requests of an app.
     #[error("the request has reached its limit of {0}")]
     Limit(&'static str),

@@ -34,11 +34,14 @@ pub mod capi;
 #[cfg(test)]
 mod mock;
 
+#[cfg(feature = "allocator-api2")]
+pub use api::allocator::DomainAllocator;
 pub use api::app::Protection;
 pub use api::domain::DomainOptions;
 pub use api::guard::{guard, guard_variables, open_guard};
-pub use api::inquiry::{in_request, usable_size};
-pub use api::mutex::{Mutex, MutexGuard};
+pub use api::inquiry::{held_domain, in_request, usable_size};
+pub use api::lease::Lease;
+pub use api::mutex::Mutex;
 pub use api::options::{Audit, Options};
 pub use api::request::{Entered, stack_bounds};
 pub use api::task::{Step, Task};

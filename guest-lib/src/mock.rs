@@ -1,5 +1,6 @@
 //! An app without a device whose backend does what a test says, where that says anything.
 
+use crate::os::view::View;
 use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::unprotected::Unprotected;
 use crate::state::domain::App;
@@ -114,6 +115,10 @@ impl Backend for MockBackend {
 
     fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo> {
         self.inner.domain_info(domain)
+    }
+
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+        self.inner.lease(domain, address, length)
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {

@@ -18,6 +18,13 @@ fn every_call_answers_as_its_description_says() {
     Program::compile("cc", &[], "tests/c/calls.c").succeed(&[]);
 }
 
+#[test]
+fn cpp_has_containers_in_domains_and_exceptions_out_of_requests() {
+    for standard in ["-std=c++17", "-std=c++20"] {
+        Program::compile("c++", &[standard], "tests/c/containers.cc").succeed(&[]);
+    }
+}
+
 /// The commands of a page that install the library, with another prefix, without those that need the network or root.
 fn install(page: &str, prefix: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

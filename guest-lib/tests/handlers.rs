@@ -6,6 +6,7 @@ use common::{domain, failure, null_write, success};
 use std::ffi::c_int;
 use std::mem::zeroed;
 use std::ptr;
+use vmsrs::{Options, RunError, Step, Task};
 
 fn handler(signal: c_int) -> usize {
     // SAFETY: reads the disposition.
@@ -46,4 +47,15 @@ fn handlers_that_a_failed_request_has_taken_away_are_put_back() {
         null_write();
     });
     assert_eq!(signals.map(handler), [ours[0], libc::SIG_DFL, ours[0]]);
+    // Nor is it undone by a step of a request, some of which look at it.
+    let mut task = Task::new(domain, Options::default()).unwrap();
+    assert_eq!(task.step(|_| Step::<()>::Suspend).unwrap(), Step::Suspend);
+    give_back(&[libc::SIGRTMAX()]);
+    for _ in 0..16 {
+        assert_eq!(task.step(|_| Step::<()>::Suspend).unwrap(), Step::Suspend);
+    }
+    let outcome = task.step(|request| -> Step<()> { request.fail("on purpose") });
+    assert!(matches!(outcome, Err(RunError::Failed(_))), "{outcome:?}");
+    let expected = [ours[0], libc::SIG_DFL, libc::SIG_DFL];
+    assert_eq!(signals.map(handler), expected);
 }

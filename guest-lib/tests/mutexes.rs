@@ -18,46 +18,23 @@ fn a_mutex_is_released_and_its_value_put_right_when_its_request_fails() {
     static PAIR: Mutex<Pair> = Mutex::new(Pair(0, 0), put_right);
     let domain = domain();
     let failure = failure(domain, |_| {
-        let mut pair = PAIR.lock().unwrap();
-        pair.0 = 1;
-        null_write();
+        let _ = PAIR.with(|pair| {
+            pair.0 = 1;
+            null_write();
+        });
     });
     assert_eq!((failure.kind, failure.defers_failed), (Kind::Memory, 0));
-    let pair = PAIR.try_lock().unwrap();
-    assert_eq!((pair.0, pair.1), (1, 1));
-    drop(pair);
-    // By a panic, whose guard is dropped, and by giving up, whose guard is forgotten.
+    PAIR.try_with(|pair| assert_eq!((pair.0, pair.1), (1, 1)))
+        .unwrap();
     let panicked = domain.run(|_| {
-        let mut pair = PAIR.lock()?;
-        pair.0 = 2;
-        panic!("in the middle");
-        #[expect(unreachable_code, reason = "for the type")]
-        Ok::<_, Error>(())
+        PAIR.with(|pair| {
+            pair.0 = 2;
+            panic!("in the middle");
+        })
     });
-    assert!(matches!(panicked, Err(RunError::Failed(_))));
-    let given_up = domain.run(|_| {
-        let mut pair = PAIR.lock()?;
-        assert_eq!((pair.0, pair.1), (2, 2));
-        pair.0 = 3;
-        std::mem::forget(pair);
-        Err::<(), _>(Error::NotHeld)
-    });
-    assert!(matches!(given_up, Err(RunError::GivenUp(Error::NotHeld))));
-    let pair = PAIR.try_lock().unwrap();
-    assert_eq!((pair.0, pair.1), (3, 3));
-}
-
-#[test]
-fn a_mutex_stays_locked_where_its_request_succeeds_or_has_not_locked_it() {
-    static MINE: Mutex<u32> = Mutex::new(1, |value| *value = 100);
-    let domain = domain();
-    success(domain, |_| std::mem::forget(MINE.lock().unwrap()));
-    assert!(matches!(MINE.lock(), Err(Error::AlreadyHeld)));
-    let there = std::thread::spawn(|| matches!(MINE.try_lock(), Err(Error::LockTimeout { .. })));
-    assert!(there.join().unwrap());
-    // The next request has nothing to do with it.
-    failure(domain, |_| null_write());
-    assert!(matches!(MINE.lock(), Err(Error::AlreadyHeld)));
+    assert!(matches!(panicked, Err(RunError::<Error>::Failed(_))));
+    PAIR.try_with(|pair| assert_eq!((pair.0, pair.1), (2, 2)))
+        .unwrap();
 }
 
 #[test]
@@ -68,7 +45,7 @@ fn threads_in_requests_and_outside_take_turns() {
             scope.spawn(move || {
                 let domain = domain();
                 for _ in 0..500 {
-                    let add = || *SHARED.lock().unwrap() += 1;
+                    let add = || SHARED.with(|count| *count += 1).unwrap();
                     if number % 2 == 0 {
                         add();
                     } else {
@@ -78,7 +55,7 @@ fn threads_in_requests_and_outside_take_turns() {
             });
         }
     });
-    assert_eq!(*SHARED.lock().unwrap(), 2000);
+    assert_eq!(SHARED.with(|count| *count).unwrap(), 2000);
 }
 
 #[test]
@@ -90,12 +67,22 @@ fn a_repair_that_fails_costs_nothing_but_itself() {
     });
     let domain = domain();
     let failure = failure(domain, |_| {
-        std::mem::forget(BROKEN.lock().unwrap());
-        null_write();
+        let _ = BROKEN.with(|_| null_write());
     });
     assert_eq!(failure.defers_failed, 1);
     assert_eq!(REPAIRS.load(Ordering::SeqCst), 1);
-    assert!(BROKEN.try_lock().is_ok());
+    assert!(BROKEN.try_with(|_| ()).is_ok());
+}
+
+/// Each in the one before, until there are too many.
+fn lock_all(mutexes: &'static [Mutex<u32>]) {
+    let [first, rest @ ..] = mutexes else {
+        return;
+    };
+    match first.with(|_| lock_all(rest)) {
+        Err(Error::Limit(_)) if rest.is_empty() => null_write(),
+        locked => locked.unwrap(),
+    }
 }
 
 #[test]
@@ -103,14 +90,10 @@ fn a_thread_can_have_sixteen_of_them_in_requests() {
     static MANY: [Mutex<u32>; 17] = [const { Mutex::new(0, |_| ()) }; 17];
     let domain = domain();
     failure(domain, |_| {
-        for mutex in &MANY[..16] {
-            std::mem::forget(mutex.lock().unwrap());
-        }
-        assert!(matches!(MANY[16].lock(), Err(Error::Limit(_))));
-        null_write();
+        lock_all(&MANY);
     });
     for mutex in &MANY {
-        assert!(mutex.try_lock().is_ok());
+        assert!(mutex.try_with(|_| ()).is_ok());
     }
 }
 
@@ -120,13 +103,15 @@ fn a_member_of_a_failed_request_releases_its_own() {
     let domain = domain();
     let failure = failure(domain, |request| {
         let pieces = vec![|_: &Request| {
-            let mut pair = OTHERS.lock().unwrap();
-            pair.0 = 1;
-            null_write();
+            let _ = OTHERS.with(|pair| {
+                pair.0 = 1;
+                null_write();
+            });
         }];
         let _ = request.fan_out(pieces);
     });
     assert_eq!(failure.kind, Kind::Memory);
-    let pair = OTHERS.try_lock().unwrap();
-    assert_eq!((pair.0, pair.1), (1, 1));
+    OTHERS
+        .try_with(|pair| assert_eq!((pair.0, pair.1), (1, 1)))
+        .unwrap();
 }

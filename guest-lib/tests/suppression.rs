@@ -679,13 +679,25 @@ fn misuse_is_refused_with_specific_error() {
 }
 
 #[test]
-fn request_can_hold_32_domains() {
-    let others: Vec<_> = (0..32).map(|_| domain()).collect();
+fn request_can_hold_256_domains() {
+    let others: Vec<_> = (0..256).map(|_| domain()).collect();
     success(domain(), |request| {
-        for other in &others[..31] {
+        for other in &others[..255] {
             request.enter(other).unwrap().keep();
         }
-        assert!(matches!(request.enter(others[31]), Err(Error::Limit(_))));
+        assert!(matches!(request.enter(others[255]), Err(Error::Limit(_))));
+    });
+    success(others[200], |request| {
+        request.enter_all(&others).unwrap();
+        for other in &others {
+            other.allocate(10, 16).unwrap();
+        }
+    });
+    let one = domain();
+    success(one, |request| {
+        // One too many: none of them is held.
+        assert!(matches!(request.enter_all(&others), Err(Error::Limit(_))));
+        request.enter(others[0]).unwrap().keep();
     });
     for other in others {
         success(other, |_| ());

@@ -144,6 +144,15 @@ pub const IOCTL_DELETED: u32 = 0xc020_5615;
 ///
 /// - `EINVAL`: there is no such domain.
 pub const IOCTL_DOMAIN_INFO: u32 = 0xc018_5616;
+/// Leases bytes of a domain ([`IoctlLease`]): maps their pages once more, read-only, as they are committed at that moment. What
+/// that mapping shows never changes, whatever becomes of the pages and of the domain; `munmap` of all of it ends the lease, as
+/// does the end of the process.
+///
+/// - `EINVAL`: the bytes are not all of one domain with that number, or they are none or too many ([`LEASE_PAGES_MAX`]).
+/// - `EBUSY`: a request has changed them and not committed that.
+/// - `ENOSPC`: too many pages are leased.
+/// - `EIO`: content is lost.
+pub const IOCTL_LEASE: u32 = 0xc018_5617;
 
 /// The `mmap` offset of the pages of app `n` is `n` shifted left by this.
 pub const APP_OFFSET_SHIFT: u32 = 40;
@@ -154,6 +163,8 @@ pub const WRITTEN_OFFSET: u64 = 0x0006_0000_0000_0000;
 /// `mmap` offset of the page [`crate::shared::HotDomains`] of this file, for a shared mapping to read. At that many pages
 /// from it, up to 15, are the claims of a protection key: a process that maps these gives the key to hot domains.
 pub const HOT_OFFSET: u64 = 0x0007_0000_0000_0000;
+/// `mmap` offset of the first lease; only [`IOCTL_LEASE`] maps there.
+pub const LEASES_OFFSET: u64 = 0x0009_0000_0000_0000;
 /// `mmap` offset of the lock words of the app: 8 bytes for each domain, indexed by domain.
 pub const LOCKS_OFFSET: u64 = 0x0008_0000_0000_0000;
 /// Size of the lock words in bytes: 8 for each of [`crate::MAX_DOMAINS`] domains.
@@ -416,6 +427,25 @@ pub struct IoctlDomainInfo {
     pub drafts: u32,
 }
 
+/// Maximum number of leases at a time.
+pub const LEASES_MAX: u32 = 65536;
+/// Maximum number of pages of a lease.
+pub const LEASE_PAGES_MAX: u32 = 1024;
+
+/// Argument of [`IOCTL_LEASE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IoctlLease {
+    /// In: address of the first byte. Out: where the lease shows it.
+    pub address: u64,
+    /// In: number of bytes.
+    pub length: u64,
+    /// In: the domain.
+    pub domain: u32,
+    /// Reserved: 0.
+    pub reserved: u32,
+}
+
 /// Answer of [`IOCTL_USAGE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -549,6 +579,7 @@ mod tests {
             IOCTL_DOMAIN_INFO,
             ioc(READ | WRITE, 22, size_of::<IoctlDomainInfo>())
         );
+        assert_eq!(IOCTL_LEASE, ioc(READ | WRITE, 23, size_of::<IoctlLease>()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! lock words.
 
 /// Maximum number of domains that a request holds.
-pub const HELD_MAX: usize = 32;
+pub const HELD_MAX: usize = 256;
 
 /// Bit of a lock word: threads wait in the driver, and the holder must wake them
 /// ([`crate::ioctl::IOCTL_LOCK_WAKE`]).
@@ -22,7 +22,7 @@ pub const LOCK_DELETED: u64 = LOCK_TAG;
 /// The library writes it unless stated otherwise. A wrong value can only harm requests of this thread:
 /// a write to a domain is refused unless the lock word of the domain has the same tag.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct ThreadControl {
     /// Tag of the request of this thread, or 0.
     pub tag: u64,

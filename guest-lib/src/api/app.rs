@@ -3,7 +3,8 @@
 use super::domain::DomainOptions;
 use crate::error::Error;
 use crate::os::lock::Lock;
-use crate::os::{clib, modules, signals, streams};
+use crate::os::{alarm, clib, modules, signals, streams};
+use crate::run::aside;
 use crate::run::left::{end_left, outside};
 use crate::shared::backend::Backend;
 use crate::shared::device::{Device, Opened};
@@ -117,6 +118,8 @@ impl App {
         backend: Box<dyn Backend>,
     ) -> Result<&'static Self, Error> {
         clib::install();
+        alarm::install()?;
+        aside::install()?;
         streams::install();
         let _ = reserve::fill();
         handler::install()?;

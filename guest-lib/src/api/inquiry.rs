@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::heap::Damage;
 use crate::run::left::working;
+use crate::state::domain::Domain;
 use crate::thread::{self, Phase};
 use std::ptr::NonNull;
 
@@ -11,6 +12,20 @@ use std::ptr::NonNull;
 #[must_use]
 pub fn in_request() -> bool {
     working().is_some_and(|thread| thread.phase() == Phase::Running)
+}
+
+/// The domain with a number ([`Domain::number`]) that the calling thread's request holds. `None` if it holds none with that number, and
+/// without a request. For what is stored in a domain and has to find it: a handle's address is another one in each process, the
+/// number is not.
+#[must_use]
+pub fn held_domain(number: u32) -> Option<&'static Domain> {
+    let thread = working()?;
+    thread.reject_reentry();
+    thread.exclusive(|| {
+        let state = thread.state();
+        let mut held = (0..state.places()).filter_map(|place| state.domain_at(place));
+        held.find(|domain| domain.number() == number)
+    })
 }
 
 /// Bytes that a block has: what was asked for. Those that follow are a red zone. The block is of a domain that the calling

@@ -9,7 +9,6 @@ use crate::thread::{self, Phase, Thread, uninterrupted};
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::ptr;
 
 /// The calling thread's number in the kernel.
@@ -118,67 +117,57 @@ impl<T: Send> Mutex<T> {
         }
     }
 
-    /// Locks the mutex, in a request or outside. A thread that waits in a request comes to its landing if that fails.
+    /// Runs `code` with the value, with the mutex locked: in a request or outside. A thread that waits in a request comes to its landing
+    /// if that fails. If `code` panics, the value is repaired first.
+    ///
+    /// There is no guard: one that is kept where its request is given up would reach the value of a mutex that was released.
     ///
     /// # Errors
     ///
     /// [`Error::AlreadyHeld`] if the thread has it; [`Error::Limit`] after 16 mutexes locked in requests.
-    pub fn lock(&'static self) -> Result<MutexGuard<T>, Error> {
-        self.lock_waiting(true)
+    pub fn with<R>(&'static self, code: impl FnOnce(&mut T) -> R) -> Result<R, Error> {
+        self.with_lock(true, code)
     }
 
-    /// Locks the mutex if it is free.
+    /// The same if the mutex is free.
     ///
     /// # Errors
     ///
-    /// [`Error::LockTimeout`] if it is not; otherwise as [`Mutex::lock`].
-    pub fn try_lock(&'static self) -> Result<MutexGuard<T>, Error> {
-        self.lock_waiting(false)
+    /// [`Error::LockTimeout`] if it is not; otherwise as [`Mutex::with`].
+    pub fn try_with<R>(&'static self, code: impl FnOnce(&mut T) -> R) -> Result<R, Error> {
+        self.with_lock(false, code)
     }
 
-    fn lock_waiting(&'static self, wait: bool) -> Result<MutexGuard<T>, Error> {
+    fn with_lock<R>(&'static self, wait: bool, code: impl FnOnce(&mut T) -> R) -> Result<R, Error> {
         let argument = ptr::from_ref(self).cast_mut().cast();
         lock(&self.raw, Some(Self::repair_raw), argument, wait)?;
-        Ok(MutexGuard { mutex: self })
+        let locked = Locked(self);
+        // SAFETY: the thread has the mutex until `locked` is dropped. Where this is cut short, the frames are abandoned before the
+        // library releases it.
+        let value = code(unsafe { &mut *self.value.get() });
+        drop(locked);
+        Ok(value)
     }
 
     unsafe extern "C-unwind" fn repair_raw(argument: *mut c_void) {
-        // SAFETY: lock_waiting() passes the mutex, which lives as long as the process.
+        // SAFETY: with_lock() passes the mutex, which lives as long as the process.
         let mutex = unsafe { &*argument.cast::<Self>() };
         // SAFETY: the thread has the mutex, and the frames that have used the value are abandoned.
         (mutex.repair)(unsafe { &mut *mutex.value.get() });
     }
 }
 
-/// A [`Mutex`] that the thread has locked. Dropping it releases the mutex; a panic on its way out repairs the value first.
-#[derive(Debug)]
-#[must_use = "dropping it releases the mutex at once"]
-pub struct MutexGuard<T: Send + 'static> {
-    mutex: &'static Mutex<T>,
-}
+/// A [`Mutex`] that the calling thread has locked.
+struct Locked<T: Send + 'static>(&'static Mutex<T>);
 
-impl<T: Send> Deref for MutexGuard<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: the thread has the mutex.
-        unsafe { &*self.mutex.value.get() }
-    }
-}
-
-impl<T: Send> DerefMut for MutexGuard<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above.
-        unsafe { &mut *self.mutex.value.get() }
-    }
-}
-
-impl<T: Send> Drop for MutexGuard<T> {
+impl<T: Send> Drop for Locked<T> {
     fn drop(&mut self) {
+        let Self(mutex) = self;
         if std::thread::panicking() {
-            (self.mutex.repair)(self);
+            // SAFETY: the thread has the mutex, and what used the value has unwound.
+            (mutex.repair)(unsafe { &mut *mutex.value.get() });
         }
-        // The thread has it, unless the guard was moved to another one.
-        let _ = unlock(&self.mutex.raw);
+        let released = unlock(&mutex.raw);
+        debug_assert!(released.is_ok());
     }
 }

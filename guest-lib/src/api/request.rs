@@ -14,6 +14,7 @@ use crate::state::domain::Domain;
 use crate::thread::arena::Arena;
 use crate::thread::{self, Thread};
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
@@ -159,18 +160,22 @@ impl Request {
         };
         let mut last = None;
         // Other threads of the request enter and leave domains meanwhile, so these are not just its newest.
-        let mut entered = [None; HELD_MAX];
-        let mut places = entered.iter_mut();
+        let mut entered = [const { MaybeUninit::uninit() }; HELD_MAX];
+        let mut count = 0;
         while let Some(domain) = above(last) {
             match self.enter_or_share(domain) {
                 // A request holds no more than there are places.
-                Ok(true) => places
-                    .next()
-                    .into_iter()
-                    .for_each(|place| *place = Some(domain)),
+                Ok(true) => {
+                    if let Some(place) = entered.get_mut(count) {
+                        place.write(domain);
+                        count += 1;
+                    }
+                }
                 Ok(false) => {}
                 Err(error) => {
-                    for domain in entered.iter().rev().flatten() {
+                    for domain in entered[..count].iter().rev() {
+                        // SAFETY: set above, as the first `count` of them are.
+                        let domain: &Domain = unsafe { domain.assume_init() };
                         // What cannot be left is held to the end.
                         let _ = self.leave_unguarded(domain);
                     }

@@ -27,7 +27,7 @@ pub const VMSRS_ENOTHELD: i32 = -6;
 pub const VMSRS_ENESTED: i32 = -7;
 /// The request holds the domain already.
 pub const VMSRS_EHELD: i32 = -8;
-/// A limit is reached: 32 domains, 256 defers or 256 threads of a request, or 4096
+/// A limit is reached: 256 domains, 256 defers or 256 threads of a request, or 4096
 /// suspended tasks of a process.
 pub const VMSRS_ELIMIT: i32 = -9;
 /// The domain belongs to another app than the request.
@@ -65,6 +65,10 @@ pub const VMSRS_ESANITIZER: i32 = -23;
 /// The domain was deleted, by this process or another one. Opening its key makes a new
 /// domain.
 pub const VMSRS_EDELETED: i32 = -24;
+
+/// Bytes that are to be leased are not as they were committed: the request has changed
+/// them.
+pub const VMSRS_EUNCOMMITTED: i32 = -25;
 
 /// Describes a return code.
 ///
@@ -109,6 +113,7 @@ pub extern "C" fn vmsrs_strerror(code: c_int) -> *const c_char {
             c"the thread and the memory sanitizer leave no room for an app of a device; run without one (VMSRS_DEVICE=none)"
         }
         VMSRS_EDELETED => c"the domain is deleted",
+        VMSRS_EUNCOMMITTED => c"the request has changed the bytes that are to be leased",
         VMSRS_ESYSTEM => c"the operating system or the driver refused; see errno",
         _ => c"unknown return code",
     };
@@ -170,6 +175,7 @@ pub(super) fn code(error: &Error) -> c_int {
         Error::Variables(_) => VMSRS_EVARIABLES,
         Error::Quarantined { .. } => VMSRS_EQUARANTINE,
         Error::Deleted => VMSRS_EDELETED,
+        Error::Uncommitted => VMSRS_EUNCOMMITTED,
         Error::Map { source, .. } => {
             refuse("mapping the pages of the app", source);
             VMSRS_ESYSTEM

@@ -1,9 +1,9 @@
 //! Questions about the request of the calling thread, and about pointers.
 
 use super::codes::{errno_of, set_errno};
-use crate::{in_request, usable_size};
+use crate::{Domain, held_domain, in_request, usable_size};
 use std::ffi::{c_int, c_void};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 /// Tells whether the calling thread works for a request.
 ///
@@ -16,6 +16,38 @@ use std::ptr::NonNull;
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_in_request() -> c_int {
     c_int::from(in_request())
+}
+
+/// Tells the number of a domain in its app.
+///
+/// All processes know the domain by it, for as long as it is not deleted. The host's tools
+/// print it.
+///
+/// @param domain The domain.
+/// @return The number; `UINT32_MAX` for null.
+///
+/// # Safety
+///
+/// `domain` comes from `vmsrs_domain_open` or is null.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_domain_number(domain: *const Domain) -> u32 {
+    // SAFETY: a handle or null by contract.
+    unsafe { domain.as_ref() }.map_or(u32::MAX, Domain::number)
+}
+
+/// Finds a domain that the request of the calling thread holds, by its number.
+///
+/// For what is stored in a domain and has to find it, such as an allocator: the address of a
+/// handle is another one in each process, the number is not.
+///
+/// @param number A number from `vmsrs_domain_number()`.
+/// @return The domain; null if the request holds none with that number, or the thread has no
+///   request.
+#[must_use]
+#[unsafe(no_mangle)]
+pub extern "C" fn vmsrs_held_domain(number: u32) -> *mut Domain {
+    held_domain(number).map_or(ptr::null_mut(), |domain| ptr::from_ref(domain).cast_mut())
 }
 
 /// Tells how many bytes of a block may be used.

@@ -14,6 +14,7 @@ pub mod heap;
 pub mod inquiry;
 pub mod invariant;
 pub mod kinds;
+pub mod lease;
 pub mod members;
 pub mod mutex;
 pub mod options;

@@ -28,7 +28,7 @@ pub type DeferFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
 /// @retval VMSRS_EINVAL A null pointer.
 /// @retval VMSRS_ENOREQUEST
 /// @retval VMSRS_EHELD Held already, or another thread of the request waits for it.
-/// @retval VMSRS_ELIMIT The request holds 32 domains.
+/// @retval VMSRS_ELIMIT The request holds 256 domains.
 /// @retval VMSRS_EAPP The domain belongs to another app.
 /// @retval VMSRS_ETIMEOUT The domain did not become free in time.
 /// @retval VMSRS_EDEADLOCK The holder waits for this request, directly or through others.

@@ -154,6 +154,24 @@ fn is_zero<const N: usize>(words: &[u64; N]) -> bool {
     words.iter().fold(0, |all, word| all | word) == 0
 }
 
+/// Passes over words of a bitmap that are 0, `N` at a time. `word` has the bit of `at`; returns both for the first word that
+/// was not passed over.
+///
+/// # Safety
+///
+/// The words of addresses below `to` can be read.
+#[expect(clippy::inline_always, reason = "a loop of a few instructions")]
+#[inline(always)]
+unsafe fn pass_zeros<const N: usize>(mut at: u64, mut word: *mut u64, to: u64) -> (u64, *mut u64) {
+    let bytes = N as u64 * WORD;
+    // SAFETY: by the function's contract.
+    while at + bytes <= to && is_zero(unsafe { &*word.cast::<[u64; N]>() }) {
+        at += bytes;
+        word = word.wrapping_add(N);
+    }
+    (at, word)
+}
+
 /// A bitmap of an extent. Addresses are those that its bits stand for; others have no bit, and are
 /// treated as if theirs were 0.
 #[derive(Clone, Copy, Debug)]
@@ -225,14 +243,10 @@ impl Bits {
             word = word.wrapping_add(1);
             // Each commit looks through whole bitmaps, and most of their words are 0.
             // SAFETY: as in get(): the words of addresses below `to`.
-            while at + 16 * WORD <= to && is_zero(unsafe { &*word.cast::<[u64; 16]>() }) {
-                at += 16 * WORD;
-                word = word.wrapping_add(16);
-            }
-            // SAFETY: as above.
-            while at + 4 * WORD <= to && is_zero(unsafe { &*word.cast::<[u64; 4]>() }) {
-                at += 4 * WORD;
-                word = word.wrapping_add(4);
+            unsafe {
+                (at, word) = pass_zeros::<64>(at, word, to);
+                (at, word) = pass_zeros::<16>(at, word, to);
+                (at, word) = pass_zeros::<4>(at, word, to);
             }
             // SAFETY: as above.
             while at < to && unsafe { word.read() } == 0 {
@@ -421,7 +435,7 @@ mod tests {
     use super::*;
 
     const START: u64 = 1 << 20;
-    const WORDS: usize = 24;
+    const WORDS: usize = 96;
     const GRAINS: u64 = 64 * WORDS as u64;
 
     #[test]

@@ -189,44 +189,31 @@ pub(crate) fn can_step(instruction: u64, number: u64) -> bool {
     is_steppable(next, number)
 }
 
-/// System calls that can be single-stepped: those of heaps, and of what the C library does about a socket that fails.
-const STEPPABLE: [libc::c_long; 26] = [
-    libc::SYS_futex,
-    libc::SYS_sched_yield,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_brk,
-    libc::SYS_socket,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_getsockname,
-    libc::SYS_setsockopt,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_poll,
-    libc::SYS_ioctl,
-    libc::SYS_openat,
-    libc::SYS_newfstatat,
-    libc::SYS_fstat,
-    libc::SYS_lseek,
-    libc::SYS_close,
-    libc::SYS_getpid,
+/// System calls that are not single-stepped: they may block the signal which each step gives or change what it does, start a
+/// thread or a program that is single-stepped too, or end this one.
+const NOT_STEPPABLE: [libc::c_long; 13] = [
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigsuspend,
+    libc::SYS_ptrace,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
 ];
 
-/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call that may block the signal
-/// which each step gives, or start a thread that is single-stepped too. Nor if it is a string
+/// Whether an instruction that begins like that can be single-stepped. Not if it is a system call of those above. Nor if it is a string
 /// instruction, which traps for each byte that it copies, or a `PAUSE`: the thread waits for another one, to which steps bring
 /// it no nearer, and would use up all that it has.
 fn is_steppable(next: [u8; 3], number: u64) -> bool {
     match next {
         [first, second, _] if [first, second] == SYSCALL => {
-            STEPPABLE.iter().any(|&call| call as u64 == number)
+            NOT_STEPPABLE.iter().all(|&call| call as u64 != number)
         }
         [0xf3, 0x90, _] => false,
         // REP, and REX perhaps.

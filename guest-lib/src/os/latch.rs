@@ -96,16 +96,16 @@ impl Latch {
         self.0.load(Ordering::Relaxed) & !CONTENDED
     }
 
-    /// Opens it if the thread with that number has it, which is gone.
+    /// Opens it if the thread with that number has it, which is gone or the calling one.
     pub(crate) fn open_for(&self, owner: u32) {
-        let seen = self.0.load(Ordering::Relaxed);
-        if owner != FREE && seen & !CONTENDED == owner {
-            let opened = self
-                .0
-                .compare_exchange(seen, FREE, Ordering::Acquire, Ordering::Relaxed);
-            if opened.is_ok() && seen & CONTENDED != 0 {
-                futex::wake_all(&self.0);
-            }
+        // Others may set the mark meanwhile.
+        let opened = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |seen| {
+                (owner != FREE && seen & !CONTENDED == owner).then_some(FREE)
+            });
+        if opened.is_ok_and(|seen| seen & CONTENDED != 0) {
+            futex::wake_all(&self.0);
         }
     }
 
@@ -156,6 +156,25 @@ mod tests {
             }
         });
         assert_eq!(count.0.into_inner(), 40_000);
+    }
+
+    #[test]
+    fn latch_that_is_opened_for_its_owner_is_free_whoever_begins_to_wait() {
+        const ROUNDS: u32 = 20_000;
+        let latch = Latch::default();
+        std::thread::scope(|scope| {
+            for number in 1..3 {
+                let latch = &latch;
+                scope.spawn(move || {
+                    for _ in 0..ROUNDS {
+                        // A latch that stays taken is seen as a sleep that never ends.
+                        while latch.take(number, |_| false) != Take::Taken {}
+                        latch.open_for(number);
+                    }
+                });
+            }
+        });
+        assert!(latch.is_free());
     }
 
     #[test]

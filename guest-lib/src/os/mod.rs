@@ -31,5 +31,6 @@ pub(crate) mod switch;
 pub(crate) mod thread_end;
 pub(crate) mod unwind;
 pub(crate) mod usage;
+pub(crate) mod view;
 mod weak;
 pub(crate) mod xsave;

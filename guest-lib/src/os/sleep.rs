@@ -9,6 +9,7 @@
 
 use super::cancellation;
 use super::clib::{self, SYSCALL};
+use super::weak::address_of;
 use super::{file, modules, streams};
 use std::ffi::c_int;
 
@@ -107,7 +108,8 @@ impl Sleep {
             return false;
         }
         let sleeps = self.is_over() || self.goes_on();
-        !sleeps || callers.iter().any(|&word| clib::is_in_allocator(word))
+        let holds = |&word| clib::is_in_allocator(word) || is_in_setxid(word);
+        !sleeps || callers.iter().any(holds)
     }
 
     /// Whether the thread is about to make a system call, in which it may sleep. Async-signal-safe.
@@ -119,6 +121,27 @@ impl Sleep {
     pub(crate) fn can_step(&self) -> bool {
         clib::can_step(self.instruction, self.result)
     }
+}
+
+/// Whether a return address leads to a function that changes the user or the group of all threads: it waits for each of them
+/// with a lock that new threads need. Async-signal-safe.
+fn is_in_setxid(address: u64) -> bool {
+    /// Farthest that it lies from the beginning of such a function.
+    const LENGTH: u64 = 256;
+    let functions = [
+        address_of!("setuid"),
+        address_of!("setgid"),
+        address_of!("seteuid"),
+        address_of!("setegid"),
+        address_of!("setreuid"),
+        address_of!("setregid"),
+        address_of!("setresuid"),
+        address_of!("setresgid"),
+        address_of!("setgroups"),
+    ];
+    functions.iter().any(|&function| {
+        function != 0 && (function as u64..function as u64 + LENGTH).contains(&address)
+    })
 }
 
 fn has_syscall(instruction: u64) -> bool {

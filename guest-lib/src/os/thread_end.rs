@@ -11,6 +11,9 @@ use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// A key that a request deletes or sets by a number which it was never given, 0 for example, is not to be this one.
+const FIRST: u32 = 512;
+
 /// The key, or this if there is none yet.
 const NONE: u32 = u32::MAX;
 static KEY: AtomicU32 = AtomicU32::new(NONE);
@@ -28,16 +31,34 @@ pub(crate) fn install(end: unsafe extern "C" fn(*mut c_void)) -> Result<(), Erro
     if KEY.load(Ordering::Relaxed) != NONE {
         return Ok(());
     }
+    // The C library gives the lowest that is free.
+    let mut low = Vec::new();
+    let key = loop {
+        match make(end) {
+            Ok(key) if key < FIRST => low.push(key),
+            made => break made,
+        }
+    };
+    // There may be no more keys than that.
+    let key = key.or_else(|error| low.pop().ok_or(error));
+    for key in low {
+        // SAFETY: a key that was made here, and that no thread has set.
+        unsafe { libc::pthread_key_delete(key) };
+    }
+    KEY.store(
+        key.map_err(Error::system("making a thread's destructor"))?,
+        Ordering::Relaxed,
+    );
+    Ok(())
+}
+
+fn make(end: unsafe extern "C" fn(*mut c_void)) -> io::Result<u32> {
     let mut key = 0;
     // SAFETY: writes the key.
     match unsafe { libc::pthread_key_create(&raw mut key, Some(end)) } {
-        0 => KEY.store(key, Ordering::Relaxed),
-        error => {
-            let error = io::Error::from_raw_os_error(error);
-            return Err(Error::system("making a thread's destructor")(error));
-        }
+        0 => Ok(key),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
-    Ok(())
 }
 
 /// Has the destructor called when the calling thread ends: also one that has begun to end, up to the limit of

@@ -3,6 +3,7 @@
 //! On a stack of its own: what the request has left on its stack may still be needed, by the work itself or by threads that
 //! the request has started and that borrow from it until they have come to their landings.
 
+use crate::error::Error;
 use crate::os::region::Region;
 use crate::os::switch::LANDED;
 use crate::thread::{Phase, Thread};
@@ -16,8 +17,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of the stack.
 const STACK: usize = 64 * 1024;
 
-/// A stack that nothing runs on: to make one takes the kernel far longer than most work. Only tried, never waited for.
+/// A stack that nothing runs on: to make one takes the kernel far longer than most work, and there may be no memory. Only tried,
+/// never waited for.
 static SPARE: Mutex<Option<Region>> = Mutex::new(None);
+
+/// Makes it before it is needed.
+///
+/// # Errors
+///
+/// [`Error::System`].
+pub(crate) fn install() -> Result<(), Error> {
+    keep_stack(Region::new(STACK)?);
+    Ok(())
+}
 
 /// A stack, if there is memory.
 fn take_stack() -> Option<Region> {

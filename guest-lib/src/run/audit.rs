@@ -329,8 +329,8 @@ mod tests {
             |control| control.tag = u64::MAX >> 1,
             |control| control.held_count = 0,
             |control| control.held_count = u32::MAX,
-            |control| control.held = [77; 32],
-            |control| *control = ThreadControl::default(),
+            |control| control.held = [77; vmsrs_protocol::shared::HELD_MAX],
+            |control| *control = bytemuck::Zeroable::zeroed(),
         ];
         for overwrite in damages {
             let failure = damage(domains, overwrite);

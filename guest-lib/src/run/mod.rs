@@ -1,6 +1,6 @@
 //! Running a request, or a thread's part of one: its function on the request stack, and the ways out.
 
-mod aside;
+pub(crate) mod aside;
 pub(crate) mod audit;
 pub(crate) mod commit;
 pub(crate) mod defer;
@@ -92,6 +92,9 @@ impl From<End> for Outcome {
         }
     }
 }
+
+/// What the failure says.
+const LOCKED: &[u8] = b"a thread's part of the request, or a step, has ended with a mutex locked";
 
 struct Call<'a, B> {
     thread: &'a Thread,
@@ -351,6 +354,11 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
         // The data that the library was changing is half changed.
         Ok(_) if thread.is_inside_library() => {
             thread.note_failure(Kind::Memory, 0, REENTRANT);
+            Outcome::Cut
+        }
+        // Its thread goes: the mutex would belong to nobody.
+        Ok(End::Leave | End::Suspend) if thread.has_mutex(thread.state().tag()) => {
+            thread.note_failure(Kind::Invariant, 0, LOCKED);
             Outcome::Cut
         }
         Ok(End::Leave) => Outcome::Leave,

@@ -23,16 +23,17 @@ pub(super) fn report(thread: &Thread) -> Failure {
             record.handler = signals::handler() as u64;
             evidence::attach(record, thread);
             thread.report_open(record);
-            let held = thread.state().held();
-            loop {
-                match thread.app().backend().fail(record, held.as_slice()) {
-                    Ok(()) => break,
-                    Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-                    Err(error) => {
-                        abort_with("cannot discard what the failed request wrote", &error)
+            thread.state().with_held(|held| {
+                loop {
+                    match thread.app().backend().fail(record, held) {
+                        Ok(()) => break,
+                        Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                        Err(error) => {
+                            abort_with("cannot discard what the failed request wrote", &error)
+                        }
                     }
                 }
-            }
+            });
             // What is done next may say something else.
             Reported::new(record, thread.message_copied())
         });

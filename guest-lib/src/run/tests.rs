@@ -34,7 +34,7 @@ fn damage_by_a_plain_request_is_found() {
         |_, _, control| control.held_count = 0,
         |_, _, control| control.held_count = 2,
         |_, _, control| control.held[0] += 1,
-        |_, _, control| *control = ThreadControl::default(),
+        |_, _, control| *control = bytemuck::Zeroable::zeroed(),
         |_, domain, _| domain.lock_word().store(0, Ordering::Relaxed),
         |_, domain, _| {
             domain.lock_word().fetch_add(1, Ordering::Relaxed);
@@ -162,8 +162,9 @@ fn unusual_request_leaves_its_thread_at_rest() {
 /// Most instructions of a request that does nothing, without protection keys.
 const EMPTY_MAX: u64 = 200;
 
-/// Most instructions of a request that writes one page, in the process and without protection keys.
-const WRITES_MAX: u64 = 670;
+/// Most instructions of a request that writes one page, in the process and without protection keys; the order that the compiler
+/// chooses makes a difference of some.
+const WRITES_MAX: u64 = 685;
 
 /// Most instructions for each block of a page of small ones that was written.
 const BLOCK_MAX: u64 = 45;

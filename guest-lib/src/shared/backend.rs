@@ -1,6 +1,7 @@
 //! What the library needs from the backend, which may keep versions of pages.
 
 use crate::os::usage::Usage;
+use crate::os::view::View;
 use crate::shared::hot::Hot;
 use std::io;
 use std::ops::Range;
@@ -72,6 +73,9 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn deleted(&self, after: u64, domains: &mut [u32]) -> io::Result<(usize, u64)>;
     /// Counts the pages of a domain.
     fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo>;
+    /// Keeps bytes of a domain readable as they are committed now, whatever becomes of the domain. Returns the pages that they are
+    /// in, and the address of the first byte there.
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)>;
     /// Finds or creates an extent.
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`. Its drafts may have the protection keys that have a

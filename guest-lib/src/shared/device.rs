@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::os::sanitizer;
 use crate::os::usage::{Usage, without_own};
+use crate::os::view::View;
 use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::descriptor::Descriptor;
 use crate::shared::hot::Hot;
@@ -20,11 +21,11 @@ use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
     COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DELETE,
     IOCTL_DELETED, IOCTL_DISCARD, IOCTL_DOMAIN_INFO, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL,
-    IOCTL_FLUSH, IOCTL_INFO, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP, IOCTL_OPEN_DOMAIN,
-    IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE,
-    IoctlCommit, IoctlCool, IoctlDelete, IoctlDeleted, IoctlDomainInfo, IoctlDrafts, IoctlExtent,
-    IoctlFail, IoctlInfo, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag,
-    IoctlTags, IoctlThread, IoctlUsage,
+    IOCTL_FLUSH, IOCTL_INFO, IOCTL_LEASE, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP,
+    IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT,
+    IOCTL_USAGE, IoctlCommit, IoctlCool, IoctlDelete, IoctlDeleted, IoctlDomainInfo, IoctlDrafts,
+    IoctlExtent, IoctlFail, IoctlInfo, IoctlLease, IoctlLock, IoctlOpenApp, IoctlOpenDomain,
+    IoctlSuspend, IoctlTag, IoctlTags, IoctlThread, IoctlUsage,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
@@ -544,6 +545,31 @@ impl Backend for Device {
         Ok(argument)
     }
 
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+        let mut argument = IoctlLease {
+            address,
+            length: length as u64,
+            domain,
+            reserved: 0,
+        };
+        // SAFETY: the call's argument. Another app's file knows no page at that address.
+        unsafe { self.call(IOCTL_LEASE, &raw mut argument) }?;
+        let page = u64::from(PAGE_SIZE);
+        let (start, end) = (
+            argument.address & !(page - 1),
+            argument.address + length as u64,
+        );
+        let mapped = end.next_multiple_of(page) - start;
+        let (Some(pages), Some(first)) = (
+            NonNull::new(start as *mut u8),
+            NonNull::new(argument.address as *mut u8),
+        ) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        // SAFETY: the driver has made the mapping for the caller, and it cannot be written.
+        Ok((unsafe { View::new(pages, mapped as usize) }, first))
+    }
+
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
         let mut argument = IoctlExtent {
             domain,
@@ -740,7 +766,7 @@ mod tests {
     }
 
     /// Calls that are made without a look at the descriptor.
-    const UNCHECKED: [u32; 12] = [
+    const UNCHECKED: [u32; 13] = [
         IOCTL_TAGS,
         IOCTL_COMMIT,
         IOCTL_FAIL,
@@ -753,6 +779,7 @@ mod tests {
         IOCTL_ABANDON,
         IOCTL_DRAFTS,
         IOCTL_DELETE,
+        IOCTL_LEASE,
     ];
 
     #[test]

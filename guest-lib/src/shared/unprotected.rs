@@ -10,10 +10,12 @@ use crate::os::futex;
 use crate::os::identity::thread_number;
 use crate::os::lock::Lock;
 use crate::os::sanitizer;
+use crate::os::view::View;
 use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::control::Control;
 use crate::shared::waits::Waits;
 use crate::shared::word::{self, Released};
+use bytemuck::Zeroable;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -327,13 +329,34 @@ impl Backend for Unprotected {
         })
     }
 
+    /// A copy: there are no versions that could be kept.
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let offset = address.checked_sub(self.base).ok_or_else(invalid)?;
+        let bytes = u64::from(PAGE_SIZE);
+        let holds = |extent: &Extent| {
+            let start = u64::from(extent.page) * bytes;
+            let size = u64::from(extent.pages) * bytes;
+            offset >= start && offset - start < size && length as u64 <= size - (offset - start)
+        };
+        let known = self.tables.with(|tables| {
+            let extents = tables.extents.get(domain as usize);
+            extents.is_some_and(|extents| extents.iter().any(holds))
+        });
+        let first = NonNull::new(address as *mut u8).filter(|_| known && length > 0);
+        // SAFETY: an extent's pages can be read.
+        let view = unsafe { View::copy_of(first.ok_or_else(invalid)?, length) }?;
+        let first = view.first();
+        Ok((view, first))
+    }
+
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {
         self.tables
             .with(|tables| extent(tables, &self.addresses(), domain, index, pages))
     }
 
     fn register(&self, signal: i32, _keys: u32) -> io::Result<Registration> {
-        let control = NonNull::from(Box::leak(Box::<ThreadControl>::default()));
+        let control = NonNull::from(Box::leak(Box::new(ThreadControl::zeroed())));
         let registered = Registered {
             number: thread_number(),
             // SAFETY: leaked, and off this list before it is freed.

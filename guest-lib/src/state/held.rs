@@ -72,14 +72,14 @@ impl State {
         self.control.store(ptr::null_mut(), Ordering::SeqCst);
     }
 
-    /// Domains held, and those whose locks are being taken, in the order of their locking.
-    /// Does not allocate.
-    pub(crate) fn held(&self) -> HeldDomains {
+    /// Calls `code` with the domains that are held, and those whose locks are being taken, in the order of their locking.
+    /// Does not allocate, nor copy the list, which is long.
+    pub(crate) fn with_held<T>(&self, code: impl FnOnce(&[u32]) -> T) -> T {
         let mut held = HeldDomains::new();
         if let Some(control) = self.control() {
             (0..held::len(&control)).for_each(|place| held.push(control.entry(place)));
         }
-        held
+        code(held.as_slice())
     }
 
     /// Notes a domain whose lock is taken next.
@@ -95,7 +95,7 @@ impl State {
         if held::push(&control, domain) {
             Ok(())
         } else {
-            Err(Error::Limit("32 held domains"))
+            Err(Error::Limit("256 held domains"))
         }
     }
 

@@ -183,8 +183,7 @@ impl State {
 
     /// The request is over, and has no thread any more.
     ///
-    /// `kept`: it was audited and committed. Otherwise a stray write may have changed the count of the
-    /// domains, so all places are emptied: nothing of this request may leak into the next one.
+    /// `kept`: it was audited and committed.
     pub(crate) fn clear(&self, kept: bool) {
         self.flags.fetch_or(CLOSED, Ordering::SeqCst);
         self.tag.store(0, Ordering::SeqCst);
@@ -192,12 +191,7 @@ impl State {
         self.end_key();
         self.drop_control();
         self.lists(|lists| {
-            let used = if kept {
-                lists.used.min(HELD_MAX)
-            } else {
-                HELD_MAX
-            };
-            lists.domains[..used].fill(None);
+            // Places from here on are written before they are read.
             lists.used = 0;
             lists.quarantine.restart();
             lists.recent.restart();
@@ -288,9 +282,10 @@ mod tests {
             matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::Invariant)
         );
         let state = thread::of(app).unwrap().state();
-        state.lists(|lists| assert!(lists.domains.iter().all(Option::is_none)));
+        state.lists(|lists| assert_eq!(lists.held().count(), 0));
         let next = one.run(|_| {
             let tag = state.tag();
+            assert!(state.holds(one) && !state.holds(two));
             state.lists(|lists| {
                 assert!((0..QUARANTINE).all(|place| lists.quarantine.get(tag, place).is_none()));
                 assert!((0..RECENT).all(|place| lists.recent.get(tag, place).is_none()));

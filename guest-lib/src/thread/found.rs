@@ -25,9 +25,10 @@ use std::ptr;
 const FIRST: u32 = 64;
 
 /// Of the requests after these, one in so many.
-const INTERVAL: u64 = 1024;
+const INTERVAL: u64 = 1280;
 
-/// Where each request begins with a look at its thread, one in so many of them is also one at the process's handlers of signals.
+/// Where each request or step begins with a look at its thread, one in so many of them is also one at the process's handlers of
+/// signals: that takes a system call for each.
 const DISPOSITIONS: u32 = 16;
 
 /// What is looked at.
@@ -86,15 +87,16 @@ impl Found {
         }
     }
 
-    /// Looks at the thread. Returns after how many requests the next look comes.
-    fn look(&self) -> u64 {
+    /// Looks at the thread; `each` if every step begins with a look. Returns after how many requests the next look comes.
+    fn look(&self, each: bool) -> u64 {
         let (before, now) = (self.look.replace(Look::take()), self.look.get());
         let looks = self.looks.get().saturating_add(1);
         self.looks.set(looks);
         if before != now {
             self.varies.set(true);
         }
-        if !self.varies.get() || looks % DISPOSITIONS == 1 {
+        let is_frequent = each || self.varies.get();
+        if !is_frequent || looks % DISPOSITIONS == 1 {
             dispositions::look();
         }
         if looks < FIRST || self.varies.get() {
@@ -106,12 +108,13 @@ impl Found {
 }
 
 impl Thread {
-    /// Looks at the thread before the request begins, or is joined. Returns after how many requests the next look comes.
-    pub(super) fn look(&self, tag: u64) -> u64 {
+    /// Looks at the thread before the request begins, or before the thread works on for one: that is done `each` time. Returns
+    /// after how many requests the next look comes.
+    pub(super) fn look(&self, tag: u64, each: bool) -> u64 {
         self.count_open(tag);
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
-        let next = self.found.look();
+        let next = self.found.look(each);
         if reserve::fill() { next } else { 1 }
     }
 

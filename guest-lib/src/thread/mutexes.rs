@@ -98,6 +98,12 @@ impl Thread {
         }
     }
 
+    /// Whether the thread has locked a mutex in the request with that tag.
+    pub(crate) fn has_mutex(&self, tag: u64) -> bool {
+        let mut places = self.mutexes.used().iter();
+        places.any(|place| place.get().is_some_and(|locked| locked.tag == tag))
+    }
+
     /// Takes the newest mutex that the thread has locked in the request with that tag.
     pub(crate) fn take_mutex(&self, tag: u64) -> Option<Locked> {
         self.mutexes.take(|locked| locked.tag == tag)

@@ -73,7 +73,7 @@ impl Thread {
         if self.next_tag.get() >= self.end_tag.get() {
             self.fetch_tags()?;
         }
-        let next = self.next_tag.get() + self.look(self.next_tag.get());
+        let next = self.next_tag.get() + self.look(self.next_tag.get(), false);
         self.pause_tag.set(next.min(self.end_tag.get()));
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Thread {
 
     /// The thread is at rest: see [`Thread::go_idle`].
     fn attach(&self, state: &'static State, slot: Option<usize>) {
-        self.look(state.tag());
+        self.look(state.tag(), true);
         self.slot.set(slot);
         self.state.set(state);
         self.deadline.set(state.deadline());

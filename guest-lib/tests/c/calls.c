@@ -407,6 +407,10 @@ static int locks(vmsrs_request *request, void *argument)
 		vmsrs_fail("with a mutex");
 	if (*(int *)argument == 2)
 		return -1;
+	if (*(int *)argument == 3)
+		return VMSRS_STEP_SUSPEND;
+	if (*(int *)argument == 4)
+		return VMSRS_OK;
 	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
 	return 0;
 }
@@ -416,6 +420,31 @@ static void *others(void *argument)
 	CHECK(vmsrs_mutex_trylock(&mutex) == VMSRS_ETIMEOUT);
 	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
 	return argument;
+}
+
+static int locks_in_a_piece(vmsrs_request *request, void *argument)
+{
+	vmsrs_piece piece = { .function = locks, .argument = argument };
+
+	return vmsrs_fan_out(request, &piece, 1);
+}
+
+/* Its thread goes, or may go on with something else: nobody could unlock it. */
+static void mutex_that_outlives_its_part_of_a_request(void)
+{
+	int suspended = 3, kept = 4;
+	vmsrs_task *task;
+
+	CHECK(vmsrs_task_new(one, NULL, &task) == VMSRS_OK);
+	CHECK(vmsrs_task_step(task, locks, &suspended, NULL) == VMSRS_EFAILED);
+	vmsrs_task_free(task);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK && vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	CHECK(vmsrs_run(one, locks_in_a_piece, &kept, NULL) == VMSRS_EFAILED);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK && vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+	/* The whole request has ended well: it is the thread's. */
+	CHECK(vmsrs_run(one, locks, &kept, NULL) == VMSRS_OK);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_EHELD);
+	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
 }
 
 static void mutexes(void)
@@ -432,6 +461,9 @@ static void mutexes(void)
 		CHECK(vmsrs_run(one, locks, &how, NULL) == (how == 1 ? VMSRS_EFAILED : VMSRS_OK));
 	CHECK(repaired == 20);
 	CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_ENOTHELD);
+	mutex_that_outlives_its_part_of_a_request();
+	CHECK(repaired == 40);
+	repaired = 20;
 	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
 	CHECK(pthread_create(&id, NULL, others, NULL) == 0);
 	CHECK(pthread_join(id, NULL) == 0);
@@ -485,6 +517,83 @@ static void deletion(void)
 	CHECK(vmsrs_run(two, set_value, &value, NULL) == VMSRS_OK);
 }
 
+static int fill(vmsrs_request *request, void *argument)
+{
+	char *block = vmsrs_alloc(argument, 20000);
+
+	(void)request;
+	CHECK(vmsrs_held_domain(vmsrs_domain_number(argument)) == argument);
+	CHECK(!vmsrs_held_domain(vmsrs_domain_number(two)));
+	CHECK(block);
+	memset(block, 'l', 20000);
+	return vmsrs_set_root(argument, block);
+}
+
+static int find(vmsrs_request *request, void *argument, const void **bytes, size_t *length)
+{
+	(void)request;
+	CHECK(!*bytes);
+	*bytes = vmsrs_root(argument);
+	*length = 20000;
+	return 0;
+}
+
+static int find_nothing(vmsrs_request *request, void *argument, const void **bytes, size_t *length)
+{
+	(void)request;
+	(void)bytes;
+	(void)length;
+	return *(int *)argument;
+}
+
+static int find_outside(vmsrs_request *request, void *argument, const void **bytes, size_t *length)
+{
+	(void)request;
+	*bytes = argument;
+	*length = 1;
+	return 0;
+}
+
+static int find_wildly(vmsrs_request *request, void *argument, const void **bytes, size_t *length)
+{
+	vmsrs_lease_t lease;
+
+	CHECK(find(request, argument, bytes, length) == 0);
+	CHECK(vmsrs_lease(argument, find, argument, &lease) == VMSRS_ENESTED && !lease.data);
+	vmsrs_fail("found, and failed");
+}
+
+static void leases(void)
+{
+	vmsrs_domain *user;
+	vmsrs_lease_t lease;
+	int given_up = -1, nothing = 0;
+
+	CHECK(vmsrs_domain_open(app, "lease", 5, &user) == VMSRS_OK);
+	CHECK(vmsrs_domain_number(NULL) == UINT32_MAX);
+	CHECK(!vmsrs_held_domain(vmsrs_domain_number(user)));
+	CHECK(vmsrs_run(user, fill, user, NULL) == VMSRS_OK);
+	CHECK(vmsrs_lease(NULL, find, user, &lease) == VMSRS_EINVAL && !lease.data);
+	CHECK(vmsrs_lease(user, NULL, user, &lease) == VMSRS_EINVAL);
+	CHECK(vmsrs_lease(user, find, user, NULL) == VMSRS_EINVAL);
+	CHECK(vmsrs_lease(user, find_outside, &lease, &lease) == VMSRS_EINVAL && !lease.data);
+	CHECK(vmsrs_lease(user, find_nothing, &nothing, &lease) == VMSRS_OK && !lease.data);
+	CHECK(vmsrs_lease(user, find_nothing, &given_up, &lease) == VMSRS_OK && !lease.data);
+	CHECK(vmsrs_lease(user, find_wildly, user, &lease) == VMSRS_EFAILED && !lease.data);
+	vmsrs_lease_end(&lease);
+	vmsrs_lease_end(NULL);
+	CHECK(vmsrs_lease(user, find, user, &lease) == VMSRS_OK);
+	CHECK(vmsrs_domain_delete(user) == VMSRS_OK);
+	CHECK(lease.length == 20000);
+	for (size_t i = 0; i < lease.length; i++)
+		CHECK(((const char *)lease.data)[i] == 'l');
+	errno = EXDEV;
+	vmsrs_lease_end(&lease);
+	CHECK(errno == EXDEV && !lease.data && !lease.length);
+	vmsrs_lease_end(&lease);
+	CHECK(vmsrs_lease(user, find, user, &lease) == VMSRS_EDELETED);
+}
+
 int main(void)
 {
 	vmsrs_options options = { .deadline_ms = 600000, .lock_timeout_ms = 60000 };
@@ -534,8 +643,9 @@ int main(void)
 	pieces();
 	deletion();
 	mutexes();
+	leases();
 	invariants();
-	for (int code = VMSRS_EDELETED; code <= VMSRS_OK; code++)
+	for (int code = VMSRS_EUNCOMMITTED; code <= VMSRS_OK; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);
 	return 0;
 }

@@ -41,11 +41,18 @@ struct call {
 	vmsrs_health_t health;
 	vmsrs_domain_info_t domain_info;
 	vmsrs_mutex_t mutex;
+	vmsrs_lease_t lease;
 };
 
 static void undo(void *argument)
 {
 	(void)argument;
+}
+
+static int find_nothing(vmsrs_request *request, void *argument, const void **bytes, size_t *length)
+{
+	(void)request, (void)argument, (void)bytes, (void)length;
+	return 0;
 }
 
 /* A check stays for the life of the process, so it is never wild. */
@@ -82,9 +89,11 @@ static int sound(vmsrs_domain *domain, void *argument)
 		struct vmsrs_health_t *: &call->health,              \
 		struct vmsrs_domain_info_t *: &call->domain_info,    \
 		struct vmsrs_mutex_t *: &call->mutex,                \
+		struct vmsrs_lease_t *: &call->lease,                \
 		const struct vmsrs_budget *: &call->budget,          \
 		vmsrs_request_fn: no_work,                           \
 		vmsrs_defer_fn: undo,                                \
+		vmsrs_find_fn: find_nothing,                         \
 		vmsrs_invariant_fn: sound)
 
 /* Numbers are out of range: what they count is not read past its end. */

@@ -171,3 +171,19 @@ pub fn build_injector(folder: &Path) -> Result<PathBuf> {
     )?;
     Ok(injector)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::build_injector;
+    use std::{env, fs, process};
+
+    /// Its calls are made from `vmsrs.h`: a new type of an argument stops the compiler.
+    #[test]
+    fn injector_knows_the_arguments_of_every_public_function() {
+        let folder = env::temp_dir().join(format!("vmsrs-injector-{}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let built = build_injector(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        built.unwrap();
+    }
+}

@@ -51,6 +51,17 @@ fn library_header_compiles_alone() {
 }
 
 #[test]
+fn cpp_header_of_the_library_compiles_alone() {
+    for standard in ["c++17", "c++20"] {
+        compile(
+            "g++",
+            standard,
+            "#include \"vmsrs.hpp\"\n#include \"vmsrs.hpp\"\n",
+        );
+    }
+}
+
+#[test]
 fn protocol_header_compiles_alone() {
     compile_as_c_and_cpp("#include \"vmsrs_protocol.h\"\n#include \"vmsrs_protocol.h\"\n");
 }

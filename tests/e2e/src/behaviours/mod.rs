@@ -26,9 +26,11 @@ mod guarded_memory;
 mod guest_reboot;
 mod hostile_guest;
 mod kernel_write;
+mod lease;
 mod lock_release;
 mod many_processes;
 mod members;
+mod mutex;
 mod neighbours;
 mod pool_limit;
 mod pool_waits;
@@ -58,6 +60,7 @@ pub const ALL: &[&Behaviour] = &[
     &resident::BEHAVIOUR,
     &guarded_memory::BEHAVIOUR,
     &kernel_write::BEHAVIOUR,
+    &lease::BEHAVIOUR,
     &corruption::MIRRORED,
     &corruption::UNMIRRORED,
     &corruption::POISONED_MIRRORED,
@@ -92,6 +95,7 @@ pub const ALL: &[&Behaviour] = &[
     &random_requests::BEHAVIOUR,
     &propagation::BEHAVIOUR,
     &members::BEHAVIOUR,
+    &mutex::BEHAVIOUR,
     &suspended::BEHAVIOUR,
     &deadlock::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,

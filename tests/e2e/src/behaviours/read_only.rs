@@ -30,7 +30,7 @@ fn read(_: &str) -> Result<()> {
             Ok::<_, Error>(value)
         })
     };
-    // The library looks at the state of a thread in each of its first 64 requests, and in one of 1024 later.
+    // The library looks at the state of a thread in each of its first 64 requests, and in one of 1280 later.
     for _ in 0..70 {
         ensure!(look()? == Some(5), "the value is missing");
     }

@@ -82,6 +82,14 @@ static void vmsrs_draft_drop_copy(struct vmsrs_domain *domain, struct vmsrs_page
 {
 }
 
+/* Frames whose leases show nothing any more. */
+static u32 leases_lost;
+
+static void vmsrs_leases_lose(struct vmsrs_device *dev, u32 frame)
+{
+	leases_lost += frame == FRAME;
+}
+
 static void vmsrs_zap_add(struct vmsrs_run *zap, struct vmsrs_page *entry, u32 page)
 {
 	entry->mapped = false;
@@ -121,9 +129,13 @@ static u32 after_event(u32 first, u32 later)
 	answers[0] = first;
 	answers[1] = later;
 	asked = 0;
+	leases_lost = 0;
 	vmsrs_page_damaged(&device, VMSRS_APP_BASE + (PAGE << PAGE_SHIFT), FRAME);
 	if (device.apps_lock.locked || app_of_page.lock.locked || domain_of_page.lock.locked)
 		exit(5);
+	/* Leases of the frame are lost with the page. */
+	if (leases_lost != (entry->frame == VMSRS_DAMAGED_FRAME))
+		exit(6);
 	return entry->frame;
 }
 
