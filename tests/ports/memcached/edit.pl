@@ -3,57 +3,14 @@
 #
 # edit.pl FOLDER: edits the sources of memcached 1.6 in FOLDER so that they call what vmsrs_port.h declares.
 #
-# It names functions, variables and statements, not lines. Each edit must be found, so another version either
-# builds the same port or is refused.
+# common/Edit.pm says how.
 use strict;
 use warnings;
+use FindBin;
+use lib "$FindBin::Bin/../common";
+use Edit;
 
-my $folder = shift // die "usage: edit.pl FOLDER\n";
-my ($file, $text);
-
-sub save {
-    return unless defined $file;
-    open(my $out, '>', $file) or die "$file: $!\n";
-    print $out $text;
-    close($out) or die "$file: $!\n";
-}
-
-# Edits that follow are of this file.
-sub in_file {
-    save();
-    $file = "$folder/$_[0]";
-    open(my $in, '<', $file) or die "$file: $!\n";
-    local $/;
-    $text = <$in>;
-}
-
-# Replaces what matches, everywhere in the file.
-sub all {
-    my ($pattern, $new) = @_;
-    my $found = $text =~ s/$pattern/ref $new ? $new->() : $new/ge;
-    die "$file: not found: $pattern\n" unless $found;
-}
-
-# Replaces what matches, everywhere in the definition of a function.
-sub within {
-    my ($function, $pattern, $new) = @_;
-    my $found = 0;
-    my $edit = sub {
-        my $body = shift;
-        $found += $body =~ s/$pattern/ref $new ? $new->() : $new/ge;
-        return $body;
-    };
-    $text =~ s/(^[a-z][^\n;=]*\b\Q$function\E\([^;{]*\)\s*\{.*?^\})/$edit->($1)/gems;
-    die "$file: $function: not found: $pattern\n" unless $found;
-}
-
-# Removes the definition of a function, and its declarations.
-sub without {
-    my ($function) = @_;
-    my $found = $text =~ s/^[a-z][^\n;=]*\b\Q$function\E\([^;{]*\)\s*\{.*?^\}\n//gsm;
-    die "$file: $function: not found\n" unless $found;
-    $text =~ s/^[a-z][^\n;=]*\b\Q$function\E\([^;{]*\);\n//gm;
-}
+sources(shift);
 
 in_file('memcached.h');
 all(qr/\z/ms, "\n#include \"vmsrs_port.h\"\n");

@@ -4,10 +4,7 @@
 #define VMSRS_REQUEST_H
 
 #include "memcached.h"
-
-/* Where domains lie. */
-#define DOMAINS_START 0x110000000000
-#define DOMAINS_END 0x510000000000
+#include "vmsrs_server.h"
 
 /* More references at a time than any command takes: an item, the one it replaces and the one it evicts. */
 #define REFS_MAX 16

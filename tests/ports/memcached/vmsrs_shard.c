@@ -2,12 +2,9 @@
 /* The shards: domains of the server's app, with the index, the lists and the items of their keys. */
 #include "vmsrs_request.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 __thread struct shard *shard;
 __thread vmsrs_domain *shard_domain;
@@ -136,38 +133,6 @@ static int shard_make(vmsrs_request *request, void *argument) {
     return 0;
 }
 
-static void die(const char *what, int code) {
-    fprintf(stderr, "%s: %s\n", what, vmsrs_strerror(code));
-    exit(EXIT_FAILURE);
-}
-
-/*
- * Domains outlive the process, and a process can neither drop them nor tell whether another one uses them.
- * So servers share a few names for their apps, and each takes one that no other has.
- */
-static void open_app(void) {
-    char path[64], name[32];
-
-    for (unsigned int i = 0; i < 48; i++) {
-        int file;
-
-        snprintf(path, sizeof(path), "/tmp/memcached-vmsrs-%u-%u.lock", (unsigned int)geteuid(), i);
-        file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-        if (file >= 0 && !flock(file, LOCK_EX | LOCK_NB)) {
-            int code;
-
-            snprintf(name, sizeof(name), "memcached-%u", i);
-            code = vmsrs_open(name, &app);
-            if (code != VMSRS_OK)
-                die(name, code);
-            return;
-        }
-        if (file >= 0)
-            close(file);
-    }
-    die("too many servers", VMSRS_ELIMIT);
-}
-
 /* Opens a domain and makes an empty shard in it. */
 static vmsrs_domain *shard_open(const char *key, size_t length, unsigned int number, unsigned int segments) {
     int result = 0, code;
@@ -178,7 +143,7 @@ static vmsrs_domain *shard_open(const char *key, size_t length, unsigned int num
     if (code == VMSRS_OK)
         code = vmsrs_run(making.domain, shard_make, NULL, &result);
     if (code != VMSRS_OK || result)
-        die(key, code == VMSRS_OK ? VMSRS_ENOMEM : code);
+        server_die(key, code == VMSRS_OK ? VMSRS_ENOMEM : code);
     return making.domain;
 }
 
@@ -200,7 +165,7 @@ void shards_init(void) {
         segments &= segments - 1;
     if (!segments)
         segments = 1;
-    open_app();
+    server_open_app("memcached", &app);
     for (unsigned int number = 0; number < count; number++) {
         char key[32];
         int length = snprintf(key, sizeof(key), "shard %u", number);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use vmsrs_bed::guest::{Config, Guest};
 use vmsrs_bed::results;
 
-use crate::plan::{Finding, Part};
+use crate::plan::{Finding, Plan};
 
 /// The guest's line when it waits for its part.
 pub(crate) const PLAN: &str = "@plan";
@@ -18,29 +18,29 @@ pub(crate) const FINDING: &str = "@finding ";
 const END_LIMIT: Duration = Duration::from_secs(300);
 
 /// Boots a guest for each part.
-pub(crate) fn run(kernel: &Path, initramfs: &Path, parts: &[Part]) -> Result<()> {
-    for part in parts {
+pub(crate) fn run(kernel: &Path, initramfs: &Path, plans: &[Plan]) -> Result<()> {
+    for plan in plans {
         let config = Config::new(kernel, initramfs)
-            .vcpus(if part.is_timed() { 1 } else { 2 })
+            .vcpus(if plan.part.is_timed() { 1 } else { 2 })
             .memory("1G")
             .window("512M")
             .pool(8192)
             .console_on_pipes();
         let mut guest = config.boot()?;
-        serve(&mut guest, part).with_context(|| guest.logs())?;
+        serve(&mut guest, plan).with_context(|| guest.logs())?;
     }
     Ok(())
 }
 
 /// Serves the guest's console until the guest ends.
-fn serve(guest: &mut Guest, part: &Part) -> Result<()> {
+fn serve(guest: &mut Guest, plan: &Plan) -> Result<()> {
     let (mut input, output) = guest.take_console().context("the guest's console")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         let line = line.trim();
         if line == PLAN {
-            input.write_all(format!("{}\n", serde_json::to_string(part)?).as_bytes())?;
+            input.write_all(format!("{}\n", serde_json::to_string(plan)?).as_bytes())?;
         } else if let Some(finding) = line.strip_prefix(FINDING) {
             results::tell(&serde_json::from_str::<Finding>(finding)?)?;
         } else {

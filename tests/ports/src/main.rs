@@ -11,12 +11,13 @@ mod image;
 mod plan;
 mod report;
 mod run;
+mod suite;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use vmsrs_bed::guest::Plans;
 
-use crate::plan::Part;
+use crate::plan::{Plan, Server};
 
 /// Build, test, measure and attack real servers.
 #[derive(Parser)]
@@ -30,6 +31,8 @@ struct Arguments {
 enum Command {
     /// memcached: writes target/ports/memcached/report.json.
     Memcached(run::Arguments),
+    /// mosquitto: writes target/ports/mosquitto/report.json.
+    Mosquitto(run::Arguments),
     /// Work here, in the guest.
     #[command(hide = true)]
     Guest,
@@ -40,8 +43,9 @@ enum Command {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Memcached(arguments) => run::run(&arguments),
+        Command::Memcached(arguments) => run::run(Server::Memcached, &arguments),
+        Command::Mosquitto(arguments) => run::run(Server::Mosquitto, &arguments),
         Command::Guest => guest::work(),
-        Command::Host(plans) => host::run(&plans.kernel, &plans.initramfs, &plans.read::<Part>()?),
+        Command::Host(plans) => host::run(&plans.kernel, &plans.initramfs, &plans.read::<Plan>()?),
     }
 }

@@ -25,6 +25,33 @@ impl Mode {
     }
 }
 
+/// A server that is ported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Server {
+    /// A cache: threads with event loops, and users that share tables.
+    Memcached,
+    /// A broker: one thread with an event loop, and users that share trees.
+    Mosquitto,
+}
+
+impl Server {
+    /// The name of Debian's source package, and of the port's folder.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Memcached => "memcached",
+            Self::Mosquitto => "mosquitto",
+        }
+    }
+}
+
+/// What a guest does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) server: Server,
+    pub(crate) part: Part,
+}
+
 /// A part of the work, each in a guest of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Part {
@@ -98,8 +125,8 @@ pub(crate) struct SuiteFile {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Throughput {
     pub(crate) mode: Mode,
-    /// Percentage of commands that set a value.
-    pub(crate) sets_percent: u32,
+    /// What commands there are.
+    pub(crate) mix: String,
     pub(crate) value_bytes: usize,
     pub(crate) vcpus: u32,
     /// CPU time of the server for each command, in nanoseconds.

@@ -1,4 +1,4 @@
-//! `target/ports/memcached/report.json`.
+//! `target/ports/SERVER/report.json`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::build::Builds;
-use crate::plan::{Errors, Finding, Load, Mode, Part, SuiteFile};
+use crate::plan::{Errors, Finding, Load, Mode, Part, Server, SuiteFile};
 
 /// The report. Parts that a run leaves out are those of earlier runs.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -84,7 +84,7 @@ impl Report {
                 suite.files.push(file);
             }
             Finding::Throughput(one) => {
-                let mix = format!("{}/{}", 100 - one.sets_percent, one.sets_percent);
+                let mix = one.mix;
                 let place = self.throughput.iter().position(|row| {
                     row.mix == mix && row.value_bytes == one.value_bytes && row.vcpus == one.vcpus
                 });
@@ -113,10 +113,13 @@ impl Report {
     }
 
     /// For people.
-    pub(crate) fn summary(&self) -> String {
+    pub(crate) fn summary(&self, server: Server) -> String {
         let mut text = format!(
-            "memcached {}: {} lines added, {} removed\n",
-            self.version, self.lines_added, self.lines_removed
+            "{} {}: {} lines added, {} removed\n",
+            server.name(),
+            self.version,
+            self.lines_added,
+            self.lines_removed
         );
         let mut line = |words: String| {
             let _ = writeln!(text, "{words}");
@@ -135,7 +138,7 @@ impl Report {
         }
         for row in &self.throughput {
             line(format!(
-                "{} gets/sets, {} bytes: {:.0} plain, {:.0} protected, {:.3}",
+                "{}, {} bytes: {:.0} plain, {:.0} protected, {:.3}",
                 row.mix,
                 row.value_bytes,
                 row.plain,

@@ -1,6 +1,7 @@
 //! This machine's side: builds, boots, gathers and reports.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -10,8 +11,9 @@ use vmsrs_report::steps::Steps;
 
 use crate::build::Builds;
 use crate::image;
-use crate::plan::{Finding, Mode, Part};
+use crate::plan::{Finding, Mode, Part, Plan, Server};
 use crate::report::Report;
+use crate::suite;
 
 /// The emulated CPU of measurements: `max` without its fast string instructions, which QEMU counts once a byte.
 const CPU_MODEL: &str = "max,-erms,-fsrm";
@@ -57,7 +59,7 @@ pub(crate) struct Arguments {
 enum Choice {
     /// The server's own test suite, plain and protected.
     Suite,
-    /// Tools of libmemcached.
+    /// Tools that are not ours.
     Load,
     /// What commands cost, by a clock that counts instructions.
     Throughput,
@@ -68,24 +70,36 @@ enum Choice {
 }
 
 /// Runs the parts and writes the report.
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let folder = project::root().join("target/ports/memcached");
+pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
+    let folder = project::root().join("target/ports").join(server.name());
     results::create(&folder)?;
     let steps = Steps::new();
     let bed = Bed::auto()?;
-    let chosen: BTreeSet<Choice> = arguments.parts.iter().copied().collect();
+    let mut chosen: BTreeSet<Choice> = arguments.parts.iter().copied().collect();
     let attacked = chosen.contains(&Choice::Errors) || chosen.contains(&Choice::Bugs);
-    let builds = Builds::make(&bed, &steps, &folder, attacked)?;
+    let builds = Builds::make(&bed, &steps, server, &folder, attacked)?;
 
+    if server == Server::Mosquitto && chosen.remove(&Choice::Suite) {
+        run_suite(&builds, &folder, &arguments.only)?;
+        if chosen.is_empty() {
+            return conclude(server, &folder, &builds);
+        }
+    }
     let step = steps.begin("pack the guest");
     let kernel = bed.kernel(Series::V6_1)?;
     let modules = bed.modules(&kernel)?;
-    let mut guest = image::add_builds(bed.image()?, &builds)?;
-    if chosen.contains(&Choice::Suite) {
-        guest = image::add_perl(guest)?;
-    }
-    if chosen.contains(&Choice::Load) {
-        guest = image::add_tools(guest, &bed)?;
+    let mut guest = bed.image()?;
+    match server {
+        Server::Memcached => {
+            guest = image::memcached::add_builds(guest, &builds)?;
+            if chosen.contains(&Choice::Suite) {
+                guest = image::memcached::add_perl(guest)?;
+            }
+            if chosen.contains(&Choice::Load) {
+                guest = image::memcached::add_tools(guest, &bed)?;
+            }
+        }
+        Server::Mosquitto => guest = image::mosquitto::add_builds(guest, &builds)?,
     }
     if attacked {
         let injector = vmsrs_campaign::build_injector(builds.place())?;
@@ -132,8 +146,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for part in parts {
         let mut findings = Vec::new();
         let timed = part.is_timed();
+        let plan = Plan {
+            server,
+            part: part.clone(),
+        };
         let mut job = Job::new(["vmsrs-ports", "host", "vmlinux", "guest.img"])
-            .arg(serde_json::to_string(&[&part])?)
+            .arg(serde_json::to_string(&[&plan])?)
             .program(project::own_program(), "vmsrs-ports")
             .program(project::built("vmsrs")?, "vmsrs")
             .file(kernel.vmlinux()?, "vmlinux")
@@ -168,8 +186,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         findings.into_iter().for_each(|finding| report.add(finding));
         results::write_report(&folder, &report)?;
     }
-    let report = Report::load(&folder, &builds);
-    print!("{}", report.summary());
+    conclude(server, &folder, &builds)
+}
+
+/// Runs the own suite of a server whose suite is not run in guests.
+fn run_suite(builds: &Builds, folder: &Path, only: &str) -> Result<()> {
+    for mode in Mode::ALL {
+        let mut findings = Vec::new();
+        suite::run(builds, mode, only, |file| {
+            eprintln!("{}, {}: {:?}", file.file, mode.name(), file.failures);
+            findings.push(file);
+        })?;
+        let mut report = Report::load(folder, builds);
+        report.begin(&Part::Suite {
+            mode,
+            shards: 1,
+            only: only.to_owned(),
+        });
+        let findings = findings.into_iter().map(Finding::Suite);
+        findings.for_each(|finding| report.add(finding));
+        results::write_report(folder, &report)?;
+    }
+    Ok(())
+}
+
+/// Prints the report.
+fn conclude(server: Server, folder: &Path, builds: &Builds) -> Result<()> {
+    let report = Report::load(folder, builds);
+    print!("{}", report.summary(server));
     println!("report: {}", folder.join("report.json").display());
     report.check()
 }

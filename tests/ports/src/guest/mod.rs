@@ -1,18 +1,16 @@
 //! The work in the guest.
 
-mod client;
 mod errors;
-mod load;
+mod memcached;
+mod mosquitto;
 mod server;
-mod suite;
-mod throughput;
 
 use std::io::{Write, stdin, stdout};
 
 use anyhow::{Context, Result};
 
 use crate::host::{FINDING, PLAN};
-use crate::plan::{Finding, Part};
+use crate::plan::{Finding, Plan, Server};
 
 /// Does what the host asks for.
 pub(crate) fn work() -> Result<()> {
@@ -20,12 +18,10 @@ pub(crate) fn work() -> Result<()> {
     stdout().flush()?;
     let mut line = String::new();
     stdin().read_line(&mut line)?;
-    match serde_json::from_str(&line).context("the host's part")? {
-        Part::Suite { mode, shards, only } => suite::run(mode, shards, &only),
-        Part::Throughput { commands } => throughput::measure(commands),
-        Part::Load => load::run(),
-        Part::Errors { seed, errors, kind } => errors::inject(seed, errors, &kind),
-        Part::Bugs { each } => errors::attack(each),
+    let plan: Plan = serde_json::from_str(&line).context("the host's plan")?;
+    match plan.server {
+        Server::Memcached => memcached::work(plan.part),
+        Server::Mosquitto => mosquitto::work(plan.part),
     }
 }
 

@@ -1,19 +1,45 @@
 //! A running server.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use vmsrs::App;
 use vmsrs_bed::{patience, process};
 
-/// Where servers listen.
-pub(super) const ADDRESS: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 11211);
 /// How long a server may take to listen; it takes less than a second.
 const START_LIMIT: Duration = Duration::from_secs(600);
+
+/// How a server is started.
+pub(super) struct Start<'a> {
+    pub(super) program: &'a str,
+    pub(super) arguments: &'a [&'a str],
+    /// Of its environment.
+    pub(super) variables: &'a [(&'a str, &'a str)],
+    pub(super) port: u16,
+}
+
+/// Connects to a server.
+pub(super) fn connect(port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Waits until all that any server has committed is sealed: commits are sealed in order.
+pub(super) fn seal() -> Result<()> {
+    // SAFETY: there are no requests here.
+    let app = unsafe { App::open("ports") }?;
+    Ok(app.flush()?)
+}
+
+/// Commits of all servers so far, their pages, and pages that stay writable now.
+pub(super) fn committed() -> Result<(u64, u64, u32)> {
+    // SAFETY: there are no requests here.
+    let info = unsafe { App::open("ports") }?.info()?;
+    Ok((info.commits, info.sealed_pages, info.resident))
+}
 
 /// A running server; killed when dropped.
 pub(super) struct Server {
@@ -21,23 +47,19 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts the program with these arguments, and waits until it listens.
-    pub(super) fn start(
-        program: &str,
-        arguments: &[&str],
-        variables: &[(&str, &str)],
-    ) -> Result<Self> {
+    /// Starts the program, and waits until it listens.
+    pub(super) fn start(start: &Start<'_>) -> Result<Self> {
+        let program = start.program;
         let process = Command::new(program)
-            .args(["-u", "root", "-l", "127.0.0.1", "-U", "0"])
-            .args(arguments)
-            .envs(variables.iter().copied())
+            .args(start.arguments)
+            .envs(start.variables.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("start {program}"))?;
         let mut server = Self { process };
-        let start = Instant::now();
+        let begin = Instant::now();
         loop {
-            match TcpStream::connect(ADDRESS) {
+            match connect(start.port) {
                 Ok(_) => return Ok(server),
                 Err(error) => {
                     ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
@@ -45,7 +67,7 @@ impl Server {
                         anyhow::bail!("{program} ended with {status}");
                     }
                     ensure!(
-                        start.elapsed() < patience::scaled(START_LIMIT),
+                        begin.elapsed() < patience::scaled(START_LIMIT),
                         "{program} does not listen"
                     );
                     thread::sleep(Duration::from_millis(10));

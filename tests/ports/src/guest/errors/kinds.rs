@@ -3,7 +3,7 @@
 use vmsrs_campaign::arm::Point;
 use vmsrs_campaign::kind::{Kind, Origin};
 
-/// Places that requests of this server pass: it has no defers, and its requests have one thread.
+/// Places that requests of the servers pass: these have no defers, and their requests have one thread.
 const POINTS: [Point; 8] = [
     Point::Start,
     Point::End,
@@ -15,35 +15,22 @@ const POINTS: [Point; 8] = [
     Point::Moment,
 ];
 
-/// Changed calls that are left out at allocations, and why.
-pub(super) const LEFT_OUT: [(&str, &str); 3] = [
-    (
-        "skip",
-        "memcached answers an allocation that fails by evicting another item, as a cache may",
-    ),
-    (
-        "elsewhere",
-        "an allocation in a domain that the request does not hold fails, and memcached evicts another item",
-    ),
-    (
-        "flip",
-        "a wrong pointer into the request's own shard may be another item there, which the request may write to",
-    ),
-];
+/// Changed calls that are left out at allocations: those that fail, which servers answer as they do without memory, and
+/// wrong pointers into the request's own domain, which may be blocks of others that it may write to.
+pub(in crate::guest) const LEFT_OUT: [&str; 3] = ["skip", "elsewhere", "flip"];
 /// Kinds that ask for something that only the ledger has: handlers of signals.
 const OF_THE_LEDGER: [&str; 2] = ["handler", "handler-jump"];
-/// Where copies are changed: in domains and in the regions for values. Connections, responses and statistics are ordinary
-/// memory, which nothing protects.
-pub(super) const COPIES: &str = "a0000000000-510000000000";
+/// Where copies are changed: in domains, and in memory between pages that nobody can touch. Connections, responses and
+/// statistics are ordinary memory, which nothing protects.
+pub(in crate::guest) const COPIES: &str = "a0000000000-510000000000";
 
 /// The errors of a kind and where they are made; nothing if it cannot be made here.
-pub(super) fn places(kind: &Kind) -> Option<(&'static [&'static str], Vec<Point>)> {
+pub(in crate::guest) fn places(kind: &Kind) -> Option<(&'static [&'static str], Vec<Point>)> {
     let Origin::Injected(errors) = kind.origin else {
         return None;
     };
-    let left_out = |point: &Point| {
-        *point == Point::Alloc && LEFT_OUT.iter().any(|(error, _)| errors == [*error])
-    };
+    let left_out =
+        |point: &Point| *point == Point::Alloc && LEFT_OUT.iter().any(|error| errors == [*error]);
     let points: Vec<Point> = kind
         .points
         .iter()
@@ -66,7 +53,7 @@ mod tests {
     #[test]
     fn what_is_left_out_is_not_made_at_allocations() {
         for (errors, points) in kind::common().filter_map(places) {
-            if LEFT_OUT.iter().any(|(error, _)| errors == [*error]) {
+            if LEFT_OUT.iter().any(|error| errors == [*error]) {
                 assert!(!points.contains(&Point::Alloc), "{errors:?}");
             }
         }
@@ -81,9 +68,11 @@ mod tests {
     #[test]
     fn copies_are_changed_in_regions_and_domains() {
         let (low, high) = COPIES.split_once('-').unwrap();
-        let domains = include_str!("../../../memcached/vmsrs_request.h");
+        let domains = include_str!("../../../common/vmsrs_server.h");
         let regions = include_str!("../../../memcached/vmsrs_region.c");
+        let scratch = include_str!("../../../mosquitto/vmsrs_scratch.c");
         assert!(domains.contains(&format!("DOMAINS_END 0x{high}\n")));
         assert!(regions.contains(&format!("REGIONS_START 0x0{low}\n")));
+        assert!(scratch.contains(&format!("START 0x0{low}\n")));
     }
 }

@@ -5,12 +5,12 @@ use std::time::Instant;
 use anyhow::Result;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use vmsrs_campaign::arm::{Arm, MARK, Point, Strike};
+use vmsrs_campaign::arm::{MARK, Point, Strike};
 use vmsrs_campaign::kind::{Fate, Kind};
 
-use super::COMPLAINTS;
-use super::kinds::places;
-use crate::guest::client::Client;
+use crate::guest::errors::{self, COPIES, INJECTOR_LIBRARY, LEFT_OUT, Worker as _};
+use crate::guest::memcached::{client::Client, start};
+use crate::guest::server::Server;
 use crate::plan::Errors;
 
 /// Keys of each connection.
@@ -48,47 +48,14 @@ enum Answer {
 pub(super) struct Worker {
     number: u64,
     client: Client,
-    pub(super) random: SmallRng,
+    random: SmallRng,
     values: Vec<Option<Vec<u8>>>,
-    pub(super) found: Errors,
+    found: Errors,
 }
 
 impl Worker {
-    pub(super) fn new(number: u64, seed: u64) -> Result<Self> {
-        let mut worker = Self {
-            number,
-            client: Client::connect()?,
-            random: SmallRng::seed_from_u64(seed << 8 | number),
-            values: vec![None; KEYS],
-            found: Errors::default(),
-        };
-        for key in 0..KEYS {
-            worker.reset(key)?;
-        }
-        Ok(worker)
-    }
-
     fn name(&self, key: usize) -> String {
         format!("user-{}-{key}", self.number)
-    }
-
-    fn complain(&mut self, words: String) {
-        if self.found.complaints.len() < COMPLAINTS {
-            let mut words = words;
-            words.truncate(400);
-            self.found.complaints.push(words);
-        }
-    }
-
-    pub(super) fn harmed(&mut self, words: String) {
-        self.found.others_harmed += 1;
-        self.complain(words);
-    }
-
-    /// Connects again, and gives all keys new values.
-    pub(super) fn again(&mut self) -> Result<()> {
-        self.client = Client::connect()?;
-        (0..KEYS).try_for_each(|key| self.reset(key))
     }
 
     fn random_value(&mut self) -> Vec<u8> {
@@ -210,8 +177,79 @@ impl Worker {
         }
     }
 
-    /// A command without an error: its answer must be right.
-    pub(super) fn ordinary(&mut self) -> Result<()> {
+    /// Whether a key has what the model says.
+    fn reads(&mut self, key: usize) -> Result<Option<Vec<u8>>> {
+        let name = self.name(key);
+        self.client.send_get(&name)?;
+        self.client.expect_value()
+    }
+
+    fn check(&mut self, key: usize, what: &str) -> Result<()> {
+        let has = self.reads(key)?;
+        if has == self.values[key] {
+            self.found.ordinary += 1;
+            return Ok(());
+        }
+        let (has, wanted) = (
+            has.map(|value| value.len()),
+            self.values[key].as_ref().map(Vec::len),
+        );
+        let name = self.name(key);
+        self.harmed(format!(
+            "{name} has {has:?} bytes instead of {wanted:?} after {what}"
+        ));
+        self.reset(key)
+    }
+}
+
+impl errors::Worker for Worker {
+    const CONNECTIONS: u64 = 6;
+    const REASONS: [&'static str; LEFT_OUT.len()] = [
+        "memcached answers an allocation that fails by evicting another item, as a cache may",
+        "an allocation in a domain that the request does not hold fails, and memcached evicts another item",
+        "a wrong pointer into the request's own shard may be another item there, which the request may write to",
+    ];
+
+    fn start() -> Result<Server> {
+        start(
+            "memcached-attacked",
+            &["-t", "4", "-m", "128"],
+            &[
+                ("LD_PRELOAD", INJECTOR_LIBRARY),
+                ("INJECT_COPIES", COPIES),
+                ("MEMCACHED_SHARDS", "16"),
+            ],
+        )
+    }
+
+    fn found(&mut self) -> &mut Errors {
+        &mut self.found
+    }
+
+    fn random(&mut self) -> &mut SmallRng {
+        &mut self.random
+    }
+
+    fn new(number: u64, seed: u64) -> Result<Self> {
+        let mut worker = Self {
+            number,
+            client: Client::connect()?,
+            random: SmallRng::seed_from_u64(seed << 8 | number),
+            values: vec![None; KEYS],
+            found: Errors::default(),
+        };
+        for key in 0..KEYS {
+            worker.reset(key)?;
+        }
+        Ok(worker)
+    }
+
+    fn again(&mut self) -> Result<()> {
+        self.client = Client::connect()?;
+        (0..KEYS).try_for_each(|key| self.reset(key))
+    }
+
+    fn ordinary(&mut self) -> Result<()> {
         let step = self.step();
         self.client.send(&step.bytes)?;
         let (_, answer) = self.answer(&step);
@@ -227,34 +265,13 @@ impl Worker {
         self.reset(step.key)
     }
 
-    /// Whether a key has what the model says.
-    fn reads(&mut self, key: usize) -> Result<Option<Vec<u8>>> {
-        let name = self.name(key);
-        self.client.send_get(&name)?;
-        self.client.expect_value()
-    }
-
-    /// A command with an error.
-    pub(super) fn hit(&mut self, kind: &'static Kind) -> Result<()> {
-        let Some((errors, points)) = places(kind) else {
+    fn hit(&mut self, kind: &'static Kind) -> Result<()> {
+        let Some(arm) = self.arm(kind) else {
             return Ok(());
-        };
-        let point = points[self.random.random_range(0..points.len())];
-        let arm = Arm {
-            point,
-            count: match point {
-                Point::Moment => self.random.random_range(1..20_000),
-                Point::Copy | Point::Library => self.random.random_range(1..6),
-                _ => 1,
-            },
-            error: errors[self.random.random_range(0..errors.len())],
-            parameter: self.random.random(),
-            deadline_ms: kind.deadline_ms,
-            seal: false,
         };
         let mut step = self.step();
         // Gets neither allocate nor free.
-        while matches!(point, Point::Alloc | Point::Free) && step.value.is_some() {
+        while matches!(arm.point, Point::Alloc | Point::Free) && step.value.is_some() {
             step = self.step();
         }
         let mut bytes = format!("{arm}\n").into_bytes();
@@ -337,25 +354,7 @@ impl Worker {
         Ok(())
     }
 
-    fn check(&mut self, key: usize, what: &str) -> Result<()> {
-        let has = self.reads(key)?;
-        if has == self.values[key] {
-            self.found.ordinary += 1;
-            return Ok(());
-        }
-        let (has, wanted) = (
-            has.map(|value| value.len()),
-            self.values[key].as_ref().map(Vec::len),
-        );
-        let name = self.name(key);
-        self.harmed(format!(
-            "{name} has {has:?} bytes instead of {wanted:?} after {what}"
-        ));
-        self.reset(key)
-    }
-
-    /// Reads all keys.
-    pub(super) fn check_all(&mut self, what: &str) -> Result<()> {
+    fn check_all(&mut self, what: &str) -> Result<()> {
         (0..KEYS).try_for_each(|key| self.check(key, what))
     }
 }

@@ -1,4 +1,7 @@
-//! Builds memcached from Debian's source: plain, and edited.
+//! Builds servers from Debian's sources: plain, and edited.
+
+mod memcached;
+mod mosquitto;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,28 +11,28 @@ use anyhow::{Context, Result, bail, ensure};
 use vmsrs_bed::{Bed, project};
 use vmsrs_report::steps::Steps;
 
-use crate::plan::Mode;
+use crate::plan::{Mode, Server};
 
-/// Our files, by their path from the project's root.
-const PORT: &str = "tests/ports/memcached";
-/// Those of them that are compiled apart, without their ending.
-const PARTS: [&str; 5] = [
-    "vmsrs_command",
-    "vmsrs_item",
-    "vmsrs_region",
-    "vmsrs_request",
-    "vmsrs_shard",
-];
-/// Those that memcached's own sources include, and those that take the place of some.
-const OTHERS: [&str; 5] = [
-    "vmsrs_port.h",
-    "vmsrs_request.h",
-    "vmsrs_crawl.h",
-    "assoc.c",
-    "slabs.c",
-];
-/// What is not built: other protocols' libraries, and storage on disks.
-const CONFIGURE: [&str; 3] = ["--disable-docs", "--disable-extstore", "--disable-coverage"];
+/// Where the ports are, from the project's root.
+const PORTS: &str = "tests/ports";
+/// What every port's script needs.
+const EDIT: &str = "common/Edit.pm";
+
+/// How a server is built.
+struct Recipe {
+    /// How the plain build is configured: another one is built anew.
+    configuration: String,
+    /// Our files, from [`PORTS`], and where they go in the tree.
+    files: Vec<(String, String)>,
+    /// Builds the tree plain.
+    plain: fn(&Path) -> Result<()>,
+    /// Builds the edited tree, with all that is needed of it.
+    protected: fn(&Path) -> Result<()>,
+    /// Builds the server alone, edited and with bugs.
+    attacked: fn(&Path) -> Result<()>,
+    /// The server's program, from the tree.
+    program: &'static str,
+}
 
 /// The builds.
 pub(crate) struct Builds {
@@ -47,43 +50,41 @@ pub(crate) struct Builds {
 
 impl Builds {
     /// Fetches the source and builds what has changed. With `attacked` also the build that errors are injected into.
-    pub(crate) fn make(bed: &Bed, steps: &Steps, folder: &Path, attacked: bool) -> Result<Self> {
-        let source = bed.source("memcached")?;
+    pub(crate) fn make(
+        bed: &Bed,
+        steps: &Steps,
+        server: Server,
+        folder: &Path,
+        attacked: bool,
+    ) -> Result<Self> {
+        let recipe = match server {
+            Server::Memcached => memcached::recipe(),
+            Server::Mosquitto => mosquitto::recipe(),
+        };
+        let source = bed.source(server.name())?;
         let name = source.file_name().unwrap_or_default().to_string_lossy();
         let version = name.rsplit('-').next().unwrap_or_default().to_owned();
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
 
-        let plain = folder.join("plain");
-        build(steps, "build memcached", &source, &plain, &[], |tree| {
-            make(tree, &["memcached", "memcached-debug", "timedrun"], &[])
-        })?;
-        let protected = folder.join("protected");
-        let scripts = ["edit.pl"];
-        let (lines_added, lines_removed) = build(
-            steps,
-            "build memcached, ported",
-            &plain,
-            &protected,
-            &scripts,
-            |tree| {
-                port(tree, &["memcached", "memcached-debug"])?;
-                make(tree, &["timedrun"], &[include_flag()])
-            },
-        )?;
+        let build = |kind: &str, source: &Path, scripts: &[&str], compile| {
+            let step = format!("build {}, {kind}", server.name());
+            let tree = folder.join(kind);
+            let scripts: Vec<String> = scripts
+                .iter()
+                .map(|script| format!("{}/{script}", server.name()))
+                .collect();
+            let lines = build(steps, &step, &recipe, source, &tree, &scripts, compile)?;
+            anyhow::Ok((tree, lines))
+        };
+        let (plain, _) = build("plain", &source, &[], recipe.plain)?;
+        let (protected, (lines_added, lines_removed)) =
+            build("protected", &plain, &["edit.pl"], recipe.protected)?;
         let attacked = match attacked {
             false => None,
             true => {
-                let tree = folder.join("attacked");
-                let scripts = ["edit.pl", "bugs.pl"];
-                build(
-                    steps,
-                    "build memcached with bugs",
-                    &plain,
-                    &tree,
-                    &scripts,
-                    |tree| port(tree, &["memcached"]),
-                )?;
-                Some(tree.join("memcached"))
+                let (tree, _) =
+                    build("attacked", &plain, &["edit.pl", "bugs.pl"], recipe.attacked)?;
+                Some(tree.join(recipe.program))
             }
         };
         Ok(Self {
@@ -116,17 +117,9 @@ impl Builds {
     }
 }
 
-/// Our files that the edited sources need.
-fn sources() -> Vec<String> {
-    let parts = PARTS.map(|part| format!("{part}.c"));
-    parts.into_iter().chain(OTHERS.map(str::to_owned)).collect()
-}
-
-fn include_flag() -> String {
-    format!(
-        "CPPFLAGS=-I{}",
-        project::root().join("guest-lib/include").display()
-    )
+/// The folder with the library's header.
+fn include() -> PathBuf {
+    project::root().join("guest-lib/include")
 }
 
 /// A file in a tree that is built: what it was built from.
@@ -137,30 +130,27 @@ const STAMP: &str = ".built-from";
 fn build(
     steps: &Steps,
     name: &str,
+    recipe: &Recipe,
     source: &Path,
     tree: &Path,
-    scripts: &[&str],
-    compile: impl FnOnce(&Path) -> Result<()>,
+    scripts: &[String],
+    compile: fn(&Path) -> Result<()>,
 ) -> Result<(u64, u64)> {
-    let place = project::root().join(PORT);
-    let header = project::root().join("guest-lib/include/vmsrs.h");
+    let place = project::root().join(PORTS);
     let read =
         |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
-    let mut inputs = format!("{}\n{CONFIGURE:?}\n", source.display());
+    let mut inputs = format!("{}\n{}\n", source.display(), recipe.configuration);
     // What a port's source was built from.
     inputs.push_str(&fs::read_to_string(source.join(STAMP)).unwrap_or_default());
-    let sources = match scripts {
-        [] => Vec::new(),
-        _ => sources(),
+    let files: &[(String, String)] = match scripts {
+        [] => &[],
+        _ => &recipe.files,
     };
     if !scripts.is_empty() {
-        inputs.push_str(&read(&header)?);
+        inputs.push_str(&read(&include().join("vmsrs.h"))?);
+        inputs.push_str(&read(&place.join(EDIT))?);
     }
-    for file in sources
-        .iter()
-        .map(String::as_str)
-        .chain(scripts.iter().copied())
-    {
+    for file in files.iter().map(|(file, _)| file).chain(scripts) {
         inputs.push_str(&read(&place.join(file))?);
     }
     let stamp = tree.join(STAMP);
@@ -177,8 +167,8 @@ fn build(
     }
     // With its times: make must not think that what `configure` comes from is newer.
     output(Command::new("cp").arg("-a").arg(source).arg(tree))?;
-    for file in &sources {
-        fs::copy(place.join(file), tree.join(file)).with_context(|| format!("copy {file}"))?;
+    for (file, target) in files {
+        fs::copy(place.join(file), tree.join(target)).with_context(|| format!("copy {file}"))?;
     }
     for script in scripts {
         output(Command::new("perl").arg(place.join(script)).arg(tree))?;
@@ -191,63 +181,49 @@ fn build(
     Ok((added, removed))
 }
 
-/// Configures and makes targets.
-fn make(tree: &Path, targets: &[&str], variables: &[String]) -> Result<()> {
-    if !tree.join("Makefile").exists() {
-        output(
-            Command::new("./configure")
-                .arg("--quiet")
-                .args(CONFIGURE)
-                .current_dir(tree),
-        )?;
-    }
-    let jobs = format!(
-        "-j{}",
-        std::thread::available_parallelism().map_or(1, usize::from)
-    );
+/// Runs make, with as many jobs as there are CPUs.
+fn make(folder: &Path, targets: &[&str], variables: &[String]) -> Result<()> {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     output(
         Command::new("make")
             .arg("--quiet")
-            .arg(jobs)
+            .arg(format!("-j{jobs}"))
             .args(variables)
             .args(targets)
-            .current_dir(tree),
+            .current_dir(folder),
     )
     .map(drop)
 }
 
-/// Makes programs with the port in them.
-fn port(tree: &Path, targets: &[&str]) -> Result<()> {
-    make(tree, &["memcached_debug-util.o"], &[include_flag()])?;
-    let include = project::root().join("guest-lib/include");
-    for part in PARTS {
+/// Compiles our files of a port, without their ending, with these flags.
+fn compile(folder: &Path, parts: &[&str], flags: &[&str]) -> Result<()> {
+    for part in parts {
         output(
             Command::new("cc")
-                .args(["-DHAVE_CONFIG_H", "-I.", "-I"])
-                .arg(&include)
-                .args([
-                    "-g",
-                    "-O2",
-                    "-Wall",
-                    "-Wextra",
-                    "-Werror",
-                    "-Wno-unused-parameter",
-                    "-Wno-sign-compare",
-                ])
+                .args(["-g", "-O2", "-Wall", "-Wextra", "-Werror"])
+                .args(["-Wno-unused-parameter", "-Wno-sign-compare"])
+                .args(flags)
+                .args(["-I.", "-I"])
+                .arg(include())
                 .args(["-pthread", "-c", &format!("{part}.c")])
                 .args(["-o", &format!("{part}.o")])
-                .current_dir(tree),
+                .current_dir(folder),
         )?;
     }
+    Ok(())
+}
+
+/// What links our files and the library: the library by name, since its path in the guest is another one; and nothing is to
+/// be resolved in requests.
+fn linked(parts: &[&str]) -> Result<String> {
     let library = project::built("libvmsrs.so")?;
     let folder = library.parent().unwrap_or(Path::new("/"));
-    // By name, since its path in the guest is another one; and nothing is to be resolved in requests.
-    let libraries = format!(
-        "LIBS=-levent {} -L{} -lvmsrs -Wl,-z,now",
-        PARTS.map(|part| format!("{part}.o")).join(" "),
+    let objects: Vec<String> = parts.iter().map(|part| format!("{part}.o")).collect();
+    Ok(format!(
+        "{} -L{} -lvmsrs -Wl,-z,now",
+        objects.join(" "),
         folder.display()
-    );
-    make(tree, targets, &[include_flag(), libraries])
+    ))
 }
 
 /// Lines that are added and removed, those of our own files among them.

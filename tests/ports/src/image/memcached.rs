@@ -1,4 +1,4 @@
-//! The guest's image: both builds, Perl for the server's own tests, and tools for load.
+//! memcached's image: both builds, Perl for the server's own tests, and tools for load.
 
 use std::fs;
 use std::path::{Path, PathBuf};

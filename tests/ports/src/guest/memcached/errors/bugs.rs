@@ -1,14 +1,10 @@
 //! Classes of published vulnerabilities, made again by edits.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 
 use super::worker::Worker;
-use super::{CONNECTIONS, ORDINARY, add, note_end, start_server};
-use crate::guest::client::Client;
-use crate::guest::tell;
-use crate::plan::{Errors, Finding};
+use crate::guest::errors;
+use crate::guest::memcached::client::Client;
 
 /// A packet of the binary protocol: code, lengths as they are told, and bytes.
 fn packet(code: u8, key_length: u16, extras: u8, body_length: u32, bytes: &[u8]) -> Vec<u8> {
@@ -62,61 +58,31 @@ const ATTACKS: [(&str, Attack); 4] = [
 
 /// Attacks bugs that are made again by edits, while others work.
 pub(in crate::guest) fn attack(each: u64) -> Result<()> {
-    for (class, attack) in ATTACKS {
-        let mut sum = Errors {
-            class: class.to_owned(),
-            ..Errors::default()
-        };
-        let mut server = start_server()?;
-        let mut workers = Vec::new();
-        for number in 0..CONNECTIONS {
-            workers.push(Worker::new(number, 1)?);
-        }
-        let mut answers: BTreeMap<String, u64> = BTreeMap::new();
-        for turn in 0..each {
-            let mut attacker = match Client::connect() {
-                Ok(client) => client,
-                Err(_) => break,
-            };
-            attacker.send(&attack(turn))?;
+    for (class, bytes) in ATTACKS {
+        errors::attack::<Worker>(class, each, &mut |turn, sum| {
+            let mut attacker = Client::connect()?;
+            attacker.send(&bytes(turn))?;
             attacker.end_of_sending()?;
-            let mut failed = 0;
+            let mut failed = false;
             // Until the connection is closed.
             while let Ok(line) = attacker.line() {
                 if line.is_empty() {
                     break;
                 }
-                failed += u64::from(line.contains("request failed"));
-                if answers.len() < 16 {
+                failed |= line.contains("request failed");
+                if sum.kinds.len() < 16 {
                     let words: String = line
                         .chars()
                         .filter(|char| char.is_ascii_graphic() || *char == ' ')
                         .collect();
                     let words = words.split(", incident").next().unwrap_or_default();
-                    *answers.entry(words.chars().take(60).collect()).or_default() += 1;
+                    *sum.kinds
+                        .entry(words.chars().take(60).collect())
+                        .or_default() += 1;
                 }
             }
-            sum.injected += 1;
-            sum.request_lost += u64::from(failed > 0);
-            for worker in &mut workers {
-                if let Err(error) = (0..ORDINARY).try_for_each(|_| worker.ordinary()) {
-                    worker.harmed(format!("{error:#}"));
-                }
-            }
-            if note_end(&mut server, &mut sum)? {
-                break;
-            }
-        }
-        for mut worker in workers {
-            if sum.restarts == 0
-                && let Err(error) = worker.check_all(class)
-            {
-                worker.harmed(format!("{error:#}"));
-            }
-            add(&mut sum, worker.found);
-        }
-        sum.kinds = answers;
-        tell(&Finding::Errors(sum))?;
+            Ok(failed)
+        })?;
     }
     Ok(())
 }

@@ -6,12 +6,11 @@
 use anyhow::{Context, Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use vmsrs::App;
 use vmsrs_bed::process;
 
 use super::client::Client;
-use super::server::Server;
-use super::tell;
+use super::{start, tell};
+use crate::guest::server::seal;
 use crate::plan::{Finding, Mode, Throughput};
 
 /// Connections of the client.
@@ -22,19 +21,12 @@ const VALUES: [(usize, u64, u32); 3] = [(100, 4096, 1), (4096, 2048, 2), (64 * 1
 const SETS_PERCENT: [u32; 3] = [0, 5, 50];
 /// Options of both servers.
 const OPTIONS: [&str; 4] = ["-t", "1", "-m", "96"];
-/// Waits until all that any server has committed is sealed: commits are sealed in order.
-fn seal() -> Result<()> {
-    // SAFETY: there are no requests here.
-    let app = unsafe { App::open("ports") }?;
-    Ok(app.flush()?)
-}
-
 /// Measures both builds.
 pub(super) fn measure(commands: u32) -> Result<()> {
     for mode in Mode::ALL {
         for (value_bytes, keys, divisor) in VALUES {
             let program = format!("/{}/memcached", mode.name());
-            let server = Server::start(&program, &OPTIONS, &[])?;
+            let server = start(&program, &OPTIONS, &[])?;
             process::let_others_run().context("SCHED_BATCH")?;
             let mut clients = Vec::new();
             for _ in 0..CONNECTIONS {
@@ -76,7 +68,7 @@ pub(super) fn measure(commands: u32) -> Result<()> {
                 let spent = server.cpu_ns()? - before;
                 tell(&Finding::Throughput(Throughput {
                     mode,
-                    sets_percent,
+                    mix: format!("{}/{sets_percent}", 100 - sets_percent),
                     value_bytes,
                     vcpus: 1,
                     nanoseconds: spent as f64 / f64::from(sent),

@@ -4,8 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::server::Server;
-use super::tell;
+use super::{start, tell};
 use crate::plan::{Finding, Load, Mode};
 
 /// The tools that are there, and how they are called. `memccapable` checks every command of both protocols.
@@ -40,7 +39,7 @@ pub(super) fn run() -> Result<()> {
     for mode in Mode::ALL {
         for command in COMMANDS {
             let program = format!("/{}/memcached", mode.name());
-            let mut server = Server::start(&program, &["-t", "2", "-m", "96"], &[])?;
+            let mut server = start(&program, &["-t", "2", "-m", "96"], &[])?;
             let out = Command::new(command[0])
                 .args(&command[1..])
                 .output()

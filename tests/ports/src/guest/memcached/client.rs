@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use vmsrs_bed::patience;
 
-use super::server::ADDRESS;
+use super::PORT;
+use crate::guest::server::connect;
 
 /// How long an answer may take; it takes milliseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(600);
@@ -18,7 +19,7 @@ pub(super) struct Client(BufReader<TcpStream>);
 impl Client {
     /// Connects to the server.
     pub(super) fn connect() -> Result<Self> {
-        let stream = TcpStream::connect(ADDRESS).context("connect")?;
+        let stream = connect(PORT).context("connect")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience::scaled(ANSWER_LIMIT)))?;
         Ok(Self(BufReader::new(stream)))
