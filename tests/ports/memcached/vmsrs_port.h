@@ -14,8 +14,8 @@
 
 #include <vmsrs.h>
 
-/* A request holds at most 256 domains; one that needs all shards holds its worker's domain, too. */
-#define SHARDS_MAX 255
+/* A set of shards is a word of 32 bits; one more domain is the workers'. */
+#define SHARDS_MAX 31
 
 /* Buckets come in segments of a page each. */
 #define SEGMENT_BUCKETS 512

@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "")]
     only: String,
     /// Shards of the protected server in its suite: with one, its limits are those of the plain one.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=255))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=31))]
     shards: u32,
     /// The same seed makes the same errors.
     #[arg(long, default_value_t = 1)]
