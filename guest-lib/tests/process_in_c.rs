@@ -22,6 +22,11 @@ fn a_request_that_uses_up_all_timers_takes_none_from_the_library() {
 }
 
 #[test]
+fn mutexes_in_a_domain_work_between_threads() {
+    process("mutexes");
+}
+
+#[test]
 fn settings_of_the_process_that_a_failed_request_changes_stay() {
     process("settings");
 }

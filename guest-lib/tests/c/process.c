@@ -4,7 +4,9 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +21,7 @@
 
 enum { NUMBERS = 100, TIMERS = 64 };
 
+static vmsrs_app *app;
 static vmsrs_domain *domain;
 static char *volatile wild = (char *)8;
 
@@ -128,6 +131,80 @@ static void settings(void)
 	CHECK(getrlimit(RLIMIT_MSGQUEUE, &limit) == 0 && limit.rlim_cur == 77);
 }
 
+struct shared {
+	pthread_mutex_t mutex;
+	atomic_int locked;
+};
+
+/* argument: PTHREAD_PROCESS_SHARED or the other. */
+static int make_a_mutex(vmsrs_request *this, void *argument)
+{
+	struct shared *shared = vmsrs_alloc_zeroed(domain, sizeof(*shared));
+	pthread_mutexattr_t attributes;
+
+	(void)this;
+	CHECK(shared && vmsrs_set_root(domain, shared) == VMSRS_OK);
+	CHECK(pthread_mutexattr_init(&attributes) == 0);
+	CHECK(pthread_mutexattr_setpshared(&attributes, *(int *)argument) == 0);
+	CHECK(pthread_mutex_init(&shared->mutex, &attributes) == 0);
+	return 0;
+}
+
+/* Has it until the other thread sleeps for it, which its first word tells. */
+static int locks_first(vmsrs_request *this, void *argument)
+{
+	struct shared *shared = vmsrs_root(domain);
+
+	(void)this;
+	(void)argument;
+	CHECK(pthread_mutex_lock(&shared->mutex) == 0);
+	shared->locked = 1;
+	while (*(volatile int *)&shared->mutex != 2)
+		sched_yield();
+	return pthread_mutex_unlock(&shared->mutex);
+}
+
+static int locks_second(vmsrs_request *this, void *argument)
+{
+	struct shared *shared = vmsrs_root(domain);
+
+	(void)this;
+	(void)argument;
+	while (!shared->locked)
+		sched_yield();
+	CHECK(pthread_mutex_lock(&shared->mutex) == 0);
+	return pthread_mutex_unlock(&shared->mutex);
+}
+
+static int contend(vmsrs_request *this, void *argument)
+{
+	vmsrs_piece pieces[2] = {
+		{ .function = locks_first },
+		{ .function = locks_second },
+	};
+
+	(void)argument;
+	return vmsrs_fan_out(this, pieces, 2);
+}
+
+/* Those between processes cost the request that waits for one, where the pages of a domain are the driver's. */
+static void mutexes_in_a_domain(void)
+{
+	int private = PTHREAD_PROCESS_PRIVATE, between = PTHREAD_PROCESS_SHARED;
+	int protected = vmsrs_protection(app) == VMSRS_PROTECTION_FULL;
+	vmsrs_failure failure;
+
+	CHECK(vmsrs_run(domain, make_a_mutex, &private, NULL) == VMSRS_OK);
+	CHECK(vmsrs_run(domain, contend, NULL, NULL) == VMSRS_OK);
+	CHECK(vmsrs_run(domain, make_a_mutex, &between, NULL) == VMSRS_OK);
+	CHECK(vmsrs_run(domain, contend, NULL, NULL) == (protected ? VMSRS_EFAILED : VMSRS_OK));
+	if (protected) {
+		CHECK(vmsrs_last_failure(&failure) == VMSRS_OK);
+		CHECK(failure.kind == VMSRS_KIND_ABORT);
+	}
+	everything_works();
+}
+
 struct mode {
 	const char *name;
 	void (*run)(void);
@@ -137,12 +214,11 @@ static const struct mode modes[] = {
 	{ "numbers", numbers },
 	{ "timers", timers },
 	{ "settings", settings },
+	{ "mutexes", mutexes_in_a_domain },
 };
 
 int main(int count, char **arguments)
 {
-	vmsrs_app *app;
-
 	CHECK(count == 2);
 	CHECK(vmsrs_open("process", &app) == VMSRS_OK);
 	CHECK(vmsrs_domain_open(app, "user", 4, &domain) == VMSRS_OK);

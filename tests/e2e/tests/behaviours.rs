@@ -164,7 +164,7 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
 fn compile_neighbours(library: &Path, folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     let source = |name: &str| project::root().join(format!("guest-lib/tests/c/{name}.c"));
     let mut compiled = Vec::new();
-    for name in ["children", "loader", "allocator", "wild"] {
+    for name in ["children", "loader", "allocator", "wild", "process"] {
         let program = folder.join(name);
         compile_c(&source(name), library, &program)?;
         compiled.push((program, format!("/bin/{name}")));

@@ -74,6 +74,7 @@ pub const ALL: &[&Behaviour] = &[
     &neighbours::ALLOCATOR,
     &neighbours::KNOWN_ALLOCATORS,
     &neighbours::WILD,
+    &neighbours::PROCESS,
     &neighbours::SANITIZED,
     &stray_close::BEHAVIOUR,
     &audit::BEHAVIOUR,

@@ -47,6 +47,14 @@ pub(super) const WILD: Behaviour = Behaviour {
     host: |guest| guest.run_steps(&["wild"]),
 };
 
+/// What requests do to their process, and mutexes of the C library in domains.
+pub(super) const PROCESS: Behaviour = Behaviour {
+    name: "what_a_request_does_to_its_process_harms_no_other_request",
+    machine: Machine::Usual,
+    steps: &[("process", process)],
+    host: |guest| guest.run_steps(&["process"]),
+};
+
 /// Sanitizers of the compiler.
 pub(super) const SANITIZED: Behaviour = Behaviour {
     name: "programs_with_sanitizers_use_the_device",
@@ -111,6 +119,13 @@ fn known_allocators(_: &str) -> Result<()> {
 
 fn wild(_: &str) -> Result<()> {
     succeeds(&mut Command::new("/bin/wild"))
+}
+
+fn process(_: &str) -> Result<()> {
+    for what in ["numbers", "timers", "settings", "mutexes"] {
+        succeeds(Command::new("/bin/process").arg(what))?;
+    }
+    Ok(())
 }
 
 /// All but the thread sanitizer leave room for apps.
