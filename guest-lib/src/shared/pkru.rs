@@ -201,7 +201,7 @@ fn set_ours(ours: Ours) {
 /// Takes the keys, once in a process. Without protection keys in the CPU or the kernel, or with
 /// `VMSRS_PKU=off`, there are none, and everything works without them.
 pub(crate) fn install() {
-    // Under the lock of opening apps.
+    // Under the lock of opening apps, where nothing is cut short: nobody waits here.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let wanted = std::env::var_os("VMSRS_PKU").is_none_or(|value| value != "off");

@@ -97,6 +97,7 @@ pub(super) struct SavedStack {
 
 /// Installs the panic hook, once in a process; the one before is called after it.
 pub(crate) fn install() {
+    // Under the lock of opening apps, where nothing is cut short: nobody waits here.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Installs the handler, once in a process.
 pub(crate) fn install() {
+    // Under the lock of opening apps, where nothing is cut short: nobody waits here.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: the handler calls async-signal-safe functions only. Without memory for it a child
