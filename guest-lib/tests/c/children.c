@@ -159,7 +159,7 @@ int main(int argc, char **argv)
 	deed = argc > 2 ? argv[2] : "";
 	if (argc > 1 && !strcmp(argv[1], "handlers"))
 		flags = CLONE_SIGHAND;
-	check(!vmsrs_open("children", &app), "the app opens");
+	check(!vmsrs_open("process", &app), "the app opens");
 	alice = own_domain("alice", argc > 1 ? argv[1] : "");
 	bob = own_domain("bob", argc > 1 ? argv[1] : "");
 	if (argc > 1 && !strcmp(argv[1], "outside")) {

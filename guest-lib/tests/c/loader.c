@@ -176,7 +176,7 @@ int main(int argc, char **argv)
 	}
 	for (int i = 0; i < 3; i++)
 		check(!pthread_create(&thread, NULL, use, NULL) && !pthread_join(thread, NULL), "threads go on");
-	check(!vmsrs_open("loader again", &another), "another app opens");
+	check(!vmsrs_open("process", &another), "another app opens");
 	_exit(0);
 }
 

@@ -142,7 +142,7 @@ fn domain_of(app: &'static App, thread: usize) -> Result<&'static Domain> {
 fn many(_: &str) -> Result<()> {
     const THREADS: usize = 4;
     const REQUESTS: usize = 300;
-    let app = open("mutexes")?;
+    let app = open("mutex")?;
     let failed: usize = thread::scope(|scope| -> Result<usize> {
         let threads: Vec<_> = (0..THREADS)
             .map(|number| {
